@@ -1,0 +1,77 @@
+"""Configurations of the ViTP vision model and of the vision-language model it is trained in."""
+
+from huggingface_hub.dataclasses import strict
+from transformers import AutoConfig, InternVLConfig, InternVLVisionConfig
+from transformers.configuration_utils import SubConfigSpec
+
+from .vrl import check_apply_prob, check_drop_ratio
+
+
+@strict
+class ViTPVisionConfig(InternVLVisionConfig):
+    r"""Configuration of [`ViTPVisionModel`]: InternVL's ViT with stochastic depth.
+
+    Args:
+        drop_path_rate (`float`, defaults to 0.0):
+            Stochastic depth: probability of skipping the residual branches of the last layer, growing linearly from 0
+            at the first. Active in training only. The paper trains with 0.1.
+
+    The other arguments are those of [`~transformers.InternVLVisionConfig`]. InternViT-300M, which the paper starts from,
+    has `attention_bias=True`.
+    """
+
+    model_type = "vitp_vision"
+
+    drop_path_rate: float | int = 0.0
+
+    def validate_drop_path_rate(self):
+        if not 0.0 <= self.drop_path_rate < 1.0:
+            raise ValueError(f"drop_path_rate={self.drop_path_rate} is outside [0, 1).")
+
+
+@strict
+class ViTPConfig(InternVLConfig):
+    r"""Configuration of [`ViTPForConditionalGeneration`]: ViT, pixel shuffle, two-layer projector, causal LM.
+
+    Args:
+        vrl_drop_ratio (`float`, defaults to 0.0):
+            Drop ratio r in [0, 1) that the model was trained with. A record only: the processor drops, the model
+            never does by itself.
+        vrl_apply_prob (`float`, defaults to 1.0):
+            Share of the training samples that VRL was applied to. A record too.
+        image_seq_length (`int`):
+            Visual tokens of one tile. Follows from the image size, the patch size and the downsample ratio, and is set
+            from them whatever is given.
+        tie_word_embeddings (`bool`, *optional*):
+            Whether the LM head shares the weights of the token embeddings. The language model's own setting if not
+            given.
+
+    The other arguments are those of [`~transformers.InternVLConfig`].
+    """
+
+    model_type = "vitp"
+    sub_configs_defaults = {
+        "text_config": SubConfigSpec(config_class=AutoConfig, model_type="qwen2"),
+        "vision_config": ViTPVisionConfig,
+    }
+
+    vrl_drop_ratio: float | int = 0.0
+    vrl_apply_prob: float | int = 1.0
+    tie_word_embeddings: bool | None = None
+
+    def __post_init__(self, **kwargs):
+        super().__post_init__(**kwargs)
+        if self.tie_word_embeddings is None:
+            self.tie_word_embeddings = self.text_config.tie_word_embeddings
+        height, width = (
+            int(size / patch * self.downsample_ratio)
+            for size, patch in zip(self.vision_config.image_size, self.vision_config.patch_size)
+        )
+        self.image_seq_length = height * width
+
+    def validate_vrl(self):
+        check_drop_ratio(self.vrl_drop_ratio)
+        check_apply_prob(self.vrl_apply_prob)
+
+
+__all__ = ["ViTPConfig", "ViTPVisionConfig"]

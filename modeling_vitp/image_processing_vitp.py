@@ -1,0 +1,233 @@
+"""Images to normalised tiles, for 8-bit RGB and, through an input spec, for everything else that domains image with."""
+
+from dataclasses import dataclass
+
+import torch
+from transformers import GotOcr2ImageProcessor
+from transformers.image_utils import (
+    IMAGENET_DEFAULT_MEAN,
+    IMAGENET_DEFAULT_STD,
+    ChannelDimension,
+    ImageInput,
+    is_pil_image,
+    to_numpy_array,
+)
+from transformers.models.got_ocr2.image_processing_got_ocr2 import GotOcr2ImageProcessorKwargs
+
+# What Pillow converts to RGB without losing range; its other modes ("I;16", "I", "F" …) hold more than 8 bits.
+PIL_8BIT_MODES = {"1", "L", "LA", "La", "P", "PA", "RGB", "RGBA", "RGBa", "RGBX", "CMYK", "YCbCr", "HSV"}
+
+
+@dataclass(frozen=True)
+class InputSpec:
+    """How an image of any depth and number of bands becomes three channels in [0, 255].
+
+    Args:
+        bands: indices of the bands to use, one (repeated to three channels) or three, from 0. All by default, which
+            needs an image of one or three bands.
+        window: `(low, high)` in the image's own units (digital numbers, Hounsfield units, decibels …), or one such
+            pair for each band; low becomes black, high white, and what lies outside is clipped.
+        percentiles: `(low, high)` in [0, 100]: the window is taken from each band's own values. NaN and infinities
+            do not count.
+        gamma: exponent applied to the windowed value in [0, 1]; below 1 brightens.
+
+    Without `window` and `percentiles`, unsigned integers span their type's range (0 to 65535 for 16 bits) and floats
+    must lie in [0, 1].
+
+    Raises:
+        ValueError: if the fields contradict each other.
+    """
+
+    bands: tuple[int, ...] | None = None
+    window: tuple | None = None
+    percentiles: tuple[float, float] | None = None
+    gamma: float = 1.0
+
+    def __post_init__(self):
+        if self.bands is not None and (len(self.bands) not in (1, 3) or min(self.bands) < 0):
+            raise ValueError(f"input_spec: bands={list(self.bands)}, but one or three indices from 0 are needed.")
+        if self.window is not None and self.percentiles is not None:
+            raise ValueError("input_spec: give either `window` or `percentiles`, not both.")
+        for low, high in self.windows or []:
+            if not low < high:
+                raise ValueError(f"input_spec: window ({low}, {high}) is empty: low must be below high.")
+        if self.percentiles is not None and not 0 <= self.percentiles[0] < self.percentiles[1] <= 100:
+            raise ValueError(f"input_spec: percentiles={self.percentiles}, but 0 <= low < high <= 100 is needed.")
+        if not self.gamma > 0:
+            raise ValueError(f"input_spec: gamma={self.gamma} must be positive.")
+
+    @classmethod
+    def from_dict(cls, fields: dict | None) -> "InputSpec":
+        """From the dictionary that is saved with the image processor; an unknown field is an error."""
+        fields = fields or {}
+        unknown = set(fields) - set(cls.__dataclass_fields__)
+        if unknown:
+            raise ValueError(
+                f"input_spec: unknown field(s) {sorted(unknown)}; it has {sorted(cls.__dataclass_fields__)}."
+            )
+        return cls(**fields)
+
+    @property
+    def windows(self) -> list[tuple[float, float]] | None:
+        """The window as a list of pairs: one for all bands, or one for each."""
+        if self.window is None:
+            return None
+        return [tuple(pair) for pair in self.window] if isinstance(self.window[0], (list, tuple)) else [self.window]
+
+    def __call__(self, image: torch.Tensor) -> torch.Tensor:
+        """
+        Args:
+            image: of shape `(bands, height, width)`, any real dtype.
+
+        Returns:
+            float32 of shape `(3, height, width)` in [0, 255].
+
+        Raises:
+            ValueError: if the image has not the bands that the spec asks for, holds no finite value, or needs a
+                window that the spec does not give.
+        """
+        if self.bands is not None:
+            if max(self.bands) >= image.shape[0]:
+                raise ValueError(
+                    f"input_spec asks for bands {list(self.bands)}, but the image has {image.shape[0]} band(s)."
+                )
+            image = image[list(self.bands)]
+        if image.shape[0] not in (1, 3):
+            raise ValueError(
+                f"the image has {image.shape[0]} bands. Name the one or three to use, for example "
+                "input_spec={'bands': [3, 2, 1]}; convert RGBA arrays to PIL images."
+            )
+        low, high = self._range(image)
+        scaled = ((image.to(torch.float64) - low) / (high - low)).nan_to_num(nan=0.0).clamp(0, 1)
+        return (255 * scaled**self.gamma).float().expand(3, -1, -1)
+
+    def _range(self, image: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Black and white points, each of shape `(bands, 1, 1)` or `(1, 1, 1)`."""
+        if self.window is not None:
+            if len(self.windows) not in (1, image.shape[0]):
+                raise ValueError(
+                    f"input_spec has {len(self.windows)} windows, but {image.shape[0]} band(s) are used: give one "
+                    "window, or one for each band."
+                )
+            low, high = torch.tensor(self.windows, dtype=torch.float64).T
+        elif self.percentiles is not None:
+            low, high = torch.tensor([band_percentiles(band, self.percentiles) for band in image]).T
+            high = torch.where(high > low, high, low + 1)
+        elif image.dtype == torch.bool:
+            low, high = torch.tensor([0.0]), torch.tensor([1.0])
+        elif not image.dtype.is_signed:
+            low, high = torch.tensor([0.0]), torch.tensor([float(torch.iinfo(image.dtype).max)])
+        elif image.is_floating_point() and image.isfinite().all() and image.min() >= 0 and image.max() <= 1:
+            low, high = torch.tensor([0.0]), torch.tensor([1.0])
+        else:
+            finite = image[image.isfinite()]
+            span = f"[{finite.min():g}, {finite.max():g}]" if finite.numel() else "nothing finite"
+            raise ValueError(
+                f"the image is {str(image.dtype).removeprefix('torch.')} with values in {span}, and no window says what "
+                "is black and what is white. Give input_spec={'window': [low, high]} or "
+                "input_spec={'percentiles': [2, 98]}."
+            )
+        return low.double().view(-1, 1, 1), high.double().view(-1, 1, 1)
+
+
+def band_percentiles(band: torch.Tensor, percentiles: tuple[float, float]) -> list[float]:
+    """Linearly interpolated percentiles of the finite values (`torch.quantile` stops at 16 million elements)."""
+    values = band[band.isfinite()].double()
+    if values.numel() == 0:
+        raise ValueError("a band of the image holds no finite value, so it has no percentiles.")
+    result = []
+    for percentile in percentiles:
+        rank = percentile / 100 * (values.numel() - 1)
+        lower = values.kthvalue(int(rank) + 1).values
+        upper = values.kthvalue(min(int(rank) + 2, values.numel())).values
+        result.append((lower + (rank - int(rank)) * (upper - lower)).item())
+    return result
+
+
+class ViTPImageProcessorKwargs(GotOcr2ImageProcessorKwargs, total=False):
+    r"""
+    input_spec (`dict`, *optional*):
+        How images that are not 8-bit RGB become three channels: the fields of [`InputSpec`] (`bands`, `window`,
+        `percentiles`, `gamma`). Given, it applies to every image; not given, 8-bit images are taken as they are and
+        others by the range of their type.
+    """
+
+    input_spec: dict | None
+
+
+class ViTPImageProcessor(GotOcr2ImageProcessor):
+    """InternVL's dynamic tiling with ImageNet mean and std, and an input spec for images that are not 8-bit RGB.
+
+    Transparency is composited onto white, as transformers does. 8-bit RGB input gives what
+    [`~transformers.GotOcr2ImageProcessor`] gives with the same settings.
+    """
+
+    valid_kwargs = ViTPImageProcessorKwargs
+    image_mean = IMAGENET_DEFAULT_MEAN
+    image_std = IMAGENET_DEFAULT_STD
+    size = {"height": 448, "width": 448}
+    input_spec = None
+
+    def __init__(self, **kwargs):
+        super().__init__(**kwargs)
+        InputSpec.from_dict(self.input_spec)
+
+    def _prepare_images_structure(self, images: ImageInput, expected_ndims: int = 3) -> list:
+        images = self.fetch_images(images)
+        if not isinstance(images, (list, tuple)):
+            images = list(images) if getattr(images, "ndim", 0) == expected_ndims + 1 else [images]
+        return [image for item in images for image in (item if isinstance(item, (list, tuple)) else [item])]
+
+    def _prepare_image_like_inputs(self, images, *args, input_spec: dict | None = None, **kwargs) -> list[torch.Tensor]:
+        spec = None if input_spec is None else InputSpec.from_dict(input_spec)
+        return super()._prepare_image_like_inputs(images, *args, spec=spec, **kwargs)
+
+    def process_image(
+        self,
+        image: ImageInput,
+        do_convert_rgb: bool | None = None,
+        input_data_format: str | ChannelDimension | None = None,
+        spec: InputSpec | None = None,
+        **kwargs,
+    ) -> torch.Tensor:
+        """One image to a `(3, height, width)` tensor in [0, 255]; see [`InputSpec`] for what is refused."""
+        if is_pil_image(image):
+            if 0 in image.size:
+                raise ValueError(f"the image is empty: {image.size[0]} x {image.size[1]} pixels.")
+            if spec is None and image.mode in PIL_8BIT_MODES:
+                return super().process_image(image, do_convert_rgb=True, **kwargs)
+            if image.mode in PIL_8BIT_MODES and image.mode not in ("L", "RGB"):
+                image = super().process_image(image, do_convert_rgb=True)
+        if not isinstance(image, torch.Tensor):
+            array = to_numpy_array(image)
+            image = torch.from_numpy(array.astype(array.dtype.newbyteorder("=")))
+        array = self._bands_first(image, input_data_format)
+        if spec is None and array.dtype == torch.uint8 and array.shape[0] in (1, 3):
+            rgb = array.expand(3, -1, -1)
+        else:
+            rgb = (spec or InputSpec())(array)
+        return super().process_image(rgb, input_data_format=ChannelDimension.FIRST, **kwargs)
+
+    @staticmethod
+    def _bands_first(image: torch.Tensor, input_data_format: str | ChannelDimension | None) -> torch.Tensor:
+        """To `(bands, height, width)`: the shorter of the outer axes holds the bands unless the caller says."""
+        if image.ndim == 2:
+            image, input_data_format = image[None], ChannelDimension.FIRST
+        if image.ndim != 3 or 0 in image.shape:
+            raise ValueError(
+                f"an image has shape {tuple(image.shape)}; (height, width), (bands, height, width) or "
+                "(height, width, bands) is needed, with no axis of length zero."
+            )
+        if input_data_format is None:
+            first, last = image.shape[0], image.shape[-1]
+            if first == last or {first, last} <= {1, 3, 4}:
+                raise ValueError(
+                    f"an image has shape {tuple(image.shape)}, so its bands could be the first or the last axis: pass "
+                    "input_data_format='channels_first' or 'channels_last'."
+                )
+            is_last = last in (1, 3, 4) or (last < first and first not in (1, 3, 4))
+            input_data_format = ChannelDimension.LAST if is_last else ChannelDimension.FIRST
+        return image.movedim(-1, 0) if input_data_format == ChannelDimension.LAST else image
+
+
+__all__ = ["InputSpec", "ViTPImageProcessor"]

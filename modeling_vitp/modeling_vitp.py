@@ -1,0 +1,272 @@
+"""ViTP models: transformers' InternVL with stochastic depth in the ViT and with visual tokens gathered for VRL.
+
+Every class overrides only what differs from its parent, and keeps the parent's parameter names.
+"""
+
+import torch
+from torch import nn
+from transformers import InternVLForConditionalGeneration, InternVLModel, InternVLVisionModel
+from transformers import initialization as init
+from transformers.cache_utils import Cache
+from transformers.modeling_outputs import BaseModelOutputWithPooling
+from transformers.models.auto import AutoModel
+from transformers.models.dinov3_vit.modeling_dinov3_vit import Dinov3ViTDropPath
+from transformers.models.internvl.modeling_internvl import (
+    InternVLCausalLMOutputWithPast,
+    InternVLModelOutputWithPast,
+    InternVLMultiModalProjector,
+    InternVLVisionEmbeddings,
+    InternVLVisionEncoder,
+    InternVLVisionLayer,
+    InternVLVisionModelOutputWithPooling,
+)
+from transformers.utils.generic import can_return_tuple, merge_with_config_defaults
+from transformers.utils.output_capturing import select_hidden_states
+
+from .configuration_vitp import ViTPConfig, ViTPVisionConfig
+
+
+class ViTPVisionLayer(InternVLVisionLayer):
+    """InternVL's ViT block with stochastic depth on both residual branches (drawn per tile, in training only)."""
+
+    def __init__(self, config: ViTPVisionConfig, drop_path_rate: float = 0.0):
+        super().__init__(config)
+        self.drop_path = Dinov3ViTDropPath(drop_path_rate)
+
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        attention_output, _ = self.attention(self.layernorm_before(hidden_states))
+        hidden_states = self.drop_path(self.lambda_1 * attention_output) + hidden_states
+
+        layer_output = self.dropout(self.mlp(self.layernorm_after(hidden_states)))
+        return self.drop_path(self.lambda_2 * layer_output) + hidden_states
+
+
+class ViTPVisionEncoder(InternVLVisionEncoder):
+    def __init__(self, config: ViTPVisionConfig):
+        super(InternVLVisionEncoder, self).__init__()
+        self.config = config
+        depth = config.num_hidden_layers
+        self.layer = nn.ModuleList(
+            ViTPVisionLayer(config, config.drop_path_rate * index / max(depth - 1, 1)) for index in range(depth)
+        )
+        self.gradient_checkpointing = False
+
+
+class ViTPVisionModel(InternVLVisionModel):
+    """The ViT of ViTP: what pretraining keeps, as a backbone."""
+
+    config: ViTPVisionConfig
+    config_class = ViTPVisionConfig
+    base_model_prefix = "vitp_vision"
+    input_modalities = ("image",)
+    _no_split_modules = ["ViTPVisionLayer"]
+
+    def __init__(self, config: ViTPVisionConfig):
+        super(InternVLVisionModel, self).__init__(config)
+        self.embeddings = InternVLVisionEmbeddings(config)
+        self.encoder = ViTPVisionEncoder(config)
+        self.layernorm = (
+            nn.Identity() if config.use_mean_pooling else nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        )
+        self.post_init()
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module):
+        super()._init_weights(module)
+        if isinstance(module, InternVLVisionEmbeddings):
+            # The parent zeroes both, which leaves a ViT that is trained from scratch blind to position.
+            init.trunc_normal_(module.cls_token, std=self.config.initializer_range)
+            if module.position_embeddings is not None:
+                init.trunc_normal_(module.position_embeddings, std=self.config.initializer_range)
+
+    @can_return_tuple
+    def forward(
+        self, pixel_values: torch.Tensor, bool_masked_pos: torch.BoolTensor | None = None, **kwargs
+    ) -> tuple | InternVLVisionModelOutputWithPooling:
+        r"""
+        Args:
+            pixel_values (`torch.Tensor` of shape `(num_tiles, 3, height, width)`):
+                Normalised images; height and width are multiples of the patch size.
+            bool_masked_pos (`torch.BoolTensor` of shape `(num_tiles, num_patches)`, *optional*):
+                Patches to replace by the mask token.
+
+        Returns:
+            `last_hidden_state` of shape `(num_tiles, 1 + num_patches, hidden_size)`, the CLS token first, and
+            `pooler_output` of shape `(num_tiles, hidden_size)`, the mean of the patch tokens.
+        """
+        outputs = super().forward(pixel_values, bool_masked_pos=bool_masked_pos, **kwargs)
+        return InternVLVisionModelOutputWithPooling(
+            last_hidden_state=outputs.last_hidden_state,
+            pooler_output=outputs.last_hidden_state[:, 1:].mean(dim=1),
+            hidden_states=outputs.hidden_states,
+            attentions=outputs.attentions,
+        )
+
+
+class ViTPModel(InternVLModel):
+    """Vision model, projector and language model, without the LM head."""
+
+    config: ViTPConfig
+    config_class = ViTPConfig
+    input_modalities = ("image", "text")
+
+    def __init__(self, config: ViTPConfig):
+        super(InternVLModel, self).__init__(config)
+        self.vision_tower = ViTPVisionModel._from_config(config.vision_config)
+        self.multi_modal_projector = InternVLMultiModalProjector(config)
+        self.language_model = AutoModel.from_config(config.text_config)
+        self.post_init()
+
+    @merge_with_config_defaults
+    @can_return_tuple
+    @select_hidden_states("vision_feature_layer")
+    def get_image_features(
+        self,
+        pixel_values: torch.Tensor,
+        vision_feature_layer: int | list[int] | None = None,
+        vision_feature_select_strategy: str | None = None,
+        visual_token_indices: torch.LongTensor | None = None,
+        **kwargs,
+    ) -> tuple | BaseModelOutputWithPooling:
+        r"""
+        Args:
+            pixel_values (`torch.Tensor` of shape `(num_tiles, 3, height, width)`):
+                The tiles of all images of the batch, in order.
+            visual_token_indices (`torch.LongTensor` of shape `(num_kept,)`, *optional*):
+                VRL: which of the `num_tiles * tokens_per_tile` visual tokens to keep. They are gathered before the
+                projector, which therefore runs on the kept ones only.
+
+        Returns:
+            The vision model's outputs, with the projected visual tokens as `pooler_output`: of shape
+            `(num_tiles, tokens_per_tile, text_hidden_size)`, or `(num_kept, 1, text_hidden_size)` under VRL. There
+            each token is a group of its own, so that `generate` can tell to which sample it belongs when it expands
+            the batch for beams.
+        """
+        vision_outputs = self.vision_tower(pixel_values=pixel_values.to(dtype=self.dtype), return_dict=True, **kwargs)
+        if vision_feature_layer == -1:
+            features = vision_outputs.last_hidden_state
+        else:
+            features = vision_outputs.hidden_states[vision_feature_layer]
+        if vision_feature_select_strategy == "default":
+            features = features[:, 1:, :]
+
+        side = int(features.shape[1] ** 0.5)
+        features = features.reshape(features.shape[0], side, side, -1)
+        features = self.pixel_shuffle(features, scale_factor=self.config.downsample_ratio)
+        features = features.reshape(features.shape[0], -1, features.shape[-1])
+        if visual_token_indices is not None:
+            features = features.flatten(0, 1).index_select(0, visual_token_indices.to(features.device)).unsqueeze(1)
+        vision_outputs.pooler_output = self.multi_modal_projector(features)
+        return vision_outputs
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: torch.LongTensor | None = None,
+        pixel_values: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        position_ids: torch.LongTensor | None = None,
+        cache: Cache | None = None,
+        inputs_embeds: torch.Tensor | None = None,
+        vision_feature_layer: int | list[int] | None = None,
+        vision_feature_select_strategy: str | None = None,
+        visual_token_indices: torch.LongTensor | None = None,
+        mm_encoder_outputs: dict[str, BaseModelOutputWithPooling] | None = None,
+        **kwargs,
+    ) -> tuple | InternVLModelOutputWithPast:
+        r"""
+        Args:
+            visual_token_indices (`torch.LongTensor` of shape `(num_kept,)`, *optional*):
+                VRL: the visual tokens to keep, ascending, as flat indices over the batch's tiles times tokens per
+                tile. `input_ids` holds one image token for each, and `position_ids` their positions in the full
+                sequence; [`ViTPProcessor`] makes all three.
+        """
+        if visual_token_indices is not None and pixel_values is not None:
+            mm_encoder_outputs = {
+                **(mm_encoder_outputs or {}),
+                "image": self.get_image_features(
+                    pixel_values=pixel_values,
+                    vision_feature_layer=vision_feature_layer,
+                    vision_feature_select_strategy=vision_feature_select_strategy,
+                    visual_token_indices=visual_token_indices,
+                    return_dict=True,
+                ),
+            }
+            pixel_values = None
+            if attention_mask is None and cache is None:
+                # Without a mask, transformers would read the gaps in the positions as borders of packed sequences.
+                tokens = input_ids if input_ids is not None else inputs_embeds
+                attention_mask = torch.ones(tokens.shape[:2], dtype=torch.long, device=tokens.device)
+        return super().forward(
+            input_ids=input_ids,
+            pixel_values=pixel_values,
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            cache=cache,
+            inputs_embeds=inputs_embeds,
+            vision_feature_layer=vision_feature_layer,
+            vision_feature_select_strategy=vision_feature_select_strategy,
+            mm_encoder_outputs=mm_encoder_outputs,
+            **kwargs,
+        )
+
+
+class ViTPForConditionalGeneration(InternVLForConditionalGeneration):
+    """The vision-language model that ViTP trains end to end; its vision tower is what is kept."""
+
+    config: ViTPConfig
+    config_class = ViTPConfig
+    input_modalities = ("image", "text")
+
+    def __init__(self, config: ViTPConfig):
+        super(InternVLForConditionalGeneration, self).__init__(config)
+        self.model = ViTPModel(config)
+        self.lm_head = nn.Linear(config.text_config.hidden_size, config.text_config.vocab_size, bias=False)
+        self.post_init()
+
+    def get_image_features(self, pixel_values: torch.Tensor, **kwargs) -> tuple | BaseModelOutputWithPooling:
+        """See [`ViTPModel.get_image_features`]."""
+        return self.model.get_image_features(pixel_values=pixel_values, **kwargs)
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: torch.LongTensor | None = None,
+        pixel_values: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        position_ids: torch.LongTensor | None = None,
+        cache: Cache | None = None,
+        inputs_embeds: torch.Tensor | None = None,
+        vision_feature_layer: int | list[int] | None = None,
+        vision_feature_select_strategy: str | None = None,
+        visual_token_indices: torch.LongTensor | None = None,
+        labels: torch.LongTensor | None = None,
+        logits_to_keep: int | torch.Tensor = 0,
+        mm_encoder_outputs: dict[str, BaseModelOutputWithPooling] | None = None,
+        **kwargs,
+    ) -> tuple | InternVLCausalLMOutputWithPast:
+        r"""
+        Args:
+            visual_token_indices (`torch.LongTensor` of shape `(num_kept,)`, *optional*):
+                The visual tokens that VRL keeps, see [`ViTPModel.forward`]. All are kept if not given.
+            labels (`torch.LongTensor` of shape `(batch_size, sequence_length)`, *optional*):
+                Targets, of the length of `input_ids`; -100 is ignored.
+        """
+        return super().forward(
+            input_ids=input_ids,
+            pixel_values=pixel_values,
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            cache=cache,
+            inputs_embeds=inputs_embeds,
+            vision_feature_layer=vision_feature_layer,
+            vision_feature_select_strategy=vision_feature_select_strategy,
+            visual_token_indices=visual_token_indices,
+            labels=labels,
+            logits_to_keep=logits_to_keep,
+            mm_encoder_outputs=mm_encoder_outputs,
+            **kwargs,
+        )
+
+
+__all__ = ["ViTPForConditionalGeneration", "ViTPModel", "ViTPVisionModel"]

@@ -1,0 +1,297 @@
+"""The VRL-aware processor: images and chat text to a sequence that is already short."""
+
+import torch
+from transformers.feature_extraction_utils import BatchFeature
+from transformers.image_utils import ImageInput
+from transformers.processing_utils import ProcessingKwargs, ProcessorMixin
+
+from .image_processing_vitp import ViTPImageProcessor
+from .vrl import check_apply_prob, check_drop_ratio, draw_visual_tokens, keyed_generator
+
+IMAGE_TOKEN, IMAGE_START_TOKEN, IMAGE_END_TOKEN = "<IMG_CONTEXT>", "<img>", "</img>"
+ROLES = ("system", "user", "assistant")
+
+# ChatML, as InternVL2.5 and Qwen2.5 know it. What lies between the generation markers is what the model says, and so
+# what the loss is taken on: the answers and their end-of-turn tokens.
+CHAT_TEMPLATE = (
+    "{% for message in messages %}"
+    "{{ '<|im_start|>' + message['role'] + '\n' }}"
+    "{% if message['role'] == 'assistant' %}{% generation %}"
+    "{% if message['content'] is string %}{{ message['content'] }}"
+    "{% else %}{% for part in message['content'] %}{{ part['text'] }}{% endfor %}{% endif %}"
+    "{{ '<|im_end|>' }}{% endgeneration %}{{ '\n' }}"
+    "{% else %}"
+    "{% if message['content'] is string %}{{ message['content'] }}"
+    "{% else %}{% for part in message['content'] %}"
+    "{% if part['type'] == 'image' %}{{ '<IMG_CONTEXT>\n' }}{% else %}{{ part['text'] }}{% endif %}"
+    "{% endfor %}{% endif %}"
+    "{{ '<|im_end|>\n' }}"
+    "{% endif %}"
+    "{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
+
+
+class ViTPProcessor(ProcessorMixin):
+    r"""Image processor and tokenizer in one, with Visual Robustness Learning.
+
+    Args:
+        image_processor ([`ViTPImageProcessor`]):
+            Cuts images into tiles. Its `max_patches` is the budget of tiles of one *sample*: several images share it
+            evenly. A thumbnail is added to every image that is cut.
+        tokenizer ([`~transformers.PreTrainedTokenizerFast`]):
+            Must know the tokens `<img>`, `</img>` and `<IMG_CONTEXT>`.
+        image_seq_length (`int`, defaults to 256):
+            Visual tokens of one tile, [`ViTPConfig`]'s `image_seq_length`.
+        chat_template (`str`, *optional*):
+            ChatML with `{% generation %}` markers around the answers if not given.
+    """
+
+    images_kwargs = {"crop_to_patches": True}
+
+    def __init__(
+        self,
+        image_processor: ViTPImageProcessor | None = None,
+        tokenizer=None,
+        image_seq_length: int = 256,
+        chat_template: str | None = None,
+    ):
+        super().__init__(image_processor, tokenizer, chat_template=chat_template or CHAT_TEMPLATE)
+        self.image_seq_length = image_seq_length
+        self.image_token = IMAGE_TOKEN
+        vocabulary = tokenizer.get_vocab()
+        missing = [token for token in (IMAGE_TOKEN, IMAGE_START_TOKEN, IMAGE_END_TOKEN) if token not in vocabulary]
+        if missing:
+            raise ValueError(
+                f"The tokenizer does not know {', '.join(missing)}. Add them with "
+                f"tokenizer.add_special_tokens({{'additional_special_tokens': {missing}}}) and resize the model's "
+                "token embeddings."
+            )
+        self.image_token_id = vocabulary[IMAGE_TOKEN]
+        self.start_image_token_id = vocabulary[IMAGE_START_TOKEN]
+        self.end_image_token_id = vocabulary[IMAGE_END_TOKEN]
+
+    @property
+    def image_token_ids(self) -> list[int]:
+        return [self.image_token_id, self.start_image_token_id, self.end_image_token_id]
+
+    @property
+    def model_input_names(self) -> list[str]:
+        return [*super().model_input_names, "position_ids", "visual_token_indices"]
+
+    def __call__(
+        self,
+        images: ImageInput | None = None,
+        text: str | list[str] | None = None,
+        vrl_drop_ratio: float = 0.0,
+        vrl_apply_prob: float = 1.0,
+        vrl_keys: list | None = None,
+        **kwargs,
+    ) -> BatchFeature:
+        r"""
+        Args:
+            images: one image, a list, or a list of images for each text. PIL images, arrays or tensors of any depth
+                and number of bands (see [`InputSpec`]), paths or URLs.
+            text: one text or a batch; `<IMG_CONTEXT>` marks the place of an image.
+            vrl_drop_ratio (`float`, defaults to 0):
+                r in [0, 1). Each sample keeps a uniformly random subset X of all its visual tokens S, over tiles and
+                images together, in order, with |X| = ceil((1 - r) * |S|).
+            vrl_apply_prob (`float`, defaults to 1):
+                Probability, drawn for each sample, that VRL is applied to it.
+            vrl_keys (`list`, *optional*):
+                A key for each text, for example `(seed, sample_id, epoch)`; the draw of a sample depends on its key
+                alone. Without keys torch's global generator draws.
+            kwargs: for the tokenizer (`padding`, `padding_side`, `return_tensors` …) and the image processor
+                (`max_patches`, `input_spec` …).
+
+        Returns:
+            [`~transformers.BatchFeature`]: `input_ids` and `attention_mask`, `(batch_size, sequence_length)`, with one
+            image token for each visual token that is kept; `pixel_values`, float32 `(num_tiles, 3, height, width)`,
+            all tiles of the batch. With r > 0 also `position_ids`, int64 like `input_ids`, which keep the positions of
+            the full sequence (gaps where tokens were dropped, 0 at padding), and, if there are images,
+            `visual_token_indices`, int64 `(num_kept,)`: flat, ascending, over the batch's tiles times tokens per tile.
+
+        Raises:
+            ValueError: if images and image places do not match, if a text holds a literal image token, if truncation
+                would cut image tokens, or if an option is out of range.
+        """
+        check_drop_ratio(vrl_drop_ratio)
+        check_apply_prob(vrl_apply_prob)
+        if images is None and text is None:
+            raise ValueError("Give `images`, `text` or both.")
+        merged = self._merge_kwargs(tokenizer_init_kwargs=self.tokenizer.init_kwargs, **kwargs)
+        text_kwargs, images_kwargs = merged["text_kwargs"], merged["images_kwargs"]
+        return_tensors = text_kwargs.pop("return_tensors", None)
+        images_kwargs["return_tensors"] = "pt"
+        if text is None:
+            return self.image_processor(images, **images_kwargs)
+
+        text = [text] if isinstance(text, str) else list(text)
+        images = self._images_by_sample(images, text)
+        if vrl_keys is not None and len(vrl_keys) != len(text):
+            raise ValueError(f"There are {len(vrl_keys)} vrl_keys for {len(text)} texts: one for each is needed.")
+
+        pixel_values, kept_tokens, replacements, kept_by_image = [], [], [], []
+        num_tokens_before = 0
+        for row, sample_images in enumerate(images):
+            num_tiles = []
+            if sample_images:
+                tiles = self._tile(sample_images, images_kwargs, row)
+                pixel_values.append(tiles["pixel_values"])
+                num_tiles = tiles["num_patches"].tolist()
+            num_tokens = [tiles * self.image_seq_length for tiles in num_tiles]
+            generator = None if vrl_keys is None else keyed_generator(*_as_tuple(vrl_keys[row]))
+            if vrl_drop_ratio > 0:
+                kept = draw_visual_tokens(sum(num_tokens), vrl_drop_ratio, vrl_apply_prob, generator)
+            else:
+                kept = torch.arange(sum(num_tokens))
+            kept_tokens.append(kept + num_tokens_before)
+            num_tokens_before += sum(num_tokens)
+            kept_by_image.append(_split_by_image(kept, num_tokens))
+            replacements += [
+                IMAGE_START_TOKEN + IMAGE_TOKEN * len(local) + IMAGE_END_TOKEN for local, _ in kept_by_image[-1]
+            ]
+
+        return_offsets = text_kwargs.pop(
+            "return_text_replacement_offsets", merged.get("return_text_replacement_offsets", False)
+        )
+        text_kwargs.pop("return_mm_token_type_ids", None)
+        text, replacement_offsets = self.get_text_with_replacements(text, replacements)
+        data = dict(self.tokenizer(text, **text_kwargs))
+        positions = [
+            self._positions(ids, mask, kept, row)
+            for row, (ids, mask, kept) in enumerate(zip(data["input_ids"], data["attention_mask"], kept_by_image))
+        ]
+        if return_offsets:
+            data["text_replacement_offsets"] = replacement_offsets
+        if merged.get("return_mm_token_type_ids"):
+            data["mm_token_type_ids"] = self.create_mm_token_type_ids(data["input_ids"])
+        if pixel_values:
+            data["pixel_values"] = torch.cat(pixel_values)
+        if vrl_drop_ratio > 0:
+            data["position_ids"] = positions
+            if pixel_values:
+                data["visual_token_indices"] = torch.cat(kept_tokens)
+        return BatchFeature(data, tensor_type=return_tensors, skip_tensor_conversion=self.skip_tensor_conversion)
+
+    def _images_by_sample(self, images: ImageInput | None, text: list[str]) -> list[list]:
+        """Deals the images out to the texts, by the image places in each."""
+        marks = [self.image_token] * sum(sample.count(self.image_token) for sample in text)
+        _, found = self.get_text_with_replacements(list(text), marks)
+        places = [len(offsets) for offsets in found] if marks else [0] * len(text)
+        if images is None:
+            images = []
+        if isinstance(images, (list, tuple)) and images and all(isinstance(item, (list, tuple)) for item in images):
+            counts = [len(item) for item in images]
+            if len(counts) != len(text):
+                raise ValueError(f"There are {len(counts)} lists of images for {len(text)} texts.")
+            for row, (count, place) in enumerate(zip(counts, places)):
+                if count != place:
+                    raise ValueError(
+                        f"Sample {row} of the batch has {count} image(s), but {place} image place(s) "
+                        f"({IMAGE_TOKEN}) in its text."
+                    )
+            return [list(item) for item in images]
+        if not isinstance(images, (list, tuple)):
+            images = list(images) if getattr(images, "ndim", 0) == 4 else [images]
+        if len(images) != sum(places):
+            raise ValueError(
+                f"There are {len(images)} image(s), but {sum(places)} image place(s) ({IMAGE_TOKEN}) in the text; by "
+                f"sample of the batch: {places}."
+            )
+        flat = iter(images)
+        return [[next(flat) for _ in range(place)] for place in places]
+
+    def _tile(self, images: list, images_kwargs: dict, row: int) -> BatchFeature:
+        """Tiles the images of one sample within its budget of tiles."""
+        budget = images_kwargs.get("max_patches") or self.image_processor.max_patches
+        min_patches = images_kwargs.get("min_patches") or self.image_processor.min_patches
+        max_patches = max(budget // len(images), min_patches, 1)
+        try:
+            return self.image_processor(images, **{**images_kwargs, "max_patches": max_patches})
+        except (ValueError, TypeError, OSError) as error:
+            raise ValueError(f"Images of sample {row} of the batch: {error}") from error
+
+    def _positions(self, input_ids: list[int], attention_mask: list[int], kept_by_image: list, row: int) -> list[int]:
+        """Positions of the kept tokens of one row in its full sequence; 0 at padding."""
+        ids, real = torch.tensor(input_ids), torch.tensor(attention_mask).bool()
+        image_tokens = (ids == self.image_token_id).nonzero().flatten()
+        image_ends = (ids == self.end_image_token_id).nonzero().flatten()
+        image_starts = (ids == self.start_image_token_id).nonzero().flatten()
+        num_kept = sum(len(local) for local, _ in kept_by_image)
+        if len(image_starts) > len(kept_by_image):
+            raise ValueError(
+                f"Sample {row} of the batch has {len(image_starts)} '{IMAGE_START_TOKEN}' tokens for "
+                f"{len(kept_by_image)} image(s): its text holds an image token literally. Take it out of the text; the "
+                f"place of an image is marked with '{IMAGE_TOKEN}' or, in chat messages, {{'type': 'image'}}."
+            )
+        if len(image_tokens) != num_kept or len(image_ends) != len(kept_by_image):
+            raise ValueError(
+                f"Sample {row} of the batch needs {num_kept} image tokens and {len(kept_by_image)} image ends, but "
+                f"{len(image_tokens)} and {len(image_ends)} are left: truncation cut them, or its text holds an image "
+                "token literally. Raise max_length, lower max_patches or raise vrl_drop_ratio."
+            )
+        gaps = torch.zeros_like(ids)  # number of dropped tokens just before each token
+        for end, (local, full) in zip(image_ends.tolist(), kept_by_image):
+            before = torch.cat([torch.tensor([-1]), local])
+            steps = torch.diff(before, append=torch.tensor([full])) - 1
+            gaps[image_tokens[: len(local)]] = steps[:-1]
+            gaps[end] = steps[-1]
+            image_tokens = image_tokens[len(local) :]
+        positions = ((1 + gaps) * real).cumsum(0) - 1
+        return positions.masked_fill(~real, 0).tolist()
+
+    def apply_chat_template(self, conversation, chat_template: str | None = None, **kwargs):
+        """Renders and, with `tokenize=True`, encodes chat messages; see
+        [`~transformers.ProcessorMixin.apply_chat_template`]. VRL options go into `processor_kwargs`.
+
+        Raises:
+            ValueError: if a conversation is empty, a role is unknown or a text holds an image token literally.
+        """
+        batched = bool(conversation) and isinstance(conversation[0], (list, tuple))
+        for row, messages in enumerate(conversation if batched else [conversation]):
+            try:
+                check_messages(messages, allow_image_tokens=bool(kwargs.get("sanitize_control_tokens")))
+            except ValueError as error:
+                raise ValueError(f"Conversation {row}: {error}") from error
+        return super().apply_chat_template(conversation, chat_template, **kwargs)
+
+
+def check_messages(messages: list[dict], allow_image_tokens: bool = False) -> None:
+    """Raises a `ValueError` that names the message if a role is unknown or a text holds an image token literally."""
+    if not messages:
+        raise ValueError("there are no messages.")
+    for index, message in enumerate(messages):
+        if message.get("role") not in ROLES:
+            raise ValueError(f"message {index} has the role {message.get('role')!r}; known are {', '.join(ROLES)}.")
+        for text in message_texts(message):
+            token = next((t for t in (IMAGE_TOKEN, IMAGE_START_TOKEN, IMAGE_END_TOKEN) if t in text), None)
+            if token is not None and not allow_image_tokens:
+                raise ValueError(
+                    f"message {index} holds the image token {token!r} literally. Take it out of the text and mark the "
+                    "place of an image with {'type': 'image'}."
+                )
+
+
+def message_texts(message: dict) -> list[str]:
+    """The texts of a message whose content is a string or a list of parts."""
+    content = message.get("content") or ""
+    if isinstance(content, str):
+        return [content]
+    return [part["text"] for part in content if part.get("text") is not None]
+
+
+def _as_tuple(key) -> tuple:
+    return tuple(key) if isinstance(key, (list, tuple)) else (key,)
+
+
+def _split_by_image(kept: torch.LongTensor, num_tokens: list[int]) -> list[tuple[torch.LongTensor, int]]:
+    """For each image its kept tokens, as indices into the image's own, and the number of tokens that it has in full."""
+    borders = torch.tensor([0, *num_tokens]).cumsum(0)
+    return [
+        (kept[(kept >= start) & (kept < end)] - start, (end - start).item())
+        for start, end in zip(borders[:-1], borders[1:])
+    ]
+
+
+__all__ = ["ViTPProcessor"]
