@@ -1,8 +1,11 @@
 """ViTP: visual instruction pretraining of a vision transformer inside a vision-language model (arXiv 2509.17562)."""
 
+import importlib
+
 from transformers import AutoConfig, AutoImageProcessor, AutoModel, AutoModelForImageTextToText, AutoProcessor
 
 from .configuration_vitp import ViTPConfig, ViTPVisionConfig
+from .export import export_backbone
 from .image_processing_vitp import InputSpec, ViTPImageProcessor
 from .modeling_vitp import ViTPForConditionalGeneration, ViTPModel, ViTPVisionModel
 from .processing_vitp import ViTPProcessor
@@ -12,6 +15,42 @@ AutoConfig.register("vitp", ViTPConfig)
 AutoModel.register(ViTPVisionConfig, ViTPVisionModel)
 AutoModel.register(ViTPConfig, ViTPModel)
 AutoModelForImageTextToText.register(ViTPConfig, ViTPForConditionalGeneration)
-for config_class in (ViTPConfig, ViTPVisionConfig):
-    AutoImageProcessor.register(config_class, image_processor_classes={"torchvision": ViTPImageProcessor})
+for _config in (ViTPConfig, ViTPVisionConfig):
+    AutoImageProcessor.register(_config, image_processor_classes={"torchvision": ViTPImageProcessor})
 AutoProcessor.register(ViTPConfig, ViTPProcessor)
+
+# Saving writes the code beside the weights, so that `trust_remote_code=True` loads them without this package.
+ViTPConfig.register_for_auto_class()
+ViTPVisionConfig.register_for_auto_class()
+ViTPVisionModel.register_for_auto_class("AutoModel")
+ViTPModel.register_for_auto_class("AutoModel")
+ViTPForConditionalGeneration.register_for_auto_class("AutoModelForImageTextToText")
+ViTPImageProcessor.register_for_auto_class("AutoImageProcessor")
+ViTPProcessor.register_for_auto_class("AutoProcessor")
+
+# For training, these need the `recipes` extra (TRL and datasets); inference does not.
+_TRAINING = {"ViTPDataCollator": "collator", "ViTPTrainer": "trainer", "ViTPTrainingConfig": "trainer"}
+
+__all__ = [
+    "InputSpec",
+    "ViTPConfig",
+    "ViTPForConditionalGeneration",
+    "ViTPImageProcessor",
+    "ViTPModel",
+    "ViTPProcessor",
+    "ViTPVisionConfig",
+    "ViTPVisionModel",
+    "export_backbone",
+    *_TRAINING,
+]
+
+
+def __getattr__(name: str):
+    if name not in _TRAINING:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    try:
+        return getattr(importlib.import_module(f".{_TRAINING[name]}", __name__), name)
+    except ModuleNotFoundError as error:
+        raise ImportError(
+            f"{name} needs {error.name}: install the training extra with pip install 'modeling-vitp[recipes]'."
+        ) from error

@@ -162,7 +162,10 @@ class ViTPDataCollator:
                 "vrl_drop_ratio or shorten the text."
             )
         logger.warning(
-            "Sample %r: answers cut from %d to max_length=%d tokens after the drop.", sample_id, length, self.max_length
+            "Sample %r: answers cut from %d to max_length=%d tokens after the drop.",
+            sample_id,
+            length,
+            self.max_length,
         )
         return cut
 

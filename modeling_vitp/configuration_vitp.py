@@ -24,6 +24,14 @@ class ViTPVisionConfig(InternVLVisionConfig):
 
     drop_path_rate: float | int = 0.0
 
+    @classmethod
+    def get_config_dict(cls, pretrained_model_name_or_path, **kwargs) -> tuple[dict, dict]:
+        """Also reads an exported backbone, whose config says `internvl_vision` for transformers' own class to open it."""
+        config, kwargs = super().get_config_dict(pretrained_model_name_or_path, **kwargs)
+        if config.get("model_type") == InternVLVisionConfig.model_type:
+            config["model_type"] = cls.model_type
+        return config, kwargs
+
     def validate_drop_path_rate(self):
         if not 0.0 <= self.drop_path_rate < 1.0:
             raise ValueError(f"drop_path_rate={self.drop_path_rate} is outside [0, 1).")

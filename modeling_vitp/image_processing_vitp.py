@@ -1,4 +1,4 @@
-"""Images to normalised tiles, for 8-bit RGB and, through an input spec, for everything else that domains image with."""
+"""Images to normalised tiles: 8-bit RGB, and through an input spec everything else that domains image with."""
 
 from dataclasses import dataclass
 

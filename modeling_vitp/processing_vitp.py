@@ -3,7 +3,7 @@
 import torch
 from transformers.feature_extraction_utils import BatchFeature
 from transformers.image_utils import ImageInput
-from transformers.processing_utils import ProcessingKwargs, ProcessorMixin
+from transformers.processing_utils import ProcessorMixin
 
 from .image_processing_vitp import ViTPImageProcessor
 from .vrl import check_apply_prob, check_drop_ratio, draw_visual_tokens, keyed_generator

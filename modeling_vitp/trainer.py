@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 
 import torch
-from datasets import Dataset, DatasetDict, Image, IterableDataset, List
+from datasets import Dataset, DatasetDict, Features, Image, IterableDataset, List
 from torch.utils.data import DataLoader
 from trl import SFTConfig, SFTTrainer
 
@@ -164,9 +164,17 @@ def prepare_rows(dataset: Dataset | IterableDataset) -> Dataset | IterableDatase
             dataset = dataset.add_column("id", list(range(len(dataset))))
         else:
             dataset = dataset.map(lambda row, index: {"id": index, **row}, with_indices=True)
+    encoded = {}
     for name, feature in (dataset.features or {}).items():
         if isinstance(feature, Image):
-            dataset = dataset.cast_column(name, Image(mode=feature.mode, decode=False))
+            encoded[name] = Image(mode=feature.mode, decode=False)
         elif isinstance(feature, List) and isinstance(feature.feature, Image):
-            dataset = dataset.cast_column(name, List(Image(mode=feature.feature.mode, decode=False)))
+            encoded[name] = List(Image(mode=feature.feature.mode, decode=False))
+    if isinstance(dataset, Dataset):
+        # `cast_column` would write a copy of the whole data set for a list of images, though no byte of it changes.
+        dataset = dataset.select_columns(dataset.column_names)
+        dataset.info.features = Features({**dataset.features, **encoded})
+    else:
+        for name, feature in encoded.items():
+            dataset = dataset.cast_column(name, feature)
     return dataset

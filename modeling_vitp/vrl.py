@@ -22,7 +22,9 @@ def check_apply_prob(apply_prob: float) -> float:
     """Returns `apply_prob` as a float; raises `ValueError` unless it lies in [0, 1]."""
     apply_prob = float(apply_prob)
     if not 0.0 <= apply_prob <= 1.0:
-        raise ValueError(f"vrl_apply_prob={apply_prob} is outside [0, 1]: it is the share of samples that VRL shortens.")
+        raise ValueError(
+            f"vrl_apply_prob={apply_prob} is outside [0, 1]: it is the share of samples that VRL shortens."
+        )
     return apply_prob
 
 
