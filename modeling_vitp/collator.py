@@ -114,8 +114,8 @@ class ViTPDataCollator:
         messages = example.get("messages")
         if not isinstance(messages, list):
             raise ValueError(
-                f"a row needs the column 'messages', a list of {{'role', 'content'}}; it has {sorted(example)}. Rename or "
-                "map the columns of the data set (prompt and completion: messages = prompt + completion)."
+                f"a row needs the column 'messages', a list of {{'role', 'content'}}; it has {sorted(example)}. Rename "
+                "or map the columns of the data set (prompt and completion: messages = prompt + completion)."
             )
         check_messages(messages)
         check_answers(messages)

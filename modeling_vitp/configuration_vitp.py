@@ -16,8 +16,8 @@ class ViTPVisionConfig(InternVLVisionConfig):
             Stochastic depth: probability of skipping the residual branches of the last layer, growing linearly from 0
             at the first. Active in training only. The paper trains with 0.1.
 
-    The other arguments are those of [`~transformers.InternVLVisionConfig`]. InternViT-300M, which the paper starts from,
-    has `attention_bias=True`.
+    The other arguments are those of [`~transformers.InternVLVisionConfig`]. InternViT-300M, which the paper starts
+    from, has `attention_bias=True`.
     """
 
     model_type = "vitp_vision"
@@ -26,7 +26,7 @@ class ViTPVisionConfig(InternVLVisionConfig):
 
     @classmethod
     def get_config_dict(cls, pretrained_model_name_or_path, **kwargs) -> tuple[dict, dict]:
-        """Also reads an exported backbone, whose config says `internvl_vision` for transformers' own class to open it."""
+        """Also reads an exported backbone, whose config says `internvl_vision` so that transformers itself opens it."""
         config, kwargs = super().get_config_dict(pretrained_model_name_or_path, **kwargs)
         if config.get("model_type") == InternVLVisionConfig.model_type:
             config["model_type"] = cls.model_type

@@ -123,8 +123,8 @@ class InputSpec:
             finite = image[image.isfinite()]
             span = f"[{finite.min():g}, {finite.max():g}]" if finite.numel() else "nothing finite"
             raise ValueError(
-                f"the image is {str(image.dtype).removeprefix('torch.')} with values in {span}, and no window says what "
-                "is black and what is white. Give input_spec={'window': [low, high]} or "
+                f"the image is {str(image.dtype).removeprefix('torch.')} with values in {span}, and no window says "
+                "what is black and what is white. Give input_spec={'window': [low, high]} or "
                 "input_spec={'percentiles': [2, 98]}."
             )
         return low.double().view(-1, 1, 1), high.double().view(-1, 1, 1)

@@ -150,8 +150,8 @@ def check_compatible(model: ViTPForConditionalGeneration, processor: ViTPProcess
     num_embeddings = model.get_input_embeddings().num_embeddings
     if len(processor.tokenizer) > num_embeddings:
         raise ValueError(
-            f"The tokenizer has {len(processor.tokenizer)} tokens, but the model only {num_embeddings} embeddings: call "
-            "model.resize_token_embeddings(len(tokenizer))."
+            f"The tokenizer has {len(processor.tokenizer)} tokens, but the model only {num_embeddings} embeddings: "
+            "call model.resize_token_embeddings(len(tokenizer))."
         )
     if processor.tokenizer.pad_token_id is None:
         raise ValueError("The tokenizer has no pad token: set tokenizer.pad_token.")

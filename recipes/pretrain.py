@@ -1,0 +1,145 @@
+"""Visual instruction pretraining: parse, model, data, trainer, save.
+
+    python recipes/pretrain.py --config recipes/configs/quickstart.yaml
+    accelerate launch recipes/pretrain.py --config my_recipe.yaml --learning_rate 1e-5
+
+The configuration is YAML; every field can be given on the command line too (`--help` lists them). Started again with
+the same output folder, a run goes on from its last checkpoint.
+"""
+
+import importlib
+import json
+import logging
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from datasets import load_dataset
+from from_scratch import sample_texts
+from models import load_start
+from plots import draw_losses
+from transformers import set_seed
+from transformers.trainer_utils import get_last_checkpoint
+from trl import ModelConfig, ScriptArguments, TrlParser
+
+from modeling_vitp import ViTPTrainer, ViTPTrainingConfig, export_backbone
+
+logger = logging.getLogger("pretrain")
+
+
+@dataclass
+class PretrainArguments(ScriptArguments):
+    task: str | None = field(
+        default=None,
+        metadata={
+            "help": "Module under recipes/tasks that turns annotated rows into instructions while training and scores "
+            "the model at the end. Not needed for a data set that has `messages`."
+        },
+    )
+    from_scratch: dict | str | None = field(
+        default=None,
+        metadata={
+            "help": "Instead of model_name_or_path: `vision_config`, `text_config`, `vocab_size` and, optionally, "
+            "`image_processor` of a model and tokenizer to build."
+        },
+    )
+    drop_path_rate: float | None = field(
+        default=None,
+        metadata={"help": "Stochastic depth of the ViT, growing linearly over its layers. The paper uses 0.1."},
+    )
+    max_patches: int | None = field(
+        default=None, metadata={"help": "Most tiles of a sample; its images share them. The paper uses 12, or 6."}
+    )
+    input_spec: dict | str | None = field(
+        default=None,
+        metadata={"help": "How images that are not 8-bit RGB are read: `bands`, `window`, `percentiles`, `gamma`."},
+    )
+
+    def __post_init__(self):
+        for name in ("from_scratch", "input_spec"):
+            if isinstance(getattr(self, name), str):
+                setattr(self, name, json.loads(getattr(self, name)))
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = TrlParser((PretrainArguments, ViTPTrainingConfig, ModelConfig))
+    script_args, training_args, model_args = parser.parse_args_and_config(argv)
+    output_dir = Path(training_args.output_dir)
+    set_seed(training_args.seed)
+
+    datasets = load_dataset(
+        script_args.dataset_name, script_args.dataset_config, streaming=script_args.dataset_streaming
+    )
+    task = importlib.import_module(f"tasks.{script_args.task}") if script_args.task else None
+    if task is not None:
+        train_dataset, eval_dataset = task.prepare(datasets)
+    else:
+        train_dataset = datasets[script_args.dataset_train_split]
+        eval_dataset = datasets.get(script_args.dataset_test_split)
+    sample_transform = task.transform if task is not None else None
+
+    model, processor = load_start(
+        model_args,
+        script_args.from_scratch,
+        sample_texts(train_dataset, sample_transform, training_args.seed),
+        script_args.drop_path_rate,
+    )
+    if script_args.max_patches is not None:
+        processor.image_processor.max_patches = script_args.max_patches
+    if script_args.input_spec is not None:
+        processor.image_processor.input_spec = script_args.input_spec
+
+    trainer = ViTPTrainer(
+        model,
+        training_args,
+        train_dataset=train_dataset,
+        eval_dataset=eval_dataset,
+        processing_class=processor,
+        sample_transform=sample_transform,
+    )
+    checkpoint = training_args.resume_from_checkpoint
+    if checkpoint is None and output_dir.is_dir():
+        checkpoint = get_last_checkpoint(output_dir)
+        if checkpoint is not None:
+            logger.info("Going on from %s. To start afresh, give another output_dir.", checkpoint)
+    result = trainer.train(resume_from_checkpoint=checkpoint)
+    metrics = {"seed": training_args.seed, "train": result.metrics}
+    if eval_dataset is not None:
+        metrics["eval"] = trainer.evaluate()
+    trainer.save_model()
+    if not trainer.is_world_process_zero():
+        return 0
+
+    model = trainer.accelerator.unwrap_model(trainer.model)
+    backbone = export_backbone(model, output_dir / "backbone", processor.image_processor)
+    draw_losses(trainer.state.log_history, output_dir / "loss.png")
+    if task is not None:
+        metrics["task"] = task.evaluate(model, processor, datasets, output_dir, training_args.seed)
+    (output_dir / "metrics.json").write_text(json.dumps(metrics, indent=2) + "\n")
+    return report(metrics, output_dir, backbone)
+
+
+def report(metrics: dict, output_dir: Path, backbone: Path) -> int:
+    """Prints what a user needs next; the exit status says whether the task's gate was passed."""
+    print(json.dumps(metrics, indent=2))
+    print(f"""
+Model, processor, metrics.json and pictures: {output_dir}
+The backbone, on its own:                    {backbone}
+
+    from transformers import AutoImageProcessor, AutoModel
+    backbone = AutoModel.from_pretrained("{backbone}")
+    image_processor = AutoImageProcessor.from_pretrained("{backbone}")
+
+Train on from here with your own data:
+    python recipes/pretrain.py --model_name_or_path {output_dir} --dataset_name YOUR_DATA --output_dir NEW_FOLDER
+""")
+    if metrics.get("task", {}).get("passed", True):
+        return 0
+    print(f"The task's gate was NOT passed: {metrics['task']['gate']}", file=sys.stderr)
+    return 1
+
+
+if __name__ == "__main__":
+    logging.basicConfig(level=logging.WARNING, format="%(message)s")
+    logger.setLevel(logging.INFO)
+    sys.exit(main())

@@ -1,0 +1,146 @@
+"""Instructions about trees, made from boxes while training.
+
+A row has an `image`, the `boxes` of its trees (`[left, top, right, bottom]`, pixels) and an `id`; see
+`recipes/data/aerial_trees`. Training crops, flips and turns at random and asks afresh, so that every answer is true of
+the pixels that the model sees. A tree belongs to a crop if the centre of its box lies in it.
+"""
+
+import re
+
+import numpy as np
+import torch
+from datasets import Dataset, DatasetDict, concatenate_datasets
+from PIL import Image
+
+CROP = 256  # pixels of a test crop; training crops are CROP * scale
+SCALES = (0.85, 1.15)
+QUARTERS = ("top left", "top right", "bottom left", "bottom right")
+COUNT = "How many trees are there?"
+LOCATE = "Where is the largest tree?"
+GRID = 1000  # boxes in answers are integers from 0 to 1000
+
+
+def prepare(datasets: DatasetDict, repeats: int = 32) -> tuple[Dataset, Dataset]:
+    """Training rows, each window `repeats` times an epoch under an id of its own, and test rows with questions."""
+    train = concatenate_datasets(
+        [
+            datasets["train"]
+            .remove_columns("id")
+            .add_column("id", [f"{name}#{copy}" for name in datasets["train"]["id"]])
+            for copy in range(repeats)
+        ]
+    )
+    test = datasets["test"]
+    messages = [turn(COUNT, str(len(boxes))) for boxes in test["boxes"]]
+    return train, test.add_column("messages", messages)
+
+
+def transform(example: dict, generator: torch.Generator) -> dict:
+    """A random crop of the row's image in a random orientation, and a conversation about it."""
+    image, boxes = random_view(example["images"][0], example["boxes"], generator)
+    return {"images": [image], "messages": converse(boxes, image.size[0], generator)}
+
+
+def random_view(
+    image: Image.Image, boxes: list[list[int]], generator: torch.Generator
+) -> tuple[Image.Image, np.ndarray]:
+    """A random square crop, flipped and turned; boxes of shape (num_trees, 4), in pixels of the view, uncut."""
+
+    def uniform(low, high):
+        return low + (high - low) * torch.rand((), generator=generator).item()
+
+    size = min(round(CROP * uniform(*SCALES)), *image.size)
+    left = int(uniform(0, image.size[0] - size + 1))
+    top = int(uniform(0, image.size[1] - size + 1))
+    image = image.crop((left, top, left + size, top + size))
+    boxes = np.array(boxes, dtype=np.int64).reshape(-1, 4) - [left, top, left, top]
+    boxes = boxes[is_inside(boxes, size)]
+    if uniform(0, 1) < 0.5:
+        image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+        boxes = np.stack([size - boxes[:, 2], boxes[:, 1], size - boxes[:, 0], boxes[:, 3]], axis=1)
+    for _ in range(int(uniform(0, 4))):  # a quarter turn takes (x, y) to (y, size - x)
+        image = image.transpose(Image.Transpose.ROTATE_90)
+        boxes = np.stack([boxes[:, 1], size - boxes[:, 2], boxes[:, 3], size - boxes[:, 0]], axis=1)
+    return image, boxes
+
+
+def is_inside(boxes: np.ndarray, size: int) -> np.ndarray:
+    centres = (boxes[:, :2] + boxes[:, 2:]) / 2
+    return ((centres >= 0) & (centres < size)).all(axis=1)
+
+
+def converse(boxes: np.ndarray, size: int, generator: torch.Generator) -> list[dict]:
+    """The number of trees, then two more questions of random kinds, in turns of one conversation."""
+    kinds = [ask_quarter_count, ask_presence, ask_location, ask_density, ask_description]
+    chosen = torch.randperm(len(kinds), generator=generator)[:2].tolist()
+    messages = turn(COUNT, str(len(boxes)))
+    for index in chosen:
+        messages += turn(*kinds[index](boxes, size, generator))
+    return messages
+
+
+def turn(question: str, answer: str) -> list[dict]:
+    return [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
+
+
+def quarter_counts(boxes: np.ndarray, size: int) -> list[int]:
+    """Trees in each of `QUARTERS`, by the centres of their boxes."""
+    is_right, is_bottom = ((boxes[:, :2] + boxes[:, 2:]) / 2 >= size / 2).T
+    return np.bincount(2 * is_bottom + is_right, minlength=4).tolist()
+
+
+def ask_quarter_count(boxes, size, generator):
+    quarter = torch.randint(4, (), generator=generator).item()
+    return f"How many trees are in the {QUARTERS[quarter]} quarter?", str(quarter_counts(boxes, size)[quarter])
+
+
+def ask_presence(boxes, size, generator):
+    """Yes and no equally often wherever the view allows both."""
+    counts = np.array(quarter_counts(boxes, size))
+    wanted = torch.rand((), generator=generator).item() < 0.5
+    candidates = np.flatnonzero((counts > 0) == wanted)
+    if len(candidates) == 0:
+        candidates = np.arange(4)
+    quarter = candidates[torch.randint(len(candidates), (), generator=generator).item()]
+    return f"Is there a tree in the {QUARTERS[quarter]} quarter?", "yes" if counts[quarter] else "no"
+
+
+def ask_location(boxes, size, generator):
+    if len(boxes) == 0:
+        return LOCATE, "There is no tree."
+    return LOCATE, format_box(largest(boxes, size), size)
+
+
+def ask_density(boxes, size, generator):
+    return "How dense is the forest?", density(len(boxes), size)
+
+
+def ask_description(boxes, size, generator):
+    if len(boxes) == 0:
+        return "Describe the image.", "An aerial image of open ground without trees."
+    fullest = QUARTERS[int(np.argmax(quarter_counts(boxes, size)))]
+    return "Describe the image.", f"An aerial image of {density(len(boxes), size)} forest, most trees in the {fullest}."
+
+
+def density(count: int, size: int) -> str:
+    """By trees in the area of a test crop: under 4 open, under 12 sparse, otherwise dense."""
+    per_crop = count * (CROP / size) ** 2
+    return "no" if count == 0 else "open" if per_crop < 4 else "sparse" if per_crop < 12 else "dense"
+
+
+def largest(boxes: np.ndarray, size: int) -> np.ndarray:
+    """The box with the largest visible area, cut at the border."""
+    visible = boxes.clip(0, size)
+    return visible[np.argmax((visible[:, 2] - visible[:, 0]) * (visible[:, 3] - visible[:, 1]))]
+
+
+def format_box(box: np.ndarray, size: int) -> str:
+    """InternVL's way of writing a box, on its grid of 0 to 1000."""
+    corners = ", ".join(str(round(corner * GRID / size)) for corner in box.tolist())
+    return f"<ref>tree</ref><box>[[{corners}]]</box>"
+
+
+def parse_box(answer: str, size: int) -> np.ndarray | None:
+    """The first box of an answer in pixels, or None."""
+    match = re.search(r"\[\[?\s*(\d+),\s*(\d+),\s*(\d+),\s*(\d+)", answer)
+    return np.array([int(corner) for corner in match.groups()]) * size / GRID if match else None
