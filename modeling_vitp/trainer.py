@@ -116,9 +116,13 @@ class ViTPTrainer(SFTTrainer):
         if not is_training:
             self.data_collator = self.eval_data_collator
         try:
-            return super()._get_dataloader(*args, is_training=is_training, **kwargs)
+            dataloader = super()._get_dataloader(*args, is_training=is_training, **kwargs)
         finally:
             self.data_collator = train_collator
+        # The seeds of workers would be drawn from the global generator, at other times in a run that is resumed than in
+        # one that never stopped, and stochastic depth would differ from there on.
+        getattr(dataloader, "base_dataloader", dataloader).generator = torch.Generator()
+        return dataloader
 
     def _run_epoch(self, *args, epoch: int, **kwargs):
         self.data_collator.set_epoch(epoch)

@@ -70,13 +70,12 @@ def is_inside(boxes: np.ndarray, size: int) -> np.ndarray:
 
 
 def converse(boxes: np.ndarray, size: int, generator: torch.Generator) -> list[dict]:
-    """The number of trees, then two more questions of random kinds, in turns of one conversation."""
-    kinds = [ask_quarter_count, ask_presence, ask_location, ask_density, ask_description]
-    chosen = torch.randperm(len(kinds), generator=generator)[:2].tolist()
-    messages = turn(COUNT, str(len(boxes)))
-    for index in chosen:
-        messages += turn(*kinds[index](boxes, size, generator))
-    return messages
+    """Three questions of different kinds in turns of one conversation, counting first in half of them."""
+    kinds = [ask_quarter_counts, ask_presence, ask_location, ask_density, ask_description]
+    order = torch.randperm(len(kinds), generator=generator).tolist()
+    chosen = [kinds[index] for index in order[:2]]
+    chosen.insert(torch.randint(2, (), generator=generator).item(), ask_count)
+    return [message for ask in chosen for message in turn(*ask(boxes, size, generator))]
 
 
 def turn(question: str, answer: str) -> list[dict]:
@@ -89,9 +88,14 @@ def quarter_counts(boxes: np.ndarray, size: int) -> list[int]:
     return np.bincount(2 * is_bottom + is_right, minlength=4).tolist()
 
 
-def ask_quarter_count(boxes, size, generator):
-    quarter = torch.randint(4, (), generator=generator).item()
-    return f"How many trees are in the {QUARTERS[quarter]} quarter?", str(quarter_counts(boxes, size)[quarter])
+def ask_count(boxes, size, generator):
+    return COUNT, str(len(boxes))
+
+
+def ask_quarter_counts(boxes, size, generator):
+    counts = quarter_counts(boxes, size)
+    answer = ", ".join(f"{quarter} {count}" for quarter, count in zip(QUARTERS, counts))
+    return "How many trees are in each quarter?", answer
 
 
 def ask_presence(boxes, size, generator):

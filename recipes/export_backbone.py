@@ -1,0 +1,20 @@
+"""Takes the backbone out of a checkpoint.
+
+    python recipes/export_backbone.py outputs/quickstart my_backbone
+"""
+
+import argparse
+
+from modeling_vitp import export_backbone
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("checkpoint", help="folder or Hub id of a trained ViTP model with its processor")
+    parser.add_argument("output_dir", help="folder to write the backbone and its image processor to")
+    args = parser.parse_args()
+    print(f"The backbone is in {export_backbone(args.checkpoint, args.output_dir)}")
+
+
+if __name__ == "__main__":
+    main()
