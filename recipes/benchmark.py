@@ -151,7 +151,8 @@ def main():
             command = [sys.executable, *sys.argv, "--case", case]
             process = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
             results[case].append(json.loads(process.stdout.splitlines()[-1]))
-    print(f"{args.shape}: {args.batch_size} sample(s) of {args.tiles} tiles a step, {'bf16' if has_fast_bf16() else 'fp32'}")
+    precision = "bf16" if has_fast_bf16() else "fp32"
+    print(f"{args.shape}: {args.batch_size} sample(s) of {args.tiles} tiles a step, {precision}")
     print("| case | tokens the LM sees | s / step | peak memory, GiB |")
     print("|---|---|---|---|")
     for case, runs in results.items():

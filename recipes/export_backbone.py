@@ -1,6 +1,6 @@
 """Takes the backbone out of a checkpoint.
 
-    python recipes/export_backbone.py outputs/quickstart my_backbone
+python recipes/export_backbone.py outputs/quickstart my_backbone
 """
 
 import argparse

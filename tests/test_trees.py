@@ -64,7 +64,7 @@ def test_boxes_follow_the_pixels_through_crop_flip_and_turns(boxes, key):
 
 def check_answer(question, answer, boxes, size):
     """Recomputes every kind of answer with plain loops."""
-    quarters = {name: 0 for name in WORDS}
+    quarters = dict.fromkeys(WORDS, 0)
     for left, top, right, bottom in boxes:
         place = (int((top + bottom) / 2 >= size / 2), int((left + right) / 2 >= size / 2))
         quarters[next(name for name, value in WORDS.items() if value == place)] += 1
