@@ -7,6 +7,7 @@ import logging
 from collections.abc import Callable
 from typing import Any
 
+import PIL.Image
 import torch
 from datasets import Image
 from torch.nn.utils.rnn import pad_sequence
@@ -99,8 +100,7 @@ class ViTPDataCollator:
         """One row, not padded: the tensors of the batch, one-dimensional, and its `pixel_values`."""
         sample_id = example.get("id")
         if sample_id is None:
-            content = json.dumps(example.get("messages"), sort_keys=True, default=str)
-            sample_id = "content:" + hashlib.sha256(content.encode()).hexdigest()[:16]
+            sample_id = content_id(example)
         try:
             return self._encode(example, sample_id)
         except (ValueError, TypeError, KeyError, OSError) as error:
@@ -110,7 +110,10 @@ class ViTPDataCollator:
         key = (self.seed, sample_id, self.epoch)
         example = {**example, "images": load_images(example)}
         if self.sample_transform is not None:
-            example = self.sample_transform(example, keyed_generator(*key, "transform"))
+            try:
+                example = self.sample_transform(example, keyed_generator(*key, "transform"))
+            except Exception as error:  # whatever a user's function raises; the sample has to be named
+                raise ValueError(f"sample_transform failed with {type(error).__name__}: {error}") from error
         messages = example.get("messages")
         if not isinstance(messages, list):
             raise ValueError(
@@ -119,7 +122,13 @@ class ViTPDataCollator:
             )
         check_messages(messages)
         check_answers(messages)
-        messages = prepare_multimodal_messages(messages, images=example["images"])
+        try:
+            messages = prepare_multimodal_messages(messages, images=example["images"])
+        except ValueError as error:
+            raise ValueError(
+                f"{error} Mark the place of each image with {{'type': 'image'}}, or give the first user turn as a "
+                "string, which then follows all images."
+            ) from error
         encoded = self.processor.apply_chat_template(
             [messages],
             tokenize=True,
@@ -181,11 +190,19 @@ class ViTPDataCollator:
         return torch.nn.functional.pad(padded, sides, value=value)
 
 
+def content_id(example: dict[str, Any]) -> str:
+    """The id of a row without one: a hash of its messages, the same in every worker, rank and order."""
+    content = json.dumps(example.get("messages"), sort_keys=True, default=str)
+    return "content:" + hashlib.sha256(content.encode()).hexdigest()[:16]
+
+
 def load_images(example: dict[str, Any]) -> list:
     """The images of a row, from `images` or `image`: decoded unless they are images or arrays already."""
     images = example.get("images")
     if images is None:
         images = [] if example.get("image") is None else [example["image"]]
+    if not isinstance(images, (list, tuple)):
+        images = [images]
     loaded = []
     for index, image in enumerate(images):
         if isinstance(image, str):
@@ -196,7 +213,11 @@ def load_images(example: dict[str, Any]) -> list:
                 image.load()
             except Exception as error:  # Pillow raises many kinds, SyntaxError among them, for a broken file
                 origin = f" ({image['path']})" if isinstance(image, dict) and image.get("path") else ""
-                raise ValueError(f"image {index}{origin} cannot be read: {error}") from error
+                raise ValueError(
+                    f"image {index}{origin} cannot be read: {error}. Mend the file or take the row out."
+                ) from error
+        if isinstance(image, PIL.Image.Image) and 0 in image.size:
+            raise ValueError(f"image {index} is empty: {image.width} x {image.height} pixels. Take the row out.")
         loaded.append(image)
     return loaded
 
@@ -205,7 +226,7 @@ def check_answers(messages: list[dict[str, Any]]) -> None:
     """Raises a `ValueError` if there is nothing to learn from, or an answer is empty."""
     answers = [(index, message) for index, message in enumerate(messages) if message["role"] == "assistant"]
     if not answers:
-        raise ValueError("there is no assistant message, so there is nothing to learn from.")
+        raise ValueError("there is no assistant message to learn from. Add one or take the row out.")
     for index, message in answers:
         if not "".join(message_texts(message)).strip():
             raise ValueError(f"the answer in message {index} is empty. Fill it in or take the row out.")

@@ -1,7 +1,11 @@
 """Images to normalised tiles: 8-bit RGB, and through an input spec everything else that domains image with."""
 
+import math
+import os
 from dataclasses import dataclass
 
+import PIL.Image
+import PIL.ImageOps
 import torch
 from transformers import GotOcr2ImageProcessor
 from transformers.image_utils import (
@@ -44,16 +48,26 @@ class InputSpec:
     gamma: float = 1.0
 
     def __post_init__(self):
-        if self.bands is not None and (len(self.bands) not in (1, 3) or min(self.bands) < 0):
-            raise ValueError(f"input_spec: bands={list(self.bands)}, but one or three indices from 0 are needed.")
+        if self.bands is not None and not (
+            isinstance(self.bands, (list, tuple))
+            and len(self.bands) in (1, 3)
+            and all(isinstance(band, int) and band >= 0 for band in self.bands)
+        ):
+            raise ValueError(f"input_spec: bands={self.bands}, but one or three indices from 0 are needed.")
         if self.window is not None and self.percentiles is not None:
             raise ValueError("input_spec: give either `window` or `percentiles`, not both.")
+        if self.window is not None and not (is_pair(self.window) or is_list_of_pairs(self.window)):
+            raise ValueError(
+                f"input_spec: window={self.window}, but (low, high), or one such pair for each band, is needed."
+            )
         for low, high in self.windows or []:
-            if not low < high:
-                raise ValueError(f"input_spec: window ({low}, {high}) is empty: low must be below high.")
-        if self.percentiles is not None and not 0 <= self.percentiles[0] < self.percentiles[1] <= 100:
+            if not (low < high and math.isfinite(low) and math.isfinite(high)):
+                raise ValueError(f"input_spec: window ({low}, {high}) is empty: low must be below high, both finite.")
+        if self.percentiles is not None and not (
+            is_pair(self.percentiles) and 0 <= self.percentiles[0] < self.percentiles[1] <= 100
+        ):
             raise ValueError(f"input_spec: percentiles={self.percentiles}, but 0 <= low < high <= 100 is needed.")
-        if not self.gamma > 0:
+        if not (isinstance(self.gamma, (int, float)) and self.gamma > 0):
             raise ValueError(f"input_spec: gamma={self.gamma} must be positive.")
 
     @classmethod
@@ -86,6 +100,8 @@ class InputSpec:
             ValueError: if the image has not the bands that the spec asks for, holds no finite value, or needs a
                 window that the spec does not give.
         """
+        if image.is_complex():
+            raise ValueError("the image is complex: give its magnitude or another real quantity.")
         if self.bands is not None:
             if max(self.bands) >= image.shape[0]:
                 raise ValueError(
@@ -130,11 +146,21 @@ class InputSpec:
         return low.double().view(-1, 1, 1), high.double().view(-1, 1, 1)
 
 
+def is_pair(value) -> bool:
+    return isinstance(value, (list, tuple)) and len(value) == 2 and all(isinstance(v, (int, float)) for v in value)
+
+
+def is_list_of_pairs(value) -> bool:
+    return isinstance(value, (list, tuple)) and len(value) > 0 and all(is_pair(v) for v in value)
+
+
 def band_percentiles(band: torch.Tensor, percentiles: tuple[float, float]) -> list[float]:
     """Linearly interpolated percentiles of the finite values (`torch.quantile` stops at 16 million elements)."""
     values = band[band.isfinite()].double()
     if values.numel() == 0:
-        raise ValueError("a band of the image holds no finite value, so it has no percentiles.")
+        raise ValueError(
+            "a band of the image holds no finite value, so it has no percentiles. Give a `window`, or other `bands`."
+        )
     result = []
     for percentile in percentiles:
         rank = percentile / 100 * (values.numel() - 1)
@@ -172,11 +198,31 @@ class ViTPImageProcessor(GotOcr2ImageProcessor):
         super().__init__(**kwargs)
         InputSpec.from_dict(self.input_spec)
 
+    def fetch_images(self, images: ImageInput):
+        """As the parent, but files are opened with Pillow, so that alpha, depth, bands and TIFF are not lost."""
+        if not isinstance(images, str):
+            return super().fetch_images(images)
+        try:
+            if not os.path.isfile(images):
+                return super().fetch_images(images)
+            with PIL.Image.open(images) as image:
+                return PIL.ImageOps.exif_transpose(image)
+        except (OSError, SyntaxError, ValueError, RuntimeError) as error:
+            raise ValueError(f"image {images[:200]!r} cannot be read: {error}") from error
+
+    def resize(self, image: torch.Tensor, *args, **kwargs) -> torch.Tensor:
+        """As the parent, which clamps the overshoot of bicubic resampling only if the image is uint8."""
+        resized = super().resize(image, *args, **kwargs)
+        return resized.clamp(0, 255) if resized.is_floating_point() else resized
+
     def _prepare_images_structure(self, images: ImageInput, expected_ndims: int = 3) -> list:
         images = self.fetch_images(images)
         if not isinstance(images, (list, tuple)):
             images = list(images) if getattr(images, "ndim", 0) == expected_ndims + 1 else [images]
-        return [image for item in images for image in (item if isinstance(item, (list, tuple)) else [item])]
+        images = [image for item in images for image in (item if isinstance(item, (list, tuple)) else [item])]
+        if not images:
+            raise ValueError("there is no image: give at least one.")
+        return images
 
     def _prepare_image_like_inputs(self, images, *args, input_spec: dict | None = None, **kwargs) -> list[torch.Tensor]:
         spec = None if input_spec is None else InputSpec.from_dict(input_spec)
@@ -198,6 +244,9 @@ class ViTPImageProcessor(GotOcr2ImageProcessor):
                 return super().process_image(image, do_convert_rgb=True, **kwargs)
             if image.mode in PIL_8BIT_MODES and image.mode not in ("L", "RGB"):
                 image = super().process_image(image, do_convert_rgb=True)
+                input_data_format = ChannelDimension.FIRST
+            else:
+                input_data_format = ChannelDimension.LAST
         if not isinstance(image, torch.Tensor):
             array = to_numpy_array(image)
             image = torch.from_numpy(array.astype(array.dtype.newbyteorder("=")))

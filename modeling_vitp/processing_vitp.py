@@ -124,7 +124,7 @@ class ViTPProcessor(ProcessorMixin):
         return_tensors = text_kwargs.pop("return_tensors", None)
         images_kwargs["return_tensors"] = "pt"
         if text is None:
-            return self.image_processor(images, **images_kwargs)
+            return self.image_processor(images, **{**images_kwargs, "return_tensors": return_tensors or "pt"})
 
         text = [text] if isinstance(text, str) else list(text)
         images = self._images_by_sample(images, text)
@@ -262,8 +262,11 @@ def check_messages(messages: list[dict], allow_image_tokens: bool = False) -> No
     if not messages:
         raise ValueError("there are no messages.")
     for index, message in enumerate(messages):
+        if not isinstance(message, dict):
+            raise ValueError(f"message {index} is {message!r}, but {{'role', 'content'}} is needed.")
         if message.get("role") not in ROLES:
             raise ValueError(f"message {index} has the role {message.get('role')!r}; known are {', '.join(ROLES)}.")
+        check_content(message, index)
         for text in message_texts(message):
             token = next((t for t in (IMAGE_TOKEN, IMAGE_START_TOKEN, IMAGE_END_TOKEN) if t in text), None)
             if token is not None and not allow_image_tokens:
@@ -271,6 +274,22 @@ def check_messages(messages: list[dict], allow_image_tokens: bool = False) -> No
                     f"message {index} holds the image token {token!r} literally. Take it out of the text and mark the "
                     "place of an image with {'type': 'image'}."
                 )
+
+
+def check_content(message: dict, index: int) -> None:
+    """Raises a `ValueError` unless the content is a string or a list of text and image parts."""
+    content = message.get("content")
+    if isinstance(content, str) or (content is None and message["role"] == "assistant"):
+        return
+    if not isinstance(content, (list, tuple)):
+        raise ValueError(f"message {index} has the content {content!r}; a string or a list of parts is needed.")
+    for part in content:
+        kind = part.get("type") if isinstance(part, dict) else None
+        if kind not in ("image", "text", "image_url") or (kind == "text" and not isinstance(part.get("text"), str)):
+            raise ValueError(
+                f"message {index} has the part {part!r}, but {{'type': 'text', 'text': …}} or {{'type': 'image'}} is "
+                "needed."
+            )
 
 
 def message_texts(message: dict) -> list[str]:

@@ -3,11 +3,11 @@
 from dataclasses import dataclass, field
 
 import torch
-from datasets import Dataset, DatasetDict, Features, Image, IterableDataset, List
+from datasets import Dataset, DatasetDict, Features, Image, IterableDataset, List, Value
 from torch.utils.data import DataLoader
 from trl import SFTConfig, SFTTrainer
 
-from .collator import SampleTransform, ViTPDataCollator
+from .collator import SampleTransform, ViTPDataCollator, content_id
 from .modeling_vitp import ViTPForConditionalGeneration
 from .processing_vitp import ViTPProcessor
 
@@ -163,22 +163,24 @@ def check_compatible(model: ViTPForConditionalGeneration, processor: ViTPProcess
 
 def prepare_rows(dataset: Dataset | IterableDataset) -> Dataset | IterableDataset:
     """Gives every row an id, and leaves images encoded, so that the collator can name the sample that is broken."""
-    if dataset.column_names is None or "id" not in dataset.column_names:
-        if isinstance(dataset, Dataset):
-            dataset = dataset.add_column("id", list(range(len(dataset))))
-        else:
-            dataset = dataset.map(lambda row, index: {"id": index, **row}, with_indices=True)
     encoded = {}
     for name, feature in (dataset.features or {}).items():
-        if isinstance(feature, Image):
-            encoded[name] = Image(mode=feature.mode, decode=False)
-        elif isinstance(feature, List) and isinstance(feature.feature, Image):
-            encoded[name] = List(Image(mode=feature.feature.mode, decode=False))
+        if isinstance(feature, Image) and feature.mode is None:
+            encoded[name] = Image(decode=False)
+        elif isinstance(feature, List) and isinstance(feature.feature, Image) and feature.feature.mode is None:
+            encoded[name] = List(Image(decode=False))
+    has_ids = dataset.column_names is not None and "id" in dataset.column_names
     if isinstance(dataset, Dataset):
+        if not has_ids:
+            dataset = dataset.add_column("id", list(range(len(dataset))))
         # `cast_column` would write a copy of the whole data set for a list of images, though no byte of it changes.
         dataset = dataset.select_columns(dataset.column_names)
         dataset.info.features = Features({**dataset.features, **encoded})
-    else:
-        for name, feature in encoded.items():
-            dataset = dataset.cast_column(name, feature)
+        return dataset
+    for name, feature in encoded.items():
+        dataset = dataset.cast_column(name, feature)
+    if not has_ids:
+        # Not the row number, which in a stream depends on the worker, the rank and the shuffle buffer.
+        features = dataset.features and Features({"id": Value("string"), **dataset.features})
+        dataset = dataset.map(lambda row: {"id": content_id(row), **row}, features=features)
     return dataset

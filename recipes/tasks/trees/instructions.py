@@ -70,10 +70,13 @@ def is_inside(boxes: np.ndarray, size: int) -> np.ndarray:
 
 
 def converse(boxes: np.ndarray, size: int, generator: torch.Generator) -> list[dict]:
-    """Three questions of different kinds in turns of one conversation, counting first in half of them."""
-    kinds = [ask_quarter_counts, ask_presence, ask_location, ask_density, ask_description]
-    order = torch.randperm(len(kinds), generator=generator).tolist()
-    chosen = [kinds[index] for index in order[:2]]
+    """Three questions of different kinds in turns of one conversation, counting first in half of them.
+
+    The kinds with long answers are rarer: the loss is a mean over tokens, and one box has as many as eight counts.
+    """
+    kinds = {ask_quarter_counts: 0.4, ask_presence: 0.25, ask_density: 0.15, ask_location: 0.1, ask_description: 0.1}
+    order = torch.multinomial(torch.tensor(list(kinds.values())), 2, generator=generator).tolist()
+    chosen = [list(kinds)[index] for index in order]
     chosen.insert(torch.randint(2, (), generator=generator).item(), ask_count)
     return [message for ask in chosen for message in turn(*ask(boxes, size, generator))]
 

@@ -1,0 +1,83 @@
+"""The tiny checkpoint in InternVL's original naming, in ours: written for the tests, apart from the package's own."""
+
+import json
+import re
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file
+
+from modeling_vitp import ViTPConfig, ViTPForConditionalGeneration, ViTPVisionModel
+
+FOLDER = Path(__file__).parent / "fixtures" / "internvl_tiny_original"
+IMAGE_TOKEN_ID = 7
+
+RENAMES = [
+    (r"^language_model\.lm_head\.", "lm_head."),
+    (r"^language_model\.model\.", "model.language_model."),
+    (r"^mlp1\.0\.", "model.multi_modal_projector.layer_norm."),
+    (r"^mlp1\.1\.", "model.multi_modal_projector.linear_1."),
+    (r"^mlp1\.3\.", "model.multi_modal_projector.linear_2."),
+    (r"^vision_model\.", "model.vision_tower."),
+    (r"embeddings\.class_embedding$", "embeddings.cls_token"),
+    (r"embeddings\.position_embedding$", "embeddings.position_embeddings"),
+    (r"embeddings\.patch_embedding\.", "embeddings.patch_embeddings.projection."),
+    (r"encoder\.layers\.", "encoder.layer."),
+    (r"\.attn\.proj\.", ".attention.projection_layer."),
+    (r"\.norm1\.", ".layernorm_before."),
+    (r"\.norm2\.", ".layernorm_after."),
+    (r"\.ls([12])$", r".lambda_\1"),
+]
+
+
+def renamed(original: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    state = {}
+    for key, value in original.items():
+        for pattern, name in RENAMES:
+            key = re.sub(pattern, name, key)
+        if ".attn.qkv." in key:
+            for name, part in zip("qkv", value.chunk(3)):
+                state[key.replace(".attn.qkv.", f".attention.{name}_proj.")] = part
+        else:
+            state[key] = value
+    return state
+
+
+def original_config() -> ViTPConfig:
+    config = json.loads((FOLDER / "config.json").read_text())
+    vision, text = config["vision_config"], config["llm_config"]
+    same = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "hidden_act")
+    return ViTPConfig(
+        vision_config={
+            **{name: vision[name] for name in (*same, "layer_norm_eps")},
+            "image_size": vision["image_size"],
+            "patch_size": vision["patch_size"],
+            "attention_bias": vision["qkv_bias"],
+            "use_qk_norm": vision["qk_normalization"],
+        },
+        text_config={
+            **{name: text[name] for name in (*same, "num_key_value_heads", "vocab_size", "rms_norm_eps")},
+            "model_type": "qwen2",
+            "max_position_embeddings": text["max_position_embeddings"],
+            "rope_parameters": {"rope_type": "default", "rope_theta": text["rope_theta"]},
+            "tie_word_embeddings": text["tie_word_embeddings"],
+        },
+        image_token_id=IMAGE_TOKEN_ID,
+        downsample_ratio=config["downsample_ratio"],
+    )
+
+
+def original_model() -> ViTPForConditionalGeneration:
+    model = ViTPForConditionalGeneration(original_config())
+    model.load_state_dict(renamed(load_file(FOLDER / "model.safetensors")))
+    return model.eval()
+
+
+def original_vision_model() -> ViTPVisionModel:
+    model = ViTPVisionModel(original_config().vision_config)
+    model.load_state_dict(renamed(load_file(FOLDER / "vision_only.safetensors")))
+    return model.eval()
+
+
+def expected() -> dict[str, torch.Tensor]:
+    return load_file(FOLDER / "expected.safetensors")

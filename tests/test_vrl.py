@@ -1,0 +1,224 @@
+import importlib.util
+import itertools
+import json
+import math
+import os
+import subprocess
+import sys
+from collections import Counter
+from decimal import Decimal
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from modeling_vitp import vrl
+from modeling_vitp.vrl import (
+    check_apply_prob,
+    check_drop_ratio,
+    draw_visual_tokens,
+    keyed_generator,
+    num_kept_tokens,
+)
+
+CASES = settings(deadline=None, derandomize=True, database=None, max_examples=200)
+
+
+def kept_of(num_tokens: int, percent: int) -> int:
+    """ceil((100 - percent) / 100 * num_tokens) in integers."""
+    return -((-(100 - percent) * num_tokens) // 100)
+
+
+def chi_square_bounds(freedom: int, z: float = 3.3) -> tuple[float, float]:
+    """Wilson-Hilferty approximation of the quantiles at -z and +z: 99.9% lies between them."""
+    spread = 2 / (9 * freedom)
+    return tuple(freedom * (1 - spread + sign * z * math.sqrt(spread)) ** 3 for sign in (-1, 1))
+
+
+def assert_chi_square(statistic: float, freedom: int) -> None:
+    low, high = chi_square_bounds(freedom)
+    assert low < statistic < high
+
+
+def test_chi_square_bounds_agree_with_tables():
+    assert chi_square_bounds(27, z=2.3263)[1] == pytest.approx(46.963, rel=2e-3)
+    assert chi_square_bounds(10, z=1.6449) == pytest.approx((3.940, 18.307), rel=5e-3)
+
+
+def test_number_of_kept_tokens_is_the_exact_decimal_ceiling():
+    wrong = [
+        (percent, num_tokens)
+        for percent in range(100)
+        for num_tokens in range(1, 4097)
+        if num_kept_tokens(num_tokens, percent / 100) != kept_of(num_tokens, percent)
+    ]
+    assert wrong == []
+
+
+def test_ratio_of_seven_tenths_keeps_three_of_ten():
+    assert math.ceil((1 - 0.7) * 10) == 4
+    assert num_kept_tokens(10, 0.7) == 3
+    assert len(draw_visual_tokens(10, 0.7)) == 3
+
+
+@given(digits=st.integers(0, 10**6 - 1), num_tokens=st.integers(0, 10**5))
+@CASES
+def test_number_of_kept_tokens_is_exact_for_longer_decimals(digits, num_tokens):
+    ratio = float(Decimal(digits) / 10**6)
+    assert num_kept_tokens(num_tokens, ratio) == -((-(10**6 - digits) * num_tokens) // 10**6)
+
+
+@given(percent=st.integers(0, 99), num_tokens=st.integers(0, 600), key=st.tuples(st.integers(), st.text()))
+@CASES
+def test_draw_is_ascending_unique_in_range_and_of_the_right_size(percent, num_tokens, key):
+    drawn = draw_visual_tokens(num_tokens, percent / 100, generator=keyed_generator(*key))
+    assert drawn.dtype == torch.int64
+    values = drawn.tolist()
+    assert len(values) == kept_of(num_tokens, percent)
+    assert all(low < high for low, high in itertools.pairwise([-1, *values, num_tokens]))
+
+
+def test_ratio_of_zero_keeps_every_token():
+    assert draw_visual_tokens(37, 0.0).tolist() == list(range(37))
+
+
+@pytest.mark.parametrize(("num_tokens", "drop_ratio", "num_kept"), [(28, 0.75, 7), (30, 0.37, 19)])
+def test_every_token_is_kept_equally_often(num_tokens, drop_ratio, num_kept):
+    draws = 4000
+    counts = torch.zeros(num_tokens)
+    for sample in range(draws):
+        counts[draw_visual_tokens(num_tokens, drop_ratio, generator=keyed_generator(0, sample, 0))] += 1
+    share = num_kept / num_tokens
+    assert counts.sum() == draws * num_kept
+    # Without replacement the counts have covariance draws * share * (1 - share) * n / (n - 1) * (I - 1/n).
+    statistic = ((counts - draws * share) ** 2).sum().item() / (draws * share * (1 - share))
+    assert_chi_square(statistic * (num_tokens - 1) / num_tokens, num_tokens - 1)
+
+
+@pytest.mark.parametrize(("num_tokens", "drop_ratio", "num_kept"), [(8, 0.75, 2), (7, 0.4, 5), (6, 0.5, 3)])
+def test_every_subset_is_drawn_equally_often(num_tokens, drop_ratio, num_kept):
+    subsets = list(itertools.combinations(range(num_tokens), num_kept))
+    expected = 150
+    counts = Counter(
+        tuple(draw_visual_tokens(num_tokens, drop_ratio, generator=keyed_generator(1, sample, 0)).tolist())
+        for sample in range(expected * len(subsets))
+    )
+    assert set(counts) == set(subsets)
+    statistic = sum((counts[subset] - expected) ** 2 / expected for subset in subsets)
+    assert_chi_square(statistic, len(subsets) - 1)
+
+
+@pytest.mark.parametrize("other", [(0, 0, 1), (0, 1, 0), (1, 0, 0)], ids=["epoch", "sample", "seed"])
+def test_draws_of_neighbouring_keys_overlap_by_chance_only(other):
+    num_tokens, num_kept, draws = 32, 8, 1500
+    total = 0
+    for base in range(0, 10 * draws, 10):
+        keys = (base, base, base), tuple(base + step for step in other)
+        first, second = (
+            set(draw_visual_tokens(num_tokens, 0.75, generator=keyed_generator(*key)).tolist()) for key in keys
+        )
+        total += len(first & second)
+    mean = num_kept**2 / num_tokens
+    variance = mean * (1 - num_kept / num_tokens) * (num_tokens - num_kept) / (num_tokens - 1)
+    assert abs(total - draws * mean) < 3.3 * math.sqrt(draws * variance)
+
+
+def test_draw_depends_on_the_key_alone():
+    keys = [(seed, sample, epoch) for seed in (0, 1) for sample in ("a", 7) for epoch in (0, 1)]
+    torch.manual_seed(0)
+    forwards = {key: draw_visual_tokens(64, 0.75, 0.8, keyed_generator(*key)).tolist() for key in keys}
+    torch.manual_seed(1234)
+    state = torch.get_rng_state()
+    backwards = {key: draw_visual_tokens(64, 0.75, 0.8, keyed_generator(*key)).tolist() for key in reversed(keys)}
+    assert forwards == backwards
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_draw_is_the_same_in_another_process():
+    program = (
+        "import importlib.util, json, sys\n"
+        "spec = importlib.util.spec_from_file_location('vrl', sys.argv[1])\n"
+        "vrl = importlib.util.module_from_spec(spec)\n"
+        "spec.loader.exec_module(vrl)\n"
+        "print(json.dumps([vrl.draw_visual_tokens(40, 0.6, 0.5, vrl.keyed_generator(3, f's{i}', 2)).tolist()"
+        " for i in range(20)]))\n"
+    )
+    there = subprocess.run(
+        [sys.executable, "-c", program, importlib.util.find_spec(vrl.__name__).origin],
+        capture_output=True,
+        check=True,
+        text=True,
+        env={**os.environ, "PYTHONHASHSEED": "4711"},
+    )
+    here = [draw_visual_tokens(40, 0.6, 0.5, keyed_generator(3, f"s{i}", 2)).tolist() for i in range(20)]
+    assert json.loads(there.stdout) == here
+
+
+def test_every_key_has_a_draw_of_its_own():
+    keys = [*itertools.product(range(5), range(20), range(5)), (0, 12, 3, 4), ("01", 23, 4), (0, "a b"), (0, "a", "b")]
+    draws = {tuple(draw_visual_tokens(128, 0.5, generator=keyed_generator(*key)).tolist()) for key in keys}
+    assert len(draws) == len(keys)
+
+
+def test_sample_id_is_read_alike_as_number_and_string():
+    number, string = (draw_visual_tokens(64, 0.75, generator=keyed_generator(0, sample, 1)) for sample in (5, "5"))
+    assert torch.equal(number, string)
+
+
+def test_without_a_key_the_global_generator_draws():
+    runs = []
+    for _ in range(2):
+        torch.manual_seed(3)
+        runs.append([draw_visual_tokens(128, 0.5).tolist() for _ in range(2)])
+    assert runs[0] == runs[1]
+    assert runs[0][0] != runs[0][1]
+
+
+@pytest.mark.parametrize("apply_prob", [0.25, 0.6])
+def test_share_of_samples_that_are_shortened_is_the_apply_probability(apply_prob):
+    draws = 4000
+    lengths = Counter(
+        len(draw_visual_tokens(16, 0.75, apply_prob, keyed_generator(0, sample, 0))) for sample in range(draws)
+    )
+    assert set(lengths) == {4, 16}
+    assert abs(lengths[4] - draws * apply_prob) < 3.3 * math.sqrt(draws * apply_prob * (1 - apply_prob))
+
+
+@pytest.mark.parametrize(("apply_prob", "kept"), [(0.0, 16), (1.0, 4)])
+def test_apply_probability_of_zero_keeps_all_and_of_one_always_drops(apply_prob, kept):
+    lengths = {len(draw_visual_tokens(16, 0.75, apply_prob, keyed_generator(sample))) for sample in range(500)}
+    assert lengths == {kept}
+
+
+def test_apply_probability_does_not_bias_the_tokens_that_are_drawn():
+    num_tokens, draws = 16, 12000
+    counts = torch.zeros(num_tokens)
+    shortened = 0
+    for sample in range(draws):
+        drawn = draw_visual_tokens(num_tokens, 0.75, 0.3, keyed_generator(2, sample))
+        if len(drawn) < num_tokens:
+            counts[drawn] += 1
+            shortened += 1
+    statistic = ((counts - shortened / 4) ** 2).sum().item() / (shortened * 0.25 * 0.75)
+    assert_chi_square(statistic * (num_tokens - 1) / num_tokens, num_tokens - 1)
+
+
+@pytest.mark.parametrize("drop_ratio", [1.0, 1, 1.5, -0.1, math.nan, math.inf])
+def test_drop_ratio_outside_the_half_open_unit_interval_is_an_error(drop_ratio):
+    for call in (check_drop_ratio, lambda ratio: num_kept_tokens(8, ratio), lambda ratio: draw_visual_tokens(8, ratio)):
+        with pytest.raises(ValueError, match="vrl_drop_ratio"):
+            call(drop_ratio)
+
+
+@pytest.mark.parametrize("apply_prob", [1.5, -0.1, math.nan])
+def test_apply_probability_outside_the_unit_interval_is_an_error(apply_prob):
+    for call in (check_apply_prob, lambda prob: draw_visual_tokens(8, 0.5, prob)):
+        with pytest.raises(ValueError, match="vrl_apply_prob"):
+            call(apply_prob)
+
+
+@pytest.mark.parametrize("drop_ratio", [0, 0.0, 0.75, 0.999])
+def test_valid_drop_ratio_is_returned_as_a_float(drop_ratio):
+    assert isinstance(check_drop_ratio(drop_ratio), float)
+    assert check_drop_ratio(drop_ratio) == drop_ratio
