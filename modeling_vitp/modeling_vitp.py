@@ -20,6 +20,7 @@ from transformers.models.internvl.modeling_internvl import (
     InternVLVisionLayer,
     InternVLVisionModelOutputWithPooling,
 )
+from transformers.utils.deprecation import deprecate_kwarg
 from transformers.utils.generic import can_return_tuple, merge_with_config_defaults
 from transformers.utils.output_capturing import select_hidden_states
 
@@ -160,6 +161,7 @@ class ViTPModel(InternVLModel):
         return vision_outputs
 
     @can_return_tuple
+    @deprecate_kwarg("past_key_values", "5.40.0", new_name="cache")
     def forward(
         self,
         input_ids: torch.LongTensor | None = None,
@@ -181,6 +183,10 @@ class ViTPModel(InternVLModel):
                 tile. `input_ids` holds one image token for each, and `position_ids` their positions in the full
                 sequence; [`ViTPProcessor`] makes all three.
         """
+        if visual_token_indices is not None and attention_mask is None and cache is None:
+            # Without a mask, transformers would read the gaps in the positions as borders of packed sequences.
+            tokens = input_ids if input_ids is not None else inputs_embeds
+            attention_mask = torch.ones(tokens.shape[:2], dtype=torch.long, device=tokens.device)
         if visual_token_indices is not None and pixel_values is not None:
             mm_encoder_outputs = {
                 **(mm_encoder_outputs or {}),
@@ -193,10 +199,6 @@ class ViTPModel(InternVLModel):
                 ),
             }
             pixel_values = None
-            if attention_mask is None and cache is None:
-                # Without a mask, transformers would read the gaps in the positions as borders of packed sequences.
-                tokens = input_ids if input_ids is not None else inputs_embeds
-                attention_mask = torch.ones(tokens.shape[:2], dtype=torch.long, device=tokens.device)
         return super().forward(
             input_ids=input_ids,
             pixel_values=pixel_values,
@@ -229,6 +231,7 @@ class ViTPForConditionalGeneration(InternVLForConditionalGeneration):
         return self.model.get_image_features(pixel_values=pixel_values, **kwargs)
 
     @can_return_tuple
+    @deprecate_kwarg("past_key_values", "5.40.0", new_name="cache")
     def forward(
         self,
         input_ids: torch.LongTensor | None = None,

@@ -41,19 +41,21 @@ def transform(example: dict, generator: torch.Generator) -> dict:
     return {"images": [image], "messages": converse(boxes, image.size[0], generator)}
 
 
-def random_view(
-    image: Image.Image, boxes: list[list[int]], generator: torch.Generator
-) -> tuple[Image.Image, np.ndarray]:
-    """A random square crop, flipped and turned; boxes of shape (num_trees, 4), in pixels of the view, uncut."""
+def random_view(image: Image.Image, boxes: list[list[int]], generator: torch.Generator) -> tuple[Image.Image, np.ndarray]:
+    """A random square crop, flipped and turned; boxes of shape (num_trees, 4), in pixels of the view, uncut.
+
+    Of two random places the one with more trees is taken, since most of the ground is open.
+    """
 
     def uniform(low, high):
         return low + (high - low) * torch.rand((), generator=generator).item()
 
+    boxes = np.array(boxes, dtype=np.int64).reshape(-1, 4)
     size = min(round(CROP * uniform(*SCALES)), *image.size)
-    left = int(uniform(0, image.size[0] - size + 1))
-    top = int(uniform(0, image.size[1] - size + 1))
+    corners = [[int(uniform(0, side - size + 1)) for side in image.size] for _ in range(2)]
+    left, top = max(corners, key=lambda corner: is_inside(boxes - corner * 2, size).sum())
     image = image.crop((left, top, left + size, top + size))
-    boxes = np.array(boxes, dtype=np.int64).reshape(-1, 4) - [left, top, left, top]
+    boxes = boxes - [left, top, left, top]
     boxes = boxes[is_inside(boxes, size)]
     if uniform(0, 1) < 0.5:
         image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
