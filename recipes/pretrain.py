@@ -14,10 +14,10 @@ import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from datasets import load_dataset
 from from_scratch import sample_texts
 from models import load_start
 from plots import draw_losses
+from rows import load_rows
 from transformers import set_seed
 from transformers.trainer_utils import get_last_checkpoint
 from trl import ModelConfig, ScriptArguments, TrlParser
@@ -67,9 +67,7 @@ def main(argv: list[str] | None = None) -> int:
     output_dir = Path(training_args.output_dir)
     set_seed(training_args.seed)
 
-    datasets = load_dataset(
-        script_args.dataset_name, script_args.dataset_config, streaming=script_args.dataset_streaming
-    )
+    datasets = load_rows(script_args)
     task = importlib.import_module(f"tasks.{script_args.task}") if script_args.task else None
     if task is not None:
         train_dataset, eval_dataset = task.prepare(datasets)

@@ -70,8 +70,12 @@ def check_answer(question, answer, boxes, size):
         quarters[next(name for name, value in WORDS.items() if value == place)] += 1
     if question == "How many trees are there?":
         assert int(answer) == len(boxes)
-    elif question == "How many trees are in each quarter?":
-        assert {part.rsplit(" ", 1)[0]: int(part.rsplit(" ", 1)[1]) for part in answer.split(", ")} == quarters
+    elif question.startswith("How many trees are in the "):
+        name = re.fullmatch(r"How many trees are in the (.*) quarter\?", question).group(1)
+        assert int(answer) == quarters[name]
+    elif question.startswith("Are there more than "):
+        number = int(re.fullmatch(r"Are there more than (\d+) trees\?", question).group(1))
+        assert answer == ("yes" if len(boxes) > number else "no")
     elif question.startswith("Is there a tree in the "):
         name = re.fullmatch(r"Is there a tree in the (.*) quarter\?", question).group(1)
         assert answer == ("yes" if quarters[name] > 0 else "no")
@@ -89,7 +93,7 @@ def check_answer(question, answer, boxes, size):
         )
         assert all(0 <= corner <= 1000 for corner in corners)
     elif question == "How dense is the forest?":
-        per_crop = len(boxes) * 256**2 / size**2
+        per_crop = len(boxes) * 224**2 / size**2
         bounds = {"no": (0, 0), "open": (0, 4), "sparse": (4, 12), "dense": (12, 10**9)}[answer]
         assert per_crop == 0 if answer == "no" else bounds[0] <= per_crop < bounds[1] and boxes
     else:
@@ -110,23 +114,22 @@ def test_every_answer_is_true_of_the_view(key):
     boxes = np.concatenate([corner, corner + generator.integers(12, 60, corner.shape)], axis=1)
     boxes = boxes[instructions.is_inside(boxes, size)]
     messages = instructions.converse(boxes, size, keyed_generator(key))
-    assert [message["role"] for message in messages] == ["user", "assistant"] * 3
+    assert [message["role"] for message in messages] == ["user", "assistant"] * 5
     for question, answer in zip(messages[::2], messages[1::2]):
         check_answer(question["content"], answer["content"], boxes.tolist(), size)
 
 
-def test_all_kinds_of_questions_are_asked_and_presence_is_balanced():
-    boxes = np.array([[10, 10, 30, 30], [150, 20, 180, 50]])
+def test_all_kinds_of_questions_are_asked_and_yes_and_no_are_balanced():
+    boxes = np.array([[10, 10, 30, 30], [150, 20, 180, 50], *[[150, 30, 180, 60]] * 4])
     answers = {}
     for key in range(600):
-        messages = instructions.converse(boxes, 256, keyed_generator(key))
+        messages = instructions.converse(boxes, 224, keyed_generator(key))
         for question, answer in zip(messages[::2], messages[1::2]):
-            answers.setdefault(re.sub("|".join(WORDS), "…", question["content"]), []).append(answer["content"])
-    assert len(answers) == 6
-    share = answers["Is there a tree in the … quarter?"].count("yes") / len(
-        answers["Is there a tree in the … quarter?"]
-    )
-    assert 0.4 < share < 0.6
+            kind = re.sub("|".join([*WORDS, r"\d+"]), "…", question["content"])
+            answers.setdefault(kind, []).append(answer["content"])
+    assert len(answers) == 1 + len(instructions.KINDS) == 7
+    for kind in ("Is there a tree in the … quarter?", "Are there more than … trees?"):
+        assert 0.4 < answers[kind].count("yes") / len(answers[kind]) < 0.6, kind
 
 
 def test_the_transform_is_a_pure_function_of_its_generator(aerial_trees):
@@ -145,7 +148,7 @@ def test_the_test_ground_lies_behind_a_gap_that_no_training_crop_bridges(aerial_
     assert test_start - train_end >= largest_crop
     assert {row["scene"] for row in aerial_trees["test"]} == {"yellowstone"}
     assert "yellowstone_2" not in set(aerial_trees["train"]["scene"])
-    assert all(row["image"].size == (256, 256) for split in ("test", "second_scene") for row in aerial_trees[split])
+    assert all(row["image"].size == (224, 224) for split in ("test", "second_scene") for row in aerial_trees[split])
 
 
 def test_training_rows_are_repeated_under_ids_of_their_own(aerial_trees):

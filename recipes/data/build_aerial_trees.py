@@ -8,7 +8,7 @@ The split, in pixels of the big Yellowstone scene (2299 x 2472, about 0.1 m a pi
 
     x     0 .. 1289   training: windows of 512, stride 392
     x  1289 .. 1609   gap of 320, wider than any training crop
-    x  1609 .. 2299   test: crops of 256, stride 128 (the right-hand 30%)
+    x  1609 .. 2299   test: crops of 224, stride 112 (the right-hand 30%)
 
 The two small scenes (Florida, California) are training windows too. The second Yellowstone scene is a test ground of
 its own, `second_scene`, and nothing is ever trained on it.
@@ -30,7 +30,7 @@ BIG_SCENE, SECOND_SCENE = "2019_YELL_2_528000_4978000_image_crop2", "2019_YELL_2
 SMALL_SCENES = ("OSBS_029", "SOAP_061")
 TEST_START, GAP = 1609, 320
 WINDOW, WINDOW_STRIDE = 512, 392
-CROP, TEST_STRIDE, SECOND_STRIDE = 256, 128, 256
+CROP, TEST_STRIDE, SECOND_STRIDE = 224, 112, 224
 JPEG_QUALITY = 80
 
 FEATURES = Features(

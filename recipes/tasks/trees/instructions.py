@@ -12,7 +12,7 @@ import torch
 from datasets import Dataset, DatasetDict, concatenate_datasets
 from PIL import Image
 
-CROP = 256  # pixels of a test crop; training crops are CROP * scale
+CROP = 224  # pixels of a test crop; training crops are CROP * scale
 SCALES = (0.85, 1.15)
 QUARTERS = ("top left", "top right", "bottom left", "bottom right")
 COUNT = "How many trees are there?"
@@ -41,7 +41,9 @@ def transform(example: dict, generator: torch.Generator) -> dict:
     return {"images": [image], "messages": converse(boxes, image.size[0], generator)}
 
 
-def random_view(image: Image.Image, boxes: list[list[int]], generator: torch.Generator) -> tuple[Image.Image, np.ndarray]:
+def random_view(
+    image: Image.Image, boxes: list[list[int]], generator: torch.Generator
+) -> tuple[Image.Image, np.ndarray]:
     """A random square crop, flipped and turned; boxes of shape (num_trees, 4), in pixels of the view, uncut.
 
     Of two random places the one with more trees is taken, since most of the ground is open.
@@ -72,15 +74,15 @@ def is_inside(boxes: np.ndarray, size: int) -> np.ndarray:
 
 
 def converse(boxes: np.ndarray, size: int, generator: torch.Generator) -> list[dict]:
-    """Three questions of different kinds in turns of one conversation, counting first in half of them.
+    """Five questions in turns of one conversation: the number of trees, at a random place, and four of other kinds.
 
     The kinds with long answers are rarer: the loss is a mean over tokens, and one box has as many as eight counts.
     """
-    kinds = {ask_quarter_counts: 0.4, ask_presence: 0.25, ask_density: 0.15, ask_location: 0.1, ask_description: 0.1}
-    order = torch.multinomial(torch.tensor(list(kinds.values())), 2, generator=generator).tolist()
-    chosen = [list(kinds)[index] for index in order]
-    chosen.insert(torch.randint(2, (), generator=generator).item(), ask_count)
-    return [message for ask in chosen for message in turn(*ask(boxes, size, generator))]
+    kinds = list(KINDS)
+    chosen = torch.multinomial(torch.tensor(list(KINDS.values())), TURNS - 1, replacement=True, generator=generator)
+    asked = [kinds[index] for index in chosen.tolist()]
+    asked.insert(torch.randint(TURNS, (), generator=generator).item(), ask_count)
+    return [message for ask in asked for message in turn(*ask(boxes, size, generator))]
 
 
 def turn(question: str, answer: str) -> list[dict]:
@@ -97,10 +99,15 @@ def ask_count(boxes, size, generator):
     return COUNT, str(len(boxes))
 
 
-def ask_quarter_counts(boxes, size, generator):
-    counts = quarter_counts(boxes, size)
-    answer = ", ".join(f"{quarter} {count}" for quarter, count in zip(QUARTERS, counts))
-    return "How many trees are in each quarter?", answer
+def ask_quarter_count(boxes, size, generator):
+    quarter = torch.randint(4, (), generator=generator).item()
+    return f"How many trees are in the {QUARTERS[quarter]} quarter?", str(quarter_counts(boxes, size)[quarter])
+
+
+def ask_comparison(boxes, size, generator):
+    """With a number close to the true one, on either side of it equally often."""
+    number = max(len(boxes) + torch.randint(-3, 3, (), generator=generator).item(), 0)
+    return f"Are there more than {number} trees?", "yes" if len(boxes) > number else "no"
 
 
 def ask_presence(boxes, size, generator):
@@ -129,6 +136,17 @@ def ask_description(boxes, size, generator):
         return "Describe the image.", "An aerial image of open ground without trees."
     fullest = QUARTERS[int(np.argmax(quarter_counts(boxes, size)))]
     return "Describe the image.", f"An aerial image of {density(len(boxes), size)} forest, most trees in the {fullest}."
+
+
+KINDS = {  # of question, and how often each is asked
+    ask_quarter_count: 0.3,
+    ask_comparison: 0.3,
+    ask_presence: 0.15,
+    ask_density: 0.1,
+    ask_location: 0.1,
+    ask_description: 0.05,
+}
+TURNS = 5
 
 
 def density(count: int, size: int) -> str:
