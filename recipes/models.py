@@ -2,7 +2,6 @@
 
 from collections.abc import Iterable
 
-import torch
 from from_scratch import build_model, build_tokenizer
 from transformers import AutoConfig, AutoTokenizer, InternVLForConditionalGeneration
 from trl import ModelConfig
@@ -70,8 +69,7 @@ def from_internvl(model: InternVLForConditionalGeneration) -> ViTPForConditional
         owner.pop("architectures", None)
     config = ViTPConfig(**fields)
     config._attn_implementation = model.config._attn_implementation
-    with torch.device("meta"):
-        converted = ViTPForConditionalGeneration(config)
+    converted = ViTPForConditionalGeneration(config)
     converted.load_state_dict(model.state_dict(), assign=True)
     converted.tie_weights()
     converted.generation_config = model.generation_config
