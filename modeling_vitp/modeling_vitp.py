@@ -19,6 +19,7 @@ from transformers.models.internvl.modeling_internvl import (
     InternVLVisionEncoder,
     InternVLVisionLayer,
     InternVLVisionModelOutputWithPooling,
+    InternVLVisionPreTrainedModel,
 )
 from transformers.utils.deprecation import deprecate_kwarg
 from transformers.utils.generic import can_return_tuple, merge_with_config_defaults
@@ -53,23 +54,12 @@ class ViTPVisionEncoder(InternVLVisionEncoder):
         self.gradient_checkpointing = False
 
 
-class ViTPVisionModel(InternVLVisionModel):
-    """The ViT of ViTP: what pretraining keeps, as a backbone."""
-
+class ViTPVisionPreTrainedModel(InternVLVisionPreTrainedModel):
     config: ViTPVisionConfig
     config_class = ViTPVisionConfig
     base_model_prefix = "vitp_vision"
     input_modalities = ("image",)
     _no_split_modules = ["ViTPVisionLayer"]
-
-    def __init__(self, config: ViTPVisionConfig):
-        super(InternVLVisionModel, self).__init__(config)
-        self.embeddings = InternVLVisionEmbeddings(config)
-        self.encoder = ViTPVisionEncoder(config)
-        self.layernorm = (
-            nn.Identity() if config.use_mean_pooling else nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
-        )
-        self.post_init()
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module):
@@ -79,6 +69,19 @@ class ViTPVisionModel(InternVLVisionModel):
             init.trunc_normal_(module.cls_token, std=self.config.initializer_range)
             if module.position_embeddings is not None:
                 init.trunc_normal_(module.position_embeddings, std=self.config.initializer_range)
+
+
+class ViTPVisionModel(ViTPVisionPreTrainedModel, InternVLVisionModel):
+    """The ViT of ViTP: what pretraining keeps, as a backbone."""
+
+    def __init__(self, config: ViTPVisionConfig):
+        super(InternVLVisionModel, self).__init__(config)
+        self.embeddings = InternVLVisionEmbeddings(config)
+        self.encoder = ViTPVisionEncoder(config)
+        self.layernorm = (
+            nn.Identity() if config.use_mean_pooling else nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        )
+        self.post_init()
 
     @can_return_tuple
     def forward(

@@ -1,0 +1,127 @@
+"""Configurations of the ViT as a backbone for dense tasks, and of the models on top of it."""
+
+from huggingface_hub.dataclasses import strict
+from transformers import InternVLVisionConfig, UperNetConfig
+from transformers.backbone_utils import BackboneConfigMixin
+
+from .configuration_vitp import ViTPVisionConfig
+
+
+@strict
+class ViTPBackboneConfig(BackboneConfigMixin, ViTPVisionConfig):
+    r"""Configuration of [`ViTPBackbone`]: the ViT with its layers as stages, `stem` (the embeddings), `stage1`, …
+
+    Args:
+        out_features (`list[str]`, *optional*):
+            Stages to give as feature maps; the last one if neither this nor `out_indices` is given.
+        out_indices (`list[int]`, *optional*):
+            The same by number, 0 for the stem.
+
+    The other arguments are those of [`ViTPVisionConfig`].
+    """
+
+    model_type = "vitp_backbone"
+
+    _out_features: list[str] | None = None
+    _out_indices: list[int] | None = None
+
+    def __post_init__(self, **kwargs):
+        self.stage_names = self.list_stages()
+        self.set_output_features_output_indices(
+            out_features=kwargs.pop("out_features", None), out_indices=kwargs.pop("out_indices", None)
+        )
+        super().__post_init__(**kwargs)
+
+    def list_stages(self) -> list[str]:
+        return ["stem", *(f"stage{layer}" for layer in range(1, self.num_hidden_layers + 1))]
+
+    @classmethod
+    def get_config_dict(cls, pretrained_model_name_or_path, **kwargs) -> tuple[dict, dict]:
+        """Also reads an exported backbone and a [`ViTPVisionModel`]: the same weights."""
+        config, kwargs = super().get_config_dict(pretrained_model_name_or_path, **kwargs)
+        if config.get("model_type") in (InternVLVisionConfig.model_type, ViTPVisionConfig.model_type):
+            config["model_type"] = cls.model_type
+            config.pop("auto_map", None)
+        return config, kwargs
+
+
+@strict
+class ViTPAdapterConfig(ViTPBackboneConfig):
+    r"""Configuration of [`ViTPAdapter`] (ViT-Adapter, arXiv 2205.08534). The defaults are those of ViTP's fine-tuning.
+
+    Args:
+        interaction_layers (`list[list[int]]`, *optional*):
+            First and last layer of the ViT in each interaction, which must follow on one another and cover all
+            layers. For 24 layers, by default, 0-7, 8-11, 12-15 and 16-23; otherwise four equal parts.
+        deformable_heads (`int`, defaults to 16), deformable_points (`int`, defaults to 4):
+            Heads, and sampling points a head and level, of the deformable attention.
+        deformable_ratio (`float`, defaults to 0.25):
+            Width of the deformable attention's values, as a share of `hidden_size`.
+        feed_forward_ratio (`float`, defaults to 0.25):
+            Width of the extractors' convolutional feed-forward, as a share of `hidden_size`.
+        injector_init_value (`float`, defaults to 0.1):
+            Start of the injectors' gate.
+        extra_extractors (`int`, defaults to 2):
+            Extractors after the last interaction.
+        spatial_prior_channels (`int`, defaults to 64):
+            Base width of the convolutional stem.
+        spatial_prior_norm (`str`, defaults to `"layer_norm"`):
+            `"layer_norm"` (over channels) or `"batch_norm"`, which the published ViT-Adapter has (synchronised; see
+            `torch.nn.SyncBatchNorm.convert_sync_batchnorm`). Also the norm of the four maps.
+        add_vit_features (`bool`, defaults to `True`):
+            Whether the ViT's last features are added to the four maps.
+
+    The other arguments are those of [`ViTPBackboneConfig`]; the stages are the maps at strides 4, 8, 16 and 32, all
+    four of which are given by default.
+    """
+
+    model_type = "vitp_adapter"
+
+    patch_size: int | list[int] | tuple[int, int] = (16, 16)
+    interaction_layers: list[list[int]] | None = None
+    deformable_heads: int = 16
+    deformable_points: int = 4
+    deformable_ratio: float | int = 0.25
+    feed_forward_ratio: float | int = 0.25
+    injector_init_value: float | int = 0.1
+    extra_extractors: int = 2
+    spatial_prior_channels: int = 64
+    spatial_prior_norm: str = "layer_norm"
+    add_vit_features: bool = True
+
+    def __post_init__(self, **kwargs):
+        if kwargs.get("out_features") is None and kwargs.get("out_indices") is None:
+            kwargs["out_features"] = self.list_stages()
+        if self.interaction_layers is None:
+            depth = self.num_hidden_layers
+            ends = [8, 12, 16, 24] if depth == 24 else [round(depth * part / 4) for part in (1, 2, 3, 4)]
+            self.interaction_layers = [[start, end - 1] for start, end in zip([0, *ends], ends)]
+        super().__post_init__(**kwargs)
+
+    def list_stages(self) -> list[str]:
+        return ["stride4", "stride8", "stride16", "stride32"]
+
+    def validate_adapter(self):
+        covered = [layer for first, last in self.interaction_layers for layer in range(first, last + 1)]
+        if len(self.interaction_layers) != 4 or covered != list(range(self.num_hidden_layers)):
+            raise ValueError(
+                f"interaction_layers={self.interaction_layers} must be four [first, last] ranges that follow on one "
+                f"another and cover layers 0 to {self.num_hidden_layers - 1}."
+            )
+        if self.spatial_prior_norm not in ("layer_norm", "batch_norm"):
+            raise ValueError(
+                f"spatial_prior_norm={self.spatial_prior_norm!r} is neither 'layer_norm' nor 'batch_norm'."
+            )
+        if tuple(self.patch_size) != (16, 16):
+            raise ValueError(
+                f"patch_size={self.patch_size}: the adapter's maps need patches of 16 pixels. Resample the backbone."
+            )
+        width = int(self.hidden_size * self.deformable_ratio)
+        if width % self.deformable_heads:
+            raise ValueError(
+                f"deformable_heads={self.deformable_heads} does not divide the values' width of {width} (hidden_size * "
+                "deformable_ratio)."
+            )
+
+
+__all__ = ["ViTPAdapterConfig", "ViTPBackboneConfig"]

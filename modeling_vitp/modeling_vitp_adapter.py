@@ -1,0 +1,290 @@
+"""ViT-Adapter (arXiv 2205.08534) on ViTP's ViT: maps at strides 4, 8, 16 and 32 for dense prediction.
+
+A convolutional stem (spatial prior) gives maps at strides 4 to 32. The last three, as one sequence of tokens, exchange
+features with the ViT in four interactions: an injector brings them into the patch tokens before a range of the ViT's
+layers, an extractor brings the patch tokens back after it, both by deformable attention.
+"""
+
+import math
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+from transformers import initialization as init
+from transformers.backbone_utils import BackboneMixin
+from transformers.modeling_layers import GradientCheckpointingLayer
+from transformers.modeling_outputs import BackboneOutput
+from transformers.models.deformable_detr.modeling_deformable_detr import MultiScaleDeformableAttention
+from transformers.models.dinov3_vit.modeling_dinov3_vit import Dinov3ViTDropPath
+from transformers.models.internvl.modeling_internvl import InternVLVisionEmbeddings
+from transformers.utils.generic import can_return_tuple
+
+from .configuration_vitp_dense import ViTPAdapterConfig
+from .modeling_vitp import ViTPVisionEncoder, ViTPVisionPreTrainedModel
+from .modeling_vitp_backbone import pad_to_multiple
+
+
+class DeformableAttention(nn.Module):
+    """Multi-scale deformable attention (Deformable DETR, arXiv 2010.04159, equation 3) with narrow values.
+
+    Queries of shape `(batch_size, num_queries, hidden_size)` with reference points `(num_queries, 2)`, x and y in
+    [0, 1], look at `features` of shape `(batch_size, sum of height * width, hidden_size)`, one map for each of
+    `shapes`.
+    """
+
+    def __init__(self, config: ViTPAdapterConfig, num_levels: int):
+        super().__init__()
+        self.num_heads, self.num_levels = config.deformable_heads, num_levels
+        self.num_points = config.deformable_points
+        width = int(config.hidden_size * config.deformable_ratio)
+        samples = self.num_heads * num_levels * self.num_points
+        self.sampling_offsets = nn.Linear(config.hidden_size, samples * 2)
+        self.attention_weights = nn.Linear(config.hidden_size, samples)
+        self.value_proj = nn.Linear(config.hidden_size, width)
+        self.output_proj = nn.Linear(width, config.hidden_size)
+        self.sample = MultiScaleDeformableAttention()
+
+    def forward(
+        self,
+        queries: torch.Tensor,
+        reference_points: torch.Tensor,
+        features: torch.Tensor,
+        shapes: list[tuple[int, int]],
+    ) -> torch.Tensor:
+        sampled = (*queries.shape[:2], self.num_heads, self.num_levels, self.num_points)
+        offsets = self.sampling_offsets(queries).view(*sampled, 2)
+        weights = self.attention_weights(queries).view(*sampled[:3], -1).softmax(-1).view(sampled)
+        values = self.value_proj(features).unflatten(-1, (self.num_heads, -1))
+        # Places in float32 at least: in bfloat16 a coordinate has 8 bits, less than the cells of a map.
+        dtype = torch.promote_types(values.dtype, torch.float32)
+        sizes = torch.tensor(shapes, device=queries.device)
+        locations = reference_points.to(dtype)[None, :, None, None, None] + offsets.to(dtype) / sizes.flip(-1)[:, None]
+        starts = F.pad(sizes.prod(-1).cumsum(0), (1, -1))
+        attended = self.sample(values.to(dtype), sizes, shapes, starts, locations, weights.to(dtype), 64)
+        return self.output_proj(attended.to(values.dtype))
+
+    def init_weights(self):
+        """Heads look in directions spread over the circle, their points at growing distances, all equally."""
+        angles = torch.arange(self.num_heads) * (2 * math.pi / self.num_heads)
+        directions = torch.stack([angles.cos(), angles.sin()], -1)
+        directions = directions / directions.abs().amax(-1, keepdim=True)
+        distances = torch.arange(1, self.num_points + 1)
+        offsets = directions[:, None, None] * distances[:, None]
+        init.zeros_(self.sampling_offsets.weight)
+        init.copy_(self.sampling_offsets.bias, offsets.expand(-1, self.num_levels, -1, -1).flatten())
+        init.zeros_(self.attention_weights.weight)
+        init.zeros_(self.attention_weights.bias)
+        for linear in (self.value_proj, self.output_proj):
+            init.xavier_uniform_(linear.weight)
+            init.zeros_(linear.bias)
+
+
+class ChannelNorm(nn.LayerNorm):
+    """LayerNorm over the channels at each place of a map `(batch_size, channels, height, width)`."""
+
+    def __init__(self, channels: int):
+        super().__init__(channels, eps=1e-6)
+
+    def forward(self, maps: torch.Tensor) -> torch.Tensor:
+        return super().forward(maps.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+
+
+NORMS = {"layer_norm": ChannelNorm, "batch_norm": nn.BatchNorm2d}
+
+
+class SpatialPrior(nn.Module):
+    """The convolutional stem: maps at strides 4, 8, 16 and 32, all of width `hidden_size`."""
+
+    def __init__(self, config: ViTPAdapterConfig):
+        super().__init__()
+        norm, width = NORMS[config.spatial_prior_norm], config.spatial_prior_channels
+
+        def block(in_channels: int, out_channels: int, stride: int) -> list[nn.Module]:
+            convolution = nn.Conv2d(in_channels, out_channels, 3, stride, padding=1, bias=False)
+            return [convolution, norm(out_channels), nn.ReLU()]
+
+        self.stem = nn.Sequential(
+            *block(config.num_channels, width, 2),
+            *block(width, width, 1),
+            *block(width, width, 1),
+            nn.MaxPool2d(3, stride=2, padding=1),
+        )
+        widths = [width, 2 * width, 4 * width, 4 * width]
+        self.stages = nn.ModuleList(nn.Sequential(*block(*pair, 2)) for pair in zip(widths, widths[1:]))
+        self.projections = nn.ModuleList(nn.Conv2d(channels, config.hidden_size, 1) for channels in widths)
+
+    def forward(self, pixel_values: torch.Tensor) -> list[torch.Tensor]:
+        maps = [self.stem(pixel_values)]
+        for stage in self.stages:
+            maps.append(stage(maps[-1]))
+        return [projection(features) for projection, features in zip(self.projections, maps)]
+
+
+class Injector(nn.Module):
+    """Brings the spatial prior's tokens into the patch tokens, through a gate for each channel."""
+
+    def __init__(self, config: ViTPAdapterConfig):
+        super().__init__()
+        self.query_norm = nn.LayerNorm(config.hidden_size)
+        self.feature_norm = nn.LayerNorm(config.hidden_size)
+        self.attention = DeformableAttention(config, num_levels=3)
+        self.gate = nn.Parameter(torch.full((config.hidden_size,), float(config.injector_init_value)))
+
+    def forward(self, patches, patch_points, tokens, shapes):
+        attended = self.attention(self.query_norm(patches), patch_points, self.feature_norm(tokens), shapes)
+        return patches + self.gate * attended
+
+
+class ConvolutionalFeedForward(nn.Module):
+    """A feed-forward with a depthwise convolution over each of the three maps that the tokens come from."""
+
+    def __init__(self, config: ViTPAdapterConfig):
+        super().__init__()
+        width = int(config.hidden_size * config.feed_forward_ratio)
+        self.fc1 = nn.Linear(config.hidden_size, width)
+        self.depthwise = nn.Conv2d(width, width, 3, padding=1, groups=width)
+        self.fc2 = nn.Linear(width, config.hidden_size)
+
+    def forward(self, tokens: torch.Tensor, shapes: list[tuple[int, int]]) -> torch.Tensor:
+        maps = [self.depthwise(features) for features in to_maps(self.fc1(tokens), shapes)]
+        return self.fc2(F.gelu(to_tokens(maps)))
+
+
+class Extractor(nn.Module):
+    """Brings the patch tokens back into the spatial prior's tokens."""
+
+    def __init__(self, config: ViTPAdapterConfig):
+        super().__init__()
+        self.query_norm = nn.LayerNorm(config.hidden_size)
+        self.feature_norm = nn.LayerNorm(config.hidden_size)
+        self.attention = DeformableAttention(config, num_levels=1)
+        self.feed_forward_norm = nn.LayerNorm(config.hidden_size)
+        self.feed_forward = ConvolutionalFeedForward(config)
+        self.drop_path = Dinov3ViTDropPath(config.drop_path_rate)
+
+    def forward(self, tokens, token_points, shapes, patches, grid):
+        tokens = tokens + self.attention(self.query_norm(tokens), token_points, self.feature_norm(patches), [grid])
+        return tokens + self.drop_path(self.feed_forward(self.feed_forward_norm(tokens), shapes))
+
+
+class Interaction(GradientCheckpointingLayer):
+    """One injector, a range of the ViT's layers, and one extractor, or more at the end."""
+
+    def __init__(self, config: ViTPAdapterConfig, num_extractors: int):
+        super().__init__()
+        self.injector = Injector(config)
+        self.extractors = nn.ModuleList(Extractor(config) for _ in range(num_extractors))
+
+    def forward(self, patches, tokens, layers, grid, patch_points, shapes, token_points):
+        patches = self.injector(patches, patch_points, tokens, shapes)
+        for layer in layers:
+            patches = layer(patches)
+        for extractor in self.extractors:
+            tokens = extractor(tokens, token_points, shapes, patches, grid)
+        return patches, tokens
+
+
+class ViTPAdapter(BackboneMixin, ViTPVisionPreTrainedModel):
+    """The ViT with an adapter: a backbone that gives maps at strides 4, 8, 16 and 32.
+
+    `ViTPAdapter.from_pretrained(folder)` opens an exported backbone with patches of 16 pixels and starts the adapter
+    afresh. The ViT runs without its CLS token.
+    """
+
+    config: ViTPAdapterConfig
+    config_class = ViTPAdapterConfig
+    _keys_to_ignore_on_load_unexpected = [r"^layernorm\."]
+    has_attentions = False
+
+    def __init__(self, config: ViTPAdapterConfig):
+        super().__init__(config)
+        self.num_features = [config.hidden_size] * 4
+        self.embeddings = InternVLVisionEmbeddings(config)
+        self.embeddings.cls_token.requires_grad_(False)
+        self.encoder = ViTPVisionEncoder(config)
+        self.spatial_prior = SpatialPrior(config)
+        self.level_embeddings = nn.Parameter(torch.zeros(3, config.hidden_size))
+        last = len(config.interaction_layers) - 1
+        self.interactions = nn.ModuleList(
+            Interaction(config, 1 + config.extra_extractors * (index == last)) for index in range(last + 1)
+        )
+        self.upsample = nn.ConvTranspose2d(config.hidden_size, config.hidden_size, 2, 2)
+        self.norms = nn.ModuleList(NORMS[config.spatial_prior_norm](config.hidden_size) for _ in range(4))
+        self.post_init()
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module):
+        super()._init_weights(module)
+        if isinstance(module, DeformableAttention):
+            module.init_weights()
+        elif isinstance(module, Injector):
+            init.constant_(module.gate, self.config.injector_init_value)
+        elif isinstance(module, ViTPAdapter):
+            init.normal_(module.level_embeddings)
+
+    @can_return_tuple
+    def forward(self, pixel_values: torch.Tensor, **kwargs) -> tuple | BackboneOutput:
+        r"""
+        Args:
+            pixel_values (`torch.Tensor` of shape `(batch_size, 3, height, width)`):
+                Normalised images of any size, padded with zeros at the right and at the bottom to a multiple of 32
+                while they are computed.
+
+        Returns:
+            `feature_maps`, by default four of shape
+            `(batch_size, hidden_size, ceil(height / stride), ceil(width / stride))` at strides 4, 8, 16 and 32.
+        """
+        height, width = pixel_values.shape[-2:]
+        pixel_values = pad_to_multiple(pixel_values.to(self.dtype), 32, 32)
+        first, *prior = self.spatial_prior(pixel_values)
+        shapes = [tuple(features.shape[-2:]) for features in prior]
+        tokens = torch.cat(
+            [to_tokens([features]) + embedding for features, embedding in zip(prior, self.level_embeddings)], dim=1
+        )
+        grid = shapes[1]  # of the patches
+        patch_points = cell_centres([grid], pixel_values.device)
+        token_points = cell_centres(shapes, pixel_values.device)
+
+        patches = self.embeddings(pixel_values)[:, 1:]
+        for interaction, (start, end) in zip(self.interactions, self.config.interaction_layers):
+            layers = self.encoder.layer[start : end + 1]
+            patches, tokens = interaction(patches, tokens, layers, grid, patch_points, shapes, token_points)
+
+        maps = to_maps(tokens, shapes)
+        maps = [self.upsample(maps[0]) + first, *maps]
+        if self.config.add_vit_features:
+            (vit_map,) = to_maps(patches, [grid])
+            maps = [
+                features + F.interpolate(vit_map, size=features.shape[-2:], mode="bilinear", align_corners=False)
+                for features in maps
+            ]
+        feature_maps = tuple(
+            norm(features)[:, :, : math.ceil(height / stride), : math.ceil(width / stride)]
+            for stage, norm, features, stride in zip(self.stage_names, self.norms, maps, (4, 8, 16, 32))
+            if stage in self.out_features
+        )
+        return BackboneOutput(feature_maps=feature_maps)
+
+
+def to_tokens(maps: list[torch.Tensor]) -> torch.Tensor:
+    """Maps `(batch_size, channels, height, width)` to `(batch_size, sum of height * width, channels)`."""
+    return torch.cat([features.flatten(2).transpose(1, 2) for features in maps], dim=1)
+
+
+def to_maps(tokens: torch.Tensor, shapes: list[tuple[int, int]]) -> list[torch.Tensor]:
+    """The inverse of [`to_tokens`]."""
+    parts = tokens.split([height * width for height, width in shapes], dim=1)
+    return [part.transpose(1, 2).unflatten(2, shape) for part, shape in zip(parts, shapes)]
+
+
+def cell_centres(shapes: list[tuple[int, int]], device: torch.device) -> torch.Tensor:
+    """x and y, in [0, 1], of the cells of all maps, `(sum of height * width, 2)`."""
+    points = []
+    for height, width in shapes:
+        rows = (torch.arange(height, device=device) + 0.5) / height
+        columns = (torch.arange(width, device=device) + 0.5) / width
+        points.append(torch.cartesian_prod(rows, columns).flip(-1))
+    return torch.cat(points)
+
+
+__all__ = ["ViTPAdapter"]
