@@ -2,12 +2,29 @@
 
 import importlib
 
-from transformers import AutoConfig, AutoImageProcessor, AutoModel, AutoModelForImageTextToText, AutoProcessor
+from transformers import (
+    AutoBackbone,
+    AutoConfig,
+    AutoImageProcessor,
+    AutoModel,
+    AutoModelForImageTextToText,
+    AutoModelForSemanticSegmentation,
+    AutoProcessor,
+)
 
 from .configuration_vitp import ViTPConfig, ViTPVisionConfig
+from .configuration_vitp_dense import (
+    ViTPAdapterConfig,
+    ViTPBackboneConfig,
+    ViTPChangeDetectionConfig,
+    ViTPSegmentationConfig,
+)
 from .export import export_backbone
 from .image_processing_vitp import InputSpec, ViTPImageProcessor
 from .modeling_vitp import ViTPForConditionalGeneration, ViTPModel, ViTPVisionModel
+from .modeling_vitp_adapter import ViTPAdapter
+from .modeling_vitp_backbone import ViTPBackbone
+from .modeling_vitp_dense import ViTPForChangeDetection, ViTPForSemanticSegmentation
 from .processing_vitp import ViTPProcessor
 
 AutoConfig.register("vitp_vision", ViTPVisionConfig)
@@ -18,6 +35,12 @@ AutoModelForImageTextToText.register(ViTPConfig, ViTPForConditionalGeneration)
 for _config in (ViTPConfig, ViTPVisionConfig):
     AutoImageProcessor.register(_config, image_processor_classes={"torchvision": ViTPImageProcessor})
 AutoProcessor.register(ViTPConfig, ViTPProcessor)
+for _config in (ViTPBackboneConfig, ViTPAdapterConfig, ViTPSegmentationConfig, ViTPChangeDetectionConfig):
+    AutoConfig.register(_config.model_type, _config)
+    _config.register_for_auto_class()
+AutoBackbone.register(ViTPBackboneConfig, ViTPBackbone)
+AutoBackbone.register(ViTPAdapterConfig, ViTPAdapter)
+AutoModelForSemanticSegmentation.register(ViTPSegmentationConfig, ViTPForSemanticSegmentation)
 
 # Saving writes the code beside the weights, so that `trust_remote_code=True` loads them without this package.
 ViTPConfig.register_for_auto_class()
@@ -25,6 +48,9 @@ ViTPVisionConfig.register_for_auto_class()
 ViTPVisionModel.register_for_auto_class("AutoModel")
 ViTPModel.register_for_auto_class("AutoModel")
 ViTPForConditionalGeneration.register_for_auto_class("AutoModelForImageTextToText")
+ViTPBackbone.register_for_auto_class("AutoBackbone")
+ViTPAdapter.register_for_auto_class("AutoBackbone")
+ViTPForSemanticSegmentation.register_for_auto_class("AutoModelForSemanticSegmentation")
 ViTPImageProcessor.register_for_auto_class("AutoImageProcessor")
 ViTPProcessor.register_for_auto_class("AutoProcessor")
 
@@ -33,11 +59,19 @@ _TRAINING = {"ViTPDataCollator": "collator", "ViTPTrainer": "trainer", "ViTPTrai
 
 __all__ = [
     "InputSpec",
+    "ViTPAdapter",
+    "ViTPAdapterConfig",
+    "ViTPBackbone",
+    "ViTPBackboneConfig",
+    "ViTPChangeDetectionConfig",
     "ViTPConfig",
+    "ViTPForChangeDetection",
     "ViTPForConditionalGeneration",
+    "ViTPForSemanticSegmentation",
     "ViTPImageProcessor",
     "ViTPModel",
     "ViTPProcessor",
+    "ViTPSegmentationConfig",
     "ViTPVisionConfig",
     "ViTPVisionModel",
     "export_backbone",

@@ -1,8 +1,11 @@
 """Configurations of the ViT as a backbone for dense tasks, and of the models on top of it."""
 
+import dataclasses
+
 from huggingface_hub.dataclasses import strict
-from transformers import InternVLVisionConfig, UperNetConfig
+from transformers import AutoConfig, InternVLVisionConfig, UperNetConfig
 from transformers.backbone_utils import BackboneConfigMixin
+from transformers.configuration_utils import SubConfigSpec
 
 from .configuration_vitp import ViTPVisionConfig
 
@@ -43,6 +46,13 @@ class ViTPBackboneConfig(BackboneConfigMixin, ViTPVisionConfig):
             config["model_type"] = cls.model_type
             config.pop("auto_map", None)
         return config, kwargs
+
+    @classmethod
+    def from_dict(cls, config_dict: dict, **kwargs):
+        """Settings given beside the folder are those that the configuration is made and checked with."""
+        names = {field.name for field in dataclasses.fields(cls)} | {"out_features", "out_indices"}
+        given = {name: kwargs.pop(name) for name in names & kwargs.keys()}
+        return super().from_dict({**config_dict, **given}, **kwargs)
 
 
 @strict
@@ -124,4 +134,37 @@ class ViTPAdapterConfig(ViTPBackboneConfig):
             )
 
 
-__all__ = ["ViTPAdapterConfig", "ViTPBackboneConfig"]
+@strict
+class ViTPSegmentationConfig(UperNetConfig):
+    r"""Configuration of [`ViTPForSemanticSegmentation`].
+
+    Args:
+        backbone_config (`dict` or `PreTrainedConfig`, *optional*):
+            A [`ViTPAdapterConfig`], or that of another backbone of four maps.
+        class_weights (`list[float]`, *optional*):
+            Weights of the classes in the loss, in the order of `id2label`.
+
+    The other arguments are those of [`~transformers.UperNetConfig`].
+    """
+
+    model_type = "vitp_segmentation"
+    sub_configs_defaults = {
+        "backbone_config": SubConfigSpec(config_class=AutoConfig, model_type=ViTPAdapterConfig.model_type)
+    }
+
+    auxiliary_in_channels: int | None = None
+    class_weights: list[float] | None = None
+
+    def validate_class_weights(self):
+        if self.class_weights is not None and len(self.class_weights) != self.num_labels:
+            raise ValueError(f"class_weights has {len(self.class_weights)} values for {self.num_labels} classes.")
+
+
+@strict
+class ViTPChangeDetectionConfig(ViTPSegmentationConfig):
+    r"""Configuration of [`ViTPForChangeDetection`]; the arguments are those of [`ViTPSegmentationConfig`]."""
+
+    model_type = "vitp_change_detection"
+
+
+__all__ = ["ViTPAdapterConfig", "ViTPBackboneConfig", "ViTPChangeDetectionConfig", "ViTPSegmentationConfig"]

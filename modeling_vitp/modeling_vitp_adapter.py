@@ -79,7 +79,7 @@ class DeformableAttention(nn.Module):
             init.zeros_(linear.bias)
 
 
-class ChannelNorm(nn.LayerNorm):
+class ChannelLayerNorm(nn.LayerNorm):
     """LayerNorm over the channels at each place of a map `(batch_size, channels, height, width)`."""
 
     def __init__(self, channels: int):
@@ -89,7 +89,7 @@ class ChannelNorm(nn.LayerNorm):
         return super().forward(maps.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
 
 
-NORMS = {"layer_norm": ChannelNorm, "batch_norm": nn.BatchNorm2d}
+NORMS = {"layer_norm": ChannelLayerNorm, "batch_norm": nn.BatchNorm2d}
 
 
 class SpatialPrior(nn.Module):
@@ -215,12 +215,17 @@ class ViTPAdapter(BackboneMixin, ViTPVisionPreTrainedModel):
     @torch.no_grad()
     def _init_weights(self, module: nn.Module):
         super()._init_weights(module)
-        if isinstance(module, DeformableAttention):
-            module.init_weights()
-        elif isinstance(module, Injector):
+        if isinstance(module, Injector):
             init.constant_(module.gate, self.config.injector_init_value)
         elif isinstance(module, ViTPAdapter):
             init.normal_(module.level_embeddings)
+            # From here, since transformers passes over modules without parameters of their own.
+            for part in module.modules():
+                if isinstance(part, DeformableAttention):
+                    part.init_weights()
+            for part in module.spatial_prior.modules():
+                if isinstance(part, nn.Conv2d):
+                    init.kaiming_normal_(part.weight, mode="fan_out", nonlinearity="relu")
 
     @can_return_tuple
     def forward(self, pixel_values: torch.Tensor, **kwargs) -> tuple | BackboneOutput:

@@ -39,7 +39,7 @@ class ViTPBackbone(BackboneMixin, ViTPVisionModel):
         """
         pixel_values = pad_to_multiple(pixel_values, *self.config.patch_size)
         grid = [size // patch for size, patch in zip(pixel_values.shape[-2:], self.config.patch_size)]
-        outputs = super().forward(pixel_values, **kwargs)
+        outputs = ViTPVisionModel.forward(self, pixel_values, **kwargs)
         states = [*outputs.hidden_states[:-1], outputs.last_hidden_state]
         feature_maps = tuple(
             state[:, 1:].transpose(1, 2).unflatten(2, grid)

@@ -1,0 +1,104 @@
+"""Semantic segmentation and change detection: transformers' UPerNet heads on ViTP's maps."""
+
+import torch
+from torch.nn import functional as F
+from transformers.backbone_utils import load_backbone
+from transformers.modeling_outputs import SemanticSegmenterOutput
+from transformers.models.upernet.modeling_upernet import (
+    UperNetFCNHead,
+    UperNetForSemanticSegmentation,
+    UperNetHead,
+)
+from transformers.utils.generic import can_return_tuple
+
+from .configuration_vitp_dense import ViTPChangeDetectionConfig, ViTPSegmentationConfig
+
+
+class ViTPForSemanticSegmentation(UperNetForSemanticSegmentation):
+    """A backbone of four maps, [`ViTPAdapter`] by default, under UPerNet (arXiv 1807.10221)."""
+
+    config: ViTPSegmentationConfig
+    config_class = ViTPSegmentationConfig
+    supports_gradient_checkpointing = True
+    images_per_sample = 1
+
+    def __init__(self, config: ViTPSegmentationConfig):
+        super(UperNetForSemanticSegmentation, self).__init__(config)
+        self.backbone = load_backbone(config)
+        channels = [width * self.images_per_sample for width in self.backbone.channels]
+        self.decode_head = UperNetHead(config, in_channels=channels)
+        self.auxiliary_head = UperNetFCNHead(config, in_channels=channels) if config.use_auxiliary_head else None
+        self.post_init()
+
+    @can_return_tuple
+    def forward(
+        self, pixel_values: torch.Tensor, labels: torch.LongTensor | None = None, **kwargs
+    ) -> tuple | SemanticSegmenterOutput:
+        r"""
+        Args:
+            pixel_values (`torch.Tensor` of shape `(batch_size, 3, height, width)`):
+                Normalised images.
+            labels (`torch.LongTensor` of shape `(batch_size, height, width)`, *optional*):
+                Classes from 0 to `num_labels - 1`, and `loss_ignore_index` where there is none.
+
+        Returns:
+            `logits` of shape `(batch_size, num_labels, height, width)`, and `loss` if there are labels: the mean over
+            the labelled pixels, 0 if there is none.
+        """
+        return self.decode(self.backbone(pixel_values).feature_maps, pixel_values.shape[-2:], labels)
+
+    def decode(
+        self, feature_maps: tuple[torch.Tensor, ...], size: tuple[int, int], labels: torch.LongTensor | None
+    ) -> SemanticSegmenterOutput:
+        logits = F.interpolate(self.decode_head(feature_maps), size=size, mode="bilinear", align_corners=False)
+        loss = None
+        if labels is not None:
+            loss = self.segmentation_loss(logits, labels)
+            if self.auxiliary_head is not None:
+                auxiliary = self.auxiliary_head(feature_maps)
+                auxiliary = F.interpolate(auxiliary, size=size, mode="bilinear", align_corners=False)
+                loss = loss + self.config.auxiliary_loss_weight * self.segmentation_loss(auxiliary, labels)
+        return SemanticSegmenterOutput(loss=loss, logits=logits)
+
+    def segmentation_loss(self, logits: torch.Tensor, labels: torch.LongTensor) -> torch.Tensor:
+        weights = self.config.class_weights
+        if weights is not None:
+            weights = torch.tensor(weights, device=logits.device)
+        losses = F.cross_entropy(
+            logits.float(), labels, weights, ignore_index=self.config.loss_ignore_index, reduction="none"
+        )
+        return losses.sum() / (labels != self.config.loss_ignore_index).sum().clamp(min=1)
+
+
+class ViTPForChangeDetection(ViTPForSemanticSegmentation):
+    """One backbone for both images of a pair; their maps, joined along the channels, under UPerNet."""
+
+    config: ViTPChangeDetectionConfig
+    config_class = ViTPChangeDetectionConfig
+    main_input_name = "pixel_values_before"
+    images_per_sample = 2
+
+    @can_return_tuple
+    def forward(
+        self,
+        pixel_values_before: torch.Tensor,
+        pixel_values_after: torch.Tensor,
+        labels: torch.LongTensor | None = None,
+        **kwargs,
+    ) -> tuple | SemanticSegmenterOutput:
+        r"""
+        Args:
+            pixel_values_before, pixel_values_after (`torch.Tensor` of shape `(batch_size, 3, height, width)`):
+                Normalised images of the same ground.
+            labels (`torch.LongTensor` of shape `(batch_size, height, width)`, *optional*):
+                0 where nothing changed, 1 (or a class of change) where something did, `loss_ignore_index` elsewhere.
+
+        Returns:
+            As [`ViTPForSemanticSegmentation`].
+        """
+        maps = self.backbone(torch.cat([pixel_values_before, pixel_values_after])).feature_maps
+        pairs = tuple(torch.cat(features.chunk(2), dim=1) for features in maps)
+        return self.decode(pairs, pixel_values_before.shape[-2:], labels)
+
+
+__all__ = ["ViTPForChangeDetection", "ViTPForSemanticSegmentation"]

@@ -1,0 +1,135 @@
+import numpy as np
+import pytest
+import torch
+from conftest import VISION
+from torch.nn import functional as F
+from transformers import AutoBackbone, AutoModelForSemanticSegmentation
+
+from modeling_vitp import (
+    ViTPAdapterConfig,
+    ViTPBackbone,
+    ViTPBackboneConfig,
+    ViTPChangeDetectionConfig,
+    ViTPForChangeDetection,
+    ViTPForSemanticSegmentation,
+    ViTPSegmentationConfig,
+    ViTPVisionConfig,
+    ViTPVisionModel,
+    export_backbone,
+)
+
+HEAD = {"hidden_size": 16, "auxiliary_channels": 16, "num_labels": 3}
+
+
+def adapter_config():
+    return ViTPAdapterConfig(
+        **{**VISION, "num_hidden_layers": 4, "image_size": [64, 64], "patch_size": [16, 16]},
+        deformable_heads=4,
+        spatial_prior_channels=8,
+    )
+
+
+@pytest.fixture
+def vision():
+    torch.manual_seed(0)
+    return ViTPVisionModel(ViTPVisionConfig(**VISION)).eval()
+
+
+@torch.no_grad()
+def test_backbone_maps_are_the_vision_models_features(vision, tmp_path):
+    """At the training size, from an exported folder, for any choice of layers."""
+    export_backbone(vision, tmp_path)
+    images = torch.randn(2, 3, 56, 56)
+    outputs = vision(images, output_hidden_states=True)
+    backbone = ViTPBackbone.from_pretrained(tmp_path, out_features=["stem", "stage2", "stage3"]).eval()
+    assert backbone.channels == [32, 32, 32]
+    maps = backbone(images).feature_maps
+    for state, features in zip((0, 2, 3), maps, strict=True):
+        for row in range(4):
+            for column in range(4):
+                expected = outputs.hidden_states[state][:, 1 + row * 4 + column]
+                assert torch.equal(features[:, :, row, column], expected)
+    torch.testing.assert_close(outputs.hidden_states[3], outputs.last_hidden_state)
+    (last,) = ViTPBackbone.from_pretrained(tmp_path).eval()(images).feature_maps
+    assert torch.equal(last, maps[-1])
+
+
+@torch.no_grad()
+def test_backbone_pads_to_whole_patches(vision, tmp_path):
+    export_backbone(vision, tmp_path)
+    backbone = ViTPBackbone.from_pretrained(tmp_path).eval()
+    image = torch.randn(1, 3, 50, 29)
+    padded = F.pad(image, (0, 13, 0, 6))
+    (features,) = backbone(image).feature_maps
+    assert features.shape == (1, 32, 4, 3)
+    assert torch.equal(features.flatten(2).transpose(1, 2), vision(padded).last_hidden_state[:, 1:])
+
+
+def test_backbones_open_through_auto_backbone():
+    backbone = AutoBackbone.from_config(ViTPBackboneConfig(**VISION, out_indices=[1, 3]))
+    assert isinstance(backbone, ViTPBackbone)
+    assert backbone.out_features == ["stage1", "stage3"]
+    assert AutoBackbone.from_config(adapter_config()).channels == [32] * 4
+
+
+@pytest.mark.parametrize("is_pair", [False, True])
+def test_loss_equals_a_loop_over_the_labelled_pixels(is_pair):
+    torch.manual_seed(0)
+    if is_pair:
+        config = ViTPChangeDetectionConfig(backbone_config=adapter_config(), **HEAD, class_weights=[0.5, 2.0, 1.0])
+        model = ViTPForChangeDetection(config).eval()
+        images = {name: torch.randn(2, 3, 40, 56) for name in ("pixel_values_before", "pixel_values_after")}
+    else:
+        config = ViTPSegmentationConfig(backbone_config=adapter_config(), **HEAD, class_weights=[0.5, 2.0, 1.0])
+        model = ViTPForSemanticSegmentation(config).eval()
+        images = {"pixel_values": torch.randn(2, 3, 40, 56)}
+    labels = torch.randint(0, 3, (2, 40, 56))
+    labels[0, :20] = 255
+    model.config.auxiliary_loss_weight = 0.0
+    outputs = model(**images, labels=labels)
+    assert outputs.logits.shape == (2, 3, 40, 56)
+
+    logits = outputs.logits.detach().double().numpy()
+    total, count = 0.0, 0
+    for image, row, column in np.argwhere(labels.numpy() != 255):
+        label = labels[image, row, column]
+        scores = logits[image, :, row, column]
+        total += [0.5, 2.0, 1.0][label] * (np.log(np.exp(scores).sum()) - scores[label])
+        count += 1
+    assert outputs.loss.item() == pytest.approx(total / count, rel=1e-5)
+    assert model(**images, labels=torch.full_like(labels, 255)).loss.item() == 0
+
+
+def test_the_auxiliary_head_is_trained_too():
+    torch.manual_seed(0)
+    model = ViTPForSemanticSegmentation(ViTPSegmentationConfig(backbone_config=adapter_config(), **HEAD))
+    model(torch.randn(2, 3, 64, 64), labels=torch.randint(0, 3, (2, 64, 64))).loss.backward()
+    without = [name for name, parameter in model.named_parameters() if parameter.grad is None]
+    assert without == ["backbone.embeddings.cls_token"]
+
+
+@torch.no_grad()
+def test_a_pair_is_two_images_through_one_backbone():
+    """Joined by hand: before's channels first."""
+    torch.manual_seed(0)
+    model = ViTPForChangeDetection(ViTPChangeDetectionConfig(backbone_config=adapter_config(), **HEAD)).eval()
+    before, after = torch.randn(2, 1, 3, 64, 64)
+    maps = [torch.cat(pair, 1) for pair in zip(model.backbone(before).feature_maps, model.backbone(after).feature_maps)]
+    expected = F.interpolate(model.decode_head(maps), size=(64, 64), mode="bilinear", align_corners=False)
+    actual = model(before, after).logits
+    torch.testing.assert_close(actual, expected, rtol=1e-4, atol=1e-5)
+    assert not torch.allclose(actual, model(after, before).logits, atol=1e-3)
+
+
+@torch.no_grad()
+def test_models_are_saved_and_opened_again(tmp_path):
+    torch.manual_seed(0)
+    labels = {"id2label": {0: "ground", 1: "tree"}, "label2id": {"ground": 0, "tree": 1}}
+    config = ViTPSegmentationConfig(backbone_config=adapter_config(), hidden_size=16, auxiliary_channels=16, **labels)
+    model = ViTPForSemanticSegmentation(config).eval()
+    model.save_pretrained(tmp_path)
+    again = AutoModelForSemanticSegmentation.from_pretrained(tmp_path).eval()
+    assert isinstance(again, ViTPForSemanticSegmentation)
+    assert again.config.id2label == {0: "ground", 1: "tree"}
+    images = torch.randn(1, 3, 64, 64)
+    assert torch.equal(model(images).logits, again(images).logits)
