@@ -13,6 +13,7 @@ from datasets import Image
 from torch.nn.utils.rnn import pad_sequence
 from trl.data_utils import prepare_multimodal_messages
 
+from .image_processing_vitp import InputSpec
 from .processing_vitp import ViTPProcessor, check_messages, message_texts
 from .vrl import check_apply_prob, check_drop_ratio, keyed_generator
 
@@ -20,6 +21,31 @@ logger = logging.getLogger(__name__)
 
 SampleTransform = Callable[[dict[str, Any], torch.Generator], dict[str, Any]]
 IGNORE_INDEX = -100
+
+
+@dataclasses.dataclass(frozen=True)
+class SourceSettings:
+    """How the rows of one source of a mixture are encoded; `None` leaves it to the processor.
+
+    Args:
+        max_patches: most tiles of a sample; its images share them.
+        image_size: side of the square, in pixels, that every image is resampled to before it is cut into tiles: the
+            tile size of the model gives one tile, twice as much four and a thumbnail.
+        system_prompt: for conversations that have no system message of their own.
+        input_spec: how images that are not 8-bit RGB are read, see [`InputSpec`].
+        jpeg_degradation: whether training images go through JPEG compression of a random quality from 75 to 100.
+
+    """
+
+    max_patches: int | None = None
+    image_size: int | None = None
+    system_prompt: str | None = None
+    input_spec: dict | None = None
+    jpeg_degradation: bool = False
+
+    def check(self) -> None:
+        """Raises a `ValueError` if the input spec contradicts itself."""
+        InputSpec.from_dict(self.input_spec)
 
 
 @dataclasses.dataclass

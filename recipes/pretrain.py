@@ -17,7 +17,7 @@ from pathlib import Path
 from from_scratch import sample_texts
 from models import load_start
 from plots import draw_losses
-from rows import load_rows
+from sources import load_rows
 from transformers import set_seed
 from transformers.trainer_utils import get_last_checkpoint
 from trl import ModelConfig, ScriptArguments, TrlParser
