@@ -76,7 +76,8 @@ class Source:
         columns: which columns of the data set are the `id`, `images`, `messages`, or, for a data set without messages,
             the `question` and the `answer`.
         prompt: the question of every row of a source that has an answer column alone.
-        rows: number of rows, where it is known before the source is read; the dry run goes by it.
+        rows: number of rows, where it is known before the source is read: the dry run goes by it, and so does the
+            share of a streaming source, which needs it (an estimate is enough).
         obtain: page where the data can be had.
         modality: what the images were taken with: optical, sar, ct …
         tasks: what is asked: caption, vqa, grounding …
@@ -268,6 +269,8 @@ def make_source(entry: dict, root: Path, released_compatible: bool, origin: str)
     for key, kinds in allowed.items():
         if key in entry and locations[0] not in kinds:
             raise ValueError(f"{origin}: {key} has no meaning for a source with {locations[0]}.")
+    if entry.get("streaming") and "rows" not in entry:
+        raise ValueError(f"{origin}: a streaming source needs `rows`, about how many it has, to be mixed in its share.")
     for key in ("rate", "rows", "max_patches", "image_size"):
         if key in entry and not entry[key] > 0:
             raise ValueError(f"{origin}: {key} is {entry[key]!r}; it must be above 0.")
@@ -587,7 +590,7 @@ def stream_rows(source: Source) -> Iterator[dict]:
                 dataset = dataset._resolve_features()
             columns = find_columns(source, dataset.features)
             dataset = dataset.select_columns(list(columns.values())).decode(False)
-            for stored in dataset.skip(number):
+            for stored in all_rows(dataset.skip(number)):
                 yield make_row(stored, source, columns, dataset.features, number)
                 number, tries = number + 1, 0
             return
@@ -596,6 +599,12 @@ def stream_rows(source: Source) -> Iterator[dict]:
             if not is_transient(error) or tries > RETRIES:
                 raise named(error, source, number) from error
             pause(error, source.name, tries)
+
+
+def all_rows(stream: IterableDataset) -> Iterator[dict]:
+    """The rows of a stream, all of them also in a worker of a data loader, where plain iteration gives a share."""
+    for batch in stream.iter(batch_size=8):
+        yield from (dict(zip(batch, values)) for values in zip(*batch.values()))
 
 
 def retry(read: Callable[[], Any], name: str) -> Any:
