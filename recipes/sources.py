@@ -445,7 +445,7 @@ def find_columns(source: Source, features: Features | dict) -> dict[str, str]:
         columns.pop("messages", None)
     else:
         raise ValueError(
-            f"Source {source.name!r}: {source.location} has the columns {names}, none of them messages. Say under "
+            f"Source {source.name!r}: {source.location} has the columns {names}, which make no conversation. Say under "
             "`columns` which are the messages, or the question and the answer (or an answer column and a `prompt`)."
         )
     return columns
