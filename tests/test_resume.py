@@ -1,16 +1,12 @@
 """Runs that are killed, and go on."""
 
-import json
-import random
 import shutil
-import time
 from pathlib import Path
 
 import pytest
-import torch
-from training_run import make_trainer, processes, run, train
+from training_run import run
 
-from modeling_vitp.checkpointing import check_settings, is_complete, last_checkpoint, publish_checkpoint
+from modeling_vitp.checkpointing import last_checkpoint
 
 STAGES = ["model", "optimizer", "state", "before the rename", "rotation"]
 PERSISTENT = {"dataloader_num_workers": 2, "dataloader_persistent_workers": True}

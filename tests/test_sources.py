@@ -1,11 +1,5 @@
-import http.server
 import json
 import logging
-import os
-import subprocess
-import sys
-import textwrap
-import threading
 from pathlib import Path
 
 import pytest
@@ -15,7 +9,7 @@ from datasets import ClassLabel, Dataset, Features, IterableDataset, List, Value
 from datasets import Image as ImageFeature
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from sources import Source, is_transient, load_mixture, read_source
+from sources import load_mixture, read_source
 
 from modeling_vitp import ViTPDataCollator
 

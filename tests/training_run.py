@@ -78,7 +78,11 @@ def summary(trainer) -> dict:
     for parameter in trainer.model.parameters():
         weights.update(parameter.detach().numpy().tobytes())
     log = [{k: v for k, v in entry.items() if not k.endswith(TIMES)} for entry in trainer.state.log_history]
-    return {"step": trainer.state.global_step, "log": [entry for entry in log if len(entry) > 3], "weights": weights.hexdigest()}
+    return {
+        "step": trainer.state.global_step,
+        "log": [entry for entry in log if len(entry) > 3],
+        "weights": weights.hexdigest(),
+    }
 
 
 def die(*_, **__):
@@ -124,7 +128,6 @@ def kill_while_saving(trainer: ViTPTrainer, stage: str, step: int) -> None:
     elif stage == "before the rename":
         vitp_trainer.publish_checkpoint = at_step(vitp_trainer.publish_checkpoint, lambda *args: None)
     elif stage == "rotation":
-
         delete = shutil.rmtree
 
         def delete_half(folder, *args, **kwargs):
