@@ -109,7 +109,7 @@ def test_settings_that_may_not_change_are_named_and_others_warned_about(tmp_path
     assert not caplog.records
     check_settings(tmp_path / "checkpoint-1", {**settings, "free": {"learning_rate": 0.2}})
     assert "learning_rate was 0.1 and is 0.2" in caplog.text
-    with pytest.raises(ValueError, match="seed was 0 and is 1; .*model_name_or_path"):
+    with pytest.raises(ValueError, match=r"seed was 0 and is 1\. .*model_name_or_path"):
         check_settings(tmp_path / "checkpoint-1", {**settings, "fixed": {"seed": 1, "spec": (1, 2)}})
 
 

@@ -175,3 +175,7 @@ def run(folder, kill=None, **options) -> dict | None:
     process.join()
     assert process.exitcode == (0 if kill is None else -signal.SIGKILL), process.exitcode
     return None if kill is not None else json.loads((Path(folder) / "summary.json").read_text())
+
+
+if __name__ == "__main__":
+    train(sys.argv[1], **json.loads(sys.argv[2]))
