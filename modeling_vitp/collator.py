@@ -90,8 +90,8 @@ class ViTPDataCollator:
         padding_side: "right" or "left".
         pad_to_multiple_of: rounds the length of the batch up.
 
-    Returns, when called with a list of rows, `input_ids`, `attention_mask` and `labels`, int64
-    `(batch_size, sequence_length)`, -100 outside the answers; `pixel_values`, float32
+    Returns, when called with a list of rows (one that is `None` is passed over), `input_ids`, `attention_mask` and
+    `labels`, int64 `(batch_size, sequence_length)`, -100 outside the answers; `pixel_values`, float32
     `(num_tiles, 3, height, width)`; and under VRL `position_ids` and `visual_token_indices` (see [`ViTPProcessor`]).
 
     Raises:
@@ -147,7 +147,8 @@ class ViTPDataCollator:
         return {name: count for name, count in zip(names, self._skipped.sum(0).tolist()) if count}
 
     def __call__(self, examples: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
-        samples = [self._encode_or_replace(example) for example in examples]
+        samples = [self._encode_or_replace(example) for example in examples if example is not None]
+        samples = samples or [self._nothing()]
         batch = {
             "input_ids": self._pad(samples, "input_ids", self.processor.tokenizer.pad_token_id),
             "attention_mask": self._pad(samples, "attention_mask", 0),
@@ -166,6 +167,16 @@ class ViTPDataCollator:
                     [sample["visual_token_indices"] + start for sample, start in zip(with_images, starts)]
                 )
         return batch
+
+    def _nothing(self) -> dict[str, torch.Tensor]:
+        """A sample with nothing to learn, for a process that has no row where the last batch of an epoch is shared."""
+        input_ids = torch.full((2,), self.processor.tokenizer.pad_token_id)
+        return {
+            "input_ids": input_ids,
+            "attention_mask": torch.ones_like(input_ids),
+            "labels": torch.full_like(input_ids, IGNORE_INDEX),
+            "position_ids": torch.arange(len(input_ids)),
+        }
 
     def _encode_or_replace(self, example: dict[str, Any]) -> dict[str, torch.Tensor]:
         if self.on_error == "raise":

@@ -8,7 +8,7 @@ functions of (seed, epoch) alone; with `resample: once` the part is a function o
 import itertools
 import logging
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from fractions import Fraction
 
 import pyarrow as pa
@@ -110,6 +110,7 @@ class MixtureDataset(Dataset):
         # In shared memory, so that persistent workers see it change.
         self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()
         self._order = None
+        self._lengths = None
 
     def set_epoch(self, epoch: int) -> None:
         self._epoch.fill_(epoch)
@@ -125,6 +126,13 @@ class MixtureDataset(Dataset):
             places = torch.randperm(len(rows), generator=keyed_generator(self.seed, epoch, "order"))
             self._order = epoch, (sources[places], rows[places], copies[places])
         return self._order[1]
+
+    def lengths(self, measure: Callable[[Dataset], list[int]]) -> list[int]:
+        """The length of each row of this epoch; `measure` gives those of all rows of a source."""
+        if self._lengths is None:
+            self._lengths = [measure(part) for part in self.parts]
+        sources, rows, _ = (values.tolist() for values in self.order())
+        return [self._lengths[source][row] for source, row in zip(sources, rows)]
 
     def __getitem__(self, key):
         """A row for a number; for a slice or several numbers a dictionary of columns, for a name a column."""

@@ -21,10 +21,10 @@ from models import load_start
 from plots import draw_losses
 from sources import load_mixture, load_rows
 from transformers import set_seed
-from transformers.trainer_utils import get_last_checkpoint
 from trl import ModelConfig, ScriptArguments, TrlParser
 
-from modeling_vitp import ViTPTrainer, ViTPTrainingConfig, export_backbone
+from modeling_vitp import ViTPForConditionalGeneration, ViTPTrainer, ViTPTrainingConfig, export_backbone
+from modeling_vitp.checkpointing import last_checkpoint
 from modeling_vitp.trainer import count_skipped
 
 logger = logging.getLogger("pretrain")
@@ -129,8 +129,8 @@ def main(argv: list[str] | None = None) -> int:
         source_settings=source_settings,
     )
     checkpoint = training_args.resume_from_checkpoint
-    if checkpoint is None and output_dir.is_dir():
-        checkpoint = get_last_checkpoint(output_dir)
+    if checkpoint is None:
+        checkpoint = last_checkpoint(output_dir)
         if checkpoint is not None:
             logger.info("Going on from %s. To start afresh, give another output_dir.", checkpoint)
     result = trainer.train(resume_from_checkpoint=checkpoint)
@@ -145,7 +145,8 @@ def main(argv: list[str] | None = None) -> int:
     if not trainer.is_world_process_zero():
         return 0
 
-    model = trainer.accelerator.unwrap_model(trainer.model)
+    # Not the trainer's model, of which FSDP and ZeRO leave each process a part.
+    model = ViTPForConditionalGeneration.from_pretrained(output_dir).to(training_args.device)
     backbone = export_backbone(model, output_dir / "backbone", processor.image_processor)
     draw_losses(trainer.state.log_history, output_dir / "loss.png")
     if task is not None:
