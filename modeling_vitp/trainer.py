@@ -1,13 +1,18 @@
 """TRL's `SFTTrainer` for ViTP: sample ids, epochs and an evaluation collator, which the stock one cannot do."""
 
+import itertools
+from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import torch
+from accelerate import PartialState
+from accelerate.utils import gather_object
 from datasets import Dataset, DatasetDict, Features, Image, IterableDataset, List, Value
 from torch.utils.data import DataLoader
 from trl import SFTConfig, SFTTrainer
 
-from .collator import SampleTransform, ViTPDataCollator, content_id
+from .collator import SampleTransform, SourceSettings, ViTPDataCollator, content_id
 from .modeling_vitp import ViTPForConditionalGeneration
 from .processing_vitp import ViTPProcessor
 
@@ -34,6 +39,13 @@ class ViTPTrainingConfig(SFTConfig):
     max_length: int | None = field(
         default=4096,
         metadata={"help": "Longest sequence after the drop, in tokens. Only answers are cut to it, with a warning."},
+    )
+    on_error: str = field(
+        default="raise",
+        metadata={
+            "help": "What training does with a row that cannot be used: 'raise' stops and names it, 'skip' takes another "
+            "in its place, logs and counts it. Evaluation always stops."
+        },
     )
     remove_unused_columns: bool = field(
         default=False,
@@ -65,6 +77,7 @@ class ViTPTrainer(SFTTrainer):
         processing_class: [`ViTPProcessor`].
         data_collator: replaces the [`ViTPDataCollator`] that is made from `args`.
         sample_transform: augmentation in training, see [`ViTPDataCollator`].
+        source_settings: how the rows of each source are encoded, see [`ViTPDataCollator`].
         kwargs: as for [`~trl.SFTTrainer`].
     """
 
@@ -79,11 +92,13 @@ class ViTPTrainer(SFTTrainer):
         processing_class: ViTPProcessor | None = None,
         data_collator: ViTPDataCollator | None = None,
         sample_transform: SampleTransform | None = None,
+        source_settings: Mapping[str, SourceSettings] | None = None,
         **kwargs,
     ):
         if processing_class is None:
             processing_class = ViTPProcessor.from_pretrained(model.config._name_or_path)
         check_compatible(model, processing_class)
+        train_dataset = prepare_rows(train_dataset)
         if data_collator is None:
             data_collator = ViTPDataCollator(
                 processing_class,
@@ -92,6 +107,9 @@ class ViTPTrainer(SFTTrainer):
                 vrl_apply_prob=args.vrl_apply_prob,
                 seed=args.seed if args.data_seed is None else args.data_seed,
                 sample_transform=sample_transform,
+                source_settings=source_settings or {},
+                on_error=args.on_error,
+                replacement_rows=replacement_rows(train_dataset) if args.on_error == "skip" else None,
                 pad_to_multiple_of=args.pad_to_multiple_of,
             )
         model.config.vrl_drop_ratio = data_collator.vrl_drop_ratio
@@ -105,7 +123,7 @@ class ViTPTrainer(SFTTrainer):
             model=model,
             args=args,
             data_collator=data_collator,
-            train_dataset=prepare_rows(train_dataset),
+            train_dataset=train_dataset,
             eval_dataset=eval_dataset,
             processing_class=processing_class,
             **kwargs,
@@ -126,6 +144,9 @@ class ViTPTrainer(SFTTrainer):
 
     def _run_epoch(self, *args, epoch: int, **kwargs):
         self.data_collator.set_epoch(epoch)
+        # accelerate does it too, but not for a map-style set in several processes.
+        if hasattr(self.train_dataset, "set_epoch"):
+            self.train_dataset.set_epoch(epoch)
         return super()._run_epoch(*args, epoch=epoch, **kwargs)
 
     def _issue_warnings_after_load(self, load_result) -> None:
@@ -165,11 +186,13 @@ def prepare_rows(dataset: Dataset | IterableDataset) -> Dataset | IterableDatase
     """Gives every row an id, and leaves images encoded, so that the collator can name the sample that is broken."""
     encoded = {}
     for name, feature in (dataset.features or {}).items():
-        if isinstance(feature, Image) and feature.mode is None:
+        if is_decoded(feature):
             encoded[name] = Image(decode=False)
-        elif isinstance(feature, List) and isinstance(feature.feature, Image) and feature.feature.mode is None:
+        elif isinstance(feature, List) and is_decoded(feature.feature):
             encoded[name] = List(Image(decode=False))
     has_ids = dataset.column_names is not None and "id" in dataset.column_names
+    if has_ids and not encoded:
+        return dataset
     if isinstance(dataset, Dataset):
         if not has_ids:
             dataset = dataset.add_column("id", list(range(len(dataset))))
@@ -184,3 +207,18 @@ def prepare_rows(dataset: Dataset | IterableDataset) -> Dataset | IterableDatase
         features = dataset.features and Features({"id": Value("string"), **dataset.features})
         dataset = dataset.map(lambda row: {"id": content_id(row), **row}, features=features)
     return dataset
+
+
+def is_decoded(feature) -> bool:
+    return isinstance(feature, Image) and feature.mode is None and feature.decode
+
+
+def replacement_rows(dataset: Dataset | IterableDataset, num_rows: int = 64) -> Dataset | list[dict]:
+    """Rows that may take the place of those that are skipped: any, or of a stream the first."""
+    return dataset if isinstance(dataset, Dataset) else list(itertools.islice(dataset, num_rows))
+
+
+def count_skipped(collator: ViTPDataCollator) -> dict[str, int]:
+    """How many rows of each source were skipped, over all processes."""
+    counts = [collator.skipped] if PartialState().num_processes == 1 else gather_object([collator.skipped])
+    return dict(sum(map(Counter, counts), Counter()))

@@ -14,21 +14,35 @@ import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from dry_run import print_mixture
 from from_scratch import sample_texts
+from mixture import open_mixture
 from models import load_start
 from plots import draw_losses
-from rows import load_rows
+from sources import load_mixture, load_rows
 from transformers import set_seed
 from transformers.trainer_utils import get_last_checkpoint
 from trl import ModelConfig, ScriptArguments, TrlParser
 
 from modeling_vitp import ViTPTrainer, ViTPTrainingConfig, export_backbone
+from modeling_vitp.trainer import count_skipped
 
 logger = logging.getLogger("pretrain")
 
 
 @dataclass
 class PretrainArguments(ScriptArguments):
+    mixture: dict | str | None = field(
+        default=None,
+        metadata={
+            "help": "Instead of dataset_name: a mixture of sources with their rates, or the file that holds one, see "
+            "README. A released meta JSON can be given as it is."
+        },
+    )
+    dry_run: bool = field(
+        default=False,
+        metadata={"help": "Prints what the mixture amounts to and stops; needs neither data nor Hub nor GPU."},
+    )
     task: str | None = field(
         default=None,
         metadata={
@@ -56,9 +70,11 @@ class PretrainArguments(ScriptArguments):
     )
 
     def __post_init__(self):
-        for name in ("from_scratch", "input_spec"):
-            if isinstance(getattr(self, name), str):
+        for name in ("from_scratch", "input_spec", "mixture"):
+            if str(getattr(self, name)).startswith("{"):
                 setattr(self, name, json.loads(getattr(self, name)))
+        if (self.mixture is None) == (self.dataset_name is None):
+            raise ValueError("Give either dataset_name or mixture in the configuration: what is trained on.")
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -67,11 +83,22 @@ def main(argv: list[str] | None = None) -> int:
     output_dir = Path(training_args.output_dir)
     set_seed(training_args.seed)
 
-    datasets = load_rows(script_args)
+    mixture = load_mixture(script_args.mixture) if script_args.mixture else None
+    if script_args.dry_run:
+        print_mixture(mixture, training_args, script_args.max_patches)
+        return 0
+
     task = importlib.import_module(f"tasks.{script_args.task}") if script_args.task else None
-    if task is not None:
+    source_settings = eval_dataset = None
+    if mixture is not None:
+        seed = training_args.seed if training_args.data_seed is None else training_args.data_seed
+        train_dataset = open_mixture(mixture, seed)
+        source_settings = {source.name: source.settings for source in mixture.sources}
+    elif task is not None:
+        datasets = load_rows(script_args)
         train_dataset, eval_dataset = task.prepare(datasets)
     else:
+        datasets = load_rows(script_args)
         train_dataset = datasets[script_args.dataset_train_split]
         eval_dataset = datasets.get(script_args.dataset_test_split)
     sample_transform = task.transform if task is not None else None
@@ -94,6 +121,7 @@ def main(argv: list[str] | None = None) -> int:
         eval_dataset=eval_dataset,
         processing_class=processor,
         sample_transform=sample_transform,
+        source_settings=source_settings,
     )
     checkpoint = training_args.resume_from_checkpoint
     if checkpoint is None and output_dir.is_dir():
@@ -102,6 +130,10 @@ def main(argv: list[str] | None = None) -> int:
             logger.info("Going on from %s. To start afresh, give another output_dir.", checkpoint)
     result = trainer.train(resume_from_checkpoint=checkpoint)
     metrics = {"seed": training_args.seed, "train": result.metrics}
+    skipped = count_skipped(trainer.data_collator)
+    if skipped:
+        metrics["skipped_rows"] = skipped
+        logger.warning("Rows skipped in this run, by source: %s", json.dumps(skipped))
     if eval_dataset is not None:
         metrics["eval"] = trainer.evaluate()
     trainer.save_model()

@@ -10,7 +10,7 @@ from conftest import TEXT, VISION, picture
 from datasets import Dataset, Features, Image, List, Value
 from from_scratch import build_tokenizer
 from models import load_start
-from rows import folder_cache
+from sources import folder_cache
 from transformers import GotOcr2ImageProcessor, InternVLConfig, InternVLForConditionalGeneration, Qwen2Config
 from trl import ModelConfig
 
