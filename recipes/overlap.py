@@ -29,6 +29,7 @@ NEIGHBOURS = 4
 MIN_MATCHES = 6
 MAX_CANDIDATES = 5
 TRANSFORM_ERROR = 4.0  # pixels
+MAX_SCALE = 16.0  # between the two images
 MIN_CORRELATION = 0.8
 MIN_SHARED_SIDE = 24  # pixels: smaller shared parts are not trusted
 MIN_CONTRAST = 4.0  # standard deviation in grey levels; flat images have nothing to compare
@@ -135,7 +136,7 @@ class TestImages:
             for mirrored in (False, True):
                 image = self._decode(index, mirrored)
                 prints.append(fingerprint(image, grey(image)))
-        self.by_digest = {print_.digest: index // 2 for index, print_ in reversed(list(enumerate(prints)))}
+        self.by_digest = {print_.digest: index for index, print_ in enumerate(prints[::2])}
         self.has_contrast = np.array([print_.has_contrast for print_ in prints[::2]])
         self.hashes = np.stack([print_.hashes[0] for print_ in prints[::2]])
         self.points = np.concatenate([print_.points for print_ in prints])
@@ -205,11 +206,11 @@ class TestImages:
             return None
         test = self._grey(owner)
         scale = float(np.hypot(*transform[:, 0]))
+        if not 1 / MAX_SCALE <= scale <= MAX_SCALE:
+            return None
         if scale > 1:  # compare at the coarser resolution of the two
             test, pixels, transform = pixels, test, cv2.invertAffineTransform(transform)
         ratio = min(scale, 1 / scale)
-        if ratio < 1 / 16:
-            return None
         size = test.shape[::-1]
         blurred = cv2.GaussianBlur(pixels, (0, 0), 0.5 / ratio) if ratio < 0.8 else pixels
         warped = cv2.warpAffine(blurred, transform, size, flags=cv2.INTER_LINEAR)

@@ -55,14 +55,18 @@ NUMBERS = re.compile(r"\[\s*(-?[\d.]+)\s*,\s*(-?[\d.]+)\s*,\s*(-?[\d.]+)\s*,\s*(
 
 @dataclass
 class RowReport:
-    """What was found in a row: its problems, its tiles, its tokens (`None` without a processor), a digest."""
+    """What was found in a row: its problems, tiles and tokens (`None` if they cannot be counted).
+
+    `digest` is that of what the row shows and says, `None` if that cannot be read; `matches` has the place of an image
+    in the row with a test image that it matches.
+    """
 
     id: str
     problems: list[tuple[str, str]]
     tiles: int
     tokens: int | None
-    digest: bytes
-    matches: list[tuple[int, Match]]  # the image's place in the row, and what it matches
+    digest: bytes | None
+    matches: list[tuple[int, Match]]
 
 
 @dataclass
@@ -155,7 +159,7 @@ class RowChecker:
         problems, images = [], []
         if row["error"]:
             kind = "image places" if "image place" in row["error"] else "malformed"
-            return RowReport(row["id"], [(kind, row["error"])], 0, None, digest_of(row, []), [])
+            return RowReport(row["id"], [(kind, row["error"])], 0, None, None, [])
         for place, stored in enumerate(row["images"]):
             try:
                 images += load_images({"images": [stored]})
@@ -172,7 +176,8 @@ class RowChecker:
             if self.max_length is not None and tokens > self.max_length:
                 problems.append(("too long", f"{tokens} tokens, max_length={self.max_length}"))
         digests = [pixel_digest(image) for image in images]
-        return RowReport(row["id"], problems, tiles, tokens, digest_of(row, digests), self.matches(images, digests))
+        digest = digest_of(row["messages"], digests) if is_whole else None
+        return RowReport(row["id"], problems, tiles, tokens, digest, self.matches(images, digests))
 
     def check_messages(self, row: dict) -> list[tuple[str, str]]:
         messages, problems = row["messages"], []
@@ -254,9 +259,9 @@ def is_box(corners: tuple[str, ...]) -> bool:
     return left < right <= GRID and top < bottom <= GRID
 
 
-def digest_of(row: dict, image_digests: list[bytes]) -> bytes:
+def digest_of(messages: list[dict], image_digests: list[bytes]) -> bytes:
     """Of what a row shows and says, whatever its id."""
-    content = json.dumps(row["messages"] or row["error"], sort_keys=True).encode()
+    content = json.dumps(messages, sort_keys=True).encode()
     return hashlib.sha256(b"".join(image_digests) + content).digest()[:16]
 
 
@@ -278,8 +283,8 @@ def validate(
         checker = RowChecker(source, processor, test_images=test_images, **options)
         try:
             for row in read_rows(source, checker, num_workers):
-                report.add(row, row.digest in seen)
-                seen.add(row.digest)
+                report.add(row, is_duplicate=row.digest in seen)
+                seen.update({row.digest} - {None})
         except Exception as error:  # whatever a source does; the others are still to be read
             report.error = " ".join(str(error).split())
     return reports

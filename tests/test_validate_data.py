@@ -8,7 +8,7 @@ import validate_data
 import yaml
 from conftest import picture
 from datasets import Dataset, Features, Image, List, Value
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from sources import Source, load_mixture
 from validation import ERRORS, RowChecker, SourceReport, histogram, is_box, validate, wrong_boxes
@@ -185,6 +185,7 @@ def test_test_images_in_the_data_fail_and_are_named(files, tmp_path):
     assert f"with the test images `{tmp_path / 'test'}`: 1." in card.read_text()
 
 
+@settings(deadline=None)
 @given(st.lists(st.integers(-50, 1050), min_size=4, max_size=4))
 def test_boxes_are_on_the_grid_and_have_an_area(corners):
     left, top, right, bottom = corners
@@ -195,6 +196,7 @@ def test_boxes_are_on_the_grid_and_have_an_area(corners):
     assert (wrong_boxes(f"It is at {corners}.") == ([], [])) == expected
 
 
+@settings(deadline=None)
 @given(st.lists(st.integers(0, 30), min_size=1))
 def test_histograms_summarise_all_values(values):
     report = SourceReport("x")
