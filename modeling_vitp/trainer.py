@@ -43,8 +43,8 @@ class ViTPTrainingConfig(SFTConfig):
     on_error: str = field(
         default="raise",
         metadata={
-            "help": "What training does with a row that cannot be used: 'raise' stops and names it, 'skip' takes another "
-            "in its place, logs and counts it. Evaluation always stops."
+            "help": "What training does with a row that cannot be used: 'raise' stops and names it, 'skip' logs and "
+            "counts it and takes another in its place. Evaluation always stops."
         },
     )
     remove_unused_columns: bool = field(

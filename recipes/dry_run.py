@@ -121,7 +121,7 @@ def check_rules(mixture: Mixture, summaries: list[SourceSummary]) -> list[tuple[
         found += f", at most {largest.share:.0%} from one ({largest.source.name})"
     rules = [(is_diverse, f"scale and diversity: {found}")]
 
-    covered = {summary.source.modality for summary in domain}
+    covered = {modality for summary in domain for modality in summary.source.modality}
     absent = [modality for modality in mixture.modalities if modality not in covered]
     if not mixture.modalities:
         rules.append((False, "modalities: the mixture does not say which the downstream tasks need (`modalities`)"))
@@ -156,7 +156,7 @@ def print_mixture(mixture: Mixture, training_args: ViTPTrainingConfig, max_patch
                 f"{source.rate:g}",
                 f"{summary.effective:,}",
                 f"{100 * summary.share:.2f}",
-                "general" if source.general else source.modality or "?",
+                "general" if source.general else ", ".join(source.modality) or "?",
                 ", ".join(source.tasks) or "?",
                 f"{bound}{summary.tiles:.3g}",
                 *tokens,
@@ -175,9 +175,8 @@ def print_mixture(mixture: Mixture, training_args: ViTPTrainingConfig, max_patch
     print(f"\nA step: {batch} samples in each of {processes} process(es), {batch * processes} in all.", end=" ")
     print(f"An epoch: {math.ceil(total / (batch * processes)):,} steps.", end=" ")
     if training_args.max_steps > 0:
-        print(
-            f"{training_args.max_steps:,} steps: {training_args.max_steps * batch * processes / max(total, 1):.2g} epochs."
-        )
+        epochs = training_args.max_steps * batch * processes / max(total, 1)
+        print(f"{training_args.max_steps:,} steps: {epochs:.2g} epochs.")
     else:
         print()
     bound = "" if all(summary.measured for summary in summaries) else "at most "

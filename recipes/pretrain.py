@@ -71,8 +71,9 @@ class PretrainArguments(ScriptArguments):
 
     def __post_init__(self):
         for name in ("from_scratch", "input_spec", "mixture"):
-            if str(getattr(self, name)).startswith("{"):
-                setattr(self, name, json.loads(getattr(self, name)))
+            value = getattr(self, name)
+            if isinstance(value, str) and value.lstrip().startswith("{"):
+                setattr(self, name, json.loads(value))
         if (self.mixture is None) == (self.dataset_name is None):
             raise ValueError("Give either dataset_name or mixture in the configuration: what is trained on.")
 
@@ -85,6 +86,8 @@ def main(argv: list[str] | None = None) -> int:
 
     mixture = load_mixture(script_args.mixture) if script_args.mixture else None
     if script_args.dry_run:
+        if mixture is None:
+            raise ValueError("dry_run is about a mixture, and the configuration has none.")
         print_mixture(mixture, training_args, script_args.max_patches)
         return 0
 

@@ -79,7 +79,7 @@ class Source:
         rows: number of rows, where it is known before the source is read: the dry run goes by it, and so does the
             share of a streaming source, which needs it (an estimate is enough).
         obtain: page where the data can be had.
-        modality: what the images were taken with: optical, sar, ct …
+        modality: what the images were taken with: optical, sar, ct …, one or several.
         tasks: what is asked: caption, vqa, grounding …
         general: whether it is general data, against forgetting.
         max_patches, image_size, system_prompt, input_spec, jpeg_degradation: see [`SourceSettings`].
@@ -100,7 +100,7 @@ class Source:
     prompt: str | None = None
     rows: int | None = None
     obtain: str | None = None
-    modality: str | None = None
+    modality: tuple[str, ...] = ()
     tasks: tuple[str, ...] = ()
     general: bool = False
     max_patches: int | None = None
@@ -163,7 +163,7 @@ SOURCE_KEYS = {
     "prompt": str,
     "rows": int,
     "obtain": str,
-    "modality": str,
+    "modality": (str, list),
     "tasks": list,
     "general": bool,
     "max_patches": int,
@@ -282,6 +282,8 @@ def make_source(entry: dict, root: Path, released_compatible: bool, origin: str)
     for key in ("folder", "annotation", "image_root"):
         if entry.get(key):
             entry[key] = str(root / entry[key])
+    modality = entry.get("modality", ())
+    entry["modality"] = (modality,) if isinstance(modality, str) else tuple(modality)
     entry["tasks"] = tuple(entry.get("tasks", ()))
     if released_compatible:
         entry |= {"image_size": None, "jpeg_degradation": data_augment, "first_rows": True}
@@ -443,7 +445,7 @@ def find_columns(source: Source, features: Features | dict) -> dict[str, str]:
         columns.pop("messages", None)
     else:
         raise ValueError(
-            f"Source {source.name!r}: {source.location} has the columns {names}, none of them messages. Say under "
+            f"Source {source.name!r}: {source.location} has the columns {names}, which make no conversation. Say under "
             "`columns` which are the messages, or the question and the answer (or an answer column and a `prompt`)."
         )
     return columns

@@ -115,7 +115,7 @@ def test_a_transformers_internvl_checkpoint_is_a_start(tmp_path):
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"dataset_name": None}, "dataset_name is missing"),
+        ({"dataset_name": None}, "either dataset_name or mixture"),
         ({"from_scratch": None}, "either model_name_or_path or from_scratch"),
         ({"model_name_or_path": "somewhere"}, "either model_name_or_path or from_scratch"),
         ({"from_scratch": {"vision_config": VISION, "text_config": TEXT}}, r"missing keys \['vocab_size'\]"),
