@@ -17,7 +17,10 @@ from datasets import Dataset, List, load_dataset
 from datasets import Image as ImageFeature
 from PIL import Image
 from sources import IMAGE_SUFFIXES, folder_cache
+from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
+
+from modeling_vitp.collator import load_images
 
 HASH_SIDE = 8  # frequencies in each direction: 64 bits
 HASH_DISTANCE = 12  # bits, of 64, up to which two images are compared
@@ -25,9 +28,9 @@ HASH_CHECK_SIDE = 64
 SIDE_LIMITS = (256, 1024)  # features are found with the long side brought into these limits
 PIXELS_PER_FEATURE = 400
 DESCRIPTOR_DISTANCE = 0.45  # of RootSIFT, whose largest is sqrt(2)
-NEIGHBOURS = 4
+NEIGHBOURS = 8
 MIN_MATCHES = 6
-MAX_CANDIDATES = 5
+MAX_CANDIDATES = 20
 TRANSFORM_ERROR = 4.0  # pixels
 MAX_SCALE = 16.0  # between the two images
 MIN_CORRELATION = 0.8
@@ -125,36 +128,47 @@ class TestImages:
     Args:
         images: rows of undecoded images, see `load_images`.
         names: of the images.
+        num_workers: processes that take the fingerprints.
+
+    Raises:
+        ValueError: names the image that cannot be read.
     """
 
     __test__ = False  # no test case, whatever pytest takes the name for
 
-    def __init__(self, images: Dataset, names: Sequence[str]):
+    def __init__(self, images: Dataset, names: Sequence[str], num_workers: int = 0):
         self.images, self.names = images, names
-        prints, self.num_flat = [], 0
-        for index in tqdm(range(len(names)), desc="Test images"):
-            for mirrored in (False, True):
-                image = self._decode(index, mirrored)
-                prints.append(fingerprint(image, grey(image)))
+        loader = DataLoader(range(len(names)), batch_size=8, num_workers=num_workers, collate_fn=self._fingerprints)
+        prints = [found for batch in tqdm(loader, desc="Test images", unit=" batches of 8") for found in batch]
         self.by_digest = {print_.digest: index for index, print_ in enumerate(prints[::2])}
         self.has_contrast = np.array([print_.has_contrast for print_ in prints[::2]])
         self.hashes = np.stack([print_.hashes[0] for print_ in prints[::2]])
         self.points = np.concatenate([print_.points for print_ in prints])
         self.descriptors = np.concatenate([print_.descriptors for print_ in prints])
         self.owners = np.repeat(np.arange(len(prints)), [len(print_.points) for print_ in prints])
-        self._index = None
+        self._index = self._build_index()  # before processes are forked, which then share it
+
+    def _build_index(self) -> "cv2.flann.Index | None":
+        if len(self.descriptors) <= NEIGHBOURS:
+            return None
+        cv2.setRNGSeed(0)  # of the k-d trees
+        return cv2.flann.Index(self.descriptors, {"algorithm": 1, "trees": 4})  # 1: that kind
 
     def __getstate__(self):
-        return self.__dict__ | {"_index": None}  # OpenCV's index is built again in every process
+        return self.__dict__ | {"_index": None}  # OpenCV's index cannot be pickled
 
-    @property
-    def index(self) -> "cv2.flann.Index":
-        if self._index is None:
-            self._index = cv2.flann.Index(self.descriptors, {"algorithm": 1, "trees": 4})  # 1: k-d trees
-        return self._index
+    def __setstate__(self, state):
+        self.__dict__ = state
+        self._index = self._build_index()
+
+    def _fingerprints(self, indices: list[int]) -> list[Fingerprint]:
+        """Of images and their mirror images, in turn."""
+        cv2.setNumThreads(1)
+        images = [self._decode(index, mirrored) for index in indices for mirrored in (False, True)]
+        return [fingerprint(image, grey(image)) for image in images]
 
     def _decode(self, index: int, mirrored: bool) -> Image.Image:
-        image = ImageFeature().decode_example(self.images[index]["image"])
+        (image,) = load_images(self.images[index])
         return image.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if mirrored else image
 
     def _grey(self, owner: int) -> np.ndarray:
@@ -183,9 +197,9 @@ class TestImages:
 
     def _shared_part(self, pixels: np.ndarray, own: Fingerprint):
         """Matches features, lets them vote for a test image, and compares the pixels where they say."""
-        if len(own.points) < MIN_MATCHES or len(self.descriptors) <= NEIGHBOURS:
+        if len(own.points) < MIN_MATCHES or self._index is None:
             return
-        neighbours, distances = self.index.knnSearch(own.descriptors, NEIGHBOURS, params={"checks": 32})
+        neighbours, distances = self._index.knnSearch(own.descriptors, NEIGHBOURS, params={"checks": 32})
         is_close = distances <= DESCRIPTOR_DISTANCE**2
         queries, targets = np.nonzero(is_close)[0], neighbours[is_close]
         owners = self.owners[targets]
@@ -199,6 +213,7 @@ class TestImages:
                 yield match
 
     def _compare(self, pixels: np.ndarray, points: np.ndarray, test_points: np.ndarray, owner: int):
+        """Fits a similarity transform to the matched points and correlates the pixels that it lays on each other."""
         transform, inliers = cv2.estimateAffinePartial2D(
             points, test_points, method=cv2.RANSAC, ransacReprojThreshold=TRANSFORM_ERROR
         )
@@ -236,7 +251,7 @@ def correlation(first: np.ndarray, second: np.ndarray) -> float:
     return float((first * second).sum() / norm) if norm > 0 else 0.0
 
 
-def load_test_images(where: str, split: str = "test") -> TestImages:
+def load_test_images(where: str, split: str = "test", num_workers: int = 0) -> TestImages:
     """Indexes a folder of images, or a split of a data set (a folder of Parquet files, or a Hub id).
 
     Raises:
@@ -255,7 +270,7 @@ def load_test_images(where: str, split: str = "test") -> TestImages:
         images, names = images_of(splits[split], where)
     if not names:
         raise ValueError(f"There are no images in {where}.")
-    return TestImages(images.cast_column("image", ImageFeature(decode=False)), names)
+    return TestImages(images.cast_column("image", ImageFeature(decode=False)), names, num_workers)
 
 
 def images_of(dataset: Dataset, where: str) -> tuple[Dataset, list[str]]:

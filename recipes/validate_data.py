@@ -35,12 +35,14 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--card", type=Path, help="a data set card to put the result into, as a section")
     args = parser.parse_args(argv)
 
-    mixture = load_mixture(args.mixture)
+    mixture, test_images = load_mixture(args.mixture), None
+    if args.against:
+        test_images = load_test_images(args.against, args.against_split, args.num_workers)
     reports = validate(
         mixture,
         args.num_workers,
         processor=load_processor(args.processor) if args.processor else None,
-        test_images=load_test_images(args.against, args.against_split) if args.against else None,
+        test_images=test_images,
         max_length=args.max_length,
         vrl_drop_ratio=args.vrl_drop_ratio,
         max_patches=args.max_patches,

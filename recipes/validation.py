@@ -333,12 +333,15 @@ def draw_histograms(reports: list[SourceReport], max_length: int | None, path: P
         len(reports), 2, figsize=(9, 1.2 + 1.3 * len(reports)), layout="constrained", squeeze=False, sharex="col"
     )
     for (left, right), report in zip(axes, reports):
-        values, counts = list(report.tokens), list(report.tokens.values())
-        longest = max([*values, max_length or 0, 1])
-        left.hist(values, bins=np.arange(0, longest + TOKENS_PER_BIN, TOKENS_PER_BIN), weights=counts)
+        if report.tokens:
+            bins = np.arange(0, max(*report.tokens, max_length or 0) + TOKENS_PER_BIN, TOKENS_PER_BIN)
+            left.hist(list(report.tokens), bins=bins, weights=list(report.tokens.values()))
+        else:
+            left.text(0.5, 0.5, "not counted", transform=left.transAxes, ha="center", va="center")
         if max_length is not None:
             left.axvline(max_length, color="tab:red", linewidth=1)
         right.bar(list(report.tiles), list(report.tiles.values()))
+        right.xaxis.get_major_locator().set_params(integer=True)
         left.set_ylabel(report.name, rotation=0, ha="right", va="center", fontsize=8)
     axes[-1, 0].set_xlabel("tokens of a row, after the drop" + (" (red: max_length)" if max_length else ""))
     axes[-1, 1].set_xlabel("tiles of a row, thumbnails included")

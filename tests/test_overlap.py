@@ -134,6 +134,9 @@ def test_test_images_are_read_from_folders_and_data_sets(tmp_path, images):
     assert [match.test_image for match in index.find(images[1])] == ["x[1]"]
     with pytest.raises(ValueError, match=r"no split 'val', only \['test'\]"):
         overlap.load_test_images(str(tmp_path / "rows"), "val")
+    (tmp_path / "files" / "two.png").write_text("no image")
+    with pytest.raises(ValueError, match="cannot be read"):
+        overlap.load_test_images(str(tmp_path / "files"))
     (tmp_path / "empty").mkdir()
     with pytest.raises(ValueError, match="no images in"):
         overlap.load_test_images(str(tmp_path / "empty"))

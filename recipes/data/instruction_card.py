@@ -62,12 +62,9 @@ def describe_split(args, images, conversations, vocabulary, copies) -> str:
         table(
             ["kind", "questions", "for example", "answer"],
             [
-                [
-                    kind,
-                    by_kind[kind],
-                    *((examples[kind].question, examples[kind].answer) if by_kind[kind] else ("", "")),
-                ]
+                [kind, by_kind[kind], *map(shown, (examples[kind].question, examples[kind].answer))]
                 for kind in args.kinds
+                if kind in examples
             ],
         ),
         f"Classes, with the number of images that have them: "
@@ -75,6 +72,11 @@ def describe_split(args, images, conversations, vocabulary, copies) -> str:
         f"```bash\n{command(args)}\n```",
     ]
     return "\n\n".join(lines)
+
+
+def shown(text: str, length: int = 100) -> str:
+    """A text as it is, its tags visible; cut if it is long."""
+    return f"`{text if len(text) <= length else text[:length] + ' …'}`"
 
 
 def command(args: argparse.Namespace) -> str:

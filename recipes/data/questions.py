@@ -81,7 +81,7 @@ PHRASINGS: dict[str, dict[str, tuple[str, ...]]] = {  # subject of the annotatio
         "presence": (
             "Has anything changed between the two images?",
             "Is there a change from the first image to the second?",
-            "Do the two images differ in what is built or lies there?",
+            "Do the two images show a change?",
         ),
         "grounding_all": (
             "Find all {labels} in the second image.",
