@@ -261,7 +261,7 @@ def test_every_answer_follows_from_the_raw_annotation(annotated, tmp_path):
     rows = make(layout, root, tmp_path, "--turns", 10)["train"]
     kinds, answers = Counter(), {}
     for row in rows:
-        name = row["id"].removeprefix("train/")
+        name = row["id"].removeprefix("train/").removesuffix(".png")
         assert name in NAMES["train"]
         assert row["images"][0].tobytes() == scene(root, name).tobytes()
         for question, answer in turns_of(row):
@@ -283,7 +283,7 @@ def test_in_windows_an_object_counts_if_half_of_it_is_seen(annotated, tmp_path):
     assert starts(0, 320, 128, 100) == [0, 100, 192]
     seen = Counter()
     for row in rows:
-        name, place = row["id"].removeprefix("train/").split("/")
+        name, place = row["id"].removeprefix("train/").replace(".png", "").split("/")
         x, y = map(int, place.split("_"))
         assert (x, y) in {(0, 0), (120, 0), (0, 40), (120, 40)}
         crop = scene(root, name).crop((x, y, x + 200, y + 200))
@@ -495,7 +495,7 @@ def test_changes(tmp_path):
                     areas = Counter()
                     for (x0, y0, x1, y1), area in parts:
                         areas[int(x0 + x1 >= 64), int(y0 + y1 >= 64)] += area
-                    assert areas[x, y] == max(areas.values())
+                    assert areas[x, y] > areas.total() / 2
                 seen["caption"] += 1
     assert all(seen[key] >= 3 for key in ("yes", "no", "nothing", "boxes", "caption")) and seen["yes"] == seen["no"]
 

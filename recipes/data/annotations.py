@@ -9,8 +9,9 @@ import json
 import re
 import xml.etree.ElementTree as ElementTree
 from collections import defaultdict
+from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 
 import cv2
@@ -119,15 +120,13 @@ class Coco(Layout):
 
     def splits(self):
         return {
-            split: {
-                Path(entry["file_name"]).with_suffix("").as_posix(): (self._find(path, entry["file_name"], split),)
-                for entry in contents["images"]
-            }
-            for split, (path, contents) in self._files.items()
+            split: {entry["file_name"]: (find(entry["file_name"]),) for entry in contents["images"]}
+            for split, (_, contents, find) in self._files.items()
         }
 
     @cached_property
-    def _files(self) -> dict[str, tuple[Path, dict]]:
+    def _files(self) -> dict[str, tuple[Path, dict, Callable[[str], Path]]]:
+        """Split -> its JSON file, what it holds, and a function from the `file_name` of an image to its path."""
         where = self.annotations or self.root
         candidates = [where] if where.is_file() else sorted(where.rglob("*.json"))
         candidates = [path for path in candidates if path.name.startswith("instances")] or candidates
@@ -139,28 +138,24 @@ class Coco(Layout):
             split = split_in(path.stem) or split_in(path.parent.name) or UNSPLIT
             if split in files:
                 raise ValueError(f"{files[split][0]} and {path} both annotate split {split!r}: give --annotations.")
-            files[split] = (path, contents)
+            places = [self.root, *(self.root / folder for folder in ("images", "JPEGImages")), path.parent]
+            places += [folder for place in places for folder in sorted(place.glob(f"{split}*")) if folder.is_dir()]
+            files[split] = (path, contents, partial(find_file, places))
         if not files:
             raise ValueError(f"There is no COCO JSON under {where}.")
         return files
-
-    def _find(self, annotations: Path, name: str, split: str) -> Path:
-        places = [self.root, *(self.root / folder for folder in ("images", "JPEGImages")), annotations.parent]
-        places += [folder for place in places for folder in sorted(place.glob(f"{split}*")) if folder.is_dir()]
-        return next((place / name for place in places if (place / name).is_file()), self.root / name)
 
     @cached_property
     def _entries(self) -> dict[Path, tuple[Path, dict, list[dict], dict]]:
         """Image file -> the JSON file, its entry there, its objects, and the categories."""
         entries = {}
-        for split, (path, contents) in self._files.items():
+        for path, contents, find in self._files.values():
             categories = {category["id"]: category["name"] for category in contents["categories"]}
             objects = defaultdict(list)
             for annotation in contents.get("annotations", ()):
                 objects[annotation["image_id"]].append(annotation)
             for entry in contents["images"]:
-                file = self._find(path, entry["file_name"], split)
-                entries[file] = (path, entry, objects[entry["id"]], categories)
+                entries[find(entry["file_name"])] = (path, entry, objects[entry["id"]], categories)
         return entries
 
     def annotate(self, image_id, paths):
@@ -281,7 +276,7 @@ class ClassFolders(Layout):
             if SPLIT_NAME.fullmatch(path.name) and any(child.is_dir() for child in path.iterdir())
         }
         return {
-            split: {path.relative_to(self.root).with_suffix("").as_posix(): (path,) for path in image_files(folder)}
+            split: {path.relative_to(self.root).as_posix(): (path,) for path in image_files(folder)}
             for split, folder in (by_split or {UNSPLIT: self.root}).items()
         }
 
@@ -439,6 +434,11 @@ def by_stem(root: Path, suffix: str, within: str = "") -> dict[str, Path]:
     return files
 
 
+def find_file(places: list[Path], name: str) -> Path:
+    """The file of a name in the first of several folders that has it; where it should be if none has."""
+    return next((place / name for place in places if (place / name).is_file()), places[0] / name)
+
+
 def image_files(folder: Path) -> list[Path]:
     return [path for path in sorted(folder.rglob("*")) if path.suffix.lower() in IMAGE_SUFFIXES]
 
@@ -458,9 +458,12 @@ def image_size(path: Path) -> tuple[int, int]:
 
 def mask_values(path: Path, size: tuple[int, int]) -> tuple[np.ndarray, bool]:
     """A mask's values, int64 of shape (height, width), and whether they are colours, as 0xRRGGBB."""
-    with Image.open(path) as image:
-        is_colour = image.mode not in ("1", "L", "P", "I", "I;16")
-        values = np.asarray(image.convert("RGB") if is_colour else image).astype(np.int64)
+    try:
+        with Image.open(path) as image:
+            is_colour = image.mode not in ("1", "L", "P", "I", "I;16")
+            values = np.asarray(image.convert("RGB") if is_colour else image).astype(np.int64)
+    except Exception as error:  # Pillow raises many kinds for a broken file
+        raise ValueError(f"The mask {path} cannot be read: {error}") from error
     if values.shape[:2] != size[::-1]:
         raise ValueError(f"The mask {path} is of size {values.shape[1::-1]}, its image of size {size}.")
     return (values @ [1 << 16, 1 << 8, 1] if is_colour else values), is_colour

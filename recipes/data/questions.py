@@ -143,15 +143,6 @@ class Asker:
         chosen = torch.multinomial(torch.tensor(list(candidates.values()), dtype=torch.float), 1, generator=generator)
         return list(candidates)[chosen.item()]
 
-    def clear_classes(self, image: AnnotatedImage) -> dict[str, list[Region]]:
-        """Class -> its regions, of the classes all of whose regions are clear, in reading order."""
-        by_label = defaultdict(list)
-        for region in sorted(image.regions, key=lambda region: (region.box[1], region.box[0], region.label)):
-            by_label[region.label].append(region)
-        return {
-            label: regions for label, regions in sorted(by_label.items()) if all(region.is_clear for region in regions)
-        }
-
 
 Answers = Iterable[tuple[dict[str, str], str, str | None]]  # words of the question, answer, class of a yes or no
 
@@ -273,8 +264,8 @@ def change_caption(asker: Asker, image: AnnotatedImage, generator: torch.Generat
         areas = Counter(dict.fromkeys(QUARTERS, 0.0))
         for region in image.regions:
             areas[quarter_of(region, image.size)] += region.area
-        (place, first), (_, second) = areas.most_common(2)
-        yield {}, f"{text}, most of it in the {place}." if first >= MARGIN * second else f"{text}.", None
+        ((place, most),) = areas.most_common(1)
+        yield {}, f"{text}, most of it in the {place}." if 2 * most >= MARGIN * areas.total() else f"{text}.", None
 
 
 KINDS: dict[str, Callable[[Asker, AnnotatedImage, torch.Generator], Answers]] = {
