@@ -306,6 +306,9 @@ def test_a_broken_source_is_named(parquet, streaming):
         read(folder="parquet", columns={"answer": "caption"})
     with pytest.raises(ValueError, match="Source 'harbours'.*make no conversation. Say under `columns`"):
         read(folder="parquet", columns={"answer": "a"})
+    (parquet / "list.json").write_text('[{"conversations": ')
+    with pytest.raises(ValueError, match="Source 'harbours'.*list.json cannot be read: Expecting value"):
+        read(annotation="list.json")
     (parquet / "empty").mkdir()
     with pytest.raises(ValueError, match="Source 'harbours'.*neither Parquet files nor images, only nothing"):
         read(folder="empty")
