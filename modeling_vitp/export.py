@@ -10,6 +10,8 @@ from .image_processing_vitp import ViTPImageProcessor
 from .modeling_vitp import ViTPForConditionalGeneration, ViTPModel, ViTPVisionModel
 from .processing_vitp import ViTPProcessor
 
+AUTO_MAP = {"AutoConfig": "configuration_vitp.ViTPVisionConfig", "AutoModel": "modeling_vitp.ViTPVisionModel"}
+
 
 def export_backbone(
     model: ViTPForConditionalGeneration | ViTPModel | ViTPVisionModel | str | Path,
@@ -44,19 +46,9 @@ def export_backbone(
 
     native = InternVLVisionModel(native_vision_config(vision_model.config)).to(vision_model.dtype)
     native.load_state_dict(vision_model.state_dict())
-    native.config.auto_map = {
-        "AutoConfig": "configuration_vitp.ViTPVisionConfig",
-        "AutoModel": "modeling_vitp.ViTPVisionModel",
-    }
+    native.config.auto_map = AUTO_MAP
     native.save_pretrained(output_dir)
-    custom_object_save(vision_model, output_dir)
-
-    settings = (image_processor or ViTPImageProcessor()).to_dict()
-    settings = {name: settings[name] for name in ViTPImageProcessor.valid_kwargs.__annotations__ if name in settings}
-    height, width = vision_model.config.image_size
-    settings |= {"size": {"height": height, "width": width}, "crop_to_patches": False}
-    processor_class = ViTPImageProcessor if settings.get("input_spec") else GotOcr2ImageProcessor
-    processor_class(**settings).save_pretrained(output_dir)
+    save_code_and_image_processor(output_dir, vision_model.config, image_processor or ViTPImageProcessor())
     return Path(output_dir)
 
 
@@ -66,3 +58,20 @@ def native_vision_config(config: ViTPVisionConfig) -> InternVLVisionConfig:
     for name in ("model_type", "transformers_version", "architectures", "auto_map"):
         fields.pop(name, None)
     return InternVLVisionConfig(**fields)
+
+
+def save_code_and_image_processor(
+    output_dir: str | Path, config: ViTPVisionConfig, image_processor: ViTPImageProcessor
+) -> None:
+    """What a backbone's folder has beside its weights and configuration."""
+    custom_object_save(ViTPVisionModel, output_dir)
+    height, width = config.image_size
+    settings = image_settings(image_processor) | {"size": {"height": height, "width": width}, "crop_to_patches": False}
+    processor_class = ViTPImageProcessor if settings.get("input_spec") else GotOcr2ImageProcessor
+    processor_class(**settings).save_pretrained(output_dir)
+
+
+def image_settings(image_processor: ViTPImageProcessor) -> dict:
+    """The settings of an image processor, for another class to take."""
+    settings = image_processor.to_dict()
+    return {name: settings[name] for name in ViTPImageProcessor.valid_kwargs.__annotations__ if name in settings}
