@@ -246,7 +246,9 @@ def guess_vision_config(weights: dict[str, TensorBytes], layout: str) -> dict[st
         hidden_size, _, patch_size, _ = shapes["embeddings.patch_embedding.weight"]
         intermediate_size = shapes["encoder.layers.0.mlp.fc1.weight"][0]
     except (KeyError, IndexError, ValueError) as error:
-        raise ValueError(f"There is no config.json, and the tensors are not those of an InternViT ({error}).") from error
+        raise ValueError(
+            f"There is no config.json, and the tensors are not those of an InternViT ({error})."
+        ) from error
     if hidden_size not in INTERN_VIT_HEADS:
         raise ValueError(
             f"There is no config.json, and the number of heads of a ViT of width {hidden_size} cannot be seen from its "
@@ -308,7 +310,9 @@ def match_tensors(
         listed = "; ".join(f"{what}: {', '.join(sorted(keys))}" for what, keys in problems.items() if keys)
         raise ValueError(f"{source} does not hold the tensors that its configuration asks for. {listed}")
     for name, other in tied.items():
-        if name in tensors and not all(a == b for a, b in zip(tensors[name].read(), tensors[other].read(), strict=True)):
+        if name in tensors and not all(
+            a == b for a, b in zip(tensors[name].read(), tensors[other].read(), strict=True)
+        ):
             raise ValueError(
                 f"{source}: the configuration ties {places[name].key} and {places[other].key}, but their weights "
                 "differ. Set tie_word_embeddings to false in config.json."
@@ -336,9 +340,7 @@ def read_image_processor(
     return image_processor
 
 
-def read_processor(
-    folder: Path, layout: str, config: ViTPConfig, image_processor: ViTPImageProcessor
-) -> ViTPProcessor:
+def read_processor(folder: Path, layout: str, config: ViTPConfig, image_processor: ViTPImageProcessor) -> ViTPProcessor:
     """Our processor around the tokenizer, with our chat template unless it is our checkpoint."""
     if layout == "vitp":
         return ViTPProcessor.from_pretrained(folder)
@@ -353,8 +355,8 @@ def choose_image_token_id(source: str, config: ViTPConfig, processor: ViTPProces
         return processor.image_token_id
     if given is None:
         logger.warning(
-            "%s has no tokenizer, so the token that stands for an image is not known: give image_token_id, or set it in "
-            "the configuration.",
+            "%s has no tokenizer, so the token that stands for an image is not known: give image_token_id, or set it "
+            "in the configuration.",
             source,
         )
         return config.image_token_id
@@ -462,8 +464,8 @@ def refuse_input_spec(checkpoint: Checkpoint, to: str) -> None:
     if checkpoint.image_processor.input_spec:
         raise ValueError(
             f"{checkpoint.name} reads images with input_spec={checkpoint.image_processor.input_spec}, which {to!r} "
-            "cannot say: its users would misread the images. Save the processor with input_spec=None first, and convert "
-            "images yourself."
+            "cannot say: its users would misread the images. Save the processor with input_spec=None first, and "
+            "convert images yourself."
         )
 
 
@@ -504,7 +506,7 @@ def drop_video_token(folder: Path, vocab_size: int) -> None:
 
 
 def write_tokenizer_of_version_4(checkpoint: Checkpoint, folder: Path) -> None:
-    """The tokenizer as transformers 4 reads it, which the original code runs on: its slow class needs files of its own."""
+    """The tokenizer for transformers 4, which the original code runs on; its slow classes need files of their own."""
     tokenizer = plain_tokenizer(checkpoint.folder)
     tokenizer.save_pretrained(folder)
     drop_video_token(folder, checkpoint.config.text_config.vocab_size)
@@ -562,7 +564,9 @@ def write_card(checkpoint: Checkpoint, to: str, license_fields: dict[str, str], 
         **license_fields,
         base_model=base_model if Path(checkpoint.name).exists() else checkpoint.name,
         library_name="transformers",
-        pipeline_tag="image-feature-extraction" if to == "backbone" or checkpoint.is_vision_only else "image-text-to-text",
+        pipeline_tag="image-feature-extraction"
+        if to == "backbone" or checkpoint.is_vision_only
+        else "image-text-to-text",
         tags=["vitp"],
     )
     source = Path(checkpoint.name).name if Path(checkpoint.name).exists() else checkpoint.name
@@ -572,15 +576,17 @@ def write_card(checkpoint: Checkpoint, to: str, license_fields: dict[str, str], 
     else:
         terms = f"Licence of the source, and so of these weights: {licence}."
     card = ModelCard(
-        f"---\n{data}\n---\n\n# {name}\n\nThe weights of `{source}` (layout: {checkpoint.kind}), the same to the bit, in the "
-        f"layout `{to}`, converted with `python -m modeling_vitp.convert`.\n\n{terms}\n"
+        f"---\n{data}\n---\n\n# {name}\n\nThe weights of `{source}` (layout: {checkpoint.kind}), the same to the bit, "
+        f"in the layout `{to}`, converted with `python -m modeling_vitp.convert`.\n\n{terms}\n"
     )
     card.save(folder / "README.md")
 
 
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
-        prog="python -m modeling_vitp.convert", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog="python -m modeling_vitp.convert",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("source", help="Hub id, folder or safetensors file")
     parser.add_argument("target", help="folder to write, which must not exist yet")
@@ -588,7 +594,9 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--revision", help="branch, tag or commit of a Hub id")
     parser.add_argument("--license", help="licence of a source that states none, such as cc-by-nc-4.0")
     parser.add_argument(
-        "--image_token_id", type=int, help="token that stands for an image, for an original checkpoint without tokenizer"
+        "--image_token_id",
+        type=int,
+        help="token that stands for an image, for an original checkpoint without tokenizer",
     )
     args = parser.parse_args(argv)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit("error: terminated; nothing was written."))

@@ -1,7 +1,9 @@
 """The backbone, out of the model it was trained in: a folder that plain transformers opens."""
 
+import copy
 from pathlib import Path
 
+from torch import nn
 from transformers import GotOcr2ImageProcessor, InternVLVisionConfig, InternVLVisionModel
 from transformers.dynamic_module_utils import custom_object_save
 
@@ -30,7 +32,8 @@ def export_backbone(
     `trust_remote_code=True`, unless this package is imported.
 
     Args:
-        model: the trained model, its vision model, or the folder or Hub id of a checkpoint (with its processor).
+        model: the trained model (also as PEFT has wrapped it), its vision model, or the folder or Hub id of a
+            checkpoint (with its processor).
         output_dir: created if missing.
         image_processor: the one of training; that of the checkpoint if `model` is one. ImageNet mean and std at the
             model's image size if there is none.
@@ -42,7 +45,7 @@ def export_backbone(
         if image_processor is None:
             image_processor = ViTPProcessor.from_pretrained(model).image_processor
         model = ViTPForConditionalGeneration.from_pretrained(model)
-    vision_model = next(module for module in model.modules() if isinstance(module, ViTPVisionModel))
+    vision_model = trained_vision_model(model)
 
     native = InternVLVisionModel(native_vision_config(vision_model.config)).to(vision_model.dtype)
     native.load_state_dict(vision_model.state_dict())
@@ -50,6 +53,30 @@ def export_backbone(
     native.save_pretrained(output_dir)
     save_code_and_image_processor(output_dir, vision_model.config, image_processor or ViTPImageProcessor())
     return Path(output_dir)
+
+
+def trained_vision_model(model: nn.Module) -> ViTPVisionModel:
+    """The vision model of a model, which PEFT may have wrapped: with its adapters merged, in a copy."""
+    if hasattr(model, "get_base_model"):
+        model = model.get_base_model()
+    if isinstance(model, ViTPForConditionalGeneration):
+        model = model.model
+    if isinstance(model, ViTPModel):
+        model = model.vision_tower
+    is_wrapped = any(hasattr(module, name) for module in model.modules() for name in ("modules_to_save", "base_layer"))
+    return without_adapters(copy.deepcopy(model)) if is_wrapped else model
+
+
+def without_adapters(module: nn.Module) -> nn.Module:
+    """Takes PEFT's wrappers away: LoRA is merged, and of what trains in full the trained copy stays."""
+    if hasattr(module, "modules_to_save"):
+        return without_adapters(module.modules_to_save[module.active_adapters[0]])
+    if hasattr(module, "base_layer"):
+        module.merge()
+        return module.get_base_layer()
+    for name, child in module.named_children():
+        setattr(module, name, without_adapters(child))
+    return module
 
 
 def native_vision_config(config: ViTPVisionConfig) -> InternVLVisionConfig:

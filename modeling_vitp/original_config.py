@@ -1,5 +1,6 @@
 """The configuration of InternVL's own code, and ours: what each says in its words about the same model."""
 
+import copy
 from typing import Any
 
 from transformers import AutoConfig, PreTrainedConfig
@@ -141,13 +142,14 @@ def text_from_original(config: dict[str, Any]) -> PreTrainedConfig:
     config_class = type(AutoConfig.for_model(config["model_type"]))
     own = set(config_class.__dataclass_fields__) - set(PreTrainedConfig.__dataclass_fields__)
     fields = {name: value for name, value in config.items() if name in own | {"rope_theta", "rope_scaling"}}
-    return config_class(**{"tie_word_embeddings": False, **fields})
+    return config_class(**copy.deepcopy({"tie_word_embeddings": False, **fields}))
 
 
 def text_to_original(config: PreTrainedConfig) -> dict[str, Any]:
     """The language model's configuration as transformers wrote it before version 5."""
     check_language_model(config.model_type)
     fields = config.to_dict()
+    fields.pop("transformers_version", None)
     rope = fields.pop("rope_parameters")
     fields["rope_theta"] = rope.pop("rope_theta")
     fields["rope_scaling"] = None if rope["rope_type"] == "default" else {**rope, "type": rope["rope_type"]}

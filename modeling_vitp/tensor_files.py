@@ -1,7 +1,7 @@
 """Safetensors checkpoints as byte ranges: tensors are renamed, cut and joined on disk without being loaded.
 
-Cutting a tensor into blocks of rows, and joining such blocks, moves contiguous bytes only. So a conversion needs no more
-memory than its copy buffer, and keeps every bit whatever the dtype.
+Cutting a tensor into blocks of rows, and joining such blocks, moves contiguous bytes only. So a conversion needs no
+more memory than its copy buffer, and keeps every bit whatever the dtype.
 """
 
 import json
@@ -67,7 +67,9 @@ def read_checkpoint(path: Path) -> dict[str, TensorBytes]:
     if len(found) == 1:
         return read_file(found[0])
     if found:
-        raise ValueError(f"{path} has neither {SINGLE_FILE} nor {INDEX_FILE}, but {[file.name for file in found]}: name the file.")
+        raise ValueError(
+            f"{path} has neither {SINGLE_FILE} nor {INDEX_FILE}, but {[file.name for file in found]}: name the file."
+        )
     pickles = sorted(file.name for ending in ("*.bin", "*.pt", "*.pth") for file in path.glob(ending))
     raise ValueError(
         f"{path} holds no safetensors, which are expected, but {pickles or 'no weights at all'}"
@@ -144,7 +146,9 @@ def write_file(path: Path, tensors: dict[str, list[TensorBytes]], progress: tqdm
     for key in order:
         blocks = tensors[key]
         start, end = end, end + sum(block.num_bytes for block in blocks)
-        shape = [sum(block.shape[0] for block in blocks), *blocks[0].shape[1:]] if len(blocks) > 1 else [*blocks[0].shape]
+        shape = (
+            [sum(block.shape[0] for block in blocks), *blocks[0].shape[1:]] if len(blocks) > 1 else [*blocks[0].shape]
+        )
         header[key] = {"dtype": blocks[0].dtype, "shape": shape, "data_offsets": [start, end]}
     encoded = json.dumps(header, separators=(",", ":")).encode()
     encoded += b" " * (-len(encoded) % 8)

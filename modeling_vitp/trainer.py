@@ -1,9 +1,13 @@
 """TRL's `SFTTrainer` for ViTP: sample ids, epochs and an evaluation collator, which the stock one cannot do."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import torch
+from accelerate.utils import is_peft_model
 from datasets import Dataset, DatasetDict, Features, Image, IterableDataset, List, Value
+from safetensors import safe_open
 from torch.utils.data import DataLoader
 from trl import SFTConfig, SFTTrainer
 
@@ -128,15 +132,29 @@ class ViTPTrainer(SFTTrainer):
         self.data_collator.set_epoch(epoch)
         return super()._run_epoch(*args, epoch=epoch, **kwargs)
 
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: torch.nn.Module | None = None) -> None:
+        super()._load_from_checkpoint(resume_from_checkpoint, model)
+        adapter_file = Path(resume_from_checkpoint) / "adapter_model.safetensors"
+        if is_peft_model(self.model) and adapter_file.is_file():
+            from peft import get_peft_model_state_dict
+
+            expected = set(get_peft_model_state_dict(self.model))
+            with safe_open(adapter_file, "pt") as file:
+                check_loaded(expected - set(file.keys()), set(file.keys()) - expected)
+
     def _issue_warnings_after_load(self, load_result) -> None:
         tied = set(getattr(self.model, "all_tied_weights_keys", None) or {})
-        missing, unexpected = set(load_result.missing_keys) - tied, load_result.unexpected_keys
-        if missing or unexpected:
-            raise ValueError(
-                f"The checkpoint does not fit the model: missing keys {sorted(missing)}, unexpected keys "
-                f"{sorted(unexpected)}. Resume with the configuration that the run was started with."
-            )
+        check_loaded(set(load_result.missing_keys) - tied, load_result.unexpected_keys)
         self.model.tie_weights()
+
+
+def check_loaded(missing: Iterable[str], unexpected: Iterable[str]) -> None:
+    """Raises a `ValueError` if a checkpoint and the model that it was loaded into have not the same keys."""
+    if missing or unexpected:
+        raise ValueError(
+            f"The checkpoint does not fit the model: missing keys {sorted(missing)}, unexpected keys "
+            f"{sorted(unexpected)}. Resume with the configuration that the run was started with."
+        )
 
 
 def check_compatible(model: ViTPForConditionalGeneration, processor: ViTPProcessor) -> None:
