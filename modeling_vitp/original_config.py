@@ -149,7 +149,8 @@ def text_to_original(config: PreTrainedConfig) -> dict[str, Any]:
     """The language model's configuration as transformers wrote it before version 5."""
     check_language_model(config.model_type)
     fields = config.to_dict()
-    fields.pop("transformers_version", None)
+    for name in ("transformers_version", "dtype"):
+        fields.pop(name, None)
     rope = fields.pop("rope_parameters")
     fields["rope_theta"] = rope.pop("rope_theta")
     fields["rope_scaling"] = None if rope["rope_type"] == "default" else {**rope, "type": rope["rope_type"]}
