@@ -23,7 +23,7 @@ from typing import Any
 
 import torch
 from huggingface_hub import ModelCard, ModelCardData, metadata_load, snapshot_download
-from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError, StrictDataclassError
 from transformers import (
     AutoTokenizer,
     GotOcr2ImageProcessor,
@@ -169,7 +169,10 @@ def read_source(source: str, revision: str | None = None, image_token_id: int | 
             f"{source} has tensors of the kind {layout!r}, but the model_type in its config.json is {model_type!r} "
             f"and not {' or '.join(map(repr, MODEL_TYPES[layout]))}."
         )
-    config = read_config(layout, fields, weights)
+    try:
+        config = read_config(layout, fields, weights)
+    except StrictDataclassError as error:
+        raise ValueError(f"{folder / 'config.json'} is not valid: {error}") from error
     config.dtype = fields.get("dtype") or fields.get("torch_dtype") or main_dtype(weights)
     tensors = match_tensors(source, config, layout, weights)
     image_processor = read_image_processor(folder, layout, fields, config)
@@ -201,9 +204,12 @@ def read_json(path: Path) -> dict[str, Any]:
     if not path.is_file():
         return {}
     try:
-        return json.loads(path.read_text())
+        fields = json.loads(path.read_text())
     except json.JSONDecodeError as error:
         raise ValueError(f"{path} is no JSON: {error}") from error
+    if not isinstance(fields, dict):
+        raise ValueError(f"{path} holds a {type(fields).__name__}, but a JSON object is expected.")
+    return fields
 
 
 def read_config(layout: str, fields: dict, weights: dict[str, TensorBytes]) -> ViTPConfig | ViTPVisionConfig:

@@ -133,7 +133,6 @@ class ViTPTrainer(SFTTrainer):
         return super()._run_epoch(*args, epoch=epoch, **kwargs)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: torch.nn.Module | None = None) -> None:
-        super()._load_from_checkpoint(resume_from_checkpoint, model)
         adapter_file = Path(resume_from_checkpoint) / "adapter_model.safetensors"
         if is_peft_model(self.model) and adapter_file.is_file():
             from peft import get_peft_model_state_dict
@@ -141,6 +140,7 @@ class ViTPTrainer(SFTTrainer):
             expected = set(get_peft_model_state_dict(self.model))
             with safe_open(adapter_file, "pt") as file:
                 check_loaded(expected - set(file.keys()), set(file.keys()) - expected)
+        super()._load_from_checkpoint(resume_from_checkpoint, model)
 
     def _issue_warnings_after_load(self, load_result) -> None:
         tied = set(getattr(self.model, "all_tied_weights_keys", None) or {})

@@ -32,6 +32,7 @@ from transformers import (
     InternVLProcessor,
     InternVLVideoProcessor,
     InternVLVisionModel,
+    Qwen2Tokenizer,
 )
 
 from modeling_vitp import (
@@ -629,8 +630,21 @@ def test_messages_are_read_alike_by_our_processor_and_transformers(model_and_pro
         assert torch.equal(found[name], wanted[name]), name
 
 
+def qwen_tokenizer() -> Qwen2Tokenizer:
+    """Of the class that original checkpoints name."""
+    trained = build_tokenizer(["How many trees are there? There are 12."], vocab_size=320)
+    model = json.loads(trained.backend_tokenizer.to_str())["model"]
+    merges = [tuple(pair) for pair in model["merges"]]
+    tokenizer = Qwen2Tokenizer(
+        model["vocab"], merges, eos_token="<|im_end|>", pad_token="<|endoftext|>", unk_token=None
+    )
+    tokenizer.add_special_tokens({"extra_special_tokens": trained.extra_special_tokens})
+    assert tokenizer.get_vocab() == trained.get_vocab()
+    return tokenizer
+
+
 def test_an_original_checkpoint_with_its_tokenizer(tmp_path):
-    tokenizer = build_tokenizer(["How many trees are there? There are 12."], vocab_size=320)
+    tokenizer = qwen_tokenizer()
     source = save_original(native_model(vocab_size=len(tokenizer)), tmp_path / "source")
     config = json.loads((source / "config.json").read_text())
     # As on the Hub: with code that is not needed, and is not run.
@@ -655,12 +669,18 @@ def test_an_original_checkpoint_with_its_tokenizer(tmp_path):
     assert {"vocab.json", "merges.txt", "added_tokens.json", "tokenizer.json"} <= {path.name for path in back.iterdir()}
     settings = json.loads((back / "tokenizer_config.json").read_text())
     assert "extra_special_tokens" not in settings and "<img>" in settings["additional_special_tokens"]
+    text = "<img><IMG_CONTEXT></img>How many <|im_end|>"
     reopened = AutoTokenizer.from_pretrained(back)
     assert reopened.get_vocab() == tokenizer.get_vocab()
+    assert reopened(text)["input_ids"] == tokenizer(text)["input_ids"]
     assert json.loads((back / "added_tokens.json").read_text())["<IMG_CONTEXT>"] == processor.image_token_id
+    (back / "tokenizer.json").unlink()  # as published: for the slow class alone
     again = convert_checkpoint(back, tmp_path / "again")
     assert_same(load_weights(again), load_weights(vitp))
     assert (again / "config.json").read_text() == (vitp / "config.json").read_text()
+    slow = AutoProcessor.from_pretrained(again).tokenizer
+    assert slow.get_vocab() == tokenizer.get_vocab()
+    assert slow(text)["input_ids"] == tokenizer(text)["input_ids"]
 
 
 @pytest.mark.parametrize(
@@ -771,6 +791,12 @@ MISTAKES = {
     "other model": (as_another_model, r"holds a 'gpt2' with tensors such as 'transformer\.wte\.weight', but a ViTP"),
     "no config": (lambda folder: (folder / "config.json").unlink(), "model_type in its config.json is None and not"),
     "broken config": (lambda folder: (folder / "config.json").write_text("{"), "config.json is no JSON"),
+    "list": (lambda folder: (folder / "config.json").write_text("[]"), "config.json holds a list, but a JSON object"),
+    "no number": (
+        lambda f: edit_part(f, "vision_config", hidden_size="wide"),
+        "config.json is not valid: .*hidden_size",
+    ),
+    "heads": (lambda f: edit_part(f, "vision_config", num_attention_heads=5), "divisible by num_heads"),
     "no vision_config": (
         lambda f: edit_json(f / "config.json", vision_config=None),
         "config.json has no vision_config",

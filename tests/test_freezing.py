@@ -147,7 +147,7 @@ def test_with_LoRA_gradients_flow_to_it_and_to_the_other_parts_in_full(model_and
 
 
 def test_names_given_for_LoRA_never_match_the_ViT(model):
-    for targets in (["q_proj", "v_proj"], "q_proj", "all-linear", r"layers\.1\.mlp\..*"):
+    for targets in (["q_proj", "v_proj"], "q_proj", "all-linear", r"layers\.1\.mlp\..*_proj"):
         args = ModelConfig(**LORA, lora_target_modules=targets)
         peft_model = get_peft_model(copy.deepcopy(model), lora_config(model, args))
         places = {name.split(".lora_")[0] for name, _ in peft_model.named_parameters() if ".lora_" in name}
