@@ -41,6 +41,11 @@ def compose(
     head = language.get_output_embeddings()
     if not isinstance(head, torch.nn.Linear) or head.bias is not None:
         raise ValueError(f"{language_model} has no plain linear LM head (it has {head}), which ViTP needs.")
+    if language.config.tie_word_embeddings and not hasattr(language.base_model, "embed_tokens"):
+        raise ValueError(
+            f"{language_model}, a {language.config.model_type!r}, ties its LM head to embeddings that have another name "
+            "than embed_tokens, which is the only one that transformers' InternVL ties."
+        )
 
     config = ViTPConfig(
         vision_config=vision.config,
