@@ -43,8 +43,8 @@ def compose(
         raise ValueError(f"{language_model} has no plain linear LM head (it has {head}), which ViTP needs.")
     if language.config.tie_word_embeddings and not hasattr(language.base_model, "embed_tokens"):
         raise ValueError(
-            f"{language_model}, a {language.config.model_type!r}, ties its LM head to embeddings that have another name "
-            "than embed_tokens, which is the only one that transformers' InternVL ties."
+            f"{language_model}, a {language.config.model_type!r}, ties its LM head to embeddings of another name than "
+            "embed_tokens, which is the only one that transformers' InternVL ties."
         )
 
     config = ViTPConfig(

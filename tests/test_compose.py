@@ -219,7 +219,7 @@ def test_a_head_with_a_bias_is_refused(vision_folder, tmp_path):
 
 def test_a_head_tied_to_embeddings_of_another_name_is_refused(vision_folder, tmp_path):
     save_language_model(tmp_path / "lm", "gpt_neox", tie_word_embeddings=True)
-    with pytest.raises(ValueError, match="a 'gpt_neox', ties its LM head to embeddings that have another name"):
+    with pytest.raises(ValueError, match="a 'gpt_neox', ties its LM head to embeddings of another name"):
         composed(vision_folder, tmp_path / "lm")
 
 
