@@ -6,7 +6,7 @@ import json
 import os
 import shutil
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,8 +14,9 @@ from typing import Any
 import torch
 from accelerate import PartialState
 from accelerate.data_loader import IterableDatasetShard
-from accelerate.utils import gather_object
+from accelerate.utils import gather_object, is_peft_model
 from datasets import Dataset, DatasetDict, Features, Image, IterableDataset, List, Value
+from safetensors import safe_open
 from torch.utils.data import DataLoader
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, TrainOutput, rotate_checkpoints
@@ -24,7 +25,7 @@ from trl import SFTConfig, SFTTrainer
 from .batching import BY_LENGTH, GlobalBatchSampler, RankStream, SampleLength
 from .checkpointing import STAGING, check_settings, last_checkpoint, publish_checkpoint
 from .collator import SampleTransform, SourceSettings, ViTPDataCollator, content_id
-from .modeling_vitp import ViTPForConditionalGeneration
+from .modeling_vitp import ViTPForConditionalGeneration, ViTPModel
 from .processing_vitp import ViTPProcessor
 
 
@@ -270,7 +271,8 @@ class ViTPTrainer(SFTTrainer):
     def prediction_step(self, model, inputs, *args, **kwargs):
         if self.args.world_size > 1 and "pixel_values" not in inputs:
             # Where the ViT's weights are sharded, each process has to run it as often as the others.
-            pixel_values, indices = self.accelerator.unwrap_model(self.model).model._unseen_tile()
+            vitp = next(module for module in self.model.modules() if isinstance(module, ViTPModel))
+            pixel_values, indices = vitp._unseen_tile()
             inputs = {**inputs, "pixel_values": pixel_values, "visual_token_indices": indices}
         return super().prediction_step(model, inputs, *args, **kwargs)
 
@@ -392,15 +394,29 @@ class ViTPTrainer(SFTTrainer):
             num_batches = (self.state.global_step - first_step) * self.args.gradient_accumulation_steps
         return epoch, num_batches
 
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: torch.nn.Module | None = None) -> None:
+        adapter_file = Path(resume_from_checkpoint) / "adapter_model.safetensors"
+        if is_peft_model(self.model) and adapter_file.is_file():
+            from peft import get_peft_model_state_dict
+
+            expected = set(get_peft_model_state_dict(self.model))
+            with safe_open(adapter_file, "pt") as file:
+                check_loaded(expected - set(file.keys()), set(file.keys()) - expected)
+        super()._load_from_checkpoint(resume_from_checkpoint, model)
+
     def _issue_warnings_after_load(self, load_result) -> None:
         tied = set(getattr(self.model, "all_tied_weights_keys", None) or {})
-        missing, unexpected = set(load_result.missing_keys) - tied, load_result.unexpected_keys
-        if missing or unexpected:
-            raise ValueError(
-                f"The checkpoint does not fit the model: missing keys {sorted(missing)}, unexpected keys "
-                f"{sorted(unexpected)}. Resume with the configuration that the run was started with."
-            )
+        check_loaded(set(load_result.missing_keys) - tied, load_result.unexpected_keys)
         self.model.tie_weights()
+
+
+def check_loaded(missing: Iterable[str], unexpected: Iterable[str]) -> None:
+    """Raises a `ValueError` if a checkpoint and the model that it was loaded into have not the same keys."""
+    if missing or unexpected:
+        raise ValueError(
+            f"The checkpoint does not fit the model: missing keys {sorted(missing)}, unexpected keys "
+            f"{sorted(unexpected)}. Resume with the configuration that the run was started with."
+        )
 
 
 def check_compatible(model: ViTPForConditionalGeneration, processor: ViTPProcessor) -> None:

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from dry_run import print_mixture
+from freezing import freeze, lora_config
 from from_scratch import sample_texts
 from mixture import open_mixture
 from models import load_start
@@ -56,6 +57,22 @@ class PretrainArguments(ScriptArguments):
             "help": "Instead of model_name_or_path: `vision_config`, `text_config`, `vocab_size` and, optionally, "
             "`image_processor` of a model and tokenizer to build."
         },
+    )
+    vision_model: str | None = field(
+        default=None,
+        metadata={"help": "Instead of model_name_or_path: a pretrained backbone, to be trained with language_model."},
+    )
+    language_model: str | None = field(
+        default=None,
+        metadata={"help": "The causal LM that vision_model is joined to, by a projector that starts fresh."},
+    )
+    freeze_vision: bool = field(default=False, metadata={"help": "The ViT does not train."})
+    freeze_projector: bool = field(default=False, metadata={"help": "The projector does not train."})
+    freeze_language_model: bool = field(
+        default=False, metadata={"help": "The language model does not train. For LoRA on it, give use_peft instead."}
+    )
+    unfreeze_vision_layers: int = field(
+        default=0, metadata={"help": "How many of the last layers of a frozen ViT train all the same."}
     )
     drop_path_rate: float | None = field(
         default=None,
@@ -113,7 +130,12 @@ def main(argv: list[str] | None = None) -> int:
         script_args.from_scratch,
         sample_texts(train_dataset, sample_transform, training_args.seed),
         script_args.drop_path_rate,
+        script_args.vision_model,
+        script_args.language_model,
     )
+    frozen = script_args.freeze_vision, script_args.freeze_projector, script_args.freeze_language_model
+    freeze(model, *frozen, script_args.unfreeze_vision_layers)
+    peft_config = lora_config(model, model_args, *frozen, script_args.unfreeze_vision_layers)
     if script_args.max_patches is not None:
         processor.image_processor.max_patches = script_args.max_patches
     if script_args.input_spec is not None:
@@ -127,6 +149,7 @@ def main(argv: list[str] | None = None) -> int:
         processing_class=processor,
         sample_transform=sample_transform,
         source_settings=source_settings,
+        peft_config=peft_config,
     )
     checkpoint = training_args.resume_from_checkpoint
     if checkpoint is None:
@@ -141,10 +164,13 @@ def main(argv: list[str] | None = None) -> int:
         logger.warning("Rows skipped in this run, by source: %s", json.dumps(skipped))
     if eval_dataset is not None:
         metrics["eval"] = trainer.evaluate()
-    trainer.save_model()
+    trainer.save_model(output_dir if peft_config is None else output_dir / "adapter")
     if not trainer.is_world_process_zero():
         return 0
 
+    if peft_config is not None:
+        trainer.accelerator.unwrap_model(trainer.model).merge_and_unload().save_pretrained(output_dir)
+        processor.save_pretrained(output_dir)
     # Not the trainer's model, of which FSDP and ZeRO leave each process a part.
     model = ViTPForConditionalGeneration.from_pretrained(output_dir).to(training_args.device)
     backbone = export_backbone(model, output_dir / "backbone", processor.image_processor)
