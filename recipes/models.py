@@ -34,7 +34,10 @@ def load_start(
         )
     options = {"dtype": model_args.dtype, "attn_implementation": model_args.attn_implementation}
     if from_scratch is not None:
-        return start_from_scratch(from_scratch, texts, drop_path_rate)
+        model, processor = start_from_scratch(from_scratch, texts, drop_path_rate)
+        if model_args.attn_implementation is not None:
+            model.set_attn_implementation(model_args.attn_implementation)
+        return model, processor
     if vision_model is not None:
         return compose(vision_model, language_model, drop_path_rate, **options)
 

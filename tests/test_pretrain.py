@@ -152,6 +152,13 @@ def test_mistakes_in_the_configuration_are_named(data_folder, tmp_path, settings
         run(tmp_path, **{"dataset_name": str(data_folder), **settings})
 
 
+@pytest.mark.parametrize("implementation", ["eager", "sdpa"])
+def test_a_model_from_scratch_has_the_attention_that_is_asked_for(implementation):
+    model, _ = load_start(ModelConfig(attn_implementation=implementation), FROM_SCRATCH, ["How many? 3 trees"])
+    parts = (model.config, model.config.vision_config, model.config.text_config)
+    assert {part._attn_implementation for part in parts} == {implementation}
+
+
 def test_a_model_of_another_kind_is_refused(tmp_path):
     Qwen2Config(**TEXT).save_pretrained(tmp_path)
     with pytest.raises(ValueError, match="'qwen2' model"):
