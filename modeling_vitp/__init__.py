@@ -26,6 +26,7 @@ from .modeling_vitp_adapter import ViTPAdapter
 from .modeling_vitp_backbone import ViTPBackbone
 from .modeling_vitp_dense import ViTPForChangeDetection, ViTPForSemanticSegmentation
 from .processing_vitp import ViTPProcessor
+from .resize import resize_backbone
 
 AutoConfig.register("vitp_vision", ViTPVisionConfig)
 AutoConfig.register("vitp", ViTPConfig)
@@ -54,8 +55,13 @@ ViTPForSemanticSegmentation.register_for_auto_class("AutoModelForSemanticSegment
 ViTPImageProcessor.register_for_auto_class("AutoImageProcessor")
 ViTPProcessor.register_for_auto_class("AutoProcessor")
 
-# For training, these need the `recipes` extra (TRL and datasets); inference does not.
-_TRAINING = {"ViTPDataCollator": "collator", "ViTPTrainer": "trainer", "ViTPTrainingConfig": "trainer"}
+# Imported when asked for. The trainer and its collator need the `recipes` extra (TRL and datasets).
+_LAZY = {
+    "ViTPDataCollator": "collator",
+    "ViTPTrainer": "trainer",
+    "ViTPTrainingConfig": "trainer",
+    "convert_checkpoint": "convert",
+}
 
 __all__ = [
     "InputSpec",
@@ -75,15 +81,16 @@ __all__ = [
     "ViTPVisionConfig",
     "ViTPVisionModel",
     "export_backbone",
-    *_TRAINING,
+    "resize_backbone",
+    *_LAZY,
 ]
 
 
 def __getattr__(name: str):
-    if name not in _TRAINING:
+    if name not in _LAZY:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     try:
-        return getattr(importlib.import_module(f".{_TRAINING[name]}", __name__), name)
+        return getattr(importlib.import_module(f".{_LAZY[name]}", __name__), name)
     except ModuleNotFoundError as error:
         raise ImportError(
             f"{name} needs {error.name}: install the training extra with pip install 'modeling-vitp[recipes]'."

@@ -1,7 +1,9 @@
 """The backbone, out of the model it was trained in: a folder that plain transformers opens."""
 
+import copy
 from pathlib import Path
 
+from torch import nn
 from transformers import GotOcr2ImageProcessor, InternVLVisionConfig, InternVLVisionModel
 from transformers.dynamic_module_utils import custom_object_save
 
@@ -9,6 +11,8 @@ from .configuration_vitp import ViTPVisionConfig
 from .image_processing_vitp import ViTPImageProcessor
 from .modeling_vitp import ViTPForConditionalGeneration, ViTPModel, ViTPVisionModel
 from .processing_vitp import ViTPProcessor
+
+AUTO_MAP = {"AutoConfig": "configuration_vitp.ViTPVisionConfig", "AutoModel": "modeling_vitp.ViTPVisionModel"}
 
 
 def export_backbone(
@@ -28,7 +32,8 @@ def export_backbone(
     `trust_remote_code=True`, unless this package is imported.
 
     Args:
-        model: the trained model, its vision model, or the folder or Hub id of a checkpoint (with its processor).
+        model: the trained model (also as PEFT has wrapped it), its vision model, or the folder or Hub id of a
+            checkpoint (with its processor).
         output_dir: created if missing.
         image_processor: the one of training; that of the checkpoint if `model` is one. ImageNet mean and std at the
             model's image size if there is none.
@@ -40,24 +45,38 @@ def export_backbone(
         if image_processor is None:
             image_processor = ViTPProcessor.from_pretrained(model).image_processor
         model = ViTPForConditionalGeneration.from_pretrained(model)
-    vision_model = next(module for module in model.modules() if isinstance(module, ViTPVisionModel))
+    vision_model = trained_vision_model(model)
 
     native = InternVLVisionModel(native_vision_config(vision_model.config)).to(vision_model.dtype)
     native.load_state_dict(vision_model.state_dict())
-    native.config.auto_map = {
-        "AutoConfig": "configuration_vitp.ViTPVisionConfig",
-        "AutoModel": "modeling_vitp.ViTPVisionModel",
-    }
+    native.config.auto_map = AUTO_MAP
     native.save_pretrained(output_dir)
-    custom_object_save(vision_model, output_dir)
-
-    settings = (image_processor or ViTPImageProcessor()).to_dict()
-    settings = {name: settings[name] for name in ViTPImageProcessor.valid_kwargs.__annotations__ if name in settings}
-    height, width = vision_model.config.image_size
-    settings |= {"size": {"height": height, "width": width}, "crop_to_patches": False}
-    processor_class = ViTPImageProcessor if settings.get("input_spec") else GotOcr2ImageProcessor
-    processor_class(**settings).save_pretrained(output_dir)
+    save_code_and_image_processor(output_dir, vision_model.config, image_processor or ViTPImageProcessor())
     return Path(output_dir)
+
+
+def trained_vision_model(model: nn.Module) -> ViTPVisionModel:
+    """The vision model of a model, which PEFT may have wrapped: with its adapters merged, in a copy."""
+    if hasattr(model, "get_base_model"):
+        model = model.get_base_model()
+    if isinstance(model, ViTPForConditionalGeneration):
+        model = model.model
+    if isinstance(model, ViTPModel):
+        model = model.vision_tower
+    is_wrapped = any(hasattr(module, name) for module in model.modules() for name in ("modules_to_save", "base_layer"))
+    return without_adapters(copy.deepcopy(model)) if is_wrapped else model
+
+
+def without_adapters(module: nn.Module) -> nn.Module:
+    """Takes PEFT's wrappers away: LoRA is merged, and of what trains in full the trained copy stays."""
+    if hasattr(module, "modules_to_save"):
+        return without_adapters(module.modules_to_save[module.active_adapters[0]])
+    if hasattr(module, "base_layer"):
+        module.merge()
+        return module.get_base_layer()
+    for name, child in module.named_children():
+        setattr(module, name, without_adapters(child))
+    return module
 
 
 def native_vision_config(config: ViTPVisionConfig) -> InternVLVisionConfig:
@@ -66,3 +85,20 @@ def native_vision_config(config: ViTPVisionConfig) -> InternVLVisionConfig:
     for name in ("model_type", "transformers_version", "architectures", "auto_map"):
         fields.pop(name, None)
     return InternVLVisionConfig(**fields)
+
+
+def save_code_and_image_processor(
+    output_dir: str | Path, config: ViTPVisionConfig, image_processor: ViTPImageProcessor
+) -> None:
+    """What a backbone's folder has beside its weights and configuration."""
+    custom_object_save(ViTPVisionModel, output_dir)
+    height, width = config.image_size
+    settings = image_settings(image_processor) | {"size": {"height": height, "width": width}, "crop_to_patches": False}
+    processor_class = ViTPImageProcessor if settings.get("input_spec") else GotOcr2ImageProcessor
+    processor_class(**settings).save_pretrained(output_dir)
+
+
+def image_settings(image_processor: ViTPImageProcessor) -> dict:
+    """The settings of an image processor, for another class to take."""
+    settings = image_processor.to_dict()
+    return {name: settings[name] for name in ViTPImageProcessor.valid_kwargs.__annotations__ if name in settings}

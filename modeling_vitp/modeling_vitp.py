@@ -185,11 +185,17 @@ class ViTPModel(InternVLModel):
                 VRL: the visual tokens to keep, ascending, as flat indices over the batch's tiles times tokens per
                 tile. `input_ids` holds one image token for each, and `position_ids` their positions in the full
                 sequence; [`ViTPProcessor`] makes all three.
+
+        In training the ViT runs on text-only batches too, on a tile of which no token is kept. It changes neither
+        logits nor gradients, but the ViT's gradients are zeros then and not `None`: processes that see no image take
+        part in the gradient's reduction (DDP, FSDP2, ZeRO), and the optimizer treats the ViT the same on any number.
         """
         if visual_token_indices is not None and attention_mask is None and cache is None:
             # Without a mask, transformers would read the gaps in the positions as borders of packed sequences.
             tokens = input_ids if input_ids is not None else inputs_embeds
             attention_mask = torch.ones(tokens.shape[:2], dtype=torch.long, device=tokens.device)
+        if pixel_values is None and mm_encoder_outputs is None and self.training and torch.is_grad_enabled():
+            pixel_values, visual_token_indices = self._unseen_tile()
         if visual_token_indices is not None and pixel_values is not None:
             mm_encoder_outputs = {
                 **(mm_encoder_outputs or {}),
@@ -213,6 +219,14 @@ class ViTPModel(InternVLModel):
             vision_feature_select_strategy=vision_feature_select_strategy,
             mm_encoder_outputs=mm_encoder_outputs,
             **kwargs,
+        )
+
+    def _unseen_tile(self) -> tuple[torch.Tensor, torch.LongTensor]:
+        """A black tile, as `pixel_values`, and `visual_token_indices` that keep none of its tokens."""
+        config, device = self.config.vision_config, self.get_input_embeddings().weight.device
+        return (
+            torch.zeros(1, config.num_channels, *config.image_size, device=device),
+            torch.zeros(0, dtype=torch.long, device=device),
         )
 
 

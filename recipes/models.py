@@ -1,16 +1,23 @@
-"""Where training starts: a ViTP checkpoint, a transformers InternVL checkpoint, or a small model from scratch."""
+"""Where training starts: a checkpoint (ViTP or transformers' InternVL), a ViT and a language model, or from scratch."""
 
 from collections.abc import Iterable
 
+from compose import check_report, compose
 from from_scratch import build_model, build_tokenizer
-from transformers import AutoConfig, AutoTokenizer, InternVLForConditionalGeneration
+from transformers import AutoConfig, AutoTokenizer, InternVLForConditionalGeneration, PreTrainedConfig
 from trl import ModelConfig
 
-from modeling_vitp import ViTPConfig, ViTPForConditionalGeneration, ViTPImageProcessor, ViTPProcessor
+from modeling_vitp import ViTPForConditionalGeneration, ViTPImageProcessor, ViTPProcessor
+from modeling_vitp.convert import from_internvl_config
 
 
 def load_start(
-    model_args: ModelConfig, from_scratch: dict | None, texts: Iterable[str], drop_path_rate: float | None = None
+    model_args: ModelConfig,
+    from_scratch: dict | None,
+    texts: Iterable[str],
+    drop_path_rate: float | None = None,
+    vision_model: str | None = None,
+    language_model: str | None = None,
 ) -> tuple[ViTPForConditionalGeneration, ViTPProcessor]:
     """The model and processor that the arguments ask for; `texts` train the tokenizer of a model from scratch.
 
@@ -18,32 +25,40 @@ def load_start(
         ValueError: if not exactly one start is given, the checkpoint is of another kind, or its keys do not fit.
     """
     name = model_args.model_name_or_path
-    if (name is None) == (from_scratch is None):
-        raise ValueError("Give either model_name_or_path or from_scratch in the configuration: where training starts.")
-    if name is None:
-        return start_from_scratch(from_scratch, texts, drop_path_rate)
+    if (vision_model is None) != (language_model is None):
+        raise ValueError("vision_model and language_model belong together: give both, or neither.")
+    if sum(start is not None for start in (name, from_scratch, vision_model)) != 1:
+        raise ValueError(
+            "Give either model_name_or_path or from_scratch in the configuration, or vision_model with language_model: "
+            "where training starts."
+        )
+    options = {"dtype": model_args.dtype, "attn_implementation": model_args.attn_implementation}
+    if from_scratch is not None:
+        model, processor = start_from_scratch(from_scratch, texts, drop_path_rate)
+        if model_args.attn_implementation is not None:
+            model.set_attn_implementation(model_args.attn_implementation)
+        return model, processor
+    if vision_model is not None:
+        return compose(vision_model, language_model, drop_path_rate, **options)
 
-    options = {"revision": model_args.model_revision}
-    config = AutoConfig.from_pretrained(name, **options)
+    revision = {"revision": model_args.model_revision}
     classes = {"vitp": ViTPForConditionalGeneration, "internvl": InternVLForConditionalGeneration}
-    if config.model_type not in classes:
-        raise ValueError(f"{name} is a {config.model_type!r} model; training starts from {' or '.join(classes)}.")
+    model_type = PreTrainedConfig.get_config_dict(name, **revision)[0].get("model_type")
+    if model_type not in classes:
+        raise ValueError(
+            f"{name} is a {model_type!r} model; training starts from {' or '.join(classes)}. Checkpoints of InternVL's "
+            "own code are converted first: python -m modeling_vitp.convert."
+        )
+    config = AutoConfig.from_pretrained(name, **revision)
     if drop_path_rate is not None:
         config.vision_config.drop_path_rate = drop_path_rate
-    model, report = classes[config.model_type].from_pretrained(
-        name,
-        config=config,
-        dtype=model_args.dtype,
-        attn_implementation=model_args.attn_implementation,
-        output_loading_info=True,
-        **options,
+    model, report = classes[model_type].from_pretrained(
+        name, config=config, output_loading_info=True, **options, **revision
     )
-    wrong = {kind: sorted(keys) for kind, keys in report.items() if keys}
-    if wrong:
-        raise ValueError(f"The weights of {name} do not fit its configuration: {wrong}")
-    if config.model_type == "vitp":
-        return model, ViTPProcessor.from_pretrained(name, **options)
-    return from_internvl(model), internvl_processor(name, **options)
+    check_report(name, report)
+    if model_type == "vitp":
+        return model, ViTPProcessor.from_pretrained(name, **revision)
+    return from_internvl(model), internvl_processor(name, **revision)
 
 
 def start_from_scratch(
@@ -63,11 +78,7 @@ def start_from_scratch(
 
 def from_internvl(model: InternVLForConditionalGeneration) -> ViTPForConditionalGeneration:
     """The same weights, uncopied, in ViTP's classes; parameter names are the same."""
-    fields = model.config.to_dict()
-    for owner in (fields, fields["vision_config"]):
-        owner.pop("model_type")
-        owner.pop("architectures", None)
-    config = ViTPConfig(**fields)
+    config = from_internvl_config(model.config)
     config._attn_implementation = model.config._attn_implementation
     converted = ViTPForConditionalGeneration(config)
     converted.load_state_dict(model.state_dict(), assign=True)

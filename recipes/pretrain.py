@@ -14,21 +14,36 @@ import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from dry_run import print_mixture
+from freezing import freeze, lora_config
 from from_scratch import sample_texts
+from mixture import open_mixture
 from models import load_start
 from plots import draw_losses
-from rows import load_rows
+from sources import load_mixture, load_rows
 from transformers import set_seed
-from transformers.trainer_utils import get_last_checkpoint
 from trl import ModelConfig, ScriptArguments, TrlParser
 
-from modeling_vitp import ViTPTrainer, ViTPTrainingConfig, export_backbone
+from modeling_vitp import ViTPForConditionalGeneration, ViTPTrainer, ViTPTrainingConfig, export_backbone
+from modeling_vitp.checkpointing import last_checkpoint
+from modeling_vitp.trainer import count_skipped
 
 logger = logging.getLogger("pretrain")
 
 
 @dataclass
 class PretrainArguments(ScriptArguments):
+    mixture: dict | str | None = field(
+        default=None,
+        metadata={
+            "help": "Instead of dataset_name: a mixture of sources with their rates, or the file that holds one, see "
+            "README. A released meta JSON can be given as it is."
+        },
+    )
+    dry_run: bool = field(
+        default=False,
+        metadata={"help": "Prints what the mixture amounts to and stops; needs neither data nor Hub nor GPU."},
+    )
     task: str | None = field(
         default=None,
         metadata={
@@ -43,6 +58,22 @@ class PretrainArguments(ScriptArguments):
             "`image_processor` of a model and tokenizer to build."
         },
     )
+    vision_model: str | None = field(
+        default=None,
+        metadata={"help": "Instead of model_name_or_path: a pretrained backbone, to be trained with language_model."},
+    )
+    language_model: str | None = field(
+        default=None,
+        metadata={"help": "The causal LM that vision_model is joined to, by a projector that starts fresh."},
+    )
+    freeze_vision: bool = field(default=False, metadata={"help": "The ViT does not train."})
+    freeze_projector: bool = field(default=False, metadata={"help": "The projector does not train."})
+    freeze_language_model: bool = field(
+        default=False, metadata={"help": "The language model does not train. For LoRA on it, give use_peft instead."}
+    )
+    unfreeze_vision_layers: int = field(
+        default=0, metadata={"help": "How many of the last layers of a frozen ViT train all the same."}
+    )
     drop_path_rate: float | None = field(
         default=None,
         metadata={"help": "Stochastic depth of the ViT, growing linearly over its layers. The paper uses 0.1."},
@@ -56,9 +87,14 @@ class PretrainArguments(ScriptArguments):
     )
 
     def __post_init__(self):
-        for name in ("from_scratch", "input_spec"):
-            if isinstance(getattr(self, name), str):
-                setattr(self, name, json.loads(getattr(self, name)))
+        for name in ("from_scratch", "input_spec", "mixture"):
+            value = getattr(self, name)
+            if isinstance(value, str) and value.lstrip().startswith("{"):
+                setattr(self, name, json.loads(value))
+        if (self.mixture is None) == (self.dataset_name is None):
+            raise ValueError("Give either dataset_name or mixture in the configuration: what is trained on.")
+        if self.mixture is not None and self.task is not None:
+            raise ValueError("A task makes its own instructions from dataset_name; with a mixture there is none.")
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -67,11 +103,24 @@ def main(argv: list[str] | None = None) -> int:
     output_dir = Path(training_args.output_dir)
     set_seed(training_args.seed)
 
-    datasets = load_rows(script_args)
+    mixture = load_mixture(script_args.mixture) if script_args.mixture else None
+    if script_args.dry_run:
+        if mixture is None:
+            raise ValueError("dry_run is about a mixture, and the configuration has none.")
+        print_mixture(mixture, training_args, script_args.max_patches)
+        return 0
+
     task = importlib.import_module(f"tasks.{script_args.task}") if script_args.task else None
-    if task is not None:
+    source_settings = eval_dataset = None
+    if mixture is not None:
+        seed = training_args.seed if training_args.data_seed is None else training_args.data_seed
+        train_dataset = open_mixture(mixture, seed)
+        source_settings = {source.name: source.settings for source in mixture.sources}
+    elif task is not None:
+        datasets = load_rows(script_args)
         train_dataset, eval_dataset = task.prepare(datasets)
     else:
+        datasets = load_rows(script_args)
         train_dataset = datasets[script_args.dataset_train_split]
         eval_dataset = datasets.get(script_args.dataset_test_split)
     sample_transform = task.transform if task is not None else None
@@ -81,7 +130,12 @@ def main(argv: list[str] | None = None) -> int:
         script_args.from_scratch,
         sample_texts(train_dataset, sample_transform, training_args.seed),
         script_args.drop_path_rate,
+        script_args.vision_model,
+        script_args.language_model,
     )
+    frozen = script_args.freeze_vision, script_args.freeze_projector, script_args.freeze_language_model
+    freeze(model, *frozen, script_args.unfreeze_vision_layers)
+    peft_config = lora_config(model, model_args, *frozen, script_args.unfreeze_vision_layers)
     if script_args.max_patches is not None:
         processor.image_processor.max_patches = script_args.max_patches
     if script_args.input_spec is not None:
@@ -94,21 +148,31 @@ def main(argv: list[str] | None = None) -> int:
         eval_dataset=eval_dataset,
         processing_class=processor,
         sample_transform=sample_transform,
+        source_settings=source_settings,
+        peft_config=peft_config,
     )
     checkpoint = training_args.resume_from_checkpoint
-    if checkpoint is None and output_dir.is_dir():
-        checkpoint = get_last_checkpoint(output_dir)
+    if checkpoint is None:
+        checkpoint = last_checkpoint(output_dir)
         if checkpoint is not None:
             logger.info("Going on from %s. To start afresh, give another output_dir.", checkpoint)
     result = trainer.train(resume_from_checkpoint=checkpoint)
     metrics = {"seed": training_args.seed, "train": result.metrics}
+    skipped = count_skipped(trainer.data_collator)
+    if skipped:
+        metrics["skipped_rows"] = skipped
+        logger.warning("Rows skipped in this run, by source: %s", json.dumps(skipped))
     if eval_dataset is not None:
         metrics["eval"] = trainer.evaluate()
-    trainer.save_model()
+    trainer.save_model(output_dir if peft_config is None else output_dir / "adapter")
     if not trainer.is_world_process_zero():
         return 0
 
-    model = trainer.accelerator.unwrap_model(trainer.model)
+    if peft_config is not None:
+        trainer.accelerator.unwrap_model(trainer.model).merge_and_unload().save_pretrained(output_dir)
+        processor.save_pretrained(output_dir)
+    # Not the trainer's model, of which FSDP and ZeRO leave each process a part.
+    model = ViTPForConditionalGeneration.from_pretrained(output_dir).to(training_args.device)
     backbone = export_backbone(model, output_dir / "backbone", processor.image_processor)
     draw_losses(trainer.state.log_history, output_dir / "loss.png")
     if task is not None:

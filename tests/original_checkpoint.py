@@ -29,6 +29,17 @@ RENAMES = [
     (r"\.ls([12])$", r".lambda_\1"),
 ]
 
+PROJECTOR = ("layer_norm", "linear_1", "linear_2")
+LAYER = {
+    "attention.projection_layer": "attn.proj",
+    "attention.q_norm": "attn.q_norm",
+    "attention.k_norm": "attn.k_norm",
+    "layernorm_before": "norm1",
+    "layernorm_after": "norm2",
+    "mlp.fc1": "mlp.fc1",
+    "mlp.fc2": "mlp.fc2",
+}
+
 
 def renamed(original: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     state = {}
@@ -41,6 +52,36 @@ def renamed(original: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         else:
             state[key] = value
     return state
+
+
+def as_original(state: dict[str, torch.Tensor], num_layers: int) -> dict[str, torch.Tensor]:
+    """A state dict of transformers' model under the names of the original code, layer by layer; `state` is emptied."""
+    tower, projector = "model.vision_tower.", "model.multi_modal_projector."
+    moves = {
+        f"{tower}embeddings.cls_token": "vision_model.embeddings.class_embedding",
+        f"{tower}embeddings.position_embeddings": "vision_model.embeddings.position_embedding",
+        f"{tower}embeddings.patch_embeddings.projection.weight": "vision_model.embeddings.patch_embedding.weight",
+        f"{tower}embeddings.patch_embeddings.projection.bias": "vision_model.embeddings.patch_embedding.bias",
+    }
+    for kind in ("weight", "bias"):
+        moves |= {f"{projector}{ours}.{kind}": f"mlp1.{index}.{kind}" for ours, index in zip(PROJECTOR, (0, 1, 3))}
+    original = {}
+    for index in range(num_layers):
+        ours, theirs = f"{tower}encoder.layer.{index}.", f"vision_model.encoder.layers.{index}."
+        for kind in ("weight", "bias"):
+            fused = [state.pop(f"{ours}attention.{name}_proj.{kind}", None) for name in "qkv"]
+            if fused[0] is not None:
+                original[f"{theirs}attn.qkv.{kind}"] = torch.cat(fused)
+            for name, other in LAYER.items():
+                moves[f"{ours}{name}.{kind}"] = f"{theirs}{other}.{kind}"
+        moves |= {f"{ours}lambda_{number}": f"{theirs}ls{number}" for number in (1, 2)}
+    for name, other in moves.items():
+        if name in state:
+            original[other] = state.pop(name)
+    for name in list(state):
+        prefix = "language_model.lm_head." if name.startswith("lm_head.") else "language_model.model."
+        original[prefix + name.removeprefix("lm_head.").removeprefix("model.language_model.")] = state.pop(name)
+    return original
 
 
 def original_config() -> ViTPConfig:

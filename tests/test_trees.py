@@ -31,10 +31,10 @@ def painted(boxes, size):
 
 
 def centres_seen(image):
-    """Index of each painted box -> (column, row) in the image."""
+    """(index, column, row) of each painted box in the image; a mosaic may show one several times."""
     pixels = np.asarray(image)
     rows, columns = np.nonzero(pixels[..., 1])
-    return {int(pixels[r, c, 0]) - 1: (int(c), int(r)) for r, c in zip(rows, columns)}
+    return [(int(pixels[r, c, 0]) - 1, int(c), int(r)) for r, c in zip(rows, columns)]
 
 
 odd_boxes = st.lists(
@@ -47,7 +47,7 @@ odd_boxes = st.lists(
 
 @settings(max_examples=100, deadline=None)
 @given(boxes=odd_boxes, key=st.integers(0, 10**6))
-def test_boxes_follow_the_pixels_through_crop_flip_and_turns(boxes, key):
+def test_boxes_follow_the_pixels_through_crops_mosaics_flips_and_turns(boxes, key):
     """Boxes of odd sides have a centre pixel: painted, cropped and turned with the image, it must lie where the box
     of the view says."""
     boxes = [[x - a, y - b, x + a + 1, y + b + 1] for x, y, a, b in boxes]
@@ -56,7 +56,7 @@ def test_boxes_follow_the_pixels_through_crop_flip_and_turns(boxes, key):
     assert len(seen) == len(seen_boxes)
     expected = {
         (column, row, *sorted((boxes[index][2] - boxes[index][0], boxes[index][3] - boxes[index][1])))
-        for index, (column, row) in seen.items()
+        for index, column, row in seen
     }
     actual = {((x0 + x1) // 2, (y0 + y1) // 2, *sorted((x1 - x0, y1 - y0))) for x0, y0, x1, y1 in seen_boxes.tolist()}
     assert actual == expected
@@ -73,6 +73,9 @@ def check_answer(question, answer, boxes, size):
     elif question.startswith("How many trees are in the "):
         name = re.fullmatch(r"How many trees are in the (.*) quarter\?", question).group(1)
         assert int(answer) == quarters[name]
+    elif question == "How many trees are in each quarter?":
+        counts = {name: int(count) for name, count in re.findall(r"(\w+ \w+) (\d+)", answer)}
+        assert counts == quarters
     elif question.startswith("Are there more than "):
         number = int(re.fullmatch(r"Are there more than (\d+) trees\?", question).group(1))
         assert answer == ("yes" if len(boxes) > number else "no")
@@ -127,7 +130,7 @@ def test_all_kinds_of_questions_are_asked_and_yes_and_no_are_balanced():
         for question, answer in zip(messages[::2], messages[1::2]):
             kind = re.sub("|".join([*WORDS, r"\d+"]), "…", question["content"])
             answers.setdefault(kind, []).append(answer["content"])
-    assert len(answers) == 1 + len(instructions.KINDS) == 7
+    assert len(answers) == 1 + len(instructions.KINDS) == 8
     for kind in ("Is there a tree in the … quarter?", "Are there more than … trees?"):
         assert 0.4 < answers[kind].count("yes") / len(answers[kind]) < 0.6, kind
 
@@ -200,6 +203,18 @@ def test_count_scores_equal_a_loop():
     assert scores["mean_error_constant_median"] == sum(abs(4 - t) for t in true) / 4
     assert scores["answers_without_number"] == 1
     assert scores["correlation"] == pytest.approx(np.corrcoef(predicted, true)[0, 1])
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.lists(st.one_of(st.integers(0, 40).map(str), st.just("none")), min_size=1, max_size=15))
+def test_the_median_answer_has_the_least_absolute_error(answers):
+    chosen = evaluation.median_answer(answers)
+    numbers = [int(answer) for answer in answers if answer != "none"]
+    if not numbers:
+        assert chosen == answers[0]
+        return
+    errors = [sum(abs(number - other) for other in numbers) for number in numbers]
+    assert sum(abs(int(chosen) - other) for other in numbers) == min(errors)
 
 
 def test_the_data_set_is_what_the_script_builds():

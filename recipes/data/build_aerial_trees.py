@@ -23,8 +23,10 @@ import xml.etree.ElementTree as ElementTree
 import zipfile
 from pathlib import Path
 
+from annotations import voc_objects
 from datasets import Dataset, Features, Image, List, Value
 from PIL import Image as PILImage
+from windows import starts
 
 BIG_SCENE, SECOND_SCENE = "2019_YELL_2_528000_4978000_image_crop2", "2019_YELL_2_541000_4977000_image_crop"
 SMALL_SCENES = ("OSBS_029", "SOAP_061")
@@ -48,16 +50,9 @@ FEATURES = Features(
 def read_scene(wheel: zipfile.ZipFile, name: str) -> tuple[PILImage.Image, list[list[int]]]:
     """The image of a scene and its tree boxes, `[left, top, right, bottom]` in pixels."""
     image = PILImage.open(io.BytesIO(wheel.read(f"deepforest/data/{name}.png"))).convert("RGB")
-    root = ElementTree.fromstring(wheel.read(f"deepforest/data/{name}.xml"))
-    boxes = [
-        [round(float(box.findtext(side))) for side in ("xmin", "ymin", "xmax", "ymax")] for box in root.iter("bndbox")
-    ]
-    return image, boxes
-
-
-def starts(begin: int, end: int, size: int, stride: int) -> list[int]:
-    """Where windows of `size` start so that they cover `begin` to `end`; the last one ends at `end`."""
-    return [*range(begin, end - size, stride), max(end - size, begin)]
+    path = f"deepforest/data/{name}.xml"
+    objects = voc_objects(ElementTree.fromstring(wheel.read(path)), path)
+    return image, [[round(side) for side in box] for _, box, _ in objects]
 
 
 def cut(

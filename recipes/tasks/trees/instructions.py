@@ -14,6 +14,7 @@ from PIL import Image
 
 CROP = 224  # pixels of a test crop; training crops are CROP * scale
 SCALES = (0.85, 1.15)
+MOSAIC_SHARE = 0.7  # of the views
 QUARTERS = ("top left", "top right", "bottom left", "bottom right")
 COUNT = "How many trees are there?"
 LOCATE = "Where is the largest tree?"
@@ -44,28 +45,46 @@ def transform(example: dict, generator: torch.Generator) -> dict:
 def random_view(
     image: Image.Image, boxes: list[list[int]], generator: torch.Generator
 ) -> tuple[Image.Image, np.ndarray]:
-    """A random square crop, flipped and turned; boxes of shape (num_trees, 4), in pixels of the view, uncut.
+    """A random square view; boxes of shape (num_trees, 4), in pixels of the view, uncut.
 
-    Of two random places the one with more trees is taken, since most of the ground is open.
+    Some views are one crop, most are mosaics of four, each part flipped and turned by itself: a scene of this
+    size has few different crops but many mosaics, and only a model that counts locally is right about all of them.
     """
-
-    def uniform(low, high):
-        return low + (high - low) * torch.rand((), generator=generator).item()
-
     boxes = np.array(boxes, dtype=np.int64).reshape(-1, 4)
-    size = min(round(CROP * uniform(*SCALES)), *image.size)
-    corners = [[int(uniform(0, side - size + 1)) for side in image.size] for _ in range(2)]
-    left, top = max(corners, key=lambda corner: is_inside(boxes - corner * 2, size).sum())
-    image = image.crop((left, top, left + size, top + size))
-    boxes = boxes - [left, top, left, top]
-    boxes = boxes[is_inside(boxes, size)]
-    if uniform(0, 1) < 0.5:
+    parts = 2 if uniform(0, 1, generator) < MOSAIC_SHARE else 1  # along each side
+    size = min(round(CROP * uniform(*SCALES, generator)), *image.size) // parts
+
+    places = [[int(uniform(0, side - size + 1, generator)) for side in image.size] for _ in range(parts**2)]
+    view, trees = Image.new("RGB", (size * parts, size * parts)), []
+    for index, (left, top) in enumerate(places):
+        part = image.crop((left, top, left + size, top + size))
+        part, part_boxes = turn_at_random(part, inside(boxes, (left, top), size), generator)
+        corner = (index % parts * size, index // parts * size)
+        view.paste(part, corner)
+        trees.append(part_boxes + corner * 2)
+    return view, np.concatenate(trees)
+
+
+def turn_at_random(image: Image.Image, boxes: np.ndarray, generator: torch.Generator) -> tuple[Image.Image, np.ndarray]:
+    """One of the eight orientations of a square image."""
+    size = image.size[0]
+    if uniform(0, 1, generator) < 0.5:
         image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
         boxes = np.stack([size - boxes[:, 2], boxes[:, 1], size - boxes[:, 0], boxes[:, 3]], axis=1)
-    for _ in range(int(uniform(0, 4))):  # a quarter turn takes (x, y) to (y, size - x)
+    for _ in range(int(uniform(0, 4, generator))):  # a quarter turn takes (x, y) to (y, size - x)
         image = image.transpose(Image.Transpose.ROTATE_90)
         boxes = np.stack([boxes[:, 1], size - boxes[:, 2], boxes[:, 3], size - boxes[:, 0]], axis=1)
     return image, boxes
+
+
+def inside(boxes: np.ndarray, corner: tuple[int, int], size: int) -> np.ndarray:
+    """The boxes whose centres lie in the square of `size` pixels at `corner`, in its pixels."""
+    boxes = boxes - [*corner, *corner]
+    return boxes[is_inside(boxes, size)]
+
+
+def uniform(low: float, high: float, generator: torch.Generator) -> float:
+    return low + (high - low) * torch.rand((), generator=generator).item()
 
 
 def is_inside(boxes: np.ndarray, size: int) -> np.ndarray:
@@ -104,6 +123,11 @@ def ask_quarter_count(boxes, size, generator):
     return f"How many trees are in the {QUARTERS[quarter]} quarter?", str(quarter_counts(boxes, size)[quarter])
 
 
+def ask_every_quarter_count(boxes, size, generator):
+    counts = zip(QUARTERS, quarter_counts(boxes, size))
+    return "How many trees are in each quarter?", ", ".join(f"{quarter} {count}" for quarter, count in counts)
+
+
 def ask_comparison(boxes, size, generator):
     """With a number close to the true one, on either side of it equally often."""
     number = max(len(boxes) + torch.randint(-3, 3, (), generator=generator).item(), 0)
@@ -139,12 +163,13 @@ def ask_description(boxes, size, generator):
 
 
 KINDS = {  # of question, and how often each is asked
-    ask_quarter_count: 0.3,
+    ask_quarter_count: 0.1,
+    ask_every_quarter_count: 0.35,
     ask_comparison: 0.3,
-    ask_presence: 0.15,
-    ask_density: 0.1,
-    ask_location: 0.1,
-    ask_description: 0.05,
+    ask_presence: 0.1,
+    ask_density: 0.07,
+    ask_location: 0.05,
+    ask_description: 0.03,
 }
 TURNS = 5
 

@@ -1,0 +1,80 @@
+"""What a tensor is called in each kind of checkpoint.
+
+The names of this package (`vitp`) are the hub: every other layout is a function of them, so that the whole set of keys
+that a file must have follows from its configuration.
+"""
+
+import re
+from typing import NamedTuple
+
+VISION_TOWER = "model.vision_tower."
+
+# transformers saves its own `internvl` under the names that such repos on the Hub have, not those it has in memory.
+INTERNVL = [
+    (r"^lm_head\.", "language_model.lm_head."),
+    (r"^model\.language_model\.", "language_model.model."),
+    (r"^model\.", ""),
+]
+# InternVL's own code: a fused `qkv`, layers in plural, the projector as a numbered sequence.
+ORIGINAL_VISION = [
+    (r"^model\.vision_tower\.", "vision_model."),
+    (r"^(vision_model\.)embeddings\.cls_token$", r"\1embeddings.class_embedding"),
+    (r"^(vision_model\.)embeddings\.position_embeddings$", r"\1embeddings.position_embedding"),
+    (r"^(vision_model\.)embeddings\.patch_embeddings\.projection\.", r"\1embeddings.patch_embedding."),
+    (r"^(vision_model\.)encoder\.layer\.", r"\1encoder.layers."),
+    (r"^(vision_model\..*\.)attention\.[qkv]_proj\.", r"\1attn.qkv."),
+    (r"^(vision_model\..*\.)attention\.projection_layer\.", r"\1attn.proj."),
+    (r"^(vision_model\..*\.)attention\.([qk])_norm\.", r"\1attn.\2_norm."),
+    (r"^(vision_model\..*\.)layernorm_before\.", r"\1norm1."),
+    (r"^(vision_model\..*\.)layernorm_after\.", r"\1norm2."),
+    (r"^(vision_model\..*\.)lambda_([12])$", r"\1ls\2"),
+]
+ORIGINAL = [
+    *ORIGINAL_VISION,
+    (r"^lm_head\.", "language_model.lm_head."),
+    (r"^model\.language_model\.", "language_model.model."),
+    (r"^model\.multi_modal_projector\.layer_norm\.", "mlp1.0."),
+    (r"^model\.multi_modal_projector\.linear_1\.", "mlp1.1."),
+    (r"^model\.multi_modal_projector\.linear_2\.", "mlp1.3."),
+]
+LAYOUTS = {
+    "vitp": [],
+    "internvl": INTERNVL,
+    "backbone": [(r"^model\.vision_tower\.", "")],
+    "original": ORIGINAL,
+    "original_vision": [*ORIGINAL_VISION, (r"^vision_model\.", "")],
+    "original_vision_prefixed": ORIGINAL_VISION,
+}
+# The first that some key matches tells the layout.
+SIGNS = {
+    "vitp": r"model\.(vision_tower|multi_modal_projector|language_model)\.",
+    "internvl": r"(vision_tower|multi_modal_projector)\.",
+    "original": r"mlp1\.",
+    "backbone": r"embeddings\.cls_token|encoder\.layer\.\d+\.lambda_1",
+    "original_vision": r"embeddings\.class_embedding|encoder\.layers\.\d+\.ls1",
+    "original_vision_prefixed": r"vision_model\.(embeddings\.class_embedding|encoder\.layers\.\d+\.ls1)",
+}
+
+
+class Place(NamedTuple):
+    """Where a layout keeps a tensor: all of `key`, or one of `num_parts` equal blocks of its rows."""
+
+    key: str
+    part: int = 0
+    num_parts: int = 1
+
+
+def place(name: str, layout: str) -> Place:
+    """Where `layout` keeps the tensor that this package calls `name`."""
+    key = name
+    for pattern, replacement in LAYOUTS[layout]:
+        key = re.sub(pattern, replacement, key)
+    fused = re.search(r"\.attention\.([qkv])_proj\.", name)
+    if layout.startswith("original") and name.startswith(VISION_TOWER) and fused:
+        return Place(key, "qkv".index(fused[1]), 3)
+    return Place(key)
+
+
+def recognise(keys: set[str]) -> str | None:
+    """The layout that a checkpoint with these keys has; `None` if it is of none that is known."""
+    return next((layout for layout, sign in SIGNS.items() if any(re.match(sign, key) for key in keys)), None)

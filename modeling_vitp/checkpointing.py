@@ -1,0 +1,120 @@
+"""Checkpoints that are whole or not there, and that know the settings of the run they belong to."""
+
+import json
+import logging
+import os
+import re
+import shutil
+from pathlib import Path
+from typing import Any
+
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
+
+logger = logging.getLogger(__name__)
+
+# Checkpoints are written in this folder of the output folder. The Hub's uploads leave names with an underscore out.
+STAGING = "_saving"
+RECORD_NAME = "checkpoint.json"
+
+
+def publish_checkpoint(staged: str | Path, checkpoint: str | Path, settings: dict[str, Any]) -> None:
+    """Gives a checkpoint that was written in the staging folder its place, by a rename.
+
+    A record is added to it: every file with its size, by which [`is_complete`] tells, and the settings of the run.
+    Everything is flushed to the disk before the rename. An older checkpoint of that name is replaced.
+
+    Args:
+        staged: the checkpoint, in a folder on the same file system.
+        checkpoint: where it belongs, `checkpoint-<step>`.
+        settings: the settings of the run, see [`check_settings`].
+    """
+    staged, checkpoint = Path(staged), Path(checkpoint)
+    record = staged / RECORD_NAME
+    record.unlink(missing_ok=True)
+    files = sorted(path for path in staged.rglob("*") if path.is_file())
+    sizes = {path.relative_to(staged).as_posix(): path.stat().st_size for path in files}
+    record.write_text(json.dumps({"files": sizes, "settings": settings}, indent=2) + "\n")
+    for path in [*files, record, *(path for path in staged.rglob("*") if path.is_dir()), staged]:
+        flush(path)
+    if checkpoint.exists():
+        replaced = staged.parent / "replaced"
+        shutil.rmtree(replaced, ignore_errors=True)
+        checkpoint.rename(replaced)
+    staged.rename(checkpoint)
+    flush(checkpoint.parent)
+    shutil.rmtree(staged.parent)
+
+
+def flush(path: Path) -> None:
+    """Writes a file or a folder's entries through to the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def is_complete(checkpoint: str | Path) -> bool:
+    """Whether a checkpoint has its record and every file in it, in full size."""
+    checkpoint = Path(checkpoint)
+    try:
+        sizes = json.loads((checkpoint / RECORD_NAME).read_text())["files"]
+        return all((checkpoint / name).stat().st_size == size for name, size in sizes.items())
+    except (OSError, ValueError, KeyError):
+        return False
+
+
+def last_checkpoint(folder: str | Path) -> str | None:
+    """The checkpoint of the highest step that is complete; a warning names those that are not. `None` without any."""
+    checkpoints = {}
+    for path in Path(folder).glob(f"{PREFIX_CHECKPOINT_DIR}-*"):
+        match = re.fullmatch(rf"{PREFIX_CHECKPOINT_DIR}-(\d+)", path.name)
+        if match and path.is_dir():
+            checkpoints[int(match[1])] = path
+    for step in sorted(checkpoints, reverse=True):
+        if is_complete(checkpoints[step]):
+            return str(checkpoints[step])
+        logger.warning(
+            "%s is not a complete checkpoint and is passed over. Name it as resume_from_checkpoint to use it all the "
+            "same, or delete it.",
+            checkpoints[step],
+        )
+    return None
+
+
+def check_settings(checkpoint: str | Path, settings: dict[str, dict[str, Any]]) -> None:
+    """Compares a run's settings with those that a checkpoint was made under.
+
+    Args:
+        checkpoint: a checkpoint; one without a record is only warned about.
+        settings: `fixed`, which may not differ, and `free`, which may, with a warning.
+
+    Raises:
+        ValueError: names each fixed setting that differs, with both values.
+    """
+    record = Path(checkpoint) / RECORD_NAME
+    if not record.is_file():
+        logger.warning("%s has no record of its settings: whether the run goes on exactly is not known.", checkpoint)
+        return
+    recorded = json.loads(record.read_text())["settings"]
+    settings = json.loads(json.dumps(settings))  # tuples become lists, as in the record
+    differences = {
+        kind: [
+            f"{name} was {recorded[kind].get(name)!r} and is {value!r}"
+            for name, value in settings[kind].items()
+            if recorded[kind].get(name) != value
+        ]
+        for kind in settings
+    }
+    if differences["fixed"]:
+        raise ValueError(
+            f"{checkpoint} belongs to a run with other settings: {'; '.join(differences['fixed'])}. Restore them to go "
+            "on; or start a new run from its weights: give the checkpoint as model_name_or_path, and another "
+            "output_dir."
+        )
+    if differences["free"]:
+        logger.warning(
+            "Going on from %s with changed settings, so not as a run that never stopped: %s.",
+            checkpoint,
+            "; ".join(differences["free"]),
+        )

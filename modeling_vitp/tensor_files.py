@@ -1,0 +1,161 @@
+"""Safetensors checkpoints as byte ranges: tensors are renamed, cut and joined on disk without being loaded.
+
+Cutting a tensor into blocks of rows, and joining such blocks, moves contiguous bytes only. So a conversion needs no
+more memory than its copy buffer, and keeps every bit whatever the dtype.
+"""
+
+import json
+import math
+import struct
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from tqdm import tqdm
+
+SINGLE_FILE, INDEX_FILE = "model.safetensors", "model.safetensors.index.json"
+DTYPE_BITS = {"F64": 64, "I64": 64, "U64": 64, "F32": 32, "I32": 32, "U32": 32, "F16": 16, "BF16": 16, "I16": 16}
+DTYPE_BITS |= {"U16": 16, "I8": 8, "U8": 8, "BOOL": 8, "F8_E4M3": 8, "F8_E5M2": 8}
+BUFFER_BYTES = 1 << 24
+
+
+@dataclass(frozen=True)
+class TensorBytes:
+    """A tensor, or a block of its rows, where it lies in a file."""
+
+    path: Path
+    start: int
+    dtype: str
+    shape: tuple[int, ...]
+
+    @property
+    def num_bytes(self) -> int:
+        return math.prod(self.shape) * DTYPE_BITS[self.dtype] // 8
+
+    def rows(self, part: int, num_parts: int) -> "TensorBytes":
+        """The `part`-th of `num_parts` equal blocks of rows."""
+        block = replace(self, shape=(self.shape[0] // num_parts, *self.shape[1:]))
+        return replace(block, start=self.start + part * block.num_bytes)
+
+    def read(self) -> Iterator[bytes]:
+        with open(self.path, "rb") as file:
+            file.seek(self.start)
+            remaining = self.num_bytes
+            while remaining:
+                chunk = file.read(min(remaining, BUFFER_BYTES))
+                if not chunk:
+                    raise ValueError(f"{self.path} became shorter while it was read.")
+                remaining -= len(chunk)
+                yield chunk
+
+
+def read_checkpoint(path: Path) -> dict[str, TensorBytes]:
+    """The tensors of a safetensors file, or of a folder with one file or with shards and their index.
+
+    Raises:
+        ValueError: if there are no safetensors, a file is damaged, or the index and its shards do not agree.
+    """
+    if path.is_file():
+        if path.suffix != ".safetensors":
+            raise ValueError(f"{path} is no safetensors file, and nothing else is read: pickles can run code.")
+        return read_file(path)
+    if (path / INDEX_FILE).is_file():
+        return read_shards(path / INDEX_FILE)
+    if (path / SINGLE_FILE).is_file():
+        return read_file(path / SINGLE_FILE)
+    found = sorted(path.glob("*.safetensors"))
+    if len(found) == 1:
+        return read_file(found[0])
+    if found:
+        raise ValueError(
+            f"{path} has neither {SINGLE_FILE} nor {INDEX_FILE}, but {[file.name for file in found]}: name the file."
+        )
+    pickles = sorted(file.name for ending in ("*.bin", "*.pt", "*.pth") for file in path.glob(ending))
+    raise ValueError(
+        f"{path} holds no safetensors, which are expected, but {pickles or 'no weights at all'}"
+        f"{': pickles can run code and are not read' if pickles else ''}."
+    )
+
+
+def read_shards(index_file: Path) -> dict[str, TensorBytes]:
+    try:
+        weight_map = json.loads(index_file.read_text())["weight_map"]
+        shards = {name: read_file(index_file.with_name(name)) for name in sorted(set(weight_map.values()))}
+    except (KeyError, TypeError, AttributeError, json.JSONDecodeError) as error:
+        raise ValueError(f"{index_file} is no index of safetensors shards ({error!r}).") from error
+    for name, shard in shards.items():
+        listed = {key for key, shard_name in weight_map.items() if shard_name == name}
+        if listed != shard.keys():
+            raise ValueError(
+                f"{index_file} and its shard {name} do not agree: only in the index {sorted(listed - shard.keys())}, "
+                f"only in the shard {sorted(shard.keys() - listed)}."
+            )
+    return {key: tensor for shard in shards.values() for key, tensor in shard.items()}
+
+
+def read_file(path: Path) -> dict[str, TensorBytes]:
+    """The tensors of one safetensors file, from its header, in the order of their bytes."""
+    try:
+        size = path.stat().st_size
+        with open(path, "rb") as file:
+            (header_size,) = struct.unpack("<Q", file.read(8))
+            if header_size > size - 8:
+                raise ValueError(f"its header says {header_size} bytes and {size - 8} are left")
+            header = json.loads(file.read(header_size))
+        header.pop("__metadata__", None)
+        tensors, ends = {}, [0]
+        for key, entry in sorted(header.items(), key=lambda item: item[1]["data_offsets"]):
+            start, end = entry["data_offsets"]
+            tensor = TensorBytes(path, 8 + header_size + start, entry["dtype"], tuple(entry["shape"]))
+            if tensor.num_bytes != end - start or start != ends[-1]:
+                raise ValueError(f"the bytes of {key} are not where they should be")
+            tensors[key] = tensor
+            ends.append(end)
+        if 8 + header_size + ends[-1] != size:
+            raise ValueError(f"its tensors end at byte {8 + header_size + ends[-1]} and the file at {size}")
+    except FileNotFoundError as error:
+        raise ValueError(f"{path} is missing, though the index names it.") from error
+    except (struct.error, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ValueError(
+            f"{path} is no whole safetensors file ({error}): it is damaged or cut short. Download it again."
+        ) from error
+    return tensors
+
+
+def write_checkpoint(folder: Path, tensors: dict[str, list[TensorBytes]]) -> None:
+    """Writes each tensor as its blocks of rows one after another, in shards that follow those of the source."""
+    shards = {}
+    for key, blocks in tensors.items():
+        shards.setdefault(blocks[0].path, {})[key] = blocks
+    total_size = sum(block.num_bytes for blocks in tensors.values() for block in blocks)
+    weight_map = {}
+    with tqdm(total=total_size, unit="B", unit_scale=True, desc="Converting") as progress:
+        for number, source in enumerate(sorted(shards), start=1):
+            name = SINGLE_FILE if len(shards) == 1 else f"model-{number:05}-of-{len(shards):05}.safetensors"
+            write_file(folder / name, shards[source], progress)
+            weight_map |= dict.fromkeys(shards[source], name)
+    if len(shards) > 1:
+        index = {"metadata": {"total_size": total_size}, "weight_map": dict(sorted(weight_map.items()))}
+        (folder / INDEX_FILE).write_text(json.dumps(index, indent=2) + "\n")
+
+
+def write_file(path: Path, tensors: dict[str, list[TensorBytes]], progress: tqdm) -> None:
+    # Widest dtype first, as safetensors itself does, so that every tensor lies at a multiple of its item size.
+    order = sorted(tensors, key=lambda key: (-DTYPE_BITS[tensors[key][0].dtype], key))
+    header, end = {"__metadata__": {"format": "pt"}}, 0
+    for key in order:
+        blocks = tensors[key]
+        start, end = end, end + sum(block.num_bytes for block in blocks)
+        shape = (
+            [sum(block.shape[0] for block in blocks), *blocks[0].shape[1:]] if len(blocks) > 1 else [*blocks[0].shape]
+        )
+        header[key] = {"dtype": blocks[0].dtype, "shape": shape, "data_offsets": [start, end]}
+    encoded = json.dumps(header, separators=(",", ":")).encode()
+    encoded += b" " * (-len(encoded) % 8)
+    with open(path, "xb") as file:
+        file.write(struct.pack("<Q", len(encoded)) + encoded)
+        for key in order:
+            for block in tensors[key]:
+                for chunk in block.read():
+                    file.write(chunk)
+                    progress.update(len(chunk))

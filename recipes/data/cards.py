@@ -1,0 +1,32 @@
+"""Data set cards: a README whose sections programs fill in."""
+
+import re
+from pathlib import Path
+
+from huggingface_hub import DatasetCard, DatasetCardData
+
+
+def set_section(path: Path, title: str, text: str) -> None:
+    """Puts a section `## title` into a card, in place of the one that it has, or at its end."""
+    card = path.read_text() if path.exists() else ""
+    section = f"## {title}\n\n{text.strip()}\n"
+    pattern = re.compile(rf"^## {re.escape(title)}\n.*?(?=^## |\Z)", re.MULTILINE | re.DOTALL)
+    if pattern.search(card):
+        card = pattern.sub(lambda found: section + ("\n" if found.end() < len(card) else ""), card)
+    else:
+        card = f"{card.rstrip()}\n\n{section}".lstrip()
+    path.write_text(card)
+
+
+def set_metadata(path: Path, title: str, text: str, **metadata) -> None:
+    """Writes a card's metadata and, above all sections, its title and an introduction; sections stay."""
+    sections = re.search(r"^## .*", path.read_text(), re.MULTILINE | re.DOTALL) if path.exists() else None
+    data = DatasetCardData(**{key: value for key, value in metadata.items() if value is not None})
+    card = DatasetCard(f"---\n{data.to_yaml()}\n---\n\n# {title}\n\n{text.strip()}\n")
+    path.write_text(str(card).rstrip() + "\n" + (f"\n{sections.group()}" if sections else ""))
+
+
+def table(header: list[str], rows: list[list]) -> str:
+    """A Markdown table; bars in cells are escaped."""
+    lines = [header, ["---"] * len(header), *rows]
+    return "\n".join("| " + " | ".join(str(cell).replace("|", "\\|") for cell in line) + " |" for line in lines)

@@ -1,0 +1,83 @@
+"""Reads all data of a mixture once and says what is wrong with it.
+
+    python recipes/validate_data.py recipes/configs/my_mixture.yaml --processor OpenGVLab/InternVL3-1B-hf
+    python recipes/validate_data.py my_mixture.yaml --against path/to/test_images --card my_data/README.md
+
+Writes `report.json` and `histograms.png` to `--output_dir` and prints a table. The exit status is 1 if a source cannot
+be read or any row has an error: images missing or unreadable, images and their places in the messages of different
+number, empty answers, boxes off the grid of 0 to 1000 or without area, more tokens than `--max_length`, or, with
+`--against`, an image that is also in the test set.
+"""
+
+import argparse
+import json
+import os
+import sys
+from pathlib import Path
+
+from data.cards import set_section
+from overlap import load_test_images
+from sources import load_mixture
+from validation import ERRORS, WARNINGS, draw_histograms, load_processor, summary_table, validate
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("mixture", help="mixture file, or a recipe that has one")
+    parser.add_argument("--processor", help="checkpoint whose tokenizer counts; without it tokens are not counted")
+    parser.add_argument("--max_length", type=int, default=4096, help="as in training (4096)")
+    parser.add_argument("--vrl_drop_ratio", type=float, default=0.75, help="as in training (0.75)")
+    parser.add_argument("--max_patches", type=int, help="of sources that say nothing (the processor's, or 12)")
+    parser.add_argument("--against", help="test images: a folder, or a data set with the split --against_split")
+    parser.add_argument("--against_split", default="test")
+    parser.add_argument("--num_workers", type=int, default=os.cpu_count(), help="processes (one for each core)")
+    parser.add_argument("--output_dir", type=Path, default=Path("outputs/validation"))
+    parser.add_argument("--card", type=Path, help="a data set card to put the result into, as a section")
+    args = parser.parse_args(argv)
+
+    mixture, test_images = load_mixture(args.mixture), None
+    if args.against:
+        test_images = load_test_images(args.against, args.against_split, args.num_workers)
+    reports = validate(
+        mixture,
+        args.num_workers,
+        processor=load_processor(args.processor) if args.processor else None,
+        test_images=test_images,
+        max_length=args.max_length,
+        vrl_drop_ratio=args.vrl_drop_ratio,
+        max_patches=args.max_patches,
+    )
+
+    passed = all(report.passed for report in reports)
+    args.output_dir.mkdir(parents=True, exist_ok=True)
+    sources = {report.name: report.to_dict() for report in reports}
+    settings = {name: str(value) for name, value in vars(args).items() if value is not None}
+    contents = {"passed": passed, "settings": settings, "sources": sources}
+    (args.output_dir / "report.json").write_text(json.dumps(contents, indent=2) + "\n")
+    draw_histograms(reports, args.max_length if args.processor else None, args.output_dir / "histograms.png")
+    summary = summary_table(reports)
+    print(summary)
+    for report in reports:
+        for kind, examples in report.examples.items():
+            for example in examples[:3]:
+                print(f"{report.name}, row {example['id']}: {kind}: {example['problem']}")
+    if args.card:
+        set_section(args.card, "Validation", card_text(summary, reports, args.against))
+    print(f"{'Passed' if passed else 'FAILED'}: {args.output_dir / 'report.json'}, histograms.png beside it")
+    return 0 if passed else 1
+
+
+def card_text(summary: str, reports: list, against: str | None) -> str:
+    kinds = {kind for report in reports for kind in report.counts}
+    lines = [summary, *(f"- {kind}: {text}" for kind, text in (ERRORS | WARNINGS).items() if kind in kinds)]
+    if against:
+        found = sum(report.counts["overlap"] for report in reports)
+        lines.append(f"Rows that share an image, or a part of one, with the test images `{against}`: {found}.")
+    return "\n\n".join([lines[0], "\n".join(lines[1:])])
+
+
+if __name__ == "__main__":
+    try:
+        sys.exit(main())
+    except ValueError as error:
+        sys.exit(f"error: {error}")

@@ -1,0 +1,151 @@
+"""Runs that are killed, and go on."""
+
+import random
+import shutil
+import time
+from pathlib import Path
+
+import pytest
+from training_run import make_trainer, processes, run, train
+
+from modeling_vitp.checkpointing import check_settings, is_complete, last_checkpoint, publish_checkpoint
+
+STAGES = ["model", "optimizer", "state", "before the rename", "rotation"]
+PERSISTENT = {"dataloader_num_workers": 2, "dataloader_persistent_workers": True}
+WORKERS = {"0": {}, "2": {"dataloader_num_workers": 2}, "2 persistent": PERSISTENT}
+
+
+@pytest.mark.parametrize("stream", [False, True], ids=["map", "stream"])
+def test_a_run_that_is_killed_again_and_again_ends_as_the_run_that_never_stopped(tmp_path, stream):
+    options = {"stream": stream, **(PERSISTENT if stream else {})}
+    whole = run(tmp_path / "whole", **options)
+    folder = tmp_path / "killed"
+    left = []
+    for kill in [("model", 2), ("optimizer", 2), ("step", 3), ("state", 4), ("before the rename", 6), ("rotation", 8)]:
+        run(folder, kill, **options)
+        last = last_checkpoint(folder)
+        left.append(last and Path(last).name)
+    assert left == [None, None, "checkpoint-2", "checkpoint-2", "checkpoint-4", "checkpoint-8"]
+    assert run(folder, **options) == whole
+    assert whole["step"] == 8
+    assert [entry["step"] for entry in whole["log"] if "loss" in entry] == [3, 6]
+    assert all(0 < entry["padding_share"] < 1 for entry in whole["log"] if "loss" in entry)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("workers", WORKERS)
+@pytest.mark.parametrize("stream", [False, True], ids=["map", "stream"])
+def test_the_end_of_an_epoch_is_a_place_to_stop_as_any_other(tmp_path, stream, workers):
+    """Three steps make an epoch; a stream has epochs too, though the trainer cannot know their length."""
+    options = {"stream": stream, "save_steps": 1, "save_total_limit": 20, **WORKERS[workers]}
+    whole = run(tmp_path, **options)
+    for step in (1, 3, 4, 6, 8):
+        for path in tmp_path.glob("checkpoint-*"):
+            if int(path.name.removeprefix("checkpoint-")) > step:
+                shutil.rmtree(path)
+        assert run(tmp_path, **options) == whole, step
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("workers", WORKERS)
+@pytest.mark.parametrize("stream", [False, True], ids=["map", "stream"])
+@pytest.mark.parametrize("stage", STAGES)
+def test_a_run_that_is_killed_while_it_saves_ends_as_the_run_that_never_stopped(tmp_path, stream, workers, stage):
+    options = {"stream": stream, **WORKERS[workers]}
+    whole = run(tmp_path / "whole", **options)
+    run(tmp_path / "killed", (stage, 4), **options)
+    assert run(tmp_path / "killed", **options) == whole
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stream", [False, True], ids=["map", "stream"])
+def test_a_run_that_is_killed_at_any_moment_ends_as_the_run_that_never_stopped(tmp_path, stream):
+    options = {"stream": stream, "save_steps": 1, "max_steps": 20}
+    whole = run(tmp_path / "whole", **options)
+    started = time.monotonic()
+    run(tmp_path / "timed", **options)
+    duration = time.monotonic() - started
+    delays = random.Random(0)
+    for _ in range(12):
+        process = processes().Process(target=train, args=(str(tmp_path / "killed"),), kwargs=options)
+        process.start()
+        process.join(delays.uniform(0, duration))
+        process.kill()
+        process.join()
+    assert run(tmp_path / "killed", **options) == whole
+
+
+def test_a_checkpoint_is_complete_with_all_its_files_in_full_size(tmp_path):
+    staged = tmp_path / "_saving" / "checkpoint-5"
+    (staged / "part").mkdir(parents=True)
+    (staged / "model.safetensors").write_bytes(b"weights")
+    (staged / "part" / "0.distcp").write_bytes(b"optimizer")
+    for step in (5, 20):
+        (tmp_path / f"checkpoint-{step}").mkdir()
+    (tmp_path / "checkpoint-20" / "model.safetensors").write_bytes(b"half")
+    (tmp_path / "checkpoint-30.bak").mkdir()
+    assert last_checkpoint(tmp_path) is None
+    publish_checkpoint(staged, tmp_path / "checkpoint-5", {"fixed": {}, "free": {}})
+    assert last_checkpoint(tmp_path) == str(tmp_path / "checkpoint-5")
+    assert not (tmp_path / "_saving").exists()
+    for name in ("model.safetensors", "part/0.distcp"):
+        file = tmp_path / "checkpoint-5" / name
+        content = file.read_bytes()
+        file.write_bytes(content[:-1])
+        assert not is_complete(tmp_path / "checkpoint-5")
+        file.unlink()
+        assert last_checkpoint(tmp_path) is None
+        file.write_bytes(content)
+    assert is_complete(tmp_path / "checkpoint-5")
+    assert last_checkpoint(tmp_path / "nowhere") is None
+
+
+def test_settings_that_may_not_change_are_named_and_others_warned_about(tmp_path, caplog):
+    staged = tmp_path / "_saving" / "checkpoint-1"
+    staged.mkdir(parents=True)
+    settings = {"fixed": {"seed": 0, "spec": (1, 2)}, "free": {"learning_rate": 0.1}}
+    publish_checkpoint(staged, tmp_path / "checkpoint-1", settings)
+    check_settings(tmp_path / "checkpoint-1", settings)
+    assert not caplog.records
+    check_settings(tmp_path / "checkpoint-1", {**settings, "free": {"learning_rate": 0.2}})
+    assert "learning_rate was 0.1 and is 0.2" in caplog.text
+    with pytest.raises(ValueError, match=r"seed was 0 and is 1\. .*model_name_or_path"):
+        check_settings(tmp_path / "checkpoint-1", {**settings, "fixed": {"seed": 1, "spec": (1, 2)}})
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"seed": 1}, "seed was 42 and is 1"),
+        ({"vrl_drop_ratio": 0.5}, "vrl_drop_ratio was 0.75 and is 0.5"),
+        ({"gradient_accumulation_steps": 1}, "global batch size was 4 and is 2"),
+        ({"num_rows": 9}, "training data was '10 rows, .*' and is '9 rows"),
+        ({"drop_path_rate": 0.0}, "drop_path_rate was 0.1 and is 0.0"),
+    ],
+    ids=str,
+)
+def test_a_run_of_other_settings_is_not_gone_on_with(stopped, change, message):
+    with pytest.raises(ValueError, match=message):
+        make_trainer(stopped, **change).train(resume_from_checkpoint=True)
+
+
+def test_more_steps_and_another_division_of_the_batch_are_a_warning(stopped, tmp_path, caplog):
+    shutil.copytree(stopped, tmp_path / "run")
+    changed = {"max_steps": 2, "per_device_train_batch_size": 1, "gradient_accumulation_steps": 4}
+    trainer = make_trainer(tmp_path / "run", **changed)
+    trainer.train(resume_from_checkpoint=True)
+    assert trainer.state.global_step == 2
+    assert "max_steps was 1 and is 2; per_device_train_batch_size was 2 and is 1" in caplog.text
+
+
+def test_without_a_complete_checkpoint_there_is_nothing_to_resume_from(tmp_path):
+    (tmp_path / "checkpoint-3").mkdir()
+    with pytest.raises(ValueError, match="no complete checkpoint"):
+        make_trainer(tmp_path).train(resume_from_checkpoint=True)
+
+
+@pytest.fixture(scope="module")
+def stopped(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("stopped")
+    make_trainer(folder, max_steps=1).train()
+    return folder
