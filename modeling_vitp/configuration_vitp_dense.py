@@ -3,9 +3,8 @@
 import dataclasses
 
 from huggingface_hub.dataclasses import strict
-from transformers import AutoConfig, InternVLVisionConfig, UperNetConfig
+from transformers import InternVLVisionConfig, UperNetConfig
 from transformers.backbone_utils import BackboneConfigMixin
-from transformers.configuration_utils import SubConfigSpec
 
 from .configuration_vitp import ViTPVisionConfig
 
@@ -139,8 +138,8 @@ class ViTPSegmentationConfig(UperNetConfig):
     r"""Configuration of [`ViTPForSemanticSegmentation`].
 
     Args:
-        backbone_config (`dict` or `PreTrainedConfig`, *optional*):
-            A [`ViTPAdapterConfig`], or that of another backbone of four maps.
+        backbone_config (`dict` or [`ViTPAdapterConfig`], *optional*):
+            The ViT and its adapter.
         class_weights (`list[float]`, *optional*):
             Weights of the classes in the loss, in the order of `id2label`.
 
@@ -148,9 +147,7 @@ class ViTPSegmentationConfig(UperNetConfig):
     """
 
     model_type = "vitp_segmentation"
-    sub_configs_defaults = {
-        "backbone_config": SubConfigSpec(config_class=AutoConfig, model_type=ViTPAdapterConfig.model_type)
-    }
+    sub_configs_defaults = {"backbone_config": ViTPAdapterConfig}
 
     auxiliary_in_channels: int | None = None
     class_weights: list[float] | None = None

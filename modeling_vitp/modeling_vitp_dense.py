@@ -2,7 +2,6 @@
 
 import torch
 from torch.nn import functional as F
-from transformers.backbone_utils import load_backbone
 from transformers.modeling_outputs import SemanticSegmenterOutput
 from transformers.models.upernet.modeling_upernet import (
     UperNetFCNHead,
@@ -12,10 +11,11 @@ from transformers.models.upernet.modeling_upernet import (
 from transformers.utils.generic import can_return_tuple
 
 from .configuration_vitp_dense import ViTPChangeDetectionConfig, ViTPSegmentationConfig
+from .modeling_vitp_adapter import ViTPAdapter
 
 
 class ViTPForSemanticSegmentation(UperNetForSemanticSegmentation):
-    """A backbone of four maps, [`ViTPAdapter`] by default, under UPerNet (arXiv 1807.10221)."""
+    """[`ViTPAdapter`] under UPerNet (arXiv 1807.10221)."""
 
     config: ViTPSegmentationConfig
     config_class = ViTPSegmentationConfig
@@ -24,7 +24,7 @@ class ViTPForSemanticSegmentation(UperNetForSemanticSegmentation):
 
     def __init__(self, config: ViTPSegmentationConfig):
         super(UperNetForSemanticSegmentation, self).__init__(config)
-        self.backbone = load_backbone(config)
+        self.backbone = ViTPAdapter(config.backbone_config)
         channels = [width * self.images_per_sample for width in self.backbone.channels]
         self.decode_head = UperNetHead(config, in_channels=channels)
         self.auxiliary_head = UperNetFCNHead(config, in_channels=channels) if config.use_auxiliary_head else None

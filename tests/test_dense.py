@@ -1,9 +1,19 @@
+import os
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 import torch
 from conftest import VISION
+from safetensors.torch import save_file
 from torch.nn import functional as F
-from transformers import AutoBackbone, AutoModelForSemanticSegmentation
+from transformers import (
+    AutoBackbone,
+    AutoModelForSemanticSegmentation,
+    UperNetConfig,
+    UperNetForSemanticSegmentation,
+)
 
 from modeling_vitp import (
     ViTPAdapterConfig,
@@ -119,6 +129,41 @@ def test_a_pair_is_two_images_through_one_backbone():
     actual = model(before, after).logits
     torch.testing.assert_close(actual, expected, rtol=1e-4, atol=1e-5)
     assert not torch.allclose(actual, model(after, before).logits, atol=1e-3)
+
+
+@torch.no_grad()
+def test_the_adapter_is_a_backbone_of_transformers_own_upernet():
+    torch.manual_seed(0)
+    config = UperNetConfig(backbone_config=adapter_config(), **HEAD, auxiliary_in_channels=None)
+    theirs = UperNetForSemanticSegmentation(config).eval()
+    ours = ViTPForSemanticSegmentation(ViTPSegmentationConfig(backbone_config=adapter_config(), **HEAD)).eval()
+    ours.load_state_dict(theirs.state_dict())
+    images, labels = torch.randn(2, 3, 64, 96), torch.randint(0, 3, (2, 64, 96))
+    expected, actual = theirs(images, labels=labels), ours(images, labels=labels)
+    assert torch.equal(actual.logits, expected.logits)
+    torch.testing.assert_close(actual.loss, expected.loss)
+
+
+@torch.no_grad()
+def test_a_saved_model_opens_with_its_own_code_where_this_package_is_missing(tmp_path):
+    torch.manual_seed(0)
+    model = ViTPForSemanticSegmentation(ViTPSegmentationConfig(backbone_config=adapter_config(), **HEAD)).eval()
+    model.save_pretrained(tmp_path / "model")
+    images = torch.randn(1, 3, 64, 64)
+    save_file({"images": images, "logits": model(images).logits}, tmp_path / "expected.safetensors")
+    script = """
+import sys, torch
+from safetensors.torch import load_file
+from transformers import AutoModelForSemanticSegmentation
+expected = load_file("expected.safetensors")
+model = AutoModelForSemanticSegmentation.from_pretrained("model", trust_remote_code=True).eval()
+assert not any(name == "modeling_vitp" or name.startswith("modeling_vitp.") for name in sys.modules)
+with torch.no_grad():
+    assert torch.equal(model(expected["images"]).logits, expected["logits"])
+"""
+    environment = {**os.environ, "HF_MODULES_CACHE": str(tmp_path / "modules"), "PYTHONPATH": ""}
+    run = subprocess.run([sys.executable, "-c", script], cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr
 
 
 @torch.no_grad()
