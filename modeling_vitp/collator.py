@@ -12,6 +12,7 @@ import PIL.Image
 import torch
 from datasets import Image
 from torch.nn.utils.rnn import pad_sequence
+from torch.utils.data import default_collate
 from trl.data_utils import prepare_multimodal_messages
 
 from .image_processing_vitp import PIL_8BIT_MODES, InputSpec
@@ -155,7 +156,8 @@ class ViTPDataCollator:
         }
         with_images = [sample for sample in samples if "pixel_values" in sample]
         if with_images:
-            batch["pixel_values"] = torch.cat([sample["pixel_values"] for sample in with_images])
+            # In a worker this stacks straight into shared memory, which saves a copy of every pixel.
+            batch["pixel_values"] = default_collate([tile for sample in with_images for tile in sample["pixel_values"]])
         if self.vrl_drop_ratio > 0:
             batch["position_ids"] = self._pad(samples, "position_ids", 0)
             if with_images:

@@ -122,7 +122,7 @@ class ViTPProcessor(ProcessorMixin):
         merged = self._merge_kwargs(tokenizer_init_kwargs=self.tokenizer.init_kwargs, **kwargs)
         text_kwargs, images_kwargs = merged["text_kwargs"], merged["images_kwargs"]
         return_tensors = text_kwargs.pop("return_tensors", None)
-        images_kwargs["return_tensors"] = "pt"
+        images_kwargs["return_tensors"] = None  # tiles are stacked once, below
         if text is None:
             return self.image_processor(images, **{**images_kwargs, "return_tensors": return_tensors or "pt"})
 
@@ -137,8 +137,8 @@ class ViTPProcessor(ProcessorMixin):
             num_tiles = []
             if sample_images:
                 tiles = self._tile(sample_images, images_kwargs, row)
-                pixel_values.append(tiles["pixel_values"])
-                num_tiles = tiles["num_patches"].tolist()
+                pixel_values += tiles["pixel_values"]
+                num_tiles = tiles["num_patches"]
             num_tokens = [tiles * self.image_seq_length for tiles in num_tiles]
             generator = None if vrl_keys is None else keyed_generator(*_as_tuple(vrl_keys[row]))
             if vrl_drop_ratio > 0:
@@ -167,7 +167,7 @@ class ViTPProcessor(ProcessorMixin):
         if merged.get("return_mm_token_type_ids"):
             data["mm_token_type_ids"] = self.create_mm_token_type_ids(data["input_ids"])
         if pixel_values:
-            data["pixel_values"] = torch.cat(pixel_values)
+            data["pixel_values"] = torch.stack(pixel_values)
         if vrl_drop_ratio > 0:
             data["position_ids"] = positions
             if pixel_values:

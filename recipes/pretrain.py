@@ -76,6 +76,8 @@ class PretrainArguments(ScriptArguments):
                 setattr(self, name, json.loads(value))
         if (self.mixture is None) == (self.dataset_name is None):
             raise ValueError("Give either dataset_name or mixture in the configuration: what is trained on.")
+        if self.mixture is not None and self.task is not None:
+            raise ValueError("A task makes its own instructions from dataset_name; with a mixture there is none.")
 
 
 def main(argv: list[str] | None = None) -> int:

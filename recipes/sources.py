@@ -471,7 +471,9 @@ def make_row(stored: dict, source: Source, columns: dict[str, str], features: Fe
             turns = stored[columns["messages"]]
         else:
             answer, label = stored[columns["answer"]], features[columns["answer"]]
-            answer = label.int2str(answer) if isinstance(label, ClassLabel) else str(answer)
+            if isinstance(label, ClassLabel) and answer is not None:
+                answer = label.int2str(answer)
+            answer = "" if answer is None else str(answer)
             question = str(stored[columns["question"]]) if "question" in columns else source.prompt
             turns = [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
         return row_of(source.name, row_id, images, normalise(turns, len(images)))
@@ -582,7 +584,10 @@ def annotation_row(entry: dict, image_root: str | None, name: str, row_id: str) 
 def stream_rows(source: Source) -> Iterator[dict]:
     """The rows of a streaming source; broken off by a transient error, it goes on from the row where it was."""
     if source.annotation:
-        yield from annotation_rows(source.annotation, source.image_root, source.name)
+        try:
+            yield from annotation_rows(source.annotation, source.image_root, source.name)
+        except (OSError, ValueError) as error:
+            raise named(error, source) from error
         return
     number = tries = 0
     while True:

@@ -1,14 +1,19 @@
 import io
 import json
 import math
+import os
 from collections import Counter
 from decimal import ROUND_HALF_UP, Decimal
+from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 from conftest import TOKENS_PER_TILE, picture
-from datasets import IterableDataset
+from datasets import Features, IterableDataset, Value
+from datasets import Image as ImageFeature
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from mixture import MixtureDataset, MixtureStream, draw, draw_from_stream, effective_rows, open_mixture
@@ -379,3 +384,27 @@ def test_a_stream_gives_only_what_the_schema_has(folder):
     stream = opened(folder, streaming=tuple(SIZES))
     assert isinstance(stream, IterableDataset)
     assert set(next(iter(stream))) == set(stream.column_names) == {"id", "images", "messages", "source", "error"}
+
+
+@pytest.mark.slow
+def test_a_stream_of_50000_rows_is_read_without_growth_of_memory(tmp_path):
+    features = Features({"image": ImageFeature(), "question": Value("string"), "answer": Value("string")})
+    schema = features.arrow_schema
+    noise = np.random.default_rng(0)
+    (tmp_path / "part").mkdir()
+    for part in range(10):
+        images = [{"bytes": noise.bytes(8000), "path": None} for _ in range(5000)]
+        table = pa.table([images, ["q"] * 5000, ["a"] * 5000], schema=schema)
+        pq.write_table(table, tmp_path / "part" / f"train-{part:05d}.parquet", row_group_size=500)
+    del images, table
+    entry = {"name": "s", "folder": "part", "streaming": True, "rows": 50_000}
+    stream = open_mixture(load_mixture({"root": str(tmp_path), "sources": [entry]}), seed=0)
+    pages = Path("/proc/self/statm")
+    if not pages.exists():
+        pytest.skip("the memory of a process is read from /proc")
+    resident = {}
+    for number, _ in enumerate(stream, start=1):
+        if number % 10_000 == 0:
+            resident[number] = int(pages.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    assert number == 50_000
+    assert resident[50_000] - resident[10_000] < 20 * 2**20  # the rows hold 400 MB

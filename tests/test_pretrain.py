@@ -75,6 +75,27 @@ def test_a_run_leaves_model_backbone_metrics_and_curves_and_is_a_start_for_the_n
     assert ViTPProcessor.from_pretrained(tmp_path / "next").image_processor.max_patches == 5
 
 
+def test_a_run_on_a_mixture_counts_what_it_skips(data_folder, tmp_path, caplog):
+    lines = (tmp_path / "text.jsonl", '{"conversations": [{"from": "human", "value": "Hi"}, {"from": "gpt"\n' * 3)
+    lines[0].write_text(lines[1])
+    mixture = {
+        "root": str(tmp_path),
+        "sources": [
+            {"name": "trees", "folder": "data", "rate": 2, "system_prompt": "Count.", "max_patches": 1},
+            {"name": "text", "annotation": "text.jsonl"},
+        ],
+    }
+    assert (
+        run(tmp_path, mixture=mixture, on_error="skip", num_train_epochs=1, max_steps=-1, dataloader_num_workers=1) == 0
+    )
+    metrics = json.loads((tmp_path / "run" / "metrics.json").read_text())
+    assert metrics["skipped_rows"]["text"] >= 3 and set(metrics["skipped_rows"]) == {"text"}
+    assert f"Rows skipped in this run, by source: {json.dumps(metrics['skipped_rows'])}" in caplog.text
+    assert json.loads((tmp_path / "run" / "checkpoint-6" / "trainer_state.json").read_text())["epoch"] == 1.0
+    with pytest.raises(ValueError, match="Sample 'text/"):
+        run(tmp_path, mixture=mixture, output_dir=str(tmp_path / "stops"), num_train_epochs=1, max_steps=-1)
+
+
 def test_a_run_that_misses_the_gate_says_so_and_fails(tmp_path, capsys):
     assert run(tmp_path, dataset_name=str(AERIAL_TREES), task="trees", max_steps=1) == 1
     task = json.loads((tmp_path / "run" / "metrics.json").read_text())["task"]
@@ -116,6 +137,7 @@ def test_a_transformers_internvl_checkpoint_is_a_start(tmp_path):
     ("settings", "message"),
     [
         ({"dataset_name": None}, "either dataset_name or mixture"),
+        ({"dataset_name": None, "mixture": {"sources": []}, "task": "trees"}, "with a mixture there is none"),
         ({"from_scratch": None}, "either model_name_or_path or from_scratch"),
         ({"model_name_or_path": "somewhere"}, "either model_name_or_path or from_scratch"),
         ({"from_scratch": {"vision_config": VISION, "text_config": TEXT}}, r"missing keys \['vocab_size'\]"),

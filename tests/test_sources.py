@@ -1,5 +1,8 @@
 import json
 import logging
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -68,9 +71,9 @@ def folder(tmp_path):
     return tmp_path
 
 
-def source(folder, **fields):
+def source(root, /, **fields):
     fields = {"name": "s", **({"rows": 9} if fields.get("streaming") else {}), **fields}
-    return load_mixture({"root": str(folder), "sources": [fields]}).sources[0]
+    return load_mixture({"root": str(root), "sources": [fields]}).sources[0]
 
 
 @pytest.mark.parametrize("streaming", [False, True])
@@ -303,6 +306,9 @@ def test_a_broken_source_is_named(parquet, streaming):
         read(folder="parquet", columns={"answer": "caption"})
     with pytest.raises(ValueError, match="Source 'harbours'.*make no conversation. Say under `columns`"):
         read(folder="parquet", columns={"answer": "a"})
+    (parquet / "list.json").write_text('[{"conversations": ')
+    with pytest.raises(ValueError, match="Source 'harbours'.*list.json cannot be read: Expecting value"):
+        read(annotation="list.json")
     (parquet / "empty").mkdir()
     with pytest.raises(ValueError, match="Source 'harbours'.*neither Parquet files nor images, only nothing"):
         read(folder="empty")
@@ -321,3 +327,110 @@ def test_the_mixture_of_the_readme_is_one(meta, monkeypatch):
     monkeypatch.chdir(meta)
     names = [source.name for source in load_mixture("mixture.yaml").sources]
     assert names == ["mine", "ships", "grounding", "general", "first", "second"]
+
+
+# A small Hub: it runs in a process of its own, since the endpoint is read when huggingface_hub is imported.
+HUB = r"""
+import http.server, json, os, re, sys, threading, time
+
+file, commit, failures, asked = open(sys.argv[1], "rb").read(), "a" * 40, {}, []
+
+
+class Hub(http.server.BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+
+    def answer(self, status, body=b"", **headers):
+        self.send_response(status)
+        for name, value in {"Content-Length": len(body), **headers}.items():
+            self.send_header(name.replace("_", "-"), str(value))
+        self.end_headers()
+        if self.command != "HEAD":
+            self.wfile.write(body)
+
+    def do_GET(self):
+        self.rfile.read(int(self.headers.get("Content-Length") or 0))
+        path = self.path.partition("?")[0]
+        is_info = re.fullmatch(r"/api/datasets/org/\w+", path)
+        kind = "file" if path.endswith(".parquet") else "info" if is_info else "other"
+        asked.append(kind)
+        if failures.get(kind, 0) > 0:
+            failures[kind] -= 1
+            return self.answer(503, b"busy")
+        entry = {"type": "file", "path": "data/train.parquet", "size": len(file), "oid": "b" * 40}
+        if kind == "file":
+            headers = {"ETag": '"x"', "X_Repo_Commit": commit, "Accept_Ranges": "bytes"}
+            part = re.match(r"bytes=(\d+)-(\d+)", self.headers.get("Range") or "")
+            if part is None:
+                return self.answer(200, file, **headers)
+            first, last = int(part[1]), min(int(part[2]), len(file) - 1)
+            headers["Content_Range"] = f"bytes {first}-{last}/{len(file)}"
+            return self.answer(206, file[first : last + 1], **headers)
+        if "/tree/" in path:
+            folder = {"type": "directory", "path": "data", "oid": "c" * 40}
+            return self.answer(200, json.dumps([entry if path.endswith("/data") else folder]).encode())
+        found = re.fullmatch(r"/api/datasets/(org/\w+)(/revision/\w+)?", path)
+        if found and found[1] != "org/none":
+            info = {"id": found[1], "sha": commit, "siblings": [{"rfilename": entry["path"]}]}
+            return self.answer(200, json.dumps(info).encode())
+        self.answer(404, X_Error_Code="RepoNotFound" if "/none" in path else "EntryNotFound")
+
+    do_HEAD = do_POST = do_GET
+
+    def log_message(self, *args):
+        pass
+
+
+server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Hub)
+threading.Thread(target=server.serve_forever, daemon=True).start()
+os.environ["HF_ENDPOINT"] = f"http://127.0.0.1:{server.server_address[1]}"
+os.environ.pop("HF_HUB_OFFLINE", None)
+
+from sources import Source, read_source  # noqa: E402
+
+pauses = []
+time.sleep = pauses.append
+
+
+def read(name, streaming, **busy):
+    failures.clear(), pauses.clear(), asked.clear()
+    failures.update(busy)
+    try:
+        rows = read_source(Source("h", dataset=f"org/{name}", streaming=streaming, rows=5))
+        found = [row["messages"][1]["content"][0]["text"] for row in rows]
+    except ValueError as error:
+        found = str(error)
+    return {"found": found, "pauses": pauses[:], "asked": asked.count("info")}
+
+
+results = {}
+for streaming in (False, True):
+    results[f"{streaming}"] = read(f"harbours{streaming}", streaming, info=2, file=3)
+    results[f"{streaming} busy"] = read(f"busy{streaming}", streaming, info=1000)
+    results[f"{streaming} none"] = read("none", streaming)
+print(json.dumps(results))
+"""
+
+
+def test_a_hub_that_is_busy_is_asked_again_and_one_without_the_data_set_is_not(tmp_path):
+    turns = [{"role": "user", "content": "How many?"}]
+    rows = [{"messages": [*turns, {"role": "assistant", "content": str(n)}]} for n in range(5)]
+    Dataset.from_list(rows, features=Features({"messages": MESSAGES})).to_parquet(tmp_path / "train.parquet")
+    (tmp_path / "hub.py").write_text(HUB)
+    recipes = str(Path(sources.__file__).parent)
+    environment = {**os.environ, "HF_HOME": str(tmp_path / "home"), "HF_HUB_DISABLE_XET": "1"}
+    environment["PYTHONPATH"] = os.pathsep.join([recipes, environment.get("PYTHONPATH", "")])
+    command = [sys.executable, "hub.py", "train.parquet"]
+    process = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert process.returncode == 0, process.stderr
+    results = json.loads(process.stdout.splitlines()[-1])
+    for streaming in ("False", "True"):
+        assert results[streaming]["found"] == list("01234")
+        assert len(results[streaming]["pauses"]) >= 3
+        busy = results[f"{streaming} busy"]
+        assert busy["found"].startswith("Source 'h'") and f"org/busy{streaming} cannot be read: " in busy["found"]
+        assert "503" in busy["found"]
+        assert [pause for pause in busy["pauses"] if pause in (1, 2, 4, 8, 16)][:5] == [1, 2, 4, 8, 16]
+        assert busy["asked"] >= 6
+        none = results[f"{streaming} none"]
+        assert none["found"].startswith("Source 'h'") and "org/none" in none["found"]
+        assert none["pauses"] == []
