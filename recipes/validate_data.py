@@ -69,11 +69,12 @@ def main(argv: list[str] | None = None) -> int:
 
 def card_text(summary: str, reports: list, against: str | None) -> str:
     kinds = {kind for report in reports for kind in report.counts}
-    lines = [summary, *(f"- {kind}: {text}" for kind, text in (ERRORS | WARNINGS).items() if kind in kinds)]
+    found = [f"- {kind}: {text}" for kind, text in (ERRORS | WARNINGS).items() if kind in kinds]
+    paragraphs = [summary, "\n".join(found)]
     if against:
-        found = sum(report.counts["overlap"] for report in reports)
-        lines.append(f"Rows that share an image, or a part of one, with the test images `{against}`: {found}.")
-    return "\n\n".join([lines[0], "\n".join(lines[1:])])
+        rows = sum(report.counts["overlap"] for report in reports)
+        paragraphs.append(f"Rows that share an image, or a part of one, with the test images `{against}`: {rows}.")
+    return "\n\n".join(filter(None, paragraphs))
 
 
 if __name__ == "__main__":
