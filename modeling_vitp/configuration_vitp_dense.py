@@ -152,6 +152,12 @@ class ViTPSegmentationConfig(UperNetConfig):
     auxiliary_in_channels: int | None = None
     class_weights: list[float] | None = None
 
+    def __post_init__(self, **kwargs):
+        if isinstance(self.backbone_config, dict):
+            # transformers looks for its model type among those that are registered, which saved code is not.
+            self.backbone_config = ViTPAdapterConfig.from_dict(self.backbone_config)
+        super().__post_init__(**kwargs)
+
     def validate_class_weights(self):
         if self.class_weights is not None and len(self.class_weights) != self.num_labels:
             raise ValueError(f"class_weights has {len(self.class_weights)} values for {self.num_labels} classes.")
