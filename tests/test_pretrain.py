@@ -51,7 +51,8 @@ def run(folder, **settings):
 
 
 def test_a_run_leaves_model_backbone_metrics_and_curves_and_is_a_start_for_the_next(data_folder, tmp_path, caplog):
-    assert run(tmp_path, dataset_name=str(data_folder), save_steps=1, seed=7, input_spec={"gamma": 0.5}) == 0
+    settings = {"dataset_name": str(data_folder), "save_steps": 1, "seed": 7, "input_spec": {"gamma": 0.5}}
+    assert run(tmp_path, **settings) == 0
     output = tmp_path / "run"
     metrics = json.loads((output / "metrics.json").read_text())
     assert metrics["seed"] == 7
@@ -63,7 +64,7 @@ def test_a_run_leaves_model_backbone_metrics_and_curves_and_is_a_start_for_the_n
     assert json.loads((output / "backbone" / "preprocessor_config.json").read_text())["input_spec"] == {"gamma": 0.5}
 
     with caplog.at_level(logging.INFO, logger="pretrain"):
-        assert run(tmp_path, dataset_name=str(data_folder), save_steps=1, seed=7, max_steps=3) == 0
+        assert run(tmp_path, **settings, max_steps=3) == 0
     assert "Going on from" in caplog.text and "checkpoint-2" in caplog.text
     losses = [json.loads(p.read_text())["global_step"] for p in output.glob("checkpoint-3/trainer_state.json")]
     assert losses == [3]

@@ -46,10 +46,14 @@ def results(tmp_path_factory):
 
 
 def check_gradients(one: dict, two: dict) -> None:
-    """The gradient of every parameter is the same to 1e-5 of its norm, and the ViT has one."""
+    """The gradient of every parameter is the same to 1e-5 of its norm, and the ViT has one.
+
+    That of a bias of keys is nought (attention does not change if all keys are shifted): what there is, is rounding.
+    """
     assert one.keys() == two.keys()
+    rounding = 1e-7 * sum(gradient.norm() ** 2 for gradient in one.values()) ** 0.5
     for name, expected in one.items():
-        assert (two[name] - expected).norm() <= 1e-5 * expected.norm(), name
+        assert (two[name] - expected).norm() <= 1e-5 * max(expected.norm(), rounding), name
     assert all(gradient.norm() > 0 for name, gradient in one.items() if "vision_tower.encoder" in name)
 
 
