@@ -16,7 +16,7 @@ from modeling_vitp.vrl import keyed_generator
 from .instructions import COUNT, LOCATE, format_box, is_inside, largest, parse_box, random_view
 
 MAX_ERROR_RATIO = 0.8  # the gate: share of either control's count error that the model may make
-NUM_SAMPLES = 15
+NUM_SAMPLES = 51
 VIEWS_PER_WINDOW = 50
 BATCH_SIZE = 32
 NUMBER = re.compile(r"\d+")
@@ -47,6 +47,7 @@ def evaluate(
             do_sample=True,
             top_k=0,
             num_return_sequences=NUM_SAMPLES,
+            max_new_tokens=4,
         )
         answers[split] = {
             COUNT: [median_answer(sampled[i : i + NUM_SAMPLES]) for i in range(0, len(sampled), NUM_SAMPLES)],
