@@ -17,7 +17,7 @@ from datasets import Image
 from transformers.trainer_pt_utils import BatchRebalanceSampler, get_length_grouped_indices
 from trl.data_utils import prepare_multimodal_messages
 
-from .collator import SourceSettings, ViTPDataCollator
+from .collator import SourceSettings, ViTPDataCollator, place_images
 from .image_processing_vitp import ViTPImageProcessor
 from .processing_vitp import ViTPProcessor
 from .vrl import keyed_generator, num_kept_tokens
@@ -207,7 +207,7 @@ class SampleLength:
         num_kept = num_kept_tokens(num_visual, self.vrl_drop_ratio)
         num_kept = round(self.vrl_apply_prob * num_kept + (1 - self.vrl_apply_prob) * num_visual)
 
-        messages = example["messages"]
+        messages = place_images(example["messages"])
         if settings.system_prompt is not None and messages[0]["role"] != "system":
             messages = [{"role": "system", "content": settings.system_prompt}, *messages]
         messages = prepare_multimodal_messages(messages, images=images)

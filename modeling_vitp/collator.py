@@ -23,6 +23,7 @@ logger = logging.getLogger(__name__)
 
 SampleTransform = Callable[[dict[str, Any], torch.Generator], dict[str, Any]]
 IGNORE_INDEX = -100
+IMAGE_PLACE = "<image>"
 MAX_REPLACEMENTS = 10
 MAX_WORKERS = 256
 
@@ -226,6 +227,7 @@ class ViTPDataCollator:
             )
         check_messages(messages)
         check_answers(messages)
+        messages = place_images(messages)
         if settings.system_prompt is not None and messages[0]["role"] != "system":
             messages = [{"role": "system", "content": settings.system_prompt}, *messages]
         try:
@@ -300,6 +302,28 @@ class ViTPDataCollator:
 def sample_id_of(example: dict[str, Any]) -> Any:
     sample_id = example.get("id")
     return content_id(example) if sample_id is None else sample_id
+
+
+def place_images(messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Messages with each `<image>` in the text of a question, as many public data sets have it, as an image place."""
+    return [
+        {**message, "content": split_at_places(message["content"])}
+        if message["role"] != "assistant" and isinstance(message["content"], str) and IMAGE_PLACE in message["content"]
+        else message
+        for message in messages
+    ]
+
+
+def split_at_places(text: str) -> list[dict[str, Any]]:
+    """Text to parts, `<image>` to an image place. The newline after a place goes: the chat template writes one."""
+    first, *rest = text.split(IMAGE_PLACE)
+    parts = [{"type": "text", "text": first}] if first or not rest else []
+    for piece in rest:
+        parts.append({"type": "image", "text": None})
+        piece = piece.removeprefix("\n")
+        if piece:
+            parts.append({"type": "text", "text": piece})
+    return parts
 
 
 def content_id(example: dict[str, Any]) -> str:

@@ -276,6 +276,9 @@ class ViTPTrainer(SFTTrainer):
             inputs = {**inputs, "pixel_values": pixel_values, "visual_token_indices": indices}
         return super().prediction_step(model, inputs, *args, **kwargs)
 
+    def create_model_card(self, *args, **kwargs) -> None:
+        """Writes none: TRL's is for a text generator, and its example does not run with this model."""
+
     # Checkpoints
 
     def train(self, resume_from_checkpoint: str | bool | None = None, *args, **kwargs) -> TrainOutput:

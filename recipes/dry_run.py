@@ -50,7 +50,7 @@ def summarise(mixture: Mixture, max_patches: int) -> list[SourceSummary]:
     summaries = []
     for source in mixture.sources:
         missing = source.missing()
-        rows, is_local = source.rows, source.dataset is None and missing is None
+        rows, is_local = source.rows, not source.is_on_hub and missing is None
         if rows is None and is_local:
             rows = len(read_source(source))
         if rows is None and missing is None:
@@ -189,7 +189,7 @@ def print_mixture(mixture: Mixture, training_args: ViTPTrainingConfig, max_patch
     )
 
     missing = [(summary.source.name, summary.missing) for summary in summaries if summary.missing]
-    remote = [summary.source.dataset for summary in summaries if summary.source.dataset]
+    remote = [summary.source.dataset for summary in summaries if summary.source.is_on_hub]
     print(f"\nMissing: {len(missing)} of {len(summaries)} sources")
     for name, what in missing:
         print(f"  {name}: {what}")

@@ -156,8 +156,10 @@ def main(argv: list[str] | None = None) -> int:
         checkpoint = last_checkpoint(output_dir)
         if checkpoint is not None:
             logger.info("Going on from %s. To start afresh, give another output_dir.", checkpoint)
+    batch_size = trainer.get_total_train_batch_size(training_args)
+    logger.info("Training in %d process(es), %d samples a step.", training_args.world_size, batch_size)
     result = trainer.train(resume_from_checkpoint=checkpoint)
-    metrics = {"seed": training_args.seed, "train": result.metrics}
+    metrics = {"seed": training_args.seed, "train": result.metrics | mean_loss(trainer.state.log_history)}
     skipped = count_skipped(trainer.data_collator)
     if skipped:
         metrics["skipped_rows"] = skipped
@@ -179,6 +181,12 @@ def main(argv: list[str] | None = None) -> int:
         metrics["task"] = task.evaluate(model, processor, datasets, output_dir, training_args.seed)
     (output_dir / "metrics.json").write_text(json.dumps(metrics, indent=2) + "\n")
     return report(metrics, output_dir, backbone)
+
+
+def mean_loss(log_history: list[dict]) -> dict[str, float]:
+    """Over the whole run; the Trainer's divides the losses of all steps by the number of those since it was resumed."""
+    losses = [logs["loss"] for logs in log_history if "loss" in logs]
+    return {"train_loss": sum(losses) / len(losses)} if losses else {}
 
 
 def report(metrics: dict, output_dir: Path, backbone: Path) -> int:

@@ -33,7 +33,7 @@ from datasets import (
 from huggingface_hub.errors import OfflineModeIsEnabled
 from trl import ScriptArguments
 
-from modeling_vitp.collator import SourceSettings
+from modeling_vitp.collator import SourceSettings, split_at_places
 
 logger = logging.getLogger(__name__)
 
@@ -48,7 +48,6 @@ FEATURES = Features(
         "error": Value("string"),
     }
 )
-IMAGE_PLACE = "<image>"
 ROLES = {
     "human": "user",
     "user": "user",
@@ -117,6 +116,10 @@ class Source:
     @property
     def location(self) -> str:
         return self.dataset or self.folder or self.annotation
+
+    @property
+    def is_on_hub(self) -> bool:
+        return self.dataset is not None and not Path(self.dataset).is_dir()
 
     def missing(self) -> str | None:
         """What has to be there before the source can be read and is not, with the page where it can be had."""
@@ -517,7 +520,8 @@ def normalise(turns: list[dict], num_images: int) -> list[dict]:
             raise ValueError(f"message {index} has the role {role!r}; known are {', '.join(ROLES)}.")
         content = turn.get("content", turn.get("value"))
         if isinstance(content, str):
-            parts = parts_of(content, with_places=ROLES[role] != "assistant")
+            is_answer = ROLES[role] == "assistant"
+            parts = [{"type": "text", "text": content}] if is_answer else split_at_places(content)
         elif isinstance(content, list):
             parts = [{"type": part.get("type"), "text": part.get("text")} for part in content]
         else:
@@ -532,19 +536,6 @@ def normalise(turns: list[dict], num_images: int) -> list[dict]:
     elif num_places != num_images:
         raise ValueError(f"it has {num_images} image(s), but {num_places} image place(s) in its messages.")
     return messages
-
-
-def parts_of(text: str, with_places: bool) -> list[dict]:
-    """Text to parts. The newline after a place goes: the chat template writes one."""
-    pieces = text.split(IMAGE_PLACE) if with_places else [text]
-    parts = []
-    for index, piece in enumerate(pieces):
-        if index:
-            parts.append({"type": "image", "text": None})
-            piece = piece.removeprefix("\n")
-        if piece or len(pieces) == 1:
-            parts.append({"type": "text", "text": piece})
-    return parts
 
 
 def annotation_rows(annotation: str, image_root: str | None, name: str, state: str | None = None) -> Iterator[dict]:

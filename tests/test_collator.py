@@ -157,6 +157,18 @@ def test_a_batch_is_assembled_from_the_encodings_of_its_samples(processor, order
     assert_same(collator(rows), expected)
 
 
+def test_a_place_written_in_the_text_is_an_image_place(processor):
+    """As in LLaVA's rows; against the same conversation in parts."""
+    collator = ViTPDataCollator(processor)
+    images = [picture(56, 56, 1), picture(56, 56, 2)]
+    written = {"role": "user", "content": "Before: <image>\nafter: <image> What changed?"}
+    parts = [text("Before: "), PLACE, text("after: "), PLACE, text(" What changed?")]
+    expected = collator([{"id": 1, "images": images, "messages": [{"role": "user", "content": parts}, ANSWER]}])
+    assert_same(collator([{"id": 1, "images": images, "messages": [written, ANSWER]}]), expected)
+    with pytest.raises(ValueError, match="Sample 1: "):
+        collator([{"id": 1, "images": images[:1], "messages": [written, ANSWER]}])
+
+
 def test_the_share_of_samples_reaches_the_processor(processor):
     rows = [{**make_rows()[0], "id": i} for i in range(12)]
     collator = ViTPDataCollator(processor, vrl_drop_ratio=0.75, vrl_apply_prob=0.5)

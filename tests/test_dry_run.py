@@ -6,6 +6,7 @@ import pretrain
 import pytest
 import torch
 from conftest import picture
+from datasets import Dataset
 from dry_run import check_rules, summarise
 from sources import load_mixture
 
@@ -122,6 +123,15 @@ def test_the_four_rules(changes, holds):
     modalities = ["sar"] if "a" not in changes or "general" not in changes["a"] else ["optical", "ct"]
     mixture = load_mixture({"sources": sources, "modalities": modalities})
     assert [rule[0] for rule in check_rules(mixture, summarise(mixture, 12))] == holds
+
+
+def test_a_data_set_in_a_folder_is_counted(tmp_path):
+    messages = [{"role": "user", "content": "How many?"}, {"role": "assistant", "content": "3"}]
+    Dataset.from_list([{"messages": messages}] * 7).to_parquet(tmp_path / "mine" / "train.parquet")
+    mixture = tmp_path / "mixture.yaml"
+    mixture.write_text(f"sources:\n  - {{name: mine, dataset: {tmp_path / 'mine'}, split: train, rate: 2}}\n")
+    (summary,) = summarise(load_mixture(mixture), 12)
+    assert (summary.rows, summary.effective, summary.missing) == (7, 14, None)
 
 
 def test_a_dry_run_needs_a_mixture(tmp_path):
