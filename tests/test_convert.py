@@ -239,6 +239,15 @@ def save_shards(state: dict[str, torch.Tensor], folder: Path, max_shard_size: st
         (folder / "model.safetensors.index.json").write_text(json.dumps(index))
 
 
+def in_own_memory(model_class, folder):
+    """The model with weights that are not mapped from the file, where they lie at any multiple of eight bytes: the last
+    bit of a product may depend on that (on AMD EPYC it does)."""
+    model = model_class.from_pretrained(folder)
+    for parameter in model.parameters():
+        parameter.data = parameter.data.clone()
+    return model
+
+
 def inputs_for(model: InternVLForConditionalGeneration, tiles: int = 2) -> dict[str, torch.Tensor]:
     generator = torch.Generator().manual_seed(3)
     image_token_id, height = model.config.image_token_id, model.config.vision_config.image_size[0]
@@ -535,9 +544,9 @@ def test_converted_logits_are_those_of_plain_transformers(
     convert_checkpoint(tmp_path / "source", tmp_path / "vitp", image_token_id=5 if kind == "original" else None)
     inputs = inputs_for(model, tiles)
     wanted = model(**inputs).logits
-    assert torch.equal(ViTPForConditionalGeneration.from_pretrained(tmp_path / "vitp")(**inputs).logits, wanted)
+    assert torch.equal(in_own_memory(ViTPForConditionalGeneration, tmp_path / "vitp")(**inputs).logits, wanted)
     convert_checkpoint(tmp_path / "vitp", tmp_path / "internvl", "internvl")
-    assert torch.equal(AutoModelForImageTextToText.from_pretrained(tmp_path / "internvl")(**inputs).logits, wanted)
+    assert torch.equal(in_own_memory(AutoModelForImageTextToText, tmp_path / "internvl")(**inputs).logits, wanted)
 
 
 # Configuration, tokenizer, processor, generation
