@@ -158,6 +158,8 @@ from transformers import AutoModelForSemanticSegmentation
 expected = load_file("expected.safetensors")
 model = AutoModelForSemanticSegmentation.from_pretrained("model", trust_remote_code=True).eval()
 assert not any(name == "modeling_vitp" or name.startswith("modeling_vitp.") for name in sys.modules)
+for parameter in model.parameters():
+    parameter.data = parameter.data.clone()  # out of the mapped file, where the alignment can change the last bit
 with torch.no_grad():
     assert torch.equal(model(expected["images"]).logits, expected["logits"])
 """
