@@ -192,6 +192,7 @@ class ViTPAdapter(ViTPMultiScaleBackbone):
 
     config: ViTPAdapterConfig
     config_class = ViTPAdapterConfig
+    _keys_to_ignore_on_load_missing = [r"embeddings\.cls_token$"]  # which is not used
     _keys_to_ignore_on_load_unexpected = [r"^layernorm\."]
 
     def __init__(self, config: ViTPAdapterConfig):

@@ -30,6 +30,7 @@ class ViTPForSemanticSegmentation(UperNetForSemanticSegmentation):
     config_class = ViTPSegmentationConfig
     supports_gradient_checkpointing = True
     images_per_sample = 1
+    _keys_to_ignore_on_load_missing = [r"backbone\.embeddings\.cls_token$"]  # not used by the adapter
 
     def __init__(self, config: ViTPSegmentationConfig):
         super(UperNetForSemanticSegmentation, self).__init__(config)
