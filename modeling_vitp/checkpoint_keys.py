@@ -1,13 +1,13 @@
 """What a tensor is called in each kind of checkpoint.
 
-The names of this package (`vitp`) are the hub: every other layout is a function of them, so that the whole set of keys
-that a file must have follows from its configuration.
+The names of this package (`vitp`, and `segmentation` for dense models) are the hub: every other layout is a function of
+them, so that the whole set of keys that a file must have follows from its configuration.
 """
 
 import re
 from typing import NamedTuple
 
-VISION_TOWER = "model.vision_tower."
+VISION_TOWER, BACKBONE = "model.vision_tower.", "backbone."
 
 # transformers saves its own `internvl` under the names that such repos on the Hub have, not those it has in memory.
 INTERNVL = [
@@ -37,6 +37,29 @@ ORIGINAL = [
     (r"^model\.multi_modal_projector\.linear_1\.", "mlp1.1."),
     (r"^model\.multi_modal_projector\.linear_2\.", "mlp1.3."),
 ]
+# ViT-Adapter's own code, and OpenMMLab's UPerNet on top of it; the ViT in it has InternVL's names.
+ORIGINAL_SEGMENTATION = [
+    (r"^backbone\.(embeddings|encoder)\.", r"vision_model.\1."),
+    *ORIGINAL_VISION,
+    (r"^vision_model\.encoder\.", "backbone."),
+    (r"^vision_model\.", "backbone."),
+    (r"^backbone\.spatial_prior\.stages\.(\d)\.", lambda match: f"backbone.spm.conv{int(match[1]) + 2}."),
+    (r"^backbone\.spatial_prior\.projections\.(\d)\.", lambda match: f"backbone.spm.fc{int(match[1]) + 1}."),
+    (r"^backbone\.spatial_prior\.", "backbone.spm."),
+    (r"^(backbone\.interactions\..*)\.extractors\.0\.", r"\1.extractor."),
+    (r"^(backbone\.interactions\..*)\.extractors\.(\d+)\.", lambda m: f"{m[1]}.extra_extractors.{int(m[2]) - 1}."),
+    (r"^(backbone\.interactions\..*)\.attention\.", r"\1.attn."),
+    (r"^(backbone\.interactions\..*)\.feature_norm\.", r"\1.feat_norm."),
+    (r"^(backbone\.interactions\..*)\.feed_forward_norm\.", r"\1.ffn_norm."),
+    (r"^(backbone\.interactions\..*)\.feed_forward\.depthwise\.", r"\1.ffn.dwconv.dwconv."),
+    (r"^(backbone\.interactions\..*)\.feed_forward\.", r"\1.ffn."),
+    (r"^(backbone\.interactions\..*)\.gate$", r"\1.gamma"),
+    (r"^backbone\.level_embeddings$", "backbone.level_embed"),
+    (r"^backbone\.upsample\.", "backbone.up."),
+    (r"^backbone\.norms\.(\d)\.", lambda match: f"backbone.norm{int(match[1]) + 1}."),
+    (r"^(decode_head|auxiliary_head)\.classifier\.", r"\1.conv_seg."),
+    (r"^(decode_head|auxiliary_head)\.(.*)\.batch_norm\.", r"\1.\2.bn."),
+]
 LAYOUTS = {
     "vitp": [],
     "internvl": INTERNVL,
@@ -44,9 +67,27 @@ LAYOUTS = {
     "original": ORIGINAL,
     "original_vision": [*ORIGINAL_VISION, (r"^vision_model\.", "")],
     "original_vision_prefixed": ORIGINAL_VISION,
+    "segmentation": [],
+    "adapter": [(r"^backbone\.", "")],
+    "original_segmentation": ORIGINAL_SEGMENTATION,
+    "original_adapter": [*ORIGINAL_SEGMENTATION, (r"^backbone\.", "")],
+    "original_adapter_prefixed": ORIGINAL_SEGMENTATION,
+}
+# Names that a layout has no place for. ViT-Adapter runs without the CLS token, and its own code leaves it out.
+ABSENT = {
+    "backbone": r"(?!model\.vision_tower\.)",
+    "adapter": r"(?!backbone\.)",
+    "original_segmentation": r"backbone\.embeddings\.cls_token$",
+    "original_adapter": r"(?!backbone\.)|backbone\.embeddings\.cls_token$",
+    "original_adapter_prefixed": r"backbone\.embeddings\.cls_token$",
 }
 # The first that some key matches tells the layout.
 SIGNS = {
+    "segmentation": r"backbone\.spatial_prior\.",
+    "adapter": r"spatial_prior\.",
+    "original_segmentation": r"decode_head\.psp_modules\.\d\.1\.bn\.",
+    "original_adapter": r"spm\.",
+    "original_adapter_prefixed": r"backbone\.spm\.",
     "vitp": r"model\.(vision_tower|multi_modal_projector|language_model)\.",
     "internvl": r"(vision_tower|multi_modal_projector)\.",
     "original": r"mlp1\.",
@@ -64,13 +105,15 @@ class Place(NamedTuple):
     num_parts: int = 1
 
 
-def place(name: str, layout: str) -> Place:
-    """Where `layout` keeps the tensor that this package calls `name`."""
+def place(name: str, layout: str) -> Place | None:
+    """Where `layout` keeps the tensor that this package calls `name`; `None` if it does not."""
+    if layout in ABSENT and re.match(ABSENT[layout], name):
+        return None
     key = name
     for pattern, replacement in LAYOUTS[layout]:
         key = re.sub(pattern, replacement, key)
     fused = re.search(r"\.attention\.([qkv])_proj\.", name)
-    if layout.startswith("original") and name.startswith(VISION_TOWER) and fused:
+    if layout.startswith("original") and name.startswith((VISION_TOWER, BACKBONE)) and fused:
         return Place(key, "qkv".index(fused[1]), 3)
     return Place(key)
 

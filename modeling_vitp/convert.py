@@ -3,10 +3,12 @@
     python -m modeling_vitp.convert OpenGVLab/InternVL2_5-1B my_model
     python -m modeling_vitp.convert ViTP_ViT.safetensors my_backbone
     python -m modeling_vitp.convert my_model for_serving --to internvl
+    python -m modeling_vitp.convert upernet_vit_adapter.safetensors my_segmentation
 
 SOURCE is a Hub id, a folder or a safetensors file: a ViTP model, transformers' `internvl`, a checkpoint of InternVL's
-own code (InternVL2.5, InternVL3), or a ViT alone. What it is follows from the names of its tensors. Nothing is loaded:
-bytes are copied under new names, in a temporary folder that is moved into place at the end.
+own code (InternVL2.5, InternVL3), a ViT alone, a ViT-Adapter (ours or the original), or UPerNet on one (ours or
+OpenMMLab's). What it is follows from the names of its tensors. Nothing is loaded: bytes are copied under new names, in
+a temporary folder that is moved into place at the end.
 """
 
 import argparse
@@ -30,30 +32,66 @@ from transformers import (
     InternVLConfig,
     InternVLProcessor,
     InternVLVideoProcessor,
+    PreTrainedModel,
     PreTrainedTokenizerBase,
 )
 from transformers.dynamic_module_utils import custom_object_save
 from transformers.utils import logging
 
-from . import ViTPConfig, ViTPForConditionalGeneration, ViTPImageProcessor, ViTPProcessor, ViTPVisionConfig
-from .checkpoint_keys import VISION_TOWER, place, recognise
+from . import (
+    ViTPAdapter,
+    ViTPAdapterConfig,
+    ViTPChangeDetectionConfig,
+    ViTPConfig,
+    ViTPForChangeDetection,
+    ViTPForConditionalGeneration,
+    ViTPForSemanticSegmentation,
+    ViTPImageProcessor,
+    ViTPProcessor,
+    ViTPSegmentationConfig,
+    ViTPSegmentationImageProcessor,
+    ViTPVisionConfig,
+)
+from .checkpoint_keys import BACKBONE, VISION_TOWER, place, recognise
 from .export import AUTO_MAP, image_settings, native_vision_config, save_code_and_image_processor
 from .modeling_vitp import ViTPVisionModel
-from .original_config import chat_from_original, chat_to_original, vision_from_original, vision_to_original
+from .original_config import (
+    INTERN_VIT_HEADS,
+    chat_from_original,
+    chat_to_original,
+    vision_from_original,
+    vision_to_original,
+)
+from .original_dense_config import adapter_from_original, adapter_to_original, segmentation_from_original
 from .processing_vitp import IMAGE_END_TOKEN, IMAGE_START_TOKEN, IMAGE_TOKEN
 from .tensor_files import TensorBytes, read_checkpoint, write_checkpoint
 
 logger = logging.get_logger(__name__)
 
-TARGETS = ("vitp", "backbone", "internvl", "original")
+# What a source may hold: the targets that can be made of it, the default first, and its layout in original names.
+CONTENTS = {
+    "vision-language model": (("vitp", "backbone", "internvl", "original"), "original"),
+    "ViT": (("backbone", "original"), "original_vision"),
+    "ViT-Adapter": (("adapter", "original"), "original_adapter"),
+    "segmentation model": (("segmentation", "adapter", "original"), "original_segmentation"),
+}
+TARGETS = tuple(dict.fromkeys(target for targets, _ in CONTENTS.values() for target in targets))
+MODELS = {
+    ViTPConfig.model_type: ViTPForConditionalGeneration,
+    ViTPVisionConfig.model_type: ViTPVisionModel,
+    ViTPAdapterConfig.model_type: ViTPAdapter,
+    ViTPSegmentationConfig.model_type: ViTPForSemanticSegmentation,
+    ViTPChangeDetectionConfig.model_type: ViTPForChangeDetection,
+}
+Config = ViTPConfig | ViTPVisionConfig | ViTPAdapterConfig | ViTPSegmentationConfig
 MODEL_TYPES = {
     "vitp": ("vitp",),
     "internvl": ("internvl",),
     "backbone": ("internvl_vision", "vitp_vision"),
     "original": ("internvl_chat",),
+    "adapter": (ViTPAdapterConfig.model_type,),
+    "segmentation": (ViTPSegmentationConfig.model_type, ViTPChangeDetectionConfig.model_type),
 }
-# Heads cannot be seen from the tensors; these are the ViTs that InternVL has published, by their width.
-INTERN_VIT_HEADS = {1024: 16, 3200: 25}
 DTYPES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json")
 IMAGE_PROCESSOR_FILES = ("preprocessor_config.json", "processor_config.json")
@@ -61,6 +99,7 @@ LICENSE_FILES = ("LICENSE*", "LICENCE*", "NOTICE*")
 LICENSE_FIELDS = ("license", "license_name", "license_link")
 HUB_FILES = ["*.json", "*.safetensors", "*.jinja", "*.txt", "*.model", "*.md", *LICENSE_FILES]
 VIDEO_TOKEN = "<video>"
+UNUSED = "backbone.embeddings.cls_token"  # which the adapter runs without
 NAMED_TOKENS = {
     "start_image_token": IMAGE_START_TOKEN,
     "end_image_token": IMAGE_END_TOKEN,
@@ -76,9 +115,9 @@ class Checkpoint:
     name: str
     folder: Path
     layout: str
-    config: ViTPConfig | ViTPVisionConfig
+    config: Config
     tensors: dict[str, TensorBytes]
-    image_processor: ViTPImageProcessor
+    image_processor: ViTPImageProcessor | ViTPSegmentationImageProcessor
     processor: ViTPProcessor | None  # if there is a tokenizer
 
     @property
@@ -86,8 +125,12 @@ class Checkpoint:
         return "original" if self.layout.startswith("original") else self.layout
 
     @property
-    def is_vision_only(self) -> bool:
-        return isinstance(self.config, ViTPVisionConfig)
+    def contents(self) -> str:
+        if isinstance(self.config, ViTPSegmentationConfig):
+            return "segmentation model"
+        if isinstance(self.config, ViTPAdapterConfig):
+            return "ViT-Adapter"
+        return "ViT" if isinstance(self.config, ViTPVisionConfig) else "vision-language model"
 
 
 def convert_checkpoint(
@@ -106,9 +149,10 @@ def convert_checkpoint(
         source: Hub id, folder or safetensors file.
         target: must not exist yet, or be empty.
         to: `"vitp"`; `"backbone"`, the ViT alone, which `AutoModel` opens without remote code; `"internvl"`, which
-            `AutoModelForImageTextToText` opens without remote code; `"original"`, the names of InternVL's own code
-            (those of its ViT alone if the source is a ViT). By default `"vitp"`, and `"backbone"` if the source is a
-            ViT alone.
+            `AutoModelForImageTextToText` opens without remote code; `"segmentation"`, which
+            [`ViTPForSemanticSegmentation`] or [`ViTPForChangeDetection`] opens; `"adapter"`, its [`ViTPAdapter`] alone;
+            `"original"`, the names of InternVL's, ViT-Adapter's or OpenMMLab's own code. By default ours, with all that
+            the source holds.
         revision: branch, tag or commit of a Hub id.
         license: the licence, if the source states none; one that contradicts the source is refused.
         image_token_id: the token that stands for an image, for a checkpoint of InternVL's own code without tokenizer.
@@ -121,17 +165,19 @@ def convert_checkpoint(
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise ValueError(f"{target} exists already: give a new folder.")
     checkpoint = read_source(str(source), revision, image_token_id)
-    if to is None:
-        to = "backbone" if checkpoint.is_vision_only else "vitp"
+    targets, _ = CONTENTS[checkpoint.contents]
+    to = to or targets[0]
     if to not in TARGETS:
         raise ValueError(f"There is no target {to!r}, only {', '.join(TARGETS)}.")
     if to == checkpoint.kind:
         raise ValueError(f"{source} is of the kind {to!r} already.")
-    if checkpoint.is_vision_only and to in ("vitp", "internvl"):
+    if checkpoint.contents == "ViT" and to in ("vitp", "internvl"):
         raise ValueError(
             f"{source} holds a ViT alone, of which {to!r} cannot be made without a language model: convert it to "
             "'backbone', and compose that with a language model in recipes/pretrain.py."
         )
+    if to not in targets:
+        raise ValueError(f"{source} holds a {checkpoint.contents}, of which {to!r} cannot be made.")
     license_fields = read_license(checkpoint, license)
 
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -162,7 +208,8 @@ def read_source(source: str, revision: str | None = None, image_token_id: int | 
     if layout is None:
         raise ValueError(
             f"{source} holds a {model_type or 'model'!r} with tensors such as {min(weights, default='none')!r}, but a "
-            "ViTP model, an InternVL model (transformers' or the original) or the ViT of one is expected."
+            "ViTP model, an InternVL model (transformers' or the original), the ViT of one, or a ViT-Adapter on that "
+            "ViT is expected."
         )
     if layout in MODEL_TYPES and model_type not in MODEL_TYPES[layout]:
         raise ValueError(
@@ -173,6 +220,8 @@ def read_source(source: str, revision: str | None = None, image_token_id: int | 
         config = read_config(layout, fields, weights)
     except StrictDataclassError as error:
         raise ValueError(f"{folder / 'config.json'} is not valid: {error}") from error
+    if layout == "original_adapter_prefixed":
+        weights = without_head(source, weights)
     config.dtype = fields.get("dtype") or fields.get("torch_dtype") or main_dtype(weights)
     tensors = match_tensors(source, config, layout, weights)
     image_processor = read_image_processor(folder, layout, fields, config)
@@ -188,6 +237,16 @@ def read_source(source: str, revision: str | None = None, image_token_id: int | 
             f"image_token_id={config.image_token_id}."
         )
     return Checkpoint(source, folder, layout, config, tensors, image_processor, processor)
+
+
+def without_head(source: str, weights: dict[str, TensorBytes]) -> dict[str, TensorBytes]:
+    """The backbone of a model whose head we do not have, such as a detector."""
+    left_out = weights.keys() - {key for key in weights if key.startswith(BACKBONE)}
+    if left_out:
+        counts = Counter(key.split(".")[0] for key in left_out)
+        listed = ", ".join(f"{name} ({number} tensors)" for name, number in sorted(counts.items()))
+        logger.warning("%s: only the backbone is converted. Left out: %s.", source, listed)
+    return {key: tensor for key, tensor in weights.items() if key not in left_out}
 
 
 def local_path(source: str, revision: str | None) -> Path:
@@ -212,10 +271,17 @@ def read_json(path: Path) -> dict[str, Any]:
     return fields
 
 
-def read_config(layout: str, fields: dict, weights: dict[str, TensorBytes]) -> ViTPConfig | ViTPVisionConfig:
+def read_config(layout: str, fields: dict, weights: dict[str, TensorBytes]) -> Config:
     """The configuration in our classes, from that of the source."""
     if layout == "original":
         return chat_from_original(fields)
+    if layout in ("adapter", "segmentation"):
+        return MODELS[fields["model_type"]].config_class.from_dict(fields)
+    shapes = {key: tensor.shape for key, tensor in weights.items()}
+    if layout == "original_segmentation":
+        return segmentation_from_original(fields, shapes)
+    if layout.startswith("original_adapter"):
+        return adapter_from_original(fields, {key.removeprefix(BACKBONE): shape for key, shape in shapes.items()})
     if layout.startswith("original_vision"):
         if fields.get("model_type") == "intern_vit_6b":
             return vision_from_original(fields)
@@ -284,28 +350,28 @@ def main_dtype(weights: dict[str, TensorBytes]) -> str:
     return DTYPES[dtype]
 
 
-def match_tensors(
-    source: str, config: ViTPConfig | ViTPVisionConfig, layout: str, weights: dict[str, TensorBytes]
-) -> dict[str, TensorBytes]:
+def match_tensors(source: str, config: Config, layout: str, weights: dict[str, TensorBytes]) -> dict[str, TensorBytes]:
     """The tensors under our names.
 
     Raises:
         ValueError: with all keys that are missing, unknown or of a wrong shape.
     """
     model = meta_model(config)
-    prefix = VISION_TOWER if isinstance(config, ViTPVisionConfig) else ""
+    prefix = {ViTPVisionConfig: VISION_TOWER, ViTPAdapterConfig: BACKBONE}.get(type(config), "")
     expected = {prefix + name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
     tied = {name: other for name, other in model.all_tied_weights_keys.items() if name in expected}
+    optional = {*tied, UNUSED}
     places = {name: place(name, layout) for name in expected}
+    places = {name: found for name, found in places.items() if found is not None}
 
     tensors, missing, wrong = {}, set(), set()
-    for name, shape in expected.items():
-        key, part, num_parts = places[name]
+    for name, (key, part, num_parts) in places.items():
         if key not in weights:
-            if name not in tied:
+            if name not in optional:
                 missing.add(key)
             continue
-        needed = (shape[0] * num_parts, *shape[1:])
+        shape = expected[name]
+        needed = (shape[0] * num_parts, *shape[1:]) if num_parts > 1 else shape
         if weights[key].shape != needed:
             wrong.add(f"{key} is {list(weights[key].shape)} and not {list(needed)}")
             continue
@@ -326,16 +392,18 @@ def match_tensors(
     return tensors
 
 
-def meta_model(config: ViTPConfig | ViTPVisionConfig) -> ViTPForConditionalGeneration | ViTPVisionModel:
+def meta_model(config: Config) -> PreTrainedModel:
     """The model without memory for its weights, to know their names and shapes."""
-    model_class = ViTPVisionModel if isinstance(config, ViTPVisionConfig) else ViTPForConditionalGeneration
     with torch.device("meta"):
-        return model_class(config)
+        return MODELS[config.model_type](config)
 
 
 def read_image_processor(
-    folder: Path, layout: str, fields: dict, config: ViTPConfig | ViTPVisionConfig
-) -> ViTPImageProcessor:
+    folder: Path, layout: str, fields: dict, config: Config
+) -> ViTPImageProcessor | ViTPSegmentationImageProcessor:
+    if isinstance(config, (ViTPAdapterConfig, ViTPSegmentationConfig)):
+        has_files = any((folder / name).is_file() for name in IMAGE_PROCESSOR_FILES)
+        return ViTPSegmentationImageProcessor.from_pretrained(folder) if has_files else ViTPSegmentationImageProcessor()
     if not layout.startswith("original") and any((folder / name).is_file() for name in IMAGE_PROCESSOR_FILES):
         return ViTPImageProcessor.from_pretrained(folder)
     height, width = getattr(config, "vision_config", config).image_size
@@ -374,13 +442,12 @@ def choose_image_token_id(source: str, config: ViTPConfig, processor: ViTPProces
 
 def arrange(checkpoint: Checkpoint, to: str) -> dict[str, list[TensorBytes]]:
     """The tensors under the names of the target, each as the blocks of rows that make it up."""
-    layout = "original_vision" if to == "original" and checkpoint.is_vision_only else to
+    layout = CONTENTS[checkpoint.contents][1] if to == "original" else to
     arranged = {}
     for name, tensor in checkpoint.tensors.items():
-        if to == "backbone" and not name.startswith(VISION_TOWER):
-            continue
-        key, part, _ = place(name, layout)
-        arranged.setdefault(key, {})[part] = tensor
+        found = place(name, layout)
+        if found is not None:
+            arranged.setdefault(found.key, {})[found.part] = tensor
     for key, blocks in arranged.items():
         if len({tensor.dtype for tensor in blocks.values()}) > 1:
             raise ValueError(f"{key} would be made of tensors of several dtypes.")
@@ -436,10 +503,30 @@ def write_backbone(checkpoint: Checkpoint, folder: Path) -> None:
     save_code_and_image_processor(folder, vision_config, checkpoint.image_processor)
 
 
+def write_dense(checkpoint: Checkpoint, folder: Path, config: ViTPAdapterConfig | ViTPSegmentationConfig) -> None:
+    model = meta_model(config)
+    config.architectures = [type(model).__name__]
+    config.dtype = checkpoint.config.dtype
+    custom_object_save(model, folder, config=config)
+    config.save_pretrained(folder)
+    checkpoint.image_processor.save_pretrained(folder)
+
+
+def write_segmentation(checkpoint: Checkpoint, folder: Path) -> None:
+    write_dense(checkpoint, folder, checkpoint.config)
+
+
+def write_adapter(checkpoint: Checkpoint, folder: Path) -> None:
+    write_dense(checkpoint, folder, getattr(checkpoint.config, "backbone_config", checkpoint.config))
+
+
 def write_original(checkpoint: Checkpoint, folder: Path) -> None:
     refuse_input_spec(checkpoint, "original")
     config, image_processor = checkpoint.config, checkpoint.image_processor
-    if checkpoint.is_vision_only:
+    if checkpoint.contents in ("ViT-Adapter", "segmentation model"):
+        write_json(folder / "config.json", adapter_to_original(getattr(config, "backbone_config", config)))
+        return
+    if checkpoint.contents == "ViT":
         fields = vision_to_original(config)
     else:
         fields = chat_to_original(config, image_processor.min_patches, image_processor.max_patches)
@@ -463,7 +550,14 @@ def write_original(checkpoint: Checkpoint, folder: Path) -> None:
         write_tokenizer_of_version_4(checkpoint, folder)
 
 
-WRITERS = {"vitp": write_vitp, "backbone": write_backbone, "internvl": write_internvl, "original": write_original}
+WRITERS = {
+    "vitp": write_vitp,
+    "backbone": write_backbone,
+    "internvl": write_internvl,
+    "segmentation": write_segmentation,
+    "adapter": write_adapter,
+    "original": write_original,
+}
 
 
 def refuse_input_spec(checkpoint: Checkpoint, to: str) -> None:
@@ -570,9 +664,7 @@ def write_card(checkpoint: Checkpoint, to: str, license_fields: dict[str, str], 
         **license_fields,
         base_model=base_model if Path(checkpoint.name).exists() else checkpoint.name,
         library_name="transformers",
-        pipeline_tag="image-feature-extraction"
-        if to == "backbone" or checkpoint.is_vision_only
-        else "image-text-to-text",
+        pipeline_tag=pipeline_tag(checkpoint, to),
         tags=["vitp"],
     )
     source = Path(checkpoint.name).name if Path(checkpoint.name).exists() else checkpoint.name
@@ -588,6 +680,12 @@ def write_card(checkpoint: Checkpoint, to: str, license_fields: dict[str, str], 
     card.save(folder / "README.md")
 
 
+def pipeline_tag(checkpoint: Checkpoint, to: str) -> str:
+    if to in ("backbone", "adapter") or checkpoint.contents in ("ViT", "ViT-Adapter"):
+        return "image-feature-extraction"
+    return "image-text-to-text" if checkpoint.contents == "vision-language model" else "image-segmentation"
+
+
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         prog="python -m modeling_vitp.convert",
@@ -596,7 +694,7 @@ def main(argv: list[str] | None = None) -> None:
     )
     parser.add_argument("source", help="Hub id, folder or safetensors file")
     parser.add_argument("target", help="folder to write, which must not exist yet")
-    parser.add_argument("--to", choices=TARGETS, help="layout of the target; by default vitp, or backbone for a ViT")
+    parser.add_argument("--to", choices=TARGETS, help="layout of the target; by default ours, of all that SOURCE holds")
     parser.add_argument("--revision", help="branch, tag or commit of a Hub id")
     parser.add_argument("--license", help="licence of a source that states none, such as cc-by-nc-4.0")
     parser.add_argument(

@@ -9,6 +9,8 @@ from .configuration_vitp import ViTPConfig, ViTPVisionConfig
 
 LANGUAGE_MODELS = {"qwen2": "Qwen2ForCausalLM", "qwen3": "Qwen3ForCausalLM", "llama": "LlamaForCausalLM"}
 TEMPLATE = "internvl2_5"  # their name for the chat template that our processor writes
+# Heads cannot be seen from the tensors; these are the ViTs that InternVL has published, by their width.
+INTERN_VIT_HEADS = {1024: 16, 3200: 25}
 NORM_TYPES = ("layer_norm", "rms_norm")
 # ours -> theirs
 VISION_FIELDS = {

@@ -17,6 +17,10 @@ SINGLE_FILE, INDEX_FILE = "model.safetensors", "model.safetensors.index.json"
 DTYPE_BITS = {"F64": 64, "I64": 64, "U64": 64, "F32": 32, "I32": 32, "U32": 32, "F16": 16, "BF16": 16, "I16": 16}
 DTYPE_BITS |= {"U16": 16, "I8": 8, "U8": 8, "BOOL": 8, "F8_E4M3": 8, "F8_E5M2": 8}
 BUFFER_BYTES = 1 << 24
+FROM_PICKLE = (
+    "Take the tensors out yourself: safetensors.torch.save_file(torch.load(FILE, weights_only=True)['state_dict'], "
+    "'model.safetensors')."
+)
 
 
 @dataclass(frozen=True)
@@ -34,6 +38,8 @@ class TensorBytes:
 
     def rows(self, part: int, num_parts: int) -> "TensorBytes":
         """The `part`-th of `num_parts` equal blocks of rows."""
+        if num_parts == 1:
+            return self
         block = replace(self, shape=(self.shape[0] // num_parts, *self.shape[1:]))
         return replace(block, start=self.start + part * block.num_bytes)
 
@@ -57,7 +63,9 @@ def read_checkpoint(path: Path) -> dict[str, TensorBytes]:
     """
     if path.is_file():
         if path.suffix != ".safetensors":
-            raise ValueError(f"{path} is no safetensors file, and nothing else is read: pickles can run code.")
+            raise ValueError(
+                f"{path} is no safetensors file, and nothing else is read: pickles can run code. {FROM_PICKLE}"
+            )
         return read_file(path)
     if (path / INDEX_FILE).is_file():
         return read_shards(path / INDEX_FILE)
@@ -73,7 +81,7 @@ def read_checkpoint(path: Path) -> dict[str, TensorBytes]:
     pickles = sorted(file.name for ending in ("*.bin", "*.pt", "*.pth") for file in path.glob(ending))
     raise ValueError(
         f"{path} holds no safetensors, which are expected, but {pickles or 'no weights at all'}"
-        f"{': pickles can run code and are not read' if pickles else ''}."
+        f"{f': pickles can run code and are not read. {FROM_PICKLE}' if pickles else '.'}"
     )
 
 
