@@ -4,6 +4,7 @@ import hashlib
 import json
 import math
 import os
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -15,6 +16,7 @@ import numpy as np
 import rasterio
 import torch
 from rasterio.enums import ColorInterp, MaskFlags
+from rasterio.errors import NotGeoreferencedWarning
 from rasterio.io import DatasetReader, DatasetWriter
 from rasterio.windows import Window
 from tqdm.auto import tqdm
@@ -52,7 +54,8 @@ def predict_large(
 
     Rows that are finished go to `output` + `.part`, to the disk itself, one row after the other. A run that was killed
     and is started again, with the same arguments, goes on from the last whole row (windows that reach into it are
-    predicted again) and ends with the same file, byte for byte. The GeoTIFF appears, under its name, when it is whole.
+    predicted again) and ends with the same file, byte for byte (where the device's operations are
+    deterministic). The GeoTIFF appears, under its name, when it is whole.
 
     Bands, 16-bit values and the like become three channels by the image processor's input spec. With `percentiles`,
     they are taken once, of the whole image (of a sample of at most 2048 x 2048 of its pixels, evenly spread, without
@@ -98,6 +101,8 @@ def predict_large(
 
     with ExitStack() as stack:
         stack.enter_context(rasterio.Env(GDAL_CACHEMAX=CACHE))
+        stack.enter_context(warnings.catch_warnings())
+        warnings.simplefilter("ignore", NotGeoreferencedWarning)  # a PNG need not be
         sources = [Source.open(stack.enter_context(rasterio.open(path)), image_processor) for path in paths]
         first = sources[0].dataset
         check_same_ground([source.dataset for source in sources])

@@ -11,8 +11,7 @@ import argparse
 import torch
 from transformers import AutoConfig, AutoImageProcessor
 
-from modeling_vitp import ViTPForChangeDetection, ViTPForSemanticSegmentation
-from modeling_vitp.large_images import predict_large
+from modeling_vitp import ViTPForChangeDetection, ViTPForSemanticSegmentation, predict_large
 
 MODELS = {model.config_class.model_type: model for model in (ViTPForSemanticSegmentation, ViTPForChangeDetection)}
 

@@ -15,10 +15,10 @@ from modeling_vitp import (
     ViTPChangeDetectionConfig,
     ViTPForChangeDetection,
     ViTPForSemanticSegmentation,
-    ViTPImageProcessor,
     ViTPSegmentationConfig,
+    ViTPSegmentationImageProcessor,
+    predict_large,
 )
-from modeling_vitp.large_images import predict_large
 from modeling_vitp.sliding_window import augmented, sliding_window
 
 HEIGHT, WIDTH = 133, 101
@@ -38,10 +38,6 @@ def model():
 def change_model():
     torch.manual_seed(0)
     return ViTPForChangeDetection(ViTPChangeDetectionConfig(backbone_config=adapter_config(), **HEAD)).eval()
-
-
-def make_processor(**options):
-    return ViTPImageProcessor(crop_to_patches=False, **options)
 
 
 def scene(bands=3, dtype="uint8", seed=0, high=256):
@@ -69,13 +65,13 @@ def read(path):
 @torch.no_grad()
 def in_memory(model, processor, *images, **options):
     """Logits of whole images, from the processor and the sliding window alone."""
-    options = {"do_resize": False, "input_data_format": "channels_first", "return_tensors": "pt", **options}
+    options = {"input_data_format": "channels_first", "return_tensors": "pt", **options}
     pixel_values = [processor(torch.from_numpy(image), **options).pixel_values for image in images]
     return sliding_window(lambda *windows: model(*windows).logits, pixel_values, **WINDOWS)[0]
 
 
 def test_classes_and_probabilities_of_a_geotiff_are_those_in_memory(model, tmp_path):
-    image, processor = scene(), make_processor()
+    image, processor = scene(), ViTPSegmentationImageProcessor()
     write_tiff(tmp_path / "scene.tif", image)
     paths = {"output": tmp_path / "classes.tif", "probabilities": tmp_path / "probabilities.tif"}
     colors = [(0, 0, 0), (0, 255, 0), (255, 0, 0)]
@@ -100,7 +96,7 @@ def test_classes_and_probabilities_of_a_geotiff_are_those_in_memory(model, tmp_p
 
 
 def test_a_png_has_the_same_classes(model, tmp_path):
-    image, processor = scene(), make_processor()
+    image, processor = scene(), ViTPSegmentationImageProcessor()
     Image.fromarray(image.transpose(1, 2, 0)).save(tmp_path / "scene.png")
     predict_large(model, processor, tmp_path / "scene.png", tmp_path / "classes.tif", **WINDOWS)
     expected = in_memory(model, processor, image).argmax(0).numpy()
@@ -110,8 +106,8 @@ def test_a_png_has_the_same_classes(model, tmp_path):
 def test_a_pair_has_the_changes_that_it_has_in_memory(change_model, tmp_path):
     before, after = scene(seed=0), scene(seed=1)
     paths = [write_tiff(tmp_path / f"{place}.tif", image) for place, image in enumerate((before, after))]
-    predict_large(change_model, make_processor(), paths, tmp_path / "changes.tif", **WINDOWS)
-    expected = in_memory(change_model, make_processor(), before, after).argmax(0).numpy()
+    predict_large(change_model, ViTPSegmentationImageProcessor(), paths, tmp_path / "changes.tif", **WINDOWS)
+    expected = in_memory(change_model, ViTPSegmentationImageProcessor(), before, after).argmax(0).numpy()
     assert len(np.unique(expected)) > 1
     np.testing.assert_array_equal(read(tmp_path / "changes.tif")[0], expected)
 
@@ -119,7 +115,7 @@ def test_a_pair_has_the_changes_that_it_has_in_memory(change_model, tmp_path):
 @pytest.mark.parametrize("spec", [{"bands": [4, 2, 0], "percentiles": [2, 98]}, {"bands": [1], "window": [500, 9000]}])
 def test_16_bit_bands_look_the_same_in_every_window(model, tmp_path, spec):
     """The image is smaller than the sample, so percentiles are those that the processor takes of the whole image."""
-    image, processor = scene(bands=5, dtype="uint16", high=10000), make_processor(input_spec=spec)
+    image, processor = scene(bands=5, dtype="uint16", high=10000), ViTPSegmentationImageProcessor(input_spec=spec)
     write_tiff(tmp_path / "scene.tif", image)
     predict_large(model, processor, tmp_path / "scene.tif", tmp_path / "classes.tif", **WINDOWS)
     expected = in_memory(model, processor, image).argmax(0).numpy()
@@ -130,7 +126,7 @@ def test_pixels_without_data_have_no_class_and_no_part_in_percentiles(model, tmp
     image = scene(dtype="int16", high=10000)
     image[:, 40:, 70:] = -9999
     write_tiff(tmp_path / "scene.tif", image, nodata=-9999)
-    processor = make_processor(input_spec={"percentiles": [0, 100]})
+    processor = ViTPSegmentationImageProcessor(input_spec={"percentiles": [0, 100]})
     predict_large(model, processor, tmp_path / "scene.tif", tmp_path / "classes.tif", **WINDOWS)
     window = [[int(band[band != -9999].min()), int(band.max())] for band in image]
     expected = in_memory(model, processor, image, input_spec={"window": window}).argmax(0).numpy()
@@ -144,21 +140,19 @@ def test_transparent_pixels_have_no_class(model, tmp_path):
     image, alpha = scene(), np.full((HEIGHT, WIDTH), 255, dtype=np.uint8)
     alpha[:20] = 0
     Image.fromarray(np.concatenate([image, alpha[None]]).transpose(1, 2, 0)).save(tmp_path / "scene.png")
-    predict_large(model, make_processor(), tmp_path / "scene.png", tmp_path / "classes.tif", **WINDOWS)
-    expected = in_memory(model, make_processor(), image).argmax(0).numpy()
+    predict_large(model, ViTPSegmentationImageProcessor(), tmp_path / "scene.png", tmp_path / "classes.tif", **WINDOWS)
+    expected = in_memory(model, ViTPSegmentationImageProcessor(), image).argmax(0).numpy()
     expected[:20] = 255
     np.testing.assert_array_equal(read(tmp_path / "classes.tif")[0], expected)
 
 
 def test_each_window_may_be_augmented(model, tmp_path):
-    image, processor = scene(), make_processor()
+    image, processor = scene(), ViTPSegmentationImageProcessor()
     write_tiff(tmp_path / "scene.tif", image)
     options = {"scales": (1.0, 1.5), "flip": True}
     predict_large(model, processor, tmp_path / "scene.tif", tmp_path / "classes.tif", **WINDOWS, **options)
     predict = augmented(lambda pixels: model(pixels).logits, **options)
-    pixels = processor(
-        torch.from_numpy(image), do_resize=False, input_data_format="channels_first", return_tensors="pt"
-    ).pixel_values
+    pixels = processor(torch.from_numpy(image), input_data_format="channels_first", return_tensors="pt").pixel_values
     with torch.no_grad():
         expected = sliding_window(predict, pixels, **WINDOWS)[0].argmax(0).numpy()
     np.testing.assert_array_equal(read(tmp_path / "classes.tif")[0], expected)
@@ -191,7 +185,7 @@ def test_a_run_that_was_killed_goes_on_to_the_same_files(model, tmp_path, monkey
 
     def run(name):
         paths = {"output": tmp_path / f"{name}.tif", "probabilities": tmp_path / f"{name}_p.tif"}
-        predict_large(model, make_processor(), source, **paths, **WINDOWS)
+        predict_large(model, ViTPSegmentationImageProcessor(), source, **paths, **WINDOWS)
         return [path.read_bytes() for path in paths.values()]
 
     whole = run("whole")
@@ -214,13 +208,15 @@ def test_an_unfinished_run_with_other_arguments_is_refused(model, tmp_path, monk
     source = write_tiff(tmp_path / "scene.tif", scene())
     with monkeypatch.context() as patch, pytest.raises(Killed):
         killed_after(model, patch, 3)
-        predict_large(model, make_processor(), source, tmp_path / "classes.tif", **WINDOWS)
+        predict_large(model, ViTPSegmentationImageProcessor(), source, tmp_path / "classes.tif", **WINDOWS)
     with pytest.raises(ValueError, match=r"classes.tif.part was begun with other image processor, stride: go on with"):
         options = {**WINDOWS, "stride": 16}
-        predict_large(model, make_processor(image_mean=[0, 0, 0]), source, tmp_path / "classes.tif", **options)
+        predict_large(
+            model, ViTPSegmentationImageProcessor(image_mean=[0, 0, 0]), source, tmp_path / "classes.tif", **options
+        )
     other = ViTPForSemanticSegmentation(model.config)
     with pytest.raises(ValueError, match="was begun with other model: go on"):
-        predict_large(other, make_processor(), source, tmp_path / "classes.tif", **WINDOWS)
+        predict_large(other, ViTPSegmentationImageProcessor(), source, tmp_path / "classes.tif", **WINDOWS)
 
 
 def test_what_cannot_be_predicted_is_named(model, change_model, tmp_path):
@@ -228,7 +224,7 @@ def test_what_cannot_be_predicted_is_named(model, change_model, tmp_path):
     output = tmp_path / "classes.tif"
 
     def run(images, model=model, **options):
-        predict_large(model, make_processor(**options), images, output, **WINDOWS)
+        predict_large(model, ViTPSegmentationImageProcessor(**options), images, output, **WINDOWS)
 
     many = write_tiff(tmp_path / "many.tif", scene(bands=5))
     small = write_tiff(tmp_path / "small.tif", scene()[:, 1:])
@@ -259,7 +255,7 @@ def test_what_cannot_be_predicted_is_named(model, change_model, tmp_path):
 @pytest.mark.parametrize("is_pair", [False, True])
 def test_the_script_takes_a_saved_model(model, change_model, tmp_path, is_pair):
     model, images = (change_model, [scene(), scene(seed=1)]) if is_pair else (model, [scene()])
-    processor = make_processor(input_spec={"window": [0, 200]})
+    processor = ViTPSegmentationImageProcessor(input_spec={"window": [0, 200]})
     model.save_pretrained(tmp_path / "model")
     processor.save_pretrained(tmp_path / "model")
     paths = [str(write_tiff(tmp_path / f"{place}.tif", image)) for place, image in enumerate(images)]
@@ -283,8 +279,7 @@ def test_an_image_of_20000_by_20000_stays_under_2_gb(tmp_path):
 import resource, sys, time
 from types import SimpleNamespace
 import torch
-from modeling_vitp import ViTPImageProcessor
-from modeling_vitp.large_images import predict_large
+from modeling_vitp import ViTPSegmentationImageProcessor, predict_large
 
 class Model(torch.nn.Conv2d):
     config = SimpleNamespace(num_labels=2, id2label={0: "ground", 1: "tree"})
@@ -293,7 +288,7 @@ class Model(torch.nn.Conv2d):
     def forward(self, pixel_values):
         return SimpleNamespace(logits=super().forward(pixel_values))
 
-processor = ViTPImageProcessor(crop_to_patches=False, input_spec={"percentiles": [2, 98]})
+processor = ViTPSegmentationImageProcessor(input_spec={"percentiles": [2, 98]})
 torch.manual_seed(0)
 start = time.time()
 predict_large(Model(3, 2, 1), processor, "scene.tif", "classes.tif", window=512, stride=384)
