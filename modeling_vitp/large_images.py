@@ -54,8 +54,8 @@ def predict_large(
 
     Rows that are finished go to `output` + `.part`, to the disk itself, one row after the other. A run that was killed
     and is started again, with the same arguments, goes on from the last whole row (windows that reach into it are
-    predicted again) and ends with the same file, byte for byte (where the device's operations are
-    deterministic). The GeoTIFF appears, under its name, when it is whole.
+    predicted again) and ends with the same file, byte for byte, where the device's operations are deterministic. The
+    GeoTIFF appears, under its name, when it is whole.
 
     Bands, 16-bit values and the like become three channels by the image processor's input spec. With `percentiles`,
     they are taken once, of the whole image (of a sample of at most 2048 x 2048 of its pixels, evenly spread, without
@@ -67,8 +67,8 @@ def predict_large(
         image_processor: the model's. Its resizing is not applied.
         images: a file that GDAL reads (GeoTIFF, PNG ...), or two: before and after.
         output: GeoTIFF to write: class indices, uint8, with a colour table, the georeference of the (first) image and
-            the names of the classes as tag `classes`. 255 where the (first) image has no data (its nodata value, its
-            mask, or an alpha of 0).
+            the names of the classes as tag `classes`. 255 where an image has no data (its nodata value, its mask, or
+            an alpha of 0).
         window, stride, batch_size: see [`~modeling_vitp.sliding_window.sliding_window`].
         scales, flip: test-time augmentation of each window, see [`~modeling_vitp.sliding_window.augmented`].
         probabilities: another GeoTIFF, with a band for each class: probabilities in steps of 1/255, which is the
@@ -139,8 +139,9 @@ def predict_large(
                 if probabilities is not None:
                     layers = torch.cat([layers, (band[0].softmax(0) * 255).round()])
                 layers = layers.to(torch.uint8).cpu().numpy()
-                if sources[0].is_masked:
-                    layers[0][sources[0].has_no_data(top, top + band.shape[2])] = NO_CLASS
+                no_data = [source.has_no_data(top, top + band.shape[2]) for source in sources if source.is_masked]
+                if no_data:
+                    layers[0][np.logical_or.reduce(no_data)] = NO_CLASS
                 rows.append(layers.swapaxes(0, 1))
                 progress.update(band.shape[2])
 
@@ -154,7 +155,8 @@ def predict_large(
                 for top, layers in rows.read(BLOCK):
                     area = Window(0, top, first.width, len(layers))
                     file.write(layers[:, 1:].swapaxes(0, 1), window=area)
-        with write_whole(outputs[0], first, count=1, nodata=NO_CLASS if sources[0].is_masked else None) as file:
+        nodata = NO_CLASS if any(source.is_masked for source in sources) else None
+        with write_whole(outputs[0], first, count=1, nodata=nodata) as file:
             file.write_colormap(1, dict(enumerate(colors)))
             file.update_tags(classes=json.dumps(names))
             for top, layers in rows.read(BLOCK):

@@ -8,6 +8,7 @@ import pytest
 import rasterio
 import torch
 from PIL import Image
+from rasterio.control import GroundControlPoint
 from rasterio.transform import from_origin
 from test_dense import HEAD, adapter_config
 
@@ -104,11 +105,14 @@ def test_a_png_has_the_same_classes(model, tmp_path):
 
 
 def test_a_pair_has_the_changes_that_it_has_in_memory(change_model, tmp_path):
+    """And no class where the later image has no data."""
     before, after = scene(seed=0), scene(seed=1)
-    paths = [write_tiff(tmp_path / f"{place}.tif", image) for place, image in enumerate((before, after))]
+    after[:, :10] = 0
+    paths = [write_tiff(tmp_path / "before.tif", before), write_tiff(tmp_path / "after.tif", after, nodata=0)]
     predict_large(change_model, ViTPSegmentationImageProcessor(), paths, tmp_path / "changes.tif", **WINDOWS)
     expected = in_memory(change_model, ViTPSegmentationImageProcessor(), before, after).argmax(0).numpy()
-    assert len(np.unique(expected)) > 1
+    expected[(after == 0).all(0)] = 255
+    assert len(np.unique(expected)) > 2
     np.testing.assert_array_equal(read(tmp_path / "changes.tif")[0], expected)
 
 
@@ -144,6 +148,17 @@ def test_transparent_pixels_have_no_class(model, tmp_path):
     expected = in_memory(model, ViTPSegmentationImageProcessor(), image).argmax(0).numpy()
     expected[:20] = 255
     np.testing.assert_array_equal(read(tmp_path / "classes.tif")[0], expected)
+
+
+def test_ground_control_points_are_kept(model, tmp_path):
+    """Where they are the georeference, as of many radar images."""
+    points = [GroundControlPoint(row, column, 10.0 + column, 50.0 - row) for row, column in ((0, 0), (0, 99), (99, 0))]
+    write_tiff(tmp_path / "scene.tif", scene(), transform=None, gcps=points)
+    predict_large(model, ViTPSegmentationImageProcessor(), tmp_path / "scene.tif", tmp_path / "classes.tif", **WINDOWS)
+    with rasterio.open(tmp_path / "classes.tif") as file:
+        kept, crs = file.gcps
+    assert [(point.row, point.col, point.x, point.y) for point in kept] == [(p.row, p.col, p.x, p.y) for p in points]
+    assert crs == rasterio.crs.CRS.from_string(GROUND["crs"])
 
 
 def test_each_window_may_be_augmented(model, tmp_path):

@@ -68,7 +68,7 @@ def check(actual, expected):
         assert actual[name] == pytest.approx(value, abs=1e-12, rel=0, nan_ok=True), name
 
 
-@settings(deadline=None, max_examples=80)
+@settings(deadline=None, max_examples=50)
 @given(maps=label_maps())
 def test_iou_and_accuracy_equal_a_loop_over_pixels(metrics, maps):
     areas = [loop_areas(*maps, label) for label in range(4)]
@@ -84,7 +84,7 @@ def test_iou_and_accuracy_equal_a_loop_over_pixels(metrics, maps):
     check(metrics["mean_iou"].compute(predictions=maps[0], references=maps[1]), expected)
 
 
-@settings(deadline=None, max_examples=80)
+@settings(deadline=None, max_examples=50)
 @given(maps=label_maps(), cases=st.lists(st.sampled_from("ab"), min_size=4, max_size=4), given_cases=st.booleans())
 def test_dice_equals_a_loop_over_pixels_and_over_cases(metrics, maps, cases, given_cases):
     cases = cases[: len(maps[0])] if given_cases else list(range(len(maps[0])))
@@ -113,7 +113,7 @@ def test_dice_equals_a_loop_over_pixels_and_over_cases(metrics, maps, cases, giv
     check(metric.compute(), expected)
 
 
-@settings(deadline=None, max_examples=80)
+@settings(deadline=None, max_examples=50)
 @given(maps=label_maps())
 def test_scores_of_the_change_class_equal_a_loop_over_pixels(metrics, maps):
     both, predicted, labelled = loop_areas(*maps, 1)
