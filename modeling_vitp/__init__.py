@@ -17,6 +17,7 @@ from .configuration_vitp_dense import (
     ViTPAdapterConfig,
     ViTPBackboneConfig,
     ViTPChangeDetectionConfig,
+    ViTPFeaturePyramidConfig,
     ViTPSegmentationConfig,
 )
 from .export import export_backbone
@@ -25,6 +26,7 @@ from .modeling_vitp import ViTPForConditionalGeneration, ViTPModel, ViTPVisionMo
 from .modeling_vitp_adapter import ViTPAdapter
 from .modeling_vitp_backbone import ViTPBackbone
 from .modeling_vitp_dense import ViTPForChangeDetection, ViTPForSemanticSegmentation
+from .modeling_vitp_feature_pyramid import ViTPFeaturePyramid
 from .processing_vitp import ViTPProcessor
 from .resize import resize_backbone
 
@@ -36,11 +38,18 @@ AutoModelForImageTextToText.register(ViTPConfig, ViTPForConditionalGeneration)
 for _config in (ViTPConfig, ViTPVisionConfig):
     AutoImageProcessor.register(_config, image_processor_classes={"torchvision": ViTPImageProcessor})
 AutoProcessor.register(ViTPConfig, ViTPProcessor)
-for _config in (ViTPBackboneConfig, ViTPAdapterConfig, ViTPSegmentationConfig, ViTPChangeDetectionConfig):
+for _config in (
+    ViTPBackboneConfig,
+    ViTPAdapterConfig,
+    ViTPFeaturePyramidConfig,
+    ViTPSegmentationConfig,
+    ViTPChangeDetectionConfig,
+):
     AutoConfig.register(_config.model_type, _config)
     _config.register_for_auto_class()
 AutoBackbone.register(ViTPBackboneConfig, ViTPBackbone)
 AutoBackbone.register(ViTPAdapterConfig, ViTPAdapter)
+AutoBackbone.register(ViTPFeaturePyramidConfig, ViTPFeaturePyramid)
 AutoModelForSemanticSegmentation.register(ViTPSegmentationConfig, ViTPForSemanticSegmentation)
 
 # Saving writes the code beside the weights, so that `trust_remote_code=True` loads them without this package.
@@ -51,6 +60,7 @@ ViTPModel.register_for_auto_class("AutoModel")
 ViTPForConditionalGeneration.register_for_auto_class("AutoModelForImageTextToText")
 ViTPBackbone.register_for_auto_class("AutoBackbone")
 ViTPAdapter.register_for_auto_class("AutoBackbone")
+ViTPFeaturePyramid.register_for_auto_class("AutoBackbone")
 ViTPForSemanticSegmentation.register_for_auto_class("AutoModelForSemanticSegmentation")
 ViTPImageProcessor.register_for_auto_class("AutoImageProcessor")
 ViTPProcessor.register_for_auto_class("AutoProcessor")
@@ -71,6 +81,8 @@ __all__ = [
     "ViTPBackboneConfig",
     "ViTPChangeDetectionConfig",
     "ViTPConfig",
+    "ViTPFeaturePyramid",
+    "ViTPFeaturePyramidConfig",
     "ViTPForChangeDetection",
     "ViTPForConditionalGeneration",
     "ViTPForSemanticSegmentation",

@@ -51,11 +51,37 @@ class ViTPBackboneConfig(BackboneConfigMixin, ViTPVisionConfig):
         """Settings given beside the folder are those that the configuration is made and checked with."""
         names = {field.name for field in dataclasses.fields(cls)} | {"out_features", "out_indices"}
         given = {name: kwargs.pop(name) for name in names & kwargs.keys()}
+        if given.keys() & {"out_features", "out_indices"}:
+            config_dict = {**config_dict, "out_features": None, "out_indices": None}
         return super().from_dict({**config_dict, **given}, **kwargs)
 
 
 @strict
-class ViTPAdapterConfig(ViTPBackboneConfig):
+class ViTPMultiScaleConfig(ViTPBackboneConfig):
+    r"""What the configurations of the backbones with maps at strides 4, 8, 16 and 32 have in common: patches of 16
+    pixels, and the four maps as stages, all of which are given by default.
+    """
+
+    patch_size: int | list[int] | tuple[int, int] = (16, 16)
+
+    def __post_init__(self, **kwargs):
+        if kwargs.get("out_features") is None and kwargs.get("out_indices") is None:
+            kwargs["out_features"] = self.list_stages()
+        super().__post_init__(**kwargs)
+
+    def list_stages(self) -> list[str]:
+        return ["stride4", "stride8", "stride16", "stride32"]
+
+    def validate_patch_size(self):
+        if tuple(self.patch_size) != (16, 16):
+            raise ValueError(
+                f"patch_size={self.patch_size}: maps at strides 4 to 32 need patches of 16 pixels. `from_backbone` "
+                "resamples the patches."
+            )
+
+
+@strict
+class ViTPAdapterConfig(ViTPMultiScaleConfig):
     r"""Configuration of [`ViTPAdapter`] (ViT-Adapter, arXiv 2205.08534). The defaults are those of ViTP's fine-tuning.
 
     Args:
@@ -86,7 +112,6 @@ class ViTPAdapterConfig(ViTPBackboneConfig):
 
     model_type = "vitp_adapter"
 
-    patch_size: int | list[int] | tuple[int, int] = (16, 16)
     interaction_layers: list[list[int]] | None = None
     deformable_heads: int = 16
     deformable_points: int = 4
@@ -99,16 +124,11 @@ class ViTPAdapterConfig(ViTPBackboneConfig):
     add_vit_features: bool = True
 
     def __post_init__(self, **kwargs):
-        if kwargs.get("out_features") is None and kwargs.get("out_indices") is None:
-            kwargs["out_features"] = self.list_stages()
         if self.interaction_layers is None:
             depth = self.num_hidden_layers
             ends = [8, 12, 16, 24] if depth == 24 else [round(depth * part / 4) for part in (1, 2, 3, 4)]
             self.interaction_layers = [[start, end - 1] for start, end in zip([0, *ends], ends)]
         super().__post_init__(**kwargs)
-
-    def list_stages(self) -> list[str]:
-        return ["stride4", "stride8", "stride16", "stride32"]
 
     def validate_adapter(self):
         covered = [layer for first, last in self.interaction_layers for layer in range(first, last + 1)]
@@ -121,10 +141,6 @@ class ViTPAdapterConfig(ViTPBackboneConfig):
             raise ValueError(
                 f"spatial_prior_norm={self.spatial_prior_norm!r} is neither 'layer_norm' nor 'batch_norm'."
             )
-        if tuple(self.patch_size) != (16, 16):
-            raise ValueError(
-                f"patch_size={self.patch_size}: the adapter's maps need patches of 16 pixels. Resample the backbone."
-            )
         width = int(self.hidden_size * self.deformable_ratio)
         if width % self.deformable_heads:
             raise ValueError(
@@ -134,12 +150,32 @@ class ViTPAdapterConfig(ViTPBackboneConfig):
 
 
 @strict
+class ViTPFeaturePyramidConfig(ViTPMultiScaleConfig):
+    r"""Configuration of [`ViTPFeaturePyramid`] (the simple feature pyramid of ViTDet, arXiv 2203.16527).
+
+    Args:
+        pyramid_channels (`int`, defaults to 256):
+            Width of the four maps.
+
+    The other arguments are those of [`ViTPBackboneConfig`]; the stages are the maps at strides 4, 8, 16 and 32, all
+    four of which are given by default.
+    """
+
+    model_type = "vitp_feature_pyramid"
+
+    pyramid_channels: int = 256
+
+
+MULTI_SCALE_CONFIGS = {config.model_type: config for config in (ViTPAdapterConfig, ViTPFeaturePyramidConfig)}
+
+
+@strict
 class ViTPSegmentationConfig(UperNetConfig):
     r"""Configuration of [`ViTPForSemanticSegmentation`].
 
     Args:
-        backbone_config (`dict` or [`ViTPAdapterConfig`], *optional*):
-            The ViT and its adapter.
+        backbone_config (`dict`, [`ViTPAdapterConfig`] or [`ViTPFeaturePyramidConfig`], *optional*):
+            The ViT and what makes its features maps at four strides; an adapter if a dictionary names no `model_type`.
         class_weights (`list[float]`, *optional*):
             Weights of the classes in the loss, in the order of `id2label`.
 
@@ -155,7 +191,10 @@ class ViTPSegmentationConfig(UperNetConfig):
     def __post_init__(self, **kwargs):
         if isinstance(self.backbone_config, dict):
             # transformers looks for its model type among those that are registered, which saved code is not.
-            self.backbone_config = ViTPAdapterConfig.from_dict(self.backbone_config)
+            model_type = self.backbone_config.get("model_type", ViTPAdapterConfig.model_type)
+            if model_type not in MULTI_SCALE_CONFIGS:
+                raise ValueError(f"backbone_config is a {model_type!r} and none of {', '.join(MULTI_SCALE_CONFIGS)}.")
+            self.backbone_config = MULTI_SCALE_CONFIGS[model_type].from_dict(self.backbone_config)
         super().__post_init__(**kwargs)
 
     def validate_class_weights(self):
@@ -170,4 +209,10 @@ class ViTPChangeDetectionConfig(ViTPSegmentationConfig):
     model_type = "vitp_change_detection"
 
 
-__all__ = ["ViTPAdapterConfig", "ViTPBackboneConfig", "ViTPChangeDetectionConfig", "ViTPSegmentationConfig"]
+__all__ = [
+    "ViTPAdapterConfig",
+    "ViTPBackboneConfig",
+    "ViTPChangeDetectionConfig",
+    "ViTPFeaturePyramidConfig",
+    "ViTPSegmentationConfig",
+]

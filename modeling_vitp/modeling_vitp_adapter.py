@@ -11,7 +11,6 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 from transformers import initialization as init
-from transformers.backbone_utils import BackboneMixin
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import BackboneOutput
 from transformers.models.deformable_detr.modeling_deformable_detr import MultiScaleDeformableAttention
@@ -20,8 +19,8 @@ from transformers.models.internvl.modeling_internvl import InternVLVisionEmbeddi
 from transformers.utils.generic import can_return_tuple
 
 from .configuration_vitp_dense import ViTPAdapterConfig
-from .modeling_vitp import ViTPVisionEncoder, ViTPVisionPreTrainedModel
-from .modeling_vitp_backbone import pad_to_multiple
+from .modeling_vitp import ViTPVisionEncoder
+from .modeling_vitp_backbone import ViTPMultiScaleBackbone, pad_to_multiple
 
 
 class DeformableAttention(nn.Module):
@@ -184,17 +183,16 @@ class Interaction(GradientCheckpointingLayer):
         return patches, tokens
 
 
-class ViTPAdapter(BackboneMixin, ViTPVisionPreTrainedModel):
+class ViTPAdapter(ViTPMultiScaleBackbone):
     """The ViT with an adapter: a backbone that gives maps at strides 4, 8, 16 and 32.
 
-    `ViTPAdapter.from_pretrained(folder)` opens an exported backbone with patches of 16 pixels and starts the adapter
-    afresh. The ViT runs without its CLS token.
+    `ViTPAdapter.from_backbone(folder)` opens an exported backbone and starts the adapter afresh. The ViT runs without
+    its CLS token.
     """
 
     config: ViTPAdapterConfig
     config_class = ViTPAdapterConfig
     _keys_to_ignore_on_load_unexpected = [r"^layernorm\."]
-    has_attentions = False
 
     def __init__(self, config: ViTPAdapterConfig):
         super().__init__(config)

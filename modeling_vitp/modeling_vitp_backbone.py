@@ -1,13 +1,19 @@
 """The ViT as a backbone with transformers' backbone API: one map of features for each layer that is asked for."""
 
+import dataclasses
+from pathlib import Path
+
 import torch
 from torch.nn import functional as F
+from transformers import InternVLVisionConfig, InternVLVisionModel, PreTrainedConfig
 from transformers.backbone_utils import BackboneMixin, filter_output_hidden_states
 from transformers.modeling_outputs import BackboneOutput
 from transformers.utils.generic import can_return_tuple
 
-from .configuration_vitp_dense import ViTPBackboneConfig
-from .modeling_vitp import ViTPVisionModel
+from .configuration_vitp import ViTPVisionConfig
+from .configuration_vitp_dense import ViTPBackboneConfig, ViTPMultiScaleConfig
+from .modeling_vitp import ViTPVisionModel, ViTPVisionPreTrainedModel
+from .resize import resize_backbone
 
 
 class ViTPBackbone(BackboneMixin, ViTPVisionModel):
@@ -51,10 +57,55 @@ class ViTPBackbone(BackboneMixin, ViTPVisionModel):
         )
 
 
+class ViTPMultiScaleBackbone(BackboneMixin, ViTPVisionPreTrainedModel):
+    """What [`ViTPAdapter`] and [`ViTPFeaturePyramid`] have in common: maps at strides 4, 8, 16 and 32 on a ViT."""
+
+    config: ViTPMultiScaleConfig
+    has_attentions = False
+
+    @classmethod
+    def from_backbone(cls, backbone: str | Path | InternVLVisionModel, **kwargs):
+        r"""The ViT of a pretrained backbone, in float32, with what comes on top of it initialised afresh.
+
+        Patches of another size than 16 pixels are resampled by [`resize_backbone`], which keeps the grid: from a ViT
+        for patches of 14 and images of 448 pixels to 16 and 512.
+
+        Args:
+            backbone (`str`, `Path`, [`ViTPVisionModel`] or [`~transformers.InternVLVisionModel`]):
+                Folder or Hub id of an exported backbone or of a [`ViTPVisionModel`], or the model itself. A folder of
+                this class is opened as it is.
+            kwargs:
+                Settings of the configuration, such as `drop_path_rate`, and arguments of `from_pretrained`, such as
+                `revision`.
+
+        Raises:
+            ValueError: if the folder holds another kind of model.
+        """
+        names = {field.name for field in dataclasses.fields(cls.config_class)} | {"out_features", "out_indices"}
+        settings = {name: kwargs.pop(name) for name in names & kwargs.keys()}
+        kwargs = {"dtype": torch.float32, **kwargs}
+        if not isinstance(backbone, InternVLVisionModel):
+            model_type = PreTrainedConfig.get_config_dict(backbone, **kwargs)[0].get("model_type")
+            if model_type == cls.config_class.model_type:
+                return cls.from_pretrained(backbone, **settings, **kwargs)
+            if model_type not in (InternVLVisionConfig.model_type, ViTPVisionConfig.model_type):
+                raise ValueError(
+                    f"{backbone} holds a {model_type!r}, but an exported backbone is expected. "
+                    "recipes/export_backbone.py takes one out of a checkpoint."
+                )
+            backbone = ViTPVisionModel.from_pretrained(backbone, **kwargs)
+        grid = backbone.config.image_size[0] // backbone.config.patch_size[0]
+        resized = resize_backbone(backbone, patch_size=16, image_size=16 * grid)
+        fields = resized.config.to_dict() | {"model_type": cls.config_class.model_type} | settings
+        model = cls(cls.config_class.from_dict(fields))
+        model.load_state_dict(resized.state_dict(), strict=False)
+        return model
+
+
 def pad_to_multiple(pixel_values: torch.Tensor, height: int, width: int) -> torch.Tensor:
     """Pads with zeros at the bottom and at the right, to multiples of `height` and `width`."""
     missing_height, missing_width = -pixel_values.shape[-2] % height, -pixel_values.shape[-1] % width
     return F.pad(pixel_values, (0, missing_width, 0, missing_height))
 
 
-__all__ = ["ViTPBackbone"]
+__all__ = ["ViTPBackbone", "ViTPMultiScaleBackbone"]
