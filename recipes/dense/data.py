@@ -109,7 +109,10 @@ class ClassPixels(Dataset):
 
     def __getitem__(self, index: int) -> torch.Tensor:
         part, place = self.places[index]
-        return part.mask(place).flatten().bincount(minlength=IGNORE_INDEX + 1)[: self.num_classes]
+        mask = part.mask(place)
+        if mask is None:
+            raise ValueError("A split to train on has no masks: give `mask` in its settings.")
+        return mask.flatten().bincount(minlength=IGNORE_INDEX + 1)[: self.num_classes]
 
 
 def count_pixels(samples: Dataset, names: Sequence[str], num_workers: int = 0) -> dict[str, int]:

@@ -7,9 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-FIELD = re.compile(r"\{(\w+)\}")
-WILDCARD = re.compile(r"(\*\*/|\*|\[[^]]+\])")
-WILDCARDS = {"**/": "(?:.*/)?", "*": "[^/]*"}
+FIELD = re.compile(r"\{(?P<field>\w+)(?::(?P<form>[^{}]+))?\}")
 
 
 @dataclass(frozen=True)
@@ -40,10 +38,11 @@ def find_samples(root: str | Path, settings: Mapping, name: str) -> list[FileSam
     Args:
         root: folder of the data set.
         settings: `image` (or `before` and `after`), and `mask` unless there is none: patterns below `root`, like
-            `Train/{area}/images_png/{name}.png`, where each field stands for a part of a name, `**/` for any
-            folders, `*` for anything in a name and `[0-4]` for one of some characters; `image` may be a list of patterns, one for each channel. Files with the same fields belong
-            together. `list` is a file below `root` with an id, or the value of the last field, in each line;
-            `part` a range in [0, 1) of samples (of patients if there is such a field), by a hash of their name.
+            `Train/{area}/images_png/{name}.png`. A field stands for a part of a name, or as `{patient:0[0-4].*}` for
+            one that a regular expression describes; `**/` for any folders. Files with the same fields belong together.
+            `image` may be a list of patterns, one for each channel. `list` is a file below `root` that names a sample
+            in each line, by its id, by a field or by a file's name; `part` a range in [0, 1) of the samples (of the
+            patients if there is a field of that name), by a hash of their name.
         name: of the split, for errors.
 
     Raises:
@@ -55,9 +54,9 @@ def find_samples(root: str | Path, settings: Mapping, name: str) -> list[FileSam
         patterns["mask"] = settings["mask"]
     if not root.is_dir():
         raise ValueError(f"There is no folder {root}, where the data set is expected.")
-    order = list(dict.fromkeys(FIELD.findall(next(iter(patterns.values())))))
+    order = list(dict.fromkeys(fields_of(next(iter(patterns.values())))))
     for role, pattern in patterns.items():
-        if not order or set(FIELD.findall(pattern)) != set(order):
+        if not order or set(fields_of(pattern)) != set(order):
             raise ValueError(f"Split {name!r}: the pattern {pattern!r} of {role} needs the fields {order or ['name']}.")
     found = {role: match_files(root, pattern, order) for role, pattern in patterns.items()}
     for role, files in found.items():
@@ -70,7 +69,7 @@ def find_samples(root: str | Path, settings: Mapping, name: str) -> list[FileSam
         for role, files in found.items():
             if key not in files:
                 other = next(files[key] for files in found.values() if key in files)
-                expected = patterns[role].format(**dict(zip(order, key)))
+                expected = fill(patterns[role], dict(zip(order, key)))
                 raise ValueError(f"{other} has no {role}: there is no {root / expected}.")
     roles = [role for role in patterns if role != "mask"]
     samples = [
@@ -107,14 +106,15 @@ def image_patterns(settings: Mapping, name: str) -> dict[str, str]:
 
 def match_files(root: Path, pattern: str, fields: list[str]) -> dict[tuple[str, ...], Path]:
     """The values of a pattern's fields, in the order given -> the file that has them."""
-    expression, seen = "", set()
-    for index, part in enumerate(FIELD.split(pattern)):
-        if index % 2 == 0:
-            literals = WILDCARD.split(part)
-            expression += "".join(WILDCARDS.get(item, item if item[:1] == "[" else re.escape(item)) for item in literals)
-        else:
-            expression += f"(?P={part})" if part in seen else f"(?P<{part}>[^/]+?)"
-            seen.add(part)
+    expression, seen, end = "", set(), 0
+    for match in FIELD.finditer(pattern):
+        name, form = match["field"], match["form"] or "[^/]+?"
+        expression += literal(pattern[end : match.start()]) + (
+            f"(?P={name})" if name in seen else f"(?P<{name}>{form})"
+        )
+        seen.add(name)
+        end = match.end()
+    expression += literal(pattern[end:])
     files = {}
     for file in sorted(glob.glob(FIELD.sub("*", pattern), root_dir=root, recursive=True)):
         match = re.fullmatch(expression, Path(file).as_posix())
@@ -124,6 +124,20 @@ def match_files(root: Path, pattern: str, fields: list[str]) -> dict[tuple[str, 
                 raise ValueError(f"{files[key]} and {root / file} are both {pattern} with the same fields.")
             files[key] = root / file
     return files
+
+
+def literal(text: str) -> str:
+    """What a pattern has between its fields, as a regular expression."""
+    return re.escape(text).replace(r"\*\*/", "(?:.*/)?").replace(r"\*", "[^/]*")
+
+
+def fields_of(pattern: str) -> list[str]:
+    return [match["field"] for match in FIELD.finditer(pattern)]
+
+
+def fill(pattern: str, fields: Mapping[str, str]) -> str:
+    """The file that a pattern stands for."""
+    return FIELD.sub(lambda match: fields[match["field"]], pattern)
 
 
 def listed(keys: list[tuple], path: Path) -> list[tuple]:
@@ -157,6 +171,6 @@ def check_disjoint(splits: Mapping[str, list[FileSample]]) -> None:
     for name, samples in splits.items():
         for sample in samples:
             patient = [f"patient {sample.case}"] if "patient" in sample.fields else []
-            for thing in [*map(str, sample.images), *patient]:
+            for thing in [*patient, *map(str, sample.images)]:
                 if owners.setdefault(thing, name) != name:
                     raise ValueError(f"{thing} is in both splits {owners[thing]!r} and {name!r}.")

@@ -8,6 +8,7 @@ import PIL.Image
 from tqdm import tqdm
 
 from .classes import LabelEncoding
+from .files import fill
 from .readers import ImageFiles
 from .trainer import DenseTrainer
 
@@ -36,7 +37,7 @@ def write_masks(
     shutil.rmtree(folder, ignore_errors=True)
     for index, (sample, _) in enumerate(tqdm(samples.rows, desc="Masks for the server")):
         prediction = trainer.predict_labels(samples[index]["images"], is_test=True)
-        path = folder / settings["file"].format(**sample.fields)
+        path = folder / fill(settings["file"], sample.fields)
         path.parent.mkdir(parents=True, exist_ok=True)
         mask = prediction if settings.get("encoding", "mask") == "index" else encoding.decode(prediction)
         PIL.Image.fromarray(mask).save(path)

@@ -10,6 +10,7 @@ from typing import Any
 import evaluate
 import numpy as np
 import torch
+from torch import nn
 from torch.utils.data import DataLoader, Dataset, Subset
 from torchvision import tv_tensors
 from torchvision.transforms.v2 import functional as F
@@ -163,6 +164,8 @@ class DenseTrainer(WholeCheckpoints, Trainer):
             )
             seed = args.seed if args.data_seed is None else args.data_seed
             train_dataset = TrainingSamples(train_dataset, augmentation, image_processor, seed)
+        if args.world_size > 1 and args.device.type == "cuda":
+            model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
         super().__init__(
             model,
             args,

@@ -51,12 +51,15 @@ def slice_volumes(
     files = [(sample, [path.stat().st_mtime_ns for path in sample.images]) for sample in samples]
     settings = {"plane": plane, "window": window, "percentiles": percentiles, "foreground_only": foreground_only}
     settings |= {"classes": [(item.value, item.name) for item in encoding.classes], "ignore": encoding.ignore}
-    return datasets.Dataset.from_generator(
-        slices,
-        features=datasets.Features(features),
-        gen_kwargs={"files": files, "settings": settings},
-        num_proc=min(num_proc, len(files)) if num_proc else None,
-    )
+    try:
+        return datasets.Dataset.from_generator(
+            slices,
+            features=datasets.Features(features),
+            gen_kwargs={"files": files, "settings": settings},
+            num_proc=min(num_proc, len(files)) if num_proc else None,
+        )
+    except datasets.exceptions.DatasetGenerationError as error:
+        raise error.__cause__ from None
 
 
 def slices(files: list[tuple[FileSample, list[int]]], settings: Mapping) -> Iterator[dict]:
