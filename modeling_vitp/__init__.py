@@ -11,6 +11,7 @@ from transformers import (
     AutoModelForSemanticSegmentation,
     AutoProcessor,
 )
+from transformers.models.auto.modeling_auto import MODEL_FOR_SEMANTIC_SEGMENTATION_MAPPING_NAMES
 
 from .configuration_vitp import ViTPConfig, ViTPVisionConfig
 from .configuration_vitp_dense import (
@@ -22,6 +23,7 @@ from .configuration_vitp_dense import (
 )
 from .export import export_backbone
 from .image_processing_vitp import InputSpec, ViTPImageProcessor
+from .image_processing_vitp_dense import ViTPSegmentationImageProcessor
 from .modeling_vitp import ViTPForConditionalGeneration, ViTPModel, ViTPVisionModel
 from .modeling_vitp_adapter import ViTPAdapter
 from .modeling_vitp_backbone import ViTPBackbone
@@ -51,6 +53,11 @@ AutoBackbone.register(ViTPBackboneConfig, ViTPBackbone)
 AutoBackbone.register(ViTPAdapterConfig, ViTPAdapter)
 AutoBackbone.register(ViTPFeaturePyramidConfig, ViTPFeaturePyramid)
 AutoModelForSemanticSegmentation.register(ViTPSegmentationConfig, ViTPForSemanticSegmentation)
+AutoModel.register(ViTPChangeDetectionConfig, ViTPForChangeDetection)
+for _config in (ViTPSegmentationConfig, ViTPChangeDetectionConfig):
+    AutoImageProcessor.register(_config, image_processor_classes={"torchvision": ViTPSegmentationImageProcessor})
+# Where the image-segmentation pipeline looks for what it supports; what is registered above it does not see.
+MODEL_FOR_SEMANTIC_SEGMENTATION_MAPPING_NAMES[ViTPSegmentationConfig.model_type] = ViTPForSemanticSegmentation.__name__
 
 # Saving writes the code beside the weights, so that `trust_remote_code=True` loads them without this package.
 ViTPConfig.register_for_auto_class()
@@ -62,7 +69,9 @@ ViTPBackbone.register_for_auto_class("AutoBackbone")
 ViTPAdapter.register_for_auto_class("AutoBackbone")
 ViTPFeaturePyramid.register_for_auto_class("AutoBackbone")
 ViTPForSemanticSegmentation.register_for_auto_class("AutoModelForSemanticSegmentation")
+ViTPForChangeDetection.register_for_auto_class("AutoModel")
 ViTPImageProcessor.register_for_auto_class("AutoImageProcessor")
+ViTPSegmentationImageProcessor.register_for_auto_class("AutoImageProcessor")
 ViTPProcessor.register_for_auto_class("AutoProcessor")
 
 # Imported when asked for. The trainer and its collator need the `recipes` extra (TRL and datasets).
@@ -90,6 +99,7 @@ __all__ = [
     "ViTPModel",
     "ViTPProcessor",
     "ViTPSegmentationConfig",
+    "ViTPSegmentationImageProcessor",
     "ViTPVisionConfig",
     "ViTPVisionModel",
     "export_backbone",

@@ -8,6 +8,7 @@ import PIL.Image
 import PIL.ImageOps
 import torch
 from transformers import GotOcr2ImageProcessor
+from transformers.image_processing_backends import TorchvisionBackend
 from transformers.image_utils import (
     IMAGENET_DEFAULT_MEAN,
     IMAGENET_DEFAULT_STD,
@@ -170,28 +171,12 @@ def band_percentiles(band: torch.Tensor, percentiles: tuple[float, float]) -> li
     return result
 
 
-class ViTPImageProcessorKwargs(GotOcr2ImageProcessorKwargs, total=False):
-    r"""
-    input_spec (`dict`, *optional*):
-        How images that are not 8-bit RGB become three channels: the fields of [`InputSpec`] (`bands`, `window`,
-        `percentiles`, `gamma`). Given, it applies to every image; not given, 8-bit images are taken as they are and
-        others by the range of their type.
+class InputSpecImageProcessor(TorchvisionBackend):
+    """Reads 8-bit RGB images as transformers does, and all others by an [`InputSpec`].
+
+    Transparency is composited onto white.
     """
 
-    input_spec: dict | None
-
-
-class ViTPImageProcessor(GotOcr2ImageProcessor):
-    """InternVL's dynamic tiling with ImageNet mean and std, and an input spec for images that are not 8-bit RGB.
-
-    Transparency is composited onto white, as transformers does. 8-bit RGB input gives what
-    [`~transformers.GotOcr2ImageProcessor`] gives with the same settings.
-    """
-
-    valid_kwargs = ViTPImageProcessorKwargs
-    image_mean = IMAGENET_DEFAULT_MEAN
-    image_std = IMAGENET_DEFAULT_STD
-    size = {"height": 448, "width": 448}
     input_spec = None
 
     def __init__(self, **kwargs):
@@ -277,6 +262,29 @@ class ViTPImageProcessor(GotOcr2ImageProcessor):
             is_last = last in (1, 3, 4) or (last < first and first not in (1, 3, 4))
             input_data_format = ChannelDimension.LAST if is_last else ChannelDimension.FIRST
         return image.movedim(-1, 0) if input_data_format == ChannelDimension.LAST else image
+
+
+class ViTPImageProcessorKwargs(GotOcr2ImageProcessorKwargs, total=False):
+    r"""
+    input_spec (`dict`, *optional*):
+        How images that are not 8-bit RGB become three channels: the fields of [`InputSpec`] (`bands`, `window`,
+        `percentiles`, `gamma`). Given, it applies to every image; not given, 8-bit images are taken as they are and
+        others by the range of their type.
+    """
+
+    input_spec: dict | None
+
+
+class ViTPImageProcessor(InputSpecImageProcessor, GotOcr2ImageProcessor):
+    """InternVL's dynamic tiling with ImageNet mean and std, and an input spec for images that are not 8-bit RGB.
+
+    8-bit RGB input gives what [`~transformers.GotOcr2ImageProcessor`] gives with the same settings.
+    """
+
+    valid_kwargs = ViTPImageProcessorKwargs
+    image_mean = IMAGENET_DEFAULT_MEAN
+    image_std = IMAGENET_DEFAULT_STD
+    size = {"height": 448, "width": 448}
 
 
 __all__ = ["InputSpec", "ViTPImageProcessor"]

@@ -5,7 +5,7 @@ import sys
 import numpy as np
 import pytest
 import torch
-from conftest import VISION
+from conftest import VISION, picture
 from safetensors.torch import save_file
 from torch.nn import functional as F
 from transformers import (
@@ -22,9 +22,11 @@ from modeling_vitp import (
     ViTPBackboneConfig,
     ViTPChangeDetectionConfig,
     ViTPFeaturePyramid,
+    ViTPFeaturePyramidConfig,
     ViTPForChangeDetection,
     ViTPForSemanticSegmentation,
     ViTPSegmentationConfig,
+    ViTPSegmentationImageProcessor,
     ViTPVisionConfig,
     ViTPVisionModel,
     export_backbone,
@@ -34,12 +36,11 @@ from modeling_vitp import (
 HEAD = {"hidden_size": 16, "auxiliary_channels": 16, "num_labels": 3}
 
 
+VISION_16 = {**VISION, "num_hidden_layers": 4, "image_size": [64, 64], "patch_size": [16, 16]}
+
+
 def adapter_config():
-    return ViTPAdapterConfig(
-        **{**VISION, "num_hidden_layers": 4, "image_size": [64, 64], "patch_size": [16, 16]},
-        deformable_heads=4,
-        spatial_prior_channels=8,
-    )
+    return ViTPAdapterConfig(**VISION_16, deformable_heads=4, spatial_prior_channels=8)
 
 
 @pytest.fixture
@@ -195,21 +196,38 @@ def test_the_adapter_is_a_backbone_of_transformers_own_upernet():
 
 
 @torch.no_grad()
-def test_a_saved_model_opens_with_its_own_code_where_this_package_is_missing(tmp_path):
+def test_saved_models_open_with_their_own_code_where_this_package_is_missing(tmp_path):
     torch.manual_seed(0)
-    model = ViTPForSemanticSegmentation(ViTPSegmentationConfig(backbone_config=adapter_config(), **HEAD)).eval()
-    model.save_pretrained(tmp_path / "model")
-    images = torch.randn(1, 3, 64, 64)
-    save_file({"images": images, "logits": model(images).logits}, tmp_path / "expected.safetensors")
+    expected = {"images": torch.randn(1, 3, 64, 64)}
+    for name, config in (("adapter", adapter_config()), ("pyramid", ViTPFeaturePyramidConfig(**VISION_16))):
+        model = ViTPForSemanticSegmentation(ViTPSegmentationConfig(backbone_config=config, **HEAD)).eval()
+        model.save_pretrained(tmp_path / name)
+        expected[name] = model(expected["images"]).logits
+    pair = ViTPForChangeDetection(ViTPChangeDetectionConfig(backbone_config=config, **HEAD)).eval()
+    pair.save_pretrained(tmp_path / "pair")
+    expected["pair"] = pair(expected["images"], expected["images"].flip(-1)).logits
+    processor = ViTPSegmentationImageProcessor(input_spec={"gamma": 0.5})
+    processor.save_pretrained(tmp_path / "pyramid")
+    picture(50, 40).save(tmp_path / "image.png")
+    maps = model(**processor(picture(50, 40), return_tensors="pt")).logits[0].argmax(0)
+    expected["classes"] = maps.unique()
+    save_file(expected, tmp_path / "expected.safetensors")
     script = """
 import sys, torch
 from safetensors.torch import load_file
-from transformers import AutoModelForSemanticSegmentation
+from transformers import AutoModel, AutoModelForSemanticSegmentation, pipeline
 expected = load_file("expected.safetensors")
-model = AutoModelForSemanticSegmentation.from_pretrained("model", trust_remote_code=True).eval()
-assert not any(name == "modeling_vitp" or name.startswith("modeling_vitp.") for name in sys.modules)
+for name in ("adapter", "pyramid"):
+    model = AutoModelForSemanticSegmentation.from_pretrained(name, trust_remote_code=True).eval()
+    with torch.no_grad():
+        torch.testing.assert_close(model(expected["images"]).logits, expected[name])
+pair = AutoModel.from_pretrained("pair", trust_remote_code=True).eval()
 with torch.no_grad():
-    torch.testing.assert_close(model(expected["images"]).logits, expected["logits"])
+    torch.testing.assert_close(pair(expected["images"], expected["images"].flip(-1)).logits, expected["pair"])
+parts = pipeline("image-segmentation", model="pyramid", trust_remote_code=True)("image.png")
+assert [part["label"] for part in parts] == [f"LABEL_{index}" for index in expected["classes"]]
+assert {part["mask"].size for part in parts} == {(50, 40)}
+assert not any(name == "modeling_vitp" or name.startswith("modeling_vitp.") for name in sys.modules)
 """
     environment = {**os.environ, "HF_MODULES_CACHE": str(tmp_path / "modules"), "PYTHONPATH": ""}
     run = subprocess.run([sys.executable, "-c", script], cwd=tmp_path, env=environment, capture_output=True, text=True)

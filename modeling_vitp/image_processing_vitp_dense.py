@@ -1,0 +1,168 @@
+"""Images, and masks of classes, for dense tasks: at their own size, padded to the largest of a batch."""
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from torchvision.transforms.v2 import InterpolationMode
+from transformers import BatchFeature, SegformerImageProcessor
+from transformers.image_utils import ChannelDimension, ImageInput
+from transformers.modeling_outputs import SemanticSegmenterOutput
+from transformers.models.segformer.image_processing_segformer import SegformerImageProcessorKwargs
+from transformers.utils import TensorType
+
+from .image_processing_vitp import InputSpecImageProcessor
+
+IGNORE_INDEX = 255
+
+
+class ViTPSegmentationImageProcessorKwargs(SegformerImageProcessorKwargs, total=False):
+    r"""
+    input_spec (`dict`, *optional*):
+        How images that are not 8-bit RGB become three channels: the fields of [`InputSpec`].
+    """
+
+    input_spec: dict | None
+
+
+class ViTPSegmentationImageProcessor(InputSpecImageProcessor, SegformerImageProcessor):
+    """For [`ViTPForSemanticSegmentation`] and [`ViTPForChangeDetection`].
+
+    Images stay at their own size (`do_resize=True` brings them to `size`). In a batch they are padded at the right and
+    at the bottom to the largest, with zeros after normalisation, their labels with 255, which the loss ignores.
+    """
+
+    valid_kwargs = ViTPSegmentationImageProcessorKwargs
+    do_resize = False
+
+    @classmethod
+    def from_backbone(cls, backbone: str | Path, **kwargs) -> "ViTPSegmentationImageProcessor":
+        """With the mean, standard deviation and input spec of the backbone in a folder or Hub repo."""
+        settings, kwargs = cls.get_image_processor_dict(backbone, **kwargs)
+        names = ("do_rescale", "rescale_factor", "do_normalize", "image_mean", "image_std", "input_spec")
+        return cls(**{name: settings[name] for name in names if name in settings} | kwargs)
+
+    def preprocess(
+        self,
+        images: ImageInput,
+        segmentation_maps: ImageInput | None = None,
+        images_after: ImageInput | None = None,
+        **kwargs,
+    ) -> BatchFeature:
+        r"""
+        Args:
+            images (`ImageInput`):
+                One image or several, of any kind that the input spec covers. Paths of files are opened.
+            segmentation_maps (`ImageInput`, *optional*):
+                Their masks: class indices of shape `(height, width)`, as arrays, tensors, or greyscale or palette
+                images.
+            images_after (`ImageInput`, *optional*):
+                For change detection: the later images of the same ground.
+
+        Returns:
+            `pixel_values`, float32 of shape `(batch_size, 3, height, width)`, or for pairs `pixel_values_before` and
+            `pixel_values_after`; with masks `labels`, int64 of shape `(batch_size, height, width)`.
+
+        Raises:
+            ValueError: if an image and its mask or its pair differ in size or number, or a mask is no map of class
+                indices.
+        """
+        return super().preprocess(images, segmentation_maps, image_like_kwargs={"images_after": images_after}, **kwargs)
+
+    def _preprocess_image_like_inputs(
+        self,
+        images: ImageInput,
+        segmentation_maps: ImageInput | None,
+        images_after: ImageInput | None,
+        input_spec: dict | None,
+        do_convert_rgb: bool | None,
+        input_data_format: str | ChannelDimension | None,
+        do_reduce_labels: bool,
+        return_tensors: str | TensorType | None,
+        device: str | torch.device | None = None,
+        **kwargs,
+    ) -> BatchFeature:
+        def read(images: ImageInput) -> list[torch.Tensor]:
+            return self._prepare_image_like_inputs(
+                images,
+                input_spec=input_spec,
+                do_convert_rgb=do_convert_rgb,
+                input_data_format=input_data_format,
+                device=device,
+            )
+
+        def normalised(images: list[torch.Tensor]) -> list[torch.Tensor]:
+            return self.pad(self._preprocess(images, do_reduce_labels=False, **kwargs))
+
+        images = read(images)
+        if images_after is None:
+            data = {"pixel_values": normalised(images)}
+        else:
+            after = read(images_after)
+            check_sizes(images, after, "image after")
+            data = {"pixel_values_before": normalised(images), "pixel_values_after": normalised(after)}
+        if segmentation_maps is not None:
+            masks = [read_mask(mask) for mask in self._prepare_images_structure(segmentation_maps, expected_ndims=2)]
+            check_sizes(images, masks, "mask")
+            kwargs |= {"do_rescale": False, "do_normalize": False, "resample": InterpolationMode.NEAREST_EXACT}
+            masks = self._preprocess(masks, do_reduce_labels=do_reduce_labels, **kwargs)
+            data["labels"] = [mask[0].long() for mask in self.pad(masks, fill_value=IGNORE_INDEX)]
+        return BatchFeature(data, tensor_type=return_tensors)
+
+    def post_process_semantic_segmentation(
+        self, outputs, target_sizes: list[tuple[int, int]] | None = None, return_segmentation_scores: bool = False
+    ) -> list:
+        r"""
+        Args:
+            outputs ([`~transformers.modeling_outputs.SemanticSegmenterOutput`]):
+                What the model gave.
+            target_sizes (`list[tuple[int, int]]`, *optional*):
+                Height and width of the images as they were given: the padding is cropped off, or with `do_resize` the
+                logits are interpolated.
+            return_segmentation_scores (`bool`, defaults to `False`):
+                Whether to give the logits too, as the parent does.
+
+        Returns:
+            A map of class indices for each image, int64 of shape `(height, width)`.
+
+        Raises:
+            ValueError: if a target size is larger than the logits, or there are not as many as images.
+        """
+        if self.do_resize or target_sizes is None:
+            return super().post_process_semantic_segmentation(outputs, target_sizes, return_segmentation_scores)
+        logits = outputs.logits
+        if len(logits) != len(target_sizes):
+            raise ValueError(f"there are {len(target_sizes)} target_sizes for {len(logits)} images.")
+        results = []
+        for image_logits, (height, width) in zip(logits, target_sizes):
+            if height > logits.shape[-2] or width > logits.shape[-1]:
+                raise ValueError(
+                    f"target size {height} x {width} is larger than the logits, {logits.shape[-2]} x "
+                    f"{logits.shape[-1]}: give the size of the image that the processor was given."
+                )
+            cropped = SemanticSegmenterOutput(logits=image_logits[None, :, :height, :width])
+            results += super().post_process_semantic_segmentation(cropped, None, return_segmentation_scores)
+        return results
+
+
+def read_mask(mask: ImageInput) -> torch.Tensor:
+    """A mask as int64 of shape `(1, height, width)`."""
+    mask = mask if isinstance(mask, torch.Tensor) else torch.from_numpy(np.array(mask))
+    if mask.ndim != 2 or mask.is_floating_point() or mask.is_complex():
+        raise ValueError(
+            f"a mask of dtype {str(mask.dtype).removeprefix('torch.')} and shape {tuple(mask.shape)} is no map of "
+            "class indices: integers of shape (height, width) are needed."
+        )
+    return mask[None].long()
+
+
+def check_sizes(images: list[torch.Tensor], others: list[torch.Tensor], what: str) -> None:
+    if len(images) != len(others):
+        raise ValueError(f"there are {len(images)} images, but {len(others)} of kind {what!r}.")
+    for index, (image, other) in enumerate(zip(images, others)):
+        if image.shape[-2:] != other.shape[-2:]:
+            size, other_size = (" x ".join(map(str, tensor.shape[-2:])) for tensor in (image, other))
+            raise ValueError(f"image {index} is {size}, but its {what} is {other_size} (height x width).")
+
+
+__all__ = ["ViTPSegmentationImageProcessor"]
