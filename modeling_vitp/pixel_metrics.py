@@ -5,7 +5,6 @@ from collections.abc import Hashable, Iterable, Sequence
 import evaluate
 import numpy as np
 import torch
-from accelerate.utils import gather_object
 from datasets import Features, List, Value
 
 
@@ -129,9 +128,13 @@ class PixelMetric(evaluate.Metric):
         """
         if predictions is not None:
             self.add_batch(predictions=predictions, references=references, **kwargs)
-        parts = gather_object([self.cases]) if self.num_process > 1 else [self.cases]
-        if len(parts) != self.num_process:
-            raise ValueError(f"{self.name}: num_process is {self.num_process}, but {len(parts)} process(es) run.")
+        parts = [self.cases]
+        if self.num_process > 1:
+            processes = torch.distributed.get_world_size() if torch.distributed.is_initialized() else 1
+            if processes != self.num_process:
+                raise ValueError(f"{self.name}: num_process is {self.num_process}, but {processes} process(es) run.")
+            parts = [None] * processes
+            torch.distributed.all_gather_object(parts, self.cases)
         self.cases = {}
         total = {}
         for part in parts:

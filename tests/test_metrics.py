@@ -1,6 +1,5 @@
 import json
 import math
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -194,13 +193,9 @@ def test_maps_without_a_partner_are_refused():
 
 def test_two_processes_that_share_the_maps_have_the_scores_of_one(tmp_path):
     script = Path(__file__).parent / "metrics_run.py"
-    processes = []
-    for rank in range(2):
-        environment = {**os.environ, "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2"}
-        command = [sys.executable, str(script), str(tmp_path), str(rank)]
-        processes.append(
-            subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-        )
+    commands = [[sys.executable, str(script), str(tmp_path), str(rank)] for rank in range(2)]
+    streams = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+    processes = [subprocess.Popen(command, **streams) for command in commands]
     for process in processes:
         output, _ = process.communicate(timeout=300)
         assert process.returncode == 0, output[-5000:]
