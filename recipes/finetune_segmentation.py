@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from dense.data import DenseData, balanced_weights, count_pixels
-from dense.models import DenseModelArguments, load_dense_model
+from dense.models import DenseModelArguments, load_dense_model, load_image_processor
 from dense.pictures import draw_predictions
 from dense.submission import write_masks
 from dense.trainer import DenseTrainer, DenseTrainingArguments
@@ -22,7 +22,7 @@ from plots import draw_losses
 from transformers import PreTrainedModel, set_seed
 from trl import TrlParser
 
-from modeling_vitp import ViTPForSemanticSegmentation, ViTPImageProcessor
+from modeling_vitp import ViTPForSemanticSegmentation
 from modeling_vitp.checkpointing import last_checkpoint
 
 logger = logging.getLogger("finetune")
@@ -96,7 +96,7 @@ def main(
         args.metric or metric,
         train_dataset=train_dataset,
         eval_dataset=eval_dataset,
-        processing_class=ViTPImageProcessor(crop_to_patches=False, input_spec=data.input_spec),
+        processing_class=load_image_processor(model_args, data.image_spec),
     )
 
     metrics = {"seed": training_args.seed}

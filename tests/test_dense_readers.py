@@ -2,6 +2,7 @@ import dense_data
 import nibabel
 import numpy as np
 import pytest
+import rasterio
 import torch
 from datasets import Dataset, Features, Value
 from datasets import Image as ImageFeature
@@ -159,6 +160,23 @@ def test_a_data_set_of_the_hub(tmp_path):
     before, after = pairs.open(["train"])[0]["images"]
     assert np.array_equal(before.permute(1, 2, 0), np.array(pictures[0]))
     assert np.array_equal(after.permute(1, 2, 0), np.array(pictures[2]))
+
+
+def test_a_tiff_of_many_bands_is_read_in_windows(tmp_path):
+    rng = np.random.default_rng(0)
+    bands, labels = rng.integers(0, 4000, (5, 20, 24), dtype=np.uint16), rng.integers(0, 2, (1, 20, 24), dtype=np.uint8)
+    for name, array in (("image", bands), ("mask", labels)):
+        settings = {"count": len(array), "height": 20, "width": 24, "dtype": array.dtype}
+        with rasterio.open(tmp_path / f"{name}_1.tif", "w", "GTiff", **settings) as file:
+            file.write(array)
+    split = {"image": "image_{n}.tif", "mask": "mask_{n}.tif", "tile": {"size": 16, "overlap": 4}}
+    spec = {"bands": [3, 2, 1], "window": [0, 3000]}
+    samples = DenseData(classes=TWO, splits={"train": split}, root=str(tmp_path), input_spec=spec).open(["train"])
+    sample = samples[3]
+    assert sample["id"] == "1/8_4"
+    expected = np.round(255 * np.clip(bands[[3, 2, 1], 4:, 8:] / 3000, 0, 1))
+    assert np.abs(sample["images"][0].numpy() - expected).max() <= 1
+    assert np.array_equal(sample["mask"], labels[0, 4:, 8:])
 
 
 # Encodings and windows
@@ -347,10 +365,13 @@ def test_volumes_that_are_wrong(tmp_path, what):
         slice_volumes(samples, LabelEncoding(TWO), window=[0, 2])
 
 
-def test_a_broken_image(tmp_path):
+@pytest.mark.parametrize("suffix", ["png", "tif"])
+def test_a_broken_image(tmp_path, suffix):
     data = folder(tmp_path, {"a": mask(0, 1)})
-    (tmp_path / "images/a.png").write_bytes(b"no image")
-    with pytest.raises(ValueError, match="images/a.png cannot be read"):
+    (tmp_path / "images/a.png").unlink()
+    data.splits["train"]["image"] = f"images/{{name}}.{suffix}"
+    (tmp_path / f"images/a.{suffix}").write_bytes(b"no image")
+    with pytest.raises(ValueError, match=f"images/a.{suffix} cannot be read"):
         data.open(["train"])[0]
 
 

@@ -13,8 +13,9 @@ from dense.trainer import DenseTrainer, DenseTrainingArguments, TrainingSamples,
 from finetune_segmentation import main
 from PIL import Image
 from safetensors.torch import load_file
+from test_processes import launch
 
-from modeling_vitp import ViTPForChangeDetection, ViTPForSemanticSegmentation, ViTPImageProcessor
+from modeling_vitp import ViTPForChangeDetection, ViTPForSemanticSegmentation, ViTPSegmentationImageProcessor
 
 CHANGE = {"model_class": ViTPForChangeDetection, "metric": "change_detection"}
 
@@ -22,7 +23,7 @@ CHANGE = {"model_class": ViTPForChangeDetection, "metric": "change_detection"}
 def areas(output_dir, samples, model_class, window: int, stride: int) -> np.ndarray:
     """Intersection and union of each class, by the saved model and a loop over windows: `(2, num_classes)`."""
     model = model_class.from_pretrained(output_dir).eval()
-    processor = ViTPImageProcessor.from_pretrained(output_dir)
+    processor = ViTPSegmentationImageProcessor.from_pretrained(output_dir)
     counts = np.zeros((2, model.config.num_labels))
     for index in range(len(samples)):
         sample = samples[index]
@@ -161,7 +162,7 @@ def test_a_sample_is_normalised_after_augmentation(tmp_path):
             return images, mask
 
     samples = data.open(["train"])
-    item = TrainingSamples(samples, Nothing(), ViTPImageProcessor(), seed=0)[0, 1]
+    item = TrainingSamples(samples, Nothing(), ViTPSegmentationImageProcessor(), seed=0)[0, 1]
     pixels = samples[1]["images"][0].double().numpy() / 255
     mean, std = np.array([0.485, 0.456, 0.406]), np.array([0.229, 0.224, 0.225])
     expected = (pixels - mean[:, None, None]) / std[:, None, None]
@@ -186,3 +187,42 @@ def test_what_cannot_be_run_is_said(tmp_path, changes, message):
     settings = {"train_splits": ["train"], "save_steps": 1} | changes
     with pytest.raises(ValueError, match=message):
         main(dense_data.smoke_arguments("loveda", tmp_path / "data", tmp_path / "out", **settings))
+
+
+def run(num_processes: int, output, arguments: list[str]) -> None:
+    process = launch(num_processes, output, "dense_run.py", arguments[1])
+    assert process.wait(timeout=900) == 0, output.read_text()[-3000:]
+
+
+@pytest.mark.slow
+def test_two_processes_score_as_one(tmp_path):
+    """One trains in two processes; its model is then scored by one and by two."""
+    dense_data.make_loveda(tmp_path / "data")
+    settings = {"submission": None, "num_pictures": 0, "train_splits": ["train"], "test_split": "val"}
+    arguments = dense_data.smoke_arguments("loveda", tmp_path / "data", tmp_path / "trained", **settings)
+    run(2, tmp_path / "trained.txt", arguments)
+    trained = json.loads((tmp_path / "trained" / "metrics.json").read_text())
+    assert np.isfinite(trained["train"]["train_loss"])
+    settings |= {"from_scratch": None, "model_name_or_path": str(tmp_path / "trained"), "do_train": False}
+    scores = []
+    for world in (1, 2):
+        out = tmp_path / f"scored-{world}"
+        arguments = dense_data.smoke_arguments("loveda", tmp_path / "data", out, **settings)
+        run(world, tmp_path / f"{world}.txt", arguments)
+        metrics = json.loads((out / "metrics.json").read_text())["test"]
+        scores.append({key: value for key, value in metrics.items() if "runtime" not in key and "second" not in key})
+    assert scores[0] == scores[1]
+    expected = {key: value for key, value in trained["test"].items() if key in scores[0]}
+    assert scores[0] == expected
+
+
+@pytest.mark.slow
+def test_the_recipe_learns(tmp_path):
+    """Classes that differ by colour alone."""
+    dense_data.make_loveda(tmp_path / "data")
+    settings = {"submission": None, "num_pictures": 0, "train_splits": ["train"], "test_split": "val"}
+    settings |= {"max_steps": 150, "warmup_steps": 10, "save_steps": 200, "photometric": False, "learning_rate": 3e-3}
+    assert main(dense_data.smoke_arguments("loveda", tmp_path / "data", tmp_path / "out", **settings)) == 0
+    metrics = json.loads((tmp_path / "out" / "metrics.json").read_text())
+    assert metrics["test"]["test_mean_iou"] > 0.6
+    assert metrics["test"]["test_overall_accuracy"] > 0.8

@@ -55,6 +55,12 @@ class DenseData:
             raise ValueError("data: give either `root`, a folder of files, or `dataset_name`.")
         self.encoding = LabelEncoding(self.classes, self.mask_encoding, self.ignore)
 
+    @property
+    def image_spec(self) -> dict | None:
+        """What a model's image processor has to read images by, where they are as in this data set."""
+        window = (self.volumes or {}).get("window")
+        return self.input_spec if window is None else {"window": window}
+
     @classmethod
     def from_dict(cls, settings: Mapping) -> "DenseData":
         known = {item.name for item in fields(cls) if item.init}

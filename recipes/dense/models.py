@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 
 from transformers import PreTrainedConfig, PreTrainedModel
 
-from modeling_vitp import ViTPVisionConfig, ViTPVisionModel
+from modeling_vitp import ViTPSegmentationImageProcessor, ViTPVisionConfig, ViTPVisionModel
 
 
 @dataclass
@@ -65,3 +65,12 @@ def load_dense_model(
     backbone = {"drop_path_rate": args.drop_path_rate, **(args.backbone or {}), **more}
     head = {"class_weights": class_weights, **(args.head or {})}
     return model_class.from_backbone(start, args.neck, id2label=id2label, backbone_kwargs=backbone, **head)
+
+
+def load_image_processor(args: DenseModelArguments, input_spec: dict | None) -> ViTPSegmentationImageProcessor:
+    """With the backbone's mean and standard deviation, and the input spec of the data."""
+    if args.model_name_or_path is None:
+        return ViTPSegmentationImageProcessor(input_spec=input_spec)
+    return ViTPSegmentationImageProcessor.from_backbone(
+        args.model_name_or_path, revision=args.model_revision, input_spec=input_spec
+    )

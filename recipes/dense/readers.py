@@ -1,5 +1,6 @@
 """Images with masks, whatever they are stored as: files, windows of large files, or rows of a `datasets` data set."""
 
+import warnings
 from collections.abc import Sequence
 from functools import cache, lru_cache
 from pathlib import Path
@@ -7,14 +8,20 @@ from pathlib import Path
 import datasets
 import numpy as np
 import PIL.Image
+import rasterio
 import torch
+from rasterio.errors import NotGeoreferencedWarning
+from rasterio.windows import Window
+from transformers.image_utils import ChannelDimension
 
-from modeling_vitp import InputSpec, ViTPImageProcessor
+from modeling_vitp import InputSpec, ViTPSegmentationImageProcessor
 
 from .classes import LabelEncoding
 from .files import FileSample
 
 Box = tuple[int, int, int, int]
+# What is read: by Pillow, or of a TIFF the array of shape `(height, width)` or `(height, width, bands)`.
+Picture = PIL.Image.Image | np.ndarray
 
 
 class MaskedImages(torch.utils.data.Dataset):
@@ -31,7 +38,7 @@ class MaskedImages(torch.utils.data.Dataset):
     def __init__(self, encoding: LabelEncoding, input_spec: dict | None = None):
         self.encoding = encoding
         self.spec = None if input_spec is None else InputSpec.from_dict(input_spec)
-        self.image_processor = ViTPImageProcessor()
+        self.image_processor = ViTPSegmentationImageProcessor()
 
     def __len__(self) -> int:
         raise NotImplementedError
@@ -39,11 +46,11 @@ class MaskedImages(torch.utils.data.Dataset):
     def case(self, index: int) -> str:
         raise NotImplementedError
 
-    def read(self, index: int) -> tuple[str, list[tuple[str, PIL.Image.Image]], tuple[str, PIL.Image.Image] | None]:
+    def read(self, index: int) -> tuple[str, list[tuple[str, Picture]], tuple[str, Picture] | None]:
         """The id, the images and the mask of a sample, each with its name for errors."""
         raise NotImplementedError
 
-    def read_mask(self, index: int) -> tuple[str, PIL.Image.Image] | None:
+    def read_mask(self, index: int) -> tuple[str, Picture] | None:
         raise NotImplementedError
 
     def __getitem__(self, index: int) -> dict:
@@ -66,18 +73,19 @@ class MaskedImages(torch.utils.data.Dataset):
         mask = self.read_mask(index)
         return None if mask is None else torch.from_numpy(self.encode(mask))
 
-    def encode(self, mask: tuple[str, PIL.Image.Image]) -> np.ndarray:
-        name, image = mask
-        if self.encoding.by == "colour":
-            return self.encoding.encode(np.asarray(image.convert("RGB")), name)
-        values = np.asarray(image if image.mode in ("1", "L", "P", "I", "I;16") else image.convert("RGB"))
-        if values.ndim == 3 and (values == values[..., :1]).all():
+    def encode(self, mask: tuple[str, Picture]) -> np.ndarray:
+        name, values = mask
+        if isinstance(values, PIL.Image.Image):
+            is_plain = values.mode in ("1", "L", "P", "I", "I;16") and self.encoding.by == "value"
+            values = np.asarray(values if is_plain else values.convert("RGB"))
+        if values.ndim == 3 and self.encoding.by == "value" and (values == values[..., :1]).all():
             values = values[..., 0]  # grey, saved with three channels
-        return self.encoding.encode(values.astype(np.int32) if values.ndim == 2 else values, name)
+        return self.encoding.encode(values.astype(np.int32), name)
 
-    def to_rgb(self, image: PIL.Image.Image, name: str) -> torch.Tensor:
+    def to_rgb(self, image: Picture, name: str) -> torch.Tensor:
+        layout = {"input_data_format": ChannelDimension.LAST} if isinstance(image, np.ndarray) else {}
         try:
-            return self.image_processor.process_image(image, spec=self.spec).round().to(torch.uint8)
+            return self.image_processor.process_image(image, spec=self.spec, **layout).round().to(torch.uint8)
         except (OSError, ValueError) as error:
             raise ValueError(f"{name}: {error}") from error
 
@@ -146,33 +154,54 @@ def windows(image_size: tuple[int, int], size: int, overlap: int) -> list[Box | 
     ]
 
 
-def read_image(path: Path, box: Box | None) -> PIL.Image.Image:
-    if box is not None:
-        return decode_scene(path).crop(box)
-    return decode(path)
-
-
-def decode(path: Path) -> PIL.Image.Image:
-    try:
-        with PIL.Image.open(path) as image:
-            image.load()
-            return image
-    except Exception as error:  # Pillow raises many kinds for a broken file
-        raise ValueError(f"{path} cannot be read: {error}") from error
-
-
-# Windows of one scene are often read one after another: image or pair, and mask.
-decode_scene = lru_cache(maxsize=3)(decode)
+def read_image(path: Path, box: Box | None) -> Picture:
+    """A file, or a window of it; of a TIFF no more is read than the window."""
+    if is_tiff(path):
+        window = None if box is None else Window(box[0], box[1], box[2] - box[0], box[3] - box[1])
+        with open_tiff(path) as file:
+            bands = file.read(window=window)
+        return bands[0] if len(bands) == 1 else bands.transpose(1, 2, 0)
+    return decode(path) if box is None else decode_scene(path).crop(box)
 
 
 @cache
 def image_size(path: Path) -> tuple[int, int]:
     """Width and height, from the header."""
+    with open_tiff(path) if is_tiff(path) else open_image(path) as image:
+        return image.width, image.height
+
+
+def is_tiff(path: Path) -> bool:
+    return path.suffix.lower() in (".tif", ".tiff")
+
+
+def open_tiff(path: Path) -> rasterio.DatasetReader:
     try:
-        with PIL.Image.open(path) as image:
-            return image.size
-    except Exception as error:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", NotGeoreferencedWarning)
+            return rasterio.open(path)
+    except rasterio.errors.RasterioIOError as error:
         raise ValueError(f"{path} cannot be read: {error}") from error
+
+
+def open_image(path: Path) -> PIL.Image.Image:
+    try:
+        return PIL.Image.open(path)
+    except Exception as error:  # Pillow raises many kinds for a broken file
+        raise ValueError(f"{path} cannot be read: {error}") from error
+
+
+def decode(path: Path) -> PIL.Image.Image:
+    with open_image(path) as image:
+        try:
+            image.load()
+        except Exception as error:
+            raise ValueError(f"{path} cannot be read: {error}") from error
+        return image
+
+
+# Windows of one scene are often read one after another: image or pair, and mask.
+decode_scene = lru_cache(maxsize=3)(decode)
 
 
 class Rows(MaskedImages):

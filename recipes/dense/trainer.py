@@ -17,7 +17,7 @@ from torchvision.transforms.v2 import functional as F
 from transformers import PreTrainedModel, Trainer, TrainingArguments
 from transformers.trainer_utils import EvalLoopOutput
 
-from modeling_vitp import ViTPImageProcessor
+from modeling_vitp import ViTPSegmentationImageProcessor
 from modeling_vitp.batching import GlobalBatchSampler, share
 from modeling_vitp.checkpointing import WholeCheckpoints
 from modeling_vitp.sliding_window import augmented, sliding_window
@@ -89,7 +89,9 @@ class TrainingSamples(Dataset):
         image_processor: for mean and standard deviation.
     """
 
-    def __init__(self, samples: Dataset, augmentation: Augmentation, image_processor: ViTPImageProcessor, seed: int):
+    def __init__(
+        self, samples: Dataset, augmentation: Augmentation, image_processor: ViTPSegmentationImageProcessor, seed: int
+    ):
         self.samples, self.augmentation = samples, augmentation
         self.image_processor, self.seed = image_processor, seed
 
@@ -106,7 +108,7 @@ class TrainingSamples(Dataset):
         return dict(zip(INPUTS[len(pixels)], pixels), labels=mask.as_subclass(torch.Tensor).long())
 
 
-def normalize(image: torch.Tensor, image_processor: ViTPImageProcessor) -> torch.Tensor:
+def normalize(image: torch.Tensor, image_processor: ViTPSegmentationImageProcessor) -> torch.Tensor:
     """uint8 of shape `(3, height, width)` to what the model takes, float32."""
     return F.normalize(F.to_dtype(image, scale=True), image_processor.image_mean, image_processor.image_std)
 
@@ -147,11 +149,11 @@ class DenseTrainer(WholeCheckpoints, Trainer):
         metric: str,
         train_dataset: Dataset | None = None,
         eval_dataset: Dataset | None = None,
-        processing_class: ViTPImageProcessor | None = None,
+        processing_class: ViTPSegmentationImageProcessor | None = None,
         **kwargs,
     ):
         self.encoding, self.metric_name = encoding, metric
-        image_processor = processing_class or ViTPImageProcessor()
+        image_processor = processing_class or ViTPSegmentationImageProcessor()
         if train_dataset is not None:
             augmentation = Augmentation(
                 args.crop_size,
