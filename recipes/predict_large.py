@@ -7,8 +7,11 @@ Started again, a run that was stopped goes on where it was.
 """
 
 import argparse
+from pathlib import Path
 
 import torch
+import yaml
+from dense.classes import LabelEncoding
 from transformers import AutoConfig, AutoImageProcessor
 
 from modeling_vitp import ViTPForChangeDetection, ViTPForSemanticSegmentation, predict_large
@@ -22,6 +25,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("images", nargs="+", help="GeoTIFF or PNG; for change detection two, before and after")
     parser.add_argument("--output", required=True, help="GeoTIFF of class indices to write")
     parser.add_argument("--probabilities", help="GeoTIFF of the classes' probabilities to write, too")
+    parser.add_argument("--classes", help="configuration of the fine-tuning (YAML), for the colours of the classes")
     parser.add_argument("--window", type=int, default=512, help="height and width of what the model sees at once")
     parser.add_argument("--stride", type=int, default=384, help="from one window to the next; at most the window")
     parser.add_argument("--batch_size", type=int, default=4, help="windows that are predicted together")
@@ -36,6 +40,10 @@ def main(argv: list[str] | None = None) -> None:
     if config.model_type not in MODELS:
         raise SystemExit(f"{name} is a {config.model_type}; {' or '.join(MODELS)} is needed.")
     model = MODELS[config.model_type].from_pretrained(name, dtype=args.pop("dtype")).to(args.pop("device"))
+    classes = args.pop("classes")
+    if classes is not None:
+        data = yaml.safe_load(Path(classes).read_text())["data"]
+        args["colors"] = LabelEncoding(data["classes"]).palette.tolist()
     predict_large(model, AutoImageProcessor.from_pretrained(name), **args)
     print(f"The classes are in {args['output']}")
 

@@ -7,6 +7,7 @@ import predict_large as script
 import pytest
 import rasterio
 import torch
+import yaml
 from PIL import Image
 from rasterio.control import GroundControlPoint
 from rasterio.transform import from_origin
@@ -274,10 +275,15 @@ def test_the_script_takes_a_saved_model(model, change_model, tmp_path, is_pair):
     model.save_pretrained(tmp_path / "model")
     processor.save_pretrained(tmp_path / "model")
     paths = [str(write_tiff(tmp_path / f"{place}.tif", image)) for place, image in enumerate(images)]
+    classes = [{"name": name, "colour": [10 * place, 0, 99]} for place, name in enumerate(("ground", "tree", "roof"))]
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump({"data": {"classes": classes}}))
     settings = [part for name, value in WINDOWS.items() for part in (f"--{name}", str(value))]
+    settings += ["--classes", str(tmp_path / "config.yaml")]
     script.main([str(tmp_path / "model"), *paths, "--output", str(tmp_path / "classes.tif"), *settings])
     expected = in_memory(model, processor, *images).argmax(0).numpy()
-    np.testing.assert_array_equal(read(tmp_path / "classes.tif")[0], expected)
+    with rasterio.open(tmp_path / "classes.tif") as file:
+        np.testing.assert_array_equal(file.read(1), expected)
+        assert [file.colormap(1)[index][:3] for index in range(3)] == [(0, 0, 99), (10, 0, 99), (20, 0, 99)]
 
 
 @pytest.mark.slow
