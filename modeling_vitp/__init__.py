@@ -74,12 +74,13 @@ ViTPImageProcessor.register_for_auto_class("AutoImageProcessor")
 ViTPSegmentationImageProcessor.register_for_auto_class("AutoImageProcessor")
 ViTPProcessor.register_for_auto_class("AutoProcessor")
 
-# Imported when asked for. The trainer and its collator need the `recipes` extra (TRL and datasets).
+# Imported when asked for. All but the conversion need the `recipes` extra (TRL, datasets, rasterio).
 _LAZY = {
     "ViTPDataCollator": "collator",
     "ViTPTrainer": "trainer",
     "ViTPTrainingConfig": "trainer",
     "convert_checkpoint": "convert",
+    "predict_large": "large_images",
 }
 
 __all__ = [
@@ -115,5 +116,5 @@ def __getattr__(name: str):
         return getattr(importlib.import_module(f".{_LAZY[name]}", __name__), name)
     except ModuleNotFoundError as error:
         raise ImportError(
-            f"{name} needs {error.name}: install the training extra with pip install 'modeling-vitp[recipes]'."
+            f"{name} needs {error.name}: install the extra with pip install 'modeling-vitp[recipes]'."
         ) from error

@@ -3,8 +3,6 @@
 import hashlib
 import itertools
 import json
-import os
-import shutil
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -18,12 +16,10 @@ from accelerate.utils import gather_object, is_peft_model
 from datasets import Dataset, DatasetDict, Features, Image, IterableDataset, List, Value
 from safetensors import safe_open
 from torch.utils.data import DataLoader
-from transformers.trainer import TRAINER_STATE_NAME
-from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, TrainOutput, rotate_checkpoints
 from trl import SFTConfig, SFTTrainer
 
 from .batching import BY_LENGTH, GlobalBatchSampler, RankStream, SampleLength
-from .checkpointing import STAGING, check_settings, last_checkpoint, publish_checkpoint
+from .checkpointing import WholeCheckpoints
 from .collator import SampleTransform, SourceSettings, ViTPDataCollator, content_id
 from .modeling_vitp import ViTPForConditionalGeneration, ViTPModel
 from .processing_vitp import ViTPProcessor
@@ -75,7 +71,7 @@ class ViTPTrainingConfig(SFTConfig):
         self.accelerator_config.dispatch_batches = False
 
 
-class ViTPTrainer(SFTTrainer):
+class ViTPTrainer(WholeCheckpoints, SFTTrainer):
     """Trains [`ViTPForConditionalGeneration`] with Visual Robustness Learning.
 
     What differs from [`~trl.SFTTrainer`]:
@@ -140,7 +136,6 @@ class ViTPTrainer(SFTTrainer):
             eval_dataset = {name: prepare_rows(dataset) for name, dataset in eval_dataset.items()}
         elif eval_dataset is not None:
             eval_dataset = prepare_rows(eval_dataset)
-        self._is_saving = False
         self._epoch_start = -1, 0  # the epoch, and the step it began at
         self._num_tokens_and_places = torch.zeros(2, dtype=torch.int64)  # of the training batches since the last log
         super().__init__(
@@ -281,16 +276,6 @@ class ViTPTrainer(SFTTrainer):
 
     # Checkpoints
 
-    def train(self, resume_from_checkpoint: str | bool | None = None, *args, **kwargs) -> TrainOutput:
-        if resume_from_checkpoint is True:
-            resume_from_checkpoint = last_checkpoint(self.args.output_dir)
-            if resume_from_checkpoint is None:
-                raise ValueError(f"There is no complete checkpoint in {self.args.output_dir} to resume from.")
-        self._settings = self._run_settings()
-        if resume_from_checkpoint:
-            check_settings(resume_from_checkpoint, self._settings)
-        return super().train(resume_from_checkpoint, *args, **kwargs)
-
     def _run_settings(self) -> dict[str, dict[str, Any]]:
         """What has to be as it was for a run to go on (`fixed`), and what changes its course only (`free`)."""
         args, image_processor = self.args, self.processing_class.image_processor
@@ -320,39 +305,6 @@ class ViTPTrainer(SFTTrainer):
             "adam_beta2 adam_epsilon max_grad_norm bf16 fp16"
         )
         return {"fixed": fixed, "free": {name: getattr(args, name) for name in names.split()} | batch}
-
-    def _get_output_dir(self, trial) -> str:
-        folder = super()._get_output_dir(trial)
-        return os.path.join(folder, STAGING) if self._is_saving else folder
-
-    def _save_checkpoint(self, model, trial) -> None:
-        folder = self._get_output_dir(trial)
-        name = f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
-        checkpoint, staged = os.path.join(folder, name), os.path.join(folder, STAGING, name)
-        if self.args.should_save:
-            shutil.rmtree(os.path.join(folder, STAGING), ignore_errors=True)
-        self.accelerator.wait_for_everyone()
-        self._is_saving = True
-        try:
-            super()._save_checkpoint(model, trial)
-        finally:
-            self._is_saving = False
-        if self.state.best_global_step == self.state.global_step:
-            self.state.best_model_checkpoint = checkpoint
-            if self.args.should_save:
-                self.state.save_to_json(os.path.join(staged, TRAINER_STATE_NAME))
-        self.accelerator.wait_for_everyone()
-        if self.args.should_save:
-            publish_checkpoint(staged, checkpoint, self._settings)
-        self.accelerator.wait_for_everyone()
-        if self.args.push_to_hub:
-            self._push_from_checkpoint(checkpoint)
-        if self.args.should_save:
-            rotate_checkpoints(folder, self.args.save_total_limit, self.state.best_model_checkpoint, use_mtime=True)
-
-    def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
-        if not self._is_saving:  # what is not in its place yet would be moved during the upload
-            super()._push_from_checkpoint(checkpoint_folder)
 
     def _save_rng_state(self, output_dir: str) -> None:
         super()._save_rng_state(output_dir)

@@ -16,8 +16,7 @@ from datasets import Dataset, Features, Image, List, Value
 from from_scratch import build_model, build_tokenizer
 from transformers import TrainerCallback, TrainerState
 
-import modeling_vitp.trainer as vitp_trainer
-from modeling_vitp import ViTPTrainer, ViTPTrainingConfig
+from modeling_vitp import ViTPTrainer, ViTPTrainingConfig, checkpointing
 
 SIZES = [(56, 56), (112, 56), None, (168, 112), (56, 112), (112, 112), None, (56, 56), (168, 56), (56, 168)]
 ANSWERS = ["3", "There are 12 trees.", "top left", "7", "12 and 3", "none", "What trees?", "many", "2", "quarter"]
@@ -126,7 +125,7 @@ def kill_while_saving(trainer: ViTPTrainer, stage: str, step: int) -> None:
         trainer._save_rng_state = half_of(trainer._save_rng_state, "rng_state*")
         TrainerState.save_to_json = at_step(TrainerState.save_to_json, lambda self, path: Path(path).write_text("{"))
     elif stage == "before the rename":
-        vitp_trainer.publish_checkpoint = at_step(vitp_trainer.publish_checkpoint, lambda *args: None)
+        checkpointing.publish_checkpoint = at_step(checkpointing.publish_checkpoint, lambda *args: None)
     elif stage == "rotation":
         delete = shutil.rmtree
 
@@ -152,7 +151,7 @@ def train(folder: str, kill: tuple[str, int] | None = None, **options) -> None:
         trainer.add_callback(KillAtStep(kill[1]))
     elif kill is not None:
         kill_while_saving(trainer, *kill)
-    trainer.train(resume_from_checkpoint=vitp_trainer.last_checkpoint(folder))
+    trainer.train(resume_from_checkpoint=checkpointing.last_checkpoint(folder))
     if trainer.is_world_process_zero():
         (Path(folder) / "summary.json").write_text(json.dumps(summary(trainer)))
 

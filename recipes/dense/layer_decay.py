@@ -1,0 +1,51 @@
+"""Layer-wise decay of the learning rate: the nearer a layer is to the input, the less it moves."""
+
+import re
+
+from torch import nn
+
+WITHOUT_DECAY = ("position_embeddings", "cls_token")
+
+
+def layer_decay_groups(
+    model: nn.Module, learning_rate: float, weight_decay: float, layer_decay: float, num_layers: int
+) -> list[dict]:
+    """Groups of parameters for an optimizer, as BEiT's fine-tuning has them (arXiv 2106.08254).
+
+    Of a ViT with L layers, layer i (from 0) learns at `learning_rate * layer_decay ** (L - i)`, its patch and position
+    embeddings at `learning_rate * layer_decay ** (L + 1)`, and everything else (adapter, heads) at `learning_rate`.
+    Weights of one dimension (norms, biases, gates, LayerScale), position embeddings and the CLS token have no weight
+    decay.
+
+    Args:
+        model: one with the ViT's `embeddings` and `encoder.layer` somewhere in it. What does not train is left out.
+        num_layers: L.
+
+    Returns:
+        One dictionary for each group that is not empty: `params`, `lr`, `weight_decay`, and for logs `name`.
+    """
+    groups = {}
+    for name, parameter in model.named_parameters():
+        if not parameter.requires_grad:
+            continue
+        depth = vit_depth(name, num_layers)
+        decays = parameter.ndim > 1 and not name.endswith(WITHOUT_DECAY)
+        group = groups.setdefault(
+            (depth, decays),
+            {
+                "params": [],
+                "lr": learning_rate * layer_decay ** (num_layers + 1 - depth),
+                "weight_decay": weight_decay if decays else 0.0,
+                "name": f"depth {depth}{'' if decays else ', no weight decay'}",
+            },
+        )
+        group["params"].append(parameter)
+    return [groups[key] for key in sorted(groups)]
+
+
+def vit_depth(name: str, num_layers: int) -> int:
+    """0 for the embeddings of the ViT, 1 + i for its layer i, L + 1 for what is not part of it."""
+    layer = re.search(r"(?:^|\.)encoder\.layer\.(\d+)\.", name)
+    if layer:
+        return 1 + int(layer[1])
+    return 0 if re.search(r"(?:^|\.)embeddings\.", name) else num_layers + 1

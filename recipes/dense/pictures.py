@@ -1,0 +1,61 @@
+"""Pictures of predictions: image or pair, mask, prediction and where they differ, with the classes in a legend."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import matplotlib
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+import numpy as np
+import torch
+from matplotlib.patches import Patch
+
+from .classes import IGNORE_INDEX, LabelEncoding
+
+UNLABELLED = (127, 127, 127)
+
+
+def draw_predictions(
+    samples: Sequence[dict], predictions: Sequence[np.ndarray], encoding: LabelEncoding, path: Path
+) -> None:
+    """One row for each sample.
+
+    Args:
+        samples: items of [`~dense.readers.MaskedImages`].
+        predictions: class indices of shape `(height, width)`.
+        encoding: names and colours of the classes.
+        path: of the PNG.
+    """
+    colours = np.full((IGNORE_INDEX + 1, 3), UNLABELLED, dtype=np.uint8)
+    colours[: len(encoding.classes)] = encoding.palette
+    titles = ["image"] if len(samples[0]["images"]) == 1 else ["before", "after"]
+    titles += ["mask", "prediction", "wrong (red)"] if "mask" in samples[0] else ["prediction"]
+    figure, axes = plt.subplots(
+        len(samples), len(titles), figsize=(2.6 * len(titles), 2.8 * len(samples)), squeeze=False, layout="constrained"
+    )
+    for row, sample, prediction in zip(axes, samples, predictions):
+        panels = [image.permute(1, 2, 0).numpy() for image in sample["images"]]
+        if "mask" in sample:
+            panels += [colours[sample["mask"].numpy()], colours[prediction], mistakes(sample["mask"], prediction)]
+        else:
+            panels.append(colours[prediction])
+        for axis, panel, title in zip(row, panels, titles):
+            axis.imshow(panel, interpolation="nearest")
+            axis.set_title(title, fontsize=8)
+            axis.axis("off")
+        row[0].set_title(sample["id"], fontsize=8)
+    legend = [(item.name, item.colour) for item in encoding.classes] + [("no class", UNLABELLED)]
+    handles = [Patch(facecolor=np.array(colour) / 255, edgecolor="black", label=name) for name, colour in legend]
+    figure.legend(handles=handles, loc="outside lower center", ncols=min(len(handles), 6), fontsize=8)
+    figure.savefig(path, dpi=120)
+    plt.close(figure)
+
+
+def mistakes(mask: torch.Tensor, prediction: np.ndarray) -> np.ndarray:
+    """White where the prediction is right, red where it is wrong, grey where there is no class."""
+    mask = mask.numpy()
+    panel = np.full((*mask.shape, 3), 255, dtype=np.uint8)
+    panel[mask != prediction] = (220, 30, 30)
+    panel[mask == IGNORE_INDEX] = UNLABELLED
+    return panel

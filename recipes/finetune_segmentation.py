@@ -1,0 +1,144 @@
+"""Semantic segmentation from a pretrained backbone: parse, model, data, trainer, save.
+
+    python recipes/finetune_segmentation.py --config recipes/configs/loveda.yaml --model_name_or_path my_backbone
+
+The configuration is YAML; every field can be given on the command line too (`--help` lists them). Started again with
+the same output folder, a run goes on from its last checkpoint.
+"""
+
+import json
+import logging
+import math
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from dense.data import DenseData, balanced_weights, count_pixels
+from dense.models import DenseModelArguments, load_dense_model, load_image_processor
+from dense.pictures import draw_predictions
+from dense.submission import write_masks
+from dense.trainer import DenseTrainer, DenseTrainingArguments
+from plots import draw_losses
+from transformers import PreTrainedModel, set_seed
+from trl import TrlParser
+
+from modeling_vitp import ViTPForSemanticSegmentation
+from modeling_vitp.checkpointing import last_checkpoint
+
+logger = logging.getLogger("finetune")
+
+
+@dataclass
+class FinetuneArguments:
+    data: dict | str | None = field(
+        default=None, metadata={"help": "Classes, splits and files of the data set, see README."}
+    )
+    data_root: str | None = field(default=None, metadata={"help": "Where the data set is, instead of data.root."})
+    train_splits: list[str] = field(default_factory=lambda: ["train"], metadata={"help": "What is trained on."})
+    eval_split: str | None = field(
+        default=None,
+        metadata={
+            "help": "What is scored while training, with eval_strategy, and at the end. The last checkpoint is the "
+            "result, unless load_best_model_at_end is set."
+        },
+    )
+    test_split: str | None = field(default=None, metadata={"help": "What is scored once, at the end."})
+    metric: str | None = field(
+        default=None, metadata={"help": "Folder of recipes/metrics: mean_iou, dice or change_detection."}
+    )
+    class_weights: list[str] | None = field(
+        default=None, metadata={"help": "Of the loss: a number for each class, or 'balanced' (inverse frequency)."}
+    )
+    submission: dict | str | None = field(
+        default=None, metadata={"help": "`split` and `file` of the masks that a benchmark's server takes, see README."}
+    )
+    num_pictures: int = field(default=4, metadata={"help": "Samples in the picture of predictions."})
+
+    def __post_init__(self):
+        for name in ("data", "submission"):
+            if isinstance(getattr(self, name), str):
+                setattr(self, name, json.loads(getattr(self, name)))
+        if self.data is None:
+            raise ValueError("Give `data` in the configuration: what is trained on.")
+        if self.data_root is not None:
+            self.data["root"] = self.data_root
+        if self.test_split is not None and self.test_split in {*self.train_splits, self.eval_split}:
+            raise ValueError(f"Split {self.test_split!r} is the test's; it may not be trained or selected on.")
+
+
+def main(
+    argv: list[str] | None = None,
+    model_class: type[PreTrainedModel] = ViTPForSemanticSegmentation,
+    metric: str = "mean_iou",
+) -> int:
+    parser = TrlParser((FinetuneArguments, DenseTrainingArguments, DenseModelArguments))
+    args, training_args, model_args = parser.parse_args_and_config(argv)
+    output_dir = Path(training_args.output_dir)
+    set_seed(training_args.seed)
+
+    data = DenseData.from_dict(args.data)
+    if training_args.load_best_model_at_end and args.eval_split in {*args.train_splits, None}:
+        raise ValueError("load_best_model_at_end needs an eval_split that is not trained on.")
+    data.check_disjoint(list(dict.fromkeys([*args.train_splits, *filter(None, (args.eval_split, args.test_split))])))
+    train_dataset = data.open(args.train_splits) if training_args.do_train else None
+    eval_dataset = data.open([args.eval_split]) if args.eval_split else None
+    test_dataset = data.open([args.test_split]) if args.test_split else None
+
+    pixels, weights = None, args.class_weights
+    if train_dataset is not None:
+        pixels = count_pixels(train_dataset, data.encoding.names, training_args.dataloader_num_workers)
+        weights = balanced_weights(pixels) if weights == ["balanced"] else weights and [float(item) for item in weights]
+    model = load_dense_model(model_class, model_args, data.encoding.names, weights)
+    trainer = DenseTrainer(
+        model,
+        training_args,
+        data.encoding,
+        args.metric or metric,
+        train_dataset=train_dataset,
+        eval_dataset=eval_dataset,
+        processing_class=load_image_processor(model_args, data.image_spec),
+    )
+
+    metrics = {"seed": training_args.seed}
+    if train_dataset is not None:
+        checkpoint = training_args.resume_from_checkpoint or last_checkpoint(output_dir)
+        if checkpoint is not None:
+            logger.info("Going on from %s. To start afresh, give another output_dir.", checkpoint)
+        metrics |= {"train": trainer.train(resume_from_checkpoint=checkpoint).metrics, "train_pixels": pixels}
+        trainer.save_model(output_dir)
+    if eval_dataset is not None:
+        metrics["eval"] = trainer.evaluate()
+    if test_dataset is not None:
+        metrics["test"] = trainer.evaluate(test_dataset, metric_key_prefix="test")
+    if not trainer.is_world_process_zero():
+        return 0
+
+    output_dir.mkdir(parents=True, exist_ok=True)
+    if train_dataset is not None:
+        draw_losses(trainer.state.log_history, output_dir / "loss.png")
+    shown = test_dataset or eval_dataset
+    if shown is not None and args.num_pictures:
+        samples = [shown[index * len(shown) // args.num_pictures] for index in range(args.num_pictures)]
+        predictions = [trainer.predict_labels(sample["images"], is_test=True) for sample in samples]
+        draw_predictions(samples, predictions, data.encoding, output_dir / "predictions.png")
+    if args.submission is not None:
+        split, settings = args.submission["split"], args.submission
+        folder = write_masks(data.open([split]), trainer, data.encoding, settings, output_dir / "submission")
+        print(f"For the server: {folder}.zip")
+    (output_dir / "metrics.json").write_text(json.dumps(without_nan(metrics), indent=2) + "\n")
+    if training_args.push_to_hub:
+        trainer.push_to_hub()
+    print(json.dumps(without_nan(metrics), indent=2))
+    print(f"\nModel, image processor, metrics.json and pictures: {output_dir}")
+    return 0
+
+
+def without_nan(value):
+    """JSON has no NaN: what could not be scored, a class that never occurs, is null."""
+    if isinstance(value, dict):
+        return {key: without_nan(item) for key, item in value.items()}
+    return None if isinstance(value, float) and math.isnan(value) else value
+
+
+if __name__ == "__main__":
+    sys.exit(main())

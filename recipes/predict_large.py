@@ -1,0 +1,52 @@
+"""Classes of every pixel of an image of any size, by a model fine-tuned for segmentation or change detection.
+
+    python recipes/predict_large.py my_model scene.tif --output classes.tif
+    python recipes/predict_large.py my_change_model before.tif after.tif --output changes.tif --probabilities p.tif
+
+Started again, a run that was stopped goes on where it was.
+"""
+
+import argparse
+from pathlib import Path
+
+import torch
+import yaml
+from dense.classes import LabelEncoding
+from transformers import AutoConfig, AutoImageProcessor
+
+from modeling_vitp import ViTPForChangeDetection, ViTPForSemanticSegmentation, predict_large
+
+MODELS = {model.config_class.model_type: model for model in (ViTPForSemanticSegmentation, ViTPForChangeDetection)}
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("model", help="folder or Hub id of the model with its image processor")
+    parser.add_argument("images", nargs="+", help="GeoTIFF or PNG; for change detection two, before and after")
+    parser.add_argument("--output", required=True, help="GeoTIFF of class indices to write")
+    parser.add_argument("--probabilities", help="GeoTIFF of the classes' probabilities to write, too")
+    parser.add_argument("--classes", help="configuration of the fine-tuning (YAML), for the colours of the classes")
+    parser.add_argument("--window", type=int, default=512, help="height and width of what the model sees at once")
+    parser.add_argument("--stride", type=int, default=384, help="from one window to the next; at most the window")
+    parser.add_argument("--batch_size", type=int, default=4, help="windows that are predicted together")
+    parser.add_argument("--scales", type=float, nargs="+", default=[1.0], help="of test-time augmentation")
+    parser.add_argument("--flip", action="store_true", help="predict mirror images, too")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--dtype", default="float32", help="of the model: float32, bfloat16 or float16")
+    args = vars(parser.parse_args(argv))
+
+    name = args.pop("model")
+    config = AutoConfig.from_pretrained(name)
+    if config.model_type not in MODELS:
+        raise SystemExit(f"{name} is a {config.model_type}; {' or '.join(MODELS)} is needed.")
+    model = MODELS[config.model_type].from_pretrained(name, dtype=args.pop("dtype")).to(args.pop("device"))
+    classes = args.pop("classes")
+    if classes is not None:
+        data = yaml.safe_load(Path(classes).read_text())["data"]
+        args["colors"] = LabelEncoding(data["classes"]).palette.tolist()
+    predict_large(model, AutoImageProcessor.from_pretrained(name), **args)
+    print(f"The classes are in {args['output']}")
+
+
+if __name__ == "__main__":
+    main()

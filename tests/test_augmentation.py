@@ -1,0 +1,109 @@
+import numpy as np
+import pytest
+import torch
+from dense.augmentation import Augmentation, RandomScaledCrop, class_share
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torchvision import tv_tensors
+
+
+def sample(height: int, width: int, num_images: int = 1):
+    """Images whose red tells the row, green the column and blue the class."""
+    rows, columns = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
+    mask = (rows // 4 + columns // 4) % 3
+    image = torch.stack([rows, columns, mask * 60]).to(torch.uint8)
+    return [tv_tensors.Image(image.clone()) for _ in range(num_images)], tv_tensors.Mask(mask.to(torch.uint8))
+
+
+@given(
+    st.integers(5, 70),
+    st.integers(5, 70),
+    st.integers(1, 50),
+    st.sampled_from([(1.0, 1.0), (0.5, 2.0), (2.0, 2.0)]),
+    st.integers(0, 2**31),
+)
+@settings(max_examples=40, deadline=None)
+def test_images_and_mask_of_any_size_become_crops_that_agree(height, width, size, scale, seed):
+    images, mask = sample(height, width, 2)
+    augment = Augmentation(size, scale, flip=(0.5, 0.5), photometric=False, fill=(1, 2, 3))
+    (before, after), cropped = augment(images, mask, seed)
+    assert before.shape == (3, size, size) and cropped.shape == (size, size)
+    assert torch.equal(before, after)
+    outside = cropped == 255
+    assert torch.equal(outside, (before == torch.tensor([1, 2, 3]).view(3, 1, 1)).all(0) & outside)
+    assert not outside.all()
+    if scale == (1.0, 1.0):
+        # Each pixel is one of the original, with the class that it had there.
+        kept = ~outside
+        rows, columns = before[0][kept].long(), before[1][kept].long()
+        assert torch.equal(mask[rows, columns], cropped[kept])
+        assert kept.sum() == min(size, height) * min(size, width)
+        assert len({*zip(rows.tolist(), columns.tolist())}) == kept.sum()
+
+
+def test_a_crop_at_twice_the_size_shows_a_quarter_of_the_area():
+    images, mask = sample(64, 64)
+    (image,), cropped = Augmentation(32, (2.0, 2.0), photometric=False, flip=(0, 0))(images, mask, 3)
+    assert image[0].max().int() - image[0].min().int() in (15, 16)
+    assert (image[2].float() / 60 - cropped).abs().median() < 0.05
+
+
+def test_what_is_drawn_depends_on_the_seed_alone():
+    images, mask = sample(40, 40, 2)
+    augment = Augmentation(32, flip=(0.5, 0.5), exchange=0.5)
+    torch.manual_seed(0)
+    first = augment(images, mask, 5)
+    torch.manual_seed(1)
+    state = torch.get_rng_state()
+    again = augment(images, mask, 5)
+    assert torch.equal(torch.get_rng_state(), state)
+    assert all(torch.equal(one, other) for one, other in zip([*first[0], first[1]], [*again[0], again[1]]))
+    assert not torch.equal(augment(images, mask, 6)[1], first[1])
+
+
+def test_crops_are_drawn_again_while_one_class_has_more_than_its_share():
+    mask = torch.zeros(64, 64, dtype=torch.uint8)
+    mask[:, 32:] = 1
+    shares = {}
+    for limit in (1.0, 0.75):
+        crop = RandomScaledCrop(16, (1.0, 1.0), limit)
+        torch.manual_seed(0)
+        crops = [crop(tv_tensors.Image(torch.zeros(3, 64, 64)), tv_tensors.Mask(mask))[1] for _ in range(200)]
+        shares[limit] = np.mean([class_share(crop) <= 0.75 for crop in crops])
+    # A crop starts at one of 49 columns; at 9 of them each class has a quarter or more. Up to ten are drawn.
+    assert shares[1.0] == pytest.approx(9 / 49, abs=0.08)
+    assert shares[0.75] == pytest.approx(1 - (40 / 49) ** 10, abs=0.08)
+
+
+@given(st.lists(st.sampled_from([0, 1, 2, 255]), min_size=1, max_size=30))
+def test_class_share_counts_labelled_pixels(values):
+    labelled = [value for value in values if value != 255]
+    expected = max(map(labelled.count, labelled)) / len(labelled) if labelled else 1.0
+    assert class_share(torch.tensor(values, dtype=torch.uint8)) == pytest.approx(expected)
+
+
+def test_pairs_change_places_and_colours_change_for_each_image():
+    images = [tv_tensors.Image(torch.full((3, 8, 8), value, dtype=torch.uint8)) for value in (50, 200)]
+    mask = tv_tensors.Mask(torch.zeros(8, 8, dtype=torch.uint8))
+    exchange = Augmentation(8, (1.0, 1.0), photometric=False, exchange=0.5)
+    first = [exchange(images, mask, seed)[0][0].max().item() for seed in range(100)]
+    assert {*first} == {50, 200}
+    assert first.count(200) / 100 == pytest.approx(0.5, abs=0.15)
+    never = Augmentation(8, (1.0, 1.0), photometric=False)
+    assert {never(images, mask, seed)[0][0].max().item() for seed in range(5)} == {50}
+    same = [tv_tensors.Image(torch.full((3, 8, 8), 100, dtype=torch.uint8)) for _ in range(2)]
+    coloured = [Augmentation(8, (1.0, 1.0))(same, mask, seed)[0] for seed in range(5)]
+    assert any(not torch.equal(before, after) for before, after in coloured)
+
+
+def test_flips_happen_as_often_as_they_should():
+    images, mask = sample(16, 16)
+    augment = Augmentation(16, (1.0, 1.0), flip=(0.5, 0.25), photometric=False)
+    flipped = np.array(
+        [
+            [image[1, 0, 0] > 0, image[0, 0, 0] > 0]
+            for seed in range(150)
+            for (image,), _ in [augment(images, mask, seed)]
+        ]
+    )
+    assert flipped.mean(0) == pytest.approx([0.5, 0.25], abs=0.1)
