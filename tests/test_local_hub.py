@@ -1,13 +1,20 @@
 """The Hub of the tests, driven by the unmodified clients, and what these do when it fails."""
 
 import hashlib
+import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
+import httpx2
 import pytest
+from datasets import Dataset, load_dataset
 from huggingface_hub import (
     CommitOperationAdd,
     CommitOperationCopy,
     CommitOperationDelete,
+    HfFileSystem,
     ModelCard,
     SpaceCard,
 )
@@ -15,6 +22,7 @@ from huggingface_hub.errors import (
     EntryNotFoundError,
     GatedRepoError,
     HfHubHTTPError,
+    OfflineModeIsEnabled,
     RepositoryNotFoundError,
     RevisionNotFoundError,
 )
@@ -285,3 +293,172 @@ def test_cards_of_spaces_are_checked(hub):
     with pytest.warns(UserWarning, match="empty or missing yaml metadata"):
         hub.create("tester/m")
         hub.api().upload_file(path_or_fileobj=b"# Card", path_in_repo="README.md", repo_id="tester/m")
+
+
+def test_ranges(hub):
+    hub.create("org/data", {"a.parquet": WEIGHTS, "b.txt": WEIGHTS.hex()}, repo_type="dataset")
+    files = HfFileSystem(endpoint=hub.url, token=hub.token("read"), skip_instance_cache=True)
+    for name, content in (("a.parquet", WEIGHTS), ("b.txt", WEIGHTS.hex().encode())):
+        with files.open(f"datasets/org/data/{name}", block_size=1000) as file:
+            file.seek(5000)
+            assert file.read(10) == content[5000:5010]
+            file.seek(-3, os.SEEK_END)
+            assert file.read() == content[-3:]
+    url = f"{hub.url}/datasets/org/data/resolve/main/b.txt"
+    for part, expected in {"0-0": b"0", "2-": WEIGHTS.hex().encode()[2:], "-2": b"ff"}.items():
+        found = httpx2.get(url, headers={"Range": f"bytes={part}"})
+        assert (found.status_code, found.content) == (206, expected)
+    assert httpx2.get(url, headers={"Range": "bytes=999999-"}).status_code == 416
+
+
+# What the client makes of failures.
+
+
+@pytest.mark.parametrize(
+    ("status", "options", "error"),
+    [
+        (401, {"code": "RepoNotFound"}, RepositoryNotFoundError),
+        (403, {"code": "GatedRepo"}, GatedRepoError),
+        (404, {"code": "RevisionNotFound"}, RevisionNotFoundError),
+        (404, {"code": "EntryNotFound"}, EntryNotFoundError),
+        (403, {"message": "quota exceeded"}, HfHubHTTPError),
+        (409, {"message": "in the way"}, HfHubHTTPError),
+    ],
+)
+def test_errors_that_stay(hub, pauses, status, options, error):
+    hub.create("tester/m")
+    failure = hub.fail("GET", "/api/models/*", status, **options)
+    with pytest.raises(error, match=options.get("message", f"{status}")):
+        hub.api().model_info("tester/m")
+    assert failure.count == 1 and pauses == []
+    hub.api().model_info("tester/m")
+
+
+@pytest.mark.parametrize("failure", [{"status": 503}, {"status": 429, "retry_after": 7}, {"cut": 0}])
+def test_what_passes_is_tried_again(hub, folder, pauses, failure):
+    hub.create("tester/m")
+    steps = [("POST", "*/preupload/*"), ("POST", "*/batch"), ("PUT", "/lfs/*"), ("POST", "*/verify")]
+    if "cut" not in failure:  # which takes a body
+        steps += [("HEAD", "*/config.json"), ("GET", "*/tree/*")]
+    failures = [hub.fail(method, path, times=2, **failure) for method, path in steps]
+    hub.api().upload_folder(repo_id="tester/m", folder_path=folder)
+    assert in_repo(hub, "tester/m") == contents(folder)
+    hub.api().hf_hub_download("tester/m", "config.json")
+    list(hub.api().list_repo_tree("tester/m"))
+    assert [failure.count for failure in failures] == [2] * len(steps)
+    assert set(pauses) == ({8} if "retry_after" in failure else {1, 2})
+
+
+@pytest.mark.parametrize("failure", [{"status": 500}, {"status": 429, "retry_after": 1}, {"cut": 100}, {"lost": True}])
+def test_a_commit_that_failed(hub, folder, failure):
+    """The client does not try it again: `main` is what it was, or has the commit of which the answer was lost."""
+    hub.create("tester/m", {"a.txt": "a"})
+    before, api = hub.files("tester/m"), hub.api()
+    hub.fail("POST", "*/commit/main", **failure)
+    with pytest.raises((HfHubHTTPError, httpx2.TransportError)):
+        api.upload_folder(repo_id="tester/m", folder_path=folder)
+    if "lost" not in failure:
+        assert hub.files("tester/m") == before
+    sent = len(hub.received("PUT", "/lfs/*"))
+    oid = api.upload_folder(repo_id="tester/m", folder_path=folder).oid
+    assert len(hub.received("PUT", "/lfs/*")) == sent == 2
+    assert in_repo(hub, "tester/m") == contents(folder) | {"a.txt": b"a"}
+    hub.create("tester/uninterrupted", {"a.txt": "a"})
+    assert api.upload_folder(repo_id="tester/uninterrupted", folder_path=folder).oid == oid
+
+
+def test_an_interrupted_upload_goes_on(hub, folder, pauses):
+    hub.create("tester/m")
+    second = hashlib.sha256(WEIGHTS[::-1]).hexdigest()
+    failure = hub.fail("PUT", f"/lfs/*/{second}", cut=5000, times=None)
+    with pytest.raises(RuntimeError, match="deep/er/second.safetensors"):
+        hub.api().upload_folder(repo_id="tester/m", folder_path=folder)
+    assert failure.count == 6 and in_repo(hub, "tester/m") == {}
+    hub.failures.clear()
+    hub.requests.clear()
+    oid = hub.api().upload_folder(repo_id="tester/m", folder_path=folder).oid
+    assert [one.path.split("/")[-1] for one in hub.received("PUT", "/lfs/*")] == [second]
+    hub.create("tester/uninterrupted")
+    assert hub.api().upload_folder(repo_id="tester/uninterrupted", folder_path=folder).oid == oid
+
+
+def test_an_interrupted_download_goes_on_where_it_was(hub, pauses, monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.DOWNLOAD_CHUNK_SIZE", 1000)  # what is kept is whole chunks
+    hub.create("tester/m", {"model.safetensors": WEIGHTS})
+    hub.fail("GET", "/lfs/*", cut=4000)
+    hub.fail("GET", "/lfs/*", cut=1000)
+    path = hub.api(None).hf_hub_download("tester/m", "model.safetensors")
+    assert Path(path).read_bytes() == WEIGHTS
+    assert [one.headers.get("range") for one in hub.received("GET", "/lfs/*")] == [None, "bytes=4000-", "bytes=5000-"]
+
+
+def test_a_slow_answer(hub):
+    """It is waited for, unless the file is in the cache."""
+    hub.create("tester/m", {"a.txt": "a"})
+    api = hub.api(None)
+    hub.fail("HEAD", "*/a.txt", delay=0.5, times=2)
+    path = api.hf_hub_download("tester/m", "a.txt", etag_timeout=0.1)
+    assert Path(path).read_text() == "a" and len(hub.received("HEAD", "*/a.txt")) == 2
+    hub.fail("HEAD", "*/a.txt", delay=0.5)
+    assert api.hf_hub_download("tester/m", "a.txt", etag_timeout=0.1) == path
+    assert len(hub.received("HEAD", "*/a.txt")) == 3 and len(hub.received("GET", "*/a.txt")) == 1
+
+
+def test_offline_the_cache_is_enough(hub, monkeypatch):
+    hub.create("tester/m", {"a.txt": "a"})
+    api = hub.api(None)
+    snapshot = api.snapshot_download("tester/m")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    seen = len(hub.requests)
+    assert api.snapshot_download("tester/m") == snapshot
+    assert api.hf_hub_download("tester/m", "a.txt") == f"{snapshot}/a.txt"
+    with pytest.raises(OfflineModeIsEnabled):
+        api.model_info("tester/m")
+    assert len(hub.requests) == seen
+
+
+# The other libraries.
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_data_sets_are_loaded(hub, tmp_path, streaming):
+    rows = {"text": [f"row {number}" for number in range(5)]}
+    Dataset.from_dict(rows).to_parquet(tmp_path / "train.parquet")
+    hub.create("org/parquet", {"data/train-00000-of-00001.parquet": tmp_path / "train.parquet"}, "dataset")
+    lines = "".join(json.dumps({"text": text}) + "\n" for text in rows["text"])
+    card = "---\nconfigs:\n- {config_name: default, data_files: [{split: train, path: lines.jsonl}]}\n---\n"
+    hub.create("org/lines", {"lines.jsonl": lines, "README.md": card}, "dataset", private=True)
+    for name in ("org/parquet", "org/lines"):
+        found = load_dataset(name, split="train", streaming=streaming, token=hub.token("read"))
+        assert [row["text"] for row in found] == rows["text"]
+
+
+CLIENTS = """
+import json, sys
+from datasets import load_dataset
+from huggingface_hub import whoami
+from transformers import AutoModel, AutoTokenizer, BertConfig, BertModel
+
+name = whoami()["name"]
+config = BertConfig(hidden_size=8, num_hidden_layers=1, num_attention_heads=1, intermediate_size=8, vocab_size=9)
+model = BertModel(config)
+model.push_to_hub("tester/bert", private=True)
+model.encoder.layer[0].output.dense.bias.data += 1
+model.push_to_hub("tester/bert", revision="more", commit_message="more")
+for revision, expected in (("main", 0), ("more", 1)):
+    loaded = AutoModel.from_pretrained("tester/bert", revision=revision)
+    assert loaded.encoder.layer[0].output.dense.bias.unique().tolist() == [expected], revision
+print(json.dumps([name, load_dataset("org/lines", split="train")[0]["text"]]))
+"""
+
+
+def test_the_environment_connects_the_clients_of_a_process(hub, tmp_path):
+    hub.create("org/lines", {"lines.jsonl": '{"text": "a"}\n'}, "dataset")
+    environment = {**os.environ, **hub.environment(tmp_path / "fresh", hub.token())}
+    done = subprocess.run([sys.executable, "-c", CLIENTS], env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout.splitlines()[-1]) == ["tester", "a"]
+    assert hub.repo("tester/bert").state["private"] and set(hub.repo("tester/bert").refs) == {
+        "refs/heads/main",
+        "refs/heads/more",
+    }

@@ -6,7 +6,8 @@ process what it needs, the fixture `hub` connects the clients of the test's own 
 It has what they need to share and to load: `whoami`; repos of models, data sets and Spaces (create, info, settings,
 move, delete, `auth-check`); branches, tags, pull requests (with a minimum of discussions), commits; `tree`,
 `paths-info`, `resolve` with ranges and ETags; `preupload`, LFS batch (basic and multipart, verify) and `commit`; the
-check of a card's metadata. Access follows tokens of read and write scope, private repos, and gated ones.
+check of a card's metadata. Access follows tokens of read and write scope, private repos, and gated ones. It fails when
+a test tells it to (`failures.py`).
 
 What differs from the Hub: no Xet, so that clients need `HF_HUB_DISABLE_XET=1`; a commit's id is a hash of its content
 and history alone, and its date is its number, so that the same pushes end in the same ids; a missing repo is a 401 or
