@@ -654,16 +654,20 @@ def folder_cache(folder: Path) -> str:
 def load_rows(script_args: ScriptArguments) -> DatasetDict | IterableDatasetDict:
     """All splits of the data set that a recipe names instead of a mixture, as they are stored.
 
+    Transient HTTP errors and broken connections are tried again, with growing pauses.
+
     Raises:
         ValueError: if it lacks the split to train on.
     """
     name = script_args.dataset_name
-    splits = load_dataset(
+    load = partial(
+        load_dataset,
         name,
         script_args.dataset_config,
         streaming=script_args.dataset_streaming,
         cache_dir=folder_cache(Path(name)) if Path(name).is_dir() else None,
     )
+    splits = retry(load, name)
     if script_args.dataset_train_split not in splits:
         raise ValueError(
             f"{name} has no split {script_args.dataset_train_split!r}, only {sorted(splits)}: give dataset_train_split."

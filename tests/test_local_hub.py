@@ -5,6 +5,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import httpx2
@@ -28,7 +29,6 @@ from huggingface_hub.errors import (
 )
 from huggingface_hub.utils import disable_progress_bars
 
-pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=<...>':DeprecationWarning")
 disable_progress_bars()
 
 WEIGHTS = bytes(range(256)) * 40
@@ -59,11 +59,12 @@ def in_repo(hub, *args, **kwargs) -> dict[str, bytes]:
 @pytest.mark.parametrize("repo_type", ["model", "dataset", "space"])
 def test_a_repo_comes_into_being_is_described_and_goes(hub, folder, repo_type):
     api, repo = hub.api(), {"repo_id": "org/thing", "repo_type": repo_type}
-    url = api.create_repo(**repo, space_sdk="gradio" if repo_type == "space" else None)
+    sdk = {"space_sdk": "gradio"} if repo_type == "space" else {}
+    url = api.create_repo(**repo, **sdk)
     assert (url.repo_id, url.repo_type) == ("org/thing", repo_type) and url.startswith(hub.url)
-    assert api.create_repo(**repo, exist_ok=True, space_sdk="gradio" if repo_type == "space" else None) == url
+    assert api.create_repo(**repo, **sdk, exist_ok=True) == url
     with pytest.raises(HfHubHTTPError, match="409"):
-        api.create_repo(**repo, space_sdk="gradio")
+        api.create_repo(**repo, **sdk)
 
     (folder / "README.md").write_text("---\nlicense: mit\ntags: [a]\nsdk: gradio\n---\n# Card\n")
     commit = api.upload_folder(**repo, folder_path=folder, commit_message="all")
@@ -382,6 +383,32 @@ def test_an_interrupted_upload_goes_on(hub, folder, pauses):
     assert hub.api().upload_folder(repo_id="tester/uninterrupted", folder_path=folder).oid == oid
 
 
+UPLOAD = """
+import sys
+from huggingface_hub import HfApi
+HfApi().upload_folder(repo_id="tester/m", folder_path=sys.argv[1])
+"""
+
+
+def test_a_killed_upload_goes_on(hub, folder, tmp_path):
+    hub.create("tester/m")
+    first, second = (hashlib.sha256(content).hexdigest() for content in (WEIGHTS, WEIGHTS[::-1]))
+    stuck = hub.fail("PUT", f"/lfs/*/{second}", delay=600)
+    environment = {**os.environ, **hub.environment(tmp_path / "fresh", hub.token())}
+    process = subprocess.Popen([sys.executable, "-c", UPLOAD, folder], env=environment, stderr=subprocess.DEVNULL)
+    while stuck.count == 0 or not hub.repo("tester/m").blob(first).exists():
+        assert process.poll() is None
+        time.sleep(0.02)
+    process.kill()
+    process.wait()
+    assert in_repo(hub, "tester/m") == {}
+    hub.requests.clear()
+    oid = hub.api().upload_folder(repo_id="tester/m", folder_path=folder).oid
+    assert [one.path.split("/")[-1] for one in hub.received("PUT", "/lfs/*")] == [second]
+    hub.create("tester/uninterrupted")
+    assert hub.api().upload_folder(repo_id="tester/uninterrupted", folder_path=folder).oid == oid
+
+
 def test_an_interrupted_download_goes_on_where_it_was(hub, pauses, monkeypatch):
     monkeypatch.setattr("huggingface_hub.constants.DOWNLOAD_CHUNK_SIZE", 1000)  # what is kept is whole chunks
     hub.create("tester/m", {"model.safetensors": WEIGHTS})
@@ -390,6 +417,17 @@ def test_an_interrupted_download_goes_on_where_it_was(hub, pauses, monkeypatch):
     path = hub.api(None).hf_hub_download("tester/m", "model.safetensors")
     assert Path(path).read_bytes() == WEIGHTS
     assert [one.headers.get("range") for one in hub.received("GET", "/lfs/*")] == [None, "bytes=4000-", "bytes=5000-"]
+
+
+def test_what_has_not_changed_is_not_downloaded_again(hub):
+    hub.create("tester/m", {"a.txt": "a", "model.safetensors": WEIGHTS})
+    api = hub.api(None)
+    api.snapshot_download("tester/m")
+    hub.commit("tester/m", {"b.txt": "b"})
+    hub.requests.clear()
+    assert contents(Path(api.snapshot_download("tester/m"))) == hub.files("tester/m")
+    assert not hub.received("GET", "/lfs/*")
+    assert [one.path.split("/")[-1] for one in hub.received("GET", "*/resolve/*")] == ["b.txt"]
 
 
 def test_a_slow_answer(hub):

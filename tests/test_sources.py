@@ -8,7 +8,8 @@ from datasets import ClassLabel, Dataset, Features, IterableDataset, List, Value
 from datasets import Image as ImageFeature
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from sources import Source, load_mixture, normalise, read_source
+from sources import Source, load_mixture, load_rows, normalise, read_source
+from trl import ScriptArguments
 
 from modeling_vitp import ViTPDataCollator
 
@@ -384,3 +385,10 @@ def test_a_data_set_that_is_not_on_the_hub_or_private(harbours, pauses, streamin
         with pytest.raises(ValueError, match=f"Source 'h'.*: org/{name} cannot be read: Dataset 'org/{name}' doesn't"):
             answers(streaming, name)
     assert pauses == []
+
+
+def test_a_data_set_without_a_mixture_is_asked_for_again_too(harbours, pauses):
+    failure = harbours.fail("GET", "/api/datasets/*", 503, times=3)
+    splits = load_rows(ScriptArguments(dataset_name="org/harbours"))
+    assert splits.num_rows == {"train": 11}
+    assert failure.count == 3 and pauses == [1, 2, 4]
