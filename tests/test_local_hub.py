@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 import time
+import uuid
 from pathlib import Path
 
 import httpx2
@@ -27,7 +28,10 @@ from huggingface_hub.errors import (
     RepositoryNotFoundError,
     RevisionNotFoundError,
 )
+from huggingface_hub.hf_api import RepoFolder
 from huggingface_hub.utils import disable_progress_bars
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 disable_progress_bars()
 
@@ -115,6 +119,30 @@ def test_trees(hub, folder):
     # What git itself would call an empty file.
     assert api.get_paths_info("tester/m", "deep/empty.txt")[0].blob_id == "e69de29bb2d1d6434b8b29ae775ad8c2e48c5391"
     assert [commit.commit_id for commit in api.list_repo_commits("tester/m")][:2] == [second, first]
+
+
+names = st.sampled_from(["a", "b", "a.b", "a b", "ä%"])
+
+
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.sets(st.lists(names, min_size=1, max_size=3).map("/".join), max_size=6), st.integers(1, 4), st.booleans())
+def test_a_tree_is_that_of_a_file_system(hub, paths, page_size, recursive):
+    paths = {path for path in paths if not any(other.startswith(f"{path}/") for other in paths)}
+    repo_id, hub.page_size = f"tester/{uuid.uuid4().hex}", page_size
+    hub.create(repo_id, {path: path for path in paths})
+    folder = hub.root.parent / repo_id
+    for path in [".gitattributes", *paths]:
+        (folder / path).parent.mkdir(parents=True, exist_ok=True)
+        (folder / path).touch()
+    api = hub.api(None)
+    for place in [folder, *(path for path in folder.rglob("*") if path.is_dir())]:
+        inside = None if place == folder else place.relative_to(folder).as_posix()
+        found = api.list_repo_tree(repo_id, inside, recursive=recursive)
+        kinds = {item.path: isinstance(item, RepoFolder) for item in found}
+        wanted = place.rglob("*") if recursive else place.iterdir()
+        assert kinds == {path.relative_to(folder).as_posix(): path.is_dir() for path in wanted}
+    for path in paths:
+        assert Path(api.hf_hub_download(repo_id, path)).read_text() == path
 
 
 def test_revisions(hub):

@@ -53,7 +53,7 @@ class Repo:
 
     def __init__(self, folder: Path, kind: str, repo_id: str):
         self.folder, self.kind, self.id = folder, kind, repo_id
-        self.lock = threading.RLock()
+        self.lock, self.commits = threading.RLock(), {}
         (folder / "commits").mkdir(parents=True, exist_ok=True)
         (folder / "blobs").mkdir(exist_ok=True)
         path = folder / "repo.json"
@@ -85,7 +85,10 @@ class Repo:
 
     def commit(self, revision: str) -> dict:
         """`parent`, `summary`, `description`, `author`, `date` and the `files` of a revision."""
-        return json.loads((self.folder / "commits" / f"{self.commit_of(revision)}.json").read_text())
+        commit_id = self.commit_of(revision)
+        if commit_id not in self.commits:
+            self.commits[commit_id] = json.loads((self.folder / "commits" / f"{commit_id}.json").read_text())
+        return self.commits[commit_id]
 
     def history(self, revision: str) -> list[tuple[str, dict]]:
         """Ids and commits, the newest first."""
