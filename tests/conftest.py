@@ -9,6 +9,7 @@ import huggingface_hub
 import numpy as np
 import pytest
 import torch
+import transformers
 from from_scratch import build_model, build_tokenizer
 from local_hub import LocalHub
 from PIL import Image
@@ -72,6 +73,7 @@ def hub(tmp_path, monkeypatch):
         (constants, "HF_HUB_CACHE", str(home / "hub")),
         (constants, "HF_TOKEN_PATH", str(home / "token")),
         (huggingface_hub.hf_api.api, "endpoint", hub.url),
+        (transformers.utils.hub, "_hf_api", None),
         (datasets.config, "HF_ENDPOINT", hub.url),
         (datasets.config, "HF_HUB_OFFLINE", False),
         (datasets.config, "HF_DATASETS_CACHE", str(home / "datasets")),

@@ -11,11 +11,14 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import picture
+from models import load_start
 from packaging.requirements import Requirement
 from safetensors.torch import load_file, save_file
 from test_export import vivid_model
+from transformers import AutoModel
+from trl import ModelConfig
 
-from modeling_vitp import export_backbone
+from modeling_vitp import ViTPForConditionalGeneration, export_backbone
 from modeling_vitp.convert import convert_checkpoint
 
 GENERATION = {"max_new_tokens": 8, "do_sample": False}
@@ -197,3 +200,44 @@ classes["installed"] = sorted(one.name.lower() for one in importlib.metadata.dis
     assert {"transformers", "torch", "torchvision", "pillow"} <= set(classes["installed"])
     assert not {"modeling-vitp", "trl", "datasets", "accelerate", "peft", "pytest"} & set(classes["installed"])
     check_backbone(classes, tensors, model, given)
+
+
+# What recipes and package do with a Hub id.
+LOADERS = {
+    "model": lambda name, folder: ViTPForConditionalGeneration.from_pretrained(name).model.vision_tower,
+    "start": lambda name, folder: load_start(ModelConfig(model_name_or_path=name), None, ())[0].model.vision_tower,
+    "export": lambda name, folder: AutoModel.from_pretrained(export_backbone(name, folder / "exported")),
+    "convert": lambda name, folder: AutoModel.from_pretrained(convert_checkpoint(name, folder / "new", "backbone")),
+}
+
+
+@pytest.mark.parametrize("load", LOADERS.values(), ids=LOADERS)
+def test_a_hub_that_is_busy_is_asked_again(hub, pauses, tokenizer, tmp_path, load):
+    model, processor = vivid_model(tokenizer)
+    model.save_pretrained(tmp_path / "full")
+    processor.save_pretrained(tmp_path / "full")
+    hub.create("tester/full", {path.name: path for path in (tmp_path / "full").iterdir()})
+    failures = [
+        hub.fail("HEAD", "*/config.json", 503, times=2),
+        hub.fail("GET", "*/config.json", 429, retry_after=7),
+        hub.fail("GET", "/lfs/*", cut=1000),
+    ]
+    found, wanted = load("tester/full", tmp_path).state_dict(), model.model.vision_tower.state_dict()
+    assert all(torch.equal(found[name], wanted[name]) for name in wanted)
+    assert [failure.count for failure in failures] == [2, 1, 1] and pauses == [1, 8, 1]
+
+
+@pytest.mark.parametrize(
+    ("status", "code", "says"),
+    [
+        (401, "RepoNotFound", "tester/full.*(hf auth login|make sure you are authenticated)"),
+        (403, "GatedRepo", "gated repo.*tester/full"),
+        (404, "RevisionNotFound", "main is not a valid git identifier|Revision Not Found.*tester/full"),
+    ],
+)
+@pytest.mark.parametrize("load", LOADERS.values(), ids=LOADERS)
+def test_what_a_hub_refuses_is_named_at_once(hub, pauses, tmp_path, load, status, code, says):
+    hub.fail("*", "*", status, code=code, times=None)
+    with pytest.raises((OSError, ValueError), match=f"(?s){says}"):
+        load("tester/full", tmp_path)
+    assert pauses == [] and not list(tmp_path.iterdir())
