@@ -8,6 +8,7 @@ from datasets import ClassLabel, Dataset, Features, IterableDataset, List, Value
 from datasets import Image as ImageFeature
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from mixture import open_mixture
 from sources import Source, load_mixture, load_rows, normalise, read_source
 from trl import ScriptArguments
 
@@ -357,6 +358,18 @@ def test_a_hub_that_is_busy_is_asked_again(harbours, pauses, streaming, failure)
     assert len(pauses) >= 4
     if "retry_after" in failure:
         assert 4 in pauses
+
+
+def test_a_mixture_of_a_busy_hub_is_that_of_a_calm_one(harbours, pauses):
+    sources = [
+        {"name": "twice", "dataset": "org/harbours", "streaming": True, "rows": 11, "rate": 2},
+        {"name": "half", "dataset": "org/harbours", "rate": 0.5},
+    ]
+    mixture = load_mixture({"sources": sources, "shuffle_buffer": 4})
+    calm = list(open_mixture(mixture, seed=0))
+    failure = harbours.fail("GET", "/lfs/*", 500, times=8, after=1)
+    assert list(open_mixture(mixture, seed=0)) == calm
+    assert failure.count == 8 and len({row["id"] for row in calm}) == len(calm) == 22 + 6
 
 
 @pytest.mark.parametrize("streaming", [False, True])
