@@ -180,7 +180,9 @@ def test_a_commit_is_all_or_nothing(hub):
         commit(CommitOperationAdd("new.txt", b"new"), CommitOperationDelete("none.txt"))
     with pytest.raises(HfHubHTTPError, match="412"):
         commit(CommitOperationAdd("new.txt", b"new"), parent_commit="0" * 40)
-    assert commit(CommitOperationAdd("a.txt", b"a")).oid == head
+    with pytest.raises(EntryNotFoundError):
+        commit(CommitOperationDelete("none/"), create_pr=True)
+    assert commit(CommitOperationAdd("a.txt", b"a")).oid == head and not list(api.get_repo_discussions("tester/m"))
     assert api.model_info("tester/m").sha == head and hub.files("tester/m") == files
 
     done = commit(

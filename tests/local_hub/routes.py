@@ -358,17 +358,14 @@ def commit_operations(hub: LocalHub, request: Request, kind: str, repo: str, rev
     found = may_commit(hub, request, kind, repo, revision)
     header, *operations = [json.loads(line) for line in request.read().splitlines()]
     header = header["value"]
-    for operation in operations:
-        if operation["key"] == "file":
-            operation["value"]["bytes"] = base64.b64decode(operation["value"]["content"])
+    ref = revision if revision.startswith("refs/pr/") else f"refs/heads/{revision}"
     answer = {"success": True}
-    if "create_pr" in request.query:
-        number = found.open_discussion(header["summary"], request.user, revision)["num"]
-        ref = f"refs/pr/{number}"
-        answer["pullRequestUrl"] = f"{address(hub, found)}/discussions/{number}"
-    else:
-        ref = revision if revision.startswith("refs/pr/") else f"refs/heads/{revision}"
-    commit_id = found.apply(ref, operations, header, request.user)
+    with found.lock:
+        files = found.changed(ref, operations, header.get("parentCommit"))
+        if "create_pr" in request.query:
+            number = found.open_discussion(header["summary"], request.user, revision)["num"]
+            ref, answer["pullRequestUrl"] = f"refs/pr/{number}", f"{address(hub, found)}/discussions/{number}"
+        commit_id = found.write_commit(ref, files, header["summary"], header["description"], request.user)
     return Answer(answer | {"commitOid": commit_id, "commitUrl": f"{address(hub, found)}/commit/{commit_id}"})
 
 

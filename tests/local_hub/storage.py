@@ -5,6 +5,7 @@ A repo is a folder: `repo.json` (settings, refs and discussions), `commits/ID.js
 and `repo.json` is replaced whole, so a repo is never seen half-written.
 """
 
+import base64
 import hashlib
 import json
 import os
@@ -165,29 +166,26 @@ class Repo:
         self.save()
         return commit_id
 
-    def apply(self, ref: str, operations: list[dict], header: dict, author: str) -> str:
-        """Carries out the operations of a commit, all or none, and moves the ref."""
-        with self.lock:
-            head = self.commit_of(ref)
-            if header.get("parentCommit") not in (None, head):
-                raise HubError(412, "A commit has happened since. Please refresh and try again.")
-            files = dict(self.files(head))
-            for operation in operations:
-                value, path = operation["value"], operation["value"]["path"]
-                if operation["key"] == "file":
-                    files[path] = self.store(value["bytes"])
-                elif operation["key"] == "lfsFile":
-                    files[path] = self.lfs_file(value["oid"])
-                elif operation["key"] == "deletedFile":
-                    if files.pop(path, None) is None:
-                        raise HubError(404, f"A file with this name doesn't exist: {path}", "EntryNotFound")
-                else:
-                    inside = [other for other in files if other.startswith(path.rstrip("/") + "/")]
-                    if not inside:
-                        raise HubError(404, f"A file with this name doesn't exist: {path}", "EntryNotFound")
-                    for other in inside:
-                        del files[other]
-            return self.write_commit(ref, files, header["summary"], header.get("description", ""), author)
+    def changed(self, revision: str, operations: list[dict], parent: str | None) -> dict[str, dict]:
+        """The files of a revision after the operations of a commit; `parent` is the commit that it has to be at."""
+        head = self.commit_of(revision)
+        if parent not in (None, head):
+            raise HubError(412, "A commit has happened since. Please refresh and try again.")
+        files = dict(self.files(head))
+        for operation in operations:
+            value, path = operation["value"], operation["value"]["path"]
+            if operation["key"] == "file":
+                files[path] = self.store(base64.b64decode(value["content"]))
+            elif operation["key"] == "lfsFile":
+                files[path] = self.lfs_file(value["oid"])
+            else:
+                is_folder, prefix = operation["key"] == "deletedFolder", f"{path.rstrip('/')}/"
+                gone = [name for name in files if (name.startswith(prefix) if is_folder else name == path)]
+                if not gone:
+                    raise HubError(404, f"A file with this name doesn't exist: {path}", "EntryNotFound")
+                for name in gone:
+                    del files[name]
+        return files
 
     def open_discussion(self, title: str, author: str, base: str | None) -> dict:
         """Opens a discussion, or, with the revision that it starts from, a pull request."""
