@@ -30,7 +30,7 @@ from datasets import (
     Value,
     load_dataset,
 )
-from huggingface_hub.errors import OfflineModeIsEnabled
+from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
 from trl import ScriptArguments
 
 from modeling_vitp.collator import SourceSettings, split_at_places
@@ -383,9 +383,9 @@ def read_source(source: Source) -> Dataset | IterableDataset:
 
 
 def named(error: Exception, source: Source, row: int | None = None) -> ValueError:
-    """The error of a source, with its name, the row and the cause at the bottom of the chain, on one line."""
+    """The error of a source on one line: its name, the row, and what the Hub, or else the first of the causes, says."""
     causes = [error]
-    while causes[-1].__cause__ is not None:
+    while causes[-1].__cause__ is not None and not isinstance(causes[-1], HfHubHTTPError):
         causes.append(causes[-1].__cause__)
     place = "" if row is None else f", row {row}"
     cause = " ".join(str(causes[-1]).split()) or type(causes[-1]).__name__
@@ -654,16 +654,20 @@ def folder_cache(folder: Path) -> str:
 def load_rows(script_args: ScriptArguments) -> DatasetDict | IterableDatasetDict:
     """All splits of the data set that a recipe names instead of a mixture, as they are stored.
 
+    Transient HTTP errors and broken connections are tried again, with growing pauses.
+
     Raises:
         ValueError: if it lacks the split to train on.
     """
     name = script_args.dataset_name
-    splits = load_dataset(
+    load = partial(
+        load_dataset,
         name,
         script_args.dataset_config,
         streaming=script_args.dataset_streaming,
         cache_dir=folder_cache(Path(name)) if Path(name).is_dir() else None,
     )
+    splits = retry(load, name)
     if script_args.dataset_train_split not in splits:
         raise ValueError(
             f"{name} has no split {script_args.dataset_train_split!r}, only {sorted(splits)}: give dataset_train_split."

@@ -1,12 +1,17 @@
 import os
+import time
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
+import datasets
+import huggingface_hub
 import numpy as np
 import pytest
 import torch
+import transformers
 from from_scratch import build_model, build_tokenizer
+from local_hub import LocalHub
 from PIL import Image
 
 VISION = {
@@ -49,6 +54,44 @@ def model(model_and_processor):
 @pytest.fixture
 def processor(model_and_processor):
     return model_and_processor[1]
+
+
+@pytest.fixture
+def hub(tmp_path, monkeypatch):
+    """A Hub on this machine that the clients of this process are connected to, without a token.
+
+    What `HF_ENDPOINT` and the like set when the clients are imported is set here for one test; the environment of a
+    new process comes from `hub.environment(folder)`.
+    """
+    hub = LocalHub(tmp_path / "hub")
+    constants, home = huggingface_hub.constants, tmp_path / "home"
+    for module, name, value in [
+        (constants, "ENDPOINT", hub.url),
+        (constants, "HUGGINGFACE_CO_URL_TEMPLATE", hub.url + "/{repo_id}/resolve/{revision}/{filename}"),
+        (constants, "HF_HUB_OFFLINE", False),
+        (constants, "HF_HUB_DISABLE_XET", True),
+        (constants, "HF_HUB_CACHE", str(home / "hub")),
+        (constants, "HF_TOKEN_PATH", str(home / "token")),
+        (huggingface_hub.hf_api.api, "endpoint", hub.url),
+        (transformers.utils.hub, "_hf_api", None),
+        (datasets.config, "HF_ENDPOINT", hub.url),
+        (datasets.config, "HF_HUB_OFFLINE", False),
+        (datasets.config, "HF_DATASETS_CACHE", str(home / "datasets")),
+    ]:
+        monkeypatch.setattr(module, name, value)
+    monkeypatch.delenv("HF_TOKEN", raising=False)
+    yield hub
+    hub.close()
+    huggingface_hub.utils.close_session()
+    assert hub.errors == []
+
+
+@pytest.fixture
+def pauses(monkeypatch):
+    """The seconds that were to be waited between tries, in order; nothing waits."""
+    waited = []
+    monkeypatch.setattr(time, "sleep", waited.append)
+    return waited
 
 
 def picture(width: int, height: int, seed: int = 0) -> Image.Image:

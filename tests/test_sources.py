@@ -1,18 +1,16 @@
 import json
 import logging
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
-import sources
 from conftest import TOKENS_PER_TILE, picture
 from datasets import ClassLabel, Dataset, Features, IterableDataset, List, Value
 from datasets import Image as ImageFeature
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from sources import load_mixture, read_source
+from mixture import open_mixture
+from sources import Source, load_mixture, load_rows, normalise, read_source
+from trl import ScriptArguments
 
 from modeling_vitp import ViTPDataCollator
 
@@ -204,7 +202,7 @@ def test_rows_can_be_taken_by_number_and_split_up(parquet):
     )
 )
 def test_image_places_are_found_wherever_they_stand(pieces):
-    messages = sources.normalise([turn("human", "<image>".join(pieces)), turn("gpt", "x")], len(pieces) - 1)
+    messages = normalise([turn("human", "<image>".join(pieces)), turn("gpt", "x")], len(pieces) - 1)
     rebuilt = "".join("<image>" if part["type"] == "image" else part["text"] for part in messages[0]["content"])
     assert rebuilt == "<image>".join([pieces[0], *(piece.removeprefix("\n") for piece in pieces[1:])])
 
@@ -329,108 +327,81 @@ def test_the_mixture_of_the_readme_is_one(meta, monkeypatch):
     assert names == ["mine", "ships", "grounding", "general", "first", "second"]
 
 
-# A small Hub: it runs in a process of its own, since the endpoint is read when huggingface_hub is imported.
-HUB = r"""
-import http.server, json, os, re, sys, threading, time
-
-file, commit, failures, asked = open(sys.argv[1], "rb").read(), "a" * 40, {}, []
-
-
-class Hub(http.server.BaseHTTPRequestHandler):
-    protocol_version = "HTTP/1.1"
-
-    def answer(self, status, body=b"", **headers):
-        self.send_response(status)
-        for name, value in {"Content-Length": len(body), **headers}.items():
-            self.send_header(name.replace("_", "-"), str(value))
-        self.end_headers()
-        if self.command != "HEAD":
-            self.wfile.write(body)
-
-    def do_GET(self):
-        self.rfile.read(int(self.headers.get("Content-Length") or 0))
-        path = self.path.partition("?")[0]
-        is_info = re.fullmatch(r"/api/datasets/org/\w+", path)
-        kind = "file" if path.endswith(".parquet") else "info" if is_info else "other"
-        asked.append(kind)
-        if failures.get(kind, 0) > 0:
-            failures[kind] -= 1
-            return self.answer(503, b"busy")
-        entry = {"type": "file", "path": "data/train.parquet", "size": len(file), "oid": "b" * 40}
-        if kind == "file":
-            headers = {"ETag": '"x"', "X_Repo_Commit": commit, "Accept_Ranges": "bytes"}
-            part = re.match(r"bytes=(\d+)-(\d+)", self.headers.get("Range") or "")
-            if part is None:
-                return self.answer(200, file, **headers)
-            first, last = int(part[1]), min(int(part[2]), len(file) - 1)
-            headers["Content_Range"] = f"bytes {first}-{last}/{len(file)}"
-            return self.answer(206, file[first : last + 1], **headers)
-        if "/tree/" in path:
-            folder = {"type": "directory", "path": "data", "oid": "c" * 40}
-            return self.answer(200, json.dumps([entry if path.endswith("/data") else folder]).encode())
-        found = re.fullmatch(r"/api/datasets/(org/\w+)(/revision/\w+)?", path)
-        if found and found[1] != "org/none":
-            info = {"id": found[1], "sha": commit, "siblings": [{"rfilename": entry["path"]}]}
-            return self.answer(200, json.dumps(info).encode())
-        self.answer(404, X_Error_Code="RepoNotFound" if "/none" in path else "EntryNotFound")
-
-    do_HEAD = do_POST = do_GET
-
-    def log_message(self, *args):
-        pass
+@pytest.fixture
+def harbours(hub, tmp_path):
+    """Eleven rows in two files on a Hub, the answers of which are their numbers."""
+    (tmp_path / "data").mkdir()
+    for part, numbers in enumerate([range(8), range(8, 11)]):
+        turns = [[{"role": "user", "content": "How many?"}, {"role": "assistant", "content": str(n)}] for n in numbers]
+        path = tmp_path / f"data/train-0000{part}-of-00002.parquet"
+        Dataset.from_dict({"messages": turns}, features=Features({"messages": MESSAGES})).to_parquet(path)
+    hub.create("org/harbours", {f"data/{path.name}": path for path in (tmp_path / "data").iterdir()}, "dataset")
+    return hub
 
 
-server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Hub)
-threading.Thread(target=server.serve_forever, daemon=True).start()
-os.environ["HF_ENDPOINT"] = f"http://127.0.0.1:{server.server_address[1]}"
-os.environ.pop("HF_HUB_OFFLINE", None)
-
-from sources import Source, read_source  # noqa: E402
-
-pauses = []
-time.sleep = pauses.append
+def answers(streaming, name="harbours"):
+    rows = read_source(Source("h", dataset=f"org/{name}", streaming=streaming, rows=11))
+    return [row["messages"][1]["content"][0]["text"] for row in rows]
 
 
-def read(name, streaming, **busy):
-    failures.clear(), pauses.clear(), asked.clear()
-    failures.update(busy)
-    try:
-        rows = read_source(Source("h", dataset=f"org/{name}", streaming=streaming, rows=5))
-        found = [row["messages"][1]["content"][0]["text"] for row in rows]
-    except ValueError as error:
-        found = str(error)
-    return {"found": found, "pauses": pauses[:], "asked": asked.count("info")}
+@pytest.mark.parametrize("failure", [{"status": 503}, {"status": 500}, {"status": 429, "retry_after": 3}, {"cut": 100}])
+@pytest.mark.parametrize("streaming", [False, True])
+def test_a_hub_that_is_busy_is_asked_again(harbours, pauses, streaming, failure):
+    """Before the first row and, in a stream, between two rows, where the client itself gives up after six times."""
+    second = harbours.repo("org/harbours", "dataset").files("main")["data/train-00001-of-00002.parquet"]["sha256"]
+    failures = [
+        harbours.fail("GET", "/api/datasets/*", times=2, **failure),
+        harbours.fail("GET", f"/lfs/*/{second}", times=8 if streaming else 3, **failure),
+    ]
+    assert answers(streaming) == [str(number) for number in range(11)]
+    assert [failure.count for failure in failures] == [2, 8 if streaming else 3]
+    assert len(pauses) >= 4
+    if "retry_after" in failure:
+        assert 4 in pauses
 
 
-results = {}
-for streaming in (False, True):
-    results[f"{streaming}"] = read(f"harbours{streaming}", streaming, info=2, file=3)
-    results[f"{streaming} busy"] = read(f"busy{streaming}", streaming, info=1000)
-    results[f"{streaming} none"] = read("none", streaming)
-print(json.dumps(results))
-"""
+def test_a_mixture_of_a_busy_hub_is_that_of_a_calm_one(harbours, pauses):
+    sources = [
+        {"name": "twice", "dataset": "org/harbours", "streaming": True, "rows": 11, "rate": 2},
+        {"name": "half", "dataset": "org/harbours", "rate": 0.5},
+    ]
+    mixture = load_mixture({"sources": sources, "shuffle_buffer": 4})
+    calm = list(open_mixture(mixture, seed=0))
+    failure = harbours.fail("GET", "/lfs/*", 500, times=8, after=1)
+    assert list(open_mixture(mixture, seed=0)) == calm
+    assert failure.count == 8 and len({row["id"] for row in calm}) == len(calm) == 22 + 6
 
 
-def test_a_hub_that_is_busy_is_asked_again_and_one_without_the_data_set_is_not(tmp_path):
-    turns = [{"role": "user", "content": "How many?"}]
-    rows = [{"messages": [*turns, {"role": "assistant", "content": str(n)}]} for n in range(5)]
-    Dataset.from_list(rows, features=Features({"messages": MESSAGES})).to_parquet(tmp_path / "train.parquet")
-    (tmp_path / "hub.py").write_text(HUB)
-    recipes = str(Path(sources.__file__).parent)
-    environment = {**os.environ, "HF_HOME": str(tmp_path / "home"), "HF_HUB_DISABLE_XET": "1"}
-    environment["PYTHONPATH"] = os.pathsep.join([recipes, environment.get("PYTHONPATH", "")])
-    command = [sys.executable, "hub.py", "train.parquet"]
-    process = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
-    assert process.returncode == 0, process.stderr
-    results = json.loads(process.stdout.splitlines()[-1])
-    for streaming in ("False", "True"):
-        assert results[streaming]["found"] == list("01234")
-        assert len(results[streaming]["pauses"]) >= 3
-        busy = results[f"{streaming} busy"]
-        assert busy["found"].startswith("Source 'h'") and f"org/busy{streaming} cannot be read: " in busy["found"]
-        assert "503" in busy["found"]
-        assert [pause for pause in busy["pauses"] if pause in (1, 2, 4, 8, 16)][:5] == [1, 2, 4, 8, 16]
-        assert busy["asked"] >= 6
-        none = results[f"{streaming} none"]
-        assert none["found"].startswith("Source 'h'") and "org/none" in none["found"]
-        assert none["pauses"] == []
+@pytest.mark.parametrize("streaming", [False, True])
+def test_a_hub_that_stays_busy_is_named_in_the_end(harbours, pauses, streaming):
+    asked = harbours.fail("GET", "/api/datasets/*", 503, times=None)
+    with pytest.raises(ValueError, match="Source 'h'.*: org/harbours cannot be read: .*503"):
+        answers(streaming)
+    assert [pause for pause in pauses if pause in (1, 2, 4, 8, 16)][:5] == [1, 2, 4, 8, 16]
+    assert asked.count >= 6
+
+
+@pytest.mark.parametrize(("status", "code"), [(401, "RepoNotFound"), (403, "GatedRepo"), (404, "EntryNotFound")])
+@pytest.mark.parametrize("streaming", [False, True])
+def test_what_a_hub_refuses_is_named_at_once(harbours, pauses, streaming, status, code):
+    harbours.fail("*", "*/train-00001-of-00002.parquet", status, code=code, message="No entry.", times=None)
+    place = "Source 'h', row 8: " if streaming else "Source 'h': "
+    with pytest.raises(ValueError, match=f"^{place}org/harbours cannot be read: {status} Client Error.*No entry.$"):
+        answers(streaming)
+    assert pauses == []
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_a_data_set_that_is_not_on_the_hub_or_private(harbours, pauses, streaming):
+    harbours.create("org/private", repo_type="dataset", private=True)
+    for name in ("none", "private"):
+        with pytest.raises(ValueError, match=f"Source 'h'.*: org/{name} cannot be read: Dataset 'org/{name}' doesn't"):
+            answers(streaming, name)
+    assert pauses == []
+
+
+def test_a_data_set_without_a_mixture_is_asked_for_again_too(harbours, pauses):
+    failure = harbours.fail("GET", "/api/datasets/*", 503, times=3)
+    splits = load_rows(ScriptArguments(dataset_name="org/harbours"))
+    assert splits.num_rows == {"train": 11}
+    assert failure.count == 3 and pauses == [1, 2, 4]
