@@ -1,0 +1,289 @@
+"""Opens what people upload: photographs, TIFF and GeoTIFF of any depth and number of bands, and DICOM.
+
+The kind of a file is told from its content, not from its name. Nothing but the file itself is read.
+"""
+
+import os
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import PIL.Image
+import PIL.ImageOps
+import pydicom
+import rasterio
+import torch
+from pydicom.pixels import apply_color_lut, apply_modality_lut, pixel_array
+from rasterio.enums import ColorInterp, Resampling
+from rasterio.errors import NotGeoreferencedWarning, RasterioError
+from torch.nn import functional as F
+from transformers.image_utils import ChannelDimension
+
+from modeling_vitp import InputSpec, ViTPImageProcessor
+
+MAX_SIDE = 20_000
+MAX_PIXELS = 128_000_000  # a Sentinel-2 tile has 120.6 million
+PERCENTILES = (2, 98)
+RGB_NAMES = (("red", "b4", "b04"), ("green", "b3", "b03"), ("blue", "b2", "b02"))  # numbered as Sentinel-2 does
+TIFF_MAGIC = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
+# What the decoders raise at damaged files.
+DECODING_ERRORS = (OSError, SyntaxError, ValueError, TypeError, KeyError, AttributeError, RuntimeError, EOFError)
+
+warnings.filterwarnings("ignore", category=NotGeoreferencedWarning)
+
+
+class UnreadableImage(ValueError):
+    """An uploaded file that cannot be opened; the message is one line for the person who uploaded it."""
+
+
+@dataclass(frozen=True)
+class Reading:
+    """An image as [`~modeling_vitp.ViTPImageProcessor`] and [`~modeling_vitp.ViTPProcessor`] take it."""
+
+    image: PIL.Image.Image | np.ndarray
+    """8-bit images as Pillow has them, others as an array of shape `(bands, height, width)`, one band or three."""
+    input_spec: dict | None
+    """How the array becomes 8-bit RGB; to be passed along with the image."""
+    note: str
+    """One line that says what was read and what was done."""
+
+    def to_rgb(self) -> PIL.Image.Image:
+        """The image as the model sees it before it is cut into tiles, 8-bit RGB."""
+        spec = None if self.input_spec is None else InputSpec.from_dict(self.input_spec)
+        rgb = ViTPImageProcessor().process_image(self.image, input_data_format=ChannelDimension.FIRST, spec=spec)
+        return PIL.Image.fromarray(rgb.round().to(torch.uint8).movedim(0, -1).numpy())
+
+
+def read_image(path: str | os.PathLike, max_side: int = 2048, input_spec: dict | None = None) -> Reading:
+    """Opens an image file, reduced so that its longer side has at most `max_side` pixels.
+
+    - JPEG, PNG, WebP with 8 bits: turned as their EXIF tag says.
+    - TIFF, GeoTIFF, 16-bit PNG: the bands that the file calls red, green and blue, else the first three, or the first
+      of one or two; nodata is left out of the window and becomes black. More than 8 bits are windowed from the 2nd to
+      the 98th percentile of each band; of complex values the magnitude is taken.
+    - DICOM: the middle frame, in the units of its rescale tags, by its first (linear) window or else by percentiles;
+      MONOCHROME1 is inverted, padding becomes black.
+
+    Args:
+        input_spec: the fields of [`~modeling_vitp.InputSpec`] to use instead of the window, percentiles and bands
+            that would be chosen.
+
+    Raises:
+        UnreadableImage: if the file is missing, empty, damaged, too large, or no image.
+        ValueError: if the input spec contradicts itself.
+    """
+    InputSpec.from_dict(input_spec)
+    path = Path(path)
+    if not path.is_file():
+        raise UnreadableImage(f"{path.name}: there is no such file.")
+    with path.open("rb") as file:
+        head = file.read(132)
+    if not head:
+        raise UnreadableImage(f"{path.name} is empty (0 bytes).")
+    if head[128:] == b"DICM":
+        read, kind = _read_dicom, "DICOM"
+    elif head[:4] in TIFF_MAGIC:
+        read, kind = _read_raster, "GTiff"
+    elif head[:8] == b"\x89PNG\r\n\x1a\n" and head[24:25] == b"\x10":
+        read, kind = _read_raster, "PNG"
+    else:
+        read, kind = _read_picture, ("JPEG", "PNG", "WEBP")
+    try:
+        return read(path, kind, max_side, input_spec)
+    except UnreadableImage:
+        raise
+    except PIL.UnidentifiedImageError as error:
+        raise UnreadableImage(
+            f"{path.name} is no image that can be opened: its content is none of JPEG, PNG, WebP, TIFF and DICOM."
+        ) from error
+    except (PIL.Image.DecompressionBombError, MemoryError) as error:
+        raise UnreadableImage(f"{path.name} is too large to be opened: {error}") from error
+    except (*DECODING_ERRORS, RasterioError) as error:
+        reason = " ".join(str(error.__cause__ or error).split())[:200]
+        raise UnreadableImage(f"{path.name} is damaged, incomplete or of a kind not known here: {reason}") from error
+
+
+def _read_picture(path: Path, formats: tuple[str, ...], max_side: int, input_spec: dict | None) -> Reading:
+    with PIL.Image.open(path, formats=formats) as image:
+        size, kind = image.size, image.format
+        reduced = _reduced_size(path, *size, max_side)
+        image.draft(None, reduced)
+        image.thumbnail(reduced)
+        image.load()
+        image = PIL.ImageOps.exif_transpose(image)
+    return Reading(image, input_spec, _note(f"{kind}, {image.mode}", size, reduced))
+
+
+def _read_raster(path: Path, driver: str, max_side: int, input_spec: dict | None) -> Reading:
+    spec = dict(input_spec or {})
+    # One driver and no look at the folder: a file cannot name others that would be opened too.
+    with rasterio.Env(GDAL_DISABLE_READDIR_ON_OPEN="EMPTY_DIR"), rasterio.open(path, driver=driver) as source:
+        size, count, dtype = (source.width, source.height), source.count, source.dtypes[0]
+        width, height = reduced = _reduced_size(path, *size, max_side)
+        bands = list(spec.pop("bands", None) or _bands_of(source))
+        if max(bands) >= count:
+            raise UnreadableImage(
+                f"{path.name} has {count} band(s), but the input spec asks for band {max(bands) + 1}."
+            )
+        palette = source.colormap(1) if source.colorinterp[0] == ColorInterp.palette else None
+        array = source.read(
+            [band + 1 for band in bands],
+            out_shape=(len(bands), height, width),
+            resampling=Resampling.nearest if palette else Resampling.average,
+            masked=dtype != "uint8",
+        )
+    done = []
+    if count > 1:
+        done.append(f"band{'s' * (len(bands) > 1)} {', '.join(str(band + 1) for band in bands)} of {count}")
+    if palette:
+        array = np.array([palette.get(index, (0, 0, 0))[:3] for index in range(256)], dtype=np.uint8)[
+            array[0]
+        ].transpose(2, 0, 1)
+        done.append("colours of its palette")
+    if np.iscomplexobj(array):
+        array = np.abs(array)
+        done.append("magnitude of complex values")
+    if isinstance(array, np.ma.MaskedArray):
+        array = _filled(array)
+    kind = f"{'PNG' if driver == 'PNG' else 'TIFF'}, {dtype}"
+    if array.dtype == np.uint8 and not spec:
+        image = PIL.Image.fromarray(np.broadcast_to(array, (3, *array.shape[1:])).transpose(1, 2, 0).copy())
+        return Reading(image, None, _note(kind, size, reduced, *done))
+    spec = _or_default(spec, {} if array.dtype == np.uint8 else {"percentiles": PERCENTILES})
+    _check_values(path, array)
+    return Reading(array, spec, _note(kind, size, reduced, *done, *_described(spec)))
+
+
+def _read_dicom(path: Path, kind: str, max_side: int, input_spec: dict | None) -> Reading:
+    dataset = pydicom.dcmread(path)
+    if "PixelData" not in dataset:
+        raise UnreadableImage(f"{path.name} is DICOM without an image (modality {dataset.get('Modality', 'unknown')}).")
+    size = dataset.Columns, dataset.Rows
+    width, height = reduced = _reduced_size(path, *size, max_side)
+    frames = int(dataset.get("NumberOfFrames") or 1)
+    try:
+        pixels = pixel_array(dataset, index=frames // 2)
+    except RuntimeError as error:  # no decoder
+        syntax = dataset.file_meta.TransferSyntaxUID.name
+        raise UnreadableImage(f"{path.name} is compressed as {syntax}, which cannot be decoded here.") from error
+    done = [f"frame {frames // 2 + 1} of {frames}"] if frames > 1 else []
+    spec = dict(input_spec or {})
+    photometric = dataset.PhotometricInterpretation
+    if photometric.startswith("MONOCHROME"):
+        values = np.ma.masked_where(_padding(dataset, pixels), apply_modality_lut(pixels, dataset))
+        spec = _or_default(spec, _window_of(dataset) or {"percentiles": PERCENTILES})
+        done += _described(spec)
+        if photometric == "MONOCHROME1":
+            values, spec = -values.astype(np.float64), _mirrored(spec)
+            done.append("inverted (MONOCHROME1)")
+        array = _filled(values)[None]
+    else:
+        if photometric == "PALETTE COLOR":
+            pixels = apply_color_lut(pixels, dataset)
+            done.append("colours of its palette")
+            bits = 8 * pixels.dtype.itemsize
+        else:
+            bits = dataset.BitsStored
+        array = pixels.transpose(2, 0, 1)
+        spec = _or_default(spec, {"window": (0, 2**bits - 1)})
+        done += _described(spec)
+    if reduced != size:
+        array = F.adaptive_avg_pool2d(torch.from_numpy(array.astype(np.float64)), (height, width)).numpy()
+    _check_values(path, array)
+    return Reading(array, spec, _note(f"DICOM, {dataset.get('Modality', photometric)}", size, reduced, *done))
+
+
+def _bands_of(source: rasterio.DatasetReader) -> list[int]:
+    """Indices, from 0, of red, green and blue if the file names them, else of the first three or the first band."""
+    interpretations = [interpretation.name for interpretation in source.colorinterp]
+    descriptions = [(description or "").strip().lower() for description in source.descriptions]
+    for names in (interpretations, descriptions):
+        found = [[index for index, name in enumerate(names) if name in wanted] for wanted in RGB_NAMES]
+        if all(found):
+            return [indices[0] for indices in found]
+    return [0, 1, 2] if source.count >= 3 else [0]
+
+
+def _window_of(dataset: pydicom.Dataset) -> dict | None:
+    """The first linear window of the tags (DICOM PS3.3, C.11.2.1.2), in units after rescaling."""
+    if "WindowCenter" not in dataset or "WindowWidth" not in dataset:
+        return None
+    centre, width = (
+        float(value[0] if isinstance(value, pydicom.multival.MultiValue) else value)
+        for value in (dataset.WindowCenter, dataset.WindowWidth)
+    )
+    function = dataset.get("VOILUTFunction", "LINEAR")
+    if function == "LINEAR":
+        centre, width = centre - 0.5, width - 1
+    if function not in ("LINEAR", "LINEAR_EXACT") or width <= 0:
+        return None
+    return {"window": (centre - width / 2, centre + width / 2)}
+
+
+def _padding(dataset: pydicom.Dataset, pixels: np.ndarray) -> np.ndarray | bool:
+    """Where the stored values are padding."""
+    if "PixelPaddingValue" not in dataset:
+        return False
+    value = dataset.PixelPaddingValue
+    low, high = sorted((value, dataset.get("PixelPaddingRangeLimit", value)))
+    return (pixels >= low) & (pixels <= high)
+
+
+def _or_default(spec: dict, default: dict) -> dict:
+    """The spec, and if it does not say what is black and what white, the default for that."""
+    return spec if {"window", "percentiles"} & set(spec) else {**spec, **default}
+
+
+def _mirrored(spec: dict) -> dict:
+    """The input spec that shows the negative values inverted."""
+    mirrored = dict(spec)
+    if "window" in spec:
+        mirrored["window"] = tuple((-high, -low) for low, high in InputSpec.from_dict(spec).windows)
+    if "percentiles" in spec:
+        mirrored["percentiles"] = tuple(100 - value for value in reversed(spec["percentiles"]))
+    return mirrored
+
+
+def _filled(array: np.ma.MaskedArray) -> np.ndarray:
+    """With NaN for what is masked, which makes it floating-point."""
+    if not np.ma.is_masked(array):
+        return np.ma.getdata(array)
+    return array.astype(np.result_type(array.dtype, np.float32)).filled(np.nan)
+
+
+def _described(spec: dict) -> list[str]:
+    words = []
+    if "window" in spec:
+        windows = InputSpec.from_dict(spec).windows
+        words.append("window " + " and ".join(f"{low:g} to {high:g}" for low, high in windows))
+    if "percentiles" in spec:
+        words.append("percentiles {:g} to {:g}".format(*spec["percentiles"]))
+    if "gamma" in spec:
+        words.append(f"gamma {spec['gamma']:g}")
+    return words
+
+
+def _check_values(path: Path, array: np.ndarray):
+    if array.dtype.kind == "f" and not np.isfinite(array).any():
+        raise UnreadableImage(f"{path.name} holds no valid value: all are nodata, padding, NaN or infinite.")
+
+
+def _reduced_size(path: Path, width: int, height: int, max_side: int) -> tuple[int, int]:
+    """Width and height after reduction; too large an image is an error."""
+    if not (width and height):
+        raise UnreadableImage(f"{path.name} has no pixels: it is {width} × {height}.")
+    if max(width, height) > MAX_SIDE or width * height > MAX_PIXELS:
+        raise UnreadableImage(
+            f"{path.name} has {width:,} × {height:,} pixels. At most {MAX_SIDE:,} on a side and "
+            f"{MAX_PIXELS // 10**6} million in all can be opened: reduce or crop it first."
+        )
+    scale = min(1.0, max_side / max(width, height))
+    return max(1, round(scale * width)), max(1, round(scale * height))
+
+
+def _note(kind: str, size: tuple[int, int], reduced: tuple[int, int], *done: str) -> str:
+    sizes = f"{size[0]} × {size[1]} pixels"
+    if reduced != size:
+        sizes += f", reduced to {reduced[0]} × {reduced[1]}"
+    return ", ".join([kind, sizes, *done])
