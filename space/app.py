@@ -22,10 +22,11 @@ What a tab keeps to:
 - downloads are written into a folder of `tempfile.mkdtemp(dir=gradio.utils.get_upload_folder())`, which is cleared.
 """
 
+import backbone_tab
 import gradio as gr
 from loading import Models
 
-TABS = {}
+TABS = {"Backbone": backbone_tab.build_tab}
 
 
 def build_app(models: Models) -> gr.Blocks:
