@@ -1,0 +1,89 @@
+"""What dropping visual tokens saves: floating-point operations and seconds of the language model."""
+
+import time
+from collections.abc import Callable
+from statistics import median
+from typing import NamedTuple
+
+import torch
+from answers import encode, text_inputs, visual_features
+from PIL import Image
+from torch.utils.flop_counter import FlopCounterMode
+from transformers import AutoModel, PreTrainedConfig
+
+from modeling_vitp import ViTPForConditionalGeneration, ViTPProcessor
+
+
+class Cost(NamedTuple):
+    """Of one forward pass over an image and a question."""
+
+    drop_ratio: float
+    num_visual_tokens: int
+    """That are kept."""
+    sequence_length: int
+    flops: int
+    """Floating-point operations of the language model."""
+    language_seconds: float
+    """Of the language model, as measured here."""
+    vision_seconds: float
+    """Of ViT and projector over all tiles, as measured here: the same at all ratios."""
+
+
+def language_model_flops(config: PreTrainedConfig, sequence_length: int) -> int:
+    """Floating-point operations, a multiplication and an addition counted as two, of a forward pass of one sequence.
+
+    Counted by torch in the model's own code, without its weights. Matrix products are counted, those of attention over
+    the whole square; embeddings, normalisation and the LM head are not.
+
+    Args:
+        config: of the language model, [`ViTPConfig`]'s `text_config`.
+    """
+    with torch.device("meta"), torch.no_grad():
+        model = AutoModel.from_config(config, attn_implementation="eager")
+        with FlopCounterMode(display=False) as counter:
+            model(
+                inputs_embeds=torch.empty(1, sequence_length, config.hidden_size, dtype=model.dtype),
+                attention_mask=torch.ones(1, sequence_length, dtype=torch.long),
+                position_ids=torch.arange(sequence_length)[None],
+                use_cache=False,
+            )
+    return counter.get_total_flops()
+
+
+def median_seconds(function: Callable, device: torch.device, repeats: int = 3) -> float:
+    """Of one call: the median of `repeats` calls after one that is not counted."""
+    seconds = []
+    for _ in range(repeats + 1):
+        start = time.perf_counter()
+        function()
+        if device.type != "cpu":
+            torch.accelerator.synchronize(device)
+        seconds.append(time.perf_counter() - start)
+    return median(seconds[1:])
+
+
+@torch.no_grad()
+def costs(
+    model: ViTPForConditionalGeneration,
+    processor: ViTPProcessor,
+    image: Image.Image,
+    question: str,
+    drop_ratio: float,
+    seed: int = 0,
+) -> list[Cost]:
+    """With all visual tokens, and at a drop ratio."""
+    messages = [{"role": "user", "content": question}]
+    whole, short = (encode(processor, [image], messages, ratio, seed) for ratio in (0.0, drop_ratio))
+    features = visual_features(model, whole["pixel_values"])
+    vision_seconds = median_seconds(lambda: visual_features(model, whole["pixel_values"]), model.device)
+    result = []
+    for ratio, inputs in ((0.0, whole), (drop_ratio, short)):
+        language_seconds = median_seconds(
+            lambda inputs=inputs: model(**text_inputs(model, inputs, features), logits_to_keep=1, use_cache=False),
+            model.device,
+        )
+        length = inputs["input_ids"].shape[1]
+        kept = (inputs["input_ids"] == model.config.image_token_id).sum().item()
+        flops = language_model_flops(model.config.text_config, length)
+        result.append(Cost(ratio, kept, length, flops, language_seconds, vision_seconds))
+    return result
