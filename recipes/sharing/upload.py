@@ -9,7 +9,8 @@ from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError, Revi
 from sharing.failures import tried
 from sharing.package import Package
 
-WEIGHTS = ("*.safetensors", "*.safetensors.index.json", "pytorch_model*.bin", "pytorch_model*.bin.index.json")
+# What a model's repo has of an earlier push and would be loaded beside or instead of what is pushed.
+WEIGHTS = "*.safetensors *.safetensors.index.json pytorch_model*.bin pytorch_model*.index.json adapter_*.json".split()
 
 
 def push(
