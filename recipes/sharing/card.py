@@ -11,7 +11,7 @@ from huggingface_hub import EvalResult, ModelCard
 from modeling_vitp.hub_files import model_files
 from sharing.examples import example, pipeline_tag, read_config
 from sharing.licence import FIELDS, agreed, card_metadata
-from sharing.record import METRICS, RECORD, read_json, stated_licences
+from sharing.record import METRICS, read_json, read_record, stated_licences
 
 logger = logging.getLogger(__name__)
 
@@ -53,7 +53,7 @@ def fill_card(
         repo_id: where it goes to; the example loads it from there.
         licence: licence fields.
     """
-    record, metrics = read_json(source / RECORD), read_json(source / METRICS)
+    record, metrics = read_record(source), read_json(source / METRICS)
     config = read_config(files, "adapter_config.json" if what == "adapter" else "config.json")
     model_type = config.get("model_type") if what == "model" else what
     path = folder / "README.md"
@@ -86,7 +86,7 @@ def fill_card(
         "tags": list(dict.fromkeys([*metadata.get("tags", []), "vitp"])),
         **{key: licence.get(key) for key in FIELDS},
     }
-    card = ModelCard(f"---\n{{}}\n---\n{text.rstrip()}\n", ignore_metadata_errors=True)
+    card = ModelCard(f"---\n{{}}\n---\n\n{text.strip()}\n", ignore_metadata_errors=True)
     for key, value in metadata.items():
         if value not in (None, []) and key != "model-index":
             card.data[key] = value

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from transformers import Trainer
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from sharing.licence import card_metadata, licence_of
 
@@ -58,6 +59,14 @@ def read_json(path: Path) -> dict[str, Any]:
     return json.loads(path.read_text()) if path.is_file() else {}
 
 
+def read_record(folder: str | Path) -> dict[str, Any]:
+    """What the run recorded that a folder is of; checkpoints are of the run that they lie in."""
+    folder = Path(folder)
+    if folder.name.startswith(f"{PREFIX_CHECKPOINT_DIR}-") and not (folder / RECORD).is_file():
+        folder = folder.parent
+    return read_json(folder / RECORD)
+
+
 def copy_record(source: str | Path, target: str | Path) -> None:
     """Lets a part of a model, such as its backbone, know what the model knows: its record, metrics and licence."""
     source, target = Path(source), Path(target)
@@ -79,7 +88,7 @@ def provenance(sources: Sequence[str]) -> dict[str, Any]:
 
 def stated_licences(folder: Path) -> dict[str, dict[str, str]]:
     """Licence fields by what states them: the card of a folder, and the weights that its model was trained from."""
-    return {ITS_CARD: licence_of(folder), **read_json(folder / RECORD).get("licences", {})}
+    return {ITS_CARD: licence_of(folder), **read_record(folder).get("licences", {})}
 
 
 def licences_of(source: str) -> dict[str, dict[str, str]]:
@@ -94,7 +103,7 @@ def bases_of(source: str) -> list[str]:
     """The Hub ids that weights come from: their own, or of a folder those that it knows of."""
     if not Path(source).is_dir():
         return [source]
-    bases = card_metadata(source).get("base_model") or read_json(Path(source) / RECORD).get("base_model") or []
+    bases = card_metadata(source).get("base_model") or read_record(source).get("base_model") or []
     return [bases] if isinstance(bases, str) else bases
 
 
