@@ -13,6 +13,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPooling
 from modeling_vitp import ViTPForConditionalGeneration, ViTPProcessor
 
 TEXT_INPUTS = ("input_ids", "attention_mask", "position_ids")
+MAX_LENGTH = 8192  # tokens of a prompt and its answer, so that memory is bounded
 
 
 class Answer(NamedTuple):
@@ -137,14 +138,18 @@ def answers_by_drop_ratio(
     question: str,
     drop_ratios: Sequence[float],
     seeds: Sequence[int],
-    max_new_tokens: int = 32,
+    max_new_tokens: int = 16,
 ) -> Iterator[Answer]:
     """The greedy answers at each drop ratio, ascending, for each seed; first the one with all visual tokens.
 
     A generator, so that the caller can show progress and results as they come, and can stop.
+
+    Raises:
+        ValueError: if the question holds an image token literally, or is too long.
     """
     messages = [{"role": "user", "content": question}]
     inputs = encode(processor, [image], messages)
+    check_length(model, inputs, max_new_tokens)
     features = visual_features(model, inputs["pixel_values"])
     full = greedy_answer(model, inputs, features, max_new_tokens)
     probability = answer_log_probs(model, inputs, features, full)[0].sum().exp().item()
@@ -180,26 +185,31 @@ class StopOn(StoppingCriteria):
         return torch.full(input_ids.shape[:1], self.event.is_set(), dtype=torch.bool, device=input_ids.device)
 
 
-def stream_answer(
-    model: ViTPForConditionalGeneration,
-    processor: ViTPProcessor,
-    images: Sequence[Image.Image],
-    messages: list[dict[str, str]],
-    max_new_tokens: int = 256,
-) -> Iterator[str]:
-    """The answer so far, each time that it grows. Closing the generator ends the generation after its next token.
+def check_length(model: ViTPForConditionalGeneration, inputs: BatchFeature, max_new_tokens: int) -> None:
+    """Raises `ValueError` if prompt and answer may not fit into the language model."""
+    length = inputs["input_ids"].shape[1]
+    limit = min(MAX_LENGTH, model.config.text_config.max_position_embeddings)
+    if length + max_new_tokens > limit:
+        raise ValueError(
+            f"Images, conversation and an answer of up to {max_new_tokens} tokens come to {length + max_new_tokens} "
+            f"tokens, of at most {limit}: start a new conversation, or ask for shorter answers."
+        )
 
-    Raises:
-        ValueError: if a message holds an image token literally.
+
+def stream_answer(
+    model: ViTPForConditionalGeneration, processor: ViTPProcessor, inputs: BatchFeature, max_new_tokens: int = 256
+) -> Iterator[str]:
+    """The greedy answer so far, each time that it grows.
+
+    Closing the generator, or dropping it, ends the generation after its next token.
     """
-    inputs = encode(processor, images, messages).to(model.device)
     streamer = TextIteratorStreamer(processor.tokenizer, skip_prompt=True, skip_special_tokens=False)
     stopped, errors = threading.Event(), []
 
     def generate():
         try:
             model.generate(
-                **inputs,
+                **inputs.to(model.device),
                 max_new_tokens=max_new_tokens,
                 do_sample=False,
                 streamer=streamer,

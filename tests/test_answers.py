@@ -8,6 +8,7 @@ import torch
 from answers import (
     answer_log_probs,
     answers_by_drop_ratio,
+    check_length,
     decode,
     encode,
     greedy_answer,
@@ -112,7 +113,7 @@ def test_stream_grows_to_the_greedy_answer_of_a_conversation_about_two_images(vi
     images = [image, picture(56, 112, 1)]
     inputs = encode(processor, images, messages)
     ids = vivid.generate(**inputs, max_new_tokens=12, do_sample=False)[0, inputs["input_ids"].shape[1] :]
-    parts = list(stream_answer(vivid, processor, images, messages, max_new_tokens=12))
+    parts = list(stream_answer(vivid, processor, inputs, max_new_tokens=12))
     assert parts[-1].strip() == decode(processor, ids)
     assert all(later.startswith(earlier) for earlier, later in zip(parts, parts[1:]))
     box = processor.tokenizer.convert_tokens_to_ids("<box>")
@@ -126,7 +127,7 @@ def test_answers_keep_their_marks_and_lose_their_ends(processor):
 
 def test_closing_the_stream_ends_the_generation(vivid, processor, image):
     threads = threading.active_count()
-    stream = stream_answer(vivid, processor, [image], MESSAGES, max_new_tokens=100_000)
+    stream = stream_answer(vivid, processor, encode(processor, [image], MESSAGES), max_new_tokens=100_000)
     next(stream)
     assert threading.active_count() == threads + 1
     start = time.perf_counter()
@@ -140,7 +141,7 @@ def test_error_in_the_generation_is_raised_where_the_stream_is_read(vivid, proce
 
     monkeypatch.setattr(vivid, "generate", fail)
     with pytest.raises(RuntimeError, match="out of memory"):
-        list(stream_answer(vivid, processor, [image], MESSAGES))
+        list(stream_answer(vivid, processor, encode(processor, [image], MESSAGES)))
 
 
 def test_image_token_in_a_question_is_an_error(processor, image):
@@ -175,3 +176,11 @@ def test_costs_are_those_of_the_lengths_and_are_measured(model, processor, image
     for cost in (whole, short):
         assert cost.flops == language_model_flops(model.config.text_config, cost.sequence_length)
         assert 0 < cost.language_seconds < 10 and 0 < cost.vision_seconds < 10
+
+
+def test_too_long_a_conversation_is_an_error(model, processor, image):
+    inputs = encode(processor, [image], MESSAGES)
+    model.config.text_config.max_position_embeddings = inputs["input_ids"].shape[1] + 10
+    check_length(model, inputs, 10)
+    with pytest.raises(ValueError, match="start a new conversation"):
+        check_length(model, inputs, 11)

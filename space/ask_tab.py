@@ -1,0 +1,166 @@
+"""The tab to ask the full model about one or two images."""
+
+from collections import Counter
+from collections.abc import Iterator
+
+import gradio as gr
+from answers import check_length, encode, stream_answer
+from boxes import Box, draw_boxes, find_boxes
+from computing import QUEUE, gpu, message
+from loading import Models, UnavailableModel
+from PIL import Image
+from uploading import image_upload, open_upload
+
+MAX_QUESTION = 2000  # characters
+PROMPTS = {
+    "Caption": "Describe the image.",
+    "Counting": "How many trees are there?",
+    "Presence": "Is there a ship in the image?",
+    "Scene": "What kind of scene is this?",
+    "Grounding": "Where is the largest tree?",
+    "All of a class": "Give the boxes of all buildings.",
+    "Referring": "Locate <ref>the ship in the top left</ref> in the image.",
+    "Region": "What is in the region <box>[[250, 250, 750, 750]]</box>?",
+    "Medical": "Which imaging modality is this, and is there an abnormality?",
+    "Change": "What has changed between the two images?",
+}
+
+
+def build_tab(models: Models, model_name: gr.Dropdown) -> dict[str, gr.components.Component]:
+    """See `app.py`."""
+
+    def show(first: str | None, second: str | None) -> tuple:
+        readings = [open_upload(path) for path in (first, second) if path is not None]
+        notes = "\n".join(reading.note for reading in readings)
+        return *pictures_of([reading.to_rgb() for reading in readings], []), notes, [], ""
+
+    @gpu
+    def ask(
+        name: str, first: str | None, second: str | None, question: str, conversation: list, max_new_tokens: int
+    ) -> Iterator[tuple]:
+        question = (question or "").strip()
+        if not question:
+            raise message("The question is empty: type one first.")
+        if len(question) > MAX_QUESTION:
+            raise message(f"The question has {len(question):,} characters; {MAX_QUESTION:,} are the most.")
+        paths = [path for path in (first, second) if path is not None] or [None]
+        images = [open_upload(path).to_rgb() for path in paths]
+        messages = [*texts_of(conversation), {"role": "user", "content": question}]
+        max_new_tokens = int(max_new_tokens)
+        try:
+            full = models.full(name)
+            inputs = encode(full.processor, images, messages)
+            check_length(full.model, inputs, max_new_tokens)
+        except (UnavailableModel, ValueError) as error:
+            raise message(error) from error
+
+        unchanged = (gr.skip(), gr.skip(), gr.skip())
+        yield messages, "", *unchanged
+        answer = ""
+        for answer in stream_answer(full.model, full.processor, inputs, max_new_tokens):
+            yield [*messages, {"role": "assistant", "content": answer}], gr.skip(), *unchanged
+        messages.append({"role": "assistant", "content": answer.strip() or "(no answer)"})
+        boxes, wrong = find_boxes(answer)
+        yield messages, gr.skip(), *pictures_of(images, boxes), summary_of(boxes, wrong)
+
+    with gr.Row():
+        with gr.Column(min_width=280):
+            first = image_upload()
+            second = image_upload("Second image, for a pair")
+            note = gr.Textbox(label="What was opened", interactive=False, lines=1, max_lines=2)
+            picture = gr.Image(
+                label="Image, with the boxes of the last answer",
+                format="png",
+                interactive=False,
+                elem_id="ask-picture",
+                alt_text="The image, with the boxes of the last answer and their labels.",
+            )
+            pair = gr.ImageSlider(
+                label="Swipe between first (left) and second image (right), with the boxes of the last answer",
+                format="png",
+                interactive=False,
+                visible=False,
+                elem_id="ask-pair",
+            )
+            found = gr.Textbox(label="Boxes in the last answer", interactive=False, elem_id="ask-boxes")
+        with gr.Column(scale=2, min_width=280):
+            conversation = gr.Chatbot(
+                label="Conversation",
+                render_markdown=False,
+                latex_delimiters=[],
+                height=420,
+                buttons=["copy"],
+                elem_id="ask-conversation",
+            )
+            question = gr.Textbox(
+                label="Question",
+                placeholder="Ask about the image, or choose an example below",
+                lines=1,
+                max_length=MAX_QUESTION,
+                submit_btn=False,
+                elem_id="ask-question",
+            )
+            with gr.Row():
+                ask_button = gr.Button("Ask", variant="primary", min_width=80, elem_id="ask-button")
+                stop = gr.Button("Stop", variant="stop", min_width=80, elem_id="ask-stop")
+                clear = gr.Button("New conversation", min_width=80)
+            gr.Examples(
+                [[prompt] for prompt in PROMPTS.values()],
+                [question],
+                example_labels=[f"{task}: {prompt}" for task, prompt in PROMPTS.items()],
+                label="Example questions by task",
+                examples_per_page=len(PROMPTS),
+            )
+            max_new_tokens = gr.Slider(8, 512, value=128, step=8, label="Longest answer, in tokens")
+
+    asked = gr.on(
+        [ask_button.click, question.submit],
+        ask,
+        [model_name, first, second, question, conversation, max_new_tokens],
+        [conversation, question, picture, pair, found],
+        api_name="ask",
+        show_progress="minimal",
+        show_progress_on=conversation,
+        **QUEUE,
+    )
+    gr.on(
+        [first.change, second.change, clear.click],
+        show,
+        [first, second],
+        [picture, pair, note, conversation, found],
+        api_name="ask_show",
+        cancels=[asked],
+        show_progress_on=picture,
+    )
+    stop.click(None, cancels=[asked])
+    return {"q": question}
+
+
+def texts_of(conversation: list[dict]) -> list[dict[str, str]]:
+    """The messages of a `gr.Chatbot`, whose contents are lists of parts, with their text alone."""
+    return [
+        {
+            "role": turn["role"],
+            "content": "".join(part.get("text", "") for part in turn["content"] if part.get("type") == "text"),
+        }
+        for turn in conversation
+    ]
+
+
+def pictures_of(images: list[Image.Image], boxes: list[Box]) -> tuple[dict, dict]:
+    """What the image and the swipe slider show: the one image, or the pair, the second at the size of the first."""
+    drawn = [draw_boxes(image.resize(images[0].size, Image.Resampling.BICUBIC), boxes) for image in images]
+    is_pair = len(drawn) == 2
+    return (
+        gr.update(value=drawn[0] if len(drawn) == 1 else None, visible=not is_pair),
+        gr.update(value=tuple(drawn) if is_pair else None, visible=is_pair),
+    )
+
+
+def summary_of(boxes: list[Box], wrong: list[str]) -> str:
+    """In words: how many boxes of which phrases, and what is no box."""
+    counts = Counter(box.phrase or "without a phrase" for box in boxes)
+    parts = [f"{count} × {phrase}" for phrase, count in counts.items()]
+    if wrong:
+        parts.append(f"not on the grid from 0 to 1000, or without area: {', '.join(wrong)}")
+    return "; ".join(parts) or "None."
