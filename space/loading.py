@@ -32,6 +32,7 @@ from transformers import (
 
 from modeling_vitp import ViTPForConditionalGeneration, ViTPImageProcessor, ViTPProcessor, ViTPVisionModel
 from modeling_vitp.convert import from_internvl_config
+from modeling_vitp.export import image_settings
 
 QUICKSTART = "outputs/quickstart"
 TINY = "tiny random model"
@@ -54,11 +55,19 @@ class FullModel:
 
 @dataclass(frozen=True)
 class Backbone:
-    """A ViT, in evaluation mode on the device, with eager attention, and the image processor with its mean and std."""
+    """A ViT, in evaluation mode on the device, with eager attention."""
 
     name: str
     model: PreTrainedModel
     image_processor: ViTPImageProcessor
+    """Its mean and std, for 8-bit RGB."""
+    input_spec: dict | None
+    """How it was taught to see images that are not 8-bit RGB."""
+
+    @classmethod
+    def of(cls, name: str, model: PreTrainedModel, image_processor: ViTPImageProcessor) -> "Backbone":
+        plain = ViTPImageProcessor(**{**image_settings(image_processor), "input_spec": None})
+        return cls(name, model.eval().to(device()), plain, image_processor.input_spec)
 
 
 class Models:
@@ -134,9 +143,8 @@ class Models:
             return self._untrained()
         if name == TINY or self._model_type(name) in ("vitp", "internvl"):
             full = self.full(name)
-            return Backbone(name, full.model.model.vision_tower, full.processor.image_processor)
-        model, image_processor = self._try(name, self._read_backbone)
-        return Backbone(name, model.eval().to(device()), image_processor)
+            return Backbone.of(name, full.model.model.vision_tower, full.processor.image_processor)
+        return Backbone.of(name, *self._try(name, self._read_backbone))
 
     def _untrained(self) -> Backbone:
         trained = self.backbone()
@@ -144,7 +152,7 @@ class Models:
         with torch.random.fork_rng():
             torch.manual_seed(0)
             model = ViTPVisionModel._from_config(config, attn_implementation="eager")
-        return Backbone(UNTRAINED, model.eval().to(device()), trained.image_processor)
+        return Backbone(UNTRAINED, model.eval().to(device()), trained.image_processor, trained.input_spec)
 
     def _read_full(self, name: str, options: dict) -> tuple[ViTPForConditionalGeneration, ViTPProcessor]:
         if self._model_type(name) == "vitp":
