@@ -13,6 +13,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPooling
 from modeling_vitp import ViTPForConditionalGeneration, ViTPProcessor
 
 TEXT_INPUTS = ("input_ids", "attention_mask", "position_ids")
+BOX_MARKS = {"<ref>", "</ref>", "<box>", "</box>"}
 MAX_LENGTH = 8192  # tokens of a prompt and its answer, so that memory is bounded
 
 
@@ -64,14 +65,14 @@ def encode(
 
 
 def decode(processor: ViTPProcessor, ids: torch.Tensor | Sequence[int]) -> str:
-    """The text of an answer, with its marks for phrases and boxes, without what ends or pads it."""
-    tokenizer = processor.tokenizer
-    return without_end(processor, tokenizer.decode(ids, skip_special_tokens=False)).strip()
+    """The text of an answer, with its marks for phrases and boxes, without other special tokens."""
+    return readable(processor, processor.tokenizer.decode(ids, skip_special_tokens=False)).strip()
 
 
-def without_end(processor: ViTPProcessor, text: str) -> str:
-    for token in (processor.tokenizer.eos_token, processor.tokenizer.pad_token):
-        text = text.replace(token, "") if token else text
+def readable(processor: ViTPProcessor, text: str) -> str:
+    """Without special tokens (ends, padding, image tokens) but for the marks of phrases and boxes."""
+    for token in set(processor.tokenizer.all_special_tokens) - BOX_MARKS:
+        text = text.replace(token, "")
     return text
 
 
@@ -107,7 +108,7 @@ def answer_log_probs(
 
     Returns:
         The log-probability of each token after the prompt and the tokens before it, float32 of shape `(length,)`, and
-        the likeliest token in the place of each.
+        the likeliest token in the place of each, as `greedy_answer` would choose it.
     """
     arguments = text_inputs(model, inputs, features)
     answer = answer.to(model.device)
@@ -117,17 +118,26 @@ def answer_log_probs(
         following = arguments["position_ids"][:, -1:] + 1 + torch.arange(len(answer), device=model.device)
         arguments["position_ids"] = torch.cat([arguments["position_ids"], following], dim=1)
     logits = model(**arguments, logits_to_keep=len(answer) + 1, use_cache=False).logits[0, :-1].float()
-    return logits.log_softmax(-1).gather(1, answer[:, None])[:, 0], logits.argmax(-1)
+    log_probs = logits.log_softmax(-1).gather(1, answer[:, None])[:, 0]
+    logits[:, model.config.image_token_id] = -torch.inf
+    return log_probs, logits.argmax(-1)
+
+
+def greedy(model: ViTPForConditionalGeneration, max_new_tokens: int) -> dict:
+    """Options of `generate`: the likeliest token each time, but never an image token, which stands for an image."""
+    return {
+        "max_new_tokens": max_new_tokens,
+        "do_sample": False,
+        "suppress_tokens": [model.config.image_token_id],
+    }
 
 
 @torch.no_grad()
 def greedy_answer(
-    model: ViTPForConditionalGeneration, inputs: BatchFeature, features: torch.Tensor, max_new_tokens: int, **options
+    model: ViTPForConditionalGeneration, inputs: BatchFeature, features: torch.Tensor, max_new_tokens: int
 ) -> torch.LongTensor:
     """Token ids of the likeliest answer, token by token, with the end of turn if it was reached."""
-    generated = model.generate(
-        **text_inputs(model, inputs, features), max_new_tokens=max_new_tokens, do_sample=False, **options
-    )
+    generated = model.generate(**text_inputs(model, inputs, features), **greedy(model, max_new_tokens))
     return generated[0, inputs["input_ids"].shape[1] :]
 
 
@@ -210,8 +220,7 @@ def stream_answer(
         try:
             model.generate(
                 **inputs.to(model.device),
-                max_new_tokens=max_new_tokens,
-                do_sample=False,
+                **greedy(model, max_new_tokens),
                 streamer=streamer,
                 stopping_criteria=StoppingCriteriaList([StopOn(stopped)]),
             )
@@ -225,7 +234,7 @@ def stream_answer(
     try:
         for piece in streamer:
             text += piece
-            yield without_end(processor, text).lstrip()
+            yield readable(processor, text).lstrip()
     finally:
         stopped.set()
         thread.join()

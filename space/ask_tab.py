@@ -7,9 +7,10 @@ import gradio as gr
 from answers import check_length, encode, stream_answer
 from boxes import Box, draw_boxes, find_boxes
 from computing import QUEUE, gpu, message
-from loading import Models, UnavailableModel
+from loading import FullModel, Models, UnavailableModel
 from PIL import Image
-from uploading import image_upload, open_upload
+from reading import Reading
+from uploading import example_choice, image_upload, open_upload
 
 MAX_QUESTION = 2000  # characters
 PROMPTS = {
@@ -29,29 +30,40 @@ PROMPTS = {
 def build_tab(models: Models, model_name: gr.Dropdown) -> dict[str, gr.components.Component]:
     """See `app.py`."""
 
-    def show(first: str | None, second: str | None) -> tuple:
-        readings = [open_upload(path) for path in (first, second) if path is not None]
+    def full_model(model: str) -> FullModel:
+        try:
+            return models.full(model)
+        except UnavailableModel as error:
+            raise message(error) from error
+
+    def read(full: FullModel, *paths: str | None) -> list[Reading]:
+        spec = full.processor.image_processor.input_spec
+        return [open_upload(path, input_spec=spec) for path in paths if path is not None]
+
+    def show(model: str, first: str | None, second: str | None) -> tuple:
+        readings = read(full_model(model), first, second)
         notes = "\n".join(reading.note for reading in readings)
         return *pictures_of([reading.to_rgb() for reading in readings], []), notes, [], ""
 
     @gpu
     def ask(
-        name: str, first: str | None, second: str | None, question: str, conversation: list, max_new_tokens: int
+        model: str, first: str | None, second: str | None, question: str, conversation: list, max_new_tokens: int
     ) -> Iterator[tuple]:
         question = (question or "").strip()
         if not question:
             raise message("The question is empty: type one first.")
         if len(question) > MAX_QUESTION:
             raise message(f"The question has {len(question):,} characters; {MAX_QUESTION:,} are the most.")
-        paths = [path for path in (first, second) if path is not None] or [None]
-        images = [open_upload(path).to_rgb() for path in paths]
+        full = full_model(model)
+        images = [reading.to_rgb() for reading in read(full, first, second)]
+        if not images:
+            raise message("There is no image yet: drop, choose or paste one.")
         messages = [*texts_of(conversation), {"role": "user", "content": question}]
         max_new_tokens = int(max_new_tokens)
         try:
-            full = models.full(name)
             inputs = encode(full.processor, images, messages)
             check_length(full.model, inputs, max_new_tokens)
-        except (UnavailableModel, ValueError) as error:
+        except ValueError as error:
             raise message(error) from error
 
         unchanged = (gr.skip(), gr.skip(), gr.skip())
@@ -65,8 +77,9 @@ def build_tab(models: Models, model_name: gr.Dropdown) -> dict[str, gr.component
 
     with gr.Row():
         with gr.Column(min_width=280):
-            first = image_upload()
-            second = image_upload("Second image, for a pair")
+            first = image_upload(elem_id="ask-image")
+            example = example_choice(first)
+            second = image_upload("Second image, for a pair", elem_id="ask-second-image")
             note = gr.Textbox(label="What was opened", interactive=False, lines=1, max_lines=2)
             picture = gr.Image(
                 label="Image, with the boxes of the last answer",
@@ -126,14 +139,14 @@ def build_tab(models: Models, model_name: gr.Dropdown) -> dict[str, gr.component
     gr.on(
         [first.change, second.change, clear.click],
         show,
-        [first, second],
+        [model_name, first, second],
         [picture, pair, note, conversation, found],
         api_name="ask_show",
         cancels=[asked],
         show_progress_on=picture,
     )
     stop.click(None, cancels=[asked])
-    return {"q": question}
+    return {"ask_image": example, "q": question}
 
 
 def texts_of(conversation: list[dict]) -> list[dict[str, str]]:

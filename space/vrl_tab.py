@@ -6,9 +6,9 @@ import gradio as gr
 import pandas as pd
 from answers import Answer, answers_by_drop_ratio, encode
 from computing import QUEUE, gpu, message
-from loading import Models, UnavailableModel
+from loading import FullModel, Models, UnavailableModel
 from PIL import Image
-from uploading import image_upload, open_upload
+from uploading import example_choice, image_upload, open_upload
 from visual_tokens import draw_tokens, token_maps
 from vrl_cost import costs
 
@@ -27,17 +27,18 @@ and the thumbnail together."""
 def build_tab(models: Models, model_name: gr.Dropdown) -> dict[str, gr.components.Component]:
     """See `app.py`."""
 
-    def full_model(name: str):
+    def full_model(model: str) -> FullModel:
         try:
-            return models.full(name)
+            return models.full(model)
         except UnavailableModel as error:
             raise message(error) from error
 
-    def show_tokens(name: str, path: str | None, drop_ratio: float, seed: int) -> tuple:
+    def show_tokens(model: str, path: str | None, drop_ratio: float, seed: int) -> tuple:
         if path is None:
             return None, gr.update(value=None, visible=True), "", "There is no image yet."
-        reading = open_upload(path)
-        image, processor = reading.to_rgb(), full_model(name).processor
+        processor = full_model(model).processor
+        reading = open_upload(path, input_spec=processor.image_processor.input_spec)
+        image = reading.to_rgb()
         inputs = encode(processor, [image], [{"role": "user", "content": ""}], drop_ratio, seed)
         kept, num_tiles = inputs.get("visual_token_indices"), len(inputs["pixel_values"])
         maps = token_maps(processor, image.size, num_tiles, kept)
@@ -58,10 +59,15 @@ def build_tab(models: Models, model_name: gr.Dropdown) -> dict[str, gr.component
 
     @gpu
     def draw_curve(
-        name: str, path: str | None, question: str, seed: int, num_seeds: int, progress=gr.Progress()
+        model: str,
+        path: str | None,
+        question: str,
+        seed: int,
+        num_seeds: int,
+        progress=gr.Progress(),  # noqa: B008
     ) -> Iterator[tuple]:
-        image = open_upload(path).to_rgb()
-        full = full_model(name)
+        full = full_model(model)
+        image = open_upload(path, input_spec=full.processor.image_processor.input_spec).to_rgb()
         seeds = range(int(seed), int(seed) + int(num_seeds))
         found: list[Answer] = []
         total = 1 + (len(DROP_RATIOS) - 1) * len(seeds)
@@ -75,9 +81,9 @@ def build_tab(models: Models, model_name: gr.Dropdown) -> dict[str, gr.component
             yield curve_of(found, seeds), table_of(found), found[0].text
 
     @gpu
-    def measure(name: str, path: str | None, question: str, drop_ratio: float, seed: int) -> tuple:
-        image = open_upload(path).to_rgb()
-        full = full_model(name)
+    def measure(model: str, path: str | None, question: str, drop_ratio: float, seed: int) -> tuple:
+        full = full_model(model)
+        image = open_upload(path, input_spec=full.processor.image_processor.input_spec).to_rgb()
         try:
             whole, short = costs(full.model, full.processor, image, checked(question), drop_ratio, int(seed))
         except ValueError as error:
@@ -105,7 +111,8 @@ def build_tab(models: Models, model_name: gr.Dropdown) -> dict[str, gr.component
     gr.Markdown(INTRODUCTION)
     with gr.Row():
         with gr.Column(min_width=280):
-            upload = image_upload()
+            upload = image_upload(elem_id="vrl-image")
+            example = example_choice(upload)
             note = gr.Textbox(label="What was opened", interactive=False)
             drop_ratio = gr.Slider(0, 0.99, value=0.75, step=0.01, label="Drop ratio", elem_id="vrl-drop-ratio")
             seed = gr.Number(0, label="Seed", precision=0, minimum=0, maximum=2**31 - 1)
@@ -189,7 +196,7 @@ def build_tab(models: Models, model_name: gr.Dropdown) -> dict[str, gr.component
         **QUEUE,
     )
     stop.click(None, cancels=[running, measuring])
-    return {"r": drop_ratio, "vrl_seed": seed, "vrl_q": question}
+    return {"vrl_image": example, "r": drop_ratio, "vrl_seed": seed, "vrl_q": question}
 
 
 def checked(question: str) -> str:
