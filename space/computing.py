@@ -15,6 +15,9 @@ except ImportError:
 QUEUE = {"concurrency_id": "models", "concurrency_limit": 1}
 """Options of every event whose handler runs a model: they share one place in the queue, so that memory is bounded."""
 
+PRIVATE = {"api_visibility": "private"}
+"""Options of events that only the page itself calls."""
+
 
 def gpu(handler: Callable) -> Callable:
     """Marks a handler (function or generator) that runs a model: on ZeroGPU it gets a GPU for the call."""

@@ -158,10 +158,8 @@ def align_scores(scores: torch.Tensor, reference: torch.Tensor) -> torch.Tensor:
     of orthogonal Procrustes; it changes no distance between patches.
 
     Args:
-        scores, reference: of shape `(3, rows, columns)`; the reference is resampled if its map has another size.
+        scores, reference: of shape `(3, rows, columns)`.
     """
-    if reference.shape != scores.shape:
-        reference = F.interpolate(reference[None], scores.shape[1:], mode="bilinear", align_corners=False)[0]
     left, _, right = torch.linalg.svd(reference.flatten(1) @ scores.flatten(1).T)
     return ((left @ right) @ scores.flatten(1)).view_as(scores)
 
