@@ -1,5 +1,6 @@
 """The tab to ask the full model about one or two images."""
 
+import html
 from collections import Counter
 from collections.abc import Iterator
 
@@ -20,9 +21,9 @@ PROMPTS = {
     "Scene": "What kind of scene is this?",
     "Grounding": "Where is the largest tree?",
     "All of a class": "Give the boxes of all buildings.",
-    "Referring": "Locate <ref>the ship in the top left</ref> in the image.",
-    "Region": "What is in the region <box>[[250, 250, 750, 750]]</box>?",
-    "Medical": "Which imaging modality is this, and is there an abnormality?",
+    "Referring": "Locate <ref>the largest ship</ref>.",
+    "Region": "What is at <box>[[250, 250, 750, 750]]</box>?",
+    "Medical": "Which imaging modality is this?",
     "Change": "What has changed between the two images?",
 }
 
@@ -43,11 +44,16 @@ def build_tab(models: Models, model_name: gr.Dropdown) -> dict[str, gr.component
     def show(model: str, first: str | None, second: str | None) -> tuple:
         readings = read(full_model(model), first, second)
         notes = "\n".join(reading.note for reading in readings)
-        return *pictures_of([reading.to_rgb() for reading in readings], []), notes, [], ""
+        return *pictures_of([reading.to_rgb() for reading in readings], []), notes, [], [], ""
 
     @gpu
     def ask(
-        model: str, first: str | None, second: str | None, question: str, conversation: list, max_new_tokens: int
+        model: str,
+        first: str | None,
+        second: str | None,
+        question: str,
+        said: list[dict[str, str]],
+        max_new_tokens: int,
     ) -> Iterator[tuple]:
         question = (question or "").strip()
         if not question:
@@ -58,7 +64,7 @@ def build_tab(models: Models, model_name: gr.Dropdown) -> dict[str, gr.component
         images = [reading.to_rgb() for reading in read(full, first, second)]
         if not images:
             raise message("There is no image yet: drop, choose or paste one.")
-        messages = [*texts_of(conversation), {"role": "user", "content": question}]
+        messages = [*said, {"role": "user", "content": question}]
         max_new_tokens = int(max_new_tokens)
         try:
             inputs = encode(full.processor, images, messages)
@@ -67,14 +73,16 @@ def build_tab(models: Models, model_name: gr.Dropdown) -> dict[str, gr.component
             raise message(error) from error
 
         unchanged = (gr.skip(), gr.skip(), gr.skip())
-        yield messages, "", *unchanged
+        yield messages, shown(messages), "", *unchanged
         answer = ""
         for answer in stream_answer(full.model, full.processor, inputs, max_new_tokens):
-            yield [*messages, {"role": "assistant", "content": answer}], gr.skip(), *unchanged
+            so_far = [*messages, {"role": "assistant", "content": answer}]
+            yield so_far, shown(so_far), gr.skip(), *unchanged
         messages.append({"role": "assistant", "content": answer.strip() or "(no answer)"})
         boxes, wrong = find_boxes(answer)
-        yield messages, gr.skip(), *pictures_of(images, boxes), summary_of(boxes, wrong)
+        yield messages, shown(messages), gr.skip(), *pictures_of(images, boxes), summary_of(boxes, wrong)
 
+    said = gr.State([])
     with gr.Row():
         with gr.Column(min_width=280):
             first = image_upload(elem_id="ask-image")
@@ -82,14 +90,15 @@ def build_tab(models: Models, model_name: gr.Dropdown) -> dict[str, gr.component
             second = image_upload("Second image, for a pair", elem_id="ask-second-image")
             note = gr.Textbox(label="What was opened", interactive=False, lines=1, max_lines=2)
             picture = gr.Image(
-                label="Image, with the boxes of the last answer",
+                label="Image and boxes of the last answer",
                 format="png",
                 interactive=False,
+                buttons=["download", "fullscreen"],
                 elem_id="ask-picture",
                 alt_text="The image, with the boxes of the last answer and their labels.",
             )
             pair = gr.ImageSlider(
-                label="Swipe between first (left) and second image (right), with the boxes of the last answer",
+                label="Swipe: first and second image",
                 format="png",
                 interactive=False,
                 visible=False,
@@ -116,7 +125,7 @@ def build_tab(models: Models, model_name: gr.Dropdown) -> dict[str, gr.component
             with gr.Row():
                 ask_button = gr.Button("Ask", variant="primary", min_width=80, elem_id="ask-button")
                 stop = gr.Button("Stop", variant="stop", min_width=80, elem_id="ask-stop")
-                clear = gr.Button("New conversation", min_width=80)
+                clear = gr.Button("Start over", min_width=80)
             gr.Examples(
                 [[prompt] for prompt in PROMPTS.values()],
                 [question],
@@ -129,18 +138,18 @@ def build_tab(models: Models, model_name: gr.Dropdown) -> dict[str, gr.component
     asked = gr.on(
         [ask_button.click, question.submit],
         ask,
-        [model_name, first, second, question, conversation, max_new_tokens],
-        [conversation, question, picture, pair, found],
+        [model_name, first, second, question, said, max_new_tokens],
+        [said, conversation, question, picture, pair, found],
         api_name="ask",
         show_progress="minimal",
         show_progress_on=conversation,
         **QUEUE,
     )
     gr.on(
-        [first.change, second.change, clear.click],
+        [first.change, second.change, clear.click, conversation.clear],
         show,
         [model_name, first, second],
-        [picture, pair, note, conversation, found],
+        [picture, pair, note, said, conversation, found],
         api_name="ask_show",
         cancels=[asked],
         show_progress_on=picture,
@@ -149,15 +158,9 @@ def build_tab(models: Models, model_name: gr.Dropdown) -> dict[str, gr.component
     return {"ask_image": example, "q": question}
 
 
-def texts_of(conversation: list[dict]) -> list[dict[str, str]]:
-    """The messages of a `gr.Chatbot`, whose contents are lists of parts, with their text alone."""
-    return [
-        {
-            "role": turn["role"],
-            "content": "".join(part.get("text", "") for part in turn["content"] if part.get("type") == "text"),
-        }
-        for turn in conversation
-    ]
+def shown(messages: list[dict[str, str]]) -> list[dict[str, str]]:
+    """Messages for a `gr.Chatbot`, which renders HTML even without Markdown: what was said is shown as text."""
+    return [{**message, "content": html.escape(message["content"], quote=False)} for message in messages]
 
 
 def pictures_of(images: list[Image.Image], boxes: list[Box]) -> tuple[dict, dict]:

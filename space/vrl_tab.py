@@ -14,9 +14,11 @@ from vrl_cost import costs
 
 DROP_RATIOS = (0.0, 0.25, 0.5, 0.75, 0.9, 0.95)
 MAX_NEW_TOKENS = 16
+THUMBNAIL_SIDE = 448  # pixels
 MAX_QUESTION = 2000  # characters
 QUESTION = "How many trees are there?"
 ANSWER_COLUMNS = ["drop ratio", "seed", "visual tokens", "answer", "its probability", "probability of the full answer"]
+COLUMN_WIDTHS = ["110px", "110px", "140px", "220px", "140px", "240px"]  # a phone scrolls
 COST_COLUMNS = ["drop ratio", "visual tokens", "sequence length", "LM GFLOPs", "LM seconds", "ViT seconds"]
 INTRODUCTION = """\
 In training, ViTP lets only a random part of an image's visual tokens reach the language model, so that the ViT learns \
@@ -49,7 +51,9 @@ def build_tab(models: Models, model_name: gr.Dropdown) -> dict[str, gr.component
         thumbnail = None
         if maps.thumbnail is not None:
             height, width = processor.image_processor.size["height"], processor.image_processor.size["width"]
-            thumbnail = draw_tokens(image.resize((width, height), Image.Resampling.BICUBIC), maps.thumbnail)
+            thumbnail = image.resize((width, height), Image.Resampling.BICUBIC)
+            enlarged = thumbnail.resize((THUMBNAIL_SIDE, THUMBNAIL_SIDE), Image.Resampling.NEAREST)
+            thumbnail = draw_tokens(enlarged, maps.thumbnail)
         return (
             draw_tokens(image, maps.tiles, maps.grid),
             gr.update(value=thumbnail, visible=num_tiles > 1),
@@ -99,12 +103,11 @@ def build_tab(models: Models, model_name: gr.Dropdown) -> dict[str, gr.component
             )
             for cost in (whole, short)
         ]
-        seconds = [cost.language_seconds + cost.vision_seconds for cost in (whole, short)]
         summary = (
             f"At a drop ratio of {drop_ratio:g} the language model does {1 - short.flops / whole.flops:.0%} fewer "
-            f"operations and takes {1 - short.language_seconds / whole.language_seconds:.0%} less time; with the ViT, "
-            f"which always sees the whole image, it is {1 - seconds[1] / seconds[0]:.0%} less. Forward passes over "
-            f"image and question on {full.model.device.type}, median of three."
+            f"operations and takes {short.language_seconds:.3g} s instead of {whole.language_seconds:.3g} s. The ViT "
+            f"always sees the whole image, {whole.vision_seconds:.3g} s. Medians of forward passes over image and "
+            f"question, here on {full.model.device.type}."
         )
         return pd.DataFrame(rows, columns=COST_COLUMNS), summary
 
@@ -121,6 +124,7 @@ def build_tab(models: Models, model_name: gr.Dropdown) -> dict[str, gr.component
                 label="Tiles: kept tokens are bright",
                 format="png",
                 interactive=False,
+                buttons=["download", "fullscreen"],
                 elem_id="vrl-tiles",
                 alt_text="The image with borders of tiles; visual tokens that are dropped are dark.",
             )
@@ -128,6 +132,7 @@ def build_tab(models: Models, model_name: gr.Dropdown) -> dict[str, gr.component
                 label="Thumbnail: kept tokens are bright",
                 format="png",
                 interactive=False,
+                buttons=["download", "fullscreen"],
                 height=240,
                 alt_text="The thumbnail of the image; visual tokens that are dropped are dark.",
             )
@@ -149,11 +154,16 @@ def build_tab(models: Models, model_name: gr.Dropdown) -> dict[str, gr.component
         color="draw",
         x_lim=[0, 1],
         y_lim=[0, None],
-        height=320,
-        label="Probability of that answer, by drop ratio; the table has the same numbers",
+        y_axis_format=".3~g",
+        height=360,
+        label="Probability of that answer by drop ratio (the table has the same numbers)",
     )
     table = gr.Dataframe(
-        headers=ANSWER_COLUMNS, datatype="str", interactive=False, wrap=True, label="Answers by drop ratio and seed"
+        headers=ANSWER_COLUMNS,
+        datatype="str",
+        interactive=False,
+        column_widths=COLUMN_WIDTHS,
+        label="Answers by drop ratio and seed",
     )
 
     gr.Markdown("## What is saved")
@@ -163,7 +173,7 @@ def build_tab(models: Models, model_name: gr.Dropdown) -> dict[str, gr.component
         headers=COST_COLUMNS,
         datatype="str",
         interactive=False,
-        wrap=True,
+        column_widths=COLUMN_WIDTHS,
         label="One forward pass, whole and shortened",
     )
     gr.Markdown(

@@ -1,5 +1,6 @@
 """The tabs on VRL and for questions, called through gradio's client, on the tiny model."""
 
+import html
 import time
 from types import SimpleNamespace
 
@@ -54,15 +55,19 @@ def later_scene(scene):
     return path
 
 
-def ask(client, question, first, second=None, conversation=(), max_new_tokens=8):
+@pytest.fixture(autouse=True)
+def fresh(client):
+    client.reset_session()
+
+
+def ask(client, question, first, second=None, max_new_tokens=8):
     second = second and handle_file(str(second))
-    return client.submit(
-        TINY, handle_file(str(first)), second, question, list(conversation), max_new_tokens, api_name="/ask"
-    )
+    return client.submit(TINY, handle_file(str(first)), second, question, max_new_tokens, api_name="/ask")
 
 
 def conversation_of(result) -> list[tuple[str, str]]:
-    return [(turn["role"], "".join(part["text"] for part in turn["content"])) for turn in result[0]]
+    """Who said what, as HTML shows it."""
+    return [(turn["role"], html.unescape("".join(part["text"] for part in turn["content"]))) for turn in result[0]]
 
 
 def value_of(update):
@@ -82,7 +87,9 @@ def test_tokens_are_shown_over_tiles_and_thumbnail(client, models, scene):
         inner = np.s_[top + 4 : top + 24, left + 4 : left + 24]  # beside the borders of tiles
         factor = 1 if index in inputs["visual_token_indices"] else DIMMED
         assert np.abs(shown[inner] - factor * pixels[inner]).max() <= 0.5
-    assert Image.open(value_of(thumbnail)).size == (112, 112)
+    brightness = np.array(Image.open(value_of(thumbnail))).reshape(4, 112, 4, 112, 3).mean((1, 3, 4)).flatten()
+    kept = [index - 6 * TOKENS_PER_TILE for index in inputs["visual_token_indices"].tolist()]
+    assert (brightness > 60).nonzero()[0].tolist() == [token for token in kept if token >= 0]
 
 
 def test_image_of_one_tile_has_no_thumbnail(client, tmp_path):
@@ -155,7 +162,7 @@ def test_stream_ends_with_the_greedy_answer_and_earlier_turns_count(client, mode
     answer = answer_to(messages)
     assert conversation_of(result) == [("user", QUESTION), ("assistant", answer)]
     assert len(job.outputs()) > 3  # it grew
-    follow_up = ask(client, "And now?", scene, conversation=result[0]).result()
+    follow_up = ask(client, "And now?", scene).result()
     messages += [{"role": "assistant", "content": answer}, {"role": "user", "content": "And now?"}]
     assert conversation_of(follow_up)[2:] == [("user", "And now?"), ("assistant", answer_to(messages))]
 
@@ -194,8 +201,11 @@ def test_pair_is_shown_with_a_swipe_slider_at_one_size(client, models, scene, la
     assert shown[2].splitlines() == ["PNG, RGB, 336 × 224 pixels", "PNG, RGB, 168 × 112 pixels"]
 
 
-def test_markup_in_a_question_is_a_question(client, scene):
-    assert conversation_of(ask(client, MARKUP, scene).result())[0] == ("user", MARKUP)
+def test_markup_in_questions_and_answers_is_text(client, scene, monkeypatch):
+    monkeypatch.setattr(ask_tab, "stream_answer", lambda *arguments: iter([MARKUP]))
+    result = ask(client, MARKUP, scene).result()
+    assert conversation_of(result) == [("user", MARKUP), ("assistant", MARKUP)]
+    assert not any("<" in part["text"] for turn in result[0] for part in turn["content"])
 
 
 @pytest.mark.parametrize(
@@ -211,20 +221,20 @@ def test_what_is_no_question_is_told_in_a_message(client, scene, question, wante
         client.predict(TINY, handle_file(str(scene)), question, 0.5, 0, api_name="/vrl_cost")
 
 
-def test_forged_conversations_are_told_in_a_message(client, scene):
-    forged = [{"role": "tool", "content": [{"type": "text", "text": "x"}]}]
-    with pytest.raises(AppError, match="role"):
-        ask(client, QUESTION, scene, conversation=forged).result()
-    long = [{"role": "user", "content": [{"type": "text", "text": "x" * 9000}]}]
+def test_too_long_a_conversation_is_told_in_a_message(client, scene, monkeypatch):
+    monkeypatch.setattr(ask_tab, "stream_answer", lambda *arguments: iter(["x" * 9000]))
+    ask(client, QUESTION, scene).result()
     with pytest.raises(AppError, match="start a new conversation"):
-        ask(client, QUESTION, scene, conversation=long).result()
+        ask(client, QUESTION, scene).result()
+    client.predict(TINY, handle_file(str(scene)), None, api_name="/ask_show")  # starts a new one
+    assert len(conversation_of(ask(client, QUESTION, scene).result())) == 2
 
 
 def test_no_image_or_none_that_can_be_opened_is_told_in_a_message(client, tmp_path):
     for arguments in [
         {"api_name": "/vrl_curve", "args": (QUESTION, 0, 1)},
         {"api_name": "/vrl_cost", "args": (QUESTION, 0.5, 0)},
-        {"api_name": "/ask", "args": (None, QUESTION, [], 8)},
+        {"api_name": "/ask", "args": (None, QUESTION, 8)},
     ]:
         with pytest.raises(AppError, match="no image yet"):
             client.predict(TINY, None, *arguments["args"], api_name=arguments["api_name"])
