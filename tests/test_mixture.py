@@ -207,6 +207,20 @@ def test_a_stream_holds_no_more_rows_than_buffer_and_part():
     assert most <= 4
 
 
+def test_lengths_are_those_of_the_epochs_rows_and_each_source_is_measured_once(folder):
+    dataset = opened(folder)
+    measured = []
+
+    def measure(part):
+        measured.append(len(part))
+        return [f"{row['source']}/{row['id']}" for row in part]  # not numbers, so that no two rows are alike
+
+    for epoch in range(3):
+        dataset.set_epoch(epoch)
+        assert dataset.lengths(measure) == [row["id"].partition("#")[0] for row in dataset]
+    assert sorted(measured) == sorted(SIZES.values())
+
+
 @pytest.fixture
 def trainer_of(model, processor, tmp_path):
     def make(dataset, **options):

@@ -186,6 +186,22 @@ def test_without_drop_gradients_are_internvls_to_the_bit(vivid, native, processo
     assert all(torch.equal(actual[name], wanted[name]) for name in wanted)
 
 
+def test_a_batch_of_text_alone_gives_the_vit_gradients_of_zero_and_the_rest_internvls(vivid, native, processor):
+    inputs = processor(text=TEXTS[:2], padding=True, return_tensors="pt")
+    labels = answer_labels(inputs, processor)
+    losses = [model.train()(**inputs, labels=labels, use_cache=False).loss for model in (vivid, native)]
+    assert torch.equal(*losses)
+    for loss in losses:
+        loss.backward()
+    actual, wanted = gradients(vivid), gradients(native)
+    assert wanted and all(torch.equal(actual.pop(name), wanted[name]) for name in wanted)
+    # Of a frozen or unused parameter the gradient would be `None`.
+    assert actual.keys() == {
+        name for name, _ in vivid.named_parameters() if "vision_tower" in name or "multi_modal_projector" in name
+    }
+    assert not any(gradient.any() for gradient in actual.values())
+
+
 @pytest.mark.parametrize("layer", [-2, 1])
 def test_vision_feature_layer_is_internvls(vivid, native, processor, layer):
     inputs = encode(processor, "different_tiles")

@@ -242,3 +242,10 @@ def test_what_a_hub_refuses_is_named_at_once(hub, pauses, tmp_path, load, status
     with pytest.raises((OSError, ValueError), match=f"(?s){says}"):
         load("tester/full", tmp_path)
     assert pauses == [] and not list(tmp_path.iterdir())
+
+
+def test_a_connection_that_breaks_ends_a_conversion_in_one_line(hub, pauses, tmp_path):
+    hub.fail("*", "/api/*", lost=True, times=None)
+    with pytest.raises(ValueError, match="tester/full is neither .* nor a Hub repo that can be had: .*disconnected"):
+        convert_checkpoint("tester/full", tmp_path / "new", "backbone")
+    assert not list(tmp_path.iterdir())

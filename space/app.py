@@ -1,0 +1,98 @@
+"""The Space: what the ViT learned, to look at in a browser.
+
+    python space/app.py
+
+`loading.py` says which environment variables name the models. Each tab is a module with one function,
+
+    build_tab(models: Models, model_name: gr.Dropdown) -> dict[str, gr.components.Component]
+
+called inside of its `gr.Tab`. `model_name` is the choice of the full model at the top of the page: handlers take it as
+an input and call `models.full(name)`, which gives model and processor (loaded once, on the device), or
+`models.backbone(name)`. The dictionary names the components whose values are kept in the page's URL, by their keys
+there: short, unlike those of other tabs; values are strings and numbers.
+
+What a tab keeps to:
+
+- images come in through `uploading.image_upload` and are opened with `uploading.open_upload` (a `Reading`: the image
+  and the input spec for the processor, `to_rgb()` for display, and a note to be shown);
+- handlers that run a model are marked `@computing.gpu`, their events get `**computing.QUEUE`; slow ones report through
+  `gr.Progress()` or are generators, and have a button that cancels them;
+- what is wrong is raised as `computing.message(text)`; `UnavailableModel` of `models` has a message fit for it;
+- every event that a client may call has an `api_name`, every component a label, images an `alt_text`;
+- downloads are written into a folder of `tempfile.mkdtemp(dir=gradio.utils.get_upload_folder())`, which is cleared.
+"""
+
+from functools import partial
+from pathlib import Path
+
+import ask_tab
+import backbone_tab
+import compare_tab
+import gradio as gr
+import vrl_tab
+from about import about
+from computing import message
+from loading import Models, UnavailableModel
+from url_state import keep_in_url
+
+HERE = Path(__file__).parent
+TABS = {
+    "Backbone": backbone_tab.build_tab,
+    "VRL": vrl_tab.build_tab,
+    "Ask": ask_tab.build_tab,
+    "Compare": compare_tab.build_tab,
+}
+THEME = gr.themes.Default(
+    primary_hue="teal",
+    neutral_hue="slate",
+    font=["system-ui", "sans-serif"],
+    font_mono=["ui-monospace", "monospace"],
+)
+
+
+def build_app(models: Models) -> gr.Blocks:
+    """The page, not yet launched."""
+    with gr.Blocks(title="ViTP: see what the ViT learned", analytics_enabled=False, delete_cache=(3600, 3600)) as app:
+        gr.Markdown(
+            "# See what the ViT learned\nA ViT that was trained inside of a vision-language model (ViTP, "
+            "[arXiv 2509.17562](https://arxiv.org/abs/2509.17562)), and the model that it was trained in."
+        )
+        model_name = gr.Dropdown(
+            models.names, value=models.default, label="Model (any Hub id)", allow_custom_value=True, elem_id="model"
+        )
+        state = {"model": model_name}
+        with gr.Tabs() as tabs:
+            for title, build_tab in TABS.items():
+                with gr.Tab(title, id=title.lower()):
+                    state |= build_tab(models, model_name)
+        with gr.Accordion("About", open=False, elem_id="about"):
+            box = gr.Markdown(about(models, models.full()))
+        model_name.change(partial(_about, models), model_name, box, api_name="about", show_progress="hidden")
+        keep_in_url(app, tabs, state)
+    return app.queue(max_size=64)
+
+
+def launch_options() -> dict:
+    """How the page is served; no file but uploads and what handlers made of them can be fetched."""
+    return {
+        "allowed_paths": [],
+        "max_file_size": "200mb",
+        "theme": THEME,
+        "css_paths": HERE / "style.css",
+        "head": f"<script>{(HERE / 'page.js').read_text()}</script>",
+        "footer_links": ["api", "gradio", "settings"],
+        "run_history": False,
+        "ssr_mode": False,
+    }
+
+
+def _about(models: Models, model: str) -> str:
+    """What a model is: Markdown."""
+    try:
+        return about(models, models.full(model))
+    except UnavailableModel as error:
+        raise message(error) from error
+
+
+if __name__ == "__main__":
+    build_app(Models.from_environment()).launch(**launch_options())

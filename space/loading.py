@@ -1,0 +1,221 @@
+"""The models that the app opens: by Hub id, and by folder where the person who deploys the app names it.
+
+Environment variables, read when the app starts:
+
+- `VITP_MODEL`: Hub id or folder of the full model. `outputs/quickstart` if it is there, otherwise a tiny random model.
+- `VITP_BACKBONES`: further Hub ids or folders, separated by commas, of backbones or full models to choose from.
+- `VITP_TRUST_REMOTE_CODE`: `1` lets models run code from their repos. Off otherwise.
+- `VITP_MAX_GB`: the largest weights, in GB, that a visitor may have downloaded by typing a Hub id; 4 if not given.
+"""
+
+import os
+import threading
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from computing import device
+from huggingface_hub import HfApi
+from huggingface_hub.utils import HFValidationError, validate_repo_id
+from tiny import tiny_model
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    AutoTokenizer,
+    InternVLForConditionalGeneration,
+    PreTrainedConfig,
+    PreTrainedModel,
+)
+
+from modeling_vitp import ViTPForConditionalGeneration, ViTPImageProcessor, ViTPProcessor, ViTPVisionModel
+from modeling_vitp.convert import from_internvl_config
+from modeling_vitp.export import image_settings
+
+QUICKSTART = "outputs/quickstart"
+TINY = "tiny random model"
+UNTRAINED = "untrained ViT"
+MAX_LOADED = 3
+
+
+class UnavailableModel(ValueError):
+    """A model that cannot be opened; the message is one line for the person who asked for it."""
+
+
+@dataclass(frozen=True)
+class FullModel:
+    """A vision-language model, in evaluation mode on the device, its ViT with eager attention."""
+
+    name: str
+    model: ViTPForConditionalGeneration
+    processor: ViTPProcessor
+
+
+@dataclass(frozen=True)
+class Backbone:
+    """A ViT, in evaluation mode on the device, with eager attention."""
+
+    name: str
+    model: PreTrainedModel
+    image_processor: ViTPImageProcessor
+    """Its mean and std, for 8-bit RGB."""
+    input_spec: dict | None
+    """How it was taught to see images that are not 8-bit RGB."""
+
+    @classmethod
+    def of(cls, name: str, model: PreTrainedModel, image_processor: ViTPImageProcessor) -> "Backbone":
+        plain = ViTPImageProcessor(**{**image_settings(image_processor), "input_spec": None})
+        return cls(name, model.eval().to(device()), plain, image_processor.input_spec)
+
+
+class Models:
+    """What every tab gets: opens models by name, each once, and keeps the last few.
+
+    Args:
+        model: the full model that the app starts with.
+        backbones: further names to choose from.
+        trust_remote_code: whether models may run code from their repos.
+        max_gb: the largest weights to download for a name that is not among those.
+    """
+
+    def __init__(
+        self,
+        model: str | None = None,
+        backbones: Sequence[str] = (),
+        trust_remote_code: bool = False,
+        max_gb: float = 4.0,
+    ):
+        self.default = model or (QUICKSTART if Path(QUICKSTART, "config.json").is_file() else TINY)
+        self.backbones = list(dict.fromkeys([self.default, *backbones, UNTRAINED]))
+        """Names for a choice of backbones; of a full model it is its ViT."""
+        self.names = [self.default]
+        """Names for a choice of full models."""
+        self.trust_remote_code = trust_remote_code
+        self.max_gb = max_gb
+        self._loaded: OrderedDict[tuple[str, str], Any] = OrderedDict()
+        self._lock = threading.RLock()
+
+    @classmethod
+    def from_environment(cls) -> "Models":
+        names = [name.strip() for name in os.environ.get("VITP_BACKBONES", "").split(",")]
+        return cls(
+            os.environ.get("VITP_MODEL") or None,
+            [name for name in names if name],
+            os.environ.get("VITP_TRUST_REMOTE_CODE") == "1",
+            float(os.environ.get("VITP_MAX_GB") or 4),
+        )
+
+    def full(self, name: str | None = None) -> FullModel:
+        """The full model of this name, the app's own if none is given.
+
+        Raises:
+            UnavailableModel: if there is no such model, or it is of another kind.
+        """
+        return self._once("full", name or self.default, self._open_full)
+
+    def backbone(self, name: str | None = None) -> Backbone:
+        """The backbone of this name: of a full model its ViT, the same weights in memory.
+
+        Raises:
+            UnavailableModel: if there is no such model, or it is of another kind.
+        """
+        return self._once("backbone", name or self.default, self._open_backbone)
+
+    def _once(self, kind: str, name: str, opener: Callable[[str], Any]) -> Any:
+        with self._lock:
+            if (kind, name) not in self._loaded:
+                self._loaded[kind, name] = opener(name)
+            self._loaded.move_to_end((kind, name))
+            while len(self._loaded) > 2 * MAX_LOADED:
+                self._loaded.popitem(last=False)
+            return self._loaded[kind, name]
+
+    def _open_full(self, name: str) -> FullModel:
+        if name == TINY:
+            model, processor = tiny_model()
+        else:
+            model, processor = self._try(name, self._read_full)
+        model.model.vision_tower.set_attn_implementation("eager")
+        return FullModel(name, model.eval().to(device()), processor)
+
+    def _open_backbone(self, name: str) -> Backbone:
+        if name == UNTRAINED:
+            return self._untrained()
+        if name == TINY or self._model_type(name) in ("vitp", "internvl"):
+            full = self.full(name)
+            return Backbone.of(name, full.model.model.vision_tower, full.processor.image_processor)
+        return Backbone.of(name, *self._try(name, self._read_backbone))
+
+    def _untrained(self) -> Backbone:
+        trained = self.backbone()
+        config = type(trained.model.config).from_dict(trained.model.config.to_dict())
+        with torch.random.fork_rng():
+            torch.manual_seed(1)
+            model = ViTPVisionModel._from_config(config, attn_implementation="eager")
+        return Backbone(UNTRAINED, model.eval().to(device()), trained.image_processor, trained.input_spec)
+
+    def _read_full(self, name: str, options: dict) -> tuple[ViTPForConditionalGeneration, ViTPProcessor]:
+        if self._model_type(name) == "vitp":
+            model = ViTPForConditionalGeneration.from_pretrained(name, use_safetensors=True, **options)
+            return model, ViTPProcessor.from_pretrained(name, **options)
+        if self._model_type(name) != "internvl":
+            raise UnavailableModel(f"{name} is a {self._model_type(name)!r} model, not a full one (vitp or internvl).")
+        native = InternVLForConditionalGeneration.from_pretrained(name, use_safetensors=True, **options)
+        model = ViTPForConditionalGeneration(from_internvl_config(native.config))
+        model.load_state_dict(native.state_dict(), assign=True)
+        model.tie_weights()
+        model.generation_config = native.generation_config
+        image_processor = ViTPImageProcessor.from_pretrained(name, **options)
+        tokenizer = AutoTokenizer.from_pretrained(name, **options)
+        return model, ViTPProcessor(image_processor, tokenizer, image_seq_length=model.config.image_seq_length)
+
+    def _read_backbone(self, name: str, options: dict) -> tuple[PreTrainedModel, ViTPImageProcessor]:
+        kind = self._model_type(name)
+        if kind not in ("internvl_vision", "vitp_vision") and not self.trust_remote_code:
+            raise UnavailableModel(f"{name} is a {kind!r} model; backbones here are internvl_vision or vitp_vision.")
+        model = AutoModel.from_pretrained(
+            name,
+            config=AutoConfig.from_pretrained(name, trust_remote_code=self.trust_remote_code, **options),
+            attn_implementation="eager",
+            use_safetensors=True,
+            trust_remote_code=self.trust_remote_code,
+            **options,
+        )
+        return model, ViTPImageProcessor.from_pretrained(name, **options)
+
+    def _model_type(self, name: str) -> str | None:
+        return self._try(name, lambda name, options: PreTrainedConfig.get_config_dict(name, **options)[0]).get(
+            "model_type"
+        )
+
+    def _try(self, name: str, read: Callable[[str, dict], Any]) -> Any:
+        """Calls `read` with the name and options of `from_pretrained`; what goes wrong is told in one line."""
+        options = {} if name in self.backbones else self._visitors_options(name)
+        try:
+            return read(name, options)
+        except UnavailableModel:
+            raise
+        except (OSError, ValueError, TypeError, KeyError, RuntimeError) as error:
+            reason = " ".join(str(error).split())[:200]
+            raise UnavailableModel(f"{name} cannot be opened: {reason}") from error
+
+    def _visitors_options(self, name: str) -> dict:
+        """For a name that a visitor typed: a Hub id, no folder, of limited size, and without the deployer's token."""
+        try:
+            validate_repo_id(name)
+        except HFValidationError as error:
+            raise UnavailableModel(f"{name[:100]!r} is no Hub id such as 'organisation/model'.") from error
+        if Path(name).exists():
+            raise UnavailableModel(f"{name} is a folder; folders are opened only if the app was started with them.")
+        try:
+            files = HfApi(token=False).model_info(name, files_metadata=True).siblings
+        except Exception as error:  # of the client and of the HTTP library below it, which changes with its versions
+            raise UnavailableModel(f"there is no public model {name!r} on the Hub, or it cannot be reached.") from error
+        gigabytes = sum(file.size or 0 for file in files if file.rfilename.endswith(".safetensors")) / 1e9
+        if not 0 < gigabytes <= self.max_gb:
+            raise UnavailableModel(
+                f"{name} has {gigabytes:.1f} GB of safetensors; up to {self.max_gb:g} GB are opened."
+            )
+        return {"token": False}

@@ -1,0 +1,259 @@
+"""Maps of what a backbone makes of an image: PCA of its patch features, similarity to a point, attention.
+
+An image is resized to whole patches at its own aspect ratio, so that a map of `(rows, columns)` spans all of it.
+"""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+import numpy as np
+import torch
+from loading import Backbone
+from matplotlib import colormaps
+from PIL import Image
+from torch.nn import functional as F
+
+DISPLAY_SIDE = 768
+
+
+def native_resolution(backbone: Backbone) -> int:
+    """Patches along the side of an image of the size that the backbone was trained at."""
+    return backbone.model.config.image_size[0] // backbone.model.config.patch_size[0]
+
+
+def grid_of(height: int, width: int, resolution: int) -> tuple[int, int]:
+    """Rows and columns of patches for an image: `resolution` along its longer side, at least one along the other."""
+    longer = max(height, width)
+    return max(1, round(resolution * height / longer)), max(1, round(resolution * width / longer))
+
+
+def pixel_values(backbone: Backbone, image: np.ndarray, resolution: int) -> torch.Tensor:
+    """The image as the backbone takes it.
+
+    Args:
+        image: uint8 RGB of shape `(height, width, 3)`.
+        resolution: patches along the longer side.
+
+    Returns:
+        Of shape `(1, 3, rows * patch, columns * patch)`, normalised, on the backbone's device and in its dtype.
+    """
+    (rows, columns), (patch_height, patch_width) = (
+        grid_of(*image.shape[:2], resolution),
+        backbone.model.config.patch_size,
+    )
+    size = {"height": rows * patch_height, "width": columns * patch_width}
+    inputs = backbone.image_processor(Image.fromarray(image), size=size, crop_to_patches=False, return_tensors="pt")
+    return inputs["pixel_values"].to(backbone.model.device, backbone.model.dtype)
+
+
+@torch.no_grad()
+def patch_features(backbone: Backbone, image: np.ndarray, resolution: int, layer: int | None = None) -> torch.Tensor:
+    """Features of the patches after a layer.
+
+    Args:
+        image: uint8 RGB of shape `(height, width, 3)`.
+        resolution: patches along the longer side.
+        layer: from 1; the last if not given, for which it is the `last_hidden_state`.
+
+    Returns:
+        float32 of shape `(channels, rows, columns)`, on the CPU.
+    """
+    depth = backbone.model.config.num_hidden_layers
+    is_last = layer is None or layer == depth
+    outputs = backbone.model(pixel_values(backbone, image, resolution), output_hidden_states=not is_last)
+    states = outputs.last_hidden_state if is_last else outputs.hidden_states[layer]
+    return states[0, 1:].T.float().cpu().unflatten(1, grid_of(*image.shape[:2], resolution))
+
+
+def attention_map(
+    backbone: Backbone,
+    image: np.ndarray,
+    resolution: int,
+    layer: int,
+    head: int | None = None,
+    query: tuple[int, int] | None = None,
+) -> torch.Tensor:
+    """Attention of one token to the patches in a layer.
+
+    Args:
+        image: uint8 RGB of shape `(height, width, 3)`.
+        resolution: patches along the longer side.
+        layer, head: from 1; the mean of all heads if no head is given.
+        query: row and column of the patch that attends; the CLS token if not given.
+
+    Returns:
+        float32 of shape `(rows, columns)` on the CPU; with what goes to the CLS token it sums to 1.
+    """
+    grid = grid_of(*image.shape[:2], resolution)
+    token = _token(query, grid)
+    with _attention_of(backbone, [layer - 1], lambda weights: weights[:, token]) as rows:
+        _run(backbone, image, resolution)
+    weights = rows[0].mean(0) if head is None else rows[0][head - 1]
+    return weights[1:].unflatten(0, grid)
+
+
+def rollout_map(
+    backbone: Backbone, image: np.ndarray, resolution: int, query: tuple[int, int] | None = None
+) -> torch.Tensor:
+    """Attention rollout (Abnar and Zuidema, arXiv 2005.00928) of one token to the patches of the input.
+
+    Each layer passes on half by its residual connection and half by the mean attention of its heads; the product over
+    all layers is what reaches the token.
+
+    Args:
+        image, resolution, query: as for [`attention_map`].
+
+    Returns:
+        float32 of shape `(rows, columns)` on the CPU; with what comes from the CLS token it sums to 1.
+    """
+    grid = grid_of(*image.shape[:2], resolution)
+    layers = range(backbone.model.config.num_hidden_layers)
+    with _attention_of(backbone, layers, lambda weights: weights.mean(0)) as means:
+        _run(backbone, image, resolution)
+    flow = torch.zeros(1 + grid[0] * grid[1])
+    flow[_token(query, grid)] = 1
+    for mean in reversed(means):
+        flow = (flow + flow @ mean) / 2
+    return flow[1:].unflatten(0, grid)
+
+
+def similarity_to_point(features: torch.Tensor, row: int, column: int) -> torch.Tensor:
+    """Cosine similarity of every patch to one.
+
+    Args:
+        features: of shape `(channels, rows, columns)`.
+
+    Returns:
+        float32 of shape `(rows, columns)` in [-1, 1].
+    """
+    return F.cosine_similarity(features, features[:, row, column, None, None], dim=0)
+
+
+def principal_scores(features: torch.Tensor) -> torch.Tensor:
+    """Scores of the patches on the three first principal components, each of mean 0 and variance 1.
+
+    The sign of a component is such that its loading of largest magnitude is positive. Components without variance
+    (fewer patches than components, an image without structure) have the score 0.
+
+    Args:
+        features: of shape `(channels, rows, columns)`.
+
+    Returns:
+        float64 of shape `(3, rows, columns)`.
+    """
+    flat = features.flatten(1).double()
+    flat = flat - flat.mean(1, keepdim=True)
+    values, vectors = torch.linalg.eigh(flat @ flat.T / flat.shape[1])
+    values, vectors = values.flip(0)[:3], vectors.flip(1)[:, :3]
+    vectors = vectors * vectors.gather(0, vectors.abs().argmax(0, keepdim=True)).sign()
+    scales = torch.where(values > 1e-9 * flat.square().sum(0).max(), values.clamp(min=1e-300).rsqrt(), 0.0)
+    scores = scales[:, None] * (vectors.T @ flat)
+    return F.pad(scores, (0, 0, 0, 3 - len(scores))).unflatten(1, features.shape[1:])
+
+
+def align_scores(scores: torch.Tensor, reference: torch.Tensor) -> torch.Tensor:
+    """The scores of another backbone, turned so that its colours are as near to the reference's as they can be.
+
+    Principal components of two backbones come in any order, sign and mixture. The rotation (with reflection) is that
+    of orthogonal Procrustes; it changes no distance between patches.
+
+    Args:
+        scores, reference: of shape `(3, rows, columns)`.
+    """
+    left, _, right = torch.linalg.svd(reference.flatten(1) @ scores.flatten(1).T)
+    return ((left @ right) @ scores.flatten(1)).view_as(scores)
+
+
+def colours_of(scores: torch.Tensor) -> np.ndarray:
+    """Scores as RGB: two standard deviations below the mean are 0, two above 255, by the same rule for every backbone.
+
+    Args:
+        scores: of shape `(3, rows, columns)`.
+
+    Returns:
+        uint8 of shape `(rows, columns, 3)`.
+    """
+    return (255 * (scores / 4 + 0.5).clamp(0, 1)).round().to(torch.uint8).movedim(0, -1).numpy()
+
+
+def heat_of(values: torch.Tensor, low: float | None = None, high: float | None = None) -> np.ndarray:
+    """Values as colours from dark to bright, from `low` to `high` (the smallest and the largest if not given).
+
+    Returns:
+        uint8 of shape `(rows, columns, 3)`.
+    """
+    low = values.min().item() if low is None else low
+    high = values.max().item() if high is None else high
+    unit = ((values - low) / (high - low if high > low else 1)).clamp(0, 1).numpy()
+    return colormaps["inferno"](unit, bytes=True)[..., :3]
+
+
+def display_size(rows: int, columns: int) -> tuple[int, int]:
+    """Width and height in pixels at which a map and its image are shown: whole pixels for a patch."""
+    pixels = max(1, DISPLAY_SIDE // max(rows, columns))
+    return columns * pixels, rows * pixels
+
+
+def draw_map(
+    colours: np.ndarray, image: np.ndarray | None = None, point: tuple[float, float] | None = None, opacity: float = 1.0
+) -> Image.Image:
+    """A map as a picture, each patch a block of one colour.
+
+    Args:
+        colours: uint8 of shape `(rows, columns, 3)`.
+        image: uint8 RGB to lay the map over.
+        point: fractions from the left and from the top of a place to be ringed.
+        opacity: of the map over the image.
+    """
+    size = display_size(*colours.shape[:2])
+    picture = Image.fromarray(colours).resize(size, Image.Resampling.NEAREST)
+    if image is not None and opacity < 1:
+        under = Image.fromarray(image).resize(size, Image.Resampling.BICUBIC).convert("L").convert("RGB")
+        picture = Image.blend(under, picture, opacity)
+    return picture if point is None else _ringed(picture, point)
+
+
+def patch_at(point: tuple[float, float], rows: int, columns: int) -> tuple[int, int]:
+    """Row and column of the patch at fractions from the left and from the top."""
+    x, y = point
+    return min(int(y * rows), rows - 1), min(int(x * columns), columns - 1)
+
+
+def _ringed(picture: Image.Image, point: tuple[float, float]) -> Image.Image:
+    y, x = np.ogrid[: picture.height, : picture.width]
+    distance = np.hypot(x - point[0] * picture.width, y - point[1] * picture.height)
+    pixels = np.array(picture)
+    pixels[(distance >= 5) & (distance < 11)] = 0
+    pixels[(distance >= 6.5) & (distance < 9.5)] = 255
+    return Image.fromarray(pixels)
+
+
+def _token(query: tuple[int, int] | None, grid: tuple[int, int]) -> int:
+    return 0 if query is None else 1 + query[0] * grid[1] + query[1]
+
+
+@torch.no_grad()
+def _run(backbone: Backbone, image: np.ndarray, resolution: int) -> None:
+    backbone.model(pixel_values(backbone, image, resolution))
+
+
+@contextmanager
+def _attention_of(backbone: Backbone, layers: Sequence[int], reduce) -> Iterator[list[torch.Tensor]]:
+    """Collects `reduce(weights)`, of weights `(heads, tokens, tokens)`, of some layers as they are computed.
+
+    `output_attentions` would keep the weights of all layers, which takes gigabytes for a ViT-L.
+    """
+    collected: list[torch.Tensor] = []
+
+    def collect(module, inputs, outputs):
+        if outputs[1] is None:
+            raise RuntimeError(f"{backbone.name} was not loaded with eager attention, so there are no weights to show.")
+        collected.append(reduce(outputs[1][0]).float().cpu())
+
+    blocks = backbone.model.encoder.layer
+    handles = [blocks[index].attention.register_forward_hook(collect) for index in layers]
+    try:
+        yield collected
+    finally:
+        for handle in handles:
+            handle.remove()

@@ -1,0 +1,80 @@
+"""Which visual tokens of an image Visual Robustness Learning keeps, as maps over its tiles and its thumbnail."""
+
+import math
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from PIL import Image, ImageDraw
+from transformers.models.got_ocr2.image_processing_got_ocr2 import get_optimal_tiled_canvas
+
+from modeling_vitp import ViTPProcessor
+
+DIMMED = 0.25  # of the image's brightness, under tokens that are dropped
+TILE_BORDER = "#ffb000"
+
+
+class TokenMaps(NamedTuple):
+    """Where each visual token of one image is, and whether it is kept; row by row, as the model has them."""
+
+    tiles: np.ndarray
+    """bool, `(tile rows * side, tile columns * side)`: over the whole image, with `side` tokens along a tile."""
+    thumbnail: np.ndarray | None
+    """bool, `(side, side)`, over the whole image once more; None if the image is a single tile."""
+    grid: tuple[int, int]
+    """Rows and columns of tiles."""
+
+
+def token_maps(
+    processor: ViTPProcessor, size: tuple[int, int], num_tiles: int, kept: torch.LongTensor | None = None
+) -> TokenMaps:
+    """
+    Args:
+        size: width and height of the image, the only one of its sample.
+        num_tiles: of `pixel_values`, the thumbnail included.
+        kept: `visual_token_indices` as the processor drew them; all are kept if not given.
+
+    Raises:
+        ValueError: if an image of that size is not cut into that many tiles.
+    """
+    image_processor = processor.image_processor
+    columns, rows = get_optimal_tiled_canvas(
+        size[::-1],
+        (image_processor.size["height"], image_processor.size["width"]),
+        image_processor.min_patches,
+        image_processor.max_patches,
+    )
+    if num_tiles != rows * columns + (rows * columns > 1):
+        raise ValueError(
+            f"An image of {size[0]} × {size[1]} is cut into {rows} × {columns} tiles, which are not {num_tiles} with "
+            "the thumbnail: give the image as it went into the processor."
+        )
+    side = math.isqrt(processor.image_seq_length)
+    mask = np.full(num_tiles * processor.image_seq_length, kept is None)
+    if kept is not None:
+        mask[kept.numpy()] = True
+    mask = mask.reshape(num_tiles, side, side)
+    tiles = mask[: rows * columns].reshape(rows, columns, side, side).swapaxes(1, 2).reshape(rows * side, -1)
+    return TokenMaps(tiles, mask[-1] if rows * columns > 1 else None, (rows, columns))
+
+
+def draw_tokens(image: Image.Image, kept: np.ndarray, grid: tuple[int, int] = (1, 1)) -> Image.Image:
+    """A copy of the image that is bright where tokens are kept and dark where they are dropped, with tile borders.
+
+    Args:
+        kept: bool, `(rows, columns)` of tokens, spanning the image.
+        grid: rows and columns of tiles; lines are drawn between them.
+    """
+    pixels = np.asarray(image.convert("RGB"), dtype=np.float32)
+    height, width = pixels.shape[:2]
+    rows = np.arange(height) * kept.shape[0] // height
+    columns = np.arange(width) * kept.shape[1] // width
+    brightness = np.where(kept[rows[:, None], columns], 1.0, DIMMED)[..., None]
+    drawn = Image.fromarray((pixels * brightness).round().astype(np.uint8))
+    draw = ImageDraw.Draw(drawn)
+    line = max(1, round(max(width, height) / 400))
+    for row in range(1, grid[0]):
+        draw.line([(0, row * height / grid[0]), (width, row * height / grid[0])], fill=TILE_BORDER, width=line)
+    for column in range(1, grid[1]):
+        draw.line([(column * width / grid[1], 0), (column * width / grid[1], height)], fill=TILE_BORDER, width=line)
+    return drawn
