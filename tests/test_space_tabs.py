@@ -97,7 +97,7 @@ def test_image_of_one_tile_has_no_thumbnail(client, tmp_path):
     _, thumbnail, summary, _ = client.predict(
         TINY, handle_file(str(tmp_path / "small.jpg")), 0, 0, api_name="/vrl_tokens"
     )
-    assert summary == "16 of 16 visual tokens are kept, over 1 × 1 tiles." and value_of(thumbnail) is None
+    assert summary == "16 of 16 visual tokens are kept, over one tile." and value_of(thumbnail) is None
 
 
 def test_curve_and_table_have_the_answers_and_probabilities_of_the_model(client, models, scene):
@@ -188,9 +188,9 @@ def test_pair_is_shown_with_a_swipe_slider_at_one_size(client, models, scene, la
     monkeypatch.setattr(ask_tab, "stream_answer", answer_of)
     result = ask(client, "What has changed?", scene, later_scene).result()
     assert seen.tiles == len(
-        encode(models.full().processor, [picture(336, 224), picture(168, 112, 1)], [{"role": "user", "content": ""}])[
-            "pixel_values"
-        ]
+        encode(
+            models.full().processor, [picture(336, 224), picture(168, 112, 1)], [{"role": "user", "content": QUESTION}]
+        )["pixel_values"]
     )
     assert value_of(result[2]) is None
     before, after = (np.array(Image.open(path)) for path in value_of(result[3]))
@@ -210,7 +210,12 @@ def test_markup_in_questions_and_answers_is_text(client, scene, monkeypatch):
 
 @pytest.mark.parametrize(
     ("question", "wanted"),
-    [("  ", "question is empty"), ("x" * 2001, "2,001 characters"), ("a <IMG_CONTEXT>", "image token")],
+    [
+        ("  ", "question is empty"),
+        (None, "question is empty"),
+        ("x" * 2001, "2,001 characters"),
+        ("a <IMG_CONTEXT>", "image token"),
+    ],
 )
 def test_what_is_no_question_is_told_in_a_message(client, scene, question, wanted):
     with pytest.raises(AppError, match=wanted):
