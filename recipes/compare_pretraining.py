@@ -18,7 +18,7 @@ import shutil
 import sys
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 
 import finetune_segmentation
@@ -62,6 +62,12 @@ class CompareArguments:
                 setattr(self, name, json.loads(getattr(self, name)))
         if len(set(self.seeds)) < 2:
             raise ValueError(f"seeds={self.seeds}: a spread needs at least two.")
+        known = {item.name for item in fields(ViTPTrainingConfig)} - {"output_dir", "seed", "vrl_drop_ratio"}
+        unknown = sorted(set(self.pretraining) - known)
+        if unknown:
+            raise ValueError(
+                f"pretraining: {unknown} are no settings of it; output, seed and drop ratio are told here."
+            )
 
 
 @dataclass
@@ -75,6 +81,12 @@ class Comparison:
     def __post_init__(self):
         self.folder = Path(self.args.output_dir)
         self.arms = {RANDOM: None} | {f"ViTP, r = {ratio:g}": ratio for ratio in self.args.drop_ratios}
+        for name, rows in {"train": self.train, "test": self.test}.items():
+            missing = sorted({"id", "image", "boxes", "scene", "left", "top"} - set(rows.column_names))
+            if missing:
+                raise ValueError(
+                    f"{self.args.dataset_name}, split {name}: no columns {missing}, which rows of trees have."
+                )
         check_apart(self.train, self.test)
 
     def run(self) -> dict:

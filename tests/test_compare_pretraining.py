@@ -9,7 +9,16 @@ import numpy as np
 import pytest
 import yaml
 from build_tree_masks import REACH, TREE, UNKNOWN, places, side_by_side, tree_mask, write_test
-from compare_pretraining import RANDOM, Comparison, label_subset, main, split_held_out, summarise, table
+from compare_pretraining import (
+    RANDOM,
+    CompareArguments,
+    Comparison,
+    label_subset,
+    main,
+    split_held_out,
+    summarise,
+    table,
+)
 from datasets import load_dataset
 from PIL import Image
 
@@ -143,7 +152,7 @@ def test_what_is_finished_is_not_run_again(comparison, monkeypatch, capsys):
 
 
 def test_learning_rates_are_those_that_are_best_on_the_held_out_ground(tmp_path, monkeypatch, aerial_trees):
-    args = compare_pretraining.CompareArguments(
+    args = CompareArguments(
         **yaml.safe_load(tiny_config(tmp_path).read_text()) | {"learning_rates": [1e-4, 1e-3, 1e-2]}
     )
     scored = {RANDOM: [0.2, 0.1, 0.3], "ViTP, r = 0.75": [0.2, 0.4, 0.3]}
@@ -234,3 +243,14 @@ def test_each_pixel_of_the_test_ground_is_scored_once(aerial_trees, tmp_path):
     assert ((mask == TREE) == expected).all() and not (mask == UNKNOWN).any()
     with pytest.raises(ValueError, match="several scenes"):
         write_test(aerial_trees["train"], tmp_path)
+
+
+def test_wrong_settings_are_named(tmp_path, aerial_trees):
+    settings = yaml.safe_load(tiny_config(tmp_path).read_text())
+    with pytest.raises(ValueError, match=r"seeds=\[3, 3\]: a spread needs at least two"):
+        CompareArguments(**settings | {"seeds": [3, 3]})
+    with pytest.raises(ValueError, match=r"\['steps', 'vrl_drop_ratio'\] are no settings"):
+        CompareArguments(**settings | {"pretraining": {"steps": 3, "vrl_drop_ratio": 0.5}})
+    rows = aerial_trees["train"].remove_columns("boxes")
+    with pytest.raises(ValueError, match=r"split train: no columns \['boxes'\]"):
+        Comparison(CompareArguments(**settings), rows, aerial_trees["test"])
