@@ -25,16 +25,23 @@ What a tab keeps to:
 from functools import partial
 from pathlib import Path
 
+import ask_tab
 import backbone_tab
 import compare_tab
 import gradio as gr
+import vrl_tab
 from about import about
 from computing import message
 from loading import Models, UnavailableModel
 from url_state import keep_in_url
 
 HERE = Path(__file__).parent
-TABS = {"Backbone": backbone_tab.build_tab, "Compare": compare_tab.build_tab}
+TABS = {
+    "Backbone": backbone_tab.build_tab,
+    "VRL": vrl_tab.build_tab,
+    "Ask": ask_tab.build_tab,
+    "Compare": compare_tab.build_tab,
+}
 THEME = gr.themes.Default(
     primary_hue="teal",
     neutral_hue="slate",

@@ -54,19 +54,9 @@ def build_tab(models: Models, model_name: gr.Dropdown) -> dict[str, gr.component
             cancel = gr.Button("Cancel", size="sm")
         with gr.Column(scale=3):
             note = gr.Markdown(BEGIN, elem_id="compare_note")
-            chart = gr.BarPlot(
-                pd.DataFrame(columns=COLUMNS),
-                x="corruption",
-                y="similarity",
-                color="backbone",
-                x_label_angle=-40,
-                y_lim=[0, 1],
-                tooltip="all",
-                height=360,
-                label="Similarity to the features of the clean image",
-                elem_id="corruption_chart",
-            )
-            table = gr.Dataframe(headers=COLUMNS, label="The same in numbers", interactive=False, wrap=True)
+            chart = gr.HTML(label="Similarity to the features of the clean image", elem_id="corruption_chart")
+            with gr.Accordion("Table", open=False):
+                table = gr.Dataframe(headers=COLUMNS, label="The chart in numbers", interactive=False, wrap=True)
             gallery = gr.Gallery(label="The corrupted images", columns=4, object_fit="contain", format="jpeg")
             with gr.Row():
                 map_a = picture_view("Similarity of the two images", "Similarity of the two images", visible=False)
@@ -123,7 +113,7 @@ def _corruptions(models: Models) -> Callable[..., Iterator[tuple]]:
             done = f"{len(pictures)} of {len(SEVERITIES)} corruptions at severity {severity:g}."
             note = f"{html.escape(reading.note)}  \n{done}"
             table = pd.DataFrame(rows, columns=COLUMNS)
-            yield table, table, pictures if len(pictures) == len(SEVERITIES) else gr.skip(), note
+            yield bar_chart(table), table, pictures if len(pictures) == len(SEVERITIES) else gr.skip(), note
 
     return compare_corruptions
 
@@ -173,6 +163,30 @@ def _backbones(models: Models, *names: str | None) -> list[Backbone]:
 
 def _encoder(backbone: Backbone, resolution: int) -> Callable[[np.ndarray], torch.Tensor]:
     return lambda image: patch_features(backbone, image, resolution)
+
+
+def bar_chart(table: pd.DataFrame) -> str:
+    """HTML with a row for each corruption and in it a bar for each backbone; bars begin at a similarity of 0."""
+    names = list(dict.fromkeys(table["backbone"]))
+    legend = "".join(f'<span class="key key-{index}">{html.escape(name)}</span>' for index, name in enumerate(names))
+    rows = []
+    for corruption, group in table.groupby("corruption", sort=False):
+        first = group.iloc[0]
+        compared = "" if first["compared"] == "100%" else f"; {first['compared']} of the image compared"
+        bars = "".join(
+            f'<div class="bar bar-{names.index(row.backbone)}"><i style="width: {_percent(row.similarity)}%"></i>'
+            f"<b>{row.similarity:.3f}</b></div>"
+            for row in group.itertuples()
+        )
+        rows.append(
+            f'<tr><th scope="row">{corruption}<small>{first["parameters"]}{compared}</small></th><td>{bars}</td></tr>'
+        )
+    caption = "Cosine similarity to the features of the clean image"
+    return f'<table class="bars"><caption>{caption} {legend}</caption><tbody>{"".join(rows)}</tbody></table>'
+
+
+def _percent(similarity: float) -> float:
+    return round(100 * similarity, 1) if similarity > 0 else 0.0  # also of NaN, where nothing was left to compare
 
 
 def _title(corruption: str) -> str:

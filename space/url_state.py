@@ -5,11 +5,13 @@ from collections.abc import Callable
 from typing import Any
 
 import gradio as gr
+from computing import PRIVATE
 
 MAX_TEXT = 500
 
 # A Space lies in a frame of the Hub's page, which copies the query into its own address when told.
 REMEMBER = """(...values) => {
+    if (!window.urlIsRestored) return;
     const keys = %s, defaults = %s, query = new URLSearchParams(window.location.search);
     keys.forEach((key, index) => {
         const value = Array.isArray(values[index]) ? values[index].join(",") : String(values[index] ?? "");
@@ -36,7 +38,8 @@ def keep_in_url(app: gr.Blocks, tabs: gr.Tabs, components: dict[str, gr.componen
         return [tab, *(_restored(component, query.get(key)) for key, component in components.items())]
 
     ids = [tab.id for tab in tabs.children]
-    app.load(restore, None, [tabs, *components.values()], api_visibility="private", show_progress="hidden")
+    restored = app.load(restore, None, [tabs, *components.values()], show_progress="hidden", **PRIVATE)
+    restored.then(None, js="() => { window.urlIsRestored = true; }")
     defaults = [_text(component.value) for component in components.values()]
     remember = REMEMBER % (json.dumps(list(components)), json.dumps(defaults))
     gr.on([component.change for component in components.values()], None, list(components.values()), js=remember)
