@@ -22,25 +22,77 @@ What a tab keeps to:
 - downloads are written into a folder of `tempfile.mkdtemp(dir=gradio.utils.get_upload_folder())`, which is cleared.
 """
 
-import backbone_tab
-import gradio as gr
-from loading import Models
+from functools import partial
+from pathlib import Path
 
-TABS = {"Backbone": backbone_tab.build_tab}
+import ask_tab
+import backbone_tab
+import compare_tab
+import gradio as gr
+import vrl_tab
+from about import about
+from computing import message
+from loading import Models, UnavailableModel
+from url_state import keep_in_url
+
+HERE = Path(__file__).parent
+TABS = {
+    "Backbone": backbone_tab.build_tab,
+    "VRL": vrl_tab.build_tab,
+    "Ask": ask_tab.build_tab,
+    "Compare": compare_tab.build_tab,
+}
+THEME = gr.themes.Default(
+    primary_hue="teal",
+    neutral_hue="slate",
+    font=["system-ui", "sans-serif"],
+    font_mono=["ui-monospace", "monospace"],
+)
 
 
 def build_app(models: Models) -> gr.Blocks:
     """The page, not yet launched."""
-    with gr.Blocks(title="ViTP", analytics_enabled=False, delete_cache=(3600, 3600)) as app:
-        gr.Markdown("# See what the ViT learned")
-        model_name = gr.Dropdown(
-            [models.default], value=models.default, label="Model", allow_custom_value=True, elem_id="model"
+    with gr.Blocks(title="ViTP: see what the ViT learned", analytics_enabled=False, delete_cache=(3600, 3600)) as app:
+        gr.Markdown(
+            "# See what the ViT learned\nA ViT that was trained inside of a vision-language model (ViTP, "
+            "[arXiv 2509.17562](https://arxiv.org/abs/2509.17562)), and the model that it was trained in."
         )
-        for title, build_tab in TABS.items():
-            with gr.Tab(title):
-                build_tab(models, model_name)
-    return app
+        model_name = gr.Dropdown(
+            models.names, value=models.default, label="Model (any Hub id)", allow_custom_value=True, elem_id="model"
+        )
+        state = {"model": model_name}
+        with gr.Tabs() as tabs:
+            for title, build_tab in TABS.items():
+                with gr.Tab(title, id=title.lower()):
+                    state |= build_tab(models, model_name)
+        with gr.Accordion("About", open=False, elem_id="about"):
+            box = gr.Markdown(about(models, models.full()))
+        model_name.change(partial(_about, models), model_name, box, api_name="about", show_progress="hidden")
+        keep_in_url(app, tabs, state)
+    return app.queue(max_size=64)
+
+
+def launch_options() -> dict:
+    """How the page is served; no file but uploads and what handlers made of them can be fetched."""
+    return {
+        "allowed_paths": [],
+        "max_file_size": "200mb",
+        "theme": THEME,
+        "css_paths": HERE / "style.css",
+        "head": f"<script>{(HERE / 'page.js').read_text()}</script>",
+        "footer_links": ["api", "gradio", "settings"],
+        "run_history": False,
+        "ssr_mode": False,
+    }
+
+
+def _about(models: Models, model: str) -> str:
+    """What a model is: Markdown."""
+    try:
+        return about(models, models.full(model))
+    except UnavailableModel as error:
+        raise message(error) from error
 
 
 if __name__ == "__main__":
-    build_app(Models.from_environment()).queue(max_size=64).launch(allowed_paths=[])
+    build_app(Models.from_environment()).launch(**launch_options())

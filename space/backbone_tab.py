@@ -120,15 +120,15 @@ def build_tab(models: Models, model_name: gr.Dropdown) -> dict[str, gr.component
                 y = gr.Slider(0, 100, 50, step=0.1, label="Point: % from the top")
         with gr.Column(scale=3):
             with gr.Row():
-                picture = _picture("Image", "The image that was given, as the model sees it")
-                map_a = _picture("Map", "Map of the backbone", elem_id="map_a")
-                map_b = _picture("Map of the second backbone", "Map of the second backbone", visible=False)
+                picture = picture_view("Image", "The image that was given, as the model sees it")
+                map_a = picture_view("Map", "Map of the backbone", elem_id="map_a")
+                map_b = picture_view("Map of the second backbone", "Map of the second backbone", visible=False)
             note = gr.Markdown(BEGIN, elem_id="backbone_note")
             with gr.Row():
-                png_a = gr.DownloadButton("Map (PNG)", interactive=False, elem_id="download_map")
-                png_b = gr.DownloadButton("Second map (PNG)", visible=False)
-                npz = gr.DownloadButton("Features and maps (NPZ)", interactive=False)
-                cancel = gr.Button("Cancel", variant="stop")
+                png_a = gr.DownloadButton("Map (PNG)", interactive=False, size="sm", elem_id="download_map")
+                png_b = gr.DownloadButton("Second map (PNG)", visible=False, size="sm")
+                npz = gr.DownloadButton("Features and maps (NPZ)", interactive=False, size="sm")
+                cancel = gr.Button("Cancel", size="sm")
     size = gr.State()
 
     inputs = [upload, first, second, kind, layer, head, source, x, y, resolution]
@@ -152,7 +152,7 @@ def build_tab(models: Models, model_name: gr.Dropdown) -> dict[str, gr.component
     return {"image": example, **keys, "a": first, "b": second, "x": x, "y": y}
 
 
-def _picture(label: str, alt_text: str, **options) -> gr.Image:
+def picture_view(label: str, alt_text: str, **options) -> gr.Image:
     return gr.Image(
         label=label,
         alt_text=alt_text,
@@ -221,7 +221,7 @@ def _outputs(
     rows, columns = features[0].shape[1:]
     size = display_size(rows, columns)
     pictures, meaning = view.draw(maps, image)
-    original = Image.fromarray(image).resize(size, Image.Resampling.BICUBIC)
+    original = draw_map(np.asarray(Image.fromarray(image).resize(size)), point=view.point if view.has_point else None)
     layer = "" if view.kind == ROLLOUT else f", layer {view.layer}"
     shown = [
         gr.Image(one, label=name, alt_text=f"{view.kind} of {name}{layer}; {meaning}", visible=True)
@@ -275,7 +275,7 @@ def _pick(size: tuple[int, int] | None, kind: str, event: gr.SelectData) -> tupl
 
 def _limiter(models: Models) -> Callable[[str, float, float], tuple]:
     def limits(name: str, layer: float, head: float) -> tuple:
-        """Sliders as long as the backbone has layers and heads; a layer that was the last stays the last."""
+        """Sliders as long as the backbone has layers and heads."""
         try:
             config = models.backbone(name).model.config
         except UnavailableModel:

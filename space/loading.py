@@ -90,6 +90,8 @@ class Models:
         self.default = model or (QUICKSTART if Path(QUICKSTART, "config.json").is_file() else TINY)
         self.backbones = list(dict.fromkeys([self.default, *backbones, UNTRAINED]))
         """Names for a choice of backbones; of a full model it is its ViT."""
+        self.names = [self.default]
+        """Names for a choice of full models."""
         self.trust_remote_code = trust_remote_code
         self.max_gb = max_gb
         self._loaded: OrderedDict[tuple[str, str], Any] = OrderedDict()
@@ -150,7 +152,7 @@ class Models:
         trained = self.backbone()
         config = type(trained.model.config).from_dict(trained.model.config.to_dict())
         with torch.random.fork_rng():
-            torch.manual_seed(0)
+            torch.manual_seed(1)
             model = ViTPVisionModel._from_config(config, attn_implementation="eager")
         return Backbone(UNTRAINED, model.eval().to(device()), trained.image_processor, trained.input_spec)
 

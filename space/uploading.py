@@ -5,6 +5,8 @@ from pathlib import Path
 import gradio as gr
 import PIL.Image
 from computing import PRIVATE, message
+from gradio.processing_utils import save_file_to_cache
+from gradio.utils import get_upload_folder
 from pydicom.data import get_testdata_file
 from reading import Reading, UnreadableImage, read_image
 
@@ -21,13 +23,17 @@ def image_upload(label: str = "Image", elem_id: str | None = None) -> gr.File:
 
     It gives the path of the upload; Gradio refuses paths that are no uploads.
     """
-    return gr.File(label=f"{label}: drop, choose or paste (JPEG, PNG, TIFF, DICOM …)", height=140, elem_id=elem_id)
+    return gr.File(label=f"{label}: drop, choose or paste", height=140, elem_id=elem_id, elem_classes="image-upload")
 
 
 def example_choice(upload: gr.File) -> gr.Radio:
     """Example images as a choice that fills the upload; one's own upload takes the choice back."""
     choice = gr.Radio(list(EXAMPLES), label="… or an example")
-    choice.change(lambda name: str(EXAMPLES[name]) if name in EXAMPLES else gr.skip(), choice, upload, **PRIVATE)
+
+    def fill(name: str | None) -> str | None:
+        return save_file_to_cache(EXAMPLES[name], get_upload_folder()) if name in EXAMPLES else gr.skip()
+
+    choice.change(fill, choice, upload, show_progress="hidden", **PRIVATE)
     upload.upload(lambda: None, None, choice, **PRIVATE)
     return choice
 

@@ -8,14 +8,16 @@ from huggingface_hub import DatasetCard, DatasetCardData
 
 def set_section(path: Path, title: str, text: str) -> None:
     """Puts a section `## title` into a card, in place of the one that it has, or at its end."""
-    card = path.read_text() if path.exists() else ""
+    path.write_text(with_section(path.read_text() if path.exists() else "", title, text))
+
+
+def with_section(card: str, title: str, text: str) -> str:
+    """The text of a card with a section `## title`, in place of the one that it has, or at its end."""
     section = f"## {title}\n\n{text.strip()}\n"
     pattern = re.compile(rf"^## {re.escape(title)}\n.*?(?=^## |\Z)", re.MULTILINE | re.DOTALL)
     if pattern.search(card):
-        card = pattern.sub(lambda found: section + ("\n" if found.end() < len(card) else ""), card)
-    else:
-        card = f"{card.rstrip()}\n\n{section}".lstrip()
-    path.write_text(card)
+        return pattern.sub(lambda found: section + ("\n" if found.end() < len(card) else ""), card)
+    return f"{card.rstrip()}\n\n{section}".lstrip()
 
 
 def set_metadata(path: Path, title: str, text: str, **metadata) -> None:

@@ -1,0 +1,1 @@
+"""Models, data sets and Spaces on their way to the Hub."""
