@@ -291,6 +291,10 @@ class DenseTrainer(WholeCheckpoints, PushesModels, Trainer):
         metric_key_prefix: str = "eval",
     ) -> EvalLoopOutput:
         self.callback_handler.eval_dataloader = dataloader
+        if self.args.world_size > 1:
+            # Batch norm has statistics of its own in every process: all score the model that is saved.
+            for buffer in self.model.buffers():
+                torch.distributed.broadcast(buffer, src=0)
         for sample in dataloader:
             if "mask" not in sample:
                 raise ValueError(f"{sample['id']} has no mask, so nothing can be scored.")
