@@ -28,8 +28,7 @@ from maps import (
     similarity_to_point,
 )
 from PIL import Image
-from reading import Reading
-from uploading import example_choice, image_upload, open_upload
+from uploading import example_choice, image_upload, open_rgb
 
 PCA, SIMILARITY, ATTENTION, ROLLOUT = "PCA of features", "Similarity to the point", "Attention", "Attention rollout"
 FROM_CLS, FROM_POINT = "CLS token", "the point"
@@ -123,7 +122,7 @@ def build_tab(models: Models, model_name: gr.Dropdown) -> dict[str, gr.component
                 picture = picture_view("Image", "The image that was given, as the model sees it")
                 map_a = picture_view("Map", "Map of the backbone", elem_id="map_a")
                 map_b = picture_view("Map of the second backbone", "Map of the second backbone", visible=False)
-            note = gr.Markdown(BEGIN, elem_id="backbone_note")
+            note = gr.Markdown(BEGIN, label="Note", elem_id="backbone_note")
             with gr.Row():
                 png_a = gr.DownloadButton("Map (PNG)", interactive=False, size="sm", elem_id="download_map")
                 png_b = gr.DownloadButton("Second map (PNG)", visible=False, size="sm")
@@ -167,13 +166,12 @@ def picture_view(label: str, alt_text: str, **options) -> gr.Image:
 
 def _renderer(models: Models) -> Callable[..., Iterator[tuple]]:
     @lru_cache(maxsize=8)
-    def reading_of(path: str, name: str) -> tuple[Reading, np.ndarray]:
-        reading = open_upload(path, input_spec=models.backbone(name).input_spec)
-        return reading, np.asarray(reading.to_rgb())
+    def image_of(path: str, name: str) -> tuple[np.ndarray, str]:
+        return open_rgb(path, input_spec=models.backbone(name).input_spec)
 
     @lru_cache(maxsize=8)
     def features_of(path: str, name: str, resolution: int, layer: int) -> torch.Tensor:
-        return patch_features(models.backbone(name), reading_of(path, name)[1], resolution, layer)
+        return patch_features(models.backbone(name), image_of(path, name)[0], resolution, layer)
 
     @gpu
     def backbone_maps(
@@ -200,12 +198,11 @@ def _renderer(models: Models) -> Callable[..., Iterator[tuple]]:
             progress(index / len(names), desc=name)
             try:
                 one = models.backbone(name)
-                reading, rgb = reading_of(str(image), name)
-                features.append(features_of(str(image), name, view.resolution, view.layer_of(one)))
-                maps.append(view.values(one, rgb, features[-1]))
-            except (UnavailableModel, ValueError) as error:
+            except UnavailableModel as error:
                 raise message(error) from error
-            yield _outputs(view, names[: index + 1], *reading_of(str(image), names[0]), features, maps)
+            features.append(features_of(str(image), name, view.resolution, view.layer_of(one)))
+            maps.append(view.values(one, image_of(str(image), name)[0], features[-1]))
+            yield _outputs(view, names[: index + 1], *image_of(str(image), names[0]), features, maps)
 
     return backbone_maps
 
@@ -213,8 +210,8 @@ def _renderer(models: Models) -> Callable[..., Iterator[tuple]]:
 def _outputs(
     view: View,
     names: list[str],
-    reading: Reading,
     image: np.ndarray,
+    reading_note: str,
     features: list[torch.Tensor],
     maps: list[torch.Tensor],
 ) -> tuple:
@@ -229,7 +226,7 @@ def _outputs(
     ]
     if len(shown) == 1:
         shown.append(gr.Image(None, visible=False))
-    note = f"{html.escape(reading.note)}  \n{view.kind}{layer}, {rows} × {columns} patches: {meaning}."
+    note = f"{html.escape(reading_note)}  \n{view.kind}{layer}, {rows} × {columns} patches: {meaning}."
     files = _write_files(view, names, pictures, features, maps)
     return original, *shown, note, *files, size
 

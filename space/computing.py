@@ -33,4 +33,6 @@ def device() -> torch.device:
 
 def message(text: object) -> gr.Error:
     """An error to be raised in a handler: a message in the page, in which what the user gave is text and not HTML."""
-    return gr.Error(html.escape(" ".join(str(text).split())[:400]), title="That did not work", print_exception=False)
+    return gr.Error(
+        html.escape(" ".join(str(text).split())[:400], quote=False), title="That did not work", print_exception=False
+    )
