@@ -156,7 +156,6 @@ def picture_view(label: str, alt_text: str, **options) -> gr.Image:
         label=label,
         alt_text=alt_text,
         interactive=False,
-        format="png",
         buttons=["fullscreen"],
         min_width=240,
         elem_classes="picture",
@@ -220,38 +219,26 @@ def _outputs(
     pictures, meaning = view.draw(maps, image)
     original = draw_map(np.asarray(Image.fromarray(image).resize(size)), point=view.point if view.has_point else None)
     layer = "" if view.kind == ROLLOUT else f", layer {view.layer}"
-    shown = [
-        gr.Image(one, label=name, alt_text=f"{view.kind} of {name}{layer}; {meaning}", visible=True)
-        for one, name in zip(pictures, names)
-    ]
-    if len(shown) == 1:
-        shown.append(gr.Image(None, visible=False))
     note = f"{html.escape(reading_note)}  \n{view.kind}{layer}, {rows} × {columns} patches: {meaning}."
-    files = _write_files(view, names, pictures, features, maps)
-    return original, *shown, note, *files, size
 
-
-def _write_files(
-    view: View,
-    names: list[str],
-    pictures: list[Image.Image],
-    features: list[torch.Tensor],
-    maps: list[torch.Tensor],
-) -> list[gr.DownloadButton]:
-    """Buttons for the PNG of each map and for the NPZ with features, maps and how they were made."""
     folder = Path(tempfile.mkdtemp(dir=get_upload_folder()))
-    kind = view.kind.lower().replace(" ", "_")
+    original.save(folder / "image.jpg", quality=92)
     arrays = {"kind": view.kind, "layer": view.layer, "head": view.head, "from_point": view.from_point}
     arrays |= {"point": view.point, "backbones": names}
-    buttons = []
-    for key, picture, feature, values in zip("ab", pictures, features, maps):
-        picture.save(folder / f"{kind}_{key}.png")
-        buttons.append(gr.DownloadButton(value=str(folder / f"{kind}_{key}.png"), interactive=True, visible=True))
+    shown, downloads = [], []
+    for key, name, picture, feature, values in zip("ab", names, pictures, features, maps):
+        path = str(folder / f"{view.kind.lower().replace(' ', '_')}_{key}.png")
+        picture.save(path)
+        alt_text = f"{view.kind} of {name}{layer}; {meaning}"
+        shown.append(gr.Image(path, label=name, alt_text=alt_text, visible=True))
+        downloads.append(gr.DownloadButton(value=path, interactive=True, visible=True))
         arrays |= {f"features_{key}": feature.numpy(), f"map_{key}": values.numpy()}
-    np.savez_compressed(folder / "features.npz", **arrays)
-    if len(buttons) == 1:
-        buttons.append(gr.DownloadButton(value=None, visible=False))
-    return [*buttons, gr.DownloadButton(value=str(folder / "features.npz"), interactive=True)]
+    if len(names) == 1:
+        shown.append(gr.Image(None, visible=False))
+        downloads.append(gr.DownloadButton(value=None, visible=False))
+    np.savez(folder / "features.npz", **arrays)
+    downloads.append(gr.DownloadButton(value=str(folder / "features.npz"), interactive=True))
+    return str(folder / "image.jpg"), *shown, note, *downloads, size
 
 
 def _no_files() -> list[gr.DownloadButton]:

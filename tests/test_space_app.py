@@ -2,10 +2,14 @@
 
 import concurrent.futures
 import io
+import json
 import os
 import re
 import resource
+import shutil
 import struct
+import urllib.error
+import urllib.request
 import zlib
 from pathlib import Path
 
@@ -18,12 +22,11 @@ from backbone_tab import ATTENTION, FROM_CLS, FROM_POINT, PCA, ROLLOUT, SIMILARI
 from conftest import VISION, picture
 from gradio_client import Client, handle_file
 from gradio_client.exceptions import AppError
-from huggingface_hub.utils import get_session
 from loading import TINY, UNTRAINED, Models, UnavailableModel
 from PIL import Image
 from transformers import AutoModel
 
-from modeling_vitp import ViTPVisionConfig, ViTPVisionModel, export_backbone
+from modeling_vitp import ViTPVisionConfig, ViTPVisionModel, convert_checkpoint, export_backbone
 from modeling_vitp.corruptions import SEVERITIES
 
 MEAN, STD = np.array([0.485, 0.456, 0.406]), np.array([0.229, 0.224, 0.225])
@@ -229,16 +232,24 @@ def test_bad_uploads_get_a_message_and_the_app_goes_on(client, saved, tmp_path, 
     assert client.predict(saved(picture(20, 20)), api_name="/backbone_maps")[3]
 
 
+def fetch(url, body=None):
+    """Status and text of what a server answers to GET, or to POST if there is a body."""
+    request = urllib.request.Request(url, body and body.encode(), {"Content-Type": "application/json"})
+    try:
+        with urllib.request.urlopen(request, timeout=60) as response:
+            return response.status, response.read().decode()
+    except urllib.error.HTTPError as error:
+        return error.code, error.read().decode()
+
+
 @pytest.mark.parametrize("path", ["/etc/passwd", "/proc/self/environ", __file__, "../../etc/passwd", "~/.bashrc"])
 def test_no_file_but_an_upload_is_read(url, path):
-    session = get_session()
     event = {"data": [{"path": path, "meta": {"_type": "gradio.FileData"}}, TINY, "none", PCA, 1, 0, FROM_CLS, 5, 5, 8]}
-    started = session.post(f"{url}gradio_api/call/backbone_maps", json=event)
-    if started.status_code == 200:
-        answer = session.get(f"{url}gradio_api/call/backbone_maps/{started.json()['event_id']}").text
-        assert "event: error" in answer and "root:" not in answer and "event: complete" not in answer
+    started = json.loads(fetch(f"{url}gradio_api/call/backbone_maps", json.dumps(event))[1])
+    answer = fetch(f"{url}gradio_api/call/backbone_maps/{started['event_id']}")[1]
+    assert "event: error" in answer and "root:" not in answer and "event: complete" not in answer
     for address in (f"gradio_api/file={path}", f"file={path}", f"gradio_api/file={Path(path).resolve()}"):
-        assert session.get(url + address).status_code in (403, 404)
+        assert fetch(url + address)[0] in (403, 404)
 
 
 def test_what_is_no_model_gets_a_message(client, saved, tmp_path):
@@ -290,8 +301,6 @@ class TestModels:
             torch.testing.assert_close(full.model.state_dict()[name], tensor)
 
     def test_transformers_own_full_model(self, tmp_path, model, processor):
-        from modeling_vitp import convert_checkpoint
-
         model.save_pretrained(tmp_path / "vitp")
         processor.save_pretrained(tmp_path / "vitp")
         convert_checkpoint(tmp_path / "vitp", tmp_path / "native", "internvl")
@@ -304,9 +313,6 @@ class TestModels:
         torch.testing.assert_close(given["pixel_values"], expected["pixel_values"])
 
     def test_no_code_of_a_model_is_run_unless_the_deployer_says_so(self, folder, tmp_path):
-        import json
-        import shutil
-
         evil = tmp_path / "evil"
         shutil.copytree(folder, evil)
         marker = tmp_path / "ran"
@@ -325,19 +331,20 @@ class TestModels:
     def test_visitors_download_from_the_hub_without_the_deployers_token_and_within_the_limit(
         self, hub, folder, monkeypatch
     ):
-        from huggingface_hub import HfApi
-
-        for name, private in (("someone/backbone", False), ("someone/private", True)):
-            HfApi().create_repo(name, private=private)
-            HfApi().upload_folder(repo_id=name, folder_path=folder)
-        opened = Models().backbone("someone/backbone")
+        for name, private in (("tester/backbone", False), ("tester/private", True)):
+            hub.api().create_repo(name, private=private)
+            hub.api().upload_folder(repo_id=name, folder_path=folder)
+        opened = Models().backbone("tester/backbone")
         reference = AutoModel.from_pretrained(folder).state_dict()
         for name, tensor in opened.model.state_dict().items():
             torch.testing.assert_close(tensor, reference[name])
         with pytest.raises(UnavailableModel, match="GB of safetensors"):
-            Models(max_gb=1e-9).backbone("someone/backbone")
-        with pytest.raises(UnavailableModel, match="no public model 'no/such'"):
-            Models().backbone("no/such")
+            Models(max_gb=1e-9).backbone("tester/backbone")
+        monkeypatch.setenv("HF_TOKEN", hub.token("read"))
+        for name in ("no/such", "tester/private"):
+            with pytest.raises(UnavailableModel, match=f"no public model '{name}'"):
+                Models().backbone(name)
+        assert Models(backbones=["tester/private"]).backbone("tester/private").model is not None
 
 
 def test_gradio_reports_nothing_home():
