@@ -13,6 +13,9 @@ from transformers.modeling_outputs import BaseModelOutputWithPooling
 from modeling_vitp import ViTPForConditionalGeneration, ViTPProcessor
 
 TEXT_INPUTS = ("input_ids", "attention_mask", "position_ids")
+BOX_MARKS = {"<ref>", "</ref>", "<box>", "</box>"}
+MAX_QUESTION = 2000  # characters
+MAX_LENGTH = 8192  # tokens of a prompt and its answer, so that memory is bounded
 
 
 class Answer(NamedTuple):
@@ -42,12 +45,17 @@ def encode(
 
     Args:
         images: 8-bit RGB. They are taken as they are: the processor's own input spec belongs to reading the file.
-        messages: `{"role", "content"}`, both text; the last one is the user's.
+        messages: `{"role", "content"}`, both text; the last one is the question.
         drop_ratio: r of Visual Robustness Learning; which tokens are kept depends on `seed` alone.
 
     Raises:
-        ValueError: if a message holds an image token literally.
+        ValueError: if the question is empty or too long, or a message holds an image token literally.
     """
+    question = messages[-1]["content"]
+    if not question.strip():
+        raise ValueError("The question is empty: type one first.")
+    if len(question) > MAX_QUESTION:
+        raise ValueError(f"The question has {len(question):,} characters; {MAX_QUESTION:,} are the most.")
     places = [{"type": "image"} for _ in images]
     first, *others = messages
     first = {"role": first["role"], "content": [*places, {"type": "text", "text": first["content"]}]}
@@ -63,14 +71,14 @@ def encode(
 
 
 def decode(processor: ViTPProcessor, ids: torch.Tensor | Sequence[int]) -> str:
-    """The text of an answer, with its marks for phrases and boxes, without what ends or pads it."""
-    tokenizer = processor.tokenizer
-    return without_end(processor, tokenizer.decode(ids, skip_special_tokens=False)).strip()
+    """The text of an answer, with its marks for phrases and boxes, without other special tokens."""
+    return readable(processor, processor.tokenizer.decode(ids, skip_special_tokens=False)).strip()
 
 
-def without_end(processor: ViTPProcessor, text: str) -> str:
-    for token in (processor.tokenizer.eos_token, processor.tokenizer.pad_token):
-        text = text.replace(token, "") if token else text
+def readable(processor: ViTPProcessor, text: str) -> str:
+    """Without special tokens (ends, padding, image tokens) but for the marks of phrases and boxes."""
+    for token in set(processor.tokenizer.all_special_tokens) - BOX_MARKS:
+        text = text.replace(token, "")
     return text
 
 
@@ -106,7 +114,7 @@ def answer_log_probs(
 
     Returns:
         The log-probability of each token after the prompt and the tokens before it, float32 of shape `(length,)`, and
-        the likeliest token in the place of each.
+        the likeliest token in the place of each, as `greedy_answer` would choose it.
     """
     arguments = text_inputs(model, inputs, features)
     answer = answer.to(model.device)
@@ -116,17 +124,26 @@ def answer_log_probs(
         following = arguments["position_ids"][:, -1:] + 1 + torch.arange(len(answer), device=model.device)
         arguments["position_ids"] = torch.cat([arguments["position_ids"], following], dim=1)
     logits = model(**arguments, logits_to_keep=len(answer) + 1, use_cache=False).logits[0, :-1].float()
-    return logits.log_softmax(-1).gather(1, answer[:, None])[:, 0], logits.argmax(-1)
+    log_probs = logits.log_softmax(-1).gather(1, answer[:, None])[:, 0]
+    logits[:, model.config.image_token_id] = -torch.inf
+    return log_probs, logits.argmax(-1)
+
+
+def greedy(model: ViTPForConditionalGeneration, max_new_tokens: int) -> dict:
+    """Options of `generate`: the likeliest token each time, but never an image token, which stands for an image."""
+    return {
+        "max_new_tokens": max_new_tokens,
+        "do_sample": False,
+        "suppress_tokens": [model.config.image_token_id],
+    }
 
 
 @torch.no_grad()
 def greedy_answer(
-    model: ViTPForConditionalGeneration, inputs: BatchFeature, features: torch.Tensor, max_new_tokens: int, **options
+    model: ViTPForConditionalGeneration, inputs: BatchFeature, features: torch.Tensor, max_new_tokens: int
 ) -> torch.LongTensor:
     """Token ids of the likeliest answer, token by token, with the end of turn if it was reached."""
-    generated = model.generate(
-        **text_inputs(model, inputs, features), max_new_tokens=max_new_tokens, do_sample=False, **options
-    )
+    generated = model.generate(**text_inputs(model, inputs, features), **greedy(model, max_new_tokens))
     return generated[0, inputs["input_ids"].shape[1] :]
 
 
@@ -137,14 +154,18 @@ def answers_by_drop_ratio(
     question: str,
     drop_ratios: Sequence[float],
     seeds: Sequence[int],
-    max_new_tokens: int = 32,
+    max_new_tokens: int = 16,
 ) -> Iterator[Answer]:
     """The greedy answers at each drop ratio, ascending, for each seed; first the one with all visual tokens.
 
     A generator, so that the caller can show progress and results as they come, and can stop.
+
+    Raises:
+        ValueError: if the question is empty, too long, or holds an image token literally.
     """
     messages = [{"role": "user", "content": question}]
     inputs = encode(processor, [image], messages)
+    check_length(model, inputs, max_new_tokens)
     features = visual_features(model, inputs["pixel_values"])
     full = greedy_answer(model, inputs, features, max_new_tokens)
     probability = answer_log_probs(model, inputs, features, full)[0].sum().exp().item()
@@ -180,28 +201,32 @@ class StopOn(StoppingCriteria):
         return torch.full(input_ids.shape[:1], self.event.is_set(), dtype=torch.bool, device=input_ids.device)
 
 
-def stream_answer(
-    model: ViTPForConditionalGeneration,
-    processor: ViTPProcessor,
-    images: Sequence[Image.Image],
-    messages: list[dict[str, str]],
-    max_new_tokens: int = 256,
-) -> Iterator[str]:
-    """The answer so far, each time that it grows. Closing the generator ends the generation after its next token.
+def check_length(model: ViTPForConditionalGeneration, inputs: BatchFeature, max_new_tokens: int) -> None:
+    """Raises `ValueError` if prompt and answer may not fit into the language model."""
+    length = inputs["input_ids"].shape[1]
+    limit = min(MAX_LENGTH, model.config.text_config.max_position_embeddings)
+    if length + max_new_tokens > limit:
+        raise ValueError(
+            f"Images, conversation and an answer of up to {max_new_tokens} tokens come to {length + max_new_tokens} "
+            f"tokens, of at most {limit}: start a new conversation, or ask for shorter answers."
+        )
 
-    Raises:
-        ValueError: if a message holds an image token literally.
+
+def stream_answer(
+    model: ViTPForConditionalGeneration, processor: ViTPProcessor, inputs: BatchFeature, max_new_tokens: int = 256
+) -> Iterator[str]:
+    """The greedy answer so far, each time that it grows.
+
+    Closing the generator, or dropping it, ends the generation after its next token.
     """
-    inputs = encode(processor, images, messages).to(model.device)
     streamer = TextIteratorStreamer(processor.tokenizer, skip_prompt=True, skip_special_tokens=False)
     stopped, errors = threading.Event(), []
 
     def generate():
         try:
             model.generate(
-                **inputs,
-                max_new_tokens=max_new_tokens,
-                do_sample=False,
+                **inputs.to(model.device),
+                **greedy(model, max_new_tokens),
                 streamer=streamer,
                 stopping_criteria=StoppingCriteriaList([StopOn(stopped)]),
             )
@@ -215,7 +240,7 @@ def stream_answer(
     try:
         for piece in streamer:
             text += piece
-            yield without_end(processor, text).lstrip()
+            yield readable(processor, text).lstrip()
     finally:
         stopped.set()
         thread.join()

@@ -25,16 +25,23 @@ What a tab keeps to:
 from functools import partial
 from pathlib import Path
 
+import ask_tab
 import backbone_tab
 import compare_tab
 import gradio as gr
+import vrl_tab
 from about import about
-from computing import message
-from loading import Models, UnavailableModel
+from computing import told
+from loading import Models
 from url_state import keep_in_url
 
 HERE = Path(__file__).parent
-TABS = {"Backbone": backbone_tab.build_tab, "Compare": compare_tab.build_tab}
+TABS = {
+    "Backbone": backbone_tab.build_tab,
+    "VRL": vrl_tab.build_tab,
+    "Ask": ask_tab.build_tab,
+    "Compare": compare_tab.build_tab,
+}
 THEME = gr.themes.Default(
     primary_hue="teal",
     neutral_hue="slate",
@@ -81,10 +88,8 @@ def launch_options() -> dict:
 
 def _about(models: Models, model: str) -> str:
     """What a model is: Markdown."""
-    try:
+    with told():
         return about(models, models.full(model))
-    except UnavailableModel as error:
-        raise message(error) from error
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ from pathlib import Path
 import gradio as gr
 import numpy as np
 import torch
-from computing import PRIVATE, QUEUE, gpu, message
+from computing import PRIVATE, QUEUE, gpu, told
 from gradio.utils import get_upload_folder
 from loading import Backbone, Models, UnavailableModel
 from maps import (
@@ -195,10 +195,8 @@ def _renderer(models: Models) -> Callable[..., Iterator[tuple]]:
         features, maps = [], []
         for index, name in enumerate(names):
             progress(index / len(names), desc=name)
-            try:
+            with told():
                 one = models.backbone(name)
-            except UnavailableModel as error:
-                raise message(error) from error
             features.append(features_of(str(image), name, view.resolution, view.layer_of(one)))
             maps.append(view.values(one, image_of(str(image), name)[0], features[-1]))
             yield _outputs(view, names[: index + 1], *image_of(str(image), names[0]), features, maps)

@@ -9,8 +9,8 @@ import pandas as pd
 import torch
 from backbone_tab import MAX_RESOLUTION, MIN_RESOLUTION, NO_BACKBONE, picture_view
 from comparison import Comparison, compare, similarity_map
-from computing import PRIVATE, QUEUE, gpu, message
-from loading import Backbone, Models, UnavailableModel
+from computing import PRIVATE, QUEUE, gpu, told
+from loading import Backbone, Models
 from maps import draw_map, heat_of, native_resolution, patch_features
 from PIL import Image
 from uploading import example_choice, image_upload, open_rgb
@@ -154,10 +154,8 @@ def _pair(models: Models) -> Callable[..., tuple]:
 
 def _backbones(models: Models, *names: str | None) -> list[Backbone]:
     wanted = dict.fromkeys(name for name in names if name not in (None, "", NO_BACKBONE))
-    try:
+    with told():
         return [models.backbone(name) for name in wanted]
-    except UnavailableModel as error:
-        raise message(error) from error
 
 
 def _encoder(backbone: Backbone, resolution: int) -> Callable[[np.ndarray], torch.Tensor]:

@@ -1,15 +1,15 @@
 """What dropping visual tokens saves: floating-point operations and seconds of the language model."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from statistics import median
 from typing import NamedTuple
 
 import torch
-from answers import encode, text_inputs, visual_features
+from answers import check_length, encode, text_inputs, visual_features
 from PIL import Image
 from torch.utils.flop_counter import FlopCounterMode
-from transformers import AutoModel, PreTrainedConfig
+from transformers import AutoModel, BatchFeature, PreTrainedConfig
 
 from modeling_vitp import ViTPForConditionalGeneration, ViTPProcessor
 
@@ -50,16 +50,21 @@ def language_model_flops(config: PreTrainedConfig, sequence_length: int) -> int:
     return counter.get_total_flops()
 
 
-def median_seconds(function: Callable, device: torch.device, repeats: int = 3) -> float:
-    """Of one call: the median of `repeats` calls after one that is not counted."""
+def median_seconds(functions: Sequence[Callable], device: torch.device, at_least: float = 0.5) -> list[float]:
+    """Of one call of each function: the median of three calls or, of short ones, as many as take half a second.
+
+    They take turns, so that what else the machine does meets all of them; the first turn is not counted.
+    """
     seconds = []
-    for _ in range(repeats + 1):
-        start = time.perf_counter()
-        function()
-        if device.type != "cpu":
-            torch.accelerator.synchronize(device)
-        seconds.append(time.perf_counter() - start)
-    return median(seconds[1:])
+    while len(seconds) < 4 or (sum(map(sum, seconds)) < at_least and len(seconds) < 100):
+        seconds.append([])
+        for function in functions:
+            start = time.perf_counter()
+            function()
+            if device.type != "cpu":
+                torch.accelerator.synchronize(device)
+            seconds[-1].append(time.perf_counter() - start)
+    return [median(values) for values in zip(*seconds[1:])]
 
 
 @torch.no_grad()
@@ -71,19 +76,26 @@ def costs(
     drop_ratio: float,
     seed: int = 0,
 ) -> list[Cost]:
-    """With all visual tokens, and at a drop ratio."""
+    """With all visual tokens, and at a drop ratio.
+
+    Raises:
+        ValueError: if the question is empty, too long, or holds an image token literally.
+    """
     messages = [{"role": "user", "content": question}]
-    whole, short = (encode(processor, [image], messages, ratio, seed) for ratio in (0.0, drop_ratio))
-    features = visual_features(model, whole["pixel_values"])
-    vision_seconds = median_seconds(lambda: visual_features(model, whole["pixel_values"]), model.device)
+    both = [encode(processor, [image], messages, ratio, seed) for ratio in (0.0, drop_ratio)]
+    check_length(model, both[0], max_new_tokens=0)
+    pixel_values = both[0]["pixel_values"]
+    features = visual_features(model, pixel_values)
+
+    def prefill(inputs: BatchFeature) -> Callable:
+        return lambda: model(**text_inputs(model, inputs, features), logits_to_keep=1, use_cache=False)
+
+    functions = [lambda: visual_features(model, pixel_values), *map(prefill, both)]
+    vision_seconds, *language_seconds = median_seconds(functions, model.device)
     result = []
-    for ratio, inputs in ((0.0, whole), (drop_ratio, short)):
-        language_seconds = median_seconds(
-            lambda inputs=inputs: model(**text_inputs(model, inputs, features), logits_to_keep=1, use_cache=False),
-            model.device,
-        )
+    for ratio, inputs, seconds in zip((0.0, drop_ratio), both, language_seconds):
         length = inputs["input_ids"].shape[1]
         kept = (inputs["input_ids"] == model.config.image_token_id).sum().item()
         flops = language_model_flops(model.config.text_config, length)
-        result.append(Cost(ratio, kept, length, flops, language_seconds, vision_seconds))
+        result.append(Cost(ratio, kept, length, flops, seconds, vision_seconds))
     return result

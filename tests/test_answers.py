@@ -8,8 +8,10 @@ import torch
 from answers import (
     answer_log_probs,
     answers_by_drop_ratio,
+    check_length,
     decode,
     encode,
+    greedy,
     greedy_answer,
     stream_answer,
     visual_features,
@@ -73,7 +75,7 @@ def test_greedy_answer_is_that_of_the_whole_model_and_likeliest_at_each_step(viv
     inputs = encode(processor, [image], MESSAGES, drop_ratio, seed=1)
     features = visual_features(vivid, inputs["pixel_values"])
     answer = greedy_answer(vivid, inputs, features, max_new_tokens=6)
-    whole = vivid.generate(**inputs, max_new_tokens=6, do_sample=False)
+    whole = vivid.generate(**inputs, **greedy(vivid, 6))
     assert answer.tolist() == whole[0, inputs["input_ids"].shape[1] :].tolist()
     assert answer_log_probs(vivid, inputs, features, answer)[1].tolist() == answer.tolist()
 
@@ -93,9 +95,7 @@ def test_answers_by_drop_ratio_are_each_ones_own(vivid, processor, image):
     for answer in answers:
         inputs = encode(processor, [image], MESSAGES, answer.drop_ratio, answer.seed)
         assert answer.sequence_length == inputs["input_ids"].shape[1]
-        outputs = vivid.generate(
-            **inputs, max_new_tokens=5, do_sample=False, return_dict_in_generate=True, output_logits=True
-        )
+        outputs = vivid.generate(**inputs, **greedy(vivid, 5), return_dict_in_generate=True, output_logits=True)
         ids = outputs.sequences[0, inputs["input_ids"].shape[1] :]
         assert answer.text == decode(processor, ids)
         steps = torch.stack(outputs.logits)[:, 0].softmax(-1)
@@ -111,22 +111,22 @@ def test_stream_grows_to_the_greedy_answer_of_a_conversation_about_two_images(vi
     messages = [*MESSAGES, {"role": "assistant", "content": "<ref>tree</ref><box>[[1, 2, 3, 4]]</box>"}, *MESSAGES]
     images = [image, picture(56, 112, 1)]
     inputs = encode(processor, images, messages)
-    ids = vivid.generate(**inputs, max_new_tokens=12, do_sample=False)[0, inputs["input_ids"].shape[1] :]
-    parts = list(stream_answer(vivid, processor, images, messages, max_new_tokens=12))
+    ids = vivid.generate(**inputs, **greedy(vivid, 12))[0, inputs["input_ids"].shape[1] :]
+    parts = list(stream_answer(vivid, processor, inputs, max_new_tokens=12))
     assert parts[-1].strip() == decode(processor, ids)
     assert all(later.startswith(earlier) for earlier, later in zip(parts, parts[1:]))
     box = processor.tokenizer.convert_tokens_to_ids("<box>")
     assert (inputs["input_ids"] == box).sum() == 1  # boxes of earlier answers are marked as in training
 
 
-def test_answers_keep_their_marks_and_lose_their_ends(processor):
-    ids = processor.tokenizer("<ref>tree</ref><box>[[1, 2, 3, 4]]</box><|im_end|><|endoftext|>").input_ids
+def test_answers_keep_their_marks_and_lose_other_special_tokens(processor):
+    ids = processor.tokenizer("<ref>tree</ref><box>[[1, 2, 3, 4]]</box></img><|im_end|><|endoftext|>").input_ids
     assert decode(processor, ids) == "<ref>tree</ref><box>[[1, 2, 3, 4]]</box>"
 
 
 def test_closing_the_stream_ends_the_generation(vivid, processor, image):
     threads = threading.active_count()
-    stream = stream_answer(vivid, processor, [image], MESSAGES, max_new_tokens=100_000)
+    stream = stream_answer(vivid, processor, encode(processor, [image], MESSAGES), max_new_tokens=100_000)
     next(stream)
     assert threading.active_count() == threads + 1
     start = time.perf_counter()
@@ -140,7 +140,7 @@ def test_error_in_the_generation_is_raised_where_the_stream_is_read(vivid, proce
 
     monkeypatch.setattr(vivid, "generate", fail)
     with pytest.raises(RuntimeError, match="out of memory"):
-        list(stream_answer(vivid, processor, [image], MESSAGES))
+        list(stream_answer(vivid, processor, encode(processor, [image], MESSAGES)))
 
 
 def test_image_token_in_a_question_is_an_error(processor, image):
@@ -175,3 +175,25 @@ def test_costs_are_those_of_the_lengths_and_are_measured(model, processor, image
     for cost in (whole, short):
         assert cost.flops == language_model_flops(model.config.text_config, cost.sequence_length)
         assert 0 < cost.language_seconds < 10 and 0 < cost.vision_seconds < 10
+
+
+def test_too_long_a_conversation_is_an_error(model, processor, image):
+    inputs = encode(processor, [image], MESSAGES)
+    model.config.text_config.max_position_embeddings = inputs["input_ids"].shape[1] + 10
+    check_length(model, inputs, 10)
+    with pytest.raises(ValueError, match="start a new conversation"):
+        check_length(model, inputs, 11)
+
+
+def test_image_tokens_are_never_answered(vivid, processor, image):
+    """They would be taken for images when the conversation goes on, or its probability is asked for."""
+    inputs = encode(processor, [image], MESSAGES)
+    features = visual_features(vivid, inputs["pixel_values"])
+    image_token = vivid.config.image_token_id
+    with torch.no_grad():
+        vivid.lm_head.weight[image_token] = 5 * vivid.lm_head.weight[greedy_answer(vivid, inputs, features, 1)[0]]
+    raw = vivid.generate(**inputs, max_new_tokens=1, do_sample=False)[0, -1]
+    assert raw == image_token
+    answer = greedy_answer(vivid, inputs, features, 4)
+    assert image_token not in answer.tolist()
+    assert answer_log_probs(vivid, inputs, features, answer)[1].tolist() == answer.tolist()

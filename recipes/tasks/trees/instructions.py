@@ -23,17 +23,16 @@ GRID = 1000  # boxes in answers are integers from 0 to 1000
 
 def prepare(datasets: DatasetDict, repeats: int = 32) -> tuple[Dataset, Dataset]:
     """Training rows, each window `repeats` times an epoch under an id of its own, and test rows with questions."""
-    train = concatenate_datasets(
-        [
-            datasets["train"]
-            .remove_columns("id")
-            .add_column("id", [f"{name}#{copy}" for name in datasets["train"]["id"]])
-            for copy in range(repeats)
-        ]
-    )
     test = datasets["test"]
     messages = [turn(COUNT, str(len(boxes))) for boxes in test["boxes"]]
-    return train, test.add_column("messages", messages)
+    return repeat(datasets["train"], repeats), test.add_column("messages", messages)
+
+
+def repeat(rows: Dataset, repeats: int = 32) -> Dataset:
+    """Each row `repeats` times, under an id of its own."""
+    ids = rows["id"]
+    copies = [rows.remove_columns("id").add_column("id", [f"{name}#{copy}" for name in ids]) for copy in range(repeats)]
+    return concatenate_datasets(copies)
 
 
 def transform(example: dict, generator: torch.Generator) -> dict:

@@ -1,0 +1,168 @@
+"""The tab to ask the full model about one or two images."""
+
+import html
+from collections import Counter
+from collections.abc import Iterator
+
+import gradio as gr
+from answers import MAX_QUESTION, check_length, encode, stream_answer
+from boxes import Box, draw_boxes, find_boxes
+from computing import QUEUE, gpu, told
+from loading import FullModel, Models
+from PIL import Image
+from reading import Reading
+from uploading import example_choice, image_upload, open_upload
+
+PROMPTS = {
+    "Caption": "Describe the image.",
+    "Counting": "How many trees are there?",
+    "Presence": "Is there a ship in the image?",
+    "Scene": "What kind of scene is this?",
+    "Grounding": "Where is the largest tree?",
+    "All of a class": "Give the boxes of all buildings.",
+    "Referring": "Locate <ref>the largest ship</ref>.",
+    "Region": "What is at <box>[[250, 250, 750, 750]]</box>?",
+    "Medical": "Which imaging modality is this?",
+    "Change": "What has changed between the two images?",
+}
+
+
+def build_tab(models: Models, model_name: gr.Dropdown) -> dict[str, gr.components.Component]:
+    """See `app.py`."""
+
+    def read(full: FullModel, *paths: str | None) -> list[Reading]:
+        spec = full.processor.image_processor.input_spec
+        return [open_upload(path, input_spec=spec) for path in paths if path is not None]
+
+    def show(model: str, first: str | None, second: str | None) -> tuple:
+        with told():
+            readings = read(models.full(model), first, second)
+        notes = "\n".join(reading.note for reading in readings)
+        return *pictures_of([reading.to_rgb() for reading in readings], []), notes, [], [], ""
+
+    @gpu
+    def ask(
+        model: str,
+        first: str | None,
+        second: str | None,
+        question: str,
+        said: list[dict[str, str]],
+        max_new_tokens: int,
+    ) -> Iterator[tuple]:
+        max_new_tokens = int(max_new_tokens)
+        messages = [*said, {"role": "user", "content": question or ""}]
+        with told():
+            full = models.full(model)
+            images = [reading.to_rgb() for reading in read(full, first, second)]
+            if not images:
+                raise ValueError("There is no image yet: drop, choose or paste one.")
+            inputs = encode(full.processor, images, messages)
+            check_length(full.model, inputs, max_new_tokens)
+        unchanged = (gr.skip(), gr.skip(), gr.skip())
+        yield messages, shown(messages), "", *unchanged
+        answer = ""
+        for answer in stream_answer(full.model, full.processor, inputs, max_new_tokens):
+            so_far = [*messages, {"role": "assistant", "content": answer}]
+            yield so_far, shown(so_far), gr.skip(), *unchanged
+        messages.append({"role": "assistant", "content": answer.strip() or "(no answer)"})
+        boxes, wrong = find_boxes(answer)
+        yield messages, shown(messages), gr.skip(), *pictures_of(images, boxes), summary_of(boxes, wrong)
+
+    said = gr.State([])
+    with gr.Row():
+        with gr.Column(min_width=280):
+            first = image_upload(elem_id="ask-image")
+            example = example_choice(first)
+            second = image_upload("Second image, for a pair", elem_id="ask-second-image")
+            note = gr.Textbox(label="What was opened", interactive=False, lines=1, max_lines=2)
+            picture = gr.Image(
+                label="Image and boxes of the last answer",
+                format="png",
+                interactive=False,
+                buttons=["download", "fullscreen"],
+                elem_id="ask-picture",
+                alt_text="The image, with the boxes of the last answer and their labels.",
+            )
+            pair = gr.ImageSlider(
+                label="Swipe: first and second image",
+                format="png",
+                interactive=False,
+                visible=False,
+                elem_id="ask-pair",
+            )
+            found = gr.Textbox(label="Boxes in the last answer", interactive=False, elem_id="ask-boxes")
+        with gr.Column(scale=2, min_width=280):
+            conversation = gr.Chatbot(
+                label="Conversation",
+                render_markdown=False,
+                latex_delimiters=[],
+                height=420,
+                buttons=["copy"],
+                elem_id="ask-conversation",
+            )
+            question = gr.Textbox(
+                label="Question",
+                placeholder="Ask about the image, or choose an example below",
+                lines=1,
+                max_length=MAX_QUESTION,
+                submit_btn=False,
+                elem_id="ask-question",
+            )
+            with gr.Row():
+                ask_button = gr.Button("Ask", variant="primary", min_width=80, elem_id="ask-button")
+                stop = gr.Button("Stop", variant="stop", min_width=80, elem_id="ask-stop")
+                clear = gr.Button("Start over", min_width=80)
+            gr.Examples(
+                [[prompt] for prompt in PROMPTS.values()],
+                [question],
+                example_labels=[f"{task}: {prompt}" for task, prompt in PROMPTS.items()],
+                label="Example questions by task",
+                examples_per_page=len(PROMPTS),
+            )
+            max_new_tokens = gr.Slider(8, 512, value=128, step=8, label="Longest answer, in tokens")
+
+    asked = gr.on(
+        [ask_button.click, question.submit],
+        ask,
+        [model_name, first, second, question, said, max_new_tokens],
+        [said, conversation, question, picture, pair, found],
+        api_name="ask",
+        show_progress="minimal",
+        show_progress_on=conversation,
+        **QUEUE,
+    )
+    gr.on(
+        [first.change, second.change, clear.click, conversation.clear],
+        show,
+        [model_name, first, second],
+        [picture, pair, note, said, conversation, found],
+        api_name="ask_show",
+        cancels=[asked],
+        show_progress_on=picture,
+    )
+    stop.click(None, cancels=[asked])
+    return {"ask_image": example, "q": question}
+
+
+def shown(messages: list[dict[str, str]]) -> list[dict[str, str]]:
+    """Messages for a `gr.Chatbot`, which renders HTML even without Markdown: what was said is shown as text."""
+    return [{**message, "content": html.escape(message["content"], quote=False)} for message in messages]
+
+
+def pictures_of(images: list[Image.Image], boxes: list[Box]) -> tuple[dict, dict]:
+    """What the image and the swipe slider show: the one image, or the pair, the second at the size of the first."""
+    drawn = [draw_boxes(image.resize(images[0].size, Image.Resampling.BICUBIC), boxes) for image in images]
+    is_pair = len(drawn) == 2
+    return (
+        gr.update(value=drawn[0] if len(drawn) == 1 else None, visible=not is_pair),
+        gr.update(value=tuple(drawn) if is_pair else None, visible=is_pair),
+    )
+
+
+def summary_of(boxes: list[Box], wrong: list[str]) -> str:
+    """In words: how many boxes of which phrases, and what is no box."""
+    counts = Counter(box.phrase or "without a phrase" for box in boxes)
+    parts = [f"{count} × {phrase}" for phrase, count in counts.items()]
+    if wrong:
+        parts.append(f"not on the grid from 0 to 1000, or without area: {', '.join(wrong)}")
+    return "; ".join(parts) or "None."
