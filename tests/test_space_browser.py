@@ -247,7 +247,7 @@ def test_everything_has_a_name(page):
                 .filter((element) => element.offsetParent !== null && element.type !== "file")
                 .filter((element) => !(element.labels?.length || element.ariaLabel || element.title || element.alt
                     || element.ariaLabelledByElements?.length || element.textContent.trim()
-                    || element.placeholder || element.closest("label")))
+                    || element.querySelector("[alt]:not([alt=''])") || element.placeholder || element.closest("label")))
                 .map((element) => element.outerHTML.slice(0, 300))"""
         )
         assert nameless == []
