@@ -1,6 +1,7 @@
 """The Space as it is served, called as `gradio_client` and as plain HTTP do: what comes back, and what is refused."""
 
 import concurrent.futures
+import configparser
 import io
 import json
 import os
@@ -8,6 +9,8 @@ import re
 import resource
 import shutil
 import struct
+import subprocess
+import sys
 import urllib.error
 import urllib.request
 import zlib
@@ -22,8 +25,11 @@ from backbone_tab import ATTENTION, FROM_CLS, FROM_POINT, PCA, ROLLOUT, SIMILARI
 from conftest import VISION, picture
 from gradio_client import Client, handle_file
 from gradio_client.exceptions import AppError
+from huggingface_hub import SpaceCard
 from loading import TINY, UNTRAINED, Models, UnavailableModel
+from packaging.requirements import Requirement
 from PIL import Image
+from sharing.package import pack_space
 from transformers import AutoModel
 
 from modeling_vitp import ViTPVisionConfig, ViTPVisionModel, convert_checkpoint, export_backbone
@@ -345,6 +351,39 @@ class TestModels:
             with pytest.raises(UnavailableModel, match=f"no public model '{name}'"):
                 Models().backbone(name)
         assert Models(backbones=["tester/private"]).backbone("tester/private").model is not None
+
+
+@pytest.mark.slow
+def test_the_app_runs_from_the_repo_that_is_pushed(tmp_path):
+    """With nothing of this package but what lies in the Space."""
+    package = pack_space("someone/model")
+    for name, content in package.files.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes(content if isinstance(content, bytes) else content.read_bytes())
+    code = (
+        "import sys, modeling_vitp, app; from loading import Models; "
+        "app.build_app(Models()); app.launch_options(); print(modeling_vitp.__file__)"
+    )
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    run = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr
+    assert run.stdout.splitlines()[-1] == str(tmp_path / "modeling_vitp" / "__init__.py")
+
+
+def test_requirements_are_pinned_within_what_the_package_asks_for():
+    root = Path(__file__).parents[1]
+    lines = (root / "space" / "requirements.txt").read_text().splitlines()
+    pins = {pin.name: pin.specifier for pin in map(Requirement, (line for line in lines if not line.startswith("#")))}
+    assert all(len(specifier) == 1 and str(specifier).startswith("==") for specifier in pins.values())
+    setup = configparser.ConfigParser()
+    setup.read(root / "setup.cfg")
+    needed = setup["options"]["install_requires"] + setup["options.extras_require"]["space"]
+    for requirement in map(Requirement, needed.split()):
+        version = str(pins[requirement.name]).removeprefix("==")
+        assert requirement.specifier.contains(version), requirement.name
+    card = SpaceCard.load(root / "space" / "README.md").data
+    assert card.sdk == "gradio" and f"=={card.sdk_version}" == str(pins["gradio"])
+    assert card.app_file == "app.py" and card.license == "apache-2.0" and "remote-sensing" in card.tags
 
 
 def test_gradio_reports_nothing_home():
