@@ -14,9 +14,9 @@ MODEL_FILES = (
     "config.json generation_config.json adapter_config.json *.safetensors *.safetensors.index.json tokenizer.json "
     "tokenizer_config.json tokenizer.model special_tokens_map.json added_tokens.json vocab.json vocab.txt merges.txt "
     "chat_template.jinja preprocessor_config.json processor_config.json video_preprocessor_config.json "
-    "configuration_*.py modeling_*.py processing_*.py image_processing_*.py vrl.py README.md LICENSE* LICENCE* "
-    "NOTICE* metrics.json loss.png"
+    "README.md LICENSE* LICENCE* NOTICE* metrics.json loss.png"
 ).split()
+MODEL_FILES += sorted(path.name for path in Path(__file__).parent.glob("*.py"))  # code that travels with a model
 SECRET_FILES = ".env .env.* *.env .netrc .git-credentials .pypirc *.pem id_rsa* id_ed25519* stored_tokens".split()
 # What it is, bytes that it cannot be without, and its form.
 SECRETS = (

@@ -3,7 +3,7 @@
 import json
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +32,7 @@ MODEL_TYPES = {
     ),
 }
 DATA_SUFFIXES = set(".parquet .arrow .json .jsonl .csv .tar .zip .png .jpg .jpeg .tif .tiff .webp".split())
+MODEL_VARIABLE = "VITP_MODEL"  # by which the demo knows its model
 SPACE = Path(__file__).parents[2] / "space"
 # Where a file came from on this machine; nothing reads it.
 LOCAL_KEYS = ("_name_or_path", "name_or_path")
@@ -48,11 +49,13 @@ class Package:
         repo_type: `model`, `dataset` or `space`.
         files: where each file's content is, or the content itself, by its path in the repo.
         card: of which the content is in `files` too.
+        variables: environment variables of a Space.
     """
 
     repo_type: str
     files: dict[str, Path | bytes]
     card: RepoCard
+    variables: dict[str, str] = field(default_factory=dict)
 
     @property
     def licence(self) -> str | None:
@@ -166,7 +169,7 @@ def pack_space(model: str) -> Package:
         raise ValueError(f"{SPACE.name}/ has no {', '.join(sorted(missing))}, which a Space needs.")
     card = SpaceCard.load(SPACE / "README.md")
     card.data["models"] = [model]
-    return Package("space", files, card)
+    return Package("space", files, card, {MODEL_VARIABLE: model})
 
 
 def local_folder(checkpoint: str) -> Path:
