@@ -4,6 +4,7 @@ import hashlib
 import json
 import logging
 import os
+import re
 import shlex
 import subprocess
 import sys
@@ -198,7 +199,9 @@ def test_the_demo_goes_with_the_name_of_its_model(hub, logged_in, tmp_path, monk
     for _ in range(2):
         assert run("tester/model", "tester/demo", "--what", "space") == 0
     files = in_repo(hub, "tester/demo", repo_type="space")
-    assert set(files) == {"README.md", "app.py", "requirements.txt"}
+    package = {name for name in files if re.fullmatch(r"modeling_vitp/\w+\.py", name)}
+    assert files.keys() - package == {"README.md", "app.py", "requirements.txt"}
+    assert {"modeling_vitp/__init__.py", "modeling_vitp/modeling_vitp.py"} <= package
     card = SpaceCard(files["README.md"].decode())
     assert card.data.models == ["tester/model"] and card.data.sdk == "gradio" and "# Demo" in card.text
     card.validate()
