@@ -11,6 +11,7 @@ import pretrain
 import push_to_hub
 import pytest
 import yaml
+from conftest import picture
 from data.cards import portable_command
 from datasets import Dataset
 from huggingface_hub import ModelCard
@@ -160,6 +161,8 @@ def test_the_licence_goes_with_a_conversion(hub, logged_in, folder, tmp_path):
     card = card_of(hub, "tester/i")
     card.validate()
     assert card.data.license == "cc-by-nc-4.0" and card.data.base_model == ["org/start"]
+    assert push(tmp_path / "internvl", "tester/b", "--what", "backbone") == 0
+    assert card_of(hub, "tester/b").data.license == "cc-by-nc-4.0"
     assert "the same to the bit" in card.text and "trust_remote_code" not in code_of(card)
 
 
@@ -323,6 +326,18 @@ def test_examples_run_as_they_are_printed(hub, everything, tmp_path):
     assert found["backbone"] == found["spec"] == [1, 17, 32]
     assert found["segmentation"] == found["change"] == [480, 640]
     assert found["maps"] == [[1, 256, size, size] for size in (56, 28, 14, 7)]
+
+
+def test_the_card_of_the_project(hub, logged_in, folder, tmp_path, monkeypatch):
+    card = ModelCard.load(Path(__file__).parent.parent / "MODEL_CARD.md")
+    card.validate()
+    hub.organizations["my-org"] = {"tester"}
+    assert push(folder, "my-org/my-backbone", "--what", "backbone") == 0
+    picture(64, 48).save(tmp_path / "scene.png")
+    monkeypatch.chdir(tmp_path)
+    names = {}
+    exec(code_of(card), names)
+    assert names["features"].shape == (1, 17, 32)
 
 
 def test_the_example_of_a_backbone_runs_as_it_is_printed(hub, logged_in, folder):
