@@ -34,7 +34,8 @@ def device() -> torch.device:
 
 def message(text: object) -> gr.Error:
     """An error to be raised in a handler: a message in the page, in which what the user gave is text and not HTML."""
-    return gr.Error(html.escape(" ".join(str(text).split())[:400]), title="That did not work", print_exception=False)
+    line = " ".join(str(text).split())[:400]
+    return gr.Error(html.escape(line, quote=False), print_exception=False)
 
 
 @contextmanager
@@ -42,5 +43,7 @@ def told() -> Iterator[None]:
     """A `ValueError` inside becomes a message in the page; those raised here and in the package are one line each."""
     try:
         yield
+    except gr.Error:  # a ValueError too, with its message made already
+        raise
     except ValueError as error:
         raise message(error) from error

@@ -17,7 +17,7 @@ MAX_NEW_TOKENS = 16
 THUMBNAIL_SIZE = (448, 448)  # pixels
 QUESTION = "How many trees are there?"
 ANSWER_COLUMNS = ["drop ratio", "seed", "visual tokens", "answer", "its probability", "… of the full answer"]
-ANSWER_WIDTHS = ["110px", "80px", "130px", "300px", "130px", "230px"]  # a phone scrolls
+ANSWER_WIDTHS = ["110px", "80px", "130px", "300px", "160px", "220px"]  # a phone scrolls
 COST_WIDTHS = ["110px", "130px", "150px", "110px", "110px", "110px"]
 COST_COLUMNS = ["drop ratio", "visual tokens", "sequence length", "LM GFLOPs", "LM seconds", "ViT seconds"]
 INTRODUCTION = """\
@@ -29,16 +29,16 @@ and the thumbnail together."""
 def build_tab(models: Models, model_name: gr.Dropdown) -> dict[str, gr.components.Component]:
     """See `app.py`."""
 
-    def show_tokens(model: str, path: str | None, drop_ratio: float, seed: int) -> tuple:
-        if path is None:
+    def show_tokens(model: str, image: str | None, drop_ratio: float, seed: int) -> tuple:
+        if image is None:
             return None, gr.update(value=None, visible=True), "", "There is no image yet."
         with told():
             processor = models.full(model).processor
-            reading = open_upload(path, input_spec=processor.image_processor.input_spec)
-            image = reading.to_rgb()
-            inputs = encode(processor, [image], [{"role": "user", "content": QUESTION}], drop_ratio, int(seed or 0))
+            reading = open_upload(image, input_spec=processor.image_processor.input_spec)
+            rgb = reading.to_rgb()
+            inputs = encode(processor, [rgb], [{"role": "user", "content": QUESTION}], drop_ratio, int(seed or 0))
         kept, num_tiles = inputs.get("visual_token_indices"), len(inputs["pixel_values"])
-        maps = token_maps(processor, image.size, num_tiles, kept)
+        maps = token_maps(processor, rgb.size, num_tiles, kept)
         total = num_tiles * processor.image_seq_length
         rows, columns = maps.grid
         tiles = f"{rows} × {columns} tiles and a thumbnail" if num_tiles > 1 else "one tile"
@@ -46,10 +46,10 @@ def build_tab(models: Models, model_name: gr.Dropdown) -> dict[str, gr.component
         thumbnail = None
         if maps.thumbnail is not None:
             size = processor.image_processor.size
-            seen = image.resize((size["width"], size["height"]), Image.Resampling.BICUBIC)
+            seen = rgb.resize((size["width"], size["height"]), Image.Resampling.BICUBIC)
             thumbnail = draw_tokens(seen.resize(THUMBNAIL_SIZE, Image.Resampling.NEAREST), maps.thumbnail)
         return (
-            draw_tokens(image, maps.tiles, maps.grid),
+            draw_tokens(rgb, maps.tiles, maps.grid),
             gr.update(value=thumbnail, visible=num_tiles > 1),
             summary,
             reading.note,
@@ -58,7 +58,7 @@ def build_tab(models: Models, model_name: gr.Dropdown) -> dict[str, gr.component
     @gpu
     def draw_curve(
         model: str,
-        path: str | None,
+        image: str | None,
         question: str,
         seed: int,
         num_seeds: int,
@@ -67,10 +67,10 @@ def build_tab(models: Models, model_name: gr.Dropdown) -> dict[str, gr.component
         progress(0, desc="All visual tokens")
         with told():
             full = models.full(model)
-            image = open_upload(path, input_spec=full.processor.image_processor.input_spec).to_rgb()
+            rgb = open_upload(image, input_spec=full.processor.image_processor.input_spec).to_rgb()
             seeds = range(int(seed or 0), int(seed or 0) + int(num_seeds))
             stream = answers_by_drop_ratio(
-                full.model, full.processor, image, question or "", DROP_RATIOS, seeds, MAX_NEW_TOKENS
+                full.model, full.processor, rgb, question or "", DROP_RATIOS, seeds, MAX_NEW_TOKENS
             )
             total, found = 1 + (len(DROP_RATIOS) - 1) * len(seeds), []
             for answer in stream:
@@ -79,11 +79,11 @@ def build_tab(models: Models, model_name: gr.Dropdown) -> dict[str, gr.component
                 yield curve_of(found, seeds), table_of(found), found[0].text
 
     @gpu
-    def measure(model: str, path: str | None, question: str, drop_ratio: float, seed: int) -> tuple:
+    def measure(model: str, image: str | None, question: str, drop_ratio: float, seed: int) -> tuple:
         with told():
             full = models.full(model)
-            image = open_upload(path, input_spec=full.processor.image_processor.input_spec).to_rgb()
-            whole, short = costs(full.model, full.processor, image, question or "", drop_ratio, int(seed or 0))
+            rgb = open_upload(image, input_spec=full.processor.image_processor.input_spec).to_rgb()
+            whole, short = costs(full.model, full.processor, rgb, question or "", drop_ratio, int(seed or 0))
         rows = [
             (
                 f"{cost.drop_ratio:g}",

@@ -3,7 +3,7 @@
 import json
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,7 @@ from huggingface_hub import DatasetCard, RepoCard, SpaceCard, snapshot_download
 from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
 
+import modeling_vitp
 from modeling_vitp import export_backbone
 from modeling_vitp.hub_files import all_files, check_no_secrets, find_secret, model_files
 from sharing.card import fill_card
@@ -32,7 +33,9 @@ MODEL_TYPES = {
     ),
 }
 DATA_SUFFIXES = set(".parquet .arrow .json .jsonl .csv .tar .zip .png .jpg .jpeg .tif .tiff .webp".split())
+MODEL_VARIABLE = "VITP_MODEL"  # by which the demo knows its model
 SPACE = Path(__file__).parents[2] / "space"
+PACKAGE = Path(modeling_vitp.__file__).parent
 # Where a file came from on this machine; nothing reads it.
 LOCAL_KEYS = ("_name_or_path", "name_or_path")
 NOT_CONFIGS = ("tokenizer.json", "vocab.json", "model.safetensors.index.json")
@@ -48,11 +51,13 @@ class Package:
         repo_type: `model`, `dataset` or `space`.
         files: where each file's content is, or the content itself, by its path in the repo.
         card: of which the content is in `files` too.
+        variables: environment variables of a Space.
     """
 
     repo_type: str
     files: dict[str, Path | bytes]
     card: RepoCard
+    variables: dict[str, str] = field(default_factory=dict)
 
     @property
     def licence(self) -> str | None:
@@ -149,7 +154,7 @@ def pack_dataset(checkpoint: str, license: str | None) -> Package:
 
 
 def pack_space(model: str) -> Package:
-    """The demo, for a model on the Hub, which its card names."""
+    """The demo, with this package beside it, for a model on the Hub, which its card names."""
     if Path(model).is_dir():
         raise ValueError(
             f"{model} is a folder, and a Space loads its model from the Hub: push that first with --what model (or "
@@ -161,12 +166,13 @@ def pack_space(model: str) -> Package:
         raise ValueError(f"{model} is neither a folder nor a Hub id.") from error
     check_no_secrets(SPACE)
     files: dict[str, Path | bytes] = visible_files(SPACE)
+    files |= {f"{PACKAGE.name}/{path.name}": path for path in PACKAGE.glob("*.py")}
     missing = {"README.md", "app.py", "requirements.txt"} - files.keys()
     if missing:
         raise ValueError(f"{SPACE.name}/ has no {', '.join(sorted(missing))}, which a Space needs.")
     card = SpaceCard.load(SPACE / "README.md")
     card.data["models"] = [model]
-    return Package("space", files, card)
+    return Package("space", files, card, {MODEL_VARIABLE: model})
 
 
 def local_folder(checkpoint: str) -> Path:

@@ -2,14 +2,13 @@
 
 import importlib.metadata
 import json
-import re
-import shlex
 import shutil
 import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+from data.cards import portable_command
 from transformers import Trainer
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
@@ -41,7 +40,7 @@ def write_record(
     settings = trainer._run_settings()
     record = {
         **provenance(sources),
-        "command": portable_command([sys.argv[0], *(sys.argv[1:] if argv is None else argv)]),
+        "command": portable_command(f"recipes/{Path(sys.argv[0]).name}", sys.argv[1:] if argv is None else argv),
         "settings": {name: value for name, value in {**settings["fixed"], **settings["free"]}.items() if name != ROWS},
         "data": data,
         "evaluated_on": evaluated_on,
@@ -110,20 +109,6 @@ def bases_of(source: str) -> list[str]:
 def public_name(source: str) -> str:
     """A Hub id, or the name of a folder without where it lies."""
     return Path(source).resolve().name if Path(source).exists() else source
-
-
-def portable_command(words: Sequence[str]) -> str:
-    """A command line without tokens, and without where things lie on this machine."""
-    script, *words = words
-    kept = ["python", f"recipes/{Path(script).name}"]
-    skip = False
-    for word in words:
-        name = word.split("=")[0].lstrip("-")
-        if skip or (word.startswith("-") and name.endswith("token")):
-            skip = not skip and "=" not in word
-            continue
-        kept.append(re.sub(r"(?<![\w.])(?:~|/|[A-Za-z]:\\)[^\s\"',:=]*[/\\]([^/\\\s\"',:=]+)", r"\1", word))
-    return shlex.join(kept)
 
 
 def versions() -> dict[str, str]:
