@@ -403,7 +403,7 @@ def test_configurations_that_are_wrong(tmp_path, changes, message):
 
 @pytest.mark.parametrize(
     "name",
-    "isaid loveda uavid levir_cd whu_cd svcd s2looking amos2022 brats2021 covid_qu_ex".split(),
+    "isaid loveda uavid levir_cd whu_cd svcd s2looking amos2022 brats2021 covid_qu_ex brain_mri".split(),
 )
 def test_configurations_describe_their_data(name):
     config = dense_data.read_config(name)
