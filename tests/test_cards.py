@@ -166,6 +166,24 @@ def test_the_licence_goes_with_a_conversion(hub, logged_in, folder, tmp_path):
     assert "the same to the bit" in card.text and "trust_remote_code" not in code_of(card)
 
 
+def test_a_licence_that_could_not_be_read_is_asked_for_again(hub, logged_in, folder):
+    (folder / "run.json").write_text(json.dumps(RECORD | {"licences": {"org/start": {}, "run": {}}}))
+    hub.create("org/start", {"README.md": "---\nlicense: cc-by-nc-4.0\n---\n"})
+    assert push(folder, "tester/m", "--what", "model", "--license", "mit") == 1
+    assert push(folder, "tester/m", "--what", "model") == 0
+    assert card_of(hub, "tester/m").data.license == "cc-by-nc-4.0"
+
+
+def test_a_licence_file_without_a_card_binds_too(hub, logged_in, folder):
+    (folder / "run.json").unlink()
+    (folder / "LICENSE.txt").write_text("terms")
+    assert push(folder, "tester/m", "--what", "model", "--license", "mit") == 1
+    assert push(folder, "tester/m", "--what", "model") == 0
+    data = card_of(hub, "tester/m").data
+    assert (data.license, data.license_name, data.license_link) == ("other", "license-of-the-source", "LICENSE.txt")
+    assert hub.files("tester/m")["LICENSE.txt"] == b"terms"
+
+
 def test_licence_files_go_along_and_links_lead_to_the_source(hub, logged_in, folder, tmp_path):
     metadata = "license: other\nlicense_name: vitp-terms\nlicense_link: LICENSE"
     hub.create("org/start", {"README.md": f"---\n{metadata}\n---\n", "LICENSE": "terms"})
@@ -182,6 +200,10 @@ def test_licence_files_go_along_and_links_lead_to_the_source(hub, logged_in, fol
     assert provenance(["org/start"])["licences"] == {"org/start": stated}
     assert push(folder, "tester/m", "--what", "model") == 0
     assert hub.files("tester/m")["LICENSE"] == b"terms"
+    (tmp_path / "other" / "run").mkdir(parents=True)
+    (tmp_path / "other" / "run" / "README.md").write_text("---\nlicense: gpl-3.0\n---\n")
+    both = provenance([str(folder), str(tmp_path / "other" / "run")])["licences"]
+    assert both["run (another)"] == {"license": "gpl-3.0"} and both["run"] == {"license": "cc-by-nc-4.0"}
 
 
 @pytest.mark.parametrize(

@@ -285,9 +285,10 @@ def test_absolute_paths_do_not_go(hub, logged_in, folder, capsys):
     assert json.loads(hub.files("tester/m")["config.json"]) == config
     assert not any(str(folder.parent).encode() in content for content in hub.files("tester/m").values())
 
-    (folder / "config.json").write_text(json.dumps({**config, "vision_config": {"teacher": "/home/me/teacher"}}))
-    assert run(folder, "tester/n", "--what", "model") == 1
-    assert "config.json has an absolute path under 'vision_config.teacher'" in capsys.readouterr().err
+    for path in ("/home/me/teacher", "~/my models/teacher", "file:///data/teacher", "C:\\models\\teacher"):
+        (folder / "config.json").write_text(json.dumps({**config, "vision_config": {"teacher": path}}))
+        assert run(folder, "tester/n", "--what", "model") == 1
+        assert "config.json has an absolute path under 'vision_config.teacher'" in capsys.readouterr().err
     (folder / "config.json").write_text(json.dumps(config))
     (folder / "README.md").write_text("---\nlicense: mit\n---\n# M\n\nSee https://a.b/c/d and /home/me/notes.\n")
     assert run(folder, "tester/n", "--what", "model") == 1

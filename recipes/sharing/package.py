@@ -40,7 +40,7 @@ PACKAGE = Path(modeling_vitp.__file__).parent
 # Where a file came from on this machine; nothing reads it.
 LOCAL_KEYS = ("_name_or_path", "name_or_path")
 NOT_CONFIGS = ("tokenizer.json", "vocab.json", "model.safetensors.index.json")
-ABSOLUTE = re.compile(r"(?:~|/[^/\s]+|[A-Za-z]:\\[^\\\s]+)[/\\]\S*")
+ABSOLUTE = re.compile(r"(?:file://)?(?:~|/[^/\s][^/\n]*|[A-Za-z]:)[/\\][^\n]+")
 ABSOLUTE_IN_TEXT = re.compile(r"(?<![\w./:~<>)-])(?:~/[\w.-]|/[\w.-]+/[\w.-]|[A-Za-z]:\\\w)[\w./\\+-]*")
 
 
