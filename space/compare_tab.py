@@ -33,7 +33,7 @@ def build_tab(models: Models, model_name: gr.Dropdown) -> dict[str, gr.component
         with gr.Column(scale=1, min_width=300):
             upload = image_upload(elem_id="compare_image")
             example = example_choice(upload)
-            other = image_upload("Second image (for two images)", elem_id="compare_second_image")
+            other = image_upload("Second image", elem_id="compare_second_image")
             severity = gr.Slider(1, 5, 3, step=1, label="Severity of the corruptions")
             seed = gr.Number(0, label="Seed of the corruptions", precision=0, minimum=0, maximum=2**31 - 1)
             native = min(native_resolution(models.backbone()), MAX_RESOLUTION)

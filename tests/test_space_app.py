@@ -81,9 +81,23 @@ def cosine(a, b):
     return a @ b / np.sqrt((a @ a) * (b @ b))
 
 
-def test_every_endpoint_that_is_offered_is_known_here(client):
-    offered = client.view_api(return_format="dict")["named_endpoints"]
-    assert {"/about", "/backbone_maps", "/compare_corruptions", "/compare_images"} <= set(offered)
+def test_every_endpoint_that_is_offered_is_called(client, saved):
+    """In short, on the whole page; what each gives is tested here and with the tabs."""
+    image, later = saved(picture(64, 48)), saved(picture(64, 48, seed=1), "later.png")
+    calls = {
+        "/about": {},
+        "/backbone_maps": {"image": image},
+        "/compare_corruptions": {"image": image, "resolution": 4},
+        "/compare_images": {"image": image, "second_image": later},
+        "/vrl_tokens": {"image": image, "drop_ratio": 0.5},
+        "/vrl_curve": {"image": image, "num_seeds": 1},
+        "/vrl_cost": {"image": image},
+        "/ask_show": {"image": image, "second_image": later},
+        "/ask": {"image": image, "second_image": later, "question": "What has changed?", "max_new_tokens": 8},
+    }
+    assert set(calls) == set(client.view_api(return_format="dict")["named_endpoints"])
+    for name, arguments in calls.items():
+        assert client.predict(**arguments, api_name=name), name
 
 
 def test_maps_and_features_are_those_of_plain_transformers(client, folder, saved):

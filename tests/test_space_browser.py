@@ -211,6 +211,18 @@ def test_corruptions(page):
     assert page.locator("#corruption_chart .bar").count() == 24
     shoot(page, "compare_light")
 
+    note = page.locator("#compare_note")
+    page.get_by_label("Resolution").last.fill("48")
+    page.get_by_label("Resolution").last.press("Enter")
+    page.locator("#run_corruptions").click()
+    expect(note).to_contain_text("1 of 12 corruptions", timeout=60_000)
+    page.get_by_role("button", name="Cancel").last.click()
+    page.wait_for_timeout(3000)
+    stopped = note.inner_text()
+    assert "12 of 12" not in stopped
+    page.wait_for_timeout(2000)
+    assert note.inner_text() == stopped
+
 
 @pytest.mark.parametrize("tab", ["Backbone", "VRL", "Ask", "Compare"])
 def test_dark_and_on_a_phone(browser, url, tab):
