@@ -20,8 +20,8 @@ MODEL_FILES += sorted(path.name for path in Path(__file__).parent.glob("*.py")) 
 SECRET_FILES = ".env .env.* *.env .netrc .git-credentials .pypirc *.pem id_rsa* id_ed25519* stored_tokens".split()
 # What it is, bytes that it cannot be without, and its form.
 SECRETS = (
-    ("a Hugging Face token", b"hf_", rb"hf_[A-Za-z0-9]{30,}"),
-    ("a Hugging Face token", b"api_org_", rb"api_org_[A-Za-z0-9]{30,}"),
+    ("a Hugging Face token", b"hf_", rb"hf_[A-Za-z0-9]{34}"),
+    ("a Hugging Face token", b"api_org_", rb"api_org_[A-Za-z0-9]{34}"),
     ("a token", b"token", rb'"(?:hub|hf|push_to_hub|access|auth)_?token\\*"\s*:\s*\\*"[^"<\\]'),
     ("a GitHub token", b"gh", rb"gh[pousr]_[A-Za-z0-9]{36}|github_pat_\w{22}"),
     ("an API key", b"sk-", rb"(?<![\w-])sk-[\w-]{32}"),

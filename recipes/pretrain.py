@@ -240,6 +240,9 @@ The backbone, on its own:                    {backbone}
 
 Train on from here with your own data:
     python recipes/pretrain.py --model_name_or_path {output_dir} --dataset_name YOUR_DATA --output_dir NEW_FOLDER
+
+Share the backbone on the Hub (--dry_run shows what would go):
+    python recipes/push_to_hub.py {output_dir} NAMESPACE/NAME --what backbone --dry_run
 """)
     if metrics.get("task", {}).get("passed", True):
         return 0

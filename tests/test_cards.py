@@ -11,6 +11,7 @@ import pretrain
 import push_to_hub
 import pytest
 import yaml
+from conftest import picture
 from data.cards import portable_command
 from datasets import Dataset
 from huggingface_hub import ModelCard
@@ -160,7 +161,27 @@ def test_the_licence_goes_with_a_conversion(hub, logged_in, folder, tmp_path):
     card = card_of(hub, "tester/i")
     card.validate()
     assert card.data.license == "cc-by-nc-4.0" and card.data.base_model == ["org/start"]
+    assert push(tmp_path / "internvl", "tester/b", "--what", "backbone") == 0
+    assert card_of(hub, "tester/b").data.license == "cc-by-nc-4.0"
     assert "the same to the bit" in card.text and "trust_remote_code" not in code_of(card)
+
+
+def test_a_licence_that_could_not_be_read_is_asked_for_again(hub, logged_in, folder):
+    (folder / "run.json").write_text(json.dumps(RECORD | {"licences": {"org/start": {}, "run": {}}}))
+    hub.create("org/start", {"README.md": "---\nlicense: cc-by-nc-4.0\n---\n"})
+    assert push(folder, "tester/m", "--what", "model", "--license", "mit") == 1
+    assert push(folder, "tester/m", "--what", "model") == 0
+    assert card_of(hub, "tester/m").data.license == "cc-by-nc-4.0"
+
+
+def test_a_licence_file_without_a_card_binds_too(hub, logged_in, folder):
+    (folder / "run.json").unlink()
+    (folder / "LICENSE.txt").write_text("terms")
+    assert push(folder, "tester/m", "--what", "model", "--license", "mit") == 1
+    assert push(folder, "tester/m", "--what", "model") == 0
+    data = card_of(hub, "tester/m").data
+    assert (data.license, data.license_name, data.license_link) == ("other", "license-of-the-source", "LICENSE.txt")
+    assert hub.files("tester/m")["LICENSE.txt"] == b"terms"
 
 
 def test_licence_files_go_along_and_links_lead_to_the_source(hub, logged_in, folder, tmp_path):
@@ -175,10 +196,14 @@ def test_licence_files_go_along_and_links_lead_to_the_source(hub, logged_in, fol
         "license_name": "vitp-terms",
         "license_link": f"{hub.url}/org/start/blob/main/LICENSE",
     }
-    assert found["licences"] == {"run": {"license": "cc-by-nc-4.0"}, "org/start": RECORD["licences"]["org/start"]}
-    assert provenance(["org/start"])["licences"] == {"org/start": stated}
+    noted = RECORD["licences"]["org/start"]  # when the run began; now the repo says something else
+    assert found["licences"] == {"org/start": stated, "run": noted, "org/start (another)": noted}
     assert push(folder, "tester/m", "--what", "model") == 0
     assert hub.files("tester/m")["LICENSE"] == b"terms"
+    (tmp_path / "other" / "run").mkdir(parents=True)
+    (tmp_path / "other" / "run" / "README.md").write_text("---\nlicense: gpl-3.0\n---\n")
+    both = provenance([str(folder), str(tmp_path / "other" / "run")])["licences"]
+    assert both["run (another)"] == {"license": "gpl-3.0"} and both["run"] == {"license": "cc-by-nc-4.0"}
 
 
 @pytest.mark.parametrize(
@@ -323,6 +348,18 @@ def test_examples_run_as_they_are_printed(hub, everything, tmp_path):
     assert found["backbone"] == found["spec"] == [1, 17, 32]
     assert found["segmentation"] == found["change"] == [480, 640]
     assert found["maps"] == [[1, 256, size, size] for size in (56, 28, 14, 7)]
+
+
+def test_the_card_of_the_project(hub, logged_in, folder, tmp_path, monkeypatch):
+    card = ModelCard.load(Path(__file__).parent.parent / "MODEL_CARD.md")
+    card.validate()
+    hub.organizations["my-org"] = {"tester"}
+    assert push(folder, "my-org/my-backbone", "--what", "backbone") == 0
+    picture(64, 48).save(tmp_path / "scene.png")
+    monkeypatch.chdir(tmp_path)
+    names = {}
+    exec(code_of(card), names)
+    assert names["features"].shape == (1, 17, 32)
 
 
 def test_the_example_of_a_backbone_runs_as_it_is_printed(hub, logged_in, folder):

@@ -21,7 +21,7 @@ from huggingface_hub import SpaceCard
 from huggingface_hub.utils import disable_progress_bars
 from transformers import AutoModel
 
-from modeling_vitp import ViTPForConditionalGeneration, export_backbone
+from modeling_vitp import ViTPForConditionalGeneration, ViTPProcessor, export_backbone
 from modeling_vitp.hub_files import find_secret
 
 ROOT = Path(__file__).parent.parent
@@ -209,6 +209,18 @@ def test_the_demo_goes_with_the_name_of_its_model(hub, logged_in, tmp_path, monk
     assert state["variables"] == {"VITP_MODEL": "tester/model"} and state["sdk"] == "gradio"
 
 
+def test_models_and_processors_push_themselves(hub, logged_in, folder, tmp_path):
+    ViTPForConditionalGeneration.from_pretrained(folder).push_to_hub("tester/full", private=True)
+    ViTPProcessor.from_pretrained(folder).push_to_hub("tester/full")
+    files = in_repo(hub, "tester/full")
+    assert all(files[name] == (folder / name).read_bytes() for name in ("model.safetensors", "tokenizer.json"))
+    pulled = ViTPForConditionalGeneration.from_pretrained("tester/full").state_dict()
+    wanted = ViTPForConditionalGeneration.from_pretrained(folder).state_dict()
+    assert all(torch.equal(pulled[name], wanted[name]) for name in wanted)
+    assert ViTPProcessor.from_pretrained("tester/full").image_processor.max_patches == 6
+    assert not any(logged_in.encode() in content for content in files.values())
+
+
 # Secrets and paths
 
 
@@ -273,9 +285,10 @@ def test_absolute_paths_do_not_go(hub, logged_in, folder, capsys):
     assert json.loads(hub.files("tester/m")["config.json"]) == config
     assert not any(str(folder.parent).encode() in content for content in hub.files("tester/m").values())
 
-    (folder / "config.json").write_text(json.dumps({**config, "vision_config": {"teacher": "/home/me/teacher"}}))
-    assert run(folder, "tester/n", "--what", "model") == 1
-    assert "config.json has an absolute path under 'vision_config.teacher'" in capsys.readouterr().err
+    for path in ("/home/me/teacher", "~/my models/teacher", "file:///data/teacher", "C:\\models\\teacher"):
+        (folder / "config.json").write_text(json.dumps({**config, "vision_config": {"teacher": path}}))
+        assert run(folder, "tester/n", "--what", "model") == 1
+        assert "config.json has an absolute path under 'vision_config.teacher'" in capsys.readouterr().err
     (folder / "config.json").write_text(json.dumps(config))
     (folder / "README.md").write_text("---\nlicense: mit\n---\n# M\n\nSee https://a.b/c/d and /home/me/notes.\n")
     assert run(folder, "tester/n", "--what", "model") == 1

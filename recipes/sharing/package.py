@@ -13,6 +13,7 @@ from huggingface_hub.utils import validate_repo_id
 
 import modeling_vitp
 from modeling_vitp import export_backbone
+from modeling_vitp.convert import convert_checkpoint
 from modeling_vitp.hub_files import all_files, check_no_secrets, find_secret, model_files
 from sharing.card import fill_card
 from sharing.failures import FAILURES, explain
@@ -39,7 +40,7 @@ PACKAGE = Path(modeling_vitp.__file__).parent
 # Where a file came from on this machine; nothing reads it.
 LOCAL_KEYS = ("_name_or_path", "name_or_path")
 NOT_CONFIGS = ("tokenizer.json", "vocab.json", "model.safetensors.index.json")
-ABSOLUTE = re.compile(r"(?:~|/[^/\s]+|[A-Za-z]:\\[^\\\s]+)[/\\]\S*")
+ABSOLUTE = re.compile(r"(?:file://)?(?:~|/[^/\s][^/\n]*|[A-Za-z]:)[/\\][^\n]+")
 ABSOLUTE_IN_TEXT = re.compile(r"(?<![\w./:~<>)-])(?:~/[\w.-]|/[\w.-]+/[\w.-]|[A-Za-z]:\\\w)[\w./\\+-]*")
 
 
@@ -119,6 +120,8 @@ def pack_model(
         model_type = read_config(source / "config.json").get("model_type")
         if what == "backbone" and model_type == "vitp":
             folder = export_backbone(source, work / "backbone")
+        elif what == "backbone" and model_type == "internvl":
+            folder = convert_checkpoint(source, work / "backbone", "backbone")
         elif model_type not in MODEL_TYPES[what]:
             kinds = {name: kind for kind, names in MODEL_TYPES.items() for name in names}
             hint = f" Push it with --what {kinds[model_type]}." if model_type in kinds else ""

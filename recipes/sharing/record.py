@@ -12,9 +12,10 @@ from data.cards import portable_command
 from transformers import Trainer
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
-from sharing.licence import card_metadata, licence_of
+from sharing.licence import card_metadata, licence_of, licence_of_file
 
-RECORD, METRICS, ITS_CARD = "run.json", "metrics.json", "its card"
+RECORD, METRICS = "run.json", "metrics.json"
+ITS_CARD, ITS_FILE = "its card", "its licence file"
 ROWS = "training data"  # told by the table of data
 PACKAGES = ("modeling-vitp", "torch", "torchvision", "transformers", "trl", "peft", "accelerate", "datasets")
 
@@ -79,15 +80,28 @@ def copy_record(source: str | Path, target: str | Path) -> None:
 
 def provenance(sources: Sequence[str]) -> dict[str, Any]:
     """The Hub ids that weights come from, and the licences of these weights."""
+    licences = {}
+    for source in sources:
+        for name, fields in licences_of(source).items():
+            while licences.get(name, fields) != fields:
+                name += " (another)"
+            licences[name] = fields
     return {
         "base_model": list(dict.fromkeys(base for source in sources for base in bases_of(source))),
-        "licences": {name: fields for source in sources for name, fields in licences_of(source).items()},
+        "licences": licences,
     }
 
 
 def stated_licences(folder: Path) -> dict[str, dict[str, str]]:
-    """Licence fields by what states them: the card of a folder, and the weights that its model was trained from."""
-    return {ITS_CARD: licence_of(folder), **read_record(folder).get("licences", {})}
+    """Licence fields by what states them: the card of a folder, and the weights that its model was trained from.
+
+    Where the Hub could not be asked when the run began, it is asked again.
+    """
+    record = read_record(folder)
+    recorded, on_hub = record.get("licences", {}), record.get("base_model", ())
+    asked = {name: fields or (licence_of(name) if name in on_hub else {}) for name, fields in recorded.items()}
+    stated = {ITS_CARD: licence_of(folder), **asked}
+    return stated if any(stated.values()) else {ITS_FILE: licence_of_file(folder)}
 
 
 def licences_of(source: str) -> dict[str, dict[str, str]]:
@@ -95,7 +109,7 @@ def licences_of(source: str) -> dict[str, dict[str, str]]:
     if not Path(source).is_dir():
         return {source: licence_of(source)}
     stated = stated_licences(Path(source))
-    return {public_name(source): stated.pop(ITS_CARD), **stated}
+    return {public_name(source) if name in (ITS_CARD, ITS_FILE) else name: fields for name, fields in stated.items()}
 
 
 def bases_of(source: str) -> list[str]:
