@@ -14,14 +14,14 @@ MODEL_FILES = (
     "config.json generation_config.json adapter_config.json *.safetensors *.safetensors.index.json tokenizer.json "
     "tokenizer_config.json tokenizer.model special_tokens_map.json added_tokens.json vocab.json vocab.txt merges.txt "
     "chat_template.jinja preprocessor_config.json processor_config.json video_preprocessor_config.json "
-    "configuration_*.py modeling_*.py processing_*.py image_processing_*.py vrl.py README.md LICENSE* LICENCE* "
-    "NOTICE* metrics.json loss.png"
+    "README.md LICENSE* LICENCE* NOTICE* metrics.json loss.png"
 ).split()
+MODEL_FILES += sorted(path.name for path in Path(__file__).parent.glob("*.py"))  # code that travels with a model
 SECRET_FILES = ".env .env.* *.env .netrc .git-credentials .pypirc *.pem id_rsa* id_ed25519* stored_tokens".split()
 # What it is, bytes that it cannot be without, and its form.
 SECRETS = (
-    ("a Hugging Face token", b"hf_", rb"hf_[A-Za-z0-9]{30,}"),
-    ("a Hugging Face token", b"api_org_", rb"api_org_[A-Za-z0-9]{30,}"),
+    ("a Hugging Face token", b"hf_", rb"hf_[A-Za-z0-9]{34}"),
+    ("a Hugging Face token", b"api_org_", rb"api_org_[A-Za-z0-9]{34}"),
     ("a token", b"token", rb'"(?:hub|hf|push_to_hub|access|auth)_?token\\*"\s*:\s*\\*"[^"<\\]'),
     ("a GitHub token", b"gh", rb"gh[pousr]_[A-Za-z0-9]{36}|github_pat_\w{22}"),
     ("an API key", b"sk-", rb"(?<![\w-])sk-[\w-]{32}"),

@@ -23,6 +23,7 @@ from .checkpointing import WholeCheckpoints
 from .collator import SampleTransform, SourceSettings, ViTPDataCollator, content_id
 from .modeling_vitp import ViTPForConditionalGeneration, ViTPModel
 from .processing_vitp import ViTPProcessor
+from .pushing import PushesModels
 
 
 def has_fast_bf16() -> bool:
@@ -71,7 +72,7 @@ class ViTPTrainingConfig(SFTConfig):
         self.accelerator_config.dispatch_batches = False
 
 
-class ViTPTrainer(WholeCheckpoints, SFTTrainer):
+class ViTPTrainer(WholeCheckpoints, PushesModels, SFTTrainer):
     """Trains [`ViTPForConditionalGeneration`] with Visual Robustness Learning.
 
     What differs from [`~trl.SFTTrainer`]:
@@ -83,7 +84,8 @@ class ViTPTrainer(WholeCheckpoints, SFTTrainer):
     - `train_sampling_strategy` "group_by_length" and "batch_rebalance" measure the rows themselves, unless there is a
       column `length_column_name`; "padding_share" is logged;
     - a checkpoint is whole or not there. A run that goes on from one, streams and running averages included, ends as
-      the run that never stopped; a checkpoint of other settings, or with missing or unexpected keys, is an error.
+      the run that never stopped; a checkpoint of other settings, or with missing or unexpected keys, is an error;
+    - what is pushed to the Hub is the model's files alone, and no token is written, see [`PushesModels`].
 
     Args:
         model: the model to train.

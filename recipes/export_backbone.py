@@ -5,6 +5,9 @@ python recipes/export_backbone.py outputs/quickstart my_backbone
 
 import argparse
 
+from sharing.card import write_card
+from sharing.record import copy_record
+
 from modeling_vitp import export_backbone
 
 
@@ -13,7 +16,10 @@ def main():
     parser.add_argument("checkpoint", help="folder or Hub id of a trained ViTP model with its processor")
     parser.add_argument("output_dir", help="folder to write the backbone and its image processor to")
     args = parser.parse_args()
-    print(f"The backbone is in {export_backbone(args.checkpoint, args.output_dir)}")
+    folder = export_backbone(args.checkpoint, args.output_dir)
+    copy_record(args.checkpoint, folder)
+    write_card("backbone", folder)
+    print(f"The backbone is in {folder}")
 
 
 if __name__ == "__main__":

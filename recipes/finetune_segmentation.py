@@ -19,6 +19,8 @@ from dense.pictures import draw_predictions
 from dense.submission import write_masks
 from dense.trainer import DenseTrainer, DenseTrainingArguments
 from plots import draw_losses
+from sharing.record import public_name
+from sharing.run import begin, finish
 from transformers import PreTrainedModel, set_seed
 from trl import TrlParser
 
@@ -101,11 +103,16 @@ def main(
 
     metrics = {"seed": training_args.seed}
     if train_dataset is not None:
+        name = public_name(data.dataset_name or data.root)
+        on_hub = {"dataset": data.dataset_name} if data.dataset_name and not Path(data.dataset_name).exists() else {}
+        trained_on = [{"name": name, "split": split, **on_hub} for split in args.train_splits]
+        evaluated_on = {"name": name, "eval": args.eval_split, "test": args.test_split, **on_hub}
+        begin(trainer, argv, [model_args.model_name_or_path], trained_on, evaluated_on)
         checkpoint = training_args.resume_from_checkpoint or last_checkpoint(output_dir)
         if checkpoint is not None:
             logger.info("Going on from %s. To start afresh, give another output_dir.", checkpoint)
         metrics |= {"train": trainer.train(resume_from_checkpoint=checkpoint).metrics, "train_pixels": pixels}
-        trainer.save_model(output_dir)
+        trainer.save_model(output_dir, _internal_call=True)
     if eval_dataset is not None:
         metrics["eval"] = trainer.evaluate()
     if test_dataset is not None:
@@ -126,11 +133,10 @@ def main(
         folder = write_masks(data.open([split]), trainer, data.encoding, settings, output_dir / "submission")
         print(f"For the server: {folder}.zip")
     (output_dir / "metrics.json").write_text(json.dumps(without_nan(metrics), indent=2) + "\n")
-    if training_args.push_to_hub:
-        trainer.push_to_hub()
+    status = finish(trainer) if train_dataset is not None else 0
     print(json.dumps(without_nan(metrics), indent=2))
     print(f"\nModel, image processor, metrics.json and pictures: {output_dir}")
-    return 0
+    return status
 
 
 def without_nan(value):

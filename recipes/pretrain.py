@@ -14,13 +14,17 @@ import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from datasets import Dataset, IterableDataset
 from dry_run import print_mixture
 from freezing import freeze, lora_config
 from from_scratch import sample_texts
 from mixture import open_mixture
 from models import load_start
 from plots import draw_losses
-from sources import load_mixture, load_rows
+from sharing.card import write_card
+from sharing.record import copy_record, public_name
+from sharing.run import begin, finish
+from sources import Mixture, load_mixture, load_rows
 from transformers import set_seed
 from trl import ModelConfig, ScriptArguments, TrlParser
 
@@ -151,6 +155,8 @@ def main(argv: list[str] | None = None) -> int:
         source_settings=source_settings,
         peft_config=peft_config,
     )
+    starts = [model_args.model_name_or_path, script_args.vision_model, script_args.language_model]
+    begin(trainer, argv, starts, describe_data(script_args, mixture, train_dataset), describe_evaluation(script_args))
     checkpoint = training_args.resume_from_checkpoint
     if checkpoint is None:
         checkpoint = last_checkpoint(output_dir)
@@ -166,7 +172,7 @@ def main(argv: list[str] | None = None) -> int:
         logger.warning("Rows skipped in this run, by source: %s", json.dumps(skipped))
     if eval_dataset is not None:
         metrics["eval"] = trainer.evaluate()
-    trainer.save_model(output_dir if peft_config is None else output_dir / "adapter")
+    trainer.save_model(output_dir if peft_config is None else output_dir / "adapter", _internal_call=True)
     if not trainer.is_world_process_zero():
         return 0
 
@@ -180,7 +186,39 @@ def main(argv: list[str] | None = None) -> int:
     if task is not None:
         metrics["task"] = task.evaluate(model, processor, datasets, output_dir, training_args.seed)
     (output_dir / "metrics.json").write_text(json.dumps(metrics, indent=2) + "\n")
-    return report(metrics, output_dir, backbone)
+    parts = {"backbone": backbone} | ({} if peft_config is None else {"adapter": output_dir / "adapter"})
+    for what, folder in parts.items():
+        copy_record(output_dir, folder)
+        write_card(what, folder)
+    is_shared = finish(trainer) == 0
+    return report(metrics, output_dir, backbone) or int(not is_shared)
+
+
+def describe_data(args: PretrainArguments, mixture: Mixture | None, dataset: Dataset | IterableDataset) -> list[dict]:
+    """What is trained on, for the record of the run; `dataset` is a Hub id."""
+    if mixture is None:
+        is_on_hub = not Path(args.dataset_name).exists()
+        split = {"split": args.dataset_train_split, "rows": len(dataset) if isinstance(dataset, Dataset) else None}
+        return [{"name": public_name(args.dataset_name), "dataset": args.dataset_name if is_on_hub else None, **split}]
+    return [
+        {
+            "name": source.name,
+            "dataset": source.dataset if source.is_on_hub else None,
+            "rows": source.rows,
+            "rate": source.rate,
+            "modality": source.modality,
+            "tasks": source.tasks,
+        }
+        for source in mixture.sources
+    ]
+
+
+def describe_evaluation(args: PretrainArguments) -> dict[str, str] | None:
+    """What `metrics.json` will be about, for the record of the run."""
+    if args.dataset_name is None:
+        return None
+    on_hub = {} if Path(args.dataset_name).exists() else {"dataset": args.dataset_name}
+    return {"name": public_name(args.dataset_name), "eval": args.dataset_test_split, **on_hub}
 
 
 def mean_loss(log_history: list[dict]) -> dict[str, float]:
@@ -202,6 +240,9 @@ The backbone, on its own:                    {backbone}
 
 Train on from here with your own data:
     python recipes/pretrain.py --model_name_or_path {output_dir} --dataset_name YOUR_DATA --output_dir NEW_FOLDER
+
+Share the backbone on the Hub (--dry_run shows what would go):
+    python recipes/push_to_hub.py {output_dir} NAMESPACE/NAME --what backbone --dry_run
 """)
     if metrics.get("task", {}).get("passed", True):
         return 0

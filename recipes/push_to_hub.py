@@ -54,7 +54,9 @@ def main(argv: list[str] | None = None) -> int:
                 print("Nothing was sent (--dry_run).")
                 return 0
             if args.private and found == "public":
-                raise ValueError(f"{args.repo_id} is there and is public: make it private in its settings first.")
+                raise ValueError(
+                    f"{args.repo_id} is there and is public: make it so in its settings, or leave --private out."
+                )
             message = args.commit_message or f"Upload {args.what} with modeling-vitp"
             private = True if args.private else None
             done = push(api, package, args.repo_id, private, args.revision, message, args.create_pr)

@@ -14,6 +14,7 @@ from modeling_vitp import ViTPForConditionalGeneration, ViTPProcessor
 
 TEXT_INPUTS = ("input_ids", "attention_mask", "position_ids")
 BOX_MARKS = {"<ref>", "</ref>", "<box>", "</box>"}
+MAX_QUESTION = 2000  # characters
 MAX_LENGTH = 8192  # tokens of a prompt and its answer, so that memory is bounded
 
 
@@ -44,12 +45,17 @@ def encode(
 
     Args:
         images: 8-bit RGB. They are taken as they are: the processor's own input spec belongs to reading the file.
-        messages: `{"role", "content"}`, both text; the last one is the user's.
+        messages: `{"role", "content"}`, both text; the last one is the question.
         drop_ratio: r of Visual Robustness Learning; which tokens are kept depends on `seed` alone.
 
     Raises:
-        ValueError: if a message holds an image token literally.
+        ValueError: if the question is empty or too long, or a message holds an image token literally.
     """
+    question = messages[-1]["content"]
+    if not question.strip():
+        raise ValueError("The question is empty: type one first.")
+    if len(question) > MAX_QUESTION:
+        raise ValueError(f"The question has {len(question):,} characters; {MAX_QUESTION:,} are the most.")
     places = [{"type": "image"} for _ in images]
     first, *others = messages
     first = {"role": first["role"], "content": [*places, {"type": "text", "text": first["content"]}]}
@@ -155,7 +161,7 @@ def answers_by_drop_ratio(
     A generator, so that the caller can show progress and results as they come, and can stop.
 
     Raises:
-        ValueError: if the question holds an image token literally, or is too long.
+        ValueError: if the question is empty, too long, or holds an image token literally.
     """
     messages = [{"role": "user", "content": question}]
     inputs = encode(processor, [image], messages)

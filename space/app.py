@@ -31,8 +31,8 @@ import compare_tab
 import gradio as gr
 import vrl_tab
 from about import about
-from computing import message
-from loading import Models, UnavailableModel
+from computing import told
+from loading import Models
 from url_state import keep_in_url
 
 HERE = Path(__file__).parent
@@ -88,10 +88,8 @@ def launch_options() -> dict:
 
 def _about(models: Models, model: str) -> str:
     """What a model is: Markdown."""
-    try:
+    with told():
         return about(models, models.full(model))
-    except UnavailableModel as error:
-        raise message(error) from error
 
 
 if __name__ == "__main__":

@@ -5,15 +5,15 @@ from collections import Counter
 from collections.abc import Iterator
 
 import gradio as gr
-from answers import check_length, encode, stream_answer
+from answers import MAX_QUESTION, check_length, encode, stream_answer
 from boxes import Box, draw_boxes, find_boxes
-from computing import QUEUE, gpu, message
-from loading import FullModel, Models, UnavailableModel
+from computing import QUEUE, gpu, told
+from loading import FullModel, Models
 from PIL import Image
 from reading import Reading
 from uploading import example_choice, image_upload, open_upload
 
-MAX_QUESTION = 2000  # characters
+DISPLAY_SIDE = 800  # pixels
 PROMPTS = {
     "Caption": "Describe the image.",
     "Counting": "How many trees are there?",
@@ -31,47 +31,34 @@ PROMPTS = {
 def build_tab(models: Models, model_name: gr.Dropdown) -> dict[str, gr.components.Component]:
     """See `app.py`."""
 
-    def full_model(model: str) -> FullModel:
-        try:
-            return models.full(model)
-        except UnavailableModel as error:
-            raise message(error) from error
-
     def read(full: FullModel, *paths: str | None) -> list[Reading]:
         spec = full.processor.image_processor.input_spec
         return [open_upload(path, input_spec=spec) for path in paths if path is not None]
 
-    def show(model: str, first: str | None, second: str | None) -> tuple:
-        readings = read(full_model(model), first, second)
+    def show(model: str, image: str | None, second_image: str | None) -> tuple:
+        with told():
+            readings = read(models.full(model), image, second_image)
         notes = "\n".join(reading.note for reading in readings)
         return *pictures_of([reading.to_rgb() for reading in readings], []), notes, [], [], ""
 
     @gpu
     def ask(
         model: str,
-        first: str | None,
-        second: str | None,
+        image: str | None,
+        second_image: str | None,
         question: str,
         said: list[dict[str, str]],
         max_new_tokens: int,
     ) -> Iterator[tuple]:
-        question = (question or "").strip()
-        if not question:
-            raise message("The question is empty: type one first.")
-        if len(question) > MAX_QUESTION:
-            raise message(f"The question has {len(question):,} characters; {MAX_QUESTION:,} are the most.")
-        full = full_model(model)
-        images = [reading.to_rgb() for reading in read(full, first, second)]
-        if not images:
-            raise message("There is no image yet: drop, choose or paste one.")
-        messages = [*said, {"role": "user", "content": question}]
         max_new_tokens = int(max_new_tokens)
-        try:
+        messages = [*said, {"role": "user", "content": question or ""}]
+        with told():
+            full = models.full(model)
+            images = [reading.to_rgb() for reading in read(full, image, second_image)]
+            if not images:
+                raise ValueError("There is no image yet: drop, choose or paste one.")
             inputs = encode(full.processor, images, messages)
             check_length(full.model, inputs, max_new_tokens)
-        except ValueError as error:
-            raise message(error) from error
-
         unchanged = (gr.skip(), gr.skip(), gr.skip())
         yield messages, shown(messages), "", *unchanged
         answer = ""
@@ -164,8 +151,14 @@ def shown(messages: list[dict[str, str]]) -> list[dict[str, str]]:
 
 
 def pictures_of(images: list[Image.Image], boxes: list[Box]) -> tuple[dict, dict]:
-    """What the image and the swipe slider show: the one image, or the pair, the second at the size of the first."""
-    drawn = [draw_boxes(image.resize(images[0].size, Image.Resampling.BICUBIC), boxes) for image in images]
+    """What the image and the swipe slider show: the one image, or the pair, the second at the size of the first.
+
+    Small images are enlarged, so that labels can be read.
+    """
+    width, height = images[0].size if images else (1, 1)
+    scale = max(1, round(DISPLAY_SIDE / max(width, height)))
+    size = scale * width, scale * height
+    drawn = [draw_boxes(image.resize(size, Image.Resampling.BICUBIC), boxes) for image in images]
     is_pair = len(drawn) == 2
     return (
         gr.update(value=drawn[0] if len(drawn) == 1 else None, visible=not is_pair),

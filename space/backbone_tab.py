@@ -10,7 +10,7 @@ from pathlib import Path
 import gradio as gr
 import numpy as np
 import torch
-from computing import PRIVATE, QUEUE, gpu, message
+from computing import PRIVATE, QUEUE, gpu, told
 from gradio.utils import get_upload_folder
 from loading import Backbone, Models, UnavailableModel
 from maps import (
@@ -28,8 +28,7 @@ from maps import (
     similarity_to_point,
 )
 from PIL import Image
-from reading import Reading
-from uploading import example_choice, image_upload, open_upload
+from uploading import example_choice, image_upload, open_rgb
 
 PCA, SIMILARITY, ATTENTION, ROLLOUT = "PCA of features", "Similarity to the point", "Attention", "Attention rollout"
 FROM_CLS, FROM_POINT = "CLS token", "the point"
@@ -123,7 +122,7 @@ def build_tab(models: Models, model_name: gr.Dropdown) -> dict[str, gr.component
                 picture = picture_view("Image", "The image that was given, as the model sees it")
                 map_a = picture_view("Map", "Map of the backbone", elem_id="map_a")
                 map_b = picture_view("Map of the second backbone", "Map of the second backbone", visible=False)
-            note = gr.Markdown(BEGIN, elem_id="backbone_note")
+            note = gr.Markdown(BEGIN, label="Note", elem_id="backbone_note")
             with gr.Row():
                 png_a = gr.DownloadButton("Map (PNG)", interactive=False, size="sm", elem_id="download_map")
                 png_b = gr.DownloadButton("Second map (PNG)", visible=False, size="sm")
@@ -157,7 +156,6 @@ def picture_view(label: str, alt_text: str, **options) -> gr.Image:
         label=label,
         alt_text=alt_text,
         interactive=False,
-        format="png",
         buttons=["fullscreen"],
         min_width=240,
         elem_classes="picture",
@@ -167,13 +165,12 @@ def picture_view(label: str, alt_text: str, **options) -> gr.Image:
 
 def _renderer(models: Models) -> Callable[..., Iterator[tuple]]:
     @lru_cache(maxsize=8)
-    def reading_of(path: str, name: str) -> tuple[Reading, np.ndarray]:
-        reading = open_upload(path, input_spec=models.backbone(name).input_spec)
-        return reading, np.asarray(reading.to_rgb())
+    def image_of(path: str, name: str) -> tuple[np.ndarray, str]:
+        return open_rgb(path, input_spec=models.backbone(name).input_spec)
 
     @lru_cache(maxsize=8)
     def features_of(path: str, name: str, resolution: int, layer: int) -> torch.Tensor:
-        return patch_features(models.backbone(name), reading_of(path, name)[1], resolution, layer)
+        return patch_features(models.backbone(name), image_of(path, name)[0], resolution, layer)
 
     @gpu
     def backbone_maps(
@@ -198,14 +195,11 @@ def _renderer(models: Models) -> Callable[..., Iterator[tuple]]:
         features, maps = [], []
         for index, name in enumerate(names):
             progress(index / len(names), desc=name)
-            try:
+            with told():
                 one = models.backbone(name)
-                reading, rgb = reading_of(str(image), name)
-                features.append(features_of(str(image), name, view.resolution, view.layer_of(one)))
-                maps.append(view.values(one, rgb, features[-1]))
-            except (UnavailableModel, ValueError) as error:
-                raise message(error) from error
-            yield _outputs(view, names[: index + 1], *reading_of(str(image), names[0]), features, maps)
+            features.append(features_of(str(image), name, view.resolution, view.layer_of(one)))
+            maps.append(view.values(one, image_of(str(image), name)[0], features[-1]))
+            yield _outputs(view, names[: index + 1], *image_of(str(image), names[0]), features, maps)
 
     return backbone_maps
 
@@ -213,8 +207,8 @@ def _renderer(models: Models) -> Callable[..., Iterator[tuple]]:
 def _outputs(
     view: View,
     names: list[str],
-    reading: Reading,
     image: np.ndarray,
+    reading_note: str,
     features: list[torch.Tensor],
     maps: list[torch.Tensor],
 ) -> tuple:
@@ -223,38 +217,26 @@ def _outputs(
     pictures, meaning = view.draw(maps, image)
     original = draw_map(np.asarray(Image.fromarray(image).resize(size)), point=view.point if view.has_point else None)
     layer = "" if view.kind == ROLLOUT else f", layer {view.layer}"
-    shown = [
-        gr.Image(one, label=name, alt_text=f"{view.kind} of {name}{layer}; {meaning}", visible=True)
-        for one, name in zip(pictures, names)
-    ]
-    if len(shown) == 1:
-        shown.append(gr.Image(None, visible=False))
-    note = f"{html.escape(reading.note)}  \n{view.kind}{layer}, {rows} × {columns} patches: {meaning}."
-    files = _write_files(view, names, pictures, features, maps)
-    return original, *shown, note, *files, size
+    note = f"{html.escape(reading_note)}  \n{view.kind}{layer}, {rows} × {columns} patches: {meaning}."
 
-
-def _write_files(
-    view: View,
-    names: list[str],
-    pictures: list[Image.Image],
-    features: list[torch.Tensor],
-    maps: list[torch.Tensor],
-) -> list[gr.DownloadButton]:
-    """Buttons for the PNG of each map and for the NPZ with features, maps and how they were made."""
     folder = Path(tempfile.mkdtemp(dir=get_upload_folder()))
-    kind = view.kind.lower().replace(" ", "_")
+    original.save(folder / "image.jpg", quality=92)
     arrays = {"kind": view.kind, "layer": view.layer, "head": view.head, "from_point": view.from_point}
     arrays |= {"point": view.point, "backbones": names}
-    buttons = []
-    for key, picture, feature, values in zip("ab", pictures, features, maps):
-        picture.save(folder / f"{kind}_{key}.png")
-        buttons.append(gr.DownloadButton(value=str(folder / f"{kind}_{key}.png"), interactive=True, visible=True))
+    shown, downloads = [], []
+    for key, name, picture, feature, values in zip("ab", names, pictures, features, maps):
+        path = str(folder / f"{view.kind.lower().replace(' ', '_')}_{key}.png")
+        picture.save(path)
+        alt_text = f"{view.kind} of {name}{layer}; {meaning}"
+        shown.append(gr.Image(path, label=name, alt_text=alt_text, visible=True))
+        downloads.append(gr.DownloadButton(value=path, interactive=True, visible=True))
         arrays |= {f"features_{key}": feature.numpy(), f"map_{key}": values.numpy()}
-    np.savez_compressed(folder / "features.npz", **arrays)
-    if len(buttons) == 1:
-        buttons.append(gr.DownloadButton(value=None, visible=False))
-    return [*buttons, gr.DownloadButton(value=str(folder / "features.npz"), interactive=True)]
+    if len(names) == 1:
+        shown.append(gr.Image(None, visible=False))
+        downloads.append(gr.DownloadButton(value=None, visible=False))
+    np.savez(folder / "features.npz", **arrays)
+    downloads.append(gr.DownloadButton(value=str(folder / "features.npz"), interactive=True))
+    return str(folder / "image.jpg"), *shown, note, *downloads, size
 
 
 def _no_files() -> list[gr.DownloadButton]:

@@ -9,11 +9,11 @@ import pandas as pd
 import torch
 from backbone_tab import MAX_RESOLUTION, MIN_RESOLUTION, NO_BACKBONE, picture_view
 from comparison import Comparison, compare, similarity_map
-from computing import PRIVATE, QUEUE, gpu, message
-from loading import Backbone, Models, UnavailableModel
+from computing import PRIVATE, QUEUE, gpu, told
+from loading import Backbone, Models
 from maps import draw_map, heat_of, native_resolution, patch_features
 from PIL import Image
-from uploading import example_choice, image_upload, open_upload
+from uploading import example_choice, image_upload, open_rgb
 
 from modeling_vitp.corruptions import SEVERITIES, corrupt
 
@@ -53,7 +53,7 @@ def build_tab(models: Models, model_name: gr.Dropdown) -> dict[str, gr.component
             run_pair = gr.Button("Compare the two images", elem_id="run_pair")
             cancel = gr.Button("Cancel", size="sm")
         with gr.Column(scale=3):
-            note = gr.Markdown(BEGIN, elem_id="compare_note")
+            note = gr.Markdown(BEGIN, label="Note", elem_id="compare_note")
             chart = gr.HTML(label="Similarity to the features of the clean image", elem_id="corruption_chart")
             with gr.Accordion("Table", open=False):
                 table = gr.Dataframe(headers=COLUMNS, label="The chart in numbers", interactive=False, wrap=True)
@@ -98,8 +98,7 @@ def _corruptions(models: Models) -> Callable[..., Iterator[tuple]]:
         """Similarity of the features under each corruption to the clean ones: a chart, a table, the images, a note."""
         progress(0, desc="Opening the image")
         backbones = _backbones(models, backbone, second_backbone)
-        reading = open_upload(image, MAX_SIDE, backbones[0].input_spec)
-        rgb = np.asarray(reading.to_rgb())
+        rgb, reading_note = open_rgb(image, MAX_SIDE, backbones[0].input_spec)
         encoders = {one.name: _encoder(one, int(resolution)) for one in backbones}
         rows, pictures = [], []
         for result in compare(rgb, encoders, severities=(int(severity),), seed=int(seed)):
@@ -111,7 +110,7 @@ def _corruptions(models: Models) -> Callable[..., Iterator[tuple]]:
             pictures.append((Image.fromarray(corrupted), f"{name}: {_settings(result)}"))
             progress(len(pictures) / len(SEVERITIES), desc=name)
             done = f"{len(pictures)} of {len(SEVERITIES)} corruptions at severity {severity:g}."
-            note = f"{html.escape(reading.note)}  \n{done}"
+            note = f"{html.escape(reading_note)}  \n{done}"
             table = pd.DataFrame(rows, columns=COLUMNS)
             yield bar_chart(table), table, pictures if len(pictures) == len(SEVERITIES) else gr.skip(), note
 
@@ -131,19 +130,19 @@ def _pair(models: Models) -> Callable[..., tuple]:
         """Where two images of one place differ for a backbone: a map by each backbone, and a note."""
         progress(0, desc="Opening the images")
         backbones = _backbones(models, backbone, second_backbone)
-        readings = [open_upload(path, MAX_SIDE, backbones[0].input_spec) for path in (image, second_image)]
-        before, after = (reading.to_rgb() for reading in readings)
-        after = after.resize(before.size, Image.Resampling.BICUBIC)
+        before, note_before = open_rgb(image, MAX_SIDE, backbones[0].input_spec)
+        after, note_after = open_rgb(second_image, MAX_SIDE, backbones[0].input_spec)
+        after = np.asarray(Image.fromarray(after).resize(before.shape[1::-1], Image.Resampling.BICUBIC))
         maps = []
         for index, one in enumerate(backbones):
             progress((index + 0.5) / len(backbones), desc=one.name)
             encode = _encoder(one, int(resolution))
-            maps.append(similarity_map(encode(np.asarray(before)), encode(np.asarray(after))))
+            maps.append(similarity_map(encode(before), encode(after)))
         low = min(one.min().item() for one in maps)
-        views, lines = [], [html.escape(reading.note) for reading in readings]
+        views, lines = [], [html.escape(note_before), html.escape(note_after)]
         for one, values in zip(backbones, maps):
             text = f"cosine similarity {values.mean():.3f} on average; from dark, {low:.3g}, to bright, 1"
-            heat = draw_map(heat_of(values, low, 1.0), np.asarray(after), opacity=0.75)
+            heat = draw_map(heat_of(values, low, 1.0), after, opacity=0.75)
             views.append(gr.Image(heat, label=one.name, alt_text=f"{one.name}: {text}", visible=True))
             lines.append(f"**{html.escape(one.name)}**: {text}.")
         if len(views) == 1:
@@ -155,10 +154,8 @@ def _pair(models: Models) -> Callable[..., tuple]:
 
 def _backbones(models: Models, *names: str | None) -> list[Backbone]:
     wanted = dict.fromkeys(name for name in names if name not in (None, "", NO_BACKBONE))
-    try:
+    with told():
         return [models.backbone(name) for name in wanted]
-    except UnavailableModel as error:
-        raise message(error) from error
 
 
 def _encoder(backbone: Backbone, resolution: int) -> Callable[[np.ndarray], torch.Tensor]:

@@ -2,7 +2,8 @@
 
 import html
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import gradio as gr
 import torch
@@ -33,4 +34,16 @@ def device() -> torch.device:
 
 def message(text: object) -> gr.Error:
     """An error to be raised in a handler: a message in the page, in which what the user gave is text and not HTML."""
-    return gr.Error(html.escape(" ".join(str(text).split())[:400]), title="That did not work", print_exception=False)
+    line = " ".join(str(text).split())[:400]
+    return gr.Error(html.escape(line, quote=False), print_exception=False)
+
+
+@contextmanager
+def told() -> Iterator[None]:
+    """A `ValueError` inside becomes a message in the page; those raised here and in the package are one line each."""
+    try:
+        yield
+    except gr.Error:  # a ValueError too, with its message made already
+        raise
+    except ValueError as error:
+        raise message(error) from error

@@ -3,12 +3,13 @@
 from pathlib import Path
 
 import gradio as gr
+import numpy as np
 import PIL.Image
-from computing import PRIVATE, message
+from computing import PRIVATE, message, told
 from gradio.processing_utils import save_file_to_cache
 from gradio.utils import get_upload_folder
 from pydicom.data import get_testdata_file
-from reading import Reading, UnreadableImage, read_image
+from reading import Reading, read_image
 
 HERE = Path(__file__).parent
 EXAMPLES = {
@@ -49,10 +50,15 @@ def open_upload(path: str | None, max_side: int = 2048, input_spec: dict | None 
     """
     if path is None:
         raise message("There is no image yet: drop, choose or paste one.")
-    try:
+    with told():
         reading = read_image(path, max_side)
         if input_spec and not isinstance(reading.image, PIL.Image.Image):
             reading = read_image(path, max_side, input_spec)
-    except (UnreadableImage, ValueError) as error:
-        raise message(error) from error
-    return reading
+        return reading
+
+
+def open_rgb(path: str | None, max_side: int = 2048, input_spec: dict | None = None) -> tuple[np.ndarray, str]:
+    """As [`open_upload`]: the image in uint8 RGB, of shape `(height, width, 3)`, and the note of how it was read."""
+    reading = open_upload(path, max_side, input_spec)
+    with told():
+        return np.asarray(reading.to_rgb()), reading.note

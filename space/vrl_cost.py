@@ -79,7 +79,7 @@ def costs(
     """With all visual tokens, and at a drop ratio.
 
     Raises:
-        ValueError: if the question holds an image token literally, or is too long.
+        ValueError: if the question is empty, too long, or holds an image token literally.
     """
     messages = [{"role": "user", "content": question}]
     both = [encode(processor, [image], messages, ratio, seed) for ratio in (0.0, drop_ratio)]

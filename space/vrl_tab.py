@@ -4,9 +4,9 @@ from collections.abc import Iterator
 
 import gradio as gr
 import pandas as pd
-from answers import Answer, answers_by_drop_ratio, encode
-from computing import QUEUE, gpu, message
-from loading import FullModel, Models, UnavailableModel
+from answers import MAX_QUESTION, Answer, answers_by_drop_ratio, encode
+from computing import QUEUE, gpu, told
+from loading import Models
 from PIL import Image
 from uploading import example_choice, image_upload, open_upload
 from visual_tokens import draw_tokens, token_maps
@@ -14,11 +14,11 @@ from vrl_cost import costs
 
 DROP_RATIOS = (0.0, 0.25, 0.5, 0.75, 0.9, 0.95)
 MAX_NEW_TOKENS = 16
-THUMBNAIL_SIDE = 448  # pixels
-MAX_QUESTION = 2000  # characters
+THUMBNAIL_SIZE = (448, 448)  # pixels
 QUESTION = "How many trees are there?"
-ANSWER_COLUMNS = ["drop ratio", "seed", "visual tokens", "answer", "its probability", "probability of the full answer"]
-COLUMN_WIDTHS = ["110px", "110px", "140px", "220px", "140px", "240px"]  # a phone scrolls
+ANSWER_COLUMNS = ["drop ratio", "seed", "visual tokens", "answer", "its probability", "… of the full answer"]
+ANSWER_WIDTHS = ["110px", "80px", "130px", "300px", "160px", "220px"]  # a phone scrolls
+COST_WIDTHS = ["110px", "130px", "150px", "110px", "110px", "110px"]
 COST_COLUMNS = ["drop ratio", "visual tokens", "sequence length", "LM GFLOPs", "LM seconds", "ViT seconds"]
 INTRODUCTION = """\
 In training, ViTP lets only a random part of an image's visual tokens reach the language model, so that the ViT learns \
@@ -29,33 +29,27 @@ and the thumbnail together."""
 def build_tab(models: Models, model_name: gr.Dropdown) -> dict[str, gr.components.Component]:
     """See `app.py`."""
 
-    def full_model(model: str) -> FullModel:
-        try:
-            return models.full(model)
-        except UnavailableModel as error:
-            raise message(error) from error
-
-    def show_tokens(model: str, path: str | None, drop_ratio: float, seed: int) -> tuple:
-        if path is None:
+    def show_tokens(model: str, image: str | None, drop_ratio: float, seed: int) -> tuple:
+        if image is None:
             return None, gr.update(value=None, visible=True), "", "There is no image yet."
-        processor = full_model(model).processor
-        reading = open_upload(path, input_spec=processor.image_processor.input_spec)
-        image = reading.to_rgb()
-        inputs = encode(processor, [image], [{"role": "user", "content": ""}], drop_ratio, seed)
+        with told():
+            processor = models.full(model).processor
+            reading = open_upload(image, input_spec=processor.image_processor.input_spec)
+            rgb = reading.to_rgb()
+            inputs = encode(processor, [rgb], [{"role": "user", "content": QUESTION}], drop_ratio, int(seed or 0))
         kept, num_tiles = inputs.get("visual_token_indices"), len(inputs["pixel_values"])
-        maps = token_maps(processor, image.size, num_tiles, kept)
+        maps = token_maps(processor, rgb.size, num_tiles, kept)
         total = num_tiles * processor.image_seq_length
         rows, columns = maps.grid
-        tiles = f"{rows} × {columns} tiles" + (" and a thumbnail" if num_tiles > 1 else "")
+        tiles = f"{rows} × {columns} tiles and a thumbnail" if num_tiles > 1 else "one tile"
         summary = f"{total if kept is None else len(kept):,} of {total:,} visual tokens are kept, over {tiles}."
         thumbnail = None
         if maps.thumbnail is not None:
-            height, width = processor.image_processor.size["height"], processor.image_processor.size["width"]
-            thumbnail = image.resize((width, height), Image.Resampling.BICUBIC)
-            enlarged = thumbnail.resize((THUMBNAIL_SIDE, THUMBNAIL_SIDE), Image.Resampling.NEAREST)
-            thumbnail = draw_tokens(enlarged, maps.thumbnail)
+            size = processor.image_processor.size
+            seen = rgb.resize((size["width"], size["height"]), Image.Resampling.BICUBIC)
+            thumbnail = draw_tokens(seen.resize(THUMBNAIL_SIZE, Image.Resampling.NEAREST), maps.thumbnail)
         return (
-            draw_tokens(image, maps.tiles, maps.grid),
+            draw_tokens(rgb, maps.tiles, maps.grid),
             gr.update(value=thumbnail, visible=num_tiles > 1),
             summary,
             reading.note,
@@ -64,34 +58,32 @@ def build_tab(models: Models, model_name: gr.Dropdown) -> dict[str, gr.component
     @gpu
     def draw_curve(
         model: str,
-        path: str | None,
+        image: str | None,
         question: str,
         seed: int,
         num_seeds: int,
         progress=gr.Progress(),  # noqa: B008
     ) -> Iterator[tuple]:
-        full = full_model(model)
-        image = open_upload(path, input_spec=full.processor.image_processor.input_spec).to_rgb()
-        seeds = range(int(seed), int(seed) + int(num_seeds))
-        found: list[Answer] = []
-        total = 1 + (len(DROP_RATIOS) - 1) * len(seeds)
-        progress(0, desc="Encoding the image")
-        stream = answers_by_drop_ratio(
-            full.model, full.processor, image, checked(question), DROP_RATIOS, seeds, MAX_NEW_TOKENS
-        )
-        for answer in as_messages(stream):
-            found.append(answer)
-            progress((len(found), total), desc=f"Drop ratio {answer.drop_ratio:g}, seed {answer.seed}")
-            yield curve_of(found, seeds), table_of(found), found[0].text
+        progress(0, desc="All visual tokens")
+        with told():
+            full = models.full(model)
+            rgb = open_upload(image, input_spec=full.processor.image_processor.input_spec).to_rgb()
+            seeds = range(int(seed or 0), int(seed or 0) + int(num_seeds))
+            stream = answers_by_drop_ratio(
+                full.model, full.processor, rgb, question or "", DROP_RATIOS, seeds, MAX_NEW_TOKENS
+            )
+            total, found = 1 + (len(DROP_RATIOS) - 1) * len(seeds), []
+            for answer in stream:
+                found.append(answer)
+                progress((len(found), total), desc=f"Drop ratio {answer.drop_ratio:g}, seed {answer.seed}")
+                yield curve_of(found, seeds), table_of(found), found[0].text
 
     @gpu
-    def measure(model: str, path: str | None, question: str, drop_ratio: float, seed: int) -> tuple:
-        full = full_model(model)
-        image = open_upload(path, input_spec=full.processor.image_processor.input_spec).to_rgb()
-        try:
-            whole, short = costs(full.model, full.processor, image, checked(question), drop_ratio, int(seed))
-        except ValueError as error:
-            raise message(error) from error
+    def measure(model: str, image: str | None, question: str, drop_ratio: float, seed: int) -> tuple:
+        with told():
+            full = models.full(model)
+            rgb = open_upload(image, input_spec=full.processor.image_processor.input_spec).to_rgb()
+            whole, short = costs(full.model, full.processor, rgb, question or "", drop_ratio, int(seed or 0))
         rows = [
             (
                 f"{cost.drop_ratio:g}",
@@ -155,14 +147,13 @@ def build_tab(models: Models, model_name: gr.Dropdown) -> dict[str, gr.component
         x_lim=[0, 1],
         y_lim=[0, None],
         y_axis_format=".3~g",
-        height=360,
         label="Probability of that answer by drop ratio (the table has the same numbers)",
     )
     table = gr.Dataframe(
         headers=ANSWER_COLUMNS,
         datatype="str",
         interactive=False,
-        column_widths=COLUMN_WIDTHS,
+        column_widths=ANSWER_WIDTHS,
         label="Answers by drop ratio and seed",
     )
 
@@ -173,7 +164,7 @@ def build_tab(models: Models, model_name: gr.Dropdown) -> dict[str, gr.component
         headers=COST_COLUMNS,
         datatype="str",
         interactive=False,
-        column_widths=COLUMN_WIDTHS,
+        column_widths=COST_WIDTHS,
         label="One forward pass, whole and shortened",
     )
     gr.Markdown(
@@ -209,24 +200,6 @@ def build_tab(models: Models, model_name: gr.Dropdown) -> dict[str, gr.component
     return {"vrl_image": example, "r": drop_ratio, "vrl_seed": seed, "vrl_q": question}
 
 
-def checked(question: str) -> str:
-    """The question, stripped; a message in the page if it is empty or too long."""
-    question = (question or "").strip()
-    if not question:
-        raise message("The question is empty: type one first.")
-    if len(question) > MAX_QUESTION:
-        raise message(f"The question has {len(question):,} characters; {MAX_QUESTION:,} are the most.")
-    return question
-
-
-def as_messages(stream: Iterator) -> Iterator:
-    """The same items; a `ValueError` on the way becomes a message in the page."""
-    try:
-        yield from stream
-    except ValueError as error:
-        raise message(error) from error
-
-
 def curve_of(answers: list[Answer], seeds: range) -> pd.DataFrame:
     """Points of the curve: the probability of the full answer for each draw and, of complete ratios, the mean."""
     points = [(0.0, answers[0].full_probability, f"seed {seed}") for seed in seeds]
@@ -234,7 +207,7 @@ def curve_of(answers: list[Answer], seeds: range) -> pd.DataFrame:
     frame = pd.DataFrame(points, columns=["drop ratio", "probability", "draw"])
     by_ratio = frame.groupby("drop ratio")["probability"]
     means = by_ratio.mean()[by_ratio.count() == len(seeds)].reset_index().assign(draw="mean")
-    return pd.concat([frame, means], ignore_index=True)
+    return pd.concat([means, frame], ignore_index=True)
 
 
 def table_of(answers: list[Answer]) -> pd.DataFrame:

@@ -45,8 +45,8 @@ def blobs(rng: np.random.Generator, size: tuple[int, int], num_classes: int) -> 
 
 
 def picture_of(labels: np.ndarray, rng: np.random.Generator) -> Image.Image:
-    """Each class in a colour of its own, with noise."""
-    colours = np.random.default_rng(7).integers(30, 226, (256, 3))
+    """Each class in a colour of its own, with noise; those of the first eight are far from one another."""
+    colours = np.random.default_rng(4809).integers(30, 226, (256, 3))
     noise = rng.integers(-20, 21, (*labels.shape, 3))
     return Image.fromarray((colours[labels] + noise).clip(0, 255).astype(np.uint8))
 
@@ -117,7 +117,7 @@ def make_amos(root: Path, shape: tuple[int, int, int] = (40, 48, 6)) -> None:
 def smoke_arguments(name: str, root: Path, output_dir: Path, **settings) -> list[str]:
     """Command line of a recipe that trains a tiny model on generated data by a benchmark's configuration."""
     config = read_config(name)
-    config.pop("model_name_or_path")
+    config.pop("model_name_or_path", None)
     config |= {
         "from_scratch": TINY,
         "backbone": BACKBONE,

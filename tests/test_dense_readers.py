@@ -337,7 +337,7 @@ def test_masks_that_are_all_ignored(tmp_path):
         count_pixels(data.open(["train"]), data.encoding.names)
 
 
-@pytest.mark.parametrize("what", ["nan", "shape", "affine", "fraction", "broken"])
+@pytest.mark.parametrize("what", ["nan", "shape", "affine", "fraction", "value", "broken"])
 def test_volumes_that_are_wrong(tmp_path, what):
     values, labels = np.ones((3, 4, 5), dtype=np.float32), np.zeros((3, 4, 5), dtype=np.float32)
     affine = np.eye(4)
@@ -349,6 +349,8 @@ def test_volumes_that_are_wrong(tmp_path, what):
         affine = np.diag([1, 1, 3, 1])
     elif what == "fraction":
         labels[1, 1, 1] = 0.5
+    elif what == "value":
+        labels[1, 1, 1] = 7
     nibabel.save(nibabel.Nifti1Image(values, np.eye(4)), tmp_path / "image_1.nii.gz")
     nibabel.save(nibabel.Nifti1Image(labels, affine), tmp_path / "mask_1.nii.gz")
     if what == "broken":
@@ -358,6 +360,7 @@ def test_volumes_that_are_wrong(tmp_path, what):
         "nan": r"image_1.nii.gz has 1 values that are NaN or infinite",
         "shape": r"mask_1.nii.gz has shape \(3, 4, 4\)",
         "affine": r"mask_1.nii.gz lies elsewhere than .*image_1.nii.gz",
+        "value": r"mask_1.nii.gz has 1 pixel\(s\) of 1 value\(s\) outside the classes: 7",
         "fraction": r"mask_1.nii.gz has values that are no whole numbers",
         "broken": r"mask_1.nii.gz cannot be read",
     }
@@ -400,7 +403,7 @@ def test_configurations_that_are_wrong(tmp_path, changes, message):
 
 @pytest.mark.parametrize(
     "name",
-    "isaid loveda uavid levir_cd whu_cd svcd s2looking amos2022 brats2021 covid_qu_ex".split(),
+    "isaid loveda uavid levir_cd whu_cd svcd s2looking amos2022 brats2021 covid_qu_ex brain_mri".split(),
 )
 def test_configurations_describe_their_data(name):
     config = dense_data.read_config(name)

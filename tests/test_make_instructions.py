@@ -606,15 +606,16 @@ def test_shards_end_by_size_and_replace_older_ones(tmp_path):
     assert rows["id"] == ["0", "1", "2", "3"]
 
 
-def test_push_to_hub_uploads_the_folder_as_a_private_data_set(tmp_path, monkeypatch):
-    calls = []
-    for name in ("create_repo", "upload_folder"):
-        monkeypatch.setattr(storage.HfApi, name, lambda self, *a, _name=name, **k: calls.append((_name, a, k)))
+@pytest.mark.slow
+def test_push_to_hub_uploads_the_folder_as_a_private_data_set(hub, tmp_path, monkeypatch):
+    for name, value in hub.environment(tmp_path / "home", hub.token()).items():
+        monkeypatch.setenv(name, value)
     write_voc(tmp_path / "data", "train", NAMES["train"][:20])
-    make("voc", tmp_path / "data", tmp_path / "out", "--push_to_hub", "me/ships")
-    (_, repo, created), (_, _, uploaded) = calls
-    assert repo == ("me/ships",) and created["repo_type"] == uploaded["repo_type"] == "dataset" and created["private"]
-    assert uploaded["folder_path"] == tmp_path / "out" and uploaded["repo_id"] == "me/ships"
+    make("voc", tmp_path / "data", tmp_path / "out", "--push_to_hub", "tester/ships")
+    files = hub.files("tester/ships", repo_type="dataset")
+    del files[".gitattributes"]
+    assert files == {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir() if path.is_file()}
+    assert hub.repo("tester/ships", "dataset").state["private"]
 
 
 def test_a_section_of_a_card_is_replaced_and_the_others_stay(tmp_path):

@@ -71,7 +71,6 @@ def test_a_run_leaves_model_backbone_metrics_and_curves_and_is_a_start_for_the_n
     losses = [logs["loss"] for logs in state["log_history"] if "loss" in logs]
     assert len(losses) == 3
     assert json.loads((output / "metrics.json").read_text())["train"]["train_loss"] == pytest.approx(sum(losses) / 3)
-    assert not (output / "README.md").exists()
 
     settings = {"output_dir": str(tmp_path / "next"), "from_scratch": None, "model_name_or_path": str(output)}
     assert run(tmp_path, dataset_name=str(data_folder), drop_path_rate=0.2, max_patches=5, **settings) == 0

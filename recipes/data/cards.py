@@ -1,6 +1,8 @@
-"""Data set cards: a README whose sections programs fill in."""
+"""Cards: a README whose sections programs fill in."""
 
 import re
+import shlex
+from collections.abc import Sequence
 from pathlib import Path
 
 from huggingface_hub import DatasetCard, DatasetCardData
@@ -32,3 +34,14 @@ def table(header: list[str], rows: list[list]) -> str:
     """A Markdown table; bars in cells are escaped."""
     lines = [header, ["---"] * len(header), *rows]
     return "\n".join("| " + " | ".join(str(cell).replace("|", "\\|") for cell in line) + " |" for line in lines)
+
+
+def portable_command(script: str, arguments: Sequence[str]) -> str:
+    """A command line for a card: without tokens, and of absolute paths the last part alone."""
+    words, skip = ["python", script], False
+    for word in arguments:
+        is_token = word.startswith("-") and word.split("=")[0].endswith("token")
+        if not (skip or is_token):
+            words.append(re.sub(r"(?<![\w.])(?:~|/|[A-Za-z]:\\)[^\s\"',:=]*[/\\]([^/\\\s\"',:=]+)", r"\1", word))
+        skip = is_token and "=" not in word
+    return shlex.join(words)

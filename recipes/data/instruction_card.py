@@ -1,13 +1,12 @@
 """The card of a data set that `make_instructions.py` made."""
 
 import argparse
-import shlex
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
 from annotations import AnnotatedImage
-from cards import set_metadata, set_section, table
+from cards import portable_command, set_metadata, set_section, table
 from questions import Exchange
 from storage import stored_split
 
@@ -81,8 +80,8 @@ def shown(text: str, length: int = 100) -> str:
 
 def command(args: argparse.Namespace) -> str:
     """The command that makes the split again."""
-    words = ["python", "recipes/data/make_instructions.py", args.layout, str(args.root)]
+    words = [args.layout, str(args.root)]
     for name, value in vars(args).items():
         if name not in ("layout", "root", "push_to_hub") and value is not None:
             words += [f"--{name}", *map(str, value if isinstance(value, list) else [value])]
-    return shlex.join(words)
+    return portable_command("recipes/data/make_instructions.py", words)

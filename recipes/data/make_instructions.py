@@ -85,7 +85,7 @@ def main(argv: list[str] | None = None) -> int:
     write_card(args, images, conversations, vocabulary, copies)
     print(f"{len(asked)} rows, {sum(map(len, conversations))} questions: {args.output_dir} (see README.md there)")
     if args.push_to_hub:
-        print(push_folder(args.output_dir, args.push_to_hub))
+        return push_folder(args.output_dir, args.push_to_hub)
     return 0
 
 

@@ -1,11 +1,12 @@
 """Rows of instruction data as Parquet, in a folder that `load_dataset` opens, and on the Hub."""
 
+import subprocess
+import sys
 from collections.abc import Iterable
 from pathlib import Path
 
 from annotations import UNSPLIT
 from datasets import Dataset, Features, Image, List, Value
-from huggingface_hub import HfApi
 
 FEATURES = Features(
     {
@@ -47,8 +48,7 @@ def save_rows(rows: Iterable[dict], folder: Path, split: str, shard_bytes: int =
     return shards
 
 
-def push_folder(folder: Path, repo_id: str) -> str:
-    """Uploads a folder as a data set, which is created (private) if it is not there; returns its address."""
-    api = HfApi()
-    api.create_repo(repo_id, repo_type="dataset", private=True, exist_ok=True)
-    return str(api.upload_folder(folder_path=folder, repo_id=repo_id, repo_type="dataset"))
+def push_folder(folder: Path, repo_id: str) -> int:
+    """Uploads a folder as a data set, a new one is private, with `recipes/push_to_hub.py`; returns its exit status."""
+    script = Path(__file__).parents[1] / "push_to_hub.py"
+    return subprocess.run([sys.executable, script, folder, repo_id, "--what", "dataset", "--private"]).returncode

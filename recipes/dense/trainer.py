@@ -20,6 +20,7 @@ from transformers.trainer_utils import EvalLoopOutput
 from modeling_vitp import ViTPSegmentationImageProcessor
 from modeling_vitp.batching import GlobalBatchSampler, share
 from modeling_vitp.checkpointing import WholeCheckpoints
+from modeling_vitp.pushing import PushesModels
 from modeling_vitp.sliding_window import augmented, sliding_window
 from modeling_vitp.trainer import has_fast_bf16
 from modeling_vitp.vrl import keyed_generator
@@ -121,7 +122,7 @@ class EpochBatchSampler(GlobalBatchSampler):
             yield [(self.epoch, row) for row in rows]
 
 
-class DenseTrainer(WholeCheckpoints, Trainer):
+class DenseTrainer(WholeCheckpoints, PushesModels, Trainer):
     """Trains [`~modeling_vitp.ViTPForSemanticSegmentation`] or [`~modeling_vitp.ViTPForChangeDetection`].
 
     What differs from [`~transformers.Trainer`]:
@@ -290,6 +291,10 @@ class DenseTrainer(WholeCheckpoints, Trainer):
         metric_key_prefix: str = "eval",
     ) -> EvalLoopOutput:
         self.callback_handler.eval_dataloader = dataloader
+        if self.args.world_size > 1:
+            # Batch norm has statistics of its own in every process: all score the model that is saved.
+            for buffer in self.model.buffers():
+                torch.distributed.broadcast(buffer, src=0)
         for sample in dataloader:
             if "mask" not in sample:
                 raise ValueError(f"{sample['id']} has no mask, so nothing can be scored.")

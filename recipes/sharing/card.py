@@ -1,5 +1,6 @@
 """The card of a pushed model, filled with what its run recorded. A value that was not recorded is left out."""
 
+import logging
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -7,9 +8,12 @@ from typing import Any
 from data.cards import table, with_section
 from huggingface_hub import EvalResult, ModelCard
 
+from modeling_vitp.hub_files import model_files
 from sharing.examples import example, pipeline_tag, read_config
-from sharing.licence import FIELDS, card_metadata
-from sharing.record import METRICS, RECORD, read_json
+from sharing.licence import FIELDS, agreed, card_metadata
+from sharing.record import METRICS, read_json, read_record, stated_licences
+
+logger = logging.getLogger(__name__)
 
 PAPER = "[ViTP (Visual insTruction Pretraining, arXiv 2509.17562)](https://arxiv.org/abs/2509.17562)"
 INTRODUCTIONS = {
@@ -49,7 +53,7 @@ def fill_card(
         repo_id: where it goes to; the example loads it from there.
         licence: licence fields.
     """
-    record, metrics = read_json(source / RECORD), read_json(source / METRICS)
+    record, metrics = read_record(source), read_json(source / METRICS)
     config = read_config(files, "adapter_config.json" if what == "adapter" else "config.json")
     model_type = config.get("model_type") if what == "model" else what
     path = folder / "README.md"
@@ -71,8 +75,9 @@ def fill_card(
             text = with_section(text, title, section)
 
     metadata = own.data.to_dict() if own is not None else {}
-    bases = [config["base_model_name_or_path"]] if what == "adapter" else record.get("base_model")
-    bases = bases or card_metadata(source).get("base_model")
+    bases = record.get("base_model") or card_metadata(source).get("base_model")
+    if what == "adapter" and not Path(config["base_model_name_or_path"]).exists():
+        bases = config["base_model_name_or_path"]
     metadata |= {
         "library_name": "peft" if what == "adapter" else "transformers",
         "pipeline_tag": pipeline_tag(what, config),
@@ -81,7 +86,7 @@ def fill_card(
         "tags": list(dict.fromkeys([*metadata.get("tags", []), "vitp"])),
         **{key: licence.get(key) for key in FIELDS},
     }
-    card = ModelCard(f"---\n{{}}\n---\n{text.rstrip()}\n", ignore_metadata_errors=True)
+    card = ModelCard(f"---\n{{}}\n---\n\n{text.strip()}\n", ignore_metadata_errors=True)
     for key, value in metadata.items():
         if value not in (None, []) and key != "model-index":
             card.data[key] = value
@@ -89,6 +94,24 @@ def fill_card(
     if results:
         card.data["model_name"], card.data["eval_results"] = repo_id.split("/")[-1], results
     return card
+
+
+def write_card(what: str, folder: str | Path, source: str | Path | None = None, repo_id: str | None = None) -> None:
+    """Writes the card of a model into its folder.
+
+    Args:
+        source: the folder of its run, if that is another.
+        repo_id: where it will be pushed to; by default the example has the name of the folder.
+    """
+    folder = Path(folder)
+    source = Path(source or folder)
+    try:
+        licence = agreed(stated_licences(source))
+    except ValueError as error:
+        logger.warning("The card of %s states no licence: %s", folder, error)
+        licence = {}
+    card = fill_card(what, source, folder, dict(model_files(folder)), repo_id or folder.resolve().name, licence)
+    card.save(folder / "README.md")
 
 
 def describe_input(files: dict[str, Path | bytes]) -> str | None:

@@ -35,6 +35,13 @@ def licence_of(name: str | Path) -> dict[str, str]:
     return {} if fields.get("license") == "unknown" else fields
 
 
+def licence_of_file(folder: Path) -> dict[str, str]:
+    """Licence fields that name the licence file in a folder; empty if it has none."""
+    names = sorted(path.name for path in folder.glob("LICEN[CS]E*"))
+    named = {"license": "other", "license_name": "license-of-the-source"}
+    return named | {"license_link": names[0]} if names else {}
+
+
 def agreed(stated: dict[str, dict[str, str]], given: str | None = None) -> dict[str, str]:
     """The licence fields that weights have by those of their sources.
 

@@ -3,7 +3,7 @@
 import json
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,9 @@ from huggingface_hub import DatasetCard, RepoCard, SpaceCard, snapshot_download
 from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
 
+import modeling_vitp
 from modeling_vitp import export_backbone
+from modeling_vitp.convert import convert_checkpoint
 from modeling_vitp.hub_files import all_files, check_no_secrets, find_secret, model_files
 from sharing.card import fill_card
 from sharing.failures import FAILURES, explain
@@ -32,11 +34,13 @@ MODEL_TYPES = {
     ),
 }
 DATA_SUFFIXES = set(".parquet .arrow .json .jsonl .csv .tar .zip .png .jpg .jpeg .tif .tiff .webp".split())
+MODEL_VARIABLE = "VITP_MODEL"  # by which the demo knows its model
 SPACE = Path(__file__).parents[2] / "space"
+PACKAGE = Path(modeling_vitp.__file__).parent
 # Where a file came from on this machine; nothing reads it.
 LOCAL_KEYS = ("_name_or_path", "name_or_path")
 NOT_CONFIGS = ("tokenizer.json", "vocab.json", "model.safetensors.index.json")
-ABSOLUTE = re.compile(r"(?:~|/[^/\s]+|[A-Za-z]:\\[^\\\s]+)[/\\]\S*")
+ABSOLUTE = re.compile(r"(?:file://)?(?:~|/[^/\s][^/\n]*|[A-Za-z]:)[/\\][^\n]+")
 ABSOLUTE_IN_TEXT = re.compile(r"(?<![\w./:~<>)-])(?:~/[\w.-]|/[\w.-]+/[\w.-]|[A-Za-z]:\\\w)[\w./\\+-]*")
 
 
@@ -48,11 +52,13 @@ class Package:
         repo_type: `model`, `dataset` or `space`.
         files: where each file's content is, or the content itself, by its path in the repo.
         card: of which the content is in `files` too.
+        variables: environment variables of a Space.
     """
 
     repo_type: str
     files: dict[str, Path | bytes]
     card: RepoCard
+    variables: dict[str, str] = field(default_factory=dict)
 
     @property
     def licence(self) -> str | None:
@@ -114,6 +120,8 @@ def pack_model(
         model_type = read_config(source / "config.json").get("model_type")
         if what == "backbone" and model_type == "vitp":
             folder = export_backbone(source, work / "backbone")
+        elif what == "backbone" and model_type == "internvl":
+            folder = convert_checkpoint(source, work / "backbone", "backbone")
         elif model_type not in MODEL_TYPES[what]:
             kinds = {name: kind for kind, names in MODEL_TYPES.items() for name in names}
             hint = f" Push it with --what {kinds[model_type]}." if model_type in kinds else ""
@@ -149,7 +157,7 @@ def pack_dataset(checkpoint: str, license: str | None) -> Package:
 
 
 def pack_space(model: str) -> Package:
-    """The demo, for a model on the Hub, which its card names."""
+    """The demo, with this package beside it, for a model on the Hub, which its card names."""
     if Path(model).is_dir():
         raise ValueError(
             f"{model} is a folder, and a Space loads its model from the Hub: push that first with --what model (or "
@@ -161,12 +169,13 @@ def pack_space(model: str) -> Package:
         raise ValueError(f"{model} is neither a folder nor a Hub id.") from error
     check_no_secrets(SPACE)
     files: dict[str, Path | bytes] = visible_files(SPACE)
+    files |= {f"{PACKAGE.name}/{path.name}": path for path in PACKAGE.glob("*.py")}
     missing = {"README.md", "app.py", "requirements.txt"} - files.keys()
     if missing:
         raise ValueError(f"{SPACE.name}/ has no {', '.join(sorted(missing))}, which a Space needs.")
     card = SpaceCard.load(SPACE / "README.md")
     card.data["models"] = [model]
-    return Package("space", files, card)
+    return Package("space", files, card, {MODEL_VARIABLE: model})
 
 
 def local_folder(checkpoint: str) -> Path:

@@ -2,6 +2,7 @@
 
 import copy
 from fnmatch import fnmatch
+from functools import partial
 
 from huggingface_hub import CommitInfo, CommitOperationAdd, CommitOperationDelete, HfApi
 from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError
@@ -9,7 +10,8 @@ from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError, Revi
 from sharing.failures import tried
 from sharing.package import Package
 
-WEIGHTS = ("*.safetensors", "*.safetensors.index.json", "pytorch_model*.bin", "pytorch_model*.bin.index.json")
+# What a model's repo has of an earlier push and would be loaded beside or instead of what is pushed.
+WEIGHTS = "*.safetensors *.safetensors.index.json pytorch_model*.bin pytorch_model*.index.json adapter_*.json".split()
 
 
 def push(
@@ -68,7 +70,11 @@ def push(
         )
 
     # An answer that was lost may have been that of a pull request opened; to try again would open another.
-    return tried(commit, after_lost_answer=not create_pr)
+    done = tried(commit, after_lost_answer=not create_pr)
+    if not create_pr:
+        for key, value in package.variables.items():
+            tried(partial(api.add_space_variable, repo_id, key, value))
+    return done
 
 
 def visibility(api: HfApi, package: Package, repo_id: str) -> str | None:

@@ -121,6 +121,14 @@ def grant(hub: LocalHub, request: Request, kind: str, repo: str) -> Answer:
     return Answer({})
 
 
+@route("POST", "/api/(?P<kind>spaces)/{repo}/variables")
+def variables(hub: LocalHub, request: Request, kind: str, repo: str) -> Answer:
+    found, body = find(hub, request, kind, repo, "write"), request.json()
+    found.state.setdefault("variables", {})[body["key"]] = body["value"]
+    found.save()
+    return Answer({key: {"key": key, "value": value} for key, value in found.state["variables"].items()})
+
+
 @route("POST", "/api/validate-yaml")
 def validate_yaml(hub: LocalHub, request: Request) -> Answer:
     body = request.json()
