@@ -390,6 +390,33 @@ def test_a_data_set_in_parquet_held_out(tmp_path):
     assert read_metrics(tmp_path / "out")["results"][1]["scores"]["accuracy"]["mean"] == 1.0
 
 
+def test_backbones_and_data_of_the_hub(hub, tmp_path):
+    """A backbone as it is, and at an older commit; what was downloaded is probed as the folder is."""
+    make_classes(tmp_path / "data", {"train": {"a": 3, "b": 3}, "test": {"a": 2, "b": 2}})
+    folder, api = save_backbone(tmp_path / "b", "vitp"), hub.api()
+    api.create_repo("tester/data", repo_type="dataset")
+    api.upload_folder(repo_id="tester/data", repo_type="dataset", folder_path=tmp_path / "data")
+    api.create_repo("tester/b")
+    older = api.upload_folder(repo_id="tester/b", folder_path=folder).oid
+    ViTPVisionModel(dense_data.tiny_backbone().config).save_pretrained(folder)
+    api.upload_file(repo_id="tester/b", path_in_repo="model.safetensors", path_or_fileobj=folder / "model.safetensors")
+    names = ["tester/b", f"tester/b@{older}", str(folder)]
+    arguments = ["--dataset_name", "tester/data", "--output_dir", str(tmp_path / "out")]
+    assert main(["--backbones", *names, *arguments]) == 0
+    results = read_metrics(tmp_path / "out")["results"][::2]
+    assert [item["backbone"] for item in results] == names
+    assert results[1]["revision"] == older and results[0]["revision"] not in (older, None)
+    features = [np.load(path) for path in (tmp_path / "out" / "features").glob("*.npy")]
+    assert len(features) == 6
+    first, other, again = (load_backbone(name).model.state_dict() for name in names)
+    assert all(torch.equal(first[key], again[key]) for key in first)
+    assert not all(torch.equal(first[key], other[key]) for key in first)
+    with pytest.raises(ValueError, match="The data set tester/none cannot be opened"):
+        main(["--backbones", *names, "--dataset_name", "tester/none"])
+    with pytest.raises(ValueError, match="The backbone tester/none cannot be loaded"):
+        main(["--backbones", "tester/none", *arguments])
+
+
 @pytest.mark.parametrize("whose", ["data", "backbone"])
 def test_images_of_many_bands_are_read_by_an_input_spec(tmp_path, whose):
     """That of the data for all backbones, else the one that a backbone was exported with."""

@@ -275,7 +275,8 @@ def test_stopped_answer_ends_the_generation(client, scene, monkeypatch):
         time.sleep(0.05)
     assert ended
     monkeypatch.setattr(ask_tab, "stream_answer", lambda *arguments: iter(["12"]))
-    assert conversation_of(ask(client, QUESTION, scene).result())[-1] == ("assistant", "12")
+    said = conversation_of(ask(client, QUESTION, scene).result())
+    assert said == [("user", QUESTION), ("assistant", "trees"), ("user", QUESTION), ("assistant", "12")]
 
 
 def test_summary_counts_boxes_by_phrase():

@@ -5,7 +5,7 @@
 The source is the wheel `nilearn` 0.14.1 (BSD-3-Clause), which ships the MNI152 template. That is ONE AVERAGED BRAIN:
 good to prove a pipeline, no evidence for a claim. The volume is cut across its height into slabs; every fourth is the
 test. So training and test are parts of one brain, next to each other, and a control that does not look at the image
-(each test slice gets the mask of the nearest training slice) is hard to beat; it is printed and in `control.json`.
+(each test slice gets the mask of the nearest training slice) does well; it is printed, and in `control.json`.
 """
 
 import argparse

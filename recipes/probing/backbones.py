@@ -11,6 +11,7 @@ from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2 import functional as F
 from transformers import AutoConfig, AutoImageProcessor, AutoModel, BaseImageProcessor, PreTrainedModel, set_seed
 from transformers.image_utils import ChannelDimension
+from transformers.utils.hub import resolve_revision
 
 POOLINGS = ("mean", "cls", "cls_mean")
 
@@ -94,7 +95,8 @@ def load_backbone(
         ValueError: if there is no such model or image processor, or the model takes no images.
     """
     where, _, revision = (name, "", "") if Path(name).exists() else name.partition("@")
-    revision = {"revision": revision or "main"}
+    commit = None if Path(where).exists() else commit_of(where, revision or "main")
+    revision = {"revision": commit or revision or "main"}
     try:
         config = AutoConfig.from_pretrained(where, **revision)
         image_processor = AutoImageProcessor.from_pretrained(where, **revision)
@@ -112,9 +114,13 @@ def load_backbone(
     spec = getattr(image_processor, "input_spec", None)
     if spec is not None:
         image_processor.input_spec = None
-    commit = getattr(config, "_commit_hash", None)
     state = f"{folder_cache(Path(where)) if Path(where).is_dir() else commit} {random_seed}"
     return Backbone(name, encoder.to(device).eval(), image_processor, spec, commit, state)
+
+
+def commit_of(repo_id: str, revision: str) -> str | None:
+    """The commit that a revision stands for, on the Hub or, offline, in its cache; `None` if it cannot be told."""
+    return getattr(resolve_revision(repo_id, revision), "resolved", None)
 
 
 class Preprocessing:
