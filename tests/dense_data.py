@@ -117,8 +117,8 @@ def make_amos(root: Path, shape: tuple[int, int, int] = (40, 48, 6)) -> None:
 def smoke_arguments(name: str, root: Path, output_dir: Path, **settings) -> list[str]:
     """Command line of a recipe that trains a tiny model on generated data by a benchmark's configuration."""
     config = read_config(name)
-    config.pop("model_name_or_path", None)
     config |= {
+        "model_name_or_path": "",
         "from_scratch": TINY,
         "backbone": BACKBONE,
         "head": HEAD,

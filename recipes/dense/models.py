@@ -14,7 +14,9 @@ class DenseModelArguments:
 
     model_name_or_path: str | None = field(
         default=None,
-        metadata={"help": "Folder or Hub id of an exported backbone, or of a model that was fine-tuned with this."},
+        metadata={
+            "help": "Folder or Hub id of an exported backbone, or of a model fine-tuned with this recipe; '' for none."
+        },
     )
     model_revision: str = field(default="main", metadata={"help": "Branch, tag or commit on the Hub."})
     from_scratch: dict | str | None = field(
@@ -31,6 +33,7 @@ class DenseModelArguments:
     )
 
     def __post_init__(self):
+        self.model_name_or_path = self.model_name_or_path or None
         for name in ("from_scratch", "backbone", "head"):
             if isinstance(getattr(self, name), str):
                 setattr(self, name, json.loads(getattr(self, name)))
@@ -48,7 +51,10 @@ def load_dense_model(
         ValueError: if not exactly one start is given, or a fine-tuned model has other classes.
     """
     if (args.model_name_or_path is None) == (args.from_scratch is None):
-        raise ValueError("Give either model_name_or_path, a pretrained backbone, or from_scratch.")
+        raise ValueError(
+            "Give either model_name_or_path, a pretrained backbone, or from_scratch, with --model_name_or_path '' if the "
+            "configuration names a backbone."
+        )
     id2label = dict(enumerate(names))
     revision = {"revision": args.model_revision}
     if args.from_scratch is not None:
