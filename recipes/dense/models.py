@@ -52,8 +52,8 @@ def load_dense_model(
     """
     if (args.model_name_or_path is None) == (args.from_scratch is None):
         raise ValueError(
-            "Give either model_name_or_path, a pretrained backbone, or from_scratch, with --model_name_or_path '' if the "
-            "configuration names a backbone."
+            "Give either model_name_or_path, a pretrained backbone, or from_scratch, with --model_name_or_path '' if "
+            "the configuration names a backbone."
         )
     id2label = dict(enumerate(names))
     revision = {"revision": args.model_revision}
