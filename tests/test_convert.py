@@ -1003,11 +1003,13 @@ def run_convert(*arguments, **environment) -> subprocess.CompletedProcess:
 
 # Memory
 
-# The peak of a process that has done its imports, and after the conversion.
+# The peak of a process that has done its imports, and after the conversion. Not ru_maxrss, which a new process takes
+# over from the one that started it.
 MEASURE = """
-import resource, sys
+import pathlib, sys
 import modeling_vitp.convert as convert
-peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+status = pathlib.Path("/proc/self/status")
+peak = lambda: next(int(line.split()[1]) for line in status.read_text().splitlines() if line.startswith("VmHWM")) * 1024
 before = peak()
 convert.convert_checkpoint(sys.argv[1], sys.argv[2], sys.argv[3], image_token_id=int(sys.argv[4]) or None)
 print(before, peak())
