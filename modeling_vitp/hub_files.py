@@ -29,6 +29,7 @@ SECRETS = (
     ("a private key", b"PRIVATE KEY-----", rb"-----BEGIN [A-Z ]*PRIVATE KEY-----"),
 )
 CHUNK, OVERLAP = 1 << 22, 1 << 10
+LONGEST_HEADER = 100_000_000  # of a safetensors file; what claims a longer one is none
 
 
 def model_files(folder: str | Path) -> dict[str, Path]:
@@ -72,7 +73,8 @@ def read_chunks(path: Path) -> Iterable[bytes]:
     with path.open("rb") as file:
         if path.suffix == ".safetensors":
             start = file.read(8)
-            yield file.read(struct.unpack("<Q", start)[0]) if len(start) == 8 else start
+            length = struct.unpack("<Q", start)[0] if len(start) == 8 else 0
+            yield start + file.read(min(length, LONGEST_HEADER))
             return
         tail = b""
         while piece := file.read(CHUNK):

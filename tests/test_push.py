@@ -252,6 +252,13 @@ def test_a_secret_stops_a_push_and_is_named_by_file(hub, logged_in, folder, caps
     assert hub.requests == []
 
 
+def test_a_file_that_is_no_safetensors_is_searched_all_the_same(tmp_path):
+    path = tmp_path / "model.safetensors"
+    for content, kind in (("<!DOCTYPE html>", None), ("hf_", None), (f"Bearer hf_{'a' * 34}", "a Hugging Face token")):
+        path.write_text(content)
+        assert find_secret(path) == kind
+
+
 def test_what_looks_like_a_secret_and_is_none(folder, tmp_path):
     for number, content in enumerate(
         (b'{"hub_token": "<HUB_TOKEN>"}', b'{"hub_token": null}', b"hf_hub_download", b"")

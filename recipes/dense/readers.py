@@ -195,7 +195,7 @@ def decode(path: Path) -> PIL.Image.Image:
     with open_image(path) as image:
         try:
             image.load()
-        except Exception as error:
+        except Exception as error:  # as in `open_image`
             raise ValueError(f"{path} cannot be read: {error}") from error
         return image
 
