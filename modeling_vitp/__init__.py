@@ -21,7 +21,7 @@ from .configuration_vitp_dense import (
     ViTPFeaturePyramidConfig,
     ViTPSegmentationConfig,
 )
-from .export import export_backbone
+from .convert.export import export_backbone
 from .image_processing_vitp import InputSpec, ViTPImageProcessor
 from .image_processing_vitp_dense import ViTPSegmentationImageProcessor
 from .modeling_vitp import ViTPForConditionalGeneration, ViTPModel, ViTPVisionModel
@@ -76,11 +76,11 @@ ViTPProcessor.register_for_auto_class("AutoProcessor")
 
 # Imported when asked for. All but the conversion need the `recipes` extra (TRL, datasets, rasterio).
 _LAZY = {
-    "ViTPDataCollator": "collator",
-    "ViTPTrainer": "trainer",
-    "ViTPTrainingConfig": "trainer",
-    "convert_checkpoint": "convert",
-    "predict_large": "large_images",
+    "ViTPDataCollator": "instructions.collator",
+    "ViTPTrainer": "training.pretraining",
+    "ViTPTrainingConfig": "training.pretraining",
+    "convert_checkpoint": "convert.checkpoint",
+    "predict_large": "dense.large_images",
 }
 
 __all__ = [

@@ -21,16 +21,16 @@ import numpy as np
 import PIL.Image
 import torch
 from datasets import Dataset
-from from_scratch import build_tokenizer
-from mixture import open_mixture
-from sources import load_mixture
 from torch.utils.data import DataLoader
 from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2 import functional as tv
 from transformers.models.got_ocr2.image_processing_got_ocr2 import get_optimal_tiled_canvas
 
 from modeling_vitp import ViTPDataCollator, ViTPImageProcessor, ViTPProcessor
-from modeling_vitp.collator import load_images
+from modeling_vitp.instructions.collator import load_images
+from modeling_vitp.instructions.mixture import open_mixture
+from modeling_vitp.instructions.sources import load_mixture
+from modeling_vitp.training.from_scratch import build_tokenizer
 
 SIZES = ((512, 512), (800, 800), (1024, 768), (600, 400))  # of synthetic images, in pixels
 

@@ -21,18 +21,18 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 
-import finetune_segmentation
 import numpy as np
 import yaml
-from data.build_tree_masks import overlaps, places, write_test, write_train
 from datasets import Dataset, load_dataset
-from from_scratch import sample_texts
-from models import start_from_scratch
-from tasks.trees.instructions import repeat, transform
 from transformers import set_seed
 from trl import TrlParser
 
 from modeling_vitp import ViTPTrainer, ViTPTrainingConfig, export_backbone
+from modeling_vitp.recipes import finetune_segmentation
+from modeling_vitp.recipes.data.build_tree_masks import overlaps, places, write_test, write_train
+from modeling_vitp.recipes.tasks.trees.instructions import repeat, transform
+from modeling_vitp.training.from_scratch import sample_texts
+from modeling_vitp.training.start import start_from_scratch
 
 logger = logging.getLogger("compare")
 

@@ -5,10 +5,9 @@ python recipes/export_backbone.py outputs/quickstart my_backbone
 
 import argparse
 
-from sharing.card import write_card
-from sharing.record import copy_record
-
 from modeling_vitp import export_backbone
+from modeling_vitp.cards.model_card import write_card
+from modeling_vitp.cards.record import copy_record
 
 
 def main():

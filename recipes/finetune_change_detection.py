@@ -7,9 +7,8 @@ As finetune_segmentation.py, with one backbone for both images of a pair and the
 
 import sys
 
-from finetune_segmentation import main
-
 from modeling_vitp import ViTPForChangeDetection
+from modeling_vitp.recipes.finetune_segmentation import main
 
 if __name__ == "__main__":
     sys.exit(main(model_class=ViTPForChangeDetection, metric="change_detection"))

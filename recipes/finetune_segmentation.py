@@ -13,19 +13,19 @@ import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from dense.data import DenseData, balanced_weights, count_pixels
-from dense.models import DenseModelArguments, load_dense_model, load_image_processor
-from dense.pictures import draw_predictions
-from dense.submission import write_masks
-from dense.trainer import DenseTrainer, DenseTrainingArguments
-from plots import draw_losses
-from sharing.record import public_name
-from sharing.run import begin, finish
 from transformers import PreTrainedModel, set_seed
 from trl import TrlParser
 
 from modeling_vitp import ViTPForSemanticSegmentation
-from modeling_vitp.checkpointing import last_checkpoint
+from modeling_vitp.cards.record import public_name
+from modeling_vitp.dense.data import DenseData, balanced_weights, count_pixels
+from modeling_vitp.dense.pictures import draw_predictions
+from modeling_vitp.dense.start import DenseModelArguments, load_dense_model, load_image_processor
+from modeling_vitp.dense.submission import write_masks
+from modeling_vitp.dense.trainer import DenseTrainer, DenseTrainingArguments
+from modeling_vitp.hub.run import begin, finish
+from modeling_vitp.training.checkpointing import last_checkpoint
+from modeling_vitp.training.plots import draw_losses
 
 logger = logging.getLogger("finetune")
 
@@ -46,7 +46,7 @@ class FinetuneArguments:
     )
     test_split: str | None = field(default=None, metadata={"help": "What is scored once, at the end."})
     metric: str | None = field(
-        default=None, metadata={"help": "Folder of recipes/metrics: mean_iou, dice or change_detection."}
+        default=None, metadata={"help": "Folder of modeling_vitp/metrics: mean_iou, dice or change_detection."}
     )
     class_weights: list[str] | None = field(
         default=None, metadata={"help": "Of the loss: a number for each class, or 'balanced' (inverse frequency)."}

@@ -11,10 +11,10 @@ from pathlib import Path
 
 import torch
 import yaml
-from dense.classes import LabelEncoding
 from transformers import AutoConfig, AutoImageProcessor
 
 from modeling_vitp import ViTPForChangeDetection, ViTPForSemanticSegmentation, predict_large
+from modeling_vitp.dense.classes import LabelEncoding
 
 MODELS = {model.config_class.model_type: model for model in (ViTPForSemanticSegmentation, ViTPForChangeDetection)}
 

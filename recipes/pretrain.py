@@ -15,22 +15,22 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from datasets import Dataset, IterableDataset
-from dry_run import print_mixture
-from freezing import freeze, lora_config
-from from_scratch import sample_texts
-from mixture import open_mixture
-from models import load_start
-from plots import draw_losses
-from sharing.card import write_card
-from sharing.record import copy_record, public_name
-from sharing.run import begin, finish
-from sources import Mixture, load_mixture, load_rows
 from transformers import set_seed
 from trl import ModelConfig, ScriptArguments, TrlParser
 
 from modeling_vitp import ViTPForConditionalGeneration, ViTPTrainer, ViTPTrainingConfig, export_backbone
-from modeling_vitp.checkpointing import last_checkpoint
-from modeling_vitp.trainer import count_skipped
+from modeling_vitp.cards.model_card import write_card
+from modeling_vitp.cards.record import copy_record, public_name
+from modeling_vitp.hub.run import begin, finish
+from modeling_vitp.instructions.dry_run import print_mixture
+from modeling_vitp.instructions.mixture import open_mixture
+from modeling_vitp.instructions.sources import Mixture, load_mixture, load_rows
+from modeling_vitp.training.checkpointing import last_checkpoint
+from modeling_vitp.training.freezing import freeze, lora_config
+from modeling_vitp.training.from_scratch import sample_texts
+from modeling_vitp.training.plots import draw_losses
+from modeling_vitp.training.pretraining import count_skipped
+from modeling_vitp.training.start import load_start
 
 logger = logging.getLogger("pretrain")
 
@@ -114,7 +114,7 @@ def main(argv: list[str] | None = None) -> int:
         print_mixture(mixture, training_args, script_args.max_patches)
         return 0
 
-    task = importlib.import_module(f"tasks.{script_args.task}") if script_args.task else None
+    task = importlib.import_module(f"modeling_vitp.recipes.tasks.{script_args.task}") if script_args.task else None
     source_settings = eval_dataset = None
     if mixture is not None:
         seed = training_args.seed if training_args.data_seed is None else training_args.data_seed

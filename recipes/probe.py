@@ -19,12 +19,13 @@ from typing import Any
 import numpy as np
 import torch
 import yaml
-from dense.data import DenseData
-from probing.backbones import POOLINGS, load_backbone
-from probing.classification import Classification
-from probing.few_labels import Labels
-from probing.segmentation import Segmentation
 from trl import TrlParser
+
+from modeling_vitp.dense.data import DenseData
+from modeling_vitp.probing.backbones import POOLINGS, load_backbone
+from modeling_vitp.probing.classification import Classification
+from modeling_vitp.probing.few_labels import Labels
+from modeling_vitp.probing.segmentation import Segmentation
 
 
 @dataclass

@@ -16,9 +16,10 @@ from pathlib import Path
 
 import httpx2
 from huggingface_hub import HfApi
-from sharing.failures import FAILURES, explain, one_line
-from sharing.package import KINDS, Package, pack
-from sharing.upload import push, stale_weights, visibility
+
+from modeling_vitp.hub.contents import KINDS, Package, pack
+from modeling_vitp.hub.failures import FAILURES, explain, one_line
+from modeling_vitp.hub.upload import push, stale_weights, visibility
 
 
 def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:

@@ -15,10 +15,17 @@ import os
 import sys
 from pathlib import Path
 
-from data.cards import set_section
-from overlap import load_test_images
-from sources import load_mixture
-from validation import ERRORS, WARNINGS, draw_histograms, load_processor, summary_table, validate
+from modeling_vitp.cards.sections import set_section
+from modeling_vitp.instructions.overlap import load_test_images
+from modeling_vitp.instructions.sources import load_mixture
+from modeling_vitp.instructions.validation import (
+    ERRORS,
+    WARNINGS,
+    draw_histograms,
+    load_processor,
+    summary_table,
+    validate,
+)
 
 
 def main(argv: list[str] | None = None) -> int:

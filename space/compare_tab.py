@@ -15,7 +15,7 @@ from maps import draw_map, heat_of, native_resolution, patch_features
 from PIL import Image
 from uploading import example_choice, image_upload, open_rgb
 
-from modeling_vitp.corruptions import SEVERITIES, corrupt
+from modeling_vitp.images.corruptions import SEVERITIES, corrupt
 
 MAX_SIDE = 800  # the size at which the paper's robustness table was measured
 COLUMNS = ["corruption", "backbone", "similarity", "parameters", "compared"]

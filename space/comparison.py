@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 
-from modeling_vitp.corruptions import SEVERITIES, corrupt, motion, parameters, undo_motion
+from modeling_vitp.images.corruptions import SEVERITIES, corrupt, motion, parameters, undo_motion
 
 
 class Comparison(NamedTuple):

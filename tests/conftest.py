@@ -12,9 +12,10 @@ import numpy as np
 import pytest
 import torch
 import transformers
-from from_scratch import build_model, build_tokenizer
-from local_hub import LocalHub
+from local_hub.server import LocalHub
 from PIL import Image
+
+from modeling_vitp.training.from_scratch import build_model, build_tokenizer
 
 VISION = {
     "hidden_size": 32,

@@ -2,7 +2,7 @@
 
 import sys
 
-from finetune_segmentation import main
+from modeling_vitp.recipes.finetune_segmentation import main
 
 if __name__ == "__main__":
     sys.exit(main(["--config", sys.argv[1]]))

@@ -8,7 +8,7 @@ import evaluate
 import numpy as np
 import torch
 
-METRICS = Path(__file__).parent.parent / "recipes" / "metrics"
+METRICS = Path(__file__).parent.parent / "modeling_vitp" / "metrics"
 
 
 def make_maps():

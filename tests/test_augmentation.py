@@ -1,10 +1,11 @@
 import numpy as np
 import pytest
 import torch
-from dense.augmentation import Augmentation, RandomScaledCrop, class_share
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torchvision import tv_tensors
+
+from modeling_vitp.dense.augmentation import Augmentation, RandomScaledCrop, class_share
 
 
 def sample(height: int, width: int, num_images: int = 1):

@@ -6,13 +6,13 @@ import pytest
 import torch
 from conftest import TEXT, VISION, picture
 from datasets import Dataset
-from from_scratch import build_model
 from training_run import FEATURES, make_trainer
 
 from modeling_vitp import ViTPDataCollator
-from modeling_vitp.batching import GlobalBatchSampler, SampleLength, image_size
-from modeling_vitp.collator import SourceSettings
-from modeling_vitp.trainer import prepare_rows
+from modeling_vitp.instructions.collator import SourceSettings
+from modeling_vitp.training.batching import GlobalBatchSampler, SampleLength, image_size
+from modeling_vitp.training.from_scratch import build_model
+from modeling_vitp.training.pretraining import prepare_rows
 
 
 def row(index, sizes, answer="There are 12 trees."):

@@ -3,13 +3,14 @@
 import json
 import zipfile
 
-import build_brain_mri
 import dense_data
 import nibabel
 import numpy as np
 import pytest
-from dense.data import DenseData
-from finetune_segmentation import main
+
+from modeling_vitp.dense.data import DenseData
+from modeling_vitp.recipes.data import build_brain_mri
+from modeling_vitp.recipes.finetune_segmentation import main
 
 SHAPE = (20, 24, 70)
 AFFINE = np.array([[-1.0, 0, 0, 9], [0, 1, 0, -12], [0, 0, 2, -30], [0, 0, 0, 1]])

@@ -7,18 +7,13 @@ import subprocess
 import sys
 from pathlib import Path
 
-import pretrain
-import push_to_hub
 import pytest
 import yaml
 from conftest import picture
-from data.cards import portable_command
 from datasets import Dataset
 from huggingface_hub import ModelCard
 from huggingface_hub.utils import disable_progress_bars
 from peft import LoraConfig, get_peft_model
-from sharing.card import write_card
-from sharing.record import provenance
 from test_pretrain import data_folder  # noqa: F401
 
 from modeling_vitp import (
@@ -30,8 +25,12 @@ from modeling_vitp import (
     ViTPSegmentationImageProcessor,
     export_backbone,
 )
-from modeling_vitp.convert import convert_checkpoint
-from modeling_vitp.hub_files import model_files
+from modeling_vitp.cards.model_card import write_card
+from modeling_vitp.cards.record import provenance
+from modeling_vitp.cards.sections import portable_command
+from modeling_vitp.convert.checkpoint import convert_checkpoint
+from modeling_vitp.hub.files import model_files
+from modeling_vitp.recipes import pretrain, push_to_hub
 
 disable_progress_bars()
 

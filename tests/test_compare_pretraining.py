@@ -4,12 +4,14 @@ import json
 import shutil
 from pathlib import Path
 
-import compare_pretraining
 import numpy as np
 import pytest
 import yaml
-from build_tree_masks import REACH, TREE, UNKNOWN, places, side_by_side, tree_mask, write_test
-from compare_pretraining import (
+from datasets import load_dataset
+from PIL import Image
+
+from modeling_vitp.recipes import compare_pretraining
+from modeling_vitp.recipes.compare_pretraining import (
     RANDOM,
     CompareArguments,
     Comparison,
@@ -19,8 +21,15 @@ from compare_pretraining import (
     summarise,
     table,
 )
-from datasets import load_dataset
-from PIL import Image
+from modeling_vitp.recipes.data.build_tree_masks import (
+    REACH,
+    TREE,
+    UNKNOWN,
+    places,
+    side_by_side,
+    tree_mask,
+    write_test,
+)
 
 ROOT = Path(__file__).parent.parent
 CONFIG = ROOT / "recipes" / "configs" / "compare_aerial_trees.yaml"

@@ -10,7 +10,7 @@ from conftest import VISION, picture
 from transformers import AutoModel
 
 from modeling_vitp import ViTPVisionConfig, ViTPVisionModel, export_backbone
-from modeling_vitp.corruptions import SEVERITIES, corrupt, motion
+from modeling_vitp.images.corruptions import SEVERITIES, corrupt, motion
 
 SIDE = 56
 MEAN, STD = np.array([0.485, 0.456, 0.406]), np.array([0.229, 0.224, 0.225])

@@ -1,13 +1,10 @@
 import json
 
-import pretrain
 import pytest
 import torch
 import yaml
 from conftest import VISION, picture
 from datasets import Dataset, Features, Image, List, Value
-from from_scratch import build_tokenizer
-from models import load_start
 from safetensors.torch import load_file
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import (
@@ -21,7 +18,10 @@ from transformers import (
 from trl import ModelConfig
 
 from modeling_vitp import ViTPForConditionalGeneration, ViTPImageProcessor, ViTPProcessor, convert_checkpoint
-from modeling_vitp.trainer import check_compatible
+from modeling_vitp.recipes import pretrain
+from modeling_vitp.training.from_scratch import build_tokenizer
+from modeling_vitp.training.pretraining import check_compatible
+from modeling_vitp.training.start import load_start
 
 TEXT = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4}
 ADDED = ["<|im_end|>", "<|im_start|>", "<img>", "</img>", "<IMG_CONTEXT>", "<ref>", "</ref>", "<box>", "</box>"]

@@ -13,7 +13,6 @@ import original_checkpoint
 import pytest
 import torch
 from conftest import TEXT, VISION, picture
-from from_scratch import build_tokenizer
 from huggingface_hub import metadata_load, split_torch_state_dict_into_shards
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -42,11 +41,12 @@ from modeling_vitp import (
     ViTPVisionModel,
     convert_checkpoint,
     export_backbone,
-    tensor_files,
 )
-from modeling_vitp.convert import main
-from modeling_vitp.original_config import text_from_original, text_to_original
-from modeling_vitp.trainer import check_compatible
+from modeling_vitp.convert import tensor_files
+from modeling_vitp.convert.__main__ import main
+from modeling_vitp.convert.original_config import text_from_original, text_to_original
+from modeling_vitp.training.from_scratch import build_tokenizer
+from modeling_vitp.training.pretraining import check_compatible
 
 FIXTURE = original_checkpoint.FOLDER
 NAMED_TOKENS = {

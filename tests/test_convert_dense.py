@@ -22,9 +22,9 @@ from modeling_vitp import (
     ViTPSegmentationImageProcessor,
     convert_checkpoint,
 )
-from modeling_vitp.checkpoint_keys import place
-from modeling_vitp.convert import main
-from modeling_vitp.original_dense_config import adapter_from_original
+from modeling_vitp.convert.__main__ import main
+from modeling_vitp.convert.keys import place
+from modeling_vitp.convert.original_dense_config import adapter_from_original
 
 FIXTURE = Path(__file__).parent / "fixtures" / "vit_adapter_tiny_original"
 CONV_MODULE = ["conv.weight", "bn.weight", "bn.bias", "bn.running_mean", "bn.running_var", "bn.num_batches_tracked"]

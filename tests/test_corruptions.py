@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from modeling_vitp.corruptions import SEVERITIES, corrupt, motion, parameters, undo_motion
+from modeling_vitp.images.corruptions import SEVERITIES, corrupt, motion, parameters, undo_motion
 
 GEOMETRIC = ("rotation", "scale", "translation")
 RANDOM = ("cloud", "data_gaps", "gaussian_noise", "salt_and_pepper", "translation")

@@ -6,14 +6,15 @@ import rasterio
 import torch
 from datasets import Dataset, Features, Value
 from datasets import Image as ImageFeature
-from dense.classes import LabelEncoding
-from dense.data import DenseData, balanced_weights, count_pixels
-from dense.files import fill, find_samples
-from dense.readers import windows
-from dense.volumes import slice_volumes
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
+
+from modeling_vitp.dense.classes import LabelEncoding
+from modeling_vitp.dense.data import DenseData, balanced_weights, count_pixels
+from modeling_vitp.dense.files import fill, find_samples
+from modeling_vitp.dense.samples import windows
+from modeling_vitp.dense.volumes import slice_volumes
 
 TWO = [{"name": "ground"}, {"name": "tree"}]
 

@@ -2,13 +2,14 @@ import json
 import socket
 from pathlib import Path
 
-import pretrain
 import pytest
 import torch
 from conftest import picture
 from datasets import Dataset
-from dry_run import check_rules, summarise
-from sources import load_mixture
+
+from modeling_vitp.instructions.dry_run import check_rules, summarise
+from modeling_vitp.instructions.sources import load_mixture
+from modeling_vitp.recipes import pretrain
 
 CONFIGS = Path(__file__).parent.parent / "recipes" / "configs"
 # Effective rows and shares in % as they were published: table 2 and 8 of the paper, and the released meta files.

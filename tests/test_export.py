@@ -8,7 +8,6 @@ from types import SimpleNamespace
 import pytest
 import torch
 from conftest import TEXT, VISION, picture
-from from_scratch import build_model
 from safetensors.torch import load_file, save_file
 from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2.functional import normalize, pil_to_tensor, resize
@@ -23,6 +22,7 @@ from modeling_vitp import (
     ViTPVisionModel,
     export_backbone,
 )
+from modeling_vitp.training.from_scratch import build_model
 
 SPEC = {"bands": [2, 0, 1], "window": [100, 2000], "gamma": 0.5}
 SIZES = [(37, 91), (200, 33), (56, 56)]  # width, height

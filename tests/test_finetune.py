@@ -8,14 +8,14 @@ import dense_data
 import numpy as np
 import pytest
 import torch
-from dense.data import DenseData
-from dense.trainer import DenseTrainer, DenseTrainingArguments, TrainingSamples, normalize
-from finetune_segmentation import main
 from PIL import Image
 from safetensors.torch import load_file
 from test_processes import launch
 
 from modeling_vitp import ViTPForChangeDetection, ViTPForSemanticSegmentation, ViTPSegmentationImageProcessor
+from modeling_vitp.dense.data import DenseData
+from modeling_vitp.dense.trainer import DenseTrainer, DenseTrainingArguments, TrainingSamples, normalize
+from modeling_vitp.recipes.finetune_segmentation import main
 
 CHANGE = {"model_class": ViTPForChangeDetection, "metric": "change_detection"}
 

@@ -2,13 +2,11 @@ import copy
 import json
 from pathlib import Path
 
-import pretrain
 import pytest
 import torch
 import yaml
 from conftest import TEXT, VISION, picture
 from datasets import Dataset, Features, Image, List, Value
-from freezing import freeze, lora_config
 from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file
 from transformers import AutoModel
@@ -22,6 +20,8 @@ from modeling_vitp import (
     ViTPVisionModel,
     export_backbone,
 )
+from modeling_vitp.recipes import pretrain
+from modeling_vitp.training.freezing import freeze, lora_config
 
 PARTS = {
     "vision": "model.vision_tower.",

@@ -3,7 +3,6 @@ import subprocess
 import sys
 
 import numpy as np
-import predict_large as script
 import pytest
 import rasterio
 import torch
@@ -21,7 +20,8 @@ from modeling_vitp import (
     ViTPSegmentationImageProcessor,
     predict_large,
 )
-from modeling_vitp.sliding_window import augmented, sliding_window
+from modeling_vitp.dense.sliding_window import augmented, sliding_window
+from modeling_vitp.recipes import predict_large as script
 
 HEIGHT, WIDTH = 133, 101
 WINDOWS = {"window": 48, "stride": 32, "batch_size": 2}

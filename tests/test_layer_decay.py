@@ -1,7 +1,6 @@
 import pytest
 import torch
 from conftest import VISION
-from dense.layer_decay import layer_decay_groups
 
 from modeling_vitp import (
     ViTPAdapterConfig,
@@ -10,6 +9,7 @@ from modeling_vitp import (
     ViTPForSemanticSegmentation,
     ViTPSegmentationConfig,
 )
+from modeling_vitp.training.layer_decay import layer_decay_groups
 
 LAYERS = 4
 

@@ -8,19 +8,19 @@ from collections import Counter
 from functools import lru_cache
 from pathlib import Path
 
-import make_instructions
 import numpy as np
 import pytest
-import storage
-from cards import set_section
 from datasets import load_dataset
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
-from questions import grid_box
-from windows import starts
 
 from modeling_vitp import ViTPDataCollator
+from modeling_vitp.cards.sections import set_section
+from modeling_vitp.instructions.from_annotations import storage
+from modeling_vitp.instructions.from_annotations.questions import grid_box
+from modeling_vitp.instructions.from_annotations.windows import starts
+from modeling_vitp.recipes import make_instructions
 
 WIDTH, HEIGHT = 320, 240
 SINGULAR = {"planes": "plane", "ships": "ship", "storage tanks": "storage tank", "buses": "bus"}

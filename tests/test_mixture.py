@@ -16,13 +16,20 @@ from datasets import Features, IterableDataset, Value
 from datasets import Image as ImageFeature
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from mixture import MixtureDataset, MixtureStream, draw, draw_from_stream, effective_rows, open_mixture
 from PIL import Image
-from sources import Source, load_mixture
 from torch.utils.data import DataLoader
 
 from modeling_vitp import ViTPDataCollator, ViTPTrainer, ViTPTrainingConfig
-from modeling_vitp.collator import SourceSettings
+from modeling_vitp.instructions.collator import SourceSettings
+from modeling_vitp.instructions.mixture import (
+    MixtureDataset,
+    MixtureStream,
+    draw,
+    draw_from_stream,
+    effective_rows,
+    open_mixture,
+)
+from modeling_vitp.instructions.sources import Source, load_mixture
 
 SIZES = {"a": 37, "b": 80, "c": 21, "d": 5, "e": 64}
 RATES = {"a": 0.05, "b": 0.3, "c": 1, "d": 10, "e": 2.5}

@@ -4,11 +4,12 @@ from pathlib import Path
 
 import cv2
 import numpy as np
-import overlap
 import pytest
 from datasets import Dataset, load_dataset
 from datasets import Image as ImageFeature
 from PIL import Image, ImageEnhance
+
+from modeling_vitp.instructions import overlap
 
 FOLDER = Path(__file__).parent.parent / "recipes" / "data" / "aerial_trees"
 NUM_TEST_IMAGES = 5

@@ -2,19 +2,19 @@ import json
 import logging
 from pathlib import Path
 
-import pretrain
 import pytest
 import torch
 import yaml
 from conftest import TEXT, VISION, picture
 from datasets import Dataset, Features, Image, List, Value
-from from_scratch import build_tokenizer
-from models import load_start
-from sources import folder_cache
 from transformers import GotOcr2ImageProcessor, InternVLConfig, InternVLForConditionalGeneration, Qwen2Config
 from trl import ModelConfig
 
 from modeling_vitp import ViTPForConditionalGeneration, ViTPProcessor
+from modeling_vitp.instructions.sources import folder_cache
+from modeling_vitp.recipes import pretrain
+from modeling_vitp.training.from_scratch import build_tokenizer
+from modeling_vitp.training.start import load_start
 
 AERIAL_TREES = Path(__file__).parent.parent / "recipes" / "data" / "aerial_trees"
 FROM_SCRATCH = {"vision_config": VISION, "text_config": TEXT, "vocab_size": 320, "image_processor": {"max_patches": 2}}

@@ -12,12 +12,6 @@ from datasets import Image as ImageFeature
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
-from probe import main
-from probing.backbones import Preprocessing, load_backbone, square_size
-from probing.few_labels import Labels
-from probing.heads import fit_linear, nearest_neighbours
-from probing.labelled_images import open_splits
-from probing.segmentation import pixels_by_patch, predict_pixels
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import accuracy_score, balanced_accuracy_score, jaccard_score
 from sklearn.neighbors import KNeighborsClassifier
@@ -45,6 +39,12 @@ from transformers import (
 )
 
 from modeling_vitp import ViTPImageProcessor, ViTPVisionModel, export_backbone
+from modeling_vitp.probing.backbones import Preprocessing, load_backbone, square_size
+from modeling_vitp.probing.few_labels import Labels
+from modeling_vitp.probing.heads import fit_linear, nearest_neighbours
+from modeling_vitp.probing.labelled_images import open_splits
+from modeling_vitp.probing.segmentation import pixels_by_patch, predict_pixels
+from modeling_vitp.recipes.probe import main
 
 SMALL = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 48}
 SQUARE = {"size": {"height": 64, "width": 64}}
@@ -156,7 +156,7 @@ def test_a_linear_probe_of_patches_is_that_of_their_pixels(monkeypatch):
     oracle = LogisticRegression(C=1 / (len(labels) * 0.01), tol=1e-10, max_iter=10000).fit(inputs, labels)
     expected = oracle.predict_proba(scaler.transform(features.reshape(-1, 4))).reshape(5, 3, 2, 3)
     for rows_at_once in (65536, 6):
-        monkeypatch.setattr("probing.heads.ROWS_AT_ONCE", rows_at_once)
+        monkeypatch.setattr("modeling_vitp.probing.heads.ROWS_AT_ONCE", rows_at_once)
         probe = fit_linear(features, counts, used, l2=0.01)
         np.testing.assert_allclose(probe(torch.tensor(features)).softmax(-1), expected, atol=1e-3)
     with pytest.raises(ValueError, match="no place of the training images has a label"):
@@ -349,7 +349,9 @@ def test_features_are_extracted_once(tmp_path, monkeypatch):
     arguments = ["--backbones", str(folder), "--dataset_name", str(tmp_path / "data"), "--output_dir", str(tmp_path)]
     seen = []
     pool = load_backbone(str(folder)).pool.__func__
-    monkeypatch.setattr("probing.backbones.Backbone.pool", lambda *args: seen.append(len(args[1])) or pool(*args))
+    monkeypatch.setattr(
+        "modeling_vitp.probing.backbones.Backbone.pool", lambda *args: seen.append(len(args[1])) or pool(*args)
+    )
 
     def extracted(*more: str) -> list[int]:
         seen.clear()

@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 from torch.utils.data import DataLoader
 from training_run import make_rows
 
-from modeling_vitp.batching import GlobalBatchSampler, RankStream
-from modeling_vitp.checkpointing import last_checkpoint
+from modeling_vitp.training.batching import GlobalBatchSampler, RankStream
+from modeling_vitp.training.checkpointing import last_checkpoint
 
 TESTS = Path(__file__).parent
 ACCELERATE = sorted((TESTS.parent / "recipes" / "accelerate").glob("*.yaml"))
@@ -25,7 +25,7 @@ TRAINED = ["accumulated", "rebalanced", "checkpointed", "stream"]
 
 def launch(num_processes: int, output: Path, script: str, *arguments: str) -> subprocess.Popen:
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={num_processes}"]
-    paths = os.pathsep.join(path for path in [str(TESTS), str(TESTS.parent / "recipes"), *sys.path] if path)
+    paths = os.pathsep.join(path for path in [str(TESTS), *sys.path] if path)
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": paths}
     with open(output, "w") as file:
         return subprocess.Popen(

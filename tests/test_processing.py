@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 import torch
 from conftest import TOKENS_PER_TILE, picture
-from from_scratch import build_tokenizer
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
@@ -15,6 +14,7 @@ from trl.trainer.sft_trainer import DataCollatorForVisionLanguageModeling
 
 from modeling_vitp import ViTPImageProcessor, ViTPProcessor
 from modeling_vitp.processing_vitp import CHAT_TEMPLATE
+from modeling_vitp.training.from_scratch import build_tokenizer
 
 BUDGET = 6
 ONE = [(100, 60)]

@@ -11,7 +11,6 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import picture
-from models import load_start
 from packaging.requirements import Requirement
 from safetensors.torch import load_file, save_file
 from test_export import vivid_model
@@ -19,7 +18,8 @@ from transformers import AutoModel
 from trl import ModelConfig
 
 from modeling_vitp import ViTPForConditionalGeneration, export_backbone
-from modeling_vitp.convert import convert_checkpoint
+from modeling_vitp.convert.checkpoint import convert_checkpoint
+from modeling_vitp.training.start import load_start
 
 GENERATION = {"max_new_tokens": 8, "do_sample": False}
 QUESTION = "How many trees are there?"

@@ -11,18 +11,18 @@ import sys
 import time
 from pathlib import Path
 
-import push_to_hub
 import pytest
 import torch
 from conftest import TEXT, VISION
 from datasets import Dataset
-from from_scratch import build_model
 from huggingface_hub import SpaceCard
 from huggingface_hub.utils import disable_progress_bars
 from transformers import AutoModel
 
 from modeling_vitp import ViTPForConditionalGeneration, ViTPProcessor, export_backbone
-from modeling_vitp.hub_files import find_secret
+from modeling_vitp.hub.files import find_secret
+from modeling_vitp.recipes import push_to_hub
+from modeling_vitp.training.from_scratch import build_model
 
 ROOT = Path(__file__).parent.parent
 TOKEN = "hf_" + "x1Y2" * 9
@@ -188,7 +188,7 @@ def test_a_data_set_goes_whole_but_for_what_is_hidden(hub, logged_in, tmp_path, 
 
 
 def test_the_demo_goes_with_the_name_of_its_model(hub, logged_in, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr("sharing.package.SPACE", tmp_path / "space")
+    monkeypatch.setattr("modeling_vitp.hub.contents.SPACE", tmp_path / "space")
     (tmp_path / "space" / "__pycache__").mkdir(parents=True)
     (tmp_path / "space" / "__pycache__" / "app.pyc").touch()
     (tmp_path / "space" / "app.py").write_text("import gradio")
@@ -199,9 +199,9 @@ def test_the_demo_goes_with_the_name_of_its_model(hub, logged_in, tmp_path, monk
     for _ in range(2):
         assert run("tester/model", "tester/demo", "--what", "space") == 0
     files = in_repo(hub, "tester/demo", repo_type="space")
-    package = {name for name in files if re.fullmatch(r"modeling_vitp/\w+\.py", name)}
-    assert files.keys() - package == {"README.md", "app.py", "requirements.txt"}
-    assert {"modeling_vitp/__init__.py", "modeling_vitp/modeling_vitp.py"} <= package
+    package = {path.relative_to(ROOT).as_posix() for path in (ROOT / "modeling_vitp").rglob("*.py")}
+    assert files.keys() == {"README.md", "app.py", "requirements.txt"} | package
+    assert {"modeling_vitp/__init__.py", "modeling_vitp/modeling_vitp.py", "modeling_vitp/convert/export.py"} <= package
     card = SpaceCard(files["README.md"].decode())
     assert card.data.models == ["tester/model"] and card.data.sdk == "gradio" and "# Demo" in card.text
     card.validate()

@@ -4,7 +4,6 @@ import json
 import logging
 from pathlib import Path
 
-import push_to_hub
 import pytest
 import torch
 from datasets import Dataset
@@ -12,7 +11,8 @@ from test_cards import card_of, folder, logged_in, train  # noqa: F401
 from test_pretrain import data_folder  # noqa: F401
 
 from modeling_vitp import ViTPForConditionalGeneration, ViTPTrainer, ViTPTrainingConfig
-from modeling_vitp.hub_files import model_files
+from modeling_vitp.hub.files import model_files
+from modeling_vitp.recipes import push_to_hub
 
 STEPS = ["Training in progress, step 2", "Training in progress, step 1"]
 

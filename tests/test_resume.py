@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from training_run import make_trainer, processes, run, train
 
-from modeling_vitp.checkpointing import check_settings, is_complete, last_checkpoint, publish_checkpoint
+from modeling_vitp.training.checkpointing import check_settings, is_complete, last_checkpoint, publish_checkpoint
 
 STAGES = ["model", "optimizer", "state", "before the rename", "rotation"]
 PERSISTENT = {"dataloader_num_workers": 2, "dataloader_persistent_workers": True}

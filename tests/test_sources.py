@@ -8,11 +8,11 @@ from datasets import ClassLabel, Dataset, Features, IterableDataset, List, Value
 from datasets import Image as ImageFeature
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from mixture import open_mixture
-from sources import Source, load_mixture, load_rows, normalise, read_source
 from trl import ScriptArguments
 
 from modeling_vitp import ViTPDataCollator
+from modeling_vitp.instructions.mixture import open_mixture
+from modeling_vitp.instructions.sources import Source, load_mixture, load_rows, normalise, read_source
 
 BOXES = "<ref>ship</ref><box>[[0, 12, 1000, 34], [5, 6, 7, 8]]</box> and [0, 1, 2, 1000]"
 

@@ -28,11 +28,11 @@ from huggingface_hub import SpaceCard
 from loading import TINY, UNTRAINED, Models, UnavailableModel
 from packaging.requirements import Requirement
 from PIL import Image
-from sharing.package import pack_space
 from transformers import AutoModel
 
 from modeling_vitp import ViTPVisionConfig, ViTPVisionModel, convert_checkpoint, export_backbone
-from modeling_vitp.corruptions import SEVERITIES
+from modeling_vitp.hub.contents import pack_space
+from modeling_vitp.images.corruptions import SEVERITIES
 
 MEAN, STD = np.array([0.485, 0.456, 0.406]), np.array([0.229, 0.224, 0.225])
 

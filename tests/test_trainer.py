@@ -5,12 +5,12 @@ import pytest
 import torch
 from conftest import TEXT, TOKENS_PER_TILE, VISION, picture
 from datasets import Dataset, Features, Image, List, Value
-from from_scratch import build_model
 from safetensors.torch import load_file, save_file
 from torch.utils.data import DataLoader
 from trl import SFTConfig, SFTTrainer
 
 from modeling_vitp import ViTPDataCollator, ViTPForConditionalGeneration, ViTPTrainer, ViTPTrainingConfig
+from modeling_vitp.training.from_scratch import build_model
 
 MESSAGES = List({"role": Value("string"), "content": Value("string")})
 

@@ -9,8 +9,8 @@ from datasets import load_dataset
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
-from tasks.trees import evaluation, instructions
 
+from modeling_vitp.recipes.tasks.trees import evaluation, instructions
 from modeling_vitp.vrl import keyed_generator
 
 FOLDER = Path(__file__).parent.parent / "recipes" / "data" / "aerial_trees"
@@ -219,7 +219,7 @@ def test_the_median_answer_has_the_least_absolute_error(answers):
 
 def test_the_data_set_is_what_the_script_builds():
     """Windows are cut where the docstring says and hold the boxes whose centres lie in them."""
-    from data import build_aerial_trees
+    from modeling_vitp.recipes.data import build_aerial_trees
 
     image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (600, 700, 3), dtype=np.uint8))
     boxes = [[10, 10, 30, 30], [250, 240, 270, 268], [690, 590, 710, 610]]

@@ -4,17 +4,25 @@ import re
 
 import pytest
 import torch
-import validate_data
 import yaml
 from conftest import picture
 from datasets import Dataset, Features, Image, List, Value
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from sources import Source, load_mixture
-from validation import ERRORS, RowChecker, SourceReport, histogram, is_box, validate, wrong_boxes
 
 from modeling_vitp import ViTPDataCollator
-from modeling_vitp.collator import SourceSettings
+from modeling_vitp.instructions.collator import SourceSettings
+from modeling_vitp.instructions.sources import Source, load_mixture
+from modeling_vitp.instructions.validation import (
+    ERRORS,
+    RowChecker,
+    SourceReport,
+    histogram,
+    is_box,
+    validate,
+    wrong_boxes,
+)
+from modeling_vitp.recipes import validate_data
 
 FEATURES = Features(
     {

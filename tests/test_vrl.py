@@ -14,13 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from modeling_vitp import vrl
-from modeling_vitp.vrl import (
-    check_apply_prob,
-    check_drop_ratio,
-    draw_visual_tokens,
-    keyed_generator,
-    num_kept_tokens,
-)
+from modeling_vitp.vrl import check_apply_prob, check_drop_ratio, draw_visual_tokens, keyed_generator, num_kept_tokens
 
 CASES = settings(deadline=None, derandomize=True, database=None, max_examples=200)
 

@@ -13,10 +13,11 @@ from pathlib import Path
 import torch
 from conftest import TEXT, VISION, picture
 from datasets import Dataset, Features, Image, List, Value
-from from_scratch import build_model, build_tokenizer
 from transformers import TrainerCallback, TrainerState
 
-from modeling_vitp import ViTPTrainer, ViTPTrainingConfig, checkpointing
+from modeling_vitp import ViTPTrainer, ViTPTrainingConfig
+from modeling_vitp.training import checkpointing
+from modeling_vitp.training.from_scratch import build_model, build_tokenizer
 
 SIZES = [(56, 56), (112, 56), None, (168, 112), (56, 112), (112, 112), None, (56, 56), (168, 56), (56, 168)]
 ANSWERS = ["3", "There are 12 trees.", "top left", "7", "12 and 3", "none", "What trees?", "many", "2", "quarter"]
@@ -158,7 +159,7 @@ def train(folder: str, kill: tuple[str, int] | None = None, **options) -> None:
 
 def processes():
     """Forks of a server that has imported everything but computed nothing, which costs a fraction of a new process."""
-    paths = [str(Path(__file__).parent), str(Path(__file__).parents[1] / "recipes"), *sys.path]
+    paths = [str(Path(__file__).parent), *sys.path]
     os.environ["PYTHONPATH"] = os.pathsep.join(path for path in paths if path)
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["training_run"])

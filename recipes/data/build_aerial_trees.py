@@ -20,11 +20,12 @@ import xml.etree.ElementTree as ElementTree
 import zipfile
 from pathlib import Path
 
-from annotations import voc_objects
 from datasets import Dataset, Features, Image, List, Value
 from PIL import Image as PILImage
-from wheels import open_wheel
-from windows import starts
+
+from modeling_vitp.instructions.from_annotations.annotations import voc_objects
+from modeling_vitp.instructions.from_annotations.windows import starts
+from modeling_vitp.recipes.data.wheels import open_wheel
 
 BIG_SCENE, SECOND_SCENE = "2019_YELL_2_528000_4978000_image_crop2", "2019_YELL_2_541000_4977000_image_crop"
 SMALL_SCENES = ("OSBS_029", "SOAP_061")

@@ -16,9 +16,9 @@ from pathlib import Path
 
 import nibabel
 import numpy as np
-from wheels import open_wheel
 
-from modeling_vitp.pixel_metrics import count_areas
+from modeling_vitp.metrics.pixel_metrics import count_areas
+from modeling_vitp.recipes.data.wheels import open_wheel
 
 FOLDER = "nilearn/datasets/data"
 NAME = "mni_icbm152_{}_tal_nlin_sym_09a_converted.nii.gz"

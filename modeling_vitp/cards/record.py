@@ -1,0 +1,135 @@
+"""What a run records of itself for the card: `run.json`, beside the model and its `metrics.json`."""
+
+import importlib.metadata
+import json
+import shutil
+import sys
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from transformers import Trainer
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
+
+from .license import card_metadata, licence_of, licence_of_file
+from .sections import portable_command
+
+RECORD, METRICS = "run.json", "metrics.json"
+ITS_CARD, ITS_FILE = "its card", "its licence file"
+ROWS = "training data"  # told by the table of data
+PACKAGES = ("modeling-vitp", "torch", "torchvision", "transformers", "trl", "peft", "accelerate", "datasets")
+
+
+def write_record(
+    output_dir: str | Path,
+    argv: Sequence[str] | None,
+    trainer: Trainer,
+    sources: Iterable[str | None],
+    data: list[dict[str, Any]],
+    evaluated_on: dict[str, str] | None = None,
+) -> None:
+    """Writes down what a run is, before it starts.
+
+    Args:
+        argv: arguments of the command; those of the process if `None`.
+        trainer: of which the settings are taken.
+        sources: folders or Hub ids of the weights that the training starts from.
+        data: one mapping for each source of the training data; a `dataset` in it is a Hub id.
+        evaluated_on: `name` and `split` of the data that `metrics.json` is about, and `dataset` if it is on the Hub.
+    """
+    sources = [source for source in sources if source]
+    settings = trainer._run_settings()
+    record = {
+        **provenance(sources),
+        "command": portable_command(f"recipes/{Path(sys.argv[0]).name}", sys.argv[1:] if argv is None else argv),
+        "settings": {name: value for name, value in {**settings["fixed"], **settings["free"]}.items() if name != ROWS},
+        "data": data,
+        "evaluated_on": evaluated_on,
+        "versions": versions(),
+    }
+    output_dir = Path(output_dir)
+    output_dir.mkdir(parents=True, exist_ok=True)
+    for source in filter(Path.is_dir, map(Path, sources)):
+        for path in [*source.glob("LICEN[CS]E*"), *source.glob("NOTICE*")]:
+            shutil.copyfile(path, output_dir / path.name)
+    (output_dir / RECORD).write_text(json.dumps(record, indent=2) + "\n")
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    return json.loads(path.read_text()) if path.is_file() else {}
+
+
+def read_record(folder: str | Path) -> dict[str, Any]:
+    """What the run recorded that a folder is of; checkpoints are of the run that they lie in."""
+    folder = Path(folder)
+    if folder.name.startswith(f"{PREFIX_CHECKPOINT_DIR}-") and not (folder / RECORD).is_file():
+        folder = folder.parent
+    return read_json(folder / RECORD)
+
+
+def copy_record(source: str | Path, target: str | Path) -> None:
+    """Lets a part of a model, such as its backbone, know what the model knows: its record, metrics and licence."""
+    source, target = Path(source), Path(target)
+    if not source.is_dir():
+        (target / RECORD).write_text(json.dumps(provenance([str(source)]), indent=2) + "\n")
+        return
+    for name in (RECORD, METRICS, *(path.name for path in [*source.glob("LICEN[CS]E*"), *source.glob("NOTICE*")])):
+        if (source / name).is_file():
+            shutil.copyfile(source / name, target / name)
+
+
+def provenance(sources: Sequence[str]) -> dict[str, Any]:
+    """The Hub ids that weights come from, and the licences of these weights."""
+    licences = {}
+    for source in sources:
+        for name, fields in licences_of(source).items():
+            while licences.get(name, fields) != fields:
+                name += " (another)"
+            licences[name] = fields
+    return {
+        "base_model": list(dict.fromkeys(base for source in sources for base in bases_of(source))),
+        "licences": licences,
+    }
+
+
+def stated_licences(folder: Path) -> dict[str, dict[str, str]]:
+    """Licence fields by what states them: the card of a folder, and the weights that its model was trained from.
+
+    Where the Hub could not be asked when the run began, it is asked again.
+    """
+    record = read_record(folder)
+    recorded, on_hub = record.get("licences", {}), record.get("base_model", ())
+    asked = {name: fields or (licence_of(name) if name in on_hub else {}) for name, fields in recorded.items()}
+    stated = {ITS_CARD: licence_of(folder), **asked}
+    return stated if any(stated.values()) else {ITS_FILE: licence_of_file(folder)}
+
+
+def licences_of(source: str) -> dict[str, dict[str, str]]:
+    """Licence fields of a Hub repo, or of a folder and what it was trained from."""
+    if not Path(source).is_dir():
+        return {source: licence_of(source)}
+    stated = stated_licences(Path(source))
+    return {public_name(source) if name in (ITS_CARD, ITS_FILE) else name: fields for name, fields in stated.items()}
+
+
+def bases_of(source: str) -> list[str]:
+    """The Hub ids that weights come from: their own, or of a folder those that it knows of."""
+    if not Path(source).is_dir():
+        return [source]
+    bases = card_metadata(source).get("base_model") or read_record(source).get("base_model") or []
+    return [bases] if isinstance(bases, str) else bases
+
+
+def public_name(source: str) -> str:
+    """A Hub id, or the name of a folder without where it lies."""
+    return Path(source).resolve().name if Path(source).exists() else source
+
+
+def versions() -> dict[str, str]:
+    found = {"python": ".".join(map(str, sys.version_info[:3]))}
+    for name in PACKAGES:
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return found

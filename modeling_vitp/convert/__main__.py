@@ -1,0 +1,49 @@
+"""Checkpoints in and out, exact to the bit.
+
+    python -m modeling_vitp.convert OpenGVLab/InternVL2_5-1B my_model
+    python -m modeling_vitp.convert ViTP_ViT.safetensors my_backbone
+    python -m modeling_vitp.convert my_model for_serving --to internvl
+    python -m modeling_vitp.convert upernet_vit_adapter.safetensors my_segmentation
+
+SOURCE is a Hub id, a folder or a safetensors file: a ViTP model, transformers' `internvl`, a checkpoint of InternVL's
+own code (InternVL2.5, InternVL3), a ViT alone, a ViT-Adapter (ours or the original), or UPerNet on one (ours or
+OpenMMLab's). What it is follows from the names of its tensors. Nothing is loaded: bytes are copied under new names, in
+a temporary folder that is moved into place at the end.
+"""
+
+import argparse
+import signal
+import sys
+
+from .checkpoint import TARGETS, convert_checkpoint
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(
+        prog="python -m modeling_vitp.convert",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("source", help="Hub id, folder or safetensors file")
+    parser.add_argument("target", help="folder to write, which must not exist yet")
+    parser.add_argument("--to", choices=TARGETS, help="layout of the target; by default ours, of all that SOURCE holds")
+    parser.add_argument("--revision", help="branch, tag or commit of a Hub id")
+    parser.add_argument("--license", help="licence of a source that states none, such as cc-by-nc-4.0")
+    parser.add_argument(
+        "--image_token_id",
+        type=int,
+        help="token that stands for an image, for an original checkpoint without tokenizer",
+    )
+    args = parser.parse_args(argv)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("error: terminated; nothing was written."))
+    try:
+        target = convert_checkpoint(**vars(args))
+    except (ValueError, OSError) as error:
+        sys.exit(f"error: {' '.join(str(error).split())}")
+    except KeyboardInterrupt:
+        sys.exit("error: interrupted; nothing was written.")
+    print(f"{args.source} is in {target}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,104 @@
+"""The backbone, out of the model it was trained in: a folder that plain transformers opens."""
+
+import copy
+from pathlib import Path
+
+from torch import nn
+from transformers import GotOcr2ImageProcessor, InternVLVisionConfig, InternVLVisionModel
+from transformers.dynamic_module_utils import custom_object_save
+
+from ..configuration_vitp import ViTPVisionConfig
+from ..image_processing_vitp import ViTPImageProcessor
+from ..modeling_vitp import ViTPForConditionalGeneration, ViTPModel, ViTPVisionModel
+from ..processing_vitp import ViTPProcessor
+
+AUTO_MAP = {"AutoConfig": "configuration_vitp.ViTPVisionConfig", "AutoModel": "modeling_vitp.ViTPVisionModel"}
+
+
+def export_backbone(
+    model: ViTPForConditionalGeneration | ViTPModel | ViTPVisionModel | str | Path,
+    output_dir: str | Path,
+    image_processor: ViTPImageProcessor | None = None,
+) -> Path:
+    """Writes the vision tower and its image processor to a folder of their own.
+
+    The folder says `model_type: internvl_vision`, so `AutoModel.from_pretrained(output_dir)` opens it as transformers'
+    own `InternVLVisionModel`, with no remote code and without this package; with `trust_remote_code=True`, or through
+    `ViTPVisionModel.from_pretrained`, it opens as [`ViTPVisionModel`]. Features are the same to the bit. The image
+    processor resizes an image to one tile and does not cut it, so that feature extraction gives one row an image.
+
+    An image processor with an input spec is saved as [`ViTPImageProcessor`] with its code, since transformers' own
+    would ignore the spec and misread the images without a word; `AutoImageProcessor` then asks for
+    `trust_remote_code=True`, unless this package is imported.
+
+    Args:
+        model: the trained model (also as PEFT has wrapped it), its vision model, or the folder or Hub id of a
+            checkpoint (with its processor).
+        output_dir: created if missing.
+        image_processor: the one of training; that of the checkpoint if `model` is one. ImageNet mean and std at the
+            model's image size if there is none.
+
+    Returns:
+        `output_dir` as a path.
+    """
+    if isinstance(model, (str, Path)):
+        if image_processor is None:
+            image_processor = ViTPProcessor.from_pretrained(model).image_processor
+        model = ViTPForConditionalGeneration.from_pretrained(model)
+    vision_model = trained_vision_model(model)
+
+    native = InternVLVisionModel(native_vision_config(vision_model.config)).to(vision_model.dtype)
+    native.load_state_dict(vision_model.state_dict())
+    native.config.auto_map = AUTO_MAP
+    native.save_pretrained(output_dir)
+    save_code_and_image_processor(output_dir, vision_model.config, image_processor or ViTPImageProcessor())
+    return Path(output_dir)
+
+
+def trained_vision_model(model: nn.Module) -> ViTPVisionModel:
+    """The vision model of a model, which PEFT may have wrapped: with its adapters merged, in a copy."""
+    if hasattr(model, "get_base_model"):
+        model = model.get_base_model()
+    if isinstance(model, ViTPForConditionalGeneration):
+        model = model.model
+    if isinstance(model, ViTPModel):
+        model = model.vision_tower
+    is_wrapped = any(hasattr(module, name) for module in model.modules() for name in ("modules_to_save", "base_layer"))
+    return without_adapters(copy.deepcopy(model)) if is_wrapped else model
+
+
+def without_adapters(module: nn.Module) -> nn.Module:
+    """Takes PEFT's wrappers away: LoRA is merged, and of what trains in full the trained copy stays."""
+    if hasattr(module, "modules_to_save"):
+        return without_adapters(module.modules_to_save[module.active_adapters[0]])
+    if hasattr(module, "base_layer"):
+        module.merge()
+        return module.get_base_layer()
+    for name, child in module.named_children():
+        setattr(module, name, without_adapters(child))
+    return module
+
+
+def native_vision_config(config: ViTPVisionConfig) -> InternVLVisionConfig:
+    """The same configuration as transformers' own class; `drop_path_rate` stays as a field that it carries along."""
+    fields = config.to_dict()
+    for name in ("model_type", "transformers_version", "architectures", "auto_map"):
+        fields.pop(name, None)
+    return InternVLVisionConfig(**fields)
+
+
+def save_code_and_image_processor(
+    output_dir: str | Path, config: ViTPVisionConfig, image_processor: ViTPImageProcessor
+) -> None:
+    """What a backbone's folder has beside its weights and configuration."""
+    custom_object_save(ViTPVisionModel, output_dir)
+    height, width = config.image_size
+    settings = image_settings(image_processor) | {"size": {"height": height, "width": width}, "crop_to_patches": False}
+    processor_class = ViTPImageProcessor if settings.get("input_spec") else GotOcr2ImageProcessor
+    processor_class(**settings).save_pretrained(output_dir)
+
+
+def image_settings(image_processor: ViTPImageProcessor) -> dict:
+    """The settings of an image processor, for another class to take."""
+    settings = image_processor.to_dict()
+    return {name: settings[name] for name in ViTPImageProcessor.valid_kwargs.__annotations__ if name in settings}

@@ -1,0 +1,146 @@
+"""ViT-Adapter and UPerNet as their original code is configured, and ours.
+
+Such checkpoints come without a configuration: most of it can be seen from the shapes of the tensors, and for the rest
+the published settings are taken, unless a `config.json` with arguments of the original class lies beside them.
+"""
+
+import math
+import re
+from typing import Any
+
+from ..configuration_vitp_dense import ViTPAdapterConfig, ViTPChangeDetectionConfig, ViTPSegmentationConfig
+from .original_config import INTERN_VIT_HEADS, refuse_differences, vision_to_original
+
+# ours -> theirs, of what the tensors do not show
+HIDDEN_FIELDS = {
+    "num_attention_heads": "num_heads",
+    "interaction_layers": "interaction_indexes",
+    "deformable_points": "n_points",
+    "injector_init_value": "init_values",
+    "add_vit_features": "add_vit_feature",
+    "drop_path_rate": "drop_path_rate",
+}
+# ours -> theirs, of what they do
+VISIBLE_FIELDS = {
+    "hidden_size": "embed_dim",
+    "num_hidden_layers": "depth",
+    "patch_size": "patch_size",
+    "image_size": "img_size",
+    "attention_bias": "qkv_bias",
+    "use_qk_norm": "qk_normalization",
+    "norm_type": "norm_type",
+    "deformable_ratio": "deform_ratio",
+    "feed_forward_ratio": "cffn_ratio",
+    "spatial_prior_channels": "conv_inplane",
+}
+DEPTH_OF_DEFAULT_INTERACTIONS = 24
+
+
+def adapter_from_original(settings: dict[str, Any], shapes: dict[str, tuple[int, ...]]) -> ViTPAdapterConfig:
+    """
+    Args:
+        settings: arguments of the original class, or nothing.
+        shapes: of the tensors, under the names of the original code without a prefix.
+
+    Raises:
+        ValueError: if the settings contradict the tensors, or do not say what the tensors do not show and the published
+            models do not have in common.
+    """
+    try:
+        width, _, patch_size, _ = shapes["embeddings.patch_embedding.weight"]
+        grid = math.isqrt(shapes["embeddings.position_embedding"][1] - 1)
+        intermediate_size = shapes["layers.0.mlp.fc1.weight"][0]
+        shown = {
+            "hidden_size": width,
+            "num_hidden_layers": count(r"layers\.(\d+)\.", shapes),
+            "patch_size": patch_size,
+            "image_size": grid * patch_size,
+            "attention_bias": "layers.0.attn.qkv.bias" in shapes,
+            "use_qk_norm": "layers.0.attn.q_norm.weight" in shapes,
+            "norm_type": "layer_norm" if "layers.0.norm1.bias" in shapes else "rms_norm",
+            "deformable_ratio": shapes["interactions.0.injector.attn.value_proj.weight"][0] / width,
+            "feed_forward_ratio": shapes["interactions.0.extractor.ffn.fc1.weight"][0] / width,
+            "spatial_prior_channels": shapes["spm.stem.0.weight"][0],
+        }
+        samples = shapes["interactions.0.extractor.attn.attention_weights.weight"][0]  # heads times points
+    except KeyError as error:
+        raise ValueError(f"The backbone is not ViT-Adapter on an InternViT: it has no {error}.") from error
+    for ours, theirs in VISIBLE_FIELDS.items():
+        if settings.get(theirs, shown[ours]) != shown[ours]:
+            raise ValueError(f"config.json has {theirs}={settings[theirs]}, but the tensors have {shown[ours]}.")
+    refuse_differences(settings, {"use_final_norm": (True, True)}, "config.json")
+    if shown["num_hidden_layers"] != DEPTH_OF_DEFAULT_INTERACTIONS and "interaction_indexes" not in settings:
+        raise ValueError("Between which layers the adapter interacts cannot be seen from the tensors: " + ASK)
+    if width not in INTERN_VIT_HEADS and "num_heads" not in settings:
+        raise ValueError(f"The number of heads of a ViT of width {width} cannot be seen from the tensors: " + ASK)
+    hidden = {"num_attention_heads": INTERN_VIT_HEADS.get(width)}
+    hidden |= {ours: settings[theirs] for ours, theirs in HIDDEN_FIELDS.items() if theirs in settings}
+    return ViTPAdapterConfig(
+        **shown,
+        **hidden,
+        intermediate_size=intermediate_size,
+        deformable_heads=samples // settings.get("n_points", ViTPAdapterConfig.deformable_points),
+        extra_extractors=count(r"interactions\.3\.extra_extractors\.(\d+)\.", shapes),
+        spatial_prior_norm="batch_norm" if "spm.stem.1.running_mean" in shapes else "layer_norm",
+    )
+
+
+ASK = "put a config.json beside them with num_heads and interaction_indexes, as the original class takes them."
+
+
+def adapter_to_original(config: ViTPAdapterConfig) -> dict[str, Any]:
+    """The arguments of the original class; see [`~original_config.vision_to_original`] for what is refused."""
+    vision_to_original(config)
+    settings = config.to_dict()
+    named = {theirs: settings[ours] for ours, theirs in (HIDDEN_FIELDS | VISIBLE_FIELDS).items()}
+    return named | {
+        "patch_size": settings["patch_size"][0],
+        "img_size": settings["image_size"][0],
+        "mlp_ratio": config.intermediate_size / config.hidden_size,
+        "deform_num_heads": config.deformable_heads,
+        "use_final_norm": True,
+    }
+
+
+def segmentation_from_original(
+    settings: dict[str, Any], shapes: dict[str, tuple[int, ...]]
+) -> ViTPSegmentationConfig | ViTPChangeDetectionConfig:
+    """OpenMMLab's UPerNet on ViT-Adapter; a head that reads two images' maps makes it a change detector.
+
+    Raises:
+        ValueError: as [`adapter_from_original`], and if the head is not like ours.
+    """
+    prefix = "backbone."
+    adapter = adapter_from_original(
+        settings, {key.removeprefix(prefix): shape for key, shape in shapes.items() if key.startswith(prefix)}
+    )
+    try:
+        num_labels, channels, _, _ = shapes["decode_head.conv_seg.weight"]
+        in_channels = shapes["decode_head.lateral_convs.0.conv.weight"][1]
+    except KeyError as error:
+        raise ValueError(f"The decode head is not OpenMMLab's UPerNet: it has no {error}.") from error
+    config_classes = {adapter.hidden_size: ViTPSegmentationConfig, 2 * adapter.hidden_size: ViTPChangeDetectionConfig}
+    if num_labels == 1 or in_channels not in config_classes:
+        raise ValueError(
+            f"The decode head makes {num_labels} maps of {in_channels} channels, but at least two classes, of the maps "
+            f"of one image ({adapter.hidden_size} channels) or of two, are expected."
+        )
+    auxiliary = {}
+    if "auxiliary_head.conv_seg.weight" in shapes:
+        auxiliary = {
+            "auxiliary_channels": shapes["auxiliary_head.conv_seg.weight"][1],
+            "auxiliary_num_convs": count(r"auxiliary_head\.convs\.(\d+)\.", shapes),
+            "auxiliary_concat_input": "auxiliary_head.conv_cat.conv.weight" in shapes,
+        }
+    return config_classes[in_channels](
+        backbone_config=adapter,
+        num_labels=num_labels,
+        hidden_size=channels,
+        use_auxiliary_head=bool(auxiliary),
+        **auxiliary,
+    )
+
+
+def count(pattern: str, shapes: dict[str, tuple[int, ...]]) -> int:
+    """How many different numbers the names have where the pattern says."""
+    return len({match[1] for match in (re.match(pattern, key) for key in shapes) if match})

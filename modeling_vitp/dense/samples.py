@@ -1,0 +1,264 @@
+"""Images with masks, whatever they are stored as: files, windows of large files, or rows of a `datasets` data set."""
+
+import warnings
+from collections.abc import Sequence
+from functools import cache, lru_cache
+from pathlib import Path
+
+import datasets
+import numpy as np
+import PIL.Image
+import rasterio
+import torch
+from rasterio.errors import NotGeoreferencedWarning
+from rasterio.windows import Window
+from transformers.image_utils import ChannelDimension
+
+from ..image_processing_vitp import InputSpec
+from ..image_processing_vitp_dense import ViTPSegmentationImageProcessor
+from .classes import LabelEncoding
+from .files import FileSample
+
+Box = tuple[int, int, int, int]
+# What is read: by Pillow, or of a TIFF the array of shape `(height, width)` or `(height, width, bands)`.
+Picture = PIL.Image.Image | np.ndarray
+
+
+class MaskedImages(torch.utils.data.Dataset):
+    """Samples of one image, or two of a pair, with a mask.
+
+    An item is a dictionary: `id`; `case`, what is scored as one where a metric is by case; `images`, uint8 tensors of
+    shape `(3, height, width)`; and, unless there is none, `mask`, class indices, uint8 of shape `(height, width)`.
+
+    Args:
+        encoding: of the masks.
+        input_spec: how images that are not 8-bit RGB become so, see [`~modeling_vitp.InputSpec`].
+    """
+
+    def __init__(self, encoding: LabelEncoding, input_spec: dict | None = None):
+        self.encoding = encoding
+        self.spec = None if input_spec is None else InputSpec.from_dict(input_spec)
+        self.image_processor = ViTPSegmentationImageProcessor()
+
+    def __len__(self) -> int:
+        raise NotImplementedError
+
+    def case(self, index: int) -> str:
+        raise NotImplementedError
+
+    def read(self, index: int) -> tuple[str, list[tuple[str, Picture]], tuple[str, Picture] | None]:
+        """The id, the images and the mask of a sample, each with its name for errors."""
+        raise NotImplementedError
+
+    def read_mask(self, index: int) -> tuple[str, Picture] | None:
+        raise NotImplementedError
+
+    def __getitem__(self, index: int) -> dict:
+        name, images, mask = self.read(index)
+        tensors = [self.to_rgb(image, image_name) for image_name, image in images]
+        for (image_name, _), tensor in zip(images, tensors):
+            if tensor.shape != tensors[0].shape:
+                raise ValueError(f"{image_name} is {size(tensor)}, but {images[0][0]} {size(tensors[0])}.")
+        item = {"id": name, "case": self.case(index), "images": tensors}
+        if mask is not None:
+            item["mask"] = torch.from_numpy(self.encode(mask))
+            if item["mask"].shape != tensors[0].shape[-2:]:
+                raise ValueError(
+                    f"The mask {mask[0]} is {size(item['mask'])}, but its image {images[0][0]} {size(tensors[0])}."
+                )
+        return item
+
+    def mask(self, index: int) -> torch.Tensor | None:
+        """The mask of a sample alone."""
+        mask = self.read_mask(index)
+        return None if mask is None else torch.from_numpy(self.encode(mask))
+
+    def encode(self, mask: tuple[str, Picture]) -> np.ndarray:
+        name, values = mask
+        if isinstance(values, PIL.Image.Image):
+            is_plain = values.mode in ("1", "L", "P", "I", "I;16") and self.encoding.by == "value"
+            values = np.asarray(values if is_plain else values.convert("RGB"))
+        if values.ndim == 3 and self.encoding.by == "value" and (values == values[..., :1]).all():
+            values = values[..., 0]  # grey, saved with three channels
+        return self.encoding.encode(values.astype(np.int32), name)
+
+    def to_rgb(self, image: Picture, name: str) -> torch.Tensor:
+        layout = {"input_data_format": ChannelDimension.LAST} if isinstance(image, np.ndarray) else {}
+        try:
+            return self.image_processor.process_image(image, spec=self.spec, **layout).round().to(torch.uint8)
+        except (OSError, ValueError) as error:
+            raise ValueError(f"{name}: {error}") from error
+
+
+def size(maps: torch.Tensor) -> str:
+    return f"{maps.shape[-1]} x {maps.shape[-2]} pixels"
+
+
+class ImageFiles(MaskedImages):
+    """Files, each read whole or in overlapping windows that are cut when they are asked for.
+
+    Args:
+        samples: the files.
+        tile: `size` of square windows in pixels and their `overlap`; the last of a row ends at the image's border.
+            Smaller images stay whole.
+    """
+
+    def __init__(
+        self,
+        samples: Sequence[FileSample],
+        encoding: LabelEncoding,
+        input_spec: dict | None = None,
+        tile: dict | None = None,
+    ):
+        super().__init__(encoding, input_spec)
+        self.rows: list[tuple[FileSample, Box | None]] = []
+        for sample in samples:
+            boxes = [None] if tile is None else windows(image_size(sample.images[0]), **tile)
+            self.rows += [(sample, box) for box in boxes]
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def case(self, index: int) -> str:
+        return self.rows[index][0].case
+
+    def read(self, index: int):
+        sample, box = self.rows[index]
+        name = sample.id if box is None else f"{sample.id}/{box[0]}_{box[1]}"
+        images = [(str(path), read_image(path, box)) for path in sample.images]
+        mask = self.read_mask(index)
+        if mask is not None and box is not None and image_size(sample.mask) != image_size(sample.images[0]):
+            raise ValueError(f"The mask {sample.mask} and its image {sample.images[0]} are of different size.")
+        return name, images, mask
+
+    def read_mask(self, index: int):
+        sample, box = self.rows[index]
+        return None if sample.mask is None else (str(sample.mask), read_image(sample.mask, box))
+
+
+def windows(image_size: tuple[int, int], size: int, overlap: int) -> list[Box | None]:
+    """Left, top, right and bottom of the windows that cover an image; `None` for one that is not larger."""
+    width, height = image_size
+    if not 0 <= overlap < size:
+        raise ValueError(f"tile: overlap={overlap} must be at least 0 and less than size={size}.")
+    if max(width, height) <= size:
+        return [None]
+
+    def starts(length: int) -> list[int]:
+        return [*range(0, length - size, size - overlap), max(length - size, 0)]
+
+    return [
+        (left, top, min(left + size, width), min(top + size, height))
+        for top in starts(height)
+        for left in starts(width)
+    ]
+
+
+def read_image(path: Path, box: Box | None) -> Picture:
+    """A file, or a window of it; of a TIFF no more is read than the window."""
+    if is_tiff(path):
+        window = None if box is None else Window(box[0], box[1], box[2] - box[0], box[3] - box[1])
+        with open_tiff(path) as file:
+            bands = file.read(window=window)
+        return bands[0] if len(bands) == 1 else bands.transpose(1, 2, 0)
+    return decode(path) if box is None else decode_scene(path).crop(box)
+
+
+@cache
+def image_size(path: Path) -> tuple[int, int]:
+    """Width and height, from the header."""
+    with open_tiff(path) if is_tiff(path) else open_image(path) as image:
+        return image.width, image.height
+
+
+def is_tiff(path: Path) -> bool:
+    return path.suffix.lower() in (".tif", ".tiff")
+
+
+def open_tiff(path: Path) -> rasterio.DatasetReader:
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", NotGeoreferencedWarning)
+            return rasterio.open(path)
+    except rasterio.errors.RasterioIOError as error:
+        raise ValueError(f"{path} cannot be read: {error}") from error
+
+
+def open_image(path: Path) -> PIL.Image.Image:
+    try:
+        return PIL.Image.open(path)
+    except Exception as error:  # Pillow raises many kinds for a broken file
+        raise ValueError(f"{path} cannot be read: {error}") from error
+
+
+def decode(path: Path) -> PIL.Image.Image:
+    with open_image(path) as image:
+        try:
+            image.load()
+        except Exception as error:  # as in `open_image`
+            raise ValueError(f"{path} cannot be read: {error}") from error
+        return image
+
+
+# Windows of one scene are often read one after another: image or pair, and mask.
+decode_scene = lru_cache(maxsize=3)(decode)
+
+
+class Rows(MaskedImages):
+    """Rows of a `datasets` data set, of the Hub or made from volumes.
+
+    Args:
+        rows: with columns for the images and the mask, and optionally `id` and `case`.
+        columns: names of the columns under `image` (or `before` and `after`) and `mask`, if they are not these; for
+            the mask also `label`, `annotation` and `segmentation` are tried.
+        name: of the split, for errors.
+    """
+
+    def __init__(
+        self,
+        rows: datasets.Dataset,
+        encoding: LabelEncoding,
+        input_spec: dict | None = None,
+        columns: dict | None = None,
+        name: str = "",
+    ):
+        super().__init__(encoding, input_spec)
+        self.rows, self.name, columns = rows, name, columns or {}
+        known = rows.column_names
+
+        def column(role: str, *others: str) -> str | None:
+            return columns.get(role) or next((other for other in (role, *others) if other in known), None)
+
+        images = [column("before"), column("after")] if column("before") else [column("image")]
+        self.mask_column = column("mask", "label", "annotation", "segmentation")
+        self.image_columns = images
+        missing = {*images, self.mask_column} - {*known, None}
+        if None in images or missing:
+            raise ValueError(f"Split {name!r} has no column {missing or 'image'}, only {known}: name it in `columns`.")
+        self.cases = rows["case"] if "case" in known else None
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def case(self, index: int) -> str:
+        return str(index) if self.cases is None else self.cases[index]
+
+    def read(self, index: int):
+        row = self.rows[index]
+        name = str(row.get("id", index))
+        images = [(f"{name} ({column})", row[column]) for column in self.image_columns]
+        return name, images, self._mask(name, row)
+
+    def read_mask(self, index: int):
+        if self.mask_column is None:
+            return None
+        columns = [name for name in (self.mask_column, "id") if name in self.rows.column_names]
+        row = self.rows.select_columns(columns)[index]
+        return self._mask(str(row.get("id", index)), row)
+
+    def _mask(self, name: str, row: dict):
+        if self.mask_column is None:
+            return None
+        if row[self.mask_column] is None:
+            raise ValueError(f"Row {name} of split {self.name!r} has no {self.mask_column}.")
+        return f"{name} ({self.mask_column})", row[self.mask_column]

@@ -1,0 +1,321 @@
+"""HF `Trainer` for models that label every pixel: layer-wise decay, augmentation by epoch, evaluation in windows."""
+
+import logging
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import evaluate
+import numpy as np
+import torch
+from torch import nn
+from torch.utils.data import DataLoader, Dataset, Subset
+from torchvision import tv_tensors
+from torchvision.transforms.v2 import functional as F
+from transformers import PreTrainedModel, Trainer, TrainingArguments
+from transformers.trainer_utils import EvalLoopOutput
+
+from ..image_processing_vitp_dense import ViTPSegmentationImageProcessor
+from ..training.batching import GlobalBatchSampler, share
+from ..training.checkpointing import WholeCheckpoints
+from ..training.layer_decay import layer_decay_groups
+from ..training.pretraining import has_fast_bf16
+from ..training.pushing import PushesModels
+from ..vrl import keyed_generator
+from .augmentation import Augmentation
+from .classes import IGNORE_INDEX, LabelEncoding
+from .sliding_window import augmented, sliding_window
+
+logger = logging.getLogger(__name__)
+
+METRICS = Path(__file__).parent.parent / "metrics"
+INPUTS = {1: ("pixel_values",), 2: ("pixel_values_before", "pixel_values_after")}
+
+
+@dataclass
+class DenseTrainingArguments(TrainingArguments):
+    """[`~transformers.TrainingArguments`] with what fine-tuning for maps needs."""
+
+    layer_decay: float = field(
+        default=0.9,
+        metadata={"help": "The learning rate of a layer of the ViT is this times that of the next one. 1: no decay."},
+    )
+    crop_size: int = field(default=512, metadata={"help": "Side of the crops in training, in pixels."})
+    scale_range: list[float] = field(
+        default_factory=lambda: [0.5, 2.0], metadata={"help": "By what an image grows before it is cropped."}
+    )
+    max_class_share: float = field(
+        default=0.75, metadata={"help": "A crop of which one class has more is drawn again, up to ten times."}
+    )
+    horizontal_flip: float = field(default=0.5, metadata={"help": "Chance of a mirrored image."})
+    vertical_flip: float = field(default=0.0, metadata={"help": "Chance of an image upside down."})
+    photometric: bool = field(
+        default=True, metadata={"help": "Whether brightness, contrast, saturation and hue change."}
+    )
+    exchange_time: float = field(default=0.0, metadata={"help": "Pairs: chance that before and after change places."})
+    window: int | None = field(
+        default=None, metadata={"help": "Side of the windows in evaluation, in pixels; crop_size if not given."}
+    )
+    stride: int | None = field(
+        default=None,
+        metadata={"help": "From one window to the next, in pixels; no overlap if not given."},
+    )
+    test_scales: list[float] = field(
+        default_factory=lambda: [1.0], metadata={"help": "The test averages predictions over these scales."}
+    )
+    test_flip: bool = field(default=False, metadata={"help": "The test averages over mirrored images, too."})
+    do_train: bool = field(default=True, metadata={"help": "Whether to train, or only to score and to draw."})
+    remove_unused_columns: bool = field(default=False, metadata={"help": "There are none."})
+    dataloader_drop_last: bool = field(
+        default=True, metadata={"help": "UPerNet has batch norm, so a last batch of one image would be an error."}
+    )
+
+    def __post_init__(self):
+        self.use_cpu = self.use_cpu or not torch.accelerator.is_available()
+        if self.bf16 is None:
+            self.bf16 = not self.fp16 and has_fast_bf16()
+        super().__post_init__()
+        self.window = self.window or self.crop_size
+        self.stride = self.stride or self.window
+
+
+class TrainingSamples(Dataset):
+    """Augmented samples for a model. An index is a pair, epoch and place: what it gives is random by these alone.
+
+    Args:
+        samples: see [`~dense.readers.MaskedImages`].
+        image_processor: for mean and standard deviation.
+    """
+
+    def __init__(
+        self, samples: Dataset, augmentation: Augmentation, image_processor: ViTPSegmentationImageProcessor, seed: int
+    ):
+        self.samples, self.augmentation = samples, augmentation
+        self.image_processor, self.seed = image_processor, seed
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    def __getitem__(self, index: tuple[int, int]) -> dict[str, torch.Tensor]:
+        epoch, place = index
+        sample = self.samples[place]
+        images = [tv_tensors.Image(image) for image in sample["images"]]
+        seed = keyed_generator(self.seed, sample["id"], epoch, "augmentation").initial_seed()
+        images, mask = self.augmentation(images, tv_tensors.Mask(sample["mask"]), seed)
+        pixels = [normalize(image.as_subclass(torch.Tensor), self.image_processor) for image in images]
+        return dict(zip(INPUTS[len(pixels)], pixels), labels=mask.as_subclass(torch.Tensor).long())
+
+
+def normalize(image: torch.Tensor, image_processor: ViTPSegmentationImageProcessor) -> torch.Tensor:
+    """uint8 of shape `(3, height, width)` to what the model takes, float32."""
+    return F.normalize(F.to_dtype(image, scale=True), image_processor.image_mean, image_processor.image_std)
+
+
+class EpochBatchSampler(GlobalBatchSampler):
+    """[`~modeling_vitp.batching.GlobalBatchSampler`] of indices that tell the epoch."""
+
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        for rows in super().__iter__():
+            yield [(self.epoch, row) for row in rows]
+
+
+class DenseTrainer(WholeCheckpoints, PushesModels, Trainer):
+    """Trains [`~modeling_vitp.ViTPForSemanticSegmentation`] or [`~modeling_vitp.ViTPForChangeDetection`].
+
+    What differs from [`~transformers.Trainer`]:
+
+    - the learning rate decays layer by layer, see [`~dense.layer_decay.layer_decay_groups`];
+    - batches and augmentation are functions of the seed and the epoch, whatever the number of processes and workers,
+      and a run that goes on from a checkpoint ends as the run that never stopped;
+    - evaluation predicts images of any size in windows, one at a time, and keeps counts, not predictions. Each process
+      has its part of the images. Under the prefix `test`, `test_scales` and `test_flip` apply.
+
+    Args:
+        model: one of the two.
+        args: [`DenseTrainingArguments`].
+        encoding: the classes, for the names of metrics.
+        metric: folder of `modeling_vitp/metrics`.
+        train_dataset, eval_dataset: see [`~dense.readers.MaskedImages`].
+        processing_class: for mean and standard deviation, and saved with the model.
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        args: DenseTrainingArguments,
+        encoding: LabelEncoding,
+        metric: str,
+        train_dataset: Dataset | None = None,
+        eval_dataset: Dataset | None = None,
+        processing_class: ViTPSegmentationImageProcessor | None = None,
+        **kwargs,
+    ):
+        self.encoding, self.metric_name = encoding, metric
+        image_processor = processing_class or ViTPSegmentationImageProcessor()
+        if train_dataset is not None:
+            augmentation = Augmentation(
+                args.crop_size,
+                args.scale_range,
+                args.max_class_share,
+                (args.horizontal_flip, args.vertical_flip),
+                args.photometric,
+                args.exchange_time,
+                fill=[255 * value for value in image_processor.image_mean],
+            )
+            seed = args.seed if args.data_seed is None else args.data_seed
+            train_dataset = TrainingSamples(train_dataset, augmentation, image_processor, seed)
+        if args.world_size > 1 and args.device.type == "cuda":
+            model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
+        super().__init__(
+            model,
+            args,
+            train_dataset=train_dataset,
+            eval_dataset=eval_dataset,
+            processing_class=image_processor,
+            **kwargs,
+        )
+        # The model's loss is a mean over its own batch: the Trainer has to divide it where gradients accumulate.
+        self.model_accepts_loss_kwargs = False
+        self.metric = evaluate.load(
+            str(METRICS / metric),
+            num_labels=len(encoding.classes),
+            ignore_index=IGNORE_INDEX,
+            num_process=args.world_size,
+            process_id=args.process_index,
+        )
+
+    # Training
+
+    def create_optimizer(self, model: PreTrainedModel | None = None) -> torch.optim.Optimizer:
+        if self.optimizer is None:
+            model = self.model if model is None else model
+            num_layers = self.accelerator.unwrap_model(model).config.backbone_config.num_hidden_layers
+            args = self.args
+            groups = layer_decay_groups(model, args.learning_rate, args.weight_decay, args.layer_decay, num_layers)
+            optimizer_cls, settings = self.get_optimizer_cls_and_kwargs(args, model)
+            self.optimizer = optimizer_cls(groups, **settings)
+        return self.optimizer
+
+    def _get_train_sampler(self, train_dataset: Dataset | None = None) -> EpochBatchSampler:
+        args = self.args
+        self._train_batches = EpochBatchSampler(
+            len(self.train_dataset if train_dataset is None else train_dataset),
+            self._train_batch_size,
+            args.gradient_accumulation_steps,
+            args.world_size,
+            args.process_index,
+            self.train_dataset.seed,
+            drop_last=args.dataloader_drop_last,
+        )
+        if not len(self._train_batches):
+            raise ValueError(
+                f"{len(self.train_dataset)} sample(s) to train on are less than the "
+                f"{self._train_batches.effective_batch_size} of one step: make batches smaller."
+            )
+        return self._train_batches
+
+    def _get_dataloader(self, *args, **kwargs) -> DataLoader:
+        dataloader = super()._get_dataloader(*args, **kwargs)
+        # Seeds of workers come from the global generator otherwise, at other times in a run that is resumed.
+        getattr(dataloader, "base_dataloader", dataloader).generator = torch.Generator()
+        return dataloader
+
+    def _run_epoch(self, *args, epoch: int, **kwargs):
+        if self.state.global_step >= self.state.max_steps:
+            # Resumed after its last step, where the Trainer would train one more.
+            self.control.should_training_stop = True
+            return
+        self._train_batches.set_epoch(epoch)
+        super()._run_epoch(*args, epoch=epoch, **kwargs)
+
+    def _run_settings(self) -> dict[str, dict[str, Any]]:
+        args = self.args
+        fixed = (
+            "seed data_seed crop_size scale_range max_class_share horizontal_flip vertical_flip photometric "
+            "exchange_time dataloader_drop_last"
+        )
+        free = (
+            "max_steps num_train_epochs learning_rate layer_decay lr_scheduler_type warmup_steps optim weight_decay "
+            "adam_beta1 adam_beta2 adam_epsilon max_grad_norm bf16 fp16 per_device_train_batch_size "
+            "gradient_accumulation_steps"
+        )
+        more = {
+            "global batch size": self.get_total_train_batch_size(args),
+            "training samples": len(self.train_dataset),
+            "classes": self.encoding.names,
+        }
+        return {
+            "fixed": {name: getattr(args, name) for name in fixed.split()} | more,
+            "free": {name: getattr(args, name) for name in free.split()} | {"num_processes": args.world_size},
+        }
+
+    # Evaluation
+
+    def get_eval_dataloader(self, eval_dataset: Dataset | None = None) -> DataLoader:
+        """This process's part of the images, one at a time; their sizes differ."""
+        dataset = self.eval_dataset if eval_dataset is None else eval_dataset
+        mine = share(range(len(dataset)), self.args.world_size, self.args.process_index)
+        return DataLoader(Subset(dataset, mine), batch_size=None, num_workers=self.args.dataloader_num_workers)
+
+    @torch.no_grad()
+    def predict_labels(self, images: list[torch.Tensor], is_test: bool = False) -> np.ndarray:
+        """Class indices, uint8 of shape `(height, width)`.
+
+        Args:
+            images: one image, or the two of a pair, uint8 of shape `(3, height, width)`.
+            is_test: whether `test_scales` and `test_flip` apply.
+        """
+        args, model = self.args, self.accelerator.unwrap_model(self.model).eval()
+        pixels = [normalize(image.to(args.device), self.processing_class)[None] for image in images]
+
+        def logits(*windows: torch.Tensor) -> torch.Tensor:
+            with self.compute_loss_context_manager():
+                return model(*windows).logits
+
+        def predict(*pixels: torch.Tensor) -> torch.Tensor:
+            return sliding_window(logits, pixels, args.window, args.stride, args.per_device_eval_batch_size)
+
+        if is_test:
+            predict = augmented(predict, args.test_scales, args.test_flip)
+        return predict(*pixels).argmax(1)[0].to(torch.uint8).cpu().numpy()
+
+    def evaluation_loop(
+        self,
+        dataloader: DataLoader,
+        description: str,
+        prediction_loss_only: bool | None = None,
+        ignore_keys: list[str] | None = None,
+        metric_key_prefix: str = "eval",
+    ) -> EvalLoopOutput:
+        self.callback_handler.eval_dataloader = dataloader
+        if self.args.world_size > 1:
+            # Batch norm has statistics of its own in every process: all score the model that is saved.
+            for buffer in self.model.buffers():
+                torch.distributed.broadcast(buffer, src=0)
+        for sample in dataloader:
+            if "mask" not in sample:
+                raise ValueError(f"{sample['id']} has no mask, so nothing can be scored.")
+            prediction = self.predict_labels(sample["images"], metric_key_prefix == "test")
+            cases = {"case_ids": [sample["case"]]} if self.metric_name == "dice" else {}
+            self.metric.add_batch(predictions=[prediction], references=[sample["mask"].numpy()], **cases)
+            self.control = self.callback_handler.on_prediction_step(self.args, self.state, self.control)
+        metrics = name_classes(self.metric.compute(), self.encoding.names)
+        uncounted = [key for key, value in metrics.items() if math.isnan(value)]
+        if uncounted:
+            logger.warning("%s: not counted, for want of pixels: %s.", description, ", ".join(uncounted))
+        metrics = {f"{metric_key_prefix}_{key}": value for key, value in metrics.items()}
+        num_samples = len(dataloader.dataset.dataset)
+        return EvalLoopOutput(predictions=None, label_ids=None, metrics=metrics, num_samples=num_samples)
+
+
+def name_classes(metrics: dict, names: list[str]) -> dict[str, float]:
+    """Lists by class, `per_category_iou`, as one value for each: `iou/building`."""
+    named = {}
+    for key, value in metrics.items():
+        if isinstance(value, list):
+            named |= {f"{key.removeprefix('per_category_')}/{name}": item for name, item in zip(names, value)}
+        else:
+            named[key] = value
+    return named

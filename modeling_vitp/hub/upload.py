@@ -1,0 +1,103 @@
+"""A package into its repo: in one commit, so that a branch has all of it or is as it was."""
+
+import copy
+from fnmatch import fnmatch
+from functools import partial
+
+from huggingface_hub import CommitInfo, CommitOperationAdd, CommitOperationDelete, HfApi
+from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError
+
+from .contents import Package
+from .failures import tried
+
+# What a model's repo has of an earlier push and would be loaded beside or instead of what is pushed.
+WEIGHTS = "*.safetensors *.safetensors.index.json pytorch_model*.bin pytorch_model*.index.json adapter_*.json".split()
+
+
+def push(
+    api: HfApi,
+    package: Package,
+    repo_id: str,
+    private: bool | None = None,
+    revision: str | None = None,
+    commit_message: str = "Upload with modeling-vitp",
+    create_pr: bool = False,
+) -> CommitInfo:
+    """Sends a package in one commit. Files whose content the Hub has already, from a push that was cut off, are not
+    sent again; weights that the repo has and the package has not are deleted.
+
+    Args:
+        api: the client.
+        package: what goes there.
+        repo_id: created if it is not there.
+        private: whether a new repo is; by default what the Hub does.
+        revision: branch to push to, created if it is not there; or `refs/pr/NUMBER`.
+        commit_message: of the commit, and title of a pull request.
+        create_pr: whether the commit opens a pull request instead.
+
+    Raises:
+        ValueError: if the Hub does not take the card.
+        HfHubHTTPError, httpx2.TransportError, OfflineModeIsEnabled, RuntimeError: of the client, after several tries
+            where these can help. The branch is as it was.
+    """
+    repo = {"repo_id": repo_id, "repo_type": package.repo_type}
+    tried(lambda: package.card.validate(package.repo_type))
+    if not create_pr:
+        sdk = {"space_sdk": package.card.data.get("sdk")} if package.repo_type == "space" else {}
+        if visibility(api, package, repo_id) is None:
+            tried(lambda: api.create_repo(**repo, private=private, exist_ok=True, **sdk))
+        if revision is not None and not revision.startswith("refs/"):
+            tried(lambda: api.create_branch(**repo, branch=revision, exist_ok=True))
+
+    additions = [CommitOperationAdd(name, content) for name, content in package.files.items()]
+    fresh = [copy.copy(addition) for addition in additions]
+    # The client tries each file several times by itself.
+    api.preupload_lfs_files(
+        repo_id, additions, repo_type=package.repo_type, revision=revision, create_pr=create_pr, free_memory=False
+    )
+
+    tries = iter([additions])  # of which is known what the Hub had before; later tries ask again
+
+    def commit() -> CommitInfo:
+        operations = next(tries, None) or [copy.copy(addition) for addition in fresh]
+        stale = [CommitOperationDelete(name) for name in stale_weights(api, package, repo_id, revision)]
+        return api.create_commit(
+            **repo,
+            operations=[*operations, *stale],
+            commit_message=commit_message,
+            revision=revision,
+            create_pr=create_pr,
+        )
+
+    # An answer that was lost may have been that of a pull request opened; to try again would open another.
+    done = tried(commit, after_lost_answer=not create_pr)
+    if not create_pr:
+        for key, value in package.variables.items():
+            tried(partial(api.add_space_variable, repo_id, key, value))
+    return done
+
+
+def visibility(api: HfApi, package: Package, repo_id: str) -> str | None:
+    """`private` or `public`, `None` if there is no such repo that this user may see."""
+    try:
+        info = tried(lambda: api.repo_info(repo_id, repo_type=package.repo_type))
+    except RepositoryNotFoundError as error:
+        if isinstance(error, GatedRepoError):
+            raise
+        return None
+    return "private" if info.private else "public"
+
+
+def stale_weights(api: HfApi, package: Package, repo_id: str, revision: str | None) -> list[str]:
+    """Weights of an earlier push that would be loaded beside or instead of those of the package."""
+    if package.repo_type != "model":
+        return []
+    try:
+        present = api.list_repo_files(repo_id, revision=revision)
+    except (RepositoryNotFoundError, RevisionNotFoundError):
+        return []
+    return sorted(
+        name
+        for name in present
+        if "/" not in name and name not in package.files and any(fnmatch(name, pattern) for pattern in WEIGHTS)
+    )

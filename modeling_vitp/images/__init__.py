@@ -1,0 +1,1 @@
+"""Files to pixels, windows of large images, corruptions: whatever the task."""

@@ -1,0 +1,1 @@
+"""Instructions made from annotated images."""

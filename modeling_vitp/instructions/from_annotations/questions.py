@@ -1,0 +1,429 @@
+"""Questions about an annotated image, with answers that follow from its annotation alone.
+
+Each kind of question is a function from an image to exchanges; none if the annotation leaves the answer open. What is
+asked, and in which words, depends on the seed and the image's id alone.
+"""
+
+import math
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import TypeVar
+
+import torch
+
+from ...vrl import keyed_generator
+from .annotations import AnnotatedImage, Box, Region, box_area, clip
+
+GRID = 1000  # boxes in texts are integers from 0 to 1000, both included
+MARGIN = 1.25  # the largest is so many times as large as the next; the smallest accordingly
+POSITION_MARGIN = 0.05  # share of the image's side by which the leftmost lies further left than the next
+SAME_PLACE = 0.5  # intersection over union above which a box does not say which object is meant
+NEGATIVE_SHARE = 0.2  # of the counting and grounding questions ask for what is not there
+NUM_OPTIONS = 4
+QUARTERS = ("top left", "top right", "bottom left", "bottom right")
+IRREGULAR_PLURALS = {"person": "people", "man": "men", "woman": "women", "child": "children", "foot": "feet"}
+SAME_PLURALS = ("aircraft", "spacecraft", "sheep", "fish", "deer", "cattle", "series", "livestock", "people")
+
+T = TypeVar("T")
+
+LOCATE_ONE = ("Where is {phrase}?", "Give the box of {phrase}.", "Locate <ref>{phrase}</ref> in the image.")
+LOCATE_ALL = ("Find all {labels}.", "Mark every {label} in the image with a box.", "Give the boxes of all {labels}.")
+CAPTION_REGION = (
+    "What is in the region <box>[[{box}]]</box>?",
+    "Describe the object at <box>[[{box}]]</box>.",
+    "What does the box <box>[[{box}]]</box> show?",
+)
+PHRASINGS: dict[str, dict[str, tuple[str, ...]]] = {  # subject of the annotation -> kind -> ways of asking
+    "objects": {
+        "presence": ("Is there {a_label} in the image?", "Can you see {a_label}?", "Does the image show {a_label}?"),
+        "counting": (
+            "How many {labels} are in the image?",
+            "What is the number of {labels}?",
+            "Count the {labels} in the image.",
+        ),
+        "grounding_one": LOCATE_ONE,
+        "grounding_all": LOCATE_ALL,
+        "referring": LOCATE_ONE,
+        "region_caption": CAPTION_REGION,
+    },
+    "scene": {
+        "classification": (
+            "What kind of scene is this?",
+            "Which class does the scene belong to?",
+            "Name the class of the scene.",
+            "Which of these is shown: {options}?",
+            "Choose the class of the scene from {options}.",
+        ),
+        "presence": (
+            "Is {label} the class of this scene?",
+            "Does the scene belong to the class {label}?",
+            "Would you classify the scene as {label}?",
+        ),
+    },
+    "regions": {
+        "classification": (
+            "What covers the largest part of the image?",
+            "Which class has the largest area?",
+            "What is most of the image, of all classes in it?",
+        ),
+        "presence": ("Is there any {label} in the image?", "Can you see {label}?", "Does the image show any {label}?"),
+        "grounding_one": LOCATE_ONE,
+        "grounding_all": (
+            "Find all regions of {label}.",
+            "Mark every region of {label} with a box.",
+            "Give the boxes of all {label} regions.",
+        ),
+        "referring": LOCATE_ONE,
+        "region_caption": CAPTION_REGION,
+    },
+    "change": {
+        "presence": (
+            "Has anything changed between the two images?",
+            "Is there a change from the first image to the second?",
+            "Do the two images show a change?",
+        ),
+        "grounding_all": (
+            "Find all {labels} in the second image.",
+            "Mark every {label} with a box.",
+            "Where did something change? Give the boxes of all {labels}.",
+        ),
+        "change_caption": (
+            "What has changed between the two images?",
+            "Describe the change from the first image to the second.",
+            "Compare the two images: what is different in the second?",
+        ),
+    },
+}
+
+
+@dataclass(frozen=True)
+class Exchange:
+    """A question and its answer; `about` is the class that a yes or no is given on."""
+
+    kind: str
+    question: str
+    answer: str
+    about: str | None = None
+
+    @property
+    def messages(self) -> list[dict[str, str]]:
+        return [{"role": "user", "content": self.question}, {"role": "assistant", "content": self.answer}]
+
+
+class Asker:
+    """Asks questions about the images of one data set.
+
+    Args:
+        subject: what is annotated, a key of `PHRASINGS`.
+        vocabulary: class -> number of images that have it; classes that are asked for but absent come from here, the
+            frequent ones more often.
+        max_boxes: of one answer; where there are more, boxes are not asked for.
+        seed: of all draws.
+    """
+
+    def __init__(self, subject: str, vocabulary: dict[str, int], max_boxes: int = 20, seed: int = 0):
+        self.phrasings, self.is_scene = PHRASINGS[subject], subject == "scene"
+        self.vocabulary, self.max_boxes, self.seed = dict(sorted(vocabulary.items())), max_boxes, seed
+
+    def ask(self, kind: str, image: AnnotatedImage) -> list[Exchange]:
+        """At most one exchange of a kind; of `presence` one to say yes to and one to say no to."""
+        generator = keyed_generator(self.seed, image.id, kind)
+        return [
+            Exchange(kind, pick(self.phrasings[kind], generator).format(**words), answer, about)
+            for words, answer, about in KINDS[kind](self, image, generator)
+        ]
+
+    def absent(self, image: AnnotatedImage, generator: torch.Generator) -> str | None:
+        """A class that nothing in the image has."""
+        there = image.classes | image.cut
+        candidates = {label: count for label, count in self.vocabulary.items() if label not in there}
+        if not candidates:
+            return None
+        chosen = torch.multinomial(torch.tensor(list(candidates.values()), dtype=torch.float), 1, generator=generator)
+        return list(candidates)[chosen.item()]
+
+
+Answers = Iterable[tuple[dict[str, str], str, str | None]]  # words of the question, answer, class of a yes or no
+
+
+def presence(asker: Asker, image: AnnotatedImage, generator: torch.Generator) -> Answers:
+    if "change_caption" in asker.phrasings:
+        if any(region.is_clear for region in image.regions) or not image.regions:
+            yield {}, "yes" if image.regions else "no", "change"
+        return
+    there = sorted({region.label for region in image.regions if region.is_clear} | ({image.label} - {None}))
+    if there:
+        label = pick(there, generator)
+        yield words_for(label), "yes", label
+    label = asker.absent(image, generator)
+    if label is not None:
+        yield words_for(label), "no", label
+
+
+def classification(asker: Asker, image: AnnotatedImage, generator: torch.Generator) -> Answers:
+    if asker.is_scene:
+        if image.label is not None:
+            others = [label for label in asker.vocabulary if label != image.label]
+            options = [image.label, *shuffled(others, generator)[: NUM_OPTIONS - 1]]
+            yield {"options": listing(shuffled(options, generator), "or")}, image.label, None
+        return
+    areas = Counter()
+    for region in image.regions:
+        areas[region.label] += region.area
+    unnamed = image.size[0] * image.size[1] - sum(areas.values())
+    ranked = [*areas.most_common(2), (None, 0)]
+    if areas and ranked[0][1] >= MARGIN * max(ranked[1][1], unnamed):
+        yield {}, ranked[0][0], None
+
+
+def counting(asker: Asker, image: AnnotatedImage, generator: torch.Generator) -> Answers:
+    label, regions = class_or_absent(asker, image, generator)
+    if label is not None:
+        yield words_for(label), str(len(regions)), None
+
+
+def grounding_one(asker: Asker, image: AnnotatedImage, generator: torch.Generator) -> Answers:
+    """The only one of its class."""
+    single = [
+        regions[0] for label, regions in clear_classes(image).items() if len(regions) == 1 and label not in image.cut
+    ]
+    if single:
+        region = pick(single, generator)
+        yield {"phrase": f"the {region.label}"}, format_boxes(region.label, [region.box], image.size), None
+
+
+def grounding_all(asker: Asker, image: AnnotatedImage, generator: torch.Generator) -> Answers:
+    """All of a class, in reading order."""
+    if "change_caption" in asker.phrasings:
+        label, regions = next(iter(asker.vocabulary), None), list(image.regions)
+        if not all(region.is_clear for region in regions):
+            return
+        regions.sort(key=lambda region: (region.box[1], region.box[0]))
+    else:
+        label, regions = class_or_absent(asker, image, generator, asker.max_boxes)
+    if label is None or len(regions) > asker.max_boxes:
+        return
+    if regions:
+        phrase = label if len(regions) == 1 else plural(label)
+        yield words_for(label), format_boxes(phrase, [region.box for region in regions], image.size), None
+    else:
+        yield words_for(label), f"There is no {label}.", None
+
+
+def referring(asker: Asker, image: AnnotatedImage, generator: torch.Generator) -> Answers:
+    """One of several of a class, told by its size or its place."""
+    references = [
+        (reference, region)
+        for label, regions in clear_classes(image).items()
+        if label not in image.cut
+        for reference, region in references_to(regions, image.size)
+    ]
+    if references:
+        phrase, region = pick(references, generator)
+        yield {"phrase": phrase}, format_boxes(phrase, [region.box], image.size), None
+
+
+def region_caption(asker: Asker, image: AnnotatedImage, generator: torch.Generator) -> Answers:
+    """The region's caption or, if it has none, its class and whether it is the largest or smallest of several."""
+    by_class = clear_classes(image)
+    clear = [region for regions in by_class.values() for region in regions]
+    alone = [
+        region
+        for region in clear
+        if all(other is region or overlap(region.box, other.box) <= SAME_PLACE for other in image.regions)
+    ]
+    if not alone:
+        return
+    region = pick(alone, generator)
+    caption = region.caption
+    if caption is None:
+        regions = [] if region.label in image.cut else by_class[region.label]
+        sizes = [
+            phrase.removesuffix(f" {region.label}")
+            for phrase, referent in references_to(regions, image.size)
+            if referent is region and phrase.startswith(("the largest", "the smallest"))
+        ]
+        caption = f"{with_article(region.label)}, {sizes[0]} of {len(regions)}" if sizes else with_article(region.label)
+    box = ", ".join(map(str, grid_box(region.box, image.size)))
+    yield {"box": box}, caption, None
+
+
+def change_caption(asker: Asker, image: AnnotatedImage, generator: torch.Generator) -> Answers:
+    """One of the pair's captions or, if there is none, number, area and place of the changed regions."""
+    if image.captions:
+        yield {}, pick(image.captions, generator), None
+        return
+    if not image.regions:
+        yield {}, "Nothing has changed.", None
+    elif all(region.is_clear for region in image.regions):
+        count, label = len(image.regions), image.regions[0].label
+        share = 100 * sum(region.area for region in image.regions) / (image.size[0] * image.size[1])
+        text = f"{count} {label if count == 1 else plural(label)}, "
+        text += "less than 1% of the image" if share < 1 else f"about {share:.0f}% of the image"
+        areas = Counter(dict.fromkeys(QUARTERS, 0.0))
+        for region in image.regions:
+            areas[quarter_of(region, image.size)] += region.area
+        ((place, most),) = areas.most_common(1)
+        yield {}, f"{text}, most of it in the {place}." if 2 * most >= MARGIN * areas.total() else f"{text}.", None
+
+
+KINDS: dict[str, Callable[[Asker, AnnotatedImage, torch.Generator], Answers]] = {
+    "classification": classification,
+    "presence": presence,
+    "counting": counting,
+    "grounding_one": grounding_one,
+    "grounding_all": grounding_all,
+    "referring": referring,
+    "region_caption": region_caption,
+    "change_caption": change_caption,
+}
+
+
+def make_conversations(
+    images: Sequence[AnnotatedImage], asker: Asker, kinds: Sequence[str], turns: int
+) -> list[list[Exchange]]:
+    """The exchanges about each image: at most `turns`, of kinds drawn at random, in random order.
+
+    Of each class that is asked for by yes or no, both are the answer equally often: the surplus is taken out.
+    """
+    conversations = []
+    for image in images:
+        exchanges = [exchange for kind in kinds for exchange in asker.ask(kind, image)]
+        conversations.append(shuffled(exchanges, keyed_generator(asker.seed, image.id, "turns"))[:turns])
+    places = defaultdict(lambda: {"yes": [], "no": []})
+    for index, conversation in enumerate(conversations):
+        for exchange in conversation:
+            if exchange.kind == "presence":
+                places[exchange.about][exchange.answer].append((index, exchange))
+    surplus = set()
+    for label, answers in places.items():
+        kept = min(map(len, answers.values()))
+        for answer, found in answers.items():
+            surplus.update(shuffled(found, keyed_generator(asker.seed, label, answer))[kept:])
+    return [
+        [exchange for exchange in conversation if (index, exchange) not in surplus]
+        for index, conversation in enumerate(conversations)
+    ]
+
+
+def class_or_absent(
+    asker: Asker, image: AnnotatedImage, generator: torch.Generator, most: int | None = None
+) -> tuple[str | None, list[Region]]:
+    """A class of the image with its regions, `most` at most, or, in a part of the cases, one that is not there."""
+    classes = {
+        label: regions for label, regions in clear_classes(image).items() if most is None or len(regions) <= most
+    }
+    is_negative = torch.rand((), generator=generator).item() < NEGATIVE_SHARE
+    if is_negative or not image.classes:
+        return asker.absent(image, generator), []
+    if not classes:
+        return None, []
+    label = pick(list(classes), generator)
+    return label, classes[label]
+
+
+def clear_classes(image: AnnotatedImage) -> dict[str, list[Region]]:
+    """Class -> its regions in reading order, of the classes all of whose regions are clear."""
+    by_label = defaultdict(list)
+    for region in sorted(image.regions, key=lambda region: (region.box[1], region.box[0], region.label)):
+        by_label[region.label].append(region)
+    return {label: regions for label, regions in sorted(by_label.items()) if all(region.is_clear for region in regions)}
+
+
+def references_to(regions: list[Region], size: tuple[int, int]) -> list[tuple[str, Region]]:
+    """Phrases that are true of one alone of several regions of a class, by a margin, and that region."""
+    if len(regions) < 2:
+        return []
+    label, (step_x, step_y) = regions[0].label, (POSITION_MARGIN * side for side in size)
+
+    def is_larger(a, b):
+        return a.area >= MARGIN * b.area and box_area(a.box) >= MARGIN * box_area(b.box)
+
+    stands_out = {
+        f"the largest {label}": is_larger,
+        f"the smallest {label}": lambda a, b: is_larger(b, a),
+        f"the leftmost {label}": lambda a, b: a.centre[0] + step_x <= b.centre[0] and a.box[0] < b.box[0],
+        f"the rightmost {label}": lambda a, b: a.centre[0] - step_x >= b.centre[0] and a.box[2] > b.box[2],
+        f"the topmost {label}": lambda a, b: a.centre[1] + step_y <= b.centre[1] and a.box[1] < b.box[1],
+        f"the bottommost {label}": lambda a, b: a.centre[1] - step_y >= b.centre[1] and a.box[3] > b.box[3],
+    }
+    for quarter, area in quarters(size).items():
+        stands_out[f"the {label} in the {quarter}"] = lambda a, b, quarter=quarter, area=area: (
+            quarter_of(a, size) == quarter and box_area(clip(b.box, area)) == 0
+        )
+    return [
+        (phrase, region)
+        for phrase, differs in stands_out.items()
+        for region in regions
+        if all(differs(region, other) for other in regions if other is not region)
+    ]
+
+
+def quarters(size: tuple[int, int]) -> dict[str, Box]:
+    width, height = size
+    corners = [(left, top) for top in (0, height / 2) for left in (0, width / 2)]
+    return {name: (x, y, x + width / 2, y + height / 2) for name, (x, y) in zip(QUARTERS, corners)}
+
+
+def quarter_of(region: Region, size: tuple[int, int]) -> str:
+    """The quarter that the centre of the region's box lies in."""
+    is_right, is_bottom = (centre >= side / 2 for centre, side in zip(region.centre, size))
+    return QUARTERS[2 * is_bottom + is_right]
+
+
+def grid_box(box: Box, size: tuple[int, int]) -> list[int]:
+    """A box on the grid of 0 to 1000: rounded, and outwards where rounding would leave no area."""
+    corners = []
+    for low, high, side in ((box[0], box[2], size[0]), (box[1], box[3], size[1])):
+        low, high = low * GRID / side, high * GRID / side
+        ends = round(low), round(high)
+        corners.append(ends if ends[0] < ends[1] else (min(math.floor(low), GRID - 1), max(math.ceil(high), 1)))
+    (left, right), (top, bottom) = corners
+    return [left, top, right, bottom]
+
+
+def format_boxes(phrase: str, boxes: list[Box], size: tuple[int, int]) -> str:
+    """InternVL's way of writing boxes: `<ref>phrase</ref><box>[[x1, y1, x2, y2], …]</box>`."""
+    return f"<ref>{phrase}</ref><box>{[grid_box(box, size) for box in boxes]}</box>"
+
+
+def overlap(first: Box, second: Box) -> float:
+    """Intersection over union."""
+    shared = box_area(clip(first, second))
+    return shared / (box_area(first) + box_area(second) - shared)
+
+
+def words_for(label: str) -> dict[str, str]:
+    return {"label": label, "labels": plural(label), "a_label": with_article(label)}
+
+
+def with_article(label: str) -> str:
+    is_vowel = label[:1].lower() in "aeiou" and not label.lower().startswith(("uni", "use", "util", "eu", "one"))
+    return f"{'an' if is_vowel else 'a'} {label}"
+
+
+def plural(label: str) -> str:
+    """The plural of the last word."""
+    *before, word = label.split(" ")
+    if word in IRREGULAR_PLURALS:
+        word = IRREGULAR_PLURALS[word]
+    elif word.endswith(("s", "x", "z", "ch", "sh")):
+        word += "es"
+    elif word.endswith("y") and word[-2:-1] not in tuple("aeiou"):
+        word = word[:-1] + "ies"
+    elif word not in SAME_PLURALS:
+        word += "s"
+    return " ".join([*before, word])
+
+
+def listing(items: Sequence[str], conjunction: str) -> str:
+    return f" {conjunction} ".join([", ".join(items[:-1]), items[-1]] if len(items) > 1 else items)
+
+
+def pick(items: Sequence[T], generator: torch.Generator) -> T:
+    return items[torch.randint(len(items), (), generator=generator).item()]
+
+
+def shuffled(items: Sequence[T], generator: torch.Generator) -> list[T]:
+    return [items[index] for index in torch.randperm(len(items), generator=generator).tolist()]

@@ -1,0 +1,55 @@
+"""Rows of instruction data as Parquet, in a folder that `load_dataset` opens, and on the Hub."""
+
+import subprocess
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+
+from datasets import Dataset, Features, Image, List, Value
+
+from .annotations import UNSPLIT
+
+FEATURES = Features(
+    {
+        "id": Value("string"),
+        "images": List(Image()),
+        "messages": List({"role": Value("string"), "content": Value("string")}),
+    }
+)
+SHARD_BYTES = 400 * 2**20
+
+
+def stored_split(split: str) -> str:
+    """The name of a split in the Parquet; the whole of a data set without splits is for training."""
+    return "train" if split == UNSPLIT else split
+
+
+def save_rows(rows: Iterable[dict], folder: Path, split: str, shard_bytes: int = SHARD_BYTES) -> list[Path]:
+    """Writes `SPLIT-00000.parquet`, …, in place of what the folder has of this split, one shard in memory at a time.
+
+    The images of a row are `{"bytes", "path"}`. A shard ends with the row that takes its images to `shard_bytes`.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    for path in folder.glob(f"{split}-[0-9]*.parquet"):
+        path.unlink()
+    shards, pending, size = [], [], 0
+
+    def flush():
+        shards.append(folder / f"{split}-{len(shards):05d}.parquet")
+        Dataset.from_list(pending, features=FEATURES).to_parquet(shards[-1])
+
+    for row in rows:
+        pending.append(row)
+        size += sum(len(image["bytes"]) for image in row["images"])
+        if size >= shard_bytes:
+            flush()
+            pending, size = [], 0
+    if pending:
+        flush()
+    return shards
+
+
+def push_folder(folder: Path, repo_id: str) -> int:
+    """Uploads a folder as a data set, a new one is private, with `recipes/push_to_hub.py`; returns its exit status."""
+    script = Path(__file__).parents[1] / "push_to_hub.py"
+    return subprocess.run([sys.executable, script, folder, repo_id, "--what", "dataset", "--private"]).returncode

@@ -1,0 +1,74 @@
+"""Windows of large scenes, and what of the annotation belongs to them."""
+
+import dataclasses
+import io
+from functools import lru_cache
+from pathlib import Path
+
+from PIL import Image
+
+from .annotations import AnnotatedImage, box_area, clip
+
+MIN_VISIBLE = 0.5  # share of a box that has to lie in a window for its object to be counted there
+
+
+def starts(begin: int, end: int, size: int, stride: int) -> list[int]:
+    """Where windows of `size` start so that they cover `begin` to `end`; the last one ends at `end`."""
+    return [*range(begin, end - size, stride), max(end - size, begin)]
+
+
+def windows_of(image: AnnotatedImage, size: int, overlap: int) -> list[AnnotatedImage]:
+    """An image as windows of at most `size` x `size`; whole if it is not larger.
+
+    Boxes are cut to the window; a region belongs to it if at least half of its box does. Classes of which smaller
+    parts are visible are in the window's `cut`.
+    """
+    width, height = image.size
+    if max(width, height) <= size:
+        return [image]
+    windows = []
+    for top in starts(0, height, size, size - overlap):
+        for left in starts(0, width, size, size - overlap):
+            right, bottom = min(left + size, width), min(top + size, height)
+            regions, cut_classes = [], set()
+            for region in image.regions:
+                cut = clip(region.box, (left, top, right, bottom))
+                share = box_area(cut) / box_area(region.box)
+                if share >= MIN_VISIBLE:
+                    box = (cut[0] - left, cut[1] - top, cut[2] - left, cut[3] - top)
+                    area = min(region.area * share, box_area(cut))
+                    regions.append(dataclasses.replace(region, box=box, area=area))
+                elif share > 0:
+                    cut_classes.add(region.label)
+            windows.append(
+                dataclasses.replace(
+                    image,
+                    id=f"{image.id}/{left}_{top}",
+                    size=(right - left, bottom - top),
+                    regions=tuple(regions),
+                    window=(left, top, right, bottom),
+                    cut=frozenset(cut_classes),
+                )
+            )
+    return windows
+
+
+def image_bytes(image: AnnotatedImage) -> list[dict]:
+    """The image's files as `datasets` stores them; a window is encoded again (PNG, or JPEG of quality 95 for JPEG)."""
+    if image.window is None:
+        return [{"bytes": path.read_bytes(), "path": path.name} for path in image.paths]
+    encoded = []
+    for path in image.paths:
+        scene, is_jpeg = open_scene(path)
+        buffer = io.BytesIO()
+        scene.crop(image.window).save(buffer, format="JPEG" if is_jpeg else "PNG", quality=95)
+        encoded.append({"bytes": buffer.getvalue(), "path": f"{path.stem}.{'jpg' if is_jpeg else 'png'}"})
+    return encoded
+
+
+@lru_cache(maxsize=1)
+def open_scene(path: Path) -> tuple[Image.Image, bool]:
+    """The decoded scene, kept for its next window, and whether it is a JPEG."""
+    with Image.open(path) as scene:
+        scene.load()
+        return scene, scene.format == "JPEG"

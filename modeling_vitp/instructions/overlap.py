@@ -1,0 +1,292 @@
+"""Images of a test set that are also in the training data: the same, near-duplicates, and crops of one another.
+
+Candidates come from two indices over the test images: a perceptual hash of the whole image in its eight flips and
+quarter turns, and local features (SIFT) in both mirrorings, matched to a place by a similarity transform. A candidate
+counts only if the pixels agree there: normalised cross-correlation of the two images, brought onto each other.
+"""
+
+import hashlib
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import cv2
+import numpy as np
+from datasets import Dataset, List, load_dataset
+from datasets import Image as ImageFeature
+from PIL import Image
+from torch.utils.data import DataLoader
+from tqdm.auto import tqdm
+
+from .collator import load_images
+from .sources import IMAGE_SUFFIXES, folder_cache
+
+HASH_SIDE = 8  # frequencies in each direction: 64 bits
+HASH_DISTANCE = 12  # bits, of 64, up to which two images are compared
+HASH_CHECK_SIDE = 64
+SIDE_LIMITS = (256, 1024)  # features are found with the long side brought into these limits
+PIXELS_PER_FEATURE = 400
+DESCRIPTOR_DISTANCE = 0.45  # of RootSIFT, whose largest is sqrt(2)
+NEIGHBOURS = 8
+MIN_MATCHES = 6
+MAX_CANDIDATES = 20
+TRANSFORM_ERROR = 4.0  # pixels
+MAX_SCALE = 16.0  # between the two images
+MIN_CORRELATION = 0.8
+MIN_SHARED_SIDE = 24  # pixels: smaller shared parts are not trusted
+MIN_CONTRAST = 4.0  # standard deviation in grey levels; flat images have nothing to compare
+WHOLE = 0.8  # share of both images that they share: a near-duplicate; less is a crop
+
+
+@dataclass(frozen=True)
+class Match:
+    """A test image that an image shares pixels with; `score` is their correlation there."""
+
+    test_image: str
+    kind: str  # "same", "near-duplicate" or "crop"
+    score: float
+
+
+@dataclass(frozen=True)
+class Fingerprint:
+    """What is kept of an image: a digest of its pixels, its hash in eight orientations, its features."""
+
+    digest: bytes
+    hashes: np.ndarray  # uint64, shape (8,)
+    points: np.ndarray  # float32, shape (num_features, 2), in pixels of `shrunk`
+    descriptors: np.ndarray  # float32, shape (num_features, 128), RootSIFT
+    has_contrast: bool
+
+
+def grey(image: Image.Image) -> np.ndarray:
+    """Grey levels, uint8, with the long side brought into `SIDE_LIMITS`; other depths are stretched to 8 bits."""
+    if image.mode in ("I", "F") or image.mode.startswith("I;16"):
+        values = np.asarray(image, dtype=np.float32)
+        low, high = values.min(), values.max()
+        pixels = ((values - low) * (255 / max(high - low, 1e-6))).astype(np.uint8)
+    else:
+        pixels = np.asarray(image.convert("L"))
+    side = max(pixels.shape)
+    scale = min(max(side, SIDE_LIMITS[0]), SIDE_LIMITS[1]) / side
+    if scale == 1:
+        return pixels
+    size = [max(round(length * scale), 1) for length in pixels.shape[::-1]]
+    return cv2.resize(pixels, size, interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_CUBIC)
+
+
+def fingerprint(image: Image.Image, pixels: np.ndarray) -> Fingerprint:
+    """Of an image and its `grey` pixels."""
+    sift = cv2.SIFT_create(nfeatures=max(pixels.size // PIXELS_PER_FEATURE, 50))
+    points, descriptors = sift.detectAndCompute(pixels, None)
+    if descriptors is None:
+        descriptors = np.zeros((0, 128), dtype=np.float32)
+    descriptors = np.sqrt(descriptors / np.maximum(descriptors.sum(axis=1, keepdims=True), 1e-6))
+    return Fingerprint(
+        pixel_digest(image),
+        hash_orientations(pixels),
+        np.array([point.pt for point in points], dtype=np.float32).reshape(-1, 2),
+        descriptors,
+        bool(pixels.std() >= MIN_CONTRAST),
+    )
+
+
+def pixel_digest(image: Image.Image) -> bytes:
+    return hashlib.sha256(f"{image.mode}{image.size}".encode() + image.tobytes()).digest()[:16]
+
+
+def hash_orientations(pixels: np.ndarray) -> np.ndarray:
+    """The perceptual hashes of an image in its eight flips and quarter turns, uint64 of shape (8,).
+
+    A bit says whether a low frequency of the 32 x 32 image is above the median of all. A flip changes the sign of the
+    odd frequencies and a transposition swaps the axes, so one transform serves all.
+    """
+    small = cv2.resize(pixels, (32, 32), interpolation=cv2.INTER_AREA).astype(np.float32)
+    low = cv2.dct(small)[:HASH_SIDE, :HASH_SIDE]
+    signs = np.where(np.arange(HASH_SIDE) % 2, -1, 1)
+    turned = [
+        block * rows * columns for block in (low, low.T) for rows in (1, signs[:, None]) for columns in (1, signs)
+    ]
+    flat = np.stack(turned).reshape(8, -1)
+    bits = flat[:, 1:] > np.median(flat[:, 1:], axis=1, keepdims=True)
+    return np.packbits(np.pad(bits, ((0, 0), (1, 0))), axis=1).view(np.uint64)[:, 0]
+
+
+def orientations(pixels: np.ndarray) -> list[np.ndarray]:
+    """The images that `hash_orientations` hashes, in its order."""
+    return [
+        np.ascontiguousarray(block[:: 1 - 2 * flip_rows, :: 1 - 2 * flip_columns])
+        for block in (pixels, pixels.T)
+        for flip_rows in (0, 1)
+        for flip_columns in (0, 1)
+    ]
+
+
+class TestImages:
+    """An index of test images that is asked for the ones that another image shares pixels with.
+
+    Args:
+        images: rows of undecoded images, see `load_images`.
+        names: of the images.
+        num_workers: processes that take the fingerprints.
+
+    Raises:
+        ValueError: names the image that cannot be read.
+    """
+
+    __test__ = False  # no test case, whatever pytest takes the name for
+
+    def __init__(self, images: Dataset, names: Sequence[str], num_workers: int = 0):
+        self.images, self.names = images, names
+        loader = DataLoader(range(len(names)), batch_size=8, num_workers=num_workers, collate_fn=self._fingerprints)
+        prints = [found for batch in tqdm(loader, desc="Test images", unit=" batches of 8") for found in batch]
+        self.by_digest = {print_.digest: index for index, print_ in enumerate(prints[::2])}
+        self.has_contrast = np.array([print_.has_contrast for print_ in prints[::2]])
+        self.hashes = np.stack([print_.hashes[0] for print_ in prints[::2]])
+        self.points = np.concatenate([print_.points for print_ in prints])
+        self.descriptors = np.concatenate([print_.descriptors for print_ in prints])
+        self.owners = np.repeat(np.arange(len(prints)), [len(print_.points) for print_ in prints])
+        self._index = self._build_index()  # before processes are forked, which then share it
+
+    def _build_index(self) -> "cv2.flann.Index | None":
+        if len(self.descriptors) <= NEIGHBOURS:
+            return None
+        cv2.setRNGSeed(0)  # of the k-d trees
+        return cv2.flann.Index(self.descriptors, {"algorithm": 1, "trees": 4})  # 1: that kind
+
+    def __getstate__(self):
+        return self.__dict__ | {"_index": None}  # OpenCV's index cannot be pickled
+
+    def __setstate__(self, state):
+        self.__dict__ = state
+        self._index = self._build_index()
+
+    def _fingerprints(self, indices: list[int]) -> list[Fingerprint]:
+        """Of images and their mirror images, in turn."""
+        cv2.setNumThreads(1)
+        images = [self._decode(index, mirrored) for index in indices for mirrored in (False, True)]
+        return [fingerprint(image, grey(image)) for image in images]
+
+    def _decode(self, index: int, mirrored: bool) -> Image.Image:
+        (image,) = load_images(self.images[index])
+        return image.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if mirrored else image
+
+    def _grey(self, owner: int) -> np.ndarray:
+        return grey(self._decode(owner // 2, owner % 2 == 1))
+
+    def find(self, image: Image.Image) -> list[Match]:
+        """The test images that an image shares pixels with, the best match of each, in order of their names."""
+        pixels = grey(image)
+        own = fingerprint(image, pixels)
+        found = {}
+        if own.digest in self.by_digest:
+            found[self.by_digest[own.digest]] = ("same", 1.0)
+        if own.has_contrast:
+            for index, kind, score in [*self._same_picture(pixels, own), *self._shared_part(pixels, own)]:
+                if index not in found or (score > found[index][1] and found[index][0] != "same"):
+                    found[index] = (kind, score)
+        return [Match(self.names[index], kind, round(score, 3)) for index, (kind, score) in sorted(found.items())]
+
+    def _same_picture(self, pixels: np.ndarray, own: Fingerprint):
+        distances = np.bitwise_count(self.hashes[:, None] ^ own.hashes)
+        for index in np.flatnonzero((distances.min(axis=1) <= HASH_DISTANCE) & self.has_contrast).tolist():
+            turned = orientations(pixels)[int(distances[index].argmin())]
+            score = correlation(*(shrink(image, HASH_CHECK_SIDE) for image in (turned, self._grey(2 * index))))
+            if score >= MIN_CORRELATION:
+                yield index, "near-duplicate", score
+
+    def _shared_part(self, pixels: np.ndarray, own: Fingerprint):
+        """Matches features, lets them vote for a test image, and compares the pixels where they say."""
+        if len(own.points) < MIN_MATCHES or self._index is None:
+            return
+        neighbours, distances = self._index.knnSearch(own.descriptors, NEIGHBOURS, params={"checks": 32})
+        is_close = distances <= DESCRIPTOR_DISTANCE**2
+        queries, targets = np.nonzero(is_close)[0], neighbours[is_close]
+        owners = self.owners[targets]
+        votes = Counter(dict(zip(*np.unique(np.unique(np.stack([owners, queries]), axis=1)[0], return_counts=True))))
+        for owner, count in votes.most_common(MAX_CANDIDATES):
+            if count < MIN_MATCHES:
+                return
+            chosen = owners == owner
+            match = self._compare(pixels, own.points[queries[chosen]], self.points[targets[chosen]], int(owner))
+            if match is not None:
+                yield match
+
+    def _compare(self, pixels: np.ndarray, points: np.ndarray, test_points: np.ndarray, owner: int):
+        """Fits a similarity transform to the matched points and correlates the pixels that it lays on each other."""
+        transform, inliers = cv2.estimateAffinePartial2D(
+            points, test_points, method=cv2.RANSAC, ransacReprojThreshold=TRANSFORM_ERROR
+        )
+        if transform is None or inliers.sum() < MIN_MATCHES:
+            return None
+        test = self._grey(owner)
+        scale = float(np.hypot(*transform[:, 0]))
+        if not 1 / MAX_SCALE <= scale <= MAX_SCALE:
+            return None
+        if scale > 1:  # compare at the coarser resolution of the two
+            test, pixels, transform = pixels, test, cv2.invertAffineTransform(transform)
+        ratio = min(scale, 1 / scale)
+        size = test.shape[::-1]
+        blurred = cv2.GaussianBlur(pixels, (0, 0), 0.5 / ratio) if ratio < 0.8 else pixels
+        warped = cv2.warpAffine(blurred, transform, size, flags=cv2.INTER_LINEAR)
+        covered = cv2.warpAffine(np.ones_like(pixels), transform, size, flags=cv2.INTER_NEAREST).astype(bool)
+        area = covered.sum()
+        if area < MIN_SHARED_SIDE**2 or test[covered].std() < MIN_CONTRAST:
+            return None
+        score = correlation(*(cv2.GaussianBlur(image, (0, 0), 1)[covered] for image in (warped, test)))
+        if score < MIN_CORRELATION:
+            return None
+        shares = area / test.size, area / ratio**2 / pixels.size
+        return owner // 2, "near-duplicate" if min(shares) >= WHOLE else "crop", score
+
+
+def shrink(pixels: np.ndarray, side: int) -> np.ndarray:
+    return cv2.resize(pixels, (side, side), interpolation=cv2.INTER_AREA)
+
+
+def correlation(first: np.ndarray, second: np.ndarray) -> float:
+    """Normalised cross-correlation of two arrays of one shape; 0 if either is constant."""
+    first, second = (values.astype(np.float64) - values.mean() for values in (first, second))
+    norm = np.sqrt((first**2).sum() * (second**2).sum())
+    return float((first * second).sum() / norm) if norm > 0 else 0.0
+
+
+def load_test_images(where: str, split: str = "test", num_workers: int = 0) -> TestImages:
+    """Indexes a folder of images, or a split of a data set (a folder of Parquet files, or a Hub id).
+
+    Raises:
+        ValueError: if there are no images, or one of them cannot be read.
+    """
+    folder = Path(where)
+    if folder.is_dir() and not any(folder.rglob("*.parquet")):
+        files = [path for path in sorted(folder.rglob("*")) if path.suffix.lower() in IMAGE_SUFFIXES]
+        images = Dataset.from_dict({"image": list(map(str, files))})
+        names = [path.relative_to(folder).as_posix() for path in files]
+    else:
+        cache = folder_cache(folder) if folder.is_dir() else None
+        splits = load_dataset(where, cache_dir=cache)
+        if split not in splits:
+            raise ValueError(f"{where} has no split {split!r}, only {sorted(splits)}.")
+        images, names = images_of(splits[split], where)
+    if not names:
+        raise ValueError(f"There are no images in {where}.")
+    return TestImages(images.cast_column("image", ImageFeature(decode=False)), names, num_workers)
+
+
+def images_of(dataset: Dataset, where: str) -> tuple[Dataset, list[str]]:
+    """The images of a data set's rows, one a row, and their names."""
+    if "id" not in dataset.column_names:
+        dataset = dataset.add_column("id", list(range(len(dataset))))
+    if "image" in dataset.column_names:
+        return dataset.select_columns("image"), list(map(str, dataset["id"]))
+    if "images" not in dataset.column_names:
+        raise ValueError(f"{where} has neither a column image nor images, only {dataset.column_names}.")
+
+    def flatten(rows):
+        pairs = [(row_id, place) for row_id, images in zip(rows["id"], rows["images"]) for place in range(len(images))]
+        images = [image for images in rows["images"] for image in images]
+        return {"image": images, "name": [f"{row_id}[{place}]" for row_id, place in pairs]}
+
+    lists = dataset.select_columns(["id", "images"]).cast_column("images", List(ImageFeature(decode=False)))
+    flat = lists.map(flatten, batched=True, remove_columns=["id", "images"])
+    return flat.select_columns("image"), flat["name"]

@@ -1,0 +1,348 @@
+"""What is wrong with the rows of a mixture: every row of every source is read once and looked at from all sides."""
+
+import hashlib
+import json
+import re
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import cv2
+import matplotlib
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+import numpy as np
+import PIL.Image
+from datasets import Dataset
+from torch.utils.data import DataLoader
+from tqdm.auto import tqdm
+from transformers import AutoConfig
+from transformers.models.got_ocr2.image_processing_got_ocr2 import get_optimal_tiled_canvas
+
+from ..cards.sections import table
+from ..processing_vitp import ViTPProcessor, check_messages, message_texts
+from ..vrl import num_kept_tokens
+from .collator import SourceSettings, check_answers, load_images
+from .overlap import Match, TestImages, pixel_digest
+from .sources import Mixture, Source, read_source
+
+GRID = 1000
+TILE, MAX_PATCHES = (448, 448), 12  # InternVL's
+BATCH_SIZE = 16
+MAX_EXAMPLES = 20  # rows named in the report, of each problem of a source
+TOKENS_PER_BIN = 128
+ERRORS = {
+    "malformed": "no conversation can be read from the row",
+    "image missing": "an image is not where the row says",
+    "image unreadable": "an image is there but cannot be decoded",
+    "image places": "images and the places for them differ in number",
+    "empty answer": "an answer is empty, or there is none",
+    "box": "a box is not of four integers from 0 to 1000, or has no area",
+    "too long": "more tokens than max_length after the drop: training would cut the answer or stop",
+    "overlap": "an image is in the test set, whole or in part",
+}
+WARNINGS = {
+    "duplicate": "the same images and messages as an earlier row of the mixture",
+    "loose box": "four numbers in brackets, no box on the grid, in a source that is not for grounding",
+}
+BOXES = re.compile(r"<box>(.*?)</box>", re.DOTALL)
+BOX = re.compile(r"\[\s*([^\[\],]+?)\s*,\s*([^\[\],]+?)\s*,\s*([^\[\],]+?)\s*,\s*([^\[\],]+?)\s*\]")
+NUMBERS = re.compile(r"\[\s*(-?[\d.]+)\s*,\s*(-?[\d.]+)\s*,\s*(-?[\d.]+)\s*,\s*(-?[\d.]+)\s*\]")
+
+
+@dataclass
+class RowReport:
+    """What was found in a row: its problems, tiles and tokens (`None` if they cannot be counted).
+
+    `digest` is that of what the row shows and says, `None` if that cannot be read; `matches` has the place of an image
+    in the row with a test image that it matches.
+    """
+
+    id: str
+    problems: list[tuple[str, str]]
+    tiles: int
+    tokens: int | None
+    digest: bytes | None
+    matches: list[tuple[int, Match]]
+
+
+@dataclass
+class SourceReport:
+    """What was found in a source; `error` is set if it could not be read to its end."""
+
+    name: str
+    rows: int = 0
+    error: str | None = None
+    counts: Counter = field(default_factory=Counter)  # problem -> rows that have it
+    examples: dict[str, list[dict]] = field(default_factory=dict)
+    tiles: Counter = field(default_factory=Counter)  # number of tiles -> rows
+    tokens: Counter = field(default_factory=Counter)  # tokens after the drop -> rows
+    overlap: list[dict] = field(default_factory=list)
+
+    @property
+    def passed(self) -> bool:
+        return self.error is None and not any(self.counts[kind] for kind in ERRORS)
+
+    def add(self, row: RowReport, is_duplicate: bool) -> None:
+        self.rows += 1
+        problems = [*row.problems, *([("duplicate", WARNINGS["duplicate"])] if is_duplicate else [])]
+        for place, match in row.matches:
+            self.overlap.append({"id": row.id, "image": place, **vars(match)})
+            problems.append(("overlap", f"image {place}: {match.kind} of {match.test_image}, {match.score:.2f}"))
+        for kind, text in problems:
+            examples = self.examples.setdefault(kind, [])
+            if len(examples) < MAX_EXAMPLES:
+                examples.append({"id": row.id, "problem": text})
+        self.counts.update({kind for kind, _ in problems})
+        self.tiles[row.tiles] += 1
+        if row.tokens is not None:
+            self.tokens[row.tokens] += 1
+
+    def to_dict(self) -> dict:
+        return {
+            "rows": self.rows,
+            "passed": self.passed,
+            "error": self.error,
+            "problems": {kind: self.counts[kind] for kind in (*ERRORS, *WARNINGS)},
+            "examples": self.examples,
+            "tiles": histogram(self.tiles),
+            "tokens": histogram(self.tokens),
+            "overlap": self.overlap,
+        }
+
+
+def histogram(counts: Counter) -> dict | None:
+    """Mean, median, 95th percentile, maximum and the counts of all values."""
+    if not counts:
+        return None
+    values, numbers = np.array(sorted(counts.items())).T
+    shares = numbers.cumsum() / numbers.sum()
+    return {
+        "mean": round(float((values * numbers).sum() / numbers.sum()), 2),
+        "median": int(values[np.searchsorted(shares, 0.5)]),
+        "p95": int(values[np.searchsorted(shares, 0.95)]),
+        "max": int(values[-1]),
+        "counts": {int(value): int(number) for value, number in zip(values, numbers)},
+    }
+
+
+@dataclass
+class RowChecker:
+    """Looks at batches of rows of one source, in the workers of a data loader.
+
+    Args:
+        source: whose rows they are.
+        processor: counts tokens and gives the tile size; without it tiles are InternVL's and tokens not counted.
+        max_length, vrl_drop_ratio, max_patches: as in training. The source's own `max_patches` goes first; where
+            neither is given it is the processor's.
+        test_images: of which none should be in the data.
+    """
+
+    source: Source
+    processor: ViTPProcessor | None = None
+    max_length: int | None = None
+    vrl_drop_ratio: float = 0.0
+    max_patches: int | None = None
+    test_images: TestImages | None = None
+
+    def __post_init__(self):
+        self._matches = {}  # digest of an image -> its matches: many rows share an image
+
+    def __call__(self, rows: list[dict]) -> list[RowReport]:
+        cv2.setNumThreads(1)
+        return [self.check(row) for row in rows]
+
+    def check(self, row: dict) -> RowReport:
+        problems, images = [], []
+        if row["error"]:
+            kind = "image places" if "image place" in row["error"] else "malformed"
+            return RowReport(row["id"], [(kind, row["error"])], 0, None, None, [])
+        for place, stored in enumerate(row["images"]):
+            try:
+                images += load_images({"images": [stored]})
+            except ValueError as error:
+                is_missing = isinstance(error.__cause__, FileNotFoundError)
+                text = str(error).replace("image 0", f"image {place}", 1)
+                problems.append(("image missing" if is_missing else "image unreadable", text))
+        problems += self.check_messages(row)
+        settings, is_whole = self.source.settings, len(images) == len(row["images"])
+        tiles = self.count_tiles(images, settings)
+        tokens = None
+        if self.processor is not None and is_whole and not any(kind == "malformed" for kind, _ in problems):
+            tokens = self.count_tokens(row["messages"], tiles, len(images), settings)
+            if self.max_length is not None and tokens > self.max_length:
+                problems.append(("too long", f"{tokens} tokens, max_length={self.max_length}"))
+        digests = [pixel_digest(image) for image in images]
+        digest = digest_of(row["messages"], digests) if is_whole else None
+        return RowReport(row["id"], problems, tiles, tokens, digest, self.matches(images, digests))
+
+    def check_messages(self, row: dict) -> list[tuple[str, str]]:
+        messages, problems = row["messages"], []
+        try:
+            check_messages(messages)
+        except ValueError as error:
+            return [("malformed", str(error))]
+        places = sum(part["type"] == "image" for message in messages for part in message["content"])
+        if places != len(row["images"]):
+            problems.append(("image places", f"{len(row['images'])} image(s), {places} image place(s)"))
+        try:
+            check_answers(messages)
+        except ValueError as error:
+            problems.append(("empty answer", str(error)))
+        for index, message in enumerate(messages):
+            wrong, loose = wrong_boxes("".join(message_texts(message)))
+            if "grounding" in self.source.tasks:
+                wrong, loose = wrong + loose, []
+            problems += [("box", f"message {index}: {box}") for box in wrong[:1]]
+            problems += [("loose box", f"message {index}: {box}") for box in loose[:1]]
+        return problems
+
+    def count_tiles(self, images: list, settings: SourceSettings) -> int:
+        """Tiles of a sample, thumbnails included, cut as the processor cuts them."""
+        size, min_patches, max_patches = TILE, 1, MAX_PATCHES
+        if self.processor is not None:
+            image_processor = self.processor.image_processor
+            size = (image_processor.size["height"], image_processor.size["width"])
+            min_patches, max_patches = image_processor.min_patches, image_processor.max_patches
+        budget = settings.max_patches or self.max_patches or max_patches
+        total = 0
+        for image in images:
+            limit = max(budget // len(images), min_patches, 1)
+            height, width = size_of(image) if settings.image_size is None else (settings.image_size,) * 2
+            columns, rows = get_optimal_tiled_canvas((height, width), size, min_patches, limit)
+            total += columns * rows + (columns * rows > 1)
+        return total
+
+    def count_tokens(self, messages: list[dict], tiles: int, num_images: int, settings: SourceSettings) -> int:
+        """Length of the sample as the language model sees it, after the drop."""
+        if settings.system_prompt is not None and messages[0]["role"] != "system":
+            messages = [{"role": "system", "content": settings.system_prompt}, *messages]
+        text = self.processor.apply_chat_template(messages, tokenize=False)
+        num_text = len(self.processor.tokenizer(text, add_special_tokens=False)["input_ids"])
+        visual = num_kept_tokens(tiles * self.processor.image_seq_length, self.vrl_drop_ratio)
+        return num_text + num_images + visual  # a place is one token of the text, and start and end make it two
+
+    def matches(self, images: list, digests: list[bytes]) -> list[tuple[int, Match]]:
+        if self.test_images is None:
+            return []
+        found = []
+        for place, (image, digest) in enumerate(zip(images, digests)):
+            if digest not in self._matches:
+                self._matches[digest] = self.test_images.find(image)
+            found += [(place, match) for match in self._matches[digest]]
+        return found
+
+
+def size_of(image) -> tuple[int, int]:
+    return image.size[::-1] if isinstance(image, PIL.Image.Image) else image.shape[:2]
+
+
+def wrong_boxes(text: str) -> tuple[list[str], list[str]]:
+    """What in a text is no box on the grid with an area: between `<box>` and `</box>`, and in other brackets."""
+    wrong = []
+    for inner in BOXES.findall(text):
+        boxes = BOX.findall(inner)
+        if not boxes:
+            wrong.append(f"<box>{inner}</box> holds no box")
+        wrong += [f"[{', '.join(box)}]" for box in boxes if not is_box(box)]
+    rest = BOXES.sub("", text)
+    return wrong, [f"[{', '.join(box)}]" for box in NUMBERS.findall(rest) if not is_box(box)]
+
+
+def is_box(corners: tuple[str, ...]) -> bool:
+    if not all(re.fullmatch(r"\d+", corner) for corner in corners):
+        return False
+    left, top, right, bottom = map(int, corners)
+    return left < right <= GRID and top < bottom <= GRID
+
+
+def digest_of(messages: list[dict], image_digests: list[bytes]) -> bytes:
+    """Of what a row shows and says, whatever its id."""
+    content = json.dumps(messages, sort_keys=True).encode()
+    return hashlib.sha256(b"".join(image_digests) + content).digest()[:16]
+
+
+def validate(
+    mixture: Mixture,
+    num_workers: int,
+    processor: ViTPProcessor | None = None,
+    test_images: TestImages | None = None,
+    **options,
+) -> list[SourceReport]:
+    """Reads every row of every source once, in `num_workers` processes; `options` are those of `RowChecker`.
+
+    A stream is read by one process. A source that cannot be read is reported, and the others are read.
+    """
+    seen, reports = set(), []
+    for source in mixture.sources:
+        report = SourceReport(source.name)
+        reports.append(report)
+        checker = RowChecker(source, processor, test_images=test_images, **options)
+        try:
+            for row in read_rows(source, checker, num_workers):
+                report.add(row, is_duplicate=row.digest in seen)
+                seen.update({row.digest} - {None})
+        except Exception as error:  # whatever a source does; the others are still to be read
+            report.error = " ".join(str(error).split())
+    return reports
+
+
+def read_rows(source: Source, checker: RowChecker, num_workers: int) -> Iterable[RowReport]:
+    rows = read_source(source)
+    is_map_style = isinstance(rows, Dataset)
+    loader = DataLoader(
+        rows,
+        batch_size=BATCH_SIZE,
+        num_workers=num_workers if is_map_style else min(num_workers, 1),
+        collate_fn=checker,
+    )
+    with tqdm(total=len(rows) if is_map_style else source.rows, desc=source.name, unit=" rows") as progress:
+        for batch in loader:
+            yield from batch
+            progress.update(len(batch))
+
+
+def load_processor(name: str) -> ViTPProcessor:
+    """The processor of a ViTP or a transformers InternVL checkpoint, without its weights."""
+    from ..training.start import internvl_processor
+
+    is_internvl = AutoConfig.from_pretrained(name).model_type == "internvl"
+    return internvl_processor(name) if is_internvl else ViTPProcessor.from_pretrained(name)
+
+
+def summary_table(reports: list[SourceReport]) -> str:
+    """A Markdown table of all sources; a column for each problem that any of them has."""
+    kinds = [kind for kind in (*ERRORS, *WARNINGS) if any(report.counts[kind] for report in reports)]
+    header = ["source", "rows", "tiles (mean)", "tokens (median, 95%, max)", *kinds, ""]
+    lines = []
+    for report in reports:
+        tiles, tokens = histogram(report.tiles), histogram(report.tokens)
+        lengths = f"{tokens['median']}, {tokens['p95']}, {tokens['max']}" if tokens else "not counted"
+        verdict = "passed" if report.passed else report.error or "failed"
+        cells = [report.name, report.rows, tiles["mean"] if tiles else "", lengths]
+        lines.append([*cells, *(report.counts[kind] for kind in kinds), verdict])
+    return table(header, lines)
+
+
+def draw_histograms(reports: list[SourceReport], max_length: int | None, path: Path) -> None:
+    """Tokens and tiles of the rows, a line of two pictures for each source."""
+    figure, axes = plt.subplots(
+        len(reports), 2, figsize=(9, 1.2 + 1.3 * len(reports)), layout="constrained", squeeze=False, sharex="col"
+    )
+    for (left, right), report in zip(axes, reports):
+        if report.tokens:
+            bins = np.arange(0, max(*report.tokens, max_length or 0) + TOKENS_PER_BIN, TOKENS_PER_BIN)
+            left.hist(list(report.tokens), bins=bins, weights=list(report.tokens.values()))
+        else:
+            left.text(0.5, 0.5, "not counted", transform=left.transAxes, ha="center", va="center")
+        if max_length is not None:
+            left.axvline(max_length, color="tab:red", linewidth=1)
+        right.bar(list(report.tiles), list(report.tiles.values()))
+        right.xaxis.get_major_locator().set_params(integer=True)
+        left.set_ylabel(report.name, rotation=0, ha="right", va="center", fontsize=8)
+    axes[-1, 0].set_xlabel("tokens of a row, after the drop" + (" (red: max_length)" if max_length else ""))
+    axes[-1, 1].set_xlabel("tiles of a row, thumbnails included")
+    figure.savefig(path, dpi=110)
+    plt.close(figure)

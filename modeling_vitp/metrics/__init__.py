@@ -1,0 +1,1 @@
+"""Metrics that `evaluate` loads, and what they share."""

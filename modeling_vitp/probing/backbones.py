@@ -1,0 +1,156 @@
+"""Backbones of any kind, and what they see and give: an image as one tile, tokens as a map."""
+
+import inspect
+import math
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torchvision.transforms.v2 import InterpolationMode
+from torchvision.transforms.v2 import functional as F
+from transformers import AutoConfig, AutoImageProcessor, AutoModel, BaseImageProcessor, PreTrainedModel, set_seed
+from transformers.image_utils import ChannelDimension
+from transformers.utils.hub import resolve_revision
+
+from ..instructions.sources import folder_cache
+
+POOLINGS = ("mean", "cls", "cls_mean")
+
+
+@dataclass
+class Backbone:
+    """
+    Args:
+        name: as it is shown.
+        model: the vision model, of a model with other parts too, in evaluation mode.
+        image_processor: its own.
+        input_spec: by which its image processor reads images that are not 8-bit RGB, see [`~modeling_vitp.InputSpec`];
+            taken out of the image processor, which is then given 8-bit RGB.
+        revision: the commit, of one from the Hub.
+        state: of its files and weights, so that stored features are of these.
+    """
+
+    name: str
+    model: PreTrainedModel
+    image_processor: BaseImageProcessor
+    input_spec: dict | None
+    revision: str | None
+    state: str
+
+    @torch.no_grad()
+    def tokens(self, pixels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """
+        Args:
+            pixels: float32 of shape `(batch, 3, height, width)`.
+
+        Returns:
+            float32: what precedes the patch tokens, `(batch, tokens, width)`, such as the CLS token; and the patch
+            tokens as maps, `(batch, rows, columns, width)`.
+
+        Raises:
+            ValueError: if the model's output has no place in the image.
+        """
+        model, options = self.model, {}
+        if "interpolate_pos_encoding" in inspect.signature(model.forward).parameters:
+            options["interpolate_pos_encoding"] = True
+        states = model(pixel_values=pixels.to(model.device, model.dtype), **options).last_hidden_state.float()
+        if states.ndim == 4:
+            return states.new_zeros(len(states), 0, states.shape[1]), states.permute(0, 2, 3, 1)
+        rows, columns = self._grid(states.shape[1], *pixels.shape[-2:])
+        prefix = states.shape[1] - rows * columns
+        return states[:, :prefix], states[:, prefix:].unflatten(1, (rows, columns))
+
+    def _grid(self, tokens: int, height: int, width: int) -> tuple[int, int]:
+        patch = getattr(self.model.config, "patch_size", None)
+        if patch is not None:
+            patch = (patch, patch) if isinstance(patch, int) else tuple(patch)
+            rows, columns = height // patch[0], width // patch[1]
+            if tokens >= rows * columns:
+                return rows, columns
+            merged = math.isqrt(rows * columns // tokens)  # where layers merge patches, as in Swin
+            if (rows // merged) * (columns // merged) == tokens:
+                return rows // merged, columns // merged
+        raise ValueError(f"{self.name} gives {tokens} tokens of an image of {width} x {height}: no map can be made.")
+
+    def pool(self, pixels: torch.Tensor, pooling: str) -> torch.Tensor:
+        """One vector an image, float32 of shape `(batch, width)`; of twice the width for `cls_mean`."""
+        prefix, maps = self.tokens(pixels)
+        mean = maps.mean((1, 2))
+        if pooling == "mean":
+            return mean
+        if not prefix.shape[1]:
+            raise ValueError(f"{self.name} has no CLS token: pooling={pooling!r} cannot be had, 'mean' can.")
+        return prefix[:, 0] if pooling == "cls" else torch.cat([prefix[:, 0], mean], dim=-1)
+
+
+def load_backbone(
+    name: str, device: str | torch.device = "cpu", dtype: str = "float32", random_seed: int | None = None
+) -> Backbone:
+    """
+    Args:
+        name: folder or Hub id of an exported backbone or of another model that `AutoModel` opens, with its image
+            processor; `ID@REVISION` for a branch, tag or commit.
+        random_seed: gives it random weights instead of its own, to compare with.
+
+    Raises:
+        ValueError: if there is no such model or image processor, or the model takes no images.
+    """
+    where, _, revision = (name, "", "") if Path(name).exists() else name.partition("@")
+    commit = None if Path(where).exists() else commit_of(where, revision or "main")
+    revision = {"revision": commit or revision or "main"}
+    try:
+        config = AutoConfig.from_pretrained(where, **revision)
+        image_processor = AutoImageProcessor.from_pretrained(where, **revision)
+        if random_seed is None:
+            model = AutoModel.from_pretrained(where, dtype=dtype, **revision)
+        else:
+            set_seed(random_seed)
+            model = AutoModel.from_config(config, dtype=dtype)
+            name = f"{name}, random weights"
+    except (OSError, ValueError) as error:
+        raise ValueError(f"The backbone {name} cannot be loaded: {str(error).splitlines()[0]}") from error
+    encoder = model.get_encoder(modality="image")
+    if encoder.main_input_name != "pixel_values":
+        raise ValueError(f"The backbone {name} is a {config.model_type!r} model, which takes no images.")
+    spec = getattr(image_processor, "input_spec", None)
+    if spec is not None:
+        image_processor.input_spec = None
+    state = f"{folder_cache(Path(where)) if Path(where).is_dir() else commit} {random_seed}"
+    return Backbone(name, encoder.to(device).eval(), image_processor, spec, commit, state)
+
+
+def commit_of(repo_id: str, revision: str) -> str | None:
+    """The commit that a revision stands for, on the Hub or, offline, in its cache; `None` if it cannot be told."""
+    return getattr(resolve_revision(repo_id, revision), "resolved", None)
+
+
+class Preprocessing:
+    """What a backbone's image processor makes of an 8-bit image.
+
+    Args:
+        image_processor: of the backbone.
+        image_size: side of the square that an image is resized to (bicubic) in place of the image processor's own
+            resizing and cropping.
+    """
+
+    def __init__(self, image_processor: BaseImageProcessor, image_size: int | None):
+        self.image_processor, self.image_size = image_processor, image_size
+        off = ["crop_to_patches"] + (["do_resize", "do_center_crop"] if image_size else [])
+        self.options = {name: False for name in off if getattr(image_processor, name, None) is not None}
+
+    def __call__(self, image: torch.Tensor) -> torch.Tensor:
+        """uint8 of shape `(3, height, width)` to what the backbone takes, float32 of the same layout."""
+        if self.image_size:
+            size = [self.image_size, self.image_size]
+            image = F.resize(image, size, InterpolationMode.BICUBIC, antialias=True)
+        options = {"input_data_format": ChannelDimension.FIRST, "return_tensors": "pt", **self.options}
+        return self.image_processor(image, **options)["pixel_values"][0]
+
+
+def square_size(image_processor: BaseImageProcessor) -> int:
+    """The side of the tile that an image processor makes, in pixels."""
+    for name in ("crop_size", "size"):
+        size = getattr(image_processor, name, None)
+        if size is not None and (size.height or size.shortest_edge):
+            return size.height or size.shortest_edge
+    raise ValueError(f"{type(image_processor).__name__} has no size: give image_size.")

@@ -1,0 +1,139 @@
+"""Images with one class each, of a folder or a Hub data set."""
+
+from functools import partial
+from pathlib import Path
+
+import datasets
+import numpy as np
+import torch
+from transformers.image_utils import ChannelDimension
+
+from ..dense.samples import is_tiff, read_image
+from ..image_processing_vitp import InputSpec
+from ..image_processing_vitp_dense import ViTPSegmentationImageProcessor
+from ..instructions.collator import load_images
+from ..instructions.sources import folder_cache, retry
+
+
+class LabelledImages(torch.utils.data.Dataset):
+    """Rows of a `datasets` data set. An item is an image, uint8 of shape `(3, height, width)`.
+
+    Args:
+        rows: with a column of images, which are not decoded yet.
+        where: the data set and its split, for errors.
+        image_column: its name.
+        input_spec: how images that are not 8-bit RGB become so, see [`~modeling_vitp.InputSpec`].
+    """
+
+    def __init__(self, rows: datasets.Dataset, where: str, image_column: str, input_spec: dict | None = None):
+        self.rows, self.where, self.column = rows, where, image_column
+        self.spec = None if input_spec is None else InputSpec.from_dict(input_spec)
+        self.image_processor = ViTPSegmentationImageProcessor()
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def name(self, index: int) -> str:
+        """For errors: the row, and its file if it has one."""
+        stored = self.rows[index][self.column]
+        path = stored.get("path") if isinstance(stored, dict) else None
+        return f"{self.where}, row {index}" + (f" ({path})" if path else "")
+
+    def __getitem__(self, index: int) -> torch.Tensor:
+        stored = self.rows[index][self.column]
+        try:
+            if stored["path"] and is_tiff(Path(stored["path"])) and Path(stored["path"]).is_file():
+                image = read_image(Path(stored["path"]), None)
+            else:
+                (image,) = load_images({"image": stored})
+            layout = {"input_data_format": ChannelDimension.LAST} if isinstance(image, np.ndarray) else {}
+            return self.image_processor.process_image(image, spec=self.spec, **layout).round().to(torch.uint8)
+        except (OSError, ValueError) as error:
+            raise ValueError(f"{self.name(index)}: {error}") from error
+
+
+def open_splits(
+    name: str,
+    config: str | None,
+    train_split: str,
+    test_split: str,
+    test_share: float | None = None,
+    image_column: str = "image",
+    label_column: str = "label",
+) -> tuple[dict[str, datasets.Dataset], dict[str, np.ndarray], list[str]]:
+    """
+    Args:
+        name: Hub id, or a folder with Parquet files or with images as `split/class/name.png`.
+        config: the data set's configuration, if it has several.
+        test_share: where there is no test split, the share of `train_split` that is held out, of each class.
+
+    Returns:
+        Under `train` and `test`, the rows, with images undecoded, and their classes, int64 of shape `(rows,)`; and the
+        names of the classes that training has.
+
+    Raises:
+        ValueError: if the data set, a split or a column is not there, a row has no class, or a class of the test is
+            not in training.
+    """
+    cache = folder_cache(Path(name)) if Path(name).is_dir() else None
+    try:
+        splits = retry(partial(datasets.load_dataset, name, config, cache_dir=cache), name)
+    except (OSError, ValueError) as error:
+        raise ValueError(f"The data set {name} cannot be opened: {str(error).splitlines()[0]}") from error
+    wanted = [train_split] if test_share is not None else [train_split, test_split]
+    for split in wanted:
+        if split not in splits:
+            raise ValueError(
+                f"{name} has no split {split!r}, only {sorted(splits)}: give train_split and test_split, or test_share "
+                "to hold out a part."
+            )
+        for role, column in (("image", image_column), ("label", label_column)):
+            if column not in splits[split].column_names:
+                raise ValueError(
+                    f"{name} has no column {column!r}, only {splits[split].column_names}: give {role}_column."
+                )
+        if not isinstance(splits[split].features[image_column], datasets.Image):
+            raise ValueError(f"The column {image_column!r} of {name} is no column of images.")
+    opened = [splits[split].cast_column(image_column, datasets.Image(decode=False)) for split in wanted]
+    if train_split == test_split and test_share is None:
+        raise ValueError(f"Split {train_split!r} is trained and tested on: give another test_split, or test_share.")
+    stored = [values_of(rows, label_column, f"{name}, split {split!r}") for rows, split in zip(opened, wanted)]
+    names = sorted(set(stored[0]), key=lambda value: (str(type(value)), value))
+    index = {value: place for place, value in enumerate(names)}
+    unknown = sorted({str(value) for value in stored[-1] if value not in index})
+    if unknown:
+        raise ValueError(f"{name}: the classes {unknown} of split {test_split!r} have no image in {train_split!r}.")
+    labels = [np.array([index[value] for value in values], dtype=np.int64) for values in stored]
+    if len(names) < 2:
+        raise ValueError(f"{name}, split {train_split!r}, has images of one class alone, {names[0]!r}.")
+    if test_share is not None:
+        train, test = hold_out(labels[0], test_share)
+        opened = [opened[0].select(train), opened[0].select(test)]
+        labels = [labels[0][train], labels[0][test]]
+    roles = ("train", "test")
+    return dict(zip(roles, opened)), dict(zip(roles, labels)), [str(value) for value in names]
+
+
+def values_of(rows: datasets.Dataset, column: str, where: str) -> list:
+    """The label of each row: the name of its class where the data set knows it."""
+    feature, values = rows.features[column], rows[column]
+    for place, value in enumerate(values):
+        if value is None or (isinstance(feature, datasets.ClassLabel) and value < 0):
+            raise ValueError(f"{where}, row {place}, has no {column}.")
+        if isinstance(value, (list, dict)):
+            raise ValueError(f"{where}, row {place}: {column} is {str(value)[:80]}, but one class is needed.")
+    return feature.int2str(list(values)) if isinstance(feature, datasets.ClassLabel) else list(values)
+
+
+def hold_out(labels: np.ndarray, share: float) -> tuple[np.ndarray, np.ndarray]:
+    """Images to train and to test on, `share` of each class, chosen by a fixed draw, for every seed the same.
+
+    Raises:
+        ValueError: if the share is not between 0 and 1.
+    """
+    if not 0 < share < 1:
+        raise ValueError(f"test_share={share} must be above 0 and below 1.")
+    order = np.random.default_rng(0).permutation(len(labels))
+    test = [order[labels[order] == label] for label in np.unique(labels)]
+    test = np.sort(np.concatenate([images[: int(share * len(images) + 0.5)] for images in test]))
+    return np.setdiff1d(np.arange(len(labels)), test), test

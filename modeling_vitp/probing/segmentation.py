@@ -1,0 +1,160 @@
+"""Classes of pixels, by a linear layer on each patch."""
+
+import dataclasses
+import logging
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import evaluate
+import numpy as np
+import torch
+from torch.nn import functional as F
+from tqdm import tqdm
+
+from ..dense.classes import IGNORE_INDEX
+from ..dense.data import ClassPixels, DenseData
+from ..dense.samples import ImageFiles, MaskedImages
+from ..dense.trainer import METRICS, name_classes
+from .backbones import Backbone, square_size
+from .features import extract
+from .few_labels import Labels
+from .heads import LinearProbe, fit_linear
+
+logger = logging.getLogger(__name__)
+
+
+class Images(torch.utils.data.Dataset):
+    """The images of samples without their masks."""
+
+    def __init__(self, samples: MaskedImages):
+        self.samples = samples
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    def __getitem__(self, index: int) -> torch.Tensor:
+        sample = self.samples[index]
+        if len(sample["images"]) > 1:
+            raise ValueError(f"{sample['id']} is a pair of images: probes read one.")
+        return sample["images"][0]
+
+
+class Segmentation:
+    """
+    Args:
+        data: see [`~dense.data.DenseData`]. Its input spec is for all backbones; without one, each reads images by its
+            own (but volumes, which become 8-bit slices).
+        splits: the names of what is trained and tested on, under `train` and `test`.
+        l2: see [`~probing.heads.fit_linear`].
+
+    Raises:
+        ValueError: if a split is not there, has no masks, or shares a file or a patient with the other.
+    """
+
+    score = "mean_iou"
+
+    def __init__(self, data: DenseData, splits: Mapping[str, str], l2: float):
+        if splits["train"] == splits["test"]:
+            raise ValueError(f"Split {splits['train']!r} is trained and tested on: give another test_split.")
+        self.data, self.splits, self.l2 = data, splits, l2
+        self.names = data.encoding.names
+        self.samples = {role: data.open([name]) for role, name in splits.items()}
+        data.check_disjoint(list(splits.values()))
+        pixels = ClassPixels(self.samples["train"], len(self.names))
+        self.pixels = np.stack([pixels[index].numpy() for index in tqdm(range(len(pixels)), desc="Reading masks")])
+        absent = [name for name, count in zip(self.names, self.pixels.sum(0)) if not count]
+        if absent:
+            logger.warning("The classes %s never occur in what is trained on.", absent)
+
+    @property
+    def presence(self) -> np.ndarray:
+        return self.pixels > 0
+
+    def masks(self, role: str) -> Iterator[np.ndarray]:
+        """One after another, class indices, uint8 of shape `(height, width)`."""
+        for index in range(len(self.samples[role])):
+            mask = self.samples[role].mask(index)
+            if mask is None:
+                raise ValueError(f"Split {self.splits[role]!r} has no masks: give `mask` in its settings.")
+            yield mask.numpy()
+
+    def control(self) -> dict[str, float]:
+        """Of the class with most pixels in training, everywhere."""
+        metric, label = self._metric(), int(self.pixels.sum(0).argmax())
+        for mask in self.masks("test"):
+            metric.add(prediction=np.full(mask.shape, label), reference=mask)
+        return name_classes(metric.compute(), self.names)
+
+    def probe(
+        self, backbone: Backbone, draws: dict[Labels, list[np.ndarray]], image_size: int | None, folder: Path, **loading
+    ) -> dict[tuple[str, Labels], list[dict[str, float]]]:
+        """The scores of each draw of training images, by probe and labels."""
+        size = image_size or square_size(backbone.image_processor)
+        train, test = (self._features(backbone, role, size, folder, **loading) for role in ("train", "test"))
+        counts = np.stack([pixels_by_patch(mask, train.shape[1:3], len(self.names)) for mask in self.masks("train")])
+        heads = {
+            labels: [fit_linear(train, counts, used, self.l2, backbone.model.device) for used in subsets]
+            for labels, subsets in draws.items()
+        }
+        metrics = {labels: [self._metric() for _ in probes] for labels, probes in heads.items()}
+        masks = tqdm(self.masks("test"), desc=f"{backbone.name}, scoring", total=len(test))
+        for features, mask in zip(test, masks, strict=True):
+            features = torch.tensor(features)
+            for labels, probes in heads.items():
+                for head, metric in zip(probes, metrics[labels]):
+                    metric.add(prediction=predict_pixels(head, features, mask.shape), reference=mask)
+        return {
+            ("linear", labels): [name_classes(metric.compute(), self.names) for metric in items]
+            for labels, items in metrics.items()
+        }
+
+    def _metric(self) -> evaluate.Metric:
+        return evaluate.load(str(METRICS / "mean_iou"), num_labels=len(self.names), ignore_index=IGNORE_INDEX)
+
+    def _features(self, backbone: Backbone, role: str, size: int, folder: Path, **loading) -> np.ndarray:
+        data = self.data
+        if data.input_spec is None and data.volumes is None:
+            data = dataclasses.replace(data, input_spec=backbone.input_spec)
+        samples = data.open([self.splits[role]])
+        return extract(
+            backbone,
+            Images(samples),
+            lambda pixels: backbone.tokens(pixels)[1],
+            size,
+            f"{state_of(samples)} {data.input_spec}",
+            folder,
+            description=f"{backbone.name}, {role}",
+            **loading,
+        )
+
+
+def pixels_by_patch(mask: np.ndarray, grid: tuple[int, int], num_classes: int) -> np.ndarray:
+    """How many pixels of each class have their centre in each patch; those without a class are not counted.
+
+    Args:
+        mask: class indices of shape `(height, width)`.
+        grid: rows and columns of patches, which span the image.
+
+    Returns:
+        float32 of shape `(rows, columns, num_classes)`.
+    """
+    (rows, columns), (height, width) = grid, mask.shape
+    row = (2 * np.arange(height) + 1) * rows // (2 * height)
+    column = (2 * np.arange(width) + 1) * columns // (2 * width)
+    places = (row[:, None] * columns + column) * num_classes + mask
+    counts = np.bincount(places[mask != IGNORE_INDEX], minlength=rows * columns * num_classes)
+    return counts.reshape(rows, columns, num_classes).astype(np.float32)
+
+
+def predict_pixels(head: LinearProbe, features: torch.Tensor, shape: tuple[int, int]) -> np.ndarray:
+    """Class indices of shape `shape`: the logits of patches, `(rows, columns, width)`, interpolated bilinearly."""
+    logits = head(features).permute(2, 0, 1)[None]
+    return F.interpolate(logits, shape, mode="bilinear", align_corners=False).argmax(1)[0].cpu().numpy()
+
+
+def state_of(samples: MaskedImages) -> str:
+    """Changes when the images do."""
+    if isinstance(samples, ImageFiles):
+        files = [(path, box, path.stat().st_mtime_ns) for sample, box in samples.rows for path in sample.images]
+        return str(files)
+    return f"{samples.rows._fingerprint} {samples.image_columns}"

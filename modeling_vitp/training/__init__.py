@@ -1,0 +1,1 @@
+"""Training: whole checkpoints, exact resuming, pushes, batches, and the pretraining."""

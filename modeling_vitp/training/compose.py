@@ -1,0 +1,119 @@
+"""Any ViT with any language model: both pretrained, a fresh projector between them."""
+
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+from transformers.models.internvl.modeling_internvl import InternVLMultiModalProjector
+from transformers.utils import cached_file
+
+from ..configuration_vitp import ViTPConfig
+from ..image_processing_vitp import ViTPImageProcessor
+from ..modeling_vitp import ViTPForConditionalGeneration, ViTPVisionModel
+from ..processing_vitp import ViTPProcessor
+from .from_scratch import MARKS, TURN_END
+
+SAMPLE = "The trees stand in rows."
+
+
+def compose(
+    vision_model: str, language_model: str, drop_path_rate: float | None = None, **options
+) -> tuple[ViTPForConditionalGeneration, ViTPProcessor]:
+    """A model of a pretrained ViT and a pretrained causal LM, and its processor.
+
+    The tokens that mark images, turns and boxes are added to the tokenizer where it lacks them, with embeddings drawn
+    around the mean of the others.
+
+    Args:
+        vision_model: folder or Hub id of a backbone (`internvl_vision` or `vitp_vision`).
+        language_model: folder or Hub id of a causal LM of transformers.
+        drop_path_rate: stochastic depth of the ViT; as it is configured if not given.
+        options: for both `from_pretrained` (`dtype`, `attn_implementation` …).
+
+    Raises:
+        ValueError: if one is of another kind, its weights do not fit its configuration, or the composed model would
+            not compute the logits of the language model.
+    """
+    vision, language = load_vision(vision_model, drop_path_rate, options), load_language(language_model, options)
+    tokenizer = AutoTokenizer.from_pretrained(language_model)
+    missing = [token for token in (TURN_END, *MARKS) if token not in tokenizer.get_vocab()]
+    if missing:
+        tokenizer.add_special_tokens({"extra_special_tokens": missing}, replace_extra_special_tokens=False)
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    if len(tokenizer) > language.get_input_embeddings().num_embeddings:
+        language.resize_token_embeddings(len(tokenizer))
+    head = language.get_output_embeddings()
+    if not isinstance(head, torch.nn.Linear) or head.bias is not None:
+        raise ValueError(f"{language_model} has no plain linear LM head (it has {head}), which ViTP needs.")
+    if language.config.tie_word_embeddings and not hasattr(language.base_model, "embed_tokens"):
+        raise ValueError(
+            f"{language_model}, a {language.config.model_type!r}, ties its LM head to embeddings of another name than "
+            "embed_tokens, which is the only one that transformers' InternVL ties."
+        )
+
+    config = ViTPConfig(
+        vision_config=vision.config,
+        text_config=language.config,
+        image_token_id=tokenizer.convert_tokens_to_ids("<IMG_CONTEXT>"),
+    )
+    with torch.device("meta"):
+        model = ViTPForConditionalGeneration(config)
+    projector = InternVLMultiModalProjector(config)
+    projector.apply(model._init_weights)
+    model.model.vision_tower = vision
+    model.model.multi_modal_projector = projector.to(vision.dtype)
+    model.model.language_model = language.base_model
+    model.lm_head = head
+    model.tie_weights()
+    model.generation_config = language.generation_config
+    model.generation_config.eos_token_id = stop_tokens(language, tokenizer)
+    check_logits(model, language, tokenizer(SAMPLE, return_tensors="pt")["input_ids"], language_model)
+
+    height, width = config.vision_config.image_size
+    has_images = cached_file(vision_model, "preprocessor_config.json", _raise_exceptions_for_missing_entries=False)
+    image_processor = ViTPImageProcessor.from_pretrained(vision_model) if has_images else ViTPImageProcessor()
+    image_processor.size = {"height": height, "width": width}
+    return model, ViTPProcessor(image_processor, tokenizer, image_seq_length=config.image_seq_length)
+
+
+def load_vision(name: str, drop_path_rate: float | None, options: dict) -> ViTPVisionModel:
+    model_type = AutoConfig.from_pretrained(name).model_type
+    if model_type not in ("internvl_vision", "vitp_vision"):
+        raise ValueError(
+            f"vision_model {name} is a {model_type!r}, but a backbone is expected: take it out of a whole model with "
+            "python -m modeling_vitp.convert MODEL FOLDER --to backbone."
+        )
+    if drop_path_rate is not None:
+        options = {**options, "drop_path_rate": drop_path_rate}
+    model, report = ViTPVisionModel.from_pretrained(name, output_loading_info=True, **options)
+    check_report(name, report)
+    return model
+
+
+def load_language(name: str, options: dict) -> PreTrainedModel:
+    model, report = AutoModelForCausalLM.from_pretrained(name, output_loading_info=True, **options)
+    check_report(name, report)
+    return model
+
+
+def check_report(name: str, report: dict) -> None:
+    """Raises a `ValueError` if loading left weights out or made them up."""
+    wrong = {kind: sorted(keys) for kind, keys in report.items() if keys}
+    if wrong:
+        raise ValueError(f"The weights of {name} do not fit its configuration: {wrong}")
+
+
+def stop_tokens(language: PreTrainedModel, tokenizer) -> list[int]:
+    """The end of a turn, and what the language model stopped at before."""
+    before = language.generation_config.eos_token_id
+    before = [before] if isinstance(before, int) else list(before or [])
+    return list(dict.fromkeys([tokenizer.convert_tokens_to_ids(TURN_END), *before]))
+
+
+@torch.no_grad()
+def check_logits(model, language: PreTrainedModel, input_ids: torch.LongTensor, name: str) -> None:
+    """Some LMs scale or cap their logits in their own head class; the composed model would silently not."""
+    model.eval(), language.eval()
+    mask = torch.ones_like(input_ids)
+    wanted = language(input_ids=input_ids, attention_mask=mask).logits
+    if not torch.equal(model(input_ids=input_ids, attention_mask=mask).logits, wanted):
+        raise ValueError(f"{name}, a {language.config.model_type!r}, computes its logits in a way that ViTP does not.")

@@ -1,0 +1,452 @@
+"""TRL's `SFTTrainer` for ViTP: sample ids, epochs, an evaluation collator, exact resuming and exact shards."""
+
+import hashlib
+import itertools
+import json
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import PartialState
+from accelerate.data_loader import IterableDatasetShard
+from accelerate.utils import gather_object, is_peft_model
+from datasets import Dataset, DatasetDict, Features, Image, IterableDataset, List, Value
+from safetensors import safe_open
+from torch.utils.data import DataLoader
+from trl import SFTConfig, SFTTrainer
+
+from ..instructions.collator import SampleTransform, SourceSettings, ViTPDataCollator, content_id
+from ..modeling_vitp import ViTPForConditionalGeneration, ViTPModel
+from ..processing_vitp import ViTPProcessor
+from .batching import BY_LENGTH, GlobalBatchSampler, RankStream, SampleLength
+from .checkpointing import WholeCheckpoints
+from .pushing import PushesModels
+
+
+def has_fast_bf16() -> bool:
+    """Whether the device that training will run on computes in bfloat16 natively."""
+    if torch.accelerator.is_available():
+        return torch.accelerator.current_accelerator().type != "cuda" or torch.cuda.is_bf16_supported(False)
+    return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+
+
+@dataclass
+class ViTPTrainingConfig(SFTConfig):
+    """[`~trl.SFTConfig`] with VRL, and defaults for ViTP: 4,096 tokens, and bf16 wherever the hardware has it."""
+
+    vrl_drop_ratio: float = field(
+        default=0.75,
+        metadata={"help": "VRL: share of each sample's visual tokens that is dropped in training, in [0, 1)."},
+    )
+    vrl_apply_prob: float = field(
+        default=1.0,
+        metadata={"help": "VRL: share of the samples it is applied to. The authors' release amounts to 1 - ratio."},
+    )
+    max_length: int | None = field(
+        default=4096,
+        metadata={"help": "Longest sequence after the drop, in tokens. Only answers are cut to it, with a warning."},
+    )
+    on_error: str = field(
+        default="raise",
+        metadata={
+            "help": "What training does with a row that cannot be used: 'raise' stops and names it, 'skip' logs and "
+            "counts it and takes another in its place. Evaluation always stops."
+        },
+    )
+    remove_unused_columns: bool = field(
+        default=False,
+        metadata={"help": "The collator picks the columns it needs, the sample id among them."},
+    )
+
+    def __post_init__(self):
+        self.use_cpu = self.use_cpu or not torch.accelerator.is_available()
+        if self.bf16 is None:
+            self.bf16 = not self.fp16 and has_fast_bf16()
+        # Rows are encoded by the collator, which needs the images; TRL would tokenise a text-only set beforehand.
+        self.dataset_kwargs = {**(self.dataset_kwargs or {}), "skip_prepare_dataset": True}
+        super().__post_init__()
+        # One process would read batches and slice all their tensors alike, but tiles are not rows.
+        self.accelerator_config.dispatch_batches = False
+
+
+class ViTPTrainer(WholeCheckpoints, PushesModels, SFTTrainer):
+    """Trains [`ViTPForConditionalGeneration`] with Visual Robustness Learning.
+
+    What differs from [`~trl.SFTTrainer`]:
+
+    - every row has an id that reaches the collator; the epoch reaches it too, also in persistent workers;
+    - evaluation runs without VRL and without augmentation; the drop ratio is recorded in the model's config;
+    - what an optimizer step trains on does not depend on the number of processes, and no row is seen twice or lost
+      where an epoch does not divide, see [`GlobalBatchSampler`] and [`RankStream`];
+    - `train_sampling_strategy` "group_by_length" and "batch_rebalance" measure the rows themselves, unless there is a
+      column `length_column_name`; "padding_share" is logged;
+    - a checkpoint is whole or not there. A run that goes on from one, streams and running averages included, ends as
+      the run that never stopped; a checkpoint of other settings, or with missing or unexpected keys, is an error;
+    - what is pushed to the Hub is the model's files alone, and no token is written, see [`PushesModels`].
+
+    Args:
+        model: the model to train.
+        args: [`ViTPTrainingConfig`].
+        train_dataset: rows with `messages` and `images` (or `image`), and optionally `id`; the row number is the id
+            of a data set without.
+        eval_dataset: the same, or a dictionary of such data sets.
+        processing_class: [`ViTPProcessor`].
+        data_collator: replaces the [`ViTPDataCollator`] that is made from `args`.
+        sample_transform: augmentation in training, see [`ViTPDataCollator`].
+        source_settings: how the rows of each source are encoded, see [`ViTPDataCollator`].
+        kwargs: as for [`~trl.SFTTrainer`].
+    """
+
+    _tag_names = ["trl", "sft", "vitp"]
+
+    def __init__(
+        self,
+        model: ViTPForConditionalGeneration,
+        args: ViTPTrainingConfig,
+        train_dataset: Dataset | IterableDataset,
+        eval_dataset: Dataset | IterableDataset | DatasetDict | dict | None = None,
+        processing_class: ViTPProcessor | None = None,
+        data_collator: ViTPDataCollator | None = None,
+        sample_transform: SampleTransform | None = None,
+        source_settings: Mapping[str, SourceSettings] | None = None,
+        **kwargs,
+    ):
+        if processing_class is None:
+            processing_class = ViTPProcessor.from_pretrained(model.config._name_or_path)
+        check_compatible(model, processing_class)
+        train_dataset = prepare_rows(train_dataset)
+        if data_collator is None:
+            data_collator = ViTPDataCollator(
+                processing_class,
+                max_length=args.max_length,
+                vrl_drop_ratio=args.vrl_drop_ratio,
+                vrl_apply_prob=args.vrl_apply_prob,
+                seed=args.seed if args.data_seed is None else args.data_seed,
+                sample_transform=sample_transform,
+                source_settings=source_settings or {},
+                on_error=args.on_error,
+                replacement_rows=replacement_rows(train_dataset) if args.on_error == "skip" else None,
+                pad_to_multiple_of=args.pad_to_multiple_of,
+            )
+        model.config.vrl_drop_ratio = data_collator.vrl_drop_ratio
+        model.config.vrl_apply_prob = data_collator.vrl_apply_prob
+        self.eval_data_collator = data_collator.for_evaluation()
+        if isinstance(eval_dataset, dict):
+            eval_dataset = {name: prepare_rows(dataset) for name, dataset in eval_dataset.items()}
+        elif eval_dataset is not None:
+            eval_dataset = prepare_rows(eval_dataset)
+        self._epoch_start = -1, 0  # the epoch, and the step it began at
+        self._num_tokens_and_places = torch.zeros(2, dtype=torch.int64)  # of the training batches since the last log
+        super().__init__(
+            model=model,
+            args=args,
+            data_collator=data_collator,
+            train_dataset=train_dataset,
+            eval_dataset=eval_dataset,
+            processing_class=processing_class,
+            **kwargs,
+        )
+
+    @property
+    def _data_seed(self) -> int:
+        return self.args.seed if self.args.data_seed is None else self.args.data_seed
+
+    # Batches
+
+    def _get_dataloader(
+        self, dataset, description: str, batch_size: int, is_training: bool = False, **kwargs
+    ) -> DataLoader:
+        train_collator = self.data_collator
+        if not is_training:
+            self.data_collator = self.eval_data_collator
+        if isinstance(dataset, torch.utils.data.IterableDataset):
+            if is_training:
+                dataset = self._train_batches = self._rank_stream(dataset, batch_size)
+            elif self.args.world_size > 1:
+                # accelerate would give each process some of the stream's files, and one could run out before others.
+                shard = {"num_processes": self.args.world_size, "process_index": self.args.process_index}
+                dataset = IterableDatasetShard(dataset, batch_size=batch_size, **shard)
+        try:
+            dataloader = super()._get_dataloader(dataset, description, batch_size, is_training=is_training, **kwargs)
+        finally:
+            self.data_collator = train_collator
+        if isinstance(dataloader.dataset, IterableDatasetShard) and dataloader.dataset.dataset is dataset:
+            # It is sharded already. One process with batches of one row passes everything through.
+            shard = dataloader.dataset
+            shard.num_processes, shard.process_index, shard.batch_size = 1, 0, 1
+        # The seeds of workers would be drawn from the global generator, at other times in a run that is resumed than in
+        # one that never stopped, and stochastic depth would differ from there on.
+        getattr(dataloader, "base_dataloader", dataloader).generator = torch.Generator()
+        return dataloader
+
+    def _sharding(self) -> dict[str, Any]:
+        return {
+            "accumulation_steps": self.args.gradient_accumulation_steps,
+            "num_processes": self.args.world_size,
+            "process_index": self.args.process_index,
+            "drop_last": self.args.dataloader_drop_last,
+        }
+
+    def _rank_stream(self, dataset: IterableDataset, batch_size: int) -> RankStream:
+        length = None
+        if self.args.train_sampling_strategy in BY_LENGTH:
+            length = SampleLength.of(self.data_collator)
+        return RankStream(dataset, batch_size, length=length, **self._sharding())
+
+    def _get_train_sampler(self, train_dataset: Dataset | None = None) -> GlobalBatchSampler:
+        dataset = self.train_dataset if train_dataset is None else train_dataset
+        self._train_batches = GlobalBatchSampler(
+            len(dataset),
+            self._train_batch_size,
+            seed=self._data_seed,
+            strategy=self.args.train_sampling_strategy,
+            lengths=lambda: self._lengths(dataset),
+            **self._sharding(),
+        )
+        return self._train_batches
+
+    def _lengths(self, dataset: Dataset) -> list[int]:
+        """The lengths of all rows of this epoch. A mixture asks for those of its sources, and picks its rows' ones."""
+        if hasattr(dataset, "lengths"):
+            return dataset.lengths(self._measure)
+        return self._measure(dataset)
+
+    def _measure(self, dataset: Dataset) -> list[int]:
+        column = self.args.length_column_name
+        if column not in dataset.column_names:
+            if "messages" not in dataset.column_names:
+                raise ValueError(
+                    f"train_sampling_strategy={self.args.train_sampling_strategy!r} needs rows with 'messages', or the "
+                    f"length of each in a column {column!r}; there are {sorted(dataset.column_names)}."
+                )
+            length = SampleLength.of(self.data_collator)
+            with PartialState().main_process_first():
+                dataset = prepare_rows(dataset).map(
+                    lambda row: {column: length(row)},
+                    remove_columns=dataset.column_names,
+                    num_proc=self.args.dataset_num_proc,
+                    desc="Measuring samples",
+                )
+        return list(dataset[column])
+
+    def _run_epoch(self, *args, epoch: int, **kwargs):
+        if self.state.global_step >= self.state.max_steps:
+            # Resumed after its last step, where the Trainer would train one more.
+            self.control.should_training_stop = True
+            return
+        self.data_collator.set_epoch(epoch)
+        if hasattr(self.train_dataset, "set_epoch"):
+            self.train_dataset.set_epoch(epoch)
+        # The Trainer does it too, but does not reach it in several processes once it skips batches.
+        self._train_batches.set_epoch(epoch)
+        if isinstance(self._train_batches, RankStream):
+            is_resumed = epoch == kwargs["epochs_trained"] and kwargs["resume_from_checkpoint"] is not None
+            self._train_batches.skip_batches = kwargs["steps_trained_in_current_epoch"] if is_resumed else 0
+        if epoch != self._epoch_start[0]:
+            self._epoch_start = epoch, self.state.global_step
+        super()._run_epoch(*args, epoch=epoch, **kwargs)
+
+    # Metrics
+
+    def _get_num_items_in_batch(self, batch_samples: list, device: torch.device) -> torch.Tensor | int | None:
+        if batch_samples:
+            masks = [batch["attention_mask"] for batch in batch_samples]
+            counts = torch.tensor([sum(mask.sum() for mask in masks), sum(mask.numel() for mask in masks)])
+            self._num_tokens_and_places += self.accelerator.gather(counts.to(device)).view(-1, 2).sum(0).cpu()
+        return super()._get_num_items_in_batch(batch_samples, device)
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        num_tokens, num_places = self._num_tokens_and_places.tolist()
+        if self.model.training and num_places:
+            logs["padding_share"] = 1 - num_tokens / num_places
+            self._num_tokens_and_places.zero_()
+        super().log(logs, start_time)
+
+    def prediction_step(self, model, inputs, *args, **kwargs):
+        if self.args.world_size > 1 and "pixel_values" not in inputs:
+            # Where the ViT's weights are sharded, each process has to run it as often as the others.
+            vitp = next(module for module in self.model.modules() if isinstance(module, ViTPModel))
+            pixel_values, indices = vitp._unseen_tile()
+            inputs = {**inputs, "pixel_values": pixel_values, "visual_token_indices": indices}
+        return super().prediction_step(model, inputs, *args, **kwargs)
+
+    def create_model_card(self, *args, **kwargs) -> None:
+        """Writes none: TRL's is for a text generator, and its example does not run with this model."""
+
+    # Checkpoints
+
+    def _run_settings(self) -> dict[str, dict[str, Any]]:
+        """What has to be as it was for a run to go on (`fixed`), and what changes its course only (`free`)."""
+        args, image_processor = self.args, self.processing_class.image_processor
+        batch = {
+            "per_device_train_batch_size": args.per_device_train_batch_size,
+            "gradient_accumulation_steps": args.gradient_accumulation_steps,
+            "num_processes": args.world_size,
+        }
+        fixed = {
+            "seed": args.seed,
+            "data_seed": self._data_seed,
+            "global batch size": self.get_total_train_batch_size(args),
+            "train_sampling_strategy": args.train_sampling_strategy,
+            "dataloader_drop_last": args.dataloader_drop_last,
+            "vrl_drop_ratio": self.data_collator.vrl_drop_ratio,
+            "vrl_apply_prob": self.data_collator.vrl_apply_prob,
+            "max_length": self.data_collator.max_length,
+            "max_patches": image_processor.max_patches,
+            "input_spec": image_processor.input_spec,
+            "drop_path_rate": self.accelerator.unwrap_model(self.model).config.vision_config.drop_path_rate,
+            "training data": describe_rows(self.train_dataset),
+        }
+        if isinstance(self.train_dataset, torch.utils.data.IterableDataset):
+            fixed |= batch | {"dataloader_num_workers": args.dataloader_num_workers}
+        names = (
+            "max_steps num_train_epochs learning_rate lr_scheduler_type warmup_steps optim weight_decay adam_beta1 "
+            "adam_beta2 adam_epsilon max_grad_norm bf16 fp16"
+        )
+        return {"fixed": fixed, "free": {name: getattr(args, name) for name in names.split()} | batch}
+
+    def _save_rng_state(self, output_dir: str) -> None:
+        super()._save_rng_state(output_dir)
+        progress = {
+            "epoch_start": self._epoch_start,
+            "loss": self._tr_loss.item(),
+            "last_logged": self._globalstep_last_logged,
+            "metrics": self._metrics["train"],
+            "num_train_tokens": self._total_train_tokens,
+            "num_tokens_and_places": self._num_tokens_and_places.tolist(),
+        }
+        self._progress_file(output_dir).write_text(json.dumps(progress))
+
+    def _load_rng_state(self, checkpoint: str | None) -> None:
+        super()._load_rng_state(checkpoint)
+        if checkpoint is None or not self._progress_file(checkpoint).is_file():
+            return
+        progress = json.loads(self._progress_file(checkpoint).read_text())
+        self._tr_loss.fill_(progress["loss"])
+        self._globalstep_last_logged = progress["last_logged"]
+        self._metrics["train"].update(progress["metrics"])
+        self._total_train_tokens = progress["num_train_tokens"]
+        # The batches of the step to come are counted already.
+        self._num_tokens_and_places += torch.tensor(progress["num_tokens_and_places"])
+
+    def _progress_file(self, checkpoint: str) -> Path:
+        """What a process has summed up since the last log, and where its epoch began."""
+        return Path(checkpoint) / f"progress_{self.args.process_index}.json"
+
+    def _init_training_state(
+        self, max_steps, num_update_steps_per_epoch, num_train_epochs, resume_from_checkpoint, trial
+    ) -> tuple[int, int]:
+        epoch, num_batches = super()._init_training_state(
+            max_steps, num_update_steps_per_epoch, num_train_epochs, resume_from_checkpoint, trial
+        )
+        self._epoch_start = -1, 0
+        is_stream = isinstance(self._train_batches, RankStream)
+        if is_stream and resume_from_checkpoint is not None and self._progress_file(resume_from_checkpoint).is_file():
+            # How many steps an epoch of a stream has is not known beforehand; the Trainer takes it to be all.
+            progress = json.loads(self._progress_file(resume_from_checkpoint).read_text())
+            epoch, first_step = self._epoch_start = tuple(progress["epoch_start"])
+            num_batches = (self.state.global_step - first_step) * self.args.gradient_accumulation_steps
+        return epoch, num_batches
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: torch.nn.Module | None = None) -> None:
+        adapter_file = Path(resume_from_checkpoint) / "adapter_model.safetensors"
+        if is_peft_model(self.model) and adapter_file.is_file():
+            from peft import get_peft_model_state_dict
+
+            expected = set(get_peft_model_state_dict(self.model))
+            with safe_open(adapter_file, "pt") as file:
+                check_loaded(expected - set(file.keys()), set(file.keys()) - expected)
+        super()._load_from_checkpoint(resume_from_checkpoint, model)
+
+    def _issue_warnings_after_load(self, load_result) -> None:
+        tied = set(getattr(self.model, "all_tied_weights_keys", None) or {})
+        check_loaded(set(load_result.missing_keys) - tied, load_result.unexpected_keys)
+        self.model.tie_weights()
+
+
+def check_loaded(missing: Iterable[str], unexpected: Iterable[str]) -> None:
+    """Raises a `ValueError` if a checkpoint and the model that it was loaded into have not the same keys."""
+    if missing or unexpected:
+        raise ValueError(
+            f"The checkpoint does not fit the model: missing keys {sorted(missing)}, unexpected keys "
+            f"{sorted(unexpected)}. Resume with the configuration that the run was started with."
+        )
+
+
+def check_compatible(model: ViTPForConditionalGeneration, processor: ViTPProcessor) -> None:
+    """Raises a `ValueError` if the processor's tiles or tokens are not what the model expects."""
+    config = model.config
+    size = processor.image_processor.size
+    pairs = {
+        "image_seq_length": (config.image_seq_length, processor.image_seq_length),
+        "image_token_id": (config.image_token_id, processor.image_token_id),
+        "image size": (list(config.vision_config.image_size), [size["height"], size["width"]]),
+    }
+    for name, (expected, given) in pairs.items():
+        if expected != given:
+            raise ValueError(f"Model and processor do not belong together: {name} is {expected} and {given}.")
+    num_embeddings = model.get_input_embeddings().num_embeddings
+    if len(processor.tokenizer) > num_embeddings:
+        raise ValueError(
+            f"The tokenizer has {len(processor.tokenizer)} tokens, but the model only {num_embeddings} embeddings: "
+            "call model.resize_token_embeddings(len(tokenizer))."
+        )
+    if processor.tokenizer.pad_token_id is None:
+        raise ValueError("The tokenizer has no pad token: set tokenizer.pad_token.")
+
+
+def prepare_rows(dataset: Dataset | IterableDataset) -> Dataset | IterableDataset:
+    """Gives every row an id, and leaves images encoded, so that the collator can name the sample that is broken."""
+    encoded = {}
+    for name, feature in (dataset.features or {}).items():
+        if is_decoded(feature):
+            encoded[name] = Image(decode=False)
+        elif isinstance(feature, List) and is_decoded(feature.feature):
+            encoded[name] = List(Image(decode=False))
+    has_ids = dataset.column_names is not None and "id" in dataset.column_names
+    if has_ids and not encoded:
+        return dataset
+    if isinstance(dataset, Dataset):
+        if not has_ids:
+            dataset = dataset.add_column("id", list(range(len(dataset))))
+        # `cast_column` would write a copy of the whole data set for a list of images, though no byte of it changes.
+        dataset = dataset.select_columns(dataset.column_names)
+        dataset.info.features = Features({**dataset.features, **encoded})
+        return dataset
+    for name, feature in encoded.items():
+        dataset = dataset.cast_column(name, feature)
+    if not has_ids:
+        # Not the row number, which in a stream depends on the worker, the rank and the shuffle buffer.
+        features = dataset.features and Features({"id": Value("string"), **dataset.features})
+        dataset = dataset.map(lambda row: {"id": content_id(row), **row}, features=features)
+    return dataset
+
+
+def describe_rows(dataset: Dataset | IterableDataset, num_rows: int = 8) -> str:
+    """Tells data sets apart: by the number of rows and a few of them, or for a stream by its name and columns."""
+    if isinstance(dataset, IterableDataset):
+        info = dataset.info
+        return f"stream {info.dataset_name} {info.config_name} {dataset.split} {sorted(dataset.column_names or [])}"
+    if hasattr(dataset, "set_epoch"):
+        dataset.set_epoch(0)
+    rows = [dataset[index * len(dataset) // num_rows] for index in range(num_rows)] if len(dataset) else []
+    digest = hashlib.sha256("".join(f"{row.get('id')}{content_id(row)}" for row in rows).encode()).hexdigest()
+    return f"{len(dataset)} rows, {digest[:16]}"
+
+
+def is_decoded(feature) -> bool:
+    return isinstance(feature, Image) and feature.mode is None and feature.decode
+
+
+def replacement_rows(dataset: Dataset | IterableDataset, num_rows: int = 64) -> Dataset | list[dict]:
+    """Rows that may take the place of those that are skipped: any, or of a stream the first."""
+    return dataset if isinstance(dataset, Dataset) else list(itertools.islice(dataset, num_rows))
+
+
+def count_skipped(collator: ViTPDataCollator) -> dict[str, int]:
+    """How many rows of each source were skipped, over all processes."""
+    counts = [collator.skipped] if PartialState().num_processes == 1 else gather_object([collator.skipped])
+    return dict(sum(map(Counter, counts), Counter()))

@@ -1,0 +1,98 @@
+"""Where training starts: a checkpoint (ViTP or transformers' InternVL), a ViT and a language model, or from scratch."""
+
+from collections.abc import Iterable
+
+from transformers import AutoConfig, AutoTokenizer, InternVLForConditionalGeneration, PreTrainedConfig
+from trl import ModelConfig
+
+from ..convert.checkpoint import from_internvl_config
+from ..image_processing_vitp import ViTPImageProcessor
+from ..modeling_vitp import ViTPForConditionalGeneration
+from ..processing_vitp import ViTPProcessor
+from .compose import check_report, compose
+from .from_scratch import build_model, build_tokenizer
+
+
+def load_start(
+    model_args: ModelConfig,
+    from_scratch: dict | None,
+    texts: Iterable[str],
+    drop_path_rate: float | None = None,
+    vision_model: str | None = None,
+    language_model: str | None = None,
+) -> tuple[ViTPForConditionalGeneration, ViTPProcessor]:
+    """The model and processor that the arguments ask for; `texts` train the tokenizer of a model from scratch.
+
+    Raises:
+        ValueError: if not exactly one start is given, the checkpoint is of another kind, or its keys do not fit.
+    """
+    name = model_args.model_name_or_path
+    if (vision_model is None) != (language_model is None):
+        raise ValueError("vision_model and language_model belong together: give both, or neither.")
+    if sum(start is not None for start in (name, from_scratch, vision_model)) != 1:
+        raise ValueError(
+            "Give either model_name_or_path or from_scratch in the configuration, or vision_model with language_model: "
+            "where training starts."
+        )
+    options = {"dtype": model_args.dtype, "attn_implementation": model_args.attn_implementation}
+    if from_scratch is not None:
+        model, processor = start_from_scratch(from_scratch, texts, drop_path_rate)
+        if model_args.attn_implementation is not None:
+            model.set_attn_implementation(model_args.attn_implementation)
+        return model, processor
+    if vision_model is not None:
+        return compose(vision_model, language_model, drop_path_rate, **options)
+
+    revision = {"revision": model_args.model_revision}
+    classes = {"vitp": ViTPForConditionalGeneration, "internvl": InternVLForConditionalGeneration}
+    model_type = PreTrainedConfig.get_config_dict(name, **revision)[0].get("model_type")
+    if model_type not in classes:
+        raise ValueError(
+            f"{name} is a {model_type!r} model; training starts from {' or '.join(classes)}. Checkpoints of InternVL's "
+            "own code are converted first: python -m modeling_vitp.convert."
+        )
+    config = AutoConfig.from_pretrained(name, **revision)
+    if drop_path_rate is not None:
+        config.vision_config.drop_path_rate = drop_path_rate
+    model, report = classes[model_type].from_pretrained(
+        name, config=config, output_loading_info=True, **options, **revision
+    )
+    check_report(name, report)
+    if model_type == "vitp":
+        return model, ViTPProcessor.from_pretrained(name, **revision)
+    return from_internvl(model), internvl_processor(name, **revision)
+
+
+def start_from_scratch(
+    settings: dict, texts: Iterable[str], drop_path_rate: float | None = None
+) -> tuple[ViTPForConditionalGeneration, ViTPProcessor]:
+    """A randomly initialised model with a tokenizer trained on `texts`."""
+    known = {"vision_config", "text_config", "vocab_size", "image_processor"}
+    missing, unknown = {"vision_config", "text_config", "vocab_size"} - set(settings), set(settings) - known
+    if missing or unknown:
+        raise ValueError(f"from_scratch: missing keys {sorted(missing)}, unknown keys {sorted(unknown)}.")
+    vision_config = dict(settings["vision_config"])
+    if drop_path_rate is not None:
+        vision_config["drop_path_rate"] = drop_path_rate
+    tokenizer = build_tokenizer(texts, settings["vocab_size"])
+    return build_model(tokenizer, vision_config, settings["text_config"], settings.get("image_processor"))
+
+
+def from_internvl(model: InternVLForConditionalGeneration) -> ViTPForConditionalGeneration:
+    """The same weights, uncopied, in ViTP's classes; parameter names are the same."""
+    config = from_internvl_config(model.config)
+    config._attn_implementation = model.config._attn_implementation
+    converted = ViTPForConditionalGeneration(config)
+    converted.load_state_dict(model.state_dict(), assign=True)
+    converted.tie_weights()
+    converted.generation_config = model.generation_config
+    return converted
+
+
+def internvl_processor(name: str, **options) -> ViTPProcessor:
+    """Our processor around the tokenizer and the image settings of a transformers InternVL checkpoint."""
+    config = AutoConfig.from_pretrained(name, **options)
+    image_processor = ViTPImageProcessor.from_pretrained(name, **options)
+    return ViTPProcessor(
+        image_processor, AutoTokenizer.from_pretrained(name, **options), image_seq_length=config.image_seq_length
+    )

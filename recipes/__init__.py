@@ -1,0 +1,1 @@
+"""Recipes: one entry point a file."""

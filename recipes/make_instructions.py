@@ -1,0 +1,103 @@
+"""Instruction data from annotated images: Parquet with images and conversations, and a data set card.
+
+    python recipes/make_instructions.py voc DIOR --split train --output_dir dior_instructions
+    python recipes/make_instructions.py dota DOTA --window 1024 --overlap 200 --output_dir dota_instructions
+    python recipes/make_instructions.py masks LoveDA --names loveda.json --output_dir loveda_instructions
+
+Layouts: `coco` (JSON), `voc` (XML), `dota` (text, oriented boxes), `folders` (one a class), `masks` (image and mask of
+the same name), `changes` (pairs before and after, with masks or captions); what each expects on disk is told in
+`annotations.py`. Only images of `--split` are used, as the layout or the file of `--split_list` says, and none whose
+file is also in the test split or, unless it is itself asked for, the validation split.
+"""
+
+import argparse
+import sys
+from collections import Counter
+from pathlib import Path
+
+from tqdm.auto import tqdm
+
+from modeling_vitp.instructions.from_annotations.annotations import (
+    LAYOUTS,
+    choose_split,
+    leave_out_copies,
+    read_json,
+    read_list,
+)
+from modeling_vitp.instructions.from_annotations.card import write_card
+from modeling_vitp.instructions.from_annotations.questions import PHRASINGS, Asker, make_conversations
+from modeling_vitp.instructions.from_annotations.storage import push_folder, save_rows, stored_split
+from modeling_vitp.instructions.from_annotations.windows import image_bytes, windows_of
+
+
+def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("layout", choices=LAYOUTS)
+    parser.add_argument("root", type=Path, help="the annotated data set's folder")
+    parser.add_argument("--output_dir", type=Path, required=True)
+    parser.add_argument("--split", default="train", help="the only split that is used (train)")
+    parser.add_argument("--split_list", type=Path, help="a file that names the only images that are used, one a line")
+    parser.add_argument("--annotations", type=Path, help="file or folder of the annotations, if there are several")
+    parser.add_argument("--names", type=Path, help="JSON: class -> phrase, or null to leave the class out")
+    parser.add_argument("--kinds", nargs="+", help="of questions; all that the annotation answers if not given")
+    parser.add_argument("--turns", type=int, default=5, help="most questions about an image (5)")
+    parser.add_argument("--max_boxes", type=int, default=20, help="most boxes of an answer (20)")
+    parser.add_argument("--window", type=int, help="cut larger images into windows of this side, in pixels")
+    parser.add_argument("--overlap", type=int, default=0, help="of the windows, in pixels (0)")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--license", help="of the images and annotations, for the card")
+    parser.add_argument("--push_to_hub", metavar="REPO_ID", help="upload the folder as a data set")
+    args = parser.parse_args(argv)
+    possible = PHRASINGS[LAYOUTS[args.layout].subject]
+    args.kinds = args.kinds or list(possible)
+    unknown = set(args.kinds) - possible.keys()
+    if unknown:
+        parser.error(f"{args.layout} cannot answer {', '.join(sorted(unknown))}, only {', '.join(possible)}.")
+    if args.window is not None and LAYOUTS[args.layout].subject != "objects":
+        parser.error("--window needs annotated boxes: coco, voc or dota.")
+    if args.window is not None and not 0 <= args.overlap < args.window:
+        parser.error(f"--overlap {args.overlap} is not from 0 to below --window {args.window}.")
+    return args
+
+
+def main(argv: list[str] | None = None) -> int:
+    args = parse_arguments(argv)
+    names = read_json(args.names) if args.names else None
+    layout = LAYOUTS[args.layout](args.root, names, args.annotations)
+
+    chosen, held_out = choose_split(layout, args.split, read_list(args.split_list) if args.split_list else None)
+    chosen, copies = leave_out_copies(chosen, held_out)
+    for path, other in copies:
+        print(f"{path} is left out: the same file as the held-out {other}.", file=sys.stderr)
+
+    images = [layout.annotate(*item) for item in tqdm(chosen.items(), desc="annotations")]
+    if args.window is not None:
+        images = [window for image in images for window in windows_of(image, args.window, args.overlap)]
+    vocabulary = Counter(label for image in images for label in sorted(image.classes))
+    asker = Asker(layout.subject, vocabulary, args.max_boxes, args.seed)
+    conversations = make_conversations(images, asker, args.kinds, args.turns)
+    asked = [(image, conversation) for image, conversation in zip(images, conversations) if conversation]
+    if not asked:
+        raise ValueError(f"The annotation of {args.root} answers no question of the kinds {', '.join(args.kinds)}.")
+
+    rows = (
+        {
+            "id": image.id,
+            "images": image_bytes(image),
+            "messages": [message for exchange in conversation for message in exchange.messages],
+        }
+        for image, conversation in tqdm(asked, desc="rows")
+    )
+    save_rows(rows, args.output_dir, stored_split(args.split))
+    write_card(args, images, conversations, vocabulary, copies)
+    print(f"{len(asked)} rows, {sum(map(len, conversations))} questions: {args.output_dir} (see README.md there)")
+    if args.push_to_hub:
+        return push_folder(args.output_dir, args.push_to_hub)
+    return 0
+
+
+if __name__ == "__main__":
+    try:
+        sys.exit(main())
+    except ValueError as error:
+        sys.exit(f"error: {error}")

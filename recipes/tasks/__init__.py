@@ -1,0 +1,1 @@
+"""Tasks that turn annotated rows into instructions while training."""
