@@ -20,7 +20,7 @@ import torch
 from transformers import InternVLConfig, InternVLForConditionalGeneration
 
 from modeling_vitp import ViTPConfig, ViTPForConditionalGeneration
-from modeling_vitp.training.pretraining import has_fast_bf16
+from modeling_vitp.training.run import has_fast_bf16
 from modeling_vitp.vrl import draw_visual_tokens, keyed_generator
 
 IMAGE_TOKEN_ID, TEXT_TOKENS, ANSWER_TOKENS = 7, 64, 32

@@ -27,9 +27,9 @@ from torchvision.transforms.v2 import functional as tv
 from transformers.models.got_ocr2.image_processing_got_ocr2 import get_optimal_tiled_canvas
 
 from modeling_vitp import ViTPDataCollator, ViTPImageProcessor, ViTPProcessor
-from modeling_vitp.instructions.collator import load_images
 from modeling_vitp.instructions.mixture import open_mixture
-from modeling_vitp.instructions.sources import load_mixture
+from modeling_vitp.instructions.mixture_file import load_mixture
+from modeling_vitp.instructions.rows import load_images
 from modeling_vitp.training.from_scratch import build_tokenizer
 
 SIZES = ((512, 512), (800, 800), (1024, 768), (600, 400))  # of synthetic images, in pixels

@@ -28,14 +28,13 @@ from transformers import set_seed
 from trl import TrlParser
 
 from modeling_vitp import ViTPTrainer, ViTPTrainingConfig, export_backbone
+from modeling_vitp.instructions.rows import sample_texts
 from modeling_vitp.recipes import finetune_segmentation
 from modeling_vitp.recipes.data.build_tree_masks import overlaps, places, write_test, write_train
 from modeling_vitp.recipes.tasks.trees.instructions import repeat, transform
-from modeling_vitp.training.from_scratch import sample_texts
 from modeling_vitp.training.start import start_from_scratch
 
 logger = logging.getLogger("compare")
-
 RANDOM = "random"
 TREES_TOLERANCE = 0.2  # a part of the windows has its share of the trees, give or take this much of it
 

@@ -6,8 +6,8 @@ python recipes/export_backbone.py outputs/quickstart my_backbone
 import argparse
 
 from modeling_vitp import export_backbone
-from modeling_vitp.cards.model_card import write_card
 from modeling_vitp.cards.record import copy_record
+from modeling_vitp.hub.contents import write_card
 
 
 def main():

@@ -10,7 +10,6 @@ import json
 import logging
 import math
 import sys
-from dataclasses import dataclass, field
 from pathlib import Path
 
 from transformers import PreTrainedModel, set_seed
@@ -18,54 +17,17 @@ from trl import TrlParser
 
 from modeling_vitp import ViTPForSemanticSegmentation
 from modeling_vitp.cards.record import public_name
+from modeling_vitp.dense.arguments import DenseModelArguments, DenseTrainingArguments, FinetuneArguments
 from modeling_vitp.dense.data import DenseData, balanced_weights, count_pixels
 from modeling_vitp.dense.pictures import draw_predictions
-from modeling_vitp.dense.start import DenseModelArguments, load_dense_model, load_image_processor
+from modeling_vitp.dense.start import load_dense_model, load_image_processor
 from modeling_vitp.dense.submission import write_masks
-from modeling_vitp.dense.trainer import DenseTrainer, DenseTrainingArguments
+from modeling_vitp.dense.trainer import DenseTrainer
 from modeling_vitp.hub.run import begin, finish
 from modeling_vitp.training.checkpointing import last_checkpoint
 from modeling_vitp.training.plots import draw_losses
 
 logger = logging.getLogger("finetune")
-
-
-@dataclass
-class FinetuneArguments:
-    data: dict | str | None = field(
-        default=None, metadata={"help": "Classes, splits and files of the data set, see README."}
-    )
-    data_root: str | None = field(default=None, metadata={"help": "Where the data set is, instead of data.root."})
-    train_splits: list[str] = field(default_factory=lambda: ["train"], metadata={"help": "What is trained on."})
-    eval_split: str | None = field(
-        default=None,
-        metadata={
-            "help": "What is scored while training, with eval_strategy, and at the end. The last checkpoint is the "
-            "result, unless load_best_model_at_end is set."
-        },
-    )
-    test_split: str | None = field(default=None, metadata={"help": "What is scored once, at the end."})
-    metric: str | None = field(
-        default=None, metadata={"help": "Folder of modeling_vitp/metrics: mean_iou, dice or change_detection."}
-    )
-    class_weights: list[str] | None = field(
-        default=None, metadata={"help": "Of the loss: a number for each class, or 'balanced' (inverse frequency)."}
-    )
-    submission: dict | str | None = field(
-        default=None, metadata={"help": "`split` and `file` of the masks that a benchmark's server takes, see README."}
-    )
-    num_pictures: int = field(default=4, metadata={"help": "Samples in the picture of predictions."})
-
-    def __post_init__(self):
-        for name in ("data", "submission"):
-            if isinstance(getattr(self, name), str):
-                setattr(self, name, json.loads(getattr(self, name)))
-        if self.data is None:
-            raise ValueError("Give `data` in the configuration: what is trained on.")
-        if self.data_root is not None:
-            self.data["root"] = self.data_root
-        if self.test_split is not None and self.test_split in {*self.train_splits, self.eval_split}:
-            raise ValueError(f"Split {self.test_split!r} is the test's; it may not be trained or selected on.")
 
 
 def main(

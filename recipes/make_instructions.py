@@ -17,17 +17,13 @@ from pathlib import Path
 
 from tqdm.auto import tqdm
 
-from modeling_vitp.instructions.from_annotations.annotations import (
-    LAYOUTS,
-    choose_split,
-    leave_out_copies,
-    read_json,
-    read_list,
-)
+from modeling_vitp.instructions.from_annotations.annotations import choose_split, leave_out_copies, read_json, read_list
 from modeling_vitp.instructions.from_annotations.card import write_card
-from modeling_vitp.instructions.from_annotations.questions import PHRASINGS, Asker, make_conversations
+from modeling_vitp.instructions.from_annotations.layouts import LAYOUTS
+from modeling_vitp.instructions.from_annotations.questions import Asker, make_conversations
 from modeling_vitp.instructions.from_annotations.storage import push_folder, save_rows, stored_split
 from modeling_vitp.instructions.from_annotations.windows import image_bytes, windows_of
+from modeling_vitp.instructions.from_annotations.wording import PHRASINGS
 
 
 def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:

@@ -16,8 +16,8 @@ import sys
 from pathlib import Path
 
 from modeling_vitp.cards.sections import set_section
+from modeling_vitp.instructions.mixture_file import load_mixture
 from modeling_vitp.instructions.overlap import load_test_images
-from modeling_vitp.instructions.sources import load_mixture
 from modeling_vitp.instructions.validation import (
     ERRORS,
     WARNINGS,

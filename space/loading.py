@@ -31,8 +31,8 @@ from transformers import (
 )
 
 from modeling_vitp import ViTPForConditionalGeneration, ViTPImageProcessor, ViTPProcessor, ViTPVisionModel
-from modeling_vitp.convert.checkpoint import from_internvl_config
 from modeling_vitp.convert.export import image_settings
+from modeling_vitp.convert.internvl import from_internvl_config
 
 QUICKSTART = "outputs/quickstart"
 TINY = "tiny random model"

@@ -9,10 +9,11 @@ from datasets import Dataset
 from training_run import FEATURES, make_trainer
 
 from modeling_vitp import ViTPDataCollator
-from modeling_vitp.instructions.collator import SourceSettings
-from modeling_vitp.training.batching import GlobalBatchSampler, SampleLength, image_size
+from modeling_vitp.instructions.lengths import SampleLength
+from modeling_vitp.instructions.rows import image_size, prepare_rows
+from modeling_vitp.instructions.settings import SourceSettings
+from modeling_vitp.training.batching import GlobalBatchSampler
 from modeling_vitp.training.from_scratch import build_model
-from modeling_vitp.training.pretraining import prepare_rows
 
 
 def row(index, sizes, answer="There are 12 trees."):

@@ -25,10 +25,10 @@ from modeling_vitp import (
     ViTPSegmentationImageProcessor,
     export_backbone,
 )
-from modeling_vitp.cards.model_card import write_card
 from modeling_vitp.cards.record import provenance
 from modeling_vitp.cards.sections import portable_command
 from modeling_vitp.convert.checkpoint import convert_checkpoint
+from modeling_vitp.hub.contents import write_card
 from modeling_vitp.hub.files import model_files
 from modeling_vitp.recipes import pretrain, push_to_hub
 

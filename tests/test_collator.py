@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader
 
 from modeling_vitp import ViTPImageProcessor, ViTPProcessor
 from modeling_vitp.instructions.collator import ViTPDataCollator
-from modeling_vitp.training.pretraining import prepare_rows
+from modeling_vitp.instructions.rows import prepare_rows
 
 BUDGET = 6
 USER = {"role": "user", "content": "How many?"}

@@ -13,8 +13,8 @@ from PIL import Image
 from modeling_vitp.dense.classes import LabelEncoding
 from modeling_vitp.dense.data import DenseData, balanced_weights, count_pixels
 from modeling_vitp.dense.files import fill, find_samples
-from modeling_vitp.dense.samples import windows
 from modeling_vitp.dense.volumes import slice_volumes
+from modeling_vitp.images.windows import windows
 
 TWO = [{"name": "ground"}, {"name": "tree"}]
 

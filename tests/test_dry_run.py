@@ -8,7 +8,7 @@ from conftest import picture
 from datasets import Dataset
 
 from modeling_vitp.instructions.dry_run import check_rules, summarise
-from modeling_vitp.instructions.sources import load_mixture
+from modeling_vitp.instructions.mixture_file import load_mixture
 from modeling_vitp.recipes import pretrain
 
 CONFIGS = Path(__file__).parent.parent / "recipes" / "configs"

@@ -17,9 +17,9 @@ from PIL import Image
 
 from modeling_vitp import ViTPDataCollator
 from modeling_vitp.cards.sections import set_section
+from modeling_vitp.images.windows import starts
+from modeling_vitp.instructions.boxes import grid_box
 from modeling_vitp.instructions.from_annotations import storage
-from modeling_vitp.instructions.from_annotations.questions import grid_box
-from modeling_vitp.instructions.from_annotations.windows import starts
 from modeling_vitp.recipes import make_instructions
 
 WIDTH, HEIGHT = 320, 240

@@ -20,7 +20,6 @@ from PIL import Image
 from torch.utils.data import DataLoader
 
 from modeling_vitp import ViTPDataCollator, ViTPTrainer, ViTPTrainingConfig
-from modeling_vitp.instructions.collator import SourceSettings
 from modeling_vitp.instructions.mixture import (
     MixtureDataset,
     MixtureStream,
@@ -29,7 +28,8 @@ from modeling_vitp.instructions.mixture import (
     effective_rows,
     open_mixture,
 )
-from modeling_vitp.instructions.sources import Source, load_mixture
+from modeling_vitp.instructions.mixture_file import Source, load_mixture
+from modeling_vitp.instructions.settings import SourceSettings
 
 SIZES = {"a": 37, "b": 80, "c": 21, "d": 5, "e": 64}
 RATES = {"a": 0.05, "b": 0.3, "c": 1, "d": 10, "e": 2.5}

@@ -12,7 +12,9 @@ from trl import ScriptArguments
 
 from modeling_vitp import ViTPDataCollator
 from modeling_vitp.instructions.mixture import open_mixture
-from modeling_vitp.instructions.sources import Source, load_mixture, load_rows, normalise, read_source
+from modeling_vitp.instructions.mixture_file import Source, load_mixture
+from modeling_vitp.instructions.rows import normalise
+from modeling_vitp.instructions.sources import load_rows, read_source
 
 BOXES = "<ref>ship</ref><box>[[0, 12, 1000, 34], [5, 6, 7, 8]]</box> and [0, 1, 2, 1000]"
 

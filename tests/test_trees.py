@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from modeling_vitp.instructions import boxes
 from modeling_vitp.recipes.tasks.trees import evaluation, instructions
 from modeling_vitp.vrl import keyed_generator
 
@@ -189,7 +190,7 @@ def test_iou_equals_counting_pixels(numbers):
     ],
 )
 def test_boxes_are_read_from_answers(answer, expected):
-    box = instructions.parse_box(answer, 256)
+    box = boxes.parse_box(answer, 256)
     assert box is None if expected is None else box.tolist() == pytest.approx(expected)
 
 

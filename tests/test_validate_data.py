@@ -11,17 +11,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from modeling_vitp import ViTPDataCollator
-from modeling_vitp.instructions.collator import SourceSettings
-from modeling_vitp.instructions.sources import Source, load_mixture
-from modeling_vitp.instructions.validation import (
-    ERRORS,
-    RowChecker,
-    SourceReport,
-    histogram,
-    is_box,
-    validate,
-    wrong_boxes,
-)
+from modeling_vitp.instructions.boxes import is_box, wrong_boxes
+from modeling_vitp.instructions.mixture_file import Source, load_mixture
+from modeling_vitp.instructions.settings import SourceSettings
+from modeling_vitp.instructions.validation import ERRORS, RowChecker, SourceReport, histogram, validate
 from modeling_vitp.recipes import validate_data
 
 FEATURES = Features(

@@ -8,6 +8,7 @@ from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, HFValidat
 
 FIELDS = ("license", "license_name", "license_link")
 PERMISSIVE = {"apache-2.0", "bsd-2-clause", "bsd-3-clause", "cc-by-4.0", "cc0-1.0", "mit", "unlicense"}
+LICENSE_FILES = ("LICENSE*", "LICENCE*", "NOTICE*")
 
 
 def card_metadata(name: str | Path) -> dict[str, Any]:

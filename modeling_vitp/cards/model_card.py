@@ -7,15 +7,14 @@ from typing import Any
 
 from huggingface_hub import EvalResult, ModelCard
 
-from ..hub.files import model_files
 from .examples import example, pipeline_tag, read_config
-from .license import FIELDS, agreed, card_metadata
-from .record import METRICS, read_json, read_record, stated_licences
+from .license import FIELDS, card_metadata
+from .record import METRICS, read_json, read_record
 from .sections import table, with_section
 
 logger = logging.getLogger(__name__)
-
 PAPER = "[ViTP (Visual insTruction Pretraining, arXiv 2509.17562)](https://arxiv.org/abs/2509.17562)"
+
 INTRODUCTIONS = {
     "backbone": "A vision transformer as an image backbone: the part that is kept of {paper}.",
     "adapter": "A LoRA adapter, with vision transformer and projector trained in full, made with {paper}.",
@@ -24,6 +23,7 @@ INTRODUCTIONS = {
     "vitp_segmentation": "A semantic segmentation model on a backbone of {paper}.",
     "vitp_change_detection": "A change detection model, for pairs of images, on a backbone of {paper}.",
 }
+
 CITATION = """
 ```bibtex
 @article{li2025vitp,
@@ -35,6 +35,7 @@ CITATION = """
 }
 ```
 """
+
 PLACEHOLDER = "[More Information Needed]"  # PEFT's template, which says nothing
 VRL = {"vrl_drop_ratio": "r, the share of visual tokens dropped (VRL)", "vrl_apply_prob": "share of samples with VRL"}
 NOT_RESULTS = ("runtime", "per_second", "epoch", "num_tokens", "entropy", "_time")
@@ -94,24 +95,6 @@ def fill_card(
     if results:
         card.data["model_name"], card.data["eval_results"] = repo_id.split("/")[-1], results
     return card
-
-
-def write_card(what: str, folder: str | Path, source: str | Path | None = None, repo_id: str | None = None) -> None:
-    """Writes the card of a model into its folder.
-
-    Args:
-        source: the folder of its run, if that is another.
-        repo_id: where it will be pushed to; by default the example has the name of the folder.
-    """
-    folder = Path(folder)
-    source = Path(source or folder)
-    try:
-        licence = agreed(stated_licences(source))
-    except ValueError as error:
-        logger.warning("The card of %s states no licence: %s", folder, error)
-        licence = {}
-    card = fill_card(what, source, folder, dict(model_files(folder)), repo_id or folder.resolve().name, licence)
-    card.save(folder / "README.md")
 
 
 def describe_input(files: dict[str, Path | bytes]) -> str | None:

@@ -1,27 +1,19 @@
 """Images with masks, whatever they are stored as: files, windows of large files, or rows of a `datasets` data set."""
 
-import warnings
 from collections.abc import Sequence
-from functools import cache, lru_cache
-from pathlib import Path
 
 import datasets
 import numpy as np
 import PIL.Image
-import rasterio
 import torch
-from rasterio.errors import NotGeoreferencedWarning
-from rasterio.windows import Window
 from transformers.image_utils import ChannelDimension
 
 from ..image_processing_vitp import InputSpec
 from ..image_processing_vitp_dense import ViTPSegmentationImageProcessor
+from ..images.reading import Picture, image_size, read_image
+from ..images.windows import Box, windows
 from .classes import LabelEncoding
 from .files import FileSample
-
-Box = tuple[int, int, int, int]
-# What is read: by Pillow, or of a TIFF the array of shape `(height, width)` or `(height, width, bands)`.
-Picture = PIL.Image.Image | np.ndarray
 
 
 class MaskedImages(torch.utils.data.Dataset):
@@ -134,74 +126,6 @@ class ImageFiles(MaskedImages):
     def read_mask(self, index: int):
         sample, box = self.rows[index]
         return None if sample.mask is None else (str(sample.mask), read_image(sample.mask, box))
-
-
-def windows(image_size: tuple[int, int], size: int, overlap: int) -> list[Box | None]:
-    """Left, top, right and bottom of the windows that cover an image; `None` for one that is not larger."""
-    width, height = image_size
-    if not 0 <= overlap < size:
-        raise ValueError(f"tile: overlap={overlap} must be at least 0 and less than size={size}.")
-    if max(width, height) <= size:
-        return [None]
-
-    def starts(length: int) -> list[int]:
-        return [*range(0, length - size, size - overlap), max(length - size, 0)]
-
-    return [
-        (left, top, min(left + size, width), min(top + size, height))
-        for top in starts(height)
-        for left in starts(width)
-    ]
-
-
-def read_image(path: Path, box: Box | None) -> Picture:
-    """A file, or a window of it; of a TIFF no more is read than the window."""
-    if is_tiff(path):
-        window = None if box is None else Window(box[0], box[1], box[2] - box[0], box[3] - box[1])
-        with open_tiff(path) as file:
-            bands = file.read(window=window)
-        return bands[0] if len(bands) == 1 else bands.transpose(1, 2, 0)
-    return decode(path) if box is None else decode_scene(path).crop(box)
-
-
-@cache
-def image_size(path: Path) -> tuple[int, int]:
-    """Width and height, from the header."""
-    with open_tiff(path) if is_tiff(path) else open_image(path) as image:
-        return image.width, image.height
-
-
-def is_tiff(path: Path) -> bool:
-    return path.suffix.lower() in (".tif", ".tiff")
-
-
-def open_tiff(path: Path) -> rasterio.DatasetReader:
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", NotGeoreferencedWarning)
-            return rasterio.open(path)
-    except rasterio.errors.RasterioIOError as error:
-        raise ValueError(f"{path} cannot be read: {error}") from error
-
-
-def open_image(path: Path) -> PIL.Image.Image:
-    try:
-        return PIL.Image.open(path)
-    except Exception as error:  # Pillow raises many kinds for a broken file
-        raise ValueError(f"{path} cannot be read: {error}") from error
-
-
-def decode(path: Path) -> PIL.Image.Image:
-    with open_image(path) as image:
-        try:
-            image.load()
-        except Exception as error:  # as in `open_image`
-            raise ValueError(f"{path} cannot be read: {error}") from error
-        return image
-
-
-# Windows of one scene are often read one after another: image or pair, and mask.
-decode_scene = lru_cache(maxsize=3)(decode)
 
 
 class Rows(MaskedImages):

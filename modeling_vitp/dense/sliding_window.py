@@ -6,6 +6,8 @@ from collections.abc import Callable, Iterator, Sequence
 import torch
 from torch.nn import functional as F
 
+from ..images.windows import window_starts
+
 # One image, or several of the same ground (before and after), to logits: `(batch, channels, height, width)` each, to
 # `(batch, classes, height, width)`.
 Predict = Callable[..., torch.Tensor]
@@ -111,11 +113,6 @@ def predict_bands(
 
 def as_pair(value: int | tuple[int, int]) -> tuple[int, int]:
     return (value, value) if isinstance(value, int) else tuple(value)
-
-
-def window_starts(length: int, window: int, stride: int) -> list[int]:
-    """Where windows start along an axis; the last one ends with it."""
-    return [*range(0, length - window, stride), length - window]
 
 
 def times_covered(length: int, starts: list[int], window: int) -> torch.Tensor:

@@ -1,44 +1,11 @@
 """The model that fine-tuning starts from."""
 
-import json
-from dataclasses import dataclass, field
-
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from ..configuration_vitp import ViTPVisionConfig
 from ..image_processing_vitp_dense import ViTPSegmentationImageProcessor
 from ..modeling_vitp import ViTPVisionModel
-
-
-@dataclass
-class DenseModelArguments:
-    """Where fine-tuning starts: a pretrained backbone, a fine-tuned model, or random weights."""
-
-    model_name_or_path: str | None = field(
-        default=None,
-        metadata={
-            "help": "Folder or Hub id of an exported backbone, or of a model fine-tuned with this recipe; '' for none."
-        },
-    )
-    model_revision: str = field(default="main", metadata={"help": "Branch, tag or commit on the Hub."})
-    from_scratch: dict | str | None = field(
-        default=None, metadata={"help": "Instead: configuration of a ViT with random weights, to compare with."}
-    )
-    neck: str = field(default="adapter", metadata={"help": "'adapter' (ViT-Adapter) or 'pyramid' (faster)."})
-    backbone: dict | str | None = field(
-        default=None, metadata={"help": "More settings of the backbone's configuration, such as deformable_heads."}
-    )
-    drop_path_rate: float = field(default=0.1, metadata={"help": "Stochastic depth of the ViT."})
-    head: dict | str | None = field(
-        default=None,
-        metadata={"help": "More settings of the model's configuration, such as hidden_size (of UPerNet)."},
-    )
-
-    def __post_init__(self):
-        self.model_name_or_path = self.model_name_or_path or None
-        for name in ("from_scratch", "backbone", "head"):
-            if isinstance(getattr(self, name), str):
-                setattr(self, name, json.loads(getattr(self, name)))
+from .arguments import DenseModelArguments
 
 
 def load_dense_model(

@@ -3,8 +3,6 @@
 import logging
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import evaluate
@@ -14,71 +12,22 @@ from torch import nn
 from torch.utils.data import DataLoader, Dataset, Subset
 from torchvision import tv_tensors
 from torchvision.transforms.v2 import functional as F
-from transformers import PreTrainedModel, Trainer, TrainingArguments
+from transformers import PreTrainedModel, Trainer
 from transformers.trainer_utils import EvalLoopOutput
 
 from ..image_processing_vitp_dense import ViTPSegmentationImageProcessor
+from ..metrics.report import METRICS_FOLDER, name_classes
 from ..training.batching import GlobalBatchSampler, share
-from ..training.checkpointing import WholeCheckpoints
 from ..training.layer_decay import layer_decay_groups
-from ..training.pretraining import has_fast_bf16
-from ..training.pushing import PushesModels
+from ..training.run import PushesModels, WholeCheckpoints
 from ..vrl import keyed_generator
+from .arguments import DenseTrainingArguments
 from .augmentation import Augmentation
 from .classes import IGNORE_INDEX, LabelEncoding
 from .sliding_window import augmented, sliding_window
 
 logger = logging.getLogger(__name__)
-
-METRICS = Path(__file__).parent.parent / "metrics"
 INPUTS = {1: ("pixel_values",), 2: ("pixel_values_before", "pixel_values_after")}
-
-
-@dataclass
-class DenseTrainingArguments(TrainingArguments):
-    """[`~transformers.TrainingArguments`] with what fine-tuning for maps needs."""
-
-    layer_decay: float = field(
-        default=0.9,
-        metadata={"help": "The learning rate of a layer of the ViT is this times that of the next one. 1: no decay."},
-    )
-    crop_size: int = field(default=512, metadata={"help": "Side of the crops in training, in pixels."})
-    scale_range: list[float] = field(
-        default_factory=lambda: [0.5, 2.0], metadata={"help": "By what an image grows before it is cropped."}
-    )
-    max_class_share: float = field(
-        default=0.75, metadata={"help": "A crop of which one class has more is drawn again, up to ten times."}
-    )
-    horizontal_flip: float = field(default=0.5, metadata={"help": "Chance of a mirrored image."})
-    vertical_flip: float = field(default=0.0, metadata={"help": "Chance of an image upside down."})
-    photometric: bool = field(
-        default=True, metadata={"help": "Whether brightness, contrast, saturation and hue change."}
-    )
-    exchange_time: float = field(default=0.0, metadata={"help": "Pairs: chance that before and after change places."})
-    window: int | None = field(
-        default=None, metadata={"help": "Side of the windows in evaluation, in pixels; crop_size if not given."}
-    )
-    stride: int | None = field(
-        default=None,
-        metadata={"help": "From one window to the next, in pixels; no overlap if not given."},
-    )
-    test_scales: list[float] = field(
-        default_factory=lambda: [1.0], metadata={"help": "The test averages predictions over these scales."}
-    )
-    test_flip: bool = field(default=False, metadata={"help": "The test averages over mirrored images, too."})
-    do_train: bool = field(default=True, metadata={"help": "Whether to train, or only to score and to draw."})
-    remove_unused_columns: bool = field(default=False, metadata={"help": "There are none."})
-    dataloader_drop_last: bool = field(
-        default=True, metadata={"help": "UPerNet has batch norm, so a last batch of one image would be an error."}
-    )
-
-    def __post_init__(self):
-        self.use_cpu = self.use_cpu or not torch.accelerator.is_available()
-        if self.bf16 is None:
-            self.bf16 = not self.fp16 and has_fast_bf16()
-        super().__post_init__()
-        self.window = self.window or self.crop_size
-        self.stride = self.stride or self.window
 
 
 class TrainingSamples(Dataset):
@@ -179,7 +128,7 @@ class DenseTrainer(WholeCheckpoints, PushesModels, Trainer):
         # The model's loss is a mean over its own batch: the Trainer has to divide it where gradients accumulate.
         self.model_accepts_loss_kwargs = False
         self.metric = evaluate.load(
-            str(METRICS / metric),
+            str(METRICS_FOLDER / metric),
             num_labels=len(encoding.classes),
             ignore_index=IGNORE_INDEX,
             num_process=args.world_size,
@@ -308,14 +257,3 @@ class DenseTrainer(WholeCheckpoints, PushesModels, Trainer):
         metrics = {f"{metric_key_prefix}_{key}": value for key, value in metrics.items()}
         num_samples = len(dataloader.dataset.dataset)
         return EvalLoopOutput(predictions=None, label_ids=None, metrics=metrics, num_samples=num_samples)
-
-
-def name_classes(metrics: dict, names: list[str]) -> dict[str, float]:
-    """Lists by class, `per_category_iou`, as one value for each: `iou/building`."""
-    named = {}
-    for key, value in metrics.items():
-        if isinstance(value, list):
-            named |= {f"{key.removeprefix('per_category_')}/{name}": item for name, item in zip(names, value)}
-        else:
-            named[key] = value
-    return named

@@ -1,6 +1,7 @@
 """What goes to a repo: its files, its card and its licence, put together without sending anything."""
 
 import json
+import logging
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -19,7 +20,9 @@ from ..convert.export import export_backbone
 from .failures import FAILURES, explain
 from .files import PACKAGE, all_files, check_no_secrets, find_secret, model_files
 
+logger = logging.getLogger(__name__)
 KINDS = ("backbone", "model", "adapter", "dataset", "space")
+
 MODEL_TYPES = {
     "backbone": ("internvl_vision",),
     "model": (
@@ -32,9 +35,11 @@ MODEL_TYPES = {
         "vitp_change_detection",
     ),
 }
+
 DATA_SUFFIXES = set(".parquet .arrow .json .jsonl .csv .tar .zip .png .jpg .jpeg .tif .tiff .webp".split())
 MODEL_VARIABLE = "VITP_MODEL"  # by which the demo knows its model
 SPACE = Path(__file__).parents[2] / "space"
+
 # Where a file came from on this machine; nothing reads it.
 LOCAL_KEYS = ("_name_or_path", "name_or_path")
 NOT_CONFIGS = ("tokenizer.json", "vocab.json", "model.safetensors.index.json")
@@ -257,3 +262,21 @@ def check_paths(package: Package) -> None:
     if found:
         path = found[0].rstrip(".")
         raise ValueError(f"nothing was sent: the card, README.md, has an absolute path, {path}. Make it relative.")
+
+
+def write_card(what: str, folder: str | Path, source: str | Path | None = None, repo_id: str | None = None) -> None:
+    """Writes the card of a model into its folder.
+
+    Args:
+        source: the folder of its run, if that is another.
+        repo_id: where it will be pushed to; by default the example has the name of the folder.
+    """
+    folder = Path(folder)
+    source = Path(source or folder)
+    try:
+        licence = agreed(stated_licences(source))
+    except ValueError as error:
+        logger.warning("The card of %s states no licence: %s", folder, error)
+        licence = {}
+    card = fill_card(what, source, folder, dict(model_files(folder)), repo_id or folder.resolve().name, licence)
+    card.save(folder / "README.md")

@@ -1,5 +1,6 @@
 """When the Hub fails: tries again where that helps, and otherwise says why in one line."""
 
+import logging
 import time
 from collections.abc import Callable
 from typing import TypeVar
@@ -14,34 +15,70 @@ from huggingface_hub.errors import (
     RevisionNotFoundError,
 )
 
-TRIES, LONGEST_WAIT = 5, 300
+logger = logging.getLogger(__name__)
+RETRIES, LONGEST_WAIT = 5, 300
+
 # RuntimeError is what the client makes of a failure to send one file.
 FAILURES = (HfHubHTTPError, httpx2.TransportError, OfflineModeIsEnabled, LocalTokenNotFoundError, RuntimeError)
 T = TypeVar("T")
 
 
 def tried(step: Callable[[], T], after_lost_answer: bool = True) -> T:
-    """Carries out a step; again where the Hub is busy or the connection broke, after 1, 2, 4 … s or what it asks."""
-    for number in range(TRIES):
+    """Carries out a step; again where the Hub is busy or the connection broke, after 1, 2, 4 … s or what it asks.
+
+    Args:
+        step: what reads or writes.
+        after_lost_answer: whether also where no answer came, so that the step may have been carried out.
+    """
+    for number in range(RETRIES):
         try:
             return step()
-        except (HfHubHTTPError, httpx2.TransportError) as error:
-            wait = pause(error, number)
-            is_answer = isinstance(error, HfHubHTTPError)
-            if wait is None or number == TRIES - 1 or not (is_answer or after_lost_answer):
+        except Exception as error:
+            if not after_lost_answer and status_of(error) is None:
                 raise
-        time.sleep(wait)
-    raise AssertionError
+            wait = seconds_to_wait(error, number)
+            if wait is None:
+                raise
+            pause(error, wait, number)
+    return step()
 
 
-def pause(error: Exception, number: int) -> float | None:
-    """Seconds to wait before the next try, `None` if another would end the same."""
-    if not isinstance(error, HfHubHTTPError):
+def pause(error: Exception, wait: float, number: int) -> None:
+    """Waits before the next try, and says why."""
+    logger.warning("%s. Trying again in %g s (%d of %d).", one_line(str(error)), wait, number + 1, RETRIES)
+    time.sleep(wait)
+
+
+def seconds_to_wait(error: BaseException, number: int) -> float | None:
+    """Before the next try, if the error, or what caused it, is a server that is busy or a connection that broke; `None`
+    if another try would end the same.
+
+    Args:
+        error: of a client of the Hub, or of what reads with one.
+        number: of tries before this one.
+    """
+    if isinstance(error, httpx2.TransportError):
         return 2**number
-    status = error.response.status_code
-    if status == 429 and error.response.headers.get("Retry-After", "").isdigit():
-        return min(int(error.response.headers["Retry-After"]) + 1, LONGEST_WAIT)
-    return 2**number if status in (409, 412, 429) or status >= 500 else None
+    while error is not None:
+        if isinstance(error, OfflineModeIsEnabled):
+            return None
+        status = status_of(error)
+        if status is not None:
+            asked = getattr(getattr(error, "response", None), "headers", {}).get("Retry-After", "")
+            if status == 429 and asked.isdigit():
+                return min(int(asked) + 1, LONGEST_WAIT)
+            return 2**number if status in (408, 409, 412, 429) or status >= 500 else None
+        is_network = type(error).__module__.partition(".")[0] in ("aiohttp", "httpx", "httpx2", "requests")
+        if (is_network or isinstance(error, (ConnectionError, TimeoutError))) and error.__cause__ is None:
+            return 2**number
+        error = error.__cause__ or error.__context__
+    return None
+
+
+def status_of(error: BaseException) -> int | None:
+    """The status of the answer that an error is about."""
+    status = getattr(getattr(error, "response", None), "status_code", getattr(error, "status", None))
+    return status if isinstance(status, int) else None
 
 
 def explain(error: Exception, repo_id: str) -> str:

@@ -10,9 +10,8 @@ from typing import Any
 from huggingface_hub import HfApi
 from transformers import Trainer
 
-from ..cards.model_card import write_card
 from ..cards.record import write_record
-from .contents import pack
+from .contents import pack, write_card
 from .failures import FAILURES, explain, one_line
 from .upload import push
 

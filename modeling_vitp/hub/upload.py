@@ -1,14 +1,21 @@
 """A package into its repo: in one commit, so that a branch has all of it or is as it was."""
 
 import copy
+import logging
+import os
+import shutil
+from concurrent.futures import Future
 from fnmatch import fnmatch
 from functools import partial
+from pathlib import Path
 
 from huggingface_hub import CommitInfo, CommitOperationAdd, CommitOperationDelete, HfApi
 from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError
 
 from .contents import Package
 from .failures import tried
+
+logger = logging.getLogger(__name__)
 
 # What a model's repo has of an earlier push and would be loaded beside or instead of what is pushed.
 WEIGHTS = "*.safetensors *.safetensors.index.json pytorch_model*.bin pytorch_model*.index.json adapter_*.json".split()
@@ -101,3 +108,22 @@ def stale_weights(api: HfApi, package: Package, repo_id: str, revision: str | No
         for name in present
         if "/" not in name and name not in package.files and any(fnmatch(name, pattern) for pattern in WEIGHTS)
     )
+
+
+def collect(files: dict[str, Path], folder: Path) -> None:
+    """Gives files a second name in another folder; copies them where the file system has no links."""
+    for name, path in files.items():
+        target = folder / name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.unlink(missing_ok=True)
+        try:
+            os.link(path, target)
+        except OSError:
+            shutil.copyfile(path, target)
+
+
+def report_failure(job: Future) -> None:
+    error = None if job.cancelled() else job.exception()
+    if error is not None:
+        cause = " ".join(f"{type(error).__name__}: {error}".split())
+        logger.warning("A push failed, and training goes on; the next one sends what is missing. %s", cause)

@@ -1,69 +1,25 @@
 """Rows of a data set to a training or evaluation batch: VRL, labels on the answers, padding."""
 
 import dataclasses
-import hashlib
-import io
-import json
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-import PIL.Image
 import torch
-from datasets import Image
 from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import default_collate
 from trl.data_utils import prepare_multimodal_messages
 
-from ..image_processing_vitp import PIL_8BIT_MODES, InputSpec
-from ..processing_vitp import ViTPProcessor, check_messages, message_texts
+from ..messages import check_answers, check_messages, place_images
+from ..processing_vitp import ViTPProcessor
 from ..vrl import check_apply_prob, check_drop_ratio, keyed_generator
+from .rows import load_images, sample_id_of
+from .settings import SampleTransform, SourceSettings
 
 logger = logging.getLogger(__name__)
-
-SampleTransform = Callable[[dict[str, Any], torch.Generator], dict[str, Any]]
 IGNORE_INDEX = -100
-IMAGE_PLACE = "<image>"
 MAX_REPLACEMENTS = 10
 MAX_WORKERS = 256
-
-
-@dataclasses.dataclass(frozen=True)
-class SourceSettings:
-    """How the rows of one source of a mixture are encoded; `None` leaves it to the processor.
-
-    Args:
-        max_patches: most tiles of a sample; its images share them.
-        image_size: side of the square, in pixels, that every image is resampled to before it is cut into tiles: the
-            tile size of the model gives one tile, twice as much four and a thumbnail.
-        system_prompt: for conversations that have no system message of their own.
-        input_spec: how images that are not 8-bit RGB are read, see [`InputSpec`].
-        jpeg_degradation: whether training images go through JPEG compression of a random quality from 75 to 100.
-    """
-
-    max_patches: int | None = None
-    image_size: int | None = None
-    system_prompt: str | None = None
-    input_spec: dict | None = None
-    jpeg_degradation: bool = False
-
-    @property
-    def images_kwargs(self) -> dict[str, Any]:
-        """What the image processor is told of the source."""
-        kwargs = {"max_patches": self.max_patches, "input_spec": self.input_spec}
-        return {name: value for name, value in kwargs.items() if value is not None}
-
-    def apply(self, images: list, generator: torch.Generator) -> list:
-        """The PIL images of a sample as the source wants them seen."""
-        if self.jpeg_degradation:
-            images = [degrade(image, generator) for image in images]
-        if self.image_size is not None:
-            images = [to_square(image, self.image_size) for image in images]
-        return images
-
-    def check(self) -> None:
-        """Raises a `ValueError` if the input spec contradicts itself."""
-        InputSpec.from_dict(self.input_spec)
 
 
 @dataclasses.dataclass
@@ -297,89 +253,3 @@ class ViTPDataCollator:
         excess = -padded.shape[1] % (self.pad_to_multiple_of or 1)
         sides = (excess, 0) if self.padding_side == "left" else (0, excess)
         return torch.nn.functional.pad(padded, sides, value=value)
-
-
-def sample_id_of(example: dict[str, Any]) -> Any:
-    sample_id = example.get("id")
-    return content_id(example) if sample_id is None else sample_id
-
-
-def place_images(messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Messages with each `<image>` in the text of a question, as many public data sets have it, as an image place."""
-    return [
-        {**message, "content": split_at_places(message["content"])}
-        if message["role"] != "assistant" and isinstance(message["content"], str) and IMAGE_PLACE in message["content"]
-        else message
-        for message in messages
-    ]
-
-
-def split_at_places(text: str) -> list[dict[str, Any]]:
-    """Text to parts, `<image>` to an image place. The newline after a place goes: the chat template writes one."""
-    first, *rest = text.split(IMAGE_PLACE)
-    parts = [{"type": "text", "text": first}] if first or not rest else []
-    for piece in rest:
-        parts.append({"type": "image", "text": None})
-        piece = piece.removeprefix("\n")
-        if piece:
-            parts.append({"type": "text", "text": piece})
-    return parts
-
-
-def content_id(example: dict[str, Any]) -> str:
-    """The id of a row without one: a hash of its messages, the same in every worker, rank and order."""
-    content = json.dumps(example.get("messages"), sort_keys=True, default=str)
-    return "content:" + hashlib.sha256(content.encode()).hexdigest()[:16]
-
-
-def load_images(example: dict[str, Any]) -> list:
-    """The images of a row, from `images` or `image`: decoded unless they are images or arrays already."""
-    images = example.get("images")
-    if images is None:
-        images = [] if example.get("image") is None else [example["image"]]
-    if not isinstance(images, (list, tuple)):
-        images = [images]
-    loaded = []
-    for index, image in enumerate(images):
-        if isinstance(image, str):
-            image = {"path": image, "bytes": None}
-        if isinstance(image, dict):
-            try:
-                image = Image().decode_example({"path": image.get("path"), "bytes": image.get("bytes")})
-                image.load()
-            except Exception as error:  # Pillow raises many kinds, SyntaxError among them, for a broken file
-                origin = f" ({image['path']})" if isinstance(image, dict) and image.get("path") else ""
-                raise ValueError(
-                    f"image {index}{origin} cannot be read: {error}. Mend the file or take the row out."
-                ) from error
-        if isinstance(image, PIL.Image.Image) and 0 in image.size:
-            raise ValueError(f"image {index} is empty: {image.width} x {image.height} pixels. Take the row out.")
-        loaded.append(image)
-    return loaded
-
-
-def degrade(image: PIL.Image.Image, generator: torch.Generator) -> PIL.Image.Image:
-    """The image after JPEG compression of a quality from 75 to 100."""
-    if image.mode not in PIL_8BIT_MODES:
-        raise ValueError(f"jpeg_degradation needs 8-bit images, not one of mode {image.mode}.")
-    quality = torch.randint(75, 101, (), generator=generator).item()
-    compressed = io.BytesIO()
-    image.convert("RGB").save(compressed, format="JPEG", quality=quality)
-    return PIL.Image.open(compressed).convert("RGB")
-
-
-def to_square(image: PIL.Image.Image, size: int) -> PIL.Image.Image:
-    """The image resampled to `size` pixels a side, whatever its own shape."""
-    if image.mode in ("1", "P", "PA"):  # which Pillow resamples without interpolation
-        image = image.convert("RGBA")
-    return image.resize((size, size), PIL.Image.Resampling.BICUBIC)
-
-
-def check_answers(messages: list[dict[str, Any]]) -> None:
-    """Raises a `ValueError` if there is nothing to learn from, or an answer is empty."""
-    answers = [(index, message) for index, message in enumerate(messages) if message["role"] == "assistant"]
-    if not answers:
-        raise ValueError("there is no assistant message to learn from. Add one or take the row out.")
-    for index, message in answers:
-        if not "".join(message_texts(message)).strip():
-            raise ValueError(f"the answer in message {index} is empty. Fill it in or take the row out.")

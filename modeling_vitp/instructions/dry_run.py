@@ -12,12 +12,13 @@ from collections import Counter
 import PIL.Image
 from transformers.models.got_ocr2.image_processing_got_ocr2 import get_optimal_tiled_canvas
 
-from ..processing_vitp import message_texts
+from ..messages import message_texts
 from ..training.pretraining import ViTPTrainingConfig
 from ..vrl import num_kept_tokens
-from .collator import load_images
 from .mixture import effective_rows
-from .sources import Mixture, Source, read_source
+from .mixture_file import Mixture, Source
+from .rows import load_images
+from .sources import read_source
 
 TILE = (448, 448)
 TOKENS_PER_TILE = 256  # of InternVL2.5 at 448 pixels

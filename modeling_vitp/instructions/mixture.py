@@ -19,7 +19,9 @@ from datasets.table import InMemoryTable
 from tqdm import tqdm
 
 from ..vrl import keyed_generator
-from .sources import FEATURES, Mixture, Source, all_rows, read_source
+from .mixture_file import Mixture, Source
+from .rows import FEATURES
+from .sources import all_rows, read_source
 
 logger = logging.getLogger(__name__)
 

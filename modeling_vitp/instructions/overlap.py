@@ -19,8 +19,9 @@ from PIL import Image
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
-from .collator import load_images
-from .sources import IMAGE_SUFFIXES, folder_cache
+from ..images.reading import IMAGE_SUFFIXES
+from .rows import load_images
+from .sources import folder_cache
 
 HASH_SIDE = 8  # frequencies in each direction: 64 bits
 HASH_DISTANCE = 12  # bits, of 64, up to which two images are compared

@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import re
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -10,8 +9,6 @@ from pathlib import Path
 
 import cv2
 import matplotlib
-
-matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import numpy as np
 import PIL.Image
@@ -22,17 +19,24 @@ from transformers import AutoConfig
 from transformers.models.got_ocr2.image_processing_got_ocr2 import get_optimal_tiled_canvas
 
 from ..cards.sections import table
-from ..processing_vitp import ViTPProcessor, check_messages, message_texts
+from ..messages import check_answers, check_messages, message_texts
+from ..processing_vitp import ViTPProcessor
 from ..vrl import num_kept_tokens
-from .collator import SourceSettings, check_answers, load_images
+from .boxes import wrong_boxes
+from .mixture_file import Mixture, Source
 from .overlap import Match, TestImages, pixel_digest
-from .sources import Mixture, Source, read_source
+from .rows import load_images
+from .settings import SourceSettings
+from .sources import read_source
+
+matplotlib.use("Agg")
 
 GRID = 1000
 TILE, MAX_PATCHES = (448, 448), 12  # InternVL's
 BATCH_SIZE = 16
 MAX_EXAMPLES = 20  # rows named in the report, of each problem of a source
 TOKENS_PER_BIN = 128
+
 ERRORS = {
     "malformed": "no conversation can be read from the row",
     "image missing": "an image is not where the row says",
@@ -43,13 +47,11 @@ ERRORS = {
     "too long": "more tokens than max_length after the drop: training would cut the answer or stop",
     "overlap": "an image is in the test set, whole or in part",
 }
+
 WARNINGS = {
     "duplicate": "the same images and messages as an earlier row of the mixture",
     "loose box": "four numbers in brackets, no box on the grid, in a source that is not for grounding",
 }
-BOXES = re.compile(r"<box>(.*?)</box>", re.DOTALL)
-BOX = re.compile(r"\[\s*([^\[\],]+?)\s*,\s*([^\[\],]+?)\s*,\s*([^\[\],]+?)\s*,\s*([^\[\],]+?)\s*\]")
-NUMBERS = re.compile(r"\[\s*(-?[\d.]+)\s*,\s*(-?[\d.]+)\s*,\s*(-?[\d.]+)\s*,\s*(-?[\d.]+)\s*\]")
 
 
 @dataclass
@@ -239,25 +241,6 @@ def size_of(image) -> tuple[int, int]:
     return image.size[::-1] if isinstance(image, PIL.Image.Image) else image.shape[:2]
 
 
-def wrong_boxes(text: str) -> tuple[list[str], list[str]]:
-    """What in a text is no box on the grid with an area: between `<box>` and `</box>`, and in other brackets."""
-    wrong = []
-    for inner in BOXES.findall(text):
-        boxes = BOX.findall(inner)
-        if not boxes:
-            wrong.append(f"<box>{inner}</box> holds no box")
-        wrong += [f"[{', '.join(box)}]" for box in boxes if not is_box(box)]
-    rest = BOXES.sub("", text)
-    return wrong, [f"[{', '.join(box)}]" for box in NUMBERS.findall(rest) if not is_box(box)]
-
-
-def is_box(corners: tuple[str, ...]) -> bool:
-    if not all(re.fullmatch(r"\d+", corner) for corner in corners):
-        return False
-    left, top, right, bottom = map(int, corners)
-    return left < right <= GRID and top < bottom <= GRID
-
-
 def digest_of(messages: list[dict], image_digests: list[bytes]) -> bytes:
     """Of what a row shows and says, whatever its id."""
     content = json.dumps(messages, sort_keys=True).encode()
@@ -306,7 +289,7 @@ def read_rows(source: Source, checker: RowChecker, num_workers: int) -> Iterable
 
 def load_processor(name: str) -> ViTPProcessor:
     """The processor of a ViTP or a transformers InternVL checkpoint, without its weights."""
-    from ..training.start import internvl_processor
+    from ..convert.internvl import internvl_processor
 
     is_internvl = AutoConfig.from_pretrained(name).model_type == "internvl"
     return internvl_processor(name) if is_internvl else ViTPProcessor.from_pretrained(name)

@@ -8,11 +8,12 @@ import numpy as np
 import torch
 from transformers.image_utils import ChannelDimension
 
-from ..dense.samples import is_tiff, read_image
+from ..hub.failures import tried
 from ..image_processing_vitp import InputSpec
 from ..image_processing_vitp_dense import ViTPSegmentationImageProcessor
-from ..instructions.collator import load_images
-from ..instructions.sources import folder_cache, retry
+from ..images.reading import is_tiff, read_image
+from ..instructions.rows import load_images
+from ..instructions.sources import folder_cache
 
 
 class LabelledImages(torch.utils.data.Dataset):
@@ -77,7 +78,7 @@ def open_splits(
     """
     cache = folder_cache(Path(name)) if Path(name).is_dir() else None
     try:
-        splits = retry(partial(datasets.load_dataset, name, config, cache_dir=cache), name)
+        splits = tried(partial(datasets.load_dataset, name, config, cache_dir=cache))
     except (OSError, ValueError) as error:
         raise ValueError(f"The data set {name} cannot be opened: {str(error).splitlines()[0]}") from error
     wanted = [train_split] if test_share is not None else [train_split, test_split]

@@ -14,7 +14,7 @@ from tqdm import tqdm
 from ..dense.classes import IGNORE_INDEX
 from ..dense.data import ClassPixels, DenseData
 from ..dense.samples import ImageFiles, MaskedImages
-from ..dense.trainer import METRICS, name_classes
+from ..metrics.report import METRICS, name_classes
 from .backbones import Backbone, square_size
 from .features import extract
 from .few_labels import Labels

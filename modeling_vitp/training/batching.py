@@ -3,27 +3,17 @@
 What is trained on in a step depends on the seed, the epoch and the size of the global batch, and on nothing else.
 """
 
-import io
 import itertools
 import math
-import os
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
 from typing import Any
 
-import PIL.Image
 import torch
-from datasets import Image
 from transformers.trainer_pt_utils import BatchRebalanceSampler, get_length_grouped_indices
-from trl.data_utils import prepare_multimodal_messages
 
-from ..image_processing_vitp import ViTPImageProcessor
-from ..instructions.collator import SourceSettings, ViTPDataCollator, place_images
-from ..processing_vitp import ViTPProcessor
-from ..vrl import keyed_generator, num_kept_tokens
+from ..vrl import keyed_generator
 
 BY_LENGTH = ("group_by_length", "batch_rebalance")
-EXIF_ORIENTATION = 0x0112
 
 
 class GlobalBatchSampler(BatchRebalanceSampler):
@@ -168,79 +158,3 @@ class RankStream(torch.utils.data.IterableDataset):
                 group.sort(key=self.length, reverse=True)
             for start in range(0, size * self.accumulation_steps, size):
                 yield share(group[start : start + size], self.num_processes, self.process_index)
-
-
-@dataclass
-class SampleLength:
-    """The number of tokens that a row has after the drop, from the headers of its images: none is decoded.
-
-    Of a row that the collator will refuse it is 0. With `vrl_apply_prob` below 1 the visual tokens count on average.
-
-    Args:
-        processor, max_length, vrl_drop_ratio, vrl_apply_prob, source_settings: as for [`ViTPDataCollator`].
-    """
-
-    processor: ViTPProcessor
-    max_length: int | None = None
-    vrl_drop_ratio: float = 0.0
-    vrl_apply_prob: float = 1.0
-    source_settings: Mapping[str, SourceSettings] | None = None
-
-    @classmethod
-    def of(cls, collator: ViTPDataCollator) -> "SampleLength":
-        """Measures what this collator will make of a row."""
-        return cls(**{name: getattr(collator, name) for name in cls.__dataclass_fields__})
-
-    def __call__(self, example: dict[str, Any]) -> int:
-        try:
-            return self._measure(example)
-        except (ValueError, TypeError, KeyError, OSError):
-            return 0  # the collator names the row and what is wrong with it
-
-    def _measure(self, example: dict[str, Any]) -> int:
-        settings = (self.source_settings or {}).get(example.get("source"), SourceSettings())
-        images = example.get("images")
-        if images is None:
-            images = [] if example.get("image") is None else [example["image"]]
-        images = images if isinstance(images, (list, tuple)) else [images]
-        num_visual = self.processor.image_seq_length * sum(self._num_tiles(images, settings))
-        num_kept = num_kept_tokens(num_visual, self.vrl_drop_ratio)
-        num_kept = round(self.vrl_apply_prob * num_kept + (1 - self.vrl_apply_prob) * num_visual)
-
-        messages = place_images(example["messages"])
-        if settings.system_prompt is not None and messages[0]["role"] != "system":
-            messages = [{"role": "system", "content": settings.system_prompt}, *messages]
-        messages = prepare_multimodal_messages(messages, images=images)
-        tokenizer = self.processor.tokenizer
-        text = tokenizer.apply_chat_template(messages, chat_template=self.processor.chat_template, tokenize=False)
-        # Each image has a start and an end token, and its place in the text is a token that goes.
-        num_tokens = len(tokenizer(text, add_special_tokens=False)["input_ids"]) + len(images) + num_kept
-        return num_tokens if self.max_length is None else min(num_tokens, self.max_length)
-
-    def _num_tiles(self, images: list, settings: SourceSettings) -> list[int]:
-        """Tiles of each image within the sample's budget, as [`ViTPProcessor`] shares it out."""
-        image_processor = self.processor.image_processor
-        budget = settings.max_patches or image_processor.max_patches
-        kwargs = {
-            "crop_to_patches": True,
-            "max_patches": max(budget // max(len(images), 1), image_processor.min_patches, 1),
-        }
-        sizes = [image_size(image) if settings.image_size is None else (settings.image_size,) * 2 for image in images]
-        return [image_processor.get_number_of_image_patches(*size, kwargs) for size in sizes]
-
-
-def image_size(image: Any) -> tuple[int, int]:
-    """Height and width of an image of a row, as it is seen: an encoded one by its header, turned as its EXIF says."""
-    if isinstance(image, str):
-        image = {"path": image, "bytes": None}
-    if isinstance(image, dict):
-        source = io.BytesIO(image["bytes"]) if image.get("bytes") is not None else image["path"]
-        if isinstance(source, str) and not os.path.isfile(source):
-            return Image().decode_example(image).size[::-1]
-        with PIL.Image.open(source) as opened:
-            # The method of PNG's subclass would decode the image.
-            turned = PIL.Image.Image.getexif(opened).get(EXIF_ORIENTATION, 1) >= 5
-            return opened.size if turned else opened.size[::-1]
-    if isinstance(image, PIL.Image.Image):
-        return image.size[::-1]
-    return tuple(ViTPImageProcessor._bands_first(torch.as_tensor(image), None).shape[1:])

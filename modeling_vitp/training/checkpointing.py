@@ -8,8 +8,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from transformers.trainer import TRAINER_STATE_NAME
-from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, TrainOutput, rotate_checkpoints
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 logger = logging.getLogger(__name__)
 
@@ -119,59 +118,3 @@ def check_settings(checkpoint: str | Path, settings: dict[str, dict[str, Any]]) 
             checkpoint,
             "; ".join(differences["free"]),
         )
-
-
-class WholeCheckpoints:
-    """Mixin of trainers, before [`~transformers.Trainer`]: a checkpoint is whole or not there, and goes on as it began.
-
-    A subclass gives `_run_settings()`, what [`check_settings`] compares.
-    """
-
-    _is_saving = False
-
-    def train(self, resume_from_checkpoint: str | bool | None = None, *args, **kwargs) -> TrainOutput:
-        if resume_from_checkpoint is True:
-            resume_from_checkpoint = last_checkpoint(self.args.output_dir)
-            if resume_from_checkpoint is None:
-                raise ValueError(f"There is no complete checkpoint in {self.args.output_dir} to resume from.")
-        self._settings = self._run_settings()
-        if resume_from_checkpoint:
-            check_settings(resume_from_checkpoint, self._settings)
-        return super().train(resume_from_checkpoint, *args, **kwargs)
-
-    def _run_settings(self) -> dict[str, dict[str, Any]]:
-        """What has to be as it was for a run to go on (`fixed`), and what changes its course only (`free`)."""
-        raise NotImplementedError
-
-    def _get_output_dir(self, trial) -> str:
-        folder = super()._get_output_dir(trial)
-        return os.path.join(folder, STAGING) if self._is_saving else folder
-
-    def _save_checkpoint(self, model, trial) -> None:
-        folder = self._get_output_dir(trial)
-        name = f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
-        checkpoint, staged = os.path.join(folder, name), os.path.join(folder, STAGING, name)
-        if self.args.should_save:
-            shutil.rmtree(os.path.join(folder, STAGING), ignore_errors=True)
-        self.accelerator.wait_for_everyone()
-        self._is_saving = True
-        try:
-            super()._save_checkpoint(model, trial)
-        finally:
-            self._is_saving = False
-        if self.state.best_global_step == self.state.global_step:
-            self.state.best_model_checkpoint = checkpoint
-            if self.args.should_save:
-                self.state.save_to_json(os.path.join(staged, TRAINER_STATE_NAME))
-        self.accelerator.wait_for_everyone()
-        if self.args.should_save:
-            publish_checkpoint(staged, checkpoint, self._settings)
-        self.accelerator.wait_for_everyone()
-        if self.args.push_to_hub:
-            self._push_from_checkpoint(checkpoint)
-        if self.args.should_save:
-            rotate_checkpoints(folder, self.args.save_total_limit, self.state.best_model_checkpoint, use_mtime=True)
-
-    def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
-        if not self._is_saving:  # what is not in its place yet would be moved during the upload
-            super()._push_from_checkpoint(checkpoint_folder)

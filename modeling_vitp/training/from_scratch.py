@@ -1,17 +1,14 @@
 """A small tokenizer, and a model and processor around it, when there are no pretrained weights to start from."""
 
-import itertools
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
 from ..configuration_vitp import ViTPConfig
 from ..image_processing_vitp import ViTPImageProcessor
-from ..instructions.collator import SampleTransform, load_images
 from ..modeling_vitp import ViTPForConditionalGeneration
-from ..processing_vitp import ViTPProcessor, message_texts
-from ..vrl import keyed_generator
+from ..processing_vitp import ViTPProcessor
 
 PAD, TURN_START, TURN_END = "<|endoftext|>", "<|im_start|>", "<|im_end|>"
 MARKS = [TURN_START, "<img>", "</img>", "<IMG_CONTEXT>", "<ref>", "</ref>", "<box>", "</box>"]
@@ -32,18 +29,6 @@ def build_tokenizer(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenize
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer, eos_token=TURN_END, pad_token=PAD, additional_special_tokens=MARKS
     )
-
-
-def sample_texts(
-    dataset: Iterable[dict], sample_transform: SampleTransform | None, seed: int, num_samples: int = 2000
-) -> Iterator[str]:
-    """Texts of the first rows' messages, after the transform, to train a tokenizer on."""
-    for row in itertools.islice(dataset, num_samples):
-        if sample_transform is not None:
-            row = {**row, "images": load_images(row)}
-            row = sample_transform(row, keyed_generator(seed, row.get("id"), "tokenizer"))
-        for message in row["messages"]:
-            yield from message_texts(message)
 
 
 def build_model(

@@ -1,10 +1,9 @@
 """TRL's `SFTTrainer` for ViTP: sample ids, epochs, an evaluation collator, exact resuming and exact shards."""
 
-import hashlib
 import itertools
 import json
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,24 +12,19 @@ import torch
 from accelerate import PartialState
 from accelerate.data_loader import IterableDatasetShard
 from accelerate.utils import gather_object, is_peft_model
-from datasets import Dataset, DatasetDict, Features, Image, IterableDataset, List, Value
+from datasets import Dataset, DatasetDict, IterableDataset
 from safetensors import safe_open
 from torch.utils.data import DataLoader
 from trl import SFTConfig, SFTTrainer
 
-from ..instructions.collator import SampleTransform, SourceSettings, ViTPDataCollator, content_id
+from ..instructions.collator import ViTPDataCollator
+from ..instructions.lengths import SampleLength
+from ..instructions.rows import describe_rows, prepare_rows
+from ..instructions.settings import SampleTransform, SourceSettings
 from ..modeling_vitp import ViTPForConditionalGeneration, ViTPModel
 from ..processing_vitp import ViTPProcessor
-from .batching import BY_LENGTH, GlobalBatchSampler, RankStream, SampleLength
-from .checkpointing import WholeCheckpoints
-from .pushing import PushesModels
-
-
-def has_fast_bf16() -> bool:
-    """Whether the device that training will run on computes in bfloat16 natively."""
-    if torch.accelerator.is_available():
-        return torch.accelerator.current_accelerator().type != "cuda" or torch.cuda.is_bf16_supported(False)
-    return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+from .batching import BY_LENGTH, GlobalBatchSampler, RankStream
+from .run import PushesModels, WholeCheckpoints, check_loaded, has_fast_bf16
 
 
 @dataclass
@@ -367,15 +361,6 @@ class ViTPTrainer(WholeCheckpoints, PushesModels, SFTTrainer):
         self.model.tie_weights()
 
 
-def check_loaded(missing: Iterable[str], unexpected: Iterable[str]) -> None:
-    """Raises a `ValueError` if a checkpoint and the model that it was loaded into have not the same keys."""
-    if missing or unexpected:
-        raise ValueError(
-            f"The checkpoint does not fit the model: missing keys {sorted(missing)}, unexpected keys "
-            f"{sorted(unexpected)}. Resume with the configuration that the run was started with."
-        )
-
-
 def check_compatible(model: ViTPForConditionalGeneration, processor: ViTPProcessor) -> None:
     """Raises a `ValueError` if the processor's tiles or tokens are not what the model expects."""
     config = model.config
@@ -398,49 +383,6 @@ def check_compatible(model: ViTPForConditionalGeneration, processor: ViTPProcess
         raise ValueError("The tokenizer has no pad token: set tokenizer.pad_token.")
 
 
-def prepare_rows(dataset: Dataset | IterableDataset) -> Dataset | IterableDataset:
-    """Gives every row an id, and leaves images encoded, so that the collator can name the sample that is broken."""
-    encoded = {}
-    for name, feature in (dataset.features or {}).items():
-        if is_decoded(feature):
-            encoded[name] = Image(decode=False)
-        elif isinstance(feature, List) and is_decoded(feature.feature):
-            encoded[name] = List(Image(decode=False))
-    has_ids = dataset.column_names is not None and "id" in dataset.column_names
-    if has_ids and not encoded:
-        return dataset
-    if isinstance(dataset, Dataset):
-        if not has_ids:
-            dataset = dataset.add_column("id", list(range(len(dataset))))
-        # `cast_column` would write a copy of the whole data set for a list of images, though no byte of it changes.
-        dataset = dataset.select_columns(dataset.column_names)
-        dataset.info.features = Features({**dataset.features, **encoded})
-        return dataset
-    for name, feature in encoded.items():
-        dataset = dataset.cast_column(name, feature)
-    if not has_ids:
-        # Not the row number, which in a stream depends on the worker, the rank and the shuffle buffer.
-        features = dataset.features and Features({"id": Value("string"), **dataset.features})
-        dataset = dataset.map(lambda row: {"id": content_id(row), **row}, features=features)
-    return dataset
-
-
-def describe_rows(dataset: Dataset | IterableDataset, num_rows: int = 8) -> str:
-    """Tells data sets apart: by the number of rows and a few of them, or for a stream by its name and columns."""
-    if isinstance(dataset, IterableDataset):
-        info = dataset.info
-        return f"stream {info.dataset_name} {info.config_name} {dataset.split} {sorted(dataset.column_names or [])}"
-    if hasattr(dataset, "set_epoch"):
-        dataset.set_epoch(0)
-    rows = [dataset[index * len(dataset) // num_rows] for index in range(num_rows)] if len(dataset) else []
-    digest = hashlib.sha256("".join(f"{row.get('id')}{content_id(row)}" for row in rows).encode()).hexdigest()
-    return f"{len(dataset)} rows, {digest[:16]}"
-
-
-def is_decoded(feature) -> bool:
-    return isinstance(feature, Image) and feature.mode is None and feature.decode
-
-
 def replacement_rows(dataset: Dataset | IterableDataset, num_rows: int = 64) -> Dataset | list[dict]:
     """Rows that may take the place of those that are skipped: any, or of a stream the first."""
     return dataset if isinstance(dataset, Dataset) else list(itertools.islice(dataset, num_rows))
@@ -450,3 +392,9 @@ def count_skipped(collator: ViTPDataCollator) -> dict[str, int]:
     """How many rows of each source were skipped, over all processes."""
     counts = [collator.skipped] if PartialState().num_processes == 1 else gather_object([collator.skipped])
     return dict(sum(map(Counter, counts), Counter()))
+
+
+def mean_loss(log_history: list[dict]) -> dict[str, float]:
+    """Over the whole run; the Trainer's divides the losses of all steps by the number of those since it was resumed."""
+    losses = [logs["loss"] for logs in log_history if "loss" in logs]
+    return {"train_loss": sum(losses) / len(losses)} if losses else {}

@@ -2,11 +2,10 @@
 
 from collections.abc import Iterable
 
-from transformers import AutoConfig, AutoTokenizer, InternVLForConditionalGeneration, PreTrainedConfig
+from transformers import AutoConfig, InternVLForConditionalGeneration, PreTrainedConfig
 from trl import ModelConfig
 
-from ..convert.checkpoint import from_internvl_config
-from ..image_processing_vitp import ViTPImageProcessor
+from ..convert.internvl import from_internvl, internvl_processor
 from ..modeling_vitp import ViTPForConditionalGeneration
 from ..processing_vitp import ViTPProcessor
 from .compose import check_report, compose
@@ -76,23 +75,3 @@ def start_from_scratch(
         vision_config["drop_path_rate"] = drop_path_rate
     tokenizer = build_tokenizer(texts, settings["vocab_size"])
     return build_model(tokenizer, vision_config, settings["text_config"], settings.get("image_processor"))
-
-
-def from_internvl(model: InternVLForConditionalGeneration) -> ViTPForConditionalGeneration:
-    """The same weights, uncopied, in ViTP's classes; parameter names are the same."""
-    config = from_internvl_config(model.config)
-    config._attn_implementation = model.config._attn_implementation
-    converted = ViTPForConditionalGeneration(config)
-    converted.load_state_dict(model.state_dict(), assign=True)
-    converted.tie_weights()
-    converted.generation_config = model.generation_config
-    return converted
-
-
-def internvl_processor(name: str, **options) -> ViTPProcessor:
-    """Our processor around the tokenizer and the image settings of a transformers InternVL checkpoint."""
-    config = AutoConfig.from_pretrained(name, **options)
-    image_processor = ViTPImageProcessor.from_pretrained(name, **options)
-    return ViTPProcessor(
-        image_processor, AutoTokenizer.from_pretrained(name, **options), image_seq_length=config.image_seq_length
-    )

@@ -23,8 +23,8 @@ from pathlib import Path
 from datasets import Dataset, Features, Image, List, Value
 from PIL import Image as PILImage
 
-from modeling_vitp.instructions.from_annotations.annotations import voc_objects
-from modeling_vitp.instructions.from_annotations.windows import starts
+from modeling_vitp.images.windows import starts
+from modeling_vitp.instructions.from_annotations.layouts import voc_objects
 from modeling_vitp.recipes.data.wheels import open_wheel
 
 BIG_SCENE, SECOND_SCENE = "2019_YELL_2_528000_4978000_image_crop2", "2019_YELL_2_541000_4977000_image_crop"

@@ -4,7 +4,6 @@ Each kind of question is a function from an image to exchanges; none if the anno
 asked, and in which words, depends on the seed and the image's id alone.
 """
 
-import math
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -13,88 +12,17 @@ from typing import TypeVar
 import torch
 
 from ...vrl import keyed_generator
+from ..boxes import format_boxes, grid_box, overlap
 from .annotations import AnnotatedImage, Box, Region, box_area, clip
+from .wording import PHRASINGS, listing, plural, with_article, words_for
 
-GRID = 1000  # boxes in texts are integers from 0 to 1000, both included
 MARGIN = 1.25  # the largest is so many times as large as the next; the smallest accordingly
 POSITION_MARGIN = 0.05  # share of the image's side by which the leftmost lies further left than the next
 SAME_PLACE = 0.5  # intersection over union above which a box does not say which object is meant
 NEGATIVE_SHARE = 0.2  # of the counting and grounding questions ask for what is not there
 NUM_OPTIONS = 4
 QUARTERS = ("top left", "top right", "bottom left", "bottom right")
-IRREGULAR_PLURALS = {"person": "people", "man": "men", "woman": "women", "child": "children", "foot": "feet"}
-SAME_PLURALS = ("aircraft", "spacecraft", "sheep", "fish", "deer", "cattle", "series", "livestock", "people")
-
 T = TypeVar("T")
-
-LOCATE_ONE = ("Where is {phrase}?", "Give the box of {phrase}.", "Locate <ref>{phrase}</ref> in the image.")
-LOCATE_ALL = ("Find all {labels}.", "Mark every {label} in the image with a box.", "Give the boxes of all {labels}.")
-CAPTION_REGION = (
-    "What is in the region <box>[[{box}]]</box>?",
-    "Describe the object at <box>[[{box}]]</box>.",
-    "What does the box <box>[[{box}]]</box> show?",
-)
-PHRASINGS: dict[str, dict[str, tuple[str, ...]]] = {  # subject of the annotation -> kind -> ways of asking
-    "objects": {
-        "presence": ("Is there {a_label} in the image?", "Can you see {a_label}?", "Does the image show {a_label}?"),
-        "counting": (
-            "How many {labels} are in the image?",
-            "What is the number of {labels}?",
-            "Count the {labels} in the image.",
-        ),
-        "grounding_one": LOCATE_ONE,
-        "grounding_all": LOCATE_ALL,
-        "referring": LOCATE_ONE,
-        "region_caption": CAPTION_REGION,
-    },
-    "scene": {
-        "classification": (
-            "What kind of scene is this?",
-            "Which class does the scene belong to?",
-            "Name the class of the scene.",
-            "Which of these is shown: {options}?",
-            "Choose the class of the scene from {options}.",
-        ),
-        "presence": (
-            "Is {label} the class of this scene?",
-            "Does the scene belong to the class {label}?",
-            "Would you classify the scene as {label}?",
-        ),
-    },
-    "regions": {
-        "classification": (
-            "What covers the largest part of the image?",
-            "Which class has the largest area?",
-            "What is most of the image, of all classes in it?",
-        ),
-        "presence": ("Is there any {label} in the image?", "Can you see {label}?", "Does the image show any {label}?"),
-        "grounding_one": LOCATE_ONE,
-        "grounding_all": (
-            "Find all regions of {label}.",
-            "Mark every region of {label} with a box.",
-            "Give the boxes of all {label} regions.",
-        ),
-        "referring": LOCATE_ONE,
-        "region_caption": CAPTION_REGION,
-    },
-    "change": {
-        "presence": (
-            "Has anything changed between the two images?",
-            "Is there a change from the first image to the second?",
-            "Do the two images show a change?",
-        ),
-        "grounding_all": (
-            "Find all {labels} in the second image.",
-            "Mark every {label} with a box.",
-            "Where did something change? Give the boxes of all {labels}.",
-        ),
-        "change_caption": (
-            "What has changed between the two images?",
-            "Describe the change from the first image to the second.",
-            "Compare the two images: what is different in the second?",
-        ),
-    },
-}
 
 
 @dataclass(frozen=True)
@@ -370,55 +298,6 @@ def quarter_of(region: Region, size: tuple[int, int]) -> str:
     """The quarter that the centre of the region's box lies in."""
     is_right, is_bottom = (centre >= side / 2 for centre, side in zip(region.centre, size))
     return QUARTERS[2 * is_bottom + is_right]
-
-
-def grid_box(box: Box, size: tuple[int, int]) -> list[int]:
-    """A box on the grid of 0 to 1000: rounded, and outwards where rounding would leave no area."""
-    corners = []
-    for low, high, side in ((box[0], box[2], size[0]), (box[1], box[3], size[1])):
-        low, high = low * GRID / side, high * GRID / side
-        ends = round(low), round(high)
-        corners.append(ends if ends[0] < ends[1] else (min(math.floor(low), GRID - 1), max(math.ceil(high), 1)))
-    (left, right), (top, bottom) = corners
-    return [left, top, right, bottom]
-
-
-def format_boxes(phrase: str, boxes: list[Box], size: tuple[int, int]) -> str:
-    """InternVL's way of writing boxes: `<ref>phrase</ref><box>[[x1, y1, x2, y2], …]</box>`."""
-    return f"<ref>{phrase}</ref><box>{[grid_box(box, size) for box in boxes]}</box>"
-
-
-def overlap(first: Box, second: Box) -> float:
-    """Intersection over union."""
-    shared = box_area(clip(first, second))
-    return shared / (box_area(first) + box_area(second) - shared)
-
-
-def words_for(label: str) -> dict[str, str]:
-    return {"label": label, "labels": plural(label), "a_label": with_article(label)}
-
-
-def with_article(label: str) -> str:
-    is_vowel = label[:1].lower() in "aeiou" and not label.lower().startswith(("uni", "use", "util", "eu", "one"))
-    return f"{'an' if is_vowel else 'a'} {label}"
-
-
-def plural(label: str) -> str:
-    """The plural of the last word."""
-    *before, word = label.split(" ")
-    if word in IRREGULAR_PLURALS:
-        word = IRREGULAR_PLURALS[word]
-    elif word.endswith(("s", "x", "z", "ch", "sh")):
-        word += "es"
-    elif word.endswith("y") and word[-2:-1] not in tuple("aeiou"):
-        word = word[:-1] + "ies"
-    elif word not in SAME_PLURALS:
-        word += "s"
-    return " ".join([*before, word])
-
-
-def listing(items: Sequence[str], conjunction: str) -> str:
-    return f" {conjunction} ".join([", ".join(items[:-1]), items[-1]] if len(items) > 1 else items)
 
 
 def pick(items: Sequence[T], generator: torch.Generator) -> T:

@@ -7,14 +7,10 @@ from pathlib import Path
 
 from PIL import Image
 
+from ...images.windows import starts
 from .annotations import AnnotatedImage, box_area, clip
 
 MIN_VISIBLE = 0.5  # share of a box that has to lie in a window for its object to be counted there
-
-
-def starts(begin: int, end: int, size: int, stride: int) -> list[int]:
-    """Where windows of `size` start so that they cover `begin` to `end`; the last one ends at `end`."""
-    return [*range(begin, end - size, stride), max(end - size, begin)]
 
 
 def windows_of(image: AnnotatedImage, size: int, overlap: int) -> list[AnnotatedImage]:

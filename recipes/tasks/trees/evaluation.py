@@ -11,9 +11,10 @@ from tqdm.auto import tqdm
 from transformers import set_seed
 
 from modeling_vitp import ViTPForConditionalGeneration, ViTPProcessor
+from modeling_vitp.instructions.boxes import parse_box
 from modeling_vitp.vrl import keyed_generator
 
-from .instructions import COUNT, LOCATE, format_box, is_inside, largest, parse_box, random_view
+from .instructions import COUNT, LOCATE, format_box, is_inside, largest, random_view
 
 MAX_ERROR_RATIO = 0.8  # the gate: share of either control's count error that the model may make
 NUM_SAMPLES = 51

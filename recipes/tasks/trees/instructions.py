@@ -5,8 +5,6 @@ A row has an `image`, the `boxes` of its trees (`[left, top, right, bottom]`, pi
 the pixels that the model sees. A tree belongs to a crop if the centre of its box lies in it.
 """
 
-import re
-
 import numpy as np
 import torch
 from datasets import Dataset, DatasetDict, concatenate_datasets
@@ -170,6 +168,7 @@ KINDS = {  # of question, and how often each is asked
     ask_location: 0.05,
     ask_description: 0.03,
 }
+
 TURNS = 5
 
 
@@ -189,9 +188,3 @@ def format_box(box: np.ndarray, size: int) -> str:
     """InternVL's way of writing a box, on its grid of 0 to 1000."""
     corners = ", ".join(str(round(corner * GRID / size)) for corner in box.tolist())
     return f"<ref>tree</ref><box>[[{corners}]]</box>"
-
-
-def parse_box(answer: str, size: int) -> np.ndarray | None:
-    """The first box of an answer in pixels, or None."""
-    match = re.search(r"\[\[?\s*(\d+),\s*(\d+),\s*(\d+),\s*(\d+)", answer)
-    return np.array([int(corner) for corner in match.groups()]) * size / GRID if match else None

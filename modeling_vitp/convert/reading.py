@@ -1,0 +1,322 @@
+"""What a source holds: its kind from the names of its tensors, and each tensor that its configuration asks for."""
+
+import json
+import logging
+import math
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from huggingface_hub import snapshot_download
+from huggingface_hub.errors import StrictDataclassError
+from transformers import AutoTokenizer, InternVLConfig, PreTrainedModel, PreTrainedTokenizerBase
+
+from ..cards.license import LICENSE_FILES
+from ..configuration_vitp import ViTPConfig, ViTPVisionConfig
+from ..configuration_vitp_dense import ViTPAdapterConfig, ViTPChangeDetectionConfig, ViTPSegmentationConfig
+from ..image_processing_vitp import ViTPImageProcessor
+from ..image_processing_vitp_dense import ViTPSegmentationImageProcessor
+from ..messages import IMAGE_TOKEN
+from ..modeling_vitp import ViTPForConditionalGeneration, ViTPVisionModel
+from ..modeling_vitp_adapter import ViTPAdapter
+from ..modeling_vitp_dense import ViTPForChangeDetection, ViTPForSemanticSegmentation
+from ..processing_vitp import ViTPProcessor
+from .internvl import from_internvl_config
+from .keys import BACKBONE, VISION_TOWER, place, recognise
+from .original_config import INTERN_VIT_HEADS, chat_from_original, vision_from_original
+from .original_dense_config import adapter_from_original, segmentation_from_original
+from .tensor_files import TensorBytes, read_checkpoint
+
+logger = logging.getLogger(__name__)
+
+MODELS = {
+    ViTPConfig.model_type: ViTPForConditionalGeneration,
+    ViTPVisionConfig.model_type: ViTPVisionModel,
+    ViTPAdapterConfig.model_type: ViTPAdapter,
+    ViTPSegmentationConfig.model_type: ViTPForSemanticSegmentation,
+    ViTPChangeDetectionConfig.model_type: ViTPForChangeDetection,
+}
+
+Config = ViTPConfig | ViTPVisionConfig | ViTPAdapterConfig | ViTPSegmentationConfig
+
+MODEL_TYPES = {
+    "vitp": ("vitp",),
+    "internvl": ("internvl",),
+    "backbone": ("internvl_vision", "vitp_vision"),
+    "original": ("internvl_chat",),
+    "adapter": (ViTPAdapterConfig.model_type,),
+    "segmentation": (ViTPSegmentationConfig.model_type, ViTPChangeDetectionConfig.model_type),
+}
+
+DTYPES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json")
+IMAGE_PROCESSOR_FILES = ("preprocessor_config.json", "processor_config.json")
+HUB_FILES = ["*.json", "*.safetensors", "*.jinja", "*.txt", "*.model", "*.md", *LICENSE_FILES]
+UNUSED = "backbone.embeddings.cls_token"  # which the adapter runs without
+
+
+@dataclass
+class Checkpoint:
+    """What a source holds: its tensors under the names of this package, and the rest in our classes."""
+
+    name: str
+    folder: Path
+    layout: str
+    config: Config
+    tensors: dict[str, TensorBytes]
+    image_processor: ViTPImageProcessor | ViTPSegmentationImageProcessor
+    processor: ViTPProcessor | None  # if there is a tokenizer
+
+    @property
+    def kind(self) -> str:
+        return "original" if self.layout.startswith("original") else self.layout
+
+    @property
+    def contents(self) -> str:
+        if isinstance(self.config, ViTPSegmentationConfig):
+            return "segmentation model"
+        if isinstance(self.config, ViTPAdapterConfig):
+            return "ViT-Adapter"
+        return "ViT" if isinstance(self.config, ViTPVisionConfig) else "vision-language model"
+
+
+def read_source(source: str, revision: str | None = None, image_token_id: int | None = None) -> Checkpoint:
+    """Recognises a checkpoint and checks that its tensors are those that its configuration asks for."""
+    path = local_path(source, revision)
+    folder = path if path.is_dir() else path.parent
+    weights = read_checkpoint(path)
+    fields = read_json(folder / "config.json")
+    layout = recognise(set(weights))
+    model_type = fields.get("model_type")
+    if layout is None:
+        raise ValueError(
+            f"{source} holds a {model_type or 'model'!r} with tensors such as {min(weights, default='none')!r}, but a "
+            "ViTP model, an InternVL model (transformers' or the original), the ViT of one, or a ViT-Adapter on that "
+            "ViT is expected."
+        )
+    if layout in MODEL_TYPES and model_type not in MODEL_TYPES[layout]:
+        raise ValueError(
+            f"{source} has tensors of the kind {layout!r}, but the model_type in its config.json is {model_type!r} "
+            f"and not {' or '.join(map(repr, MODEL_TYPES[layout]))}."
+        )
+    try:
+        config = read_config(layout, fields, weights)
+    except StrictDataclassError as error:
+        raise ValueError(f"{folder / 'config.json'} is not valid: {error}") from error
+    if layout == "original_adapter_prefixed":
+        weights = without_head(source, weights)
+    config.dtype = fields.get("dtype") or fields.get("torch_dtype") or main_dtype(weights)
+    tensors = match_tensors(source, config, layout, weights)
+    image_processor = read_image_processor(folder, layout, fields, config)
+    processor = None
+    if isinstance(config, ViTPConfig) and any((folder / name).is_file() for name in TOKENIZER_FILES):
+        processor = read_processor(folder, layout, config, image_processor)
+    if layout == "original":
+        given = image_token_id if image_token_id is not None else fields.get("img_context_token_id")
+        config.image_token_id = choose_image_token_id(source, config, processor, given)
+    elif processor is not None and processor.image_token_id != config.image_token_id:
+        raise ValueError(
+            f"{source}: {IMAGE_TOKEN} is token {processor.image_token_id} of the tokenizer, but config.json says "
+            f"image_token_id={config.image_token_id}."
+        )
+    return Checkpoint(source, folder, layout, config, tensors, image_processor, processor)
+
+
+def without_head(source: str, weights: dict[str, TensorBytes]) -> dict[str, TensorBytes]:
+    """The backbone of a model whose head we do not have, such as a detector."""
+    left_out = weights.keys() - {key for key in weights if key.startswith(BACKBONE)}
+    if left_out:
+        counts = Counter(key.split(".")[0] for key in left_out)
+        listed = ", ".join(f"{name} ({number} tensors)" for name, number in sorted(counts.items()))
+        logger.warning("%s: only the backbone is converted. Left out: %s.", source, listed)
+    return {key: tensor for key, tensor in weights.items() if key not in left_out}
+
+
+def local_path(source: str, revision: str | None) -> Path:
+    if Path(source).exists():
+        return Path(source)
+    try:
+        return Path(snapshot_download(source, revision=revision, allow_patterns=HUB_FILES))
+    except Exception as error:  # of the HTTP package that the installed huggingface_hub is built on, too
+        reason = " ".join(str(error).split())
+        raise ValueError(f"{source} is neither a file or folder nor a Hub repo that can be had: {reason}") from error
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        return {}
+    try:
+        fields = json.loads(path.read_text())
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{path} is no JSON: {error}") from error
+    if not isinstance(fields, dict):
+        raise ValueError(f"{path} holds a {type(fields).__name__}, but a JSON object is expected.")
+    return fields
+
+
+def read_config(layout: str, fields: dict, weights: dict[str, TensorBytes]) -> Config:
+    """The configuration in our classes, from that of the source."""
+    if layout == "original":
+        return chat_from_original(fields)
+    if layout in ("adapter", "segmentation"):
+        return MODELS[fields["model_type"]].config_class.from_dict(fields)
+    shapes = {key: tensor.shape for key, tensor in weights.items()}
+    if layout == "original_segmentation":
+        return segmentation_from_original(fields, shapes)
+    if layout.startswith("original_adapter"):
+        return adapter_from_original(fields, {key.removeprefix(BACKBONE): shape for key, shape in shapes.items()})
+    if layout.startswith("original_vision"):
+        if fields.get("model_type") == "intern_vit_6b":
+            return vision_from_original(fields)
+        if fields and not isinstance(fields.get("vision_config"), dict):
+            raise ValueError(
+                f"config.json, of model_type {fields.get('model_type')!r}, has no vision_config, which is expected "
+                "beside a ViT of the original naming."
+            )
+        return vision_from_original(fields.get("vision_config") or guess_vision_config(weights, layout))
+    if layout == "backbone":
+        return ViTPVisionConfig.from_dict({**fields, "model_type": ViTPVisionConfig.model_type})
+    for name in ("vision_config", "text_config"):
+        if not isinstance(fields.get(name), dict):
+            raise ValueError(f"config.json, of model_type {fields['model_type']!r}, has no {name}, which is expected.")
+    if layout == "internvl":
+        return from_internvl_config(InternVLConfig.from_dict(fields))
+    return ViTPConfig.from_dict(fields)
+
+
+def guess_vision_config(weights: dict[str, TensorBytes], layout: str) -> dict[str, Any]:
+    """InternViT's configuration from its tensors, for a file that comes without one."""
+    shapes = {key.removeprefix("vision_model."): tensor.shape for key, tensor in weights.items()}
+    try:
+        num_patches = shapes["embeddings.position_embedding"][1] - 1
+        hidden_size, _, patch_size, _ = shapes["embeddings.patch_embedding.weight"]
+        intermediate_size = shapes["encoder.layers.0.mlp.fc1.weight"][0]
+    except (KeyError, IndexError, ValueError) as error:
+        raise ValueError(
+            f"There is no config.json, and the tensors are not those of an InternViT ({error})."
+        ) from error
+    if hidden_size not in INTERN_VIT_HEADS:
+        raise ValueError(
+            f"There is no config.json, and the number of heads of a ViT of width {hidden_size} cannot be seen from its "
+            "tensors: put a config.json with vision_config beside it."
+        )
+    return {
+        "hidden_size": hidden_size,
+        "intermediate_size": intermediate_size,
+        "num_hidden_layers": len({key.split(".")[2] for key in shapes if key.startswith("encoder.layers.")}),
+        "num_attention_heads": INTERN_VIT_HEADS[hidden_size],
+        "norm_type": "layer_norm" if "encoder.layers.0.norm1.bias" in shapes else "rms_norm",
+        "qkv_bias": "encoder.layers.0.attn.qkv.bias" in shapes,
+        "qk_normalization": "encoder.layers.0.attn.q_norm.weight" in shapes,
+        "image_size": math.isqrt(num_patches) * patch_size,
+        "patch_size": patch_size,
+    }
+
+
+def main_dtype(weights: dict[str, TensorBytes]) -> str:
+    """The dtype that most bytes have."""
+    counts = Counter()
+    for tensor in weights.values():
+        counts[tensor.dtype] += tensor.num_bytes
+    dtype = counts.most_common(1)[0][0]
+    if dtype not in DTYPES:
+        raise ValueError(f"The weights are of dtype {dtype}, but one of {[*DTYPES]} is expected.")
+    return DTYPES[dtype]
+
+
+def match_tensors(source: str, config: Config, layout: str, weights: dict[str, TensorBytes]) -> dict[str, TensorBytes]:
+    """The tensors under our names.
+
+    Raises:
+        ValueError: with all keys that are missing, unknown or of a wrong shape.
+    """
+    model = meta_model(config)
+    prefix = {ViTPVisionConfig: VISION_TOWER, ViTPAdapterConfig: BACKBONE}.get(type(config), "")
+    expected = {prefix + name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+    tied = {name: other for name, other in model.all_tied_weights_keys.items() if name in expected}
+    optional = {*tied, UNUSED}
+    places = {name: place(name, layout) for name in expected}
+    places = {name: found for name, found in places.items() if found is not None}
+
+    tensors, missing, wrong = {}, set(), set()
+    for name, (key, part, num_parts) in places.items():
+        if key not in weights:
+            if name not in optional:
+                missing.add(key)
+            continue
+        shape = expected[name]
+        needed = (shape[0] * num_parts, *shape[1:]) if num_parts > 1 else shape
+        if weights[key].shape != needed:
+            wrong.add(f"{key} is {list(weights[key].shape)} and not {list(needed)}")
+            continue
+        tensors[name] = weights[key].rows(part, num_parts)
+    unknown = weights.keys() - {place.key for place in places.values()}
+    problems = {"missing": missing, "unknown": unknown, "of a wrong shape": wrong}
+    if any(problems.values()):
+        listed = "; ".join(f"{what}: {', '.join(sorted(keys))}" for what, keys in problems.items() if keys)
+        raise ValueError(f"{source} does not hold the tensors that its configuration asks for. {listed}")
+    for name, other in tied.items():
+        if name in tensors and not all(
+            a == b for a, b in zip(tensors[name].read(), tensors[other].read(), strict=True)
+        ):
+            raise ValueError(
+                f"{source}: the configuration ties {places[name].key} and {places[other].key}, but their weights "
+                "differ. Set tie_word_embeddings to false in config.json."
+            )
+    return tensors
+
+
+def meta_model(config: Config) -> PreTrainedModel:
+    """The model without memory for its weights, to know their names and shapes."""
+    with torch.device("meta"):
+        return MODELS[config.model_type](config)
+
+
+def read_image_processor(
+    folder: Path, layout: str, fields: dict, config: Config
+) -> ViTPImageProcessor | ViTPSegmentationImageProcessor:
+    if isinstance(config, (ViTPAdapterConfig, ViTPSegmentationConfig)):
+        has_files = any((folder / name).is_file() for name in IMAGE_PROCESSOR_FILES)
+        return ViTPSegmentationImageProcessor.from_pretrained(folder) if has_files else ViTPSegmentationImageProcessor()
+    if not layout.startswith("original") and any((folder / name).is_file() for name in IMAGE_PROCESSOR_FILES):
+        return ViTPImageProcessor.from_pretrained(folder)
+    height, width = getattr(config, "vision_config", config).image_size
+    image_processor = ViTPImageProcessor(size={"height": height, "width": width})
+    if layout == "original":
+        image_processor.min_patches = fields.get("min_dynamic_patch", 1)
+        image_processor.max_patches = fields.get("max_dynamic_patch", 6) if fields.get("dynamic_image_size") else 1
+    return image_processor
+
+
+def read_processor(folder: Path, layout: str, config: ViTPConfig, image_processor: ViTPImageProcessor) -> ViTPProcessor:
+    """Our processor around the tokenizer, with our chat template unless it is our checkpoint."""
+    if layout == "vitp":
+        return ViTPProcessor.from_pretrained(folder)
+    return ViTPProcessor(image_processor, plain_tokenizer(folder), image_seq_length=config.image_seq_length)
+
+
+def choose_image_token_id(source: str, config: ViTPConfig, processor: ViTPProcessor | None, given: int | None) -> int:
+    """The id of the token that stands for an image; the original code takes it from the tokenizer."""
+    if processor is not None:
+        if given not in (None, processor.image_token_id):
+            raise ValueError(f"{source}: {IMAGE_TOKEN} is token {processor.image_token_id}, and not {given}.")
+        return processor.image_token_id
+    if given is None:
+        logger.warning(
+            "%s has no tokenizer, so the token that stands for an image is not known: give image_token_id, or set it "
+            "in the configuration.",
+            source,
+        )
+        return config.image_token_id
+    return given
+
+
+def plain_tokenizer(folder: Path, **kwargs) -> PreTrainedTokenizerBase:
+    """The tokenizer of a checkpoint, without what ties it to a processor or a place."""
+    tokenizer = AutoTokenizer.from_pretrained(folder, **kwargs)
+    for name in ("auto_map", "processor_class", "is_local", "local_files_only"):
+        tokenizer.init_kwargs.pop(name, None)
+    tokenizer.chat_template = None
+    return tokenizer

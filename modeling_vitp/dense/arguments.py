@@ -1,0 +1,125 @@
+"""Arguments of fine-tuning for maps on the command line."""
+
+import json
+from dataclasses import dataclass, field
+
+import torch
+from transformers import TrainingArguments
+
+from ..training.run import has_fast_bf16
+
+
+@dataclass
+class DenseModelArguments:
+    """Where fine-tuning starts: a pretrained backbone, a fine-tuned model, or random weights."""
+
+    model_name_or_path: str | None = field(
+        default=None,
+        metadata={
+            "help": "Folder or Hub id of an exported backbone, or of a model fine-tuned with this recipe; '' for none."
+        },
+    )
+    model_revision: str = field(default="main", metadata={"help": "Branch, tag or commit on the Hub."})
+    from_scratch: dict | str | None = field(
+        default=None, metadata={"help": "Instead: configuration of a ViT with random weights, to compare with."}
+    )
+    neck: str = field(default="adapter", metadata={"help": "'adapter' (ViT-Adapter) or 'pyramid' (faster)."})
+    backbone: dict | str | None = field(
+        default=None, metadata={"help": "More settings of the backbone's configuration, such as deformable_heads."}
+    )
+    drop_path_rate: float = field(default=0.1, metadata={"help": "Stochastic depth of the ViT."})
+    head: dict | str | None = field(
+        default=None,
+        metadata={"help": "More settings of the model's configuration, such as hidden_size (of UPerNet)."},
+    )
+
+    def __post_init__(self):
+        self.model_name_or_path = self.model_name_or_path or None
+        for name in ("from_scratch", "backbone", "head"):
+            if isinstance(getattr(self, name), str):
+                setattr(self, name, json.loads(getattr(self, name)))
+
+
+@dataclass
+class DenseTrainingArguments(TrainingArguments):
+    """[`~transformers.TrainingArguments`] with what fine-tuning for maps needs."""
+
+    layer_decay: float = field(
+        default=0.9,
+        metadata={"help": "The learning rate of a layer of the ViT is this times that of the next one. 1: no decay."},
+    )
+    crop_size: int = field(default=512, metadata={"help": "Side of the crops in training, in pixels."})
+    scale_range: list[float] = field(
+        default_factory=lambda: [0.5, 2.0], metadata={"help": "By what an image grows before it is cropped."}
+    )
+    max_class_share: float = field(
+        default=0.75, metadata={"help": "A crop of which one class has more is drawn again, up to ten times."}
+    )
+    horizontal_flip: float = field(default=0.5, metadata={"help": "Chance of a mirrored image."})
+    vertical_flip: float = field(default=0.0, metadata={"help": "Chance of an image upside down."})
+    photometric: bool = field(
+        default=True, metadata={"help": "Whether brightness, contrast, saturation and hue change."}
+    )
+    exchange_time: float = field(default=0.0, metadata={"help": "Pairs: chance that before and after change places."})
+    window: int | None = field(
+        default=None, metadata={"help": "Side of the windows in evaluation, in pixels; crop_size if not given."}
+    )
+    stride: int | None = field(
+        default=None,
+        metadata={"help": "From one window to the next, in pixels; no overlap if not given."},
+    )
+    test_scales: list[float] = field(
+        default_factory=lambda: [1.0], metadata={"help": "The test averages predictions over these scales."}
+    )
+    test_flip: bool = field(default=False, metadata={"help": "The test averages over mirrored images, too."})
+    do_train: bool = field(default=True, metadata={"help": "Whether to train, or only to score and to draw."})
+    remove_unused_columns: bool = field(default=False, metadata={"help": "There are none."})
+    dataloader_drop_last: bool = field(
+        default=True, metadata={"help": "UPerNet has batch norm, so a last batch of one image would be an error."}
+    )
+
+    def __post_init__(self):
+        self.use_cpu = self.use_cpu or not torch.accelerator.is_available()
+        if self.bf16 is None:
+            self.bf16 = not self.fp16 and has_fast_bf16()
+        super().__post_init__()
+        self.window = self.window or self.crop_size
+        self.stride = self.stride or self.window
+
+
+@dataclass
+class FinetuneArguments:
+    data: dict | str | None = field(
+        default=None, metadata={"help": "Classes, splits and files of the data set, see README."}
+    )
+    data_root: str | None = field(default=None, metadata={"help": "Where the data set is, instead of data.root."})
+    train_splits: list[str] = field(default_factory=lambda: ["train"], metadata={"help": "What is trained on."})
+    eval_split: str | None = field(
+        default=None,
+        metadata={
+            "help": "What is scored while training, with eval_strategy, and at the end. The last checkpoint is the "
+            "result, unless load_best_model_at_end is set."
+        },
+    )
+    test_split: str | None = field(default=None, metadata={"help": "What is scored once, at the end."})
+    metric: str | None = field(
+        default=None, metadata={"help": "Folder of modeling_vitp/metrics: mean_iou, dice or change_detection."}
+    )
+    class_weights: list[str] | None = field(
+        default=None, metadata={"help": "Of the loss: a number for each class, or 'balanced' (inverse frequency)."}
+    )
+    submission: dict | str | None = field(
+        default=None, metadata={"help": "`split` and `file` of the masks that a benchmark's server takes, see README."}
+    )
+    num_pictures: int = field(default=4, metadata={"help": "Samples in the picture of predictions."})
+
+    def __post_init__(self):
+        for name in ("data", "submission"):
+            if isinstance(getattr(self, name), str):
+                setattr(self, name, json.loads(getattr(self, name)))
+        if self.data is None:
+            raise ValueError("Give `data` in the configuration: what is trained on.")
+        if self.data_root is not None:
+            self.data["root"] = self.data_root
+        if self.test_split is not None and self.test_split in {*self.train_splits, self.eval_split}:
+            raise ValueError(f"Split {self.test_split!r} is the test's; it may not be trained or selected on.")

@@ -1,0 +1,1 @@
+"""Evaluation beyond one score: experiments over seeds."""

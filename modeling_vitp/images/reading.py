@@ -1,0 +1,73 @@
+"""Files to pixels: images by Pillow, TIFF of any depth and number of bands by rasterio, whole or a window."""
+
+import warnings
+from functools import cache, lru_cache
+from pathlib import Path
+
+import numpy as np
+import PIL.Image
+import rasterio
+from rasterio.errors import NotGeoreferencedWarning
+from rasterio.windows import Window
+
+from .windows import Box
+
+# What is read: by Pillow, or of a TIFF the array of shape `(height, width)` or `(height, width, bands)`.
+Picture = PIL.Image.Image | np.ndarray
+
+
+def read_image(path: Path, box: Box | None) -> Picture:
+    """A file, or a window of it; of a TIFF no more is read than the window."""
+    if is_tiff(path):
+        window = None if box is None else Window(box[0], box[1], box[2] - box[0], box[3] - box[1])
+        with open_tiff(path) as file:
+            bands = file.read(window=window)
+        return bands[0] if len(bands) == 1 else bands.transpose(1, 2, 0)
+    return decode(path) if box is None else decode_scene(path).crop(box)
+
+
+@cache
+def image_size(path: Path) -> tuple[int, int]:
+    """Width and height, from the header."""
+    with open_tiff(path) if is_tiff(path) else open_image(path) as image:
+        return image.width, image.height
+
+
+def is_tiff(path: Path) -> bool:
+    return path.suffix.lower() in (".tif", ".tiff")
+
+
+def open_tiff(path: Path) -> rasterio.DatasetReader:
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", NotGeoreferencedWarning)
+            return rasterio.open(path)
+    except rasterio.errors.RasterioIOError as error:
+        raise ValueError(f"{path} cannot be read: {error}") from error
+
+
+def open_image(path: Path) -> PIL.Image.Image:
+    try:
+        return PIL.Image.open(path)
+    except Exception as error:  # Pillow raises many kinds for a broken file
+        raise ValueError(f"{path} cannot be read: {error}") from error
+
+
+def decode(path: Path) -> PIL.Image.Image:
+    with open_image(path) as image:
+        try:
+            image.load()
+        except Exception as error:  # as in `open_image`
+            raise ValueError(f"{path} cannot be read: {error}") from error
+        return image
+
+
+# Windows of one scene are often read one after another: image or pair, and mask.
+decode_scene = lru_cache(maxsize=3)(decode)
+
+
+def image_files(folder: Path) -> list[Path]:
+    return [path for path in sorted(folder.rglob("*")) if path.suffix.lower() in IMAGE_SUFFIXES]
+
+
+IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".tif", ".tiff", ".bmp", ".webp", ".gif"}

@@ -1,0 +1,394 @@
+"""The layouts of annotated data on disk, one class each."""
+
+import re
+import xml.etree.ElementTree as ElementTree
+from collections import defaultdict
+from collections.abc import Callable
+from functools import cached_property, partial
+from pathlib import Path
+
+import cv2
+import numpy as np
+from PIL import Image
+
+from ...images.reading import image_files
+from .annotations import UNSPLIT, AnnotatedImage, Box, Layout, Region, image_size, read_json, read_list
+
+MIN_REGION_SHARE = 1e-4  # of the image; a smaller connected part of a mask is a speck
+SPLIT_NAME = re.compile(r"(trainval|train|val|valid|validation|test|test-dev)\d*", re.IGNORECASE)
+
+
+class Coco(Layout):
+    """COCO JSON, one file a split: `annotations/instances_train2017.json`, `train/_annotations.coco.json`, ….
+
+    The split is in the file's name or its folder's. Images: where `file_name` leads from the root, from `images/`,
+    `JPEGImages/`, or from the folder of the split under any of these.
+    """
+
+    subject = "objects"
+
+    def splits(self):
+        return {
+            split: {entry["file_name"]: (find(entry["file_name"]),) for entry in contents["images"]}
+            for split, (_, contents, find) in self._files.items()
+        }
+
+    @cached_property
+    def _files(self) -> dict[str, tuple[Path, dict, Callable[[str], Path]]]:
+        """Split -> its JSON file, what it holds, and a function from the `file_name` of an image to its path."""
+        where = self.annotations or self.root
+        candidates = [where] if where.is_file() else sorted(where.rglob("*.json"))
+        candidates = [path for path in candidates if path.name.startswith("instances")] or candidates
+        files = {}
+        for path in candidates:
+            contents = read_json(path)
+            if not isinstance(contents, dict) or not {"images", "categories"} <= contents.keys():
+                continue
+            split = split_in(path.stem) or split_in(path.parent.name) or UNSPLIT
+            if split in files:
+                raise ValueError(f"{files[split][0]} and {path} both annotate split {split!r}: give --annotations.")
+            places = [self.root, *(self.root / folder for folder in ("images", "JPEGImages")), path.parent]
+            places += [folder for place in places for folder in sorted(place.glob(f"{split}*")) if folder.is_dir()]
+            files[split] = (path, contents, partial(find_file, places))
+        if not files:
+            raise ValueError(f"There is no COCO JSON under {where}.")
+        return files
+
+    @cached_property
+    def _entries(self) -> dict[Path, tuple[Path, dict, list[dict], dict]]:
+        """Image file -> the JSON file, its entry there, its objects, and the categories."""
+        entries = {}
+        for path, contents, find in self._files.values():
+            categories = {category["id"]: category["name"] for category in contents["categories"]}
+            objects = defaultdict(list)
+            for annotation in contents.get("annotations", ()):
+                objects[annotation["image_id"]].append(annotation)
+            for entry in contents["images"]:
+                entries[find(entry["file_name"])] = (path, entry, objects[entry["id"]], categories)
+        return entries
+
+    def annotate(self, image_id, paths):
+        path, entry, objects, categories = self._entries[paths[0]]
+        size = image_size(paths[0])
+        if size != (entry.get("width", size[0]), entry.get("height", size[1])):
+            raise ValueError(f"{path}: {entry['width']} x {entry['height']} is not the size of {paths[0]}, {size}.")
+        regions = []
+        for annotation in objects:
+            where = f"{path}, annotation {annotation.get('id')}"
+            try:
+                left, top, width, height = annotation["bbox"]
+                label = categories[annotation["category_id"]]
+            except (KeyError, ValueError) as error:
+                raise ValueError(f"{where} has no box of four numbers, or no known category: {error!r}.") from error
+            regions += self.region(
+                where,
+                label,
+                (left, top, left + width, top + height),
+                size,
+                area=annotation.get("area"),
+                caption=annotation.get("caption"),
+                is_clear=not annotation.get("iscrowd"),
+            )
+        return AnnotatedImage(image_id, paths, size, tuple(regions))
+
+
+class PascalVOC(Layout):
+    """Pascal VOC: an XML file an image, `ImageSets/Main/SPLIT.txt` with the names of each split (if there are any).
+
+    Coordinates are taken as they are written. Images: the file of the XML's `filename`, anywhere under the root.
+    """
+
+    subject = "objects"
+
+    def splits(self):
+        lists = [path for path in sorted(self.root.glob("ImageSets/Main/*.txt")) if SPLIT_NAME.fullmatch(path.stem)]
+        if not lists:
+            return {UNSPLIT: {name: (self._image(name),) for name in self._files}}
+        return {split_in(path.stem): {name: (self._image(name),) for name in read_list(path)} for path in lists}
+
+    @cached_property
+    def _files(self) -> dict[str, Path]:
+        return by_stem(self.annotations or self.root, ".xml")
+
+    @cached_property
+    def _images(self) -> dict[str, list[Path]]:
+        images = defaultdict(list)
+        for path in image_files(self.root):
+            images[path.stem].append(path)
+        return images
+
+    def _image(self, name: str) -> Path:
+        found = self._images.get(name, [])
+        if len(found) > 1 and name in self._files:
+            file_name = parse_xml(self._files[name]).findtext("filename")
+            found = [path for path in found if path.name == file_name] or found
+        if len(found) > 1:
+            raise ValueError(f"{found[0]} and {found[1]} could both be the image {name}.")
+        return found[0] if found else self.root / "JPEGImages" / f"{name}.jpg"
+
+    def annotate(self, image_id, paths):
+        if image_id not in self._files:
+            raise ValueError(f"{paths[0]} has no {image_id}.xml under {self.annotations or self.root}.")
+        path, size, regions = self._files[image_id], image_size(paths[0]), []
+        for index, (label, box, is_difficult) in enumerate(voc_objects(parse_xml(path), path)):
+            regions += self.region(f"{path}, object {index}", label, box, size, is_clear=not is_difficult)
+        return AnnotatedImage(image_id, paths, size, tuple(regions))
+
+
+class Dota(Layout):
+    """DOTA text: `SPLIT/images/NAME.png` with `SPLIT/labelTxt/NAME.txt` (or `images/SPLIT`, `labelTxt/SPLIT`).
+
+    A line has the four corners of an oriented box, a class and, optionally, whether the object is difficult. Answers
+    give the upright box around the corners, cut to the image; sizes are compared by the oriented area as well.
+    """
+
+    subject = "objects"
+
+    def splits(self):
+        return images_in(self.root, ("images",))
+
+    @cached_property
+    def _files(self) -> dict[str, Path]:
+        return by_stem(self.annotations or self.root, ".txt", within="label")
+
+    def annotate(self, image_id, paths):
+        name = paths[0].stem
+        if name not in self._files:
+            raise ValueError(f"{paths[0]} has no {name}.txt under {self.annotations or self.root}.")
+        path, size, regions = self._files[name], image_size(paths[0]), []
+        for number, line in enumerate(path.read_text().splitlines(), 1):
+            fields = line.split()
+            if not fields or fields[0].startswith(("imagesource", "gsd")):
+                continue
+            where = f"{path}, line {number}"
+            try:
+                corners = np.array(fields[:8], dtype=np.float64).reshape(4, 2)
+                label, is_difficult = fields[8], len(fields) > 9 and fields[9] != "0"
+            except (ValueError, IndexError) as error:
+                raise ValueError(f"{where}: {line!r} is not 'x1 y1 x2 y2 x3 y3 x4 y4 class difficult'.") from error
+            box = (*corners.min(axis=0).tolist(), *corners.max(axis=0).tolist())
+            area = float(cv2.contourArea(corners.astype(np.float32)))
+            regions += self.region(where, label, box, size, area=area, is_clear=not is_difficult)
+        return AnnotatedImage(image_id, paths, size, tuple(regions))
+
+
+class ClassFolders(Layout):
+    """A folder per class: `SPLIT/CLASS/NAME.jpg`, or `CLASS/NAME.jpg` without splits."""
+
+    subject = "scene"
+
+    def splits(self):
+        folders = [path for path in sorted(self.root.iterdir()) if path.is_dir()]
+        by_split = {
+            split_in(path.name): path
+            for path in folders
+            if SPLIT_NAME.fullmatch(path.name) and any(child.is_dir() for child in path.iterdir())
+        }
+        return {
+            split: {path.relative_to(self.root).as_posix(): (path,) for path in image_files(folder)}
+            for split, folder in (by_split or {UNSPLIT: self.root}).items()
+        }
+
+    def annotate(self, image_id, paths):
+        return AnnotatedImage(image_id, paths, image_size(paths[0]), label=self.phrase(paths[0].parent.name))
+
+
+class Masks(Layout):
+    """Image and mask pairs of the same name: `SPLIT/images` with `SPLIT/masks`, or `images/SPLIT` with `masks/SPLIT`.
+
+    A mask has one channel of class numbers, or three of colours. `names` has every value as text (`"3"` or
+    `"255,0,0"`); `null` for what is no class. A region is a connected part (by eight neighbours) of a class.
+    """
+
+    subject = "regions"
+    image_folders = ("images", "img_dir", "images_png", "image")
+    mask_folders = ("masks", "ann_dir", "masks_png", "mask", "labels", "label")
+
+    def __init__(self, root, names=None, annotations=None):
+        super().__init__(root, names, annotations)
+        if not self.names:
+            raise ValueError('Masks hold numbers: give --names, a JSON file such as {"0": null, "1": "building"}.')
+
+    def splits(self):
+        return images_in(self.root, self.image_folders)
+
+    @cached_property
+    def _masks(self) -> dict[str, Path]:
+        """Split and name -> mask."""
+        if self.annotations is not None:
+            folders = {UNSPLIT: {path.stem: (path,) for path in image_files(self.annotations)}}
+        else:
+            folders = images_in(self.root, self.mask_folders)
+        return {name: paths[0] for files in folders.values() for name, paths in files.items()}
+
+    def annotate(self, image_id, paths):
+        mask_path = self._masks.get(image_id) or self._masks.get(paths[0].stem)
+        if mask_path is None:
+            raise ValueError(f"{paths[0]} has no mask of the same name.")
+        size = image_size(paths[0])
+        values, is_colour = mask_values(mask_path, size)
+        regions = []
+        for value in np.unique(values).tolist():
+            key = f"{value >> 16},{value >> 8 & 255},{value & 255}" if is_colour else str(value)
+            if key not in self.names:
+                raise ValueError(f"{mask_path} holds the value {key}, which --names does not name.")
+            if self.names[key] is not None:
+                regions += connected_regions(values == value, self.names[key])
+        return AnnotatedImage(image_id, paths, size, tuple(regions))
+
+
+class ChangePairs(Layout):
+    """Pairs before and after: `SPLIT/A`, `SPLIT/B` with masks in `SPLIT/label`, captions in `*captions*.json`, or both.
+
+    What is not zero in a mask has changed. The captions' JSON has `images`, each with `filename` and `sentences` (each
+    with `raw`), as that of LEVIR-CC. `names` may hold a phrase for `"changed region"`.
+    """
+
+    subject = "change"
+    before_folders, after_folders = ("A", "Image1", "time1", "before"), ("B", "Image2", "time2", "after")
+    mask_folders = ("label", "OUT", "labels", "masks", "mask")
+
+    def splits(self):
+        before = images_in(self.root, self.before_folders)
+        after = images_in(self.root, self.after_folders)
+        pairs = {}
+        for split, files in before.items():
+            missing = sorted(files.keys() - after.get(split, {}).keys())
+            if missing:
+                raise ValueError(f"{files[missing[0]][0]} has no image after of the same name.")
+            pairs[split] = {name: (*paths, *after[split][name]) for name, paths in files.items()}
+        return pairs
+
+    @cached_property
+    def _masks(self) -> dict[str, Path]:
+        folders = images_in(self.root, self.mask_folders)
+        return {name: paths[0] for files in folders.values() for name, paths in files.items()}
+
+    @cached_property
+    def _captions(self) -> dict[str, tuple[str, ...]]:
+        where = self.annotations or self.root
+        files = [where] if where.is_file() else sorted(where.rglob("*captions*.json"))
+        return {
+            image["filename"]: tuple(sentence["raw"].strip() for sentence in image["sentences"])
+            for path in files
+            for image in read_json(path)["images"]
+        }
+
+    def annotate(self, image_id, paths):
+        size = image_size(paths[0])
+        if image_size(paths[1]) != size:
+            raise ValueError(f"{paths[0]} and {paths[1]} are not of one size.")
+        mask, captions = self._masks.get(image_id), self._captions.get(paths[0].name, ())
+        if mask is None and not captions:
+            raise ValueError(f"{paths[0]} has neither a mask nor captions.")
+        label = self.names.get("changed region") or "changed region"
+        if mask is not None:
+            regions = connected_regions(mask_values(mask, size)[0] != 0, label)
+        else:  # where, and whether at all, is not annotated
+            regions = [Region(label, (0, 0, *size), size[0] * size[1], is_clear=False)]
+        return AnnotatedImage(image_id, paths, size, tuple(regions), captions=captions)
+
+
+LAYOUTS: dict[str, type[Layout]] = {
+    "coco": Coco,
+    "voc": PascalVOC,
+    "dota": Dota,
+    "folders": ClassFolders,
+    "masks": Masks,
+    "changes": ChangePairs,
+}
+
+
+def split_in(name: str) -> str | None:
+    """The split that a file's or folder's name speaks of: `instances_train2017` -> `train`."""
+    words = [word for word in name.split("_") if SPLIT_NAME.fullmatch(word)]
+    if not words:
+        return None
+    split = words[-1].lower().rstrip("0123456789")
+    return {"valid": "val", "validation": "val", "test-dev": "test"}.get(split, split)
+
+
+def images_in(root: Path, names: tuple[str, ...]) -> dict[str, dict[str, tuple[Path, ...]]]:
+    """The images in the folders of one of these names: split -> id -> file, the split read from the path.
+
+    The id is the path without the folder's name and the suffix, so that the files of a pair have the same one.
+    """
+    names, splits = {name.lower() for name in names}, defaultdict(dict)
+    for path in image_files(root):
+        folders = path.relative_to(root).parent.parts
+        place = next((index for index, folder in enumerate(folders) if folder.lower() in names), None)
+        if place is not None:
+            split = next((split for folder in folders if (split := split_in(folder))), UNSPLIT)
+            image_id = "/".join((*folders[:place], *folders[place + 1 :], path.stem))
+            if image_id in splits[split]:
+                raise ValueError(f"{splits[split][image_id][0]} and {path} have one name.")
+            splits[split][image_id] = (path,)
+    return dict(splits)
+
+
+def by_stem(root: Path, suffix: str, within: str = "") -> dict[str, Path]:
+    """Name without suffix -> file, of the files under a folder; raises `ValueError` if two have one name, or none is.
+
+    Only of folders with `within` in their name, if there are any.
+    """
+    paths = sorted(root.rglob(f"*{suffix}"))
+    paths = [path for path in paths if within in path.relative_to(root).parent.as_posix().lower()] or paths
+    files = {}
+    for path in paths:
+        if path.stem in files:
+            raise ValueError(f"{files[path.stem]} and {path} both annotate {path.stem}: give --annotations.")
+        files[path.stem] = path
+    if not files:
+        raise ValueError(f"There is no {suffix} file under {root}.")
+    return files
+
+
+def find_file(places: list[Path], name: str) -> Path:
+    """The file of a name in the first of several folders that has it; where it should be if none has."""
+    return next((place / name for place in places if (place / name).is_file()), places[0] / name)
+
+
+def mask_values(path: Path, size: tuple[int, int]) -> tuple[np.ndarray, bool]:
+    """A mask's values, int64 of shape (height, width), and whether they are colours, as 0xRRGGBB."""
+    try:
+        with Image.open(path) as image:
+            is_colour = image.mode not in ("1", "L", "P", "I", "I;16")
+            values = np.asarray(image.convert("RGB") if is_colour else image).astype(np.int64)
+    except Exception as error:  # Pillow raises many kinds for a broken file
+        raise ValueError(f"The mask {path} cannot be read: {error}") from error
+    if values.shape[:2] != size[::-1]:
+        raise ValueError(f"The mask {path} is of size {values.shape[1::-1]}, its image of size {size}.")
+    return (values @ [1 << 16, 1 << 8, 1] if is_colour else values), is_colour
+
+
+def connected_regions(mask: np.ndarray, label: str) -> list[Region]:
+    """The connected parts (by eight neighbours) of a boolean mask, of shape (height, width)."""
+    _, _, parts, _ = cv2.connectedComponentsWithStats(mask.astype(np.uint8), connectivity=8)
+    return [
+        Region(
+            label,
+            (left, top, left + width, top + height),
+            float(area),
+            is_clear=area >= MIN_REGION_SHARE * mask.size,
+        )
+        for left, top, width, height, area in parts[1:].tolist()
+    ]
+
+
+def voc_objects(root: ElementTree.Element, path: Path | str) -> list[tuple[str, Box, bool]]:
+    """Class, box as written and whether it is difficult, of each object in a Pascal VOC document."""
+    objects = []
+    for index, node in enumerate(root.iterfind("object")):
+        try:
+            box = tuple(float(node.findtext(f"bndbox/{side}")) for side in ("xmin", "ymin", "xmax", "ymax"))
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"{path}, object {index} has no box of four numbers.") from error
+        objects.append((node.findtext("name", "").strip(), box, node.findtext("difficult", "0").strip() == "1"))
+    return objects
+
+
+def parse_xml(path: Path) -> ElementTree.Element:
+    try:
+        return ElementTree.parse(path).getroot()
+    except ElementTree.ParseError as error:
+        raise ValueError(f"{path} is no XML: {error}") from error

@@ -1,0 +1,219 @@
+"""Rows of instruction data: the schema, turns of the usual shapes to messages, ids, images."""
+
+import hashlib
+import io
+import itertools
+import json
+import os
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import PIL.Image
+import torch
+from datasets import Dataset, Features, Image, IterableDataset, List, Value
+
+from ..image_processing_vitp import ViTPImageProcessor
+from ..messages import message_texts, split_at_places
+from ..vrl import keyed_generator
+from .settings import SampleTransform
+
+
+def sample_id_of(example: dict[str, Any]) -> Any:
+    sample_id = example.get("id")
+    return content_id(example) if sample_id is None else sample_id
+
+
+def content_id(example: dict[str, Any]) -> str:
+    """The id of a row without one: a hash of its messages, the same in every worker, rank and order."""
+    content = json.dumps(example.get("messages"), sort_keys=True, default=str)
+    return "content:" + hashlib.sha256(content.encode()).hexdigest()[:16]
+
+
+def load_images(example: dict[str, Any]) -> list:
+    """The images of a row, from `images` or `image`: decoded unless they are images or arrays already."""
+    images = example.get("images")
+    if images is None:
+        images = [] if example.get("image") is None else [example["image"]]
+    if not isinstance(images, (list, tuple)):
+        images = [images]
+    loaded = []
+    for index, image in enumerate(images):
+        if isinstance(image, str):
+            image = {"path": image, "bytes": None}
+        if isinstance(image, dict):
+            try:
+                image = Image().decode_example({"path": image.get("path"), "bytes": image.get("bytes")})
+                image.load()
+            except Exception as error:  # Pillow raises many kinds, SyntaxError among them, for a broken file
+                origin = f" ({image['path']})" if isinstance(image, dict) and image.get("path") else ""
+                raise ValueError(
+                    f"image {index}{origin} cannot be read: {error}. Mend the file or take the row out."
+                ) from error
+        if isinstance(image, PIL.Image.Image) and 0 in image.size:
+            raise ValueError(f"image {index} is empty: {image.width} x {image.height} pixels. Take the row out.")
+        loaded.append(image)
+    return loaded
+
+
+FEATURES = Features(
+    {
+        "id": Value("string"),
+        "images": List(Image(decode=False)),
+        "messages": List(
+            {"role": Value("string"), "content": List({"type": Value("string"), "text": Value("string")})}
+        ),
+        "source": Value("string"),
+        "error": Value("string"),
+    }
+)
+
+ROLES = {
+    "human": "user",
+    "user": "user",
+    "gpt": "assistant",
+    "assistant": "assistant",
+    "system": "system",
+}
+
+
+def undecoded(features: Features) -> Features:
+    """The same features with images left encoded."""
+
+    def leave(feature):
+        if isinstance(feature, Image):
+            return Image(decode=False)
+        if isinstance(feature, List) and isinstance(feature.feature, Image):
+            return List(Image(decode=False))
+        return feature
+
+    return Features({name: leave(feature) for name, feature in features.items()})
+
+
+def row_of(source: str, row_id: str, images: list[dict], messages: list[dict], error: str | None = None) -> dict:
+    return {"id": row_id, "images": images, "messages": messages, "source": source, "error": error}
+
+
+def encoded_image(image: Any, image_root: str | None) -> dict:
+    """An image of a row, which may be a path, bytes or both, undecoded."""
+    if isinstance(image, str):
+        image = {"path": image, "bytes": None}
+    elif isinstance(image, bytes):
+        image = {"path": None, "bytes": image}
+    if not isinstance(image, dict) or not (image.get("path") or image.get("bytes")):
+        raise ValueError(f"an image is {str(image)[:80]!r}, neither a path nor encoded bytes.")
+    if image.get("bytes") is None and image_root is not None:
+        image = {**image, "path": str(Path(image_root) / image["path"])}
+    return {"path": image.get("path"), "bytes": image.get("bytes")}
+
+
+def normalise(turns: list[dict], num_images: int) -> list[dict]:
+    """Turns of any of the usual shapes to messages of parts, `<image>` in a question to a place of an image.
+
+    Images without a place go before the first question. Boxes and all other text stay as they are.
+
+    Raises:
+        ValueError: if a role is unknown, or the number of places is not the number of images.
+    """
+    if isinstance(turns, dict):  # a sequence of structures, stored by column
+        turns = [dict(zip(turns, values)) for values in zip(*turns.values())]
+    if not isinstance(turns, list) or not turns:
+        raise ValueError(f"the messages are {str(turns)[:80]!r}, not a list of turns.")
+    messages = []
+    for index, turn in enumerate(turns):
+        role = turn.get("role", turn.get("from"))
+        if role not in ROLES:
+            raise ValueError(f"message {index} has the role {role!r}; known are {', '.join(ROLES)}.")
+        content = turn.get("content", turn.get("value"))
+        if isinstance(content, str):
+            is_answer = ROLES[role] == "assistant"
+            parts = [{"type": "text", "text": content}] if is_answer else split_at_places(content)
+        elif isinstance(content, list):
+            parts = [{"type": part.get("type"), "text": part.get("text")} for part in content]
+        else:
+            raise ValueError(f"message {index} has the content {str(content)[:80]!r}; text is needed.")
+        messages.append({"role": ROLES[role], "content": parts})
+    num_places = sum(part["type"] == "image" for message in messages for part in message["content"])
+    if num_places == 0 and num_images:
+        first = next((message for message in messages if message["role"] == "user"), None)
+        if first is None:
+            raise ValueError("there is no question that its images could go before.")
+        first["content"] = [{"type": "image", "text": None} for _ in range(num_images)] + first["content"]
+    elif num_places != num_images:
+        raise ValueError(f"it has {num_images} image(s), but {num_places} image place(s) in its messages.")
+    return messages
+
+
+EXIF_ORIENTATION = 0x0112
+
+
+def image_size(image: Any) -> tuple[int, int]:
+    """Height and width of an image of a row, as it is seen: an encoded one by its header, turned as its EXIF says."""
+    if isinstance(image, str):
+        image = {"path": image, "bytes": None}
+    if isinstance(image, dict):
+        source = io.BytesIO(image["bytes"]) if image.get("bytes") is not None else image["path"]
+        if isinstance(source, str) and not os.path.isfile(source):
+            return Image().decode_example(image).size[::-1]
+        with PIL.Image.open(source) as opened:
+            # The method of PNG's subclass would decode the image.
+            turned = PIL.Image.Image.getexif(opened).get(EXIF_ORIENTATION, 1) >= 5
+            return opened.size if turned else opened.size[::-1]
+    if isinstance(image, PIL.Image.Image):
+        return image.size[::-1]
+    return tuple(ViTPImageProcessor._bands_first(torch.as_tensor(image), None).shape[1:])
+
+
+def sample_texts(
+    dataset: Iterable[dict], sample_transform: SampleTransform | None, seed: int, num_samples: int = 2000
+) -> Iterator[str]:
+    """Texts of the first rows' messages, after the transform, to train a tokenizer on."""
+    for row in itertools.islice(dataset, num_samples):
+        if sample_transform is not None:
+            row = {**row, "images": load_images(row)}
+            row = sample_transform(row, keyed_generator(seed, row.get("id"), "tokenizer"))
+        for message in row["messages"]:
+            yield from message_texts(message)
+
+
+def prepare_rows(dataset: Dataset | IterableDataset) -> Dataset | IterableDataset:
+    """Gives every row an id, and leaves images encoded, so that the collator can name the sample that is broken."""
+    encoded = {}
+    for name, feature in (dataset.features or {}).items():
+        if is_decoded(feature):
+            encoded[name] = Image(decode=False)
+        elif isinstance(feature, List) and is_decoded(feature.feature):
+            encoded[name] = List(Image(decode=False))
+    has_ids = dataset.column_names is not None and "id" in dataset.column_names
+    if has_ids and not encoded:
+        return dataset
+    if isinstance(dataset, Dataset):
+        if not has_ids:
+            dataset = dataset.add_column("id", list(range(len(dataset))))
+        # `cast_column` would write a copy of the whole data set for a list of images, though no byte of it changes.
+        dataset = dataset.select_columns(dataset.column_names)
+        dataset.info.features = Features({**dataset.features, **encoded})
+        return dataset
+    for name, feature in encoded.items():
+        dataset = dataset.cast_column(name, feature)
+    if not has_ids:
+        # Not the row number, which in a stream depends on the worker, the rank and the shuffle buffer.
+        features = dataset.features and Features({"id": Value("string"), **dataset.features})
+        dataset = dataset.map(lambda row: {"id": content_id(row), **row}, features=features)
+    return dataset
+
+
+def describe_rows(dataset: Dataset | IterableDataset, num_rows: int = 8) -> str:
+    """Tells data sets apart: by the number of rows and a few of them, or for a stream by its name and columns."""
+    if isinstance(dataset, IterableDataset):
+        info = dataset.info
+        return f"stream {info.dataset_name} {info.config_name} {dataset.split} {sorted(dataset.column_names or [])}"
+    if hasattr(dataset, "set_epoch"):
+        dataset.set_epoch(0)
+    rows = [dataset[index * len(dataset) // num_rows] for index in range(num_rows)] if len(dataset) else []
+    digest = hashlib.sha256("".join(f"{row.get('id')}{content_id(row)}" for row in rows).encode()).hexdigest()
+    return f"{len(dataset)} rows, {digest[:16]}"
+
+
+def is_decoded(feature) -> bool:
+    return isinstance(feature, Image) and feature.mode is None and feature.decode

@@ -1,0 +1,68 @@
+"""How the rows of one source are encoded."""
+
+import dataclasses
+import io
+from collections.abc import Callable
+from typing import Any
+
+import PIL.Image
+import torch
+
+from ..image_processing_vitp import PIL_8BIT_MODES, InputSpec
+
+SampleTransform = Callable[[dict[str, Any], torch.Generator], dict[str, Any]]
+
+
+@dataclasses.dataclass(frozen=True)
+class SourceSettings:
+    """How the rows of one source of a mixture are encoded; `None` leaves it to the processor.
+
+    Args:
+        max_patches: most tiles of a sample; its images share them.
+        image_size: side of the square, in pixels, that every image is resampled to before it is cut into tiles: the
+            tile size of the model gives one tile, twice as much four and a thumbnail.
+        system_prompt: for conversations that have no system message of their own.
+        input_spec: how images that are not 8-bit RGB are read, see [`InputSpec`].
+        jpeg_degradation: whether training images go through JPEG compression of a random quality from 75 to 100.
+    """
+
+    max_patches: int | None = None
+    image_size: int | None = None
+    system_prompt: str | None = None
+    input_spec: dict | None = None
+    jpeg_degradation: bool = False
+
+    @property
+    def images_kwargs(self) -> dict[str, Any]:
+        """What the image processor is told of the source."""
+        kwargs = {"max_patches": self.max_patches, "input_spec": self.input_spec}
+        return {name: value for name, value in kwargs.items() if value is not None}
+
+    def apply(self, images: list, generator: torch.Generator) -> list:
+        """The PIL images of a sample as the source wants them seen."""
+        if self.jpeg_degradation:
+            images = [degrade(image, generator) for image in images]
+        if self.image_size is not None:
+            images = [to_square(image, self.image_size) for image in images]
+        return images
+
+    def check(self) -> None:
+        """Raises a `ValueError` if the input spec contradicts itself."""
+        InputSpec.from_dict(self.input_spec)
+
+
+def degrade(image: PIL.Image.Image, generator: torch.Generator) -> PIL.Image.Image:
+    """The image after JPEG compression of a quality from 75 to 100."""
+    if image.mode not in PIL_8BIT_MODES:
+        raise ValueError(f"jpeg_degradation needs 8-bit images, not one of mode {image.mode}.")
+    quality = torch.randint(75, 101, (), generator=generator).item()
+    compressed = io.BytesIO()
+    image.convert("RGB").save(compressed, format="JPEG", quality=quality)
+    return PIL.Image.open(compressed).convert("RGB")
+
+
+def to_square(image: PIL.Image.Image, size: int) -> PIL.Image.Image:
+    """The image resampled to `size` pixels a side, whatever its own shape."""
+    if image.mode in ("1", "P", "PA"):  # which Pillow resamples without interpolation
+        image = image.convert("RGBA")
+    return image.resize((size, size), PIL.Image.Resampling.BICUBIC)

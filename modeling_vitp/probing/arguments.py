@@ -1,0 +1,82 @@
+"""Arguments of the probes on the command line."""
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+import yaml
+
+from .backbones import POOLINGS
+from .few_labels import Labels
+
+
+@dataclass
+class ProbeArguments:
+    backbones: list[str] = field(
+        default_factory=list,
+        metadata={"help": "Folders or Hub ids: exported backbones, or others that AutoModel opens; ID@REVISION too."},
+    )
+    random_control: bool = field(
+        default=False, metadata={"help": "Probe each backbone with random weights too, to compare with."}
+    )
+    dataset_name: str | None = field(
+        default=None, metadata={"help": "Images with a class each: Hub id, or folder with images as split/class/file."}
+    )
+    dataset_config: str | None = field(default=None, metadata={"help": "Its configuration, if it has several."})
+    image_column: str = field(default="image", metadata={"help": "Its column of images."})
+    label_column: str = field(default="label", metadata={"help": "Its column of classes."})
+    test_share: float | None = field(
+        default=None, metadata={"help": "If it has no test split: share of each class that is held out of training."}
+    )
+    input_spec: dict | str | None = field(
+        default=None, metadata={"help": "How its images that are not 8-bit RGB are read, for all backbones."}
+    )
+    data: dict | str | None = field(
+        default=None,
+        metadata={"help": "Instead, images with masks: as in fine-tuning, or the file of such a configuration."},
+    )
+    data_root: str | None = field(default=None, metadata={"help": "Where they are, instead of data.root."})
+    train_split: str = field(default="train", metadata={"help": "What the probes learn from."})
+    test_split: str = field(default="test", metadata={"help": "What they are scored on."})
+    shots: list[int] = field(default_factory=list, metadata={"help": "Few labels: training images of each class."})
+    shares: list[float] = field(
+        default_factory=list, metadata={"help": "Few labels: shares of the training images. 1 without these two."}
+    )
+    seeds: list[int] = field(default_factory=lambda: [0, 1, 2], metadata={"help": "Of the draws of few labels."})
+    pooling: str = field(default="mean", metadata={"help": f"Feature of an image: one of {', '.join(POOLINGS)}."})
+    image_size: int | None = field(
+        default=None, metadata={"help": "Side of the square that images become; else as the image processor says."}
+    )
+    num_neighbours: int = field(default=20, metadata={"help": "Of the nearest-neighbour probe."})
+    temperature: float = field(default=0.07, metadata={"help": "Of its votes."})
+    l2: float = field(default=1e-2, metadata={"help": "Weight decay of the linear probe, on standardised features."})
+    output_dir: str = field(default="outputs/probe", metadata={"help": "For metrics.json and the features."})
+    batch_size: int = field(default=32, metadata={"help": "Images that a backbone sees at once."})
+    num_workers: int = field(default=0, metadata={"help": "Processes that read images."})
+    dtype: str = field(default="float32", metadata={"help": "Of the backbones: float32, bfloat16 or float16."})
+    device: str | None = field(default=None, metadata={"help": "The accelerator if there is one, and if not given."})
+
+    def __post_init__(self):
+        for name in ("data", "input_spec"):
+            value = getattr(self, name)
+            if isinstance(value, str):
+                if value.endswith((".yaml", ".yml")):
+                    setattr(self, name, yaml.safe_load(Path(value).read_text())[name])
+                else:
+                    setattr(self, name, json.loads(value))
+        if not self.backbones:
+            raise ValueError("Give `backbones`: what is probed.")
+        if (self.dataset_name is None) == (self.data is None):
+            raise ValueError("Give either `dataset_name`, images with a class each, or `data`, images with masks.")
+        if self.data is not None and self.data_root is not None:
+            self.data["root"] = self.data_root
+        if self.pooling not in POOLINGS:
+            raise ValueError(f"pooling={self.pooling!r} is none of {', '.join(POOLINGS)}.")
+        if self.device is None:
+            self.device = str(torch.accelerator.current_accelerator() or "cpu")
+
+    @property
+    def labels(self) -> list[Labels]:
+        few = [Labels(shots=shots) for shots in self.shots] + [Labels(share=share) for share in self.shares]
+        return few or [Labels(share=1.0)]
