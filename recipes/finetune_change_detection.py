@@ -1,14 +1,17 @@
 """Change detection from a pretrained backbone, on pairs of images of the same ground.
 
-    python recipes/finetune_change_detection.py --config recipes/configs/levir_cd.yaml --model_name_or_path my_backbone
+    vitp finetune_change_detection --config levir_cd --model_name_or_path my_backbone
 
-As finetune_segmentation.py, with one backbone for both images of a pair and the scores of the change class.
+As finetune_segmentation, with one backbone for both images of a pair and the scores of the change class.
 """
 
-import sys
+from modeling_vitp.recipes import finetune_segmentation
+from modeling_vitp.training.command_line import run
 
-from modeling_vitp import ViTPForChangeDetection
-from modeling_vitp.recipes.finetune_segmentation import main
+
+def main(argv: list[str] | None = None) -> int:
+    return finetune_segmentation.main(argv, "ViTPForChangeDetection", "change_detection", __doc__)
+
 
 if __name__ == "__main__":
-    sys.exit(main(model_class=ViTPForChangeDetection, metric="change_detection"))
+    run(main)

@@ -1,12 +1,12 @@
 """Instruction data from annotated images: Parquet with images and conversations, and a data set card.
 
-    python recipes/make_instructions.py voc DIOR --split train --output_dir dior_instructions
-    python recipes/make_instructions.py dota DOTA --window 1024 --overlap 200 --output_dir dota_instructions
-    python recipes/make_instructions.py masks LoveDA --names loveda.json --output_dir loveda_instructions
+    vitp make_instructions voc DIOR --split train --output_dir dior_instructions
+    vitp make_instructions dota DOTA --window 1024 --overlap 200 --output_dir dota_instructions
+    vitp make_instructions masks LoveDA --names loveda.json --output_dir loveda_instructions
 
 Layouts: `coco` (JSON), `voc` (XML), `dota` (text, oriented boxes), `folders` (one a class), `masks` (image and mask of
 the same name), `changes` (pairs before and after, with masks or captions); what each expects on disk is told in
-`annotations.py`. Only images of `--split` are used, as the layout or the file of `--split_list` says, and none whose
+`layouts.py`. Only images of `--split` are used, as the layout or the file of `--split_list` says, and none whose
 file is also in the test split or, unless it is itself asked for, the validation split.
 """
 
@@ -15,15 +15,9 @@ import sys
 from collections import Counter
 from pathlib import Path
 
-from tqdm.auto import tqdm
-
-from modeling_vitp.instructions.from_annotations.annotations import choose_split, leave_out_copies, read_json, read_list
-from modeling_vitp.instructions.from_annotations.card import write_card
 from modeling_vitp.instructions.from_annotations.layouts import LAYOUTS
-from modeling_vitp.instructions.from_annotations.questions import Asker, make_conversations
-from modeling_vitp.instructions.from_annotations.storage import push_folder, save_rows, stored_split
-from modeling_vitp.instructions.from_annotations.windows import image_bytes, windows_of
 from modeling_vitp.instructions.from_annotations.wording import PHRASINGS
+from modeling_vitp.training.command_line import parse_words, run
 
 
 def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
@@ -43,7 +37,7 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--license", help="of the images and annotations, for the card")
     parser.add_argument("--push_to_hub", metavar="REPO_ID", help="upload the folder as a data set")
-    args = parser.parse_args(argv)
+    args = parse_words(parser, argv)
     possible = PHRASINGS[LAYOUTS[args.layout].subject]
     args.kinds = args.kinds or list(possible)
     unknown = set(args.kinds) - possible.keys()
@@ -58,11 +52,21 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
 
 def main(argv: list[str] | None = None) -> int:
     args = parse_arguments(argv)
-    names = read_json(args.names) if args.names else None
+
+    from tqdm.auto import tqdm
+
+    from modeling_vitp.instructions.from_annotations import annotations
+    from modeling_vitp.instructions.from_annotations.card import write_card
+    from modeling_vitp.instructions.from_annotations.questions import Asker, make_conversations
+    from modeling_vitp.instructions.from_annotations.storage import save_rows, stored_split
+    from modeling_vitp.instructions.from_annotations.windows import image_bytes, windows_of
+    from modeling_vitp.recipes import push_to_hub
+
+    names = annotations.read_json(args.names) if args.names else None
     layout = LAYOUTS[args.layout](args.root, names, args.annotations)
 
-    chosen, held_out = choose_split(layout, args.split, read_list(args.split_list) if args.split_list else None)
-    chosen, copies = leave_out_copies(chosen, held_out)
+    listed = annotations.read_list(args.split_list) if args.split_list else None
+    chosen, copies = annotations.leave_out_copies(*annotations.choose_split(layout, args.split, listed))
     for path, other in copies:
         print(f"{path} is left out: the same file as the held-out {other}.", file=sys.stderr)
 
@@ -88,12 +92,9 @@ def main(argv: list[str] | None = None) -> int:
     write_card(args, images, conversations, vocabulary, copies)
     print(f"{len(asked)} rows, {sum(map(len, conversations))} questions: {args.output_dir} (see README.md there)")
     if args.push_to_hub:
-        return push_folder(args.output_dir, args.push_to_hub)
+        return push_to_hub.main([str(args.output_dir), args.push_to_hub, "--what", "dataset", "--private"])
     return 0
 
 
 if __name__ == "__main__":
-    try:
-        sys.exit(main())
-    except ValueError as error:
-        sys.exit(f"error: {error}")
+    run(main)

@@ -1,25 +1,17 @@
 """Classes of every pixel of an image of any size, by a model fine-tuned for segmentation or change detection.
 
-    python recipes/predict_large.py my_model scene.tif --output classes.tif
-    python recipes/predict_large.py my_change_model before.tif after.tif --output changes.tif --probabilities p.tif
+    vitp predict_large my_model scene.tif --output classes.tif
+    vitp predict_large my_change_model before.tif after.tif --output changes.tif --probabilities p.tif
 
 Started again, a run that was stopped goes on where it was.
 """
 
 import argparse
-from pathlib import Path
 
-import torch
-import yaml
-from transformers import AutoConfig, AutoImageProcessor
-
-from modeling_vitp import ViTPForChangeDetection, ViTPForSemanticSegmentation, predict_large
-from modeling_vitp.dense.classes import LabelEncoding
-
-MODELS = {model.config_class.model_type: model for model in (ViTPForSemanticSegmentation, ViTPForChangeDetection)}
+from modeling_vitp.training.command_line import find_config, parse_words, run
 
 
-def main(argv: list[str] | None = None) -> None:
+def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model", help="folder or Hub id of the model with its image processor")
     parser.add_argument("images", nargs="+", help="GeoTIFF or PNG; for change detection two, before and after")
@@ -31,22 +23,35 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--batch_size", type=int, default=4, help="windows that are predicted together")
     parser.add_argument("--scales", type=float, nargs="+", default=[1.0], help="of test-time augmentation")
     parser.add_argument("--flip", action="store_true", help="predict mirror images, too")
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--device", help="the accelerator if there is one")
     parser.add_argument("--dtype", default="float32", help="of the model: float32, bfloat16 or float16")
-    args = vars(parser.parse_args(argv))
+    args = vars(parse_words(parser, argv))
 
-    name = args.pop("model")
+    import torch
+    import yaml
+    from transformers import AutoConfig, AutoImageProcessor
+
+    from modeling_vitp import ViTPForChangeDetection, ViTPForSemanticSegmentation, predict_large
+    from modeling_vitp.dense.classes import LabelEncoding
+
+    models = {model.config_class.model_type: model for model in (ViTPForSemanticSegmentation, ViTPForChangeDetection)}
+    name, device = args.pop("model"), args.pop("device")
     config = AutoConfig.from_pretrained(name)
-    if config.model_type not in MODELS:
-        raise SystemExit(f"{name} is a {config.model_type}; {' or '.join(MODELS)} is needed.")
-    model = MODELS[config.model_type].from_pretrained(name, dtype=args.pop("dtype")).to(args.pop("device"))
+    if config.model_type not in models:
+        raise SystemExit(f"{name} is a {config.model_type}; {' or '.join(models)} is needed.")
+    model = (
+        models[config.model_type]
+        .from_pretrained(name, dtype=args.pop("dtype"))
+        .to(device or torch.accelerator.current_accelerator() or "cpu")
+    )
     classes = args.pop("classes")
     if classes is not None:
-        data = yaml.safe_load(Path(classes).read_text())["data"]
+        data = yaml.safe_load(find_config(classes).read_text())["data"]
         args["colors"] = LabelEncoding(data["classes"]).palette.tolist()
     predict_large(model, AutoImageProcessor.from_pretrained(name), **args)
     print(f"The classes are in {args['output']}")
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

@@ -1,7 +1,7 @@
-"""What can be read from the features of one or several backbones: parse, data, probe, print.
+"""What can be read from the features of backbones: probes on classes or masks, beside controls.
 
-    python recipes/probe.py --backbones my_backbone facebook/dinov2-base --dataset_name folder_of_classes
-    python recipes/probe.py --backbones my_backbone facebook/dinov2-base --data recipes/configs/loveda.yaml \
+    vitp probe --backbones my_backbone facebook/dinov2-base --dataset_name folder_of_classes
+    vitp probe --backbones my_backbone facebook/dinov2-base --data loveda \
         --data_root /datasets/LoveDA --test_split val
 
 Images with classes are probed by nearest neighbours and a linear layer, images with masks by a linear layer on the
@@ -9,21 +9,24 @@ patches. Nothing of a backbone is trained.
 """
 
 import json
-import sys
 from pathlib import Path
 
-from trl import TrlParser
-
-from modeling_vitp.evaluation.experiments import summarise, table
-from modeling_vitp.metrics.report import without_nan
 from modeling_vitp.probing.arguments import ProbeArguments
-from modeling_vitp.probing.backbones import load_backbone
-from modeling_vitp.probing.draws import draw_labels, open_task
+from modeling_vitp.training.command_line import parse, run
 
 
 def main(argv: list[str] | None = None) -> int:
-    (args,) = TrlParser((ProbeArguments,)).parse_args_and_config(argv)
+    (args,) = parse(argv, __doc__, (ProbeArguments,))
+
+    import torch
+
+    from modeling_vitp.evaluation.experiments import probe_table, summarise
+    from modeling_vitp.metrics.report import without_nan
+    from modeling_vitp.probing.backbones import load_backbone
+    from modeling_vitp.probing.draws import draw_labels, open_task
+
     output_dir = Path(args.output_dir)
+    args.device = args.device or str(torch.accelerator.current_accelerator() or "cpu")
     task = open_task(args)
     draws = draw_labels(args, task)
     metrics = {"arguments": vars(args), "classes": task.names, "control": task.control(), "results": []}
@@ -38,10 +41,10 @@ def main(argv: list[str] | None = None) -> int:
                 entry |= {"labels": str(labels), "training_images": [len(used) for used in draws[labels]]}
                 metrics["results"].append(entry | {"scores": summarise(scores)})
             (output_dir / "metrics.json").write_text(json.dumps(without_nan(metrics), indent=2) + "\n")
-    print(table(metrics["results"], metrics["control"], task.score))
+    print(probe_table(metrics["results"], metrics["control"], task.score))
     print(f"\nAll scores: {output_dir / 'metrics.json'}")
     return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run(main)

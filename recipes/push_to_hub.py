@@ -1,7 +1,7 @@
 """Shares a model, a data set or the demo on the Hub.
 
-    python recipes/push_to_hub.py outputs/my_run my-org/my-backbone --what backbone --dry_run
-    python recipes/push_to_hub.py outputs/my_run my-org/my-model --what model --private
+    vitp push_to_hub outputs/my_run my-org/my-backbone --what backbone --dry_run
+    vitp push_to_hub outputs/my_run my-org/my-model --what model --private
 
 Shows first what will go, and sends only what belongs: never optimiser states, training arguments or training data. A
 secret or an absolute path stops it, and so does a licence other than that of the weights the training started from.
@@ -14,12 +14,9 @@ import sys
 import tempfile
 from pathlib import Path
 
-import httpx2
-from huggingface_hub import HfApi
+from modeling_vitp.training.command_line import parse_words, run
 
-from modeling_vitp.hub.contents import KINDS, Package, pack
-from modeling_vitp.hub.failures import FAILURES, explain, one_line
-from modeling_vitp.hub.upload import push, stale_weights, visibility
+KINDS = ("backbone", "model", "adapter", "dataset", "space")
 
 
 def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
@@ -36,7 +33,7 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--create_pr", action="store_true", help="open a pull request instead of changing main")
     parser.add_argument("--license", help="where the weights that the training started from state none")
     parser.add_argument("--base_model", help="Hub id of an adapter's base, where it was trained from a folder")
-    args = parser.parse_args(argv)
+    args = parse_words(parser, argv)
     if args.create_pr and args.revision not in (None, "main"):
         parser.error("--create_pr is for main: give no --revision.")
     return args
@@ -44,13 +41,23 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
 
 def main(argv: list[str] | None = None) -> int:
     args = parse_arguments(argv)
-    again = shlex.join(["python", "recipes/push_to_hub.py", *(sys.argv[1:] if argv is None else argv)])
+
+    import httpx2
+    from huggingface_hub import HfApi
+
+    from modeling_vitp.hub.contents import gather
+    from modeling_vitp.hub.failures import FAILURES, explain, one_line
+    from modeling_vitp.hub.upload import look, push
+
+    again = shlex.join(["vitp", "push_to_hub", *(sys.argv[1:] if argv is None else argv)])
     api = HfApi()
     with tempfile.TemporaryDirectory() as work:
         try:
-            package = pack(args.what, args.checkpoint, args.repo_id, Path(work), args.license, args.base_model)
-            found, stale = look(api, package, args)
-            show(package, args, found, stale)
+            contents = gather(args.what, args.checkpoint, args.repo_id, Path(work), args.license, args.base_model)
+            found, stale = look(api, contents, args.repo_id, args.private, args.revision, must_answer=not args.dry_run)
+            target = "a pull request" if args.create_pr else args.revision or "main"
+            print(f"{args.what} -> {contents.repo_type} {args.repo_id}, {target}\nvisibility: {found}")
+            print(contents.listing(stale))
             if args.dry_run:
                 print("Nothing was sent (--dry_run).")
                 return 0
@@ -60,7 +67,7 @@ def main(argv: list[str] | None = None) -> int:
                 )
             message = args.commit_message or f"Upload {args.what} with modeling-vitp"
             private = True if args.private else None
-            done = push(api, package, args.repo_id, private, args.revision, message, args.create_pr)
+            done = push(api, contents, args.repo_id, private, args.revision, message, args.create_pr)
         except FAILURES as error:
             is_lost = args.create_pr and isinstance(error, httpx2.TransportError)
             hint = f" If {args.repo_id} has no such pull request yet, go" if is_lost else " Go"
@@ -73,37 +80,10 @@ def main(argv: list[str] | None = None) -> int:
     return 0
 
 
-def look(api: HfApi, package: Package, args: argparse.Namespace) -> tuple[str, list[str]]:
-    """Whether the repo is private or public, or will be, and what would be deleted there."""
-    try:
-        found = visibility(api, package, args.repo_id)
-        if found is None:
-            return "private, new" if args.private else "public unless the namespace is set to private, new", []
-        return found, stale_weights(api, package, args.repo_id, args.revision)
-    except FAILURES as error:
-        if not args.dry_run:
-            raise
-        return f"not known ({explain(error, args.repo_id)})", []
-
-
-def show(package: Package, args: argparse.Namespace, found: str, stale: list[str]) -> None:
-    """Prints what will go where."""
-    target = "a pull request" if args.create_pr else args.revision or "main"
-    print(f"{args.what} -> {package.repo_type} {args.repo_id}, {target}")
-    print(f"visibility: {found}")
-    print(f"licence: {package.licence or 'none stated; give one with --license'}")
-    sizes = package.sizes()
-    for name, size in sorted(sizes.items()):
-        print(f"{size:>15,} {name}")
-    print(f"{sum(sizes.values()):>15,} bytes in {len(sizes)} files")
-    for name in stale:
-        print(f"{'deleted':>15} {name}")
-
-
 def fail(message: str) -> int:
     print(f"error: {message}", file=sys.stderr)
     return 1
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run(main)

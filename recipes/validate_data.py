@@ -1,7 +1,7 @@
 """Reads all data of a mixture once and says what is wrong with it.
 
-    python recipes/validate_data.py recipes/configs/my_mixture.yaml --processor OpenGVLab/InternVL3-1B-hf
-    python recipes/validate_data.py my_mixture.yaml --against path/to/test_images --card my_data/README.md
+    vitp validate_data my_mixture.yaml --processor OpenGVLab/InternVL3-1B-hf
+    vitp validate_data my_mixture.yaml --against path/to/test_images --card my_data/README.md
 
 Writes `report.json` and `histograms.png` to `--output_dir` and prints a table. The exit status is 1 if a source cannot
 be read or any row has an error: images missing or unreadable, images and their places in the messages of different
@@ -10,22 +10,10 @@ number, empty answers, boxes off the grid of 0 to 1000 or without area, more tok
 """
 
 import argparse
-import json
 import os
-import sys
 from pathlib import Path
 
-from modeling_vitp.cards.sections import set_section
-from modeling_vitp.instructions.mixture_file import load_mixture
-from modeling_vitp.instructions.overlap import load_test_images
-from modeling_vitp.instructions.validation import (
-    ERRORS,
-    WARNINGS,
-    draw_histograms,
-    load_processor,
-    summary_table,
-    validate,
-)
+from modeling_vitp.training.command_line import parse_words, run
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -40,7 +28,19 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--num_workers", type=int, default=os.cpu_count(), help="processes (one for each core)")
     parser.add_argument("--output_dir", type=Path, default=Path("outputs/validation"))
     parser.add_argument("--card", type=Path, help="a data set card to put the result into, as a section")
-    args = parser.parse_args(argv)
+    args = parse_words(parser, argv)
+
+    from modeling_vitp.cards.sections import set_section
+    from modeling_vitp.instructions.mixture_file import load_mixture
+    from modeling_vitp.instructions.overlap import load_test_images
+    from modeling_vitp.instructions.validation import (
+        card_text,
+        draw_histograms,
+        load_processor,
+        print_reports,
+        save_reports,
+        validate,
+    )
 
     mixture, test_images = load_mixture(args.mixture), None
     if args.against:
@@ -55,37 +55,15 @@ def main(argv: list[str] | None = None) -> int:
         max_patches=args.max_patches,
     )
 
-    passed = all(report.passed for report in reports)
-    args.output_dir.mkdir(parents=True, exist_ok=True)
-    sources = {report.name: report.to_dict() for report in reports}
     settings = {name: str(value) for name, value in vars(args).items() if value is not None}
-    contents = {"passed": passed, "settings": settings, "sources": sources}
-    (args.output_dir / "report.json").write_text(json.dumps(contents, indent=2) + "\n")
+    passed = save_reports(reports, settings, args.output_dir / "report.json")
     draw_histograms(reports, args.max_length if args.processor else None, args.output_dir / "histograms.png")
-    summary = summary_table(reports)
-    print(summary)
-    for report in reports:
-        for kind, examples in report.examples.items():
-            for example in examples[:3]:
-                print(f"{report.name}, row {example['id']}: {kind}: {example['problem']}")
+    print_reports(reports)
     if args.card:
-        set_section(args.card, "Validation", card_text(summary, reports, args.against))
+        set_section(args.card, "Validation", card_text(reports, args.against))
     print(f"{'Passed' if passed else 'FAILED'}: {args.output_dir / 'report.json'}, histograms.png beside it")
     return 0 if passed else 1
 
 
-def card_text(summary: str, reports: list, against: str | None) -> str:
-    kinds = {kind for report in reports for kind in report.counts}
-    found = [f"- {kind}: {text}" for kind, text in (ERRORS | WARNINGS).items() if kind in kinds]
-    paragraphs = [summary, "\n".join(found)]
-    if against:
-        rows = sum(report.counts["overlap"] for report in reports)
-        paragraphs.append(f"Rows that share an image, or a part of one, with the test images `{against}`: {rows}.")
-    return "\n\n".join(filter(None, paragraphs))
-
-
 if __name__ == "__main__":
-    try:
-        sys.exit(main())
-    except ValueError as error:
-        sys.exit(f"error: {error}")
+    run(main)

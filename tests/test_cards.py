@@ -35,7 +35,7 @@ from modeling_vitp.recipes import pretrain, push_to_hub
 disable_progress_bars()
 
 RECORD = {
-    "command": "python recipes/pretrain.py --config my_recipe.yaml",
+    "command": "vitp pretrain --config my_recipe.yaml",
     "settings": {"seed": 3, "vrl_drop_ratio": 0.75, "learning_rate": 2e-5, "input_spec": None, "warmup_steps": 0.2},
     "base_model": ["org/start"],
     "licences": {"org/start": {"license": "cc-by-nc-4.0"}},
@@ -216,7 +216,7 @@ def test_licence_files_go_along_and_links_lead_to_the_source(hub, logged_in, fol
     ],
 )
 def test_a_recorded_command_has_no_token_and_no_place(words, expected):
-    assert portable_command("recipes/pretrain.py", words) == f"python recipes/pretrain.py {expected}".strip()
+    assert portable_command("pretrain", words) == f"vitp pretrain {expected}".strip()
 
 
 def train(folder: Path, **settings) -> int:

@@ -10,17 +10,9 @@ import yaml
 from datasets import load_dataset
 from PIL import Image
 
-from modeling_vitp.recipes import compare_pretraining
-from modeling_vitp.recipes.compare_pretraining import (
-    RANDOM,
-    CompareArguments,
-    Comparison,
-    label_subset,
-    main,
-    split_held_out,
-    summarise,
-    table,
-)
+from modeling_vitp.evaluation.arguments import CompareArguments
+from modeling_vitp.evaluation.experiments import arms_table, summarise_arms
+from modeling_vitp.recipes.compare_pretraining import main
 from modeling_vitp.recipes.data.build_tree_masks import (
     REACH,
     TREE,
@@ -30,6 +22,8 @@ from modeling_vitp.recipes.data.build_tree_masks import (
     tree_mask,
     write_test,
 )
+from modeling_vitp.recipes.tasks.trees import comparison as trees_comparison
+from modeling_vitp.recipes.tasks.trees.comparison import RANDOM, Comparison, label_subset, split_held_out
 
 ROOT = Path(__file__).parent.parent
 CONFIG = ROOT / "recipes" / "configs" / "compare_aerial_trees.yaml"
@@ -67,7 +61,7 @@ def comparison(tmp_path_factory):
     config, pretrained_on, texts_of = tiny_config(folder), {}, []
     with pytest.MonkeyPatch.context() as patch:
 
-        class Trainer(compare_pretraining.ViTPTrainer):
+        class Trainer(trees_comparison.ViTPTrainer):
             def __init__(self, model, args, train_dataset, **kwargs):
                 pretrained_on[Path(args.output_dir)] = train_dataset["id"]
                 super().__init__(model, args, train_dataset=train_dataset, **kwargs)
@@ -76,9 +70,9 @@ def comparison(tmp_path_factory):
             texts_of.append(list(dataset["id"]))
             return original(dataset, *args)
 
-        original = compare_pretraining.sample_texts
-        patch.setattr(compare_pretraining, "ViTPTrainer", Trainer)
-        patch.setattr(compare_pretraining, "sample_texts", sample_texts)
+        original = trees_comparison.sample_texts
+        patch.setattr(trees_comparison, "ViTPTrainer", Trainer)
+        patch.setattr(trees_comparison, "sample_texts", sample_texts)
         assert main(["--config", str(config)]) == 0
     assert texts_of == [list(ids) for ids in pretrained_on.values()]  # the tokenizer is trained on no other labels
     return folder / "out", config, pretrained_on
@@ -132,7 +126,7 @@ def test_the_test_ground_is_absent_from_all_training(comparison, aerial_trees):
             assert stems < {row["id"].replace("/", "_") for row in scored}
     assert len(pretrained_on) == 3
     with pytest.raises(ValueError, match=r"yellowstone/1609_0 is trained on and shows ground of yellowstone/1609_0"):
-        compare_pretraining.check_apart(aerial_trees["test"], aerial_trees["test"])
+        trees_comparison.check_apart(aerial_trees["test"], aerial_trees["test"])
     with pytest.raises(ValueError, match="leaves 0 windows"):
         split_held_out(aerial_trees["second_scene"], "yellowstone_2", 0)
 
@@ -142,10 +136,10 @@ def test_what_is_finished_is_not_run_again(comparison, monkeypatch, capsys):
     metrics = json.loads((folder / "metrics.json").read_text())
     with monkeypatch.context() as patch:
         patch.setattr(Comparison, "pretrain", None)
-        patch.setattr(compare_pretraining.finetune_segmentation, "main", None)
+        patch.setattr(trees_comparison.finetune_segmentation, "main", None)
         assert main(["--config", str(config)]) == 0
         assert json.loads((folder / "metrics.json").read_text()) == metrics
-        assert table(metrics["summary"]) in capsys.readouterr().out
+        assert arms_table(metrics["summary"], RANDOM) in capsys.readouterr().out
 
     shutil.copytree(folder, folder.parent / "again")
     part = folder.parent / "again/seed_1/labels_0.1/finetuning_random_0.001"
@@ -186,14 +180,14 @@ def test_mean_and_spread_are_those_of_a_hand_computation():
         for seed in range(3)
         for (share, arm), values in scores.items()
     ]
-    rows = {(row["label_share"], row["arm"]): row for row in summarise(runs)}
+    rows = {(row["label_share"], row["arm"]): row for row in summarise_arms(runs, RANDOM)}
     assert rows[1.0, RANDOM]["iou_mean"] == pytest.approx(0.35)
     assert rows[1.0, RANDOM]["iou_std"] == pytest.approx(0.05)  # sqrt((0.05² + 0.05² + 0) / 2)
     assert rows[1.0, "ViTP, r = 0"]["gain_mean"] == pytest.approx((0.12 + 0.04 + 0.08) / 3)
     assert rows[1.0, "ViTP, r = 0"]["gain_std"] == pytest.approx(0.04)  # sqrt((0.04² + 0.04² + 0) / 2)
     assert rows[0.1, "ViTP, r = 0"]["gain_mean"] == pytest.approx(0.0)
     assert rows[0.1, "ViTP, r = 0"]["gain_std"] == pytest.approx(0.1)  # gains 0, -0.1 and 0.1
-    assert table(summarise(runs)).splitlines() == [
+    assert arms_table(summarise_arms(runs, RANDOM), RANDOM).splitlines() == [
         "| start | 100% of labels | gain on random | 10% of labels | gain on random |",
         "| --- | --- | --- | --- | --- |",
         "| random | 0.350 ± 0.050 |  | 0.200 ± 0.100 |  |",

@@ -13,9 +13,8 @@ from safetensors.torch import load_file
 from test_processes import launch
 
 from modeling_vitp import ViTPForChangeDetection, ViTPForSemanticSegmentation, ViTPSegmentationImageProcessor
-from modeling_vitp.dense.arguments import DenseTrainingArguments
 from modeling_vitp.dense.data import DenseData
-from modeling_vitp.dense.trainer import DenseTrainer, TrainingSamples, normalize
+from modeling_vitp.dense.trainer import DenseTrainer, DenseTrainingArguments, TrainingSamples, normalize
 from modeling_vitp.recipes.finetune_segmentation import main
 
 CHANGE = {"model_class": ViTPForChangeDetection, "metric": "change_detection"}

@@ -25,7 +25,7 @@ from modeling_vitp.training.from_scratch import build_model
 
 ROOT = Path(__file__).parent.parent
 TOKEN = "hf_" + "x1Y2" * 9
-COMMAND = "python recipes/push_to_hub.py"
+COMMAND = "vitp push_to_hub"
 
 
 @pytest.fixture(scope="session")

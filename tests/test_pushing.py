@@ -53,7 +53,7 @@ def test_strategies(hub, settings, tmp_path, strategy, checkpoints):
 
 
 def test_a_push_that_fails_does_not_stop_training(hub, settings, tmp_path, caplog, pauses):
-    hub.fail("POST", "*/commit/main", 500)
+    hub.fail("POST", "*/commit/main", 403)
     assert train(tmp_path, **settings, max_steps=1) == 0
     assert summaries(hub) == ["End of training"]
     assert "A push failed, and training goes on" in caplog.text
@@ -63,12 +63,28 @@ def test_a_push_that_fails_does_not_stop_training(hub, settings, tmp_path, caplo
     settings |= {"hub_model_id": "tester/second", "output_dir": str(tmp_path / "second"), "hub_strategy": "end"}
     assert train(tmp_path, **settings, max_steps=1) == 1
     (error,) = [record.getMessage() for record in caplog.records if record.levelno == logging.ERROR]
-    command = f"python recipes/push_to_hub.py {tmp_path / 'second'} tester/second --what model"
+    command = f"vitp push_to_hub {tmp_path / 'second'} tester/second --what model"
     assert "the Hub is out of order" in error and error.endswith(f"Go on with: {command}")
     assert (tmp_path / "second" / "metrics.json").is_file() and (tmp_path / "second" / "backbone").is_dir()
     hub.failures.clear()
     assert push_to_hub.main(command.split()[2:]) == 0
     assert hub.files("tester/second")["model.safetensors"] == (tmp_path / "second/model.safetensors").read_bytes()
+
+
+def test_a_push_in_the_background_is_tried_again_where_that_helps(hub, settings, tmp_path, pauses):
+    failure = hub.fail("POST", "*/commit/main", 500)
+    assert train(tmp_path, **settings, max_steps=1) == 0
+    assert failure.count == 1 and pauses == [1]
+    assert summaries(hub) == ["End of training", "Training in progress, step 1"]
+
+
+def test_weights_of_an_earlier_push_do_not_stay_beside_those_of_a_run(hub, settings, tmp_path):
+    stale = {"model-00001-of-00002.safetensors": b"old", "model.safetensors.index.json": b"{}", "notes.txt": b"kept"}
+    hub.create("tester/trained", stale)
+    assert train(tmp_path, **settings, max_steps=1) == 0
+    files = hub.files("tester/trained")
+    assert files.keys() & stale.keys() == {"notes.txt"}
+    assert files["model.safetensors"] == (tmp_path / "out" / "model.safetensors").read_bytes()
 
 
 def test_a_secret_in_the_output_folder_is_not_pushed(hub, settings, tmp_path, caplog):

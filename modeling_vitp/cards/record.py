@@ -8,7 +8,6 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from transformers import Trainer
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from .license import card_metadata, licence_of, licence_of_file
@@ -23,7 +22,7 @@ PACKAGES = ("modeling-vitp", "torch", "torchvision", "transformers", "trl", "pef
 def write_record(
     output_dir: str | Path,
     argv: Sequence[str] | None,
-    trainer: Trainer,
+    settings: dict[str, dict[str, Any]],
     sources: Iterable[str | None],
     data: list[dict[str, Any]],
     evaluated_on: dict[str, str] | None = None,
@@ -32,16 +31,15 @@ def write_record(
 
     Args:
         argv: arguments of the command; those of the process if `None`.
-        trainer: of which the settings are taken.
+        settings: `fixed` and `free`, see [`~modeling_vitp.training.run.Run.run_settings`].
         sources: folders or Hub ids of the weights that the training starts from.
         data: one mapping for each source of the training data; a `dataset` in it is a Hub id.
         evaluated_on: `name` and `split` of the data that `metrics.json` is about, and `dataset` if it is on the Hub.
     """
     sources = [source for source in sources if source]
-    settings = trainer._run_settings()
     record = {
         **provenance(sources),
-        "command": portable_command(f"recipes/{Path(sys.argv[0]).name}", sys.argv[1:] if argv is None else argv),
+        "command": portable_command(Path(sys.argv[0]).stem, sys.argv[1:] if argv is None else argv),
         "settings": {name: value for name, value in {**settings["fixed"], **settings["free"]}.items() if name != ROWS},
         "data": data,
         "evaluated_on": evaluated_on,

@@ -36,9 +36,9 @@ def table(header: list[str], rows: list[list]) -> str:
     return "\n".join("| " + " | ".join(str(cell).replace("|", "\\|") for cell in line) + " |" for line in lines)
 
 
-def portable_command(script: str, arguments: Sequence[str]) -> str:
+def portable_command(recipe: str, arguments: Sequence[str]) -> str:
     """A command line for a card: without tokens, and of absolute paths the last part alone."""
-    words, skip = ["python", script], False
+    words, skip = ["vitp", recipe], False
     for word in arguments:
         is_token = word.startswith("-") and word.split("=")[0].endswith("token")
         if not (skip or is_token):

@@ -15,7 +15,7 @@ import argparse
 import signal
 import sys
 
-from .checkpoint import TARGETS, convert_checkpoint
+from .keys import TARGETS
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -35,6 +35,10 @@ def main(argv: list[str] | None = None) -> None:
         help="token that stands for an image, for an original checkpoint without tokenizer",
     )
     args = parser.parse_args(argv)
+
+    from .. import auto  # noqa: F401  (a model is saved with its code where the Auto classes know it)
+    from .checkpoint import convert_checkpoint
+
     signal.signal(signal.SIGTERM, lambda *_: sys.exit("error: terminated; nothing was written."))
     try:
         target = convert_checkpoint(**vars(args))

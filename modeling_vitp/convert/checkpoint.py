@@ -7,12 +7,12 @@ from pathlib import Path
 from transformers.utils import logging
 
 from .card import read_license, write_card
+from .keys import CONTENTS, TARGETS
 from .reading import read_source
 from .tensor_files import write_checkpoint
-from .writing import CONTENTS, WRITERS, arrange
+from .writing import WRITERS, arrange
 
 logger = logging.get_logger(__name__)
-TARGETS = tuple(dict.fromkeys(target for targets, _ in CONTENTS.values() for target in targets))
 
 
 def convert_checkpoint(

@@ -7,6 +7,15 @@ them, so that the whole set of keys that a file must have follows from its confi
 import re
 from typing import NamedTuple
 
+# What a source may hold: the targets that can be made of it, the default first, and its layout in original names.
+CONTENTS = {
+    "vision-language model": (("vitp", "backbone", "internvl", "original"), "original"),
+    "ViT": (("backbone", "original"), "original_vision"),
+    "ViT-Adapter": (("adapter", "original"), "original_adapter"),
+    "segmentation model": (("segmentation", "adapter", "original"), "original_segmentation"),
+}
+TARGETS = tuple(dict.fromkeys(target for targets, _ in CONTENTS.values() for target in targets))
+
 VISION_TOWER, BACKBONE = "model.vision_tower.", "backbone."
 
 # transformers saves its own `internvl` under the names that such repos on the Hub have, not those it has in memory.

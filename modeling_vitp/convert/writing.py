@@ -12,19 +12,11 @@ from ..configuration_vitp_dense import ViTPAdapterConfig, ViTPSegmentationConfig
 from ..messages import IMAGE_END_TOKEN, IMAGE_START_TOKEN, IMAGE_TOKEN
 from ..modeling_vitp import ViTPForConditionalGeneration
 from .export import AUTO_MAP, image_settings, native_vision_config, save_code_and_image_processor
-from .keys import place
+from .keys import CONTENTS, place
 from .original_config import chat_to_original, vision_to_original
 from .original_dense_config import adapter_to_original
 from .reading import Checkpoint, meta_model, plain_tokenizer, read_json
 from .tensor_files import TensorBytes
-
-# What a source may hold: the targets that can be made of it, the default first, and its layout in original names.
-CONTENTS = {
-    "vision-language model": (("vitp", "backbone", "internvl", "original"), "original"),
-    "ViT": (("backbone", "original"), "original_vision"),
-    "ViT-Adapter": (("adapter", "original"), "original_adapter"),
-    "segmentation model": (("segmentation", "adapter", "original"), "original_segmentation"),
-}
 
 VIDEO_TOKEN = "<video>"
 

@@ -1,16 +1,12 @@
 """Arguments of fine-tuning for maps on the command line."""
 
-import json
 from dataclasses import dataclass, field
 
-import torch
-from transformers import TrainingArguments
-
-from ..training.run import has_fast_bf16
+from ..training.command_line import MappingArguments
 
 
 @dataclass
-class DenseModelArguments:
+class DenseModelArguments(MappingArguments):
     """Where fine-tuning starts: a pretrained backbone, a fine-tuned model, or random weights."""
 
     model_name_or_path: str | None = field(
@@ -34,15 +30,13 @@ class DenseModelArguments:
     )
 
     def __post_init__(self):
+        super().__post_init__()
         self.model_name_or_path = self.model_name_or_path or None
-        for name in ("from_scratch", "backbone", "head"):
-            if isinstance(getattr(self, name), str):
-                setattr(self, name, json.loads(getattr(self, name)))
 
 
 @dataclass
-class DenseTrainingArguments(TrainingArguments):
-    """[`~transformers.TrainingArguments`] with what fine-tuning for maps needs."""
+class DenseSettings:
+    """What [`~modeling_vitp.dense.trainer.DenseTrainingArguments`] adds to transformers' settings."""
 
     layer_decay: float = field(
         default=0.9,
@@ -78,17 +72,11 @@ class DenseTrainingArguments(TrainingArguments):
         default=True, metadata={"help": "UPerNet has batch norm, so a last batch of one image would be an error."}
     )
 
-    def __post_init__(self):
-        self.use_cpu = self.use_cpu or not torch.accelerator.is_available()
-        if self.bf16 is None:
-            self.bf16 = not self.fp16 and has_fast_bf16()
-        super().__post_init__()
-        self.window = self.window or self.crop_size
-        self.stride = self.stride or self.window
-
 
 @dataclass
-class FinetuneArguments:
+class FinetuneArguments(MappingArguments):
+    """What is trained on, and what is scored."""
+
     data: dict | str | None = field(
         default=None, metadata={"help": "Classes, splits and files of the data set, see README."}
     )
@@ -114,9 +102,7 @@ class FinetuneArguments:
     num_pictures: int = field(default=4, metadata={"help": "Samples in the picture of predictions."})
 
     def __post_init__(self):
-        for name in ("data", "submission"):
-            if isinstance(getattr(self, name), str):
-                setattr(self, name, json.loads(getattr(self, name)))
+        super().__post_init__()
         if self.data is None:
             raise ValueError("Give `data` in the configuration: what is trained on.")
         if self.data_root is not None:

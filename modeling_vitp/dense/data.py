@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
+from pathlib import Path
 
 import datasets
 import torch
@@ -11,6 +12,7 @@ from accelerate.utils import gather_object
 from torch.utils.data import ConcatDataset, DataLoader, Dataset, Subset
 from tqdm import tqdm
 
+from ..cards.record import public_name
 from ..training.batching import share
 from .classes import IGNORE_INDEX, LabelEncoding
 from .files import check_disjoint, find_samples
@@ -100,6 +102,16 @@ class DenseData:
         elif len({self.splits[name] for name in names}) < len(names):
             raise ValueError(f"Two of the splits {list(names)} are the same.")
 
+    def describe(
+        self, train_splits: Sequence[str], eval_split: str | None, test_split: str | None
+    ) -> tuple[list[dict[str, str]], dict[str, str | None]]:
+        """What is trained on, and what `metrics.json` will be about, for the record of the run."""
+        name = public_name(self.dataset_name or self.root)
+        is_on_hub = self.dataset_name is not None and not Path(self.dataset_name).exists()
+        on_hub = {"dataset": self.dataset_name} if is_on_hub else {}
+        trained_on = [{"name": name, "split": split, **on_hub} for split in train_splits]
+        return trained_on, {"name": name, "eval": eval_split, "test": test_split, **on_hub}
+
 
 class ClassPixels(Dataset):
     """Pixels of each class in the mask of each sample, int64 of shape `(num_classes,)`."""
@@ -155,3 +167,15 @@ def balanced_weights(pixels: Mapping[str, int]) -> list[float]:
     if absent:
         raise ValueError(f"class_weights: 'balanced' needs pixels of every class, but {absent} never occur.")
     return [sum(pixels.values()) / (len(pixels) * count) for count in pixels.values()]
+
+
+def weigh_classes(
+    samples: Dataset, names: Sequence[str], weights: Sequence[str] | None, num_workers: int = 0
+) -> tuple[dict[str, int], list[float] | None]:
+    """Pixels of each class, see [`count_pixels`], and the weights of the classes in the loss.
+
+    Args:
+        weights: a number for each class, or `["balanced"]`, see [`balanced_weights`].
+    """
+    pixels = count_pixels(samples, names, num_workers)
+    return pixels, balanced_weights(pixels) if weights == ["balanced"] else weights and [float(w) for w in weights]

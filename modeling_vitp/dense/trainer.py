@@ -3,6 +3,7 @@
 import logging
 import math
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import evaluate
@@ -12,22 +13,32 @@ from torch import nn
 from torch.utils.data import DataLoader, Dataset, Subset
 from torchvision import tv_tensors
 from torchvision.transforms.v2 import functional as F
-from transformers import PreTrainedModel, Trainer
+from transformers import PreTrainedModel, Trainer, TrainingArguments
 from transformers.trainer_utils import EvalLoopOutput
 
 from ..image_processing_vitp_dense import ViTPSegmentationImageProcessor
 from ..metrics.report import METRICS_FOLDER, name_classes
 from ..training.batching import GlobalBatchSampler, share
 from ..training.layer_decay import layer_decay_groups
-from ..training.run import PushesModels, WholeCheckpoints
+from ..training.run import Run, RunConfig
 from ..vrl import keyed_generator
-from .arguments import DenseTrainingArguments
+from .arguments import DenseSettings
 from .augmentation import Augmentation
 from .classes import IGNORE_INDEX, LabelEncoding
 from .sliding_window import augmented, sliding_window
 
 logger = logging.getLogger(__name__)
 INPUTS = {1: ("pixel_values",), 2: ("pixel_values_before", "pixel_values_after")}
+
+
+@dataclass
+class DenseTrainingArguments(DenseSettings, RunConfig, TrainingArguments):
+    """[`~transformers.TrainingArguments`] with what fine-tuning for maps needs."""
+
+    def __post_init__(self):
+        super().__post_init__()
+        self.window = self.window or self.crop_size
+        self.stride = self.stride or self.window
 
 
 class TrainingSamples(Dataset):
@@ -70,7 +81,7 @@ class EpochBatchSampler(GlobalBatchSampler):
             yield [(self.epoch, row) for row in rows]
 
 
-class DenseTrainer(WholeCheckpoints, PushesModels, Trainer):
+class DenseTrainer(Run, Trainer):
     """Trains [`~modeling_vitp.ViTPForSemanticSegmentation`] or [`~modeling_vitp.ViTPForChangeDetection`].
 
     What differs from [`~transformers.Trainer`]:
@@ -155,7 +166,7 @@ class DenseTrainer(WholeCheckpoints, PushesModels, Trainer):
             args.gradient_accumulation_steps,
             args.world_size,
             args.process_index,
-            self.train_dataset.seed,
+            self.data_seed,
             drop_last=args.dataloader_drop_last,
         )
         if not len(self._train_batches):
@@ -165,21 +176,7 @@ class DenseTrainer(WholeCheckpoints, PushesModels, Trainer):
             )
         return self._train_batches
 
-    def _get_dataloader(self, *args, **kwargs) -> DataLoader:
-        dataloader = super()._get_dataloader(*args, **kwargs)
-        # Seeds of workers come from the global generator otherwise, at other times in a run that is resumed.
-        getattr(dataloader, "base_dataloader", dataloader).generator = torch.Generator()
-        return dataloader
-
-    def _run_epoch(self, *args, epoch: int, **kwargs):
-        if self.state.global_step >= self.state.max_steps:
-            # Resumed after its last step, where the Trainer would train one more.
-            self.control.should_training_stop = True
-            return
-        self._train_batches.set_epoch(epoch)
-        super()._run_epoch(*args, epoch=epoch, **kwargs)
-
-    def _run_settings(self) -> dict[str, dict[str, Any]]:
+    def run_settings(self) -> dict[str, dict[str, Any]]:
         args = self.args
         fixed = (
             "seed data_seed crop_size scale_range max_class_share horizontal_flip vertical_flip photometric "

@@ -1,29 +1,110 @@
-"""Experiments over seeds: spread, tables, and parts that are not run again."""
+"""Experiments over seeds: parts that are not run again, spread, gains over a control, tables."""
 
-from collections.abc import Sequence
+import json
+import logging
+import shutil
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 
+from ..cards.sections import table
+
+logger = logging.getLogger(__name__)
+
+
+def once(folder: Path, run: Callable[[], None]) -> dict:
+    """The `metrics.json` that a part leaves when it is finished; one without is run, from its beginning."""
+    finished = folder / "metrics.json"
+    if not finished.is_file():
+        shutil.rmtree(folder, ignore_errors=True)
+        began = time.monotonic()
+        run()
+        logger.info("%s: finished in %.0f s", folder, time.monotonic() - began)
+    return json.loads(finished.read_text())
+
+
+def check_settings(record: Path, settings: dict[str, Any]) -> None:
+    """Parts of an experiment belong together only if their settings are the same; the first run records them.
+
+    Raises:
+        ValueError: names the settings that differ from those in `record`.
+    """
+    settings = json.loads(json.dumps(settings))
+    if not record.is_file():
+        record.parent.mkdir(parents=True, exist_ok=True)
+        record.write_text(json.dumps(settings, indent=2) + "\n")
+        return
+    recorded = json.loads(record.read_text())
+    changed = sorted(name for name in settings | recorded if settings.get(name) != recorded.get(name))
+    if changed:
+        raise ValueError(f"{record} is of a comparison with another {', '.join(changed)}: give another output_dir.")
+
+
+def mean_and_spread(values: Sequence[float]) -> tuple[float, float | None]:
+    """The mean, and the sample standard deviation (n - 1), `None` of a single value."""
+    return np.mean(values).item(), np.std(values, ddof=1).item() if len(values) > 1 else None
+
+
+def with_spread(mean: float, spread: float | None, sign: str = "") -> str:
+    return f"{mean:{sign}.3f}" + ("" if spread is None else f" ± {spread:.3f}")
+
 
 def summarise(scores: Sequence[dict[str, float]]) -> dict[str, dict]:
-    """Of each score the mean over the draws, its spread (the sample standard deviation), and the values."""
+    """Of each score the mean over the draws, its spread, and the values."""
     summary = {}
     for name in scores[0]:
-        values = np.array([score[name] for score in scores])
-        spread = values.std(ddof=1) if len(values) > 1 else None
-        summary[name] = {"mean": values.mean(), "spread": spread, "values": values.tolist()}
+        values = [float(score[name]) for score in scores]
+        mean, spread = mean_and_spread(values)
+        summary[name] = {"mean": mean, "spread": spread, "values": values}
     return summary
 
 
-def table(results: Sequence[dict], control: dict[str, float], score: str) -> str:
+def probe_table(results: Sequence[dict], control: dict[str, float], score: str) -> str:
     """Markdown with a row for each backbone, a column for each probe and number of labels."""
     columns = list(dict.fromkeys(f"{item['probe']}, {item['labels']}" for item in results))
     cells = {}
     for item in results:
-        mean, spread = item["scores"][score]["mean"], item["scores"][score]["spread"]
-        cell = f"{mean:.3f}" + (f" ± {spread:.3f}" if spread is not None else "")
+        of_score = item["scores"][score]
+        cell = with_spread(of_score["mean"], of_score["spread"])
         cells.setdefault(item["backbone"], {})[f"{item['probe']}, {item['labels']}"] = cell
     rows = [[name, *(row[column] for column in columns)] for name, row in cells.items()]
     rows.append(["largest class, whatever the image", *[f"{control[score]:.3f}"] * len(columns)])
-    lines = [[score.replace("_", " "), *columns], ["---"] * (len(columns) + 1), *rows]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    return table([score.replace("_", " "), *columns], rows)
+
+
+def summarise_arms(runs: Sequence[dict], control: str, score: str = "iou") -> list[dict]:
+    """For each share of the labels and arm the mean and spread of a score over seeds, and the same of the gain on the
+    control of the same seed.
+
+    Args:
+        runs: with `label_share`, `arm`, `seed` and the score.
+        control: the arm that the others are compared with.
+    """
+    by_arm = {}
+    for run in runs:
+        by_arm.setdefault((run["label_share"], run["arm"]), {})[run["seed"]] = run[score]
+    summary = []
+    for (share, arm), scores in by_arm.items():
+        gains = [value - by_arm[share, control][seed] for seed, value in scores.items()]
+        row = {"label_share": share, "arm": arm, "seeds": list(scores)}
+        for name, values in {score: list(scores.values()), "gain": gains}.items():
+            row[f"{name}_mean"], row[f"{name}_std"] = mean_and_spread(values)
+        summary.append(row)
+    return summary
+
+
+def arms_table(summary: Sequence[dict], control: str, score: str = "iou") -> str:
+    """The summary in Markdown: a row for each arm, and for each share of the labels score and gain."""
+    shares = list(dict.fromkeys(row["label_share"] for row in summary))
+    rows = {(row["label_share"], row["arm"]): row for row in summary}
+    lines = []
+    for arm in dict.fromkeys(row["arm"] for row in summary):
+        lines.append([arm])
+        for row in (rows[share, arm] for share in shares):
+            gain = "" if arm == control else with_spread(row["gain_mean"], row["gain_std"], "+")
+            lines[-1] += [with_spread(row[f"{score}_mean"], row[f"{score}_std"]), gain]
+    header = [title for share in shares for title in (f"{share:.0%} of labels", f"gain on {control}")]
+    return table(["start", *header], lines)

@@ -3,7 +3,7 @@
 import json
 import logging
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,6 @@ from .failures import FAILURES, explain
 from .files import PACKAGE, all_files, check_no_secrets, find_secret, model_files
 
 logger = logging.getLogger(__name__)
-KINDS = ("backbone", "model", "adapter", "dataset", "space")
 
 MODEL_TYPES = {
     "backbone": ("internvl_vision",),
@@ -48,7 +47,7 @@ ABSOLUTE_IN_TEXT = re.compile(r"(?<![\w./:~<>)-])(?:~/[\w.-]|/[\w.-]+/[\w.-]|[A-
 
 
 @dataclass
-class Package:
+class Contents:
     """What goes to a repo.
 
     Args:
@@ -74,19 +73,34 @@ class Package:
             for name, content in self.files.items()
         }
 
+    def listing(self, deleted: Sequence[str]) -> str:
+        """The licence and the files with their sizes, in lines; `deleted` are those that the repo will lose."""
+        sizes = self.sizes()
+        lines = [f"licence: {self.licence or 'none stated; give one with --license'}"]
+        lines += [f"{size:>15,} {name}" for name, size in sorted(sizes.items())]
+        lines += [f"{sum(sizes.values()):>15,} bytes in {len(sizes)} files"]
+        return "\n".join([*lines, *(f"{'deleted':>15} {name}" for name in deleted)])
 
-def pack(
-    what: str, checkpoint: str, repo_id: str, work: Path, license: str | None = None, base_model: str | None = None
-) -> Package:
+
+def gather(
+    what: str,
+    checkpoint: str | Path,
+    repo_id: str,
+    work: Path,
+    license: str | None = None,
+    base_model: str | None = None,
+    run: str | Path | None = None,
+) -> Contents:
     """Puts together what goes to a repo.
 
     Args:
-        what: one of [`KINDS`].
+        what: `backbone`, `model`, `adapter`, `dataset` or `space`.
         checkpoint: folder or Hub id of a model; the folder of a data set; for a Space the Hub id of its model.
         repo_id: where it goes to, for the card.
         work: a folder for what is written on the way.
         license: the licence, where the sources state none.
         base_model: Hub id of the model that an adapter belongs to, where it was trained from a folder.
+        run: the folder of a model's run, with its record and metrics, if that is not the checkpoint's.
 
     Raises:
         ValueError: if the checkpoint is of another kind, has a secret or an absolute path in it, or contradicts the
@@ -94,26 +108,31 @@ def pack(
     """
     validate_repo_id(repo_id)
     if what == "space":
-        package = pack_space(checkpoint)
+        contents = gather_space(str(checkpoint))
     elif what == "dataset":
-        package = pack_dataset(checkpoint, license)
+        contents = gather_dataset(checkpoint, license)
     else:
-        package = pack_model(what, checkpoint, repo_id, work, license, base_model)
-    package.files["README.md"] = str(package.card).encode()
-    check_paths(package)
-    for name, content in package.files.items():
+        contents = gather_model(what, checkpoint, repo_id, work, license, base_model, run)
+    contents.files["README.md"] = str(contents.card).encode()
+    check_paths(contents)
+    for name, content in contents.files.items():
         kind = find_secret(name, content) if isinstance(content, bytes) else None
         if kind is not None:
             raise ValueError(f"nothing was sent, because there is {kind} in {name}. Take it out.")
-    return package
+    return contents
 
 
-def pack_model(
-    what: str, checkpoint: str, repo_id: str, work: Path, license: str | None, base_model: str | None
-) -> Package:
-    source = local_folder(checkpoint)
+def gather_model(
+    what: str,
+    checkpoint: str | Path,
+    repo_id: str,
+    work: Path,
+    license: str | None,
+    base_model: str | None,
+    run: str | Path | None,
+) -> Contents:
+    source = folder = local_folder(checkpoint)
     check_no_secrets(source)
-    folder = source
     if what == "adapter":
         if not (folder / "adapter_config.json").is_file():
             folder = source / "adapter"
@@ -129,21 +148,22 @@ def pack_model(
             kinds = {name: kind for kind, names in MODEL_TYPES.items() for name in names}
             hint = f" Push it with --what {kinds[model_type]}." if model_type in kinds else ""
             raise ValueError(f"{checkpoint} is a {model_type!r} model, which is not pushed as {what!r}.{hint}")
+    run = Path(run or source)
     files: dict[str, Path | bytes] = dict(model_files(folder))
-    for name in ("metrics.json", "loss.png", *(path.name for path in source.glob("LICEN[CS]E*"))):
-        if (source / name).is_file():
-            files.setdefault(name, source / name)
+    for name in ("metrics.json", "loss.png", *(path.name for path in run.glob("LICEN[CS]E*"))):
+        if (run / name).is_file():
+            files.setdefault(name, run / name)
     if not any(name.endswith(".safetensors") for name in files):
         raise ValueError(f"{checkpoint} has no weights in safetensors.")
     for name, path in files.items():
         if name.endswith(".json") and name not in NOT_CONFIGS:
             files[name] = portable_config(path, base_model)
-    fields = agreed(stated_licences(source), license)
-    card = fill_card(what, source, folder, files, repo_id, fields)
-    return Package("model", files, card)
+    fields = agreed(stated_licences(run), license)
+    card = fill_card(what, run, folder, files, repo_id, fields)
+    return Contents("model", files, card)
 
 
-def pack_dataset(checkpoint: str, license: str | None) -> Package:
+def gather_dataset(checkpoint: str | Path, license: str | None) -> Contents:
     folder = Path(checkpoint)
     if not folder.is_dir():
         raise ValueError(f"{checkpoint} is not a folder: give that of the data set.")
@@ -156,10 +176,10 @@ def pack_dataset(checkpoint: str, license: str | None) -> Package:
     stated = {"its card": {key: metadata[key] for key in FIELDS if isinstance(metadata.get(key), str)}}
     for key, value in agreed(stated, license).items():
         card.data[key] = value
-    return Package("dataset", files, card)
+    return Contents("dataset", files, card)
 
 
-def pack_space(model: str) -> Package:
+def gather_space(model: str) -> Contents:
     """The demo, with this package beside it, for a model on the Hub, which its card names."""
     if Path(model).is_dir():
         raise ValueError(
@@ -178,10 +198,10 @@ def pack_space(model: str) -> Package:
         raise ValueError(f"{SPACE.name}/ has no {', '.join(sorted(missing))}, which a Space needs.")
     card = SpaceCard.load(SPACE / "README.md")
     card.data["models"] = [model]
-    return Package("space", files, card, {MODEL_VARIABLE: model})
+    return Contents("space", files, card, {MODEL_VARIABLE: model})
 
 
-def local_folder(checkpoint: str) -> Path:
+def local_folder(checkpoint: str | Path) -> Path:
     """The folder of a checkpoint, which is downloaded if it is on the Hub."""
     if Path(checkpoint).is_dir():
         return Path(checkpoint)
@@ -256,9 +276,9 @@ def strings_of(value: Any, key: str = "") -> Iterator[tuple[str, str]]:
             yield from strings_of(item, key)
 
 
-def check_paths(package: Package) -> None:
+def check_paths(contents: Contents) -> None:
     """Raises a `ValueError` if the card shows where something lies on this machine."""
-    found = ABSOLUTE_IN_TEXT.search(str(package.card))
+    found = ABSOLUTE_IN_TEXT.search(str(contents.card))
     if found:
         path = found[0].rstrip(".")
         raise ValueError(f"nothing was sent: the card, README.md, has an absolute path, {path}. Make it relative.")

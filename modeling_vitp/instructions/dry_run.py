@@ -11,9 +11,9 @@ from collections import Counter
 
 import PIL.Image
 from transformers.models.got_ocr2.image_processing_got_ocr2 import get_optimal_tiled_canvas
+from trl import SFTConfig
 
 from ..messages import message_texts
-from ..training.pretraining import ViTPTrainingConfig
 from ..vrl import num_kept_tokens
 from .mixture import effective_rows
 from .mixture_file import Mixture, Source
@@ -140,7 +140,7 @@ def check_rules(mixture: Mixture, summaries: list[SourceSummary]) -> list[tuple[
     return rules
 
 
-def print_mixture(mixture: Mixture, training_args: ViTPTrainingConfig, max_patches: int | None) -> None:
+def print_mixture(mixture: Mixture, training_args: SFTConfig, max_patches: int | None) -> None:
     """Prints the table, expected tokens a step with and without VRL, what is missing, and the rules."""
     summaries = summarise(mixture, max_patches or 12)
     length, probability = training_args.max_length, training_args.vrl_apply_prob

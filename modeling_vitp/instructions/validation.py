@@ -309,6 +309,35 @@ def summary_table(reports: list[SourceReport]) -> str:
     return table(header, lines)
 
 
+def save_reports(reports: list[SourceReport], settings: dict[str, str], path: Path) -> bool:
+    """Writes what was found as JSON; whether all sources passed."""
+    passed = all(report.passed for report in reports)
+    sources = {report.name: report.to_dict() for report in reports}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps({"passed": passed, "settings": settings, "sources": sources}, indent=2) + "\n")
+    return passed
+
+
+def print_reports(reports: list[SourceReport]) -> None:
+    """The table, and the first rows of each problem."""
+    print(summary_table(reports))
+    for report in reports:
+        for kind, examples in report.examples.items():
+            for example in examples[:3]:
+                print(f"{report.name}, row {example['id']}: {kind}: {example['problem']}")
+
+
+def card_text(reports: list[SourceReport], against: str | None) -> str:
+    """The result for the card of the data."""
+    kinds = {kind for report in reports for kind in report.counts}
+    found = [f"- {kind}: {text}" for kind, text in (ERRORS | WARNINGS).items() if kind in kinds]
+    paragraphs = [summary_table(reports), "\n".join(found)]
+    if against:
+        rows = sum(report.counts["overlap"] for report in reports)
+        paragraphs.append(f"Rows that share an image, or a part of one, with the test images `{against}`: {rows}.")
+    return "\n\n".join(filter(None, paragraphs))
+
+
 def draw_histograms(reports: list[SourceReport], max_length: int | None, path: Path) -> None:
     """Tokens and tiles of the rows, a line of two pictures for each source."""
     figure, axes = plt.subplots(

@@ -1,18 +1,20 @@
 """Arguments of the probes on the command line."""
 
-import json
 from dataclasses import dataclass, field
-from pathlib import Path
 
-import torch
 import yaml
 
-from .backbones import POOLINGS
-from .few_labels import Labels
+from ..training.command_line import MappingArguments, find_config
+
+POOLINGS = ("mean", "cls", "cls_mean")
 
 
 @dataclass
-class ProbeArguments:
+class ProbeArguments(MappingArguments):
+    """What is probed, and on what."""
+
+    file_fields = ("data", "input_spec")
+
     backbones: list[str] = field(
         default_factory=list,
         metadata={"help": "Folders or Hub ids: exported backbones, or others that AutoModel opens; ID@REVISION too."},
@@ -58,13 +60,10 @@ class ProbeArguments:
     device: str | None = field(default=None, metadata={"help": "The accelerator if there is one, and if not given."})
 
     def __post_init__(self):
-        for name in ("data", "input_spec"):
-            value = getattr(self, name)
-            if isinstance(value, str):
-                if value.endswith((".yaml", ".yml")):
-                    setattr(self, name, yaml.safe_load(Path(value).read_text())[name])
-                else:
-                    setattr(self, name, json.loads(value))
+        super().__post_init__()
+        for name in self.file_fields:
+            if isinstance(getattr(self, name), str):
+                setattr(self, name, yaml.safe_load(find_config(getattr(self, name)).read_text())[name])
         if not self.backbones:
             raise ValueError("Give `backbones`: what is probed.")
         if (self.dataset_name is None) == (self.data is None):
@@ -73,10 +72,3 @@ class ProbeArguments:
             self.data["root"] = self.data_root
         if self.pooling not in POOLINGS:
             raise ValueError(f"pooling={self.pooling!r} is none of {', '.join(POOLINGS)}.")
-        if self.device is None:
-            self.device = str(torch.accelerator.current_accelerator() or "cpu")
-
-    @property
-    def labels(self) -> list[Labels]:
-        few = [Labels(shots=shots) for shots in self.shots] + [Labels(share=share) for share in self.shares]
-        return few or [Labels(share=1.0)]

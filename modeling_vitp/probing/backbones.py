@@ -14,8 +14,6 @@ from transformers.utils.hub import resolve_revision
 
 from ..instructions.sources import folder_cache
 
-POOLINGS = ("mean", "cls", "cls_mean")
-
 
 @dataclass
 class Backbone:

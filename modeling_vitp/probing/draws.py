@@ -21,8 +21,9 @@ def open_task(args: ProbeArguments) -> Classification | Segmentation:
 
 def draw_labels(args: ProbeArguments, task: Classification | Segmentation) -> dict[Labels, list[np.ndarray]]:
     """The training images of each draw: one for each seed, or a single one where all are used."""
+    few = [Labels(shots=shots) for shots in args.shots] + [Labels(share=share) for share in args.shares]
     draws = {}
-    for labels in args.labels:
+    for labels in few or [Labels(share=1.0)]:
         seeds = args.seeds[:1] if labels.share == 1 else args.seeds
         draws[labels] = [labels.draw(task.presence, seed, task.names) for seed in seeds]
     return draws

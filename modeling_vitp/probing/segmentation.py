@@ -14,7 +14,7 @@ from tqdm import tqdm
 from ..dense.classes import IGNORE_INDEX
 from ..dense.data import ClassPixels, DenseData
 from ..dense.samples import ImageFiles, MaskedImages
-from ..metrics.report import METRICS, name_classes
+from ..metrics.report import METRICS_FOLDER, name_classes
 from .backbones import Backbone, square_size
 from .features import extract
 from .few_labels import Labels
@@ -109,7 +109,7 @@ class Segmentation:
         }
 
     def _metric(self) -> evaluate.Metric:
-        return evaluate.load(str(METRICS / "mean_iou"), num_labels=len(self.names), ignore_index=IGNORE_INDEX)
+        return evaluate.load(str(METRICS_FOLDER / "mean_iou"), num_labels=len(self.names), ignore_index=IGNORE_INDEX)
 
     def _features(self, backbone: Backbone, role: str, size: int, folder: Path, **loading) -> np.ndarray:
         data = self.data

@@ -1,18 +1,21 @@
-"""Arguments of the pretraining on the command line, and what they say of its data."""
+"""Arguments of the pretraining, of which `--help` tells before anything heavy is imported."""
 
-import json
 from dataclasses import dataclass, field
-from pathlib import Path
 
-from datasets import Dataset, IterableDataset
 from trl import ScriptArguments
 
-from ..cards.record import public_name
-from ..instructions.mixture_file import Mixture
+from .command_line import MappingArguments, find_data
+
+# Where the fields of TRL's `SFTConfig` are defined.
+SFT_MODULES = ("transformers.training_args", "trl.trainer.base_config", "trl.trainer.sft_config")
 
 
 @dataclass
-class PretrainArguments(ScriptArguments):
+class PretrainArguments(MappingArguments, ScriptArguments):
+    """What is trained on, and what a model is made of."""
+
+    file_fields = ("mixture",)
+
     mixture: dict | str | None = field(
         default=None,
         metadata={
@@ -67,38 +70,41 @@ class PretrainArguments(ScriptArguments):
     )
 
     def __post_init__(self):
-        for name in ("from_scratch", "input_spec", "mixture"):
-            value = getattr(self, name)
-            if isinstance(value, str) and value.lstrip().startswith("{"):
-                setattr(self, name, json.loads(value))
+        super().__post_init__()
         if (self.mixture is None) == (self.dataset_name is None):
             raise ValueError("Give either dataset_name or mixture in the configuration: what is trained on.")
+        if self.dataset_name is not None:
+            self.dataset_name = find_data(self.dataset_name)
+        if self.dry_run and self.mixture is None:
+            raise ValueError("dry_run is about a mixture, and the configuration has none.")
         if self.mixture is not None and self.task is not None:
             raise ValueError("A task makes its own instructions from dataset_name; with a mixture there is none.")
 
 
-def describe_data(args: PretrainArguments, mixture: Mixture | None, dataset: Dataset | IterableDataset) -> list[dict]:
-    """What is trained on, for the record of the run; `dataset` is a Hub id."""
-    if mixture is None:
-        is_on_hub = not Path(args.dataset_name).exists()
-        split = {"split": args.dataset_train_split, "rows": len(dataset) if isinstance(dataset, Dataset) else None}
-        return [{"name": public_name(args.dataset_name), "dataset": args.dataset_name if is_on_hub else None, **split}]
-    return [
-        {
-            "name": source.name,
-            "dataset": source.dataset if source.is_on_hub else None,
-            "rows": source.rows,
-            "rate": source.rate,
-            "modality": source.modality,
-            "tasks": source.tasks,
-        }
-        for source in mixture.sources
-    ]
+@dataclass
+class VRLArguments:
+    """What [`~modeling_vitp.ViTPTrainingConfig`] adds to TRL's settings."""
 
-
-def describe_evaluation(args: PretrainArguments) -> dict[str, str] | None:
-    """What `metrics.json` will be about, for the record of the run."""
-    if args.dataset_name is None:
-        return None
-    on_hub = {} if Path(args.dataset_name).exists() else {"dataset": args.dataset_name}
-    return {"name": public_name(args.dataset_name), "eval": args.dataset_test_split, **on_hub}
+    vrl_drop_ratio: float = field(
+        default=0.75,
+        metadata={"help": "VRL: share of each sample's visual tokens that is dropped in training, in [0, 1)."},
+    )
+    vrl_apply_prob: float = field(
+        default=1.0,
+        metadata={"help": "VRL: share of the samples it is applied to. The authors' release amounts to 1 - ratio."},
+    )
+    max_length: int | None = field(
+        default=4096,
+        metadata={"help": "Longest sequence after the drop, in tokens. Only answers are cut to it, with a warning."},
+    )
+    on_error: str = field(
+        default="raise",
+        metadata={
+            "help": "What training does with a row that cannot be used: 'raise' stops and names it, 'skip' logs and "
+            "counts it and takes another in its place. Evaluation always stops."
+        },
+    )
+    remove_unused_columns: bool = field(
+        default=False,
+        metadata={"help": "The collator picks the columns it needs, the sample id among them."},
+    )

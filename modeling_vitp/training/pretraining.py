@@ -4,7 +4,7 @@ import itertools
 import json
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,42 +23,16 @@ from ..instructions.rows import describe_rows, prepare_rows
 from ..instructions.settings import SampleTransform, SourceSettings
 from ..modeling_vitp import ViTPForConditionalGeneration, ViTPModel
 from ..processing_vitp import ViTPProcessor
+from .arguments import VRLArguments
 from .batching import BY_LENGTH, GlobalBatchSampler, RankStream
-from .run import PushesModels, WholeCheckpoints, check_loaded, has_fast_bf16
+from .run import Run, RunConfig, check_loaded
 
 
 @dataclass
-class ViTPTrainingConfig(SFTConfig):
+class ViTPTrainingConfig(VRLArguments, RunConfig, SFTConfig):
     """[`~trl.SFTConfig`] with VRL, and defaults for ViTP: 4,096 tokens, and bf16 wherever the hardware has it."""
 
-    vrl_drop_ratio: float = field(
-        default=0.75,
-        metadata={"help": "VRL: share of each sample's visual tokens that is dropped in training, in [0, 1)."},
-    )
-    vrl_apply_prob: float = field(
-        default=1.0,
-        metadata={"help": "VRL: share of the samples it is applied to. The authors' release amounts to 1 - ratio."},
-    )
-    max_length: int | None = field(
-        default=4096,
-        metadata={"help": "Longest sequence after the drop, in tokens. Only answers are cut to it, with a warning."},
-    )
-    on_error: str = field(
-        default="raise",
-        metadata={
-            "help": "What training does with a row that cannot be used: 'raise' stops and names it, 'skip' logs and "
-            "counts it and takes another in its place. Evaluation always stops."
-        },
-    )
-    remove_unused_columns: bool = field(
-        default=False,
-        metadata={"help": "The collator picks the columns it needs, the sample id among them."},
-    )
-
     def __post_init__(self):
-        self.use_cpu = self.use_cpu or not torch.accelerator.is_available()
-        if self.bf16 is None:
-            self.bf16 = not self.fp16 and has_fast_bf16()
         # Rows are encoded by the collator, which needs the images; TRL would tokenise a text-only set beforehand.
         self.dataset_kwargs = {**(self.dataset_kwargs or {}), "skip_prepare_dataset": True}
         super().__post_init__()
@@ -66,7 +40,7 @@ class ViTPTrainingConfig(SFTConfig):
         self.accelerator_config.dispatch_batches = False
 
 
-class ViTPTrainer(WholeCheckpoints, PushesModels, SFTTrainer):
+class ViTPTrainer(Run, SFTTrainer):
     """Trains [`ViTPForConditionalGeneration`] with Visual Robustness Learning.
 
     What differs from [`~trl.SFTTrainer`]:
@@ -79,7 +53,7 @@ class ViTPTrainer(WholeCheckpoints, PushesModels, SFTTrainer):
       column `length_column_name`; "padding_share" is logged;
     - a checkpoint is whole or not there. A run that goes on from one, streams and running averages included, ends as
       the run that never stopped; a checkpoint of other settings, or with missing or unexpected keys, is an error;
-    - what is pushed to the Hub is the model's files alone, and no token is written, see [`PushesModels`].
+    - what is pushed to the Hub is the model's files alone, and no token is written, see [`Run`].
 
     Args:
         model: the model to train.
@@ -144,10 +118,6 @@ class ViTPTrainer(WholeCheckpoints, PushesModels, SFTTrainer):
             **kwargs,
         )
 
-    @property
-    def _data_seed(self) -> int:
-        return self.args.seed if self.args.data_seed is None else self.args.data_seed
-
     # Batches
 
     def _get_dataloader(
@@ -171,9 +141,6 @@ class ViTPTrainer(WholeCheckpoints, PushesModels, SFTTrainer):
             # It is sharded already. One process with batches of one row passes everything through.
             shard = dataloader.dataset
             shard.num_processes, shard.process_index, shard.batch_size = 1, 0, 1
-        # The seeds of workers would be drawn from the global generator, at other times in a run that is resumed than in
-        # one that never stopped, and stochastic depth would differ from there on.
-        getattr(dataloader, "base_dataloader", dataloader).generator = torch.Generator()
         return dataloader
 
     def _sharding(self) -> dict[str, Any]:
@@ -195,7 +162,7 @@ class ViTPTrainer(WholeCheckpoints, PushesModels, SFTTrainer):
         self._train_batches = GlobalBatchSampler(
             len(dataset),
             self._train_batch_size,
-            seed=self._data_seed,
+            seed=self.data_seed,
             strategy=self.args.train_sampling_strategy,
             lengths=lambda: self._lengths(dataset),
             **self._sharding(),
@@ -227,15 +194,9 @@ class ViTPTrainer(WholeCheckpoints, PushesModels, SFTTrainer):
         return list(dataset[column])
 
     def _run_epoch(self, *args, epoch: int, **kwargs):
-        if self.state.global_step >= self.state.max_steps:
-            # Resumed after its last step, where the Trainer would train one more.
-            self.control.should_training_stop = True
-            return
         self.data_collator.set_epoch(epoch)
         if hasattr(self.train_dataset, "set_epoch"):
             self.train_dataset.set_epoch(epoch)
-        # The Trainer does it too, but does not reach it in several processes once it skips batches.
-        self._train_batches.set_epoch(epoch)
         if isinstance(self._train_batches, RankStream):
             is_resumed = epoch == kwargs["epochs_trained"] and kwargs["resume_from_checkpoint"] is not None
             self._train_batches.skip_batches = kwargs["steps_trained_in_current_epoch"] if is_resumed else 0
@@ -272,8 +233,7 @@ class ViTPTrainer(WholeCheckpoints, PushesModels, SFTTrainer):
 
     # Checkpoints
 
-    def _run_settings(self) -> dict[str, dict[str, Any]]:
-        """What has to be as it was for a run to go on (`fixed`), and what changes its course only (`free`)."""
+    def run_settings(self) -> dict[str, dict[str, Any]]:
         args, image_processor = self.args, self.processing_class.image_processor
         batch = {
             "per_device_train_batch_size": args.per_device_train_batch_size,
@@ -282,7 +242,7 @@ class ViTPTrainer(WholeCheckpoints, PushesModels, SFTTrainer):
         }
         fixed = {
             "seed": args.seed,
-            "data_seed": self._data_seed,
+            "data_seed": self.data_seed,
             "global batch size": self.get_total_train_batch_size(args),
             "train_sampling_strategy": args.train_sampling_strategy,
             "dataloader_drop_last": args.dataloader_drop_last,
@@ -392,9 +352,3 @@ def count_skipped(collator: ViTPDataCollator) -> dict[str, int]:
     """How many rows of each source were skipped, over all processes."""
     counts = [collator.skipped] if PartialState().num_processes == 1 else gather_object([collator.skipped])
     return dict(sum(map(Counter, counts), Counter()))
-
-
-def mean_loss(log_history: list[dict]) -> dict[str, float]:
-    """Over the whole run; the Trainer's divides the losses of all steps by the number of those since it was resumed."""
-    losses = [logs["loss"] for logs in log_history if "loss" in logs]
-    return {"train_loss": sum(losses) / len(losses)} if losses else {}

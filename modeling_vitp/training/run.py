@@ -3,50 +3,106 @@
 import logging
 import os
 import shutil
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable, Sequence
 from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate.utils import is_peft_model
-from huggingface_hub import CommitInfo, CommitOperationAdd, HfApi
+from huggingface_hub import CommitInfo, HfApi
+from torch.utils.data import DataLoader
 from transformers.trainer import TRAINER_STATE_NAME, TRAINING_ARGS_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, HubStrategy, TrainOutput, rotate_checkpoints
 from transformers.utils import PushInProgress
 
+from ..cards.record import write_record
+from ..hub.contents import Contents, gather, write_card
+from ..hub.failures import FAILURES, explain, one_line
 from ..hub.files import all_files, check_no_secrets, model_files
-from ..hub.upload import collect, report_failure
+from ..hub.upload import collect, push, push_folder, report_failure
 from .checkpointing import STAGING, check_settings, last_checkpoint, publish_checkpoint
 
 logger = logging.getLogger(__name__)
+# What is being sent, out of the way of checkpoints that are deleted meanwhile.
+OUTBOX = "_pushing"
 
 
-class WholeCheckpoints:
-    """Mixin of trainers, before [`~transformers.Trainer`]: a checkpoint is whole or not there, and goes on as it began.
+class Run:
+    """Base of all trainers, before [`~transformers.Trainer`].
 
-    A subclass gives `_run_settings()`, what [`check_settings`] compares.
+    - A checkpoint is whole or not there. A run that goes on from one ends as the run that never stopped; one of other
+      settings is an error.
+    - A push is one commit of the model's files and their card (see [`~modeling_vitp.hub.upload.push`]); one that would
+      send a secret is refused, and no token is written. `hub_strategy` "end" pushes at the end, "every_save" at each
+      checkpoint too, in the background; "checkpoint" and "all_checkpoints" add the checkpoint to it, with its
+      optimizer state, to go on from. A push in the background that fails is logged, and training goes on. With PEFT
+      nothing is pushed before the end.
+
+    A subclass gives [`run_settings`], and keeps the batches of training, which have a `set_epoch`, as `_train_batches`.
     """
 
     _is_saving = False
+
+    def run_settings(self) -> dict[str, dict[str, Any]]:
+        """What has to be as it was for a run to go on (`fixed`), and what changes its course only (`free`)."""
+        raise NotImplementedError
+
+    @property
+    def data_seed(self) -> int:
+        return self.args.seed if self.args.data_seed is None else self.args.data_seed
+
+    # Training
 
     def train(self, resume_from_checkpoint: str | bool | None = None, *args, **kwargs) -> TrainOutput:
         if resume_from_checkpoint is True:
             resume_from_checkpoint = last_checkpoint(self.args.output_dir)
             if resume_from_checkpoint is None:
                 raise ValueError(f"There is no complete checkpoint in {self.args.output_dir} to resume from.")
-        self._settings = self._run_settings()
+        self._settings = self.run_settings()
         if resume_from_checkpoint:
             check_settings(resume_from_checkpoint, self._settings)
         return super().train(resume_from_checkpoint, *args, **kwargs)
 
-    def _run_settings(self) -> dict[str, dict[str, Any]]:
-        """What has to be as it was for a run to go on (`fixed`), and what changes its course only (`free`)."""
-        raise NotImplementedError
+    def train_or_resume(self) -> TrainOutput:
+        """Trains from the last checkpoint in the output folder if there is one, and from `resume_from_checkpoint` if
+        that is given.
+        """
+        checkpoint = self.args.resume_from_checkpoint or last_checkpoint(self.args.output_dir)
+        if checkpoint is not None and not self.args.resume_from_checkpoint:
+            logger.info("Going on from %s. To start afresh, give another output_dir.", checkpoint)
+        batch_size = self.get_total_train_batch_size(self.args)
+        logger.info("Training in %d process(es), %d samples a step.", self.args.world_size, batch_size)
+        return self.train(resume_from_checkpoint=checkpoint)
+
+    def _get_dataloader(self, *args, **kwargs) -> DataLoader:
+        dataloader = super()._get_dataloader(*args, **kwargs)
+        # The seeds of workers would be drawn from the global generator, at other times in a run that is resumed than in
+        # one that never stopped, and stochastic depth would differ from there on.
+        getattr(dataloader, "base_dataloader", dataloader).generator = torch.Generator()
+        return dataloader
+
+    def _run_epoch(self, *args, epoch: int, **kwargs):
+        if self.state.global_step >= self.state.max_steps:
+            # Resumed after its last step, where the Trainer would train one more.
+            self.control.should_training_stop = True
+            return
+        # The Trainer does it too, but does not reach it in several processes once it skips batches.
+        self._train_batches.set_epoch(epoch)
+        super()._run_epoch(*args, epoch=epoch, **kwargs)
+
+    # Checkpoints
 
     def _get_output_dir(self, trial) -> str:
         folder = super()._get_output_dir(trial)
         return os.path.join(folder, STAGING) if self._is_saving else folder
+
+    def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
+        token, self.args.hub_token = self.args.hub_token, None
+        try:
+            super()._save(output_dir, state_dict)
+        finally:
+            self.args.hub_token = token
 
     def _save_checkpoint(self, model, trial) -> None:
         folder = self._get_output_dir(trial)
@@ -73,51 +129,39 @@ class WholeCheckpoints:
         if self.args.should_save:
             rotate_checkpoints(folder, self.args.save_total_limit, self.state.best_model_checkpoint, use_mtime=True)
 
-    def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
-        if not self._is_saving:  # what is not in its place yet would be moved during the upload
-            super()._push_from_checkpoint(checkpoint_folder)
+    # The Hub
 
+    def record(
+        self,
+        argv: Sequence[str] | None,
+        sources: Sequence[str | None],
+        data: list[dict[str, Any]],
+        evaluated_on: dict[str, str] | None,
+    ) -> None:
+        """Records what the run is for its card, before it trains; see [`~modeling_vitp.cards.record.write_record`]."""
+        if self.is_world_process_zero():
+            write_record(self.args.output_dir, argv, self.run_settings(), sources, data, evaluated_on)
 
-def has_fast_bf16() -> bool:
-    """Whether the device that training will run on computes in bfloat16 natively."""
-    if torch.accelerator.is_available():
-        return torch.accelerator.current_accelerator().type != "cuda" or torch.cuda.is_bf16_supported(False)
-    return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
-
-
-def check_loaded(missing: Iterable[str], unexpected: Iterable[str]) -> None:
-    """Raises a `ValueError` if a checkpoint and the model that it was loaded into have not the same keys."""
-    if missing or unexpected:
-        raise ValueError(
-            f"The checkpoint does not fit the model: missing keys {sorted(missing)}, unexpected keys "
-            f"{sorted(unexpected)}. Resume with the configuration that the run was started with."
-        )
-
-
-# What is being sent, out of the way of checkpoints that are deleted meanwhile.
-OUTBOX = "_pushing"
-
-
-class PushesModels:
-    """Mixin of trainers, before [`~transformers.Trainer`]: what it pushes, and that `training_args.bin` has no token.
-
-    Each push is one commit of the model's files (see [`model_files`]); one that would send a secret is refused.
-    `hub_strategy` "end" pushes at the end, "every_save" at each checkpoint too, in the background; "checkpoint" and
-    "all_checkpoints" add the checkpoint to it, with its optimiser state, to go on from. A push in the background that
-    fails is logged, and training goes on. With PEFT nothing is pushed before the end.
-
-    Attributes:
-        write_card: writes the card into a folder that is about to be pushed.
-    """
-
-    write_card: Callable[[Path], None] | None = None
-
-    def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
-        token, self.args.hub_token = self.args.hub_token, None
+    def share(self) -> int:
+        """Writes the card, and pushes the output folder if `push_to_hub` is set, at the end; the exit status."""
+        args, output_dir = self.args, Path(self.args.output_dir)
+        if not args.push_to_hub:
+            write_card("model", output_dir, repo_id=self.hub_model_id)
+            return 0
+        self._finish_current_push()
+        where = self.hub_model_id, args.hub_private_repo, args.hub_revision
         try:
-            super()._save(output_dir, state_dict)
-        finally:
-            self.args.hub_token = token
+            done = push_folder(HfApi(token=args.hub_token), output_dir, *where, "End of training")
+        except FAILURES as error:
+            cause = explain(error, self.hub_model_id)
+        except (ValueError, OSError) as error:
+            cause = one_line(str(error)).rstrip(".")
+        else:
+            print(f"On the Hub: {done.commit_url}")
+            return 0
+        command = f"vitp push_to_hub {output_dir} {self.hub_model_id} --what model"
+        logger.error("The run is complete in %s, but not on the Hub: %s. Go on with: %s", output_dir, cause, command)
+        return 1
 
     def push_to_hub(
         self,
@@ -135,13 +179,19 @@ class PushesModels:
         if not self.is_world_process_zero():
             return None
         self._finish_current_push()
-        folder = Path(self.args.output_dir)
-        check_no_secrets(folder)
-        if self.write_card is not None:
-            self.write_card(folder)
-        return self._commit(model_files(folder), commit_message, token, revision, run_as_future=not blocking)
+        api, what = HfApi(token=token or self.args.hub_token), "adapter" if is_peft_model(self.model) else "model"
+        private = self.args.hub_private_repo if private is None else private
+        revision = revision or self.args.hub_revision
+        arguments = api, self.args.output_dir, self.hub_model_id, private, revision, commit_message, what
+        return push_folder(*arguments) if blocking else api.run_as_future(push_folder, *arguments)
+
+    def _finish_current_push(self) -> None:
+        super()._finish_current_push()
+        shutil.rmtree(Path(self.args.output_dir) / OUTBOX, ignore_errors=True)
 
     def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
+        if self._is_saving:
+            return  # what is not in its place yet would be moved during the upload
         strategy, checkpoint = self.args.hub_strategy, Path(checkpoint_folder)
         if not self.is_world_process_zero() or strategy == HubStrategy.END or is_peft_model(self.model):
             return
@@ -149,51 +199,60 @@ class PushesModels:
         if is_busy and not self.args.hub_always_push:
             return
         self.callback_handler.on_push_begin(self.args, self.state, self.control)
-        outbox = Path(self.args.output_dir) / OUTBOX
         if not is_busy:
-            shutil.rmtree(outbox, ignore_errors=True)
-        model = outbox / checkpoint.name / "model"
-        collect(model_files(checkpoint), model)
-        if self.write_card is not None:
-            self.write_card(model)
-        batches = {f"Training in progress, step {self.state.global_step}": model_files(model)}
-        if strategy in (HubStrategy.CHECKPOINT, HubStrategy.ALL_CHECKPOINTS):
-            files = all_files(checkpoint)
-            files.pop(TRAINING_ARGS_NAME, None)
-            collect(files, outbox / checkpoint.name / "checkpoint")
-            name = "last-checkpoint" if strategy == HubStrategy.CHECKPOINT else checkpoint.name
-            staged = {f"{name}/{path}": outbox / checkpoint.name / "checkpoint" / path for path in files}
-            batches[f"Training in progress, step {self.state.global_step}, checkpoint"] = staged
+            shutil.rmtree(Path(self.args.output_dir) / OUTBOX, ignore_errors=True)
         try:
-            for folder in (outbox / checkpoint.name).iterdir():
-                check_no_secrets(folder)
+            contents = self._contents_of(checkpoint)
         except ValueError as error:
             logger.warning("Step %d is not pushed: %s Training goes on.", self.state.global_step, error)
             return
-        jobs = [self._commit(files, message, run_as_future=True) for message, files in batches.items()]
-        for job in jobs:
-            job.add_done_callback(report_failure)
+        api, message = HfApi(token=self.args.hub_token), f"Training in progress, step {self.state.global_step}"
+        private, revision = self.args.hub_private_repo, self.args.hub_revision
+        job = api.run_as_future(push, api, contents, self.hub_model_id, private, revision, message)
+        job.add_done_callback(report_failure)
         if is_busy:
-            self.push_in_progress.jobs.extend(jobs)
+            self.push_in_progress.jobs.append(job)
         else:
-            self.push_in_progress = PushInProgress(jobs)
+            self.push_in_progress = PushInProgress([job])
 
-    def _finish_current_push(self) -> None:
-        super()._finish_current_push()
-        shutil.rmtree(Path(self.args.output_dir) / OUTBOX, ignore_errors=True)
+    def _contents_of(self, checkpoint: Path) -> Contents:
+        """What goes to the Hub of a checkpoint, held by second names of its files."""
+        strategy, outbox = self.args.hub_strategy, Path(self.args.output_dir) / OUTBOX / checkpoint.name
+        collect(model_files(checkpoint), outbox / "model")
+        contents = gather("model", outbox / "model", self.hub_model_id, outbox, run=self.args.output_dir)
+        if strategy in (HubStrategy.CHECKPOINT, HubStrategy.ALL_CHECKPOINTS):
+            files = all_files(checkpoint)
+            files.pop(TRAINING_ARGS_NAME, None)
+            collect(files, outbox / "checkpoint")
+            check_no_secrets(outbox / "checkpoint")
+            name = "last-checkpoint" if strategy == HubStrategy.CHECKPOINT else checkpoint.name
+            contents.files |= {f"{name}/{path}": outbox / "checkpoint" / path for path in files}
+        return contents
 
-    def _commit(
-        self,
-        files: dict[str, Path],
-        message: str,
-        token: str | None = None,
-        revision: str | None = None,
-        run_as_future: bool = False,
-    ) -> CommitInfo | Future:
-        return HfApi(token=token or self.args.hub_token).create_commit(
-            self.hub_model_id,
-            operations=[CommitOperationAdd(name, path) for name, path in files.items()],
-            commit_message=message,
-            revision=revision or self.args.hub_revision,
-            run_as_future=run_as_future,
+
+class RunConfig:
+    """Base of the settings of all trainers, before [`~transformers.TrainingArguments`]: trains on the accelerator if
+    there is one, and in bf16 wherever the hardware has it.
+    """
+
+    def __post_init__(self):
+        self.use_cpu = self.use_cpu or not torch.accelerator.is_available()
+        if self.bf16 is None:
+            self.bf16 = not self.fp16 and has_fast_bf16()
+        super().__post_init__()
+
+
+def has_fast_bf16() -> bool:
+    """Whether the device that training will run on computes in bfloat16 natively."""
+    if torch.accelerator.is_available():
+        return torch.accelerator.current_accelerator().type != "cuda" or torch.cuda.is_bf16_supported(False)
+    return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+
+
+def check_loaded(missing: Iterable[str], unexpected: Iterable[str]) -> None:
+    """Raises a `ValueError` if a checkpoint and the model that it was loaded into have not the same keys."""
+    if missing or unexpected:
+        raise ValueError(
+            f"The checkpoint does not fit the model: missing keys {sorted(missing)}, unexpected keys "
+            f"{sorted(unexpected)}. Resume with the configuration that the run was started with."
         )

@@ -84,4 +84,4 @@ def command(args: argparse.Namespace) -> str:
     for name, value in vars(args).items():
         if name not in ("layout", "root", "push_to_hub") and value is not None:
             words += [f"--{name}", *map(str, value if isinstance(value, list) else [value])]
-    return portable_command("recipes/make_instructions.py", words)
+    return portable_command("make_instructions", words)

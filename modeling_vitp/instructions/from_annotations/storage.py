@@ -1,7 +1,5 @@
 """Rows of instruction data as Parquet, in a folder that `load_dataset` opens, and on the Hub."""
 
-import subprocess
-import sys
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -47,9 +45,3 @@ def save_rows(rows: Iterable[dict], folder: Path, split: str, shard_bytes: int =
     if pending:
         flush()
     return shards
-
-
-def push_folder(folder: Path, repo_id: str) -> int:
-    """Uploads a folder as a data set, a new one is private, with `recipes/push_to_hub.py`; returns its exit status."""
-    script = Path(__file__).parents[1] / "push_to_hub.py"
-    return subprocess.run([sys.executable, script, folder, repo_id, "--what", "dataset", "--private"]).returncode

@@ -1,0 +1,48 @@
+"""The command `vitp`: every recipe by its name.
+
+vitp                                 what there is
+vitp pretrain --config quickstart    as python recipes/pretrain.py --config recipes/configs/quickstart.yaml
+vitp convert SOURCE TARGET           as python -m modeling_vitp.convert SOURCE TARGET
+"""
+
+import ast
+import difflib
+import runpy
+import sys
+from importlib.resources import files
+from pathlib import Path
+
+RECIPES = "modeling_vitp.recipes"
+CONVERT = "modeling_vitp.convert"
+
+
+def recipes() -> dict[str, Path]:
+    """The files of the recipes by name."""
+    paths = sorted(Path(str(files(RECIPES))).glob("*.py"))
+    return {path.stem: path for path in paths if path.stem != "__init__"}
+
+
+def summary(path: Path) -> str:
+    """The first line of a file's docstring."""
+    return ast.get_docstring(ast.parse(path.read_text())).splitlines()[0]
+
+
+def main(argv: list[str] | None = None) -> None:
+    words = sys.argv[1:] if argv is None else argv
+    paths = recipes() | {"convert": Path(str(files(CONVERT))) / "__main__.py"}
+    if not words or words[0] in ("-h", "--help"):
+        print("vitp NAME ARGUMENTS; vitp NAME --help shows the arguments.\n")
+        print("\n".join(f"  {name:<26} {summary(path)}" for name, path in sorted(paths.items())))
+        return
+    name = words[0].replace("-", "_")
+    if name not in paths:
+        nearest = difflib.get_close_matches(name, paths, 1)
+        hint = f"did you mean {nearest[0]!r}?" if nearest else "vitp alone lists what there is."
+        print(f"error: there is no recipe {words[0]!r}: {hint}", file=sys.stderr)
+        sys.exit(2)
+    sys.argv = [f"vitp {name}", *words[1:]]
+    runpy.run_module(CONVERT if name == "convert" else f"{RECIPES}.{name}", run_name="__main__", alter_sys=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,95 @@
+"""The models under their public names, made known to transformers' Auto classes."""
+
+from transformers import (
+    AutoBackbone,
+    AutoConfig,
+    AutoImageProcessor,
+    AutoModel,
+    AutoModelForImageTextToText,
+    AutoModelForSemanticSegmentation,
+    AutoProcessor,
+)
+from transformers.models.auto.modeling_auto import MODEL_FOR_SEMANTIC_SEGMENTATION_MAPPING_NAMES
+
+from ..configuration_vitp import ViTPConfig, ViTPVisionConfig
+from ..configuration_vitp_dense import (
+    ViTPAdapterConfig,
+    ViTPBackboneConfig,
+    ViTPChangeDetectionConfig,
+    ViTPFeaturePyramidConfig,
+    ViTPSegmentationConfig,
+)
+from ..image_processing_vitp import InputSpec, ViTPImageProcessor
+from ..image_processing_vitp_dense import ViTPSegmentationImageProcessor
+from ..modeling_vitp import ViTPForConditionalGeneration, ViTPModel, ViTPVisionModel
+from ..modeling_vitp_adapter import ViTPAdapter
+from ..modeling_vitp_backbone import ViTPBackbone
+from ..modeling_vitp_dense import ViTPForChangeDetection, ViTPForSemanticSegmentation
+from ..modeling_vitp_feature_pyramid import ViTPFeaturePyramid
+from ..processing_vitp import ViTPProcessor
+from ..resize import resize_backbone
+
+AutoConfig.register("vitp_vision", ViTPVisionConfig)
+AutoConfig.register("vitp", ViTPConfig)
+AutoModel.register(ViTPVisionConfig, ViTPVisionModel)
+AutoModel.register(ViTPConfig, ViTPModel)
+AutoModelForImageTextToText.register(ViTPConfig, ViTPForConditionalGeneration)
+for _config in (ViTPConfig, ViTPVisionConfig):
+    AutoImageProcessor.register(_config, image_processor_classes={"torchvision": ViTPImageProcessor})
+AutoProcessor.register(ViTPConfig, ViTPProcessor)
+for _config in (
+    ViTPBackboneConfig,
+    ViTPAdapterConfig,
+    ViTPFeaturePyramidConfig,
+    ViTPSegmentationConfig,
+    ViTPChangeDetectionConfig,
+):
+    AutoConfig.register(_config.model_type, _config)
+    _config.register_for_auto_class()
+AutoBackbone.register(ViTPBackboneConfig, ViTPBackbone)
+AutoBackbone.register(ViTPAdapterConfig, ViTPAdapter)
+AutoBackbone.register(ViTPFeaturePyramidConfig, ViTPFeaturePyramid)
+AutoModelForSemanticSegmentation.register(ViTPSegmentationConfig, ViTPForSemanticSegmentation)
+AutoModel.register(ViTPChangeDetectionConfig, ViTPForChangeDetection)
+for _config in (ViTPSegmentationConfig, ViTPChangeDetectionConfig):
+    AutoImageProcessor.register(_config, image_processor_classes={"torchvision": ViTPSegmentationImageProcessor})
+# Where the image-segmentation pipeline looks for what it supports; what is registered above it does not see.
+MODEL_FOR_SEMANTIC_SEGMENTATION_MAPPING_NAMES[ViTPSegmentationConfig.model_type] = ViTPForSemanticSegmentation.__name__
+
+# Saving writes the code beside the weights, so that `trust_remote_code=True` loads them without this package.
+ViTPConfig.register_for_auto_class()
+ViTPVisionConfig.register_for_auto_class()
+ViTPVisionModel.register_for_auto_class("AutoModel")
+ViTPModel.register_for_auto_class("AutoModel")
+ViTPForConditionalGeneration.register_for_auto_class("AutoModelForImageTextToText")
+ViTPBackbone.register_for_auto_class("AutoBackbone")
+ViTPAdapter.register_for_auto_class("AutoBackbone")
+ViTPFeaturePyramid.register_for_auto_class("AutoBackbone")
+ViTPForSemanticSegmentation.register_for_auto_class("AutoModelForSemanticSegmentation")
+ViTPForChangeDetection.register_for_auto_class("AutoModel")
+ViTPImageProcessor.register_for_auto_class("AutoImageProcessor")
+ViTPSegmentationImageProcessor.register_for_auto_class("AutoImageProcessor")
+ViTPProcessor.register_for_auto_class("AutoProcessor")
+
+__all__ = [
+    "InputSpec",
+    "ViTPAdapter",
+    "ViTPAdapterConfig",
+    "ViTPBackbone",
+    "ViTPBackboneConfig",
+    "ViTPChangeDetectionConfig",
+    "ViTPConfig",
+    "ViTPFeaturePyramid",
+    "ViTPFeaturePyramidConfig",
+    "ViTPForChangeDetection",
+    "ViTPForConditionalGeneration",
+    "ViTPForSemanticSegmentation",
+    "ViTPImageProcessor",
+    "ViTPModel",
+    "ViTPProcessor",
+    "ViTPSegmentationConfig",
+    "ViTPSegmentationImageProcessor",
+    "ViTPVisionConfig",
+    "ViTPVisionModel",
+    "resize_backbone",
+]

@@ -1,0 +1,56 @@
+"""What a fine-tuning leaves: metrics, pictures of predictions, and the masks that a benchmark's server takes."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from ..metrics.report import without_nan
+from ..training.plots import draw_losses
+from .data import DenseData
+from .pictures import draw_predictions
+from .samples import MaskedImages
+from .submission import write_masks
+from .trainer import DenseTrainer
+
+
+def train(trainer: DenseTrainer, pixels: dict[str, int] | None) -> dict[str, Any]:
+    """Trains, if there is anything to train on, and saves the model; the metrics, in all processes.
+
+    Args:
+        pixels: of each class in the training data, for the metrics.
+    """
+    metrics = {"seed": trainer.args.seed}
+    if trainer.train_dataset is not None:
+        metrics |= {"train": trainer.train_or_resume().metrics, "train_pixels": pixels}
+        trainer.save_model(trainer.args.output_dir, _internal_call=True)
+    return metrics
+
+
+def draw(trainer: DenseTrainer, samples: MaskedImages | None, number: int) -> None:
+    """The losses of the training, and predictions of samples that are spread over a data set."""
+    output_dir = Path(trainer.args.output_dir)
+    output_dir.mkdir(parents=True, exist_ok=True)
+    if trainer.train_dataset is not None:
+        draw_losses(trainer.state.log_history, output_dir / "loss.png")
+    if samples is not None and number:
+        shown = [samples[index * len(samples) // number] for index in range(number)]
+        predictions = [trainer.predict_labels(sample["images"], is_test=True) for sample in shown]
+        draw_predictions(shown, predictions, trainer.encoding, output_dir / "predictions.png")
+
+
+def write_submission(trainer: DenseTrainer, data: DenseData, settings: dict[str, Any]) -> None:
+    """The masks of a split as a benchmark's server takes them."""
+    folder = Path(trainer.args.output_dir) / "submission"
+    write_masks(data.open([settings["split"]]), trainer, data.encoding, settings, folder)
+    print(f"For the server: {folder}.zip")
+
+
+def save_metrics(trainer: DenseTrainer, metrics: dict[str, Any]) -> None:
+    path = Path(trainer.args.output_dir) / "metrics.json"
+    path.write_text(json.dumps(without_nan(metrics), indent=2) + "\n")
+
+
+def report(trainer: DenseTrainer, metrics: dict[str, Any]) -> None:
+    """Prints what a user needs next."""
+    print(json.dumps(without_nan(metrics), indent=2))
+    print(f"\nModel, image processor, metrics.json and pictures: {trainer.args.output_dir}")

@@ -1,0 +1,75 @@
+"""Images a second of a data loader, and of one that does nothing but decode and resize."""
+
+import json
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import PIL.Image
+import torch
+from datasets import Dataset
+from torch.utils.data import DataLoader
+from torchvision.transforms.v2 import InterpolationMode
+from torchvision.transforms.v2 import functional as tv
+from transformers.models.got_ocr2.image_processing_got_ocr2 import get_optimal_tiled_canvas
+
+from ..instructions.rows import load_images
+from ..processing_vitp import ViTPProcessor
+
+SIZES = ((512, 512), (800, 800), (1024, 768), (600, 400))  # of synthetic images, in pixels
+
+
+def bare_collator(processor: ViTPProcessor) -> Callable[[list[dict]], torch.Tensor]:
+    """Decode and resize, with the resampling of the image processor."""
+    settings = processor.image_processor
+    height, width = settings.size["height"], settings.size["width"]
+
+    def resize(image: torch.Tensor, size: list[int]) -> torch.Tensor:
+        return tv.resize(image, size, interpolation=InterpolationMode.BICUBIC, antialias=True)
+
+    def collate(rows: list[dict]) -> torch.Tensor:
+        total = torch.zeros(())
+        for row in rows:
+            images = load_images(row)
+            for image in images:
+                pixels = tv.pil_to_tensor(image.convert("RGB"))
+                most = max(settings.max_patches // len(images), 1)
+                columns, lines = get_optimal_tiled_canvas(image.size[::-1], (height, width), 1, most)
+                total += resize(pixels, [height * lines, width * columns])[0, 0, 0]
+                if columns * lines > 1:
+                    total += resize(pixels, [height, width])[0, 0, 0]
+        return total
+
+    return collate
+
+
+def images_per_second(
+    dataset: Dataset, collator: Callable, batch_size: int, num_workers: int, num_images: int
+) -> float:
+    """Over one pass, without the start of the workers: the clock starts with the first batch."""
+    loader = DataLoader(dataset, batch_size=batch_size, num_workers=num_workers, collate_fn=collator)
+    batches = iter(loader)
+    next(batches)
+    start, seen = time.perf_counter(), 0
+    for _ in batches:
+        seen += 1
+    first = batch_size / len(dataset)
+    return num_images * (1 - first) / (time.perf_counter() - start)
+
+
+def synthetic_mixture(folder: Path, num_rows: int) -> dict:
+    """JPEG files with two questions each, as InternVL JSON Lines."""
+    generator = np.random.default_rng(0)
+    with open(folder / "rows.jsonl", "w") as file:
+        for number in range(num_rows):
+            width, height = SIZES[number % len(SIZES)]
+            gradient = np.linspace(0, 200, width)[None, :, None] + generator.integers(0, 55, (height, width, 3))
+            PIL.Image.fromarray(gradient.astype(np.uint8)).save(folder / f"{number}.jpg", quality=90)
+            box = "<ref>ship</ref><box>[[102, 640, 231, 707]]</box>"
+            turns = [("human", "<image>\nHow many ships are in the harbour?"), ("gpt", "There are 4 ships.")]
+            turns += [("human", "Where is the largest one?"), ("gpt", box)]
+            conversation = [{"from": role, "value": value} for role, value in turns]
+            file.write(json.dumps({"image": f"{number}.jpg", "conversations": conversation}) + "\n")
+    source = {"name": "synthetic", "annotation": "rows.jsonl", "image_root": "."}
+    return {"root": str(folder), "sources": [source]}

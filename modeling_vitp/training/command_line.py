@@ -1,0 +1,182 @@
+"""Arguments of the recipes: from a YAML file and the command line, with errors before anything heavy is imported."""
+
+import argparse
+import ast
+import difflib
+import importlib
+import importlib.util
+import json
+import logging
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import fields
+from functools import cache
+from importlib.resources import files
+from pathlib import Path
+from typing import Any, ClassVar, NoReturn, get_args, get_type_hints
+
+import yaml
+from trl import TrlParser
+
+RECIPES = "modeling_vitp.recipes"
+
+
+class WrongArguments(ValueError):
+    """A mistake on the command line or in the configuration file, in one line."""
+
+
+class MappingArguments:
+    """Base of argument classes: what is a mapping in a configuration file is JSON on the command line.
+
+    Attributes:
+        file_fields: of these fields, the ones that may name a file instead.
+    """
+
+    file_fields: ClassVar[tuple[str, ...]] = ()
+
+    def __post_init__(self):
+        types = get_type_hints(type(self))  # those of the fields are changed by the parser
+        for name in (item.name for item in fields(self)):
+            value = getattr(self, name)
+            if isinstance(value, str) and dict in get_args(types[name]):
+                if value.lstrip().startswith("{"):
+                    setattr(self, name, read_mapping(name, value))
+                elif name not in self.file_fields:
+                    raise ValueError(f"{name}={value!r} is no mapping: give JSON, such as '{{\"key\": 1}}'.")
+
+
+def read_mapping(name: str, text: str) -> dict[str, Any]:
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{name}: {text[:80]!r} is no JSON: {error}.") from error
+
+
+def find_config(name: str) -> Path:
+    """The configuration of that name: a file, or where there is none one of those that come with the package.
+
+    Raises:
+        ValueError: names the nearest if there is neither.
+    """
+    if Path(name).is_file():
+        return Path(name)
+    configs = {path.stem: path for path in Path(str(files(RECIPES))).joinpath("configs").glob("*.yaml")}
+    stem = Path(name).stem
+    if stem in configs:
+        return configs[stem]
+    nearest = difflib.get_close_matches(stem, configs, 3, 0.5) or sorted(configs)
+    raise ValueError(
+        f"there is no configuration {name!r}, as a file or in the package, which has {', '.join(nearest)}."
+    )
+
+
+def find_data(name: str) -> str:
+    """A folder or Hub id as it is; for `recipes/…`, where there is no such folder here, the one in the package."""
+    packaged = Path(str(files(RECIPES))).joinpath(*Path(name).parts[1:])
+    is_packaged = Path(name).parts[:1] == ("recipes",) and not Path(name).exists() and packaged.exists()
+    return str(packaged) if is_packaged else name
+
+
+def parse(
+    argv: Sequence[str] | None,
+    description: str,
+    own: Sequence[type],
+    whole: Sequence[str] = (),
+    inherited: Sequence[str] = (),
+) -> tuple[Any, ...]:
+    """The arguments of a recipe, one instance of each class.
+
+    `--help`, a mistake in the recipe's own arguments and a mistyped name need only `own`; all else is imported after.
+
+    Args:
+        argv: words of the command line; those of the process if `None`.
+        description: the recipe's docstring.
+        own: argument classes of the recipe, which cost little to import.
+        whole: the classes to parse into, as `module.Class`, where those in `own` are only a part of them.
+        inherited: modules whose classes have the other fields. They are read and not imported.
+
+    Raises:
+        WrongArguments: if an option is not known, or a class refuses its fields.
+    """
+    words = list(sys.argv[1:] if argv is None else argv)
+    epilog = "--config NAME gives all of these in a YAML file: one of yours, or of the package by its name."
+    if whole:
+        epilog += " --help_all shows the options of the libraries, too."
+    texts = {"description": description, "epilog": epilog, "formatter_class": argparse.RawDescriptionHelpFormatter}
+    parser = TrlParser(own, allow_abbrev=False, **texts)
+    if {"-h", "--help"} & set(words):
+        parser.print_help()
+        sys.exit(0)
+    if "--help_all" in words:
+        TrlParser([load(name) for name in whole] or own, **texts).print_help()
+        sys.exit(0)
+    try:
+        words = with_config(words)
+        *parsed, remaining = parser.parse_args_and_config(words, return_remaining_strings=True)
+        check_names(remaining, [item.name for dataclass in own for item in fields(dataclass)], inherited)
+        if whole:
+            parsed = TrlParser([load(name) for name in whole], **texts).parse_args_and_config(words)
+    except (ValueError, OSError, yaml.YAMLError) as error:
+        raise WrongArguments(" ".join(str(error).split())) from error
+    register_models()
+    return tuple(parsed)
+
+
+def parse_words(parser: argparse.ArgumentParser, argv: Sequence[str] | None) -> argparse.Namespace:
+    """The arguments of a recipe that takes words and no configuration."""
+    args = parser.parse_args(argv)
+    register_models()
+    return args
+
+
+def register_models() -> None:
+    """Makes the models known to transformers' Auto classes, which a command leaves until its arguments are right."""
+    from .. import auto  # noqa: F401
+
+
+def run(main: Callable[[], int | None]) -> NoReturn:
+    """Runs a recipe as a program: its progress is logged, and wrong arguments are one line and exit status 2."""
+    logging.basicConfig(level=logging.WARNING, format="%(message)s")
+    for name in ("training", "dense", "evaluation", "recipes"):
+        logging.getLogger(f"modeling_vitp.{name}").setLevel(logging.INFO)
+    try:
+        sys.exit(main())
+    except WrongArguments as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+
+
+def load(name: str) -> type:
+    module, _, attribute = name.rpartition(".")
+    return getattr(importlib.import_module(module), attribute)
+
+
+def with_config(words: list[str]) -> list[str]:
+    """The words with the file of the configuration in place of its name."""
+    words = [part for word in words for part in (word.split("=", 1) if word.startswith("--config=") else [word])]
+    if "--config" not in words:
+        return words
+    place = words.index("--config") + 1
+    if place == len(words):
+        raise ValueError("--config needs a name or a file.")
+    return [*words[:place], str(find_config(words[place])), *words[place + 1 :]]
+
+
+def check_names(remaining: Sequence[str], own: Sequence[str], inherited: Sequence[str]) -> None:
+    """Raises a `ValueError` that names the nearest if an option is neither the recipe's nor inherited."""
+    known = {name for module in inherited for name in field_names(module)}
+    for word in remaining:
+        name = word.removeprefix("--").split("=")[0].replace("-", "_")
+        if word.startswith("--") and not {name, name.removeprefix("no_")} & known:
+            nearest = difflib.get_close_matches(name, {*own, *known}, 1, 0.6)
+            raise ValueError(f"there is no option {name!r}" + f": did you mean {nearest[0]!r}?" * bool(nearest))
+    if remaining and not inherited:
+        raise ValueError(f"what are the words {' '.join(remaining)!r}? Options begin with --.")
+
+
+@cache
+def field_names(module: str) -> set[str]:
+    """The fields of the classes of a module, from its source."""
+    source = importlib.util.find_spec(module).origin
+    classes = [node for node in ast.parse(Path(source).read_text()).body if isinstance(node, ast.ClassDef)]
+    return {node.target.id for item in classes for node in item.body if isinstance(node, ast.AnnAssign)}

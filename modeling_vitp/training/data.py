@@ -1,0 +1,69 @@
+"""What a pretraining trains on: a mixture, a data set, or rows that a task turns into instructions."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+
+from datasets import Dataset, DatasetDict, IterableDataset
+
+from ..cards.record import public_name
+from ..instructions.mixture import open_mixture
+from ..instructions.mixture_file import Mixture
+from ..instructions.settings import SourceSettings
+from ..instructions.sources import load_rows
+from .arguments import PretrainArguments
+
+
+@dataclass
+class PretrainData:
+    """Args:
+    train, eval: what is trained on, and scored on while training.
+    settings: how the rows of each source of a mixture are encoded.
+    splits: the data set as it is stored, for the task.
+    """
+
+    train: Dataset | IterableDataset
+    eval: Dataset | IterableDataset | None = None
+    settings: dict[str, SourceSettings] | None = None
+    splits: DatasetDict | None = None
+
+
+def open_data(args: PretrainArguments, mixture: Mixture | None, task: ModuleType | None, seed: int) -> PretrainData:
+    """What the arguments ask for; `seed` is that of the order of a mixture."""
+    if mixture is not None:
+        return PretrainData(
+            open_mixture(mixture, seed), settings={source.name: source.settings for source in mixture.sources}
+        )
+    splits = load_rows(args)
+    if task is not None:
+        return PretrainData(*task.prepare(splits), splits=splits)
+    return PretrainData(splits[args.dataset_train_split], splits.get(args.dataset_test_split), splits=splits)
+
+
+def describe_data(
+    args: PretrainArguments, mixture: Mixture | None, dataset: Dataset | IterableDataset
+) -> list[dict[str, object]]:
+    """What is trained on, for the record of the run; `dataset` is a Hub id."""
+    if mixture is None:
+        rows = len(dataset) if isinstance(dataset, Dataset) else None
+        on_hub = {"dataset": None if Path(args.dataset_name).exists() else args.dataset_name}
+        return [{"name": public_name(args.dataset_name), **on_hub, "split": args.dataset_train_split, "rows": rows}]
+    return [
+        {
+            "name": source.name,
+            "dataset": source.dataset if source.is_on_hub else None,
+            "rows": source.rows,
+            "rate": source.rate,
+            "modality": source.modality,
+            "tasks": source.tasks,
+        }
+        for source in mixture.sources
+    ]
+
+
+def describe_evaluation(args: PretrainArguments) -> dict[str, str] | None:
+    """What `metrics.json` will be about, for the record of the run."""
+    if args.dataset_name is None:
+        return None
+    on_hub = {} if Path(args.dataset_name).exists() else {"dataset": args.dataset_name}
+    return {"name": public_name(args.dataset_name), "eval": args.dataset_test_split, **on_hub}
