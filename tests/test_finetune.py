@@ -17,7 +17,7 @@ from modeling_vitp.dense.data import DenseData
 from modeling_vitp.dense.trainer import DenseTrainer, DenseTrainingArguments, TrainingSamples, normalize
 from modeling_vitp.recipes.finetune_segmentation import main
 
-CHANGE = {"model_class": ViTPForChangeDetection, "metric": "change_detection"}
+CHANGE = {"model_class": "ViTPForChangeDetection", "metric": "change_detection"}
 
 
 def areas(output_dir, samples, model_class, window: int, stride: int) -> np.ndarray:
