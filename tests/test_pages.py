@@ -4,6 +4,7 @@ What a page takes for given is made by `page_folder.py`; how a block is run, and
 arguments read, is in `page_blocks.py`.
 """
 
+import pkgutil
 import re
 import shlex
 import shutil
@@ -137,6 +138,32 @@ def test_links_lead_somewhere(page):
         if title:
             titles = re.findall("^#+ (.*)", file.read_text(), re.MULTILINE)
             assert title in map(anchor, titles), f"{page}: {target}"
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_files_that_a_page_names_are_there(page):
+    """By their path from the root, from the page, or, as in tables, by their name alone."""
+    files = {path.name for name in ("modeling_vitp", "recipes", "space", "tests") for path in (ROOT / name).rglob("*")}
+    for path in re.findall(
+        r"`((?:recipes|modeling_vitp|space|tests)/[\w./-]*|[\w./-]+\.(?:py|yaml))`", read_page(page)[0]
+    ):
+        if re.search(r"\bNAME\b", path):
+            continue  # what is to be added
+        is_there = (ROOT / path).exists() or ((ROOT / page).parent / path).exists()
+        assert is_there or path.rstrip("/") in files, f"{page}: {path}"
+
+
+def test_names_in_pages_and_docstrings_are_there():
+    sources = [path for name in ("modeling_vitp", "recipes", "space") for path in (ROOT / name).rglob("*.py")]
+    found = {(path, name) for path in sources for name in re.findall(r"\[`~([\w.]+)`\]", path.read_text())}
+    found |= {
+        (page, name) for page in PAGES for name in re.findall(r"`(modeling_vitp\.(?!py)[\w.]+)`", read_page(page)[0])
+    }
+    for where, name in sorted(found, key=str):
+        try:
+            pkgutil.resolve_name(name)
+        except (ImportError, AttributeError) as error:
+            raise AssertionError(f"{where}: {name}") from error
 
 
 def test_every_page_is_two_links_from_the_readme():
