@@ -28,8 +28,8 @@ def similarity_map(clean: torch.Tensor, corrupted: torch.Tensor, matrix: torch.T
 
     Args:
         clean, corrupted: patch features of shape `(channels, rows, columns)`, the map spanning the whole image.
-        matrix: the motion of a geometric corruption ([`modeling_vitp.corruptions.motion`]), which is undone before.
-            That interpolates between patches, which by itself makes the similarity a little less than 1.
+        matrix: the motion of a geometric corruption ([`~modeling_vitp.images.corruptions.motion`]), which is undone
+            before. That interpolates between patches, which by itself makes the similarity a little less than 1.
 
     Returns:
         float32 of shape `(rows, columns)` in [-1, 1], NaN where motion took the place out of the image.

@@ -139,7 +139,7 @@ MESSAGES = List({"role": Value("string"), "content": Value("string")})
 
 @pytest.fixture
 def parquet(tmp_path):
-    """A folder of Parquet in the schema of the README, with columns of other names beside."""
+    """A folder of Parquet in the schema of `recipes/pretrain.md`, with columns of other names beside."""
     turns = [{"role": "user", "content": "How many?"}, {"role": "assistant", "content": "3"}]
     rows = [
         {"uid": f"u{n}", "images": [picture(20 + n, 20)] * (n % 3), "messages": turns, "q": "Where?", "a": n % 2}
@@ -318,9 +318,9 @@ def test_a_broken_source_is_named(parquet, streaming):
         read(folder="parquet")
 
 
-def test_the_mixture_of_the_readme_is_one(meta, monkeypatch):
-    readme = (Path(__file__).parent.parent / "README.md").read_text()
-    block = readme.split("```yaml\nmixture:")[1].split("```")[0]
+def test_the_mixture_of_the_page_is_one(meta, monkeypatch):
+    page = (Path(__file__).parent.parent / "recipes" / "configs" / "README.md").read_text()
+    block = page.split("```yaml\nmixture:")[1].split("```")[0]
     (meta / "data").mkdir()
     (meta / "meta.json").rename(meta / "data" / "released_meta.json")
     (meta / "mixture.yaml").write_text("mixture:" + block)

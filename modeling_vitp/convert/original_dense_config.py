@@ -89,7 +89,10 @@ ASK = "put a config.json beside them with num_heads and interaction_indexes, as 
 
 
 def adapter_to_original(config: ViTPAdapterConfig) -> dict[str, Any]:
-    """The arguments of the original class; see [`~original_config.vision_to_original`] for what is refused."""
+    """The arguments of the original class.
+
+    What is refused: see [`~modeling_vitp.convert.original_config.vision_to_original`].
+    """
     vision_to_original(config)
     settings = config.to_dict()
     named = {theirs: settings[ours] for ours, theirs in (HIDDEN_FIELDS | VISIBLE_FIELDS).items()}

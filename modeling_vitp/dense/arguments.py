@@ -78,7 +78,8 @@ class FinetuneArguments(MappingArguments):
     """What is trained on, and what is scored."""
 
     data: dict | str | None = field(
-        default=None, metadata={"help": "Classes, splits and files of the data set, see README."}
+        default=None,
+        metadata={"help": "Classes, splits and files of the data set, see recipes/finetune_segmentation.md."},
     )
     data_root: str | None = field(default=None, metadata={"help": "Where the data set is, instead of data.root."})
     train_splits: list[str] = field(default_factory=lambda: ["train"], metadata={"help": "What is trained on."})
@@ -97,7 +98,8 @@ class FinetuneArguments(MappingArguments):
         default=None, metadata={"help": "Of the loss: a number for each class, or 'balanced' (inverse frequency)."}
     )
     submission: dict | str | None = field(
-        default=None, metadata={"help": "`split` and `file` of the masks that a benchmark's server takes, see README."}
+        default=None,
+        metadata={"help": "`split` and `file` of the masks that a benchmark's server takes; see configs/uavid.yaml."},
     )
     num_pictures: int = field(default=4, metadata={"help": "Samples in the picture of predictions."})
 

@@ -48,9 +48,9 @@ def predict_large(
 ) -> None:
     """Classes of every pixel of an image of any size, or of a pair of images of the same ground.
 
-    The result is that of [`~modeling_vitp.sliding_window.sliding_window`] over the whole image. One row of windows is
-    in memory at a time, with the sums of its logits: about 8 bytes x classes x window height x image width. The image
-    is predicted at its own resolution.
+    The result is that of [`~modeling_vitp.dense.sliding_window.sliding_window`] over the whole image. One row of
+    windows is in memory at a time, with the sums of its logits: about 8 bytes x classes x window height x image width.
+    The image is predicted at its own resolution.
 
     Rows that are finished go to `output` + `.part`, to the disk itself, one row after the other. A run that was killed
     and is started again, with the same arguments, goes on from the last whole row (windows that reach into it are
@@ -69,8 +69,8 @@ def predict_large(
         output: GeoTIFF to write: class indices, uint8, with a colour table, the georeference of the (first) image and
             the names of the classes as tag `classes`. 255 where an image has no data (its nodata value, its mask, or
             an alpha of 0).
-        window, stride, batch_size: see [`~modeling_vitp.sliding_window.sliding_window`].
-        scales, flip: test-time augmentation of each window, see [`~modeling_vitp.sliding_window.augmented`].
+        window, stride, batch_size: see [`~modeling_vitp.dense.sliding_window.sliding_window`].
+        scales, flip: test-time augmentation of each window, see [`~modeling_vitp.dense.sliding_window.augmented`].
         probabilities: another GeoTIFF, with a band for each class: probabilities in steps of 1/255, which is the
             bands' scale.
         colors: red, green and blue, 0 to 255, of each class; matplotlib's `tab20` by default.

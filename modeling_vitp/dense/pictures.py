@@ -22,7 +22,7 @@ def draw_predictions(
     """One row for each sample.
 
     Args:
-        samples: items of [`~dense.readers.MaskedImages`].
+        samples: items of [`~modeling_vitp.dense.samples.MaskedImages`].
         predictions: class indices of shape `(height, width)`.
         encoding: names and colours of the classes.
         path: of the PNG.

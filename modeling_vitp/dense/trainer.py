@@ -45,7 +45,7 @@ class TrainingSamples(Dataset):
     """Augmented samples for a model. An index is a pair, epoch and place: what it gives is random by these alone.
 
     Args:
-        samples: see [`~dense.readers.MaskedImages`].
+        samples: see [`~modeling_vitp.dense.samples.MaskedImages`].
         image_processor: for mean and standard deviation.
     """
 
@@ -74,7 +74,7 @@ def normalize(image: torch.Tensor, image_processor: ViTPSegmentationImageProcess
 
 
 class EpochBatchSampler(GlobalBatchSampler):
-    """[`~modeling_vitp.batching.GlobalBatchSampler`] of indices that tell the epoch."""
+    """[`~modeling_vitp.training.batching.GlobalBatchSampler`] of indices that tell the epoch."""
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
         for rows in super().__iter__():
@@ -86,7 +86,7 @@ class DenseTrainer(Run, Trainer):
 
     What differs from [`~transformers.Trainer`]:
 
-    - the learning rate decays layer by layer, see [`~dense.layer_decay.layer_decay_groups`];
+    - the learning rate decays layer by layer, see [`~modeling_vitp.training.layer_decay.layer_decay_groups`];
     - batches and augmentation are functions of the seed and the epoch, whatever the number of processes and workers,
       and a run that goes on from a checkpoint ends as the run that never stopped;
     - evaluation predicts images of any size in windows, one at a time, and keeps counts, not predictions. Each process
@@ -97,7 +97,7 @@ class DenseTrainer(Run, Trainer):
         args: [`DenseTrainingArguments`].
         encoding: the classes, for the names of metrics.
         metric: folder of `modeling_vitp/metrics`.
-        train_dataset, eval_dataset: see [`~dense.readers.MaskedImages`].
+        train_dataset, eval_dataset: see [`~modeling_vitp.dense.samples.MaskedImages`].
         processing_class: for mean and standard deviation, and saved with the model.
     """
 

@@ -18,13 +18,13 @@ from .labelled_images import LabelledImages, open_splits
 class Classification:
     """
     Args:
-        rows, labels, names: see [`~probing.labelled_images.open_splits`].
+        rows, labels, names: see [`~modeling_vitp.probing.labelled_images.open_splits`].
         where: the data set, for errors.
         image_column: name of the column of images.
         input_spec: for all backbones; without it each reads images by its own.
         pooling: the feature of an image: `mean` (of the patch tokens), `cls`, or both, `cls_mean`.
-        num_neighbours, temperature: see [`~probing.heads.nearest_neighbours`].
-        l2: see [`~probing.heads.fit_linear`].
+        num_neighbours, temperature: see [`~modeling_vitp.probing.heads.nearest_neighbours`].
+        l2: see [`~modeling_vitp.probing.heads.fit_linear`].
     """
 
     rows: dict[str, datasets.Dataset]

@@ -51,7 +51,7 @@ def extract(
     Args:
         images: of which an item is uint8 of shape `(3, height, width)`.
         encode: from a batch of pixels, float32 of shape `(batch, 3, height, width)`, to features, `(batch, …)`.
-        image_size: see [`~probing.backbones.Preprocessing`].
+        image_size: see [`~modeling_vitp.probing.backbones.Preprocessing`].
         key: what the features depend on beside the backbone's weights. They are extracted only if they are not in
             `folder` yet.
         folder: of the files.

@@ -42,10 +42,10 @@ class Images(torch.utils.data.Dataset):
 class Segmentation:
     """
     Args:
-        data: see [`~dense.data.DenseData`]. Its input spec is for all backbones; without one, each reads images by its
-            own (but volumes, which become 8-bit slices).
+        data: see [`~modeling_vitp.dense.data.DenseData`]. Its input spec is for all backbones; without one, each reads
+            images by its own (but volumes, which become 8-bit slices).
         splits: the names of what is trained and tested on, under `train` and `test`.
-        l2: see [`~probing.heads.fit_linear`].
+        l2: see [`~modeling_vitp.probing.heads.fit_linear`].
 
     Raises:
         ValueError: if a split is not there, has no masks, or shares a file or a patient with the other.

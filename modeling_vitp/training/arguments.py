@@ -20,7 +20,7 @@ class PretrainArguments(MappingArguments, ScriptArguments):
         default=None,
         metadata={
             "help": "Instead of dataset_name: a mixture of sources with their rates, or the file that holds one, see "
-            "README. A released meta JSON can be given as it is."
+            "recipes/configs/README.md. A released meta JSON can be given as it is."
         },
     )
     dry_run: bool = field(

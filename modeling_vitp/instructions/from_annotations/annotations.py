@@ -71,7 +71,7 @@ class Layout:
         annotations: file or folder of the annotations, where looking under `root` does not find the right one.
     """
 
-    subject: str  # what the questions are about, see `questions.PHRASINGS`
+    subject: str  # what the questions are about, see `wording.PHRASINGS`
 
     def __init__(self, root: Path, names: dict[str, str | None] | None = None, annotations: Path | None = None):
         if not root.is_dir():

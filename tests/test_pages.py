@@ -1,0 +1,186 @@
+"""Every code block of every page is run, adapted only in paths and sizes, so that no page can say what does not work.
+
+What a page takes for given is made by `page_folder.py`; how a block is run, and which commands have only their
+arguments read, is in `page_blocks.py`.
+"""
+
+import pkgutil
+import re
+import shlex
+import shutil
+import subprocess
+import unicodedata
+
+import pytest
+from page_blocks import ROOT, SLOW, Block, Place, find_pages, read_page, run_block, run_command
+from page_folder import make_folder, names_of, without_gguf
+
+from modeling_vitp.recipes.tasks.trees import evaluation
+
+PAGES = find_pages()
+PATHS = {  # text of any page, and of one, -> what stands for it, of paths and sizes
+    "": {"/datasets/": "datasets/"},
+    "recipes/pretrain.md": {"max_steps=1000": "max_steps=2"},
+    "modeling_vitp/README.md": {"[(600, 800), (512, 512)]": "[(48, 64), (64, 56)]"},
+    "modeling_vitp/convert/README.md": {
+        "ViTP_ViT.safetensors": "ViTP_ViT/model.safetensors",
+        "convert upernet.safetensors": "convert upernet/model.safetensors",
+        "detector.safetensors": "detector/model.safetensors",
+        "image_size=512": "image_size=64",
+    },
+}
+MADE = {"modeling_vitp/convert/README.md": ["my_model", "my_backbone"]}  # by the page's own commands
+ON_HUB = "recipes/push_to_hub.md"
+INLINE = re.compile(r"`((?:vitp |pytest |python -m modeling_vitp\.|python (?:recipes|space)/)[^`]*)`")
+
+
+@pytest.fixture(scope="module")
+def everything(tokenizer, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("pages")
+    make_folder(folder, tokenizer)
+    return folder
+
+
+@pytest.fixture
+def place(everything, tmp_path, request, monkeypatch):
+    """A function: where a page is run, with what it names."""
+
+    def make(page: str, is_slow: bool = False) -> Place:
+        folder = tmp_path / "page"
+        left_out = shutil.ignore_patterns(*MADE.get(page, ()))
+        shutil.copytree(everything, folder, symlinks=True, ignore=left_out)
+        names = names_of(page, folder)
+        if page == ON_HUB:
+            hub = request.getfixturevalue("hub")
+            hub.organizations["my-org"] = {hub.user}
+            names["token"] = hub.token()
+        return Place(folder, names, PATHS[""] | PATHS.get(page, {}), is_slow)
+
+    monkeypatch.setattr(evaluation, "NUM_SAMPLES", 1)
+    monkeypatch.setattr(evaluation, "VIEWS_PER_WINDOW", 2)
+    without_gguf(monkeypatch)
+    return make
+
+
+def run_page(page: str, place: Place, monkeypatch) -> None:
+    text, blocks = read_page(page)
+    for old in PATHS.get(page, ()):
+        assert any(old in block.text for block in blocks), f"{page} no longer says {old}"
+    monkeypatch.chdir(place.folder)
+    for block in blocks:
+        run_block(block, place, monkeypatch)
+    for command in INLINE.findall(text):
+        is_pattern = re.search(r"…|\[|\bNAME\b", command)  # of commands, not one that can be given
+        if not is_pattern and len(shlex.split(command)) > 1:
+            run_command(command, place, monkeypatch, only_parse=True)
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_every_block_of_a_page_runs(page, place, monkeypatch):
+    run_page(page, place(page), monkeypatch)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("page", [page for page in PAGES if any(one in (ROOT / page).read_text() for one in SLOW)])
+def test_what_takes_longer_runs_too(page, place, monkeypatch):
+    run_page(page, place(page, is_slow=True), monkeypatch)
+
+
+@pytest.mark.parametrize(
+    ("language", "text"),
+    [
+        ("", "what nobody can run"),
+        ("bash", "make all"),
+        ("bash", "vitp train --config quickstart"),
+        ("bash", "vitp pretrain --config quickstart --no_such_option 1"),
+        ("bash", "vitp pretrain --config no_such_file"),
+        ("bash", "python recipes/predict_large.py my_model scene.tif"),
+        ("bash", "vitp benchmark --shape large"),
+        ("bash", "python -m modeling_vitp.convert outputs/my_run there --to nowhere"),
+        ("bash", "accelerate launch --config_file recipes/accelerate/none.yaml -m modeling_vitp.recipes.benchmark"),
+        ("bash", "torchrun --processes 4 -m modeling_vitp.recipes.benchmark"),
+        ("bash", "pip install -e '.[no_such_extra]'"),
+        ("bash", "python -m pytest -m no_such_mark"),
+        ("python", "from modeling_vitp import no_such_name"),
+        ("yaml", "a: 1"),
+        ("yaml", "mixture: {sources: [{name: a, dataset: b, no_such_key: 1}]}"),
+        ("bibtex", "@article{a,\n  title = {Another}\n}"),
+    ],
+)
+def test_what_cannot_be_run_is_an_error(language, text, place, monkeypatch):
+    somewhere = place("README.md")
+    monkeypatch.chdir(somewhere.folder)
+    with pytest.raises(AssertionError, match="^a.md, line 1: "):
+        run_block(Block("a.md", 1, language, text + "\n"), somewhere, monkeypatch)
+
+
+def test_the_readme_is_short_and_every_recipe_has_a_page():
+    assert len((ROOT / "README.md").read_text().splitlines()) <= 150
+    recipes = {path.stem for path in (ROOT / "recipes").glob("*.py")} - {"__init__"}
+    shared = {"finetune_change_detection": "finetune_segmentation"}
+    assert {f"recipes/{shared.get(name, name)}.md" for name in recipes} <= set(PAGES)
+
+
+def anchor(title: str) -> str:
+    """What a link says after `#` for a title, as GitHub makes it."""
+    kept = [one for one in title.lower() if one in " -_" or unicodedata.category(one)[0] in "LN"]
+    return "".join(kept).strip().replace(" ", "-")
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_links_lead_somewhere(page):
+    for target in re.findall(r"\]\(([^)\s]+)\)", read_page(page)[0]):
+        if target.startswith(("http://", "https://")):
+            continue
+        path, _, title = target.partition("#")
+        file = (ROOT / page).parent / path if path else ROOT / page
+        assert file.exists(), f"{page}: {target}"
+        if title:
+            titles = re.findall("^#+ (.*)", file.read_text(), re.MULTILINE)
+            assert title in map(anchor, titles), f"{page}: {target}"
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_files_that_a_page_names_are_there(page):
+    """By their path from the root, from the page, or, as in tables, by their name alone."""
+    files = {path.name for name in ("modeling_vitp", "recipes", "space", "tests") for path in (ROOT / name).rglob("*")}
+    for path in re.findall(
+        r"`((?:recipes|modeling_vitp|space|tests)/[\w./-]*|[\w./-]+\.(?:py|yaml))`", read_page(page)[0]
+    ):
+        if re.search(r"\bNAME\b", path):
+            continue  # what is to be added
+        is_there = (ROOT / path).exists() or ((ROOT / page).parent / path).exists()
+        assert is_there or path.rstrip("/") in files, f"{page}: {path}"
+
+
+def test_names_in_pages_and_docstrings_are_there():
+    sources = [path for name in ("modeling_vitp", "recipes", "space") for path in (ROOT / name).rglob("*.py")]
+    found = {(path, name) for path in sources for name in re.findall(r"\[`~([\w.]+)`\]", path.read_text())}
+    found |= {
+        (page, name) for page in PAGES for name in re.findall(r"`(modeling_vitp\.(?!py)[\w.]+)`", read_page(page)[0])
+    }
+    for where, name in sorted(found, key=str):
+        try:
+            pkgutil.resolve_name(name)
+        except (ImportError, AttributeError) as error:
+            raise AssertionError(f"{where}: {name}") from error
+
+
+def test_every_page_is_two_links_from_the_readme():
+    near = {"README.md"}
+    for _ in range(2):
+        for page in list(near):
+            links = re.findall(r"\]\(([^)#\s]+\.md)", read_page(page)[0])
+            near |= {((ROOT / page).parent / link).resolve().relative_to(ROOT).as_posix() for link in links}
+    assert set(PAGES) <= near
+
+
+def test_the_test_command_is_what_ci_runs():
+    """By the very line of `.ci/run` that takes it out."""
+    reads = next(line for line in (ROOT / ".ci" / "run").read_text().splitlines() if line.startswith("test_command="))
+    script = f'{reads}\nprintf "%s\\n" "$test_command"'
+    found = subprocess.run(["bash", "-euc", script], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    block = next(block for block in read_page("README.md")[1] if "pytest" in block.text)
+    assert (
+        found == block.text and (ROOT / "README.md").read_text().splitlines()[block.line - 2] == "<!-- test command -->"
+    )
