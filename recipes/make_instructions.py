@@ -5,10 +5,9 @@
     vitp make_instructions masks LoveDA --names loveda.json --output_dir loveda_instructions
 
 Layouts: `coco` (JSON), `voc` (XML), `dota` (text, oriented boxes), `folders` (one a class), `masks` (image and mask of
-the same name), `changes` (pairs before and after, with masks or captions); what each expects on disk is told in
-`modeling_vitp/instructions/from_annotations/layouts.py`. Only images of `--split` are used, as the layout or the file
-of `--split_list` says, and none whose file is also in the test split or, unless it is itself asked for, the validation
-split.
+the same name), `changes` (pairs before and after, with masks or captions). Only images of `--split` are used, as the
+layout or the file of `--split_list` says, and none whose file is also in the test split or, unless it is itself asked
+for, the validation split.
 """
 
 import argparse

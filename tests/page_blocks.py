@@ -4,12 +4,12 @@
 treatment here.
 """
 
-import argparse
 import configparser
 import os
 import re
 import runpy
 import shlex
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -21,11 +21,11 @@ import yaml
 from accelerate.commands.config.config_args import load_config_from_file
 from accelerate.commands.launch import launch_command_parser
 from torch.distributed.run import get_args_parser
-from trl import TrlParser
 
 from modeling_vitp.dense.data import DenseData
 from modeling_vitp.instructions.mixture_file import load_mixture
 from modeling_vitp.instructions.sources import read_source
+from modeling_vitp.training import command_line
 
 ROOT = Path(__file__).parent.parent
 NO_PAGES = {"outputs", "data", "build", "dist", "__pycache__"}
@@ -245,8 +245,9 @@ def call(name: str, words: list[str], patch: pytest.MonkeyPatch) -> int | str | 
 def parse(name: str, words: list[str], patch: pytest.MonkeyPatch) -> None:
     """Has the arguments read by the recipe's own parser, and stops there."""
     with patch.context() as inner:
-        for parser, method in ((TrlParser, "parse_args_and_config"), (argparse.ArgumentParser, "parse_args")):
-            inner.setattr(parser, method, stopping(getattr(parser, method)))
+        # What comes after the arguments: in a recipe the models, in the conversion its own handling of signals.
+        inner.setattr(command_line, "register_models", stop)
+        inner.setattr(signal, "signal", stop)
         try:
             status = call(name, words, inner)
         except Parsed:
@@ -254,12 +255,8 @@ def parse(name: str, words: list[str], patch: pytest.MonkeyPatch) -> None:
     raise ValueError(f"the arguments {words} of {name} are not read: status {status}")
 
 
-def stopping(method):
-    def parse_and_stop(*args, **kwargs):
-        method(*args, **kwargs)
-        raise Parsed
-
-    return parse_and_stop
+def stop(*args):
+    raise Parsed
 
 
 def read_launcher(program: str, words: list[str]) -> list[str]:
