@@ -551,7 +551,7 @@ def test_crowds_and_difficult_objects_are_neither_counted_nor_pointed_at_nor_den
 def test_grid_boxes_always_have_an_area_and_are_on_the_grid(x, y, w, h, width, height):
     left, top = min(x, width - 1e-3), min(y, height - 1e-3)
     box = (left, top, min(left + w, width), min(top + h, height))
-    assert same_place(grid_box(box, (width, height)), box, width, height)
+    assert same_place(grid_box(box, (height, width)), box, width, height)
 
 
 @pytest.mark.parametrize(

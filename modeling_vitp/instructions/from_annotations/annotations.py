@@ -13,7 +13,8 @@ from pathlib import Path
 from PIL import ExifTags, Image
 from tqdm.auto import tqdm
 
-Box = tuple[float, float, float, float]  # left, top, right, bottom in pixels
+from ..boxes import Box, box_area, clip
+
 UNSPLIT = "all"
 IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".tif", ".tiff", ".bmp", ".webp"}
 
@@ -129,16 +130,6 @@ def plain_words(label: str) -> str:
     """A class as a phrase: `AnnualCrop`, `annual_crop` and `Annual-Crop` -> `annual crop`; acronyms stay."""
     words = re.sub(r"(?<=[a-z])(?=[A-Z])", " ", label).replace("_", " ").replace("-", " ").split()
     return " ".join(word if len(word) > 1 and word.isupper() else word.lower() for word in words)
-
-
-def clip(box: Box, area: Box) -> Box:
-    """The part of a box that lies in an area."""
-    return (max(box[0], area[0]), max(box[1], area[1]), min(box[2], area[2]), min(box[3], area[3]))
-
-
-def box_area(box: Box) -> float:
-    """In square pixels; 0 for a box that is empty or inside out."""
-    return max(box[2] - box[0], 0) * max(box[3] - box[1], 0)
 
 
 def choose_split(

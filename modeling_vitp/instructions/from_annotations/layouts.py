@@ -12,7 +12,8 @@ import numpy as np
 from PIL import Image
 
 from ...images.reading import image_files
-from .annotations import UNSPLIT, AnnotatedImage, Box, Layout, Region, image_size, read_json, read_list
+from ..boxes import Box
+from .annotations import UNSPLIT, AnnotatedImage, Layout, Region, image_size, read_json, read_list
 
 MIN_REGION_SHARE = 1e-4  # of the image; a smaller connected part of a mask is a speck
 SPLIT_NAME = re.compile(r"(trainval|train|val|valid|validation|test|test-dev)\d*", re.IGNORECASE)

@@ -8,7 +8,8 @@ from pathlib import Path
 from PIL import Image
 
 from ...images.windows import starts
-from .annotations import AnnotatedImage, box_area, clip
+from ..boxes import box_area, clip
+from .annotations import AnnotatedImage
 
 MIN_VISIBLE = 0.5  # share of a box that has to lie in a window for its object to be counted there
 
