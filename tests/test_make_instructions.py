@@ -17,7 +17,7 @@ from PIL import Image
 
 from modeling_vitp import ViTPDataCollator
 from modeling_vitp.cards.sections import set_section
-from modeling_vitp.images.windows import starts
+from modeling_vitp.images.windows import window_starts
 from modeling_vitp.instructions.boxes import grid_box
 from modeling_vitp.instructions.from_annotations import storage
 from modeling_vitp.recipes import make_instructions
@@ -280,7 +280,7 @@ def test_every_answer_follows_from_the_raw_annotation(annotated, tmp_path):
 def test_in_windows_an_object_counts_if_half_of_it_is_seen(annotated, tmp_path):
     layout, root, objects = annotated
     rows = make(layout, root, tmp_path, "--turns", 10, "--window", 200, "--overlap", 40)["train"]
-    assert starts(0, 320, 128, 100) == [0, 100, 192]
+    assert window_starts(320, 128, 100) == [0, 100, 192]
     seen = Counter()
     for row in rows:
         name, place = row["id"].removeprefix("train/").replace(".png", "").split("/")

@@ -8,22 +8,21 @@ import numpy as np
 import PIL.Image
 import rasterio
 from rasterio.errors import NotGeoreferencedWarning
-from rasterio.windows import Window
 
-from .windows import Box
+from .windows import Window
 
 # What is read: by Pillow, or of a TIFF the array of shape `(height, width)` or `(height, width, bands)`.
 Picture = PIL.Image.Image | np.ndarray
 
 
-def read_image(path: Path, box: Box | None) -> Picture:
+def read_image(path: Path, window: Window | None) -> Picture:
     """A file, or a window of it; of a TIFF no more is read than the window."""
     if is_tiff(path):
-        window = None if box is None else Window(box[0], box[1], box[2] - box[0], box[3] - box[1])
+        area = None if window is None else ((window[1], window[3]), (window[0], window[2]))  # rows, columns
         with open_tiff(path) as file:
-            bands = file.read(window=window)
+            bands = file.read(window=area)
         return bands[0] if len(bands) == 1 else bands.transpose(1, 2, 0)
-    return decode(path) if box is None else decode_scene(path).crop(box)
+    return decode(path) if window is None else decode_scene(path).crop(window)
 
 
 @cache

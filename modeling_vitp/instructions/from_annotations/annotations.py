@@ -13,6 +13,7 @@ from pathlib import Path
 from PIL import ExifTags, Image
 from tqdm.auto import tqdm
 
+from ...images.windows import Window
 from ..boxes import Box, box_area, clip
 
 UNSPLIT = "all"
@@ -54,7 +55,7 @@ class AnnotatedImage:
     regions: tuple[Region, ...] = ()
     label: str | None = None
     captions: tuple[str, ...] = ()
-    window: tuple[int, int, int, int] | None = None
+    window: Window | None = None
     cut: frozenset[str] = frozenset()
 
     @property
