@@ -217,7 +217,7 @@ def test_a_palette_is_read_by_index_or_by_colour(tmp_path):
 def test_windows_cover_an_image(width, height, size, data):
     overlap = data.draw(st.integers(0, size - 1))
     covered = np.zeros((height, width), dtype=int)
-    boxes = windows((width, height), size, overlap)
+    boxes = windows((height, width), size, overlap)
     for box in boxes:
         left, top, right, bottom = box or (0, 0, width, height)
         assert 0 <= left < right <= width and 0 <= top < bottom <= height

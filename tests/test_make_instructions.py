@@ -626,3 +626,27 @@ def test_a_section_of_a_card_is_replaced_and_the_others_stay(tmp_path):
     assert card.read_text() == (
         "---\nlicense: mit\n---\n\n# Name\n\n## One\n\nnew\n\n## Two\n\nstays\n\n## Three\n\nadded\n"
     )
+
+
+def test_gifs_are_images_and_masks_as_in_drive(tmp_path):
+    noise(tmp_path / "data" / "train" / "images" / "21.gif", 0, (30, 20))
+    mask = np.zeros((20, 30), dtype=np.uint8)
+    mask[5:10, 10:25] = 1
+    (tmp_path / "data" / "train" / "masks").mkdir()
+    Image.fromarray(mask).save(tmp_path / "data" / "train" / "masks" / "21.gif")
+    (tmp_path / "names.json").write_text('{"0": null, "1": "vessel"}')
+    options = "--names", str(tmp_path / "names.json"), "--kinds", "grounding_one"
+    (row,) = make("masks", tmp_path / "data", tmp_path / "out", *options)["train"]
+    assert row["images"][0].size == (30, 20)
+    ((_, answer),) = turns_of(row)
+    assert answer == "<ref>vessel</ref><box>[[333, 250, 833, 500]]</box>"
+
+
+def test_sizes_that_disagree_are_named_width_first(tmp_path):
+    write_coco(tmp_path / "data", "train", NAMES["train"][:2])
+    path = tmp_path / "data" / "annotations" / "instances_train2017.json"
+    contents = json.loads(path.read_text())
+    contents["images"][1] |= {"width": HEIGHT, "height": WIDTH}
+    path.write_text(json.dumps(contents))
+    with pytest.raises(ValueError, match=r"240 x 320 pixels is not the size of .*png, 320 x 240\."):
+        make("coco", tmp_path / "data", tmp_path / "out")

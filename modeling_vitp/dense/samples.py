@@ -10,7 +10,7 @@ from transformers.image_utils import ChannelDimension
 
 from ..image_processing_vitp import InputSpec
 from ..image_processing_vitp_dense import ViTPSegmentationImageProcessor
-from ..images.reading import Picture, image_size, read_image
+from ..images.reading import Picture, read_image, stored_size
 from ..images.windows import Window, windows
 from .classes import LabelEncoding
 from .files import FileSample
@@ -105,7 +105,7 @@ class ImageFiles(MaskedImages):
         super().__init__(encoding, input_spec)
         self.rows: list[tuple[FileSample, Window | None]] = []
         for sample in samples:
-            places = [None] if tile is None else windows(image_size(sample.images[0]), **tile)
+            places = [None] if tile is None else windows(stored_size(sample.images[0]), **tile)
             self.rows += [(sample, window) for window in places]
 
     def __len__(self) -> int:
@@ -119,7 +119,7 @@ class ImageFiles(MaskedImages):
         name = sample.id if window is None else f"{sample.id}/{window[0]}_{window[1]}"
         images = [(str(path), read_image(path, window)) for path in sample.images]
         mask = self.read_mask(index)
-        if mask is not None and window is not None and image_size(sample.mask) != image_size(sample.images[0]):
+        if mask is not None and window is not None and stored_size(sample.mask) != stored_size(sample.images[0]):
             raise ValueError(f"The mask {sample.mask} and its image {sample.images[0]} are of different size.")
         return name, images, mask
 

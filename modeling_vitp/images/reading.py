@@ -11,6 +11,8 @@ from rasterio.errors import NotGeoreferencedWarning
 
 from .windows import Window
 
+IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".tif", ".tiff", ".bmp", ".webp", ".gif"}
+
 # What is read: by Pillow, or of a TIFF the array of shape `(height, width)` or `(height, width, bands)`.
 Picture = PIL.Image.Image | np.ndarray
 
@@ -26,10 +28,10 @@ def read_image(path: Path, window: Window | None) -> Picture:
 
 
 @cache
-def image_size(path: Path) -> tuple[int, int]:
-    """Width and height, from the header."""
+def stored_size(path: Path) -> tuple[int, int]:
+    """Height and width of what `read_image` gives, from the header."""
     with open_tiff(path) if is_tiff(path) else open_image(path) as image:
-        return image.width, image.height
+        return image.height, image.width
 
 
 def is_tiff(path: Path) -> bool:
@@ -66,7 +68,5 @@ decode_scene = lru_cache(maxsize=3)(decode)
 
 
 def image_files(folder: Path) -> list[Path]:
+    """The images under a folder, by their suffixes."""
     return [path for path in sorted(folder.rglob("*")) if path.suffix.lower() in IMAGE_SUFFIXES]
-
-
-IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".tif", ".tiff", ".bmp", ".webp", ".gif"}

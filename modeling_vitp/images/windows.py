@@ -12,8 +12,8 @@ def window_starts(length: int, window: int, stride: int) -> list[int]:
 
 
 def windows(image_size: tuple[int, int], size: int, overlap: int) -> list[Window | None]:
-    """The windows that cover an image, of at most `size` x `size`; `None` for one that is not larger."""
-    width, height = image_size
+    """The windows, at most `size` x `size`, that cover an image of that height and width; `None` for a small one."""
+    height, width = image_size
     if not 0 <= overlap < size:
         raise ValueError(f"tile: overlap={overlap} must be at least 0 and less than size={size}.")
     if max(width, height) <= size:

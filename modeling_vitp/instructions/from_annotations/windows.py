@@ -38,7 +38,7 @@ def window_of(image: AnnotatedImage, window: Window) -> AnnotatedImage:
     return dataclasses.replace(
         image,
         id=f"{image.id}/{left}_{top}",
-        size=(right - left, bottom - top),
+        size=(bottom - top, right - left),
         regions=tuple(regions),
         window=window,
         cut=frozenset(cut_classes),
