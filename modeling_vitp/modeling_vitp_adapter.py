@@ -12,15 +12,13 @@ from torch import nn
 from torch.nn import functional as F
 from transformers import initialization as init
 from transformers.modeling_layers import GradientCheckpointingLayer
-from transformers.modeling_outputs import BackboneOutput
 from transformers.models.deformable_detr.modeling_deformable_detr import MultiScaleDeformableAttention
 from transformers.models.dinov3_vit.modeling_dinov3_vit import Dinov3ViTDropPath
 from transformers.models.internvl.modeling_internvl import InternVLVisionEmbeddings
-from transformers.utils.generic import can_return_tuple
 
 from .configuration_vitp_dense import ViTPAdapterConfig
 from .modeling_vitp import ViTPVisionEncoder
-from .modeling_vitp_backbone import ViTPMultiScaleBackbone, pad_to_multiple
+from .modeling_vitp_backbone import ViTPMultiScaleBackbone
 
 
 class DeformableAttention(nn.Module):
@@ -226,20 +224,7 @@ class ViTPAdapter(ViTPMultiScaleBackbone):
                 if isinstance(part, nn.Conv2d):
                     init.kaiming_normal_(part.weight, mode="fan_out", nonlinearity="relu")
 
-    @can_return_tuple
-    def forward(self, pixel_values: torch.Tensor, **kwargs) -> tuple | BackboneOutput:
-        r"""
-        Args:
-            pixel_values (`torch.Tensor` of shape `(batch_size, 3, height, width)`):
-                Normalised images of any size, padded with zeros at the right and at the bottom to a multiple of 32
-                while they are computed.
-
-        Returns:
-            `feature_maps`, by default four of shape
-            `(batch_size, hidden_size, ceil(height / stride), ceil(width / stride))` at strides 4, 8, 16 and 32.
-        """
-        height, width = pixel_values.shape[-2:]
-        pixel_values = pad_to_multiple(pixel_values.to(self.dtype), 32, 32)
+    def maps(self, pixel_values: torch.Tensor, wanted: list[int]) -> list[torch.Tensor]:
         first, *prior = self.spatial_prior(pixel_values)
         shapes = [tuple(features.shape[-2:]) for features in prior]
         tokens = torch.cat(
@@ -262,12 +247,7 @@ class ViTPAdapter(ViTPMultiScaleBackbone):
                 features + F.interpolate(vit_map, size=features.shape[-2:], mode="bilinear", align_corners=False)
                 for features in maps
             ]
-        feature_maps = tuple(
-            norm(features)[:, :, : math.ceil(height / stride), : math.ceil(width / stride)]
-            for stage, norm, features, stride in zip(self.stage_names, self.norms, maps, (4, 8, 16, 32))
-            if stage in self.out_features
-        )
-        return BackboneOutput(feature_maps=feature_maps)
+        return [self.norms[index](maps[index]) for index in wanted]
 
 
 def to_tokens(maps: list[torch.Tensor]) -> torch.Tensor:

@@ -1,6 +1,7 @@
 """The ViT as a backbone with transformers' backbone API: one map of features for each layer that is asked for."""
 
 import dataclasses
+import math
 from pathlib import Path
 
 import torch
@@ -14,6 +15,8 @@ from .configuration_vitp import ViTPVisionConfig
 from .configuration_vitp_dense import ViTPBackboneConfig, ViTPMultiScaleConfig
 from .modeling_vitp import ViTPVisionModel, ViTPVisionPreTrainedModel
 from .resize import resize_backbone
+
+STRIDES = (4, 8, 16, 32)
 
 
 class ViTPBackbone(BackboneMixin, ViTPVisionModel):
@@ -62,6 +65,34 @@ class ViTPMultiScaleBackbone(BackboneMixin, ViTPVisionPreTrainedModel):
 
     config: ViTPMultiScaleConfig
     has_attentions = False
+
+    @can_return_tuple
+    def forward(self, pixel_values: torch.Tensor, **kwargs) -> tuple | BackboneOutput:
+        r"""
+        Args:
+            pixel_values (`torch.Tensor` of shape `(batch_size, 3, height, width)`):
+                Normalised images of any size, padded with zeros at the right and at the bottom to a multiple of 32
+                while they are computed.
+
+        Returns:
+            `feature_maps`, by default four of shape
+            `(batch_size, channels, ceil(height / stride), ceil(width / stride))` at strides 4, 8, 16 and 32.
+        """
+        height, width = pixel_values.shape[-2:]
+        wanted = [index for index, stage in enumerate(self.stage_names) if stage in self.out_features]
+        maps = self.maps(pad_to_multiple(pixel_values.to(self.dtype), 32, 32), wanted)
+        feature_maps = tuple(
+            features[:, :, : math.ceil(height / stride), : math.ceil(width / stride)]
+            for features, stride in zip(maps, (STRIDES[index] for index in wanted))
+        )
+        return BackboneOutput(feature_maps=feature_maps)
+
+    def maps(self, pixel_values: torch.Tensor, wanted: list[int]) -> list[torch.Tensor]:
+        """Those of the four maps that are `wanted`, by their places; the last layers of the others do not run.
+
+        Sides of the images are multiples of 32.
+        """
+        raise NotImplementedError
 
     @classmethod
     def from_backbone(cls, backbone: str | Path | InternVLVisionModel, **kwargs):

@@ -3,17 +3,13 @@
 The last map of the ViT, at stride 16, alone gives the maps at strides 4, 8, 16 and 32.
 """
 
-import math
-
 import torch
 from torch import nn
-from transformers.modeling_outputs import BackboneOutput
-from transformers.utils.generic import can_return_tuple
 
 from .configuration_vitp_dense import ViTPFeaturePyramidConfig
 from .modeling_vitp import ViTPVisionModel
 from .modeling_vitp_adapter import ChannelLayerNorm
-from .modeling_vitp_backbone import ViTPMultiScaleBackbone, pad_to_multiple
+from .modeling_vitp_backbone import ViTPMultiScaleBackbone
 
 
 class PyramidLevel(nn.Sequential):
@@ -61,28 +57,10 @@ class ViTPFeaturePyramid(ViTPMultiScaleBackbone, ViTPVisionModel):
         )
         self.post_init()
 
-    @can_return_tuple
-    def forward(self, pixel_values: torch.Tensor, **kwargs) -> tuple | BackboneOutput:
-        r"""
-        Args:
-            pixel_values (`torch.Tensor` of shape `(batch_size, 3, height, width)`):
-                Normalised images of any size, padded with zeros at the right and at the bottom to a multiple of 32
-                while they are computed.
-
-        Returns:
-            `feature_maps`, by default four of shape
-            `(batch_size, pyramid_channels, ceil(height / stride), ceil(width / stride))` at strides 4, 8, 16 and 32.
-        """
-        height, width = pixel_values.shape[-2:]
-        pixel_values = pad_to_multiple(pixel_values.to(self.dtype), 32, 32)
+    def maps(self, pixel_values: torch.Tensor, wanted: list[int]) -> list[torch.Tensor]:
         states = ViTPVisionModel.forward(self, pixel_values).last_hidden_state[:, 1:]
         features = states.transpose(1, 2).unflatten(2, (pixel_values.shape[-2] // 16, pixel_values.shape[-1] // 16))
-        feature_maps = tuple(
-            level(features)[:, :, : math.ceil(height / stride), : math.ceil(width / stride)]
-            for stage, level, stride in zip(self.stage_names, self.pyramid, (4, 8, 16, 32))
-            if stage in self.out_features
-        )
-        return BackboneOutput(feature_maps=feature_maps)
+        return [self.pyramid[index](features) for index in wanted]
 
 
 __all__ = ["ViTPFeaturePyramid"]

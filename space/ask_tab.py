@@ -6,12 +6,14 @@ from collections.abc import Iterator
 
 import gradio as gr
 from answers import MAX_QUESTION, check_length, encode, stream_answer
-from boxes import Box, draw_boxes, find_boxes
+from boxes import draw_boxes
 from computing import QUEUE, gpu, told
 from loading import FullModel, Models
 from PIL import Image
 from reading import Reading
 from uploading import example_choice, image_upload, open_upload
+
+from modeling_vitp.instructions.boxes import GridBox, read_boxes
 
 DISPLAY_SIDE = 800  # pixels
 PROMPTS = {
@@ -66,7 +68,7 @@ def build_tab(models: Models, model_name: gr.Dropdown) -> dict[str, gr.component
             so_far = [*messages, {"role": "assistant", "content": answer}]
             yield so_far, shown(so_far), gr.skip(), *unchanged
         messages.append({"role": "assistant", "content": answer.strip() or "(no answer)"})
-        boxes, wrong = find_boxes(answer)
+        boxes, wrong = read_boxes(answer)
         yield messages, shown(messages), gr.skip(), *pictures_of(images, boxes), summary_of(boxes, wrong)
 
     said = gr.State([])
@@ -150,7 +152,7 @@ def shown(messages: list[dict[str, str]]) -> list[dict[str, str]]:
     return [{**message, "content": html.escape(message["content"], quote=False)} for message in messages]
 
 
-def pictures_of(images: list[Image.Image], boxes: list[Box]) -> tuple[dict, dict]:
+def pictures_of(images: list[Image.Image], boxes: list[GridBox]) -> tuple[dict, dict]:
     """What the image and the swipe slider show: the one image, or the pair, the second at the size of the first.
 
     Small images are enlarged, so that labels can be read.
@@ -166,7 +168,7 @@ def pictures_of(images: list[Image.Image], boxes: list[Box]) -> tuple[dict, dict
     )
 
 
-def summary_of(boxes: list[Box], wrong: list[str]) -> str:
+def summary_of(boxes: list[GridBox], wrong: list[str]) -> str:
     """In words: how many boxes of which phrases, and what is no box."""
     counts = Counter(box.phrase or "without a phrase" for box in boxes)
     parts = [f"{count} × {phrase}" for phrase, count in counts.items()]

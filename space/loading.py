@@ -21,18 +21,11 @@ from computing import device
 from huggingface_hub import HfApi
 from huggingface_hub.utils import HFValidationError, validate_repo_id
 from tiny import tiny_model
-from transformers import (
-    AutoConfig,
-    AutoModel,
-    AutoTokenizer,
-    InternVLForConditionalGeneration,
-    PreTrainedConfig,
-    PreTrainedModel,
-)
+from transformers import AutoConfig, AutoModel, InternVLForConditionalGeneration, PreTrainedConfig, PreTrainedModel
 
 from modeling_vitp import ViTPForConditionalGeneration, ViTPImageProcessor, ViTPProcessor, ViTPVisionModel
 from modeling_vitp.convert.export import image_settings
-from modeling_vitp.convert.internvl import from_internvl_config
+from modeling_vitp.convert.internvl import from_internvl, internvl_processor
 
 QUICKSTART = "outputs/quickstart"
 TINY = "tiny random model"
@@ -163,13 +156,7 @@ class Models:
         if self._model_type(name) != "internvl":
             raise UnavailableModel(f"{name} is a {self._model_type(name)!r} model, not a full one (vitp or internvl).")
         native = InternVLForConditionalGeneration.from_pretrained(name, use_safetensors=True, **options)
-        model = ViTPForConditionalGeneration(from_internvl_config(native.config))
-        model.load_state_dict(native.state_dict(), assign=True)
-        model.tie_weights()
-        model.generation_config = native.generation_config
-        image_processor = ViTPImageProcessor.from_pretrained(name, **options)
-        tokenizer = AutoTokenizer.from_pretrained(name, **options)
-        return model, ViTPProcessor(image_processor, tokenizer, image_seq_length=model.config.image_seq_length)
+        return from_internvl(native), internvl_processor(name, **options)
 
     def _read_backbone(self, name: str, options: dict) -> tuple[PreTrainedModel, ViTPImageProcessor]:
         kind = self._model_type(name)

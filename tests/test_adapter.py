@@ -246,3 +246,14 @@ def test_settings_that_do_not_fit_are_refused(settings, message):
 def test_the_papers_interactions_are_the_default_for_24_layers():
     config = ViTPAdapterConfig(num_hidden_layers=24, patch_size=[16, 16])
     assert config.interaction_layers == [[0, 7], [8, 11], [12, 15], [16, 23]]
+
+
+@pytest.mark.parametrize("stages", [["stride4", "stride32"], ["stride16"]])
+def test_of_maps_that_are_not_asked_for_no_statistics_are_taken(stages):
+    settings = {**TINY, **ADAPTER, "spatial_prior_norm": "batch_norm", "out_features": stages}
+    model = ViTPAdapter(ViTPAdapterConfig(**settings)).train()
+    maps = model(torch.randn(2, 3, 40, 64)).feature_maps
+    strides = [int(stage.removeprefix("stride")) for stage in stages]
+    assert [tuple(features.shape[-2:]) for features in maps] == [(-(-40 // s), -(-64 // s)) for s in strides]
+    seen = [norm.num_batches_tracked.item() for norm in model.norms]
+    assert seen == [int(stage in stages) for stage in model.stage_names]

@@ -2,8 +2,12 @@
 
 import numpy as np
 import pytest
-from boxes import COLOURS, Box, draw_boxes, find_boxes
+from boxes import COLOURS, draw_boxes
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from PIL import Image, ImageColor
+
+from modeling_vitp.instructions.boxes import GridBox, grid_box, iou, is_box, read_boxes, write_boxes, wrong_boxes
 
 
 @pytest.mark.parametrize(
@@ -29,18 +33,18 @@ from PIL import Image, ImageColor
     ],
 )
 def test_boxes_are_found_in_both_ways_of_writing_them(text, wanted):
-    assert find_boxes(text) == ([Box(*box) for box in wanted], [])
+    assert read_boxes(text) == ([GridBox(*box) for box in wanted], [])
 
 
 @pytest.mark.parametrize("wrong", ["[0, 0, 1001, 5]", "[5, 0, 5, 9]", "[9, 0, 5, 9]", "[0, 9, 5, 2]"])
 def test_what_is_no_box_on_the_grid_is_named(wrong):
-    assert find_boxes(f"<ref>x</ref><box>[{wrong}]</box> [1, 2, 3, 4]") == ([Box(1, 2, 3, 4)], [wrong])
+    assert read_boxes(f"<ref>x</ref><box>[{wrong}]</box> [1, 2, 3, 4]") == ([GridBox(1, 2, 3, 4)], [wrong])
 
 
 @pytest.mark.parametrize("size", [(200, 100), (100, 300), (1, 60)])
 def test_box_outlines_the_pixels_that_it_spans(size):
     width, height = size
-    box = Box(250, 500, 750, 1000)
+    box = GridBox(250, 500, 750, 1000)
     drawn = np.array(draw_boxes(Image.new("RGB", size, "#000080"), [box]))
     left, top, right, bottom = width // 4, height // 2, max(3 * width // 4, width // 4 + 1), height
     coloured = (drawn == ImageColor.getrgb(COLOURS[0])).all(-1)
@@ -53,7 +57,7 @@ def test_box_outlines_the_pixels_that_it_spans(size):
 
 def test_image_that_is_drawn_on_is_left_as_it_was_and_palettes_become_rgb():
     image = Image.new("P", (64, 64))
-    drawn = draw_boxes(image, [Box(0, 0, 500, 500, "x")])
+    drawn = draw_boxes(image, [GridBox(0, 0, 500, 500, "x")])
     assert drawn.mode == "RGB" and not np.array(image).any() and np.array(drawn).any()
 
 
@@ -61,9 +65,9 @@ def test_labels_are_readable_and_of_one_colour_a_phrase():
     """The label's background has the colour of its box, black letters are on it, and both stay in the image."""
     image = Image.new("RGB", (600, 400), "white")
     boxes = [
-        Box(0, 0, 200, 300, "ship"),
-        Box(900, 500, 1000, 800, "a long phrase at the edge"),
-        Box(300, 0, 500, 300, "ship"),
+        GridBox(0, 0, 200, 300, "ship"),
+        GridBox(900, 500, 1000, 800, "a long phrase at the edge"),
+        GridBox(300, 0, 500, 300, "ship"),
     ]
     drawn = np.array(draw_boxes(image, boxes)).astype(int)
     for colour, count in ((COLOURS[0], 2), (COLOURS[1], 1)):
@@ -79,3 +83,55 @@ def test_every_colour_carries_black_letters():
         channels = np.array(ImageColor.getrgb(colour)) / 255
         linear = np.where(channels <= 0.04045, channels / 12.92, ((channels + 0.055) / 1.055) ** 2.4)
         assert (linear @ [0.2126, 0.7152, 0.0722] + 0.05) / 0.05 >= 7
+
+
+@st.composite
+def images_with_boxes(draw):
+    """Height and width of an image, and boxes in it of any size, the smallest a thousandth of a pixel."""
+    height, width = draw(st.integers(1, 6000)), draw(st.integers(1, 6000))
+
+    def side(length):
+        low = draw(st.floats(0, length - 1e-3))
+        return low, min(low + draw(st.floats(1e-3, length)), length)
+
+    boxes = []
+    for _ in range(draw(st.integers(1, 4))):
+        (left, right), (top, bottom) = side(width), side(height)
+        boxes.append((left, top, right, bottom))
+    return (height, width), boxes
+
+
+@settings(deadline=None, max_examples=200)
+@given(images_with_boxes(), st.sampled_from(["", "ship", "the largest storage tank"]))
+def test_boxes_that_are_written_are_read_again_with_an_area_and_within_a_cell(image, phrase):
+    size, boxes = image
+    found, wrong = read_boxes(write_boxes(boxes, size, phrase))
+    assert wrong == [] and [box.phrase for box in found] == [phrase] * len(boxes)
+    assert wrong_boxes(write_boxes(boxes, size, phrase)) == ([], [])
+    cells = [size[1] / 1000, size[0] / 1000] * 2
+    for box, read in zip(boxes, (box.in_pixels(size) for box in found), strict=True):
+        assert read[0] < read[2] and read[1] < read[3]
+        for low, high in ((0, 2), (1, 3)):
+            is_covered = read[low] <= box[low] + 1e-6 and box[high] <= read[high] + 1e-6
+            is_rounded = all(abs(read[end] - box[end]) <= cells[end] / 2 + 1e-6 for end in (low, high))
+            assert is_covered or is_rounded
+            assert all(abs(read[end] - box[end]) <= cells[end] + 1e-6 for end in (low, high))
+
+
+@given(st.lists(st.integers(0, 1000), min_size=4, max_size=4))
+def test_a_box_of_an_image_as_large_as_the_grid_stays_as_it_is(corners):
+    if is_box(list(map(str, corners))):
+        assert grid_box(corners, (1000, 1000)) == corners
+        assert write_boxes([corners], (1000, 1000), "ship") == f"<ref>ship</ref><box>[{corners}]</box>"
+        assert write_boxes([corners], (1000, 1000)) == f"<box>[{corners}]</box>"
+
+
+def test_a_number_that_no_integer_holds_is_no_box():
+    """Python refuses to make an integer of more than 4300 digits."""
+    text = f"[1, 2, {'9' * 5000}, 4]"
+    assert read_boxes(text) == ([], []) and wrong_boxes(text) == ([], [text])
+    assert wrong_boxes(f"<box>[{text}]</box>") == ([text], [])
+
+
+def test_empty_boxes_share_nothing():
+    assert iou((1, 2, 1, 5), (1, 2, 1, 5)) == 0.0 and iou((5, 5, 1, 1), (0, 0, 9, 9)) == 0.0

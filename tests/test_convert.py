@@ -44,6 +44,7 @@ from modeling_vitp import (
 )
 from modeling_vitp.convert import tensor_files
 from modeling_vitp.convert.__main__ import main
+from modeling_vitp.convert.internvl import from_internvl, internvl_processor
 from modeling_vitp.convert.original_config import text_from_original, text_to_original
 from modeling_vitp.training.from_scratch import build_tokenizer
 from modeling_vitp.training.pretraining import check_compatible
@@ -1063,3 +1064,19 @@ def test_memory_stays_far_below_the_largest_shard(tmp_path):
         assert process.returncode != 0
         assert not (tmp_path / "killed").exists()
         assert bool(list(tmp_path.glob(".killed.*"))) == (kind == signal.SIGKILL)
+
+
+def test_the_processor_of_internvl_has_the_tokens_of_its_images_whatever_the_configuration_states(
+    tmp_path, model, processor
+):
+    """transformers' own configuration does not compute them: 256 stands there unless somebody set them."""
+    model.save_pretrained(tmp_path / "vitp")
+    processor.save_pretrained(tmp_path / "vitp")
+    convert_checkpoint(tmp_path / "vitp", tmp_path / "native", "internvl")
+    config = json.loads((tmp_path / "native" / "config.json").read_text())
+    (tmp_path / "native" / "config.json").write_text(json.dumps(config | {"image_seq_length": 256}))
+    native = InternVLForConditionalGeneration.from_pretrained(tmp_path / "native")
+    assert native.config.image_seq_length == 256
+    converted = from_internvl(native)
+    assert internvl_processor(tmp_path / "native").image_seq_length == converted.config.image_seq_length == 4
+    assert all(torch.equal(value, converted.state_dict()[name]) for name, value in model.state_dict().items())

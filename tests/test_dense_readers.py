@@ -14,7 +14,7 @@ from modeling_vitp.dense.classes import LabelEncoding
 from modeling_vitp.dense.data import DenseData, balanced_weights, count_pixels
 from modeling_vitp.dense.files import fill, find_samples
 from modeling_vitp.dense.volumes import slice_volumes
-from modeling_vitp.images.windows import windows
+from modeling_vitp.images.windows import window_starts, windows
 
 TWO = [{"name": "ground"}, {"name": "tree"}]
 
@@ -217,7 +217,7 @@ def test_a_palette_is_read_by_index_or_by_colour(tmp_path):
 def test_windows_cover_an_image(width, height, size, data):
     overlap = data.draw(st.integers(0, size - 1))
     covered = np.zeros((height, width), dtype=int)
-    boxes = windows((width, height), size, overlap)
+    boxes = windows((height, width), size, overlap)
     for box in boxes:
         left, top, right, bottom = box or (0, 0, width, height)
         assert 0 <= left < right <= width and 0 <= top < bottom <= height
@@ -415,3 +415,16 @@ def test_configurations_describe_their_data(name):
     if "submission" in config:
         assert set(config["submission"]) <= {"split", "file", "encoding"}
         assert "mask" not in data.splits[config["submission"]["split"]]
+
+
+@given(st.integers(1, 300), st.integers(1, 300), st.data())
+def test_windows_along_an_axis_cover_it_and_the_last_ends_with_it(length, window, data):
+    stride = data.draw(st.integers(1, window))
+    starts = window_starts(length, window, stride)
+    covered = np.zeros(length, dtype=int)
+    for start in starts:
+        covered[start : start + window] += 1
+    assert covered.min() >= 1
+    assert starts[0] == 0 and starts[-1] + min(window, length) == length
+    assert starts == sorted(set(starts)) and all(start == index * stride for index, start in enumerate(starts[:-1]))
+    assert len(starts) == 1 + -(-max(length - window, 0) // stride)  # no more than are needed

@@ -17,7 +17,7 @@ from PIL import Image
 
 from modeling_vitp import ViTPDataCollator
 from modeling_vitp.cards.sections import set_section
-from modeling_vitp.images.windows import starts
+from modeling_vitp.images.windows import window_starts
 from modeling_vitp.instructions.boxes import grid_box
 from modeling_vitp.instructions.from_annotations import storage
 from modeling_vitp.recipes import make_instructions
@@ -280,7 +280,7 @@ def test_every_answer_follows_from_the_raw_annotation(annotated, tmp_path):
 def test_in_windows_an_object_counts_if_half_of_it_is_seen(annotated, tmp_path):
     layout, root, objects = annotated
     rows = make(layout, root, tmp_path, "--turns", 10, "--window", 200, "--overlap", 40)["train"]
-    assert starts(0, 320, 128, 100) == [0, 100, 192]
+    assert window_starts(320, 128, 100) == [0, 100, 192]
     seen = Counter()
     for row in rows:
         name, place = row["id"].removeprefix("train/").replace(".png", "").split("/")
@@ -551,7 +551,7 @@ def test_crowds_and_difficult_objects_are_neither_counted_nor_pointed_at_nor_den
 def test_grid_boxes_always_have_an_area_and_are_on_the_grid(x, y, w, h, width, height):
     left, top = min(x, width - 1e-3), min(y, height - 1e-3)
     box = (left, top, min(left + w, width), min(top + h, height))
-    assert same_place(grid_box(box, (width, height)), box, width, height)
+    assert same_place(grid_box(box, (height, width)), box, width, height)
 
 
 @pytest.mark.parametrize(
@@ -626,3 +626,27 @@ def test_a_section_of_a_card_is_replaced_and_the_others_stay(tmp_path):
     assert card.read_text() == (
         "---\nlicense: mit\n---\n\n# Name\n\n## One\n\nnew\n\n## Two\n\nstays\n\n## Three\n\nadded\n"
     )
+
+
+def test_gifs_are_images_and_masks_as_in_drive(tmp_path):
+    noise(tmp_path / "data" / "train" / "images" / "21.gif", 0, (30, 20))
+    mask = np.zeros((20, 30), dtype=np.uint8)
+    mask[5:10, 10:25] = 1
+    (tmp_path / "data" / "train" / "masks").mkdir()
+    Image.fromarray(mask).save(tmp_path / "data" / "train" / "masks" / "21.gif")
+    (tmp_path / "names.json").write_text('{"0": null, "1": "vessel"}')
+    options = "--names", str(tmp_path / "names.json"), "--kinds", "grounding_one"
+    (row,) = make("masks", tmp_path / "data", tmp_path / "out", *options)["train"]
+    assert row["images"][0].size == (30, 20)
+    ((_, answer),) = turns_of(row)
+    assert answer == "<ref>vessel</ref><box>[[333, 250, 833, 500]]</box>"
+
+
+def test_sizes_that_disagree_are_named_width_first(tmp_path):
+    write_coco(tmp_path / "data", "train", NAMES["train"][:2])
+    path = tmp_path / "data" / "annotations" / "instances_train2017.json"
+    contents = json.loads(path.read_text())
+    contents["images"][1] |= {"width": HEIGHT, "height": WIDTH}
+    path.write_text(json.dumps(contents))
+    with pytest.raises(ValueError, match=r"240 x 320 pixels is not the size of .*png, 320 x 240\."):
+        make("coco", tmp_path / "data", tmp_path / "out")

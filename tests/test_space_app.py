@@ -408,3 +408,15 @@ def test_requirements_are_pinned_within_what_the_package_asks_for():
 
 def test_gradio_reports_nothing_home():
     assert not build_app(Models()).analytics_enabled and gradio.__version__ >= "6"
+
+
+def test_the_app_needs_none_of_what_only_recipes_need():
+    """All of the extra `recipes` that `space/requirements.txt` does not bring along."""
+    root = Path(__file__).parents[1]
+    absent = ["trl", "datasets", "peft", "evaluate", "accelerate", "cv2", "nibabel"]
+    code = (
+        f"import sys; sys.modules.update(dict.fromkeys({absent})); sys.path[:0] = {[str(root), str(root / 'space')]}; "
+        "import app; from loading import Models; app.build_app(Models()); print(Models().full().processor.tokenizer)"
+    )
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert run.returncode == 0 and "<box>" in run.stdout, run.stderr

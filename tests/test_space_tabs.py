@@ -11,7 +11,7 @@ import pytest
 import torch
 import vrl_tab
 from answers import Answer, answers_by_drop_ratio, decode, encode, greedy
-from boxes import COLOURS, Box
+from boxes import COLOURS
 from conftest import picture
 from gradio_client import Client, handle_file
 from gradio_client.exceptions import AppError
@@ -19,6 +19,8 @@ from loading import TINY, Models
 from PIL import Image, ImageColor
 from visual_tokens import DIMMED
 from vrl_cost import language_model_flops
+
+from modeling_vitp.instructions.boxes import GridBox
 
 QUESTION = "How many trees are there?"
 MARKUP = "<img src=x onerror=alert(1)><script>alert(2)</script> **how many**?"
@@ -280,7 +282,7 @@ def test_stopped_answer_ends_the_generation(client, scene, monkeypatch):
 
 
 def test_summary_counts_boxes_by_phrase():
-    boxes = [Box(0, 0, 1, 1, "ship"), Box(0, 0, 2, 2, "ship"), Box(0, 0, 3, 3)]
+    boxes = [GridBox(0, 0, 1, 1, "ship"), GridBox(0, 0, 2, 2, "ship"), GridBox(0, 0, 3, 3)]
     assert ask_tab.summary_of(boxes, []) == "2 × ship; 1 × without a phrase"
     assert ask_tab.summary_of([], []) == "None."
 

@@ -30,7 +30,7 @@ def from_internvl(model: InternVLForConditionalGeneration) -> ViTPForConditional
 
 def internvl_processor(name: str, **options) -> ViTPProcessor:
     """Our processor around the tokenizer and the image settings of a transformers InternVL checkpoint."""
-    config = AutoConfig.from_pretrained(name, **options)
+    config = from_internvl_config(AutoConfig.from_pretrained(name, **options))
     image_processor = ViTPImageProcessor.from_pretrained(name, **options)
     return ViTPProcessor(
         image_processor, AutoTokenizer.from_pretrained(name, **options), image_seq_length=config.image_seq_length

@@ -18,7 +18,6 @@ import torch
 from rasterio.enums import ColorInterp, MaskFlags
 from rasterio.errors import NotGeoreferencedWarning
 from rasterio.io import DatasetReader, DatasetWriter
-from rasterio.windows import Window
 from tqdm.auto import tqdm
 from transformers import BaseImageProcessor, PreTrainedModel
 
@@ -153,14 +152,13 @@ def predict_large(
                 file.scales = [1 / 255] * num_labels
                 file.descriptions = names
                 for top, layers in rows.read(BLOCK):
-                    area = Window(0, top, first.width, len(layers))
-                    file.write(layers[:, 1:].swapaxes(0, 1), window=area)
+                    file.write(layers[:, 1:].swapaxes(0, 1), window=whole_rows(first, top, top + len(layers)))
         nodata = NO_CLASS if any(source.is_masked for source in sources) else None
         with write_whole(outputs[0], first, count=1, nodata=nodata) as file:
             file.write_colormap(1, dict(enumerate(colors)))
             file.update_tags(classes=json.dumps(names))
             for top, layers in rows.read(BLOCK):
-                file.write(layers[:, 0], 1, window=Window(0, top, first.width, len(layers)))
+                file.write(layers[:, 0], 1, window=whole_rows(first, top, top + len(layers)))
     rows.delete()
 
 
@@ -209,8 +207,7 @@ class Source:
 
     def read(self, top: int, bottom: int) -> torch.Tensor:
         """Rows as they are stored, `(1, bands, bottom - top, width)`."""
-        area = Window(0, top, self.dataset.width, bottom - top)
-        return torch.from_numpy(self.dataset.read(self.bands, window=area))[None]
+        return torch.from_numpy(self.dataset.read(self.bands, window=whole_rows(self.dataset, top, bottom)))[None]
 
     def normalise(self, windows: torch.Tensor) -> torch.Tensor:
         """Windows, `(batch, bands, height, width)`, as the model takes them: `(batch, 3, height, width)`."""
@@ -224,7 +221,12 @@ class Source:
 
     def has_no_data(self, top: int, bottom: int) -> np.ndarray:
         """bool of shape `(bottom - top, width)`."""
-        return self.dataset.dataset_mask(window=Window(0, top, self.dataset.width, bottom - top)) == 0
+        return self.dataset.dataset_mask(window=whole_rows(self.dataset, top, bottom)) == 0
+
+
+def whole_rows(dataset: DatasetReader, top: int, bottom: int) -> tuple[tuple[int, int], tuple[int, int]]:
+    """As rasterio takes a window: the ranges of rows and of columns."""
+    return (top, bottom), (0, dataset.width)
 
 
 def sampled_windows(dataset: DatasetReader, bands: list[int], percentiles: tuple[float, float]) -> list[list[float]]:

@@ -10,8 +10,8 @@ from transformers.image_utils import ChannelDimension
 
 from ..image_processing_vitp import InputSpec
 from ..image_processing_vitp_dense import ViTPSegmentationImageProcessor
-from ..images.reading import Picture, image_size, read_image
-from ..images.windows import Box, windows
+from ..images.reading import Picture, read_image, stored_size
+from ..images.windows import Window, windows
 from .classes import LabelEncoding
 from .files import FileSample
 
@@ -103,10 +103,10 @@ class ImageFiles(MaskedImages):
         tile: dict | None = None,
     ):
         super().__init__(encoding, input_spec)
-        self.rows: list[tuple[FileSample, Box | None]] = []
+        self.rows: list[tuple[FileSample, Window | None]] = []
         for sample in samples:
-            boxes = [None] if tile is None else windows(image_size(sample.images[0]), **tile)
-            self.rows += [(sample, box) for box in boxes]
+            places = [None] if tile is None else windows(stored_size(sample.images[0]), **tile)
+            self.rows += [(sample, window) for window in places]
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -115,17 +115,17 @@ class ImageFiles(MaskedImages):
         return self.rows[index][0].case
 
     def read(self, index: int):
-        sample, box = self.rows[index]
-        name = sample.id if box is None else f"{sample.id}/{box[0]}_{box[1]}"
-        images = [(str(path), read_image(path, box)) for path in sample.images]
+        sample, window = self.rows[index]
+        name = sample.id if window is None else f"{sample.id}/{window[0]}_{window[1]}"
+        images = [(str(path), read_image(path, window)) for path in sample.images]
         mask = self.read_mask(index)
-        if mask is not None and box is not None and image_size(sample.mask) != image_size(sample.images[0]):
+        if mask is not None and window is not None and stored_size(sample.mask) != stored_size(sample.images[0]):
             raise ValueError(f"The mask {sample.mask} and its image {sample.images[0]} are of different size.")
         return name, images, mask
 
     def read_mask(self, index: int):
-        sample, box = self.rows[index]
-        return None if sample.mask is None else (str(sample.mask), read_image(sample.mask, box))
+        sample, window = self.rows[index]
+        return None if sample.mask is None else (str(sample.mask), read_image(sample.mask, window))
 
 
 class Rows(MaskedImages):

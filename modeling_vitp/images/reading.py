@@ -8,29 +8,30 @@ import numpy as np
 import PIL.Image
 import rasterio
 from rasterio.errors import NotGeoreferencedWarning
-from rasterio.windows import Window
 
-from .windows import Box
+from .windows import Window
+
+IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".tif", ".tiff", ".bmp", ".webp", ".gif"}
 
 # What is read: by Pillow, or of a TIFF the array of shape `(height, width)` or `(height, width, bands)`.
 Picture = PIL.Image.Image | np.ndarray
 
 
-def read_image(path: Path, box: Box | None) -> Picture:
+def read_image(path: Path, window: Window | None) -> Picture:
     """A file, or a window of it; of a TIFF no more is read than the window."""
     if is_tiff(path):
-        window = None if box is None else Window(box[0], box[1], box[2] - box[0], box[3] - box[1])
+        area = None if window is None else ((window[1], window[3]), (window[0], window[2]))  # rows, columns
         with open_tiff(path) as file:
-            bands = file.read(window=window)
+            bands = file.read(window=area)
         return bands[0] if len(bands) == 1 else bands.transpose(1, 2, 0)
-    return decode(path) if box is None else decode_scene(path).crop(box)
+    return decode(path) if window is None else decode_scene(path).crop(window)
 
 
 @cache
-def image_size(path: Path) -> tuple[int, int]:
-    """Width and height, from the header."""
+def stored_size(path: Path) -> tuple[int, int]:
+    """Height and width of what `read_image` gives, from the header."""
     with open_tiff(path) if is_tiff(path) else open_image(path) as image:
-        return image.width, image.height
+        return image.height, image.width
 
 
 def is_tiff(path: Path) -> bool:
@@ -67,7 +68,5 @@ decode_scene = lru_cache(maxsize=3)(decode)
 
 
 def image_files(folder: Path) -> list[Path]:
+    """The images under a folder, by their suffixes."""
     return [path for path in sorted(folder.rglob("*")) if path.suffix.lower() in IMAGE_SUFFIXES]
-
-
-IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".tif", ".tiff", ".bmp", ".webp", ".gif"}

@@ -1,19 +1,44 @@
-"""Boxes in texts: on a grid from 0 to 1000 across the image, both included."""
+"""Boxes: in pixels, and in texts on a grid from 0 to 1000 across the image; written, read, checked and compared."""
 
 import math
 import re
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
 
-import numpy as np
+Box = tuple[float, float, float, float]  # left, top, right, bottom in pixels
+GRID = 1000  # corners in texts are integers from 0 to 1000, both included
 
-from .from_annotations.annotations import Box, box_area, clip
+# What a reader meets: a phrase, the end of its boxes, or four whole numbers in brackets.
+MARKS = re.compile(
+    r"<ref>(?P<phrase>.*?)</ref>|(?P<end></box>)|\[\s*(\d{1,9})\s*,\s*(\d{1,9})\s*,\s*(\d{1,9})\s*,\s*(\d{1,9})\s*\]",
+    re.DOTALL,
+)
+# What is written where a box should be: four of anything in brackets.
+MARKED = re.compile(r"<box>(.*?)</box>", re.DOTALL)
+FOUR = re.compile(r"\[([^\[\],]+),([^\[\],]+),([^\[\],]+),([^\[\],]+)\]")
+NUMBER, CORNER = re.compile(r"-?[\d.]+"), re.compile(r"\d{1,9}")
 
-GRID = 1000  # boxes in texts are integers from 0 to 1000, both included
+
+class GridBox(NamedTuple):
+    """A box on the grid."""
+
+    left: int
+    top: int
+    right: int
+    bottom: int
+    phrase: str = ""
+    """What the text says is in it; empty if it does not say."""
+
+    def in_pixels(self, size: tuple[int, int]) -> Box:
+        """In an image of that height and width."""
+        height, width = size
+        return tuple(corner * side / GRID for corner, side in zip(self[:4], (width, height, width, height)))
 
 
 def grid_box(box: Box, size: tuple[int, int]) -> list[int]:
-    """A box on the grid of 0 to 1000: rounded, and outwards where rounding would leave no area."""
-    corners = []
-    for low, high, side in ((box[0], box[2], size[0]), (box[1], box[3], size[1])):
+    """A box of an image of that height and width, on the grid: rounded, and outwards where that would leave no area."""
+    corners, (height, width) = [], size
+    for low, high, side in ((box[0], box[2], width), (box[1], box[3], height)):
         low, high = low * GRID / side, high * GRID / side
         ends = round(low), round(high)
         corners.append(ends if ends[0] < ends[1] else (min(math.floor(low), GRID - 1), max(math.ceil(high), 1)))
@@ -21,42 +46,71 @@ def grid_box(box: Box, size: tuple[int, int]) -> list[int]:
     return [left, top, right, bottom]
 
 
-def format_boxes(phrase: str, boxes: list[Box], size: tuple[int, int]) -> str:
-    """InternVL's way of writing boxes: `<ref>phrase</ref><box>[[x1, y1, x2, y2], …]</box>`."""
-    return f"<ref>{phrase}</ref><box>{[grid_box(box, size) for box in boxes]}</box>"
+def write_boxes(boxes: Iterable[Box], size: tuple[int, int], phrase: str = "") -> str:
+    """Boxes of an image of that height and width as InternVL writes them.
+
+    `<ref>phrase</ref><box>[[x1, y1, x2, y2], …]</box>`, without `<ref>` where there is no phrase.
+    """
+    written = f"<box>{[grid_box(box, size) for box in boxes]}</box>"
+    return f"<ref>{phrase}</ref>{written}" if phrase else written
 
 
-def overlap(first: Box, second: Box) -> float:
-    """Intersection over union."""
-    shared = box_area(clip(first, second))
-    return shared / (box_area(first) + box_area(second) - shared)
+def read_boxes(text: str) -> tuple[list[GridBox], list[str]]:
+    """The boxes in a text, in its order, and what is written like a box but is none.
 
-
-BOXES = re.compile(r"<box>(.*?)</box>", re.DOTALL)
-BOX = re.compile(r"\[\s*([^\[\],]+?)\s*,\s*([^\[\],]+?)\s*,\s*([^\[\],]+?)\s*,\s*([^\[\],]+?)\s*\]")
-NUMBERS = re.compile(r"\[\s*(-?[\d.]+)\s*,\s*(-?[\d.]+)\s*,\s*(-?[\d.]+)\s*,\s*(-?[\d.]+)\s*\]")
+    Both ways of writing them are read, `[x1, y1, x2, y2]` and `<ref>phrase</ref><box>[[x1, y1, x2, y2], …]</box>`. A
+    phrase holds for all boxes up to the next `</box>` or `<ref>`. A box has integers from 0 to 1000, with left before
+    right and top before bottom.
+    """
+    boxes, wrong, phrase = [], [], ""
+    for match in MARKS.finditer(text):
+        if match["phrase"] is not None:
+            phrase = " ".join(match["phrase"].split())
+        elif match["end"]:
+            phrase = ""
+        elif is_box(match.groups()[2:]):
+            boxes.append(GridBox(*map(int, match.groups()[2:]), phrase))
+        else:
+            wrong.append(match[0])
+    return boxes, wrong
 
 
 def wrong_boxes(text: str) -> tuple[list[str], list[str]]:
     """What in a text is no box on the grid with an area: between `<box>` and `</box>`, and in other brackets."""
     wrong = []
-    for inner in BOXES.findall(text):
-        boxes = BOX.findall(inner)
-        if not boxes:
+    for inner in MARKED.findall(text):
+        found = fours_in(inner)
+        if not found:
             wrong.append(f"<box>{inner}</box> holds no box")
-        wrong += [f"[{', '.join(box)}]" for box in boxes if not is_box(box)]
-    rest = BOXES.sub("", text)
-    return wrong, [f"[{', '.join(box)}]" for box in NUMBERS.findall(rest) if not is_box(box)]
+        wrong += [f"[{', '.join(corners)}]" for corners in found if not is_box(corners)]
+    loose = [corners for corners in fours_in(MARKED.sub("", text)) if all(map(NUMBER.fullmatch, corners))]
+    return wrong, [f"[{', '.join(corners)}]" for corners in loose if not is_box(corners)]
 
 
-def is_box(corners: tuple[str, ...]) -> bool:
-    if not all(re.fullmatch(r"\d+", corner) for corner in corners):
+def fours_in(text: str) -> list[list[str]]:
+    return [[part.strip() for part in parts] for parts in FOUR.findall(text)]
+
+
+def is_box(corners: Sequence[str]) -> bool:
+    """Whether four texts are a box: integers on the grid, with left before right and top before bottom."""
+    if not all(map(CORNER.fullmatch, corners)):
         return False
     left, top, right, bottom = map(int, corners)
     return left < right <= GRID and top < bottom <= GRID
 
 
-def parse_box(answer: str, size: int) -> np.ndarray | None:
-    """The first box of an answer in pixels, or None."""
-    match = re.search(r"\[\[?\s*(\d+),\s*(\d+),\s*(\d+),\s*(\d+)", answer)
-    return np.array([int(corner) for corner in match.groups()]) * size / GRID if match else None
+def clip(box: Box, area: Box) -> Box:
+    """The part of a box that lies in an area."""
+    return (max(box[0], area[0]), max(box[1], area[1]), min(box[2], area[2]), min(box[3], area[3]))
+
+
+def box_area(box: Box) -> float:
+    """In square pixels; 0 for a box that is empty or inside out."""
+    return max(box[2] - box[0], 0) * max(box[3] - box[1], 0)
+
+
+def iou(first: Box, second: Box) -> float:
+    """Intersection over union; 0 if both are empty."""
+    shared = box_area(clip(first, second))
+    union = box_area(first) + box_area(second) - shared
+    return float(shared / union) if union > 0 else 0.0

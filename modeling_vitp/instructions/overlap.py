@@ -19,7 +19,7 @@ from PIL import Image
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
-from ..images.reading import IMAGE_SUFFIXES
+from ..images.reading import image_files
 from .rows import load_images
 from .sources import folder_cache
 
@@ -260,7 +260,7 @@ def load_test_images(where: str, split: str = "test", num_workers: int = 0) -> T
     """
     folder = Path(where)
     if folder.is_dir() and not any(folder.rglob("*.parquet")):
-        files = [path for path in sorted(folder.rglob("*")) if path.suffix.lower() in IMAGE_SUFFIXES]
+        files = image_files(folder)
         images = Dataset.from_dict({"image": list(map(str, files))})
         names = [path.relative_to(folder).as_posix() for path in files]
     else:

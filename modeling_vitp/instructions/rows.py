@@ -9,6 +9,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+import PIL.ExifTags
 import PIL.Image
 import torch
 from datasets import Dataset, Features, Image, IterableDataset, List, Value
@@ -144,9 +145,6 @@ def normalise(turns: list[dict], num_images: int) -> list[dict]:
     return messages
 
 
-EXIF_ORIENTATION = 0x0112
-
-
 def image_size(image: Any) -> tuple[int, int]:
     """Height and width of an image of a row, as it is seen: an encoded one by its header, turned as its EXIF says."""
     if isinstance(image, str):
@@ -157,7 +155,7 @@ def image_size(image: Any) -> tuple[int, int]:
             return Image().decode_example(image).size[::-1]
         with PIL.Image.open(source) as opened:
             # The method of PNG's subclass would decode the image.
-            turned = PIL.Image.Image.getexif(opened).get(EXIF_ORIENTATION, 1) >= 5
+            turned = PIL.Image.Image.getexif(opened).get(PIL.ExifTags.Base.Orientation, 1) >= 5
             return opened.size if turned else opened.size[::-1]
     if isinstance(image, PIL.Image.Image):
         return image.size[::-1]

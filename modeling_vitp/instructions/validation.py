@@ -31,7 +31,6 @@ from .sources import read_source
 
 matplotlib.use("Agg")
 
-GRID = 1000
 TILE, MAX_PATCHES = (448, 448), 12  # InternVL's
 BATCH_SIZE = 16
 MAX_EXAMPLES = 20  # rows named in the report, of each problem of a source

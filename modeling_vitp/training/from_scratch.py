@@ -15,7 +15,10 @@ MARKS = [TURN_START, "<img>", "</img>", "<IMG_CONTEXT>", "<ref>", "</ref>", "<bo
 
 
 def build_tokenizer(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenizerFast:
-    """Trains a byte-level BPE on `texts`, with the special tokens of Qwen2.5 and InternVL2.5. Deterministic."""
+    """Trains a byte-level BPE on `texts`, with the special tokens of Qwen2.5 and InternVL2.5. Deterministic.
+
+    All bytes are in it whatever `vocab_size` is; without texts there is nothing else.
+    """
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()

@@ -23,7 +23,7 @@ from pathlib import Path
 from datasets import Dataset, Features, Image, List, Value
 from PIL import Image as PILImage
 
-from modeling_vitp.images.windows import starts
+from modeling_vitp.images.windows import window_starts
 from modeling_vitp.instructions.from_annotations.layouts import voc_objects
 from modeling_vitp.recipes.data.wheels import open_wheel
 
@@ -60,8 +60,8 @@ def cut(
     """Rows for the windows of an area. A window has the boxes whose centres lie in it, in its own pixels, uncut."""
     rows = []
     left, top, right, bottom = area
-    for y in starts(top, bottom, size, stride):
-        for x in starts(left, right, size, stride):
+    for y in (top + start for start in window_starts(bottom - top, size, stride)):
+        for x in (left + start for start in window_starts(right - left, size, stride)):
             width, height = min(size, right - x), min(size, bottom - y)
             inside = [
                 [x0 - x, y0 - y, x1 - x, y1 - y]

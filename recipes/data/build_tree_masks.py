@@ -17,11 +17,11 @@ import numpy as np
 from datasets import Dataset, Image, load_dataset
 from PIL import Image as PILImage
 
+from modeling_vitp.instructions.boxes import Box, box_area, clip
+
 GROUND, TREE, UNKNOWN = 0, 1, 255
 REACH = 32  # half of the side that nine of ten boxes stay under
 SAMPLE = Path(__file__).parent / "aerial_trees"
-
-Box = tuple[int, int, int, int]
 
 
 def places(rows: Dataset) -> list[tuple[str, Box]]:
@@ -35,12 +35,7 @@ def places(rows: Dataset) -> list[tuple[str, Box]]:
 
 def overlaps(one: tuple[str, Box], other: tuple[str, Box]) -> bool:
     """Whether two places have ground in common."""
-    (scene, (left, top, right, bottom)), (other_scene, (other_left, other_top, other_right, other_bottom)) = one, other
-    return (
-        scene == other_scene
-        and max(left, other_left) < min(right, other_right)
-        and max(top, other_top) < min(bottom, other_bottom)
-    )
+    return one[0] == other[0] and box_area(clip(one[1], other[1])) > 0
 
 
 def side_by_side(where: Sequence[tuple[str, Box]]) -> list[int]:

@@ -13,9 +13,10 @@ from pathlib import Path
 from PIL import ExifTags, Image
 from tqdm.auto import tqdm
 
-Box = tuple[float, float, float, float]  # left, top, right, bottom in pixels
+from ...images.windows import Window
+from ..boxes import Box, box_area, clip
+
 UNSPLIT = "all"
-IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".tif", ".tiff", ".bmp", ".webp"}
 
 
 @dataclass(frozen=True)
@@ -43,8 +44,8 @@ class Region:
 class AnnotatedImage:
     """An image, or a pair before and after, with what is annotated: regions, one class of the whole, or captions.
 
-    `window` is the part of the file that the image is; sizes and boxes are in pixels of that part. Of the classes in
-    `cut` there are also regions that lie for the most part outside of it.
+    `window` is the part of the file that the image is; `size`, height and width, and boxes are in pixels of that part.
+    Of the classes in `cut` there are also regions that lie for the most part outside of it.
     """
 
     id: str
@@ -53,7 +54,7 @@ class AnnotatedImage:
     regions: tuple[Region, ...] = ()
     label: str | None = None
     captions: tuple[str, ...] = ()
-    window: tuple[int, int, int, int] | None = None
+    window: Window | None = None
     cut: frozenset[str] = frozenset()
 
     @property
@@ -94,18 +95,21 @@ class Layout:
         phrase = self.phrase(label)
         if phrase is None:
             return []
-        cut = clip(box, (0, 0, *size))
+        height, width = size
+        cut = clip(box, (0, 0, width, height))
         if box_area(cut) <= 0:
-            raise ValueError(f"{where}: the box {list(box)} of {label!r} has no area inside the image of size {size}.")
+            raise ValueError(
+                f"{where}: the box {list(box)} of {label!r} has no area inside the image of {width} x {height} pixels."
+            )
         return [Region(phrase, cut, box_area(cut) if area is None else min(area, box_area(cut)), **more)]
 
 
-def image_size(path: Path) -> tuple[int, int]:
-    """Width and height, from the header. Raises `ValueError` if the file is no upright image."""
+def upright_size(path: Path) -> tuple[int, int]:
+    """Height and width. Raises `ValueError` if the file is no upright image."""
     try:
         with Image.open(path) as image:
             orientation = image.getexif().get(ExifTags.Base.Orientation, 1)
-            size = image.size
+            size = image.height, image.width
     except Exception as error:  # Pillow raises many kinds for a broken file
         raise ValueError(f"{path} cannot be read: {error}") from error
     if orientation != 1:
@@ -129,16 +133,6 @@ def plain_words(label: str) -> str:
     """A class as a phrase: `AnnualCrop`, `annual_crop` and `Annual-Crop` -> `annual crop`; acronyms stay."""
     words = re.sub(r"(?<=[a-z])(?=[A-Z])", " ", label).replace("_", " ").replace("-", " ").split()
     return " ".join(word if len(word) > 1 and word.isupper() else word.lower() for word in words)
-
-
-def clip(box: Box, area: Box) -> Box:
-    """The part of a box that lies in an area."""
-    return (max(box[0], area[0]), max(box[1], area[1]), min(box[2], area[2]), min(box[3], area[3]))
-
-
-def box_area(box: Box) -> float:
-    """In square pixels; 0 for a box that is empty or inside out."""
-    return max(box[2] - box[0], 0) * max(box[3] - box[1], 0)
 
 
 def choose_split(

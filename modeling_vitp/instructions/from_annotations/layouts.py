@@ -12,7 +12,8 @@ import numpy as np
 from PIL import Image
 
 from ...images.reading import image_files
-from .annotations import UNSPLIT, AnnotatedImage, Box, Layout, Region, image_size, read_json, read_list
+from ..boxes import Box
+from .annotations import UNSPLIT, AnnotatedImage, Layout, Region, read_json, read_list, upright_size
 
 MIN_REGION_SHARE = 1e-4  # of the image; a smaller connected part of a mask is a speck
 SPLIT_NAME = re.compile(r"(trainval|train|val|valid|validation|test|test-dev)\d*", re.IGNORECASE)
@@ -69,9 +70,12 @@ class Coco(Layout):
 
     def annotate(self, image_id, paths):
         path, entry, objects, categories = self._entries[paths[0]]
-        size = image_size(paths[0])
-        if size != (entry.get("width", size[0]), entry.get("height", size[1])):
-            raise ValueError(f"{path}: {entry['width']} x {entry['height']} is not the size of {paths[0]}, {size}.")
+        size = upright_size(paths[0])
+        stated = entry.get("height", size[0]), entry.get("width", size[1])
+        if stated != size:
+            raise ValueError(
+                f"{path}: {stated[1]} x {stated[0]} pixels is not the size of {paths[0]}, {size[1]} x {size[0]}."
+            )
         regions = []
         for annotation in objects:
             where = f"{path}, annotation {annotation.get('id')}"
@@ -129,7 +133,7 @@ class PascalVOC(Layout):
     def annotate(self, image_id, paths):
         if image_id not in self._files:
             raise ValueError(f"{paths[0]} has no {image_id}.xml under {self.annotations or self.root}.")
-        path, size, regions = self._files[image_id], image_size(paths[0]), []
+        path, size, regions = self._files[image_id], upright_size(paths[0]), []
         for index, (label, box, is_difficult) in enumerate(voc_objects(parse_xml(path), path)):
             regions += self.region(f"{path}, object {index}", label, box, size, is_clear=not is_difficult)
         return AnnotatedImage(image_id, paths, size, tuple(regions))
@@ -155,7 +159,7 @@ class Dota(Layout):
         name = paths[0].stem
         if name not in self._files:
             raise ValueError(f"{paths[0]} has no {name}.txt under {self.annotations or self.root}.")
-        path, size, regions = self._files[name], image_size(paths[0]), []
+        path, size, regions = self._files[name], upright_size(paths[0]), []
         for number, line in enumerate(path.read_text().splitlines(), 1):
             fields = line.split()
             if not fields or fields[0].startswith(("imagesource", "gsd")):
@@ -190,7 +194,7 @@ class ClassFolders(Layout):
         }
 
     def annotate(self, image_id, paths):
-        return AnnotatedImage(image_id, paths, image_size(paths[0]), label=self.phrase(paths[0].parent.name))
+        return AnnotatedImage(image_id, paths, upright_size(paths[0]), label=self.phrase(paths[0].parent.name))
 
 
 class Masks(Layout):
@@ -225,7 +229,7 @@ class Masks(Layout):
         mask_path = self._masks.get(image_id) or self._masks.get(paths[0].stem)
         if mask_path is None:
             raise ValueError(f"{paths[0]} has no mask of the same name.")
-        size = image_size(paths[0])
+        size = upright_size(paths[0])
         values, is_colour = mask_values(mask_path, size)
         regions = []
         for value in np.unique(values).tolist():
@@ -275,8 +279,8 @@ class ChangePairs(Layout):
         }
 
     def annotate(self, image_id, paths):
-        size = image_size(paths[0])
-        if image_size(paths[1]) != size:
+        size = upright_size(paths[0])
+        if upright_size(paths[1]) != size:
             raise ValueError(f"{paths[0]} and {paths[1]} are not of one size.")
         mask, captions = self._masks.get(image_id), self._captions.get(paths[0].name, ())
         if mask is None and not captions:
@@ -285,7 +289,7 @@ class ChangePairs(Layout):
         if mask is not None:
             regions = connected_regions(mask_values(mask, size)[0] != 0, label)
         else:  # where, and whether at all, is not annotated
-            regions = [Region(label, (0, 0, *size), size[0] * size[1], is_clear=False)]
+            regions = [Region(label, (0, 0, *size[::-1]), size[0] * size[1], is_clear=False)]
         return AnnotatedImage(image_id, paths, size, tuple(regions), captions=captions)
 
 
@@ -356,8 +360,8 @@ def mask_values(path: Path, size: tuple[int, int]) -> tuple[np.ndarray, bool]:
             values = np.asarray(image.convert("RGB") if is_colour else image).astype(np.int64)
     except Exception as error:  # Pillow raises many kinds for a broken file
         raise ValueError(f"The mask {path} cannot be read: {error}") from error
-    if values.shape[:2] != size[::-1]:
-        raise ValueError(f"The mask {path} is of size {values.shape[1::-1]}, its image of size {size}.")
+    if values.shape[:2] != size:
+        raise ValueError(f"The mask {path} is of height and width {values.shape[:2]}, its image of {size}.")
     return (values @ [1 << 16, 1 << 8, 1] if is_colour else values), is_colour
 
 

@@ -12,8 +12,8 @@ from typing import TypeVar
 import torch
 
 from ...vrl import keyed_generator
-from ..boxes import format_boxes, grid_box, overlap
-from .annotations import AnnotatedImage, Box, Region, box_area, clip
+from ..boxes import Box, box_area, clip, iou, write_boxes
+from .annotations import AnnotatedImage, Region
 from .wording import PHRASINGS, listing, plural, with_article, words_for
 
 MARGIN = 1.25  # the largest is so many times as large as the next; the smallest accordingly
@@ -118,7 +118,7 @@ def grounding_one(asker: Asker, image: AnnotatedImage, generator: torch.Generato
     ]
     if single:
         region = pick(single, generator)
-        yield {"phrase": f"the {region.label}"}, format_boxes(region.label, [region.box], image.size), None
+        yield {"phrase": f"the {region.label}"}, write_boxes([region.box], image.size, region.label), None
 
 
 def grounding_all(asker: Asker, image: AnnotatedImage, generator: torch.Generator) -> Answers:
@@ -134,7 +134,7 @@ def grounding_all(asker: Asker, image: AnnotatedImage, generator: torch.Generato
         return
     if regions:
         phrase = label if len(regions) == 1 else plural(label)
-        yield words_for(label), format_boxes(phrase, [region.box for region in regions], image.size), None
+        yield words_for(label), write_boxes([region.box for region in regions], image.size, phrase), None
     else:
         yield words_for(label), f"There is no {label}.", None
 
@@ -149,7 +149,7 @@ def referring(asker: Asker, image: AnnotatedImage, generator: torch.Generator) -
     ]
     if references:
         phrase, region = pick(references, generator)
-        yield {"phrase": phrase}, format_boxes(phrase, [region.box], image.size), None
+        yield {"phrase": phrase}, write_boxes([region.box], image.size, phrase), None
 
 
 def region_caption(asker: Asker, image: AnnotatedImage, generator: torch.Generator) -> Answers:
@@ -159,7 +159,7 @@ def region_caption(asker: Asker, image: AnnotatedImage, generator: torch.Generat
     alone = [
         region
         for region in clear
-        if all(other is region or overlap(region.box, other.box) <= SAME_PLACE for other in image.regions)
+        if all(other is region or iou(region.box, other.box) <= SAME_PLACE for other in image.regions)
     ]
     if not alone:
         return
@@ -173,8 +173,7 @@ def region_caption(asker: Asker, image: AnnotatedImage, generator: torch.Generat
             if referent is region and phrase.startswith(("the largest", "the smallest"))
         ]
         caption = f"{with_article(region.label)}, {sizes[0]} of {len(regions)}" if sizes else with_article(region.label)
-    box = ", ".join(map(str, grid_box(region.box, image.size)))
-    yield {"box": box}, caption, None
+    yield {"box": write_boxes([region.box], image.size)}, caption, None
 
 
 def change_caption(asker: Asker, image: AnnotatedImage, generator: torch.Generator) -> Answers:
@@ -263,7 +262,7 @@ def references_to(regions: list[Region], size: tuple[int, int]) -> list[tuple[st
     """Phrases that are true of one alone of several regions of a class, by a margin, and that region."""
     if len(regions) < 2:
         return []
-    label, (step_x, step_y) = regions[0].label, (POSITION_MARGIN * side for side in size)
+    label, (step_y, step_x) = regions[0].label, (POSITION_MARGIN * side for side in size)
 
     def is_larger(a, b):
         return a.area >= MARGIN * b.area and box_area(a.box) >= MARGIN * box_area(b.box)
@@ -289,14 +288,14 @@ def references_to(regions: list[Region], size: tuple[int, int]) -> list[tuple[st
 
 
 def quarters(size: tuple[int, int]) -> dict[str, Box]:
-    width, height = size
+    height, width = size
     corners = [(left, top) for top in (0, height / 2) for left in (0, width / 2)]
     return {name: (x, y, x + width / 2, y + height / 2) for name, (x, y) in zip(QUARTERS, corners)}
 
 
 def quarter_of(region: Region, size: tuple[int, int]) -> str:
     """The quarter that the centre of the region's box lies in."""
-    is_right, is_bottom = (centre >= side / 2 for centre, side in zip(region.centre, size))
+    is_right, is_bottom = (centre >= side / 2 for centre, side in zip(region.centre, size[::-1]))
     return QUARTERS[2 * is_bottom + is_right]
 
 

@@ -7,8 +7,9 @@ from pathlib import Path
 
 from PIL import Image
 
-from ...images.windows import starts
-from .annotations import AnnotatedImage, box_area, clip
+from ...images.windows import Window, windows
+from ..boxes import box_area, clip
+from .annotations import AnnotatedImage
 
 MIN_VISIBLE = 0.5  # share of a box that has to lie in a window for its object to be counted there
 
@@ -19,34 +20,29 @@ def windows_of(image: AnnotatedImage, size: int, overlap: int) -> list[Annotated
     Boxes are cut to the window; a region belongs to it if at least half of its box does. Classes of which smaller
     parts are visible are in the window's `cut`.
     """
-    width, height = image.size
-    if max(width, height) <= size:
-        return [image]
-    windows = []
-    for top in starts(0, height, size, size - overlap):
-        for left in starts(0, width, size, size - overlap):
-            right, bottom = min(left + size, width), min(top + size, height)
-            regions, cut_classes = [], set()
-            for region in image.regions:
-                cut = clip(region.box, (left, top, right, bottom))
-                share = box_area(cut) / box_area(region.box)
-                if share >= MIN_VISIBLE:
-                    box = (cut[0] - left, cut[1] - top, cut[2] - left, cut[3] - top)
-                    area = min(region.area * share, box_area(cut))
-                    regions.append(dataclasses.replace(region, box=box, area=area))
-                elif share > 0:
-                    cut_classes.add(region.label)
-            windows.append(
-                dataclasses.replace(
-                    image,
-                    id=f"{image.id}/{left}_{top}",
-                    size=(right - left, bottom - top),
-                    regions=tuple(regions),
-                    window=(left, top, right, bottom),
-                    cut=frozenset(cut_classes),
-                )
-            )
-    return windows
+    places = windows(image.size, size, overlap)
+    return [image] if places == [None] else [window_of(image, place) for place in places]
+
+
+def window_of(image: AnnotatedImage, window: Window) -> AnnotatedImage:
+    left, top, right, bottom = window
+    regions, cut_classes = [], set()
+    for region in image.regions:
+        cut = clip(region.box, window)
+        share = box_area(cut) / box_area(region.box)
+        if share >= MIN_VISIBLE:
+            box = (cut[0] - left, cut[1] - top, cut[2] - left, cut[3] - top)
+            regions.append(dataclasses.replace(region, box=box, area=min(region.area * share, box_area(cut))))
+        elif share > 0:
+            cut_classes.add(region.label)
+    return dataclasses.replace(
+        image,
+        id=f"{image.id}/{left}_{top}",
+        size=(bottom - top, right - left),
+        regions=tuple(regions),
+        window=window,
+        cut=frozenset(cut_classes),
+    )
 
 
 def image_bytes(image: AnnotatedImage) -> list[dict]:

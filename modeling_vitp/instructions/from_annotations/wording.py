@@ -8,9 +8,9 @@ LOCATE_ONE = ("Where is {phrase}?", "Give the box of {phrase}.", "Locate <ref>{p
 LOCATE_ALL = ("Find all {labels}.", "Mark every {label} in the image with a box.", "Give the boxes of all {labels}.")
 
 CAPTION_REGION = (
-    "What is in the region <box>[[{box}]]</box>?",
-    "Describe the object at <box>[[{box}]]</box>.",
-    "What does the box <box>[[{box}]]</box> show?",
+    "What is in the region {box}?",
+    "Describe the object at {box}.",
+    "What does the box {box} show?",
 )
 
 PHRASINGS: dict[str, dict[str, tuple[str, ...]]] = {  # subject of the annotation -> kind -> ways of asking

@@ -11,7 +11,7 @@ from tqdm.auto import tqdm
 from transformers import set_seed
 
 from modeling_vitp import ViTPForConditionalGeneration, ViTPProcessor
-from modeling_vitp.instructions.boxes import parse_box
+from modeling_vitp.instructions.boxes import Box, iou, read_boxes
 from modeling_vitp.vrl import keyed_generator
 
 from .instructions import COUNT, LOCATE, format_box, is_inside, largest, random_view
@@ -146,7 +146,7 @@ def score_boxes(answers: list[str], dataset: Dataset, constant: np.ndarray) -> d
     for answer, row in zip(answers, dataset):
         boxes, size = trees_in(row)
         if len(boxes):
-            target, predicted = largest(boxes, size), parse_box(answer, size)
+            target, predicted = largest(boxes, size), first_box(answer, size)
             missing += predicted is None
             scores.append(0.0 if predicted is None else iou(predicted, target))
             blind.append(iou(constant * size, target))
@@ -157,18 +157,16 @@ def score_boxes(answers: list[str], dataset: Dataset, constant: np.ndarray) -> d
     }
 
 
+def first_box(answer: str, size: int) -> Box | None:
+    """The first box of an answer, in pixels."""
+    boxes, _ = read_boxes(answer)
+    return boxes[0].in_pixels((size, size)) if boxes else None
+
+
 def best_constant_box(boxes: np.ndarray, candidates: int = 200) -> np.ndarray:
     """The training box with the best mean IoU with all of them: the strongest answer that does not look."""
     chosen = boxes[np.linspace(0, len(boxes) - 1, min(candidates, len(boxes))).astype(int)]
     return max(chosen, key=lambda candidate: np.mean([iou(candidate, box) for box in boxes]))
-
-
-def iou(first: np.ndarray, second: np.ndarray) -> float:
-    """Intersection over union of two boxes `[left, top, right, bottom]`."""
-    sides = np.minimum(first[2:], second[2:]) - np.maximum(first[:2], second[:2])
-    intersection = sides.clip(0).prod()
-    union = sum((box[2:] - box[:2]).clip(0).prod() for box in (first, second)) - intersection
-    return float(intersection / union) if union > 0 else 0.0
 
 
 def trees_in(row: dict) -> tuple[np.ndarray, int]:
@@ -189,7 +187,7 @@ def draw_predictions(dataset: Dataset, answers: dict[str, list[str]], path: Path
             outline(axis, box.clip(0, size), "white", 0.8)
         if len(boxes):
             outline(axis, largest(boxes, size), "lime", 2)
-        predicted = parse_box(answers[LOCATE][index], size)
+        predicted = first_box(answers[LOCATE][index], size)
         if predicted is not None:
             outline(axis, predicted, "red", 2)
         truth = format_box(largest(boxes, size), size) if len(boxes) else "no tree"
@@ -203,6 +201,6 @@ def draw_predictions(dataset: Dataset, answers: dict[str, list[str]], path: Path
     plt.close(figure)
 
 
-def outline(axis, box: np.ndarray, colour: str, width: float):
+def outline(axis, box: Box, colour: str, width: float):
     left, top, right, bottom = box
     axis.add_patch(plt.Rectangle((left, top), right - left, bottom - top, fill=False, ec=colour, lw=width))

@@ -10,13 +10,14 @@ import torch
 from datasets import Dataset, DatasetDict, concatenate_datasets
 from PIL import Image
 
+from modeling_vitp.instructions.boxes import write_boxes
+
 CROP = 224  # pixels of a test crop; training crops are CROP * scale
 SCALES = (0.85, 1.15)
 MOSAIC_SHARE = 0.7  # of the views
 QUARTERS = ("top left", "top right", "bottom left", "bottom right")
 COUNT = "How many trees are there?"
 LOCATE = "Where is the largest tree?"
-GRID = 1000  # boxes in answers are integers from 0 to 1000
 
 
 def prepare(datasets: DatasetDict, repeats: int = 32) -> tuple[Dataset, Dataset]:
@@ -185,6 +186,4 @@ def largest(boxes: np.ndarray, size: int) -> np.ndarray:
 
 
 def format_box(box: np.ndarray, size: int) -> str:
-    """InternVL's way of writing a box, on its grid of 0 to 1000."""
-    corners = ", ".join(str(round(corner * GRID / size)) for corner in box.tolist())
-    return f"<ref>tree</ref><box>[[{corners}]]</box>"
+    return write_boxes([box.tolist()], (size, size), "tree")
