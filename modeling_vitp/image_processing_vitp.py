@@ -286,5 +286,22 @@ class ViTPImageProcessor(InputSpecImageProcessor, GotOcr2ImageProcessor):
     image_std = IMAGENET_DEFAULT_STD
     size = {"height": 448, "width": 448}
 
+    def max_patches_of_image(self, num_images: int, images_kwargs: dict | None = None) -> int:
+        """Most tiles of each image of a sample, which share its budget `max_patches`; at least one."""
+        images_kwargs = images_kwargs or {}
+        budget = images_kwargs.get("max_patches") or self.max_patches
+        return max(budget // max(num_images, 1), images_kwargs.get("min_patches") or self.min_patches, 1)
+
+    def num_tiles(self, image_sizes: list[tuple[int, int]], images_kwargs: dict | None = None) -> list[int]:
+        """Tiles of each image of a sample, thumbnail included.
+
+        Args:
+            image_sizes: height and width of each, in pixels.
+            images_kwargs: what the image processor is told of them.
+        """
+        max_patches = self.max_patches_of_image(len(image_sizes), images_kwargs)
+        kwargs = {"crop_to_patches": True, **(images_kwargs or {}), "max_patches": max_patches}
+        return [self.get_number_of_image_patches(*size, kwargs) for size in image_sizes]
+
 
 __all__ = ["InputSpec", "ViTPImageProcessor"]

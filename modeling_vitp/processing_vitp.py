@@ -3,7 +3,7 @@
 import torch
 from transformers.feature_extraction_utils import BatchFeature
 from transformers.image_utils import ImageInput
-from transformers.processing_utils import ProcessorMixin
+from transformers.processing_utils import MultiModalData, ProcessorMixin
 
 from .image_processing_vitp import ViTPImageProcessor
 from .messages import IMAGE_END_TOKEN, IMAGE_START_TOKEN, IMAGE_TOKEN, check_messages
@@ -202,13 +202,28 @@ class ViTPProcessor(ProcessorMixin):
 
     def _tile(self, images: list, images_kwargs: dict, row: int) -> BatchFeature:
         """Tiles the images of one sample within its budget of tiles."""
-        budget = images_kwargs.get("max_patches") or self.image_processor.max_patches
-        min_patches = images_kwargs.get("min_patches") or self.image_processor.min_patches
-        max_patches = max(budget // len(images), min_patches, 1)
+        max_patches = self.image_processor.max_patches_of_image(len(images), images_kwargs)
         try:
             return self.image_processor(images, **{**images_kwargs, "max_patches": max_patches})
         except (ValueError, TypeError, OSError) as error:
             raise ValueError(f"Images of sample {row} of the batch: {error}") from error
+
+    def _get_num_multimodal_tokens(self, image_sizes: list[list[int]] | None = None, **kwargs) -> MultiModalData:
+        """Tiles and tokens of each image of one sample, without VRL; serving engines ask for them.
+
+        Args:
+            image_sizes: height and width of each image, in pixels. They share the sample's budget of tiles.
+            kwargs: for the image processor (`max_patches` …).
+
+        Returns:
+            `num_image_patches`, tiles with the thumbnail; `num_image_tokens`, with those of start and end.
+        """
+        if image_sizes is None:
+            return MultiModalData()
+        images_kwargs = self._merge_kwargs(tokenizer_init_kwargs=self.tokenizer.init_kwargs, **kwargs)["images_kwargs"]
+        num_tiles = self.image_processor.num_tiles([tuple(size) for size in image_sizes], images_kwargs)
+        num_tokens = [2 + tiles * self.image_seq_length for tiles in num_tiles]
+        return MultiModalData(num_image_tokens=num_tokens, num_image_patches=num_tiles)
 
     def _positions(self, input_ids: list[int], attention_mask: list[int], kept_by_image: list, row: int) -> list[int]:
         """Positions of the kept tokens of one row in its full sequence; 0 at padding."""

@@ -7,6 +7,7 @@ import torch
 from conftest import picture
 from datasets import Dataset
 
+from modeling_vitp import ViTPImageProcessor
 from modeling_vitp.instructions.dry_run import check_rules, summarise
 from modeling_vitp.instructions.mixture_file import load_mixture
 from modeling_vitp.recipes import pretrain
@@ -123,7 +124,7 @@ def test_the_four_rules(changes, holds):
     ]
     modalities = ["sar"] if "a" not in changes or "general" not in changes["a"] else ["optical", "ct"]
     mixture = load_mixture({"sources": sources, "modalities": modalities})
-    assert [rule[0] for rule in check_rules(mixture, summarise(mixture, 12))] == holds
+    assert [rule[0] for rule in check_rules(mixture, summarise(mixture, ViTPImageProcessor(max_patches=12)))] == holds
 
 
 def test_a_data_set_in_a_folder_is_counted(tmp_path):
@@ -131,7 +132,7 @@ def test_a_data_set_in_a_folder_is_counted(tmp_path):
     Dataset.from_list([{"messages": messages}] * 7).to_parquet(tmp_path / "mine" / "train.parquet")
     mixture = tmp_path / "mixture.yaml"
     mixture.write_text(f"sources:\n  - {{name: mine, dataset: {tmp_path / 'mine'}, split: train, rate: 2}}\n")
-    (summary,) = summarise(load_mixture(mixture), 12)
+    (summary,) = summarise(load_mixture(mixture), ViTPImageProcessor(max_patches=12))
     assert (summary.rows, summary.effective, summary.missing) == (7, 14, None)
 
 
@@ -141,3 +142,29 @@ def test_a_dry_run_needs_a_mixture(tmp_path):
     with pytest.raises(ValueError, match="Give either dataset_name or mixture"):
         pretrain.main(["--dataset_name", "x", "--mixture", "y", "--output_dir", str(tmp_path)])
     assert not torch.cuda.is_initialized()
+
+
+@pytest.mark.parametrize("start", ["from scratch", "folder"])
+def test_tiles_and_tokens_are_those_of_the_start(start, capsys, tmp_path, model_and_processor):
+    """An image of 100 x 60 pixels is 3 x 2 tiles of 56 pixels and a thumbnail; of InternVL's 448 it would be others."""
+    model, processor = model_and_processor
+    picture(100, 60).save(tmp_path / "0.png")
+    turns = [{"from": "human", "value": "<image>\nWhat?"}, {"from": "gpt", "value": "Trees."}]
+    (tmp_path / "rows.jsonl").write_text(json.dumps({"image": "0.png", "conversations": turns}) + "\n")
+    mixture = {"sources": [{"name": "a", "annotation": str(tmp_path / "rows.jsonl"), "image_root": str(tmp_path)}]}
+    arguments = ["--mixture", json.dumps(mixture), "--vrl_drop_ratio", "0.5", "--output_dir", str(tmp_path / "out")]
+    if start == "folder":
+        model.save_pretrained(tmp_path / "model")
+        processor.save_pretrained(tmp_path / "model")
+        arguments += ["--model_name_or_path", str(tmp_path / "model")]
+    else:
+        config = model.config.to_dict()
+        settings = {"vision_config": config["vision_config"], "text_config": {}, "vocab_size": 400}
+        arguments += ["--from_scratch", json.dumps(settings | {"image_processor": {"max_patches": 6}})]
+    output = dry_run(capsys, *arguments)
+    tiles = len(processor.image_processor(picture(100, 60), crop_to_patches=True)["pixel_values"])
+    assert tiles == 7 and processor._get_num_multimodal_tokens([[60, 100]]).num_image_patches == [tiles]
+    (line,) = [line for line in output.splitlines() if line.startswith("a ")]
+    text = len("What?") + len("Trees.")
+    assert [float(cell) for cell in line.split()[-3:]] == [tiles, round(28 + text / 4), round(14 + text / 4)]
+    assert "(4 tokens a tile of 56 x 56 pixels." in output

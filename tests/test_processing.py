@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import TOKENS_PER_TILE, picture
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 from transformers import AutoProcessor, GotOcr2ImageProcessor, PreTrainedTokenizerFast
@@ -570,3 +570,21 @@ def test_model_inputs_are_named(processor):
     images, texts = make_batch([ONE])
     output = processor(images=images, text=texts, vrl_drop_ratio=0.5)
     assert set(output) <= set(processor.model_input_names)
+
+
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    sizes=st.lists(st.tuples(st.integers(20, 300), st.integers(20, 300)), min_size=1, max_size=4),
+    max_patches=st.sampled_from([None, 1, 2, 5, 12]),
+)
+def test_serving_engines_are_told_the_tiles_and_tokens_that_a_sample_has(processor, sizes, max_patches):
+    kwargs = {} if max_patches is None else {"max_patches": max_patches}
+    images = [picture(width, height) for height, width in sizes]
+    encoded = processor(images=[images], text="<IMG_CONTEXT>" * len(images), **kwargs)
+    told = processor._get_num_multimodal_tokens([list(size) for size in sizes], **kwargs)
+    assert sum(told.num_image_patches) == len(encoded["pixel_values"])
+    assert sum(told.num_image_tokens) == len(encoded["input_ids"][0])
+    one_by_one = [processor.image_processor(image, crop_to_patches=True, **kwargs) for image in images[:1]]
+    if len(sizes) == 1:
+        assert told.num_image_patches == [len(one["pixel_values"]) for one in one_by_one]
+    assert processor._get_num_multimodal_tokens().num_image_tokens is None

@@ -31,7 +31,7 @@ from PIL import Image
 from transformers import AutoModel
 
 from modeling_vitp import ViTPVisionConfig, ViTPVisionModel, convert_checkpoint, export_backbone
-from modeling_vitp.hub.contents import pack_space
+from modeling_vitp.hub.contents import gather_space
 from modeling_vitp.images.corruptions import SEVERITIES
 
 MEAN, STD = np.array([0.485, 0.456, 0.406]), np.array([0.229, 0.224, 0.225])
@@ -376,7 +376,7 @@ class TestModels:
 @pytest.mark.slow
 def test_the_app_runs_from_the_repo_that_is_pushed(tmp_path):
     """With nothing of this package but what lies in the Space."""
-    package = pack_space("someone/model")
+    package = gather_space("someone/model")
     for name, content in package.files.items():
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_bytes(content if isinstance(content, bytes) else content.read_bytes())

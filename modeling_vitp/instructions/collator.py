@@ -183,9 +183,7 @@ class ViTPDataCollator:
             )
         check_messages(messages)
         check_answers(messages)
-        messages = place_images(messages)
-        if settings.system_prompt is not None and messages[0]["role"] != "system":
-            messages = [{"role": "system", "content": settings.system_prompt}, *messages]
+        messages = settings.with_system_prompt(place_images(messages))
         try:
             messages = prepare_multimodal_messages(messages, images=example["images"])
         except ValueError as error:

@@ -9,19 +9,17 @@ import itertools
 import math
 from collections import Counter
 
-import PIL.Image
-from transformers.models.got_ocr2.image_processing_got_ocr2 import get_optimal_tiled_canvas
 from trl import SFTConfig
 
+from ..image_processing_vitp import ViTPImageProcessor
 from ..messages import message_texts
 from ..vrl import num_kept_tokens
+from .lengths import num_tiles
 from .mixture import effective_rows
 from .mixture_file import Mixture, Source
 from .rows import load_images
 from .sources import read_source
 
-TILE = (448, 448)
-TOKENS_PER_TILE = 256  # of InternVL2.5 at 448 pixels
 TEXT_TOKENS = 200  # a sample's, where it cannot be read
 CHARACTERS_PER_TOKEN = 4
 ROWS_READ = 32
@@ -40,14 +38,19 @@ class SourceSummary:
     missing: str | None
     share: float = 0.0
 
-    def tokens(self, drop_ratio: float, apply_prob: float, max_length: int | None) -> float:
-        visual = round(self.tiles * TOKENS_PER_TILE)
-        kept = apply_prob * num_kept_tokens(visual, drop_ratio) + (1 - apply_prob) * visual
-        return min(kept + self.text_tokens, max_length or math.inf)
+    def tokens(self, tokens_per_tile: int, drop_ratio: float, args: SFTConfig) -> float:
+        """Of a sample on average, after the drop; `args` have VRL's settings, and the longest sequence."""
+        visual = round(self.tiles * tokens_per_tile)
+        kept = args.vrl_apply_prob * num_kept_tokens(visual, drop_ratio) + (1 - args.vrl_apply_prob) * visual
+        return min(kept + self.text_tokens, args.max_length or math.inf)
 
 
-def summarise(mixture: Mixture, max_patches: int) -> list[SourceSummary]:
-    """A summary of every source; reads only what lies on this machine."""
+def summarise(mixture: Mixture, image_processor: ViTPImageProcessor) -> list[SourceSummary]:
+    """A summary of every source; reads only what lies on this machine.
+
+    Args:
+        image_processor: cuts images into tiles, at most its `max_patches` where a source says nothing.
+    """
     summaries = []
     for source in mixture.sources:
         missing = source.missing()
@@ -56,14 +59,13 @@ def summarise(mixture: Mixture, max_patches: int) -> list[SourceSummary]:
             rows = len(read_source(source))
         if rows is None and missing is None:
             missing = "`rows` is not given, so its share is unknown"
-        limit = source.max_patches or max_patches
-        tiles, text_tokens = (measure(source, limit)) if is_local else (None, TEXT_TOKENS)
+        tiles, text_tokens = measure(source, image_processor) if is_local else (None, TEXT_TOKENS)
         summaries.append(
             SourceSummary(
                 source,
                 rows,
                 effective=effective_rows(source, rows or 0),
-                tiles=most_tiles(source, limit) if tiles is None else tiles,
+                tiles=most_tiles(source, image_processor) if tiles is None else tiles,
                 text_tokens=text_tokens,
                 measured=is_local,
                 missing=missing,
@@ -75,38 +77,29 @@ def summarise(mixture: Mixture, max_patches: int) -> list[SourceSummary]:
     return summaries
 
 
-def most_tiles(source: Source, limit: int) -> int:
+def most_tiles(source: Source, image_processor: ViTPImageProcessor) -> int:
+    """Tiles of a sample of one image for which the source's budget is just enough."""
     if source.image_size is not None:
-        return num_tiles((source.image_size, source.image_size), limit)
+        return sum(image_processor.num_tiles([(source.image_size,) * 2], source.settings.images_kwargs))
+    limit = image_processor.max_patches_of_image(1, source.settings.images_kwargs)
     return limit + 1 if limit > 1 else 1
 
 
-def num_tiles(size: tuple[int, int], limit: int) -> int:
-    """Tiles of an image of `(width, height)`, thumbnail included."""
-    columns, rows = get_optimal_tiled_canvas(size[::-1], TILE, 1, limit)
-    return columns * rows + (columns * rows > 1)
-
-
-def measure(source: Source, limit: int) -> tuple[float, float]:
+def measure(source: Source, image_processor: ViTPImageProcessor) -> tuple[float, float]:
     """Mean tiles and text tokens over the first rows of a local source that can be used."""
     tiles, text_tokens, used = 0, 0.0, 0
     for row in itertools.islice(read_source(dataclasses.replace(source, streaming=True)), ROWS_READ):
         try:
-            sizes = [(source.image_size,) * 2 if source.image_size else size for size in image_sizes(row)]
+            if row["error"]:
+                raise ValueError(row["error"])
+            tiles += sum(num_tiles(load_images(row), source.settings, image_processor))
         except ValueError:
             continue
-        tiles += sum(num_tiles(size, max(limit // len(sizes), 1)) for size in sizes)
         text_tokens += sum(len(text) for message in row["messages"] for text in message_texts(message))
         used += 1
     if used == 0:
-        return most_tiles(source, limit), TEXT_TOKENS
+        return most_tiles(source, image_processor), TEXT_TOKENS
     return tiles / used, text_tokens / used / CHARACTERS_PER_TOKEN
-
-
-def image_sizes(row: dict) -> list[tuple[int, int]]:
-    if row["error"]:
-        raise ValueError(row["error"])
-    return [image.size for image in load_images(row) if isinstance(image, PIL.Image.Image)]
 
 
 def check_rules(mixture: Mixture, summaries: list[SourceSummary]) -> list[tuple[bool, str]]:
@@ -140,16 +133,17 @@ def check_rules(mixture: Mixture, summaries: list[SourceSummary]) -> list[tuple[
     return rules
 
 
-def print_mixture(mixture: Mixture, training_args: SFTConfig, max_patches: int | None) -> None:
+def print_mixture(
+    mixture: Mixture, training_args: SFTConfig, image_processor: ViTPImageProcessor, tokens_per_tile: int
+) -> None:
     """Prints the table, expected tokens a step with and without VRL, what is missing, and the rules."""
-    summaries = summarise(mixture, max_patches or 12)
-    length, probability = training_args.max_length, training_args.vrl_apply_prob
+    summaries = summarise(mixture, image_processor)
     ratios = {"r = 0": 0.0, f"r = {training_args.vrl_drop_ratio:g}": training_args.vrl_drop_ratio}
     header = ["source", "rows", "rate", "rows an epoch", "share %", "modality", "tasks", "tiles"]
     lines = [[*header, *(f"tokens, {name}" for name in ratios)]]
     for summary in summaries:
         source, bound = summary.source, "" if summary.measured else "<= "
-        tokens = [f"{bound}{summary.tokens(ratio, probability, length):.0f}" for ratio in ratios.values()]
+        tokens = [f"{bound}{summary.tokens(tokens_per_tile, ratio, training_args):.0f}" for ratio in ratios.values()]
         lines.append(
             [
                 source.name,
@@ -180,13 +174,15 @@ def print_mixture(mixture: Mixture, training_args: SFTConfig, max_patches: int |
         print(f"{training_args.max_steps:,} steps: {epochs:.2g} epochs.")
     else:
         print()
+    size = image_processor.size
     bound = "" if all(summary.measured for summary in summaries) else "at most "
     for name, ratio in ratios.items():
-        tokens = sum(summary.share * summary.tokens(ratio, probability, length) for summary in summaries)
+        tokens = sum(item.share * item.tokens(tokens_per_tile, ratio, training_args) for item in summaries)
         print(f"Expected tokens a step, {name}: {bound}{tokens * batch * processes:,.0f}")
     print(
-        f"({TOKENS_PER_TILE} tokens a tile. Text: {CHARACTERS_PER_TOKEN} characters a token in the first {ROWS_READ} "
-        f"rows where a source lies here; elsewhere {TEXT_TOKENS} tokens are assumed, and the most tiles.)"
+        f"({tokens_per_tile} tokens a tile of {size['height']} x {size['width']} pixels. Text: {CHARACTERS_PER_TOKEN} "
+        f"characters a token in the first {ROWS_READ} rows where a source lies here; elsewhere {TEXT_TOKENS} tokens "
+        "are assumed, and the most tiles.)"
     )
 
     missing = [(summary.source.name, summary.missing) for summary in summaries if summary.missing]

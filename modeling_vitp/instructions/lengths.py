@@ -6,11 +6,12 @@ from typing import Any
 
 from trl.data_utils import prepare_multimodal_messages
 
+from ..image_processing_vitp import ViTPImageProcessor
 from ..messages import place_images
 from ..processing_vitp import ViTPProcessor
 from ..vrl import num_kept_tokens
 from .collator import ViTPDataCollator
-from .rows import image_size
+from .rows import image_size, images_of
 from .settings import SourceSettings
 
 
@@ -43,31 +44,29 @@ class SampleLength:
 
     def _measure(self, example: dict[str, Any]) -> int:
         settings = (self.source_settings or {}).get(example.get("source"), SourceSettings())
-        images = example.get("images")
-        if images is None:
-            images = [] if example.get("image") is None else [example["image"]]
-        images = images if isinstance(images, (list, tuple)) else [images]
-        num_visual = self.processor.image_seq_length * sum(self._num_tiles(images, settings))
+        images = images_of(example)
+        num_tokens = self.num_tokens(example["messages"], images, settings)
+        return num_tokens if self.max_length is None else min(num_tokens, self.max_length)
+
+    def num_tokens(self, messages: list[dict[str, Any]], images: list, settings: SourceSettings) -> int:
+        """Tokens of a sample that the language model sees, on average over the draws of `vrl_apply_prob`."""
+        num_visual = self.processor.image_seq_length * sum(self.num_tiles(images, settings))
         num_kept = num_kept_tokens(num_visual, self.vrl_drop_ratio)
         num_kept = round(self.vrl_apply_prob * num_kept + (1 - self.vrl_apply_prob) * num_visual)
 
-        messages = place_images(example["messages"])
-        if settings.system_prompt is not None and messages[0]["role"] != "system":
-            messages = [{"role": "system", "content": settings.system_prompt}, *messages]
+        messages = settings.with_system_prompt(place_images(messages))
         messages = prepare_multimodal_messages(messages, images=images)
         tokenizer = self.processor.tokenizer
         text = tokenizer.apply_chat_template(messages, chat_template=self.processor.chat_template, tokenize=False)
         # Each image has a start and an end token, and its place in the text is a token that goes.
-        num_tokens = len(tokenizer(text, add_special_tokens=False)["input_ids"]) + len(images) + num_kept
-        return num_tokens if self.max_length is None else min(num_tokens, self.max_length)
+        return len(tokenizer(text, add_special_tokens=False)["input_ids"]) + len(images) + num_kept
 
-    def _num_tiles(self, images: list, settings: SourceSettings) -> list[int]:
-        """Tiles of each image within the sample's budget, as [`ViTPProcessor`] shares it out."""
-        image_processor = self.processor.image_processor
-        budget = settings.max_patches or image_processor.max_patches
-        kwargs = {
-            "crop_to_patches": True,
-            "max_patches": max(budget // max(len(images), 1), image_processor.min_patches, 1),
-        }
-        sizes = [image_size(image) if settings.image_size is None else (settings.image_size,) * 2 for image in images]
-        return [image_processor.get_number_of_image_patches(*size, kwargs) for size in sizes]
+    def num_tiles(self, images: list, settings: SourceSettings) -> list[int]:
+        """Tiles of each image of a sample, thumbnails included."""
+        return num_tiles(images, settings, self.processor.image_processor)
+
+
+def num_tiles(images: list, settings: SourceSettings, image_processor: ViTPImageProcessor) -> list[int]:
+    """Tiles of each image of a sample, thumbnails included, from the headers of its images."""
+    sizes = [image_size(image) if settings.image_size is None else (settings.image_size,) * 2 for image in images]
+    return image_processor.num_tiles(sizes, settings.images_kwargs)

@@ -31,15 +31,18 @@ def content_id(example: dict[str, Any]) -> str:
     return "content:" + hashlib.sha256(content.encode()).hexdigest()[:16]
 
 
-def load_images(example: dict[str, Any]) -> list:
-    """The images of a row, from `images` or `image`: decoded unless they are images or arrays already."""
+def images_of(example: dict[str, Any]) -> list:
+    """The images of a row as they are stored, from `images` or `image`."""
     images = example.get("images")
     if images is None:
         images = [] if example.get("image") is None else [example["image"]]
-    if not isinstance(images, (list, tuple)):
-        images = [images]
+    return list(images) if isinstance(images, (list, tuple)) else [images]
+
+
+def load_images(example: dict[str, Any]) -> list:
+    """The images of a row, see [`images_of`]: decoded unless they are images or arrays already."""
     loaded = []
-    for index, image in enumerate(images):
+    for index, image in enumerate(images_of(example)):
         if isinstance(image, str):
             image = {"path": image, "bytes": None}
         if isinstance(image, dict):

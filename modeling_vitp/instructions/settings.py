@@ -46,6 +46,12 @@ class SourceSettings:
             images = [to_square(image, self.image_size) for image in images]
         return images
 
+    def with_system_prompt(self, messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        """Messages with the system prompt of the source in front, unless they have one of their own."""
+        if self.system_prompt is None or messages[0]["role"] == "system":
+            return messages
+        return [{"role": "system", "content": self.system_prompt}, *messages]
+
     def check(self) -> None:
         """Raises a `ValueError` if the input spec contradicts itself."""
         InputSpec.from_dict(self.input_spec)

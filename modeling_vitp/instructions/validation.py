@@ -1,5 +1,6 @@
 """What is wrong with the rows of a mixture: every row of every source is read once and looked at from all sides."""
 
+import copy
 import hashlib
 import json
 from collections import Counter
@@ -11,27 +12,24 @@ import cv2
 import matplotlib
 import matplotlib.pyplot as plt
 import numpy as np
-import PIL.Image
 from datasets import Dataset
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 from transformers import AutoConfig
-from transformers.models.got_ocr2.image_processing_got_ocr2 import get_optimal_tiled_canvas
 
 from ..cards.sections import table
+from ..image_processing_vitp import ViTPImageProcessor
 from ..messages import check_answers, check_messages, message_texts
 from ..processing_vitp import ViTPProcessor
-from ..vrl import num_kept_tokens
 from .boxes import wrong_boxes
+from .lengths import SampleLength, num_tiles
 from .mixture_file import Mixture, Source
 from .overlap import Match, TestImages, pixel_digest
 from .rows import load_images
-from .settings import SourceSettings
 from .sources import read_source
 
 matplotlib.use("Agg")
 
-TILE, MAX_PATCHES = (448, 448), 12  # InternVL's
 BATCH_SIZE = 16
 MAX_EXAMPLES = 20  # rows named in the report, of each problem of a source
 TOKENS_PER_BIN = 128
@@ -149,6 +147,13 @@ class RowChecker:
     test_images: TestImages | None = None
 
     def __post_init__(self):
+        processor, self.length = self.processor, None
+        self.image_processor = ViTPImageProcessor() if processor is None else copy.copy(processor.image_processor)
+        self.image_processor.max_patches = self.max_patches or self.image_processor.max_patches
+        if processor is not None:
+            processor = copy.copy(processor)
+            processor.image_processor = self.image_processor
+            self.length = SampleLength(processor, vrl_drop_ratio=self.vrl_drop_ratio)
         self._matches = {}  # digest of an image -> its matches: many rows share an image
 
     def __call__(self, rows: list[dict]) -> list[RowReport]:
@@ -169,10 +174,10 @@ class RowChecker:
                 problems.append(("image missing" if is_missing else "image unreadable", text))
         problems += self.check_messages(row)
         settings, is_whole = self.source.settings, len(images) == len(row["images"])
-        tiles = self.count_tiles(images, settings)
+        tiles = sum(num_tiles(images, settings, self.image_processor))
         tokens = None
-        if self.processor is not None and is_whole and not any(kind == "malformed" for kind, _ in problems):
-            tokens = self.count_tokens(row["messages"], tiles, len(images), settings)
+        if self.length is not None and is_whole and not {"malformed", "image places"} & {kind for kind, _ in problems}:
+            tokens = self.length.num_tokens(row["messages"], images, settings)
             if self.max_length is not None and tokens > self.max_length:
                 problems.append(("too long", f"{tokens} tokens, max_length={self.max_length}"))
         digests = [pixel_digest(image) for image in images]
@@ -200,31 +205,6 @@ class RowChecker:
             problems += [("loose box", f"message {index}: {box}") for box in loose[:1]]
         return problems
 
-    def count_tiles(self, images: list, settings: SourceSettings) -> int:
-        """Tiles of a sample, thumbnails included, cut as the processor cuts them."""
-        size, min_patches, max_patches = TILE, 1, MAX_PATCHES
-        if self.processor is not None:
-            image_processor = self.processor.image_processor
-            size = (image_processor.size["height"], image_processor.size["width"])
-            min_patches, max_patches = image_processor.min_patches, image_processor.max_patches
-        budget = settings.max_patches or self.max_patches or max_patches
-        total = 0
-        for image in images:
-            limit = max(budget // len(images), min_patches, 1)
-            height, width = size_of(image) if settings.image_size is None else (settings.image_size,) * 2
-            columns, rows = get_optimal_tiled_canvas((height, width), size, min_patches, limit)
-            total += columns * rows + (columns * rows > 1)
-        return total
-
-    def count_tokens(self, messages: list[dict], tiles: int, num_images: int, settings: SourceSettings) -> int:
-        """Length of the sample as the language model sees it, after the drop."""
-        if settings.system_prompt is not None and messages[0]["role"] != "system":
-            messages = [{"role": "system", "content": settings.system_prompt}, *messages]
-        text = self.processor.apply_chat_template(messages, tokenize=False)
-        num_text = len(self.processor.tokenizer(text, add_special_tokens=False)["input_ids"])
-        visual = num_kept_tokens(tiles * self.processor.image_seq_length, self.vrl_drop_ratio)
-        return num_text + num_images + visual  # a place is one token of the text, and start and end make it two
-
     def matches(self, images: list, digests: list[bytes]) -> list[tuple[int, Match]]:
         if self.test_images is None:
             return []
@@ -234,10 +214,6 @@ class RowChecker:
                 self._matches[digest] = self.test_images.find(image)
             found += [(place, match) for match in self._matches[digest]]
         return found
-
-
-def size_of(image) -> tuple[int, int]:
-    return image.size[::-1] if isinstance(image, PIL.Image.Image) else image.shape[:2]
 
 
 def digest_of(messages: list[dict], image_digests: list[bytes]) -> bytes:

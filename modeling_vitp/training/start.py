@@ -1,11 +1,14 @@
 """Where training starts: a checkpoint (ViTP or transformers' InternVL), a ViT and a language model, or from scratch."""
 
 from collections.abc import Iterable
+from pathlib import Path
 
 from transformers import AutoConfig, InternVLForConditionalGeneration, PreTrainedConfig
 from trl import ModelConfig
 
+from ..configuration_vitp import ViTPConfig
 from ..convert.internvl import from_internvl, internvl_processor
+from ..image_processing_vitp import ViTPImageProcessor
 from ..modeling_vitp import ViTPForConditionalGeneration
 from ..processing_vitp import ViTPProcessor
 from .compose import check_report, compose
@@ -75,3 +78,24 @@ def start_from_scratch(
         vision_config["drop_path_rate"] = drop_path_rate
     tokenizer = build_tokenizer(texts, settings["vocab_size"])
     return build_model(tokenizer, vision_config, settings["text_config"], settings.get("image_processor"))
+
+
+def tiling(
+    name: str | None, from_scratch: dict | None, max_patches: int | None = None
+) -> tuple[ViTPImageProcessor, int]:
+    """The image processor of a start and the visual tokens of a tile, as far as that is known on this machine: from
+    the settings of a model from scratch or the folder of a model; else InternVL2.5's.
+    """
+    if from_scratch is not None:
+        config = ViTPConfig(vision_config=from_scratch["vision_config"])
+        height, width = config.vision_config.image_size
+        size = {"size": {"height": height, "width": width}}
+        image_processor = ViTPImageProcessor(**size, **(from_scratch.get("image_processor") or {}))
+    elif name is not None and Path(name).is_dir():
+        fields = PreTrainedConfig.get_config_dict(name)[0]
+        config = ViTPConfig(vision_config=fields["vision_config"], downsample_ratio=fields.get("downsample_ratio", 0.5))
+        image_processor = ViTPImageProcessor.from_pretrained(name)
+    else:
+        config, image_processor = ViTPConfig(), ViTPImageProcessor()
+    image_processor.max_patches = max_patches or image_processor.max_patches
+    return image_processor, config.image_seq_length
