@@ -20,13 +20,13 @@ CITATION = """@article{vitp2025,
 def about(models: Models, full: FullModel) -> str:
     """Markdown about the model, the app and the method."""
     vision, text = full.model.config.vision_config, full.model.config.text_config
-    licence, date = _licence_and_date(models, full.name)
+    license, date = _license_and_date(models, full.name)
     height, width = vision.image_size
     millions = sum(parameter.numel() for parameter in full.model.parameters()) / 1e6
     vision_millions = sum(parameter.numel() for parameter in full.model.model.vision_tower.parameters()) / 1e6
     rows = {
         "Model": f"`{html.escape(full.name.replace('`', ''))}`",
-        "Licence": html.escape(licence),
+        "Licence": html.escape(license),
         "Date": date,
         "ViT": f"{vision.num_hidden_layers} layers, width {vision.hidden_size}, {vision_millions:.3g} M parameters, "
         f"{height} × {width} pixels in patches of {vision.patch_size[0]}",
@@ -39,7 +39,7 @@ def about(models: Models, full: FullModel) -> str:
     return f"| | |\n|---|---|\n{table}\n\nTo cite the method:\n\n```bibtex\n{CITATION}\n```"
 
 
-def _licence_and_date(models: Models, name: str) -> tuple[str, str]:
+def _license_and_date(models: Models, name: str) -> tuple[str, str]:
     """As the model's card and repo say, or its folder."""
     if name == TINY:
         return "Apache-2.0 (random weights, made by this app)", f"{datetime.now(timezone.utc):%Y-%m-%d}"
@@ -53,5 +53,5 @@ def _licence_and_date(models: Models, name: str) -> tuple[str, str]:
             card, date = info.card_data, info.last_modified
     except Exception:  # no card, or no way to the Hub: the box says so
         pass
-    licence = getattr(card, "license", None)
-    return str(licence or "not stated"), f"{date:%Y-%m-%d}" if date else "not known"
+    license = getattr(card, "license", None)
+    return str(license or "not stated"), f"{date:%Y-%m-%d}" if date else "not known"

@@ -321,8 +321,8 @@ def test_weights_keep_their_licence(hub, logged_in, folder, capsys, where):
 
 
 def test_licences_of_several_sources(hub, logged_in, folder, capsys):
-    def sources(*licences):
-        stated = {f"org/{number}": {"license": name} for number, name in enumerate(licences)}
+    def sources(*licenses):
+        stated = {f"org/{number}": {"license": name} for number, name in enumerate(licenses)}
         (folder / "run.json").write_text(json.dumps({"licences": stated}))
 
     sources("apache-2.0", "cc-by-nc-4.0")

@@ -23,7 +23,7 @@ def card_metadata(name: str | Path) -> dict[str, Any]:
         return {}
 
 
-def licence_of(name: str | Path) -> dict[str, str]:
+def license_of(name: str | Path) -> dict[str, str]:
     """The licence fields of the card of a folder or Hub repo; empty if it states none.
 
     A link to a file beside the card of a Hub repo becomes the address of that file.
@@ -36,9 +36,14 @@ def licence_of(name: str | Path) -> dict[str, str]:
     return {} if fields.get("license") == "unknown" else fields
 
 
-def licence_of_file(folder: Path) -> dict[str, str]:
+def license_files(folder: Path) -> list[Path]:
+    """The licence files of a folder and, after them, its notices."""
+    return [path for pattern in LICENSE_FILES for path in sorted(folder.glob(pattern))]
+
+
+def license_of_file(folder: Path) -> dict[str, str]:
     """Licence fields that name the licence file in a folder; empty if it has none."""
-    names = sorted(path.name for path in folder.glob("LICEN[CS]E*"))
+    names = [path.name for path in license_files(folder) if not path.name.startswith("NOTICE")]
     named = {"license": "other", "license_name": "license-of-the-source"}
     return named | {"license_link": names[0]} if names else {}
 

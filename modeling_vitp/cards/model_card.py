@@ -42,7 +42,7 @@ NOT_RESULTS = ("runtime", "per_second", "epoch", "num_tokens", "entropy", "_time
 
 
 def fill_card(
-    what: str, source: Path, folder: Path, files: dict[str, Path | bytes], repo_id: str, licence: dict[str, str]
+    what: str, source: Path, folder: Path, files: dict[str, Path | bytes], repo_id: str, license: dict[str, str]
 ) -> ModelCard:
     """The card that a folder has, if any, with the sections and metadata that follow from the run.
 
@@ -68,7 +68,7 @@ def fill_card(
         "Input": describe_input(files),
         "Training": describe_training(record),
         "Evaluation": describe_results(what, metrics, record),
-        "Licence": describe_licence(licence),
+        "Licence": describe_license(license),
         "Citation": CITATION,
     }
     for title, section in sections.items():
@@ -85,7 +85,7 @@ def fill_card(
         "base_model": bases,
         "datasets": [entry["dataset"] for entry in record.get("data") or () if entry.get("dataset")],
         "tags": list(dict.fromkeys([*metadata.get("tags", []), "vitp"])),
-        **{key: licence.get(key) for key in FIELDS},
+        **{key: license.get(key) for key in FIELDS},
     }
     card = ModelCard(f"---\n{{}}\n---\n\n{text.strip()}\n", ignore_metadata_errors=True)
     for key, value in metadata.items():
@@ -139,11 +139,11 @@ def describe_results(what: str, metrics: dict[str, Any], record: dict[str, Any])
     return f"{of}From the `metrics.json` of the run.\n\n{table(['split', 'metric', 'value'], rows)}"
 
 
-def describe_licence(licence: dict[str, str]) -> str | None:
-    if not licence:
+def describe_license(license: dict[str, str]) -> str | None:
+    if not license:
         return None
-    name = licence.get("license_name", licence["license"])
-    link = f" ([text]({licence['license_link']}))" if licence.get("license_link") else ""
+    name = license.get("license_name", license["license"])
+    link = f" ([text]({license['license_link']}))" if license.get("license_link") else ""
     return f"{name}{link}. Weights keep the licence of the weights they were trained from."
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
-from .license import card_metadata, licence_of, licence_of_file
+from .license import card_metadata, license_files, license_of, license_of_file
 from .sections import portable_command
 
 RECORD, METRICS = "run.json", "metrics.json"
@@ -48,7 +48,7 @@ def write_record(
     output_dir = Path(output_dir)
     output_dir.mkdir(parents=True, exist_ok=True)
     for source in filter(Path.is_dir, map(Path, sources)):
-        for path in [*source.glob("LICEN[CS]E*"), *source.glob("NOTICE*")]:
+        for path in license_files(source):
             shutil.copyfile(path, output_dir / path.name)
     (output_dir / RECORD).write_text(json.dumps(record, indent=2) + "\n")
 
@@ -71,42 +71,42 @@ def copy_record(source: str | Path, target: str | Path) -> None:
     if not source.is_dir():
         (target / RECORD).write_text(json.dumps(provenance([str(source)]), indent=2) + "\n")
         return
-    for name in (RECORD, METRICS, *(path.name for path in [*source.glob("LICEN[CS]E*"), *source.glob("NOTICE*")])):
+    for name in (RECORD, METRICS, *(path.name for path in license_files(source))):
         if (source / name).is_file():
             shutil.copyfile(source / name, target / name)
 
 
 def provenance(sources: Sequence[str]) -> dict[str, Any]:
     """The Hub ids that weights come from, and the licences of these weights."""
-    licences = {}
+    licenses = {}
     for source in sources:
-        for name, fields in licences_of(source).items():
-            while licences.get(name, fields) != fields:
+        for name, fields in licenses_of(source).items():
+            while licenses.get(name, fields) != fields:
                 name += " (another)"
-            licences[name] = fields
+            licenses[name] = fields
     return {
         "base_model": list(dict.fromkeys(base for source in sources for base in bases_of(source))),
-        "licences": licences,
+        "licences": licenses,
     }
 
 
-def stated_licences(folder: Path) -> dict[str, dict[str, str]]:
+def stated_licenses(folder: Path) -> dict[str, dict[str, str]]:
     """Licence fields by what states them: the card of a folder, and the weights that its model was trained from.
 
     Where the Hub could not be asked when the run began, it is asked again.
     """
     record = read_record(folder)
     recorded, on_hub = record.get("licences", {}), record.get("base_model", ())
-    asked = {name: fields or (licence_of(name) if name in on_hub else {}) for name, fields in recorded.items()}
-    stated = {ITS_CARD: licence_of(folder), **asked}
-    return stated if any(stated.values()) else {ITS_FILE: licence_of_file(folder)}
+    asked = {name: fields or (license_of(name) if name in on_hub else {}) for name, fields in recorded.items()}
+    stated = {ITS_CARD: license_of(folder), **asked}
+    return stated if any(stated.values()) else {ITS_FILE: license_of_file(folder)}
 
 
-def licences_of(source: str) -> dict[str, dict[str, str]]:
+def licenses_of(source: str) -> dict[str, dict[str, str]]:
     """Licence fields of a Hub repo, or of a folder and what it was trained from."""
     if not Path(source).is_dir():
-        return {source: licence_of(source)}
-    stated = stated_licences(Path(source))
+        return {source: license_of(source)}
+    stated = stated_licenses(Path(source))
     return {public_name(source) if name in (ITS_CARD, ITS_FILE) else name: fields for name, fields in stated.items()}
 
 

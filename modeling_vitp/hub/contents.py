@@ -12,9 +12,9 @@ from huggingface_hub import DatasetCard, RepoCard, SpaceCard, snapshot_download
 from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
 
-from ..cards.license import FIELDS, agreed, card_metadata
+from ..cards.license import FIELDS, agreed, card_metadata, license_files
 from ..cards.model_card import fill_card
-from ..cards.record import stated_licences
+from ..cards.record import stated_licenses
 from ..convert.checkpoint import convert_checkpoint
 from ..convert.export import export_backbone
 from .failures import FAILURES, explain
@@ -63,7 +63,7 @@ class Contents:
     variables: dict[str, str] = field(default_factory=dict)
 
     @property
-    def licence(self) -> str | None:
+    def license(self) -> str | None:
         return self.card.data.get("license_name") or self.card.data.get("license")
 
     def sizes(self) -> dict[str, int]:
@@ -76,7 +76,7 @@ class Contents:
     def listing(self, deleted: Sequence[str]) -> str:
         """The licence and the files with their sizes, in lines; `deleted` are those that the repo will lose."""
         sizes = self.sizes()
-        lines = [f"licence: {self.licence or 'none stated; give one with --license'}"]
+        lines = [f"licence: {self.license or 'none stated; give one with --license'}"]
         lines += [f"{size:>15,} {name}" for name, size in sorted(sizes.items())]
         lines += [f"{sum(sizes.values()):>15,} bytes in {len(sizes)} files"]
         return "\n".join([*lines, *(f"{'deleted':>15} {name}" for name in deleted)])
@@ -150,7 +150,7 @@ def gather_model(
             raise ValueError(f"{checkpoint} is a {model_type!r} model, which is not pushed as {what!r}.{hint}")
     run = Path(run or source)
     files: dict[str, Path | bytes] = dict(model_files(folder))
-    for name in ("metrics.json", "loss.png", *(path.name for path in run.glob("LICEN[CS]E*"))):
+    for name in ("metrics.json", "loss.png", *(path.name for path in license_files(run))):
         if (run / name).is_file():
             files.setdefault(name, run / name)
     if not any(name.endswith(".safetensors") for name in files):
@@ -158,7 +158,7 @@ def gather_model(
     for name, path in files.items():
         if name.endswith(".json") and name not in NOT_CONFIGS:
             files[name] = portable_config(path, base_model)
-    fields = agreed(stated_licences(run), license)
+    fields = agreed(stated_licenses(run), license)
     card = fill_card(what, run, folder, files, repo_id, fields)
     return Contents("model", files, card)
 
@@ -294,9 +294,9 @@ def write_card(what: str, folder: str | Path, source: str | Path | None = None, 
     folder = Path(folder)
     source = Path(source or folder)
     try:
-        licence = agreed(stated_licences(source))
+        license = agreed(stated_licenses(source))
     except ValueError as error:
         logger.warning("The card of %s states no licence: %s", folder, error)
-        licence = {}
-    card = fill_card(what, source, folder, dict(model_files(folder)), repo_id or folder.resolve().name, licence)
+        license = {}
+    card = fill_card(what, source, folder, dict(model_files(folder)), repo_id or folder.resolve().name, license)
     card.save(folder / "README.md")

