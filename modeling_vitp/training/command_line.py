@@ -103,6 +103,7 @@ def parse(
     if whole:
         epilog += " --help_all shows the options of the libraries, too."
     texts = {"description": description, "epilog": epilog, "formatter_class": argparse.RawDescriptionHelpFormatter}
+    texts["prog"] = program()
     parser = TrlParser(own, allow_abbrev=False, **texts)
     if {"-h", "--help"} & set(words):
         parser.print_help()
@@ -112,8 +113,12 @@ def parse(
         sys.exit(0)
     try:
         words = with_config(words)
-        *parsed, remaining = parser.parse_args_and_config(words, return_remaining_strings=True)
-        check_names(remaining, [item.name for dataclass in own for item in fields(dataclass)], inherited)
+        *parsed, in_file, in_words = parser.parse_args_and_config(
+            words, return_remaining_strings=True, separate_remaining_strings=True
+        )
+        if in_words and not in_words[0].startswith("--"):
+            raise ValueError(f"what is {in_words[0]!r}? Options begin with --, and their values follow.")
+        check_names([*in_file, *in_words], [item.name for dataclass in own for item in fields(dataclass)], inherited)
         if whole:
             parsed = TrlParser([load(name) for name in whole], **texts).parse_args_and_config(words)
     except (ValueError, OSError, yaml.YAMLError) as error:
@@ -124,9 +129,15 @@ def parse(
 
 def parse_words(parser: argparse.ArgumentParser, argv: Sequence[str] | None) -> argparse.Namespace:
     """The arguments of a recipe that takes words and no configuration."""
+    parser.prog = program()
     args = parser.parse_args(argv)
     register_models()
     return args
+
+
+def program() -> str:
+    """The recipe as a command, however it was called."""
+    return f"vitp {Path(sys.argv[0]).stem}"
 
 
 def register_models() -> None:
@@ -170,8 +181,6 @@ def check_names(remaining: Sequence[str], own: Sequence[str], inherited: Sequenc
         if word.startswith("--") and not {name, name.removeprefix("no_")} & known:
             nearest = difflib.get_close_matches(name, {*own, *known}, 1, 0.6)
             raise ValueError(f"there is no option {name!r}" + f": did you mean {nearest[0]!r}?" * bool(nearest))
-    if remaining and not inherited:
-        raise ValueError(f"what are the words {' '.join(remaining)!r}? Options begin with --.")
 
 
 @cache

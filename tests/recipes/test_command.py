@@ -1,0 +1,185 @@
+"""The command `vitp`, and that a recipe is one file by all three ways of calling it."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from modeling_vitp.__main__ import main, recipes
+from modeling_vitp.training.arguments import SFT_MODULES, VRLArguments
+from modeling_vitp.training.command_line import WrongArguments, field_names, find_config, find_data, parse
+
+ROOT = Path(__file__).parents[2]
+RECIPES = sorted(path.stem for path in (ROOT / "recipes").glob("*.py") if path.stem != "__init__")
+VITP = Path(sys.executable).with_name("vitp")
+ENVIRONMENT = os.environ | {"HF_HUB_OFFLINE": "1", "COLUMNS": "100"}
+HEAVY = ("torch", "transformers", "datasets", "peft", "evaluate", "accelerate")
+
+
+def run(*command, cwd=ROOT, **environment) -> subprocess.CompletedProcess:
+    return subprocess.run(
+        [str(word) for word in command], cwd=cwd, env=ENVIRONMENT | environment, capture_output=True, text=True
+    )
+
+
+def test_the_command_lists_every_recipe_with_what_it_does(capsys):
+    main([])
+    listed = {line.split()[0] for line in capsys.readouterr().out.splitlines() if line.startswith("  ")}
+    assert listed == {*RECIPES, "convert"} and set(recipes()) == set(RECIPES)
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_a_recipe_is_one_file_by_three_names(name):
+    ways = [
+        run(sys.executable, f"recipes/{name}.py", "--help"),
+        run(VITP, name, "--help"),
+        run(sys.executable, "-m", f"modeling_vitp.recipes.{name}", "--help"),
+    ]
+    assert [way.returncode for way in ways] == [0, 0, 0], [way.stderr for way in ways]
+    assert ways[0].stdout == ways[1].stdout == ways[2].stdout
+    assert f"usage: vitp {name} " in ways[0].stdout
+
+
+def test_the_conversion_is_part_of_the_command():
+    ways = [run(VITP, "convert", "--help"), run(sys.executable, "-m", "modeling_vitp.convert", "--help")]
+    assert ways[0].returncode == 0 and ways[0].stdout == ways[1].stdout
+
+
+LOADED = """
+import runpy, sys
+sys.argv = sys.argv[1:]
+try:
+    runpy.run_path(sys.argv[0], run_name="__main__")
+except SystemExit as end:
+    print([name for name in {heavy!r} if name in sys.modules], end.code)
+"""
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_help_comes_before_anything_heavy(name):
+    done = run(sys.executable, "-c", LOADED.format(heavy=HEAVY), f"recipes/{name}.py", "--help")
+    assert done.stdout.splitlines()[-1] == "[] 0", done.stderr
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["pretrain", "--config", "quickstrt"], "there is no configuration 'quickstrt', .* quickstart"),
+        (
+            ["pretrain", "--config", "quickstart", "--learning_rat", "1"],
+            "no option 'learning_rat': did you mean 'learn",
+        ),
+        (["pretrain", "--task", "trees"], "Give either dataset_name or mixture"),
+        (["pretrain", "--config", "quickstart", "--from_scratch", "{]"], "from_scratch: '{]' is no JSON"),
+        (["finetune_segmentation", "--config", "loveda", "--crop", "3"], "no option 'crop': did you mean 'crop_size'"),
+        (["probe", "--backbones", "b", "--data", "lovda"], "there is no configuration 'lovda', .* loveda"),
+        (["pretrain", "--config", "quickstart", "word"], r"what is 'word'\? Options begin with --"),
+        (["pretran"], "there is no recipe 'pretran': did you mean 'pretrain'"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else None,
+)
+def test_a_mistake_is_one_line_and_status_2(words, says, tmp_path):
+    done = run(VITP, *words, cwd=tmp_path)
+    assert done.returncode == 2 and done.stdout == "" and not any(tmp_path.iterdir())
+    (line,) = done.stderr.splitlines()
+    assert re.search(f"^error: .*{says}", line), line
+
+
+@pytest.mark.slow
+def test_help_and_a_mistake_cost_at_most_half_as_much_again_as_transformers():
+    def seconds(*command):
+        times = []
+        for _ in range(3):
+            start = time.perf_counter()
+            run(*command)
+            times.append(time.perf_counter() - start)
+        return min(times)
+
+    reference = seconds(sys.executable, "-c", "from transformers import AutoModel")
+    for name in RECIPES:
+        assert seconds(VITP, name, "--help") <= 1.5 * reference, name
+    assert seconds(VITP, "pretrain", "--config", "quickstart", "--learning_rat", "1") <= 1.5 * reference
+
+
+def test_options_that_are_read_from_source_are_those_of_the_classes():
+    from dataclasses import fields
+
+    from transformers import TrainingArguments
+    from trl import SFTConfig
+
+    own = {item.name for item in fields(VRLArguments)}
+    found = set().union(*map(field_names, SFT_MODULES))
+    assert {item.name for item in fields(SFTConfig)} <= found | own
+    assert {item.name for item in fields(TrainingArguments)} <= field_names("transformers.training_args")
+
+
+def test_what_is_here_goes_before_what_is_in_the_package(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert find_config("quickstart").samefile(ROOT / "recipes/configs/quickstart.yaml")
+    assert find_config("recipes/configs/loveda.yaml").samefile(ROOT / "recipes/configs/loveda.yaml")
+    assert Path(find_data("recipes/data/aerial_trees")).samefile(ROOT / "recipes/data/aerial_trees")
+    assert find_data("org/data") == "org/data" and find_data("recipes/data/others") == "recipes/data/others"
+    (tmp_path / "quickstart").write_text("a: 1")
+    (tmp_path / "recipes/data/aerial_trees").mkdir(parents=True)
+    assert find_config("quickstart") == Path("quickstart")
+    assert find_data("recipes/data/aerial_trees") == "recipes/data/aerial_trees"
+    with pytest.raises(WrongArguments, match="--config needs a name"):
+        parse(["--config"], "", (VRLArguments,))
+
+
+def test_a_command_saves_models_with_their_code(model_and_processor, tmp_path):
+    """The models are registered after the arguments, and so before anything is saved."""
+    model, processor = model_and_processor
+    model.save_pretrained(tmp_path / "model")
+    processor.save_pretrained(tmp_path / "model")
+    (tmp_path / "quiet").mkdir()
+    done = run(VITP, "export_backbone", tmp_path / "model", tmp_path / "backbone", cwd=tmp_path / "quiet")
+    assert done.returncode == 0, done.stderr
+    config = json.loads((tmp_path / "backbone/config.json").read_text())
+    assert config["auto_map"]["AutoModel"] == "modeling_vitp.ViTPVisionModel"
+    assert (tmp_path / "backbone/modeling_vitp.py").is_file() and (tmp_path / "backbone/vrl.py").is_file()
+
+
+INSTALLED = """
+import json, sys
+import modeling_vitp, evaluate
+from modeling_vitp import ViTPTrainer
+from modeling_vitp.dense.trainer import DenseTrainer
+from modeling_vitp.metrics.report import METRICS_FOLDER
+from modeling_vitp.recipes import pretrain
+evaluate.load(str(METRICS_FOLDER / "mean_iou"), num_labels=3)
+print(json.dumps([modeling_vitp.__file__, pretrain.__file__]))
+"""
+
+
+@pytest.mark.slow
+def test_the_wheel_alone_has_the_command_the_configurations_and_the_sample(tmp_path):
+    wheels, site, work = tmp_path / "wheels", tmp_path / "site", tmp_path / "work"
+    work.mkdir()
+    pip = [sys.executable, "-m", "pip"]
+    built = run(*pip, "wheel", "--no-deps", "-q", "-w", wheels, ROOT)
+    assert built.returncode == 0, built.stderr
+    (wheel,) = wheels.iterdir()
+    installed = run(*pip, "install", "--no-deps", "--no-index", "-q", "--target", site, wheel)
+    assert installed.returncode == 0, installed.stderr
+    here = {"PYTHONPATH": str(site)}
+    vitp = sys.executable, site / "bin" / "vitp"
+    done = run(sys.executable, "-c", INSTALLED, cwd=work, **here)
+    assert done.returncode == 0, done.stderr
+    assert all(path.startswith(str(site)) for path in json.loads(done.stdout.splitlines()[-1]))
+    listed = run(*vitp, cwd=work, **here)
+    assert all(f"  {name} " in listed.stdout for name in [*RECIPES, "convert"])
+    for name in RECIPES:
+        assert run(*vitp, name, "--help", cwd=work, **here).returncode == 0
+    dry = run(*vitp, "pretrain", "--config", "remote_sensing_paper", "--dry_run", cwd=work, **here)
+    assert dry.returncode == 0 and "The four rules of a mixture:" in dry.stdout, dry.stderr
+    steps = "--max_steps 2 --eval_strategy no --save_strategy no --dataloader_num_workers 0".split()
+    steps += ["--dataloader_persistent_workers", "false"]
+    quick = run(*vitp, "pretrain", "--config", "quickstart", *steps, cwd=work, **here)
+    assert quick.returncode == 1 and "The task's gate was NOT passed" in quick.stderr, quick.stderr
+    assert (work / "outputs/quickstart/backbone/model.safetensors").is_file()
