@@ -1,6 +1,8 @@
 import dataclasses
 import json
 import re
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -208,3 +210,24 @@ def test_histograms_summarise_all_values(values):
     assert summary["median"] == ordered[(len(values) - 1) // 2]
     assert sum(value <= summary["p95"] for value in values) >= 0.95 * len(values)
     assert torch.tensor(list(summary["counts"].values())).sum() == len(values)
+
+
+AFTER_THREADS = """
+import sys
+import cv2, numpy as np
+from modeling_vitp.recipes import validate_data
+if __name__ == "__main__":
+    cv2.setNumThreads(4)
+    cv2.GaussianBlur(np.zeros((2000, 2000, 3), np.uint8), (31, 31), 0)
+    sys.exit(validate_data.main(sys.argv[1:]))
+"""
+
+
+def test_processes_do_not_wait_for_threads_of_the_one_that_started_them(files):
+    """A process that is forked beside OpenCV's threads and tells it to use one thread waits for them for ever."""
+    source = {"name": "lines", "annotation": "broken.jsonl", "image_root": "images"}
+    (files / "mixture.yaml").write_text(yaml.safe_dump({"root": str(files), "sources": [source]}))
+    words = [str(files / "mixture.yaml"), "--num_workers", "1", "--output_dir", str(files / "out")]
+    words += ["--against", str(files / "good"), "--against_split", "train"]
+    done = subprocess.run([sys.executable, "-c", AFTER_THREADS, *words], timeout=120, capture_output=True, text=True)
+    assert done.returncode == 1 and (files / "out" / "report.json").is_file(), done.stderr

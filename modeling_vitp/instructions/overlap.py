@@ -7,7 +7,8 @@ counts only if the pixels agree there: normalised cross-correlation of the two i
 
 import hashlib
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -123,6 +124,17 @@ def orientations(pixels: np.ndarray) -> list[np.ndarray]:
     ]
 
 
+@contextmanager
+def opencv_in_one_thread() -> Iterator[None]:
+    """For as long as processes are forked: one would wait for ever for the threads that OpenCV had in its parent."""
+    number = cv2.getNumThreads()
+    cv2.setNumThreads(1)
+    try:
+        yield
+    finally:
+        cv2.setNumThreads(number)
+
+
 class TestImages:
     """An index of test images that is asked for the ones that another image shares pixels with.
 
@@ -140,7 +152,8 @@ class TestImages:
     def __init__(self, images: Dataset, names: Sequence[str], num_workers: int = 0):
         self.images, self.names = images, names
         loader = DataLoader(range(len(names)), batch_size=8, num_workers=num_workers, collate_fn=self._fingerprints)
-        prints = [found for batch in tqdm(loader, desc="Test images", unit=" batches of 8") for found in batch]
+        with opencv_in_one_thread():
+            prints = [found for batch in tqdm(loader, desc="Test images", unit=" batches of 8") for found in batch]
         self.by_digest = {print_.digest: index for index, print_ in enumerate(prints[::2])}
         self.has_contrast = np.array([print_.has_contrast for print_ in prints[::2]])
         self.hashes = np.stack([print_.hashes[0] for print_ in prints[::2]])
@@ -164,7 +177,6 @@ class TestImages:
 
     def _fingerprints(self, indices: list[int]) -> list[Fingerprint]:
         """Of images and their mirror images, in turn."""
-        cv2.setNumThreads(1)
         images = [self._decode(index, mirrored) for index in indices for mirrored in (False, True)]
         return [fingerprint(image, grey(image)) for image in images]
 

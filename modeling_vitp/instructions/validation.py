@@ -8,7 +8,6 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import cv2
 import matplotlib
 import matplotlib.pyplot as plt
 import numpy as np
@@ -24,7 +23,7 @@ from ..processing_vitp import ViTPProcessor
 from .boxes import wrong_boxes
 from .lengths import SampleLength, num_tiles
 from .mixture_file import Mixture, Source
-from .overlap import Match, TestImages, pixel_digest
+from .overlap import Match, TestImages, opencv_in_one_thread, pixel_digest
 from .rows import load_images
 from .sources import read_source
 
@@ -157,7 +156,6 @@ class RowChecker:
         self._matches = {}  # digest of an image -> its matches: many rows share an image
 
     def __call__(self, rows: list[dict]) -> list[RowReport]:
-        cv2.setNumThreads(1)
         return [self.check(row) for row in rows]
 
     def check(self, row: dict) -> RowReport:
@@ -256,7 +254,8 @@ def read_rows(source: Source, checker: RowChecker, num_workers: int) -> Iterable
         num_workers=num_workers if is_map_style else min(num_workers, 1),
         collate_fn=checker,
     )
-    with tqdm(total=len(rows) if is_map_style else source.rows, desc=source.name, unit=" rows") as progress:
+    num_rows = len(rows) if is_map_style else source.rows
+    with opencv_in_one_thread(), tqdm(total=num_rows, desc=source.name, unit=" rows") as progress:
         for batch in loader:
             yield from batch
             progress.update(len(batch))
