@@ -10,6 +10,7 @@ from paths import CONFIGS
 from PIL import Image
 
 from modeling_vitp import ViTPVisionConfig, ViTPVisionModel
+from modeling_vitp.dense.data import DenseData
 
 TINY = {
     "hidden_size": 32,
@@ -22,6 +23,7 @@ TINY = {
 }
 BACKBONE = {"deformable_heads": 4, "spatial_prior_channels": 8}
 HEAD = {"hidden_size": 16, "auxiliary_channels": 16}
+TWO = [{"name": "ground"}, {"name": "tree"}]
 
 
 def tiny_backbone() -> ViTPVisionModel:
@@ -53,6 +55,24 @@ def picture_of(labels: np.ndarray, rng: np.random.Generator) -> Image.Image:
 def save(image, path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     image.save(path)
+
+
+def labelled_folder(root: Path, masks: dict[str, np.ndarray | None], size: tuple[int, int] = (8, 6)) -> DenseData:
+    """Images of one colour in `images/`, and the masks; no file where the mask is `None`."""
+    for name, mask in masks.items():
+        save(Image.new("RGB", size, (10, 20, 30)), root / "images" / f"{name}.png")
+        if mask is not None:
+            save(Image.fromarray(mask), root / "masks" / f"{name}.png")
+    (root / "masks").mkdir(parents=True, exist_ok=True)
+    splits = {"train": {"image": "images/{name}.png", "mask": "masks/{name}.png"}}
+    return DenseData(classes=TWO, splits=splits, root=str(root))
+
+
+def small_mask(*values: int, shape: tuple[int, int] = (6, 8)) -> np.ndarray:
+    """The values one after the other, then zeros."""
+    array = np.zeros(shape, dtype=np.uint8)
+    array.flat[: len(values)] = values
+    return array
 
 
 def make_loveda(root: Path, size: int = 64) -> None:
