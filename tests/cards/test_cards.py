@@ -25,15 +25,12 @@ from modeling_vitp import (
     export_backbone,
 )
 from modeling_vitp.cards.record import provenance
-from modeling_vitp.cards.sections import portable_command
 from modeling_vitp.convert.checkpoint import convert_checkpoint
 from modeling_vitp.hub.contents import write_card
 from modeling_vitp.hub.files import model_files
 from modeling_vitp.recipes import push_to_hub
 
 disable_progress_bars()
-
-
 RECORD = {
     "command": "vitp pretrain --config my_recipe.yaml",
     "settings": {"seed": 3, "vrl_drop_ratio": 0.75, "learning_rate": 2e-5, "input_spec": None, "warmup_steps": 0.2},
@@ -194,20 +191,6 @@ def test_licence_files_go_along_and_links_lead_to_the_source(hub, logged_in, fol
     (tmp_path / "other" / "run" / "README.md").write_text("---\nlicense: gpl-3.0\n---\n")
     both = provenance([str(folder), str(tmp_path / "other" / "run")])["licences"]
     assert both["run (another)"] == {"license": "gpl-3.0"} and both["run"] == {"license": "cc-by-nc-4.0"}
-
-
-@pytest.mark.parametrize(
-    ("words", "expected"),
-    [
-        (["--config", "/home/me/my.yaml"], "--config my.yaml"),
-        (["--hub_token", "hf_x", "--seed", "1"], "--seed 1"),
-        (["--hub_token=hf_x", "--hub_token", "hf_y"], ""),
-        (["--output_dir=~/out/a", "--mixture", '{"root": "/data/b"}'], '--output_dir=a --mixture \'{"root": "b"}\''),
-        (["--dataset_name", "org/ships", "--dir", "a/b"], "--dataset_name org/ships --dir a/b"),
-    ],
-)
-def test_a_recorded_command_has_no_token_and_no_place(words, expected):
-    assert portable_command("pretrain", words) == f"vitp pretrain {expected}".strip()
 
 
 def test_training_from_the_hub_and_back(hub, logged_in, folder, data_folder, tmp_path, capsys):

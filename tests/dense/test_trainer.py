@@ -5,9 +5,8 @@ import numpy as np
 import torch
 
 from modeling_vitp import ViTPForSemanticSegmentation, ViTPSegmentationImageProcessor
-from modeling_vitp.dense.arguments import DenseTrainingArguments
 from modeling_vitp.dense.data import DenseData
-from modeling_vitp.dense.trainer import DenseTrainer, TrainingSamples
+from modeling_vitp.dense.trainer import DenseTrainer, DenseTrainingArguments, TrainingSamples
 
 
 def test_samples_are_functions_of_seed_and_epoch(tmp_path):

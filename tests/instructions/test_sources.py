@@ -1,50 +1,19 @@
 import json
-import logging
 from pathlib import Path
 
 import pytest
 from datasets import ClassLabel, Dataset, Features, IterableDataset, List, Value
 from datasets import Image as ImageFeature
-from hypothesis import given, settings
-from hypothesis import strategies as st
-from paths import CONFIGS
 from pictures import picture
+from sample_rows import ANNOTATIONS, BOXES, text, write_annotations
 from tiny_models import TOKENS_PER_TILE
 from trl import ScriptArguments
 
 from modeling_vitp import ViTPDataCollator
 from modeling_vitp.instructions.mixture import open_mixture
 from modeling_vitp.instructions.mixture_file import Source, load_mixture
-from modeling_vitp.instructions.rows import normalise
 from modeling_vitp.instructions.sources import load_rows, read_source
 
-BOXES = "<ref>ship</ref><box>[[0, 12, 1000, 34], [5, 6, 7, 8]]</box> and [0, 1, 2, 1000]"
-
-
-def turn(role, value):
-    return {"from": role, "value": value}
-
-
-ANNOTATIONS = [
-    {"id": 5, "image": "0.png", "conversations": [turn("human", "<image>\nWhere are ships?"), turn("gpt", BOXES)]},
-    {
-        "image": ["0.png", "sub/1.png"],
-        "width": [60, 60],
-        "conversations": [
-            turn("system", "You compare."),
-            turn("human", "Before: <image>\nAfter: <image>\nWhat changed?"),
-            turn("gpt", "A <image> of nothing."),
-            turn("human", "Sure?"),
-            turn("gpt", "Yes"),
-        ],
-    },
-    {"id": 5, "conversations": [turn("human", "Hi"), turn("gpt", "Ho")]},
-    {"image": "0.png", "conversations": [turn("human", "What is it?"), turn("gpt", "a tree")]},
-    {"image": "0.png", "conversations": [turn("human", "<image><image>"), turn("gpt", "two")]},
-    {"image": "0.png", "conversations": [turn("user", "<image>"), turn("bot", "three")]},
-    {"image": "", "conversations": [turn("human", "Hi"), turn("gpt", "Ho")]},
-    {"video": "a.mp4", "conversations": [turn("human", "Hi"), turn("gpt", "Ho")]},
-]
 ERRORS = {
     5: "it has 1 image(s), but 2 image place(s)",
     6: "message 1 has the role 'bot'",
@@ -55,22 +24,9 @@ ERRORS = {
 IMAGE = {"type": "image", "text": None}
 
 
-def text(value):
-    return {"type": "text", "text": value}
-
-
 @pytest.fixture
 def folder(tmp_path):
-    """InternVL JSON Lines with images, the same rows as a JSON list, and two lines that are broken."""
-    (tmp_path / "images" / "sub").mkdir(parents=True)
-    picture(60, 56, 0).save(tmp_path / "images" / "0.png")
-    picture(60, 56, 1).save(tmp_path / "images" / "sub" / "1.png")
-    with open(tmp_path / "a.jsonl", "wb") as file:
-        for annotation in ANNOTATIONS:
-            file.write(json.dumps(annotation).encode() + b"\n")
-        file.write(b'{"image": "0.png", "conver\n\xff\xfe\n')
-    (tmp_path / "a.json").write_text(json.dumps(ANNOTATIONS))
-    return tmp_path
+    return write_annotations(tmp_path)
 
 
 def source(root, /, **fields):
@@ -199,104 +155,6 @@ def test_rows_can_be_taken_by_number_and_split_up(parquet):
     assert [row["id"] for row in dataset.select([5, 0])] == ["5", "0"]
 
 
-@settings(max_examples=50, deadline=None)
-@given(
-    pieces=st.lists(
-        st.text("ab<>\n []", max_size=6).filter(lambda piece: "<image>" not in piece), min_size=1, max_size=4
-    )
-)
-def test_image_places_are_found_wherever_they_stand(pieces):
-    messages = normalise([turn("human", "<image>".join(pieces)), turn("gpt", "x")], len(pieces) - 1)
-    rebuilt = "".join("<image>" if part["type"] == "image" else part["text"] for part in messages[0]["content"])
-    assert rebuilt == "<image>".join([pieces[0], *(piece.removeprefix("\n") for piece in pieces[1:])])
-
-
-@pytest.fixture
-def meta(folder):
-    entries = {
-        "first": {"root": "images", "annotation": "a.jsonl", "repeat_time": 0.25, "length": 10, "data_augment": True},
-        "second": {
-            "root": "images",
-            "annotation": "a.jsonl",
-            "repeat_time": 3,
-            "length": 10,
-            "data_augment": False,
-            "max_dynamic_patch": 6,
-            "force_image_size": 224,
-        },
-    }
-    (folder / "meta.json").write_text(json.dumps(entries))
-    return folder
-
-
-def test_a_released_meta_json_is_a_mixture(meta, monkeypatch, caplog):
-    monkeypatch.chdir(meta)
-    with caplog.at_level(logging.WARNING):
-        first, second = load_mixture("meta.json").sources
-    assert (first.name, first.rate, first.rows, first.max_patches) == ("first", 0.25, 10, None)
-    assert (second.rate, second.max_patches, second.image_size) == (3, 6, 224)
-    assert not first.jpeg_degradation and not first.first_rows
-    assert len(read_source(second)) == 10
-    warnings = [record.getMessage() for record in caplog.records]
-    assert [message.split(" in ")[-1].split(".")[0] for message in warnings] == ["first", "second", "first"]
-    for message, words in zip(
-        warnings, ("a rate below 1 takes random rows, there", "image_size is applied", "data_augment")
-    ):
-        assert "The released code differs" in message and words.split(",")[0] in message
-
-    caplog.clear()
-    with caplog.at_level(logging.WARNING):
-        first, second = load_mixture({"released_compatible": True, "sources": [{"meta": "meta.json"}]}).sources
-    assert first.first_rows and first.jpeg_degradation and not second.jpeg_degradation
-    assert second.image_size is None
-    assert len(caplog.records) == 3
-    assert all("released_compatible: " in record.getMessage() for record in caplog.records)
-
-
-@pytest.mark.parametrize(
-    ("entry", "message"),
-    [
-        ({"name": "s", "anotation": "a.jsonl"}, "source 's': unknown key 'anotation'"),
-        ({"annotation": "a.jsonl"}, "source 0: a source needs a name"),
-        ({"name": "s"}, "exactly one of dataset .* it has none"),
-        ({"name": "s", "annotation": "a.jsonl", "folder": "b"}, r"exactly one of .* \['folder', 'annotation'\]"),
-        ({"name": "s", "annotation": "a.jsonl", "rate": 0}, "rate is 0; it must be above 0"),
-        ({"name": "s", "annotation": "a.jsonl", "rate": "2x"}, "rate is '2x', but needs a value of type int or float"),
-        ({"name": "s", "annotation": "a.jsonl", "max_patches": True}, "max_patches is True, but needs .* int"),
-        ({"name": "s", "annotation": "a.jsonl", "columns": {"images": "x"}}, "columns has no meaning .* annotation"),
-        ({"name": "s", "folder": "b", "columns": {"picture": "x"}}, r"not for \['picture'\]"),
-        ({"name": "s", "folder": "b", "revision": "main"}, "revision has no meaning for a source with folder"),
-        ({"name": "s", "folder": "b", "streaming": True}, "a streaming source needs `rows`"),
-        ({"name": "s", "folder": "b", "input_spec": {"band": 1}}, r"input_spec: unknown field\(s\) \['band'\]"),
-        ({"meta": "meta.json"}, "meta JSON meta.json cannot be read"),
-        ("s", "source 0 is 's', not a mapping"),
-    ],
-)
-def test_mistakes_in_a_mixture_are_named(entry, message, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    with pytest.raises(ValueError, match=message):
-        load_mixture({"sources": [entry]})
-
-
-def test_mistakes_in_a_mixture_file_are_named(tmp_path):
-    entry = "{name: s, folder: b}"
-    path = tmp_path / "mixture.yaml"
-    for content, message in {
-        f"sources: [{entry}, {entry}]": r"the source names \['s'\] are used more than once",
-        f"sources: [{entry}]\nresample: never": "resample is 'never'",
-        f"sources: [{entry}]\nsource: 1": "mixture.yaml: unknown key 'source'",
-        "sources: []": "mixture.yaml: a mixture has a list of `sources`",
-        "sources: [": "mixture.yaml is no YAML",
-    }.items():
-        path.write_text(content)
-        with pytest.raises(ValueError, match=message):
-            load_mixture(path)
-    with pytest.raises(ValueError, match="There is no mixture file"):
-        load_mixture(tmp_path / "none.yaml")
-    path.write_text(f"output_dir: x\nmixture:\n  defaults: {{rate: 2}}\n  sources: [{entry}]")
-    assert load_mixture(path).sources[0].rate == 2
-
-
 @pytest.mark.parametrize("streaming", [False, True])
 def test_a_broken_source_is_named(parquet, streaming):
     def read(**fields):
@@ -318,17 +176,6 @@ def test_a_broken_source_is_named(parquet, streaming):
     file.write_bytes(file.read_bytes()[:-200])
     with pytest.raises(ValueError, match="Source 'harbours'.*parquet cannot be read: "):
         read(folder="parquet")
-
-
-def test_the_mixture_of_the_page_is_one(meta, monkeypatch):
-    page = (CONFIGS / "README.md").read_text()
-    block = page.split("```yaml\nmixture:")[1].split("```")[0]
-    (meta / "data").mkdir()
-    (meta / "meta.json").rename(meta / "data" / "released_meta.json")
-    (meta / "mixture.yaml").write_text("mixture:" + block)
-    monkeypatch.chdir(meta)
-    names = [source.name for source in load_mixture("mixture.yaml").sources]
-    assert names == ["mine", "ships", "grounding", "general", "first", "second"]
 
 
 @pytest.fixture

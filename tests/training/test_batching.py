@@ -1,26 +1,16 @@
-import io
-
 import numpy as np
-import PIL.Image
 import pytest
 import torch
 from datasets import Dataset
-from pictures import picture
+from sample_rows import sized_row
 from tiny_models import TEXT, VISION
 from training_run import FEATURES, make_trainer
 
 from modeling_vitp import ViTPDataCollator
 from modeling_vitp.instructions.lengths import SampleLength
-from modeling_vitp.instructions.rows import image_size, prepare_rows
-from modeling_vitp.instructions.settings import SourceSettings
+from modeling_vitp.instructions.rows import prepare_rows
 from modeling_vitp.training.batching import GlobalBatchSampler
 from modeling_vitp.training.from_scratch import build_model
-
-
-def row(index, sizes, answer="There are 12 trees."):
-    images = [picture(*size, index) for size in sizes]
-    messages = [{"role": "user", "content": "How many trees?"}, {"role": "assistant", "content": answer}]
-    return {"id": str(index), "images": images, "messages": messages}
 
 
 @pytest.fixture(scope="module")
@@ -31,7 +21,7 @@ def mixed_rows():
     for index in range(192):
         tiles = generator.integers(0, 13)
         sizes = [(56 * tiles, 56)] if tiles else []
-        rows.append(row(index, sizes, "tree " * int(generator.integers(1, 20))))
+        rows.append(sized_row(index, sizes, "tree " * int(generator.integers(1, 20))))
     return prepare_rows(Dataset.from_list(rows, features=FEATURES))
 
 
@@ -40,46 +30,6 @@ def collator(tokenizer):
     torch.manual_seed(0)
     _, processor = build_model(tokenizer, VISION, TEXT, {"max_patches": 12})
     return ViTPDataCollator(processor, vrl_drop_ratio=0.75)
-
-
-@pytest.mark.parametrize("sizes", [[], [(56, 56)], [(300, 100)], [(100, 300), (56, 56), (224, 60)]], ids=str)
-@pytest.mark.parametrize("options", [{}, {"vrl_drop_ratio": 0.0}, {"max_length": 20, "vrl_drop_ratio": 0.9}], ids=str)
-def test_the_length_of_a_row_is_what_the_collator_makes_of_it(collator, sizes, options):
-    collator = ViTPDataCollator(collator.processor, **{"vrl_drop_ratio": 0.75, **options})
-    rows = prepare_rows(Dataset.from_list([row(1, sizes)], features=FEATURES))
-    try:
-        expected = len(collator.encode(rows[0])["input_ids"])
-    except ValueError:
-        assert "max_length" in options  # the prompt does not fit
-        return
-    assert SampleLength.of(collator)(rows[0]) == expected
-
-
-def test_the_length_of_a_row_heeds_the_settings_of_its_source(collator):
-    settings = {"a": SourceSettings(max_patches=2, system_prompt="You see trees."), "b": SourceSettings(image_size=112)}
-    collator = ViTPDataCollator(collator.processor, source_settings=settings)
-    for source in ("a", "b", "c"):
-        example = {**row(1, [(300, 100)]), "source": source}
-        assert SampleLength.of(collator)(example) == len(collator.encode(example)["input_ids"])
-
-
-def test_the_size_of_an_image_is_read_without_decoding_it(monkeypatch, tmp_path):
-    encoded = {}
-    for name in ("PNG", "JPEG"):
-        file = io.BytesIO()
-        picture(30, 20).save(file, name)
-        encoded[name] = file.getvalue()
-    turned = io.BytesIO()
-    exif = PIL.Image.Exif()
-    exif[0x0112] = 6
-    picture(30, 20).save(turned, "JPEG", exif=exif)
-    (tmp_path / "a.png").write_bytes(encoded["PNG"])
-    monkeypatch.setattr(PIL.ImageFile.ImageFile, "load", lambda self: pytest.fail("decoded"))
-    assert image_size({"bytes": encoded["PNG"], "path": None}) == (20, 30)
-    assert image_size({"bytes": encoded["JPEG"], "path": "x.jpg"}) == (20, 30)
-    assert image_size({"bytes": turned.getvalue(), "path": None}) == (30, 20)
-    assert image_size(str(tmp_path / "a.png")) == (20, 30)
-    assert image_size(np.zeros((4, 20, 30))) == (20, 30)
 
 
 def padding(collator, rows, strategy, batch_size=8, accumulation=8):

@@ -11,7 +11,6 @@ from hypothesis import strategies as st
 from pictures import picture
 
 from modeling_vitp import ViTPDataCollator
-from modeling_vitp.instructions.boxes import is_box, wrong_boxes
 from modeling_vitp.instructions.mixture_file import Source, load_mixture
 from modeling_vitp.instructions.settings import SourceSettings
 from modeling_vitp.instructions.validation import ERRORS, RowChecker, SourceReport, histogram, validate
@@ -184,17 +183,6 @@ def test_test_images_in_the_data_fail_and_are_named(files, tmp_path):
     (found,) = report["sources"]["good"]["overlap"]
     assert found == {"id": "7", "image": 0, "test_image": "seven.png", "kind": "same", "score": 1.0}
     assert f"with the test images `{tmp_path / 'test'}`: 1." in card.read_text()
-
-
-@settings(deadline=None)
-@given(st.lists(st.integers(-50, 1050), min_size=4, max_size=4))
-def test_boxes_are_on_the_grid_and_have_an_area(corners):
-    left, top, right, bottom = corners
-    expected = all(corner in range(1001) for corner in corners) and right - left > 0 and bottom - top > 0
-    assert is_box(tuple(map(str, corners))) == expected
-    for text in (f"<ref>a</ref><box>[{corners}]</box>", f"<box>[[1, 2, 3, 4], {corners}]</box>"):
-        assert (wrong_boxes(text) == ([], [])) == expected
-    assert (wrong_boxes(f"It is at {corners}.") == ([], [])) == expected
 
 
 @settings(deadline=None)
