@@ -36,9 +36,7 @@ from pathlib import Path
 import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
-from transformers import (
-    AutoConfig, AutoImageProcessor, AutoModel, AutoModelForImageTextToText, AutoProcessor, pipeline
-)
+from transformers import AutoConfig, AutoImageProcessor, AutoModel, AutoModelForImageTextToText, AutoProcessor, pipeline
 
 torch.set_num_threads(int(sys.argv[1]))
 given, facts, tensors = load_file("given.safetensors"), {}, {}
