@@ -7,74 +7,21 @@ import numpy as np
 import pytest
 import rasterio
 import torch
-from datasets import ClassLabel, Dataset, Features, List, Value
+from datasets import ClassLabel, Dataset, Features, Value
 from datasets import Image as ImageFeature
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from other_backbones import SQUARE, save_backbone
 from PIL import Image
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import accuracy_score, balanced_accuracy_score, jaccard_score
 from sklearn.neighbors import KNeighborsClassifier
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
-from transformers import (
-    AutoImageProcessor,
-    AutoModel,
-    BertConfig,
-    BertModel,
-    BitImageProcessor,
-    CLIPConfig,
-    CLIPImageProcessor,
-    CLIPModel,
-    ConvNextConfig,
-    ConvNextImageProcessor,
-    ConvNextModel,
-    Dinov2WithRegistersConfig,
-    Dinov2WithRegistersModel,
-    SwinConfig,
-    SwinModel,
-    ViTConfig,
-    ViTImageProcessor,
-    ViTModel,
-)
+from transformers import AutoImageProcessor, AutoModel
 
 from modeling_vitp import ViTPImageProcessor, ViTPVisionModel, export_backbone
-from modeling_vitp.probing.backbones import Preprocessing, load_backbone, square_size
-from modeling_vitp.probing.few_labels import Labels
-from modeling_vitp.probing.heads import fit_linear, nearest_neighbours
+from modeling_vitp.probing.backbones import load_backbone
 from modeling_vitp.probing.labelled_images import open_splits
-from modeling_vitp.probing.segmentation import pixels_by_patch, predict_pixels
 from modeling_vitp.recipes.probe import main
-
-SMALL = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 48}
-SQUARE = {"size": {"height": 64, "width": 64}}
-
-
-def save_backbone(folder, kind: str, input_spec: dict | None = None):
-    """A tiny random one with its image processor, of 64 pixels; the patches are of 16."""
-    torch.manual_seed(0)
-    tile = {"image_size": 64, "patch_size": 16}
-    cropped = {"size": {"shortest_edge": 72}, "crop_size": {"height": 64, "width": 64}}
-    if kind == "vitp":
-        export_backbone(dense_data.tiny_backbone(), folder, ViTPImageProcessor(input_spec=input_spec))
-        return folder
-    if kind == "vit":
-        model, processor = ViTModel(ViTConfig(**SMALL, **tile)), ViTImageProcessor(**SQUARE)
-    elif kind == "dinov2":
-        config = Dinov2WithRegistersConfig(**SMALL, **tile, num_register_tokens=3)
-        model, processor = Dinov2WithRegistersModel(config), BitImageProcessor(**cropped)
-    elif kind == "clip":
-        config = CLIPConfig(vision_config=SMALL | tile, text_config=SMALL | {"vocab_size": 50})
-        model, processor = CLIPModel(config), CLIPImageProcessor(**cropped)
-    elif kind == "swin":
-        config = SwinConfig(image_size=64, patch_size=4, embed_dim=8, depths=[1, 1], num_heads=[1, 1], window_size=4)
-        model, processor = SwinModel(config), ViTImageProcessor(**SQUARE)
-    elif kind == "convnext":
-        config = ConvNextConfig(hidden_sizes=[4, 8], depths=[1, 1], num_stages=2)
-        model, processor = ConvNextModel(config), ConvNextImageProcessor(size={"shortest_edge": 64})
-    model.save_pretrained(folder)
-    processor.save_pretrained(folder)
-    return folder
 
 
 def make_classes(root, numbers: dict[str, dict[str, int]], size=(40, 36)) -> None:
@@ -101,194 +48,6 @@ def voting_neighbours(number: int, temperature: float) -> KNeighborsClassifier:
         return np.exp((1 - distances) / temperature)
 
     return KNeighborsClassifier(number, metric="cosine", algorithm="brute", weights=weights)
-
-
-# What reads the features
-
-
-@pytest.mark.parametrize(("number", "neighbours"), [(60, 7), (5, 20)])
-def test_nearest_neighbours_are_those_of_scikit_learn(number, neighbours):
-    rng = np.random.default_rng(0)
-    features, queries = rng.normal(size=(number, 8)).astype(np.float32), rng.normal(size=(50, 8)).astype(np.float32)
-    labels = rng.integers(0, 4, number)
-    labels[:4] = range(4)
-    oracle = KNeighborsClassifier(
-        min(neighbours, number),
-        metric="cosine",
-        algorithm="brute",
-        weights=lambda distance: np.exp((1 - distance) / 0.2),
-    ).fit(features, labels)
-    mine = nearest_neighbours(features, labels, queries, 4, neighbours, temperature=0.2)
-    assert mine.dtype == np.int64
-    assert np.array_equal(mine, oracle.predict(queries))
-    assert len(np.unique(mine)) > 1
-
-
-@pytest.mark.parametrize("l2", [1e-3, 1e-1])
-def test_a_linear_probe_is_the_regression_of_scikit_learn(l2):
-    rng = np.random.default_rng(0)
-    features = (rng.normal(size=(90, 6)) * rng.uniform(0.1, 50, 6) + 100).astype(np.float32)
-    features[:, 4] = 3.0  # does not vary
-    labels = (features[:, 0] > np.median(features[:, 0])) * 1 + (features[:, 1] > np.quantile(features[:, 1], 0.8))
-    used = np.arange(10, 90)
-    regression = LogisticRegression(C=1 / (len(used) * l2), tol=1e-10, max_iter=10000)
-    oracle = make_pipeline(StandardScaler(), regression).fit(features[used].astype(float), labels[used])
-    probe = fit_linear(features, np.eye(3, dtype=np.float32)[labels], used, l2)
-    np.testing.assert_allclose(probe.weight, oracle[1].coef_ - oracle[1].coef_.mean(0), atol=2e-3)
-    probabilities = probe(torch.tensor(features)).softmax(-1)
-    np.testing.assert_allclose(probabilities, oracle.predict_proba(features.astype(float)), atol=1e-3)
-
-
-def test_a_linear_probe_of_patches_is_that_of_their_pixels(monkeypatch):
-    """Weights are pixels; places without a label do not count, nor does it matter how many are read at once."""
-    rng = np.random.default_rng(0)
-    features = rng.normal(size=(5, 3, 2, 4)).astype(np.float32)
-    counts = rng.integers(0, 4, (5, 3, 2, 3)).astype(np.float32)
-    counts[1, 2] = 0
-    used = np.array([1, 2, 4])
-    rows, pixels = features[used].reshape(-1, 4).astype(float), counts[used].reshape(-1, 3)
-    labelled = pixels.sum(1) > 0
-    scaler = StandardScaler().fit(rows[labelled])
-    repeated = [
-        (row, label) for row, count in zip(rows, pixels) for label in range(3) for _ in range(int(count[label]))
-    ]
-    inputs, labels = scaler.transform([row for row, _ in repeated]), [label for _, label in repeated]
-    oracle = LogisticRegression(C=1 / (len(labels) * 0.01), tol=1e-10, max_iter=10000).fit(inputs, labels)
-    expected = oracle.predict_proba(scaler.transform(features.reshape(-1, 4))).reshape(5, 3, 2, 3)
-    for rows_at_once in (65536, 6):
-        monkeypatch.setattr("modeling_vitp.probing.heads.ROWS_AT_ONCE", rows_at_once)
-        probe = fit_linear(features, counts, used, l2=0.01)
-        np.testing.assert_allclose(probe(torch.tensor(features)).softmax(-1), expected, atol=1e-3)
-    with pytest.raises(ValueError, match="no place of the training images has a label"):
-        fit_linear(features, np.zeros_like(counts), used)
-
-
-@given(st.integers(1, 9), st.integers(1, 9), st.integers(1, 4), st.integers(1, 4))
-@settings(deadline=None)
-def test_pixels_are_counted_by_patch_as_in_a_loop(height, width, rows, columns):
-    mask = np.random.default_rng(height * 10 + width).choice([0, 1, 2, 255], (height, width)).astype(np.uint8)
-    expected = np.zeros((rows, columns, 3))
-    for y in range(height):
-        for x in range(width):
-            if mask[y, x] != 255:
-                expected[int((y + 0.5) / height * rows), int((x + 0.5) / width * columns), mask[y, x]] += 1
-    assert np.array_equal(pixels_by_patch(mask, (rows, columns), 3), expected)
-
-
-# Few labels
-
-
-@given(st.lists(st.integers(0, 3), min_size=1, max_size=40), st.integers(1, 3), st.integers(0, 5))
-@settings(deadline=None)
-def test_shots_are_of_each_class_and_shares_too(labels, shots, seed):
-    labels = np.array(labels)
-    names = [f"class {label}" for label in range(4)]
-    presence = np.eye(4, dtype=bool)[labels]
-    counts = np.bincount(labels, minlength=4)
-    if counts.min() < shots:
-        with pytest.raises(ValueError, match=rf"'class {counts.argmin()}' \({counts.min()}\)"):
-            Labels(shots=shots).draw(presence, seed, names)
-    else:
-        chosen = Labels(shots=shots).draw(presence, seed, names)
-        assert np.bincount(labels[chosen]).tolist() == [shots] * 4
-        if counts.min() > shots:
-            assert set(chosen) < set(Labels(shots=shots + 1).draw(presence, seed, names))
-    chosen = Labels(share=0.3).draw(presence, seed, names)
-    assert len(set(chosen)) == len(chosen)
-    expected = [0 if not count else max(int(0.3 * count + 0.5), 1) for count in counts]
-    assert np.bincount(labels[chosen], minlength=4).tolist() == expected
-    assert Labels(share=1.0).draw(presence, seed, names).tolist() == list(range(len(labels)))
-
-
-def test_shots_where_images_have_several_classes():
-    rng = np.random.default_rng(0)
-    presence = rng.random((40, 3)) < [0.9, 0.5, 0.2]
-    chosen = Labels(shots=3).draw(presence, 0, list("abc"))
-    assert (presence[chosen].sum(0) >= 3).all() and len(chosen) <= 9
-    # Nothing is taken in vain: without its last image in the drawn order a class would lack one.
-    assert presence[chosen].sum(0).min() == 3
-    assert len(Labels(share=0.25).draw(presence, 0, list("abc"))) == 10
-    draws = {tuple(Labels(shots=3).draw(presence, seed, list("abc"))) for seed in range(5)}
-    assert len(draws) > 1
-    with pytest.raises(ValueError, match="at most 1"):
-        Labels(share=1.5)
-
-
-# Backbones
-
-
-@pytest.mark.parametrize(
-    ("kind", "prefix", "grid"),
-    [("vitp", 1, 4), ("vit", 1, 4), ("dinov2", 4, 4), ("clip", 1, 4), ("swin", 0, 8), ("convnext", 0, 8)],
-)
-def test_tokens_lie_where_the_patches_do(tmp_path, kind, prefix, grid):
-    """Features are plain transformers', and the map's places those of the image."""
-    backbone = load_backbone(str(save_backbone(tmp_path / "b", kind)))
-    image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (48, 80, 3), dtype=np.uint8))
-    model = AutoModel.from_pretrained(tmp_path / "b").eval()
-    model = model.vision_model if kind == "clip" else model
-    processor = AutoImageProcessor.from_pretrained(tmp_path / "b")
-    tensor = torch.from_numpy(np.array(image)).permute(2, 0, 1)
-    pixels = Preprocessing(backbone.image_processor, None)(tensor)[None]
-    torch.testing.assert_close(pixels, processor(image, return_tensors="pt")["pixel_values"])
-    with torch.no_grad():
-        states = model(pixels).last_hidden_state
-    before, maps = backbone.tokens(pixels)
-    assert before.shape[1] == prefix and maps.shape[1:3] == (grid, grid)
-    for row, column in ((0, 0), (1, 3), (grid - 1, 2)):
-        place = states[..., row, column] if states.ndim == 4 else states[:, prefix + row * grid + column]
-        torch.testing.assert_close(maps[:, row, column], place)
-    torch.testing.assert_close(backbone.pool(pixels, "mean"), maps.flatten(1, 2).mean(1))
-    if prefix:
-        torch.testing.assert_close(backbone.pool(pixels, "cls"), states[:, 0])
-        both = torch.cat([states[:, 0], states[:, prefix:].mean(1)], dim=1)
-        torch.testing.assert_close(backbone.pool(pixels, "cls_mean"), both)
-    else:
-        with pytest.raises(ValueError, match="no CLS token"):
-            backbone.pool(pixels, "cls")
-    # All of an image is seen where masks are read off, also by those that crop.
-    assert square_size(backbone.image_processor) == 64
-    whole = Preprocessing(backbone.image_processor, 32)(tensor)
-    mean = torch.tensor(processor.image_mean).view(3, 1, 1)
-    std = torch.tensor(processor.image_std).view(3, 1, 1)
-    resized = np.array(image.resize((32, 32), Image.Resampling.BICUBIC)).transpose(2, 0, 1) / 255
-    np.testing.assert_allclose(whole * std + mean, resized, atol=2 / 255)
-    assert backbone.tokens(whole[None])[1].shape[1:3] == (grid // 2, grid // 2)
-
-
-def test_a_whole_checkpoint_is_probed_by_its_vision_tower(model_and_processor, tmp_path):
-    model, processor = model_and_processor
-    model.save_pretrained(tmp_path)
-    processor.save_pretrained(tmp_path)
-    backbone = load_backbone(str(tmp_path))
-    image = torch.randint(0, 256, (3, 150, 60), dtype=torch.uint8)
-    pixels = Preprocessing(backbone.image_processor, None)(image)[None]
-    assert pixels.shape == (1, 3, 56, 56)
-    expected = model.model.vision_tower.eval()(pixels).last_hidden_state[:, 1:].mean(1)
-    torch.testing.assert_close(backbone.pool(pixels, "mean"), expected)
-
-
-def test_random_weights_are_other_weights(tmp_path):
-    folder = str(save_backbone(tmp_path / "b", "vitp"))
-    trained, first, again = (
-        load_backbone(folder),
-        load_backbone(folder, random_seed=0),
-        load_backbone(folder, random_seed=0),
-    )
-    assert first.name == f"{folder}, random weights" and len({trained.state, first.state}) == 2
-    states = [item.model.state_dict()["encoder.layer.0.attention.q_proj.weight"] for item in (trained, first, again)]
-    assert torch.equal(states[1], states[2]) and not torch.equal(states[0], states[1])
-
-
-@pytest.mark.parametrize(
-    ("kind", "message"), [("nothing", "cannot be loaded"), ("bert", "'bert' model, which takes no")]
-)
-def test_what_is_no_backbone_is_named(tmp_path, kind, message):
-    if kind == "bert":
-        BertModel(BertConfig(**SMALL, vocab_size=20)).save_pretrained(tmp_path / kind)
-        ViTImageProcessor().save_pretrained(tmp_path / kind)
-    with pytest.raises(ValueError, match=f"{kind}.*{message}"):
-        load_backbone(str(tmp_path / kind))
 
 
 # The recipe, on classes
@@ -481,23 +240,6 @@ def test_what_is_wrong_with_classes_is_named(tmp_path, what, arguments, message)
         main([*arguments, "--output_dir", str(tmp_path / "out")])
 
 
-@pytest.mark.parametrize(
-    ("values", "feature", "message"),
-    [
-        ([0, -1], ClassLabel(names=["a", "b"]), "split 'train', row 1, has no label"),
-        (["a", None], Value("string"), "split 'train', row 1, has no label"),
-        ([[1], [2]], List(Value("int64")), "split 'train', row 0: label is .*, but one class"),
-        (["a", "a"], Value("string"), "split 'train', has images of one class alone, 'a'"),
-    ],
-)
-def test_columns_of_classes_that_are_wrong(tmp_path, values, feature, message):
-    features = Features({"image": ImageFeature(), "label": feature})
-    rows = {"image": [Image.new("RGB", (4, 4))] * 2, "label": values}
-    Dataset.from_dict(rows, features=features).to_parquet(tmp_path / "train.parquet")
-    with pytest.raises(ValueError, match=message):
-        open_splits(str(tmp_path), None, "train", "test", 0.5)
-
-
 def test_features_that_are_not_finite(tmp_path):
     make_classes(tmp_path / "data", {"train": {"a": 2, "b": 2}, "test": {"a": 1, "b": 1}})
     model = dense_data.tiny_backbone()
@@ -562,16 +304,6 @@ def test_masks_in_the_layout_of_a_benchmark(tmp_path):
     largest = np.bincount(np.concatenate([mask[mask >= 0] for mask in masks["Train"]])).argmax()
     present = np.unique(truth[counted])
     assert metrics["control"]["mean_iou"] == pytest.approx((truth[counted] == largest).mean() / len(present))
-
-
-def test_logits_of_patches_are_interpolated():
-    class Head:
-        def __call__(self, features):
-            return features
-
-    logits = torch.tensor([[[2.0, 0.0], [0.0, 1.0]]])  # one row, two columns
-    # Between the patches' centres the first class falls from 2 to 0, the second rises from 0 to 1.
-    assert predict_pixels(Head(), logits, (1, 8)).tolist() == [[0, 0, 0, 0, 0, 1, 1, 1]]
 
 
 def test_shots_of_masks_and_volumes(tmp_path):
