@@ -18,6 +18,8 @@ from tiny_models import TEXT, VISION
 
 from modeling_vitp.training.from_scratch import build_model, build_tokenizer
 
+pytest.register_assert_rewrite("annotated_images", "internvl_checkpoints", "sample_rows", "training_run")
+
 
 @pytest.fixture(scope="session")
 def tokenizer():
@@ -80,8 +82,10 @@ def pauses(monkeypatch):
 
 @pytest.fixture
 def logged_in(hub, monkeypatch):
-    """The environment has a token that may write."""
-    monkeypatch.setenv("HF_TOKEN", hub.token())
+    """The token of the user, in the environment."""
+    token = hub.token()
+    monkeypatch.setenv("HF_TOKEN", token)
+    return token
 
 
 @pytest.fixture

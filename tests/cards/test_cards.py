@@ -13,7 +13,7 @@ from huggingface_hub.utils import disable_progress_bars
 from paths import ROOT
 from peft import LoraConfig, get_peft_model
 from pictures import picture
-from pushed_runs import card_of, train
+from pushed_runs import card_of, push, train
 
 from modeling_vitp import (
     ViTPFeaturePyramid,
@@ -28,7 +28,6 @@ from modeling_vitp.cards.record import provenance
 from modeling_vitp.convert.checkpoint import convert_checkpoint
 from modeling_vitp.hub.contents import write_card
 from modeling_vitp.hub.files import model_files
-from modeling_vitp.recipes import push_to_hub
 
 disable_progress_bars()
 RECORD = {
@@ -62,10 +61,6 @@ def folder(model_and_processor, tmp_path):
     (folder / "run.json").write_text(json.dumps(RECORD))
     (folder / "metrics.json").write_text(json.dumps(METRICS))
     return folder
-
-
-def push(*words) -> int:
-    return push_to_hub.main(list(map(str, words)))
 
 
 def code_of(card: ModelCard) -> str:

@@ -1,11 +1,11 @@
-"""Training that pushes, and the cards that are there afterwards."""
+"""Pushes, by the recipes as from the command line, and what is in the repo afterwards."""
 
 from pathlib import Path
 
 import yaml
 from huggingface_hub import ModelCard
 
-from modeling_vitp.recipes import pretrain
+from modeling_vitp.recipes import pretrain, push_to_hub
 
 
 def train(folder: Path, **settings) -> int:
@@ -18,3 +18,15 @@ def train(folder: Path, **settings) -> int:
 
 def card_of(hub, repo_id: str) -> ModelCard:
     return ModelCard(hub.files(repo_id)["README.md"].decode())
+
+
+def push(*words) -> int:
+    """`push_to_hub.main`, as from the command line."""
+    return push_to_hub.main(list(map(str, words)))
+
+
+def in_repo(hub, *args, **kwargs) -> dict[str, bytes]:
+    """Paths and contents but for what the Hub itself adds."""
+    files = hub.files(*args, **kwargs)
+    del files[".gitattributes"]
+    return files
