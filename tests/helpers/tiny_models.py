@@ -24,6 +24,7 @@ TEXT = {
     "tie_word_embeddings": False,
 }
 TOKENS_PER_TILE = 4  # (56 / 14 / 2) ** 2
+FROM_SCRATCH = {"vision_config": VISION, "text_config": TEXT, "vocab_size": 320, "image_processor": {"max_patches": 2}}
 
 VISION_16 = {**VISION, "num_hidden_layers": 4, "image_size": [64, 64], "patch_size": [16, 16]}
 HEAD = {"hidden_size": 16, "auxiliary_channels": 16, "num_labels": 3}

@@ -12,7 +12,7 @@ from trl import ScriptArguments
 from modeling_vitp import ViTPDataCollator
 from modeling_vitp.instructions.mixture import open_mixture
 from modeling_vitp.instructions.mixture_file import Source, load_mixture
-from modeling_vitp.instructions.sources import load_rows, read_source
+from modeling_vitp.instructions.sources import folder_cache, load_rows, read_source
 
 ERRORS = {
     5: "it has 1 image(s), but 2 image place(s)",
@@ -256,3 +256,10 @@ def test_a_data_set_without_a_mixture_is_asked_for_again_too(harbours, pauses):
     splits = load_rows(ScriptArguments(dataset_name="org/harbours"))
     assert splits.num_rows == {"train": 11}
     assert failure.count == 3 and pauses == [1, 2, 4]
+
+
+def test_a_folder_that_changes_is_read_again(data_folder):
+    before = folder_cache(data_folder)
+    assert folder_cache(data_folder) == before
+    (data_folder / "train.parquet").write_bytes(b"changed")
+    assert folder_cache(data_folder) != before

@@ -9,12 +9,7 @@ from pictures import picture
 from safetensors.torch import save_file
 from tiny_models import HEAD, VISION, VISION_16, adapter_config
 from torch.nn import functional as F
-from transformers import (
-    AutoBackbone,
-    AutoModelForSemanticSegmentation,
-    UperNetConfig,
-    UperNetForSemanticSegmentation,
-)
+from transformers import AutoBackbone, AutoModelForSemanticSegmentation, UperNetConfig, UperNetForSemanticSegmentation
 
 from modeling_vitp import (
     ViTPAdapter,

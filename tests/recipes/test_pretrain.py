@@ -2,21 +2,12 @@ import json
 import logging
 
 import pytest
-import torch
 import yaml
 from paths import AERIAL_TREES
-from pictures import picture
-from tiny_models import TEXT, VISION
-from transformers import GotOcr2ImageProcessor, InternVLConfig, InternVLForConditionalGeneration, Qwen2Config
-from trl import ModelConfig
+from tiny_models import FROM_SCRATCH, TEXT, VISION
 
 from modeling_vitp import ViTPForConditionalGeneration, ViTPProcessor
-from modeling_vitp.instructions.sources import folder_cache
 from modeling_vitp.recipes import pretrain
-from modeling_vitp.training.from_scratch import build_tokenizer
-from modeling_vitp.training.start import load_start
-
-FROM_SCRATCH = {"vision_config": VISION, "text_config": TEXT, "vocab_size": 320, "image_processor": {"max_patches": 2}}
 
 
 def run(folder, **settings):
@@ -100,30 +91,6 @@ def test_a_run_that_misses_the_gate_says_so_and_fails(tmp_path, capsys):
     assert 'AutoModel.from_pretrained("' in output.out
 
 
-def test_a_transformers_internvl_checkpoint_is_a_start(tmp_path):
-    tokenizer = build_tokenizer(["How many trees?"], 320)
-    config = InternVLConfig(
-        vision_config=VISION,
-        text_config=Qwen2Config(**{**TEXT, "vocab_size": len(tokenizer)}).to_dict(),
-        image_token_id=tokenizer.convert_tokens_to_ids("<IMG_CONTEXT>"),
-        image_seq_length=4,
-        tie_word_embeddings=False,
-    )
-    native = InternVLForConditionalGeneration(config).eval()
-    native.save_pretrained(tmp_path)
-    tokenizer.save_pretrained(tmp_path)
-    GotOcr2ImageProcessor(size={"height": 56, "width": 56}, image_mean=[0.4, 0.5, 0.6]).save_pretrained(tmp_path)
-
-    model, processor = load_start(ModelConfig(model_name_or_path=str(tmp_path)), None, [], drop_path_rate=0.1)
-    assert isinstance(model, ViTPForConditionalGeneration)
-    assert [layer.drop_path.drop_prob for layer in model.model.vision_tower.encoder.layer] == [0.0, 0.05, 0.1]
-    assert list(processor.image_processor.image_mean) == [0.4, 0.5, 0.6]
-    inputs = processor(images=picture(130, 60), text="<IMG_CONTEXT>How many trees?", return_tensors="pt")
-    with torch.no_grad():
-        assert torch.equal(model.eval()(**inputs).logits, native(**inputs).logits)
-    assert not any(parameter.is_meta for parameter in model.parameters())
-
-
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
@@ -141,32 +108,3 @@ def test_a_transformers_internvl_checkpoint_is_a_start(tmp_path):
 def test_mistakes_in_the_configuration_are_named(data_folder, tmp_path, settings, message):
     with pytest.raises(ValueError, match=message):
         run(tmp_path, **{"dataset_name": str(data_folder), **settings})
-
-
-@pytest.mark.parametrize("implementation", ["eager", "sdpa"])
-def test_a_model_from_scratch_has_the_attention_that_is_asked_for(implementation):
-    model, _ = load_start(ModelConfig(attn_implementation=implementation), FROM_SCRATCH, ["How many? 3 trees"])
-    parts = (model.config, model.config.vision_config, model.config.text_config)
-    assert {part._attn_implementation for part in parts} == {implementation}
-
-
-def test_a_model_of_another_kind_is_refused(tmp_path):
-    Qwen2Config(**TEXT).save_pretrained(tmp_path)
-    with pytest.raises(ValueError, match="'qwen2' model"):
-        load_start(ModelConfig(model_name_or_path=str(tmp_path)), None, [])
-
-
-def test_weights_that_do_not_fit_the_configuration_are_refused(model_and_processor, tmp_path):
-    model, processor = model_and_processor
-    del model.model.vision_tower.encoder.layer[0].lambda_1
-    model.save_pretrained(tmp_path)
-    processor.save_pretrained(tmp_path)
-    with pytest.raises(ValueError, match="missing_keys.*lambda_1"):
-        load_start(ModelConfig(model_name_or_path=str(tmp_path)), None, [])
-
-
-def test_a_folder_that_changes_is_read_again(data_folder):
-    before = folder_cache(data_folder)
-    assert folder_cache(data_folder) == before
-    (data_folder / "train.parquet").write_bytes(b"changed")
-    assert folder_cache(data_folder) != before

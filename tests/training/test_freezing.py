@@ -9,7 +9,7 @@ from datasets import Dataset, Features, Image, List, Value
 from peft import LoraConfig, PeftModel, get_peft_model
 from pictures import picture
 from safetensors.torch import load_file
-from tiny_models import TEXT, VISION
+from tiny_models import FROM_SCRATCH
 from transformers import AutoModel
 from trl import ModelConfig
 
@@ -30,7 +30,6 @@ PARTS = {
     "language_model": ("model.language_model.", "lm_head."),
 }
 LORA = {"use_peft": True, "lora_r": 4, "lora_alpha": 8, "lora_dropout": 0.0}
-FROM_SCRATCH = {"vision_config": VISION, "text_config": TEXT, "vocab_size": 320, "image_processor": {"max_patches": 2}}
 
 
 @pytest.fixture
