@@ -8,34 +8,17 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 import datasets
 import huggingface_hub
-import numpy as np
 import pytest
 import torch
 import transformers
+from datasets import Dataset, Features, Image, List, Value
 from local_hub.server import LocalHub
-from PIL import Image
+from pictures import picture
+from tiny_models import TEXT, VISION
 
 from modeling_vitp.training.from_scratch import build_model, build_tokenizer
 
-VISION = {
-    "hidden_size": 32,
-    "num_hidden_layers": 3,
-    "num_attention_heads": 4,
-    "intermediate_size": 64,
-    "image_size": [56, 56],
-    "patch_size": [14, 14],
-    "attention_bias": True,
-}
-TEXT = {
-    "model_type": "qwen2",
-    "hidden_size": 48,
-    "intermediate_size": 96,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "tie_word_embeddings": False,
-}
-TOKENS_PER_TILE = 4  # (56 / 14 / 2) ** 2
+pytest.register_assert_rewrite("annotated_images", "internvl_checkpoints", "sample_rows", "training_run")
 
 
 @pytest.fixture(scope="session")
@@ -97,6 +80,22 @@ def pauses(monkeypatch):
     return waited
 
 
-def picture(width: int, height: int, seed: int = 0) -> Image.Image:
-    """A random RGB image."""
-    return Image.fromarray(np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8))
+@pytest.fixture
+def logged_in(hub, monkeypatch):
+    """The token of the user, in the environment."""
+    token = hub.token()
+    monkeypatch.setenv("HF_TOKEN", token)
+    return token
+
+
+@pytest.fixture
+def data_folder(tmp_path):
+    """Rows to train on, in Parquet."""
+    messages = [{"role": "user", "content": "How many?"}, {"role": "assistant", "content": "3 trees"}]
+    rows = [{"images": [picture(60, 56, seed)], "messages": messages} for seed in range(4)]
+    part = List({"role": Value("string"), "content": Value("string")})
+    dataset = Dataset.from_list(rows, features=Features({"images": List(Image()), "messages": part}))
+    (tmp_path / "data").mkdir()
+    for split in ("train", "test"):
+        dataset.to_parquet(tmp_path / "data" / f"{split}.parquet")
+    return tmp_path / "data"

@@ -12,8 +12,9 @@ import subprocess
 import unicodedata
 
 import pytest
-from page_blocks import ROOT, SLOW, Block, Place, find_pages, read_page, run_block, run_command
+from page_blocks import SLOW, Block, Place, find_pages, read_page, run_block, run_command
 from page_folder import make_folder, names_of, without_gguf
+from paths import ROOT
 
 from modeling_vitp.recipes.tasks.trees import evaluation
 

@@ -1,0 +1,329 @@
+"""Cards of pushed models: valid metadata, nothing invented, the licence carried on, examples that run as printed."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+
+import pytest
+from datasets import Dataset
+from huggingface_hub import ModelCard
+from huggingface_hub.utils import disable_progress_bars
+from paths import ROOT
+from peft import LoraConfig, get_peft_model
+from pictures import picture
+from pushed_runs import card_of, push, train
+
+from modeling_vitp import (
+    ViTPFeaturePyramid,
+    ViTPForChangeDetection,
+    ViTPForConditionalGeneration,
+    ViTPForSemanticSegmentation,
+    ViTPProcessor,
+    ViTPSegmentationImageProcessor,
+    export_backbone,
+)
+from modeling_vitp.cards.record import provenance
+from modeling_vitp.convert.checkpoint import convert_checkpoint
+from modeling_vitp.hub.contents import write_card
+from modeling_vitp.hub.files import model_files
+
+disable_progress_bars()
+RECORD = {
+    "command": "vitp pretrain --config my_recipe.yaml",
+    "settings": {"seed": 3, "vrl_drop_ratio": 0.75, "learning_rate": 2e-5, "input_spec": None, "warmup_steps": 0.2},
+    "base_model": ["org/start"],
+    "licences": {"org/start": {"license": "cc-by-nc-4.0"}},
+    "data": [
+        {"name": "ships", "dataset": "org/ships", "rows": 64000, "rate": 2, "tasks": ["grounding", "vqa"]},
+        {"name": "mine", "dataset": None, "rows": None, "rate": 0.1, "tasks": []},
+    ],
+    "evaluated_on": {"name": "ships", "dataset": "org/ships", "eval": "validation", "test": "test"},
+    "versions": {"torch": "2.13.0", "transformers": "5.24.0"},
+}
+METRICS = {
+    "seed": 3,
+    "train": {"train_loss": 1.5, "train_runtime": 3600.0},
+    "eval": {"eval_loss": 0.25, "eval_runtime": 12.0, "epoch": 1.0},
+    "test": {"test_mean_iou": 0.625, "test_iou/ship": None},
+    "task": {"second_scene": {"count": {"mean_error": 3.5}}, "gate": {"max_error_ratio": 0.8}, "passed": True},
+}
+
+
+@pytest.fixture
+def folder(model_and_processor, tmp_path):
+    """A model that was trained: with its record and metrics."""
+    model, processor = model_and_processor
+    folder = tmp_path / "run"
+    model.save_pretrained(folder)
+    processor.save_pretrained(folder)
+    (folder / "run.json").write_text(json.dumps(RECORD))
+    (folder / "metrics.json").write_text(json.dumps(METRICS))
+    return folder
+
+
+def code_of(card: ModelCard) -> str:
+    (code,) = re.findall(r"```python\n(.*?)```", card.text, re.DOTALL)
+    return code
+
+
+def rows_of(card: ModelCard) -> list[list[str]]:
+    return [[cell.strip() for cell in line.split("|")[1:-1]] for line in card.text.splitlines() if line[:1] == "|"]
+
+
+def test_a_card_says_what_the_run_recorded_and_nothing_else(hub, logged_in, folder):
+    assert push(folder, "tester/vitp", "--what", "model") == 0
+    card = card_of(hub, "tester/vitp")
+    card.validate()
+    data = card.data.to_dict()
+    index = data.pop("model-index")
+    assert data == {
+        "library_name": "transformers",
+        "pipeline_tag": "image-text-to-text",
+        "base_model": ["org/start"],
+        "datasets": ["org/ships"],
+        "tags": ["vitp"],
+        "license": "cc-by-nc-4.0",
+    }
+    assert index[0]["name"] == "vitp"
+    results = {
+        (one["dataset"]["split"], metric["type"]): metric["value"]
+        for one in index[0]["results"]
+        for metric in one["metrics"]
+    }
+    assert results == {
+        ("validation", "loss"): 0.25,
+        ("test", "mean_iou"): 0.625,
+        ("second_scene", "count/mean_error"): 3.5,
+    }
+    assert {one["dataset"]["type"] for one in index[0]["results"]} == {"org/ships"}
+
+    rows = rows_of(card)
+    assert ["learning_rate", "2e-05"] in rows and ["r, the share of visual tokens dropped (VRL)", "0.75"] in rows
+    assert ["ships", "org/ships", "64000", "2", "grounding, vqa"] in rows and ["mine", "", "", "0.1", ""] in rows
+    assert ["tile, in pixels", "56 × 56"] in rows and ["test", "mean_iou", "0.625"] in rows
+    assert f"```bash\n{RECORD['command']}\n```" in card.text and "torch 2.13.0, transformers 5.24.0" in card.text
+    assert "input spec" not in card.text and "iou/ship" not in card.text and "None" not in card.text
+
+    assert push(folder, "tester/b", "--what", "backbone") == 0
+    card = card_of(hub, "tester/b")
+    card.validate()
+    assert card.data.license == "cc-by-nc-4.0" and card.data.pipeline_tag == "image-feature-extraction"
+    assert card.data.eval_results is None and "Of the whole model that this is a part of" in card.text
+
+
+def test_a_model_without_a_record_has_a_card_without_training(hub, logged_in, folder):
+    for name in ("run.json", "metrics.json"):
+        (folder / name).unlink()
+    assert push(folder, "tester/m", "--what", "model") == 0
+    card = card_of(hub, "tester/m")
+    card.validate()
+    assert re.findall("^## (.*)", card.text, re.MULTILINE) == ["How to load", "Input", "Citation"]
+    assert set(card.data.to_dict()) == {"library_name", "pipeline_tag", "tags"}
+
+
+def test_what_a_user_wrote_stays(hub, logged_in, folder):
+    mine = "---\ntags: [ships]\nlanguage: de\n---\n\n# My ships\n\nOf the harbour.\n\n## Limits\n\nNone known.\n"
+    (folder / "README.md").write_text(mine)
+    for name in ("tester/one", "tester/two"):
+        assert push(folder, name, "--what", "model") == 0
+        (folder / "README.md").write_text(str(card_of(hub, name)))
+    card = card_of(hub, "tester/two")
+    assert card.text.startswith("\n# My ships\n\nOf the harbour.\n\n## Limits\n\nNone known.\n\n## How to load\n")
+    assert card.data.tags == ["ships", "vitp"] and card.data.language == "de" and card.data.license == "cc-by-nc-4.0"
+    assert "tester/one" not in card.content and card.text.count("## How to load") == 1
+
+
+def test_the_licence_goes_with_a_conversion(hub, logged_in, folder, tmp_path):
+    write_card("model", folder)
+    convert_checkpoint(folder, tmp_path / "internvl", "internvl")
+    assert push(tmp_path / "internvl", "tester/i", "--what", "model", "--license", "apache-2.0") == 1
+    assert push(tmp_path / "internvl", "tester/i", "--what", "model") == 0
+    card = card_of(hub, "tester/i")
+    card.validate()
+    assert card.data.license == "cc-by-nc-4.0" and card.data.base_model == ["org/start"]
+    assert push(tmp_path / "internvl", "tester/b", "--what", "backbone") == 0
+    assert card_of(hub, "tester/b").data.license == "cc-by-nc-4.0"
+    assert "the same to the bit" in card.text and "trust_remote_code" not in code_of(card)
+
+
+def test_a_licence_that_could_not_be_read_is_asked_for_again(hub, logged_in, folder):
+    (folder / "run.json").write_text(json.dumps(RECORD | {"licences": {"org/start": {}, "run": {}}}))
+    hub.create("org/start", {"README.md": "---\nlicense: cc-by-nc-4.0\n---\n"})
+    assert push(folder, "tester/m", "--what", "model", "--license", "mit") == 1
+    assert push(folder, "tester/m", "--what", "model") == 0
+    assert card_of(hub, "tester/m").data.license == "cc-by-nc-4.0"
+
+
+def test_a_licence_file_without_a_card_binds_too(hub, logged_in, folder):
+    (folder / "run.json").unlink()
+    (folder / "LICENSE.txt").write_text("terms")
+    assert push(folder, "tester/m", "--what", "model", "--license", "mit") == 1
+    assert push(folder, "tester/m", "--what", "model") == 0
+    data = card_of(hub, "tester/m").data
+    assert (data.license, data.license_name, data.license_link) == ("other", "license-of-the-source", "LICENSE.txt")
+    assert hub.files("tester/m")["LICENSE.txt"] == b"terms"
+
+
+def test_licence_files_go_along_and_links_lead_to_the_source(hub, logged_in, folder, tmp_path):
+    metadata = "license: other\nlicense_name: vitp-terms\nlicense_link: LICENSE"
+    hub.create("org/start", {"README.md": f"---\n{metadata}\n---\n", "LICENSE": "terms"})
+    (folder / "LICENSE").write_text("terms")
+    write_card("model", folder)
+    found = provenance(["org/start", str(folder)])
+    assert found["base_model"] == ["org/start"]
+    stated = {
+        "license": "other",
+        "license_name": "vitp-terms",
+        "license_link": f"{hub.url}/org/start/blob/main/LICENSE",
+    }
+    noted = RECORD["licences"]["org/start"]  # when the run began; now the repo says something else
+    assert found["licences"] == {"org/start": stated, "run": noted, "org/start (another)": noted}
+    assert push(folder, "tester/m", "--what", "model") == 0
+    assert hub.files("tester/m")["LICENSE"] == b"terms"
+    (tmp_path / "other" / "run").mkdir(parents=True)
+    (tmp_path / "other" / "run" / "README.md").write_text("---\nlicense: gpl-3.0\n---\n")
+    both = provenance([str(folder), str(tmp_path / "other" / "run")])["licences"]
+    assert both["run (another)"] == {"license": "gpl-3.0"} and both["run"] == {"license": "cc-by-nc-4.0"}
+
+
+def test_training_from_the_hub_and_back(hub, logged_in, folder, data_folder, tmp_path, capsys):
+    """The whole way: start and data from the Hub, a push at each checkpoint, and the licence in every card."""
+    hub.create(
+        "org/start", {path.name: path for path in folder.iterdir() if path.name not in ("run.json", "metrics.json")}
+    )
+    hub.commit("org/start", {"README.md": "---\nlicense: cc-by-nc-4.0\n---\n# Start\n"})
+    parquet = Dataset.from_parquet(str(data_folder / "train.parquet"))
+    parquet.to_parquet(tmp_path / "rows.parquet")
+    hub.create("org/rows", {f"{split}.parquet": tmp_path / "rows.parquet" for split in ("train", "test")}, "dataset")
+    token = hub.token()
+    push_settings = {
+        "push_to_hub": True,
+        "hub_model_id": "tester/trained",
+        "hub_private_repo": True,
+        "hub_token": token,
+    }
+    settings = {"model_name_or_path": "org/start", "dataset_name": "org/rows", "hub_always_push": True, **push_settings}
+    assert train(tmp_path, **settings) == 0
+
+    history = [commit["summary"] for _, commit in hub.repo("tester/trained").history("main")]
+    assert history[0] == "End of training" and "Training in progress, step 1" in history
+    assert hub.repo("tester/trained").state["private"] and token not in capsys.readouterr().out
+    files = hub.files("tester/trained")
+    assert set(files) == {".gitattributes", *model_files(tmp_path / "out")}
+    assert files["model.safetensors"] == (tmp_path / "out" / "model.safetensors").read_bytes()
+    for commit_id, _ in hub.repo("tester/trained").history("main")[:-1]:
+        assert b"license: cc-by-nc-4.0" in hub.files("tester/trained", commit_id)["README.md"]
+    card = card_of(hub, "tester/trained")
+    card.validate()
+    assert card.data.base_model == ["org/start"] and card.data.datasets == ["org/rows"]
+    metrics = json.loads(files["metrics.json"])
+    (loss,) = [one.metric_value for one in card.data.eval_results if one.metric_type == "loss"]
+    assert loss == metrics["eval"]["eval_loss"]
+    assert 'from_pretrained("tester/trained"' in code_of(card)
+    left = [path for path in (tmp_path / "out").rglob("*") if path.is_file()]
+    assert any(path.name == "training_args.bin" for path in left)
+    assert not any(token.encode() in path.read_bytes() for path in left)
+    assert not any(str(tmp_path).encode() in content for content in files.values())
+    for part in ("", "backbone"):
+        assert ModelCard.load(tmp_path / "out" / part / "README.md").data.license == "cc-by-nc-4.0"
+
+    # What is trained from it is under the same licence.
+    again = {
+        "output_dir": str(tmp_path / "next"),
+        "model_name_or_path": str(tmp_path / "out"),
+        "dataset_name": str(data_folder),
+    }
+    assert train(tmp_path, **again) == 0
+    assert push(tmp_path / "next", "tester/next", "--what", "backbone", "--license", "mit") == 1
+    assert push(tmp_path / "next" / "backbone", "tester/next", "--what", "backbone", "--license", "mit") == 1
+    assert push(tmp_path / "next" / "backbone", "tester/next", "--what", "backbone") == 0
+    card = card_of(hub, "tester/next")
+    assert card.data.license == "cc-by-nc-4.0" and card.data.base_model == ["org/start"]
+
+
+# Examples
+
+PROGRAM = """
+import json, sys
+
+sys.modules["modeling_vitp"] = None  # the code that was pushed has to do without it
+
+shapes = {}
+for name, code in json.loads(sys.stdin.read()).items():
+    names = {}
+    exec(code, names)
+    result = next(names[key] for key in ("features", "answer", "classes", "changes", "maps") if key in names)
+    shapes[name] = [list(one.shape) for one in result] if isinstance(result, list | tuple) else (
+        result if isinstance(result, str) else list(result.shape))
+print(json.dumps(shapes))
+"""
+
+
+@pytest.fixture
+def everything(hub, logged_in, folder, tmp_path):
+    """Repos of every kind, in `tester/`."""
+    model, processor = ViTPForConditionalGeneration.from_pretrained(folder), ViTPProcessor.from_pretrained(folder)
+    folders = {"model": folder, "internvl": convert_checkpoint(folder, tmp_path / "internvl", "internvl")}
+    folders["backbone"] = export_backbone(folder, tmp_path / "backbone")
+    processor.image_processor.input_spec = {"gamma": 0.5}
+    folders["spec"] = export_backbone(model, tmp_path / "spec", processor.image_processor)
+    for name, model_class in (("segmentation", ViTPForSemanticSegmentation), ("change", ViTPForChangeDetection)):
+        folders[name] = tmp_path / name
+        dense = model_class.from_backbone(folders["backbone"], neck="pyramid", num_labels=2)
+        dense.save_pretrained(folders[name])
+        ViTPSegmentationImageProcessor.from_backbone(folders["backbone"]).save_pretrained(folders[name])
+    folders["maps"] = tmp_path / "maps"
+    ViTPFeaturePyramid.from_backbone(folders["backbone"]).save_pretrained(folders["maps"])
+    for name, path in folders.items():
+        assert push(path, f"tester/{name}", "--what", "backbone" if name in ("backbone", "spec") else "model") == 0
+
+    lora = get_peft_model(model, LoraConfig(target_modules=r"model\.language_model\..*q_proj"))
+    lora.save_pretrained(tmp_path / "lora" / "adapter")
+    processor.save_pretrained(tmp_path / "lora" / "adapter")
+    assert push(tmp_path / "lora", "tester/adapter", "--what", "adapter") == 1
+    assert push(tmp_path / "lora", "tester/adapter", "--what", "adapter", "--base_model", "tester/model") == 0
+    return [*folders, "adapter"]
+
+
+@pytest.mark.slow
+def test_examples_run_as_they_are_printed(hub, everything, tmp_path):
+    cards = {name: card_of(hub, f"tester/{name}") for name in everything}
+    for card in cards.values():
+        card.validate()
+    assert cards["adapter"].data.base_model == "tester/model" and cards["adapter"].data.library_name == "peft"
+    inherited = {name: value for name, value in os.environ.items() if not name.startswith(("HF_", "PYTHON", "PYTEST"))}
+    done = subprocess.run(
+        [sys.executable, "-c", PROGRAM],
+        input=json.dumps({name: code_of(card) for name, card in cards.items()}),
+        cwd=tmp_path,
+        env=inherited | hub.environment(tmp_path / "fresh", hub.token("read")),
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    found = json.loads(done.stdout.splitlines()[-1])
+    assert {name for name in found if isinstance(found[name], str)} == {"model", "internvl", "adapter"}
+    assert found["backbone"] == found["spec"] == [1, 17, 32]
+    assert found["segmentation"] == found["change"] == [480, 640]
+    assert found["maps"] == [[1, 256, size, size] for size in (56, 28, 14, 7)]
+
+
+def test_the_card_of_the_project(hub, logged_in, folder, tmp_path, monkeypatch):
+    card = ModelCard.load(ROOT / "MODEL_CARD.md")
+    card.validate()
+    hub.organizations["my-org"] = {"tester"}
+    assert push(folder, "my-org/my-backbone", "--what", "backbone") == 0
+    picture(64, 48).save(tmp_path / "scene.png")
+    monkeypatch.chdir(tmp_path)
+    names = {}
+    exec(code_of(card), names)
+    assert names["features"].shape == (1, 17, 32)
+
+
+def test_the_example_of_a_backbone_runs_as_it_is_printed(hub, logged_in, folder):
+    assert push(folder, "tester/b", "--what", "backbone") == 0
+    names = {}
+    exec(code_of(card_of(hub, "tester/b")), names)
+    assert names["features"].shape == (1, 17, 32)

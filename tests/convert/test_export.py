@@ -1,0 +1,364 @@
+import json
+import logging
+import os
+import subprocess
+import sys
+from types import SimpleNamespace
+
+import pytest
+import torch
+from pictures import picture
+from safetensors.torch import load_file, save_file
+from tiny_models import vivid_model
+from torchvision.transforms.v2 import InterpolationMode
+from torchvision.transforms.v2.functional import normalize, pil_to_tensor, resize
+from transformers import InternVLVisionConfig, InternVLVisionModel, Qwen2Config
+
+from modeling_vitp import (
+    ViTPConfig,
+    ViTPForConditionalGeneration,
+    ViTPImageProcessor,
+    ViTPProcessor,
+    ViTPVisionConfig,
+    ViTPVisionModel,
+    export_backbone,
+)
+
+SPEC = {"bands": [2, 0, 1], "window": [100, 2000], "gamma": 0.5}
+SIZES = [(37, 91), (200, 33), (56, 56)]  # width, height
+TEXT_PROMPT = "<IMG_CONTEXT>\nHow many trees are there?"
+
+# Run without this package: what a user has who only installed transformers.
+PROGRAM = """
+import json, sys
+from pathlib import Path
+
+import torch
+from PIL import Image
+from safetensors.torch import load_file, save_file
+from transformers import AutoConfig, AutoImageProcessor, AutoModel, AutoModelForImageTextToText, AutoProcessor, pipeline
+
+torch.set_num_threads(int(sys.argv[1]))
+given, facts, tensors = load_file("given.safetensors"), {}, {}
+pictures = sorted(Path("pictures").iterdir())
+
+
+def class_of(thing):
+    return f"{type(thing).__module__}.{type(thing).__qualname__}"
+
+
+def refusal(load, *args, **kwargs):
+    try:
+        return "loaded " + class_of(load(*args, **kwargs))
+    except ValueError as error:
+        return str(error)
+
+
+with torch.no_grad():
+    plain = AutoModel.from_pretrained("backbone")
+    facts["plain"] = class_of(plain)
+    facts["plain_config"] = class_of(AutoConfig.from_pretrained("backbone"))
+    tensors["plain"] = plain(given["pixel_values"]).last_hidden_state
+    tensors["other_size"] = plain(given["other_pixel_values"]).last_hidden_state
+    facts["processor"] = class_of(AutoImageProcessor.from_pretrained("backbone"))
+    extract = pipeline("image-feature-extraction", model="backbone")
+    for index, features in enumerate(extract([str(path) for path in pictures], return_tensors=True)):
+        tensors[f"pipeline_{index}"] = features
+    facts["refused_processor"] = refusal(AutoImageProcessor.from_pretrained, "with_spec")
+    facts["refused_processor_false"] = refusal(
+        AutoImageProcessor.from_pretrained, "with_spec", trust_remote_code=False
+    )
+    facts["refused_model"] = refusal(AutoModelForImageTextToText.from_pretrained, "full")
+    facts["remote_modules_before_trust"] = [name for name in sys.modules if name.startswith("transformers_modules.")]
+
+    ours = AutoModel.from_pretrained("backbone", trust_remote_code=True)
+    facts["ours"] = class_of(ours)
+    facts["ours_config"] = class_of(ours.config)
+    facts["ours_drop_path"] = [layer.drop_path.drop_prob for layer in ours.encoder.layer]
+    outputs = ours(given["pixel_values"])
+    tensors["ours"], tensors["ours_pooled"] = outputs.last_hidden_state, outputs.pooler_output
+
+    processor = AutoImageProcessor.from_pretrained("with_spec", trust_remote_code=True)
+    facts["spec_processor"] = class_of(processor)
+    tensors["with_spec"] = processor(given["bands"], return_tensors="pt")["pixel_values"]
+
+    model = AutoModelForImageTextToText.from_pretrained("full", trust_remote_code=True)
+    processor = AutoProcessor.from_pretrained("full", trust_remote_code=True)
+    facts["full"], facts["full_processor"] = class_of(model), class_of(processor)
+    inputs = processor(
+        images=[Image.open(pictures[0])], text=[sys.argv[2]], vrl_drop_ratio=0.75, vrl_keys=[(0, "a", 0)],
+        return_tensors="pt",
+    )
+    tensors["full_logits"] = model(**inputs).logits
+    tensors |= {f"full_{name}": value for name, value in inputs.items()}
+
+facts["imported"] = [name for name in sys.modules if name.split(".")[0] == "modeling_vitp"]
+save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, "tensors.safetensors")
+Path("facts.json").write_text(json.dumps(facts))
+"""
+
+
+@pytest.fixture(scope="module")
+def exported(tokenizer, tmp_path_factory):
+    """A model and the folders made from it, and what a process without this package finds in them."""
+    folder = tmp_path_factory.mktemp("export")
+    model, processor = vivid_model(tokenizer)
+    model.save_pretrained(folder / "full")
+    processor.save_pretrained(folder / "full")
+    export_backbone(model, folder / "backbone", processor.image_processor)
+    spec_processor = ViTPImageProcessor(size={"height": 56, "width": 56}, input_spec=SPEC)
+    export_backbone(model, folder / "with_spec", spec_processor)
+
+    generator = torch.Generator().manual_seed(2)
+    given = {
+        "pixel_values": torch.randn(3, 3, 56, 56, generator=generator),
+        "other_pixel_values": torch.randn(2, 3, 84, 56, generator=generator),
+        "bands": torch.randint(0, 3000, (4, 80, 64), generator=generator).to(torch.uint16),
+    }
+    save_file(given, folder / "given.safetensors")
+    (folder / "pictures").mkdir()
+    for index, size in enumerate(SIZES):
+        picture(*size, seed=index).save(folder / "pictures" / f"{index}.png")
+
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(("HF_", "PYTEST"))}
+    environment |= {
+        "HF_HUB_OFFLINE": "1",
+        "HF_HOME": str(folder / "hf_home"),
+        "HF_MODULES_CACHE": str(folder / "hf_modules"),
+    }
+    environment.pop("PYTHONPATH", None)
+    done = subprocess.run(
+        [sys.executable, "-c", PROGRAM, str(torch.get_num_threads()), TEXT_PROMPT],
+        cwd=folder,
+        env=environment,
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    return SimpleNamespace(
+        folder=folder,
+        model=model,
+        processor=processor,
+        spec_processor=spec_processor,
+        given=given,
+        stderr=done.stderr,
+        facts=json.loads((folder / "facts.json").read_text()),
+        tensors=load_file(folder / "tensors.safetensors"),
+    )
+
+
+@pytest.fixture
+def tower(exported):
+    return exported.model.model.vision_tower
+
+
+def file_names(folder) -> set[str]:
+    return {path.name for path in folder.iterdir()}
+
+
+def warnings_of(load) -> str:
+    """What transformers logs during a call."""
+    records = []
+    handler = logging.Handler()
+    handler.emit = lambda record: records.append(record.getMessage())
+    logger = logging.getLogger("transformers")
+    logger.addHandler(handler)
+    try:
+        load()
+    finally:
+        logger.removeHandler(handler)
+    return "\n".join(records)
+
+
+def test_this_package_was_not_imported(exported):
+    assert exported.facts["imported"] == []
+    assert exported.facts["remote_modules_before_trust"] == []
+
+
+@torch.no_grad()
+def test_plain_transformers_opens_its_own_class_with_features_to_the_bit(exported, tower):
+    assert exported.facts["plain"] == "transformers.models.internvl.modeling_internvl.InternVLVisionModel"
+    assert exported.facts["plain_config"].endswith("configuration_internvl.InternVLVisionConfig")
+    for name, pixels in (("plain", "pixel_values"), ("other_size", "other_pixel_values")):
+        assert torch.equal(exported.tensors[name], tower(exported.given[pixels]).last_hidden_state)
+    assert tower(exported.given["pixel_values"]).last_hidden_state.std() > 0.3
+
+
+@torch.no_grad()
+def test_trusted_remote_code_opens_our_class_with_features_to_the_bit(exported, tower):
+    for fact, name in (
+        ("ours", "modeling_vitp.ViTPVisionModel"),
+        ("ours_config", "configuration_vitp.ViTPVisionConfig"),
+    ):
+        assert exported.facts[fact].startswith("transformers_modules.")
+        assert exported.facts[fact].endswith(name)
+    assert exported.facts["ours_drop_path"] == pytest.approx([0.0, 0.1, 0.2])
+    states = tower(exported.given["pixel_values"]).last_hidden_state
+    assert torch.equal(exported.tensors["ours"], states)
+    assert torch.equal(exported.tensors["ours_pooled"], states[:, 1:].mean(1))
+
+
+@torch.no_grad()
+def test_feature_extraction_gives_one_row_for_each_image_of_any_size(exported, tower):
+    assert exported.facts["processor"].split(".")[-1] == "GotOcr2ImageProcessor"
+    for index, size in enumerate(SIZES):
+        pixels = resize(pil_to_tensor(picture(*size, seed=index)), [56, 56], InterpolationMode.BICUBIC, antialias=True)
+        pixels = normalize(pixels / 255, [0.485, 0.456, 0.406], [0.229, 0.224, 0.225])
+        found = exported.tensors[f"pipeline_{index}"]
+        assert found.shape == (1, 17, 32)
+        torch.testing.assert_close(found, tower(pixels[None]).last_hidden_state, atol=1e-4, rtol=0)
+
+
+def test_folder_opens_as_our_vision_model_without_a_warning(exported, tower):
+    folder, found = exported.folder / "backbone", {}
+    assert "You are using a model of type" in warnings_of(lambda: Qwen2Config.from_pretrained(folder))
+    log = warnings_of(
+        lambda: found.update(
+            zip(("model", "loading"), ViTPVisionModel.from_pretrained(folder, output_loading_info=True))
+        )
+    )
+    assert "You are using a model of type" not in log
+    assert not any(found["loading"].values())
+    model = found["model"]
+    assert type(model) is ViTPVisionModel
+    assert type(model.config) is ViTPVisionConfig
+    assert model.config.model_type == "vitp_vision"
+    assert model.config.drop_path_rate == 0.2
+    assert all(torch.equal(value, tower.state_dict()[name]) for name, value in model.state_dict().items())
+
+
+def test_trained_model_is_left_as_it_was(exported):
+    config = exported.model.config.vision_config
+    assert type(config) is ViTPVisionConfig
+    assert config.model_type == "vitp_vision"
+    assert not hasattr(config, "auto_map")
+    assert exported.processor.image_processor.crop_to_patches is False
+    assert exported.processor.image_processor.max_patches == 6
+
+
+def test_config_names_transformers_type_and_our_code(exported):
+    config = json.loads((exported.folder / "backbone" / "config.json").read_text())
+    assert config["model_type"] == "internvl_vision"
+    assert config["architectures"] == ["InternVLVisionModel"]
+    assert config["auto_map"] == {
+        "AutoConfig": "configuration_vitp.ViTPVisionConfig",
+        "AutoModel": "modeling_vitp.ViTPVisionModel",
+    }
+
+
+@pytest.mark.parametrize("folder", ["backbone", "with_spec", "full"])
+def test_weights_are_safetensors_only(exported, folder):
+    names = file_names(exported.folder / folder)
+    assert {name for name in names if name.split(".")[-1] not in ("json", "py", "jinja")} == {"model.safetensors"}
+    weights = load_file(exported.folder / folder / "model.safetensors")
+    model = exported.model if folder == "full" else exported.model.model.vision_tower
+    assert weights.keys() == model.state_dict().keys()
+
+
+def test_export_of_a_checkpoint_folder_is_that_of_the_model(exported, tmp_path):
+    as_text = export_backbone(str(exported.folder / "full"), str(tmp_path / "text"))
+    as_path = export_backbone(exported.folder / "full", tmp_path / "path")
+    wanted = exported.folder / "backbone"
+    for folder in (as_text, as_path):
+        assert file_names(folder) == file_names(wanted)
+        for name in file_names(wanted):
+            assert (folder / name).read_bytes() == (wanted / name).read_bytes(), name
+
+
+def test_export_of_the_vision_model_alone_is_that_of_the_whole_model(exported, tower, tmp_path):
+    for model in (tower, exported.model.model):
+        folder = export_backbone(model, tmp_path / type(model).__name__)
+        wanted = exported.folder / "backbone"
+        assert (folder / "model.safetensors").read_bytes() == (wanted / "model.safetensors").read_bytes()
+        assert (folder / "config.json").read_bytes() == (wanted / "config.json").read_bytes()
+
+
+def test_without_an_image_processor_the_export_has_imagenet_statistics_at_the_models_size(exported, tmp_path):
+    export_backbone(exported.model, tmp_path)
+    settings = json.loads((tmp_path / "preprocessor_config.json").read_text())
+    assert settings["image_mean"] == [0.485, 0.456, 0.406]
+    assert settings["image_std"] == [0.229, 0.224, 0.225]
+    assert settings["size"] == {"height": 56, "width": 56}
+    assert settings["crop_to_patches"] is False
+
+
+def test_processor_that_tiles_in_training_does_not_in_the_export(exported, tmp_path):
+    tiling = ViTPImageProcessor(
+        size={"height": 28, "width": 28}, crop_to_patches=True, image_mean=[0.1, 0.2, 0.3], image_std=[0.4, 0.5, 0.6]
+    )
+    export_backbone(exported.model, tmp_path, tiling)
+    settings = json.loads((tmp_path / "preprocessor_config.json").read_text())
+    assert settings["crop_to_patches"] is False
+    assert settings["size"] == {"height": 56, "width": 56}
+    assert (settings["image_mean"], settings["image_std"]) == ([0.1, 0.2, 0.3], [0.4, 0.5, 0.6])
+
+
+def test_input_spec_is_kept_and_needs_our_code(exported):
+    settings = json.loads((exported.folder / "with_spec" / "preprocessor_config.json").read_text())
+    assert settings["input_spec"] == SPEC
+    assert settings["image_processor_type"] == "ViTPImageProcessor"
+    for fact in ("refused_processor", "refused_processor_false"):
+        assert "trust_remote_code=True" in exported.facts[fact]
+        assert not exported.facts[fact].startswith("loaded")
+    assert exported.facts["spec_processor"].startswith("transformers_modules.")
+    assert exported.facts["spec_processor"].endswith("image_processing_vitp.ViTPImageProcessor")
+
+
+def test_input_spec_is_applied_by_the_exported_code(exported):
+    found = exported.tensors["with_spec"]
+    bands = exported.given["bands"].double()[SPEC["bands"]]
+    low, high = SPEC["window"]
+    rgb = 255 * ((bands - low) / (high - low)).clamp(0, 1) ** SPEC["gamma"]
+    pixels = resize(rgb.float(), [56, 56], InterpolationMode.BICUBIC, antialias=True).clamp(0, 255)
+    wanted = normalize(pixels / 255, [0.485, 0.456, 0.406], [0.229, 0.224, 0.225])
+    assert found.shape == (1, 3, 56, 56)
+    torch.testing.assert_close(found[0], wanted, atol=1e-4, rtol=0)
+
+
+@torch.no_grad()
+def test_whole_model_loads_with_trusted_remote_code_and_the_same_logits(exported):
+    assert "trust_remote_code=True" in exported.facts["refused_model"]
+    for fact, name in (("full", "ViTPForConditionalGeneration"), ("full_processor", "ViTPProcessor")):
+        assert exported.facts[fact].startswith("transformers_modules.")
+        assert exported.facts[fact].endswith(f".{name}")
+    inputs = exported.processor(
+        images=[picture(*SIZES[0])],
+        text=[TEXT_PROMPT],
+        vrl_drop_ratio=0.75,
+        vrl_keys=[(0, "a", 0)],
+        return_tensors="pt",
+    )
+    assert "visual_token_indices" in inputs
+    for name, value in inputs.items():
+        assert torch.equal(exported.tensors[f"full_{name}"], value), name
+    assert torch.equal(exported.tensors["full_logits"], exported.model(**inputs).logits)
+
+
+def test_whole_model_loads_here_as_the_classes_of_this_package(exported):
+    model = ViTPForConditionalGeneration.from_pretrained(exported.folder / "full")
+    assert type(model.config) is ViTPConfig
+    assert type(ViTPProcessor.from_pretrained(exported.folder / "full")) is ViTPProcessor
+    assert all(torch.equal(value, exported.model.state_dict()[name]) for name, value in model.state_dict().items())
+
+
+@pytest.mark.parametrize(
+    ("vision", "dtype"),
+    [
+        ({}, torch.bfloat16),
+        ({"use_qk_norm": True, "norm_type": "rms_norm"}, torch.float32),
+        ({"use_mean_pooling": False, "attention_bias": False, "use_mask_token": True}, torch.float32),
+    ],
+    ids=["bfloat16", "qk_norm", "no_bias"],
+)
+@torch.no_grad()
+def test_every_kind_of_backbone_keeps_its_features_and_precision(tokenizer, tmp_path, vision, dtype):
+    model = vivid_model(tokenizer, **vision)[0].to(dtype)
+    export_backbone(model, tmp_path)
+    native, loading = InternVLVisionModel.from_pretrained(tmp_path, output_loading_info=True)
+    assert not any(loading.values())
+    assert type(native.config) is InternVLVisionConfig
+    assert native.dtype == model.dtype == dtype
+    pixels = torch.randn(2, 3, 56, 56, generator=torch.Generator().manual_seed(0)).to(dtype)
+    wanted = model.model.vision_tower(pixels).last_hidden_state
+    assert torch.equal(native(pixels).last_hidden_state, wanted)

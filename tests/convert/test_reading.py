@@ -1,0 +1,203 @@
+"""Sources: what they are without a configuration, and what is wrong with them."""
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from huggingface_hub import metadata_load
+from internvl_checkpoints import (
+    FIXTURE,
+    ORIGINAL_VISION,
+    edit_json,
+    expected_keys,
+    load_weights,
+    names,
+    native_model,
+    save_original,
+)
+from safetensors.torch import load_file, save_file
+from transformers import InternVLVisionModel
+
+from modeling_vitp import convert_checkpoint
+from modeling_vitp.convert.__main__ import main
+
+
+@pytest.mark.parametrize("width", [1024, 3200])
+def test_a_published_ViT_needs_no_configuration_beside_it(tmp_path, width):
+    state = {key: torch.zeros(1) for key in names(ORIGINAL_VISION, 2)}
+    shapes = {"attn.qkv": 3 * width, "mlp.fc1": 64}
+    for key in state:
+        rows = next((rows for part, rows in shapes.items() if part in key), width)
+        columns = 64 if "mlp.fc2" in key else width
+        is_matrix = key.endswith("weight") and "norm" not in key
+        state[key] = torch.zeros((rows, columns) if is_matrix else rows, dtype=torch.float16)
+    state["embeddings.class_embedding"] = torch.zeros(1, 1, width, dtype=torch.float16)
+    state["embeddings.position_embedding"] = torch.zeros(1, 17, width, dtype=torch.float16)
+    state["embeddings.patch_embedding.weight"] = torch.zeros(width, 3, 14, 14, dtype=torch.float16)
+    if width == 3200:
+        state = {key: value for key, value in state.items() if "norm" not in key or not key.endswith("bias")}
+        state = {key: value for key, value in state.items() if "qkv.bias" not in key}
+        for index in range(2):
+            for name in "qk":
+                state[f"encoder.layers.{index}.attn.{name}_norm.weight"] = torch.zeros(width, dtype=torch.float16)
+    save_file(state, tmp_path / "vit.safetensors")
+    convert_checkpoint(tmp_path / "vit.safetensors", tmp_path / "backbone")
+    config = InternVLVisionModel.from_pretrained(tmp_path / "backbone").config
+    assert config.num_attention_heads == {1024: 16, 3200: 25}[width]
+    assert tuple(config.image_size) == (56, 56)
+    assert config.num_hidden_layers == 2
+    assert config.intermediate_size == 64
+    assert config.attention_bias == (width == 1024)
+    assert config.use_qk_norm == (width == 3200)
+    assert config.norm_type == {1024: "layer_norm", 3200: "rms_norm"}[width]
+    assert config.use_mean_pooling
+
+
+def edit_weights(folder: Path, edit) -> None:
+    weights = load_file(folder / "model.safetensors")
+    edit(weights)
+    save_file({key: value.contiguous() for key, value in weights.items()}, folder / "model.safetensors")
+
+
+def cut_short(folder: Path) -> None:
+    whole = (folder / "model.safetensors").read_bytes()
+    (folder / "model.safetensors").write_bytes(whole[: len(whole) // 2])
+
+
+def cut_header(folder: Path) -> None:
+    (folder / "model.safetensors").write_bytes((folder / "model.safetensors").read_bytes()[:30])
+
+
+def as_pickle(folder: Path) -> None:
+    torch.save(load_file(folder / "model.safetensors"), folder / "pytorch_model.bin")
+    (folder / "model.safetensors").unlink()
+
+
+def as_another_model(folder: Path) -> None:
+    save_file({"transformer.wte.weight": torch.zeros(4, 4)}, folder / "model.safetensors")
+    (folder / "config.json").write_text('{"model_type": "gpt2"}')
+
+
+def edit_part(folder: Path, part: str, **changes) -> None:
+    fields = json.loads((folder / "config.json").read_text())
+    edit_json(folder / "config.json", **{part: fields[part] | changes})
+
+
+KEY = "vision_model.encoder.layers.1.attn.qkv.weight"
+MISTAKES = {
+    "cut short": (cut_short, r"model\.safetensors is no whole safetensors file .*cut short"),
+    "header cut": (cut_header, r"model\.safetensors is no whole safetensors file .*cut short"),
+    "pickle": (as_pickle, r"holds no safetensors, which are expected, but \['pytorch_model\.bin'\]: pickles"),
+    "empty": (lambda folder: (folder / "model.safetensors").unlink(), "holds no safetensors.*no weights at all"),
+    "other model": (as_another_model, r"holds a 'gpt2' with tensors such as 'transformer\.wte\.weight', but a ViTP"),
+    "no config": (lambda folder: (folder / "config.json").unlink(), "model_type in its config.json is None and not"),
+    "broken config": (lambda folder: (folder / "config.json").write_text("{"), "config.json is no JSON"),
+    "list": (lambda folder: (folder / "config.json").write_text("[]"), "config.json holds a list, but a JSON object"),
+    "no number": (
+        lambda f: edit_part(f, "vision_config", hidden_size="wide"),
+        "config.json is not valid: .*hidden_size",
+    ),
+    "heads": (lambda f: edit_part(f, "vision_config", num_attention_heads=5), "divisible by num_heads"),
+    "no vision_config": (
+        lambda f: edit_json(f / "config.json", vision_config=None),
+        "config.json has no vision_config",
+    ),
+    "no llm_config": (lambda f: edit_json(f / "config.json", llm_config=None), "config.json has no llm_config"),
+    "other type": (lambda f: edit_json(f / "config.json", model_type="llava"), "'llava' and not 'internvl_chat'"),
+    "missing": (lambda f: edit_weights(f, lambda w: w.pop(KEY)), f"missing: {KEY}$"),
+    "unknown": (lambda f: edit_weights(f, lambda w: w.update(odd=w[KEY].clone())), "asks for. unknown: odd$"),
+    "shape": (
+        lambda f: edit_weights(f, lambda w: w.update({KEY: w[KEY][:-3]})),
+        rf"of a wrong shape: {KEY} is \[93, 32\] and not \[96, 32\]$",
+    ),
+    "transposed": (
+        lambda f: edit_weights(f, lambda w: w.update({"mlp1.1.weight": w["mlp1.1.weight"].T})),
+        r"mlp1.1.weight is \[128, 48\] and not \[48, 128\]",
+    ),
+    "depth": (lambda f: edit_part(f, "llm_config", num_hidden_layers=1), "unknown: language_model.model.layers.1.inp"),
+    "pixel shuffle": (lambda f: edit_json(f / "config.json", ps_version="v1"), "ps_version='v1', but only 'v2' can"),
+    "pixel shuffle of old": (lambda f: edit_json(f / "config.json", ps_version=None), "ps_version='v1', but only 'v2'"),
+    "select_layer": (lambda f: edit_json(f / "config.json", select_layer=-4), "select_layer=-4, but only -1 can"),
+    "pad2square": (lambda f: edit_json(f / "config.json", pad2square=True), "pad2square=True"),
+    "no thumbnail": (lambda f: edit_json(f / "config.json", use_thumbnail=False), "use_thumbnail=False, but only True"),
+    "template": (lambda f: edit_json(f / "config.json", template="phi3-chat"), "template='phi3-chat', but only"),
+    "image size": (lambda f: edit_json(f / "config.json", force_image_size=224), "force_image_size=224, but position"),
+    "LoRA": (lambda f: edit_json(f / "config.json", use_llm_lora=16), "use_llm_lora=16, but only 0"),
+    "LM": (lambda f: edit_part(f, "llm_config", model_type="internlm2"), "language model is of type 'internlm2'"),
+    "activation": (lambda f: edit_part(f, "vision_config", hidden_act="relu"), "hidden_act='relu', but only 'gelu'"),
+    "dropout": (lambda f: edit_part(f, "vision_config", dropout=0.1), r"dropout=0\.1, but only 0\.0"),
+    "norm": (lambda f: edit_part(f, "vision_config", norm_type="batch"), "norm_type='batch'"),
+}
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_a_wrong_source_is_named_in_one_line_and_nothing_is_written(tmp_path, capsys, mistake):
+    spoil, message = MISTAKES[mistake]
+    source = tmp_path / "source"
+    source.mkdir()
+    for name in ("config.json", "model.safetensors"):
+        shutil.copy(FIXTURE / name, source)
+    spoil(source)
+    before = sorted(tmp_path.iterdir())
+    with pytest.raises(SystemExit) as stop:
+        main([str(source), str(tmp_path / "target"), "--image_token_id", "7"])
+    assert stop.value.code.startswith("error: ") and "\n" not in stop.value.code
+    assert re.search(message, stop.value.code), stop.value.code
+    assert "Traceback" not in capsys.readouterr().err
+    assert sorted(tmp_path.iterdir()) == before
+
+
+def test_a_transformers_checkpoint_without_a_part_of_its_configuration_is_refused(tmp_path):
+    native_model().save_pretrained(tmp_path / "source")
+    edit_json(tmp_path / "source" / "config.json", vision_config=None)
+    with pytest.raises(ValueError, match="of model_type 'internvl', has no vision_config, which is expected"):
+        convert_checkpoint(tmp_path / "source", tmp_path / "target")
+    assert [path.name for path in tmp_path.iterdir()] == ["source"]
+
+
+def test_a_ViT_of_an_unknown_width_needs_a_configuration(tmp_path):
+    shutil.copy(FIXTURE / "vision_only.safetensors", tmp_path)
+    with pytest.raises(
+        ValueError, match="heads of a ViT of width 32 cannot be seen from its tensors: put a config.json"
+    ):
+        convert_checkpoint(tmp_path / "vision_only.safetensors", tmp_path / "target")
+    (tmp_path / "config.json").write_text('{"model_type": "mmdet"}')
+    with pytest.raises(ValueError, match="of model_type 'mmdet', has no vision_config"):
+        convert_checkpoint(tmp_path / "vision_only.safetensors", tmp_path / "target")
+    assert not (tmp_path / "target").exists()
+
+
+def test_a_hub_id_is_read_from_the_cache_without_a_network(tmp_path):
+    cache, commit = tmp_path / "cache", "0123456789abcdef0123456789abcdef01234567"
+    repo = cache / "models--someone--internvl"
+    snapshot = save_original(native_model(), repo / "snapshots" / commit)
+    (snapshot / "README.md").write_text("---\nlicense: mit\n---\n")
+    (repo / "refs").mkdir()
+    (repo / "refs" / "main").write_text(commit)
+    done = run_convert("someone/internvl", tmp_path / "vitp", "--image_token_id", "5", HF_HUB_CACHE=str(cache))
+    assert done.returncode == 0, done.stderr
+    card = metadata_load(tmp_path / "vitp" / "README.md")
+    assert (card["license"], card["base_model"]) == ("mit", "someone/internvl")
+    assert len(load_weights(tmp_path / "vitp")) == len(expected_keys("vitp"))
+
+    done = run_convert("someone/else", tmp_path / "other", HF_HUB_CACHE=str(cache))
+    assert done.returncode == 1
+    last = done.stderr.strip().splitlines()[-1]
+    assert last.startswith("error: someone/else is neither a file or folder nor a Hub repo that can be had")
+    assert "Traceback" not in done.stderr
+    assert not (tmp_path / "other").exists()
+
+
+def run_convert(*arguments, **environment) -> subprocess.CompletedProcess:
+    return subprocess.run(
+        [sys.executable, "-m", "modeling_vitp.convert", *map(str, arguments)],
+        env={**os.environ, "HF_HUB_OFFLINE": "1", **environment},
+        capture_output=True,
+        text=True,
+    )

@@ -1,0 +1,96 @@
+"""Files of tensors: shards, and no more of them in memory than one tensor."""
+
+import json
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+from internvl_checkpoints import native_model, save_original
+from safetensors import safe_open
+from tiny_models import TEXT, VISION
+from transformers import InternVLConfig, InternVLForConditionalGeneration
+
+from modeling_vitp import convert_checkpoint
+
+
+def test_shards_and_their_index_must_agree(tmp_path):
+    source = save_original(native_model(), tmp_path / "source", "40KB")
+    index_file = source / "model.safetensors.index.json"
+    index = json.loads(index_file.read_text())
+    key, shard = next(iter(index["weight_map"].items()))
+    del index["weight_map"][key]
+    index_file.write_text(json.dumps(index))
+    with pytest.raises(ValueError, match=rf"do not agree: only in the index \[\], only in the shard \['{key}'\]"):
+        convert_checkpoint(source, tmp_path / "target")
+    (source / shard).unlink()
+    with pytest.raises(ValueError, match=f"{shard} is missing, though the index names it"):
+        convert_checkpoint(source, tmp_path / "target")
+    index_file.write_text("{}")
+    with pytest.raises(ValueError, match="is no index of safetensors shards"):
+        convert_checkpoint(source, tmp_path / "target")
+    assert [path.name for path in tmp_path.iterdir()] == ["source"]
+
+
+# The peak of a process that has done its imports, and after the conversion. Not ru_maxrss, which a new process takes
+# over from the one that started it.
+MEASURE = """
+import pathlib, sys
+import modeling_vitp.convert as convert
+status = pathlib.Path("/proc/self/status")
+peak = lambda: next(int(line.split()[1]) for line in status.read_text().splitlines() if line.startswith("VmHWM")) * 1024
+before = peak()
+convert.convert_checkpoint(sys.argv[1], sys.argv[2], sys.argv[3], image_token_id=int(sys.argv[4]) or None)
+print(before, peak())
+"""
+
+
+@pytest.mark.slow
+def test_memory_stays_far_below_the_largest_shard(tmp_path):
+    """2.2 GB in 5 shards, original to ViTP (cuts `qkv`) and back (joins it)."""
+    vision = {"hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 24, "num_attention_heads": 16}
+    text = {"hidden_size": 1536, "intermediate_size": 8960, "num_attention_heads": 12, "num_hidden_layers": 12}
+    with torch.device("meta"):
+        config = InternVLConfig(
+            vision_config={**VISION, **vision},
+            text_config={**TEXT, **text, "vocab_size": 100_000},
+            image_seq_length=4,
+            tie_word_embeddings=False,
+        )
+        model = InternVLForConditionalGeneration(config).to(torch.bfloat16)
+    source = save_original(model.to_empty(device="cpu"), tmp_path / "source", "500MB")
+    del model
+    sizes = [file.stat().st_size for file in source.glob("*.safetensors")]
+    assert sum(sizes) > 2e9 and len(sizes) >= 4
+
+    for start, target, to, token in ((source, "vitp", "vitp", 7), (tmp_path / "vitp", "back", "original", 0)):
+        done = subprocess.run(
+            [sys.executable, "-c", MEASURE, str(start), str(tmp_path / target), to, str(token)],
+            capture_output=True,
+            text=True,
+        )
+        assert done.returncode == 0, done.stderr
+        before, after = map(int, done.stdout.split())
+        print(f"{to}: {(after - before) / 1e6:.0f} MB beyond the start; largest shard {max(sizes) / 1e6:.0f} MB")
+        assert after - before <= 1.3 * max(sizes)
+    for shard in source.glob("*.safetensors"):
+        with safe_open(shard, "pt") as before, safe_open(tmp_path / "back" / shard.name, "pt") as after:
+            assert set(before.keys()) == set(after.keys())
+            assert all(
+                torch.equal(before.get_tensor(key).view(torch.int16), after.get_tensor(key).view(torch.int16))
+                for key in before.keys()
+            )
+
+    # Killed while it writes: nothing that could be taken for a checkpoint.
+    for kind in (signal.SIGTERM, signal.SIGKILL):
+        command = [sys.executable, "-m", "modeling_vitp.convert", str(source), str(tmp_path / "killed")]
+        with subprocess.Popen([*command, "--image_token_id", "7"], stderr=subprocess.PIPE) as process:
+            while process.poll() is None and not list(tmp_path.glob(".killed.*/*.safetensors")):
+                time.sleep(0.01)
+            process.send_signal(kind)
+            process.communicate()
+        assert process.returncode != 0
+        assert not (tmp_path / "killed").exists()
+        assert bool(list(tmp_path.glob(".killed.*"))) == (kind == signal.SIGKILL)

@@ -1,0 +1,188 @@
+"""The recipes from the command line on, by the configurations of benchmarks on generated data in their layouts."""
+
+import json
+import shutil
+import zipfile
+
+import dense_data
+import numpy as np
+import pytest
+import torch
+from launching import launch
+from PIL import Image
+from safetensors.torch import load_file
+
+from modeling_vitp import ViTPForChangeDetection, ViTPForSemanticSegmentation, ViTPSegmentationImageProcessor
+from modeling_vitp.dense.data import DenseData
+from modeling_vitp.dense.trainer import normalize
+from modeling_vitp.recipes.finetune_segmentation import main
+
+CHANGE = {"model_class": "ViTPForChangeDetection", "metric": "change_detection"}
+
+
+def areas(output_dir, samples, model_class, window: int, stride: int) -> np.ndarray:
+    """Intersection and union of each class, by the saved model and a loop over windows: `(2, num_classes)`."""
+    model = model_class.from_pretrained(output_dir).eval()
+    processor = ViTPSegmentationImageProcessor.from_pretrained(output_dir)
+    counts = np.zeros((2, model.config.num_labels))
+    for index in range(len(samples)):
+        sample = samples[index]
+        pixels = [normalize(image, processor)[None] for image in sample["images"]]
+        height, width = pixels[0].shape[-2:]
+        total = torch.zeros(1, model.config.num_labels, height, width)
+        seen = torch.zeros(height, width)
+        tops = [*range(0, max(height - window, 0), stride), max(height - window, 0)]
+        lefts = [*range(0, max(width - window, 0), stride), max(width - window, 0)]
+        for top in tops:
+            for left in lefts:
+                part = (..., slice(top, top + window), slice(left, left + window))
+                with torch.no_grad():
+                    total[part] += model(*[image[part] for image in pixels]).logits
+                seen[part] += 1
+        prediction, mask = (total / seen).argmax(1)[0].numpy(), sample["mask"].numpy()
+        for label in range(model.config.num_labels):
+            mine, theirs = (prediction == label) & (mask != 255), mask == label
+            counts[:, label] += (mine & theirs).sum(), (mine | theirs).sum()
+    return counts
+
+
+def test_loveda(tmp_path):
+    """Trained on two splits and written for the server; the saved model scores as the metrics say."""
+    dense_data.make_loveda(tmp_path / "data")
+    settings = {"eval_split": "val", "train_splits": ["train"], "class_weights": ["balanced"]}
+    assert main(dense_data.smoke_arguments("loveda", tmp_path / "data", tmp_path / "out", **settings)) == 0
+    metrics = json.loads((tmp_path / "out" / "metrics.json").read_text())
+    samples = DenseData.from_dict(dense_data.read_config("loveda")["data"] | {"root": str(tmp_path / "data")})
+    both, either = areas(tmp_path / "out", samples.open(["val"]), ViTPForSemanticSegmentation, 64, 48)
+    iou = np.divide(both, either, out=np.full(len(both), np.nan), where=either > 0)
+    for name, value in zip(samples.encoding.names, iou):
+        scored = metrics["eval"][f"eval_iou/{name}"]
+        assert scored == pytest.approx(value, abs=0.02) if scored is not None else np.isnan(value)
+    assert metrics["eval"]["eval_mean_iou"] == pytest.approx(np.nanmean(iou), abs=0.01)
+    assert np.isfinite(metrics["train"]["train_loss"])
+
+    stored = [np.array(Image.open(path)) for path in sorted((tmp_path / "data/Train").glob("*/masks_png/*.png"))]
+    counted = {
+        name: sum((mask == index + 1).sum() for mask in stored) for index, name in enumerate(samples.encoding.names)
+    }
+    assert metrics["train_pixels"] == counted
+    config = json.loads((tmp_path / "out" / "config.json").read_text())
+    assert config["id2label"] == {str(index): name for index, name in enumerate(samples.encoding.names)}
+    total = sum(counted.values())
+    assert config["class_weights"] == pytest.approx([total / 7 / count for count in counted.values()])
+
+    with zipfile.ZipFile(tmp_path / "out" / "submission.zip") as archive:
+        assert sorted(name for name in archive.namelist() if not name.endswith("/")) == ["0.png", "10.png"]
+    mask = np.array(Image.open(tmp_path / "out/submission/10.png"))
+    assert mask.shape == (64, 64) and mask.max() <= 6
+    for name in ("loss.png", "predictions.png"):
+        assert Image.open(tmp_path / "out" / name).size[0] > 300
+
+
+def test_uavid_is_written_in_colours(tmp_path):
+    """Oblong images, masks in colours, six scales and mirrored."""
+    dense_data.make_uavid(tmp_path / "data")
+    assert main(dense_data.smoke_arguments("uavid", tmp_path / "data", tmp_path / "out", num_pictures=0)) == 0
+    assert json.loads((tmp_path / "out" / "metrics.json").read_text()).keys() == {"seed", "train", "train_pixels"}
+    colours = {tuple(item["colour"]) for item in dense_data.read_config("uavid")["data"]["classes"]}
+    for name in ("000000", "000100"):
+        mask = np.array(Image.open(tmp_path / f"out/submission/seq21/Labels/{name}.png"))
+        assert mask.shape == (54, 96, 3)
+        assert {*map(tuple, mask.reshape(-1, 3).tolist())} <= colours
+
+
+def test_levir_cd(tmp_path):
+    dense_data.make_levir_cd(tmp_path / "data", size=80)
+    arguments = dense_data.smoke_arguments("levir_cd", tmp_path / "data", tmp_path / "out", eval_split=None)
+    assert main(arguments, **CHANGE) == 0
+    metrics = json.loads((tmp_path / "out" / "metrics.json").read_text())["test"]
+    data = DenseData.from_dict(dense_data.read_config("levir_cd")["data"] | {"root": str(tmp_path / "data")})
+    both, either = areas(tmp_path / "out", data.open(["test"]), ViTPForChangeDetection, 64, 48)[:, 1]
+    assert metrics["test_iou"] == pytest.approx(both / either, abs=0.02)
+    assert metrics["test_f1"] == pytest.approx(2 * both / (either + both), abs=0.02)
+    assert (tmp_path / "out" / "predictions.png").is_file()
+
+
+def test_amos(tmp_path):
+    dense_data.make_amos(tmp_path / "data")
+    settings = {"eval_split": None, "num_pictures": 1}
+    assert main(dense_data.smoke_arguments("amos2022", tmp_path / "data", tmp_path / "out", **settings)) == 0
+    metrics = json.loads((tmp_path / "out" / "metrics.json").read_text())["test"]
+    data = DenseData.from_dict(dense_data.read_config("amos2022")["data"] | {"root": str(tmp_path / "data")})
+    samples = data.open(["test"])
+    both, either = areas(tmp_path / "out", samples, ViTPForSemanticSegmentation, 64, 48)
+    dice = np.divide(2 * both, both + either, out=np.full(16, np.nan), where=either > 0)
+    assert metrics["test_mean_dice"] == pytest.approx(np.nanmean(dice), abs=0.01)
+    assert {samples[index]["case"] for index in range(len(samples))} == {"0101", "0102"}
+
+
+def test_a_run_that_was_stopped_ends_as_the_one_that_never_was(tmp_path):
+    dense_data.make_loveda(tmp_path / "data")
+    settings = {"submission": None, "num_pictures": 0, "max_steps": 5, "save_steps": 4, "eval_split": None}
+    assert main(dense_data.smoke_arguments("loveda", tmp_path / "data", tmp_path / "whole", **settings)) == 0
+    shutil.copytree(tmp_path / "whole" / "checkpoint-4", tmp_path / "stopped" / "checkpoint-4")
+    assert main(dense_data.smoke_arguments("loveda", tmp_path / "data", tmp_path / "stopped", **settings)) == 0
+    whole, stopped = (load_file(tmp_path / name / "model.safetensors") for name in ("whole", "stopped"))
+    assert whole.keys() == stopped.keys()
+    assert all(torch.equal(whole[name], stopped[name]) for name in whole)
+    with pytest.raises(ValueError, match="crop_size was 64 and is 32"):
+        main(dense_data.smoke_arguments("loveda", tmp_path / "data", tmp_path / "stopped", **settings, crop_size=32))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"test_split": "train"}, "may not be trained or selected on"),
+        ({"eval_split": "val", "test_split": "val"}, "may not be trained or selected on"),
+        ({"load_best_model_at_end": True, "eval_strategy": "steps", "eval_split": "train"}, "not trained on"),
+        ({"from_scratch": None}, "either model_name_or_path"),
+        ({"per_device_train_batch_size": 7, "submission": None}, r"6 sample\(s\) to train on are less than the 7"),
+        ({"train_splits": ["test"]}, "has no masks"),
+    ],
+)
+def test_what_cannot_be_run_is_said(tmp_path, changes, message):
+    dense_data.make_loveda(tmp_path / "data", size=16)
+    settings = {"train_splits": ["train"], "save_steps": 1} | changes
+    with pytest.raises(ValueError, match=message):
+        main(dense_data.smoke_arguments("loveda", tmp_path / "data", tmp_path / "out", **settings))
+
+
+def run(num_processes: int, output, arguments: list[str]) -> None:
+    process = launch(num_processes, output, "dense_run.py", arguments[1])
+    assert process.wait(timeout=900) == 0, output.read_text()[-3000:]
+
+
+@pytest.mark.slow
+def test_two_processes_score_as_one(tmp_path):
+    """One trains in two processes; its model is then scored by one and by two."""
+    dense_data.make_loveda(tmp_path / "data")
+    settings = {"submission": None, "num_pictures": 0, "train_splits": ["train"], "test_split": "val"}
+    arguments = dense_data.smoke_arguments("loveda", tmp_path / "data", tmp_path / "trained", **settings)
+    run(2, tmp_path / "trained.txt", arguments)
+    trained = json.loads((tmp_path / "trained" / "metrics.json").read_text())
+    assert np.isfinite(trained["train"]["train_loss"])
+    settings |= {"from_scratch": None, "model_name_or_path": str(tmp_path / "trained"), "do_train": False}
+    scores = []
+    for world in (1, 2):
+        out = tmp_path / f"scored-{world}"
+        arguments = dense_data.smoke_arguments("loveda", tmp_path / "data", out, **settings)
+        run(world, tmp_path / f"{world}.txt", arguments)
+        metrics = json.loads((out / "metrics.json").read_text())["test"]
+        scores.append({key: value for key, value in metrics.items() if "iou" in key or "accuracy" in key})
+    assert len(scores[0]) == 3 + 2 * 7
+    assert scores[0] == scores[1]
+    # The statistics of batch norm differ between processes that train; what is scored is what is saved.
+    assert scores[0] == {key: value for key, value in trained["test"].items() if key in scores[0]}
+
+
+@pytest.mark.slow
+def test_the_recipe_learns(tmp_path):
+    """Classes that differ by colour alone."""
+    dense_data.make_loveda(tmp_path / "data")
+    settings = {"submission": None, "num_pictures": 0, "train_splits": ["train"], "test_split": "val"}
+    settings |= {"max_steps": 250, "warmup_steps": 10, "save_steps": 1000, "learning_rate": 1e-2}
+    settings |= {"per_device_train_batch_size": 3, "scale_range": [0.8, 1.25], "photometric": False}
+    assert main(dense_data.smoke_arguments("loveda", tmp_path / "data", tmp_path / "out", **settings)) == 0
+    metrics = json.loads((tmp_path / "out" / "metrics.json").read_text())
+    assert metrics["test"]["test_mean_iou"] > 0.55
+    assert metrics["test"]["test_overall_accuracy"] > 0.75

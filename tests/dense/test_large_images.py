@@ -1,0 +1,328 @@
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import rasterio
+import torch
+import yaml
+from PIL import Image
+from rasterio.control import GroundControlPoint
+from rasterio.transform import from_origin
+from tiny_models import HEAD, adapter_config
+
+from modeling_vitp import (
+    ViTPChangeDetectionConfig,
+    ViTPForChangeDetection,
+    ViTPForSemanticSegmentation,
+    ViTPSegmentationConfig,
+    ViTPSegmentationImageProcessor,
+    predict_large,
+)
+from modeling_vitp.dense.sliding_window import augmented, sliding_window
+from modeling_vitp.recipes import predict_large as script
+
+HEIGHT, WIDTH = 133, 101
+WINDOWS = {"window": 48, "stride": 32, "batch_size": 2}
+GROUND = {"crs": "EPSG:32612", "transform": from_origin(541000.0, 4977000.0, 0.1, 0.1)}
+
+
+@pytest.fixture(scope="module")
+def model():
+    torch.manual_seed(0)
+    labels = {"id2label": {0: "ground", 1: "tree", 2: "roof"}, "label2id": {"ground": 0, "tree": 1, "roof": 2}}
+    config = ViTPSegmentationConfig(backbone_config=adapter_config(), **{**HEAD, "num_labels": 3}, **labels)
+    return ViTPForSemanticSegmentation(config).eval()
+
+
+@pytest.fixture(scope="module")
+def change_model():
+    torch.manual_seed(0)
+    return ViTPForChangeDetection(ViTPChangeDetectionConfig(backbone_config=adapter_config(), **HEAD)).eval()
+
+
+def scene(bands=3, dtype="uint8", seed=0, high=256):
+    """Smooth fields with noise, of which the model makes more than one class."""
+    random = np.random.default_rng(seed)
+    rows, columns = np.mgrid[:HEIGHT, :WIDTH]
+    waves = [np.sin(rows / random.uniform(5, 30)) + np.cos(columns / random.uniform(5, 30)) for _ in range(bands)]
+    values = (np.stack(waves) + 2) / 4 * 0.8 + 0.2 * random.random((bands, HEIGHT, WIDTH))
+    return (values * (high - 1)).astype(dtype)
+
+
+def write_tiff(path, image, **profile):
+    bands, height, width = image.shape
+    profile = {"count": bands, "height": height, "width": width, "dtype": image.dtype, **GROUND, **profile}
+    with rasterio.open(path, "w", driver="GTiff", **profile) as file:
+        file.write(image)
+    return path
+
+
+def read(path):
+    with rasterio.open(path) as file:
+        return file.read()
+
+
+@torch.no_grad()
+def in_memory(model, processor, *images, **options):
+    """Logits of whole images, from the processor and the sliding window alone."""
+    options = {"input_data_format": "channels_first", "return_tensors": "pt", **options}
+    pixel_values = [processor(torch.from_numpy(image), **options).pixel_values for image in images]
+    return sliding_window(lambda *windows: model(*windows).logits, pixel_values, **WINDOWS)[0]
+
+
+def test_classes_and_probabilities_of_a_geotiff_are_those_in_memory(model, tmp_path):
+    image, processor = scene(), ViTPSegmentationImageProcessor()
+    write_tiff(tmp_path / "scene.tif", image)
+    paths = {"output": tmp_path / "classes.tif", "probabilities": tmp_path / "probabilities.tif"}
+    colors = [(0, 0, 0), (0, 255, 0), (255, 0, 0)]
+    predict_large(model, processor, tmp_path / "scene.tif", **paths, **WINDOWS, colors=colors)
+
+    logits = in_memory(model, processor, image)
+    assert len(logits.argmax(0).unique()) > 1
+    np.testing.assert_array_equal(read(paths["output"])[0], logits.argmax(0).numpy())
+    probabilities = (logits.softmax(0) * 255).round().to(torch.uint8).numpy()
+    np.testing.assert_array_equal(read(paths["probabilities"]), probabilities)
+    for path in paths.values():
+        with rasterio.open(path) as file:
+            assert (file.crs, file.transform) == (rasterio.crs.CRS.from_string(GROUND["crs"]), GROUND["transform"])
+    with rasterio.open(paths["output"]) as file:
+        assert json.loads(file.tags()["classes"]) == ["ground", "tree", "roof"]
+        assert [file.colormap(1)[index][:3] for index in range(3)] == colors
+        assert file.nodata is None
+    with rasterio.open(paths["probabilities"]) as file:
+        assert file.descriptions == ("ground", "tree", "roof")
+        assert file.scales == pytest.approx([1 / 255] * 3)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["classes.tif", "probabilities.tif", "scene.tif"]
+
+
+def test_a_png_has_the_same_classes(model, tmp_path):
+    image, processor = scene(), ViTPSegmentationImageProcessor()
+    Image.fromarray(image.transpose(1, 2, 0)).save(tmp_path / "scene.png")
+    predict_large(model, processor, tmp_path / "scene.png", tmp_path / "classes.tif", **WINDOWS)
+    expected = in_memory(model, processor, image).argmax(0).numpy()
+    np.testing.assert_array_equal(read(tmp_path / "classes.tif")[0], expected)
+
+
+def test_a_pair_has_the_changes_that_it_has_in_memory(change_model, tmp_path):
+    """And no class where the later image has no data."""
+    before, after = scene(seed=0), scene(seed=1)
+    after[:, :10] = 0
+    paths = [write_tiff(tmp_path / "before.tif", before), write_tiff(tmp_path / "after.tif", after, nodata=0)]
+    predict_large(change_model, ViTPSegmentationImageProcessor(), paths, tmp_path / "changes.tif", **WINDOWS)
+    expected = in_memory(change_model, ViTPSegmentationImageProcessor(), before, after).argmax(0).numpy()
+    expected[(after == 0).all(0)] = 255
+    assert len(np.unique(expected)) > 2
+    np.testing.assert_array_equal(read(tmp_path / "changes.tif")[0], expected)
+
+
+@pytest.mark.parametrize("spec", [{"bands": [4, 2, 0], "percentiles": [2, 98]}, {"bands": [1], "window": [500, 9000]}])
+def test_16_bit_bands_look_the_same_in_every_window(model, tmp_path, spec):
+    """The image is smaller than the sample, so percentiles are those that the processor takes of the whole image."""
+    image, processor = scene(bands=5, dtype="uint16", high=10000), ViTPSegmentationImageProcessor(input_spec=spec)
+    write_tiff(tmp_path / "scene.tif", image)
+    predict_large(model, processor, tmp_path / "scene.tif", tmp_path / "classes.tif", **WINDOWS)
+    expected = in_memory(model, processor, image).argmax(0).numpy()
+    np.testing.assert_array_equal(read(tmp_path / "classes.tif")[0], expected)
+
+
+def test_pixels_without_data_have_no_class_and_no_part_in_percentiles(model, tmp_path):
+    image = scene(dtype="int16", high=10000)
+    image[:, 40:, 70:] = -9999
+    write_tiff(tmp_path / "scene.tif", image, nodata=-9999)
+    processor = ViTPSegmentationImageProcessor(input_spec={"percentiles": [0, 100]})
+    predict_large(model, processor, tmp_path / "scene.tif", tmp_path / "classes.tif", **WINDOWS)
+    window = [[int(band[band != -9999].min()), int(band.max())] for band in image]
+    expected = in_memory(model, processor, image, input_spec={"window": window}).argmax(0).numpy()
+    expected[40:, 70:] = 255
+    with rasterio.open(tmp_path / "classes.tif") as file:
+        assert file.nodata == 255
+        np.testing.assert_array_equal(file.read(1), expected)
+
+
+def test_transparent_pixels_have_no_class(model, tmp_path):
+    image, alpha = scene(), np.full((HEIGHT, WIDTH), 255, dtype=np.uint8)
+    alpha[:20] = 0
+    Image.fromarray(np.concatenate([image, alpha[None]]).transpose(1, 2, 0)).save(tmp_path / "scene.png")
+    predict_large(model, ViTPSegmentationImageProcessor(), tmp_path / "scene.png", tmp_path / "classes.tif", **WINDOWS)
+    expected = in_memory(model, ViTPSegmentationImageProcessor(), image).argmax(0).numpy()
+    expected[:20] = 255
+    np.testing.assert_array_equal(read(tmp_path / "classes.tif")[0], expected)
+
+
+def test_ground_control_points_are_kept(model, tmp_path):
+    """Where they are the georeference, as of many radar images."""
+    points = [GroundControlPoint(row, column, 10.0 + column, 50.0 - row) for row, column in ((0, 0), (0, 99), (99, 0))]
+    write_tiff(tmp_path / "scene.tif", scene(), transform=None, gcps=points)
+    predict_large(model, ViTPSegmentationImageProcessor(), tmp_path / "scene.tif", tmp_path / "classes.tif", **WINDOWS)
+    with rasterio.open(tmp_path / "classes.tif") as file:
+        kept, crs = file.gcps
+    assert [(point.row, point.col, point.x, point.y) for point in kept] == [(p.row, p.col, p.x, p.y) for p in points]
+    assert crs == rasterio.crs.CRS.from_string(GROUND["crs"])
+
+
+def test_each_window_may_be_augmented(model, tmp_path):
+    image, processor = scene(), ViTPSegmentationImageProcessor()
+    write_tiff(tmp_path / "scene.tif", image)
+    options = {"scales": (1.0, 1.5), "flip": True}
+    predict_large(model, processor, tmp_path / "scene.tif", tmp_path / "classes.tif", **WINDOWS, **options)
+    predict = augmented(lambda pixels: model(pixels).logits, **options)
+    pixels = processor(torch.from_numpy(image), input_data_format="channels_first", return_tensors="pt").pixel_values
+    with torch.no_grad():
+        expected = sliding_window(predict, pixels, **WINDOWS)[0].argmax(0).numpy()
+    np.testing.assert_array_equal(read(tmp_path / "classes.tif")[0], expected)
+
+
+class Killed(Exception):
+    pass
+
+
+def killed_after(model, monkeypatch, calls):
+    """The model as it is, until it is called once more."""
+    forward, count = model.forward, iter(range(calls))
+
+    def dying(*args, **kwargs):
+        if next(count, None) is None:
+            raise Killed
+        return forward(*args, **kwargs)
+
+    monkeypatch.setattr(model, "forward", dying)
+
+
+@pytest.mark.parametrize("calls, finished, needed", [(0, 0, 8), (1, 0, 8), (4, 64, 6), (7, 85, 4)])
+def test_a_run_that_was_killed_goes_on_to_the_same_files(model, tmp_path, monkeypatch, calls, finished, needed):
+    """Killed while it predicts and, by the row that is cut short, while it writes.
+
+    Rows of windows begin at 0, 32, 64 and 85, and each is two batches. Those that reach below the last whole row are
+    predicted again, no others.
+    """
+    source = write_tiff(tmp_path / "scene.tif", scene())
+
+    def run(name):
+        paths = {"output": tmp_path / f"{name}.tif", "probabilities": tmp_path / f"{name}_p.tif"}
+        predict_large(model, ViTPSegmentationImageProcessor(), source, **paths, **WINDOWS)
+        return [path.read_bytes() for path in paths.values()]
+
+    whole = run("whole")
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        killed_after(model, patch, calls)
+        run("killed")
+    part = tmp_path / "killed.tif.part"
+    size = 4 * WIDTH * finished
+    assert part.stat().st_size == size
+    with open(part, "r+b") as file:
+        file.truncate(max(size - 7, 0))
+    assert not (tmp_path / "killed.tif").exists()
+
+    with monkeypatch.context() as patch:
+        killed_after(model, patch, needed)
+        assert run("killed") == whole
+
+
+def test_an_unfinished_run_with_other_arguments_is_refused(model, tmp_path, monkeypatch):
+    source = write_tiff(tmp_path / "scene.tif", scene())
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        killed_after(model, patch, 3)
+        predict_large(model, ViTPSegmentationImageProcessor(), source, tmp_path / "classes.tif", **WINDOWS)
+    with pytest.raises(ValueError, match=r"classes.tif.part was begun with other image processor, stride: go on with"):
+        options = {**WINDOWS, "stride": 16}
+        predict_large(
+            model, ViTPSegmentationImageProcessor(image_mean=[0, 0, 0]), source, tmp_path / "classes.tif", **options
+        )
+    other = ViTPForSemanticSegmentation(model.config)
+    with pytest.raises(ValueError, match="was begun with other model: go on"):
+        predict_large(other, ViTPSegmentationImageProcessor(), source, tmp_path / "classes.tif", **WINDOWS)
+
+
+def test_what_cannot_be_predicted_is_named(model, change_model, tmp_path):
+    source = write_tiff(tmp_path / "scene.tif", scene())
+    output = tmp_path / "classes.tif"
+
+    def run(images, model=model, **options):
+        predict_large(model, ViTPSegmentationImageProcessor(**options), images, output, **WINDOWS)
+
+    many = write_tiff(tmp_path / "many.tif", scene(bands=5))
+    small = write_tiff(tmp_path / "small.tif", scene()[:, 1:])
+    moved = write_tiff(tmp_path / "moved.tif", scene(), transform=from_origin(0, 0, 0.1, 0.1))
+    empty = write_tiff(tmp_path / "empty.tif", np.zeros((3, 60, 60), "uint16"), nodata=0)
+    Image.fromarray(scene()[0]).convert("P").save(tmp_path / "palette.png")
+    with pytest.raises(ValueError, match=r"ViTPForSemanticSegmentation takes 1 image\(s\), but 2 given"):
+        run([source, source])
+    with pytest.raises(ValueError, match=r"ViTPForChangeDetection takes 2 image\(s\), but 1 given"):
+        run(source, model=change_model)
+    with pytest.raises(ValueError, match=r"many.tif has 5 bands: name the one or three to use"):
+        run(many)
+    with pytest.raises(ValueError, match=r"scene.tif has 3 band\(s\), but the input spec asks for \[7\]"):
+        run(source, input_spec={"bands": [7]})
+    with pytest.raises(ValueError, match=r"empty.tif: a band of the image holds no finite value"):
+        run(empty, input_spec={"percentiles": [2, 98]})
+    with pytest.raises(ValueError, match="palette.png has a palette"):
+        run(tmp_path / "palette.png")
+    with pytest.raises(ValueError, match=r"scene.tif and .*small.tif differ in shape: \(133, 101\) and \(132, 101\)"):
+        run([source, small], model=change_model)
+    with pytest.raises(ValueError, match=r"scene.tif and .*moved.tif differ in transform"):
+        run([source, moved], model=change_model)
+    output.touch()
+    with pytest.raises(FileExistsError, match=r"classes.tif exists: delete it, or give another name"):
+        run(source)
+
+
+@pytest.mark.parametrize("is_pair", [False, True])
+def test_the_script_takes_a_saved_model(model, change_model, tmp_path, is_pair):
+    model, images = (change_model, [scene(), scene(seed=1)]) if is_pair else (model, [scene()])
+    processor = ViTPSegmentationImageProcessor(input_spec={"window": [0, 200]})
+    model.save_pretrained(tmp_path / "model")
+    processor.save_pretrained(tmp_path / "model")
+    paths = [str(write_tiff(tmp_path / f"{place}.tif", image)) for place, image in enumerate(images)]
+    classes = [{"name": name, "colour": [10 * place, 0, 99]} for place, name in enumerate(("ground", "tree", "roof"))]
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump({"data": {"classes": classes}}))
+    settings = [part for name, value in WINDOWS.items() for part in (f"--{name}", str(value))]
+    settings += ["--classes", str(tmp_path / "config.yaml")]
+    script.main([str(tmp_path / "model"), *paths, "--output", str(tmp_path / "classes.tif"), *settings])
+    expected = in_memory(model, processor, *images).argmax(0).numpy()
+    with rasterio.open(tmp_path / "classes.tif") as file:
+        np.testing.assert_array_equal(file.read(1), expected)
+        assert [file.colormap(1)[index][:3] for index in range(3)] == [(0, 0, 99), (10, 0, 99), (20, 0, 99)]
+
+
+@pytest.mark.slow
+def test_an_image_of_20000_by_20000_stays_under_2_gb(tmp_path):
+    """16-bit, three bands: 2.4 GB as it is stored. The model is a convolution, so that memory is the function's own."""
+    size = 20000
+    profile = {"driver": "GTiff", "count": 3, "height": size, "width": size, "dtype": "uint16", "tiled": True}
+    random = np.random.default_rng(0)
+    with rasterio.open(tmp_path / "scene.tif", "w", **profile, **GROUND) as file:
+        for top in range(0, size, 1000):
+            rows = random.integers(0, 4000, (3, 1000, size), dtype=np.uint16)
+            file.write(rows, window=rasterio.windows.Window(0, top, size, 1000))
+    code = """
+import time
+from pathlib import Path
+from types import SimpleNamespace
+import torch
+from modeling_vitp import ViTPSegmentationImageProcessor, predict_large
+
+class Model(torch.nn.Conv2d):
+    config = SimpleNamespace(num_labels=2, id2label={0: "ground", 1: "tree"})
+    images_per_sample, device, dtype = 1, torch.device("cpu"), torch.float32
+
+    def forward(self, pixel_values):
+        return SimpleNamespace(logits=super().forward(pixel_values))
+
+processor = ViTPSegmentationImageProcessor(input_spec={"percentiles": [2, 98]})
+torch.manual_seed(0)
+start = time.time()
+predict_large(Model(3, 2, 1), processor, "scene.tif", "classes.tif", window=512, stride=384)
+# Not ru_maxrss, which a new process takes over from the one that started it.
+peak = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM"))
+print(time.time() - start, int(peak.split()[1]) * 1024)
+"""
+    run = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr[-3000:]
+    seconds, memory = map(float, run.stdout.split())
+    print(f"{seconds:.0f} s, {memory / 1e9:.2f} GB")
+    assert memory < 2e9
+    with rasterio.open(tmp_path / "classes.tif") as file:
+        assert file.shape == (size, size)
+        assert set(np.unique(file.read(1, window=rasterio.windows.Window(0, 0, 512, 512)))) == {0, 1}

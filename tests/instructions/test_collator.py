@@ -1,0 +1,518 @@
+"""Batches against a brute-force assembly from single samples, and rows that cannot be used."""
+
+import copy
+import logging
+
+import numpy as np
+import pytest
+import torch
+from datasets import Dataset
+from pictures import picture
+from PIL import Image
+from sample_rows import ANSWER, BUDGET, PLACE, USER, assert_same, encoded_image, make_rows, text
+from tiny_models import TOKENS_PER_TILE
+from torch.utils.data import DataLoader
+
+from modeling_vitp import ViTPImageProcessor, ViTPProcessor
+from modeling_vitp.instructions.collator import ViTPDataCollator
+from modeling_vitp.instructions.rows import prepare_rows
+
+
+@pytest.fixture(scope="module")
+def processor(tokenizer):
+    image_processor = ViTPImageProcessor(size={"height": 56, "width": 56}, max_patches=BUDGET)
+    return ViTPProcessor(image_processor, tokenizer, image_seq_length=TOKENS_PER_TILE)
+
+
+def filled(row):
+    """The messages with the images in their places: at the start of the first user turn unless marked."""
+    images = iter(row["images"])
+    messages = []
+    for message in row["messages"]:
+        content = message["content"]
+        if isinstance(content, str):
+            first_user = message["role"] == "user" and not any(m["role"] == "user" for m in messages)
+            content = [PLACE] * (len(row["images"]) if first_user else 0) + [text(content)]
+        content = [{"type": "image", "image": next(images)} if part == PLACE else part for part in content]
+        messages.append({**message, "content": content})
+    return messages
+
+
+def encode_alone(processor, row, ratio, seed=0, epoch=0, prob=1.0):
+    """Lists for one row, from one call of the processor and a walk over the turns of its sequence."""
+    output = processor.apply_chat_template(
+        [filled(row)],
+        tokenize=True,
+        return_dict=True,
+        processor_kwargs={
+            "vrl_drop_ratio": ratio,
+            "vrl_apply_prob": prob,
+            "vrl_keys": [(seed, row["id"], epoch)],
+            "return_tensors": "pt",
+        },
+    )
+    sample = {name: values[0].tolist() for name, values in output.items() if name in ("input_ids", "position_ids")}
+    start, end = processor.tokenizer.convert_tokens_to_ids(["<|im_start|>", "<|im_end|>"])
+    labels, header, role = [], None, None
+    for token in sample["input_ids"]:
+        is_answer = role == "assistant" and header is None
+        if token == start:
+            header, role = [], None
+        elif header is not None:
+            header.append(token)
+            if processor.tokenizer.decode(header).endswith("\n"):
+                header, role = None, processor.tokenizer.decode(header).strip()
+        labels.append(token if is_answer else -100)
+        if token == end:
+            role = None
+    sample["labels"] = labels
+    sample["tiles"] = output.get("pixel_values", torch.zeros(0, 3, 56, 56))
+    sample["indices"] = output.get("visual_token_indices", torch.zeros(0, dtype=torch.int64)).tolist()
+    return sample
+
+
+def assemble(samples, pad_id, padding_side, multiple, with_positions):
+    """The batch that is expected for samples from `encode_alone`, by loops."""
+    length = max(len(sample["input_ids"]) for sample in samples)
+    while length % multiple:
+        length += 1
+    batch = {"input_ids": [], "attention_mask": [], "labels": []}
+    fill = {"input_ids": pad_id, "attention_mask": 0, "labels": -100}
+    if with_positions:
+        batch["position_ids"], fill["position_ids"] = [], 0
+    indices, tiles_before = [], 0
+    for sample in samples:
+        sample = {**sample, "attention_mask": [1] * len(sample["input_ids"])}
+        for name in batch:
+            padding = [fill[name]] * (length - len(sample["input_ids"]))
+            batch[name].append(padding + sample[name] if padding_side == "left" else sample[name] + padding)
+        indices += [index + tiles_before * TOKENS_PER_TILE for index in sample["indices"]]
+        tiles_before += len(sample["tiles"])
+    batch = {name: torch.tensor(values) for name, values in batch.items()}
+    if tiles_before:
+        batch["pixel_values"] = torch.cat([sample["tiles"] for sample in samples])
+        if with_positions:
+            batch["visual_token_indices"] = torch.tensor(indices)
+    return batch
+
+
+@pytest.mark.parametrize("padding_side", ["right", "left"])
+@pytest.mark.parametrize("multiple", [None, 64])
+@pytest.mark.parametrize("ratio", [0, 0.75])
+@pytest.mark.parametrize("order", [[0, 1, 2, 3], [3, 2], [3], [2, 3, 0]])
+def test_a_batch_is_assembled_from_the_encodings_of_its_samples(processor, order, ratio, multiple, padding_side):
+    rows = [make_rows()[i] for i in order]
+    collator = ViTPDataCollator(
+        processor, vrl_drop_ratio=ratio, padding_side=padding_side, pad_to_multiple_of=multiple, seed=5
+    )
+    collator.set_epoch(2)
+    samples = [encode_alone(processor, row, ratio, seed=5, epoch=2) for row in rows]
+    expected = assemble(samples, processor.tokenizer.pad_token_id, padding_side, multiple or 1, ratio > 0)
+    assert_same(collator(rows), expected)
+
+
+def test_a_place_written_in_the_text_is_an_image_place(processor):
+    """As in LLaVA's rows; against the same conversation in parts."""
+    collator = ViTPDataCollator(processor)
+    images = [picture(56, 56, 1), picture(56, 56, 2)]
+    written = {"role": "user", "content": "Before: <image>\nafter: <image> What changed?"}
+    parts = [text("Before: "), PLACE, text("after: "), PLACE, text(" What changed?")]
+    expected = collator([{"id": 1, "images": images, "messages": [{"role": "user", "content": parts}, ANSWER]}])
+    assert_same(collator([{"id": 1, "images": images, "messages": [written, ANSWER]}]), expected)
+    with pytest.raises(ValueError, match="Sample 1: "):
+        collator([{"id": 1, "images": images[:1], "messages": [written, ANSWER]}])
+
+
+def test_the_share_of_samples_reaches_the_processor(processor):
+    rows = [{**make_rows()[0], "id": i} for i in range(12)]
+    collator = ViTPDataCollator(processor, vrl_drop_ratio=0.75, vrl_apply_prob=0.5)
+    samples = [encode_alone(processor, row, 0.75, prob=0.5) for row in rows]
+    assert len({len(sample["input_ids"]) for sample in samples}) == 2
+    assert_same(collator(rows), assemble(samples, processor.tokenizer.pad_token_id, "right", 1, True))
+
+
+@pytest.mark.parametrize("ratio", [0, 0.75])
+@pytest.mark.parametrize("padding_side", ["right", "left"])
+def test_labels_are_exactly_the_answers_and_their_ends(processor, ratio, padding_side):
+    rows = make_rows()
+    batch = ViTPDataCollator(processor, vrl_drop_ratio=ratio, padding_side=padding_side)(rows)
+    answers = [
+        "There are 12 trees.<|im_end|>",
+        "There are 12 trees.<|im_end|>12?<|im_end|>",
+        "There are 12 trees.<|im_end|>Trees: 12 top left, 3 right.<|im_end|>",
+        "none<|im_end|>",
+    ]
+    for labels, ids, answer in zip(batch["labels"], batch["input_ids"], answers):
+        learned = labels != -100
+        assert processor.tokenizer.decode(labels[learned]) == answer
+        assert torch.equal(labels[learned], ids[learned])
+
+
+def test_rows_are_not_changed(processor):
+    rows = make_rows()
+    encoded = {"bytes": encoded_image(picture(56, 56)), "path": None}
+    rows += [{**rows[0], "images": [encoded]}, {"id": 5, "image": encoded, "messages": [USER, ANSWER]}]
+    before = copy.deepcopy(rows)
+    ViTPDataCollator(processor, vrl_drop_ratio=0.75, sample_transform=lambda row, generator: row)(rows)
+    assert rows == before
+
+
+def fingerprint(encoding):
+    return {name: encoding[name].tolist() for name in ("input_ids", "position_ids", "visual_token_indices")}
+
+
+def kept(processor, row, epoch=0, **kwargs):
+    collator = ViTPDataCollator(processor, vrl_drop_ratio=0.75, **kwargs)
+    collator.set_epoch(epoch)
+    return fingerprint(collator.encode(row))
+
+
+def test_the_draw_depends_on_seed_id_and_epoch_alone(processor):
+    row = make_rows()[2]
+    first = kept(processor, row)
+    torch.manual_seed(1234)
+    assert kept(processor, row) == first
+    assert kept(processor, {**row, "split": "train"}) == first
+    assert kept(processor, row, epoch=1) != first
+    assert kept(processor, row, seed=1) != first
+    assert kept(processor, {**row, "id": "four"}) != first
+
+
+def test_going_back_to_an_epoch_repeats_its_draws(processor):
+    collator = ViTPDataCollator(processor, vrl_drop_ratio=0.75)
+    row, draws = make_rows()[2], []
+    for epoch in (0, 1, 0):
+        collator.set_epoch(epoch)
+        assert collator.epoch == epoch
+        draws.append(fingerprint(collator.encode(row)))
+    assert draws[0] == draws[2] != draws[1]
+
+
+def test_a_row_without_an_id_is_known_by_its_messages(processor):
+    row = {name: value for name, value in make_rows()[2].items() if name != "id"}
+    other = {**row, "messages": [{**row["messages"][0], "content": [PLACE, PLACE, PLACE]}, ANSWER]}
+    first = kept(processor, row)
+    assert kept(processor, {**row, "id": None}) == first
+    assert kept(processor, copy.deepcopy(row)) == first
+    assert kept(processor, row, epoch=1) != first
+    assert kept(processor, other)["visual_token_indices"] != first["visual_token_indices"]
+
+
+def draw_brightness(row, generator):
+    """Replaces the images by one colour, drawn from the generator."""
+    shade = torch.randint(0, 256, (1,), generator=generator).item()
+    return {**row, "images": [Image.new("RGB", image.size, (shade,) * 3) for image in row["images"]]}
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_every_worker_and_epoch_gives_the_draws_of_the_main_process(processor, num_workers):
+    rows = make_rows()[:3] * 2
+    rows = [{**row, "id": i} for i, row in enumerate(rows)]
+    collator = ViTPDataCollator(processor, vrl_drop_ratio=0.75, sample_transform=draw_brightness)
+    loader = DataLoader(
+        rows, batch_size=2, collate_fn=collator, num_workers=num_workers, persistent_workers=num_workers > 0
+    )
+    reference = ViTPDataCollator(processor, vrl_drop_ratio=0.75, sample_transform=draw_brightness)
+    epochs = []
+    for epoch in (0, 1, 5):
+        collator.set_epoch(epoch)
+        reference.set_epoch(epoch)
+        epochs.append(list(loader))
+        for i, batch in enumerate(epochs[-1]):
+            assert_same(batch, reference(rows[2 * i : 2 * i + 2]))
+    assert not torch.equal(epochs[0][1]["visual_token_indices"], epochs[1][1]["visual_token_indices"])
+    assert not torch.equal(epochs[0][1]["pixel_values"], epochs[1][1]["pixel_values"])
+
+
+def test_evaluation_neither_drops_nor_transforms_and_keeps_the_rest(processor):
+    calls = []
+    collator = ViTPDataCollator(
+        processor,
+        max_length=400,
+        vrl_drop_ratio=0.75,
+        seed=3,
+        sample_transform=lambda row, generator: calls.append(row) or row,
+        padding_side="left",
+        pad_to_multiple_of=16,
+    )
+    evaluation = collator.for_evaluation()
+    rows = make_rows()
+    samples = [encode_alone(processor, row, 0) for row in rows]
+    assert_same(evaluation(rows), assemble(samples, processor.tokenizer.pad_token_id, "left", 16, False))
+    assert not calls
+    assert evaluation.max_length == 400
+    assert collator.vrl_drop_ratio == 0.75 and collator.sample_transform is not None
+
+
+def test_the_transform_gets_decoded_images_and_its_result_is_encoded(processor):
+    seen = []
+
+    def transform(row, generator):
+        seen.append([(type(image), image.mode, image.size) for image in row["images"]])
+        assert row["id"] == "one" and row["caption"] == "kept" and isinstance(generator, torch.Generator)
+        return {
+            **row,
+            "images": [row["images"][0].rotate(90, expand=True)],
+            "messages": [USER, {**ANSWER, "content": "1"}],
+        }
+
+    row = {**make_rows()[0], "caption": "kept"}
+    image = row["images"][0]
+    row["images"] = [{"bytes": encoded_image(image), "path": None}]
+    actual = ViTPDataCollator(processor, sample_transform=transform)([row])
+    turned = {"id": "one", "images": [image.rotate(90, expand=True)], "messages": [USER, {**ANSWER, "content": "1"}]}
+    assert_same(actual, ViTPDataCollator(processor)([turned]))
+    assert len(seen) == 1 and seen[0][0][1:] == ("RGB", (100, 60)) and issubclass(seen[0][0][0], Image.Image)
+
+
+def test_the_generator_of_the_transform_is_a_function_of_seed_id_and_epoch(processor):
+    drawn = []
+
+    def transform(row, generator):
+        drawn.append(torch.randint(0, 2**40, (3,), generator=generator).tolist())
+        return row
+
+    def draw(row, seed=0, epoch=0, before=()):
+        collator = ViTPDataCollator(processor, seed=seed, sample_transform=transform)
+        collator.set_epoch(epoch)
+        collator([*before, row])
+        return drawn[-1]
+
+    rows = make_rows()
+    first = draw(rows[0])
+    torch.manual_seed(99)
+    assert draw(rows[0]) == draw(rows[0], before=rows[1:3]) == first
+    others = [draw(rows[0], epoch=1), draw(rows[0], seed=1), draw({**rows[0], "id": "other"})]
+    assert all(other != first for other in others) and len({str(other) for other in others}) == 3
+
+
+def test_the_transform_does_not_shift_the_draw_of_vrl(processor):
+    row = make_rows()[2]
+    assert kept(processor, row, sample_transform=draw_brightness) == kept(processor, row)
+
+
+@pytest.mark.parametrize("form", ["path", "path in a dict", "bytes", "bytes with a path", "array", "opened file"])
+@pytest.mark.parametrize("column", ["images", "image"])
+def test_an_image_may_come_in_any_form_and_column(processor, form, column, tmp_path):
+    image = picture(100, 60)
+    path = str(tmp_path / "scene.png")
+    image.save(path)
+    given = {
+        "path": path,
+        "path in a dict": {"path": path, "bytes": None},
+        "bytes": {"path": None, "bytes": encoded_image(image)},
+        "bytes with a path": {"path": "gone.png", "bytes": encoded_image(image)},
+        "array": np.asarray(image),
+        "opened file": Image.open(path),
+    }[form]
+    row = {"id": 1, "messages": [USER, ANSWER], column: [given] if column == "images" else given}
+    expected = encode_alone(processor, {"id": 1, "messages": [USER, ANSWER], "images": [image]}, 0)
+    assert_same(
+        ViTPDataCollator(processor)([row]),
+        assemble([expected], processor.tokenizer.pad_token_id, "right", 1, False),
+    )
+
+
+def test_a_single_image_under_images_is_taken_as_a_list_of_one(processor):
+    image = picture(100, 60)
+    row = {"id": 1, "messages": [USER, ANSWER]}
+    expected = ViTPDataCollator(processor)([{**row, "images": [image]}])
+    for given in (image, {"path": None, "bytes": encoded_image(image)}):
+        assert_same(ViTPDataCollator(processor)([{**row, "images": given}]), expected)
+
+
+@pytest.mark.parametrize("empty", [{}, {"images": []}, {"images": None}, {"image": None}])
+def test_a_row_without_images_is_text_only(processor, empty):
+    batch = ViTPDataCollator(processor, vrl_drop_ratio=0.75)([{"id": 1, "messages": [USER, ANSWER], **empty}])
+    assert "pixel_values" not in batch and "visual_token_indices" not in batch
+    assert batch["position_ids"].tolist() == [list(range(batch["input_ids"].shape[1]))]
+
+
+def test_16_bit_files_do_not_saturate(processor):
+    array = np.random.default_rng(0).integers(0, 65536, (56, 56), dtype=np.uint16)
+    row = {"id": 1, "messages": [USER, ANSWER]}
+    row["image"] = {"bytes": encoded_image(Image.fromarray(array)), "path": None}
+    tile = ViTPDataCollator(processor)([row])["pixel_values"][0].numpy()
+    mean, std = np.array([[0.485, 0.456, 0.406], [0.229, 0.224, 0.225]]).reshape(2, 3, 1, 1)
+    np.testing.assert_allclose(tile, (array / 65535 - mean) / std, rtol=0, atol=1e-5)
+
+
+def broken_row(name, tmp_path):
+    """A row with the id "bad-7" that cannot be used."""
+    png = encoded_image(picture(100, 60))
+    row = {"id": "bad-7", "images": [picture(100, 60)], "messages": [USER, ANSWER]}
+    images = {
+        "unreadable bytes": [picture(56, 56), {"bytes": b"no image", "path": None}],
+        "truncated png": [picture(56, 56), {"bytes": png[: len(png) // 2], "path": "scene.png"}],
+        "missing file": [picture(56, 56), str(tmp_path / "missing.png")],
+        "missing file in a dict": [picture(56, 56), {"bytes": None, "path": str(tmp_path / "missing.png")}],
+        "neither bytes nor path": [picture(56, 56), {"bytes": None, "path": None}],
+        "zero-size image": [picture(56, 56), Image.new("RGB", (0, 9))],
+        "no window": [np.zeros((9, 9), np.int16)],
+        "too many images": [picture(56, 56)] * 2,
+        "too few images": [],
+    }
+    placed = {"role": "user", "content": [PLACE, text("How many?")]}
+    messages = {
+        "too many images": [placed, ANSWER],
+        "too few images": [placed, ANSWER],
+        "literal image token": [{"role": "user", "content": "<IMG_CONTEXT>\nHow many?"}, ANSWER],
+        "literal image token in a part": [{"role": "user", "content": [PLACE, text("see <img>")]}, ANSWER],
+        "literal image token in an answer": [USER, {"role": "assistant", "content": "</img>"}],
+        "unknown role": [{"role": "human", "content": "How many?"}, ANSWER],
+        "no role": [{"from": "human", "value": "How many?"}, ANSWER],
+        "empty answer": [USER, ANSWER, USER, {"role": "assistant", "content": " \n"}],
+        "empty answer in parts": [USER, ANSWER, USER, {"role": "assistant", "content": [text(""), text(" ")]}],
+        "answer without parts": [USER, ANSWER, USER, {"role": "assistant", "content": []}],
+        "answer without content": [USER, ANSWER, USER, {"role": "assistant", "content": None}],
+        "answer part without text": [USER, {"role": "assistant", "content": [text("12"), text(None)]}],
+        "no assistant turn": [USER],
+        "no messages": [],
+        "message a string": ["How many?", ANSWER],
+        "part a string": [{"role": "user", "content": ["How many?"]}, ANSWER],
+        "part without type": [{"role": "user", "content": [PLACE, {"text": "How many?"}]}, ANSWER],
+        "part of unknown type": [{"role": "user", "content": [PLACE, {"type": "video"}, text("x")]}, ANSWER],
+        "user turn without content": [{"role": "user"}, ANSWER],
+        "answer a number": [USER, {"role": "assistant", "content": 12}],
+    }
+    if name in images:
+        row["images"] = images[name]
+    if name in messages:
+        row["messages"] = messages[name]
+    if name == "wrong columns":
+        row = {"id": "bad-7", "image": picture(56, 56), "prompt": [USER], "completion": [ANSWER]}
+    return row
+
+
+REMEDY_FOR_FILES = r".*(?i:take the row out)"
+BROKEN = {
+    "unreadable bytes": r"image 1 cannot be read" + REMEDY_FOR_FILES,
+    "truncated png": r"image 1 \(scene.png\) cannot be read: .*truncated" + REMEDY_FOR_FILES,
+    "missing file": r"image 1 \(.*missing.png\) cannot be read: .*No such file" + REMEDY_FOR_FILES,
+    "missing file in a dict": r"image 1 \(.*missing.png\) cannot be read: .*No such file" + REMEDY_FOR_FILES,
+    "neither bytes nor path": r"image 1 cannot be read" + REMEDY_FOR_FILES,
+    "zero-size image": r".*empty: 0 x 9 pixels" + REMEDY_FOR_FILES,
+    "no window": r".*int16.*input_spec=.*window",
+    "too many images": r"(?=.*\b2\b)(?=.*\b1\b).*image.*'type': 'image'",
+    "too few images": r"(?=.*\b0\b)(?=.*\b1\b).*image.*'type': 'image'",
+    "literal image token": r"message 0 .*<IMG_CONTEXT>.*literally\. Take it out.*'type': 'image'",
+    "literal image token in a part": r"message 0 .*<img>.*literally\. Take it out.*'type': 'image'",
+    "literal image token in an answer": r"message 1 .*</img>.*literally\. Take it out.*'type': 'image'",
+    "unknown role": r"message 0 .*'human'.*system, user, assistant",
+    "no role": r"message 0 .*role.*system, user, assistant",
+    "empty answer": r".*message 3 is empty\. Fill it in or take the row out",
+    "empty answer in parts": r".*message 3 is empty\. Fill it in or take the row out",
+    "answer without parts": r".*message 3 is empty\. Fill it in or take the row out",
+    "answer without content": r".*message 3 is empty\. Fill it in or take the row out",
+    "answer part without text": r"message 1 .*text",
+    "no assistant turn": r"there is no assistant message.*(?i:take the row out)",
+    "no messages": r"there are no messages",
+    "message a string": r"message 0 ",
+    "part a string": r"message 0 ",
+    "part without type": r"message 0 .*type",
+    "part of unknown type": r"message 0 .*video",
+    "user turn without content": r"message 0 .*content",
+    "answer a number": r"message 1 ",
+    "wrong columns": r".*'messages'.*\['completion', 'id', 'image', .*'prompt'\].*(?i:rename)",
+}
+
+
+@pytest.mark.parametrize("name", BROKEN)
+def test_a_row_that_cannot_be_used_is_refused_by_its_id_with_the_remedy(processor, name, tmp_path):
+    rows = [make_rows()[0], broken_row(name, tmp_path)]
+    with pytest.raises(ValueError, match="(?s)^Sample 'bad-7': " + BROKEN[name]):
+        ViTPDataCollator(processor, vrl_drop_ratio=0.75)(rows)
+
+
+def test_a_row_without_an_id_is_named_by_a_hash_that_does_not_change(processor):
+    messages = []
+    for _ in range(2):
+        with pytest.raises(ValueError, match=r"^Sample 'content:[0-9a-f]{16}': ") as error:
+            ViTPDataCollator(processor)([{"messages": [USER], "images": []}])
+        messages.append(str(error.value))
+    assert messages[0] == messages[1]
+
+
+LONG_ANSWER = {"role": "assistant", "content": "12 trees, " * 30}
+CUT = {
+    "prompt": ([], [{"role": "user", "content": "How many? " * 60}, ANSWER]),
+    "image": ([picture(100, 60)], [USER, ANSWER]),
+    "end of an image": ([picture(56, 56)], [{"role": "user", "content": [PLACE]}, ANSWER]),
+    "image in a later turn": (
+        [picture(100, 60)],
+        [
+            {"role": "user", "content": [text("How many?")]},
+            LONG_ANSWER,
+            {"role": "user", "content": [PLACE, text("and here?")]},
+            ANSWER,
+        ],
+    ),
+}
+
+
+@pytest.mark.parametrize("name", CUT)
+def test_a_prompt_or_image_that_does_not_fit_is_refused_with_the_remedy(processor, name):
+    images, messages = CUT[name]
+    row = {"id": "bad-7", "images": images, "messages": messages}
+    length = len(ViTPDataCollator(processor).encode(row)["input_ids"])
+    num_visual = 4 if name == "end of an image" else 28 if images else 0
+    max_length = {"end of an image": 10, "image in a later turn": length - 30}.get(name, 20)
+    message = rf"^Sample 'bad-7': .*{length} tokens, {num_visual} of them visual.*max_length={max_length}\. Raise"
+    with pytest.raises(ValueError, match=message):
+        ViTPDataCollator(processor, max_length=max_length)([row])
+
+
+@pytest.mark.parametrize("ratio", [0, 0.75])
+def test_answers_are_cut_to_the_limit_with_a_warning_and_the_rest_is_kept(processor, ratio, caplog):
+    row = {"id": "long-7", "images": [picture(100, 60)], "messages": [USER, LONG_ANSWER]}
+    whole = encode_alone(processor, row, ratio)
+    short = make_rows()[3]
+    limit = 100
+    assert len(whole["input_ids"]) > limit
+    with caplog.at_level(logging.WARNING):
+        batch = ViTPDataCollator(processor, max_length=limit, vrl_drop_ratio=ratio)([short, row])
+    cut = {**whole, **{name: whole[name][:limit] for name in ("input_ids", "labels", "position_ids") if name in whole}}
+    samples = [encode_alone(processor, short, ratio), cut]
+    assert_same(batch, assemble(samples, processor.tokenizer.pad_token_id, "right", 1, ratio > 0))
+    assert (batch["labels"][1] != -100).sum() > 20
+    (record,) = caplog.records
+    message = record.getMessage()
+    assert "'long-7'" in message and str(len(whole["input_ids"])) in message and f"max_length={limit}" in message
+
+
+@pytest.mark.parametrize("ratio", [0, 0.75])
+def test_a_sequence_as_long_as_the_limit_is_not_cut(processor, ratio, caplog):
+    row = make_rows()[0]
+    whole = encode_alone(processor, row, ratio)
+    collator = ViTPDataCollator(processor, max_length=len(whole["input_ids"]), vrl_drop_ratio=ratio)
+    assert collator([row])["input_ids"][0].tolist() == whole["input_ids"]
+    assert not caplog.records
+
+
+def test_the_limit_holds_after_the_drop(processor):
+    row = make_rows()[0]
+    limit = len(encode_alone(processor, row, 0.75)["input_ids"])
+    ViTPDataCollator(processor, max_length=limit, vrl_drop_ratio=0.75)([row])
+    with pytest.raises(ValueError, match="does not fit"):
+        ViTPDataCollator(processor, max_length=limit - 10)([row])
+
+
+@pytest.mark.parametrize(
+    "kwargs, message", [({"vrl_drop_ratio": 1}, "vrl_drop_ratio"), ({"vrl_apply_prob": 2}, "prob")]
+)
+def test_options_out_of_range_are_refused_at_once(processor, kwargs, message):
+    with pytest.raises(ValueError, match=message):
+        ViTPDataCollator(processor, **kwargs)
+
+
+def test_parts_from_arrow_keep_their_places(processor):
+    row = make_rows()[2]
+    messages = [
+        {**message, "content": [part if part != PLACE else {"type": "image", "text": None} for part in filled_content]}
+        for message, filled_content in (
+            (m, m["content"] if isinstance(m["content"], list) else [text(m["content"])]) for m in row["messages"]
+        )
+    ]
+    dataset = prepare_rows(Dataset.from_list([{"id": "three", "messages": messages, "images": row["images"]}]))
+    expected = assemble([encode_alone(processor, row, 0.75)], processor.tokenizer.pad_token_id, "right", 1, True)
+    assert_same(ViTPDataCollator(processor, vrl_drop_ratio=0.75)([dataset[0]]), expected)

@@ -1,0 +1,169 @@
+import json
+import socket
+
+import pytest
+import torch
+from datasets import Dataset
+from paths import CONFIGS
+from pictures import picture
+
+from modeling_vitp import ViTPImageProcessor
+from modeling_vitp.instructions.dry_run import check_rules, summarise
+from modeling_vitp.instructions.mixture_file import load_mixture
+from modeling_vitp.recipes import pretrain
+
+# Effective rows and shares in % as they were published: table 2 and 8 of the paper, and the released meta files.
+PUBLISHED = {
+    "remote_sensing_paper": (13, None, {"dior_rsvg": 216_000, "vrsbench": 190_000, "levir_cc": 25_000}),
+    "medical_paper": (10, None, {"gmai_mmbench": 100_000, "huatuo_vqa": 323_500, "quilt_1m": 72_300}),
+    "remote_sensing_released": (36, 1.09e6, {"dior_rsvg_train": 19.94, "cls_rgb_Million-AID_CoT": 4.23}),
+    "medical_released": (20, 1.05e6, {"gmai_mmbench_val": 8.68, "quilt_vqa": 1.22}),
+    "general_released": (8, 1.02e6, {"dvqa_train_200k": 19.54, "ai2d_train_12k": 1.21}),
+}
+
+
+def dry_run(capsys, *arguments):
+    assert pretrain.main([*arguments, "--dry_run"]) == 0
+    return capsys.readouterr().out
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_every_mixture_of_the_paper_and_the_release_runs_dry_without_data_hub_or_gpu(
+    name, capsys, monkeypatch, tmp_path
+):
+    def refuse(*args, **kwargs):
+        raise AssertionError("the dry run asks the network")
+
+    monkeypatch.setattr(socket.socket, "connect", refuse)
+    monkeypatch.chdir(tmp_path)
+    output = dry_run(capsys, "--config", str(CONFIGS / f"{name}.yaml"))
+    num_sources, total, expected = PUBLISHED[name]
+    assert f"Missing: {num_sources} of {num_sources} sources" in output
+    assert output.count("obtain it from https://") == num_sources
+    lines = {line.split()[0]: line for line in output.splitlines() if line.strip()}
+    for source, number in expected.items():
+        assert f" {number:,} " in lines[source] if total is None else f" {number} " in lines[source]
+    if total is not None:
+        assert int(lines["all"].split()[1].replace(",", "")) == pytest.approx(total, rel=0.005)
+    rules = [line for line in output.splitlines() if line.startswith(("  ok", "  WARNING"))]
+    assert len(rules) == 4
+    assert ("WARNING  grounding" in output) == (not name.startswith("remote"))
+    assert "WARNING  general data" not in output
+    mixture = load_mixture(CONFIGS / f"{name}.yaml")
+    assert all(source.first_rows == name.endswith("released") for source in mixture.sources)
+
+
+def test_tokens_of_a_step_follow_from_tiles_rates_and_drop_ratio(capsys, tmp_path):
+    """One source of which the tiles are known, and one of which only the limit is."""
+    with open(tmp_path / "near.jsonl", "w") as file:
+        for number, size in enumerate([(448, 448), (896, 448), (448, 1344)]):
+            picture(*size).save(tmp_path / f"{number}.png")
+            turns = [{"from": "human", "value": "<image>\n" + 40 * "q"}, {"from": "gpt", "value": 40 * "a"}]
+            file.write(json.dumps({"image": f"{number}.png", "conversations": turns}) + "\n")
+    recipe = {
+        "max_length": 4096,
+        "per_device_train_batch_size": 2,
+        "gradient_accumulation_steps": 3,
+        "max_steps": 10,
+        "mixture": {
+            "root": str(tmp_path),
+            "modalities": ["optical", "sar"],
+            "sources": [
+                {"name": "near", "annotation": "near.jsonl", "image_root": ".", "rate": 10, "modality": "optical"},
+                {
+                    "name": "far",
+                    "dataset": "org/far",
+                    "rate": 0.1,
+                    "rows": 100,
+                    "max_patches": 6,
+                    "tasks": ["grounding"],
+                },
+            ],
+        },
+    }
+    path = tmp_path / "recipe.yaml"
+    path.write_text(json.dumps(recipe))
+    output = dry_run(capsys, "--config", str(path), "--vrl_drop_ratio", "0.75")
+    near_tiles, far_tiles = (1 + 3 + 4) / 3, 7
+    near = [near_tiles * 256 + 20, near_tiles * 64 + 20]
+    far = [far_tiles * 256 + 200, far_tiles * 64 + 200]
+    for ratio, first, second in zip(("r = 0", "r = 0.75"), near, far):
+        line = next(line for line in output.splitlines() if line.startswith(f"Expected tokens a step, {ratio}:"))
+        tokens = float(line.split("at most ")[1].replace(",", ""))
+        assert tokens == pytest.approx(6 * (30 * first + 10 * second) / 40, abs=6)
+    assert "An epoch: 7 steps. 10 steps: 1.5 epochs." in output
+    assert "On the Hub, not looked up: org/far" in output
+    assert "Missing: 0 of 2 sources" in output
+    assert "WARNING  modalities: no source of sar" in output
+    assert "WARNING  general data: no source" in output
+    assert "WARNING  scale and diversity" in output  # three quarters come from one source
+    assert "ok       grounding: 25.0%" in output
+
+
+@pytest.mark.parametrize(
+    ("changes", "holds"),
+    [
+        ({}, [True, True, True, True]),
+        ({"a": {"rate": 9}}, [False, True, True, True]),
+        ({"b": {"modality": "optical"}}, [True, False, True, True]),
+        ({"a": {"tasks": ["vqa"]}}, [True, True, False, True]),
+        ({"c": {"general": False}}, [True, True, True, False]),
+        ({"a": {"general": True}}, [True, False, False, True]),
+    ],
+)
+def test_the_four_rules(changes, holds):
+    entries = {
+        "a": {"modality": "optical", "tasks": ["grounding", "caption"]},
+        "b": {"modality": ["sar", "optical"], "tasks": ["caption", "vqa"]},
+        "c": {"general": True, "tasks": ["caption"]},
+    }
+    sources = [
+        {"name": name, "dataset": f"org/{name}", "rows": 100, **entry, **changes.get(name, {})}
+        for name, entry in entries.items()
+    ]
+    modalities = ["sar"] if "a" not in changes or "general" not in changes["a"] else ["optical", "ct"]
+    mixture = load_mixture({"sources": sources, "modalities": modalities})
+    assert [rule[0] for rule in check_rules(mixture, summarise(mixture, ViTPImageProcessor(max_patches=12)))] == holds
+
+
+def test_a_data_set_in_a_folder_is_counted(tmp_path):
+    messages = [{"role": "user", "content": "How many?"}, {"role": "assistant", "content": "3"}]
+    Dataset.from_list([{"messages": messages}] * 7).to_parquet(tmp_path / "mine" / "train.parquet")
+    mixture = tmp_path / "mixture.yaml"
+    mixture.write_text(f"sources:\n  - {{name: mine, dataset: {tmp_path / 'mine'}, split: train, rate: 2}}\n")
+    (summary,) = summarise(load_mixture(mixture), ViTPImageProcessor(max_patches=12))
+    assert (summary.rows, summary.effective, summary.missing) == (7, 14, None)
+
+
+def test_a_dry_run_needs_a_mixture(tmp_path):
+    with pytest.raises(ValueError, match="dry_run is about a mixture"):
+        pretrain.main(["--dataset_name", "x", "--output_dir", str(tmp_path), "--dry_run"])
+    with pytest.raises(ValueError, match="Give either dataset_name or mixture"):
+        pretrain.main(["--dataset_name", "x", "--mixture", "y", "--output_dir", str(tmp_path)])
+    assert not torch.cuda.is_initialized()
+
+
+@pytest.mark.parametrize("start", ["from scratch", "folder"])
+def test_tiles_and_tokens_are_those_of_the_start(start, capsys, tmp_path, model_and_processor):
+    """An image of 100 x 60 pixels is 3 x 2 tiles of 56 pixels and a thumbnail; of InternVL's 448 it would be others."""
+    model, processor = model_and_processor
+    picture(100, 60).save(tmp_path / "0.png")
+    turns = [{"from": "human", "value": "<image>\nWhat?"}, {"from": "gpt", "value": "Trees."}]
+    (tmp_path / "rows.jsonl").write_text(json.dumps({"image": "0.png", "conversations": turns}) + "\n")
+    mixture = {"sources": [{"name": "a", "annotation": str(tmp_path / "rows.jsonl"), "image_root": str(tmp_path)}]}
+    arguments = ["--mixture", json.dumps(mixture), "--vrl_drop_ratio", "0.5", "--output_dir", str(tmp_path / "out")]
+    if start == "folder":
+        model.save_pretrained(tmp_path / "model")
+        processor.save_pretrained(tmp_path / "model")
+        arguments += ["--model_name_or_path", str(tmp_path / "model")]
+    else:
+        config = model.config.to_dict()
+        settings = {"vision_config": config["vision_config"], "text_config": {}, "vocab_size": 400}
+        arguments += ["--from_scratch", json.dumps(settings | {"image_processor": {"max_patches": 6}})]
+    output = dry_run(capsys, *arguments)
+    tiles = len(processor.image_processor(picture(100, 60), crop_to_patches=True)["pixel_values"])
+    assert tiles == 7 and processor._get_num_multimodal_tokens([[60, 100]]).num_image_patches == [tiles]
+    (line,) = [line for line in output.splitlines() if line.startswith("a ")]
+    text = len("What?") + len("Trees.")
+    assert [float(cell) for cell in line.split()[-3:]] == [tiles, round(28 + text / 4), round(14 + text / 4)]
+    assert "(4 tokens a tile of 56 x 56 pixels." in output

@@ -1,0 +1,432 @@
+import io
+import json
+import math
+import os
+from collections import Counter
+from decimal import ROUND_HALF_UP, Decimal
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+from datasets import Features, IterableDataset, Value
+from datasets import Image as ImageFeature
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from pictures import picture
+from PIL import Image
+from tiny_models import TOKENS_PER_TILE
+from torch.utils.data import DataLoader
+
+from modeling_vitp import ViTPDataCollator, ViTPTrainer, ViTPTrainingConfig
+from modeling_vitp.instructions.mixture import (
+    MixtureDataset,
+    MixtureStream,
+    draw,
+    draw_from_stream,
+    effective_rows,
+    open_mixture,
+)
+from modeling_vitp.instructions.mixture_file import Source, load_mixture
+from modeling_vitp.instructions.settings import SourceSettings
+
+SIZES = {"a": 37, "b": 80, "c": 21, "d": 5, "e": 64}
+RATES = {"a": 0.05, "b": 0.3, "c": 1, "d": 10, "e": 2.5}
+
+
+def rounded(rows: int, rate: float) -> int:
+    """Half up, in decimals."""
+    return int((rows * Decimal(str(rate))).to_integral_value(ROUND_HALF_UP))
+
+
+COUNTS = {name: rounded(SIZES[name], RATES[name]) for name in SIZES}
+
+
+def write_source(folder, name, num_rows):
+    """A source of text alone; the answers count the rows from 1, as the ids do."""
+    with open(folder / f"{name}.jsonl", "w") as file:
+        for row in range(1, num_rows + 1):
+            turns = [{"from": "human", "value": "How many trees?"}, {"from": "gpt", "value": str(row)}]
+            file.write(json.dumps({"conversations": turns}) + "\n")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("mixture")
+    for name, size in SIZES.items():
+        write_source(folder, name, size)
+    return folder
+
+
+def opened(folder, seed=0, streaming=(), **fields):
+    sources = [
+        {"name": name, "annotation": f"{name}.jsonl", "rate": RATES[name], "rows": SIZES[name]}
+        | ({"streaming": True} if name in streaming else {})
+        for name in SIZES
+    ]
+    return open_mixture(load_mixture({"root": str(folder), "sources": sources, **fields}), seed)
+
+
+def ids(dataset, epoch=0):
+    dataset.set_epoch(epoch)
+    return [row["id"] for row in dataset]
+
+
+def copies_by_row(names):
+    return Counter(name.partition("#")[0] for name in names)
+
+
+@pytest.mark.parametrize("streaming", [(), ("a", "d"), tuple(SIZES)])
+def test_an_epoch_has_the_exact_counts_and_follows_the_seed_alone(folder, streaming):
+    first, again, other = (opened(folder, seed, streaming, shuffle_buffer=20) for seed in (0, 0, 1))
+    assert isinstance(first, MixtureStream if streaming else MixtureDataset)
+    for epoch in (0, 1):
+        drawn = ids(first, epoch)
+        assert Counter(name.partition("/")[0] for name in drawn) == COUNTS
+        assert len(set(drawn)) == len(drawn)
+        assert drawn == ids(again, epoch)
+        assert drawn != ids(other, epoch)
+        assert sorted(drawn) != sorted(ids(other, epoch))
+        by_row = copies_by_row(drawn)
+        for name, size in SIZES.items():
+            rate = Decimal(str(RATES[name]))
+            for row in range(1, size + 1):
+                assert math.floor(rate) <= by_row[f"{name}/{row}"] <= math.ceil(rate)
+    # Not source by source: the first quarter has something of every large source.
+    assert {name.partition("/")[0] for name in drawn[: len(drawn) // 4]} >= {"b", "c", "d", "e"}
+
+
+@pytest.mark.parametrize("streaming", [(), tuple(SIZES)])
+def test_the_part_is_drawn_afresh_or_once_and_the_order_always_afresh(folder, streaming):
+    afresh = opened(folder, streaming=streaming)
+    once = opened(folder, streaming=streaming, resample="once")
+    assert sorted(ids(afresh, 0)) != sorted(ids(afresh, 1))
+    assert sorted(ids(once, 0)) == sorted(ids(once, 1))
+    assert ids(once, 0) != ids(once, 1)
+    assert ids(afresh, 1) == ids(afresh, 1)
+
+
+@settings(max_examples=80, deadline=None)
+@given(
+    num_rows=st.integers(1, 300),
+    rate=st.decimals("0.001", "12", places=3).map(float),
+    seed=st.integers(0, 100),
+)
+def test_map_style_and_stream_agree_with_decimal_rounding(num_rows, rate, seed):
+    source = Source("s", rate=rate, annotation="s.jsonl")
+    expected = rounded(num_rows, rate)
+    assert effective_rows(source, num_rows) == expected
+    rows, copies = draw(source, num_rows, seed)
+    drawn = list(zip(rows.tolist(), copies.tolist()))
+    streamed = list(draw_from_stream(iter(range(num_rows)), source, seed))
+    for pairs in (drawn, streamed):
+        assert len(pairs) == len(set(pairs)) == expected
+        counts = Counter(row for row, _ in pairs)
+        assert all(sorted(c for r, c in pairs if r == row) == list(range(counts[row])) for row in counts)
+        assert max(counts.values(), default=0) - min(counts.get(row, 0) for row in range(num_rows)) <= 1
+
+
+@pytest.mark.parametrize("rate", [0.05, 0.3, 0.6])
+def test_every_row_is_as_likely_to_be_in_the_part(rate):
+    source = Source("s", rate=rate, annotation="s.jsonl")
+    num_rows, num_seeds = 40, 2000
+    in_map, in_stream = np.zeros(num_rows), np.zeros(num_rows)
+    for seed in range(num_seeds):
+        in_map[draw(source, num_rows, seed)[0].numpy()] += 1
+        for row, _ in draw_from_stream(iter(range(num_rows)), source, seed):
+            in_stream[row] += 1
+    deviation = np.sqrt(rate * (1 - rate) * num_seeds)
+    for counts in (in_map, in_stream):
+        assert np.abs(counts - rate * num_seeds).max() < 4.5 * deviation
+
+
+def test_the_released_way_takes_the_first_rows_and_rounds_down(folder):
+    for streaming in ((), tuple(SIZES)):
+        fields = {"released_compatible": True}
+        if not streaming:
+            with pytest.raises(ValueError, match="rate is 2.5, but the released code repeats whole sources only"):
+                opened(folder, **fields)
+        sources = [
+            {"name": name, "annotation": f"{name}.jsonl", "rate": rate, "rows": SIZES[name]}
+            | ({"streaming": True} if streaming else {})
+            for name, rate in {"a": 0.05, "b": 0.31, "d": 10}.items()
+        ]
+        mixture = load_mixture({"root": str(folder), "sources": sources, **fields})
+        drawn = ids(open_mixture(mixture, 0))
+        assert copies_by_row(drawn) == (
+            Counter(["a/1"])
+            + Counter(f"b/{row}" for row in range(1, 25))
+            + Counter([f"d/{row}" for row in range(1, 6)] * 10)
+        )
+
+
+def test_copies_of_a_row_have_the_same_content_and_ids_of_their_own(folder):
+    rows = [row for row in opened(folder) if row["id"].partition("#")[0] == "d/3"]
+    assert sorted(row["id"] for row in rows) == sorted(["d/3", *(f"d/3#{copy}" for copy in range(2, 11))])
+    assert {row["messages"][1]["content"][0]["text"] for row in rows} == {"3"}
+
+
+def test_a_mixture_can_be_read_by_number_slice_and_column(folder):
+    dataset = opened(folder)
+    whole = list(dataset)
+    assert dataset[-1] == whole[-1] and dataset[3:5]["id"] == [whole[3]["id"], whole[4]["id"]]
+    assert dataset["id"] == [row["id"] for row in whole]
+    assert dataset.__getitems__([5, 2]) == [whole[5], whole[2]]
+    with pytest.raises(IndexError, match=f"row {len(dataset)} of"):
+        dataset[len(dataset)]
+
+
+@pytest.mark.parametrize("num_workers", [2, 3])
+def test_workers_share_a_stream_without_overlap_or_loss(folder, num_workers):
+    stream = opened(folder, streaming=("b",))
+    loader = DataLoader(stream, batch_size=4, num_workers=num_workers, collate_fn=list, persistent_workers=True)
+    for epoch in (0, 1):
+        stream.set_epoch(epoch)
+        loaded = [row["id"] for batch in loader for row in batch]
+        assert sorted(loaded) == sorted(ids(stream, epoch))
+
+
+def test_persistent_workers_see_the_epoch_of_a_map_style_mixture(folder):
+    dataset = opened(folder)
+    loader = DataLoader(dataset, batch_size=8, num_workers=1, collate_fn=list, persistent_workers=True)
+    for epoch in (0, 1):
+        dataset.set_epoch(epoch)
+        assert [row["id"] for batch in loader for row in batch] == ids(dataset, epoch)
+
+
+def test_a_stream_holds_no_more_rows_than_buffer_and_part():
+    alive = []
+
+    class Row(dict):
+        def __init__(self, number):
+            super().__init__(id=str(number), source="s")
+            alive.append(1)
+
+        def __del__(self):
+            alive.pop()
+
+    source = Source("s", rate=0.05, rows=4000, streaming=True, annotation="s.jsonl")
+    most = 0
+    stream = draw_from_stream((Row(number) for number in range(4000)), source, 0)
+    for _ in stream:
+        most = max(most, len(alive))
+    assert most <= 4
+
+
+def test_lengths_are_those_of_the_epochs_rows_and_each_source_is_measured_once(folder):
+    dataset = opened(folder)
+    measured = []
+
+    def measure(part):
+        measured.append(len(part))
+        return [f"{row['source']}/{row['id']}" for row in part]  # not numbers, so that no two rows are alike
+
+    for epoch in range(3):
+        dataset.set_epoch(epoch)
+        assert dataset.lengths(measure) == [row["id"].partition("#")[0] for row in dataset]
+    assert sorted(measured) == sorted(SIZES.values())
+
+
+@pytest.fixture
+def trainer_of(model, processor, tmp_path):
+    def make(dataset, **options):
+        fields = {"max_steps": 4, "per_device_train_batch_size": 2, "save_strategy": "no", "report_to": "none"}
+        args = {name: options.pop(name) for name in list(options) if hasattr(ViTPTrainingConfig, name)}
+        config = ViTPTrainingConfig(
+            str(tmp_path / "run"), bf16=False, gradient_checkpointing=False, **{**fields, **args}
+        )
+        return ViTPTrainer(model, config, train_dataset=dataset, processing_class=processor, **options)
+
+    return make
+
+
+@pytest.mark.parametrize("streaming", [(), ("a",)])
+def test_the_trainer_trains_on_a_mixture_over_its_epochs(folder, trainer_of, streaming):
+    sources = [
+        {"name": "d", "annotation": "d.jsonl", "rate": 0.8},
+        {"name": "a", "annotation": "a.jsonl", "rate": 0.05},
+    ]
+    sources = [entry | ({"streaming": True, "rows": SIZES[entry["name"]]} if streaming else {}) for entry in sources]
+    dataset = open_mixture(load_mixture({"root": str(folder), "sources": sources}), seed=0)
+    trainer = trainer_of(dataset, max_steps=9, per_device_train_batch_size=2, vrl_drop_ratio=0.0)
+    seen, encode = [], trainer.data_collator.encode
+    trainer.data_collator.encode = lambda row: (seen.append(row["id"]), encode(row))[1]
+    trainer.train()
+    epochs = [seen[start : start + 6] for start in (0, 6, 12)]
+    assert [sorted(epoch) for epoch in epochs] == [sorted(ids(dataset, number)) for number in range(3)]
+    assert len({tuple(sorted(epoch)) for epoch in epochs}) > 1
+
+
+@pytest.fixture
+def image_rows(tmp_path):
+    """A row for each of four images, the second of them cut short."""
+    rows = []
+    for number in range(4):
+        path = tmp_path / f"{number}.png"
+        picture(60, 56, seed=number).save(path)
+        if number == 1:
+            path.write_bytes(path.read_bytes()[:200])
+        turns = [
+            {"role": "user", "content": [{"type": "image", "text": None}, {"type": "text", "text": "How many trees?"}]},
+            {"role": "assistant", "content": [{"type": "text", "text": str(number)}]},
+        ]
+        images = [{"path": str(path), "bytes": None}]
+        rows.append({"id": f"s/{number}", "images": images, "messages": turns, "source": "s", "error": None})
+    return rows
+
+
+def test_settings_of_a_source_reach_the_encoding(processor, image_rows):
+    row = image_rows[0]
+    wide = {**row, "images": [picture(224, 56, seed=5)]}
+
+    def encode(row, **fields):
+        return ViTPDataCollator(processor, source_settings={"s": SourceSettings(**fields)}).encode(row)
+
+    plain = ViTPDataCollator(processor).encode(wide)
+    assert len(plain["pixel_values"]) == 5
+    assert torch.equal(encode(wide)["pixel_values"], plain["pixel_values"])
+    assert len(encode(wide, max_patches=2)["pixel_values"]) == 3
+    assert len(encode({**wide, "source": "t"}, max_patches=2)["pixel_values"]) == 5
+
+    square = encode(wide, image_size=56)["pixel_values"]
+    resampled = wide["images"][0].resize((56, 56), Image.Resampling.BICUBIC)
+    assert torch.equal(
+        square, processor.image_processor(resampled, crop_to_patches=True, return_tensors="pt")["pixel_values"]
+    )
+    assert len(encode(wide, image_size=112, max_patches=4)["pixel_values"]) == 5
+
+    prompted = encode(row, system_prompt="Count trees.")
+    text = processor.tokenizer.decode(prompted["input_ids"])
+    assert text.startswith("<|im_start|>system\nCount trees.<|im_end|>\n<|im_start|>user\n")
+    own = {**row, "messages": [{"role": "system", "content": "Mine."}, *row["messages"]]}
+    assert "Count" not in processor.tokenizer.decode(encode(own, system_prompt="Count trees.")["input_ids"])
+
+    deep = {**row, "images": [Image.fromarray(np.full((56, 56), 700, dtype=np.uint16))]}
+    bright = encode(deep, input_spec={"window": [0, 700]})["pixel_values"]
+    dark = encode(deep)["pixel_values"]
+    assert (bright > 2).all() and (dark < -1).all()
+
+
+def test_jpeg_degradation_is_drawn_for_each_epoch_and_not_in_evaluation(processor, image_rows):
+    collator = ViTPDataCollator(processor, source_settings={"s": SourceSettings(jpeg_degradation=True)})
+    plain = ViTPDataCollator(processor)([image_rows[0]])["pixel_values"]
+    compressed = []
+    for quality in range(75, 101):
+        file = io.BytesIO()
+        Image.open(image_rows[0]["images"][0]["path"]).save(file, format="JPEG", quality=quality)
+        row = {**image_rows[0], "images": [{"bytes": file.getvalue(), "path": None}]}
+        compressed.append(ViTPDataCollator(processor)([row])["pixel_values"])
+    epochs = []
+    for epoch in range(3):
+        collator.set_epoch(epoch)
+        epochs.append(collator([image_rows[0]])["pixel_values"])
+        assert torch.equal(collator([image_rows[0]])["pixel_values"], epochs[-1])
+        assert sum(torch.equal(epochs[-1], encoded) for encoded in compressed) == 1
+    assert not all(torch.equal(epochs[0], other) for other in epochs[1:])
+    assert torch.equal(collator.for_evaluation()([image_rows[0]])["pixel_values"], plain)
+
+
+def test_several_images_share_the_tiles_of_their_source(processor):
+    pair = {
+        "id": "p/0",
+        "images": [picture(224, 56, seed=1), picture(224, 56, seed=2)],
+        "messages": [{"role": "user", "content": "What changed?"}, {"role": "assistant", "content": "trees"}],
+        "source": "p",
+    }
+    collator = ViTPDataCollator(processor, source_settings={"p": SourceSettings(max_patches=4)})
+    encoded = collator.encode(pair)
+    assert len(encoded["pixel_values"]) == 2 * (2 + 1)  # each has half of the budget, and a thumbnail
+    assert (encoded["input_ids"] == processor.image_token_id).sum() == 6 * TOKENS_PER_TILE
+
+
+def test_a_broken_row_stops_training_and_is_named(processor, image_rows):
+    with pytest.raises(ValueError, match=r"Sample 's/1': image 0 \(.*1\.png\) cannot be read"):
+        ViTPDataCollator(processor)(image_rows)
+    broken = {"id": "s/9", "images": [], "messages": [], "source": "s", "error": "line 9 of a.jsonl is no JSON: oh"}
+    with pytest.raises(ValueError, match="Sample 's/9': line 9 of a.jsonl is no JSON: oh"):
+        ViTPDataCollator(processor)([broken])
+
+
+def test_a_skipped_row_is_counted_logged_and_replaced_by_a_draw_of_its_own(processor, image_rows, caplog):
+    def collator(seed=0, rows=image_rows):
+        return ViTPDataCollator(
+            processor, source_settings={"s": SourceSettings()}, on_error="skip", replacement_rows=rows, seed=seed
+        )
+
+    skipping = collator()
+    batch = skipping([image_rows[1]])  # a batch of which every row is skipped
+    assert skipping.skipped["s"] >= 1
+    assert "Skipped a row of s. Sample 's/1': image 0" in caplog.text
+    good = [ViTPDataCollator(processor)([row]) for row in (image_rows[0], image_rows[2], image_rows[3])]
+    assert sum(torch.equal(batch["pixel_values"], other["pixel_values"]) for other in good) == 1
+    assert torch.equal(collator()([image_rows[1]])["pixel_values"], batch["pixel_values"])
+    draws = {collator(seed)([image_rows[1]])["pixel_values"].sum().item() for seed in range(8)}
+    assert len(draws) > 1
+    assert len(skipping(image_rows)["input_ids"]) == 4
+
+    with pytest.raises(ValueError, match="Sample 's/1'"):
+        collator(rows=[image_rows[1]])(image_rows)
+    with pytest.raises(ValueError, match="on_error='skip' needs replacement_rows"):
+        ViTPDataCollator(processor, on_error="skip")
+    with pytest.raises(ValueError, match="on_error='ignore' is neither"):
+        ViTPDataCollator(processor, on_error="ignore")
+    with pytest.raises(ValueError, match="Sample 's/1'"):
+        skipping.for_evaluation()([image_rows[1]])
+
+
+def test_skips_are_counted_across_workers(processor, image_rows):
+    other = {**image_rows[1], "id": "u/1", "source": "u"}
+    collator = ViTPDataCollator(
+        processor, source_settings={"s": SourceSettings()}, on_error="skip", replacement_rows=[image_rows[0]]
+    )
+    rows = [image_rows[0], image_rows[1], other, image_rows[2]] * 4
+    list(DataLoader(rows, batch_size=2, num_workers=3, collate_fn=collator))
+    assert collator.skipped == {"s": 4, "other rows": 4}
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_the_trainer_skips_or_stops(tmp_path, trainer_of, streaming):
+    write_source(tmp_path, "good", 6)
+    lines = (tmp_path / "good.jsonl").read_text().splitlines()
+    lines[2] = lines[2][:-9]
+    (tmp_path / "bad.jsonl").write_text("\n".join(lines) + "\n")
+    entry = {"name": "bad", "annotation": "bad.jsonl", "rows": 6, "streaming": streaming}
+    mixture = load_mixture({"root": str(tmp_path), "sources": [entry]})
+    settings = {source.name: source.settings for source in mixture.sources}
+    trainer = trainer_of(open_mixture(mixture, 0), on_error="skip", max_steps=3, source_settings=settings)
+    trainer.train()
+    assert trainer.data_collator.skipped["bad"] >= 1
+    with pytest.raises(ValueError, match=r"Sample 'bad/3': line 3 of .*bad\.jsonl is no JSON"):
+        trainer_of(open_mixture(mixture, 0), max_steps=3).train()
+
+
+def test_a_stream_gives_only_what_the_schema_has(folder):
+    stream = opened(folder, streaming=tuple(SIZES))
+    assert isinstance(stream, IterableDataset)
+    assert set(next(iter(stream))) == set(stream.column_names) == {"id", "images", "messages", "source", "error"}
+
+
+@pytest.mark.slow
+def test_a_stream_of_50000_rows_is_read_without_growth_of_memory(tmp_path):
+    features = Features({"image": ImageFeature(), "question": Value("string"), "answer": Value("string")})
+    schema = features.arrow_schema
+    noise = np.random.default_rng(0)
+    (tmp_path / "part").mkdir()
+    for part in range(10):
+        images = [{"bytes": noise.bytes(8000), "path": None} for _ in range(5000)]
+        table = pa.table([images, ["q"] * 5000, ["a"] * 5000], schema=schema)
+        pq.write_table(table, tmp_path / "part" / f"train-{part:05d}.parquet", row_group_size=500)
+    del images, table
+    entry = {"name": "s", "folder": "part", "streaming": True, "rows": 50_000}
+    stream = open_mixture(load_mixture({"root": str(tmp_path), "sources": [entry]}), seed=0)
+    pages = Path("/proc/self/statm")
+    if not pages.exists():
+        pytest.skip("the memory of a process is read from /proc")
+    resident = {}
+    for number, _ in enumerate(stream, start=1):
+        if number % 10_000 == 0:
+            resident[number] = int(pages.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    assert number == 50_000
+    assert resident[50_000] - resident[10_000] < 20 * 2**20  # the rows hold 400 MB

@@ -1,0 +1,181 @@
+"""Rows as they are stored and prepared: ids, images that stay encoded, sizes, image places."""
+
+import copy
+import io
+
+import numpy as np
+import PIL.Image
+import pytest
+from datasets import Dataset, Features, IterableDataset, List, Value, load_from_disk
+from datasets import Image as ImageFeature
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from pictures import picture
+from PIL import Image
+from sample_rows import ANSWER, BUDGET, USER, assert_same, encoded_image, make_rows, turn
+from tiny_models import TOKENS_PER_TILE
+from torch.utils.data import DataLoader
+
+from modeling_vitp import ViTPImageProcessor, ViTPProcessor
+from modeling_vitp.instructions.collator import ViTPDataCollator
+from modeling_vitp.instructions.rows import image_size, normalise, prepare_rows
+
+
+@pytest.fixture(scope="module")
+def processor(tokenizer):
+    image_processor = ViTPImageProcessor(size={"height": 56, "width": 56}, max_patches=BUDGET)
+    return ViTPProcessor(image_processor, tokenizer, image_seq_length=TOKENS_PER_TILE)
+
+
+MESSAGES = List({"role": Value("string"), "content": Value("string")})
+
+
+def make_dataset(column="images", ids=None, feature=None, broken=False):
+    """Two rows with images (PNG of 30 x 20), and one without."""
+    feature = feature or ImageFeature()
+    rows = [[USER, {**ANSWER, "content": f"{row} trees"}] for row in range(3)]
+    images = [{"bytes": encoded_image(picture(30, 20, seed)), "path": None} for seed in range(2)]
+    if broken:
+        images[1] = {"bytes": b"no image", "path": None}
+    values = [[images[0]], images, []] if column == "images" else [*images, None]
+    features = {"messages": MESSAGES, column: List(feature) if column == "images" else feature}
+    columns = {"messages": rows, column: values}
+    if ids is not None:
+        columns, features = {"id": ids, **columns}, {"id": Value("string"), **features}
+    return Dataset.from_dict(columns, features=Features(features))
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+@pytest.mark.parametrize("ids", [None, ["x", "y", "z"]])
+@pytest.mark.parametrize("column", ["images", "image"])
+def test_prepared_rows_have_ids_and_images_that_are_still_encoded(processor, column, ids, streaming):
+    dataset = make_dataset(column, ids)
+    decoded = list(dataset)
+    prepared = list(prepare_rows(dataset.to_iterable_dataset() if streaming else dataset))
+    sample_ids = [row["id"] for row in prepared]
+    assert sample_ids == (ids or [0, 1, 2]) if ids or not streaming else len(set(sample_ids)) == 3
+    assert [row["messages"] for row in prepared] == [row["messages"] for row in decoded]
+    encoded = [row[column] if column == "images" else [row[column]] for row in prepared]
+    assert [len(images) for images in encoded] == ([1, 2, 0] if column == "images" else [1, 1, 1])
+    for images in encoded:
+        for image in images:
+            assert image is None or set(image) == {"bytes", "path"}
+    collator = ViTPDataCollator(processor)
+    for row, plain, sample_id in zip(prepared, decoded, sample_ids):
+        assert_same(collator([row]), collator([{**plain, "id": sample_id}]))
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+@pytest.mark.parametrize("ids", [None, ["x", "y", "z"]])
+def test_a_broken_image_of_a_prepared_data_set_is_named_by_the_collator(processor, ids, streaming):
+    dataset = make_dataset(ids=ids, broken=True)
+    prepared = prepare_rows(dataset.to_iterable_dataset() if streaming else dataset)
+    collator = ViTPDataCollator(processor)
+    rows = iter(prepared)
+    collator([next(rows)])
+    row = next(rows)
+    with pytest.raises(ValueError, match=f"^Sample {row['id']!r}: image 1 cannot be read"):
+        collator([row])
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+@pytest.mark.parametrize("ids", [None, ["x", "y", "z"]])
+def test_preparing_leaves_the_original_data_set_as_it_was(ids, streaming):
+    dataset = make_dataset(ids=ids)
+    before = copy.deepcopy(dataset.features)
+    original = dataset.to_iterable_dataset() if streaming else dataset
+    prepare_rows(original)
+    assert original.features == before and original.column_names == list(before)
+    assert all(isinstance(image, Image.Image) for row in original for image in row["images"])
+
+
+@pytest.mark.parametrize("ids", [None, ["x", "y", "z"]])
+def test_preparing_rewrites_no_data(ids, tmp_path):
+    make_dataset(ids=ids).save_to_disk(tmp_path / "rows")
+    dataset = load_from_disk(tmp_path / "rows")
+    files = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
+    prepared = prepare_rows(dataset)
+    prepared[1]
+    assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")} == files
+    assert prepared.cache_files == dataset.cache_files
+
+    def addresses(rows):
+        chunks = rows.data.column("images").chunks
+        return [buffer.address for chunk in chunks for buffer in chunk.buffers() if buffer is not None]
+
+    assert addresses(prepared) == addresses(dataset)
+
+
+def test_prepared_rows_survive_selection_shuffling_and_workers(processor):
+    prepared = prepare_rows(make_dataset())
+    collator = ViTPDataCollator(processor, vrl_drop_ratio=0.75)
+    assert [row["id"] for row in prepared.select([2, 0])] == [2, 0]
+    shuffled = prepared.shuffle(seed=1)
+    expected = [collator([prepared[i]]) for i in shuffled["id"]]
+    for batch, reference in zip(DataLoader(shuffled, collate_fn=collator, num_workers=1), expected):
+        assert_same(batch, reference)
+
+
+@pytest.mark.parametrize("with_ids", [False, True])
+def test_rows_of_a_generator_get_ids_or_keep_their_own(processor, with_ids):
+    given = [row if with_ids else {**row, "id": None} for row in make_rows()[:2]]
+
+    def generate():
+        yield from ({name: value for name, value in row.items() if value is not None} for row in given)
+
+    rows = list(prepare_rows(IterableDataset.from_generator(generate)))
+    ids = [row["id"] for row in rows]
+    assert ids == ["one", 2] if with_ids else len(set(ids)) == 2
+    expected = [{**row, "id": sample_id} for row, sample_id in zip(given, ids)]
+    assert_same(ViTPDataCollator(processor)(rows), ViTPDataCollator(processor)(expected))
+
+
+@pytest.mark.parametrize("shuffle", [False, True])
+def test_the_ids_of_a_stream_depend_on_neither_worker_nor_order(shuffle):
+    def ids(num_workers):
+        stream = make_dataset().to_iterable_dataset(num_shards=3)
+        stream = stream.shuffle(seed=num_workers, buffer_size=3) if shuffle else stream
+        loader = DataLoader(prepare_rows(stream), batch_size=None, collate_fn=lambda row: row, num_workers=num_workers)
+        return {row["messages"][1]["content"]: row["id"] for row in loader}
+
+    expected = ids(0)
+    assert len(set(expected.values())) == 3
+    assert ids(2) == expected
+
+
+def test_the_mode_of_an_image_column_is_honoured(processor):
+    dataset = make_dataset("image", feature=ImageFeature(mode="L"))
+    assert dataset[0]["image"].mode == "L"
+    collator = ViTPDataCollator(processor)
+    assert_same(collator([prepare_rows(dataset)[0]]), collator([{**dataset[0], "id": 0}]))
+
+
+def test_the_size_of_an_image_is_read_without_decoding_it(monkeypatch, tmp_path):
+    encoded = {}
+    for name in ("PNG", "JPEG"):
+        file = io.BytesIO()
+        picture(30, 20).save(file, name)
+        encoded[name] = file.getvalue()
+    turned = io.BytesIO()
+    exif = PIL.Image.Exif()
+    exif[0x0112] = 6
+    picture(30, 20).save(turned, "JPEG", exif=exif)
+    (tmp_path / "a.png").write_bytes(encoded["PNG"])
+    monkeypatch.setattr(PIL.ImageFile.ImageFile, "load", lambda self: pytest.fail("decoded"))
+    assert image_size({"bytes": encoded["PNG"], "path": None}) == (20, 30)
+    assert image_size({"bytes": encoded["JPEG"], "path": "x.jpg"}) == (20, 30)
+    assert image_size({"bytes": turned.getvalue(), "path": None}) == (30, 20)
+    assert image_size(str(tmp_path / "a.png")) == (20, 30)
+    assert image_size(np.zeros((4, 20, 30))) == (20, 30)
+
+
+@settings(max_examples=50, deadline=None)
+@given(
+    pieces=st.lists(
+        st.text("ab<>\n []", max_size=6).filter(lambda piece: "<image>" not in piece), min_size=1, max_size=4
+    )
+)
+def test_image_places_are_found_wherever_they_stand(pieces):
+    messages = normalise([turn("human", "<image>".join(pieces)), turn("gpt", "x")], len(pieces) - 1)
+    rebuilt = "".join("<image>" if part["type"] == "image" else part["text"] for part in messages[0]["content"])
+    assert rebuilt == "<image>".join([pieces[0], *(piece.removeprefix("\n") for piece in pieces[1:])])

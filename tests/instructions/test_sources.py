@@ -1,0 +1,265 @@
+import json
+from pathlib import Path
+
+import pytest
+from datasets import ClassLabel, Dataset, Features, IterableDataset, List, Value
+from datasets import Image as ImageFeature
+from pictures import picture
+from sample_rows import ANNOTATIONS, BOXES, text, write_annotations
+from tiny_models import TOKENS_PER_TILE
+from trl import ScriptArguments
+
+from modeling_vitp import ViTPDataCollator
+from modeling_vitp.instructions.mixture import open_mixture
+from modeling_vitp.instructions.mixture_file import Source, load_mixture
+from modeling_vitp.instructions.sources import folder_cache, load_rows, read_source
+
+ERRORS = {
+    5: "it has 1 image(s), but 2 image place(s)",
+    6: "message 1 has the role 'bot'",
+    8: "it is a video",
+    9: "line 9 of",
+    10: "is no JSON",
+}
+IMAGE = {"type": "image", "text": None}
+
+
+@pytest.fixture
+def folder(tmp_path):
+    return write_annotations(tmp_path)
+
+
+def source(root, /, **fields):
+    fields = {"name": "s", **({"rows": 9} if fields.get("streaming") else {}), **fields}
+    return load_mixture({"root": str(root), "sources": [fields]}).sources[0]
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_internvl_json_lines_survive_the_trip(folder, processor, streaming):
+    dataset = read_source(source(folder, annotation="a.jsonl", image_root="images", streaming=streaming))
+    assert isinstance(dataset, IterableDataset if streaming else Dataset)
+    rows = {int(row["id"]): row for row in dataset}
+    assert list(rows) == list(range(1, 11))
+    assert {row["source"] for row in rows.values()} == {"s"}
+    for number, row in rows.items():
+        assert (row["error"] is None) == (number not in ERRORS)
+        assert ERRORS.get(number, "") in (row["error"] or "")
+    root = folder / "images"
+    assert rows[1]["images"] == [{"path": str(root / "0.png"), "bytes": None}]
+    assert rows[1]["messages"] == [
+        {"role": "user", "content": [IMAGE, text("Where are ships?")]},
+        {"role": "assistant", "content": [text(BOXES)]},
+    ]
+    assert [image["path"] for image in rows[2]["images"]] == [str(root / "0.png"), str(root / "sub" / "1.png")]
+    assert rows[2]["messages"] == [
+        {"role": "system", "content": [text("You compare.")]},
+        {
+            "role": "user",
+            "content": [text("Before: "), IMAGE, text("After: "), IMAGE, text("What changed?")],
+        },
+        {"role": "assistant", "content": [text("A <image> of nothing.")]},
+        {"role": "user", "content": [text("Sure?")]},
+        {"role": "assistant", "content": [text("Yes")]},
+    ]
+    assert rows[3]["images"] == rows[7]["images"] == []
+    assert rows[4]["messages"][0]["content"] == [IMAGE, text("What is it?")]
+
+    collator = ViTPDataCollator(processor)
+    batch = collator([rows[number] for number in (1, 2, 3, 4)])
+    assert (batch["input_ids"] == processor.image_token_id).sum(1).tolist() == [
+        images * TOKENS_PER_TILE for images in (1, 2, 0, 1)
+    ]
+    decoded = processor.tokenizer.batch_decode(batch["input_ids"])
+    assert BOXES in decoded[0]
+    tile = "<img>" + "<IMG_CONTEXT>" * TOKENS_PER_TILE + "</img>"
+    assert f"<|im_start|>user\nBefore: {tile}\nAfter: {tile}\nWhat changed?<|im_end|>" in decoded[1]
+    with pytest.raises(ValueError, match="Sample '9': line 9 of .*a.jsonl is no JSON"):
+        collator([rows[9]])
+
+
+def test_a_json_list_gives_the_same_rows(folder):
+    lines = list(read_source(source(folder, annotation="a.jsonl", image_root="images")))
+    listed = list(read_source(source(folder, annotation="a.json", image_root="images")))
+    assert [row["messages"] for row in listed] == [row["messages"] for row in lines[:8]]
+    assert [row["id"] for row in listed] == [str(number) for number in range(8)]
+
+
+def test_a_file_that_changes_is_read_again(folder):
+    rows = source(folder, annotation="a.jsonl", image_root="images")
+    assert len(read_source(rows)) == 10
+    with open(folder / "a.jsonl", "a") as file:
+        file.write(json.dumps(ANNOTATIONS[0]) + "\n")
+    assert len(read_source(rows)) == 11
+
+
+MESSAGES = List({"role": Value("string"), "content": Value("string")})
+
+
+@pytest.fixture
+def parquet(tmp_path):
+    """A folder of Parquet in the schema of `recipes/pretrain.md`, with columns of other names beside."""
+    turns = [{"role": "user", "content": "How many?"}, {"role": "assistant", "content": "3"}]
+    rows = [
+        {"uid": f"u{n}", "images": [picture(20 + n, 20)] * (n % 3), "messages": turns, "q": "Where?", "a": n % 2}
+        for n in range(6)
+    ]
+    features = Features(
+        {
+            "uid": Value("string"),
+            "images": List(ImageFeature()),
+            "messages": MESSAGES,
+            "q": Value("string"),
+            "a": ClassLabel(names=["ship", "plane"]),
+        }
+    )
+    (tmp_path / "parquet").mkdir()
+    dataset = Dataset.from_list(rows, features=features)
+    dataset.to_parquet(tmp_path / "parquet" / "train.parquet")
+    dataset.select(range(2)).to_parquet(tmp_path / "parquet" / "test.parquet")
+    return tmp_path
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_a_folder_of_parquet(parquet, processor, streaming):
+    rows = list(read_source(source(parquet, folder="parquet", streaming=streaming)))
+    assert [row["id"] for row in rows] == list("012345")
+    assert [len(row["images"]) for row in rows] == [0, 1, 2, 0, 1, 2]
+    assert all(image["bytes"].startswith(b"\x89PNG") for row in rows for image in row["images"])
+    assert rows[2]["messages"][0]["content"] == [IMAGE, IMAGE, text("How many?")]
+    assert ViTPDataCollator(processor)(rows)["pixel_values"].shape[0] == 6
+
+    mapped = {"id": "uid", "question": "q", "answer": "a"}
+    test = list(read_source(source(parquet, folder="parquet", split="test", columns=mapped, streaming=streaming)))
+    assert [row["id"] for row in test] == ["u0", "u1"]
+    assert [row["messages"][1]["content"][0]["text"] for row in test] == ["ship", "plane"]
+    assert test[1]["messages"][0]["content"] == [IMAGE, text("Where?")]
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_a_folder_of_images_with_a_folder_for_each_class(tmp_path, streaming):
+    for number, name in enumerate(("ship", "plane")):
+        (tmp_path / "data" / name).mkdir(parents=True)
+        picture(30, 20 + number).save(tmp_path / "data" / name / "1.jpg")
+    entry = {"folder": "data", "columns": {"answer": "label"}, "prompt": "What is it?", "streaming": streaming}
+    rows = list(read_source(source(tmp_path, **entry)))
+    for row in rows:
+        assert row["messages"][0]["content"] == [IMAGE, text("What is it?")]
+        assert Path(row["images"][0]["path"]).parent.name == row["messages"][1]["content"][0]["text"]
+    assert {row["messages"][1]["content"][0]["text"] for row in rows} == {"ship", "plane"}
+
+
+def test_rows_can_be_taken_by_number_and_split_up(parquet):
+    dataset = read_source(source(parquet, folder="parquet"))
+    assert dataset[4]["id"] == "4" and dataset[1:3]["id"] == ["1", "2"]
+    assert [row["id"] for row in dataset.shard(2, 1, contiguous=False)] == ["1", "3", "5"]
+    assert [row["id"] for row in dataset.select([5, 0])] == ["5", "0"]
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_a_broken_source_is_named(parquet, streaming):
+    def read(**fields):
+        return list(read_source(source(parquet, name="harbours", streaming=streaming, **fields)))
+
+    with pytest.raises(ValueError, match="Source 'harbours': .*none.jsonl is not there; obtain it from https://x.org"):
+        read(annotation="none.jsonl", obtain="https://x.org")
+    with pytest.raises(ValueError, match="Source 'harbours'.* has no column 'caption', only"):
+        read(folder="parquet", columns={"answer": "caption"})
+    with pytest.raises(ValueError, match="Source 'harbours'.*make no conversation. Say under `columns`"):
+        read(folder="parquet", columns={"answer": "a"})
+    (parquet / "list.json").write_text('[{"conversations": ')
+    with pytest.raises(ValueError, match="Source 'harbours'.*list.json cannot be read: Expecting value"):
+        read(annotation="list.json")
+    (parquet / "empty").mkdir()
+    with pytest.raises(ValueError, match="Source 'harbours'.*neither Parquet files nor images, only nothing"):
+        read(folder="empty")
+    file = parquet / "parquet" / "train.parquet"
+    file.write_bytes(file.read_bytes()[:-200])
+    with pytest.raises(ValueError, match="Source 'harbours'.*parquet cannot be read: "):
+        read(folder="parquet")
+
+
+@pytest.fixture
+def harbours(hub, tmp_path):
+    """Eleven rows in two files on a Hub, the answers of which are their numbers."""
+    (tmp_path / "data").mkdir()
+    for part, numbers in enumerate([range(8), range(8, 11)]):
+        turns = [[{"role": "user", "content": "How many?"}, {"role": "assistant", "content": str(n)}] for n in numbers]
+        path = tmp_path / f"data/train-0000{part}-of-00002.parquet"
+        Dataset.from_dict({"messages": turns}, features=Features({"messages": MESSAGES})).to_parquet(path)
+    hub.create("org/harbours", {f"data/{path.name}": path for path in (tmp_path / "data").iterdir()}, "dataset")
+    return hub
+
+
+def answers(streaming, name="harbours"):
+    rows = read_source(Source("h", dataset=f"org/{name}", streaming=streaming, rows=11))
+    return [row["messages"][1]["content"][0]["text"] for row in rows]
+
+
+@pytest.mark.parametrize("failure", [{"status": 503}, {"status": 500}, {"status": 429, "retry_after": 3}, {"cut": 100}])
+@pytest.mark.parametrize("streaming", [False, True])
+def test_a_hub_that_is_busy_is_asked_again(harbours, pauses, streaming, failure):
+    """Before the first row and, in a stream, between two rows, where the client itself gives up after six times."""
+    second = harbours.repo("org/harbours", "dataset").files("main")["data/train-00001-of-00002.parquet"]["sha256"]
+    failures = [
+        harbours.fail("GET", "/api/datasets/*", times=2, **failure),
+        harbours.fail("GET", f"/lfs/*/{second}", times=8 if streaming else 3, **failure),
+    ]
+    assert answers(streaming) == [str(number) for number in range(11)]
+    assert [failure.count for failure in failures] == [2, 8 if streaming else 3]
+    assert len(pauses) >= 4
+    if "retry_after" in failure:
+        assert 4 in pauses
+
+
+def test_a_mixture_of_a_busy_hub_is_that_of_a_calm_one(harbours, pauses):
+    sources = [
+        {"name": "twice", "dataset": "org/harbours", "streaming": True, "rows": 11, "rate": 2},
+        {"name": "half", "dataset": "org/harbours", "rate": 0.5},
+    ]
+    mixture = load_mixture({"sources": sources, "shuffle_buffer": 4})
+    calm = list(open_mixture(mixture, seed=0))
+    failure = harbours.fail("GET", "/lfs/*", 500, times=8, after=1)
+    assert list(open_mixture(mixture, seed=0)) == calm
+    assert failure.count == 8 and len({row["id"] for row in calm}) == len(calm) == 22 + 6
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_a_hub_that_stays_busy_is_named_in_the_end(harbours, pauses, streaming):
+    asked = harbours.fail("GET", "/api/datasets/*", 503, times=None)
+    with pytest.raises(ValueError, match="Source 'h'.*: org/harbours cannot be read: .*503"):
+        answers(streaming)
+    assert [pause for pause in pauses if pause in (1, 2, 4, 8, 16)][:5] == [1, 2, 4, 8, 16]
+    assert asked.count >= 6
+
+
+@pytest.mark.parametrize(("status", "code"), [(401, "RepoNotFound"), (403, "GatedRepo"), (404, "EntryNotFound")])
+@pytest.mark.parametrize("streaming", [False, True])
+def test_what_a_hub_refuses_is_named_at_once(harbours, pauses, streaming, status, code):
+    harbours.fail("*", "*/train-00001-of-00002.parquet", status, code=code, message="No entry.", times=None)
+    place = "Source 'h', row 8: " if streaming else "Source 'h': "
+    with pytest.raises(ValueError, match=f"^{place}org/harbours cannot be read: {status} Client Error.*No entry.$"):
+        answers(streaming)
+    assert pauses == []
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_a_data_set_that_is_not_on_the_hub_or_private(harbours, pauses, streaming):
+    harbours.create("org/private", repo_type="dataset", private=True)
+    for name in ("none", "private"):
+        with pytest.raises(ValueError, match=f"Source 'h'.*: org/{name} cannot be read: Dataset 'org/{name}' doesn't"):
+            answers(streaming, name)
+    assert pauses == []
+
+
+def test_a_data_set_without_a_mixture_is_asked_for_again_too(harbours, pauses):
+    failure = harbours.fail("GET", "/api/datasets/*", 503, times=3)
+    splits = load_rows(ScriptArguments(dataset_name="org/harbours"))
+    assert splits.num_rows == {"train": 11}
+    assert failure.count == 3 and pauses == [1, 2, 4]
+
+
+def test_a_folder_that_changes_is_read_again(data_folder):
+    before = folder_cache(data_folder)
+    assert folder_cache(data_folder) == before
+    (data_folder / "train.parquet").write_bytes(b"changed")
+    assert folder_cache(data_folder) != before

@@ -1,0 +1,221 @@
+import dataclasses
+import json
+import re
+import subprocess
+import sys
+
+import pytest
+import torch
+import yaml
+from datasets import Dataset, Features, Image, List, Value
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from pictures import picture
+
+from modeling_vitp import ViTPDataCollator
+from modeling_vitp.instructions.mixture_file import Source, load_mixture
+from modeling_vitp.instructions.settings import SourceSettings
+from modeling_vitp.instructions.validation import ERRORS, RowChecker, SourceReport, histogram, validate
+from modeling_vitp.recipes import validate_data
+
+FEATURES = Features(
+    {
+        "id": Value("string"),
+        "images": List(Image()),
+        "messages": List({"role": Value("string"), "content": Value("string")}),
+    }
+)
+
+
+def talk(question, answer):
+    return [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
+
+
+def good_row(index, size=(60, 60)):
+    box = f"<ref>tree</ref><box>[[0, {index}, 1000, 1000]]</box>"
+    return {"id": str(index), "images": [picture(*size, index)], "messages": talk("Where is the tree?", box)}
+
+
+def line(answer, image="0.png", question="<image>\nWhat is there?"):
+    turns = [{"from": "human", "value": question}, {"from": "gpt", "value": answer}]
+    return json.dumps({"image": image, "conversations": turns})
+
+
+BROKEN = {  # a line of JSON Lines -> what is wrong with it
+    line("a tree"): None,
+    line("a bush", image="nowhere.png"): "image missing",
+    line("a bush", image="broken.png"): "image unreadable",
+    line("a bush", image="cut.png"): "image unreadable",
+    line("a bush", question="<image>\n<image>\nWhat is there?"): "image places",
+    line("  "): "empty answer",
+    '{"image": "0.png", "conv': "malformed",
+    json.dumps({"image": "0.png", "conversations": [{"from": "robot", "value": "x"}]}): "malformed",
+    line("tree[[5, 5, 1001, 50]]"): "loose box",
+    line("<ref>tree</ref><box>[[5, 5, 1001, 50]]</box>"): "box",
+    line("<ref>tree</ref><box>[[5, 5, 50, 50], [50, 5, 50, 50]]</box>"): "box",
+    line("<ref>tree</ref><box>[[0.5, 5, 50, 50]]</box>"): "box",
+    line("<ref>tree</ref><box>[[5, 5, 50]]</box>"): "box",
+    line("a tree "): None,
+    line("a tree  "): None,
+    line("many words " * 40): "too long",
+}
+
+
+@pytest.fixture
+def files(tmp_path):
+    (tmp_path / "good").mkdir()
+    rows = [good_row(index) for index in range(40)]
+    Dataset.from_list(rows, features=FEATURES).to_parquet(tmp_path / "good" / "train.parquet")
+    (tmp_path / "images").mkdir()
+    picture(80, 50).save(tmp_path / "images" / "0.png")
+    (tmp_path / "images" / "broken.png").write_text("no image")
+    contents = (tmp_path / "images" / "0.png").read_bytes()
+    (tmp_path / "images" / "cut.png").write_bytes(contents[: len(contents) // 2])
+    (tmp_path / "broken.jsonl").write_text("\n".join([*BROKEN, line("a tree")]) + "\n")
+    return tmp_path
+
+
+@pytest.fixture
+def checkpoint(model_and_processor, tmp_path):
+    model, processor = model_and_processor
+    model.save_pretrained(tmp_path / "checkpoint")
+    processor.save_pretrained(tmp_path / "checkpoint")
+    return str(tmp_path / "checkpoint")
+
+
+GOOD = {"name": "good", "folder": "good", "tasks": ["grounding"]}
+BAD = {"name": "bad", "annotation": "broken.jsonl", "image_root": "images"}
+
+
+def run(files, sources, *options, workers=0):
+    (files / "mixture.yaml").write_text(yaml.safe_dump({"root": str(files), "sources": sources}))
+    output = files / "output"
+    status = validate_data.main(
+        [str(files / "mixture.yaml"), "--output_dir", str(output), "--num_workers", str(workers), *map(str, options)]
+    )
+    return status, json.loads((output / "report.json").read_text())
+
+
+def test_every_problem_is_found_once_where_it_is(files, checkpoint, capsys):
+    status, report = run(files, [GOOD, BAD], "--processor", checkpoint, "--max_length", 120, "--max_patches", 1)
+    assert status == 1 and report["passed"] is False
+    good, bad = report["sources"]["good"], report["sources"]["bad"]
+    assert good["passed"] and good["rows"] == 40 and not any(good["problems"].values())
+    assert not bad["passed"] and bad["rows"] == len(BROKEN) + 1
+    expected = dict.fromkeys([*bad["problems"]], 0) | {"duplicate": 1}
+    for kind in filter(None, BROKEN.values()):
+        expected[kind] += 1
+    assert bad["problems"] == expected and set(expected) == {*ERRORS, "duplicate", "loose box"}
+    numbers = {kind: [i for i, found in enumerate(BROKEN.values(), 1) if found == kind] for kind in ERRORS}
+    for kind, examples in bad["examples"].items():
+        assert [int(example["id"]) for example in examples] == numbers.get(kind, [9 if kind == "loose box" else 17])
+    assert "nowhere.png" in bad["examples"]["image missing"][0]["problem"]
+    assert sum(bad["tokens"]["counts"].values()) < bad["rows"]
+    assert (files / "output" / "histograms.png").stat().st_size > 5000
+    table = capsys.readouterr().out
+    assert re.search(r"\| good \| 40 \| 1\.0 \|.*\| passed \|", table) and "bad, row 2: image missing" in table
+
+
+def test_clean_data_pass_with_workers_and_the_result_goes_into_the_card(files):
+    card = files / "good" / "README.md"
+    card.write_text("# Mine\n")
+    for _ in range(2):
+        status, report = run(files, [GOOD], "--card", card, workers=2)
+        assert status == 0 and report["passed"] and report["sources"]["good"]["rows"] == 40
+        assert report["sources"]["good"]["tokens"] is None
+    text = card.read_text()
+    assert text.startswith("# Mine\n\n## Validation\n\n| source | rows |") and text.count("## Validation") == 1
+
+
+def test_streams_and_broken_sources_are_reported_by_name_and_the_others_are_read(files):
+    (files / "cut").mkdir()
+    contents = (files / "good" / "train.parquet").read_bytes()
+    (files / "cut" / "train.parquet").write_bytes(contents[: len(contents) // 2])
+    sources = [
+        {"name": "absent", "folder": "nowhere", "obtain": "https://example.org/data"},
+        {"name": "cut", "folder": "cut"},
+        GOOD | {"streaming": True, "rows": 40},
+    ]
+    status, report = run(files, sources, workers=2)
+    assert status == 1
+    absent, cut, good = (report["sources"][name] for name in ("absent", "cut", "good"))
+    assert "nowhere is not there" in absent["error"] and "https://example.org/data" in absent["error"]
+    assert "'cut'" in cut["error"] and not cut["passed"]
+    assert good["passed"] and good["rows"] == 40
+
+
+def test_tokens_and_tiles_are_those_of_training(processor):
+    settings = SourceSettings(max_patches=4, system_prompt="There are trees.")
+    settings_of = {"plain": SourceSettings(), "own": settings, "square": SourceSettings(image_size=112)}
+    collator = ViTPDataCollator(processor, vrl_drop_ratio=0.75, source_settings=settings_of)
+    sizes = [[], [(56, 56)], [(200, 90)], [(300, 60), (56, 120)], [(40, 300)] * 3]
+    for name, own in settings_of.items():
+        checker = RowChecker(Source(name, folder="x", **dataclasses.asdict(own)), processor, vrl_drop_ratio=0.75)
+        for number, row_sizes in enumerate(sizes):
+            images = [picture(*size, number) for size in row_sizes]
+            content = [{"type": "image", "text": None} for _ in images] + [{"type": "text", "text": "How many trees?"}]
+            answer = [{"type": "text", "text": "12 trees in the top left"}]
+            messages = [{"role": "user", "content": content}, {"role": "assistant", "content": answer}]
+            row = {"id": str(number), "images": images, "messages": messages, "source": name, "error": None}
+            report, encoded = checker.check(row), collator.encode(row)
+            assert report.problems == []
+            assert report.tokens == len(encoded["input_ids"])
+            assert report.tiles == len(encoded.get("pixel_values", []))
+
+
+def test_duplicates_are_told_by_content_across_sources(files):
+    sources = [GOOD, GOOD | {"name": "again"}]
+    reports = validate(load_mixture({"root": str(files), "sources": sources}), num_workers=0)
+    assert [report.counts["duplicate"] for report in reports] == [0, 40]
+    assert all(report.passed for report in reports)
+
+
+def test_with_grounding_every_bracket_of_four_is_a_box(files):
+    reports = validate(load_mixture({"root": str(files), "sources": [BAD | {"tasks": ["grounding"]}]}), num_workers=0)
+    assert reports[0].counts["box"] == 5 and reports[0].counts["loose box"] == 0
+
+
+def test_test_images_in_the_data_fail_and_are_named(files, tmp_path):
+    (tmp_path / "test").mkdir()
+    good_row(7)["images"][0].save(tmp_path / "test" / "seven.png")
+    picture(60, 60, 1234).save(tmp_path / "test" / "other.png")
+    card = tmp_path / "README.md"
+    status, report = run(files, [GOOD], "--against", tmp_path / "test", "--card", card)
+    assert status == 1 and report["sources"]["good"]["problems"]["overlap"] == 1
+    (found,) = report["sources"]["good"]["overlap"]
+    assert found == {"id": "7", "image": 0, "test_image": "seven.png", "kind": "same", "score": 1.0}
+    assert f"with the test images `{tmp_path / 'test'}`: 1." in card.read_text()
+
+
+@settings(deadline=None)
+@given(st.lists(st.integers(0, 30), min_size=1))
+def test_histograms_summarise_all_values(values):
+    report = SourceReport("x")
+    for value in values:
+        report.tokens[value] += 1
+    summary, ordered = histogram(report.tokens), sorted(values)
+    assert summary["max"] == ordered[-1] and summary["mean"] == pytest.approx(sum(values) / len(values), abs=0.006)
+    assert summary["median"] == ordered[(len(values) - 1) // 2]
+    assert sum(value <= summary["p95"] for value in values) >= 0.95 * len(values)
+    assert torch.tensor(list(summary["counts"].values())).sum() == len(values)
+
+
+AFTER_THREADS = """
+import sys
+import cv2, numpy as np
+from modeling_vitp.recipes import validate_data
+if __name__ == "__main__":
+    cv2.setNumThreads(4)
+    cv2.GaussianBlur(np.zeros((2000, 2000, 3), np.uint8), (31, 31), 0)
+    sys.exit(validate_data.main(sys.argv[1:]))
+"""
+
+
+def test_processes_do_not_wait_for_threads_of_the_one_that_started_them(files):
+    """A process that is forked beside OpenCV's threads and tells it to use one thread waits for them for ever."""
+    source = {"name": "lines", "annotation": "broken.jsonl", "image_root": "images"}
+    (files / "mixture.yaml").write_text(yaml.safe_dump({"root": str(files), "sources": [source]}))
+    words = [str(files / "mixture.yaml"), "--num_workers", "1", "--output_dir", str(files / "out")]
+    words += ["--against", str(files / "good"), "--against_split", "train"]
+    done = subprocess.run([sys.executable, "-c", AFTER_THREADS, *words], timeout=120, capture_output=True, text=True)
+    assert done.returncode == 1 and (files / "out" / "report.json").is_file(), done.stderr

@@ -1,0 +1,219 @@
+import json
+
+import pytest
+import torch
+from huggingface_hub.errors import StrictDataclassClassValidationError
+from original_adapter import FOLDER, original_weights
+from safetensors.torch import load_file
+
+from modeling_vitp import ViTPAdapter, ViTPAdapterConfig, ViTPVisionConfig, ViTPVisionModel, export_backbone
+from modeling_vitp.modeling_vitp_adapter import DeformableAttention, cell_centres, to_maps, to_tokens
+
+TINY = {
+    "hidden_size": 32,
+    "num_hidden_layers": 8,
+    "num_attention_heads": 4,
+    "intermediate_size": 64,
+    "attention_bias": True,
+    "image_size": [96, 96],
+    "patch_size": [16, 16],
+}
+ADAPTER = {"deformable_heads": 4, "spatial_prior_channels": 8}
+
+
+@pytest.fixture
+def adapter():
+    torch.manual_seed(0)
+    return ViTPAdapter(ViTPAdapterConfig(**TINY, **ADAPTER)).eval()
+
+
+@torch.no_grad()
+def test_maps_equal_those_of_the_original_code(adapter):
+    settings = json.loads((FOLDER / "settings.json").read_text())
+    assert settings["interaction_indexes"] == adapter.config.interaction_layers
+    loaded = adapter.load_state_dict(original_weights(), strict=False)
+    # The original drops the CLS token before the ViT, and its checkpoint has none.
+    assert loaded.missing_keys == ["embeddings.cls_token"]
+    assert loaded.unexpected_keys == []
+    expected = load_file(FOLDER / "expected.safetensors")
+    maps = adapter(expected["pixel_values"]).feature_maps
+    for stride, features in zip((4, 8, 16, 32), maps, strict=True):
+        torch.testing.assert_close(features, expected[f"map_stride_{stride}"], rtol=0, atol=1e-5)
+
+
+def bilinear(grid: torch.Tensor, x: float, y: float) -> torch.Tensor:
+    """The value of a map (channels, height, width) at a place in cells, 0 outside, by a loop over the four corners."""
+    total = grid.new_zeros(grid.shape[0])
+    for row in (int(y // 1), int(y // 1) + 1):
+        for column in (int(x // 1), int(x // 1) + 1):
+            if 0 <= row < grid.shape[1] and 0 <= column < grid.shape[2]:
+                total = total + grid[:, row, column] * (1 - abs(x - column)) * (1 - abs(y - row))
+    return total
+
+
+def randomised(attention: DeformableAttention) -> DeformableAttention:
+    for parameter in attention.parameters():
+        torch.nn.init.normal_(parameter, std=0.4)
+    return attention
+
+
+@torch.no_grad()
+def test_deformable_attention_equals_a_loop_over_equation_3():
+    """Deformable DETR: sum over heads m of W_m sum over levels l and points k of A_mlk W'_m x_l(p + offset_mlk)."""
+    torch.manual_seed(0)
+    config = ViTPAdapterConfig(**TINY, **ADAPTER)
+    attention = randomised(DeformableAttention(config, num_levels=3)).double()
+    shapes = [(6, 4), (3, 2), (2, 1)]
+    queries = torch.randn(2, 5, 32, dtype=torch.float64)
+    features = torch.randn(2, sum(h * w for h, w in shapes), 32, dtype=torch.float64)
+    points = torch.rand(5, 2, dtype=torch.float64)
+    actual = attention(queries, points, features, shapes)
+
+    heads, levels, samples, width = 4, 3, 4, 2
+    for image in range(2):
+        values = to_maps(attention.value_proj(features[image : image + 1]), shapes)
+        for index, query in enumerate(queries[image]):
+            offsets = attention.sampling_offsets(query).reshape(heads, levels, samples, 2)
+            weights = attention.attention_weights(query).reshape(heads, levels * samples).softmax(-1)
+            joined = []
+            for head in range(heads):
+                total = torch.zeros(width, dtype=torch.float64)
+                for level, (height, columns) in enumerate(shapes):
+                    grid = values[level][0, head * width : (head + 1) * width]
+                    for sample in range(samples):
+                        x = float(points[index, 0] * columns + offsets[head, level, sample, 0]) - 0.5
+                        y = float(points[index, 1] * height + offsets[head, level, sample, 1]) - 0.5
+                        total += weights[head, level * samples + sample] * bilinear(grid, x, y)
+                joined.append(total)
+            torch.testing.assert_close(actual[image, index], attention.output_proj(torch.cat(joined)))
+
+
+def test_gradients_of_deformable_attention_are_right():
+    torch.manual_seed(0)
+    config = ViTPAdapterConfig(**{**TINY, "hidden_size": 8, "num_attention_heads": 2}, deformable_heads=2)
+    attention = randomised(DeformableAttention(config, num_levels=2)).double()
+    shapes = [(3, 2), (2, 2)]
+    queries = torch.randn(1, 2, 8, dtype=torch.float64, requires_grad=True)
+    features = torch.randn(1, 10, 8, dtype=torch.float64, requires_grad=True)
+    points = torch.rand(2, 2, dtype=torch.float64)
+    assert torch.autograd.gradcheck(lambda q, f: attention(q, points, f, shapes), (queries, features))
+
+
+def test_cells_have_their_centres_row_by_row_x_before_y():
+    points = cell_centres([(2, 3), (1, 1)], torch.device("cpu"))
+    expected = [[(column + 0.5) / 3, (row + 0.5) / 2] for row in range(2) for column in range(3)] + [[0.5, 0.5]]
+    torch.testing.assert_close(points, torch.tensor(expected))
+
+
+def test_tokens_and_maps_are_inverse():
+    maps = [torch.randn(2, 5, 3, 4), torch.randn(2, 5, 2, 1)]
+    for before, after in zip(maps, to_maps(to_tokens(maps), [(3, 4), (2, 1)]), strict=True):
+        assert torch.equal(before, after)
+
+
+@pytest.mark.parametrize("size", [(96, 96), (64, 128), (70, 45), (1, 200)])
+@torch.no_grad()
+def test_maps_cover_images_of_any_size(adapter, size):
+    maps = adapter(torch.randn(2, 3, *size)).feature_maps
+    for stride, features in zip((4, 8, 16, 32), maps, strict=True):
+        assert features.shape == (2, 32, -(-size[0] // stride), -(-size[1] // stride))
+
+
+@torch.no_grad()
+def test_padding_is_that_of_a_larger_image_cropped(adapter):
+    image = torch.randn(1, 3, 70, 45)
+    padded = torch.zeros(1, 3, 96, 64)
+    padded[:, :, :70, :45] = image
+    for small, large in zip(adapter(image).feature_maps, adapter(padded).feature_maps, strict=True):
+        assert torch.equal(small, large[:, :, : small.shape[2], : small.shape[3]])
+
+
+def test_an_exported_backbone_is_a_start_and_the_adapter_starts_as_the_paper_says(tmp_path):
+    torch.manual_seed(0)
+    vision = ViTPVisionModel(ViTPVisionConfig(**TINY))
+    export_backbone(vision, tmp_path / "backbone")
+    adapter, report = ViTPAdapter.from_pretrained(tmp_path / "backbone", **ADAPTER, output_loading_info=True)
+    assert not report["unexpected_keys"]
+    ours = adapter.state_dict()
+    for name, tensor in vision.state_dict().items():
+        assert torch.equal(ours[name], tensor), name
+    assert {name.split(".")[0] for name in report["missing_keys"]} == {
+        "spatial_prior",
+        "interactions",
+        "level_embeddings",
+        "upsample",
+        "norms",
+    }
+    for interaction in adapter.interactions:
+        assert torch.all(interaction.injector.gate == 0.1)
+        assert torch.all(interaction.injector.attention.sampling_offsets.weight == 0)
+    # Four heads look right, down, left and up, one to four cells away.
+    offsets = adapter.interactions[0].extractors[0].attention.sampling_offsets.bias.reshape(4, 4, 2)
+    directions = torch.tensor([[1.0, 0], [0, 1], [-1, 0], [0, -1]])
+    torch.testing.assert_close(offsets, directions[:, None] * torch.arange(1, 5)[:, None], atol=1e-6, rtol=0)
+
+    adapter.save_pretrained(tmp_path / "adapter")
+    again = ViTPAdapter.from_pretrained(tmp_path / "adapter")
+    assert all(torch.equal(tensor, ours[name]) for name, tensor in again.state_dict().items())
+
+
+def test_gradients_reach_every_parameter_and_checkpointing_does_not_change_them(adapter):
+    adapter.train()
+    images = torch.randn(2, 3, 64, 64)
+
+    def gradients():
+        adapter.zero_grad()
+        sum((features * weight).sum() for features, weight in zip(adapter(images).feature_maps, weights)).backward()
+        return {name: p.grad.clone() for name, p in adapter.named_parameters() if p.requires_grad}
+
+    weights = [torch.randn_like(features) for features in adapter(images).feature_maps]
+    with torch.no_grad():  # the offsets' zeros would hide their inputs
+        for name, parameter in adapter.named_parameters():
+            if "sampling_offsets" in name or "attention_weights" in name:
+                parameter.add_(0.1 * torch.randn_like(parameter))
+    plain = gradients()
+    assert [name for name, gradient in plain.items() if not gradient.any()] == []
+    assert [name for name, p in adapter.named_parameters() if not p.requires_grad] == ["embeddings.cls_token"]
+    adapter.gradient_checkpointing_enable()
+    for name, gradient in gradients().items():
+        torch.testing.assert_close(gradient, plain[name], msg=name)
+
+
+@torch.no_grad()
+def test_bfloat16_is_close_to_float32(adapter):
+    images = torch.randn(1, 3, 96, 96)
+    expected = adapter(images).feature_maps
+    actual = adapter.to(torch.bfloat16)(images).feature_maps
+    for low, high in zip(actual, expected, strict=True):
+        assert low.dtype == torch.bfloat16
+        assert (low - high).abs().mean() < 0.03 * high.abs().mean()
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"interaction_layers": [[0, 1], [2, 3], [4, 5], [6, 6]]}, "must be four"),
+        ({"spatial_prior_norm": "group_norm"}, "neither"),
+        ({"patch_size": [14, 14]}, "patches of 16 pixels"),
+        ({"deformable_heads": 3}, "does not divide"),
+    ],
+)
+def test_settings_that_do_not_fit_are_refused(settings, message):
+    with pytest.raises(StrictDataclassClassValidationError, match=message):
+        ViTPAdapterConfig(**{**TINY, **ADAPTER, **settings})
+
+
+def test_the_papers_interactions_are_the_default_for_24_layers():
+    config = ViTPAdapterConfig(num_hidden_layers=24, patch_size=[16, 16])
+    assert config.interaction_layers == [[0, 7], [8, 11], [12, 15], [16, 23]]
+
+
+@pytest.mark.parametrize("stages", [["stride4", "stride32"], ["stride16"]])
+def test_of_maps_that_are_not_asked_for_no_statistics_are_taken(stages):
+    settings = {**TINY, **ADAPTER, "spatial_prior_norm": "batch_norm", "out_features": stages}
+    model = ViTPAdapter(ViTPAdapterConfig(**settings)).train()
+    maps = model(torch.randn(2, 3, 40, 64)).feature_maps
+    strides = [int(stage.removeprefix("stride")) for stage in stages]
+    assert [tuple(features.shape[-2:]) for features in maps] == [(-(-40 // s), -(-64 // s)) for s in strides]
+    seen = [norm.num_batches_tracked.item() for norm in model.norms]
+    assert seen == [int(stage in stages) for stage in model.stage_names]

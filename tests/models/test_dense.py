@@ -1,0 +1,234 @@
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from pictures import picture
+from safetensors.torch import save_file
+from tiny_models import HEAD, VISION, VISION_16, adapter_config
+from torch.nn import functional as F
+from transformers import AutoBackbone, AutoModelForSemanticSegmentation, UperNetConfig, UperNetForSemanticSegmentation
+
+from modeling_vitp import (
+    ViTPAdapter,
+    ViTPBackbone,
+    ViTPBackboneConfig,
+    ViTPChangeDetectionConfig,
+    ViTPFeaturePyramid,
+    ViTPFeaturePyramidConfig,
+    ViTPForChangeDetection,
+    ViTPForSemanticSegmentation,
+    ViTPSegmentationConfig,
+    ViTPSegmentationImageProcessor,
+    ViTPVisionConfig,
+    ViTPVisionModel,
+    export_backbone,
+    resize_backbone,
+)
+
+
+@pytest.fixture
+def vision():
+    torch.manual_seed(0)
+    return ViTPVisionModel(ViTPVisionConfig(**VISION)).eval()
+
+
+@torch.no_grad()
+def test_backbone_maps_are_the_vision_models_features(vision, tmp_path):
+    """At the training size, from an exported folder, for any choice of layers."""
+    export_backbone(vision, tmp_path)
+    images = torch.randn(2, 3, 56, 56)
+    outputs = vision(images, output_hidden_states=True)
+    backbone = ViTPBackbone.from_pretrained(tmp_path, out_features=["stem", "stage2", "stage3"]).eval()
+    assert backbone.channels == [32, 32, 32]
+    maps = backbone(images).feature_maps
+    for state, features in zip((0, 2, 3), maps, strict=True):
+        for row in range(4):
+            for column in range(4):
+                expected = outputs.hidden_states[state][:, 1 + row * 4 + column]
+                assert torch.equal(features[:, :, row, column], expected)
+    torch.testing.assert_close(outputs.hidden_states[3], outputs.last_hidden_state)
+    (last,) = ViTPBackbone.from_pretrained(tmp_path).eval()(images).feature_maps
+    assert torch.equal(last, maps[-1])
+
+
+@torch.no_grad()
+def test_backbone_pads_to_whole_patches(vision, tmp_path):
+    export_backbone(vision, tmp_path)
+    backbone = ViTPBackbone.from_pretrained(tmp_path).eval()
+    image = torch.randn(1, 3, 50, 29)
+    padded = F.pad(image, (0, 13, 0, 6))
+    (features,) = backbone(image).feature_maps
+    assert features.shape == (1, 32, 4, 3)
+    assert torch.equal(features.flatten(2).transpose(1, 2), vision(padded).last_hidden_state[:, 1:])
+
+
+def test_backbones_open_through_auto_backbone():
+    backbone = AutoBackbone.from_config(ViTPBackboneConfig(**VISION, out_indices=[1, 3]))
+    assert isinstance(backbone, ViTPBackbone)
+    assert backbone.out_features == ["stage1", "stage3"]
+    assert AutoBackbone.from_config(adapter_config()).channels == [32] * 4
+
+
+NECKS = {
+    "adapter": (ViTPAdapter, {"deformable_heads": 4, "spatial_prior_channels": 8}),
+    "pyramid": (ViTPFeaturePyramid, {"pyramid_channels": 16}),
+}
+
+
+@pytest.mark.parametrize("neck", NECKS)
+@pytest.mark.parametrize("model_class", [ViTPForSemanticSegmentation, ViTPForChangeDetection])
+def test_a_model_starts_from_an_exported_backbone_whose_patches_are_resampled(vision, tmp_path, neck, model_class):
+    export_backbone(vision.to(torch.bfloat16), tmp_path / "backbone")
+    backbone_class, settings = NECKS[neck]
+    names = {0: "ground", 1: "tree", 2: "water"}
+    settings = {**settings, "drop_path_rate": 0.3}
+    arguments = {"id2label": names, "hidden_size": 16, "auxiliary_channels": 16, "backbone_kwargs": settings}
+    torch.manual_seed(5)
+    model = model_class.from_backbone(tmp_path / "backbone", neck, **arguments)
+    assert type(model) is model_class and type(model.backbone) is backbone_class
+    assert model.config.backbone_config is model.backbone.config
+    assert {parameter.dtype for parameter in model.parameters()} == {torch.float32}
+    assert (model.config.id2label, model.config.label2id) == (names, {"ground": 0, "tree": 1, "water": 2})
+    assert model.backbone.encoder.layer[-1].drop_path.drop_prob == 0.3
+    assert (model.backbone.config.patch_size, model.backbone.config.image_size) == ([16, 16], [64, 64])
+    loaded, wanted = model.backbone.state_dict(), resize_backbone(vision.float(), 16, 64).state_dict()
+    for name, tensor in wanted.items():
+        # The patches are resampled in float32, here from weights that were stored in bfloat16.
+        torch.testing.assert_close(loaded[name], tensor, msg=name)
+    torch.manual_seed(5)
+    again = model_class.from_backbone(vision, neck, **arguments)
+    for name, tensor in model.state_dict().items():
+        assert torch.equal(again.state_dict()[name], tensor), name
+
+    model.backbone.save_pretrained(tmp_path / "finetuned")
+    opened = model_class.from_backbone(tmp_path / "finetuned", neck, num_labels=3, hidden_size=16)
+    for name, tensor in model.backbone.state_dict().items():
+        assert torch.equal(opened.backbone.state_dict()[name], tensor), name
+
+
+def test_what_is_no_backbone_is_refused(vision, tmp_path):
+    ViTPFeaturePyramid.from_backbone(vision, pyramid_channels=8).save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="neck='fpn', but there are only 'adapter' and 'pyramid'"):
+        ViTPForSemanticSegmentation.from_backbone(tmp_path, "fpn")
+    with pytest.raises(ValueError, match="holds a 'vitp_feature_pyramid', but an exported backbone is expected"):
+        ViTPForSemanticSegmentation.from_backbone(tmp_path)
+    with pytest.raises(ValueError, match="backbone_config is a 'resnet' and none of vitp_adapter"):
+        ViTPSegmentationConfig(backbone_config={"model_type": "resnet"})
+
+
+@pytest.mark.parametrize("is_pair", [False, True])
+def test_loss_equals_a_loop_over_the_labelled_pixels(is_pair):
+    torch.manual_seed(0)
+    if is_pair:
+        config = ViTPChangeDetectionConfig(backbone_config=adapter_config(), **HEAD, class_weights=[0.5, 2.0, 1.0])
+        model = ViTPForChangeDetection(config).eval()
+        images = {name: torch.randn(2, 3, 40, 56) for name in ("pixel_values_before", "pixel_values_after")}
+    else:
+        config = ViTPSegmentationConfig(backbone_config=adapter_config(), **HEAD, class_weights=[0.5, 2.0, 1.0])
+        model = ViTPForSemanticSegmentation(config).eval()
+        images = {"pixel_values": torch.randn(2, 3, 40, 56)}
+    labels = torch.randint(0, 3, (2, 40, 56))
+    labels[0, :20] = 255
+    model.config.auxiliary_loss_weight = 0.0
+    outputs = model(**images, labels=labels)
+    assert outputs.logits.shape == (2, 3, 40, 56)
+
+    logits = outputs.logits.detach().double().numpy()
+    total, count = 0.0, 0
+    for image, row, column in np.argwhere(labels.numpy() != 255):
+        label = labels[image, row, column]
+        scores = logits[image, :, row, column]
+        total += [0.5, 2.0, 1.0][label] * (np.log(np.exp(scores).sum()) - scores[label])
+        count += 1
+    assert outputs.loss.item() == pytest.approx(total / count, rel=1e-5)
+    assert model(**images, labels=torch.full_like(labels, 255)).loss.item() == 0
+
+
+def test_the_auxiliary_head_is_trained_too():
+    torch.manual_seed(0)
+    model = ViTPForSemanticSegmentation(ViTPSegmentationConfig(backbone_config=adapter_config(), **HEAD))
+    model(torch.randn(2, 3, 64, 64), labels=torch.randint(0, 3, (2, 64, 64))).loss.backward()
+    without = [name for name, parameter in model.named_parameters() if parameter.grad is None]
+    assert without == ["backbone.embeddings.cls_token"]
+
+
+@torch.no_grad()
+def test_a_pair_is_two_images_through_one_backbone():
+    """Joined by hand: before's channels first."""
+    torch.manual_seed(0)
+    model = ViTPForChangeDetection(ViTPChangeDetectionConfig(backbone_config=adapter_config(), **HEAD)).eval()
+    before, after = torch.randn(2, 1, 3, 64, 64)
+    maps = [torch.cat(pair, 1) for pair in zip(model.backbone(before).feature_maps, model.backbone(after).feature_maps)]
+    expected = F.interpolate(model.decode_head(maps), size=(64, 64), mode="bilinear", align_corners=False)
+    actual = model(before, after).logits
+    torch.testing.assert_close(actual, expected, rtol=1e-4, atol=1e-5)
+    assert not torch.allclose(actual, model(after, before).logits, atol=1e-3)
+
+
+@torch.no_grad()
+def test_the_adapter_is_a_backbone_of_transformers_own_upernet():
+    torch.manual_seed(0)
+    config = UperNetConfig(backbone_config=adapter_config(), **HEAD, auxiliary_in_channels=None)
+    theirs = UperNetForSemanticSegmentation(config).eval()
+    ours = ViTPForSemanticSegmentation(ViTPSegmentationConfig(backbone_config=adapter_config(), **HEAD)).eval()
+    ours.load_state_dict(theirs.state_dict())
+    images, labels = torch.randn(2, 3, 64, 96), torch.randint(0, 3, (2, 64, 96))
+    expected, actual = theirs(images, labels=labels), ours(images, labels=labels)
+    assert torch.equal(actual.logits, expected.logits)
+    torch.testing.assert_close(actual.loss, expected.loss)
+
+
+@torch.no_grad()
+def test_saved_models_open_with_their_own_code_where_this_package_is_missing(tmp_path):
+    torch.manual_seed(0)
+    expected = {"images": torch.randn(1, 3, 64, 64)}
+    for name, config in (("adapter", adapter_config()), ("pyramid", ViTPFeaturePyramidConfig(**VISION_16))):
+        model = ViTPForSemanticSegmentation(ViTPSegmentationConfig(backbone_config=config, **HEAD)).eval()
+        model.save_pretrained(tmp_path / name)
+        expected[name] = model(expected["images"]).logits
+    pair = ViTPForChangeDetection(ViTPChangeDetectionConfig(backbone_config=config, **HEAD)).eval()
+    pair.save_pretrained(tmp_path / "pair")
+    expected["pair"] = pair(expected["images"], expected["images"].flip(-1)).logits
+    processor = ViTPSegmentationImageProcessor(input_spec={"gamma": 0.5})
+    processor.save_pretrained(tmp_path / "pyramid")
+    picture(50, 40).save(tmp_path / "image.png")
+    maps = model(**processor(picture(50, 40), return_tensors="pt")).logits[0].argmax(0)
+    expected["classes"] = maps.unique()
+    save_file(expected, tmp_path / "expected.safetensors")
+    script = """
+import sys, torch
+from safetensors.torch import load_file
+from transformers import AutoModel, AutoModelForSemanticSegmentation, pipeline
+expected = load_file("expected.safetensors")
+for name in ("adapter", "pyramid"):
+    model = AutoModelForSemanticSegmentation.from_pretrained(name, trust_remote_code=True).eval()
+    with torch.no_grad():
+        torch.testing.assert_close(model(expected["images"]).logits, expected[name])
+pair = AutoModel.from_pretrained("pair", trust_remote_code=True).eval()
+with torch.no_grad():
+    torch.testing.assert_close(pair(expected["images"], expected["images"].flip(-1)).logits, expected["pair"])
+parts = pipeline("image-segmentation", model="pyramid", trust_remote_code=True)("image.png")
+assert [part["label"] for part in parts] == [f"LABEL_{index}" for index in expected["classes"]]
+assert {part["mask"].size for part in parts} == {(50, 40)}
+assert not any(name == "modeling_vitp" or name.startswith("modeling_vitp.") for name in sys.modules)
+"""
+    environment = {**os.environ, "HF_MODULES_CACHE": str(tmp_path / "modules"), "PYTHONPATH": ""}
+    run = subprocess.run([sys.executable, "-c", script], cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr
+
+
+@torch.no_grad()
+def test_models_are_saved_and_opened_again(tmp_path):
+    torch.manual_seed(0)
+    labels = {"id2label": {0: "ground", 1: "tree"}, "label2id": {"ground": 0, "tree": 1}}
+    config = ViTPSegmentationConfig(backbone_config=adapter_config(), hidden_size=16, auxiliary_channels=16, **labels)
+    model = ViTPForSemanticSegmentation(config).eval()
+    model.save_pretrained(tmp_path)
+    again = AutoModelForSemanticSegmentation.from_pretrained(tmp_path).eval()
+    assert isinstance(again, ViTPForSemanticSegmentation)
+    assert again.config.id2label == {0: "ground", 1: "tree"}
+    images = torch.randn(1, 3, 64, 64)
+    assert torch.equal(model(images).logits, again(images).logits)

@@ -1,0 +1,584 @@
+"""Images of any depth, mode and layout, against plain transformers, Pillow and numpy."""
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from pictures import picture
+from PIL import Image, ImageOps
+from transformers import GotOcr2ImageProcessor
+
+from modeling_vitp import ViTPImageProcessor
+from modeling_vitp.image_processing_vitp import band_percentiles
+
+MEAN, STD = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
+HEIGHT, WIDTH = 7, 10
+
+
+def random_array(shape, dtype, seed=0):
+    rng = np.random.default_rng(seed)
+    dtype = np.dtype(dtype)
+    if dtype.kind == "b":
+        return rng.random(shape) > 0.5
+    if dtype.kind == "f":
+        return rng.random(shape).astype(dtype)
+    info = np.iinfo(dtype)
+    return rng.integers(info.min, info.max, shape, dtype=dtype.newbyteorder("="), endpoint=True).astype(dtype)
+
+
+def unit(image, size=None, **kwargs):
+    """The image in [0, 1] as `(3, height, width)`, neither normalised nor, unless `size` says so, resized."""
+    if size is None:
+        size = (image.height, image.width) if isinstance(image, Image.Image) else (HEIGHT, WIDTH)
+    processor = ViTPImageProcessor(
+        size={"height": size[0], "width": size[1]}, image_mean=[0.0, 0.0, 0.0], image_std=[1.0, 1.0, 1.0]
+    )
+    return processor(image, return_tensors="pt", **kwargs)["pixel_values"][0].numpy()
+
+
+def oracle(bands, low=None, high=None, gamma=1.0):
+    """The same in numpy; `low` and `high` are numbers, or one for each band."""
+    bands = np.asarray(bands)
+    if low is None:
+        low, high = 0, np.iinfo(bands.dtype).max if bands.dtype.kind in "iu" else 1
+    low, high = (np.asarray(value, dtype=np.float64).reshape(-1, 1, 1) for value in (low, high))
+    with np.errstate(invalid="ignore"):
+        scaled = np.clip((bands.astype(np.float64) - low) / (high - low), 0, 1)
+    scaled = np.where(np.isnan(scaled), 0, scaled) ** gamma
+    return np.broadcast_to(scaled, (3, *scaled.shape[1:]))
+
+
+def assert_close(actual, expected, tolerance=1e-6):
+    np.testing.assert_allclose(actual, expected, rtol=0, atol=tolerance)
+
+
+def brute_force_grid(width, height, tile, min_patches, max_patches):
+    """(columns, rows) nearest in aspect ratio; of equally near ones the largest below twice the image's area."""
+    grids = [
+        (columns, rows)
+        for columns in range(1, max_patches + 1)
+        for rows in range(1, max_patches + 1)
+        if min_patches <= columns * rows <= max_patches
+    ]
+    distance = {grid: abs(width / height - grid[0] / grid[1]) for grid in grids}
+    nearest = [grid for grid in grids if distance[grid] == min(distance.values())]
+    nearest.sort(key=lambda grid: grid[0] * grid[1])
+    allowed = [grid for grid in nearest[1:] if width * height > 0.5 * tile * tile * grid[0] * grid[1]]
+    return (nearest[:1] + allowed)[-1]
+
+
+FORMS = {
+    "pil": lambda image: image,
+    "hwc": np.asarray,
+    "chw": lambda image: np.asarray(image).transpose(2, 0, 1),
+    "reversed strides": lambda image: np.ascontiguousarray(np.asarray(image)[:, :, ::-1])[:, :, ::-1],
+    "tensor": lambda image: torch.from_numpy(np.asarray(image).transpose(2, 0, 1).copy()),
+}
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("crop_to_patches", [False, True])
+@pytest.mark.parametrize("size", [(100, 60), (56, 56), (37, 191), (300, 20)])
+def test_8_bit_rgb_gives_what_transformers_gives(form, crop_to_patches, size):
+    settings = {"size": {"height": 56, "width": 56}, "crop_to_patches": crop_to_patches, "max_patches": 6}
+    image = picture(*size)
+    expected = GotOcr2ImageProcessor(image_mean=MEAN, image_std=STD, **settings)(image, return_tensors="pt")
+    actual = ViTPImageProcessor(**settings)(FORMS[form](image), return_tensors="pt")
+    assert torch.equal(actual["pixel_values"], expected["pixel_values"])
+    assert torch.equal(actual["num_patches"], expected["num_patches"])
+
+
+@pytest.mark.parametrize("as_array", [False, True])
+def test_8_bit_greyscale_gives_what_transformers_gives(as_array):
+    settings = {"size": {"height": 56, "width": 56}, "crop_to_patches": True}
+    image = picture(100, 60).convert("L")
+    expected = GotOcr2ImageProcessor(image_mean=MEAN, image_std=STD, **settings)(image, return_tensors="pt")
+    image = np.asarray(image) if as_array else image
+    actual = ViTPImageProcessor(**settings)(image, return_tensors="pt")
+    assert torch.equal(actual["pixel_values"], expected["pixel_values"])
+
+
+@pytest.mark.parametrize("nested", [False, True])
+def test_batches_of_mixed_sizes_and_forms_keep_their_order(nested):
+    settings = {"size": {"height": 28, "width": 28}, "crop_to_patches": True, "max_patches": 4}
+    images = [picture(90, 30, 0), picture(28, 28, 1), picture(90, 30, 2), picture(20, 50, 3)]
+    oracle = GotOcr2ImageProcessor(image_mean=MEAN, image_std=STD, **settings)
+    expected = [oracle(image, return_tensors="pt") for image in images]
+    mixed = [images[0], np.asarray(images[1]), images[2], np.asarray(images[3]).transpose(2, 0, 1)]
+    if nested:
+        mixed = [mixed[:1], mixed[1:]]
+    actual = ViTPImageProcessor(**settings)(mixed, return_tensors="pt")
+    assert torch.equal(actual["pixel_values"], torch.cat([one["pixel_values"] for one in expected]))
+    assert actual["num_patches"].tolist() == [one["num_patches"].item() for one in expected]
+
+
+def test_a_4d_array_is_a_batch():
+    batch = random_array((3, 12, 9, 3), np.uint8)
+    processor = ViTPImageProcessor(size={"height": 12, "width": 9}, image_mean=[0.0] * 3, image_std=[1.0] * 3)
+    pixel_values = processor(batch, return_tensors="pt")["pixel_values"]
+    assert_close(pixel_values.numpy(), batch.transpose(0, 3, 1, 2) / 255)
+
+
+def test_defaults_are_those_of_internvl():
+    processor = ViTPImageProcessor()
+    assert list(processor.image_mean) == MEAN and list(processor.image_std) == STD
+    assert dict(processor.size) == {"height": 448, "width": 448}
+    assert processor.crop_to_patches is False and processor.input_spec is None
+
+
+@pytest.mark.parametrize(
+    "size",
+    [(28, 28), (56, 56), (400, 400), (57, 28), (100, 40), (35, 28), (40, 100), (500, 28), (28, 500), (1, 90), (90, 1)],
+)
+@pytest.mark.parametrize("min_patches, max_patches", [(1, 1), (1, 6), (1, 12), (3, 6)])
+def test_number_of_tiles_is_that_of_the_nearest_grid_and_a_thumbnail(size, min_patches, max_patches):
+    processor = ViTPImageProcessor(size={"height": 28, "width": 28}, crop_to_patches=True)
+    output = processor(picture(*size), min_patches=min_patches, max_patches=max_patches, return_tensors="pt")
+    columns, rows = brute_force_grid(*size, 28, min_patches, max_patches)
+    expected = columns * rows + (columns * rows > 1)
+    assert output["num_patches"].tolist() == [expected]
+    assert output["pixel_values"].shape == (expected, 3, 28, 28)
+
+
+def test_tiles_run_row_by_row_and_the_thumbnail_comes_last():
+    colours = random_array((2, 3, 3), np.uint8)
+    image = Image.fromarray(colours.repeat(28, axis=0).repeat(28, axis=1))
+    processor = ViTPImageProcessor(
+        size={"height": 28, "width": 28}, crop_to_patches=True, max_patches=6, image_mean=[0.0] * 3, image_std=[1.0] * 3
+    )
+    tiles = processor(image, return_tensors="pt")["pixel_values"].numpy()
+    assert len(tiles) == 7
+    for tile, colour in zip(tiles, colours.reshape(-1, 3)):
+        assert_close(tile, np.broadcast_to(colour.reshape(3, 1, 1) / 255, tile.shape))
+    thumbnail = GotOcr2ImageProcessor(size={"height": 28, "width": 28}, do_normalize=False)(image, return_tensors="pt")
+    assert_close(tiles[-1], thumbnail["pixel_values"][0].numpy())
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16, ">u2", np.uint32, np.float16, np.float32, np.float64, bool])
+@pytest.mark.parametrize("bands", [1, 3])
+def test_without_a_spec_the_type_says_the_range(dtype, bands):
+    array = random_array((bands, HEIGHT, WIDTH), dtype)
+    image = array[0] if bands == 1 else array
+    assert_close(unit(image), oracle(array.astype(array.dtype.newbyteorder("="))))
+
+
+@pytest.mark.parametrize("mode, dtype", [("I;16", "<u2"), ("I;16B", ">u2")])
+def test_16_bit_pil_images_do_not_saturate(mode, dtype):
+    array = random_array((HEIGHT, WIDTH), np.uint16)
+    image = Image.frombytes(mode, (WIDTH, HEIGHT), array.astype(dtype).tobytes())
+    assert_close(unit(image), oracle(array[None]))
+
+
+def test_float_pil_images_are_taken_in_0_to_1():
+    array = random_array((HEIGHT, WIDTH), np.float32)
+    assert_close(unit(Image.fromarray(array)), oracle(array[None]))
+
+
+SPECS = {
+    "window": ({"window": [-200, 400]}, {"low": -200, "high": 400}),
+    "window per band": (
+        {"window": [[-200, 400], [0, 100], [50, 60]]},
+        {"low": [-200, 0, 50], "high": [400, 100, 60]},
+    ),
+    "gamma": ({"window": [-500, 500], "gamma": 0.5}, {"low": -500, "high": 500, "gamma": 0.5}),
+    "gamma above 1": ({"window": [-500, 500], "gamma": 2.2}, {"low": -500, "high": 500, "gamma": 2.2}),
+}
+
+
+@pytest.mark.parametrize("dtype", [np.int16, np.int32, np.float32, np.float64, ">i2", ">f4"])
+@pytest.mark.parametrize("name", SPECS)
+def test_windows_and_gamma_agree_with_numpy(name, dtype):
+    spec, expected = SPECS[name]
+    array = np.random.default_rng(0).integers(-600, 600, (3, HEIGHT, WIDTH)).astype(dtype)
+    assert_close(unit(array, input_spec=spec), oracle(array, **expected))
+
+
+@pytest.mark.parametrize("bands", [[4, 0, 2], [3], [1, 1, 1]])
+def test_bands_are_picked_in_the_order_that_is_asked(bands):
+    array = random_array((5, HEIGHT, WIDTH), np.uint16)
+    assert_close(unit(array, input_spec={"bands": bands}), oracle(array[bands]))
+
+
+def test_one_window_for_each_picked_band():
+    array = random_array((5, HEIGHT, WIDTH), np.uint16)
+    windows = [[0, 30000], [10000, 60000], [5, 65535]]
+    expected = oracle(array[[4, 0, 2]], low=[low for low, _ in windows], high=[high for _, high in windows])
+    assert_close(unit(array, input_spec={"bands": [4, 0, 2], "window": windows}), expected)
+
+
+@pytest.mark.parametrize("percentiles", [(0, 100), (2, 98), (0.5, 33.3)])
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16, ">u2", np.int16, np.float32])
+@pytest.mark.parametrize("bands", [1, 3])
+def test_percentiles_agree_with_numpy_band_by_band(percentiles, dtype, bands):
+    array = random_array((bands, HEIGHT, WIDTH), dtype)
+    low, high = np.percentile(array.astype(np.float64), percentiles, axis=(1, 2))
+    image = array[0] if bands == 1 else array
+    assert_close(unit(image, input_spec={"percentiles": percentiles}), oracle(array, low, high))
+
+
+@pytest.mark.parametrize("spec", [{"window": (-1, 1)}, {"percentiles": (5, 95)}])
+def test_nan_is_black_and_infinities_are_clipped_without_shifting_the_window(spec):
+    array = np.random.default_rng(0).standard_normal((3, HEIGHT, WIDTH)).astype(np.float32)
+    array[0, 0, :3] = np.nan, np.inf, -np.inf
+    array[2, 3, 4] = np.nan
+    finite = [band[np.isfinite(band)].astype(np.float64) for band in array]
+    low, high = zip(*(spec.get("window") or np.percentile(band, spec["percentiles"]) for band in finite))
+    actual = unit(array, input_spec=spec)
+    assert_close(actual, oracle(array, low, high))
+    assert actual[0, 0, :3].tolist() == [0, 1, 0] and actual[2, 3, 4] == 0
+
+
+@pytest.mark.parametrize("dtype", [np.uint16, np.float32, np.int16])
+def test_percentiles_of_a_constant_band_give_black_and_no_nan(dtype):
+    array = np.full((HEIGHT, WIDTH), 7, dtype=dtype)
+    assert_close(unit(array, input_spec={"percentiles": [2, 98]}), np.zeros((3, HEIGHT, WIDTH)))
+
+
+def test_percentiles_of_a_band_above_the_limit_of_torch_quantile():
+    band = torch.arange(2**24 + 2, dtype=torch.int32)
+    assert band_percentiles(band, (2.5, 75)) == [0.025 * (2**24 + 1), 0.75 * (2**24 + 1)]
+
+
+def on_white(rgb, alpha):
+    alpha = alpha[..., None] / 255
+    return rgb * alpha + 255 * (1 - alpha)
+
+
+def pil_of_mode(mode):
+    """An image of the mode and what it looks like in 8-bit RGB on white, `(height, width, 3)`."""
+    rgb = random_array((HEIGHT, WIDTH, 3), np.uint8)
+    grey, alpha = rgb[..., 0], random_array((HEIGHT, WIDTH), np.uint8, seed=1)
+    if mode == "RGB":
+        return Image.fromarray(rgb), rgb
+    if mode == "L":
+        return Image.fromarray(grey), grey[..., None].repeat(3, axis=-1)
+    if mode == "1":
+        bits = grey > 127
+        return Image.fromarray(bits), 255.0 * bits[..., None].repeat(3, axis=-1)
+    if mode == "RGBA":
+        return Image.fromarray(np.dstack([rgb, alpha])), on_white(rgb, alpha)
+    if mode == "LA":
+        image = Image.merge("LA", [Image.fromarray(grey), Image.fromarray(alpha)])
+        return image, on_white(grey[..., None].repeat(3, axis=-1), alpha)
+    if mode == "CMYK":
+        image = Image.fromarray(np.dstack([rgb, alpha]), mode="CMYK")
+        return image, np.asarray(image.convert("RGB"))
+    palette = random_array((16, 3), np.uint8, seed=2)
+    indices = grey % 16
+    image = Image.fromarray(indices, mode="P")
+    image.putpalette(palette.flatten().tolist())
+    if mode == "P":
+        return image, palette[indices]
+    image.info["transparency"] = 5
+    return image, on_white(palette[indices], np.where(indices == 5, 0, 255))
+
+
+PIL_MODES = ["RGB", "L", "1", "RGBA", "LA", "CMYK", "P", "P with transparency"]
+
+
+@pytest.mark.parametrize("with_spec", [False, True])
+@pytest.mark.parametrize("mode", PIL_MODES)
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_8_bit_pil_modes_become_rgb_on_white(mode, with_spec):
+    image, rgb = pil_of_mode(mode)
+    assert image.mode == mode.split()[0]
+    spec, (low, high) = ({"window": [50, 200]}, (50, 200)) if with_spec else (None, (0, 255))
+    rounding = 1.01 / (high - low) if mode in ("RGBA", "LA") else 1e-6
+    assert_close(unit(image, input_spec=spec), oracle(rgb.transpose(2, 0, 1), low, high), rounding)
+
+
+@pytest.mark.parametrize("spec", [None, {"gamma": 1.0}])
+@pytest.mark.parametrize("size", [(WIDTH, 1), (WIDTH, 3), (1, HEIGHT), (3, HEIGHT), (3, 3), (1, 1), (4, 1)])
+@pytest.mark.parametrize("mode", [*PIL_MODES, "I;16", "F"])
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_the_layout_of_a_pil_image_is_known_whatever_its_size(mode, size, spec):
+    if mode in ("I;16", "F"):
+        array = random_array((HEIGHT, WIDTH), {"I;16": np.uint16, "F": np.float32}[mode])
+        image, shades = Image.fromarray(array), oracle(array[None])
+    else:
+        image, rgb = pil_of_mode(mode)
+        shades = rgb.transpose(2, 0, 1) / 255
+    expected = shades[:, : size[1], : size[0]]
+    assert_close(unit(image.crop((0, 0, *size)), input_spec=spec), expected, 1.01 / 255 if "A" in mode else 1e-6)
+
+
+@pytest.mark.parametrize("channels_last", [False, True])
+@pytest.mark.parametrize("bands", [2, 5, 13])
+def test_the_axis_of_many_bands_is_found(bands, channels_last):
+    array = random_array((bands, 20, 30), np.uint16)
+    image = array.transpose(1, 2, 0) if channels_last else array
+    assert_close(unit(image, size=(20, 30), input_spec={"bands": [1]}), oracle(array[[1]]))
+
+
+@pytest.mark.parametrize("bands", [1, 3])
+@pytest.mark.parametrize("size", [(2, 30), (30, 2), (5, 5), (2, 2)])
+@pytest.mark.parametrize("channels_last", [False, True])
+def test_the_axis_of_one_or_three_bands_is_found_though_it_is_not_the_shortest(bands, size, channels_last):
+    array = random_array((bands, *size), np.uint8)
+    image = array.transpose(1, 2, 0) if channels_last else array
+    assert_close(unit(image, size=size), oracle(array))
+
+
+AMBIGUOUS = [(5, 9, 5), (3, 9, 3), (3, 9, 4), (4, 9, 1), (1, 9, 1)]
+
+
+@pytest.mark.parametrize("shape", AMBIGUOUS)
+def test_ambiguous_shapes_are_refused_with_the_remedy(shape):
+    with pytest.raises(ValueError, match=r"first or the last axis.*input_data_format='channels_first'"):
+        unit(random_array(shape, np.uint16), input_spec={"bands": [0]})
+
+
+@pytest.mark.parametrize("shape", [*AMBIGUOUS, (5, 20, 30), (20, 30, 5)])
+@pytest.mark.parametrize("input_data_format", ["channels_first", "channels_last"])
+def test_input_data_format_is_honoured(shape, input_data_format):
+    array = random_array(shape, np.uint16)
+    bands = array if input_data_format == "channels_first" else array.transpose(2, 0, 1)
+    actual = unit(array, size=bands.shape[1:], input_spec={"bands": [0]}, input_data_format=input_data_format)
+    assert_close(actual, oracle(bands[:1]))
+
+
+def test_input_data_format_of_the_arrays_of_a_batch_leaves_its_pil_images_alone():
+    image = picture(WIDTH, HEIGHT)
+    processor = ViTPImageProcessor(size={"height": HEIGHT, "width": WIDTH})
+    kwargs = {"input_data_format": "channels_first", "input_spec": {"gamma": 0.5}, "return_tensors": "pt"}
+    pixel_values = processor([image, np.asarray(image).transpose(2, 0, 1)], **kwargs)["pixel_values"]
+    assert torch.equal(pixel_values[0], pixel_values[1])
+
+
+GREY = np.full((HEIGHT, WIDTH), 100, dtype=np.int16)
+NAN_BAND = np.where(np.arange(3).reshape(3, 1, 1) == 1, np.nan, np.full((3, HEIGHT, WIDTH), 0.5))
+WINDOW_REMEDY = r"input_spec=.*window.*percentiles"
+REFUSALS = {
+    "float above 1": (np.full((HEIGHT, WIDTH), 1.5), None, r"float64 .*\[1\.5, 1\.5\].*" + WINDOW_REMEDY),
+    "float below 0": (np.full((HEIGHT, WIDTH), -0.1, np.float32), None, r"float32 .*" + WINDOW_REMEDY),
+    "float with nan": (np.where(GREY == 100, np.nan, 0.5), None, r"float64 .*" + WINDOW_REMEDY),
+    "int16": (GREY, None, r"int16 .*\[100, 100\].*" + WINDOW_REMEDY),
+    "PIL I": (Image.new("I", (WIDTH, HEIGHT), 1000), None, r"int32 .*" + WINDOW_REMEDY),
+    "PIL F": (Image.new("F", (WIDTH, HEIGHT), 1000.0), None, r"float32 .*" + WINDOW_REMEDY),
+    "complex": (np.ones((HEIGHT, WIDTH), np.complex64), None, "complex"),
+    "complex with window": (np.ones((HEIGHT, WIDTH), np.complex64), {"window": [0, 1]}, "complex"),
+    "2 bands": (random_array((2, 20, 30), np.uint8), None, r"2 bands.*input_spec=.*bands"),
+    "4 bands": (random_array((20, 30, 4), np.uint8), None, r"4 bands.*input_spec=.*bands.*RGBA"),
+    "5 bands": (random_array((5, 20, 30), np.uint16), {"window": [0, 9]}, r"5 bands.*input_spec=.*bands"),
+    "empty array": (np.zeros((0, WIDTH), np.uint8), None, r"shape.*zero"),
+    "empty bands": (np.zeros((0, HEIGHT, WIDTH), np.uint8), None, r"shape.*zero"),
+    "1-d array": (np.zeros(WIDTH, np.uint8), None, r"shape \(10,\).*height, width"),
+    "empty PIL image": (Image.new("RGB", (0, 5)), None, r"empty: 0 x 5"),
+    "empty PIL image, 16 bits": (Image.new("I;16", (5, 0)), None, r"empty: 5 x 0"),
+    "no image": ([], None, r"(?i)no image"),
+    "band out of range": (random_array((5, 20, 30), np.uint8), {"bands": [5]}, r"bands \[5\].*5 band"),
+    "negative band": (GREY, {"bands": [-1]}, r"bands=\[-1\].*one or three indices from 0"),
+    "two bands asked": (GREY, {"bands": [0, 1]}, r"bands=\[0, 1\].*one or three"),
+    "no bands asked": (GREY, {"bands": []}, r"bands=\[\].*one or three"),
+    "bands a number": (GREY, {"bands": 0}, r"input_spec.*bands"),
+    "bands not integers": (GREY, {"bands": [0.5], "window": [0, 1]}, r"input_spec.*bands"),
+    "window and percentiles": (GREY, {"window": [0, 1], "percentiles": [2, 98]}, r"either `window` or `percentiles`"),
+    "empty window": (GREY, {"window": [5, 5]}, r"window \(5, 5\) is empty: low must be below high"),
+    "inverted window": (GREY, {"window": [[0, 1], [0, 1], [3, 2]]}, r"window \(3, 2\) is empty"),
+    "nan window": (GREY, {"window": [float("nan"), 1]}, r"window \(nan, 1\)"),
+    "infinite window": (GREY, {"window": [float("-inf"), 1]}, r"window \(-inf, 1\)"),
+    "window a number": (GREY, {"window": 5}, r"input_spec.*window"),
+    "window without values": (GREY, {"window": []}, r"input_spec.*window"),
+    "window of three numbers": (GREY, {"window": [0, 1, 2]}, r"input_spec.*window"),
+    "two windows for three bands": (
+        random_array((3, 20, 30), np.uint8),
+        {"window": [[0, 1], [0, 1]]},
+        r"2 windows.*3 band.*one for each",
+    ),
+    "three windows for one band": (GREY, {"window": [[0, 1]] * 3}, r"3 windows.*1 band.*one for each"),
+    "percentiles below 0": (GREY, {"percentiles": [-1, 98]}, r"percentiles=.*0 <= low < high <= 100"),
+    "percentiles above 100": (GREY, {"percentiles": [2, 101]}, r"percentiles=.*0 <= low < high <= 100"),
+    "percentiles swapped": (GREY, {"percentiles": [98, 2]}, r"percentiles=.*0 <= low < high <= 100"),
+    "percentiles a number": (GREY, {"percentiles": 98}, r"input_spec.*percentiles"),
+    "one percentile": (GREY, {"percentiles": [98]}, r"input_spec.*percentiles"),
+    "three percentiles": (GREY, {"percentiles": [2, 50, 98]}, r"input_spec.*percentiles"),
+    "gamma 0": (GREY, {"window": [0, 1], "gamma": 0}, r"gamma=0 must be positive"),
+    "gamma nan": (GREY, {"window": [0, 1], "gamma": float("nan")}, r"gamma=nan must be positive"),
+    "gamma a word": (GREY, {"window": [0, 1], "gamma": "bright"}, r"input_spec.*gamma"),
+    "unknown field": (GREY, {"windows": [0, 1]}, r"unknown field.*windows.*bands.*gamma.*percentiles.*window"),
+    "all-nan band": (NAN_BAND, {"percentiles": [2, 98]}, r"band.*no finite value.*window"),
+    "all-nan image": (np.full((HEIGHT, WIDTH), np.nan), None, r"nothing finite.*" + WINDOW_REMEDY),
+}
+
+
+@pytest.mark.parametrize("name", REFUSALS)
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_what_cannot_be_meant_is_refused_with_problem_and_remedy(name):
+    image, spec, message = REFUSALS[name]
+    with pytest.raises(ValueError, match=message):
+        unit(image, size=(HEIGHT, WIDTH), input_spec=spec)
+
+
+@pytest.mark.parametrize(
+    "spec", [{"gamma": 0}, {"window": [1, 0]}, {"window": [0, 1], "percentiles": [0, 1]}, {"band": [0]}]
+)
+def test_a_bad_spec_is_refused_when_the_processor_is_made(spec):
+    with pytest.raises(ValueError, match="input_spec"):
+        ViTPImageProcessor(input_spec=spec)
+
+
+@pytest.mark.parametrize(
+    "spec",
+    [
+        {"bands": (3, 1, 0), "window": ((0, 30000), (5, 60000), (10, 65535)), "gamma": 0.7},
+        {"bands": [2], "window": (100, 40000)},
+        {"bands": [2, 0, 1], "percentiles": (2, 98)},
+    ],
+)
+def test_the_spec_survives_saving_and_gives_the_same_pixels(spec, tmp_path):
+    image = random_array((5, 20, 30), np.uint16)
+    processor = ViTPImageProcessor(size={"height": 14, "width": 14}, crop_to_patches=True, input_spec=spec)
+    expected = processor(image, return_tensors="pt")["pixel_values"]
+    processor.save_pretrained(tmp_path)
+    loaded = ViTPImageProcessor.from_pretrained(tmp_path)
+    actual = loaded(image, return_tensors="pt")["pixel_values"]
+    assert torch.equal(actual, expected)
+    bands = image[list(spec["bands"])]
+    if "window" in spec:
+        low, high = np.array(spec["window"]).reshape(-1, 2).T
+    else:
+        low, high = np.percentile(bands, spec["percentiles"], axis=(1, 2))
+    plain = loaded(
+        image,
+        return_tensors="pt",
+        size={"height": 20, "width": 30},
+        crop_to_patches=False,
+        image_mean=[0.0] * 3,
+        image_std=[1.0] * 3,
+    )
+    assert_close(plain["pixel_values"][0].numpy(), oracle(bands, low, high, spec.get("gamma", 1.0)))
+
+
+def test_the_spec_of_a_call_replaces_that_of_the_processor():
+    image = random_array((HEIGHT, WIDTH), np.uint16)
+    processor = ViTPImageProcessor(
+        size={"height": HEIGHT, "width": WIDTH},
+        image_mean=[0.0] * 3,
+        image_std=[1.0] * 3,
+        input_spec={"window": [0, 100]},
+    )
+    calls = {"own": {}, "window": {"input_spec": {"window": [5, 50000]}}, "gamma": {"input_spec": {"gamma": 2.0}}}
+    actual = {
+        name: processor(image, return_tensors="pt", **kwargs)["pixel_values"][0] for name, kwargs in calls.items()
+    }
+    assert_close(actual["own"].numpy(), oracle(image[None], 0, 100))
+    assert_close(actual["window"].numpy(), oracle(image[None], 5, 50000))
+    assert_close(actual["gamma"].numpy(), oracle(image[None], gamma=2.0))
+    assert processor.input_spec == {"window": [0, 100]}
+
+
+@pytest.mark.parametrize("size", [(1, 1), (1, 56), (56, 1), (1, 400), (400, 1), (3, 900), (900, 3)])
+@pytest.mark.parametrize("spec", [None, {"percentiles": [1, 99]}])
+def test_thin_and_elongated_images_are_tiled_like_others(size, spec):
+    settings = {"size": {"height": 28, "width": 28}, "crop_to_patches": True}
+    image = Image.fromarray(random_array(size[::-1], np.uint8)).convert("RGB")
+    output = ViTPImageProcessor(**settings)(image, input_spec=spec, return_tensors="pt")
+    columns, rows = brute_force_grid(*size, 28, 1, 12)
+    assert output["pixel_values"].shape == (columns * rows + (columns * rows > 1), 3, 28, 28)
+    assert output["pixel_values"].isfinite().all()
+
+
+FILES = {
+    "rgb.png": lambda: picture(WIDTH, HEIGHT),
+    "grey.png": lambda: picture(WIDTH, HEIGHT).convert("L"),
+    "16 bit.png": lambda: Image.fromarray(random_array((HEIGHT, WIDTH), np.uint16)),
+    "rgba.png": lambda: pil_of_mode("RGBA")[0],
+    "palette.png": lambda: pil_of_mode("P with transparency")[0],
+    "rgb.tif": lambda: picture(WIDTH, HEIGHT),
+    "16 bit.tif": lambda: Image.fromarray(random_array((HEIGHT, WIDTH), np.uint16)),
+    "float.tif": lambda: Image.fromarray(random_array((HEIGHT, WIDTH), np.float32)),
+    "3 pixels wide.png": lambda: picture(3, 3),
+}
+
+
+@pytest.mark.parametrize("name", FILES)
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_a_path_gives_what_the_opened_image_gives(name, tmp_path):
+    path = tmp_path / name
+    FILES[name]().save(path)
+    with Image.open(path) as image:
+        image.load()
+    for spec in (None, {"gamma": 0.5}):
+        expected = unit(image, input_spec=spec)
+        assert_close(unit(str(path), size=expected.shape[1:], input_spec=spec), expected)
+
+
+def test_the_orientation_of_a_file_is_applied(tmp_path):
+    image = picture(WIDTH, HEIGHT)
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    image.save(tmp_path / "turned.png", exif=exif)
+    upright = ImageOps.exif_transpose(Image.open(tmp_path / "turned.png"))
+    assert upright.size == (HEIGHT, WIDTH)
+    expected = np.asarray(upright).transpose(2, 0, 1) / 255
+    assert_close(unit(str(tmp_path / "turned.png"), size=(WIDTH, HEIGHT)), expected)
+
+
+@st.composite
+def images_and_specs(draw):
+    """An image, its bands `(bands, height, width)`, its layout, and a spec that can be applied to it."""
+    num_bands = draw(st.integers(1, 6))
+    shape = (num_bands, draw(st.integers(1, 12)), draw(st.integers(1, 12)))
+    rng = np.random.default_rng(draw(st.integers(0, 2**32)))
+    kind = draw(st.sampled_from(["window", "percentiles", None]))
+    dtypes = ["u1", "<u2", ">u2", "<u4", "?", "<f2", "<f4", "<f8"]
+    dtype = np.dtype(draw(st.sampled_from(dtypes + (["<i2", ">i2", "<i4", ">f4", "<f4"] if kind else []))))
+    bands = random_array(shape, dtype, seed=rng)
+    if dtype.kind == "f" and kind is not None:
+        bands = (rng.standard_normal(shape) * draw(st.sampled_from([1, 100, 3000]))).astype(dtype)
+        bands[rng.random(shape) < 0.1] = draw(st.sampled_from([np.nan, np.inf, -np.inf]))
+        bands[:, 0, 0] = 1
+    spec = {"gamma": draw(st.floats(0.2, 3))}
+    if num_bands not in (1, 3) or draw(st.booleans()):
+        spec["bands"] = draw(st.sampled_from([1, 3]).flatmap(lambda n: st.tuples(*[st.integers(0, num_bands - 1)] * n)))
+    used = len(spec.get("bands", bands))
+    if kind == "window":
+        pairs = [(low, low + draw(st.floats(0.5, 5000))) for low in draw(st.tuples(*[st.floats(-3000, 3000)] * used))]
+        spec["window"] = draw(st.sampled_from([pairs, pairs[0]]))
+    elif kind == "percentiles":
+        spec["percentiles"] = draw(st.tuples(st.floats(0, 45), st.floats(55, 100)))
+    input_data_format = draw(st.sampled_from(["channels_first", "channels_last"]))
+    image = bands if input_data_format == "channels_first" else np.ascontiguousarray(bands.transpose(1, 2, 0))
+    return image, bands, input_data_format, spec
+
+
+@settings(max_examples=80, deadline=None, derandomize=True)
+@given(images_and_specs())
+def test_any_spec_on_any_type_agrees_with_numpy(case):
+    image, bands, input_data_format, spec = case
+    used = bands[list(spec["bands"])] if "bands" in spec else bands
+    used = used.astype(used.dtype.newbyteorder("="))
+    low = high = None
+    if "window" in spec:
+        low, high = np.array(spec["window"]).reshape(-1, 2).T
+    elif "percentiles" in spec:
+        finite = [band[np.isfinite(band)].astype(np.float64) for band in used]
+        low, high = np.array([np.percentile(band, spec["percentiles"]) for band in finite]).T
+        high = np.where(high > low, high, low + 1)
+    actual = unit(image, size=bands.shape[1:], input_spec=spec, input_data_format=input_data_format)
+    assert_close(actual, oracle(used, low, high, spec["gamma"]), tolerance=1e-5)
+
+
+@settings(max_examples=60, deadline=None, derandomize=True)
+@given(images_and_specs(), st.booleans())
+def test_any_spec_on_any_type_stays_in_the_normalised_range_when_resized(case, crop_to_patches):
+    image, _, input_data_format, spec = case
+    processor = ViTPImageProcessor(size={"height": 14, "width": 14}, crop_to_patches=crop_to_patches, max_patches=4)
+    pixel_values = processor(image, input_spec=spec, input_data_format=input_data_format, return_tensors="pt")[
+        "pixel_values"
+    ].double()
+    assert pixel_values.isfinite().all()
+    mean, std = (torch.tensor(values).view(3, 1, 1) for values in (MEAN, STD))
+    shade = pixel_values * std + mean
+    assert shade.min() >= -1e-5 and shade.max() <= 1 + 1e-5
+
+
+@pytest.mark.parametrize("size", [(56, 56), (15, 31)])
+@pytest.mark.parametrize("dtype", [np.uint16, np.float32])
+def test_resizing_more_than_8_bits_is_clamped_bicubic(dtype, size):
+    image = random_array((3, 20, 20), bool).astype(np.float32)
+    expected = torch.nn.functional.interpolate(torch.from_numpy(image)[None], size, mode="bicubic", antialias=True)
+    assert expected.min() < -0.05 and expected.max() > 1.05
+    image = (image * (65535 if dtype is np.uint16 else 1)).astype(dtype)
+    assert_close(unit(image, size=size), expected[0].clamp(0, 1).numpy(), tolerance=1e-5)

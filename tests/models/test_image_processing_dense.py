@@ -1,0 +1,199 @@
+import logging
+
+import numpy as np
+import pytest
+import torch
+from pictures import picture
+from PIL import Image
+from tiny_models import VISION
+from torch.nn import functional as F
+from transformers import AutoImageProcessor, pipeline
+from transformers.modeling_outputs import SemanticSegmenterOutput
+
+from modeling_vitp import (
+    ViTPForChangeDetection,
+    ViTPForSemanticSegmentation,
+    ViTPImageProcessor,
+    ViTPSegmentationImageProcessor,
+    ViTPVisionConfig,
+    ViTPVisionModel,
+    export_backbone,
+)
+
+MEAN, STD = np.array([0.485, 0.456, 0.406]), np.array([0.229, 0.224, 0.225])
+HEAD = {"hidden_size": 16, "use_auxiliary_head": False, "backbone_kwargs": {"pyramid_channels": 16}}
+SIZES = [(30, 40), (25, 50), (30, 20)]  # height, width
+
+
+def by_hand(image: np.ndarray, height: int, width: int) -> np.ndarray:
+    """`(height, width, 3)` in [0, 255], normalised and padded to `(3, height, width)`."""
+    result = np.zeros((3, height, width))
+    result[:, : image.shape[0], : image.shape[1]] = ((image / 255 - MEAN) / STD).transpose(2, 0, 1)
+    return result
+
+
+def some_mask(height: int, width: int, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).integers(0, 4, (height, width), dtype=np.uint8)
+
+
+def test_images_and_masks_are_padded_to_the_largest():
+    images = [picture(width, height, seed) for seed, (height, width) in enumerate(SIZES)]
+    masks = [some_mask(*size, seed) for seed, size in enumerate(SIZES)]
+    batch = ViTPSegmentationImageProcessor()(images, masks, return_tensors="pt")
+    assert batch.keys() == {"pixel_values", "labels"}
+    assert (batch["pixel_values"].shape, batch["labels"].shape) == ((3, 3, 30, 50), (3, 30, 50))
+    assert (batch["pixel_values"].dtype, batch["labels"].dtype) == (torch.float32, torch.int64)
+    for image, mask, pixels, labels in zip(images, masks, batch["pixel_values"], batch["labels"]):
+        np.testing.assert_allclose(pixels, by_hand(np.array(image), 30, 50), atol=1e-6)
+        expected = np.full((30, 50), 255)
+        expected[: mask.shape[0], : mask.shape[1]] = mask
+        assert np.array_equal(labels, expected)
+
+
+@pytest.mark.parametrize("kind", ["palette", "greyscale", "16 bits", "int64", "file"])
+def test_masks_of_any_kind_are_class_indices(kind, tmp_path):
+    mask = some_mask(8, 9)
+    given = {
+        "palette": Image.fromarray(mask).convert("P"),
+        "greyscale": Image.fromarray(mask),
+        "16 bits": Image.fromarray(mask.astype(np.uint16)),
+        "int64": torch.from_numpy(mask).long(),
+        "file": str(tmp_path / "mask.png"),
+    }[kind]
+    if kind == "palette":
+        given = Image.fromarray(mask)
+        given.putpalette([200, 10, 10, 3, 3, 3, 0, 0, 250, 90, 80, 70])
+    Image.fromarray(mask).save(tmp_path / "mask.png")
+    labels = ViTPSegmentationImageProcessor()(picture(9, 8), given, return_tensors="pt")["labels"]
+    assert np.array_equal(labels[0], mask)
+
+
+def test_zero_is_ignored_and_classes_move_down_if_asked():
+    mask = np.array([[0, 1], [3, 255]], dtype=np.uint8)
+    labels = ViTPSegmentationImageProcessor(do_reduce_labels=True)(picture(2, 2), mask, return_tensors="pt")["labels"]
+    assert labels.tolist() == [[[255, 0], [2, 255]]]
+
+
+def test_images_are_resized_if_asked_and_masks_with_the_nearest():
+    processor = ViTPSegmentationImageProcessor(do_resize=True, size={"height": 16, "width": 32})
+    batch = processor([picture(64, 48), picture(32, 16)], [some_mask(48, 64), some_mask(16, 32)], return_tensors="pt")
+    assert (batch["pixel_values"].shape, batch["labels"].shape) == ((2, 3, 16, 32), (2, 16, 32))
+    assert np.array_equal(batch["labels"][0], some_mask(48, 64)[1::3, 1::2])
+    assert np.array_equal(batch["labels"][1], some_mask(16, 32))
+    np.testing.assert_allclose(batch["pixel_values"][1], by_hand(np.array(picture(32, 16)), 16, 32), atol=1e-6)
+
+
+def test_other_images_go_through_the_input_spec(tmp_path):
+    ct = np.random.default_rng(0).integers(-1000, 1000, (20, 30), dtype=np.int16)
+    processor = ViTPSegmentationImageProcessor(input_spec={"window": [-160, 240]})
+    grey = 255 * np.clip((ct.astype(float) + 160) / 400, 0, 1)
+    expected = by_hand(np.repeat(grey[..., None], 3, axis=2), 20, 30)
+    np.testing.assert_allclose(processor(ct, return_tensors="pt")["pixel_values"][0], expected, atol=1e-5)
+
+    processor.save_pretrained(tmp_path)
+    again = AutoImageProcessor.from_pretrained(tmp_path)
+    assert isinstance(again, ViTPSegmentationImageProcessor)
+    np.testing.assert_allclose(again(ct, return_tensors="pt")["pixel_values"][0], expected, atol=1e-5)
+
+
+def test_pairs_have_their_own_names():
+    before = [picture(width, height, seed) for seed, (height, width) in enumerate(SIZES)]
+    after = [picture(width, height, 9 + seed) for seed, (height, width) in enumerate(SIZES)]
+    masks = [some_mask(*size) for size in SIZES]
+    processor = ViTPSegmentationImageProcessor()
+    batch = processor(before, masks, images_after=after, return_tensors="pt")
+    assert batch.keys() == {"pixel_values_before", "pixel_values_after", "labels"}
+    alone = processor(before, masks, return_tensors="pt")
+    assert torch.equal(batch["pixel_values_before"], alone["pixel_values"])
+    assert torch.equal(batch["pixel_values_after"], processor(after, return_tensors="pt")["pixel_values"])
+    assert torch.equal(batch["labels"], alone["labels"])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"segmentation_maps": [some_mask(8, 9)]}, "there are 2 images, but 1 of kind 'mask'"),
+        ({"segmentation_maps": [some_mask(8, 9), some_mask(9, 8)]}, "image 1 is 8 x 9, but its mask is 9 x 8"),
+        ({"images_after": [picture(9, 8), picture(9, 7)]}, "image 1 is 8 x 9, but its image after is 7 x 9"),
+        ({"images_after": picture(9, 8)}, "there are 2 images, but 1 of kind 'image after'"),
+        ({"segmentation_maps": [picture(9, 8)] * 2}, r"uint8 and shape \(8, 9, 3\) is no map of class indices"),
+        ({"segmentation_maps": [np.zeros((8, 9))] * 2}, "float64"),
+    ],
+)
+def test_what_does_not_fit_is_named(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        ViTPSegmentationImageProcessor()([picture(9, 8), picture(9, 8)], **arguments)
+
+
+def test_predictions_have_the_size_of_the_images():
+    logits = torch.randn(2, 4, 12, 10)
+    outputs = SemanticSegmenterOutput(logits=logits)
+    processor = ViTPSegmentationImageProcessor()
+    maps = processor.post_process_semantic_segmentation(outputs, [(12, 7), (5, 10)])
+    for found, scores, (height, width) in zip(maps, logits, [(12, 7), (5, 10)], strict=True):
+        assert np.array_equal(found, scores.numpy()[:, :height, :width].argmax(0))
+    scored = processor.post_process_semantic_segmentation(outputs, [(12, 7), (5, 10)], return_segmentation_scores=True)
+    assert torch.equal(scored[1].segmentation_scores, logits[1, :, :5])
+    assert [found.shape for found in processor.post_process_semantic_segmentation(outputs)] == [(12, 10)] * 2
+
+    resizing = ViTPSegmentationImageProcessor(do_resize=True)
+    (found, _) = resizing.post_process_semantic_segmentation(outputs, [(24, 30), (5, 5)])
+    assert torch.equal(found, F.interpolate(logits[:1], (24, 30), mode="bilinear")[0].argmax(0))
+
+    with pytest.raises(ValueError, match="target size 13 x 10 is larger than the logits, 12 x 10"):
+        processor.post_process_semantic_segmentation(outputs, [(13, 10), (5, 5)])
+    with pytest.raises(ValueError, match="1 target_sizes for 2 images"):
+        processor.post_process_semantic_segmentation(outputs, [(12, 10)])
+
+
+@pytest.fixture
+def backbone(tmp_path):
+    torch.manual_seed(0)
+    vision = ViTPVisionModel(ViTPVisionConfig(**VISION))
+    processor = ViTPImageProcessor(image_mean=[0.5, 0.4, 0.3], input_spec={"gamma": 0.5})
+    return export_backbone(vision, tmp_path / "backbone", processor)
+
+
+def test_it_takes_from_a_backbone_how_images_are_normalised(backbone):
+    processor = ViTPSegmentationImageProcessor.from_backbone(backbone, do_reduce_labels=True)
+    assert (list(processor.image_mean), processor.input_spec) == ([0.5, 0.4, 0.3], {"gamma": 0.5})
+    assert (processor.do_resize, processor.do_reduce_labels) == (False, True)
+
+
+@torch.no_grad()
+def test_the_image_segmentation_pipeline_gives_masks_of_the_images_size(backbone, tmp_path, caplog, monkeypatch):
+    names = {0: "ground", 1: "tree", 2: "water"}
+    model = ViTPForSemanticSegmentation.from_backbone(backbone, "pyramid", id2label=names, **HEAD).eval()
+    for parameter in model.decode_head.parameters():
+        torch.nn.init.normal_(parameter, std=0.3)
+    processor = ViTPSegmentationImageProcessor.from_backbone(backbone)
+    model.save_pretrained(tmp_path / "model")
+    processor.save_pretrained(tmp_path / "model")
+    monkeypatch.setattr(logging.getLogger("transformers"), "propagate", True)
+    segment = pipeline("image-segmentation", model=str(tmp_path / "model"), trust_remote_code=True)
+    assert isinstance(segment.model, ViTPForSemanticSegmentation)
+    assert "not supported" not in caplog.text
+    for image in (picture(70, 50), picture(33, 90)):
+        height, width = image.height, image.width
+        pixels = processor(image, return_tensors="pt")["pixel_values"]
+        padded = F.pad(pixels, (0, -width % 32, 0, -height % 32))
+        features = [
+            maps[:, :, : -(-height // stride), : -(-width // stride)]
+            for maps, stride in zip(model.backbone(padded).feature_maps, (4, 8, 16, 32))
+        ]
+        logits = F.interpolate(model.decode_head(features), (height, width), mode="bilinear")
+        expected = logits[0].argmax(0).numpy()
+        found = segment(image)
+        assert [names[index] for index in np.unique(expected)] == [part["label"] for part in found]
+        for part in found:
+            assert np.array_equal(np.array(part["mask"]) == 255, expected == model.config.label2id[part["label"]])
+
+
+@torch.no_grad()
+def test_a_pair_from_images_to_a_map_of_changes(backbone):
+    model = ViTPForChangeDetection.from_backbone(backbone, "pyramid", num_labels=2, **HEAD).eval()
+    processor = ViTPSegmentationImageProcessor.from_backbone(backbone)
+    inputs = processor(picture(50, 40), images_after=picture(50, 40, 1), return_tensors="pt")
+    outputs = model(**inputs)
+    (changes,) = processor.post_process_semantic_segmentation(outputs, [(40, 50)])
+    assert torch.equal(changes, outputs.logits[0].argmax(0)) and changes.shape == (40, 50)

@@ -1,0 +1,925 @@
+import copy
+import math
+from types import SimpleNamespace
+
+import original_checkpoint
+import pytest
+import torch
+from internvl_oracle import blocked_mask, build_native, shake
+from pictures import picture
+from tiny_models import TEXT, TOKENS_PER_TILE, VISION
+from torch import nn
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    AutoModelForImageTextToText,
+    DynamicCache,
+    InternVLVisionConfig,
+    InternVLVisionModel,
+)
+from transformers.models.internvl.modeling_internvl import InternVLVisionAttention, InternVLVisionLayer
+
+from modeling_vitp import ViTPConfig, ViTPForConditionalGeneration, ViTPModel, ViTPVisionConfig, ViTPVisionModel
+
+ATTENTION = pytest.mark.parametrize("attention", ["eager", "sdpa"])
+DROP_RATIO = 0.75
+
+# The pictures of each row of a batch as (width, height), and how many tiles each becomes (thumbnail included).
+BATCHES = {
+    "one_tile": [[(56, 56)]],
+    "seven_tiles": [[(168, 112)]],
+    "different_tiles": [[(56, 56)], [(168, 56)], [(112, 112)]],
+    "several_images": [[(112, 56), (56, 112)], [(56, 56), (56, 56), (56, 56)]],
+    "text_only_row": [[(112, 56)], [], [(56, 56), (168, 56)]],
+    "first_row_text_only": [[], [(168, 56)]],
+}
+TILES = {
+    "one_tile": [1],
+    "seven_tiles": [7],
+    "different_tiles": [1, 4, 5],
+    "several_images": [6, 3],
+    "text_only_row": [3, 0, 5],
+    "first_row_text_only": [0, 4],
+}
+TEXTS = ["How many trees are there?", "Are there 12?", "There are 12 trees in the top left quarter, are there not?"]
+
+
+@pytest.fixture
+def vivid(model):
+    return shake(model).eval()
+
+
+@pytest.fixture
+def native(vivid):
+    return build_native(vivid)
+
+
+def encode(processor, batch: str, drop_ratio: float = 0.0, padding_side: str = "right", epoch: int = 0):
+    images, texts, seed = [], [], 0
+    for row, sizes in enumerate(BATCHES[batch]):
+        images.append([picture(*size, seed=(seed := seed + 1)) for size in sizes])
+        places = "".join(f"Quarter {index}: <IMG_CONTEXT>\n" for index in range(len(sizes)))
+        texts.append(places + TEXTS[row])
+    return processor(
+        images=images,
+        text=texts,
+        vrl_drop_ratio=drop_ratio,
+        vrl_keys=[(0, row, epoch) for row in range(len(texts))],
+        padding=True,
+        padding_side=padding_side,
+        return_tensors="pt",
+    )
+
+
+def answer_labels(inputs, processor) -> torch.Tensor:
+    """Every text token that does not follow an image token or padding: these have the same predecessor at any r."""
+    ids, mask = inputs["input_ids"], inputs["attention_mask"].bool()
+    first = mask & (mask.cumsum(-1) == 1)
+    ignored = ~mask | first | torch.isin(ids, torch.tensor(processor.image_token_ids))
+    return ids.masked_fill(ignored, -100)
+
+
+def positions_of(mask: torch.Tensor) -> torch.Tensor:
+    return (mask.cumsum(-1) - 1).masked_fill(mask == 0, 0)
+
+
+def full_length(processor, batch: str, drop_ratio: float, padding_side: str) -> SimpleNamespace:
+    """The batch shortened by VRL, the batch at full length, and which columns of the latter each row keeps."""
+    short = encode(processor, batch, drop_ratio, padding_side)
+    full = encode(processor, batch, 0.0, padding_side)
+    mask = full["attention_mask"].bool()
+    survives = torch.zeros_like(mask)
+    for row in range(len(mask)):
+        start = mask[row].int().argmax()
+        survives[row, start + short["position_ids"][row, short["attention_mask"][row].bool()]] = True
+    return SimpleNamespace(short=short, full=full, survives=survives, real=short["attention_mask"].bool())
+
+
+def set_attention(attention: str, *models) -> None:
+    for model in models:
+        model.set_attn_implementation(attention)
+        for config in (model.config, model.config.vision_config, model.config.text_config):
+            assert config._attn_implementation == attention
+
+
+def gradients(model: nn.Module) -> dict[str, torch.Tensor]:
+    return {name: weight.grad for name, weight in model.named_parameters() if weight.grad is not None}
+
+
+def assert_same_gradients(actual: dict, wanted: dict, tolerance: float = 1e-5) -> None:
+    """Norm of the difference over the norm, for each parameter."""
+    assert actual.keys() == wanted.keys()
+    for name, gradient in wanted.items():
+        # A bias of the ViT's keys shifts all scores of a query alike: its gradient is rounding around zero.
+        is_zero = "attention.k_proj.bias" in name and "vision_tower" in name
+        scale = wanted[name.replace("k_proj", "q_proj")].norm() if is_zero else gradient.norm()
+        assert scale > 1e-4, name
+        assert (actual[name] - gradient).norm() <= tolerance * scale, name
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# r = 0: transformers' InternVL to the bit
+
+
+@ATTENTION
+@pytest.mark.parametrize("training", [False, True], ids=["eval", "train"])
+@pytest.mark.parametrize("padding_side", ["left", "right"])
+@pytest.mark.parametrize("batch", ["seven_tiles", "different_tiles", "several_images", "text_only_row"])
+def test_without_drop_logits_and_loss_are_internvls_to_the_bit(
+    vivid, native, processor, attention, training, padding_side, batch
+):
+    set_attention(attention, vivid, native)
+    vivid.train(training), native.train(training)
+    inputs = encode(processor, batch, padding_side=padding_side)
+    assert len(inputs["pixel_values"]) == sum(TILES[batch])
+    labels = answer_labels(inputs, processor)
+    actual, wanted = vivid(**inputs, labels=labels), native(**inputs, labels=labels)
+    assert torch.equal(actual.logits, wanted.logits)
+    assert torch.equal(actual.loss, wanted.loss)
+    assert wanted.logits.std() > 0.5
+
+
+def test_without_drop_gradients_are_internvls_to_the_bit(vivid, native, processor):
+    inputs = encode(processor, "text_only_row")
+    labels = answer_labels(inputs, processor)
+    for model in (vivid, native):
+        model.train()(**inputs, labels=labels, use_cache=False).loss.backward()
+    actual, wanted = gradients(vivid), gradients(native)
+    assert actual.keys() == wanted.keys()
+    assert all(torch.equal(actual[name], wanted[name]) for name in wanted)
+
+
+def test_a_batch_of_text_alone_gives_the_vit_gradients_of_zero_and_the_rest_internvls(vivid, native, processor):
+    inputs = processor(text=TEXTS[:2], padding=True, return_tensors="pt")
+    labels = answer_labels(inputs, processor)
+    losses = [model.train()(**inputs, labels=labels, use_cache=False).loss for model in (vivid, native)]
+    assert torch.equal(*losses)
+    for loss in losses:
+        loss.backward()
+    actual, wanted = gradients(vivid), gradients(native)
+    assert wanted and all(torch.equal(actual.pop(name), wanted[name]) for name in wanted)
+    # Of a frozen or unused parameter the gradient would be `None`.
+    assert actual.keys() == {
+        name for name, _ in vivid.named_parameters() if "vision_tower" in name or "multi_modal_projector" in name
+    }
+    assert not any(gradient.any() for gradient in actual.values())
+
+
+@pytest.mark.parametrize("layer", [-2, 1])
+def test_vision_feature_layer_is_internvls(vivid, native, processor, layer):
+    inputs = encode(processor, "different_tiles")
+    wanted = native(**inputs, vision_feature_layer=layer).logits
+    assert torch.equal(vivid(**inputs, vision_feature_layer=layer).logits, wanted)
+    assert not torch.equal(vivid(**inputs).logits, wanted)
+
+
+def test_keeping_every_visual_token_by_index_changes_nothing(vivid, processor):
+    inputs = encode(processor, "several_images")
+    everything = torch.arange(sum(TILES["several_images"]) * TOKENS_PER_TILE)
+    actual = vivid(**inputs, visual_token_indices=everything).logits
+    torch.testing.assert_close(actual, vivid(**inputs).logits, atol=1e-5, rtol=0)
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# VRL: the short forward is InternVL's full-length forward in which nobody sees what was dropped
+
+
+VRL_BATCHES = [
+    ("one_tile", "right", DROP_RATIO),
+    ("seven_tiles", "right", DROP_RATIO),
+    ("seven_tiles", "right", 0.37),
+    ("different_tiles", "right", DROP_RATIO),
+    ("different_tiles", "left", 0.37),
+    ("several_images", "right", 0.37),
+    ("several_images", "left", DROP_RATIO),
+    ("text_only_row", "right", DROP_RATIO),
+    ("text_only_row", "left", DROP_RATIO),
+    ("first_row_text_only", "left", 0.9),
+]
+
+
+@pytest.mark.parametrize(("batch", "padding_side", "drop_ratio"), VRL_BATCHES)
+def test_what_vrl_keeps_are_the_tokens_of_the_full_sequence(processor, batch, padding_side, drop_ratio):
+    pair = full_length(processor, batch, drop_ratio, padding_side)
+    short, full, survives = pair.short, pair.full, pair.survives
+    percent = round(100 * drop_ratio)
+    kept = [-((-(100 - percent) * tiles * TOKENS_PER_TILE) // 100) for tiles in TILES[batch]]
+    image_tokens = full["input_ids"] == processor.image_token_id
+    assert (survives & image_tokens).sum(-1).tolist() == kept
+    assert (survives | image_tokens)[full["attention_mask"].bool()].all()
+    assert torch.equal(full["input_ids"][survives], short["input_ids"][pair.real])
+    assert torch.equal(survives[image_tokens].nonzero().flatten(), short["visual_token_indices"])
+    assert torch.equal(full["pixel_values"], short["pixel_values"])
+
+
+@ATTENTION
+@pytest.mark.parametrize(("batch", "padding_side", "drop_ratio"), VRL_BATCHES)
+def test_vrl_is_the_full_sequence_with_dropped_tokens_blocked(
+    vivid, native, processor, attention, batch, padding_side, drop_ratio
+):
+    set_attention(attention, vivid, native)
+    pair = full_length(processor, batch, drop_ratio, padding_side)
+    short, full = pair.short, pair.full
+    assert short["input_ids"].shape[1] < full["input_ids"].shape[1]
+    labels = answer_labels(short, processor)
+    full_labels = answer_labels(full, processor).masked_fill(~pair.survives, -100)
+    assert torch.equal(labels[pair.real], full_labels[pair.survives])
+
+    actual = vivid.train()(**short, labels=labels, use_cache=False)
+    wanted = native.train()(
+        input_ids=full["input_ids"],
+        pixel_values=full["pixel_values"],
+        position_ids=positions_of(full["attention_mask"]),
+        attention_mask=blocked_mask(full["attention_mask"], pair.survives),
+        labels=full_labels,
+        use_cache=False,
+    )
+    logits, wanted_logits = actual.logits[pair.real], wanted.logits[pair.survives]
+    torch.testing.assert_close(logits, wanted_logits, atol=1e-5, rtol=0)
+    torch.testing.assert_close(actual.loss, wanted.loss, atol=1e-5, rtol=0)
+
+    actual.loss.backward()
+    wanted.loss.backward()
+    assert_same_gradients(gradients(vivid), gradients(native))
+
+
+def test_oracle_notices_what_it_must(vivid, native, processor):
+    """The positions, the choice of tokens and the mask each move the logits by far more than the tolerance."""
+    pair = full_length(processor, "seven_tiles", DROP_RATIO, "right")
+    right = vivid(**pair.short).logits
+    indices = pair.short["visual_token_indices"]
+    others = torch.tensor(sorted(set(range(28)) - set(indices.tolist())))[: len(indices)]
+    consecutive = positions_of(pair.short["attention_mask"])
+    for wrong in ({"position_ids": consecutive}, {"visual_token_indices": others}):
+        assert (vivid(**{**pair.short, **wrong}).logits - right).abs().max() > 0.01
+    unblocked = native(**pair.full).logits[pair.survives]
+    assert (unblocked - right[0]).abs().max() > 0.01
+
+
+@ATTENTION
+@pytest.mark.parametrize("training", [False, True], ids=["eval", "train"])
+@pytest.mark.parametrize("batch", ["seven_tiles", "one_tile"])
+def test_gaps_in_the_positions_block_nothing_without_an_attention_mask(
+    vivid, native, processor, attention, training, batch
+):
+    set_attention(attention, vivid, native)
+    vivid.train(training)
+    pair = full_length(processor, batch, DROP_RATIO, "right")
+    short = dict(pair.short)
+    assert short.pop("attention_mask").all()
+    assert (short["position_ids"].diff() > 1).any()
+    wanted = native(
+        input_ids=pair.full["input_ids"],
+        pixel_values=pair.full["pixel_values"],
+        attention_mask=blocked_mask(pair.full["attention_mask"], pair.survives),
+    ).logits[pair.survives]
+    actual = vivid(**short, use_cache=False).logits[0]
+    torch.testing.assert_close(actual, wanted, atol=1e-5, rtol=0)
+    torch.testing.assert_close(vivid(**short).logits[0], wanted, atol=1e-5, rtol=0)
+
+
+def test_base_model_under_vrl_gives_the_hidden_states_of_the_logits(vivid, processor):
+    """TRL's trainer calls the base model and its own head."""
+    inputs = encode(processor, "text_only_row", DROP_RATIO)
+    hidden = vivid.model(**inputs, use_cache=False).last_hidden_state
+    assert hidden.shape[:2] == inputs["input_ids"].shape
+    torch.testing.assert_close(vivid.lm_head(hidden), vivid(**inputs).logits, atol=1e-5, rtol=0)
+
+
+def test_embeddings_may_be_given_instead_of_ids_under_vrl(vivid, processor):
+    inputs = dict(encode(processor, "seven_tiles", DROP_RATIO))
+    wanted = vivid(**inputs).logits
+    del inputs["attention_mask"]
+    inputs["inputs_embeds"] = vivid.get_input_embeddings()(inputs.pop("input_ids"))
+    torch.testing.assert_close(vivid(**inputs).logits, wanted, atol=1e-5, rtol=0)
+
+
+def test_features_encoded_beforehand_give_the_same_without_an_attention_mask(vivid, processor):
+    inputs = dict(encode(processor, "seven_tiles", DROP_RATIO))
+    wanted = vivid(**inputs).logits
+    assert inputs.pop("attention_mask").all()
+    features = vivid.get_image_features(
+        inputs.pop("pixel_values"), visual_token_indices=inputs["visual_token_indices"], return_dict=True
+    )
+    actual = vivid(**inputs, mm_encoder_outputs={"image": features}, use_cache=False).logits
+    torch.testing.assert_close(actual, wanted, atol=1e-5, rtol=0)
+
+
+def test_wrong_number_of_visual_tokens_is_an_error(vivid, processor):
+    inputs = encode(processor, "seven_tiles", DROP_RATIO)
+    inputs["visual_token_indices"] = inputs["visual_token_indices"][:-1]
+    with pytest.raises(ValueError, match="do not match"):
+        vivid(**inputs)
+
+
+def test_language_model_and_projector_see_a_quarter_of_the_visual_tokens(vivid, processor):
+    seen = {}
+
+    def count_vision(module, args, kwargs):
+        seen["tiles"] = len(kwargs["pixel_values"])
+
+    def count_projector(module, args):
+        seen["projected"] = args[0].numel() // args[0].shape[-1]
+
+    def count_language(module, args, kwargs):
+        seen["shape"] = tuple(kwargs["inputs_embeds"].shape[:2])
+
+    vivid.model.vision_tower.register_forward_pre_hook(count_vision, with_kwargs=True)
+    vivid.model.multi_modal_projector.register_forward_pre_hook(count_projector)
+    vivid.model.language_model.register_forward_pre_hook(count_language, with_kwargs=True)
+
+    full = encode(processor, "seven_tiles")
+    length = full["input_ids"].shape[1]
+    vivid(**full)
+    assert seen == {"tiles": 7, "projected": 28, "shape": (1, length)}
+    short = encode(processor, "seven_tiles", DROP_RATIO)
+    vivid(**short)
+    assert seen == {"tiles": 7, "projected": 7, "shape": (1, length - 21)}
+    assert (short["input_ids"] == processor.image_token_id).sum() == 7
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# What the original code computed
+
+
+@pytest.fixture(scope="module")
+def original():
+    return SimpleNamespace(model=original_checkpoint.original_model(), **original_checkpoint.expected())
+
+
+def close(actual: torch.Tensor, wanted: torch.Tensor) -> None:
+    torch.testing.assert_close(actual, wanted.reshape(actual.shape), atol=1e-5, rtol=0)
+
+
+@torch.no_grad()
+def test_vision_states_and_projected_tokens_are_those_of_the_original_code(original):
+    tower = original.model.model.vision_tower
+    close(tower(original.pixel_values).last_hidden_state, original.vision_last_hidden_state)
+    close(tower(original.other_pixel_values).last_hidden_state, original.other_vision_last_hidden_state)
+    close(original.model.get_image_features(original.pixel_values).pooler_output, original.projected_image_tokens)
+
+
+@torch.no_grad()
+def test_bare_vision_checkpoint_gives_the_states_of_the_original_code(original):
+    tower = original_checkpoint.original_vision_model()
+    close(tower(original.pixel_values).last_hidden_state, original.vision_last_hidden_state)
+    close(tower(original.other_pixel_values).last_hidden_state, original.other_vision_last_hidden_state)
+
+
+@ATTENTION
+@torch.no_grad()
+def test_logits_and_loss_are_those_of_the_original_code(original, attention):
+    set_attention(attention, original.model)
+    outputs = original.model(original.input_ids, original.pixel_values, labels=original.labels)
+    close(outputs.logits, original.logits_full)
+    close(outputs.loss, original.loss_full)
+
+
+@ATTENTION
+@pytest.mark.parametrize("with_mask", [True, False], ids=["mask", "no_mask"])
+@torch.no_grad()
+def test_logits_and_loss_for_a_kept_set_are_those_of_the_original_code(original, attention, with_mask):
+    set_attention(attention, original.model)
+    outputs = original.model(
+        original.vrl_input_ids,
+        original.pixel_values,
+        attention_mask=torch.ones_like(original.vrl_input_ids) if with_mask else None,
+        position_ids=original.vrl_position_ids,
+        visual_token_indices=original.vrl_keep,
+        labels=original.labels[:, original.vrl_position_ids[0]],
+        use_cache=False,
+    )
+    close(outputs.logits, original.vrl_logits)
+    close(outputs.loss, original.vrl_loss)
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Generation
+
+
+NEW_TOKENS = 8
+
+
+def row_of(processor, batch: str, row: int, drop_ratio: float) -> dict:
+    """One row of a batch as a batch of its own, without padding, from the batch's encoding."""
+    inputs = encode(processor, batch, drop_ratio, "left")
+    real = inputs["attention_mask"][row].bool()
+    single = {name: inputs[name][row, real][None] for name in ("input_ids", "attention_mask")}
+    tiles = TILES[batch]
+    first = sum(tiles[:row])
+    if tiles[row]:
+        single["pixel_values"] = inputs["pixel_values"][first : first + tiles[row]]
+    if drop_ratio:
+        single["position_ids"] = inputs["position_ids"][row, real][None]
+        indices = inputs["visual_token_indices"] - first * TOKENS_PER_TILE
+        if tiles[row]:
+            inside = (indices >= 0) & (indices < tiles[row] * TOKENS_PER_TILE)
+            single["visual_token_indices"] = indices[inside]
+    return single
+
+
+@torch.no_grad()
+def greedy_without_cache(model, inputs: dict, steps: int) -> tuple[list[int], torch.Tensor]:
+    """A whole forward pass for each new token of one row; `position_ids` go on from the last one."""
+    inputs = dict(inputs)
+    inputs.setdefault("position_ids", positions_of(inputs["attention_mask"]))
+    tokens, logits = [], []
+    for _ in range(steps):
+        logits.append(model(**inputs, use_cache=False).logits[0, -1])
+        tokens.append(logits[-1].argmax().item())
+        inputs["input_ids"] = torch.cat([inputs["input_ids"], torch.tensor([[tokens[-1]]])], dim=1)
+        inputs["attention_mask"] = torch.ones_like(inputs["input_ids"])
+        inputs["position_ids"] = torch.cat([inputs["position_ids"], inputs["position_ids"][:, -1:] + 1], dim=1)
+    return tokens, torch.stack(logits)
+
+
+@pytest.fixture
+def generator_model(vivid):
+    vivid.generation_config.eos_token_id = None
+    vivid.generation_config.pad_token_id = vivid.config.pad_token_id
+    return vivid
+
+
+@pytest.mark.parametrize("drop_ratio", [0.0, DROP_RATIO])
+@pytest.mark.parametrize("batch", ["text_only_row", "several_images", "first_row_text_only"])
+def test_greedy_generation_is_one_whole_forward_for_each_token(generator_model, processor, batch, drop_ratio):
+    inputs = encode(processor, batch, drop_ratio, "left")
+    outputs = generator_model.generate(
+        **inputs, max_new_tokens=NEW_TOKENS, do_sample=False, output_logits=True, return_dict_in_generate=True
+    )
+    for row in range(len(inputs["input_ids"])):
+        single = row_of(processor, batch, row, drop_ratio)
+        tokens, logits = greedy_without_cache(generator_model, single, NEW_TOKENS)
+        assert outputs.sequences[row, inputs["input_ids"].shape[1] :].tolist() == tokens
+        torch.testing.assert_close(torch.stack(outputs.logits)[:, row], logits, atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"num_beams": 3, "do_sample": False},
+        {"num_beams": 4, "num_return_sequences": 3, "do_sample": False},
+        {"num_return_sequences": 3, "do_sample": True, "top_k": 1},
+    ],
+    ids=["beams", "beams_returned", "samples"],
+)
+@pytest.mark.parametrize("drop_ratio", [0.0, DROP_RATIO])
+@pytest.mark.parametrize("batch", ["text_only_row", "different_tiles", "first_row_text_only"])
+def test_expanded_generation_of_a_batch_is_that_of_each_row(generator_model, processor, batch, drop_ratio, options):
+    inputs = encode(processor, batch, drop_ratio, "left")
+    length, returned = inputs["input_ids"].shape[1], options.get("num_return_sequences", 1)
+    together = generator_model.generate(**inputs, max_new_tokens=NEW_TOKENS, **options)[:, length:]
+    assert len(together) == len(TILES[batch]) * returned
+    for row, found in enumerate(together.split(returned)):
+        single = row_of(processor, batch, row, drop_ratio)
+        alone = generator_model.generate(**single, max_new_tokens=NEW_TOKENS, **options)
+        assert torch.equal(found, alone[:, single["input_ids"].shape[1] :])
+        if options.get("top_k") == 1:
+            tokens, _ = greedy_without_cache(generator_model, single, NEW_TOKENS)
+            assert found.tolist() == [tokens] * returned
+
+
+def beam_search_of_width(model, inputs: dict, width: int, steps: int) -> list[list[int]]:
+    """Beam search of one row by whole forward passes, best first."""
+    inputs = dict(inputs)
+    inputs.setdefault("position_ids", positions_of(inputs["attention_mask"]))
+    last = inputs["position_ids"][0, -1]
+    beams = [(0.0, [])]
+    for _ in range(steps):
+        candidates = []
+        for score, tokens in beams:
+            added = torch.tensor([tokens], dtype=torch.long)
+            ids = torch.cat([inputs["input_ids"], added], dim=1)
+            positions = torch.cat([inputs["position_ids"], last + 1 + torch.arange(len(tokens))[None]], dim=1)
+            grown = {**inputs, "input_ids": ids, "position_ids": positions, "attention_mask": torch.ones_like(ids)}
+            with torch.no_grad():
+                scores = model(**grown, use_cache=False).logits[0, -1].log_softmax(-1)
+            best = scores.topk(width)
+            candidates += [(score + s, [*tokens, t]) for s, t in zip(best.values.tolist(), best.indices.tolist())]
+        beams = sorted(candidates, key=lambda beam: -beam[0])[:width]
+    return [tokens for _, tokens in beams]
+
+
+@pytest.mark.parametrize("drop_ratio", [0.0, DROP_RATIO])
+def test_beam_search_finds_the_beams_of_whole_forward_passes(generator_model, processor, drop_ratio):
+    inputs = encode(processor, "text_only_row", drop_ratio, "left")
+    options = {"num_beams": 3, "num_return_sequences": 3, "max_new_tokens": 5, "do_sample": False}
+    found = generator_model.generate(**inputs, **options)[:, inputs["input_ids"].shape[1] :]
+    for row in range(len(inputs["input_ids"])):
+        wanted = beam_search_of_width(generator_model, row_of(processor, "text_only_row", row, drop_ratio), 3, 5)
+        assert found[3 * row : 3 * row + 3].tolist() == wanted
+
+
+@pytest.mark.parametrize("options", [{}, {"num_beams": 3, "num_return_sequences": 2}], ids=["greedy", "beams"])
+def test_generation_without_drop_is_internvls(generator_model, native, processor, options):
+    native.generation_config = copy.deepcopy(generator_model.generation_config)
+    inputs = encode(processor, "text_only_row", padding_side="left")
+    options = {"max_new_tokens": NEW_TOKENS, "do_sample": False, **options}
+    assert torch.equal(generator_model.generate(**inputs, **options), native.generate(**inputs, **options))
+
+
+@pytest.mark.parametrize("name", ["cache", "past_key_values"])
+@pytest.mark.parametrize("drop_ratio", [0.0, DROP_RATIO])
+@torch.no_grad()
+def test_cache_that_is_passed_in_is_used_under_both_its_names(vivid, native, processor, name, drop_ratio):
+    """`past_key_values` is the older name, which transformers' InternVL still accepts."""
+    prompt = encode(processor, "seven_tiles", drop_ratio)
+    following = torch.tensor([[11]])
+    last = prompt.get("position_ids", positions_of(prompt["attention_mask"]))[:, -1:]
+    step = {"input_ids": following, "position_ids": last + 1}
+
+    whole = {
+        **prompt,
+        "input_ids": torch.cat([prompt["input_ids"], following], dim=1),
+        "attention_mask": torch.ones(1, prompt["input_ids"].shape[1] + 1, dtype=torch.long),
+    }
+    if drop_ratio:
+        whole["position_ids"] = torch.cat([prompt["position_ids"], last + 1], dim=1)
+    wanted = vivid(**whole, use_cache=False).logits[:, -1]
+
+    for model in (vivid, native) if drop_ratio == 0 else (vivid,):
+        cache = DynamicCache(config=model.config)
+        model(**prompt, **{name: cache})
+        assert cache.get_seq_length() == prompt["input_ids"].shape[1]
+        found = model(**step, **{name: cache}).logits[:, -1]
+        torch.testing.assert_close(found, wanted, atol=1e-5, rtol=0)
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Stochastic depth
+
+
+def vision_model(seed: int = 0, **settings) -> ViTPVisionModel:
+    return shake(ViTPVisionModel(ViTPVisionConfig(**{**VISION, **settings})), seed)
+
+
+def tiles(number: int, seed: int = 0, size: tuple[int, int] = (56, 56)) -> torch.Tensor:
+    return torch.randn(number, 3, *size, generator=torch.Generator().manual_seed(seed))
+
+
+@pytest.mark.parametrize(
+    ("depth", "rate", "wanted"),
+    [
+        (5, 0.4, [0.0, 0.1, 0.2, 0.3, 0.4]),
+        (3, 0.1, [0.0, 0.05, 0.1]),
+        (2, 0.3, [0.0, 0.3]),
+        (1, 0.4, [0.0]),
+        (3, 0.0, [0.0, 0.0, 0.0]),
+    ],
+)
+def test_drop_path_grows_linearly_with_depth(depth, rate, wanted):
+    model = ViTPVisionModel(ViTPVisionConfig(**{**VISION, "num_hidden_layers": depth, "drop_path_rate": rate}))
+    assert [layer.drop_path.drop_prob for layer in model.encoder.layer] == pytest.approx(wanted)
+
+
+def test_vision_tower_of_the_whole_model_drops_paths(tokenizer, model):
+    config = copy.deepcopy(model.config)
+    config.vision_config.drop_path_rate = 0.2
+    layers = ViTPForConditionalGeneration(config).model.vision_tower.encoder.layer
+    assert [layer.drop_path.drop_prob for layer in layers] == pytest.approx([0.0, 0.1, 0.2])
+
+
+@torch.no_grad()
+def test_drop_path_changes_training_only_and_only_above_zero():
+    without, with_drop = vision_model(), vision_model(drop_path_rate=0.5)
+    pixels = tiles(16)
+    wanted = without.eval()(pixels).last_hidden_state
+    assert torch.equal(without.train()(pixels).last_hidden_state, wanted)
+    assert torch.equal(with_drop.eval()(pixels).last_hidden_state, wanted)
+    torch.manual_seed(0)
+    trained = with_drop.train()(pixels).last_hidden_state
+    assert ((trained - wanted).flatten(1).norm(dim=1) > 1e-3).all()
+    assert not torch.equal(with_drop(pixels).last_hidden_state, trained)
+
+
+@torch.no_grad()
+def test_drop_path_skips_or_scales_both_branches_of_each_tile():
+    rate, number = 0.4, 1500
+    config = ViTPVisionConfig(**{**VISION, "num_hidden_layers": 2, "drop_path_rate": rate})
+    layer = shake(ViTPVisionModel(config)).encoder.layer[1].train()
+    reference = InternVLVisionLayer(InternVLVisionConfig(**VISION)).eval()
+    reference.load_state_dict(layer.state_dict())
+    reference.attention.config._attn_implementation = layer.attention.config._attn_implementation
+
+    states = torch.randn(number, 5, 32, generator=torch.Generator().manual_seed(1))
+    torch.manual_seed(2)
+    actual = layer(states)
+
+    def attend(x):
+        return reference.lambda_1 * reference.attention(reference.layernorm_before(x))[0]
+
+    def mix(x):
+        return reference.lambda_2 * reference.mlp(reference.layernorm_after(x))
+
+    outcomes = []
+    for keep_attention in (0, 1):
+        after = states + keep_attention * attend(states) / (1 - rate)
+        outcomes += [after + keep_mlp * mix(after) / (1 - rate) for keep_mlp in (0, 1)]
+    distance = torch.stack([(actual - outcome).flatten(1).abs().amax(1) for outcome in outcomes])
+    matches = distance < 1e-4
+    assert (matches.sum(0) == 1).all()
+    counts = matches.sum(1).double()
+    probabilities = torch.tensor([0.16, 0.24, 0.24, 0.36], dtype=torch.float64)
+    assert ((counts - number * probabilities) ** 2 / (number * probabilities)).sum() < 16.27  # 0.999 of chi-square(3)
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# The vision model's outputs
+
+
+@pytest.fixture
+def vision_pair():
+    """Our vision model and transformers', with the same weights."""
+    ours = vision_model().eval()
+    theirs = InternVLVisionModel(InternVLVisionConfig(**VISION)).eval()
+    theirs.load_state_dict(ours.state_dict())
+    return ours, theirs
+
+
+@pytest.mark.parametrize("size", [(56, 56), (84, 56), (28, 112)])
+@torch.no_grad()
+def test_vision_states_are_internvls_to_the_bit_and_pooling_is_the_mean_of_the_patches(vision_pair, size):
+    ours, theirs = vision_pair
+    pixels = tiles(3, size=size)
+    outputs, states = ours(pixels), theirs(pixels).last_hidden_state
+    assert states.shape == (3, 1 + size[0] * size[1] // 196, 32)
+    assert torch.equal(outputs.last_hidden_state, states)
+    assert outputs.hidden_states is None and outputs.attentions is None
+    wanted = (states.sum(1) - states[:, 0]) / (states.shape[1] - 1)
+    torch.testing.assert_close(outputs.pooler_output, wanted, atol=1e-5, rtol=0)
+
+
+@torch.no_grad()
+def test_masked_patches_are_replaced_as_internvl_replaces_them():
+    ours = vision_model(use_mask_token=True).eval()
+    theirs = InternVLVisionModel(InternVLVisionConfig(**VISION, use_mask_token=True)).eval()
+    theirs.load_state_dict(ours.state_dict())
+    masked = torch.rand(2, 16, generator=torch.Generator().manual_seed(0)) < 0.5
+    wanted = theirs(tiles(2), bool_masked_pos=masked).last_hidden_state
+    assert torch.equal(ours(tiles(2), bool_masked_pos=masked).last_hidden_state, wanted)
+    assert not torch.equal(ours(tiles(2)).last_hidden_state, wanted)
+
+
+@torch.no_grad()
+def test_hidden_states_are_the_embeddings_and_every_layer(vision_pair):
+    ours, theirs = vision_pair
+    actual = ours(tiles(2), output_hidden_states=True).hidden_states
+    wanted = theirs(tiles(2), output_hidden_states=True).hidden_states
+    assert len(actual) == len(wanted) == VISION["num_hidden_layers"] + 1
+    assert all(torch.equal(a, w) for a, w in zip(actual, wanted))
+    assert torch.equal(actual[0], theirs.embeddings(tiles(2)))
+
+
+@torch.no_grad()
+def test_eager_attention_maps_are_distributions_over_all_tokens(vision_pair):
+    ours, theirs = vision_pair
+    for model in vision_pair:
+        model.set_attn_implementation("eager")
+    attentions = ours(tiles(2), output_attentions=True).attentions
+    assert len(attentions) == VISION["num_hidden_layers"]
+    for actual, wanted in zip(attentions, theirs(tiles(2), output_attentions=True).attentions):
+        assert actual.shape == (2, 4, 17, 17)
+        torch.testing.assert_close(actual.sum(-1), torch.ones(2, 4, 17), atol=1e-5, rtol=0)
+        assert torch.equal(actual, wanted)
+
+
+@torch.no_grad()
+def test_tuple_output_is_in_the_order_of_the_fields(vision_pair):
+    ours, _ = vision_pair
+    ours.set_attn_implementation("eager")
+    options = {"output_hidden_states": True, "output_attentions": True}
+    named, plain = ours(tiles(2), **options), ours(tiles(2), **options, return_dict=False)
+    assert isinstance(plain, tuple) and len(plain) == 4
+    assert torch.equal(plain[0], named.last_hidden_state)
+    assert torch.equal(plain[1], plain[0][:, 1:].mean(1))
+    assert all(torch.equal(a, b) for a, b in zip(plain[2], named.hidden_states))
+    assert all(torch.equal(a, b) for a, b in zip(plain[3], named.attentions))
+    assert len(ours(tiles(2), return_dict=False)) == 2
+
+
+def test_tuple_output_of_the_whole_model_starts_with_loss_and_logits(vivid, native, processor):
+    inputs = encode(processor, "different_tiles")
+    labels = answer_labels(inputs, processor)
+    plain = vivid(**inputs, labels=labels, return_dict=False)
+    wanted = native(**inputs, labels=labels)
+    assert isinstance(plain, tuple)
+    assert torch.equal(plain[0], wanted.loss)
+    assert torch.equal(plain[1], wanted.logits)
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Training machinery
+
+
+def train_step(model, inputs, labels) -> dict[str, torch.Tensor]:
+    model.train()
+    model.zero_grad()
+    torch.manual_seed(7)
+    model(**inputs, labels=labels, use_cache=False).loss.backward()
+    return {name: gradient.clone() for name, gradient in gradients(model).items()}
+
+
+@pytest.mark.parametrize("drop_path_rate", [0.0, 0.5])
+def test_gradient_checkpointing_recomputes_and_gives_the_same_gradients(vivid, processor, drop_path_rate):
+    config = copy.deepcopy(vivid.config)
+    config.vision_config.drop_path_rate = drop_path_rate
+    model = ViTPForConditionalGeneration(config)
+    model.load_state_dict(vivid.state_dict())
+    inputs = encode(processor, "different_tiles", DROP_RATIO)
+    labels = answer_labels(inputs, processor)
+    calls = []
+    for module in model.modules():
+        if isinstance(module, InternVLVisionAttention):
+            module.register_forward_hook(lambda *_: calls.append(1))
+
+    wanted = train_step(model, inputs, labels)
+    assert len(calls) == VISION["num_hidden_layers"]
+    model.activation_checkpointing_enable()
+    actual = train_step(model, inputs, labels)
+    assert len(calls) == 3 * VISION["num_hidden_layers"]
+    assert_same_gradients(actual, wanted)
+
+
+@pytest.mark.parametrize("drop_ratio", [0.0, DROP_RATIO])
+def test_bfloat16_forward_and_backward_are_close_to_float32(vivid, processor, drop_ratio):
+    inputs = encode(processor, "text_only_row", drop_ratio)
+    labels = answer_labels(inputs, processor)
+    half = copy.deepcopy(vivid).to(torch.bfloat16)
+    real = inputs["attention_mask"].bool()
+    wanted = vivid(**inputs, labels=labels)
+    actual = half(**inputs, labels=labels)
+    assert actual.logits.dtype == torch.bfloat16
+    error = (actual.logits.float() - wanted.logits)[real].norm() / wanted.logits[real].norm()
+    assert error < 0.03
+    assert actual.loss.item() == pytest.approx(wanted.loss.item(), rel=0.03)
+    wanted_gradients, actual_gradients = (train_step(model, inputs, labels) for model in (vivid, half))
+    assert actual_gradients.keys() == wanted_gradients.keys()
+    assert all(gradient.dtype == torch.bfloat16 for gradient in actual_gradients.values())
+    actual, wanted = (
+        torch.cat([g.float().flatten() for name, g in found.items() if "vision_tower" in name])
+        for found in (actual_gradients, wanted_gradients)
+    )
+    assert torch.cosine_similarity(actual, wanted, dim=0) > 0.99
+
+
+COMPILERS = pytest.mark.parametrize("backend", ["aot_eager", pytest.param("inductor", marks=pytest.mark.slow)])
+
+
+@COMPILERS
+@torch.no_grad()
+def test_compiled_vision_model_is_one_graph_with_the_same_numbers(vivid, backend):
+    torch._dynamo.reset()
+    tower, pixels = vivid.model.vision_tower, tiles(2)
+    wanted, actual = tower(pixels), torch.compile(tower, backend=backend, fullgraph=True)(pixels)
+    torch.testing.assert_close(actual.last_hidden_state, wanted.last_hidden_state, atol=1e-5, rtol=0)
+    torch.testing.assert_close(actual.pooler_output, wanted.pooler_output, atol=1e-5, rtol=0)
+
+
+@COMPILERS
+def test_compiled_vrl_step_is_one_graph_with_the_same_numbers(vivid, processor, backend):
+    torch._dynamo.reset()
+    inputs = encode(processor, "different_tiles", DROP_RATIO)
+    labels = answer_labels(inputs, processor)
+    wanted_loss = vivid.train()(**inputs, labels=labels, use_cache=False).loss
+    wanted = train_step(vivid, inputs, labels)
+    vivid.zero_grad()
+    loss = torch.compile(vivid, backend=backend, fullgraph=True)(**inputs, labels=labels, use_cache=False).loss
+    torch.testing.assert_close(loss, wanted_loss, atol=1e-5, rtol=0)
+    loss.backward()
+    assert_same_gradients(gradients(vivid), wanted)
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Configuration, initialisation, saving
+
+
+def config_of(**settings) -> ViTPConfig:
+    text = {**TEXT, "vocab_size": 64, **settings.pop("text_config", {})}
+    vision = {**VISION, **settings.pop("vision_config", {})}
+    return ViTPConfig(vision_config=vision, text_config=text, image_token_id=7, **settings)
+
+
+def assert_same_weights(actual: nn.Module, wanted: nn.Module) -> None:
+    actual, wanted = actual.state_dict(), wanted.state_dict()
+    assert actual.keys() == wanted.keys()
+    assert all(torch.equal(actual[name], wanted[name]) for name in wanted)
+
+
+def test_saved_model_comes_back_to_the_bit_through_the_auto_classes(vivid, processor, tmp_path):
+    vivid.save_pretrained(tmp_path)
+    inputs = encode(processor, "text_only_row", DROP_RATIO)
+    again, loading = AutoModelForImageTextToText.from_pretrained(tmp_path, output_loading_info=True)
+    assert not any(loading.values())
+    assert type(again) is ViTPForConditionalGeneration
+    assert_same_weights(again, vivid)
+    assert torch.equal(again(**inputs).logits, vivid(**inputs).logits)
+
+    base = AutoModel.from_pretrained(tmp_path)
+    assert type(base) is ViTPModel
+    assert type(base.vision_tower) is ViTPVisionModel
+    assert_same_weights(base, vivid.model)
+
+
+def test_saved_vision_model_comes_back_to_the_bit_through_the_auto_class(tmp_path):
+    model = vision_model(drop_path_rate=0.3).eval()
+    model.save_pretrained(tmp_path)
+    again, loading = AutoModel.from_pretrained(tmp_path, output_loading_info=True)
+    assert not any(loading.values())
+    assert type(again) is ViTPVisionModel
+    assert again.config.drop_path_rate == 0.3
+    assert again.encoder.layer[-1].drop_path.drop_prob == pytest.approx(0.3)
+    assert_same_weights(again, model)
+
+
+def test_configuration_comes_back(tmp_path):
+    config = config_of(
+        vrl_drop_ratio=0.75,
+        vrl_apply_prob=0.25,
+        vision_config={"drop_path_rate": 0.1, "image_size": [112, 112]},
+    )
+    config.save_pretrained(tmp_path)
+    for again in (AutoConfig.from_pretrained(tmp_path), ViTPConfig.from_pretrained(tmp_path)):
+        assert type(again) is ViTPConfig
+        assert type(again.vision_config) is ViTPVisionConfig
+        assert (again.model_type, again.vision_config.model_type) == ("vitp", "vitp_vision")
+        assert (again.vrl_drop_ratio, again.vrl_apply_prob) == (0.75, 0.25)
+        assert again.vision_config.drop_path_rate == 0.1
+        assert (again.image_seq_length, again.image_token_id) == (16, 7)
+        assert again.text_config.vocab_size == 64
+        assert again.to_diff_dict() == config.to_diff_dict()
+
+
+@pytest.mark.parametrize(
+    ("vision_config", "downsample_ratio", "wanted"),
+    [
+        ({"image_size": [448, 448]}, 0.5, 256),
+        ({"image_size": 448}, 0.5, 256),
+        ({"image_size": [56, 56]}, 0.5, 4),
+        ({"image_size": [112, 168]}, 0.5, 24),
+        ({"image_size": [448, 448], "patch_size": [16, 16]}, 0.5, 196),
+        ({"image_size": [112, 112]}, 0.25, 4),
+    ],
+)
+def test_visual_tokens_of_a_tile_follow_from_the_sizes(vision_config, downsample_ratio, wanted):
+    config = config_of(vision_config=vision_config, downsample_ratio=downsample_ratio, image_seq_length=999)
+    assert config.image_seq_length == wanted
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_head_is_tied_as_the_language_model_says(tied, tmp_path):
+    config = config_of(text_config={"tie_word_embeddings": tied})
+    assert config.tie_word_embeddings is tied
+    model = shake(ViTPForConditionalGeneration(config))
+    model.tie_weights()
+    model.save_pretrained(tmp_path)
+    again = ViTPForConditionalGeneration.from_pretrained(tmp_path)
+    for found in (model, again):
+        shared = found.lm_head.weight.data_ptr() == found.model.language_model.embed_tokens.weight.data_ptr()
+        assert shared is tied
+    assert_same_weights(again, model)
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_tying_that_is_given_wins_over_the_language_models(tied):
+    config = config_of(text_config={"tie_word_embeddings": not tied}, tie_word_embeddings=tied)
+    model = ViTPForConditionalGeneration(config)
+    shared = model.lm_head.weight.data_ptr() == model.model.language_model.embed_tokens.weight.data_ptr()
+    assert shared is tied
+
+
+def test_positions_and_cls_token_are_drawn_at_initialisation():
+    torch.manual_seed(0)
+    vision = {**VISION, "hidden_size": 128, "image_size": [112, 112], "num_hidden_layers": 1}
+    whole = ViTPForConditionalGeneration(config_of(vision_config=vision)).model.vision_tower
+    for model in (
+        ViTPVisionModel(ViTPVisionConfig(**vision)),
+        whole,
+        AutoModel.from_config(ViTPVisionConfig(**vision)),
+    ):
+        for weight in (model.embeddings.position_embeddings, model.embeddings.cls_token):
+            assert weight.std().item() == pytest.approx(0.02, rel=0.2)
+            assert weight.mean().abs() < 0.01
+        layer = model.encoder.layer[0]
+        assert torch.equal(layer.lambda_1, torch.full((128,), 0.1))
+        assert torch.equal(layer.lambda_2, torch.full((128,), 0.1))
+        assert layer.mlp.fc1.weight.std().item() == pytest.approx(0.02, rel=0.1)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"vrl_drop_ratio": 1.0},
+        {"vrl_drop_ratio": -0.1},
+        {"vrl_drop_ratio": math.nan},
+        {"vrl_apply_prob": 1.5},
+        {"vrl_apply_prob": -0.5},
+        {"vision_config": {"drop_path_rate": 1.0}},
+        {"vision_config": {"drop_path_rate": -0.1}},
+        {"vision_config": {"drop_path_rate": math.nan}},
+        {"vrl_drop_ratio": "0.75"},
+    ],
+    ids=str,
+)
+def test_invalid_settings_are_errors_that_name_them(settings):
+    with pytest.raises(Exception, match="vrl_drop_ratio|vrl_apply_prob|drop_path_rate"):
+        config_of(**settings)

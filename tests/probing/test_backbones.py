@@ -1,0 +1,84 @@
+"""Backbones of transformers' other models, and ours."""
+
+import numpy as np
+import pytest
+import torch
+from other_backbones import SMALL, save_backbone
+from PIL import Image
+from transformers import AutoImageProcessor, AutoModel, BertConfig, BertModel, ViTImageProcessor
+
+from modeling_vitp.probing.backbones import Preprocessing, load_backbone, square_size
+
+
+@pytest.mark.parametrize(
+    ("kind", "prefix", "grid"),
+    [("vitp", 1, 4), ("vit", 1, 4), ("dinov2", 4, 4), ("clip", 1, 4), ("swin", 0, 8), ("convnext", 0, 8)],
+)
+def test_tokens_lie_where_the_patches_do(tmp_path, kind, prefix, grid):
+    """Features are plain transformers', and the map's places those of the image."""
+    backbone = load_backbone(str(save_backbone(tmp_path / "b", kind)))
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (48, 80, 3), dtype=np.uint8))
+    model = AutoModel.from_pretrained(tmp_path / "b").eval()
+    model = model.vision_model if kind == "clip" else model
+    processor = AutoImageProcessor.from_pretrained(tmp_path / "b")
+    tensor = torch.from_numpy(np.array(image)).permute(2, 0, 1)
+    pixels = Preprocessing(backbone.image_processor, None)(tensor)[None]
+    torch.testing.assert_close(pixels, processor(image, return_tensors="pt")["pixel_values"])
+    with torch.no_grad():
+        states = model(pixels).last_hidden_state
+    before, maps = backbone.tokens(pixels)
+    assert before.shape[1] == prefix and maps.shape[1:3] == (grid, grid)
+    for row, column in ((0, 0), (1, 3), (grid - 1, 2)):
+        place = states[..., row, column] if states.ndim == 4 else states[:, prefix + row * grid + column]
+        torch.testing.assert_close(maps[:, row, column], place)
+    torch.testing.assert_close(backbone.pool(pixels, "mean"), maps.flatten(1, 2).mean(1))
+    if prefix:
+        torch.testing.assert_close(backbone.pool(pixels, "cls"), states[:, 0])
+        both = torch.cat([states[:, 0], states[:, prefix:].mean(1)], dim=1)
+        torch.testing.assert_close(backbone.pool(pixels, "cls_mean"), both)
+    else:
+        with pytest.raises(ValueError, match="no CLS token"):
+            backbone.pool(pixels, "cls")
+    # All of an image is seen where masks are read off, also by those that crop.
+    assert square_size(backbone.image_processor) == 64
+    whole = Preprocessing(backbone.image_processor, 32)(tensor)
+    mean = torch.tensor(processor.image_mean).view(3, 1, 1)
+    std = torch.tensor(processor.image_std).view(3, 1, 1)
+    resized = np.array(image.resize((32, 32), Image.Resampling.BICUBIC)).transpose(2, 0, 1) / 255
+    np.testing.assert_allclose(whole * std + mean, resized, atol=2 / 255)
+    assert backbone.tokens(whole[None])[1].shape[1:3] == (grid // 2, grid // 2)
+
+
+def test_a_whole_checkpoint_is_probed_by_its_vision_tower(model_and_processor, tmp_path):
+    model, processor = model_and_processor
+    model.save_pretrained(tmp_path)
+    processor.save_pretrained(tmp_path)
+    backbone = load_backbone(str(tmp_path))
+    image = torch.randint(0, 256, (3, 150, 60), dtype=torch.uint8)
+    pixels = Preprocessing(backbone.image_processor, None)(image)[None]
+    assert pixels.shape == (1, 3, 56, 56)
+    expected = model.model.vision_tower.eval()(pixels).last_hidden_state[:, 1:].mean(1)
+    torch.testing.assert_close(backbone.pool(pixels, "mean"), expected)
+
+
+def test_random_weights_are_other_weights(tmp_path):
+    folder = str(save_backbone(tmp_path / "b", "vitp"))
+    trained, first, again = (
+        load_backbone(folder),
+        load_backbone(folder, random_seed=0),
+        load_backbone(folder, random_seed=0),
+    )
+    assert first.name == f"{folder}, random weights" and len({trained.state, first.state}) == 2
+    states = [item.model.state_dict()["encoder.layer.0.attention.q_proj.weight"] for item in (trained, first, again)]
+    assert torch.equal(states[1], states[2]) and not torch.equal(states[0], states[1])
+
+
+@pytest.mark.parametrize(
+    ("kind", "message"), [("nothing", "cannot be loaded"), ("bert", "'bert' model, which takes no")]
+)
+def test_what_is_no_backbone_is_named(tmp_path, kind, message):
+    if kind == "bert":
+        BertModel(BertConfig(**SMALL, vocab_size=20)).save_pretrained(tmp_path / kind)
+        ViTImageProcessor().save_pretrained(tmp_path / kind)
+    with pytest.raises(ValueError, match=f"{kind}.*{message}"):
+        load_backbone(str(tmp_path / kind))

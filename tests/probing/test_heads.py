@@ -1,0 +1,68 @@
+"""What reads the features, against scikit-learn."""
+
+import numpy as np
+import pytest
+import torch
+from sklearn.linear_model import LogisticRegression
+from sklearn.neighbors import KNeighborsClassifier
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+
+from modeling_vitp.probing.heads import fit_linear, nearest_neighbours
+
+
+@pytest.mark.parametrize(("number", "neighbours"), [(60, 7), (5, 20)])
+def test_nearest_neighbours_are_those_of_scikit_learn(number, neighbours):
+    rng = np.random.default_rng(0)
+    features, queries = rng.normal(size=(number, 8)).astype(np.float32), rng.normal(size=(50, 8)).astype(np.float32)
+    labels = rng.integers(0, 4, number)
+    labels[:4] = range(4)
+    oracle = KNeighborsClassifier(
+        min(neighbours, number),
+        metric="cosine",
+        algorithm="brute",
+        weights=lambda distance: np.exp((1 - distance) / 0.2),
+    ).fit(features, labels)
+    mine = nearest_neighbours(features, labels, queries, 4, neighbours, temperature=0.2)
+    assert mine.dtype == np.int64
+    assert np.array_equal(mine, oracle.predict(queries))
+    assert len(np.unique(mine)) > 1
+
+
+@pytest.mark.parametrize("l2", [1e-3, 1e-1])
+def test_a_linear_probe_is_the_regression_of_scikit_learn(l2):
+    rng = np.random.default_rng(0)
+    features = (rng.normal(size=(90, 6)) * rng.uniform(0.1, 50, 6) + 100).astype(np.float32)
+    features[:, 4] = 3.0  # does not vary
+    labels = (features[:, 0] > np.median(features[:, 0])) * 1 + (features[:, 1] > np.quantile(features[:, 1], 0.8))
+    used = np.arange(10, 90)
+    regression = LogisticRegression(C=1 / (len(used) * l2), tol=1e-10, max_iter=10000)
+    oracle = make_pipeline(StandardScaler(), regression).fit(features[used].astype(float), labels[used])
+    probe = fit_linear(features, np.eye(3, dtype=np.float32)[labels], used, l2)
+    np.testing.assert_allclose(probe.weight, oracle[1].coef_ - oracle[1].coef_.mean(0), atol=2e-3)
+    probabilities = probe(torch.tensor(features)).softmax(-1)
+    np.testing.assert_allclose(probabilities, oracle.predict_proba(features.astype(float)), atol=1e-3)
+
+
+def test_a_linear_probe_of_patches_is_that_of_their_pixels(monkeypatch):
+    """Weights are pixels; places without a label do not count, nor does it matter how many are read at once."""
+    rng = np.random.default_rng(0)
+    features = rng.normal(size=(5, 3, 2, 4)).astype(np.float32)
+    counts = rng.integers(0, 4, (5, 3, 2, 3)).astype(np.float32)
+    counts[1, 2] = 0
+    used = np.array([1, 2, 4])
+    rows, pixels = features[used].reshape(-1, 4).astype(float), counts[used].reshape(-1, 3)
+    labelled = pixels.sum(1) > 0
+    scaler = StandardScaler().fit(rows[labelled])
+    repeated = [
+        (row, label) for row, count in zip(rows, pixels) for label in range(3) for _ in range(int(count[label]))
+    ]
+    inputs, labels = scaler.transform([row for row, _ in repeated]), [label for _, label in repeated]
+    oracle = LogisticRegression(C=1 / (len(labels) * 0.01), tol=1e-10, max_iter=10000).fit(inputs, labels)
+    expected = oracle.predict_proba(scaler.transform(features.reshape(-1, 4))).reshape(5, 3, 2, 3)
+    for rows_at_once in (65536, 6):
+        monkeypatch.setattr("modeling_vitp.probing.heads.ROWS_AT_ONCE", rows_at_once)
+        probe = fit_linear(features, counts, used, l2=0.01)
+        np.testing.assert_allclose(probe(torch.tensor(features)).softmax(-1), expected, atol=1e-3)
+    with pytest.raises(ValueError, match="no place of the training images has a label"):
+        fit_linear(features, np.zeros_like(counts), used)

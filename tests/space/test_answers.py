@@ -1,0 +1,200 @@
+"""Answers and their probabilities, against transformers' own InternVL; operations counted, against a sum by hand."""
+
+import threading
+import time
+
+import pytest
+import torch
+from answers import (
+    answer_log_probs,
+    answers_by_drop_ratio,
+    check_length,
+    decode,
+    encode,
+    greedy,
+    greedy_answer,
+    stream_answer,
+    visual_features,
+)
+from internvl_oracle import blocked_mask, build_native, shake
+from pictures import picture
+from tiny_models import TEXT, TOKENS_PER_TILE
+from vrl_cost import costs, language_model_flops
+
+QUESTION = "How many trees are there?"
+MESSAGES = [{"role": "user", "content": QUESTION}]
+NUM_TOKENS = 7 * TOKENS_PER_TILE
+
+
+@pytest.fixture
+def vivid(model):
+    return shake(model).eval()
+
+
+@pytest.fixture
+def native(vivid):
+    return build_native(vivid)
+
+
+@pytest.fixture
+def image():
+    return picture(168, 112)
+
+
+def native_log_probs(native, processor, image, answer, drop_ratio, seed):
+    """Token by token with the full sequence, in which nothing sees a dropped token."""
+    full = encode(processor, [image], MESSAGES)
+    short = encode(processor, [image], MESSAGES, drop_ratio, seed)
+    kept = short["position_ids"][0] if drop_ratio else torch.arange(full["input_ids"].shape[1])
+    ids, log_probs = full["input_ids"], []
+    for token in answer:
+        survives = torch.zeros(1, ids.shape[1], dtype=torch.bool)
+        survives[0, kept] = True
+        survives[0, full["input_ids"].shape[1] :] = True
+        mask = blocked_mask(torch.ones_like(ids), survives)
+        logits = native(input_ids=ids, pixel_values=full["pixel_values"], attention_mask=mask).logits[0, -1].double()
+        log_probs.append((logits - logits.logsumexp(0))[token])
+        ids = torch.cat([ids, token.view(1, 1)], dim=1)
+    return torch.stack(log_probs)
+
+
+@pytest.mark.parametrize(("drop_ratio", "seed"), [(0.0, 0), (0.5, 0), (0.75, 4)])
+@torch.no_grad()
+def test_probability_of_an_answer_is_that_of_internvl(vivid, native, processor, image, drop_ratio, seed):
+    inputs = encode(processor, [image], MESSAGES, drop_ratio, seed)
+    features = visual_features(vivid, inputs["pixel_values"])
+    answer = torch.tensor(processor.tokenizer("There are 12 trees").input_ids + [processor.tokenizer.eos_token_id])
+    log_probs, _ = answer_log_probs(vivid, inputs, features, answer)
+    wanted = native_log_probs(native, processor, image, answer, drop_ratio, seed)
+    assert (log_probs - wanted).abs().max() < 1e-4
+    assert wanted.min() < -2  # so that a difference would show
+
+
+@pytest.mark.parametrize("drop_ratio", [0.0, 0.75])
+@torch.no_grad()
+def test_greedy_answer_is_that_of_the_whole_model_and_likeliest_at_each_step(vivid, processor, image, drop_ratio):
+    inputs = encode(processor, [image], MESSAGES, drop_ratio, seed=1)
+    features = visual_features(vivid, inputs["pixel_values"])
+    answer = greedy_answer(vivid, inputs, features, max_new_tokens=6)
+    whole = vivid.generate(**inputs, **greedy(vivid, 6))
+    assert answer.tolist() == whole[0, inputs["input_ids"].shape[1] :].tolist()
+    assert answer_log_probs(vivid, inputs, features, answer)[1].tolist() == answer.tolist()
+
+
+def test_answers_by_drop_ratio_are_each_ones_own(vivid, processor, image):
+    ratios, seeds = (0.5, 0.0, 0.95), (0, 3)
+    answers = list(answers_by_drop_ratio(vivid, processor, image, QUESTION, ratios, seeds, max_new_tokens=5))
+    assert [(answer.drop_ratio, answer.seed) for answer in answers] == [
+        (0.0, 0),
+        (0.5, 0),
+        (0.5, 3),
+        (0.95, 0),
+        (0.95, 3),
+    ]
+    assert [answer.num_visual_tokens for answer in answers] == [NUM_TOKENS, 14, 14, 2, 2]
+    full = None
+    for answer in answers:
+        inputs = encode(processor, [image], MESSAGES, answer.drop_ratio, answer.seed)
+        assert answer.sequence_length == inputs["input_ids"].shape[1]
+        outputs = vivid.generate(**inputs, **greedy(vivid, 5), return_dict_in_generate=True, output_logits=True)
+        ids = outputs.sequences[0, inputs["input_ids"].shape[1] :]
+        assert answer.text == decode(processor, ids)
+        steps = torch.stack(outputs.logits)[:, 0].softmax(-1)
+        assert answer.probability == pytest.approx(steps[range(len(ids)), ids].prod().item(), rel=1e-3)
+        full = ids if full is None else full
+        features = visual_features(vivid, inputs["pixel_values"])
+        log_probs, _ = answer_log_probs(vivid, inputs, features, full)
+        assert answer.full_probability == pytest.approx(log_probs.sum().exp().item(), rel=1e-3)
+    assert len({answer.text for answer in answers}) > 1
+
+
+def test_stream_grows_to_the_greedy_answer_of_a_conversation_about_two_images(vivid, processor, image):
+    messages = [*MESSAGES, {"role": "assistant", "content": "<ref>tree</ref><box>[[1, 2, 3, 4]]</box>"}, *MESSAGES]
+    images = [image, picture(56, 112, 1)]
+    inputs = encode(processor, images, messages)
+    ids = vivid.generate(**inputs, **greedy(vivid, 12))[0, inputs["input_ids"].shape[1] :]
+    parts = list(stream_answer(vivid, processor, inputs, max_new_tokens=12))
+    assert parts[-1].strip() == decode(processor, ids)
+    assert all(later.startswith(earlier) for earlier, later in zip(parts, parts[1:]))
+    box = processor.tokenizer.convert_tokens_to_ids("<box>")
+    assert (inputs["input_ids"] == box).sum() == 1  # boxes of earlier answers are marked as in training
+
+
+def test_answers_keep_their_marks_and_lose_other_special_tokens(processor):
+    ids = processor.tokenizer("<ref>tree</ref><box>[[1, 2, 3, 4]]</box></img><|im_end|><|endoftext|>").input_ids
+    assert decode(processor, ids) == "<ref>tree</ref><box>[[1, 2, 3, 4]]</box>"
+
+
+def test_closing_the_stream_ends_the_generation(vivid, processor, image):
+    threads = threading.active_count()
+    stream = stream_answer(vivid, processor, encode(processor, [image], MESSAGES), max_new_tokens=100_000)
+    next(stream)
+    assert threading.active_count() == threads + 1
+    start = time.perf_counter()
+    stream.close()
+    assert threading.active_count() == threads and time.perf_counter() - start < 10
+
+
+def test_error_in_the_generation_is_raised_where_the_stream_is_read(vivid, processor, image, monkeypatch):
+    def fail(**arguments):
+        raise RuntimeError("out of memory")
+
+    monkeypatch.setattr(vivid, "generate", fail)
+    with pytest.raises(RuntimeError, match="out of memory"):
+        list(stream_answer(vivid, processor, encode(processor, [image], MESSAGES)))
+
+
+def test_image_token_in_a_question_is_an_error(processor, image):
+    with pytest.raises(ValueError, match="<IMG_CONTEXT>"):
+        encode(processor, [image], [{"role": "user", "content": "a <IMG_CONTEXT> b"}])
+
+
+def test_input_spec_of_the_processor_is_not_applied_a_second_time(processor, image):
+    wanted = encode(processor, [image], MESSAGES)["pixel_values"]
+    processor.image_processor.input_spec = {"window": [0, 100]}
+    assert encode(processor, [image], MESSAGES)["pixel_values"].equal(wanted)
+
+
+@pytest.mark.parametrize("length", [1, 7, 50])
+def test_operations_of_the_language_model_are_the_sum_by_hand(model, length):
+    width, inner, heads, groups = (
+        TEXT[name] for name in ("hidden_size", "intermediate_size", "num_attention_heads", "num_key_value_heads")
+    )
+    head = width // heads
+    projections = length * width * (2 * heads * head + 2 * groups * head)
+    attention = 2 * length * length * heads * head
+    mlp = 3 * length * width * inner
+    wanted = 2 * TEXT["num_hidden_layers"] * (projections + attention + mlp)
+    assert language_model_flops(model.config.text_config, length) == wanted
+
+
+def test_costs_are_those_of_the_lengths_and_are_measured(model, processor, image):
+    whole, short = costs(model.eval(), processor, image, QUESTION, drop_ratio=0.75)
+    assert (whole.drop_ratio, whole.num_visual_tokens) == (0.0, NUM_TOKENS)
+    assert (short.drop_ratio, short.num_visual_tokens) == (0.75, NUM_TOKENS // 4)
+    assert whole.sequence_length - short.sequence_length == NUM_TOKENS - NUM_TOKENS // 4
+    for cost in (whole, short):
+        assert cost.flops == language_model_flops(model.config.text_config, cost.sequence_length)
+        assert 0 < cost.language_seconds < 10 and 0 < cost.vision_seconds < 10
+
+
+def test_too_long_a_conversation_is_an_error(model, processor, image):
+    inputs = encode(processor, [image], MESSAGES)
+    model.config.text_config.max_position_embeddings = inputs["input_ids"].shape[1] + 10
+    check_length(model, inputs, 10)
+    with pytest.raises(ValueError, match="start a new conversation"):
+        check_length(model, inputs, 11)
+
+
+def test_image_tokens_are_never_answered(vivid, processor, image):
+    """They would be taken for images when the conversation goes on, or its probability is asked for."""
+    inputs = encode(processor, [image], MESSAGES)
+    features = visual_features(vivid, inputs["pixel_values"])
+    image_token = vivid.config.image_token_id
+    with torch.no_grad():
+        vivid.lm_head.weight[image_token] = 5 * vivid.lm_head.weight[greedy_answer(vivid, inputs, features, 1)[0]]
+    raw = vivid.generate(**inputs, max_new_tokens=1, do_sample=False)[0, -1]
+    assert raw == image_token
+    answer = greedy_answer(vivid, inputs, features, 4)
+    assert image_token not in answer.tolist()
+    assert answer_log_probs(vivid, inputs, features, answer)[1].tolist() == answer.tolist()

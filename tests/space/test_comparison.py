@@ -1,0 +1,136 @@
+"""Similarity of features under corruption, against numpy and against features that move as the image does."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from comparison import compare, similarity_map
+from pictures import picture
+from tiny_models import VISION
+from transformers import AutoModel
+
+from modeling_vitp import ViTPVisionConfig, ViTPVisionModel, export_backbone
+from modeling_vitp.images.corruptions import SEVERITIES, corrupt, motion
+
+SIDE = 56
+MEAN, STD = np.array([0.485, 0.456, 0.406]), np.array([0.229, 0.224, 0.225])
+
+
+@pytest.fixture(scope="module")
+def backbone(tmp_path_factory):
+    torch.manual_seed(0)
+    folder = tmp_path_factory.mktemp("backbone")
+    export_backbone(ViTPVisionModel(ViTPVisionConfig(**VISION)), folder)
+    return AutoModel.from_pretrained(folder).eval()
+
+
+def encoder(backbone, layer=-1):
+    @torch.no_grad()
+    def encode(image):
+        pixels = torch.from_numpy((image / 255 - MEAN) / STD).movedim(-1, 0)[None].float()
+        states = backbone(pixels, output_hidden_states=True).hidden_states[layer][0, 1:]
+        return states.T.unflatten(1, (image.shape[0] // 14, image.shape[1] // 14))
+
+    return encode
+
+
+def cosine(a, b):
+    """Of two arrays of shape (channels, rows, columns)."""
+    a, b = np.float64(a), np.float64(b)
+    return (a * b).sum(0) / np.sqrt((a**2).sum(0)) / np.sqrt((b**2).sum(0))
+
+
+def bilinear(features, x, y):
+    """At a place in [-1, 1] from edge to edge; None if it does not lie between patch centres."""
+    _, rows, columns = features.shape
+    column, row = (x + 1) / 2 * columns - 0.5, (y + 1) / 2 * rows - 0.5
+    if not (-1e-6 <= column <= columns - 1 + 1e-6 and -1e-6 <= row <= rows - 1 + 1e-6):
+        return None
+    value = 0
+    for r in (math.floor(row), math.floor(row) + 1):
+        for c in (math.floor(column), math.floor(column) + 1):
+            weight = (1 - abs(row - r)) * (1 - abs(column - c))
+            value = value + weight * features[:, min(max(r, 0), rows - 1), min(max(c, 0), columns - 1)]
+    return value
+
+
+def expected(image, encode, name, severity, seed):
+    """The mean similarity and the share of places compared, place by place."""
+    clean = encode(image).numpy().astype(np.float64)
+    corrupted = encode(corrupt(image, name, severity, seed)).numpy().astype(np.float64)
+    matrix = motion(name, severity, *image.shape[:2], seed=seed)
+    if matrix is None:
+        return cosine(clean, corrupted).mean(), 1.0
+    _, rows, columns = clean.shape
+    values = []
+    for row in range(rows):
+        for column in range(columns):
+            place = np.array([(column + 0.5) / columns * 2 - 1, (row + 0.5) / rows * 2 - 1, 1])
+            there = bilinear(corrupted, *(matrix.numpy() @ place))
+            if there is not None:
+                values.append(cosine(clean[:, row, column, None, None], there[:, None, None]).item())
+    return np.mean(values), len(values) / (rows * columns)
+
+
+def test_every_corruption_for_two_backbones_against_numpy(backbone):
+    image = np.asarray(picture(6 * 14, 5 * 14))
+    backbones = {"last layer": encoder(backbone), "first layer": encoder(backbone, 1)}
+    results = list(compare(image, backbones, severities=(1, 4), seed=3))
+    assert [(r.corruption, r.severity, r.backbone) for r in results] == [
+        (name, severity, backbone) for name in SEVERITIES for severity in (1, 4) for backbone in backbones
+    ]
+    for result in results:
+        similarity, compared = expected(image, backbones[result.backbone], result.corruption, result.severity, 3)
+        assert result.similarity == pytest.approx(similarity, abs=1e-5)
+        assert result.compared == pytest.approx(compared, abs=1e-6)
+        assert result.parameters == {
+            key: values[result.severity - 1] for key, values in SEVERITIES[result.corruption].items()
+        }
+    unchanged = [r.similarity for r in results if (r.corruption, r.severity) == ("brightness_contrast", 1)]
+    assert unchanged == pytest.approx([1, 1], abs=1e-6)
+    assert min(r.similarity for r in results) < 0.99
+
+
+def test_features_that_move_with_the_image_are_found_again():
+    """Smooth features of the pixel's own: with the motion undone they agree, without it they do not."""
+    y, x = np.mgrid[:112, :140]
+    image = np.stack([127 + 120 * np.sin(x / 40), 127 + 120 * np.cos(y / 35), 127 + 120 * np.sin((x + y) / 50)], -1)
+    image = image.round().astype(np.uint8)
+
+    def encode(image):
+        pixels = torch.from_numpy(image).movedim(-1, 0).float() - 127
+        return torch.nn.functional.avg_pool2d(pixels, 4)
+
+    for result in compare(image, {"pooled": encode}, ("rotation", "translation"), range(1, 6)):
+        assert result.similarity > 0.999 and 0.3 < result.compared < 1
+        corrupted = encode(corrupt(image, result.corruption, result.severity))
+        assert similarity_map(encode(image), corrupted).mean() < 0.995
+    for result in compare(image, {"pooled": encode}, ("scale",), range(1, 6)):
+        assert result.similarity > 0.96 and result.compared == 1  # the black frame is mixed in along the edge
+
+
+def test_places_that_left_the_image_are_blank():
+    features = torch.rand(4, 6, 6)
+    shifted = motion("translation", 3, 50, 50, seed=0)
+    result = similarity_map(features, features, shifted)
+    assert result.isnan().any() and result.isfinite().any()
+    left, up = shifted[:, 2] < 0
+    assert result[:, 0 if left else -1].isnan().all() and result[0 if up else -1].isnan().all()
+    # Half an image is the shift that nothing survives of.
+    nothing = similarity_map(features, features, torch.tensor([[1.0, 0, 2], [0, 1, 2]], dtype=torch.float64))
+    assert nothing.isnan().all()
+
+
+def test_half_precision_features():
+    features = torch.randn(8, 3, 3).bfloat16()
+    assert similarity_map(features, features).dtype == torch.float32
+    assert similarity_map(features, features, motion("scale", 1, 30, 30)).isfinite().all()
+
+
+def test_a_wrong_name_is_found_before_anything_is_computed():
+    def encode(image):
+        raise AssertionError
+
+    with pytest.raises(ValueError, match="there is no corruption 'snow'"):
+        compare(np.zeros((SIDE, SIDE, 3), np.uint8), {"one": encode}, ["haze", "snow"])

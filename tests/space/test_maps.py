@@ -1,0 +1,182 @@
+"""The Space's maps, against NumPy on what `AutoModel` gives for an exported backbone."""
+
+import numpy as np
+import pytest
+import torch
+from loading import Models
+from maps import (
+    align_scores,
+    attention_map,
+    colours_of,
+    draw_map,
+    grid_of,
+    heat_of,
+    patch_at,
+    patch_features,
+    principal_scores,
+    rollout_map,
+    similarity_to_point,
+)
+from pictures import picture
+from PIL import Image
+from tiny_models import VISION
+from transformers import AutoModel
+
+from modeling_vitp import ViTPVisionConfig, ViTPVisionModel, export_backbone
+
+MEAN, STD = np.array([0.485, 0.456, 0.406]), np.array([0.229, 0.224, 0.225])
+GRIDS = {"odd": (61, 83), "tall": (400, 30), "one pixel wide": (500, 1), "one pixel high": (1, 77), "square": (56, 56)}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    torch.manual_seed(0)
+    folder = tmp_path_factory.mktemp("backbone")
+    config = ViTPVisionConfig(**VISION, initializer_range=0.3, layer_scale_init_value=1.0)
+    export_backbone(ViTPVisionModel(config), folder)
+    return str(folder)
+
+
+@pytest.fixture(scope="module")
+def backbone(folder):
+    return Models(backbones=[folder]).backbone(folder)
+
+
+@pytest.fixture(scope="module")
+def plain(folder):
+    """Outputs of transformers' own class for an image whose sides are whole patches, so that nothing is resized."""
+    model = AutoModel.from_pretrained(folder, attn_implementation="eager").eval()
+
+    @torch.no_grad()
+    def run(image):
+        pixels = torch.from_numpy((image / 255 - MEAN) / STD).movedim(-1, 0)[None].float()
+        return model(pixels, output_hidden_states=True, output_attentions=True)
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def image():
+    return np.asarray(picture(6 * 14, 4 * 14))
+
+
+def cosine(a, b):
+    return a @ b / np.sqrt((a @ a) * (b @ b))
+
+
+@pytest.mark.parametrize("layer", [1, 2, 3, None])
+def test_features_and_similarity(backbone, plain, image, layer):
+    outputs = plain(image)
+    states = outputs.last_hidden_state if layer in (3, None) else outputs.hidden_states[layer]
+    expected = states[0, 1:].double().numpy().reshape(4, 6, -1)
+    features = patch_features(backbone, image, 6, layer)
+    np.testing.assert_allclose(features.movedim(0, -1), expected, atol=2e-5)
+    similarity = similarity_to_point(features, 2, 5).numpy()
+    for row in range(4):
+        for column in range(6):
+            assert similarity[row, column] == pytest.approx(cosine(expected[row, column], expected[2, 5]), abs=1e-5)
+
+
+def test_principal_components(backbone, plain, image):
+    states = plain(image).last_hidden_state[0, 1:].double().numpy()
+    centred = states - states.mean(0)
+    left, singular, right = np.linalg.svd(centred, full_matrices=False)
+    expected = np.sqrt(len(states)) * left[:, :3]
+    expected *= np.sign([right[k, np.abs(right[k]).argmax()] for k in range(3)])
+    scores = principal_scores(patch_features(backbone, image, 6))
+    np.testing.assert_allclose(scores.flatten(1).T, expected, atol=1e-4)
+    colours = np.round(255 * np.clip(expected / 4 + 0.5, 0, 1)).reshape(4, 6, 3)
+    assert np.abs(colours_of(scores) - colours).max() <= 1
+
+
+@pytest.mark.parametrize("query", [None, (0, 0), (3, 1)])
+def test_attention(backbone, plain, image, query):
+    attentions = [layer[0].double().numpy() for layer in plain(image).attentions]
+    token = 0 if query is None else 1 + 6 * query[0] + query[1]
+    for layer in (1, 3):
+        for head in (1, 4, None):
+            weights = attentions[layer - 1].mean(0) if head is None else attentions[layer - 1][head - 1]
+            result = attention_map(backbone, image, 6, layer, head, query)
+            np.testing.assert_allclose(result, weights[token, 1:].reshape(4, 6), atol=1e-6)
+            assert result.max() > 0
+    flow = np.eye(25)
+    for weights in attentions:
+        flow = (0.5 * weights.mean(0) + 0.5 * np.eye(25)) @ flow
+    np.testing.assert_allclose(rollout_map(backbone, image, 6, query), flow[token, 1:].reshape(4, 6), atol=1e-6)
+    assert flow[token].sum() == pytest.approx(1)
+
+
+def test_no_hook_is_left_behind(backbone, image):
+    def hooks():
+        return sum(len(module._forward_hooks) for module in backbone.model.modules())
+
+    before = hooks()
+    rollout_map(backbone, image, 6)
+    assert hooks() == before
+
+
+def test_attention_that_was_not_computed_is_an_error(folder, image):
+    backbone = Models(backbones=[folder]).backbone(folder)
+    backbone.model.set_attn_implementation("sdpa")
+    with pytest.raises(RuntimeError, match="was not loaded with eager attention"):
+        attention_map(backbone, image, 6, 1)
+
+
+@pytest.mark.parametrize("height, width", GRIDS.values(), ids=GRIDS)
+def test_a_marked_patch_lights_up_where_it_is(backbone, height, width):
+    resolution = 12
+    rows, columns = grid_of(height, width, resolution)
+    assert max(rows, columns) == resolution
+    assert rows / columns == pytest.approx(height / width, rel=0.1) or 1 in (rows, columns)
+    row, column = rows // 3, columns // 3
+    top, bottom = round(row * height / rows), round((row + 1) * height / rows)
+    left, right = round(column * width / columns), round((column + 1) * width / columns)
+    image = np.full((height, width, 3), 40, np.uint8)
+    image[top : max(bottom, top + 1), left : max(right, left + 1)] = (255, 0, 0)
+    clean = patch_features(backbone, np.full_like(image, 40), resolution, 1)
+    marked = patch_features(backbone, image, resolution, 1)
+    assert marked.shape[1:] == (rows, columns)
+    change = (marked - clean).square().sum(0)
+    assert divmod(int(change.argmax()), columns) == (row, column)
+    middle = ((left + right) / 2 / width, (top + bottom) / 2 / height)
+    assert patch_at(middle, rows, columns) == (row, column)
+    similarity = similarity_to_point(marked, *patch_at(middle, rows, columns))
+    assert similarity[row, column] == pytest.approx(1) and (similarity > 0.9999).sum() == 1
+    drawn = np.asarray(draw_map(heat_of(similarity, -1, 1)))
+    scale = drawn.shape[0] // rows
+    assert drawn.shape[:2] == (rows * scale, columns * scale)
+    brightest = drawn.sum(-1, dtype=int) == drawn.sum(-1, dtype=int).max()
+    where = np.argwhere(brightest)
+    assert where.min(0).tolist() == [row * scale, column * scale]
+    assert where.max(0).tolist() == [(row + 1) * scale - 1, (column + 1) * scale - 1]
+
+
+def test_colours_of_two_backbones_are_comparable():
+    """The same map in turned and mirrored coordinates of a wider space gets the same colours."""
+    rng = np.random.default_rng(0)
+    features = torch.from_numpy(rng.normal(size=(8, 7, 9)) * (2.0 ** -np.arange(8))[:, None, None])
+    turned = torch.from_numpy(np.linalg.qr(rng.normal(size=(12, 8)))[0]) @ features.flatten(1)
+    turned = 3 * turned.unflatten(1, (7, 9)) + 5
+    reference, other = principal_scores(features), principal_scores(turned)
+    np.testing.assert_allclose(align_scores(other, reference), reference, atol=1e-9)
+    mixed = torch.from_numpy(np.linalg.qr(rng.normal(size=(3, 3)))[0]) @ reference.flatten(1)
+    np.testing.assert_allclose(align_scores(mixed.view_as(reference), reference), reference, atol=1e-9)
+
+
+def test_maps_without_structure_are_grey():
+    constant = colours_of(principal_scores(torch.ones(5, 4, 3)))
+    assert constant.shape == (4, 3, 3) and (constant == 128).all()
+    assert (colours_of(principal_scores(torch.randn(5, 1, 1))) == 128).all()
+    two_patches = principal_scores(torch.randn(5, 2, 1))
+    assert two_patches[0].abs().flatten().tolist() == pytest.approx([1, 1]) and not two_patches[1:].any()
+    assert np.unique(heat_of(torch.full((2, 2), 0.3)).reshape(-1, 3), axis=0).shape == (1, 3)
+
+
+def test_a_point_is_ringed_and_the_image_shows_through():
+    colours, image = np.zeros((4, 6, 3), np.uint8), np.full((40, 60, 3), 200, np.uint8)
+    plain, ringed = draw_map(colours), draw_map(colours, point=(0.5, 0.25))
+    assert plain.size == ringed.size == (768, 512)
+    where = np.argwhere(np.asarray(ringed).any(-1))
+    np.testing.assert_allclose(where.mean(0), [128, 384], atol=1)
+    assert np.asarray(draw_map(colours, image, opacity=0.5)).mean() == pytest.approx(100, abs=1)
+    assert isinstance(draw_map(colours, image, (0.0, 1.0)), Image.Image)

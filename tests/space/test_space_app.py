@@ -1,0 +1,422 @@
+"""The Space as it is served, called as `gradio_client` and as plain HTTP do: what comes back, and what is refused."""
+
+import concurrent.futures
+import configparser
+import io
+import json
+import os
+import re
+import shutil
+import struct
+import subprocess
+import sys
+import urllib.error
+import urllib.request
+import zlib
+from pathlib import Path
+
+import gradio
+import numpy as np
+import pytest
+import torch
+from app import build_app, launch_options
+from backbone_tab import ATTENTION, FROM_CLS, FROM_POINT, PCA, ROLLOUT, SIMILARITY
+from gradio_client import Client, handle_file
+from gradio_client.exceptions import AppError
+from huggingface_hub import SpaceCard
+from loading import TINY, UNTRAINED, Models, UnavailableModel
+from packaging.requirements import Requirement
+from paths import ROOT
+from pictures import picture
+from PIL import Image
+from tiny_models import VISION
+from transformers import AutoModel
+
+from modeling_vitp import ViTPVisionConfig, ViTPVisionModel, convert_checkpoint, export_backbone
+from modeling_vitp.hub.contents import gather_space
+from modeling_vitp.images.corruptions import SEVERITIES
+
+MEAN, STD = np.array([0.485, 0.456, 0.406]), np.array([0.229, 0.224, 0.225])
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    torch.manual_seed(0)
+    folder = tmp_path_factory.mktemp("backbone")
+    export_backbone(ViTPVisionModel(ViTPVisionConfig(**VISION, initializer_range=0.3)), folder)
+    return str(folder)
+
+
+@pytest.fixture(scope="module")
+def url(folder, tmp_path_factory):
+    os.environ["GRADIO_TEMP_DIR"] = str(tmp_path_factory.mktemp("uploads"))
+    app = build_app(Models(backbones=[folder]))
+    _, url, _ = app.launch(prevent_thread_lock=True, quiet=True, server_name="127.0.0.1", **launch_options())
+    yield url
+    app.close()
+    del os.environ["GRADIO_TEMP_DIR"]
+
+
+@pytest.fixture(scope="module")
+def client(url, tmp_path_factory):
+    return Client(url, verbose=False, download_files=str(tmp_path_factory.mktemp("downloads")))
+
+
+@pytest.fixture
+def saved(tmp_path):
+    """Saves an image and gives it as an upload."""
+
+    def save(image, name="image.png"):
+        image.save(tmp_path / name)
+        return handle_file(str(tmp_path / name))
+
+    return save
+
+
+def values_of(outputs):
+    """What a client gets, whether an output is a value or an update."""
+    return [output.get("value") if isinstance(output, dict) and "__type__" in output else output for output in outputs]
+
+
+def cosine(a, b):
+    return a @ b / np.sqrt((a @ a) * (b @ b))
+
+
+def test_every_endpoint_that_is_offered_is_called(client, saved):
+    """In short, on the whole page; what each gives is tested here and with the tabs."""
+    image, later = saved(picture(64, 48)), saved(picture(64, 48, seed=1), "later.png")
+    calls = {
+        "/about": {},
+        "/backbone_maps": {"image": image},
+        "/compare_corruptions": {"image": image, "resolution": 4},
+        "/compare_images": {"image": image, "second_image": later},
+        "/vrl_tokens": {"image": image, "drop_ratio": 0.5},
+        "/vrl_curve": {"image": image, "num_seeds": 1},
+        "/vrl_cost": {"image": image},
+        "/ask_show": {"image": image, "second_image": later},
+        "/ask": {"image": image, "second_image": later, "question": "What has changed?", "max_new_tokens": 8},
+    }
+    assert set(calls) == set(client.view_api(return_format="dict")["named_endpoints"])
+    for name, arguments in calls.items():
+        assert client.predict(**arguments, api_name=name), name
+
+
+def test_maps_and_features_are_those_of_plain_transformers(client, folder, saved):
+    image = picture(6 * 14, 4 * 14)
+    upload = saved(image)
+    model = AutoModel.from_pretrained(folder, attn_implementation="eager").eval()
+    pixels = torch.from_numpy((np.asarray(image) / 255 - MEAN) / STD).movedim(-1, 0)[None].float()
+    with torch.no_grad():
+        outputs = model(pixels, output_hidden_states=True, output_attentions=True)
+    states = outputs.hidden_states[2][0, 1:].double().numpy().reshape(4, 6, -1)
+    attentions = [layer[0].double().numpy() for layer in outputs.attentions]
+    flow = np.eye(25)
+    for weights in attentions:
+        flow = (weights.mean(0) + np.eye(25)) / 2 @ flow
+    place = 1 + 6 * 2 + 3  # of row 2, column 3
+    expected = {
+        (SIMILARITY, FROM_CLS): np.array([[cosine(states[r, c], states[2, 3]) for c in range(6)] for r in range(4)]),
+        (ATTENTION, FROM_CLS): attentions[1][3][0, 1:].reshape(4, 6),
+        (ATTENTION, FROM_POINT): attentions[1][3][place, 1:].reshape(4, 6),
+        (ROLLOUT, FROM_POINT): flow[place, 1:].reshape(4, 6),
+    }
+    settings = {"backbone": folder, "layer": 2, "head": 4, "x": 100 * 3.5 / 6, "y": 100 * 2.5 / 4, "resolution": 6}
+    for (kind, source), values in expected.items():
+        result = client.predict(upload, kind=kind, attention_of=source, api_name="/backbone_maps", **settings)
+        _, shown, _, note, png, _, npz = values_of(result)
+        with np.load(npz) as arrays:
+            np.testing.assert_allclose(arrays["map_a"], values, atol=2e-5)
+            np.testing.assert_allclose(arrays["features_a"], states.transpose(2, 0, 1), atol=2e-5)
+            assert arrays["kind"] == kind and arrays["backbones"].tolist() == [folder]
+        assert Image.open(shown).size == Image.open(png).size == (768, 512)
+        assert "84 × 56 pixels" in note and "4 × 6 patches" in note
+        assert result[1]["label"] == folder and kind in result[1]["alt_text"]
+
+
+def test_two_backbones_side_by_side(client, saved):
+    result = client.predict(
+        saved(picture(40, 90)), second_backbone=UNTRAINED, resolution=9, kind=PCA, api_name="/backbone_maps"
+    )
+    original, a, b, _, png_a, png_b, npz = values_of(result)
+    assert len({Image.open(path).size for path in (original, a, b, png_a, png_b)}) == 1
+    with np.load(npz) as arrays:
+        assert arrays["map_a"].shape == arrays["map_b"].shape == (3, 9, 4)
+        assert arrays["backbones"].tolist() == [TINY, UNTRAINED]
+        assert np.abs(arrays["features_a"] - arrays["features_b"]).max() > 0.1
+
+
+@pytest.mark.parametrize("size", [(61, 83), (30, 400), (1, 500), (77, 1), (1, 1)])
+def test_a_marked_patch_lights_up_in_the_picture(client, saved, size):
+    """A click into the marked patch of an image of any shape: the picture of the map is brightest there."""
+    width, height = size
+    resolution = 12
+    rows, columns = (max(1, round(resolution * side / max(size))) for side in (height, width))
+    row, column = rows // 3, columns // 3
+    image = np.full((height, width, 3), 40, np.uint8)
+    top, left = round(row * height / rows), round(column * width / columns)
+    bottom, right = round((row + 1) * height / rows), round((column + 1) * width / columns)
+    image[top : max(bottom, top + 1), left : max(right, left + 1)] = (255, 0, 0)
+    result = client.predict(
+        saved(Image.fromarray(image)),
+        kind=SIMILARITY,
+        layer=1,
+        x=100 * (column + 0.2) / columns,
+        y=100 * (row + 0.2) / rows,
+        resolution=resolution,
+        api_name="/backbone_maps",
+    )
+    _, shown, _, _, _, _, npz = values_of(result)
+    with np.load(npz) as arrays:
+        assert arrays["map_a"].shape == (rows, columns)
+        assert np.unravel_index(arrays["map_a"].argmax(), (rows, columns)) == (row, column)
+    drawn = np.asarray(Image.open(shown).convert("RGB")).astype(int).sum(-1)
+    scale = drawn.shape[0] // rows
+    assert drawn.shape == (rows * scale, columns * scale)
+    patches = np.median(drawn.reshape(rows, scale, columns, scale), axis=(1, 3))
+    assert np.unravel_index(patches.argmax(), patches.shape) == (row, column)
+
+
+def test_without_an_image_the_page_says_what_to_do(client):
+    assert "Choose an image" in client.predict(None, api_name="/backbone_maps")[3]
+
+
+def test_corruptions(client, saved):
+    chart, table, gallery, note = values_of(
+        client.predict(saved(picture(64, 48)), severity=2, seed=1, resolution=6, api_name="/compare_corruptions")
+    )
+    rows = [dict(zip(table["headers"], row)) for row in table["data"]]
+    assert len(rows) == 24 and len(gallery) == 12 and "12 of 12 corruptions at severity 2" in note
+    assert [row["corruption"].replace(" ", "_") for row in rows[::2]] == list(SEVERITIES)
+    assert {row["backbone"] for row in rows} == {TINY, UNTRAINED}
+    for row in rows:
+        name = row["corruption"].replace(" ", "_")
+        for key, values in SEVERITIES[name].items():
+            assert f"{key.replace('_', ' ')} {values[1]:g}" in row["parameters"]
+        assert f"<b>{row['similarity']:.3f}</b>" in chart
+    assert chart.count('class="bar ') == 24
+
+
+def test_two_images(client, saved):
+    before, after = picture(64, 48), picture(64, 48, seed=1)
+    same = client.predict(saved(before), saved(before, "b.png"), resolution=6, api_name="/compare_images")
+    assert same[2].count("cosine similarity 1.000 on average") == 2
+    changed = client.predict(saved(before), saved(after, "b.png"), resolution=6, api_name="/compare_images")
+    averages = re.findall(r"cosine similarity (-?\d\.\d+) on average", changed[2])
+    assert len(averages) == 2 and all(float(average) < 0.999 for average in averages)
+    assert Image.open(changed[0]["value"]).size == Image.open(changed[1]["value"]).size
+    with pytest.raises(AppError, match="There is no image yet"):
+        client.predict(saved(before), None, api_name="/compare_images")
+
+
+def test_about(client):
+    text = client.predict(api_name="/about")
+    assert TINY in text and "Apache-2.0" in text and "2509.17562" in text and re.search(r"\d{4}-\d\d-\d\d", text)
+
+
+def png_of(width, height):
+    """A PNG that says it is of this size, with far less in it."""
+
+    def chunk(kind, data):
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    body = zlib.compress(b"\0" * min(1 + 3 * width, 100_000))
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", body) + chunk(b"IEND", b"")
+
+
+def truncated_png():
+    buffer = io.BytesIO()
+    picture(200, 200).save(buffer, "PNG")
+    return buffer.getvalue()[:5000]
+
+
+@pytest.mark.parametrize(
+    "name, content, complaint",
+    [
+        ("text.jpg", b"This is no image.\n", "no image that can be opened"),
+        ("cut.png", truncated_png(), "damaged"),
+        ("bomb.png", png_of(60_000, 60_000), "too large"),
+        ("wide.png", png_of(30_000, 10), "30,000 × 10"),
+        ("empty.tif", b"", "empty"),
+        ("<img src=x onerror=alert(1)>.jpg", b"<script>alert(1)</script>", "no image that can be opened"),
+    ],
+)
+def test_bad_uploads_get_a_message_and_the_app_goes_on(client, saved, tmp_path, name, content, complaint):
+    (tmp_path / name).write_bytes(content)
+    upload = handle_file(str(tmp_path / name))
+    for endpoint in ("/backbone_maps", "/compare_corruptions"):
+        with pytest.raises(AppError) as caught:
+            client.predict(upload, api_name=endpoint)
+        said = str(caught.value)
+        assert complaint in said
+        assert "Traceback" not in said and "<" not in said and "\n" not in said
+    assert client.predict(saved(picture(20, 20)), api_name="/backbone_maps")[3]
+
+
+def fetch(url, body=None):
+    """Status and text of what a server answers to GET, or to POST if there is a body."""
+    request = urllib.request.Request(url, body and body.encode(), {"Content-Type": "application/json"})
+    try:
+        with urllib.request.urlopen(request, timeout=60) as response:
+            return response.status, response.read().decode()
+    except urllib.error.HTTPError as error:
+        return error.code, error.read().decode()
+
+
+@pytest.mark.parametrize("path", ["/etc/passwd", "/proc/self/environ", __file__, "../../etc/passwd", "~/.bashrc"])
+def test_no_file_but_an_upload_is_read(url, path):
+    event = {"data": [{"path": path, "meta": {"_type": "gradio.FileData"}}, TINY, "none", PCA, 1, 0, FROM_CLS, 5, 5, 8]}
+    started = json.loads(fetch(f"{url}gradio_api/call/backbone_maps", json.dumps(event))[1])
+    answer = fetch(f"{url}gradio_api/call/backbone_maps/{started['event_id']}")[1]
+    assert "event: error" in answer and "root:" not in answer and "event: complete" not in answer
+    for address in (f"gradio_api/file={path}", f"file={path}", f"gradio_api/file={Path(path).resolve()}"):
+        assert fetch(url + address)[0] in (403, 404)
+
+
+def test_what_is_no_model_gets_a_message(client, saved, tmp_path):
+    for name in ("no/such-model", "/etc", "..", "not a name", str(tmp_path), "tests", "<script>alert(1)</script>"):
+        with pytest.raises(AppError) as caught:
+            client.predict(saved(picture(20, 20)), backbone=name, api_name="/backbone_maps")
+        assert "<" not in str(caught.value) and "Traceback" not in str(caught.value)
+        with pytest.raises(AppError):
+            client.predict(name, api_name="/about")
+
+
+def memory(kind: str) -> int:
+    """Of this process, in kB."""
+    status = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in status if line.startswith(kind))
+
+
+def test_twenty_requests_at_once_are_queued_and_none_is_lost(client, saved):
+    uploads = [saved(picture(64, 32 + index, seed=index), f"{index}.png") for index in range(20)]
+    with concurrent.futures.ThreadPoolExecutor(20) as pool:
+        jobs = [client.submit(upload, resolution=16, api_name="/backbone_maps") for upload in uploads]
+        results = list(pool.map(lambda job: job.result(timeout=120), jobs))
+    for index, result in enumerate(results):
+        assert f"64 × {32 + index} pixels" in result[3]
+    Path("/proc/self/clear_refs").write_text("5")  # the peak is counted afresh
+    before = memory("VmRSS")
+    for job in [client.submit(upload, resolution=16, api_name="/backbone_maps") for upload in uploads]:
+        job.result(timeout=120)
+    assert 0 < memory("VmHWM") < before + 200_000
+
+
+class TestModels:
+    def test_the_app_starts_with_the_quickstart_if_it_is_there(self, tmp_path, monkeypatch):
+        monkeypatch.chdir(tmp_path)
+        assert Models().default == TINY
+        (tmp_path / "outputs" / "quickstart").mkdir(parents=True)
+        (tmp_path / "outputs" / "quickstart" / "config.json").write_text("{}")
+        assert Models().default == "outputs/quickstart"
+
+    def test_the_environment_names_the_models(self, monkeypatch):
+        monkeypatch.setenv("VITP_MODEL", "someone/model")
+        monkeypatch.setenv("VITP_BACKBONES", " someone/a , b,")
+        models = Models.from_environment()
+        assert models.default == "someone/model" and not models.trust_remote_code
+        assert models.backbones == ["someone/model", "someone/a", "b", UNTRAINED]
+        monkeypatch.setenv("VITP_TRUST_REMOTE_CODE", "1")
+        assert Models.from_environment().trust_remote_code
+
+    def test_a_full_model_and_its_vit_share_weights(self, tmp_path, model, processor):
+        model.save_pretrained(tmp_path)
+        processor.save_pretrained(tmp_path)
+        models = Models(str(tmp_path))
+        full, backbone = models.full(), models.backbone()
+        assert backbone.model is full.model.model.vision_tower and full is models.full()
+        for name, tensor in model.state_dict().items():
+            torch.testing.assert_close(full.model.state_dict()[name], tensor)
+
+    def test_transformers_own_full_model(self, tmp_path, model, processor):
+        model.save_pretrained(tmp_path / "vitp")
+        processor.save_pretrained(tmp_path / "vitp")
+        convert_checkpoint(tmp_path / "vitp", tmp_path / "native", "internvl")
+        full = Models(str(tmp_path / "native")).full()
+        for name, tensor in model.state_dict().items():
+            torch.testing.assert_close(full.model.state_dict()[name], tensor)
+        image = picture(60, 50)
+        expected = processor(images=image, text=processor.image_token, return_tensors="pt")
+        given = full.processor(images=image, text=full.processor.image_token, return_tensors="pt")
+        torch.testing.assert_close(given["pixel_values"], expected["pixel_values"])
+
+    def test_no_code_of_a_model_is_run_unless_the_deployer_says_so(self, folder, tmp_path):
+        evil = tmp_path / "evil"
+        shutil.copytree(folder, evil)
+        marker = tmp_path / "ran"
+        (evil / "code.py").write_text(f"open({str(marker)!r}, 'w')\nfrom modeling_vitp import *\n")
+        config = json.loads((evil / "config.json").read_text())
+        config["model_type"] = "evil"
+        config["auto_map"] = {"AutoConfig": "code.ViTPVisionConfig", "AutoModel": "code.ViTPVisionModel"}
+        (evil / "config.json").write_text(json.dumps(config))
+        with pytest.raises(UnavailableModel, match="is a 'evil' model"):
+            Models(backbones=[str(evil)]).backbone(str(evil))
+        config["model_type"] = "internvl_vision"
+        (evil / "config.json").write_text(json.dumps(config))
+        assert type(Models(backbones=[str(evil)]).backbone(str(evil)).model).__name__ == "InternVLVisionModel"
+        assert not marker.exists()
+
+    def test_visitors_download_from_the_hub_without_the_deployers_token_and_within_the_limit(
+        self, hub, folder, monkeypatch
+    ):
+        for name, private in (("tester/backbone", False), ("tester/private", True)):
+            hub.api().create_repo(name, private=private)
+            hub.api().upload_folder(repo_id=name, folder_path=folder)
+        opened = Models().backbone("tester/backbone")
+        reference = AutoModel.from_pretrained(folder).state_dict()
+        for name, tensor in opened.model.state_dict().items():
+            torch.testing.assert_close(tensor, reference[name])
+        with pytest.raises(UnavailableModel, match="GB of safetensors"):
+            Models(max_gb=1e-9).backbone("tester/backbone")
+        monkeypatch.setenv("HF_TOKEN", hub.token("read"))
+        for name in ("no/such", "tester/private"):
+            with pytest.raises(UnavailableModel, match=f"no public model '{name}'"):
+                Models().backbone(name)
+        assert Models(backbones=["tester/private"]).backbone("tester/private").model is not None
+
+
+@pytest.mark.slow
+def test_the_app_runs_from_the_repo_that_is_pushed(tmp_path):
+    """With nothing of this package but what lies in the Space."""
+    package = gather_space("someone/model")
+    for name, content in package.files.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes(content if isinstance(content, bytes) else content.read_bytes())
+    code = (
+        "import sys, modeling_vitp, app; from loading import Models; "
+        "app.build_app(Models()); app.launch_options(); print(modeling_vitp.__file__)"
+    )
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    run = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr
+    assert run.stdout.splitlines()[-1] == str(tmp_path / "modeling_vitp" / "__init__.py")
+
+
+def test_requirements_are_pinned_within_what_the_package_asks_for():
+    lines = (ROOT / "space" / "requirements.txt").read_text().splitlines()
+    pins = {pin.name: pin.specifier for pin in map(Requirement, (line for line in lines if not line.startswith("#")))}
+    assert all(len(specifier) == 1 and str(specifier).startswith("==") for specifier in pins.values())
+    setup = configparser.ConfigParser()
+    setup.read(ROOT / "setup.cfg")
+    needed = setup["options"]["install_requires"] + setup["options.extras_require"]["space"]
+    for requirement in map(Requirement, needed.split()):
+        version = str(pins[requirement.name]).removeprefix("==")
+        assert requirement.specifier.contains(version), requirement.name
+    card = SpaceCard.load(ROOT / "space" / "README.md").data
+    assert card.sdk == "gradio" and f"=={card.sdk_version}" == str(pins["gradio"])
+    assert card.app_file == "app.py" and card.license == "apache-2.0" and "remote-sensing" in card.tags
+
+
+def test_gradio_reports_nothing_home():
+    assert not build_app(Models()).analytics_enabled and gradio.__version__ >= "6"
+
+
+def test_the_app_needs_none_of_what_only_recipes_need():
+    """All of the extra `recipes` that `space/requirements.txt` does not bring along."""
+    absent = ["trl", "datasets", "peft", "evaluate", "accelerate", "cv2", "nibabel"]
+    code = (
+        f"import sys; sys.modules.update(dict.fromkeys({absent})); sys.path[:0] = {[str(ROOT), str(ROOT / 'space')]}; "
+        "import app; from loading import Models; app.build_app(Models()); print(Models().full().processor.tokenizer)"
+    )
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert run.returncode == 0 and "<box>" in run.stdout, run.stderr

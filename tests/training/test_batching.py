@@ -1,0 +1,92 @@
+import numpy as np
+import pytest
+import torch
+from datasets import Dataset
+from sample_rows import sized_row
+from tiny_models import TEXT, VISION
+from training_run import FEATURES, make_trainer
+
+from modeling_vitp import ViTPDataCollator
+from modeling_vitp.instructions.lengths import SampleLength
+from modeling_vitp.instructions.rows import prepare_rows
+from modeling_vitp.training.batching import GlobalBatchSampler
+from modeling_vitp.training.from_scratch import build_model
+
+
+@pytest.fixture(scope="module")
+def mixed_rows():
+    """Samples of 0 to 13 tiles, a tenth of them text only; lengths differ tenfold."""
+    generator = np.random.default_rng(0)
+    rows = []
+    for index in range(192):
+        tiles = generator.integers(0, 13)
+        sizes = [(56 * tiles, 56)] if tiles else []
+        rows.append(sized_row(index, sizes, "tree " * int(generator.integers(1, 20))))
+    return prepare_rows(Dataset.from_list(rows, features=FEATURES))
+
+
+@pytest.fixture(scope="module")
+def collator(tokenizer):
+    torch.manual_seed(0)
+    _, processor = build_model(tokenizer, VISION, TEXT, {"max_patches": 12})
+    return ViTPDataCollator(processor, vrl_drop_ratio=0.75)
+
+
+def padding(collator, rows, strategy, batch_size=8, accumulation=8):
+    lengths = [SampleLength.of(collator)(example) for example in rows]
+    sampler = GlobalBatchSampler(
+        len(rows), batch_size, accumulation, seed=0, strategy=strategy, lengths=lambda: lengths
+    )
+    batches = list(sampler)
+    assert sorted(index for batch in batches for index in batch) == list(range(len(rows)))
+    places = sum(len(batch) * max(lengths[index] for index in batch) for batch in batches)
+    return 1 - sum(lengths) / places
+
+
+def test_batches_by_length_hold_little_padding(collator, mixed_rows):
+    rows = list(mixed_rows)
+    lengths = [SampleLength.of(collator)(example) for example in rows]
+    shares = {name: padding(collator, rows, name) for name in ("random", "group_by_length", "batch_rebalance")}
+    print(shares, min(lengths), max(lengths))
+    assert shares["random"] > 0.25
+    assert shares["group_by_length"] < 0.15
+    assert shares["batch_rebalance"] < 0.15
+
+
+def test_the_trainer_batches_by_length_and_logs_the_padding(mixed_rows, tmp_path):
+    shares = {}
+    for strategy in ("random", "batch_rebalance"):
+        trainer = make_trainer(
+            tmp_path / strategy,
+            max_steps=1,
+            logging_steps=1,
+            eval_strategy="no",
+            save_strategy="no",
+            per_device_train_batch_size=4,
+            gradient_accumulation_steps=8,
+            train_sampling_strategy=strategy,
+        )
+        trainer.train_dataset = mixed_rows
+        batches = []
+        get_batch_samples = trainer.get_batch_samples
+
+        def keeping(*args, kept=batches, get=get_batch_samples):
+            samples = get(*args)
+            kept.extend(batch["attention_mask"] for batch in samples[0])
+            return samples
+
+        trainer.get_batch_samples = keeping
+        trainer.train()
+        shares[strategy] = next(entry for entry in trainer.state.log_history if "loss" in entry)["padding_share"]
+        masks = torch.cat([mask.flatten() for mask in batches]).double()
+        assert shares[strategy] == pytest.approx(1 - masks.mean().item())
+    assert shares["batch_rebalance"] < 0.15 < shares["random"]
+
+
+def test_rows_without_messages_need_a_column_of_lengths(mixed_rows, tmp_path):
+    options = {"train_sampling_strategy": "group_by_length", "eval_strategy": "no"}
+    trainer = make_trainer(tmp_path, **options)
+    bare = mixed_rows.remove_columns("messages")
+    with pytest.raises(ValueError, match="needs rows with 'messages', or the length of each in a column 'length'"):
+        trainer._lengths(bare)
+    assert trainer._lengths(bare.add_column("length", list(range(192)))) == list(range(192))

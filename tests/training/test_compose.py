@@ -1,0 +1,232 @@
+import json
+
+import pytest
+import torch
+import yaml
+from datasets import Dataset, Features, Image, List, Value
+from pictures import picture
+from safetensors.torch import load_file
+from tiny_models import VISION
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    Gemma2Config,
+    InternVLVisionConfig,
+    InternVLVisionModel,
+    PreTrainedTokenizerFast,
+)
+from trl import ModelConfig
+
+from modeling_vitp import ViTPForConditionalGeneration, ViTPImageProcessor, ViTPProcessor, convert_checkpoint
+from modeling_vitp.recipes import pretrain
+from modeling_vitp.training.from_scratch import build_tokenizer
+from modeling_vitp.training.pretraining import check_compatible
+from modeling_vitp.training.start import load_start
+
+TEXT = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4}
+ADDED = ["<|im_end|>", "<|im_start|>", "<img>", "</img>", "<IMG_CONTEXT>", "<ref>", "</ref>", "<box>", "</box>"]
+
+
+@pytest.fixture
+def vision_folder(tmp_path):
+    """A backbone of transformers' own class, with an image processor of its own statistics."""
+    torch.manual_seed(0)
+    InternVLVisionModel(InternVLVisionConfig(**VISION)).save_pretrained(tmp_path / "vit")
+    size = {"height": 56, "width": 56}
+    ViTPImageProcessor(size=size, image_mean=[0.1, 0.2, 0.3], max_patches=4).save_pretrained(tmp_path / "vit")
+    return tmp_path / "vit"
+
+
+def plain_tokenizer() -> PreTrainedTokenizerFast:
+    """Bytes alone, as of a base model that knows neither turns nor images."""
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    tokenizer = Tokenizer(models.BPE({token: index for index, token in enumerate([*alphabet, "</s>"])}, []))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="</s>")
+
+
+def save_language_model(folder, model_type="llama", tokenizer=None, **settings):
+    tokenizer = tokenizer or plain_tokenizer()
+    heads = {} if model_type in ("llama", "gpt_neox", "phi") else {"num_key_value_heads": 2, "head_dim": 8}
+    config = AutoConfig.for_model(
+        model_type,
+        **{**TEXT, **heads, "vocab_size": len(tokenizer), "eos_token_id": tokenizer.eos_token_id, **settings},
+    )
+    torch.manual_seed(1)
+    model = AutoModelForCausalLM.from_config(config)
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return model.eval()
+
+
+def composed(vision_folder, language_folder, **kwargs):
+    start = {"vision_model": str(vision_folder), "language_model": str(language_folder)}
+    return load_start(ModelConfig(), None, [], **start, **kwargs)
+
+
+@pytest.mark.parametrize(
+    ("model_type", "tied"),
+    [("llama", True), ("llama", False), ("qwen2", True), ("qwen3", False), ("mistral", True), ("gpt_neox", False)],
+)
+@torch.no_grad()
+def test_ViT_and_language_model_keep_their_weights_and_outputs(vision_folder, tmp_path, model_type, tied):
+    language = save_language_model(tmp_path / "lm", model_type, tie_word_embeddings=tied)
+    model, processor = composed(vision_folder, tmp_path / "lm", drop_path_rate=0.1)
+    vision = InternVLVisionModel.from_pretrained(vision_folder)
+    assert all(
+        torch.equal(value, vision.state_dict()[name]) for name, value in model.model.vision_tower.state_dict().items()
+    )
+    assert [layer.drop_path.drop_prob for layer in model.model.vision_tower.encoder.layer] == [0.0, 0.05, 0.1]
+    assert (model.lm_head.weight is model.get_input_embeddings().weight) == tied
+    assert not any(parameter.is_meta for parameter in model.parameters())
+    assert not any(buffer.is_meta for buffer in model.buffers())
+
+    text = plain_tokenizer()("How many trees are there?", return_tensors="pt")
+    inputs = processor(text="How many trees are there?", return_tensors="pt")
+    assert inputs["input_ids"].tolist() == text["input_ids"].tolist()
+    old = len(plain_tokenizer())
+    logits = model.eval()(input_ids=text["input_ids"], attention_mask=text["attention_mask"]).logits
+    wanted = language(input_ids=text["input_ids"], attention_mask=text["attention_mask"]).logits
+    torch.testing.assert_close(logits[..., :old], wanted, atol=1e-6, rtol=0)
+
+    check_compatible(model, processor)
+    pixels = processor(images=picture(130, 60), text="<IMG_CONTEXT>How many?", return_tensors="pt")
+    assert model(**pixels).logits.isfinite().all()
+    assert model.model.multi_modal_projector.linear_1.weight.std() == pytest.approx(0.02, rel=0.2)
+    assert model.model.multi_modal_projector.layer_norm.weight.eq(1).all()
+
+
+def test_special_tokens_template_and_stop_tokens_are_set(vision_folder, tmp_path):
+    save_language_model(tmp_path / "lm")
+    model, processor = composed(vision_folder, tmp_path / "lm")
+    old = len(plain_tokenizer())
+    assert processor.tokenizer.convert_tokens_to_ids(ADDED) == list(range(old, old + len(ADDED)))
+    assert model.config.text_config.vocab_size == model.lm_head.out_features == old + len(ADDED)
+    assert model.config.image_token_id == old + ADDED.index("<IMG_CONTEXT>")
+    assert processor.tokenizer.pad_token == "</s>"
+    end = processor.tokenizer.convert_tokens_to_ids("<|im_end|>")
+    assert model.generation_config.eos_token_id == [end, plain_tokenizer().eos_token_id]
+    embeddings = model.get_input_embeddings().weight
+    spread = embeddings[:old].std()
+    assert embeddings[old:].std() < 2 * spread and embeddings[old:].abs().max() > 0
+
+    chat = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "How many?"}]}]
+    text = processor.apply_chat_template(chat, add_generation_prompt=True)
+    assert text == "<|im_start|>user\n<IMG_CONTEXT>\nHow many?<|im_end|>\n<|im_start|>assistant\n"
+    inputs = processor(images=picture(56, 56), text=text, return_tensors="pt")
+    assert (inputs["input_ids"] == model.config.image_token_id).sum() == processor.image_seq_length == 4
+    assert list(processor.image_processor.image_mean) == [0.1, 0.2, 0.3]
+    assert processor.image_processor.max_patches == 4
+
+
+def test_a_language_model_that_knows_the_tokens_keeps_its_vocabulary(vision_folder, tmp_path):
+    tokenizer = build_tokenizer(["How many trees?"], 320)
+    language = save_language_model(tmp_path / "lm", "qwen2", tokenizer, vocab_size=330)
+    model, processor = composed(vision_folder, tmp_path / "lm")
+    assert model.config.text_config.vocab_size == 330  # padded, as published models are
+    assert torch.equal(model.get_input_embeddings().weight, language.get_input_embeddings().weight)
+    assert len(processor.tokenizer) == len(tokenizer)
+    assert model.generation_config.eos_token_id == [tokenizer.eos_token_id]
+
+
+@torch.no_grad()
+def test_what_is_composed_is_saved_and_opened_again(vision_folder, tmp_path):
+    save_language_model(tmp_path / "lm")
+    model, processor = composed(vision_folder, tmp_path / "lm")
+    model.save_pretrained(tmp_path / "whole")
+    processor.save_pretrained(tmp_path / "whole")
+    again, report = ViTPForConditionalGeneration.from_pretrained(tmp_path / "whole", output_loading_info=True)
+    assert not any(report.values())
+    inputs = processor(images=picture(56, 56), text="<IMG_CONTEXT>How many?", return_tensors="pt")
+    reopened = ViTPProcessor.from_pretrained(tmp_path / "whole")
+    assert torch.equal(
+        reopened(images=picture(56, 56), text="<IMG_CONTEXT>How many?", return_tensors="pt")["input_ids"],
+        inputs["input_ids"],
+    )
+    assert torch.equal(again.eval()(**inputs).logits, model.eval()(**inputs).logits)
+    backbone = convert_checkpoint(tmp_path / "whole", tmp_path / "backbone", "backbone")
+    wanted = load_file(vision_folder / "model.safetensors")
+    found = load_file(backbone / "model.safetensors")
+    assert found.keys() == wanted.keys() and all(torch.equal(found[key], wanted[key]) for key in wanted)
+
+
+def test_the_projector_starts_alike_with_the_same_seed(vision_folder, tmp_path):
+    save_language_model(tmp_path / "lm")
+    weights = []
+    for seed in (5, 5, 6):
+        torch.manual_seed(seed)
+        weights.append(composed(vision_folder, tmp_path / "lm")[0].model.multi_modal_projector.linear_1.weight)
+    assert torch.equal(weights[0], weights[1]) and not torch.equal(weights[0], weights[2])
+
+
+def test_a_short_run_on_a_composed_model(vision_folder, tmp_path):
+    save_language_model(tmp_path / "lm")
+    messages = [{"role": "user", "content": "How many?"}, {"role": "assistant", "content": "3 trees"}]
+    part = List({"role": Value("string"), "content": Value("string")})
+    rows = [{"images": [picture(60, 56, seed)], "messages": messages} for seed in range(4)]
+    (tmp_path / "data").mkdir()
+    Dataset.from_list(rows, features=Features({"images": List(Image()), "messages": part})).to_parquet(
+        tmp_path / "data" / "train.parquet"
+    )
+    config = {
+        "output_dir": str(tmp_path / "run"),
+        "dataset_name": str(tmp_path / "data"),
+        "vision_model": str(vision_folder),
+        "language_model": str(tmp_path / "lm"),
+        "max_steps": 2,
+        "per_device_train_batch_size": 2,
+        "report_to": "none",
+        "learning_rate": 1e-2,
+        "bf16": False,
+    }
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(config))
+    assert pretrain.main(["--config", str(tmp_path / "recipe.yaml")]) == 0
+    assert json.loads((tmp_path / "run" / "metrics.json").read_text())["train"]["train_loss"] > 0
+    trained = load_file(tmp_path / "run" / "backbone" / "model.safetensors")
+    start = load_file(vision_folder / "model.safetensors")
+    assert trained.keys() == start.keys()
+    assert all(not torch.equal(trained[key], start[key]) for key in start)
+
+
+def test_starts_that_do_not_belong_together_are_refused(vision_folder, tmp_path):
+    save_language_model(tmp_path / "lm")
+    both = {"vision_model": str(vision_folder), "language_model": str(tmp_path / "lm")}
+    for part in both:
+        with pytest.raises(ValueError, match="belong together: give both, or neither"):
+            load_start(ModelConfig(), None, [], **{part: both[part]})
+    with pytest.raises(ValueError, match="Give either model_name_or_path or from_scratch"):
+        load_start(ModelConfig(model_name_or_path="x"), None, [], **both)
+    with pytest.raises(ValueError, match="is a 'llama', but a backbone is expected: take it out"):
+        composed(tmp_path / "lm", tmp_path / "lm")
+
+
+def test_a_language_model_with_a_head_of_its_own_kind_is_refused(vision_folder, tmp_path):
+    """Gemma 2 caps its logits, in its own class: composed without, the LM would not be the one that was trained."""
+    tokenizer = plain_tokenizer()
+    settings = {"head_dim": 8, "num_key_value_heads": 2, "final_logit_softcapping": 1e-3}
+    config = Gemma2Config(**TEXT, **settings, vocab_size=len(tokenizer), eos_token_id=tokenizer.eos_token_id)
+    AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path / "lm")
+    tokenizer.save_pretrained(tmp_path / "lm")
+    with pytest.raises(ValueError, match="a 'gemma2', computes its logits in a way that ViTP does not"):
+        composed(vision_folder, tmp_path / "lm")
+
+
+def test_a_head_with_a_bias_is_refused(vision_folder, tmp_path):
+    save_language_model(tmp_path / "lm", "phi")
+    with pytest.raises(ValueError, match="has no plain linear LM head"):
+        composed(vision_folder, tmp_path / "lm")
+
+
+def test_a_head_tied_to_embeddings_of_another_name_is_refused(vision_folder, tmp_path):
+    save_language_model(tmp_path / "lm", "gpt_neox", tie_word_embeddings=True)
+    with pytest.raises(ValueError, match="a 'gpt_neox', ties its LM head to embeddings of another name"):
+        composed(vision_folder, tmp_path / "lm")
+
+
+def test_weights_that_do_not_fit_are_refused(vision_folder, tmp_path):
+    language = save_language_model(tmp_path / "lm")
+    del language.model.layers[1].mlp.up_proj
+    language.save_pretrained(tmp_path / "lm")
+    with pytest.raises(ValueError, match="do not fit its configuration: .*missing_keys.*up_proj"):
+        composed(vision_folder, tmp_path / "lm")

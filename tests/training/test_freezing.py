@@ -1,0 +1,308 @@
+import copy
+import json
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from datasets import Dataset, Features, Image, List, Value
+from peft import LoraConfig, PeftModel, get_peft_model
+from pictures import picture
+from safetensors.torch import load_file
+from tiny_models import FROM_SCRATCH
+from transformers import AutoModel
+from trl import ModelConfig
+
+from modeling_vitp import (
+    ViTPForConditionalGeneration,
+    ViTPProcessor,
+    ViTPTrainer,
+    ViTPTrainingConfig,
+    ViTPVisionModel,
+    export_backbone,
+)
+from modeling_vitp.recipes import pretrain
+from modeling_vitp.training.freezing import freeze, lora_config
+
+PARTS = {
+    "vision": "model.vision_tower.",
+    "projector": "model.multi_modal_projector.",
+    "language_model": ("model.language_model.", "lm_head."),
+}
+LORA = {"use_peft": True, "lora_r": 4, "lora_alpha": 8, "lora_dropout": 0.0}
+
+
+@pytest.fixture
+def data_folder(tmp_path):
+    messages = [{"role": "user", "content": "How many?"}, {"role": "assistant", "content": "3 trees"}]
+    rows = [{"images": [picture(60, 56, seed)], "messages": messages} for seed in range(6)]
+    part = List({"role": Value("string"), "content": Value("string")})
+    dataset = Dataset.from_list(rows, features=Features({"images": List(Image()), "messages": part}))
+    (tmp_path / "data").mkdir()
+    dataset.to_parquet(tmp_path / "data" / "train.parquet")
+    return tmp_path / "data"
+
+
+def run(data_folder: Path, output_dir: Path, **settings) -> int:
+    """`pretrain.main` on a configuration file, as a user would call it."""
+    config = {
+        "output_dir": str(output_dir),
+        "dataset_name": str(data_folder),
+        "from_scratch": FROM_SCRATCH,
+        "max_steps": 2,
+        "per_device_train_batch_size": 2,
+        "learning_rate": 1e-2,
+        "report_to": "none",
+        "bf16": False,
+        "logging_steps": 1,
+        **settings,
+    }
+    file = data_folder.parent / "recipe.yaml"
+    file.write_text(yaml.safe_dump(config))
+    return pretrain.main(["--config", str(file)])
+
+
+def start_of(data_folder: Path, folder: Path) -> Path:
+    """A checkpoint to start from, so that what has changed since is known; stochastic depth off."""
+    assert run(data_folder, folder, max_steps=1, learning_rate=1e-9) == 0
+    return folder
+
+
+def trains(name: str, frozen: set[str], unfrozen_layers: set[int]) -> bool:
+    part = next(part for part, prefix in PARTS.items() if name.startswith(prefix))
+    if part == "vision" and "vision" in frozen:
+        return any(name.startswith(f"model.vision_tower.encoder.layer.{index}.") for index in unfrozen_layers)
+    return part not in frozen
+
+
+COMBINATIONS = [
+    (set(), 0),
+    ({"vision"}, 0),
+    ({"vision"}, 2),
+    ({"vision"}, 3),
+    ({"projector"}, 0),
+    ({"language_model"}, 0),
+    ({"vision", "language_model"}, 0),
+    ({"vision", "projector"}, 1),
+    ({"projector", "language_model"}, 0),
+]
+
+
+def step_inputs(processor) -> dict:
+    inputs = processor(
+        images=[picture(56, 56), picture(56, 56, 1)],
+        text=["<IMG_CONTEXT>How many trees?", "<IMG_CONTEXT>How many trees?"],
+        return_tensors="pt",
+    )
+    return {**inputs, "labels": inputs["input_ids"]}
+
+
+@pytest.mark.parametrize(("frozen", "layers"), COMBINATIONS)
+def test_gradients_flow_to_exactly_what_trains(model_and_processor, frozen, layers):
+    model, processor = model_and_processor
+    freeze(model, *(part in frozen for part in PARTS), layers)
+    model.train()(**step_inputs(processor)).loss.backward()
+    last = set(range(3 - layers, 3))
+    for name, parameter in model.named_parameters():
+        wanted = trains(name, frozen, last)
+        assert parameter.requires_grad == wanted, name
+        assert (parameter.grad is not None and parameter.grad.abs().sum() > 0) == wanted, name
+
+
+@pytest.mark.parametrize(("frozen", "layers"), [case for case in COMBINATIONS if "language_model" not in case[0]])
+def test_with_LoRA_gradients_flow_to_it_and_to_the_other_parts_in_full(model_and_processor, frozen, layers):
+    model, processor = model_and_processor
+    flags = [part in frozen for part in PARTS]
+    config = lora_config(model, ModelConfig(**LORA), *flags, layers)
+    freeze(model, *flags, layers)
+    peft_model = get_peft_model(model, config)
+    with torch.no_grad():  # B starts at zero, and A has no gradient before it moves
+        for name, parameter in peft_model.named_parameters():
+            if "lora_B" in name:
+                parameter.normal_()
+    peft_model.train()(**step_inputs(processor)).loss.backward()
+    last, trained, with_lora = set(range(3 - layers, 3)), set(), set()
+    for name, parameter in peft_model.named_parameters():
+        plain = name.removeprefix("base_model.model.").replace("modules_to_save.default.", "")
+        if "lora_" in name:
+            with_lora.add(plain.split(".lora_")[0])
+            wanted = True
+        elif "modules_to_save" in name:
+            wanted = True
+            trained.add(plain)
+            assert trains(plain, frozen, last), name
+        else:
+            wanted = False
+        assert parameter.requires_grad == wanted, name
+        assert (parameter.grad is not None and parameter.grad.abs().sum() > 0) == wanted, name
+    everything = {name.removeprefix("base_model.model.") for name, _ in model_and_processor[0].named_parameters()}
+    everything = {name for name in everything if "lora_" not in name and "modules_to_save" not in name}
+    everything = {name.replace(".original_module", "").replace(".base_layer", "") for name in everything}
+    assert trained == {
+        name for name in everything if not name.startswith(PARTS["language_model"]) and trains(name, frozen, last)
+    }
+    projections = ["self_attn." + name for name in ("q_proj", "k_proj", "v_proj", "o_proj")]
+    projections += ["mlp." + name for name in ("gate_proj", "up_proj", "down_proj")]
+    assert with_lora == {f"model.language_model.layers.{index}.{name}" for index in range(2) for name in projections}
+
+
+def test_names_given_for_LoRA_never_match_the_ViT(model):
+    for targets in (["q_proj", "v_proj"], "q_proj", "all-linear", r"layers\.1\.mlp\..*_proj"):
+        args = ModelConfig(**LORA, lora_target_modules=targets)
+        peft_model = get_peft_model(copy.deepcopy(model), lora_config(model, args))
+        places = {name.split(".lora_")[0] for name, _ in peft_model.named_parameters() if ".lora_" in name}
+        assert places and all(".language_model." in name for name in places)
+    assert {name.split(".language_model.")[1] for name in places} == {
+        f"layers.1.mlp.{name}" for name in ("gate_proj", "up_proj", "down_proj")
+    }
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        ((True, True, True, 0), "all frozen: nothing is left to train"),
+        ((False, False, False, 2), "unfreeze_vision_layers=2 has a meaning only with freeze_vision"),
+        ((True, False, False, 4), "unfreeze_vision_layers=4, but the ViT has 3 layers"),
+        ((True, False, False, -1), "unfreeze_vision_layers=-1, but the ViT has 3 layers"),
+    ],
+)
+def test_mistakes_are_named(model, flags, message):
+    with pytest.raises(ValueError, match=message):
+        freeze(model, *flags)
+
+
+def test_LoRA_on_a_frozen_language_model_is_a_contradiction(model):
+    with pytest.raises(ValueError, match="use_peft puts LoRA on the language model, and freeze_language_model"):
+        lora_config(model, ModelConfig(**LORA), freeze_language_model=True)
+    assert lora_config(model, ModelConfig(), freeze_language_model=True) is None
+
+
+def weights_of(folder: Path) -> dict[str, torch.Tensor]:
+    return ViTPForConditionalGeneration.from_pretrained(folder).state_dict()
+
+
+@pytest.mark.parametrize(
+    ("frozen", "layers"), [({"vision"}, 1), ({"projector"}, 0), ({"language_model"}, 0), ({"vision", "projector"}, 0)]
+)
+def test_a_run_changes_what_trains_and_saves_the_rest_bit_for_bit(data_folder, tmp_path, frozen, layers):
+    start = start_of(data_folder, tmp_path / "start")
+    before = weights_of(start)
+    settings = {f"freeze_{part}": True for part in frozen} | {"unfreeze_vision_layers": layers}
+    given = {"from_scratch": None, "model_name_or_path": str(start), "weight_decay": 0.1}
+    assert run(data_folder, tmp_path / "run", **given, **settings) == 0
+    after, last = weights_of(tmp_path / "run"), set(range(3 - layers, 3))
+    for name, weight in before.items():
+        assert torch.equal(weight, after[name]) != trains(name, frozen, last), name
+    assert_backbone_is_that_of_the_model(tmp_path / "run")
+
+
+def assert_backbone_is_that_of_the_model(output_dir: Path) -> None:
+    exported = load_file(output_dir / "backbone" / "model.safetensors")
+    whole, prefix = weights_of(output_dir), PARTS["vision"]
+    wanted = {name.removeprefix(prefix): weight for name, weight in whole.items() if name.startswith(prefix)}
+    assert exported.keys() == wanted.keys()
+    assert all(torch.equal(exported[name], weight) for name, weight in wanted.items())
+
+
+@pytest.mark.parametrize(("frozen", "layers"), [(set(), 0), ({"vision"}, 2), ({"vision", "projector"}, 0)])
+def test_a_LoRA_run_is_saved_resumed_merged_and_exported(data_folder, tmp_path, frozen, layers):
+    start = start_of(data_folder, tmp_path / "start")
+    before = weights_of(start)
+    settings = {f"freeze_{part}": True for part in frozen} | {"unfreeze_vision_layers": layers, **LORA}
+    settings |= {"from_scratch": None, "model_name_or_path": str(start), "save_steps": 1, "max_steps": 3}
+    assert run(data_folder, tmp_path / "whole", **settings, save_total_limit=None) == 0
+
+    # The same run, stopped after two steps and started again.
+    output = tmp_path / "stopped"
+    (tmp_path / "stopped").mkdir()
+    checkpoint = tmp_path / "whole" / "checkpoint-2"
+    checkpoint.rename(output / "checkpoint-2")
+    assert run(data_folder, output, **settings) == 0
+
+    whole, resumed = weights_of(tmp_path / "whole"), weights_of(output)
+    last = set(range(3 - layers, 3))
+    for name, weight in before.items():
+        assert torch.equal(whole[name], resumed[name]), name
+        has_lora = "language_model.layers" in name and name.endswith("_proj.weight")
+        trained = trains(name, frozen, last) if not name.startswith(PARTS["language_model"]) else has_lora
+        assert torch.equal(weight, whole[name]) != trained, name
+
+    # The adapter holds LoRA and what trains in full, and on the start it gives the merged model.
+    adapter = load_file(output / "adapter" / "adapter_model.safetensors")
+    saved = {name.removeprefix("base_model.model.") for name in adapter}
+    in_full = {name for name in saved if "lora_" not in name}
+    assert in_full == {
+        name for name in before if not name.startswith(PARTS["language_model"]) and trains(name, frozen, last)
+    }
+    lora = {name for name in saved if "lora_" in name}
+    assert len(lora) == 2 * 2 * 7  # A and B, layers, projections
+    base = ViTPForConditionalGeneration.from_pretrained(start)
+    model = PeftModel.from_pretrained(base, output / "adapter").eval()
+    merged = ViTPForConditionalGeneration.from_pretrained(output).eval()
+    inputs = step_inputs(ViTPProcessor.from_pretrained(output))
+    with torch.no_grad():
+        torch.testing.assert_close(model(**inputs).logits, merged(**inputs).logits, atol=1e-5, rtol=1e-5)
+    assert_backbone_is_that_of_the_model(output)
+    assert not list(output.glob("adapter_*")) and (output / "processor_config.json").exists()
+
+    # W + alpha / r * B A, written out.
+    name = "model.language_model.layers.0.self_attn.q_proj"
+    a, b = (adapter[f"base_model.model.{name}.lora_{side}.weight"] for side in "AB")
+    torch.testing.assert_close(merged.state_dict()[f"{name}.weight"], before[f"{name}.weight"] + 2.0 * b @ a)
+
+    with pytest.raises(ValueError, match="does not fit the model: missing keys|unexpected keys"):
+        other = {"freeze_projector": not settings.get("freeze_projector", False), "max_steps": 4}
+        run(data_folder, output, **{**settings, **other})
+
+
+def test_a_trained_model_that_PEFT_has_wrapped_exports_its_trained_ViT(model, tmp_path):
+    """In full, a layer of it, LoRA within it, and the ViT alone: never the copy that PEFT keeps of the start."""
+    pixels = torch.randn(2, 3, 56, 56)
+    start = copy.deepcopy(model.model.vision_tower).eval()
+    configs = {
+        "full": (model, LoraConfig(target_modules=r".*language_model.*q_proj", modules_to_save=["vision_tower"])),
+        "layer": (
+            model,
+            LoraConfig(target_modules=r".*language_model.*q_proj", modules_to_save=["vision_tower.encoder.layer.2"]),
+        ),
+        "LoRA": (model, LoraConfig(target_modules=r".*vision_tower.*(q_proj|fc1)")),
+        "alone": (model.model.vision_tower, LoraConfig(target_modules=["q_proj", "fc1"])),
+    }
+    for case, (wrapped, config) in configs.items():
+        peft_model = get_peft_model(copy.deepcopy(wrapped), config)
+        generator = torch.Generator().manual_seed(0)
+        with torch.no_grad():
+            for parameter in peft_model.parameters():
+                if parameter.requires_grad:
+                    parameter.add_(0.1 * torch.randn(parameter.shape, generator=generator))
+        state = {name: value.clone() for name, value in peft_model.state_dict().items()}
+        export_backbone(peft_model, tmp_path / case)
+        assert all(torch.equal(value, state[name]) for name, value in peft_model.state_dict().items())
+        with torch.no_grad():
+            base = peft_model.eval().get_base_model()
+            tower = base if isinstance(base, ViTPVisionModel) else base.model.vision_tower
+            wanted = tower(pixels).last_hidden_state
+            native = AutoModel.from_pretrained(tmp_path / case)
+            torch.testing.assert_close(native(pixels).last_hidden_state, wanted, atol=1e-4, rtol=1e-4)
+            assert (wanted - start(pixels).last_hidden_state).abs().max() > 0.01
+        assert load_file(tmp_path / case / "model.safetensors").keys() == start.state_dict().keys()
+
+
+def test_the_trainer_takes_gradient_checkpointing_with_a_frozen_ViT_and_LoRA(model_and_processor, data_folder):
+    model, processor = model_and_processor
+    freeze(model, vision=True, unfreeze_vision_layers=1)
+    config = lora_config(model, ModelConfig(**LORA), freeze_vision=True, unfreeze_vision_layers=1)
+    args = ViTPTrainingConfig(
+        str(data_folder.parent / "run"), max_steps=1, bf16=False, report_to="none", gradient_checkpointing=True
+    )
+    dataset = Dataset.from_parquet(str(data_folder / "train.parquet"))
+    trainer = ViTPTrainer(model, args, train_dataset=dataset, processing_class=processor, peft_config=config)
+    before = {name: value.clone() for name, value in trainer.model.named_parameters() if value.requires_grad}
+    trainer.args.learning_rate = 1e-2
+    trainer.train()
+    changed = {
+        name for name, value in trainer.model.named_parameters() if name in before and not value.equal(before[name])
+    }
+    moved = {name for name in before if "lora_A" not in name}
+    assert moved <= changed
+    assert json.loads((data_folder.parent / "run" / "checkpoint-1" / "adapter_config.json").read_text())["r"] == 4

@@ -1,0 +1,242 @@
+import json
+import shutil
+
+import pytest
+import torch
+from datasets import Dataset, Features, Image, List, Value
+from pictures import picture
+from safetensors.torch import load_file, save_file
+from tiny_models import TEXT, TOKENS_PER_TILE, VISION
+from torch.utils.data import DataLoader
+from trl import SFTConfig, SFTTrainer
+
+from modeling_vitp import ViTPDataCollator, ViTPForConditionalGeneration, ViTPTrainer, ViTPTrainingConfig
+from modeling_vitp.training.from_scratch import build_model
+
+MESSAGES = List({"role": Value("string"), "content": Value("string")})
+
+
+def conversation(answer):
+    return [{"role": "user", "content": "How many trees?"}, {"role": "assistant", "content": answer}]
+
+
+@pytest.fixture(scope="module")
+def rows():
+    rows = [
+        {"id": "a", "images": [picture(56, 56, 1)], "messages": conversation("3")},
+        {"id": "b", "images": [picture(112, 56, 2)], "messages": conversation("There are 12 trees.")},
+        {"id": "c", "images": [picture(56, 112, 3), picture(56, 56, 4)], "messages": conversation("12 and 3")},
+        {"id": "d", "images": [], "messages": conversation("What trees?")},
+        {"id": "e", "images": [picture(168, 56, 5)], "messages": conversation("7")},
+        {"id": "f", "images": [picture(56, 56, 6)], "messages": conversation("top left")},
+    ]
+    features = Features({"id": Value("string"), "images": List(Image()), "messages": MESSAGES})
+    return Dataset.from_list(rows, features=features)
+
+
+def make_trainer(tokenizer, rows, folder, drop_ratio=0.75, trainer_class=ViTPTrainer, **options):
+    torch.manual_seed(0)
+    model, processor = build_model(tokenizer, {**VISION, "drop_path_rate": 0.1}, TEXT, {"max_patches": 4})
+    args = ViTPTrainingConfig(
+        str(folder),
+        **{
+            "vrl_drop_ratio": drop_ratio,
+            "max_steps": 6,
+            "per_device_train_batch_size": 2,
+            "learning_rate": 1e-2,
+            "bf16": False,
+            "logging_steps": 1,
+            "report_to": "none",
+            "disable_tqdm": True,
+            "gradient_checkpointing": False,
+            **options,
+        },
+    )
+    return trainer_class(model, args, train_dataset=rows, eval_dataset=rows, processing_class=processor)
+
+
+def losses(trainer):
+    return [float(entry["loss"]) for entry in trainer.state.log_history if "loss" in entry]
+
+
+def test_evaluation_loss_does_not_depend_on_the_drop_ratio_and_training_loss_does(tokenizer, rows, tmp_path):
+    trainers = [make_trainer(tokenizer, rows, tmp_path / str(r), drop_ratio=r) for r in (0.0, 0.5, 0.9)]
+    evaluation = [trainer.evaluate()["eval_loss"] for trainer in trainers]
+    assert evaluation[0] == evaluation[1] == evaluation[2]
+
+    first_losses = []
+    for trainer in trainers:
+        trainer.train()
+        first_losses.append(losses(trainer)[0])
+    assert len(set(first_losses)) == 3
+
+
+def test_loss_accuracy_and_tokens_seen_are_those_of_a_plain_computation(tokenizer, rows, tmp_path):
+    trainer = make_trainer(tokenizer, rows, tmp_path, max_steps=1, per_device_train_batch_size=6, learning_rate=0.0)
+    trainer.model.model.vision_tower.config.drop_path_rate = 0.0
+    for layer in trainer.model.model.vision_tower.encoder.layer:
+        layer.drop_path.drop_prob = 0.0
+    batch = ViTPDataCollator(trainer.processing_class, vrl_drop_ratio=0.75, seed=trainer.args.seed)(list(rows))
+    with torch.no_grad():
+        logits = trainer.model(**batch, use_cache=False).logits[:, :-1]
+    targets = batch["labels"][:, 1:]
+    is_answer = targets != -100
+    expected_loss = torch.nn.functional.cross_entropy(logits[is_answer], targets[is_answer]).item()
+    expected_accuracy = (logits.argmax(-1) == targets)[is_answer].float().mean().item()
+
+    trainer.train()
+    log = next(entry for entry in trainer.state.log_history if "loss" in entry)
+    assert float(log["loss"]) == pytest.approx(expected_loss, rel=1e-5)
+    assert float(log["mean_token_accuracy"]) == pytest.approx(expected_accuracy, abs=1e-6)
+    assert log["num_tokens"] == batch["attention_mask"].sum().item()
+    num_tiles = len(batch["pixel_values"])
+    num_image_tokens = (batch["input_ids"] == trainer.processing_class.image_token_id).sum().item()
+    assert num_image_tokens == num_tiles * TOKENS_PER_TILE / 4
+
+
+def test_the_config_of_the_saved_model_records_the_drop_ratio(tokenizer, rows, tmp_path):
+    trainer = make_trainer(tokenizer, rows, tmp_path, drop_ratio=0.6, vrl_apply_prob=0.5)
+    trainer.save_model()
+    config = json.loads((tmp_path / "config.json").read_text())
+    assert (config["vrl_drop_ratio"], config["vrl_apply_prob"]) == (0.6, 0.5)
+    assert not list(tmp_path.rglob("*.bin")) or [p.name for p in tmp_path.rglob("*.bin")] == ["training_args.bin"]
+    model = ViTPForConditionalGeneration.from_pretrained(tmp_path)
+    assert all(torch.equal(a, b) for a, b in zip(model.parameters(), trainer.model.parameters()))
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("stop", [2, 3])
+def test_a_run_that_is_resumed_goes_on_as_if_never_stopped(tokenizer, rows, tmp_path, workers, stop):
+    """Three steps make an epoch: the run stops in the middle of one, or between two."""
+    options = {"dataloader_num_workers": workers, "dataloader_persistent_workers": workers > 0}
+    whole = make_trainer(tokenizer, rows, tmp_path / "whole", **options)
+    whole.train()
+
+    stopped = make_trainer(tokenizer, rows, tmp_path / "run", save_strategy="steps", save_steps=stop, **options)
+    stopped.train()
+    shutil.rmtree(tmp_path / "run" / "checkpoint-6")
+    resumed = make_trainer(tokenizer, rows, tmp_path / "run", **options)
+    resumed.train(resume_from_checkpoint=str(tmp_path / "run" / f"checkpoint-{stop}"))
+
+    assert losses(resumed) == losses(whole)
+    assert len(losses(resumed)) == 6
+    for (name, expected), actual in zip(whole.model.named_parameters(), resumed.model.parameters()):
+        assert torch.equal(expected, actual), name
+
+
+@pytest.mark.parametrize("change", ["missing", "unexpected"])
+def test_resuming_from_a_checkpoint_with_other_keys_is_an_error(tokenizer, rows, tmp_path, change):
+    make_trainer(tokenizer, rows, tmp_path, max_steps=1, save_strategy="steps", save_steps=1).train()
+    weights_file = tmp_path / "checkpoint-1" / "model.safetensors"
+    weights = load_file(weights_file)
+    if change == "missing":
+        del weights["model.vision_tower.encoder.layer.0.lambda_1"]
+    else:
+        weights["surplus"] = torch.zeros(1)
+    save_file(weights, weights_file, metadata={"format": "pt"})
+    with pytest.raises(ValueError, match=r"missing keys \[.*lambda_1|unexpected keys \['surplus'\]"):
+        make_trainer(tokenizer, rows, tmp_path).train(resume_from_checkpoint=str(tmp_path / "checkpoint-1"))
+
+
+def test_a_model_with_tied_embeddings_resumes(tokenizer, rows, tmp_path):
+    def trainer():
+        torch.manual_seed(0)
+        model, processor = build_model(tokenizer, VISION, {**TEXT, "tie_word_embeddings": True}, {"max_patches": 4})
+        args = ViTPTrainingConfig(
+            str(tmp_path), max_steps=2, save_strategy="steps", save_steps=1, report_to="none", disable_tqdm=True
+        )
+        return ViTPTrainer(model, args, train_dataset=rows, processing_class=processor)
+
+    first = trainer()
+    first.train()
+    second = trainer()
+    second.train(resume_from_checkpoint=str(tmp_path / "checkpoint-1"))
+    assert second.model.lm_head.weight is second.model.get_input_embeddings().weight
+    assert torch.equal(first.model.lm_head.weight, second.model.lm_head.weight)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_each_epoch_draws_anew_and_the_draw_reaches_persistent_workers(tokenizer, rows, tmp_path, workers):
+    trainer = make_trainer(
+        tokenizer,
+        rows.select([1]),
+        tmp_path,
+        max_steps=4,
+        per_device_train_batch_size=1,
+        drop_ratio=0.9,
+        dataloader_num_workers=workers,
+        dataloader_persistent_workers=workers > 0,
+    )
+    seen = []
+    forward = trainer.model.model.forward
+
+    def recording(*args, **kwargs):
+        seen.append(kwargs["visual_token_indices"].tolist())
+        return forward(*args, **kwargs)
+
+    trainer.model.model.forward = recording
+    trainer.train()
+    collator = ViTPDataCollator(trainer.processing_class, vrl_drop_ratio=0.9, seed=trainer.args.seed)
+    expected = []
+    for epoch in range(4):
+        collator.set_epoch(epoch)
+        expected.append(collator([rows[1]])["visual_token_indices"].tolist())
+    assert seen == expected
+    assert len({tuple(indices) for indices in expected}) > 1
+
+
+def test_rows_without_an_id_are_known_by_their_number(tokenizer, rows, tmp_path):
+    trainer = make_trainer(tokenizer, rows.remove_columns("id"), tmp_path)
+    assert trainer.train_dataset["id"] == list(range(6))
+
+
+def test_the_stock_trainer_of_trl_trains_with_our_collator(tokenizer, rows, tmp_path):
+    model, processor = build_model(tokenizer, VISION, TEXT, {"max_patches": 4})
+    args = SFTConfig(
+        str(tmp_path),
+        max_steps=8,
+        per_device_train_batch_size=6,
+        learning_rate=1e-2,
+        logging_steps=1,
+        use_cpu=True,
+        bf16=False,
+        report_to="none",
+        disable_tqdm=True,
+        remove_unused_columns=False,
+    )
+    collator = ViTPDataCollator(processor, vrl_drop_ratio=0.75)
+    trainer = SFTTrainer(model, args, data_collator=collator, train_dataset=rows, processing_class=processor)
+    trainer.train()
+    assert losses(trainer)[-1] < 0.8 * losses(trainer)[0]
+
+
+def test_the_evaluation_batches_hold_every_visual_token(tokenizer, rows, tmp_path):
+    trainer = make_trainer(tokenizer, rows, tmp_path)
+    loaders = {"train": trainer.get_train_dataloader(), "eval": trainer.get_eval_dataloader()}
+    shares = {}
+    for name, loader in loaders.items():
+        assert isinstance(loader, DataLoader)
+        batches = list(loader)
+        tokens = sum((batch["input_ids"] == trainer.processing_class.image_token_id).sum().item() for batch in batches)
+        tiles = sum(len(batch["pixel_values"]) for batch in batches if "pixel_values" in batch)
+        shares[name] = tokens / (tiles * TOKENS_PER_TILE)
+    assert shares == {"train": 0.25, "eval": 1.0}
+
+
+def test_model_and_processor_that_do_not_belong_together_are_refused(tokenizer, rows, tmp_path):
+    model, processor = build_model(tokenizer, VISION, TEXT)
+    args = ViTPTrainingConfig(str(tmp_path), report_to="none")
+    processor.image_seq_length = 5
+    with pytest.raises(ValueError, match="image_seq_length is 4 and 5"):
+        ViTPTrainer(model, args, train_dataset=rows, processing_class=processor)
+    processor.image_seq_length = 4
+    model.resize_token_embeddings(100)
+    with pytest.raises(ValueError, match="only 100 embeddings"):
+        ViTPTrainer(model, args, train_dataset=rows, processing_class=processor)
+
+
+def test_a_broken_row_stops_training_with_its_id(tokenizer, rows, tmp_path):
+    broken = {"id": "z", "images": [{"bytes": b"no image", "path": None}], "messages": conversation("1")}
+    dataset = Dataset.from_list([broken], features=rows.features)
+    with pytest.raises(ValueError, match="Sample 'z': image 0 cannot be read"):
+        make_trainer(tokenizer, dataset, tmp_path).train()

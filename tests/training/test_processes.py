@@ -1,0 +1,153 @@
+"""The same training on one process and on two, which `torchrun` starts."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from accelerate.commands.config.config_args import load_config_from_file
+from hypothesis import given
+from hypothesis import strategies as st
+from launching import launch
+from paths import ROOT
+from torch.utils.data import DataLoader
+from training_run import make_rows
+
+from modeling_vitp.training.batching import GlobalBatchSampler, RankStream
+from modeling_vitp.training.checkpointing import last_checkpoint
+
+ACCELERATE = sorted((ROOT / "recipes" / "accelerate").glob("*.yaml"))
+TRAINED = ["accumulated", "rebalanced", "checkpointed", "stream"]
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory):
+    folders = {world: tmp_path_factory.mktemp(f"processes-{world}") for world in (1, 2)}
+    launched = {
+        world: launch(world, folder / "output.txt", "distributed_run.py", str(folder))
+        for world, folder in folders.items()
+    }
+    for world, process in launched.items():
+        assert process.wait(timeout=1200) == 0, (folders[world] / "output.txt").read_text()[-3000:]
+    return folders
+
+
+def check_gradients(one: dict, two: dict) -> None:
+    """The gradient of every parameter is the same to 1e-5 of its norm, and the ViT has one.
+
+    That of a bias of keys is nought (attention does not change if all keys are shifted): what there is, is rounding.
+    """
+    assert one.keys() == two.keys()
+    rounding = 1e-7 * sum(gradient.norm() ** 2 for gradient in one.values()) ** 0.5
+    for name, expected in one.items():
+        assert (two[name] - expected).norm() <= 1e-5 * max(expected.norm(), rounding), name
+    assert all(gradient.norm() > 0 for name, gradient in one.items() if "vision_tower.encoder" in name)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stream", [False, True], ids=["map", "stream"])
+def test_two_processes_that_are_killed_while_saving_end_as_two_that_never_stopped(tmp_path, stream):
+    def run(folder, **options):
+        command = (2, tmp_path / "output.txt", "training_run.py", str(tmp_path / folder))
+        return launch(*command, json.dumps({"stream": stream, **options})).wait(timeout=600)
+
+    assert run("whole") == 0, (tmp_path / "output.txt").read_text()[-3000:]
+    for stage, step in (("optimizer", 4), ("before the rename", 6)):
+        assert run("killed", kill=[stage, step]) != 0
+    assert Path(last_checkpoint(tmp_path / "killed")).name == "checkpoint-4"
+    assert run("killed") == 0, (tmp_path / "output.txt").read_text()[-3000:]
+    whole, killed = (json.loads((tmp_path / name / "summary.json").read_text()) for name in ("whole", "killed"))
+    assert killed == whole
+
+
+@pytest.mark.parametrize("name", TRAINED)
+def test_loss_and_gradient_of_a_step_do_not_depend_on_the_number_of_processes_under_ddp(results, name):
+    logs = {world: json.loads((folder / f"{name}.json").read_text()) for world, folder in results.items()}
+    gradients = {world: torch.load(folder / f"{name}.pt") for world, folder in results.items()}
+    assert len(gradients[1]) == len(gradients[2]) == 6
+    for one, two in zip(logs[1]["log"], logs[2]["log"], strict=True):
+        assert two["loss"] == pytest.approx(one["loss"], abs=1e-6)
+        assert two["learning_rate"] == one["learning_rate"]
+    for one, two in zip(gradients[1], gradients[2]):
+        check_gradients(one, two)
+
+
+@pytest.mark.parametrize("name", TRAINED)
+def test_an_epoch_is_shared_out_without_overlap_or_loss_though_it_does_not_divide(results, name):
+    everything = sorted(make_rows()["id"])
+    for folder in results.values():
+        ids = json.loads((folder / f"{name}.json").read_text())["ids"]
+        assert len({len(batches) for batches in ids}) == 1
+        num_batches = len(ids[0]) // 2
+        for epoch in (slice(0, num_batches), slice(num_batches, None)):
+            seen = [row for batches in ids for batch in batches[epoch] for row in batch]
+            assert sorted(seen) == everything
+
+
+def test_loss_and_gradient_are_those_of_one_process_under_fsdp2_where_one_has_no_image(results):
+    one, two = (torch.load(results[world] / "fsdp2.pt") for world in (1, 2))
+    assert two["loss"].item() == pytest.approx(one["loss"].item(), abs=1e-6)
+    assert all(gradient is not None for gradient in two["gradients"].values())
+    check_gradients(one["gradients"], two["gradients"])
+
+
+@given(
+    num_rows=st.integers(1, 60),
+    batch_size=st.integers(1, 4),
+    accumulation=st.integers(1, 3),
+    processes=st.integers(1, 4),
+    strategy=st.sampled_from(["random", "sequential", "group_by_length", "batch_rebalance"]),
+    epoch=st.integers(0, 3),
+)
+def test_every_row_of_an_epoch_is_in_one_batch_of_one_process(
+    num_rows, batch_size, accumulation, processes, strategy, epoch
+):
+    def batches(rank, number=processes, steps=accumulation):
+        lengths = [1 + 37 * row % 50 for row in range(num_rows)]
+        sampler = GlobalBatchSampler(
+            num_rows, batch_size, steps, number, rank, seed=5, strategy=strategy, lengths=lambda: lengths
+        )
+        sampler.set_epoch(epoch)
+        batches = list(sampler)
+        assert len(batches) == len(sampler)
+        return batches
+
+    by_rank = [batches(rank) for rank in range(processes)]
+    assert len({len(own) for own in by_rank}) == 1
+    assert sorted(row for own in by_rank for batch in own for row in batch) == list(range(num_rows))
+    # The rows of each optimizer step are those that one process sees that accumulates more.
+    alone = batches(0, 1, accumulation * processes)
+    for step in range(-(-num_rows // (batch_size * accumulation * processes))):
+        part = slice(step * accumulation, (step + 1) * accumulation)
+        together = [row for own in by_rank for batch in own[part] for row in batch]
+        whole = alone[step * accumulation * processes : (step + 1) * accumulation * processes]
+        assert sorted(together) == sorted(row for batch in whole for row in batch)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("num_rows", [1, 7, 12, 13])
+def test_a_stream_is_shared_out_without_overlap_or_loss(num_rows, workers):
+    stream = make_rows(num_rows).to_iterable_dataset(num_shards=min(num_rows, 3))
+    by_rank = []
+    for rank in range(3):
+        share = RankStream(stream, 2, accumulation_steps=2, num_processes=3, process_index=rank)
+        loader = DataLoader(share, batch_size=2, num_workers=workers, collate_fn=list)
+        by_rank.append([[row["id"] for row in batch if row is not None] for batch in loader])
+    assert len({len(batches) for batches in by_rank}) == 1
+    assert len(by_rank[0]) % 2 == 0
+    seen = [row for batches in by_rank for batch in batches for row in batch]
+    assert sorted(seen) == sorted(f"row-{index}" for index in range(num_rows))
+
+
+@pytest.mark.parametrize("file", ACCELERATE, ids=lambda path: path.stem)
+def test_the_launcher_reads_the_configurations(file):
+    config = load_config_from_file(str(file))
+    assert config.num_processes == 8
+    assert config.to_dict().items() >= yaml.safe_load(file.read_text()).items()
+
+
+def test_blocks_are_named_for_sharding(model):
+    names = {type(module).__name__ for module in model.modules()}
+    assert model._no_split_modules == {"ViTPVisionLayer", "Qwen2DecoderLayer"}
+    assert model._no_split_modules <= names
