@@ -91,16 +91,16 @@ class ViTPSegmentationImageProcessor(InputSpecImageProcessor, SegformerImageProc
                 device=device,
             )
 
-        def normalised(images: list[torch.Tensor]) -> list[torch.Tensor]:
+        def normalized(images: list[torch.Tensor]) -> list[torch.Tensor]:
             return self.pad(self._preprocess(images, do_reduce_labels=False, **kwargs))
 
         images = read(images)
         if images_after is None:
-            data = {"pixel_values": normalised(images)}
+            data = {"pixel_values": normalized(images)}
         else:
             after = read(images_after)
             check_sizes(images, after, "image after")
-            data = {"pixel_values_before": normalised(images), "pixel_values_after": normalised(after)}
+            data = {"pixel_values_before": normalized(images), "pixel_values_after": normalized(after)}
         if segmentation_maps is not None:
             masks = [read_mask(mask) for mask in self._prepare_images_structure(segmentation_maps, expected_ndims=2)]
             check_sizes(images, masks, "mask")

@@ -62,7 +62,7 @@ def main(argv: list[str] | None = None) -> int:
     from modeling_vitp.instructions.from_annotations.windows import image_bytes, windows_of
     from modeling_vitp.recipes import push_to_hub
 
-    names = annotations.read_json(args.names) if args.names else None
+    names = annotations.read_annotation(args.names) if args.names else None
     layout = LAYOUTS[args.layout](args.root, names, args.annotations)
 
     listed = annotations.read_list(args.split_list) if args.split_list else None

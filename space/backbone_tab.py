@@ -12,11 +12,11 @@ import numpy as np
 import torch
 from computing import PRIVATE, QUEUE, gpu, told
 from gradio.utils import get_upload_folder
-from loading import Backbone, Models, UnavailableModel
+from loading import LoadedBackbone, Models, UnavailableModel
 from maps import (
     align_scores,
     attention_map,
-    colours_of,
+    colors_of,
     display_size,
     draw_map,
     heat_of,
@@ -48,7 +48,7 @@ class View:
     point: tuple[float, float]
     resolution: int
 
-    def values(self, backbone: Backbone, image: np.ndarray, features: torch.Tensor) -> torch.Tensor:
+    def values(self, backbone: LoadedBackbone, image: np.ndarray, features: torch.Tensor) -> torch.Tensor:
         """The map: of shape `(3, rows, columns)` for principal scores, `(rows, columns)` otherwise."""
         place = patch_at(self.point, *features.shape[1:])
         if self.kind == PCA:
@@ -61,7 +61,7 @@ class View:
         head = min(self.head, backbone.model.config.num_attention_heads) or None
         return attention_map(backbone, image, self.resolution, self.layer_of(backbone), head, query)
 
-    def layer_of(self, backbone: Backbone) -> int:
+    def layer_of(self, backbone: LoadedBackbone) -> int:
         return min(self.layer, backbone.model.config.num_hidden_layers)
 
     @property
@@ -76,7 +76,7 @@ class View:
             meaning = "red, green and blue are the three first principal components"
             if len(maps) > 1:
                 meaning += ", the second backbone's turned to match the first's"
-            return [draw_map(colours_of(one)) for one in scores], meaning
+            return [draw_map(colors_of(one)) for one in scores], meaning
         low, high = min(one.min().item() for one in maps), max(one.max().item() for one in maps)
         if self.kind == SIMILARITY:
             high = 1.0

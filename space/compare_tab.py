@@ -10,7 +10,7 @@ import torch
 from backbone_tab import MAX_RESOLUTION, MIN_RESOLUTION, NO_BACKBONE, picture_view
 from comparison import Comparison, compare, similarity_map
 from computing import PRIVATE, QUEUE, gpu, told
-from loading import Backbone, Models
+from loading import LoadedBackbone, Models
 from maps import draw_map, heat_of, native_resolution, patch_features
 from PIL import Image
 from uploading import example_choice, image_upload, open_rgb
@@ -152,13 +152,13 @@ def _pair(models: Models) -> Callable[..., tuple]:
     return compare_images
 
 
-def _backbones(models: Models, *names: str | None) -> list[Backbone]:
+def _backbones(models: Models, *names: str | None) -> list[LoadedBackbone]:
     wanted = dict.fromkeys(name for name in names if name not in (None, "", NO_BACKBONE))
     with told():
         return [models.backbone(name) for name in wanted]
 
 
-def _encoder(backbone: Backbone, resolution: int) -> Callable[[np.ndarray], torch.Tensor]:
+def _encoder(backbone: LoadedBackbone, resolution: int) -> Callable[[np.ndarray], torch.Tensor]:
     return lambda image: patch_features(backbone, image, resolution)
 
 

@@ -47,7 +47,7 @@ class FullModel:
 
 
 @dataclass(frozen=True)
-class Backbone:
+class LoadedBackbone:
     """A ViT, in evaluation mode on the device, with eager attention."""
 
     name: str
@@ -58,7 +58,7 @@ class Backbone:
     """How it was taught to see images that are not 8-bit RGB."""
 
     @classmethod
-    def of(cls, name: str, model: PreTrainedModel, image_processor: ViTPImageProcessor) -> "Backbone":
+    def of(cls, name: str, model: PreTrainedModel, image_processor: ViTPImageProcessor) -> "LoadedBackbone":
         plain = ViTPImageProcessor(**{**image_settings(image_processor), "input_spec": None})
         return cls(name, model.eval().to(device()), plain, image_processor.input_spec)
 
@@ -108,7 +108,7 @@ class Models:
         """
         return self._once("full", name or self.default, self._open_full)
 
-    def backbone(self, name: str | None = None) -> Backbone:
+    def backbone(self, name: str | None = None) -> LoadedBackbone:
         """The backbone of this name: of a full model its ViT, the same weights in memory.
 
         Raises:
@@ -133,21 +133,21 @@ class Models:
         model.model.vision_tower.set_attn_implementation("eager")
         return FullModel(name, model.eval().to(device()), processor)
 
-    def _open_backbone(self, name: str) -> Backbone:
+    def _open_backbone(self, name: str) -> LoadedBackbone:
         if name == UNTRAINED:
             return self._untrained()
         if name == TINY or self._model_type(name) in ("vitp", "internvl"):
             full = self.full(name)
-            return Backbone.of(name, full.model.model.vision_tower, full.processor.image_processor)
-        return Backbone.of(name, *self._try(name, self._read_backbone))
+            return LoadedBackbone.of(name, full.model.model.vision_tower, full.processor.image_processor)
+        return LoadedBackbone.of(name, *self._try(name, self._read_backbone))
 
-    def _untrained(self) -> Backbone:
+    def _untrained(self) -> LoadedBackbone:
         trained = self.backbone()
         config = type(trained.model.config).from_dict(trained.model.config.to_dict())
         with torch.random.fork_rng():
             torch.manual_seed(1)
             model = ViTPVisionModel._from_config(config, attn_implementation="eager")
-        return Backbone(UNTRAINED, model.eval().to(device()), trained.image_processor, trained.input_spec)
+        return LoadedBackbone(UNTRAINED, model.eval().to(device()), trained.image_processor, trained.input_spec)
 
     def _read_full(self, name: str, options: dict) -> tuple[ViTPForConditionalGeneration, ViTPProcessor]:
         if self._model_type(name) == "vitp":

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 
 import numpy as np
 import torch
-from loading import Backbone
+from loading import LoadedBackbone
 from matplotlib import colormaps
 from PIL import Image
 from torch.nn import functional as F
@@ -16,7 +16,7 @@ from torch.nn import functional as F
 DISPLAY_SIDE = 768
 
 
-def native_resolution(backbone: Backbone) -> int:
+def native_resolution(backbone: LoadedBackbone) -> int:
     """Patches along the side of an image of the size that the backbone was trained at."""
     return backbone.model.config.image_size[0] // backbone.model.config.patch_size[0]
 
@@ -27,7 +27,7 @@ def grid_of(height: int, width: int, resolution: int) -> tuple[int, int]:
     return max(1, round(resolution * height / longer)), max(1, round(resolution * width / longer))
 
 
-def pixel_values(backbone: Backbone, image: np.ndarray, resolution: int) -> torch.Tensor:
+def pixel_values(backbone: LoadedBackbone, image: np.ndarray, resolution: int) -> torch.Tensor:
     """The image as the backbone takes it.
 
     Args:
@@ -47,7 +47,9 @@ def pixel_values(backbone: Backbone, image: np.ndarray, resolution: int) -> torc
 
 
 @torch.no_grad()
-def patch_features(backbone: Backbone, image: np.ndarray, resolution: int, layer: int | None = None) -> torch.Tensor:
+def patch_features(
+    backbone: LoadedBackbone, image: np.ndarray, resolution: int, layer: int | None = None
+) -> torch.Tensor:
     """Features of the patches after a layer.
 
     Args:
@@ -66,7 +68,7 @@ def patch_features(backbone: Backbone, image: np.ndarray, resolution: int, layer
 
 
 def attention_map(
-    backbone: Backbone,
+    backbone: LoadedBackbone,
     image: np.ndarray,
     resolution: int,
     layer: int,
@@ -93,7 +95,7 @@ def attention_map(
 
 
 def rollout_map(
-    backbone: Backbone, image: np.ndarray, resolution: int, query: tuple[int, int] | None = None
+    backbone: LoadedBackbone, image: np.ndarray, resolution: int, query: tuple[int, int] | None = None
 ) -> torch.Tensor:
     """Attention rollout (Abnar and Zuidema, arXiv 2005.00928) of one token to the patches of the input.
 
@@ -164,7 +166,7 @@ def align_scores(scores: torch.Tensor, reference: torch.Tensor) -> torch.Tensor:
     return ((left @ right) @ scores.flatten(1)).view_as(scores)
 
 
-def colours_of(scores: torch.Tensor) -> np.ndarray:
+def colors_of(scores: torch.Tensor) -> np.ndarray:
     """Scores as RGB: two standard deviations below the mean are 0, two above 255, by the same rule for every backbone.
 
     Args:
@@ -195,7 +197,7 @@ def display_size(rows: int, columns: int) -> tuple[int, int]:
 
 
 def draw_map(
-    colours: np.ndarray, image: np.ndarray | None = None, point: tuple[float, float] | None = None, opacity: float = 1.0
+    colors: np.ndarray, image: np.ndarray | None = None, point: tuple[float, float] | None = None, opacity: float = 1.0
 ) -> Image.Image:
     """A map as a picture, each patch a block of one colour.
 
@@ -205,8 +207,8 @@ def draw_map(
         point: fractions from the left and from the top of a place to be ringed.
         opacity: of the map over the image.
     """
-    size = display_size(*colours.shape[:2])
-    picture = Image.fromarray(colours).resize(size, Image.Resampling.NEAREST)
+    size = display_size(*colors.shape[:2])
+    picture = Image.fromarray(colors).resize(size, Image.Resampling.NEAREST)
     if image is not None and opacity < 1:
         under = Image.fromarray(image).resize(size, Image.Resampling.BICUBIC).convert("L").convert("RGB")
         picture = Image.blend(under, picture, opacity)
@@ -233,12 +235,12 @@ def _token(query: tuple[int, int] | None, grid: tuple[int, int]) -> int:
 
 
 @torch.no_grad()
-def _run(backbone: Backbone, image: np.ndarray, resolution: int) -> None:
+def _run(backbone: LoadedBackbone, image: np.ndarray, resolution: int) -> None:
     backbone.model(pixel_values(backbone, image, resolution))
 
 
 @contextmanager
-def _attention_of(backbone: Backbone, layers: Sequence[int], reduce) -> Iterator[list[torch.Tensor]]:
+def _attention_of(backbone: LoadedBackbone, layers: Sequence[int], reduce) -> Iterator[list[torch.Tensor]]:
     """Collects `reduce(weights)`, of weights `(heads, tokens, tokens)`, of some layers as they are computed.
 
     `output_attentions` would keep the weights of all layers, which takes gigabytes for a ViT-L.

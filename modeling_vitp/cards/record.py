@@ -54,7 +54,16 @@ def write_record(
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    return json.loads(path.read_text()) if path.is_file() else {}
+    """The object in a JSON file; empty if there is no file. Raises a `ValueError` that names one that holds another."""
+    if not path.is_file():
+        return {}
+    try:
+        fields = json.loads(path.read_text())
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{path} is no JSON: {error}") from error
+    if not isinstance(fields, dict):
+        raise ValueError(f"{path} holds a {type(fields).__name__}, but a JSON object is expected.")
+    return fields
 
 
 def read_record(folder: str | Path) -> dict[str, Any]:

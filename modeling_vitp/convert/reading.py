@@ -1,6 +1,5 @@
 """What a source holds: its kind from the names of its tensors, and each tensor that its configuration asks for."""
 
-import json
 import logging
 import math
 from collections import Counter
@@ -14,6 +13,7 @@ from huggingface_hub.errors import StrictDataclassError
 from transformers import AutoTokenizer, InternVLConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from ..cards.license import LICENSE_FILES
+from ..cards.record import read_json
 from ..configuration_vitp import ViTPConfig, ViTPVisionConfig
 from ..configuration_vitp_dense import ViTPAdapterConfig, ViTPChangeDetectionConfig, ViTPSegmentationConfig
 from ..image_processing_vitp import ViTPImageProcessor
@@ -41,7 +41,7 @@ MODELS = {
 
 Config = ViTPConfig | ViTPVisionConfig | ViTPAdapterConfig | ViTPSegmentationConfig
 
-MODEL_TYPES = {
+TYPES_OF_LAYOUT = {
     "vitp": ("vitp",),
     "internvl": ("internvl",),
     "backbone": ("internvl_vision", "vitp_vision"),
@@ -96,10 +96,10 @@ def read_source(source: str, revision: str | None = None, image_token_id: int | 
             "ViTP model, an InternVL model (transformers' or the original), the ViT of one, or a ViT-Adapter on that "
             "ViT is expected."
         )
-    if layout in MODEL_TYPES and model_type not in MODEL_TYPES[layout]:
+    if layout in TYPES_OF_LAYOUT and model_type not in TYPES_OF_LAYOUT[layout]:
         raise ValueError(
             f"{source} has tensors of the kind {layout!r}, but the model_type in its config.json is {model_type!r} "
-            f"and not {' or '.join(map(repr, MODEL_TYPES[layout]))}."
+            f"and not {' or '.join(map(repr, TYPES_OF_LAYOUT[layout]))}."
         )
     try:
         config = read_config(layout, fields, weights)
@@ -142,18 +142,6 @@ def local_path(source: str, revision: str | None) -> Path:
     except Exception as error:  # of the HTTP package that the installed huggingface_hub is built on, too
         reason = " ".join(str(error).split())
         raise ValueError(f"{source} is neither a file or folder nor a Hub repo that can be had: {reason}") from error
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    if not path.is_file():
-        return {}
-    try:
-        fields = json.loads(path.read_text())
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{path} is no JSON: {error}") from error
-    if not isinstance(fields, dict):
-        raise ValueError(f"{path} holds a {type(fields).__name__}, but a JSON object is expected.")
-    return fields
 
 
 def read_config(layout: str, fields: dict, weights: dict[str, TensorBytes]) -> Config:

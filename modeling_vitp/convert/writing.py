@@ -8,6 +8,7 @@ from typing import Any
 from transformers import GotOcr2ImageProcessor, InternVLConfig, InternVLProcessor, InternVLVideoProcessor
 from transformers.dynamic_module_utils import custom_object_save
 
+from ..cards.record import read_json
 from ..configuration_vitp_dense import ViTPAdapterConfig, ViTPSegmentationConfig
 from ..messages import IMAGE_END_TOKEN, IMAGE_START_TOKEN, IMAGE_TOKEN
 from ..modeling_vitp import ViTPForConditionalGeneration
@@ -15,7 +16,7 @@ from .export import AUTO_MAP, image_settings, native_vision_config, save_code_an
 from .keys import CONTENTS, place
 from .original_config import chat_to_original, vision_to_original
 from .original_dense_config import adapter_to_original
-from .reading import Checkpoint, meta_model, plain_tokenizer, read_json
+from .reading import Checkpoint, meta_model, plain_tokenizer
 from .tensor_files import TensorBytes
 
 VIDEO_TOKEN = "<video>"

@@ -106,7 +106,7 @@ class Augmentation:
                 v2.RandomVerticalFlip(flip[1]),
             ]
         )
-        self.colours = photometric_distortion() if photometric else v2.Identity()
+        self.colors = photometric_distortion() if photometric else v2.Identity()
         self.exchange = exchange
 
     def __call__(
@@ -121,7 +121,7 @@ class Augmentation:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             images, mask = self.geometry(images, mask)
-            images = [self.colours(image) for image in images]
+            images = [self.colors(image) for image in images]
             if len(images) > 1 and torch.rand(()) < self.exchange:
                 images = images[::-1]
         return images, mask

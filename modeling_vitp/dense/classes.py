@@ -6,9 +6,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-IGNORE_INDEX = 255
+from ..image_processing_vitp_dense import IGNORE_INDEX
 
-Colour = tuple[int, int, int]
+Color = tuple[int, int, int]
+SPELLINGS = {"colour": "color"}  # of keys and values in configurations
 
 
 @dataclass(frozen=True)
@@ -19,21 +20,21 @@ class DenseClass:
         name: as it is saved in the model's `id2label`.
         value: of its pixels in the masks, or the first and the last of several values; by default its place among the
             classes, from 0.
-        colour: red, green and blue, from 0 to 255: of its pixels in masks that are coded by colour, and in pictures.
+        color: red, green and blue, from 0 to 255: of its pixels in masks that are coded by colour, and in pictures.
     """
 
     name: str
     value: int | tuple[int, int]
-    colour: Colour
+    color: Color
 
 
 class LabelEncoding:
     """Masks as they are stored to class indices, and back.
 
     Args:
-        classes: one mapping with `name`, `value` and `colour` (see [`DenseClass`]) for each class, in the order of
+        classes: one mapping with `name`, `value` and `color` (see [`DenseClass`]) for each class, in the order of
             their indices. Without a colour one is chosen.
-        by: `"value"`, also the index of a palette, or `"colour"`.
+        by: `"value"`, also the index of a palette, or `"color"`.
         ignore: values or colours of the pixels without a class.
 
     Raises:
@@ -41,19 +42,21 @@ class LabelEncoding:
     """
 
     def __init__(self, classes: Sequence[Mapping], by: str = "value", ignore: Sequence = ()):
-        if by not in ("value", "colour"):
-            raise ValueError(f"mask_encoding={by!r} is neither 'value' nor 'colour'.")
+        by = SPELLINGS.get(by, by)
+        if by not in ("value", "color"):
+            raise ValueError(f"mask_encoding={by!r} is neither 'value' nor 'color'.")
         if not 2 <= len(classes) < IGNORE_INDEX:
             raise ValueError(f"{len(classes)} classes are given; two or more are needed, background included.")
         self.by, self.ignore = by, [tuple(item) if isinstance(item, list) else item for item in ignore]
         self.classes = []
         for index, settings in enumerate(classes):
+            settings = {SPELLINGS.get(name, name): value for name, value in settings.items()}
             unknown = set(settings) - set(DenseClass.__dataclass_fields__)
-            if unknown or "name" not in settings or (by == "colour" and "colour" not in settings):
-                raise ValueError(f"Class {index}, {dict(settings)}, needs a name{', a colour' * (by == 'colour')}.")
-            value, colour = settings.get("value", index), settings.get("colour", distinct_colour(index, len(classes)))
+            if unknown or "name" not in settings or (by == "color" and "color" not in settings):
+                raise ValueError(f"Class {index}, {settings}, needs a name{', a color' * (by == 'color')}.")
+            value, color = settings.get("value", index), settings.get("color", distinct_color(index, len(classes)))
             value = tuple(value) if isinstance(value, (list, tuple)) else value
-            self.classes.append(DenseClass(settings["name"], value, tuple(colour)))
+            self.classes.append(DenseClass(settings["name"], value, tuple(color)))
         repeated = {name for name in self.names if self.names.count(name) > 1}
         if repeated:
             raise ValueError(f"Two classes are called {sorted(repeated)[0]!r}.")
@@ -66,19 +69,19 @@ class LabelEncoding:
     @property
     def palette(self) -> np.ndarray:
         """The colours of the classes, uint8 of shape `(num_classes, 3)`."""
-        return np.array([item.colour for item in self.classes], dtype=np.uint8)
+        return np.array([item.color for item in self.classes], dtype=np.uint8)
 
     def _codes(self) -> list[tuple[int, int, int]]:
         """First code, last code and class index of all that a mask may hold; colours are coded as 0xRRGGBB."""
-        if self.by == "colour":
-            known = [(pack(item.colour), pack(item.colour), index) for index, item in enumerate(self.classes)]
-            return known + [(pack(colour), pack(colour), IGNORE_INDEX) for colour in self.ignore]
+        if self.by == "color":
+            known = [(pack(item.color), pack(item.color), index) for index, item in enumerate(self.classes)]
+            return known + [(pack(color), pack(color), IGNORE_INDEX) for color in self.ignore]
         known = [(*span(item.value), index) for index, item in enumerate(self.classes)]
         return known + [(*span(value), IGNORE_INDEX) for value in self.ignore]
 
     def _table(self) -> dict[int, int] | np.ndarray:
         codes = self._codes()
-        if self.by == "colour":
+        if self.by == "color":
             if len({first for first, _, _ in codes}) < len(codes):
                 raise ValueError("Two classes, or a class and what is ignored, have one colour.")
             return {first: index for first, _, index in codes}
@@ -102,10 +105,10 @@ class LabelEncoding:
         Raises:
             ValueError: names the file and the values that stand for nothing.
         """
-        if (mask.ndim == 3) != (self.by == "colour"):
+        if (mask.ndim == 3) != (self.by == "color"):
             kind, other = ("colours", "values") if mask.ndim == 3 else ("values", "colours")
             raise ValueError(f"The mask {name} holds {kind}, but mask_encoding says {other}.")
-        if self.by == "colour":
+        if self.by == "color":
             codes = mask.astype(np.int32) @ np.array([1 << 16, 1 << 8, 1], dtype=np.int32)
             indices = np.full(codes.shape, -1, dtype=np.int16)
             for code, index in self._lookup.items():
@@ -118,7 +121,7 @@ class LabelEncoding:
         if unknown.any():
             values = np.unique(codes[unknown])
             shown = [f"({value >> 16}, {value >> 8 & 255}, {value & 255})" for value in values[:5].tolist()]
-            shown = ", ".join(shown if self.by == "colour" else map(str, values[:5].tolist()))
+            shown = ", ".join(shown if self.by == "color" else map(str, values[:5].tolist()))
             raise ValueError(
                 f"The mask {name} has {unknown.sum()} pixel(s) of {len(values)} value(s) outside the classes: {shown}. "
                 "Add them to `classes` or to `ignore`."
@@ -127,7 +130,7 @@ class LabelEncoding:
 
     def decode(self, indices: np.ndarray) -> np.ndarray:
         """Class indices as a mask would store them: uint8 (or uint16) of shape `(height, width[, 3])`."""
-        if self.by == "colour":
+        if self.by == "color":
             return self.palette[indices]
         values = [span(item.value)[1] for item in self.classes]
         return np.array(values, dtype=np.uint8 if max(values) < 256 else np.uint16)[indices]
@@ -137,12 +140,12 @@ def span(value: int | tuple[int, int]) -> tuple[int, int]:
     return value if isinstance(value, tuple) else (value, value)
 
 
-def pack(colour: Colour) -> int:
-    red, green, blue = colour
+def pack(color: Color) -> int:
+    red, green, blue = color
     return red << 16 | green << 8 | blue
 
 
-def distinct_colour(index: int, number: int) -> Colour:
+def distinct_color(index: int, number: int) -> Color:
     """Black for the first class, and hues at equal distances for the others."""
     if index == 0:
         return (0, 0, 0)

@@ -102,7 +102,7 @@ def predict_large(
         stack.enter_context(rasterio.Env(GDAL_CACHEMAX=CACHE))
         stack.enter_context(warnings.catch_warnings())
         warnings.simplefilter("ignore", NotGeoreferencedWarning)  # a PNG need not be
-        sources = [Source.open(stack.enter_context(rasterio.open(path)), image_processor) for path in paths]
+        sources = [LargeImage.open(stack.enter_context(rasterio.open(path)), image_processor) for path in paths]
         first = sources[0].dataset
         check_same_ground([source.dataset for source in sources])
         rows = stack.enter_context(
@@ -125,7 +125,7 @@ def predict_large(
         progress = stack.enter_context(tqdm(total=first.height, initial=len(rows), unit="row", desc=outputs[0].name))
         if len(rows) < first.height:
             bands = predict_bands(
-                lambda *windows: predict(*(source.normalise(each) for source, each in zip(sources, windows))),
+                lambda *windows: predict(*(source.normalize(each) for source, each in zip(sources, windows))),
                 lambda top, bottom: tuple(source.read(top, bottom) for source in sources),
                 (first.height, first.width),
                 window,
@@ -163,7 +163,7 @@ def predict_large(
 
 
 @dataclass
-class Source:
+class LargeImage:
     """An image file as the model is to see it.
 
     Args:
@@ -181,7 +181,7 @@ class Source:
     is_masked: bool
 
     @classmethod
-    def open(cls, dataset: DatasetReader, image_processor: BaseImageProcessor) -> "Source":
+    def open(cls, dataset: DatasetReader, image_processor: BaseImageProcessor) -> "LargeImage":
         spec = image_processor.input_spec
         fields = InputSpec.from_dict(spec)
         colors = dataset.colorinterp
@@ -209,7 +209,7 @@ class Source:
         """Rows as they are stored, `(1, bands, bottom - top, width)`."""
         return torch.from_numpy(self.dataset.read(self.bands, window=whole_rows(self.dataset, top, bottom)))[None]
 
-    def normalise(self, windows: torch.Tensor) -> torch.Tensor:
+    def normalize(self, windows: torch.Tensor) -> torch.Tensor:
         """Windows, `(batch, bands, height, width)`, as the model takes them: `(batch, 3, height, width)`."""
         return self.image_processor(
             list(windows),

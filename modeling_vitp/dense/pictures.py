@@ -27,8 +27,8 @@ def draw_predictions(
         encoding: names and colours of the classes.
         path: of the PNG.
     """
-    colours = np.full((IGNORE_INDEX + 1, 3), UNLABELLED, dtype=np.uint8)
-    colours[: len(encoding.classes)] = encoding.palette
+    colors = np.full((IGNORE_INDEX + 1, 3), UNLABELLED, dtype=np.uint8)
+    colors[: len(encoding.classes)] = encoding.palette
     titles = ["image"] if len(samples[0]["images"]) == 1 else ["before", "after"]
     titles += ["mask", "prediction", "wrong (red)"] if "mask" in samples[0] else ["prediction"]
     figure, axes = plt.subplots(
@@ -37,16 +37,16 @@ def draw_predictions(
     for row, sample, prediction in zip(axes, samples, predictions):
         panels = [image.permute(1, 2, 0).numpy() for image in sample["images"]]
         if "mask" in sample:
-            panels += [colours[sample["mask"].numpy()], colours[prediction], mistakes(sample["mask"], prediction)]
+            panels += [colors[sample["mask"].numpy()], colors[prediction], mistakes(sample["mask"], prediction)]
         else:
-            panels.append(colours[prediction])
+            panels.append(colors[prediction])
         for axis, panel, title in zip(row, panels, titles):
             axis.imshow(panel, interpolation="nearest")
             axis.set_title(title, fontsize=8)
             axis.axis("off")
         row[0].set_title(sample["id"], fontsize=8)
-    legend = [(item.name, item.colour) for item in encoding.classes] + [("no class", UNLABELLED)]
-    handles = [Patch(facecolor=np.array(colour) / 255, edgecolor="black", label=name) for name, colour in legend]
+    legend = [(item.name, item.color) for item in encoding.classes] + [("no class", UNLABELLED)]
+    handles = [Patch(facecolor=np.array(color) / 255, edgecolor="black", label=name) for name, color in legend]
     figure.legend(handles=handles, loc="outside lower center", ncols=min(len(handles), 6), fontsize=8)
     figure.savefig(path, dpi=120)
     plt.close(figure)

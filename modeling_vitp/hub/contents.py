@@ -22,7 +22,7 @@ from .files import PACKAGE, all_files, check_no_secrets, find_secret, model_file
 
 logger = logging.getLogger(__name__)
 
-MODEL_TYPES = {
+TYPES_OF_KIND = {
     "backbone": ("internvl_vision",),
     "model": (
         "vitp",
@@ -144,8 +144,8 @@ def gather_model(
             folder = export_backbone(source, work / "backbone")
         elif what == "backbone" and model_type == "internvl":
             folder = convert_checkpoint(source, work / "backbone", "backbone")
-        elif model_type not in MODEL_TYPES[what]:
-            kinds = {name: kind for kind, names in MODEL_TYPES.items() for name in names}
+        elif model_type not in TYPES_OF_KIND[what]:
+            kinds = {name: kind for kind, names in TYPES_OF_KIND.items() for name in names}
             hint = f" Push it with --what {kinds[model_type]}." if model_type in kinds else ""
             raise ValueError(f"{checkpoint} is a {model_type!r} model, which is not pushed as {what!r}.{hint}")
     run = Path(run or source)

@@ -17,7 +17,7 @@ from .rows import load_images, sample_id_of
 from .settings import SampleTransform, SourceSettings
 
 logger = logging.getLogger(__name__)
-IGNORE_INDEX = -100
+NO_LABEL = -100
 MAX_REPLACEMENTS = 10
 MAX_WORKERS = 256
 
@@ -109,7 +109,7 @@ class ViTPDataCollator:
         batch = {
             "input_ids": self._pad(samples, "input_ids", self.processor.tokenizer.pad_token_id),
             "attention_mask": self._pad(samples, "attention_mask", 0),
-            "labels": self._pad(samples, "labels", IGNORE_INDEX),
+            "labels": self._pad(samples, "labels", NO_LABEL),
         }
         with_images = [sample for sample in samples if "pixel_values" in sample]
         if with_images:
@@ -131,7 +131,7 @@ class ViTPDataCollator:
         return {
             "input_ids": input_ids,
             "attention_mask": torch.ones_like(input_ids),
-            "labels": torch.full_like(input_ids, IGNORE_INDEX),
+            "labels": torch.full_like(input_ids, NO_LABEL),
             "position_ids": torch.arange(len(input_ids)),
         }
 
@@ -210,7 +210,7 @@ class ViTPDataCollator:
         sample = {
             "input_ids": input_ids,
             "attention_mask": torch.ones_like(input_ids),
-            "labels": input_ids.masked_fill(~is_answer, IGNORE_INDEX),
+            "labels": input_ids.masked_fill(~is_answer, NO_LABEL),
         }
         if "position_ids" in encoded:
             sample["position_ids"] = torch.tensor(encoded["position_ids"][0])
@@ -227,7 +227,7 @@ class ViTPDataCollator:
         num_image_tokens = (sample["input_ids"] == self.processor.image_token_id).sum().item()
         cut = {name: values[: self.max_length] for name, values in sample.items()}
         whole_images = torch.isin(sample["input_ids"][self.max_length :], torch.tensor(self.processor.image_token_ids))
-        if whole_images.any() or (cut["labels"] == IGNORE_INDEX).all():
+        if whole_images.any() or (cut["labels"] == NO_LABEL).all():
             raise ValueError(
                 f"its prompt does not fit: {length} tokens, {num_image_tokens} of them visual, with "
                 f"max_length={self.max_length}. Raise max_length, lower the image processor's max_patches, raise "

@@ -72,7 +72,7 @@ FEATURES = Features(
     }
 )
 
-ROLES = {
+ROLE_OF = {
     "human": "user",
     "user": "user",
     "gpt": "assistant",
@@ -111,7 +111,7 @@ def encoded_image(image: Any, image_root: str | None) -> dict:
     return {"path": image.get("path"), "bytes": image.get("bytes")}
 
 
-def normalise(turns: list[dict], num_images: int) -> list[dict]:
+def messages_of(turns: list[dict], num_images: int) -> list[dict]:
     """Turns of any of the usual shapes to messages of parts, `<image>` in a question to a place of an image.
 
     Images without a place go before the first question. Boxes and all other text stay as they are.
@@ -126,17 +126,17 @@ def normalise(turns: list[dict], num_images: int) -> list[dict]:
     messages = []
     for index, turn in enumerate(turns):
         role = turn.get("role", turn.get("from"))
-        if role not in ROLES:
-            raise ValueError(f"message {index} has the role {role!r}; known are {', '.join(ROLES)}.")
+        if role not in ROLE_OF:
+            raise ValueError(f"message {index} has the role {role!r}; known are {', '.join(ROLE_OF)}.")
         content = turn.get("content", turn.get("value"))
         if isinstance(content, str):
-            is_answer = ROLES[role] == "assistant"
+            is_answer = ROLE_OF[role] == "assistant"
             parts = [{"type": "text", "text": content}] if is_answer else split_at_places(content)
         elif isinstance(content, list):
             parts = [{"type": part.get("type"), "text": part.get("text")} for part in content]
         else:
             raise ValueError(f"message {index} has the content {str(content)[:80]!r}; text is needed.")
-        messages.append({"role": ROLES[role], "content": parts})
+        messages.append({"role": ROLE_OF[role], "content": parts})
     num_places = sum(part["type"] == "image" for message in messages for part in message["content"])
     if num_places == 0 and num_images:
         first = next((message for message in messages if message["role"] == "user"), None)

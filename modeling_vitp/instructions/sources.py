@@ -21,7 +21,7 @@ from trl import ScriptArguments
 from ..hub.failures import RETRIES, pause, seconds_to_wait, tried
 from ..images.reading import IMAGE_SUFFIXES
 from .mixture_file import Source
-from .rows import FEATURES, encoded_image, normalise, row_of, undecoded
+from .rows import FEATURES, encoded_image, messages_of, row_of, undecoded
 
 logger = logging.getLogger(__name__)
 
@@ -147,7 +147,7 @@ def make_row(stored: dict, source: Source, columns: dict[str, str], features: Fe
             answer = "" if answer is None else str(answer)
             question = str(stored[columns["question"]]) if "question" in columns else source.prompt
             turns = [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
-        return row_of(source.name, row_id, images, normalise(turns, len(images)))
+        return row_of(source.name, row_id, images, messages_of(turns, len(images)))
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         return row_of(source.name, row_id, [], [], str(error))
 
@@ -181,7 +181,7 @@ def annotation_row(entry: dict, image_root: str | None, name: str, row_id: str) 
         images = entry.get("image") or []
         images = [encoded_image(image, image_root) for image in (images if isinstance(images, list) else [images])]
         turns = entry.get("conversations", entry.get("messages"))
-        return row_of(name, row_id, images, normalise(turns, len(images)))
+        return row_of(name, row_id, images, messages_of(turns, len(images)))
     except (ValueError, TypeError, AttributeError) as error:
         return row_of(name, row_id, [], [], str(error))
 

@@ -37,6 +37,6 @@ def test_a_palette_is_read_by_index_or_by_colour(tmp_path):
     splits = {"train": {"image": "images/{name}.png", "mask": "masks/{name}.png"}}
     by_index = DenseData(classes=TWO, splits=splits, root=str(tmp_path))
     assert by_index.open(["train"])[0]["mask"].tolist() == [[0, 1], [1, 0]]
-    classes = [{"name": "tree", "colour": [200, 100, 0]}, {"name": "ground", "colour": [10, 20, 30]}]
-    by_colour = DenseData(classes=classes, splits=splits, root=str(tmp_path), mask_encoding="colour")
+    classes = [{"name": "tree", "color": [200, 100, 0]}, {"name": "ground", "color": [10, 20, 30]}]
+    by_colour = DenseData(classes=classes, splits=splits, root=str(tmp_path), mask_encoding="color")
     assert by_colour.open(["train"])[0]["mask"].tolist() == [[1, 0], [0, 1]]

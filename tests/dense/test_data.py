@@ -43,7 +43,7 @@ def test_uavid_by_colour(tmp_path):
     assert sample["id"] == "seq2/000100"
     assert sample["mask"].shape == (54, 96)
     for (row, column), label in np.ndenumerate(sample["mask"].numpy()):
-        assert data.classes[label]["colour"] == colours[row, column].tolist()
+        assert data.classes[label]["color"] == colours[row, column].tolist()
     assert np.array_equal(data.encoding.decode(sample["mask"].numpy()), colours)
 
 
@@ -88,7 +88,7 @@ def test_masks_that_are_all_ignored(tmp_path):
         ({"classes": [{"name": "a"}]}, "1 classes are given"),
         ({"classes": [{"name": "a"}, {"name": "a"}]}, "Two classes are called 'a'"),
         ({"classes": [{"name": "a", "value": 1}, {"name": "b", "value": [0, 2]}]}, "stands for two things"),
-        ({"mask_encoding": "colour"}, "needs a name, a colour"),
+        ({"mask_encoding": "color"}, "needs a name, a color"),
         ({"root": None}, "either `root`"),
         ({"tile": 3}, "unknown"),
     ],

@@ -84,7 +84,7 @@ def test_uavid_is_written_in_colours(tmp_path):
     dense_data.make_uavid(tmp_path / "data")
     assert main(dense_data.smoke_arguments("uavid", tmp_path / "data", tmp_path / "out", num_pictures=0)) == 0
     assert json.loads((tmp_path / "out" / "metrics.json").read_text()).keys() == {"seed", "train", "train_pixels"}
-    colours = {tuple(item["colour"]) for item in dense_data.read_config("uavid")["data"]["classes"]}
+    colours = {tuple(item["color"]) for item in dense_data.read_config("uavid")["data"]["classes"]}
     for name in ("000000", "000100"):
         mask = np.array(Image.open(tmp_path / f"out/submission/seq21/Labels/{name}.png"))
         assert mask.shape == (54, 96, 3)

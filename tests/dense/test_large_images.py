@@ -275,7 +275,7 @@ def test_the_script_takes_a_saved_model(model, change_model, tmp_path, is_pair):
     model.save_pretrained(tmp_path / "model")
     processor.save_pretrained(tmp_path / "model")
     paths = [str(write_tiff(tmp_path / f"{place}.tif", image)) for place, image in enumerate(images)]
-    classes = [{"name": name, "colour": [10 * place, 0, 99]} for place, name in enumerate(("ground", "tree", "roof"))]
+    classes = [{"name": name, "color": [10 * place, 0, 99]} for place, name in enumerate(("ground", "tree", "roof"))]
     (tmp_path / "config.yaml").write_text(yaml.safe_dump({"data": {"classes": classes}}))
     settings = [part for name, value in WINDOWS.items() for part in (f"--{name}", str(value))]
     settings += ["--classes", str(tmp_path / "config.yaml")]

@@ -93,7 +93,7 @@ def make_loveda(root: Path, size: int = 64) -> None:
 def make_uavid(root: Path, size: tuple[int, int] = (96, 54)) -> None:
     """Masks in colours; oblong images."""
     rng = np.random.default_rng(1)
-    colours = np.array([item["colour"] for item in read_config("uavid")["data"]["classes"]], dtype=np.uint8)
+    colours = np.array([item["color"] for item in read_config("uavid")["data"]["classes"]], dtype=np.uint8)
     for split, sequences in {"train": ("seq1", "seq2"), "val": ("seq16",), "test": ("seq21",)}.items():
         for sequence in sequences:
             for index in range(2):

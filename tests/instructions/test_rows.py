@@ -18,7 +18,7 @@ from torch.utils.data import DataLoader
 
 from modeling_vitp import ViTPImageProcessor, ViTPProcessor
 from modeling_vitp.instructions.collator import ViTPDataCollator
-from modeling_vitp.instructions.rows import image_size, normalise, prepare_rows
+from modeling_vitp.instructions.rows import image_size, messages_of, prepare_rows
 
 
 @pytest.fixture(scope="module")
@@ -176,6 +176,6 @@ def test_the_size_of_an_image_is_read_without_decoding_it(monkeypatch, tmp_path)
     )
 )
 def test_image_places_are_found_wherever_they_stand(pieces):
-    messages = normalise([turn("human", "<image>".join(pieces)), turn("gpt", "x")], len(pieces) - 1)
+    messages = messages_of([turn("human", "<image>".join(pieces)), turn("gpt", "x")], len(pieces) - 1)
     rebuilt = "".join("<image>" if part["type"] == "image" else part["text"] for part in messages[0]["content"])
     assert rebuilt == "<image>".join([pieces[0], *(piece.removeprefix("\n") for piece in pieces[1:])])

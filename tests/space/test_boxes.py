@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from boxes import COLOURS, draw_boxes
+from boxes import COLORS, draw_boxes
 from PIL import Image, ImageColor
 
 from modeling_vitp.instructions.boxes import GridBox
@@ -14,7 +14,7 @@ def test_box_outlines_the_pixels_that_it_spans(size):
     box = GridBox(250, 500, 750, 1000)
     drawn = np.array(draw_boxes(Image.new("RGB", size, "#000080"), [box]))
     left, top, right, bottom = width // 4, height // 2, max(3 * width // 4, width // 4 + 1), height
-    coloured = (drawn == ImageColor.getrgb(COLOURS[0])).all(-1)
+    coloured = (drawn == ImageColor.getrgb(COLORS[0])).all(-1)
     assert coloured[bottom - 1, left:right].all() and coloured[top:bottom, left].all()
     assert coloured[top:bottom, right - 1].all() and coloured[top, left:right].all()
     assert not coloured[:, right:].any() or width < 100  # nothing to the right of it but a label that has no room
@@ -37,16 +37,16 @@ def test_labels_are_readable_and_of_one_colour_a_phrase():
         GridBox(300, 0, 500, 300, "ship"),
     ]
     drawn = np.array(draw_boxes(image, boxes)).astype(int)
-    for colour, count in ((COLOURS[0], 2), (COLOURS[1], 1)):
+    for colour, count in ((COLORS[0], 2), (COLORS[1], 1)):
         assert (drawn == ImageColor.getrgb(colour)).all(-1).sum() > 500 * count
-    assert (drawn == ImageColor.getrgb(COLOURS[2])).all(-1).sum() == 0
+    assert (drawn == ImageColor.getrgb(COLORS[2])).all(-1).sum() == 0
     black = (drawn.sum(-1) < 60).nonzero()
     assert len(black[0]) > 100 and black[1].max() < 598  # the letters of the label at the edge end before it
 
 
 def test_every_colour_carries_black_letters():
     """Contrast by WCAG 2.1 (relative luminance), at least 7 to 1."""
-    for colour in COLOURS:
+    for colour in COLORS:
         channels = np.array(ImageColor.getrgb(colour)) / 255
         linear = np.where(channels <= 0.04045, channels / 12.92, ((channels + 0.055) / 1.055) ** 2.4)
         assert (linear @ [0.2126, 0.7152, 0.0722] + 0.05) / 0.05 >= 7

@@ -7,7 +7,7 @@ from loading import Models
 from maps import (
     align_scores,
     attention_map,
-    colours_of,
+    colors_of,
     draw_map,
     grid_of,
     heat_of,
@@ -86,7 +86,7 @@ def test_principal_components(backbone, plain, image):
     scores = principal_scores(patch_features(backbone, image, 6))
     np.testing.assert_allclose(scores.flatten(1).T, expected, atol=1e-4)
     colours = np.round(255 * np.clip(expected / 4 + 0.5, 0, 1)).reshape(4, 6, 3)
-    assert np.abs(colours_of(scores) - colours).max() <= 1
+    assert np.abs(colors_of(scores) - colours).max() <= 1
 
 
 @pytest.mark.parametrize("query", [None, (0, 0), (3, 1)])
@@ -164,9 +164,9 @@ def test_colours_of_two_backbones_are_comparable():
 
 
 def test_maps_without_structure_are_grey():
-    constant = colours_of(principal_scores(torch.ones(5, 4, 3)))
+    constant = colors_of(principal_scores(torch.ones(5, 4, 3)))
     assert constant.shape == (4, 3, 3) and (constant == 128).all()
-    assert (colours_of(principal_scores(torch.randn(5, 1, 1))) == 128).all()
+    assert (colors_of(principal_scores(torch.randn(5, 1, 1))) == 128).all()
     two_patches = principal_scores(torch.randn(5, 2, 1))
     assert two_patches[0].abs().flatten().tolist() == pytest.approx([1, 1]) and not two_patches[1:].any()
     assert np.unique(heat_of(torch.full((2, 2), 0.3)).reshape(-1, 3), axis=0).shape == (1, 3)

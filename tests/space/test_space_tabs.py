@@ -11,7 +11,7 @@ import pytest
 import torch
 import vrl_tab
 from answers import Answer, answers_by_drop_ratio, decode, encode, greedy
-from boxes import COLOURS
+from boxes import COLORS
 from gradio_client import Client, handle_file
 from gradio_client.exceptions import AppError
 from loading import TINY, Models
@@ -176,7 +176,7 @@ def test_boxes_of_an_answer_are_drawn_on_the_image_and_counted(client, scene, mo
     assert conversation_of(result)[-1] == ("assistant", answer)
     drawn = np.array(Image.open(value_of(result[2])))
     assert drawn.shape == (448, 672, 3)  # enlarged, for the labels
-    assert (drawn[112:336, 168] == ImageColor.getrgb(COLOURS[0])).all()
+    assert (drawn[112:336, 168] == ImageColor.getrgb(COLORS[0])).all()
     assert result[4] == "1 × ship; not on the grid from 0 to 1000, or without area: [0, 0, 1001, 5]"
 
 
@@ -198,7 +198,7 @@ def test_pair_is_shown_with_a_swipe_slider_at_one_size(client, models, scene, la
     before, after = (np.array(Image.open(path)) for path in value_of(result[3]))
     assert before.shape == after.shape == (448, 672, 3)
     for image in (before, after):
-        assert (image[30:, 336] == ImageColor.getrgb(COLOURS[0])).all()
+        assert (image[30:, 336] == ImageColor.getrgb(COLORS[0])).all()
     shown = client.predict(TINY, handle_file(str(scene)), handle_file(str(later_scene)), api_name="/ask_show")
     assert shown[2].splitlines() == ["PNG, RGB, 336 × 224 pixels", "PNG, RGB, 168 × 112 pixels"]
 

@@ -117,7 +117,7 @@ def upright_size(path: Path) -> tuple[int, int]:
     return size
 
 
-def read_json(path: Path):
+def read_annotation(path: Path):
     try:
         return json.loads(path.read_text())
     except (json.JSONDecodeError, UnicodeDecodeError) as error:

@@ -13,7 +13,7 @@ from PIL import Image
 
 from ...images.reading import image_files
 from ..boxes import Box
-from .annotations import UNSPLIT, AnnotatedImage, Layout, Region, read_json, read_list, upright_size
+from .annotations import UNSPLIT, AnnotatedImage, Layout, Region, read_annotation, read_list, upright_size
 
 MIN_REGION_SHARE = 1e-4  # of the image; a smaller connected part of a mask is a speck
 SPLIT_NAME = re.compile(r"(trainval|train|val|valid|validation|test|test-dev)\d*", re.IGNORECASE)
@@ -42,7 +42,7 @@ class Coco(Layout):
         candidates = [path for path in candidates if path.name.startswith("instances")] or candidates
         files = {}
         for path in candidates:
-            contents = read_json(path)
+            contents = read_annotation(path)
             if not isinstance(contents, dict) or not {"images", "categories"} <= contents.keys():
                 continue
             split = split_in(path.stem) or split_in(path.parent.name) or UNSPLIT
@@ -230,10 +230,10 @@ class Masks(Layout):
         if mask_path is None:
             raise ValueError(f"{paths[0]} has no mask of the same name.")
         size = upright_size(paths[0])
-        values, is_colour = mask_values(mask_path, size)
+        values, is_color = mask_values(mask_path, size)
         regions = []
         for value in np.unique(values).tolist():
-            key = f"{value >> 16},{value >> 8 & 255},{value & 255}" if is_colour else str(value)
+            key = f"{value >> 16},{value >> 8 & 255},{value & 255}" if is_color else str(value)
             if key not in self.names:
                 raise ValueError(f"{mask_path} holds the value {key}, which --names does not name.")
             if self.names[key] is not None:
@@ -275,7 +275,7 @@ class ChangePairs(Layout):
         return {
             image["filename"]: tuple(sentence["raw"].strip() for sentence in image["sentences"])
             for path in files
-            for image in read_json(path)["images"]
+            for image in read_annotation(path)["images"]
         }
 
     def annotate(self, image_id, paths):
@@ -356,13 +356,13 @@ def mask_values(path: Path, size: tuple[int, int]) -> tuple[np.ndarray, bool]:
     """A mask's values, int64 of shape (height, width), and whether they are colours, as 0xRRGGBB."""
     try:
         with Image.open(path) as image:
-            is_colour = image.mode not in ("1", "L", "P", "I", "I;16")
-            values = np.asarray(image.convert("RGB") if is_colour else image).astype(np.int64)
+            is_color = image.mode not in ("1", "L", "P", "I", "I;16")
+            values = np.asarray(image.convert("RGB") if is_color else image).astype(np.int64)
     except Exception as error:  # Pillow raises many kinds for a broken file
         raise ValueError(f"The mask {path} cannot be read: {error}") from error
     if values.shape[:2] != size:
         raise ValueError(f"The mask {path} is of height and width {values.shape[:2]}, its image of {size}.")
-    return (values @ [1 << 16, 1 << 8, 1] if is_colour else values), is_colour
+    return (values @ [1 << 16, 1 << 8, 1] if is_color else values), is_color
 
 
 def connected_regions(mask: np.ndarray, label: str) -> list[Region]:

@@ -201,6 +201,6 @@ def draw_predictions(dataset: Dataset, answers: dict[str, list[str]], path: Path
     plt.close(figure)
 
 
-def outline(axis, box: Box, colour: str, width: float):
+def outline(axis, box: Box, color: str, width: float):
     left, top, right, bottom = box
-    axis.add_patch(plt.Rectangle((left, top), right - left, bottom - top, fill=False, ec=colour, lw=width))
+    axis.add_patch(plt.Rectangle((left, top), right - left, bottom - top, fill=False, ec=color, lw=width))
