@@ -15,15 +15,16 @@ import subprocess
 import sys
 
 from modeling_vitp.training.command_line import parse_words, run
+from modeling_vitp.training.values import positive
 
 
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--shape", choices=("small", "internvl2_5_1b"), default="small")
-    parser.add_argument("--tiles", type=int, default=7, help="tiles of a sample, thumbnail included (7)")
-    parser.add_argument("--batch_size", type=int, default=1, help="samples of a batch (1)")
-    parser.add_argument("--steps", type=int, default=5, help="timed steps of a process, after one that is not (5)")
-    parser.add_argument("--rounds", type=int, default=3, help="processes of each case (3)")
+    parser.add_argument("--tiles", type=positive, default=7, help="tiles of a sample, thumbnail included (7)")
+    parser.add_argument("--batch_size", type=positive, default=1, help="samples of a batch (1)")
+    parser.add_argument("--steps", type=positive, default=5, help="timed steps of a process, after one that is not (5)")
+    parser.add_argument("--rounds", type=positive, default=3, help="processes of each case (3)")
     parser.add_argument("--gradient_checkpointing", action="store_true")
     parser.add_argument("--case", help=argparse.SUPPRESS)
     args = parse_words(parser, argv)

@@ -15,17 +15,18 @@ import tempfile
 from pathlib import Path
 
 from modeling_vitp.training.command_line import parse_words, run
+from modeling_vitp.training.values import not_negative, positive, within
 
 
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--mixture", help="mixture file of local sources; synthetic images if not given")
     parser.add_argument("--processor", help="folder or Hub id of a ViTPProcessor; 448 pixels, 12 tiles if not given")
-    parser.add_argument("--rows", type=int, default=160, help="rows of a pass (160)")
-    parser.add_argument("--workers", type=int, default=2, help="processes of the data loader (2)")
-    parser.add_argument("--batch_size", type=int, default=4, help="rows of a batch (4)")
-    parser.add_argument("--vrl_drop_ratio", type=float, default=0.75)
-    parser.add_argument("--rounds", type=int, default=3, help="passes of each kind (3)")
+    parser.add_argument("--rows", type=positive, default=160, help="rows of a pass (160)")
+    parser.add_argument("--workers", type=not_negative, default=2, help="processes of the data loader (2)")
+    parser.add_argument("--batch_size", type=positive, default=4, help="rows of a batch (4)")
+    parser.add_argument("--vrl_drop_ratio", type=within("[0, 1)", float), default=0.75)
+    parser.add_argument("--rounds", type=positive, default=3, help="passes of each kind (3)")
     args = parse_words(parser, argv)
 
     from modeling_vitp import ViTPDataCollator, ViTPImageProcessor, ViTPProcessor

@@ -18,6 +18,7 @@ from pathlib import Path
 from modeling_vitp.instructions.from_annotations.layouts import LAYOUTS
 from modeling_vitp.instructions.from_annotations.wording import PHRASINGS
 from modeling_vitp.training.command_line import parse_words, run
+from modeling_vitp.training.values import not_negative, positive
 
 
 def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
@@ -30,10 +31,10 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--annotations", type=Path, help="file or folder of the annotations, if there are several")
     parser.add_argument("--names", type=Path, help="JSON: class -> phrase, or null to leave the class out")
     parser.add_argument("--kinds", nargs="+", help="of questions; all that the annotation answers if not given")
-    parser.add_argument("--turns", type=int, default=5, help="most questions about an image (5)")
-    parser.add_argument("--max_boxes", type=int, default=20, help="most boxes of an answer (20)")
-    parser.add_argument("--window", type=int, help="cut larger images into windows of this side, in pixels")
-    parser.add_argument("--overlap", type=int, default=0, help="of the windows, in pixels (0)")
+    parser.add_argument("--turns", type=positive, default=5, help="most questions about an image (5)")
+    parser.add_argument("--max_boxes", type=positive, default=20, help="most boxes of an answer (20)")
+    parser.add_argument("--window", type=positive, help="cut larger images into windows of this side, in pixels")
+    parser.add_argument("--overlap", type=not_negative, default=0, help="of the windows, in pixels (0)")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--license", help="of the images and annotations, for the card")
     parser.add_argument("--push_to_hub", metavar="REPO_ID", help="upload the folder as a data set")
@@ -45,8 +46,8 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
         parser.error(f"{args.layout} cannot answer {', '.join(sorted(unknown))}, only {', '.join(possible)}.")
     if args.window is not None and LAYOUTS[args.layout].subject != "objects":
         parser.error("--window needs annotated boxes: coco, voc or dota.")
-    if args.window is not None and not 0 <= args.overlap < args.window:
-        parser.error(f"--overlap {args.overlap} is not from 0 to below --window {args.window}.")
+    if args.window is not None and args.overlap >= args.window:
+        parser.error(f"--overlap {args.overlap} is not below --window {args.window}.")
     return args
 
 
@@ -58,8 +59,8 @@ def main(argv: list[str] | None = None) -> int:
     from modeling_vitp.instructions.from_annotations import annotations
     from modeling_vitp.instructions.from_annotations.card import write_card
     from modeling_vitp.instructions.from_annotations.questions import Asker, make_conversations
-    from modeling_vitp.instructions.from_annotations.storage import save_rows, stored_split
-    from modeling_vitp.instructions.from_annotations.windows import image_bytes, windows_of
+    from modeling_vitp.instructions.from_annotations.storage import make_rows, save_rows, stored_split
+    from modeling_vitp.instructions.from_annotations.windows import windows_of
     from modeling_vitp.recipes import push_to_hub
 
     names = annotations.read_annotation(args.names) if args.names else None
@@ -80,15 +81,7 @@ def main(argv: list[str] | None = None) -> int:
     if not asked:
         raise ValueError(f"The annotation of {args.root} answers no question of the kinds {', '.join(args.kinds)}.")
 
-    rows = (
-        {
-            "id": image.id,
-            "images": image_bytes(image),
-            "messages": [message for exchange in conversation for message in exchange.messages],
-        }
-        for image, conversation in tqdm(asked, desc="rows")
-    )
-    save_rows(rows, args.output_dir, stored_split(args.split))
+    save_rows(make_rows(tqdm(asked, desc="rows")), args.output_dir, stored_split(args.split))
     write_card(args, images, conversations, vocabulary, copies)
     print(f"{len(asked)} rows, {sum(map(len, conversations))} questions: {args.output_dir} (see README.md there)")
     if args.push_to_hub:
@@ -97,4 +90,4 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    run(main)
+    run(main, ValueError)

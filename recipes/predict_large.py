@@ -9,6 +9,7 @@ Started again, a run that was stopped goes on where it was.
 import argparse
 
 from modeling_vitp.training.command_line import find_config, parse_words, run
+from modeling_vitp.training.values import positive, within
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -18,13 +19,15 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--output", required=True, help="GeoTIFF of class indices to write")
     parser.add_argument("--probabilities", help="GeoTIFF of the classes' probabilities to write, too")
     parser.add_argument("--classes", help="configuration of the fine-tuning (YAML), for the colours of the classes")
-    parser.add_argument("--window", type=int, default=512, help="height and width of what the model sees at once")
-    parser.add_argument("--stride", type=int, default=384, help="from one window to the next; at most the window")
-    parser.add_argument("--batch_size", type=int, default=4, help="windows that are predicted together")
-    parser.add_argument("--scales", type=float, nargs="+", default=[1.0], help="of test-time augmentation")
+    parser.add_argument("--window", type=positive, default=512, help="height and width of what the model sees at once")
+    parser.add_argument("--stride", type=positive, default=384, help="from one window to the next; at most the window")
+    parser.add_argument("--batch_size", type=positive, default=4, help="windows that are predicted together")
+    parser.add_argument(
+        "--scales", type=within("(0, inf)", float), nargs="+", default=[1.0], help="of test-time augmentation"
+    )
     parser.add_argument("--flip", action="store_true", help="predict mirror images, too")
     parser.add_argument("--device", help="the accelerator if there is one")
-    parser.add_argument("--dtype", default="float32", help="of the model: float32, bfloat16 or float16")
+    parser.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), default="float32", help="of the model")
     args = vars(parse_words(parser, argv))
 
     import torch

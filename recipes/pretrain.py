@@ -13,7 +13,7 @@ from pathlib import Path
 from trl import ModelConfig
 
 from modeling_vitp.training.arguments import SFT_MODULES, PretrainArguments, VRLArguments
-from modeling_vitp.training.command_line import parse, run
+from modeling_vitp.training.command_line import find_task, parse, run
 
 WHOLE = (
     "modeling_vitp.training.arguments.PretrainArguments",
@@ -44,7 +44,7 @@ def main(argv: list[str] | None = None) -> int:
         start = tiling(model_args.model_name_or_path, args.from_scratch, args.max_patches)
         print_mixture(mixture, training_args, *start)
         return 0
-    task = importlib.import_module(f"modeling_vitp.recipes.tasks.{args.task}") if args.task else None
+    task = importlib.import_module(find_task(args.task)) if args.task else None
     seed = training_args.seed if training_args.data_seed is None else training_args.data_seed
     data = open_data(args, mixture, task, seed)
     transform = task.transform if task is not None else None

@@ -14,18 +14,21 @@ import os
 from pathlib import Path
 
 from modeling_vitp.training.command_line import parse_words, run
+from modeling_vitp.training.values import not_negative, positive, within
 
 
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("mixture", help="mixture file, or a recipe that has one")
     parser.add_argument("--processor", help="checkpoint whose tokenizer counts; without it tokens are not counted")
-    parser.add_argument("--max_length", type=int, default=4096, help="as in training (4096)")
-    parser.add_argument("--vrl_drop_ratio", type=float, default=0.75, help="as in training (0.75)")
-    parser.add_argument("--max_patches", type=int, help="of sources that say nothing (the processor's, or 12)")
+    parser.add_argument("--max_length", type=positive, default=4096, help="as in training (4096)")
+    parser.add_argument("--vrl_drop_ratio", type=within("[0, 1)", float), default=0.75, help="as in training (0.75)")
+    parser.add_argument("--max_patches", type=positive, help="of sources that say nothing (the processor's, or 12)")
     parser.add_argument("--against", help="test images: a folder, or a data set with the split --against_split")
     parser.add_argument("--against_split", default="test")
-    parser.add_argument("--num_workers", type=int, default=os.cpu_count(), help="processes (one for each core)")
+    parser.add_argument(
+        "--num_workers", type=not_negative, default=os.cpu_count(), help="processes (one for each core)"
+    )
     parser.add_argument("--output_dir", type=Path, default=Path("outputs/validation"))
     parser.add_argument("--card", type=Path, help="a data set card to put the result into, as a section")
     args = parse_words(parser, argv)
@@ -66,4 +69,4 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    run(main)
+    run(main, ValueError)

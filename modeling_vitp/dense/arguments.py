@@ -2,12 +2,15 @@
 
 from dataclasses import dataclass, field
 
-from ..training.command_line import MappingArguments
+from ..training.values import Arguments, check_within
 
 
 @dataclass
-class DenseModelArguments(MappingArguments):
+class DenseModelArguments(Arguments):
     """Where fine-tuning starts: a pretrained backbone, a fine-tuned model, or random weights."""
+
+    limits = {"drop_path_rate": "[0, 1)"}
+    choices = {"neck": ("adapter", "pyramid")}
 
     model_name_or_path: str | None = field(
         default=None,
@@ -35,8 +38,21 @@ class DenseModelArguments(MappingArguments):
 
 
 @dataclass
-class DenseSettings:
+class DenseSettings(Arguments):
     """What [`~modeling_vitp.dense.trainer.DenseTrainingArguments`] adds to transformers' settings."""
+
+    limits = {
+        "layer_decay": "(0, 1]",
+        "crop_size": "[1, inf)",
+        "scale_range": "(0, inf)",
+        "max_class_share": "(0, 1]",
+        "horizontal_flip": "[0, 1]",
+        "vertical_flip": "[0, 1]",
+        "exchange_time": "[0, 1]",
+        "window": "[1, inf)",
+        "stride": "[1, inf)",
+        "test_scales": "(0, inf)",
+    }
 
     layer_decay: float = field(
         default=0.9,
@@ -72,10 +88,20 @@ class DenseSettings:
         default=True, metadata={"help": "UPerNet has batch norm, so a last batch of one image would be an error."}
     )
 
+    def __post_init__(self):
+        super().__post_init__()
+        if len(self.scale_range) != 2 or self.scale_range[0] > self.scale_range[1]:
+            raise ValueError(f"scale_range={self.scale_range}: give the smallest and the largest.")
+        if not self.test_scales:
+            raise ValueError("test_scales is empty: give 1.0, the image as it is.")
+
 
 @dataclass
-class FinetuneArguments(MappingArguments):
+class FinetuneArguments(Arguments):
     """What is trained on, and what is scored."""
+
+    limits = {"num_pictures": "[0, inf)"}
+    choices = {"metric": ("mean_iou", "dice", "change_detection")}
 
     data: dict | str | None = field(
         default=None,
@@ -105,6 +131,13 @@ class FinetuneArguments(MappingArguments):
 
     def __post_init__(self):
         super().__post_init__()
+        if self.class_weights not in (None, ["balanced"]):
+            try:
+                check_within("class_weights", [float(weight) for weight in self.class_weights], "[0, inf)")
+            except ValueError as error:
+                raise ValueError(
+                    f"class_weights={self.class_weights}: give 'balanced', or a number of 0 or more for each class."
+                ) from error
         if self.data is None:
             raise ValueError("Give `data` in the configuration: what is trained on.")
         if self.data_root is not None:

@@ -3,12 +3,20 @@
 from dataclasses import dataclass, field, fields
 
 from ..training.arguments import SFT_MODULES, VRLArguments
-from ..training.command_line import MappingArguments, field_names, find_config, find_data
+from ..training.command_line import field_names, find_config, find_data
+from ..training.values import Arguments
 
 
 @dataclass
-class CompareArguments(MappingArguments):
+class CompareArguments(Arguments):
     """What is compared, on what."""
+
+    limits = {
+        "label_shares": "(0, 1]",
+        "drop_ratios": "[0, 1)",
+        "learning_rates": "(0, inf)",
+        "held_out_top": "[0, inf)",
+    }
 
     output_dir: str = field(metadata={"help": "Where runs, metrics.json and the table go."})
     dataset_name: str = field(metadata={"help": "recipes/data/aerial_trees, or rows like these."})

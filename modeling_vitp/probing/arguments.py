@@ -4,16 +4,29 @@ from dataclasses import dataclass, field
 
 import yaml
 
-from ..training.command_line import MappingArguments, find_config
+from ..training.command_line import find_config
+from ..training.values import Arguments
 
 POOLINGS = ("mean", "cls", "cls_mean")
 
 
 @dataclass
-class ProbeArguments(MappingArguments):
+class ProbeArguments(Arguments):
     """What is probed, and on what."""
 
     file_fields = ("data", "input_spec")
+    limits = {
+        "test_share": "(0, 1)",
+        "shots": "[1, inf)",
+        "shares": "(0, 1]",
+        "image_size": "[1, inf)",
+        "num_neighbours": "[1, inf)",
+        "temperature": "(0, inf)",
+        "l2": "[0, inf)",
+        "batch_size": "[1, inf)",
+        "num_workers": "[0, inf)",
+    }
+    choices = {"pooling": POOLINGS, "dtype": ("float32", "bfloat16", "float16")}
 
     backbones: list[str] = field(
         default_factory=list,
@@ -70,5 +83,3 @@ class ProbeArguments(MappingArguments):
             raise ValueError("Give either `dataset_name`, images with a class each, or `data`, images with masks.")
         if self.data is not None and self.data_root is not None:
             self.data["root"] = self.data_root
-        if self.pooling not in POOLINGS:
-            raise ValueError(f"pooling={self.pooling!r} is none of {', '.join(POOLINGS)}.")

@@ -4,17 +4,19 @@ from dataclasses import dataclass, field
 
 from trl import ScriptArguments
 
-from .command_line import MappingArguments, find_data
+from .command_line import find_data, find_task
+from .values import Arguments
 
 # Where the fields of TRL's `SFTConfig` are defined.
 SFT_MODULES = ("transformers.training_args", "trl.trainer.base_config", "trl.trainer.sft_config")
 
 
 @dataclass
-class PretrainArguments(MappingArguments, ScriptArguments):
+class PretrainArguments(Arguments, ScriptArguments):
     """What is trained on, and what a model is made of."""
 
     file_fields = ("mixture",)
+    limits = {"unfreeze_vision_layers": "[0, inf)", "drop_path_rate": "[0, 1)", "max_patches": "[1, inf)"}
 
     mixture: dict | str | None = field(
         default=None,
@@ -77,13 +79,18 @@ class PretrainArguments(MappingArguments, ScriptArguments):
             self.dataset_name = find_data(self.dataset_name)
         if self.dry_run and self.mixture is None:
             raise ValueError("dry_run is about a mixture, and the configuration has none.")
+        if self.task is not None:
+            find_task(self.task)
         if self.mixture is not None and self.task is not None:
             raise ValueError("A task makes its own instructions from dataset_name; with a mixture there is none.")
 
 
 @dataclass
-class VRLArguments:
+class VRLArguments(Arguments):
     """What [`~modeling_vitp.ViTPTrainingConfig`] adds to TRL's settings."""
+
+    limits = {"vrl_drop_ratio": "[0, 1)", "vrl_apply_prob": "[0, 1]", "max_length": "[1, inf)"}
+    choices = {"on_error": ("raise", "skip")}
 
     vrl_drop_ratio: float = field(
         default=0.75,

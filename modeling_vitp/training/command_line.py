@@ -5,7 +5,6 @@ import ast
 import difflib
 import importlib
 import importlib.util
-import json
 import logging
 import sys
 from collections.abc import Callable, Sequence
@@ -13,7 +12,7 @@ from dataclasses import fields
 from functools import cache
 from importlib.resources import files
 from pathlib import Path
-from typing import Any, ClassVar, NoReturn, get_args, get_type_hints
+from typing import Any, NoReturn
 
 import yaml
 from trl import TrlParser
@@ -23,33 +22,6 @@ RECIPES = "modeling_vitp.recipes"
 
 class WrongArguments(ValueError):
     """A mistake on the command line or in the configuration file, in one line."""
-
-
-class MappingArguments:
-    """Base of argument classes: what is a mapping in a configuration file is JSON on the command line.
-
-    Attributes:
-        file_fields: of these fields, the ones that may name a file instead.
-    """
-
-    file_fields: ClassVar[tuple[str, ...]] = ()
-
-    def __post_init__(self):
-        types = get_type_hints(type(self))  # those of the fields are changed by the parser
-        for name in (item.name for item in fields(self)):
-            value = getattr(self, name)
-            if isinstance(value, str) and dict in get_args(types[name]):
-                if value.lstrip().startswith("{"):
-                    setattr(self, name, read_mapping(name, value))
-                elif name not in self.file_fields:
-                    raise ValueError(f"{name}={value!r} is no mapping: give JSON, such as '{{\"key\": 1}}'.")
-
-
-def read_mapping(name: str, text: str) -> dict[str, Any]:
-    try:
-        return json.loads(text)
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{name}: {text[:80]!r} is no JSON: {error}.") from error
 
 
 def find_config(name: str) -> Path:
@@ -68,6 +40,14 @@ def find_config(name: str) -> Path:
     raise ValueError(
         f"there is no configuration {name!r}, as a file or in the package, which has {', '.join(nearest)}."
     )
+
+
+def find_task(name: str) -> str:
+    """The module of a task. Raises a `ValueError` that names those there are if it is none of them."""
+    tasks = [path.name for path in Path(str(files(RECIPES)), "tasks").iterdir() if (path / "__init__.py").is_file()]
+    if name not in tasks:
+        raise ValueError(f"there is no task {name!r} in recipes/tasks, only {', '.join(sorted(tasks))}.")
+    return f"{RECIPES}.tasks.{name}"
 
 
 def find_data(name: str) -> str:
@@ -145,16 +125,20 @@ def register_models() -> None:
     from .. import auto  # noqa: F401
 
 
-def run(main: Callable[[], int | None]) -> NoReturn:
-    """Runs a recipe as a program: its progress is logged, and wrong arguments are one line and exit status 2."""
+def run(main: Callable[[], int | None], *mistakes: type[Exception]) -> NoReturn:
+    """Runs a recipe as a program: its progress is logged, and wrong arguments are one line and exit status 2.
+
+    Args:
+        mistakes: errors that are about what the user gave, and so one line too, with status 1.
+    """
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     for name in ("training", "dense", "evaluation", "recipes"):
         logging.getLogger(f"modeling_vitp.{name}").setLevel(logging.INFO)
     try:
         sys.exit(main())
-    except WrongArguments as error:
+    except (WrongArguments, *mistakes) as error:
         print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+        sys.exit(2 if isinstance(error, WrongArguments) else 1)
 
 
 def load(name: str) -> type:

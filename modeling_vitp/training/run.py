@@ -22,6 +22,7 @@ from ..hub.failures import FAILURES, explain, one_line
 from ..hub.files import all_files, check_no_secrets, model_files
 from ..hub.upload import collect, push, push_folder, report_failure
 from .checkpointing import STAGING, check_settings, last_checkpoint, publish_checkpoint
+from .values import Arguments
 
 logger = logging.getLogger(__name__)
 # What is being sent, out of the way of checkpoints that are deleted meanwhile.
@@ -230,10 +231,24 @@ class Run:
         return contents
 
 
-class RunConfig:
+class RunConfig(Arguments):
     """Base of the settings of all trainers, before [`~transformers.TrainingArguments`]: trains on the accelerator if
     there is one, and in bf16 wherever the hardware has it.
     """
+
+    limits = {
+        "learning_rate": "[0, inf)",
+        "weight_decay": "[0, inf)",
+        "adam_beta1": "[0, 1)",
+        "adam_beta2": "[0, 1)",
+        "max_grad_norm": "[0, inf)",
+        "num_train_epochs": "(0, inf)",
+        "max_steps": "[-1, inf)",
+        "per_device_train_batch_size": "[1, inf)",
+        "per_device_eval_batch_size": "[1, inf)",
+        "gradient_accumulation_steps": "[1, inf)",
+        "dataloader_num_workers": "[0, inf)",
+    }
 
     def __post_init__(self):
         self.use_cpu = self.use_cpu or not torch.accelerator.is_available()

@@ -1,11 +1,13 @@
-"""Rows of instruction data as Parquet, in a folder that `load_dataset` opens, and on the Hub."""
+"""Rows of instruction data as Parquet, in a folder that `load_dataset` opens."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from datasets import Dataset, Features, Image, List, Value
 
-from .annotations import UNSPLIT
+from .annotations import UNSPLIT, AnnotatedImage
+from .questions import Exchange
+from .windows import image_bytes
 
 FEATURES = Features(
     {
@@ -20,6 +22,13 @@ SHARD_BYTES = 400 * 2**20
 def stored_split(split: str) -> str:
     """The name of a split in the Parquet; the whole of a data set without splits is for training."""
     return "train" if split == UNSPLIT else split
+
+
+def make_rows(asked: Iterable[tuple[AnnotatedImage, list[Exchange]]]) -> Iterator[dict]:
+    """Rows of images and the conversations about them, the images encoded."""
+    for image, conversation in asked:
+        messages = [message for exchange in conversation for message in exchange.messages]
+        yield {"id": image.id, "images": image_bytes(image), "messages": messages}
 
 
 def save_rows(rows: Iterable[dict], folder: Path, split: str, shard_bytes: int = SHARD_BYTES) -> list[Path]:

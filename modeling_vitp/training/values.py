@@ -1,0 +1,92 @@
+"""What values an argument may have: said where it is defined, and checked before anything else is done."""
+
+import argparse
+import json
+import math
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import fields, is_dataclass
+from typing import Any, ClassVar, get_args, get_type_hints
+
+
+class Arguments:
+    """Base of argument classes.
+
+    What is a mapping in a configuration file is JSON on the command line. Numbers lie within their limits, and so does
+    each of a list; `None` is no value.
+
+    Attributes:
+        file_fields: of the fields that are mappings, the ones that may name a file instead.
+        limits: intervals by name of the field, such as `"[0, 1)"`, see [`check_within`].
+        choices: values by name of the field.
+
+    Raises:
+        ValueError: names the field, its value and what it may be.
+    """
+
+    file_fields: ClassVar[tuple[str, ...]] = ()
+    limits: ClassVar[dict[str, str]] = {}
+    choices: ClassVar[dict[str, Sequence[str]]] = {}
+
+    def __post_init__(self):
+        own = [cls for cls in type(self).__mro__ if issubclass(cls, Arguments)]
+        for name, interval in {k: v for cls in reversed(own) for k, v in vars(cls).get("limits", {}).items()}.items():
+            check_within(name, getattr(self, name), interval)
+        for name, known in {k: v for cls in reversed(own) for k, v in vars(cls).get("choices", {}).items()}.items():
+            value = getattr(self, name)
+            if value is not None and value not in known:
+                raise ValueError(f"{name}={value!r} is none of {', '.join(known)}.")
+        self._read_mappings()
+        if hasattr(super(), "__post_init__"):
+            super().__post_init__()
+
+    def _read_mappings(self) -> None:
+        own = [cls for cls in type(self).__mro__ if issubclass(cls, Arguments) and is_dataclass(cls)]
+        types = get_type_hints(own[0])  # those of the fields are changed by the parser
+        for name in (item.name for item in fields(own[0])):
+            value = getattr(self, name)
+            if isinstance(value, str) and name in types and dict in get_args(types[name]):
+                if value.lstrip().startswith("{"):
+                    setattr(self, name, read_mapping(name, value))
+                elif name not in self.file_fields:
+                    raise ValueError(f"{name}={value!r} is no mapping: give JSON, such as '{{\"key\": 1}}'.")
+
+
+def read_mapping(name: str, text: str) -> dict[str, Any]:
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{name}: {text[:80]!r} is no JSON: {error}.") from error
+
+
+def check_within(name: str, value: float | Sequence[float] | None, interval: str) -> None:
+    """Raises a `ValueError` unless a number, or each of a list, is in an interval.
+
+    Args:
+        interval: as in mathematics: `[` and `]` with their end, `(` and `)` without; `"(0, inf)"` is any finite number
+            above 0. NaN is in none.
+    """
+    opening, low, high, closing = re.fullmatch(r"([\[(])\s*(\S+),\s*(\S+?)\s*([\])])", interval).groups()
+    for number in value if isinstance(value, (list, tuple)) else [] if value is None else [value]:
+        above = number >= float(low) if opening == "[" else number > float(low)
+        below = number <= float(high) if closing == "]" else number < float(high)
+        if not (above and below) or math.isnan(number):
+            raise ValueError(f"{name}={value!r} is not in {interval}.")
+
+
+def within(interval: str, kind: type = int) -> Callable[[str], float]:
+    """The type of an argument of argparse that is a number in an interval."""
+
+    def number(text: str) -> float:
+        try:
+            value = kind(text)
+            check_within("it", value, interval)
+        except ValueError:
+            raise argparse.ArgumentTypeError(f"{text!r} is no {kind.__name__} in {interval}") from None
+        return value
+
+    return number
+
+
+positive = within("[1, inf)")
+not_negative = within("[0, inf)")

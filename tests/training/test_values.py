@@ -1,0 +1,152 @@
+"""What values an argument may have."""
+
+import math
+import sys
+from dataclasses import dataclass, field
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from modeling_vitp import ViTPTrainingConfig
+from modeling_vitp.dense.arguments import DenseModelArguments, FinetuneArguments
+from modeling_vitp.dense.trainer import DenseTrainingArguments
+from modeling_vitp.evaluation.arguments import CompareArguments
+from modeling_vitp.probing.arguments import ProbeArguments
+from modeling_vitp.recipes import benchmark, benchmark_loader, make_instructions, predict_large, validate_data
+from modeling_vitp.training.arguments import PretrainArguments
+from modeling_vitp.training.values import Arguments, check_within
+
+ENDS = {"[": lambda x, a: x >= a, "(": lambda x, a: x > a, "]": lambda x, a: x <= a, ")": lambda x, a: x < a}
+
+
+@given(
+    st.floats(allow_nan=True),
+    st.sampled_from("[("),
+    st.sampled_from([0, 1, 0.5, -1]),
+    st.sampled_from([1, 2.5, math.inf]),
+    st.sampled_from("])"),
+)
+def test_an_interval_is_read_as_in_mathematics(number, opening, low, high, closing):
+    inside = not math.isnan(number) and ENDS[opening](number, low) and ENDS[closing](number, high)
+    interval = f"{opening}{low}, {high}{closing}"
+    if inside:
+        check_within("x", number, interval)
+        check_within("x", [low, number][-1:], interval)
+    else:
+        with pytest.raises(ValueError, match=r"x=.* is not in [\[(]"):
+            check_within("x", [number], interval)
+
+
+@dataclass
+class Base(Arguments):
+    limits = {"share": "[0, 1]"}
+    share: float = 0.5
+
+
+@dataclass
+class Mixed(Base):
+    limits = {"sizes": "[1, inf)"}
+    choices = {"kind": ("a", "b")}
+    sizes: list[int] = field(default_factory=list)
+    kind: str | None = None
+    more: dict | str | None = None
+
+
+def test_limits_and_choices_are_inherited_and_none_is_no_value():
+    assert Mixed(more='{"a": 1}').more == {"a": 1} and Mixed(kind=None, sizes=[1, 2]).share == 0.5
+    for settings in ({"share": 2}, {"sizes": [1, 0]}, {"kind": "c"}, {"more": "c"}, {"share": math.nan}):
+        with pytest.raises(ValueError, match=next(iter(settings))):
+            Mixed(**settings)
+
+
+DATA = {"dataset_name": "org/data"}
+PROBE = {"backbones": ["b"], **DATA}
+COMPARE = {
+    "output_dir": "o",
+    "dataset_name": "d",
+    "finetuning": "aerial_trees",
+    "from_scratch": {},
+    "pretraining": {},
+    "held_out_scene": "s",
+    "held_out_top": 0,
+}
+MEANINGLESS = [
+    (PretrainArguments, DATA, {"unfreeze_vision_layers": -1}),
+    (PretrainArguments, DATA, {"drop_path_rate": 1.0}),
+    (PretrainArguments, DATA, {"max_patches": 0}),
+    (PretrainArguments, DATA, {"task": "bushes"}),
+    (ViTPTrainingConfig, {}, {"vrl_drop_ratio": 1.0}),
+    (ViTPTrainingConfig, {}, {"vrl_apply_prob": 1.5}),
+    (ViTPTrainingConfig, {}, {"max_length": 0}),
+    (ViTPTrainingConfig, {}, {"on_error": "hope"}),
+    (ViTPTrainingConfig, {}, {"learning_rate": math.inf}),
+    (ViTPTrainingConfig, {}, {"learning_rate": -1e-3}),
+    (ViTPTrainingConfig, {}, {"weight_decay": -0.1}),
+    (ViTPTrainingConfig, {}, {"adam_beta2": 1.0}),
+    (ViTPTrainingConfig, {}, {"per_device_train_batch_size": 0}),
+    (ViTPTrainingConfig, {}, {"gradient_accumulation_steps": 0}),
+    (ViTPTrainingConfig, {}, {"num_train_epochs": 0}),
+    (ViTPTrainingConfig, {}, {"dataloader_num_workers": -1}),
+    (DenseTrainingArguments, {}, {"layer_decay": 0.0}),
+    (DenseTrainingArguments, {}, {"crop_size": -64}),
+    (DenseTrainingArguments, {}, {"scale_range": [2.0, 0.5]}),
+    (DenseTrainingArguments, {}, {"scale_range": [0.0, 0.5]}),
+    (DenseTrainingArguments, {}, {"max_class_share": 0.0}),
+    (DenseTrainingArguments, {}, {"horizontal_flip": 2.0}),
+    (DenseTrainingArguments, {}, {"exchange_time": -0.5}),
+    (DenseTrainingArguments, {}, {"window": 0}),
+    (DenseTrainingArguments, {}, {"stride": -1}),
+    (DenseTrainingArguments, {}, {"test_scales": []}),
+    (DenseModelArguments, {}, {"neck": "giraffe"}),
+    (DenseModelArguments, {}, {"drop_path_rate": -0.1}),
+    (FinetuneArguments, {"data": {}}, {"metric": "vibes"}),
+    (FinetuneArguments, {"data": {}}, {"num_pictures": -1}),
+    (FinetuneArguments, {"data": {}}, {"class_weights": ["1", "-2"]}),
+    (FinetuneArguments, {"data": {}}, {"class_weights": ["heavy"]}),
+    (ProbeArguments, PROBE, {"shots": [0]}),
+    (ProbeArguments, PROBE, {"shares": [1.5]}),
+    (ProbeArguments, PROBE, {"test_share": 1.0}),
+    (ProbeArguments, PROBE, {"temperature": 0.0}),
+    (ProbeArguments, PROBE, {"num_neighbours": 0}),
+    (ProbeArguments, PROBE, {"dtype": "int4"}),
+    (ProbeArguments, PROBE, {"pooling": "max"}),
+    (CompareArguments, COMPARE, {"label_shares": [0.0]}),
+    (CompareArguments, COMPARE, {"drop_ratios": [1.0]}),
+    (CompareArguments, COMPARE, {"learning_rates": [-1.0]}),
+]
+
+
+@pytest.mark.parametrize(("arguments", "others", "settings"), MEANINGLESS, ids=lambda value: str(value)[-40:])
+def test_a_value_that_means_nothing_is_refused_where_the_argument_is_defined(arguments, others, settings, tmp_path):
+    more = {"output_dir": str(tmp_path)} if issubclass(arguments, (ViTPTrainingConfig, DenseTrainingArguments)) else {}
+    arguments(**others, **more)
+    (name,) = settings
+    with pytest.raises(ValueError, match=name if name != "task" else "no task 'bushes'.*trees"):
+        arguments(**others, **more, **settings)
+
+
+@pytest.mark.parametrize(
+    ("recipe", "words"),
+    [
+        (predict_large, "model scene.tif --output o --window 0"),
+        (predict_large, "model scene.tif --output o --stride -5"),
+        (predict_large, "model scene.tif --output o --scales 1 0"),
+        (predict_large, "model scene.tif --output o --dtype int4"),
+        (validate_data, "mixture.yaml --max_length 0"),
+        (validate_data, "mixture.yaml --vrl_drop_ratio 1"),
+        (validate_data, "mixture.yaml --num_workers -1"),
+        (make_instructions, "voc ROOT --output_dir o --turns 0"),
+        (make_instructions, "voc ROOT --output_dir o --window 8 --overlap 8"),
+        (make_instructions, "voc ROOT --output_dir o --overlap -1"),
+        (benchmark, "--steps 0"),
+        (benchmark_loader, "--batch_size x"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else value.__name__.split(".")[-1],
+)
+def test_a_word_that_means_nothing_is_refused(recipe, words, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["vitp"])
+    with pytest.raises(SystemExit, match="2"):
+        recipe.main(words.split())
+    option = [word for word in words.split() if word.startswith("--")][-1]
+    assert option in capsys.readouterr().err.splitlines()[-1]
