@@ -101,7 +101,7 @@ def test_a_run_that_misses_the_gate_says_so_and_fails(tmp_path, capsys):
         ({"from_scratch": {"vision_config": VISION, "text_config": TEXT}}, r"missing keys \['vocab_size'\]"),
         ({"from_scratch": {**FROM_SCRATCH, "vocab": 3}}, r"unknown keys \['vocab'\]"),
         ({"vrl_drop_rate": 0.5}, "vrl_drop_rate"),
-        ({"vrl_drop_ratio": 1.0}, r"outside \[0, 1\)"),
+        ({"vrl_drop_ratio": 1.0}, r"vrl_drop_ratio=1.0 is not in \[0, 1\)"),
         ({"dataset_train_split": "training"}, "no split 'training', only"),
     ],
 )
