@@ -46,6 +46,7 @@ class ViTPProcessor(ProcessorMixin):
     """
 
     images_kwargs = {"crop_to_patches": True}
+    text_kwargs = {"padding_side": "left"}  # generation continues at the right end of every row
 
     def __init__(
         self,
@@ -99,8 +100,9 @@ class ViTPProcessor(ProcessorMixin):
             vrl_keys (`list`, *optional*):
                 A key for each text, for example `(seed, sample_id, epoch)`; the draw of a sample depends on its key
                 alone. Without keys torch's global generator draws.
-            kwargs: for the tokenizer (`padding`, `padding_side`, `return_tensors` …) and the image processor
-                (`max_patches`, `input_spec` …).
+            kwargs: for the tokenizer (`padding`, `return_tensors` …) and the image processor (`max_patches`,
+                `input_spec` …). `padding_side` is `"left"` unless it is given here, whatever the tokenizer's own is:
+                on the right, `generate` would continue after the padding of the shorter rows.
 
         Returns:
             [`~transformers.BatchFeature`]: `input_ids` and `attention_mask`, `(batch_size, sequence_length)`, with one
@@ -117,7 +119,7 @@ class ViTPProcessor(ProcessorMixin):
         check_apply_prob(vrl_apply_prob)
         if images is None and text is None:
             raise ValueError("Give `images`, `text` or both.")
-        merged = self._merge_kwargs(tokenizer_init_kwargs=self.tokenizer.init_kwargs, **kwargs)
+        merged = self._merge_with_defaults(kwargs)
         text_kwargs, images_kwargs = merged["text_kwargs"], merged["images_kwargs"]
         return_tensors = text_kwargs.pop("return_tensors", None)
         images_kwargs["return_tensors"] = None  # tiles are stacked once, below
@@ -172,6 +174,11 @@ class ViTPProcessor(ProcessorMixin):
                 data["visual_token_indices"] = torch.cat(kept_tokens)
         return BatchFeature(data, tensor_type=return_tensors, skip_tensor_conversion=self.skip_tensor_conversion)
 
+    def _merge_with_defaults(self, kwargs: dict) -> dict[str, dict]:
+        """What a call says, then the tokenizer's settings but for its padding side, then the defaults of this class."""
+        settings = {name: value for name, value in self.tokenizer.init_kwargs.items() if name != "padding_side"}
+        return self._merge_kwargs(tokenizer_init_kwargs=settings, **kwargs)
+
     def _images_by_sample(self, images: ImageInput | None, text: list[str]) -> list[list]:
         """Deals the images out to the texts, by the image places in each."""
         marks = [self.image_token] * sum(sample.count(self.image_token) for sample in text)
@@ -220,7 +227,7 @@ class ViTPProcessor(ProcessorMixin):
         """
         if image_sizes is None:
             return MultiModalData()
-        images_kwargs = self._merge_kwargs(tokenizer_init_kwargs=self.tokenizer.init_kwargs, **kwargs)["images_kwargs"]
+        images_kwargs = self._merge_with_defaults(kwargs)["images_kwargs"]
         num_tiles = self.image_processor.num_tiles([tuple(size) for size in image_sizes], images_kwargs)
         num_tokens = [2 + tiles * self.image_seq_length for tiles in num_tiles]
         return MultiModalData(num_image_tokens=num_tokens, num_image_patches=num_tiles)

@@ -479,6 +479,31 @@ def test_expanded_generation_of_a_batch_is_that_of_each_row(generator_model, pro
             assert found.tolist() == [tokens] * returned
 
 
+@pytest.mark.parametrize("drop_ratio", [0.0, DROP_RATIO])
+def test_answers_to_a_padded_batch_of_chats_are_those_to_each_chat(generator_model, processor, drop_ratio):
+    """As a user calls it: no padding side is given."""
+    questions = [("top?", [(56, 56)]), (TEXTS[2], []), (TEXTS[0], [(200, 60), (56, 56)])]
+    chats = []
+    for row, (question, sizes) in enumerate(questions):
+        parts = [{"type": "image", "image": picture(*size, seed=row)} for size in sizes]
+        chats.append([{"role": "user", "content": [*parts, {"type": "text", "text": question}]}])
+
+    def answers(chats, keys, **options):
+        inputs = processor.apply_chat_template(
+            chats,
+            add_generation_prompt=True,
+            tokenize=True,
+            return_dict=True,
+            return_tensors="pt",
+            processor_kwargs={"vrl_drop_ratio": drop_ratio, "vrl_keys": keys, **options},
+        )
+        found = generator_model.generate(**inputs, max_new_tokens=NEW_TOKENS, do_sample=False)
+        return found[:, inputs["input_ids"].shape[1] :].tolist()
+
+    together = answers(chats, [0, 1, 2], padding=True)
+    assert together == [answers([chat], [row])[0] for row, chat in enumerate(chats)]
+
+
 def beam_search_of_width(model, inputs: dict, width: int, steps: int) -> list[list[int]]:
     """Beam search of one row by whole forward passes, best first."""
     inputs = dict(inputs)

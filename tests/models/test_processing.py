@@ -1,5 +1,6 @@
 """The processor's sequences against a brute-force drop from the full encoding, and its tiles against transformers."""
 
+import copy
 from decimal import ROUND_CEILING, Decimal
 
 import numpy as np
@@ -148,6 +149,36 @@ SIZES = st.sampled_from([(56, 56), (112, 56), (56, 170), (60, 61), (200, 10)])
 )
 def test_the_short_encoding_of_any_layout(processor, layout, ratio, padding_side):
     check_against_full_encoding(processor, layout, ratio, padding_side)
+
+
+@pytest.mark.parametrize("call", ["texts", "chats"])
+@pytest.mark.parametrize("saved", ["by nobody", "right"])
+def test_batches_are_padded_on_the_left_unless_a_call_says_otherwise(processor, tmp_path, call, saved):
+    """As transformers' InternVL does, whatever side a tokenizer was saved with: "right" is that of no decision."""
+    if saved == "right":
+        tokenizer = copy.deepcopy(processor.tokenizer)
+        tokenizer.init_kwargs["padding_side"] = tokenizer.padding_side = "right"
+        ViTPProcessor(processor.image_processor, tokenizer, image_seq_length=TOKENS_PER_TILE).save_pretrained(tmp_path)
+        processor = ViTPProcessor.from_pretrained(tmp_path)
+        assert processor.tokenizer.init_kwargs["padding_side"] == "right"
+    texts, pad = ["top", "How many trees are there?"], processor.tokenizer.pad_token_id
+    chats = [[{"role": "user", "content": text}] for text in texts]
+
+    def encode(**options):
+        if call == "texts":
+            return processor(text=texts, **{"padding": True, **options})
+        return processor.apply_chat_template(
+            chats, tokenize=True, return_dict=True, processor_kwargs={"padding": True, **options}
+        )
+
+    alone = (
+        encode(padding=False) if call == "texts" else [processor.apply_chat_template(c, tokenize=True) for c in chats]
+    )
+    short, long = alone["input_ids"] if call == "texts" else [one[0] for one in alone]
+    missing = [pad] * (len(long) - len(short))
+    assert missing
+    assert encode()["input_ids"] == [missing + short, long]
+    assert encode(padding_side="right")["input_ids"] == [short + missing, long]
 
 
 def encode_row(processor, sample, text, key, **kwargs):
