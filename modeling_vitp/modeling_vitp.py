@@ -5,7 +5,7 @@ Every class overrides only what differs from its parent, and keeps the parent's 
 
 import torch
 from torch import nn
-from transformers import InternVLForConditionalGeneration, InternVLModel, InternVLVisionModel
+from transformers import InternVLForConditionalGeneration, InternVLModel, InternVLVisionModel, PreTrainedConfig
 from transformers import initialization as init
 from transformers.cache_utils import Cache
 from transformers.modeling_outputs import BaseModelOutputWithPooling
@@ -26,6 +26,55 @@ from transformers.utils.generic import can_return_tuple, merge_with_config_defau
 from transformers.utils.output_capturing import select_hidden_states
 
 from .configuration_vitp import ViTPConfig, ViTPVisionConfig
+
+# What a user may take for a checkpoint of ours. Its parameters have other names than ours, which transformers passes
+# over with a report: the model would be left with random weights.
+LANGUAGE_MODELS = {"vitp": "ViTP's", "internvl": "transformers' InternVL", "internvl_chat": "InternVL's own code"}
+VISION_MODELS = {"vitp_vision", "internvl_vision", "vitp_backbone"}
+HUB_OPTIONS = ("cache_dir", "force_download", "local_files_only", "proxies", "revision", "subfolder", "token")
+
+
+class CheckpointsOfOurs:
+    """Opening a checkpoint is an error where its names are not those of the class."""
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path, *args, **kwargs):
+        """As in transformers.
+
+        Raises:
+            ValueError: if it holds InternVL's weights under InternVL's names, a whole vision-language model for the
+                ViT, or the ViT alone for the vision-language model.
+        """
+        if pretrained_model_name_or_path is not None:
+            options = {name: kwargs[name] for name in HUB_OPTIONS if name in kwargs}
+            check_kind(cls, pretrained_model_name_or_path, options)
+        return super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
+
+
+def check_kind(cls: type, name: str, options: dict) -> None:
+    """Raises a `ValueError` with the way around it if `name`, a folder or Hub id, holds a model of another kind."""
+    try:
+        found = PreTrainedConfig.get_config_dict(name, **options)[0].get("model_type")
+    except OSError:  # which loading will report, or it needs none: an adapter, one file
+        return
+    if issubclass(cls, InternVLVisionPreTrainedModel):
+        if found in LANGUAGE_MODELS:
+            way = (
+                f"vitp export_backbone {name} FOLDER"
+                if found == "vitp"
+                else f"vitp convert {name} FOLDER --to backbone"
+            )
+            raise ValueError(
+                f"{name} is a vision-language model ({LANGUAGE_MODELS[found]}), and {cls.__name__} its ViT alone. Take "
+                f"the ViT out of it, `{way}`, and open FOLDER."
+            )
+    elif found in VISION_MODELS:
+        raise ValueError(f"{name} is a ViT alone, a {found!r}, without the language model that {cls.__name__} has.")
+    elif found in LANGUAGE_MODELS and found != "vitp":
+        raise ValueError(
+            f"{name} is a checkpoint of {LANGUAGE_MODELS[found]}, whose parameters have other names than "
+            f"{cls.__name__}'s. Convert it, `vitp convert {name} FOLDER`, and open FOLDER."
+        )
 
 
 class ViTPVisionLayer(InternVLVisionLayer):
@@ -54,7 +103,7 @@ class ViTPVisionEncoder(InternVLVisionEncoder):
         self.gradient_checkpointing = False
 
 
-class ViTPVisionPreTrainedModel(InternVLVisionPreTrainedModel):
+class ViTPVisionPreTrainedModel(CheckpointsOfOurs, InternVLVisionPreTrainedModel):
     config: ViTPVisionConfig
     config_class = ViTPVisionConfig
     base_model_prefix = "vitp_vision"
@@ -107,7 +156,7 @@ class ViTPVisionModel(ViTPVisionPreTrainedModel, InternVLVisionModel):
         )
 
 
-class ViTPModel(InternVLModel):
+class ViTPModel(CheckpointsOfOurs, InternVLModel):
     """Vision model, projector and language model, without the LM head."""
 
     config: ViTPConfig
@@ -230,7 +279,7 @@ class ViTPModel(InternVLModel):
         )
 
 
-class ViTPForConditionalGeneration(InternVLForConditionalGeneration):
+class ViTPForConditionalGeneration(CheckpointsOfOurs, InternVLForConditionalGeneration):
     """The vision-language model that ViTP trains end to end; its vision tower is what is kept."""
 
     config: ViTPConfig
