@@ -186,6 +186,8 @@ class InputSpecImageProcessor(TorchvisionBackend):
 
     def fetch_images(self, images: ImageInput):
         """As the parent, but files are opened with Pillow, so that alpha, depth, bands and TIFF are not lost."""
+        if isinstance(images, os.PathLike):
+            images = os.fspath(images)
         if not isinstance(images, str):
             return super().fetch_images(images)
         try:
