@@ -17,7 +17,8 @@ class ViTPVisionConfig(InternVLVisionConfig):
             at the first. Active in training only. The paper trains with 0.1.
 
     The other arguments are those of [`~transformers.InternVLVisionConfig`]. InternViT-300M, which the paper starts
-    from, has `attention_bias=True`.
+    from, has `attention_bias=True`. `image_size` is that of the table of positions, as many patches high as wide;
+    images of any other shape are taken all the same, with the table resampled.
     """
 
     model_type = "vitp_vision"
@@ -35,6 +36,16 @@ class ViTPVisionConfig(InternVLVisionConfig):
     def validate_drop_path_rate(self):
         if not 0.0 <= self.drop_path_rate < 1.0:
             raise ValueError(f"drop_path_rate={self.drop_path_rate} is outside [0, 1).")
+
+    def validate_grid(self):
+        height, width = patch_grid(self)
+        if min(height, width) < 1 or (self.use_absolute_position_embeddings and height != width):
+            raise ValueError(
+                f"image_size={list(self.image_size)} has {height} x {width} patches of {list(self.patch_size)} pixels; "
+                "as many in height as in width, and at least one, are needed, because the table of positions is "
+                "square. It is resampled for images of other shapes: to work on these, give a square image_size here "
+                "and the shape to the image processor's size."
+            )
 
 
 @strict
@@ -71,15 +82,29 @@ class ViTPConfig(InternVLConfig):
         super().__post_init__(**kwargs)
         if self.tie_word_embeddings is None:
             self.tie_word_embeddings = self.text_config.tie_word_embeddings
-        height, width = (
-            int(size / patch * self.downsample_ratio)
-            for size, patch in zip(self.vision_config.image_size, self.vision_config.patch_size)
-        )
-        self.image_seq_length = height * width
+        height, width = patch_grid(self.vision_config)
+        self.image_seq_length = int(height * self.downsample_ratio) * int(width * self.downsample_ratio)
+
+    def validate_pixel_shuffle(self):
+        height, width = patch_grid(self.vision_config)
+        if not all(
+            side * self.downsample_ratio >= 1 and side * self.downsample_ratio % 1 == 0 for side in (height, width)
+        ):
+            raise ValueError(
+                f"image_size={list(self.vision_config.image_size)} has {height} x {width} patches of "
+                f"{list(self.vision_config.patch_size)} pixels, which downsample_ratio={self.downsample_ratio} "
+                "does not join to whole visual tokens. Give an image_size with an even number of patches, at the usual "
+                "ratio of 0.5."
+            )
 
     def validate_vrl(self):
         check_drop_ratio(self.vrl_drop_ratio)
         check_apply_prob(self.vrl_apply_prob)
+
+
+def patch_grid(config: InternVLVisionConfig, size: tuple[int, int] | None = None) -> tuple[int, int]:
+    """Patches of an image of `size`, or of the configuration's image size, in height and width."""
+    return tuple(side // patch for side, patch in zip(size or config.image_size, config.patch_size))
 
 
 __all__ = ["ViTPConfig", "ViTPVisionConfig"]

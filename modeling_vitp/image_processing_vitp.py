@@ -174,7 +174,8 @@ def band_percentiles(band: torch.Tensor, percentiles: tuple[float, float]) -> li
 class InputSpecImageProcessor(TorchvisionBackend):
     """Reads 8-bit RGB images as transformers does, and all others by an [`InputSpec`].
 
-    Transparency is composited onto white.
+    Transparency is composited onto white. `do_rescale=False` leaves 8-bit images in [0, 255], as in transformers, and
+    gives all others in [0, 1], from black to white.
     """
 
     input_spec = None
@@ -185,6 +186,8 @@ class InputSpecImageProcessor(TorchvisionBackend):
 
     def fetch_images(self, images: ImageInput):
         """As the parent, but files are opened with Pillow, so that alpha, depth, bands and TIFF are not lost."""
+        if isinstance(images, os.PathLike):
+            images = os.fspath(images)
         if not isinstance(images, str):
             return super().fetch_images(images)
         try:
@@ -200,6 +203,14 @@ class InputSpecImageProcessor(TorchvisionBackend):
         resized = super().resize(image, *args, **kwargs)
         return resized.clamp(0, 255) if resized.is_floating_point() else resized
 
+    def rescale_and_normalize(
+        self, images: torch.Tensor, do_rescale: bool, rescale_factor: float, *args, **kwargs
+    ) -> torch.Tensor:
+        """As the parent. Floats come from an [`InputSpec`], and without rescaling are meant to be in [0, 1]."""
+        if not do_rescale and images.is_floating_point():
+            do_rescale, rescale_factor = True, 1 / 255
+        return super().rescale_and_normalize(images, do_rescale, rescale_factor, *args, **kwargs)
+
     def _prepare_images_structure(self, images: ImageInput, expected_ndims: int = 3) -> list:
         images = self.fetch_images(images)
         if not isinstance(images, (list, tuple)):
@@ -209,9 +220,17 @@ class InputSpecImageProcessor(TorchvisionBackend):
             raise ValueError("there is no image: give at least one.")
         return images
 
-    def _prepare_image_like_inputs(self, images, *args, input_spec: dict | None = None, **kwargs) -> list[torch.Tensor]:
+    def _prepare_image_like_inputs(
+        self, images, *args, input_spec: dict | None = None, do_rescale: bool = True, **kwargs
+    ) -> list[torch.Tensor]:
         spec = None if input_spec is None else InputSpec.from_dict(input_spec)
-        return super()._prepare_image_like_inputs(images, *args, spec=spec, **kwargs)
+        images = super()._prepare_image_like_inputs(images, *args, spec=spec, **kwargs)
+        if not do_rescale and len({image.is_floating_point() for image in images}) > 1:
+            raise ValueError(
+                "with do_rescale=False, 8-bit images stay in [0, 255] and others are in [0, 1], and these are of both "
+                "kinds: give images of one kind, or rescale."
+            )
+        return images
 
     def process_image(
         self,

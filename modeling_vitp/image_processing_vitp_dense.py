@@ -79,6 +79,7 @@ class ViTPSegmentationImageProcessor(InputSpecImageProcessor, SegformerImageProc
         input_data_format: str | ChannelDimension | None,
         do_reduce_labels: bool,
         return_tensors: str | TensorType | None,
+        do_rescale: bool,
         device: str | torch.device | None = None,
         **kwargs,
     ) -> BatchFeature:
@@ -88,11 +89,12 @@ class ViTPSegmentationImageProcessor(InputSpecImageProcessor, SegformerImageProc
                 input_spec=input_spec,
                 do_convert_rgb=do_convert_rgb,
                 input_data_format=input_data_format,
+                do_rescale=do_rescale,
                 device=device,
             )
 
         def normalized(images: list[torch.Tensor]) -> list[torch.Tensor]:
-            return self.pad(self._preprocess(images, do_reduce_labels=False, **kwargs))
+            return self.pad(self._preprocess(images, do_reduce_labels=False, do_rescale=do_rescale, **kwargs))
 
         images = read(images)
         if images_after is None:

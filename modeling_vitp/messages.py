@@ -38,7 +38,7 @@ def check_answers(messages: list[dict[str, Any]]) -> None:
 
 
 IMAGE_TOKEN, IMAGE_START_TOKEN, IMAGE_END_TOKEN = "<IMG_CONTEXT>", "<img>", "</img>"
-ROLES = ("system", "user", "assistant")
+ROLES = ("system", "user", "assistant", "tool")
 
 
 def check_messages(messages: list[dict], allow_image_tokens: bool = False) -> None:

@@ -5,7 +5,7 @@ Every class overrides only what differs from its parent, and keeps the parent's 
 
 import torch
 from torch import nn
-from transformers import InternVLForConditionalGeneration, InternVLModel, InternVLVisionModel
+from transformers import InternVLForConditionalGeneration, InternVLModel, InternVLVisionModel, PreTrainedConfig
 from transformers import initialization as init
 from transformers.cache_utils import Cache
 from transformers.modeling_outputs import BaseModelOutputWithPooling
@@ -25,7 +25,56 @@ from transformers.utils.deprecation import deprecate_kwarg
 from transformers.utils.generic import can_return_tuple, merge_with_config_defaults
 from transformers.utils.output_capturing import select_hidden_states
 
-from .configuration_vitp import ViTPConfig, ViTPVisionConfig
+from .configuration_vitp import ViTPConfig, ViTPVisionConfig, patch_grid
+
+# What a user may take for a checkpoint of ours. Its parameters have other names than ours, which transformers passes
+# over with a report: the model would be left with random weights.
+LANGUAGE_MODELS = {"vitp": "ViTP's", "internvl": "transformers' InternVL", "internvl_chat": "InternVL's own code"}
+VISION_MODELS = {"vitp_vision", "internvl_vision", "vitp_backbone"}
+HUB_OPTIONS = ("cache_dir", "force_download", "local_files_only", "proxies", "revision", "subfolder", "token")
+
+
+class CheckpointsOfOurs:
+    """Opening a checkpoint is an error where its names are not those of the class."""
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path, *args, **kwargs):
+        """As in transformers.
+
+        Raises:
+            ValueError: if it holds InternVL's weights under InternVL's names, a whole vision-language model for the
+                ViT, or the ViT alone for the vision-language model.
+        """
+        if pretrained_model_name_or_path is not None:
+            options = {name: kwargs[name] for name in HUB_OPTIONS if name in kwargs}
+            check_kind(cls, pretrained_model_name_or_path, options)
+        return super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
+
+
+def check_kind(cls: type, name: str, options: dict) -> None:
+    """Raises a `ValueError` with the way around it if `name`, a folder or Hub id, holds a model of another kind."""
+    try:
+        found = PreTrainedConfig.get_config_dict(name, **options)[0].get("model_type")
+    except OSError:  # which loading will report, or it needs none: an adapter, one file
+        return
+    if issubclass(cls, InternVLVisionPreTrainedModel):
+        if found in LANGUAGE_MODELS:
+            way = (
+                f"vitp export_backbone {name} FOLDER"
+                if found == "vitp"
+                else f"vitp convert {name} FOLDER --to backbone"
+            )
+            raise ValueError(
+                f"{name} is a vision-language model ({LANGUAGE_MODELS[found]}), and {cls.__name__} its ViT alone. Take "
+                f"the ViT out of it, `{way}`, and open FOLDER."
+            )
+    elif found in VISION_MODELS:
+        raise ValueError(f"{name} is a ViT alone, a {found!r}, without the language model that {cls.__name__} has.")
+    elif found in LANGUAGE_MODELS and found != "vitp":
+        raise ValueError(
+            f"{name} is a checkpoint of {LANGUAGE_MODELS[found]}, whose parameters have other names than "
+            f"{cls.__name__}'s. Convert it, `vitp convert {name} FOLDER`, and open FOLDER."
+        )
 
 
 class ViTPVisionLayer(InternVLVisionLayer):
@@ -54,7 +103,7 @@ class ViTPVisionEncoder(InternVLVisionEncoder):
         self.gradient_checkpointing = False
 
 
-class ViTPVisionPreTrainedModel(InternVLVisionPreTrainedModel):
+class ViTPVisionPreTrainedModel(CheckpointsOfOurs, InternVLVisionPreTrainedModel):
     config: ViTPVisionConfig
     config_class = ViTPVisionConfig
     base_model_prefix = "vitp_vision"
@@ -107,7 +156,7 @@ class ViTPVisionModel(ViTPVisionPreTrainedModel, InternVLVisionModel):
         )
 
 
-class ViTPModel(InternVLModel):
+class ViTPModel(CheckpointsOfOurs, InternVLModel):
     """Vision model, projector and language model, without the LM head."""
 
     config: ViTPConfig
@@ -135,7 +184,7 @@ class ViTPModel(InternVLModel):
         r"""
         Args:
             pixel_values (`torch.Tensor` of shape `(num_tiles, 3, height, width)`):
-                The tiles of all images of the batch, in order.
+                The tiles of all images of the batch, in order. Height and width need not be equal.
             visual_token_indices (`torch.LongTensor` of shape `(num_kept,)`, *optional*):
                 VRL: which of the `num_tiles * tokens_per_tile` visual tokens to keep. They are gathered before the
                 projector, which therefore runs on the kept ones only.
@@ -154,8 +203,8 @@ class ViTPModel(InternVLModel):
         if vision_feature_select_strategy == "default":
             features = features[:, 1:, :]
 
-        side = int(features.shape[1] ** 0.5)
-        features = features.reshape(features.shape[0], side, side, -1)
+        grid = self._grid(pixel_values)
+        features = features.unflatten(1, grid)
         features = self.pixel_shuffle(features, scale_factor=self.config.downsample_ratio)
         features = features.reshape(features.shape[0], -1, features.shape[-1])
         if visual_token_indices is not None:
@@ -186,14 +235,37 @@ class ViTPModel(InternVLModel):
                 tile. `input_ids` holds one image token for each, and `position_ids` their positions in the full
                 sequence; [`ViTPProcessor`] makes all three.
 
+        A sequence with gaps in its `position_ids` is one sequence, also without an `attention_mask`; with a cache, what
+        follows it needs `position_ids` too.
+
+        Raises:
+            ValueError: if there are image tokens without images, or positions from which the sequence is not clear.
+
         In training the ViT runs on text-only batches too, on a tile of which no token is kept. It changes neither
         logits nor gradients, but the ViT's gradients are zeros then and not `None`: processes that see no image take
         part in the gradient's reduction (DDP, FSDP2, ZeRO), and the optimizer treats the ViT the same on any number.
         """
-        if visual_token_indices is not None and attention_mask is None and cache is None:
+        if position_ids is None and cache is not None and getattr(cache, "positions_have_gaps", False):
+            raise ValueError(
+                "the sequence in the cache was shortened by VRL, so its length does not say at which position the next "
+                "token is. Give position_ids: for each row the last one of the prompt plus 1, and so on."
+            )
+        compiling = torch.compiler.is_compiling()  # when values cannot be looked at
+        if (
+            attention_mask is None
+            and cache is None
+            and (visual_token_indices is not None or (not compiling and jump_ahead(position_ids)))
+        ):
             # Without a mask, transformers would read the gaps in the positions as borders of packed sequences.
+            if not compiling and position_ids is not None and (position_ids.diff() < 1).any():
+                raise ValueError(
+                    "position_ids have gaps, as VRL leaves them, and also start again: give the attention_mask, which "
+                    "says where rows are padded. Packed sequences with gaps are not supported."
+                )
             tokens = input_ids if input_ids is not None else inputs_embeds
             attention_mask = torch.ones(tokens.shape[:2], dtype=torch.long, device=tokens.device)
+        if pixel_values is None and not (mm_encoder_outputs or {}).get("image") and input_ids is not None:
+            self._check_no_image_tokens(input_ids, cache)
         if pixel_values is None and mm_encoder_outputs is None and self.training and torch.is_grad_enabled():
             pixel_values, visual_token_indices = self._unseen_tile()
         if visual_token_indices is not None and pixel_values is not None:
@@ -208,7 +280,7 @@ class ViTPModel(InternVLModel):
                 ),
             }
             pixel_values = None
-        return super().forward(
+        outputs = super().forward(
             input_ids=input_ids,
             pixel_values=pixel_values,
             attention_mask=attention_mask,
@@ -218,8 +290,35 @@ class ViTPModel(InternVLModel):
             vision_feature_layer=vision_feature_layer,
             vision_feature_select_strategy=vision_feature_select_strategy,
             mm_encoder_outputs=mm_encoder_outputs,
+            return_dict=True,
             **kwargs,
         )
+        if outputs.cache is not None and not compiling and jump_ahead(position_ids):
+            outputs.cache.positions_have_gaps = True
+        return outputs
+
+    def _check_no_image_tokens(self, input_ids: torch.LongTensor, cache: Cache | None) -> None:
+        """Raises a `ValueError` if a sequence that starts here has image tokens, for which there is no image."""
+        if torch.compiler.is_compiling() or (cache is not None and cache.get_seq_length() > 0):
+            return  # what a model has written may be any token
+        count = (input_ids == self.config.image_token_id).sum().item()
+        if count:
+            raise ValueError(
+                f"image features and image tokens do not match: input_ids hold {count} image tokens, but there are no "
+                "pixel_values. Pass all that the processor gives."
+            )
+
+    def _grid(self, pixel_values: torch.Tensor) -> tuple[int, int]:
+        """Patches of a tile, in height and width."""
+        size, ratio = tuple(pixel_values.shape[-2:]), self.config.downsample_ratio
+        height, width = patch_grid(self.config.vision_config, size)
+        if height * ratio % 1 or width * ratio % 1:
+            raise ValueError(
+                f"tiles of {size[0]} x {size[1]} pixels have {height} x {width} patches, which are not joined to whole "
+                f"visual tokens at downsample_ratio={ratio}: give the image processor a size with an even number of "
+                "patches, at the usual ratio of 0.5."
+            )
+        return height, width
 
     def _unseen_tile(self) -> tuple[torch.Tensor, torch.LongTensor]:
         """A black tile, as `pixel_values`, and `visual_token_indices` that keep none of its tokens."""
@@ -230,7 +329,12 @@ class ViTPModel(InternVLModel):
         )
 
 
-class ViTPForConditionalGeneration(InternVLForConditionalGeneration):
+def jump_ahead(position_ids: torch.LongTensor | None) -> bool:
+    """Whether there are gaps in the positions of a row, as VRL leaves them."""
+    return position_ids is not None and bool((position_ids.diff() > 1).any())
+
+
+class ViTPForConditionalGeneration(CheckpointsOfOurs, InternVLForConditionalGeneration):
     """The vision-language model that ViTP trains end to end; its vision tower is what is kept."""
 
     config: ViTPConfig

@@ -209,6 +209,10 @@ class ViTPAdapter(ViTPMultiScaleBackbone):
         self.norms = nn.ModuleList(NORMS[config.spatial_prior_norm](config.hidden_size) for _ in range(4))
         self.post_init()
 
+    @classmethod
+    def _can_set_attn_implementation(cls) -> bool:
+        return True  # that of the ViT; transformers would take this file's own attention for it
+
     @torch.no_grad()
     def _init_weights(self, module: nn.Module):
         super()._init_weights(module)

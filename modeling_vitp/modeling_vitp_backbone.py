@@ -9,7 +9,8 @@ from torch.nn import functional as F
 from transformers import InternVLVisionConfig, InternVLVisionModel, PreTrainedConfig
 from transformers.backbone_utils import BackboneMixin, filter_output_hidden_states
 from transformers.modeling_outputs import BackboneOutput
-from transformers.utils.generic import can_return_tuple
+from transformers.utils.generic import can_return_tuple, merge_with_config_defaults
+from transformers.utils.output_capturing import capture_outputs
 
 from .configuration_vitp import ViTPVisionConfig
 from .configuration_vitp_dense import ViTPBackboneConfig, ViTPMultiScaleConfig
@@ -64,9 +65,9 @@ class ViTPMultiScaleBackbone(BackboneMixin, ViTPVisionPreTrainedModel):
     """What [`ViTPAdapter`] and [`ViTPFeaturePyramid`] have in common: maps at strides 4, 8, 16 and 32 on a ViT."""
 
     config: ViTPMultiScaleConfig
-    has_attentions = False
 
-    @can_return_tuple
+    @merge_with_config_defaults
+    @capture_outputs(tie_last_hidden_states=False)
     def forward(self, pixel_values: torch.Tensor, **kwargs) -> tuple | BackboneOutput:
         r"""
         Args:
@@ -76,7 +77,10 @@ class ViTPMultiScaleBackbone(BackboneMixin, ViTPVisionPreTrainedModel):
 
         Returns:
             `feature_maps`, by default four of shape
-            `(batch_size, channels, ceil(height / stride), ceil(width / stride))` at strides 4, 8, 16 and 32.
+            `(batch_size, channels, ceil(height / stride), ceil(width / stride))` at strides 4, 8, 16 and 32. With
+            `output_hidden_states=True` also `hidden_states`, those of the ViT: what its first layer is given and what
+            each layer gives, `num_hidden_layers + 1` of shape `(batch_size, patches, hidden_size)`; with the CLS token
+            first, `1 + patches`, if there is one ([`ViTPFeaturePyramid`]). The patches are those of the padded image.
         """
         height, width = pixel_values.shape[-2:]
         wanted = [index for index, stage in enumerate(self.stage_names) if stage in self.out_features]

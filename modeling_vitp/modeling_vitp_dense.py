@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch.nn import functional as F
 from transformers import InternVLVisionModel
-from transformers.modeling_outputs import SemanticSegmenterOutput
+from transformers.modeling_outputs import BackboneOutput, SemanticSegmenterOutput
 from transformers.models.upernet.modeling_upernet import (
     UperNetFCNHead,
     UperNetForSemanticSegmentation,
@@ -92,12 +92,23 @@ class ViTPForSemanticSegmentation(UperNetForSemanticSegmentation):
 
         Returns:
             `logits` of shape `(batch_size, num_labels, height, width)`, and `loss` if there are labels: the mean over
-            the labelled pixels, 0 if there is none.
+            the labelled pixels, 0 if there is none. `hidden_states` and `attentions` of the ViT if they are asked for
+            (`output_hidden_states=True`), see [`ViTPAdapter`] and [`ViTPFeaturePyramid`].
         """
-        return self.decode(self.backbone(pixel_values).feature_maps, pixel_values.shape[-2:], labels)
+        outputs = self.run_backbone(pixel_values, **kwargs)
+        return self.decode(outputs, outputs.feature_maps, pixel_values.shape[-2:], labels)
+
+    def run_backbone(self, pixel_values: torch.Tensor, **kwargs) -> BackboneOutput:
+        asked = {name: kwargs.get(name) for name in ("output_hidden_states", "output_attentions")}
+        asked = {name: getattr(self.config, name) if value is None else value for name, value in asked.items()}
+        return self.backbone(pixel_values, **asked)
 
     def decode(
-        self, feature_maps: tuple[torch.Tensor, ...], size: tuple[int, int], labels: torch.LongTensor | None
+        self,
+        outputs: BackboneOutput,
+        feature_maps: tuple[torch.Tensor, ...],
+        size: tuple[int, int],
+        labels: torch.LongTensor | None,
     ) -> SemanticSegmenterOutput:
         logits = F.interpolate(self.decode_head(feature_maps), size=size, mode="bilinear", align_corners=False)
         loss = None
@@ -107,7 +118,9 @@ class ViTPForSemanticSegmentation(UperNetForSemanticSegmentation):
                 auxiliary = self.auxiliary_head(feature_maps)
                 auxiliary = F.interpolate(auxiliary, size=size, mode="bilinear", align_corners=False)
                 loss = loss + self.config.auxiliary_loss_weight * self.segmentation_loss(auxiliary, labels)
-        return SemanticSegmenterOutput(loss=loss, logits=logits)
+        return SemanticSegmenterOutput(
+            loss=loss, logits=logits, hidden_states=outputs.hidden_states, attentions=outputs.attentions
+        )
 
     def segmentation_loss(self, logits: torch.Tensor, labels: torch.LongTensor) -> torch.Tensor:
         weights = self.config.class_weights
@@ -143,11 +156,12 @@ class ViTPForChangeDetection(ViTPForSemanticSegmentation):
                 0 where nothing changed, 1 (or a class of change) where something did, `loss_ignore_index` elsewhere.
 
         Returns:
-            As [`ViTPForSemanticSegmentation`].
+            As [`ViTPForSemanticSegmentation`]. Hidden states and attentions are those of all images, first the ones
+            before, then the ones after.
         """
-        maps = self.backbone(torch.cat([pixel_values_before, pixel_values_after])).feature_maps
-        pairs = tuple(torch.cat(features.chunk(2), dim=1) for features in maps)
-        return self.decode(pairs, pixel_values_before.shape[-2:], labels)
+        outputs = self.run_backbone(torch.cat([pixel_values_before, pixel_values_after]), **kwargs)
+        pairs = tuple(torch.cat(features.chunk(2), dim=1) for features in outputs.feature_maps)
+        return self.decode(outputs, pairs, pixel_values_before.shape[-2:], labels)
 
 
 __all__ = ["ViTPForChangeDetection", "ViTPForSemanticSegmentation"]

@@ -58,7 +58,7 @@ class ViTPFeaturePyramid(ViTPMultiScaleBackbone, ViTPVisionModel):
         self.post_init()
 
     def maps(self, pixel_values: torch.Tensor, wanted: list[int]) -> list[torch.Tensor]:
-        states = ViTPVisionModel.forward(self, pixel_values).last_hidden_state[:, 1:]
+        states = self.layernorm(self.encoder(self.embeddings(pixel_values)).last_hidden_state)[:, 1:]
         features = states.transpose(1, 2).unflatten(2, (pixel_values.shape[-2] // 16, pixel_values.shape[-1] // 16))
         return [self.pyramid[index](features) for index in wanted]
 

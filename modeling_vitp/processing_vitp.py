@@ -46,6 +46,7 @@ class ViTPProcessor(ProcessorMixin):
     """
 
     images_kwargs = {"crop_to_patches": True}
+    text_kwargs = {"padding_side": "left"}  # generation continues at the right end of every row
 
     def __init__(
         self,
@@ -99,8 +100,9 @@ class ViTPProcessor(ProcessorMixin):
             vrl_keys (`list`, *optional*):
                 A key for each text, for example `(seed, sample_id, epoch)`; the draw of a sample depends on its key
                 alone. Without keys torch's global generator draws.
-            kwargs: for the tokenizer (`padding`, `padding_side`, `return_tensors` …) and the image processor
-                (`max_patches`, `input_spec` …).
+            kwargs: for the tokenizer (`padding`, `return_tensors` …) and the image processor (`max_patches`,
+                `input_spec` …). `padding_side` is `"left"` unless it is given here, whatever the tokenizer's own is:
+                on the right, `generate` would continue after the padding of the shorter rows.
 
         Returns:
             [`~transformers.BatchFeature`]: `input_ids` and `attention_mask`, `(batch_size, sequence_length)`, with one
@@ -117,7 +119,7 @@ class ViTPProcessor(ProcessorMixin):
         check_apply_prob(vrl_apply_prob)
         if images is None and text is None:
             raise ValueError("Give `images`, `text` or both.")
-        merged = self._merge_kwargs(tokenizer_init_kwargs=self.tokenizer.init_kwargs, **kwargs)
+        merged = self._merge_with_defaults(kwargs)
         text_kwargs, images_kwargs = merged["text_kwargs"], merged["images_kwargs"]
         return_tensors = text_kwargs.pop("return_tensors", None)
         images_kwargs["return_tensors"] = None  # tiles are stacked once, below
@@ -146,20 +148,21 @@ class ViTPProcessor(ProcessorMixin):
             kept_tokens.append(kept + num_tokens_before)
             num_tokens_before += sum(num_tokens)
             kept_by_image.append(_split_by_image(kept, num_tokens))
-            replacements += [
-                IMAGE_START_TOKEN + IMAGE_TOKEN * len(local) + IMAGE_END_TOKEN for local, _ in kept_by_image[-1]
-            ]
+            replacements += [self._tokens_of_image(len(local)) for local, _ in kept_by_image[-1]]
 
+        wants_mask = text_kwargs.pop("return_attention_mask", None)
         return_offsets = text_kwargs.pop(
             "return_text_replacement_offsets", merged.get("return_text_replacement_offsets", False)
         )
         text_kwargs.pop("return_mm_token_type_ids", None)
         text, replacement_offsets = self.get_text_with_replacements(text, replacements)
-        data = dict(self.tokenizer(text, **text_kwargs))
+        data = dict(self.tokenizer(text, return_attention_mask=True, **text_kwargs))
         positions = [
             self._positions(ids, mask, kept, row)
             for row, (ids, mask, kept) in enumerate(zip(data["input_ids"], data["attention_mask"], kept_by_image))
         ]
+        if wants_mask is False or (wants_mask is None and "attention_mask" not in self.tokenizer.model_input_names):
+            del data["attention_mask"]
         if return_offsets:
             data["text_replacement_offsets"] = replacement_offsets
         if merged.get("return_mm_token_type_ids"):
@@ -171,6 +174,19 @@ class ViTPProcessor(ProcessorMixin):
             if pixel_values:
                 data["visual_token_indices"] = torch.cat(kept_tokens)
         return BatchFeature(data, tensor_type=return_tensors, skip_tensor_conversion=self.skip_tensor_conversion)
+
+    def _merge_with_defaults(self, kwargs: dict) -> dict[str, dict]:
+        """What a call says, then the tokenizer's settings but for its padding side, then the defaults of this class."""
+        settings = {name: value for name, value in self.tokenizer.init_kwargs.items() if name != "padding_side"}
+        return self._merge_kwargs(tokenizer_init_kwargs=settings, **kwargs)
+
+    def replace_image_token(self, image_inputs: dict, image_idx: int, **kwargs) -> str:
+        """What stands in the text for an image that the image processor has tiled, without VRL; serving engines ask."""
+        return self._tokens_of_image(image_inputs["num_patches"][image_idx] * self.image_seq_length)
+
+    @staticmethod
+    def _tokens_of_image(number: int) -> str:
+        return IMAGE_START_TOKEN + IMAGE_TOKEN * number + IMAGE_END_TOKEN
 
     def _images_by_sample(self, images: ImageInput | None, text: list[str]) -> list[list]:
         """Deals the images out to the texts, by the image places in each."""
@@ -220,7 +236,7 @@ class ViTPProcessor(ProcessorMixin):
         """
         if image_sizes is None:
             return MultiModalData()
-        images_kwargs = self._merge_kwargs(tokenizer_init_kwargs=self.tokenizer.init_kwargs, **kwargs)["images_kwargs"]
+        images_kwargs = self._merge_with_defaults(kwargs)["images_kwargs"]
         num_tiles = self.image_processor.num_tiles([tuple(size) for size in image_sizes], images_kwargs)
         num_tokens = [2 + tiles * self.image_seq_length for tiles in num_tiles]
         return MultiModalData(num_image_tokens=num_tokens, num_image_patches=num_tiles)
@@ -258,16 +274,37 @@ class ViTPProcessor(ProcessorMixin):
         """Renders and, with `tokenize=True`, encodes chat messages; see
         [`~transformers.ProcessorMixin.apply_chat_template`]. VRL options go into `processor_kwargs`.
 
+        Messages are dictionaries, or dataclasses or pydantic models with the same fields.
+
         Raises:
-            ValueError: if a conversation is empty, a role is unknown or a text holds an image token literally.
+            ValueError: if a conversation is empty, a role is unknown, a text holds an image token literally, or a
+                message calls tools and the chat template has no words for it (this class's own has none).
         """
-        batched = bool(conversation) and isinstance(conversation[0], (list, tuple))
-        for row, messages in enumerate(conversation if batched else [conversation]):
+        if not conversation:
+            raise ValueError("Conversation 0: there are no messages.")
+        try:
+            conversations, batched = self._normalize_conversations(conversation)
+        except TypeError:  # which the check below explains
+            batched = isinstance(conversation[0], (list, tuple))
+            conversations = conversation if batched else [conversation]
+        template = self._resolve_chat_template(chat_template)
+        for row, messages in enumerate(conversations):
             try:
                 check_messages(messages, allow_image_tokens=bool(kwargs.get("sanitize_control_tokens")))
+                check_tool_calls(messages, template)
             except ValueError as error:
                 raise ValueError(f"Conversation {row}: {error}") from error
-        return super().apply_chat_template(conversation, chat_template, **kwargs)
+        return super().apply_chat_template(conversations if batched else conversations[0], chat_template, **kwargs)
+
+
+def check_tool_calls(messages: list[dict], template: str) -> None:
+    """Raises a `ValueError` if a message calls tools and the chat template would leave that out."""
+    index = next((index for index, message in enumerate(messages) if message.get("tool_calls")), None)
+    if index is not None and "tool_calls" not in template:
+        raise ValueError(
+            f"message {index} has tool_calls, for which the chat template has no words: write them into its content, "
+            "or give a chat_template that renders them."
+        )
 
 
 def _as_tuple(key) -> tuple:

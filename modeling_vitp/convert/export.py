@@ -4,19 +4,25 @@ import copy
 from pathlib import Path
 
 from torch import nn
-from transformers import GotOcr2ImageProcessor, InternVLVisionConfig, InternVLVisionModel
+from transformers import (
+    GotOcr2ImageProcessor,
+    InternVLForConditionalGeneration,
+    InternVLModel,
+    InternVLVisionConfig,
+    InternVLVisionModel,
+)
 from transformers.dynamic_module_utils import custom_object_save
 
 from ..configuration_vitp import ViTPVisionConfig
 from ..image_processing_vitp import ViTPImageProcessor
-from ..modeling_vitp import ViTPForConditionalGeneration, ViTPModel, ViTPVisionModel
+from ..modeling_vitp import ViTPForConditionalGeneration, ViTPVisionModel
 from ..processing_vitp import ViTPProcessor
 
 AUTO_MAP = {"AutoConfig": "configuration_vitp.ViTPVisionConfig", "AutoModel": "modeling_vitp.ViTPVisionModel"}
 
 
 def export_backbone(
-    model: ViTPForConditionalGeneration | ViTPModel | ViTPVisionModel | str | Path,
+    model: InternVLForConditionalGeneration | InternVLModel | InternVLVisionModel | str | Path,
     output_dir: str | Path,
     image_processor: ViTPImageProcessor | None = None,
 ) -> Path:
@@ -33,7 +39,8 @@ def export_backbone(
 
     Args:
         model: the trained model (also as PEFT has wrapped it), its vision model, or the folder or Hub id of a
-            checkpoint (with its processor).
+            checkpoint (with its processor). A model that was loaded with `trust_remote_code=True` is one, and one of
+            transformers' InternVL too.
         output_dir: created if missing.
         image_processor: the one of training; that of the checkpoint if `model` is one. ImageNet mean and std at the
             model's image size if there is none.
@@ -55,13 +62,14 @@ def export_backbone(
     return Path(output_dir)
 
 
-def trained_vision_model(model: nn.Module) -> ViTPVisionModel:
+def trained_vision_model(model: nn.Module) -> InternVLVisionModel:
     """The vision model of a model, which PEFT may have wrapped: with its adapters merged, in a copy."""
     if hasattr(model, "get_base_model"):
         model = model.get_base_model()
-    if isinstance(model, ViTPForConditionalGeneration):
+    # transformers' classes, of which ours are: those that remote code defines have the same names, but are others.
+    if isinstance(model, InternVLForConditionalGeneration):
         model = model.model
-    if isinstance(model, ViTPModel):
+    if isinstance(model, InternVLModel):
         model = model.vision_tower
     is_wrapped = any(hasattr(module, name) for module in model.modules() for name in ("modules_to_save", "base_layer"))
     return without_adapters(copy.deepcopy(model)) if is_wrapped else model

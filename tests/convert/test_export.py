@@ -13,6 +13,7 @@ from tiny_models import vivid_model
 from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2.functional import normalize, pil_to_tensor, resize
 from transformers import InternVLVisionConfig, InternVLVisionModel, Qwen2Config
+from transformers.dynamic_module_utils import get_class_from_dynamic_module
 
 from modeling_vitp import (
     ViTPConfig,
@@ -362,3 +363,22 @@ def test_every_kind_of_backbone_keeps_its_features_and_precision(tokenizer, tmp_
     pixels = torch.randn(2, 3, 56, 56, generator=torch.Generator().manual_seed(0)).to(dtype)
     wanted = model.model.vision_tower(pixels).last_hidden_state
     assert torch.equal(native(pixels).last_hidden_state, wanted)
+
+
+def test_a_model_that_was_loaded_as_remote_code_is_exported_as_one_of_ours(tmp_path, model, processor):
+    """Its classes have the names of ours, and are others."""
+    model.save_pretrained(tmp_path / "run")
+    processor.save_pretrained(tmp_path / "run")
+    remote = get_class_from_dynamic_module("modeling_vitp.ViTPForConditionalGeneration", str(tmp_path / "run"))
+    assert not issubclass(remote, ViTPForConditionalGeneration)
+    loaded = remote.from_pretrained(tmp_path / "run")
+    for part, folder in (
+        (loaded, "whole"),
+        (loaded.model, "base"),
+        (loaded.model.vision_tower, "vit"),
+        (model, "ours"),
+    ):
+        export_backbone(part, tmp_path / folder, processor.image_processor)
+    for folder in ("whole", "base", "vit"):
+        for file in ("model.safetensors", "config.json", "preprocessor_config.json", "modeling_vitp.py"):
+            assert (tmp_path / folder / file).read_bytes() == (tmp_path / "ours" / file).read_bytes(), (folder, file)

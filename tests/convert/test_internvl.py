@@ -2,10 +2,21 @@
 
 import json
 
+import pytest
 import torch
+from internvl_oracle import build_native
+from safetensors.torch import load_file
 from transformers import InternVLForConditionalGeneration
 
-from modeling_vitp import convert_checkpoint
+from modeling_vitp import (
+    ViTPAdapter,
+    ViTPBackbone,
+    ViTPForConditionalGeneration,
+    ViTPModel,
+    ViTPVisionModel,
+    convert_checkpoint,
+    export_backbone,
+)
 from modeling_vitp.convert.internvl import from_internvl, internvl_processor
 
 
@@ -23,3 +34,47 @@ def test_the_processor_of_internvl_has_the_tokens_of_its_images_whatever_the_con
     converted = from_internvl(native)
     assert internvl_processor(tmp_path / "native").image_seq_length == converted.config.image_seq_length == 4
     assert all(torch.equal(value, converted.state_dict()[name]) for name, value in model.state_dict().items())
+
+
+@pytest.mark.parametrize("given", ["alone", "with our configuration"])
+@pytest.mark.parametrize("model_class", [ViTPForConditionalGeneration, ViTPModel, ViTPVisionModel])
+def test_a_folder_of_transformers_internvl_is_an_error_with_the_command_that_makes_it_ours(
+    tmp_path, model, model_class, given
+):
+    """Opened under InternVL's names, 27 parameters of the language model, or all of the ViT's, would be random."""
+    build_native(model).save_pretrained(tmp_path / "native")
+    options = {}
+    if given == "with our configuration":
+        options["config"] = model.config.vision_config if model_class is ViTPVisionModel else model.config
+    with pytest.raises(ValueError, match=rf"vitp convert {tmp_path / 'native'} FOLDER"):
+        model_class.from_pretrained(tmp_path / "native", **options)
+
+    convert_checkpoint(
+        tmp_path / "native", tmp_path / "ours", to="backbone" if model_class is ViTPVisionModel else "vitp"
+    )
+    opened, report = model_class.from_pretrained(tmp_path / "ours", output_loading_info=True)
+    assert not report["missing_keys"]
+    wanted = {ViTPModel: model.model, ViTPVisionModel: model.model.vision_tower}.get(model_class, model)
+    assert {name: value.tolist() for name, value in opened.state_dict().items()} == {
+        name: value.tolist() for name, value in wanted.state_dict().items()
+    }
+    # What is saved has the names that a model has in memory, so that a run's trainer finds them again.
+    opened.save_pretrained(tmp_path / "again")
+    assert load_file(tmp_path / "again" / "model.safetensors").keys() == wanted.state_dict().keys()
+
+
+@pytest.mark.parametrize("model_class", [ViTPVisionModel, ViTPBackbone, ViTPAdapter])
+def test_a_whole_model_is_not_taken_for_its_vit(tmp_path, model, model_class):
+    model.save_pretrained(tmp_path / "whole")
+    with pytest.raises(ValueError, match=rf"vitp export_backbone {tmp_path / 'whole'} FOLDER"):
+        model_class.from_pretrained(tmp_path / "whole")
+    with pytest.raises(ValueError, match="vitp convert"):
+        (tmp_path / "original").mkdir()
+        (tmp_path / "original" / "config.json").write_text('{"model_type": "internvl_chat"}')
+        model_class.from_pretrained(tmp_path / "original")
+
+
+def test_a_vit_is_not_taken_for_a_whole_model(tmp_path, model):
+    export_backbone(model.model.vision_tower, tmp_path / "backbone")
+    with pytest.raises(ValueError, match="without the language model"):
+        ViTPForConditionalGeneration.from_pretrained(tmp_path / "backbone")

@@ -34,7 +34,11 @@ def test_the_language_models_configuration_is_said_in_old_and_new_words(rope):
     [
         ({"use_mean_pooling": False}, "use_mean_pooling=False, but only True"),
         ({"projection_dropout": 0.1}, "projection_dropout=0.1"),
-        ({"image_size": [56, 112]}, r"image_size=\[56, 112\], but the original code needs a square"),
+        (
+            {"image_size": [56, 28], "patch_size": [14, 7]},
+            r"image_size=\[56, 28\], but the original code needs a square",
+        ),
+        ({"image_size": [56, 112]}, r"image_size=\[56, 112\] has 4 x 8 patches"),
     ],
 )
 def test_what_the_original_code_cannot_say_is_refused(tmp_path, vision, message):

@@ -9,7 +9,14 @@ from pictures import picture
 from safetensors.torch import save_file
 from tiny_models import HEAD, VISION, VISION_16, adapter_config
 from torch.nn import functional as F
-from transformers import AutoBackbone, AutoModelForSemanticSegmentation, UperNetConfig, UperNetForSemanticSegmentation
+from transformers import (
+    AutoBackbone,
+    AutoModelForSemanticSegmentation,
+    InternVLVisionConfig,
+    InternVLVisionModel,
+    UperNetConfig,
+    UperNetForSemanticSegmentation,
+)
 
 from modeling_vitp import (
     ViTPAdapter,
@@ -76,6 +83,52 @@ NECKS = {
     "adapter": (ViTPAdapter, {"deformable_heads": 4, "spatial_prior_channels": 8}),
     "pyramid": (ViTPFeaturePyramid, {"pyramid_channels": 16}),
 }
+
+
+@pytest.mark.parametrize("asked", ["in the call", "in the configuration"])
+@pytest.mark.parametrize("neck", NECKS)
+@torch.no_grad()
+def test_hidden_states_and_attentions_of_backbones_and_models_are_those_of_the_vit(vision, neck, asked):
+    """Against transformers' own layers one by one; the adapter's gates are closed, and it has no CLS token."""
+    backbone_class, settings = NECKS[neck]
+    settings = {**settings, "injector_init_value": 0.0} if neck == "adapter" else settings
+    options = {"output_hidden_states": True, "output_attentions": True}
+    backbone = backbone_class.from_backbone(vision, **settings).eval()
+    backbone.set_attn_implementation("eager")
+    native = InternVLVisionModel(InternVLVisionConfig(**{**VISION, "image_size": [64, 64], "patch_size": [16, 16]}))
+    native.load_state_dict(backbone.state_dict(), strict=False)
+    native = native.eval()
+    native.set_attn_implementation("eager")
+    images, others = torch.randn(2, 2, 3, 64, 64)
+
+    def states_of(images: torch.Tensor) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
+        state = native.embeddings(images)[:, 0 if neck == "pyramid" else 1 :]
+        states, attentions = [state], []
+        for layer in native.encoder.layer:
+            attentions.append(layer.attention(layer.layernorm_before(state), output_attentions=True)[1])
+            state = layer(state)
+            states.append(state)
+        return states, attentions
+
+    head = {"num_labels": 3, "hidden_size": 16, "auxiliary_channels": 16, "backbone_kwargs": settings}
+    model = ViTPForSemanticSegmentation.from_backbone(vision, neck, **head).eval()
+    change = ViTPForChangeDetection.from_backbone(vision, neck, **head).eval()
+    model.backbone = change.backbone = backbone
+    for network, inputs in ((backbone, [images]), (model, [images]), (change, [images, others])):
+        silent = network(*inputs)
+        assert silent.hidden_states is None and silent.attentions is None
+        if asked == "in the configuration":
+            for name in options:
+                setattr(network.config, name, True)
+        outputs = network(*inputs, **(options if asked == "in the call" else {}))
+        states, attentions = states_of(torch.cat(inputs))
+        torch.testing.assert_close(list(outputs.hidden_states), states)
+        torch.testing.assert_close(list(outputs.attentions), attentions)
+        as_tuple = network(*inputs, **options, return_dict=False)
+        torch.testing.assert_close(list(as_tuple[1]), states)
+        if asked == "in the configuration":
+            for name in options:
+                setattr(network.config, name, False)
 
 
 @pytest.mark.parametrize("neck", NECKS)

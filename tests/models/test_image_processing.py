@@ -9,7 +9,7 @@ from pictures import picture
 from PIL import Image, ImageOps
 from transformers import GotOcr2ImageProcessor
 
-from modeling_vitp import ViTPImageProcessor
+from modeling_vitp import ViTPImageProcessor, ViTPSegmentationImageProcessor
 from modeling_vitp.image_processing_vitp import band_percentiles
 
 MEAN, STD = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
@@ -582,3 +582,51 @@ def test_resizing_more_than_8_bits_is_clamped_bicubic(dtype, size):
     assert expected.min() < -0.05 and expected.max() > 1.05
     image = (image * (65535 if dtype is np.uint16 else 1)).astype(dtype)
     assert_close(unit(image, size=size), expected[0].clamp(0, 1).numpy(), tolerance=1e-5)
+
+
+@pytest.mark.parametrize(
+    "kind", ["a float array", "a float tensor", "16 bits without a spec", "a window", "float tensors of two sizes"]
+)
+@pytest.mark.parametrize("processor_class", [ViTPImageProcessor, ViTPSegmentationImageProcessor])
+def test_without_rescaling_floats_are_normalized_from_zero_to_one(processor_class, kind):
+    """What `torchvision.transforms.ToTensor` gives; everything else that is not 8-bit RGB goes through [0, 1] too."""
+    generator = np.random.default_rng(0)
+    images = [generator.random((3, 28, 28)).astype(np.float32)]
+    if kind == "float tensors of two sizes" and processor_class is ViTPSegmentationImageProcessor:
+        images.append(generator.random((3, 28, 20)).astype(np.float32))
+    given, options = [torch.from_numpy(image) for image in images], {}
+    if kind == "a float array":
+        given = [images[0].transpose(1, 2, 0)]
+    elif kind == "16 bits without a spec":
+        given = [(images[0] * 65535).astype(np.uint16)]
+        images = [given[0].astype(np.float32) / 65535]
+    elif kind == "a window":
+        given, options = [images[0] * 400 - 160], {"input_spec": {"window": [-160, 240]}}
+    processor = processor_class(do_rescale=False, image_mean=MEAN, image_std=STD, size={"height": 28, "width": 28})
+    pixels = processor(given, return_tensors="pt", **options)["pixel_values"]
+    for image, found in zip(images, pixels):
+        wanted = (image - np.reshape(MEAN, (3, 1, 1))) / np.reshape(STD, (3, 1, 1))
+        assert_close(found[:, : image.shape[1], : image.shape[2]], wanted, 1e-5)
+    rescaled = processor(given, return_tensors="pt", do_rescale=True, **options)["pixel_values"]
+    torch.testing.assert_close(pixels, rescaled, atol=1e-5, rtol=0)
+
+
+def test_floats_without_rescaling_are_those_of_transformers_also_when_they_are_resized():
+    # A smooth image, so that no value leaves [0, 1] when it is resized, where only ours clips.
+    rows, columns = np.meshgrid(np.linspace(0.2, 0.8, 90), np.linspace(0.3, 0.7, 130), indexing="ij")
+    image = torch.tensor(np.stack([rows, columns, rows * columns]), dtype=torch.float32)
+    options = {"size": {"height": 28, "width": 28}, "crop_to_patches": True, "do_rescale": False}
+    ours = ViTPImageProcessor(**options)(image, return_tensors="pt")["pixel_values"]
+    theirs = GotOcr2ImageProcessor(image_mean=MEAN, image_std=STD, **options)(image, return_tensors="pt")
+    torch.testing.assert_close(ours, theirs["pixel_values"], atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("processor_class", [ViTPImageProcessor, ViTPSegmentationImageProcessor])
+def test_without_rescaling_8_bit_images_are_left_as_in_transformers_and_not_mixed_with_others(processor_class):
+    processor = processor_class(do_rescale=False, image_mean=MEAN, image_std=STD, size={"height": 28, "width": 28})
+    theirs = GotOcr2ImageProcessor(do_rescale=False, image_mean=MEAN, image_std=STD, size={"height": 28, "width": 28})
+    image = picture(28, 28)
+    expected = theirs(image, return_tensors="pt")["pixel_values"]
+    assert torch.equal(processor(image, return_tensors="pt")["pixel_values"], expected)
+    with pytest.raises(ValueError, match="of one kind"):
+        processor([image, torch.zeros(3, 28, 28)], return_tensors="pt")

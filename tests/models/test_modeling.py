@@ -5,6 +5,7 @@ from types import SimpleNamespace
 import original_checkpoint
 import pytest
 import torch
+from huggingface_hub.errors import StrictDataclassClassValidationError
 from internvl_oracle import blocked_mask, build_native, shake
 from pictures import picture
 from tiny_models import TEXT, TOKENS_PER_TILE, VISION
@@ -479,6 +480,31 @@ def test_expanded_generation_of_a_batch_is_that_of_each_row(generator_model, pro
             assert found.tolist() == [tokens] * returned
 
 
+@pytest.mark.parametrize("drop_ratio", [0.0, DROP_RATIO])
+def test_answers_to_a_padded_batch_of_chats_are_those_to_each_chat(generator_model, processor, drop_ratio):
+    """As a user calls it: no padding side is given."""
+    questions = [("top?", [(56, 56)]), (TEXTS[2], []), (TEXTS[0], [(200, 60), (56, 56)])]
+    chats = []
+    for row, (question, sizes) in enumerate(questions):
+        parts = [{"type": "image", "image": picture(*size, seed=row)} for size in sizes]
+        chats.append([{"role": "user", "content": [*parts, {"type": "text", "text": question}]}])
+
+    def answers(chats, keys, **options):
+        inputs = processor.apply_chat_template(
+            chats,
+            add_generation_prompt=True,
+            tokenize=True,
+            return_dict=True,
+            return_tensors="pt",
+            processor_kwargs={"vrl_drop_ratio": drop_ratio, "vrl_keys": keys, **options},
+        )
+        found = generator_model.generate(**inputs, max_new_tokens=NEW_TOKENS, do_sample=False)
+        return found[:, inputs["input_ids"].shape[1] :].tolist()
+
+    together = answers(chats, [0, 1, 2], padding=True)
+    assert together == [answers([chat], [row])[0] for row, chat in enumerate(chats)]
+
+
 def beam_search_of_width(model, inputs: dict, width: int, steps: int) -> list[list[int]]:
     """Beam search of one row by whole forward passes, best first."""
     inputs = dict(inputs)
@@ -543,6 +569,78 @@ def test_cache_that_is_passed_in_is_used_under_both_its_names(vivid, native, pro
         assert cache.get_seq_length() == prompt["input_ids"].shape[1]
         found = model(**step, **{name: cache}).logits[:, -1]
         torch.testing.assert_close(found, wanted, atol=1e-5, rtol=0)
+
+
+@torch.no_grad()
+def test_what_follows_a_vrl_prompt_in_a_cache_needs_its_positions(vivid, processor):
+    """Without them it was placed right after the tokens that are left: logits off by 2 here."""
+    prompt, following = encode(processor, "seven_tiles", DROP_RATIO), torch.tensor([[11]])
+    cache = vivid(**prompt, use_cache=True).cache
+    for model, continued in ((vivid, copy.deepcopy(cache)), (vivid.model, copy.deepcopy(cache))):
+        with pytest.raises(ValueError, match="Give position_ids"):
+            model(following, cache=continued)
+    last = prompt["position_ids"][:, -1:]
+    found = vivid(following, cache=cache, position_ids=last + 1).logits[:, -1]
+    whole = {
+        **prompt,
+        "input_ids": torch.cat([prompt["input_ids"], following], dim=1),
+        "attention_mask": torch.ones(1, prompt["input_ids"].shape[1] + 1, dtype=torch.long),
+        "position_ids": torch.cat([prompt["position_ids"], last + 1], dim=1),
+    }
+    torch.testing.assert_close(found, vivid(**whole, use_cache=False).logits[:, -1], atol=1e-5, rtol=0)
+
+    # A prompt without gaps is continued as in transformers, whoever gave its positions.
+    prompt = encode(processor, "seven_tiles")
+    alone = vivid(following, cache=vivid(**prompt).cache).logits
+    positions = positions_of(prompt["attention_mask"])
+    assert torch.equal(alone, vivid(following, cache=vivid(**prompt, position_ids=positions).cache).logits)
+
+
+@torch.no_grad()
+def test_gaps_in_positions_are_no_borders_of_packed_sequences_also_with_precomputed_features(vivid, processor):
+    inputs = encode(processor, "seven_tiles", DROP_RATIO)
+    wanted = vivid(**inputs, use_cache=False).logits
+    features = vivid.get_image_features(
+        inputs.pop("pixel_values"), visual_token_indices=inputs.pop("visual_token_indices"), return_dict=True
+    )
+    del inputs["attention_mask"]
+    found = vivid(**inputs, mm_encoder_outputs={"image": features}, use_cache=False).logits
+    torch.testing.assert_close(found, wanted, atol=1e-5, rtol=0)
+
+
+def test_gaps_and_new_starts_without_a_mask_are_an_error(vivid, processor):
+    """These may be padding or packed sequences, which nothing tells apart."""
+    inputs = encode(processor, "different_tiles", DROP_RATIO)
+    del inputs["attention_mask"]
+    with pytest.raises(ValueError, match="give the attention_mask"):
+        vivid(**inputs, use_cache=False)
+
+
+@torch.no_grad()
+def test_packed_sequences_without_gaps_are_those_of_transformers(vivid, native):
+    ids, positions = torch.tensor([[9, 10, 11, 9, 10]]), torch.tensor([[0, 1, 2, 0, 1]])
+    found = vivid(ids, position_ids=positions, use_cache=False).logits
+    assert torch.equal(found, native(ids, position_ids=positions, use_cache=False).logits)
+    torch.testing.assert_close(found[:, 3:], vivid(ids[:, :2]).logits, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("mode", ["train", "eval"])
+@pytest.mark.parametrize("part", ["whole", "base"])
+def test_image_tokens_without_images_are_an_error_in_training_and_evaluation(vivid, processor, mode, part):
+    inputs = encode(processor, "one_tile")
+    model = (vivid if part == "whole" else vivid.model).train(mode == "train")
+    with pytest.raises(ValueError, match="4 image tokens, but there are no pixel_values"):
+        model(inputs["input_ids"], attention_mask=inputs["attention_mask"])
+    if part == "whole" and mode == "eval":
+        with pytest.raises(ValueError, match="no pixel_values"):
+            model.generate(inputs["input_ids"], attention_mask=inputs["attention_mask"], max_new_tokens=2)
+
+
+@torch.no_grad()
+def test_an_image_token_that_was_written_after_the_prompt_is_a_token_like_others(vivid, processor):
+    prompt = encode(processor, "one_tile")
+    written = torch.tensor([[processor.image_token_id]])
+    assert vivid(written, cache=vivid(**prompt).cache).logits.isfinite().all()
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -855,7 +953,7 @@ def test_configuration_comes_back(tmp_path):
         ({"image_size": [448, 448]}, 0.5, 256),
         ({"image_size": 448}, 0.5, 256),
         ({"image_size": [56, 56]}, 0.5, 4),
-        ({"image_size": [112, 168]}, 0.5, 24),
+        ({"image_size": [56, 28], "patch_size": [14, 7]}, 0.5, 4),
         ({"image_size": [448, 448], "patch_size": [16, 16]}, 0.5, 196),
         ({"image_size": [112, 112]}, 0.25, 4),
     ],
@@ -863,6 +961,48 @@ def test_configuration_comes_back(tmp_path):
 def test_visual_tokens_of_a_tile_follow_from_the_sizes(vision_config, downsample_ratio, wanted):
     config = config_of(vision_config=vision_config, downsample_ratio=downsample_ratio, image_seq_length=999)
     assert config.image_seq_length == wanted
+
+
+@pytest.mark.parametrize(
+    ("vision_config", "named"),
+    [
+        ({"image_size": [112, 28]}, "8 x 2 patches"),
+        ({"image_size": [112, 168]}, "8 x 12 patches"),
+        ({"image_size": [7, 7]}, "at least one"),
+        ({"image_size": [70, 70]}, "even number of patches"),
+        ({"image_size": [14, 14]}, "even number of patches"),
+    ],
+)
+def test_grids_that_the_table_of_positions_or_the_pixel_shuffle_cannot_have_are_refused(vision_config, named):
+    """[112, 28] was read as 4 x 4 patches instead of 8 x 2, and 5 x 5 patches failed in the first forward pass."""
+    with pytest.raises(StrictDataclassClassValidationError, match=named):
+        config_of(vision_config=vision_config)
+
+
+def test_a_vit_alone_may_have_an_odd_grid():
+    assert vision_model(image_size=[70, 70])(tiles(1, size=(70, 70))).last_hidden_state.shape[1] == 1 + 25
+
+
+@pytest.mark.parametrize("size", [(112, 28), (28, 112), (56, 84), (56, 56)])
+@torch.no_grad()
+def test_visual_tokens_of_tiles_that_are_no_squares_join_patches_that_are_neighbours(vivid, size):
+    pixels = tiles(2, size=size)
+    states = vivid.model.vision_tower(pixels).last_hidden_state[:, 1:]
+    height, width = (side // 14 for side in size)
+    wanted = []
+    for tile in states:
+        for row in range(0, height, 2):
+            for column in range(0, width, 2):
+                block = [tile[(row + down) * width + column + right] for down in (0, 1) for right in (0, 1)]
+                wanted.append(torch.cat([block[0], block[1], block[2], block[3]]))
+    found = vivid.model.get_image_features(pixels).pooler_output.flatten(0, 1)
+    expected = vivid.model.multi_modal_projector(torch.stack(wanted))
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
+
+
+def test_tiles_with_an_odd_number_of_patches_are_an_error_that_says_what_to_give(vivid):
+    with pytest.raises(ValueError, match="70 x 56 pixels have 5 x 4 patches"):
+        vivid.model.get_image_features(tiles(1, size=(70, 56)))
 
 
 @pytest.mark.parametrize("tied", [True, False])

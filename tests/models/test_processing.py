@@ -1,5 +1,6 @@
 """The processor's sequences against a brute-force drop from the full encoding, and its tiles against transformers."""
 
+import copy
 from decimal import ROUND_CEILING, Decimal
 
 import numpy as np
@@ -148,6 +149,36 @@ SIZES = st.sampled_from([(56, 56), (112, 56), (56, 170), (60, 61), (200, 10)])
 )
 def test_the_short_encoding_of_any_layout(processor, layout, ratio, padding_side):
     check_against_full_encoding(processor, layout, ratio, padding_side)
+
+
+@pytest.mark.parametrize("call", ["texts", "chats"])
+@pytest.mark.parametrize("saved", ["by nobody", "right"])
+def test_batches_are_padded_on_the_left_unless_a_call_says_otherwise(processor, tmp_path, call, saved):
+    """As transformers' InternVL does, whatever side a tokenizer was saved with: "right" is that of no decision."""
+    if saved == "right":
+        tokenizer = copy.deepcopy(processor.tokenizer)
+        tokenizer.init_kwargs["padding_side"] = tokenizer.padding_side = "right"
+        ViTPProcessor(processor.image_processor, tokenizer, image_seq_length=TOKENS_PER_TILE).save_pretrained(tmp_path)
+        processor = ViTPProcessor.from_pretrained(tmp_path)
+        assert processor.tokenizer.init_kwargs["padding_side"] == "right"
+    texts, pad = ["top", "How many trees are there?"], processor.tokenizer.pad_token_id
+    chats = [[{"role": "user", "content": text}] for text in texts]
+
+    def encode(**options):
+        if call == "texts":
+            return processor(text=texts, **{"padding": True, **options})
+        return processor.apply_chat_template(
+            chats, tokenize=True, return_dict=True, processor_kwargs={"padding": True, **options}
+        )
+
+    alone = (
+        encode(padding=False) if call == "texts" else [processor.apply_chat_template(c, tokenize=True) for c in chats]
+    )
+    short, long = alone["input_ids"] if call == "texts" else [one[0] for one in alone]
+    missing = [pad] * (len(long) - len(short))
+    assert missing
+    assert encode()["input_ids"] == [missing + short, long]
+    assert encode(padding_side="right")["input_ids"] == [short + missing, long]
 
 
 def encode_row(processor, sample, text, key, **kwargs):
@@ -558,3 +589,58 @@ def test_serving_engines_are_told_the_tiles_and_tokens_that_a_sample_has(process
     if len(sizes) == 1:
         assert told.num_image_patches == [len(one["pixel_values"]) for one in one_by_one]
     assert processor._get_num_multimodal_tokens().num_image_tokens is None
+
+
+@pytest.mark.parametrize("ratio", [0, 0.5])
+def test_the_attention_mask_is_left_out_if_asked(processor, ratio):
+    images, texts = make_batch(BATCHES["mixed"])
+    kwargs = {"images": images, "text": texts, "padding": True, "vrl_drop_ratio": ratio, "vrl_keys": make_keys(texts)}
+    whole, without = processor(**kwargs), processor(**kwargs, return_attention_mask=False)
+    assert set(whole) - set(without) == {"attention_mask"}
+    for name in ("input_ids", *(["position_ids"] if ratio else [])):
+        assert whole[name] == without[name]
+
+
+@pytest.mark.parametrize("way", ["argument", "part image", "part path"])
+def test_images_may_be_paths_as_objects(processor, tmp_path, way):
+    path = tmp_path / "tile.png"
+    PICTURE.save(path)
+    if way == "argument":
+        pixels = processor(images=[path], text=PLACE)["pixel_values"]
+    else:
+        part = {"type": "image", way.removeprefix("part "): path}
+        chat = [{"role": "user", "content": [part, {"type": "text", "text": "How many?"}]}]
+        pixels = processor.apply_chat_template(chat, tokenize=True, return_dict=True)["pixel_values"]
+    assert torch.equal(pixels, processor(images=[PICTURE], text=PLACE)["pixel_values"])
+    assert torch.equal(
+        processor.image_processor(path, return_tensors="pt")["pixel_values"],
+        processor.image_processor(PICTURE, return_tensors="pt")["pixel_values"],
+    )
+
+
+@pytest.mark.parametrize("ratio", [0, 0.75])
+def test_replacements_lie_in_the_text_where_their_offsets_say(processor, ratio):
+    images, texts = make_batch(BATCHES["mixed"])
+    output = processor(
+        images=images,
+        text=texts,
+        vrl_drop_ratio=ratio,
+        vrl_keys=make_keys(texts),
+        return_text_replacement_offsets=True,
+        return_offsets_mapping=True,
+    )
+    for row, (text, offsets) in enumerate(zip(texts, output["text_replacement_offsets"], strict=True)):
+        written, end = "", 0
+        for found in offsets:
+            assert text[slice(*found["span"])] == found["text"] == "<IMG_CONTEXT>"
+            written += text[end : found["span"][0]] + found["replacement"]
+            assert written[slice(*found["new_span"])] == found["replacement"]
+            end = found["span"][1]
+        written += text[end:]
+        assert output["input_ids"][row] == processor.tokenizer(written)["input_ids"]
+        assert len(offsets) == len(images[row])
+    if not ratio:
+        tiled = processor.image_processor(images[2], crop_to_patches=True, max_patches=BUDGET // len(images[2]))
+        assert [processor.replace_image_token(tiled, index) for index in range(3)] == [
+            found["replacement"] for found in output["text_replacement_offsets"][2]
+        ]
