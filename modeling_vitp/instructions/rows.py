@@ -12,7 +12,7 @@ from typing import Any
 import PIL.ExifTags
 import PIL.Image
 import torch
-from datasets import Dataset, Features, Image, IterableDataset, List, Value
+from datasets import Dataset, Features, Image, IterableDataset, Json, List, Value
 
 from ..image_processing_vitp import ViTPImageProcessor
 from ..messages import message_texts, split_at_places
@@ -95,7 +95,42 @@ def undecoded(features: Features) -> Features:
 
 
 def row_of(source: str, row_id: str, images: list[dict], messages: list[dict], error: str | None = None) -> dict:
+    error = error and error.encode(errors="backslashreplace").decode()  # Arrow takes no half of a surrogate pair
     return {"id": row_id, "images": images, "messages": messages, "source": source, "error": error}
+
+
+def check_text(text: Any, what: str) -> str:
+    """The text; a `ValueError` if it is none that a table of rows holds as it is.
+
+    Rows share a column: beside a number, `datasets` makes numbers of other rows' texts, and of the number a text.
+    """
+    if not isinstance(text, str):
+        raise ValueError(f"{what} is {str(text)[:80]!r}, of type {type(text).__name__}; write it as text, in quotes.")
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise ValueError(f"{what} has half of a surrogate pair in it, \\u{ord(text[error.start]):x}.") from error
+    return text
+
+
+def check_unmerged(features: Features | dict | None, where: str) -> None:
+    """Raises a `ValueError` that names a column of which the texts are no longer as they were written.
+
+    Where the values of a column differ in type from row to row, the JSON reader of `datasets` parses its texts: beside
+    a 3, "007" becomes 7.
+    """
+    for name, feature in (features or {}).items():
+        if holds_json(feature):
+            raise ValueError(
+                f"{where}: the column {name!r} has texts in some rows, and numbers or other things in others, of which "
+                "the reader has changed the texts. Write every one as text, in quotes."
+            )
+
+
+def holds_json(feature: Any) -> bool:
+    if isinstance(feature, (dict, list)):
+        return any(map(holds_json, feature.values() if isinstance(feature, dict) else feature))
+    return isinstance(feature, Json) or (hasattr(feature, "feature") and holds_json(feature.feature))
 
 
 def encoded_image(image: Any, image_root: str | None) -> dict:
@@ -104,8 +139,10 @@ def encoded_image(image: Any, image_root: str | None) -> dict:
         image = {"path": image, "bytes": None}
     elif isinstance(image, bytes):
         image = {"path": None, "bytes": image}
-    if not isinstance(image, dict) or not (image.get("path") or image.get("bytes")):
+    path, content = (image.get("path"), image.get("bytes")) if isinstance(image, dict) else (None, None)
+    if not (path or content) or not isinstance(path or "", str) or not isinstance(content or b"", bytes):
         raise ValueError(f"an image is {str(image)[:80]!r}, neither a path nor encoded bytes.")
+    check_text(path or "", "the path of an image")
     if image.get("bytes") is None and image_root is not None:
         image = {**image, "path": str(Path(image_root) / image["path"])}
     return {"path": image.get("path"), "bytes": image.get("bytes")}
@@ -125,17 +162,18 @@ def messages_of(turns: list[dict], num_images: int) -> list[dict]:
         raise ValueError(f"the messages are {str(turns)[:80]!r}, not a list of turns.")
     messages = []
     for index, turn in enumerate(turns):
+        if not isinstance(turn, dict):
+            raise ValueError(f"message {index} is {str(turn)[:80]!r}, but a role and a content are needed.")
         role = turn.get("role", turn.get("from"))
-        if role not in ROLE_OF:
+        if not isinstance(role, str) or role not in ROLE_OF:
             raise ValueError(f"message {index} has the role {role!r}; known are {', '.join(ROLE_OF)}.")
         content = turn.get("content", turn.get("value"))
-        if isinstance(content, str):
+        if isinstance(content, list):
+            parts = [part_of(part, index) for part in content]
+        else:
+            content = check_text(content, f"the content of message {index}")
             is_answer = ROLE_OF[role] == "assistant"
             parts = [{"type": "text", "text": content}] if is_answer else split_at_places(content)
-        elif isinstance(content, list):
-            parts = [{"type": part.get("type"), "text": part.get("text")} for part in content]
-        else:
-            raise ValueError(f"message {index} has the content {str(content)[:80]!r}; text is needed.")
         messages.append({"role": ROLE_OF[role], "content": parts})
     num_places = sum(part["type"] == "image" for message in messages for part in message["content"])
     if num_places == 0 and num_images:
@@ -146,6 +184,19 @@ def messages_of(turns: list[dict], num_images: int) -> list[dict]:
     elif num_places != num_images:
         raise ValueError(f"it has {num_images} image(s), but {num_places} image place(s) in its messages.")
     return messages
+
+
+def part_of(part: Any, index: int) -> dict:
+    """A part of message `index`: a text, or the place of an image."""
+    kind = part.get("type") if isinstance(part, dict) else None
+    if kind == "text":
+        return {"type": "text", "text": check_text(part.get("text"), f"a text in message {index}")}
+    if kind != "image":
+        raise ValueError(
+            f"message {index} has the part {str(part)[:80]!r}, but {{'type': 'text', 'text': …}} or "
+            "{'type': 'image'} is needed."
+        )
+    return {"type": "image", "text": None}
 
 
 def image_size(image: Any) -> tuple[int, int]:

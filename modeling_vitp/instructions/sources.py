@@ -21,7 +21,7 @@ from trl import ScriptArguments
 from ..hub.failures import RETRIES, pause, seconds_to_wait, tried
 from ..images.reading import IMAGE_SUFFIXES
 from .mixture_file import Source
-from .rows import FEATURES, encoded_image, messages_of, row_of, undecoded
+from .rows import FEATURES, check_unmerged, encoded_image, messages_of, row_of, undecoded
 
 logger = logging.getLogger(__name__)
 
@@ -119,6 +119,7 @@ def find_columns(source: Source, features: Features | dict) -> dict[str, str]:
             f"Source {source.name!r}: {source.location} has the columns {names}, which make no conversation. Say under "
             "`columns` which are the messages, or the question and the answer (or an answer column and a `prompt`)."
         )
+    check_unmerged({name: features[name] for name in columns.values()}, f"Source {source.name!r}, {source.location}")
     return columns
 
 
@@ -133,7 +134,8 @@ def to_rows(batch: dict[str, list], source: Source, columns: dict[str, str], fea
 
 def make_row(stored: dict, source: Source, columns: dict[str, str], features: Features, number: int) -> dict:
     """One stored row to the schema; what is wrong with it goes into `error`."""
-    row_id = str(stored[columns["id"]]) if "id" in columns else str(number)
+    row_id = stored.get(columns.get("id"))
+    row_id = str(number) if row_id is None else str(row_id)
     try:
         images = stored.get(columns.get("images")) if "images" in columns else None
         images = [] if images is None or images == "" else images if isinstance(images, list) else [images]
@@ -144,12 +146,26 @@ def make_row(stored: dict, source: Source, columns: dict[str, str], features: Fe
             answer, label = stored[columns["answer"]], features[columns["answer"]]
             if isinstance(label, ClassLabel) and answer is not None:
                 answer = label.int2str(answer)
-            answer = "" if answer is None else str(answer)
-            question = str(stored[columns["question"]]) if "question" in columns else source.prompt
+            answer = "" if answer is None else as_text(answer, columns["answer"])
+            question = source.prompt
+            if "question" in columns:
+                question = as_text(stored[columns["question"]], columns["question"])
             turns = [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
         return row_of(source.name, row_id, images, messages_of(turns, len(images)))
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         return row_of(source.name, row_id, [], [], str(error))
+
+
+def as_text(value: str | int, column: str) -> str:
+    """The value of a question or an answer; a `ValueError` if it was stored as what does not keep its spelling."""
+    if isinstance(value, int):
+        return str(value)
+    if not isinstance(value, str):
+        raise ValueError(
+            f"the column {column!r} has {str(value)[:80]!r}, stored as a {type(value).__name__}, so that how it was "
+            "written is lost (3 may have become 3.0, a date have got a time). Store it as text."
+        )
+    return value
 
 
 def annotation_rows(annotation: str, image_root: str | None, name: str, state: str | None = None) -> Iterator[dict]:
@@ -254,4 +270,8 @@ def load_rows(script_args: ScriptArguments) -> DatasetDict | IterableDatasetDict
         raise ValueError(
             f"{name} has no split {script_args.dataset_train_split!r}, only {sorted(splits)}: give dataset_train_split."
         )
+    for split in (script_args.dataset_train_split, script_args.dataset_test_split):
+        if split in splits:
+            columns = {key: value for key, value in (splits[split].features or {}).items() if key in ("id", "messages")}
+            check_unmerged(columns, f"{name}, split {split!r}")
     return splits

@@ -5,7 +5,7 @@ import pytest
 from datasets import ClassLabel, Dataset, Features, IterableDataset, List, Value
 from datasets import Image as ImageFeature
 from pictures import picture
-from sample_rows import ANNOTATIONS, BOXES, text, write_annotations
+from sample_rows import ANNOTATIONS, BOXES, text, turn, write_annotations
 from tiny_models import TOKENS_PER_TILE
 from trl import ScriptArguments
 
@@ -90,6 +90,52 @@ def test_a_file_that_changes_is_read_again(folder):
     with open(folder / "a.jsonl", "a") as file:
         file.write(json.dumps(ANNOTATIONS[0]) + "\n")
     assert len(read_source(rows)) == 11
+
+
+def of_parts(value):
+    return {"conversations": [turn("human", [text(value)]), turn("gpt", "ok")]}
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+@pytest.mark.parametrize(
+    "odd",
+    [3, 2.5, True, None, ["x"], {"a": 1}, "\ud800"],
+    ids=lambda odd: type(odd).__name__ + str(odd).isascii() * "-",
+)
+def test_a_text_that_is_none_makes_a_row_with_an_error_and_leaves_the_others_as_they_are(tmp_path, odd, streaming):
+    texts = ["007", "1.50", "2020-01-01", "true", "null"]
+    rows = [of_parts(value) for value in [*texts, odd]] + [{"image": odd, **of_parts("x")}, {"image": [odd]}]
+    rows += [{"conversations": [{"from": odd, "value": "x"}]}, {"conversations": [odd]}, {"conversations": odd}, [odd]]
+    (tmp_path / "a.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    found = list(read_source(source(tmp_path, annotation="a.jsonl", streaming=streaming)))
+    assert [row["messages"][0]["content"][0]["text"] for row in found[:5]] == texts
+    is_image = odd in (None, ["x"])  # no image, and a path
+    assert [bool(row["error"]) for row in found] == [False] * 5 + [True, not is_image] + [True] * (len(rows) - 7)
+    assert "a text in message 0 " in found[5]["error"]
+
+
+def test_texts_that_the_reader_has_changed_are_an_error(tmp_path):
+    (tmp_path / "data").mkdir()
+    rows = [{"messages": [{"role": "user", "content": [text(value)]}]} for value in ("007", 3)]
+    (tmp_path / "data" / "train.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    for streaming in (False, True):
+        with pytest.raises(ValueError, match="data, split 'train': the column 'messages' has texts in some rows"):
+            load_rows(ScriptArguments(dataset_name=str(tmp_path / "data"), dataset_streaming=streaming))
+        with pytest.raises(ValueError, match="Source 's'.*the column 'messages' has texts in some rows"):
+            list(read_source(source("", dataset=str(tmp_path / "data"), streaming=streaming)))
+
+
+@pytest.mark.parametrize(
+    ("values", "expected"), [([3, 4], ["3", "4"]), (["007", "1.5"], ["007", "1.5"]), ([3, 2.5], 0), ([None, 2.5], 0)]
+)
+def test_answers_are_as_they_were_written_or_an_error(tmp_path, values, expected):
+    (tmp_path / "data").mkdir()
+    Dataset.from_dict({"question": ["q", "q"], "answer": values}).to_parquet(tmp_path / "data" / "train.parquet")
+    rows = list(read_source(source(tmp_path, folder="data")))
+    if expected:
+        assert [row["messages"][1]["content"][0]["text"] for row in rows] == expected
+    else:
+        assert "the column 'answer' has '2.5', stored as a float" in rows[1]["error"]
 
 
 MESSAGES = List({"role": Value("string"), "content": Value("string")})
