@@ -13,7 +13,7 @@ from trl.data_utils import prepare_multimodal_messages
 from ..messages import check_answers, check_messages, place_images
 from ..processing_vitp import ViTPProcessor
 from ..vrl import check_apply_prob, check_drop_ratio, keyed_generator
-from .rows import load_images, sample_id_of
+from .rows import check_image_parts, load_images, sample_id_of
 from .settings import SampleTransform, SourceSettings
 
 logger = logging.getLogger(__name__)
@@ -182,6 +182,7 @@ class ViTPDataCollator:
                 "or map the columns of the data set (prompt and completion: messages = prompt + completion)."
             )
         check_messages(messages)
+        check_image_parts(messages)
         check_answers(messages)
         messages = settings.with_system_prompt(place_images(messages))
         try:

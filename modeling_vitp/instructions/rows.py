@@ -5,6 +5,7 @@ import io
 import itertools
 import json
 import os
+import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -13,11 +14,15 @@ import PIL.ExifTags
 import PIL.Image
 import torch
 from datasets import Dataset, Features, Image, IterableDataset, Json, List, Value
+from datasets.utils.file_utils import xopen
 
 from ..image_processing_vitp import ViTPImageProcessor
+from ..images.fetching import OF_THE_WEB, fetch, is_url
 from ..messages import message_texts, split_at_places
 from ..vrl import keyed_generator
 from .settings import SampleTransform
+
+OF_THE_HUB = re.compile(r"(^|::)hf://")
 
 
 def sample_id_of(example: dict[str, Any]) -> Any:
@@ -40,14 +45,17 @@ def images_of(example: dict[str, Any]) -> list:
 
 
 def load_images(example: dict[str, Any]) -> list:
-    """The images of a row, see [`images_of`]: decoded unless they are images or arrays already."""
+    """The images of a row, see [`images_of`]: decoded unless they are images or arrays already.
+
+    One that is named by URL is fetched only if that is asked for, see [`~modeling_vitp.images.fetching`].
+    """
     loaded = []
     for index, image in enumerate(images_of(example)):
         if isinstance(image, str):
             image = {"path": image, "bytes": None}
         if isinstance(image, dict):
             try:
-                image = Image().decode_example({"path": image.get("path"), "bytes": image.get("bytes")})
+                image = Image().decode_example({"path": None, "bytes": content_of(image)})
                 image.load()
             except Exception as error:  # Pillow raises many kinds, SyntaxError among them, for a broken file
                 origin = f" ({image['path']})" if isinstance(image, dict) and image.get("path") else ""
@@ -58,6 +66,19 @@ def load_images(example: dict[str, Any]) -> list:
             raise ValueError(f"image {index} is empty: {image.width} x {image.height} pixels. Take the row out.")
         loaded.append(image)
     return loaded
+
+
+def content_of(image: dict) -> bytes:
+    """The encoded image, out of the row, its file or, if that is asked for, its URL."""
+    content, path = image.get("bytes"), image.get("path")
+    if content is not None:
+        return content
+    if not isinstance(path, str):
+        raise ValueError(f"it has neither bytes nor a path, but {str(path)[:80]!r}.")
+    if OF_THE_HUB.search(path):  # of a data set that is streamed, by the client of the Hub
+        with xopen(path, "rb") as file:
+            return file.read()
+    return fetch(path) if is_url(path) else Path(path).read_bytes()
 
 
 FEATURES = Features(
@@ -136,6 +157,8 @@ def holds_json(feature: Any) -> bool:
 def encoded_image(image: Any, image_root: str | None) -> dict:
     """An image of a row, which may be a path, bytes or both, undecoded."""
     if isinstance(image, str):
+        if is_url(image) and not OF_THE_WEB.match(image):
+            raise ValueError(f"an image is {image[:80]!r}, neither a path nor a URL of the web.")
         image = {"path": image, "bytes": None}
     elif isinstance(image, bytes):
         image = {"path": None, "bytes": image}
@@ -143,7 +166,7 @@ def encoded_image(image: Any, image_root: str | None) -> dict:
     if not (path or content) or not isinstance(path or "", str) or not isinstance(content or b"", bytes):
         raise ValueError(f"an image is {str(image)[:80]!r}, neither a path nor encoded bytes.")
     check_text(path or "", "the path of an image")
-    if image.get("bytes") is None and image_root is not None:
+    if image.get("bytes") is None and image_root is not None and not is_url(path):
         image = {**image, "path": str(Path(image_root) / image["path"])}
     return {"path": image.get("path"), "bytes": image.get("bytes")}
 
@@ -191,12 +214,31 @@ def part_of(part: Any, index: int) -> dict:
     kind = part.get("type") if isinstance(part, dict) else None
     if kind == "text":
         return {"type": "text", "text": check_text(part.get("text"), f"a text in message {index}")}
-    if kind != "image":
+    if kind not in ("image", "image_url"):
         raise ValueError(
             f"message {index} has the part {str(part)[:80]!r}, but {{'type': 'text', 'text': …}} or "
             "{'type': 'image'} is needed."
         )
+    check_image_part(part, index)
     return {"type": "image", "text": None}
+
+
+def check_image_parts(messages: list[dict]) -> None:
+    """Raises a `ValueError` if a part of a message names an image itself, in place of the row's `images`."""
+    for index, message in enumerate(messages):
+        content = message.get("content")
+        for part in content if isinstance(content, (list, tuple)) else ():
+            check_image_part(part, index)
+
+
+def check_image_part(part: dict, index: int) -> None:
+    named = [key for key in ("image_url", "url", "path", "base64") if part.get(key) is not None]
+    named += ["image"] if isinstance(part.get("image"), (str, bytes, dict)) else []
+    if named or part.get("type") == "image_url":
+        raise ValueError(
+            f"message {index} names an image in a part of its own ({(named or ['image_url'])[0]}). Put it under "
+            "`images`, as a file or its bytes, and mark its place with {'type': 'image'}."
+        )
 
 
 def image_size(image: Any) -> tuple[int, int]:
@@ -204,9 +246,9 @@ def image_size(image: Any) -> tuple[int, int]:
     if isinstance(image, str):
         image = {"path": image, "bytes": None}
     if isinstance(image, dict):
-        source = io.BytesIO(image["bytes"]) if image.get("bytes") is not None else image["path"]
-        if isinstance(source, str) and not os.path.isfile(source):
-            return Image().decode_example(image).size[::-1]
+        source = image["path"]
+        if image.get("bytes") is not None or not os.path.isfile(source):
+            source = io.BytesIO(content_of(image))
         with PIL.Image.open(source) as opened:
             # The method of PNG's subclass would decode the image.
             turned = PIL.Image.Image.getexif(opened).get(PIL.ExifTags.Base.Orientation, 1) >= 5
