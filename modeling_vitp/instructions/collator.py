@@ -168,7 +168,8 @@ class ViTPDataCollator:
             raise ValueError(example["error"])
         key = (self.seed, sample_id, self.epoch)
         settings = self.source_settings.get(example.get("source"), SourceSettings())
-        images = settings.apply(load_images(example), keyed_generator(*key, "jpeg"))
+        wants_bands = (settings.input_spec or self.processor.image_processor.input_spec or {}).get("bands") is not None
+        images = settings.apply(load_images(example, wants_bands), keyed_generator(*key, "jpeg"))
         example = {**example, "images": images}
         if self.sample_transform is not None:
             try:

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-import PIL.ExifTags
+import numpy as np
 import PIL.Image
 import torch
 from datasets import Dataset, Features, Image, IterableDataset, Json, List, Value
@@ -18,6 +18,7 @@ from datasets.utils.file_utils import xopen
 
 from ..image_processing_vitp import ViTPImageProcessor
 from ..images.fetching import OF_THE_WEB, fetch, is_url
+from ..images.reading import Picture, picture_size, read_picture
 from ..messages import message_texts, split_at_places
 from ..vrl import keyed_generator
 from .settings import SampleTransform
@@ -44,10 +45,15 @@ def images_of(example: dict[str, Any]) -> list:
     return list(images) if isinstance(images, (list, tuple)) else [images]
 
 
-def load_images(example: dict[str, Any]) -> list:
+def load_images(example: dict[str, Any], bands: bool = False) -> list:
     """The images of a row, see [`images_of`]: decoded unless they are images or arrays already.
 
-    One that is named by URL is fetched only if that is asked for, see [`~modeling_vitp.images.fetching`].
+    What Pillow does not read in full, of more than 8 bits or of other bands than colors, becomes an array of shape
+    `(bands, height, width)`, for an [`InputSpec`]. One that is named by URL is fetched only if that is asked for, see
+    [`~modeling_vitp.images.fetching`].
+
+    Args:
+        bands: whether four bands of a TIFF are wanted as such, whatever the file says of the fourth.
     """
     loaded = []
     for index, image in enumerate(images_of(example)):
@@ -55,8 +61,7 @@ def load_images(example: dict[str, Any]) -> list:
             image = {"path": image, "bytes": None}
         if isinstance(image, dict):
             try:
-                image = Image().decode_example({"path": None, "bytes": content_of(image)})
-                image.load()
+                image = bands_first(read_picture(content_of(image), bands))
             except Exception as error:  # Pillow raises many kinds, SyntaxError among them, for a broken file
                 origin = f" ({image['path']})" if isinstance(image, dict) and image.get("path") else ""
                 raise ValueError(
@@ -66,6 +71,19 @@ def load_images(example: dict[str, Any]) -> list:
             raise ValueError(f"image {index} is empty: {image.width} x {image.height} pixels. Take the row out.")
         loaded.append(image)
     return loaded
+
+
+def bands_first(picture: Picture) -> PIL.Image.Image | np.ndarray:
+    """An array in the layout that the image processor sees to be that of its shape, without being told."""
+    if isinstance(picture, PIL.Image.Image):
+        return picture
+    array = picture[None] if picture.ndim == 2 else picture.transpose(2, 0, 1)
+    try:
+        if ViTPImageProcessor._bands_first(torch.as_tensor(array), None).shape == array.shape:
+            return array
+    except ValueError:
+        pass
+    raise ValueError(f"{array.shape[0]} bands of {array.shape[2]} x {array.shape[1]} pixels are too small an image")
 
 
 def content_of(image: dict) -> bytes:
@@ -246,13 +264,12 @@ def image_size(image: Any) -> tuple[int, int]:
     if isinstance(image, str):
         image = {"path": image, "bytes": None}
     if isinstance(image, dict):
-        source = image["path"]
-        if image.get("bytes") is not None or not os.path.isfile(source):
-            source = io.BytesIO(content_of(image))
-        with PIL.Image.open(source) as opened:
-            # The method of PNG's subclass would decode the image.
-            turned = PIL.Image.Image.getexif(opened).get(PIL.ExifTags.Base.Orientation, 1) >= 5
-            return opened.size if turned else opened.size[::-1]
+        is_file = image.get("bytes") is None and os.path.isfile(image.get("path") or "")
+        try:
+            with open(image["path"], "rb") if is_file else io.BytesIO(content_of(image)) as file:
+                return picture_size(file)
+        except Exception as error:  # as in `load_images`
+            raise ValueError(f"an image cannot be read: {error}") from error
     if isinstance(image, PIL.Image.Image):
         return image.size[::-1]
     return tuple(ViTPImageProcessor._bands_first(torch.as_tensor(image), None).shape[1:])

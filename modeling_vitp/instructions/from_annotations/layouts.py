@@ -11,7 +11,7 @@ import cv2
 import numpy as np
 from PIL import Image
 
-from ...images.reading import image_files
+from ...images.reading import VALUES, image_files, read_image, whole_numbers
 from ..boxes import Box
 from .annotations import UNSPLIT, AnnotatedImage, Layout, Region, read_annotation, read_list, upright_size
 
@@ -354,12 +354,15 @@ def find_file(places: list[Path], name: str) -> Path:
 
 def mask_values(path: Path, size: tuple[int, int]) -> tuple[np.ndarray, bool]:
     """A mask's values, int64 of shape (height, width), and whether they are colours, as 0xRRGGBB."""
-    try:
-        with Image.open(path) as image:
-            is_color = image.mode not in ("1", "L", "P", "I", "I;16")
-            values = np.asarray(image.convert("RGB") if is_color else image).astype(np.int64)
-    except Exception as error:  # Pillow raises many kinds for a broken file
-        raise ValueError(f"The mask {path} cannot be read: {error}") from error
+    picture = read_image(path, None)
+    if isinstance(picture, Image.Image):
+        picture = np.asarray(picture if picture.mode in VALUES else picture.convert("RGB"))
+    is_color = picture.ndim == 3
+    if is_color and (picture.shape[2] != 3 or picture.dtype != np.uint8):
+        raise ValueError(
+            f"The mask {path} has {picture.shape[2]} bands of {picture.dtype}, not one, or three of 8 bits."
+        )
+    values = whole_numbers(picture, path)
     if values.shape[:2] != size:
         raise ValueError(f"The mask {path} is of height and width {values.shape[:2]}, its image of {size}.")
     return (values @ [1 << 16, 1 << 8, 1] if is_color else values), is_color
