@@ -138,13 +138,18 @@ def row_of(source: str, row_id: str, images: list[dict], messages: list[dict], e
     return {"id": row_id, "images": images, "messages": messages, "source": source, "error": error}
 
 
+class Written(str):
+    """A number that is no whole one as it was written, so that an answer in a column of its own keeps its zeros."""
+
+
 def check_text(text: Any, what: str) -> str:
     """The text; a `ValueError` if it is none that a table of rows holds as it is.
 
     Rows share a column: beside a number, `datasets` makes numbers of other rows' texts, and of the number a text.
     """
-    if not isinstance(text, str):
-        raise ValueError(f"{what} is {str(text)[:80]!r}, of type {type(text).__name__}; write it as text, in quotes.")
+    if not isinstance(text, str) or isinstance(text, Written):
+        kind = "float" if isinstance(text, Written) else type(text).__name__
+        raise ValueError(f"{what} is {str(text)[:80]!r}, of type {kind}; write it as text, in quotes.")
     try:
         text.encode()
     except UnicodeEncodeError as error:
