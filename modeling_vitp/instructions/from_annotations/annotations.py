@@ -188,9 +188,9 @@ def choose_split(
 ) -> tuple[dict[str, tuple[Path, ...]], set[Path]]:
     """The images of a split, and the files of those that are held out from it.
 
-    Held out are the test split of the layout and, unless `split` is itself made of it, the validation split. With
-    `listed` (ids, file names, or file names without suffix) only those images are chosen, and all others of the
-    layout are held out.
+    Held out are the test split of the layout and, unless `split` is itself made of it, the validation split; an image
+    that is in `split` too is held out all the same. With `listed` (ids, file names, or file names without suffix) only
+    those images are chosen, and all others of the layout are held out.
 
     Raises:
         ValueError: if the layout has no such split, or no image of a listed name.
@@ -203,7 +203,7 @@ def choose_split(
         if missing:
             raise ValueError(f"{len(missing)} of {len(listed)} listed images are not in {layout.root}: {missing[0]}, …")
         chosen = {keys[name]: everything[keys[name]] for name in listed}
-        held_out = splits.values()
+        held_out = [{key: paths} for images in splits.values() for key, paths in images.items() if key not in chosen]
     elif split in splits:
         chosen = splits[split]
         held_out = [splits.get(name, {}) for name in {"train": ("val", "test"), "test": ()}.get(split, ("test",))]
@@ -212,9 +212,7 @@ def choose_split(
             f"{layout.root} shows no split {split!r}, only {sorted(splits)}. Give one of them, or name the images that "
             "may be used in a file: --split_list."
         )
-    chosen_files = {path for paths in chosen.values() for path in paths}
-    files = {path for images in held_out for paths in images.values() for path in paths}
-    return chosen, files - chosen_files
+    return chosen, {path for images in held_out for paths in images.values() for path in paths}
 
 
 def leave_out_copies(

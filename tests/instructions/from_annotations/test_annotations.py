@@ -6,7 +6,7 @@ import pytest
 from annotated_images import LAYOUTS, NAMES, make, write_coco, write_voc
 
 from modeling_vitp.instructions.from_annotations import layouts
-from modeling_vitp.instructions.from_annotations.annotations import annotate_all, choose_split
+from modeling_vitp.instructions.from_annotations.annotations import annotate_all, choose_split, leave_out_copies
 
 
 def test_no_test_image_enters_by_split_list_or_as_a_copy(tmp_path, capsys):
@@ -27,6 +27,18 @@ def test_no_test_image_enters_by_split_list_or_as_a_copy(tmp_path, capsys):
         make("voc", root, tmp_path / "listed", "--split_list", tmp_path / "list.txt")
     with pytest.raises(ValueError, match=r"shows no split 'val', only \['test', 'train'\]"):
         make("voc", root, tmp_path / "listed", "--split", "val")
+
+
+def test_an_image_that_is_also_in_the_test_split_is_left_out_by_list_and_by_link(tmp_path):
+    for split in ("train", "test"):
+        write_voc(tmp_path, split, NAMES[split][:3])
+    lists = tmp_path / "ImageSets" / "Main"
+    (lists / "train.txt").write_text("000\n001\n002\n060\n")
+    (tmp_path / "JPEGImages" / "061.png").unlink()
+    (tmp_path / "JPEGImages" / "061.png").symlink_to(tmp_path / "JPEGImages" / "002.png")
+    kept, copies = leave_out_copies(*choose_split(layouts.PascalVOC(tmp_path), "train"))
+    assert set(kept) == {"000", "001"}
+    assert {path.stem for path, _ in copies} == {"002", "060"}
 
 
 BAD_FILES = {
