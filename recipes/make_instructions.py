@@ -36,6 +36,7 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--window", type=positive, help="cut larger images into windows of this side, in pixels")
     parser.add_argument("--overlap", type=not_negative, default=0, help="of the windows, in pixels (0)")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--on_error", choices=("raise", "skip"), default="raise", help="what a bad annotation does")
     parser.add_argument("--license", help="of the images and annotations, for the card")
     parser.add_argument("--push_to_hub", metavar="REPO_ID", help="upload the folder as a data set")
     args = parse_words(parser, argv)
@@ -65,13 +66,12 @@ def main(argv: list[str] | None = None) -> int:
 
     names = annotations.read_annotation(args.names) if args.names else None
     layout = LAYOUTS[args.layout](args.root, names, args.annotations)
-
     listed = annotations.read_list(args.split_list) if args.split_list else None
     chosen, copies = annotations.leave_out_copies(*annotations.choose_split(layout, args.split, listed))
     for path, other in copies:
         print(f"{path} is left out: the same file as the held-out {other}.", file=sys.stderr)
 
-    images = [layout.annotate(*item) for item in tqdm(chosen.items(), desc="annotations")]
+    images = annotations.annotate_all(layout, chosen, args.on_error)
     if args.window is not None:
         images = [window for image in images for window in windows_of(image, args.window, args.overlap)]
     vocabulary = Counter(label for image in images for label in sorted(image.classes))

@@ -96,11 +96,17 @@ class DenseData:
         return Rows(rows, self.encoding, name=name)
 
     def check_disjoint(self, names: Sequence[str]) -> None:
-        """Raises a `ValueError` if two of the splits share a file or a patient."""
+        """Raises a `ValueError` if two of the splits share a file, a patient or a case."""
         if self.root is not None:
             check_disjoint({name: find_samples(self.root, self.splits[name], name) for name in names})
         elif len({self.splits[name] for name in names}) < len(names):
             raise ValueError(f"Two of the splits {list(names)} are the same.")
+        elif len(names) > 1:
+            owners = {}
+            for name in names:
+                for case in set(self._open(name).cases or ()):
+                    if owners.setdefault(case, name) != name:
+                        raise ValueError(f"The case {case!r} is in both splits {owners[case]!r} and {name!r}.")
 
     def describe(
         self, train_splits: Sequence[str], eval_split: str | None, test_split: str | None

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+CASES = ("patient", "case")  # fields by which files belong together
 FIELD = re.compile(r"\{(?P<field>\w+)(?::(?P<form>[^{}]+))?\}")
 
 
@@ -28,8 +29,8 @@ class FileSample:
 
     @property
     def case(self) -> str:
-        """What belongs together and may not be divided between splits: the patient, if there is such a field."""
-        return self.fields.get("patient", self.id)
+        """What belongs together and may not be divided between splits: the patient or the case, if that is a field."""
+        return next((self.fields[name] for name in CASES if name in self.fields), self.id)
 
 
 def find_samples(root: str | Path, settings: Mapping, name: str) -> list[FileSample]:
@@ -42,7 +43,7 @@ def find_samples(root: str | Path, settings: Mapping, name: str) -> list[FileSam
             one that a regular expression describes; `**/` for any folders. Files with the same fields belong together.
             `image` may be a list of patterns, one for each channel. `list` is a file below `root` that names a sample
             in each line, by its id, by a field or by a file's name; `part` a range in [0, 1) of the samples (of the
-            patients if there is a field of that name), by a hash of their name.
+            patients or cases if there is a field of that name), by a hash of their name.
         name: of the split, for errors.
 
     Raises:
@@ -166,11 +167,19 @@ def in_part(case: str, first: float, last: float) -> bool:
 
 
 def check_disjoint(splits: Mapping[str, list[FileSample]]) -> None:
-    """Raises a `ValueError` if a file, or a patient, is in two of the splits."""
+    """Raises a `ValueError` if a file, under whatever names, or a patient or case, is in two of the splits."""
     owners = {}
     for name, samples in splits.items():
         for sample in samples:
-            patient = [f"patient {sample.case}"] if "patient" in sample.fields else []
-            for thing in [*patient, *map(str, sample.images)]:
-                if owners.setdefault(thing, name) != name:
-                    raise ValueError(f"{thing} is in both splits {owners[thing]!r} and {name!r}.")
+            things = [(f"{field} {sample.fields[field]}",) * 2 for field in CASES if field in sample.fields]
+            for thing, shown in [*things, *((identity(path), str(path)) for path in sample.images)]:
+                owner, first = owners.setdefault(thing, (name, shown))
+                if owner != name:
+                    also = "" if first == shown else f", as {first} in {owner!r}"
+                    raise ValueError(f"{shown} is in both splits {owner!r} and {name!r}{also}.")
+
+
+def identity(path: Path) -> tuple[int, int]:
+    """The same for a file, a link to it and another hard link."""
+    stat = path.stat()
+    return stat.st_dev, stat.st_ino

@@ -10,8 +10,9 @@ from transformers.image_utils import ChannelDimension
 
 from ..image_processing_vitp import InputSpec
 from ..image_processing_vitp_dense import ViTPSegmentationImageProcessor
-from ..images.reading import Picture, read_image, stored_size
+from ..images.reading import VALUES, Picture, read_image, read_picture, stored_size, whole_numbers
 from ..images.windows import Window, windows
+from ..instructions.rows import content_of, is_decoded
 from .classes import LabelEncoding
 from .files import FileSample
 
@@ -68,11 +69,12 @@ class MaskedImages(torch.utils.data.Dataset):
     def encode(self, mask: tuple[str, Picture]) -> np.ndarray:
         name, values = mask
         if isinstance(values, PIL.Image.Image):
-            is_plain = values.mode in ("1", "L", "P", "I", "I;16") and self.encoding.by == "value"
+            # By color, grey and palettes of 8 bits are colors too.
+            is_plain = values.mode in (VALUES if self.encoding.by == "value" else ("I", "I;16", "I;16B", "F"))
             values = np.asarray(values if is_plain else values.convert("RGB"))
         if values.ndim == 3 and self.encoding.by == "value" and (values == values[..., :1]).all():
             values = values[..., 0]  # grey, saved with three channels
-        return self.encoding.encode(values.astype(np.int32), name)
+        return self.encoding.encode(whole_numbers(values, name).astype(np.int32), name)
 
     def to_rgb(self, image: Picture, name: str) -> torch.Tensor:
         layout = {"input_data_format": ChannelDimension.LAST} if isinstance(image, np.ndarray) else {}
@@ -147,6 +149,14 @@ class Rows(MaskedImages):
         name: str = "",
     ):
         super().__init__(encoding, input_spec)
+        rows = rows.select_columns(rows.column_names)
+        # The decoding of `datasets` would lose what 16-bit images and TIFF have more than 8-bit ones.
+        rows.info.features = datasets.Features(
+            {
+                column: datasets.Image(decode=False) if is_decoded(feature) else feature
+                for column, feature in rows.features.items()
+            }
+        )
         self.rows, self.name, columns = rows, name, columns or {}
         known = rows.column_names
 
@@ -170,7 +180,7 @@ class Rows(MaskedImages):
     def read(self, index: int):
         row = self.rows[index]
         name = str(row.get("id", index))
-        images = [(f"{name} ({column})", row[column]) for column in self.image_columns]
+        images = [self._picture(name, row, column) for column in self.image_columns]
         return name, images, self._mask(name, row)
 
     def read_mask(self, index: int):
@@ -183,6 +193,13 @@ class Rows(MaskedImages):
     def _mask(self, name: str, row: dict):
         if self.mask_column is None:
             return None
-        if row[self.mask_column] is None:
-            raise ValueError(f"Row {name} of split {self.name!r} has no {self.mask_column}.")
-        return f"{name} ({self.mask_column})", row[self.mask_column]
+        return self._picture(name, row, self.mask_column)
+
+    def _picture(self, name: str, row: dict, column: str) -> tuple[str, Picture]:
+        stored, where = row[column], f"{name} ({column})"
+        if stored is None:
+            raise ValueError(f"Row {name} of split {self.name!r} has no {column}.")
+        try:
+            return where, read_picture(content_of(stored)) if isinstance(stored, dict) else stored
+        except Exception as error:  # Pillow raises many kinds for a broken file
+            raise ValueError(f"Row {name} of split {self.name!r}: {column} cannot be read: {error}") from error

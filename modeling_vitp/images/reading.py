@@ -1,37 +1,189 @@
-"""Files to pixels: images by Pillow, TIFF of any depth and number of bands by rasterio, whole or a window."""
+"""Files to pixels: 8-bit images by Pillow, those of more depth or bands by rasterio, whole or a window.
 
+Pixels are as the image is to be seen, turned as its EXIF data or the orientation of its TIFF says.
+"""
+
+import io
 import warnings
 from functools import cache, lru_cache
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
+import PIL.ExifTags
 import PIL.Image
+import PIL.ImageOps
 import rasterio
+from PIL.TiffImagePlugin import ImageFileDirectory_v2
 from rasterio.errors import NotGeoreferencedWarning
 
 from .windows import Window
 
 IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".tif", ".tiff", ".bmp", ".webp", ".gif"}
 
+PNG, TIFF = b"\x89PNG\r\n\x1a\n", (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")  # how their files begin
+
+VALUES = ("1", "L", "P", "I", "I;16", "I;16B", "F")  # modes of Pillow whose pixels are one number, and no color
+
 # What is read: by Pillow, or of a TIFF the array of shape `(height, width)` or `(height, width, bands)`.
 Picture = PIL.Image.Image | np.ndarray
 
 
 def read_image(path: Path, window: Window | None) -> Picture:
-    """A file, or a window of it; of a TIFF no more is read than the window."""
-    if is_tiff(path):
-        area = None if window is None else ((window[1], window[3]), (window[0], window[2]))  # rows, columns
+    """A file, or a window of it; of a TIFF, which always becomes an array, no more is read than the window."""
+    if not is_tiff(path):
+        picture = decode(path) if window is None else decode_scene(path)
+        if window is None:
+            return picture
+        return picture.crop(window) if isinstance(picture, PIL.Image.Image) else cut(picture, window)
+    try:
+        with path.open("rb") as file:
+            orientation = orientation_of(tiff_tags(file))
+        area = None
+        if window is not None and orientation == 1:
+            area = ((window[1], window[3]), (window[0], window[2]))  # rows, columns
         with open_tiff(path) as file:
-            bands = file.read(window=area)
-        return bands[0] if len(bands) == 1 else bands.transpose(1, 2, 0)
-    return decode(path) if window is None else decode_scene(path).crop(window)
+            picture = turn(bands_last(file.read(window=area)), orientation)
+    except (rasterio.errors.RasterioError, MemoryError, OSError, SyntaxError) as error:
+        raise ValueError(f"{path} cannot be read: {error}") from error
+    return picture if window is None or area is not None else cut(picture, window)
+
+
+def read_picture(content: bytes, bands: bool = False) -> Picture:
+    """An encoded image: by Pillow what it reads in full, or else the array of shape `(height, width[, bands])`.
+
+    Args:
+        content: of a file.
+        bands: whether the fourth band of a TIFF is wanted as such also where it is marked as transparency, which it is
+            in many files of red, green, blue and near infrared.
+
+    Raises:
+        Exception: of many kinds, if it is broken.
+    """
+    if is_deep(content, bands):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", NotGeoreferencedWarning)
+            with rasterio.MemoryFile(content) as memory, memory.open() as file:
+                if file.width * file.height > 2 * (PIL.Image.MAX_IMAGE_PIXELS or float("inf")):  # as Pillow does
+                    raise ValueError(f"it has {file.width} x {file.height} pixels, more than are taken from one file")
+                picture = bands_last(file.read())
+        if content.startswith(TIFF):
+            return turn(picture, orientation_of(tiff_tags(io.BytesIO(content))))
+        with PIL.Image.open(io.BytesIO(content)) as image:
+            return turn(onto_white(picture), header_orientation(image))
+    image = PIL.Image.open(io.BytesIO(content))
+    image.load()
+    if image.getexif().get(PIL.ExifTags.Base.Orientation) is not None:
+        image = PIL.ImageOps.exif_transpose(image)
+    return image
+
+
+def is_deep(content: bytes, bands: bool = False) -> bool:
+    """Whether Pillow would lose bits or bands of an encoded image."""
+    if content.startswith(PNG):
+        return content[24:25] == b"\x10" and content[25:26] != b"\0"  # 16 bits, not grey
+    if not content.startswith(TIFF):
+        return False
+    tags = tiff_tags(io.BytesIO(content))
+    depths, formats, extra = (tags.get(tag, default) for tag, default in ((258, (1,)), (339, (1,)), (338, ())))
+    samples = tags.get(277, 1)
+    with_color = samples - len(extra) == {2: 3, 5: 4, 6: 3, 8: 3}.get(tags.get(262, 1), 1)
+    is_plain = max(depths) <= 8 and set(formats) == {1} and with_color and tuple(extra) in ((), (1,), (2,))
+    return not is_plain or (bands and samples > 3)
+
+
+def picture_size(file: BinaryIO) -> tuple[int, int]:
+    """Height and width of what `read_picture` gives for the content of an open file, from its header."""
+    is_of_tiff = file.read(4) in TIFF
+    file.seek(0)
+    if is_of_tiff:
+        tags = tiff_tags(file)
+        size, orientation = (int(tags[257]), int(tags[256])), orientation_of(tags)
+    else:
+        with PIL.Image.open(file) as image:
+            size, orientation = (image.height, image.width), header_orientation(image)
+    return size[::-1] if orientation >= 5 else size
 
 
 @cache
 def stored_size(path: Path) -> tuple[int, int]:
     """Height and width of what `read_image` gives, from the header."""
-    with open_tiff(path) if is_tiff(path) else open_image(path) as image:
-        return image.height, image.width
+    try:
+        if is_tiff(path):
+            with open_tiff(path) as image, path.open("rb") as file:
+                size, orientation = (image.height, image.width), orientation_of(tiff_tags(file))
+        else:
+            with open_image(path) as image:
+                size, orientation = (image.height, image.width), header_orientation(image)
+    except (OSError, SyntaxError) as error:
+        raise ValueError(f"{path} cannot be read: {error}") from error
+    return size[::-1] if orientation >= 5 else size
+
+
+def tiff_tags(file: BinaryIO) -> ImageFileDirectory_v2:
+    """The first directory of an open TIFF."""
+    header = file.read(8)
+    if header[2:3] == b"+" or header[3:4] == b"+":  # BigTIFF
+        header += file.read(8)
+    tags = ImageFileDirectory_v2(header)
+    file.seek(tags.next)
+    tags.load(file)
+    return tags
+
+
+def header_orientation(image: PIL.Image.Image) -> int:
+    """Of an opened image, without the method of PNG's subclass, which would decode it."""
+    return orientation_of(PIL.Image.Image.getexif(image))
+
+
+def orientation_of(tags) -> int:
+    """From 1, upright, to 8, as EXIF and TIFF number them."""
+    orientation = tags.get(PIL.ExifTags.Base.Orientation, 1)
+    return orientation if orientation in range(1, 9) else 1
+
+
+def turn(pixels: np.ndarray, orientation: int) -> np.ndarray:
+    """An array of shape `(height, width[, bands])` as it is to be seen."""
+    if orientation in (5, 7):
+        pixels = pixels.swapaxes(0, 1)
+    quarters = {3: 2, 6: -1, 7: 2, 8: 1}.get(orientation, 0)
+    pixels = np.rot90(pixels, quarters)
+    pixels = {2: np.fliplr, 4: np.flipud}.get(orientation, np.asarray)(pixels)
+    return np.ascontiguousarray(pixels)
+
+
+def bands_last(bands: np.ndarray) -> np.ndarray:
+    return bands[0] if len(bands) == 1 else bands.transpose(1, 2, 0)
+
+
+def onto_white(pixels: np.ndarray) -> np.ndarray:
+    """A 16-bit image of shape `(height, width, bands)` without its transparency, if it has any."""
+    if pixels.ndim == 2 or pixels.shape[2] not in (2, 4):
+        return pixels
+    color, alpha = pixels[..., :-1].astype(np.float64), pixels[..., -1:].astype(np.float64) / 65535
+    flat = (color * alpha + 65535 * (1 - alpha)).round().astype(pixels.dtype)
+    return flat[..., 0] if flat.shape[2] == 1 else flat
+
+
+def cut(picture: np.ndarray, window: Window) -> np.ndarray:
+    left, top, right, bottom = window
+    return picture[top:bottom, left:right]
+
+
+def whole_numbers(values: np.ndarray, name: str | Path) -> np.ndarray:
+    """The values of a mask, int64; a `ValueError` that names it if they are none that a class can have."""
+    if values.dtype.kind not in "buif":
+        raise ValueError(f"The mask {name} has values of type {values.dtype}, which are no classes.")
+    if values.dtype.kind == "f":
+        odd = ~np.isfinite(values) | (values != np.rint(values))
+        if odd.any():
+            raise ValueError(
+                f"The mask {name} has {odd.sum()} value(s) that are no whole numbers, {values[odd].flat[0]:g} for one: "
+                "store the numbers of classes."
+            )
+    if values.size and not -(2**31) <= values.min() <= values.max() < 2**31:
+        raise ValueError(f"The mask {name} has values up to {values.max()}, more than a class can have.")
+    return values.astype(np.int64)
 
 
 def is_tiff(path: Path) -> bool:
@@ -54,13 +206,11 @@ def open_image(path: Path) -> PIL.Image.Image:
         raise ValueError(f"{path} cannot be read: {error}") from error
 
 
-def decode(path: Path) -> PIL.Image.Image:
-    with open_image(path) as image:
-        try:
-            image.load()
-        except Exception as error:  # as in `open_image`
-            raise ValueError(f"{path} cannot be read: {error}") from error
-        return image
+def decode(path: Path) -> Picture:
+    try:
+        return read_picture(path.read_bytes())
+    except Exception as error:  # as in `open_image`
+        raise ValueError(f"{path} cannot be read: {error}") from error
 
 
 # Windows of one scene are often read one after another: image or pair, and mask.

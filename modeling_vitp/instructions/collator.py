@@ -13,7 +13,7 @@ from trl.data_utils import prepare_multimodal_messages
 from ..messages import check_answers, check_messages, place_images
 from ..processing_vitp import ViTPProcessor
 from ..vrl import check_apply_prob, check_drop_ratio, keyed_generator
-from .rows import load_images, sample_id_of
+from .rows import check_image_parts, load_images, sample_id_of
 from .settings import SampleTransform, SourceSettings
 
 logger = logging.getLogger(__name__)
@@ -168,7 +168,8 @@ class ViTPDataCollator:
             raise ValueError(example["error"])
         key = (self.seed, sample_id, self.epoch)
         settings = self.source_settings.get(example.get("source"), SourceSettings())
-        images = settings.apply(load_images(example), keyed_generator(*key, "jpeg"))
+        wants_bands = (settings.input_spec or self.processor.image_processor.input_spec or {}).get("bands") is not None
+        images = settings.apply(load_images(example, wants_bands), keyed_generator(*key, "jpeg"))
         example = {**example, "images": images}
         if self.sample_transform is not None:
             try:
@@ -182,6 +183,7 @@ class ViTPDataCollator:
                 "or map the columns of the data set (prompt and completion: messages = prompt + completion)."
             )
         check_messages(messages)
+        check_image_parts(messages)
         check_answers(messages)
         messages = settings.with_system_prompt(place_images(messages))
         try:

@@ -64,7 +64,7 @@ class Fingerprint:
 def grey(image: Image.Image) -> np.ndarray:
     """Grey levels, uint8, with the long side brought into `SIDE_LIMITS`; other depths are stretched to 8 bits."""
     if image.mode in ("I", "F") or image.mode.startswith("I;16"):
-        values = np.asarray(image, dtype=np.float32)
+        values = np.nan_to_num(np.asarray(image, dtype=np.float32), posinf=0, neginf=0)
         low, high = values.min(), values.max()
         pixels = ((values - low) * (255 / max(high - low, 1e-6))).astype(np.uint8)
     else:
@@ -93,7 +93,14 @@ def fingerprint(image: Image.Image, pixels: np.ndarray) -> Fingerprint:
     )
 
 
-def pixel_digest(image: Image.Image) -> bytes:
+def as_picture(image: Image.Image | np.ndarray) -> Image.Image:
+    """What pixels are compared of: of an array of shape `(bands, height, width)` the mean of its bands."""
+    return image if isinstance(image, Image.Image) else Image.fromarray(image.mean(axis=0).astype(np.float32))
+
+
+def pixel_digest(image: Image.Image | np.ndarray) -> bytes:
+    if isinstance(image, np.ndarray):
+        return hashlib.sha256(f"{image.dtype}{image.shape}".encode() + image.tobytes()).digest()[:16]
     return hashlib.sha256(f"{image.mode}{image.size}".encode() + image.tobytes()).digest()[:16]
 
 
@@ -181,7 +188,7 @@ class TestImages:
         return [fingerprint(image, grey(image)) for image in images]
 
     def _decode(self, index: int, mirrored: bool) -> Image.Image:
-        (image,) = load_images(self.images[index])
+        image = as_picture(*load_images(self.images[index]))
         return image.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if mirrored else image
 
     def _grey(self, owner: int) -> np.ndarray:
@@ -189,6 +196,7 @@ class TestImages:
 
     def find(self, image: Image.Image) -> list[Match]:
         """The test images that an image shares pixels with, the best match of each, in order of their names."""
+        image = as_picture(image)
         pixels = grey(image)
         own = fingerprint(image, pixels)
         found = {}

@@ -5,19 +5,25 @@ import io
 import itertools
 import json
 import os
+import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-import PIL.ExifTags
+import numpy as np
 import PIL.Image
 import torch
-from datasets import Dataset, Features, Image, IterableDataset, List, Value
+from datasets import Dataset, Features, Image, IterableDataset, Json, List, Value
+from datasets.utils.file_utils import xopen
 
 from ..image_processing_vitp import ViTPImageProcessor
+from ..images.fetching import OF_THE_WEB, fetch, is_url
+from ..images.reading import Picture, picture_size, read_picture
 from ..messages import message_texts, split_at_places
 from ..vrl import keyed_generator
 from .settings import SampleTransform
+
+OF_THE_HUB = re.compile(r"(^|::)hf://")
 
 
 def sample_id_of(example: dict[str, Any]) -> Any:
@@ -39,16 +45,23 @@ def images_of(example: dict[str, Any]) -> list:
     return list(images) if isinstance(images, (list, tuple)) else [images]
 
 
-def load_images(example: dict[str, Any]) -> list:
-    """The images of a row, see [`images_of`]: decoded unless they are images or arrays already."""
+def load_images(example: dict[str, Any], bands: bool = False) -> list:
+    """The images of a row, see [`images_of`]: decoded unless they are images or arrays already.
+
+    What Pillow does not read in full, of more than 8 bits or of other bands than colors, becomes an array of shape
+    `(bands, height, width)`, for an [`InputSpec`]. One that is named by URL is fetched only if that is asked for, see
+    [`~modeling_vitp.images.fetching`].
+
+    Args:
+        bands: whether four bands of a TIFF are wanted as such, whatever the file says of the fourth.
+    """
     loaded = []
     for index, image in enumerate(images_of(example)):
         if isinstance(image, str):
             image = {"path": image, "bytes": None}
         if isinstance(image, dict):
             try:
-                image = Image().decode_example({"path": image.get("path"), "bytes": image.get("bytes")})
-                image.load()
+                image = bands_first(read_picture(content_of(image), bands))
             except Exception as error:  # Pillow raises many kinds, SyntaxError among them, for a broken file
                 origin = f" ({image['path']})" if isinstance(image, dict) and image.get("path") else ""
                 raise ValueError(
@@ -58,6 +71,32 @@ def load_images(example: dict[str, Any]) -> list:
             raise ValueError(f"image {index} is empty: {image.width} x {image.height} pixels. Take the row out.")
         loaded.append(image)
     return loaded
+
+
+def bands_first(picture: Picture) -> PIL.Image.Image | np.ndarray:
+    """An array in the layout that the image processor sees to be that of its shape, without being told."""
+    if isinstance(picture, PIL.Image.Image):
+        return picture
+    array = picture[None] if picture.ndim == 2 else picture.transpose(2, 0, 1)
+    try:
+        if ViTPImageProcessor._bands_first(torch.as_tensor(array), None).shape == array.shape:
+            return array
+    except ValueError:
+        pass
+    raise ValueError(f"{array.shape[0]} bands of {array.shape[2]} x {array.shape[1]} pixels are too small an image")
+
+
+def content_of(image: dict) -> bytes:
+    """The encoded image, out of the row, its file or, if that is asked for, its URL."""
+    content, path = image.get("bytes"), image.get("path")
+    if content is not None:
+        return content
+    if not isinstance(path, str):
+        raise ValueError(f"it has neither bytes nor a path, but {str(path)[:80]!r}.")
+    if OF_THE_HUB.search(path):  # of a data set that is streamed, by the client of the Hub
+        with xopen(path, "rb") as file:
+            return file.read()
+    return fetch(path) if is_url(path) else Path(path).read_bytes()
 
 
 FEATURES = Features(
@@ -95,18 +134,62 @@ def undecoded(features: Features) -> Features:
 
 
 def row_of(source: str, row_id: str, images: list[dict], messages: list[dict], error: str | None = None) -> dict:
+    error = error and error.encode(errors="backslashreplace").decode()  # Arrow takes no half of a surrogate pair
     return {"id": row_id, "images": images, "messages": messages, "source": source, "error": error}
+
+
+class Written(str):
+    """A number that is no whole one as it was written, so that an answer in a column of its own keeps its zeros."""
+
+
+def check_text(text: Any, what: str) -> str:
+    """The text; a `ValueError` if it is none that a table of rows holds as it is.
+
+    Rows share a column: beside a number, `datasets` makes numbers of other rows' texts, and of the number a text.
+    """
+    if not isinstance(text, str) or isinstance(text, Written):
+        kind = "float" if isinstance(text, Written) else type(text).__name__
+        raise ValueError(f"{what} is {str(text)[:80]!r}, of type {kind}; write it as text, in quotes.")
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise ValueError(f"{what} has half of a surrogate pair in it, \\u{ord(text[error.start]):x}.") from error
+    return text
+
+
+def check_unmerged(features: Features | dict | None, where: str) -> None:
+    """Raises a `ValueError` that names a column of which the texts are no longer as they were written.
+
+    Where the values of a column differ in type from row to row, the JSON reader of `datasets` parses its texts: beside
+    a 3, "007" becomes 7.
+    """
+    for name, feature in (features or {}).items():
+        if holds_json(feature):
+            raise ValueError(
+                f"{where}: the column {name!r} has texts in some rows, and numbers or other things in others, of which "
+                "the reader has changed the texts. Write every one as text, in quotes."
+            )
+
+
+def holds_json(feature: Any) -> bool:
+    if isinstance(feature, (dict, list)):
+        return any(map(holds_json, feature.values() if isinstance(feature, dict) else feature))
+    return isinstance(feature, Json) or (hasattr(feature, "feature") and holds_json(feature.feature))
 
 
 def encoded_image(image: Any, image_root: str | None) -> dict:
     """An image of a row, which may be a path, bytes or both, undecoded."""
     if isinstance(image, str):
+        if is_url(image) and not OF_THE_WEB.match(image):
+            raise ValueError(f"an image is {image[:80]!r}, neither a path nor a URL of the web.")
         image = {"path": image, "bytes": None}
     elif isinstance(image, bytes):
         image = {"path": None, "bytes": image}
-    if not isinstance(image, dict) or not (image.get("path") or image.get("bytes")):
+    path, content = (image.get("path"), image.get("bytes")) if isinstance(image, dict) else (None, None)
+    if not (path or content) or not isinstance(path or "", str) or not isinstance(content or b"", bytes):
         raise ValueError(f"an image is {str(image)[:80]!r}, neither a path nor encoded bytes.")
-    if image.get("bytes") is None and image_root is not None:
+    check_text(path or "", "the path of an image")
+    if image.get("bytes") is None and image_root is not None and not is_url(path):
         image = {**image, "path": str(Path(image_root) / image["path"])}
     return {"path": image.get("path"), "bytes": image.get("bytes")}
 
@@ -125,17 +208,18 @@ def messages_of(turns: list[dict], num_images: int) -> list[dict]:
         raise ValueError(f"the messages are {str(turns)[:80]!r}, not a list of turns.")
     messages = []
     for index, turn in enumerate(turns):
+        if not isinstance(turn, dict):
+            raise ValueError(f"message {index} is {str(turn)[:80]!r}, but a role and a content are needed.")
         role = turn.get("role", turn.get("from"))
-        if role not in ROLE_OF:
+        if not isinstance(role, str) or role not in ROLE_OF:
             raise ValueError(f"message {index} has the role {role!r}; known are {', '.join(ROLE_OF)}.")
         content = turn.get("content", turn.get("value"))
-        if isinstance(content, str):
+        if isinstance(content, list):
+            parts = [part_of(part, index) for part in content]
+        else:
+            content = check_text(content, f"the content of message {index}")
             is_answer = ROLE_OF[role] == "assistant"
             parts = [{"type": "text", "text": content}] if is_answer else split_at_places(content)
-        elif isinstance(content, list):
-            parts = [{"type": part.get("type"), "text": part.get("text")} for part in content]
-        else:
-            raise ValueError(f"message {index} has the content {str(content)[:80]!r}; text is needed.")
         messages.append({"role": ROLE_OF[role], "content": parts})
     num_places = sum(part["type"] == "image" for message in messages for part in message["content"])
     if num_places == 0 and num_images:
@@ -148,18 +232,49 @@ def messages_of(turns: list[dict], num_images: int) -> list[dict]:
     return messages
 
 
+def part_of(part: Any, index: int) -> dict:
+    """A part of message `index`: a text, or the place of an image."""
+    kind = part.get("type") if isinstance(part, dict) else None
+    if kind == "text":
+        return {"type": "text", "text": check_text(part.get("text"), f"a text in message {index}")}
+    if kind not in ("image", "image_url"):
+        raise ValueError(
+            f"message {index} has the part {str(part)[:80]!r}, but {{'type': 'text', 'text': …}} or "
+            "{'type': 'image'} is needed."
+        )
+    check_image_part(part, index)
+    return {"type": "image", "text": None}
+
+
+def check_image_parts(messages: list[dict]) -> None:
+    """Raises a `ValueError` if a part of a message names an image itself, in place of the row's `images`."""
+    for index, message in enumerate(messages):
+        content = message.get("content")
+        for part in content if isinstance(content, (list, tuple)) else ():
+            check_image_part(part, index)
+
+
+def check_image_part(part: dict, index: int) -> None:
+    named = [key for key in ("image_url", "url", "path", "base64") if part.get(key) is not None]
+    named += ["image"] if isinstance(part.get("image"), (str, bytes, dict)) else []
+    if named or part.get("type") == "image_url":
+        raise ValueError(
+            f"message {index} names an image in a part of its own ({(named or ['image_url'])[0]}). Put it under "
+            "`images`, as a file or its bytes, and mark its place with {'type': 'image'}."
+        )
+
+
 def image_size(image: Any) -> tuple[int, int]:
     """Height and width of an image of a row, as it is seen: an encoded one by its header, turned as its EXIF says."""
     if isinstance(image, str):
         image = {"path": image, "bytes": None}
     if isinstance(image, dict):
-        source = io.BytesIO(image["bytes"]) if image.get("bytes") is not None else image["path"]
-        if isinstance(source, str) and not os.path.isfile(source):
-            return Image().decode_example(image).size[::-1]
-        with PIL.Image.open(source) as opened:
-            # The method of PNG's subclass would decode the image.
-            turned = PIL.Image.Image.getexif(opened).get(PIL.ExifTags.Base.Orientation, 1) >= 5
-            return opened.size if turned else opened.size[::-1]
+        is_file = image.get("bytes") is None and os.path.isfile(image.get("path") or "")
+        try:
+            with open(image["path"], "rb") if is_file else io.BytesIO(content_of(image)) as file:
+                return picture_size(file)
+        except Exception as error:  # as in `load_images`
+            raise ValueError(f"an image cannot be read: {error}") from error
     if isinstance(image, PIL.Image.Image):
         return image.size[::-1]
     return tuple(ViTPImageProcessor._bands_first(torch.as_tensor(image), None).shape[1:])

@@ -5,6 +5,7 @@ import io
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import PIL.Image
 import torch
 
@@ -39,7 +40,7 @@ class SourceSettings:
         return {name: value for name, value in kwargs.items() if value is not None}
 
     def apply(self, images: list, generator: torch.Generator) -> list:
-        """The PIL images of a sample as the source wants them seen."""
+        """The images of a sample as the source wants them seen."""
         if self.jpeg_degradation:
             images = [degrade(image, generator) for image in images]
         if self.image_size is not None:
@@ -59,16 +60,28 @@ class SourceSettings:
 
 def degrade(image: PIL.Image.Image, generator: torch.Generator) -> PIL.Image.Image:
     """The image after JPEG compression of a quality from 75 to 100."""
-    if image.mode not in PIL_8BIT_MODES:
-        raise ValueError(f"jpeg_degradation needs 8-bit images, not one of mode {image.mode}.")
+    if not isinstance(image, PIL.Image.Image) or image.mode not in PIL_8BIT_MODES:
+        kind = f"mode {image.mode}" if isinstance(image, PIL.Image.Image) else f"{image.dtype}"
+        raise ValueError(f"jpeg_degradation needs 8-bit images, not one of {kind}.")
     quality = torch.randint(75, 101, (), generator=generator).item()
     compressed = io.BytesIO()
     image.convert("RGB").save(compressed, format="JPEG", quality=quality)
     return PIL.Image.open(compressed).convert("RGB")
 
 
-def to_square(image: PIL.Image.Image, size: int) -> PIL.Image.Image:
-    """The image resampled to `size` pixels a side, whatever its own shape."""
+def to_square(image: PIL.Image.Image | np.ndarray, size: int) -> PIL.Image.Image | np.ndarray:
+    """The image, or array of shape `(bands, height, width)`, resampled to `size` pixels a side, whatever its shape."""
+    if not isinstance(image, PIL.Image.Image):
+        return np.stack([resample_band(band, size) for band in np.asarray(image)])
     if image.mode in ("1", "P", "PA"):  # which Pillow resamples without interpolation
         image = image.convert("RGBA")
     return image.resize((size, size), PIL.Image.Resampling.BICUBIC)
+
+
+def resample_band(band: np.ndarray, size: int) -> np.ndarray:
+    """An array of shape `(height, width)` resampled in its own type, without values beyond those that it has."""
+    if not np.isfinite(band).all():
+        raise ValueError("image_size cannot resample an image with values that are not finite: fill them before.")
+    square = PIL.Image.fromarray(band.astype(np.float32)).resize((size, size), PIL.Image.Resampling.BICUBIC)
+    values = np.clip(np.asarray(square, dtype=np.float64), band.min(), band.max())
+    return (np.rint(values) if band.dtype.kind in "bui" else values).astype(band.dtype)

@@ -7,7 +7,6 @@ goes on.
 """
 
 import hashlib
-import json
 import logging
 from collections.abc import Iterator
 from functools import partial
@@ -18,10 +17,11 @@ from datasets import ClassLabel, Dataset, DatasetDict, Features, IterableDataset
 from huggingface_hub.errors import HfHubHTTPError
 from trl import ScriptArguments
 
-from ..hub.failures import RETRIES, pause, seconds_to_wait, tried
+from ..hub.failures import RETRIES, one_line, pause, seconds_to_wait, tried
 from ..images.reading import IMAGE_SUFFIXES
+from .json_lines import METADATA, entries, first_bad_line, line_files, parse, read_lines
 from .mixture_file import Source
-from .rows import FEATURES, encoded_image, messages_of, row_of, undecoded
+from .rows import FEATURES, Written, check_unmerged, encoded_image, messages_of, row_of, undecoded
 
 logger = logging.getLogger(__name__)
 
@@ -52,6 +52,10 @@ def read_source(source: Source) -> Dataset | IterableDataset:
                     "state": file_state(Path(source.annotation)),
                 },
             )
+        if line_files(source):
+            state = folder_cache(Path(source.folder or source.dataset))
+            kwargs = {"source": source, "state": state}
+            return Dataset.from_generator(line_rows, features=FEATURES, gen_kwargs=kwargs)
         dataset = tried(partial(load_columns, source))
     except Exception as error:
         raise named(error, source) from error
@@ -119,6 +123,7 @@ def find_columns(source: Source, features: Features | dict) -> dict[str, str]:
             f"Source {source.name!r}: {source.location} has the columns {names}, which make no conversation. Say under "
             "`columns` which are the messages, or the question and the answer (or an answer column and a `prompt`)."
         )
+    check_unmerged({name: features[name] for name in columns.values()}, f"Source {source.name!r}, {source.location}")
     return columns
 
 
@@ -131,25 +136,48 @@ def to_rows(batch: dict[str, list], source: Source, columns: dict[str, str], fea
     return {name: [row[name] for row in rows] for name in FEATURES}
 
 
-def make_row(stored: dict, source: Source, columns: dict[str, str], features: Features, number: int) -> dict:
-    """One stored row to the schema; what is wrong with it goes into `error`."""
-    row_id = str(stored[columns["id"]]) if "id" in columns else str(number)
+def make_row(
+    stored: dict,
+    source: Source,
+    columns: dict[str, str],
+    features: Features | dict,
+    number: int,
+    image_root: str | None = None,
+) -> dict:
+    """One stored row to the schema; what is wrong with it goes into `error`. Images are below `image_root`, or else
+    that of the source."""
+    row_id = stored.get(columns.get("id"))
+    row_id = str(number) if row_id is None else str(row_id)
     try:
         images = stored.get(columns.get("images")) if "images" in columns else None
         images = [] if images is None or images == "" else images if isinstance(images, list) else [images]
-        images = [encoded_image(image, source.image_root) for image in images]
+        images = [encoded_image(image, image_root or source.image_root) for image in images]
         if "messages" in columns:
             turns = stored[columns["messages"]]
         else:
             answer, label = stored[columns["answer"]], features[columns["answer"]]
             if isinstance(label, ClassLabel) and answer is not None:
                 answer = label.int2str(answer)
-            answer = "" if answer is None else str(answer)
-            question = str(stored[columns["question"]]) if "question" in columns else source.prompt
+            answer = "" if answer is None else as_text(answer, columns["answer"])
+            question = source.prompt
+            if "question" in columns:
+                question = as_text(stored[columns["question"]], columns["question"])
             turns = [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
         return row_of(source.name, row_id, images, messages_of(turns, len(images)))
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         return row_of(source.name, row_id, [], [], str(error))
+
+
+def as_text(value: str | int, column: str) -> str:
+    """The value of a question or an answer; a `ValueError` if it was stored as what does not keep its spelling."""
+    if isinstance(value, (int, Written)):
+        return str(value)
+    if not isinstance(value, str):
+        raise ValueError(
+            f"the column {column!r} has {str(value)[:80]!r}, stored as a {type(value).__name__}, so that how it was "
+            "written is lost (3 may have become 3.0, a date have got a time). Store it as text."
+        )
+    return value
 
 
 def annotation_rows(annotation: str, image_root: str | None, name: str, state: str | None = None) -> Iterator[dict]:
@@ -158,24 +186,38 @@ def annotation_rows(annotation: str, image_root: str | None, name: str, state: s
     `state` is there for the cache: it changes when the file does.
     """
     with open(annotation, "rb") as file:
-        if Path(annotation).suffix == ".json":
-            entries = enumerate(json.load(file))
-            for number, entry in entries:
-                yield annotation_row(entry, image_root, name, str(number))
-            return
-        for number, line in enumerate(file, start=1):
-            if not line.strip():
-                continue
-            try:
-                entry = json.loads(line)
-            except ValueError as error:
-                yield row_of(name, str(number), [], [], f"line {number} of {annotation} is no JSON: {error}")
-                continue
+        is_list = Path(annotation).suffix == ".json"
+        numbered = enumerate(parse_list(file.read(), annotation)) if is_list else entries(file, annotation)
+        for number, entry in numbered:
             yield annotation_row(entry, image_root, name, str(number))
 
 
-def annotation_row(entry: dict, image_root: str | None, name: str, row_id: str) -> dict:
+def parse_list(content: bytes, annotation: str) -> list:
+    listed = parse(content, annotation)
+    if not isinstance(listed, list):
+        raise ValueError(f"{annotation} is no JSON list of rows, but a {type(listed).__name__}")
+    return listed
+
+
+def line_rows(source: Source, state: str | None = None) -> Iterator[dict]:
+    """Rows of a source of JSON Lines; see [`annotation_rows`] for `state`."""
+    files = line_files(source)
+    names = dict.fromkeys(name for _, entry in read_lines(files) if isinstance(entry, dict) for name in entry)
+    columns = find_columns(source, names)
+    for number, (path, entry) in enumerate(read_lines(files)):
+        if isinstance(entry, ValueError):
+            yield row_of(source.name, str(number), [], [], str(entry))
+        else:
+            beside = str(path.parent) if path.name == METADATA else source.image_root
+            yield make_row({name: entry.get(name) for name in names}, source, columns, names, number, beside)
+
+
+def annotation_row(entry: dict | ValueError, image_root: str | None, name: str, row_id: str) -> dict:
     try:
+        if isinstance(entry, ValueError):
+            raise entry
+        if not isinstance(entry, dict):
+            raise ValueError(f"it is {str(entry)[:80]!r}, but a mapping with `conversations` is needed.")
         if entry.get("video"):
             raise ValueError("it is a video; frames can be given as a list of images.")
         images = entry.get("image") or []
@@ -188,12 +230,15 @@ def annotation_row(entry: dict, image_root: str | None, name: str, row_id: str) 
 
 def stream_rows(source: Source) -> Iterator[dict]:
     """The rows of a streaming source; broken off by a transient error, it goes on from the row where it was."""
-    if source.annotation:
-        try:
+    try:
+        if source.annotation:
             yield from annotation_rows(source.annotation, source.image_root, source.name)
-        except (OSError, ValueError) as error:
-            raise named(error, source) from error
-        return
+            return
+        if line_files(source):
+            yield from line_rows(source)
+            return
+    except (OSError, ValueError) as error:
+        raise named(error, source) from error
     number = tries = 0
     while True:
         try:
@@ -249,9 +294,19 @@ def load_rows(script_args: ScriptArguments) -> DatasetDict | IterableDatasetDict
         streaming=script_args.dataset_streaming,
         cache_dir=folder_cache(Path(name)) if Path(name).is_dir() else None,
     )
-    splits = tried(load)
+    try:
+        splits = tried(load)
+    except datasets.exceptions.DatasetGenerationError as error:
+        line = first_bad_line(Path(name)) if Path(name).is_dir() else None
+        hint = "As a source of a mixture it is one row, which can be skipped."
+        cause = f"{line}. {hint}" if line else one_line(str(error.__cause__ or error))
+        raise ValueError(f"{name} cannot be read: {cause}") from error
     if script_args.dataset_train_split not in splits:
         raise ValueError(
             f"{name} has no split {script_args.dataset_train_split!r}, only {sorted(splits)}: give dataset_train_split."
         )
+    for split in (script_args.dataset_train_split, script_args.dataset_test_split):
+        if split in splits:
+            columns = {key: value for key, value in (splits[split].features or {}).items() if key in ("id", "messages")}
+            check_unmerged(columns, f"{name}, split {split!r}")
     return splits

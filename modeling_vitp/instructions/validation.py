@@ -163,9 +163,11 @@ class RowChecker:
         if row["error"]:
             kind = "image places" if "image place" in row["error"] else "malformed"
             return RowReport(row["id"], [(kind, row["error"])], 0, None, None, [])
+        spec = self.source.input_spec or self.image_processor.input_spec or {}
+        wants_bands = spec.get("bands") is not None
         for place, stored in enumerate(row["images"]):
             try:
-                images += load_images({"images": [stored]})
+                images += load_images({"images": [stored]}, wants_bands)
             except ValueError as error:
                 is_missing = isinstance(error.__cause__, FileNotFoundError)
                 text = str(error).replace("image 0", f"image {place}", 1)

@@ -11,7 +11,6 @@ from transformers.image_utils import ChannelDimension
 from ..hub.failures import tried
 from ..image_processing_vitp import InputSpec
 from ..image_processing_vitp_dense import ViTPSegmentationImageProcessor
-from ..images.reading import is_tiff, read_image
 from ..instructions.rows import load_images
 from ..instructions.sources import folder_cache
 
@@ -43,11 +42,8 @@ class LabelledImages(torch.utils.data.Dataset):
     def __getitem__(self, index: int) -> torch.Tensor:
         stored = self.rows[index][self.column]
         try:
-            if stored["path"] and is_tiff(Path(stored["path"])) and Path(stored["path"]).is_file():
-                image = read_image(Path(stored["path"]), None)
-            else:
-                (image,) = load_images({"image": stored})
-            layout = {"input_data_format": ChannelDimension.LAST} if isinstance(image, np.ndarray) else {}
+            (image,) = load_images({"image": stored}, self.spec is not None and self.spec.bands is not None)
+            layout = {"input_data_format": ChannelDimension.FIRST} if isinstance(image, np.ndarray) else {}
             return self.image_processor.process_image(image, spec=self.spec, **layout).round().to(torch.uint8)
         except (OSError, ValueError) as error:
             raise ValueError(f"{self.name(index)}: {error}") from error

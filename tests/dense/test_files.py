@@ -2,6 +2,8 @@
 
 import dense_data
 import pytest
+from datasets import Dataset, Features, Value
+from datasets import Image as ImageFeature
 from dense_data import TWO, labelled_folder, small_mask
 from PIL import Image
 
@@ -62,3 +64,45 @@ def test_a_pair_with_one_image_missing(tmp_path, place):
     role = {"A": "before", "B": "after", "label": "mask"}[place]
     with pytest.raises(ValueError, match=rf"train_2.png has no {role}: there is no .*train/{place}/train_2.png"):
         data.open(["train"])
+
+
+@pytest.mark.parametrize("link", ["symlink_to", "hardlink_to"])
+def test_a_test_image_that_is_a_link_to_a_training_image_is_the_same(tmp_path, link):
+    for split in ("train", "test"):
+        for number in range(3):
+            dense_data.save(Image.new("RGB", (2, 2), (number, 0, 9)), tmp_path / split / f"{number}.png")
+    splits = {split: {"image": f"{split}/{{name}}.png"} for split in ("train", "test")}
+    data = DenseData(classes=TWO, splits=splits, root=str(tmp_path))
+    data.check_disjoint(["train", "test"])  # of the same names, but not the same
+    (tmp_path / "test/1.png").unlink()
+    getattr(tmp_path / "test/1.png", link)(tmp_path / "train/2.png")
+    said = "test/1.png is in both splits 'train' and 'test', as .*train/2.png in 'train'"
+    with pytest.raises(ValueError, match=said):
+        data.check_disjoint(["train", "test"])
+
+
+@pytest.mark.parametrize("field", ["patient", "case"])
+def test_a_case_is_in_one_split_only(tmp_path, field):
+    for name in ("train/7_1", "train/8_1", "test/9_1"):
+        dense_data.save(Image.new("RGB", (2, 2)), tmp_path / f"{name}.png")
+    splits = {split: {"image": f"{split}/{{{field}}}_{{n}}.png"} for split in ("train", "test")}
+    data = DenseData(classes=TWO, splits=splits, root=str(tmp_path))
+    data.check_disjoint(["train", "test"])
+    dense_data.save(Image.new("RGB", (2, 2)), tmp_path / "test/7_2.png")
+    with pytest.raises(ValueError, match=f"{field} 7 is in both splits 'train' and 'test'"):
+        data.check_disjoint(["train", "test"])
+
+
+def test_a_case_of_rows_is_in_one_split_only(tmp_path):
+    def save(split, cases):
+        columns = {"image": [Image.new("RGB", (2, 2))] * len(cases), "case": cases}
+        features = Features({"image": ImageFeature(), "case": Value("string")})
+        Dataset.from_dict(columns, features=features).to_parquet(tmp_path / f"{split}.parquet")
+
+    save("train", ["a", "a", "b"])
+    save("test", ["c"])
+    splits = {"train": "train", "test": "test"}
+    DenseData(classes=TWO, splits=splits, dataset_name=str(tmp_path)).check_disjoint(["train", "test"])
+    save("test", ["c", "a"])
+    with pytest.raises(ValueError, match="The case 'a' is in both splits 'train' and 'test'"):
+        DenseData(classes=TWO, splits=splits, dataset_name=str(tmp_path)).check_disjoint(["train", "test"])

@@ -1,11 +1,26 @@
-"""Images are read from files, whole or in windows."""
+"""Images are read from files, whole or in windows, with all of their bits and bands, and as they are to be seen."""
 
+import io
+
+import cv2
+import dense_data
 import numpy as np
+import PIL.Image
+import PIL.ImageOps
 import pytest
 import rasterio
+from datasets import Dataset, Features
+from datasets import Image as ImageFeature
 from dense_data import TWO, labelled_folder, small_mask
+from pictures import picture
+from sample_rows import ANSWER, USER
+from transformers.image_utils import ChannelDimension
 
+from modeling_vitp import ViTPDataCollator
 from modeling_vitp.dense.data import DenseData
+from modeling_vitp.images.reading import read_image, read_picture, stored_size, turn
+from modeling_vitp.instructions.rows import image_size, load_images
+from modeling_vitp.instructions.settings import SourceSettings
 
 
 def test_a_tiff_of_many_bands_is_read_in_windows(tmp_path):
@@ -33,3 +48,132 @@ def test_a_broken_image(tmp_path, suffix):
     (tmp_path / f"images/a.{suffix}").write_bytes(b"no image")
     with pytest.raises(ValueError, match=f"images/a.{suffix} cannot be read"):
         data.open(["train"])[0]
+
+
+RNG = np.random.default_rng(0)
+
+
+def write_tiff(path, bands, **options):
+    settings = {"count": len(bands), "height": bands.shape[1], "width": bands.shape[2], "dtype": bands.dtype}
+    with rasterio.open(path, "w", "GTiff", **settings, **options) as file:
+        file.write(bands)
+
+
+def write_deep_png(path, pixels):
+    """16-bit RGB or RGBA, by OpenCV, which has blue first."""
+    assert cv2.imwrite(str(path), pixels[..., [2, 1, 0, 3][: pixels.shape[-1]]])
+
+
+def encode(processor, path, spec=None):
+    """The tiles of a row with this image, and the same image processor's of the array that was written."""
+    settings = {"s": SourceSettings(input_spec=spec)}
+    row = {"id": 1, "source": "s", "images": [str(path)], "messages": [USER, ANSWER]}
+    return ViTPDataCollator(processor, source_settings=settings)([row])["pixel_values"]
+
+
+def expected(processor, bands, spec=None):
+    kwargs = {"input_data_format": ChannelDimension.FIRST, "return_tensors": "pt", "crop_to_patches": True}
+    return processor.image_processor(bands, input_spec=spec, **kwargs)["pixel_values"]
+
+
+def test_a_16_bit_png_is_read_with_all_of_its_bits(tmp_path, processor):
+    pixels = RNG.integers(20000, 20255, (40, 60, 3), dtype=np.uint16)  # of which the high bytes are all but the same
+    write_deep_png(tmp_path / "a.png", pixels)
+    bands = pixels.transpose(2, 0, 1)
+    spec = {"window": [20000, 20255]}
+    assert np.array_equal(load_images({"images": [str(tmp_path / "a.png")]})[0], bands)
+    assert image_size(str(tmp_path / "a.png")) == (40, 60)
+    tiles = encode(processor, tmp_path / "a.png", spec)
+    assert tiles.equal(expected(processor, bands, spec)) and tiles.std() > 0.5
+    assert np.array_equal(read_image(tmp_path / "a.png", None), pixels)
+    assert np.array_equal(read_image(tmp_path / "a.png", (10, 5, 30, 25)), pixels[5:25, 10:30])
+
+    alpha = RNG.integers(0, 65536, (40, 60, 1), dtype=np.uint16)
+    write_deep_png(tmp_path / "b.png", np.concatenate([pixels, alpha], axis=-1))
+    share = alpha / 65535
+    flat = np.round(pixels * share + 65535 * (1 - share))
+    assert np.array_equal(read_image(tmp_path / "b.png", None), flat)
+
+
+@pytest.mark.parametrize("dtype", ["uint8", "uint16", "int16", "float32"])
+@pytest.mark.parametrize("count", [1, 3, 4, 13])
+def test_a_tiff_reaches_the_input_spec_whatever_it_holds(tmp_path, processor, dtype, count):
+    bands = RNG.integers(0, 120, (count, 40, 60)).astype(dtype)
+    if dtype == "float32":
+        bands += 0.25
+    write_tiff(tmp_path / "a.tif", bands)
+    spec = {"bands": [0] if count == 1 else [count - 1, 1, 0], "window": [0, 120]}
+    path = tmp_path / "a.tif"
+    tiles = encode(processor, path, spec)
+    assert (tiles - expected(processor, bands, spec)).abs().max() < (0.02 if dtype == "uint8" else 1e-6)
+    assert image_size(str(path)) == stored_size(path) == (40, 60)
+    square = SourceSettings(image_size=28).apply(load_images({"images": [str(path)]}, True), None)[0]
+    assert image_size(square) == (28, 28)
+    if count > 4:
+        with pytest.raises(ValueError, match="the image has 13 bands. Name the one or three"):
+            encode(processor, path)
+
+
+@pytest.mark.parametrize("image_format", ["JPEG", "PNG", "WEBP"])
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_an_image_is_turned_as_its_exif_says_in_every_task(tmp_path, image_format, orientation):
+    exif = PIL.Image.Exif()
+    exif[0x0112] = orientation
+    path = tmp_path / f"a.{image_format.lower()}"
+    picture(30, 20).save(path, image_format, exif=exif)
+    upright = PIL.ImageOps.exif_transpose(PIL.Image.open(path))
+    assert np.array_equal(load_images({"images": [str(path)]})[0], upright)
+    assert np.array_equal(read_image(path, None), upright)
+    assert np.array_equal(read_image(path, (2, 3, 12, 13)), np.asarray(upright)[3:13, 2:12])
+    assert stored_size(path) == image_size(str(path)) == upright.size[::-1]
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_a_tiff_is_turned_as_its_tag_says(tmp_path, orientation):
+    deep = RNG.integers(0, 65536, (20, 30), dtype=np.uint16)
+    shallow = np.asarray(picture(30, 20))
+    for name, array in (("deep", deep), ("shallow", shallow)):
+        path = tmp_path / f"{name}.tif"
+        PIL.Image.fromarray(array).save(path, tiffinfo={274: orientation})
+        exif = PIL.Image.Exif()
+        exif[0x0112] = orientation
+        file = io.BytesIO()
+        picture(30, 20).save(file, "PNG", exif=exif)
+        upright = np.asarray(PIL.ImageOps.exif_transpose(PIL.Image.open(file)))
+        assert np.array_equal(turn(shallow, orientation), upright)  # by Pillow's own turning
+        whole = turn(array, orientation)
+        assert np.array_equal(read_image(path, None), whole)
+        assert np.array_equal(read_image(path, (2, 3, 12, 13)), whole[3:13, 2:12])
+        assert np.array_equal(np.asarray(read_picture(path.read_bytes())), whole)
+        assert stored_size(path) == image_size(str(path)) == whole.shape[:2]
+
+
+def test_images_in_rows_keep_their_bits_too(tmp_path):
+    pixels = RNG.integers(20000, 20255, (6, 8, 3), dtype=np.uint16)
+    write_deep_png(tmp_path / "a.png", pixels)
+    stored = {"bytes": (tmp_path / "a.png").read_bytes(), "path": None}
+    mask = io.BytesIO()
+    PIL.Image.fromarray(small_mask(0, 1)).save(mask, "PNG")
+    columns = {"image": [stored], "mask": [{"bytes": mask.getvalue(), "path": None}]}
+    (tmp_path / "data").mkdir()
+    features = Features({name: ImageFeature() for name in columns})
+    Dataset.from_dict(columns, features=features).to_parquet(tmp_path / "data" / "train.parquet")
+    spec = {"window": [20000, 20255]}
+    data = DenseData(classes=TWO, splits={"train": "train"}, dataset_name=str(tmp_path / "data"), input_spec=spec).open(
+        ["train"]
+    )
+    assert np.array_equal(data[0]["images"][0].permute(1, 2, 0).numpy(), pixels - 20000)
+
+
+@pytest.mark.parametrize("value", [0.5, float("nan"), -1.0, 3e9])
+def test_a_mask_of_floats_holds_whole_numbers_or_is_an_error(tmp_path, value):
+    for suffix in ("tif", "tiff"):
+        data = labelled_folder(tmp_path, {"a": None})
+        data.splits["train"]["mask"] = f"masks/{{name}}.{suffix}"
+        mask = small_mask(0, 1, 1).astype(np.float32)
+        dense_data.save(PIL.Image.fromarray(mask), tmp_path / f"masks/a.{suffix}")
+        assert np.array_equal(data.open(["train"])[0]["mask"], mask)
+        mask[0, 1] = value
+        dense_data.save(PIL.Image.fromarray(mask), tmp_path / f"masks/a.{suffix}")
+        with pytest.raises(ValueError, match=f"masks/a.{suffix} has .*(no whole numbers|outside the classes|up to 30)"):
+            data.open(["train"])[0]

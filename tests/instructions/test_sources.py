@@ -5,7 +5,7 @@ import pytest
 from datasets import ClassLabel, Dataset, Features, IterableDataset, List, Value
 from datasets import Image as ImageFeature
 from pictures import picture
-from sample_rows import ANNOTATIONS, BOXES, text, write_annotations
+from sample_rows import ANNOTATIONS, BOXES, text, turn, write_annotations
 from tiny_models import TOKENS_PER_TILE
 from trl import ScriptArguments
 
@@ -90,6 +90,52 @@ def test_a_file_that_changes_is_read_again(folder):
     with open(folder / "a.jsonl", "a") as file:
         file.write(json.dumps(ANNOTATIONS[0]) + "\n")
     assert len(read_source(rows)) == 11
+
+
+def of_parts(value):
+    return {"conversations": [turn("human", [text(value)]), turn("gpt", "ok")]}
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+@pytest.mark.parametrize(
+    "odd",
+    [3, 2.5, True, None, ["x"], {"a": 1}, "\ud800"],
+    ids=lambda odd: type(odd).__name__ + str(odd).isascii() * "-",
+)
+def test_a_text_that_is_none_makes_a_row_with_an_error_and_leaves_the_others_as_they_are(tmp_path, odd, streaming):
+    texts = ["007", "1.50", "2020-01-01", "true", "null"]
+    rows = [of_parts(value) for value in [*texts, odd]] + [{"image": odd, **of_parts("x")}, {"image": [odd]}]
+    rows += [{"conversations": [{"from": odd, "value": "x"}]}, {"conversations": [odd]}, {"conversations": odd}, [odd]]
+    (tmp_path / "a.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    found = list(read_source(source(tmp_path, annotation="a.jsonl", streaming=streaming)))
+    assert [row["messages"][0]["content"][0]["text"] for row in found[:5]] == texts
+    is_image = odd in (None, ["x"])  # no image, and a path
+    assert [bool(row["error"]) for row in found] == [False] * 5 + [True, not is_image] + [True] * (len(rows) - 7)
+    assert "a text in message 0 " in found[5]["error"]
+
+
+def test_texts_that_the_reader_has_changed_are_an_error(tmp_path):
+    (tmp_path / "data").mkdir()
+    rows = [{"messages": [{"role": "user", "content": [text(value)]}]} for value in ("007", 3)]
+    (tmp_path / "data" / "train.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    for streaming in (False, True):
+        with pytest.raises(ValueError, match="data, split 'train': the column 'messages' has texts in some rows"):
+            load_rows(ScriptArguments(dataset_name=str(tmp_path / "data"), dataset_streaming=streaming))
+        first, second = read_source(source("", dataset=str(tmp_path / "data"), streaming=streaming))
+        assert first["messages"][0]["content"] == [text("007")] and "is '3', of type int" in second["error"]
+
+
+@pytest.mark.parametrize(
+    ("values", "expected"), [([3, 4], ["3", "4"]), (["007", "1.5"], ["007", "1.5"]), ([3, 2.5], 0), ([None, 2.5], 0)]
+)
+def test_answers_are_as_they_were_written_or_an_error(tmp_path, values, expected):
+    (tmp_path / "data").mkdir()
+    Dataset.from_dict({"question": ["q", "q"], "answer": values}).to_parquet(tmp_path / "data" / "train.parquet")
+    rows = list(read_source(source(tmp_path, folder="data")))
+    if expected:
+        assert [row["messages"][1]["content"][0]["text"] for row in rows] == expected
+    else:
+        assert "the column 'answer' has '2.5', stored as a float" in rows[1]["error"]
 
 
 MESSAGES = List({"role": Value("string"), "content": Value("string")})
@@ -263,3 +309,84 @@ def test_a_folder_that_changes_is_read_again(data_folder):
     assert folder_cache(data_folder) == before
     (data_folder / "train.parquet").write_bytes(b"changed")
     assert folder_cache(data_folder) != before
+
+
+def write_lines(path, good, bad):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(b"\n".join([json.dumps(good[0]).encode(), *bad, b"", json.dumps(good[1]).encode()]))
+
+
+BAD_LINES = [
+    b'{"image": "0.png", "conv',
+    b"\xff\xfe",
+    b"[" * 100_000,
+    b"3",
+    b"[]",
+    b'"x"',
+    b"1" * 5000,
+    b"NaN",
+    b"null",
+]
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+@pytest.mark.parametrize("kind", ["annotation", "dataset", "folder"])
+def test_a_line_that_cannot_be_parsed_is_one_row_and_ends_nothing(tmp_path, kind, streaming):
+    turns = [{"role": "user", "content": "How many?"}, {"role": "assistant", "content": "3"}]
+    good = [{"messages": turns}, {"messages": turns}]
+    file = tmp_path / {"annotation": "a.jsonl", "dataset": "d/train.jsonl", "folder": "f/metadata.jsonl"}[kind]
+    if kind == "folder":
+        good = [{"file_name": f"{n}.png", "question": "Where?", "answer": n + 0.5} for n in range(2)]
+        for number in range(2):
+            (tmp_path / "f").mkdir(exist_ok=True)
+            picture(20 + number, 20).save(tmp_path / "f" / f"{number}.png")
+    write_lines(file, good, BAD_LINES)
+    place = {"annotation": {"annotation": str(file)}, "dataset": {"dataset": str(file.parent)}}
+    rows = list(read_source(source(tmp_path, streaming=streaming, **place.get(kind, {"folder": "f"}))))
+    assert len(rows) == len(BAD_LINES) + 2
+    assert rows[0]["error"] is rows[-1]["error"] is None
+    for number, row in enumerate(rows[1:-1], start=2):
+        assert row["error"] is not None
+        assert f"line {number} of {file}" in row["error"] or "a mapping with `conv" in row["error"]
+    if kind == "folder":
+        assert [row["messages"][1]["content"][0]["text"] for row in (rows[0], rows[-1])] == ["0.5", "1.5"]
+        assert rows[-1]["images"][0]["path"] == str(tmp_path / "f" / "1.png")
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_the_splits_of_a_folder_with_metadata_are_those_of_datasets(tmp_path, streaming):
+    for split in ("train", "test"):
+        (tmp_path / "f" / split).mkdir(parents=True)
+        lines = []
+        for number in range(3):
+            picture(20, 20).save(tmp_path / "f" / split / f"{number}.png")
+            answer = f"{split} {number}" if number else "2020-01-01"
+            lines.append(json.dumps({"file_name": f"{number}.png", "question": "Where?", "answer": answer}))
+        (tmp_path / "f" / split / "metadata.jsonl").write_text("\n".join(lines))
+    for split in ("train", "test"):
+        rows = list(read_source(source(tmp_path, folder="f", split=split, streaming=streaming)))
+        texts = [row["messages"][1]["content"][0]["text"] for row in rows]
+        assert texts == ["2020-01-01", f"{split} 1", f"{split} 2"]
+        assert [row["images"][0]["path"] for row in rows] == [
+            str(tmp_path / "f" / split / f"{n}.png") for n in range(3)
+        ]
+        assert [row["id"] for row in rows] == ["0", "1", "2"]
+
+
+def test_a_source_with_a_bad_line_trains_where_bad_rows_are_skipped(tmp_path, processor):
+    rows = [{"conversations": [turn("human", "Hi"), turn("gpt", f"Ho {number}")]} for number in range(2)]
+    write_lines(tmp_path / "a.jsonl", rows, BAD_LINES)
+    mixture = load_mixture({"root": str(tmp_path), "sources": [{"name": "s", "annotation": "a.jsonl"}]})
+    dataset = open_mixture(mixture, seed=0)
+    collator = ViTPDataCollator(
+        processor, on_error="skip", replacement_rows=[row for row in dataset if not row["error"]]
+    )
+    assert len(collator(list(dataset))["input_ids"]) == len(BAD_LINES) + 2
+    assert collator.skipped == {"other rows": len(BAD_LINES)}
+
+
+def test_a_data_set_without_a_mixture_names_the_line_that_cannot_be_parsed(tmp_path):
+    turns = [{"role": "user", "content": "How many?"}, {"role": "assistant", "content": "3"}]
+    write_lines(tmp_path / "d" / "train.jsonl", [{"messages": turns}] * 2, BAD_LINES[:1])
+    with pytest.raises(ValueError, match="d cannot be read: line 2 of .*d/train.jsonl is no JSON: .* can be skipped"):
+        load_rows(ScriptArguments(dataset_name=str(tmp_path / "d")))

@@ -7,6 +7,7 @@ complete by assumption: what is not annotated in an image is not there.
 import hashlib
 import json
 import re
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -77,7 +78,12 @@ class Layout:
     def __init__(self, root: Path, names: dict[str, str | None] | None = None, annotations: Path | None = None):
         if not root.is_dir():
             raise ValueError(f"{root} is not a folder.")
-        self.root, self.names, self.annotations = root, names or {}, annotations
+        names = {} if names is None else names
+        if not isinstance(names, dict) or not all(
+            phrase is None or isinstance(phrase, str) for phrase in names.values()
+        ):
+            raise ValueError(f"names={str(names)[:80]}, but a phrase (or null) for each class is needed.")
+        self.root, self.names, self.annotations = root, names, annotations
 
     def splits(self) -> dict[str, dict[str, tuple[Path, ...]]]:
         """Split -> id of an image -> its file, or its two files. Without splits on disk, all are in `UNSPLIT`."""
@@ -92,6 +98,12 @@ class Layout:
 
     def region(self, where: str, label: str, box: Box, size: tuple[int, int], area: float | None = None, **more):
         """A region with its box cut to the image, as a list: empty if its class is left out."""
+        if not isinstance(label, str) or not label:
+            raise ValueError(f"{where} has no name of a class, but {label!r}.")
+        if not all(map(is_number, box)) or not (area is None or is_number(area)):
+            raise ValueError(f"{where}: the box {list(box)}, of area {area}, is not of finite numbers.")
+        if not isinstance(more.get("caption"), (str, type(None))):
+            raise ValueError(f"{where}: the caption {more['caption']!r} is no text.")
         phrase = self.phrase(label)
         if phrase is None:
             return []
@@ -102,6 +114,35 @@ class Layout:
                 f"{where}: the box {list(box)} of {label!r} has no area inside the image of {width} x {height} pixels."
             )
         return [Region(phrase, cut, box_area(cut) if area is None else min(area, box_area(cut)), **more)]
+
+
+def is_number(value: object) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) < 1e15
+
+
+def annotate_all(layout: Layout, chosen: dict[str, tuple[Path, ...]], on_error: str = "raise") -> list[AnnotatedImage]:
+    """Reads the annotations of all images.
+
+    Args:
+        on_error: "raise" stops at the first that cannot be used; "skip" leaves the image out and says so.
+
+    Raises:
+        ValueError: names the image or the file of its annotation; also if none is left.
+    """
+    images = []
+    for image_id, paths in tqdm(chosen.items(), desc="annotations"):
+        try:
+            images.append(layout.annotate(image_id, paths))
+        except Exception as error:  # of many kinds, where a file holds other things than it should
+            said = str(error) if isinstance(error, ValueError) else f"{type(error).__name__}: {error}"
+            if str(layout.root) not in said and str(layout.annotations) not in said:
+                said = f"{paths[0]}: its annotation cannot be read: {said}"
+            if on_error == "raise":
+                raise ValueError(said) from error
+            print(f"{image_id} is left out: {said}", file=sys.stderr)
+    if not images:
+        raise ValueError(f"No image of {layout.root} has an annotation that can be read.")
+    return images
 
 
 def upright_size(path: Path) -> tuple[int, int]:
@@ -120,13 +161,20 @@ def upright_size(path: Path) -> tuple[int, int]:
 def read_annotation(path: Path):
     try:
         return json.loads(path.read_text())
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError, OSError) as error:
         raise ValueError(f"{path} is no JSON: {error}") from error
 
 
 def read_list(path: Path) -> list[str]:
     """The first word of every line."""
-    return [line.split()[0] for line in path.read_text().splitlines() if line.strip()]
+    return [line.split()[0] for line in read_text(path).splitlines() if line.strip()]
+
+
+def read_text(path: Path) -> str:
+    try:
+        return path.read_text()
+    except (UnicodeDecodeError, OSError) as error:
+        raise ValueError(f"{path} is no text: {error}") from error
 
 
 def plain_words(label: str) -> str:
@@ -140,9 +188,9 @@ def choose_split(
 ) -> tuple[dict[str, tuple[Path, ...]], set[Path]]:
     """The images of a split, and the files of those that are held out from it.
 
-    Held out are the test split of the layout and, unless `split` is itself made of it, the validation split. With
-    `listed` (ids, file names, or file names without suffix) only those images are chosen, and all others of the
-    layout are held out.
+    Held out are the test split of the layout and, unless `split` is itself made of it, the validation split; an image
+    that is in `split` too is held out all the same. With `listed` (ids, file names, or file names without suffix) only
+    those images are chosen, and all others of the layout are held out.
 
     Raises:
         ValueError: if the layout has no such split, or no image of a listed name.
@@ -155,7 +203,7 @@ def choose_split(
         if missing:
             raise ValueError(f"{len(missing)} of {len(listed)} listed images are not in {layout.root}: {missing[0]}, …")
         chosen = {keys[name]: everything[keys[name]] for name in listed}
-        held_out = splits.values()
+        held_out = [{key: paths} for images in splits.values() for key, paths in images.items() if key not in chosen]
     elif split in splits:
         chosen = splits[split]
         held_out = [splits.get(name, {}) for name in {"train": ("val", "test"), "test": ()}.get(split, ("test",))]
@@ -164,9 +212,7 @@ def choose_split(
             f"{layout.root} shows no split {split!r}, only {sorted(splits)}. Give one of them, or name the images that "
             "may be used in a file: --split_list."
         )
-    chosen_files = {path for paths in chosen.values() for path in paths}
-    files = {path for images in held_out for paths in images.values() for path in paths}
-    return chosen, files - chosen_files
+    return chosen, {path for images in held_out for paths in images.values() for path in paths}
 
 
 def leave_out_copies(

@@ -11,9 +11,9 @@ import cv2
 import numpy as np
 from PIL import Image
 
-from ...images.reading import image_files
+from ...images.reading import VALUES, image_files, read_image, whole_numbers
 from ..boxes import Box
-from .annotations import UNSPLIT, AnnotatedImage, Layout, Region, read_annotation, read_list, upright_size
+from .annotations import UNSPLIT, AnnotatedImage, Layout, Region, read_annotation, read_list, read_text, upright_size
 
 MIN_REGION_SHARE = 1e-4  # of the image; a smaller connected part of a mask is a speck
 SPLIT_NAME = re.compile(r"(trainval|train|val|valid|validation|test|test-dev)\d*", re.IGNORECASE)
@@ -45,6 +45,7 @@ class Coco(Layout):
             contents = read_annotation(path)
             if not isinstance(contents, dict) or not {"images", "categories"} <= contents.keys():
                 continue
+            check_coco(contents, path)
             split = split_in(path.stem) or split_in(path.parent.name) or UNSPLIT
             if split in files:
                 raise ValueError(f"{files[split][0]} and {path} both annotate split {split!r}: give --annotations.")
@@ -82,12 +83,13 @@ class Coco(Layout):
             try:
                 left, top, width, height = annotation["bbox"]
                 label = categories[annotation["category_id"]]
-            except (KeyError, ValueError) as error:
+                box = (left, top, left + width, top + height)
+            except (KeyError, ValueError, TypeError) as error:
                 raise ValueError(f"{where} has no box of four numbers, or no known category: {error!r}.") from error
             regions += self.region(
                 where,
                 label,
-                (left, top, left + width, top + height),
+                box,
                 size,
                 area=annotation.get("area"),
                 caption=annotation.get("caption"),
@@ -160,7 +162,7 @@ class Dota(Layout):
         if name not in self._files:
             raise ValueError(f"{paths[0]} has no {name}.txt under {self.annotations or self.root}.")
         path, size, regions = self._files[name], upright_size(paths[0]), []
-        for number, line in enumerate(path.read_text().splitlines(), 1):
+        for number, line in enumerate(read_text(path).splitlines(), 1):
             fields = line.split()
             if not fields or fields[0].startswith(("imagesource", "gsd")):
                 continue
@@ -272,11 +274,16 @@ class ChangePairs(Layout):
     def _captions(self) -> dict[str, tuple[str, ...]]:
         where = self.annotations or self.root
         files = [where] if where.is_file() else sorted(where.rglob("*captions*.json"))
-        return {
-            image["filename"]: tuple(sentence["raw"].strip() for sentence in image["sentences"])
-            for path in files
-            for image in read_annotation(path)["images"]
-        }
+        captions = {}
+        for path in files:
+            try:
+                captions |= {
+                    image["filename"]: tuple(sentence["raw"].strip() for sentence in image["sentences"])
+                    for image in read_annotation(path)["images"]
+                }
+            except (KeyError, TypeError, AttributeError) as error:
+                raise ValueError(f"{path} has no captions like those of LEVIR-CC: {error!r}.") from error
+        return captions
 
     def annotate(self, image_id, paths):
         size = upright_size(paths[0])
@@ -354,12 +361,15 @@ def find_file(places: list[Path], name: str) -> Path:
 
 def mask_values(path: Path, size: tuple[int, int]) -> tuple[np.ndarray, bool]:
     """A mask's values, int64 of shape (height, width), and whether they are colours, as 0xRRGGBB."""
-    try:
-        with Image.open(path) as image:
-            is_color = image.mode not in ("1", "L", "P", "I", "I;16")
-            values = np.asarray(image.convert("RGB") if is_color else image).astype(np.int64)
-    except Exception as error:  # Pillow raises many kinds for a broken file
-        raise ValueError(f"The mask {path} cannot be read: {error}") from error
+    picture = read_image(path, None)
+    if isinstance(picture, Image.Image):
+        picture = np.asarray(picture if picture.mode in VALUES else picture.convert("RGB"))
+    is_color = picture.ndim == 3
+    if is_color and (picture.shape[2] != 3 or picture.dtype != np.uint8):
+        raise ValueError(
+            f"The mask {path} has {picture.shape[2]} bands of {picture.dtype}, not one, or three of 8 bits."
+        )
+    values = whole_numbers(picture, path)
     if values.shape[:2] != size:
         raise ValueError(f"The mask {path} is of height and width {values.shape[:2]}, its image of {size}.")
     return (values @ [1 << 16, 1 << 8, 1] if is_color else values), is_color
@@ -379,6 +389,25 @@ def connected_regions(mask: np.ndarray, label: str) -> list[Region]:
     ]
 
 
+def check_coco(contents: dict, path: Path) -> None:
+    """Raises a `ValueError` that names the entry of which it cannot be told what it is about."""
+    needed = {"images": ("id", "file_name"), "categories": ("id", "name"), "annotations": ("image_id",)}
+    for kind, keys in needed.items():
+        listed = contents.get(kind, [])
+        if not isinstance(listed, list):
+            raise ValueError(f"{path}: `{kind}` is no list, but {str(listed)[:80]!r}.")
+        for index, entry in enumerate(listed):
+            where = f"{path}: entry {index} of `{kind}`, {str(entry)[:80]!r},"
+            known = [entry[key] for key in keys if key in entry] if isinstance(entry, dict) else []
+            texts = [value for key, value in zip(keys, known) if key in ("file_name", "name")]
+            if len(known) < len(keys) or not all(isinstance(value, (str, int)) for value in known):
+                raise ValueError(f"{where} lacks one of {keys}.")
+            if not all(isinstance(value, str) and value for value in texts):
+                raise ValueError(
+                    f"{path}: entry {index} of `{kind}`, {str(entry)[:80]!r}, has no text under {keys[1]!r}."
+                )
+
+
 def voc_objects(root: ElementTree.Element, path: Path | str) -> list[tuple[str, Box, bool]]:
     """Class, box as written and whether it is difficult, of each object in a Pascal VOC document."""
     objects = []
@@ -394,5 +423,5 @@ def voc_objects(root: ElementTree.Element, path: Path | str) -> list[tuple[str, 
 def parse_xml(path: Path) -> ElementTree.Element:
     try:
         return ElementTree.parse(path).getroot()
-    except ElementTree.ParseError as error:
+    except (ElementTree.ParseError, LookupError, ValueError, OSError) as error:
         raise ValueError(f"{path} is no XML: {error}") from error

@@ -1,7 +1,12 @@
 """Which images are taken."""
 
+import json
+
 import pytest
-from annotated_images import NAMES, make, write_voc
+from annotated_images import LAYOUTS, NAMES, make, write_coco, write_voc
+
+from modeling_vitp.instructions.from_annotations import layouts
+from modeling_vitp.instructions.from_annotations.annotations import annotate_all, choose_split, leave_out_copies
 
 
 def test_no_test_image_enters_by_split_list_or_as_a_copy(tmp_path, capsys):
@@ -22,3 +27,98 @@ def test_no_test_image_enters_by_split_list_or_as_a_copy(tmp_path, capsys):
         make("voc", root, tmp_path / "listed", "--split_list", tmp_path / "list.txt")
     with pytest.raises(ValueError, match=r"shows no split 'val', only \['test', 'train'\]"):
         make("voc", root, tmp_path / "listed", "--split", "val")
+
+
+def test_an_image_that_is_also_in_the_test_split_is_left_out_by_list_and_by_link(tmp_path):
+    for split in ("train", "test"):
+        write_voc(tmp_path, split, NAMES[split][:3])
+    lists = tmp_path / "ImageSets" / "Main"
+    (lists / "train.txt").write_text("000\n001\n002\n060\n")
+    (tmp_path / "JPEGImages" / "061.png").unlink()
+    (tmp_path / "JPEGImages" / "061.png").symlink_to(tmp_path / "JPEGImages" / "002.png")
+    kept, copies = leave_out_copies(*choose_split(layouts.PascalVOC(tmp_path), "train"))
+    assert set(kept) == {"000", "001"}
+    assert {path.stem for path, _ in copies} == {"002", "060"}
+
+
+BAD_FILES = {
+    "voc": [
+        b"",
+        b"<annotation",
+        b"\xff\xfe\x00",
+        b'<?xml version="1.0" encoding="none"?><a/>',
+        b"<a><object><name>x</name></object></a>",
+        b"<a><object><bndbox><xmin>1</xmin><ymin>1</ymin><xmax>9</xmax><ymax>9</ymax></bndbox></object></a>",
+        *(
+            f"<a><object><name>x</name><bndbox><xmin>{x}</xmin><ymin>1</ymin><xmax>9</xmax><ymax>9</ymax></bndbox>"
+            "</object></a>".encode()
+            for x in ("nan", "-inf", "", "9", "1e999", "a")
+        ),
+    ],
+    "dota": [
+        b"1 2 3",
+        b"\xff\xff",
+        b"nan 1 9 1 9 9 1 9 x 0",
+        b"1 1 inf 1 9 9 1 9 x 0",
+        b"1 1 9 1 9 9 1 9",
+        b"1 1 1 1 1 1 1 1 x",
+    ],
+}
+
+
+@pytest.mark.parametrize(("layout", "content"), [(name, one) for name, files in BAD_FILES.items() for one in files])
+def test_a_bad_annotation_file_is_named_and_can_be_skipped(tmp_path, capsys, layout, content):
+    LAYOUTS[layout][0](tmp_path / "data", "train", NAMES["train"][:12])
+    file = {"voc": "Annotations/003.xml", "dota": "train/labelTxt/003.txt"}[layout]
+    (tmp_path / "data" / file).write_bytes(content)
+    read = layouts.LAYOUTS[layout](tmp_path / "data")
+    chosen, _ = choose_split(read, {"voc": "train", "dota": "train"}[layout])
+    with pytest.raises(ValueError, match=file):
+        annotate_all(read, chosen)
+    images = annotate_all(read, chosen, "skip")
+    assert "003 is left out" in capsys.readouterr().err
+    assert len(images) == 11 and not any("003" in image.id for image in images)
+
+
+def test_the_command_goes_on_without_what_is_bad(tmp_path, capsys):
+    write_voc(tmp_path / "data", "train", NAMES["train"][:12])
+    (tmp_path / "data" / "Annotations" / "003.xml").write_text("<annotation")
+    rows = make("voc", tmp_path / "data", tmp_path / "out", "--on_error", "skip")["train"]
+    assert "003.xml is no XML" in capsys.readouterr().err
+    assert "003" not in rows["id"] and len(rows) > 5
+    with pytest.raises(ValueError, match="003.xml is no XML"):
+        make("voc", tmp_path / "data", tmp_path / "out")
+
+
+@pytest.mark.parametrize(
+    ("kind", "change"),
+    [
+        ("annotations", {"bbox": [1, 2, "x", 4]}),
+        ("annotations", {"bbox": [1, 2, float("nan"), 4]}),
+        ("annotations", {"bbox": 3}),
+        ("annotations", {"bbox": None}),
+        ("annotations", {"category_id": 99}),
+        ("annotations", {"category_id": []}),
+        ("annotations", {"area": "large"}),
+        ("annotations", {"area": float("inf")}),
+        ("annotations", {"caption": 3}),
+        ("annotations", {"image_id": None}),
+        ("images", {"file_name": 3}),
+        ("images", {"file_name": None}),
+        ("images", {"id": []}),
+        ("images", {"width": "wide"}),
+        ("categories", {"name": 3}),
+        ("categories", {"id": {}}),
+    ],
+)
+def test_a_bad_entry_of_coco_is_named(tmp_path, kind, change):
+    write_coco(tmp_path / "data", "train", NAMES["train"][:6])
+    file = tmp_path / "data" / "annotations" / "instances_train2017.json"
+    contents = json.loads(file.read_text())
+    contents[kind][1] |= change
+    file.write_text(json.dumps(contents))
+    read = layouts.Coco(tmp_path / "data")
+    with pytest.raises(ValueError, match="instances_train2017.json"):
+        annotate_all(read, choose_split(read, "train")[0])
+    if (kind == "annotations" and "image_id" not in change) or "width" in change:  # it is of one image
+        assert len(annotate_all(read, choose_split(read, "train")[0], "skip")) == 5
