@@ -22,6 +22,7 @@ from ..hub.failures import FAILURES, explain, one_line
 from ..hub.files import all_files, check_no_secrets, model_files
 from ..hub.upload import collect, push, push_folder, report_failure
 from .checkpointing import STAGING, check_settings, last_checkpoint, publish_checkpoint
+from .outputs import attempt
 
 logger = logging.getLogger(__name__)
 # What is being sent, out of the way of checkpoints that are deleted meanwhile.
@@ -146,8 +147,7 @@ class Run:
         """Writes the card, and pushes the output folder if `push_to_hub` is set, at the end; the exit status."""
         args, output_dir = self.args, Path(self.args.output_dir)
         if not args.push_to_hub:
-            write_card("model", output_dir, repo_id=self.hub_model_id)
-            return 0
+            return attempt(output_dir, "the card", write_card, "model", output_dir, None, self.hub_model_id)
         self._finish_current_push()
         where = self.hub_model_id, args.hub_private_repo, args.hub_revision
         try:
@@ -156,6 +156,8 @@ class Run:
             cause = explain(error, self.hub_model_id)
         except (ValueError, OSError) as error:
             cause = one_line(str(error)).rstrip(".")
+        except Exception as error:  # of the card or a library: nothing of the run is lost for it
+            cause = one_line(f"{type(error).__name__}: {error}").rstrip(".")
         else:
             print(f"On the Hub: {done.commit_url}")
             return 0
