@@ -11,6 +11,7 @@ from ..configuration_vitp import ViTPVisionConfig
 from ..image_processing_vitp import ViTPImageProcessor
 from ..modeling_vitp import ViTPForConditionalGeneration, ViTPModel, ViTPVisionModel
 from ..processing_vitp import ViTPProcessor
+from .finite import check_finite
 
 AUTO_MAP = {"AutoConfig": "configuration_vitp.ViTPVisionConfig", "AutoModel": "modeling_vitp.ViTPVisionModel"}
 
@@ -19,6 +20,7 @@ def export_backbone(
     model: ViTPForConditionalGeneration | ViTPModel | ViTPVisionModel | str | Path,
     output_dir: str | Path,
     image_processor: ViTPImageProcessor | None = None,
+    allow_nan: bool = False,
 ) -> Path:
     """Writes the vision tower and its image processor to a folder of their own.
 
@@ -37,6 +39,7 @@ def export_backbone(
         output_dir: created if missing.
         image_processor: the one of training; that of the checkpoint if `model` is one. ImageNet mean and std at the
             model's image size if there is none.
+        allow_nan: whether weights that are NaN or infinite are written; else they are a `ValueError`.
 
     Returns:
         `output_dir` as a path.
@@ -46,6 +49,8 @@ def export_backbone(
             image_processor = ViTPProcessor.from_pretrained(model).image_processor
         model = ViTPForConditionalGeneration.from_pretrained(model)
     vision_model = trained_vision_model(model)
+    if not allow_nan:
+        check_finite(vision_model.state_dict(), "the backbone")
 
     native = InternVLVisionModel(native_vision_config(vision_model.config)).to(vision_model.dtype)
     native.load_state_dict(vision_model.state_dict())

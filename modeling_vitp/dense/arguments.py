@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field
 
 from ..training.command_line import MappingArguments
+from ..training.run_arguments import RunArguments
 
 
 @dataclass
@@ -35,7 +36,7 @@ class DenseModelArguments(MappingArguments):
 
 
 @dataclass
-class DenseSettings:
+class DenseSettings(RunArguments):
     """What [`~modeling_vitp.dense.trainer.DenseTrainingArguments`] adds to transformers' settings."""
 
     layer_decay: float = field(

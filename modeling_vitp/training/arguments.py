@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from trl import ScriptArguments
 
 from .command_line import MappingArguments, find_data
+from .run_arguments import RunArguments
 
 # Where the fields of TRL's `SFTConfig` are defined.
 SFT_MODULES = ("transformers.training_args", "trl.trainer.base_config", "trl.trainer.sft_config")
@@ -82,7 +83,7 @@ class PretrainArguments(MappingArguments, ScriptArguments):
 
 
 @dataclass
-class VRLArguments:
+class VRLArguments(RunArguments):
     """What [`~modeling_vitp.ViTPTrainingConfig`] adds to TRL's settings."""
 
     vrl_drop_ratio: float = field(

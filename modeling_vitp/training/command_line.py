@@ -18,6 +18,8 @@ from typing import Any, ClassVar, NoReturn, get_args, get_type_hints
 import yaml
 from trl import TrlParser
 
+from .stops import RunStopped
+
 RECIPES = "modeling_vitp.recipes"
 
 
@@ -146,7 +148,7 @@ def register_models() -> None:
 
 
 def run(main: Callable[[], int | None]) -> NoReturn:
-    """Runs a recipe as a program: its progress is logged, and wrong arguments are one line and exit status 2."""
+    """Runs a recipe as a program: its progress is logged; wrong arguments (status 2), a stopped run: one line."""
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     for name in ("training", "dense", "evaluation", "recipes"):
         logging.getLogger(f"modeling_vitp.{name}").setLevel(logging.INFO)
@@ -155,6 +157,9 @@ def run(main: Callable[[], int | None]) -> NoReturn:
     except WrongArguments as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
+    except RunStopped as stop:
+        print(f"error: {stop}", file=sys.stderr)
+        sys.exit(stop.status)
 
 
 def load(name: str) -> type:

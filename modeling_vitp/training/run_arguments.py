@@ -1,0 +1,15 @@
+"""Arguments of every training, beside those of transformers."""
+
+from dataclasses import dataclass, field
+
+
+@dataclass
+class RunArguments:
+    """How a run stops and goes on."""
+
+    allow_changed_data: bool = field(
+        default=False,
+        metadata={
+            "help": "Goes on from a checkpoint though the data are not those that it was trained on, with a warning."
+        },
+    )
