@@ -62,18 +62,13 @@ def main(
         described = data.describe(args.train_splits, args.eval_split, args.test_split)
         trainer.record(argv, [model_args.model_name_or_path], *described)
     metrics = results.train(trainer, pixels)
-    if eval_dataset is not None:
-        metrics["eval"] = trainer.evaluate()
-    if test_dataset is not None:
-        metrics["test"] = trainer.evaluate(test_dataset, metric_key_prefix="test")
+    results.evaluate(trainer, metrics, "eval", eval_dataset)
+    results.evaluate(trainer, metrics, "test", test_dataset)
     if not trainer.is_world_process_zero():
         return 0
 
-    results.draw(trainer, test_dataset or eval_dataset, args.num_pictures)
-    if args.submission is not None:
-        results.write_submission(trainer, data, args.submission)
+    status = results.finish(trainer, test_dataset or eval_dataset, args.num_pictures, data, args.submission)
     results.save_metrics(trainer, metrics)
-    status = trainer.share() if train_dataset is not None else 0
     results.report(trainer, metrics)
     return status
 

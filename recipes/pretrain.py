@@ -73,15 +73,14 @@ def main(argv: list[str] | None = None) -> int:
     sources = [model_args.model_name_or_path, args.vision_model, args.language_model]
     trainer.record(argv, sources, describe_data(args, mixture, data.train), describe_evaluation(args))
     metrics = results.train(trainer)
-    trainer.save_model(output_dir if peft_config is None else output_dir / "adapter", _internal_call=True)
+    results.save_model(trainer, metrics)
+    results.evaluate(trainer, metrics)
     if not trainer.is_world_process_zero():
         return 0
 
-    model = results.save_parts(trainer)
     if task is not None:
-        metrics["task"] = task.evaluate(model, processor, data.splits, output_dir, training_args.seed)
-    results.save_metrics(trainer, metrics)
-    status = trainer.share()
+        results.evaluate_task(trainer, metrics, task.evaluate, data.splits)
+    status = results.finish(trainer)
     return results.report(metrics, output_dir) or status
 
 

@@ -77,8 +77,9 @@ def fill_card(
 
     metadata = own.data.to_dict() if own is not None else {}
     bases = record.get("base_model") or card_metadata(source).get("base_model")
-    if what == "adapter" and not Path(config["base_model_name_or_path"]).exists():
-        bases = config["base_model_name_or_path"]
+    base = config.get("base_model_name_or_path")  # none of a model that was composed or built from scratch
+    if what == "adapter" and base and not Path(base).exists():
+        bases = base
     metadata |= {
         "library_name": "peft" if what == "adapter" else "transformers",
         "pipeline_tag": pipeline_tag(what, config),

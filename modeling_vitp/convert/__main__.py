@@ -34,6 +34,7 @@ def main(argv: list[str] | None = None) -> None:
         type=int,
         help="token that stands for an image, for an original checkpoint without tokenizer",
     )
+    parser.add_argument("--allow_nan", action="store_true", help="convert weights that are NaN or infinite, too")
     args = parser.parse_args(argv)
 
     from .. import auto  # noqa: F401  (a model is saved with its code where the Auto classes know it)

@@ -7,6 +7,7 @@ from pathlib import Path
 from transformers.utils import logging
 
 from .card import read_license, write_card
+from .finite import refuse
 from .keys import CONTENTS, TARGETS
 from .reading import read_source
 from .tensor_files import write_checkpoint
@@ -23,6 +24,7 @@ def convert_checkpoint(
     revision: str | None = None,
     license: str | None = None,
     image_token_id: int | None = None,
+    allow_nan: bool = False,
 ) -> Path:
     """Writes `source` in another layout to the new folder `target`, with configuration, tokenizer, image processor,
     generation configuration and a card that states the licence of the source.
@@ -38,10 +40,11 @@ def convert_checkpoint(
         revision: branch, tag or commit of a Hub id.
         license: the licence, if the source states none; one that contradicts the source is refused.
         image_token_id: the token that stands for an image, for a checkpoint of InternVL's own code without tokenizer.
+        allow_nan: whether weights that are NaN or infinite are converted.
 
     Raises:
-        ValueError: if the source is damaged, of an unknown kind, lacks tensors or has others than its configuration
-            asks for, or if `to` cannot say what it says. Nothing is written then.
+        ValueError: if the source is damaged, of an unknown kind, has weights that are NaN or infinite, lacks tensors or
+            has others than its configuration asks for, or if `to` cannot say what it says. Nothing is written then.
     """
     target = Path(target)
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
@@ -67,7 +70,9 @@ def convert_checkpoint(
     temporary.mkdir()
     try:
         WRITERS[to](checkpoint, temporary)
-        write_checkpoint(temporary, arrange(checkpoint, to))
+        wrong = write_checkpoint(temporary, arrange(checkpoint, to))
+        if not allow_nan:
+            refuse(source, wrong)
         write_card(checkpoint, to, license_fields, temporary, target.name)
         temporary.rename(target)
     except BaseException:

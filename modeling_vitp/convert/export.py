@@ -17,6 +17,7 @@ from ..configuration_vitp import ViTPVisionConfig
 from ..image_processing_vitp import ViTPImageProcessor
 from ..modeling_vitp import ViTPForConditionalGeneration, ViTPVisionModel
 from ..processing_vitp import ViTPProcessor
+from .finite import check_finite
 
 AUTO_MAP = {"AutoConfig": "configuration_vitp.ViTPVisionConfig", "AutoModel": "modeling_vitp.ViTPVisionModel"}
 
@@ -25,6 +26,7 @@ def export_backbone(
     model: InternVLForConditionalGeneration | InternVLModel | InternVLVisionModel | str | Path,
     output_dir: str | Path,
     image_processor: ViTPImageProcessor | None = None,
+    allow_nan: bool = False,
 ) -> Path:
     """Writes the vision tower and its image processor to a folder of their own.
 
@@ -44,6 +46,7 @@ def export_backbone(
         output_dir: created if missing.
         image_processor: the one of training; that of the checkpoint if `model` is one. ImageNet mean and std at the
             model's image size if there is none.
+        allow_nan: whether weights that are NaN or infinite are written; else they are a `ValueError`.
 
     Returns:
         `output_dir` as a path.
@@ -53,6 +56,8 @@ def export_backbone(
             image_processor = ViTPProcessor.from_pretrained(model).image_processor
         model = ViTPForConditionalGeneration.from_pretrained(model)
     vision_model = trained_vision_model(model)
+    if not allow_nan:
+        check_finite(vision_model.state_dict(), "the backbone")
 
     native = InternVLVisionModel(native_vision_config(vision_model.config)).to(vision_model.dtype)
     native.load_state_dict(vision_model.state_dict())

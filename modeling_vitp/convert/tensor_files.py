@@ -11,11 +11,14 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import numpy as np
 from tqdm import tqdm
 
 SINGLE_FILE, INDEX_FILE = "model.safetensors", "model.safetensors.index.json"
 DTYPE_BITS = {"F64": 64, "I64": 64, "U64": 64, "F32": 32, "I32": 32, "U32": 32, "F16": 16, "BF16": 16, "I16": 16}
 DTYPE_BITS |= {"U16": 16, "I8": 8, "U8": 8, "BOOL": 8, "F8_E4M3": 8, "F8_E5M2": 8}
+EXPONENTS = {"F64": (np.uint64, np.uint64(0x7FF << 52)), "F32": (np.uint32, np.uint32(0xFF << 23))}
+EXPONENTS |= {"BF16": (np.uint16, np.uint16(0xFF << 7)), "F16": (np.uint16, np.uint16(0x1F << 10))}
 BUFFER_BYTES = 1 << 24
 FROM_PICKLE = (
     "Take the tensors out yourself: safetensors.torch.save_file(torch.load(FILE, weights_only=True)['state_dict'], "
@@ -130,24 +133,27 @@ def read_file(path: Path) -> dict[str, TensorBytes]:
     return tensors
 
 
-def write_checkpoint(folder: Path, tensors: dict[str, list[TensorBytes]]) -> None:
-    """Writes each tensor as its blocks of rows one after another, in shards that follow those of the source."""
+def write_checkpoint(folder: Path, tensors: dict[str, list[TensorBytes]]) -> list[str]:
+    """Writes each tensor as its blocks of rows one after another, in shards that follow those of the source; the names
+    of those that hold NaN or infinity.
+    """
     shards = {}
     for key, blocks in tensors.items():
         shards.setdefault(blocks[0].path, {})[key] = blocks
     total_size = sum(block.num_bytes for blocks in tensors.values() for block in blocks)
-    weight_map = {}
+    weight_map, wrong = {}, []
     with tqdm(total=total_size, unit="B", unit_scale=True, desc="Converting") as progress:
         for number, source in enumerate(sorted(shards), start=1):
             name = SINGLE_FILE if len(shards) == 1 else f"model-{number:05}-of-{len(shards):05}.safetensors"
-            write_file(folder / name, shards[source], progress)
+            wrong += write_file(folder / name, shards[source], progress)
             weight_map |= dict.fromkeys(shards[source], name)
     if len(shards) > 1:
         index = {"metadata": {"total_size": total_size}, "weight_map": dict(sorted(weight_map.items()))}
         (folder / INDEX_FILE).write_text(json.dumps(index, indent=2) + "\n")
+    return wrong
 
 
-def write_file(path: Path, tensors: dict[str, list[TensorBytes]], progress: tqdm) -> None:
+def write_file(path: Path, tensors: dict[str, list[TensorBytes]], progress: tqdm) -> list[str]:
     # Widest dtype first, as safetensors itself does, so that every tensor lies at a multiple of its item size.
     order = sorted(tensors, key=lambda key: (-DTYPE_BITS[tensors[key][0].dtype], key))
     header, end = {"__metadata__": {"format": "pt"}}, 0
@@ -160,6 +166,7 @@ def write_file(path: Path, tensors: dict[str, list[TensorBytes]], progress: tqdm
         header[key] = {"dtype": blocks[0].dtype, "shape": shape, "data_offsets": [start, end]}
     encoded = json.dumps(header, separators=(",", ":")).encode()
     encoded += b" " * (-len(encoded) % 8)
+    wrong = []
     with open(path, "xb") as file:
         file.write(struct.pack("<Q", len(encoded)) + encoded)
         for key in order:
@@ -167,3 +174,14 @@ def write_file(path: Path, tensors: dict[str, list[TensorBytes]], progress: tqdm
                 for chunk in block.read():
                     file.write(chunk)
                     progress.update(len(chunk))
+                    if wrong[-1:] != [key] and not is_finite(chunk, block.dtype):
+                        wrong.append(key)
+    return wrong
+
+
+def is_finite(chunk: bytes, dtype: str) -> bool:
+    """Whether the numbers in a chunk of a tensor are finite: the exponent of none has all its bits set."""
+    if dtype not in EXPONENTS:
+        return True
+    kind, exponent = EXPONENTS[dtype]
+    return not ((np.frombuffer(chunk, kind) & exponent) == exponent).any()

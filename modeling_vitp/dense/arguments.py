@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, field
 
+from ..training.run_arguments import RunArguments
 from ..training.values import Arguments, check_within
 
 
@@ -38,7 +39,7 @@ class DenseModelArguments(Arguments):
 
 
 @dataclass
-class DenseSettings(Arguments):
+class DenseSettings(RunArguments):
     """What [`~modeling_vitp.dense.trainer.DenseTrainingArguments`] adds to transformers' settings."""
 
     limits = {

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from ..metrics.report import without_nan
+from ..training.outputs import attempt, write_whole
 from ..training.plots import draw_losses
 from .data import DenseData
 from .pictures import draw_predictions
@@ -14,7 +15,7 @@ from .trainer import DenseTrainer
 
 
 def train(trainer: DenseTrainer, pixels: dict[str, int] | None) -> dict[str, Any]:
-    """Trains, if there is anything to train on, and saves the model; the metrics, in all processes.
+    """Trains, if there is anything to train on, and saves model and metrics; the metrics, in all processes.
 
     Args:
         pixels: of each class in the training data, for the metrics.
@@ -23,7 +24,30 @@ def train(trainer: DenseTrainer, pixels: dict[str, int] | None) -> dict[str, Any
     if trainer.train_dataset is not None:
         metrics |= {"train": trainer.train_or_resume().metrics, "train_pixels": pixels}
         trainer.save_model(trainer.args.output_dir, _internal_call=True)
+        save_metrics(trainer, metrics)
     return metrics
+
+
+def evaluate(trainer: DenseTrainer, metrics: dict[str, Any], name: str, samples: MaskedImages | None) -> None:
+    """Adds the scores on a split, if there is one, and saves them."""
+    if samples is not None:
+        metrics[name] = trainer.evaluate(samples, metric_key_prefix=name)
+        save_metrics(trainer, metrics)
+
+
+def finish(
+    trainer: DenseTrainer,
+    samples: MaskedImages | None,
+    number: int,
+    data: DenseData,
+    submission: dict[str, Any] | None,
+) -> int:
+    """Pictures, the masks for a server, the card and the push; the exit status, 1 if any of them failed."""
+    output_dir = trainer.args.output_dir
+    status = attempt(output_dir, "a picture", draw, trainer, samples, number)
+    if submission is not None:
+        status |= attempt(output_dir, "the submission", write_submission, trainer, data, submission)
+    return status | (trainer.share() if trainer.train_dataset is not None else 0)
 
 
 def draw(trainer: DenseTrainer, samples: MaskedImages | None, number: int) -> None:
@@ -46,8 +70,10 @@ def write_submission(trainer: DenseTrainer, data: DenseData, settings: dict[str,
 
 
 def save_metrics(trainer: DenseTrainer, metrics: dict[str, Any]) -> None:
-    path = Path(trainer.args.output_dir) / "metrics.json"
-    path.write_text(json.dumps(without_nan(metrics), indent=2) + "\n")
+    """`metrics.json`, written by one process."""
+    if trainer.is_world_process_zero():
+        path = Path(trainer.args.output_dir) / "metrics.json"
+        write_whole(path, json.dumps(without_nan(metrics), indent=2) + "\n")
 
 
 def report(trainer: DenseTrainer, metrics: dict[str, Any]) -> None:

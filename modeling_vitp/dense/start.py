@@ -3,6 +3,7 @@
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from ..configuration_vitp import ViTPVisionConfig
+from ..convert.finite import check_finite
 from ..image_processing_vitp_dense import ViTPSegmentationImageProcessor
 from ..modeling_vitp import ViTPVisionModel
 from .arguments import DenseModelArguments
@@ -35,11 +36,14 @@ def load_dense_model(
             model = model_class.from_pretrained(start, **revision)
             if model.config.id2label != id2label:
                 raise ValueError(f"{start} has the classes {list(model.config.id2label.values())}, not {names}.")
+            check_finite(model.state_dict(), start)
             model.config.class_weights = class_weights
             return model
     backbone = {"drop_path_rate": args.drop_path_rate, **(args.backbone or {}), **more}
     head = {"class_weights": class_weights, **(args.head or {})}
-    return model_class.from_backbone(start, args.neck, id2label=id2label, backbone_kwargs=backbone, **head)
+    model = model_class.from_backbone(start, args.neck, id2label=id2label, backbone_kwargs=backbone, **head)
+    check_finite(model.state_dict(), args.model_name_or_path or "from_scratch")
+    return model
 
 
 def load_image_processor(args: DenseModelArguments, input_spec: dict | None) -> ViTPSegmentationImageProcessor:

@@ -10,7 +10,7 @@ import evaluate
 import numpy as np
 import torch
 from torch import nn
-from torch.utils.data import DataLoader, Dataset, Subset
+from torch.utils.data import ConcatDataset, DataLoader, Dataset, Subset
 from torchvision import tv_tensors
 from torchvision.transforms.v2 import functional as F
 from transformers import PreTrainedModel, Trainer, TrainingArguments
@@ -25,6 +25,7 @@ from ..vrl import keyed_generator
 from .arguments import DenseSettings
 from .augmentation import Augmentation
 from .classes import IGNORE_INDEX, LabelEncoding
+from .samples import ImageFiles, MaskedImages
 from .sliding_window import augmented, sliding_window
 
 logger = logging.getLogger(__name__)
@@ -37,6 +38,7 @@ class DenseTrainingArguments(DenseSettings, RunConfig, TrainingArguments):
 
     def __post_init__(self):
         super().__post_init__()
+        self.remove_unused_columns = False  # the ids of samples, for a step that fails
         self.window = self.window or self.crop_size
         self.stride = self.stride or self.window
 
@@ -65,7 +67,15 @@ class TrainingSamples(Dataset):
         seed = keyed_generator(self.seed, sample["id"], epoch, "augmentation").initial_seed()
         images, mask = self.augmentation(images, tv_tensors.Mask(sample["mask"]), seed)
         pixels = [normalize(image.as_subclass(torch.Tensor), self.image_processor) for image in images]
-        return dict(zip(INPUTS[len(pixels)], pixels), labels=mask.as_subclass(torch.Tensor).long())
+        return dict(zip(INPUTS[len(pixels)], pixels), labels=mask.as_subclass(torch.Tensor).long(), id=sample["id"])
+
+
+def files_or_rows(samples: MaskedImages) -> Any:
+    """What samples are read from: the paths of files, or rows."""
+    if not isinstance(samples, ImageFiles):
+        return getattr(samples, "rows", None)
+    files = {sample.id: sample for sample, _ in samples.rows}
+    return [path for sample in files.values() for path in (*sample.images, sample.mask) if path is not None]
 
 
 def normalize(image: torch.Tensor, image_processor: ViTPSegmentationImageProcessor) -> torch.Tensor:
@@ -175,6 +185,11 @@ class DenseTrainer(Run, Trainer):
                 f"{self._train_batches.effective_batch_size} of one step: make batches smaller."
             )
         return self._train_batches
+
+    def training_data(self) -> Any:
+        samples = self.train_dataset.samples
+        parts = samples.datasets if isinstance(samples, ConcatDataset) else [samples]
+        return {f"split {number}": files_or_rows(part) for number, part in enumerate(parts, start=1)}
 
     def run_settings(self) -> dict[str, dict[str, Any]]:
         args = self.args

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from trl import ScriptArguments
 
 from .command_line import find_data, find_task
+from .run_arguments import RunArguments
 from .values import Arguments
 
 # Where the fields of TRL's `SFTConfig` are defined.
@@ -86,7 +87,7 @@ class PretrainArguments(Arguments, ScriptArguments):
 
 
 @dataclass
-class VRLArguments(Arguments):
+class VRLArguments(RunArguments):
     """What [`~modeling_vitp.ViTPTrainingConfig`] adds to TRL's settings."""
 
     limits = {"vrl_drop_ratio": "[0, 1)", "vrl_apply_prob": "[0, 1]", "max_length": "[1, inf)"}

@@ -157,4 +157,33 @@ class RankStream(torch.utils.data.IterableDataset):
             if self.length is not None:
                 group.sort(key=self.length, reverse=True)
             for start in range(0, size * self.accumulation_steps, size):
-                yield share(group[start : start + size], self.num_processes, self.process_index)
+                yield self._own(group[start : start + size])
+
+    def _own(self, rows: list) -> list:
+        return share(rows, self.num_processes, self.process_index)
+
+
+class WholeBatchStream(RankStream):
+    """For evaluation: the batches are those of one process, and at the end a process may have an empty one."""
+
+    def _own(self, rows: list) -> list:
+        return rows[self.process_index * self.batch_size : (self.process_index + 1) * self.batch_size]
+
+
+class WholeBatchSampler(BatchRebalanceSampler):
+    """For evaluation on several processes: the batches are those of one, in order, and each process has as many.
+
+    accelerate fills the last ones with rows from the beginning, which then count twice; here they may be empty.
+    """
+
+    def __init__(self, num_rows: int, batch_size: int, num_processes: int, process_index: int, drop_last: bool = False):
+        self.num_rows = num_rows // batch_size * batch_size if drop_last else num_rows
+        self.rows_at_once, self.num_processes, self.process_index = batch_size, num_processes, process_index
+
+    def __len__(self) -> int:
+        return math.ceil(self.num_rows / (self.rows_at_once * self.num_processes))
+
+    def __iter__(self) -> Iterator[list[int]]:
+        for batch in range(self.process_index, len(self) * self.num_processes, self.num_processes):
+            start = batch * self.rows_at_once
+            yield list(range(start, min(start + self.rows_at_once, self.num_rows)))

@@ -17,23 +17,27 @@ STAGING = "_saving"
 RECORD_NAME = "checkpoint.json"
 
 
-def publish_checkpoint(staged: str | Path, checkpoint: str | Path, settings: dict[str, Any]) -> None:
+def publish_checkpoint(
+    staged: str | Path, checkpoint: str | Path, settings: dict[str, Any], data: dict[str, str | None] | None = None
+) -> None:
     """Gives a checkpoint that was written in the staging folder its place, by a rename.
 
-    A record is added to it: every file with its size, by which [`is_complete`] tells, and the settings of the run.
+    A record is added to it: every file with its size, by which [`is_complete`] tells, the settings of the run, and the
+    fingerprint of its data.
     Everything is flushed to the disk before the rename. An older checkpoint of that name is replaced.
 
     Args:
         staged: the checkpoint, in a folder on the same file system.
         checkpoint: where it belongs, `checkpoint-<step>`.
         settings: the settings of the run, see [`check_settings`].
+        data: the fingerprint of what it reads, see [`~modeling_vitp.training.fingerprint.fingerprint`].
     """
     staged, checkpoint = Path(staged), Path(checkpoint)
     record = staged / RECORD_NAME
     record.unlink(missing_ok=True)
     files = sorted(path for path in staged.rglob("*") if path.is_file())
     sizes = {path.relative_to(staged).as_posix(): path.stat().st_size for path in files}
-    record.write_text(json.dumps({"files": sizes, "settings": settings}, indent=2) + "\n")
+    record.write_text(json.dumps({"files": sizes, "settings": settings, "data": data}, indent=2) + "\n")
     for path in [*files, record, *(path for path in staged.rglob("*") if path.is_dir()), staged]:
         flush(path)
     if checkpoint.exists():
@@ -118,3 +122,34 @@ def check_settings(checkpoint: str | Path, settings: dict[str, dict[str, Any]]) 
             checkpoint,
             "; ".join(differences["free"]),
         )
+
+
+def check_data(checkpoint: str | Path, data: dict[str, str | None], may_change: bool = False) -> None:
+    """Compares the fingerprint of a run's data with that of a checkpoint, which older ones lack: a warning.
+
+    Args:
+        may_change: whether other data are a warning, too.
+
+    Raises:
+        ValueError: names the parts that differ, and the way around it.
+    """
+    record = Path(checkpoint) / RECORD_NAME
+    recorded = json.loads(record.read_text()).get("data") if record.is_file() else None
+    if recorded is None:
+        logger.warning("%s has no fingerprint of its data: whether they are the same is not known.", checkpoint)
+        return
+    names = [name for name in {**recorded, **data} if recorded.get(name) != data.get(name)]
+    unknown = [name for name in data if data[name] is None]
+    if unknown:
+        logger.warning("Whether %s changed since %s is not known.", ", ".join(map(repr, unknown)), checkpoint)
+    names = [name for name in names if name not in unknown]
+    if not names:
+        return
+    changed = f"{', '.join(map(repr, names))} changed since {checkpoint} was written"
+    if not may_change:
+        raise ValueError(
+            f"What is trained on is not what it was: {changed} (contents, sizes or times of files). Restore it to go "
+            "on as a run that never stopped; go on all the same with --allow_changed_data; or start a new run from its "
+            "weights: give the checkpoint as model_name_or_path, and another output_dir."
+        )
+    logger.warning("Going on with other data, so not as a run that never stopped: %s.", changed)

@@ -17,6 +17,8 @@ from typing import Any, NoReturn
 import yaml
 from trl import TrlParser
 
+from .stops import RunStopped
+
 RECIPES = "modeling_vitp.recipes"
 
 
@@ -126,7 +128,9 @@ def register_models() -> None:
 
 
 def run(main: Callable[[], int | None], *mistakes: type[Exception]) -> NoReturn:
-    """Runs a recipe as a program: its progress is logged, and wrong arguments are one line and exit status 2.
+    """Runs a recipe as a program: its progress is logged; wrong arguments are one line and exit status 2.
+
+    A run that stopped is one line too, and has its own status.
 
     Args:
         mistakes: errors that are about what the user gave, and so one line too, with status 1.
@@ -139,6 +143,9 @@ def run(main: Callable[[], int | None], *mistakes: type[Exception]) -> NoReturn:
     except (WrongArguments, *mistakes) as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2 if isinstance(error, WrongArguments) else 1)
+    except RunStopped as stop:
+        print(f"error: {stop}", file=sys.stderr)
+        sys.exit(stop.status)
 
 
 def load(name: str) -> type:

@@ -6,6 +6,7 @@ from transformers.models.internvl.modeling_internvl import InternVLMultiModalPro
 from transformers.utils import cached_file
 
 from ..configuration_vitp import ViTPConfig
+from ..convert.finite import check_finite
 from ..image_processing_vitp import ViTPImageProcessor
 from ..modeling_vitp import ViTPForConditionalGeneration, ViTPVisionModel
 from ..processing_vitp import ViTPProcessor
@@ -33,6 +34,8 @@ def compose(
             not compute the logits of the language model.
     """
     vision, language = load_vision(vision_model, drop_path_rate, options), load_language(language_model, options)
+    for name, part in ((vision_model, vision), (language_model, language)):
+        check_finite(part.state_dict(), name)
     tokenizer = AutoTokenizer.from_pretrained(language_model)
     missing = [token for token in (TURN_END, *MARKS) if token not in tokenizer.get_vocab()]
     if missing:

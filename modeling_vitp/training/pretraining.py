@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from accelerate import PartialState
 from accelerate.data_loader import IterableDatasetShard
@@ -15,16 +16,17 @@ from accelerate.utils import gather_object, is_peft_model
 from datasets import Dataset, DatasetDict, IterableDataset
 from safetensors import safe_open
 from torch.utils.data import DataLoader
+from transformers.trainer_utils import EvalLoopOutput
 from trl import SFTConfig, SFTTrainer
 
-from ..instructions.collator import ViTPDataCollator
+from ..instructions.collator import NO_LABEL, ViTPDataCollator
 from ..instructions.lengths import SampleLength
 from ..instructions.rows import describe_rows, prepare_rows
 from ..instructions.settings import SampleTransform, SourceSettings
 from ..modeling_vitp import ViTPForConditionalGeneration, ViTPModel
 from ..processing_vitp import ViTPProcessor
 from .arguments import VRLArguments
-from .batching import BY_LENGTH, GlobalBatchSampler, RankStream
+from .batching import BY_LENGTH, GlobalBatchSampler, RankStream, WholeBatchSampler, WholeBatchStream
 from .run import Run, RunConfig, check_loaded
 
 
@@ -132,7 +134,7 @@ class ViTPTrainer(Run, SFTTrainer):
             elif self.args.world_size > 1:
                 # accelerate would give each process some of the stream's files, and one could run out before others.
                 shard = {"num_processes": self.args.world_size, "process_index": self.args.process_index}
-                dataset = IterableDatasetShard(dataset, batch_size=batch_size, **shard)
+                dataset = WholeBatchStream(dataset, batch_size, **shard)
         try:
             dataloader = super()._get_dataloader(dataset, description, batch_size, is_training=is_training, **kwargs)
         finally:
@@ -169,6 +171,18 @@ class ViTPTrainer(Run, SFTTrainer):
         )
         return self._train_batches
 
+    def _get_eval_sampler(self, eval_dataset: Dataset) -> torch.utils.data.Sampler:
+        """In order: what is scored needs no grouping, and no row counts twice where the last batch is uneven."""
+        if self.args.world_size == 1:
+            return torch.utils.data.SequentialSampler(eval_dataset)
+        return WholeBatchSampler(
+            len(eval_dataset),
+            self.args.eval_batch_size,
+            self.args.world_size,
+            self.args.process_index,
+            self.args.dataloader_drop_last,
+        )
+
     def _lengths(self, dataset: Dataset) -> list[int]:
         """The lengths of all rows of this epoch. A mixture asks for those of its sources, and picks its rows' ones."""
         if hasattr(dataset, "lengths"):
@@ -177,21 +191,24 @@ class ViTPTrainer(Run, SFTTrainer):
 
     def _measure(self, dataset: Dataset) -> list[int]:
         column = self.args.length_column_name
-        if column not in dataset.column_names:
-            if "messages" not in dataset.column_names:
+        # A source of a mixture makes its rows as they are read: its columns are not those that it stores.
+        is_made = dataset.format["type"] == "custom"
+        names = list(dataset[:1]) if is_made else dataset.column_names
+        if column not in names:
+            if "messages" not in names:
                 raise ValueError(
                     f"train_sampling_strategy={self.args.train_sampling_strategy!r} needs rows with 'messages', or the "
-                    f"length of each in a column {column!r}; there are {sorted(dataset.column_names)}."
+                    f"length of each in a column {column!r}; there are {sorted(names)}."
                 )
             length = SampleLength.of(self.data_collator)
             with PartialState().main_process_first():
-                dataset = prepare_rows(dataset).map(
+                dataset = (dataset if is_made else prepare_rows(dataset)).map(
                     lambda row: {column: length(row)},
                     remove_columns=dataset.column_names,
                     num_proc=self.args.dataset_num_proc,
                     desc="Measuring samples",
                 )
-        return list(dataset[column])
+        return list(dataset.with_format(None)[column])
 
     def _run_epoch(self, *args, epoch: int, **kwargs):
         self.data_collator.set_epoch(epoch)
@@ -226,7 +243,26 @@ class ViTPTrainer(Run, SFTTrainer):
             vitp = next(module for module in self.model.modules() if isinstance(module, ViTPModel))
             pixel_values, indices = vitp._unseen_tile()
             inputs = {**inputs, "pixel_values": pixel_values, "visual_token_indices": indices}
-        return super().prediction_step(model, inputs, *args, **kwargs)
+        num_rows = (inputs["labels"] != NO_LABEL).any(1).sum().item()
+        outputs = super().prediction_step(model, inputs, *args, **kwargs)
+        self._eval_losses.append((outputs[0].float().item(), num_rows))
+        return outputs
+
+    def evaluation_loop(self, dataloader, *args, metric_key_prefix: str = "eval", **kwargs) -> EvalLoopOutput:
+        self._eval_losses = []
+        output = super().evaluation_loop(dataloader, *args, metric_key_prefix=metric_key_prefix, **kwargs)
+        if self.args.world_size > 1:
+            # In one process, a batch of a stream counts as a whole one, since its length is not known.
+            is_stream = isinstance(getattr(dataloader.dataset, "dataset", None), WholeBatchStream)
+            whole = self.args.eval_batch_size if is_stream else 0
+            rounds = zip(*gather_object([self._eval_losses]))
+            counted = [(loss, max(rows, whole if rows else 0)) for batches in rounds for loss, rows in batches]
+            losses = np.repeat(*map(np.array, zip(*counted))).astype(np.float32)
+            finite = np.isfinite(losses)
+            if self.args.logging_nan_inf_filter and finite.any():
+                losses = losses[finite]
+            output.metrics[f"{metric_key_prefix}_loss"] = losses.mean().item()
+        return output
 
     def create_model_card(self, *args, **kwargs) -> None:
         """Writes none: TRL's is for a text generator, and its example does not run with this model."""

@@ -1,8 +1,13 @@
-"""What a pretraining leaves: metrics, the model in one piece, its backbone, cards, and what to do next."""
+"""What a pretraining leaves: metrics, the model in one piece, its backbone, cards, and what to do next.
 
+What a run has is on the disk before anything is tried that may fail: weights, then the backbone, then each score.
+"""
+
+import copy
 import json
 import logging
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +17,7 @@ from ..cards.record import copy_record
 from ..convert.export import export_backbone
 from ..hub.contents import write_card
 from ..modeling_vitp import ViTPForConditionalGeneration
+from .outputs import attempt, write_whole
 from .plots import draw_losses
 from .pretraining import ViTPTrainer, count_skipped
 
@@ -26,9 +32,31 @@ def train(trainer: ViTPTrainer) -> dict[str, Any]:
     if skipped:
         metrics["skipped_rows"] = skipped
         logger.warning("Rows skipped in this run, by source: %s", json.dumps(skipped))
+    return metrics
+
+
+def save_model(trainer: ViTPTrainer, metrics: dict[str, Any]) -> None:
+    """The weights, of LoRA in `adapter`; in one process also the model in one piece, its backbone and the metrics."""
+    folder = Path(trainer.args.output_dir) / ("adapter" if is_peft_model(trainer.model) else "")
+    trainer.save_model(folder, _internal_call=True)
+    if trainer.is_world_process_zero():
+        save_metrics(trainer, metrics)
+        save_parts(trainer)
+
+
+def evaluate(trainer: ViTPTrainer, metrics: dict[str, Any]) -> None:
+    """Adds the loss on the rows to evaluate on, if there are any."""
     if trainer.eval_dataset is not None:
         metrics["eval"] = trainer.evaluate()
-    return metrics
+        save_metrics(trainer, metrics)
+
+
+def evaluate_task(trainer: ViTPTrainer, metrics: dict[str, Any], score: Callable[..., dict], splits: Any) -> None:
+    """Adds the scores of a task, by its function, see `tests/README.md`; for one process."""
+    args = trainer.args
+    model = ViTPForConditionalGeneration.from_pretrained(args.output_dir).to(args.device)
+    metrics["task"] = score(model, trainer.processing_class, splits, Path(args.output_dir), args.seed)
+    save_metrics(trainer, metrics)
 
 
 def mean_loss(log_history: list[dict]) -> dict[str, float]:
@@ -37,29 +65,41 @@ def mean_loss(log_history: list[dict]) -> dict[str, float]:
     return {"train_loss": sum(losses) / len(losses)} if losses else {}
 
 
-def save_parts(trainer: ViTPTrainer) -> ViTPForConditionalGeneration:
-    """The model, merged and in one piece in the output folder, with its backbone in `backbone`. For one process.
+def save_parts(trainer: ViTPTrainer) -> None:
+    """The model, merged and in one piece in the output folder, with its backbone in `backbone`.
 
-    Not the trainer's model, of which FSDP and ZeRO leave each process a part.
+    Not the trainer's model, of which FSDP and ZeRO leave each process a part. LoRA is merged in a copy, so that what is
+    evaluated next is what was trained.
     """
     output_dir, processor = Path(trainer.args.output_dir), trainer.processing_class
     if is_peft_model(trainer.model):
-        trainer.accelerator.unwrap_model(trainer.model).merge_and_unload().save_pretrained(output_dir)
+        merged = copy.deepcopy(trainer.accelerator.unwrap_model(trainer.model)).merge_and_unload()
+        merged.save_pretrained(output_dir)
         processor.save_pretrained(output_dir)
-    model = ViTPForConditionalGeneration.from_pretrained(output_dir).to(trainer.args.device)
+        del merged
+    model = ViTPForConditionalGeneration.from_pretrained(output_dir)
     export_backbone(model, output_dir / "backbone", processor.image_processor)
-    draw_losses(trainer.state.log_history, output_dir / "loss.png")
-    return model
 
 
 def save_metrics(trainer: ViTPTrainer, metrics: dict[str, Any]) -> None:
-    """`metrics.json`, and the cards of the parts, which tell of it."""
+    """`metrics.json`, written by one process."""
+    if trainer.is_world_process_zero():
+        write_whole(Path(trainer.args.output_dir) / "metrics.json", json.dumps(metrics, indent=2) + "\n")
+
+
+def finish(trainer: ViTPTrainer) -> int:
+    """The picture of the losses, the cards and the push; the exit status, 1 if any of them failed."""
     output_dir = Path(trainer.args.output_dir)
-    (output_dir / "metrics.json").write_text(json.dumps(metrics, indent=2) + "\n")
+    status = attempt(output_dir, "the plot", draw_losses, trainer.state.log_history, output_dir / "loss.png")
     for part in ("backbone", "adapter"):
         if (output_dir / part).is_dir():
-            copy_record(output_dir, output_dir / part)
-            write_card(part, output_dir / part)
+            status |= attempt(output_dir, f"the card of {part}", write_part_card, part, output_dir)
+    return trainer.share() | status
+
+
+def write_part_card(part: str, output_dir: Path) -> None:
+    copy_record(output_dir, output_dir / part)
+    write_card(part, output_dir / part)
 
 
 def report(metrics: dict[str, Any], output_dir: Path) -> int:
@@ -81,6 +121,6 @@ Share the backbone on the Hub (--dry_run shows what would go):
     vitp push_to_hub {output_dir} NAMESPACE/NAME --what backbone --dry_run
 """)
     if metrics.get("task", {}).get("passed", True):
-        return 0
+        return 1 if metrics.get("task", {}).get("failed") else 0
     print(f"The task's gate was NOT passed: {metrics['task']['gate']}", file=sys.stderr)
     return 1

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate.utils import is_peft_model
+from accelerate.utils import broadcast_object_list, is_peft_model
 from huggingface_hub import CommitInfo, HfApi
 from torch.utils.data import DataLoader
 from transformers.trainer import TRAINER_STATE_NAME, TRAINING_ARGS_NAME
@@ -21,8 +21,11 @@ from ..hub.contents import Contents, gather, write_card
 from ..hub.failures import FAILURES, explain, one_line
 from ..hub.files import all_files, check_no_secrets, model_files
 from ..hub.upload import collect, push, push_folder, report_failure
-from .checkpointing import STAGING, check_settings, last_checkpoint, publish_checkpoint
-from .values import Arguments
+from .checkpointing import STAGING, check_data, check_settings, last_checkpoint, publish_checkpoint
+from .fingerprint import fingerprint
+from .finite import NamedBatches, StopAtNotFinite, take_names
+from .outputs import attempt
+from .run_arguments import RunArguments
 
 logger = logging.getLogger(__name__)
 # What is being sent, out of the way of checkpoints that are deleted meanwhile.
@@ -32,6 +35,7 @@ OUTBOX = "_pushing"
 class Run:
     """Base of all trainers, before [`~transformers.Trainer`].
 
+    - A step with a loss or weights that are not finite ends the run: it is named, with its samples, and not saved.
     - A checkpoint is whole or not there. A run that goes on from one ends as the run that never stopped; one of other
       settings is an error.
     - A push is one commit of the model's files and their card (see [`~modeling_vitp.hub.upload.push`]); one that would
@@ -49,6 +53,15 @@ class Run:
         """What has to be as it was for a run to go on (`fixed`), and what changes its course only (`free`)."""
         raise NotImplementedError
 
+    def training_data(self) -> Any:
+        """What is trained on, of which [`~modeling_vitp.training.fingerprint.fingerprint`] is taken."""
+        return self.train_dataset
+
+    def _fingerprint(self) -> dict[str, str | None]:
+        """Taken by one process, for all."""
+        found = [fingerprint(self.training_data()) if self.is_world_process_zero() else None]
+        return broadcast_object_list(found)[0]
+
     @property
     def data_seed(self) -> int:
         return self.args.seed if self.args.data_seed is None else self.args.data_seed
@@ -61,8 +74,13 @@ class Run:
             if resume_from_checkpoint is None:
                 raise ValueError(f"There is no complete checkpoint in {self.args.output_dir} to resume from.")
         self._settings = self.run_settings()
+        self._data = self._fingerprint()
         if resume_from_checkpoint:
             check_settings(resume_from_checkpoint, self._settings)
+            check_data(resume_from_checkpoint, self._data, self.args.allow_changed_data)
+        self._finite = StopAtNotFinite(self)
+        self.pop_callback(StopAtNotFinite)
+        self.add_callback(self._finite)
         return super().train(resume_from_checkpoint, *args, **kwargs)
 
     def train_or_resume(self) -> TrainOutput:
@@ -76,12 +94,28 @@ class Run:
         logger.info("Training in %d process(es), %d samples a step.", self.args.world_size, batch_size)
         return self.train(resume_from_checkpoint=checkpoint)
 
-    def _get_dataloader(self, *args, **kwargs) -> DataLoader:
-        dataloader = super()._get_dataloader(*args, **kwargs)
+    def _get_dataloader(self, *args, is_training: bool = False, **kwargs) -> DataLoader:
+        collator = self.data_collator
+        if is_training:
+            self.data_collator = NamedBatches(collator)
+        try:
+            dataloader = super()._get_dataloader(*args, is_training=is_training, **kwargs)
+        finally:
+            self.data_collator = collator
         # The seeds of workers would be drawn from the global generator, at other times in a run that is resumed than in
         # one that never stopped, and stochastic depth would differ from there on.
         getattr(dataloader, "base_dataloader", dataloader).generator = torch.Generator()
         return dataloader
+
+    def get_batch_samples(self, *args, **kwargs) -> tuple[list, torch.Tensor | int | None]:
+        batches, num_items = super().get_batch_samples(*args, **kwargs)
+        self._finite.losses, self._finite.samples = [], take_names(batches)
+        return batches, num_items
+
+    def training_step(self, *args, **kwargs) -> torch.Tensor:
+        loss = super().training_step(*args, **kwargs)
+        self._finite.losses.append(loss)
+        return loss
 
     def _run_epoch(self, *args, epoch: int, **kwargs):
         if self.state.global_step >= self.state.max_steps:
@@ -123,7 +157,7 @@ class Run:
                 self.state.save_to_json(os.path.join(staged, TRAINER_STATE_NAME))
         self.accelerator.wait_for_everyone()
         if self.args.should_save:
-            publish_checkpoint(staged, checkpoint, self._settings)
+            publish_checkpoint(staged, checkpoint, self._settings, self._data)
         self.accelerator.wait_for_everyone()
         if self.args.push_to_hub:
             self._push_from_checkpoint(checkpoint)
@@ -147,8 +181,7 @@ class Run:
         """Writes the card, and pushes the output folder if `push_to_hub` is set, at the end; the exit status."""
         args, output_dir = self.args, Path(self.args.output_dir)
         if not args.push_to_hub:
-            write_card("model", output_dir, repo_id=self.hub_model_id)
-            return 0
+            return attempt(output_dir, "the card", write_card, "model", output_dir, None, self.hub_model_id)
         self._finish_current_push()
         where = self.hub_model_id, args.hub_private_repo, args.hub_revision
         try:
@@ -157,6 +190,8 @@ class Run:
             cause = explain(error, self.hub_model_id)
         except (ValueError, OSError) as error:
             cause = one_line(str(error)).rstrip(".")
+        except Exception as error:  # of the card or a library: nothing of the run is lost for it
+            cause = one_line(f"{type(error).__name__}: {error}").rstrip(".")
         else:
             print(f"On the Hub: {done.commit_url}")
             return 0
@@ -231,7 +266,7 @@ class Run:
         return contents
 
 
-class RunConfig(Arguments):
+class RunConfig(RunArguments):
     """Base of the settings of all trainers, before [`~transformers.TrainingArguments`]: trains on the accelerator if
     there is one, and in bf16 wherever the hardware has it.
     """

@@ -7,6 +7,7 @@ from transformers import AutoConfig, InternVLForConditionalGeneration, PreTraine
 from trl import ModelConfig
 
 from ..configuration_vitp import ViTPConfig
+from ..convert.finite import check_finite
 from ..convert.internvl import from_internvl, internvl_processor
 from ..image_processing_vitp import ViTPImageProcessor
 from ..modeling_vitp import ViTPForConditionalGeneration
@@ -60,6 +61,7 @@ def load_start(
         name, config=config, output_loading_info=True, **options, **revision
     )
     check_report(name, report)
+    check_finite(model.state_dict(), name)
     if model_type == "vitp":
         return model, ViTPProcessor.from_pretrained(name, **revision)
     return from_internvl(model), internvl_processor(name, **revision)

@@ -5,7 +5,7 @@ import json
 import math
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import fields, is_dataclass
+from dataclasses import fields
 from typing import Any, ClassVar, get_args, get_type_hints
 
 
@@ -41,11 +41,13 @@ class Arguments:
             super().__post_init__()
 
     def _read_mappings(self) -> None:
-        own = [cls for cls in type(self).__mro__ if issubclass(cls, Arguments) and is_dataclass(cls)]
-        types = get_type_hints(own[0])  # those of the fields are changed by the parser
-        for name in (item.name for item in fields(own[0])):
+        # Of libraries' classes that these are mixed into, a mapping may be a file.
+        own = [cls for cls in type(self).__mro__ if issubclass(cls, Arguments)]
+        names = {name for cls in own for name in vars(cls).get("__annotations__", {})}
+        types = get_type_hints(type(self))  # those of the fields are changed by the parser
+        for name in names & {item.name for item in fields(self)}:
             value = getattr(self, name)
-            if isinstance(value, str) and name in types and dict in get_args(types[name]):
+            if isinstance(value, str) and dict in get_args(types[name]):
                 if value.lstrip().startswith("{"):
                     setattr(self, name, read_mapping(name, value))
                 elif name not in self.file_fields:

@@ -337,3 +337,21 @@ def test_an_interrupted_conversion_leaves_nothing(fixture_as_vitp, tmp_path, mon
         convert_checkpoint(fixture_as_vitp, tmp_path / "target", "internvl")
     assert [path.name.startswith(".target.") for path in calls[-1]] == [True]
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("value", ["nan", "inf"])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16", "float64"])
+def test_weights_that_are_not_finite_are_converted_only_when_told(model_and_processor, tmp_path, value, dtype):
+    model, processor = model_and_processor
+    model = model.to(getattr(torch, dtype))
+    with torch.no_grad():
+        model.model.vision_tower.encoder.layer[1].mlp.fc1.weight[5, 3] = -float(value)
+    for part in (model, processor):
+        part.save_pretrained(tmp_path / "source")
+    with pytest.raises(ValueError, match=r"NaN or infinite, in .*layer\.1\.mlp\.fc1\.weight"):
+        convert_checkpoint(tmp_path / "source", tmp_path / "backbone", "backbone")
+    assert [path.name for path in tmp_path.iterdir()] == ["source"]
+    with pytest.raises(ValueError, match="the backbone has weights that are NaN"):
+        export_backbone(model, tmp_path / "exported")
+    assert convert_checkpoint(tmp_path / "source", tmp_path / "backbone", "backbone", allow_nan=True).is_dir()
+    assert export_backbone(model, tmp_path / "exported", allow_nan=True).is_dir()

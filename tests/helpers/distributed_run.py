@@ -14,6 +14,7 @@ from training_run import make_rows, make_trainer
 from transformers import TrainerCallback
 
 from modeling_vitp import ViTPDataCollator
+from modeling_vitp.instructions.rows import prepare_rows
 
 
 class KeepGradients(TrainerCallback):
@@ -99,8 +100,20 @@ def fsdp2(folder: Path) -> None:
         torch.save({"loss": total, "gradients": gradients}, folder / "fsdp2.pt")
 
 
+def evaluated(folder: Path) -> None:
+    """Losses on five rows in batches of two, of a map-style data set and of a stream."""
+    rows = make_rows(5)
+    trainer = make_trainer(folder / "unused", drop_path_rate=0.0, per_device_eval_batch_size=2)
+    losses = {}
+    for name, dataset in [("map", rows), ("stream", rows.to_iterable_dataset(num_shards=2))]:
+        losses[name] = trainer.evaluate(prepare_rows(dataset))["eval_loss"]
+    if trainer.is_world_process_zero():
+        (folder / "evaluated.json").write_text(json.dumps(losses))
+
+
 def main(folder: Path) -> None:
     dist.init_process_group("gloo")
+    evaluated(folder)
     fsdp2(folder)
     ddp(folder, "accumulated")
     ddp(folder, "rebalanced", train_sampling_strategy="batch_rebalance")

@@ -1,6 +1,7 @@
 import numpy as np
 import pytest
 import torch
+import yaml
 from datasets import Dataset
 from sample_rows import sized_row
 from tiny_models import TEXT, VISION
@@ -8,6 +9,8 @@ from training_run import FEATURES, make_trainer
 
 from modeling_vitp import ViTPDataCollator
 from modeling_vitp.instructions.lengths import SampleLength
+from modeling_vitp.instructions.mixture import open_mixture
+from modeling_vitp.instructions.mixture_file import load_mixture
 from modeling_vitp.instructions.rows import prepare_rows
 from modeling_vitp.training.batching import GlobalBatchSampler
 from modeling_vitp.training.from_scratch import build_model
@@ -90,3 +93,23 @@ def test_rows_without_messages_need_a_column_of_lengths(mixed_rows, tmp_path):
     with pytest.raises(ValueError, match="needs rows with 'messages', or the length of each in a column 'length'"):
         trainer._lengths(bare)
     assert trainer._lengths(bare.add_column("length", list(range(192)))) == list(range(192))
+
+
+@pytest.mark.parametrize("strategy", ["group_by_length", "batch_rebalance"])
+def test_mixtures_of_folders_are_batched_by_length(data_folder, tmp_path, collator, strategy):
+    mixture = tmp_path / "mixture.yaml"
+    mixture.write_text(yaml.safe_dump({"root": str(tmp_path), "sources": [{"name": "trees", "folder": "data"}]}))
+    rows = open_mixture(load_mixture(str(mixture)), 0)
+    trainer = make_trainer(tmp_path / "run", train_sampling_strategy=strategy, eval_strategy="no")
+    measured = trainer._lengths(rows)
+    assert measured == [SampleLength.of(trainer.data_collator)(row) for row in rows]
+    assert min(measured) > 4
+
+
+def test_evaluation_does_not_ask_for_lengths(tmp_path):
+    trainers = [
+        make_trainer(tmp_path / strategy, train_sampling_strategy=strategy)
+        for strategy in ("random", "group_by_length")
+    ]
+    one, other = (trainer.evaluate()["eval_loss"] for trainer in trainers)
+    assert one == other

@@ -85,6 +85,11 @@ def test_an_epoch_is_shared_out_without_overlap_or_loss_though_it_does_not_divid
             assert sorted(seen) == everything
 
 
+def test_the_loss_of_an_evaluation_does_not_depend_on_the_number_of_processes(results):
+    one, two = (json.loads((results[world] / "evaluated.json").read_text()) for world in (1, 2))
+    assert two == one
+
+
 def test_loss_and_gradient_are_those_of_one_process_under_fsdp2_where_one_has_no_image(results):
     one, two = (torch.load(results[world] / "fsdp2.pt") for world in (1, 2))
     assert two["loss"].item() == pytest.approx(one["loss"].item(), abs=1e-6)

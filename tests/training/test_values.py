@@ -60,6 +60,12 @@ def test_limits_and_choices_are_inherited_and_none_is_no_value():
             Mixed(**settings)
 
 
+def test_a_mapping_of_transformers_may_be_a_file(tmp_path):
+    (tmp_path / "accelerator.json").write_text('{"even_batches": false}')
+    args = ViTPTrainingConfig(str(tmp_path / "out"), accelerator_config=str(tmp_path / "accelerator.json"))
+    assert args.accelerator_config.even_batches is False and args.accelerator_config.dispatch_batches is False
+
+
 DATA = {"dataset_name": "org/data"}
 PROBE = {"backbones": ["b"], **DATA}
 COMPARE = {

@@ -12,6 +12,7 @@ from transformers import set_seed
 
 from modeling_vitp import ViTPForConditionalGeneration, ViTPProcessor
 from modeling_vitp.instructions.boxes import Box, iou, read_boxes
+from modeling_vitp.training.outputs import attempt
 from modeling_vitp.vrl import keyed_generator
 
 from .instructions import COUNT, LOCATE, format_box, is_inside, largest, random_view
@@ -59,7 +60,9 @@ def evaluate(
             "count": score_counts(answers[split][COUNT], datasets[split], np.median(counts)),
             "grounding": score_boxes(answers[split][LOCATE], datasets[split], best_constant_box(boxes)),
         }
-    draw_predictions(datasets["test"], answers["test"], output_dir / "predictions.png")
+    shown = datasets["test"], answers["test"], output_dir / "predictions.png"
+    if attempt(output_dir, "the picture of predictions", draw_predictions, *shown):
+        metrics["failed"] = "predictions.png"
     count = metrics["test"]["count"]
     ratios = {
         "to_constant_median": count["mean_error"] / count["mean_error_constant_median"],

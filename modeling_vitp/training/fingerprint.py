@@ -1,0 +1,171 @@
+"""What a run reads, as hashes: a run that goes on from a checkpoint finds out whether its data are still the same.
+
+Of rows all texts and numbers are read, about 1 GB a second, and of images their lengths in bytes; of image files, and
+of the files of a stream, their sizes and times of change (of more than 100,000 in one source, evenly spread ones).
+"""
+
+import dataclasses
+import hashlib
+import itertools
+import os
+from collections.abc import Iterable, Iterator, Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+from datasets import Dataset, IterableDataset
+
+from ..hub.failures import tried
+from ..instructions.mixture import MixtureDataset, MixtureStream
+from ..instructions.mixture_file import Mixture, Source
+from ..instructions.sources import load_columns
+
+MOST_FILES = 100_000
+IMAGE = {"bytes", "path"}
+# What does not change a row, or is in the rows.
+NOT_ROWS = {"dataset", "folder", "annotation", "image_root", "rows", "obtain", "modality", "tasks", "general"}
+
+
+def fingerprint(data: Any) -> dict[str, str | None]:
+    """A hash for each part of what is trained on, by name; `None` where nothing is known of it.
+
+    Args:
+        data: rows (a data set, a stream, a mixture of either), the paths of files, or a mapping of names to such.
+    """
+    if isinstance(data, MixtureDataset | MixtureStream):
+        mixture = dataclasses.asdict(data.mixture) | {"sources": None, "modalities": None}
+        parts = {source.name: of_source(source, part) for source, part in zip(data.mixture.sources, data.parts)}
+        return {"how sources are mixed": digest([str(mixture), str(order_of(data.mixture))]), **parts}
+    if isinstance(data, Dataset):
+        return {"rows": of_rows(data)}
+    if isinstance(data, IterableDataset):
+        return {"stream": of_stream(data)}
+    if isinstance(data, dict):
+        return {f"{name}, {part}": value for name, item in data.items() for part, value in fingerprint(item).items()}
+    if isinstance(data, list):
+        return {"files": digest(states(data))}
+    return {"rows": None}
+
+
+def order_of(mixture: Mixture) -> list[str]:
+    return [source.name for source in mixture.sources]
+
+
+def of_source(source: Source, part: Dataset | IterableDataset) -> str | None:
+    settings = {name: value for name, value in dataclasses.asdict(source).items() if name not in NOT_ROWS}
+    if isinstance(part, Dataset):
+        rows = of_rows(part)
+    elif source.annotation:
+        rows = digest(states([source.annotation]))
+    elif source.folder:
+        rows = digest(states(path for path in sorted(Path(source.folder).rglob("*")) if path.is_file()))
+    else:
+        rows = of_stream(tried(partial(load_columns, source)))
+    return rows and digest([str(sorted(settings.items(), key=str)), rows])
+
+
+def of_rows(dataset: Dataset) -> str:
+    """By the content, whatever the cache that it lies in."""
+    seen = hashlib.sha256()
+    paths: list[str] = []
+    table = dataset.data
+    names = sorted(name for name in table.column_names)
+    for start in range(0, table.num_rows, 1000):
+        part = table.slice(start, 1000)
+        for name in names:
+            for chunk in part.column(name).chunks:
+                feed(seen, chunk, paths)
+    indices = getattr(dataset, "_indices", None)
+    if indices is not None:
+        for chunk in indices.column(0).chunks:
+            feed(seen, chunk, paths)
+    return digest([str(names), str(table.num_rows), seen.hexdigest(), *states(paths)])
+
+
+def feed(seen: "hashlib._Hash", array: pa.Array, paths: list[str]) -> None:
+    """Hashes the values of an array, of bytes their lengths; notes the paths of images that lie in files."""
+    kind = array.type
+    if isinstance(kind, pa.BaseExtensionType):
+        return feed(seen, array.storage, paths)
+    if isinstance(kind, pa.StructType) and {field.name for field in kind} == IMAGE:
+        in_files = array.filter(pc.is_null(pc.struct_field(array, "bytes")))
+        paths += [path for path in pc.struct_field(in_files, "path").to_pylist() if path is not None]
+        return feed(seen, pc.struct_field(array, "bytes"), paths)
+    seen.update(array.is_valid().to_numpy(zero_copy_only=False).tobytes())
+    if pa.types.is_dictionary(kind):
+        feed(seen, array.dictionary_decode(), paths)
+    elif pa.types.is_struct(kind):
+        for child in array.flatten():
+            feed(seen, child, paths)
+    elif pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind):
+        feed(seen, pc.list_value_length(array), paths)
+        feed(seen, array.flatten(), paths)
+    elif pa.types.is_string(kind) or pa.types.is_large_string(kind):
+        feed(seen, pc.binary_length(array), paths)
+        seen.update("".join(array.drop_null().to_pylist()).encode("utf-8", "surrogatepass"))
+    elif pa.types.is_binary(kind) or pa.types.is_large_binary(kind):
+        feed(seen, pc.binary_length(array), paths)
+    elif pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_boolean(kind):
+        seen.update(array.drop_null().to_numpy(zero_copy_only=False).tobytes())
+    elif not pa.types.is_null(kind):
+        seen.update(repr(array.to_pylist()).encode())
+
+
+def of_stream(dataset: IterableDataset) -> str | None:
+    """By the files and rows that a stream reads, as far as it shows them; addresses on the Hub name a commit."""
+    rows, found = [], []
+    for item in walk(vars(dataset).get("_ex_iterable"), set(), 12):
+        if isinstance(item, Dataset):
+            rows.append(of_rows(item))
+        elif isinstance(item, pa.Table):
+            rows.append(of_rows(Dataset(item)))
+        elif item.startswith(("hf://", "http://", "https://")) or os.path.isfile(item):
+            found.append(item)
+    local = sorted({path for path in found if os.path.isfile(path)})
+    remote = sorted({path for path in found if not os.path.isfile(path)})
+    return digest([*rows, *remote, *states(local)]) if rows or found else None
+
+
+def walk(item: Any, seen: set[int], depth: int) -> Iterator[Dataset | pa.Table | str]:
+    """The tables and texts that an object of `datasets` holds, in the order that it holds them."""
+    if isinstance(item, str):
+        yield item
+        return
+    if id(item) in seen or depth == 0:
+        return
+    seen.add(id(item))
+    if isinstance(item, Dataset | pa.Table):
+        yield item
+    elif isinstance(getattr(item, "table", None), pa.Table):  # of `datasets`
+        yield item.table
+    elif isinstance(item, partial):
+        yield from walk([item.func, item.args, item.keywords], seen, depth - 1)
+    elif isinstance(item, Mapping):
+        for value in item.values():
+            yield from walk(value, seen, depth - 1)
+    elif isinstance(item, list | tuple | set):
+        for value in itertools.islice(item, MOST_FILES):
+            yield from walk(value, seen, depth - 1)
+    elif type(item).__module__.partition(".")[0] == "datasets":
+        yield from walk(vars(item) if hasattr(item, "__dict__") else {}, seen, depth - 1)
+
+
+def states(paths: Iterable[str | Path]) -> Iterator[str]:
+    """Name, size and time of change of files."""
+    paths = list(map(str, paths))
+    yield str(len(paths))
+    for path in paths[:: 1 + len(paths) // MOST_FILES]:
+        try:
+            stat = os.stat(path)
+            yield f"{os.path.basename(path)}\0{stat.st_size}\0{stat.st_mtime_ns}"
+        except OSError:
+            yield f"{os.path.basename(path)}\0missing"
+
+
+def digest(parts: Iterable[str]) -> str:
+    seen = hashlib.sha256()
+    for part in parts:
+        seen.update(part.encode("utf-8", "surrogateescape") + b"\0\0")
+    return seen.hexdigest()[:24]

@@ -1,0 +1,136 @@
+"""A run does not go on, without a word, on data that are not those that it was trained on."""
+
+import json
+import os
+import shutil
+
+import dense_data
+import pytest
+import yaml
+from datasets import Dataset, load_dataset
+from pictures import picture
+from tiny_models import FROM_SCRATCH
+from training_run import FEATURES, make_rows, make_trainer
+
+from modeling_vitp.instructions.mixture import open_mixture
+from modeling_vitp.instructions.mixture_file import load_mixture
+from modeling_vitp.instructions.rows import prepare_rows
+from modeling_vitp.recipes import finetune_segmentation, pretrain
+from modeling_vitp.training.fingerprint import fingerprint
+
+
+def changed(rows: Dataset, index: int, answer: str) -> Dataset:
+    rows = rows.to_list()
+    rows[index]["messages"][1]["content"] = answer
+    return Dataset.from_list(rows, features=FEATURES)
+
+
+def test_every_changed_answer_of_rows_is_seen(tmp_path):
+    rows = make_rows(30)
+    known = fingerprint(rows)
+    assert fingerprint(make_rows(30)) == known
+    rows.save_to_disk(tmp_path / "rows")
+    assert fingerprint(Dataset.load_from_disk(tmp_path / "rows")) == known
+    assert fingerprint(prepare_rows(rows)) == known
+    for index in range(30):
+        other = changed(rows, index, "something else")
+        assert fingerprint(other) != known
+        assert fingerprint(other.to_iterable_dataset()) != fingerprint(rows.to_iterable_dataset())
+    assert fingerprint(rows.select(range(29))) != known and fingerprint(rows.shuffle(seed=1)) != known
+
+
+@pytest.mark.parametrize("stream", [False, True], ids=["map", "stream"])
+def test_a_run_on_changed_rows_is_refused_with_the_way_around_it(tmp_path, stream, caplog):
+    make_trainer(tmp_path, stream=stream, max_steps=2, eval_strategy="no").train()
+    checkpoint = tmp_path / "kept" / "checkpoint-2"
+    shutil.copytree(tmp_path / "checkpoint-2", checkpoint)
+
+    def resume(**options):
+        trainer = make_trainer(tmp_path, stream=stream, max_steps=3, eval_strategy="no", save_steps=100, **options)
+        # Not one of the eight rows that settings tell data sets apart by.
+        rows = prepare_rows(changed(make_rows(), 4, "other"))
+        trainer.train_dataset = rows.to_iterable_dataset(num_shards=2).shuffle(3, buffer_size=3) if stream else rows
+        trainer.train(resume_from_checkpoint=str(checkpoint))
+
+    with pytest.raises(ValueError, match="is not what it was: .*checkpoint-2 was written.*--allow_changed_data"):
+        resume()
+    resume(allow_changed_data=True)
+    assert "Going on with other data" in caplog.text
+    record = json.loads((checkpoint / "checkpoint.json").read_text())
+    assert record.pop("data")
+    (checkpoint / "checkpoint.json").write_text(json.dumps(record))
+    resume()
+    assert "has no fingerprint of its data" in caplog.text
+
+
+@pytest.fixture
+def mixture(tmp_path, data_folder):
+    """The path of a mixture of a folder, and of annotations of images in files; streamed and not."""
+    picture(30, 40, 0).save(tmp_path / "a.png")
+    lines = [{"image": "a.png", "conversations": [{"from": "human", "value": "What?"}, {"from": "gpt", "value": "It"}]}]
+    (tmp_path / "rows.jsonl").write_text("\n".join(json.dumps(line) for line in lines * 3) + "\n")
+
+    def write(streaming: bool, rate: float = 1):
+        annotated = {"name": "annotated", "annotation": "rows.jsonl", "image_root": ".", "rate": rate, "rows": 3}
+        sources = [{"name": "trees", "folder": "data", "rows": 4}, annotated]
+        sources = [{**source, "streaming": streaming} for source in sources]
+        (tmp_path / "mixture.yaml").write_text(yaml.safe_dump({"root": str(tmp_path), "sources": sources}))
+        return fingerprint(open_mixture(load_mixture(str(tmp_path / "mixture.yaml")), 0))
+
+    return write
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_a_source_that_changed_is_named(mixture, tmp_path, streaming):
+    known = mixture(streaming)
+    assert mixture(streaming) == known and set(known) == {"how sources are mixed", "trees", "annotated"}
+
+    def differ():
+        now = mixture(streaming)
+        return [name for name in known if now[name] != known[name]]
+
+    assert [name for name, value in mixture(streaming, rate=2).items() if value != known[name]] == ["annotated"]
+    file = tmp_path / "rows.jsonl"
+    text = file.read_text()
+    file.write_text(text.replace("It", "Is"))
+    assert differ() == ["annotated"]
+    file.write_text(text)
+    if not streaming:
+        assert differ() == []
+        os.utime(tmp_path / "a.png", ns=(1, 1))
+        assert differ() == ["annotated"]
+    known = mixture(streaming)
+    rows = load_dataset("parquet", data_files=str(tmp_path / "data" / "train.parquet"), split="train")
+    features, rows = rows.features, rows.to_list()
+    rows[2]["messages"][1]["content"] = "4 trees"
+    Dataset.from_list(rows, features=features).to_parquet(tmp_path / "data" / "train.parquet")
+    assert differ() == ["trees"]
+
+
+def test_a_stream_of_files_changes_with_them(data_folder):
+    def stream():
+        return fingerprint(load_dataset(str(data_folder), streaming=True, split="train"))
+
+    known = stream()
+    assert known["stream"] and stream() == known
+    os.utime(data_folder / "train.parquet", ns=(1, 1))
+    assert stream() != known
+
+
+def test_masks_that_changed_are_refused(tmp_path):
+    dense_data.make_loveda(tmp_path / "data")
+    settings = {"submission": None, "num_pictures": 0, "save_steps": 1, "eval_split": None, "train_splits": ["train"]}
+    arguments = [dense_data.smoke_arguments("loveda", tmp_path / "data", tmp_path / "out", **settings)]
+    assert finetune_segmentation.main(*arguments) == 0
+    assert finetune_segmentation.main(*arguments) == 0
+    os.utime(next((tmp_path / "data/Train").glob("*/masks_png/*.png")), ns=(1, 1))
+    with pytest.raises(ValueError, match="'split 1, files' changed since"):
+        finetune_segmentation.main(*arguments)
+
+
+def test_rows_of_a_task_are_looked_at(data_folder, tmp_path, monkeypatch):
+    settings = {"output_dir": str(tmp_path / "out"), "dataset_name": str(data_folder), "from_scratch": FROM_SCRATCH}
+    settings |= {"max_steps": 1, "save_steps": 1, "per_device_train_batch_size": 2, "bf16": False, "report_to": "none"}
+    (tmp_path / "run.yaml").write_text(yaml.safe_dump(settings))
+    assert pretrain.main(["--config", str(tmp_path / "run.yaml")]) == 0
+    assert pretrain.main(["--config", str(tmp_path / "run.yaml")]) == 0

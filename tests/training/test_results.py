@@ -1,0 +1,76 @@
+"""What a run has is on the disk before anything is tried that may fail."""
+
+import json
+
+import pytest
+from pushed_runs import train
+from tiny_models import FROM_SCRATCH
+
+from modeling_vitp import ViTPForConditionalGeneration
+from modeling_vitp.training import results
+from modeling_vitp.training.outputs import attempt, write_whole
+from modeling_vitp.training.pretraining import ViTPTrainer
+
+
+def fail(*_, **__):
+    raise TypeError("a bad\nday")
+
+
+def test_a_run_by_length_with_a_test_split_ends_with_its_backbone(data_folder, tmp_path, from_scratch):
+    assert train(tmp_path, **from_scratch, train_sampling_strategy="group_by_length") == 0
+    assert json.loads((tmp_path / "out" / "metrics.json").read_text())["eval"]["eval_loss"] > 0
+    assert (tmp_path / "out" / "backbone" / "model.safetensors").is_file()
+
+
+def test_lora_on_a_model_from_scratch_ends_with_its_cards(data_folder, tmp_path, from_scratch):
+    assert train(tmp_path, **from_scratch, use_peft=True, lora_r=2) == 0
+    out = tmp_path / "out"
+    for part in ("adapter", "backbone", ""):
+        assert (out / part / "README.md").is_file()
+    assert ViTPForConditionalGeneration.from_pretrained(out)
+    assert "eval" in json.loads((out / "metrics.json").read_text())
+
+
+def test_an_evaluation_that_fails_finds_weights_backbone_and_metrics_written(
+    data_folder, tmp_path, from_scratch, monkeypatch
+):
+    monkeypatch.setattr(ViTPTrainer, "evaluate", fail)
+    for name, more in [("full", {}), ("lora", {"use_peft": True, "lora_r": 2})]:
+        (tmp_path / name).mkdir()
+        with pytest.raises(TypeError):
+            train(tmp_path / name, **from_scratch, **more)
+        out = tmp_path / name / "out"
+        assert ViTPForConditionalGeneration.from_pretrained(out)
+        assert (out / "backbone" / "model.safetensors").is_file()
+        assert json.loads((out / "metrics.json").read_text())["train"]["train_loss"] > 0
+
+
+@pytest.mark.parametrize("what", ["draw_losses", "write_part_card"])
+def test_a_plot_or_card_that_fails_is_one_line_and_status_1(
+    data_folder, tmp_path, from_scratch, monkeypatch, caplog, what
+):
+    monkeypatch.setattr(results, what, fail)
+    assert train(tmp_path, **from_scratch) == 1
+    lines = [record.getMessage() for record in caplog.records if record.levelname == "ERROR"]
+    assert lines and all("The run is complete in" in line and "TypeError: a bad day." in line for line in lines)
+    metrics = json.loads((tmp_path / "out" / "metrics.json").read_text())
+    assert metrics["eval"]["eval_loss"] > 0
+
+
+def test_the_models_card_that_fails_is_one_line_and_status_1(data_folder, tmp_path, from_scratch, monkeypatch, caplog):
+    monkeypatch.setattr("modeling_vitp.training.run.write_card", fail)
+    assert train(tmp_path, **from_scratch) == 1
+    assert "the card failed: TypeError: a bad day." in caplog.text
+
+
+def test_a_file_is_whole_or_as_it_was(tmp_path):
+    write_whole(tmp_path / "a" / "metrics.json", "old")
+    with pytest.raises(UnicodeEncodeError):
+        write_whole(tmp_path / "a" / "metrics.json", "\ud800")
+    assert (tmp_path / "a" / "metrics.json").read_text() == "old"
+    assert attempt(tmp_path, "nothing", lambda: None) == 0
+
+
+@pytest.fixture
+def from_scratch(data_folder):
+    return {"from_scratch": FROM_SCRATCH, "dataset_name": str(data_folder), "max_steps": 1}
