@@ -27,7 +27,7 @@ def poison(trainer, what: str, step: int) -> list:
             seen.extend(trainer._finite.samples)
             if what == "loss":
                 return loss * float("nan")
-            loss.register_hook(lambda gradient: gradient * float("inf"))
+            loss.register_hook(lambda gradient: gradient * 1e38)
         return loss
 
     trainer.compute_loss = poisoned
@@ -46,10 +46,10 @@ def test_a_step_that_is_not_finite_is_named_with_its_samples_and_not_saved(tmp_p
     assert last_checkpoint(tmp_path).endswith("checkpoint-2")
 
 
-def test_an_infinite_learning_rate_stops_at_the_first_step_and_exports_nothing(data_folder, tmp_path):
+def test_a_run_that_diverges_stops_at_the_first_step_and_exports_nothing(data_folder, tmp_path):
     settings = {"from_scratch": FROM_SCRATCH, "dataset_name": str(data_folder)}
     with pytest.raises(RunStopped, match="Step 1 is not finite: weights are NaN or infinite, in "):
-        train(tmp_path, **settings, learning_rate=float("inf"), warmup_steps=0, max_steps=1)
+        train(tmp_path, **settings, learning_rate=1e38, warmup_steps=0, max_steps=1)
     assert not (tmp_path / "out" / "backbone").exists() and not (tmp_path / "out" / "model.safetensors").exists()
     assert not (tmp_path / "out" / "metrics.json").exists() and last_checkpoint(tmp_path / "out") is None
 
@@ -71,7 +71,7 @@ def test_a_step_that_a_scaler_skips_goes_on_until_the_scale_explains_nothing(tmp
 
 def test_a_segmentation_that_diverges_names_its_samples(tmp_path):
     dense_data.make_loveda(tmp_path / "data")
-    settings = {"submission": None, "num_pictures": 0, "learning_rate": float("inf"), "warmup_steps": 0}
+    settings = {"submission": None, "num_pictures": 0, "learning_rate": 1e38, "warmup_steps": 0}
     with pytest.raises(RunStopped, match=r"Step 1 is not finite: weights .* Its samples here: '.*/"):
         finetune_segmentation.main(
             dense_data.smoke_arguments("loveda", tmp_path / "data", tmp_path / "out", **settings)
