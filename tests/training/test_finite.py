@@ -27,7 +27,7 @@ def poison(trainer, what: str, step: int) -> list:
             seen.extend(trainer._finite.samples)
             if what == "loss":
                 return loss * float("nan")
-            loss.register_hook(lambda gradient: gradient * 1e38)
+            loss.register_hook(lambda gradient: gradient * float("inf"))
         return loss
 
     trainer.compute_loss = poisoned
