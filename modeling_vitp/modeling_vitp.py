@@ -245,11 +245,8 @@ class ViTPModel(CheckpointsOfOurs, InternVLModel):
         logits nor gradients, but the ViT's gradients are zeros then and not `None`: processes that see no image take
         part in the gradient's reduction (DDP, FSDP2, ZeRO), and the optimizer treats the ViT the same on any number.
         """
-        if position_ids is None and cache is not None and getattr(cache, "positions_have_gaps", False):
-            raise ValueError(
-                "the sequence in the cache was shortened by VRL, so its length does not say at which position the next "
-                "token is. Give position_ids: for each row the last one of the prompt plus 1, and so on."
-            )
+        if position_ids is None:
+            check_continuation(cache)
         compiling = torch.compiler.is_compiling()  # when values cannot be looked at
         if (
             attention_mask is None
@@ -329,6 +326,16 @@ class ViTPModel(CheckpointsOfOurs, InternVLModel):
         )
 
 
+def check_continuation(cache: Cache | None) -> None:
+    """Raises a `ValueError` if positions would be counted from the length of a sequence that VRL has shortened."""
+    if getattr(cache, "positions_have_gaps", False):
+        raise ValueError(
+            "the sequence in the cache was shortened by VRL, so its length does not say at which position the next "
+            "token is. Give position_ids: for each row the last one of the prompt plus 1, and so on (`generate` takes "
+            "those of the whole sequence)."
+        )
+
+
 def jump_ahead(position_ids: torch.LongTensor | None) -> bool:
     """Whether there are gaps in the positions of a row, as VRL leaves them."""
     return position_ids is not None and bool((position_ids.diff() > 1).any())
@@ -350,6 +357,10 @@ class ViTPForConditionalGeneration(CheckpointsOfOurs, InternVLForConditionalGene
     def get_image_features(self, pixel_values: torch.Tensor, **kwargs) -> tuple | BaseModelOutputWithPooling:
         """See [`ViTPModel.get_image_features`]."""
         return self.model.get_image_features(pixel_values=pixel_values, **kwargs)
+
+    def _prepare_position_ids_for_generation(self, inputs_tensor: torch.Tensor, model_kwargs: dict) -> torch.LongTensor:
+        check_continuation(model_kwargs.get("cache"))
+        return super()._prepare_position_ids_for_generation(inputs_tensor, model_kwargs)
 
     @can_return_tuple
     @deprecate_kwarg("past_key_values", "5.40.0", new_name="cache")

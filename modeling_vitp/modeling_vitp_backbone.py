@@ -5,6 +5,7 @@ import math
 from pathlib import Path
 
 import torch
+from torch import nn
 from torch.nn import functional as F
 from transformers import InternVLVisionConfig, InternVLVisionModel, PreTrainedConfig
 from transformers.backbone_utils import BackboneMixin, filter_output_hidden_states
@@ -65,6 +66,9 @@ class ViTPMultiScaleBackbone(BackboneMixin, ViTPVisionPreTrainedModel):
     """What [`ViTPAdapter`] and [`ViTPFeaturePyramid`] have in common: maps at strides 4, 8, 16 and 32 on a ViT."""
 
     config: ViTPMultiScaleConfig
+
+    def get_input_embeddings(self) -> nn.Module:
+        return self.embeddings.patch_embeddings
 
     @merge_with_config_defaults
     @capture_outputs(tie_last_hidden_states=False)

@@ -156,12 +156,20 @@ class ViTPForChangeDetection(ViTPForSemanticSegmentation):
                 0 where nothing changed, 1 (or a class of change) where something did, `loss_ignore_index` elsewhere.
 
         Returns:
-            As [`ViTPForSemanticSegmentation`]. Hidden states and attentions are those of all images, first the ones
-            before, then the ones after.
+            As [`ViTPForSemanticSegmentation`]. Hidden states and attentions have another dimension of two, the image
+            before and the one after: `(batch_size, 2, patches, hidden_size)`.
         """
         outputs = self.run_backbone(torch.cat([pixel_values_before, pixel_values_after]), **kwargs)
+        outputs.hidden_states, outputs.attentions = paired(outputs.hidden_states), paired(outputs.attentions)
         pairs = tuple(torch.cat(features.chunk(2), dim=1) for features in outputs.feature_maps)
         return self.decode(outputs, pairs, pixel_values_before.shape[-2:], labels)
+
+
+def paired(states: tuple[torch.Tensor | None, ...] | None) -> tuple[torch.Tensor | None, ...] | None:
+    """States of all images before, then of all after, as pairs: `(batch_size, 2, …)`. Some may not be asked for."""
+    if states is None:
+        return None
+    return tuple(None if state is None else torch.stack(state.chunk(2), dim=1) for state in states)
 
 
 __all__ = ["ViTPForChangeDetection", "ViTPForSemanticSegmentation"]

@@ -82,8 +82,8 @@ class ViTPProcessor(ProcessorMixin):
         self,
         images: ImageInput | None = None,
         text: str | list[str] | None = None,
-        vrl_drop_ratio: float = 0.0,
-        vrl_apply_prob: float = 1.0,
+        vrl_drop_ratio: float | None = None,
+        vrl_apply_prob: float | None = None,
         vrl_keys: list | None = None,
         **kwargs,
     ) -> BatchFeature:
@@ -92,10 +92,10 @@ class ViTPProcessor(ProcessorMixin):
             images: one image, a list, or a list of images for each text. PIL images, arrays or tensors of any depth
                 and number of bands (see [`InputSpec`]), paths or URLs.
             text: one text or a batch; `<IMG_CONTEXT>` marks the place of an image.
-            vrl_drop_ratio (`float`, defaults to 0):
+            vrl_drop_ratio (`float`, *optional*, 0 if not given):
                 r in [0, 1). Each sample keeps a uniformly random subset X of all its visual tokens S, over tiles and
                 images together, in order, with |X| = ceil((1 - r) * |S|).
-            vrl_apply_prob (`float`, defaults to 1):
+            vrl_apply_prob (`float`, *optional*, 1 if not given):
                 Probability, drawn for each sample, that VRL is applied to it.
             vrl_keys (`list`, *optional*):
                 A key for each text, for example `(seed, sample_id, epoch)`; the draw of a sample depends on its key
@@ -115,8 +115,8 @@ class ViTPProcessor(ProcessorMixin):
             ValueError: if images and image places do not match, if a text holds a literal image token, if truncation
                 would cut image tokens, or if an option is out of range.
         """
-        check_drop_ratio(vrl_drop_ratio)
-        check_apply_prob(vrl_apply_prob)
+        vrl_drop_ratio = check_drop_ratio(vrl_drop_ratio or 0.0)
+        vrl_apply_prob = check_apply_prob(1.0 if vrl_apply_prob is None else vrl_apply_prob)
         if images is None and text is None:
             raise ValueError("Give `images`, `text` or both.")
         merged = self._merge_with_defaults(kwargs)
@@ -198,7 +198,10 @@ class ViTPProcessor(ProcessorMixin):
         if isinstance(images, (list, tuple)) and images and all(isinstance(item, (list, tuple)) for item in images):
             counts = [len(item) for item in images]
             if len(counts) != len(text):
-                raise ValueError(f"There are {len(counts)} lists of images for {len(text)} texts.")
+                raise ValueError(
+                    f"There are {len(counts)} lists of images for {len(text)} texts: row by row, the {IMAGE_TOKEN} "
+                    "tokens in the prompts should be the same as the number of images."
+                )
             for row, (count, place) in enumerate(zip(counts, places)):
                 if count != place:
                     raise ValueError(

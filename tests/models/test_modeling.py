@@ -596,6 +596,28 @@ def test_what_follows_a_vrl_prompt_in_a_cache_needs_its_positions(vivid, process
     assert torch.equal(alone, vivid(following, cache=vivid(**prompt, position_ids=positions).cache).logits)
 
 
+@pytest.mark.parametrize("drop_ratio", [0.0, DROP_RATIO])
+def test_a_conversation_is_continued_from_its_cache_as_from_its_beginning(generator_model, processor, drop_ratio):
+    prompt = encode(processor, "seven_tiles", drop_ratio)
+    options = {"max_new_tokens": 4, "do_sample": False}
+    first = generator_model.generate(**prompt, **options, return_dict_in_generate=True)
+    length, question = first.sequences.shape[1], torch.tensor([[9, 10, 11]])
+    ids = torch.cat([first.sequences, question], dim=1)
+    mask = torch.ones_like(ids)
+    positions = prompt.get("position_ids", positions_of(prompt["attention_mask"]))
+    following = positions[:, -1:] + 1 + torch.arange(ids.shape[1] - positions.shape[1])
+    positions = torch.cat([positions, following], dim=1)
+    continued = {"input_ids": ids, "attention_mask": mask, "past_key_values": first.past_key_values}
+    if drop_ratio:
+        with pytest.raises(ValueError, match="Give position_ids"):
+            generator_model.generate(**continued, **options)
+        continued["position_ids"] = positions
+    found = generator_model.generate(**continued, **options)
+    whole = {**prompt, "input_ids": ids, "attention_mask": mask, "position_ids": positions}
+    assert torch.equal(found, generator_model.generate(**whole, **options))
+    assert found.shape[1] == length + 3 + 4
+
+
 @torch.no_grad()
 def test_gaps_in_positions_are_no_borders_of_packed_sequences_also_with_precomputed_features(vivid, processor):
     inputs = encode(processor, "seven_tiles", DROP_RATIO)

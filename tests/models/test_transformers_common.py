@@ -1,0 +1,265 @@
+"""What transformers tests on all its models and processors, on ours: its files are downloaded, and cached by pytest."""
+
+import importlib
+from types import SimpleNamespace
+
+import pytest
+import torch
+import transformers_tests
+from tiny_models import HEAD, adapter_config
+from transformers import PreTrainedConfig
+from transformers.models.auto.modeling_auto import (
+    MODEL_FOR_BACKBONE_MAPPING_NAMES,
+    MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES,
+    MODEL_MAPPING_NAMES,
+)
+
+from modeling_vitp import (
+    ViTPAdapter,
+    ViTPBackbone,
+    ViTPBackboneConfig,
+    ViTPChangeDetectionConfig,
+    ViTPConfig,
+    ViTPFeaturePyramid,
+    ViTPFeaturePyramidConfig,
+    ViTPForChangeDetection,
+    ViTPForConditionalGeneration,
+    ViTPForSemanticSegmentation,
+    ViTPImageProcessor,
+    ViTPModel,
+    ViTPProcessor,
+    ViTPSegmentationConfig,
+    ViTPSegmentationImageProcessor,
+    ViTPVisionConfig,
+    ViTPVisionModel,
+)
+
+pytestmark = pytest.mark.slow
+pytest.importorskip("parameterized", reason="transformers' tests need it: pip install -e '.[test]'")
+
+VISION = {
+    "hidden_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "intermediate_size": 64,
+    "image_size": [64, 64],
+    "patch_size": [16, 16],
+}
+TEXT = {
+    "model_type": "qwen2",
+    "vocab_size": 99,
+    "hidden_size": 32,
+    "intermediate_size": 37,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 512,
+    "bos_token_id": 0,
+    "eos_token_id": 0,
+    "pad_token_id": 2,
+    "tie_word_embeddings": False,
+}
+IMAGE_TOKEN_ID, IMAGE_TOKENS = 60, 4
+SIZE = {"height": 20, "width": 20}
+
+
+STAGES = {"test_config": "its stages are the maps at four strides, not the layers with the embeddings as stem"}
+FOUR_BANDS = "an array of four bands is not taken for RGBA: it may as well be RGB and near infrared, so it is refused"
+RGBA = {"test_call_numpy_4_channels": FOUR_BANDS, "test_convert_to_rgb_mixed_input_batch_2": FOUR_BANDS}
+CONVOLUTION = {"test_model_get_set_embeddings": "a ViT's input embeddings are a convolution; InternVL's fail it too"}
+FOUR_LAYERS = {"test_num_layers_is_small": "the adapter interacts four times, with one layer at least"}
+MAPS = {"test_retain_grad_hidden_states_attentions": "the first output of a backbone is a tuple of maps"}
+UPERNET = {"test_model_get_set_embeddings": "UPerNet has no input embeddings, transformers' own neither"}
+# Tests that are not run, by what they are of, and why. Others skip themselves, for reasons that the output states.
+LEFT_OUT: dict[str, dict[str, str]] = {
+    "language": {
+        "test_generation_tester_mixin_inheritance": "its mixin is not distributed; test_modeling.py tests generation",
+        **{
+            f"test_model_rope_scaling_from_config_{kind}": "random ids have image tokens, without images"
+            for kind in ("0_linear", "1_dynamic", "2_yarn")
+        },
+    },
+    "vision": CONVOLUTION,
+    "backbone": CONVOLUTION | MAPS,
+    "adapter": CONVOLUTION | MAPS | FOUR_LAYERS,
+    "pyramid": CONVOLUTION | MAPS,
+    "segmentation": UPERNET | FOUR_LAYERS,
+    "change": UPERNET
+    | FOUR_LAYERS
+    | {"test_retain_grad_hidden_states_attentions": "it gives states in pairs, through which the network does not go"},
+    "adapter as a backbone": STAGES,
+    "pyramid as a backbone": STAGES,
+    "processor": {
+        "test_model_input_names": "position_ids and visual_token_indices, which are named too, come with VRL only",
+    },
+    "tiles": RGBA,
+    "images and masks": RGBA,
+}
+
+
+@pytest.fixture(scope="session")
+def common(request):
+    """The files of transformers' tests, as modules by name."""
+    transformers_tests.open_package(transformers_tests.unpack(request.config.cache.mkdir("transformers_tests")))
+    names = ("modeling", "backbone", "processing", "image_processing")
+    return SimpleNamespace(
+        **{name: importlib.import_module(f"{transformers_tests.PACKAGE}.test_{name}_common") for name in names}
+    )
+
+
+class Tester:
+    """A configuration and inputs for it; the attributes are those that the mixins read."""
+
+    batch_size, is_training, num_channels, image_size, patch_size = 3, True, 3, 64, 16
+    hidden_size, num_attention_heads, num_masks, mask_length = 32, 4, 5, 16
+
+    def __init__(self, config: PreTrainedConfig, num_hidden_layers: int = 2, seq_length: int = 17):
+        self.config, self.num_hidden_layers, self.seq_length = config, num_hidden_layers, seq_length
+
+    def get_config(self) -> PreTrainedConfig:
+        return type(self.config).from_dict(self.config.to_dict())
+
+    def prepare_config_and_inputs_for_common(self) -> tuple[PreTrainedConfig, dict[str, torch.Tensor]]:
+        pixels = torch.rand(self.batch_size, 3, self.image_size, self.image_size)
+        if isinstance(self.config, ViTPChangeDetectionConfig):
+            return self.get_config(), {"pixel_values_before": pixels, "pixel_values_after": pixels.flip(-1)}
+        return self.get_config(), {"pixel_values": pixels}
+
+
+class LanguageTester(Tester):
+    text_config, vision_config, with_images = TEXT, VISION, True
+
+    def prepare_config_and_inputs_for_common(self) -> tuple[PreTrainedConfig, dict[str, torch.Tensor]]:
+        config, inputs = super().prepare_config_and_inputs_for_common()
+        ids = torch.randint(3, IMAGE_TOKEN_ID, (self.batch_size, self.seq_length))
+        if self.with_images:
+            ids[:, :IMAGE_TOKENS] = IMAGE_TOKEN_ID
+        return config, {**inputs, "input_ids": ids, "attention_mask": torch.ones_like(ids)}
+
+
+def language_config(config_class: type[PreTrainedConfig]) -> PreTrainedConfig:
+    return config_class(
+        vision_config=VISION,
+        text_config=TEXT,
+        image_token_id=IMAGE_TOKEN_ID,
+        image_seq_length=IMAGE_TOKENS,
+        tie_word_embeddings=False,
+        pad_token_id=2,
+    )
+
+
+VISION_WITH_MASKS = {**VISION, "use_mask_token": True}
+DENSE = {"backbone_config": adapter_config(), **HEAD}
+MODELS = {
+    "language": (
+        LanguageTester(language_config(ViTPConfig), seq_length=7 + IMAGE_TOKENS),
+        [ViTPForConditionalGeneration, ViTPModel],
+    ),
+    "vision": (Tester(ViTPVisionConfig(**VISION_WITH_MASKS)), [ViTPVisionModel]),
+    "backbone": (Tester(ViTPBackboneConfig(**VISION_WITH_MASKS, out_indices=[0, 1, 2])), [ViTPBackbone]),
+    "adapter": (Tester(adapter_config(), 4, 16), [ViTPAdapter]),
+    "pyramid": (Tester(ViTPFeaturePyramidConfig(**VISION, pyramid_channels=16)), [ViTPFeaturePyramid]),
+    "segmentation": (Tester(ViTPSegmentationConfig(**DENSE), 4, 16), [ViTPForSemanticSegmentation]),
+    "change": (Tester(ViTPChangeDetectionConfig(**DENSE), 4, 16), [ViTPForChangeDetection]),
+}
+
+
+@pytest.fixture
+def listed(monkeypatch):
+    """Our classes where transformers looks its own up: with a loss of their own, or without."""
+    for mapping, classes in (
+        (MODEL_MAPPING_NAMES, [ViTPModel, ViTPVisionModel]),
+        (MODEL_FOR_BACKBONE_MAPPING_NAMES, [ViTPBackbone, ViTPAdapter, ViTPFeaturePyramid]),
+        (MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES, [ViTPForConditionalGeneration]),
+    ):
+        for model_class in classes:
+            monkeypatch.setitem(mapping, model_class.config_class.model_type, model_class.__name__)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_models_pass_what_transformers_tests_on_its_own(common, listed, name):
+    tester, classes = MODELS[name]
+    mixin = common.modeling.ModelTesterMixin
+
+    def with_labels(self, inputs: dict, model_class: type, return_labels: bool = False) -> dict:
+        inputs = mixin._prepare_for_class(self, inputs, model_class, return_labels)
+        if return_labels and name == "change":
+            inputs["labels"] = torch.zeros(tester.batch_size, tester.image_size, tester.image_size).long()
+        return inputs
+
+    def set_up(self) -> None:
+        self.model_tester = tester
+        if name == "language":
+            # Of these inputs, the tests of attention take the ids alone, and image tokens without images are an error.
+            tester.with_images = "eager_matches_sdpa" not in self._testMethodName
+
+    contents = {
+        "all_model_classes": tuple(classes),
+        "setUp": set_up,
+        "_prepare_for_class": with_labels,
+        "test_resize_embeddings": name == "language",
+        "_is_composite": name == "language",
+    }
+    failed = transformers_tests.run(name, [mixin], contents, LEFT_OUT.get(name, {}))
+    assert not failed, "\n\n".join(f"{test}: {trace}" for test, trace in failed.items())
+
+
+@pytest.mark.parametrize("name", ["backbone", "adapter", "pyramid"])
+def test_backbones_pass_what_transformers_tests_on_its_own(common, name):
+    tester, classes = MODELS[name]
+    contents = {
+        "all_model_classes": tuple(classes),
+        "config_class": type(tester.config),
+        "has_attentions": True,
+        "setUp": lambda self: setattr(self, "model_tester", tester),
+    }
+    left_out = LEFT_OUT.get(f"{name} as a backbone", {})
+    failed = transformers_tests.run(name, [common.backbone.BackboneTesterMixin], contents, left_out)
+    assert not failed, "\n\n".join(f"{test}: {trace}" for test, trace in failed.items())
+
+
+def test_the_processor_passes_what_transformers_tests_on_its_own(common, tokenizer, monkeypatch):
+    # Saving writes our code beside what is saved, and notes that on the object too, which the tests compare.
+    for processor_class in (ViTPProcessor, ViTPImageProcessor):
+        monkeypatch.setattr(processor_class, "_auto_class", None)
+    contents = {
+        "processor_class": ViTPProcessor,
+        "_setup_tokenizer": classmethod(lambda cls: tokenizer),
+        "_setup_image_processor": classmethod(lambda cls: ViTPImageProcessor(size=SIZE, max_patches=1)),
+        "prepare_processor_dict": staticmethod(lambda: {"image_seq_length": IMAGE_TOKENS}),
+    }
+    failed = transformers_tests.run(
+        "processor", [common.processing.ProcessorTesterMixin], contents, LEFT_OUT.get("processor", {})
+    )
+    assert not failed, "\n\n".join(f"{test}: {trace}" for test, trace in failed.items())
+
+
+IMAGE_PROCESSORS = {
+    "tiles": ViTPImageProcessor,
+    "images and masks": ViTPSegmentationImageProcessor,
+}
+
+
+@pytest.mark.parametrize("name", IMAGE_PROCESSORS)
+def test_image_processors_pass_what_transformers_tests_on_its_own(common, name):
+    class ImageTester(common.image_processing.ImageProcessingTester):
+        num_labels = 3
+
+        def __init__(self, parent):
+            super().__init__(
+                parent, size=SIZE, do_resize=True, do_normalize=True, image_mean=[0.5] * 3, image_std=[0.5] * 3
+            )
+
+        def _get_image_processing_classes(self):
+            return {"torchvision": IMAGE_PROCESSORS[name]}
+
+    mixins = [common.image_processing.ImageProcessingTestMixin]
+    if name == "images and masks":
+        mixins.append(common.image_processing.PostProcessSemanticSegmentationTestMixin)
+    failed = transformers_tests.run(
+        name,
+        mixins,
+        {"image_processor_tester_class": ImageTester},
+        LEFT_OUT.get(name, {}),
+    )
+    assert not failed, "\n\n".join(f"{test}: {trace}" for test, trace in failed.items())
