@@ -23,7 +23,8 @@ class Source:
         dataset: Hub id, with `config`, `split` and `revision`.
         folder: local folder of Parquet files, or of images with a `metadata.jsonl` or a folder per class.
         annotation: InternVL's JSON Lines file (or a JSON list of the same rows), with its `image_root`.
-        image_root: folder that the paths of images are relative to.
+        image_root: folder that the paths of images are relative to, and do not leave: neither by `..`, nor as absolute
+            paths or over symbolic links. Without it they are taken as they are.
         streaming: rows are read as they are needed; nothing is stored on disk.
         columns: which columns of the data set are the `id`, `images`, `messages`, or, for a data set without messages,
             the `question` and the `answer`.

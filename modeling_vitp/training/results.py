@@ -10,6 +10,7 @@ from accelerate.utils import is_peft_model
 
 from ..cards.record import copy_record
 from ..convert.export import export_backbone
+from ..convert.tensor_files import open_like_folder
 from ..hub.contents import write_card
 from ..modeling_vitp import ViTPForConditionalGeneration
 from .plots import draw_losses
@@ -45,6 +46,7 @@ def save_parts(trainer: ViTPTrainer) -> ViTPForConditionalGeneration:
     output_dir, processor = Path(trainer.args.output_dir), trainer.processing_class
     if is_peft_model(trainer.model):
         trainer.accelerator.unwrap_model(trainer.model).merge_and_unload().save_pretrained(output_dir)
+        open_like_folder(output_dir)
         processor.save_pretrained(output_dir)
     model = ViTPForConditionalGeneration.from_pretrained(output_dir).to(trainer.args.device)
     export_backbone(model, output_dir / "backbone", processor.image_processor)
