@@ -225,8 +225,11 @@ def below(root: str | Path, name: str | Path) -> Path:
         ValueError: if the name leads out of the root, by `..`, as an absolute path or over a symbolic link.
     """
     path = Path(root) / name
-    is_plain = path.name != ".." and not path.is_symlink()
-    real = Path(real_path(path.parent), path.name) if is_plain else Path(os.path.realpath(path))
+    try:
+        is_plain = path.name != ".." and not path.is_symlink()
+        real = Path(real_path(path.parent), path.name) if is_plain else Path(os.path.realpath(path))
+    except (OSError, ValueError) as error:  # a name too long, or with a zero in it
+        raise ValueError(f"the name {str(name)[:80]!r} is that of no file: {error.__class__.__name__}.") from error
     if not real.is_relative_to(real_path(Path(root))):
         raise ValueError(
             f"the file {str(name)[:200]!r} is not below {root}, but is {real}. Copy it there, or give as the root a "
