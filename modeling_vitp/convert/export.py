@@ -18,6 +18,7 @@ from ..image_processing_vitp import ViTPImageProcessor
 from ..modeling_vitp import ViTPForConditionalGeneration, ViTPVisionModel
 from ..processing_vitp import ViTPProcessor
 from .finite import check_finite
+from .tensor_files import open_like_folder
 
 AUTO_MAP = {"AutoConfig": "configuration_vitp.ViTPVisionConfig", "AutoModel": "modeling_vitp.ViTPVisionModel"}
 
@@ -63,6 +64,7 @@ def export_backbone(
     native.load_state_dict(vision_model.state_dict())
     native.config.auto_map = AUTO_MAP
     native.save_pretrained(output_dir)
+    open_like_folder(output_dir)
     save_code_and_image_processor(output_dir, vision_model.config, image_processor or ViTPImageProcessor())
     return Path(output_dir)
 

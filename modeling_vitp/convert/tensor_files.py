@@ -8,6 +8,7 @@ import json
 import math
 import struct
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -185,3 +186,9 @@ def is_finite(chunk: bytes, dtype: str) -> bool:
         return True
     kind, exponent = EXPONENTS[dtype]
     return not ((np.frombuffer(chunk, kind) & exponent) == exponent).any()
+
+def open_like_folder(folder: str | Path) -> None:
+    """Gives weights the mode of their folder; safetensors writes them for their owner alone, wherever it is."""
+    for path in Path(folder).glob("*.safetensors"):
+        with suppress(OSError):  # of another owner, or on a file system without modes
+            path.chmod(Path(folder).stat().st_mode & 0o666)

@@ -1,6 +1,7 @@
 """When the Hub fails: tries again where that helps, and otherwise says why in one line."""
 
 import logging
+import re
 import time
 from collections.abc import Callable
 from typing import TypeVar
@@ -14,6 +15,7 @@ from huggingface_hub.errors import (
     RepositoryNotFoundError,
     RevisionNotFoundError,
 )
+from huggingface_hub.utils import get_session
 
 logger = logging.getLogger(__name__)
 RETRIES, LONGEST_WAIT = 5, 300
@@ -31,6 +33,7 @@ def tried(step: Callable[[], T], after_lost_answer: bool = True) -> T:
         after_lost_answer: whether also where no answer came, so that the step may have been carried out.
     """
     for number in range(RETRIES):
+        limit_waits()
         try:
             return step()
         except Exception as error:
@@ -41,6 +44,24 @@ def tried(step: Callable[[], T], after_lost_answer: bool = True) -> T:
                 raise
             pause(error, wait, number)
     return step()
+
+
+def limit_waits() -> None:
+    """Lets the client of the Hub, which waits as long as a server asks, wait no longer than we do, and says so."""
+    hooks = get_session().event_hooks
+    if limit_asked_wait not in hooks["response"]:
+        get_session().event_hooks = {**hooks, "response": [*hooks["response"], limit_asked_wait]}
+
+
+def limit_asked_wait(response: httpx2.Response) -> None:
+    """Takes the times to wait in an answer down to `LONGEST_WAIT`."""
+    for header, form in (("Retry-After", r"\s*(\d+)\s*"), ("RateLimit", r".*;\s*t=(\d+).*")):
+        found = re.fullmatch(form, response.headers.get(header, ""))
+        if found and int(found[1]) > LONGEST_WAIT:
+            said = f"{response.url.host} asks to wait for {found[1]} s"
+            logger.warning("%s; the next try is after %d s all the same.", said, LONGEST_WAIT)
+            start, end = found.span(1)
+            response.headers[header] = f"{found.string[:start]}{LONGEST_WAIT - 1}{found.string[end:]}"
 
 
 def pause(error: Exception, wait: float, number: int) -> None:
@@ -66,6 +87,8 @@ def seconds_to_wait(error: BaseException, number: int) -> float | None:
         if status is not None:
             asked = getattr(getattr(error, "response", None), "headers", {}).get("Retry-After", "")
             if status == 429 and asked.isdigit():
+                if int(asked) > LONGEST_WAIT:
+                    logger.warning("The server asks to wait for %s s, which is too long.", asked)
                 return min(int(asked) + 1, LONGEST_WAIT)
             return 2**number if status in (408, 409, 412, 429) or status >= 500 else None
         is_network = type(error).__module__.partition(".")[0] in ("aiohttp", "httpx", "httpx2", "requests")

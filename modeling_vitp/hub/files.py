@@ -1,5 +1,6 @@
 """What of a folder goes to the Hub, and what must never go."""
 
+import io
 import re
 import struct
 from collections.abc import Iterable
@@ -7,6 +8,8 @@ from fnmatch import fnmatch
 from pathlib import Path
 
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
+
+from .archives import Unsearchable, pieces, unpacked
 
 # Of a model's folder, without its subfolders. Whatever else a run leaves there stays: optimiser states, training
 # arguments, pictures of the data, submissions.
@@ -30,7 +33,6 @@ SECRETS = (
     ("an API key", b"AKIA", rb"(?<![A-Za-z0-9+/])AKIA[0-9A-Z]{16}(?![A-Za-z0-9+/])"),
     ("a private key", b"PRIVATE KEY-----", rb"-----BEGIN [A-Z ]*PRIVATE KEY-----"),
 )
-CHUNK, OVERLAP = 1 << 22, 1 << 10
 LONGEST_HEADER = 100_000_000  # of a safetensors file; what claims a longer one is none
 
 
@@ -56,32 +58,49 @@ def all_files(folder: str | Path) -> dict[str, Path]:
 def find_secret(path: str | Path, content: bytes | None = None) -> str | None:
     """What kind of secret a file holds, `None` if it has none. Of safetensors the header is read.
 
+    Archives and compressed files (zip, tar, gzip, bzip2, xz) are looked into, whatever their name; one that cannot be
+    (encrypted, broken, of another kind) counts as a secret.
+
     Args:
         path: the file; its name counts too.
         content: its content, if that is not the file's.
     """
-    name = Path(path).name
-    if any(fnmatch(name, pattern) for pattern in SECRET_FILES):
+    if is_secret_name(str(path)):
         return "a file of secrets"
     for chunk in [content] if content is not None else read_chunks(Path(path)):
-        for kind, marker, form in SECRETS:
-            if marker in chunk and re.search(form, chunk):
-                return kind
+        if kind := secret_in(chunk):
+            return kind
+    if Path(path).suffix == ".safetensors":
+        return None
+    with io.BytesIO(content) if content is not None else Path(path).open("rb") as file:
+        size = file.seek(0, io.SEEK_END)
+        file.seek(0)
+        try:
+            for name, chunk in unpacked(file, size):
+                if kind := "a file of secrets" if is_secret_name(name) else secret_in(chunk):
+                    return f"{kind} inside, in {Path(name).name}" if name else f"{kind} inside"
+        except Unsearchable as error:
+            return f"an archive that cannot be searched: {error}"
     return None
 
 
+def is_secret_name(path: str) -> bool:
+    return any(fnmatch(Path(path).name, pattern) for pattern in SECRET_FILES)
+
+
+def secret_in(content: bytes) -> str | None:
+    return next((kind for kind, marker, form in SECRETS if marker in content and re.search(form, content)), None)
+
+
 def read_chunks(path: Path) -> Iterable[bytes]:
-    """The content in pieces that overlap, so that nothing is hidden by a border."""
+    """The content as it lies in the file, see [`pieces`]."""
     with path.open("rb") as file:
         if path.suffix == ".safetensors":
             start = file.read(8)
             length = struct.unpack("<Q", start)[0] if len(start) == 8 else 0
             yield start + file.read(min(length, LONGEST_HEADER))
             return
-        tail = b""
-        while piece := file.read(CHUNK):
-            yield tail + piece
-            tail = piece[-OVERLAP:]
+        yield from pieces(file)
 
 
 def check_no_secrets(folder: str | Path) -> None:

@@ -14,7 +14,7 @@ from huggingface_hub import CommitInfo, CommitOperationAdd, CommitOperationDelet
 from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError
 
 from .contents import Contents, gather, write_card
-from .failures import FAILURES, explain, tried
+from .failures import FAILURES, explain, limit_waits, tried
 
 logger = logging.getLogger(__name__)
 
@@ -60,6 +60,7 @@ def push(
     additions = [CommitOperationAdd(name, content) for name, content in contents.files.items()]
     fresh = [copy.copy(addition) for addition in additions]
     # The client tries each file several times by itself.
+    limit_waits()
     api.preupload_lfs_files(
         repo_id, additions, repo_type=contents.repo_type, revision=revision, create_pr=create_pr, free_memory=False
     )

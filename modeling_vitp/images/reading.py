@@ -4,6 +4,7 @@ Pixels are as the image is to be seen, turned as its EXIF data or the orientatio
 """
 
 import io
+import os
 import warnings
 from functools import cache, lru_cache
 from pathlib import Path
@@ -215,6 +216,29 @@ def decode(path: Path) -> Picture:
 
 # Windows of one scene are often read one after another: image or pair, and mask.
 decode_scene = lru_cache(maxsize=3)(decode)
+
+
+def below(root: str | Path, name: str | Path) -> Path:
+    """The file that data name, under its root.
+
+    Raises:
+        ValueError: if the name leads out of the root, by `..`, as an absolute path or over a symbolic link.
+    """
+    path = Path(root) / name
+    try:
+        is_plain = path.name != ".." and not path.is_symlink()
+        real = Path(real_path(path.parent), path.name) if is_plain else Path(os.path.realpath(path))
+    except (OSError, ValueError) as error:  # a name too long, or with a zero in it
+        raise ValueError(f"the name {str(name)[:80]!r} is that of no file: {error.__class__.__name__}.") from error
+    if not real.is_relative_to(real_path(Path(root))):
+        raise ValueError(
+            f"the file {str(name)[:200]!r} is not below {root}, but is {real}. Copy it there, or give as the root a "
+            "folder that both are in."
+        )
+    return path
+
+
+real_path = lru_cache(maxsize=4096)(os.path.realpath)
 
 
 def image_files(folder: Path) -> list[Path]:

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import logging
+import math
 from pathlib import Path
 
 import yaml
@@ -10,6 +11,7 @@ import yaml
 from .settings import SourceSettings
 
 logger = logging.getLogger(__name__)
+LARGEST = {"rate": 1_000_000, "max_patches": 100_000, "image_size": 100_000}
 COLUMNS = ("id", "images", "messages", "question", "answer")
 
 
@@ -23,7 +25,8 @@ class Source:
         dataset: Hub id, with `config`, `split` and `revision`.
         folder: local folder of Parquet files, or of images with a `metadata.jsonl` or a folder per class.
         annotation: InternVL's JSON Lines file (or a JSON list of the same rows), with its `image_root`.
-        image_root: folder that the paths of images are relative to.
+        image_root: folder that the paths of images are relative to, and do not leave: neither by `..`, nor as absolute
+            paths or over symbolic links. Without it they are taken as they are.
         streaming: rows are read as they are needed; nothing is stored on disk.
         columns: which columns of the data set are the `id`, `images`, `messages`, or, for a data set without messages,
             the `question` and the `answer`.
@@ -161,12 +164,12 @@ def load_mixture(mixture: str | Path | dict) -> Mixture:
         else:
             try:
                 mixture = yaml.safe_load(path.read_text())
-            except yaml.YAMLError as error:
+            except Exception as error:  # of many kinds: no text, a date that is none, a key that is a list
                 raise ValueError(f"{path} is no YAML: {error}") from error
             if isinstance(mixture, dict) and "mixture" in mixture:
                 mixture = mixture["mixture"]
                 if isinstance(mixture, str):
-                    return load_mixture(mixture)
+                    return load_nested(mixture, path)
     if not isinstance(mixture, dict) or not mixture.get("sources"):
         raise ValueError(f"{origin}: a mixture has a list of `sources`.")
     check_keys(mixture, MIXTURE_KEYS, origin)
@@ -184,18 +187,40 @@ def load_mixture(mixture: str | Path | dict) -> Mixture:
             entries += meta_entries(entry, root, f"{origin}, source {index}")
         else:
             entries.append(entry)
-    if released_compatible or any("data_augment" in entry for entry in entries):
-        warn_of_differences(entries, released_compatible)
     sources = [
         make_source({**defaults, **entry}, root, released_compatible, f"{origin}, source {entry.get('name', index)!r}")
         for index, entry in enumerate(entries)
     ]
+    if released_compatible or any("data_augment" in entry for entry in entries):
+        warn_of_differences(entries, released_compatible)
     names = [source.name for source in sources]
     repeated = sorted({name for name in names if names.count(name) > 1})
     if repeated:
         raise ValueError(f"{origin}: the source names {repeated} are used more than once.")
     options = {key: mixture[key] for key in ("resample", "shuffle_buffer") if key in mixture}
+    check_texts(mixture, ("modalities",), origin)
+    if options.get("shuffle_buffer", 1) < 1:
+        raise ValueError(f"{origin}: shuffle_buffer is {options['shuffle_buffer']}; it must be above 0.")
     return Mixture(tuple(sources), modalities=tuple(mixture.get("modalities", ())), **options)
+
+
+def load_nested(mixture: str, path: Path) -> Mixture:
+    """The mixture that a file names in place of having one."""
+    if Path(mixture).exists() and Path(mixture).samefile(path):
+        raise ValueError(f"{path} names itself as its mixture.")
+    try:
+        return load_mixture(mixture)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path}: {error}") from error
+
+
+def check_texts(fields: dict, keys: tuple[str, ...], origin: str) -> None:
+    """Raises a `ValueError` if one of these keys has a list or mapping of other things than texts."""
+    for key in keys:
+        values = fields.get(key) or ()
+        texts = values.values() if isinstance(values, dict) else values
+        if not all(isinstance(text, str) and text for text in texts):
+            raise ValueError(f"{origin}: {key} is {values!r}, but texts are needed.")
 
 
 def check_keys(fields: dict, known: dict, origin: str) -> None:
@@ -230,11 +255,13 @@ def make_source(entry: dict, root: Path, released_compatible: bool, origin: str)
     if entry.get("streaming") and "rows" not in entry:
         raise ValueError(f"{origin}: a streaming source needs `rows`, about how many it has, to be mixed in its share.")
     for key in ("rate", "rows", "max_patches", "image_size"):
-        if key in entry and not entry[key] > 0:
-            raise ValueError(f"{origin}: {key} is {entry[key]!r}; it must be above 0.")
+        if key in entry and not 0 < entry[key] <= LARGEST.get(key, math.inf):
+            most = f" and at most {LARGEST[key]:,}" if key in LARGEST else ""
+            raise ValueError(f"{origin}: {key} is {entry[key]!r}; it must be above 0{most}.")
     unknown = set(entry.get("columns", {})) - set(COLUMNS)
     if unknown:
-        raise ValueError(f"{origin}: columns are mapped for {', '.join(COLUMNS)}, not for {sorted(unknown)}.")
+        raise ValueError(f"{origin}: columns are mapped for {', '.join(COLUMNS)}, not for {sorted(map(str, unknown))}.")
+    check_texts(entry, ("columns", "tasks", "modality"), origin)
     if released_compatible and entry.get("rate", 1) > 1 and entry["rate"] != int(entry["rate"]):
         raise ValueError(f"{origin}: rate is {entry['rate']}, but the released code repeats whole sources only.")
     for key in ("folder", "annotation", "image_root"):
@@ -248,23 +275,27 @@ def make_source(entry: dict, root: Path, released_compatible: bool, origin: str)
     source = Source(**entry)
     try:
         source.settings.check()
-    except ValueError as error:
+    except (ValueError, TypeError) as error:
         raise ValueError(f"{origin}: {error}") from error
     return source
 
 
 def meta_entries(entry: dict, root: Path, origin: str) -> list[dict]:
     """The entries of a released meta JSON, in this module's keys; the other keys of `entry` go to each of them."""
+    if not isinstance(entry["meta"], str):
+        raise ValueError(f"{origin}: meta is {entry['meta']!r}, but the path of a file is needed.")
     path = root / entry["meta"]
     common = {key: value for key, value in entry.items() if key != "meta"}
     try:
         meta = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise ValueError(f"{origin}: the meta JSON {path} cannot be read: {error}") from error
     if not isinstance(meta, dict):
         raise ValueError(f"{origin}: {path} is no meta JSON: it must map names to sources.")
     entries = []
     for name, fields in meta.items():
+        if not isinstance(fields, dict):
+            raise ValueError(f"{origin}: {name!r} in {path} is {str(fields)[:80]!r}, and no source.")
         unknown = set(fields) - set(META_KEYS)
         missing = {"root", "annotation"} - set(fields)
         if unknown or missing:

@@ -18,7 +18,7 @@ from datasets.utils.file_utils import xopen
 
 from ..image_processing_vitp import ViTPImageProcessor
 from ..images.fetching import OF_THE_WEB, fetch, is_url
-from ..images.reading import Picture, picture_size, read_picture
+from ..images.reading import Picture, below, picture_size, read_picture
 from ..messages import message_texts, split_at_places
 from ..vrl import keyed_generator
 from .settings import SampleTransform
@@ -178,7 +178,7 @@ def holds_json(feature: Any) -> bool:
 
 
 def encoded_image(image: Any, image_root: str | None) -> dict:
-    """An image of a row, which may be a path, bytes or both, undecoded."""
+    """An image of a row, which may be a path, bytes or both, undecoded; a path may not lead out of `image_root`."""
     if isinstance(image, str):
         if is_url(image) and not OF_THE_WEB.match(image):
             raise ValueError(f"an image is {image[:80]!r}, neither a path nor a URL of the web.")
@@ -190,7 +190,7 @@ def encoded_image(image: Any, image_root: str | None) -> dict:
         raise ValueError(f"an image is {str(image)[:80]!r}, neither a path nor encoded bytes.")
     check_text(path or "", "the path of an image")
     if image.get("bytes") is None and image_root is not None and not is_url(path):
-        image = {**image, "path": str(Path(image_root) / image["path"])}
+        image = {**image, "path": str(below(image_root, path))}
     return {"path": image.get("path"), "bytes": image.get("bytes")}
 
 

@@ -17,7 +17,7 @@ from datasets import ClassLabel, Dataset, DatasetDict, Features, IterableDataset
 from huggingface_hub.errors import HfHubHTTPError
 from trl import ScriptArguments
 
-from ..hub.failures import RETRIES, one_line, pause, seconds_to_wait, tried
+from ..hub.failures import RETRIES, limit_waits, one_line, pause, seconds_to_wait, tried
 from ..images.reading import IMAGE_SUFFIXES
 from .json_lines import METADATA, entries, first_bad_line, line_files, parse, read_lines
 from .mixture_file import Source
@@ -241,6 +241,7 @@ def stream_rows(source: Source) -> Iterator[dict]:
         raise named(error, source) from error
     number = tries = 0
     while True:
+        limit_waits()
         try:
             dataset = load_columns(source)
             if dataset.features is None:

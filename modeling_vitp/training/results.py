@@ -15,6 +15,7 @@ from accelerate.utils import is_peft_model
 
 from ..cards.record import copy_record
 from ..convert.export import export_backbone
+from ..convert.tensor_files import open_like_folder
 from ..hub.contents import write_card
 from ..modeling_vitp import ViTPForConditionalGeneration
 from .outputs import attempt, write_whole
@@ -75,6 +76,7 @@ def save_parts(trainer: ViTPTrainer) -> None:
     if is_peft_model(trainer.model):
         merged = copy.deepcopy(trainer.accelerator.unwrap_model(trainer.model)).merge_and_unload()
         merged.save_pretrained(output_dir)
+        open_like_folder(output_dir)
         processor.save_pretrained(output_dir)
         del merged
     model = ViTPForConditionalGeneration.from_pretrained(output_dir)

@@ -17,6 +17,7 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, HubStrategy, Train
 from transformers.utils import PushInProgress
 
 from ..cards.record import write_record
+from ..convert.tensor_files import open_like_folder
 from ..hub.contents import Contents, gather, write_card
 from ..hub.failures import FAILURES, explain, one_line
 from ..hub.files import all_files, check_no_secrets, model_files
@@ -138,6 +139,7 @@ class Run:
             super()._save(output_dir, state_dict)
         finally:
             self.args.hub_token = token
+        open_like_folder(output_dir or self.args.output_dir)
 
     def _save_checkpoint(self, model, trial) -> None:
         folder = self._get_output_dir(trial)

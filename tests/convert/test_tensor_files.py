@@ -13,7 +13,7 @@ from safetensors import safe_open
 from tiny_models import TEXT, VISION
 from transformers import InternVLConfig, InternVLForConditionalGeneration
 
-from modeling_vitp import convert_checkpoint
+from modeling_vitp import convert_checkpoint, export_backbone
 
 
 def test_shards_and_their_index_must_agree(tmp_path):
@@ -94,3 +94,10 @@ def test_memory_stays_far_below_the_largest_shard(tmp_path):
         assert process.returncode != 0
         assert not (tmp_path / "killed").exists()
         assert bool(list(tmp_path.glob(".killed.*"))) == (kind == signal.SIGKILL)
+
+
+@pytest.mark.parametrize("mode", [0o700, 0o750, 0o755, 0o775])
+def test_weights_can_be_read_by_whom_the_folder_can_be_read(tmp_path, model, mode):
+    tmp_path.chmod(mode)
+    export_backbone(model, tmp_path)
+    assert (tmp_path / "model.safetensors").stat().st_mode & 0o777 == mode & 0o666

@@ -145,3 +145,13 @@ def test_a_killed_push_goes_on_and_ends_the_same(hub, uninterrupted, logged_in, 
     assert [one.path.split("/")[-1] for one in hub.received("PUT", "/lfs/*")] == [second]
     files, whole = in_repo(hub, "tester/m"), in_repo(hub, "tester/whole")
     assert files.pop("README.md") == whole.pop("README.md").replace(b"whole", b"m") and files == whole
+
+
+@pytest.mark.parametrize("step", ["info", "create", "preupload", "batch", "storage", "commit"])
+def test_a_server_that_asks_to_wait_for_a_day_is_not_waited_for_so_long_and_that_is_said(
+    hub, uninterrupted, folder, pauses, caplog, step
+):
+    hub.fail(*STEPS[step], status=429, retry_after=99999, times=1)
+    assert push(folder, "tester/m", "--what", "model") == 0
+    assert pauses == [300]
+    assert "asks to wait for 99999 s" in caplog.text

@@ -390,3 +390,35 @@ def test_a_data_set_without_a_mixture_names_the_line_that_cannot_be_parsed(tmp_p
     write_lines(tmp_path / "d" / "train.jsonl", [{"messages": turns}] * 2, BAD_LINES[:1])
     with pytest.raises(ValueError, match="d cannot be read: line 2 of .*d/train.jsonl is no JSON: .* can be skipped"):
         load_rows(ScriptArguments(dataset_name=str(tmp_path / "d")))
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+@pytest.mark.parametrize("kind", ["annotation", "dataset", "folder"])
+def test_an_image_stays_below_its_root(tmp_path, kind, streaming):
+    root, outside = tmp_path / "root", tmp_path / "outside"
+    for folder in (root / "sub", outside):
+        folder.mkdir(parents=True)
+        picture(20, 20).save(folder / "a.png")
+    picture(20, 20).save(root / "a.png")
+    (root / "link.png").symlink_to(outside / "a.png")
+    (root / "inner.png").symlink_to(root / "a.png")
+    (root / "linked").symlink_to(outside)
+    inside = ["a.png", "sub/a.png", "sub/../a.png", str(root / "sub" / "a.png"), "inner.png", "missing.png"]
+    out = ["../outside/a.png", "sub/../../outside/a.png", str(outside / "a.png"), "link.png", "linked/a.png", ".."]
+    turns = [{"role": "user", "content": "How many?"}, {"role": "assistant", "content": "3"}]
+    key = {"annotation": "image", "dataset": "image", "folder": "file_name"}[kind]
+    lines = "\n".join(json.dumps({key: name, "messages": turns}) for name in inside + out)
+    (root / "metadata.jsonl").write_text(lines)
+    (tmp_path / "d").mkdir()
+    (tmp_path / "d" / "train.jsonl").write_text(lines)
+    place = {
+        "annotation": {"annotation": str(root / "metadata.jsonl"), "image_root": str(root)},
+        "dataset": {"dataset": str(tmp_path / "d"), "image_root": str(root)},
+        "folder": {"folder": "root"},
+    }[kind]
+    rows = list(read_source(source(tmp_path, streaming=streaming, **place)))
+    assert [row["error"] is None for row in rows] == [True] * len(inside) + [False] * len(out)
+    assert all(f"is not below {root}, but is " in row["error"] for row in rows[len(inside) :])
+    if kind != "folder":
+        rows = list(read_source(source(tmp_path, streaming=streaming, **place | {"image_root": str(tmp_path)})))
+        assert rows[len(inside) + 2]["error"] is None  # by its absolute path below a root that both are in

@@ -183,3 +183,28 @@ def test_the_wheel_alone_has_the_command_the_configurations_and_the_sample(tmp_p
     quick = run(*vitp, "pretrain", "--config", "quickstart", *steps, cwd=work, **here)
     assert quick.returncode == 1 and "The task's gate was NOT passed" in quick.stderr, quick.stderr
     assert (work / "outputs/quickstart/backbone/model.safetensors").is_file()
+
+
+SAME_NAMES = """
+import importlib
+for name in ("pretrain", "finetune_segmentation", "make_instructions", "validate_data"):
+    importlib.import_module(f"modeling_vitp.recipes.{name}")
+task = importlib.import_module("modeling_vitp.recipes.tasks.trees")
+data = importlib.import_module("modeling_vitp.recipes.data.build_tree_masks")
+print(task.__file__, data.__file__)
+"""
+
+
+def test_packages_called_tasks_or_data_on_the_path_change_nothing(tmp_path):
+    names = ("tasks", "data", "recipes", "configs", "trees", "utils", "images", "dense", "hub", "metrics")
+    for name in names:
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "__init__.py").write_text(f"raise ImportError('the wrong {name}')")
+    path = {"PYTHONPATH": str(tmp_path)}
+    done = run(sys.executable, "-c", SAME_NAMES, cwd=tmp_path, **path)
+    assert done.returncode == 0, done.stderr
+    assert "recipes/tasks/trees/__init__.py" in done.stdout and str(tmp_path) not in done.stdout
+    for command in ([VITP], [sys.executable, "-m", "modeling_vitp"], [sys.executable, ROOT / "recipes/pretrain.py"]):
+        words = ["pretrain", "--help"] if len(command) == 1 or command[1] == "-m" else ["--help"]
+        done = run(*command, *words, cwd=tmp_path, **path)
+        assert done.returncode == 0 and "the wrong" not in done.stderr, done.stderr

@@ -14,6 +14,7 @@ from pathlib import Path
 from PIL import ExifTags, Image
 from tqdm.auto import tqdm
 
+from ...images.reading import below
 from ...images.windows import Window
 from ..boxes import Box, box_area, clip
 
@@ -127,11 +128,14 @@ def annotate_all(layout: Layout, chosen: dict[str, tuple[Path, ...]], on_error: 
         on_error: "raise" stops at the first that cannot be used; "skip" leaves the image out and says so.
 
     Raises:
-        ValueError: names the image or the file of its annotation; also if none is left.
+        ValueError: names the image or the file of its annotation; also if none is left. An image that is not below the
+            layout's root, wherever its name or a link leads, is not read.
     """
     images = []
     for image_id, paths in tqdm(chosen.items(), desc="annotations"):
         try:
+            for path in paths:
+                below(layout.root, path)
             images.append(layout.annotate(image_id, paths))
         except Exception as error:  # of many kinds, where a file holds other things than it should
             said = str(error) if isinstance(error, ValueError) else f"{type(error).__name__}: {error}"

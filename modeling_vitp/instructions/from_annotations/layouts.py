@@ -11,7 +11,7 @@ import cv2
 import numpy as np
 from PIL import Image
 
-from ...images.reading import VALUES, image_files, read_image, whole_numbers
+from ...images.reading import VALUES, below, image_files, read_image, whole_numbers
 from ..boxes import Box
 from .annotations import UNSPLIT, AnnotatedImage, Layout, Region, read_annotation, read_list, read_text, upright_size
 
@@ -356,7 +356,15 @@ def by_stem(root: Path, suffix: str, within: str = "") -> dict[str, Path]:
 
 def find_file(places: list[Path], name: str) -> Path:
     """The file of a name in the first of several folders that has it; where it should be if none has."""
-    return next((place / name for place in places if (place / name).is_file()), places[0] / name)
+    found = (path for place in places if is_below(places[0], path := place / name) and path.is_file())
+    return next(found, places[0] / name)
+
+
+def is_below(root: Path, path: Path) -> bool:
+    try:
+        return bool(below(root, path))
+    except ValueError:
+        return False
 
 
 def mask_values(path: Path, size: tuple[int, int]) -> tuple[np.ndarray, bool]:

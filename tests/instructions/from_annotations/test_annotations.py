@@ -3,7 +3,7 @@
 import json
 
 import pytest
-from annotated_images import LAYOUTS, NAMES, make, write_coco, write_voc
+from annotated_images import LAYOUTS, NAMES, make, noise, write_coco, write_voc
 
 from modeling_vitp.instructions.from_annotations import layouts
 from modeling_vitp.instructions.from_annotations.annotations import annotate_all, choose_split, leave_out_copies
@@ -122,3 +122,33 @@ def test_a_bad_entry_of_coco_is_named(tmp_path, kind, change):
         annotate_all(read, choose_split(read, "train")[0])
     if (kind == "annotations" and "image_id" not in change) or "width" in change:  # it is of one image
         assert len(annotate_all(read, choose_split(read, "train")[0], "skip")) == 5
+
+
+@pytest.mark.parametrize("way", ["../out.png", "absolute", "link.png", "images/../../out.png"])
+def test_a_file_name_of_coco_does_not_leave_the_root(tmp_path, capsys, way):
+    write_coco(tmp_path / "data", "train", NAMES["train"][:4])
+    noise(tmp_path / "out.png", 5)
+    (tmp_path / "data" / "images" / "link.png").symlink_to(tmp_path / "out.png")
+    file = tmp_path / "data" / "annotations" / "instances_train2017.json"
+    contents = json.loads(file.read_text())
+    contents["images"][1]["file_name"] = str(tmp_path / "out.png") if way == "absolute" else way
+    inside = tmp_path / "data" / "images" / "train2017" / "000.png"
+    contents["images"][0]["file_name"] = str(inside)  # absolute, and below the root
+    file.write_text(json.dumps(contents))
+    layout = layouts.Coco(tmp_path / "data")
+    chosen, _ = choose_split(layout, "train")
+    with pytest.raises(ValueError, match="is not below .*data|cannot be read"):
+        annotate_all(layout, chosen)
+    images = annotate_all(layout, chosen, "skip")
+    assert [image.paths[0].name for image in images] == ["000.png", "002.png", "003.png"]
+    assert "is left out" in capsys.readouterr().err
+
+
+def test_an_image_that_is_a_link_out_of_the_data_is_not_taken(tmp_path):
+    for number in range(3):
+        noise(tmp_path / "data" / "ship" / f"{number}.png", number)
+    noise(tmp_path / "private.png", 5)
+    (tmp_path / "data" / "ship" / "3.png").symlink_to(tmp_path / "private.png")
+    layout = layouts.ClassFolders(tmp_path / "data")
+    with pytest.raises(ValueError, match="3.png' is not below .*data, but is .*private.png"):
+        annotate_all(layout, choose_split(layout, "all")[0])

@@ -1,0 +1,88 @@
+"""Malformed annotations end in instructions, or in an error of ours that names a file."""
+
+import json
+import random
+import shutil
+
+import pytest
+from annotated_images import LAYOUTS, NAMES
+from fuzzing import damage, limits, mutate, outcome
+from PIL import Image
+
+from modeling_vitp.instructions.from_annotations import layouts
+from modeling_vitp.instructions.from_annotations.annotations import annotate_all, choose_split, leave_out_copies
+from modeling_vitp.instructions.from_annotations.questions import Asker, make_conversations
+from modeling_vitp.instructions.from_annotations.windows import image_bytes, windows_of
+from modeling_vitp.instructions.from_annotations.wording import PHRASINGS
+
+pytestmark = pytest.mark.slow
+SUFFIX = {"coco": ".json", "voc": ".xml", "dota": ".txt", "masks": ".png", "changes": ".json"}
+VALUES = {"0": None, "255": "building"}
+WORDS = ["nan", "x", "", "1e999", "-5", "0", "<", "</a>", "&x;", "é"]
+
+
+def write(kind, root):
+    if kind in LAYOUTS:
+        for split, names in NAMES.items():
+            LAYOUTS[kind][0](root, split, names[:4])
+        return
+    for number in range(4):
+        for folder in ("A", "B", "label") if kind == "changes" else ("images", "masks"):
+            path = root / "train" / folder / f"{number}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            is_mask = folder in ("label", "masks")
+            image = Image.new("L" if is_mask else "RGB", (32, 24))
+            image.paste(255, (2, 2, 12 + number, 20)) if is_mask else image.putpixel((number, 0), (255, 0, 0))
+            image.save(path)
+    if kind == "changes":
+        images = [{"filename": f"{number}.png", "sentences": [{"raw": " A house. "}]} for number in range(4)]
+        (root / "captions.json").write_text(json.dumps({"images": images}))
+
+
+def instructions(kind, root, on_error="raise"):
+    """As the command makes them."""
+    layout = layouts.LAYOUTS[kind](root, VALUES if kind == "masks" else None)
+    chosen, _ = leave_out_copies(*choose_split(layout, "train"))
+    images = annotate_all(layout, chosen, on_error)
+    if layout.subject == "objects":
+        images = [window for image in images for window in windows_of(image, 200, 20)]
+    asker = Asker(layout.subject, {label: 1 for image in images for label in image.classes})
+    conversations = make_conversations(images, asker, list(PHRASINGS[layout.subject]), 5)
+    for image, conversation in zip(images, conversations):
+        for message in (message for exchange in conversation for message in exchange.messages):
+            assert isinstance(message["content"], str) and message["content"].strip()
+        image_bytes(image)
+    return images
+
+
+@pytest.mark.parametrize("kind", SUFFIX)
+def test_a_malformed_annotation_is_named_or_left_out(tmp_path, kind):
+    rng = random.Random(kind)
+    root = tmp_path / "data"
+    write(kind, root)
+    sound = len(instructions(kind, root))
+    files = sorted(path for path in root.rglob(f"*{SUFFIX[kind]}") if "images" not in path.parts[-2:-1])
+    files = [path for path in files if kind != "masks" or path.parent.name == "masks"]
+    counts = {"error": 0, "right": 0}
+    with limits():
+        for number in range(300):
+            path = rng.choice(files)
+            before = path.read_bytes()
+            if SUFFIX[kind] == ".json" and number % 3:
+                path.write_text(json.dumps(mutate(rng, json.loads(before), rng.choice([1, 1, 2]))))
+            elif SUFFIX[kind] in (".xml", ".txt") and number % 3:
+                words = before.decode().replace("<", " <").split(" ")
+                words[rng.randrange(len(words))] = rng.choice(
+                    ["nan", "x", "", "1e999", "-5", "0", "<", "</a>", "&x;", "é"]
+                )
+                path.write_text(" ".join(words))
+            else:
+                path.write_bytes(damage(rng, before))
+            found = outcome(lambda: instructions(kind, root), str(root))
+            counts["error" if isinstance(found, ValueError) else "right"] += 1
+            left = outcome(lambda: instructions(kind, root, "skip"), str(root))
+            assert isinstance(left, ValueError) or isinstance(found, ValueError) or len(left) == len(found)
+            path.write_bytes(before)
+    assert min(counts.values()) > 5, counts
+    assert len(instructions(kind, root)) == sound
+    shutil.rmtree(root)

@@ -1,0 +1,133 @@
+"""Malformed rows and mixtures end in the right rows, or in an error of ours that names the file and the row."""
+
+import json
+import random
+
+import datasets
+import pytest
+import yaml
+from fuzzing import damage, limits, mutate, outcome
+from pictures import picture
+from sample_rows import ANNOTATIONS, encoded_image, make_rows, write_annotations
+
+from modeling_vitp import ViTPDataCollator
+from modeling_vitp.instructions.lengths import SampleLength
+from modeling_vitp.instructions.mixture_file import Mixture, Source, load_mixture
+from modeling_vitp.instructions.rows import FEATURES
+from modeling_vitp.instructions.sources import read_source
+
+pytestmark = pytest.mark.slow
+GOOD = [row for row in ANNOTATIONS if "video" not in row][:4]
+
+
+@pytest.fixture
+def folder(tmp_path):
+    datasets.disable_progress_bars()
+    yield write_annotations(tmp_path)
+    datasets.enable_progress_bars()
+
+
+def written(rng, rows, folder, number):
+    """Rows, every other one of them mutated, as JSON Lines of which some lines are damaged; and which are sound."""
+    lines, sound = [], []
+    for row in rows:
+        is_sound = rng.random() < 0.5
+        line = json.dumps(row if is_sound else mutate(rng, row, rng.choice([1, 1, 2]))).encode()
+        if not is_sound and rng.random() < 0.3:
+            line = damage(rng, line).replace(b"\n", b" ").replace(b"\r", b" ")
+        if line.strip():
+            lines.append(line)
+            sound.append(is_sound)
+    path = folder / f"{number}.jsonl"
+    path.write_bytes(b"\n".join(lines))
+    return path, sound
+
+
+def expected_of(row, folder):
+    """The first question of a row and its images, read in another way."""
+    images = row.get("image") or []
+    images = images if isinstance(images, list) else [images]
+    return [str(folder / "images" / name) for name in images], row["conversations"][-1]["value"]
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_of_malformed_annotations_the_sound_rows_are_as_they_were(folder, processor, streaming):
+    rng, collator = random.Random(1), ViTPDataCollator(processor)
+    length = SampleLength.of(collator)
+    with limits():
+        for number in range(40):
+            rows = [rng.choice(GOOD) for _ in range(25)]
+            path, sound = written(rng, rows, folder, number)
+            source = Source("s", annotation=str(path), image_root=str(folder / "images"), streaming=streaming, rows=25)
+            found = outcome(lambda: list(read_source(source)), str(path))  # noqa: B023 called at once
+            assert isinstance(found, list), found
+            assert len(found) == len(sound)
+            for row, is_sound in zip(found, sound):
+                assert set(row) == set(FEATURES)
+                assert row["error"] is None or not is_sound
+                outcome(lambda: collator.encode(row), f"Sample '{row['id']}'")  # noqa: B023
+                outcome(lambda: length(row), "")  # noqa: B023
+            texts = {json.dumps(expected_of(row, folder)) for row in GOOD}
+            for row in (row for row, is_sound in zip(found, sound) if is_sound):
+                images = [image["path"] for image in row["images"]]
+                assert json.dumps([images, row["messages"][-1]["content"][0]["text"]]) in texts
+
+
+def test_a_malformed_row_from_python_is_named(processor):
+    rng, collator = random.Random(2), ViTPDataCollator(processor)
+    png = encoded_image(picture(60, 56))
+    rows = [{**row, "images": [{"bytes": png, "path": None} for _ in row["images"]]} for row in make_rows()]
+    results = []
+    with limits():
+        for _ in range(1200):
+            row = rng.choice(rows)
+            if rng.random() < 0.2 and row["images"]:
+                row = {**row, "images": [{"bytes": damage(rng, png), "path": None}, *row["images"][1:]]}
+            else:
+                row = mutate(rng, row, rng.choice([1, 2, 3]))
+            if isinstance(row, dict):
+                results.append(outcome(lambda: collator([row]), "Sample "))  # noqa: B023
+    assert sum(isinstance(result, ValueError) for result in results) > 300
+    assert sum(not isinstance(result, ValueError) for result in results) > 50
+
+
+MIXTURE = {
+    "root": "data",
+    "modalities": ["optical", "sar"],
+    "resample": "epoch",
+    "shuffle_buffer": 10,
+    "defaults": {"max_patches": 4},
+    "sources": [
+        {"name": "a", "annotation": "a.jsonl", "image_root": "images", "rate": 2, "modality": "optical"},
+        {"name": "b", "folder": "b", "columns": {"answer": "label"}, "prompt": "What?", "tasks": ["vqa"]},
+        {"name": "c", "dataset": "org/c", "split": "train", "streaming": True, "rows": 100, "rate": 0.5},
+        {"name": "d", "dataset": "org/d", "input_spec": {"bands": [2, 1, 0], "window": [0, 3000]}, "general": True},
+    ],
+}
+
+
+def test_a_malformed_mixture_is_an_error_that_names_it(tmp_path):
+    rng, path = random.Random(3), tmp_path / "mixture.yaml"
+    results = []
+    with limits():
+        for number in range(1500):
+            content = yaml.safe_dump(mutate(rng, MIXTURE, rng.choice([1, 1, 2])), allow_unicode=True).encode(
+                errors="surrogatepass"
+            )
+            path.write_bytes(damage(rng, content) if number % 4 == 0 else content)
+            results.append(outcome(lambda: load_mixture(path), str(path)))
+            assert isinstance(results[-1], (Mixture, ValueError))
+    assert sum(isinstance(result, Mixture) for result in results) > 100
+
+
+def test_a_malformed_meta_json_is_an_error_that_names_it(tmp_path):
+    rng, path = random.Random(4), tmp_path / "meta.json"
+    meta = {
+        name: {"root": "images", "annotation": "a.jsonl", "repeat_time": rate, "length": 10, "data_augment": False}
+        for name, rate in (("first", 0.25), ("second", 3))
+    }
+    with limits():
+        for number in range(600):
+            content = json.dumps(mutate(rng, meta, rng.choice([1, 1, 2]))).encode()
+            path.write_bytes(damage(rng, content) if number % 4 == 0 else content)
+            assert isinstance(outcome(lambda: load_mixture(path), str(path)), (Mixture, ValueError))

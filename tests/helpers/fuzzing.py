@@ -1,0 +1,108 @@
+"""Malformed inputs, drawn by a seed, and what they may end in."""
+
+import copy
+import random
+import resource
+import signal
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+SECONDS = 20  # of one input
+BYTES = 1 << 30  # that all inputs of a test may take beside what was taken before
+ODD = [None, True, False, 0, 1, -1, 3, 2.5, -0.0, 1e308, float("nan"), float("inf"), -float("inf"), 10**30, "", " "]
+ODD += ["x", "nan", "0", "-1", "\0", "\ud800", "é" * 40, "<image>", "<image>" * 3, "../x", "/etc/passwd", "a" * 5000]
+ODD += ["http://127.0.0.1:1/a.png", "file:///etc/passwd", "hf://datasets/a/b/c", "s3://b/a", "*", "[", "{", "%s", "{x}"]
+ODD += [[], {}, [[]], [None], {"a": 1}, [1, 2, 3], [1, 2, 3, 4], ["x"], {"type": "text"}, {"": None}, [{}], [[1, 2]]]
+
+
+def places(value: Any, path: tuple = ()) -> Iterator[tuple]:
+    """Where there is something in a value of dictionaries and lists."""
+    yield path
+    items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    for key, item in items:
+        yield from places(item, (*path, key))
+
+
+def mutate(rng: random.Random, value: Any, changes: int = 1) -> Any:
+    """A copy in which something is replaced, removed, added, repeated or renamed."""
+    value = copy.deepcopy(value)
+    for _ in range(changes):
+        *path, last = rng.choice([place for place in places(value) if place] or [("",)])
+        if last == "":
+            return rng.choice(ODD)
+        holder = value
+        for key in path:
+            holder = holder[key]
+        way = rng.choice(["replace"] * 6 + ["remove", "repeat", "add", "rename", "wrap"])
+        if way == "replace":
+            holder[last] = copy.deepcopy(rng.choice(ODD))
+        elif way == "remove":
+            del holder[last]
+        elif way == "wrap":
+            holder[last] = rng.choice([[holder[last]], {"x": holder[last]}])
+        elif isinstance(holder, list):
+            holder.insert(last, copy.deepcopy(holder[last] if way == "repeat" else rng.choice(ODD)))
+        elif way == "rename":
+            holder[rng.choice(["x", "", "type", "id", f"{last}s"])] = holder.pop(last)
+        else:
+            holder[rng.choice(["x", "url", "path", "image_url", "root", "video"])] = copy.deepcopy(rng.choice(ODD))
+    return value
+
+
+def damage(rng: random.Random, content: bytes) -> bytes:
+    """A file as bad disks, broken transfers and editors leave it."""
+    way = rng.choice(["cut", "flip", "zero", "insert", "empty", "swap", "head", "repeat"])
+    place = rng.randrange(len(content) + 1)
+    length = rng.choice([1, 2, 8, 100])
+    if way == "empty":
+        return rng.choice(
+            [b"", b"\0", b"\xff\xfe", b"\xef\xbb\xbf", b"null", bytes(rng.randrange(256) for _ in range(50))]
+        )
+    if way == "head":
+        place = rng.randrange(min(len(content), 64) + 1)
+    if way in ("flip", "head"):
+        flipped = bytes(byte ^ (1 << rng.randrange(8)) for byte in content[place : place + length])
+        return content[:place] + flipped + content[place + length :]
+    return {
+        "cut": content[:place],
+        "zero": content[:place] + bytes(length) + content[place + length :],
+        "insert": content[:place] + bytes(rng.randrange(256) for _ in range(length)) + content[place:],
+        "swap": content[place:] + content[:place],
+        "repeat": content[:place] + content[max(place - length, 0) :],
+    }[way]
+
+
+@contextmanager
+def limits() -> Iterator[None]:
+    """Fails a test of which an input hangs, or of which all take more memory than they may."""
+
+    def stop(*_):
+        raise AssertionError(f"an input took more than {SECONDS} s")
+
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    previous = signal.signal(signal.SIGALRM, stop)
+    try:
+        yield
+    finally:
+        signal.alarm(0)
+        signal.signal(signal.SIGALRM, previous)
+    taken = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) << 10
+    assert taken < BYTES, f"{taken >> 20} MiB were taken"
+
+
+def outcome(action: Callable[[], Any], *named: str) -> Any:
+    """What an input gives, or the `ValueError` that it ends in, in whose message one of the names has to be.
+
+    Whatever else it ends in is raised: that is what these tests look for.
+    """
+    signal.alarm(SECONDS)
+    try:
+        return action()
+    except ValueError as error:
+        # Of the classes below ValueError, those of others (a UnicodeDecodeError …) name nothing.
+        assert type(error) is ValueError, f"{type(error).__name__}: {error}"
+        assert any(name in str(error) for name in named), f"names none of {named}: {error}"
+        return error
+    finally:
+        signal.alarm(0)
