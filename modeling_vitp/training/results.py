@@ -39,6 +39,7 @@ def save_model(trainer: ViTPTrainer, metrics: dict[str, Any]) -> None:
     """The weights, of LoRA in `adapter`; in one process also the model in one piece, its backbone and the metrics."""
     folder = Path(trainer.args.output_dir) / ("adapter" if is_peft_model(trainer.model) else "")
     trainer.save_model(folder, _internal_call=True)
+    trainer.keep_record()
     if trainer.is_world_process_zero():
         save_metrics(trainer, metrics)
         save_parts(trainer)

@@ -16,7 +16,7 @@ from transformers.trainer import TRAINER_STATE_NAME, TRAINING_ARGS_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, HubStrategy, TrainOutput, rotate_checkpoints
 from transformers.utils import PushInProgress
 
-from ..cards.record import write_record
+from ..cards.record import METRICS, write_record
 from ..hub.contents import Contents, gather, write_card
 from ..hub.failures import FAILURES, explain, one_line
 from ..hub.files import all_files, check_no_secrets, model_files
@@ -24,18 +24,23 @@ from ..hub.upload import collect, push, push_folder, report_failure
 from .checkpointing import STAGING, check_data, check_settings, last_checkpoint, publish_checkpoint
 from .fingerprint import fingerprint
 from .finite import NamedBatches, StopAtNotFinite, take_names
+from .lock import FolderLock
 from .outputs import attempt
 from .run_arguments import RunArguments
 
 logger = logging.getLogger(__name__)
 # What is being sent, out of the way of checkpoints that are deleted meanwhile.
 OUTBOX = "_pushing"
+# The record of a run in the folder of a finished one, until it is finished itself.
+RUNNING = "_running"
 
 
 class Run:
     """Base of all trainers, before [`~transformers.Trainer`].
 
     - A step with a loss or weights that are not finite ends the run: it is named, with its samples, and not saved.
+    - One run writes to a folder at a time; another one is refused. What is recorded of a finished run in it stays until
+      the weights are replaced.
     - A checkpoint is whole or not there. A run that goes on from one ends as the run that never stopped; one of other
       settings is an error.
     - A push is one commit of the model's files and their card (see [`~modeling_vitp.hub.upload.push`]); one that would
@@ -48,6 +53,8 @@ class Run:
     """
 
     _is_saving = False
+    _lock: FolderLock | None = None
+    _recorded: tuple | None = None
 
     def run_settings(self) -> dict[str, dict[str, Any]]:
         """What has to be as it was for a run to go on (`fixed`), and what changes its course only (`free`)."""
@@ -69,6 +76,20 @@ class Run:
     # Training
 
     def train(self, resume_from_checkpoint: str | bool | None = None, *args, **kwargs) -> TrainOutput:
+        lock = self._lock = self._lock or FolderLock(self.args.output_dir)
+        is_outermost = not lock.is_held
+        if self.is_world_process_zero():
+            lock.acquire()
+        try:
+            return self._train(resume_from_checkpoint, *args, **kwargs)
+        except BaseException:
+            is_outermost = True
+            raise
+        finally:
+            if is_outermost:
+                lock.release()
+
+    def _train(self, resume_from_checkpoint: str | bool | None, *args, **kwargs) -> TrainOutput:
         if resume_from_checkpoint is True:
             resume_from_checkpoint = last_checkpoint(self.args.output_dir)
             if resume_from_checkpoint is None:
@@ -78,6 +99,7 @@ class Run:
         if resume_from_checkpoint:
             check_settings(resume_from_checkpoint, self._settings)
             check_data(resume_from_checkpoint, self._data, self.args.allow_changed_data)
+        self._write_record()
         self._finite = StopAtNotFinite(self)
         self.pop_callback(StopAtNotFinite)
         self.add_callback(self._finite)
@@ -173,12 +195,44 @@ class Run:
         data: list[dict[str, Any]],
         evaluated_on: dict[str, str] | None,
     ) -> None:
-        """Records what the run is for its card, before it trains; see [`~modeling_vitp.cards.record.write_record`]."""
+        """Records what the run is for its card, as soon as it trains; see
+        [`~modeling_vitp.cards.record.write_record`]. Until [`keep_record`], what is there of a finished run stays.
+        """
+        self._lock = FolderLock(self.args.output_dir)
         if self.is_world_process_zero():
-            write_record(self.args.output_dir, argv, self.run_settings(), sources, data, evaluated_on)
+            self._lock.acquire()
+        self._recorded = argv, sources, data, evaluated_on
+
+    def _write_record(self) -> None:
+        if self._recorded is None or not self.is_world_process_zero():
+            return
+        argv, *about = self._recorded
+        folder, running = Path(self.args.output_dir), Path(self.args.output_dir) / RUNNING
+        shutil.rmtree(running, ignore_errors=True)
+        is_finished = any(folder.glob("*.safetensors*")) or (folder / METRICS).is_file()
+        write_record(running if is_finished else folder, argv, self._settings, *about)
+
+    def _record_folder(self) -> Path:
+        running = Path(self.args.output_dir) / RUNNING
+        return running if running.is_dir() else Path(self.args.output_dir)
+
+    def keep_record(self) -> None:
+        """Replaces the record of the run before, now that the weights are of this one."""
+        running = Path(self.args.output_dir) / RUNNING
+        if self.is_world_process_zero() and running.is_dir():
+            for path in running.iterdir():
+                os.replace(path, running.parent / path.name)
+            running.rmdir()
 
     def share(self) -> int:
         """Writes the card, and pushes the output folder if `push_to_hub` is set, at the end; the exit status."""
+        try:
+            return self._share()
+        finally:
+            if self._lock is not None:
+                self._lock.release()
+
+    def _share(self) -> int:
         args, output_dir = self.args, Path(self.args.output_dir)
         if not args.push_to_hub:
             return attempt(output_dir, "the card", write_card, "model", output_dir, None, self.hub_model_id)
@@ -255,7 +309,7 @@ class Run:
         """What goes to the Hub of a checkpoint, held by second names of its files."""
         strategy, outbox = self.args.hub_strategy, Path(self.args.output_dir) / OUTBOX / checkpoint.name
         collect(model_files(checkpoint), outbox / "model")
-        contents = gather("model", outbox / "model", self.hub_model_id, outbox, run=self.args.output_dir)
+        contents = gather("model", outbox / "model", self.hub_model_id, outbox, run=self._record_folder())
         if strategy in (HubStrategy.CHECKPOINT, HubStrategy.ALL_CHECKPOINTS):
             files = all_files(checkpoint)
             files.pop(TRAINING_ARGS_NAME, None)
