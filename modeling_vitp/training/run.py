@@ -13,6 +13,7 @@ from accelerate.utils import broadcast_object_list, is_peft_model
 from huggingface_hub import CommitInfo, HfApi
 from torch.utils.data import DataLoader
 from transformers.trainer import TRAINER_STATE_NAME, TRAINING_ARGS_NAME
+from transformers.trainer_jit_checkpoint import JITCheckpointCallback
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, HubStrategy, TrainOutput, rotate_checkpoints
 from transformers.utils import PushInProgress
 
@@ -27,6 +28,7 @@ from .finite import NamedBatches, StopAtNotFinite, take_names
 from .lock import FolderLock
 from .outputs import attempt
 from .run_arguments import RunArguments
+from .signals import SaveOnSignal
 
 logger = logging.getLogger(__name__)
 # What is being sent, out of the way of checkpoints that are deleted meanwhile.
@@ -39,6 +41,7 @@ class Run:
     """Base of all trainers, before [`~transformers.Trainer`].
 
     - A step with a loss or weights that are not finite ends the run: it is named, with its samples, and not saved.
+    - A signal of `save_on_signal` saves at the end of the step and ends the run, unfinished.
     - One run writes to a folder at a time; another one is refused. What is recorded of a finished run in it stays until
       the weights are replaced.
     - A checkpoint is whole or not there. A run that goes on from one ends as the run that never stopped; one of other
@@ -101,9 +104,20 @@ class Run:
             check_data(resume_from_checkpoint, self._data, self.args.allow_changed_data)
         self._write_record()
         self._finite = StopAtNotFinite(self)
-        self.pop_callback(StopAtNotFinite)
-        self.add_callback(self._finite)
-        return super().train(resume_from_checkpoint, *args, **kwargs)
+        names = self.args.saving_signals
+        if self.args.enable_jit_checkpoint:
+            # transformers' own writes beside the staging folder, and then returns as if the run were at its end.
+            self.pop_callback(JITCheckpointCallback)
+            names = sorted({"SIGTERM", *names})
+        signals = SaveOnSignal(self, names)
+        for callback in (self._finite, signals):
+            self.pop_callback(type(callback))
+            self.add_callback(callback)
+        signals.install()
+        try:
+            return super().train(resume_from_checkpoint, *args, **kwargs)
+        finally:
+            signals.restore()
 
     def train_or_resume(self) -> TrainOutput:
         """Trains from the last checkpoint in the output folder if there is one, and from `resume_from_checkpoint` if
@@ -149,6 +163,10 @@ class Run:
         super()._run_epoch(*args, epoch=epoch, **kwargs)
 
     # Checkpoints
+
+    def save_checkpoint(self) -> None:
+        """Saves the step that was just trained, whenever."""
+        self._save_checkpoint(self.model, None)
 
     def _get_output_dir(self, trial) -> str:
         folder = super()._get_output_dir(trial)

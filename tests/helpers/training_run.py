@@ -100,6 +100,18 @@ class KillAtStep(TrainerCallback):
             die()
 
 
+class Send(TrainerCallback):
+    """Sends this process a signal in a step."""
+
+    def __init__(self, number: int, step: int, times: int = 1):
+        self.number, self.step, self.times = number, step, times
+
+    def on_step_begin(self, args, state, control, **kwargs):
+        if state.global_step == self.step - 1:
+            for _ in range(self.times):
+                os.kill(os.getpid(), self.number)
+
+
 def kill_while_saving(trainer: ViTPTrainer, stage: str, step: int) -> None:
     """Lets the process be killed in the middle of one stage of saving the checkpoint of `step`."""
 
@@ -145,11 +157,15 @@ def kill_while_saving(trainer: ViTPTrainer, stage: str, step: int) -> None:
         raise ValueError(stage)
 
 
-def train(folder: str, kill: tuple[str, int] | None = None, **options) -> None:
-    """Trains, from the last checkpoint if there is one, and writes the summary; may be killed on the way."""
+def train(folder: str, kill: tuple[str, int] | None = None, tell: tuple[int, int] | None = None, **options) -> None:
+    """Trains, from the last checkpoint if there is one, and writes the summary; may be killed on the way, or
+    one process (`tell`: which, and in which step) be told to stop.
+    """
     # The workers of its data loaders are forks of this process, not of a further server.
     multiprocessing.set_start_method("fork", force=True)
     trainer = make_trainer(folder, **options)
+    if tell is not None and tell[0] == trainer.args.process_index:
+        trainer.add_callback(Send(signal.SIGTERM, tell[1]))
     if kill is not None and kill[0] == "step":
         trainer.add_callback(KillAtStep(kill[1]))
     elif kill is not None:
