@@ -17,6 +17,7 @@ from ..cards.record import copy_record
 from ..convert.export import export_backbone
 from ..hub.contents import write_card
 from ..modeling_vitp import ViTPForConditionalGeneration
+from .disk import told_if_full
 from .outputs import attempt, write_whole
 from .plots import draw_losses
 from .pretraining import ViTPTrainer, count_skipped
@@ -41,8 +42,9 @@ def save_model(trainer: ViTPTrainer, metrics: dict[str, Any]) -> None:
     trainer.save_model(folder, _internal_call=True)
     trainer.keep_record()
     if trainer.is_world_process_zero():
-        save_metrics(trainer, metrics)
-        save_parts(trainer)
+        with told_if_full(trainer.args.output_dir):
+            save_metrics(trainer, metrics)
+            save_parts(trainer)
 
 
 def evaluate(trainer: ViTPTrainer, metrics: dict[str, Any]) -> None:

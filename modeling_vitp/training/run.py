@@ -23,6 +23,7 @@ from ..hub.failures import FAILURES, explain, one_line
 from ..hub.files import all_files, check_no_secrets, model_files
 from ..hub.upload import collect, push, push_folder, report_failure
 from .checkpointing import STAGING, check_data, check_settings, last_checkpoint, publish_checkpoint
+from .disk import check_room, optimizer_bytes, told_if_full, warn_of_room, weight_bytes
 from .fingerprint import fingerprint
 from .finite import NamedBatches, StopAtNotFinite, take_names
 from .lock import FolderLock
@@ -84,7 +85,8 @@ class Run:
         if self.is_world_process_zero():
             lock.acquire()
         try:
-            return self._train(resume_from_checkpoint, *args, **kwargs)
+            with told_if_full(self.args.output_dir):
+                return self._train(resume_from_checkpoint, *args, **kwargs)
         except BaseException:
             is_outermost = True
             raise
@@ -102,6 +104,7 @@ class Run:
         if resume_from_checkpoint:
             check_settings(resume_from_checkpoint, self._settings)
             check_data(resume_from_checkpoint, self._data, self.args.allow_changed_data)
+        self._check_room()
         self._write_record()
         self._finite = StopAtNotFinite(self)
         names = self.args.saving_signals
@@ -172,6 +175,23 @@ class Run:
         folder = super()._get_output_dir(trial)
         return os.path.join(folder, STAGING) if self._is_saving else folder
 
+    def _check_room(self) -> None:
+        """Before the first step, and before each save: for weights and optimizer, beside what is there already."""
+        args = self.args
+        if not args.should_save:
+            return
+        Path(args.output_dir).mkdir(parents=True, exist_ok=True)
+        weights = weight_bytes(self.model, is_peft_model(self.model))
+        state = 0 if args.save_only_model else optimizer_bytes(self.optimizer)
+        check_room(args.output_dir, weights + state, "a checkpoint" if self._is_saving else "the model")
+        if not self._is_saving and args.save_strategy != "no" and not args.save_only_model:
+            trained = weight_bytes(self.model, is_adapter=True)
+            warn_of_room(args.output_dir, weights + 2 * trained)  # Adam's two moments
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        with told_if_full(self.args.output_dir):
+            super().save_model(output_dir, _internal_call)
+
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
         token, self.args.hub_token = self.args.hub_token, None
         try:
@@ -188,7 +208,12 @@ class Run:
         self.accelerator.wait_for_everyone()
         self._is_saving = True
         try:
+            self._check_room()
             super()._save_checkpoint(model, trial)
+        except BaseException:
+            if self.args.should_save:
+                shutil.rmtree(os.path.join(folder, STAGING), ignore_errors=True)
+            raise
         finally:
             self._is_saving = False
         if self.state.best_global_step == self.state.global_step:
