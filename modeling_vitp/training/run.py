@@ -22,6 +22,7 @@ from ..hub.contents import Contents, gather, write_card
 from ..hub.failures import FAILURES, explain, one_line
 from ..hub.files import all_files, check_no_secrets, model_files
 from ..hub.upload import collect, push, push_folder, report_failure
+from . import private_members as private_members  # looks for what is overridden below
 from .checkpointing import STAGING, check_data, check_settings, last_checkpoint, publish_checkpoint
 from .disk import check_room, optimizer_bytes, told_if_full, warn_of_room, weight_bytes
 from .fingerprint import fingerprint
@@ -102,8 +103,7 @@ class Run:
         self._settings = self.run_settings()
         self._data = self._fingerprint()
         if resume_from_checkpoint:
-            check_settings(resume_from_checkpoint, self._settings)
-            check_data(resume_from_checkpoint, self._data, self.args.allow_changed_data)
+            self.check_checkpoint(resume_from_checkpoint)
         self._check_room()
         self._write_record()
         self._finite = StopAtNotFinite(self)
@@ -121,6 +121,11 @@ class Run:
             return super().train(resume_from_checkpoint, *args, **kwargs)
         finally:
             signals.restore()
+
+    def check_checkpoint(self, checkpoint: str) -> None:
+        """Raises a `ValueError` if the run may not go on from a checkpoint."""
+        check_settings(checkpoint, self._settings)
+        check_data(checkpoint, self._data, self.args.allow_changed_data)
 
     def train_or_resume(self) -> TrainOutput:
         """Trains from the last checkpoint in the output folder if there is one, and from `resume_from_checkpoint` if
