@@ -33,8 +33,10 @@ def main(
     from modeling_vitp.dense.data import DenseData, weigh_classes
     from modeling_vitp.dense.start import load_dense_model, load_image_processor
     from modeling_vitp.dense.trainer import DenseTrainer
+    from modeling_vitp.training.lock import check_free
 
     model_class = getattr(modeling_vitp, model_class)
+    check_free(training_args.output_dir)
     set_seed(training_args.seed)
     data = DenseData.from_dict(args.data)
     if training_args.load_best_model_at_end and args.eval_split in {*args.train_splits, None}:

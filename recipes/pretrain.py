@@ -35,6 +35,7 @@ def main(argv: list[str] | None = None) -> int:
     from modeling_vitp.training import results
     from modeling_vitp.training.data import describe_data, describe_evaluation, open_data
     from modeling_vitp.training.freezing import freeze, lora_config
+    from modeling_vitp.training.lock import check_free
     from modeling_vitp.training.start import load_start, tiling
 
     output_dir = Path(training_args.output_dir)
@@ -44,6 +45,7 @@ def main(argv: list[str] | None = None) -> int:
         start = tiling(model_args.model_name_or_path, args.from_scratch, args.max_patches)
         print_mixture(mixture, training_args, *start)
         return 0
+    check_free(output_dir)
     task = importlib.import_module(find_task(args.task)) if args.task else None
     seed = training_args.seed if training_args.data_seed is None else training_args.data_seed
     data = open_data(args, mixture, task, seed)

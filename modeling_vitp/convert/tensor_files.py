@@ -187,6 +187,7 @@ def is_finite(chunk: bytes, dtype: str) -> bool:
     kind, exponent = EXPONENTS[dtype]
     return not ((np.frombuffer(chunk, kind) & exponent) == exponent).any()
 
+
 def open_like_folder(folder: str | Path) -> None:
     """Gives weights the mode of their folder; safetensors writes them for their owner alone, wherever it is."""
     for path in Path(folder).glob("*.safetensors"):

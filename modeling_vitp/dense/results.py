@@ -24,6 +24,7 @@ def train(trainer: DenseTrainer, pixels: dict[str, int] | None) -> dict[str, Any
     if trainer.train_dataset is not None:
         metrics |= {"train": trainer.train_or_resume().metrics, "train_pixels": pixels}
         trainer.save_model(trainer.args.output_dir, _internal_call=True)
+        trainer.keep_record()
         save_metrics(trainer, metrics)
     return metrics
 

@@ -28,6 +28,7 @@ from ..processing_vitp import ViTPProcessor
 from .arguments import VRLArguments
 from .batching import BY_LENGTH, GlobalBatchSampler, RankStream, WholeBatchSampler, WholeBatchStream
 from .run import Run, RunConfig, check_loaded
+from .start import load_checkpoint
 
 
 @dataclass
@@ -58,8 +59,9 @@ class ViTPTrainer(Run, SFTTrainer):
     - what is pushed to the Hub is the model's files alone, and no token is written, see [`Run`].
 
     Args:
-        model: the model to train.
-        args: [`ViTPTrainingConfig`].
+        model: the model to train, or the folder or Hub id of one (ours or transformers' `internvl`), which is loaded in
+            float32 unless `model_init_kwargs` of the arguments say otherwise, with its processor.
+        args: [`ViTPTrainingConfig`]; by default the output folder is the name of the model with `-SFT`.
         train_dataset: rows with `messages` and `images` (or `image`), and optionally `id`; the row number is the id
             of a data set without.
         eval_dataset: the same, or a dictionary of such data sets.
@@ -74,9 +76,9 @@ class ViTPTrainer(Run, SFTTrainer):
 
     def __init__(
         self,
-        model: ViTPForConditionalGeneration,
-        args: ViTPTrainingConfig,
-        train_dataset: Dataset | IterableDataset,
+        model: ViTPForConditionalGeneration | str | Path,
+        args: ViTPTrainingConfig | None = None,
+        train_dataset: Dataset | IterableDataset | None = None,
         eval_dataset: Dataset | IterableDataset | DatasetDict | dict | None = None,
         processing_class: ViTPProcessor | None = None,
         data_collator: ViTPDataCollator | None = None,
@@ -84,6 +86,14 @@ class ViTPTrainer(Run, SFTTrainer):
         source_settings: Mapping[str, SourceSettings] | None = None,
         **kwargs,
     ):
+        if train_dataset is None:
+            raise ValueError("train_dataset is required: rows with `messages` and `images`.")
+        init_kwargs = None if args is None else args.model_init_kwargs
+        if isinstance(model, str | Path):
+            args = args or ViTPTrainingConfig(f"{Path(model).name}-SFT")
+            model, processor = load_checkpoint(str(model), **{"dtype": "float32", **(init_kwargs or {})})
+            processing_class, args.model_init_kwargs = processing_class or processor, None
+        args = args or ViTPTrainingConfig(f"{Path(model.config._name_or_path or 'model').name}-SFT")
         if processing_class is None:
             processing_class = ViTPProcessor.from_pretrained(model.config._name_or_path)
         check_compatible(model, processing_class)
@@ -119,6 +129,7 @@ class ViTPTrainer(Run, SFTTrainer):
             processing_class=processing_class,
             **kwargs,
         )
+        self.args.model_init_kwargs = init_kwargs
 
     # Batches
 
@@ -223,12 +234,14 @@ class ViTPTrainer(Run, SFTTrainer):
 
     # Metrics
 
-    def _get_num_items_in_batch(self, batch_samples: list, device: torch.device) -> torch.Tensor | int | None:
-        if batch_samples:
-            masks = [batch["attention_mask"] for batch in batch_samples]
+    def get_batch_samples(self, *args, **kwargs) -> tuple[list, torch.Tensor | int | None]:
+        batches, num_items = super().get_batch_samples(*args, **kwargs)
+        if batches:
+            masks = [batch["attention_mask"] for batch in batches]
             counts = torch.tensor([sum(mask.sum() for mask in masks), sum(mask.numel() for mask in masks)])
-            self._num_tokens_and_places += self.accelerator.gather(counts.to(device)).view(-1, 2).sum(0).cpu()
-        return super()._get_num_items_in_batch(batch_samples, device)
+            counts = self.accelerator.gather(counts.to(self.args.device))
+            self._num_tokens_and_places += counts.view(-1, 2).sum(0).cpu()
+        return batches, num_items
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         num_tokens, num_places = self._num_tokens_and_places.tolist()
@@ -341,15 +354,15 @@ class ViTPTrainer(Run, SFTTrainer):
             num_batches = (self.state.global_step - first_step) * self.args.gradient_accumulation_steps
         return epoch, num_batches
 
-    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: torch.nn.Module | None = None) -> None:
-        adapter_file = Path(resume_from_checkpoint) / "adapter_model.safetensors"
+    def check_checkpoint(self, checkpoint: str) -> None:
+        super().check_checkpoint(checkpoint)
+        adapter_file = Path(checkpoint) / "adapter_model.safetensors"
         if is_peft_model(self.model) and adapter_file.is_file():
             from peft import get_peft_model_state_dict
 
             expected = set(get_peft_model_state_dict(self.model))
             with safe_open(adapter_file, "pt") as file:
                 check_loaded(expected - set(file.keys()), set(file.keys()) - expected)
-        super()._load_from_checkpoint(resume_from_checkpoint, model)
 
     def _issue_warnings_after_load(self, load_result) -> None:
         tied = set(getattr(self.model, "all_tied_weights_keys", None) or {})

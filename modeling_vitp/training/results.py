@@ -18,6 +18,7 @@ from ..convert.export import export_backbone
 from ..convert.tensor_files import open_like_folder
 from ..hub.contents import write_card
 from ..modeling_vitp import ViTPForConditionalGeneration
+from .disk import told_if_full
 from .outputs import attempt, write_whole
 from .plots import draw_losses
 from .pretraining import ViTPTrainer, count_skipped
@@ -40,9 +41,11 @@ def save_model(trainer: ViTPTrainer, metrics: dict[str, Any]) -> None:
     """The weights, of LoRA in `adapter`; in one process also the model in one piece, its backbone and the metrics."""
     folder = Path(trainer.args.output_dir) / ("adapter" if is_peft_model(trainer.model) else "")
     trainer.save_model(folder, _internal_call=True)
+    trainer.keep_record()
     if trainer.is_world_process_zero():
-        save_metrics(trainer, metrics)
-        save_parts(trainer)
+        with told_if_full(trainer.args.output_dir):
+            save_metrics(trainer, metrics)
+            save_parts(trainer)
 
 
 def evaluate(trainer: ViTPTrainer, metrics: dict[str, Any]) -> None:

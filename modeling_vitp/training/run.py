@@ -13,30 +13,40 @@ from accelerate.utils import broadcast_object_list, is_peft_model
 from huggingface_hub import CommitInfo, HfApi
 from torch.utils.data import DataLoader
 from transformers.trainer import TRAINER_STATE_NAME, TRAINING_ARGS_NAME
+from transformers.trainer_jit_checkpoint import JITCheckpointCallback
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, HubStrategy, TrainOutput, rotate_checkpoints
 from transformers.utils import PushInProgress
 
-from ..cards.record import write_record
+from ..cards.record import METRICS, write_record
 from ..convert.tensor_files import open_like_folder
 from ..hub.contents import Contents, gather, write_card
 from ..hub.failures import FAILURES, explain, one_line
 from ..hub.files import all_files, check_no_secrets, model_files
 from ..hub.upload import collect, push, push_folder, report_failure
+from . import private_members as private_members  # looks for what is overridden below
 from .checkpointing import STAGING, check_data, check_settings, last_checkpoint, publish_checkpoint
+from .disk import check_room, optimizer_bytes, told_if_full, warn_of_room, weight_bytes
 from .fingerprint import fingerprint
 from .finite import NamedBatches, StopAtNotFinite, take_names
+from .lock import FolderLock
 from .outputs import attempt
 from .run_arguments import RunArguments
+from .signals import SaveOnSignal
 
 logger = logging.getLogger(__name__)
 # What is being sent, out of the way of checkpoints that are deleted meanwhile.
 OUTBOX = "_pushing"
+# The record of a run in the folder of a finished one, until it is finished itself.
+RUNNING = "_running"
 
 
 class Run:
     """Base of all trainers, before [`~transformers.Trainer`].
 
     - A step with a loss or weights that are not finite ends the run: it is named, with its samples, and not saved.
+    - A signal of `save_on_signal` saves at the end of the step and ends the run, unfinished.
+    - One run writes to a folder at a time; another one is refused. What is recorded of a finished run in it stays until
+      the weights are replaced.
     - A checkpoint is whole or not there. A run that goes on from one ends as the run that never stopped; one of other
       settings is an error.
     - A push is one commit of the model's files and their card (see [`~modeling_vitp.hub.upload.push`]); one that would
@@ -49,6 +59,8 @@ class Run:
     """
 
     _is_saving = False
+    _lock: FolderLock | None = None
+    _recorded: tuple | None = None
 
     def run_settings(self) -> dict[str, dict[str, Any]]:
         """What has to be as it was for a run to go on (`fixed`), and what changes its course only (`free`)."""
@@ -70,6 +82,21 @@ class Run:
     # Training
 
     def train(self, resume_from_checkpoint: str | bool | None = None, *args, **kwargs) -> TrainOutput:
+        lock = self._lock = self._lock or FolderLock(self.args.output_dir)
+        is_outermost = not lock.is_held
+        if self.is_world_process_zero():
+            lock.acquire()
+        try:
+            with told_if_full(self.args.output_dir):
+                return self._train(resume_from_checkpoint, *args, **kwargs)
+        except BaseException:
+            is_outermost = True
+            raise
+        finally:
+            if is_outermost:
+                lock.release()
+
+    def _train(self, resume_from_checkpoint: str | bool | None, *args, **kwargs) -> TrainOutput:
         if resume_from_checkpoint is True:
             resume_from_checkpoint = last_checkpoint(self.args.output_dir)
             if resume_from_checkpoint is None:
@@ -77,12 +104,29 @@ class Run:
         self._settings = self.run_settings()
         self._data = self._fingerprint()
         if resume_from_checkpoint:
-            check_settings(resume_from_checkpoint, self._settings)
-            check_data(resume_from_checkpoint, self._data, self.args.allow_changed_data)
+            self.check_checkpoint(resume_from_checkpoint)
+        self._check_room()
+        self._write_record()
         self._finite = StopAtNotFinite(self)
-        self.pop_callback(StopAtNotFinite)
-        self.add_callback(self._finite)
-        return super().train(resume_from_checkpoint, *args, **kwargs)
+        names = self.args.saving_signals
+        if self.args.enable_jit_checkpoint:
+            # transformers' own writes beside the staging folder, and then returns as if the run were at its end.
+            self.pop_callback(JITCheckpointCallback)
+            names = sorted({"SIGTERM", *names})
+        signals = SaveOnSignal(self, names)
+        for callback in (self._finite, signals):
+            self.pop_callback(type(callback))
+            self.add_callback(callback)
+        signals.install()
+        try:
+            return super().train(resume_from_checkpoint, *args, **kwargs)
+        finally:
+            signals.restore()
+
+    def check_checkpoint(self, checkpoint: str) -> None:
+        """Raises a `ValueError` if the run may not go on from a checkpoint."""
+        check_settings(checkpoint, self._settings)
+        check_data(checkpoint, self._data, self.args.allow_changed_data)
 
     def train_or_resume(self) -> TrainOutput:
         """Trains from the last checkpoint in the output folder if there is one, and from `resume_from_checkpoint` if
@@ -129,9 +173,30 @@ class Run:
 
     # Checkpoints
 
+    def save_checkpoint(self) -> None:
+        """Saves the step that was just trained, whenever."""
+        self._save_checkpoint(self.model, None)
+
     def _get_output_dir(self, trial) -> str:
         folder = super()._get_output_dir(trial)
         return os.path.join(folder, STAGING) if self._is_saving else folder
+
+    def _check_room(self) -> None:
+        """Before the first step, and before each save: for weights and optimizer, beside what is there already."""
+        args = self.args
+        if not args.should_save:
+            return
+        Path(args.output_dir).mkdir(parents=True, exist_ok=True)
+        weights = weight_bytes(self.model, is_peft_model(self.model))
+        state = 0 if args.save_only_model else optimizer_bytes(self.optimizer)
+        check_room(args.output_dir, weights + state, "a checkpoint" if self._is_saving else "the model")
+        if not self._is_saving and args.save_strategy != "no" and not args.save_only_model:
+            trained = weight_bytes(self.model, is_adapter=True)
+            warn_of_room(args.output_dir, weights + 2 * trained)  # Adam's two moments
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        with told_if_full(self.args.output_dir):
+            super().save_model(output_dir, _internal_call)
 
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
         token, self.args.hub_token = self.args.hub_token, None
@@ -150,7 +215,12 @@ class Run:
         self.accelerator.wait_for_everyone()
         self._is_saving = True
         try:
+            self._check_room()
             super()._save_checkpoint(model, trial)
+        except BaseException:
+            if self.args.should_save:
+                shutil.rmtree(os.path.join(folder, STAGING), ignore_errors=True)
+            raise
         finally:
             self._is_saving = False
         if self.state.best_global_step == self.state.global_step:
@@ -175,12 +245,44 @@ class Run:
         data: list[dict[str, Any]],
         evaluated_on: dict[str, str] | None,
     ) -> None:
-        """Records what the run is for its card, before it trains; see [`~modeling_vitp.cards.record.write_record`]."""
+        """Records what the run is for its card, as soon as it trains; see
+        [`~modeling_vitp.cards.record.write_record`]. Until [`keep_record`], what is there of a finished run stays.
+        """
+        self._lock = FolderLock(self.args.output_dir)
         if self.is_world_process_zero():
-            write_record(self.args.output_dir, argv, self.run_settings(), sources, data, evaluated_on)
+            self._lock.acquire()
+        self._recorded = argv, sources, data, evaluated_on
+
+    def _write_record(self) -> None:
+        if self._recorded is None or not self.is_world_process_zero():
+            return
+        argv, *about = self._recorded
+        folder, running = Path(self.args.output_dir), Path(self.args.output_dir) / RUNNING
+        shutil.rmtree(running, ignore_errors=True)
+        is_finished = any(folder.glob("*.safetensors*")) or (folder / METRICS).is_file()
+        write_record(running if is_finished else folder, argv, self._settings, *about)
+
+    def _record_folder(self) -> Path:
+        running = Path(self.args.output_dir) / RUNNING
+        return running if running.is_dir() else Path(self.args.output_dir)
+
+    def keep_record(self) -> None:
+        """Replaces the record of the run before, now that the weights are of this one."""
+        running = Path(self.args.output_dir) / RUNNING
+        if self.is_world_process_zero() and running.is_dir():
+            for path in running.iterdir():
+                os.replace(path, running.parent / path.name)
+            running.rmdir()
 
     def share(self) -> int:
         """Writes the card, and pushes the output folder if `push_to_hub` is set, at the end; the exit status."""
+        try:
+            return self._share()
+        finally:
+            if self._lock is not None:
+                self._lock.release()
+
+    def _share(self) -> int:
         args, output_dir = self.args, Path(self.args.output_dir)
         if not args.push_to_hub:
             return attempt(output_dir, "the card", write_card, "model", output_dir, None, self.hub_model_id)
@@ -257,7 +359,7 @@ class Run:
         """What goes to the Hub of a checkpoint, held by second names of its files."""
         strategy, outbox = self.args.hub_strategy, Path(self.args.output_dir) / OUTBOX / checkpoint.name
         collect(model_files(checkpoint), outbox / "model")
-        contents = gather("model", outbox / "model", self.hub_model_id, outbox, run=self.args.output_dir)
+        contents = gather("model", outbox / "model", self.hub_model_id, outbox, run=self._record_folder())
         if strategy in (HubStrategy.CHECKPOINT, HubStrategy.ALL_CHECKPOINTS):
             files = all_files(checkpoint)
             files.pop(TRAINING_ARGS_NAME, None)

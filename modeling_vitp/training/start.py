@@ -46,7 +46,20 @@ def load_start(
     if vision_model is not None:
         return compose(vision_model, language_model, drop_path_rate, **options)
 
-    revision = {"revision": model_args.model_revision}
+    return load_checkpoint(name, drop_path_rate, revision=model_args.model_revision, **options)
+
+
+def load_checkpoint(
+    name: str, drop_path_rate: float | None = None, revision: str | None = None, **options
+) -> tuple[ViTPForConditionalGeneration, ViTPProcessor]:
+    """A ViTP or transformers' InternVL, from a folder or the Hub, and its processor.
+
+    Args:
+        drop_path_rate: stochastic depth of the ViT; as it is configured if not given.
+        revision: branch, tag or commit on the Hub.
+        options: for `from_pretrained` (`dtype`, `attn_implementation` …).
+    """
+    revision = {"revision": revision or "main"}
     classes = {"vitp": ViTPForConditionalGeneration, "internvl": InternVLForConditionalGeneration}
     model_type = PreTrainedConfig.get_config_dict(name, **revision)[0].get("model_type")
     if model_type not in classes:

@@ -1,6 +1,8 @@
 """Training on several processes."""
 
+import contextlib
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -17,3 +19,18 @@ def launch(num_processes: int, output: Path, script: str, *arguments: str) -> su
         return subprocess.Popen(
             [*launcher, str(HELPERS / script), *arguments], stdout=file, stderr=subprocess.STDOUT, env=environment
         )
+
+
+def kill_all(process: subprocess.Popen) -> None:
+    """Kills a launcher and what it started, at once, as the end of a job does."""
+    parents = {}
+    for file in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):
+            parents[int(file.parent.name)] = int(file.read_text().rpartition(")")[2].split()[1])
+    found = [process.pid]
+    for pid in found:
+        found += [child for child, parent in parents.items() if parent == pid]
+    for pid in found:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+    process.wait()

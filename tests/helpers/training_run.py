@@ -12,6 +12,7 @@ from pathlib import Path
 
 import torch
 from datasets import Dataset, Features, Image, List, Value
+from peft import LoraConfig
 from pictures import picture
 from tiny_models import TEXT, VISION
 from transformers import TrainerCallback, TrainerState
@@ -61,7 +62,9 @@ def make_rows(num_rows: int = 10) -> Dataset:
     return Dataset.from_list(rows, features=FEATURES)
 
 
-def make_trainer(folder, stream: bool = False, num_rows: int = 10, drop_path_rate: float = 0.1, **options):
+def make_trainer(
+    folder, stream: bool = False, num_rows: int = 10, drop_path_rate: float = 0.1, lora: bool = False, **options
+):
     torch.manual_seed(0)
     tokenizer = build_tokenizer(["How many trees are there? There are 12 trees in the top left quarter."], 400)
     vision = {**VISION, "drop_path_rate": drop_path_rate}
@@ -69,9 +72,9 @@ def make_trainer(folder, stream: bool = False, num_rows: int = 10, drop_path_rat
     rows = make_rows(num_rows)
     train_rows = rows.to_iterable_dataset(num_shards=2).shuffle(seed=3, buffer_size=3) if stream else rows
     args = ViTPTrainingConfig(str(folder), **{**OPTIONS, **options})
-    return ViTPTrainer(
-        model, args, train_dataset=train_rows, eval_dataset=rows.select(range(3)), processing_class=processor
-    )
+    adapter = LoraConfig(r=2, target_modules=["q_proj", "v_proj"], lora_dropout=0.1) if lora else None
+    datasets = {"train_dataset": train_rows, "eval_dataset": rows.select(range(3))}
+    return ViTPTrainer(model, args, **datasets, processing_class=processor, peft_config=adapter)
 
 
 def summary(trainer) -> dict:
@@ -98,6 +101,18 @@ class KillAtStep(TrainerCallback):
     def on_step_end(self, args, state, control, **kwargs):
         if state.global_step == self.step:
             die()
+
+
+class Send(TrainerCallback):
+    """Sends this process a signal in a step."""
+
+    def __init__(self, number: int, step: int, times: int = 1):
+        self.number, self.step, self.times = number, step, times
+
+    def on_step_begin(self, args, state, control, **kwargs):
+        if state.global_step == self.step - 1:
+            for _ in range(self.times):
+                os.kill(os.getpid(), self.number)
 
 
 def kill_while_saving(trainer: ViTPTrainer, stage: str, step: int) -> None:
@@ -145,11 +160,15 @@ def kill_while_saving(trainer: ViTPTrainer, stage: str, step: int) -> None:
         raise ValueError(stage)
 
 
-def train(folder: str, kill: tuple[str, int] | None = None, **options) -> None:
-    """Trains, from the last checkpoint if there is one, and writes the summary; may be killed on the way."""
+def train(folder: str, kill: tuple[str, int] | None = None, tell: tuple[int, int] | None = None, **options) -> None:
+    """Trains, from the last checkpoint if there is one, and writes the summary; may be killed on the way, or
+    one process (`tell`: which, and in which step) be told to stop.
+    """
     # The workers of its data loaders are forks of this process, not of a further server.
     multiprocessing.set_start_method("fork", force=True)
     trainer = make_trainer(folder, **options)
+    if tell is not None and tell[0] == trainer.args.process_index:
+        trainer.add_callback(Send(signal.SIGTERM, tell[1]))
     if kill is not None and kill[0] == "step":
         trainer.add_callback(KillAtStep(kill[1]))
     elif kill is not None:

@@ -1,5 +1,6 @@
 import json
 import shutil
+from pathlib import Path
 
 import pytest
 import torch
@@ -240,3 +241,19 @@ def test_a_broken_row_stops_training_with_its_id(tokenizer, rows, tmp_path):
     dataset = Dataset.from_list([broken], features=rows.features)
     with pytest.raises(ValueError, match="Sample 'z': image 0 cannot be read"):
         make_trainer(tokenizer, dataset, tmp_path).train()
+
+
+def test_the_trainer_takes_a_folder_as_sft_trainer_does(model_and_processor, rows, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for part in model_and_processor:
+        part.save_pretrained("start")
+    for folder in ("start", Path("start")):
+        trainer = ViTPTrainer(folder, train_dataset=rows)
+        assert trainer.args.output_dir == "start-SFT" and trainer.processing_class.image_processor.max_patches == 6
+        for name, weight in model_and_processor[0].state_dict().items():
+            assert torch.equal(trainer.model.state_dict()[name], weight), name
+    args = ViTPTrainingConfig("out", model_init_kwargs={"dtype": "bfloat16"}, bf16=False)
+    trainer = ViTPTrainer("start", args, train_dataset=rows)
+    assert trainer.model.dtype == torch.bfloat16 and trainer.args.model_init_kwargs == {"dtype": "bfloat16"}
+    with pytest.raises(ValueError, match="train_dataset is required"):
+        ViTPTrainer("start")

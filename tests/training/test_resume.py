@@ -1,11 +1,15 @@
 """Runs that are killed, and go on."""
 
+import contextlib
+import json
 import random
 import shutil
+import subprocess
 import time
 from pathlib import Path
 
 import pytest
+from launching import kill_all, launch
 from training_run import make_trainer, processes, run, train
 
 from modeling_vitp.training.checkpointing import check_settings, is_complete, last_checkpoint, publish_checkpoint
@@ -58,21 +62,43 @@ def test_a_run_that_is_killed_while_it_saves_ends_as_the_run_that_never_stopped(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("stream", [False, True], ids=["map", "stream"])
-def test_a_run_that_is_killed_at_any_moment_ends_as_the_run_that_never_stopped(tmp_path, stream):
-    options = {"stream": stream, "save_steps": 1, "max_steps": 20}
+@pytest.mark.parametrize("options", [{}, {"stream": True}, {"lora": True}], ids=["map", "stream", "lora"])
+def test_a_run_that_is_killed_at_any_moment_ends_as_the_run_that_never_stopped(tmp_path, options):
+    options = {"save_steps": 1, "max_steps": 20, **options}
     whole = run(tmp_path / "whole", **options)
     started = time.monotonic()
     run(tmp_path / "timed", **options)
     duration = time.monotonic() - started
     delays = random.Random(0)
-    for _ in range(12):
+    for _ in range(20):
         process = processes().Process(target=train, args=(str(tmp_path / "killed"),), kwargs=options)
         process.start()
         process.join(delays.uniform(0, duration))
         process.kill()
         process.join()
     assert run(tmp_path / "killed", **options) == whole
+    manifest = json.loads((Path(last_checkpoint(tmp_path / "killed")) / "checkpoint.json").read_text())
+    assert all(manifest["data"].values())
+
+
+@pytest.mark.slow
+def test_two_processes_that_are_killed_at_any_moment_end_as_two_that_never_stopped(tmp_path):
+    def start(folder):
+        options = json.dumps({"save_steps": 1, "max_steps": 20})
+        return launch(2, tmp_path / "output.txt", "training_run.py", str(tmp_path / folder), options)
+
+    started = time.monotonic()
+    assert start("whole").wait(timeout=600) == 0
+    duration = time.monotonic() - started
+    delays = random.Random(0)
+    for _ in range(20):
+        process = start("killed")
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(timeout=delays.uniform(0, duration))
+        kill_all(process)
+    assert start("killed").wait(timeout=600) == 0, (tmp_path / "output.txt").read_text()[-3000:]
+    whole, killed = (json.loads((tmp_path / name / "summary.json").read_text()) for name in ("whole", "killed"))
+    assert killed == whole
 
 
 def test_a_checkpoint_is_complete_with_all_its_files_in_full_size(tmp_path):

@@ -1,0 +1,50 @@
+"""What is private in the trainers that ours are built on is named in one place, and looked for."""
+
+import ast
+import configparser
+from importlib.metadata import version
+
+import pytest
+from paths import ROOT
+from transformers import Trainer
+from trl import SFTTrainer
+
+from modeling_vitp.training import private_members
+from modeling_vitp.training.private_members import OVERRIDDEN, READ, TESTED, check_members, missing_members
+
+FILES = [ROOT / "modeling_vitp" / name for name in ("training/run.py", "training/pretraining.py", "dense/trainer.py")]
+
+
+def test_every_private_member_in_use_is_named_and_there():
+    theirs = {name for base in (Trainer, SFTTrainer) for name in dir(base)}
+    theirs |= {name for names in READ.values() for name in names}
+    code = [getattr(member, "__code__", None) for base in (Trainer, SFTTrainer) for member in vars(base).values()]
+    theirs |= {name for part in code if part is not None for name in part.co_names}
+    used = set()
+    for file in FILES:
+        for node in ast.walk(ast.parse(file.read_text())):
+            name = node.attr if isinstance(node, ast.Attribute) else getattr(node, "name", "")
+            if isinstance(node, ast.Attribute | ast.FunctionDef) and name.startswith("_") and not name.endswith("__"):
+                used.add(name)
+    public_of_torch = {"_is_avx512_bf16_supported", "_is_amx_tile_supported", "_name_or_path", "_unseen_tile"}
+    assert (used & theirs) - public_of_torch == {*OVERRIDDEN, *(name for names in READ.values() for name in names)}
+    assert missing_members() == []
+
+
+def test_what_is_lacking_is_said_with_the_releases_that_have_it(monkeypatch):
+    monkeypatch.setitem(private_members.OVERRIDDEN, "_run_epoch", {"number"})
+    monkeypatch.setitem(private_members.OVERRIDDEN, "_gone", set())
+    monkeypatch.setitem(private_members.READ, Trainer, ("_sum",))
+    needed = "which lack the parameter number of Trainer._run_epoch; Trainer._gone; Trainer._sum: pip install "
+    with pytest.raises(ImportError, match=f"{needed}'transformers==5.24.*' 'trl==1.16"):
+        check_members()
+
+
+def test_the_releases_that_are_tested_are_those_that_are_allowed():
+    setup = configparser.ConfigParser()
+    setup.read(ROOT / "setup.cfg")
+    requirements = setup["options"]["install_requires"] + setup["options.extras_require"]["recipes"]
+    for name, release in TESTED.items():
+        major, minor = map(int, release.split("."))
+        assert f"{name}>={release},<{major}.{minor + 1}" in requirements.split()
+        assert version(name).startswith(f"{release}.")
