@@ -49,6 +49,7 @@ def unpack(cache: Path) -> Path:
 
 def open_package(folder: Path) -> None:
     """The folder as a package of its own name, with what the distribution lacks."""
+    (folder / "__init__.py").touch()  # which the tests of configurations import
     image = folder / "image.png"
     picture(60, 40).save(image)
     hub = {"fetch_hub_objects_for_ci": {"url_to_local_path": lambda url, *args, **kwargs: str(image)}}

@@ -1,6 +1,7 @@
 """What transformers tests on all its models and processors, on ours: its files are downloaded, and cached by pytest."""
 
 import importlib
+import unittest
 from types import SimpleNamespace
 
 import pytest
@@ -34,7 +35,7 @@ from modeling_vitp import (
     ViTPVisionModel,
 )
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore::pytest.PytestUnknownMarkWarning")]
 pytest.importorskip("parameterized", reason="transformers' tests need it: pip install -e '.[test]'")
 
 VISION = {
@@ -101,13 +102,13 @@ LEFT_OUT: dict[str, dict[str, str]] = {
 def common(request):
     """The files of transformers' tests, as modules by name."""
     transformers_tests.open_package(transformers_tests.unpack(request.config.cache.mkdir("transformers_tests")))
-    names = ("modeling", "backbone", "processing", "image_processing")
+    names = ("configuration", "modeling", "backbone", "processing", "image_processing")
     return SimpleNamespace(
         **{name: importlib.import_module(f"{transformers_tests.PACKAGE}.test_{name}_common") for name in names}
     )
 
 
-class Tester:
+class Inputs:
     """A configuration and inputs for it; the attributes are those that the mixins read."""
 
     batch_size, is_training, num_channels, image_size, patch_size = 3, True, 3, 64, 16
@@ -126,7 +127,7 @@ class Tester:
         return self.get_config(), {"pixel_values": pixels}
 
 
-class LanguageTester(Tester):
+class InputsWithText(Inputs):
     text_config, vision_config, with_images = TEXT, VISION, True
 
     def prepare_config_and_inputs_for_common(self) -> tuple[PreTrainedConfig, dict[str, torch.Tensor]]:
@@ -152,15 +153,15 @@ VISION_WITH_MASKS = {**VISION, "use_mask_token": True}
 DENSE = {"backbone_config": adapter_config(), **HEAD}
 MODELS = {
     "language": (
-        LanguageTester(language_config(ViTPConfig), seq_length=7 + IMAGE_TOKENS),
+        InputsWithText(language_config(ViTPConfig), seq_length=7 + IMAGE_TOKENS),
         [ViTPForConditionalGeneration, ViTPModel],
     ),
-    "vision": (Tester(ViTPVisionConfig(**VISION_WITH_MASKS)), [ViTPVisionModel]),
-    "backbone": (Tester(ViTPBackboneConfig(**VISION_WITH_MASKS, out_indices=[0, 1, 2])), [ViTPBackbone]),
-    "adapter": (Tester(adapter_config(), 4, 16), [ViTPAdapter]),
-    "pyramid": (Tester(ViTPFeaturePyramidConfig(**VISION, pyramid_channels=16)), [ViTPFeaturePyramid]),
-    "segmentation": (Tester(ViTPSegmentationConfig(**DENSE), 4, 16), [ViTPForSemanticSegmentation]),
-    "change": (Tester(ViTPChangeDetectionConfig(**DENSE), 4, 16), [ViTPForChangeDetection]),
+    "vision": (Inputs(ViTPVisionConfig(**VISION_WITH_MASKS)), [ViTPVisionModel]),
+    "backbone": (Inputs(ViTPBackboneConfig(**VISION_WITH_MASKS, out_indices=[0, 1, 2])), [ViTPBackbone]),
+    "adapter": (Inputs(adapter_config(), 4, 16), [ViTPAdapter]),
+    "pyramid": (Inputs(ViTPFeaturePyramidConfig(**VISION, pyramid_channels=16)), [ViTPFeaturePyramid]),
+    "segmentation": (Inputs(ViTPSegmentationConfig(**DENSE), 4, 16), [ViTPForSemanticSegmentation]),
+    "change": (Inputs(ViTPChangeDetectionConfig(**DENSE), 4, 16), [ViTPForChangeDetection]),
 }
 
 
@@ -202,6 +203,15 @@ def test_models_pass_what_transformers_tests_on_its_own(common, listed, name):
     }
     failed = transformers_tests.run(name, [mixin], contents, LEFT_OUT.get(name, {}))
     assert not failed, "\n\n".join(f"{test}: {trace}" for test, trace in failed.items())
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_configurations_pass_what_transformers_tests_on_its_own(common, name):
+    config_class, case = type(MODELS[name][0].config), unittest.TestCase()
+    case.model_tester = MODELS[name][0]
+    settings = {"vrl_drop_ratio": 0.5} if name == "language" else {}
+    settings = {"drop_path_rate": 0.1, "hidden_size": 64} if config_class.model_type.endswith("vision") else settings
+    common.configuration.ConfigTester(case, config_class, has_text_modality=False, **settings).run_common_tests()
 
 
 @pytest.mark.parametrize("name", ["backbone", "adapter", "pyramid"])
