@@ -290,4 +290,4 @@ def test_test_files_take_nothing_of_each_other():
 def test_folders_of_tests_are_those_of_the_package():
     folders = {path.name for path in (ROOT / "tests").iterdir() if path.is_dir() and not path.name.startswith("__")}
     ours = {folder_of(path) for path in FILES} - {"flat"}
-    assert folders - {"models", "helpers", "fixtures"} <= ours
+    assert folders - {"models", "fuzz", "helpers", "fixtures"} <= ours
