@@ -223,7 +223,8 @@ def leave_out_copies(
     chosen: dict[str, tuple[Path, ...]], held_out: set[Path]
 ) -> tuple[dict[str, tuple[Path, ...]], list[tuple[Path, Path]]]:
     """The chosen images without those whose file is the same, byte for byte, as a held-out one, and the pairs found."""
-    known = {file_digest(path): path for path in tqdm(sorted(held_out), desc="held-out images") if path.is_file()}
+    known = {file_digest(path): path for path in tqdm(sorted(held_out), desc="held-out images")}
+    known.pop(None, None)
     kept, copies = {}, []
     for image_id, paths in tqdm(chosen.items(), desc="images"):
         found = [(path, known[digest]) for path in paths if known and (digest := file_digest(path)) in known]
@@ -233,5 +234,9 @@ def leave_out_copies(
     return kept, copies
 
 
-def file_digest(path: Path) -> bytes:
-    return hashlib.sha256(path.read_bytes()).digest()
+def file_digest(path: Path) -> bytes | None:
+    """`None` if there is no such file, which is said where its annotation is read."""
+    try:
+        return hashlib.sha256(path.read_bytes()).digest() if path.is_file() else None
+    except OSError:
+        return None
