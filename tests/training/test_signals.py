@@ -75,6 +75,7 @@ def test_signals_that_are_none_are_refused(tmp_path):
         make_trainer(tmp_path, save_on_signal=["SIGHUP"])
 
 
+@pytest.mark.slow
 def test_two_processes_stop_at_the_same_step_though_one_is_told(tmp_path):
     def start(folder, **options):
         command = (2, tmp_path / "output.txt", "training_run.py", str(tmp_path / folder))
