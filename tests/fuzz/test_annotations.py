@@ -48,7 +48,7 @@ def instructions(kind, root, on_error="raise"):
         images = [window for image in images for window in windows_of(image, 200, 20)]
     asker = Asker(layout.subject, {label: 1 for image in images for label in image.classes})
     conversations = make_conversations(images, asker, list(PHRASINGS[layout.subject]), 5)
-    for image, conversation in zip(images, conversations):
+    for conversation in conversations:
         for message in (message for exchange in conversation for message in exchange.messages):
             assert isinstance(message["content"], str) and message["content"].strip()
     for image in images[:1]:
