@@ -40,7 +40,15 @@ def test_a_run_that_is_stopped_and_goes_on_ends_as_the_run_that_never_stopped(tm
     assert run(tmp_path / "run") == whole
 
 
-def test_ctrl_c_saves_when_asked_and_twice_stops_at_once(tmp_path):
+@pytest.fixture
+def interruptible():
+    """As in a shell's foreground; what a shell starts in the background ignores SIGINT."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+def test_ctrl_c_saves_when_asked_and_twice_stops_at_once(interruptible, tmp_path):
     assert stopped(tmp_path / "once", signal.SIGINT, 1, save_on_signal=["SIGINT"]).status == 130
     assert last_checkpoint(tmp_path / "once")
     for name, options, times in [("twice", {"save_on_signal": ["SIGINT"]}, 2), ("not asked", {}, 1)]:
