@@ -7,9 +7,11 @@ from dataclasses import dataclass
 import numpy as np
 
 from ..image_processing_vitp_dense import IGNORE_INDEX
+from ..training.values import check_type, is_of
 
 Color = tuple[int, int, int]
 SPELLINGS = {"colour": "color"}  # of keys and values in configurations
+LARGEST_VALUE = (1 << 24) - 1  # in masks by value
 
 
 @dataclass(frozen=True)
@@ -55,8 +57,17 @@ class LabelEncoding:
             if unknown or "name" not in settings or (by == "color" and "color" not in settings):
                 raise ValueError(f"Class {index}, {settings}, needs a name{', a color' * (by == 'color')}.")
             value, color = settings.get("value", index), settings.get("color", distinct_color(index, len(classes)))
+            check_type(f"Class {index}: name", settings["name"], str)
+            if not is_value(value) or not is_color(color):
+                raise ValueError(
+                    f"Class {index}, {settings}: `value` is a number from 0 to {LARGEST_VALUE}, or the first and the "
+                    "last of several; `color` is red, green and blue from 0 to 255."
+                )
             value = tuple(value) if isinstance(value, (list, tuple)) else value
             self.classes.append(DenseClass(settings["name"], value, tuple(color)))
+        wrong = [item for item in self.ignore if not (is_color if by == "color" else is_value)(item)]
+        if wrong:
+            raise ValueError(f"ignore: {str(wrong[0])[:80]!r} is no {by} of a mask.")
         repeated = {name for name in self.names if self.names.count(name) > 1}
         if repeated:
             raise ValueError(f"Two classes are called {sorted(repeated)[0]!r}.")
@@ -138,6 +149,18 @@ class LabelEncoding:
 
 def span(value: int | tuple[int, int]) -> tuple[int, int]:
     return value if isinstance(value, tuple) else (value, value)
+
+
+def is_value(value: object) -> bool:
+    """Whether it is a code of a mask, or the first and the last of several."""
+    numbers = value if isinstance(value, (list, tuple)) else [value]
+    return len(numbers) == (2 if numbers is value else 1) and all(
+        is_of(number, int) and 0 <= number <= LARGEST_VALUE for number in numbers
+    )
+
+
+def is_color(color: object) -> bool:
+    return isinstance(color, (list, tuple)) and len(color) == 3 and all(is_of(n, int) and 0 <= n <= 255 for n in color)
 
 
 def pack(color: Color) -> int:

@@ -4,6 +4,7 @@ import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
+from typing import get_type_hints
 
 import datasets
 import torch
@@ -14,6 +15,7 @@ from tqdm import tqdm
 
 from ..cards.record import public_name
 from ..training.batching import share
+from ..training.values import check_type
 from .classes import IGNORE_INDEX, LabelEncoding
 from .files import check_disjoint, find_samples
 from .samples import ImageFiles, MaskedImages, Rows
@@ -64,10 +66,15 @@ class DenseData:
 
     @classmethod
     def from_dict(cls, settings: Mapping) -> "DenseData":
+        if not isinstance(settings, Mapping):
+            raise ValueError(f"data: {str(settings)[:80]!r} is no mapping of classes, splits and files.")
         known = {item.name for item in fields(cls) if item.init}
         missing = {"classes", "splits"} - set(settings)
         if missing or set(settings) - known:
-            raise ValueError(f"data: missing {sorted(missing)}, unknown {sorted(set(settings) - known)}.")
+            raise ValueError(f"data: missing {sorted(missing)}, unknown {sorted(map(str, set(settings) - known))}.")
+        types = get_type_hints(cls)
+        for name, value in settings.items():
+            check_type(f"data: {name}", value, types[name])
         return cls(**settings)
 
     def open(self, names: Sequence[str]) -> Dataset:
@@ -76,7 +83,12 @@ class DenseData:
         Raises:
             ValueError: if there is no such split, or its files are not complete.
         """
-        parts = [self._open(name) for name in names]
+        parts = []
+        for name in names:
+            try:
+                parts.append(self._open(name))
+            except OSError as error:
+                raise ValueError(f"Split {name!r} cannot be opened: {error}.") from error
         return parts[0] if len(parts) == 1 else ConcatDataset(parts)
 
     def _open(self, name: str) -> MaskedImages:

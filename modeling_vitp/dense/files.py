@@ -3,12 +3,22 @@
 import glob
 import hashlib
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from ..training.values import check_type
+
 CASES = ("patient", "case")  # fields by which files belong together
 FIELD = re.compile(r"\{(?P<field>\w+)(?::(?P<form>[^{}]+))?\}")
+# Settings of a split of files, and their types.
+SETTINGS = {
+    "image": str | Sequence[str],
+    **dict.fromkeys(("before", "after", "mask", "list"), str),
+    "part": Sequence[float],
+    "tile": Mapping[str, int],
+    "foreground_only": bool,
+}
 
 
 @dataclass(frozen=True)
@@ -91,10 +101,13 @@ def find_samples(root: str | Path, settings: Mapping, name: str) -> list[FileSam
 
 def image_patterns(settings: Mapping, name: str) -> dict[str, str]:
     """The patterns of a split's images by role, in the order of a sample's images."""
-    known = {"image", "before", "after", "mask", "list", "part", "tile", "foreground_only"}
-    unknown = sorted(set(settings) - known)
+    if not isinstance(settings, Mapping):
+        raise ValueError(f"Split {name!r} is {str(settings)[:80]!r}: of files it is a mapping with `image` and `mask`.")
+    unknown = sorted(map(str, set(settings) - SETTINGS.keys()))
     if unknown:
-        raise ValueError(f"Split {name!r} has unknown settings {unknown}; there are {sorted(known)}.")
+        raise ValueError(f"Split {name!r} has unknown settings {unknown}; there are {sorted(SETTINGS)}.")
+    for key, value in settings.items():
+        check_type(f"Split {name!r}: {key}", value, SETTINGS[key])
     if "image" in settings and not {"before", "after"} & set(settings):
         images = settings["image"]
         if isinstance(images, str):

@@ -171,7 +171,8 @@ def check_names(remaining: Sequence[str], own: Sequence[str], inherited: Sequenc
         name = word.removeprefix("--").split("=")[0].replace("-", "_")
         if word.startswith("--") and not {name, name.removeprefix("no_")} & known:
             nearest = difflib.get_close_matches(name, {*own, *known}, 1, 0.6)
-            raise ValueError(f"there is no option {name!r}" + f": did you mean {nearest[0]!r}?" * bool(nearest))
+            hint = f": did you mean {nearest[0]!r}?" if nearest else "; --help lists those there are."
+            raise ValueError(f"there is no option {name!r}{hint}")
 
 
 @cache

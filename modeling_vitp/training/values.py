@@ -4,9 +4,10 @@ import argparse
 import json
 import math
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields
-from typing import Any, ClassVar, get_args, get_type_hints
+from types import UnionType
+from typing import Any, ClassVar, Union, get_args, get_origin, get_type_hints
 
 
 class Arguments:
@@ -29,6 +30,7 @@ class Arguments:
     choices: ClassVar[dict[str, Sequence[str]]] = {}
 
     def __post_init__(self):
+        self._read_mappings()
         own = [cls for cls in type(self).__mro__ if issubclass(cls, Arguments)]
         for name, interval in {k: v for cls in reversed(own) for k, v in vars(cls).get("limits", {}).items()}.items():
             check_within(name, getattr(self, name), interval)
@@ -36,7 +38,6 @@ class Arguments:
             value = getattr(self, name)
             if value is not None and value not in known:
                 raise ValueError(f"{name}={value!r} is none of {', '.join(known)}.")
-        self._read_mappings()
         if hasattr(super(), "__post_init__"):
             super().__post_init__()
 
@@ -52,6 +53,35 @@ class Arguments:
                     setattr(self, name, read_mapping(name, value))
                 elif name not in self.file_fields:
                     raise ValueError(f"{name}={value!r} is no mapping: give JSON, such as '{{\"key\": 1}}'.")
+            check_type(name, getattr(self, name), types[name])
+
+
+def check_type(name: str, value: Any, kind: Any) -> None:
+    """Raises a `ValueError` unless a value, which may come from a YAML file, is of the type of its field.
+
+    Args:
+        kind: a class, a union, or a list, sequence or mapping of such.
+    """
+    if not is_of(value, kind):
+        shown = kind.__name__ if isinstance(kind, type) and not get_args(kind) else str(kind).replace("typing.", "")
+        raise ValueError(f"{name}={str(value)[:80]!r} is of the wrong type: {shown.replace('collections.abc.', '')}.")
+
+
+def is_of(value: Any, kind: Any) -> bool:
+    origin, parts = get_origin(kind), get_args(kind)
+    if kind is Any:
+        return True
+    if origin in (Union, UnionType):
+        return any(is_of(value, part) for part in parts)
+    if origin is not None and issubclass(origin, Mapping):
+        return isinstance(value, Mapping) and all(is_of(k, parts[0]) and is_of(v, parts[1]) for k, v in value.items())
+    if origin is not None:
+        return isinstance(value, (list, tuple)) and all(is_of(item, parts[0]) for item in value)
+    if kind in (int, float):
+        return isinstance(value, (int, float) if kind is float else int) and not isinstance(value, bool)
+    if kind is Sequence:
+        return isinstance(value, (list, tuple))
+    return isinstance(value, type(None) if kind is None else kind)
 
 
 def read_mapping(name: str, text: str) -> dict[str, Any]:
