@@ -36,7 +36,7 @@ def tried(step: Callable[[], T], after_lost_answer: bool = True) -> T:
         limit_waits()
         try:
             return step()
-        except Exception as error:
+        except Exception as error:  # of many clients; what another try does not help is raised
             if not after_lost_answer and status_of(error) is None:
                 raise
             wait = seconds_to_wait(error, number)

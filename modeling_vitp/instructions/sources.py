@@ -57,7 +57,7 @@ def read_source(source: Source) -> Dataset | IterableDataset:
             kwargs = {"source": source, "state": state}
             return Dataset.from_generator(line_rows, features=FEATURES, gen_kwargs=kwargs)
         dataset = tried(partial(load_columns, source))
-    except Exception as error:
+    except Exception as error:  # of many readers; it is raised with the name of the source
         raise named(error, source) from error
     columns = find_columns(source, dataset.features)
     # A column of row numbers and a transform, not `map`, which would write a copy of every image.
@@ -252,7 +252,7 @@ def stream_rows(source: Source) -> Iterator[dict]:
                 yield make_row(stored, source, columns, dataset.features, number)
                 number, tries = number + 1, 0
             return
-        except Exception as error:
+        except Exception as error:  # as in `read_source`, if another try does not help
             wait = seconds_to_wait(error, tries)
             if wait is None or tries == RETRIES:
                 raise named(error, source, number) from error
