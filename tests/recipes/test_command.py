@@ -208,3 +208,20 @@ def test_packages_called_tasks_or_data_on_the_path_change_nothing(tmp_path):
         words = ["pretrain", "--help"] if len(command) == 1 or command[1] == "-m" else ["--help"]
         done = run(*command, *words, cwd=tmp_path, **path)
         assert done.returncode == 0 and "the wrong" not in done.stderr, done.stderr
+
+
+REGISTERED = """
+import sys
+sys.argv = ["recipes/probe.py"]
+from modeling_vitp.training.arguments import VRLArguments
+from modeling_vitp.training.command_line import parse
+before = "modeling_vitp.auto" in sys.modules
+parse([], "", (VRLArguments,))
+print(before, "modeling_vitp.auto" in sys.modules)
+"""
+
+
+def test_the_models_are_known_once_the_arguments_are_right():
+    """Also to a recipe that asks the package for no public name."""
+    done = run(sys.executable, "-c", REGISTERED)
+    assert done.stdout.splitlines()[-1] == "False True", done.stderr
