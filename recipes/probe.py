@@ -22,7 +22,7 @@ def main(argv: list[str] | None = None) -> int:
 
     from modeling_vitp.evaluation.experiments import probe_table, summarise
     from modeling_vitp.metrics.report import without_nan
-    from modeling_vitp.probing.backbones import load_backbone
+    from modeling_vitp.probing.backbones import load_with_controls
     from modeling_vitp.probing.draws import draw_labels, open_task
 
     output_dir = Path(args.output_dir)
@@ -33,8 +33,7 @@ def main(argv: list[str] | None = None) -> int:
     output_dir.mkdir(parents=True, exist_ok=True)
     loading = {"batch_size": args.batch_size, "num_workers": args.num_workers}
     for name in args.backbones:
-        for random_seed in (None, 0) if args.random_control else (None,):
-            backbone = load_backbone(name, args.device, args.dtype, random_seed)
+        for backbone in load_with_controls(name, args.device, args.dtype, args.random_control, args.pixel_control):
             scored = task.probe(backbone, draws, args.image_size, output_dir / "features", **loading)
             for (probe, labels), scores in scored.items():
                 entry = {"backbone": backbone.name, "revision": backbone.revision, "probe": probe}

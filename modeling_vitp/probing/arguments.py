@@ -20,6 +20,7 @@ class ProbeArguments(Arguments):
         "shots": "[1, inf)",
         "shares": "(0, 1]",
         "image_size": "[1, inf)",
+        "depths": "[1, inf)",
         "num_neighbours": "[1, inf)",
         "temperature": "(0, inf)",
         "l2": "[0, inf)",
@@ -34,6 +35,13 @@ class ProbeArguments(Arguments):
     )
     random_control: bool = field(
         default=False, metadata={"help": "Probe each backbone with random weights too, to compare with."}
+    )
+    pixel_control: bool = field(
+        default=False, metadata={"help": "With masks: probe the bare pixels of each backbone's patches too."}
+    )
+    depths: int = field(
+        default=1,
+        metadata={"help": "With masks: patch tokens of how many depths are read, at equal distances; 1 is the output."},
     )
     dataset_name: str | None = field(
         default=None, metadata={"help": "Images with a class each: Hub id, or folder with images as split/class/file."}
@@ -81,5 +89,7 @@ class ProbeArguments(Arguments):
             raise ValueError("Give `backbones`: what is probed.")
         if (self.dataset_name is None) == (self.data is None):
             raise ValueError("Give either `dataset_name`, images with a class each, or `data`, images with masks.")
+        if self.dataset_name is not None and (self.pixel_control or self.depths > 1):
+            raise ValueError("pixel_control and depths are about patches: they need `data`, images with masks.")
         if self.data is not None and self.data_root is not None:
             self.data["root"] = self.data_root

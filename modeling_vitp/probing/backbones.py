@@ -2,6 +2,7 @@
 
 import inspect
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,6 +11,7 @@ from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2 import functional as F
 from transformers import AutoConfig, AutoImageProcessor, AutoModel, BaseImageProcessor, PreTrainedModel, set_seed
 from transformers.image_utils import ChannelDimension
+from transformers.modeling_outputs import ModelOutput
 from transformers.utils.hub import resolve_revision
 
 from ..instructions.sources import folder_cache
@@ -35,7 +37,6 @@ class Backbone:
     revision: str | None
     state: str
 
-    @torch.no_grad()
     def tokens(self, pixels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """
         Args:
@@ -48,10 +49,43 @@ class Backbone:
         Raises:
             ValueError: if the model's output has no place in the image.
         """
-        model, options = self.model, {}
+        return self._split(self._run(pixels).last_hidden_state, pixels)
+
+    def maps(self, pixels: torch.Tensor, depths: int = 1) -> torch.Tensor:
+        """Patch tokens of several depths beside each other, what a dense head reads.
+
+        Args:
+            pixels: float32 of shape `(batch, 3, height, width)`.
+            depths: 1 for the output alone; more for the tokens after as many layers at equal distances, the last one
+                among them (layers 6, 12, 18 and 24 for 4 depths of a ViT-L).
+
+        Returns:
+            float32 of shape `(batch, rows, columns, depths * width)`.
+
+        Raises:
+            ValueError: if the model has fewer layers, or they give no maps of one size.
+        """
+        if depths == 1:
+            return self.tokens(pixels)[1]
+        states = self._run(pixels, output_hidden_states=True).hidden_states
+        num_layers = len(states) - 1
+        if depths > num_layers:
+            raise ValueError(f"depths={depths}: {self.name} has {num_layers} layers.")
+        chosen = [states[round((index + 1) * num_layers / depths)] for index in range(depths)]
+        maps = [self._split(state, pixels)[1] for state in chosen]
+        if len({item.shape for item in maps}) > 1:
+            raise ValueError(f"depths={depths}: the layers of {self.name} give maps of different size. Give depths=1.")
+        return torch.cat(maps, dim=-1)
+
+    @torch.no_grad()
+    def _run(self, pixels: torch.Tensor, **options) -> ModelOutput:
+        model = self.model
         if "interpolate_pos_encoding" in inspect.signature(model.forward).parameters:
             options["interpolate_pos_encoding"] = True
-        states = model(pixel_values=pixels.to(model.device, model.dtype), **options).last_hidden_state.float()
+        return model(pixel_values=pixels.to(model.device, model.dtype), **options)
+
+    def _split(self, states: torch.Tensor, pixels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        states = states.float()
         if states.ndim == 4:
             return states.new_zeros(len(states), 0, states.shape[1]), states.permute(0, 2, 3, 1)
         rows, columns = self._grid(states.shape[1], *pixels.shape[-2:])
@@ -79,6 +113,25 @@ class Backbone:
         if not prefix.shape[1]:
             raise ValueError(f"{self.name} has no CLS token: pooling={pooling!r} cannot be had, 'mean' can.")
         return prefix[:, 0] if pooling == "cls" else torch.cat([prefix[:, 0], mean], dim=-1)
+
+
+class PatchPixels(Backbone):
+    """What can be read without the model: the pixels of each patch, as the image processor of a backbone gives them."""
+
+    @classmethod
+    def of(cls, backbone: Backbone) -> "PatchPixels":
+        if getattr(backbone.model.config, "patch_size", None) is None:
+            raise ValueError(f"{backbone.name} has no patch size: the pixels of its patches cannot be probed.")
+        return cls(**{**vars(backbone), "name": f"{backbone.name}, pixels of its patches"})
+
+    def maps(self, pixels: torch.Tensor, depths: int = 1) -> torch.Tensor:
+        """float32 of shape `(batch, rows, columns, 3 * patch height * patch width)`, whatever `depths` is."""
+        patch = self.model.config.patch_size
+        height, width = (patch, patch) if isinstance(patch, int) else patch
+        rows, columns = pixels.shape[2] // height, pixels.shape[3] // width
+        pixels = pixels[:, :, : rows * height, : columns * width].to(self.model.device, torch.float32)
+        patches = pixels.unflatten(3, (columns, width)).unflatten(2, (rows, height))
+        return patches.permute(0, 2, 4, 1, 3, 5).flatten(3)
 
 
 def load_backbone(
@@ -115,6 +168,17 @@ def load_backbone(
         image_processor.input_spec = None
     state = f"{folder_cache(Path(where)) if Path(where).is_dir() else commit} {random_seed}"
     return Backbone(name, encoder.to(device).eval(), image_processor, spec, commit, state)
+
+
+def load_with_controls(
+    name: str, device: str | torch.device, dtype: str, random_control: bool, pixel_control: bool
+) -> Iterator[Backbone]:
+    """A backbone, and if asked for the same with random weights, and the pixels of its patches, one after another."""
+    yield load_backbone(name, device, dtype)
+    if random_control:
+        yield load_backbone(name, device, dtype, random_seed=0)
+    if pixel_control:
+        yield PatchPixels.of(load_backbone(name, device, dtype))
 
 
 def commit_of(repo_id: str, revision: str) -> str | None:

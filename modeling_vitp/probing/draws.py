@@ -12,7 +12,7 @@ from .segmentation import Segmentation
 def open_task(args: ProbeArguments) -> Classification | Segmentation:
     if args.data is not None:
         data = DenseData.from_dict(args.data)
-        return Segmentation(data, {"train": args.train_split, "test": args.test_split}, args.l2)
+        return Segmentation(data, {"train": args.train_split, "test": args.test_split}, args.l2, args.depths)
     splits = {name: getattr(args, name) for name in ("train_split", "test_split", "test_share", "label_column")}
     names = "image_column input_spec pooling num_neighbours temperature l2".split()
     settings = {name: getattr(args, name) for name in names}

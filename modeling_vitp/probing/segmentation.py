@@ -1,8 +1,8 @@
-"""Classes of pixels, by a linear layer on each patch."""
+"""Classes of pixels, by a linear layer and by a small nonlinear one on each patch."""
 
 import dataclasses
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 import evaluate
@@ -18,9 +18,11 @@ from ..metrics.report import METRICS_FOLDER, name_classes
 from .backbones import Backbone, square_size
 from .features import extract
 from .few_labels import Labels
-from .heads import LinearProbe, fit_linear
+from .heads import fit_linear, fit_nonlinear
+from .ranking import mean_area
 
 logger = logging.getLogger(__name__)
+Probe = Callable[[torch.Tensor], torch.Tensor]  # features to logits
 
 
 class Images(torch.utils.data.Dataset):
@@ -46,6 +48,7 @@ class Segmentation:
             images by its own (but volumes, which become 8-bit slices).
         splits: the names of what is trained and tested on, under `train` and `test`.
         l2: see [`~modeling_vitp.probing.heads.fit_linear`].
+        depths: see [`~modeling_vitp.probing.backbones.Backbone.maps`].
 
     Raises:
         ValueError: if a split is not there, has no masks, or shares a file or a patient with the other.
@@ -53,10 +56,10 @@ class Segmentation:
 
     score = "mean_iou"
 
-    def __init__(self, data: DenseData, splits: Mapping[str, str], l2: float):
+    def __init__(self, data: DenseData, splits: Mapping[str, str], l2: float, depths: int = 1):
         if splits["train"] == splits["test"]:
             raise ValueError(f"Split {splits['train']!r} is trained and tested on: give another test_split.")
-        self.data, self.splits, self.l2 = data, splits, l2
+        self.data, self.splits, self.l2, self.depths = data, splits, l2, depths
         self.names = data.encoding.names
         self.samples = {role: data.open([name]) for role, name in splits.items()}
         data.check_disjoint(list(splits.values()))
@@ -88,25 +91,32 @@ class Segmentation:
     def probe(
         self, backbone: Backbone, draws: dict[Labels, list[np.ndarray]], image_size: int | None, folder: Path, **loading
     ) -> dict[tuple[str, Labels], list[dict[str, float]]]:
-        """The scores of each draw of training images, by probe and labels."""
+        """The scores of each draw of training images, by probe and labels.
+
+        `mean_iou` is over pixels, and `patch_auc` over patches: how well one of a class is told from the others, by the
+        class that most of its pixels have, the mean over classes. The latter depends on no threshold.
+        """
         size = image_size or square_size(backbone.image_processor)
         train, test = (self._features(backbone, role, size, folder, **loading) for role in ("train", "test"))
         counts = np.stack([pixels_by_patch(mask, train.shape[1:3], len(self.names)) for mask in self.masks("train")])
-        heads = {
-            labels: [fit_linear(train, counts, used, self.l2, backbone.model.device) for used in subsets]
-            for labels, subsets in draws.items()
-        }
-        metrics = {labels: [self._metric() for _ in probes] for labels, probes in heads.items()}
-        masks = tqdm(self.masks("test"), desc=f"{backbone.name}, scoring", total=len(test))
-        for features, mask in zip(test, masks, strict=True):
-            features = torch.tensor(features)
-            for labels, probes in heads.items():
-                for head, metric in zip(probes, metrics[labels]):
-                    metric.add(prediction=predict_pixels(head, features, mask.shape), reference=mask)
-        return {
-            ("linear", labels): [name_classes(metric.compute(), self.names) for metric in items]
-            for labels, items in metrics.items()
-        }
+        device = backbone.model.device
+        heads = {}
+        for labels, subsets in draws.items():
+            heads["linear", labels] = [fit_linear(train, counts, used, self.l2, device) for used in subsets]
+            heads["nonlinear", labels] = [fit_nonlinear(train, counts, used, device=device) for used in subsets]
+        return {key: [self._score(probe, test, f"{backbone.name}, {key[0]}") for probe in heads[key]] for key in heads}
+
+    def _score(self, probe: Probe, features: np.ndarray, description: str) -> dict[str, float]:
+        metric, logits, labels = self._metric(), [], []
+        masks = tqdm(self.masks("test"), desc=f"{description}, scoring", total=len(features))
+        for maps, mask in zip(features, masks, strict=True):
+            scores = probe(torch.tensor(maps)).cpu()
+            metric.add(prediction=interpolate(scores, mask.shape).argmax(0).numpy(), reference=mask)
+            counts = pixels_by_patch(mask, scores.shape[:2], len(self.names))
+            labels.append(counts.argmax(-1)[counts.any(-1)])
+            logits.append(scores.numpy()[counts.any(-1)])
+        area = mean_area(np.concatenate(logits), np.concatenate(labels))
+        return name_classes(metric.compute(), self.names) | {"patch_auc": area}
 
     def _metric(self) -> evaluate.Metric:
         return evaluate.load(str(METRICS_FOLDER / "mean_iou"), num_labels=len(self.names), ignore_index=IGNORE_INDEX)
@@ -119,9 +129,9 @@ class Segmentation:
         return extract(
             backbone,
             Images(samples),
-            lambda pixels: backbone.tokens(pixels)[1],
+            lambda pixels: backbone.maps(pixels, self.depths),
             size,
-            f"{state_of(samples)} {data.input_spec}",
+            f"{state_of(samples)} {data.input_spec} {self.depths}",
             folder,
             description=f"{backbone.name}, {role}",
             **loading,
@@ -146,10 +156,10 @@ def pixels_by_patch(mask: np.ndarray, grid: tuple[int, int], num_classes: int) -
     return counts.reshape(rows, columns, num_classes).astype(np.float32)
 
 
-def predict_pixels(head: LinearProbe, features: torch.Tensor, shape: tuple[int, int]) -> np.ndarray:
-    """Class indices of shape `shape`: the logits of patches, `(rows, columns, width)`, interpolated bilinearly."""
-    logits = head(features).permute(2, 0, 1)[None]
-    return F.interpolate(logits, shape, mode="bilinear", align_corners=False).argmax(1)[0].cpu().numpy()
+def interpolate(logits: torch.Tensor, shape: tuple[int, int]) -> torch.Tensor:
+    """The logits of patches, `(rows, columns, classes)`, at the pixels, `(classes, height, width)`, bilinearly."""
+    logits = logits.permute(2, 0, 1)[None]
+    return F.interpolate(logits, shape, mode="bilinear", align_corners=False)[0]
 
 
 def state_of(samples: MaskedImages) -> str:

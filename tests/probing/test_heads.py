@@ -8,7 +8,7 @@ from sklearn.neighbors import KNeighborsClassifier
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from modeling_vitp.probing.heads import fit_linear, nearest_neighbours
+from modeling_vitp.probing.heads import fit_linear, fit_nonlinear, nearest_neighbours
 
 
 @pytest.mark.parametrize(("number", "neighbours"), [(60, 7), (5, 20)])
@@ -66,3 +66,40 @@ def test_a_linear_probe_of_patches_is_that_of_their_pixels(monkeypatch):
         np.testing.assert_allclose(probe(torch.tensor(features)).softmax(-1), expected, atol=1e-3)
     with pytest.raises(ValueError, match="no place of the training images has a label"):
         fit_linear(features, np.zeros_like(counts), used)
+
+
+def test_a_nonlinear_probe_reads_what_no_linear_one_can():
+    """An exclusive or, at places with a label; the same again with the same seed, whatever was drawn before."""
+    rng = np.random.default_rng(0)
+    features = rng.normal(size=(40, 5, 4, 3)).astype(np.float32) * [1, 10, 0.1] + [0, 5, 0]
+    features = features.astype(np.float32)
+    labels = ((features[..., 0] > 0) != (features[..., 1] > 5)).astype(int)
+    counts = np.eye(2, dtype=np.float32)[labels] * rng.integers(0, 3, labels.shape)[..., None]
+    used = np.arange(30)
+    state = torch.get_rng_state()
+    probe = fit_nonlinear(features, counts, used)
+    assert torch.equal(torch.get_rng_state(), state)
+    held_out = torch.tensor(features[30:])
+
+    def accuracy(reader):
+        return (reader(held_out).argmax(-1).numpy() == labels[30:]).mean()
+
+    assert accuracy(probe) > 0.9
+    assert accuracy(fit_linear(features, counts, used)) < 0.65
+    torch.rand(5)
+    assert torch.equal(fit_nonlinear(features, counts, used)(held_out), probe(held_out))
+    assert not torch.equal(fit_nonlinear(features, counts, used, seed=1)(held_out), probe(held_out))
+
+
+def test_a_nonlinear_probe_sees_nothing_but_what_is_labelled_and_used():
+    rng = np.random.default_rng(0)
+    features = rng.normal(size=(6, 4, 4, 3)).astype(np.float32)
+    counts = rng.integers(0, 3, (6, 4, 4, 2)).astype(np.float32)
+    counts[:, 0] = 0
+    used = np.array([0, 2, 5])
+    expected = fit_nonlinear(features, counts, used, steps=20)(torch.tensor(features))
+    features_of_others = features.copy()
+    features_of_others[[1, 3, 4]] = np.nan
+    features_of_others[:, 0] = np.nan
+    probe = fit_nonlinear(features_of_others, counts, used, steps=20)
+    assert torch.equal(probe(torch.tensor(features)), expected)

@@ -12,7 +12,7 @@ from datasets import Image as ImageFeature
 from other_backbones import SQUARE, save_backbone
 from PIL import Image
 from sklearn.linear_model import LogisticRegression
-from sklearn.metrics import accuracy_score, balanced_accuracy_score, jaccard_score
+from sklearn.metrics import accuracy_score, balanced_accuracy_score, jaccard_score, roc_auc_score
 from sklearn.neighbors import KNeighborsClassifier
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
@@ -262,7 +262,9 @@ def test_masks_in_the_layout_of_a_benchmark(tmp_path):
     arguments += ["--data_root", str(tmp_path / "data"), "--output_dir", str(tmp_path / "out"), "--shares", "1", "0.5"]
     assert main(arguments) == 0
     metrics = read_metrics(tmp_path / "out")
-    assert [item["training_images"] for item in metrics["results"]] == [[6], [3, 3, 3]] * 2
+    assert [(item["probe"], item["training_images"]) for item in metrics["results"]] == [
+        (probe, images) for images in ([6], [3, 3, 3]) for probe in ("linear", "nonlinear")
+    ] * 2
     files = {split: sorted((tmp_path / "data" / split).glob("*/images_png/*.png")) for split in ("Train", "Val")}
     masks = {
         split: [np.array(Image.open(str(path).replace("images_png", "masks_png"))).astype(int) - 1 for path in paths]
@@ -270,7 +272,7 @@ def test_masks_in_the_layout_of_a_benchmark(tmp_path):
     }
     truth = np.concatenate([mask.ravel() for mask in masks["Val"]])
     counted = truth >= 0
-    for name, prefix, result in zip(names, (1, 4), metrics["results"][::2]):
+    for name, prefix, result in zip(names, (1, 4), metrics["results"][::4]):
         model, processor = AutoModel.from_pretrained(name).eval(), AutoImageProcessor.from_pretrained(name)
         maps = {}
         for split, paths in files.items():
@@ -289,9 +291,14 @@ def test_masks_in_the_layout_of_a_benchmark(tmp_path):
         scaler = StandardScaler().fit(patches)
         regression = LogisticRegression(C=1 / (len(labels) * 0.01), max_iter=10000)
         regression.fit(scaler.transform(inputs), labels)
-        predicted = []
-        for features in maps["Val"]:
+        predicted, scores, majority = [], [], []
+        for features, mask in zip(maps["Val"], masks["Val"]):
             logits = regression.decision_function(scaler.transform(features.reshape(16, 32))).reshape(1, 4, 4, -1)
+            for y, x in np.ndindex(4, 4):
+                pixels = mask[y * 12 : y * 12 + 12, x * 12 : x * 12 + 12]
+                if (pixels >= 0).any():
+                    majority.append(np.bincount(pixels[pixels >= 0]).argmax())
+                    scores.append(logits[0, y, x])
             upsampled = torch.nn.functional.interpolate(
                 torch.tensor(logits).permute(0, 3, 1, 2), (48, 48), mode="bilinear", align_corners=False
             )
@@ -300,10 +307,51 @@ def test_masks_in_the_layout_of_a_benchmark(tmp_path):
         classes = sorted({*truth[counted]} | {*predicted[counted]})
         expected = jaccard_score(truth[counted], predicted[counted], labels=classes, average="macro")
         assert result["scores"]["mean_iou"]["mean"] == pytest.approx(expected, abs=0.01)
+        odds = np.array(scores)
+        odds = odds - np.log([np.exp(np.delete(odds, k, 1)).sum(1) for k in range(odds.shape[1])]).T
+        known = {label: column for column, label in enumerate(regression.classes_)}
+        areas = [roc_auc_score(np.array(majority) == k, odds[:, known[k]]) for k in np.unique(majority)]
+        assert result["scores"]["patch_auc"]["mean"] == pytest.approx(np.mean(areas), abs=0.01)
         assert result["scores"]["mean_iou"]["mean"] > metrics["control"]["mean_iou"]
     largest = np.bincount(np.concatenate([mask[mask >= 0] for mask in masks["Train"]])).argmax()
     present = np.unique(truth[counted])
     assert metrics["control"]["mean_iou"] == pytest.approx((truth[counted] == largest).mean() / len(present))
+
+
+def test_depths_beside_random_weights_and_bare_pixels(tmp_path):
+    """What is read of each, by plain transformers."""
+    dense_data.make_loveda(tmp_path / "data", size=64)
+    folder = save_backbone(tmp_path / "vitp", "vitp")
+    arguments = ["--backbones", str(folder), "--data", str(dense_data.CONFIGS / "loveda.yaml"), "--test_split", "val"]
+    arguments += ["--data_root", str(tmp_path / "data"), "--output_dir", str(tmp_path / "out"), "--depths", "2"]
+    assert main([*arguments, "--random_control", "true", "--pixel_control", "true"]) == 0
+    results = read_metrics(tmp_path / "out")["results"]
+    shown = [str(folder), f"{folder}, random weights", f"{folder}, pixels of its patches"]
+    assert [item["backbone"] for item in results] == [name for name in shown for _ in range(2)]
+    processor, model = AutoImageProcessor.from_pretrained(folder), AutoModel.from_pretrained(folder).eval()
+    paths = sorted((tmp_path / "data/Val").glob("*/images_png/*.png"))
+    images = [Image.open(path) for path in paths]
+    pixels = processor(images, do_resize=False, return_tensors="pt").pixel_values
+    with torch.no_grad():
+        states = model(pixels, output_hidden_states=True).hidden_states
+    layers = len(states) - 1
+    tokens = torch.cat([states[depth][:, 1:] for depth in (round(layers / 2), layers)], -1).unflatten(1, (4, 4))
+    patches = [
+        [pixel[:, y : y + 16, x : x + 16].reshape(-1) for x in range(0, 64, 16)]
+        for pixel in pixels
+        for y in range(0, 64, 16)
+    ]
+    patches = torch.stack([torch.stack(row) for row in patches]).unflatten(0, (-1, 4))
+    files = [np.load(path) for path in (tmp_path / "out/features").glob("*.npy")]
+    files = [array for array in files if len(array) == len(paths)]
+    assert len(files) == 3
+    for expected in (tokens, patches):
+        expected = expected.numpy()
+        assert any(array.shape == expected.shape and np.allclose(array, expected, atol=1e-4) for array in files)
+    with pytest.raises(ValueError, match=f"depths=9: {folder} has {layers} layers"):
+        main([*arguments[:-1], "9"])
+    with pytest.raises(ValueError, match="about patches: they need `data`"):
+        main(["--backbones", str(folder), "--dataset_name", "x", "--pixel_control", "true"])
 
 
 def test_shots_of_masks_and_volumes(tmp_path):
@@ -313,7 +361,7 @@ def test_shots_of_masks_and_volumes(tmp_path):
     arguments = ["--backbones", str(folder), "--data", str(dense_data.CONFIGS / "amos2022.yaml"), "--shots", "1"]
     arguments += ["--data_root", str(tmp_path / "data"), "--output_dir", str(tmp_path / "out"), "--seeds", "3"]
     assert main(arguments) == 0
-    (result,) = read_metrics(tmp_path / "out")["results"]
+    result, _ = read_metrics(tmp_path / "out")["results"]
     assert result["labels"] == "1 shot" and result["scores"]["mean_iou"]["spread"] is None
     assert 1 <= result["training_images"][0] <= 12
     features = [np.load(path) for path in (tmp_path / "out/features").glob("*.npy")]

@@ -1,0 +1,38 @@
+"""How well scores rank what is of a class above what is not."""
+
+import numpy as np
+
+
+def area_under_curve(scores: np.ndarray, is_positive: np.ndarray) -> float:
+    """Area under the receiver operating characteristic: the probability that a positive outranks a negative.
+
+    Ties count one half (Mann and Whitney). NaN without positives or without negatives.
+
+    Args:
+        scores: of shape `(n,)`.
+        is_positive: bool of shape `(n,)`.
+    """
+    _, places, counts = np.unique(scores, return_inverse=True, return_counts=True)
+    ranks = (np.cumsum(counts) - (counts - 1) / 2)[places]  # of ties the mean
+    positives = int(is_positive.sum())
+    negatives = len(is_positive) - positives
+    if not positives or not negatives:
+        return float("nan")
+    return float((ranks[is_positive].sum() - positives * (positives + 1) / 2) / (positives * negatives))
+
+
+def mean_area(logits: np.ndarray, labels: np.ndarray) -> float:
+    """The mean over the classes that occur of the area of each against the rest, ranked by its log-odds.
+
+    Args:
+        logits: float of shape `(n, classes)`.
+        labels: classes, integers of shape `(n,)`.
+
+    Returns:
+        NaN if fewer than two classes occur.
+    """
+    areas = []
+    for label in np.unique(labels):
+        others = np.logaddexp.reduce(np.delete(logits, label, axis=1), axis=1)
+        areas.append(area_under_curve(logits[:, label] - others, labels == label))
+    return float(np.mean(areas))
