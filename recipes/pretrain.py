@@ -49,7 +49,7 @@ def main(argv: list[str] | None = None) -> int:
     task = importlib.import_module(find_task(args.task)) if args.task else None
     seed = training_args.seed if training_args.data_seed is None else training_args.data_seed
     data = open_data(args, mixture, task, seed)
-    transform = task.transform if task is not None else None
+    transform = task.transform(data.splits["train"], **(args.task_options or {})) if task is not None else None
 
     texts = sample_texts(data.train, transform, training_args.seed)
     starts = args.from_scratch, texts, args.drop_path_rate, args.vision_model, args.language_model
@@ -73,6 +73,8 @@ def main(argv: list[str] | None = None) -> int:
         peft_config=peft_config,
     )
     sources = [model_args.model_name_or_path, args.vision_model, args.language_model]
+    if task is not None:
+        results.keep_start(trainer)
     trainer.record(argv, sources, describe_data(args, mixture, data.train), describe_evaluation(args))
     metrics = results.train(trainer)
     results.save_model(trainer, metrics)

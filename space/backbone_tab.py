@@ -14,21 +14,20 @@ from computing import PRIVATE, QUEUE, gpu, told
 from gradio.utils import get_upload_folder
 from loading import LoadedBackbone, Models, UnavailableModel
 from maps import (
-    align_scores,
     attention_map,
-    colors_of,
     display_size,
     draw_map,
     heat_of,
     native_resolution,
     patch_at,
     patch_features,
-    principal_scores,
     rollout_map,
     similarity_to_point,
 )
 from PIL import Image
 from uploading import example_choice, image_upload, open_rgb
+
+from modeling_vitp.probing.components import align_scores, colors_of, principal_scores
 
 PCA, SIMILARITY, ATTENTION, ROLLOUT = "PCA of features", "Similarity to the point", "Attention", "Attention rollout"
 FROM_CLS, FROM_POINT = "CLS token", "the point"

@@ -16,7 +16,7 @@ from page_blocks import SLOW, Block, Place, find_pages, read_page, run_block, ru
 from page_folder import make_folder, names_of, without_gguf
 from paths import ROOT
 
-from modeling_vitp.recipes.tasks.trees import evaluation
+from modeling_vitp.recipes.tasks.trees import answers
 
 PAGES = find_pages()
 PATHS = {  # text of any page, and of one, -> what stands for it, of paths and sizes
@@ -57,8 +57,8 @@ def place(everything, tmp_path, request, monkeypatch):
             names["token"] = hub.token()
         return Place(folder, names, PATHS[""] | PATHS.get(page, {}), is_slow)
 
-    monkeypatch.setattr(evaluation, "NUM_SAMPLES", 1)
-    monkeypatch.setattr(evaluation, "VIEWS_PER_WINDOW", 2)
+    monkeypatch.setattr(answers, "NUM_SAMPLES", 1)
+    monkeypatch.setattr(answers, "VIEWS_PER_WINDOW", 2)
     without_gguf(monkeypatch)
     return make
 

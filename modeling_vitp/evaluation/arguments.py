@@ -8,6 +8,29 @@ from ..training.values import Arguments
 
 
 @dataclass
+class ExperimentArguments(Arguments):
+    """The plan of an experiment on pretraining, and where it goes."""
+
+    output_dir: str = field(metadata={"help": "Where runs, metrics.json and the picture go."})
+    claim: str = field(metadata={"help": "What the experiment is about, in a sentence."})
+    against: str = field(metadata={"help": "What result would speak against the claim."})
+    arms: dict | str = field(metadata={"help": "By name, the settings of the pretraining that differ from `base`."})
+    control: str = field(metadata={"help": "The arm that the others are compared with."})
+    measures: dict | str = field(metadata={"help": "By title, a figure in a run's metrics.json: its keys, with dots."})
+    base: str = field(default="quickstart", metadata={"help": "Configuration of recipes/pretrain.py."})
+    seeds: list[int] = field(default_factory=lambda: [0, 1, 2, 3, 4], metadata={"help": "Of each arm."})
+
+    def __post_init__(self):
+        super().__post_init__()
+        self.base = str(find_config(self.base))
+        if self.control not in self.arms:
+            raise ValueError(f"control: there is no arm {self.control!r}, only {', '.join(map(repr, self.arms))}.")
+        told = {name for settings in self.arms.values() for name in settings or {}} & {"output_dir", "seed"}
+        if told:
+            raise ValueError(f"arms: {', '.join(sorted(told))} is told here, the same for all arms.")
+
+
+@dataclass
 class CompareArguments(Arguments):
     """What is compared, on what."""
 

@@ -88,6 +88,18 @@ class Segmentation:
             metric.add(prediction=np.full(mask.shape, label), reference=mask)
         return name_classes(metric.compute(), self.names)
 
+    def fit(
+        self, backbone: Backbone, draws: dict[Labels, list[np.ndarray]], image_size: int | None, folder: Path, **loading
+    ) -> dict[tuple[str, Labels], list[Probe]]:
+        """What was fitted to each draw of training images, by probe and labels: from features to logits."""
+        train = self.features(backbone, "train", image_size, folder, **loading)
+        counts = np.stack([pixels_by_patch(mask, train.shape[1:3], len(self.names)) for mask in self.masks("train")])
+        heads, device = {}, backbone.model.device
+        for labels, subsets in draws.items():
+            heads["linear", labels] = [fit_linear(train, counts, used, self.l2, device) for used in subsets]
+            heads["nonlinear", labels] = [fit_nonlinear(train, counts, used, device=device) for used in subsets]
+        return heads
+
     def probe(
         self, backbone: Backbone, draws: dict[Labels, list[np.ndarray]], image_size: int | None, folder: Path, **loading
     ) -> dict[tuple[str, Labels], list[dict[str, float]]]:
@@ -96,14 +108,8 @@ class Segmentation:
         `mean_iou` is over pixels, and `patch_auc` over patches: how well one of a class is told from the others, by the
         class that most of its pixels have, the mean over classes. The latter depends on no threshold.
         """
-        size = image_size or square_size(backbone.image_processor)
-        train, test = (self._features(backbone, role, size, folder, **loading) for role in ("train", "test"))
-        counts = np.stack([pixels_by_patch(mask, train.shape[1:3], len(self.names)) for mask in self.masks("train")])
-        device = backbone.model.device
-        heads = {}
-        for labels, subsets in draws.items():
-            heads["linear", labels] = [fit_linear(train, counts, used, self.l2, device) for used in subsets]
-            heads["nonlinear", labels] = [fit_nonlinear(train, counts, used, device=device) for used in subsets]
+        heads = self.fit(backbone, draws, image_size, folder, **loading)
+        test = self.features(backbone, "test", image_size, folder, **loading)
         return {key: [self._score(probe, test, f"{backbone.name}, {key[0]}") for probe in heads[key]] for key in heads}
 
     def _score(self, probe: Probe, features: np.ndarray, description: str) -> dict[str, float]:
@@ -121,7 +127,8 @@ class Segmentation:
     def _metric(self) -> evaluate.Metric:
         return evaluate.load(str(METRICS_FOLDER / "mean_iou"), num_labels=len(self.names), ignore_index=IGNORE_INDEX)
 
-    def _features(self, backbone: Backbone, role: str, size: int, folder: Path, **loading) -> np.ndarray:
+    def features(self, backbone: Backbone, role: str, image_size: int | None, folder: Path, **loading) -> np.ndarray:
+        """The patch tokens of a split, `train` or `test`: float32 of shape `(images, rows, columns, width)`."""
         data = self.data
         if data.input_spec is None and data.volumes is None:
             data = dataclasses.replace(data, input_spec=backbone.input_spec)
@@ -130,7 +137,7 @@ class Segmentation:
             backbone,
             Images(samples),
             lambda pixels: backbone.maps(pixels, self.depths),
-            size,
+            image_size or square_size(backbone.image_processor),
             f"{state_of(samples)} {data.input_spec} {self.depths}",
             folder,
             description=f"{backbone.name}, {role}",

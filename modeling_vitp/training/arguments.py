@@ -37,6 +37,9 @@ class PretrainArguments(Arguments, ScriptArguments):
             "the model at the end. Not needed for a data set that has `messages`."
         },
     )
+    task_options: dict | str | None = field(
+        default=None, metadata={"help": "Settings of the task's instructions, see its `transform`."}
+    )
     from_scratch: dict | str | None = field(
         default=None,
         metadata={
@@ -82,6 +85,8 @@ class PretrainArguments(Arguments, ScriptArguments):
             raise ValueError("dry_run is about a mixture, and the configuration has none.")
         if self.task is not None:
             find_task(self.task)
+        if self.task_options and self.task is None:
+            raise ValueError("task_options are the settings of a task: give task.")
         if self.mixture is not None and self.task is not None:
             raise ValueError("A task makes its own instructions from dataset_name; with a mixture there is none.")
 

@@ -6,6 +6,8 @@ What a run has is on the disk before anything is tried that may fail: weights, t
 import copy
 import json
 import logging
+import os
+import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -24,6 +26,7 @@ from .plots import draw_losses
 from .pretraining import ViTPTrainer, count_skipped
 
 logger = logging.getLogger(__name__)
+START = "backbone_at_start"
 
 
 def train(trainer: ViTPTrainer) -> dict[str, Any]:
@@ -35,6 +38,20 @@ def train(trainer: ViTPTrainer) -> dict[str, Any]:
         metrics["skipped_rows"] = skipped
         logger.warning("Rows skipped in this run, by source: %s", json.dumps(skipped))
     return metrics
+
+
+def keep_start(trainer: ViTPTrainer) -> None:
+    """The backbone as it is before the first step, in `backbone_at_start`, for what is learned to be held against.
+
+    A run that goes on keeps the one that it began with.
+    """
+    folder = Path(trainer.args.output_dir) / START
+    if trainer.is_world_process_zero() and not folder.is_dir():
+        written = folder.with_suffix(".writing")
+        shutil.rmtree(written, ignore_errors=True)
+        with told_if_full(trainer.args.output_dir):
+            export_backbone(trainer.model, written, trainer.processing_class.image_processor)
+        os.replace(written, folder)
 
 
 def save_model(trainer: ViTPTrainer, metrics: dict[str, Any]) -> None:

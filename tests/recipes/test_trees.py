@@ -10,7 +10,9 @@ from hypothesis import strategies as st
 from paths import AERIAL_TREES
 from PIL import Image
 
-from modeling_vitp.recipes.tasks.trees import evaluation, instructions
+from modeling_vitp.instructions.boxes import iou
+from modeling_vitp.recipes.tasks.trees import answers as asking
+from modeling_vitp.recipes.tasks.trees import instructions, views
 from modeling_vitp.vrl import keyed_generator
 
 WORDS = {"top left": (0, 0), "top right": (0, 1), "bottom left": (1, 0), "bottom right": (1, 1)}
@@ -45,20 +47,104 @@ odd_boxes = st.lists(
 
 
 @settings(max_examples=100, deadline=None)
-@given(boxes=odd_boxes, key=st.integers(0, 10**6))
-def test_boxes_follow_the_pixels_through_crops_mosaics_flips_and_turns(boxes, key):
-    """Boxes of odd sides have a centre pixel: painted, cropped and turned with the image, it must lie where the box
-    of the view says."""
+@given(boxes=odd_boxes, key=st.integers(0, 10**6), kind=st.sampled_from(["crop", "mosaic", "collage"]))
+def test_boxes_and_crowns_follow_the_pixels_through_crops_mosaics_collages_flips_and_turns(boxes, key, kind):
+    """Boxes of odd sides have a centre pixel: painted, cut and turned with the image, it must lie where the box of the
+    view says. Crowns are painted too, and must be where the color is."""
     boxes = [[x - a, y - b, x + a + 1, y + b + 1] for x, y, a, b in boxes]
-    view, seen_boxes = instructions.random_view(painted(boxes, 300), boxes, keyed_generator(key))
-    seen = centres_seen(view)
-    assert len(seen) == len(seen_boxes)
+    ground = views.Ground.of(painted(boxes, 300), boxes)
+    ground.pixels[..., 2] = 100 + 100 * ground.crowns
+    rng = np.random.default_rng(key)
+    view = (
+        views.collage([ground, ground], rng)
+        if kind == "collage"
+        else views.view_of(ground, 1 + (kind == "mosaic"), rng)
+    )
+    assert np.array_equal(view.pixels[..., 2] == 200, view.crowns)
+    assert len(set(view.crowns.shape)) == 1
+    seen = centres_seen(view.image)
+    assert len(seen) == len(view.boxes)
     expected = {
         (column, row, *sorted((boxes[index][2] - boxes[index][0], boxes[index][3] - boxes[index][1])))
         for index, column, row in seen
     }
-    actual = {((x0 + x1) // 2, (y0 + y1) // 2, *sorted((x1 - x0, y1 - y0))) for x0, y0, x1, y1 in seen_boxes.tolist()}
+    actual = {((x0 + x1) // 2, (y0 + y1) // 2, *sorted((x1 - x0, y1 - y0))) for x0, y0, x1, y1 in view.boxes.tolist()}
     assert actual == expected
+
+
+def test_crowns_are_the_pixels_of_boxes_as_in_a_loop():
+    boxes = [[-4, 2, 6, 9], [3, 3, 12, 40], [15, 15, 18, 17]]
+    crowns = views.Ground.of(Image.new("RGB", (20, 30)), boxes).crowns
+    for y, x in np.ndindex(30, 20):
+        assert crowns[y, x] == any(x0 <= x < x1 and y0 <= y < y1 for x0, y0, x1, y1 in boxes)
+
+
+@pytest.mark.parametrize("kind", ["crop", "mosaic", "collage"])
+def test_a_view_is_cut_from_anywhere_and_in_all_eight_orientations(kind):
+    """Pixels say where they are from: the corners of the parts, and which way they are turned."""
+    y, x = np.mgrid[:400, :400]
+    pixels = np.stack([x // 2, y // 2, np.zeros_like(x)], -1).astype(np.uint8)
+    ground = views.Ground(pixels, np.zeros((400, 400), bool), np.zeros((0, 4), int))
+    other = views.Ground(pixels + np.uint8([0, 0, 9]), ground.crowns, ground.boxes)
+    rng, turns, lefts, whose = np.random.default_rng(0), set(), [], set()
+    parts = {"crop": 1, "mosaic": 2, "collage": 7}[kind]
+    for _ in range(60):
+        view = views.collage([ground, other], rng) if kind == "collage" else views.view_of(ground, parts, rng)
+        size = view.size // parts
+        assert 0.85 * 224 - parts <= view.size <= 1.15 * 224
+        for row, column in np.ndindex(parts, parts):
+            part = view.pixels[row * size : (row + 1) * size, column * size : (column + 1) * size].astype(int)
+            right, down = part[0, -1, :2] - part[0, 0, :2], part[-1, 0, :2] - part[0, 0, :2]
+            turns.add((*np.sign(right), *np.sign(down)))
+            lefts.append(part[..., 0].min())
+            whose.add(int(part[0, 0, 2]))
+    assert len(turns) == 8
+    assert min(lefts) < 20 and max(lefts) > (400 - view.size // parts) / 2 - 20
+    assert whose == ({0, 9} if kind == "collage" else {0})
+
+
+@settings(max_examples=50, deadline=None)
+@given(key=st.integers(0, 10**6), size=st.integers(150, 260))
+def test_a_map_says_what_a_loop_over_its_cells_says(key, size):
+    rng = np.random.default_rng(key)
+    corners = rng.integers(-20, size - 5, (12, 2))
+    boxes = np.concatenate([corners, corners + rng.integers(5, 70, corners.shape)], 1)
+    view = views.Ground.of(Image.new("RGB", (size, size)), boxes[views.is_inside(boxes, size)])
+    words = instructions.write_map(view).split()
+    assert len(words) == 49
+    for index, word in enumerate(words):
+        row, column = divmod(index, 7)
+        quarters = 0
+        for quarter in range(4):
+            y, x = 2 * row + quarter // 2, 2 * column + quarter % 2
+            inside = [
+                view.crowns[a, b]
+                for a in range(size)
+                if y <= (a + 0.5) / size * 14 < y + 1
+                for b in range(size)
+                if x <= (b + 0.5) / size * 14 < x + 1
+            ]
+            quarters += (np.mean(inside) > 0.5) * 2**quarter
+        assert word.lower() == "abcdefghijklmnop"[quarters]
+        centred = any(
+            column <= (x0 + x1) / 2 / size * 7 < column + 1 and row <= (y0 + y1) / 2 / size * 7 < row + 1
+            for x0, y0, x1, y1 in view.boxes.tolist()
+        )
+        assert word.isupper() == centred
+
+
+def test_jitter_changes_pixels_alone_and_all_alike():
+    ground = views.Ground(
+        np.arange(256, dtype=np.uint8).repeat(3).reshape(16, 16, 3), np.zeros((16, 16), bool), np.zeros((0, 4))
+    )
+    seen = [ground.jittered(np.random.default_rng(seed)) for seed in range(20)]
+    for view in seen:
+        levels = view.pixels.reshape(-1, 3)
+        assert (levels == levels[:, :1]).all() and (np.diff(levels[:, 0].astype(int)) >= 0).all()
+    middles = [view.pixels.reshape(-1, 3)[128, 0] for view in seen]
+    assert min(middles) < 115 and max(middles) > 140
+    first, again = (ground.jittered(np.random.default_rng(3)).pixels for _ in range(2))
+    assert np.array_equal(first, again)
 
 
 def check_answer(question, answer, boxes, size):
@@ -87,11 +173,12 @@ def check_answer(question, answer, boxes, size):
             return
         corners = [int(number) for number in re.findall(r"\d+", answer)]
         assert answer == "<ref>tree</ref><box>[[" + ", ".join(map(str, corners)) + "]]</box>"
+        assert all(corner % 20 == 0 for corner in corners)
         visible = [[min(max(side, 0), size) for side in box] for box in boxes]
         areas = [(x1 - x0) * (y1 - y0) for x0, y0, x1, y1 in visible]
         best = [box for box, area in zip(visible, areas) if area == max(areas)]
         assert any(
-            all(abs(c * size / 1000 - side) <= size / 2000 + 1e-9 for c, side in zip(corners, box)) for box in best
+            all(abs(c * size / 1000 - side) <= 21 * size / 2000 + 1e-9 for c, side in zip(corners, box)) for box in best
         )
         assert all(0 <= corner <= 1000 for corner in corners)
     elif question == "How dense is the forest?":
@@ -114,8 +201,9 @@ def test_every_answer_is_true_of_the_view(key):
     size = int(generator.integers(200, 300))
     corner = generator.integers(-10, size - 20, (int(generator.integers(0, 15)), 2))
     boxes = np.concatenate([corner, corner + generator.integers(12, 60, corner.shape)], axis=1)
-    boxes = boxes[instructions.is_inside(boxes, size)]
-    messages = instructions.converse(boxes, size, keyed_generator(key))
+    boxes = boxes[views.is_inside(boxes, size)]
+    view = views.Ground(np.zeros((size, size, 3), np.uint8), np.zeros((size, size), bool), boxes)
+    messages = instructions.converse(view, instructions.SHARES, generator)
     assert [message["role"] for message in messages] == ["user", "assistant"] * 5
     for question, answer in zip(messages[::2], messages[1::2]):
         check_answer(question["content"], answer["content"], boxes.tolist(), size)
@@ -124,8 +212,9 @@ def test_every_answer_is_true_of_the_view(key):
 def test_all_kinds_of_questions_are_asked_and_yes_and_no_are_balanced():
     boxes = np.array([[10, 10, 30, 30], [150, 20, 180, 50], *[[150, 30, 180, 60]] * 4])
     answers = {}
+    view = views.Ground.of(Image.new("RGB", (224, 224)), boxes)
     for key in range(600):
-        messages = instructions.converse(boxes, 224, keyed_generator(key))
+        messages = instructions.converse(view, instructions.SHARES, np.random.default_rng(key))
         for question, answer in zip(messages[::2], messages[1::2]):
             kind = re.sub("|".join([*WORDS, r"\d+"]), "…", question["content"])
             answers.setdefault(kind, []).append(answer["content"])
@@ -136,17 +225,39 @@ def test_all_kinds_of_questions_are_asked_and_yes_and_no_are_balanced():
 
 def test_the_transform_is_a_pure_function_of_its_generator(aerial_trees):
     row = {**aerial_trees["train"][0], "images": [aerial_trees["train"][0]["image"]]}
-    first, again, other = (instructions.transform(row, keyed_generator(key)) for key in (1, 1, 2))
-    assert first["messages"] == again["messages"]
-    assert first["images"][0].tobytes() == again["images"][0].tobytes()
-    assert first["images"][0].tobytes() != other["images"][0].tobytes()
+    transform = instructions.TreeInstructions(aerial_trees["train"].select(range(3)))
+    kinds = set()
+    for key in range(30):
+        first, again, other = (transform(row, keyed_generator(number)) for number in (key, key, key + 100))
+        assert first["messages"] == again["messages"]
+        assert first["images"][0].tobytes() == again["images"][0].tobytes()
+        assert first["images"][0].tobytes() != other["images"][0].tobytes()
+        kinds.add(first["messages"][0]["content"] == instructions.MAP)
+    assert kinds == {True, False}
+
+
+def test_the_mix_of_tasks_can_be_set(aerial_trees):
+    """No collage and no map; one kind alone; and what is no share or no kind is an error."""
+    rows = aerial_trees["train"].select(range(2))
+    row = {**rows[0], "images": [rows[0]["image"]]}
+    kinds = dict.fromkeys(instructions.KINDS, 0.0) | {"presence": 1.0}
+    transform = instructions.TreeInstructions(rows, collage_share=0, map_share=0, kinds=kinds)
+    for key in range(20):
+        asked = [message["content"] for message in transform(row, keyed_generator(key))["messages"][::2]]
+        assert sum(question == instructions.COUNT for question in asked) == 1
+        assert sum(question.startswith("Is there a tree in the") for question in asked) == 4
+    maps = instructions.TreeInstructions(rows, collage_share=0.5, map_share=0.5)
+    assert all(maps(row, keyed_generator(key))["messages"][0]["content"] == instructions.MAP for key in range(20))
+    for wrong in ({"collage_share": 1.1}, {"collage_share": 0.7, "map_share": 0.6}, {"kinds": {"colour": 1.0}}):
+        with pytest.raises(ValueError, match="task_options"):
+            instructions.TreeInstructions(rows, **wrong)
 
 
 def test_the_test_ground_lies_behind_a_gap_that_no_training_crop_bridges(aerial_trees):
     train = [row for row in aerial_trees["train"] if row["scene"] == "yellowstone"]
     train_end = max(row["left"] + row["image"].size[0] for row in train)
     test_start = min(row["left"] for row in aerial_trees["test"])
-    largest_crop = instructions.CROP * max(instructions.SCALES)
+    largest_crop = views.CROP * max(views.SCALES)
     assert test_start - train_end >= largest_crop
     assert {row["scene"] for row in aerial_trees["test"]} == {"yellowstone"}
     assert "yellowstone_2" not in set(aerial_trees["train"]["scene"])
@@ -155,7 +266,7 @@ def test_the_test_ground_lies_behind_a_gap_that_no_training_crop_bridges(aerial_
 
 def test_training_rows_are_repeated_under_ids_of_their_own(aerial_trees):
     train, test = instructions.prepare(aerial_trees)
-    assert len(train) == len(set(train["id"])) == 32 * len(aerial_trees["train"])
+    assert len(train) == len(set(train["id"])) == 64 * len(aerial_trees["train"])
     assert [int(messages[1]["content"]) for messages in test["messages"]] == [
         len(b) for b in aerial_trees["test"]["boxes"]
     ]
@@ -174,7 +285,7 @@ def test_iou_equals_counting_pixels(numbers):
         masks.append(mask)
     union = (masks[0] | masks[1]).sum()
     expected = (masks[0] & masks[1]).sum() / union if union else 0.0
-    assert evaluation.iou(first, second) == pytest.approx(expected)
+    assert iou(first, second) == pytest.approx(expected)
 
 
 @pytest.mark.parametrize(
@@ -188,14 +299,14 @@ def test_iou_equals_counting_pixels(numbers):
     ],
 )
 def test_boxes_are_read_from_answers(answer, expected):
-    box = evaluation.first_box(answer, 256)
+    box = asking.first_box(answer, 256)
     assert box is None if expected is None else list(box) == pytest.approx(expected)
 
 
 def test_count_scores_equal_a_loop():
     true = [3, 5, 0, 9]
     dataset = {"boxes": [[[0, 0, 1, 1]] * count for count in true]}
-    scores = evaluation.score_counts(["3", "There are 7.", "none", "4"], dataset, constant=4.0)
+    scores = asking.score_counts(["3", "There are 7.", "none", "4"], dataset, constant=4.0)
     predicted = [3, 7, 4, 4]
     assert scores["mean_error"] == sum(abs(p - t) for p, t in zip(predicted, true)) / 4
     assert scores["mean_error_swapped_images"] == sum(abs(predicted[(i + 2) % 4] - t) for i, t in enumerate(true)) / 4
@@ -207,7 +318,7 @@ def test_count_scores_equal_a_loop():
 @settings(max_examples=100, deadline=None)
 @given(st.lists(st.one_of(st.integers(0, 40).map(str), st.just("none")), min_size=1, max_size=15))
 def test_the_median_answer_has_the_least_absolute_error(answers):
-    chosen = evaluation.median_answer(answers)
+    chosen = asking.median_answer(answers)
     numbers = [int(answer) for answer in answers if answer != "none"]
     if not numbers:
         assert chosen == answers[0]
@@ -245,25 +356,7 @@ def test_answers_are_asked_for_without_dropping(aerial_trees, monkeypatch, model
         return generate(self, **{**inputs, "max_new_tokens": 2})
 
     monkeypatch.setattr(type(model), "generate", recording)
-    answers = evaluation.ask(
-        model, processor, aerial_trees["second_scene"].select(range(3)), "How many trees are there?"
-    )
+    answers = asking.ask(model, processor, aerial_trees["second_scene"].select(range(3)), "How many trees are there?")
     assert len(answers) == 3
     assert all("visual_token_indices" not in inputs for inputs in seen)
     assert torch.is_grad_enabled()
-
-
-@pytest.mark.parametrize("split", ["train", "test", "second_scene"])
-def test_boxes_are_on_the_grid_by_rounding_alone(split, aerial_trees):
-    """No tree is so small that its box is widened: every answer is that of InternVL's rule, corner by corner."""
-    seen = 0
-    for row in aerial_trees[split]:
-        for key in range(20):
-            view, boxes = instructions.random_view(row["image"], row["boxes"], keyed_generator(key, row["id"]))
-            if len(boxes):
-                size, box = view.size[0], instructions.largest(boxes, view.size[0])
-                corners = ", ".join(str(round(corner * 1000 / size)) for corner in box.tolist())
-                answer = f"<ref>tree</ref><box>[[{corners}]]</box>"
-                assert instructions.ask_location(boxes, size, None) == (instructions.LOCATE, answer)
-                seen += 1
-    assert seen > 10 * len(aerial_trees[split])

@@ -5,15 +5,12 @@ import pytest
 import torch
 from loading import Models
 from maps import (
-    align_scores,
     attention_map,
-    colors_of,
     draw_map,
     grid_of,
     heat_of,
     patch_at,
     patch_features,
-    principal_scores,
     rollout_map,
     similarity_to_point,
 )
@@ -23,6 +20,7 @@ from tiny_models import VISION
 from transformers import AutoModel
 
 from modeling_vitp import ViTPVisionConfig, ViTPVisionModel, export_backbone
+from modeling_vitp.probing.components import align_scores, colors_of, principal_scores
 
 MEAN, STD = np.array([0.485, 0.456, 0.406]), np.array([0.229, 0.224, 0.225])
 GRIDS = {"odd": (61, 83), "tall": (400, 30), "one pixel wide": (500, 1), "one pixel high": (1, 77), "square": (56, 56)}

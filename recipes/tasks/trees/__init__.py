@@ -1,4 +1,5 @@
 from .evaluation import evaluate
-from .instructions import prepare, transform
+from .instructions import TreeInstructions as transform
+from .instructions import prepare
 
 __all__ = ["evaluate", "prepare", "transform"]

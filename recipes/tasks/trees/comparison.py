@@ -18,7 +18,7 @@ from modeling_vitp.recipes import finetune_segmentation
 from modeling_vitp.recipes.data.build_tree_masks import overlaps, places, write_test, write_train
 from modeling_vitp.training.start import start_from_scratch
 
-from .instructions import repeat, transform
+from .instructions import TreeInstructions, repeat
 
 logger = logging.getLogger(__name__)
 RANDOM = "random"
@@ -108,7 +108,7 @@ class Comparison:
     def pretrain(self, rows: Dataset, drop_ratio: float, seed: int, folder: Path) -> None:
         """Visual instruction pretraining on the labels of `rows`, and on nothing else; leaves `backbone/`."""
         set_seed(seed)
-        train_dataset = repeat(rows)
+        train_dataset, transform = repeat(rows), TreeInstructions(rows)
         model, processor = start_from_scratch(self.args.from_scratch, sample_texts(train_dataset, transform, seed))
         model.set_attn_implementation("eager")  # for a tiny ViT on a CPU faster than sdpa
         settings = {"save_strategy": "no", "report_to": "none", **self.args.pretraining}

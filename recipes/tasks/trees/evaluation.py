@@ -1,181 +1,92 @@
-"""Did the model learn to see? Counting and locating trees on unseen ground, against controls that do not look."""
+"""Did the ViT learn to see? What is read from it and what the model answers on unseen ground, beside controls."""
 
 import re
 from pathlib import Path
 
 import matplotlib.pyplot as plt
 import numpy as np
-import torch
 from datasets import Dataset, DatasetDict
-from tqdm.auto import tqdm
 from transformers import set_seed
 
 from modeling_vitp import ViTPForConditionalGeneration, ViTPProcessor
-from modeling_vitp.instructions.boxes import Box, iou, read_boxes
+from modeling_vitp.evaluation.looking import losses_with_own_and_other_images
+from modeling_vitp.instructions.boxes import Box
+from modeling_vitp.instructions.collator import ViTPDataCollator
+from modeling_vitp.probing.gains import load_arms, measure_gains
 from modeling_vitp.training.outputs import attempt
-from modeling_vitp.vrl import keyed_generator
 
-from .instructions import COUNT, LOCATE, format_box, is_inside, largest, random_view
+from .answers import ask_all, best_constant_box, first_box, score_boxes, score_counts, training_views, trees_in
+from .instructions import COUNT, LOCATE, MAP, format_box, largest, turn, write_map
+from .probe_data import write_probe_data
+from .views import Ground
 
 MAX_ERROR_RATIO = 0.8  # the gate: share of either control's count error that the model may make
-NUM_SAMPLES = 51
-VIEWS_PER_WINDOW = 50
-BATCH_SIZE = 32
-NUMBER = re.compile(r"\d+")
+MIN_GAINS = {"linear": 0.03, "nonlinear": 0.01}  # the gate: in AUC of a patch, over the best of the backbone's controls
 
 
 def evaluate(
     model: ViTPForConditionalGeneration, processor: ViTPProcessor, datasets: DatasetDict, output_dir: Path, seed: int
 ) -> dict:
-    """Counts and locates trees in every test crop; writes `predictions.png` and returns the metrics.
+    """Probes the backbone, asks the model, writes `probe.png` and `predictions.png`, and returns the metrics.
 
-    The count is the median of `NUM_SAMPLES` answers drawn from the model, which is what makes the mean absolute error
-    least; greedy decoding would give the mode. (The constant that it is compared with is a median too.)
+    `backbone`: crowns as a linear and a nonlinear probe read them from the frozen backbone, from what it was at the
+    start, from random weights, and from bare pixels, see [`~modeling_vitp.probing.gains`].
 
-    The controls: the constant that is right for the training ground (the median count; the training box with the best
-    mean IoU), and the model's own answers dealt to other images, half the split away. `passed` says whether the count
-    error on the big scene's unseen part is at most `MAX_ERROR_RATIO` of both controls' errors.
+    `answers`: counts, the largest tree's box, and the loss on answers. The count is the median of `NUM_SAMPLES` answers
+    drawn from the model, which is what makes the mean absolute error least; greedy decoding would give the mode. (The
+    constant that it is compared with is a median too.) The controls: the constant that is right for the training ground
+    (the median count; the training box with the best mean IoU), and the same model with images swapped, half the split
+    away: its own answers dealt to other images, and its loss under teacher forcing.
+
+    `passed` says whether on the big scene's unseen part the backbone is above each of its controls by `MIN_GAINS`, and
+    the count error is at most `MAX_ERROR_RATIO` of both controls' errors.
     """
     set_seed(seed)
+    data = write_probe_data(datasets, output_dir / "probe" / "data", seed)
+    arms = load_arms(output_dir / "backbone", output_dir / "backbone_at_start", seed, model.device)
     counts, boxes = training_views(datasets["train"], seed)
     metrics, answers = {}, {}
     for split in ("test", "second_scene"):
-        sampled = ask(
-            model,
-            processor,
-            datasets[split],
-            COUNT,
-            description=f"{split}: {COUNT}",
-            do_sample=True,
-            top_k=0,
-            num_return_sequences=NUM_SAMPLES,
-            max_new_tokens=4,
-        )
-        answers[split] = {
-            COUNT: [median_answer(sampled[i : i + NUM_SAMPLES]) for i in range(0, len(sampled), NUM_SAMPLES)],
-            LOCATE: ask(model, processor, datasets[split], LOCATE, description=f"{split}: {LOCATE}"),
-        }
+        measured = measure_gains(data, ("train", split), arms, output_dir / "probe" / split)
+        answers[split] = ask_all(model, processor, datasets[split], split)
         metrics[split] = {
             "num_images": len(datasets[split]),
+            "backbone": measured,
             "count": score_counts(answers[split][COUNT], datasets[split], np.median(counts)),
             "grounding": score_boxes(answers[split][LOCATE], datasets[split], best_constant_box(boxes)),
+            "teacher_forcing": teacher_forced(model, processor, datasets[split]),
         }
     shown = datasets["test"], answers["test"], output_dir / "predictions.png"
     if attempt(output_dir, "the picture of predictions", draw_predictions, *shown):
         metrics["failed"] = "predictions.png"
-    count = metrics["test"]["count"]
+    return metrics | gate(metrics["test"])
+
+
+def gate(scores: dict) -> dict:
+    """Whether what was measured on the test ground is enough, and what it is held against."""
+    count, gains = scores["count"], scores["backbone"]["gains"]
     ratios = {
         "to_constant_median": count["mean_error"] / count["mean_error_constant_median"],
         "to_swapped_images": count["mean_error"] / count["mean_error_swapped_images"],
     }
+    least = {probe: min(by_arm.values()) for probe, by_arm in gains.items()}
     passed = all(ratio <= MAX_ERROR_RATIO for ratio in ratios.values())
-    return metrics | {"gate": {"max_error_ratio": MAX_ERROR_RATIO, "error_ratios": ratios}, "passed": passed}
+    passed &= all(least[probe] >= gain for probe, gain in MIN_GAINS.items())
+    required = {"max_error_ratio": MAX_ERROR_RATIO, "min_gains": MIN_GAINS}
+    return {"gate": required | {"error_ratios": ratios, "least_gains": least}, "passed": passed}
 
 
-def training_views(dataset: Dataset, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Counts, and the largest trees' boxes in shares of the view, over random views of the training windows."""
-    counts, boxes = [], []
-    for row in dataset:
-        generator = keyed_generator(seed, row["id"], "baseline")
-        for _ in range(VIEWS_PER_WINDOW):
-            view, trees = random_view(row["image"], row["boxes"], generator)
-            counts.append(len(trees))
-            if len(trees):
-                boxes.append(largest(trees, view.size[0]) / view.size[0])
-    return np.array(counts), np.array(boxes)
-
-
-@torch.no_grad()
-def ask(
-    model: ViTPForConditionalGeneration,
-    processor: ViTPProcessor,
-    dataset: Dataset,
-    question: str,
-    description: str | None = None,
-    **generate_kwargs,
-) -> list[str]:
-    """The model's answers to one question about each image, greedy by default, every visual token kept."""
-    model.eval()
-    answers = []
-    for start in tqdm(range(0, len(dataset), BATCH_SIZE), desc=description):
-        conversations = [
-            [{"role": "user", "content": [{"type": "image", "image": image}, {"type": "text", "text": question}]}]
-            for image in dataset[start : start + BATCH_SIZE]["image"]
-        ]
-        inputs = processor.apply_chat_template(
-            conversations,
-            add_generation_prompt=True,
-            tokenize=True,
-            return_dict=True,
-            return_tensors="pt",
-            processor_kwargs={"padding": True, "padding_side": "left"},
-        ).to(model.device)
-        generated = model.generate(**inputs, **{"max_new_tokens": 48, "do_sample": False, **generate_kwargs})
-        answers += processor.batch_decode(generated[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
-    return answers
-
-
-def median_answer(answers: list[str]) -> str:
-    """The answer with the median of the numbers in `answers`; the first if there is no number."""
-    numbered = sorted((answer for answer in answers if NUMBER.search(answer)), key=read_number)
-    return numbered[(len(numbered) - 1) // 2] if numbered else answers[0]
-
-
-def read_number(answer: str) -> int | None:
-    number = NUMBER.search(answer)
-    return int(number.group()) if number else None
-
-
-def score_counts(answers: list[str], dataset: Dataset, constant: float) -> dict:
-    """Mean absolute errors; an answer without a number counts as the constant."""
-    true = np.array([len(boxes) for boxes in dataset["boxes"]])
-    numbers = [read_number(answer) for answer in answers]
-    predicted = np.array([constant if number is None else number for number in numbers])
-    swapped = np.roll(predicted, len(predicted) // 2)
-    has_spread = predicted.std() > 0 and true.std() > 0
-    return {
-        "mean_error": float(np.abs(predicted - true).mean()),
-        "mean_error_constant_median": float(np.abs(constant - true).mean()),
-        "mean_error_swapped_images": float(np.abs(swapped - true).mean()),
-        "constant_median": float(constant),
-        "correlation": float(np.corrcoef(predicted, true)[0, 1]) if has_spread else 0.0,
-        "answers_without_number": sum(number is None for number in numbers),
-    }
-
-
-def score_boxes(answers: list[str], dataset: Dataset, constant: np.ndarray) -> dict:
-    """Mean IoU with the largest tree, over the images with a tree; an answer without a box scores 0."""
-    scores, blind, missing = [], [], 0
-    for answer, row in zip(answers, dataset):
-        boxes, size = trees_in(row)
-        if len(boxes):
-            target, predicted = largest(boxes, size), first_box(answer, size)
-            missing += predicted is None
-            scores.append(0.0 if predicted is None else iou(predicted, target))
-            blind.append(iou(constant * size, target))
-    return {
-        "mean_iou": float(np.mean(scores)),
-        "mean_iou_blind_constant": float(np.mean(blind)),
-        "answers_without_box": missing,
-    }
-
-
-def first_box(answer: str, size: int) -> Box | None:
-    """The first box of an answer, in pixels."""
-    boxes, _ = read_boxes(answer)
-    return boxes[0].in_pixels((size, size)) if boxes else None
-
-
-def best_constant_box(boxes: np.ndarray, candidates: int = 200) -> np.ndarray:
-    """The training box with the best mean IoU with all of them: the strongest answer that does not look."""
-    chosen = boxes[np.linspace(0, len(boxes) - 1, min(candidates, len(boxes))).astype(int)]
-    return max(chosen, key=lambda candidate: np.mean([iou(candidate, box) for box in boxes]))
-
-
-def trees_in(row: dict) -> tuple[np.ndarray, int]:
-    size = row["image"].size[0]
-    boxes = np.array(row["boxes"], dtype=np.int64).reshape(-1, 4)
-    return boxes[is_inside(boxes, size)], size
+def teacher_forced(model: ViTPForConditionalGeneration, processor: ViTPProcessor, dataset: Dataset) -> dict:
+    """The loss on counts and on maps, with the images that they are about and with others."""
+    collator, losses = ViTPDataCollator(processor), {}
+    for name, write in {
+        "count": lambda ground: (COUNT, str(len(ground.boxes))),
+        "map": lambda ground: (MAP, write_map(ground)),
+    }.items():
+        messages = [turn(*write(Ground.of(row["image"], row["boxes"]))) for row in dataset]
+        rows = dataset.select_columns(["id", "image"]).add_column("messages", messages)
+        losses[name] = losses_with_own_and_other_images(model, collator, rows)
+    return losses
 
 
 def draw_predictions(dataset: Dataset, answers: dict[str, list[str]], path: Path, columns: int = 4, rows: int = 2):

@@ -1,105 +1,121 @@
 """Instructions about trees, made from boxes while training.
 
 A row has an `image`, the `boxes` of its trees (`[left, top, right, bottom]`, pixels) and an `id`; see
-`recipes/data/aerial_trees`. Training crops, flips and turns at random and asks afresh, so that every answer is true of
-the pixels that the model sees. A tree belongs to a crop if the centre of its box lies in it.
+`recipes/data/aerial_trees`. Training cuts, turns and asks afresh, so that every answer is true of the pixels that the
+model sees.
+
+What teaches the ViT to see is the map: one token for each visual token, in their order, so that a small language model
+finds the place at once, and on collages, where no answer can be guessed from its own beginning. The other tasks need
+what a map of neighbouring pixels does not: single crowns, how large they are, and how many.
 """
+
+from collections.abc import Sequence
 
 import numpy as np
 import torch
 from datasets import Dataset, DatasetDict, concatenate_datasets
-from PIL import Image
 
-from modeling_vitp.instructions.boxes import write_boxes
+from modeling_vitp.instructions.boxes import GRID, grid_box
 
-CROP = 224  # pixels of a test crop; training crops are CROP * scale
-SCALES = (0.85, 1.15)
-MOSAIC_SHARE = 0.7  # of the views
+from .views import CROP, Ground, collage, view_of
+
 QUARTERS = ("top left", "top right", "bottom left", "bottom right")
 COUNT = "How many trees are there?"
 LOCATE = "Where is the largest tree?"
+MAP = "Map the trees."
+CELLS = 7  # along each side of a map
+MAP_WORDS = (
+    "abcdefghijklmnop"  # of a cell, by which of its four quarters are tree; in capitals if a tree is centred there
+)
+BOX_STEP = 20  # of corners, on the grid of 1000: a tree is 40 to 200 wide
+
+TURNS = 5
 
 
-def prepare(datasets: DatasetDict, repeats: int = 32) -> tuple[Dataset, Dataset]:
+def prepare(datasets: DatasetDict, repeats: int = 64) -> tuple[Dataset, Dataset]:
     """Training rows, each window `repeats` times an epoch under an id of its own, and test rows with questions."""
     test = datasets["test"]
     messages = [turn(COUNT, str(len(boxes))) for boxes in test["boxes"]]
     return repeat(datasets["train"], repeats), test.add_column("messages", messages)
 
 
-def repeat(rows: Dataset, repeats: int = 32) -> Dataset:
+def repeat(rows: Dataset, repeats: int = 64) -> Dataset:
     """Each row `repeats` times, under an id of its own."""
     ids = rows["id"]
     copies = [rows.remove_columns("id").add_column("id", [f"{name}#{copy}" for name in ids]) for copy in range(repeats)]
     return concatenate_datasets(copies)
 
 
-def transform(example: dict, generator: torch.Generator) -> dict:
-    """A random crop of the row's image in a random orientation, and a conversation about it."""
-    image, boxes = random_view(example["images"][0], example["boxes"], generator)
-    return {"images": [image], "messages": converse(boxes, image.size[0], generator)}
+class TreeInstructions:
+    """Turns a row into a view of the ground and a conversation about it, drawn by the generator alone.
 
-
-def random_view(
-    image: Image.Image, boxes: list[list[int]], generator: torch.Generator
-) -> tuple[Image.Image, np.ndarray]:
-    """A random square view; boxes of shape (num_trees, 4), in pixels of the view, uncut.
-
-    Some views are one crop, most are mosaics of four, each part flipped and turned by itself: a scene of this
-    size has few different crops but many mosaics, and only a model that counts locally is right about all of them.
+    Args:
+        rows: the training rows, from all of which collages take their pieces.
+        collage_share: of the views; what is asked of them is the map.
+        map_share: of the views, beside those; the others are asked about in words.
+        mosaic_share: of the views that are no collage.
+        kinds: how often questions in words are asked beside the number of trees, by the names of [`KINDS`]; those that
+            are not named are asked as often as by default, beside each other.
     """
-    boxes = np.array(boxes, dtype=np.int64).reshape(-1, 4)
-    parts = 2 if uniform(0, 1, generator) < MOSAIC_SHARE else 1  # along each side
-    size = min(round(CROP * uniform(*SCALES, generator)), *image.size) // parts
 
-    places = [[int(uniform(0, side - size + 1, generator)) for side in image.size] for _ in range(parts**2)]
-    view, trees = Image.new("RGB", (size * parts, size * parts)), []
-    for index, (left, top) in enumerate(places):
-        part = image.crop((left, top, left + size, top + size))
-        part, part_boxes = turn_at_random(part, inside(boxes, (left, top), size), generator)
-        corner = (index % parts * size, index // parts * size)
-        view.paste(part, corner)
-        trees.append(part_boxes + corner * 2)
-    return view, np.concatenate(trees)
+    def __init__(
+        self,
+        rows: Dataset,
+        collage_share: float = 0.5,
+        map_share: float = 0.2,
+        mosaic_share: float = 0.5,
+        kinds: dict[str, float] | None = None,
+    ):
+        unknown = sorted(set(kinds or {}) - set(KINDS))
+        if unknown:
+            raise ValueError(f"task_options: there are no kinds of questions {unknown}, only {sorted(KINDS)}.")
+        shares = {"collage_share": collage_share, "map_share": map_share, "mosaic_share": mosaic_share}
+        wrong = {name: share for name, share in shares.items() if not 0 <= share <= 1}
+        if wrong or collage_share + map_share > 1:
+            raise ValueError(f"task_options: {wrong or shares} are no shares of one whole.")
+        self.collage_share, self.map_share, self.mosaic_share = shares.values()
+        self.grounds = [Ground.of(row["image"], row["boxes"]) for row in rows]
+        self.kinds = {name: (kinds or {}).get(name, share) for name, share in SHARES.items()}
 
-
-def turn_at_random(image: Image.Image, boxes: np.ndarray, generator: torch.Generator) -> tuple[Image.Image, np.ndarray]:
-    """One of the eight orientations of a square image."""
-    size = image.size[0]
-    if uniform(0, 1, generator) < 0.5:
-        image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
-        boxes = np.stack([size - boxes[:, 2], boxes[:, 1], size - boxes[:, 0], boxes[:, 3]], axis=1)
-    for _ in range(int(uniform(0, 4, generator))):  # a quarter turn takes (x, y) to (y, size - x)
-        image = image.transpose(Image.Transpose.ROTATE_90)
-        boxes = np.stack([boxes[:, 1], size - boxes[:, 2], boxes[:, 3], size - boxes[:, 0]], axis=1)
-    return image, boxes
-
-
-def inside(boxes: np.ndarray, corner: tuple[int, int], size: int) -> np.ndarray:
-    """The boxes whose centres lie in the square of `size` pixels at `corner`, in its pixels."""
-    boxes = boxes - [*corner, *corner]
-    return boxes[is_inside(boxes, size)]
-
-
-def uniform(low: float, high: float, generator: torch.Generator) -> float:
-    return low + (high - low) * torch.rand((), generator=generator).item()
+    def __call__(self, example: dict, generator: torch.Generator) -> dict:
+        rng = np.random.default_rng(torch.randint(2**62, (), generator=generator).item())
+        kind = rng.random()
+        if kind < self.collage_share:
+            view = collage(self.grounds, rng)
+            messages = turn(MAP, write_map(view))
+        else:
+            ground = Ground.of(example["images"][0], example["boxes"])
+            view = view_of(ground, 2 if rng.random() < self.mosaic_share else 1, rng)
+            is_map = kind < self.collage_share + self.map_share
+            messages = turn(MAP, write_map(view)) if is_map else converse(view, self.kinds, rng)
+        return {"images": [view.jittered(rng).image], "messages": messages}
 
 
-def is_inside(boxes: np.ndarray, size: int) -> np.ndarray:
-    centres = (boxes[:, :2] + boxes[:, 2:]) / 2
-    return ((centres >= 0) & (centres < size)).all(axis=1)
+def write_map(view: Ground) -> str:
+    """A word for each cell, row by row: which of its quarters are tree, and whether the centre of a tree lies in it."""
+    quarters = cell_means(view.crowns, 2 * CELLS) > 0.5
+    quarters = quarters.reshape(CELLS, 2, CELLS, 2).transpose(0, 2, 1, 3).reshape(-1, 4)
+    words = [MAP_WORDS[index] for index in quarters @ [1, 2, 4, 8]]
+    centres = (view.boxes[:, :2] + view.boxes[:, 2:]) / 2
+    for column, row in (centres * CELLS // view.size).astype(int).clip(0, CELLS - 1):
+        words[row * CELLS + column] = words[row * CELLS + column].upper()
+    return " ".join(words)
 
 
-def converse(boxes: np.ndarray, size: int, generator: torch.Generator) -> list[dict]:
-    """Five questions in turns of one conversation: the number of trees, at a random place, and four of other kinds.
+def cell_means(values: np.ndarray, cells: int) -> np.ndarray:
+    """The mean in each of `cells` × `cells` parts of a square; a pixel is in the part of its centre."""
+    place = (2 * np.arange(len(values)) + 1) * cells // (2 * len(values))
+    index = (place[:, None] * cells + place).ravel()
+    sums, counts = np.bincount(index, values.ravel(), cells**2), np.bincount(index, minlength=cells**2)
+    return (sums / counts).reshape(cells, cells)
 
-    The kinds with long answers are rarer: the loss is a mean over tokens, and one box has as many as eight counts.
-    """
-    kinds = list(KINDS)
-    chosen = torch.multinomial(torch.tensor(list(KINDS.values())), TURNS - 1, replacement=True, generator=generator)
-    asked = [kinds[index] for index in chosen.tolist()]
-    asked.insert(torch.randint(TURNS, (), generator=generator).item(), ask_count)
-    return [message for ask in asked for message in turn(*ask(boxes, size, generator))]
+
+def converse(view: Ground, shares: dict[str, float], rng: np.random.Generator) -> list[dict]:
+    """Questions in turns of one conversation: the number of trees, at a random place, and others."""
+    probabilities = np.array(list(shares.values())) / sum(shares.values())
+    asked = [KINDS[name] for name in rng.choice(list(shares), TURNS - 1, p=probabilities)]
+    asked.insert(rng.integers(TURNS), ask_count)
+    return [message for ask in asked for message in turn(*ask(view.boxes, view.size, rng))]
 
 
 def turn(question: str, answer: str) -> list[dict]:
@@ -112,65 +128,62 @@ def quarter_counts(boxes: np.ndarray, size: int) -> list[int]:
     return np.bincount(2 * is_bottom + is_right, minlength=4).tolist()
 
 
-def ask_count(boxes, size, generator):
+def ask_count(boxes, size, rng):
     return COUNT, str(len(boxes))
 
 
-def ask_quarter_count(boxes, size, generator):
-    quarter = torch.randint(4, (), generator=generator).item()
+def ask_quarter_count(boxes, size, rng):
+    quarter = rng.integers(4)
     return f"How many trees are in the {QUARTERS[quarter]} quarter?", str(quarter_counts(boxes, size)[quarter])
 
 
-def ask_every_quarter_count(boxes, size, generator):
+def ask_every_quarter_count(boxes, size, rng):
     counts = zip(QUARTERS, quarter_counts(boxes, size))
     return "How many trees are in each quarter?", ", ".join(f"{quarter} {count}" for quarter, count in counts)
 
 
-def ask_comparison(boxes, size, generator):
+def ask_comparison(boxes, size, rng):
     """With a number close to the true one, on either side of it equally often."""
-    number = max(len(boxes) + torch.randint(-3, 3, (), generator=generator).item(), 0)
+    number = max(len(boxes) + rng.integers(-3, 3), 0)
     return f"Are there more than {number} trees?", "yes" if len(boxes) > number else "no"
 
 
-def ask_presence(boxes, size, generator):
+def ask_presence(boxes, size, rng):
     """Yes and no equally often wherever the view allows both."""
     counts = np.array(quarter_counts(boxes, size))
-    wanted = torch.rand((), generator=generator).item() < 0.5
+    wanted = rng.random() < 0.5
     candidates = np.flatnonzero((counts > 0) == wanted)
-    if len(candidates) == 0:
-        candidates = np.arange(4)
-    quarter = candidates[torch.randint(len(candidates), (), generator=generator).item()]
+    quarter = rng.choice(candidates if len(candidates) else 4)
     return f"Is there a tree in the {QUARTERS[quarter]} quarter?", "yes" if counts[quarter] else "no"
 
 
-def ask_location(boxes, size, generator):
+def ask_location(boxes, size, rng):
     if len(boxes) == 0:
         return LOCATE, "There is no tree."
     return LOCATE, format_box(largest(boxes, size), size)
 
 
-def ask_density(boxes, size, generator):
+def ask_density(boxes, size, rng):
     return "How dense is the forest?", density(len(boxes), size)
 
 
-def ask_description(boxes, size, generator):
+def ask_description(boxes, size, rng):
     if len(boxes) == 0:
         return "Describe the image.", "An aerial image of open ground without trees."
     fullest = QUARTERS[int(np.argmax(quarter_counts(boxes, size)))]
     return "Describe the image.", f"An aerial image of {density(len(boxes), size)} forest, most trees in the {fullest}."
 
 
-KINDS = {  # of question, and how often each is asked
-    ask_quarter_count: 0.1,
-    ask_every_quarter_count: 0.35,
-    ask_comparison: 0.3,
-    ask_presence: 0.1,
-    ask_density: 0.07,
-    ask_location: 0.05,
-    ask_description: 0.03,
+KINDS = {
+    "quarter count": ask_quarter_count,
+    "count of every quarter": ask_every_quarter_count,
+    "comparison": ask_comparison,
+    "presence": ask_presence,
+    "density": ask_density,
+    "location": ask_location,
+    "description": ask_description,
 }
-
-TURNS = 5
+SHARES = dict(zip(KINDS, (0.1, 0.2, 0.2, 0.1, 0.07, 0.3, 0.03)))  # how often each is asked
 
 
 def density(count: int, size: int) -> str:
@@ -185,5 +198,9 @@ def largest(boxes: np.ndarray, size: int) -> np.ndarray:
     return visible[np.argmax((visible[:, 2] - visible[:, 0]) * (visible[:, 3] - visible[:, 1]))]
 
 
-def format_box(box: np.ndarray, size: int) -> str:
-    return write_boxes([box.tolist()], (size, size), "tree")
+def format_box(box: Sequence[float], size: int) -> str:
+    """As InternVL writes it, with corners rounded to `BOX_STEP`, each of which is one token then."""
+    corners = [round(corner / BOX_STEP) * BOX_STEP for corner in grid_box(tuple(box), (size, size))]
+    lows = [min(corner, GRID - BOX_STEP) for corner in corners[:2]]
+    highs = [max(high, low + BOX_STEP) for low, high in zip(lows, corners[2:])]
+    return f"<ref>tree</ref><box>[{lows + highs}]</box>"

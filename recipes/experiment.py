@@ -1,0 +1,35 @@
+"""An experiment on pretraining: arms over seeds, each beside the control of the same seed.
+
+    vitp experiment --config experiment_passenger
+
+A configuration is the plan: the claim, what would speak against it, the arms by the settings in which they differ from
+the pretraining `base`, and which figures of their runs are compared. Started again with the same output folder, the
+experiment goes on; more `seeds` add to it.
+"""
+
+from pathlib import Path
+
+from modeling_vitp.evaluation.arguments import ExperimentArguments
+from modeling_vitp.training.command_line import parse, run
+
+
+def main(argv: list[str] | None = None) -> int:
+    (args,) = parse(argv, __doc__, (ExperimentArguments,))
+
+    from modeling_vitp.evaluation.arms import arms_table, draw_arms, plan_of, run_experiment
+    from modeling_vitp.evaluation.experiments import check_settings
+    from modeling_vitp.recipes import pretrain
+
+    output_dir = Path(args.output_dir)
+    check_settings(output_dir / "plan.json", plan_of(args))
+    metrics = run_experiment(args, pretrain.main)
+    draw_arms(metrics["summary"], output_dir / "arms.png")
+    print(f"\n{args.claim}\nAgainst it would speak: {args.against}\n")
+    print(f"Mean and its 95% interval over the seeds {args.seeds}; differences are paired by seed\n")
+    print(arms_table(metrics["summary"], args.control))
+    print(f"\nEvery run: {output_dir / 'metrics.json'}; picture: {output_dir / 'arms.png'}")
+    return 0
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,137 @@
+"""Asking the model about every image of a split, and scoring counts and boxes beside answers that do not look."""
+
+import re
+
+import numpy as np
+import torch
+from datasets import Dataset
+from tqdm.auto import tqdm
+
+from modeling_vitp import ViTPForConditionalGeneration, ViTPProcessor
+from modeling_vitp.instructions.boxes import Box, iou, read_boxes
+
+from .instructions import COUNT, LOCATE, largest
+from .views import Ground, is_inside, view_of
+
+NUM_SAMPLES = 51
+VIEWS_PER_WINDOW = 50
+BATCH_SIZE = 32
+NUMBER = re.compile(r"\d+")
+
+
+def ask_all(
+    model: ViTPForConditionalGeneration, processor: ViTPProcessor, dataset: Dataset, split: str
+) -> dict[str, list[str]]:
+    """The answers to `COUNT` and `LOCATE`."""
+    sampling = {"do_sample": True, "top_k": 0, "num_return_sequences": NUM_SAMPLES, "max_new_tokens": 4}
+    sampled = ask(model, processor, dataset, COUNT, description=f"{split}: {COUNT}", **sampling)
+    return {
+        COUNT: [median_answer(sampled[i : i + NUM_SAMPLES]) for i in range(0, len(sampled), NUM_SAMPLES)],
+        LOCATE: ask(model, processor, dataset, LOCATE, description=f"{split}: {LOCATE}"),
+    }
+
+
+@torch.no_grad()
+def ask(
+    model: ViTPForConditionalGeneration,
+    processor: ViTPProcessor,
+    dataset: Dataset,
+    question: str,
+    description: str | None = None,
+    **generate_kwargs,
+) -> list[str]:
+    """The model's answers to one question about each image, greedy by default, every visual token kept."""
+    model.eval()
+    answers = []
+    for start in tqdm(range(0, len(dataset), BATCH_SIZE), desc=description):
+        conversations = [
+            [{"role": "user", "content": [{"type": "image", "image": image}, {"type": "text", "text": question}]}]
+            for image in dataset[start : start + BATCH_SIZE]["image"]
+        ]
+        inputs = processor.apply_chat_template(
+            conversations,
+            add_generation_prompt=True,
+            tokenize=True,
+            return_dict=True,
+            return_tensors="pt",
+            processor_kwargs={"padding": True, "padding_side": "left"},
+        ).to(model.device)
+        generated = model.generate(**inputs, **{"max_new_tokens": 48, "do_sample": False, **generate_kwargs})
+        answers += processor.batch_decode(generated[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
+    return answers
+
+
+def median_answer(answers: list[str]) -> str:
+    """The answer with the median of the numbers in `answers`; the first if there is no number."""
+    numbered = sorted((answer for answer in answers if NUMBER.search(answer)), key=read_number)
+    return numbered[(len(numbered) - 1) // 2] if numbered else answers[0]
+
+
+def read_number(answer: str) -> int | None:
+    number = NUMBER.search(answer)
+    return int(number.group()) if number else None
+
+
+def score_counts(answers: list[str], dataset: Dataset, constant: float) -> dict:
+    """Mean absolute errors; an answer without a number counts as the constant."""
+    true = np.array([len(boxes) for boxes in dataset["boxes"]])
+    numbers = [read_number(answer) for answer in answers]
+    predicted = np.array([constant if number is None else number for number in numbers])
+    swapped = np.roll(predicted, len(predicted) // 2)
+    has_spread = predicted.std() > 0 and true.std() > 0
+    return {
+        "mean_error": float(np.abs(predicted - true).mean()),
+        "mean_error_constant_median": float(np.abs(constant - true).mean()),
+        "mean_error_swapped_images": float(np.abs(swapped - true).mean()),
+        "constant_median": float(constant),
+        "correlation": float(np.corrcoef(predicted, true)[0, 1]) if has_spread else 0.0,
+        "answers_without_number": sum(number is None for number in numbers),
+    }
+
+
+def score_boxes(answers: list[str], dataset: Dataset, constant: np.ndarray) -> dict:
+    """Mean IoU with the largest tree, over the images with a tree; an answer without a box scores 0."""
+    scores, blind, missing = [], [], 0
+    for answer, row in zip(answers, dataset):
+        boxes, size = trees_in(row)
+        if len(boxes):
+            target, predicted = largest(boxes, size), first_box(answer, size)
+            missing += predicted is None
+            scores.append(0.0 if predicted is None else iou(predicted, target))
+            blind.append(iou(constant * size, target))
+    return {
+        "mean_iou": float(np.mean(scores)),
+        "mean_iou_blind_constant": float(np.mean(blind)),
+        "answers_without_box": missing,
+    }
+
+
+def first_box(answer: str, size: int) -> Box | None:
+    """The first box of an answer, in pixels."""
+    boxes, _ = read_boxes(answer)
+    return boxes[0].in_pixels((size, size)) if boxes else None
+
+
+def best_constant_box(boxes: np.ndarray, candidates: int = 200) -> np.ndarray:
+    """The training box with the best mean IoU with all of them: the strongest answer that does not look."""
+    chosen = boxes[np.linspace(0, len(boxes) - 1, min(candidates, len(boxes))).astype(int)]
+    return max(chosen, key=lambda candidate: np.mean([iou(candidate, box) for box in boxes]))
+
+
+def trees_in(row: dict) -> tuple[np.ndarray, int]:
+    size = row["image"].size[0]
+    boxes = np.array(row["boxes"], dtype=np.int64).reshape(-1, 4)
+    return boxes[is_inside(boxes, size)], size
+
+
+def training_views(dataset: Dataset, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Counts, and the largest trees' boxes in shares of the view, over random views of the training windows."""
+    counts, boxes = [], []
+    for row in dataset:
+        ground, rng = Ground.of(row["image"], row["boxes"]), np.random.default_rng(seed)
+        for _ in range(VIEWS_PER_WINDOW):
+            view = view_of(ground, 1, rng)
+            counts.append(len(view.boxes))
+            if len(view.boxes):
+                boxes.append(largest(view.boxes, view.size) / view.size)
+    return np.array(counts), np.array(boxes)

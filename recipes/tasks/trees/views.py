@@ -1,0 +1,114 @@
+"""Views of the training ground: crops, mosaics and collages, each with what is known about its pixels.
+
+A tree belongs to a view if the centre of its box lies in it; its crown is the whole box, whatever part of it is seen.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from PIL import Image
+
+CROP = 224  # pixels of a test crop; training views are CROP * scale
+SCALES = (0.85, 1.15)
+COLLAGE_PARTS = 7  # along each side: a piece is what one visual token shows
+JITTER = 0.2  # of brightness and contrast
+
+
+@dataclass
+class Ground:
+    """A piece of ground to cut views from, or a view.
+
+    Args:
+        pixels: uint8 of shape `(height, width, 3)`.
+        crowns: bool of shape `(height, width)`, true in the boxes of trees.
+        boxes: int64 of shape `(num_trees, 4)`, `[left, top, right, bottom]` in pixels, uncut.
+    """
+
+    pixels: np.ndarray
+    crowns: np.ndarray
+    boxes: np.ndarray
+
+    @classmethod
+    def of(cls, image: Image.Image, boxes: Sequence[Sequence[int]]) -> "Ground":
+        pixels = np.array(image.convert("RGB"))
+        boxes = np.array(boxes, dtype=np.int64).reshape(-1, 4)
+        crowns = np.zeros(pixels.shape[:2], dtype=bool)
+        for left, top, right, bottom in boxes.clip(0):
+            crowns[top:bottom, left:right] = True
+        return cls(pixels, crowns, boxes)
+
+    @property
+    def size(self) -> int:
+        """The shorter side, in pixels."""
+        return min(self.crowns.shape)
+
+    def cut(self, size: int, rng: np.random.Generator) -> "Ground":
+        """A square of `size` pixels anywhere, in one of its eight orientations."""
+        top, left = (int(rng.integers(side - size + 1)) for side in self.crowns.shape)
+        window = np.s_[top : top + size, left : left + size]
+        boxes = self.boxes - [left, top, left, top]
+        part = Ground(self.pixels[window], self.crowns[window], boxes[is_inside(boxes, size)])
+        if rng.random() < 0.5:
+            part = part.mirrored()
+        for _ in range(rng.integers(4)):
+            part = part.turned()
+        return part
+
+    def mirrored(self) -> "Ground":
+        left, top, right, bottom = self.boxes.T
+        width = self.crowns.shape[1]
+        boxes = np.stack([width - right, top, width - left, bottom], axis=1)
+        return Ground(self.pixels[:, ::-1], self.crowns[:, ::-1], boxes)
+
+    def turned(self) -> "Ground":
+        """By a quarter, which takes `(x, y)` to `(y, width - x)`."""
+        left, top, right, bottom = self.boxes.T
+        width = self.crowns.shape[1]
+        boxes = np.stack([top, width - right, bottom, width - left], axis=1)
+        return Ground(np.rot90(self.pixels), np.rot90(self.crowns), boxes)
+
+    def jittered(self, rng: np.random.Generator) -> "Ground":
+        """With another brightness and contrast."""
+        brightness, contrast = 1 + rng.uniform(-JITTER, JITTER, 2)
+        levels = (np.arange(256) * brightness - 127.5) * contrast + 127.5
+        return Ground(levels.round().clip(0, 255).astype(np.uint8)[self.pixels], self.crowns, self.boxes)
+
+    @property
+    def image(self) -> Image.Image:
+        return Image.fromarray(self.pixels)
+
+
+def assemble(parts: Sequence[Ground], columns: int) -> Ground:
+    """Squares of one size, row by row, as one."""
+    size = parts[0].size
+    rows = [parts[start : start + columns] for start in range(0, len(parts), columns)]
+
+    def joined(name: str) -> np.ndarray:
+        return np.concatenate([np.concatenate([getattr(part, name) for part in row], axis=1) for row in rows])
+
+    corners = [np.array([column, row] * 2) * size for row in range(len(rows)) for column in range(columns)]
+    boxes = np.concatenate([part.boxes + corner for part, corner in zip(parts, corners)])
+    return Ground(joined("pixels"), joined("crowns"), boxes)
+
+
+def view_of(ground: Ground, parts: int, rng: np.random.Generator) -> Ground:
+    """A square view of one piece of ground: a crop, or for `parts` > 1 a mosaic of `parts` × `parts` smaller ones.
+
+    A scene has few different crops but many mosaics, and only a model that counts locally is right about all of them.
+    """
+    size = min(round(CROP * rng.uniform(*SCALES)), ground.size) // parts
+    return assemble([ground.cut(size, rng) for _ in range(parts**2)], parts)
+
+
+def collage(grounds: Sequence[Ground], rng: np.random.Generator) -> Ground:
+    """`COLLAGE_PARTS`² independent pieces of any of the grounds: nothing about one can be told from the others."""
+    size = round(CROP * rng.uniform(*SCALES)) // COLLAGE_PARTS
+    chosen = rng.integers(len(grounds), size=COLLAGE_PARTS**2)
+    return assemble([grounds[index].cut(size, rng) for index in chosen], COLLAGE_PARTS)
+
+
+def is_inside(boxes: np.ndarray, size: int) -> np.ndarray:
+    """Which boxes have their centres in a square of `size` pixels at the origin."""
+    centres = (boxes[:, :2] + boxes[:, 2:]) / 2
+    return ((centres >= 0) & (centres < size)).all(axis=1)

@@ -1,0 +1,157 @@
+"""Experiments with a pretraining that only writes down what it was asked to do."""
+
+import json
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy import stats
+
+from modeling_vitp.evaluation.arguments import ExperimentArguments
+from modeling_vitp.evaluation.arms import interval, merge, run_experiment
+from modeling_vitp.recipes import experiment
+
+BASE = {"max_steps": 10, "from_scratch": {"vocab_size": 5, "text_config": {"num_hidden_layers": 1, "hidden_size": 8}}}
+ARMS = {
+    "as it is": None,
+    "two layers": {"from_scratch": {"text_config": {"num_hidden_layers": 2}}},
+    "longer": {"max_steps": 20},
+}
+
+
+def figure_of(config: dict) -> float:
+    layers = config["from_scratch"]["text_config"]["num_hidden_layers"]
+    return config["seed"] ** 2 / 10 + layers * (1 + config["seed"] / 100) + config["max_steps"]
+
+
+class Pretraining:
+    """Leaves metrics as the entry point does; the runs at `stops` are interrupted before."""
+
+    def __init__(self, stops: tuple[int, ...] = ()):
+        self.configs, self.stops = [], list(stops)
+
+    def __call__(self, argv: list[str]) -> int:
+        config = yaml.safe_load(Path(argv[argv.index("--config") + 1]).read_text())
+        self.configs.append(config)
+        folder = Path(config["output_dir"])
+        (folder / "checkpoint-5").mkdir(exist_ok=True)
+        if len(self.configs) - 1 in self.stops:
+            raise KeyboardInterrupt
+        (folder / "metrics.json").write_text(json.dumps({"task": {"test": {"auc": figure_of(config)}}}))
+        return 1
+
+
+@pytest.fixture
+def plan(tmp_path):
+    (tmp_path / "base.yaml").write_text(yaml.safe_dump(BASE))
+    return {
+        "output_dir": str(tmp_path / "out"),
+        "claim": "Layers help.",
+        "against": "They do not.",
+        "base": str(tmp_path / "base.yaml"),
+        "arms": ARMS,
+        "control": "as it is",
+        "measures": {"AUC": "task.test.auc"},
+        "seeds": [0, 1, 2],
+    }
+
+
+def test_arms_differ_in_what_they_are_named_after_and_nothing_else(plan):
+    pretrain = Pretraining()
+    run_experiment(ExperimentArguments(**plan), pretrain)
+    assert [config["seed"] for config in pretrain.configs] == [0, 0, 0, 1, 1, 1, 2, 2, 2]
+    for seed in range(3):
+        control, layers, longer = (
+            {name: value for name, value in config.items() if name != "output_dir"}
+            for config in pretrain.configs[3 * seed : 3 * seed + 3]
+        )
+        assert control == {**BASE, "seed": seed}
+        assert longer == {**BASE, "seed": seed, "max_steps": 20}
+        text_config = {"num_hidden_layers": 2, "hidden_size": 8}
+        assert layers == {**BASE, "seed": seed, "from_scratch": {"vocab_size": 5, "text_config": text_config}}
+
+
+def test_the_summary_is_paired_by_seed(plan):
+    metrics = run_experiment(ExperimentArguments(**plan), Pretraining())
+    rows = {row["arm"]: row for row in metrics["summary"]}
+    control, layers = np.array([11, 11.11, 11.42]), np.array([12, 12.12, 12.44])
+    assert rows["as it is"]["values"] == pytest.approx(control)
+    assert rows["two layers"]["mean"] == pytest.approx(layers.mean())
+    low, high = stats.t.interval(0.95, 2, layers.mean(), stats.sem(layers))
+    assert rows["two layers"]["interval"] == pytest.approx((high - low) / 2, rel=1e-3)
+    difference = layers - control
+    low, high = stats.t.interval(0.95, 2, difference.mean(), stats.sem(difference))
+    assert rows["two layers"]["difference"] == pytest.approx(difference.mean())
+    assert rows["two layers"]["difference_interval"] == pytest.approx((high - low) / 2, rel=1e-3)
+    assert rows["two layers"]["difference_interval"] < rows["two layers"]["interval"]
+    assert rows["as it is"]["difference"] == rows["as it is"]["difference_interval"] == 0
+
+
+def test_what_is_finished_is_not_run_again_and_what_was_interrupted_keeps_its_checkpoints(plan):
+    args, pretrain = ExperimentArguments(**plan), Pretraining(stops=(4,))
+    with pytest.raises(KeyboardInterrupt):
+        run_experiment(args, pretrain)
+    assert len(pretrain.configs) == 5
+    metrics = run_experiment(args, pretrain)
+    assert len(pretrain.configs) == 10
+    assert pretrain.configs[4] == pretrain.configs[5]
+    assert (Path(pretrain.configs[5]["output_dir"]) / "checkpoint-5").is_dir()
+    assert metrics["runs"] == run_experiment(args, Pretraining())["runs"]
+    more = ExperimentArguments(**{**plan, "seeds": [0, 1, 2, 3]})
+    pretrain = Pretraining()
+    assert len(run_experiment(more, pretrain)["runs"]) == 12
+    assert [config["seed"] for config in pretrain.configs] == [3] * 3
+
+
+def test_the_command_prints_the_plan_and_a_table(plan, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("modeling_vitp.recipes.pretrain.main", Pretraining())
+    (tmp_path / "plan.yaml").write_text(yaml.safe_dump(plan))
+    assert experiment.main(["--config", str(tmp_path / "plan.yaml")]) == 0
+    shown = capsys.readouterr().out
+    assert "Layers help.\nAgainst it would speak: They do not." in shown
+    values, differences = [12, 12.12, 12.44], [1, 1.01, 1.02]
+    halves = [stats.t.ppf(0.975, 2) * stats.sem(numbers) for numbers in (values, differences)]
+    assert f"| two layers | {np.mean(values):.3f} ± {halves[0]:.3f} | +1.010 ± {halves[1]:.3f} |" in shown
+    assert (tmp_path / "out" / "arms.png").is_file()
+    plan["arms"] = {**ARMS, "longer": {"max_steps": 30}}
+    (tmp_path / "plan.yaml").write_text(yaml.safe_dump(plan))
+    with pytest.raises(ValueError, match="another arms: give another output_dir"):
+        experiment.main(["--config", str(tmp_path / "plan.yaml")])
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"control": "nothing"}, "no arm 'nothing', only 'as it is', 'two layers', 'longer'"),
+        ({"arms": {"as it is": {"seed": 3}}}, "seed is told here"),
+        ({"base": "nothing"}, "no configuration 'nothing'"),
+    ],
+)
+def test_what_is_wrong_with_a_plan_is_named(plan, changes, message):
+    with pytest.raises(ValueError, match=message):
+        ExperimentArguments(**{**plan, **changes})
+
+
+def test_a_measure_that_is_not_there_is_named(plan):
+    args = ExperimentArguments(**{**plan, "measures": {"AUC": "task.train.auc"}})
+    with pytest.raises(ValueError, match=r"'task.train.auc' is not in metrics.json: after task: \['test'\]"):
+        run_experiment(args, Pretraining())
+
+
+@given(st.lists(st.floats(-100, 100), min_size=2, max_size=16))
+def test_an_interval_is_that_of_student(values):
+    mean, half = interval(values)
+    assert mean == pytest.approx(np.mean(values), abs=1e-9)
+    expected = stats.t.ppf(0.975, len(values) - 1) * stats.sem(values)
+    assert half == pytest.approx(expected, rel=1e-3, abs=1e-9)
+    assert interval(values[:1]) == (values[0], math.inf)
+
+
+def test_changes_are_made_in_a_copy():
+    base = {"a": {"b": 1, "c": 2}, "d": {"e": 3}}
+    assert merge(base, {"a": {"b": 4}, "d": None}) == {"a": {"b": 4, "c": 2}, "d": None}
+    assert base == {"a": {"b": 1, "c": 2}, "d": {"e": 3}}

@@ -1,0 +1,144 @@
+"""What a backbone is held against, by scikit-learn, and what is said of it."""
+
+import dense_data
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from sklearn.linear_model import LogisticRegression
+from sklearn.metrics import roc_auc_score
+from sklearn.preprocessing import StandardScaler
+from transformers import AutoModel
+
+from modeling_vitp import ViTPImageProcessor, ViTPVisionConfig, ViTPVisionModel, export_backbone
+from modeling_vitp.dense.data import DenseData
+from modeling_vitp.probing.gains import BACKBONE, PIXELS, RANDOM, START, gains_table, load_arms, measure_gains
+
+PATCH, SIDE = 16, 64
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    """A patch is of class 1 where its left half is brighter than its right one; the patch's mean says nothing."""
+    root, rng = tmp_path_factory.mktemp("data"), np.random.default_rng(0)
+    for split, number in (("train", 12), ("test", 6)):
+        for index in range(number):
+            labels = rng.integers(0, 2, (4, 4))
+            pixels = rng.normal(128, 25, (SIDE, SIDE, 3))
+            halves = np.kron(2 * labels - 1, np.repeat([[1, -1]], PATCH, 0).repeat(PATCH // 2, 1))
+            pixels += 12 * halves[..., None]
+            mask = np.kron(labels, np.ones((PATCH, PATCH))).astype(np.uint8)
+            mask[:, :3] = 255
+            dense_data.save(Image.fromarray(pixels.clip(0, 255).astype(np.uint8)), root / split / f"image/{index}.png")
+            dense_data.save(Image.fromarray(mask), root / split / f"mask/{index}.png")
+    splits = {
+        split: {"image": f"{split}/image/{{name}}.png", "mask": f"{split}/mask/{{name}}.png"}
+        for split in ("train", "test")
+    }
+    return DenseData(classes=dense_data.TWO, splits=splits, root=str(root), ignore=[255])
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """What a run leaves, were its pretraining no more than another draw of weights."""
+    folder = tmp_path_factory.mktemp("run")
+    for name, seed in (("backbone", 1), ("backbone_at_start", 2)):
+        torch.manual_seed(seed)
+        model = ViTPVisionModel(ViTPVisionConfig(**dense_data.TINY, initializer_range=0.2))
+        export_backbone(model, folder / name, ViTPImageProcessor())
+    return folder
+
+
+@pytest.fixture(scope="module")
+def measured(data, run, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("out")
+    arms = load_arms(run / "backbone", run / "backbone_at_start", seed=3)
+    return measure_gains(data, ("train", "test"), arms, folder), folder
+
+
+def patches_of(data, split: str, features) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Features of each patch, its label, and how many pixels have one."""
+    inputs, labels, weights = [], [], []
+    for sample in data.open([split]):
+        maps = features(sample["images"][0])
+        mask = sample["mask"].numpy()
+        for row, column in np.ndindex(4, 4):
+            pixels = mask[row * PATCH : (row + 1) * PATCH, column * PATCH : (column + 1) * PATCH]
+            inputs.append(maps[row, column])
+            labels.append(pixels[pixels != 255][0])
+            weights.append((pixels != 255).sum())
+    return np.array(inputs, dtype=np.float64), np.array(labels), np.array(weights)
+
+
+def normalized(image: torch.Tensor) -> torch.Tensor:
+    mean, std = (torch.tensor(values)[:, None, None] for values in ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225]))
+    return (image / 255 - mean) / std
+
+
+def bare(image: torch.Tensor) -> np.ndarray:
+    pixels = normalized(image)
+    return np.array(
+        [
+            [pixels[:, y : y + PATCH, x : x + PATCH].reshape(-1).numpy() for x in range(0, SIDE, PATCH)]
+            for y in range(0, SIDE, PATCH)
+        ]
+    )
+
+
+def states_of(folder):
+    model = AutoModel.from_pretrained(folder).eval()
+
+    @torch.no_grad()
+    def features(image: torch.Tensor) -> np.ndarray:
+        states = model(normalized(image)[None], output_hidden_states=True).hidden_states
+        return torch.cat([state[0, 1:] for state in states[1:]], -1).unflatten(0, (4, 4)).numpy()
+
+    return features
+
+
+@pytest.mark.parametrize("arm", [BACKBONE, START, PIXELS])
+def test_the_area_of_the_linear_probe_is_that_of_scikit_learn(arm, data, run, measured):
+    """On the tokens of all four layers beside each other, or on the patch's pixels."""
+    folders = {BACKBONE: "backbone", START: "backbone_at_start"}
+    features = bare if arm == PIXELS else states_of(run / folders[arm])
+    inputs, labels, weights = patches_of(data, "train", features)
+    scaler = StandardScaler().fit(inputs)
+    regression = LogisticRegression(C=1 / (weights.sum() * 0.01), tol=1e-8, max_iter=10000)
+    regression.fit(scaler.transform(inputs), labels, sample_weight=weights)
+    queries, truth, _ = patches_of(data, "test", features)
+    expected = roc_auc_score(truth, regression.decision_function(scaler.transform(queries)))
+    assert measured[0]["scores"][arm]["linear"]["patch_auc"] == pytest.approx(expected, abs=0.01)
+
+
+def test_gains_are_differences_to_each_control(measured):
+    scores, gains = measured[0]["scores"], measured[0]["gains"]
+    assert list(scores) == [BACKBONE, START, RANDOM, PIXELS]
+    for probe in ("linear", "nonlinear"):
+        assert gains[probe].keys() == {START, RANDOM, PIXELS}
+        for control, gain in gains[probe].items():
+            assert gain == scores[BACKBONE][probe]["patch_auc"] - scores[control][probe]["patch_auc"]
+    assert measured[0]["control"]["mean_iou"] < 0.5
+
+
+def test_a_backbone_that_has_learned_nothing_has_gained_nothing(data, run, tmp_path):
+    arms = load_arms(run / "backbone", run / "backbone", seed=3)
+    measured = measure_gains(data, ("train", "test"), arms, tmp_path)
+    assert measured["gains"]["linear"][START] == measured["gains"]["nonlinear"][START] == 0
+
+
+def test_random_weights_are_those_of_the_seed_and_not_the_start(run):
+    first, again, other = (
+        load_arms(run / "backbone", run / "backbone_at_start", seed)[RANDOM].model.state_dict() for seed in (3, 3, 4)
+    )
+    name = "encoder.layer.0.attention.q_proj.weight"
+    start = load_arms(run / "backbone", run / "backbone_at_start", 3)[START].model.state_dict()
+    assert torch.equal(first[name], again[name])
+    assert not torch.equal(first[name], other[name]) and not torch.equal(first[name], start[name])
+
+
+def test_the_table_and_the_picture(measured):
+    scores, folder = measured
+    lines = gains_table(scores).splitlines()
+    assert [line.split("|")[1].strip() for line in lines[2:]] == [BACKBONE, START, RANDOM, PIXELS]
+    assert f"{scores['scores'][PIXELS]['nonlinear']['patch_auc']:.3f}" in lines[-1]
+    assert Image.open(folder / "probe.png").size[0] > 1000
