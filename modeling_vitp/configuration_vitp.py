@@ -4,7 +4,7 @@ from huggingface_hub.dataclasses import strict
 from transformers import AutoConfig, InternVLConfig, InternVLVisionConfig
 from transformers.configuration_utils import SubConfigSpec
 
-from .vrl import check_apply_prob, check_drop_ratio
+from .vrl import check_apply_prob, check_drop_ratio, check_warmup_steps
 
 
 @strict
@@ -58,6 +58,8 @@ class ViTPConfig(InternVLConfig):
             never does by itself.
         vrl_apply_prob (`float`, defaults to 1.0):
             Share of the training samples that VRL was applied to. A record too.
+        vrl_warmup_steps (`int`, defaults to 0):
+            Optimizer steps at the beginning of training that dropped nothing. A record too.
         image_seq_length (`int`):
             Visual tokens of one tile. Follows from the image size, the patch size and the downsample ratio, and is set
             from them whatever is given.
@@ -76,6 +78,7 @@ class ViTPConfig(InternVLConfig):
 
     vrl_drop_ratio: float | int = 0.0
     vrl_apply_prob: float | int = 1.0
+    vrl_warmup_steps: int = 0
     tie_word_embeddings: bool | None = None
 
     def __post_init__(self, **kwargs):
@@ -100,6 +103,7 @@ class ViTPConfig(InternVLConfig):
     def validate_vrl(self):
         check_drop_ratio(self.vrl_drop_ratio)
         check_apply_prob(self.vrl_apply_prob)
+        check_warmup_steps(self.vrl_warmup_steps)
 
 
 def patch_grid(config: InternVLVisionConfig, size: tuple[int, int] | None = None) -> tuple[int, int]:

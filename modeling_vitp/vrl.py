@@ -28,6 +28,16 @@ def check_apply_prob(apply_prob: float) -> float:
     return apply_prob
 
 
+def check_warmup_steps(warmup_steps: int) -> int:
+    """Returns `warmup_steps`; raises `ValueError` unless it is a whole number of steps."""
+    if warmup_steps < 0 or warmup_steps != int(warmup_steps):
+        raise ValueError(
+            f"vrl_warmup_steps={warmup_steps} is no number of steps: it is how many optimizer steps at the beginning "
+            "drop nothing."
+        )
+    return int(warmup_steps)
+
+
 def num_kept_tokens(num_tokens: int, drop_ratio: float) -> int:
     """|X| = ceil((1 - r) * |S|), with r read as the decimal that was written.
 

@@ -37,6 +37,7 @@ def main(argv: list[str] | None = None) -> int:
     from modeling_vitp.training.freezing import freeze, lora_config
     from modeling_vitp.training.lock import check_free
     from modeling_vitp.training.start import load_start, tiling
+    from modeling_vitp.training.warmup import default_warmup
 
     output_dir = Path(training_args.output_dir)
     set_seed(training_args.seed)
@@ -50,6 +51,8 @@ def main(argv: list[str] | None = None) -> int:
     seed = training_args.seed if training_args.data_seed is None else training_args.data_seed
     data = open_data(args, mixture, task, seed)
     transform = task.transform(data.splits["train"], **(args.task_options or {})) if task is not None else None
+    if args.from_scratch is not None and training_args.vrl_warmup_steps is None:
+        training_args.vrl_warmup_steps = default_warmup(training_args, data.train)
 
     texts = sample_texts(data.train, transform, training_args.seed)
     starts = args.from_scratch, texts, args.drop_path_rate, args.vision_model, args.language_model

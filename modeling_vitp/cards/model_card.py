@@ -37,7 +37,11 @@ CITATION = """
 """
 
 PLACEHOLDER = "[More Information Needed]"  # PEFT's template, which says nothing
-VRL = {"vrl_drop_ratio": "r, the share of visual tokens dropped (VRL)", "vrl_apply_prob": "share of samples with VRL"}
+VRL = {
+    "vrl_drop_ratio": "r, the share of visual tokens dropped (VRL)",
+    "vrl_apply_prob": "share of samples with VRL",
+    "vrl_warmup_steps": "first steps, without VRL",
+}
 NOT_RESULTS = ("runtime", "per_second", "epoch", "num_tokens", "entropy", "_time")
 
 

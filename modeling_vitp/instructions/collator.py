@@ -12,12 +12,14 @@ from trl.data_utils import prepare_multimodal_messages
 
 from ..messages import check_answers, check_messages, place_images
 from ..processing_vitp import ViTPProcessor
-from ..vrl import check_apply_prob, check_drop_ratio, keyed_generator
+from ..vrl import check_apply_prob, check_drop_ratio, check_warmup_steps, keyed_generator
 from .rows import check_image_parts, load_images, sample_id_of
 from .settings import SampleTransform, SourceSettings
 
 logger = logging.getLogger(__name__)
 NO_LABEL = -100
+# The key under which a row says which optimizer step it is trained in, counted from 0.
+STEP = "_step"
 MAX_REPLACEMENTS = 10
 MAX_WORKERS = 256
 
@@ -35,6 +37,8 @@ class ViTPDataCollator:
             an image that does not fit is an error. No limit if `None`.
         vrl_drop_ratio: r in [0, 1); 0 for evaluation.
         vrl_apply_prob: share of the samples that VRL is applied to.
+        vrl_warmup_steps: optimizer steps at the beginning in which nothing is dropped. [`ViTPTrainer`] gives each row
+            its step; without one, which only that trainer can give, a row is refused.
         seed: of all draws.
         sample_transform: called with the row, its images decoded under `images`, and a generator; returns the row to
             encode. The place for augmentation that has to keep answers true.
@@ -60,6 +64,7 @@ class ViTPDataCollator:
     max_length: int | None = None
     vrl_drop_ratio: float = 0.0
     vrl_apply_prob: float = 1.0
+    vrl_warmup_steps: int = 0
     seed: int = 0
     sample_transform: SampleTransform | None = None
     source_settings: Mapping[str, SourceSettings] = dataclasses.field(default_factory=dict)
@@ -71,6 +76,7 @@ class ViTPDataCollator:
     def __post_init__(self):
         check_drop_ratio(self.vrl_drop_ratio)
         check_apply_prob(self.vrl_apply_prob)
+        check_warmup_steps(self.vrl_warmup_steps)
         # In shared memory, so that persistent workers, which keep the copy they were started with, see it change.
         self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()
         if self.on_error not in ("raise", "skip"):
@@ -94,8 +100,17 @@ class ViTPDataCollator:
             for name, settings in self.source_settings.items()
         }
         return dataclasses.replace(
-            self, vrl_drop_ratio=0.0, sample_transform=None, source_settings=settings, on_error="raise"
+            self,
+            vrl_drop_ratio=0.0,
+            vrl_warmup_steps=0,
+            sample_transform=None,
+            source_settings=settings,
+            on_error="raise",
         )
+
+    def drop_ratio_at(self, step: int) -> float:
+        """r in an optimizer step, counted from 0."""
+        return 0.0 if step < self.vrl_warmup_steps else self.vrl_drop_ratio
 
     @property
     def skipped(self) -> dict[str, int]:
@@ -115,7 +130,7 @@ class ViTPDataCollator:
         if with_images:
             # In a worker this stacks straight into shared memory, which saves a copy of every pixel.
             batch["pixel_values"] = default_collate([tile for sample in with_images for tile in sample["pixel_values"]])
-        if self.vrl_drop_ratio > 0:
+        if "position_ids" in samples[0]:
             batch["position_ids"] = self._pad(samples, "position_ids", 0)
             if with_images:
                 num_tokens = [len(sample["pixel_values"]) * self.processor.image_seq_length for sample in with_images]
@@ -132,7 +147,6 @@ class ViTPDataCollator:
             "input_ids": input_ids,
             "attention_mask": torch.ones_like(input_ids),
             "labels": torch.full_like(input_ids, NO_LABEL),
-            "position_ids": torch.arange(len(input_ids)),
         }
 
     def _encode_or_replace(self, example: dict[str, Any]) -> dict[str, torch.Tensor]:
@@ -144,7 +158,9 @@ class ViTPDataCollator:
                 return self.encode(example)
             except ValueError as error:
                 self._count_skipped(example, error)
-            example = self.replacement_rows[torch.randint(len(self.replacement_rows), (), generator=generator).item()]
+            index = torch.randint(len(self.replacement_rows), (), generator=generator).item()
+            step = {STEP: example[STEP]} if STEP in example else {}
+            example = {**self.replacement_rows[index], **step}
         return self.encode(example)
 
     def _count_skipped(self, example: dict[str, Any], error: ValueError) -> None:
@@ -166,6 +182,9 @@ class ViTPDataCollator:
     def _encode(self, example: dict[str, Any], sample_id: Any) -> dict[str, torch.Tensor]:
         if example.get("error"):
             raise ValueError(example["error"])
+        if self.vrl_warmup_steps and STEP not in example:
+            raise ValueError("vrl_warmup_steps needs the optimizer step of each row, which ViTPTrainer gives.")
+        drop_ratio = self.drop_ratio_at(example[STEP]) if self.vrl_warmup_steps else self.vrl_drop_ratio
         key = (self.seed, sample_id, self.epoch)
         settings = self.source_settings.get(example.get("source"), SourceSettings())
         wants_bands = (settings.input_spec or self.processor.image_processor.input_spec or {}).get("bands") is not None
@@ -200,7 +219,7 @@ class ViTPDataCollator:
             return_tensors=None,
             return_assistant_tokens_mask=True,
             processor_kwargs={
-                "vrl_drop_ratio": self.vrl_drop_ratio,
+                "vrl_drop_ratio": drop_ratio,
                 "vrl_apply_prob": self.vrl_apply_prob,
                 "vrl_keys": [key],
                 "add_special_tokens": False,

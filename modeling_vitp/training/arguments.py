@@ -95,7 +95,12 @@ class PretrainArguments(Arguments, ScriptArguments):
 class VRLArguments(RunArguments):
     """What [`~modeling_vitp.ViTPTrainingConfig`] adds to TRL's settings."""
 
-    limits = {"vrl_drop_ratio": "[0, 1)", "vrl_apply_prob": "[0, 1]", "max_length": "[1, inf)"}
+    limits = {
+        "vrl_drop_ratio": "[0, 1)",
+        "vrl_apply_prob": "[0, 1]",
+        "vrl_warmup_steps": "[0, inf)",
+        "max_length": "[1, inf)",
+    }
     choices = {"on_error": ("raise", "skip")}
 
     vrl_drop_ratio: float = field(
@@ -105,6 +110,13 @@ class VRLArguments(RunArguments):
     vrl_apply_prob: float = field(
         default=1.0,
         metadata={"help": "VRL: share of the samples it is applied to. The authors' release amounts to 1 - ratio."},
+    )
+    vrl_warmup_steps: int | None = field(
+        default=None,
+        metadata={
+            "help": "VRL: optimizer steps at the beginning in which nothing is dropped. If not given, half of all for "
+            "a model from_scratch, which has to learn to see first, and none for others."
+        },
     )
     max_length: int | None = field(
         default=4096,

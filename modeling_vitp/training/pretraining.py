@@ -3,7 +3,7 @@
 import itertools
 import json
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ from torch.utils.data import DataLoader
 from transformers.trainer_utils import EvalLoopOutput
 from trl import SFTConfig, SFTTrainer
 
-from ..instructions.collator import NO_LABEL, ViTPDataCollator
+from ..instructions.collator import NO_LABEL, STEP, ViTPDataCollator
 from ..instructions.lengths import SampleLength
 from ..instructions.rows import describe_rows, prepare_rows
 from ..instructions.settings import SampleTransform, SourceSettings
@@ -27,8 +27,10 @@ from ..modeling_vitp import ViTPForConditionalGeneration, ViTPModel
 from ..processing_vitp import ViTPProcessor
 from .arguments import VRLArguments
 from .batching import BY_LENGTH, GlobalBatchSampler, RankStream, WholeBatchSampler, WholeBatchStream
+from .finite import NamedBatches
 from .run import Run, RunConfig, check_loaded
 from .start import load_checkpoint
+from .warmup import ROWS, RowKeeper, StepRows, StepSampler, StepStream
 
 
 @dataclass
@@ -50,6 +52,8 @@ class ViTPTrainer(Run, SFTTrainer):
 
     - every row has an id that reaches the collator; the epoch reaches it too, also in persistent workers;
     - evaluation runs without VRL and without augmentation; the drop ratio is recorded in the model's config;
+    - with `vrl_warmup_steps` the drop ratio is 0 in the first optimizer steps, and "vrl_drop_ratio", the one of the
+      last step, is logged;
     - what an optimizer step trains on does not depend on the number of processes, and no row is seen twice or lost
       where an epoch does not divide, see [`GlobalBatchSampler`] and [`RankStream`];
     - `train_sampling_strategy` "group_by_length" and "batch_rebalance" measure the rows themselves, unless there is a
@@ -104,6 +108,7 @@ class ViTPTrainer(Run, SFTTrainer):
                 max_length=args.max_length,
                 vrl_drop_ratio=args.vrl_drop_ratio,
                 vrl_apply_prob=args.vrl_apply_prob,
+                vrl_warmup_steps=args.vrl_warmup_steps or 0,
                 seed=args.seed if args.data_seed is None else args.data_seed,
                 sample_transform=sample_transform,
                 source_settings=source_settings or {},
@@ -113,6 +118,7 @@ class ViTPTrainer(Run, SFTTrainer):
             )
         model.config.vrl_drop_ratio = data_collator.vrl_drop_ratio
         model.config.vrl_apply_prob = data_collator.vrl_apply_prob
+        model.config.vrl_warmup_steps = data_collator.vrl_warmup_steps
         self.eval_data_collator = data_collator.for_evaluation()
         if isinstance(eval_dataset, dict):
             eval_dataset = {name: prepare_rows(dataset) for name, dataset in eval_dataset.items()}
@@ -142,10 +148,14 @@ class ViTPTrainer(Run, SFTTrainer):
         if isinstance(dataset, torch.utils.data.IterableDataset):
             if is_training:
                 dataset = self._train_batches = self._rank_stream(dataset, batch_size)
+                if isinstance(dataset, StepStream) and self.args.dataloader_num_workers > 1:
+                    self.data_collator = RowKeeper(train_collator)
             elif self.args.world_size > 1:
                 # accelerate would give each process some of the stream's files, and one could run out before others.
                 shard = {"num_processes": self.args.world_size, "process_index": self.args.process_index}
                 dataset = WholeBatchStream(dataset, batch_size, **shard)
+        elif is_training and train_collator.vrl_warmup_steps > 0:
+            dataset = StepRows(dataset)
         try:
             dataloader = super()._get_dataloader(dataset, description, batch_size, is_training=is_training, **kwargs)
         finally:
@@ -168,11 +178,15 @@ class ViTPTrainer(Run, SFTTrainer):
         length = None
         if self.args.train_sampling_strategy in BY_LENGTH:
             length = SampleLength.of(self.data_collator)
-        return RankStream(dataset, batch_size, length=length, **self._sharding())
+        stream = StepStream if self.data_collator.vrl_warmup_steps > 0 else RankStream
+        return stream(dataset, batch_size, length=length, **self._sharding())
 
     def _get_train_sampler(self, train_dataset: Dataset | None = None) -> GlobalBatchSampler:
         dataset = self.train_dataset if train_dataset is None else train_dataset
-        self._train_batches = GlobalBatchSampler(
+        sampler = GlobalBatchSampler
+        if isinstance(dataset, StepRows):
+            dataset, sampler = dataset.rows, StepSampler
+        self._train_batches = sampler(
             len(dataset),
             self._train_batch_size,
             seed=self.data_seed,
@@ -230,12 +244,21 @@ class ViTPTrainer(Run, SFTTrainer):
             self._train_batches.skip_batches = kwargs["steps_trained_in_current_epoch"] if is_resumed else 0
         if epoch != self._epoch_start[0]:
             self._epoch_start = epoch, self.state.global_step
+        if isinstance(self._train_batches, StepStream):
+            self._train_batches.begin(self._epoch_start[1])
         super()._run_epoch(*args, epoch=epoch, **kwargs)
 
     # Metrics
 
-    def get_batch_samples(self, *args, **kwargs) -> tuple[list, torch.Tensor | int | None]:
-        batches, num_items = super().get_batch_samples(*args, **kwargs)
+    def _settle(self, batch: dict[str, Any]) -> dict[str, Any]:
+        """A batch that keeps its rows, encoded again if this step turns out to be one of the warm-up."""
+        rows, step = batch.pop(ROWS, None), self.state.global_step
+        if rows is None or step >= self.data_collator.vrl_warmup_steps:
+            return batch
+        return NamedBatches(self.data_collator)([{**row, STEP: step} for row in rows])
+
+    def get_batch_samples(self, epoch_iterator: Iterator, *args, **kwargs) -> tuple[list, torch.Tensor | int | None]:
+        batches, num_items = super().get_batch_samples(map(self._settle, epoch_iterator), *args, **kwargs)
         if batches:
             masks = [batch["attention_mask"] for batch in batches]
             counts = torch.tensor([sum(mask.sum() for mask in masks), sum(mask.numel() for mask in masks)])
@@ -247,6 +270,8 @@ class ViTPTrainer(Run, SFTTrainer):
         num_tokens, num_places = self._num_tokens_and_places.tolist()
         if self.model.training and num_places:
             logs["padding_share"] = 1 - num_tokens / num_places
+            if self.data_collator.vrl_warmup_steps > 0:
+                logs["vrl_drop_ratio"] = self.data_collator.drop_ratio_at(self.state.global_step - 1)
             self._num_tokens_and_places.zero_()
         super().log(logs, start_time)
 
@@ -297,6 +322,8 @@ class ViTPTrainer(Run, SFTTrainer):
             "dataloader_drop_last": args.dataloader_drop_last,
             "vrl_drop_ratio": self.data_collator.vrl_drop_ratio,
             "vrl_apply_prob": self.data_collator.vrl_apply_prob,
+            # `None` if there is none, as in checkpoints that are older than this setting.
+            "vrl_warmup_steps": self.data_collator.vrl_warmup_steps or None,
             "max_length": self.data_collator.max_length,
             "max_patches": image_processor.max_patches,
             "input_spec": image_processor.input_spec,

@@ -119,6 +119,8 @@ def main(folder: Path) -> None:
     ddp(folder, "rebalanced", train_sampling_strategy="batch_rebalance")
     ddp(folder, "checkpointed", gradient_checkpointing=True)
     ddp(folder, "stream", stream=True)
+    ddp(folder, "warmup", vrl_warmup_steps=4)
+    ddp(folder, "stream_warmup", stream=True, vrl_warmup_steps=4)
     dist.barrier()
     dist.destroy_process_group()
 

@@ -63,14 +63,20 @@ def make_rows(num_rows: int = 10) -> Dataset:
 
 
 def make_trainer(
-    folder, stream: bool = False, num_rows: int = 10, drop_path_rate: float = 0.1, lora: bool = False, **options
+    folder,
+    stream: bool = False,
+    num_rows: int = 10,
+    num_shards: int = 2,
+    drop_path_rate: float = 0.1,
+    lora: bool = False,
+    **options,
 ):
     torch.manual_seed(0)
     tokenizer = build_tokenizer(["How many trees are there? There are 12 trees in the top left quarter."], 400)
     vision = {**VISION, "drop_path_rate": drop_path_rate}
     model, processor = build_model(tokenizer, vision, TEXT, {"max_patches": 6})
     rows = make_rows(num_rows)
-    train_rows = rows.to_iterable_dataset(num_shards=2).shuffle(seed=3, buffer_size=3) if stream else rows
+    train_rows = rows.to_iterable_dataset(num_shards).shuffle(seed=3, buffer_size=3) if stream else rows
     args = ViTPTrainingConfig(str(folder), **{**OPTIONS, **options})
     adapter = LoraConfig(r=2, target_modules=["q_proj", "v_proj"], lora_dropout=0.1) if lora else None
     datasets = {"train_dataset": train_rows, "eval_dataset": rows.select(range(3))}

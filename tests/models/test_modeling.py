@@ -1075,6 +1075,7 @@ def test_positions_and_cls_token_are_drawn_at_initialisation():
         {"vrl_drop_ratio": math.nan},
         {"vrl_apply_prob": 1.5},
         {"vrl_apply_prob": -0.5},
+        {"vrl_warmup_steps": -1},
         {"vision_config": {"drop_path_rate": 1.0}},
         {"vision_config": {"drop_path_rate": -0.1}},
         {"vision_config": {"drop_path_rate": math.nan}},
@@ -1083,5 +1084,5 @@ def test_positions_and_cls_token_are_drawn_at_initialisation():
     ids=str,
 )
 def test_invalid_settings_are_errors_that_name_them(settings):
-    with pytest.raises(Exception, match="vrl_drop_ratio|vrl_apply_prob|drop_path_rate"):
+    with pytest.raises(Exception, match="vrl_drop_ratio|vrl_apply_prob|vrl_warmup_steps|drop_path_rate"):
         config_of(**settings)

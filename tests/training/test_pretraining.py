@@ -96,10 +96,10 @@ def test_loss_accuracy_and_tokens_seen_are_those_of_a_plain_computation(tokenize
 
 
 def test_the_config_of_the_saved_model_records_the_drop_ratio(tokenizer, rows, tmp_path):
-    trainer = make_trainer(tokenizer, rows, tmp_path, drop_ratio=0.6, vrl_apply_prob=0.5)
+    trainer = make_trainer(tokenizer, rows, tmp_path, drop_ratio=0.6, vrl_apply_prob=0.5, vrl_warmup_steps=3)
     trainer.save_model()
     config = json.loads((tmp_path / "config.json").read_text())
-    assert (config["vrl_drop_ratio"], config["vrl_apply_prob"]) == (0.6, 0.5)
+    assert (config["vrl_drop_ratio"], config["vrl_apply_prob"], config["vrl_warmup_steps"]) == (0.6, 0.5, 3)
     assert not list(tmp_path.rglob("*.bin")) or [p.name for p in tmp_path.rglob("*.bin")] == ["training_args.bin"]
     model = ViTPForConditionalGeneration.from_pretrained(tmp_path)
     assert all(torch.equal(a, b) for a, b in zip(model.parameters(), trainer.model.parameters()))

@@ -18,7 +18,7 @@ from modeling_vitp.training.batching import GlobalBatchSampler, RankStream
 from modeling_vitp.training.checkpointing import last_checkpoint
 
 ACCELERATE = sorted((ROOT / "recipes" / "accelerate").glob("*.yaml"))
-TRAINED = ["accumulated", "rebalanced", "checkpointed", "stream"]
+TRAINED = ["accumulated", "rebalanced", "checkpointed", "stream", "warmup", "stream_warmup"]
 
 
 @pytest.fixture(scope="module")
@@ -69,8 +69,11 @@ def test_loss_and_gradient_of_a_step_do_not_depend_on_the_number_of_processes_un
     for one, two in zip(logs[1]["log"], logs[2]["log"], strict=True):
         assert two["loss"] == pytest.approx(one["loss"], abs=1e-6)
         assert two["learning_rate"] == one["learning_rate"]
+        assert two.get("vrl_drop_ratio") == one.get("vrl_drop_ratio")
     for one, two in zip(gradients[1], gradients[2]):
         check_gradients(one, two)
+    if "warmup" in name:
+        assert [entry["vrl_drop_ratio"] for entry in logs[2]["log"]] == [0.0] * 4 + [0.75] * 2
 
 
 @pytest.mark.parametrize("name", TRAINED)
