@@ -32,6 +32,7 @@ def main(argv: list[str] | None = None) -> int:
     from modeling_vitp.instructions.dry_run import print_mixture
     from modeling_vitp.instructions.mixture_file import load_mixture
     from modeling_vitp.instructions.rows import sample_texts
+    from modeling_vitp.probing.gains import probe_run
     from modeling_vitp.training import results
     from modeling_vitp.training.data import describe_data, describe_evaluation, open_data
     from modeling_vitp.training.freezing import freeze, lora_config
@@ -76,7 +77,7 @@ def main(argv: list[str] | None = None) -> int:
         peft_config=peft_config,
     )
     sources = [model_args.model_name_or_path, args.vision_model, args.language_model]
-    if task is not None:
+    if task is not None or args.probe_data is not None:
         results.keep_start(trainer)
     trainer.record(argv, sources, describe_data(args, mixture, data.train), describe_evaluation(args))
     metrics = results.train(trainer)
@@ -87,6 +88,10 @@ def main(argv: list[str] | None = None) -> int:
 
     if task is not None:
         results.evaluate_task(trainer, metrics, task.evaluate, data.splits)
+    if args.probe_data is not None:
+        where = args.probe_data, args.probe_splits, output_dir, training_args.seed, training_args.device
+        metrics["probe"] = probe_run(*where)
+        results.save_metrics(trainer, metrics)
     status = results.finish(trainer)
     return results.report(metrics, output_dir) or status
 

@@ -45,6 +45,20 @@ def load_arms(backbone: Path, start: Path, seed: int, device: str | torch.device
     return {name: replace(arm, name=name) for name, arm in arms.items()}
 
 
+def probe_run(settings: dict, splits: Sequence[str], output_dir: Path, seed: int, device: str | torch.device) -> dict:
+    """What [`measure_gains`] finds of a run that left `backbone` and `backbone_at_start` in its folder.
+
+    Args:
+        settings: `data` of a configuration of fine-tuning, see [`~modeling_vitp.dense.data.DenseData`].
+        splits: what the probes learn from, and what they are scored on.
+        output_dir: of the run; `probe.png` goes to `probe` in it.
+    """
+    arms = load_arms(output_dir / "backbone", output_dir / "backbone_at_start", seed, device)
+    measured = measure_gains(DenseData.from_dict(settings), tuple(splits), arms, output_dir / "probe")
+    print(f"\nWhat is read from frozen features on split {splits[1]!r}:\n\n{gains_table(measured)}\n")
+    return measured
+
+
 def measure_gains(
     data: DenseData, splits: tuple[str, str], arms: dict[str, Backbone], folder: Path, depths: int = DEPTHS
 ) -> dict:
@@ -58,16 +72,19 @@ def measure_gains(
         depths: see [`~modeling_vitp.probing.backbones.Backbone.maps`]; at most as many as there are layers.
 
     Returns:
-        `control` (the largest class everywhere), `scores` by arm and probe, and `gains` by probe and arm: differences
-        in `patch_auc`.
+        `control` (the largest class everywhere), `scores` by arm and probe, `gains` by probe and arm (differences in
+        `patch_auc`), and `token_similarity` by arm, see [`token_similarity`].
     """
     depths = min(depths, arms[BACKBONE].model.config.num_hidden_layers)
     task = Segmentation(data, dict(zip(("train", "test"), splits)), l2=1e-2, depths=depths)
     draws = {ALL_LABELS: [np.arange(len(task.samples["train"]))]}
-    scores = {}
+    scores, similarity = {}, {}
     for name, arm in arms.items():
         probed = task.probe(arm, draws, None, folder / "features")
         scores[name] = {probe: draw[0] for (probe, _), draw in probed.items()}
+        if name != PIXELS:
+            width = arm.model.config.hidden_size
+            similarity[name] = token_similarity(task.features(arm, "test", None, folder / "features")[..., -width:])
     gains = {
         probe: {
             name: scores[BACKBONE][probe]["patch_auc"] - scores[name][probe]["patch_auc"]
@@ -77,7 +94,19 @@ def measure_gains(
         for probe in scores[BACKBONE]
     }
     draw_probes(task, {name: arms[name] for name in (START, BACKBONE)}, folder)
-    return {"control": task.control(), "scores": scores, "gains": gains}
+    return {"control": task.control(), "scores": scores, "gains": gains, "token_similarity": similarity}
+
+
+def token_similarity(features: np.ndarray) -> float:
+    """Mean cosine similarity of two patch tokens of one image: 1 where every token says the same.
+
+    Args:
+        features: of shape `(images, rows, columns, width)`.
+    """
+    tokens = torch.nn.functional.normalize(torch.tensor(features).flatten(1, 2), dim=-1)
+    number = tokens.shape[1]
+    of_pairs = tokens.sum(1).square().sum(-1) - number  # a token with itself is no pair
+    return (of_pairs / (number * (number - 1))).mean().item()
 
 
 def gains_table(measured: dict) -> str:

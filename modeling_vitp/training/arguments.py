@@ -2,9 +2,10 @@
 
 from dataclasses import dataclass, field
 
+import yaml
 from trl import ScriptArguments
 
-from .command_line import find_data, find_task
+from .command_line import find_config, find_data, find_task
 from .run_arguments import RunArguments
 from .values import Arguments
 
@@ -16,7 +17,7 @@ SFT_MODULES = ("transformers.training_args", "trl.trainer.base_config", "trl.tra
 class PretrainArguments(Arguments, ScriptArguments):
     """What is trained on, and what a model is made of."""
 
-    file_fields = ("mixture",)
+    file_fields = ("mixture", "probe_data")
     limits = {"unfreeze_vision_layers": "[0, inf)", "drop_path_rate": "[0, 1)", "max_patches": "[1, inf)"}
 
     mixture: dict | str | None = field(
@@ -55,6 +56,18 @@ class PretrainArguments(Arguments, ScriptArguments):
         default=None,
         metadata={"help": "The causal LM that vision_model is joined to, by a projector that starts fresh."},
     )
+    probe_data: dict | str | None = field(
+        default=None,
+        metadata={
+            "help": "Images with masks, on which the run ends with what can be read from its backbone beside what it "
+            "began with: `data` of a configuration of fine-tuning, or the name of one."
+        },
+    )
+    probe_root: str | None = field(default=None, metadata={"help": "Where they are, instead of probe_data.root."})
+    probe_splits: list[str] = field(
+        default_factory=lambda: ["train", "test"],
+        metadata={"help": "The splits of probe_data that probes learn from and are scored on."},
+    )
     freeze_vision: bool = field(default=False, metadata={"help": "The ViT does not train."})
     freeze_projector: bool = field(default=False, metadata={"help": "The projector does not train."})
     freeze_language_model: bool = field(
@@ -85,6 +98,12 @@ class PretrainArguments(Arguments, ScriptArguments):
             raise ValueError("dry_run is about a mixture, and the configuration has none.")
         if self.task is not None:
             find_task(self.task)
+        if isinstance(self.probe_data, str):
+            self.probe_data = yaml.safe_load(find_config(self.probe_data).read_text())["data"]
+        if self.probe_data is not None and self.probe_root is not None:
+            self.probe_data["root"] = self.probe_root
+        if len(self.probe_splits) != 2:
+            raise ValueError(f"probe_splits={self.probe_splits}: give two, to learn from and to be scored on.")
         if self.task_options and self.task is None:
             raise ValueError("task_options are the settings of a task: give task.")
         if self.mixture is not None and self.task is not None:

@@ -17,6 +17,7 @@ from typing import Any, NoReturn
 import yaml
 from trl import TrlParser
 
+from . import threads  # noqa: F401
 from .stops import RunStopped
 
 RECIPES = "modeling_vitp.recipes"

@@ -35,6 +35,7 @@ ONLY_PARSED = {
     "accelerate launch": "eight GPUs",
     "vitp benchmark --shape internvl2_5_1b": "minutes, and 17 GiB of memory",
     "pip download": "the network",
+    "vitp experiment": "hours",
     "pip install": "the network; CI installs by the README's command",
 }
 # Commands that run where slow tests run; elsewhere their arguments are read.

@@ -12,7 +12,16 @@ from transformers import AutoModel
 
 from modeling_vitp import ViTPImageProcessor, ViTPVisionConfig, ViTPVisionModel, export_backbone
 from modeling_vitp.dense.data import DenseData
-from modeling_vitp.probing.gains import BACKBONE, PIXELS, RANDOM, START, gains_table, load_arms, measure_gains
+from modeling_vitp.probing.gains import (
+    BACKBONE,
+    PIXELS,
+    RANDOM,
+    START,
+    gains_table,
+    load_arms,
+    measure_gains,
+    token_similarity,
+)
 
 PATCH, SIDE = 16, 64
 
@@ -142,3 +151,18 @@ def test_the_table_and_the_picture(measured):
     assert [line.split("|")[1].strip() for line in lines[2:]] == [BACKBONE, START, RANDOM, PIXELS]
     assert f"{scores['scores'][PIXELS]['nonlinear']['patch_auc']:.3f}" in lines[-1]
     assert Image.open(folder / "probe.png").size[0] > 1000
+
+
+def test_the_similarity_of_tokens_is_the_mean_over_pairs(measured):
+    features = np.random.default_rng(0).normal(size=(3, 2, 3, 4)).astype(np.float32)
+    tokens = features.reshape(3, 6, 4)
+    expected = [
+        a @ b / np.linalg.norm(a) / np.linalg.norm(b)
+        for image in tokens
+        for i, a in enumerate(image)
+        for j, b in enumerate(image)
+        if i != j
+    ]
+    assert token_similarity(features) == pytest.approx(np.mean(expected), abs=1e-6)
+    assert token_similarity(np.ones((1, 2, 2, 3), np.float32)) == pytest.approx(1)
+    assert measured[0]["token_similarity"].keys() == {BACKBONE, START, RANDOM}

@@ -3,16 +3,38 @@ import subprocess
 import sys
 
 import pytest
-from paths import ROOT
+import yaml
+from paths import CONFIGS, ROOT
+
+from modeling_vitp.evaluation.arms import look_up
+
+
+def run(folder, *options):
+    command = [sys.executable, "recipes/pretrain.py", "--config", "recipes/configs/quickstart.yaml", *options]
+    done = subprocess.run([*command, "--output_dir", folder], cwd=ROOT, stderr=subprocess.PIPE)
+    return done, json.loads((folder / "metrics.json").read_text())
 
 
 @pytest.mark.slow
 def test_the_quickstart_learns_to_see(tmp_path):
-    command = [sys.executable, "recipes/pretrain.py", "--config", "recipes/configs/quickstart.yaml"]
-    run = subprocess.run([*command, "--output_dir", tmp_path / "quickstart"], cwd=ROOT, stderr=subprocess.PIPE)
-    assert run.returncode == 0, run.stderr.decode()[-2000:]
-    metrics = json.loads((tmp_path / "quickstart" / "metrics.json").read_text())
-    count = metrics["task"]["test"]["count"]
+    done, metrics = run(tmp_path / "quickstart")
+    assert done.returncode == 0, done.stderr.decode()[-2000:]
+    scores = metrics["task"]["test"]
+    count = scores["count"]
     assert count["mean_error"] <= 0.8 * count["mean_error_constant_median"]
     assert count["mean_error"] <= 0.8 * count["mean_error_swapped_images"]
+    areas = {name: probes["linear"]["patch_auc"] for name, probes in scores["backbone"]["scores"].items()}
+    assert areas.pop("backbone") > max(areas.values()) + 0.02
+    assert scores["teacher_forcing"]["map"]["loss"] < scores["teacher_forcing"]["map"]["loss_swapped_images"]
     assert (tmp_path / "quickstart" / "backbone" / "model.safetensors").is_file()
+    for config in CONFIGS.glob("experiment_*.yaml"):
+        for path in yaml.safe_load(config.read_text())["measures"].values():
+            look_up(metrics, path)
+
+
+@pytest.mark.slow
+def test_the_quickstart_does_not_pass_with_the_vit_frozen_at_random_weights(tmp_path):
+    done, metrics = run(tmp_path / "passenger", "--freeze_vision", "true")
+    assert done.returncode == 1
+    assert not metrics["task"]["passed"]
+    assert metrics["task"]["gate"]["least_gains"]["linear"] <= 0

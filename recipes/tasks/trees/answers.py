@@ -91,19 +91,26 @@ def score_counts(answers: list[str], dataset: Dataset, constant: float) -> dict:
 
 def score_boxes(answers: list[str], dataset: Dataset, constant: np.ndarray) -> dict:
     """Mean IoU with the largest tree, over the images with a tree; an answer without a box scores 0."""
-    scores, blind, missing = [], [], 0
-    for answer, row in zip(answers, dataset):
+    scores, swapped, blind, missing = [], [], [], 0
+    others = answers[len(answers) // 2 :] + answers[: len(answers) // 2]
+    for answer, other, row in zip(answers, others, dataset):
         boxes, size = trees_in(row)
         if len(boxes):
             target, predicted = largest(boxes, size), first_box(answer, size)
             missing += predicted is None
-            scores.append(0.0 if predicted is None else iou(predicted, target))
+            scores.append(overlap(predicted, target))
+            swapped.append(overlap(first_box(other, size), target))
             blind.append(iou(constant * size, target))
     return {
         "mean_iou": float(np.mean(scores)),
+        "mean_iou_swapped_images": float(np.mean(swapped)),
         "mean_iou_blind_constant": float(np.mean(blind)),
         "answers_without_box": missing,
     }
+
+
+def overlap(predicted: Box | None, target: Box) -> float:
+    return 0.0 if predicted is None else iou(predicted, target)
 
 
 def first_box(answer: str, size: int) -> Box | None:

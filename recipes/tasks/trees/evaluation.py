@@ -9,10 +9,11 @@ from datasets import Dataset, DatasetDict
 from transformers import set_seed
 
 from modeling_vitp import ViTPForConditionalGeneration, ViTPProcessor
+from modeling_vitp.cards.sections import table
 from modeling_vitp.evaluation.looking import losses_with_own_and_other_images
 from modeling_vitp.instructions.boxes import Box
 from modeling_vitp.instructions.collator import ViTPDataCollator
-from modeling_vitp.probing.gains import load_arms, measure_gains
+from modeling_vitp.probing.gains import gains_table, load_arms, measure_gains
 from modeling_vitp.training.outputs import attempt
 
 from .answers import ask_all, best_constant_box, first_box, score_boxes, score_counts, training_views, trees_in
@@ -59,7 +60,29 @@ def evaluate(
     shown = datasets["test"], answers["test"], output_dir / "predictions.png"
     if attempt(output_dir, "the picture of predictions", draw_predictions, *shown):
         metrics["failed"] = "predictions.png"
-    return metrics | gate(metrics["test"])
+    metrics |= gate(metrics["test"])
+    print(describe(metrics))
+    return metrics
+
+
+def describe(metrics: dict) -> str:
+    """What was measured, as tables in Markdown."""
+    lines = []
+    for split, ground in (("test", "Unseen ground of the big scene"), ("second_scene", "Another scene")):
+        scores = metrics[split]
+        count, boxes, forced = scores["count"], scores["grounding"], scores["teacher_forcing"]
+        rows = [
+            ["trees counted: mean error", count["mean_error"], count["mean_error_swapped_images"]],
+            ["the largest tree's box: mean IoU", boxes["mean_iou"], boxes["mean_iou_swapped_images"]],
+            ["loss on counts", *forced["count"].values()],
+            ["loss on maps", *forced["map"].values()],
+        ]
+        blind = [f"{count['mean_error_constant_median']:.2f}", f"{boxes['mean_iou_blind_constant']:.2f}", "", ""]
+        rows = [[name, f"{own:.2f}", f"{other:.2f}", constant] for (name, own, other), constant in zip(rows, blind)]
+        columns = ["the model's answers", "with its image", "with another image", "best constant"]
+        lines += [f"\n{ground}: crowns, read from frozen features\n", gains_table(scores["backbone"])]
+        lines += ["", table(columns, rows)]
+    return "\n".join([*lines, "", f"Gate: {'passed' if metrics['passed'] else 'NOT passed'}, {metrics['gate']}"])
 
 
 def gate(scores: dict) -> dict:

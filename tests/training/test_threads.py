@@ -1,0 +1,32 @@
+"""How threads wait, as the OpenMP that torch brings tells it."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+
+def spins(script, imports: str, **environment: str) -> int:
+    """How often a thread looks before it sleeps, as OpenMP displays it when torch is loaded, in a program that makes
+    some imports."""
+    environment = {**os.environ, "OMP_DISPLAY_ENV": "verbose", **environment}
+    environment = {name: value for name, value in environment.items() if value}
+    script.write_text(f"{imports}\nimport torch\ntorch.ones(3).sum()")
+    done = subprocess.run([sys.executable, script], env=environment, capture_output=True, text=True, check=True)
+    lines = [line for line in done.stderr.splitlines() if "GOMP_SPINCOUNT" in line]
+    if not lines:
+        pytest.skip("this build of torch has an OpenMP that does not tell")
+    return int(lines[0].split("'")[1])
+
+
+def test_threads_of_commands_sleep_while_they_wait_unless_told_otherwise(tmp_path):
+    """The package knows a command by its name."""
+    imports = "import modeling_vitp.training.command_line"
+    assert spins(tmp_path / "vitp", imports, OMP_WAIT_POLICY="") == 0
+    assert spins(tmp_path / "vitp", imports, OMP_WAIT_POLICY="ACTIVE") > 0
+
+
+def test_the_library_alone_leaves_them_as_they_are(tmp_path):
+    plain = spins(tmp_path / "script.py", "", OMP_WAIT_POLICY="")
+    assert spins(tmp_path / "script.py", "import modeling_vitp", OMP_WAIT_POLICY="") == plain > 0
