@@ -60,6 +60,8 @@ class ViTPConfig(InternVLConfig):
             Share of the training samples that VRL was applied to. A record too.
         vrl_warmup_steps (`int`, defaults to 0):
             Optimizer steps at the beginning of training that dropped nothing. A record too.
+        answer_mask_ratio (`float`, defaults to 0.0):
+            Share of the answers' tokens that was hidden from the input in training. A record too.
         image_seq_length (`int`):
             Visual tokens of one tile. Follows from the image size, the patch size and the downsample ratio, and is set
             from them whatever is given.
@@ -79,6 +81,7 @@ class ViTPConfig(InternVLConfig):
     vrl_drop_ratio: float | int = 0.0
     vrl_apply_prob: float | int = 1.0
     vrl_warmup_steps: int = 0
+    answer_mask_ratio: float | int = 0.0
     tie_word_embeddings: bool | None = None
 
     def __post_init__(self, **kwargs):

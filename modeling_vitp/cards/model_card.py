@@ -37,10 +37,11 @@ CITATION = """
 """
 
 PLACEHOLDER = "[More Information Needed]"  # PEFT's template, which says nothing
-VRL = {
+SETTINGS = {  # whose names say little
     "vrl_drop_ratio": "r, the share of visual tokens dropped (VRL)",
     "vrl_apply_prob": "share of samples with VRL",
     "vrl_warmup_steps": "first steps, without VRL",
+    "answer_mask_ratio": "share of answer tokens hidden from the input",
 }
 NOT_RESULTS = ("runtime", "per_second", "epoch", "num_tokens", "entropy", "_time")
 
@@ -124,7 +125,7 @@ def describe_training(record: dict[str, Any]) -> str | None:
     if record.get("base_model"):
         parts.append(f"Started from {', '.join(f'`{base}`' for base in record['base_model'])}.")
     settings = record.get("settings") or {}
-    parts.append(settings_table({VRL.get(name, name): value for name, value in settings.items()}))
+    parts.append(settings_table({SETTINGS.get(name, name): value for name, value in settings.items()}))
     data = record.get("data") or []
     columns = list(dict.fromkeys(key for entry in data for key, value in entry.items() if value not in (None, [])))
     if columns:

@@ -13,6 +13,7 @@ from trl.data_utils import prepare_multimodal_messages
 from ..messages import check_answers, check_messages, place_images
 from ..processing_vitp import ViTPProcessor
 from ..vrl import check_apply_prob, check_drop_ratio, check_warmup_steps, keyed_generator
+from .hiding import check_mask_ratio, hide_answers, mask_token_id
 from .rows import check_image_parts, load_images, sample_id_of
 from .settings import SampleTransform, SourceSettings
 
@@ -39,6 +40,8 @@ class ViTPDataCollator:
         vrl_apply_prob: share of the samples that VRL is applied to.
         vrl_warmup_steps: optimizer steps at the beginning in which nothing is dropped. [`ViTPTrainer`] gives each row
             its step; without one, which only that trainer can give, a row is refused.
+        answer_mask_ratio: probability in [0, 1] that a token of an answer is hidden: the input has a mask token in its
+            place, the labels are as ever, and the end of the turn stays. Drawn like VRL; see [`hide_answers`].
         seed: of all draws.
         sample_transform: called with the row, its images decoded under `images`, and a generator; returns the row to
             encode. The place for augmentation that has to keep answers true.
@@ -65,6 +68,7 @@ class ViTPDataCollator:
     vrl_drop_ratio: float = 0.0
     vrl_apply_prob: float = 1.0
     vrl_warmup_steps: int = 0
+    answer_mask_ratio: float = 0.0
     seed: int = 0
     sample_transform: SampleTransform | None = None
     source_settings: Mapping[str, SourceSettings] = dataclasses.field(default_factory=dict)
@@ -77,6 +81,7 @@ class ViTPDataCollator:
         check_drop_ratio(self.vrl_drop_ratio)
         check_apply_prob(self.vrl_apply_prob)
         check_warmup_steps(self.vrl_warmup_steps)
+        self._mask_id = mask_token_id(self.processor) if check_mask_ratio(self.answer_mask_ratio) > 0 else None
         # In shared memory, so that persistent workers, which keep the copy they were started with, see it change.
         self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()
         if self.on_error not in ("raise", "skip"):
@@ -94,7 +99,9 @@ class ViTPDataCollator:
         return self._epoch.item()
 
     def for_evaluation(self) -> "ViTPDataCollator":
-        """The same collator without VRL, transform and degradation, which stops at a row that cannot be used."""
+        """The same collator without VRL, hidden answers, transform and degradation, which stops at a row that cannot be
+        used.
+        """
         settings = {
             name: dataclasses.replace(settings, jpeg_degradation=False)
             for name, settings in self.source_settings.items()
@@ -103,6 +110,7 @@ class ViTPDataCollator:
             self,
             vrl_drop_ratio=0.0,
             vrl_warmup_steps=0,
+            answer_mask_ratio=0.0,
             sample_transform=None,
             source_settings=settings,
             on_error="raise",
@@ -233,6 +241,9 @@ class ViTPDataCollator:
             "attention_mask": torch.ones_like(input_ids),
             "labels": input_ids.masked_fill(~is_answer, NO_LABEL),
         }
+        if self._mask_id is not None:
+            generator = keyed_generator(*key, "answers")
+            sample["input_ids"] = hide_answers(input_ids, is_answer, self.answer_mask_ratio, self._mask_id, generator)
         if "position_ids" in encoded:
             sample["position_ids"] = torch.tensor(encoded["position_ids"][0])
         if self.max_length is not None and len(input_ids) > self.max_length:

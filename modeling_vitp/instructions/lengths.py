@@ -19,7 +19,8 @@ from .settings import SourceSettings
 class SampleLength:
     """The number of tokens that a row has after the drop, from the headers of its images: none is decoded.
 
-    Of a row that the collator will refuse it is 0. With `vrl_apply_prob` below 1 the visual tokens count on average.
+    Of a row that the collator will refuse it is 0, and in VRL's warm-up what it will be afterwards. With
+    `vrl_apply_prob` below 1 the visual tokens count on average.
 
     Args:
         processor, max_length, vrl_drop_ratio, vrl_apply_prob, source_settings: as for [`ViTPDataCollator`].

@@ -118,6 +118,7 @@ class VRLArguments(RunArguments):
         "vrl_drop_ratio": "[0, 1)",
         "vrl_apply_prob": "[0, 1]",
         "vrl_warmup_steps": "[0, inf)",
+        "answer_mask_ratio": "[0, 1]",
         "max_length": "[1, inf)",
     }
     choices = {"on_error": ("raise", "skip")}
@@ -135,6 +136,13 @@ class VRLArguments(RunArguments):
         metadata={
             "help": "VRL: optimizer steps at the beginning in which nothing is dropped. If not given, half of all for "
             "a model from_scratch, which has to learn to see first, and none for others."
+        },
+    )
+    answer_mask_ratio: float = field(
+        default=0.0,
+        metadata={
+            "help": "Probability that a token of an answer is hidden from the input in training, so that it has to be "
+            "read off the image and not off the answer's beginning."
         },
     )
     max_length: int | None = field(

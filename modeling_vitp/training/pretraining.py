@@ -51,7 +51,7 @@ class ViTPTrainer(Run, SFTTrainer):
     What differs from [`~trl.SFTTrainer`]:
 
     - every row has an id that reaches the collator; the epoch reaches it too, also in persistent workers;
-    - evaluation runs without VRL and without augmentation; the drop ratio is recorded in the model's config;
+    - evaluation runs without VRL, hidden answers and augmentation; ratios are recorded in the model's config;
     - with `vrl_warmup_steps` the drop ratio is 0 in the first optimizer steps, and "vrl_drop_ratio", the one of the
       last step, is logged;
     - what an optimizer step trains on does not depend on the number of processes, and no row is seen twice or lost
@@ -109,6 +109,7 @@ class ViTPTrainer(Run, SFTTrainer):
                 vrl_drop_ratio=args.vrl_drop_ratio,
                 vrl_apply_prob=args.vrl_apply_prob,
                 vrl_warmup_steps=args.vrl_warmup_steps or 0,
+                answer_mask_ratio=args.answer_mask_ratio,
                 seed=args.seed if args.data_seed is None else args.data_seed,
                 sample_transform=sample_transform,
                 source_settings=source_settings or {},
@@ -116,9 +117,11 @@ class ViTPTrainer(Run, SFTTrainer):
                 replacement_rows=replacement_rows(train_dataset) if args.on_error == "skip" else None,
                 pad_to_multiple_of=args.pad_to_multiple_of,
             )
-        model.config.vrl_drop_ratio = data_collator.vrl_drop_ratio
-        model.config.vrl_apply_prob = data_collator.vrl_apply_prob
-        model.config.vrl_warmup_steps = data_collator.vrl_warmup_steps
+        for name in ("vrl_drop_ratio", "vrl_apply_prob", "vrl_warmup_steps", "answer_mask_ratio"):
+            setattr(model.config, name, getattr(data_collator, name))
+        if data_collator.answer_mask_ratio > 0:
+            # The token that stands for hidden ones may be the pad token, and its embedding is to be learned.
+            model.get_input_embeddings().padding_idx = None
         self.eval_data_collator = data_collator.for_evaluation()
         if isinstance(eval_dataset, dict):
             eval_dataset = {name: prepare_rows(dataset) for name, dataset in eval_dataset.items()}
@@ -322,8 +325,9 @@ class ViTPTrainer(Run, SFTTrainer):
             "dataloader_drop_last": args.dataloader_drop_last,
             "vrl_drop_ratio": self.data_collator.vrl_drop_ratio,
             "vrl_apply_prob": self.data_collator.vrl_apply_prob,
-            # `None` if there is none, as in checkpoints that are older than this setting.
+            # `None` if it is not in use, as in checkpoints that are older than these settings.
             "vrl_warmup_steps": self.data_collator.vrl_warmup_steps or None,
+            "answer_mask_ratio": self.data_collator.answer_mask_ratio or None,
             "max_length": self.data_collator.max_length,
             "max_patches": image_processor.max_patches,
             "input_spec": image_processor.input_spec,

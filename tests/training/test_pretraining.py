@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 from datasets import Dataset, Features, Image, List, Value
+from internvl_oracle import build_native
 from pictures import picture
 from safetensors.torch import load_file, save_file
 from tiny_models import TEXT, TOKENS_PER_TILE, VISION
@@ -95,11 +96,36 @@ def test_loss_accuracy_and_tokens_seen_are_those_of_a_plain_computation(tokenize
     assert num_image_tokens == num_tiles * TOKENS_PER_TILE / 4
 
 
-def test_the_config_of_the_saved_model_records_the_drop_ratio(tokenizer, rows, tmp_path):
-    trainer = make_trainer(tokenizer, rows, tmp_path, drop_ratio=0.6, vrl_apply_prob=0.5, vrl_warmup_steps=3)
+def test_the_loss_with_hidden_answers_is_that_of_internvl_on_the_same_tokens(tokenizer, rows, tmp_path):
+    options = {"max_steps": 1, "per_device_train_batch_size": 6, "answer_mask_ratio": 0.5}
+    trainer = make_trainer(tokenizer, rows, tmp_path, drop_ratio=0.0, **options)
+    for layer in trainer.model.model.vision_tower.encoder.layer:
+        layer.drop_path.drop_prob = 0.0
+    native, pad_id = build_native(trainer.model), tokenizer.pad_token_id
+    seed = trainer.args.seed
+    batch = ViTPDataCollator(trainer.processing_class, answer_mask_ratio=0.5, seed=seed)(list(rows))
+    whole = ViTPDataCollator(trainer.processing_class, seed=seed)(list(rows))
+    labels = batch.pop("labels")
+    assert torch.equal(labels, whole["labels"]) and not torch.equal(batch["input_ids"], whole["input_ids"])
+    with torch.no_grad():
+        logits = native(**batch).logits[:, :-1]
+    targets = labels[:, 1:]
+    expected = torch.nn.functional.cross_entropy(logits[targets != -100], targets[targets != -100]).item()
+
+    trainer.train()
+    assert losses(trainer) == [pytest.approx(expected, rel=1e-5)]
+    # The embedding of what stands for hidden tokens is learned, though it is that of the pad token.
+    assert native.get_input_embeddings().weight[pad_id].eq(0).all()
+    assert trainer.model.get_input_embeddings().weight[pad_id].abs().min() > 0
+    assert not trainer.eval_data_collator.answer_mask_ratio
+
+
+def test_the_config_of_the_saved_model_records_the_ratios(tokenizer, rows, tmp_path):
+    settings = {"vrl_apply_prob": 0.5, "vrl_warmup_steps": 3, "answer_mask_ratio": 0.9}
+    trainer = make_trainer(tokenizer, rows, tmp_path, drop_ratio=0.6, **settings)
     trainer.save_model()
     config = json.loads((tmp_path / "config.json").read_text())
-    assert (config["vrl_drop_ratio"], config["vrl_apply_prob"], config["vrl_warmup_steps"]) == (0.6, 0.5, 3)
+    assert config.items() >= {"vrl_drop_ratio": 0.6, **settings}.items()
     assert not list(tmp_path.rglob("*.bin")) or [p.name for p in tmp_path.rglob("*.bin")] == ["training_args.bin"]
     model = ViTPForConditionalGeneration.from_pretrained(tmp_path)
     assert all(torch.equal(a, b) for a, b in zip(model.parameters(), trainer.model.parameters()))

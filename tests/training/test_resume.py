@@ -145,6 +145,7 @@ def test_settings_that_may_not_change_are_named_and_others_warned_about(tmp_path
         ({"seed": 1}, "seed was 42 and is 1"),
         ({"vrl_drop_ratio": 0.5}, "vrl_drop_ratio was 0.75 and is 0.5"),
         ({"vrl_warmup_steps": 1}, "vrl_warmup_steps was None and is 1"),
+        ({"answer_mask_ratio": 0.5}, "answer_mask_ratio was None and is 0.5"),
         ({"gradient_accumulation_steps": 1}, "global batch size was 4 and is 2"),
         ({"num_rows": 9}, "training data was '10 rows, .*' and is '9 rows"),
         ({"drop_path_rate": 0.0}, "drop_path_rate was 0.1 and is 0.0"),
