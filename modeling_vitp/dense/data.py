@@ -4,7 +4,7 @@ import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import get_type_hints
+from typing import Any, get_type_hints
 
 import datasets
 import torch
@@ -122,13 +122,18 @@ class DenseData:
 
     def describe(
         self, train_splits: Sequence[str], eval_split: str | None, test_split: str | None
-    ) -> tuple[list[dict[str, str]], dict[str, str | None]]:
-        """What is trained on, and what `metrics.json` will be about, for the record of the run."""
+    ) -> tuple[list[dict[str, str]], dict[str, Any]]:
+        """What is trained on, and what `metrics.json` will be about, for the record of the run.
+
+        The second has under `data` what [`from_dict`] takes.
+        """
         name = public_name(self.dataset_name or self.root)
         is_on_hub = self.dataset_name is not None and not Path(self.dataset_name).exists()
         on_hub = {"dataset": self.dataset_name} if is_on_hub else {}
         trained_on = [{"name": name, "split": split, **on_hub} for split in train_splits]
-        return trained_on, {"name": name, "eval": eval_split, "test": test_split, **on_hub}
+        settings = {item.name: getattr(self, item.name) for item in fields(self) if item.init}
+        settings = {key: value for key, value in settings.items() if value is not None}
+        return trained_on, {"name": name, "eval": eval_split, "test": test_split, **on_hub, "data": settings}
 
 
 class ClassPixels(Dataset):
