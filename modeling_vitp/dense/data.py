@@ -19,6 +19,7 @@ from ..training.values import check_type
 from .classes import IGNORE_INDEX, LabelEncoding
 from .files import check_disjoint, find_samples
 from .samples import ImageFiles, MaskedImages, Rows
+from .shared_images import check_no_shared_images, images_of_files, images_of_rows
 from .volumes import slice_volumes
 
 logger = logging.getLogger(__name__)
@@ -108,17 +109,20 @@ class DenseData:
         return Rows(rows, self.encoding, name=name)
 
     def check_disjoint(self, names: Sequence[str]) -> None:
-        """Raises a `ValueError` if two of the splits share a file, a patient or a case."""
+        """Raises a `ValueError` if two of the splits share an image, under whatever name, a patient or a case."""
         if self.root is not None:
-            check_disjoint({name: find_samples(self.root, self.splits[name], name) for name in names})
+            samples = {name: find_samples(self.root, self.splits[name], name) for name in names}
+            check_disjoint(samples)
+            check_no_shared_images(images_of_files(samples))
         elif len({self.splits[name] for name in names}) < len(names):
             raise ValueError(f"Two of the splits {list(names)} are the same.")
         elif len(names) > 1:
-            owners = {}
-            for name in names:
-                for case in set(self._open(name).cases or ()):
+            owners, opened = {}, {name: self._open(name) for name in names}
+            for name, rows in opened.items():
+                for case in set(rows.cases or ()):
                     if owners.setdefault(case, name) != name:
                         raise ValueError(f"The case {case!r} is in both splits {owners[case]!r} and {name!r}.")
+            check_no_shared_images(images_of_rows(opened))
 
     def describe(
         self, train_splits: Sequence[str], eval_split: str | None, test_split: str | None
