@@ -20,6 +20,7 @@ from transformers import PreTrainedConfig
 from ..cards.sections import table
 from ..images.corruptions import SEVERITIES, parameters
 from ..metrics.report import without_nan
+from ..training.lock import FolderLock
 from ..training.outputs import write_whole
 from . import dense_robustness
 from .arguments import RobustnessArguments
@@ -78,15 +79,27 @@ def evaluate_robustness(args: RobustnessArguments) -> dict[str, Any]:
     Raises:
         ValueError: if there is no such corruption, a model or its data cannot be used, the models are of other data, or
             the output folder is of another evaluation.
+        RunStopped: if another process writes to it.
     """
     conditions = [(name, severity) for name in args.corruptions or SEVERITIES for severity in args.severities]
     for condition in conditions:
         parameters(*condition)
     tasks, about = open_tasks(args)
-    output_dir, metrics = Path(args.output_dir), {**about, "models": []}
+    lock = FolderLock(args.output_dir)
+    lock.acquire()
+    try:
+        return score_all(tasks, about, conditions, Path(args.output_dir))
+    finally:
+        lock.release()
+
+
+def score_all(
+    tasks: dict[str, Task], about: dict[str, Any], conditions: Sequence[tuple[str, int]], output_dir: Path
+) -> dict[str, Any]:
+    names, metrics = list(tasks), {**about, "models": []}
     same = {name: value for name, value in about.items() if name not in ("score", "images")}
     check_settings(output_dir / "settings.json", {**same, "parameters of corruptions": SEVERITIES})
-    for name, label in zip(args.models, labels(args.models)):
+    for name, label in zip(names, labels(names)):
         task = tasks.pop(name)  # so that one model at a time is in memory
         folder = output_dir / re.sub(r"[^\w.=-]+", "--", os.path.normpath(name)).strip("-")
         settings = task.settings

@@ -3,6 +3,8 @@
 import hashlib
 import json
 import math
+import os
+import socket
 
 import numpy as np
 import pytest
@@ -13,6 +15,8 @@ from modeling_vitp.evaluation.arguments import RobustnessArguments
 from modeling_vitp.evaluation.robustness import draw, evaluate_robustness, labels, severity_table, summary_table
 from modeling_vitp.images.corruptions import SEVERITIES
 from modeling_vitp.training.command_line import WrongArguments, parse
+from modeling_vitp.training.lock import started
+from modeling_vitp.training.stops import RunStopped
 
 
 class Counted:
@@ -115,6 +119,28 @@ def test_what_is_of_other_images_or_weights_is_not_gone_on_with(ask, monkeypatch
     monkeypatch.setattr(Counted, "settings", property(lambda self: {"weights": "others"}, lambda *_: None), False)
     with pytest.raises(ValueError, match=r"a/settings.json is of a comparison with another weights"):
         ask(corruptions=["haze"])
+
+
+def test_one_evaluation_writes_to_a_folder_at_a_time(ask, tmp_path, monkeypatch):
+    evaluate = Counted.evaluate
+
+    def beside(self, *how):
+        holder = json.loads((tmp_path / "out" / ".run.lock").read_text())
+        assert holder["pid"] == os.getpid()
+        return evaluate(self, *how)
+
+    monkeypatch.setattr(Counted, "evaluate", beside)
+    ask(corruptions=["haze"])
+    lock = tmp_path / "out" / ".run.lock"
+    assert not lock.exists()
+    parent = lock_of_process(os.getppid())
+    lock.write_text(json.dumps(parent))
+    with pytest.raises(RunStopped, match=f"Another run writes to .*out: process {os.getppid()}"):
+        ask(corruptions=["haze"])
+
+
+def lock_of_process(pid: int) -> dict:
+    return {"host": socket.gethostname(), "pid": pid, "started": started(pid), "since": "today"}
 
 
 def test_a_score_can_be_any_value_of_the_metric(ask, tmp_path, monkeypatch):
