@@ -76,7 +76,7 @@ def check_no_shared_images(images: Iterable[StoredImage]) -> None:
         if not is_of_one_color(first):
             raise ValueError(
                 f"{other.name} in split {other.split!r} is the same image as {first.name} in {first.split!r}: take it "
-                "out of one of the two."
+                "out of one of the two, or, where these are the published splits, set allow_shared_images in `data`."
             )
 
 

@@ -31,7 +31,7 @@ def data(tmp_path):
     return DenseData(classes=TWO, splits=SPLITS, root=str(tmp_path))
 
 
-def test_a_copy_under_another_name_is_named_with_its_source(data, tmp_path):
+def test_a_copy_under_another_name_is_named_with_its_source(data, tmp_path, caplog):
     data.check_disjoint(list(SPLITS))
     shutil.copyfile(tmp_path / "train/2.png", tmp_path / "test/renamed.png")
     said = "test/renamed.png in split 'test' is the same image as .*train/2.png in 'train': take it out of one"
@@ -40,6 +40,9 @@ def test_a_copy_under_another_name_is_named_with_its_source(data, tmp_path):
     assert len(str(caught.value).splitlines()) == 1
     data.check_disjoint(["train", "val"])
     data.check_disjoint(["val", "test"])
+    data.allow_shared_images = True
+    data.check_disjoint(list(SPLITS))
+    assert "test/renamed.png in split 'test' is the same image as" in caplog.text
 
 
 def test_copies_within_a_split_and_images_of_one_color_may_be(data, tmp_path):
