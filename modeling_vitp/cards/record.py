@@ -25,7 +25,7 @@ def write_record(
     settings: dict[str, dict[str, Any]],
     sources: Iterable[str | None],
     data: list[dict[str, Any]],
-    evaluated_on: dict[str, str] | None = None,
+    evaluated_on: dict[str, Any] | None = None,
 ) -> None:
     """Writes down what a run is, before it starts.
 
@@ -34,7 +34,8 @@ def write_record(
         settings: `fixed` and `free`, see [`~modeling_vitp.training.run.Run.run_settings`].
         sources: folders or Hub ids of the weights that the training starts from.
         data: one mapping for each source of the training data; a `dataset` in it is a Hub id.
-        evaluated_on: `name` and `split` of the data that `metrics.json` is about, and `dataset` if it is on the Hub.
+        evaluated_on: `name` and `split` of the data that `metrics.json` is about, and `dataset` if it is on the Hub;
+            of fine-tunings also `data`, their description, and `scored_with`, settings.
     """
     sources = [source for source in sources if source]
     record = {

@@ -5,6 +5,9 @@ from dataclasses import dataclass, field
 from ..training.run_arguments import RunArguments
 from ..training.values import Arguments, check_within
 
+# Settings that the scores of a model depend on.
+SCORED_WITH = ("window", "stride", "test_scales", "test_flip", "per_device_eval_batch_size", "bf16", "fp16")
+
 
 @dataclass
 class DenseModelArguments(Arguments):

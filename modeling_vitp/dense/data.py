@@ -1,10 +1,10 @@
 """A data set as a configuration describes it: classes, splits, and how the files are read."""
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import get_type_hints
+from typing import Any, get_type_hints
 
 import datasets
 import torch
@@ -19,6 +19,7 @@ from ..training.values import check_type
 from .classes import IGNORE_INDEX, LabelEncoding
 from .files import check_disjoint, find_samples
 from .samples import ImageFiles, MaskedImages, Rows
+from .shared_images import StoredImage, check_no_shared_images, images_of_files, images_of_rows
 from .volumes import slice_volumes
 
 logger = logging.getLogger(__name__)
@@ -38,6 +39,7 @@ class DenseData:
         columns: see [`Rows`].
         mask_encoding, ignore: see [`LabelEncoding`].
         input_spec: how images that are not 8-bit RGB are read, see [`~modeling_vitp.InputSpec`].
+        allow_shared_images: whether splits may hold the same image under different names, with a warning.
         volumes: `plane`, and `window` or `percentiles`, where files are NIfTI volumes; see [`slice_volumes`].
     """
 
@@ -51,6 +53,7 @@ class DenseData:
     ignore: Sequence = ()
     input_spec: dict | None = None
     volumes: Mapping | None = None
+    allow_shared_images: bool = False
     encoding: LabelEncoding = field(init=False)
 
     def __post_init__(self):
@@ -108,27 +111,43 @@ class DenseData:
         return Rows(rows, self.encoding, name=name)
 
     def check_disjoint(self, names: Sequence[str]) -> None:
-        """Raises a `ValueError` if two of the splits share a file, a patient or a case."""
+        """Raises a `ValueError` if two of the splits share an image, under whatever name, a patient or a case."""
         if self.root is not None:
-            check_disjoint({name: find_samples(self.root, self.splits[name], name) for name in names})
+            samples = {name: find_samples(self.root, self.splits[name], name) for name in names}
+            check_disjoint(samples)
+            self._check_contents(images_of_files(samples))
         elif len({self.splits[name] for name in names}) < len(names):
             raise ValueError(f"Two of the splits {list(names)} are the same.")
         elif len(names) > 1:
-            owners = {}
-            for name in names:
-                for case in set(self._open(name).cases or ()):
+            owners, opened = {}, {name: self._open(name) for name in names}
+            for name, rows in opened.items():
+                for case in set(rows.cases or ()):
                     if owners.setdefault(case, name) != name:
                         raise ValueError(f"The case {case!r} is in both splits {owners[case]!r} and {name!r}.")
+            self._check_contents(images_of_rows(opened))
+
+    def _check_contents(self, images: Iterable[StoredImage]) -> None:
+        try:
+            check_no_shared_images(images)
+        except ValueError as error:
+            if not self.allow_shared_images:
+                raise
+            logger.warning("%s", error)
 
     def describe(
         self, train_splits: Sequence[str], eval_split: str | None, test_split: str | None
-    ) -> tuple[list[dict[str, str]], dict[str, str | None]]:
-        """What is trained on, and what `metrics.json` will be about, for the record of the run."""
+    ) -> tuple[list[dict[str, str]], dict[str, Any]]:
+        """What is trained on, and what `metrics.json` will be about, for the record of the run.
+
+        The second has under `data` what [`from_dict`] takes.
+        """
         name = public_name(self.dataset_name or self.root)
         is_on_hub = self.dataset_name is not None and not Path(self.dataset_name).exists()
         on_hub = {"dataset": self.dataset_name} if is_on_hub else {}
         trained_on = [{"name": name, "split": split, **on_hub} for split in train_splits]
-        return trained_on, {"name": name, "eval": eval_split, "test": test_split, **on_hub}
+        settings = {item.name: getattr(self, item.name) for item in fields(self) if item.init}
+        settings = {key: value for key, value in settings.items() if value is not None}
+        return trained_on, {"name": name, "eval": eval_split, "test": test_split, **on_hub, "data": settings}
 
 
 class ClassPixels(Dataset):

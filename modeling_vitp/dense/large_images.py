@@ -22,6 +22,7 @@ from tqdm.auto import tqdm
 from transformers import BaseImageProcessor, PreTrainedModel
 
 from ..image_processing_vitp import InputSpec, band_percentiles
+from ..images.reading import stored_orientation
 from .sliding_window import augmented, predict_bands
 
 NO_CLASS = 255  # where the image has no data
@@ -76,8 +77,8 @@ def predict_large(
 
     Raises:
         ValueError: if the model takes another number of images, the two of a pair differ in size or georeference, the
-            bands are not what the input spec needs, there are more than 255 classes, or an unfinished run had other
-            arguments.
+            bands are not what the input spec needs, there are more than 255 classes, an image is stored with an
+            orientation (a tag of TIFF or EXIF) other than upright, or an unfinished run had other arguments.
         FileExistsError: if `output` or `probabilities` exists.
     """
     paths = [Path(image) for image in ([images] if isinstance(images, (str, os.PathLike)) else images)]
@@ -104,6 +105,7 @@ def predict_large(
         warnings.simplefilter("ignore", NotGeoreferencedWarning)  # a PNG need not be
         sources = [LargeImage.open(stack.enter_context(rasterio.open(path)), image_processor) for path in paths]
         first = sources[0].dataset
+        check_upright(paths)
         check_same_ground([source.dataset for source in sources])
         rows = stack.enter_context(
             RowFile(
@@ -238,6 +240,17 @@ def sampled_windows(dataset: DatasetReader, bands: list[int], percentiles: tuple
     except ValueError as error:
         raise ValueError(f"{dataset.name}: {error}") from error
     return [[low, high if high > low else low + 1] for low, high in windows]
+
+
+def check_upright(paths: Sequence[Path]) -> None:
+    """GDAL gives pixels as they are stored, in training they are as they are to be seen."""
+    for path in paths:
+        orientation = stored_orientation(path)
+        if orientation != 1:
+            raise ValueError(
+                f"{path} is stored with orientation {orientation}, so not as it is to be seen: turn its pixels (as "
+                "ImageMagick's -auto-orient does), or take the tag away if they are upright as they are."
+            )
 
 
 def check_same_ground(datasets: list[DatasetReader]) -> None:

@@ -2,7 +2,7 @@
 
 import logging
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,7 +22,7 @@ from ..training.batching import GlobalBatchSampler, share
 from ..training.layer_decay import layer_decay_groups
 from ..training.run import Run, RunConfig
 from ..vrl import keyed_generator
-from .arguments import DenseSettings
+from .arguments import SCORED_WITH, DenseSettings
 from .augmentation import Augmentation
 from .classes import IGNORE_INDEX, LabelEncoding
 from .samples import ImageFiles, MaskedImages
@@ -41,6 +41,8 @@ class DenseTrainingArguments(DenseSettings, RunConfig, TrainingArguments):
         self.remove_unused_columns = False  # the ids of samples, for a step that fails
         self.window = self.window or self.crop_size
         self.stride = self.stride or self.window
+        if self.stride > self.window:
+            raise ValueError(f"stride={self.stride} is larger than window={self.window}: pixels would be left out.")
 
 
 class TrainingSamples(Dataset):
@@ -190,6 +192,16 @@ class DenseTrainer(Run, Trainer):
         samples = self.train_dataset.samples
         parts = samples.datasets if isinstance(samples, ConcatDataset) else [samples]
         return {f"split {number}": files_or_rows(part) for number, part in enumerate(parts, start=1)}
+
+    def record(
+        self,
+        argv: Sequence[str] | None,
+        sources: Sequence[str | None],
+        data: list[dict[str, Any]],
+        evaluated_on: dict[str, Any] | None,
+    ) -> None:
+        scored_with = {name: getattr(self.args, name) for name in SCORED_WITH} | {"metric": self.metric_name}
+        super().record(argv, sources, data, evaluated_on and evaluated_on | {"scored_with": scored_with})
 
     def run_settings(self) -> dict[str, dict[str, Any]]:
         args = self.args

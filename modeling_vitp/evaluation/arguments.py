@@ -1,7 +1,11 @@
 """Arguments of experiments on the command line."""
 
 from dataclasses import dataclass, field, fields
+from typing import Any
 
+import yaml
+
+from ..dense.arguments import SCORED_WITH
 from ..training.arguments import SFT_MODULES, VRLArguments
 from ..training.command_line import field_names, find_config, find_data
 from ..training.values import Arguments
@@ -67,3 +71,80 @@ class CompareArguments(Arguments):
             raise ValueError(
                 f"pretraining: {unknown} are no settings of it; output, seed and drop ratio are told here."
             )
+
+
+@dataclass
+class RobustnessArguments(Arguments):
+    """Which models are scored under which corruptions, on what.
+
+    Attributes:
+        configuration: the file that `data` names, a configuration of fine-tuning; empty if it names none.
+        scored_with: the settings of scoring that are given here, and not by a file or by a model's run.
+    """
+
+    file_fields = ("data",)
+    limits = {
+        "severities": "[1, 5]",
+        "limit": "[1, inf)",
+        "window": "[1, inf)",
+        "stride": "[1, inf)",
+        "test_scales": "(0, inf)",
+        "per_device_eval_batch_size": "[1, inf)",
+        "dataloader_num_workers": "[0, inf)",
+    }
+    choices = {"metric": ("mean_iou", "dice", "change_detection")}
+
+    models: list[str] = field(
+        default_factory=list, metadata={"help": "Folders or Hub ids of fine-tuned models, side by side in the table."}
+    )
+    data: dict | str | None = field(
+        default=None,
+        metadata={
+            "help": "Images with masks: as in fine-tuning, or the file of such a configuration. By default what the "
+            "models' runs were scored on."
+        },
+    )
+    data_root: str | None = field(default=None, metadata={"help": "Where they are, instead of data.root."})
+    split: str | None = field(
+        default=None, metadata={"help": "Split to score; else test_split, or eval_split, of the configuration."}
+    )
+    corruptions: list[str] = field(
+        default_factory=list, metadata={"help": "Of modeling_vitp.images.corruptions; all twelve if not given."}
+    )
+    severities: list[int] = field(default_factory=lambda: [1, 2, 3, 4, 5], metadata={"help": "From 1 to 5."})
+    seed: int = field(default=0, metadata={"help": "Of what is drawn: noise, clouds, gaps, directions."})
+    limit: int | None = field(
+        default=None, metadata={"help": "Score only so many images, evenly spread over the split."}
+    )
+    metric: str | None = field(default=None, metadata={"help": "Folder of modeling_vitp/metrics, as in fine-tuning."})
+    score: str | None = field(
+        default=None, metadata={"help": "Value of the metric for table and plot, such as iou/tree; else its main one."}
+    )
+    window: int | None = field(default=None, metadata={"help": "As in fine-tuning; so are the next five."})
+    stride: int | None = field(default=None, metadata={"help": "From one window to the next, in pixels."})
+    test_scales: list[float] | None = field(default=None, metadata={"help": "Predictions are averaged over these."})
+    test_flip: bool | None = field(default=None, metadata={"help": "Predictions are averaged over mirrored images."})
+    per_device_eval_batch_size: int | None = field(default=None, metadata={"help": "Windows predicted together."})
+    bf16: bool | None = field(default=None, metadata={"help": "Whether to compute in bfloat16."})
+    dataloader_num_workers: int = field(default=0, metadata={"help": "Processes that read and corrupt images."})
+    output_dir: str = field(default="outputs/robustness", metadata={"help": "For metrics.json, plot and parts."})
+
+    def __post_init__(self):
+        super().__post_init__()
+        self.configuration: dict[str, Any] = {}
+        if isinstance(self.data, str):
+            name = self.data
+            self.configuration = yaml.safe_load(find_config(name).read_text())
+            if not isinstance(self.configuration, dict) or not isinstance(self.configuration.get("data"), dict):
+                raise ValueError(f"data={name!r} is no configuration of fine-tuning: it has no mapping `data`.")
+            self.data = self.configuration["data"]
+        given = {name: getattr(self, name) for name in SCORED_WITH if getattr(self, name, None) is not None}
+        self.scored_with = given | ({} if self.metric is None else {"metric": self.metric})
+        if not self.models:
+            raise ValueError("Give `models`: what is scored.")
+        for name in ("models", "corruptions", "severities"):
+            values = getattr(self, name)
+            if len(set(values)) < len(values):
+                raise ValueError(f"{name}={values}: one is given twice.")
+        if not self.severities:
+            raise ValueError("severities is empty: give some of 1 to 5.")

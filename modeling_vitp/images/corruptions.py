@@ -111,6 +111,28 @@ def motion(name: str, severity: int, height: int, width: int, seed: int = 0) -> 
     return torch.tensor(rows, dtype=torch.float64)
 
 
+def move_labels(labels: torch.Tensor, matrix: torch.Tensor, outside: int) -> torch.Tensor:
+    """A map of labels, moved as [`corrupt`] moves the image: a pixel has the label of what is shown in it.
+
+    Args:
+        labels: of shape `(height, width)`, the size of the image, of any dtype.
+        matrix: from [`motion`].
+        outside: the label of pixels that show what was no place of the image, but reflected or black.
+
+    Returns:
+        Labels of the same shape, dtype and device: those of the nearest pixels.
+    """
+    height, width = labels.shape
+    places = F.affine_grid(_inverse(matrix.cpu())[None], (1, 1, height, width), align_corners=False)[0]
+    tolerance = 1e-9  # where a place lies between two pixels, it is one side's whatever the rounding
+    places = ((places + 1) / 2 * places.new_tensor([width, height]) + tolerance).floor().long().to(labels.device)
+    columns, rows = places.unbind(-1)
+    inside = (columns >= 0) & (columns < width) & (rows >= 0) & (rows < height)
+    moved = torch.full_like(labels, outside)
+    moved[inside] = labels[rows[inside], columns[inside]]
+    return moved
+
+
 def undo_motion(features: torch.Tensor, matrix: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """The feature map of a corrupted image, brought back to the places of the clean image.
 

@@ -121,6 +121,29 @@ def stored_size(path: Path) -> tuple[int, int]:
     return size[::-1] if orientation >= 5 else size
 
 
+def stored_orientation(path: Path) -> int:
+    """From 1, upright, to 8, from the header, whatever the size of the image; 1 of a format that has none.
+
+    Raises:
+        ValueError: if a TIFF cannot be read.
+    """
+    with path.open("rb") as file:
+        if file.read(4) in TIFF:
+            file.seek(0)
+            try:
+                return orientation_of(tiff_tags(file))
+            except (OSError, SyntaxError) as error:
+                raise ValueError(f"{path} cannot be read: {error}") from error
+    most, PIL.Image.MAX_IMAGE_PIXELS = PIL.Image.MAX_IMAGE_PIXELS, None  # no pixel is decoded
+    try:
+        with PIL.Image.open(path) as image:
+            return header_orientation(image)
+    except PIL.UnidentifiedImageError:
+        return 1
+    finally:
+        PIL.Image.MAX_IMAGE_PIXELS = most
+
+
 def tiff_tags(file: BinaryIO) -> ImageFileDirectory_v2:
     """The first directory of an open TIFF."""
     header = file.read(8)

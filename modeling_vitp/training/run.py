@@ -243,7 +243,7 @@ class Run:
         argv: Sequence[str] | None,
         sources: Sequence[str | None],
         data: list[dict[str, Any]],
-        evaluated_on: dict[str, str] | None,
+        evaluated_on: dict[str, Any] | None,
     ) -> None:
         """Records what the run is for its card, as soon as it trains; see
         [`~modeling_vitp.cards.record.write_record`]. Until [`keep_record`], what is there of a finished run stays.

@@ -5,6 +5,7 @@ import sys
 import numpy as np
 import pytest
 import rasterio
+import rasterio.shutil
 import torch
 import yaml
 from PIL import Image
@@ -139,6 +140,36 @@ def test_pixels_without_data_have_no_class_and_no_part_in_percentiles(model, tmp
     with rasterio.open(tmp_path / "classes.tif") as file:
         assert file.nodata == 255
         np.testing.assert_array_equal(file.read(1), expected)
+
+
+@pytest.mark.parametrize("name", ["scene.tif", "scene.png", "scene.jpg", "no_suffix"])
+def test_an_image_that_is_not_stored_as_it_is_to_be_seen_is_named(model, tmp_path, monkeypatch, name):
+    """In fine-tuning it is turned; GDAL gives it as it is stored. Also one larger than Pillow would decode."""
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", HEIGHT * WIDTH // 4)
+    image, path = Image.fromarray(scene().transpose(1, 2, 0)), tmp_path / name
+    kind = {"scene.png": "PNG", "scene.jpg": "JPEG"}.get(name, "TIFF")
+    exif = Image.Exif()
+    for orientation in (6, 2, 1):
+        exif[274] = orientation
+        how = {"tiffinfo": {274: orientation}} if kind == "TIFF" else {"exif": exif}
+        image.save(path, kind, **how)
+        arguments = model, ViTPSegmentationImageProcessor(), path, tmp_path / "classes.tif"
+        if orientation == 1:
+            predict_large(*arguments, **WINDOWS)
+            continue
+        with pytest.raises(ValueError, match=f"{name} is stored with orientation {orientation}") as caught:
+            predict_large(*arguments, **WINDOWS)
+        assert len(str(caught.value).splitlines()) == 1 and list(tmp_path.iterdir()) == [path]
+    assert Image.MAX_IMAGE_PIXELS == HEIGHT * WIDTH // 4
+
+
+def test_a_format_of_gdal_alone_has_no_orientation(model, tmp_path):
+    write_tiff(tmp_path / "scene.tif", scene())
+    with rasterio.open(tmp_path / "scene.tif") as file:
+        rasterio.shutil.copy(file, tmp_path / "scene.img", driver="HFA")
+    for name in ("scene.tif", "scene.img"):
+        predict_large(model, ViTPSegmentationImageProcessor(), tmp_path / name, tmp_path / f"{name}.tif", **WINDOWS)
+    np.testing.assert_array_equal(read(tmp_path / "scene.tif.tif"), read(tmp_path / "scene.img.tif"))
 
 
 def test_transparent_pixels_have_no_class(model, tmp_path):

@@ -12,7 +12,7 @@ from paths import CONFIGS
 
 from modeling_vitp.dense.arguments import DenseModelArguments, DenseSettings, FinetuneArguments
 from modeling_vitp.dense.data import DenseData
-from modeling_vitp.evaluation.arguments import CompareArguments
+from modeling_vitp.evaluation.arguments import CompareArguments, RobustnessArguments
 from modeling_vitp.probing.arguments import ProbeArguments
 from modeling_vitp.training.arguments import PretrainArguments, VRLArguments
 from modeling_vitp.training.command_line import WrongArguments, parse
@@ -23,6 +23,7 @@ CLASSES = {
     "finetune": (FinetuneArguments, DenseSettings, DenseModelArguments),
     "probe": (ProbeArguments,),
     "compare": (CompareArguments,),
+    "robustness": (RobustnessArguments,),
 }
 ODD = ["", "-1", "0", "1", "2.5", "1e400", "nan", "-inf", "true", "[]", "{}", "{", "null", "x", "--", "é\u2028", "a b"]
 

@@ -58,6 +58,7 @@ SMALL = {  # recipe -> options that make it small, after those of the page
     "finetune_segmentation": MAPS,
     "finetune_change_detection": MAPS,
     "predict_large": {"window": 64, "stride": 48},
+    "evaluate_robustness": {"corruptions": "haze rotation", "severities": "1 5", "limit": 2},
     "validate_data": {"num_workers": 1},
     "benchmark": {"tiles": 1, "steps": 1, "rounds": 1},
     "benchmark_loader": {"rows": 4, "batch_size": 2, "workers": 0, "rounds": 1},

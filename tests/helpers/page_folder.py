@@ -100,6 +100,7 @@ def write_checkpoints(folder: Path) -> None:
     small = {"deformable_heads": 4, "spatial_prior_channels": 8}
     for name, model_class in {
         "my_model": ViTPForSemanticSegmentation,
+        "my_other_model": ViTPForSemanticSegmentation,
         "my_change_model": ViTPForChangeDetection,
     }.items():
         labels = settings | {"num_labels": 2 if "change" in name else 7}
@@ -206,6 +207,7 @@ def names_of(page: str, folder: Path) -> dict:
         image = np.asarray(picture(64, 48))
         return {
             "images": images,
+            "mask": torch.zeros(image.shape[:2], dtype=torch.uint8),
             "later_images": [picture(*one.size, 3) for one in images],
             "masks": [np.random.default_rng(4).integers(0, 2, one.size[::-1]) for one in images],
             "pixel_values": torch.randn(1, 3, 56, 56),

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from modeling_vitp.images.corruptions import SEVERITIES, corrupt, motion, parameters, undo_motion
+from modeling_vitp.images.corruptions import SEVERITIES, corrupt, motion, move_labels, parameters, undo_motion
 
 GEOMETRIC = ("rotation", "scale", "translation")
 RANDOM = ("cloud", "data_gaps", "gaussian_noise", "salt_and_pepper", "translation")
@@ -257,6 +257,72 @@ def test_undoing_the_motion_of_the_image_itself():
         difference = np.abs(undone.movedim(0, -1).numpy() - image).max(-1)
         assert difference[2:-2, 2:-2][valid[2:-2, 2:-2].numpy()].max() < 2.5
         assert 0.4 < valid.float().mean() and valid.all() == (name == "scale")
+
+
+OUTSIDE = 255
+COLORS = np.array([(0, 0, 0), (255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 255)], dtype=np.uint8)
+
+
+def block_labels(height, width, block=17, seed=0):
+    """Class indices in squares of `block` pixels."""
+    blocks = np.random.default_rng(seed).integers(0, len(COLORS), (height // block + 1, width // block + 1))
+    return blocks.repeat(block, 0).repeat(block, 1)[:height, :width].astype(np.uint8)
+
+
+def moved(labels, name, severity, seed):
+    matrix = motion(name, severity, *labels.shape, seed=seed)
+    return move_labels(torch.from_numpy(labels), matrix, OUTSIDE).numpy()
+
+
+@pytest.mark.parametrize("name", GEOMETRIC)
+@pytest.mark.parametrize("severity", LEVELS)
+@pytest.mark.parametrize("shape", [(96, 96), (83, 140)])
+def test_labels_move_with_the_picture_that_is_painted_in_their_colours(name, severity, shape):
+    """Read back from the corrupted picture they are the moved ones, but where colours of two classes are mixed."""
+    labels = block_labels(*shape)
+    picture = corrupt(COLORS[labels], name, severity, seed=3).astype(int)
+    painted = np.abs(picture[:, :, None] - COLORS.astype(int)).sum(-1).argmin(-1)
+    found = moved(labels, name, severity, seed=3)
+    assert found.dtype == np.uint8
+    kernel = np.ones((3, 3), np.uint8)
+    is_pure = cv2.dilate(found, kernel) == cv2.erode(found, kernel)
+    if name == "translation":  # by whole pixels: nothing is mixed
+        is_pure[:] = True
+    is_pure &= found != OUTSIDE
+    assert is_pure.mean() > 0.12
+    np.testing.assert_array_equal(painted[is_pure], found[is_pure])
+
+
+@pytest.mark.parametrize("name", GEOMETRIC)
+@given(height=st.integers(1, 40), width=st.integers(1, 40), severity=st.integers(1, 5), seed=st.integers(0, 100))
+@settings(max_examples=25, deadline=None)
+def test_labels_are_those_of_a_loop_over_pixels_and_what_comes_in_has_none(name, height, width, severity, seed):
+    labels = np.random.default_rng(seed).integers(0, 200, (height, width)).astype(np.uint8)
+    found = moved(labels, name, severity, seed)
+    matrix = motion(name, severity, height, width, seed=seed)
+    angle = math.radians([30, 45, 60, 75, 90][severity - 1])
+    factor = [0.9, 0.8, 0.7, 0.6, 0.5][severity - 1]
+    shift = [15, 20, 25, 30, 35][severity - 1]
+    for row in range(height):
+        for column in range(width):
+            x, y = column + 0.5 - width / 2, row + 0.5 - height / 2
+            if name == "rotation":  # back, clockwise, with y down
+                x, y = x * math.cos(angle) - y * math.sin(angle), x * math.sin(angle) + y * math.cos(angle)
+            elif name == "scale":
+                x, y = x / factor, y / factor
+            else:
+                x, y = x - math.copysign(shift, matrix[0, 2]), y - math.copysign(shift, matrix[1, 2])
+            x, y = x + width / 2, y + height / 2
+            if min(abs(x - round(x)), abs(y - round(y))) < 1e-6:
+                continue  # between two pixels: either is right
+            inside = 0 <= x < width and 0 <= y < height
+            assert found[row, column] == (labels[int(y), int(x)] if inside else OUTSIDE)
+
+
+def test_labels_of_a_quarter_turn_are_rot90():
+    for side in (1, 2, 63, 64):
+        labels = block_labels(side, side, block=4)
+        np.testing.assert_array_equal(moved(labels, "rotation", 5, 0), np.rot90(labels))
 
 
 def test_what_cannot_be_done_is_said():

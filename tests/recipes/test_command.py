@@ -79,6 +79,7 @@ def test_help_comes_before_anything_heavy(name):
         (["finetune_segmentation", "--config", "loveda", "--crop", "3"], "no option 'crop': did you mean 'crop_size'"),
         (["probe", "--backbones", "b", "--data", "lovda"], "there is no configuration 'lovda', .* loveda"),
         (["pretrain", "--config", "quickstart", "word"], r"what is 'word'\? Options begin with --"),
+        (["evaluate_robustness", "--models", "m", "--severities", "6"], r"severities=\[6\] is not in \[1, 5\]"),
         (["pretran"], "there is no recipe 'pretran': did you mean 'pretrain'"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else None,

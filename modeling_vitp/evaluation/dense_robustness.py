@@ -1,0 +1,165 @@
+"""Segmentation and change detection under corruptions: scored as their fine-tuning scores its test split."""
+
+from collections.abc import Callable
+from functools import cached_property
+from typing import Any
+
+from torch.utils.data import Dataset, Subset
+from transformers import AutoConfig, PreTrainedConfig, TrainerCallback
+
+from ..cards.record import read_record
+from ..convert.finite import check_finite
+from ..dense.arguments import SCORED_WITH, DenseModelArguments
+from ..dense.classes import IGNORE_INDEX
+from ..dense.data import DenseData
+from ..dense.large_images import digest
+from ..dense.samples import MaskedImages
+from ..dense.start import load_image_processor
+from ..dense.trainer import DenseTrainer, DenseTrainingArguments, files_or_rows
+from ..images.corruptions import corrupt, motion, move_labels
+from ..modeling_vitp_dense import ViTPForChangeDetection, ViTPForSemanticSegmentation
+from ..training.fingerprint import fingerprint
+from ..vrl import keyed_generator
+from .arguments import RobustnessArguments
+
+# The class of a model and the metric it is scored by, by its type.
+MODELS = {
+    ViTPForSemanticSegmentation.config_class.model_type: (ViTPForSemanticSegmentation, "mean_iou"),
+    ViTPForChangeDetection.config_class.model_type: (ViTPForChangeDetection, "change_detection"),
+}
+MAIN_SCORES = {"mean_iou": "mean_iou", "dice": "mean_dice", "change_detection": "f1"}
+
+
+class CorruptedImages(Dataset):
+    """Samples with a corruption, which is drawn by the seed, the sample's id and the corruption alone.
+
+    Both images of a pair are corrupted: moved alike, while noise, clouds and gaps are drawn for each. The mask moves
+    with the images; pixels that come in from outside have no class.
+
+    Args:
+        samples: see [`~modeling_vitp.dense.samples.MaskedImages`].
+        corruption, severity: see [`~modeling_vitp.images.corruptions.corrupt`].
+    """
+
+    def __init__(self, samples: Dataset, corruption: str, severity: int, seed: int):
+        self.samples, self.corruption, self.severity, self.seed = samples, corruption, severity, seed
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        sample = self.samples[index]
+        images, how = sample["images"], (self.corruption, self.severity)
+        seeds = [
+            keyed_generator(self.seed, sample["id"], self.corruption, place).initial_seed()
+            for place in range(len(images))
+        ]
+        matrix = motion(*how, *images[0].shape[1:], seed=seeds[0])
+        if matrix is not None:
+            seeds = seeds[:1] * len(images)
+            sample = {**sample, "mask": move_labels(sample["mask"], matrix, IGNORE_INDEX)}
+        return {**sample, "images": [corrupt(image, *how, seed) for image, seed in zip(images, seeds)]}
+
+
+class Progress(TrainerCallback):
+    """Calls a function after each image."""
+
+    def __init__(self, update: Callable[[], Any]):
+        self.update = update
+
+    def on_prediction_step(self, args, state, control, **kwargs):
+        self.update()
+
+
+class DenseTask:
+    """A fine-tuned model and the images it is scored on; see [`~modeling_vitp.evaluation.robustness.Task`].
+
+    What is not given in the arguments is taken from the configuration that they name, or if they name none from the
+    record of the model's run.
+
+    Args:
+        name: folder or Hub id of the model.
+        args: of the command.
+
+    Raises:
+        ValueError: if it is not known what to score on, the data are not complete or have no masks, or the model has
+            other classes or takes another number of images.
+    """
+
+    def __init__(self, name: str, args: RobustnessArguments):
+        self.name = name
+        config = AutoConfig.from_pretrained(name)
+        self.model_class, metric = MODELS[config.model_type]
+        configuration = args.configuration or recorded_configuration(name)
+        described = args.data or configuration.get("data")
+        if described is None:
+            raise ValueError(f"{name} has no record of the data it was scored on: give --data.")
+        described = {**described, "root": args.data_root} if args.data_root else described
+        self.split = args.split or configuration.get("test_split") or configuration.get("eval_split")
+        if self.split is None:
+            raise ValueError(f"On which split {name} is to be scored is not known: give --split.")
+        data = DenseData.from_dict(described)
+        self.encoding, self.image_spec = data.encoding, data.image_spec
+        self.samples = data.open([self.split])
+        self._check(config, self.samples)
+        files = fingerprint(files_or_rows(self.samples))
+        self.data = {"data": described, "split": self.split, "limit": args.limit, "files": files}
+        if args.limit is not None and args.limit < len(self.samples):
+            spread = [index * len(self.samples) // args.limit for index in range(args.limit)]
+            self.samples = Subset(self.samples, spread)
+
+        found = {name: configuration.get(name) for name in ("crop_size", "metric", *SCORED_WITH)} | args.scored_with
+        found = {name: value for name, value in found.items() if value is not None}
+        self.metric = found.pop("metric", metric)
+        self.score = args.score or MAIN_SCORES[self.metric]
+        loading = {"dataloader_num_workers": args.dataloader_num_workers, "report_to": "none", "disable_tqdm": True}
+        self.args = DenseTrainingArguments(output_dir=args.output_dir, do_train=False, **loading, **found)
+        if self.args.world_size > 1:
+            raise ValueError("The robustness of a model is evaluated in one process: start it without a launcher.")
+        self.seed = args.seed
+
+    def _check(self, config: PreTrainedConfig, samples: MaskedImages) -> None:
+        names, classes = self.encoding.names, list(config.id2label.values())
+        unnamed = [f"LABEL_{index}" for index in range(len(names))]  # as in converted checkpoints
+        if classes not in (names, unnamed):
+            raise ValueError(f"{self.name} has {len(classes)} classes, {classes}, but the data {len(names)}: {names}.")
+        if samples.mask(0) is None:
+            raise ValueError(f"Split {self.split!r} has no masks, so nothing can be scored.")
+        given, taken = len(samples[0]["images"]), self.model_class.images_per_sample
+        if given != taken:
+            raise ValueError(f"{self.name} takes {taken} image(s), but a sample of split {self.split!r} has {given}.")
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    @cached_property
+    def trainer(self) -> DenseTrainer:
+        model = self.model_class.from_pretrained(self.name)
+        check_finite(model.state_dict(), self.name)
+        processor = load_image_processor(DenseModelArguments(model_name_or_path=self.name), self.image_spec)
+        return DenseTrainer(model, self.args, self.encoding, self.metric, processing_class=processor)
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        used = {name: getattr(self.args, name) for name in SCORED_WITH}
+        return used | {"metric": self.metric, "weights": digest(self.trainer.model)}
+
+    def evaluate(self, corruption: str | None, severity: int, update: Callable[[], Any]) -> dict[str, float]:
+        samples = self.samples
+        if corruption is not None:
+            samples = CorruptedImages(samples, corruption, severity, self.seed)
+        progress = Progress(update)
+        self.trainer.add_callback(progress)
+        try:
+            loader = self.trainer.get_eval_dataloader(samples)
+            metrics = self.trainer.evaluation_loop(loader, self.name, metric_key_prefix="test").metrics
+        finally:
+            self.trainer.remove_callback(progress)
+        return {key.removeprefix("test_"): value for key, value in metrics.items()}
+
+
+def recorded_configuration(name: str) -> dict[str, Any]:
+    """What the run of a model recorded of its evaluation, as a configuration of fine-tuning has it."""
+    record = read_record(name).get("evaluated_on") or {}
+    splits = {"test_split": record.get("test"), "eval_split": record.get("eval")}
+    return {"data": record.get("data"), **splits, **(record.get("scored_with") or {})}

@@ -1,0 +1,228 @@
+"""Scores of fine-tuned models under the corruptions of the paper, absolute and relative to the clean images."""
+
+import json
+import logging
+import math
+import os
+import re
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import matplotlib
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+from tqdm import tqdm
+from tqdm.contrib.logging import logging_redirect_tqdm
+from transformers import PreTrainedConfig
+
+from ..cards.sections import table
+from ..images.corruptions import SEVERITIES, parameters
+from ..metrics.report import without_nan
+from ..training.lock import FolderLock
+from ..training.outputs import write_whole
+from . import dense_robustness
+from .arguments import RobustnessArguments
+from .experiments import check_settings, once
+
+logger = logging.getLogger(__name__)
+CLEAN = "clean"
+
+
+class Task(Protocol):
+    """A fine-tuned model with what it is scored on; what a task of another kind has to give.
+
+    Attributes:
+        data: what tells the images and annotations, which have to be the same for all models.
+        settings: what else the scores depend on: how predictions are made, a hash of the weights.
+        score: the value of the metrics that is compared.
+    """
+
+    data: dict[str, Any]
+    settings: dict[str, Any]
+    score: str
+
+    def __len__(self) -> int:
+        """Images that are scored."""
+
+    def evaluate(self, corruption: str | None, severity: int, update: Callable[[], Any]) -> dict[str, float]:
+        """All metrics, of clean images if `corruption` is `None`; `update` is called after each image.
+
+        What is drawn is drawn by the seed, the image and the corruption alone, and annotations move with the images
+        (see [`~modeling_vitp.images.corruptions.motion`]).
+        """
+
+
+# What opens a model, by its type; a `ValueError` says what is wrong with it or with its data.
+TASKS: dict[str, Callable[[str, RobustnessArguments], Task]] = dict.fromkeys(
+    dense_robustness.MODELS, dense_robustness.DenseTask
+)
+
+
+def open_task(name: str, args: RobustnessArguments) -> Task:
+    try:
+        model_type = PreTrainedConfig.get_config_dict(name)[0].get("model_type")
+    except OSError as error:
+        raise ValueError(f"{name} is no model: {str(error).splitlines()[0]}") from error
+    if model_type not in TASKS:
+        raise ValueError(f"{name} is a {model_type!r} model; one fine-tuned is needed: {', '.join(TASKS)}.")
+    return TASKS[model_type](name, args)
+
+
+def evaluate_robustness(args: RobustnessArguments) -> dict[str, Any]:
+    """Scores all models, but for what is there already of the same models and images, and writes `metrics.json`.
+
+    Returns:
+        The metrics: `models`, one entry each, see [`summarise`], and what they are about.
+
+    Raises:
+        ValueError: if there is no such corruption, a model or its data cannot be used, the models are of other data, or
+            the output folder is of another evaluation.
+        RunStopped: if another process writes to it.
+    """
+    conditions = [(name, severity) for name in args.corruptions or SEVERITIES for severity in args.severities]
+    for condition in conditions:
+        parameters(*condition)
+    tasks, about = open_tasks(args)
+    lock = FolderLock(args.output_dir)
+    lock.acquire()
+    try:
+        return score_all(tasks, about, conditions, Path(args.output_dir))
+    finally:
+        lock.release()
+
+
+def score_all(
+    tasks: dict[str, Task], about: dict[str, Any], conditions: Sequence[tuple[str, int]], output_dir: Path
+) -> dict[str, Any]:
+    names, metrics = list(tasks), {**about, "models": []}
+    same = {name: value for name, value in about.items() if name not in ("score", "images")}
+    check_settings(output_dir / "settings.json", {**same, "parameters of corruptions": SEVERITIES})
+    for name, label in zip(names, labels(names)):
+        task = tasks.pop(name)  # so that one model at a time is in memory
+        folder = output_dir / re.sub(r"[^\w.=-]+", "--", os.path.normpath(name)).strip("-")
+        settings = task.settings
+        check_settings(folder / "settings.json", settings)
+        scores = run(task, folder, label, [(CLEAN, 0), *conditions])
+        metrics["models"].append({"model": label, "settings": settings, **summarise(scores, about["score"])})
+        write_whole(output_dir / "metrics.json", json.dumps(without_nan(metrics), indent=2) + "\n")
+    return metrics
+
+
+def open_tasks(args: RobustnessArguments) -> tuple[dict[str, Task], dict[str, Any]]:
+    """The models by name, and what is the same for all of them."""
+    tasks = {name: open_task(name, args) for name in args.models}
+    first, *others = tasks.values()
+    for name, task in zip(args.models[1:], others):
+        differ = [key for key, value in first.data.items() if task.data[key] != value]
+        if differ:
+            raise ValueError(f"{name} and {args.models[0]} were scored on other {' and '.join(differ)}: give --data.")
+        if task.score != first.score:
+            raise ValueError(f"{name} is scored by {task.score}, {args.models[0]} by {first.score}: give --metric.")
+    return tasks, {"score": first.score, "images": len(first), **first.data, "seed": args.seed}
+
+
+def run(
+    task: Task, folder: Path, label: str, conditions: Sequence[tuple[str, int]]
+) -> dict[tuple[str, int], dict[str, float]]:
+    """The metrics under each condition, each of which leaves a folder when it is finished."""
+    folders = {(name, severity): folder / (f"{name}_{severity}" if severity else name) for name, severity in conditions}
+    missing = [condition for condition, part in folders.items() if not (part / "metrics.json").is_file()]
+    scores = {}
+    bar = tqdm(total=len(missing) * len(task), unit="image", disable=not missing)
+    with logging_redirect_tqdm(), bar as progress:
+        for (name, severity), part in folders.items():
+
+            def evaluate(name=name, severity=severity, part=part):
+                progress.set_description(f"{label}: {part.name}")
+                found = task.evaluate(None if name == CLEAN else name, severity, progress.update)
+                write_whole(part / "metrics.json", json.dumps(without_nan(found)) + "\n")
+
+            found = once(part, evaluate)
+            if task.score not in found:
+                known = ", ".join(key for key, value in found.items() if not isinstance(value, str))
+                raise ValueError(f"score={task.score!r} is no value of the metric, which has {known}.")
+            scores[name, severity] = {key: math.nan if value is None else value for key, value in found.items()}
+    return scores
+
+
+def labels(names: Sequence[str]) -> list[str]:
+    """The last parts of the models' names, or whole names where these are not distinct."""
+    short = [Path(os.path.abspath(name)).name for name in names]
+    return [name if short.count(last) > 1 else last for name, last in zip(names, short)]
+
+
+def summarise(scores: dict[tuple[str, int], dict[str, float]], score: str) -> dict[str, Any]:
+    """Under `clean` and in each of `conditions` the score and all metrics; its mean over the severities of each
+    corruption, and the mean of these, `average`. `relative` is what a score is divided by that of the clean images.
+    """
+    clean = scores[CLEAN, 0][score]
+
+    def with_relative(value: float) -> dict[str, float]:
+        return {"score": value, "relative": value / clean if clean else math.nan}
+
+    conditions = [
+        {"corruption": name, "severity": severity, **with_relative(found[score]), "metrics": found}
+        for (name, severity), found in scores.items()
+        if name != CLEAN
+    ]
+    by_corruption = {}
+    for item in conditions:
+        by_corruption.setdefault(item["corruption"], []).append(item["score"])
+    means = {name: sum(values) / len(values) for name, values in by_corruption.items()}
+    return {
+        "clean": {"score": clean, "metrics": scores[CLEAN, 0]},
+        "average": with_relative(sum(means.values()) / len(means)),
+        "corruptions": {name: with_relative(mean) for name, mean in means.items()},
+        "conditions": conditions,
+    }
+
+
+def written(item: dict[str, float]) -> list[str]:
+    """Score and relative score as in a table; a dash for what cannot be told."""
+    score, relative = item["score"], item.get("relative", 1.0)
+    return ["–" if math.isnan(score) else f"{score:.3f}", "–" if math.isnan(relative) else f"{relative:.1%}"]
+
+
+def summary_table(metrics: dict[str, Any]) -> str:
+    """Markdown: clean, each corruption (the mean over its severities) and the average, models side by side."""
+    models = metrics["models"]
+    rows = [["clean", *[cell for model in models for cell in written(model["clean"])]]]
+    for name in models[0]["corruptions"]:
+        rows.append([name.replace("_", " "), *[c for model in models for c in written(model["corruptions"][name])]])
+    rows.append(["average", *[cell for model in models for cell in written(model["average"])]])
+    header = [title for model in models for title in (model["model"], "of clean")]
+    return table([metrics["score"].replace("_", " "), *header], rows)
+
+
+def severity_table(model: dict[str, Any]) -> str:
+    """Markdown: a row for each corruption, a column for each severity."""
+    severities = list(dict.fromkeys(item["severity"] for item in model["conditions"]))
+    cells = {name: [] for name in model["corruptions"]}
+    for item in model["conditions"]:
+        cells[item["corruption"]].append("{} ({})".format(*written(item)))
+    rows = [[name.replace("_", " "), *row] for name, row in cells.items()]
+    return table([f"{model['model']}, at severity", *severities], rows)
+
+
+def draw(metrics: dict[str, Any], path: Path) -> None:
+    """A panel for each corruption with the score of each model over the severities, 0 being the clean images."""
+    names = list(metrics["models"][0]["corruptions"])
+    columns = min(4, len(names))
+    lines = math.ceil(len(names) / columns)
+    size = (1 + 2.4 * columns, 0.8 + 2.0 * lines)
+    figure, axes = plt.subplots(lines, columns, figsize=size, sharey=True, squeeze=False, layout="constrained")
+    for axis, name in zip(axes.flat, names):
+        for model in metrics["models"]:
+            points = [(item["severity"], item["score"]) for item in model["conditions"] if item["corruption"] == name]
+            axis.plot(*zip((0, model["clean"]["score"]), *sorted(points)), marker="o", markersize=3)
+        axis.set_title(name.replace("_", " "), fontsize=9)
+        axis.xaxis.get_major_locator().set_params(integer=True)
+    for axis in axes.flat[len(names) :]:
+        axis.axis("off")
+    figure.legend([model["model"] for model in metrics["models"]], loc="outside lower center", ncols=4, fontsize=8)
+    figure.supxlabel("severity (0: clean)", fontsize=9)
+    figure.supylabel(metrics["score"].replace("_", " "), fontsize=9)
+    figure.savefig(path, dpi=120)
+    plt.close(figure)

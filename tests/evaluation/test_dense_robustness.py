@@ -1,0 +1,291 @@
+"""Segmentation and change detection under corruptions, against the evaluation of fine-tuning and loops over pixels."""
+
+import hashlib
+import json
+import math
+import shutil
+
+import dense_data
+import numpy as np
+import pytest
+import torch
+import yaml
+from safetensors.torch import load_file, save_file
+
+from modeling_vitp import ViTPForChangeDetection, ViTPForSemanticSegmentation, ViTPSegmentationImageProcessor
+from modeling_vitp.dense.data import DenseData
+from modeling_vitp.dense.trainer import DenseTrainer, normalize
+from modeling_vitp.evaluation.dense_robustness import CorruptedImages
+from modeling_vitp.images.corruptions import SEVERITIES, corrupt, motion
+from modeling_vitp.recipes import evaluate_robustness, finetune_change_detection, finetune_segmentation
+from modeling_vitp.vrl import keyed_generator
+
+SETTINGS = {
+    "submission": None,
+    "num_pictures": 0,
+    "max_steps": 10,
+    "warmup_steps": 2,
+    "save_strategy": "no",
+    "learning_rate": 1e-2,
+    "photometric": False,
+    "neck": "pyramid",
+    "backbone": {"pyramid_channels": 16},
+    "head": {**dense_data.HEAD, "use_auxiliary_head": False},
+    "test_flip": True,
+    "stride": 24,
+    "crop_size": 48,
+    "window": 48,
+}
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    """A folder with two models for segmentation, `first` and `second`, and one for change detection, `change`."""
+    folder = tmp_path_factory.mktemp("runs")
+    dense_data.make_loveda(folder / "loveda")
+    dense_data.make_levir_cd(folder / "levir_cd")
+    settings = SETTINGS | {"train_splits": ["train"], "test_split": "val", "per_device_train_batch_size": 3}
+    arguments = dense_data.smoke_arguments("loveda", folder / "loveda", folder / "first", **settings)
+    assert finetune_segmentation.main(arguments) == 0
+    shutil.copytree(folder / "first", folder / "second")
+    weights = load_file(folder / "first" / "model.safetensors")
+    weights["decode_head.classifier.bias"] += torch.linspace(0, 0.3, 7)
+    save_file(weights, folder / "second" / "model.safetensors", {"format": "pt"})
+    settings = SETTINGS | {"eval_split": None, "per_device_train_batch_size": 4}
+    del settings["submission"]
+    arguments = dense_data.smoke_arguments("levir_cd", folder / "levir_cd", folder / "change", **settings)
+    assert finetune_change_detection.main(arguments) == 0
+    return folder
+
+
+def evaluate(*words, **settings) -> dict:
+    """The metrics of the command."""
+    options = [word for name, value in settings.items() for word in (f"--{name}", *str(value).split())]
+    assert evaluate_robustness.main(["--models", *map(str, words), *options]) == 0
+    with open(f"{settings['output_dir']}/metrics.json") as file:
+        return json.load(file)
+
+
+def one(**settings) -> dict:
+    return {"corruptions": "haze", "severities": 1} | settings
+
+
+@pytest.mark.parametrize("name", ["first", "change"])
+def test_clean_images_score_as_the_fine_tuning_said_to_the_bit(runs, tmp_path, name):
+    metrics = evaluate(runs / name, **one(output_dir=tmp_path / "out"))
+    recorded = json.loads((runs / name / "metrics.json").read_text())["test"]
+    clean = metrics["models"][0]["clean"]["metrics"]
+    assert {f"test_{key}": value for key, value in clean.items()}.items() <= recorded.items()
+    assert len(clean) == (17 if name == "first" else 4) and clean != metrics["models"][0]["conditions"][0]["metrics"]
+    assert metrics["split"] == ("val" if name == "first" else "test")
+    assert metrics["score"] == ("mean_iou" if name == "first" else "f1")
+    record = json.loads((runs / name / "run.json").read_text())["evaluated_on"]
+    assert record["data"] == metrics["data"] and record["scored_with"]["test_flip"] is True
+
+
+def moved_by_hand(mask: np.ndarray, corruption: str, severity: int, shifts: tuple[float, float]) -> np.ndarray:
+    """A mask turned, scaled or shifted in a loop over pixels; 255 where it comes from outside."""
+    height, width = mask.shape
+    angle = math.radians([30, 45, 60, 75, 90][severity - 1])
+    factor = [0.9, 0.8, 0.7, 0.6, 0.5][severity - 1]
+    result = np.full_like(mask, 255)
+    for row in range(height):
+        for column in range(width):
+            x, y = column + 0.5 - width / 2, row + 0.5 - height / 2
+            if corruption == "rotation":
+                x, y = x * math.cos(angle) - y * math.sin(angle), x * math.sin(angle) + y * math.cos(angle)
+            elif corruption == "scale":
+                x, y = x / factor, y / factor
+            else:
+                x, y = x - shifts[0], y - shifts[1]
+            x, y = math.floor(x + width / 2 + 1e-9), math.floor(y + height / 2 + 1e-9)
+            if 0 <= x < width and 0 <= y < height:
+                result[row, column] = mask[y, x]
+    return result
+
+
+@torch.no_grad()
+def areas_by_hand(folder, samples, model_class, corruption: str, severity: int, seed: int) -> np.ndarray:
+    """Intersection and union of each class in a loop over images and windows: `(2, num_classes)`."""
+    model = model_class.from_pretrained(folder).eval()
+    processor = ViTPSegmentationImageProcessor.from_pretrained(folder)
+    counts = np.zeros((2, model.config.num_labels), dtype=int)
+    for index in range(len(samples)):
+        sample = samples[index]
+        mask, (height, width) = sample["mask"].numpy(), sample["mask"].shape
+        pixels = []
+        for place, image in enumerate(sample["images"]):
+            drawn = 0 if corruption in ("rotation", "scale", "translation") else place
+            image_seed = keyed_generator(seed, sample["id"], corruption, drawn).initial_seed()
+            pixels.append(normalize(corrupt(image, corruption, severity, image_seed), processor)[None])
+        if corruption in ("rotation", "scale", "translation"):
+            matrix = motion(corruption, severity, height, width, image_seed)
+            shifts = (matrix[:, 2] / 2 * torch.tensor([width, height])).tolist()
+            mask = moved_by_hand(mask, corruption, severity, shifts)
+        total, seen = torch.zeros(1, model.config.num_labels, height, width), torch.zeros(height, width)
+        for top in (0, 16):
+            for left in (0, 16):
+                part = (..., slice(top, top + 48), slice(left, left + 48))
+                total[part] += model(*[image[part] for image in pixels]).logits
+                seen[part] += 1
+        prediction = (total / seen).argmax(1)[0].numpy()
+        for label in range(model.config.num_labels):
+            mine, theirs = (prediction == label) & (mask != 255), mask == label
+            counts[:, label] += (mine & theirs).sum(), (mine | theirs).sum()
+    return counts
+
+
+@pytest.mark.parametrize(("corruption", "severity"), [("rotation", 1), ("translation", 2), ("gaussian_noise", 5)])
+def test_a_corruption_is_scored_as_by_a_loop(runs, tmp_path, corruption, severity):
+    """Of windows of 48 that start at 0 and 16, one at a time, without a mirror image."""
+    settings = {"stride": 16, "per_device_eval_batch_size": 1, "test_flip": False, "seed": 5}
+    settings |= {"corruptions": corruption, "severities": severity, "output_dir": tmp_path / "out"}
+    metrics = evaluate(runs / "first", **settings)
+    data = DenseData.from_dict(dense_data.read_config("loveda")["data"] | {"root": str(runs / "loveda")})
+    how = (corruption, severity, 5)
+    both, either = areas_by_hand(runs / "first", data.open(["val"]), ViTPForSemanticSegmentation, *how)
+    assert (both > 0).sum() > 1
+    (condition,) = metrics["models"][0]["conditions"]
+    iou = np.divide(both, either, out=np.full(len(both), np.nan), where=either > 0)
+    found = [condition["metrics"][f"iou/{name}"] for name in data.encoding.names]
+    np.testing.assert_array_equal(np.array(found, dtype=float), iou)
+    assert condition["score"] == pytest.approx(np.nanmean(iou))
+
+
+@pytest.mark.parametrize(("corruption", "severity"), [("scale", 2), ("cloud", 3)])
+def test_a_pair_is_scored_as_by_a_loop(runs, tmp_path, corruption, severity):
+    settings = {"stride": 16, "per_device_eval_batch_size": 1, "test_flip": False}
+    settings |= {"corruptions": corruption, "severities": severity, "output_dir": tmp_path / "out"}
+    metrics = evaluate(runs / "change", **settings)
+    data = DenseData.from_dict(dense_data.read_config("levir_cd")["data"] | {"root": str(runs / "levir_cd")})
+    how = (corruption, severity, 0)
+    both, either = areas_by_hand(runs / "change", data.open(["test"]), ViTPForChangeDetection, *how)[:, 1]
+    (condition,) = metrics["models"][0]["conditions"]
+    assert condition["metrics"]["iou"] == both / either and condition["score"] == 2 * both / (either + both)
+
+
+class Painted(torch.utils.data.Dataset):
+    """Pairs whose colours, one for each class, tell the mask."""
+
+    def __init__(self, samples):
+        self.samples = samples
+        self.colors = torch.tensor([[0, 0, 0], [0, 0, 255], [0, 255, 0], [255, 0, 0], *[[255, 255, 255]] * 252])
+
+    def __len__(self):
+        return len(self.samples)
+
+    def __getitem__(self, index):
+        sample = self.samples[index]
+        mask = sample["mask"] % 4
+        painted = self.colors[mask.long()].to(torch.uint8).permute(2, 0, 1)
+        return sample | {"mask": mask, "images": [painted, painted.clone()]}
+
+
+@pytest.mark.parametrize("corruption", SEVERITIES)
+def test_mask_and_images_of_a_pair_agree_after_a_corruption_as_before(runs, corruption):
+    """After a motion nearest colours tell the mask, but for what is mixed; without one the mask stays."""
+    data = DenseData.from_dict(dense_data.read_config("loveda")["data"] | {"root": str(runs / "loveda")})
+    painted = Painted(data.open(["val"]))
+    for severity in range(1, 6):
+        for sample, clean in zip(CorruptedImages(painted, corruption, severity, seed=3), painted):
+            assert sample["mask"].shape == clean["mask"].shape and sample["mask"].dtype == torch.uint8
+            before, after = sample["images"]
+            known = sample["mask"] != 255
+            shown = (before.permute(1, 2, 0)[:, :, None].int() - painted.colors[:4]).abs().sum(-1).argmin(-1)
+            agreement = (shown == sample["mask"])[known].float().mean().item()
+            if motion(corruption, severity, 64, 64) is None:
+                assert torch.equal(sample["mask"], clean["mask"])
+            else:
+                assert torch.equal(before, after)
+                assert agreement > (0.999 if corruption == "translation" else 0.93) and known.float().mean() > 0.15
+            is_random = corruption in ("cloud", "data_gaps", "gaussian_noise", "salt_and_pepper")
+            assert torch.equal(before, after) != is_random
+
+
+def test_two_models_see_the_same_pixels_whatever_ran_before(runs, tmp_path, monkeypatch):
+    original, seen = DenseTrainer.predict_labels, []
+
+    def predict_labels(self, images, is_test=False):
+        seen.append(hashlib.sha256(b"".join(image.numpy().tobytes() for image in images)).hexdigest())
+        return original(self, images, is_test)
+
+    monkeypatch.setattr(DenseTrainer, "predict_labels", predict_labels)
+    settings = {"corruptions": "cloud translation salt_and_pepper", "severities": "2 4"}
+    metrics = evaluate(runs / "first", runs / "second", **settings, output_dir=tmp_path / "both")
+    number = 3 * (1 + 3 * 2)
+    assert len(seen) == 2 * number and seen[:number] == seen[number:] and len(set(seen)) == number
+    assert [model["model"] for model in metrics["models"]] == ["first", "second"]
+    assert metrics["models"][0]["clean"]["metrics"] != metrics["models"][1]["clean"]["metrics"]
+
+    settings = {"corruptions": "salt_and_pepper", "severities": 4, "limit": 2}
+    evaluate(runs / "second", **settings, output_dir=tmp_path / "few")
+    assert seen[2 * number :] == [seen[0], seen[1], seen[number - 3], seen[number - 2]]  # images 0 and 1 of 3
+    del seen[2 * number :]
+    settings = {"corruptions": "translation", "severities": "4", "seed": 1}
+    evaluate(runs / "second", **settings, output_dir=tmp_path / "another")
+    assert seen[2 * number : 2 * number + 3] == seen[:3] and not {*seen[2 * number + 3 :]} & {*seen[: 2 * number]}
+
+
+def test_workers_change_nothing(runs, tmp_path):
+    settings = {"corruptions": "gaussian_noise rotation", "severities": 3}
+    alone = evaluate(runs / "first", **settings, output_dir=tmp_path / "alone")
+    workers = evaluate(runs / "first", **settings, output_dir=tmp_path / "workers", dataloader_num_workers=2)
+    assert alone == workers
+
+
+def test_data_and_settings_come_from_the_command_then_the_configuration_then_the_record(runs, tmp_path):
+    described = dense_data.read_config("loveda") | {"crop_size": 40, "window": None, "stride": 20}
+    described["data"]["root"] = "nowhere"
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(described))
+    file = {"data": tmp_path / "config.yaml", "data_root": runs / "loveda", "split": "train"}
+    recorded = evaluate(runs / "first", **one(output_dir=tmp_path / "recorded"))
+    assert recorded["models"][0]["settings"] == recorded["models"][0]["settings"] | {"window": 48, "test_flip": True}
+    of_file = evaluate(runs / "first", **one(output_dir=tmp_path / "file"), **file)
+    used = {"window": 40, "stride": 20, "test_flip": False, "metric": "mean_iou"}
+    assert of_file["models"][0]["settings"].items() >= used.items()
+    assert of_file["images"] == 6 and of_file["data"]["root"] == str(runs / "loveda")
+    given = evaluate(runs / "first", **one(output_dir=tmp_path / "given"), **file, metric="dice", stride=40)
+    assert given["models"][0]["settings"].items() >= (used | {"stride": 40, "metric": "dice"}).items()
+    assert given["score"] == "mean_dice"
+
+    without = tmp_path / "without_record"
+    shutil.copytree(runs / "first", without, ignore=shutil.ignore_patterns("run.json"))
+    assert (
+        evaluate(without, **one(output_dir=tmp_path / "no"), **file)["models"][0]["clean"]
+        == (of_file["models"][0]["clean"])
+    )
+    with pytest.raises(ValueError, match="without_record has no record of the data it was scored on: give --data"):
+        evaluate(without, **one(output_dir=tmp_path / "none"))
+    inline = {"data": json.dumps(of_file["data"]).replace(" ", ""), "output_dir": tmp_path / "none"}
+    with pytest.raises(ValueError, match="On which split .* is to be scored is not known: give --split"):
+        evaluate(without, **one(**inline))
+
+
+def test_a_changed_image_is_not_gone_on_with(runs, tmp_path):
+    shutil.copytree(runs / "loveda", tmp_path / "data")
+    settings = one(output_dir=tmp_path / "out", data_root=tmp_path / "data")
+    evaluate(runs / "first", **settings)
+    image = next((tmp_path / "data/Val").glob("*/images_png/*.png"))
+    image.write_bytes(image.read_bytes() + b"\0")
+    with pytest.raises(ValueError, match="is of a comparison with another files: give another output_dir"):
+        evaluate(runs / "first", **settings)
+
+
+def test_what_cannot_be_scored_is_one_line(runs, tmp_path):
+    def says(message, *names, **settings):
+        with pytest.raises(ValueError, match=message) as caught:
+            evaluate(*(runs / name for name in names), **one(output_dir=tmp_path / "out", **settings))
+        assert len(str(caught.value).splitlines()) == 1
+        assert not (tmp_path / "out").exists()
+
+    says("Split 'test' has no masks, so nothing can be scored", "first", split="test")
+    says("There is no split 'tset'", "first", split="tset")
+    says("There is no folder", "first", data_root=tmp_path / "nowhere")
+    says("change and .*first were scored on other data and split and files: give --data", "first", "change")
+    levir = {"data": "levir_cd", "data_root": runs / "levir_cd"}
+    says(r"first has 7 classes, \['background', .*, but the data 2: \['unchanged', 'change'\]", "first", **levir)
+    two = dense_data.read_config("levir_cd")["data"] | {"root": str(runs / "levir_cd")}
+    two["splits"] = {"test": {"image": "test/A/{name}.png", "mask": "test/label/{name}.png"}}
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump({"data": two, "test_split": "test"}))
+    says("change takes 2 image.s., but a sample of split 'test' has 1", "change", data=tmp_path / "config.yaml")
+    says("stride=64 is larger than window=48", "first", stride=64)

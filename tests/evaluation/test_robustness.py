@@ -1,0 +1,220 @@
+"""The table of robustness with a task that predicts nothing: what is run, what is kept, and what becomes of scores."""
+
+import hashlib
+import json
+import math
+import os
+import socket
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from modeling_vitp.evaluation import robustness
+from modeling_vitp.evaluation.arguments import RobustnessArguments
+from modeling_vitp.evaluation.robustness import draw, evaluate_robustness, labels, severity_table, summary_table
+from modeling_vitp.images.corruptions import SEVERITIES
+from modeling_vitp.training.command_line import WrongArguments, parse
+from modeling_vitp.training.lock import started
+from modeling_vitp.training.stops import RunStopped
+
+
+class Counted:
+    """A task of another kind: three images, a score by a hash of what it is asked, and a list of what it was asked."""
+
+    asked: list[tuple] = []
+    stops_after = math.inf
+    score = "ap50"
+
+    def __init__(self, name, args):
+        self.name = name
+        self.data = {"data": "boxes", "limit": args.limit}
+        self.settings = {"weights": f"of {name}"}
+
+    def __len__(self):
+        return 3
+
+    def evaluate(self, corruption, severity, update):
+        if len(self.asked) >= self.stops_after:
+            raise KeyboardInterrupt
+        self.asked.append((self.name, corruption, severity))
+        for _ in range(3):
+            update()
+        key = f"{self.name} {corruption} {severity}"
+        value = 0.3 + int(hashlib.sha256(key.encode()).hexdigest()[:6], 16) / 2**25
+        return {"ap50": value, "ap75": value / 3, "ap/ship": math.nan}
+
+
+@pytest.fixture
+def ask(tmp_path, monkeypatch):
+    """A function: the metrics of an evaluation of models `a` and `b`, and what it asked of them."""
+    monkeypatch.setattr(robustness, "TASKS", {"counted": Counted})
+    for name in "ab":
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "config.json").write_text('{"model_type": "counted"}')
+
+    def evaluate(stops_after=math.inf, names="ab", **settings):
+        monkeypatch.setattr(Counted, "asked", [])
+        monkeypatch.setattr(Counted, "stops_after", stops_after)
+        settings = {"output_dir": str(tmp_path / "out"), "severities": [2, 4]} | settings
+        args = RobustnessArguments(models=[str(tmp_path / name) for name in names], **settings)
+        return evaluate_robustness(args), [(name[-1], *how) for name, *how in Counted.asked]
+
+    return evaluate
+
+
+def test_every_model_is_scored_clean_and_under_all_corruptions(ask, tmp_path):
+    metrics, asked = ask()
+    expected = [(None, 0), *((name, severity) for name in SEVERITIES for severity in (2, 4))]
+    assert asked == [(model, *condition) for model in "ab" for condition in expected]
+    assert [model["model"] for model in metrics["models"]] == ["a", "b"]
+    assert metrics["images"] == 3 and metrics["score"] == "ap50"
+    assert "NaN" not in (tmp_path / "out" / "metrics.json").read_text()
+    draw(metrics, tmp_path / "plot.png")
+    assert Image.open(tmp_path / "plot.png").size[0] > 600
+
+
+def test_relative_is_corrupted_by_clean_and_averages_are_means(ask, tmp_path):
+    ask()
+    for model in json.loads((tmp_path / "out" / "metrics.json").read_text())["models"]:
+        clean = model["clean"]["metrics"]["ap50"]
+        assert model["clean"]["score"] == clean
+        scores = np.array([item["metrics"]["ap50"] for item in model["conditions"]]).reshape(12, 2)
+        assert [item["score"] for item in model["conditions"]] == scores.flatten().tolist()
+        assert [item["relative"] for item in model["conditions"]] == pytest.approx(scores.flatten() / clean)
+        assert [item["score"] for item in model["corruptions"].values()] == pytest.approx(scores.mean(1))
+        assert [item["relative"] for item in model["corruptions"].values()] == pytest.approx(scores.mean(1) / clean)
+        average = {"score": scores.mean(), "relative": scores.mean() / clean}
+        assert model["average"] == pytest.approx(average)
+        assert model["clean"]["metrics"]["ap/ship"] is None
+
+
+@pytest.mark.parametrize("stops_after", [0, 1, 7, 25, 49])
+def test_an_evaluation_that_was_stopped_ends_as_the_one_that_never_was(ask, tmp_path, stops_after):
+    whole, asked = ask(output_dir=str(tmp_path / "whole"))
+    with pytest.raises(KeyboardInterrupt):
+        ask(stops_after)
+    metrics, rest = ask()
+    assert rest == asked[stops_after:]
+    assert (tmp_path / "out/metrics.json").read_text() == (tmp_path / "whole/metrics.json").read_text()
+    assert json.dumps(metrics) == json.dumps(whole)
+    assert ask()[1] == []
+
+
+def test_more_models_corruptions_and_severities_add_to_what_is_there(ask):
+    few, asked = ask(names="a", corruptions=["haze"], severities=[3])
+    assert asked == [("a", None, 0), ("a", "haze", 3)]
+    assert set(few["models"][0]["corruptions"]) == {"haze"}
+    _, asked = ask(corruptions=["haze", "rotation"], severities=[3, 5])
+    added = [("haze", 5), ("rotation", 3), ("rotation", 5)]
+    assert asked == [("a", *how) for how in added] + [("b", None, 0), ("b", "haze", 3), *(("b", *how) for how in added)]
+
+
+def test_what_is_of_other_images_or_weights_is_not_gone_on_with(ask, monkeypatch):
+    ask(corruptions=["haze"])
+    with pytest.raises(ValueError, match="settings.json is of a comparison with another seed: give another output_dir"):
+        ask(corruptions=["haze"], seed=1)
+    with pytest.raises(ValueError, match="another limit"):
+        ask(corruptions=["haze"], limit=2)
+    monkeypatch.setattr(Counted, "settings", property(lambda self: {"weights": "others"}, lambda *_: None), False)
+    with pytest.raises(ValueError, match=r"a/settings.json is of a comparison with another weights"):
+        ask(corruptions=["haze"])
+
+
+def test_one_evaluation_writes_to_a_folder_at_a_time(ask, tmp_path, monkeypatch):
+    evaluate = Counted.evaluate
+
+    def beside(self, *how):
+        holder = json.loads((tmp_path / "out" / ".run.lock").read_text())
+        assert holder["pid"] == os.getpid()
+        return evaluate(self, *how)
+
+    monkeypatch.setattr(Counted, "evaluate", beside)
+    ask(corruptions=["haze"])
+    lock = tmp_path / "out" / ".run.lock"
+    assert not lock.exists()
+    parent = lock_of_process(os.getppid())
+    lock.write_text(json.dumps(parent))
+    with pytest.raises(RunStopped, match=f"Another run writes to .*out: process {os.getppid()}"):
+        ask(corruptions=["haze"])
+
+
+def lock_of_process(pid: int) -> dict:
+    return {"host": socket.gethostname(), "pid": pid, "started": started(pid), "since": "today"}
+
+
+def test_a_score_can_be_any_value_of_the_metric(ask, tmp_path, monkeypatch):
+    monkeypatch.setattr(Counted, "score", "ap75")
+    metrics, _ = ask(corruptions=["haze"])
+    assert metrics["models"][0]["clean"]["score"] == metrics["models"][0]["clean"]["metrics"]["ap75"]
+    monkeypatch.setattr(Counted, "score", "ap/ship")  # which never occurs
+    metrics, asked = ask(corruptions=["haze"])
+    assert asked == [] and math.isnan(metrics["models"][0]["average"]["score"])
+    assert summary_table(metrics).splitlines()[-1] == "| average | – | – | – | – |"
+    draw(metrics, tmp_path / "plot.png")
+    monkeypatch.setattr(Counted, "score", "iou")
+    with pytest.raises(ValueError, match="score='iou' is no value of the metric, which has ap50, ap75, ap/ship"):
+        ask(corruptions=["haze"])
+
+
+def of_model(name: str, clean: float, scores: dict[tuple[str, int], float]) -> dict:
+    found = {("clean", 0): {"mean_iou": clean}} | {key: {"mean_iou": value} for key, value in scores.items()}
+    return {"model": name, **robustness.summarise(found, "mean_iou")}
+
+
+def test_tables_have_models_side_by_side_and_severities_in_columns():
+    conditions = [("haze", 1), ("haze", 5), ("data_gaps", 1), ("data_gaps", 5)]
+    first = of_model("r = 0", 0.5, dict(zip(conditions, (0.4, 0.2, 0.5, 0.3))))
+    second = of_model("r = 0.75", 0.0, dict(zip(conditions, (0.0, 0.1, 0.0, 0.0))))
+    assert summary_table({"score": "mean_iou", "models": [first, second]}).splitlines() == [
+        "| mean iou | r = 0 | of clean | r = 0.75 | of clean |",
+        "| --- | --- | --- | --- | --- |",
+        "| clean | 0.500 | 100.0% | 0.000 | 100.0% |",
+        "| haze | 0.300 | 60.0% | 0.050 | – |",
+        "| data gaps | 0.400 | 80.0% | 0.000 | – |",
+        "| average | 0.350 | 70.0% | 0.025 | – |",
+    ]
+    assert severity_table(first).splitlines() == [
+        "| r = 0, at severity | 1 | 5 |",
+        "| --- | --- | --- |",
+        "| haze | 0.400 (80.0%) | 0.200 (40.0%) |",
+        "| data gaps | 0.500 (100.0%) | 0.300 (60.0%) |",
+    ]
+
+
+def test_models_are_called_by_the_last_part_of_their_names_if_that_tells_them_apart():
+    assert labels(["runs/a", "org/b", "c/"]) == ["a", "b", "c"]
+    assert labels(["runs/1/model", "runs/2/model", "c"]) == ["runs/1/model", "runs/2/model", "c"]
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["--severities", "1"], "Give `models`"),
+        (["--models", "m", "--severities", "0"], r"severities=\[0\] is not in \[1, 5\]"),
+        (["--models", "m", "--severities", "5", "6"], r"severities=\[5, 6\] is not in \[1, 5\]"),
+        (["--models", "m", "--limit", "0"], r"limit=0 is not in \[1, inf\)"),
+        (["--models", "m", "m"], r"models=\['m', 'm'\]: one is given twice"),
+        (["--models", "m", "--severities", "1", "1"], "one is given twice"),
+        (["--models", "m", "--metric", "map"], "metric='map' is none of mean_iou"),
+        (["--models", "m", "--data", "lovda"], "there is no configuration 'lovda'.*loveda"),
+        (["--models", "m", "--data", "quickstart"], "data='quickstart' is no configuration of fine-tuning"),
+        (["--models", "m", "--data", "[1]"], "there is no configuration"),
+    ],
+)
+def test_wrong_words_are_one_line(words, says):
+    with pytest.raises(WrongArguments, match=says) as caught:
+        parse(words, "", (RobustnessArguments,))
+    assert len(str(caught.value).splitlines()) == 1
+
+
+def test_a_model_or_corruption_that_is_none_is_named(ask, tmp_path):
+    with pytest.raises(ValueError, match="there is no corruption 'snow'; there are brightness_contrast, cloud"):
+        ask(corruptions=["haze", "snow"])
+    (tmp_path / "b" / "config.json").write_text('{"model_type": "vitp"}')
+    with pytest.raises(ValueError, match="b is a 'vitp' model; one fine-tuned is needed: counted"):
+        ask()
+    with pytest.raises(ValueError, match="no_such is no model") as caught:
+        ask(names=["no_such"])
+    assert len(str(caught.value).splitlines()) == 1
+    assert not (tmp_path / "out").exists()
