@@ -33,6 +33,7 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--kinds", nargs="+", help="of questions; all that the annotation answers if not given")
     parser.add_argument("--turns", type=positive, default=5, help="most questions about an image (5)")
     parser.add_argument("--max_boxes", type=positive, default=20, help="most boxes of an answer (20)")
+    parser.add_argument("--map_side", type=positive, default=7, help="cells on each side of the grid of a map (7)")
     parser.add_argument("--window", type=positive, help="cut larger images into windows of this side, in pixels")
     parser.add_argument("--overlap", type=not_negative, default=0, help="of the windows, in pixels (0)")
     parser.add_argument("--seed", type=int, default=0)
@@ -75,7 +76,7 @@ def main(argv: list[str] | None = None) -> int:
     if args.window is not None:
         images = [window for image in images for window in windows_of(image, args.window, args.overlap)]
     vocabulary = Counter(label for image in images for label in sorted(image.classes))
-    asker = Asker(layout.subject, vocabulary, args.max_boxes, args.seed)
+    asker = Asker(layout.subject, vocabulary, args.max_boxes, args.map_side, args.seed)
     conversations = make_conversations(images, asker, args.kinds, args.turns)
     asked = [(image, conversation) for image, conversation in zip(images, conversations) if conversation]
     if not asked:
