@@ -1,7 +1,7 @@
 """Instruction data from annotated images: Parquet with images and conversations, and a data set card.
 
     vitp make_instructions voc DIOR --split train --output_dir dior_instructions
-    vitp make_instructions dota DOTA --window 1024 --overlap 200 --output_dir dota_instructions
+    vitp make_instructions dota DOTA --window 1024 --overlap 200 --collages 1 --output_dir dota_instructions
     vitp make_instructions masks LoveDA --names loveda.json --output_dir loveda_instructions
 
 Layouts: `coco` (JSON), `voc` (XML), `dota` (text, oriented boxes), `folders` (one a class), `masks` (image and mask of
@@ -18,7 +18,7 @@ from pathlib import Path
 from modeling_vitp.instructions.from_annotations.layouts import LAYOUTS
 from modeling_vitp.instructions.from_annotations.wording import PHRASINGS
 from modeling_vitp.training.command_line import parse_words, run
-from modeling_vitp.training.values import not_negative, positive
+from modeling_vitp.training.values import not_negative, positive, within
 
 
 def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
@@ -33,8 +33,12 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--kinds", nargs="+", help="of questions; all that the annotation answers if not given")
     parser.add_argument("--turns", type=positive, default=5, help="most questions about an image (5)")
     parser.add_argument("--max_boxes", type=positive, default=20, help="most boxes of an answer (20)")
+    parser.add_argument("--map_side", type=positive, default=7, help="cells on each side of the grid of a map (7)")
     parser.add_argument("--window", type=positive, help="cut larger images into windows of this side, in pixels")
     parser.add_argument("--overlap", type=not_negative, default=0, help="of the windows, in pixels (0)")
+    parser.add_argument("--collages", type=within("[0, inf)", float), default=0, help="for each image or window (0)")
+    parser.add_argument("--collage_grid", type=within("[2, 16]"), nargs="+", default=[7], help="pieces on a side (7)")
+    parser.add_argument("--collage_size", type=positive, default=448, help="side of a collage, in pixels (448)")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--on_error", choices=("raise", "skip"), default="raise", help="what a bad annotation does")
     parser.add_argument("--license", help="of the images and annotations, for the card")
@@ -47,6 +51,8 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
         parser.error(f"{args.layout} cannot answer {', '.join(sorted(unknown))}, only {', '.join(possible)}.")
     if args.window is not None and LAYOUTS[args.layout].subject != "objects":
         parser.error("--window needs annotated boxes: coco, voc or dota.")
+    if args.collages and LAYOUTS[args.layout].subject not in ("objects", "regions"):
+        parser.error("--collages needs annotated boxes or masks: coco, voc, dota or masks.")
     if args.window is not None and args.overlap >= args.window:
         parser.error(f"--overlap {args.overlap} is not below --window {args.window}.")
     return args
@@ -55,10 +61,9 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
 def main(argv: list[str] | None = None) -> int:
     args = parse_arguments(argv)
 
-    from tqdm.auto import tqdm
-
     from modeling_vitp.instructions.from_annotations import annotations
     from modeling_vitp.instructions.from_annotations.card import write_card
+    from modeling_vitp.instructions.from_annotations.collages import draw_collages
     from modeling_vitp.instructions.from_annotations.questions import Asker, make_conversations
     from modeling_vitp.instructions.from_annotations.storage import make_rows, save_rows, stored_split
     from modeling_vitp.instructions.from_annotations.windows import windows_of
@@ -71,17 +76,19 @@ def main(argv: list[str] | None = None) -> int:
     for path, other in copies:
         print(f"{path} is left out: the same file as the held-out {other}.", file=sys.stderr)
 
-    images = annotations.annotate_all(layout, chosen, args.on_error)
+    scenes = images = annotations.annotate_all(layout, chosen, args.on_error)
     if args.window is not None:
         images = [window for image in images for window in windows_of(image, args.window, args.overlap)]
+    number = round(args.collages * len(images))
+    images = images + draw_collages(scenes, number, args.collage_size, args.collage_grid, args.seed)
     vocabulary = Counter(label for image in images for label in sorted(image.classes))
-    asker = Asker(layout.subject, vocabulary, args.max_boxes, args.seed)
+    asker = Asker(layout.subject, vocabulary, args.max_boxes, args.map_side, args.seed)
     conversations = make_conversations(images, asker, args.kinds, args.turns)
     asked = [(image, conversation) for image, conversation in zip(images, conversations) if conversation]
     if not asked:
         raise ValueError(f"The annotation of {args.root} answers no question of the kinds {', '.join(args.kinds)}.")
 
-    save_rows(make_rows(tqdm(asked, desc="rows")), args.output_dir, stored_split(args.split))
+    save_rows(make_rows(asked), args.output_dir, stored_split(args.split))
     write_card(args, images, conversations, vocabulary, copies)
     print(f"{len(asked)} rows, {sum(map(len, conversations))} questions: {args.output_dir} (see README.md there)")
     if args.push_to_hub:

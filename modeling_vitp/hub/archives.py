@@ -1,4 +1,4 @@
-"""What is inside of compressed files, piece by piece, however deep; what cannot be looked into says so."""
+"""What is inside of compressed files and Parquet, piece by piece; what cannot be looked into says so."""
 
 import bz2
 import gzip
@@ -13,7 +13,8 @@ DEEPEST = 4  # archives in one another
 MOST_TIMES, AT_LEAST = 200, 1 << 28  # bytes that a file may unpack to, of its size, or these
 COMPRESSED = {b"\x1f\x8b": gzip.open, b"BZh": bz2.open, b"\xfd7zXZ\x00": lzma.open}
 CLOSED = (b"7z\xbc\xaf\x27\x1c", b"Rar!\x1a\x07", b"\x28\xb5\x2f\xfd", b"\x04\x22\x4d\x18")  # 7z, RAR, Zstandard, LZ4
-ZIP, TAR_PLACE = b"PK\x03\x04", 257
+ZIP, PARQUET, TAR_PLACE = b"PK\x03\x04", b"PAR1", 257
+ROWS = 100  # of Parquet, read at a time
 
 
 class Unsearchable(Exception):
@@ -76,6 +77,39 @@ def inside(file: BinaryIO, name: str, depth: int) -> Iterator[tuple[str, bytes]]
                 yield member.name, b""
                 if member.isfile():
                     yield from inside(archive.extractfile(member), member.name, depth + 1)
+    elif head.startswith(PARQUET):
+        yield from ((name, values) for values in parquet_values(file))
     elif depth:
         for piece in pieces(file):
             yield name, piece
+
+
+def parquet_values(file: BinaryIO) -> Iterator[bytes]:
+    """The texts and bytes of a Parquet file, those of one column in some rows at a time, each once."""
+    from pyarrow.parquet import ParquetFile
+
+    for batch in ParquetFile(file).iter_batches(ROWS):
+        for column in batch.columns:
+            for values in texts_in(column):
+                yield b"\n".join(value for value in values if value is not None)
+
+
+def texts_in(array) -> Iterator[list[bytes | None]]:
+    """The different values of each array of texts or bytes that an Arrow array is made of."""
+    from pyarrow import BaseExtensionType, large_binary, types
+
+    kind = array.type
+    if isinstance(kind, BaseExtensionType):
+        yield from texts_in(array.storage)
+    elif types.is_dictionary(kind):
+        yield from texts_in(array.dictionary)
+    elif types.is_struct(kind):
+        for place in range(kind.num_fields):
+            yield from texts_in(array.field(place))
+    elif types.is_map(kind):
+        yield from texts_in(array.keys)
+        yield from texts_in(array.items)
+    elif types.is_list(kind) or types.is_large_list(kind) or types.is_fixed_size_list(kind):
+        yield from texts_in(array.values)
+    elif types.is_string(kind) or types.is_large_string(kind) or types.is_binary(kind) or types.is_large_binary(kind):
+        yield array.unique().cast(large_binary()).to_pylist()

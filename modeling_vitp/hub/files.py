@@ -58,8 +58,8 @@ def all_files(folder: str | Path) -> dict[str, Path]:
 def find_secret(path: str | Path, content: bytes | None = None) -> str | None:
     """What kind of secret a file holds, `None` if it has none. Of safetensors the header is read.
 
-    Archives and compressed files (zip, tar, gzip, bzip2, xz) are looked into, whatever their name; one that cannot be
-    (encrypted, broken, of another kind) counts as a secret.
+    Archives, compressed files (zip, tar, gzip, bzip2, xz) and Parquet are looked into, whatever their name; one that
+    cannot be (encrypted, broken, of another kind) counts as a secret.
 
     Args:
         path: the file; its name counts too.

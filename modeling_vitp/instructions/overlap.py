@@ -21,6 +21,7 @@ from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
 from ..images.reading import image_files
+from .pieces import cut_pieces
 from .rows import load_images
 from .sources import folder_cache
 
@@ -195,18 +196,25 @@ class TestImages:
         return grey(self._decode(owner // 2, owner % 2 == 1))
 
     def find(self, image: Image.Image) -> list[Match]:
-        """The test images that an image shares pixels with, the best match of each, in order of their names."""
-        image = as_picture(image)
-        pixels = grey(image)
-        own = fingerprint(image, pixels)
-        found = {}
-        if own.digest in self.by_digest:
-            found[self.by_digest[own.digest]] = ("same", 1.0)
-        if own.has_contrast:
-            for index, kind, score in [*self._same_picture(pixels, own), *self._shared_part(pixels, own)]:
+        """The test images that an image shares pixels with, the best match of each, in order of their names.
+
+        Of a collage whose file says so each piece is looked for, too.
+        """
+        image, found = as_picture(image), {}
+        for part in (image, *cut_pieces(image)):
+            for index, kind, score in self._matches(part):
                 if index not in found or (score > found[index][1] and found[index][0] != "same"):
                     found[index] = (kind, score)
         return [Match(self.names[index], kind, round(score, 3)) for index, (kind, score) in sorted(found.items())]
+
+    def _matches(self, image: Image.Image) -> Iterator[tuple[int, str, float]]:
+        pixels = grey(image)
+        own = fingerprint(image, pixels)
+        if own.digest in self.by_digest:
+            yield self.by_digest[own.digest], "same", 1.0
+        if own.has_contrast:
+            yield from self._same_picture(pixels, own)
+            yield from self._shared_part(pixels, own)
 
     def _same_picture(self, pixels: np.ndarray, own: Fingerprint):
         distances = np.bitwise_count(self.hashes[:, None] ^ own.hashes)

@@ -160,6 +160,7 @@ PATTERNS = {
     "counting": r"(?:How many|What is the number of|Count the) (.*?)(?: are)?(?: in the image)?[.?]",
     "all": r"(?:Find all (.*)|Mark every (.*) in the image with a box|Give the boxes of all (.*))\.",
     "one": r"(?:Where is (.*)\?|Give the box of (.*)\.|Locate <ref>(.*)</ref> in the image\.)",
+    "map": r"(?:What covers most of each cell|Divide the image into|Map the image in) .*(?:\?|\.) Write (.*)\.",
     "caption": r"(?:What is in the region|Describe the object at|What does the box) <box>\[\[(.*)\]\]</box>.*",
 }
 
@@ -187,6 +188,9 @@ def check(question, answer, objects, width=WIDTH, height=HEIGHT):
         assert same_place(grid, found, width, height)
         assert phrase in (subject, subject.removeprefix("the "))
         return "referring" if phrase == subject else "one"
+    elif kind == "map":
+        covered = covered_by([(label, box) for label, box, _ in objects], width, height)
+        assert answer.split() == map_of(subject, covered, (height, width))
     else:
         grid = [int(number) for number in subject.split(", ")]
         candidates = [entry for entry in objects if same_place(grid, entry[1], width, height)]
@@ -197,6 +201,32 @@ def check(question, answer, objects, width=WIDTH, height=HEIGHT):
             (found,) = referents(f"the {extreme} {label}", objects, width, height)
             assert same_place(grid, found, width, height)
     return kind
+
+
+def map_of(key, covered, size, side=7):
+    """The words of a map from the pixels that each class covers; `key` is what the question says of the words."""
+    signs = {}
+    for word in re.split(", | or ", key):
+        sign, _, label = word.partition(" for ")
+        signs[label or (None if sign in ("none", "background") else sign)] = sign
+    ground = ~np.any([np.zeros(size, bool), *covered.values()], axis=0)
+    covered = {None: ground, **dict(sorted(covered.items()))}
+    of_row, of_column = ((np.arange(length) + 0.5) // (length / side) for length in size)
+    cells = [
+        {label: int(pixels[np.ix_(of_row == row, of_column == column)].sum()) for label, pixels in covered.items()}
+        for row in range(side)
+        for column in range(side)
+    ]
+    return [signs[max(counts, key=counts.get)] for counts in cells]
+
+
+def covered_by(boxes, width=WIDTH, height=HEIGHT):
+    """Label -> the pixels whose centres lie in one of its boxes, of (label, box) pairs."""
+    y, x = np.mgrid[:height, :width] + 0.5
+    covered = {label: np.zeros((height, width), bool) for label, _ in boxes}
+    for label, (x0, y0, x1, y1) in boxes:
+        covered[label] |= (x0 <= x) & (x < x1) & (y0 <= y) & (y < y1)
+    return covered
 
 
 def referents(phrase, objects, width, height):

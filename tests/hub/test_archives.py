@@ -7,6 +7,8 @@ import lzma
 import tarfile
 import zipfile
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from pushed_runs import push
 
@@ -53,6 +55,37 @@ def test_a_token_inside_of_an_archive_is_found_whatever_its_name(tmp_path, kind)
         assert find_secret(name, PACKERS[kind](TEXT)).startswith("a Hugging Face token")
         (tmp_path / name).write_bytes(PACKERS[kind](TEXT.replace(TOKEN, b"")))
         assert find_secret(tmp_path / name) is None
+
+
+ROW = {
+    "text": lambda text: text,
+    "bytes": lambda text: text.encode(),
+    "messages": lambda text: [{"role": "user", "content": text}],
+    "image": lambda text: {"bytes": text.encode(), "path": None},
+    "pairs": lambda text: [[text]],
+}
+
+
+@pytest.mark.parametrize("compression", ["gzip", "zstd", "snappy", "none"])
+@pytest.mark.parametrize("column", ROW)
+def test_a_token_in_a_page_of_parquet_is_found_and_images_and_repeated_texts_are_none(tmp_path, column, compression):
+    texts = ["You are an assistant. " * 50] * 3000
+    for secret in ("", TOKEN.decode()):
+        texts[1234] = f"I use {secret}, do not tell."
+        table = pa.table({"number": range(3000), column: [ROW[column](text) for text in texts]})
+        pq.write_table(table, tmp_path / "a.parquet", compression=compression, write_statistics=False)
+        found = find_secret(tmp_path / "a.parquet")
+        assert found.startswith("a Hugging Face token") if secret else found is None
+    if compression == "gzip":  # of which nothing is as it was
+        assert TOKEN not in (tmp_path / "a.parquet").read_bytes()
+        assert found == "a Hugging Face token inside"
+
+
+def test_parquet_that_cannot_be_read_is_not_sent(tmp_path):
+    pq.write_table(pa.table({"text": ["a"] * 100}), tmp_path / "a.parquet")
+    content = (tmp_path / "a.parquet").read_bytes()
+    (tmp_path / "a.parquet").write_bytes(content[:-20])
+    assert find_secret(tmp_path / "a.parquet").startswith("an archive that cannot be searched: ")
 
 
 def test_a_file_of_secrets_is_known_by_its_name_in_an_archive(tmp_path):

@@ -10,6 +10,8 @@ from paths import AERIAL_TREES
 from PIL import Image, ImageEnhance
 
 from modeling_vitp.instructions import overlap
+from modeling_vitp.instructions.pieces import encode_collage
+from modeling_vitp.instructions.rows import load_images
 
 NUM_TEST_IMAGES = 5
 
@@ -85,6 +87,20 @@ def test_the_same_pixels_in_another_file_are_the_same(index, images):
     images[2].save(buffer, format="PNG")
     (match,) = index.find(Image.open(buffer))
     assert match == overlap.Match("c", "same", 1.0)
+
+
+@pytest.mark.parametrize("as_jpeg", [False, True])
+def test_a_piece_of_a_collage_is_found(index, images, aerial_trees, as_jpeg):
+    """The whole of a collage matches nothing: where a piece lies on its test image, the others do not."""
+    test = images[2].convert("RGB").crop((40, 70, 152, 182)).transpose(Image.Transpose.ROTATE_90)
+    pieces = [image.convert("RGB").crop((50, 50, 162, 162)) for image in aerial_trees["train"][:3]["image"]]
+    collage = Image.new("RGB", (224, 224))
+    for piece, place in zip([*pieces, test], [(0, 0), (112, 0), (0, 112), (112, 112)]):
+        collage.paste(piece, place)
+    stored = {"bytes": encode_collage(collage, [{}] * 4, as_jpeg), "path": None}
+    (loaded,) = load_images({"images": [stored]})
+    assert [(match.test_image, match.kind) for match in index.find(loaded)] == [("c", "crop")]
+    assert index.find(collage) == []
 
 
 def test_other_images_match_nothing(index, aerial_trees):

@@ -8,9 +8,12 @@ import hashlib
 import json
 import re
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
+import numpy as np
 from PIL import ExifTags, Image
 from tqdm.auto import tqdm
 
@@ -42,12 +45,21 @@ class Region:
         return (left + right) / 2, (top + bottom) / 2
 
 
+class Labels(NamedTuple):
+    """The class of every pixel."""
+
+    numbers: np.ndarray
+    """int32 of shape (height, width): 0 for what is no class, or else the place in `phrases`, from 1."""
+    phrases: tuple[str, ...]
+
+
 @dataclass(frozen=True)
 class AnnotatedImage:
     """An image, or a pair before and after, with what is annotated: regions, one class of the whole, or captions.
 
     `window` is the part of the file that the image is; `size`, height and width, and boxes are in pixels of that part.
-    Of the classes in `cut` there are also regions that lie for the most part outside of it.
+    `slivers` are what is seen of regions that lie for the most part outside of it. `mask` reads the class of each
+    pixel, where that is annotated.
     """
 
     id: str
@@ -57,7 +69,13 @@ class AnnotatedImage:
     label: str | None = None
     captions: tuple[str, ...] = ()
     window: Window | None = None
-    cut: frozenset[str] = frozenset()
+    slivers: tuple[Region, ...] = ()
+    mask: Callable[[], Labels] | None = None
+
+    @property
+    def cut(self) -> set[str]:
+        """The classes of which more is seen than the regions."""
+        return {region.label for region in self.slivers}
 
     @property
     def classes(self) -> set[str]:

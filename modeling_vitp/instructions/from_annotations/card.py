@@ -7,6 +7,7 @@ from pathlib import Path
 
 from ...cards.sections import portable_command, set_metadata, set_section, table
 from .annotations import AnnotatedImage
+from .collages import Collage
 from .questions import Exchange
 from .storage import stored_split
 
@@ -54,8 +55,11 @@ def describe_split(args, images, conversations, vocabulary, copies) -> str:
     by_kind = Counter(exchange.kind for exchange in exchanges)
     examples = {exchange.kind: exchange for exchange in reversed(exchanges)}
     yes = sum(exchange.answer == "yes" for exchange in exchanges if exchange.kind == "presence")
+    num_collages = sum(isinstance(image, Collage) for image in images)
+    made_of = f"{len(images) - num_collages} {'windows' if args.window else 'images'}"
+    made_of += f" and {num_collages} collages of pieces of them" if num_collages else ""
     lines = [
-        f"{num_rows} rows with {len(exchanges)} questions. Of {len(images)} {'windows' if args.window else 'images'}, "
+        f"{num_rows} rows with {len(exchanges)} questions. Of {made_of}, "
         f"{len(images) - num_rows} have no question. Presence: {yes} times yes, {by_kind['presence'] - yes} times no.",
         f"{len(copies)} files were left out because held-out images are the same to the byte.",
         table(

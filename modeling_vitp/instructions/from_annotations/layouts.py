@@ -9,13 +9,12 @@ from pathlib import Path
 
 import cv2
 import numpy as np
-from PIL import Image
 
-from ...images.reading import VALUES, below, image_files, read_image, whole_numbers
+from ...images.reading import below, image_files
 from ..boxes import Box
 from .annotations import UNSPLIT, AnnotatedImage, Layout, Region, read_annotation, read_list, read_text, upright_size
+from .masks import connected_regions, labels_of, mask_values, regions_of
 
-MIN_REGION_SHARE = 1e-4  # of the image; a smaller connected part of a mask is a speck
 SPLIT_NAME = re.compile(r"(trainval|train|val|valid|validation|test|test-dev)\d*", re.IGNORECASE)
 
 
@@ -232,15 +231,8 @@ class Masks(Layout):
         if mask_path is None:
             raise ValueError(f"{paths[0]} has no mask of the same name.")
         size = upright_size(paths[0])
-        values, is_color = mask_values(mask_path, size)
-        regions = []
-        for value in np.unique(values).tolist():
-            key = f"{value >> 16},{value >> 8 & 255},{value & 255}" if is_color else str(value)
-            if key not in self.names:
-                raise ValueError(f"{mask_path} holds the value {key}, which --names does not name.")
-            if self.names[key] is not None:
-                regions += connected_regions(values == value, self.names[key])
-        return AnnotatedImage(image_id, paths, size, tuple(regions))
+        mask = partial(labels_of, mask_path, size, self.names)
+        return AnnotatedImage(image_id, paths, size, regions_of(mask()), mask=mask)
 
 
 class ChangePairs(Layout):
@@ -365,36 +357,6 @@ def is_below(root: Path, path: Path) -> bool:
         return bool(below(root, path))
     except ValueError:
         return False
-
-
-def mask_values(path: Path, size: tuple[int, int]) -> tuple[np.ndarray, bool]:
-    """A mask's values, int64 of shape (height, width), and whether they are colours, as 0xRRGGBB."""
-    picture = read_image(path, None)
-    if isinstance(picture, Image.Image):
-        picture = np.asarray(picture if picture.mode in VALUES else picture.convert("RGB"))
-    is_color = picture.ndim == 3
-    if is_color and (picture.shape[2] != 3 or picture.dtype != np.uint8):
-        raise ValueError(
-            f"The mask {path} has {picture.shape[2]} bands of {picture.dtype}, not one, or three of 8 bits."
-        )
-    values = whole_numbers(picture, path)
-    if values.shape[:2] != size:
-        raise ValueError(f"The mask {path} is of height and width {values.shape[:2]}, its image of {size}.")
-    return (values @ [1 << 16, 1 << 8, 1] if is_color else values), is_color
-
-
-def connected_regions(mask: np.ndarray, label: str) -> list[Region]:
-    """The connected parts (by eight neighbours) of a boolean mask, of shape (height, width)."""
-    _, _, parts, _ = cv2.connectedComponentsWithStats(mask.astype(np.uint8), connectivity=8)
-    return [
-        Region(
-            label,
-            (left, top, left + width, top + height),
-            float(area),
-            is_clear=area >= MIN_REGION_SHARE * mask.size,
-        )
-        for left, top, width, height, area in parts[1:].tolist()
-    ]
 
 
 def check_coco(contents: dict, path: Path) -> None:

@@ -14,6 +14,7 @@ import torch
 from ...vrl import keyed_generator
 from ..boxes import Box, box_area, clip, iou, write_boxes
 from .annotations import AnnotatedImage, Region
+from .maps import cell_covers, explained, signs_of
 from .wording import PHRASINGS, listing, plural, with_article, words_for
 
 MARGIN = 1.25  # the largest is so many times as large as the next; the smallest accordingly
@@ -47,12 +48,14 @@ class Asker:
         vocabulary: class -> number of images that have it; classes that are asked for but absent come from here, the
             frequent ones more often.
         max_boxes: of one answer; where there are more, boxes are not asked for.
+        map_side: cells on each side of the grid of a map.
         seed: of all draws.
     """
 
-    def __init__(self, subject: str, vocabulary: dict[str, int], max_boxes: int = 20, seed: int = 0):
+    def __init__(self, subject: str, vocabulary: dict[str, int], max_boxes: int = 20, map_side: int = 7, seed: int = 0):
         self.phrasings, self.is_scene = PHRASINGS[subject], subject == "scene"
         self.vocabulary, self.max_boxes, self.seed = dict(sorted(vocabulary.items())), max_boxes, seed
+        self.map_side, self.signs = map_side, signs_of(self.vocabulary)
 
     def ask(self, kind: str, image: AnnotatedImage) -> list[Exchange]:
         """At most one exchange of a kind; of `presence` one to say yes to and one to say no to."""
@@ -176,6 +179,14 @@ def region_caption(asker: Asker, image: AnnotatedImage, generator: torch.Generat
     yield {"box": write_boxes([region.box], image.size)}, caption, None
 
 
+def map_of_cells(asker: Asker, image: AnnotatedImage, generator: torch.Generator) -> Answers:
+    """What covers most of each cell of a grid, one word each."""
+    covers, signs = cell_covers(image, asker.map_side), asker.signs
+    if covers is not None and set(covers) <= signs.keys():
+        words = {"side": asker.map_side, "key": f"Write {listing(explained(signs), 'or')}."}
+        yield words, " ".join(signs[cover] for cover in covers), None
+
+
 def change_caption(asker: Asker, image: AnnotatedImage, generator: torch.Generator) -> Answers:
     """One of the pair's captions or, if there is none, number, area and place of the changed regions."""
     if image.captions:
@@ -204,6 +215,7 @@ KINDS: dict[str, Callable[[Asker, AnnotatedImage, torch.Generator], Answers]] = 
     "referring": referring,
     "region_caption": region_caption,
     "change_caption": change_caption,
+    "map": map_of_cells,
 }
 
 

@@ -1,11 +1,15 @@
 """Rows of instruction data as Parquet, in a folder that `load_dataset` opens."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
+from functools import partial
+from itertools import groupby
 from pathlib import Path
 
 from datasets import Dataset, Features, Image, List, Value
+from tqdm.auto import tqdm
 
 from .annotations import UNSPLIT, AnnotatedImage
+from .collages import Collage, encode_collages
 from .questions import Exchange
 from .windows import image_bytes
 
@@ -24,11 +28,18 @@ def stored_split(split: str) -> str:
     return "train" if split == UNSPLIT else split
 
 
-def make_rows(asked: Iterable[tuple[AnnotatedImage, list[Exchange]]]) -> Iterator[dict]:
+def make_rows(asked: Sequence[tuple[AnnotatedImage, list[Exchange]]]) -> Iterator[dict]:
     """Rows of images and the conversations about them, the images encoded."""
-    for image, conversation in asked:
+    for (image, conversation), encoded in zip(tqdm(asked, desc="rows"), encode(image for image, _ in asked)):
         messages = [message for exchange in conversation for message in exchange.messages]
-        yield {"id": image.id, "images": image_bytes(image), "messages": messages}
+        yield {"id": image.id, "images": encoded, "messages": messages}
+
+
+def encode(images: Iterable[AnnotatedImage]) -> Iterator[list[dict]]:
+    """The files of each image as `datasets` stores them; collages that follow one another are made together."""
+    for are_collages, group in groupby(images, key=lambda image: isinstance(image, Collage)):
+        make = encode_collages if are_collages else partial(map, image_bytes)
+        yield from make(group)
 
 
 def save_rows(rows: Iterable[dict], folder: Path, split: str, shard_bytes: int = SHARD_BYTES) -> list[Path]:

@@ -17,8 +17,7 @@ MIN_VISIBLE = 0.5  # share of a box that has to lie in a window for its object t
 def windows_of(image: AnnotatedImage, size: int, overlap: int) -> list[AnnotatedImage]:
     """An image as windows of at most `size` x `size`; whole if it is not larger.
 
-    Boxes are cut to the window; a region belongs to it if at least half of its box does. Classes of which smaller
-    parts are visible are in the window's `cut`.
+    Boxes are cut to the window; a region belongs to it if at least half of its box does. Smaller parts are `slivers`.
     """
     places = windows(image.size, size, overlap)
     return [image] if places == [None] else [window_of(image, place) for place in places]
@@ -26,22 +25,21 @@ def windows_of(image: AnnotatedImage, size: int, overlap: int) -> list[Annotated
 
 def window_of(image: AnnotatedImage, window: Window) -> AnnotatedImage:
     left, top, right, bottom = window
-    regions, cut_classes = [], set()
+    regions, slivers = [], []
     for region in image.regions:
         cut = clip(region.box, window)
         share = box_area(cut) / box_area(region.box)
-        if share >= MIN_VISIBLE:
+        if share > 0:
             box = (cut[0] - left, cut[1] - top, cut[2] - left, cut[3] - top)
-            regions.append(dataclasses.replace(region, box=box, area=min(region.area * share, box_area(cut))))
-        elif share > 0:
-            cut_classes.add(region.label)
+            part = dataclasses.replace(region, box=box, area=min(region.area * share, box_area(cut)))
+            (regions if share >= MIN_VISIBLE else slivers).append(part)
     return dataclasses.replace(
         image,
         id=f"{image.id}/{left}_{top}",
         size=(bottom - top, right - left),
         regions=tuple(regions),
         window=window,
-        cut=frozenset(cut_classes),
+        slivers=tuple(slivers),
     )
 
 

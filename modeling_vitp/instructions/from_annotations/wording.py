@@ -7,6 +7,12 @@ SAME_PLURALS = ("aircraft", "spacecraft", "sheep", "fish", "deer", "cattle", "se
 LOCATE_ONE = ("Where is {phrase}?", "Give the box of {phrase}.", "Locate <ref>{phrase}</ref> in the image.")
 LOCATE_ALL = ("Find all {labels}.", "Mark every {label} in the image with a box.", "Give the boxes of all {labels}.")
 
+MAP = (
+    "What covers most of each cell of a grid of {side} x {side} over the image, row by row? {key}",
+    "Divide the image into {side} rows of {side} cells and say what covers most of each, in reading order. {key}",
+    "Map the image in {side} x {side} cells, from the top left to the bottom right. {key}",
+)
+
 CAPTION_REGION = (
     "What is in the region {box}?",
     "Describe the object at {box}.",
@@ -25,6 +31,7 @@ PHRASINGS: dict[str, dict[str, tuple[str, ...]]] = {  # subject of the annotatio
         "grounding_all": LOCATE_ALL,
         "referring": LOCATE_ONE,
         "region_caption": CAPTION_REGION,
+        "map": MAP,
     },
     "scene": {
         "classification": (
@@ -55,6 +62,7 @@ PHRASINGS: dict[str, dict[str, tuple[str, ...]]] = {  # subject of the annotatio
         ),
         "referring": LOCATE_ONE,
         "region_caption": CAPTION_REGION,
+        "map": MAP,
     },
     "change": {
         "presence": (

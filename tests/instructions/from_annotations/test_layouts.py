@@ -13,7 +13,9 @@ from annotated_images import (
     WIDTH,
     boxes_in,
     check,
+    kind_of,
     make,
+    map_of,
     noise,
     same_place,
     turns_of,
@@ -115,6 +117,10 @@ def test_masks(tmp_path, is_colour):
                 (label,) = [label for label in named.values() if label in question]
                 assert answer == ("yes" if areas[label] else "no")
                 seen[answer] += 1
+            elif " cells" in question or " cell " in question:
+                covered = {label: mask == value for value, label in named.items() if areas[label]}
+                assert answer.split() == map_of(kind_of(question)[1], covered, mask.shape)
+                seen["map"] += 1
             elif answer in named.values() and "box" not in question:
                 assert areas[answer] == max(areas.values()) and areas[answer] >= 64 * 64 - sum(areas.values())
                 seen["largest class"] += 1
@@ -130,7 +136,7 @@ def test_masks(tmp_path, is_colour):
             else:
                 objects = [(label, box, area) for label, found in parts.items() for box, area in found]
                 seen[check(question, answer, objects, 64, 64)] += 1
-    assert set(seen) >= {"yes", "no", "largest class", "all", "one", "referring", "caption"}
+    assert set(seen) >= {"yes", "no", "largest class", "all", "one", "referring", "caption", "map"}
     assert seen["yes"] == seen["no"]
 
 

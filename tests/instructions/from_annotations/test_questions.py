@@ -5,7 +5,21 @@ from collections import Counter
 from functools import lru_cache
 
 import pytest
-from annotated_images import HEIGHT, LAYOUTS, NAMES, SINGULAR, WIDTH, check, kind_of, make, scene, turns_of, write_coco
+from annotated_images import (
+    HEIGHT,
+    LAYOUTS,
+    NAMES,
+    SINGULAR,
+    WIDTH,
+    check,
+    covered_by,
+    kind_of,
+    make,
+    map_of,
+    scene,
+    turns_of,
+    write_coco,
+)
 
 from modeling_vitp import ViTPDataCollator
 from modeling_vitp.images.windows import window_starts
@@ -43,7 +57,7 @@ def test_every_answer_follows_from_the_raw_annotation(annotated, tmp_path):
             kinds[check(question, answer, objects(name))] += 1
             kind, subject = kind_of(question)
             answers.setdefault((kind, subject), Counter())[answer] += 1
-    assert set(kinds) == {"presence", "counting", "all", "none", "one", "referring", "caption"}
+    assert set(kinds) == {"presence", "counting", "all", "none", "one", "referring", "caption", "map"}
     assert min(kinds.values()) >= 5, kinds
     yes_and_no = {key: counts for key, counts in answers.items() if key[0] == "presence"}
     assert {subject for _, subject in yes_and_no} == {"plane", "ship", "storage tank", "bus"}
@@ -63,22 +77,27 @@ def test_in_windows_an_object_counts_if_half_of_it_is_seen(annotated, tmp_path):
         assert (x, y) in {(0, 0), (120, 0), (0, 40), (120, 40)}
         crop = scene(root, name).crop((x, y, x + 200, y + 200))
         assert row["images"][0].tobytes() == crop.tobytes()
-        inside, slivers = [], set()
+        inside, slivers, parts = [], set(), []
         for label, (x0, y0, x1, y1), area in objects(name):
             cut = [min(max(side - start, 0), 200) for side, start in zip((x0, y0, x1, y1), (x, y, x, y))]
             share = (cut[2] - cut[0]) * (cut[3] - cut[1]) / ((x1 - x0) * (y1 - y0))
+            parts += [(label, cut)] if share > 0 else []
             if share >= 0.5:
                 inside.append((label, cut, min(area * share, (cut[2] - cut[0]) * (cut[3] - cut[1]))))
             elif share > 0:
                 slivers.add(label)
         for question, answer in turns_of(row):
-            seen[check(question, answer, inside, 200, 200)] += 1
             kind, subject = kind_of(question)
+            if kind == "map":
+                assert answer.split() == map_of(subject, covered_by(parts, 200, 200), (200, 200))
+                seen[kind] += 1
+                continue
+            seen[check(question, answer, inside, 200, 200)] += 1
             if answer in ("no", "0") or answer.startswith("There is no"):
                 assert SINGULAR.get(subject, subject) not in slivers or answer == "0" and inside
             if kind == "one":
                 assert not any(subject.endswith(label) for label in slivers)
-    assert len(seen) == 7
+    assert len(seen) == 8
 
 
 def test_rows_go_into_training_as_they_are(annotated, tmp_path, processor):

@@ -1,0 +1,182 @@
+"""Collages, held against images whose colours say where each pixel comes from."""
+
+import io
+import json
+
+import numpy as np
+import pytest
+from annotated_images import NAMES, make, turns_of, write_coco
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from modeling_vitp.instructions.from_annotations.annotations import AnnotatedImage, Region
+from modeling_vitp.instructions.from_annotations.collages import draw_collages, encode_collages
+from modeling_vitp.instructions.from_annotations.masks import labels_of, regions_of
+from modeling_vitp.instructions.pieces import cut_pieces, said_pieces
+
+SIZES = [(60, 90), (50, 40), (128, 70)]  # height, width
+LABELS = ("tree", "road")
+
+
+def painted(folder, suffix="png"):
+    """Images of which a pixel's colour is its column, its row, and the number of the image with its class."""
+    rng, images = np.random.default_rng(0), []
+    for number, (height, width) in enumerate(SIZES):
+        pixels = np.zeros((height, width, 3), dtype=np.uint8)
+        pixels[..., 0], pixels[..., 1] = np.arange(width), np.arange(height)[:, None]
+        classes = np.zeros((height, width), dtype=np.uint8)
+        regions = []
+        for index in range(12):
+            left, top = (int(rng.integers(0, end - 12)) for end in (width, height))
+            right, bottom = left + int(rng.integers(3, 12)), top + int(rng.integers(3, 12))
+            label = index % 2
+            classes[top:bottom, left:right] = label + 1
+            regions.append(Region(LABELS[label], (left, top, right, bottom), (right - left) * (bottom - top)))
+        pixels[..., 2] = 10 * number + classes
+        path = folder / f"{number}.{suffix}"
+        Image.fromarray(pixels).save(path, quality=100)
+        Image.fromarray(classes).save(folder / f"mask_{number}.png")
+        images.append(AnnotatedImage(f"train/{number}", (path,), (height, width), tuple(regions)))
+    return images
+
+
+def with_masks(images, folder):
+    names = {"0": None, "1": "tree", "2": "road"}
+    for number, image in enumerate(images):
+        mask = lambda number=number, size=image.size: labels_of(folder / f"mask_{number}.png", size, names)  # noqa: E731
+        yield AnnotatedImage(image.id, image.paths, image.size, regions_of(mask()), mask=mask)
+
+
+def opened(collages):
+    return [np.asarray(Image.open(io.BytesIO(files[0]["bytes"])).convert("RGB")) for files in encode_collages(collages)]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return tmp_path_factory.mktemp("painted")
+
+
+@pytest.fixture(scope="module")
+def images(folder):
+    return painted(folder)
+
+
+def test_every_pixel_and_every_box_comes_from_where_the_file_says(images):
+    by_id, turns, grids, places = {image.id: image for image in images}, set(), set(), set()
+    collages = draw_collages(images, 40, 84, (2, 3, 7), seed=1)
+    for collage, pixels, (stored,) in zip(collages, opened(collages), encode_collages(collages)):
+        said = said_pieces(Image.open(io.BytesIO(stored["bytes"])))
+        grid = round(len(said) ** 0.5)
+        side = 84 // grid
+        grids.add(grid)
+        assert collage.size == pixels.shape[:2] == (grid * side,) * 2
+        seen = {"regions": [], "slivers": []}
+        for index, piece in enumerate(said):
+            y, x = side * (index // grid), side * (index % grid)
+            left, top, right, bottom = piece["window"]
+            source = by_id[piece["image"]]
+            assert 0 <= left < right <= source.size[1] and 0 <= top < bottom <= source.size[0] and right - left == side
+            part = pixels[y : y + side, x : x + side].astype(int)
+            assert (part[..., 2] // 10 == int(source.id[-1])).all()
+            assert set(part[..., 0].flat) == set(range(left, right))
+            assert set(part[..., 1].flat) == set(range(top, bottom))
+            step_x, step_y = part[0, 1] - part[0, 0], part[1, 0] - part[0, 0]
+            turns.add((*step_x[:2], *step_y[:2]))
+            places.add((piece["image"], left, top))
+            for region in source.regions:
+                x0, y0, x1, y1 = (int(end) for end in region.box)
+                inside = (part[..., 0] >= x0) & (part[..., 0] < x1) & (part[..., 1] >= y0) & (part[..., 1] < y1)
+                if inside.any():
+                    rows, columns = np.nonzero(inside)
+                    box = (columns.min() + x, rows.min() + y, columns.max() + x + 1, rows.max() + y + 1)
+                    is_half = 2 * inside.sum() >= (x1 - x0) * (y1 - y0)
+                    seen["regions" if is_half else "slivers"].append((region.label, tuple(map(int, box))))
+        for kind, expected in seen.items():
+            found = [(region.label, tuple(map(int, region.box))) for region in getattr(collage, kind)]
+            assert found == expected
+    assert len(turns) == 8 and grids == {2, 3, 7}
+    assert len(places) > 300
+
+
+def test_masks_move_with_the_pixels(folder, images):
+    collages = draw_collages(list(with_masks(images, folder)), 10, 84, (3, 7), seed=2)
+    for collage, pixels in zip(collages, opened(collages)):
+        assert (collage.mask().numbers == pixels[..., 2] % 10).all()
+        assert sum(region.area for region in collage.regions) == (pixels[..., 2] % 10 > 0).sum()
+
+
+def test_all_ground_is_as_likely(images):
+    """The number of pieces of an image is in proportion to the number of places of one in it."""
+    pieces = [piece for collage in draw_collages(images, 60, 70, (7,), seed=3) for piece in collage.pieces]
+    places = [(height - 9) * (width - 9) for height, width in SIZES]
+    for image, number in zip(images, places):
+        share, expected = sum(piece.image is image for piece in pieces) / len(pieces), number / sum(places)
+        assert abs(share - expected) < 4 * (expected * (1 - expected) / len(pieces)) ** 0.5
+    turned = np.mean([piece.turn for piece in pieces], axis=0)
+    assert (abs(turned - 0.5) < 4 * 0.5 / len(pieces) ** 0.5).all()
+
+
+def test_the_seed_alone_tells_them_apart_and_more_of_them_begin_with_the_same(images):
+    first, second = (opened(draw_collages(images, number, 84, (2, 7), seed=4)) for number in (3, 5))
+    assert all((one == other).all() for one, other in zip(first, second))
+    others = opened(draw_collages(images, 3, 84, (2, 7), seed=5))
+    assert not any(one.shape == other.shape and (one == other).all() for one, other in zip(first, others))
+
+
+def test_small_images_are_left_out_and_if_all_are_it_is_an_error(images):
+    collages = draw_collages(images, 20, 100, (2,), seed=0)
+    assert {piece.image.id for collage in collages for piece in collage.pieces} == {"train/0", "train/2"}
+    with pytest.raises(ValueError, match="No image is as large as a piece of 150 pixels"):
+        draw_collages(images, 1, 300, (2,), seed=0)
+
+
+def test_jpegs_stay_jpegs_and_say_their_pieces_too(tmp_path):
+    (stored,) = next(encode_collages(draw_collages(painted(tmp_path, "jpg"), 1, 84, (7,), seed=0)))
+    image = Image.open(io.BytesIO(stored["bytes"]))
+    assert image.format == "JPEG" and len(said_pieces(image)) == 49 and len(cut_pieces(image)) == 49
+    assert stored["path"] == "000000.jpg"
+
+
+def test_of_another_depth_they_are_refused(tmp_path):
+    Image.fromarray(np.zeros((90, 90), dtype=np.uint16)).save(tmp_path / "deep.png")
+    deep = AnnotatedImage("deep", (tmp_path / "deep.png",), (90, 90))
+    with pytest.raises(ValueError, match=r"deep\.png: an image of mode I;16 cannot be a part of a collage"):
+        list(encode_collages(draw_collages([deep], 1, 84, (7,), seed=0)))
+
+
+@settings(deadline=None, max_examples=50)
+@given(
+    st.one_of(st.binary(), st.text(), st.integers(), st.lists(st.integers()).map(lambda a: json.dumps({"collage": a})))
+)
+def test_whatever_a_file_says_it_is_no_error(said):
+    image = Image.new("RGB", (8, 8))
+    image.info["comment"] = said
+    assert len(cut_pieces(image)) in (0, *(n * n for n in range(1, 9)))
+
+
+def test_questions_are_asked_about_them_and_only_training_images_are_cut(tmp_path):
+    root = tmp_path / "data"
+    write_coco(root, "train", NAMES["train"][:20])
+    write_coco(root, "test", NAMES["test"])
+    options = "--collages", "1.5", "--collage_grid", "2", "7", "--collage_size", "140", "--kinds", "map", "counting"
+    rows = make("coco", root, tmp_path / "out", *options)["train"]
+    collages = [row for row in rows if row["id"].startswith("collages/")]
+    assert len(rows) - len(collages) == 20 and len(collages) == 30
+    assert {len(said_pieces(row["images"][0])) for row in collages} == {4, 49}
+    used = {piece["image"].split("/")[-1].split(".")[0] for row in collages for piece in said_pieces(row["images"][0])}
+    assert used <= set(NAMES["train"][:20]) and len(used) > 15
+    maps = [answer for row in collages for question, answer in turns_of(row) if " cell" in question]
+    assert len(maps) == 30 and {len(answer.split()) for answer in maps} == {49}
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert "Of 20 images and 30 collages of pieces of them" in card and "--collage_grid 2 7" in card
+    again = make("coco", root, tmp_path / "again", *options)["train"]
+    assert again["messages"] == rows["messages"]
+
+
+def test_changes_and_scenes_have_none(tmp_path, capsys):
+    from modeling_vitp.recipes import make_instructions
+
+    with pytest.raises(SystemExit):
+        make_instructions.main(["folders", str(tmp_path), "--output_dir", str(tmp_path / "out"), "--collages", "1"])
+    assert "--collages needs annotated boxes or masks" in capsys.readouterr().err
