@@ -40,7 +40,7 @@ def main(argv: list[str] | None = None) -> int:
                 entry |= {"labels": str(labels), "training_images": [len(used) for used in draws[labels]]}
                 metrics["results"].append(entry | {"scores": summarise(scores)})
             (output_dir / "metrics.json").write_text(json.dumps(without_nan(metrics), indent=2) + "\n")
-    print(probe_table(metrics["results"], metrics["control"], task.score))
+    print(probe_table(metrics["results"], metrics["control"], task.shown))
     print(f"\nAll scores: {output_dir / 'metrics.json'}")
     return 0
 

@@ -38,7 +38,7 @@ class Classification:
     temperature: float
     l2: float
 
-    score = "accuracy"
+    shown = "accuracy"  # of the scores
 
     @classmethod
     def open(cls, name: str, config: str | None, splits: dict, **settings) -> "Classification":

@@ -5,7 +5,8 @@ answers that are right do not say that the ViT has learned anything. What is kep
 at the start, the same ViT with random weights, and the bare pixels of a patch.
 """
 
-from collections.abc import Sequence
+import tempfile
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -19,9 +20,9 @@ import torch
 from ..cards.sections import table
 from ..dense.data import DenseData
 from .backbones import Backbone, PatchPixels, load_backbone
-from .components import align_scores, colors_of, principal_scores
+from .components import colors_of, principal_scores
 from .few_labels import Labels
-from .segmentation import Segmentation, interpolate
+from .segmentation import Probe, Segmentation, interpolate
 
 BACKBONE, START, RANDOM, PIXELS = "backbone", "at the start", "random weights", "pixels of a patch"
 DEPTHS = 4
@@ -51,50 +52,66 @@ def probe_run(settings: dict, splits: Sequence[str], output_dir: Path, seed: int
     Args:
         settings: `data` of a configuration of fine-tuning, see [`~modeling_vitp.dense.data.DenseData`].
         splits: what the probes learn from, and what they are scored on.
-        output_dir: of the run; `probe.png` goes to `probe` in it.
+        output_dir: of the run; pictures go to `probe` in it.
     """
     arms = load_arms(output_dir / "backbone", output_dir / "backbone_at_start", seed, device)
-    measured = measure_gains(DenseData.from_dict(settings), tuple(splits), arms, output_dir / "probe")
-    print(f"\nWhat is read from frozen features on split {splits[1]!r}:\n\n{gains_table(measured)}\n")
-    return measured
+    measured = measure_gains(DenseData.from_dict(settings), *splits, arms=arms, folder=output_dir / "probe")
+    print(f"\nWhat is read from frozen features on split {splits[1]!r}:\n\n{gains_table(measured[splits[1]])}\n")
+    return measured[splits[1]]
 
 
 def measure_gains(
-    data: DenseData, splits: tuple[str, str], arms: dict[str, Backbone], folder: Path, depths: int = DEPTHS
-) -> dict:
-    """Scores of every arm, and by how much the backbone is above each of the others.
+    data: DenseData, train_split: str, *test_splits: str, arms: dict[str, Backbone], folder: Path, depths: int = DEPTHS
+) -> dict[str, dict]:
+    """Scores of every arm, and by how much the backbone is above each of the others, for each split to be scored on.
 
     Args:
         data: images with masks.
-        splits: what the probes learn from, and what they are scored on, which nothing else has seen.
+        train_split: what the probes learn from.
+        test_splits: what they are scored on, which nothing else has seen.
         arms: see [`load_arms`].
-        folder: for the features and `probe.png`.
+        folder: for the pictures, `SPLIT.png`.
         depths: see [`~modeling_vitp.probing.backbones.Backbone.maps`]; at most as many as there are layers.
 
     Returns:
-        `control` (the largest class everywhere), `scores` by arm and probe, `gains` by probe and arm (differences in
-        `patch_auc`), and `token_similarity` by arm, see [`token_similarity`].
+        By split, `control` (the largest class everywhere), `scores` by arm and probe, `gains` by probe and arm
+        (differences in `patch_auc`), and `token_similarity` by arm, see [`token_similarity`].
     """
     depths = min(depths, arms[BACKBONE].model.config.num_hidden_layers)
-    task = Segmentation(data, dict(zip(("train", "test"), splits)), l2=1e-2, depths=depths)
-    draws = {ALL_LABELS: [np.arange(len(task.samples["train"]))]}
-    scores, similarity = {}, {}
+    tasks = {split: Segmentation(data, {"train": train_split, "test": split}, 1e-2, depths) for split in test_splits}
+    found = {split: {"control": task.control(), "scores": {}, "token_similarity": {}} for split, task in tasks.items()}
+    rows = {split: panels_of_truth(task) for split, task in tasks.items()}
+    folder.mkdir(parents=True, exist_ok=True)
     for name, arm in arms.items():
-        probed = task.probe(arm, draws, None, folder / "features")
-        scores[name] = {probe: draw[0] for (probe, _), draw in probed.items()}
-        if name != PIXELS:
-            width = arm.model.config.hidden_size
-            similarity[name] = token_similarity(task.features(arm, "test", None, folder / "features")[..., -width:])
-    gains = {
+        with tempfile.TemporaryDirectory(dir=folder) as features:
+            where = None, Path(features)
+            train = next(iter(tasks.values()))
+            heads = train.fit(arm, {ALL_LABELS: [np.arange(len(train.samples["train"]))]}, *where)
+            for split, task in tasks.items():
+                scores = task.score(heads, arm, *where)
+                found[split]["scores"][name] = {probe: draw[0] for (probe, _), draw in scores.items()}
+                maps = task.features(arm, "test", *where)
+                if name != PIXELS:
+                    output = maps[..., -arm.model.config.hidden_size :]
+                    found[split]["token_similarity"][name] = token_similarity(output)
+                if name in (START, BACKBONE):
+                    add_panels(rows[split], task, name, maps, heads["linear", ALL_LABELS][0])
+    for split, of_split in found.items():
+        of_split["gains"] = gains_of(of_split["scores"])
+        draw_rows(rows[split].values(), folder / f"{split}.png")
+    return found
+
+
+def gains_of(scores: dict[str, dict]) -> dict[str, dict[str, float]]:
+    """By probe and arm, how far the backbone's `patch_auc` is above the arm's."""
+    return {
         probe: {
             name: scores[BACKBONE][probe]["patch_auc"] - scores[name][probe]["patch_auc"]
-            for name in arms
+            for name in scores
             if name != BACKBONE
         }
         for probe in scores[BACKBONE]
     }
-    draw_probes(task, {name: arms[name] for name in (START, BACKBONE)}, folder)
-    return {"control": task.control(), "scores": scores, "gains": gains, "token_similarity": similarity}
 
 
 def token_similarity(features: np.ndarray) -> float:
@@ -121,25 +138,24 @@ def gains_table(measured: dict) -> str:
     return table(["read from", *titles], rows)
 
 
-def draw_probes(task: Segmentation, arms: dict[str, Backbone], folder: Path, number: int = 4) -> None:
-    """`probe.png`: of some test images the truth, and for each arm principal components and what the probe reads."""
-    samples = task.samples["test"]
-    chosen = np.linspace(0, len(samples) - 1, min(number, len(samples))).astype(int)
-    rows = [panels_of_truth(task, samples[int(index)]) for index in chosen]
-    references = {}
-    for name, arm in arms.items():
-        (probe,) = task.fit(arm, {ALL_LABELS: [np.arange(len(task.samples["train"]))]}, None, folder / "features")[
-            "linear", ALL_LABELS
-        ]
-        features = task.features(arm, "test", None, folder / "features")
-        for row, index in zip(rows, chosen):
-            maps = torch.tensor(features[index])
-            scores = principal_scores(maps.permute(2, 0, 1))
-            scores = align_scores(scores, references.setdefault(index, scores))
-            height, width = row[0][1].shape[:2]
-            labels = interpolate(probe(maps).cpu(), (height, width)).argmax(0).numpy()
-            row += [(f"{name}: components", colors_of(scores)), (f"{name}: read", palette_of(task)[labels])]
-    draw_rows(rows, folder / "probe.png")
+def panels_of_truth(task: Segmentation, number: int = 4) -> dict[int, list[tuple[str, np.ndarray]]]:
+    """Image and mask of some test samples, by their index."""
+    samples, rows = task.samples["test"], {}
+    for index in np.linspace(0, len(samples) - 1, min(number, len(samples))).astype(int).tolist():
+        sample = samples[index]
+        image = sample["images"][0].permute(1, 2, 0).numpy()
+        rows[index] = [("image", image), ("truth", palette_of(task)[sample["mask"].numpy()])]
+    return rows
+
+
+def add_panels(rows: dict[int, list], task: Segmentation, name: str, features: np.ndarray, probe: Probe) -> None:
+    """Adds to each row an arm's principal components, and what is read."""
+    for index, row in rows.items():
+        maps = torch.tensor(features[index])
+        scores = principal_scores(maps.permute(2, 0, 1))
+        colors = colors_of(scores)
+        labels = interpolate(probe(maps).cpu(), row[0][1].shape[:2]).argmax(0).numpy()
+        row += [(f"{name}: components", colors), (f"{name}: read", palette_of(task)[labels])]
 
 
 def palette_of(task: Segmentation) -> np.ndarray:
@@ -149,13 +165,9 @@ def palette_of(task: Segmentation) -> np.ndarray:
     return palette
 
 
-def panels_of_truth(task: Segmentation, sample: dict) -> list[tuple[str, np.ndarray]]:
-    image = sample["images"][0].permute(1, 2, 0).numpy()
-    return [("image", image), ("truth", palette_of(task)[sample["mask"].numpy()])]
-
-
-def draw_rows(rows: Sequence[Sequence[tuple[str, np.ndarray]]], path: Path) -> None:
+def draw_rows(rows: Iterable[Sequence[tuple[str, np.ndarray]]], path: Path) -> None:
     """Panels with titles, uint8 RGB, as a picture."""
+    rows = list(rows)
     shape = len(rows), len(rows[0])
     figure, axes = plt.subplots(*shape, figsize=(2.3 * shape[1], 2.5 * shape[0]), squeeze=False, layout="constrained")
     for line, panels in zip(axes, rows):

@@ -54,7 +54,7 @@ class Segmentation:
         ValueError: if a split is not there, has no masks, or shares a file or a patient with the other.
     """
 
-    score = "mean_iou"
+    shown = "mean_iou"  # of the scores
 
     def __init__(self, data: DenseData, splits: Mapping[str, str], l2: float, depths: int = 1):
         if splits["train"] == splits["test"]:
@@ -108,7 +108,19 @@ class Segmentation:
         `mean_iou` is over pixels, and `patch_auc` over patches: how well one of a class is told from the others, by the
         class that most of its pixels have, the mean over classes. The latter depends on no threshold.
         """
-        heads = self.fit(backbone, draws, image_size, folder, **loading)
+        return self.score(
+            self.fit(backbone, draws, image_size, folder, **loading), backbone, image_size, folder, **loading
+        )
+
+    def score(
+        self,
+        heads: dict[tuple[str, Labels], list[Probe]],
+        backbone: Backbone,
+        image_size: int | None,
+        folder: Path,
+        **loading,
+    ) -> dict[tuple[str, Labels], list[dict[str, float]]]:
+        """The scores of what [`fit`] gave, see [`probe`]."""
         test = self.features(backbone, "test", image_size, folder, **loading)
         return {key: [self._score(probe, test, f"{backbone.name}, {key[0]}") for probe in heads[key]] for key in heads}
 

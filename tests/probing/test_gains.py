@@ -62,7 +62,7 @@ def run(tmp_path_factory):
 def measured(data, run, tmp_path_factory):
     folder = tmp_path_factory.mktemp("out")
     arms = load_arms(run / "backbone", run / "backbone_at_start", seed=3)
-    return measure_gains(data, ("train", "test"), arms, folder), folder
+    return measure_gains(data, "train", "test", arms=arms, folder=folder)["test"], folder
 
 
 def patches_of(data, split: str, features) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -131,7 +131,7 @@ def test_gains_are_differences_to_each_control(measured):
 
 def test_a_backbone_that_has_learned_nothing_has_gained_nothing(data, run, tmp_path):
     arms = load_arms(run / "backbone", run / "backbone", seed=3)
-    measured = measure_gains(data, ("train", "test"), arms, tmp_path)
+    measured = measure_gains(data, "train", "test", arms=arms, folder=tmp_path)["test"]
     assert measured["gains"]["linear"][START] == measured["gains"]["nonlinear"][START] == 0
 
 
@@ -150,7 +150,8 @@ def test_the_table_and_the_picture(measured):
     lines = gains_table(scores).splitlines()
     assert [line.split("|")[1].strip() for line in lines[2:]] == [BACKBONE, START, RANDOM, PIXELS]
     assert f"{scores['scores'][PIXELS]['nonlinear']['patch_auc']:.3f}" in lines[-1]
-    assert Image.open(folder / "probe.png").size[0] > 1000
+    assert Image.open(folder / "test.png").size[0] > 1000
+    assert [path.name for path in folder.iterdir()] == ["test.png"]  # and no features
 
 
 def test_the_similarity_of_tokens_is_the_mean_over_pairs(measured):

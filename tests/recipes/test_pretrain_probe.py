@@ -38,7 +38,7 @@ def test_the_backbone_is_held_against_its_start(arguments, tmp_path, capsys):
     measured = json.loads((out / "metrics.json").read_text())["probe"]
     assert set(measured["scores"]) == {"backbone", "at the start", "random weights", "pixels of a patch"}
     assert "| at the start |" in capsys.readouterr().out
-    assert (out / "probe" / "probe.png").is_file()
+    assert (out / "probe" / "val.png").is_file()
     trained, start = (AutoModel.from_pretrained(out / name).state_dict() for name in ("backbone", "backbone_at_start"))
     assert trained.keys() == start.keys()
     assert not torch.equal(trained["encoder.layer.0.mlp.fc1.weight"], start["encoder.layer.0.mlp.fc1.weight"])

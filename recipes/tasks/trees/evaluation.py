@@ -28,7 +28,7 @@ MIN_GAINS = {"linear": 0.03, "nonlinear": 0.01}  # the gate: in AUC of a patch, 
 def evaluate(
     model: ViTPForConditionalGeneration, processor: ViTPProcessor, datasets: DatasetDict, output_dir: Path, seed: int
 ) -> dict:
-    """Probes the backbone, asks the model, writes `probe.png` and `predictions.png`, and returns the metrics.
+    """Probes the backbone, asks the model, writes pictures to `probe` and `predictions.png`, and returns the metrics.
 
     `backbone`: crowns as a linear and a nonlinear probe read them from the frozen backbone, from what it was at the
     start, from random weights, and from bare pixels, see [`~modeling_vitp.probing.gains`].
@@ -47,12 +47,13 @@ def evaluate(
     arms = load_arms(output_dir / "backbone", output_dir / "backbone_at_start", seed, model.device)
     counts, boxes = training_views(datasets["train"], seed)
     metrics, answers = {}, {}
-    for split in ("test", "second_scene"):
-        measured = measure_gains(data, ("train", split), arms, output_dir / "probe" / split)
+    splits = "test", "second_scene"
+    measured = measure_gains(data, "train", *splits, arms=arms, folder=output_dir / "probe")
+    for split in splits:
         answers[split] = ask_all(model, processor, datasets[split], split)
         metrics[split] = {
             "num_images": len(datasets[split]),
-            "backbone": measured,
+            "backbone": measured[split],
             "count": score_counts(answers[split][COUNT], datasets[split], np.median(counts)),
             "grounding": score_boxes(answers[split][LOCATE], datasets[split], best_constant_box(boxes)),
             "teacher_forcing": teacher_forced(model, processor, datasets[split]),
