@@ -96,6 +96,7 @@ def evaluate_robustness(args: RobustnessArguments) -> dict[str, Any]:
 def score_all(
     tasks: dict[str, Task], about: dict[str, Any], conditions: Sequence[tuple[str, int]], output_dir: Path
 ) -> dict[str, Any]:
+    """The metrics of one model after the other, which are taken out of `tasks`, saved after each."""
     names, metrics = list(tasks), {**about, "models": []}
     same = {name: value for name, value in about.items() if name not in ("score", "images")}
     check_settings(output_dir / "settings.json", {**same, "parameters of corruptions": SEVERITIES})
