@@ -30,6 +30,7 @@ from ..configuration_vitp_detection import (
 )
 from ..image_processing_vitp import InputSpec, ViTPImageProcessor
 from ..image_processing_vitp_dense import ViTPSegmentationImageProcessor
+from ..image_processing_vitp_detection import ViTPDetectionImageProcessor
 from ..modeling_vitp import ViTPForConditionalGeneration, ViTPModel, ViTPVisionModel
 from ..modeling_vitp_adapter import ViTPAdapter
 from ..modeling_vitp_backbone import ViTPBackbone
@@ -73,6 +74,9 @@ for _config in (ViTPSegmentationConfig, ViTPChangeDetectionConfig):
 # Where the image-segmentation pipeline looks for what it supports; what is registered above it does not see.
 MODEL_FOR_SEMANTIC_SEGMENTATION_MAPPING_NAMES[ViTPSegmentationConfig.model_type] = ViTPForSemanticSegmentation.__name__
 for _detector in (ViTPForObjectDetection, ViTPForOrientedObjectDetection, ViTPForInstanceSegmentation):
+    AutoImageProcessor.register(
+        _detector.config_class, image_processor_classes={"torchvision": ViTPDetectionImageProcessor}
+    )
     AutoModelForObjectDetection.register(_detector.config_class, _detector)
     MODEL_FOR_OBJECT_DETECTION_MAPPING_NAMES[_detector.config_class.model_type] = _detector.__name__
     _detector.register_for_auto_class("AutoModelForObjectDetection")
@@ -90,6 +94,7 @@ ViTPForSemanticSegmentation.register_for_auto_class("AutoModelForSemanticSegment
 ViTPForChangeDetection.register_for_auto_class("AutoModel")
 ViTPImageProcessor.register_for_auto_class("AutoImageProcessor")
 ViTPSegmentationImageProcessor.register_for_auto_class("AutoImageProcessor")
+ViTPDetectionImageProcessor.register_for_auto_class("AutoImageProcessor")
 ViTPProcessor.register_for_auto_class("AutoProcessor")
 
 __all__ = [
@@ -100,6 +105,7 @@ __all__ = [
     "ViTPBackboneConfig",
     "ViTPChangeDetectionConfig",
     "ViTPConfig",
+    "ViTPDetectionImageProcessor",
     "ViTPFeaturePyramid",
     "ViTPFeaturePyramidConfig",
     "ViTPForChangeDetection",
