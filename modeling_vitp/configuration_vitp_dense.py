@@ -3,7 +3,7 @@
 import dataclasses
 
 from huggingface_hub.dataclasses import strict
-from transformers import InternVLVisionConfig, UperNetConfig
+from transformers import InternVLVisionConfig, PreTrainedConfig, UperNetConfig
 from transformers.backbone_utils import BackboneConfigMixin
 
 from .configuration_vitp import ViTPVisionConfig
@@ -181,6 +181,21 @@ class ViTPFeaturePyramidConfig(ViTPMultiScaleConfig):
 MULTI_SCALE_CONFIGS = {config.model_type: config for config in (ViTPAdapterConfig, ViTPFeaturePyramidConfig)}
 
 
+def multi_scale_config(config: dict | PreTrainedConfig | None) -> PreTrainedConfig | None:
+    """A `backbone_config` as an object; an adapter's if a dictionary names no `model_type`.
+
+    Raises:
+        ValueError: if it is of a backbone that does not give maps at four strides.
+    """
+    if not isinstance(config, dict):
+        return config
+    # transformers looks for its model type among those that are registered, which saved code is not.
+    model_type = config.get("model_type", ViTPAdapterConfig.model_type)
+    if model_type not in MULTI_SCALE_CONFIGS:
+        raise ValueError(f"backbone_config is a {model_type!r} and none of {', '.join(MULTI_SCALE_CONFIGS)}.")
+    return MULTI_SCALE_CONFIGS[model_type].from_dict(config)
+
+
 @strict
 class ViTPSegmentationConfig(UperNetConfig):
     r"""Configuration of [`ViTPForSemanticSegmentation`].
@@ -201,12 +216,7 @@ class ViTPSegmentationConfig(UperNetConfig):
     class_weights: list[float] | None = None
 
     def __post_init__(self, **kwargs):
-        if isinstance(self.backbone_config, dict):
-            # transformers looks for its model type among those that are registered, which saved code is not.
-            model_type = self.backbone_config.get("model_type", ViTPAdapterConfig.model_type)
-            if model_type not in MULTI_SCALE_CONFIGS:
-                raise ValueError(f"backbone_config is a {model_type!r} and none of {', '.join(MULTI_SCALE_CONFIGS)}.")
-            self.backbone_config = MULTI_SCALE_CONFIGS[model_type].from_dict(self.backbone_config)
+        self.backbone_config = multi_scale_config(self.backbone_config)
         super().__post_init__(**kwargs)
 
     def validate_class_weights(self):

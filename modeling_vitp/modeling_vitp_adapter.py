@@ -80,8 +80,8 @@ class DeformableAttention(nn.Module):
 class ChannelLayerNorm(nn.LayerNorm):
     """LayerNorm over the channels at each place of a map `(batch_size, channels, height, width)`."""
 
-    def __init__(self, channels: int):
-        super().__init__(channels, eps=1e-6)
+    def __init__(self, channels: int, eps: float = 1e-6):
+        super().__init__(channels, eps=eps)
 
     def forward(self, maps: torch.Tensor) -> torch.Tensor:
         return super().forward(maps.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
