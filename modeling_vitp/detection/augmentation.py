@@ -1,7 +1,7 @@
 """Joint augmentation of images, masks and boxes, of which the corners are moved.
 
 A flip, a rotation and a resize move corners exactly, where a centre, sides and an angle would have to be fitted anew.
-Pixels are torchvision's work. Its rotated boxes are not used, of which a stretched one is made a rectangle again, nor its
+Pixels are torchvision's work. Its rotated boxes are not used, since it makes a stretched one a rectangle again, nor its
 keypoints, which are mirrored about the middle of a pixel.
 """
 
