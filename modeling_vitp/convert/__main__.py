@@ -4,6 +4,7 @@
     python -m modeling_vitp.convert ViTP_ViT.safetensors my_backbone
     python -m modeling_vitp.convert my_model for_serving --to internvl
     python -m modeling_vitp.convert upernet_vit_adapter.safetensors my_segmentation
+    python -m modeling_vitp.convert change_detector.safetensors my_change_detection --deformable_attention mmcv
 
 SOURCE is a Hub id, a folder or a safetensors file: a ViTP model, transformers' `internvl`, a checkpoint of InternVL's
 own code (InternVL2.5, InternVL3), a ViT alone, a ViT-Adapter (ours or the original), or UPerNet on one (ours or
@@ -33,6 +34,11 @@ def main(argv: list[str] | None = None) -> None:
         "--image_token_id",
         type=int,
         help="token that stands for an image, for an original checkpoint without tokenizer",
+    )
+    parser.add_argument(
+        "--deformable_attention",
+        choices=("native", "mmcv"),
+        help="what an original ViT-Adapter was trained with, where its tensors leave that open",
     )
     parser.add_argument("--allow_nan", action="store_true", help="convert weights that are NaN or infinite, too")
     args = parser.parse_args(argv)

@@ -24,6 +24,7 @@ def convert_checkpoint(
     revision: str | None = None,
     license: str | None = None,
     image_token_id: int | None = None,
+    deformable_attention: str | None = None,
     allow_nan: bool = False,
 ) -> Path:
     """Writes `source` in another layout to the new folder `target`, with configuration, tokenizer, image processor,
@@ -40,6 +41,9 @@ def convert_checkpoint(
         revision: branch, tag or commit of a Hub id.
         license: the licence, if the source states none; one that contradicts the source is refused.
         image_token_id: the token that stands for an image, for a checkpoint of InternVL's own code without tokenizer.
+        deformable_attention: of a ViT-Adapter of the original naming, also in a model: `"native"`, its own, or
+            `"mmcv"`, where it was trained with mmcv's, which computes other maps. By default what the tensors and the
+            settings beside them say; a warning if they leave it open.
         allow_nan: whether weights that are NaN or infinite are converted.
 
     Raises:
@@ -49,7 +53,7 @@ def convert_checkpoint(
     target = Path(target)
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise ValueError(f"{target} exists already: give a new folder.")
-    checkpoint = read_source(str(source), revision, image_token_id)
+    checkpoint = read_source(str(source), revision, image_token_id, deformable_attention)
     targets, _ = CONTENTS[checkpoint.contents]
     to = to or targets[0]
     if to not in TARGETS:

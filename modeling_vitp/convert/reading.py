@@ -26,7 +26,7 @@ from ..processing_vitp import ViTPProcessor
 from .internvl import from_internvl_config
 from .keys import BACKBONE, VISION_TOWER, place, recognise
 from .original_config import INTERN_VIT_HEADS, chat_from_original, vision_from_original
-from .original_dense_config import adapter_from_original, segmentation_from_original
+from .original_dense_config import adapter_from_original, segmentation_from_original, with_deformable_attention
 from .tensor_files import TensorBytes, read_checkpoint
 
 logger = logging.getLogger(__name__)
@@ -82,7 +82,12 @@ class Checkpoint:
         return "ViT" if isinstance(self.config, ViTPVisionConfig) else "vision-language model"
 
 
-def read_source(source: str, revision: str | None = None, image_token_id: int | None = None) -> Checkpoint:
+def read_source(
+    source: str,
+    revision: str | None = None,
+    image_token_id: int | None = None,
+    deformable_attention: str | None = None,
+) -> Checkpoint:
     """Recognises a checkpoint and checks that its tensors are those that its configuration asks for."""
     path = local_path(source, revision)
     folder = path if path.is_dir() else path.parent
@@ -101,6 +106,8 @@ def read_source(source: str, revision: str | None = None, image_token_id: int | 
             f"{source} has tensors of the kind {layout!r}, but the model_type in its config.json is {model_type!r} "
             f"and not {' or '.join(map(repr, TYPES_OF_LAYOUT[layout]))}."
         )
+    if deformable_attention is not None:
+        fields = with_deformable_attention(source, layout, fields, deformable_attention)
     try:
         config = read_config(layout, fields, weights)
     except StrictDataclassError as error:

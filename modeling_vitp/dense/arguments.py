@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, field
 
+from ..training.layer_decay_arguments import LayerDecayArguments
 from ..training.run_arguments import RunArguments
 from ..training.values import Arguments, check_within
 
@@ -39,11 +40,10 @@ class DenseModelArguments(Arguments):
 
 
 @dataclass
-class DenseSettings(RunArguments):
+class DenseSettings(LayerDecayArguments, RunArguments):
     """What [`~modeling_vitp.dense.trainer.DenseTrainingArguments`] adds to transformers' settings."""
 
     limits = {
-        "layer_decay": "(0, 1]",
         "crop_size": "[1, inf)",
         "scale_range": "(0, inf)",
         "max_class_share": "(0, 1]",
@@ -55,10 +55,6 @@ class DenseSettings(RunArguments):
         "test_scales": "(0, inf)",
     }
 
-    layer_decay: float = field(
-        default=0.9,
-        metadata={"help": "The learning rate of a layer of the ViT is this times that of the next one. 1: no decay."},
-    )
     crop_size: int = field(default=512, metadata={"help": "Side of the crops in training, in pixels."})
     scale_range: list[float] = field(
         default_factory=lambda: [0.5, 2.0], metadata={"help": "By what an image grows before it is cropped."}

@@ -163,7 +163,15 @@ class DenseTrainer(Run, Trainer):
             model = self.model if model is None else model
             num_layers = self.accelerator.unwrap_model(model).config.backbone_config.num_hidden_layers
             args = self.args
-            groups = layer_decay_groups(model, args.learning_rate, args.weight_decay, args.layer_decay, num_layers)
+            groups = layer_decay_groups(
+                model,
+                args.learning_rate,
+                args.weight_decay,
+                args.layer_decay,
+                num_layers,
+                args.level_embeddings_at_input,
+                args.position_weight_decay,
+            )
             optimizer_cls, settings = self.get_optimizer_cls_and_kwargs(args, model)
             self.optimizer = optimizer_cls(groups, **settings)
         return self.optimizer
@@ -198,7 +206,7 @@ class DenseTrainer(Run, Trainer):
             "exchange_time dataloader_drop_last"
         )
         free = (
-            "max_steps num_train_epochs learning_rate layer_decay lr_scheduler_type warmup_steps optim weight_decay "
+            "max_steps num_train_epochs learning_rate lr_scheduler_type warmup_steps optim weight_decay "
             "adam_beta1 adam_beta2 adam_epsilon max_grad_norm bf16 fp16 per_device_train_batch_size "
             "gradient_accumulation_steps"
         )
@@ -209,7 +217,9 @@ class DenseTrainer(Run, Trainer):
         }
         return {
             "fixed": {name: getattr(args, name) for name in fixed.split()} | more,
-            "free": {name: getattr(args, name) for name in free.split()} | {"num_processes": args.world_size},
+            "free": {name: getattr(args, name) for name in free.split()}
+            | args.layer_decay_settings()
+            | {"num_processes": args.world_size},
         }
 
     # Evaluation
