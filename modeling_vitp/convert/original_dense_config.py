@@ -137,7 +137,7 @@ def recognize_deformable_attention(settings: dict[str, Any], ratio: float) -> st
 
 def with_deformable_attention(source: str, layout: str, fields: dict, given: str) -> dict:
     """The settings of a ViT-Adapter of the original naming, with what the caller says of its attention."""
-    if not layout.startswith(("original_adapter", "original_segmentation")):
+    if not layout.startswith(("original_adapter", "original_segmentation", "original_detection", "original_cascade")):
         raise ValueError(f"{source} is no ViT-Adapter of the original naming: deformable_attention says nothing of it.")
     said = fields.get("deformable_attention", given)
     if said != given:
