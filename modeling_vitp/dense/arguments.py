@@ -2,41 +2,15 @@
 
 from dataclasses import dataclass, field
 
+from ..training.backbone_arguments import BackboneArguments
 from ..training.layer_decay_arguments import LayerDecayArguments
 from ..training.run_arguments import RunArguments
 from ..training.values import Arguments, check_within
 
 
 @dataclass
-class DenseModelArguments(Arguments):
-    """Where fine-tuning starts: a pretrained backbone, a fine-tuned model, or random weights."""
-
-    limits = {"drop_path_rate": "[0, 1)"}
-    choices = {"neck": ("adapter", "pyramid")}
-
-    model_name_or_path: str | None = field(
-        default=None,
-        metadata={
-            "help": "Folder or Hub id of an exported backbone, or of a model fine-tuned with this recipe; '' for none."
-        },
-    )
-    model_revision: str = field(default="main", metadata={"help": "Branch, tag or commit on the Hub."})
-    from_scratch: dict | str | None = field(
-        default=None, metadata={"help": "Instead: configuration of a ViT with random weights, to compare with."}
-    )
-    neck: str = field(default="adapter", metadata={"help": "'adapter' (ViT-Adapter) or 'pyramid' (faster)."})
-    backbone: dict | str | None = field(
-        default=None, metadata={"help": "More settings of the backbone's configuration, such as deformable_heads."}
-    )
-    drop_path_rate: float = field(default=0.1, metadata={"help": "Stochastic depth of the ViT."})
-    head: dict | str | None = field(
-        default=None,
-        metadata={"help": "More settings of the model's configuration, such as hidden_size (of UPerNet)."},
-    )
-
-    def __post_init__(self):
-        super().__post_init__()
-        self.model_name_or_path = self.model_name_or_path or None
+class DenseModelArguments(BackboneArguments):
+    """Where fine-tuning for maps starts."""
 
 
 @dataclass

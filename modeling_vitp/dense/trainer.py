@@ -2,7 +2,6 @@
 
 import logging
 import math
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,7 +17,7 @@ from transformers.trainer_utils import EvalLoopOutput
 
 from ..image_processing_vitp_dense import ViTPSegmentationImageProcessor
 from ..metrics.report import METRICS_FOLDER, name_classes
-from ..training.batching import GlobalBatchSampler, share
+from ..training.batching import EpochBatchSampler, share
 from ..training.layer_decay import layer_decay_groups
 from ..training.run import Run, RunConfig
 from ..vrl import keyed_generator
@@ -81,14 +80,6 @@ def files_or_rows(samples: MaskedImages) -> Any:
 def normalize(image: torch.Tensor, image_processor: ViTPSegmentationImageProcessor) -> torch.Tensor:
     """uint8 of shape `(3, height, width)` to what the model takes, float32."""
     return F.normalize(F.to_dtype(image, scale=True), image_processor.image_mean, image_processor.image_std)
-
-
-class EpochBatchSampler(GlobalBatchSampler):
-    """[`~modeling_vitp.training.batching.GlobalBatchSampler`] of indices that tell the epoch."""
-
-    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
-        for rows in super().__iter__():
-            yield [(self.epoch, row) for row in rows]
 
 
 class DenseTrainer(Run, Trainer):

@@ -75,7 +75,7 @@ def read_files(root: str | Path, form: str, settings: Mapping, name: str) -> Ite
             raise ValueError(f"{where} has {key!r}, but there is no such image in {root / settings['images']}.")
         if key not in annotated:
             raise ValueError(f"{images[key]} has no annotation in {root / settings['annotations']}.")
-        path = below(root, images[key])
+        path = below(root, images[key].relative_to(root))
         size = stored_size(path)
         yield AnnotatedFile(key, path, size, read_objects(annotated[key], form, path, size))
 

@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, get_type_hints
 
@@ -37,7 +37,7 @@ class DetectionData:
         classes: see [`ClassNames`].
         splits: by name. Of files, what [`read_files`] takes, with `tile` for windows: `size` and `overlap` in pixels,
             and as for DOTA `min_image_share` and `min_object_share`, see [`object_windows`] and [`inside`]; of
-            `dataset_name`, what `datasets` calls the split.
+            `dataset_name`, what `datasets` calls the split, or a mapping with that as `split`, and `tile`.
         root: the folder of files.
         format: of the annotation files: `"coco"`, `"voc"` or `"dota"`.
         dataset_name: instead of these, a data set of the Hub, or a folder, that `datasets.load_dataset` opens.
@@ -109,7 +109,7 @@ class DetectionData:
             return ObjectImages(places, self.input_spec, task == "instances")
         starts = np.cumsum([0, *(len(part.rows) for part in parts)])
         places = [
-            Place(place.id, place.image + int(start), place.size, place.window, place.objects)
+            replace(place, image=place.image + int(start))
             for part, start in zip(parts, starts)
             for place in part.places
         ]
@@ -123,11 +123,14 @@ class DetectionData:
         if self.dataset_name is None:
             found = read_files(self.root, self.format, settings, name)
             return ObjectImages(self._places(found, settings, task, name), self.input_spec, task == "instances")
-        rows = datasets.load_dataset(self.dataset_name, self.dataset_config, split=settings)
+        settings = settings if isinstance(settings, Mapping) else {"split": settings}
+        if "split" not in settings or set(settings) - {"split", "tile"}:
+            raise ValueError(f"Split {name!r} of `dataset_name` has `split`, and may have `tile`: {dict(settings)}.")
+        rows = datasets.load_dataset(self.dataset_name, self.dataset_config, split=settings["split"])
         rows = rows.cast(undecoded(rows.features))
-        columns = find_columns(rows.features, self.columns or {}, name)
+        columns = find_columns(rows.features, self.columns or {}, name, task == "oriented")
         found = read_rows(rows, columns, self.box_format, name)
-        places = self._places(found, {}, task, name)
+        places = self._places(found, settings, task, name)
         return ObjectImages(places, self.input_spec, task == "instances", rows, columns["image"])
 
     def _places(self, found: Iterator[AnnotatedFile], settings: Mapping, task: str, name: str) -> list[Place]:
@@ -150,7 +153,9 @@ class DetectionData:
     def check_disjoint(self, names: Sequence[str], task: str) -> None:
         """Raises a `ValueError` if two of the splits share an image, under whatever names."""
         if self.root is None:
-            if len({self.splits[name] for name in names}) < len(names):
+            chosen = [self.splits[name] for name in names]
+            chosen = [one.get("split") if isinstance(one, Mapping) else one for one in chosen]
+            if len(set(chosen)) < len(chosen):
                 raise ValueError(f"Two of the splits {list(names)} are the same.")
             return
         owners: dict[Any, tuple[str, Path]] = {}
@@ -185,14 +190,14 @@ def read_tile(settings: Mapping | None, name: str) -> dict | None:
 def cut(item: AnnotatedFile, objects: ImageObjects | None, tile: Mapping | None) -> Iterator[Place]:
     """An image as one sample, or as those of its windows, named after where they begin."""
     if tile is None:
-        yield Place(item.id, item.image, item.size, None, objects)
+        yield Place(item.id, item.id, item.image, item.size, None, objects)
         return
     for window in object_windows(item.size, tile["size"], tile["overlap"], tile["min_image_share"]):
         mine = objects
         if objects is not None:
             mine = objects.take(inside(objects.corners, window, tile["size"], tile["min_object_share"]))
         name = f"{item.id}__{tile['size']}__{window[0]}___{window[1]}"
-        yield Place(name, item.image, item.size, window, mine)
+        yield Place(name, item.id, item.image, item.size, window, mine)
 
 
 def shorter_sides(objects: ImageObjects, is_oriented: bool) -> np.ndarray:

@@ -71,7 +71,9 @@ def row_objects(
         )
 
 
-def find_columns(features: datasets.Features, given: Mapping[str, str], name: str) -> dict[str, str]:
+def find_columns(
+    features: datasets.Features, given: Mapping[str, str], name: str, is_oriented: bool = False
+) -> dict[str, str]:
     """The columns of rows that [`read_rows`] reads: those given, and by their usual names.
 
     Usual are `image`, `id` (or `image_id`), and `objects` with fields `bbox` (or `boxes`, `corners`), `category` (or
@@ -96,8 +98,8 @@ def find_columns(features: datasets.Features, given: Mapping[str, str], name: st
         raise ValueError(
             f"Split {name!r} has no column of images, or none of boxes: {sorted(features)}; see `columns`."
         )
-    if "corners" in columns:
-        columns.pop("boxes", None)
+    if {"boxes", "corners"} <= columns.keys():
+        del columns["boxes" if is_oriented else "corners"]
     return columns
 
 

@@ -22,6 +22,7 @@ class Place:
     """Where a sample comes from: a file or a row, or a window of it; and what is in it, `None` if that is not known."""
 
     id: str
+    whole: str  # the id of the image that it is a window of, or its own
     image: Path | int
     size: tuple[int, int]  # of the whole image
     window: Window | None
@@ -70,6 +71,11 @@ class ObjectImages(torch.utils.data.Dataset):
         subset = ObjectImages([self.places[index] for index in chosen], None, self.with_masks, self.rows, self.column)
         subset.spec = self.spec
         return subset
+
+    def count(self, names: Sequence[str]) -> dict[str, int]:
+        """Objects of each class, by name, without crowds."""
+        labels = [place.objects.labels[~place.objects.crowd] for place in self.places if place.objects is not None]
+        return dict(zip(names, np.bincount(np.concatenate(labels), minlength=len(names)).tolist()))
 
     def image(self, index: int) -> torch.Tensor:
         """The image of a sample alone."""

@@ -58,6 +58,13 @@ def test_every_format_gives_the_objects_that_were_written(tmp_path, kind):
             np.testing.assert_allclose(found, np.concatenate([low, high], 1), atol=1e-4)
 
 
+def test_the_root_may_be_relative(tmp_path, monkeypatch):
+    write_dota(tmp_path / "data" / "ships", IMAGES)
+    monkeypatch.chdir(tmp_path)
+    samples = describe("data/ships", "dota").open(["train"], "oriented")
+    assert len(samples) == len(IMAGES) and samples[0]["image"].shape == (3, HEIGHT, WIDTH)
+
+
 def test_outlines_become_masks(tmp_path):
     written = write_coco(tmp_path, IMAGES)
     samples = describe(tmp_path, "coco").open(["train"], "instances")

@@ -91,7 +91,7 @@ def encoded(side, name: str, length: int) -> list[dict]:
     if len(masks) != length:
         raise ValueError(f"the {name} has {len(masks)} mask(s) for {length} label(s).")
     if all(isinstance(mask, dict) for mask in masks):
-        return [dict(mask) for mask in masks]
+        return [run_lengths.segmToRle(dict(mask), mask["size"][1], mask["size"][0]) for mask in masks]
     masks = box_metrics.array(side, "masks", name)
     if masks.ndim != 3:
         raise ValueError(f"masks of the {name} are of shape {list(masks.shape)}.")
