@@ -3,7 +3,7 @@
 import dataclasses
 
 from huggingface_hub.dataclasses import strict
-from transformers import InternVLVisionConfig, UperNetConfig
+from transformers import InternVLVisionConfig, PreTrainedConfig, UperNetConfig
 from transformers.backbone_utils import BackboneConfigMixin
 
 from .configuration_vitp import ViTPVisionConfig
@@ -92,6 +92,12 @@ class ViTPAdapterConfig(ViTPMultiScaleConfig):
             Heads, and sampling points a head and level, of the deformable attention.
         deformable_ratio (`float`, defaults to 0.25):
             Width of the deformable attention's values, as a share of `hidden_size`.
+        deformable_dropout (`float`, defaults to 0):
+            Dropout of the deformable attention's output in training.
+        extractor_residual (`str`, defaults to `"tokens"`):
+            What an extractor's attention is added to: the `"tokens"`, as ViT-Adapter is published, or
+            `"normed_tokens"`, their LayerNorm, as its code computes with mmcv's attention, which adds its query (with
+            a `deformable_ratio` of 1 and a `deformable_dropout` of 0.1).
         feed_forward_ratio (`float`, defaults to 0.25):
             Width of the extractors' convolutional feed-forward, as a share of `hidden_size`.
         injector_init_value (`float`, defaults to 0.1):
@@ -116,6 +122,8 @@ class ViTPAdapterConfig(ViTPMultiScaleConfig):
     deformable_heads: int = 16
     deformable_points: int = 4
     deformable_ratio: float | int = 0.25
+    deformable_dropout: float | int = 0.0
+    extractor_residual: str = "tokens"
     feed_forward_ratio: float | int = 0.25
     injector_init_value: float | int = 0.1
     extra_extractors: int = 2
@@ -141,6 +149,10 @@ class ViTPAdapterConfig(ViTPMultiScaleConfig):
             raise ValueError(
                 f"spatial_prior_norm={self.spatial_prior_norm!r} is neither 'layer_norm' nor 'batch_norm'."
             )
+        if self.extractor_residual not in ("tokens", "normed_tokens"):
+            raise ValueError(f"extractor_residual={self.extractor_residual!r} is neither 'tokens' nor 'normed_tokens'.")
+        if not 0 <= self.deformable_dropout < 1:
+            raise ValueError(f"deformable_dropout={self.deformable_dropout} is not within [0, 1).")
         width = int(self.hidden_size * self.deformable_ratio)
         if width % self.deformable_heads:
             raise ValueError(
@@ -169,6 +181,21 @@ class ViTPFeaturePyramidConfig(ViTPMultiScaleConfig):
 MULTI_SCALE_CONFIGS = {config.model_type: config for config in (ViTPAdapterConfig, ViTPFeaturePyramidConfig)}
 
 
+def multi_scale_config(config: dict | PreTrainedConfig | None) -> PreTrainedConfig | None:
+    """A `backbone_config` as an object; an adapter's if a dictionary names no `model_type`.
+
+    Raises:
+        ValueError: if it is of a backbone that does not give maps at four strides.
+    """
+    if not isinstance(config, dict):
+        return config
+    # transformers looks for its model type among those that are registered, which saved code is not.
+    model_type = config.get("model_type", ViTPAdapterConfig.model_type)
+    if model_type not in MULTI_SCALE_CONFIGS:
+        raise ValueError(f"backbone_config is a {model_type!r} and none of {', '.join(MULTI_SCALE_CONFIGS)}.")
+    return MULTI_SCALE_CONFIGS[model_type].from_dict(config)
+
+
 @strict
 class ViTPSegmentationConfig(UperNetConfig):
     r"""Configuration of [`ViTPForSemanticSegmentation`].
@@ -189,12 +216,7 @@ class ViTPSegmentationConfig(UperNetConfig):
     class_weights: list[float] | None = None
 
     def __post_init__(self, **kwargs):
-        if isinstance(self.backbone_config, dict):
-            # transformers looks for its model type among those that are registered, which saved code is not.
-            model_type = self.backbone_config.get("model_type", ViTPAdapterConfig.model_type)
-            if model_type not in MULTI_SCALE_CONFIGS:
-                raise ValueError(f"backbone_config is a {model_type!r} and none of {', '.join(MULTI_SCALE_CONFIGS)}.")
-            self.backbone_config = MULTI_SCALE_CONFIGS[model_type].from_dict(self.backbone_config)
+        self.backbone_config = multi_scale_config(self.backbone_config)
         super().__post_init__(**kwargs)
 
     def validate_class_weights(self):

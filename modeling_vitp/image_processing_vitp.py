@@ -3,6 +3,7 @@
 import math
 import os
 from dataclasses import dataclass
+from pathlib import Path
 
 import PIL.Image
 import PIL.ImageOps
@@ -183,6 +184,13 @@ class InputSpecImageProcessor(TorchvisionBackend):
     def __init__(self, **kwargs):
         super().__init__(**kwargs)
         InputSpec.from_dict(self.input_spec)
+
+    @classmethod
+    def from_backbone(cls, backbone: str | Path, **kwargs) -> "InputSpecImageProcessor":
+        """With the mean, standard deviation and input spec of the backbone in a folder or Hub repo."""
+        settings, kwargs = cls.get_image_processor_dict(backbone, **kwargs)
+        names = ("do_rescale", "rescale_factor", "do_normalize", "image_mean", "image_std", "input_spec")
+        return cls(**{name: settings[name] for name in names if name in settings} | kwargs)
 
     def fetch_images(self, images: ImageInput):
         """As the parent, but files are opened with Pillow, so that alpha, depth, bands and TIFF are not lost."""

@@ -1,7 +1,5 @@
 """Images, and masks of classes, for dense tasks: at their own size, padded to the largest of a batch."""
 
-from pathlib import Path
-
 import numpy as np
 import torch
 from torchvision.transforms.v2 import InterpolationMode
@@ -34,13 +32,6 @@ class ViTPSegmentationImageProcessor(InputSpecImageProcessor, SegformerImageProc
 
     valid_kwargs = ViTPSegmentationImageProcessorKwargs
     do_resize = False
-
-    @classmethod
-    def from_backbone(cls, backbone: str | Path, **kwargs) -> "ViTPSegmentationImageProcessor":
-        """With the mean, standard deviation and input spec of the backbone in a folder or Hub repo."""
-        settings, kwargs = cls.get_image_processor_dict(backbone, **kwargs)
-        names = ("do_rescale", "rescale_factor", "do_normalize", "image_mean", "image_std", "input_spec")
-        return cls(**{name: settings[name] for name in names if name in settings} | kwargs)
 
     def preprocess(
         self,

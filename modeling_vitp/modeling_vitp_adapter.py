@@ -22,7 +22,7 @@ from .modeling_vitp_backbone import ViTPMultiScaleBackbone
 
 
 class DeformableAttention(nn.Module):
-    """Multi-scale deformable attention (Deformable DETR, arXiv 2010.04159, equation 3) with narrow values.
+    """Multi-scale deformable attention (Deformable DETR, arXiv 2010.04159, equation 3), whose values may be narrow.
 
     Queries of shape `(batch_size, num_queries, hidden_size)` with reference points `(num_queries, 2)`, x and y in
     [0, 1], look at `features` of shape `(batch_size, sum of height * width, hidden_size)`, one map for each of
@@ -39,6 +39,7 @@ class DeformableAttention(nn.Module):
         self.attention_weights = nn.Linear(config.hidden_size, samples)
         self.value_proj = nn.Linear(config.hidden_size, width)
         self.output_proj = nn.Linear(width, config.hidden_size)
+        self.dropout = nn.Dropout(config.deformable_dropout)
         self.sample = MultiScaleDeformableAttention()
 
     def forward(
@@ -58,7 +59,7 @@ class DeformableAttention(nn.Module):
         locations = reference_points.to(dtype)[None, :, None, None, None] + offsets.to(dtype) / sizes.flip(-1)[:, None]
         starts = F.pad(sizes.prod(-1).cumsum(0), (1, -1))
         attended = self.sample(values.to(dtype), sizes, shapes, starts, locations, weights.to(dtype), 64)
-        return self.output_proj(attended.to(values.dtype))
+        return self.dropout(self.output_proj(attended.to(values.dtype)))
 
     def init_weights(self):
         """Heads look in directions spread over the circle, their points at growing distances, all equally."""
@@ -79,8 +80,8 @@ class DeformableAttention(nn.Module):
 class ChannelLayerNorm(nn.LayerNorm):
     """LayerNorm over the channels at each place of a map `(batch_size, channels, height, width)`."""
 
-    def __init__(self, channels: int):
-        super().__init__(channels, eps=1e-6)
+    def __init__(self, channels: int, eps: float = 1e-6):
+        super().__init__(channels, eps=eps)
 
     def forward(self, maps: torch.Tensor) -> torch.Tensor:
         return super().forward(maps.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
@@ -148,10 +149,11 @@ class ConvolutionalFeedForward(nn.Module):
 
 
 class Extractor(nn.Module):
-    """Brings the patch tokens back into the spatial prior's tokens."""
+    """Brings the patch tokens back into the spatial prior's tokens, to which, or to whose norm, they are added."""
 
     def __init__(self, config: ViTPAdapterConfig):
         super().__init__()
+        self.adds_to_norm = config.extractor_residual == "normed_tokens"
         self.query_norm = nn.LayerNorm(config.hidden_size)
         self.feature_norm = nn.LayerNorm(config.hidden_size)
         self.attention = DeformableAttention(config, num_levels=1)
@@ -160,7 +162,9 @@ class Extractor(nn.Module):
         self.drop_path = Dinov3ViTDropPath(config.drop_path_rate)
 
     def forward(self, tokens, token_points, shapes, patches, grid):
-        tokens = tokens + self.attention(self.query_norm(tokens), token_points, self.feature_norm(patches), [grid])
+        queries = self.query_norm(tokens)
+        attended = self.attention(queries, token_points, self.feature_norm(patches), [grid])
+        tokens = (queries if self.adds_to_norm else tokens) + attended
         return tokens + self.drop_path(self.feed_forward(self.feed_forward_norm(tokens), shapes))
 
 

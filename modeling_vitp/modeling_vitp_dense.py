@@ -1,11 +1,7 @@
 """Semantic segmentation and change detection: transformers' UPerNet heads on ViTP's maps."""
 
-from pathlib import Path
-from typing import Any
-
 import torch
 from torch.nn import functional as F
-from transformers import InternVLVisionModel
 from transformers.modeling_outputs import BackboneOutput, SemanticSegmenterOutput
 from transformers.models.upernet.modeling_upernet import (
     UperNetFCNHead,
@@ -15,69 +11,23 @@ from transformers.models.upernet.modeling_upernet import (
 from transformers.utils.generic import can_return_tuple
 
 from .configuration_vitp_dense import ViTPChangeDetectionConfig, ViTPSegmentationConfig
-from .modeling_vitp_adapter import ViTPAdapter
-from .modeling_vitp_feature_pyramid import ViTPFeaturePyramid
-
-NECKS = {"adapter": ViTPAdapter, "pyramid": ViTPFeaturePyramid}
-# By name, since a saved model's own code and its configuration's are loaded as separate modules.
-BACKBONES = {backbone.config_class.model_type: backbone for backbone in NECKS.values()}
+from .modeling_vitp_multi_scale import OnMultiScaleBackbone
 
 
-class ViTPForSemanticSegmentation(UperNetForSemanticSegmentation):
+class ViTPForSemanticSegmentation(OnMultiScaleBackbone, UperNetForSemanticSegmentation):
     """UPerNet (arXiv 1807.10221) on the maps of [`ViTPAdapter`] or [`ViTPFeaturePyramid`]."""
 
     config: ViTPSegmentationConfig
     config_class = ViTPSegmentationConfig
-    supports_gradient_checkpointing = True
     images_per_sample = 1
-    _keys_to_ignore_on_load_missing = [r"backbone\.embeddings\.cls_token$"]  # not used by the adapter
 
     def __init__(self, config: ViTPSegmentationConfig):
         super(UperNetForSemanticSegmentation, self).__init__(config)
-        self.backbone = BACKBONES[config.backbone_config.model_type](config.backbone_config)
+        self.backbone = self.backbone_of(config)
         channels = [width * self.images_per_sample for width in self.backbone.channels]
         self.decode_head = UperNetHead(config, in_channels=channels)
         self.auxiliary_head = UperNetFCNHead(config, in_channels=channels) if config.use_auxiliary_head else None
         self.post_init()
-
-    @classmethod
-    def from_backbone(
-        cls,
-        backbone: str | Path | InternVLVisionModel,
-        neck: str = "adapter",
-        *,
-        id2label: dict[int, str] | None = None,
-        backbone_kwargs: dict[str, Any] | None = None,
-        **kwargs,
-    ):
-        r"""A model on a pretrained backbone, in float32, with a fresh head (drawn from torch's random state).
-
-        Args:
-            backbone (`str`, `Path`, [`ViTPVisionModel`] or [`~transformers.InternVLVisionModel`]):
-                Folder or Hub id of an exported backbone, of a [`ViTPVisionModel`] or of what `neck` names, or a ViT
-                itself. Patches of 14 pixels are resampled to 16.
-            neck (`str`, defaults to `"adapter"`):
-                What makes maps at four strides of the ViT's features: `"adapter"` ([`ViTPAdapter`]) or `"pyramid"`
-                ([`ViTPFeaturePyramid`], faster).
-            id2label (`dict[int, str]`, *optional*):
-                Names of the classes; or give `num_labels`.
-            backbone_kwargs (`dict`, *optional*):
-                Settings of the backbone's configuration, such as `drop_path_rate`, and arguments of `from_pretrained`,
-                such as `revision`.
-            kwargs:
-                Settings of the model's configuration, such as `class_weights`.
-
-        Raises:
-            ValueError: if there is no such neck, or the folder holds another kind of model.
-        """
-        if neck not in NECKS:
-            raise ValueError(f"neck={neck!r}, but there are only {' and '.join(map(repr, NECKS))}.")
-        if id2label is not None:
-            kwargs |= {"id2label": id2label, "label2id": {label: index for index, label in id2label.items()}}
-        pretrained = NECKS[neck].from_backbone(backbone, **(backbone_kwargs or {}))
-        model = cls(cls.config_class(backbone_config=pretrained.config, **kwargs))
-        model.backbone = pretrained
-        return model
 
     @can_return_tuple
     def forward(
@@ -97,11 +47,6 @@ class ViTPForSemanticSegmentation(UperNetForSemanticSegmentation):
         """
         outputs = self.run_backbone(pixel_values, **kwargs)
         return self.decode(outputs, outputs.feature_maps, pixel_values.shape[-2:], labels)
-
-    def run_backbone(self, pixel_values: torch.Tensor, **kwargs) -> BackboneOutput:
-        asked = {name: kwargs.get(name) for name in ("output_hidden_states", "output_attentions")}
-        asked = {name: getattr(self.config, name) if value is None else value for name, value in asked.items()}
-        return self.backbone(pixel_values, **asked)
 
     def decode(
         self,

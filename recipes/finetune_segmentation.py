@@ -33,6 +33,7 @@ def main(
     from modeling_vitp.dense.data import DenseData, weigh_classes
     from modeling_vitp.dense.start import load_dense_model, load_image_processor
     from modeling_vitp.dense.trainer import DenseTrainer
+    from modeling_vitp.training import fine_tuning
     from modeling_vitp.training.lock import check_free
 
     model_class = getattr(modeling_vitp, model_class)
@@ -63,15 +64,15 @@ def main(
     if train_dataset is not None:
         described = data.describe(args.train_splits, args.eval_split, args.test_split)
         trainer.record(argv, [model_args.model_name_or_path], *described)
-    metrics = results.train(trainer, pixels)
-    results.evaluate(trainer, metrics, "eval", eval_dataset)
-    results.evaluate(trainer, metrics, "test", test_dataset)
+    metrics = fine_tuning.train(trainer, train_pixels=pixels)
+    fine_tuning.evaluate(trainer, metrics, "eval", eval_dataset)
+    fine_tuning.evaluate(trainer, metrics, "test", test_dataset)
     if not trainer.is_world_process_zero():
         return 0
 
     status = results.finish(trainer, test_dataset or eval_dataset, args.num_pictures, data, args.submission)
-    results.save_metrics(trainer, metrics)
-    results.report(trainer, metrics)
+    fine_tuning.save_metrics(trainer, metrics)
+    fine_tuning.report(trainer, metrics)
     return status
 
 

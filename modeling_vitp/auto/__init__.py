@@ -6,10 +6,14 @@ from transformers import (
     AutoImageProcessor,
     AutoModel,
     AutoModelForImageTextToText,
+    AutoModelForObjectDetection,
     AutoModelForSemanticSegmentation,
     AutoProcessor,
 )
-from transformers.models.auto.modeling_auto import MODEL_FOR_SEMANTIC_SEGMENTATION_MAPPING_NAMES
+from transformers.models.auto.modeling_auto import (
+    MODEL_FOR_OBJECT_DETECTION_MAPPING_NAMES,
+    MODEL_FOR_SEMANTIC_SEGMENTATION_MAPPING_NAMES,
+)
 
 from ..configuration_vitp import ViTPConfig, ViTPVisionConfig
 from ..configuration_vitp_dense import (
@@ -19,12 +23,23 @@ from ..configuration_vitp_dense import (
     ViTPFeaturePyramidConfig,
     ViTPSegmentationConfig,
 )
+from ..configuration_vitp_detection import (
+    ViTPInstanceSegmentationConfig,
+    ViTPObjectDetectionConfig,
+    ViTPOrientedObjectDetectionConfig,
+)
 from ..image_processing_vitp import InputSpec, ViTPImageProcessor
 from ..image_processing_vitp_dense import ViTPSegmentationImageProcessor
+from ..image_processing_vitp_detection import ViTPDetectionImageProcessor
 from ..modeling_vitp import ViTPForConditionalGeneration, ViTPModel, ViTPVisionModel
 from ..modeling_vitp_adapter import ViTPAdapter
 from ..modeling_vitp_backbone import ViTPBackbone
 from ..modeling_vitp_dense import ViTPForChangeDetection, ViTPForSemanticSegmentation
+from ..modeling_vitp_detection import (
+    ViTPForInstanceSegmentation,
+    ViTPForObjectDetection,
+    ViTPForOrientedObjectDetection,
+)
 from ..modeling_vitp_feature_pyramid import ViTPFeaturePyramid
 from ..processing_vitp import ViTPProcessor
 from ..resize import resize_backbone
@@ -43,6 +58,9 @@ for _config in (
     ViTPFeaturePyramidConfig,
     ViTPSegmentationConfig,
     ViTPChangeDetectionConfig,
+    ViTPObjectDetectionConfig,
+    ViTPOrientedObjectDetectionConfig,
+    ViTPInstanceSegmentationConfig,
 ):
     AutoConfig.register(_config.model_type, _config)
     _config.register_for_auto_class()
@@ -55,6 +73,13 @@ for _config in (ViTPSegmentationConfig, ViTPChangeDetectionConfig):
     AutoImageProcessor.register(_config, image_processor_classes={"torchvision": ViTPSegmentationImageProcessor})
 # Where the image-segmentation pipeline looks for what it supports; what is registered above it does not see.
 MODEL_FOR_SEMANTIC_SEGMENTATION_MAPPING_NAMES[ViTPSegmentationConfig.model_type] = ViTPForSemanticSegmentation.__name__
+for _detector in (ViTPForObjectDetection, ViTPForOrientedObjectDetection, ViTPForInstanceSegmentation):
+    AutoImageProcessor.register(
+        _detector.config_class, image_processor_classes={"torchvision": ViTPDetectionImageProcessor}
+    )
+    AutoModelForObjectDetection.register(_detector.config_class, _detector)
+    MODEL_FOR_OBJECT_DETECTION_MAPPING_NAMES[_detector.config_class.model_type] = _detector.__name__
+    _detector.register_for_auto_class("AutoModelForObjectDetection")
 
 # Saving writes the code beside the weights, so that `trust_remote_code=True` loads them without this package.
 ViTPConfig.register_for_auto_class()
@@ -69,6 +94,7 @@ ViTPForSemanticSegmentation.register_for_auto_class("AutoModelForSemanticSegment
 ViTPForChangeDetection.register_for_auto_class("AutoModel")
 ViTPImageProcessor.register_for_auto_class("AutoImageProcessor")
 ViTPSegmentationImageProcessor.register_for_auto_class("AutoImageProcessor")
+ViTPDetectionImageProcessor.register_for_auto_class("AutoImageProcessor")
 ViTPProcessor.register_for_auto_class("AutoProcessor")
 
 __all__ = [
@@ -79,13 +105,20 @@ __all__ = [
     "ViTPBackboneConfig",
     "ViTPChangeDetectionConfig",
     "ViTPConfig",
+    "ViTPDetectionImageProcessor",
     "ViTPFeaturePyramid",
     "ViTPFeaturePyramidConfig",
     "ViTPForChangeDetection",
     "ViTPForConditionalGeneration",
+    "ViTPForInstanceSegmentation",
+    "ViTPForObjectDetection",
+    "ViTPForOrientedObjectDetection",
     "ViTPForSemanticSegmentation",
     "ViTPImageProcessor",
+    "ViTPInstanceSegmentationConfig",
     "ViTPModel",
+    "ViTPObjectDetectionConfig",
+    "ViTPOrientedObjectDetectionConfig",
     "ViTPProcessor",
     "ViTPSegmentationConfig",
     "ViTPSegmentationImageProcessor",

@@ -72,6 +72,31 @@ before, after = Image.new("RGB", (640, 480)), Image.new("RGB", (640, 480))  # yo
 outputs = model(**image_processor(before, images_after=after, return_tensors="pt"))
 changes = image_processor.post_process_semantic_segmentation(outputs, target_sizes=[(480, 640)])[0]
 """
+DETECTION = """
+from PIL import Image
+from transformers import AutoImageProcessor, AutoModelForObjectDetection
+
+model = AutoModelForObjectDetection.from_pretrained("{repo}", trust_remote_code=True)
+image_processor = AutoImageProcessor.from_pretrained("{repo}", trust_remote_code=True)
+
+image = Image.new("RGB", (640, 480))  # yours
+outputs = model(**image_processor(image, return_tensors="pt"))
+"""
+BOXES = (
+    DETECTION
+    + """found = image_processor.post_process_object_detection(outputs, threshold=0.5, target_sizes=[(480, 640)])[0]
+"""
+)
+ORIENTED_BOXES = (
+    DETECTION
+    + """found = image_processor.post_process_oriented_object_detection(outputs, target_sizes=[(480, 640)])[0]
+"""
+)
+INSTANCES = (
+    DETECTION
+    + """found = image_processor.post_process_instance_segmentation(outputs, target_sizes=[(480, 640)])[0]
+"""
+)
 MAPS = """
 import torch
 from transformers import AutoBackbone
@@ -85,12 +110,18 @@ EXAMPLES = {
     "internvl": MODEL,
     "vitp_segmentation": SEGMENTATION,
     "vitp_change_detection": CHANGE_DETECTION,
+    "vitp_object_detection": BOXES,
+    "vitp_oriented_object_detection": ORIENTED_BOXES,
+    "vitp_instance_segmentation": INSTANCES,
 }
 PIPELINE_TAGS = {
     "vitp": "image-text-to-text",
     "internvl": "image-text-to-text",
     "vitp_segmentation": "image-segmentation",
     "vitp_change_detection": "image-segmentation",
+    "vitp_object_detection": "object-detection",
+    "vitp_oriented_object_detection": "object-detection",
+    "vitp_instance_segmentation": "object-detection",
 }
 
 

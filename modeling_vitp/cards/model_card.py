@@ -22,6 +22,9 @@ INTRODUCTIONS = {
     "internvl": "A vision-language model for its vision transformer, of {paper}, in transformers' own layout.",
     "vitp_segmentation": "A semantic segmentation model on a backbone of {paper}.",
     "vitp_change_detection": "A change detection model, for pairs of images, on a backbone of {paper}.",
+    "vitp_object_detection": "An object detector on a backbone of {paper}.",
+    "vitp_oriented_object_detection": "A detector of objects with oriented boxes on a backbone of {paper}.",
+    "vitp_instance_segmentation": "An instance segmentation model on a backbone of {paper}.",
 }
 
 CITATION = """

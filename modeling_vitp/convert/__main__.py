@@ -4,18 +4,20 @@
     python -m modeling_vitp.convert ViTP_ViT.safetensors my_backbone
     python -m modeling_vitp.convert my_model for_serving --to internvl
     python -m modeling_vitp.convert upernet_vit_adapter.safetensors my_segmentation
+    python -m modeling_vitp.convert change_detector.safetensors my_change_detection --deformable_attention mmcv
+    python -m modeling_vitp.convert cascade_rcnn.safetensors my_detector --benchmark dior
 
 SOURCE is a Hub id, a folder or a safetensors file: a ViTP model, transformers' `internvl`, a checkpoint of InternVL's
-own code (InternVL2.5, InternVL3), a ViT alone, a ViT-Adapter (ours or the original), or UPerNet on one (ours or
-OpenMMLab's). What it is follows from the names of its tensors. Nothing is loaded: bytes are copied under new names, in
-a temporary folder that is moved into place at the end.
+own code (InternVL2.5, InternVL3), a ViT alone, a ViT-Adapter (ours or the original), or UPerNet or a two-stage detector
+on one (ours or OpenMMLab's). What it is follows from the names of its tensors. Nothing is loaded: bytes are copied
+under new names, in a temporary folder that is moved into place at the end.
 """
 
 import argparse
 import signal
 import sys
 
-from .keys import TARGETS
+from .keys import BENCHMARK_NAMES, TARGETS
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -33,6 +35,16 @@ def main(argv: list[str] | None = None) -> None:
         "--image_token_id",
         type=int,
         help="token that stands for an image, for an original checkpoint without tokenizer",
+    )
+    parser.add_argument(
+        "--deformable_attention",
+        choices=("native", "mmcv"),
+        help="what an original ViT-Adapter was trained with, where its tensors leave that open",
+    )
+    parser.add_argument(
+        "--benchmark",
+        choices=BENCHMARK_NAMES,
+        help="what an original detector was published for: names its classes and says what its tensors do not",
     )
     parser.add_argument("--allow_nan", action="store_true", help="convert weights that are NaN or infinite, too")
     args = parser.parse_args(argv)

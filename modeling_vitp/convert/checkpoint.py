@@ -24,6 +24,8 @@ def convert_checkpoint(
     revision: str | None = None,
     license: str | None = None,
     image_token_id: int | None = None,
+    deformable_attention: str | None = None,
+    benchmark: str | None = None,
     allow_nan: bool = False,
 ) -> Path:
     """Writes `source` in another layout to the new folder `target`, with configuration, tokenizer, image processor,
@@ -34,12 +36,19 @@ def convert_checkpoint(
         target: must not exist yet, or be empty.
         to: `"vitp"`; `"backbone"`, the ViT alone, which `AutoModel` opens without remote code; `"internvl"`, which
             `AutoModelForImageTextToText` opens without remote code; `"segmentation"`, which
-            [`ViTPForSemanticSegmentation`] or [`ViTPForChangeDetection`] opens; `"adapter"`, its [`ViTPAdapter`] alone;
+            [`ViTPForSemanticSegmentation`] or [`ViTPForChangeDetection`] opens; `"detection"`, which
+            `AutoModelForObjectDetection` opens; `"adapter"`, its [`ViTPAdapter`] alone;
             `"original"`, the names of InternVL's, ViT-Adapter's or OpenMMLab's own code. By default ours, with all that
             the source holds.
         revision: branch, tag or commit of a Hub id.
         license: the licence, if the source states none; one that contradicts the source is refused.
         image_token_id: the token that stands for an image, for a checkpoint of InternVL's own code without tokenizer.
+        deformable_attention: of a ViT-Adapter of the original naming, also in a model: `"native"`, its own, or
+            `"mmcv"`, where it was trained with mmcv's, which computes other maps. By default what the tensors and the
+            settings beside them say; a warning if they leave it open.
+        benchmark: of a detector of OpenMMLab's naming, the benchmark that it was published for (`"dior"`, `"dior_r"`,
+            `"dota_v2"`, `"sardet_100k"`, `"rsar"`, `"ssdd"`): the names of its classes, its image size and whether it
+            looks at mirrored images too, which the tensors do not say.
         allow_nan: whether weights that are NaN or infinite are converted.
 
     Raises:
@@ -49,7 +58,7 @@ def convert_checkpoint(
     target = Path(target)
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise ValueError(f"{target} exists already: give a new folder.")
-    checkpoint = read_source(str(source), revision, image_token_id)
+    checkpoint = read_source(str(source), revision, image_token_id, deformable_attention, benchmark)
     targets, _ = CONTENTS[checkpoint.contents]
     to = to or targets[0]
     if to not in TARGETS:

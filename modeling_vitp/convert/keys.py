@@ -1,7 +1,7 @@
 """What a tensor is called in each kind of checkpoint.
 
-The names of this package (`vitp`, and `segmentation` for dense models) are the hub: every other layout is a function of
-them, so that the whole set of keys that a file must have follows from its configuration.
+The names of this package (`vitp`, and `segmentation` and `detection` for dense models) are the hub: every other layout
+is a function of them, so that the whole set of keys that a file must have follows from its configuration.
 """
 
 import re
@@ -13,8 +13,11 @@ CONTENTS = {
     "ViT": (("backbone", "original"), "original_vision"),
     "ViT-Adapter": (("adapter", "original"), "original_adapter"),
     "segmentation model": (("segmentation", "adapter", "original"), "original_segmentation"),
+    "detector": (("detection", "adapter", "original"), "original_detection"),
+    "cascade of detectors": (("detection", "adapter", "original"), "original_cascade"),
 }
 TARGETS = tuple(dict.fromkeys(target for targets, _ in CONTENTS.values() for target in targets))
+BENCHMARK_NAMES = ("dior", "dior_r", "dota_v2", "sardet_100k", "rsar", "ssdd")  # see `benchmarks.py`
 
 VISION_TOWER, BACKBONE = "model.vision_tower.", "backbone."
 
@@ -69,6 +72,24 @@ ORIGINAL_SEGMENTATION = [
     (r"^(decode_head|auxiliary_head)\.classifier\.", r"\1.conv_seg."),
     (r"^(decode_head|auxiliary_head)\.(.*)\.batch_norm\.", r"\1.\2.bn."),
 ]
+# OpenMMLab's two-stage detectors; of a cascade each stage has its number.
+ORIGINAL_CASCADE = [
+    *ORIGINAL_SEGMENTATION,
+    (r"^neck\.laterals\.(\d)\.", r"neck.lateral_convs.\1."),
+    (r"^neck\.outputs\.(\d)\.", r"neck.fpn_convs.\1."),
+    (r"^(neck\..*)\.0\.(weight|bias)$", r"\1.conv.\2"),
+    (r"^(neck\..*)\.1\.(weight|bias)$", r"\1.ln.\2"),
+    (r"^rpn\.convolution\.", "rpn_head.rpn_conv."),
+    (r"^rpn\.objectness\.", "rpn_head.rpn_cls."),
+    (r"^rpn\.deltas\.", "rpn_head.rpn_reg."),
+    (r"^(box_heads\.\d)\.fc([12])\.", lambda match: f"{match[1]}.shared_fcs.{int(match[2]) - 1}."),
+    (r"^(box_heads\.\d)\.classifier\.", r"\1.fc_cls."),
+    (r"^(box_heads\.\d)\.regressor\.", r"\1.fc_reg."),
+    (r"^box_heads\.", "roi_head.bbox_head."),
+    (r"^mask_head\.convolutions\.(\d)\.", r"roi_head.mask_head.convs.\1.conv."),
+    (r"^mask_head\.classifier\.", "roi_head.mask_head.conv_logits."),
+    (r"^mask_head\.", "roi_head.mask_head."),
+]
 LAYOUTS = {
     "vitp": [],
     "internvl": INTERNVL,
@@ -77,8 +98,11 @@ LAYOUTS = {
     "original_vision": [*ORIGINAL_VISION, (r"^vision_model\.", "")],
     "original_vision_prefixed": ORIGINAL_VISION,
     "segmentation": [],
+    "detection": [],
     "adapter": [(r"^backbone\.", "")],
     "original_segmentation": ORIGINAL_SEGMENTATION,
+    "original_cascade": ORIGINAL_CASCADE,
+    "original_detection": [*ORIGINAL_CASCADE, (r"^roi_head\.bbox_head\.0\.", "roi_head.bbox_head.")],
     "original_adapter": [*ORIGINAL_SEGMENTATION, (r"^backbone\.", "")],
     "original_adapter_prefixed": ORIGINAL_SEGMENTATION,
 }
@@ -87,11 +111,16 @@ ABSENT = {
     "backbone": r"(?!model\.vision_tower\.)",
     "adapter": r"(?!backbone\.)",
     "original_segmentation": r"backbone\.embeddings\.cls_token$",
+    "original_cascade": r"backbone\.embeddings\.cls_token$",
+    "original_detection": r"backbone\.embeddings\.cls_token$",
     "original_adapter": r"(?!backbone\.)|backbone\.embeddings\.cls_token$",
     "original_adapter_prefixed": r"backbone\.embeddings\.cls_token$",
 }
 # The first that some key matches tells the layout.
 SIGNS = {
+    "detection": r"box_heads\.0\.regressor\.",
+    "original_cascade": r"roi_head\.bbox_head\.0\.fc_reg\.",
+    "original_detection": r"roi_head\.bbox_head\.fc_reg\.",
     "segmentation": r"backbone\.spatial_prior\.",
     "adapter": r"spatial_prior\.",
     "original_segmentation": r"decode_head\.psp_modules\.\d\.1\.bn\.",

@@ -4,12 +4,15 @@ Such checkpoints come without a configuration: most of it can be seen from the s
 the published settings are taken, unless a `config.json` with arguments of the original class lies beside them.
 """
 
+import logging
 import math
 import re
 from typing import Any
 
 from ..configuration_vitp_dense import ViTPAdapterConfig, ViTPChangeDetectionConfig, ViTPSegmentationConfig
 from .original_config import INTERN_VIT_HEADS, refuse_differences, vision_to_original
+
+logger = logging.getLogger(__name__)
 
 # ours -> theirs, of what the tensors do not show
 HIDDEN_FIELDS = {
@@ -19,6 +22,7 @@ HIDDEN_FIELDS = {
     "injector_init_value": "init_values",
     "add_vit_features": "add_vit_feature",
     "drop_path_rate": "drop_path_rate",
+    "deformable_dropout": "deformable_dropout",  # which their code fixes
 }
 # ours -> theirs, of what they do
 VISIBLE_FIELDS = {
@@ -34,6 +38,11 @@ VISIBLE_FIELDS = {
     "spatial_prior_channels": "conv_inplane",
 }
 DEPTH_OF_DEFAULT_INTERACTIONS = 24
+# The deformable attention that their code ran on: its own, or mmcv's where that was not compiled.
+DEFORMABLE_ATTENTION = {
+    "native": {"extractor_residual": "tokens", "deformable_dropout": 0.0},
+    "mmcv": {"extractor_residual": "normed_tokens", "deformable_dropout": 0.1},
+}
 
 
 def adapter_from_original(settings: dict[str, Any], shapes: dict[str, tuple[int, ...]]) -> ViTPAdapterConfig:
@@ -65,7 +74,10 @@ def adapter_from_original(settings: dict[str, Any], shapes: dict[str, tuple[int,
         samples = shapes["interactions.0.extractor.attn.attention_weights.weight"][0]  # heads times points
     except KeyError as error:
         raise ValueError(f"The backbone is not ViT-Adapter on an InternViT: it has no {error}.") from error
+    attention = recognize_deformable_attention(settings, shown["deformable_ratio"])
     for ours, theirs in VISIBLE_FIELDS.items():
+        if theirs == "deform_ratio" and attention == "mmcv":
+            continue  # which is not told
         if settings.get(theirs, shown[ours]) != shown[ours]:
             raise ValueError(f"config.json has {theirs}={settings[theirs]}, but the tensors have {shown[ours]}.")
     refuse_differences(settings, {"use_final_norm": (True, True)}, "config.json")
@@ -74,6 +86,7 @@ def adapter_from_original(settings: dict[str, Any], shapes: dict[str, tuple[int,
     if width not in INTERN_VIT_HEADS and "num_heads" not in settings:
         raise ValueError(f"The number of heads of a ViT of width {width} cannot be seen from the tensors: " + ASK)
     hidden = {"num_attention_heads": INTERN_VIT_HEADS.get(width)}
+    hidden |= DEFORMABLE_ATTENTION[attention]
     hidden |= {ours: settings[theirs] for ours, theirs in HIDDEN_FIELDS.items() if theirs in settings}
     return ViTPAdapterConfig(
         **shown,
@@ -85,18 +98,75 @@ def adapter_from_original(settings: dict[str, Any], shapes: dict[str, tuple[int,
     )
 
 
+def recognize_deformable_attention(settings: dict[str, Any], ratio: float) -> str:
+    """Which attention weights were trained with, `"native"` or `"mmcv"`.
+
+    mmcv's is not told the width of the values that is asked for and has the full one. So narrow values are native, and
+    full ones mmcv's where the settings ask for narrow ones. Where they ask for full ones or are not there, both
+    can be, which is warned of, unless they have `deformable_attention`.
+
+    Args:
+        settings: see [`adapter_from_original`].
+        ratio: of the values' width to that of the tokens, from the tensors.
+
+    Raises:
+        ValueError: if `deformable_attention` is none of the two, or contradicts the tensors.
+    """
+    given, asked = settings.get("deformable_attention"), settings.get("deform_ratio")
+    if given not in (None, *DEFORMABLE_ATTENTION):
+        raise ValueError(f"deformable_attention={given!r} is neither {' nor '.join(map(repr, DEFORMABLE_ATTENTION))}.")
+    if ratio != 1:
+        if given == "mmcv":
+            raise ValueError(
+                f"deformable_attention='mmcv', but the values of the tensors have {ratio:g} of the full width, which "
+                "only the native attention has."
+            )
+        return "native"
+    if given is None and asked in (None, 1):
+        taken = "mmcv" if asked is None else "native"
+        logger.warning(
+            "The deformable attention has values of full width: whether it was ViT-Adapter's own ('native') or mmcv's "
+            "('mmcv'), which compute different maps, cannot be seen from the tensors. It is taken for %r, since %s. "
+            "Give deformable_attention, or put it in a config.json beside the weights, if you know.",
+            taken,
+            "no setting asks for that width" if asked is None else "deform_ratio is 1 in config.json",
+        )
+        return taken
+    return given or "mmcv"
+
+
+def with_deformable_attention(source: str, layout: str, fields: dict, given: str) -> dict:
+    """The settings of a ViT-Adapter of the original naming, with what the caller says of its attention."""
+    if not layout.startswith(("original_adapter", "original_segmentation", "original_detection", "original_cascade")):
+        raise ValueError(f"{source} is no ViT-Adapter of the original naming: deformable_attention says nothing of it.")
+    said = fields.get("deformable_attention", given)
+    if said != given:
+        raise ValueError(f"{source} has deformable_attention={said!r} in its config.json, and not {given!r}.")
+    return {**fields, "deformable_attention": given}
+
+
 ASK = "put a config.json beside them with num_heads and interaction_indexes, as the original class takes them."
 
 
 def adapter_to_original(config: ViTPAdapterConfig) -> dict[str, Any]:
     """The arguments of the original class.
 
-    What is refused: see [`~modeling_vitp.convert.original_config.vision_to_original`].
+    What is refused: see [`~modeling_vitp.convert.original_config.vision_to_original`], and mmcv's residual with values
+    that are not of the full width.
     """
     vision_to_original(config)
     settings = config.to_dict()
+    attention = next(
+        name for name, ours in DEFORMABLE_ATTENTION.items() if ours["extractor_residual"] == config.extractor_residual
+    )
+    if attention == "mmcv" and config.deformable_ratio != 1:
+        raise ValueError(
+            f"The adapter has extractor_residual={config.extractor_residual!r} and "
+            f"deformable_ratio={config.deformable_ratio}, but the original code has that residual with 1 only."
+        )
     named = {theirs: settings[ours] for ours, theirs in (HIDDEN_FIELDS | VISIBLE_FIELDS).items()}
     return named | {
+        "deformable_attention": attention,
         "patch_size": settings["patch_size"][0],
         "img_size": settings["image_size"][0],
         "mlp_ratio": config.intermediate_size / config.hidden_size,

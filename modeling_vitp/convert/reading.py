@@ -16,17 +16,29 @@ from ..cards.license import LICENSE_FILES
 from ..cards.record import read_json
 from ..configuration_vitp import ViTPConfig, ViTPVisionConfig
 from ..configuration_vitp_dense import ViTPAdapterConfig, ViTPChangeDetectionConfig, ViTPSegmentationConfig
+from ..configuration_vitp_detection import (
+    ViTPInstanceSegmentationConfig,
+    ViTPObjectDetectionConfig,
+    ViTPOrientedObjectDetectionConfig,
+)
 from ..image_processing_vitp import ViTPImageProcessor
 from ..image_processing_vitp_dense import ViTPSegmentationImageProcessor
+from ..image_processing_vitp_detection import ViTPDetectionImageProcessor
 from ..messages import IMAGE_TOKEN
 from ..modeling_vitp import ViTPForConditionalGeneration, ViTPVisionModel
 from ..modeling_vitp_adapter import ViTPAdapter
 from ..modeling_vitp_dense import ViTPForChangeDetection, ViTPForSemanticSegmentation
+from ..modeling_vitp_detection import (
+    ViTPForInstanceSegmentation,
+    ViTPForObjectDetection,
+    ViTPForOrientedObjectDetection,
+)
 from ..processing_vitp import ViTPProcessor
 from .internvl import from_internvl_config
 from .keys import BACKBONE, VISION_TOWER, place, recognise
 from .original_config import INTERN_VIT_HEADS, chat_from_original, vision_from_original
-from .original_dense_config import adapter_from_original, segmentation_from_original
+from .original_dense_config import adapter_from_original, segmentation_from_original, with_deformable_attention
+from .original_detection_config import detection_from_original, detection_image_processor
 from .tensor_files import TensorBytes, read_checkpoint
 
 logger = logging.getLogger(__name__)
@@ -37,9 +49,13 @@ MODELS = {
     ViTPAdapterConfig.model_type: ViTPAdapter,
     ViTPSegmentationConfig.model_type: ViTPForSemanticSegmentation,
     ViTPChangeDetectionConfig.model_type: ViTPForChangeDetection,
+    ViTPObjectDetectionConfig.model_type: ViTPForObjectDetection,
+    ViTPOrientedObjectDetectionConfig.model_type: ViTPForOrientedObjectDetection,
+    ViTPInstanceSegmentationConfig.model_type: ViTPForInstanceSegmentation,
 }
 
-Config = ViTPConfig | ViTPVisionConfig | ViTPAdapterConfig | ViTPSegmentationConfig
+Config = ViTPConfig | ViTPVisionConfig | ViTPAdapterConfig | ViTPSegmentationConfig | ViTPObjectDetectionConfig
+DenseImageProcessor = ViTPSegmentationImageProcessor | ViTPDetectionImageProcessor
 
 TYPES_OF_LAYOUT = {
     "vitp": ("vitp",),
@@ -48,6 +64,11 @@ TYPES_OF_LAYOUT = {
     "original": ("internvl_chat",),
     "adapter": (ViTPAdapterConfig.model_type,),
     "segmentation": (ViTPSegmentationConfig.model_type, ViTPChangeDetectionConfig.model_type),
+    "detection": (
+        ViTPObjectDetectionConfig.model_type,
+        ViTPOrientedObjectDetectionConfig.model_type,
+        ViTPInstanceSegmentationConfig.model_type,
+    ),
 }
 
 DTYPES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
@@ -66,7 +87,7 @@ class Checkpoint:
     layout: str
     config: Config
     tensors: dict[str, TensorBytes]
-    image_processor: ViTPImageProcessor | ViTPSegmentationImageProcessor
+    image_processor: ViTPImageProcessor | DenseImageProcessor
     processor: ViTPProcessor | None  # if there is a tokenizer
 
     @property
@@ -77,12 +98,20 @@ class Checkpoint:
     def contents(self) -> str:
         if isinstance(self.config, ViTPSegmentationConfig):
             return "segmentation model"
+        if isinstance(self.config, ViTPObjectDetectionConfig):
+            return "detector" if len(self.config.stage_iou_thresholds) == 1 else "cascade of detectors"
         if isinstance(self.config, ViTPAdapterConfig):
             return "ViT-Adapter"
         return "ViT" if isinstance(self.config, ViTPVisionConfig) else "vision-language model"
 
 
-def read_source(source: str, revision: str | None = None, image_token_id: int | None = None) -> Checkpoint:
+def read_source(
+    source: str,
+    revision: str | None = None,
+    image_token_id: int | None = None,
+    deformable_attention: str | None = None,
+    benchmark: str | None = None,
+) -> Checkpoint:
     """Recognises a checkpoint and checks that its tensors are those that its configuration asks for."""
     path = local_path(source, revision)
     folder = path if path.is_dir() else path.parent
@@ -101,15 +130,19 @@ def read_source(source: str, revision: str | None = None, image_token_id: int | 
             f"{source} has tensors of the kind {layout!r}, but the model_type in its config.json is {model_type!r} "
             f"and not {' or '.join(map(repr, TYPES_OF_LAYOUT[layout]))}."
         )
+    if deformable_attention is not None:
+        fields = with_deformable_attention(source, layout, fields, deformable_attention)
+    if benchmark is not None and layout not in ("original_detection", "original_cascade"):
+        raise ValueError(f"{source} is no detector of the original naming: a benchmark says nothing of it.")
     try:
-        config = read_config(layout, fields, weights)
+        config = read_config(layout, fields, weights, benchmark)
     except StrictDataclassError as error:
         raise ValueError(f"{folder / 'config.json'} is not valid: {error}") from error
     if layout == "original_adapter_prefixed":
         weights = without_head(source, weights)
     config.dtype = fields.get("dtype") or fields.get("torch_dtype") or main_dtype(weights)
     tensors = match_tensors(source, config, layout, weights)
-    image_processor = read_image_processor(folder, layout, fields, config)
+    image_processor = read_image_processor(folder, layout, fields, config, benchmark)
     processor = None
     if isinstance(config, ViTPConfig) and any((folder / name).is_file() for name in TOKENIZER_FILES):
         processor = read_processor(folder, layout, config, image_processor)
@@ -144,15 +177,20 @@ def local_path(source: str, revision: str | None) -> Path:
         raise ValueError(f"{source} is neither a file or folder nor a Hub repo that can be had: {reason}") from error
 
 
-def read_config(layout: str, fields: dict, weights: dict[str, TensorBytes]) -> Config:
+def read_config(layout: str, fields: dict, weights: dict[str, TensorBytes], benchmark: str | None = None) -> Config:
     """The configuration in our classes, from that of the source."""
     if layout == "original":
         return chat_from_original(fields)
-    if layout in ("adapter", "segmentation"):
-        return MODELS[fields["model_type"]].config_class.from_dict(fields)
+    if layout in ("adapter", "segmentation", "detection"):
+        config = MODELS[fields["model_type"]].config_class.from_dict(fields)
+        if layout == "detection" and not isinstance(config.backbone_config, ViTPAdapterConfig):
+            raise ValueError("The detector's backbone is no ViT-Adapter, which the other layouts have.")
+        return config
     shapes = {key: tensor.shape for key, tensor in weights.items()}
     if layout == "original_segmentation":
         return segmentation_from_original(fields, shapes)
+    if layout in ("original_detection", "original_cascade"):
+        return detection_from_original(fields, shapes, benchmark)
     if layout.startswith("original_adapter"):
         return adapter_from_original(fields, {key.removeprefix(BACKBONE): shape for key, shape in shapes.items()})
     if layout.startswith("original_vision"):
@@ -263,12 +301,16 @@ def meta_model(config: Config) -> PreTrainedModel:
 
 
 def read_image_processor(
-    folder: Path, layout: str, fields: dict, config: Config
-) -> ViTPImageProcessor | ViTPSegmentationImageProcessor:
+    folder: Path, layout: str, fields: dict, config: Config, benchmark: str | None = None
+) -> ViTPImageProcessor | DenseImageProcessor:
+    has_files = any((folder / name).is_file() for name in IMAGE_PROCESSOR_FILES)
+    if isinstance(config, ViTPObjectDetectionConfig):
+        if has_files:
+            return ViTPDetectionImageProcessor.from_pretrained(folder)
+        return detection_image_processor(config, benchmark)
     if isinstance(config, (ViTPAdapterConfig, ViTPSegmentationConfig)):
-        has_files = any((folder / name).is_file() for name in IMAGE_PROCESSOR_FILES)
         return ViTPSegmentationImageProcessor.from_pretrained(folder) if has_files else ViTPSegmentationImageProcessor()
-    if not layout.startswith("original") and any((folder / name).is_file() for name in IMAGE_PROCESSOR_FILES):
+    if not layout.startswith("original") and has_files:
         return ViTPImageProcessor.from_pretrained(folder)
     height, width = getattr(config, "vision_config", config).image_size
     image_processor = ViTPImageProcessor(size={"height": height, "width": width})

@@ -10,12 +10,14 @@ from transformers.dynamic_module_utils import custom_object_save
 
 from ..cards.record import read_json
 from ..configuration_vitp_dense import ViTPAdapterConfig, ViTPSegmentationConfig
+from ..configuration_vitp_detection import ViTPObjectDetectionConfig
 from ..messages import IMAGE_END_TOKEN, IMAGE_START_TOKEN, IMAGE_TOKEN
 from ..modeling_vitp import ViTPForConditionalGeneration
 from .export import AUTO_MAP, image_settings, native_vision_config, save_code_and_image_processor
 from .keys import CONTENTS, place
 from .original_config import chat_to_original, vision_to_original
 from .original_dense_config import adapter_to_original
+from .original_detection_config import detection_to_original
 from .reading import Checkpoint, meta_model, plain_tokenizer
 from .tensor_files import TensorBytes
 
@@ -92,7 +94,11 @@ def write_backbone(checkpoint: Checkpoint, folder: Path) -> None:
     save_code_and_image_processor(folder, vision_config, checkpoint.image_processor)
 
 
-def write_dense(checkpoint: Checkpoint, folder: Path, config: ViTPAdapterConfig | ViTPSegmentationConfig) -> None:
+def write_dense(
+    checkpoint: Checkpoint,
+    folder: Path,
+    config: ViTPAdapterConfig | ViTPSegmentationConfig | ViTPObjectDetectionConfig,
+) -> None:
     model = meta_model(config)
     config.architectures = [type(model).__name__]
     config.dtype = checkpoint.config.dtype
@@ -101,7 +107,7 @@ def write_dense(checkpoint: Checkpoint, folder: Path, config: ViTPAdapterConfig 
     checkpoint.image_processor.save_pretrained(folder)
 
 
-def write_segmentation(checkpoint: Checkpoint, folder: Path) -> None:
+def write_dense_model(checkpoint: Checkpoint, folder: Path) -> None:
     write_dense(checkpoint, folder, checkpoint.config)
 
 
@@ -112,6 +118,9 @@ def write_adapter(checkpoint: Checkpoint, folder: Path) -> None:
 def write_original(checkpoint: Checkpoint, folder: Path) -> None:
     refuse_input_spec(checkpoint, "original")
     config, image_processor = checkpoint.config, checkpoint.image_processor
+    if isinstance(config, ViTPObjectDetectionConfig):
+        write_json(folder / "config.json", detection_to_original(config))
+        return
     if checkpoint.contents in ("ViT-Adapter", "segmentation model"):
         write_json(folder / "config.json", adapter_to_original(getattr(config, "backbone_config", config)))
         return
@@ -143,7 +152,8 @@ WRITERS = {
     "vitp": write_vitp,
     "backbone": write_backbone,
     "internvl": write_internvl,
-    "segmentation": write_segmentation,
+    "segmentation": write_dense_model,
+    "detection": write_dense_model,
     "adapter": write_adapter,
     "original": write_original,
 }

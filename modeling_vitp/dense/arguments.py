@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass, field
 
+from ..training.backbone_arguments import BackboneArguments
+from ..training.layer_decay_arguments import LayerDecayArguments
 from ..training.run_arguments import RunArguments
 from ..training.values import Arguments, check_within
 
@@ -10,43 +12,15 @@ SCORED_WITH = ("window", "stride", "test_scales", "test_flip", "per_device_eval_
 
 
 @dataclass
-class DenseModelArguments(Arguments):
-    """Where fine-tuning starts: a pretrained backbone, a fine-tuned model, or random weights."""
-
-    limits = {"drop_path_rate": "[0, 1)"}
-    choices = {"neck": ("adapter", "pyramid")}
-
-    model_name_or_path: str | None = field(
-        default=None,
-        metadata={
-            "help": "Folder or Hub id of an exported backbone, or of a model fine-tuned with this recipe; '' for none."
-        },
-    )
-    model_revision: str = field(default="main", metadata={"help": "Branch, tag or commit on the Hub."})
-    from_scratch: dict | str | None = field(
-        default=None, metadata={"help": "Instead: configuration of a ViT with random weights, to compare with."}
-    )
-    neck: str = field(default="adapter", metadata={"help": "'adapter' (ViT-Adapter) or 'pyramid' (faster)."})
-    backbone: dict | str | None = field(
-        default=None, metadata={"help": "More settings of the backbone's configuration, such as deformable_heads."}
-    )
-    drop_path_rate: float = field(default=0.1, metadata={"help": "Stochastic depth of the ViT."})
-    head: dict | str | None = field(
-        default=None,
-        metadata={"help": "More settings of the model's configuration, such as hidden_size (of UPerNet)."},
-    )
-
-    def __post_init__(self):
-        super().__post_init__()
-        self.model_name_or_path = self.model_name_or_path or None
+class DenseModelArguments(BackboneArguments):
+    """Where fine-tuning for maps starts."""
 
 
 @dataclass
-class DenseSettings(RunArguments):
+class DenseSettings(LayerDecayArguments, RunArguments):
     """What [`~modeling_vitp.dense.trainer.DenseTrainingArguments`] adds to transformers' settings."""
 
     limits = {
-        "layer_decay": "(0, 1]",
         "crop_size": "[1, inf)",
         "scale_range": "(0, inf)",
         "max_class_share": "(0, 1]",
@@ -58,10 +32,6 @@ class DenseSettings(RunArguments):
         "test_scales": "(0, inf)",
     }
 
-    layer_decay: float = field(
-        default=0.9,
-        metadata={"help": "The learning rate of a layer of the ViT is this times that of the next one. 1: no decay."},
-    )
     crop_size: int = field(default=512, metadata={"help": "Side of the crops in training, in pixels."})
     scale_range: list[float] = field(
         default_factory=lambda: [0.5, 2.0], metadata={"help": "By what an image grows before it is cropped."}

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from ..images.reading import identity
 from ..training.values import check_type
 
 CASES = ("patient", "case")  # fields by which files belong together
@@ -190,9 +191,3 @@ def check_disjoint(splits: Mapping[str, list[FileSample]]) -> None:
                 if owner != name:
                     also = "" if first == shown else f", as {first} in {owner!r}"
                     raise ValueError(f"{shown} is in both splits {owner!r} and {name!r}{also}.")
-
-
-def identity(path: Path) -> tuple[int, int]:
-    """The same for a file, a link to it and another hard link."""
-    stat = path.stat()
-    return stat.st_dev, stat.st_ino

@@ -1,39 +1,15 @@
-"""What a fine-tuning leaves: metrics, pictures of predictions, and the masks that a benchmark's server takes."""
+"""What a fine-tuning for maps leaves: pictures of predictions, and the masks that a benchmark's server takes."""
 
-import json
 from pathlib import Path
 from typing import Any
 
-from ..metrics.report import without_nan
-from ..training.outputs import attempt, write_whole
+from ..training.outputs import attempt
 from ..training.plots import draw_losses
 from .data import DenseData
 from .pictures import draw_predictions
 from .samples import MaskedImages
 from .submission import write_masks
 from .trainer import DenseTrainer
-
-
-def train(trainer: DenseTrainer, pixels: dict[str, int] | None) -> dict[str, Any]:
-    """Trains, if there is anything to train on, and saves model and metrics; the metrics, in all processes.
-
-    Args:
-        pixels: of each class in the training data, for the metrics.
-    """
-    metrics = {"seed": trainer.args.seed}
-    if trainer.train_dataset is not None:
-        metrics |= {"train": trainer.train_or_resume().metrics, "train_pixels": pixels}
-        trainer.save_model(trainer.args.output_dir, _internal_call=True)
-        trainer.keep_record()
-        save_metrics(trainer, metrics)
-    return metrics
-
-
-def evaluate(trainer: DenseTrainer, metrics: dict[str, Any], name: str, samples: MaskedImages | None) -> None:
-    """Adds the scores on a split, if there is one, and saves them."""
-    if samples is not None:
-        metrics[name] = trainer.evaluate(samples, metric_key_prefix=name)
-        save_metrics(trainer, metrics)
 
 
 def finish(
@@ -68,16 +44,3 @@ def write_submission(trainer: DenseTrainer, data: DenseData, settings: dict[str,
     folder = Path(trainer.args.output_dir) / "submission"
     write_masks(data.open([settings["split"]]), trainer, data.encoding, settings, folder)
     print(f"For the server: {folder}.zip")
-
-
-def save_metrics(trainer: DenseTrainer, metrics: dict[str, Any]) -> None:
-    """`metrics.json`, written by one process."""
-    if trainer.is_world_process_zero():
-        path = Path(trainer.args.output_dir) / "metrics.json"
-        write_whole(path, json.dumps(without_nan(metrics), indent=2) + "\n")
-
-
-def report(trainer: DenseTrainer, metrics: dict[str, Any]) -> None:
-    """Prints what a user needs next."""
-    print(json.dumps(without_nan(metrics), indent=2))
-    print(f"\nModel, image processor, metrics.json and pictures: {trainer.args.output_dir}")

@@ -2,7 +2,7 @@
 
 import logging
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,7 +18,7 @@ from transformers.trainer_utils import EvalLoopOutput
 
 from ..image_processing_vitp_dense import ViTPSegmentationImageProcessor
 from ..metrics.report import METRICS_FOLDER, name_classes
-from ..training.batching import GlobalBatchSampler, share
+from ..training.batching import EpochBatchSampler, share
 from ..training.layer_decay import layer_decay_groups
 from ..training.run import Run, RunConfig
 from ..vrl import keyed_generator
@@ -83,14 +83,6 @@ def files_or_rows(samples: MaskedImages) -> Any:
 def normalize(image: torch.Tensor, image_processor: ViTPSegmentationImageProcessor) -> torch.Tensor:
     """uint8 of shape `(3, height, width)` to what the model takes, float32."""
     return F.normalize(F.to_dtype(image, scale=True), image_processor.image_mean, image_processor.image_std)
-
-
-class EpochBatchSampler(GlobalBatchSampler):
-    """[`~modeling_vitp.training.batching.GlobalBatchSampler`] of indices that tell the epoch."""
-
-    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
-        for rows in super().__iter__():
-            yield [(self.epoch, row) for row in rows]
 
 
 class DenseTrainer(Run, Trainer):
@@ -165,7 +157,15 @@ class DenseTrainer(Run, Trainer):
             model = self.model if model is None else model
             num_layers = self.accelerator.unwrap_model(model).config.backbone_config.num_hidden_layers
             args = self.args
-            groups = layer_decay_groups(model, args.learning_rate, args.weight_decay, args.layer_decay, num_layers)
+            groups = layer_decay_groups(
+                model,
+                args.learning_rate,
+                args.weight_decay,
+                args.layer_decay,
+                num_layers,
+                args.level_embeddings_at_input,
+                args.position_weight_decay,
+            )
             optimizer_cls, settings = self.get_optimizer_cls_and_kwargs(args, model)
             self.optimizer = optimizer_cls(groups, **settings)
         return self.optimizer
@@ -210,7 +210,7 @@ class DenseTrainer(Run, Trainer):
             "exchange_time dataloader_drop_last"
         )
         free = (
-            "max_steps num_train_epochs learning_rate layer_decay lr_scheduler_type warmup_steps optim weight_decay "
+            "max_steps num_train_epochs learning_rate lr_scheduler_type warmup_steps optim weight_decay "
             "adam_beta1 adam_beta2 adam_epsilon max_grad_norm bf16 fp16 per_device_train_batch_size "
             "gradient_accumulation_steps"
         )
@@ -221,7 +221,9 @@ class DenseTrainer(Run, Trainer):
         }
         return {
             "fixed": {name: getattr(args, name) for name in fixed.split()} | more,
-            "free": {name: getattr(args, name) for name in free.split()} | {"num_processes": args.world_size},
+            "free": {name: getattr(args, name) for name in free.split()}
+            | args.layer_decay_settings()
+            | {"num_processes": args.world_size},
         }
 
     # Evaluation

@@ -32,6 +32,9 @@ TYPES_OF_KIND = {
         "vitp_feature_pyramid",
         "vitp_segmentation",
         "vitp_change_detection",
+        "vitp_object_detection",
+        "vitp_oriented_object_detection",
+        "vitp_instance_segmentation",
     ),
 }
 

@@ -267,3 +267,9 @@ real_path = lru_cache(maxsize=4096)(os.path.realpath)
 def image_files(folder: Path) -> list[Path]:
     """The images under a folder, by their suffixes."""
     return [path for path in sorted(folder.rglob("*")) if path.suffix.lower() in IMAGE_SUFFIXES]
+
+
+def identity(path: Path) -> tuple[int, int]:
+    """The same for a file, a link to it and another hard link."""
+    stat = path.stat()
+    return stat.st_dev, stat.st_ino

@@ -7,6 +7,8 @@ import numpy as np
 import torch
 from datasets import Features, List, Value
 
+from .gathering import gather
+
 
 def count_areas(
     prediction: torch.Tensor, reference: torch.Tensor, num_labels: int, ignore_index: int | None = None
@@ -128,13 +130,7 @@ class PixelMetric(evaluate.Metric):
         """
         if predictions is not None:
             self.add_batch(predictions=predictions, references=references, **kwargs)
-        parts = [self.cases]
-        if self.num_process > 1:
-            processes = torch.distributed.get_world_size() if torch.distributed.is_initialized() else 1
-            if processes != self.num_process:
-                raise ValueError(f"{self.name}: num_process is {self.num_process}, but {processes} process(es) run.")
-            parts = [None] * processes
-            torch.distributed.all_gather_object(parts, self.cases)
+        parts = gather(self.cases, self.num_process, self.name)
         self.cases = {}
         total = {}
         for part in parts:

@@ -96,6 +96,14 @@ class GlobalBatchSampler(BatchRebalanceSampler):
             yield share(rows[start : start + size], self.dp_size, self.rank)
 
 
+class EpochBatchSampler(GlobalBatchSampler):
+    """[`GlobalBatchSampler`] of indices that tell the epoch."""
+
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        for rows in super().__iter__():
+            yield [(self.epoch, row) for row in rows]
+
+
 def share(rows: list, num_processes: int, process_index: int) -> list:
     """This process's even part of `rows`."""
     return rows[len(rows) * process_index // num_processes : len(rows) * (process_index + 1) // num_processes]

@@ -137,7 +137,7 @@ def run(main: Callable[[], int | None], *mistakes: type[Exception]) -> NoReturn:
         mistakes: errors that are about what the user gave, and so one line too, with status 1.
     """
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
-    for name in ("training", "dense", "evaluation", "recipes"):
+    for name in ("training", "dense", "detection", "evaluation", "recipes"):
         logging.getLogger(f"modeling_vitp.{name}").setLevel(logging.INFO)
     try:
         sys.exit(main())

@@ -4,11 +4,17 @@ import re
 
 from torch import nn
 
-WITHOUT_DECAY = ("position_embeddings", "cls_token")
+POSITIONS, LEVELS = "position_embeddings", "level_embeddings"
 
 
 def layer_decay_groups(
-    model: nn.Module, learning_rate: float, weight_decay: float, layer_decay: float, num_layers: int
+    model: nn.Module,
+    learning_rate: float,
+    weight_decay: float,
+    layer_decay: float,
+    num_layers: int,
+    level_embeddings_at_input: bool = False,
+    position_weight_decay: bool = False,
 ) -> list[dict]:
     """Groups of parameters for an optimizer, as BEiT's fine-tuning has them (arXiv 2106.08254).
 
@@ -20,6 +26,8 @@ def layer_decay_groups(
     Args:
         model: one with the ViT's `embeddings` and `encoder.layer` somewhere in it. What does not train is left out.
         num_layers: L.
+        level_embeddings_at_input: whether the adapter's level embeddings learn at the rate of the patch embeddings, and
+        position_weight_decay: whether position embeddings have weight decay, both as in ViTP's release.
 
     Returns:
         One dictionary for each group that is not empty: `params`, `lr`, `weight_decay`, and for logs `name`.
@@ -29,7 +37,10 @@ def layer_decay_groups(
         if not parameter.requires_grad:
             continue
         depth = vit_depth(name, num_layers)
-        decays = parameter.ndim > 1 and not name.endswith(WITHOUT_DECAY)
+        if level_embeddings_at_input and name.endswith(LEVELS):
+            depth = 0
+        decays = parameter.ndim > 1 and not name.endswith("cls_token")
+        decays = decays and (position_weight_decay or not name.endswith(POSITIONS))
         group = groups.setdefault(
             (depth, decays),
             {

@@ -24,7 +24,7 @@ from datasets import Dataset, Features, Image, List, Value
 from PIL import Image as PILImage
 
 from modeling_vitp.images.windows import window_starts
-from modeling_vitp.instructions.from_annotations.layouts import voc_objects
+from modeling_vitp.instructions.from_annotations.formats import voc_objects
 from modeling_vitp.recipes.data.wheels import open_wheel
 
 BIG_SCENE, SECOND_SCENE = "2019_YELL_2_528000_4978000_image_crop2", "2019_YELL_2_541000_4977000_image_crop"
@@ -51,7 +51,7 @@ def read_scene(wheel: zipfile.ZipFile, name: str) -> tuple[PILImage.Image, list[
     image = PILImage.open(io.BytesIO(wheel.read(f"deepforest/data/{name}.png"))).convert("RGB")
     path = f"deepforest/data/{name}.xml"
     objects = voc_objects(ElementTree.fromstring(wheel.read(path)), path)
-    return image, [[round(side) for side in box] for _, box, _ in objects]
+    return image, [[round(side) for side in found.box] for found in objects]
 
 
 def cut(

@@ -16,9 +16,13 @@ from pictures import picture
 from pushed_runs import card_of, push, train
 
 from modeling_vitp import (
+    ViTPDetectionImageProcessor,
     ViTPFeaturePyramid,
     ViTPForChangeDetection,
     ViTPForConditionalGeneration,
+    ViTPForInstanceSegmentation,
+    ViTPForObjectDetection,
+    ViTPForOrientedObjectDetection,
     ViTPForSemanticSegmentation,
     ViTPProcessor,
     ViTPSegmentationImageProcessor,
@@ -245,6 +249,11 @@ def test_training_from_the_hub_and_back(hub, logged_in, folder, data_folder, tmp
 
 # Examples
 
+DETECTORS = {
+    "boxes": ViTPForObjectDetection,
+    "oriented": ViTPForOrientedObjectDetection,
+    "instances": ViTPForInstanceSegmentation,
+}
 PROGRAM = """
 import json, sys
 
@@ -254,7 +263,8 @@ shapes = {}
 for name, code in json.loads(sys.stdin.read()).items():
     names = {}
     exec(code, names)
-    result = next(names[key] for key in ("features", "answer", "classes", "changes", "maps") if key in names)
+    result = next(names[key] for key in ("features", "answer", "classes", "changes", "found", "maps") if key in names)
+    result = result["boxes"] if isinstance(result, dict) else result
     shapes[name] = [list(one.shape) for one in result] if isinstance(result, list | tuple) else (
         result if isinstance(result, str) else list(result.shape))
 print(json.dumps(shapes))
@@ -274,6 +284,11 @@ def everything(hub, logged_in, folder, tmp_path):
         dense = model_class.from_backbone(folders["backbone"], neck="pyramid", num_labels=2)
         dense.save_pretrained(folders[name])
         ViTPSegmentationImageProcessor.from_backbone(folders["backbone"]).save_pretrained(folders[name])
+    for name, model_class in DETECTORS.items():
+        folders[name] = tmp_path / name
+        detector = model_class.from_backbone(folders["backbone"], neck="pyramid", num_labels=2, neck_channels=8)
+        detector.save_pretrained(folders[name])
+        ViTPDetectionImageProcessor.from_backbone(folders["backbone"]).save_pretrained(folders[name])
     folders["maps"] = tmp_path / "maps"
     ViTPFeaturePyramid.from_backbone(folders["backbone"]).save_pretrained(folders["maps"])
     for name, path in folders.items():
@@ -307,6 +322,8 @@ def test_examples_run_as_they_are_printed(hub, everything, tmp_path):
     assert {name for name in found if isinstance(found[name], str)} == {"model", "internvl", "adapter"}
     assert found["backbone"] == found["spec"] == [1, 17, 32]
     assert found["segmentation"] == found["change"] == [480, 640]
+    assert [found[name][1] for name in DETECTORS] == [4, 5, 4]
+    assert {cards[name].data.pipeline_tag for name in DETECTORS} == {"object-detection"}
     assert found["maps"] == [[1, 256, size, size] for size in (56, 28, 14, 7)]
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from huggingface_hub import metadata_load
-from original_adapter import FOLDER, original_weights
+from original_adapter import FOLDER, MMCV_FOLDER, original_weights
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from transformers.utils import logging
@@ -98,23 +98,37 @@ def assert_same(found: dict[str, torch.Tensor], wanted: dict[str, torch.Tensor])
         assert found[key].dtype == tensor.dtype and torch.equal(found[key], tensor), key
 
 
-@pytest.fixture
-def original(tmp_path):
-    """A folder with the original checkpoint and its settings."""
-    folder = tmp_path / "original"
+def as_a_source(fixture: Path, folder: Path) -> Path:
+    """A folder with an original checkpoint and its settings."""
     folder.mkdir()
-    shutil.copyfile(FOLDER / "adapter.safetensors", folder / "model.safetensors")
-    shutil.copyfile(FOLDER / "settings.json", folder / "config.json")
+    shutil.copyfile(fixture / "adapter.safetensors", folder / "model.safetensors")
+    shutil.copyfile(fixture / "settings.json", folder / "config.json")
     return folder
 
 
+@pytest.fixture
+def original(tmp_path):
+    return as_a_source(FOLDER, tmp_path / "original")
+
+
+@pytest.fixture
+def warnings(caplog, monkeypatch):
+    """What is logged."""
+    monkeypatch.setattr(logging.get_logger("transformers"), "propagate", True)
+    monkeypatch.setattr(logging.get_logger("modeling_vitp"), "propagate", True)
+    return caplog
+
+
+@pytest.mark.parametrize("fixture", [FOLDER, MMCV_FOLDER], ids=["native", "mmcv"])
 @torch.no_grad()
-def test_the_converted_adapter_gives_the_maps_of_the_original_code(original, tmp_path):
+def test_the_converted_adapter_gives_the_maps_of_the_original_code(fixture, tmp_path, warnings):
+    original = as_a_source(fixture, tmp_path / "original")
     folder = convert_checkpoint(original, tmp_path / "adapter")
-    assert_same(load_file(folder / "model.safetensors"), original_weights())
+    assert "full width" not in warnings.text
+    assert_same(load_file(folder / "model.safetensors"), original_weights(fixture))
     adapter, report = ViTPAdapter.from_pretrained(folder, output_loading_info=True)
     assert not report["missing_keys"] and not report["unexpected_keys"]
-    expected = load_file(FOLDER / "expected.safetensors")
+    expected = load_file(fixture / "expected.safetensors")
     for stride, features in zip((4, 8, 16, 32), adapter.eval()(expected["pixel_values"]).feature_maps, strict=True):
         torch.testing.assert_close(features, expected[f"map_stride_{stride}"], rtol=0, atol=1e-5)
     assert {"modeling_vitp_adapter.py", "preprocessor_config.json", "README.md"} <= {
@@ -123,21 +137,84 @@ def test_the_converted_adapter_gives_the_maps_of_the_original_code(original, tmp
     assert metadata_load(folder / "README.md")["pipeline_tag"] == "image-feature-extraction"
 
     back = convert_checkpoint(folder, tmp_path / "back", "original")
-    assert_same(load_file(back / "model.safetensors"), load_file(FOLDER / "adapter.safetensors"))
+    assert_same(load_file(back / "model.safetensors"), load_file(fixture / "adapter.safetensors"))
     settings, given = (
         json.loads((back / "config.json").read_text()),
-        json.loads((FOLDER / "settings.json").read_text()),
+        json.loads((fixture / "settings.json").read_text()),
     )
-    assert {name: settings[name] for name in given.keys() - {"input"}} == {
-        name: value for name, value in given.items() if name != "input"
-    }
+    given.pop("input", None)
+    # mmcv's attention has values of full width, whatever the settings asked for.
+    assert {name: settings[name] for name in given} == given | {"deform_ratio": 1.0 if fixture == MMCV_FOLDER else 0.25}
 
 
+@pytest.mark.parametrize(
+    ("settings", "given", "residual", "is_open"),
+    [
+        ({"deform_ratio": 0.25}, None, "normed_tokens", False),
+        ({}, None, "normed_tokens", True),
+        ({"deform_ratio": 1.0}, None, "tokens", True),
+        ({"deform_ratio": 1.0, "deformable_attention": "mmcv"}, None, "normed_tokens", False),
+        ({"deformable_attention": "native"}, None, "tokens", False),
+        ({"deform_ratio": 1.0}, "mmcv", "normed_tokens", False),
+        ({}, "native", "tokens", False),
+    ],
+)
+def test_the_attention_is_recognized_and_what_stays_open_is_named(
+    settings, given, residual, is_open, tmp_path, warnings
+):
+    original = as_a_source(MMCV_FOLDER, tmp_path / "original")
+    known = json.loads((original / "config.json").read_text())
+    known = {name: known[name] for name in ("num_heads", "interaction_indexes")}
+    (original / "config.json").write_text(json.dumps(known | settings))
+    folder = convert_checkpoint(original, tmp_path / "adapter", deformable_attention=given)
+    config = ViTPAdapterConfig.from_pretrained(folder)
+    dropout = {"tokens": 0.0, "normed_tokens": 0.1}[residual]
+    assert (config.extractor_residual, config.deformable_dropout) == (residual, dropout)
+    assert config.deformable_ratio == 1
+    assert ("cannot be seen from the tensors" in warnings.text) == is_open
+
+
+@pytest.mark.parametrize(
+    ("settings", "given", "message"),
+    [
+        ({"deformable_attention": "flash"}, None, "'flash' is neither 'native' nor 'mmcv'"),
+        ({}, "mmcv", "the values of the tensors have 0.25 of the full width"),
+        (
+            {"deformable_attention": "native"},
+            "mmcv",
+            "'native' in its config.json, and not 'mmcv'",
+        ),
+    ],
+)
+def test_an_attention_that_contradicts_tensors_or_settings_is_refused(original, settings, given, message, tmp_path):
+    known = json.loads((original / "config.json").read_text())
+    (original / "config.json").write_text(json.dumps(known | settings))
+    with pytest.raises(ValueError, match=message):
+        convert_checkpoint(original, tmp_path / "target", deformable_attention=given)
+
+
+def test_of_our_own_adapter_the_attention_is_not_asked(tmp_path):
+    source = save_source(ViTPAdapter(adapter_config()), tmp_path / "source")
+    with pytest.raises(ValueError, match="no ViT-Adapter of the original naming"):
+        convert_checkpoint(source, tmp_path / "target", "original", deformable_attention="mmcv")
+
+
+@pytest.mark.parametrize(
+    "attention",
+    [
+        {},
+        {"deformable_ratio": 1.0},
+        {"deformable_ratio": 1.0, "extractor_residual": "normed_tokens", "deformable_dropout": 0.1},
+        {"deformable_ratio": 1.0, "extractor_residual": "normed_tokens"},
+    ],
+    ids=["narrow", "full", "mmcv", "mmcv without dropout"],
+)
 @pytest.mark.parametrize("norm", ["layer_norm", "batch_norm"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_an_adapter_there_and_back_is_the_same_to_the_bit(tmp_path, norm, dtype):
+def test_an_adapter_there_and_back_is_the_same_to_the_bit(tmp_path, norm, dtype, attention):
     torch.manual_seed(0)
-    source = save_source(ViTPAdapter(adapter_config(norm)).to(dtype), tmp_path / "source")
+    config = ViTPAdapterConfig.from_dict(adapter_config(norm).to_dict() | attention)
+    source = save_source(ViTPAdapter(config).to(dtype), tmp_path / "source")
     there = convert_checkpoint(source, tmp_path / "there", "original")
     assert set(load_file(there / "model.safetensors")) == original_keys(norm)
     back = convert_checkpoint(there, tmp_path / "back")
@@ -188,14 +265,12 @@ def test_other_auxiliary_heads_are_seen_from_the_tensors(tmp_path, settings):
     assert_same(load_file(back / "model.safetensors"), wanted)
 
 
-def test_of_a_detector_the_backbone_is_converted_and_the_rest_named(original, tmp_path, caplog, monkeypatch):
+def test_of_a_detector_the_backbone_is_converted_and_the_rest_named(original, tmp_path, warnings):
     weights = {f"backbone.{name}": tensor for name, tensor in load_file(original / "model.safetensors").items()}
     heads = {"neck.lateral_convs.0.conv.weight": torch.zeros(2), "rpn_head.rpn_cls.weight": torch.zeros(2)}
     save_file(weights | heads | {"rpn_head.rpn_cls.bias": torch.zeros(2)}, original / "model.safetensors")
-    monkeypatch.setattr(logging.get_logger("transformers"), "propagate", True)
-    monkeypatch.setattr(logging.get_logger("modeling_vitp"), "propagate", True)
     folder = convert_checkpoint(original, tmp_path / "adapter")
-    assert "only the backbone is converted. Left out: neck (1 tensors), rpn_head (2 tensors)." in caplog.text
+    assert "only the backbone is converted. Left out: neck (1 tensors), rpn_head (2 tensors)." in warnings.text
     assert_same(load_file(folder / "model.safetensors"), original_weights())
 
 
@@ -284,6 +359,13 @@ def test_targets_that_make_no_sense_are_refused(tmp_path, to, message):
     source = save_source(ViTPAdapter(adapter_config()), tmp_path / "source")
     with pytest.raises(ValueError, match=message):
         convert_checkpoint(source, tmp_path / "target", to)
+
+
+def test_a_residual_that_the_original_code_does_not_have_is_refused(tmp_path):
+    config = ViTPAdapterConfig.from_dict(adapter_config().to_dict() | {"extractor_residual": "normed_tokens"})
+    source = save_source(ViTPAdapter(config), tmp_path / "source")
+    with pytest.raises(ValueError, match="deformable_ratio=0.25, but the original code has that residual with 1 only"):
+        convert_checkpoint(source, tmp_path / "target", "original")
 
 
 def test_a_head_with_one_output_is_refused(tmp_path):

@@ -31,6 +31,27 @@ def score(parts, **processes) -> dict:
             ids = {"case_ids": [cases[place] for place in part]} if name == "dice" else {}
             metric.add_batch(predictions=predictions[part], references=references[part], **ids)
         result[name] = metric.compute()
+    return result | score_boxes(parts, **processes)
+
+
+def score_boxes(parts, **processes) -> dict:
+    """The same of boxes: seven images of four classes, with scores of which many are equal."""
+    random = np.random.default_rng(0)
+    images = []
+    for _ in range(7):
+        low = random.uniform(0, 100, (9, 2))
+        boxes = np.concatenate([low, low + random.uniform(5, 60, (9, 2))], 1)
+        labels, scores = random.integers(0, 4, 9), random.integers(1, 4, 9) / 4
+        images.append(
+            ({"boxes": boxes, "labels": labels, "scores": scores}, {"boxes": boxes[4:] + 3, "labels": labels[4:]})
+        )
+    result = {}
+    for name in ("average_precision", "coco_average_precision"):
+        metric = evaluate.load(str(METRICS / name), num_labels=5, **processes)
+        for part in parts:
+            predictions, references = zip(*(images[place] for place in part))
+            metric.add_batch(predictions=predictions, references=references, image_ids=part)
+        result[name] = metric.compute()
     return result
 
 

@@ -1,12 +1,14 @@
-"""The tiny ViT-Adapter of the original code, under our names: written for the tests, apart from the package's own."""
+"""The tiny ViT-Adapters of the original code, under our names: written for the tests, apart from the package's own."""
 
 import re
+from pathlib import Path
 
 import torch
 from paths import FIXTURES
 from safetensors.torch import load_file
 
 FOLDER = FIXTURES / "vit_adapter_tiny_original"
+MMCV_FOLDER = FIXTURES / "vit_adapter_mmcv_tiny_original"  # run with mmcv's deformable attention
 RENAMED = [
     (r"^embeddings\.patch_embedding\.", "embeddings.patch_embeddings.projection."),
     (r"^embeddings\.position_embedding$", "embeddings.position_embeddings"),
@@ -32,10 +34,10 @@ RENAMED = [
 ]
 
 
-def original_weights() -> dict[str, torch.Tensor]:
+def original_weights(folder: Path = FOLDER) -> dict[str, torch.Tensor]:
     """The original checkpoint under our names."""
     weights = {}
-    for name, tensor in load_file(FOLDER / "adapter.safetensors").items():
+    for name, tensor in load_file(folder / "adapter.safetensors").items():
         fused = re.fullmatch(r"layers\.(\d+)\.attn\.qkv\.(weight|bias)", name)
         if fused:
             for letter, part in zip("qkv", tensor.chunk(3)):

@@ -53,10 +53,15 @@ TRAINING |= {"dataloader_num_workers": 0, "dataloader_persistent_workers": False
 MAPS = TRAINING | {"crop_size": 64, "window": 64, "stride": 48, "test_scales": 1.0, "num_pictures": 1}
 MAPS |= {"warmup_steps": 1, "backbone": '{"deformable_heads": 4, "spatial_prior_channels": 8}'}
 MAPS |= {"head": '{"hidden_size": 16, "auxiliary_channels": 16}'}
+BOXES = TRAINING | {"image_size": 64, "num_pictures": 1, "warmup_steps": 1, "backbone": MAPS["backbone"]}
+BOXES |= {
+    "head": '{"neck_channels": 16, "head_hidden_size": 32, "rpn_candidates_train": 50, "rpn_candidates_eval": 50}'
+}
 SMALL = {  # recipe -> options that make it small, after those of the page
     "pretrain": TRAINING | {"max_length": 1024, "gradient_checkpointing": False},
     "finetune_segmentation": MAPS,
     "finetune_change_detection": MAPS,
+    "finetune_detection": BOXES,
     "predict_large": {"window": 64, "stride": 48},
     "evaluate_robustness": {"corruptions": "haze rotation", "severities": "1 5", "limit": 2},
     "validate_data": {"num_workers": 1},
@@ -373,6 +378,9 @@ def run_yaml(text: str, place: Place, patch: pytest.MonkeyPatch) -> None:
         for source in load_mixture(path).sources:
             first = next(iter(read_source(source)))
             assert first["error"] is None and first["source"] == source.name
+    elif "task" in fields:
+        parse("finetune_detection", ["--config", str(path)], patch)
+        assert not call("finetune_detection", ["--config", str(path), *small("finetune_detection", [])], patch)
     elif "data" in fields:
         parse("finetune_segmentation", ["--config", str(path)], patch)
         data, splits = DenseData.from_dict(fields["data"]), list(fields["data"]["splits"])

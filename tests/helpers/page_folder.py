@@ -6,6 +6,7 @@ import zipfile
 from pathlib import Path
 
 import dense_data
+import detection_data
 import numpy as np
 import rasterio
 import torch
@@ -139,6 +140,28 @@ def write_images(folder: Path) -> None:
     dense_data.make_loveda(folder / "data/LoveDA")
     dense_data.make_loveda(folder / "datasets/LoveDA")
     dense_data.make_levir_cd(folder / "datasets/LEVIR-CD")
+    for split, numbers in {"train": range(6), "test": range(6, 8)}.items():
+        detection_data.write_dota(folder / "datasets/ships" / split, [f"ship_{number:03}" for number in numbers])
+    for split, numbers in {"train": range(6), "test": range(6, 8)}.items():
+        root = folder / "datasets/SARDet_100K"
+        found = detection_data.write_images(root / "JPEGImages" / split, [f"{number:03}" for number in numbers])
+        (root / "Annotations").mkdir(exist_ok=True)
+        contents = json.dumps(detection_data.coco_contents(found)).replace('"plane"', '"aircraft"')
+        (root / "Annotations" / f"{split}.json").write_text(contents)
+    detection_data.write_voc(folder / "data/DIOR/made", [f"{number:03}" for number in range(9)], True)
+    for name, numbers in {"train": range(4), "val": range(4, 6), "test": range(6, 8)}.items():
+        lists = folder / "data/DIOR/ImageSets/Main"
+        lists.mkdir(parents=True, exist_ok=True)
+        (lists / f"{name}.txt").write_text("".join(f"{number:03}\n" for number in numbers))
+        images = folder / "data/DIOR" / ("JPEGImages-test" if name == "test" else "JPEGImages-trainval")
+        images.mkdir(exist_ok=True)
+        for number in numbers:
+            shutil.copyfile(folder / f"data/DIOR/made/images/{number:03}.jpg", images / f"{number:03}.jpg")
+    made = folder / "data/DIOR/made/Annotations/Oriented Bounding Boxes"
+    for path in made.iterdir():
+        place = folder / "data/DIOR/Annotations/Oriented Bounding Boxes" / path.name
+        place.parent.mkdir(parents=True, exist_ok=True)
+        place.write_text(path.read_text().replace("Plane", "airplane"))
     for index in range(10):
         area = folder / "datasets/fields" / f"area{index % 2}"
         mask = rng.choice(np.array([0, 1, 9, 255], dtype=np.uint8), (64, 64))

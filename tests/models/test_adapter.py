@@ -3,7 +3,7 @@ import json
 import pytest
 import torch
 from huggingface_hub.errors import StrictDataclassClassValidationError
-from original_adapter import FOLDER, original_weights
+from original_adapter import FOLDER, MMCV_FOLDER, original_weights
 from safetensors.torch import load_file
 
 from modeling_vitp import ViTPAdapter, ViTPAdapterConfig, ViTPVisionConfig, ViTPVisionModel, export_backbone
@@ -21,24 +21,43 @@ TINY = {
 ADAPTER = {"deformable_heads": 4, "spatial_prior_channels": 8}
 
 
+MMCV = {"deformable_ratio": 1.0, "extractor_residual": "normed_tokens", "deformable_dropout": 0.1}
+
+
 @pytest.fixture
 def adapter():
     torch.manual_seed(0)
     return ViTPAdapter(ViTPAdapterConfig(**TINY, **ADAPTER)).eval()
 
 
+@pytest.mark.parametrize(("folder", "more"), [(FOLDER, {}), (MMCV_FOLDER, MMCV)], ids=["native", "mmcv"])
 @torch.no_grad()
-def test_maps_equal_those_of_the_original_code(adapter):
-    settings = json.loads((FOLDER / "settings.json").read_text())
+def test_maps_equal_those_of_the_original_code(folder, more):
+    adapter = ViTPAdapter(ViTPAdapterConfig(**TINY, **ADAPTER, **more)).eval()
+    settings = json.loads((folder / "settings.json").read_text())
     assert settings["interaction_indexes"] == adapter.config.interaction_layers
-    loaded = adapter.load_state_dict(original_weights(), strict=False)
+    loaded = adapter.load_state_dict(original_weights(folder), strict=False)
     # The original drops the CLS token before the ViT, and its checkpoint has none.
     assert loaded.missing_keys == ["embeddings.cls_token"]
     assert loaded.unexpected_keys == []
-    expected = load_file(FOLDER / "expected.safetensors")
+    expected = load_file(folder / "expected.safetensors")
     maps = adapter(expected["pixel_values"]).feature_maps
     for stride, features in zip((4, 8, 16, 32), maps, strict=True):
         torch.testing.assert_close(features, expected[f"map_stride_{stride}"], rtol=0, atol=1e-5)
+
+
+def test_dropout_leaves_out_a_share_of_what_attention_gives_and_only_in_training():
+    torch.manual_seed(0)
+    adapter = ViTPAdapter(ViTPAdapterConfig(**TINY, **ADAPTER, deformable_dropout=0.25))
+    attention = adapter.interactions[0].extractors[0].attention
+    queries, features = torch.randn(1, 9, 32), torch.randn(1, 2000, 32)
+    shapes, points = [(40, 50)], torch.rand(9, 2)
+    expected = attention.eval()(queries, points, features, shapes)
+    assert torch.equal(attention(queries, points, features, shapes), expected)
+    dropped = attention.train()(queries, points, features, shapes)
+    kept = dropped != 0
+    torch.testing.assert_close(dropped[kept], expected[kept] / 0.75)
+    assert abs(kept.float().mean().item() - 0.75) < 4 * (0.25 * 0.75 / kept.numel()) ** 0.5
 
 
 def bilinear(grid: torch.Tensor, x: float, y: float) -> torch.Tensor:
@@ -196,6 +215,8 @@ def test_bfloat16_is_close_to_float32(adapter):
         ({"spatial_prior_norm": "group_norm"}, "neither"),
         ({"patch_size": [14, 14]}, "patches of 16 pixels"),
         ({"deformable_heads": 3}, "does not divide"),
+        ({"extractor_residual": "queries"}, "neither 'tokens' nor 'normed_tokens'"),
+        ({"deformable_dropout": 1.0}, r"not within \[0, 1\)"),
     ],
 )
 def test_settings_that_do_not_fit_are_refused(settings, message):

@@ -53,6 +53,22 @@ def test_every_parameter_is_in_one_group_with_the_rate_computed_by_hand(model):
     assert {group["lr"] for group in groups} == {*rates.values(), 2.0}
 
 
+@pytest.mark.parametrize("at_input", [False, True])
+@pytest.mark.parametrize("positions", [False, True])
+def test_the_releases_two_differences_are_options(model, at_input, positions):
+    groups = layer_decay_groups(model, 2.0, 0.3, 0.5, LAYERS, at_input, positions)
+    plain = layer_decay_groups(model, 2.0, 0.3, 0.5, LAYERS)
+    found, before = (
+        {id(p): (group["lr"], group["weight_decay"]) for group in some for p in group["params"]}
+        for some in (groups, plain)
+    )
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    changed = {names[key]: value for key, value in found.items() if before[key] != value}
+    expected = {"backbone.level_embeddings": (0.0625, 0.3)} if at_input else {}
+    expected |= {"backbone.embeddings.position_embeddings": (0.0625, 0.3)} if positions else {}
+    assert found.keys() == before.keys() and changed == expected
+
+
 def test_an_optimizer_moves_each_group_by_its_own_rate(model):
     groups = layer_decay_groups(model, learning_rate=1.0, weight_decay=0.0, layer_decay=0.5, num_layers=LAYERS)
     optimizer = torch.optim.SGD(groups)

@@ -1,7 +1,6 @@
 """The layouts of annotated data on disk, one class each."""
 
 import re
-import xml.etree.ElementTree as ElementTree
 from collections import defaultdict
 from collections.abc import Callable
 from functools import cached_property, partial
@@ -11,8 +10,8 @@ import cv2
 import numpy as np
 
 from ...images.reading import below, image_files
-from ..boxes import Box
 from .annotations import UNSPLIT, AnnotatedImage, Layout, Region, read_annotation, read_list, read_text, upright_size
+from .formats import check_coco, coco_annotations, coco_object, dota_objects, parse_xml, voc_objects
 from .masks import connected_regions, labels_of, mask_values, regions_of
 
 SPLIT_NAME = re.compile(r"(trainval|train|val|valid|validation|test|test-dev)\d*", re.IGNORECASE)
@@ -61,9 +60,7 @@ class Coco(Layout):
         entries = {}
         for path, contents, find in self._files.values():
             categories = {category["id"]: category["name"] for category in contents["categories"]}
-            objects = defaultdict(list)
-            for annotation in contents.get("annotations", ()):
-                objects[annotation["image_id"]].append(annotation)
+            objects = coco_annotations(contents)
             for entry in contents["images"]:
                 entries[find(entry["file_name"])] = (path, entry, objects[entry["id"]], categories)
         return entries
@@ -78,21 +75,15 @@ class Coco(Layout):
             )
         regions = []
         for annotation in objects:
-            where = f"{path}, annotation {annotation.get('id')}"
-            try:
-                left, top, width, height = annotation["bbox"]
-                label = categories[annotation["category_id"]]
-                box = (left, top, left + width, top + height)
-            except (KeyError, ValueError, TypeError) as error:
-                raise ValueError(f"{where} has no box of four numbers, or no known category: {error!r}.") from error
+            found = coco_object(annotation, categories, path)
             regions += self.region(
-                where,
-                label,
-                box,
+                found.where,
+                found.label,
+                found.box,
                 size,
-                area=annotation.get("area"),
-                caption=annotation.get("caption"),
-                is_clear=not annotation.get("iscrowd"),
+                area=found.area,
+                caption=found.caption,
+                is_clear=not found.is_crowd,
             )
         return AnnotatedImage(image_id, paths, size, tuple(regions))
 
@@ -135,8 +126,8 @@ class PascalVOC(Layout):
         if image_id not in self._files:
             raise ValueError(f"{paths[0]} has no {image_id}.xml under {self.annotations or self.root}.")
         path, size, regions = self._files[image_id], upright_size(paths[0]), []
-        for index, (label, box, is_difficult) in enumerate(voc_objects(parse_xml(path), path)):
-            regions += self.region(f"{path}, object {index}", label, box, size, is_clear=not is_difficult)
+        for found in voc_objects(parse_xml(path), path):
+            regions += self.region(found.where, found.label, found.box, size, is_clear=not found.is_difficult)
         return AnnotatedImage(image_id, paths, size, tuple(regions))
 
 
@@ -161,19 +152,11 @@ class Dota(Layout):
         if name not in self._files:
             raise ValueError(f"{paths[0]} has no {name}.txt under {self.annotations or self.root}.")
         path, size, regions = self._files[name], upright_size(paths[0]), []
-        for number, line in enumerate(read_text(path).splitlines(), 1):
-            fields = line.split()
-            if not fields or fields[0].startswith(("imagesource", "gsd")):
-                continue
-            where = f"{path}, line {number}"
-            try:
-                corners = np.array(fields[:8], dtype=np.float64).reshape(4, 2)
-                label, is_difficult = fields[8], len(fields) > 9 and fields[9] != "0"
-            except (ValueError, IndexError) as error:
-                raise ValueError(f"{where}: {line!r} is not 'x1 y1 x2 y2 x3 y3 x4 y4 class difficult'.") from error
-            box = (*corners.min(axis=0).tolist(), *corners.max(axis=0).tolist())
-            area = float(cv2.contourArea(corners.astype(np.float32)))
-            regions += self.region(where, label, box, size, area=area, is_clear=not is_difficult)
+        for found in dota_objects(read_text(path), path):
+            area = float(cv2.contourArea(np.array(found.corners, dtype=np.float32)))
+            regions += self.region(
+                found.where, found.label, found.box, size, area=area, is_clear=not found.is_difficult
+            )
         return AnnotatedImage(image_id, paths, size, tuple(regions))
 
 
@@ -357,41 +340,3 @@ def is_below(root: Path, path: Path) -> bool:
         return bool(below(root, path))
     except ValueError:
         return False
-
-
-def check_coco(contents: dict, path: Path) -> None:
-    """Raises a `ValueError` that names the entry of which it cannot be told what it is about."""
-    needed = {"images": ("id", "file_name"), "categories": ("id", "name"), "annotations": ("image_id",)}
-    for kind, keys in needed.items():
-        listed = contents.get(kind, [])
-        if not isinstance(listed, list):
-            raise ValueError(f"{path}: `{kind}` is no list, but {str(listed)[:80]!r}.")
-        for index, entry in enumerate(listed):
-            where = f"{path}: entry {index} of `{kind}`, {str(entry)[:80]!r},"
-            known = [entry[key] for key in keys if key in entry] if isinstance(entry, dict) else []
-            texts = [value for key, value in zip(keys, known) if key in ("file_name", "name")]
-            if len(known) < len(keys) or not all(isinstance(value, (str, int)) for value in known):
-                raise ValueError(f"{where} lacks one of {keys}.")
-            if not all(isinstance(value, str) and value for value in texts):
-                raise ValueError(
-                    f"{path}: entry {index} of `{kind}`, {str(entry)[:80]!r}, has no text under {keys[1]!r}."
-                )
-
-
-def voc_objects(root: ElementTree.Element, path: Path | str) -> list[tuple[str, Box, bool]]:
-    """Class, box as written and whether it is difficult, of each object in a Pascal VOC document."""
-    objects = []
-    for index, node in enumerate(root.iterfind("object")):
-        try:
-            box = tuple(float(node.findtext(f"bndbox/{side}")) for side in ("xmin", "ymin", "xmax", "ymax"))
-        except (TypeError, ValueError) as error:
-            raise ValueError(f"{path}, object {index} has no box of four numbers.") from error
-        objects.append((node.findtext("name", "").strip(), box, node.findtext("difficult", "0").strip() == "1"))
-    return objects
-
-
-def parse_xml(path: Path) -> ElementTree.Element:
-    try:
-        return ElementTree.parse(path).getroot()
-    except (ElementTree.ParseError, LookupError, ValueError, OSError) as error:
-        raise ValueError(f"{path} is no XML: {error}") from error

@@ -1,0 +1,1 @@
+"""Detection: horizontal and oriented boxes and instance masks, from images with annotated objects."""

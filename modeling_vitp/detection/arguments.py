@@ -1,0 +1,128 @@
+"""Arguments of fine-tuning for detection on the command line."""
+
+from dataclasses import dataclass, field
+
+from ..training.backbone_arguments import BackboneArguments
+from ..training.command_line import find_data
+from ..training.layer_decay_arguments import LayerDecayArguments
+from ..training.run_arguments import RunArguments
+from ..training.values import Arguments
+
+TASKS = ("horizontal", "oriented", "instances")
+METRICS = ("average_precision", "coco_average_precision")
+
+
+@dataclass
+class DetectionModelArguments(BackboneArguments):
+    """Where fine-tuning for detection starts."""
+
+
+@dataclass
+class DetectionSettings(LayerDecayArguments, RunArguments):
+    """What [`~modeling_vitp.detection.trainer.DetectionTrainingArguments`] adds to transformers' settings."""
+
+    limits = {
+        "image_size": "[32, inf)",
+        "horizontal_flip": "[0, 1]",
+        "vertical_flip": "[0, 1]",
+        "diagonal_flip": "[0, 1]",
+        "rotation": "[0, 1]",
+        "lr_milestones": "(0, inf)",
+        "lr_gamma": "(0, 1]",
+        "warmup_start": "[0, 1]",
+    }
+
+    image_size: int = field(
+        default=800, metadata={"help": "Side of the square that images are brought into, in pixels; a multiple of 16."}
+    )
+    keep_ratio: bool = field(
+        default=True, metadata={"help": "Whether images keep their shape in it, or are stretched to fill it."}
+    )
+    horizontal_flip: float = field(default=0.5, metadata={"help": "Chance of an image mirrored left to right."})
+    vertical_flip: float = field(default=0.0, metadata={"help": "Chance of one upside down; at most one flip happens."})
+    diagonal_flip: float = field(default=0.0, metadata={"help": "Chance of one turned by 180 degrees."})
+    rotation: float = field(default=0.0, metadata={"help": "Chance of a rotation, by any angle, in the square."})
+    right_angle_classes: list[str] = field(
+        default_factory=list,
+        metadata={"help": "Classes with which an image is turned by a multiple of 90 degrees only."},
+    )
+    lr_milestones: list[float] | None = field(
+        default=None,
+        metadata={"help": "Epochs after which the learning rate falls by lr_gamma, in place of lr_scheduler_type."},
+    )
+    lr_gamma: float = field(default=0.1, metadata={"help": "What the learning rate is multiplied by at a milestone."})
+    warmup_start: float = field(
+        default=0.0, metadata={"help": "With lr_milestones: share of the learning rate that the warm-up starts from."}
+    )
+    do_train: bool = field(default=True, metadata={"help": "Whether to train, or only to score and to draw."})
+    remove_unused_columns: bool = field(default=False, metadata={"help": "There are none."})
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.image_size % 16:
+            raise ValueError(f"image_size={self.image_size} is no multiple of 16, the side of a patch.")
+        if self.horizontal_flip + self.vertical_flip + self.diagonal_flip > 1 + 1e-9:
+            raise ValueError(
+                "horizontal_flip, vertical_flip and diagonal_flip are chances of which one happens: at most 1."
+            )
+        if self.lr_milestones is not None and self.lr_milestones != sorted(self.lr_milestones):
+            raise ValueError(f"lr_milestones={self.lr_milestones} do not rise.")
+
+
+@dataclass
+class DetectionArguments(Arguments):
+    """What is trained on, and what is scored."""
+
+    limits = {"num_pictures": "[0, inf)", "empty_share": "[0, 1]"}
+    choices = {"task": TASKS, "metric": METRICS}
+
+    task: str = field(
+        default="horizontal", metadata={"help": "'horizontal' or 'oriented' boxes, or 'instances': boxes with masks."}
+    )
+    data: dict | str | None = field(
+        default=None, metadata={"help": "Classes, splits and files of the data set, see recipes/finetune_detection.md."}
+    )
+    data_root: str | None = field(default=None, metadata={"help": "Where the data set is, instead of data.root."})
+    train_splits: list[str] = field(default_factory=lambda: ["train"], metadata={"help": "What is trained on."})
+    eval_split: str | None = field(
+        default=None,
+        metadata={
+            "help": "What is scored while training, with eval_strategy, and at the end. The last checkpoint is the "
+            "result, unless load_best_model_at_end is set."
+        },
+    )
+    test_split: str | None = field(default=None, metadata={"help": "What is scored once, at the end."})
+    empty_share: float = field(
+        default=0.0,
+        metadata={"help": "Images without objects are at most this share of what is trained on; 1 for all."},
+    )
+    metric: str | None = field(
+        default=None,
+        metadata={
+            "help": "Folder of modeling_vitp/metrics: average_precision (Pascal VOC's and DOTA's, for oriented boxes "
+            "if not given) or coco_average_precision (for the others)."
+        },
+    )
+    metric_options: dict | str | None = field(
+        default=None, metadata={"help": 'Its settings, such as \'{"interpolation": "area"}\'.'}
+    )
+    submission: dict | str | None = field(
+        default=None,
+        metadata={"help": "`split` of which DOTA's server takes the detections, and `nms` of its windows."},
+    )
+    num_pictures: int = field(default=4, metadata={"help": "Samples in the picture of predictions."})
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.data is None:
+            raise ValueError("Give `data` in the configuration: what is trained on.")
+        if self.data_root is not None:
+            self.data["root"] = self.data_root
+        if isinstance(self.data.get("dataset_name"), str):
+            self.data["dataset_name"] = find_data(self.data["dataset_name"])
+        if self.test_split is not None and self.test_split in {*self.train_splits, self.eval_split}:
+            raise ValueError(f"Split {self.test_split!r} is the test's; it may not be trained or selected on.")
+        if self.metric == "coco_average_precision" and self.task == "oriented":
+            raise ValueError("metric: coco_average_precision scores upright boxes and masks, not oriented boxes.")
+        if self.submission is not None and self.task != "oriented":
+            raise ValueError("submission: DOTA's server takes oriented boxes.")

@@ -1,0 +1,231 @@
+"""A data set as a configuration describes it: classes, splits, and how files or rows are read."""
+
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
+from pathlib import Path
+from typing import Any, get_type_hints
+
+import datasets
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from ..cards.record import public_name
+from ..images.reading import identity
+from ..instructions.rows import undecoded
+from ..rotated_boxes import smallest_rectangles
+from ..training.values import check_type
+from ..vrl import keyed_generator
+from .annotations import FORMATS, AnnotatedFile, read_files
+from .objects import ClassNames, ImageObjects, collect
+from .rows import BOX_FORMATS, find_columns, read_rows
+from .samples import ObjectImages, Place
+from .tiles import MIN_IMAGE_SHARE, MIN_OBJECT_SHARE, inside, object_windows
+
+logger = logging.getLogger(__name__)
+MOST_SHOWN = 5
+CHOICES = {"format": FORMATS, "box_format": BOX_FORMATS, "bad_objects": ("raise", "skip")}
+TILE = {"size": int, "overlap": int, "min_image_share": float, "min_object_share": float}
+
+
+@dataclass
+class DetectionData:
+    """The `data` of a configuration.
+
+    Args:
+        classes: see [`ClassNames`].
+        splits: by name. Of files, what [`read_files`] takes, with `tile` for windows: `size` and `overlap` in pixels,
+            and as for DOTA `min_image_share` and `min_object_share`, see [`object_windows`] and [`inside`]; of
+            `dataset_name`, what `datasets` calls the split, or a mapping with that as `split`, and `tile`.
+        root: the folder of files.
+        format: of the annotation files: `"coco"`, `"voc"` or `"dota"`.
+        dataset_name: instead of these, a data set of the Hub, or a folder, that `datasets.load_dataset` opens.
+        dataset_config: its configuration.
+        columns, box_format: of its rows, see [`read_rows`].
+        leave_out: annotated names of objects that do not count.
+        bad_objects: `"raise"`, an object without an area, outside its image or without the outline that is asked for is
+            an error; `"skip"`, it is left out, and how many are is said.
+        min_side: objects with a shorter side, in pixels, are left out.
+        input_spec: how images that are not 8-bit RGB are read, see [`~modeling_vitp.InputSpec`].
+    """
+
+    classes: Sequence[str | Mapping]
+    splits: Mapping[str, Mapping | str]
+    root: str | None = None
+    format: str | None = None
+    dataset_name: str | None = None
+    dataset_config: str | None = None
+    columns: Mapping[str, str] | None = None
+    box_format: str = "xywh"
+    leave_out: Sequence[str] = ()
+    bad_objects: str = "raise"
+    min_side: float = 0.0
+    input_spec: dict | None = None
+    names: ClassNames = field(init=False)
+
+    def __post_init__(self):
+        if (self.root is None) == (self.dataset_name is None):
+            raise ValueError("data: give either `root`, a folder of files, or `dataset_name`.")
+        for name, known in CHOICES.items():
+            if getattr(self, name) not in (*known, None):
+                raise ValueError(f"data: {name}={getattr(self, name)!r} is none of {', '.join(known)}.")
+        if self.root is not None and self.format is None:
+            raise ValueError(f"data: files need a `format`: {', '.join(FORMATS)}.")
+        self.names = ClassNames(self.classes, self.leave_out)
+
+    @classmethod
+    def from_dict(cls, settings: Mapping) -> "DetectionData":
+        if not isinstance(settings, Mapping):
+            raise ValueError(f"data: {str(settings)[:80]!r} is no mapping of classes, splits and files.")
+        known = {item.name for item in fields(cls) if item.init}
+        missing = {"classes", "splits"} - set(settings)
+        if missing or set(settings) - known:
+            raise ValueError(f"data: missing {sorted(missing)}, unknown {sorted(map(str, set(settings) - known))}.")
+        types = get_type_hints(cls)
+        for name, value in settings.items():
+            check_type(f"data: {name}", value, types[name])
+        return cls(**settings)
+
+    def open(self, names: Sequence[str], task: str) -> ObjectImages:
+        """The samples of one or several splits; all annotations are read, and so checked.
+
+        Args:
+            task: `"horizontal"`, `"oriented"` or `"instances"`, which needs outlines.
+
+        Raises:
+            ValueError: if there is no such split, or something in it is not as it should be, by file and object.
+        """
+        parts = []
+        for name in names:
+            try:
+                parts.append(self._open(name, task))
+            except OSError as error:
+                raise ValueError(f"Split {name!r} cannot be opened: {error}.") from error
+        places = [place for part in parts for place in part.places]
+        if len(parts) == 1:
+            return parts[0]
+        if parts[0].rows is None:
+            return ObjectImages(places, self.input_spec, task == "instances")
+        starts = np.cumsum([0, *(len(part.rows) for part in parts)])
+        places = [
+            replace(place, image=place.image + int(start))
+            for part, start in zip(parts, starts)
+            for place in part.places
+        ]
+        rows = datasets.concatenate_datasets([part.rows for part in parts])
+        return ObjectImages(places, self.input_spec, task == "instances", rows, parts[0].column)
+
+    def _open(self, name: str, task: str) -> ObjectImages:
+        if name not in self.splits:
+            raise ValueError(f"There is no split {name!r} in the configuration, only {sorted(self.splits)}.")
+        settings = self.splits[name]
+        if self.dataset_name is None:
+            found = read_files(self.root, self.format, settings, name)
+            return ObjectImages(self._places(found, settings, task, name), self.input_spec, task == "instances")
+        settings = settings if isinstance(settings, Mapping) else {"split": settings}
+        if "split" not in settings or set(settings) - {"split", "tile"}:
+            raise ValueError(f"Split {name!r} of `dataset_name` has `split`, and may have `tile`: {dict(settings)}.")
+        rows = datasets.load_dataset(self.dataset_name, self.dataset_config, split=settings["split"])
+        rows = rows.cast(undecoded(rows.features))
+        columns = find_columns(rows.features, self.columns or {}, name, task == "oriented")
+        found = read_rows(rows, columns, self.box_format, name)
+        places = self._places(found, settings, task, name)
+        return ObjectImages(places, self.input_spec, task == "instances", rows, columns["image"])
+
+    def _places(self, found: Iterator[AnnotatedFile], settings: Mapping, task: str, name: str) -> list[Place]:
+        places, wrong, tile = [], [], read_tile(settings.get("tile"), name)
+        for item in tqdm(found, desc=f"annotations of {name}", disable=None):
+            objects = None
+            if item.found is not None:
+                objects, bad = collect(item.found, self.names, item.size, task == "instances")
+                wrong += bad
+                objects = objects.take(shorter_sides(objects, task == "oriented") >= self.min_side)
+            if wrong and self.bad_objects == "raise":
+                raise ValueError(f"{wrong[0]} Mend it, or leave such objects out: `bad_objects: skip`.")
+            places += list(cut(item, objects, tile))
+        if not places:
+            raise ValueError(f"Split {name!r} has no image.")
+        if wrong:
+            logger.warning("%s: %d object(s) are left out: %s …", name, len(wrong), " ".join(wrong[:MOST_SHOWN]))
+        return places
+
+    def check_disjoint(self, names: Sequence[str], task: str) -> None:
+        """Raises a `ValueError` if two of the splits share an image, under whatever names."""
+        if self.root is None:
+            chosen = [self.splits[name] for name in names]
+            chosen = [one.get("split") if isinstance(one, Mapping) else one for one in chosen]
+            if len(set(chosen)) < len(chosen):
+                raise ValueError(f"Two of the splits {list(names)} are the same.")
+            return
+        owners: dict[Any, tuple[str, Path]] = {}
+        for name in names:
+            for path in {place.image for place in self._open(name, task).places}:
+                owner, first = owners.setdefault(identity(path), (name, path))
+                if owner != name:
+                    also = "" if first == path else f", as {first} in {owner!r}"
+                    raise ValueError(f"{path} is in both splits {owner!r} and {name!r}{also}.")
+
+    def describe(
+        self, train_splits: Sequence[str], eval_split: str | None, test_split: str | None
+    ) -> tuple[list[dict[str, str]], dict[str, str | None]]:
+        """What is trained on, and what `metrics.json` will be about, for the record of the run."""
+        name = public_name(self.dataset_name or self.root)
+        is_on_hub = self.dataset_name is not None and not Path(self.dataset_name).exists()
+        on_hub = {"dataset": self.dataset_name} if is_on_hub else {}
+        trained_on = [{"name": name, "split": split, **on_hub} for split in train_splits]
+        return trained_on, {"name": name, "eval": eval_split, "test": test_split, **on_hub}
+
+
+def read_tile(settings: Mapping | None, name: str) -> dict | None:
+    if settings is None:
+        return None
+    if not {"size", "overlap"} <= set(settings) <= set(TILE):
+        raise ValueError(f"Split {name!r}: tile has {sorted(settings)}, but needs size and overlap of {sorted(TILE)}.")
+    for key, value in settings.items():
+        check_type(f"Split {name!r}: tile: {key}", value, TILE[key])
+    return {"min_image_share": MIN_IMAGE_SHARE, "min_object_share": MIN_OBJECT_SHARE, **settings}
+
+
+def cut(item: AnnotatedFile, objects: ImageObjects | None, tile: Mapping | None) -> Iterator[Place]:
+    """An image as one sample, or as those of its windows, named after where they begin."""
+    if tile is None:
+        yield Place(item.id, item.id, item.image, item.size, None, objects)
+        return
+    for window in object_windows(item.size, tile["size"], tile["overlap"], tile["min_image_share"]):
+        mine = objects
+        if objects is not None:
+            mine = objects.take(inside(objects.corners, window, tile["size"], tile["min_object_share"]))
+        name = f"{item.id}__{tile['size']}__{window[0]}___{window[1]}"
+        yield Place(name, item.id, item.image, item.size, window, mine)
+
+
+def shorter_sides(objects: ImageObjects, is_oriented: bool) -> np.ndarray:
+    """In pixels, of the upright boxes, or of the smallest rectangles around the corners."""
+    if not len(objects):
+        return np.zeros(0)
+    if is_oriented:
+        return smallest_rectangles(torch.from_numpy(objects.corners))[:, 3].numpy()
+    boxes = objects.boxes()
+    return (boxes[:, 2:] - boxes[:, :2]).min(1)
+
+
+def with_few_empty(samples: ObjectImages, share: float, seed: int) -> ObjectImages:
+    """The samples with objects, and so many without that they are at most a share of all, drawn by `seed`; with a share
+    of 1 all samples.
+
+    Raises:
+        ValueError: if nothing is left, or it is not known what is in an image.
+    """
+    unknown = [place.id for place in samples.places if place.objects is None]
+    if unknown:
+        raise ValueError(f"{unknown[0]} has no annotation, so it cannot be trained on.")
+    full = [index for index, place in enumerate(samples.places) if not place.objects.crowd.all()]
+    empty = sorted(set(range(len(samples))) - set(full))
+    most = len(empty) if share >= 1 else int(len(full) * share / (1 - share))
+    order = torch.randperm(len(empty), generator=keyed_generator(seed, "images without objects")).tolist()
+    chosen = sorted(full + [empty[index] for index in order[:most]])
+    if not full:
+        raise ValueError("There is no object to train on.")
+    logger.info("%d images with objects, %d of %d without.", len(full), len(chosen) - len(full), len(empty))
+    return samples.subset(chosen)

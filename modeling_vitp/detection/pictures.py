@@ -1,0 +1,74 @@
+"""Pictures of detections beside what is annotated: outlines of boxes, and masks where there are any."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import matplotlib
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+import numpy as np
+import torch
+from faster_coco_eval.core import mask as run_lengths
+from matplotlib.axes import Axes
+from matplotlib.patches import Patch, Polygon
+
+
+def draw_detections(
+    samples: Sequence[Mapping], detections: Sequence[Mapping], names: Sequence[str], path: Path
+) -> None:
+    """One row for each sample: what is annotated, if it is, and what was found, with the scores of boxes.
+
+    Args:
+        samples: items of [`~modeling_vitp.detection.samples.ObjectImages`].
+        detections: what [`~modeling_vitp.detection.trainer.DetectionTrainer.detect`] gives for their images.
+        names: of the classes.
+        path: of the PNG.
+    """
+    colors = [plt.get_cmap("tab20")(index % 20) for index in range(len(names))]
+    columns = 2 if "labels" in samples[0] else 1
+    figure, axes = plt.subplots(
+        len(samples), columns, figsize=(4 * columns, 4 * len(samples)), squeeze=False, layout="constrained"
+    )
+    for row, sample, found in zip(axes, samples, detections):
+        panels = [("found", found)]
+        if columns == 2:
+            panels.insert(0, ("annotated", {"labels": sample["labels"], **annotated(sample)}))
+        for axis, (title, objects) in zip(row, panels):
+            axis.imshow(sample["image"].permute(1, 2, 0).numpy(), interpolation="nearest")
+            axis.set_title(f"{sample['id']}: {title}", fontsize=8)
+            axis.axis("off")
+            draw_objects(axis, objects, colors)
+    handles = [Patch(facecolor=color, label=name) for name, color in zip(names, colors)]
+    figure.legend(handles=handles, loc="outside lower center", ncols=min(len(handles), 6), fontsize=8)
+    figure.savefig(path, dpi=120)
+    plt.close(figure)
+
+
+def annotated(sample: Mapping) -> dict:
+    return {name: sample[name] for name in ("corners", "masks") if name in sample}
+
+
+def draw_objects(axis: Axes, objects: Mapping, colors: Sequence) -> None:
+    scores = objects.get("scores", [None] * len(objects["labels"]))
+    for index, (label, score, points) in enumerate(zip(objects["labels"].tolist(), scores, outlines(objects))):
+        axis.add_patch(Polygon(points, fill=False, edgecolor=colors[label], linewidth=1))
+        if score is not None:
+            axis.text(
+                *points[0], f"{float(score):.2f}", fontsize=5, color="white", backgroundcolor=(*colors[label][:3], 0.6)
+            )
+        if "masks" in objects:
+            mask = objects["masks"][index]
+            if isinstance(mask, dict):
+                mask = run_lengths.decode([run_lengths.segmToRle(mask, *mask["size"][::-1])])[..., 0]
+            layer = np.zeros((*np.shape(mask), 4))
+            layer[np.asarray(mask) > 0] = (*colors[label][:3], 0.4)
+            axis.imshow(layer, interpolation="nearest")
+
+
+def outlines(objects: Mapping) -> np.ndarray:
+    """Corners `(n, 4, 2)` of the boxes."""
+    if "corners" in objects:
+        return torch.as_tensor(objects["corners"]).cpu().numpy()
+    left, top, right, bottom = objects["boxes"].cpu().numpy().reshape(-1, 4).T
+    return np.stack([[left, top], [right, top], [right, bottom], [left, bottom]]).transpose(2, 0, 1)

@@ -1,0 +1,37 @@
+"""The detector that fine-tuning starts from, and its image processor."""
+
+from transformers import PreTrainedModel
+
+from ..image_processing_vitp_detection import ViTPDetectionImageProcessor
+from ..modeling_vitp_detection import (
+    ViTPForInstanceSegmentation,
+    ViTPForObjectDetection,
+    ViTPForOrientedObjectDetection,
+)
+from ..training.backbone_start import load_on_backbone
+from .arguments import DetectionModelArguments, DetectionSettings
+
+MODELS = {
+    "horizontal": ViTPForObjectDetection,
+    "oriented": ViTPForOrientedObjectDetection,
+    "instances": ViTPForInstanceSegmentation,
+}
+
+
+def load_detector(
+    task: str, args: DetectionModelArguments, names: list[str], settings: DetectionSettings
+) -> PreTrainedModel:
+    """See [`~modeling_vitp.training.backbone_start.load_on_backbone`]; positions are resampled to the image size."""
+    return load_on_backbone(MODELS[task], args, names, image_size=settings.image_size)
+
+
+def load_image_processor(
+    args: DetectionModelArguments, settings: DetectionSettings, input_spec: dict | None
+) -> ViTPDetectionImageProcessor:
+    """With the backbone's mean and standard deviation, the input spec of the data, and the size of training."""
+    side = settings.image_size
+    size = {"max_height": side, "max_width": side} if settings.keep_ratio else {"height": side, "width": side}
+    own = {"input_spec": input_spec, "do_resize": True, "size": size}
+    if args.model_name_or_path is None:
+        return ViTPDetectionImageProcessor(**own)
+    return ViTPDetectionImageProcessor.from_backbone(args.model_name_or_path, revision=args.model_revision, **own)

@@ -1,0 +1,297 @@
+"""HF `Trainer` for detectors: layer-wise decay, milestones, augmentation by epoch, evaluation by parts."""
+
+import logging
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import evaluate
+import torch
+from torch.utils.data import DataLoader, Dataset, Subset
+from torchvision.transforms.v2 import functional as F
+from transformers import PreTrainedModel, Trainer, TrainingArguments
+from transformers.trainer_utils import EvalLoopOutput
+
+from ..image_processing_vitp_detection import ViTPDetectionImageProcessor
+from ..metrics.report import METRICS_FOLDER, name_classes
+from ..rotated_boxes import enclosing_boxes
+from ..training.batching import EpochBatchSampler, share
+from ..training.layer_decay import layer_decay_groups
+from ..training.run import Run, RunConfig
+from ..vrl import keyed_generator
+from .arguments import DetectionSettings
+from .augmentation import Augmentation, Sample, targets
+from .samples import ObjectImages
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass
+class DetectionTrainingArguments(DetectionSettings, RunConfig, TrainingArguments):
+    """[`~transformers.TrainingArguments`] with what fine-tuning for detection needs."""
+
+    def __post_init__(self):
+        super().__post_init__()
+        self.remove_unused_columns = False  # the ids of samples, for a step that fails
+
+
+class TrainingSamples(Dataset):
+    """Augmented samples for a model. An index is a pair, epoch and place: what it gives is random by these alone.
+
+    Args:
+        samples: see [`~modeling_vitp.detection.samples.ObjectImages`]; crowds are left out.
+        image_processor: for mean and standard deviation.
+    """
+
+    def __init__(
+        self,
+        samples: ObjectImages,
+        augmentation: Augmentation,
+        image_processor: ViTPDetectionImageProcessor,
+        seed: int,
+        is_oriented: bool,
+    ):
+        self.samples, self.augmentation, self.seed, self.is_oriented = samples, augmentation, seed, is_oriented
+        self.image_processor = image_processor
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    def __getitem__(self, index: tuple[int, int]) -> dict[str, Any]:
+        epoch, place = index
+        item = self.samples[place]
+        sample = Sample(item["image"], item["corners"], item["labels"], item.get("masks")).take(~item["crowd"])
+        sample = self.augmentation(sample, keyed_generator(self.seed, item["id"], epoch, "augmentation"))
+        pixels = F.to_dtype(sample.image, scale=True)
+        pixels = F.normalize(pixels, self.image_processor.image_mean, self.image_processor.image_std)
+        return {"pixel_values": pixels, "labels": targets(sample, self.is_oriented), "id": item["id"]}
+
+
+def collate(items: list[dict[str, Any]]) -> dict[str, Any]:
+    """A batch: images padded at the right and at the bottom to the largest, masks of objects along with them."""
+    height, width = (max(item["pixel_values"].shape[axis] for item in items) for axis in (1, 2))
+    batch = {
+        "pixel_values": torch.zeros(len(items), 3, height, width),
+        "pixel_mask": torch.zeros(len(items), height, width, dtype=torch.int64),
+        "labels": [dict(item["labels"]) for item in items],
+    }
+    for pixels, mask, item, label in zip(batch["pixel_values"], batch["pixel_mask"], items, batch["labels"]):
+        own_height, own_width = item["pixel_values"].shape[1:]
+        pixels[:, :own_height, :own_width] = item["pixel_values"]
+        mask[:own_height, :own_width] = 1
+        if "masks" in label:
+            label["masks"] = torch.nn.functional.pad(label["masks"], (0, width - own_width, 0, height - own_height))
+    return batch
+
+
+class DetectionTrainer(Run, Trainer):
+    """Trains a detector of ViTP's.
+
+    What differs from [`~transformers.Trainer`]:
+
+    - the learning rate decays layer by layer, see [`~modeling_vitp.training.layer_decay.layer_decay_groups`], and may
+      fall at milestones;
+    - batches and augmentation are functions of the seed and the epoch, whatever the number of processes and workers;
+    - evaluation scores images at their own size, each process a part of them.
+
+    Args:
+        model: one of the three.
+        args: [`DetectionTrainingArguments`].
+        task: `"horizontal"`, `"oriented"` or `"instances"`.
+        metric: folder of `modeling_vitp/metrics`, and its settings: `metric_options`.
+        train_dataset, eval_dataset: see [`~modeling_vitp.detection.samples.ObjectImages`].
+        processing_class: the image processor, which also has the size that images are brought to.
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        args: DetectionTrainingArguments,
+        task: str,
+        metric: str | None = None,
+        metric_options: dict[str, Any] | None = None,
+        train_dataset: ObjectImages | None = None,
+        eval_dataset: ObjectImages | None = None,
+        processing_class: ViTPDetectionImageProcessor | None = None,
+        **kwargs,
+    ):
+        self.task, self.names = task, list(model.config.id2label.values())
+        image_processor = processing_class or ViTPDetectionImageProcessor()
+        if train_dataset is not None:
+            flips = args.horizontal_flip, args.vertical_flip, args.diagonal_flip
+            unknown = set(args.right_angle_classes) - set(self.names)
+            if unknown:
+                raise ValueError(f"right_angle_classes: {sorted(unknown)} are none of the classes {self.names}.")
+            right = [self.names.index(name) for name in args.right_angle_classes]
+            augmentation = Augmentation(args.image_size, args.keep_ratio, flips, args.rotation, right)
+            seed = args.seed if args.data_seed is None else args.data_seed
+            train_dataset = TrainingSamples(train_dataset, augmentation, image_processor, seed, task == "oriented")
+        super().__init__(
+            model,
+            args,
+            data_collator=collate,
+            train_dataset=train_dataset,
+            eval_dataset=eval_dataset,
+            processing_class=image_processor,
+            **kwargs,
+        )
+        # The model's loss is a mean over its own batch: the Trainer has to divide it where gradients accumulate.
+        self.model_accepts_loss_kwargs = False
+        self.metrics = self._load_metrics(metric, metric_options or {})
+
+    def _load_metrics(self, metric: str | None, options: dict[str, Any]) -> dict[str, evaluate.Metric]:
+        """Metrics by what their names begin with."""
+        name = metric or ("average_precision" if self.task == "oriented" else "coco_average_precision")
+        shared = {"num_labels": len(self.names), "num_process": self.args.world_size}
+        shared |= {"process_id": self.args.process_index, **options}
+        if self.task != "instances":
+            return {"": evaluate.load(str(METRICS_FOLDER / name), **shared)}
+        masks = evaluate.load(str(METRICS_FOLDER / "coco_average_precision"), masks=True, **shared)
+        return {"box_": evaluate.load(str(METRICS_FOLDER / name), **shared), "mask_": masks}
+
+    # Training
+
+    def create_optimizer(self, model: PreTrainedModel | None = None) -> torch.optim.Optimizer:
+        if self.optimizer is None:
+            model, args = self.model if model is None else model, self.args
+            num_layers = self.accelerator.unwrap_model(model).config.backbone_config.num_hidden_layers
+            options = args.level_embeddings_at_input, args.position_weight_decay
+            rates = args.learning_rate, args.weight_decay, args.layer_decay
+            optimizer_cls, settings = self.get_optimizer_cls_and_kwargs(args, model)
+            self.optimizer = optimizer_cls(layer_decay_groups(model, *rates, num_layers, *options), **settings)
+        return self.optimizer
+
+    def create_scheduler(
+        self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None
+    ) -> torch.optim.lr_scheduler.LRScheduler:
+        args = self.args
+        if self.lr_scheduler is None and args.lr_milestones is not None:
+            epoch = math.ceil(len(self._train_batches) / args.gradient_accumulation_steps)
+            milestones = [round(epochs * epoch) for epochs in args.lr_milestones]
+            warmup = args.get_warmup_steps(num_training_steps)
+
+            def factor(step: int) -> float:
+                rise = min(1.0, args.warmup_start + (1 - args.warmup_start) * step / warmup) if warmup else 1.0
+                return rise * args.lr_gamma ** sum(step >= milestone for milestone in milestones)
+
+            self.lr_scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer or self.optimizer, factor)
+            self._created_lr_scheduler = True
+        return super().create_scheduler(num_training_steps, optimizer)
+
+    def _get_train_sampler(self, train_dataset: Dataset | None = None) -> EpochBatchSampler:
+        args = self.args
+        self._train_batches = EpochBatchSampler(
+            len(self.train_dataset if train_dataset is None else train_dataset),
+            self._train_batch_size,
+            args.gradient_accumulation_steps,
+            args.world_size,
+            args.process_index,
+            self.data_seed,
+            drop_last=args.dataloader_drop_last,
+        )
+        if not len(self._train_batches):
+            raise ValueError(
+                f"{len(self.train_dataset)} sample(s) to train on are less than the "
+                f"{self._train_batches.effective_batch_size} of one step: make batches smaller."
+            )
+        return self._train_batches
+
+    def training_data(self) -> Any:
+        samples = self.train_dataset.samples
+        if samples.rows is not None:
+            return samples.rows
+        return sorted({place.image for place in samples.places})
+
+    def run_settings(self) -> dict[str, dict[str, Any]]:
+        args = self.args
+        fixed = (
+            "seed data_seed image_size keep_ratio horizontal_flip vertical_flip diagonal_flip rotation "
+            "right_angle_classes dataloader_drop_last"
+        )
+        free = (
+            "max_steps num_train_epochs learning_rate lr_scheduler_type lr_milestones lr_gamma warmup_start "
+            "warmup_steps optim weight_decay adam_beta1 adam_beta2 adam_epsilon max_grad_norm bf16 fp16 "
+            "per_device_train_batch_size gradient_accumulation_steps"
+        )
+        more = {
+            "global batch size": self.get_total_train_batch_size(args),
+            "training samples": len(self.train_dataset),
+            "classes": self.names,
+            "task": self.task,
+        }
+        return {
+            "fixed": {name: getattr(args, name) for name in fixed.split()} | more,
+            "free": {name: getattr(args, name) for name in free.split()}
+            | args.layer_decay_settings()
+            | {"num_processes": args.world_size},
+        }
+
+    # Evaluation
+
+    def get_eval_dataloader(self, eval_dataset: Dataset | None = None) -> DataLoader:
+        """This process's part of the images, in lists of `per_device_eval_batch_size`."""
+        dataset, args = self.eval_dataset if eval_dataset is None else eval_dataset, self.args
+        mine = Subset(dataset, share(range(len(dataset)), args.world_size, args.process_index))
+        return DataLoader(
+            mine, args.per_device_eval_batch_size, collate_fn=list, num_workers=args.dataloader_num_workers
+        )
+
+    @torch.no_grad()
+    def detect(self, images: list[torch.Tensor], threshold: float = 0.0) -> list[dict[str, Any]]:
+        """The detections in images, in their own pixels: what the image processor's `post_process_…` gives.
+
+        Args:
+            images: uint8 of shape `(3, height, width)`, of any sizes.
+            threshold: detections have a higher score.
+        """
+        processor, model = self.processing_class, self.accelerator.unwrap_model(self.model).eval()
+        sizes = [tuple(image.shape[-2:]) for image in images]
+        inputs = processor(images=images, input_data_format="channels_first", return_tensors="pt").to(self.args.device)
+        with self.compute_loss_context_manager():
+            outputs = model(pixel_values=inputs["pixel_values"], pixel_mask=inputs["pixel_mask"])
+        if self.task == "oriented":
+            return processor.post_process_oriented_object_detection(outputs, threshold, target_sizes=sizes)
+        if self.task == "instances":
+            return processor.post_process_instance_segmentation(
+                outputs, threshold, target_sizes=sizes, return_run_lengths=True
+            )
+        return processor.post_process_object_detection(outputs, threshold, target_sizes=sizes)
+
+    def evaluation_loop(
+        self,
+        dataloader: DataLoader,
+        description: str,
+        prediction_loss_only: bool | None = None,
+        ignore_keys: list[str] | None = None,
+        metric_key_prefix: str = "eval",
+    ) -> EvalLoopOutput:
+        self.callback_handler.eval_dataloader = dataloader
+        for items in dataloader:
+            unknown = [item["id"] for item in items if "labels" not in item]
+            if unknown:
+                raise ValueError(f"{unknown[0]} has no annotation, so nothing can be scored.")
+            predictions = self.detect([item["image"] for item in items])
+            references = [reference(item, self.task) for item in items]
+            for metric in self.metrics.values():
+                ids = [item["id"] for item in items]
+                metric.add_batch(predictions=predictions, references=references, image_ids=ids)
+            self.control = self.callback_handler.on_prediction_step(self.args, self.state, self.control)
+        metrics = {
+            f"{metric_key_prefix}_{begin}{key}": value
+            for begin, metric in self.metrics.items()
+            for key, value in name_classes(metric.compute(), self.names).items()
+        }
+        uncounted = [key for key, value in metrics.items() if math.isnan(value)]
+        if uncounted:
+            logger.warning("%s: not counted, for want of objects: %s.", description, ", ".join(uncounted))
+        num_samples = len(dataloader.dataset.dataset)
+        return EvalLoopOutput(predictions=None, label_ids=None, metrics=metrics, num_samples=num_samples)
+
+
+def reference(item: dict[str, Any], task: str) -> dict[str, torch.Tensor]:
+    """A sample's objects as metrics take them."""
+    found = {name: item[name] for name in ("labels", "difficult", "crowd")}
+    if task == "oriented":
+        return found | {"corners": item["corners"]}
+    boxes = enclosing_boxes(item["corners"]) if len(item["labels"]) else torch.zeros(0, 4)
+    return found | {"boxes": boxes} | ({"masks": item["masks"]} if task == "instances" else {})

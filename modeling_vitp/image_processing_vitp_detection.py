@@ -1,0 +1,264 @@
+"""Images and their objects for detectors, and detections back in the images: boxes, corners and masks."""
+
+import numpy as np
+import torch
+from torch.nn import functional as F
+from transformers import BatchFeature, DetrImageProcessor
+from transformers.image_transforms import center_to_corners_format
+from transformers.image_utils import AnnotationFormat, ImageInput
+from transformers.models.detr.image_processing_detr import DetrImageProcessorKwargs
+
+from .image_processing_vitp import InputSpecImageProcessor
+from .rotated_boxes import rectangles
+
+Sizes = torch.Tensor | list[tuple[int, int]] | None
+
+
+class ViTPDetectionImageProcessorKwargs(DetrImageProcessorKwargs, total=False):
+    r"""
+    input_spec (`dict`, *optional*):
+        How images that are not 8-bit RGB become three channels: the fields of [`InputSpec`].
+    """
+
+    input_spec: dict | None
+
+
+class ViTPDetectionImageProcessor(InputSpecImageProcessor, DetrImageProcessor):
+    """For [`ViTPForObjectDetection`], [`ViTPForOrientedObjectDetection`] and [`ViTPForInstanceSegmentation`].
+
+    Images stay at their own size (`do_resize=True` brings them to `size`). In a batch they are padded at the right and
+    at the bottom to the largest, with zeros after normalisation, and `pixel_mask` says where an image is. Unlike in
+    DETR, boxes are shares of the image without its padding.
+    """
+
+    valid_kwargs = ViTPDetectionImageProcessorKwargs
+    do_resize = False
+
+    def preprocess(
+        self,
+        images: ImageInput,
+        annotations: dict | list[dict] | None = None,
+        return_segmentation_masks: bool | None = None,
+        masks_path: str | None = None,
+        **kwargs,
+    ) -> BatchFeature:
+        r"""
+        Args:
+            images (`ImageInput`):
+                One image or several, of any kind that the input spec covers. Paths of files are opened.
+            annotations (`dict` or `list[dict]`, *optional*):
+                The objects of each image as in COCO: `image_id`, and `annotations` with `category_id` and `bbox` (x, y,
+                width, height in pixels), or for oriented boxes `corners` (four x, y in order around the box) in its
+                place. Crowds, and boxes without area within the image, are left out.
+            return_segmentation_masks (`bool`, *optional*):
+                Whether to give the masks of the objects' `segmentation`: an array of the image's size, or COCO's
+                polygons or run lengths, which need `faster-coco-eval`.
+
+        Returns:
+            `pixel_values`, float32 of shape `(batch_size, 3, height, width)`; `pixel_mask`, int64 of shape
+            `(batch_size, height, width)`; with annotations `labels`, a dictionary for each image: `class_labels`,
+            `boxes` (centre x, centre y, width, height), `corners` if the objects have them, `masks` if they are asked
+            for.
+
+        Raises:
+            ValueError: if an annotation is not as above, or some objects have corners and others none.
+        """
+        return super().preprocess(images, annotations, return_segmentation_masks, masks_path, **kwargs)
+
+    def prepare_annotation(
+        self,
+        image: torch.Tensor,
+        target: dict,
+        format: AnnotationFormat | None = None,
+        return_segmentation_masks: bool | None = None,
+        **kwargs,
+    ) -> dict:
+        if AnnotationFormat(format or self.format) != AnnotationFormat.COCO_DETECTION:
+            return super().prepare_annotation(image, target, format, return_segmentation_masks, **kwargs)
+        height, width = image.shape[-2:]
+        objects = [with_box(one) for one in target["annotations"] if not one.get("iscrowd")]
+        objects = [one for one in objects if meets(one["bbox"], height, width)]
+        prepared = super().prepare_annotation(image, {**target, "annotations": objects}, format, False, **kwargs)
+        if len({"corners" in one for one in objects}) > 1:
+            raise ValueError(f"some objects of image {target['image_id']} have corners and others have none.")
+        if not objects or "corners" in objects[0]:  # of none a model of either kind can be told
+            corners = np.array([one["corners"] for one in objects], np.float32).reshape(-1, 4, 2)
+            prepared["corners"] = torch.from_numpy(corners).to(image.device)
+        if return_segmentation_masks:
+            masks = [read_outline(one.get("segmentation"), height, width) for one in objects]
+            prepared["masks"] = torch.from_numpy(np.array(masks, np.uint8).reshape(-1, height, width)).to(image.device)
+        return prepared
+
+    def resize_annotation(
+        self, annotation: dict, orig_size: tuple[int, int], target_size: tuple[int, int], *args, **kwargs
+    ) -> dict:
+        resized = super().resize_annotation(annotation, orig_size, target_size, *args, **kwargs)
+        if "corners" in resized:
+            ratios = [target_size[1] / orig_size[1], target_size[0] / orig_size[0]]
+            resized["corners"] = resized["corners"] * resized["corners"].new_tensor(ratios)
+        return resized
+
+    def normalize_annotation(self, annotation: dict, image_size: tuple[int, int]) -> dict:
+        normalized = super().normalize_annotation(annotation, image_size)
+        if "corners" in normalized:
+            height, width = image_size
+            normalized["corners"] = normalized["corners"] / normalized["corners"].new_tensor([width, height])
+        return normalized
+
+    def pad(self, *args, **kwargs) -> tuple:
+        return super().pad(*args, **{**kwargs, "update_bboxes": False})
+
+    def post_process_object_detection(
+        self, outputs, threshold: float = 0.5, target_sizes: Sizes = None
+    ) -> list[dict[str, torch.Tensor]]:
+        r"""
+        Args:
+            outputs ([`ViTPDetectionOutput`]):
+                What the model gave. Of oriented objects the boxes around them are given.
+            threshold (`float`, defaults to 0.5):
+                Detections have a higher score. The model itself leaves out those below its `score_threshold`.
+            target_sizes (`torch.Tensor` of shape `(batch_size, 2)` or `list[tuple[int, int]]`, *optional*):
+                Height and width of the images as they were given; boxes are shares of the images if not given.
+
+        Returns:
+            For each image `scores`, `labels` and `boxes` (x1, y1, x2, y2), by falling score.
+        """
+        return self._select(outputs, threshold, target_sizes)[0]
+
+    def post_process_oriented_object_detection(
+        self, outputs, threshold: float = 0.5, *, target_sizes: Sizes
+    ) -> list[dict[str, torch.Tensor]]:
+        r"""
+        Args:
+            outputs ([`ViTPDetectionOutput`]):
+                What [`ViTPForOrientedObjectDetection`] gave.
+            threshold (`float`, defaults to 0.5):
+                Detections have a higher score.
+            target_sizes (`torch.Tensor` of shape `(batch_size, 2)` or `list[tuple[int, int]]`):
+                Height and width of the images as they were given.
+
+        Returns:
+            For each image `scores`, `labels`, `corners` `(n, 4, 2)` in pixels, and `boxes` `(n, 5)`: centre x, centre
+            y, width, height and angle in radians, from -π/2 to π/2, clockwise on the screen. An image that was
+            stretched has corners that are no rectangle's: boxes are those of three of them.
+        """
+        results, kept, scales = self._select(outputs, threshold, target_sizes)
+        for result, corners, keep, scale in zip(results, outputs.pred_corners, kept, scales):
+            result["corners"] = corners[keep] * scale
+            result["boxes"] = rectangles(result["corners"])
+        return results
+
+    def post_process_instance_segmentation(
+        self,
+        outputs,
+        threshold: float = 0.5,
+        mask_threshold: float = 0.5,
+        *,
+        target_sizes: Sizes,
+        return_run_lengths: bool = False,
+    ) -> list[dict]:
+        r"""
+        Args:
+            outputs ([`ViTPDetectionOutput`]):
+                What [`ViTPForInstanceSegmentation`] gave.
+            threshold (`float`, defaults to 0.5):
+                Detections have a higher score.
+            mask_threshold (`float`, defaults to 0.5):
+                An object is where its probability is at least this.
+            target_sizes (`torch.Tensor` of shape `(batch_size, 2)` or `list[tuple[int, int]]`):
+                Height and width of the images as they were given.
+            return_run_lengths (`bool`, defaults to `False`):
+                Whether to give masks as COCO's run lengths, which take less memory.
+
+        Returns:
+            For each image `scores`, `labels`, `boxes` (x1, y1, x2, y2) and `masks`: bool of shape `(n, height, width)`,
+            or a list of dictionaries with `size` and `counts`.
+        """
+        results, kept, _ = self._select(outputs, threshold, target_sizes)
+        for result, probabilities, keep, size in zip(results, outputs.pred_masks, kept, target_sizes):
+            pasted = (
+                paste_mask(probability, box, [int(side) for side in size]) >= mask_threshold
+                for probability, box in zip(probabilities[keep], result["boxes"])
+            )
+            if return_run_lengths:
+                result["masks"] = [run_lengths(mask.cpu().numpy()) for mask in pasted]
+            else:
+                empty = probabilities.new_zeros(0, *(int(side) for side in size), dtype=torch.bool)
+                result["masks"] = torch.cat([empty, *(mask[None] for mask in pasted)])
+        return results
+
+    def _select(self, outputs, threshold: float, sizes: Sizes) -> tuple[list[dict], list[torch.Tensor], torch.Tensor]:
+        """Scores, labels and boxes of each image, which of its detections they are, and what x and y are scaled by."""
+        scores, labels, boxes = outputs.scores, outputs.labels, center_to_corners_format(outputs.pred_boxes)
+        if sizes is not None and len(sizes) != len(scores):
+            raise ValueError(f"there are {len(sizes)} target_sizes for {len(scores)} images.")
+        sizes = torch.ones(len(scores), 2) if sizes is None else torch.as_tensor(sizes)
+        scales = sizes.flip(-1).to(boxes)
+        kept = [(score > threshold) & (label >= 0) for score, label in zip(scores, labels)]
+        results = [
+            {
+                "scores": scores[index][keep],
+                "labels": labels[index][keep],
+                "boxes": boxes[index][keep] * scale.repeat(2),
+            }
+            for index, (keep, scale) in enumerate(zip(kept, scales))
+        ]
+        return results, kept, scales
+
+
+def with_box(annotation: dict) -> dict:
+    """An object with a `bbox`, around its corners if it has these, and an `area`, which the parent asks for."""
+    if "corners" in annotation:
+        corners = np.array(annotation["corners"], np.float32).reshape(4, 2)
+        annotation = {**annotation, "corners": corners, "bbox": [*corners.min(0), *np.ptp(corners, axis=0)]}
+    if "bbox" not in annotation or len(annotation["bbox"]) != 4:
+        raise ValueError(f"an object needs a `bbox` of four numbers, or `corners`: {str(annotation)[:120]}.")
+    return {"area": annotation["bbox"][2] * annotation["bbox"][3], **annotation}
+
+
+def meets(box: list[float], height: int, width: int) -> bool:
+    """Whether a box, x, y, width and height, has an area within the image."""
+    x, y, box_width, box_height = box
+    return min(x + box_width, width) > max(x, 0) and min(y + box_height, height) > max(y, 0)
+
+
+def read_outline(outline, height: int, width: int) -> np.ndarray:
+    """A mask, or COCO's polygons or run lengths, as uint8 `(height, width)`."""
+    if outline is None:
+        raise ValueError("an object has no `segmentation`, of which its mask is made.")
+    if isinstance(outline, (dict, list)):
+        try:
+            from faster_coco_eval.core import mask as coco
+        except ImportError as error:
+            raise ImportError("polygons and run lengths need faster-coco-eval: pip install faster-coco-eval") from error
+        return coco.decode([coco.segmToRle(outline, width, height)])[..., 0]
+    mask = np.asarray(outline)
+    if mask.shape != (height, width):
+        raise ValueError(f"a mask has shape {mask.shape}, its image {(height, width)}.")
+    return (mask > 0).astype(np.uint8)
+
+
+def paste_mask(probabilities: torch.Tensor, box: torch.Tensor, size: list[int]) -> torch.Tensor:
+    """Probabilities `(28, 28)` within a box at the middles of an image's pixels, `(height, width)`; 0 outside."""
+    height, width = size
+    pasted = probabilities.new_zeros(height, width)
+    x1, y1, x2, y2 = box.unbind()
+    left, top = (int(side.floor().clamp(min=0)) for side in (x1 - 1, y1 - 1))
+    right, bottom = int(x2.ceil().clamp(max=width - 1)) + 1, int(y2.ceil().clamp(max=height - 1)) + 1
+    if right <= left or bottom <= top or not (x2 > x1 and y2 > y1):
+        return pasted
+    xs, ys = (torch.arange(start, end, device=box.device) + 0.5 for start, end in ((left, right), (top, bottom)))
+    ys, xs = torch.meshgrid((ys - y1) / (y2 - y1) * 2 - 1, (xs - x1) / (x2 - x1) * 2 - 1, indexing="ij")
+    grid = torch.stack([xs, ys], -1)[None]
+    pasted[top:bottom, left:right] = F.grid_sample(probabilities[None, None], grid, align_corners=False)[0, 0]
+    return pasted
+
+
+def run_lengths(mask: np.ndarray) -> dict[str, list[int]]:
+    """COCO's run lengths of a mask: down its columns, those of zeros first."""
+    values = np.concatenate([[False], mask.astype(bool).ravel(order="F")])
+    ends = np.concatenate([np.flatnonzero(values[1:] != values[:-1]), [mask.size]])
+    return {"size": list(mask.shape), "counts": np.diff(ends, prepend=0).tolist()}
+
+
+__all__ = ["ViTPDetectionImageProcessor"]

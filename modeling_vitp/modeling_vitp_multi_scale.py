@@ -1,0 +1,79 @@
+"""What the models on maps at strides 4, 8, 16 and 32 have in common: their backbone, and starting from one."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import InternVLVisionModel, PreTrainedConfig
+from transformers.modeling_outputs import BackboneOutput
+
+from .modeling_vitp_adapter import ViTPAdapter
+from .modeling_vitp_backbone import ViTPMultiScaleBackbone
+from .modeling_vitp_feature_pyramid import ViTPFeaturePyramid
+from .resize import resize_backbone
+
+NECKS = {"adapter": ViTPAdapter, "pyramid": ViTPFeaturePyramid}
+# By name, since a saved model's own code and its configuration's are loaded as separate modules.
+BACKBONES = {backbone.config_class.model_type: backbone for backbone in NECKS.values()}
+
+
+class OnMultiScaleBackbone:
+    """For a `PreTrainedModel` with a `backbone`, [`ViTPAdapter`] or [`ViTPFeaturePyramid`]."""
+
+    supports_gradient_checkpointing = True
+    _keys_to_ignore_on_load_missing = [r"backbone\.embeddings\.cls_token$"]  # not used by the adapter
+
+    @staticmethod
+    def backbone_of(config: PreTrainedConfig) -> ViTPMultiScaleBackbone:
+        return BACKBONES[config.backbone_config.model_type](config.backbone_config)
+
+    @classmethod
+    def from_backbone(
+        cls,
+        backbone: str | Path | InternVLVisionModel,
+        neck: str = "adapter",
+        *,
+        id2label: dict[int, str] | None = None,
+        image_size: int | None = None,
+        backbone_kwargs: dict[str, Any] | None = None,
+        **kwargs,
+    ):
+        r"""A model on a pretrained backbone, in float32, with a fresh head (drawn from torch's random state).
+
+        Args:
+            backbone (`str`, `Path`, [`ViTPVisionModel`] or [`~transformers.InternVLVisionModel`]):
+                Folder or Hub id of an exported backbone, of a [`ViTPVisionModel`] or of what `neck` names, or a ViT
+                itself. Patches of 14 pixels are resampled to 16.
+            neck (`str`, defaults to `"adapter"`):
+                What makes maps at four strides of the ViT's features: `"adapter"` ([`ViTPAdapter`]) or `"pyramid"`
+                ([`ViTPFeaturePyramid`], faster).
+            id2label (`dict[int, str]`, *optional*):
+                Names of the classes; or give `num_labels`.
+            image_size (`int`, *optional*):
+                Side in pixels of the images to come, a multiple of 16: the table of positions is resampled to it once,
+                and not in every step. As it is if not given.
+            backbone_kwargs (`dict`, *optional*):
+                Settings of the backbone's configuration, such as `drop_path_rate`, and arguments of `from_pretrained`,
+                such as `revision`.
+            kwargs:
+                Settings of the model's configuration, such as `class_weights`.
+
+        Raises:
+            ValueError: if there is no such neck, the folder holds another kind of model, or an image of `image_size`
+                is not whole patches.
+        """
+        if neck not in NECKS:
+            raise ValueError(f"neck={neck!r}, but there are only {' and '.join(map(repr, NECKS))}.")
+        if id2label is not None:
+            kwargs |= {"id2label": id2label, "label2id": {label: index for index, label in id2label.items()}}
+        pretrained = NECKS[neck].from_backbone(backbone, **(backbone_kwargs or {}))
+        if image_size is not None:
+            pretrained = resize_backbone(pretrained, image_size=image_size)
+        model = cls(cls.config_class(backbone_config=pretrained.config, **kwargs))
+        model.backbone = pretrained
+        return model
+
+    def run_backbone(self, pixel_values: torch.Tensor, **kwargs) -> BackboneOutput:
+        asked = {name: kwargs.get(name) for name in ("output_hidden_states", "output_attentions")}
+        asked = {name: getattr(self.config, name) if value is None else value for name, value in asked.items()}
+        return self.backbone(pixel_values, **asked)

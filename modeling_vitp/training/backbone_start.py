@@ -1,0 +1,47 @@
+"""The model that fine-tuning starts from."""
+
+from typing import Any
+
+from transformers import PreTrainedConfig, PreTrainedModel
+
+from ..configuration_vitp import ViTPVisionConfig
+from ..convert.finite import check_finite
+from ..modeling_vitp import ViTPVisionModel
+from .backbone_arguments import BackboneArguments
+
+
+def load_on_backbone(
+    model_class: type[PreTrainedModel], args: BackboneArguments, names: list[str], **settings: Any
+) -> PreTrainedModel:
+    """The model, in float32, with a fresh head unless it is one that was fine-tuned.
+
+    Args:
+        names: of the classes.
+        settings: of a fresh model, before those of `args.head`; see its `from_backbone`.
+
+    Raises:
+        ValueError: if not exactly one start is given, or a fine-tuned model has other classes.
+    """
+    if (args.model_name_or_path is None) == (args.from_scratch is None):
+        raise ValueError(
+            "Give either model_name_or_path, a pretrained backbone, or from_scratch, with --model_name_or_path '' if "
+            "the configuration names a backbone."
+        )
+    id2label = dict(enumerate(names))
+    revision = {"revision": args.model_revision}
+    if args.from_scratch is not None:
+        start, more = ViTPVisionModel(ViTPVisionConfig(**args.from_scratch)), {}
+    else:
+        start, more = args.model_name_or_path, revision
+        model_type = PreTrainedConfig.get_config_dict(start, **revision)[0].get("model_type")
+        if model_type == model_class.config_class.model_type:
+            model = model_class.from_pretrained(start, **revision)
+            if model.config.id2label != id2label:
+                raise ValueError(f"{start} has the classes {list(model.config.id2label.values())}, not {names}.")
+            check_finite(model.state_dict(), start)
+            return model
+    backbone = {"drop_path_rate": args.drop_path_rate, **(args.backbone or {}), **more}
+    head = {**settings, **(args.head or {})}
+    model = model_class.from_backbone(start, args.neck, id2label=id2label, backbone_kwargs=backbone, **head)
+    check_finite(model.state_dict(), args.model_name_or_path or "from_scratch")
+    return model

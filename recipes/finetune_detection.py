@@ -1,0 +1,74 @@
+"""Detection from a pretrained backbone: horizontal boxes, oriented boxes, or instances.
+
+    vitp finetune_detection --config dior_r --model_name_or_path my_backbone
+
+The configuration is YAML; every field can be given on the command line too. Started again with the same output folder,
+a run goes on from its last checkpoint.
+"""
+
+from modeling_vitp.detection.arguments import DetectionArguments, DetectionModelArguments, DetectionSettings
+from modeling_vitp.training.command_line import parse, run
+
+WHOLE = (
+    "modeling_vitp.detection.arguments.DetectionArguments",
+    "modeling_vitp.detection.trainer.DetectionTrainingArguments",
+    "modeling_vitp.detection.arguments.DetectionModelArguments",
+)
+INHERITED = ("transformers.training_args",)
+
+
+def main(argv: list[str] | None = None) -> int:
+    own = DetectionArguments, DetectionSettings, DetectionModelArguments
+    args, training_args, model_args = parse(argv, __doc__, own, WHOLE, INHERITED)
+
+    from transformers import set_seed
+
+    from modeling_vitp.detection import results
+    from modeling_vitp.detection.data import DetectionData, with_few_empty
+    from modeling_vitp.detection.start import load_detector, load_image_processor
+    from modeling_vitp.detection.trainer import DetectionTrainer
+    from modeling_vitp.training import fine_tuning
+    from modeling_vitp.training.lock import check_free
+
+    check_free(training_args.output_dir)
+    set_seed(training_args.seed)
+    data = DetectionData.from_dict(args.data)
+    if training_args.load_best_model_at_end and args.eval_split in {*args.train_splits, None}:
+        raise ValueError("load_best_model_at_end needs an eval_split that is not trained on.")
+    splits = list(dict.fromkeys([*args.train_splits, *filter(None, (args.eval_split, args.test_split))]))
+    data.check_disjoint(splits, args.task)
+    train_dataset = None
+    if training_args.do_train:
+        train_dataset = with_few_empty(data.open(args.train_splits, args.task), args.empty_share, training_args.seed)
+    eval_dataset = data.open([args.eval_split], args.task) if args.eval_split else None
+    test_dataset = data.open([args.test_split], args.task) if args.test_split else None
+
+    trainer = DetectionTrainer(
+        load_detector(args.task, model_args, data.names.names, training_args),
+        training_args,
+        args.task,
+        args.metric,
+        args.metric_options,
+        train_dataset=train_dataset,
+        eval_dataset=eval_dataset,
+        processing_class=load_image_processor(model_args, training_args, data.input_spec),
+    )
+    counted = {}
+    if train_dataset is not None:
+        described = data.describe(args.train_splits, args.eval_split, args.test_split)
+        trainer.record(argv, [model_args.model_name_or_path], *described)
+        counted = {"train_images": len(train_dataset), "train_objects": train_dataset.count(data.names.names)}
+    metrics = fine_tuning.train(trainer, **counted)
+    fine_tuning.evaluate(trainer, metrics, "eval", eval_dataset)
+    fine_tuning.evaluate(trainer, metrics, "test", test_dataset)
+    if not trainer.is_world_process_zero():
+        return 0
+
+    status = results.finish(trainer, test_dataset or eval_dataset, args.num_pictures, data, args.submission)
+    fine_tuning.save_metrics(trainer, metrics)
+    fine_tuning.report(trainer, metrics)
+    return status
+
+
+if __name__ == "__main__":
+    run(main)

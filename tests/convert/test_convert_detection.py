@@ -1,0 +1,230 @@
+"""Conversion of OpenMMLab's two-stage detectors. The original names are those of the fixtures."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from huggingface_hub import metadata_load
+from original_detectors import DETECTORS, folder_of, original_detector, original_weights, pixel_mask
+from safetensors.torch import load_file, save_file
+from tiny_models import VISION_16
+from transformers import AutoModelForObjectDetection
+from transformers.utils import logging
+
+from modeling_vitp import (
+    ViTPAdapter,
+    ViTPDetectionImageProcessor,
+    ViTPFeaturePyramidConfig,
+    ViTPForObjectDetection,
+    ViTPObjectDetectionConfig,
+    convert_checkpoint,
+)
+from modeling_vitp.convert.__main__ import main
+from modeling_vitp.convert.benchmarks import BENCHMARKS
+from modeling_vitp.convert.keys import BENCHMARK_NAMES
+
+every_detector = pytest.mark.parametrize("name", DETECTORS)
+
+
+@pytest.fixture
+def warnings(caplog, monkeypatch):
+    monkeypatch.setattr(logging.get_logger("modeling_vitp"), "propagate", True)
+    return caplog
+
+
+def as_a_source(name: str, folder: Path, **detector) -> Path:
+    """A folder with an original detector, its backbone's settings, and what is said of the rest."""
+    folder.mkdir(exist_ok=True)
+    shutil.copyfile(folder_of(name) / "detector.safetensors", folder / "model.safetensors")
+    settings = json.loads((folder_of(name) / "settings.json").read_text())["backbone"]
+    (folder / "config.json").write_text(json.dumps(settings | ({"detector": detector} if detector else {})))
+    return folder
+
+
+def assert_same(found: dict[str, torch.Tensor], wanted: dict[str, torch.Tensor]) -> None:
+    assert found.keys() == wanted.keys()
+    for key, tensor in wanted.items():
+        assert found[key].dtype == tensor.dtype and torch.equal(found[key], tensor), key
+
+
+@every_detector
+@torch.no_grad()
+def test_a_converted_detector_finds_what_the_original_code_finds_and_goes_back_to_the_bit(name, tmp_path, warnings):
+    model = original_detector(name)
+    proposals = {key: getattr(model.config, key) for key in ("rpn_candidates_eval", "rpn_proposals_eval")}
+    said = proposals | {"max_detections": model.config.max_detections}
+    folder = convert_checkpoint(as_a_source(name, tmp_path / "original", **said), tmp_path / "detector")
+    assert_same(load_file(folder / "model.safetensors"), original_weights(name))
+    opened, report = AutoModelForObjectDetection.from_pretrained(folder, output_loading_info=True)
+    assert type(opened) is DETECTORS[name] and not report["missing_keys"] and not report["unexpected_keys"]
+    images = load_file(folder_of(name) / "expected.safetensors")["pixel_values"]
+    found, wanted = opened.eval()(images, pixel_mask()), model(images, pixel_mask())
+    assert torch.equal(found.scores, wanted.scores) and torch.equal(found.labels, wanted.labels)
+    assert torch.equal(found.pred_boxes, wanted.pred_boxes)
+    assert metadata_load(folder / "README.md")["pipeline_tag"] == "object-detection"
+    assert "modeling_vitp_detection.py" in {path.name for path in folder.iterdir()}
+
+    back = convert_checkpoint(folder, tmp_path / "back", "original")
+    assert_same(load_file(back / "model.safetensors"), load_file(folder_of(name) / "detector.safetensors"))
+    again = convert_checkpoint(back, tmp_path / "again")
+    assert json.loads((again / "config.json").read_text()) == json.loads((folder / "config.json").read_text())
+    assert "cannot be seen from the tensors" not in warnings.text
+
+
+@every_detector
+def test_without_settings_those_of_the_published_detector_are_taken_with_a_warning(name, tmp_path, warnings):
+    folder = convert_checkpoint(as_a_source(name, tmp_path / "original"), tmp_path / "detector")
+    assert "What cannot be seen from the tensors" in warnings.text and "dior, dior_r" in warnings.text
+    config = DETECTORS[name].config_class.from_pretrained(folder)
+    published, model = DETECTORS[name].config_class(), original_detector(name)
+    for key in ("rpn_proposals_train", "score_threshold", "nms_threshold", "roi_match_low_quality", "flip_test"):
+        assert getattr(config, key) == getattr(published, key)
+    for key in ("neck_channels", "neck_top_down", "head_hidden_size", "class_agnostic_boxes", "num_labels"):
+        assert getattr(config, key) == getattr(model.config, key)
+    assert config.backbone_config.to_dict() == model.config.backbone_config.to_dict() | {"dtype": None}
+
+
+@torch.no_grad()
+def test_of_a_detector_the_adapter_alone_can_be_had(tmp_path):
+    source = as_a_source("cascade_rcnn", tmp_path / "original")
+    adapter = ViTPAdapter.from_pretrained(convert_checkpoint(source, tmp_path / "adapter", "adapter")).eval()
+    detector = convert_checkpoint(source, tmp_path / "detector")
+    again = ViTPAdapter.from_pretrained(convert_checkpoint(detector, tmp_path / "again", "adapter")).eval()
+    images = load_file(folder_of("cascade_rcnn") / "expected.safetensors")["pixel_values"]
+    expected = original_detector("cascade_rcnn").backbone(images).feature_maps
+    for ours, too, wanted in zip(adapter(images).feature_maps, again(images).feature_maps, expected):
+        assert torch.equal(ours, wanted) and torch.equal(too, wanted)
+
+
+KIND_OF_BENCHMARK = {
+    "dior": ("cascade_rcnn", 20),
+    "dior_r": ("oriented_rcnn", 20),
+    "dota_v2": ("oriented_rcnn", 18),
+    "sardet_100k": ("cascade_rcnn", 6),
+    "rsar": ("oriented_rcnn", 6),
+    "ssdd": ("mask_rcnn", 80),
+}
+
+
+@pytest.mark.parametrize("benchmark", BENCHMARK_NAMES)
+def test_a_benchmark_names_the_classes_and_says_how_images_are_brought_to_size(benchmark, tmp_path, warnings):
+    name, classes = KIND_OF_BENCHMARK[benchmark]
+    source = as_a_source(name, tmp_path / "original")
+    weights = load_file(source / "model.safetensors")
+    for key in list(weights):  # heads for as many classes
+        if key.endswith(("fc_cls.weight", "fc_cls.bias")):
+            weights[key] = torch.zeros(classes + 1, *weights[key].shape[1:])
+        elif name == "mask_rcnn" and ".fc_reg." in key:
+            weights[key] = torch.zeros(4 * classes, *weights[key].shape[1:])
+        elif ".conv_logits." in key:
+            weights[key] = torch.zeros(classes, *weights[key].shape[1:])
+    save_file(weights, source / "model.safetensors")
+    folder = convert_checkpoint(source, tmp_path / "detector", benchmark=benchmark)
+    config = DETECTORS[name].config_class.from_pretrained(folder)
+    assert len(config.id2label) == len(set(config.id2label.values())) == config.num_labels == classes
+    assert config.id2label == {index: label for label, index in config.label2id.items()}
+    assert config.flip_test == (benchmark == "ssdd")
+    assert ("score the detector class by class" in warnings.text) == (benchmark in ("dior", "sardet_100k"))
+    first = {"dior": "airplane", "dior_r": "airplane", "dota_v2": "plane"}.get(benchmark, "ship")
+    assert config.id2label[0] == first
+    processor = ViTPDetectionImageProcessor.from_pretrained(folder)
+    pixels = processor(torch.zeros(3, 40, 60, dtype=torch.uint8), return_tensors="pt")
+    sizes = {"stretch": (96, 96), "fit": (64, 96), None: (40, 60)}[BENCHMARKS[benchmark].resize]
+    assert pixels["pixel_values"].shape == (1, 3, 96, 96)
+    assert pixels["pixel_mask"][0].nonzero().amax(0).tolist() == [sizes[0] - 1, sizes[1] - 1]
+    back = convert_checkpoint(folder, tmp_path / "back", "original")
+    again = DETECTORS[name].config_class.from_pretrained(convert_checkpoint(back, tmp_path / "again"))
+    assert again.id2label == config.id2label and again.flip_test == config.flip_test
+
+
+def test_the_benchmarks_of_the_command_are_those_that_are_known():
+    assert tuple(BENCHMARKS) == BENCHMARK_NAMES
+
+
+def other_regions(weights, settings):
+    weights["rpn_head.rpn_reg.weight"] = torch.zeros(15, 16, 1, 1)
+
+
+def other_boxes(weights, settings):
+    weights["roi_head.bbox_head.0.fc_reg.weight"] = torch.zeros(5, 32)
+
+
+def two_stages(weights, settings):
+    for key in [key for key in weights if key.startswith("roi_head.bbox_head.2.")]:
+        del weights[key]
+
+
+def another_neck(weights, settings):
+    weights["neck.convs.0.weight"] = weights.pop("neck.lateral_convs.0.conv.weight")
+
+
+def missing(weights, settings):
+    del weights["rpn_head.rpn_cls.bias"]
+
+
+def foreign(weights, settings):
+    weights["roi_head.extra.weight"] = torch.zeros(2)
+
+
+def misshapen(weights, settings):
+    weights["roi_head.bbox_head.1.fc_cls.weight"] = torch.zeros(9, 32)
+
+
+def contradicting(weights, settings):
+    settings["detector"] = {"neck_channels": 256}
+
+
+def other_names(weights, settings):
+    settings["detector"] = {"id2label": {"0": "ship"}}
+
+
+MISTAKES = {
+    other_regions: "rpn_reg gives 15 values a place, but 12 or, for oriented boxes, 18",
+    other_boxes: "fc_reg gives 5 values, but 4, for all 4 classes or each, are expected",
+    two_stages: "has 2 stages, but 1 or 3 are expected",
+    another_neck: "there is no 'neck.lateral_convs.0.conv.weight'",
+    missing: "missing: rpn_head.rpn_cls.bias",
+    foreign: "unknown: roi_head.extra.weight",
+    misshapen: "roi_head.bbox_head.1.fc_cls.weight is [9, 32] and not [5, 32]",
+    contradicting: "neck_channels=256, but the tensors have 16",
+    other_names: "config.json names 1 classes, but the head has 4",
+}
+
+
+@pytest.mark.parametrize("mistake", MISTAKES, ids=lambda mistake: mistake.__name__)
+def test_a_wrong_detector_is_named_in_one_line_and_nothing_is_written(tmp_path, mistake):
+    source = as_a_source("cascade_rcnn", tmp_path / "original")
+    weights, settings = load_file(source / "model.safetensors"), json.loads((source / "config.json").read_text())
+    mistake(weights, settings)
+    save_file(weights, source / "model.safetensors")
+    (source / "config.json").write_text(json.dumps(settings))
+    with pytest.raises(SystemExit) as error:
+        main([str(source), str(tmp_path / "target")])
+    assert MISTAKES[mistake] in str(error.value) and "\n" not in str(error.value)
+    assert [path.name for path in tmp_path.iterdir()] == ["original"]
+
+
+def test_a_benchmark_of_another_kind_or_for_another_source_is_refused(tmp_path):
+    source = as_a_source("cascade_rcnn", tmp_path / "original")
+    for benchmark, message in (
+        ("dior", "a vitp_object_detection with 4 classes, but the published detector of dior .* with 20"),
+        ("rsar", "the published detector of rsar is a vitp_oriented_object_detection with 6"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            convert_checkpoint(source, tmp_path / "target", benchmark=benchmark)
+    detector = convert_checkpoint(source, tmp_path / "detector")
+    with pytest.raises(ValueError, match="no detector of the original naming: a benchmark says nothing of it"):
+        convert_checkpoint(detector, tmp_path / "target", "original", benchmark="dior")
+    with pytest.raises(ValueError, match="holds a cascade of detectors, of which 'segmentation' cannot be made"):
+        convert_checkpoint(detector, tmp_path / "target", "segmentation")
+
+
+def test_a_detector_on_a_feature_pyramid_has_no_original_layout(tmp_path):
+    config = ViTPObjectDetectionConfig(
+        backbone_config=ViTPFeaturePyramidConfig(**VISION_16, pyramid_channels=8), neck_channels=8, head_hidden_size=8
+    )
+    ViTPForObjectDetection(config).save_pretrained(tmp_path / "source")
+    with pytest.raises(ValueError, match="backbone is no ViT-Adapter, which the other layouts have"):
+        convert_checkpoint(tmp_path / "source", tmp_path / "target", "original")

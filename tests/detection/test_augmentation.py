@@ -1,0 +1,142 @@
+"""Images, boxes and masks move together."""
+
+import math
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from paths import FIXTURES
+from safetensors.torch import load_file
+
+from modeling_vitp.detection.augmentation import Augmentation, Sample, flipped, resized, resized_size, targets, turned
+from modeling_vitp.rotated_boxes import corners, smallest_rectangles
+
+MOVES = {
+    "flip_horizontal": lambda sample: flipped(sample, True, False),
+    "flip_vertical": lambda sample: flipped(sample, False, True),
+    "flip_diagonal": lambda sample: flipped(sample, True, True),
+    "resize_160_keep_ratio": lambda sample: resized(sample, 160),
+    **{f"rotate_{angle}": lambda sample, angle=angle: turned(sample, angle) for angle in (37, -120, 90)},
+}
+# Theirs mirrors boxes to width - x - 1, one pixel off where coordinates are continuous.
+ONE_OFF = {"flip_horizontal": (1, 0), "flip_vertical": (0, 1), "flip_diagonal": (1, 1)}
+
+
+@pytest.mark.parametrize("name", MOVES)
+def test_moves_are_those_of_mmrotate(name):
+    fixture = load_file(FIXTURES / "rotated_transforms" / "expected.safetensors")
+    image = fixture["image"].permute(2, 0, 1)
+    sample = MOVES[name](Sample(image, corners(fixture["boxes"]), fixture["labels"]))
+    assert torch.equal(sample.labels, fixture[f"{name}.labels"])
+    expected = corners(fixture[f"{name}.boxes"]) + torch.tensor(ONE_OFF.get(name, (0, 0)))
+    found = corners(smallest_rectangles(sample.corners))
+    # The same rectangle may start at another corner.
+    apart = [(found.roll(start, 1) - expected).abs().amax((1, 2)) for start in range(4)]
+    assert torch.stack(apart).amin(0).max() < 1e-4
+    difference = (sample.image.float() - fixture[f"{name}.image"].permute(2, 0, 1).float()).abs().mean()
+    assert difference < 0.2  # grey levels: OpenCV interpolates by steps of 1/32
+
+
+def painted(points: torch.Tensor, height: int, width: int) -> torch.Tensor:
+    """A white quadrilateral on black, and the mask of it."""
+    y, x = torch.meshgrid(torch.arange(height) + 0.5, torch.arange(width) + 0.5, indexing="ij")
+    mask = torch.ones(height, width, dtype=torch.bool)
+    for (x1, y1), (x2, y2) in zip(points.tolist(), points.roll(-1, 0).tolist()):
+        mask &= (x2 - x1) * (y - y1) - (y2 - y1) * (x - x1) >= 0
+    return mask.to(torch.uint8)
+
+
+@settings(deadline=None, max_examples=40)
+@given(seed=st.integers(0, 2**32 - 1), keep_ratio=st.booleans())
+def test_what_is_painted_is_where_the_corners_and_the_mask_say(seed, keep_ratio):
+    generator = torch.Generator().manual_seed(seed)
+    angle, side, other = (torch.rand(3, generator=generator) * torch.tensor([math.pi, 30, 15])).tolist()
+    points = corners(torch.tensor([[60.0, 50, 15 + side, 15 + other, angle]]))
+    mask = painted(points[0], 100, 130)
+    sample = Sample(mask.expand(3, -1, -1) * 255, points, torch.tensor([0]), mask[None])
+    moved = Augmentation(110, keep_ratio, (0.25, 0.25, 0.25), rotation=0.7)(sample, generator)
+    assert moved.size == resized_size((100, 130), 110, keep_ratio)
+    assert len(moved.corners) == len(moved.masks) == 1
+    again = painted(moved.corners[0] if clockwise(moved.corners[0]) else moved.corners[0].flip(0), *moved.size)
+    seen = moved.image[0] > 127
+    for one in (seen, moved.masks[0] > 0):
+        shared, either = (one & (again > 0)).sum(), (one | (again > 0)).sum()
+        assert shared / either > 0.85
+
+
+def clockwise(points: torch.Tensor) -> bool:
+    x, y = points.T
+    return bool((x * y.roll(-1) - y * x.roll(-1)).sum() > 0)
+
+
+def test_augmentation_is_a_function_of_the_generator_alone():
+    sample = Sample(
+        torch.randint(0, 256, (3, 60, 80), dtype=torch.uint8),
+        corners(torch.tensor([[40.0, 30, 20, 10, 0.3]])),
+        torch.tensor([0]),
+    )
+    augmentation = Augmentation(64, flips=(0.25, 0.25, 0.25), rotation=0.5)
+    results = []
+    for global_seed in (0, 1):
+        torch.manual_seed(global_seed)
+        results.append([augmentation(sample, torch.Generator().manual_seed(seed)) for seed in range(20)])
+    for one, other in zip(*results):
+        assert torch.equal(one.image, other.image) and torch.equal(one.corners, other.corners)
+    assert len({tuple(one.corners.flatten().tolist()) for one in results[0]}) > 8
+
+
+def test_flips_have_the_chances_that_are_asked_for():
+    sample = Sample(
+        torch.zeros(3, 10, 10, dtype=torch.uint8), torch.tensor([[[1.0, 2], [4, 2], [4, 3], [1, 3]]]), torch.tensor([0])
+    )
+    augmentation = Augmentation(10, flips=(0.2, 0.3, 0.4))
+    generator, counts = torch.Generator().manual_seed(0), {}
+    for _ in range(2000):
+        middle = tuple(augmentation(sample, generator).corners.mean((0, 1)).tolist())
+        counts[middle] = counts.get(middle, 0) + 1
+    shares = {(2.5, 2.5): 0.1, (7.5, 2.5): 0.2, (2.5, 7.5): 0.3, (7.5, 7.5): 0.4}
+    assert set(counts) == set(shares)
+    for middle, share in shares.items():
+        assert abs(counts[middle] / 2000 - share) < 4 * (share * (1 - share) / 2000) ** 0.5
+
+
+def test_some_classes_stay_at_right_angles():
+    boxes = torch.tensor([[40.0, 40, 30, 10, 0.0], [40, 40, 10, 10, 0]])
+    sample = Sample(torch.zeros(3, 80, 80, dtype=torch.uint8), corners(boxes), torch.tensor([0, 5]))
+    generator = torch.Generator().manual_seed(0)
+    angles = set()
+    for _ in range(60):
+        moved = Augmentation(80, flips=(0, 0, 0), rotation=1.0, right_angle_classes=[5])(sample, generator)
+        side = moved.corners[0, 1] - moved.corners[0, 0]
+        angles.add(round(math.degrees(math.atan2(side[1], side[0])), 2) % 360)
+    assert angles == {0, 90, 180, 270}
+    moved = Augmentation(80, flips=(0, 0, 0), rotation=1.0, right_angle_classes=[7])(sample, generator)
+    side = moved.corners[0, 1] - moved.corners[0, 0]
+    assert min(abs(side)) > 0.1
+
+
+def test_a_rotation_that_would_leave_nothing_does_not_happen():
+    sample = Sample(
+        torch.zeros(3, 80, 80, dtype=torch.uint8), corners(torch.tensor([[3.0, 3, 5.5, 5.5, 0]])), torch.tensor([0])
+    )
+    generator = torch.Generator().manual_seed(0)
+    for _ in range(50):
+        assert len(Augmentation(80, rotation=1.0)(sample, generator).labels) == 1
+    nothing = Sample(torch.zeros(3, 80, 80, dtype=torch.uint8), torch.zeros(0, 4, 2), torch.zeros(0).long())
+    assert Augmentation(40, rotation=1.0)(nothing, generator).corners.shape == (0, 4, 2)
+
+
+def test_targets_are_normalised_to_the_image():
+    sample = Sample(
+        torch.zeros(3, 50, 100, dtype=torch.uint8),
+        torch.tensor([[[10.0, 5], [30, 5], [30, 25], [10, 25]]]),
+        torch.tensor([3]),
+    )
+    found = targets(sample, is_oriented=False)
+    assert found["class_labels"].tolist() == [3] and set(found) == {"class_labels", "boxes"}
+    torch.testing.assert_close(found["boxes"], torch.tensor([[0.2, 0.3, 0.2, 0.4]]))
+    found = targets(sample, is_oriented=True)
+    torch.testing.assert_close(found["corners"][0, 2], torch.tensor([0.3, 0.5]))
+    nothing = sample.take(torch.zeros(1, dtype=torch.bool))
+    assert targets(nothing, False)["boxes"].shape == (0, 4) and targets(nothing, True)["corners"].shape == (0, 4, 2)

@@ -1,0 +1,306 @@
+"""Data sets in every format, as a configuration describes them."""
+
+import json
+
+import datasets
+import numpy as np
+import pytest
+import torch
+from detection_data import (
+    HEIGHT,
+    NAMES,
+    WIDTH,
+    coco_contents,
+    draw_mask,
+    write_coco,
+    write_dota,
+    write_images,
+    write_voc,
+)
+
+from modeling_vitp.detection.data import DetectionData, with_few_empty
+
+IMAGES = ["a_001", "b_002", "empty_003", "c_004"]
+SPLITS = {
+    "dota": {"images": "images", "annotations": "annfiles"},
+    "voc oriented": {"images": "images", "annotations": "Annotations/Oriented Bounding Boxes"},
+    "voc": {"images": "images", "annotations": "Annotations/Horizontal Bounding Boxes"},
+    "coco": {"images": "images", "annotations": "instances.json"},
+}
+WRITERS = {
+    "dota": lambda root: write_dota(root, IMAGES, (".png", ".jpg", ".bmp")),
+    "voc oriented": lambda root: write_voc(root, IMAGES, True),
+    "voc": lambda root: write_voc(root, IMAGES, False),
+    "coco": lambda root: write_coco(root, IMAGES),
+}
+
+
+def describe(root, kind, **more):
+    settings = {"root": str(root), "format": kind.split()[0], "classes": NAMES, "splits": {"train": SPLITS[kind]}}
+    return DetectionData.from_dict(settings | more)
+
+
+@pytest.mark.parametrize("kind", SPLITS)
+def test_every_format_gives_the_objects_that_were_written(tmp_path, kind):
+    written = WRITERS[kind](tmp_path)
+    samples = describe(tmp_path, kind).open(["train"], "horizontal")
+    assert [samples[index]["id"] for index in range(len(samples))] == sorted(IMAGES)
+    for item in (samples[index] for index in range(len(samples))):
+        objects = written[item["id"]]
+        assert item["image"].shape == (3, HEIGHT, WIDTH) and item["image"].dtype == torch.uint8
+        assert item["labels"].tolist() == [NAMES.index(label) for label, _ in objects]
+        corners = np.array([corners for _, corners in objects]).reshape(-1, 4, 2)
+        if kind in ("dota", "voc oriented"):
+            np.testing.assert_allclose(item["corners"], corners, atol=1e-4)
+        else:
+            low, high = corners.min(1), corners.max(1)
+            found = torch.cat([item["corners"].amin(1), item["corners"].amax(1)], 1)
+            np.testing.assert_allclose(found, np.concatenate([low, high], 1), atol=1e-4)
+
+
+def test_the_root_may_be_relative(tmp_path, monkeypatch):
+    write_dota(tmp_path / "data" / "ships", IMAGES)
+    monkeypatch.chdir(tmp_path)
+    samples = describe("data/ships", "dota").open(["train"], "oriented")
+    assert len(samples) == len(IMAGES) and samples[0]["image"].shape == (3, HEIGHT, WIDTH)
+
+
+def test_outlines_become_masks(tmp_path):
+    written = write_coco(tmp_path, IMAGES)
+    samples = describe(tmp_path, "coco").open(["train"], "instances")
+    for item in (samples[index] for index in range(len(samples))):
+        assert item["masks"].dtype == torch.uint8 and item["masks"].shape == (len(item["labels"]), HEIGHT, WIDTH)
+        for mask, (_, corners) in zip(item["masks"].numpy(), written[item["id"]], strict=True):
+            drawn = draw_mask(corners)
+            # OpenCV draws the border of a polygon too, COCO's own reader does not.
+            assert ((mask & drawn).sum() / (mask | drawn).sum()) > 0.75
+
+
+def test_rows_may_have_their_objects_in_columns_of_any_name(tmp_path):
+    found = write_images(tmp_path / "images", IMAGES)
+    contents = coco_contents(found)
+    rows = []
+    for entry in contents["images"]:
+        own = [item for item in contents["annotations"] if item["image_id"] == entry["id"]]
+        label = [NAMES.index("plane" if item["category_id"] == 3 else "ship") for item in own]
+        objects = {"bbox": [item["bbox"] for item in own], "category": label}
+        rows.append(
+            {"image": str(tmp_path / "images" / entry["file_name"]), "image_id": entry["id"], "objects": objects}
+        )
+    columns = {key: [row[key] for row in rows] for key in rows[0]}
+    boxes = datasets.List(datasets.List(datasets.Value("float64")))
+    labels = datasets.List(datasets.ClassLabel(names=["Ship", "Plane"]))
+    features = {"image": datasets.Image(), "image_id": datasets.Value("int64")}
+    features = datasets.Features(features | {"objects": {"bbox": boxes, "category": labels}})
+    datasets.Dataset.from_dict(columns, features=features).to_parquet(tmp_path / "rows" / "train.parquet")
+
+    described = {"dataset_name": str(tmp_path / "rows"), "classes": NAMES, "splits": {"train": "train"}}
+    samples = DetectionData.from_dict(described).open(["train"], "horizontal")
+    assert len(samples) == len(IMAGES)
+    for item, objects in zip((samples[index] for index in range(len(samples))), found.values(), strict=True):
+        assert item["labels"].tolist() == [NAMES.index(label) for label, _ in objects]
+        low = np.array([corners.min(0) for _, corners in objects]).reshape(-1, 2)
+        np.testing.assert_allclose(item["corners"].amin(1) if objects else np.zeros((0, 2)), low, atol=1e-4)
+
+    named = {"columns": {"boxes": "objects.bbox", "labels": "objects.category"}, "box_format": "xyxy"}
+    wrong = DetectionData.from_dict(described | named)
+    with pytest.raises(ValueError, match=r"row \d+ of split 'train', object \d+: the box .* has no area"):
+        wrong.open(["train"], "horizontal")
+    with pytest.raises(ValueError, match="Split 'train' has no column 'objects.box', only"):
+        DetectionData.from_dict(described | {"columns": {"boxes": "objects.box"}}).open(["train"], "horizontal")
+
+
+def test_windows_have_the_objects_that_lie_in_them_in_their_own_pixels(tmp_path):
+    written = write_dota(tmp_path, IMAGES)
+    tile = {"size": 48, "overlap": 16}
+    described = describe(tmp_path, "dota", splits={"train": SPLITS["dota"] | {"tile": tile}})
+    samples = described.open(["train"], "oriented")
+    assert [place.id for place in samples.places[:6]] == [
+        f"a_001__48__{left}___{top}" for top in (0, 32) for left in (0, 32, 48)
+    ]
+    whole = describe(tmp_path, "dota").open(["train"], "oriented")
+    images = {item["id"]: item["image"] for item in (whole[index] for index in range(len(whole)))}
+    for index, place in enumerate(samples.places):
+        item, (left, top) = samples[index], place.start
+        name = item["id"].split("__")[0]
+        assert torch.equal(item["image"], images[name][:, top : top + 48, left : left + 48])
+        corners = np.array([corners for _, corners in written[name]]).reshape(-1, 4, 2) - [left, top]
+        for one in item["corners"].numpy():
+            assert np.isclose(corners, one, atol=1e-4).all((1, 2)).sum() == 1
+
+
+def test_images_without_objects_are_no_more_than_a_share(tmp_path):
+    write_dota(tmp_path, [f"empty_{number:03}" for number in range(20)] + [f"full_{number:03}" for number in range(9)])
+    samples = describe(tmp_path, "dota").open(["train"], "oriented")
+    assert len(samples) == 29
+    for share, empty in ((0.0, 0), (0.1, 1), (0.25, 3), (0.5, 9), (0.9, 20), (1.0, 20)):
+        chosen = with_few_empty(samples, share, seed=0)
+        names = [place.id for place in chosen.places]
+        assert sum(name.startswith("empty") for name in names) == empty and len(names) == 9 + empty
+        assert names == [place.id for place in with_few_empty(samples, share, seed=0).places]
+    first, second = ([place.id for place in with_few_empty(samples, 0.5, seed).places] for seed in (0, 1))
+    assert first != second
+
+
+def test_classes_may_be_called_otherwise_in_files_and_some_left_out(tmp_path):
+    written = write_dota(tmp_path, IMAGES)
+    described = describe(tmp_path, "dota", classes=[{"name": "vessel", "as": ["boat", "SHIP"]}], leave_out=["plane"])
+    samples = described.open(["train"], "oriented")
+    assert described.names.names == ["vessel"]
+    for item in (samples[index] for index in range(len(samples))):
+        assert len(item["labels"]) == sum(label == "ship" for label, _ in written[item["id"]])
+
+
+def rewrite(path, change):
+    path.write_text(change(path.read_text()))
+
+
+def replace_line(number, line):
+    def change(text):
+        lines = text.splitlines()
+        lines[number] = line
+        return "\n".join(lines) + "\n"
+
+    return change
+
+
+DOTA_MISTAKES = {
+    "class": (replace_line(2, "10 10 30 10 30 20 10 20 submarine 0"), r"a_001.txt, line 3: 'submarine' is none of"),
+    "no area": (replace_line(2, "10 10 30 10 30 10 10 10 ship 0"), r"a_001.txt, line 3: the box .* has no area"),
+    "outside": (
+        replace_line(2, "110 10 130 10 130 20 110 20 ship 0"),
+        r"line 3: the box .* is outside the image of 96",
+    ),
+    "not finite": (replace_line(2, "nan 10 30 10 30 20 10 20 ship 0"), r"line 3: the box .* not of finite numbers"),
+    "five numbers": (
+        replace_line(2, "10 10 30 10 30 ship 0"),
+        r"a_001.txt, line 3: '10 10 30 10 30 ship 0' is not 'x1",
+    ),
+}
+
+
+@pytest.mark.parametrize("mistake", DOTA_MISTAKES)
+def test_a_line_that_is_wrong_is_named_with_its_file(tmp_path, mistake):
+    write_dota(tmp_path, IMAGES)
+    change, message = DOTA_MISTAKES[mistake]
+    rewrite(tmp_path / "annfiles" / "a_001.txt", change)
+    with pytest.raises(ValueError, match=message):
+        describe(tmp_path, "dota").open(["train"], "oriented")
+
+
+def test_objects_that_are_wrong_can_be_left_out(tmp_path, caplog):
+    written = write_dota(tmp_path, IMAGES)
+    rewrite(tmp_path / "annfiles" / "a_001.txt", DOTA_MISTAKES["outside"][0])
+    samples = describe(tmp_path, "dota", bad_objects="skip").open(["train"], "oriented")
+    assert len(samples[0]["labels"]) == len(written["a_001"]) - 1
+    assert "train: 1 object(s) are left out" in caplog.text and "a_001.txt, line 3" in caplog.text
+
+
+def test_small_objects_can_be_left_out(tmp_path):
+    written = write_dota(tmp_path, IMAGES)
+    sides = [np.linalg.norm(np.diff(corners, axis=0), axis=1).min() for _, corners in written["c_004"]]
+    samples = describe(tmp_path, "dota", min_side=float(np.mean(sides))).open(["train"], "oriented")
+    assert len(samples[2]["labels"]) == sum(np.array(sides) >= np.mean(sides))
+
+
+def coco(change):
+    def apply(root):
+        contents = json.loads((root / "instances.json").read_text())
+        change(contents)
+        (root / "instances.json").write_text(json.dumps(contents))
+
+    return apply
+
+
+FILE_MISTAKES = [
+    ("dota", lambda root: (root / "annfiles" / "b_002.txt").unlink(), "b_002.jpg has no annotation in .*annfiles"),
+    ("dota", lambda root: (root / "images" / "b_002.jpg").unlink(), "annfiles has 'b_002', but there is no such image"),
+    ("dota", lambda root: write_dota(root / "images" / "more", ["b_002"]), r"b_002.jpg and .*b_002.png are two images"),
+    (
+        "voc",
+        lambda root: write_voc(root / "Annotations" / "Horizontal Bounding Boxes", ["a_001"], False),
+        "both annotate",
+    ),
+    (
+        "coco",
+        coco(lambda c: c["categories"].append({"id": 3, "name": "boat"})),
+        "two entries of `categories` have the id 3",
+    ),
+    ("coco", coco(lambda c: c["images"].append(c["images"][0])), "two entries of `images` have the id 10"),
+    ("coco", coco(lambda c: c["images"].append({**c["images"][0], "id": 99})), "has two images called 'a_001'"),
+    ("coco", coco(lambda c: c["annotations"][0].update(image_id=99)), "annotation 0: there is no image with the id 99"),
+    ("coco", coco(lambda c: c["annotations"][0].update(category_id=9)), "annotation 0 has no box of four .* category"),
+    ("coco", coco(lambda c: c["annotations"][0].update(bbox=[1, 2, -3, 4])), "annotation 0: the box .* has no area"),
+    ("coco", coco(lambda c: c["images"][0].update(height=70)), "96 x 70 pixels is not the size of"),
+    ("coco", coco(lambda c: c["annotations"][0].update(segmentation=[[1, 2, 3, 4]])), "annotation 0: its polygon"),
+    ("coco", coco(lambda c: c["annotations"][1]["segmentation"].update(size=[9, 9])), r"its mask is of size \[9, 9\]"),
+    ("coco", coco(lambda c: c["annotations"][0].pop("segmentation")), "annotation 0: it has no outline"),
+    ("coco", lambda root: (root / "images" / "c_004.png").unlink(), "has 'c_004', but there is no such image"),
+]
+
+
+@pytest.mark.parametrize(("kind", "mistake", "message"), FILE_MISTAKES)
+def test_a_file_that_is_wrong_or_missing_is_named(tmp_path, kind, mistake, message):
+    WRITERS[kind](tmp_path)
+    mistake(tmp_path)
+    with pytest.raises(ValueError, match=message):
+        describe(tmp_path, kind).open(["train"], "instances" if kind == "coco" else "horizontal")
+
+
+def test_a_list_says_which_images_are_in_a_split(tmp_path):
+    write_voc(tmp_path, IMAGES, True)
+    (tmp_path / "train.txt").write_text("c_004\na_001\n")
+    settings = {"train": SPLITS["voc oriented"] | {"list": "train.txt"}}
+    samples = describe(tmp_path, "voc oriented", splits=settings).open(["train"], "oriented")
+    assert [place.id for place in samples.places] == ["c_004", "a_001"]
+    (tmp_path / "train.txt").write_text("c_004\nd_005\n")
+    with pytest.raises(ValueError, match="train.txt has 'd_005', but there is no such image"):
+        describe(tmp_path, "voc oriented", splits=settings).open(["train"], "oriented")
+    (tmp_path / "train.txt").write_text("c_004\nc_004\n")
+    with pytest.raises(ValueError, match="train.txt names 'c_004' twice"):
+        describe(tmp_path, "voc oriented", splits=settings).open(["train"], "oriented")
+
+
+def test_a_split_without_annotations_has_images_alone_and_cannot_be_trained_on(tmp_path):
+    write_images(tmp_path / "images", IMAGES)
+    samples = describe(tmp_path, "dota", splits={"train": {"images": "images"}}).open(["train"], "oriented")
+    assert set(samples[0]) == {"id", "image"}
+    with pytest.raises(ValueError, match="a_001 has no annotation, so it cannot be trained on"):
+        with_few_empty(samples, 0.0, seed=0)
+
+
+def test_an_image_in_two_splits_is_found_under_whatever_name(tmp_path):
+    write_dota(tmp_path, IMAGES)
+    write_dota(tmp_path / "test", ["d_005"])
+    (tmp_path / "test" / "images" / "e_006.png").symlink_to(tmp_path / "images" / "a_001.png")
+    (tmp_path / "test" / "annfiles" / "e_006.txt").write_text("")
+    splits = {"train": SPLITS["dota"], "test": {"images": "test/images", "annotations": "test/annfiles"}}
+    described = describe(tmp_path, "dota", splits=splits)
+    with pytest.raises(ValueError, match=r"e_006.png is in both splits 'train' and 'test', as .*a_001.png in 'train'"):
+        described.check_disjoint(["train", "test"], "oriented")
+    (tmp_path / "test" / "images" / "e_006.png").unlink()
+    (tmp_path / "test" / "annfiles" / "e_006.txt").unlink()
+    described.check_disjoint(["train", "test"], "oriented")
+    assert len(described.open(["train", "test"], "oriented")) == 5
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"format": "yolo"}, "format='yolo' is none of coco, voc, dota"),
+        ({"dataset_name": "x"}, "give either `root`"),
+        ({"bad_objects": "mend"}, "bad_objects='mend' is none of raise, skip"),
+        ({"classes": ["ship", "Ship"]}, "'Ship' stands for two classes"),
+        ({"classes": [{"names": "ship"}]}, "needs a `name`"),
+        ({"classes": []}, "There are no classes"),
+        ({"colour": 1}, r"unknown \['colour'\]"),
+        ({"splits": {"train": {"annotations": "x"}}}, "Split 'train' needs `images`"),
+        ({"splits": {"train": {"images": "x"}}}, "there is no folder .*x of images"),
+        ({"splits": {"train": {"images": "images", "tile": {"size": 9}}}}, "needs size and overlap"),
+        ({"splits": {}}, "There is no split 'train' in the configuration"),
+    ],
+)
+def test_settings_that_mean_nothing_are_refused(tmp_path, settings, message):
+    write_dota(tmp_path, IMAGES)
+    with pytest.raises(ValueError, match=message):
+        describe(tmp_path, "dota", **settings).open(["train"], "oriented")

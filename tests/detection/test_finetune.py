@@ -1,0 +1,133 @@
+"""The recipe, on small data sets of painted rectangles."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from detection_data import NAMES, write_coco, write_dota
+from safetensors.torch import load_file
+
+from modeling_vitp import (
+    ViTPForInstanceSegmentation,
+    ViTPForObjectDetection,
+    ViTPForOrientedObjectDetection,
+)
+from modeling_vitp.recipes.finetune_detection import main
+
+TINY = {"hidden_size": 32, "num_hidden_layers": 4, "num_attention_heads": 4, "intermediate_size": 64}
+TINY |= {"image_size": [64, 64], "patch_size": [16, 16], "attention_bias": True}
+HEAD = {"neck_channels": 16, "head_hidden_size": 32, "anchor_scale": 4, "rpn_candidates_train": 60}
+HEAD |= {"rpn_proposals_train": 30, "rpn_candidates_eval": 30, "rpn_proposals_eval": 20, "roi_samples": 32}
+MODELS = {
+    "horizontal": ViTPForObjectDetection,
+    "oriented": ViTPForOrientedObjectDetection,
+    "instances": ViTPForInstanceSegmentation,
+}
+
+
+def configure(folder: Path, task: str, **more) -> list[str]:
+    """A data set and a configuration for it; the words of the command line."""
+    write, form, annotations = (
+        (write_dota, "dota", "annfiles") if task == "oriented" else (write_coco, "coco", "instances.json")
+    )
+    for split, names in {
+        "train": ["a_001", "a_002", "a_003", "empty_004", "a_005"],
+        "test": ["b_101", "b_102"],
+    }.items():
+        write(folder / split, names)
+    splits = {
+        split: {"images": f"{split}/images", "annotations": f"{split}/{annotations}"} for split in ("train", "test")
+    }
+    settings = {
+        "output_dir": str(folder / "out"),
+        "task": task,
+        "test_split": "test",
+        "image_size": 64,
+        "from_scratch": TINY,
+        "neck": "pyramid",
+        "backbone": {"pyramid_channels": 16},
+        "head": HEAD,
+        "max_steps": 4,
+        "lr_milestones": [1.0],
+        "warmup_steps": 2,
+        "warmup_start": 0.5,
+        "per_device_train_batch_size": 2,
+        "learning_rate": 1e-3,
+        "layer_decay": 1.0,
+        "save_steps": 2,
+        "logging_steps": 1,
+        "num_pictures": 1,
+        "bf16": False,
+        "report_to": "none",
+        "data": {"root": str(folder), "format": form, "classes": NAMES, "splits": splits},
+    }
+    (folder / "config.yaml").write_text(yaml.safe_dump(settings | more))
+    return ["--config", str(folder / "config.yaml")]
+
+
+@pytest.mark.parametrize("task", MODELS)
+def test_a_run_leaves_a_model_its_scores_and_pictures(tmp_path, task):
+    assert main(configure(tmp_path, task)) == 0
+    out = tmp_path / "out"
+    assert {"metrics.json", "predictions.png", "loss.png", "README.md", "preprocessor_config.json"} <= {
+        path.name for path in out.iterdir()
+    }
+    metrics = json.loads((out / "metrics.json").read_text())
+    assert metrics["train_images"] == 4  # the one without objects is left out
+    assert sum(metrics["train_objects"].values()) > 0 and set(metrics["train_objects"]) == set(NAMES)
+    expected = {"horizontal": ["test_map_50", "test_map_small"], "oriented": ["test_map", "test_ap_50/ship"]}
+    for name in expected.get(task, ["test_box_map", "test_mask_map_75"]):
+        assert name in metrics["test"]
+    model, report = MODELS[task].from_pretrained(out, output_loading_info=True)
+    assert not report["missing_keys"] and not report["unexpected_keys"]
+    assert model.config.id2label == dict(enumerate(NAMES))
+    state = json.loads((out / "checkpoint-4" / "trainer_state.json").read_text())
+    rates = [entry["learning_rate"] for entry in state["log_history"] if "learning_rate" in entry]
+    # Two steps of warm-up from a half; an epoch has two steps, after which the rate is a tenth.
+    assert rates == pytest.approx([0.5e-3, 0.75e-3, 1e-4, 1e-4])
+
+
+def test_a_run_that_goes_on_ends_to_the_bit_as_one_that_never_stopped(tmp_path):
+    rotation = {"rotation": 0.5, "vertical_flip": 0.25, "diagonal_flip": 0.25, "horizontal_flip": 0.25}
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    assert main(configure(whole, "oriented", **rotation)) == 0
+    words = configure(parts, "oriented", **rotation)
+    assert main([*words, "--max_steps", "2", "--test_split", "", "--num_pictures", "0"]) in (0, 1)
+    assert main(words) == 0
+    first, second = (load_file(folder / "out" / "model.safetensors") for folder in (whole, parts))
+    assert all(torch.equal(tensor, second[name]) for name, tensor in first.items())
+    scores = [
+        json.loads((folder / "out" / "metrics.json").read_text())["test"]["test_map"] for folder in (whole, parts)
+    ]
+    assert scores[0] == scores[1]
+
+
+@pytest.mark.parametrize(
+    ("task", "more", "message"),
+    [
+        ("oriented", {"right_angle_classes": ["dam"]}, r"right_angle_classes: \['dam'\] are none of the classes"),
+        ("oriented", {"metric": "coco_average_precision"}, "scores upright boxes and masks, not oriented boxes"),
+        ("horizontal", {"submission": {"split": "test"}}, "DOTA's server takes oriented boxes"),
+        ("horizontal", {"train_splits": ["train", "test"]}, "it may not be trained or selected on"),
+        ("horizontal", {"image_size": 100}, "image_size=100 is no multiple of 16"),
+        ("horizontal", {"vertical_flip": 0.6}, "chances of which one happens"),
+        ("horizontal", {"lr_milestones": [8, 4]}, "do not rise"),
+        ("upright", {}, "'upright' is none of horizontal, oriented, instances"),
+    ],
+)
+def test_settings_that_do_not_go_together_are_refused(tmp_path, task, more, message):
+    with pytest.raises(ValueError, match=message):
+        main(configure(tmp_path, task, **more))
+
+
+def test_windows_are_merged_for_dotas_server(tmp_path):
+    tiled = {"images": "test/images", "annotations": "test/annfiles", "tile": {"size": 64, "overlap": 16}}
+    words = configure(tmp_path, "oriented", submission={"split": "server"}, max_steps=1, save_strategy="no")
+    settings = yaml.safe_load((tmp_path / "config.yaml").read_text())
+    settings["data"]["splits"]["server"] = tiled
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(settings))
+    assert main(words) == 0
+    assert {path.name for path in (tmp_path / "out" / "Task1").iterdir()} == {f"Task1_{name}.txt" for name in NAMES}
+    assert (tmp_path / "out" / "Task1.zip").is_file()

@@ -1,0 +1,76 @@
+"""What the trainer makes of samples, and of a model's outputs."""
+
+import numpy as np
+import pytest
+import torch
+from detection_data import HEIGHT, NAMES, WIDTH, write_coco, write_dota
+
+from modeling_vitp.detection.augmentation import Augmentation
+from modeling_vitp.detection.data import DetectionData
+from modeling_vitp.detection.trainer import TrainingSamples, collate, reference
+from modeling_vitp.image_processing_vitp_detection import ViTPDetectionImageProcessor
+
+IMAGES = ["a_001", "b_002", "empty_003"]
+
+
+def open_samples(root, task):
+    form, annotations = ("dota", "annfiles") if task == "oriented" else ("coco", "instances.json")
+    (write_dota if task == "oriented" else write_coco)(root, IMAGES)
+    splits = {"train": {"images": "images", "annotations": annotations}}
+    data = DetectionData.from_dict({"root": str(root), "format": form, "classes": NAMES, "splits": splits})
+    return data.open(["train"], task)
+
+
+def test_a_sample_is_normalised_and_its_boxes_are_shares_of_the_image(tmp_path):
+    samples = open_samples(tmp_path, "horizontal")
+    training = TrainingSamples(samples, Augmentation(WIDTH, flips=(0, 0, 0)), ViTPDetectionImageProcessor(), 0, False)
+    item, raw = training[0, 1], samples[1]
+    mean, std = np.array([0.485, 0.456, 0.406]), np.array([0.229, 0.224, 0.225])
+    expected = (raw["image"].double().numpy() / 255 - mean[:, None, None]) / std[:, None, None]
+    np.testing.assert_allclose(item["pixel_values"], expected, atol=1e-5)
+    low, high = raw["corners"].amin(1), raw["corners"].amax(1)
+    boxes = torch.cat([(low + high) / 2, high - low], 1) / torch.tensor([WIDTH, HEIGHT] * 2)
+    torch.testing.assert_close(item["labels"]["boxes"], boxes)
+
+
+def test_samples_are_functions_of_seed_and_epoch(tmp_path):
+    samples, processor = open_samples(tmp_path, "oriented"), ViTPDetectionImageProcessor()
+    augmentation = Augmentation(64, flips=(0.25, 0.25, 0.25), rotation=0.7)
+
+    def draws(seed, epoch):
+        training = TrainingSamples(samples, augmentation, processor, seed, True)
+        return [training[epoch, place]["pixel_values"] for place in range(2)]
+
+    first = draws(0, 0)
+    assert all(torch.equal(one, other) for one, other in zip(first, draws(0, 0)))
+    assert not all(torch.equal(one, other) for one, other in zip(first, draws(0, 1)))
+    assert not all(torch.equal(one, other) for one, other in zip(first, draws(1, 0)))
+
+
+def test_a_batch_of_unequal_images_is_padded_with_its_masks(tmp_path):
+    samples, processor = open_samples(tmp_path, "instances"), ViTPDetectionImageProcessor()
+    plain = {"flips": (0, 0, 0)}
+    items = [TrainingSamples(samples, Augmentation(size, **plain), processor, 0, False)[0, 0] for size in (48, 96)]
+    batch = collate(items)
+    assert batch["pixel_values"].shape == (2, 3, 80, 96) and batch["pixel_mask"].shape == (2, 80, 96)
+    assert batch["pixel_mask"].sum((1, 2)).tolist() == [40 * 48, 80 * 96]
+    assert torch.equal(batch["pixel_values"][0, :, :40, :48], items[0]["pixel_values"])
+    assert not batch["pixel_values"][0, :, 40:].any() and not batch["pixel_values"][0, :, :, 48:].any()
+    masks = batch["labels"][0]["masks"]
+    assert masks.shape[1:] == (80, 96) and torch.equal(masks[:, :40, :48], items[0]["labels"]["masks"])
+    assert not masks[:, 40:].any() and masks.any()
+    torch.testing.assert_close(batch["labels"][0]["boxes"], batch["labels"][1]["boxes"])
+
+
+@pytest.mark.parametrize("task", ["horizontal", "oriented", "instances"])
+def test_what_is_annotated_goes_to_the_metrics_as_it_is(tmp_path, task):
+    samples = open_samples(tmp_path, task)
+    for index in range(len(samples)):
+        item = samples[index]
+        found = reference(item, task)
+        assert torch.equal(found["labels"], item["labels"])
+        if task == "oriented":
+            assert torch.equal(found["corners"], item["corners"])
+        else:
+            assert found["boxes"].shape == (len(item["labels"]), 4)
+        assert ("masks" in found) == (task == "instances")
