@@ -38,6 +38,15 @@ def overlaps(one: tuple[str, Box], other: tuple[str, Box]) -> bool:
     return one[0] == other[0] and box_area(clip(one[1], other[1])) > 0
 
 
+def check_apart(train: Dataset, test: Dataset) -> None:
+    """Raises a `ValueError` if a row to train on shows ground of one to test on."""
+    tested = list(zip(test["id"], places(test)))
+    for name, place in zip(train["id"], places(train)):
+        for other_name, other in tested:
+            if overlaps(place, other):
+                raise ValueError(f"{name} is trained on and shows ground of {other_name}, which is the test's.")
+
+
 def side_by_side(where: Sequence[tuple[str, Box]]) -> list[int]:
     """Indices of the places that have no ground in common with one before them that is kept."""
     kept = []

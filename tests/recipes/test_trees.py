@@ -4,7 +4,7 @@ import re
 import numpy as np
 import pytest
 import torch
-from datasets import load_dataset
+from datasets import Dataset, load_dataset
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from paths import AERIAL_TREES
@@ -262,6 +262,21 @@ def test_the_test_ground_lies_behind_a_gap_that_no_training_crop_bridges(aerial_
     assert {row["scene"] for row in aerial_trees["test"]} == {"yellowstone"}
     assert "yellowstone_2" not in set(aerial_trees["train"]["scene"])
     assert all(row["image"].size == (224, 224) for split in ("test", "second_scene") for row in aerial_trees[split])
+
+
+@pytest.mark.parametrize("split", ["test", "second_scene"])
+def test_ground_that_is_trained_on_and_tested_on_would_be_seen(aerial_trees, split):
+    """By its place, under whatever name: one training window, moved to overlap a crop of the test by a pixel."""
+    moved = aerial_trees["train"][3]
+    crop = aerial_trees[split][7]
+    place = {"scene": crop["scene"], "left": crop["left"] + crop["image"].size[0] - 1, "top": crop["top"] + 5}
+    train = [{**row, **place} if row["id"] == moved["id"] else row for row in aerial_trees["train"]]
+    leaking = {**aerial_trees, "train": Dataset.from_list(train, features=aerial_trees["train"].features)}
+    with pytest.raises(ValueError, match=f"{moved['id']} is trained on and shows ground of"):
+        instructions.prepare(leaking)
+    place["left"] += 1000
+    train = [{**row, **place} if row["id"] == moved["id"] else row for row in aerial_trees["train"]]
+    instructions.prepare({**leaking, "train": Dataset.from_list(train, features=aerial_trees["train"].features)})
 
 
 def test_training_rows_are_repeated_under_ids_of_their_own(aerial_trees):

@@ -15,7 +15,7 @@ from modeling_vitp.evaluation.arguments import CompareArguments
 from modeling_vitp.evaluation.experiments import once, summarise_arms
 from modeling_vitp.instructions.rows import sample_texts
 from modeling_vitp.recipes import finetune_segmentation
-from modeling_vitp.recipes.data.build_tree_masks import overlaps, places, write_test, write_train
+from modeling_vitp.recipes.data.build_tree_masks import check_apart, places, write_test, write_train
 from modeling_vitp.training.start import start_from_scratch
 
 from .instructions import TreeInstructions, repeat
@@ -119,15 +119,6 @@ class Comparison:
         loss = trainer.train().metrics["train_loss"]
         export_backbone(model, folder / "backbone", processor.image_processor)
         (folder / "metrics.json").write_text(json.dumps({"loss": loss}) + "\n")
-
-
-def check_apart(train: Dataset, test: Dataset) -> None:
-    """Raises a `ValueError` if a row to train on shows ground of one to test on."""
-    tested = list(zip(test["id"], places(test)))
-    for name, place in zip(train["id"], places(train)):
-        for other_name, other in tested:
-            if overlaps(place, other):
-                raise ValueError(f"{name} is trained on and shows ground of {other_name}, which is the test's.")
 
 
 def split_held_out(train: Dataset, scene: str, top: int) -> tuple[Dataset, Dataset]:

@@ -16,6 +16,7 @@ import torch
 from datasets import Dataset, DatasetDict, concatenate_datasets
 
 from modeling_vitp.instructions.boxes import GRID, grid_box
+from modeling_vitp.recipes.data.build_tree_masks import check_apart
 
 from .views import CROP, Ground, collage, view_of
 
@@ -33,7 +34,13 @@ TURNS = 5
 
 
 def prepare(datasets: DatasetDict, repeats: int = 64) -> tuple[Dataset, Dataset]:
-    """Training rows, each window `repeats` times an epoch under an id of its own, and test rows with questions."""
+    """Training rows, each window `repeats` times an epoch under an id of its own, and test rows with questions.
+
+    Raises:
+        ValueError: if a training row shows ground of a row to test on, by where it lies and not by its name.
+    """
+    for split in ("test", "second_scene"):
+        check_apart(datasets["train"], datasets[split])
     test = datasets["test"]
     messages = [turn(COUNT, str(len(boxes))) for boxes in test["boxes"]]
     return repeat(datasets["train"], repeats), test.add_column("messages", messages)
