@@ -219,10 +219,10 @@ def draw(metrics: dict[str, Any], path: Path) -> None:
             points = [(item["severity"], item["score"]) for item in model["conditions"] if item["corruption"] == name]
             axis.plot(*zip((0, model["clean"]["score"]), *sorted(points)), marker="o", markersize=3)
         axis.set_title(name.replace("_", " "), fontsize=9)
-        axis.xaxis.get_major_locator().set_params(integer=True)
+        axis.set_xticks(range(6))
     for axis in axes.flat[len(names) :]:
         axis.axis("off")
-    figure.legend([model["model"] for model in metrics["models"]], loc="outside lower center", ncols=4, fontsize=8)
+    figure.legend([model["model"] for model in metrics["models"]], loc="outside upper center", ncols=4, fontsize=8)
     figure.supxlabel("severity (0: clean)", fontsize=9)
     figure.supylabel(metrics["score"].replace("_", " "), fontsize=9)
     figure.savefig(path, dpi=120)
