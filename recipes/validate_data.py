@@ -26,6 +26,11 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--max_patches", type=positive, help="of sources that say nothing (the processor's, or 12)")
     parser.add_argument("--against", help="test images: a folder, or a data set with the split --against_split")
     parser.add_argument("--against_split", default="test")
+    parser.add_argument("--check_leak", action="store_true", help="how far answers are guessed from their beginning")
+    parser.add_argument(
+        "--leak_seconds", type=positive, default=120, help="most that --check_leak trains a source (120)"
+    )
+    parser.add_argument("--seed", type=int, default=0, help="of --check_leak")
     parser.add_argument(
         "--num_workers", type=not_negative, default=os.cpu_count(), help="processes (one for each core)"
     )
@@ -34,6 +39,7 @@ def main(argv: list[str] | None = None) -> int:
     args = parse_words(parser, argv)
 
     from modeling_vitp.cards.sections import set_section
+    from modeling_vitp.instructions.leak_check import check_leaks
     from modeling_vitp.instructions.mixture_file import load_mixture
     from modeling_vitp.instructions.overlap import load_test_images
     from modeling_vitp.instructions.validation import (
@@ -48,22 +54,29 @@ def main(argv: list[str] | None = None) -> int:
     mixture, test_images = load_mixture(args.mixture), None
     if args.against:
         test_images = load_test_images(args.against, args.against_split, args.num_workers)
+    processor = load_processor(args.processor) if args.processor else None
     reports = validate(
         mixture,
         args.num_workers,
-        processor=load_processor(args.processor) if args.processor else None,
+        processor=processor,
         test_images=test_images,
         max_length=args.max_length,
         vrl_drop_ratio=args.vrl_drop_ratio,
         max_patches=args.max_patches,
     )
 
+    leaks = ""
+    if args.check_leak:
+        tokenizer = processor.tokenizer if processor else None
+        leaks = check_leaks(mixture.sources, reports, tokenizer, args.seed, args.leak_seconds)
+
     settings = {name: str(value) for name, value in vars(args).items() if value is not None}
     passed = save_reports(reports, settings, args.output_dir / "report.json")
     draw_histograms(reports, args.max_length if args.processor else None, args.output_dir / "histograms.png")
     print_reports(reports)
+    print(leaks)
     if args.card:
-        set_section(args.card, "Validation", card_text(reports, args.against))
+        set_section(args.card, "Validation", "\n\n".join(filter(None, [card_text(reports, args.against), leaks])))
     print(f"{'Passed' if passed else 'FAILED'}: {args.output_dir / 'report.json'}, histograms.png beside it")
     return 0 if passed else 1
 

@@ -21,6 +21,7 @@ from ..image_processing_vitp import ViTPImageProcessor
 from ..messages import check_answers, check_messages, message_texts
 from ..processing_vitp import ViTPProcessor
 from .boxes import wrong_boxes
+from .leak import Leak
 from .lengths import SampleLength, num_tiles
 from .mixture_file import Mixture, Source
 from .overlap import Match, TestImages, opencv_in_one_thread, pixel_digest
@@ -78,6 +79,7 @@ class SourceReport:
     tiles: Counter = field(default_factory=Counter)  # number of tiles -> rows
     tokens: Counter = field(default_factory=Counter)  # tokens after the drop -> rows
     overlap: list[dict] = field(default_factory=list)
+    leak: Leak | None = None  # if it is measured
 
     @property
     def passed(self) -> bool:
@@ -108,6 +110,7 @@ class SourceReport:
             "tiles": histogram(self.tiles),
             "tokens": histogram(self.tokens),
             "overlap": self.overlap,
+            "leak": self.leak and self.leak.to_dict(),
         }
 
 

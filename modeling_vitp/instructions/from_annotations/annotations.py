@@ -49,7 +49,7 @@ class Labels(NamedTuple):
     """The class of every pixel."""
 
     numbers: np.ndarray
-    """int32 of shape (height, width): 0 for what is no class, or else the place in `phrases`, from 1."""
+    """Integers of shape (height, width): 0 for what is no class, or else the place in `phrases`, from 1."""
     phrases: tuple[str, ...]
 
 

@@ -5,7 +5,7 @@ In an image neighbours are alike, so that an answer about many places is guessed
 
 import dataclasses
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 
@@ -105,7 +105,8 @@ def draw_collages(
         chosen = torch.multinomial(weights[grid], grid * grid, replacement=True, generator=generator).tolist()
         drawn.append([draw_piece(images[place], size // grid, generator) for place in chosen])
     labels = compose_labels(drawn) if images[0].mask is not None else [None] * number
-    return [collage_of(f"collages/{index:06}", *parts) for index, parts in enumerate(zip(drawn, labels))]
+    boxes = {image.id: np.array([region.box for region in image.regions]).reshape(-1, 4) for image in images}
+    return [collage_of(f"collages/{index:06}", *parts, boxes) for index, parts in enumerate(zip(drawn, labels))]
 
 
 def draw_piece(image: AnnotatedImage, side: int, generator: torch.Generator) -> Piece:
@@ -114,14 +115,22 @@ def draw_piece(image: AnnotatedImage, side: int, generator: torch.Generator) -> 
     return Piece(image, (left, top, left + side, top + side), tuple(turn))
 
 
-def collage_of(collage_id: str, pieces: list[Piece], labels: Labels | None) -> Collage:
+def collage_of(collage_id: str, pieces: list[Piece], labels: Labels | None, boxes: Mapping[str, np.ndarray]) -> Collage:
+    """A collage with its annotation: of masks that of its `labels`, or else what its pieces show of the regions.
+
+    Args:
+        boxes: of the regions of each image, by its id, float64 of shape (num_regions, 4).
+    """
     places = places_of(len(pieces), pieces[0].side)
     size = (places[-1][1] + pieces[0].side, places[-1][0] + pieces[0].side)
     if labels is not None:
         return Collage(collage_id, (), size, regions_of(labels), mask=lambda: labels, pieces=tuple(pieces))
     regions, slivers = [], []
     for piece, place in zip(pieces, places):
-        window = window_of(piece.image, piece.window)
+        low, high = boxes[piece.image.id][:, :2], boxes[piece.image.id][:, 2:]
+        is_near = (low < piece.window[2:]).all(axis=1) & (high > piece.window[:2]).all(axis=1)
+        near = tuple(piece.image.regions[index] for index in np.flatnonzero(is_near).tolist())
+        window = window_of(dataclasses.replace(piece.image, regions=near), piece.window)
         regions += [moved(region, piece, place) for region in window.regions]
         slivers += [moved(region, piece, place) for region in window.slivers]
     return Collage(collage_id, (), size, tuple(regions), slivers=tuple(slivers), pieces=tuple(pieces))
