@@ -17,13 +17,14 @@ from transformers.utils.generic import can_return_tuple
 from .configuration_vitp_dense import ViTPChangeDetectionConfig, ViTPSegmentationConfig
 from .modeling_vitp_adapter import ViTPAdapter
 from .modeling_vitp_feature_pyramid import ViTPFeaturePyramid
+from .opening import NamesItsFiles
 
 NECKS = {"adapter": ViTPAdapter, "pyramid": ViTPFeaturePyramid}
 # By name, since a saved model's own code and its configuration's are loaded as separate modules.
 BACKBONES = {backbone.config_class.model_type: backbone for backbone in NECKS.values()}
 
 
-class ViTPForSemanticSegmentation(UperNetForSemanticSegmentation):
+class ViTPForSemanticSegmentation(NamesItsFiles, UperNetForSemanticSegmentation):
     """UPerNet (arXiv 1807.10221) on the maps of [`ViTPAdapter`] or [`ViTPFeaturePyramid`]."""
 
     config: ViTPSegmentationConfig

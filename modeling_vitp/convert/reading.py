@@ -9,8 +9,14 @@ from typing import Any
 
 import torch
 from huggingface_hub import snapshot_download
-from huggingface_hub.errors import StrictDataclassError
-from transformers import AutoTokenizer, InternVLConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    AutoTokenizer,
+    InternVLConfig,
+    PreTrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    ProcessorMixin,
+)
 
 from ..cards.license import LICENSE_FILES
 from ..cards.record import read_json
@@ -22,6 +28,7 @@ from ..messages import IMAGE_TOKEN
 from ..modeling_vitp import ViTPForConditionalGeneration, ViTPVisionModel
 from ..modeling_vitp_adapter import ViTPAdapter
 from ..modeling_vitp_dense import ViTPForChangeDetection, ViTPForSemanticSegmentation
+from ..opening import check_fields, naming
 from ..processing_vitp import ViTPProcessor
 from .internvl import from_internvl_config
 from .keys import BACKBONE, VISION_TOWER, place, recognise
@@ -87,7 +94,9 @@ def read_source(source: str, revision: str | None = None, image_token_id: int | 
     path = local_path(source, revision)
     folder = path if path.is_dir() else path.parent
     weights = read_checkpoint(path)
-    fields = read_json(folder / "config.json")
+    with naming(folder, PreTrainedConfig):
+        fields = read_json(folder / "config.json")
+        check_fields(str(folder / "config.json"), fields)
     layout = recognise(set(weights))
     model_type = fields.get("model_type")
     if layout is None:
@@ -101,14 +110,13 @@ def read_source(source: str, revision: str | None = None, image_token_id: int | 
             f"{source} has tensors of the kind {layout!r}, but the model_type in its config.json is {model_type!r} "
             f"and not {' or '.join(map(repr, TYPES_OF_LAYOUT[layout]))}."
         )
-    try:
-        config = read_config(layout, fields, weights)
-    except StrictDataclassError as error:
-        raise ValueError(f"{folder / 'config.json'} is not valid: {error}") from error
     if layout == "original_adapter_prefixed":
         weights = without_head(source, weights)
-    config.dtype = fields.get("dtype") or fields.get("torch_dtype") or main_dtype(weights)
-    tensors = match_tensors(source, config, layout, weights)
+    with naming(folder, PreTrainedConfig):
+        config = read_config(layout, fields, weights)
+        config.dtype = fields.get("dtype") or fields.get("torch_dtype") or main_dtype(weights)
+        model = meta_model(config)
+    tensors = match_tensors(source, model, layout, weights)
     image_processor = read_image_processor(folder, layout, fields, config)
     processor = None
     if isinstance(config, ViTPConfig) and any((folder / name).is_file() for name in TOKENIZER_FILES):
@@ -214,14 +222,15 @@ def main_dtype(weights: dict[str, TensorBytes]) -> str:
     return DTYPES[dtype]
 
 
-def match_tensors(source: str, config: Config, layout: str, weights: dict[str, TensorBytes]) -> dict[str, TensorBytes]:
+def match_tensors(
+    source: str, model: PreTrainedModel, layout: str, weights: dict[str, TensorBytes]
+) -> dict[str, TensorBytes]:
     """The tensors under our names.
 
     Raises:
         ValueError: with all keys that are missing, unknown or of a wrong shape.
     """
-    model = meta_model(config)
-    prefix = {ViTPVisionConfig: VISION_TOWER, ViTPAdapterConfig: BACKBONE}.get(type(config), "")
+    prefix = {ViTPVisionConfig: VISION_TOWER, ViTPAdapterConfig: BACKBONE}.get(type(model.config), "")
     expected = {prefix + name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
     tied = {name: other for name, other in model.all_tied_weights_keys.items() if name in expected}
     optional = {*tied, UNUSED}
@@ -303,7 +312,8 @@ def choose_image_token_id(source: str, config: ViTPConfig, processor: ViTPProces
 
 def plain_tokenizer(folder: Path, **kwargs) -> PreTrainedTokenizerBase:
     """The tokenizer of a checkpoint, without what ties it to a processor or a place."""
-    tokenizer = AutoTokenizer.from_pretrained(folder, **kwargs)
+    with naming(folder, ProcessorMixin):
+        tokenizer = AutoTokenizer.from_pretrained(folder, **kwargs)
     for name in ("auto_map", "processor_class", "is_local", "local_files_only"):
         tokenizer.init_kwargs.pop(name, None)
     tokenizer.chat_template = None
