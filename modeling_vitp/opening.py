@@ -81,7 +81,7 @@ def naming(name: str | Path, cls: type) -> Iterator[None]:
         found = damage(Path(name), patterns)
         if patterns is PROCESSOR_FILES and Path(name).is_dir() and not holds(Path(name), patterns):
             found = f"{name} has no processor: none of {', '.join(patterns)} is there."
-        if found is None and type(error) is OSError and is_named:
+        if found is None and isinstance(error, OSError) and (is_named or not Path(name).exists()):
             raise
         files = f"{name}/{patterns[0]}" if len(patterns) == 1 else f"{name} ({', '.join(patterns)})"
         reason = " ".join(str(error).split()) or type(error).__name__

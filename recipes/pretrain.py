@@ -48,7 +48,7 @@ def main(argv: list[str] | None = None) -> int:
     check_free(output_dir)
     task = importlib.import_module(find_task(args.task)) if args.task else None
     seed = training_args.seed if training_args.data_seed is None else training_args.data_seed
-    data = open_data(args, mixture, task, seed)
+    data = open_data(args, mixture, task, seed, training_args.eval_strategy != "no")
     transform = task.transform if task is not None else None
 
     texts = sample_texts(data.train, transform, training_args.seed)

@@ -15,6 +15,8 @@ import argparse
 import signal
 import sys
 
+from ..command import errors
+from ..command.places import check_places
 from .keys import TARGETS
 
 
@@ -35,20 +37,17 @@ def main(argv: list[str] | None = None) -> None:
         help="token that stands for an image, for an original checkpoint without tokenizer",
     )
     parser.add_argument("--allow_nan", action="store_true", help="convert weights that are NaN or infinite, too")
+    parser.error = errors.refuse
     args = parser.parse_args(argv)
+    check_places([args])
 
     from .. import auto  # noqa: F401  (a model is saved with its code where the Auto classes know it)
     from .checkpoint import convert_checkpoint
 
     signal.signal(signal.SIGTERM, lambda *_: sys.exit("error: terminated; nothing was written."))
-    try:
-        target = convert_checkpoint(**vars(args))
-    except (ValueError, OSError) as error:
-        sys.exit(f"error: {' '.join(str(error).split())}")
-    except KeyboardInterrupt:
-        sys.exit("error: interrupted; nothing was written.")
+    target = convert_checkpoint(**vars(args))
     print(f"{args.source} is in {target}")
 
 
 if __name__ == "__main__":
-    main()
+    errors.run(main)
