@@ -1,6 +1,7 @@
 """ViTP: visual instruction pretraining of a vision transformer inside a vision-language model (arXiv 2509.17562)."""
 
 import importlib
+import importlib.metadata
 import sys
 from pathlib import Path
 
@@ -15,6 +16,25 @@ _LAZY = {
 }
 
 
+__version__ = "0.1.0"
+_NEEDED = "5.24"  # of transformers, as in setup.cfg
+
+
+def _check_versions() -> None:
+    """Raises an `ImportError` in one line, where what is installed would end in another far from here."""
+    if sys.version_info < (3, 11):
+        raise ImportError(f"modeling_vitp needs Python 3.11 or newer, and this is {sys.version.split()[0]}.")
+    try:
+        found = importlib.metadata.version("transformers")
+    except importlib.metadata.PackageNotFoundError:
+        raise ImportError("modeling_vitp needs transformers: pip install 'modeling-vitp'.") from None
+    if tuple(map(int, found.split(".")[:2])) < tuple(map(int, _NEEDED.split("."))):
+        raise ImportError(
+            f"modeling_vitp needs transformers {_NEEDED}, and {found} is installed: "
+            f"pip install 'transformers~={_NEEDED}.0'."
+        )
+
+
 def _is_command() -> bool:
     """Whether this process is the command `vitp` or a recipe.
 
@@ -27,6 +47,7 @@ def _is_command() -> bool:
     return script.name == "vitp" or script.resolve().parent in (here / "recipes", here.parent / "recipes")
 
 
+_check_versions()
 if not _is_command():
     from .auto import *  # noqa: F403
 

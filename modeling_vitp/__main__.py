@@ -12,6 +12,8 @@ import sys
 from importlib.resources import files
 from pathlib import Path
 
+from modeling_vitp.command import errors
+
 RECIPES = "modeling_vitp.recipes"
 CONVERT = "modeling_vitp.convert"
 
@@ -38,10 +40,13 @@ def main(argv: list[str] | None = None) -> None:
     if name not in paths:
         nearest = difflib.get_close_matches(name, paths, 1)
         hint = f"did you mean {nearest[0]!r}?" if nearest else "vitp alone lists what there is."
-        print(f"error: there is no recipe {words[0]!r}: {hint}", file=sys.stderr)
-        sys.exit(2)
+        errors.run(lambda: errors.refuse(f"there is no recipe {words[0]!r}: {hint}"))
     sys.argv = [f"vitp {name}", *words[1:]]
-    runpy.run_module(CONVERT if name == "convert" else f"{RECIPES}.{name}", run_name="__main__", alter_sys=True)
+    module = CONVERT if name == "convert" else f"{RECIPES}.{name}"
+    try:
+        runpy.run_module(module, run_name="__main__", alter_sys=True)
+    except ImportError as error:  # before the recipe could take care of its errors
+        sys.exit(errors.report(error))
 
 
 if __name__ == "__main__":

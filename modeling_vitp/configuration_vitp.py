@@ -4,11 +4,12 @@ from huggingface_hub.dataclasses import strict
 from transformers import AutoConfig, InternVLConfig, InternVLVisionConfig
 from transformers.configuration_utils import SubConfigSpec
 
+from .opening import ConfigNamesItsFiles
 from .vrl import check_apply_prob, check_drop_ratio, check_warmup_steps
 
 
 @strict
-class ViTPVisionConfig(InternVLVisionConfig):
+class ViTPVisionConfig(ConfigNamesItsFiles, InternVLVisionConfig):
     r"""Configuration of [`ViTPVisionModel`]: InternVL's ViT with stochastic depth.
 
     Args:
@@ -49,7 +50,7 @@ class ViTPVisionConfig(InternVLVisionConfig):
 
 
 @strict
-class ViTPConfig(InternVLConfig):
+class ViTPConfig(ConfigNamesItsFiles, InternVLConfig):
     r"""Configuration of [`ViTPForConditionalGeneration`]: ViT, pixel shuffle, two-layer projector, causal LM.
 
     Args:

@@ -7,6 +7,7 @@ from transformers import InternVLVisionConfig, PreTrainedConfig, UperNetConfig
 from transformers.backbone_utils import BackboneConfigMixin
 
 from .configuration_vitp import ViTPVisionConfig
+from .opening import ConfigNamesItsFiles
 
 
 @strict
@@ -139,8 +140,7 @@ class ViTPAdapterConfig(ViTPMultiScaleConfig):
         super().__post_init__(**kwargs)
 
     def validate_adapter(self):
-        covered = [layer for first, last in self.interaction_layers for layer in range(first, last + 1)]
-        if len(self.interaction_layers) != 4 or covered != list(range(self.num_hidden_layers)):
+        if [len(pair) for pair in self.interaction_layers] != [2] * 4 or not self._covers_all_layers():
             raise ValueError(
                 f"interaction_layers={self.interaction_layers} must be four [first, last] ranges that follow on one "
                 f"another and cover layers 0 to {self.num_hidden_layers - 1}."
@@ -159,6 +159,11 @@ class ViTPAdapterConfig(ViTPMultiScaleConfig):
                 f"deformable_heads={self.deformable_heads} does not divide the values' width of {width} (hidden_size * "
                 "deformable_ratio)."
             )
+
+    def _covers_all_layers(self) -> bool:
+        starts = [0, *(last + 1 for _, last in self.interaction_layers)]
+        follows = all(first == start <= last + 1 for (first, last), start in zip(self.interaction_layers, starts))
+        return follows and starts[-1] == self.num_hidden_layers
 
 
 @strict
@@ -197,7 +202,7 @@ def multi_scale_config(config: dict | PreTrainedConfig | None) -> PreTrainedConf
 
 
 @strict
-class ViTPSegmentationConfig(UperNetConfig):
+class ViTPSegmentationConfig(ConfigNamesItsFiles, UperNetConfig):
     r"""Configuration of [`ViTPForSemanticSegmentation`].
 
     Args:

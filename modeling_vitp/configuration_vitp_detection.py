@@ -4,13 +4,14 @@ from huggingface_hub.dataclasses import strict
 from transformers import PreTrainedConfig
 
 from .configuration_vitp_dense import ViTPAdapterConfig, multi_scale_config
+from .opening import ConfigNamesItsFiles
 
 Number = float | int
 Numbers = list[float | int] | tuple[float | int, ...]
 
 
 @strict
-class ViTPObjectDetectionConfig(PreTrainedConfig):
+class ViTPObjectDetectionConfig(ConfigNamesItsFiles, PreTrainedConfig):
     r"""Configuration of [`ViTPForObjectDetection`]: Cascade R-CNN (arXiv 1712.00726), by default as for DIOR.
 
     Args:

@@ -8,7 +8,7 @@ from pathlib import Path
 import PIL.Image
 import PIL.ImageOps
 import torch
-from transformers import GotOcr2ImageProcessor
+from transformers import BatchFeature, GotOcr2ImageProcessor
 from transformers.image_processing_backends import TorchvisionBackend
 from transformers.image_utils import (
     IMAGENET_DEFAULT_MEAN,
@@ -19,6 +19,8 @@ from transformers.image_utils import (
     to_numpy_array,
 )
 from transformers.models.got_ocr2.image_processing_got_ocr2 import GotOcr2ImageProcessorKwargs
+
+from .opening import NamesItsFiles
 
 # What Pillow converts to RGB without losing range; its other modes ("I;16", "I", "F" …) hold more than 8 bits.
 PIL_8BIT_MODES = {"1", "L", "LA", "La", "P", "PA", "RGB", "RGBA", "RGBa", "RGBX", "CMYK", "YCbCr", "HSV"}
@@ -172,7 +174,7 @@ def band_percentiles(band: torch.Tensor, percentiles: tuple[float, float]) -> li
     return result
 
 
-class InputSpecImageProcessor(TorchvisionBackend):
+class InputSpecImageProcessor(NamesItsFiles, TorchvisionBackend):
     """Reads 8-bit RGB images as transformers does, and all others by an [`InputSpec`].
 
     Transparency is composited onto white. `do_rescale=False` leaves 8-bit images in [0, 255], as in transformers, and
@@ -312,6 +314,27 @@ class ViTPImageProcessor(InputSpecImageProcessor, GotOcr2ImageProcessor):
     image_mean = IMAGENET_DEFAULT_MEAN
     image_std = IMAGENET_DEFAULT_STD
     size = {"height": 448, "width": 448}
+
+    def preprocess(self, images: ImageInput, *args, **kwargs) -> BatchFeature:
+        """As its parent; images that come in a list for each sample share the budget of their sample.
+
+        Args:
+            images: one image, a list of images, or a list of the images of each sample.
+
+        Returns:
+            `pixel_values` of all tiles, image after image, and `num_patches`, the tiles of each image.
+        """
+        is_by_sample = isinstance(images, (list, tuple)) and any(isinstance(item, (list, tuple)) for item in images)
+        if not is_by_sample:
+            return super().preprocess(images, *args, **kwargs)
+        return_tensors = kwargs.pop("return_tensors", None)
+        data = {"pixel_values": [], "num_patches": []}
+        for sample in images:
+            max_patches = self.max_patches_of_image(len(sample), kwargs)
+            tiles = super().preprocess(sample, *args, **{**kwargs, "max_patches": max_patches}) if sample else {}
+            for name, values in tiles.items():
+                data[name] += values
+        return BatchFeature(data, tensor_type=return_tensors)
 
     def max_patches_of_image(self, num_images: int, images_kwargs: dict | None = None) -> int:
         """Most tiles of each image of a sample, which share its budget `max_patches`; at least one."""

@@ -26,6 +26,7 @@ from transformers.utils.generic import can_return_tuple, merge_with_config_defau
 from transformers.utils.output_capturing import select_hidden_states
 
 from .configuration_vitp import ViTPConfig, ViTPVisionConfig, patch_grid
+from .opening import NamesItsFiles, naming
 
 # What a user may take for a checkpoint of ours. Its parameters have other names than ours, which transformers passes
 # over with a report: the model would be left with random weights.
@@ -34,7 +35,7 @@ VISION_MODELS = {"vitp_vision", "internvl_vision", "vitp_backbone"}
 HUB_OPTIONS = ("cache_dir", "force_download", "local_files_only", "proxies", "revision", "subfolder", "token")
 
 
-class CheckpointsOfOurs:
+class CheckpointsOfOurs(NamesItsFiles):
     """Opening a checkpoint is an error where its names are not those of the class."""
 
     @classmethod
@@ -43,11 +44,12 @@ class CheckpointsOfOurs:
 
         Raises:
             ValueError: if it holds InternVL's weights under InternVL's names, a whole vision-language model for the
-                ViT, or the ViT alone for the vision-language model.
+                ViT, or the ViT alone for the vision-language model, or if a file is damaged, which is named.
         """
         if pretrained_model_name_or_path is not None:
             options = {name: kwargs[name] for name in HUB_OPTIONS if name in kwargs}
-            check_kind(cls, pretrained_model_name_or_path, options)
+            with naming(pretrained_model_name_or_path, cls):
+                check_kind(cls, pretrained_model_name_or_path, options)
         return super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
 
 

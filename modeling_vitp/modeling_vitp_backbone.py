@@ -16,6 +16,7 @@ from transformers.utils.output_capturing import capture_outputs
 from .configuration_vitp import ViTPVisionConfig
 from .configuration_vitp_dense import ViTPBackboneConfig, ViTPMultiScaleConfig
 from .modeling_vitp import ViTPVisionModel, ViTPVisionPreTrainedModel
+from .opening import naming
 from .resize import resize_backbone
 
 STRIDES = (4, 8, 16, 32)
@@ -124,7 +125,8 @@ class ViTPMultiScaleBackbone(BackboneMixin, ViTPVisionPreTrainedModel):
         settings = {name: kwargs.pop(name) for name in names & kwargs.keys()}
         kwargs = {"dtype": torch.float32, **kwargs}
         if not isinstance(backbone, InternVLVisionModel):
-            model_type = PreTrainedConfig.get_config_dict(backbone, **kwargs)[0].get("model_type")
+            with naming(backbone, PreTrainedConfig):
+                model_type = PreTrainedConfig.get_config_dict(backbone, **kwargs)[0].get("model_type")
             if model_type == cls.config_class.model_type:
                 return cls.from_pretrained(backbone, **settings, **kwargs)
             if model_type not in (InternVLVisionConfig.model_type, ViTPVisionConfig.model_type):

@@ -10,6 +10,7 @@ from transformers.modeling_outputs import BackboneOutput
 from .modeling_vitp_adapter import ViTPAdapter
 from .modeling_vitp_backbone import ViTPMultiScaleBackbone
 from .modeling_vitp_feature_pyramid import ViTPFeaturePyramid
+from .opening import NamesItsFiles
 from .resize import resize_backbone
 
 NECKS = {"adapter": ViTPAdapter, "pyramid": ViTPFeaturePyramid}
@@ -17,7 +18,7 @@ NECKS = {"adapter": ViTPAdapter, "pyramid": ViTPFeaturePyramid}
 BACKBONES = {backbone.config_class.model_type: backbone for backbone in NECKS.values()}
 
 
-class OnMultiScaleBackbone:
+class OnMultiScaleBackbone(NamesItsFiles):
     """For a `PreTrainedModel` with a `backbone`, [`ViTPAdapter`] or [`ViTPFeaturePyramid`]."""
 
     supports_gradient_checkpointing = True

@@ -7,6 +7,7 @@ from transformers.processing_utils import MultiModalData, ProcessorMixin
 
 from .image_processing_vitp import ViTPImageProcessor
 from .messages import IMAGE_END_TOKEN, IMAGE_START_TOKEN, IMAGE_TOKEN, check_messages
+from .opening import NamesItsFiles
 from .vrl import check_apply_prob, check_drop_ratio, draw_visual_tokens, keyed_generator
 
 # ChatML, as InternVL2.5 and Qwen2.5 know it. What lies between the generation markers is what the model says, and so
@@ -30,7 +31,7 @@ CHAT_TEMPLATE = (
 )
 
 
-class ViTPProcessor(ProcessorMixin):
+class ViTPProcessor(NamesItsFiles, ProcessorMixin):
     r"""Image processor and tokenizer in one, with Visual Robustness Learning.
 
     Args:
@@ -221,9 +222,8 @@ class ViTPProcessor(ProcessorMixin):
 
     def _tile(self, images: list, images_kwargs: dict, row: int) -> BatchFeature:
         """Tiles the images of one sample within its budget of tiles."""
-        max_patches = self.image_processor.max_patches_of_image(len(images), images_kwargs)
         try:
-            return self.image_processor(images, **{**images_kwargs, "max_patches": max_patches})
+            return self.image_processor([images], **images_kwargs)
         except (ValueError, TypeError, OSError) as error:
             raise ValueError(f"Images of sample {row} of the batch: {error}") from error
 

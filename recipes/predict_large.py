@@ -41,7 +41,7 @@ def main(argv: list[str] | None = None) -> int:
     name, device = args.pop("model"), args.pop("device")
     config = AutoConfig.from_pretrained(name)
     if config.model_type not in models:
-        raise SystemExit(f"{name} is a {config.model_type}; {' or '.join(models)} is needed.")
+        raise ValueError(f"{name} is a {config.model_type}; {' or '.join(models)} is needed.")
     model = (
         models[config.model_type]
         .from_pretrained(name, dtype=args.pop("dtype"))

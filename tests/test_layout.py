@@ -24,7 +24,7 @@ LAYERS = [  # from top to bottom
     {"convert"},
     {"auto"},  # the models, made known to the Auto classes
     {"flat"},
-    {"images", "cards", "metrics"},
+    {"images", "cards", "metrics", "command"},
 ]
 LEVELS = {folder: level for level, folders in enumerate(LAYERS) for folder in folders}
 # What the lowest layer may take of the flat files: they import no model.

@@ -60,11 +60,15 @@ def read_json(path: Path) -> dict[str, Any]:
         return {}
     try:
         fields = json.loads(path.read_text())
-    except json.JSONDecodeError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} is no JSON: {error}") from error
     if not isinstance(fields, dict):
         raise ValueError(f"{path} holds a {type(fields).__name__}, but a JSON object is expected.")
     return fields
+
+
+def write_json(path: Path, fields: dict[str, Any], ensure_ascii: bool = True) -> None:
+    path.write_text(json.dumps(fields, indent=2, ensure_ascii=ensure_ascii) + "\n", encoding="utf-8")
 
 
 def read_record(folder: str | Path) -> dict[str, Any]:

@@ -17,6 +17,8 @@ import argparse
 import signal
 import sys
 
+from ..command import errors
+from ..command.places import check_places
 from .keys import BENCHMARK_NAMES, TARGETS
 
 
@@ -47,20 +49,17 @@ def main(argv: list[str] | None = None) -> None:
         help="what an original detector was published for: names its classes and says what its tensors do not",
     )
     parser.add_argument("--allow_nan", action="store_true", help="convert weights that are NaN or infinite, too")
+    parser.error = errors.refuse
     args = parser.parse_args(argv)
+    check_places([args])
 
     from .. import auto  # noqa: F401  (a model is saved with its code where the Auto classes know it)
     from .checkpoint import convert_checkpoint
 
     signal.signal(signal.SIGTERM, lambda *_: sys.exit("error: terminated; nothing was written."))
-    try:
-        target = convert_checkpoint(**vars(args))
-    except (ValueError, OSError) as error:
-        sys.exit(f"error: {' '.join(str(error).split())}")
-    except KeyboardInterrupt:
-        sys.exit("error: interrupted; nothing was written.")
+    target = convert_checkpoint(**vars(args))
     print(f"{args.source} is in {target}")
 
 
 if __name__ == "__main__":
-    main()
+    errors.run(main)

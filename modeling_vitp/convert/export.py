@@ -52,13 +52,14 @@ def export_backbone(
     Returns:
         `output_dir` as a path.
     """
+    name = str(model) if isinstance(model, (str, Path)) else "the backbone"
     if isinstance(model, (str, Path)):
         if image_processor is None:
             image_processor = ViTPProcessor.from_pretrained(model).image_processor
         model = ViTPForConditionalGeneration.from_pretrained(model)
     vision_model = trained_vision_model(model)
     if not allow_nan:
-        check_finite(vision_model.state_dict(), "the backbone")
+        check_finite(vision_model.state_dict(), name)
 
     native = InternVLVisionModel(native_vision_config(vision_model.config)).to(vision_model.dtype)
     native.load_state_dict(vision_model.state_dict())

@@ -9,8 +9,14 @@ from typing import Any
 
 import torch
 from huggingface_hub import snapshot_download
-from huggingface_hub.errors import StrictDataclassError
-from transformers import AutoTokenizer, InternVLConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    AutoTokenizer,
+    InternVLConfig,
+    PreTrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    ProcessorMixin,
+)
 
 from ..cards.license import LICENSE_FILES
 from ..cards.record import read_json
@@ -33,6 +39,7 @@ from ..modeling_vitp_detection import (
     ViTPForObjectDetection,
     ViTPForOrientedObjectDetection,
 )
+from ..opening import check_fields, naming
 from ..processing_vitp import ViTPProcessor
 from .internvl import from_internvl_config
 from .keys import BACKBONE, VISION_TOWER, place, recognise
@@ -116,7 +123,9 @@ def read_source(
     path = local_path(source, revision)
     folder = path if path.is_dir() else path.parent
     weights = read_checkpoint(path)
-    fields = read_json(folder / "config.json")
+    with naming(folder, PreTrainedConfig):
+        fields = read_json(folder / "config.json")
+        check_fields(str(folder / "config.json"), fields)
     layout = recognise(set(weights))
     model_type = fields.get("model_type")
     if layout is None:
@@ -134,14 +143,13 @@ def read_source(
         fields = with_deformable_attention(source, layout, fields, deformable_attention)
     if benchmark is not None and layout not in ("original_detection", "original_cascade"):
         raise ValueError(f"{source} is no detector of the original naming: a benchmark says nothing of it.")
-    try:
-        config = read_config(layout, fields, weights, benchmark)
-    except StrictDataclassError as error:
-        raise ValueError(f"{folder / 'config.json'} is not valid: {error}") from error
     if layout == "original_adapter_prefixed":
         weights = without_head(source, weights)
-    config.dtype = fields.get("dtype") or fields.get("torch_dtype") or main_dtype(weights)
-    tensors = match_tensors(source, config, layout, weights)
+    with naming(folder, PreTrainedConfig):
+        config = read_config(layout, fields, weights, benchmark)
+        config.dtype = fields.get("dtype") or fields.get("torch_dtype") or main_dtype(weights)
+        model = meta_model(config)
+    tensors = match_tensors(source, model, layout, weights)
     image_processor = read_image_processor(folder, layout, fields, config, benchmark)
     processor = None
     if isinstance(config, ViTPConfig) and any((folder / name).is_file() for name in TOKENIZER_FILES):
@@ -252,14 +260,15 @@ def main_dtype(weights: dict[str, TensorBytes]) -> str:
     return DTYPES[dtype]
 
 
-def match_tensors(source: str, config: Config, layout: str, weights: dict[str, TensorBytes]) -> dict[str, TensorBytes]:
+def match_tensors(
+    source: str, model: PreTrainedModel, layout: str, weights: dict[str, TensorBytes]
+) -> dict[str, TensorBytes]:
     """The tensors under our names.
 
     Raises:
         ValueError: with all keys that are missing, unknown or of a wrong shape.
     """
-    model = meta_model(config)
-    prefix = {ViTPVisionConfig: VISION_TOWER, ViTPAdapterConfig: BACKBONE}.get(type(config), "")
+    prefix = {ViTPVisionConfig: VISION_TOWER, ViTPAdapterConfig: BACKBONE}.get(type(model.config), "")
     expected = {prefix + name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
     tied = {name: other for name, other in model.all_tied_weights_keys.items() if name in expected}
     optional = {*tied, UNUSED}
@@ -345,7 +354,8 @@ def choose_image_token_id(source: str, config: ViTPConfig, processor: ViTPProces
 
 def plain_tokenizer(folder: Path, **kwargs) -> PreTrainedTokenizerBase:
     """The tokenizer of a checkpoint, without what ties it to a processor or a place."""
-    tokenizer = AutoTokenizer.from_pretrained(folder, **kwargs)
+    with naming(folder, ProcessorMixin):
+        tokenizer = AutoTokenizer.from_pretrained(folder, **kwargs)
     for name in ("auto_map", "processor_class", "is_local", "local_files_only"):
         tokenizer.init_kwargs.pop(name, None)
     tokenizer.chat_template = None

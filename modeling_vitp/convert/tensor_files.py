@@ -127,7 +127,7 @@ def read_file(path: Path) -> dict[str, TensorBytes]:
             raise ValueError(f"its tensors end at byte {8 + header_size + ends[-1]} and the file at {size}")
     except FileNotFoundError as error:
         raise ValueError(f"{path} is missing, though the index names it.") from error
-    except (struct.error, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, struct.error, ValueError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(
             f"{path} is no whole safetensors file ({error}): it is damaged or cut short. Download it again."
         ) from error

@@ -1,18 +1,17 @@
 """A checkpoint in the layout of each target."""
 
-import json
 import shutil
 from pathlib import Path
-from typing import Any
 
 from transformers import GotOcr2ImageProcessor, InternVLConfig, InternVLProcessor, InternVLVideoProcessor
 from transformers.dynamic_module_utils import custom_object_save
 
-from ..cards.record import read_json
+from ..cards.record import read_json, write_json
 from ..configuration_vitp_dense import ViTPAdapterConfig, ViTPSegmentationConfig
 from ..configuration_vitp_detection import ViTPObjectDetectionConfig
 from ..messages import IMAGE_END_TOKEN, IMAGE_START_TOKEN, IMAGE_TOKEN
 from ..modeling_vitp import ViTPForConditionalGeneration
+from ..opening import naming
 from .export import AUTO_MAP, image_settings, native_vision_config, save_code_and_image_processor
 from .keys import CONTENTS, place
 from .original_config import chat_to_original, vision_to_original
@@ -20,8 +19,7 @@ from .original_dense_config import adapter_to_original
 from .original_detection_config import detection_to_original
 from .reading import Checkpoint, meta_model, plain_tokenizer
 from .tensor_files import TensorBytes
-
-VIDEO_TOKEN = "<video>"
+from .video_token import VIDEO_TOKEN, drop_video_token
 
 NAMED_TOKENS = {
     "start_image_token": IMAGE_START_TOKEN,
@@ -41,7 +39,7 @@ def arrange(checkpoint: Checkpoint, to: str) -> dict[str, list[TensorBytes]]:
             arranged.setdefault(found.key, {})[found.part] = tensor
     for key, blocks in arranged.items():
         if len({tensor.dtype for tensor in blocks.values()}) > 1:
-            raise ValueError(f"{key} would be made of tensors of several dtypes.")
+            raise ValueError(f"{checkpoint.name}: {key} would be made of tensors of several dtypes.")
     return {key: [blocks[part] for part in sorted(blocks)] for key, blocks in arranged.items()}
 
 
@@ -74,13 +72,15 @@ def write_internvl(checkpoint: Checkpoint, folder: Path) -> None:
         # it needs no embedding.
         tokenizer = plain_tokenizer(checkpoint.folder, model_specific_special_tokens=NAMED_TOKENS)
         same = {name: settings[name] for name in ("size", "image_mean", "image_std") if name in settings}
-        InternVLProcessor(
-            image_processor,
-            tokenizer,
-            InternVLVideoProcessor(**same),
-            image_seq_length=checkpoint.config.image_seq_length,
-            chat_template=checkpoint.processor.chat_template,
-        ).save_pretrained(folder)
+        with naming(checkpoint.folder, InternVLProcessor):
+            processor = InternVLProcessor(
+                image_processor,
+                tokenizer,
+                InternVLVideoProcessor(**same),
+                image_seq_length=checkpoint.config.image_seq_length,
+                chat_template=checkpoint.processor.chat_template,
+            )
+        processor.save_pretrained(folder)
     copy_generation_config(checkpoint, folder)
 
 
@@ -172,27 +172,6 @@ def copy_generation_config(checkpoint: Checkpoint, folder: Path) -> None:
     file = checkpoint.folder / "generation_config.json"
     if file.is_file():
         shutil.copyfile(file, folder / file.name)
-
-
-def write_json(path: Path, fields: dict[str, Any], ensure_ascii: bool = True) -> None:
-    path.write_text(json.dumps(fields, indent=2, ensure_ascii=ensure_ascii) + "\n", encoding="utf-8")
-
-
-def drop_video_token(folder: Path, vocab_size: int) -> None:
-    """Takes the video token out of the tokenizer saved in `folder` if the model has no embedding for it.
-
-    transformers' InternVL replaces it before encoding; elsewhere, a text that holds it would stop the model.
-    """
-    state, config = read_json(folder / "tokenizer.json"), read_json(folder / "tokenizer_config.json")
-    kept = [token for token in state["added_tokens"] if token["content"] != VIDEO_TOKEN or token["id"] < vocab_size]
-    if kept == state["added_tokens"]:
-        return
-    write_json(folder / "tokenizer.json", {**state, "added_tokens": kept}, ensure_ascii=False)
-    named = config.pop("model_specific_special_tokens", {})
-    config = {name: value for name, value in config.items() if name not in named}
-    if "extra_special_tokens" in config:
-        config["extra_special_tokens"] = [token for token in config["extra_special_tokens"] if token != VIDEO_TOKEN]
-    write_json(folder / "tokenizer_config.json", config, ensure_ascii=False)
 
 
 def write_tokenizer_of_version_4(checkpoint: Checkpoint, folder: Path) -> None:

@@ -17,14 +17,12 @@ from typing import Any, NoReturn
 import yaml
 from trl import TrlParser
 
+from ..command import errors
+from ..command.errors import WrongArguments
+from ..command.places import check_places
 from . import threads  # noqa: F401
-from .stops import RunStopped
 
 RECIPES = "modeling_vitp.recipes"
-
-
-class WrongArguments(ValueError):
-    """A mistake on the command line or in the configuration file, in one line."""
 
 
 def find_config(name: str) -> Path:
@@ -88,6 +86,7 @@ def parse(
     texts = {"description": description, "epilog": epilog, "formatter_class": argparse.RawDescriptionHelpFormatter}
     texts["prog"] = program()
     parser = TrlParser(own, allow_abbrev=False, **texts)
+    parser.error = errors.refuse
     if {"-h", "--help"} & set(words):
         parser.print_help()
         sys.exit(0)
@@ -102,8 +101,13 @@ def parse(
         if in_words and not in_words[0].startswith("--"):
             raise ValueError(f"what is {in_words[0]!r}? Options begin with --, and their values follow.")
         check_names([*in_file, *in_words], [item.name for dataclass in own for item in fields(dataclass)], inherited)
+        check_places(parsed)
         if whole:
-            parsed = TrlParser([load(name) for name in whole], **texts).parse_args_and_config(words)
+            parser = TrlParser([load(name) for name in whole], **texts)
+            parser.error = errors.refuse
+            parsed = parser.parse_args_and_config(words)
+    except ConnectionError:
+        raise
     except (ValueError, OSError, yaml.YAMLError) as error:
         raise WrongArguments(" ".join(str(error).split())) from error
     register_models()
@@ -112,8 +116,9 @@ def parse(
 
 def parse_words(parser: argparse.ArgumentParser, argv: Sequence[str] | None) -> argparse.Namespace:
     """The arguments of a recipe that takes words and no configuration."""
-    parser.prog = program()
+    parser.prog, parser.error = program(), errors.refuse
     args = parser.parse_args(argv)
+    check_places([args])
     register_models()
     return args
 
@@ -128,25 +133,12 @@ def register_models() -> None:
     from .. import auto  # noqa: F401
 
 
-def run(main: Callable[[], int | None], *mistakes: type[Exception]) -> NoReturn:
-    """Runs a recipe as a program: its progress is logged; wrong arguments are one line and exit status 2.
-
-    A run that stopped is one line too, and has its own status.
-
-    Args:
-        mistakes: errors that are about what the user gave, and so one line too, with status 1.
-    """
+def run(main: Callable[[], int | None]) -> NoReturn:
+    """Runs a recipe as a program, see [`~modeling_vitp.command.errors.run`]; its progress is logged."""
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     for name in ("training", "dense", "detection", "evaluation", "recipes"):
         logging.getLogger(f"modeling_vitp.{name}").setLevel(logging.INFO)
-    try:
-        sys.exit(main())
-    except (WrongArguments, *mistakes) as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2 if isinstance(error, WrongArguments) else 1)
-    except RunStopped as stop:
-        print(f"error: {stop}", file=sys.stderr)
-        sys.exit(stop.status)
+    errors.run(main)
 
 
 def load(name: str) -> type:

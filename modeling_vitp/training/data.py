@@ -28,13 +28,29 @@ class PretrainData:
     splits: DatasetDict | None = None
 
 
-def open_data(args: PretrainArguments, mixture: Mixture | None, task: ModuleType | None, seed: int) -> PretrainData:
-    """What the arguments ask for; `seed` is that of the order of a mixture."""
+def open_data(
+    args: PretrainArguments, mixture: Mixture | None, task: ModuleType | None, seed: int, evaluates: bool = False
+) -> PretrainData:
+    """What the arguments ask for.
+
+    Args:
+        seed: of the order of a mixture.
+        evaluates: whether the run scores itself while it trains, and so needs the rows to do that on.
+
+    Raises:
+        ValueError: if the data set lacks the split to evaluate on, and the run needs it or somebody named it.
+    """
     if mixture is not None:
         return PretrainData(
             open_mixture(mixture, seed), settings={source.name: source.settings for source in mixture.sources}
         )
     splits = load_rows(args)
+    name = args.dataset_test_split
+    if name not in splits and (evaluates or name != PretrainArguments.dataset_test_split) and task is None:
+        raise ValueError(
+            f"{args.dataset_name} has no split {name!r}, only {', '.join(sorted(splits))}: name the rows "
+            "to evaluate on as dataset_test_split, or leave evaluation out (eval_strategy: no)."
+        )
     if task is not None:
         return PretrainData(*task.prepare(splits), splits=splits)
     return PretrainData(splits[args.dataset_train_split], splits.get(args.dataset_test_split), splits=splits)

@@ -40,6 +40,8 @@ class ViTPTrainingConfig(VRLArguments, RunConfig, SFTConfig):
     def __post_init__(self):
         # Rows are encoded by the collator, which needs the images; TRL would tokenise a text-only set beforehand.
         self.dataset_kwargs = {**(self.dataset_kwargs or {}), "skip_prepare_dataset": True}
+        if self.activation_checkpointing is None:  # TRL sets the name that transformers warns of
+            self.activation_checkpointing = self.gradient_checkpointing
         super().__post_init__()
         # One process would read batches and slice all their tensors alike, but tiles are not rows.
         self.accelerator_config.dispatch_batches = False

@@ -11,6 +11,7 @@ from ..convert.finite import check_finite
 from ..convert.internvl import from_internvl, internvl_processor
 from ..image_processing_vitp import ViTPImageProcessor
 from ..modeling_vitp import ViTPForConditionalGeneration
+from ..opening import check_fields, naming
 from ..processing_vitp import ViTPProcessor
 from .compose import check_report, compose
 from .from_scratch import build_model, build_tokenizer
@@ -61,13 +62,17 @@ def load_checkpoint(
     """
     revision = {"revision": revision or "main"}
     classes = {"vitp": ViTPForConditionalGeneration, "internvl": InternVLForConditionalGeneration}
-    model_type = PreTrainedConfig.get_config_dict(name, **revision)[0].get("model_type")
-    if model_type not in classes:
+    with naming(name, PreTrainedConfig):
+        fields = PreTrainedConfig.get_config_dict(name, **revision)[0]
+        check_fields(f"{name}/config.json", fields)
+    model_type = fields.get("model_type")
+    if model_type not in [*classes]:
         raise ValueError(
             f"{name} is a {model_type!r} model; training starts from {' or '.join(classes)}. Checkpoints of InternVL's "
             "own code are converted first: python -m modeling_vitp.convert."
         )
-    config = AutoConfig.from_pretrained(name, **revision)
+    with naming(name, PreTrainedConfig):
+        config = AutoConfig.from_pretrained(name, **revision)
     if drop_path_rate is not None:
         config.vision_config.drop_path_rate = drop_path_rate
     model, report = classes[model_type].from_pretrained(

@@ -4,6 +4,7 @@ import json
 
 import pytest
 import torch
+from datasets import load_dataset
 from internvl_oracle import build_native
 from safetensors.torch import load_file
 from transformers import InternVLForConditionalGeneration
@@ -13,11 +14,14 @@ from modeling_vitp import (
     ViTPBackbone,
     ViTPForConditionalGeneration,
     ViTPModel,
+    ViTPTrainer,
+    ViTPTrainingConfig,
     ViTPVisionModel,
     convert_checkpoint,
     export_backbone,
 )
 from modeling_vitp.convert.internvl import from_internvl, internvl_processor
+from modeling_vitp.training.start import load_checkpoint
 
 
 def test_the_processor_of_internvl_has_the_tokens_of_its_images_whatever_the_configuration_states(
@@ -34,6 +38,21 @@ def test_the_processor_of_internvl_has_the_tokens_of_its_images_whatever_the_con
     converted = from_internvl(native)
     assert internvl_processor(tmp_path / "native").image_seq_length == converted.config.image_seq_length == 4
     assert all(torch.equal(value, converted.state_dict()[name]) for name, value in model.state_dict().items())
+
+
+def test_training_starts_from_our_own_conversion_to_internvl(tmp_path, model, processor, data_folder):
+    """transformers' processor needs a video token, which makes the tokenizer longer than the model's embeddings."""
+    model.save_pretrained(tmp_path / "vitp")
+    processor.save_pretrained(tmp_path / "vitp")
+    assert len(processor.tokenizer) == model.config.text_config.vocab_size
+    convert_checkpoint(tmp_path / "vitp", tmp_path / "native", "internvl")
+    started, found = load_checkpoint(str(tmp_path / "native"))
+    assert len(found.tokenizer) == started.get_input_embeddings().num_embeddings
+    text = "How many <IMG_CONTEXT> trees? <video> 12<|im_end|>"
+    assert found.tokenizer(text)["input_ids"] == processor.tokenizer(text)["input_ids"]
+    config = ViTPTrainingConfig(tmp_path / "run", max_steps=1, use_cpu=True, bf16=False, report_to="none")
+    rows = load_dataset(str(data_folder), split="train")
+    ViTPTrainer(started, config, train_dataset=rows, processing_class=found).train()
 
 
 @pytest.mark.parametrize("given", ["alone", "with our configuration"])

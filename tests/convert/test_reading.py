@@ -101,7 +101,7 @@ MISTAKES = {
     "list": (lambda folder: (folder / "config.json").write_text("[]"), "config.json holds a list, but a JSON object"),
     "no number": (
         lambda f: edit_part(f, "vision_config", hidden_size="wide"),
-        "config.json is not valid: .*hidden_size",
+        "config.json cannot be opened: .*hidden_size",
     ),
     "heads": (lambda f: edit_part(f, "vision_config", num_attention_heads=5), "divisible by num_heads"),
     "no vision_config": (

@@ -91,17 +91,17 @@ def limits() -> Iterator[None]:
     assert taken < BYTES, f"{taken >> 20} MiB were taken"
 
 
-def outcome(action: Callable[[], Any], *named: str) -> Any:
-    """What an input gives, or the `ValueError` that it ends in, in whose message one of the names has to be.
+def outcome(action: Callable[[], Any], *named: str, kinds: tuple[type[Exception], ...] = (ValueError,)) -> Any:
+    """What an input gives, or the error of a kind that it ends in, in whose message one of the names has to be.
 
     Whatever else it ends in is raised: that is what these tests look for.
     """
     signal.alarm(SECONDS)
     try:
         return action()
-    except ValueError as error:
+    except kinds as error:
         # Of the classes below ValueError, those of others (a UnicodeDecodeError …) name nothing.
-        assert type(error) is ValueError, f"{type(error).__name__}: {error}"
+        assert type(error) in kinds, f"{type(error).__name__}: {error}"
         assert any(name in str(error) for name in named), f"names none of {named}: {error}"
         return error
     finally:

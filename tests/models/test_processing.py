@@ -252,6 +252,18 @@ def test_without_a_drop_there_are_neither_positions_nor_indices(processor, name)
     assert ("pixel_values" in output) == (name != "text only")
 
 
+def test_the_image_processor_has_the_same_rule_for_images_by_sample(processor):
+    """By which TRL's GRPO counts the tiles of each sample."""
+    samples = [[picture(120, 60), picture(60, 120)], [picture(200, 60)], [], [picture(60, 60)] * 3]
+    alone = [
+        processor(images=sample, text="<IMG_CONTEXT>" * len(sample))["pixel_values"] for sample in samples if sample
+    ]
+    together = processor.image_processor(images=samples, crop_to_patches=True, return_tensors="pt")
+    assert torch.equal(together["pixel_values"], torch.cat([torch.stack(list(tiles)) for tiles in alone]))
+    groups = torch.split(together["num_patches"], [len(sample) for sample in samples])
+    assert [group.sum().item() for group in groups] == [len(alone[0]), len(alone[1]), 0, len(alone[2])]
+
+
 @pytest.mark.parametrize("budget", [None, 1, 2, 3, 8])
 @pytest.mark.parametrize("num_images", [1, 2, 3, 5])
 def test_images_of_a_sample_share_the_budget_of_tiles_evenly(processor, budget, num_images):

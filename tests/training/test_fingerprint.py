@@ -1,13 +1,16 @@
 """A run does not go on, without a word, on data that are not those that it was trained on."""
 
+import io
 import json
 import os
 import shutil
 
 import dense_data
+import numpy as np
+import PIL.Image
 import pytest
 import yaml
-from datasets import Dataset, load_dataset
+from datasets import Dataset, Features, Image, List, load_dataset
 from pictures import picture
 from tiny_models import FROM_SCRATCH
 from training_run import FEATURES, make_rows, make_trainer
@@ -37,6 +40,24 @@ def test_every_changed_answer_of_rows_is_seen(tmp_path):
         assert fingerprint(other) != known
         assert fingerprint(other.to_iterable_dataset()) != fingerprint(rows.to_iterable_dataset())
     assert fingerprint(rows.select(range(29))) != known and fingerprint(rows.shuffle(seed=1)) != known
+
+
+@pytest.mark.parametrize(("format", "options"), [("PNG", {"compress_level": 0}), ("JPEG", {}), ("WEBP", {})])
+def test_other_pixels_in_as_many_bytes_are_seen(format, options):
+    """Without compression, every PNG of a size has as many bytes; of the others, those that have are looked for."""
+    length, kept = None, []
+    for seed in range(400):
+        pixels = np.random.default_rng(0).integers(0, 256, (24, 24, 3), dtype=np.uint8)
+        pixels[seed % 24, seed // 24] = 255 - pixels[seed % 24, seed // 24]
+        buffer = io.BytesIO()
+        PIL.Image.fromarray(pixels).save(buffer, format, **options)
+        length = length or len(buffer.getvalue())
+        if len(buffer.getvalue()) == length:
+            kept.append(buffer.getvalue())
+    assert len(set(kept)) > 3
+    features = Features({"images": List(Image())})
+    rows = [Dataset.from_dict({"images": [[{"bytes": one, "path": None}]]}, features=features) for one in set(kept)]
+    assert len({json.dumps(fingerprint(each)) for each in rows}) == len(rows)
 
 
 @pytest.mark.parametrize("stream", [False, True], ids=["map", "stream"])

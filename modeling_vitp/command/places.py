@@ -1,0 +1,61 @@
+"""Arguments that name a folder or a Hub id, looked at before anything that takes long is done with them."""
+
+import difflib
+import os
+import socket
+from collections.abc import Iterable
+from pathlib import Path
+from urllib.parse import urlsplit
+from urllib.request import getproxies
+
+from .errors import WrongArguments
+
+PLACES = {"model_name_or_path", "vision_model", "language_model", "dataset_name", "backbones", "processor", "model"}
+PLACES |= {"checkpoint", "source"}
+SECONDS = 5  # that the Hub may take to answer
+
+
+def check_places(arguments: Iterable[object]) -> None:
+    """Looks at what the arguments of a command are to be read from.
+
+    Raises:
+        WrongArguments: if one looks like a folder that is not there; it names the nearest.
+        ConnectionError: if one is a Hub id, and the Hub does not answer.
+    """
+    ids = []
+    for item in arguments:
+        for name in sorted(PLACES & vars(item).keys()):
+            value = getattr(item, name)
+            for place in value if isinstance(value, list) else [value]:
+                if not isinstance(place, str) or Path(place).expanduser().exists():
+                    continue
+                if looks_like_path(place):
+                    raise WrongArguments(f"{name}={place!r}: there is no such file or folder{nearest(Path(place))}.")
+                ids.append(place)
+    if ids:
+        check_hub(ids[0])
+
+
+def looks_like_path(place: str) -> bool:
+    """Whether a word can be no id of a model or a data set on the Hub, or names a folder that has others in it."""
+    has_parent = "/" in place and Path(place).parent.is_dir()
+    has_suffix = Path(place).suffix in (".safetensors", ".yaml", ".json", ".jsonl", ".parquet")
+    return place.startswith((".", "/", "~")) or place.count("/") > 1 or place.endswith("/") or has_parent or has_suffix
+
+
+def nearest(path: Path) -> str:
+    siblings = [other.name for other in path.parent.iterdir()] if path.parent.is_dir() else []
+    found = difflib.get_close_matches(path.name, siblings, 1, 0.6)
+    return f", did you mean {str(path.parent / found[0])!r}" if found else ""
+
+
+def check_hub(place: str) -> None:
+    """The Hub's clients try for minutes. Behind a proxy nothing is known, and offline they say so at once."""
+    address = urlsplit(os.environ.get("HF_ENDPOINT") or "https://huggingface.co")
+    if os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE") or address.scheme in getproxies():
+        return
+    try:
+        port = address.port or {"http": 80}.get(address.scheme, 443)
+        socket.create_connection((address.hostname, port), timeout=SECONDS).close()
+    except OSError as error:
+        raise ConnectionError(f"for {place}: {address.hostname}, {error}") from error

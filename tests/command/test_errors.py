@@ -1,0 +1,97 @@
+"""Errors of the Hub and of what is installed, each told apart in one line."""
+
+import sys
+import warnings
+
+import pytest
+import transformers
+from huggingface_hub import hf_hub_download
+
+import modeling_vitp
+from modeling_vitp import ViTPProcessor, ViTPTrainingConfig
+from modeling_vitp.command.errors import explain, run, take_debug
+from modeling_vitp.command.places import check_places, looks_like_path
+
+
+class Given:
+    def __init__(self, place):
+        self.model_name_or_path = place
+
+
+def told(action):
+    with pytest.raises(Exception) as caught:
+        action()
+    what, remedy, status = explain(caught.value)
+    return " ".join(f"{what} {remedy}".split()), status
+
+
+def test_a_wrong_id_a_private_repo_and_no_connection_are_different_lines(hub, monkeypatch, logged_in):
+    wrong = told(lambda: hf_hub_download("org/nothing", "config.json"))
+    assert wrong[1] == 2 and "org/nothing is not on the Hub" in wrong[0]
+    opened = told(lambda: ViTPProcessor.from_pretrained("org/nothing"))
+    assert opened[1] == 2 and "not on the Hub" in opened[0]
+    monkeypatch.delenv("HF_TOKEN")
+    private = told(lambda: hf_hub_download("org/nothing", "config.json"))
+    assert (
+        private[1] == 2 and "org/nothing is private, or not on the Hub" in private[0] and "hf auth login" in private[0]
+    )
+
+
+def test_a_hub_that_does_not_answer_is_told_before_its_clients_try_for_minutes(monkeypatch):
+    monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:1")
+    monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
+    for name in ("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY", "all_proxy", "ALL_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+    line, status = told(lambda: check_places([Given("org/model")]))
+    assert status == 1 and "the Hub cannot be reached (for org/model: 127.0.0.1" in line and "HF_HUB_OFFLINE=1" in line
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    check_places([Given("org/model"), Given(None), Given("gpt2")])
+
+
+@pytest.mark.parametrize("place", ["./a", "/a/b", "~/a", "a/b/c", "a/", "weights.safetensors"])
+def test_what_looks_like_a_path_is_no_id(place):
+    assert looks_like_path(place) and not looks_like_path("org/model-1.5") and not looks_like_path("gpt2")
+
+
+def test_an_extra_that_is_not_installed_names_the_line_that_installs_it():
+    line, status = told(lambda: (_ for _ in ()).throw(ModuleNotFoundError("No module named 'trl'", name="trl.models")))
+    assert status == 1 and line == "trl is not installed. pip install 'modeling-vitp[recipes]'"
+
+
+def test_a_transformers_that_is_too_old_is_told_at_import(monkeypatch):
+    monkeypatch.setattr(modeling_vitp.importlib.metadata, "version", lambda name: "4.57.1")
+    with pytest.raises(ImportError, match=r"needs transformers 5\.24, and 4\.57\.1 is installed: pip install"):
+        modeling_vitp._check_versions()
+    monkeypatch.undo()
+    modeling_vitp._check_versions()
+    assert transformers.__version__.startswith(modeling_vitp._NEEDED)
+
+
+def test_debug_with_a_value_is_the_option_of_transformers():
+    words = ["vitp pretrain", "--debug", "underflow_overflow", "--debug"]
+    assert take_debug(words) and words == ["vitp pretrain", "--debug", "underflow_overflow"]
+    assert not take_debug(words)
+
+
+@pytest.mark.parametrize(
+    ("error", "status"),
+    [(ValueError("x"), 2), (FileNotFoundError(2, "gone", "a"), 2), (KeyError("x"), 1), (OSError(28, "full"), 1)],
+)
+def test_the_status_tells_a_mistake_from_a_failure(error, status, monkeypatch, capsys, tmp_path):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr(sys, "argv", ["vitp probe"])
+
+    def fail():
+        raise error
+
+    with pytest.raises(SystemExit) as end:
+        run(fail)
+    assert end.value.code == status and len(capsys.readouterr().err.splitlines()) == 1
+    assert type(error).__name__ in (tmp_path / "vitp" / "error.log").read_text()
+
+
+def test_the_settings_of_a_training_warn_of_nothing(tmp_path):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", FutureWarning)
+        assert ViTPTrainingConfig(tmp_path, use_cpu=True, bf16=False).activation_checkpointing is True
+        assert not ViTPTrainingConfig(tmp_path, gradient_checkpointing=False, bf16=False).activation_checkpointing

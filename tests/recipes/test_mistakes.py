@@ -1,0 +1,146 @@
+"""What people get wrong, each in one line that names the thing, with the right status, soon, and nothing written."""
+
+import json
+import re
+import sys
+import time
+
+import pytest
+import yaml
+from tiny_models import FROM_SCRATCH
+
+from modeling_vitp.__main__ import main
+
+PRETRAIN = ["pretrain", "--output_dir", "out", "--dataset_name", "data"]
+# The words, the status, and what the line says.
+MISTAKES = {
+    "a recipe's name": (["pretran"], 2, "there is no recipe 'pretran': did you mean 'pretrain'"),
+    "no recipe at all": (["train_model"], 2, "there is no recipe 'train_model'"),
+    "a configuration's name": (["pretrain", "--config", "quickstrt"], 2, "no configuration 'quickstrt'.*quickstart"),
+    "a configuration that is no YAML": (["pretrain", "--config", "broken.yaml"], 2, "expected|mapping|scanning"),
+    "a configuration without a name": (["pretrain", "--config"], 2, "--config needs a name"),
+    "an option's name": (
+        [*PRETRAIN, "--learning_rat", "1"],
+        2,
+        "no option 'learning_rat': did you mean 'learning_rate'",
+    ),
+    "a key of the configuration": (
+        ["pretrain", "--config", "key.yaml"],
+        2,
+        "no option 'max_step': did you mean 'max_st",
+    ),
+    "an option of another recipe": (
+        ["finetune_segmentation", "--config", "loveda", "--crop", "3"],
+        2,
+        "no option 'crop': did you mean 'crop_",
+    ),
+    "a word without an option": (["pretrain", "--config", "quickstart", "word"], 2, r"what is 'word'\?"),
+    "a word for a number": ([*PRETRAIN, "--max_patches", "many"], 2, "max_patches.*invalid int"),
+    "an option without its value": (["export_backbone", "model"], 2, "arguments are required: output_dir"),
+    "a rate over 1": ([*PRETRAIN, "--vrl_drop_ratio", "75"], 2, r"vrl_drop_ratio=75.0"),
+    "a negative size": ([*PRETRAIN, "--max_patches", "-2"], 2, r"max_patches=-2"),
+    "JSON that is none": ([*PRETRAIN, "--from_scratch", "{]"], 2, "from_scratch: '{]' is no JSON"),
+    "no data": (["pretrain", "--output_dir", "out"], 2, "Give either dataset_name or mixture"),
+    "no start": (PRETRAIN, 2, "Give either model_name_or_path or from_scratch"),
+    "two starts": (
+        [*PRETRAIN, "--model_name_or_path", "model", "--vision_model", "model"],
+        2,
+        "belong together|Give eit",
+    ),
+    "half a composition": (
+        [*PRETRAIN, "--vision_model", "model"],
+        2,
+        "vision_model and language_model belong together",
+    ),
+    "an unknown task": ([*PRETRAIN, "--task", "tree"], 2, "there is no task 'tree'"),
+    "a mistyped path of a model": (
+        [*PRETRAIN, "--model_name_or_path", "./modle"],
+        2,
+        r"no such .*did you mean 'model'",
+    ),
+    "an absolute path that is not there": (
+        [*PRETRAIN, "--model_name_or_path", "/no/model"],
+        2,
+        "'/no/model': there is no",
+    ),
+    "a mistyped path of data": (
+        ["pretrain", "--output_dir", "out", "--dataset_name", "./dta"],
+        2,
+        "did you mean 'data'",
+    ),
+    "a model's name that the Hub cannot have here": (
+        [*PRETRAIN, "--model_name_or_path", "org/model"],
+        1,
+        "HF_HUB_OFFLINE is",
+    ),
+    "a folder without a model": ([*PRETRAIN, "--model_name_or_path", "empty"], 2, "empty"),
+    "a folder without data": (["pretrain", "--output_dir", "out", "--dataset_name", "empty"], 2, "empty"),
+    "a split to train on": ([*PRETRAIN, "--dataset_train_split", "trian"], 2, "no split 'trian'.*'?train"),
+    "a split to evaluate on": ([*PRETRAIN, "--dataset_test_split", "tset"], 2, "no split 'tset', only test, train"),
+    "a model of another kind": ([*PRETRAIN, "--model_name_or_path", "bert"], 2, "bert is a 'bert' model"),
+    "a mixture that is not there": (["pretrain", "--output_dir", "out", "--mixture", "mix.yml"], 2, "mix.yml"),
+    "a mixture without sources": (["validate_data", "empty.yaml"], 2, "empty.yaml|sources"),
+    "a mixture's name": (["validate_data", "mixtures.yaml"], 2, "no mixture file mixtures.yaml"),
+    "a classes file": (["finetune_segmentation", "--config", "lovda"], 2, "no configuration 'lovda'.*loveda"),
+    "a dense model's data root": (
+        ["finetune_segmentation", "--config", "loveda", "--model_name_or_path", "backbone", "--output_dir", "out"],
+        2,
+        "loveda|LoveDA|data",
+    ),
+    "a probe of nothing": (["probe", "--dataset_name", "data"], 2, "backbones"),
+    "a conversion of nothing": (["convert", "./modle", "out"], 2, "did you mean 'model'"),
+    "a conversion to nothing": (["convert", "empty", "out", "--to", "vit"], 2, "--to: invalid choice: 'vit'"),
+    "a conversion of an empty folder": (["convert", "empty", "out"], 2, "holds no safetensors"),
+    "a conversion onto something": (["convert", "bert", "data"], 2, "data exists already"),
+    "a backbone of a ViT": (["export_backbone", "empty", "out"], 2, "empty has no processor"),
+    "a scene for a model of another kind": (
+        ["predict_large", "bert", "a.tif", "--output", "o.tif"],
+        2,
+        "bert is a bert",
+    ),
+    "a layout of annotations": (["make_instructions", "yolo", "empty", "out"], 2, "invalid choice: 'yolo'"),
+    "a push of nothing": (["push_to_hub", "./modle", "org/name", "--what", "model"], 2, "did you mean 'model'"),
+    "a push without a kind": (["push_to_hub", "model", "org/name"], 2, "arguments are required: --what"),
+}
+
+
+@pytest.fixture
+def desk(tmp_path, monkeypatch, data_folder):
+    """A folder with data, an empty folder, a model's configuration and some files that are wrong."""
+    for name in ("model", "empty", "bert"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "bert" / "config.json").write_text(json.dumps({"model_type": "bert"}))
+    (tmp_path / "broken.yaml").write_text("a: [1, 2\nb: }")
+    (tmp_path / "key.yaml").write_text(
+        yaml.safe_dump({"dataset_name": "data", "max_step": 3, "from_scratch": FROM_SCRATCH})
+    )
+    (tmp_path / "empty.yaml").write_text("{}")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path.parent / f"{tmp_path.name}-cache"))
+    monkeypatch.setattr(sys, "argv", ["vitp"])
+    return tmp_path
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_a_mistake_is_one_line_soon_with_its_status_and_leaves_nothing(mistake, desk, capsys):
+    words, status, says = MISTAKES[mistake]
+    before = sorted(desk.rglob("*"))
+    start = time.process_time()
+    with pytest.raises(SystemExit) as end:
+        main(words)
+    seconds = time.process_time() - start
+    line = capsys.readouterr().err.splitlines()[-1]
+    assert re.search(f"^error: .*({says})", line), line
+    assert end.value.code == status, line
+    log = re.search(r"\(traceback: (.*error\.log)\)$", line)
+    assert log and "Traceback" in open(log[1]).read()
+    assert sorted(desk.rglob("*")) == before and seconds < 10
+
+
+def test_the_traceback_is_printed_when_asked_for(desk, capsys):
+    with pytest.raises(SystemExit):
+        main(["pretran"])
+    assert "Traceback" not in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        main(["export_backbone", "empty", "out", "--debug"])
+    assert "Traceback" in capsys.readouterr().err
