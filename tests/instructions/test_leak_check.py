@@ -64,9 +64,9 @@ def test_sources_of_which_much_is_guessed_are_named_first(mixture, tmp_path, mon
         assert leak["guessed_bits"] == pytest.approx(leak["hidden_bits"] - leak["visible_bits"])
     said = capsys.readouterr().out
     assert "fewer than 50 rows in all" in said and "`answer_mask_ratio`" in said
-    named = said.partition("At least half is guessed in ")[2].partition(":")[0]
+    named = said.partition("At least a tenth is guessed in ")[2].partition(":")[0]
     assert sorted(named.split(", ")) == ["stream", "stripes"]
-    assert said.partition("At least half")[0].splitlines()[-1] in card.read_text()
+    assert said.partition("At least a tenth")[0].splitlines()[-1] in card.read_text()
 
 
 def test_without_the_option_nothing_is_measured(mixture, tmp_path, capsys):
@@ -81,6 +81,6 @@ def test_what_is_said_of_a_source():
     text = leak_check.leak_text({"even": Leak(9, 90, 1.0, 1.0, 0.5, 0.5, 0.0, 200, True), "maps": leak, "few": None})
     assert "In maps, of the 2.31 bits that a token of an answer has given its question, 1.40 ± 0.02 are guessed" in text
     assert text.index("| maps |") < text.index("| even |") < text.index("| few |")
-    assert "even" not in text.partition("At least half")[2]
+    assert "even" not in text.partition("At least a tenth")[2]
     empty = leak_check.leak_text({"fixed": Leak(9, 90, 0.01, 0.0, 1.0, 1.0, 0.0, 60, False)})
     assert "9, out of time at step 60" in empty and "In fixed answers follow from their questions" in empty
