@@ -102,6 +102,27 @@ def test_rows_may_have_their_objects_in_columns_of_any_name(tmp_path):
         low = np.array([corners.min(0) for _, corners in objects]).reshape(-1, 2)
         np.testing.assert_allclose(item["corners"].amin(1) if objects else np.zeros((0, 2)), low, atol=1e-4)
 
+    parts = {
+        "first": "train[:1]",
+        "rest": "train[1:]",
+        "windows": {"split": "train", "tile": {"size": 48, "overlap": 16}},
+    }
+    several = DetectionData.from_dict(described | {"splits": parts})
+    joined, windows = several.open(["first", "rest"], "horizontal"), several.open(["windows"], "horizontal")
+    assert len(joined) == len(IMAGES) and len(windows) == 6 * len(IMAGES)
+    for index in range(len(IMAGES)):
+        assert torch.equal(joined[index]["image"], samples[index]["image"])
+        assert torch.equal(joined[index]["corners"], samples[index]["corners"])
+        left, top = windows.places[6 * index + 4].start
+        assert torch.equal(
+            windows[6 * index + 4]["image"], samples[index]["image"][:, top : top + 48, left : left + 48]
+        )
+    several.check_disjoint(["first", "rest"], "horizontal")
+    with pytest.raises(ValueError, match="Two of the splits"):
+        DetectionData.from_dict(described | {"splits": {"a": "train", "b": {"split": "train"}}}).check_disjoint(
+            "ab", ""
+        )
+
     named = {"columns": {"boxes": "objects.bbox", "labels": "objects.category"}, "box_format": "xyxy"}
     wrong = DetectionData.from_dict(described | named)
     with pytest.raises(ValueError, match=r"row \d+ of split 'train', object \d+: the box .* has no area"):
