@@ -7,13 +7,19 @@ from pathlib import Path
 import numpy as np
 import pytest
 import yaml
+from datasets import Dataset
 from hypothesis import given
 from hypothesis import strategies as st
+from paths import AERIAL_TREES, CONFIGS
 from scipy import stats
+from trl import ModelConfig
 
 from modeling_vitp.evaluation.arguments import ExperimentArguments
 from modeling_vitp.evaluation.arms import interval, merge, run_experiment
-from modeling_vitp.recipes import experiment
+from modeling_vitp.recipes import experiment, pretrain
+from modeling_vitp.recipes.tasks.trees.instructions import TreeInstructions
+from modeling_vitp.training.arguments import SFT_MODULES, PretrainArguments, VRLArguments
+from modeling_vitp.training.command_line import parse
 
 BASE = {"max_steps": 10, "from_scratch": {"vocab_size": 5, "text_config": {"num_hidden_layers": 1, "hidden_size": 8}}}
 ARMS = {
@@ -155,3 +161,18 @@ def test_changes_are_made_in_a_copy():
     base = {"a": {"b": 1, "c": 2}, "d": {"e": 3}}
     assert merge(base, {"a": {"b": 4}, "d": None}) == {"a": {"b": 4, "c": 2}, "d": None}
     assert base == {"a": {"b": 1, "c": 2}, "d": {"e": 3}}
+
+
+@pytest.mark.parametrize("config", sorted(CONFIGS.glob("experiment_*.yaml")), ids=lambda path: path.stem)
+def test_every_arm_of_the_plans_is_a_pretraining_that_can_be_asked_for(config, tmp_path):
+    """By the parser of the entry point, and by the task that takes the options."""
+    args = ExperimentArguments(**yaml.safe_load(config.read_text()))
+    assert len(args.seeds) >= 5
+    rows = Dataset.from_dict({"image": [], "boxes": []})
+    for settings in args.arms.values():
+        merged = merge(yaml.safe_load(Path(args.base).read_text()), settings or {}) | {"output_dir": str(tmp_path)}
+        merged["dataset_name"] = str(AERIAL_TREES)
+        (tmp_path / "arm.yaml").write_text(yaml.safe_dump(merged))
+        own = PretrainArguments, VRLArguments, ModelConfig
+        parsed, _, _ = parse(["--config", str(tmp_path / "arm.yaml")], "", own, pretrain.WHOLE, SFT_MODULES)
+        TreeInstructions(rows, **(parsed.task_options or {}))
