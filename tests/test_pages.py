@@ -22,7 +22,7 @@ PAGES = find_pages()
 PATHS = {  # text of any page, and of one, -> what stands for it, of paths and sizes
     "": {"/datasets/": "datasets/"},
     "recipes/pretrain.md": {"max_steps=1000": "max_steps=2"},
-    "modeling_vitp/README.md": {"[(600, 800), (512, 512)]": "[(48, 64), (64, 56)]"},
+    "modeling_vitp/README.md": {"[(600, 800), (512, 512)]": "[(48, 64), (64, 56)]", "image_size=800": "image_size=64"},
     "modeling_vitp/convert/README.md": {
         "ViTP_ViT.safetensors": "ViTP_ViT/model.safetensors",
         "convert upernet.safetensors": "convert upernet/model.safetensors",

@@ -29,6 +29,7 @@ from transformers import (
 
 from modeling_vitp import (
     ViTPForChangeDetection,
+    ViTPForObjectDetection,
     ViTPForSemanticSegmentation,
     ViTPProcessor,
     ViTPSegmentationImageProcessor,
@@ -111,16 +112,22 @@ def write_checkpoints(folder: Path) -> None:
     convert_checkpoint(folder / "my_model", folder / "upernet", "original")
     torch.save({"state_dict": load_file(folder / "upernet/model.safetensors")}, folder / "iter_80000.pth")
 
-    for name, source in {"ViTP_ViT": "internvl_tiny_original", "detector": "vit_adapter_tiny_original"}.items():
-        (folder / name).mkdir()
-        is_vit = name == "ViTP_ViT"
-        config = FIXTURES / source / ("config.json" if is_vit else "settings.json")
-        shutil.copyfile(config, folder / name / "config.json")
-        weights = load_file(FIXTURES / source / ("vision_only.safetensors" if is_vit else "adapter.safetensors"))
-        if not is_vit:
-            weights = {f"backbone.{key}": tensor for key, tensor in weights.items()}
-            weights["rpn_head.rpn_cls.weight"] = torch.zeros(2)
-        save_file(weights, folder / name / "model.safetensors")
+    names = {index: f"class {index}" for index in range(20)}
+    detector = ViTPForObjectDetection.from_backbone(
+        folder / "outputs/quickstart/backbone",
+        id2label=names,
+        neck_channels=8,
+        head_hidden_size=8,
+        backbone_kwargs=small,
+    )
+    detector.save_pretrained(folder / "my_own_detector")
+    convert_checkpoint(folder / "my_own_detector", folder / "detector", "original")
+    shutil.rmtree(folder / "my_own_detector")
+
+    (folder / "ViTP_ViT").mkdir()
+    shutil.copyfile(FIXTURES / "internvl_tiny_original" / "config.json", folder / "ViTP_ViT" / "config.json")
+    weights = load_file(FIXTURES / "internvl_tiny_original" / "vision_only.safetensors")
+    save_file(weights, folder / "ViTP_ViT" / "model.safetensors")
 
 
 def write_images(folder: Path) -> None:
