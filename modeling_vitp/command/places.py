@@ -37,10 +37,10 @@ def check_places(arguments: Iterable[object]) -> None:
 
 
 def looks_like_path(place: str) -> bool:
-    """Whether a word can be no id of a model or a data set on the Hub, or names a folder that has others in it."""
-    has_parent = "/" in place and Path(place).parent.is_dir()
+    """Whether a word can be no id of a model or a data set on the Hub, or is nearly that of a folder here."""
+    is_nearly = "/" in place and nearest(Path(place)) != ""
     has_suffix = Path(place).suffix in (".safetensors", ".yaml", ".json", ".jsonl", ".parquet")
-    return place.startswith((".", "/", "~")) or place.count("/") > 1 or place.endswith("/") or has_parent or has_suffix
+    return place.startswith((".", "/", "~")) or place.count("/") > 1 or place.endswith("/") or is_nearly or has_suffix
 
 
 def nearest(path: Path) -> str:

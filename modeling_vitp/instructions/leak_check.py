@@ -1,4 +1,4 @@
-"""The check of a mixture's sources for answers that are guessed from their own beginning, see [`~leak`]."""
+"""The check of a mixture's sources for answers that are guessed from their own beginning, measured by `leak.py`."""
 
 import itertools
 import math

@@ -195,6 +195,7 @@ def test_there_and_back_is_the_same_to_the_bit(tmp_path, kind, variant, dtype, m
     if kind == "internvl":
         config, wanted = (json.loads((folder / "config.json").read_text()) for folder in (back, source))
         assert config.pop("vrl_drop_ratio") == 0.0 and config.pop("vrl_apply_prob") == 1.0
+        assert config.pop("vrl_warmup_steps") == 0 and config.pop("answer_mask_ratio") == 0.0
         assert config["vision_config"].pop("drop_path_rate") == 0.0
         assert config == wanted
         reopened, report = AutoModelForImageTextToText.from_pretrained(back, output_loading_info=True)

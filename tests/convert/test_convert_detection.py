@@ -200,7 +200,7 @@ def test_a_wrong_detector_is_named_in_one_line_and_nothing_is_written(tmp_path, 
     mistake(weights, settings)
     save_file(weights, source / "model.safetensors")
     (source / "config.json").write_text(json.dumps(settings))
-    with pytest.raises(SystemExit) as error:
+    with pytest.raises(ValueError) as error:
         main([str(source), str(tmp_path / "target")])
     assert MISTAKES[mistake] in str(error.value) and "\n" not in str(error.value)
     assert [path.name for path in tmp_path.iterdir()] == ["original"]

@@ -25,7 +25,9 @@ WHOLE = [
 
 
 @pytest.mark.parametrize("name", [*PUBLISHED, "nuclei_oriented", "aerial_trees_boxes"])
-def test_a_configuration_says_what_is_published_and_is_read_whole(name, tmp_path):
+def test_a_configuration_says_what_is_published_and_is_read_whole(name, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)  # where the backbone is that it starts from
+    (tmp_path / "outputs/remote_sensing_paper/backbone").mkdir(parents=True)
     own = DetectionArguments, DetectionSettings, DetectionModelArguments
     words = ["--config", str(CONFIGS / f"{name}.yaml"), "--output_dir", str(tmp_path)]
     args, settings, _ = parse(words, "", own, WHOLE, ["transformers.training_args"])

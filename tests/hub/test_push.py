@@ -10,6 +10,7 @@ from paths import ROOT
 from pushed_runs import in_repo, push
 
 from modeling_vitp import ViTPForConditionalGeneration, ViTPProcessor, export_backbone
+from modeling_vitp.command.errors import WrongArguments
 
 
 def writes(hub) -> list[str]:
@@ -48,7 +49,7 @@ def test_branch_message_and_pull_request(hub, logged_in, folder, capsys):
         "tester/m", "refs/pr/1"
     )
     assert [one["title"] for one in hub.repo("tester/m").state["discussions"]] == ["Please"]
-    with pytest.raises(SystemExit):
+    with pytest.raises(WrongArguments, match="--create_pr is for main: give no --revision"):
         push(folder, "tester/m", "--what", "model", "--create_pr", "--revision", "v2")
 
 
@@ -92,11 +93,16 @@ def test_the_token_is_sent_to_the_hub_and_stays_nowhere(hub, logged_in, folder, 
     assert len(left) > 20 and not any(logged_in.encode() in path.read_bytes() for path in left)
 
 
+def test_a_folder_that_is_not_there_is_named_before_anything_is_written(hub, logged_in, folder):
+    with pytest.raises(WrongArguments, match=f"checkpoint='{folder}/none': there is no such file or folder"):
+        push(f"{folder}/none", "tester/m", "--what", "model")
+    assert writes(hub) == []
+
+
 @pytest.mark.parametrize(
     ("words", "says"),
     [
         (["{folder}", "a/b/c", "--what", "model"], "a/b/c"),
-        (["{folder}/none", "tester/m", "--what", "model"], "neither a folder nor a Hub id"),
         (["tester/none", "tester/m", "--what", "model"], "tester/none cannot be downloaded"),
         (["{folder}/checkpoint-2", "tester/m", "--what", "model"], "has no config.json"),
         (["{backbone}", "tester/m", "--what", "model"], "Push it with --what backbone"),

@@ -213,7 +213,7 @@ def test_images_of_many_bands_are_read_by_an_input_spec(tmp_path, whose):
 @pytest.mark.parametrize(
     ("what", "arguments", "message"),
     [
-        ("missing", [], "cannot be opened"),
+        ("missing", [], "there is no such file or folder"),
         ("split", ["--test_split", "val"], r"no split 'val', only \['test', 'train'\]"),
         ("column", ["--label_column", "kind"], "no column 'kind'.*give label_column"),
         ("image column", ["--image_column", "label"], "no column of images"),

@@ -85,7 +85,8 @@ def draw_collages(
     """Collages of about `size` pixels a side, each of N x N pieces with an N drawn of `grids`.
 
     Every square of every image is as likely a piece as any other, and each of its eight turns. An object belongs to a
-    piece as to a window, see [`~windows.windows_of`]. The pieces of the n-th collage depend on seed, n and the images.
+    piece as to a window, see [`~modeling_vitp.instructions.from_annotations.windows.windows_of`]. The pieces of the
+    n-th collage depend on seed, n and the images.
 
     Raises:
         ValueError: if all images are smaller than a piece.

@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from modeling_vitp.command.errors import WrongArguments
 from modeling_vitp.instructions.from_annotations.annotations import AnnotatedImage, Region
 from modeling_vitp.instructions.from_annotations.collages import draw_collages, encode_collages
 from modeling_vitp.instructions.from_annotations.masks import labels_of, regions_of
@@ -174,9 +175,8 @@ def test_questions_are_asked_about_them_and_only_training_images_are_cut(tmp_pat
     assert again["messages"] == rows["messages"]
 
 
-def test_changes_and_scenes_have_none(tmp_path, capsys):
+def test_changes_and_scenes_have_none(tmp_path):
     from modeling_vitp.recipes import make_instructions
 
-    with pytest.raises(SystemExit):
+    with pytest.raises(WrongArguments, match="--collages needs annotated boxes or masks"):
         make_instructions.main(["folders", str(tmp_path), "--output_dir", str(tmp_path / "out"), "--collages", "1"])
-    assert "--collages needs annotated boxes or masks" in capsys.readouterr().err
