@@ -18,9 +18,9 @@ from transformers.trainer_utils import EvalLoopOutput
 
 from ..image_processing_vitp_dense import ViTPSegmentationImageProcessor
 from ..metrics.report import METRICS_FOLDER, name_classes
-from ..training.batching import EpochBatchSampler, share
-from ..training.layer_decay import layer_decay_groups
-from ..training.run import Run, RunConfig
+from ..training.batching import share
+from ..training.fine_tuner import FineTuner
+from ..training.run import RunConfig
 from ..vrl import keyed_generator
 from .arguments import SCORED_WITH, DenseSettings
 from .augmentation import Augmentation
@@ -85,7 +85,7 @@ def normalize(image: torch.Tensor, image_processor: ViTPSegmentationImageProcess
     return F.normalize(F.to_dtype(image, scale=True), image_processor.image_mean, image_processor.image_std)
 
 
-class DenseTrainer(Run, Trainer):
+class DenseTrainer(FineTuner, Trainer):
     """Trains [`~modeling_vitp.ViTPForSemanticSegmentation`] or [`~modeling_vitp.ViTPForChangeDetection`].
 
     What differs from [`~transformers.Trainer`]:
@@ -140,8 +140,6 @@ class DenseTrainer(Run, Trainer):
             processing_class=image_processor,
             **kwargs,
         )
-        # The model's loss is a mean over its own batch: the Trainer has to divide it where gradients accumulate.
-        self.model_accepts_loss_kwargs = False
         self.metric = evaluate.load(
             str(METRICS_FOLDER / metric),
             num_labels=len(encoding.classes),
@@ -151,42 +149,6 @@ class DenseTrainer(Run, Trainer):
         )
 
     # Training
-
-    def create_optimizer(self, model: PreTrainedModel | None = None) -> torch.optim.Optimizer:
-        if self.optimizer is None:
-            model = self.model if model is None else model
-            num_layers = self.accelerator.unwrap_model(model).config.backbone_config.num_hidden_layers
-            args = self.args
-            groups = layer_decay_groups(
-                model,
-                args.learning_rate,
-                args.weight_decay,
-                args.layer_decay,
-                num_layers,
-                args.level_embeddings_at_input,
-                args.position_weight_decay,
-            )
-            optimizer_cls, settings = self.get_optimizer_cls_and_kwargs(args, model)
-            self.optimizer = optimizer_cls(groups, **settings)
-        return self.optimizer
-
-    def _get_train_sampler(self, train_dataset: Dataset | None = None) -> EpochBatchSampler:
-        args = self.args
-        self._train_batches = EpochBatchSampler(
-            len(self.train_dataset if train_dataset is None else train_dataset),
-            self._train_batch_size,
-            args.gradient_accumulation_steps,
-            args.world_size,
-            args.process_index,
-            self.data_seed,
-            drop_last=args.dataloader_drop_last,
-        )
-        if not len(self._train_batches):
-            raise ValueError(
-                f"{len(self.train_dataset)} sample(s) to train on are less than the "
-                f"{self._train_batches.effective_batch_size} of one step: make batches smaller."
-            )
-        return self._train_batches
 
     def training_data(self) -> Any:
         samples = self.train_dataset.samples

@@ -15,9 +15,9 @@ from transformers.trainer_utils import EvalLoopOutput
 from ..image_processing_vitp_detection import ViTPDetectionImageProcessor
 from ..metrics.report import METRICS_FOLDER, name_classes
 from ..rotated_boxes import enclosing_boxes
-from ..training.batching import EpochBatchSampler, share
-from ..training.layer_decay import layer_decay_groups
-from ..training.run import Run, RunConfig
+from ..training.batching import share
+from ..training.fine_tuner import FineTuner
+from ..training.run import RunConfig
 from ..vrl import keyed_generator
 from .arguments import DetectionSettings
 from .augmentation import Augmentation, Sample, targets
@@ -84,7 +84,7 @@ def collate(items: list[dict[str, Any]]) -> dict[str, Any]:
     return batch
 
 
-class DetectionTrainer(Run, Trainer):
+class DetectionTrainer(FineTuner, Trainer):
     """Trains a detector of ViTP's.
 
     What differs from [`~transformers.Trainer`]:
@@ -135,8 +135,6 @@ class DetectionTrainer(Run, Trainer):
             processing_class=image_processor,
             **kwargs,
         )
-        # The model's loss is a mean over its own batch: the Trainer has to divide it where gradients accumulate.
-        self.model_accepts_loss_kwargs = False
         self.metrics = self._load_metrics(metric, metric_options or {})
 
     def _load_metrics(self, metric: str | None, options: dict[str, Any]) -> dict[str, evaluate.Metric]:
@@ -150,16 +148,6 @@ class DetectionTrainer(Run, Trainer):
         return {"box_": evaluate.load(str(METRICS_FOLDER / name), **shared), "mask_": masks}
 
     # Training
-
-    def create_optimizer(self, model: PreTrainedModel | None = None) -> torch.optim.Optimizer:
-        if self.optimizer is None:
-            model, args = self.model if model is None else model, self.args
-            num_layers = self.accelerator.unwrap_model(model).config.backbone_config.num_hidden_layers
-            options = args.level_embeddings_at_input, args.position_weight_decay
-            rates = args.learning_rate, args.weight_decay, args.layer_decay
-            optimizer_cls, settings = self.get_optimizer_cls_and_kwargs(args, model)
-            self.optimizer = optimizer_cls(layer_decay_groups(model, *rates, num_layers, *options), **settings)
-        return self.optimizer
 
     def create_scheduler(
         self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None
@@ -177,24 +165,6 @@ class DetectionTrainer(Run, Trainer):
             self.lr_scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer or self.optimizer, factor)
             self._created_lr_scheduler = True
         return super().create_scheduler(num_training_steps, optimizer)
-
-    def _get_train_sampler(self, train_dataset: Dataset | None = None) -> EpochBatchSampler:
-        args = self.args
-        self._train_batches = EpochBatchSampler(
-            len(self.train_dataset if train_dataset is None else train_dataset),
-            self._train_batch_size,
-            args.gradient_accumulation_steps,
-            args.world_size,
-            args.process_index,
-            self.data_seed,
-            drop_last=args.dataloader_drop_last,
-        )
-        if not len(self._train_batches):
-            raise ValueError(
-                f"{len(self.train_dataset)} sample(s) to train on are less than the "
-                f"{self._train_batches.effective_batch_size} of one step: make batches smaller."
-            )
-        return self._train_batches
 
     def training_data(self) -> Any:
         samples = self.train_dataset.samples
