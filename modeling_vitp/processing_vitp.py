@@ -7,7 +7,7 @@ from transformers.processing_utils import MultiModalData, ProcessorMixin
 
 from .image_processing_vitp import ViTPImageProcessor
 from .messages import IMAGE_END_TOKEN, IMAGE_START_TOKEN, IMAGE_TOKEN, check_messages
-from .opening import NamesItsFiles
+from .opening import naming
 from .vrl import check_apply_prob, check_drop_ratio, draw_visual_tokens, keyed_generator
 
 # ChatML, as InternVL2.5 and Qwen2.5 know it. What lies between the generation markers is what the model says, and so
@@ -31,7 +31,7 @@ CHAT_TEMPLATE = (
 )
 
 
-class ViTPProcessor(NamesItsFiles, ProcessorMixin):
+class ViTPProcessor(ProcessorMixin):
     r"""Image processor and tokenizer in one, with Visual Robustness Learning.
 
     Args:
@@ -48,6 +48,12 @@ class ViTPProcessor(NamesItsFiles, ProcessorMixin):
 
     images_kwargs = {"crop_to_patches": True}
     text_kwargs = {"padding_side": "left"}  # generation continues at the right end of every row
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path, *args, **kwargs):
+        """As in transformers. Raises a `ValueError` that names the file that is damaged or missing."""
+        with naming(pretrained_model_name_or_path, cls):
+            return super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
 
     def __init__(
         self,
