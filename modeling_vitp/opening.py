@@ -51,10 +51,14 @@ class ConfigNamesItsFiles(NamesItsFiles):
 
 
 def check_fields(file: str, fields: dict, parts: Iterable[str] = ()) -> None:
-    """Raises a `ValueError` if a configuration lacks one of its parts, or would be built until memory ends."""
+    """Raises a `ValueError` if a configuration lacks one of its parts, for which the library takes those of a large
+    model, or would be built until memory ends."""
     missing = [name for name in parts if not isinstance(fields.get(name), dict)]
     if missing:
         raise ValueError(f"{file} has no {' and no '.join(missing)}.")
+    vision_config = fields.get("vision_config")
+    if isinstance(vision_config, dict) and "hidden_size" not in vision_config:
+        raise ValueError(f"{file} has a vision_config without hidden_size.")
     for part in (fields, *(value for value in fields.values() if isinstance(value, dict))):
         depth = part.get("num_hidden_layers")
         if isinstance(depth, int) and depth > MOST_LAYERS:
