@@ -16,7 +16,7 @@ from modeling_vitp.training.command_line import parse, run
 def main(argv: list[str] | None = None) -> int:
     (args,) = parse(argv, __doc__, (ExperimentArguments,))
 
-    from modeling_vitp.evaluation.arms import arms_table, draw_arms, plan_of, run_experiment
+    from modeling_vitp.evaluation.arms import draw_arms, paired_table, plan_of, run_experiment
     from modeling_vitp.evaluation.experiments import check_settings
     from modeling_vitp.recipes import pretrain
 
@@ -26,7 +26,7 @@ def main(argv: list[str] | None = None) -> int:
     draw_arms(metrics["summary"], output_dir / "arms.png")
     print(f"\n{args.claim}\nAgainst it would speak: {args.against}\n")
     print(f"Mean and its 95% interval over the seeds {args.seeds}; differences are paired by seed\n")
-    print(arms_table(metrics["summary"], args.control))
+    print(paired_table(metrics["summary"], args.control))
     print(f"\nEvery run: {output_dir / 'metrics.json'}; picture: {output_dir / 'arms.png'}")
     return 0
 

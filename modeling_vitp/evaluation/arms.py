@@ -39,7 +39,7 @@ def run_experiment(args: ExperimentArguments, pretrain: Callable[[list[str]], in
         for arm in args.arms:
             scores = run_arm(args, arm, seed, folder / f"seed_{seed}" / slug(arm), pretrain)
             runs.append({"seed": seed, "arm": arm, **scores})
-        metrics = {"plan": plan_of(args), "summary": summarise_arms(runs, args.control), "runs": runs}
+        metrics = {"plan": plan_of(args), "summary": paired_summary(runs, args.control), "runs": runs}
         write_whole(folder / "metrics.json", json.dumps(metrics, indent=2) + "\n")
     return metrics
 
@@ -106,7 +106,7 @@ def interval(values: Sequence[float]) -> tuple[float, float]:
     return float(np.mean(values)), float(quantile * np.std(values, ddof=1) / math.sqrt(len(values)))
 
 
-def summarise_arms(runs: Sequence[Mapping], control: str) -> list[dict]:
+def paired_summary(runs: Sequence[Mapping], control: str) -> list[dict]:
     """For each arm and measure the mean with its interval, and the same of the difference to the control's run of the
     same seed."""
     measures = [name for name in runs[0] if name not in ("seed", "arm")]
@@ -125,7 +125,7 @@ def summarise_arms(runs: Sequence[Mapping], control: str) -> list[dict]:
     return summary
 
 
-def arms_table(summary: Sequence[Mapping], control: str) -> str:
+def paired_table(summary: Sequence[Mapping], control: str) -> str:
     """The summary in Markdown: a row for each arm, and for each measure its mean and the difference to the control."""
     measures = list(dict.fromkeys(row["measure"] for row in summary))
     by_arm = {}
