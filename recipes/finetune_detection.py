@@ -24,6 +24,7 @@ def main(argv: list[str] | None = None) -> int:
     from transformers import set_seed
 
     from modeling_vitp.detection import results
+    from modeling_vitp.detection.controls import blind_scores
     from modeling_vitp.detection.data import DetectionData, with_few_empty
     from modeling_vitp.detection.start import load_detector, load_image_processor
     from modeling_vitp.detection.trainer import DetectionTrainer
@@ -61,6 +62,8 @@ def main(argv: list[str] | None = None) -> int:
     metrics = fine_tuning.train(trainer, **counted)
     fine_tuning.evaluate(trainer, metrics, "eval", eval_dataset)
     fine_tuning.evaluate(trainer, metrics, "test", test_dataset)
+    if args.blind_controls:
+        metrics["test"] |= blind_scores(trainer, test_dataset, data.open(args.train_splits, args.task))
     if not trainer.is_world_process_zero():
         return 0
 

@@ -96,6 +96,13 @@ class DetectionArguments(Arguments):
         default=0.0,
         metadata={"help": "Images without objects are at most this share of what is trained on; 1 for all."},
     )
+    blind_controls: bool = field(
+        default=False,
+        metadata={
+            "help": "Whether to score the test split without its images too: detections exchanged between images, and "
+            "the best objects that are the same for all."
+        },
+    )
     metric: str | None = field(
         default=None,
         metadata={
@@ -122,6 +129,8 @@ class DetectionArguments(Arguments):
             self.data["dataset_name"] = find_data(self.data["dataset_name"])
         if self.test_split is not None and self.test_split in {*self.train_splits, self.eval_split}:
             raise ValueError(f"Split {self.test_split!r} is the test's; it may not be trained or selected on.")
+        if self.blind_controls and self.test_split is None:
+            raise ValueError("blind_controls: they are scores on the test split; give a test_split.")
         if self.metric == "coco_average_precision" and self.task == "oriented":
             raise ValueError("metric: coco_average_precision scores upright boxes and masks, not oriented boxes.")
         if self.submission is not None and self.task != "oriented":

@@ -20,7 +20,8 @@ class BackboneArguments(Arguments):
     )
     model_revision: str = field(default="main", metadata={"help": "Branch, tag or commit on the Hub."})
     from_scratch: dict | str | None = field(
-        default=None, metadata={"help": "Instead: configuration of a ViT with random weights, to compare with."}
+        default=None,
+        metadata={"help": "Instead: configuration of a ViT with random weights, to compare with; '{}' for none."},
     )
     neck: str = field(default="adapter", metadata={"help": "'adapter' (ViT-Adapter) or 'pyramid' (faster)."})
     backbone: dict | str | None = field(
@@ -35,3 +36,4 @@ class BackboneArguments(Arguments):
     def __post_init__(self):
         super().__post_init__()
         self.model_name_or_path = self.model_name_or_path or None
+        self.from_scratch = self.from_scratch or None

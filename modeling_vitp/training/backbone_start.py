@@ -24,8 +24,8 @@ def load_on_backbone(
     """
     if (args.model_name_or_path is None) == (args.from_scratch is None):
         raise ValueError(
-            "Give either model_name_or_path, a pretrained backbone, or from_scratch, with --model_name_or_path '' if "
-            "the configuration names a backbone."
+            "Give either model_name_or_path, a pretrained backbone or a fine-tuned model, or from_scratch. What the "
+            "configuration has is taken back by --model_name_or_path '' or --from_scratch '{}'."
         )
     id2label = dict(enumerate(names))
     revision = {"revision": args.model_revision}

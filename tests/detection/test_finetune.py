@@ -69,7 +69,7 @@ def configure(folder: Path, task: str, **more) -> list[str]:
 
 @pytest.mark.parametrize("task", MODELS)
 def test_a_run_leaves_a_model_its_scores_and_pictures(tmp_path, task):
-    assert main(configure(tmp_path, task)) == 0
+    assert main(configure(tmp_path, task, blind_controls=True)) == 0
     out = tmp_path / "out"
     assert {"metrics.json", "predictions.png", "loss.png", "README.md", "preprocessor_config.json"} <= {
         path.name for path in out.iterdir()
@@ -80,6 +80,8 @@ def test_a_run_leaves_a_model_its_scores_and_pictures(tmp_path, task):
     expected = {"horizontal": ["test_map_50", "test_map_small"], "oriented": ["test_map", "test_ap_50/ship"]}
     for name in expected.get(task, ["test_box_map", "test_mask_map_75"]):
         assert name in metrics["test"]
+        swapped, constant = (name.replace("test_", f"{control}_") for control in ("swapped", "constant"))
+        assert swapped in metrics["test"] and constant in metrics["test"]
     model, report = MODELS[task].from_pretrained(out, output_loading_info=True)
     assert not report["missing_keys"] and not report["unexpected_keys"]
     assert model.config.id2label == dict(enumerate(NAMES))

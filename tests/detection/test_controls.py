@@ -1,0 +1,109 @@
+"""Scores that see no image, for detectors whose answers are known."""
+
+from types import SimpleNamespace
+
+import evaluate
+import pytest
+import torch
+
+from modeling_vitp.detection.controls import blind_scores
+from modeling_vitp.detection.trainer import reference
+from modeling_vitp.metrics.report import METRICS_FOLDER
+
+SIZES = [(40, 60), (80, 60), (40, 30)]
+
+
+def corners_of(boxes):
+    left, top, right, bottom = torch.as_tensor(boxes, dtype=torch.float32).reshape(-1, 4).unbind(1)
+    return torch.stack([left, top, right, top, right, bottom, left, bottom], 1).view(-1, 4, 2)
+
+
+def sample(name, size, boxes, labels=None):
+    """An image with upright boxes, given as shares of it."""
+    height, width = size
+    boxes = torch.tensor(boxes, dtype=torch.float32).reshape(-1, 4) * torch.tensor([width, height, width, height])
+    masks = torch.zeros(len(boxes), height, width, dtype=torch.uint8)
+    for mask, (left, top, right, bottom) in zip(masks, boxes.round().int().tolist()):
+        mask[top:bottom, left:right] = 1
+    no = torch.zeros(len(boxes), dtype=torch.bool)
+    labels = torch.zeros(len(boxes), dtype=torch.int64) if labels is None else torch.tensor(labels)
+    image = torch.full((3, height, width), int(name[-1]), dtype=torch.uint8)
+    found = {"id": name, "image": image, "labels": labels, "difficult": no, "crowd": no, "masks": masks}
+    return found | {"corners": corners_of(boxes)}
+
+
+def trainer_of(task, items, **options):
+    """One whose detections are exactly what is annotated in the image that it is shown."""
+    name = "average_precision" if task == "oriented" else "coco_average_precision"
+    metrics = {"": evaluate.load(str(METRICS_FOLDER / name), num_labels=2)}
+    if task == "instances":
+        masks = evaluate.load(str(METRICS_FOLDER / name), num_labels=2, masks=True)
+        metrics = {"box_": metrics[""], "mask_": masks}
+
+    def detect(images):
+        found = [reference(items[int(image[0, 0, 0])], task) for image in images]
+        found = [one | {"scores": torch.ones(len(one["labels"]))} for one in found]
+        # Oriented boxes come as centers, sides and angles too.
+        return [one | {"boxes": torch.zeros(len(one["labels"]), 5)} if task == "oriented" else one for one in found]
+
+    return SimpleNamespace(task=task, names=["ship", "plane"], metrics=metrics, detect=detect)
+
+
+@pytest.mark.parametrize("task", ["horizontal", "oriented", "instances"])
+def test_detections_are_exchanged_and_never_stay_with_their_image(task):
+    apart = [[0.1, 0.1, 0.3, 0.3]], [[0.4, 0.4, 0.6, 0.6]], [[0.7, 0.7, 0.9, 0.9]]
+    items = [sample(f"b{index}", size, boxes) for index, (size, boxes) in enumerate(zip(SIZES, apart))]
+    trainer = trainer_of(task, items)
+    scores = blind_scores(trainer, items)
+    assert {key for key in scores if key.endswith("map_50")} == {f"swapped_{begin}map_50" for begin in trainer.metrics}
+    assert all(scores[f"swapped_{begin}map_50"] == 0 for begin in trainer.metrics)
+    # Images that have the same in the same place are as good with one another's, though of another size.
+    alike = [sample(f"b{index}", size, apart[0]) for index, size in enumerate(SIZES)]
+    scores = blind_scores(trainer_of(task, alike), alike)
+    assert all(scores[f"swapped_{begin}map_50"] == pytest.approx(1) for begin in trainer.metrics)
+
+
+@pytest.mark.parametrize("task", ["horizontal", "oriented", "instances"])
+def test_the_best_turn_counts(task):
+    """Of four images two are alike: with a turn by two they have one another's detections."""
+    boxes = [[0.1, 0.1, 0.4, 0.4]], [[0.6, 0.6, 0.9, 0.9]], [[0.1, 0.1, 0.4, 0.4]], [[0.1, 0.6, 0.4, 0.9]]
+    items = [sample(f"b{index}", (40, 40), one) for index, one in enumerate(boxes)]
+    trainer = trainer_of(task, items)
+    scores = blind_scores(trainer, items)
+    metric, begin = next(reversed(trainer.metrics.values())), next(reversed(trainer.metrics))
+    references = [reference(item, task) for item in items]
+    turned = [one | {"scores": torch.ones(1)} for one in references[2:] + references[:2]]
+    expected = metric.compute(predictions=turned, references=references)["map_50"]
+    assert expected > 0.2 and scores[f"swapped_{begin}map_50"] == expected
+
+
+@pytest.mark.parametrize("task", ["horizontal", "oriented", "instances"])
+def test_a_constant_layout_of_the_training_set_is_found(task):
+    """One of the training samples has what all test images have, in other sizes."""
+    boxes = [[0.1, 0.2, 0.5, 0.6], [0.6, 0.1, 0.9, 0.4]]
+    test = [sample(f"b{index}", size, boxes, [0, 1]) for index, size in enumerate(SIZES)]
+    train = [sample("a3", (20, 20), [[0.5, 0.5, 0.9, 0.9]]), sample("a4", (80, 90), boxes, [0, 1])]
+    trainer = trainer_of(task, test)
+    scores = blind_scores(trainer, test, train)
+    for begin in trainer.metrics:
+        assert scores[f"constant_{begin}map_50"] == pytest.approx(1)
+        assert scores[f"constant_{begin}ap_50/plane"] == pytest.approx(1)
+
+
+@pytest.mark.parametrize("task", ["horizontal", "oriented", "instances"])
+def test_a_grid_of_boxes_is_tried(task):
+    """Objects in rows and columns, as no training sample has them; but of their size."""
+    cells = [(row, column) for row in range(3) for column in range(3)]
+    boxes = [[column / 3 + 0.07, row / 3 + 0.07, column / 3 + 0.27, row / 3 + 0.27] for row, column in cells]
+    test = [sample(f"b{index}", (60, 60), boxes) for index in range(2)]
+    train = [sample("a3", (60, 60), [[0.0, 0.0, 0.2, 0.2]])]
+    scores = blind_scores(trainer_of(task, test), test, train)
+    assert all(
+        value == pytest.approx(1) for key, value in scores.items() if key.startswith("constant") and "map_50" in key
+    )
+
+
+def test_one_image_cannot_be_exchanged():
+    items = [sample("b0", (40, 40), [[0.1, 0.1, 0.4, 0.4]])]
+    with pytest.raises(ValueError, match="one test image"):
+        blind_scores(trainer_of("horizontal", items), items)
