@@ -36,6 +36,8 @@ ONLY_PARSED = {
     "vitp benchmark --shape internvl2_5_1b": "minutes, and 17 GiB of memory",
     "pip download": "the network",
     "vitp experiment": "hours",
+    "python recipes/data/build_nuclei.py": "the network",
+    "vitp finetune_detection --config nuclei_oriented": "what the command before makes",
     "pip install": "the network; CI installs by the README's command",
 }
 # Commands that run where slow tests run; elsewhere their arguments are read.
@@ -355,7 +357,18 @@ def open_space(command: str, words: list[str], place: Place, patch: pytest.Monke
     assert len(launched) == 1 and not words
 
 
+def read_builder(command: str, words: list[str], place: Place, patch: pytest.MonkeyPatch) -> None:
+    """By its own parser, up to what it does with the arguments."""
+    from modeling_vitp.recipes.data import build_nuclei
+
+    with patch.context() as inner:
+        inner.setattr(build_nuclei, "open_wheel", stop)
+        with pytest.raises(Parsed):
+            build_nuclei.main(words)
+
+
 OTHER_PROGRAMS = {
+    "recipes/data/build_nuclei.py": read_builder,
     "venv": make_environment,
     "pip": read_pip,
     "pytest": read_pytest,
