@@ -11,6 +11,7 @@ _LAZY = {
     "ViTPTrainer": "training.pretraining",
     "ViTPTrainingConfig": "training.pretraining",
     "convert_checkpoint": "convert.checkpoint",
+    "detect_large": "detection.large_images",
     "export_backbone": "convert.export",
     "predict_large": "dense.large_images",
 }

@@ -30,7 +30,7 @@ PATHS = {  # text of any page, and of one, -> what stands for it, of paths and s
         "image_size=512": "image_size=64",
     },
 }
-MADE = {"modeling_vitp/convert/README.md": ["my_model", "my_backbone"]}  # by the page's own commands
+MADE = {"modeling_vitp/convert/README.md": ["my_model", "my_detector", "my_backbone"]}  # by the page's own commands
 ON_HUB = "recipes/push_to_hub.md"
 INLINE = re.compile(r"`((?:vitp |pytest |python -m modeling_vitp\.|python (?:recipes|space)/)[^`]*)`")
 

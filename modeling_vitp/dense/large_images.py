@@ -1,34 +1,25 @@
 """Prediction for a GeoTIFF or PNG that need not fit into memory, to a GeoTIFF of classes on the same ground."""
 
-import hashlib
 import json
-import math
 import os
-import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import matplotlib
 import numpy as np
 import rasterio
 import torch
-from rasterio.enums import ColorInterp, MaskFlags
-from rasterio.errors import NotGeoreferencedWarning
 from rasterio.io import DatasetReader, DatasetWriter
 from tqdm.auto import tqdm
 from transformers import BaseImageProcessor, PreTrainedModel
 
-from ..image_processing_vitp import InputSpec, band_percentiles
-from ..images.reading import stored_orientation
+from ..images.large import open_images, whole_rows
+from ..images.unfinished import RowFile, appears_whole, digest, fingerprint, part_of
 from .sliding_window import augmented, predict_bands
 
 NO_CLASS = 255  # where the image has no data
-SAMPLE_SIZE = 2048  # longest side of the sample that percentiles are taken from
 BLOCK = 512  # of the GeoTIFFs, which are written in rows of blocks
-CACHE = 256  # of GDAL, in MiB: more than one row of windows, so that a PNG, which is read from the top, is read once
 
 
 @torch.inference_mode()
@@ -83,10 +74,7 @@ def predict_large(
     """
     paths = [Path(image) for image in ([images] if isinstance(images, (str, os.PathLike)) else images)]
     outputs = [Path(path) for path in (output, probabilities) if path is not None]
-    part = outputs[0].with_name(outputs[0].name + ".part")
-    for path in outputs:
-        if path.exists() and not part.exists():
-            raise FileExistsError(f"{path} exists: delete it, or give another name.")
+    part = part_of(outputs)
     num_labels = model.config.num_labels
     if num_labels > NO_CLASS:
         raise ValueError(f"the model has {num_labels} classes, but the map has room for {NO_CLASS}.")
@@ -100,13 +88,8 @@ def predict_large(
     predict = augmented(logits, scales, flip) if flip or tuple(scales) != (1.0,) else logits
 
     with ExitStack() as stack:
-        stack.enter_context(rasterio.Env(GDAL_CACHEMAX=CACHE))
-        stack.enter_context(warnings.catch_warnings())
-        warnings.simplefilter("ignore", NotGeoreferencedWarning)  # a PNG need not be
-        sources = [LargeImage.open(stack.enter_context(rasterio.open(path)), image_processor) for path in paths]
+        sources = stack.enter_context(open_images(paths, image_processor))
         first = sources[0].dataset
-        check_upright(paths)
-        check_same_ground([source.dataset for source in sources])
         rows = stack.enter_context(
             RowFile(
                 part,
@@ -127,7 +110,9 @@ def predict_large(
         progress = stack.enter_context(tqdm(total=first.height, initial=len(rows), unit="row", desc=outputs[0].name))
         if len(rows) < first.height:
             bands = predict_bands(
-                lambda *windows: predict(*(source.normalize(each) for source, each in zip(sources, windows))),
+                lambda *windows: predict(
+                    *(source.inputs(each, do_resize=False).pixel_values for source, each in zip(sources, windows))
+                ),
                 lambda top, bottom: tuple(source.read(top, bottom) for source in sources),
                 (first.height, first.width),
                 window,
@@ -164,200 +149,32 @@ def predict_large(
     rows.delete()
 
 
-@dataclass
-class LargeImage:
-    """An image file as the model is to see it.
-
-    Args:
-        dataset: the open file.
-        image_processor: the model's.
-        bands: those that are read, from 1.
-        input_spec: for these bands, the same for every window.
-        is_masked: whether there may be pixels without data.
-    """
-
-    dataset: DatasetReader
-    image_processor: BaseImageProcessor
-    bands: list[int]
-    input_spec: dict[str, Any] | None
-    is_masked: bool
-
-    @classmethod
-    def open(cls, dataset: DatasetReader, image_processor: BaseImageProcessor) -> "LargeImage":
-        spec = image_processor.input_spec
-        fields = InputSpec.from_dict(spec)
-        colors = dataset.colorinterp
-        bands = [band for band in dataset.indexes if colors[band - 1] != ColorInterp.alpha]
-        if fields.bands is not None:
-            missing = [band for band in fields.bands if band >= dataset.count]
-            if missing:
-                raise ValueError(f"{dataset.name} has {dataset.count} band(s), but the input spec asks for {missing}.")
-            bands = [band + 1 for band in fields.bands]
-        if len(bands) not in (1, 3):
-            raise ValueError(
-                f"{dataset.name} has {len(bands)} bands: name the one or three to use in the image processor, for "
-                "example input_spec={'bands': [3, 2, 1]}."
-            )
-        if any(colors[band - 1] == ColorInterp.palette for band in bands):
-            raise ValueError(f"{dataset.name} has a palette: expand it with gdal_translate -expand rgb.")
-        is_masked = any(MaskFlags.all_valid not in flags for flags in dataset.mask_flag_enums)
-        if spec is not None:
-            spec = {name: value for name, value in spec.items() if name not in ("bands", "percentiles")}
-            if fields.percentiles is not None:
-                spec["window"] = sampled_windows(dataset, bands, fields.percentiles)
-        return cls(dataset, image_processor, bands, spec, is_masked)
-
-    def read(self, top: int, bottom: int) -> torch.Tensor:
-        """Rows as they are stored, `(1, bands, bottom - top, width)`."""
-        return torch.from_numpy(self.dataset.read(self.bands, window=whole_rows(self.dataset, top, bottom)))[None]
-
-    def normalize(self, windows: torch.Tensor) -> torch.Tensor:
-        """Windows, `(batch, bands, height, width)`, as the model takes them: `(batch, 3, height, width)`."""
-        return self.image_processor(
-            list(windows),
-            input_spec=self.input_spec,
-            do_resize=False,
-            input_data_format="channels_first",
-            return_tensors="pt",
-        ).pixel_values
-
-    def has_no_data(self, top: int, bottom: int) -> np.ndarray:
-        """bool of shape `(bottom - top, width)`."""
-        return self.dataset.dataset_mask(window=whole_rows(self.dataset, top, bottom)) == 0
-
-
-def whole_rows(dataset: DatasetReader, top: int, bottom: int) -> tuple[tuple[int, int], tuple[int, int]]:
-    """As rasterio takes a window: the ranges of rows and of columns."""
-    return (top, bottom), (0, dataset.width)
-
-
-def sampled_windows(dataset: DatasetReader, bands: list[int], percentiles: tuple[float, float]) -> list[list[float]]:
-    """Percentiles of each band over evenly spread pixels that have data."""
-    shape = [min(length, SAMPLE_SIZE) for length in dataset.shape]
-    sample = dataset.read(bands, out_shape=(len(bands), *shape), masked=True).astype(np.float64).filled(np.nan)
-    try:
-        windows = [band_percentiles(torch.from_numpy(band), percentiles) for band in sample]
-    except ValueError as error:
-        raise ValueError(f"{dataset.name}: {error}") from error
-    return [[low, high if high > low else low + 1] for low, high in windows]
-
-
-def check_upright(paths: Sequence[Path]) -> None:
-    """GDAL gives pixels as they are stored, in training they are as they are to be seen."""
-    for path in paths:
-        orientation = stored_orientation(path)
-        if orientation != 1:
-            raise ValueError(
-                f"{path} is stored with orientation {orientation}, so not as it is to be seen: turn its pixels (as "
-                "ImageMagick's -auto-orient does), or take the tag away if they are upright as they are."
-            )
-
-
-def check_same_ground(datasets: list[DatasetReader]) -> None:
-    for other in datasets[1:]:
-        for what in ("shape", "crs", "transform"):
-            values = getattr(datasets[0], what), getattr(other, what)
-            if values[0] != values[1]:
-                raise ValueError(
-                    f"{datasets[0].name} and {other.name} differ in {what}: {values[0]} and {values[1]}. Bring them "
-                    "onto one grid, for example with gdalwarp."
-                )
-
-
 @contextmanager
 def write_whole(path: Path, like: DatasetReader, **profile) -> Iterator[DatasetWriter]:
     """A GeoTIFF of uint8 on the ground of another file, which appears under its name when it is whole."""
-    unfinished = path.with_name(path.name + ".writing")
     points, points_crs = like.gcps
     if points:
         profile |= {"gcps": points, "crs": points_crs}
     elif not like.transform.is_identity:
         profile |= {"transform": like.transform, "crs": like.crs}
-    with rasterio.open(
-        unfinished,
-        "w",
-        driver="GTiff",
-        dtype="uint8",
-        height=like.height,
-        width=like.width,
-        tiled=True,
-        blockxsize=BLOCK,
-        blockysize=BLOCK,
-        compress="deflate",
-        BIGTIFF="IF_SAFER",
-        **profile,
-    ) as file:
+    with (
+        appears_whole(path) as unfinished,
+        rasterio.open(
+            unfinished,
+            "w",
+            driver="GTiff",
+            dtype="uint8",
+            height=like.height,
+            width=like.width,
+            tiled=True,
+            blockxsize=BLOCK,
+            blockysize=BLOCK,
+            compress="deflate",
+            BIGTIFF="IF_SAFER",
+            **profile,
+        ) as file,
+    ):
         yield file
-    unfinished.replace(path)
-
-
-class RowFile:
-    """Rows of uint8, all of one shape, in a file that is added to and survives a kill.
-
-    Args:
-        path: of the file; what it is made of stands in a file beside it.
-        shape: of a row.
-        made_of: what the rows depend on, as JSON has it.
-
-    Raises:
-        ValueError: if the file is there, but made of something else.
-    """
-
-    def __init__(self, path: Path, shape: tuple[int, ...], made_of: dict[str, Any]):
-        self.path, self.shape = path, shape
-        self.made_of = json.loads(json.dumps(made_of))
-        self.made_of_path = path.with_name(path.name + ".json")
-
-    def __enter__(self) -> "RowFile":
-        if self.path.exists():
-            begun_with = json.loads(self.made_of_path.read_text())
-            changed = [name for name, value in self.made_of.items() if begun_with.get(name) != value]
-            if changed:
-                raise ValueError(
-                    f"{self.path} was begun with other {', '.join(changed)}: go on with the same, or delete it."
-                )
-        else:
-            self.made_of_path.write_text(json.dumps(self.made_of))
-        self.file = open(self.path, "a+b")
-        self.file.truncate(len(self) * math.prod(self.shape))
-        return self
-
-    def __exit__(self, *_) -> None:
-        self.file.close()
-
-    def __len__(self) -> int:
-        """Whole rows."""
-        return self.path.stat().st_size // math.prod(self.shape)
-
-    def append(self, rows: np.ndarray) -> None:
-        self.file.write(np.ascontiguousarray(rows).data)
-        self.file.flush()
-        os.fsync(self.file.fileno())
-
-    def read(self, count: int) -> Iterator[tuple[int, np.ndarray]]:
-        """The place of the first of `count` rows (at the end fewer), and the rows, from the beginning."""
-        self.file.seek(0)
-        for top in range(0, len(self), count):
-            values = np.frombuffer(self.file.read(count * math.prod(self.shape)), dtype=np.uint8)
-            yield top, values.reshape(-1, *self.shape)
-
-    def delete(self) -> None:
-        self.path.unlink()
-        self.made_of_path.unlink()
-
-
-def fingerprint(path: Path) -> list:
-    status = path.stat()
-    return [str(path.resolve()), status.st_size, status.st_mtime_ns]
-
-
-def digest(model: PreTrainedModel) -> str:
-    """Hash of the weights."""
-    result = hashlib.blake2b(digest_size=16)
-    for name, tensor in model.state_dict().items():
-        result.update(name.encode())
-        result.update(tensor.cpu().contiguous().flatten().view(torch.uint8).numpy().data)
-    return result.hexdigest()
 
 
 __all__ = ["predict_large"]

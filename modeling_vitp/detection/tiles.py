@@ -4,8 +4,8 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
-from torchvision.ops import batched_nms
 
+from ..detection_boxes import nms_by_label
 from ..images.windows import Window, windows
 from ..rotated_boxes import rotated_nms, smallest_rectangles
 
@@ -86,9 +86,20 @@ def merge(
     joined = {name: torch.cat([one[name] for one in detections]) for name in ("scores", "labels")} | {
         key: torch.cat(moved)
     }
-    scores, labels, places = joined["scores"].float(), joined["labels"], joined[key].float()
-    if key == "corners":
-        kept = rotated_nms(smallest_rectangles(places), scores, nms_threshold, labels)
-    else:
-        kept = batched_nms(places, scores, labels, nms_threshold)
+    kept = best_of_overlapping(joined[key].double(), joined["scores"].double(), joined["labels"], nms_threshold)
     return {name: value[kept] for name, value in joined.items()}
+
+
+def best_of_overlapping(
+    places: torch.Tensor, scores: torch.Tensor, labels: torch.Tensor, nms_threshold: float
+) -> torch.Tensor:
+    """Indices of the detections that no better one of their class, which is kept itself, overlaps by more than a
+    threshold; by falling score.
+
+    Args:
+        places: boxes `(n, 4)` with x1, y1, x2, y2, or corners `(n, 4, 2)`.
+        scores, labels: `(n,)`.
+    """
+    if places.ndim == 3:
+        return rotated_nms(smallest_rectangles(places), scores, nms_threshold, labels)
+    return nms_by_label(places, scores, nms_threshold, labels)

@@ -12,11 +12,11 @@ from ..convert.finite import check_finite
 from ..dense.arguments import SCORED_WITH, DenseModelArguments
 from ..dense.classes import IGNORE_INDEX
 from ..dense.data import DenseData
-from ..dense.large_images import digest
 from ..dense.samples import MaskedImages
 from ..dense.start import load_image_processor
 from ..dense.trainer import DenseTrainer, DenseTrainingArguments, files_or_rows
 from ..images.corruptions import corrupt, motion, move_labels
+from ..images.unfinished import digest
 from ..modeling_vitp_dense import ViTPForChangeDetection, ViTPForSemanticSegmentation
 from ..training.fingerprint import fingerprint
 from ..vrl import keyed_generator

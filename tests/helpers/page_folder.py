@@ -28,6 +28,7 @@ from transformers import (
 )
 
 from modeling_vitp import (
+    ViTPDetectionImageProcessor,
     ViTPForChangeDetection,
     ViTPForObjectDetection,
     ViTPForSemanticSegmentation,
@@ -120,9 +121,9 @@ def write_checkpoints(folder: Path) -> None:
         head_hidden_size=8,
         backbone_kwargs=small,
     )
-    detector.save_pretrained(folder / "my_own_detector")
-    convert_checkpoint(folder / "my_own_detector", folder / "detector", "original")
-    shutil.rmtree(folder / "my_own_detector")
+    detector.save_pretrained(folder / "my_detector")
+    ViTPDetectionImageProcessor().save_pretrained(folder / "my_detector")
+    convert_checkpoint(folder / "my_detector", folder / "detector", "original")
 
     (folder / "ViTP_ViT").mkdir()
     shutil.copyfile(FIXTURES / "internvl_tiny_original" / "config.json", folder / "ViTP_ViT" / "config.json")

@@ -1,0 +1,144 @@
+"""Images that need not fit into memory, as a model is to see them: rows of a file that GDAL reads."""
+
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import rasterio
+import torch
+from rasterio.enums import ColorInterp, MaskFlags
+from rasterio.errors import NotGeoreferencedWarning
+from rasterio.io import DatasetReader
+from transformers import BaseImageProcessor, BatchFeature
+
+from ..image_processing_vitp import InputSpec, band_percentiles
+from .reading import stored_orientation
+
+SAMPLE_SIZE = 2048  # longest side of the sample that percentiles are taken from
+CACHE = 256  # of GDAL, in MiB: more than one row of windows, so that a PNG, which is read from the top, is read once
+
+
+@dataclass
+class LargeImage:
+    """An image file as the model is to see it.
+
+    Args:
+        dataset: the open file.
+        image_processor: the model's.
+        bands: those that are read, from 1.
+        input_spec: for these bands, the same for every window.
+        is_masked: whether there may be pixels without data.
+    """
+
+    dataset: DatasetReader
+    image_processor: BaseImageProcessor
+    bands: list[int]
+    input_spec: dict[str, Any] | None
+    is_masked: bool
+
+    @classmethod
+    def open(cls, dataset: DatasetReader, image_processor: BaseImageProcessor) -> "LargeImage":
+        spec = image_processor.input_spec
+        fields = InputSpec.from_dict(spec)
+        colors = dataset.colorinterp
+        bands = [band for band in dataset.indexes if colors[band - 1] != ColorInterp.alpha]
+        if fields.bands is not None:
+            missing = [band for band in fields.bands if band >= dataset.count]
+            if missing:
+                raise ValueError(f"{dataset.name} has {dataset.count} band(s), but the input spec asks for {missing}.")
+            bands = [band + 1 for band in fields.bands]
+        if len(bands) not in (1, 3):
+            raise ValueError(
+                f"{dataset.name} has {len(bands)} bands: name the one or three to use in the image processor, for "
+                "example input_spec={'bands': [3, 2, 1]}."
+            )
+        if any(colors[band - 1] == ColorInterp.palette for band in bands):
+            raise ValueError(f"{dataset.name} has a palette: expand it with gdal_translate -expand rgb.")
+        is_masked = any(MaskFlags.all_valid not in flags for flags in dataset.mask_flag_enums)
+        if spec is not None:
+            spec = {name: value for name, value in spec.items() if name not in ("bands", "percentiles")}
+            if fields.percentiles is not None:
+                spec["window"] = sampled_windows(dataset, bands, fields.percentiles)
+        return cls(dataset, image_processor, bands, spec, is_masked)
+
+    def read(self, top: int, bottom: int) -> torch.Tensor:
+        """Rows as they are stored, `(1, bands, bottom - top, width)`."""
+        return torch.from_numpy(self.dataset.read(self.bands, window=whole_rows(self.dataset, top, bottom)))[None]
+
+    def inputs(self, windows: torch.Tensor, **options) -> BatchFeature:
+        """What the image processor makes of windows, `(batch, bands, height, width)`.
+
+        Args:
+            options: of the image processor.
+        """
+        return self.image_processor(
+            list(windows),
+            input_spec=self.input_spec,
+            input_data_format="channels_first",
+            return_tensors="pt",
+            **options,
+        )
+
+    def has_no_data(self, top: int, bottom: int) -> np.ndarray:
+        """bool of shape `(bottom - top, width)`."""
+        return self.dataset.dataset_mask(window=whole_rows(self.dataset, top, bottom)) == 0
+
+
+@contextmanager
+def open_images(paths: Sequence[Path], image_processor: BaseImageProcessor) -> Iterator[list[LargeImage]]:
+    """Images of the same ground, open.
+
+    Raises:
+        ValueError: if their bands are not what the input spec needs, they differ in size or georeference, or one is
+            stored with an orientation (a tag of TIFF or EXIF) other than upright.
+    """
+    with ExitStack() as stack:
+        stack.enter_context(rasterio.Env(GDAL_CACHEMAX=CACHE))
+        stack.enter_context(warnings.catch_warnings())
+        warnings.simplefilter("ignore", NotGeoreferencedWarning)  # a PNG need not be
+        images = [LargeImage.open(stack.enter_context(rasterio.open(path)), image_processor) for path in paths]
+        check_upright(paths)
+        check_same_ground([image.dataset for image in images])
+        yield images
+
+
+def whole_rows(dataset: DatasetReader, top: int, bottom: int) -> tuple[tuple[int, int], tuple[int, int]]:
+    """As rasterio takes a window: the ranges of rows and of columns."""
+    return (top, bottom), (0, dataset.width)
+
+
+def sampled_windows(dataset: DatasetReader, bands: list[int], percentiles: tuple[float, float]) -> list[list[float]]:
+    """Percentiles of each band over evenly spread pixels that have data."""
+    shape = [min(length, SAMPLE_SIZE) for length in dataset.shape]
+    sample = dataset.read(bands, out_shape=(len(bands), *shape), masked=True).astype(np.float64).filled(np.nan)
+    try:
+        windows = [band_percentiles(torch.from_numpy(band), percentiles) for band in sample]
+    except ValueError as error:
+        raise ValueError(f"{dataset.name}: {error}") from error
+    return [[low, high if high > low else low + 1] for low, high in windows]
+
+
+def check_upright(paths: Sequence[Path]) -> None:
+    """GDAL gives pixels as they are stored, in training they are as they are to be seen."""
+    for path in paths:
+        orientation = stored_orientation(path)
+        if orientation != 1:
+            raise ValueError(
+                f"{path} is stored with orientation {orientation}, so not as it is to be seen: turn its pixels (as "
+                "ImageMagick's -auto-orient does), or take the tag away if they are upright as they are."
+            )
+
+
+def check_same_ground(datasets: list[DatasetReader]) -> None:
+    for other in datasets[1:]:
+        for what in ("shape", "crs", "transform"):
+            values = getattr(datasets[0], what), getattr(other, what)
+            if values[0] != values[1]:
+                raise ValueError(
+                    f"{datasets[0].name} and {other.name} differ in {what}: {values[0]} and {values[1]}. Bring them "
+                    "onto one grid, for example with gdalwarp."
+                )

@@ -1,0 +1,362 @@
+"""Detection in large images: windows one by one, a greedy loop, and what GDAL and COCO's tools read."""
+
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pyogrio
+import pytest
+import rasterio
+import shapely
+import torch
+from original_detectors import DETECTORS, original_detector
+from PIL import Image
+from pycocotools.coco import COCO
+from rasterio.transform import from_origin
+
+from modeling_vitp import ViTPDetectionImageProcessor, detect_large
+from modeling_vitp.recipes import predict_large as script
+
+HEIGHT, WIDTH = 150, 170
+WINDOWS = {"window": 96, "stride": 60, "batch_size": 1}
+GROUND = {"crs": "EPSG:3857", "transform": from_origin(1_000_000.0, 6_000_000.0, 0.5, 0.5)}
+every_detector = pytest.mark.parametrize("name", DETECTORS)
+
+
+def scene(height=HEIGHT, width=WIDTH, seed=0):
+    return np.random.default_rng(seed).integers(0, 256, (3, height, width), dtype=np.uint8)
+
+
+def write_tiff(path, image, **profile):
+    bands, height, width = image.shape
+    profile = {"count": bands, "height": height, "width": width, "dtype": image.dtype, **GROUND, **profile}
+    with rasterio.open(path, "w", driver="GTiff", **profile) as file:
+        file.write(image)
+    return path
+
+
+@torch.no_grad()
+def objects_alone(model, processor, window, threshold, **options):
+    """The model on one window: labels, scores, outlines as polygons of shapely, and masks."""
+    size = window.shape[-2:]
+    inputs = processor(
+        torch.from_numpy(window.copy()), input_data_format="channels_first", return_tensors="pt", **options
+    )
+    outputs = model(**inputs)
+    settings = {"threshold": threshold, "target_sizes": [size]}
+    if outputs.pred_corners is not None:
+        (found,) = processor.post_process_oriented_object_detection(outputs, **settings)
+        found["outlines"] = [shapely.Polygon(points) for points in found["corners"].double().tolist()]
+        return found
+    if outputs.pred_masks is not None:
+        (found,) = processor.post_process_instance_segmentation(outputs, **settings)
+    else:
+        (found,) = processor.post_process_object_detection(outputs, **settings)
+    found["outlines"] = [shapely.box(*box) for box in found["boxes"].double().tolist()]
+    return found
+
+
+def starts(length, window, stride):
+    places, place = [], 0
+    while place + window < length:
+        places.append(place)
+        place += stride
+    return [*places, max(length - window, 0)]
+
+
+def by_hand(model, image, threshold=0.1, window=96, stride=60):
+    """All windows one by one, then a greedy loop over their objects."""
+    found = []
+    for top in starts(image.shape[1], window, stride):
+        for left in starts(image.shape[2], window, stride):
+            part = image[:, top : top + window, left : left + window]
+            alone = objects_alone(model, ViTPDetectionImageProcessor(), part, threshold)
+            for index, (label, score, outline) in enumerate(zip(alone["labels"], alone["scores"], alone["outlines"])):
+                one = {"label": int(label), "score": float(score)}
+                one["outline"] = shapely.transform(outline, lambda points, by=(left, top): points + by)
+                if "masks" in alone:
+                    one["mask"] = np.zeros(image.shape[1:], bool)
+                    one["mask"][top : top + window, left : left + window] = alone["masks"][index].numpy()
+                found.append(one)
+    kept = []
+    for one in sorted((one for one in found if "mask" not in one or one["mask"].any()), key=lambda one: -one["score"]):
+        ours = (other["outline"] for other in kept if other["label"] == one["label"])
+        if all(
+            one["outline"].intersection(other).area / one["outline"].union(other).area <= model.config.nms_threshold
+            for other in ours
+        ):
+            kept.append(one)
+    assert len(kept) < len(found)
+    return kept
+
+
+@pytest.fixture(scope="module")
+def written(tmp_path_factory):
+    """For each detector the model, the folder with the scene, and what was found in it, written both ways."""
+    folder = tmp_path_factory.mktemp("large")
+    source = write_tiff(folder / "scene.tif", scene())
+    models = {name: original_detector(name) for name in DETECTORS}
+    for name, model in models.items():
+        for suffix in ("json", "geojson"):
+            output = folder / f"{name}.{suffix}"
+            detect_large(model, ViTPDetectionImageProcessor(), source, output, threshold=0.1, **WINDOWS)
+    return folder, models, {name: by_hand(model, scene()) for name, model in models.items()}
+
+
+@every_detector
+def test_the_objects_are_those_of_all_windows_of_which_a_greedy_loop_keeps_the_best(written, name):
+    folder, models, expected = written
+    file = COCO(str(folder / f"{name}.json"))
+    found = sorted(file.loadAnns(file.getAnnIds()), key=lambda one: -one["score"])
+    classes = models[name].config.id2label
+    assert {one["id"]: one["name"] for one in file.cats.values()} == {place + 1: classes[place] for place in classes}
+    (image,) = file.imgs.values()
+    assert image["file_name"] == "scene.tif" and (image["height"], image["width"]) == (HEIGHT, WIDTH)
+    assert len(found) == len(expected[name]) > 20
+    for one, wanted in zip(found, expected[name]):
+        assert one["category_id"] == wanted["label"] + 1
+        assert one["score"] == pytest.approx(wanted["score"], abs=1e-5)
+        left, top, right, bottom = wanted["outline"].bounds
+        assert one["bbox"] == pytest.approx([left, top, right - left, bottom - top], abs=4e-3)
+        if name == "oriented_rcnn":
+            corners = list(wanted["outline"].exterior.coords)[:-1]
+            np.testing.assert_allclose(one["corners"], corners, rtol=0, atol=2e-3)
+            assert one["segmentation"] == [np.ravel(one["corners"]).tolist()]
+        if name != "mask_rcnn":
+            assert one["area"] == pytest.approx(wanted["outline"].area, rel=1e-3)
+
+
+def test_outlines_of_instances_are_the_edges_of_their_masks_to_the_pixel(written):
+    folder, _, expected = written
+    file = pyogrio.raw.read(folder / "mask_rcnn.geojson", columns=["score"])
+    geometries = shapely.from_wkb(file[2])
+    order = np.argsort(-file[3][0], kind="stable")
+    parts = set()
+    for index, wanted in zip(order, expected["mask_rcnn"]):
+        in_pixels = shapely.transform(geometries[index], pixels_of)
+        burnt = rasterio.features.rasterize([in_pixels], (HEIGHT, WIDTH), transform=rasterio.Affine.identity())
+        np.testing.assert_array_equal(burnt.astype(bool), wanted["mask"])
+        parts.add(in_pixels.geom_type)
+    assert "Polygon" in parts
+
+
+def pixels_of(degrees):
+    """From longitude and latitude to the scene's pixels, by the formula of the Mercator projection on a sphere."""
+    radius = 6378137.0
+    x = radius * np.radians(degrees[:, 0])
+    y = radius * np.log(np.tan(np.pi / 4 + np.radians(degrees[:, 1]) / 2))
+    return np.stack([(x - 1_000_000) / 0.5, (6_000_000 - y) / 0.5], 1)
+
+
+@every_detector
+def test_gdal_reads_the_objects_on_the_ground_of_the_image(written, name):
+    """As QGIS does: a layer in longitude and latitude, with the boxes of COCO's file in pixels."""
+    folder, _, expected = written
+    path = folder / f"{name}.geojson"
+    info = pyogrio.read_info(path)
+    assert info["crs"] == "EPSG:4326" and info["layer_name"] == "scene"
+    assert info["fields"].tolist() == ["class", "score"] and info["features"] == len(expected[name])
+    in_file = json.loads(path.read_text())
+    assert in_file["coordinate_system"] == "longitude and latitude on WGS 84 (EPSG:4326)"
+    annotations = json.loads((folder / f"{name}.json").read_text())["annotations"]
+    for feature, annotation in zip(in_file["features"], annotations, strict=True):
+        geometry = shapely.from_geojson(json.dumps(feature["geometry"]))
+        assert geometry.is_valid
+        for polygon in shapely.get_parts(geometry):  # RFC 7946, 3.1.6
+            assert polygon.exterior.is_ccw and not any(ring.is_ccw for ring in polygon.interiors)
+        assert feature["properties"]["score"] == annotation["score"]
+        outlines = [np.reshape(points, (-1, 2)) for points in annotation["segmentation"]]
+        in_pixels = shapely.transform(geometry, pixels_of)
+        wanted = shapely.union_all([shapely.Polygon(points) for points in outlines])
+        filled = shapely.union_all([shapely.Polygon(part.exterior) for part in shapely.get_parts(in_pixels)])
+        assert shapely.symmetric_difference(filled, wanted).area < 2e-3 * wanted.length
+
+
+def test_without_overlap_each_window_keeps_what_the_model_finds_in_it_alone(written, tmp_path):
+    folder, models, _ = written
+    model, image = models["cascade_rcnn"], scene()
+    options = {"window": 75, "stride": 75, "threshold": 0.3}
+    image = image[:, :, :150]
+    path = write_tiff(tmp_path / "scene.tif", image)
+    detect_large(model, ViTPDetectionImageProcessor(), path, tmp_path / "objects.json", **options)
+    found = json.loads((tmp_path / "objects.json").read_text())["annotations"]
+    expected = []
+    for top in (0, 75):
+        for left in (0, 75):
+            part = image[:, top : top + 75, left : left + 75]
+            alone = objects_alone(model, ViTPDetectionImageProcessor(), part, 0.3)
+            for score, (x1, y1, x2, y2) in zip(alone["scores"].tolist(), alone["boxes"].tolist()):
+                expected.append([x1 + left, y1 + top, x2 - x1, y2 - y1, score])
+    assert len(found) == len(expected) > 10
+    found = [[*one["bbox"], one["score"]] for one in found]
+    np.testing.assert_allclose(
+        sorted(found, key=lambda one: -one[4]), sorted(expected, key=lambda one: -one[4]), atol=2e-3
+    )
+
+
+def test_an_image_smaller_than_a_window_is_seen_at_the_scale_of_one(written, tmp_path):
+    """Windows of 48 are brought to the processor's 96, so an image of 30 x 40 pixels to 60 x 80."""
+    model = written[1]["cascade_rcnn"]
+    image = scene(30, 40)
+    Image.fromarray(image.transpose(1, 2, 0)).save(tmp_path / "small.png")
+    processor = ViTPDetectionImageProcessor(do_resize=True, size={"max_height": 96, "max_width": 96})
+    detect_large(model, processor, tmp_path / "small.png", tmp_path / "small.geojson", window=48, threshold=0.1)
+    found = json.loads((tmp_path / "small.geojson").read_text())
+    assert found["coordinate_system"] == "pixels of the image, x to the right and y down from its top left corner"
+    alone = objects_alone(model, processor, image, 0.1, size={"height": 60, "width": 80})
+    rings = [feature["geometry"]["coordinates"][0] for feature in found["features"]]
+    boxes = [[*np.min(ring, 0), *np.max(ring, 0)] for ring in rings]
+    assert len(boxes) > 5
+    np.testing.assert_allclose(sorted(boxes), sorted(alone["boxes"].tolist()), rtol=0, atol=2e-3)
+
+
+def test_an_image_without_objects_has_a_file_without_features(written, tmp_path):
+    folder, models, _ = written
+    for suffix in ("geojson", "json"):
+        output = tmp_path / f"none.{suffix}"
+        model = models["oriented_rcnn"]
+        detect_large(model, ViTPDetectionImageProcessor(), folder / "scene.tif", output, threshold=1.0, window=200)
+    assert json.loads((tmp_path / "none.geojson").read_text())["features"] == []
+    assert json.loads((tmp_path / "none.json").read_text())["annotations"] == []
+    assert pyogrio.read_info(tmp_path / "none.geojson")["features"] == 0
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["none.geojson", "none.json"]
+
+
+class Killed(Exception):
+    pass
+
+
+def killed_after(model, monkeypatch, calls):
+    """The model as it is, until it is called once more."""
+    forward, count = model.forward, iter(range(calls))
+
+    def dying(*args, **kwargs):
+        if next(count, None) is None:
+            raise Killed
+        return forward(*args, **kwargs)
+
+    monkeypatch.setattr(model, "forward", dying)
+
+
+@pytest.mark.parametrize("calls, rows, needed", [(2, 0, 6), (4, 1, 3)])
+def test_a_run_that_was_killed_goes_on_to_the_same_file(written, tmp_path, monkeypatch, calls, rows, needed):
+    """Two rows of windows, at 0 and 54, of three windows each. Killed while it predicts, and while it writes a row."""
+    folder, models, _ = written
+    model, output = models["mask_rcnn"], tmp_path / "objects.geojson"
+
+    def run(**options):
+        options = {"threshold": 0.1, **WINDOWS, **options}
+        detect_large(model, ViTPDetectionImageProcessor(), folder / "scene.tif", output, **options)
+
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        killed_after(model, patch, calls)
+        run()
+    part = tmp_path / "objects.geojson.part"
+    assert len(part.read_bytes().splitlines()) == rows and not output.exists()
+    with open(part, "ab") as file:
+        file.write(b'[{"label": 1, "sco')
+    with pytest.raises(ValueError, match=r"objects.geojson.part was begun with other stride, threshold: go on with"):
+        run(stride=50, threshold=0.2)
+    with monkeypatch.context() as patch:
+        killed_after(model, patch, needed)
+        run()
+    assert output.read_bytes() == (folder / "mask_rcnn.geojson").read_bytes()
+    assert list(tmp_path.iterdir()) == [output]
+
+
+def test_windows_without_data_are_passed_over(written, tmp_path, monkeypatch):
+    model, image = written[1]["cascade_rcnn"], scene()
+    image[:, :, :100] = 0
+    path = write_tiff(tmp_path / "scene.tif", image, nodata=0)
+    with monkeypatch.context() as patch:
+        killed_after(model, patch, 2)  # batches; of three windows in each of the two rows, the first has none
+        options = {**WINDOWS, "batch_size": 2}
+        detect_large(model, ViTPDetectionImageProcessor(), path, tmp_path / "objects.json", **options)
+    assert json.loads((tmp_path / "objects.json").read_text())["annotations"]
+
+
+def test_what_cannot_be_done_is_named(written, tmp_path):
+    folder, models, _ = written
+    model, source = models["cascade_rcnn"], folder / "scene.tif"
+    local = write_tiff(tmp_path / "local.tif", scene(40, 40), crs='LOCAL_CS["site",UNIT["metre",1]]')
+    many = write_tiff(tmp_path / "many.tif", np.concatenate([scene(40, 40)] * 2))
+    (tmp_path / "there.json").touch()
+    for image, output, options, message in (
+        (source, "objects.tif", {}, "objects.tif: give it the suffix .geojson, or .json for COCO's format"),
+        (source, "objects", {}, "objects: give it the suffix"),
+        (source, "there.json", {}, "there.json exists: delete it, or give another name"),
+        (source, "o.json", {"window": 64, "stride": 65}, "stride=65 must be from 1 to the window, 64"),
+        (source, "o.json", {"stride": 0}, "stride=0 must be from 1"),
+        (source, "o.json", {"batch_size": 0}, "batch_size=0 at least 1"),
+        (source, "o.json", {"threshold": 1.5}, r"threshold=1.5 is outside \[0, 1\]"),
+        (source, "o.json", {"nms_threshold": -1}, r"nms_threshold=-1 is outside \[0, 1\]"),
+        (many, "o.json", {}, "many.tif has 6 bands: name the one or three to use"),
+        (local, "o.geojson", {}, "local.tif: its coordinates cannot be brought to longitude and latitude"),
+    ):
+        with pytest.raises((ValueError, FileExistsError), match=message) as caught:
+            detect_large(model, ViTPDetectionImageProcessor(), image, tmp_path / output, **options)
+        assert len(str(caught.value).splitlines()) == 1
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["local.tif", "many.tif", "there.json"]
+
+
+def test_the_script_takes_a_saved_detector_and_refuses_options_of_maps(written, tmp_path):
+    folder, models, _ = written
+    models["oriented_rcnn"].save_pretrained(tmp_path / "model")
+    ViTPDetectionImageProcessor().save_pretrained(tmp_path / "model")
+    words = [str(tmp_path / "model"), str(folder / "scene.tif"), "--output", str(tmp_path / "objects.geojson")]
+    options = [part for name, value in WINDOWS.items() for part in (f"--{name}", str(value))]
+    for wrong, message in (
+        (["--flip"], "--flip is no option for .*model, which is a vitp_oriented_object_detection"),
+        (["--scales", "1", "2"], "--scales is no option"),
+        (["--threshold", "2"], r"'2' is no float in \[0, 1\]"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            script.main([*words, *wrong])
+    with pytest.raises(ValueError, match=r"ViTPForOrientedObjectDetection takes 1 image\(s\), but 2 given"):
+        script.main([words[0], words[1], *words[1:]])
+    assert script.main([*words, *options, "--threshold", "0.1"]) == 0
+    assert (tmp_path / "objects.geojson").read_bytes() == (folder / "oriented_rcnn.geojson").read_bytes()
+
+
+@pytest.mark.slow
+def test_an_image_of_16000_by_16000_stays_under_1_gb(tmp_path):
+    """0.8 GB as it is stored. The model finds 2000 boxes a window without looking, so that memory is the function's."""
+    size = 16000
+    profile = {"driver": "GTiff", "count": 3, "height": size, "width": size, "dtype": "uint8", "tiled": True}
+    random = np.random.default_rng(0)
+    with rasterio.open(tmp_path / "scene.tif", "w", **profile, **GROUND) as file:
+        for top in range(0, size, 1000):
+            rows = random.integers(0, 256, (3, 1000, size), dtype=np.uint8)
+            file.write(rows, window=rasterio.windows.Window(0, top, size, 1000))
+    code = """
+import time
+from pathlib import Path
+from types import SimpleNamespace
+import torch
+from modeling_vitp import ViTPDetectionImageProcessor, detect_large
+from modeling_vitp.modeling_vitp_detection import ViTPDetectionOutput
+
+class Model(torch.nn.Module):
+    config = SimpleNamespace(num_labels=2, id2label={0: "ship", 1: "plane"}, nms_threshold=0.5)
+    device, dtype = torch.device("cpu"), torch.float32
+
+    def forward(self, pixel_values, pixel_mask):
+        batch = len(pixel_values)
+        boxes = torch.cat([torch.rand(batch, 2000, 2), torch.rand(batch, 2000, 2) / 50 + 0.01], -1)
+        labels = torch.randint(0, 2, (batch, 2000))
+        return ViTPDetectionOutput(scores=torch.rand(batch, 2000), labels=labels, pred_boxes=boxes)
+
+torch.manual_seed(0)
+start = time.time()
+detect_large(Model(), ViTPDetectionImageProcessor(), "scene.tif", "objects.geojson")
+# Not ru_maxrss, which a new process takes over from the one that started it.
+peak = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM"))
+print(time.time() - start, int(peak.split()[1]) * 1024)
+"""
+    run = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr[-3000:]
+    seconds, memory = map(float, run.stdout.split())
+    features = pyogrio.read_info(tmp_path / "objects.geojson")["features"]
+    print(f"{seconds:.0f} s, {memory / 1e9:.2f} GB, {features} objects")
+    assert memory < 1e9 and features > 100_000
