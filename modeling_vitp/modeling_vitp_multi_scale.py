@@ -63,13 +63,9 @@ class OnMultiScaleBackbone(NamesItsFiles):
             ValueError: if there is no such neck, the folder holds another kind of model, or an image of `image_size`
                 is not whole patches.
         """
-        if neck not in NECKS:
-            raise ValueError(f"neck={neck!r}, but there are only {' and '.join(map(repr, NECKS))}.")
+        pretrained = open_neck(backbone, neck, image_size, backbone_kwargs)
         if id2label is not None:
             kwargs |= {"id2label": id2label, "label2id": {label: index for index, label in id2label.items()}}
-        pretrained = NECKS[neck].from_backbone(backbone, **(backbone_kwargs or {}))
-        if image_size is not None:
-            pretrained = resize_backbone(pretrained, image_size=image_size)
         model = cls(cls.config_class(backbone_config=pretrained.config, **kwargs))
         model.backbone = pretrained
         return model
@@ -78,3 +74,16 @@ class OnMultiScaleBackbone(NamesItsFiles):
         asked = {name: kwargs.get(name) for name in ("output_hidden_states", "output_attentions")}
         asked = {name: getattr(self.config, name) if value is None else value for name, value in asked.items()}
         return self.backbone(pixel_values, **asked)
+
+
+def open_neck(
+    backbone: str | Path | InternVLVisionModel,
+    neck: str,
+    image_size: int | None = None,
+    backbone_kwargs: dict[str, Any] | None = None,
+) -> ViTPMultiScaleBackbone:
+    """See [`OnMultiScaleBackbone.from_backbone`]."""
+    if neck not in NECKS:
+        raise ValueError(f"neck={neck!r}, but there are only {' and '.join(map(repr, NECKS))}.")
+    pretrained = NECKS[neck].from_backbone(backbone, **(backbone_kwargs or {}))
+    return pretrained if image_size is None else resize_backbone(pretrained, image_size=image_size)

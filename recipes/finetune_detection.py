@@ -34,6 +34,7 @@ def main(argv: list[str] | None = None) -> int:
     check_free(training_args.output_dir)
     set_seed(training_args.seed)
     data = DetectionData.from_dict(args.data)
+    image_processor = load_image_processor(model_args, training_args, data.input_spec, args.detector)
     if training_args.load_best_model_at_end and args.eval_split in {*args.train_splits, None}:
         raise ValueError("load_best_model_at_end needs an eval_split that is not trained on.")
     splits = list(dict.fromkeys([*args.train_splits, *filter(None, (args.eval_split, args.test_split))]))
@@ -45,14 +46,14 @@ def main(argv: list[str] | None = None) -> int:
     test_dataset = data.open([args.test_split], args.task) if args.test_split else None
 
     trainer = DetectionTrainer(
-        load_detector(args.task, model_args, data.names.names, training_args),
+        load_detector(args.task, model_args, data.names.names, training_args, args.detector),
         training_args,
         args.task,
         args.metric,
         args.metric_options,
         train_dataset=train_dataset,
         eval_dataset=eval_dataset,
-        processing_class=load_image_processor(model_args, training_args, data.input_spec),
+        processing_class=image_processor,
     )
     counted = {}
     if train_dataset is not None:

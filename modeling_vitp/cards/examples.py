@@ -97,6 +97,10 @@ INSTANCES = (
     + """found = image_processor.post_process_instance_segmentation(outputs, target_sizes=[(480, 640)])[0]
 """
 )
+BOXES_OF_TRANSFORMERS = (
+    "\nimport modeling_vitp  # the backbone, which transformers does not load from a repo: pip install modeling-vitp"
+    + BOXES.replace(", trust_remote_code=True", "")
+)
 MAPS = """
 import torch
 from transformers import AutoBackbone
@@ -113,6 +117,9 @@ EXAMPLES = {
     "vitp_object_detection": BOXES,
     "vitp_oriented_object_detection": ORIENTED_BOXES,
     "vitp_instance_segmentation": INSTANCES,
+    "rt_detr_v2": BOXES_OF_TRANSFORMERS,
+    "d_fine": BOXES_OF_TRANSFORMERS,
+    "deformable_detr": BOXES_OF_TRANSFORMERS,
 }
 PIPELINE_TAGS = {
     "vitp": "image-text-to-text",
@@ -122,6 +129,9 @@ PIPELINE_TAGS = {
     "vitp_object_detection": "object-detection",
     "vitp_oriented_object_detection": "object-detection",
     "vitp_instance_segmentation": "object-detection",
+    "rt_detr_v2": "object-detection",
+    "d_fine": "object-detection",
+    "deformable_detr": "object-detection",
 }
 
 

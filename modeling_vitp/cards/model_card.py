@@ -25,6 +25,9 @@ INTRODUCTIONS = {
     "vitp_object_detection": "An object detector on a backbone of {paper}.",
     "vitp_oriented_object_detection": "A detector of objects with oriented boxes on a backbone of {paper}.",
     "vitp_instance_segmentation": "An instance segmentation model on a backbone of {paper}.",
+    **dict.fromkeys(
+        ("rt_detr_v2", "d_fine", "deformable_detr"), "transformers' own object detector on a backbone of {paper}."
+    ),
 }
 
 CITATION = """

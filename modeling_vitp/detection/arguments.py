@@ -9,6 +9,8 @@ from ..training.run_arguments import RunArguments
 from ..training.values import Arguments
 
 TASKS = ("horizontal", "oriented", "instances")
+VITP = "vitp"
+DETECTORS = (VITP, "rt_detr_v2", "d_fine", "deformable_detr")
 METRICS = ("average_precision", "coco_average_precision")
 
 
@@ -74,10 +76,17 @@ class DetectionArguments(Arguments):
     """What is trained on, and what is scored."""
 
     limits = {"num_pictures": "[0, inf)", "empty_share": "[0, 1]"}
-    choices = {"task": TASKS, "metric": METRICS}
+    choices = {"task": TASKS, "detector": DETECTORS, "metric": METRICS}
 
     task: str = field(
         default="horizontal", metadata={"help": "'horizontal' or 'oriented' boxes, or 'instances': boxes with masks."}
+    )
+    detector: str = field(
+        default=VITP,
+        metadata={
+            "help": "'vitp', this project's for the task, or one of transformers' own with one stage on the same "
+            "backbone, for horizontal boxes: 'rt_detr_v2', 'd_fine' or 'deformable_detr'."
+        },
     )
     data: dict | str | None = field(
         default=None, metadata={"help": "Classes, splits and files of the data set, see recipes/finetune_detection.md."}
@@ -121,6 +130,8 @@ class DetectionArguments(Arguments):
 
     def __post_init__(self):
         super().__post_init__()
+        if self.detector != VITP and self.task != "horizontal":
+            raise ValueError(f"detector={self.detector!r} is for task: horizontal; task: {self.task} needs {VITP!r}.")
         if self.data is None:
             raise ValueError("Give `data` in the configuration: what is trained on.")
         if self.data_root is not None:

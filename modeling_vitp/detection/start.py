@@ -1,6 +1,8 @@
 """The detector that fine-tuning starts from, and its image processor."""
 
-from transformers import PreTrainedModel
+from functools import partial
+
+from transformers import BaseImageProcessor, PreTrainedModel
 
 from ..image_processing_vitp_detection import ViTPDetectionImageProcessor
 from ..modeling_vitp_detection import (
@@ -9,7 +11,8 @@ from ..modeling_vitp_detection import (
     ViTPForOrientedObjectDetection,
 )
 from ..training.backbone_start import load_on_backbone
-from .arguments import DetectionModelArguments, DetectionSettings
+from .arguments import VITP, DetectionModelArguments, DetectionSettings
+from .one_stage import DETECTORS, check_settings, image_processor_for, on_backbone
 
 MODELS = {
     "horizontal": ViTPForObjectDetection,
@@ -19,17 +22,24 @@ MODELS = {
 
 
 def load_detector(
-    task: str, args: DetectionModelArguments, names: list[str], settings: DetectionSettings
+    task: str, args: DetectionModelArguments, names: list[str], settings: DetectionSettings, detector: str = VITP
 ) -> PreTrainedModel:
     """See [`~modeling_vitp.training.backbone_start.load_on_backbone`]; positions are resampled to the image size."""
-    return load_on_backbone(MODELS[task], args, names, image_size=settings.image_size)
+    if detector == VITP:
+        return load_on_backbone(MODELS[task], args, names, image_size=settings.image_size)
+    model_class, _ = DETECTORS[detector]
+    build = partial(on_backbone, model_class)
+    return load_on_backbone(model_class, args, names, build, image_size=settings.image_size)
 
 
 def load_image_processor(
-    args: DetectionModelArguments, settings: DetectionSettings, input_spec: dict | None
-) -> ViTPDetectionImageProcessor:
+    args: DetectionModelArguments, settings: DetectionSettings, input_spec: dict | None, detector: str = VITP
+) -> BaseImageProcessor:
     """With the backbone's mean and standard deviation, the input spec of the data, and the size of training."""
     side = settings.image_size
+    if detector != VITP:
+        check_settings(detector, side, settings.keep_ratio, input_spec)
+        return image_processor_for(detector, args.model_name_or_path, args.model_revision, side)
     size = {"max_height": side, "max_width": side} if settings.keep_ratio else {"height": side, "width": side}
     own = {"input_spec": input_spec, "do_resize": True, "size": size}
     if args.model_name_or_path is None:

@@ -9,7 +9,7 @@ import evaluate
 import torch
 from torch.utils.data import DataLoader, Dataset, Subset
 from torchvision.transforms.v2 import functional as F
-from transformers import PreTrainedModel, Trainer, TrainingArguments
+from transformers import BaseImageProcessor, PreTrainedModel, Trainer, TrainingArguments
 from transformers.trainer_utils import EvalLoopOutput
 
 from ..image_processing_vitp_detection import ViTPDetectionImageProcessor
@@ -47,7 +47,7 @@ class TrainingSamples(Dataset):
         self,
         samples: ObjectImages,
         augmentation: Augmentation,
-        image_processor: ViTPDetectionImageProcessor,
+        image_processor: BaseImageProcessor,
         seed: int,
         is_oriented: bool,
     ):
@@ -85,7 +85,7 @@ def collate(items: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 class DetectionTrainer(FineTuner, Trainer):
-    """Trains a detector of ViTP's.
+    """Trains a detector of ViTP's, or one of transformers' own that takes DETR's labels.
 
     What differs from [`~transformers.Trainer`]:
 
@@ -95,7 +95,8 @@ class DetectionTrainer(FineTuner, Trainer):
     - evaluation scores images at their own size, each process a part of them.
 
     Args:
-        model: one of the three.
+        model: one of [`~modeling_vitp.detection.start.MODELS`], or for horizontal boxes one of
+            [`~modeling_vitp.detection.one_stage.DETECTORS`].
         args: [`DetectionTrainingArguments`].
         task: `"horizontal"`, `"oriented"` or `"instances"`.
         metric: folder of `modeling_vitp/metrics`, and its settings: `metric_options`.
@@ -112,7 +113,7 @@ class DetectionTrainer(FineTuner, Trainer):
         metric_options: dict[str, Any] | None = None,
         train_dataset: ObjectImages | None = None,
         eval_dataset: ObjectImages | None = None,
-        processing_class: ViTPDetectionImageProcessor | None = None,
+        processing_class: BaseImageProcessor | None = None,
         **kwargs,
     ):
         self.task, self.names = task, list(model.config.id2label.values())
@@ -218,7 +219,7 @@ class DetectionTrainer(FineTuner, Trainer):
         sizes = [tuple(image.shape[-2:]) for image in images]
         inputs = processor(images=images, input_data_format="channels_first", return_tensors="pt").to(self.args.device)
         with self.compute_loss_context_manager():
-            outputs = model(pixel_values=inputs["pixel_values"], pixel_mask=inputs["pixel_mask"])
+            outputs = model(**inputs)
         if self.task == "oriented":
             return processor.post_process_oriented_object_detection(outputs, threshold, target_sizes=sizes)
         if self.task == "instances":

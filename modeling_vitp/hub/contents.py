@@ -35,6 +35,9 @@ TYPES_OF_KIND = {
         "vitp_object_detection",
         "vitp_oriented_object_detection",
         "vitp_instance_segmentation",
+        "rt_detr_v2",
+        "d_fine",
+        "deformable_detr",
     ),
 }
 

@@ -1,5 +1,6 @@
 """The model that fine-tuning starts from."""
 
+from collections.abc import Callable
 from typing import Any
 
 from transformers import PreTrainedConfig, PreTrainedModel
@@ -11,12 +12,17 @@ from .backbone_arguments import BackboneArguments
 
 
 def load_on_backbone(
-    model_class: type[PreTrainedModel], args: BackboneArguments, names: list[str], **settings: Any
+    model_class: type[PreTrainedModel],
+    args: BackboneArguments,
+    names: list[str],
+    build: Callable[..., PreTrainedModel] | None = None,
+    **settings: Any,
 ) -> PreTrainedModel:
     """The model, in float32, with a fresh head unless it is one that was fine-tuned.
 
     Args:
         names: of the classes.
+        build: makes a fresh model as its `from_backbone` does, which it is if not given.
         settings: of a fresh model, before those of `args.head`; see its `from_backbone`.
 
     Raises:
@@ -42,6 +48,7 @@ def load_on_backbone(
             return model
     backbone = {"drop_path_rate": args.drop_path_rate, **(args.backbone or {}), **more}
     head = {**settings, **(args.head or {})}
-    model = model_class.from_backbone(start, args.neck, id2label=id2label, backbone_kwargs=backbone, **head)
+    build = build or model_class.from_backbone
+    model = build(start, args.neck, id2label=id2label, backbone_kwargs=backbone, **head)
     check_finite(model.state_dict(), args.model_name_or_path or "from_scratch")
     return model
