@@ -6,6 +6,7 @@ from typing import Any
 from transformers import AutoConfig, PreTrainedConfig
 
 from ..configuration_vitp import ViTPConfig, ViTPVisionConfig
+from .version_4 import rope_of_version_4
 
 LANGUAGE_MODELS = {"qwen2": "Qwen2ForCausalLM", "qwen3": "Qwen3ForCausalLM", "llama": "LlamaForCausalLM"}
 TEMPLATE = "internvl2_5"  # their name for the chat template that our processor writes
@@ -153,10 +154,8 @@ def text_to_original(config: PreTrainedConfig) -> dict[str, Any]:
     fields = config.to_dict()
     for name in ("transformers_version", "dtype"):
         fields.pop(name, None)
-    rope = fields.pop("rope_parameters")
-    fields["rope_theta"] = rope.pop("rope_theta")
-    fields["rope_scaling"] = None if rope["rope_type"] == "default" else {**rope, "type": rope["rope_type"]}
-    return {**fields, "architectures": [LANGUAGE_MODELS[config.model_type]]}
+    rope = rope_of_version_4(fields.pop("rope_parameters"))
+    return {**fields, **rope, "architectures": [LANGUAGE_MODELS[config.model_type]]}
 
 
 def check_language_model(model_type: str | None) -> None:

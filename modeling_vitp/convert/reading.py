@@ -356,6 +356,7 @@ def plain_tokenizer(folder: Path, **kwargs) -> PreTrainedTokenizerBase:
     """The tokenizer of a checkpoint, without what ties it to a processor or a place."""
     with naming(folder, ProcessorMixin):
         tokenizer = AutoTokenizer.from_pretrained(folder, **kwargs)
+    tokenizer._set_processor_class(None)
     for name in ("auto_map", "processor_class", "is_local", "local_files_only"):
         tokenizer.init_kwargs.pop(name, None)
     tokenizer.chat_template = None

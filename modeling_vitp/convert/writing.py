@@ -19,6 +19,7 @@ from .original_dense_config import adapter_to_original
 from .original_detection_config import detection_to_original
 from .reading import Checkpoint, meta_model, plain_tokenizer
 from .tensor_files import TensorBytes
+from .version_4 import say_rope_in_version_4, say_tokenizer_in_version_4
 from .video_token import VIDEO_TOKEN, drop_video_token
 
 NAMED_TOKENS = {
@@ -59,9 +60,12 @@ def write_internvl(checkpoint: Checkpoint, folder: Path) -> None:
     fields = checkpoint.config.to_dict()
     for name in ("model_type", "architectures", "auto_map", "vision_config"):
         fields.pop(name, None)
+    # Of which transformers 4 and vLLM read this one, and version 5 that of the whole.
+    fields["text_config"]["tie_word_embeddings"] = fields["tie_word_embeddings"]
     config = InternVLConfig(vision_config=native_vision_config(checkpoint.config.vision_config), **fields)
     config.architectures = ["InternVLForConditionalGeneration"]
     config.save_pretrained(folder)
+    say_rope_in_version_4(folder)
     settings = image_settings(checkpoint.image_processor)
     settings.pop("input_spec", None)
     image_processor = GotOcr2ImageProcessor(**settings)
@@ -81,6 +85,7 @@ def write_internvl(checkpoint: Checkpoint, folder: Path) -> None:
                 chat_template=checkpoint.processor.chat_template,
             )
         processor.save_pretrained(folder)
+        say_tokenizer_in_version_4(folder)
     copy_generation_config(checkpoint, folder)
 
 
@@ -182,9 +187,4 @@ def write_tokenizer_of_version_4(checkpoint: Checkpoint, folder: Path) -> None:
     tokenizer.backend_tokenizer.model.save(str(folder))
     added = {token["content"]: token["id"] for token in read_json(folder / "tokenizer.json")["added_tokens"]}
     write_json(folder / "added_tokens.json", added, ensure_ascii=False)
-    config = read_json(folder / "tokenizer_config.json")
-    config.pop("backend", None)
-    config["additional_special_tokens"] = config.pop("extra_special_tokens", [])
-    if config["tokenizer_class"] == "TokenizersBackend":
-        config["tokenizer_class"] = "PreTrainedTokenizerFast"
-    write_json(folder / "tokenizer_config.json", config, ensure_ascii=False)
+    say_tokenizer_in_version_4(folder)

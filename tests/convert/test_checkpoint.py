@@ -197,6 +197,9 @@ def test_there_and_back_is_the_same_to_the_bit(tmp_path, kind, variant, dtype, m
         assert config.pop("vrl_drop_ratio") == 0.0 and config.pop("vrl_apply_prob") == 1.0
         assert config.pop("vrl_warmup_steps") == 0 and config.pop("answer_mask_ratio") == 0.0
         assert config["vision_config"].pop("drop_path_rate") == 0.0
+        text_config = config["text_config"]  # which says it in words of transformers 4, too
+        assert text_config.pop("rope_theta") == text_config["rope_parameters"]["rope_theta"]
+        assert text_config.pop("rope_scaling") is None
         assert config == wanted
         reopened, report = AutoModelForImageTextToText.from_pretrained(back, output_loading_info=True)
         assert type(reopened) is InternVLForConditionalGeneration and not any(report.values())
