@@ -1,5 +1,7 @@
 """Configurations of the detectors. The defaults of each are those of its published model."""
 
+import math
+
 from huggingface_hub.dataclasses import strict
 from transformers import PreTrainedConfig
 
@@ -108,8 +110,21 @@ class ViTPObjectDetectionConfig(ConfigNamesItsFiles, PreTrainedConfig):
         if len(set(stages.values())) != 1 or not self.stage_iou_thresholds:
             raise ValueError(f"as many of each are needed, and at least one, but there are {stages}.")
         for stds in self.stage_box_stds:
-            if len(stds) != self.num_box_values or not all(std > 0 for std in stds):
+            is_list = isinstance(stds, (list, tuple)) and len(stds) == self.num_box_values
+            if not is_list or not all(isinstance(std, Number) and 0 < std < math.inf for std in stds):
                 raise ValueError(f"stage_box_stds has {stds}, but {self.num_box_values} positive numbers are needed.")
+
+    def validate_sizes(self):
+        names = [
+            name for name in vars(self) if name.endswith(("_samples", "_train", "_eval", "_channels", "_detections"))
+        ]
+        for name in (*names, "head_hidden_size", "anchor_scale"):
+            if not 0 < getattr(self, name) < math.inf:
+                raise ValueError(f"{name}={getattr(self, name)} is not above 0.")
+        if not self.anchor_ratios or not all(0 < ratio < math.inf for ratio in self.anchor_ratios):
+            raise ValueError(f"anchor_ratios={self.anchor_ratios}, but numbers above 0 are needed.")
+        if not all(0 <= weight < math.inf for weight in self.stage_loss_weights):
+            raise ValueError(f"stage_loss_weights={self.stage_loss_weights}, but numbers from 0 on are needed.")
 
     def validate_box_loss(self):
         if self.box_loss not in ("smooth_l1", "l1"):
@@ -120,6 +135,8 @@ class ViTPObjectDetectionConfig(ConfigNamesItsFiles, PreTrainedConfig):
         for name in names:
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name}={getattr(self, name)} is outside [0, 1].")
+        if not all(0 <= threshold <= 1 for threshold in self.stage_iou_thresholds):
+            raise ValueError(f"stage_iou_thresholds={self.stage_iou_thresholds}, of which one is outside [0, 1].")
         if self.rpn_negative_iou > self.rpn_positive_iou:
             raise ValueError(
                 f"rpn_negative_iou={self.rpn_negative_iou} is above rpn_positive_iou={self.rpn_positive_iou}."

@@ -364,6 +364,29 @@ class ViTPForConditionalGeneration(CheckpointsOfOurs, InternVLForConditionalGene
         check_continuation(model_kwargs.get("cache"))
         return super()._prepare_position_ids_for_generation(inputs_tensor, model_kwargs)
 
+    @deprecate_kwarg("past_key_values", "5.40.0", new_name="cache")
+    def prepare_inputs_for_generation(
+        self,
+        input_ids: torch.LongTensor,
+        next_sequence_length: int | None = None,
+        cache: Cache | None = None,
+        attention_mask: torch.LongTensor | None = None,
+        inputs_embeds: torch.Tensor | None = None,
+        is_first_iteration: bool | None = False,
+        **kwargs,
+    ) -> dict:
+        # A model that drafts for another one is never told that a sequence begins, and would not be given its images.
+        is_whole = next_sequence_length is None or next_sequence_length == input_ids.shape[1]
+        return super().prepare_inputs_for_generation(
+            input_ids,
+            next_sequence_length=next_sequence_length,
+            cache=cache,
+            attention_mask=attention_mask,
+            inputs_embeds=inputs_embeds,
+            is_first_iteration=is_first_iteration or (cache is not None and is_whole),
+            **kwargs,
+        )
+
     @can_return_tuple
     @deprecate_kwarg("past_key_values", "5.40.0", new_name="cache")
     def forward(

@@ -7,6 +7,7 @@ goes on.
 """
 
 import hashlib
+import itertools
 import logging
 from collections.abc import Iterator
 from functools import partial
@@ -14,12 +15,13 @@ from pathlib import Path
 
 import datasets
 from datasets import ClassLabel, Dataset, DatasetDict, Features, IterableDataset, IterableDatasetDict, load_dataset
+from datasets.exceptions import DatasetGenerationError
 from huggingface_hub.errors import HfHubHTTPError
 from trl import ScriptArguments
 
 from ..hub.failures import RETRIES, limit_waits, one_line, pause, seconds_to_wait, tried
 from ..images.reading import IMAGE_SUFFIXES
-from .json_lines import METADATA, entries, first_bad_line, line_files, parse, read_lines
+from .json_lines import METADATA, download_line_files, entries, first_bad_line, line_files, parse, read_lines
 from .mixture_file import Source
 from .rows import FEATURES, Written, check_unmerged, encoded_image, messages_of, row_of, undecoded
 
@@ -30,6 +32,7 @@ def read_source(source: Source) -> Dataset | IterableDataset:
     """The rows of a source: map-style, or an iterable if `streaming`. See the module's docstring for the schema.
 
     JSON Lines are read once and kept in the cache of `datasets` until the file changes; images stay where they are.
+    Those of the Hub that `datasets` cannot read, for a line that is damaged, are downloaded and read line by line.
     Transient HTTP errors and broken connections are tried again, with growing pauses.
 
     Raises:
@@ -52,11 +55,19 @@ def read_source(source: Source) -> Dataset | IterableDataset:
                     "state": file_state(Path(source.annotation)),
                 },
             )
-        if line_files(source):
+        files, state = line_files(source), None
+        if files:
             state = folder_cache(Path(source.folder or source.dataset))
-            kwargs = {"source": source, "state": state}
+        else:
+            try:
+                dataset = tried(partial(load_columns, source))
+            except DatasetGenerationError:
+                files = tried(partial(download_line_files, source))
+                if not files:
+                    raise
+        if files:
+            kwargs = {"source": source, "files": files, "state": state}
             return Dataset.from_generator(line_rows, features=FEATURES, gen_kwargs=kwargs)
-        dataset = tried(partial(load_columns, source))
     except Exception as error:  # of many readers; it is raised with the name of the source
         raise named(error, source) from error
     columns = find_columns(source, dataset.features)
@@ -199,9 +210,8 @@ def parse_list(content: bytes, annotation: str) -> list:
     return listed
 
 
-def line_rows(source: Source, state: str | None = None) -> Iterator[dict]:
+def line_rows(source: Source, files: tuple[Path, ...], state: str | None = None) -> Iterator[dict]:
     """Rows of a source of JSON Lines; see [`annotation_rows`] for `state`."""
-    files = line_files(source)
     names = dict.fromkeys(name for _, entry in read_lines(files) if isinstance(entry, dict) for name in entry)
     columns = find_columns(source, names)
     for number, (path, entry) in enumerate(read_lines(files)):
@@ -234,8 +244,8 @@ def stream_rows(source: Source) -> Iterator[dict]:
         if source.annotation:
             yield from annotation_rows(source.annotation, source.image_root, source.name)
             return
-        if line_files(source):
-            yield from line_rows(source)
+        if files := line_files(source):
+            yield from line_rows(source, files)
             return
     except (OSError, ValueError) as error:
         raise named(error, source) from error
@@ -243,21 +253,32 @@ def stream_rows(source: Source) -> Iterator[dict]:
     while True:
         limit_waits()
         try:
-            dataset = load_columns(source)
-            if dataset.features is None:
-                dataset = dataset._resolve_features()
-            columns = find_columns(source, dataset.features)
-            dataset = dataset.select_columns(list(columns.values())).decode(False)
-            for stored in all_rows(dataset.skip(number)):
-                yield make_row(stored, source, columns, dataset.features, number)
+            rows = itertools.islice(line_rows(source, files), number, None) if files else stored_rows(source, number)
+            for row in rows:
+                yield row
                 number, tries = number + 1, 0
             return
         except Exception as error:  # as in `read_source`, if another try does not help
             wait = seconds_to_wait(error, tries)
+            if wait is None and isinstance(error, (ValueError, DatasetGenerationError)) and not files:
+                files = tried(partial(download_line_files, source))
+                if files:
+                    continue
             if wait is None or tries == RETRIES:
                 raise named(error, source, number) from error
             pause(named(error, source, number), wait, tries)
             tries += 1
+
+
+def stored_rows(source: Source, start: int) -> Iterator[dict]:
+    """The rows of a stream as `datasets` reads it, from one on."""
+    dataset = load_columns(source)
+    if dataset.features is None:
+        dataset = dataset._resolve_features()
+    columns = find_columns(source, dataset.features)
+    dataset = dataset.select_columns(list(columns.values())).decode(False)
+    for number, stored in enumerate(all_rows(dataset.skip(start)), start):
+        yield make_row(stored, source, columns, dataset.features, number)
 
 
 def all_rows(stream: IterableDataset) -> Iterator[dict]:
@@ -298,7 +319,12 @@ def load_rows(script_args: ScriptArguments) -> DatasetDict | IterableDatasetDict
     try:
         splits = tried(load)
     except datasets.exceptions.DatasetGenerationError as error:
-        line = first_bad_line(Path(name)) if Path(name).is_dir() else None
+        if Path(name).is_dir():
+            files = sorted(Path(name).rglob("*.jsonl"))
+        else:
+            split = script_args.dataset_train_split
+            files = tried(partial(download_line_files, Source(name, dataset=name, split=split)))
+        line = first_bad_line(files)
         hint = "As a source of a mixture it is one row, which can be skipped."
         cause = f"{line}. {hint}" if line else one_line(str(error.__cause__ or error))
         raise ValueError(f"{name} cannot be read: {cause}") from error

@@ -354,6 +354,34 @@ def test_a_line_that_cannot_be_parsed_is_one_row_and_ends_nothing(tmp_path, kind
 
 
 @pytest.mark.parametrize("streaming", [False, True])
+def test_a_line_on_the_hub_that_cannot_be_parsed_is_one_row_too(hub, tmp_path, streaming):
+    turns = [[{"role": "user", "content": "How many?"}, {"role": "assistant", "content": str(n)}] for n in range(2)]
+    write_lines(tmp_path / "train.jsonl", [{"messages": turn} for turn in turns], BAD_LINES)
+    hub.create("org/lines", {"train.jsonl": tmp_path / "train.jsonl"}, "dataset")
+    rows = list(read_source(Source("h", dataset="org/lines", streaming=streaming, rows=len(BAD_LINES) + 2)))
+    assert [row["id"] for row in rows] == [str(number) for number in range(len(BAD_LINES) + 2)]
+    assert [rows[place]["messages"][1]["content"][0]["text"] for place in (0, -1)] == ["0", "1"]
+    for number, row in enumerate(rows[1:-1], start=2):
+        assert f"line {number} of " in row["error"] and "train.jsonl" in row["error"]
+    if not streaming:
+        with pytest.raises(ValueError, match="org/lines cannot be read: line 2 of .*train.jsonl is no JSON"):
+            load_rows(ScriptArguments(dataset_name="org/lines"))
+
+
+def test_a_stream_from_the_hub_goes_on_line_by_line_where_a_line_is_damaged(hub, tmp_path):
+    """In the second of its files, after the rows of the first were given."""
+    turns = [[{"role": "user", "content": "How many?"}, {"role": "assistant", "content": str(n)}] for n in range(5)]
+    lines = [json.dumps({"messages": turn}).encode() for turn in turns]
+    parts = {"train-0.jsonl": lines[:3], "train-1.jsonl": [lines[3], BAD_LINES[0], lines[4]]}
+    for name, part in parts.items():
+        (tmp_path / name).write_bytes(b"\n".join(part))
+    hub.create("org/lines", {name: tmp_path / name for name in parts}, "dataset")
+    rows = list(read_source(Source("h", dataset="org/lines", streaming=True, rows=6)))
+    texts = [row["messages"][1]["content"][0]["text"] if row["error"] is None else None for row in rows]
+    assert texts == ["0", "1", "2", "3", None, "4"] and [row["id"] for row in rows] == list("012345")
+
+
+@pytest.mark.parametrize("streaming", [False, True])
 def test_the_splits_of_a_folder_with_metadata_are_those_of_datasets(tmp_path, streaming):
     for split in ("train", "test"):
         (tmp_path / "f" / split).mkdir(parents=True)

@@ -359,6 +359,16 @@ def test_labels_that_are_not_whole_are_refused(name, change, message):
         ({"box_loss": "giou"}, "neither 'smooth_l1' nor 'l1'"),
         ({"nms_threshold": 1.5}, r"nms_threshold=1.5 is outside \[0, 1\]"),
         ({"rpn_negative_iou": 0.8}, "rpn_negative_iou=0.8 is above"),
+        ({"stage_box_stds": [0.1, 0.2, 0.3]}, "stage_box_stds has 0.1, but 4 positive numbers are needed"),
+        ({"stage_box_stds": [["x"] * 4] * 3}, "4 positive numbers are needed"),
+        ({"stage_iou_thresholds": [0.5, 0.6, 7]}, "of which one is outside"),
+        ({"roi_samples": 0}, "roi_samples=0 is not above 0"),
+        ({"max_detections": -1}, "max_detections=-1 is not above 0"),
+        ({"rpn_proposals_eval": 0}, "rpn_proposals_eval=0 is not above 0"),
+        ({"anchor_scale": float("inf")}, "anchor_scale=inf is not above 0"),
+        ({"anchor_ratios": []}, "anchor_ratios"),
+        ({"anchor_ratios": [0.5, -1]}, "anchor_ratios"),
+        ({"stage_loss_weights": [1, float("nan"), 1]}, "stage_loss_weights"),
     ],
 )
 def test_settings_that_contradict_each_other_are_refused(settings, message):

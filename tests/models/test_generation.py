@@ -1,0 +1,165 @@
+"""Generation in every way that transformers tests on its own models, whose mixin for it is not distributed: what comes
+out is what comes out of transformers' own InternVL with the same weights, to the bit; with VRL, it is greedy search's.
+"""
+
+import copy
+
+import pytest
+import torch
+from internvl_oracle import build_native, shake
+from pictures import picture
+from transformers import Cache, LogitsProcessorList, MinNewTokensLengthLogitsProcessor, StoppingCriteria, TextStreamer
+from transformers.cache_utils import StaticCache
+
+NEW_TOKENS, DROP_RATIO = 6, 0.75
+EVERYTHING = dict.fromkeys(
+    ("output_scores", "output_logits", "output_hidden_states", "output_attentions", "return_dict_in_generate"), True
+)
+PICTURES = {"one row": [[(56, 56)]], "a padded batch": [[(56, 56)], [], [(112, 56), (56, 56)]]}
+SAMPLED = {"do_sample": True, "temperature": 1.3, "top_k": 20, "top_p": 0.9}
+
+
+class StopAfter(StoppingCriteria):
+    def __init__(self, length: int):
+        self.length = length
+
+    def __call__(self, input_ids, scores, **kwargs):
+        return torch.full((len(input_ids),), input_ids.shape[1] >= self.length)
+
+
+def static(model, inputs):
+    length = inputs["input_ids"].shape[1] + NEW_TOKENS
+    return {"past_key_values": StaticCache(model.config.get_text_config(), max_cache_len=length)}
+
+
+# Of each way: which inputs, and the options, or what makes them from the model and the inputs.
+WAYS = {
+    "greedy": ("a padded batch", {}),
+    "without a cache": ("a padded batch", {"use_cache": False}),
+    "sampling": ("a padded batch", SAMPLED),
+    "several samples": ("a padded batch", SAMPLED | {"num_return_sequences": 3}),
+    "beams": ("a padded batch", {"num_beams": 3, "num_return_sequences": 2, "length_penalty": 0.5}),
+    "sampled beams": ("a padded batch", SAMPLED | {"num_beams": 3, "early_stopping": True}),
+    "penalties": ("a padded batch", {"repetition_penalty": 1.5, "no_repeat_ngram_size": 2, "bad_words_ids": [[5]]}),
+    "a processor of logits": (
+        "a padded batch",
+        lambda model, inputs: {
+            "logits_processor": LogitsProcessorList(
+                [MinNewTokensLengthLogitsProcessor(inputs["input_ids"].shape[1], 4, 7, device="cpu")]
+            )
+        },
+    ),
+    "a criterion to stop": (
+        "a padded batch",
+        lambda model, inputs: {"stopping_criteria": [StopAfter(inputs["input_ids"].shape[1] + 3)]},
+    ),
+    "a static cache": ("a padded batch", {"cache_implementation": "static", "disable_compile": True}),
+    "a static cache that is given": ("a padded batch", static),
+    "the prompt in chunks": ("a text", {"prefill_chunk_size": 4}),
+    "candidates from the prompt": ("one row", {"prompt_lookup_num_tokens": 2}),
+    "candidates from a model": ("one row", lambda model, inputs: {"assistant_model": copy.deepcopy(model)}),
+    "embeddings": (
+        "a padded batch",
+        lambda model, inputs: {"inputs_embeds": model.get_input_embeddings()(inputs["input_ids"]).detach()},
+    ),
+    "a stream": (
+        "one row",
+        lambda model, inputs: {"streamer": TextStreamer(Words()), "max_length": None},
+    ),
+}
+SAME_AS_GREEDY = [
+    "without a cache",
+    "a static cache",
+    "a static cache that is given",
+    "candidates from the prompt",
+    "candidates from a model",
+    "embeddings",
+]
+
+
+class Words:
+    """A tokenizer that writes numbers."""
+
+    def decode(self, ids, **kwargs):
+        return "".join(f"{token} " for token in ids)
+
+
+@pytest.fixture
+def model(model):
+    model = shake(model).eval()
+    model.set_attn_implementation("eager")  # which gives attentions
+    model.generation_config.eos_token_id = None
+    model.generation_config.pad_token_id = model.config.pad_token_id
+    return model
+
+
+@pytest.fixture
+def native(model):
+    native = build_native(model)
+    native.set_attn_implementation("eager")
+    native.generation_config = copy.deepcopy(model.generation_config)
+    return native
+
+
+def encode(processor, name, drop_ratio=0.0):
+    rows = PICTURES.get(name, [[]])
+    images = [[picture(*size, seed=row) for size in sizes] for row, sizes in enumerate(rows)]
+    texts = ["<IMG_CONTEXT>\n" * len(sizes) + "How many trees are there?"[: 9 + 5 * len(sizes)] for sizes in rows]
+    options = {"vrl_drop_ratio": drop_ratio, "vrl_keys": list(range(len(rows)))} if drop_ratio else {}
+    images = images if any(images) else None
+    return processor(images=images, text=texts, padding=True, padding_side="left", return_tensors="pt", **options)
+
+
+def generate(model, inputs, options, **more):
+    options = options(model, inputs) if callable(options) else options
+    torch.manual_seed(0)
+    options = {"do_sample": False, "max_new_tokens": NEW_TOKENS, **options, **more}
+    return model.generate(**copy.deepcopy(dict(inputs)), **options)
+
+
+def leaves(value):
+    """The tensors in an output, in order; of a cache its keys and values."""
+    if isinstance(value, torch.Tensor):
+        return [value]
+    if isinstance(value, Cache):
+        value = [(layer.keys, layer.values) for layer in value.layers]
+    return [leaf for part in (value.values() if isinstance(value, dict) else value or ()) for leaf in leaves(part)]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("way", WAYS)
+def test_every_way_of_generating_gives_what_internvl_gives(model, native, processor, way, capsys):
+    name, options = WAYS[way]
+    inputs = encode(processor, name)
+    ours, theirs = (generate(each, inputs, options, **EVERYTHING) for each in (model, native))
+    assert list(ours) == list(theirs)
+    # transformers' model drafts without seeing the images, so that less of what it drafts is taken at once.
+    for key in ["sequences"] if way == "candidates from a model" else ours:
+        first, second = leaves(ours[key]), leaves(theirs[key])
+        assert len(first) == len(second) and (first or ours[key] is None), key
+        assert all(torch.equal(one, other) for one, other in zip(first, second)), key
+    printed = capsys.readouterr().out
+    assert printed[: len(printed) // 2] == printed[len(printed) // 2 :] and bool(printed) == (way == "a stream")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("drop_ratio", [0.0, DROP_RATIO])
+@pytest.mark.parametrize("way", SAME_AS_GREEDY)
+def test_other_ways_to_the_likeliest_tokens_give_those_of_greedy_search(model, processor, way, drop_ratio):
+    name, options = WAYS[way]
+    inputs = encode(processor, name, drop_ratio)
+    wanted = generate(model, inputs, {})[:, inputs["input_ids"].shape[1] :]
+    found = generate(model, inputs, options)
+    assert torch.equal(found[:, -NEW_TOKENS:], wanted)
+
+
+@pytest.mark.parametrize("drop_ratio", [0.0, DROP_RATIO])
+def test_a_model_that_drafts_for_another_one_sees_the_images_too(model, processor, drop_ratio):
+    """What it drafts with the same weights is what is written, so that one pass takes it all."""
+    inputs, passes = encode(processor, "one row", drop_ratio), []
+    draft = copy.deepcopy(model)
+    draft.generation_config.update(num_assistant_tokens=NEW_TOKENS, assistant_confidence_threshold=0.0)
+    model.register_forward_pre_hook(lambda *args: passes.append(args))
+    found = generate(model, inputs, {"assistant_model": draft})
+    assert len(passes) <= 2
+    assert torch.equal(found, generate(model, inputs, {}))
