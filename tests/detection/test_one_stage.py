@@ -37,7 +37,7 @@ def configure(folder, detector, **more) -> list[str]:
         "keep_ratio": False,
         "from_scratch": TINY,
         "backbone": {"deformable_heads": 4, "spatial_prior_channels": 8},
-        "head": HEADS[detector],
+        "head": HEADS.get(detector),
         "max_steps": 2,
         "lr_milestones": [1.0],
         "per_device_train_batch_size": 2,
