@@ -3,16 +3,29 @@
 from typing import Any
 
 IMAGE_PLACE = "<image>"
+GIVEN = "given"  # the type of a part of an answer that is not learned, as those in a prompt
 
 
 def place_images(messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Messages with each `<image>` in the text of a question, as many public data sets have it, as an image place."""
-    return [
-        {**message, "content": split_at_places(message["content"])}
-        if message["role"] != "assistant" and isinstance(message["content"], str) and IMAGE_PLACE in message["content"]
-        else message
-        for message in messages
-    ]
+    """Messages with each `<image>` in the text of a question, as many public data sets have it, as an image place;
+    and with what is given as text.
+    """
+    placed = []
+    for message in messages:
+        content = message["content"]
+        if message["role"] != "assistant" and isinstance(content, str) and IMAGE_PLACE in content:
+            message = {**message, "content": split_at_places(content)}
+        elif is_given(message):
+            message = {**message, "content": [{**part, "type": "text"} for part in content]}
+        placed.append(message)
+    return placed
+
+
+def is_given(message: dict[str, Any]) -> bool:
+    """Whether a message is an answer that is not learned."""
+    content = message.get("content")
+    parts = content if message["role"] == "assistant" and isinstance(content, list) else []
+    return any(isinstance(part, dict) and part.get("type") == GIVEN for part in parts)
 
 
 def split_at_places(text: str) -> list[dict[str, Any]]:
@@ -30,7 +43,7 @@ def split_at_places(text: str) -> list[dict[str, Any]]:
 def check_answers(messages: list[dict[str, Any]]) -> None:
     """Raises a `ValueError` if there is nothing to learn from, or an answer is empty."""
     answers = [(index, message) for index, message in enumerate(messages) if message["role"] == "assistant"]
-    if not answers:
+    if all(is_given(message) for _, message in answers):
         raise ValueError("there is no assistant message to learn from. Add one or take the row out.")
     for index, message in answers:
         if not "".join(message_texts(message)).strip():
@@ -69,7 +82,9 @@ def check_content(message: dict, index: int) -> None:
         raise ValueError(f"message {index} has the content {content!r}; a string or a list of parts is needed.")
     for part in content:
         kind = part.get("type") if isinstance(part, dict) else None
-        if kind not in ("image", "text", "image_url") or (kind == "text" and not isinstance(part.get("text"), str)):
+        if kind not in ("image", "text", "image_url", GIVEN) or (
+            kind in ("text", GIVEN) and not isinstance(part.get("text"), str)
+        ):
             raise ValueError(
                 f"message {index} has the part {part!r}, but {{'type': 'text', 'text': …}} or {{'type': 'image'}} is "
                 "needed."

@@ -1,5 +1,6 @@
-"""Reads all data of a mixture once and says what is wrong with it.
+"""Reads all data of a mixture, or a data set, once and says what is wrong with it.
 
+    vitp validate_data my_data
     vitp validate_data my_mixture.yaml --processor OpenGVLab/InternVL3-1B-hf
     vitp validate_data my_mixture.yaml --against path/to/test_images --card my_data/README.md
 
@@ -19,7 +20,7 @@ from modeling_vitp.training.values import not_negative, positive, within
 
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("mixture", help="mixture file, or a recipe that has one")
+    parser.add_argument("mixture", help="mixture file, recipe, or data set: a folder, JSON or Hub id")
     parser.add_argument("--processor", help="checkpoint whose tokenizer counts; without it tokens are not counted")
     parser.add_argument("--max_length", type=positive, default=4096, help="as in training (4096)")
     parser.add_argument("--vrl_drop_ratio", type=within("[0, 1)", float), default=0.75, help="as in training (0.75)")
@@ -40,8 +41,8 @@ def main(argv: list[str] | None = None) -> int:
 
     from modeling_vitp.cards.sections import set_section
     from modeling_vitp.instructions.leak_check import check_leaks
-    from modeling_vitp.instructions.mixture_file import load_mixture
     from modeling_vitp.instructions.overlap import load_test_images
+    from modeling_vitp.instructions.splits import load_sources
     from modeling_vitp.instructions.validation import (
         card_text,
         draw_histograms,
@@ -51,7 +52,7 @@ def main(argv: list[str] | None = None) -> int:
         validate,
     )
 
-    mixture, test_images = load_mixture(args.mixture), None
+    mixture, test_images = load_sources(args.mixture), None
     if args.against:
         test_images = load_test_images(args.against, args.against_split, args.num_workers)
     processor = load_processor(args.processor) if args.processor else None

@@ -10,7 +10,7 @@ from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import default_collate
 from trl.data_utils import prepare_multimodal_messages
 
-from ..messages import check_answers, check_messages, place_images
+from ..messages import check_answers, check_messages, is_given, place_images
 from ..processing_vitp import ViTPProcessor
 from ..vrl import check_apply_prob, check_drop_ratio, check_warmup_steps, keyed_generator
 from .hiding import check_mask_ratio, hide_answers, mask_token_id
@@ -212,6 +212,7 @@ class ViTPDataCollator:
         check_messages(messages)
         check_image_parts(messages)
         check_answers(messages)
+        given = [is_given(message) for message in messages if message["role"] == "assistant"]
         messages = settings.with_system_prompt(place_images(messages))
         try:
             messages = prepare_multimodal_messages(messages, images=example["images"])
@@ -235,7 +236,7 @@ class ViTPDataCollator:
             },
         )
         input_ids = torch.tensor(encoded["input_ids"][0])
-        is_answer = torch.tensor(encoded["assistant_masks"][0]).bool()
+        is_answer = learned(torch.tensor(encoded["assistant_masks"][0]).bool(), given)
         sample = {
             "input_ids": input_ids,
             "attention_mask": torch.ones_like(input_ids),
@@ -283,3 +284,17 @@ class ViTPDataCollator:
         excess = -padded.shape[1] % (self.pad_to_multiple_of or 1)
         sides = (excess, 0) if self.padding_side == "left" else (0, excess)
         return torch.nn.functional.pad(padded, sides, value=value)
+
+
+def learned(is_answer: torch.BoolTensor, given: Sequence[bool]) -> torch.BoolTensor:
+    """The tokens of answers without those that are given.
+
+    Args:
+        is_answer: bool, of shape `(sequence_length,)`; each answer is one run, since a turn begins with other tokens.
+        given: of each answer.
+    """
+    if not any(given):
+        return is_answer
+    starts = is_answer & ~torch.cat([is_answer.new_zeros(1), is_answer[:-1]])
+    number = (starts.cumsum(0) - 1).clamp(min=0)
+    return is_answer & ~torch.tensor(given)[number]

@@ -1,9 +1,10 @@
-"""JSON Lines, read line by line: what is wrong with one is the error of its row, and of no other.
+"""JSON, by line or as a list: what is wrong with a row is its error, and of no other.
 
 The reader of `datasets` ends with the first line that cannot be parsed, and makes the types of all lines agree. Those
 of the Hub are left to it as long as it can read them.
 """
 
+import itertools
 import json
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -11,10 +12,11 @@ from typing import Any, BinaryIO
 
 from datasets import DownloadManager, load_dataset_builder
 
+from .folders import METADATA, annotations, has_images, image_root, is_in_lines
 from .mixture_file import Source
 from .rows import Written
 
-METADATA = "metadata.jsonl"
+LOOKED_AT = 20  # rows of a file, to find its images
 
 
 def parse(line: bytes, where: str) -> Any:
@@ -35,41 +37,72 @@ def entries(file: BinaryIO, path: str | Path) -> Iterator[tuple[int, Any]]:
                 yield number, error
 
 
-def line_files(source: Source) -> tuple[Path, ...]:
-    """The files of a source that is made of JSON Lines, those of a local data set or metadata of images; or none."""
-    if source.folder and any(Path(source.folder).rglob(METADATA)):
+def listed(path: str | Path) -> Iterator[tuple[int, Any]]:
+    """As [`entries`], of a file with a row a line or of a JSON list, whose rows are counted from 0.
+
+    Raises:
+        ValueError: names the file if it is to be a list and is none.
+    """
+    with open(path, "rb") as file:
+        if is_in_lines(Path(path)):
+            yield from entries(file, path)
+            return
+        rows = parse(file.read(), str(path))
+    if not isinstance(rows, list):
+        raise ValueError(f"{path} is no JSON list of rows, but a {type(rows).__name__}")
+    yield from enumerate(rows)
+
+
+def line_files(source: Source) -> dict[Path, str | None]:
+    """The files of a source whose rows are JSON, each with the folder that its images are below, if there is one.
+
+    They are the JSON Lines of a local data set, metadata of images, or JSON that lies beside images.
+    """
+    folder = None if source.is_on_hub or source.annotation else Path(source.folder or source.dataset)
+    if folder is None:
+        return {}
+    builder = None
+    if source.folder and any(folder.rglob(METADATA)):
         builder = load_dataset_builder("imagefolder", data_dir=source.folder)
-    elif source.dataset and not source.is_on_hub and any(Path(source.dataset).rglob("*.jsonl")):
+    elif source.dataset and any(folder.rglob("*.jsonl")):
         builder = load_dataset_builder(source.dataset, source.config)
-    else:
-        return ()
-    files = tuple(Path(str(file)) for file in (builder.config.data_files or {}).get(source.split, ()))
-    if source.folder:
-        return tuple(path for path in files if path.name == METADATA)
-    return files if all(path.suffix == ".jsonl" for path in files) else ()
+    files = [Path(str(file)) for file in (builder.config.data_files or {}).get(source.split, ())] if builder else []
+    if source.folder and builder:
+        return {path: str(path.parent) for path in files if path.name == METADATA}
+    if files and all(path.suffix == ".jsonl" for path in files):
+        return dict.fromkeys(files, source.image_root)
+    if source.folder or has_images(folder):
+        return {path: root_of(path, folder, source) for path in annotations(folder).get(source.split, ())}
+    return {}
 
 
-def download_line_files(source: Source) -> tuple[Path, ...]:
-    """The files of a data set of the Hub that is made of JSON Lines, in the cache of the Hub; or none."""
+def download_line_files(source: Source) -> dict[Path, str | None]:
+    """As [`line_files`], of a data set of the Hub that is made of JSON Lines, in the cache of the Hub."""
     if not source.is_on_hub:
-        return ()
+        return {}
     builder = load_dataset_builder(source.dataset, source.config, revision=source.revision)
     addresses = [str(file) for file in (builder.config.data_files or {}).get(source.split, ())]
     if not all(address.endswith(".jsonl") for address in addresses):
-        return ()
-    return tuple(map(Path, DownloadManager().download(addresses)))
+        return {}
+    return dict.fromkeys(map(Path, DownloadManager().download(addresses)), source.image_root)
+
+
+def root_of(path: Path, folder: Path, source: Source) -> str | None:
+    """What the user says, or where the images of the first rows are."""
+    if source.image_root is not None:
+        return source.image_root
+    return image_root(path, folder, (row for _, row in itertools.islice(listed(path), LOOKED_AT)))
 
 
 def read_lines(files: Iterable[Path]) -> Iterator[tuple[Path, dict[str, Any] | ValueError]]:
     """The rows of the files, with images under the names that `imagefolder` gives them, or what is wrong with one."""
     for path in files:
-        with open(path, "rb") as file:
-            for number, entry in entries(file, path):
-                if not isinstance(entry, (dict, ValueError)):
-                    entry = ValueError(f"line {number} of {path} holds {str(entry)[:80]!r}, and no row.")
-                if path.name == METADATA and isinstance(entry, dict):
-                    entry = {image_column(name): value for name, value in entry.items()}
-                yield path, entry
+        for number, entry in listed(path):
+            if not isinstance(entry, (dict, ValueError)):
+                entry = ValueError(f"line {number} of {path} holds {str(entry)[:80]!r}, and no row.")
+            if path.name == METADATA and isinstance(entry, dict):
+                entry = {image_column(name): value for name, value in entry.items()}
+            yield path, entry
 
 
 def image_column(name: str) -> str:

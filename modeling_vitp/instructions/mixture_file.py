@@ -12,7 +12,7 @@ from .settings import SourceSettings
 
 logger = logging.getLogger(__name__)
 LARGEST = {"rate": 1_000_000, "max_patches": 100_000, "image_size": 100_000}
-COLUMNS = ("id", "images", "messages", "question", "answer")
+COLUMNS = ("id", "images", "messages", "prompt", "completion", "conversations", "system", "question", "answer")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -23,13 +23,15 @@ class Source:
         name: unique in the mixture; the ids of its rows start with it.
         rate: passes over the source in one epoch: above 1 repeats, below 1 takes a part.
         dataset: Hub id, with `config`, `split` and `revision`.
-        folder: local folder of Parquet files, or of images with a `metadata.jsonl` or a folder per class.
+        folder: local folder of Parquet files, of WebDataset's tar archives, of JSON (Lines) beside images, or of images
+            with a `metadata.jsonl` or a folder per class.
         annotation: InternVL's JSON Lines file (or a JSON list of the same rows), with its `image_root`.
         image_root: folder that the paths of images are relative to, and do not leave: neither by `..`, nor as absolute
-            paths or over symbolic links. Without it they are taken as they are.
+            paths or over symbolic links. Without it they are taken as they are, but for JSON in a `folder`: there it is
+            that of the JSON, or of `images` beside it.
         streaming: rows are read as they are needed; nothing is stored on disk.
-        columns: which columns of the data set are the `id`, `images`, `messages`, or, for a data set without messages,
-            the `question` and the `answer`.
+        columns: which columns of the data set are the `id`, `images`, and `messages`, `conversations` (with `system`),
+            `prompt` and `completion`, or `question` and `answer`.
         prompt: the question of every row of a source that has an answer column alone.
         rows: number of rows, where it is known before the source is read: the dry run goes by it, and so does the
             share of a streaming source, which needs it (an estimate is enough).

@@ -1,4 +1,4 @@
-"""Rows of instruction data: the schema, turns of the usual shapes to messages, ids, images."""
+"""Rows of instruction data: what they have, their ids, texts and images."""
 
 import hashlib
 import io
@@ -19,7 +19,7 @@ from datasets.utils.file_utils import xopen
 from ..image_processing_vitp import ViTPImageProcessor
 from ..images.fetching import OF_THE_WEB, fetch, is_url
 from ..images.reading import Picture, below, picture_size, read_picture
-from ..messages import message_texts, split_at_places
+from ..messages import message_texts
 from ..vrl import keyed_generator
 from .settings import SampleTransform
 
@@ -111,14 +111,6 @@ FEATURES = Features(
     }
 )
 
-ROLE_OF = {
-    "human": "user",
-    "user": "user",
-    "gpt": "assistant",
-    "assistant": "assistant",
-    "system": "system",
-}
-
 
 def undecoded(features: Features) -> Features:
     """The same features with images left encoded."""
@@ -157,7 +149,7 @@ def check_text(text: Any, what: str) -> str:
     return text
 
 
-def check_unmerged(features: Features | dict | None, where: str) -> None:
+def check_unmerged(features: Features | dict | None) -> None:
     """Raises a `ValueError` that names a column of which the texts are no longer as they were written.
 
     Where the values of a column differ in type from row to row, the JSON reader of `datasets` parses its texts: beside
@@ -166,8 +158,8 @@ def check_unmerged(features: Features | dict | None, where: str) -> None:
     for name, feature in (features or {}).items():
         if holds_json(feature):
             raise ValueError(
-                f"{where}: the column {name!r} has texts in some rows, and numbers or other things in others, of which "
-                "the reader has changed the texts. Write every one as text, in quotes."
+                f"the column {name!r} has texts in some rows, and numbers or other things in others, of which the "
+                "reader has changed the texts. Write every one as text, in quotes."
             )
 
 
@@ -192,58 +184,6 @@ def encoded_image(image: Any, image_root: str | None) -> dict:
     if image.get("bytes") is None and image_root is not None and not is_url(path):
         image = {**image, "path": str(below(image_root, path))}
     return {"path": image.get("path"), "bytes": image.get("bytes")}
-
-
-def messages_of(turns: list[dict], num_images: int) -> list[dict]:
-    """Turns of any of the usual shapes to messages of parts, `<image>` in a question to a place of an image.
-
-    Images without a place go before the first question. Boxes and all other text stay as they are.
-
-    Raises:
-        ValueError: if a role is unknown, or the number of places is not the number of images.
-    """
-    if isinstance(turns, dict):  # a sequence of structures, stored by column
-        turns = [dict(zip(turns, values)) for values in zip(*turns.values())]
-    if not isinstance(turns, list) or not turns:
-        raise ValueError(f"the messages are {str(turns)[:80]!r}, not a list of turns.")
-    messages = []
-    for index, turn in enumerate(turns):
-        if not isinstance(turn, dict):
-            raise ValueError(f"message {index} is {str(turn)[:80]!r}, but a role and a content are needed.")
-        role = turn.get("role", turn.get("from"))
-        if not isinstance(role, str) or role not in ROLE_OF:
-            raise ValueError(f"message {index} has the role {role!r}; known are {', '.join(ROLE_OF)}.")
-        content = turn.get("content", turn.get("value"))
-        if isinstance(content, list):
-            parts = [part_of(part, index) for part in content]
-        else:
-            content = check_text(content, f"the content of message {index}")
-            is_answer = ROLE_OF[role] == "assistant"
-            parts = [{"type": "text", "text": content}] if is_answer else split_at_places(content)
-        messages.append({"role": ROLE_OF[role], "content": parts})
-    num_places = sum(part["type"] == "image" for message in messages for part in message["content"])
-    if num_places == 0 and num_images:
-        first = next((message for message in messages if message["role"] == "user"), None)
-        if first is None:
-            raise ValueError("there is no question that its images could go before.")
-        first["content"] = [{"type": "image", "text": None} for _ in range(num_images)] + first["content"]
-    elif num_places != num_images:
-        raise ValueError(f"it has {num_images} image(s), but {num_places} image place(s) in its messages.")
-    return messages
-
-
-def part_of(part: Any, index: int) -> dict:
-    """A part of message `index`: a text, or the place of an image."""
-    kind = part.get("type") if isinstance(part, dict) else None
-    if kind == "text":
-        return {"type": "text", "text": check_text(part.get("text"), f"a text in message {index}")}
-    if kind not in ("image", "image_url"):
-        raise ValueError(
-            f"message {index} has the part {str(part)[:80]!r}, but {{'type': 'text', 'text': …}} or "
-            "{'type': 'image'} is needed."
-        )
-    check_image_part(part, index)
-    return {"type": "image", "text": None}
 
 
 def check_image_parts(messages: list[dict]) -> None:

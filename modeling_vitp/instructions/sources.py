@@ -10,22 +10,28 @@ import hashlib
 import itertools
 import logging
 from collections.abc import Iterator
-from functools import partial
+from functools import lru_cache, partial
 from pathlib import Path
 
 import datasets
-from datasets import ClassLabel, Dataset, DatasetDict, Features, IterableDataset, IterableDatasetDict, load_dataset
+from datasets import Dataset, DatasetDict, Features, IterableDataset, IterableDatasetDict, load_dataset
 from datasets.exceptions import DatasetGenerationError
 from huggingface_hub.errors import HfHubHTTPError
 from trl import ScriptArguments
 
 from ..hub.failures import RETRIES, limit_waits, one_line, pause, seconds_to_wait, tried
 from ..images.reading import IMAGE_SUFFIXES
-from .json_lines import METADATA, download_line_files, entries, first_bad_line, line_files, parse, read_lines
+from .conversations import with_reader
+from .json_lines import LOOKED_AT, download_line_files, first_bad_line, line_files, listed, read_lines
 from .mixture_file import Source
-from .rows import FEATURES, Written, check_unmerged, encoded_image, messages_of, row_of, undecoded
+from .row_reader import RowReader
+from .rows import FEATURES, check_unmerged, row_of
 
 logger = logging.getLogger(__name__)
+REMEDY = (
+    "Say under `columns` which are the messages, the prompt and the completion, or the question and the answer (or "
+    "give a `prompt` and an answer column)."
+)
 
 
 def read_source(source: Source) -> Dataset | IterableDataset:
@@ -70,12 +76,7 @@ def read_source(source: Source) -> Dataset | IterableDataset:
             return Dataset.from_generator(line_rows, features=FEATURES, gen_kwargs=kwargs)
     except Exception as error:  # of many readers; it is raised with the name of the source
         raise named(error, source) from error
-    columns = find_columns(source, dataset.features)
-    # A column of row numbers and a transform, not `map`, which would write a copy of every image.
-    dataset = dataset.select_columns(list(columns.values())).add_column("row number", range(len(dataset)))
-    dataset.info.features = undecoded(dataset.features)
-    dataset.set_transform(partial(to_rows, source=source, columns=columns, features=dataset.features))
-    return dataset
+    return with_reader(dataset, reader_of(source, dataset.features))
 
 
 def named(error: Exception, source: Source, row: int | None = None) -> ValueError:
@@ -85,6 +86,8 @@ def named(error: Exception, source: Source, row: int | None = None) -> ValueErro
         causes.append(causes[-1].__cause__)
     place = "" if row is None else f", row {row}"
     cause = " ".join(str(causes[-1]).split()) or type(causes[-1]).__name__
+    if cause.startswith(f"Source {source.name!r}"):
+        return ValueError(cause)
     return ValueError(f"Source {source.name!r}{place}: {source.location} cannot be read: {cause}")
 
 
@@ -101,94 +104,21 @@ def load_columns(source: Source) -> Dataset | IterableDataset:
     folder = Path(source.folder)
     options = {"split": source.split, "streaming": source.streaming, "cache_dir": folder_cache(folder)}
     suffixes = {path.suffix.lower() for path in folder.rglob("*") if path.is_file()}
-    if ".parquet" in suffixes:
+    if suffixes & {".parquet", ".tar"}:
         return load_dataset(str(folder), **options)
     if suffixes & IMAGE_SUFFIXES:
         return load_dataset("imagefolder", data_dir=str(folder), **options)
-    raise ValueError(f"{folder} holds neither Parquet files nor images, only {sorted(suffixes) or 'nothing'}")
+    found = ", ".join(sorted(suffixes)) or "nothing"
+    raise ValueError(f"{folder} holds no Parquet files, JSON, tar archives or images, only {found}")
 
 
-def find_columns(source: Source, features: Features | dict) -> dict[str, str]:
-    """Which column holds what; raises a `ValueError` if that does not make a conversation."""
-    names = list(features)
-    unknown = [column for column in source.columns.values() if column not in names]
-    if unknown:
-        raise ValueError(f"Source {source.name!r}: {source.location} has no column {unknown[0]!r}, only {names}.")
-    usual = {
-        "images": ("images", "image"),
-        "messages": ("messages", "conversations"),
-        "question": ("question",),
-        "answer": ("answer",),
-    }
-    columns = dict(source.columns)
-    for role, candidates in usual.items():
-        found = [name for name in candidates if name in names]
-        if found and role not in columns:
-            columns[role] = found[0]
-    if "messages" in columns and not {"question", "answer"} & set(source.columns):
-        columns.pop("question", None), columns.pop("answer", None)
-    elif "answer" in columns and ("question" in columns or source.prompt):
-        columns.pop("messages", None)
-    else:
-        raise ValueError(
-            f"Source {source.name!r}: {source.location} has the columns {names}, which make no conversation. Say under "
-            "`columns` which are the messages, or the question and the answer (or an answer column and a `prompt`)."
-        )
-    check_unmerged({name: features[name] for name in columns.values()}, f"Source {source.name!r}, {source.location}")
-    return columns
-
-
-def to_rows(batch: dict[str, list], source: Source, columns: dict[str, str], features: Features) -> dict[str, list]:
-    """A batch of stored columns to the schema; the transform of a map-style source."""
-    rows = [
-        make_row({name: values[index] for name, values in batch.items()}, source, columns, features, number)
-        for index, number in enumerate(batch["row number"])
-    ]
-    return {name: [row[name] for row in rows] for name in FEATURES}
-
-
-def make_row(
-    stored: dict,
-    source: Source,
-    columns: dict[str, str],
-    features: Features | dict,
-    number: int,
-    image_root: str | None = None,
-) -> dict:
-    """One stored row to the schema; what is wrong with it goes into `error`. Images are below `image_root`, or else
-    that of the source."""
-    row_id = stored.get(columns.get("id"))
-    row_id = str(number) if row_id is None else str(row_id)
+def reader_of(source: Source, features: Features | dict) -> RowReader:
+    """What reads the rows of a source with these columns; a `ValueError` names it if that makes no conversation."""
+    options = {"source": source.name, "prompt": source.prompt, "image_root": source.image_root}
     try:
-        images = stored.get(columns.get("images")) if "images" in columns else None
-        images = [] if images is None or images == "" else images if isinstance(images, list) else [images]
-        images = [encoded_image(image, image_root or source.image_root) for image in images]
-        if "messages" in columns:
-            turns = stored[columns["messages"]]
-        else:
-            answer, label = stored[columns["answer"]], features[columns["answer"]]
-            if isinstance(label, ClassLabel) and answer is not None:
-                answer = label.int2str(answer)
-            answer = "" if answer is None else as_text(answer, columns["answer"])
-            question = source.prompt
-            if "question" in columns:
-                question = as_text(stored[columns["question"]], columns["question"])
-            turns = [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
-        return row_of(source.name, row_id, images, messages_of(turns, len(images)))
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
-        return row_of(source.name, row_id, [], [], str(error))
-
-
-def as_text(value: str | int, column: str) -> str:
-    """The value of a question or an answer; a `ValueError` if it was stored as what does not keep its spelling."""
-    if isinstance(value, (int, Written)):
-        return str(value)
-    if not isinstance(value, str):
-        raise ValueError(
-            f"the column {column!r} has {str(value)[:80]!r}, stored as a {type(value).__name__}, so that how it was "
-            "written is lost (3 may have become 3.0, a date have got a time). Store it as text."
-        )
-    return value
+        return RowReader.of(features, source.columns, REMEDY, **options)
+    except ValueError as error:
+        raise ValueError(f"Source {source.name!r}, {source.location}: {error}") from error
 
 
 def annotation_rows(annotation: str, image_root: str | None, name: str, state: str | None = None) -> Iterator[dict]:
@@ -196,46 +126,37 @@ def annotation_rows(annotation: str, image_root: str | None, name: str, state: s
 
     `state` is there for the cache: it changes when the file does.
     """
-    with open(annotation, "rb") as file:
-        is_list = Path(annotation).suffix == ".json"
-        numbered = enumerate(parse_list(file.read(), annotation)) if is_list else entries(file, annotation)
-        for number, entry in numbered:
-            yield annotation_row(entry, image_root, name, str(number))
+    for number, entry in listed(annotation):
+        yield annotation_row(entry, image_root, name, str(number))
 
 
-def parse_list(content: bytes, annotation: str) -> list:
-    listed = parse(content, annotation)
-    if not isinstance(listed, list):
-        raise ValueError(f"{annotation} is no JSON list of rows, but a {type(listed).__name__}")
-    return listed
-
-
-def line_rows(source: Source, files: tuple[Path, ...], state: str | None = None) -> Iterator[dict]:
-    """Rows of a source of JSON Lines; see [`annotation_rows`] for `state`."""
+def line_rows(source: Source, files: dict[Path, str | None], state: str | None = None) -> Iterator[dict]:
+    """Rows of a source of JSON; see [`annotation_rows`] for `state`."""
     names = dict.fromkeys(name for _, entry in read_lines(files) if isinstance(entry, dict) for name in entry)
-    columns = find_columns(source, names)
+    reader = reader_of(source, names)
     for number, (path, entry) in enumerate(read_lines(files)):
         if isinstance(entry, ValueError):
             yield row_of(source.name, str(number), [], [], str(entry))
         else:
-            beside = str(path.parent) if path.name == METADATA else source.image_root
-            yield make_row({name: entry.get(name) for name in names}, source, columns, names, number, beside)
+            yield reader({name: entry.get(name) for name in names}, number, files[path])
 
 
 def annotation_row(entry: dict | ValueError, image_root: str | None, name: str, row_id: str) -> dict:
+    """A row by its own fields, whatever those of the others."""
     try:
         if isinstance(entry, ValueError):
             raise entry
         if not isinstance(entry, dict):
             raise ValueError(f"it is {str(entry)[:80]!r}, but a mapping with `conversations` is needed.")
-        if entry.get("video"):
-            raise ValueError("it is a video; frames can be given as a list of images.")
-        images = entry.get("image") or []
-        images = [encoded_image(image, image_root) for image in (images if isinstance(images, list) else [images])]
-        turns = entry.get("conversations", entry.get("messages"))
-        return row_of(name, row_id, images, messages_of(turns, len(images)))
-    except (ValueError, TypeError, AttributeError) as error:
+        fields = {field: value for field, value in entry.items() if value is not None}
+        return reader_of_fields(tuple(fields), name, image_root)(fields, row_id)
+    except ValueError as error:
         return row_of(name, row_id, [], [], str(error))
+
+
+@lru_cache(maxsize=1000)
+def reader_of_fields(names: tuple[str, ...], source: str, image_root: str | None) -> RowReader:
+    return RowReader.of(dict.fromkeys(names), source=source, image_root=image_root)
 
 
 def stream_rows(source: Source) -> Iterator[dict]:
@@ -272,13 +193,31 @@ def stream_rows(source: Source) -> Iterator[dict]:
 
 def stored_rows(source: Source, start: int) -> Iterator[dict]:
     """The rows of a stream as `datasets` reads it, from one on."""
+    dataset, reader = columns_of_stream(source)
+    for number, stored in enumerate(all_rows(dataset.skip(start)), start):
+        yield reader(stored, number)
+
+
+def columns_of_stream(source: Source) -> tuple[IterableDataset, RowReader]:
+    """The columns of a streaming source that are read, undecoded, and what reads them."""
     dataset = load_columns(source)
     if dataset.features is None:
         dataset = dataset._resolve_features()
-    columns = find_columns(source, dataset.features)
-    dataset = dataset.select_columns(list(columns.values())).decode(False)
-    for number, stored in enumerate(all_rows(dataset.skip(start)), start):
-        yield make_row(stored, source, columns, dataset.features, number)
+    reader = reader_of(source, dataset.features)
+    return dataset.select_columns(reader.stored_columns(dataset.features)).decode(False), reader
+
+
+def schema_of(source: Source) -> str:
+    """What the rows of a source are that lie in JSON, by the first that is a conversation, or whose columns say so."""
+    if source.annotation is None and not line_files(source):
+        return columns_of_stream(source)[1].name
+    rows = listed(source.annotation) if source.annotation else read_lines(line_files(source))
+    for _, entry in itertools.islice(rows, LOOKED_AT):
+        try:
+            return reader_of(source, entry).name
+        except (ValueError, TypeError):
+            continue
+    return "no conversations"
 
 
 def all_rows(stream: IterableDataset) -> Iterator[dict]:
@@ -328,12 +267,14 @@ def load_rows(script_args: ScriptArguments) -> DatasetDict | IterableDatasetDict
         hint = "As a source of a mixture it is one row, which can be skipped."
         cause = f"{line}. {hint}" if line else one_line(str(error.__cause__ or error))
         raise ValueError(f"{name} cannot be read: {cause}") from error
-    if script_args.dataset_train_split not in splits:
-        raise ValueError(
-            f"{name} has no split {script_args.dataset_train_split!r}, only {sorted(splits)}: give dataset_train_split."
-        )
-    for split in (script_args.dataset_train_split, script_args.dataset_test_split):
+    train, test = (part.partition("[")[0] for part in (script_args.dataset_train_split, script_args.dataset_test_split))
+    if train not in splits:
+        raise ValueError(f"{name} has no split {train!r}, only {sorted(splits)}: give dataset_train_split.")
+    for split in (train, test):
         if split in splits:
             columns = {key: value for key, value in (splits[split].features or {}).items() if key in ("id", "messages")}
-            check_unmerged(columns, f"{name}, split {split!r}")
+            try:
+                check_unmerged(columns)
+            except ValueError as error:
+                raise ValueError(f"{name}, split {split!r}: {error}") from error
     return splits

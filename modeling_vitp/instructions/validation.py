@@ -11,7 +11,7 @@ from pathlib import Path
 import matplotlib
 import matplotlib.pyplot as plt
 import numpy as np
-from datasets import Dataset
+from datasets import Dataset, IterableDataset
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 from transformers import AutoConfig
@@ -21,6 +21,7 @@ from ..image_processing_vitp import ViTPImageProcessor
 from ..messages import check_answers, check_messages, message_texts
 from ..processing_vitp import ViTPProcessor
 from .boxes import wrong_boxes
+from .first_rows import schema_of_part
 from .leak import Leak
 from .lengths import SampleLength, num_tiles
 from .mixture_file import Mixture, Source
@@ -73,6 +74,7 @@ class SourceReport:
 
     name: str
     rows: int = 0
+    schema: str | None = None  # that they are in
     error: str | None = None
     counts: Counter = field(default_factory=Counter)  # problem -> rows that have it
     examples: dict[str, list[dict]] = field(default_factory=dict)
@@ -103,6 +105,7 @@ class SourceReport:
     def to_dict(self) -> dict:
         return {
             "rows": self.rows,
+            "schema": self.schema,
             "passed": self.passed,
             "error": self.error,
             "problems": {kind: self.counts[kind] for kind in (*ERRORS, *WARNINGS)},
@@ -242,7 +245,9 @@ def validate(
         reports.append(report)
         checker = RowChecker(source, processor, test_images=test_images, **options)
         try:
-            for row in read_rows(source, checker, num_workers):
+            rows = read_source(source)
+            report.schema = schema_of_part(source, rows)
+            for row in read_rows(source, rows, checker, num_workers):
                 report.add(row, is_duplicate=row.digest in seen)
                 seen.update({row.digest} - {None})
         except Exception as error:  # whatever a source does; the others are still to be read
@@ -250,8 +255,9 @@ def validate(
     return reports
 
 
-def read_rows(source: Source, checker: RowChecker, num_workers: int) -> Iterable[RowReport]:
-    rows = read_source(source)
+def read_rows(
+    source: Source, rows: Dataset | IterableDataset, checker: RowChecker, num_workers: int
+) -> Iterable[RowReport]:
     is_map_style = isinstance(rows, Dataset)
     loader = DataLoader(
         rows,
@@ -298,7 +304,10 @@ def save_reports(reports: list[SourceReport], settings: dict[str, str], path: Pa
 
 
 def print_reports(reports: list[SourceReport]) -> None:
-    """The table, and the first rows of each problem."""
+    """What the rows are, the table, and the first rows of each problem."""
+    for report in reports:
+        if report.schema is not None:
+            print(f"reads {report.name}: {report.schema}")
     print(summary_table(reports))
     for report in reports:
         for kind, examples in report.examples.items():

@@ -1,6 +1,7 @@
 """Arguments of the pretraining, of which `--help` tells before anything heavy is imported."""
 
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import yaml
 from trl import ScriptArguments
@@ -27,6 +28,13 @@ class PretrainArguments(Arguments, ScriptArguments):
             "recipes/configs/README.md. A released meta JSON can be given as it is."
         },
     )
+    image_root: str | None = field(
+        default=None,
+        metadata={
+            "help": "Folder that the paths of images in the rows of dataset_name are relative to. Not needed for JSON "
+            "that has them beside it or in the folder `images`."
+        },
+    )
     dry_run: bool = field(
         default=False,
         metadata={"help": "Prints what the mixture amounts to and stops; needs neither data nor Hub nor GPU."},
@@ -35,7 +43,7 @@ class PretrainArguments(Arguments, ScriptArguments):
         default=None,
         metadata={
             "help": "Module under recipes/tasks that turns annotated rows into instructions while training and scores "
-            "the model at the end. Not needed for a data set that has `messages`."
+            "the model at the end. Not needed for a data set of conversations."
         },
     )
     task_options: dict | str | None = field(
@@ -94,6 +102,10 @@ class PretrainArguments(Arguments, ScriptArguments):
             raise ValueError("Give either dataset_name or mixture in the configuration: what is trained on.")
         if self.dataset_name is not None:
             self.dataset_name = find_data(self.dataset_name)
+        if self.image_root is not None and (self.dataset_name is None or self.task is not None):
+            raise ValueError("image_root is of the rows of dataset_name; a mixture has one for each source.")
+        if self.image_root is not None and not Path(self.image_root).is_dir():
+            raise ValueError(f"image_root={self.image_root!r}: there is no such folder.")
         if self.dry_run and self.mixture is None:
             raise ValueError("dry_run is about a mixture, and the configuration has none.")
         if self.task is not None:

@@ -4,13 +4,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 
+from accelerate import PartialState
 from datasets import Dataset, DatasetDict, IterableDataset
 
 from ..cards.record import public_name
+from ..instructions.first_rows import describe
 from ..instructions.mixture import open_mixture
 from ..instructions.mixture_file import Mixture
 from ..instructions.settings import SourceSettings
 from ..instructions.sources import load_rows
+from ..instructions.splits import open_splits
 from .arguments import PretrainArguments
 
 
@@ -19,7 +22,7 @@ class PretrainData:
     """Args:
     train, eval: what is trained on, and scored on while training.
     settings: how the rows of each source of a mixture are encoded.
-    splits: the data set as it is stored, for the task.
+    splits: the data set as it is stored, for a task.
     """
 
     train: Dataset | IterableDataset
@@ -41,19 +44,26 @@ def open_data(
         ValueError: if the data set lacks the split to evaluate on, and the run needs it or somebody named it.
     """
     if mixture is not None:
-        return PretrainData(
-            open_mixture(mixture, seed), settings={source.name: source.settings for source in mixture.sources}
-        )
-    splits = load_rows(args)
+        settings = {source.name: source.settings for source in mixture.sources}
+        return tell(PretrainData(open_mixture(mixture, seed), settings=settings))
+    if task is not None:
+        splits = load_rows(args)
+        return PretrainData(*task.prepare(splits), splits=splits)
+    opened, names = open_splits(args, args.image_root)
     name = args.dataset_test_split
-    if name not in splits and (evaluates or name != PretrainArguments.dataset_test_split) and task is None:
+    if name not in opened and (evaluates or name != PretrainArguments.dataset_test_split):
         raise ValueError(
-            f"{args.dataset_name} has no split {name!r}, only {', '.join(sorted(splits))}: name the rows "
+            f"{args.dataset_name} has no split {name!r}, only {', '.join(names)}: name the rows "
             "to evaluate on as dataset_test_split, or leave evaluation out (eval_strategy: no)."
         )
-    if task is not None:
-        return PretrainData(*task.prepare(splits), splits=splits)
-    return PretrainData(splits[args.dataset_train_split], splits.get(args.dataset_test_split), splits=splits)
+    return tell(PretrainData(opened[args.dataset_train_split], opened.get(name)))
+
+
+def tell(data: PretrainData) -> PretrainData:
+    """Prints, in one process, what the rows to train on are."""
+    if PartialState().is_main_process:
+        print(*describe(data.train), sep="\n")
+    return data
 
 
 def describe_data(

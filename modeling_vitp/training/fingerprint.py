@@ -19,6 +19,7 @@ import pyarrow.compute as pc
 from datasets import Dataset, IterableDataset
 
 from ..hub.failures import tried
+from ..instructions.json_lines import line_files
 from ..instructions.mixture import MixtureDataset, MixtureStream
 from ..instructions.mixture_file import Mixture, Source
 from ..instructions.sources import load_columns
@@ -145,6 +146,8 @@ def walk(item: Any, seen: set[int], depth: int) -> Iterator[Dataset | pa.Table |
         yield item
     elif isinstance(getattr(item, "table", None), pa.Table):  # of `datasets`
         yield item.table
+    elif isinstance(item, Source):
+        yield from map(str, [item.annotation] if item.annotation else line_files(item))
     elif isinstance(item, partial):
         yield from walk([item.func, item.args, item.keywords], seen, depth - 1)
     elif isinstance(item, Mapping):

@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import logging
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -20,6 +21,8 @@ from transformers.trainer_utils import EvalLoopOutput
 from trl import SFTConfig, SFTTrainer
 
 from ..instructions.collator import NO_LABEL, STEP, ViTPDataCollator
+from ..instructions.conversations import to_conversations
+from ..instructions.first_rows import check
 from ..instructions.lengths import SampleLength
 from ..instructions.rows import describe_rows, prepare_rows
 from ..instructions.settings import SampleTransform, SourceSettings
@@ -29,8 +32,10 @@ from .arguments import VRLArguments
 from .batching import BY_LENGTH, GlobalBatchSampler, RankStream, WholeBatchSampler, WholeBatchStream
 from .finite import NamedBatches
 from .run import Run, RunConfig, check_loaded
-from .start import load_checkpoint
+from .start import check_compatible, load_checkpoint
 from .warmup import ROWS, RowKeeper, StepRows, StepSampler, StepStream
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass
@@ -68,8 +73,9 @@ class ViTPTrainer(Run, SFTTrainer):
         model: the model to train, or the folder or Hub id of one (ours or transformers' `internvl`), which is loaded in
             float32 unless `model_init_kwargs` of the arguments say otherwise, with its processor.
         args: [`ViTPTrainingConfig`]; by default the output folder is the name of the model with `-SFT`.
-        train_dataset: rows with `messages` and `images` (or `image`), and optionally `id`; the row number is the id
-            of a data set without.
+        train_dataset: rows with `messages` and `images` (or `image`), or in another schema that
+            [`~modeling_vitp.instructions.schemas`] knows, and optionally `id`; the row number is the id of a data set
+            without. With a `sample_transform` or `data_collator` rows reach it as they are stored.
         eval_dataset: the same, or a dictionary of such data sets.
         processing_class: [`ViTPProcessor`].
         data_collator: replaces the [`ViTPDataCollator`] that is made from `args`.
@@ -93,7 +99,7 @@ class ViTPTrainer(Run, SFTTrainer):
         **kwargs,
     ):
         if train_dataset is None:
-            raise ValueError("train_dataset is required: rows with `messages` and `images`.")
+            raise ValueError("train_dataset is required: conversations, with their images.")
         init_kwargs = None if args is None else args.model_init_kwargs
         if isinstance(model, str | Path):
             args = args or ViTPTrainingConfig(f"{Path(model).name}-SFT")
@@ -103,7 +109,9 @@ class ViTPTrainer(Run, SFTTrainer):
         if processing_class is None:
             processing_class = ViTPProcessor.from_pretrained(model.config._name_or_path)
         check_compatible(model, processing_class)
-        train_dataset = prepare_rows(train_dataset)
+        # What a transform or another collator makes rows of is not known here.
+        read = to_conversations if data_collator is None and sample_transform is None else lambda rows: rows
+        train_dataset = prepare_rows(read(train_dataset))
         if data_collator is None:
             data_collator = ViTPDataCollator(
                 processing_class,
@@ -126,9 +134,9 @@ class ViTPTrainer(Run, SFTTrainer):
             model.get_input_embeddings().padding_idx = None
         self.eval_data_collator = data_collator.for_evaluation()
         if isinstance(eval_dataset, dict):
-            eval_dataset = {name: prepare_rows(dataset) for name, dataset in eval_dataset.items()}
+            eval_dataset = {name: prepare_rows(read(dataset)) for name, dataset in eval_dataset.items()}
         elif eval_dataset is not None:
-            eval_dataset = prepare_rows(eval_dataset)
+            eval_dataset = prepare_rows(read(eval_dataset))
         self._epoch_start = -1, 0  # the epoch, and the step it began at
         self._num_tokens_and_places = torch.zeros(2, dtype=torch.int64)  # of the training batches since the last log
         super().__init__(
@@ -141,6 +149,21 @@ class ViTPTrainer(Run, SFTTrainer):
             **kwargs,
         )
         self.args.model_init_kwargs = init_kwargs
+
+    def check_rows(self) -> None:
+        """Encodes the first rows that it trains and is evaluated on, see
+        [`~modeling_vitp.instructions.first_rows.check`]; no more than a short run needs.
+        """
+        if not isinstance(self.data_collator, ViTPDataCollator):
+            return
+        args, steps = self.args, self.args.max_steps
+        needed = steps * self.get_total_train_batch_size(args) if steps > 0 else None
+        logger.info(check(self.train_dataset, self.data_collator, needed))
+        evaluated = self.eval_dataset if args.eval_strategy != "no" else None
+        named = evaluated if isinstance(evaluated, dict) else {"eval_dataset": evaluated}
+        for name, dataset in named.items():
+            if dataset is not None:
+                logger.info("%s %s", name, check(dataset, self.eval_data_collator, needed))
 
     # Batches
 
@@ -401,28 +424,6 @@ class ViTPTrainer(Run, SFTTrainer):
         tied = set(getattr(self.model, "all_tied_weights_keys", None) or {})
         check_loaded(set(load_result.missing_keys) - tied, load_result.unexpected_keys)
         self.model.tie_weights()
-
-
-def check_compatible(model: ViTPForConditionalGeneration, processor: ViTPProcessor) -> None:
-    """Raises a `ValueError` if the processor's tiles or tokens are not what the model expects."""
-    config = model.config
-    size = processor.image_processor.size
-    pairs = {
-        "image_seq_length": (config.image_seq_length, processor.image_seq_length),
-        "image_token_id": (config.image_token_id, processor.image_token_id),
-        "image size": (list(config.vision_config.image_size), [size["height"], size["width"]]),
-    }
-    for name, (expected, given) in pairs.items():
-        if expected != given:
-            raise ValueError(f"Model and processor do not belong together: {name} is {expected} and {given}.")
-    num_embeddings = model.get_input_embeddings().num_embeddings
-    if len(processor.tokenizer) > num_embeddings:
-        raise ValueError(
-            f"The tokenizer has {len(processor.tokenizer)} tokens, but the model only {num_embeddings} embeddings: "
-            "call model.resize_token_embeddings(len(tokenizer))."
-        )
-    if processor.tokenizer.pad_token_id is None:
-        raise ValueError("The tokenizer has no pad token: set tokenizer.pad_token.")
 
 
 def replacement_rows(dataset: Dataset | IterableDataset, num_rows: int = 64) -> Dataset | list[dict]:

@@ -105,6 +105,8 @@ class Run:
         self._data = self._fingerprint()
         if resume_from_checkpoint:
             self.check_checkpoint(resume_from_checkpoint)
+        elif self.is_world_process_zero():
+            self.check_rows()
         self._check_room()
         self._write_record()
         self._finite = StopAtNotFinite(self)
@@ -138,6 +140,13 @@ class Run:
         batch_size = self.get_total_train_batch_size(self.args)
         logger.info("Training in %d process(es), %d samples a step.", self.args.world_size, batch_size)
         return self.train(resume_from_checkpoint=checkpoint)
+
+    def check_rows(self) -> None:
+        """Looks, in one process and before a run that begins at its start, at what it is to be trained on.
+
+        Raises:
+            ValueError: if some of it cannot be used.
+        """
 
     def _get_dataloader(self, *args, is_training: bool = False, **kwargs) -> DataLoader:
         collator = self.data_collator

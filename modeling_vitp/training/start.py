@@ -119,3 +119,25 @@ def tiling(
         config, image_processor = ViTPConfig(), ViTPImageProcessor()
     image_processor.max_patches = max_patches or image_processor.max_patches
     return image_processor, config.image_seq_length
+
+
+def check_compatible(model: ViTPForConditionalGeneration, processor: ViTPProcessor) -> None:
+    """Raises a `ValueError` if the processor's tiles or tokens are not what the model expects."""
+    config = model.config
+    size = processor.image_processor.size
+    pairs = {
+        "image_seq_length": (config.image_seq_length, processor.image_seq_length),
+        "image_token_id": (config.image_token_id, processor.image_token_id),
+        "image size": (list(config.vision_config.image_size), [size["height"], size["width"]]),
+    }
+    for name, (expected, given) in pairs.items():
+        if expected != given:
+            raise ValueError(f"Model and processor do not belong together: {name} is {expected} and {given}.")
+    num_embeddings = model.get_input_embeddings().num_embeddings
+    if len(processor.tokenizer) > num_embeddings:
+        raise ValueError(
+            f"The tokenizer has {len(processor.tokenizer)} tokens, but the model only {num_embeddings} embeddings: "
+            "call model.resize_token_embeddings(len(tokenizer))."
+        )
+    if processor.tokenizer.pad_token_id is None:
+        raise ValueError("The tokenizer has no pad token: set tokenizer.pad_token.")

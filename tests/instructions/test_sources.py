@@ -135,7 +135,7 @@ def test_answers_are_as_they_were_written_or_an_error(tmp_path, values, expected
     if expected:
         assert [row["messages"][1]["content"][0]["text"] for row in rows] == expected
     else:
-        assert "the column 'answer' has '2.5', stored as a float" in rows[1]["error"]
+        assert "the answer is '2.5', stored as a float" in rows[1]["error"]
 
 
 MESSAGES = List({"role": Value("string"), "content": Value("string")})
@@ -216,7 +216,9 @@ def test_a_broken_source_is_named(parquet, streaming):
     with pytest.raises(ValueError, match="Source 'harbours'.*list.json cannot be read: Expecting value"):
         read(annotation="list.json")
     (parquet / "empty").mkdir()
-    with pytest.raises(ValueError, match="Source 'harbours'.*neither Parquet files nor images, only nothing"):
+    with pytest.raises(
+        ValueError, match="Source 'harbours'.*no Parquet files, JSON, tar archives or images, only nothing"
+    ):
         read(folder="empty")
     file = parquet / "parquet" / "train.parquet"
     file.write_bytes(file.read_bytes()[:-200])

@@ -12,12 +12,15 @@ import pytest
 import yaml
 from datasets import Dataset, Features, Image, List, load_dataset
 from pictures import picture
+from row_formats import FORMATS
 from tiny_models import FROM_SCRATCH
 from training_run import FEATURES, make_rows, make_trainer
+from trl import ScriptArguments
 
 from modeling_vitp.instructions.mixture import open_mixture
 from modeling_vitp.instructions.mixture_file import load_mixture
 from modeling_vitp.instructions.rows import prepare_rows
+from modeling_vitp.instructions.splits import open_splits
 from modeling_vitp.recipes import finetune_segmentation, pretrain
 from modeling_vitp.training.fingerprint import fingerprint
 
@@ -155,3 +158,14 @@ def test_rows_of_a_task_are_looked_at(data_folder, tmp_path, monkeypatch):
     (tmp_path / "run.yaml").write_text(yaml.safe_dump(settings))
     assert pretrain.main(["--config", str(tmp_path / "run.yaml")]) == 0
     assert pretrain.main(["--config", str(tmp_path / "run.yaml")]) == 0
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_json_beside_images_changes_with_its_file(tmp_path, streaming):
+    FORMATS["LLaVA"][0](tmp_path, [picture(20, 20, seed) for seed in range(3)])
+    args = ScriptArguments(dataset_name=str(tmp_path), dataset_streaming=streaming)
+    known = fingerprint(open_splits(args)[0]["train"])
+    assert None not in known.values() and fingerprint(open_splits(args)[0]["train"]) == known
+    file = tmp_path / "llava_instruct.json"
+    file.write_text(file.read_text().replace("There are 2 trees", "There are 9 trees"))
+    assert fingerprint(open_splits(args)[0]["train"]) != known

@@ -1,0 +1,116 @@
+"""The first rows of what is trained on: what they are, and whether they can be used, before the training begins."""
+
+import itertools
+import random
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
+
+import numpy as np
+import torch
+from datasets import Dataset, IterableDataset
+
+from .collator import STEP, ViTPDataCollator
+from .conversations import schema_name
+from .mixture import MixtureDataset, MixtureStream, name_row
+from .mixture_file import Source
+from .rows import images_of, prepare_rows
+from .sources import all_rows, schema_of
+
+LOOKED_AT = 16
+CHECKED = 200  # of each source
+SECONDS = 20.0
+
+Rows = Dataset | IterableDataset
+
+
+def describe(dataset: Rows) -> list[str]:
+    """A line of what the rows are, and of how many images they have; for a mixture one for each source.
+
+    Raises:
+        ValueError: if the rows of a stream, which is not read before, make no conversations.
+    """
+    if not isinstance(dataset, MixtureDataset | MixtureStream):
+        return [f"reads: {describe_part(dataset, schema_name(dataset))}"]
+    lines = []
+    for source, part in zip(dataset.mixture.sources, dataset.parts):
+        lines.append(f"reads {source.name}: {describe_part(part, schema_of_part(source, part))}")
+    return lines
+
+
+def schema_of_part(source: Source, part: Rows) -> str:
+    """What the rows of a source of a mixture are; of a stream it is opened for that."""
+    is_made = isinstance(part, Dataset) and part.format["type"] == "custom"
+    return schema_name(part) if is_made else schema_of(source)
+
+
+def describe_part(dataset: Rows, schema: str) -> str:
+    is_stream = isinstance(dataset, IterableDataset)
+    first = itertools.islice(prepare_rows(dataset), LOOKED_AT)  # which leaves images encoded
+    counts = [len(images_of(row)) for row in first if not row.get("error")]
+    least, most = min(counts, default=0), max(counts, default=0)
+    number = f"{least}" if least == most else f"{least} to {most}"
+    images = "no images" if most == 0 else f"{number} image{'s' if number != '1' else ''} a row"
+    return f"{schema}, {'a stream' if is_stream else f'{len(dataset):,} rows'}, {images}"
+
+
+def check(dataset: Rows, collator: ViTPDataCollator, most_rows: int | None = None, seconds: float = SECONDS) -> str:
+    """Encodes the first 200 rows of each source, or all if that takes no longer than `seconds`; says what was done.
+
+    Rows are encoded as for the first step, which under VRL's warm-up makes them longest. Nothing is drawn that training
+    draws later.
+
+    Args:
+        most_rows: that are needed at all.
+        seconds: after which it ends in any case.
+
+    Raises:
+        ValueError: names the first row that cannot be used, unless the collator skips such rows.
+    """
+    length = number_of_rows(dataset)
+    num_sources = len(dataset.parts) if isinstance(dataset, MixtureDataset | MixtureStream) else 1
+    first, start = CHECKED * num_sources, time.monotonic()
+    done = skipped = 0
+    with drawing_nothing():
+        for row in itertools.islice(in_turn(dataset), most_rows):
+            try:
+                collator.encode({**row, STEP: 0})
+            except ValueError:
+                if collator.on_error == "raise":
+                    raise
+                skipped += 1
+            done += 1
+            passed = time.monotonic() - start
+            whole = passed / done * length if length is not None and done >= first else 0.0
+            if passed > seconds or (done >= first and (length is None or whole > seconds)):
+                break
+    rows = f"all {done:,} rows" if done == length else f"{done:,} of {length:,} rows" if length else f"{done:,} rows"
+    unfit = f"; {skipped:,} of them cannot be used and are replaced (on_error: skip)" if skipped else ""
+    return f"checked: {rows} encoded in {time.monotonic() - start:.1f} s{unfit}"
+
+
+def number_of_rows(dataset: Rows) -> int | None:
+    """Of all sources, each counted once; `None` of a stream."""
+    parts = dataset.parts if isinstance(dataset, MixtureDataset | MixtureStream) else [dataset]
+    return None if any(isinstance(part, IterableDataset) for part in parts) else sum(map(len, parts))
+
+
+def in_turn(dataset: Rows) -> Iterator[dict]:
+    """The rows from the first on; those of a mixture from each source in turn, with the ids that they train under."""
+    if not isinstance(dataset, MixtureDataset | MixtureStream):
+        yield from dataset
+        return
+    parts = [all_rows(part) if isinstance(part, IterableDataset) else iter(part) for part in dataset.parts]
+    for rows in itertools.zip_longest(*(map(partial(name_row, copy=0), part) for part in parts)):
+        yield from (row for row in rows if row is not None)
+
+
+@contextmanager
+def drawing_nothing() -> Iterator[None]:
+    """Leaves the generators of torch, NumPy and Python as they were, which a user's transform may draw from."""
+    states = random.getstate(), np.random.get_state()
+    with torch.random.fork_rng(devices=[]):
+        yield
+    random.setstate(states[0])
+    np.random.set_state(states[1])

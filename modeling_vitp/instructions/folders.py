@@ -1,0 +1,111 @@
+"""What a folder on this machine holds that rows can be read from: JSON beside images, and where those images are."""
+
+import json
+import logging
+import re
+from collections.abc import Iterable
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from datasets.data_files import SPLIT_KEYWORDS
+
+from ..images.reading import IMAGE_SUFFIXES
+from .schemas import recognise
+
+logger = logging.getLogger(__name__)
+METADATA = "metadata.jsonl"
+# Of `datasets` itself, beside rows that lie elsewhere.
+NO_ROWS = {"dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json"}
+TABLES = {".parquet", ".tar", ".arrow", ".csv", ".tsv"}
+
+
+def files_by_suffix(folder: Path) -> dict[str, list[Path]]:
+    """The files of a folder, by their endings in small letters; hidden ones are left out."""
+    found: dict[str, list[Path]] = {}
+    for path in sorted(folder.rglob("*")):
+        if path.is_file() and not any(part.startswith(".") for part in path.relative_to(folder).parts):
+            found.setdefault(path.suffix.lower(), []).append(path)
+    return found
+
+
+def annotations(folder: Path) -> dict[str, list[Path]]:
+    """The JSON and JSON Lines of a folder that have its rows, by split: that which the path names, or `train`.
+
+    There are none if tables, archives or metadata of images have the rows. A JSON that is not read is logged.
+    """
+    found = files_by_suffix(folder)
+    files = [path for path in found.get(".json", []) + found.get(".jsonl", []) if path.name not in {*NO_ROWS, METADATA}]
+    tables = [path for suffix in TABLES for path in found.get(suffix, [])]
+    others = tables + [path for path in found.get(".jsonl", []) if path.name == METADATA]
+    rows = [] if others else [path for path in files if path.suffix.lower() == ".jsonl" or holds_rows(path)]
+    for path in sorted(set(files) - set(rows)):
+        warn(path, f"the rows of the folder are in {others[0].name}" if others else "it is no list of rows")
+    splits: dict[str, list[Path]] = {}
+    for path in rows:
+        splits.setdefault(split_of(path.relative_to(folder)), []).append(path)
+    return splits
+
+
+@cache
+def warn(path: Path, why: str) -> None:
+    """Says once what is not read."""
+    logger.warning("%s is not read: %s.", path, why)
+
+
+def has_images(folder: Path) -> bool:
+    return any(path.suffix.lower() in IMAGE_SUFFIXES for path in folder.rglob("*"))
+
+
+def split_of(path: Path) -> str:
+    """The split whose name, or another word for it, is a word of a path."""
+    words = set(re.split(r"[^a-z]+", str(path).lower()))
+    return next((str(split) for split, names in SPLIT_KEYWORDS.items() if words & set(names)), "train")
+
+
+def holds_rows(path: Path) -> bool:
+    """Whether a JSON is a list, or has a row in its first line."""
+    return begins_with(path) == b"[" or is_in_lines(path)
+
+
+def begins_with(path: Path) -> bytes:
+    with open(path, "rb") as file:
+        return file.read(1024).lstrip(b"\xef\xbb\xbf \t\r\n")[:1]
+
+
+def is_in_lines(path: Path) -> bool:
+    """Whether a file has a row a line, by its ending or, if that says JSON, by its first line."""
+    if path.suffix.lower() != ".json":
+        return True
+    if begins_with(path) != b"{":
+        return False
+    with open(path, "rb") as file:
+        first = next((line for line in file if line.strip()), b"")
+    try:
+        row = json.loads(first)
+        recognise(row)
+    except (ValueError, RecursionError, TypeError):
+        return False
+    return isinstance(row, dict)
+
+
+def image_root(file: Path, folder: Path, rows: Iterable[Any]) -> str | None:
+    """The folder that the paths of images in a JSON are relative to: its own, the data set's, or `images` in either.
+
+    Args:
+        rows: the first of the file, of which an image is looked for. `None` is returned where its path is absolute.
+    """
+    own = str(file.parent)
+    for row in rows:
+        images = [row.get(name) for name in ("image", "images")] if isinstance(row, dict) else []
+        images = [path for item in images for path in (item if isinstance(item, list) else [item])]
+        for path in images:
+            if not isinstance(path, str) or not path or "://" in path:
+                continue
+            if Path(path).is_absolute():
+                return None
+            places = [place for root in (file.parent, folder) for place in (root, root / "images")]
+            found = next((str(place) for place in places if (place / path).is_file()), None)
+            if found is not None:
+                return found
+    return own

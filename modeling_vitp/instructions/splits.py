@@ -1,0 +1,114 @@
+"""The data that a recipe or a command names: splits as conversations, or sources to be read."""
+
+import contextlib
+import dataclasses
+import itertools
+import re
+from pathlib import Path
+
+import yaml
+from datasets import Dataset, IterableDataset, ReadInstruction
+from trl import ScriptArguments
+
+from .conversations import to_conversations
+from .folders import annotations, has_images, holds_rows, image_root
+from .json_lines import LOOKED_AT, listed
+from .mixture_file import Mixture, Source, load_mixture
+from .sources import load_rows, read_source, schema_of
+
+ENDLESS = 2**62
+HUB_ID = re.compile(r"[\w-][\w.-]*/[\w.-]+(?<!\.yaml)(?<!\.yml)(?<!\.json)")
+
+
+def open_splits(
+    args: ScriptArguments, root: str | None = None
+) -> tuple[dict[str, Dataset | IterableDataset], list[str]]:
+    """The splits to train and to evaluate on that there are, by the names that are given, and the names of all splits.
+
+    A name may be that of a part, as `train[:100]`.
+
+    Args:
+        root: folder that the paths of images are relative to.
+
+    Raises:
+        ValueError: if there is no split to train on, or its rows are in no known schema, or in several.
+    """
+    name = args.dataset_name
+    splits = json_sources(Path(name), root, args.dataset_streaming) or load_rows(args)
+    opened = {}
+    for part in (args.dataset_train_split, args.dataset_test_split):
+        if base_of(part) in splits:
+            try:
+                opened[part] = take(conversations(splits[base_of(part)], root), part)
+            except ValueError as error:
+                raise ValueError(f"{name}, split {part!r}: {error}") from error
+    if args.dataset_train_split not in opened:
+        raise ValueError(
+            f"{name} has no split {args.dataset_train_split!r}, only {sorted(splits)}: give dataset_train_split."
+        )
+    return opened, sorted(splits)
+
+
+def conversations(split: Source | Dataset | IterableDataset, root: str | None) -> Dataset | IterableDataset:
+    if not isinstance(split, Source):
+        return to_conversations(split, root)
+    rows = read_source(split)
+    rows.info.description = schema_of(split)
+    return rows
+
+
+def json_sources(place: Path, root: str | None, streaming: bool) -> dict[str, Source]:
+    """The sources, by split, that a file or a folder of JSON is read by; none where `datasets` reads it.
+
+    `datasets` takes a folder for one of images where these are more, and leaves out the JSON beside them.
+    """
+    if place.is_file() and place.suffix.lower() in (".json", ".jsonl"):
+        root = root or image_root(place, place.parent, (row for _, row in itertools.islice(listed(place), LOOKED_AT)))
+        return {"train": Source(place.stem, annotation=str(place), image_root=root, streaming=streaming)}
+    if not place.is_dir() or not (root or has_images(place)):
+        return {}
+    source = Source(place.resolve().name, folder=str(place), image_root=root, streaming=streaming)
+    return {split: dataclasses.replace(source, split=split) for split in annotations(place)}
+
+
+def base_of(part: str) -> str:
+    return part.partition("[")[0]
+
+
+def take(rows: Dataset | IterableDataset, part: str) -> Dataset | IterableDataset:
+    """The rows of a part of a split, such as `train[:100]` or, if their number is known, `train[10%:]`."""
+    if base_of(part) == part:
+        return rows
+    is_stream = isinstance(rows, IterableDataset)
+    if is_stream and ("%" in part or "-" in part):
+        raise ValueError("of a stream, whose length is not known, a part is given by numbers from its start.")
+    length = ENDLESS if is_stream else len(rows)
+    (wanted,) = ReadInstruction.from_spec(part).to_absolute({base_of(part): length})
+    first, last = wanted.from_ or 0, length if wanted.to is None else wanted.to
+    if is_stream:
+        return rows.skip(first) if last == ENDLESS else rows.skip(first).take(last - first)
+    return rows.select(range(first, last))
+
+
+def load_sources(name: str) -> Mixture:
+    """What is to be read by a name: a mixture's file, a recipe's that has one or a `dataset_name`, or what that takes.
+
+    Raises:
+        ValueError: if it is none of these; see [`~modeling_vitp.instructions.mixture_file.load_mixture`].
+    """
+    place, fields = Path(name), {}
+    if place.is_file() and place.suffix in (".yaml", ".yml"):
+        with contextlib.suppress(yaml.YAMLError, UnicodeDecodeError):  # which `load_mixture` tells
+            fields = yaml.safe_load(place.read_text())
+        fields = fields if isinstance(fields, dict) and "mixture" not in fields else {}
+        name = fields.get("dataset_name")
+    elif place.is_file():
+        name = name if place.suffix != ".json" or holds_rows(place) else None
+    elif not place.is_dir() and not HUB_ID.fullmatch(name):
+        name = None
+    if not isinstance(name, str):
+        return load_mixture(place)
+    split, root = fields.get("dataset_train_split", "train"), fields.get("image_root")
+    source = json_sources(Path(name), root, False).get(split)
+    named = {"name": Path(name).name, "dataset": name, "config": fields.get("dataset_config"), "split": split}
+    return Mixture((source or Source(**named, image_root=root),))

@@ -1,0 +1,134 @@
+"""What is trained on is told, and its first rows are encoded, before a training begins."""
+
+import logging
+import random
+import time
+
+import numpy as np
+import pytest
+import torch
+from datasets import Dataset
+from pictures import picture
+from row_formats import FORMATS, write_lines
+from sample_rows import turn
+from training_run import make_rows, make_trainer
+
+from modeling_vitp import ViTPDataCollator
+from modeling_vitp.instructions import first_rows
+from modeling_vitp.instructions.first_rows import check, describe
+from modeling_vitp.instructions.mixture import open_mixture
+from modeling_vitp.instructions.mixture_file import load_mixture
+from modeling_vitp.instructions.rows import prepare_rows
+
+
+@pytest.fixture
+def mixture(tmp_path):
+    """A source of JSON whose third row is broken, one of archives, and one of Parquet that may be streamed."""
+    questions = ["Hi", "Hi", "<image>Hi", "Hi"]
+    write_lines(
+        tmp_path / "a.jsonl", [{"conversations": [turn("human", text), turn("gpt", "Ho")]} for text in questions]
+    )
+    for name in ("WebDataset", "questions and answers"):
+        FORMATS[name][0](tmp_path / name, [picture(56, 56, seed) for seed in range(2)])
+
+    def make(streaming=False):
+        rest = {"streaming": True, "rows": 2} if streaming else {}
+        sources = [
+            {"name": "text", "annotation": "a.jsonl"},
+            {"name": "tars", "folder": "WebDataset", "rate": 0.5},
+            {"name": "asked", "folder": "questions and answers", **rest},
+        ]
+        return open_mixture(load_mixture({"root": str(tmp_path), "sources": sources}), seed=0)
+
+    return make
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_each_source_is_told_with_its_schema_rows_and_images(mixture, streaming):
+    number = "a stream" if streaming else "2 rows"
+    assert describe(mixture(streaming)) == [
+        "reads text: ShareGPT conversations, 4 rows, no images",
+        "reads tars: ShareGPT conversations in a WebDataset, 2 rows, 1 image a row",
+        f"reads asked: questions and answers, {number}, 1 image a row",
+    ]
+    assert describe(make_rows()) == ["reads: messages, 10 rows, 0 to 1 images a row"]
+
+
+def check_of(processor, dataset, **options):
+    on_error = options.pop("on_error", "raise")
+    rest = {"on_error": on_error, "replacement_rows": [0]} if on_error == "skip" else {}
+    return check(dataset, ViTPDataCollator(processor, **rest), **options)
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_a_row_that_cannot_be_used_is_named_with_its_source_or_counted(mixture, processor, streaming):
+    with pytest.raises(ValueError, match="Sample 'text/3': it has 0 image"):
+        check_of(processor, mixture(streaming))
+    of = "8 rows" if streaming else "all 8 rows"
+    line = check_of(processor, mixture(streaming), on_error="skip")
+    assert line.startswith(f"checked: {of} encoded in ") and "; 1 of them cannot be used and are replaced" in line
+
+
+def test_a_sample_of_each_source_comes_in_turn_under_its_own_name(mixture):
+    ids = [row["id"] for row in first_rows.in_turn(mixture())]
+    assert ids == ["text/1", "tars/0", "asked/0", "text/2", "tars/1", "asked/1", "text/3", "text/4"]
+
+
+class Slow:
+    """A collator that takes a second of the clock for each row."""
+
+    on_error = "raise"
+
+    def __init__(self, monkeypatch, seconds):
+        self.now, self.seconds, self.seen = 0.0, seconds, []
+        monkeypatch.setattr(time, "monotonic", lambda: self.now)
+
+    def encode(self, row):
+        self.now += self.seconds
+        self.seen.append(row["id"])
+
+
+@pytest.mark.parametrize(
+    ("seconds", "num_rows", "streaming", "expected"),
+    [
+        (0.01, 300, False, 300),  # all take 3 s
+        (0.05, 1000, False, 200),  # all would take 50 s
+        (0.05, 1000, True, 200),  # how many there are is not known
+        (1.0, 1000, False, 21),  # 200 would take 200 s
+        (1.0, 7, False, 7),
+    ],
+)
+def test_the_first_200_rows_are_checked_or_all_in_20_seconds(monkeypatch, seconds, num_rows, streaming, expected):
+    rows = Dataset.from_dict({"id": list(range(num_rows)), "messages": [[]] * num_rows})
+    slow = Slow(monkeypatch, seconds)
+    line = check(rows.to_iterable_dataset() if streaming else rows, slow)
+    assert slow.seen == list(range(expected))
+    told = f"{expected} rows" if streaming else f"all {expected} rows"
+    assert (told if expected == num_rows or streaming else f"{expected} of {num_rows:,} rows") in line
+
+
+def test_no_draw_of_the_training_is_made(processor):
+    def transform(row, generator):
+        torch.rand(1), np.random.rand(), random.random()
+        return row
+
+    states = torch.get_rng_state(), np.random.get_state()[1].tolist(), random.getstate()
+    check(prepare_rows(make_rows(4)), ViTPDataCollator(processor, sample_transform=transform, vrl_warmup_steps=2))
+    assert torch.equal(torch.get_rng_state(), states[0])
+    assert np.random.get_state()[1].tolist() == states[1] and random.getstate() == states[2]
+
+
+def test_a_run_checks_its_rows_before_it_writes_and_not_again_when_it_goes_on(tmp_path, caplog):
+    trainer = make_trainer(tmp_path / "run", max_steps=1, save_steps=1, eval_strategy="no")
+    with caplog.at_level(logging.INFO):
+        trainer.train()
+        assert caplog.text.count("checked: 4 of 10 rows encoded") == 1
+        make_trainer(tmp_path / "run", max_steps=2, eval_strategy="no").train(resume_from_checkpoint=True)
+    assert caplog.text.count("checked: ") == 1
+
+    trainer = make_trainer(tmp_path / "bad", eval_strategy="no")
+    broken = make_rows().map(lambda row: {"messages": row["messages"][: 1 if row["id"] == "row-7" else 2]})
+    trainer.train_dataset = prepare_rows(broken)
+    with pytest.raises(ValueError, match="Sample 'row-7': there is no assistant message"):
+        trainer.train()
+    assert not list(tmp_path.glob("bad/*"))

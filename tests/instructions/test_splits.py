@@ -1,0 +1,138 @@
+"""What `dataset_name` names: files and folders of JSON beside images, tables, archives, and parts of their splits."""
+
+import json
+import logging
+from pathlib import Path
+
+import pytest
+from datasets import Dataset
+from pictures import picture
+from row_formats import FORMATS, answer, question, save_images, turns
+from trl import ScriptArguments
+
+from modeling_vitp.instructions.conversations import schema_name
+from modeling_vitp.instructions.folders import annotations, split_of, warn
+from modeling_vitp.instructions.mixture_file import Source
+from modeling_vitp.instructions.rows import images_of
+from modeling_vitp.instructions.sources import read_source
+from modeling_vitp.instructions.splits import load_sources, open_splits
+
+PICTURES = [picture(30, 20, seed) for seed in range(4)]
+
+
+def train_rows(place, root=None, **options):
+    args = ScriptArguments(dataset_name=str(place), **options)
+    return open_splits(args, root)[0][args.dataset_train_split]
+
+
+def spoken(rows):
+    """Questions and answers, and the number of images, whatever form a conversation has."""
+    texts = []
+    for row in rows:
+        assert not row.get("error"), row["error"]
+        contents = [message["content"] for message in row["messages"]]
+        parts = [one if isinstance(one, str) else "".join(part["text"] or "" for part in one) for one in contents]
+        texts.append((*parts, len(images_of(row))))
+    return texts
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+@pytest.mark.parametrize("name", FORMATS)
+def test_each_format_gives_the_same_rows_by_its_name_and_as_a_source(tmp_path, name, streaming):
+    write, told = FORMATS[name]
+    write(tmp_path / "data", PICTURES)
+    rows = train_rows(tmp_path / "data", dataset_streaming=streaming)
+    expected = [(question(number), answer(number), 1) for number in range(4)]
+    assert spoken(rows) == expected and schema_name(rows) == told
+    assert spoken(read_source(Source("s", folder=str(tmp_path / "data"), streaming=streaming, rows=4))) == expected
+
+
+@pytest.mark.parametrize(("part", "numbers"), [("train[:2]", [0, 1]), ("train[1:3]", [1, 2]), ("train[3:]", [3])])
+@pytest.mark.parametrize("name", ["LLaVA", "questions and answers", "messages"])
+def test_a_part_of_a_split(tmp_path, name, part, numbers):
+    FORMATS[name][0](tmp_path / "data", PICTURES)
+    for streaming in (False, True):
+        rows = train_rows(tmp_path / "data", dataset_train_split=part, dataset_streaming=streaming)
+        assert spoken(rows) == [(question(number), answer(number), 1) for number in numbers]
+    if name == "LLaVA":
+        rows = train_rows(tmp_path / "data", dataset_train_split="train[50%:]")
+        assert [row["id"] for row in rows] == ["2", "3"]
+        with pytest.raises(ValueError, match="of a stream, whose length is not known"):
+            train_rows(tmp_path / "data", dataset_train_split="train[50%:]", dataset_streaming=True)
+
+
+def test_a_file_of_json_with_its_images_beside_it_or_where_the_user_says(tmp_path):
+    FORMATS["LLaVA"][0](tmp_path / "data", PICTURES)
+    file = tmp_path / "data" / "llava_instruct.json"
+    assert len(spoken(train_rows(file))) == 4
+    moved = tmp_path / "elsewhere.jsonl"
+    moved.write_text("\n".join(map(json.dumps, json.loads(file.read_text()))))
+    rows = train_rows(moved, root=str(tmp_path / "data" / "images"))
+    assert rows[3]["images"][0]["path"] == str(tmp_path / "data" / "images" / "003.png")
+    assert schema_name(rows) == "LLaVA conversations"
+
+
+def test_splits_are_told_by_the_words_of_a_path(tmp_path):
+    names = save_images(tmp_path / "images" / "train", PICTURES)
+    for file, number in (("llava_train.json", 3), ("llava_val.json", 1)):
+        rows = [{"image": f"train/{name}", "conversations": turns(0)} for name in names[:number]]
+        (tmp_path / file).write_text(json.dumps(rows))
+    assert {split: len(files) for split, files in annotations(tmp_path).items()} == {"train": 1, "validation": 1}
+    opened, splits = open_splits(ScriptArguments(dataset_name=str(tmp_path), dataset_test_split="validation"))
+    assert splits == ["train", "validation"]
+    assert [len(opened[name]) for name in splits] == [3, 1] and len(spoken(opened["train"])) == 3
+    with pytest.raises(ValueError, match=r"has no split 'all', only \['train', 'validation'\]"):
+        train_rows(tmp_path, dataset_train_split="all")
+    paths = "Training/a.json", "dev.json", "a/test/b.json", "restraint.json"
+    assert [split_of(Path(path)) for path in paths] == ["train", "validation", "test", "train"]
+
+
+def test_a_json_that_is_not_read_is_named(tmp_path, caplog):
+    warn.cache_clear()
+    FORMATS["messages"][0](tmp_path, PICTURES)
+    (tmp_path / "more.jsonl").write_text("{}")
+    with caplog.at_level(logging.WARNING):
+        assert annotations(tmp_path) == {}
+    assert "more.jsonl is not read: the rows of the folder are in train.parquet." in caplog.text
+    for name, content in {"classes.json": {"a": 1}, "lines.json": {"question": "q", "answer": "a"}}.items():
+        (tmp_path / "images" / name).parent.mkdir(exist_ok=True)
+        (tmp_path / "images" / name).write_text(json.dumps(content))
+    with caplog.at_level(logging.WARNING):
+        assert [path.name for path in annotations(tmp_path / "images")["train"]] == ["lines.json"]
+    assert "classes.json is not read: it is no list of rows." in caplog.text
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_rows_of_json_that_cannot_be_used_are_rows_with_errors(tmp_path, streaming):
+    names = save_images(tmp_path, PICTURES)
+    rows = [{"image": name, "conversations": turns(0)} for name in [*names, "../outside.png", 3]]
+    (tmp_path / "a.json").write_text(json.dumps([*rows, "no row", {"image": names[0]}]))
+    found = list(train_rows(tmp_path, dataset_streaming=streaming))
+    assert [row["error"] is None for row in found] == [True] * 4 + [False] * 4
+    assert "is not below" in found[4]["error"] and "and no row" in found[6]["error"]
+
+
+def test_columns_that_make_no_conversation_are_told_with_the_split(tmp_path):
+    for columns in ({"text": ["a"]}, {"messages": [[]], "question": ["q"], "answer": ["a"]}):
+        Dataset.from_dict(columns).to_parquet(tmp_path / "train.parquet")
+        with pytest.raises(ValueError, match=f"{tmp_path}, split 'train': the columns .* Rename or leave out"):
+            train_rows(tmp_path)
+
+
+def test_what_is_validated_is_a_mixture_or_what_a_recipe_names(tmp_path):
+    FORMATS["LLaVA"][0](tmp_path / "data", PICTURES)
+    FORMATS["messages"][0](tmp_path / "tables", PICTURES)
+    recipe, mixture = tmp_path / "recipe.yaml", tmp_path / "mixture.yaml"
+    recipe.write_text(f"dataset_name: {tmp_path / 'data'}\nmax_steps: 3\n")
+    mixture.write_text(f"mixture: {{sources: [{{name: s, folder: {tmp_path / 'data'}}}]}}\n")
+    meta = tmp_path / "meta.json"
+    meta.write_text(json.dumps({"m": {"root": str(tmp_path), "annotation": str(tmp_path / "none.jsonl")}}))
+    file = tmp_path / "data" / "llava_instruct.json"
+    for name in (tmp_path / "data", tmp_path / "tables", recipe, mixture, file):
+        (source,) = load_sources(str(name)).sources
+        assert len(read_source(source)) == 4
+    assert load_sources(str(meta)).sources[0].name == "m"
+    assert load_sources("my-org/my-data").sources == (Source("my-data", dataset="my-org/my-data"),)
+    for name in ("mixtures.yaml", "none/mixture.yaml", "nothing"):
+        with pytest.raises(ValueError, match=f"no mixture file {name}"):
+            load_sources(name)
