@@ -27,7 +27,7 @@ from maps import (
 from PIL import Image
 from uploading import example_choice, image_upload, open_rgb
 
-from modeling_vitp.probing.components import align_scores, colors_of, principal_scores
+from modeling_vitp.images.components import align_scores, colors_of, principal_scores
 
 PCA, SIMILARITY, ATTENTION, ROLLOUT = "PCA of features", "Similarity to the point", "Attention", "Attention rollout"
 FROM_CLS, FROM_POINT = "CLS token", "the point"

@@ -3,12 +3,9 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-import matplotlib
-
-matplotlib.use("Agg")
-import matplotlib.pyplot as plt
 import numpy as np
 import torch
+from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
 from .classes import IGNORE_INDEX, LabelEncoding
@@ -17,7 +14,11 @@ UNLABELLED = (127, 127, 127)
 
 
 def draw_predictions(
-    samples: Sequence[dict], predictions: Sequence[np.ndarray], encoding: LabelEncoding, path: Path
+    samples: Sequence[dict],
+    predictions: Sequence[np.ndarray],
+    encoding: LabelEncoding,
+    path: Path,
+    components: Sequence[np.ndarray] = (),
 ) -> None:
     """One row for each sample.
 
@@ -26,20 +27,22 @@ def draw_predictions(
         predictions: class indices of shape `(height, width)`.
         encoding: names and colours of the classes.
         path: of the PNG.
+        components: of the backbone's features, as colors, if they are to be shown.
     """
     colors = np.full((IGNORE_INDEX + 1, 3), UNLABELLED, dtype=np.uint8)
     colors[: len(encoding.classes)] = encoding.palette
     titles = ["image"] if len(samples[0]["images"]) == 1 else ["before", "after"]
     titles += ["mask", "prediction", "wrong (red)"] if "mask" in samples[0] else ["prediction"]
-    figure, axes = plt.subplots(
-        len(samples), len(titles), figsize=(2.6 * len(titles), 2.8 * len(samples)), squeeze=False, layout="constrained"
-    )
-    for row, sample, prediction in zip(axes, samples, predictions):
+    titles += ["backbone"] if components else []
+    figure = Figure(figsize=(2.6 * len(titles), 2.8 * len(samples)), layout="constrained")
+    axes = figure.subplots(len(samples), len(titles), squeeze=False)
+    for row, sample, prediction, colored in zip(axes, samples, predictions, components or [None] * len(samples)):
         panels = [image.permute(1, 2, 0).numpy() for image in sample["images"]]
         if "mask" in sample:
             panels += [colors[sample["mask"].numpy()], colors[prediction], mistakes(sample["mask"], prediction)]
         else:
             panels.append(colors[prediction])
+        panels += [] if colored is None else [colored]
         for axis, panel, title in zip(row, panels, titles):
             axis.imshow(panel, interpolation="nearest")
             axis.set_title(title, fontsize=8)
@@ -49,7 +52,6 @@ def draw_predictions(
     handles = [Patch(facecolor=np.array(color) / 255, edgecolor="black", label=name) for name, color in legend]
     figure.legend(handles=handles, loc="outside lower center", ncols=min(len(handles), 6), fontsize=8)
     figure.savefig(path, dpi=120)
-    plt.close(figure)
 
 
 def mistakes(mask: torch.Tensor, prediction: np.ndarray) -> np.ndarray:

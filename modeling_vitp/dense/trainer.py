@@ -4,6 +4,7 @@ import logging
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import evaluate
@@ -25,6 +26,7 @@ from ..vrl import keyed_generator
 from .arguments import SCORED_WITH, DenseSettings
 from .augmentation import Augmentation
 from .classes import IGNORE_INDEX, LabelEncoding
+from .pictures import draw_predictions
 from .samples import ImageFiles, MaskedImages
 from .sliding_window import augmented, sliding_window
 
@@ -189,6 +191,11 @@ class DenseTrainer(FineTuner, Trainer):
         }
 
     # Evaluation
+
+    def draw_samples(self, samples: list[dict[str, Any]], path: Path) -> None:
+        predictions = [self.predict_labels(sample["images"]) for sample in samples]
+        maps = self.component_maps([sample["images"] for sample in samples], path.parent)
+        draw_predictions(samples, predictions, self.encoding, path, maps)
 
     def get_eval_dataloader(self, eval_dataset: Dataset | None = None) -> DataLoader:
         """This process's part of the images, one at a time; their sizes differ."""

@@ -4,18 +4,22 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import matplotlib
-
-matplotlib.use("Agg")
-import matplotlib.pyplot as plt
 import numpy as np
 import torch
 from faster_coco_eval.core import mask as run_lengths
 from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 from matplotlib.patches import Patch, Polygon
+
+SHOWN = 0.3  # score from which detections are drawn
 
 
 def draw_detections(
-    samples: Sequence[Mapping], detections: Sequence[Mapping], names: Sequence[str], path: Path
+    samples: Sequence[Mapping],
+    detections: Sequence[Mapping],
+    names: Sequence[str],
+    path: Path,
+    components: Sequence[np.ndarray] = (),
 ) -> None:
     """One row for each sample: what is annotated, if it is, and what was found, with the scores of boxes.
 
@@ -24,15 +28,20 @@ def draw_detections(
         detections: what [`~modeling_vitp.detection.trainer.DetectionTrainer.detect`] gives for their images.
         names: of the classes.
         path: of the PNG.
+        components: of the backbone's features, as colors, if they are to be shown.
     """
-    colors = [plt.get_cmap("tab20")(index % 20) for index in range(len(names))]
-    columns = 2 if "labels" in samples[0] else 1
-    figure, axes = plt.subplots(
-        len(samples), columns, figsize=(4 * columns, 4 * len(samples)), squeeze=False, layout="constrained"
-    )
+    colors = [matplotlib.colormaps["tab20"](index % 20) for index in range(len(names))]
+    is_annotated = "labels" in samples[0]
+    columns = 1 + is_annotated + bool(components)
+    figure = Figure(figsize=(4 * columns, 4 * len(samples)), layout="constrained")
+    axes = figure.subplots(len(samples), columns, squeeze=False)
+    for axis, colored in zip(axes[:, -1], components):
+        axis.imshow(colored, interpolation="nearest")
+        axis.set_title("backbone", fontsize=8)
+        axis.axis("off")
     for row, sample, found in zip(axes, samples, detections):
         panels = [("found", found)]
-        if columns == 2:
+        if is_annotated:
             panels.insert(0, ("annotated", {"labels": sample["labels"], **annotated(sample)}))
         for axis, (title, objects) in zip(row, panels):
             axis.imshow(sample["image"].permute(1, 2, 0).numpy(), interpolation="nearest")
@@ -42,7 +51,6 @@ def draw_detections(
     handles = [Patch(facecolor=color, label=name) for name, color in zip(names, colors)]
     figure.legend(handles=handles, loc="outside lower center", ncols=min(len(handles), 6), fontsize=8)
     figure.savefig(path, dpi=120)
-    plt.close(figure)
 
 
 def annotated(sample: Mapping) -> dict:

@@ -8,13 +8,12 @@ import torch
 from ..training.outputs import attempt
 from ..training.plots import draw_losses
 from .data import DetectionData
-from .pictures import draw_detections
+from .pictures import SHOWN, draw_detections
 from .samples import ObjectImages
 from .submission import write_task1
 from .tiles import merge
 from .trainer import DetectionTrainer
 
-SHOWN = 0.3  # score from which detections are drawn
 MERGED = 0.1  # overlap up to which detections of a class are kept where windows are brought together
 
 

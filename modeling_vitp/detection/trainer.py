@@ -3,6 +3,7 @@
 import logging
 import math
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import evaluate
@@ -21,6 +22,7 @@ from ..training.run import RunConfig
 from ..vrl import keyed_generator
 from .arguments import DetectionSettings
 from .augmentation import Augmentation, Sample, targets
+from .pictures import SHOWN, draw_detections
 from .samples import ObjectImages
 
 logger = logging.getLogger(__name__)
@@ -198,6 +200,11 @@ class DetectionTrainer(FineTuner, Trainer):
         }
 
     # Evaluation
+
+    def draw_samples(self, samples: list[dict[str, Any]], path: Path) -> None:
+        detections = [self.detect([sample["image"]], SHOWN)[0] for sample in samples]
+        maps = self.component_maps([[sample["image"]] for sample in samples], path.parent)
+        draw_detections(samples, detections, self.names, path, maps)
 
     def get_eval_dataloader(self, eval_dataset: Dataset | None = None) -> DataLoader:
         """This process's part of the images, in lists of `per_device_eval_batch_size`."""

@@ -187,13 +187,15 @@ class ViTPDataCollator:
         except (ValueError, TypeError, KeyError, OSError) as error:
             raise ValueError(f"Sample {sample_id!r}: {error}") from error
 
-    def _encode(self, example: dict[str, Any], sample_id: Any) -> dict[str, torch.Tensor]:
+    def conversation(self, example: dict[str, Any]) -> tuple[list[dict[str, Any]], SourceSettings]:
+        """The messages of a row as the chat template takes them, with their images; and the settings of its source.
+
+        Raises:
+            ValueError: see above; the sample is not named.
+        """
         if example.get("error"):
             raise ValueError(example["error"])
-        if self.vrl_warmup_steps and STEP not in example:
-            raise ValueError("vrl_warmup_steps needs the optimizer step of each row, which ViTPTrainer gives.")
-        drop_ratio = self.drop_ratio_at(example[STEP]) if self.vrl_warmup_steps else self.vrl_drop_ratio
-        key = (self.seed, sample_id, self.epoch)
+        key = (self.seed, sample_id_of(example), self.epoch)
         settings = self.source_settings.get(example.get("source"), SourceSettings())
         wants_bands = (settings.input_spec or self.processor.image_processor.input_spec or {}).get("bands") is not None
         images = settings.apply(load_images(example, wants_bands), keyed_generator(*key, "jpeg"))
@@ -215,12 +217,19 @@ class ViTPDataCollator:
         given = [is_given(message) for message in messages if message["role"] == "assistant"]
         messages = settings.with_system_prompt(place_images(messages))
         try:
-            messages = prepare_multimodal_messages(messages, images=example["images"])
+            return prepare_multimodal_messages(messages, images=example["images"]), settings
         except ValueError as error:
             raise ValueError(
                 f"{error} Mark the place of each image with {{'type': 'image'}}, or give the first user turn as a "
                 "string, which then follows all images."
             ) from error
+
+    def _encode(self, example: dict[str, Any], sample_id: Any) -> dict[str, torch.Tensor]:
+        messages, settings = self.conversation(example)
+        if self.vrl_warmup_steps and STEP not in example:
+            raise ValueError("vrl_warmup_steps needs the optimizer step of each row, which ViTPTrainer gives.")
+        drop_ratio = self.drop_ratio_at(example[STEP]) if self.vrl_warmup_steps else self.vrl_drop_ratio
+        key = (self.seed, sample_id, self.epoch)
         encoded = self.processor.apply_chat_template(
             [messages],
             tokenize=True,

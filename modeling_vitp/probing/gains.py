@@ -19,8 +19,8 @@ import torch
 
 from ..cards.sections import table
 from ..dense.data import DenseData
+from ..images.components import colors_of, principal_scores
 from .backbones import Backbone, PatchPixels, load_backbone
-from .components import colors_of, principal_scores
 from .few_labels import Labels
 from .segmentation import Probe, Segmentation, interpolate
 

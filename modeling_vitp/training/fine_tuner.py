@@ -1,14 +1,19 @@
 """What the trainers of fine-tunings have in common: layer-wise decay, and batches that are functions of the epoch."""
 
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch.utils.data import Dataset
+from torchvision.transforms.v2 import functional as F
 from transformers import PreTrainedModel
 
 from .batching import EpochBatchSampler
 from .layer_decay import layer_decay_groups
 from .run import Run
+from .watching import choose, component_colors
 
 
 class FineTuner(Run):
@@ -19,6 +24,41 @@ class FineTuner(Run):
         super().__init__(*args, **kwargs)
         # The model's loss is a mean over its own batch: the Trainer has to divide it where gradients accumulate.
         self.model_accepts_loss_kwargs = False
+
+    def watched_samples(self, number: int) -> list:
+        return choose(self.eval_dataset or self.train_dataset.samples, number, self.data_seed)
+
+    def component_maps(self, images: Sequence[Sequence[torch.Tensor]], folder: Path) -> list[np.ndarray]:
+        """Principal components of the ViT's features as colors, see
+        [`~modeling_vitp.training.watching.component_colors`].
+
+        Args:
+            images: of each sample one, or the two of a pair, which are then beside each other; uint8 of shape
+                `(3, height, width)`.
+            folder: keeps the components of the first picture.
+        """
+        maps = [torch.cat([self.patch_features(image) for image in images_of_one], 2) for images_of_one in images]
+        return component_colors(maps, folder)
+
+    def patch_features(self, image: torch.Tensor) -> torch.Tensor:
+        """What the ViT's last layer gives for an image whose longer side has as many pixels as its table of positions.
+
+        Args:
+            image: uint8 of shape `(3, height, width)`.
+
+        Returns:
+            Of shape `(hidden_size, rows, columns)`.
+        """
+        backbone = self.accelerator.unwrap_model(self.model).backbone
+        scale = max(backbone.config.image_size) / max(image.shape[-2:])
+        size = [max(1, round(side * scale)) for side in image.shape[-2:]]
+        image = F.to_dtype(F.resize(image, size, antialias=True), scale=True)
+        pixels = F.normalize(image, self.processing_class.image_mean, self.processing_class.image_std)
+        with self.compute_loss_context_manager():
+            states = backbone(pixels[None].to(self.args.device), output_hidden_states=True).hidden_states[-1][0]
+        rows, columns = (-(-side // 32) * 2 for side in size)  # patches of 16 in sides that are padded to 32
+        features = states[-rows * columns :].T.unflatten(1, (rows, columns))
+        return features[:, : -(-size[0] // 16), : -(-size[1] // 16)]
 
     def create_optimizer(self, model: PreTrainedModel | None = None) -> torch.optim.Optimizer:
         if self.optimizer is None:

@@ -2,15 +2,13 @@
 
 from pathlib import Path
 
-import matplotlib
-
-matplotlib.use("Agg")
-import matplotlib.pyplot as plt
+from matplotlib.figure import Figure
 
 
 def draw_losses(log_history: list[dict], path: Path) -> None:
     """Training and evaluation loss over the steps, from a trainer's log."""
-    figure, axis = plt.subplots(figsize=(6, 4), layout="constrained")
+    figure = Figure(figsize=(6, 4), layout="constrained")
+    axis = figure.subplots()
     for key, label in (("loss", "training (under VRL)"), ("eval_loss", "evaluation (every visual token)")):
         points = [(entry["step"], float(entry[key])) for entry in log_history if key in entry]
         if points:
@@ -18,4 +16,3 @@ def draw_losses(log_history: list[dict], path: Path) -> None:
     axis.set(xlabel="step", ylabel="loss on the answers", yscale="log")
     axis.legend()
     figure.savefig(path, dpi=110)
-    plt.close(figure)

@@ -1,11 +1,11 @@
 """TRL's `SFTTrainer` for ViTP: sample ids, epochs, an evaluation collator, exact resuming and exact shards."""
 
+import dataclasses
 import itertools
 import json
 import logging
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +28,7 @@ from ..instructions.rows import describe_rows, prepare_rows
 from ..instructions.settings import SampleTransform, SourceSettings
 from ..modeling_vitp import ViTPForConditionalGeneration, ViTPModel
 from ..processing_vitp import ViTPProcessor
+from .answers import draw_rows, rows_to_show
 from .arguments import VRLArguments
 from .batching import BY_LENGTH, GlobalBatchSampler, RankStream, WholeBatchSampler, WholeBatchStream
 from .finite import NamedBatches
@@ -38,7 +39,7 @@ from .warmup import ROWS, RowKeeper, StepRows, StepSampler, StepStream
 logger = logging.getLogger(__name__)
 
 
-@dataclass
+@dataclasses.dataclass
 class ViTPTrainingConfig(VRLArguments, RunConfig, SFTConfig):
     """[`~trl.SFTConfig`] with VRL, and defaults for ViTP: 4,096 tokens, and bf16 wherever the hardware has it."""
 
@@ -329,6 +330,15 @@ class ViTPTrainer(Run, SFTTrainer):
                 losses = losses[finite]
             output.metrics[f"{metric_key_prefix}_loss"] = losses.mean().item()
         return output
+
+    def watched_samples(self, number: int) -> list[dict[str, Any]]:
+        return rows_to_show(self.eval_dataset or self.train_dataset, number, self.data_seed)
+
+    def draw_samples(self, samples: list[dict[str, Any]], path: Path) -> None:
+        collator = self.eval_data_collator
+        if self.eval_dataset is None:
+            collator = dataclasses.replace(collator, sample_transform=self.data_collator.sample_transform)
+        draw_rows(self.accelerator.unwrap_model(self.model), collator, samples, path)
 
     def create_model_card(self, *args, **kwargs) -> None:
         """Writes none: TRL's is for a text generator, and its example does not run with this model."""

@@ -32,6 +32,7 @@ from .lock import FolderLock
 from .outputs import attempt
 from .run_arguments import RunArguments
 from .signals import SaveOnSignal
+from .watching import Watcher
 
 logger = logging.getLogger(__name__)
 # What is being sent, out of the way of checkpoints that are deleted meanwhile.
@@ -55,7 +56,10 @@ class Run:
       optimizer state, to go on from. A push in the background that fails is logged, and training goes on. With PEFT
       nothing is pushed before the end.
 
-    A subclass gives [`run_settings`], and keeps the batches of training, which have a `set_epoch`, as `_train_batches`.
+    - Predictions of a few samples are drawn while it trains, see [`~modeling_vitp.training.watching.Watcher`].
+
+    A subclass gives [`run_settings`], [`watched_samples`] and [`draw_samples`], and keeps the batches of training,
+    which have a `set_epoch`, as `_train_batches`.
     """
 
     _is_saving = False
@@ -64,6 +68,19 @@ class Run:
 
     def run_settings(self) -> dict[str, dict[str, Any]]:
         """What has to be as it was for a run to go on (`fixed`), and what changes its course only (`free`)."""
+        raise NotImplementedError
+
+    def watched_samples(self, number: int) -> list:
+        """The samples, at most `number`, whose predictions are drawn while it trains: the same for the same seed."""
+        raise NotImplementedError
+
+    def draw_samples(self, samples: list, path: Path) -> None:
+        """Draws what is known of samples, what the model predicts, and the principal components of its backbone.
+
+        Args:
+            samples: some of [`watched_samples`].
+            path: of the PNG, in whose folder the components of the first picture are kept.
+        """
         raise NotImplementedError
 
     def training_data(self) -> Any:
@@ -119,6 +136,9 @@ class Run:
         for callback in (self._finite, signals):
             self.pop_callback(type(callback))
             self.add_callback(callback)
+        self.pop_callback(Watcher)
+        if self.args.watch_samples and self.is_world_process_zero():
+            self.add_callback(Watcher(self, self.args.watch_samples))
         signals.install()
         try:
             return super().train(resume_from_checkpoint, *args, **kwargs)

@@ -7,7 +7,9 @@ from .values import Arguments
 
 @dataclass
 class RunArguments(Arguments):
-    """How a run stops and goes on."""
+    """How a run stops and goes on, and what is seen of it meanwhile."""
+
+    limits = {"watch_samples": "[0, inf)"}
 
     save_on_signal: list[str] = field(
         default_factory=lambda: ["SIGTERM"],
@@ -20,6 +22,14 @@ class RunArguments(Arguments):
         default=False,
         metadata={
             "help": "Goes on from a checkpoint though the data are not those that it was trained on, with a warning."
+        },
+    )
+
+    watch_samples: int = field(
+        default=4,
+        metadata={
+            "help": "Predictions and features of so many samples are drawn before training and at each evaluation, "
+            "or at each checkpoint without any, to `watch` in output_dir and where report_to says; 0 for none."
         },
     )
 

@@ -49,7 +49,7 @@ def areas(output_dir, samples, model_class, window: int, stride: int) -> np.ndar
 def test_loveda(tmp_path):
     """Trained on two splits and written for the server; the saved model scores as the metrics say."""
     dense_data.make_loveda(tmp_path / "data")
-    settings = {"eval_split": "val", "train_splits": ["train"], "class_weights": ["balanced"]}
+    settings = {"eval_split": "val", "train_splits": ["train"], "class_weights": ["balanced"], "watch_samples": 2}
     assert main(dense_data.smoke_arguments("loveda", tmp_path / "data", tmp_path / "out", **settings)) == 0
     metrics = json.loads((tmp_path / "out" / "metrics.json").read_text())
     samples = DenseData.from_dict(dense_data.read_config("loveda")["data"] | {"root": str(tmp_path / "data")})
@@ -75,7 +75,7 @@ def test_loveda(tmp_path):
         assert sorted(name for name in archive.namelist() if not name.endswith("/")) == ["0.png", "10.png"]
     mask = np.array(Image.open(tmp_path / "out/submission/10.png"))
     assert mask.shape == (64, 64) and mask.max() <= 6
-    for name in ("loss.png", "predictions.png"):
+    for name in ("loss.png", "predictions.png", "watch/step-000000.png", "watch/step-000002.png"):
         assert Image.open(tmp_path / "out" / name).size[0] > 300
 
 
@@ -93,14 +93,15 @@ def test_uavid_is_written_in_colours(tmp_path):
 
 def test_levir_cd(tmp_path):
     dense_data.make_levir_cd(tmp_path / "data", size=80)
-    arguments = dense_data.smoke_arguments("levir_cd", tmp_path / "data", tmp_path / "out", eval_split=None)
+    settings = {"eval_split": None, "watch_samples": 1}
+    arguments = dense_data.smoke_arguments("levir_cd", tmp_path / "data", tmp_path / "out", **settings)
     assert main(arguments, **CHANGE) == 0
     metrics = json.loads((tmp_path / "out" / "metrics.json").read_text())["test"]
     data = DenseData.from_dict(dense_data.read_config("levir_cd")["data"] | {"root": str(tmp_path / "data")})
     both, either = areas(tmp_path / "out", data.open(["test"]), ViTPForChangeDetection, 64, 48)[:, 1]
     assert metrics["test_iou"] == pytest.approx(both / either, abs=0.02)
     assert metrics["test_f1"] == pytest.approx(2 * both / (either + both), abs=0.02)
-    assert (tmp_path / "out" / "predictions.png").is_file()
+    assert all((tmp_path / "out" / name).is_file() for name in ("predictions.png", "watch/step-000002.png"))
 
 
 def test_amos(tmp_path):
@@ -121,7 +122,9 @@ def test_a_run_that_was_stopped_ends_as_the_one_that_never_was(tmp_path):
     settings = {"submission": None, "num_pictures": 0, "max_steps": 5, "save_steps": 4, "eval_split": None}
     assert main(dense_data.smoke_arguments("loveda", tmp_path / "data", tmp_path / "whole", **settings)) == 0
     shutil.copytree(tmp_path / "whole" / "checkpoint-4", tmp_path / "stopped" / "checkpoint-4")
-    assert main(dense_data.smoke_arguments("loveda", tmp_path / "data", tmp_path / "stopped", **settings)) == 0
+    watched = settings | {"watch_samples": 1}
+    assert main(dense_data.smoke_arguments("loveda", tmp_path / "data", tmp_path / "stopped", **watched)) == 0
+    assert [path.name for path in (tmp_path / "stopped" / "watch").glob("*.png")] == ["step-000005.png"]
     whole, stopped = (load_file(tmp_path / name / "model.safetensors") for name in ("whole", "stopped"))
     assert whole.keys() == stopped.keys()
     assert all(torch.equal(whole[name], stopped[name]) for name in whole)

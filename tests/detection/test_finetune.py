@@ -59,6 +59,7 @@ def configure(folder: Path, task: str, **more) -> list[str]:
         "save_steps": 2,
         "logging_steps": 1,
         "num_pictures": 1,
+        "watch_samples": 0,
         "bf16": False,
         "report_to": "none",
         "data": {"root": str(folder), "format": form, "classes": NAMES, "splits": splits},
@@ -69,8 +70,9 @@ def configure(folder: Path, task: str, **more) -> list[str]:
 
 @pytest.mark.parametrize("task", MODELS)
 def test_a_run_leaves_a_model_its_scores_and_pictures(tmp_path, task):
-    assert main(configure(tmp_path, task, blind_controls=True)) == 0
+    assert main(configure(tmp_path, task, blind_controls=True, watch_samples=1)) == 0
     out = tmp_path / "out"
+    assert [path.name for path in sorted((out / "watch").glob("*.png"))] == [f"step-{n:06d}.png" for n in (0, 2, 4)]
     assert {"metrics.json", "predictions.png", "loss.png", "README.md", "preprocessor_config.json"} <= {
         path.name for path in out.iterdir()
     }
@@ -95,7 +97,7 @@ def test_a_run_that_goes_on_ends_to_the_bit_as_one_that_never_stopped(tmp_path):
     rotation = {"rotation": 0.5, "vertical_flip": 0.25, "diagonal_flip": 0.25, "horizontal_flip": 0.25}
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     assert main(configure(whole, "oriented", **rotation)) == 0
-    words = configure(parts, "oriented", **rotation)
+    words = configure(parts, "oriented", watch_samples=1, **rotation)
     assert main([*words, "--max_steps", "2", "--test_split", "", "--num_pictures", "0"]) in (0, 1)
     assert main(words) == 0
     first, second = (load_file(folder / "out" / "model.safetensors") for folder in (whole, parts))

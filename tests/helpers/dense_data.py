@@ -156,6 +156,7 @@ def smoke_arguments(name: str, root: Path, output_dir: Path, **settings) -> list
         "dataloader_persistent_workers": False,
         "bf16": False,
         "num_pictures": 2,
+        "watch_samples": 0,
     } | settings
     path = output_dir.parent / f"{output_dir.name}.yaml"
     path.write_text(yaml.safe_dump(config))

@@ -51,7 +51,7 @@ MAY_FAIL = ("vitp pretrain --config quickstart", "vitp pretrain --vision_model")
 
 TRAINING = {"max_steps": 2, "per_device_train_batch_size": 2, "gradient_accumulation_steps": 1, "bf16": False}
 TRAINING |= {"save_strategy": "no", "logging_steps": 1, "report_to": "none", "learning_rate": 1e-3}
-TRAINING |= {"dataloader_num_workers": 0, "dataloader_persistent_workers": False}
+TRAINING |= {"dataloader_num_workers": 0, "dataloader_persistent_workers": False, "watch_samples": 0}
 MAPS = TRAINING | {"crop_size": 64, "window": 64, "stride": 48, "test_scales": 1.0, "num_pictures": 1}
 MAPS |= {"warmup_steps": 1, "backbone": '{"deformable_heads": 4, "spatial_prior_channels": 8}'}
 MAPS |= {"head": '{"hidden_size": 16, "auxiliary_channels": 16}'}
@@ -75,7 +75,7 @@ SMALL = {  # recipe -> options that make it small, after those of the page
         "drop_ratios": 0.75,
         "learning_rates": 1e-3,
         "finetuning": "small_aerial_trees.yaml",
-        "pretraining": '{"max_steps": 2, "per_device_train_batch_size": 2}',
+        "pretraining": '{"max_steps": 2, "per_device_train_batch_size": 2, "watch_samples": 0}',
     },
 }
 

@@ -11,7 +11,8 @@ from modeling_vitp.recipes import pretrain, push_to_hub
 def train(folder: Path, **settings) -> int:
     """`pretrain.main` on a configuration file."""
     config = {"output_dir": str(folder / "out"), "max_steps": 2, "per_device_train_batch_size": 2, "bf16": False}
-    config |= {"gradient_checkpointing": False, "report_to": "none", "logging_steps": 1, "save_steps": 1, **settings}
+    config |= {"gradient_checkpointing": False, "report_to": "none", "logging_steps": 1, "save_steps": 1}
+    config |= {"watch_samples": 0, **settings}
     (folder / "recipe.yaml").write_text(yaml.safe_dump(config))
     return pretrain.main(["--config", str(folder / "recipe.yaml")])
 

@@ -47,6 +47,7 @@ OPTIONS = {
     "report_to": "none",
     "disable_tqdm": True,
     "gradient_checkpointing": False,
+    "watch_samples": 0,
 }
 TIMES = ("runtime", "samples_per_second", "steps_per_second", "train_loss", "total_flos")
 

@@ -41,6 +41,7 @@ def tiny_config(folder: Path) -> Path:
     config = yaml.safe_load(CONFIG.read_text())
     finetuning = yaml.safe_load((ROOT / config["finetuning"]).read_text())
     finetuning |= {"max_steps": 2, "per_device_train_batch_size": 2, "crop_size": 64, "bf16": False, "num_pictures": 0}
+    finetuning["watch_samples"] = config["pretraining"]["watch_samples"] = 0
     finetuning["backbone"]["pyramid_channels"] = finetuning["head"]["hidden_size"] = 4
     config["finetuning"] = str(folder / "finetuning.yaml")
     config["from_scratch"]["vision_config"] |= TINY_VIT

@@ -21,6 +21,7 @@ def run(folder, **settings):
         "report_to": "none",
         "logging_steps": 1,
         "bf16": False,
+        "watch_samples": 0,
         **settings,
     }
     file = folder / "recipe.yaml"

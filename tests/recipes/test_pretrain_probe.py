@@ -29,6 +29,7 @@ def arguments(tmp_path):
     options = {"dataset_name": tmp_path / "rows", "from_scratch": json.dumps(scratch), "output_dir": tmp_path / "out"}
     options |= {"probe_data": "loveda", "probe_root": tmp_path / "masks", "max_steps": 2, "learning_rate": 1e-2}
     options |= {"per_device_train_batch_size": 2, "report_to": "none", "gradient_checkpointing": False, "bf16": False}
+    options["watch_samples"] = 0
     return [str(word) for name, value in options.items() for word in (f"--{name}", value)]
 
 

@@ -176,6 +176,7 @@ def test_a_short_run_on_a_composed_model(vision_folder, tmp_path):
         "max_steps": 2,
         "per_device_train_batch_size": 2,
         "report_to": "none",
+        "watch_samples": 0,
         "learning_rate": 1e-2,
         "bf16": False,
     }

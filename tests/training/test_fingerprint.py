@@ -155,6 +155,7 @@ def test_masks_that_changed_are_refused(tmp_path):
 def test_rows_of_a_task_are_looked_at(data_folder, tmp_path, monkeypatch):
     settings = {"output_dir": str(tmp_path / "out"), "dataset_name": str(data_folder), "from_scratch": FROM_SCRATCH}
     settings |= {"max_steps": 1, "save_steps": 1, "per_device_train_batch_size": 2, "bf16": False, "report_to": "none"}
+    settings["watch_samples"] = 0
     (tmp_path / "run.yaml").write_text(yaml.safe_dump(settings))
     assert pretrain.main(["--config", str(tmp_path / "run.yaml")]) == 0
     assert pretrain.main(["--config", str(tmp_path / "run.yaml")]) == 0

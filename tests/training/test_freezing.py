@@ -55,6 +55,7 @@ def run(data_folder: Path, output_dir: Path, **settings) -> int:
         "report_to": "none",
         "bf16": False,
         "logging_steps": 1,
+        "watch_samples": 0,
         **settings,
     }
     file = data_folder.parent / "recipe.yaml"

@@ -51,6 +51,7 @@ def make_trainer(tokenizer, rows, folder, drop_ratio=0.75, trainer_class=ViTPTra
             "report_to": "none",
             "disable_tqdm": True,
             "gradient_checkpointing": False,
+            "watch_samples": 0,
             **options,
         },
     )
@@ -170,7 +171,7 @@ def test_a_model_with_tied_embeddings_resumes(tokenizer, rows, tmp_path):
         torch.manual_seed(0)
         model, processor = build_model(tokenizer, VISION, {**TEXT, "tie_word_embeddings": True}, {"max_patches": 4})
         args = ViTPTrainingConfig(
-            str(tmp_path), max_steps=2, save_strategy="steps", save_steps=1, report_to="none", disable_tqdm=True
+            str(tmp_path), max_steps=2, save_steps=1, watch_samples=0, report_to="none", disable_tqdm=True
         )
         return ViTPTrainer(model, args, train_dataset=rows, processing_class=processor)
 

@@ -221,6 +221,7 @@ def settings_of(folder, **config):
         "per_device_train_batch_size": 2,
         "gradient_checkpointing": False,
         "report_to": "none",
+        "watch_samples": 0,
         "bf16": False,
         **config,
     }

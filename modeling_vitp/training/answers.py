@@ -1,0 +1,147 @@
+"""What a model in training answers on a few rows, and a picture of it."""
+
+import itertools
+import textwrap
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import PIL.Image
+import torch
+from datasets import Dataset, IterableDataset
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
+
+from ..instructions.boxes import read_boxes
+from ..instructions.collator import ViTPDataCollator
+from ..instructions.rows import images_of, sample_id_of
+from ..messages import message_texts
+from ..modeling_vitp import ViTPForConditionalGeneration, ViTPModel
+from ..processing_vitp import ViTPProcessor
+from .watching import choose, component_colors
+
+MAX_NEW_TOKENS = 64
+REFERENCE, ANSWER = "#35c2ff", "#ffb000"  # colors of boxes
+LONGEST = 360  # characters of a text in a picture
+
+
+def rows_to_show(dataset: Dataset | IterableDataset | dict, number: int, seed: int) -> list[dict[str, Any]]:
+    """Rows of a data set, of several the first, or of the beginning of a stream; those with an image come first."""
+    if isinstance(dataset, dict):
+        dataset = next(iter(dataset.values()))
+    is_stream = isinstance(dataset, torch.utils.data.IterableDataset)
+    rows = list(itertools.islice(dataset, 4 * number)) if is_stream else choose(dataset, 4 * number, seed)
+    return sorted(rows, key=lambda row: not images_of(row))[:number]
+
+
+def draw_rows(
+    model: ViTPForConditionalGeneration, collator: ViTPDataCollator, rows: Sequence[dict[str, Any]], path: Path
+) -> None:
+    """What the model answers and what its ViT sees, as a PNG."""
+    answered = [answer_row(model, collator, row) for row in rows]
+    features = [one.features for one in answered if one.features is not None]
+    draw_answers(answered, component_colors(features, path.parent), path)
+
+
+@dataclass
+class Answered:
+    """The first turn of a row with what the model says.
+
+    Args:
+        image: the first image as the ViT sees it in one tile, uint8 of shape `(height, width, 3)`; `None` without any.
+        size: height and width of the image itself, in pixels.
+        features: of the ViT for that tile, of shape `(channels, rows, columns)`.
+    """
+
+    name: str
+    question: str
+    reference: str
+    answer: str
+    image: np.ndarray | None = None
+    size: tuple[int, int] = (0, 0)
+    features: torch.Tensor | None = None
+
+
+def answer_row(model: ViTPForConditionalGeneration, collator: ViTPDataCollator, row: dict[str, Any]) -> Answered:
+    """Greedy, with every visual token; in the mode and on the device that the model is in."""
+    processor = collator.processor
+    messages, settings = collator.conversation(row)
+    turn = next(index for index, message in enumerate(messages) if message["role"] == "assistant")
+    inputs = processor.apply_chat_template(
+        [messages[:turn]],
+        add_generation_prompt=True,
+        tokenize=True,
+        return_dict=True,
+        return_tensors="pt",
+        processor_kwargs={"add_special_tokens": False, **settings.images_kwargs},
+    ).to(model.device, model.dtype)
+    pad = {"pad_token_id": processor.tokenizer.pad_token_id}
+    generated = model.generate(**inputs, do_sample=False, max_new_tokens=MAX_NEW_TOKENS, **pad)
+    answer = processor.decode(generated[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
+    asked = next((message for message in reversed(messages[:turn]) if message["role"] == "user"), {})
+    texts = [" ".join(message_texts(message)) for message in (asked, messages[turn])]
+    answered = Answered(str(sample_id_of(row)), *texts, answer)
+    parts = [part for message in messages[:turn] if isinstance(message["content"], list) for part in message["content"]]
+    image = next((part["image"] for part in parts if part["type"] == "image"), None)
+    if image is not None:
+        answered.size = image.size[::-1] if isinstance(image, PIL.Image.Image) else tuple(image.shape[-2:])
+        look(model, processor, image, {**settings.images_kwargs, "max_patches": 1}, answered)
+    return answered
+
+
+def look(
+    model: ViTPForConditionalGeneration, processor: ViTPProcessor, image: Any, options: dict, answered: Answered
+) -> None:
+    """Adds what the ViT sees of an image in one tile, and its features."""
+    image_processor = processor.image_processor
+    pixels = image_processor(image, return_tensors="pt", **options)["pixel_values"][:1]
+    scale, shift = (np.array(values) for values in (image_processor.image_std, image_processor.image_mean))
+    answered.image = (255 * (pixels[0].permute(1, 2, 0).numpy() * scale + shift)).round().clip(0, 255).astype(np.uint8)
+    tower = next(module for module in model.modules() if isinstance(module, ViTPModel)).vision_tower
+    states = tower(pixels.to(model.device, model.dtype)).last_hidden_state[0, 1:]
+    grid = [side // patch for side, patch in zip(pixels.shape[-2:], tower.config.patch_size)]
+    answered.features = states.T.unflatten(1, grid)
+
+
+def draw_answers(rows: Sequence[Answered], maps: Sequence[np.ndarray], path: Path) -> None:
+    """A row each: the image with the boxes in answer and reference, the ViT's components, and what is said.
+
+    Args:
+        maps: uint8 of shape `(rows, columns, 3)`, of the rows with an image.
+        path: of the PNG.
+    """
+    figure = Figure(figsize=(10, 2.8 * len(rows)), layout="constrained")
+    axes = figure.subplots(len(rows), 3, squeeze=False, width_ratios=(1, 1, 1.4))
+    left = iter(maps)
+    for (picture, components, text), row in zip(axes, rows):
+        for axis in (picture, components, text):
+            axis.axis("off")
+            axis.set_anchor("N")
+        if row.image is not None:
+            height, width = row.size
+            for axis, panel, title in ((picture, row.image, row.name), (components, next(left), "backbone")):
+                axis.imshow(panel, extent=(0, width, height, 0), interpolation="nearest")
+                axis.set_title(title, fontsize=8, parse_math=False)
+            outline(picture, row.reference, row.size, REFERENCE, "-")
+            outline(picture, row.answer, row.size, ANSWER, "--")
+        said = {"question": row.question, "reference": row.reference, "model": row.answer or "(no text)"}
+        lines = [textwrap.fill(f"{who}: {shorten(what)}", 52) for who, what in said.items()]
+        text.text(0, 1, "\n\n".join(lines), va="top", fontsize=8, parse_math=False, transform=text.transAxes)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph .* missing from font")
+        figure.savefig(path, dpi=100)
+
+
+def outline(axis: Axes, text: str, size: tuple[int, int], color: str, style: str) -> None:
+    for box in read_boxes(text)[0]:
+        left, top, right, bottom = box.in_pixels(size)
+        sides = right - left, bottom - top
+        axis.add_patch(Rectangle((left, top), *sides, fill=False, edgecolor=color, linestyle=style, linewidth=1.5))
+
+
+def shorten(text: str) -> str:
+    return text if len(text) <= LONGEST else f"{text[:LONGEST]} …"

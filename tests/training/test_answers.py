@@ -1,0 +1,84 @@
+"""What a model in training answers on a row, and what is shown of it."""
+
+import numpy as np
+import pytest
+import torch
+from datasets import Dataset, Features, Image, List, Value
+from pictures import picture
+from PIL import Image as PILImage
+from tiny_models import vivid_model
+
+from modeling_vitp import ViTPDataCollator
+from modeling_vitp.training.answers import MAX_NEW_TOKENS, answer_row, draw_answers, draw_rows, rows_to_show
+
+QUESTION, REFERENCE = "How many trees are there?", "There are 12 trees."
+
+
+def row(image, answer=REFERENCE, question=QUESTION):
+    messages = [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
+    messages += [{"role": "user", "content": "And?"}, {"role": "assistant", "content": "none"}]
+    return {"id": "a", "images": [] if image is None else [image], "messages": messages}
+
+
+@pytest.fixture(scope="module")
+def vivid(tokenizer):
+    model, processor = vivid_model(tokenizer)
+    return model, ViTPDataCollator(processor, vrl_drop_ratio=0.75).for_evaluation()
+
+
+def test_the_first_turn_is_answered_greedily_with_every_visual_token(vivid):
+    model, collator = vivid
+    image = picture(112, 56, 3)
+    answered = answer_row(model, collator, row(image))
+    prompt = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": QUESTION}]}]
+    text = collator.processor.apply_chat_template(prompt, add_generation_prompt=True)
+    inputs = collator.processor(text=text, images=image, add_special_tokens=False, return_tensors="pt")
+    ids, end = inputs["input_ids"], model.generation_config.eos_token_id
+    start = ids.shape[1]
+    for _ in range(MAX_NEW_TOKENS):
+        logits = model(input_ids=ids, pixel_values=inputs["pixel_values"]).logits
+        ids = torch.cat([ids, logits[:, -1:].argmax(-1)], 1)
+        if ids[0, -1] in (end if isinstance(end, list) else [end]):
+            break
+    assert answered.answer == collator.processor.tokenizer.decode(ids[0, start:], skip_special_tokens=True)
+    assert (answered.question, answered.reference, answered.size) == (QUESTION, REFERENCE, (56, 112))
+    assert answer_row(model, collator, row(image, "7")).answer == answered.answer
+
+
+def test_the_features_are_the_vits_of_the_whole_image_in_one_tile(vivid):
+    model, collator = vivid
+    image = PILImage.fromarray(np.tile(np.arange(0, 224, 2, dtype=np.uint8)[None, :, None], (56, 1, 3)))
+    answered = answer_row(model, collator, row(image))
+    pixels = collator.processor.image_processor(image, max_patches=1, return_tensors="pt")["pixel_values"]
+    states = model.model.vision_tower(pixels).last_hidden_state
+    assert pixels.shape == (1, 3, 56, 56) and answered.features.shape == (32, 4, 4)
+    for place in range(16):
+        assert torch.equal(answered.features[:, place // 4, place % 4], states[0, 1 + place])
+    shown = np.asarray(image.resize((56, 56), PILImage.Resampling.BICUBIC)).astype(int)
+    assert np.abs(answered.image - shown).max() <= 2
+
+
+def test_rows_with_an_image_come_first_also_of_a_stream_and_of_several_sets():
+    features = Features({"id": Value("string"), "images": List(Image())})
+    rows = [{"id": str(index), "images": [picture(8, 8, index)] * (index % 2)} for index in range(8)]
+    dataset = Dataset.from_list(rows, features=features)
+    chosen = [row["id"] for row in rows_to_show(dataset, 3, seed=0)]
+    assert chosen == sorted(chosen) and all(int(name) % 2 for name in chosen)
+    assert [row["id"] for row in rows_to_show({"one": dataset, "two": dataset}, 3, seed=0)] == chosen
+    assert [row["id"] for row in rows_to_show(dataset.to_iterable_dataset(), 1, seed=0)] == ["1"]
+    assert [row["id"] for row in rows_to_show(dataset, 8, seed=0)] == ["1", "3", "5", "7", "0", "2", "4", "6"]
+
+
+def test_a_picture_has_boxes_of_answer_and_reference_and_takes_any_text(vivid, tmp_path):
+    model, collator = vivid
+    boxed = row(PILImage.new("RGB", (56, 56), "gray"), "<box>[[100, 100, 500, 500]]</box>", "Where is $x_{$ or 木?")
+    draw_rows(model, collator, [boxed, row(None)], tmp_path / "both.png")
+    assert PILImage.open(tmp_path / "both.png").size == (1000, 560)
+    answered = answer_row(model, collator, boxed)
+    colors = [np.zeros((4, 4, 3), dtype=np.uint8)]
+    for name, answer in (("wrong", "nowhere"), ("right", "[100, 100, 500, 500]")):
+        answered.answer = answer
+        draw_answers([answered], colors, tmp_path / f"{name}.png")
+    pixels = {name: np.asarray(PILImage.open(tmp_path / f"{name}.png").convert("RGB")) for name in ("wrong", "right")}
+    has_orange = {name: (np.abs(image - (255, 176, 0)).max(-1) < 30).any() for name, image in pixels.items()}
+    assert has_orange == {"wrong": False, "right": True}
