@@ -96,6 +96,8 @@ class DetectionData:
         Raises:
             ValueError: if there is no such split, or something in it is not as it should be, by file and object.
         """
+        if not names:
+            raise ValueError(f"No split is named, of {sorted(self.splits)}.")
         parts = []
         for name in names:
             try:
@@ -117,24 +119,33 @@ class DetectionData:
         return ObjectImages(places, self.input_spec, task == "instances", rows, parts[0].column)
 
     def _open(self, name: str, task: str) -> ObjectImages:
-        if name not in self.splits:
-            raise ValueError(f"There is no split {name!r} in the configuration, only {sorted(self.splits)}.")
-        settings = self.splits[name]
         if self.dataset_name is None:
+            settings = self._settings(name)
             found = read_files(self.root, self.format, settings, name)
             return ObjectImages(self._places(found, settings, task, name), self.input_spec, task == "instances")
-        settings = settings if isinstance(settings, Mapping) else {"split": settings}
-        if "split" not in settings or set(settings) - {"split", "tile"}:
-            raise ValueError(f"Split {name!r} of `dataset_name` has `split`, and may have `tile`: {dict(settings)}.")
-        rows = datasets.load_dataset(self.dataset_name, self.dataset_config, split=settings["split"])
+        settings, rows = self._read(name)
         rows = rows.cast(undecoded(rows.features))
         columns = find_columns(rows.features, self.columns or {}, name, task == "oriented")
         found = read_rows(rows, columns, self.box_format, name)
         places = self._places(found, settings, task, name)
         return ObjectImages(places, self.input_spec, task == "instances", rows, columns["image"])
 
+    def _settings(self, name: str) -> Mapping | str:
+        if name not in self.splits:
+            raise ValueError(f"There is no split {name!r} in the configuration, only {sorted(self.splits)}.")
+        return self.splits[name]
+
+    def _read(self, name: str) -> tuple[Mapping[str, Any], datasets.Dataset]:
+        """What the configuration says of a split of `dataset_name`, and its rows."""
+        settings = self._settings(name)
+        settings = settings if isinstance(settings, Mapping) else {"split": settings}
+        if "split" not in settings or set(settings) - {"split", "tile"}:
+            raise ValueError(f"Split {name!r} of `dataset_name` has `split`, and may have `tile`: {dict(settings)}.")
+        return settings, datasets.load_dataset(self.dataset_name, self.dataset_config, split=settings["split"])
+
     def _places(self, found: Iterator[AnnotatedFile], settings: Mapping, task: str, name: str) -> list[Place]:
-        places, wrong, tile = [], [], read_tile(settings.get("tile"), name)
+        places, wrong = [], []
+        tile = read_tile(settings.get("tile") if isinstance(settings, Mapping) else None, name)
         for item in tqdm(found, desc=f"annotations of {name}", disable=None):
             objects = None
             if item.found is not None:
@@ -153,10 +164,14 @@ class DetectionData:
     def check_disjoint(self, names: Sequence[str], task: str) -> None:
         """Raises a `ValueError` if two of the splits share an image, under whatever names."""
         if self.root is None:
-            chosen = [self.splits[name] for name in names]
-            chosen = [one.get("split") if isinstance(one, Mapping) else one for one in chosen]
-            if len(set(chosen)) < len(chosen):
-                raise ValueError(f"Two of the splits {list(names)} are the same.")
+            seen: list[tuple[str, str, int, int]] = []
+            for name in names:
+                settings, rows = self._read(name)
+                for part in parts_of(settings["split"], rows):
+                    for other, whole, start, end in seen:
+                        if other != name and whole == part[0] and max(start, part[1]) < min(end, part[2]):
+                            raise ValueError(f"Splits {other!r} and {name!r} share rows of {whole!r}.")
+                    seen.append((name, *part))
             return
         owners: dict[Any, tuple[str, Path]] = {}
         for name in names:
@@ -175,6 +190,13 @@ class DetectionData:
         on_hub = {"dataset": self.dataset_name} if is_on_hub else {}
         trained_on = [{"name": name, "split": split, **on_hub} for split in train_splits]
         return trained_on, {"name": name, "eval": eval_split, "test": test_split, **on_hub}
+
+
+def parts_of(spec: str, rows: datasets.Dataset) -> Iterator[tuple[str, int, int]]:
+    """Which rows `datasets` takes for a split such as "train[:80%]": those of which split, from where, to where."""
+    lengths = {name: split.num_examples for name, split in rows.info.splits.items()}
+    for part in datasets.ReadInstruction.from_spec(spec).to_absolute(lengths):
+        yield part.splitname, part.from_ or 0, lengths[part.splitname] if part.to is None else part.to
 
 
 def read_tile(settings: Mapping | None, name: str) -> dict | None:

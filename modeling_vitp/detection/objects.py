@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from faster_coco_eval.core import mask as run_lengths
 
+from ..instructions.from_annotations.annotations import is_number
 from ..instructions.from_annotations.formats import AnnotatedObject, Point
 from ..training.values import check_type
 
@@ -143,7 +144,7 @@ def check_box(item: AnnotatedObject, points: Sequence[Point], size: tuple[int, i
     """Raises a `ValueError` unless a box, with these corners, has an area and lies in the image, at least in part."""
     xs, ys = zip(*points)
     shown = list(item.box) if item.corners is None else [list(point) for point in points]
-    if not all(isinstance(value, (int, float)) and math.isfinite(value) for value in (*xs, *ys)):
+    if not all(map(is_number, (*xs, *ys, *item.box))):
         raise ValueError(f"the box {shown} is not of finite numbers.")
     left, top, right, bottom = item.box
     if right <= left or bottom <= top or not sum(xs[k - 1] * ys[k] - xs[k] * ys[k - 1] for k in range(4)):
@@ -154,12 +155,19 @@ def check_box(item: AnnotatedObject, points: Sequence[Point], size: tuple[int, i
 
 def check_outline(outline: list | dict | None, size: tuple[int, int]) -> None:
     """Raises a `ValueError` unless it is polygons of three points or more, or run lengths of the image's size."""
-    if outline is None:
+    height, width = size
+    if not outline:
         raise ValueError("it has no outline (`segmentation`), which masks are drawn from.")
     if isinstance(outline, dict):
         if tuple(outline.get("size", ())) != size or "counts" not in outline:
             raise ValueError(f"its mask is of size {outline.get('size')}, its image of {list(size)}.")
+        try:
+            run_lengths.decode([run_lengths.segmToRle(outline, width, height)])
+        except (ValueError, RuntimeError) as error:
+            raise ValueError(f"its run lengths {str(outline['counts'])[:60]!r} are no mask of {list(size)}.") from error
         return
     for polygon in outline:
         if len(polygon) < 6 or len(polygon) % 2 or not all(math.isfinite(value) for value in polygon):
             raise ValueError(f"its polygon {str(polygon)[:60]} is not of three points or more: it cannot be closed.")
+        if not all(abs(value) <= 10 * max(size) for value in polygon):
+            raise ValueError(f"its polygon {str(polygon)[:60]} is far outside the image of {width} x {height} pixels.")

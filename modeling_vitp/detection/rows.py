@@ -49,6 +49,8 @@ def row_objects(
         item = {key: value[index] for key, value in values.items()}
         label = item.get("labels", 0)
         if names is not None and isinstance(label, int):
+            if not 0 <= label < len(names):
+                raise ValueError(f"object {index} has the label {label}, which is none of the {len(names)} names.")
             label = names[label]
         corners = None
         if "corners" in item:

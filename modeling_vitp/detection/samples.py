@@ -1,5 +1,6 @@
 """Images with objects: whole files, windows of large ones, or rows of a `datasets` data set."""
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -76,6 +77,16 @@ class ObjectImages(torch.utils.data.Dataset):
         """Objects of each class, by name, without crowds."""
         labels = [place.objects.labels[~place.objects.crowd] for place in self.places if place.objects is not None]
         return dict(zip(names, np.bincount(np.concatenate(labels), minlength=len(names)).tolist()))
+
+    def hash_of_objects(self) -> str:
+        """The SHA-256 of what is annotated in the samples."""
+        seen = hashlib.sha256()
+        for place in self.places:
+            objects = place.objects
+            seen.update(f"{place.id}\0{place.window}\0{None if objects is None else objects.segmentations}\0".encode())
+            for array in () if objects is None else (objects.labels, objects.corners, objects.difficult, objects.crowd):
+                seen.update(array.tobytes())
+        return seen.hexdigest()
 
     def image(self, index: int) -> torch.Tensor:
         """The image of a sample alone."""

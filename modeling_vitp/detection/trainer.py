@@ -171,9 +171,8 @@ class DetectionTrainer(FineTuner, Trainer):
 
     def training_data(self) -> Any:
         samples = self.train_dataset.samples
-        if samples.rows is not None:
-            return samples.rows
-        return sorted({place.image for place in samples.places})
+        images = sorted({place.image for place in samples.places}) if samples.rows is None else samples.rows
+        return {"images": images, "objects": samples.hash_of_objects()}
 
     def run_settings(self) -> dict[str, dict[str, Any]]:
         args = self.args

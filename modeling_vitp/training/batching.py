@@ -97,7 +97,15 @@ class GlobalBatchSampler(BatchRebalanceSampler):
 
 
 class EpochBatchSampler(GlobalBatchSampler):
-    """[`GlobalBatchSampler`] of indices that tell the epoch."""
+    """[`GlobalBatchSampler`] of indices that tell the epoch, for models that cannot do with an empty batch: where the
+    rows that are left of an epoch are fewer than the processes, the first of it are seen again.
+    """
+
+    def _deal(self, rows: list[int]) -> Iterator[list[int]]:
+        left = len(rows) % (self.effective_batch_size // self.grad_accum)
+        if 0 < left < self.dp_size:
+            rows = rows + list(itertools.islice(itertools.cycle(self._order()), self.dp_size - left))
+        yield from super()._deal(rows)
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
         for rows in super().__iter__():

@@ -35,7 +35,8 @@ def fingerprint(data: Any) -> dict[str, str | None]:
     """A hash for each part of what is trained on, by name; `None` where nothing is known of it.
 
     Args:
-        data: rows (a data set, a stream, a mixture of either), the paths of files, or a mapping of names to such.
+        data: rows (a data set, a stream, a mixture of either), the paths of files, a text that stands for what was
+            read of annotations, or a mapping of names to such.
     """
     if isinstance(data, MixtureDataset | MixtureStream):
         mixture = dataclasses.asdict(data.mixture) | {"sources": None, "modalities": None}
@@ -49,6 +50,8 @@ def fingerprint(data: Any) -> dict[str, str | None]:
         return {f"{name}, {part}": value for name, item in data.items() for part, value in fingerprint(item).items()}
     if isinstance(data, list):
         return {"files": digest(states(data))}
+    if isinstance(data, str):
+        return {"annotations": digest([data])}
     return {"rows": None}
 
 

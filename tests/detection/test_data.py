@@ -1,6 +1,7 @@
 """Data sets in every format, as a configuration describes them."""
 
 import json
+import re
 
 import datasets
 import numpy as np
@@ -118,10 +119,9 @@ def test_rows_may_have_their_objects_in_columns_of_any_name(tmp_path):
             windows[6 * index + 4]["image"], samples[index]["image"][:, top : top + 48, left : left + 48]
         )
     several.check_disjoint(["first", "rest"], "horizontal")
-    with pytest.raises(ValueError, match="Two of the splits"):
-        DetectionData.from_dict(described | {"splits": {"a": "train", "b": {"split": "train"}}}).check_disjoint(
-            "ab", ""
-        )
+    for other in ({"split": "train"}, "train[3:]"):
+        with pytest.raises(ValueError, match="Splits 'a' and 'b' share rows of 'train'"):
+            DetectionData.from_dict(described | {"splits": {"a": "train", "b": other}}).check_disjoint("ab", "")
 
     named = {"columns": {"boxes": "objects.bbox", "labels": "objects.category"}, "box_format": "xyxy"}
     wrong = DetectionData.from_dict(described | named)
@@ -129,6 +129,20 @@ def test_rows_may_have_their_objects_in_columns_of_any_name(tmp_path):
         wrong.open(["train"], "horizontal")
     with pytest.raises(ValueError, match="Split 'train' has no column 'objects.box', only"):
         DetectionData.from_dict(described | {"columns": {"boxes": "objects.box"}}).open(["train"], "horizontal")
+
+
+def test_a_label_of_a_row_that_stands_for_no_name_is_an_error(tmp_path):
+    """-1 is what `datasets` has for what is not labelled."""
+    write_images(tmp_path / "images", ["a_001"])
+    objects = {"bbox": [[4.0, 4.0, 20.0, 20.0]], "category": [-1]}
+    labels = datasets.List(datasets.ClassLabel(names=NAMES))
+    features = {"image": datasets.Image(), "objects": {"bbox": datasets.List(datasets.List(datasets.Value("float64")))}}
+    features["objects"]["category"] = labels
+    rows = {"image": [str(tmp_path / "images" / "a_001.png")], "objects": [objects]}
+    datasets.Dataset.from_dict(rows, datasets.Features(features)).to_parquet(tmp_path / "rows" / "train.parquet")
+    described = {"dataset_name": str(tmp_path / "rows"), "classes": NAMES, "splits": {"train": "train"}}
+    with pytest.raises(ValueError, match="row 0 of split 'train': object 0 has the label -1, which is none of the 2"):
+        DetectionData.from_dict(described).open(["train"], "horizontal")
 
 
 def test_windows_have_the_objects_that_lie_in_them_in_their_own_pixels(tmp_path):
@@ -192,6 +206,10 @@ DOTA_MISTAKES = {
         replace_line(2, "110 10 130 10 130 20 110 20 ship 0"),
         r"line 3: the box .* is outside the image of 96",
     ),
+    "not to be held": (
+        replace_line(2, "1e308 10 30 10 30 20 10 20 ship 0"),
+        r"line 3: the box .* not of finite numbers",
+    ),
     "not finite": (replace_line(2, "nan 10 30 10 30 20 10 20 ship 0"), r"line 3: the box .* not of finite numbers"),
     "five numbers": (
         replace_line(2, "10 10 30 10 30 ship 0"),
@@ -233,6 +251,12 @@ def coco(change):
     return apply
 
 
+def drop_corner(root):
+    """A polygon that is not closed."""
+    path = root / SPLITS["voc oriented"]["annotations"] / "b_002.xml"
+    path.write_text(re.sub("<x_left_bottom>.*?</x_left_bottom>", "", path.read_text()))
+
+
 FILE_MISTAKES = [
     ("dota", lambda root: (root / "annfiles" / "b_002.txt").unlink(), "b_002.jpg has no annotation in .*annfiles"),
     ("dota", lambda root: (root / "images" / "b_002.jpg").unlink(), "annfiles has 'b_002', but there is no such image"),
@@ -254,8 +278,13 @@ FILE_MISTAKES = [
     ("coco", coco(lambda c: c["annotations"][0].update(bbox=[1, 2, -3, 4])), "annotation 0: the box .* has no area"),
     ("coco", coco(lambda c: c["images"][0].update(height=70)), "96 x 70 pixels is not the size of"),
     ("coco", coco(lambda c: c["annotations"][0].update(segmentation=[[1, 2, 3, 4]])), "annotation 0: its polygon"),
+    ("coco", coco(lambda c: c["annotations"][0].update(segmentation=[[1, 2, 3, 4, 5]])), "annotation 0: its polygon"),
+    ("coco", coco(lambda c: c["annotations"][0].update(segmentation=[[1, 2, 3, 1e9, 5, 6]])), "0: its polygon .* far"),
+    ("coco", coco(lambda c: c["annotations"][1]["segmentation"].update(counts="1")), "1: its run lengths '1' are no"),
+    ("coco", coco(lambda c: c["annotations"][1]["segmentation"].update(counts=[3])), "1: its run lengths .* are no"),
     ("coco", coco(lambda c: c["annotations"][1]["segmentation"].update(size=[9, 9])), r"its mask is of size \[9, 9\]"),
     ("coco", coco(lambda c: c["annotations"][0].pop("segmentation")), "annotation 0: it has no outline"),
+    ("voc oriented", drop_corner, "b_002.xml, object 0 has no box of four numbers, or of four corners"),
     ("coco", lambda root: (root / "images" / "c_004.png").unlink(), "has 'c_004', but there is no such image"),
 ]
 
@@ -318,6 +347,7 @@ def test_an_image_in_two_splits_is_found_under_whatever_name(tmp_path):
         ({"splits": {"train": {"annotations": "x"}}}, "Split 'train' needs `images`"),
         ({"splits": {"train": {"images": "x"}}}, "there is no folder .*x of images"),
         ({"splits": {"train": {"images": "images", "tile": {"size": 9}}}}, "needs size and overlap"),
+        ({"splits": {"train": "images"}}, "Split 'train' needs `images`"),
         ({"splits": {}}, "There is no split 'train' in the configuration"),
     ],
 )

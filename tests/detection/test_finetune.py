@@ -1,12 +1,15 @@
 """The recipe, on small data sets of painted rectangles."""
 
 import json
+import signal
 from pathlib import Path
 
 import pytest
 import torch
 import yaml
 from detection_data import NAMES, write_coco, write_dota
+from detection_run import run
+from launching import launch
 from safetensors.torch import load_file
 
 from modeling_vitp import (
@@ -106,6 +109,63 @@ def test_a_run_that_goes_on_ends_to_the_bit_as_one_that_never_stopped(tmp_path):
         json.loads((folder / "out" / "metrics.json").read_text())["test"]["test_map"] for folder in (whole, parts)
     ]
     assert scores[0] == scores[1]
+    labels = parts / "train" / "annfiles" / "a_002.txt"
+    labels.write_text(labels.read_text().replace("ship", "plane"))
+    with pytest.raises(ValueError, match="'objects, annotations' changed since .*checkpoint-4 was written"):
+        main(words)
+
+
+SCORES = {"oriented": ("test_map",), "instances": ("test_box_map", "test_mask_map")}
+
+
+def results_of(folder: Path, task: str) -> tuple[dict[str, torch.Tensor], list[float]]:
+    metrics = json.loads((folder / "out" / "metrics.json").read_text())["test"]
+    return load_file(folder / "out" / "model.safetensors"), [metrics[name] for name in SCORES[task]]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("task", SCORES)
+def test_a_run_that_is_killed_again_and_again_ends_to_the_bit_as_one_that_never_stopped(tmp_path, task):
+    """Proposals are drawn at random, and blocks are left out."""
+    more = {"head": HEAD | {"roi_samples": 8, "rpn_samples": 16}, "drop_path_rate": 0.2, "vertical_flip": 0.25}
+    more |= {"max_steps": 5, "save_steps": 1, "empty_share": 0.2}
+    assert run(configure(tmp_path / "whole", task, **more)) == 0
+    words = configure(tmp_path / "killed", task, **more)
+    for kill in [("step", 1), ("optimizer", 2), ("state", 3), ("step", 3), ("before the rename", 4)]:
+        assert run(words, kill) == -signal.SIGKILL
+    assert run(words) == 0
+    (whole, scores), (killed, again) = (results_of(tmp_path / name, task) for name in ("whole", "killed"))
+    assert whole.keys() == killed.keys() and all(torch.equal(tensor, killed[name]) for name, tensor in whole.items())
+    assert scores == again
+
+
+@pytest.mark.slow
+def test_two_processes_train_and_score_as_one(tmp_path):
+    """Without draws, which each process makes for its own images. Five images are three steps of two."""
+    more = {"head": HEAD | {"roi_samples": 500, "rpn_samples": 5000}, "per_device_train_batch_size": 1}
+    more |= {"optim": "sgd", "learning_rate": 1e-2, "empty_share": 1.0, "save_steps": 2, "drop_path_rate": 0.0}
+    scored_with = {"metric_options": {"iou_thresholds": [0.05], "interpolation": "area"}}  # or nothing is found yet
+    more |= scored_with
+    two = configure(tmp_path / "two", "oriented", **more)
+    process = launch(2, tmp_path / "output.txt", "detection_run.py", *two)
+    assert process.wait(timeout=600) == 0, (tmp_path / "output.txt").read_text()[-3000:]
+    metrics = json.loads((tmp_path / "two" / "out" / "metrics.json").read_text())
+    assert metrics["train_images"] == 5
+
+    one = configure(tmp_path / "one", "oriented", **more, gradient_accumulation_steps=2)
+    assert main([*one, "--max_steps", "2", "--num_pictures", "0"]) == 0
+    start = results_of(tmp_path / "one", "oriented")[0]
+    weights = load_file(tmp_path / "two" / "out" / "checkpoint-2" / "model.safetensors")
+    for name, tensor in start.items():
+        torch.testing.assert_close(
+            weights[name], tensor, rtol=1e-4, atol=1e-6, msg=lambda text, name=name: f"{name}: {text}"
+        )
+
+    scored = configure(tmp_path / "scored", "oriented", from_scratch=None, head=None, do_train=False, **scored_with)
+    assert main([*scored, "--model_name_or_path", str(tmp_path / "two" / "out"), "--num_pictures", "0"]) == 0
+    again = json.loads((tmp_path / "scored" / "out" / "metrics.json").read_text())["test"]
+    found = {key: value for key, value in metrics["test"].items() if "map" in key or "ap_" in key}
+    assert found["test_map"] > 0 and found == {key: again[key] for key in found}
 
 
 @pytest.mark.parametrize(

@@ -7,11 +7,13 @@ from dataclasses import fields
 
 import pytest
 import yaml
-from fuzzing import limits, mutate
+from fuzzing import limits, mutate, one_input
 from paths import CONFIGS
 
 from modeling_vitp.dense.arguments import DenseModelArguments, DenseSettings, FinetuneArguments
 from modeling_vitp.dense.data import DenseData
+from modeling_vitp.detection.arguments import TASKS, DetectionArguments, DetectionModelArguments, DetectionSettings
+from modeling_vitp.detection.data import DetectionData
 from modeling_vitp.evaluation.arguments import CompareArguments, RobustnessArguments
 from modeling_vitp.probing.arguments import ProbeArguments
 from modeling_vitp.training.arguments import PretrainArguments, VRLArguments
@@ -21,6 +23,7 @@ pytestmark = pytest.mark.slow
 CLASSES = {
     "pretrain": (PretrainArguments, VRLArguments),
     "finetune": (FinetuneArguments, DenseSettings, DenseModelArguments),
+    "detection": (DetectionArguments, DetectionSettings, DetectionModelArguments),
     "probe": (ProbeArguments,),
     "compare": (CompareArguments,),
     "robustness": (RobustnessArguments,),
@@ -46,7 +49,8 @@ def test_malformed_words(kind, capsys):
         for _ in range(150):
             words = words_of(rng, names)
             try:
-                parsed = parse(words, "", own)
+                with one_input():
+                    parsed = parse(words, "", own)
             except WrongArguments as error:
                 refused += 1
                 assert len(str(error).splitlines()) == 1 and str(error).strip(), words
@@ -59,12 +63,13 @@ def test_malformed_words(kind, capsys):
     assert 30 < refused
 
 
-@pytest.mark.parametrize("kind", ["finetune", "compare"])
+FILES = {"finetune": "loveda", "detection": "nuclei_oriented", "compare": "compare_aerial_trees"}
+
+
+@pytest.mark.parametrize("kind", FILES)
 def test_malformed_configurations(kind, tmp_path):
     rng, own = random.Random(1), CLASSES[kind]
-    config = yaml.safe_load(
-        (CONFIGS / ("loveda.yaml" if kind == "finetune" else "compare_aerial_trees.yaml")).read_text()
-    )
+    config = yaml.safe_load((CONFIGS / f"{FILES[kind]}.yaml").read_text())
     known = {item.name for cls in own for item in fields(cls)}
     config = {name: value for name, value in config.items() if name in known}
     path = tmp_path / "config.yaml"
@@ -72,22 +77,28 @@ def test_malformed_configurations(kind, tmp_path):
         for _ in range(400):
             path.write_text(json.dumps(mutate(rng, config, rng.choice([1, 1, 2, 3]))))
             try:
-                parse(["--config", str(path)], "", own)
+                with one_input():
+                    parse(["--config", str(path)], "", own)
             except WrongArguments as error:
                 assert len(str(error).splitlines()) == 1 and str(error).strip()
             except SystemExit as end:
                 assert end.code == 2
 
 
-def test_malformed_data_of_dense_configurations():
+@pytest.mark.parametrize("kind", ["dense", "detection"])
+def test_malformed_data_of_configurations(kind):
     rng = random.Random(2)
     configs = [yaml.safe_load(path.read_text()) for path in sorted(CONFIGS.glob("*.yaml"))]
-    good = [config["data"] for config in configs if isinstance(config, dict) and "data" in config]
+    configs = [config for config in configs if isinstance(config, dict) and "data" in config]
+    good = [config["data"] for config in configs if (config.get("task") in TASKS) == (kind == "detection")]
+    good = [data for data in good if "dataset_name" not in data]  # which would be looked for on the Hub
     with limits():
         for _ in range(1500):
             data = mutate(rng, rng.choice(good), rng.choice([1, 1, 2, 3]))
             try:
-                opened = DenseData.from_dict(data)
-                opened.open(list(opened.splits)[:1])
+                with one_input():
+                    opened = (DenseData if kind == "dense" else DetectionData).from_dict(data)
+                    task = () if kind == "dense" else (rng.choice(TASKS),)
+                    opened.open(list(opened.splits)[:1], *task)
             except ValueError as error:
                 assert str(error).strip()

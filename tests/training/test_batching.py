@@ -12,7 +12,7 @@ from modeling_vitp.instructions.lengths import SampleLength
 from modeling_vitp.instructions.mixture import open_mixture
 from modeling_vitp.instructions.mixture_file import load_mixture
 from modeling_vitp.instructions.rows import prepare_rows
-from modeling_vitp.training.batching import GlobalBatchSampler
+from modeling_vitp.training.batching import EpochBatchSampler, GlobalBatchSampler
 from modeling_vitp.training.from_scratch import build_model
 
 
@@ -126,3 +126,17 @@ def test_evaluation_does_not_ask_for_lengths(tmp_path):
     ]
     one, other = (trainer.evaluate()["eval_loss"] for trainer in trainers)
     assert one == other
+
+
+@pytest.mark.parametrize("num_rows", [1, 2, 5, 7, 8, 9])
+def test_no_batch_of_images_is_empty_in_any_process_and_every_one_is_seen(num_rows):
+    """Three processes, of two batches of one row a step."""
+    batches = []
+    for rank in range(3):
+        sampler = EpochBatchSampler(num_rows, 1, accumulation_steps=2, num_processes=3, process_index=rank, seed=4)
+        sampler.set_epoch(3)
+        batches.append(list(sampler))
+        assert len(batches[-1]) == len(sampler) == -(-num_rows // 3)
+    assert all(len(batch) == 1 and batch[0][0] == 3 for own in batches for batch in own)
+    seen = [batch[0][1] for own in batches for batch in own]
+    assert set(seen) == set(range(num_rows)) and len(seen) == -(-num_rows // 3) * 3

@@ -1,0 +1,28 @@
+"""What the fuzzer holds every input to."""
+
+import fuzzing
+import numpy as np
+import pytest
+
+
+def test_an_input_that_hangs_fails(monkeypatch):
+    monkeypatch.setattr(fuzzing, "SECONDS", 1)
+    with pytest.raises(AssertionError, match="an input took more than 1 s"), fuzzing.limits():
+        fuzzing.outcome(lambda: all(number == 0 for number in iter(int, 1)), "")
+
+
+def test_inputs_that_take_too_much_memory_fail(monkeypatch):
+    monkeypatch.setattr(fuzzing, "BYTES", 32 << 20)
+    with pytest.raises(AssertionError, match="MiB were taken"), fuzzing.limits():
+        fuzzing.outcome(lambda: np.ones(64 << 20, np.uint8).sum(), "")
+
+
+def test_an_error_of_another_kind_or_without_a_name_fails():
+    with fuzzing.limits():
+        assert isinstance(fuzzing.outcome(lambda: int("x"), "'x'"), ValueError)
+        with pytest.raises(AssertionError, match="names none of"):
+            fuzzing.outcome(lambda: int("x"), "a.json")
+        with pytest.raises(AssertionError, match="UnicodeDecodeError"):
+            fuzzing.outcome(lambda: b"\xff".decode(), "")
+        with pytest.raises(KeyError):
+            fuzzing.outcome(lambda: {}["x"], "")

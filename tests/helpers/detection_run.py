@@ -1,0 +1,41 @@
+"""The recipe of detection in processes of their own, that may be killed on the way.
+
+What each process of `torchrun detection_run.py WORD …` does is the recipe with these words.
+"""
+
+import sys
+
+from training_run import KillAtStep, kill_while_saving, processes
+
+
+def train(words: list[str], kill: tuple[str, int] | None = None) -> None:
+    """Args:
+    kill: "step" or a stage of saving, see [`~training_run.kill_while_saving`], and the step.
+    """
+    from modeling_vitp.detection.trainer import DetectionTrainer
+    from modeling_vitp.recipes.finetune_detection import main
+
+    begin = DetectionTrainer.__init__
+
+    def begin_to_be_killed(trainer, *args, **kwargs):
+        begin(trainer, *args, **kwargs)
+        if kill[0] == "step":
+            trainer.add_callback(KillAtStep(kill[1]))
+        else:
+            kill_while_saving(trainer, *kill)
+
+    if kill is not None:
+        DetectionTrainer.__init__ = begin_to_be_killed
+    sys.exit(main(words))
+
+
+def run(words: list[str], kill: tuple[str, int] | None = None) -> int:
+    """Runs the recipe in a process of its own; its exit status, of which that of a killed one is negative."""
+    process = processes().Process(target=train, args=(words, kill))
+    process.start()
+    process.join()
+    return process.exitcode
+
+
+if __name__ == "__main__":
+    train(sys.argv[1:])
