@@ -187,8 +187,9 @@ class ViTPDataCollator:
         except (ValueError, TypeError, KeyError, OSError) as error:
             raise ValueError(f"Sample {sample_id!r}: {error}") from error
 
-    def conversation(self, example: dict[str, Any]) -> tuple[list[dict[str, Any]], SourceSettings]:
-        """The messages of a row as the chat template takes them, with their images; and the settings of its source.
+    def conversation(self, example: dict[str, Any]) -> tuple[list[dict[str, Any]], list[bool], SourceSettings]:
+        """The messages of a row as the chat template takes them, with their images; of each answer whether it is given,
+        and not learned; and the settings of the row's source.
 
         Raises:
             ValueError: see above; the sample is not named.
@@ -217,7 +218,7 @@ class ViTPDataCollator:
         given = [is_given(message) for message in messages if message["role"] == "assistant"]
         messages = settings.with_system_prompt(place_images(messages))
         try:
-            return prepare_multimodal_messages(messages, images=example["images"]), settings
+            return prepare_multimodal_messages(messages, images=example["images"]), given, settings
         except ValueError as error:
             raise ValueError(
                 f"{error} Mark the place of each image with {{'type': 'image'}}, or give the first user turn as a "
@@ -225,7 +226,7 @@ class ViTPDataCollator:
             ) from error
 
     def _encode(self, example: dict[str, Any], sample_id: Any) -> dict[str, torch.Tensor]:
-        messages, settings = self.conversation(example)
+        messages, given, settings = self.conversation(example)
         if self.vrl_warmup_steps and STEP not in example:
             raise ValueError("vrl_warmup_steps needs the optimizer step of each row, which ViTPTrainer gives.")
         drop_ratio = self.drop_ratio_at(example[STEP]) if self.vrl_warmup_steps else self.vrl_drop_ratio

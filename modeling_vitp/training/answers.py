@@ -69,7 +69,7 @@ class Answered:
 def answer_row(model: ViTPForConditionalGeneration, collator: ViTPDataCollator, row: dict[str, Any]) -> Answered:
     """Greedy, with every visual token; in the mode and on the device that the model is in."""
     processor = collator.processor
-    messages, settings = collator.conversation(row)
+    messages, _, settings = collator.conversation(row)
     turn = next(index for index, message in enumerate(messages) if message["role"] == "assistant")
     inputs = processor.apply_chat_template(
         [messages[:turn]],
