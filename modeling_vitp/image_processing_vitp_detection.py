@@ -261,4 +261,10 @@ def run_lengths(mask: np.ndarray) -> dict[str, list[int]]:
     return {"size": list(mask.shape), "counts": np.diff(ends, prepend=0).tolist()}
 
 
+def mask_of(lengths: dict[str, list[int]]) -> np.ndarray:
+    """The mask that [`run_lengths`] are of, bool of shape `(height, width)`."""
+    values = np.repeat(np.arange(len(lengths["counts"])) % 2 == 1, lengths["counts"])
+    return values.reshape(lengths["size"], order="F")
+
+
 __all__ = ["ViTPDetectionImageProcessor"]

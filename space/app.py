@@ -25,6 +25,7 @@ What a tab keeps to:
 from functools import partial
 from pathlib import Path
 
+import apply_tab
 import ask_tab
 import backbone_tab
 import compare_tab
@@ -41,6 +42,7 @@ TABS = {
     "VRL": vrl_tab.build_tab,
     "Ask": ask_tab.build_tab,
     "Compare": compare_tab.build_tab,
+    "Apply": apply_tab.build_tab,
 }
 THEME = gr.themes.Default(
     primary_hue="teal",

@@ -4,6 +4,7 @@ Environment variables, read when the app starts:
 
 - `VITP_MODEL`: Hub id or folder of the full model. `outputs/quickstart` if it is there, otherwise a tiny random model.
 - `VITP_BACKBONES`: further Hub ids or folders, separated by commas, of backbones or full models to choose from.
+- `VITP_FINE_TUNED`: Hub ids or folders of fine-tuned models, as many, for the tab Apply; none if not given.
 - `VITP_TRUST_REMOTE_CODE`: `1` lets models run code from their repos. Off otherwise.
 - `VITP_MAX_GB`: the largest weights, in GB, that a visitor may have downloaded by typing a Hub id; 4 if not given.
 """
@@ -23,7 +24,19 @@ from huggingface_hub.utils import HFValidationError, validate_repo_id
 from tiny import tiny_model
 from transformers import AutoConfig, AutoModel, InternVLForConditionalGeneration, PreTrainedConfig, PreTrainedModel
 
-from modeling_vitp import ViTPForConditionalGeneration, ViTPImageProcessor, ViTPProcessor, ViTPVisionModel
+from modeling_vitp import (
+    ViTPDetectionImageProcessor,
+    ViTPForChangeDetection,
+    ViTPForConditionalGeneration,
+    ViTPForInstanceSegmentation,
+    ViTPForObjectDetection,
+    ViTPForOrientedObjectDetection,
+    ViTPForSemanticSegmentation,
+    ViTPImageProcessor,
+    ViTPProcessor,
+    ViTPSegmentationImageProcessor,
+    ViTPVisionModel,
+)
 from modeling_vitp.convert.export import image_settings
 from modeling_vitp.convert.internvl import from_internvl, internvl_processor
 
@@ -31,6 +44,8 @@ QUICKSTART = "outputs/quickstart"
 TINY = "tiny random model"
 UNTRAINED = "untrained ViT"
 MAX_LOADED = 3
+MAPS = (ViTPForSemanticSegmentation, ViTPForChangeDetection)
+DETECTORS = (ViTPForObjectDetection, ViTPForOrientedObjectDetection, ViTPForInstanceSegmentation)
 
 
 class UnavailableModel(ValueError):
@@ -63,6 +78,31 @@ class LoadedBackbone:
         return cls(name, model.eval().to(device()), plain, image_processor.input_spec)
 
 
+@dataclass(frozen=True)
+class FineTuned:
+    """A detector, or a model of maps of classes or of changes, in evaluation mode on the device."""
+
+    name: str
+    model: PreTrainedModel
+    image_processor: ViTPDetectionImageProcessor | ViTPSegmentationImageProcessor
+    """For 8-bit RGB."""
+    input_spec: dict | None
+    """How it was taught to see images that are not 8-bit RGB."""
+
+    @property
+    def is_detector(self) -> bool:
+        return isinstance(self.model, DETECTORS)
+
+    @property
+    def takes_pairs(self) -> bool:
+        return isinstance(self.model, ViTPForChangeDetection)
+
+    @property
+    def names(self) -> list[str]:
+        """Of its classes."""
+        return [self.model.config.id2label[index] for index in range(self.model.config.num_labels)]
+
+
 class Models:
     """What every tab gets: opens models by name, each once, and keeps the last few.
 
@@ -71,6 +111,7 @@ class Models:
         backbones: further names to choose from.
         trust_remote_code: whether models may run code from their repos.
         max_gb: the largest weights to download for a name that is not among those.
+        fine_tuned: names of fine-tuned models to choose from.
     """
 
     def __init__(
@@ -79,12 +120,15 @@ class Models:
         backbones: Sequence[str] = (),
         trust_remote_code: bool = False,
         max_gb: float = 4.0,
+        fine_tuned: Sequence[str] = (),
     ):
         self.default = model or (QUICKSTART if Path(QUICKSTART, "config.json").is_file() else TINY)
         self.backbones = list(dict.fromkeys([self.default, *backbones, UNTRAINED]))
         """Names for a choice of backbones; of a full model it is its ViT."""
         self.names = [self.default]
         """Names for a choice of full models."""
+        self.fine_tuned_names = list(dict.fromkeys(fine_tuned))
+        """Names for a choice of fine-tuned models."""
         self.trust_remote_code = trust_remote_code
         self.max_gb = max_gb
         self._loaded: OrderedDict[tuple[str, str], Any] = OrderedDict()
@@ -92,12 +136,15 @@ class Models:
 
     @classmethod
     def from_environment(cls) -> "Models":
-        names = [name.strip() for name in os.environ.get("VITP_BACKBONES", "").split(",")]
+        def names(variable: str) -> list[str]:
+            return [name.strip() for name in os.environ.get(variable, "").split(",") if name.strip()]
+
         return cls(
             os.environ.get("VITP_MODEL") or None,
-            [name for name in names if name],
+            names("VITP_BACKBONES"),
             os.environ.get("VITP_TRUST_REMOTE_CODE") == "1",
             float(os.environ.get("VITP_MAX_GB") or 4),
+            names("VITP_FINE_TUNED"),
         )
 
     def full(self, name: str | None = None) -> FullModel:
@@ -115,6 +162,14 @@ class Models:
             UnavailableModel: if there is no such model, or it is of another kind.
         """
         return self._once("backbone", name or self.default, self._open_backbone)
+
+    def fine_tuned(self, name: str) -> FineTuned:
+        """The fine-tuned model of this name.
+
+        Raises:
+            UnavailableModel: if there is no such model, or it is of another kind.
+        """
+        return self._once("fine-tuned", name, lambda name: self._try(name, self._read_fine_tuned))
 
     def _once(self, kind: str, name: str, opener: Callable[[str], Any]) -> Any:
         with self._lock:
@@ -172,6 +227,17 @@ class Models:
         )
         return model, ViTPImageProcessor.from_pretrained(name, **options)
 
+    def _read_fine_tuned(self, name: str, options: dict) -> FineTuned:
+        classes = {one.config_class.model_type: one for one in (*MAPS, *DETECTORS)}
+        kind = self._model_type(name)
+        if kind not in classes:
+            raise UnavailableModel(f"{name} is a {kind!r} model; fine-tuned ones here are {', '.join(classes)}.")
+        model = classes[kind].from_pretrained(name, use_safetensors=True, **options)
+        processors = ViTPDetectionImageProcessor if isinstance(model, DETECTORS) else ViTPSegmentationImageProcessor
+        image_processor = processors.from_pretrained(name, **options)
+        input_spec, image_processor.input_spec = image_processor.input_spec, None
+        return FineTuned(name, model.eval().to(device()), image_processor, input_spec)
+
     def _model_type(self, name: str) -> str | None:
         return self._try(name, lambda name, options: PreTrainedConfig.get_config_dict(name, **options)[0]).get(
             "model_type"
@@ -179,7 +245,7 @@ class Models:
 
     def _try(self, name: str, read: Callable[[str, dict], Any]) -> Any:
         """Calls `read` with the name and options of `from_pretrained`; what goes wrong is told in one line."""
-        options = {} if name in self.backbones else self._visitors_options(name)
+        options = {} if name in (*self.backbones, *self.fine_tuned_names) else self._visitors_options(name)
         try:
             return read(name, options)
         except UnavailableModel:

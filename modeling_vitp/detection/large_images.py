@@ -6,11 +6,11 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from tqdm.auto import tqdm
 from transformers import BaseImageProcessor, PreTrainedModel
 
+from ..image_processing_vitp_detection import mask_of
 from ..images.large import LargeImage, open_images
 from ..images.unfinished import LineFile, appears_whole, digest, fingerprint, part_of
 from ..images.windows import window_starts
@@ -42,7 +42,8 @@ def detect_large(
     What is found in a row of windows goes to `output` + `.part`, to the disk itself, when the row is finished. A run
     that was killed and is started again, with the same arguments, goes on from there and ends with the same file, byte
     for byte, where the device's operations are deterministic. In memory there is one row of windows, and of the
-    objects the boxes. Bands, depths and percentiles are as in [`~modeling_vitp.dense.large_images.predict_large`].
+    objects the boxes; the time of bringing these together grows with the square of their number in a class. Bands,
+    depths and percentiles are as in [`~modeling_vitp.dense.large_images.predict_large`].
 
     Args:
         model: [`ViTPForObjectDetection`], [`ViTPForOrientedObjectDetection`] or [`ViTPForInstanceSegmentation`], on
@@ -168,16 +169,10 @@ def objects_of(result: dict[str, Any]) -> Iterator[Found]:
     for index, (label, score, place) in enumerate(zip(*values)):
         found = {"label": label, "score": score, name: place}
         if "masks" in result:
-            found["polygons"] = polygons_of(decoded(result["masks"][index]))
+            found["polygons"] = polygons_of(mask_of(result["masks"][index]))
             if not found["polygons"]:
                 continue
         yield found
-
-
-def decoded(mask: dict[str, list[int]]) -> np.ndarray:
-    """COCO's run lengths as a mask."""
-    values = np.repeat(np.arange(len(mask["counts"])) % 2 == 1, mask["counts"])
-    return values.reshape(mask["size"], order="F")
 
 
 def moved(found: Found, left: int, top: int) -> Found:

@@ -15,12 +15,26 @@ from urllib.parse import parse_qs, urlparse
 
 import numpy as np
 import pytest
+import torch
+from boxes import COLORS
+from original_detectors import original_detector
 from paths import ROOT
 from pictures import picture
-from PIL import Image
+from PIL import Image, ImageColor
 from playwright.sync_api import expect, sync_playwright
+from tiny_models import HEAD, adapter_config
+
+from modeling_vitp import (
+    ViTPChangeDetectionConfig,
+    ViTPDetectionImageProcessor,
+    ViTPForChangeDetection,
+    ViTPForSemanticSegmentation,
+    ViTPSegmentationConfig,
+    ViTPSegmentationImageProcessor,
+)
 
 IMAGE = ROOT / "space" / "examples" / "trees_florida.jpg"
+PALETTE = np.array([ImageColor.getrgb(color) for color in COLORS], dtype=np.uint8)
 SCREENSHOTS = ROOT / "outputs" / "screenshots"
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 FLAGS = (
@@ -35,15 +49,34 @@ pytestmark = [
 
 
 @pytest.fixture(scope="module")
-def url(tmp_path_factory):
-    """The address of the app, started as a user does, with the tiny model."""
+def fine_tuned(tmp_path_factory):
+    """Fine-tuned models, by the names of their folders, which lie where the app is started."""
+    torch.manual_seed(0)
+    maps = ViTPSegmentationConfig(backbone_config=adapter_config(), **HEAD)
+    pairs = ViTPChangeDetectionConfig(backbone_config=adapter_config(), **HEAD)
+    models = {
+        "ships": (original_detector("oriented_rcnn"), ViTPDetectionImageProcessor()),
+        "land": (ViTPForSemanticSegmentation(maps).eval(), ViTPSegmentationImageProcessor()),
+        "changes": (ViTPForChangeDetection(pairs).eval(), ViTPSegmentationImageProcessor()),
+    }
     folder = tmp_path_factory.mktemp("space")
+    for name, (model, image_processor) in models.items():
+        model.save_pretrained(folder / name)
+        image_processor.save_pretrained(folder / name)
+    return folder, {name: model for name, (model, _) in models.items()}
+
+
+@pytest.fixture(scope="module")
+def url(fine_tuned):
+    """The address of the app, started as a user does, with the tiny model."""
+    folder, models = fine_tuned
     environment = os.environ | {
         "PYTHONPATH": str(ROOT),
         "HF_HUB_OFFLINE": "1",
         "GRADIO_TEMP_DIR": str(folder / "uploads"),
         "GRADIO_SERVER_NAME": "127.0.0.1",
         "PYTHONUNBUFFERED": "1",
+        "VITP_FINE_TUNED": ",".join(models),
     }
     for name in ("VITP_MODEL", "VITP_BACKBONES", "GRADIO_SERVER_PORT"):
         environment.pop(name, None)
@@ -100,9 +133,9 @@ def query_of(page):
     return {key: values[0] for key, values in parse_qs(urlparse(page.url).query).items()}
 
 
-def map_image(page):
+def map_image(page, place="#map_a"):
     """The map that is shown."""
-    source = page.locator("#map_a img").get_attribute("src")
+    source = page.locator(f"{place} img").get_attribute("src")
     return np.asarray(Image.open(io.BytesIO(page.request.get(source).body())).convert("RGB"))
 
 
@@ -223,7 +256,88 @@ def test_corruptions(page):
     assert note.inner_text() == stopped
 
 
-@pytest.mark.parametrize("tab", ["Backbone", "VRL", "Ask", "Compare"])
+@pytest.fixture
+def apply(page, fine_tuned, tmp_path):
+    """A function: applies a model in its tab to pictures of 96 x 80 pixels, and gives these and what the model gives
+    here, apart from the app."""
+    page.get_by_role("tab", name="Apply").click()
+
+    @torch.no_grad()
+    def run(name, pairs=False):
+        page.get_by_label("Fine-tuned model (any Hub id)").click()
+        page.get_by_role("option", name=name).click()
+        images, inputs = [], []
+        for seed, place in enumerate(("#apply_image", "#apply_second_image")[: 1 + pairs]):
+            picture(96, 80, seed).save(tmp_path / f"{seed}.png")
+            upload(page, tmp_path / f"{seed}.png", place)
+            expect(page.locator(place)).to_contain_text(f"{seed}")
+            images.append(np.asarray(Image.open(tmp_path / f"{seed}.png").convert("RGB")))
+            mean, std = np.array([0.485, 0.456, 0.406]), np.array([0.229, 0.224, 0.225])
+            pixels = (images[-1] / 255 - mean) / std
+            inputs.append(torch.from_numpy(pixels).float().permute(2, 0, 1)[None])
+        page.locator("#run_apply").click()
+        return images, fine_tuned[1][name](*inputs)
+
+    return run
+
+
+def move(page, slider, value):
+    number = page.locator(f"{slider} input[type=number]")
+    number.fill(str(value))
+    number.press("Enter")
+
+
+def wait_for_picture(page, wanted):
+    """Until the picture of the tab Apply is as it should be."""
+    deadline = time.monotonic() + 30
+    while not np.array_equal(map_image(page, "#apply_picture"), wanted):
+        assert time.monotonic() < deadline, "the picture is another"
+        page.wait_for_timeout(200)
+
+
+def test_what_a_detector_finds_is_drawn_from_a_score_on(page, apply):
+    (image,), outputs = apply("ships")
+    scores = outputs.scores[0]
+    legend = page.locator("#apply_legend")
+    expect(legend).to_contain_text(f"Objects with a score above 0.3: {int((scores > 0.3).sum())}", timeout=60_000)
+    shoot(page, "apply_light")
+    move(page, "#threshold", 0.95)
+    expect(legend).to_contain_text(f"Objects with a score above 0.95: {int((scores > 0.95).sum())}")
+    assert 0 < (scores > 0.95).sum() < (scores > 0.3).sum()
+    color = ImageColor.getrgb(COLORS[outputs.labels[0, 0]])  # of the best one, which is on top
+    corners = outputs.pred_corners[0, 0].numpy() * [96, 80]
+    middles = (corners + np.roll(corners, -1, 0)) / 2
+    drawn = map_image(page, "#apply_picture")
+    inside = [(x, y) for x, y in middles.round().astype(int) if 2 <= x < 94 and 20 <= y < 78]
+    assert inside and drawn.shape == image.shape
+    for x, y in inside:
+        assert (drawn[y - 2 : y + 3, x - 2 : x + 3] == color).all(-1).any()
+    move(page, "#threshold", 1)
+    expect(legend).to_contain_text("Objects with a score above 1: 0")
+    wait_for_picture(page, image)
+
+
+def test_classes_are_laid_over_the_image(page, apply):
+    _, outputs = apply("land")
+    labels = outputs.logits[0].argmax(0).numpy()
+    for label in np.unique(labels):
+        share = f"{100 * (labels == label).mean():.1f}%"
+        expect(page.locator("#apply_legend")).to_contain_text(share, timeout=60_000)
+    move(page, "#opacity", 1)
+    wait_for_picture(page, PALETTE[labels])
+
+
+def test_changes_are_laid_over_the_second_image(page, apply):
+    move(page, "#opacity", 1)
+    images, outputs = apply("changes", pairs=True)
+    labels = outputs.logits[0].argmax(0).numpy()
+    share = f"{100 * (labels == 0).mean():.1f}%"
+    expect(page.locator("#apply_legend")).to_contain_text(share, timeout=60_000)
+    wait_for_picture(page, np.where(labels[..., None] == 0, images[1], PALETTE[labels]))
+    shoot(page, "apply_changes_light")
+
+
+@pytest.mark.parametrize("tab", ["Backbone", "VRL", "Ask", "Compare", "Apply"])
 def test_dark_and_on_a_phone(browser, url, tab):
     page = browser.new_page(viewport={"width": 390, "height": 844}, color_scheme="dark", has_touch=True, is_mobile=True)
     examples = "image=Trees%2C+Florida&cimage=CT+slice&vrl_image=Trees%2C+Florida&ask_image=CT+slice"
@@ -233,6 +347,7 @@ def test_dark_and_on_a_phone(browser, url, tab):
         "VRL": "#vrl-tiles img",
         "Ask": "#ask-picture img",
         "Compare": "#run_corruptions",
+        "Apply": "#run_apply",
     }
     page.locator(shown[tab]).wait_for()
     if tab == "Compare":

@@ -1,0 +1,142 @@
+"""What a fine-tuned model finds in an image, and how it is drawn: objects, or a map of classes."""
+
+import html
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from boxes import COLORS
+from loading import FineTuned
+from PIL import Image, ImageColor, ImageDraw, ImageFont
+
+from modeling_vitp.image_processing_vitp_detection import mask_of
+
+MASK_OPACITY = 0.4
+
+
+@dataclass(frozen=True)
+class Objects:
+    """What a detector found, by falling score.
+
+    Args:
+        image: uint8 of shape `(height, width, 3)`.
+        names: of the classes.
+        labels, scores: of shape `(n,)`.
+        corners: of the boxes, in pixels, of shape `(n, 4, 2)`.
+        masks: COCO's run lengths of each, if the model has masks.
+    """
+
+    image: np.ndarray
+    names: list[str]
+    labels: np.ndarray
+    scores: np.ndarray
+    corners: np.ndarray
+    masks: list[dict] | None
+
+    def draw(self, threshold: float) -> Image.Image:
+        """The image with the outlines and masks of the objects that have a higher score, the best on top."""
+        drawn = self.image.astype(np.float32)
+        shown = [index for index in range(len(self.scores)) if self.scores[index] > threshold][::-1]
+        for index in shown if self.masks is not None else ():
+            inside = mask_of(self.masks[index])
+            drawn[inside] += MASK_OPACITY * (np.array(color_of(self.labels[index])) - drawn[inside])
+        picture = Image.fromarray(drawn.round().astype(np.uint8))
+        draw = ImageDraw.Draw(picture)
+        side = max(picture.size)
+        line, font = max(2, round(side / 400)), ImageFont.load_default(max(10, round(side / 60)))
+        for index in shown:
+            color = color_of(self.labels[index])
+            points = [tuple(point) for point in self.corners[index].tolist()]
+            draw.line([*points, points[0]], fill=color, width=line)
+            text = f"{self.names[self.labels[index]]} {self.scores[index]:.2f}"
+            left, top = self.corners[index].min(0)
+            width, height = draw.textbbox((0, 0), text, font=font, anchor="lt")[2:]
+            left = min(max(left, 0), max(picture.width - width - 4, 0))
+            top = top - height - 4 if top >= height + 4 else max(top, 0)
+            draw.rectangle((left, top, left + width + 4, top + height + 4), fill=color)
+            draw.text((left + 2, top + 2), text, fill="black", font=font, anchor="lt")
+        return picture
+
+    def legend(self, threshold: float) -> str:
+        """How many objects of each class have a higher score, as HTML."""
+        counts = np.bincount(self.labels[self.scores > threshold], minlength=len(self.names))
+        rows = [(name, color_of(index), str(counts[index])) for index, name in enumerate(self.names) if counts[index]]
+        return table_of(f"Objects with a score above {threshold:g}: {counts.sum()}", rows)
+
+
+@dataclass(frozen=True)
+class Classes:
+    """A map of classes.
+
+    Args:
+        image: uint8 of shape `(height, width, 3)`; of a pair the later one.
+        names: of the classes.
+        labels: of shape `(height, width)`.
+        unseen: the class that is not drawn, if any: where nothing has changed.
+    """
+
+    image: np.ndarray
+    names: list[str]
+    labels: np.ndarray
+    unseen: int | None = None
+
+    def draw(self, opacity: float) -> Image.Image:
+        """The image with the colours of the classes over it."""
+        colors = np.array([color_of(index) for index in range(len(self.names))], np.float32)
+        seen = self.labels != (-1 if self.unseen is None else self.unseen)
+        drawn = self.image + opacity * seen[..., None] * (colors[self.labels] - self.image)
+        return Image.fromarray(drawn.round().astype(np.uint8))
+
+    def legend(self) -> str:
+        """Which share of the image each class has, as HTML."""
+        shares = np.bincount(self.labels.ravel(), minlength=len(self.names)) / self.labels.size
+        order = sorted(range(len(self.names)), key=lambda index: -shares[index])
+        rows = [(self.names[index], color_of(index), f"{100 * shares[index]:.1f}%") for index in order]
+        return table_of("Share of the image", rows)
+
+
+Applied = Objects | Classes
+
+
+@torch.inference_mode()
+def apply(one: FineTuned, image: np.ndarray, later: np.ndarray | None = None) -> Applied:
+    """What a model finds in an image, uint8 RGB of shape `(height, width, 3)`, or in a pair of the same size."""
+    size = image.shape[:2]
+    options = {"input_data_format": "channels_last", "return_tensors": "pt"}
+    if one.takes_pairs:
+        options["images_after"] = later
+    inputs = one.image_processor(image, **options).to(one.model.device)
+    outputs = one.model(**inputs)
+    if not one.is_detector:
+        (labels,) = one.image_processor.post_process_semantic_segmentation(outputs, target_sizes=[size])
+        shown = image if later is None else later
+        return Classes(shown, one.names, labels.cpu().numpy(), unseen=0 if one.takes_pairs else None)
+    settings = {"threshold": 0.0, "target_sizes": [size]}
+    if outputs.pred_corners is not None:
+        (found,) = one.image_processor.post_process_oriented_object_detection(outputs, **settings)
+        corners = found["corners"].cpu().numpy()
+    else:
+        if outputs.pred_masks is None:
+            (found,) = one.image_processor.post_process_object_detection(outputs, **settings)
+        else:
+            settings["return_run_lengths"] = True
+            (found,) = one.image_processor.post_process_instance_segmentation(outputs, **settings)
+        left, top, right, bottom = found["boxes"].cpu().numpy().reshape(-1, 4).T
+        corners = np.stack([[left, top], [right, top], [right, bottom], [left, bottom]]).transpose(2, 0, 1)
+    labels, scores = (found[name].cpu().numpy() for name in ("labels", "scores"))
+    return Objects(image, one.names, labels, scores, corners, found.get("masks"))
+
+
+def color_of(label: int) -> tuple[int, int, int]:
+    return ImageColor.getrgb(COLORS[label % len(COLORS)])
+
+
+def table_of(caption: str, rows: Sequence[tuple[str, tuple[int, int, int], str]]) -> str:
+    """HTML with a line for each class: its colour, its name, and a number."""
+    lines = "".join(
+        f'<tr><td><i style="background: rgb{color}"></i></td><th scope="row">{html.escape(name)}</th>'
+        f"<td>{value}</td></tr>"
+        for name, color, value in rows
+    )
+    return f'<table class="legend"><caption>{caption}</caption><tbody>{lines}</tbody></table>'

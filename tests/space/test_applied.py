@@ -1,0 +1,199 @@
+"""What fine-tuned models find is drawn as it is found; the tab Apply is called through gradio's client."""
+
+import re
+
+import apply_tab
+import gradio as gr
+import numpy as np
+import pytest
+import torch
+from applied import Classes, Objects, color_of
+from boxes import COLORS
+from gradio_client import Client, handle_file
+from gradio_client.exceptions import AppError
+from loading import Models, UnavailableModel
+from original_detectors import DETECTORS, original_detector
+from pictures import picture
+from PIL import Image, ImageColor
+from tiny_models import HEAD, adapter_config
+
+from modeling_vitp import (
+    ViTPChangeDetectionConfig,
+    ViTPDetectionImageProcessor,
+    ViTPForChangeDetection,
+    ViTPForSemanticSegmentation,
+    ViTPSegmentationConfig,
+    ViTPSegmentationImageProcessor,
+)
+
+GREY = np.full((90, 120, 3), 100, np.uint8)
+
+
+def objects(masks=None):
+    corners = np.array(
+        [[[10, 40], [50, 40], [50, 80], [10, 80]], [[80, 40], [100, 60], [80, 80], [60, 60]]], np.float32
+    )
+    return Objects(GREY, ["ship", "<b>plane</b>"], np.array([1, 0]), np.array([0.9, 0.4]), corners, masks)
+
+
+def has_color(pixels, label):
+    return (np.asarray(pixels) == ImageColor.getrgb(COLORS[label])).all(-1)
+
+
+def test_boxes_are_drawn_from_a_score_on_in_the_colors_of_their_classes():
+    both, best, none = (np.asarray(objects().draw(threshold)) for threshold in (0.3, 0.4, 0.9))
+    np.testing.assert_array_equal(none, GREY)
+    for x, y in ((10, 60), (50, 60), (30, 79), (30, 40)):
+        assert has_color(both, 1)[y, x] and has_color(best, 1)[y, x]
+    for x, y in ((90, 50), (90, 70), (70, 70), (70, 50)):  # midpoints of the turned square's sides
+        assert has_color(both, 0)[y - 1 : y + 2, x - 1 : x + 2].any() and not has_color(best, 0).any()
+    assert (both[55:65, 20:40] == 100).all()  # nothing inside
+
+
+def test_masks_are_laid_over_the_pixels_that_they_have():
+    mask = np.zeros((90, 120), bool)
+    mask[50:60, 20:30] = True
+    columns = mask.ravel(order="F").astype(int)
+    ends = np.flatnonzero(np.diff(columns)) + 1
+    counts = np.diff([0, *ends, mask.size]).tolist()
+    lengths = {"size": [90, 120], "counts": counts}
+    drawn = np.asarray(objects([lengths, {"size": [90, 120], "counts": [90 * 120]}]).draw(0.3)).astype(int)
+    expected = np.round(100 + 0.4 * (np.array(color_of(1)) - 100))
+    assert (drawn[51:59, 21:29] == expected).all()
+    assert (drawn[65:75, 15:45] == 100).all()
+
+
+def test_the_legend_counts_what_is_drawn_and_shows_names_as_text():
+    assert "Objects with a score above 0.3: 2" in objects().legend(0.3)
+    legend = objects().legend(0.5)
+    assert "Objects with a score above 0.5: 1" in legend and "ship" not in legend
+    assert "&lt;b&gt;plane&lt;/b&gt;" in legend and "<b>" not in legend
+
+
+def test_classes_are_laid_over_the_image_and_the_legend_has_their_shares():
+    labels = np.zeros((90, 120), int)
+    labels[:45, :60] = 1
+    labels[0, 0] = 2
+    names = ["field", "water", "road"]
+    for opacity in (0.0, 0.25, 1.0):
+        drawn = np.asarray(Classes(GREY, names, labels).draw(opacity)).astype(int)
+        for label, (y, x) in {0: (80, 10), 1: (10, 10), 2: (0, 0)}.items():
+            expected = np.round(100 + opacity * (np.array(ImageColor.getrgb(COLORS[label])) - 100.0))
+            np.testing.assert_allclose(drawn[y, x], expected, atol=1)
+    found = re.findall(r'scope="row">(\w+)</th><td>([\d.]+)%', Classes(GREY, names, labels).legend())
+    assert found == [("field", "75.0"), ("water", "25.0"), ("road", "0.0")]
+    changes = np.asarray(Classes(GREY, ["same", "changed"], labels.clip(max=1), unseen=0).draw(1.0))
+    assert (changes[80, 10] == 100).all() and has_color(changes, 1)[10, 10]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """With a fine-tuned model of each kind."""
+    folder = tmp_path_factory.mktemp("models")
+    for name in DETECTORS:
+        original_detector(name).save_pretrained(folder / name)
+        ViTPDetectionImageProcessor().save_pretrained(folder / name)
+    torch.manual_seed(0)
+    maps = {"segmentation": (ViTPForSemanticSegmentation, ViTPSegmentationConfig)}
+    maps |= {"changes": (ViTPForChangeDetection, ViTPChangeDetectionConfig)}
+    for name, (model, config) in maps.items():
+        settings = HEAD if name == "changes" else {**HEAD, "id2label": {0: "field", 1: "water", 2: "road"}}
+        model(config(backbone_config=adapter_config(), **settings)).save_pretrained(folder / name)
+        ViTPSegmentationImageProcessor(input_spec={"window": [0, 4000]}).save_pretrained(folder / name)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def models(folder):
+    return Models("nothing", fine_tuned=[str(folder / name) for name in (*DETECTORS, "segmentation", "changes")])
+
+
+@pytest.fixture(scope="module")
+def client(models):
+    with gr.Blocks(analytics_enabled=False) as app:
+        apply_tab.build_tab(models, gr.Dropdown(["a"], value="a", label="Model"))
+    _, url, _ = app.launch(prevent_thread_lock=True, quiet=True, server_name="127.0.0.1")
+    yield Client(url, verbose=False)
+    app.close()
+
+
+@pytest.fixture(scope="module")
+def scenes(tmp_path_factory):
+    paths = [tmp_path_factory.mktemp("images") / f"{seed}.png" for seed in range(2)]
+    for seed, path in enumerate(paths):
+        picture(96, 80, seed).save(path)
+    return paths
+
+
+@torch.no_grad()
+def outputs_of(models, name, *scenes):
+    """By the model alone."""
+    one = models.fine_tuned(name)
+    images = [np.asarray(Image.open(scene).convert("RGB")) for scene in scenes]
+    pixels = [torch.from_numpy(image.copy()).movedim(-1, 0)[None].float() / 255 for image in images]
+    mean, std = (torch.tensor(values)[:, None, None] for values in ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)))
+    return one.model(*((values - mean) / std for values in pixels))
+
+
+def value_of(output):
+    return output["value"] if isinstance(output, dict) and "value" in output else output
+
+
+def pixels_of(output):
+    value = value_of(output)
+    return np.asarray(Image.open(value["path"] if isinstance(value, dict) else value).convert("RGB"))
+
+
+@pytest.mark.parametrize("name", DETECTORS)
+def test_what_a_detector_finds_is_drawn_and_drawn_anew_without_the_model(
+    client, models, folder, scenes, monkeypatch, name
+):
+    name = str(folder / name)
+    outputs = outputs_of(models, name, scenes[0])
+    shown = client.predict(name, handle_file(str(scenes[0])), None, 0.5, 0.5, api_name="/apply")
+    count = int((outputs.scores > 0.5).sum())
+    assert f"Objects with a score above 0.5: {count}" in shown[1] and "96 × 80 pixels" in value_of(shown[2])
+    monkeypatch.setattr(models.fine_tuned(name).model, "forward", None)
+    again = client.predict(0.9, 0.5, api_name="/apply_draw")
+    count = int((outputs.scores > 0.9).sum())
+    assert f"Objects with a score above 0.9: {count}" in again[1]
+    assert (pixels_of(again[0]) != pixels_of(shown[0])).any()
+    plain = client.predict(1.0, 0.5, api_name="/apply_draw")
+    np.testing.assert_array_equal(pixels_of(plain[0]), np.asarray(Image.open(scenes[0]).convert("RGB")))
+
+
+def test_a_map_has_the_colors_of_the_classes_that_the_model_gives(client, models, folder, scenes):
+    name = str(folder / "segmentation")
+    labels = outputs_of(models, name, scenes[0]).logits[0].argmax(0).numpy()
+    shown = client.predict(name, handle_file(str(scenes[0])), None, 0.5, 1.0, api_name="/apply")
+    palette = np.array([ImageColor.getrgb(color) for color in COLORS])
+    np.testing.assert_array_equal(pixels_of(shown[0]), palette[labels])
+    for label, class_name in enumerate(("field", "water", "road")):
+        assert f"{class_name}</th><td>{100 * (labels == label).mean():.1f}%" in shown[1]
+
+
+def test_changes_need_two_images_and_are_drawn_on_the_second(client, models, folder, scenes):
+    name = str(folder / "changes")
+    labels = outputs_of(models, name, *scenes).logits[0].argmax(0).numpy()
+    paths = [handle_file(str(scene)) for scene in scenes]
+    shown = client.predict(name, *paths, 0.5, 1.0, api_name="/apply")
+    palette = np.array([ImageColor.getrgb(color) for color in COLORS])
+    later = np.asarray(Image.open(scenes[1]).convert("RGB"))
+    np.testing.assert_array_equal(pixels_of(shown[0]), np.where(labels[..., None] == 0, later, palette[labels]))
+    with pytest.raises(AppError, match="finds changes: it needs a second image of the same ground"):
+        client.predict(name, paths[0], None, 0.5, 1.0, api_name="/apply")
+
+
+def test_what_cannot_be_applied_is_a_message(client, models, folder, scenes):
+    scene = handle_file(str(scenes[0]))
+    for name, image, message in (
+        (None, scene, "There is no model yet"),
+        (str(folder / "cascade_rcnn"), None, "There is no image yet"),
+        (str(folder), scene, "is no Hub id|is a folder"),  # not one of those that the app was started with
+    ):
+        with pytest.raises(AppError, match=message):
+            client.predict(name, image, None, 0.5, 0.5, api_name="/apply")
+    (folder / "bert").mkdir()
+    (folder / "bert" / "config.json").write_text('{"model_type": "bert"}')
+    with pytest.raises(UnavailableModel, match="is a 'bert' model; fine-tuned ones here are vitp_"):
+        Models("nothing", fine_tuned=[str(folder / "bert")]).fine_tuned(str(folder / "bert"))
