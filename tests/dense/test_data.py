@@ -109,6 +109,9 @@ def test_configurations_describe_their_data(name):
     named = {*config["train_splits"], config.get("eval_split"), config.get("test_split")} - {None}
     assert named <= set(data.splits)
     assert config.get("test_split", "") not in {*config["train_splits"], config.get("eval_split")}
+    is_published = name in "isaid loveda uavid levir_cd whu_cd svcd s2looking".split()
+    as_in_release = [config.get(option) for option in ("level_embeddings_at_input", "position_weight_decay")]
+    assert as_in_release == ([True, True] if is_published else [None, None])
     if "submission" in config:
         assert set(config["submission"]) <= {"split", "file", "encoding"}
         assert "mask" not in data.splits[config["submission"]["split"]]

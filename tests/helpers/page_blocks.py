@@ -45,6 +45,7 @@ SLOW = (
     "vitp pretrain --config quickstart",
     "vitp compare_pretraining",
     "vitp benchmark --shape small",
+    "vitp finetune_detection --detector",
 )
 # Commands that may end with status 1, which says what a model of two steps does not reach.
 MAY_FAIL = ("vitp pretrain --config quickstart", "vitp pretrain --vision_model")

@@ -4,26 +4,29 @@ from tiny_models import VISION
 
 from modeling_vitp import (
     ViTPAdapterConfig,
-    ViTPChangeDetectionConfig,
     ViTPForChangeDetection,
+    ViTPForObjectDetection,
     ViTPForSemanticSegmentation,
-    ViTPSegmentationConfig,
 )
 from modeling_vitp.training.layer_decay import layer_decay_groups
 
 LAYERS = 4
+SETTINGS = {
+    ViTPForSemanticSegmentation: {"hidden_size": 16, "auxiliary_channels": 16},
+    ViTPForChangeDetection: {"hidden_size": 16, "auxiliary_channels": 16},
+    ViTPForObjectDetection: {"neck_channels": 16, "head_hidden_size": 16},
+}
 
 
-@pytest.fixture(params=[ViTPForSemanticSegmentation, ViTPForChangeDetection], ids=["segmentation", "change"])
+@pytest.fixture(params=SETTINGS, ids=["segmentation", "change", "detection"])
 def model(request):
     backbone = ViTPAdapterConfig(
         **{**VISION, "num_hidden_layers": LAYERS, "image_size": [64, 64], "patch_size": [16, 16]},
         deformable_heads=4,
         spatial_prior_channels=8,
     )
-    config = {ViTPForSemanticSegmentation: ViTPSegmentationConfig, ViTPForChangeDetection: ViTPChangeDetectionConfig}
-    settings = {"hidden_size": 16, "auxiliary_channels": 16, "num_labels": 2}
-    return request.param(config[request.param](backbone_config=backbone, **settings))
+    settings = SETTINGS[request.param] | {"num_labels": 2}
+    return request.param(request.param.config_class(backbone_config=backbone, **settings))
 
 
 def test_every_parameter_is_in_one_group_with_the_rate_computed_by_hand(model):
@@ -79,7 +82,8 @@ def test_an_optimizer_moves_each_group_by_its_own_rate(model):
     moved = {name: (before[name] - parameter).mean().item() for name, parameter in model.named_parameters()}
     assert moved["backbone.embeddings.patch_embeddings.projection.weight"] == pytest.approx(0.5**5, rel=1e-4)
     assert moved["backbone.encoder.layer.2.mlp.fc1.weight"] == pytest.approx(0.25, rel=1e-4)
-    assert moved["decode_head.classifier.weight"] == pytest.approx(1.0, rel=1e-4)
+    head = next(name for name in moved if name.startswith(("decode_head.", "box_heads.")) and name.endswith("weight"))
+    assert moved[head] == pytest.approx(1.0, rel=1e-4)
     assert moved["backbone.embeddings.cls_token"] == 0
 
 
