@@ -157,11 +157,10 @@ class ViTPTrainer(Run, SFTTrainer):
         """
         if not isinstance(self.data_collator, ViTPDataCollator):
             return
-        args, steps = self.args, self.args.max_steps
-        needed = steps * self.get_total_train_batch_size(args) if steps > 0 else None
+        steps = self.args.max_steps
+        needed = steps * self.get_total_train_batch_size(self.args) if steps > 0 else None
         logger.info(check(self.train_dataset, self.data_collator, needed))
-        evaluated = self.eval_dataset if args.eval_strategy != "no" else None
-        named = evaluated if isinstance(evaluated, dict) else {"eval_dataset": evaluated}
+        named = self.eval_dataset if isinstance(self.eval_dataset, dict) else {"eval_dataset": self.eval_dataset}
         for name, dataset in named.items():
             if dataset is not None:
                 logger.info("%s %s", name, check(dataset, self.eval_data_collator, needed))

@@ -123,8 +123,9 @@ def test_a_run_checks_its_rows_before_it_writes_and_not_again_when_it_goes_on(tm
     with caplog.at_level(logging.INFO):
         trainer.train()
         assert caplog.text.count("checked: 4 of 10 rows encoded") == 1
+        assert caplog.text.count("eval_dataset checked: all 3 rows encoded") == 1
         make_trainer(tmp_path / "run", max_steps=2, eval_strategy="no").train(resume_from_checkpoint=True)
-    assert caplog.text.count("checked: ") == 1
+    assert caplog.text.count("checked: ") == 2
 
     trainer = make_trainer(tmp_path / "bad", eval_strategy="no")
     broken = make_rows().map(lambda row: {"messages": row["messages"][: 1 if row["id"] == "row-7" else 2]})

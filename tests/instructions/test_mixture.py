@@ -255,6 +255,7 @@ def test_the_trainer_trains_on_a_mixture_over_its_epochs(folder, trainer_of, str
     seen, encode = [], trainer.data_collator.encode
     trainer.data_collator.encode = lambda row: (seen.append(row["id"]), encode(row))[1]
     trainer.train()
+    seen = seen[-18:]  # after those that are checked before
     epochs = [seen[start : start + 6] for start in (0, 6, 12)]
     assert [sorted(epoch) for epoch in epochs] == [sorted(ids(dataset, number)) for number in range(3)]
     assert len({tuple(sorted(epoch)) for epoch in epochs}) > 1

@@ -136,3 +136,13 @@ def test_what_is_validated_is_a_mixture_or_what_a_recipe_names(tmp_path):
     for name in ("mixtures.yaml", "none/mixture.yaml", "nothing"):
         with pytest.raises(ValueError, match=f"no mixture file {name}"):
             load_sources(name)
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+@pytest.mark.parametrize("name", ["prompts and completions", "WebDataset"])
+def test_a_data_set_on_the_hub_is_read_as_a_folder_is(tmp_path, hub, name, streaming):
+    FORMATS[name][0](tmp_path / "data", PICTURES)
+    hub.create("org/data", {path.name: path for path in (tmp_path / "data").iterdir()}, "dataset")
+    rows = train_rows("org/data", dataset_streaming=streaming)
+    assert spoken(rows) == [(question(number), answer(number), 1) for number in range(4)]
+    assert schema_name(rows) == FORMATS[name][1]

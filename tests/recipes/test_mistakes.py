@@ -75,6 +75,11 @@ MISTAKES = {
     ),
     "a folder without a model": ([*PRETRAIN, "--model_name_or_path", "empty"], 2, "empty"),
     "a folder without data": (["pretrain", "--output_dir", "out", "--dataset_name", "empty"], 2, "empty"),
+    "rows in no schema, before the model is looked at": (
+        ["pretrain", "--output_dir", "out", "--dataset_name", "texts", "--model_name_or_path", "bert"],
+        2,
+        r"texts, split 'train': the columns \['text', 'label'\] make no conversation.*questions and answers need",
+    ),
     "a split to train on": ([*PRETRAIN, "--dataset_train_split", "trian"], 2, "no split 'trian'.*'?train"),
     "a split to evaluate on": ([*PRETRAIN, "--dataset_test_split", "tset"], 2, "no split 'tset', only test, train"),
     "a model of another kind": ([*PRETRAIN, "--model_name_or_path", "bert"], 2, "bert is a 'bert' model"),
@@ -115,6 +120,8 @@ def desk(tmp_path, monkeypatch, data_folder):
         yaml.safe_dump({"dataset_name": "data", "max_step": 3, "from_scratch": FROM_SCRATCH})
     )
     (tmp_path / "empty.yaml").write_text("{}")
+    (tmp_path / "texts").mkdir()
+    (tmp_path / "texts" / "train.csv").write_text("text,label\na ship,1\n")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path.parent / f"{tmp_path.name}-cache"))
     monkeypatch.setattr(sys, "argv", ["vitp"])
