@@ -63,6 +63,21 @@ class ViTPBackbone(BackboneMixin, ViTPVisionModel):
         )
 
 
+class ViTPExportedBackbone(ViTPBackbone):
+    """What `AutoBackbone` finds in an exported backbone: opens it as [`ViTPBackbone`]."""
+
+    config_class = ViTPVisionConfig  # the folder's, by whose name the Auto classes check that the two belong together
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path, *args, config: ViTPVisionConfig, **kwargs):
+        stages = {name: kwargs.pop(name) for name in ("out_features", "out_indices") if name in kwargs}
+        fields = config.to_dict() | {"model_type": ViTPBackboneConfig.model_type}
+        fields.pop("auto_map", None)
+        attention = config._attn_implementation  # which the fields do not say
+        config = ViTPBackboneConfig.from_dict(fields, attn_implementation=attention, **stages)
+        return ViTPBackbone.from_pretrained(pretrained_model_name_or_path, *args, config=config, **kwargs)
+
+
 class ViTPMultiScaleBackbone(BackboneMixin, ViTPVisionPreTrainedModel):
     """What [`ViTPAdapter`] and [`ViTPFeaturePyramid`] have in common: maps at strides 4, 8, 16 and 32 on a ViT."""
 

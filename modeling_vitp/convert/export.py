@@ -15,12 +15,17 @@ from transformers.dynamic_module_utils import custom_object_save
 
 from ..configuration_vitp import ViTPVisionConfig
 from ..image_processing_vitp import ViTPImageProcessor
-from ..modeling_vitp import ViTPForConditionalGeneration, ViTPVisionModel
+from ..modeling_vitp import ViTPForConditionalGeneration
+from ..modeling_vitp_backbone import ViTPExportedBackbone
 from ..processing_vitp import ViTPProcessor
 from .finite import check_finite
 from .tensor_files import open_like_folder
 
-AUTO_MAP = {"AutoConfig": "configuration_vitp.ViTPVisionConfig", "AutoModel": "modeling_vitp.ViTPVisionModel"}
+AUTO_MAP = {
+    "AutoConfig": "configuration_vitp.ViTPVisionConfig",
+    "AutoModel": "modeling_vitp.ViTPVisionModel",
+    "AutoBackbone": "modeling_vitp_backbone.ViTPExportedBackbone",
+}
 
 
 def export_backbone(
@@ -33,8 +38,9 @@ def export_backbone(
 
     The folder says `model_type: internvl_vision`, so `AutoModel.from_pretrained(output_dir)` opens it as transformers'
     own `InternVLVisionModel`, with no remote code and without this package; with `trust_remote_code=True`, or through
-    `ViTPVisionModel.from_pretrained`, it opens as [`ViTPVisionModel`]. Features are the same to the bit. The image
-    processor resizes an image to one tile and does not cut it, so that feature extraction gives one row an image.
+    `ViTPVisionModel.from_pretrained`, it opens as [`ViTPVisionModel`], and on the Hub through `AutoBackbone` as
+    [`ViTPBackbone`]. Features are the same to the bit. The image processor resizes an image to one tile and does not
+    cut it, so that feature extraction gives one row an image.
 
     An image processor with an input spec is saved as [`ViTPImageProcessor`] with its code, since transformers' own
     would ignore the spec and misread the images without a word; `AutoImageProcessor` then asks for
@@ -107,7 +113,7 @@ def save_code_and_image_processor(
     output_dir: str | Path, config: ViTPVisionConfig, image_processor: ViTPImageProcessor
 ) -> None:
     """What a backbone's folder has beside its weights and configuration."""
-    custom_object_save(ViTPVisionModel, output_dir)
+    custom_object_save(ViTPExportedBackbone, output_dir)  # and what it imports, of which `ViTPVisionModel` is
     height, width = config.image_size
     settings = image_settings(image_processor) | {"size": {"height": height, "width": width}, "crop_to_patches": False}
     processor_class = ViTPImageProcessor if settings.get("input_spec") else GotOcr2ImageProcessor

@@ -16,6 +16,7 @@ from transformers import InternVLVisionConfig, InternVLVisionModel, Qwen2Config
 from transformers.dynamic_module_utils import get_class_from_dynamic_module
 
 from modeling_vitp import (
+    ViTPBackbone,
     ViTPConfig,
     ViTPForConditionalGeneration,
     ViTPImageProcessor,
@@ -31,13 +32,20 @@ TEXT_PROMPT = "<IMG_CONTEXT>\nHow many trees are there?"
 
 # Run without this package: what a user has who only installed transformers.
 PROGRAM = """
-import json, sys
+import contextlib, io, json, sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
-from transformers import AutoConfig, AutoImageProcessor, AutoModel, AutoModelForImageTextToText, AutoProcessor, pipeline
+from transformers import (
+    AutoBackbone, AutoConfig, AutoImageProcessor, AutoModel, AutoModelForImageTextToText, AutoProcessor, pipeline
+)
+from transformers.models.auto import auto_factory
+from transformers.utils.logging import disable_progress_bar
+
+disable_progress_bar()
 
 torch.set_num_threads(int(sys.argv[1]))
 given, facts, tensors = load_file("given.safetensors"), {}, {}
@@ -56,8 +64,9 @@ def refusal(load, *args, **kwargs):
 
 
 with torch.no_grad():
-    plain = AutoModel.from_pretrained("backbone")
-    facts["plain"] = class_of(plain)
+    with contextlib.redirect_stderr(io.StringIO()) as stderr, contextlib.redirect_stdout(io.StringIO()) as stdout:
+        plain = AutoModel.from_pretrained("backbone")
+    facts["plain"], facts["plain_says"] = class_of(plain), stderr.getvalue() + stdout.getvalue()
     facts["plain_config"] = class_of(AutoConfig.from_pretrained("backbone"))
     tensors["plain"] = plain(given["pixel_values"]).last_hidden_state
     tensors["other_size"] = plain(given["other_pixel_values"]).last_hidden_state
@@ -78,6 +87,20 @@ with torch.no_grad():
     facts["ours_drop_path"] = [layer.drop_path.drop_prob for layer in ours.encoder.layer]
     outputs = ours(given["pixel_values"])
     tensors["ours"], tensors["ours_pooled"] = outputs.last_hidden_state, outputs.pooler_output
+
+    extract = pipeline("image-feature-extraction", model="backbone", pool=True, trust_remote_code=True)
+    tensors["pipeline_pooled"] = extract(str(pictures[0]), return_tensors=True)
+    facts["refused_folder"] = refusal(AutoBackbone.from_pretrained, "./backbone", trust_remote_code=True)
+    auto_factory.hf_api = lambda: SimpleNamespace(repo_exists=lambda name: True)  # which AutoBackbone asks first
+    facts["refused_backbone"] = refusal(AutoBackbone.from_pretrained, "backbone", trust_remote_code=False)
+    options = {"out_indices": [1, 3], "attn_implementation": "eager", "drop_path_rate": 0.5}
+    for name, options in (("last", {}), ("asked", options), ("again", options)):
+        backbone = AutoBackbone.from_pretrained("backbone", trust_remote_code=True, **options)
+        config = backbone.config
+        facts[name] = [class_of(backbone), config._attn_implementation, config.drop_path_rate, backbone.out_features]
+        for index, features in enumerate(backbone(given["other_pixel_values"][..., :-3]).feature_maps):
+            tensors[f"{name}_{index}"] = features
+    backbone.save_pretrained("saved_backbone")
 
     processor = AutoImageProcessor.from_pretrained("with_spec", trust_remote_code=True)
     facts["spec_processor"] = class_of(processor)
@@ -184,6 +207,7 @@ def test_plain_transformers_opens_its_own_class_with_features_to_the_bit(exporte
     for name, pixels in (("plain", "pixel_values"), ("other_size", "other_pixel_values")):
         assert torch.equal(exported.tensors[name], tower(exported.given[pixels]).last_hidden_state)
     assert tower(exported.given["pixel_values"]).last_hidden_state.std() > 0.3
+    assert exported.facts["plain_says"] == ""
 
 
 @torch.no_grad()
@@ -209,6 +233,40 @@ def test_feature_extraction_gives_one_row_for_each_image_of_any_size(exported, t
         found = exported.tensors[f"pipeline_{index}"]
         assert found.shape == (1, 17, 32)
         torch.testing.assert_close(found, tower(pixels[None]).last_hidden_state, atol=1e-4, rtol=0)
+
+
+@torch.no_grad()
+def test_pooled_features_are_the_mean_of_the_patches_where_remote_code_is_trusted(exported):
+    found, states = exported.tensors["pipeline_pooled"], exported.tensors["pipeline_0"]
+    torch.testing.assert_close(found, states[:, 1:].mean(1), atol=1e-5, rtol=0)
+
+
+@torch.no_grad()
+def test_auto_backbone_opens_the_repo_with_the_maps_that_are_asked_for(exported):
+    name, stages = "modeling_vitp_backbone.ViTPBackbone", ["stage1", "stage3"]
+    for fact, wanted in (("last", ["sdpa", 0.2, ["stage3"]]), ("asked", ["eager", 0.5, stages])):
+        loaded, *found = exported.facts[fact]
+        assert loaded.startswith("transformers_modules.") and loaded.endswith(name) and found == wanted
+    assert exported.facts["again"] == exported.facts["asked"]
+
+    ours = ViTPBackbone.from_pretrained(exported.folder / "backbone", out_features=stages, attn_implementation="eager")
+    maps = ours.eval()(exported.given["other_pixel_values"][..., :-3]).feature_maps
+    assert [features.shape for features in maps] == [(2, 32, 6, 4)] * 2 and not torch.equal(*maps)
+    for fact in ("asked", "again"):
+        assert all(torch.equal(exported.tensors[f"{fact}_{index}"], features) for index, features in enumerate(maps))
+    torch.testing.assert_close(exported.tensors["last_0"], maps[1], atol=1e-4, rtol=0)
+
+
+def test_auto_backbone_takes_repos_only_and_asks_for_trust(exported):
+    assert "Repo id must" in exported.facts["refused_folder"]
+    assert "trust_remote_code=True" in exported.facts["refused_backbone"]
+
+
+def test_what_auto_backbone_opened_is_saved_as_our_backbone(exported):
+    folder = exported.folder / "saved_backbone"
+    assert "auto_map" not in json.loads((folder / "config.json").read_text())
+    model, loading = ViTPBackbone.from_pretrained(folder, output_loading_info=True)
+    assert model.out_features == ["stage1", "stage3"] and not any(loading.values())
 
 
 def test_folder_opens_as_our_vision_model_without_a_warning(exported, tower):
@@ -245,6 +303,7 @@ def test_config_names_transformers_type_and_our_code(exported):
     assert config["auto_map"] == {
         "AutoConfig": "configuration_vitp.ViTPVisionConfig",
         "AutoModel": "modeling_vitp.ViTPVisionModel",
+        "AutoBackbone": "modeling_vitp_backbone.ViTPExportedBackbone",
     }
 
 

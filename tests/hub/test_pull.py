@@ -56,9 +56,11 @@ classes["remote code"] = [name for name in sys.modules if name.startswith("trans
 """
 EVERYTHING = """
 from PIL import Image
-from transformers import AutoModelForImageTextToText, AutoProcessor
+from transformers import AutoBackbone, AutoModelForImageTextToText, AutoProcessor
 
 keep("ours", AutoModel.from_pretrained("tester/backbone", trust_remote_code=True), **given)
+backbone = AutoBackbone.from_pretrained("tester/backbone", trust_remote_code=True)
+classes["maps"], tensors["maps"] = type(backbone).__name__, backbone(**given).feature_maps[0]
 content = [{"type": "image", "image": Image.open("image.png")}, {"type": "text", "text": arguments["question"]}]
 for name, trust in (("full", True), ("internvl", False)):
     model = AutoModelForImageTextToText.from_pretrained(f"tester/{name}", trust_remote_code=trust)
@@ -140,6 +142,9 @@ def test_every_form_is_pulled_without_this_package(hub, pushed, tmp_path):
     outputs = model.model.vision_tower(given)
     assert torch.equal(tensors["ours"], outputs.last_hidden_state)
     assert torch.equal(tensors["ours, pooled"], outputs.pooler_output)
+    assert classes["maps"] == "ViTPBackbone"
+    maps = tensors["maps"].flatten(2).transpose(1, 2)
+    torch.testing.assert_close(maps, outputs.last_hidden_state[:, 1:], atol=1e-5, rtol=0)
     assert "You are using a model of type" not in log
 
     assert classes["full"] == ["ViTPForConditionalGeneration", "ViTPProcessor"]
