@@ -20,6 +20,7 @@ from torch.utils.data import DataLoader
 from transformers.trainer_utils import EvalLoopOutput
 from trl import SFTConfig, SFTTrainer
 
+from ..cards.record import read_json
 from ..instructions.collator import NO_LABEL, STEP, ViTPDataCollator
 from ..instructions.conversations import to_conversations
 from ..instructions.first_rows import check
@@ -31,6 +32,7 @@ from ..processing_vitp import ViTPProcessor
 from .answers import draw_rows, rows_to_show
 from .arguments import VRLArguments
 from .batching import BY_LENGTH, GlobalBatchSampler, RankStream, WholeBatchSampler, WholeBatchStream
+from .checkpointing import going_on_from
 from .finite import NamedBatches
 from .run import Run, RunConfig, check_loaded
 from .start import check_compatible, load_checkpoint
@@ -392,13 +394,14 @@ class ViTPTrainer(Run, SFTTrainer):
         super()._load_rng_state(checkpoint)
         if checkpoint is None or not self._progress_file(checkpoint).is_file():
             return
-        progress = json.loads(self._progress_file(checkpoint).read_text())
-        self._tr_loss.fill_(progress["loss"])
-        self._globalstep_last_logged = progress["last_logged"]
-        self._metrics["train"].update(progress["metrics"])
-        self._total_train_tokens = progress["num_train_tokens"]
-        # The batches of the step to come are counted already.
-        self._num_tokens_and_places += torch.tensor(progress["num_tokens_and_places"])
+        with going_on_from(checkpoint):
+            progress = read_json(self._progress_file(checkpoint))
+            self._tr_loss.fill_(progress["loss"])
+            self._globalstep_last_logged = progress["last_logged"]
+            self._metrics["train"].update(progress["metrics"])
+            self._total_train_tokens = progress["num_train_tokens"]
+            # The batches of the step to come are counted already.
+            self._num_tokens_and_places += torch.tensor(progress["num_tokens_and_places"])
 
     def _progress_file(self, checkpoint: str) -> Path:
         """What a process has summed up since the last log, and where its epoch began."""
@@ -414,7 +417,7 @@ class ViTPTrainer(Run, SFTTrainer):
         is_stream = isinstance(self._train_batches, RankStream)
         if is_stream and resume_from_checkpoint is not None and self._progress_file(resume_from_checkpoint).is_file():
             # How many steps an epoch of a stream has is not known beforehand; the Trainer takes it to be all.
-            progress = json.loads(self._progress_file(resume_from_checkpoint).read_text())
+            progress = read_json(self._progress_file(resume_from_checkpoint))
             epoch, first_step = self._epoch_start = tuple(progress["epoch_start"])
             num_batches = (self.state.global_step - first_step) * self.args.gradient_accumulation_steps
         return epoch, num_batches

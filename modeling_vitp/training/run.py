@@ -24,7 +24,15 @@ from ..hub.failures import FAILURES, explain, one_line
 from ..hub.files import all_files, check_no_secrets, model_files
 from ..hub.upload import collect, push, push_folder, report_failure
 from . import private_members as private_members  # looks for what is overridden below
-from .checkpointing import STAGING, check_data, check_settings, last_checkpoint, publish_checkpoint
+from .checkpointing import (
+    STAGING,
+    check_data,
+    check_files,
+    check_settings,
+    going_on_from,
+    last_checkpoint,
+    publish_checkpoint,
+)
 from .disk import check_room, optimizer_bytes, told_if_full, warn_of_room, weight_bytes
 from .fingerprint import fingerprint
 from .finite import NamedBatches, StopAtNotFinite, take_names
@@ -49,7 +57,7 @@ class Run:
     - One run writes to a folder at a time; another one is refused. What is recorded of a finished run in it stays until
       the weights are replaced.
     - A checkpoint is whole or not there. A run that goes on from one ends as the run that never stopped; one of other
-      settings is an error.
+      settings is an error, and so is a file in it that is not what was written.
     - A push is one commit of the model's files and their card (see [`~modeling_vitp.hub.upload.push`]); one that would
       send a secret is refused, and no token is written. `hub_strategy` "end" pushes at the end, "every_save" at each
       checkpoint too, in the background; "checkpoint" and "all_checkpoints" add the checkpoint to it, with its
@@ -63,6 +71,7 @@ class Run:
     """
 
     _is_saving = False
+    _resumed_from: str | None = None  # until the first batch is asked for
     _lock: FolderLock | None = None
     _recorded: tuple | None = None
 
@@ -121,7 +130,9 @@ class Run:
         self._settings = self.run_settings()
         self._data = self._fingerprint()
         if resume_from_checkpoint:
-            self.check_checkpoint(resume_from_checkpoint)
+            with going_on_from(resume_from_checkpoint):
+                self._check_files(resume_from_checkpoint)
+                self.check_checkpoint(resume_from_checkpoint)
         elif self.is_world_process_zero():
             self.check_rows()
         self._check_room()
@@ -140,10 +151,26 @@ class Run:
         if self.args.watch_samples and self.is_world_process_zero():
             self.add_callback(Watcher(self, self.args.watch_samples))
         signals.install()
+        self._resumed_from = resume_from_checkpoint or None
         try:
             return super().train(resume_from_checkpoint, *args, **kwargs)
+        except Exception as error:
+            with going_on_from(self._resumed_from):
+                raise error
         finally:
             signals.restore()
+
+    def _check_files(self, checkpoint: str) -> None:
+        """By one process, for all."""
+        wrong = None
+        if self.is_world_process_zero():
+            try:
+                check_files(checkpoint)
+            except (ValueError, OSError) as error:
+                wrong = str(error)
+        (wrong,) = broadcast_object_list([wrong])
+        if wrong:
+            raise ValueError(wrong)
 
     def check_checkpoint(self, checkpoint: str) -> None:
         """Raises a `ValueError` if the run may not go on from a checkpoint."""
@@ -182,6 +209,7 @@ class Run:
         return dataloader
 
     def get_batch_samples(self, *args, **kwargs) -> tuple[list, torch.Tensor | int | None]:
+        self._resumed_from = None
         batches, num_items = super().get_batch_samples(*args, **kwargs)
         self._finite.losses, self._finite.samples = [], take_names(batches)
         return batches, num_items
@@ -201,6 +229,10 @@ class Run:
         super()._run_epoch(*args, epoch=epoch, **kwargs)
 
     # Checkpoints
+
+    def _load_rng_state(self, checkpoint: str | None) -> None:
+        with going_on_from(checkpoint):
+            super()._load_rng_state(checkpoint)
 
     def save_checkpoint(self) -> None:
         """Saves the step that was just trained, whenever."""

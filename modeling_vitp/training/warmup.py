@@ -6,16 +6,14 @@ a restart can change what a row is told.
 
 import math
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import torch
 from datasets import Dataset, IterableDataset
 
-from ..cards.record import read_json
 from ..instructions.collator import STEP, ViTPDataCollator
 from .batching import GlobalBatchSampler, RankStream
-from .checkpointing import RECORD_NAME, last_checkpoint
+from .checkpointing import last_checkpoint, read_checkpoint_record
 
 ROWS = "rows"
 EARLIEST_STEP = "_earliest_step"
@@ -97,7 +95,7 @@ def default_warmup(args: Any, data: Dataset | IterableDataset) -> int:
     """
     checkpoint = args.resume_from_checkpoint or last_checkpoint(args.output_dir)
     if checkpoint is not None:
-        settings = read_json(Path(checkpoint) / RECORD_NAME).get("settings") or {}
+        settings = read_checkpoint_record(checkpoint).get("settings") or {}
         return settings.get("fixed", {}).get("vrl_warmup_steps") or 0
     if args.max_steps > 0 or isinstance(data, IterableDataset):  # of a stream, max_steps is required
         return max(args.max_steps, 0) // 2

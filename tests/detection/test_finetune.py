@@ -154,9 +154,9 @@ def test_two_processes_train_and_score_as_one(tmp_path):
 
     one = configure(tmp_path / "one", "oriented", **more, gradient_accumulation_steps=2)
     assert main([*one, "--max_steps", "2", "--num_pictures", "0"]) == 0
-    start = results_of(tmp_path / "one", "oriented")[0]
+    alone = results_of(tmp_path / "one", "oriented")[0]
     weights = load_file(tmp_path / "two" / "out" / "checkpoint-2" / "model.safetensors")
-    for name, tensor in start.items():
+    for name, tensor in alone.items():
         torch.testing.assert_close(
             weights[name], tensor, rtol=1e-4, atol=1e-6, msg=lambda text, name=name: f"{name}: {text}"
         )

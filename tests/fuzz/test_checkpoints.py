@@ -14,7 +14,11 @@ from transformers.utils import logging
 
 from modeling_vitp import (
     ViTPBackbone,
+    ViTPDetectionImageProcessor,
     ViTPForConditionalGeneration,
+    ViTPForInstanceSegmentation,
+    ViTPForObjectDetection,
+    ViTPForOrientedObjectDetection,
     ViTPForSemanticSegmentation,
     ViTPImageProcessor,
     ViTPProcessor,
@@ -27,6 +31,12 @@ from modeling_vitp import (
 from modeling_vitp.training.start import load_checkpoint
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]
+DETECTORS = {
+    "a detector": ViTPForObjectDetection,
+    "a detector of oriented boxes": ViTPForOrientedObjectDetection,
+    "a detector of instances": ViTPForInstanceSegmentation,
+}
+DETECTOR = {"neck_channels": 16, "head_hidden_size": 32, "num_labels": 3}
 PROCESSOR = ("chat_template.jinja", "processor_config.json", "tokenizer.json", "tokenizer_config.json")
 
 
@@ -42,6 +52,9 @@ def sound(tokenizer, tmp_path_factory):
     dense = ViTPForSemanticSegmentation(ViTPSegmentationConfig(backbone_config=adapter_config(), **HEAD))
     dense.save_pretrained(folder / "dense")
     ViTPSegmentationImageProcessor().save_pretrained(folder / "dense")
+    for name, cls in DETECTORS.items():
+        cls(cls.config_class(backbone_config=adapter_config(), **DETECTOR)).save_pretrained(folder / name)
+        ViTPDetectionImageProcessor().save_pretrained(folder / name)
     (folder / "original").mkdir()
     for name in ("config.json", "model.safetensors"):
         shutil.copy(FIXTURE / name, folder / "original")
@@ -131,6 +144,13 @@ WAYS = {
     "the ViT": ("backbone", opened(ViTPVisionModel), ("config.json", "model.safetensors")),
     "the backbone": ("backbone", opened(ViTPBackbone), ("config.json", "model.safetensors")),
     "a dense model": ("dense", opened(ViTPForSemanticSegmentation), ("config.json", "model.safetensors")),
+    **{name: (name, opened(cls), ("config.json", "model.safetensors")) for name, cls in DETECTORS.items()},
+    "a detector on a ViT": ("backbone", lambda folder: ViTPForObjectDetection.from_backbone(folder, "pyramid"), None),
+    "a detector's image processor": (
+        "a detector",
+        ViTPDetectionImageProcessor.from_pretrained,
+        ("preprocessor_config.json",),
+    ),
     "a dense model on a ViT": (
         "backbone",
         lambda folder: ViTPForSemanticSegmentation.from_backbone(folder, "pyramid"),

@@ -12,7 +12,13 @@ import pytest
 from launching import kill_all, launch
 from training_run import make_trainer, processes, run, train
 
-from modeling_vitp.training.checkpointing import check_settings, is_complete, last_checkpoint, publish_checkpoint
+from modeling_vitp.training.checkpointing import (
+    check_files,
+    check_settings,
+    is_complete,
+    last_checkpoint,
+    publish_checkpoint,
+)
 
 STAGES = ["model", "optimizer", "state", "before the rename", "rotation"]
 PERSISTENT = {"dataloader_num_workers": 2, "dataloader_persistent_workers": True}
@@ -99,6 +105,8 @@ def test_two_processes_that_are_killed_at_any_moment_end_as_two_that_never_stopp
     assert start("killed").wait(timeout=600) == 0, (tmp_path / "output.txt").read_text()[-3000:]
     whole, killed = (json.loads((tmp_path / name / "summary.json").read_text()) for name in ("whole", "killed"))
     assert killed == whole
+    manifest = json.loads((Path(last_checkpoint(tmp_path / "killed")) / "checkpoint.json").read_text())
+    assert all(manifest["data"].values())
 
 
 def test_a_checkpoint_is_complete_with_all_its_files_in_full_size(tmp_path):
@@ -124,6 +132,12 @@ def test_a_checkpoint_is_complete_with_all_its_files_in_full_size(tmp_path):
         file.write_bytes(content)
     assert is_complete(tmp_path / "checkpoint-5")
     assert last_checkpoint(tmp_path / "nowhere") is None
+    (tmp_path / "checkpoint-5" / "trainer_state.json").write_text("{}")
+    check_files(tmp_path / "checkpoint-5")
+    (tmp_path / "checkpoint-5" / "model.safetensors").write_bytes(b"weighty")
+    assert is_complete(tmp_path / "checkpoint-5")
+    with pytest.raises(ValueError, match="checkpoint-5/model.safetensors is not what was written. Delete"):
+        check_files(tmp_path / "checkpoint-5")
 
 
 def test_settings_that_may_not_change_are_named_and_others_warned_about(tmp_path, caplog):
@@ -170,6 +184,31 @@ def test_without_a_complete_checkpoint_there_is_nothing_to_resume_from(tmp_path)
     (tmp_path / "checkpoint-3").mkdir()
     with pytest.raises(ValueError, match="no complete checkpoint"):
         make_trainer(tmp_path).train(resume_from_checkpoint=True)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("optimizer.pt", b"?", "checkpoint-1/optimizer.pt is not what was written"),
+        ("trainer_state.json", None, "checkpoint-1 is no checkpoint: it has no trainer_state.json"),
+        ("rng_state.pth", None, "checkpoint-1/rng_state.pth is missing"),
+        ("checkpoint.json", b"{", "checkpoint-1/checkpoint.json is no JSON"),
+        (
+            "checkpoint.json",
+            b'{"files": [], "settings": {}}',
+            "checkpoint-1/checkpoint.json: files=.* of the wrong type",
+        ),
+        ("checkpoint.json", b'{"files": {}, "settings": {}}', "checkpoint-1/checkpoint.json is no record"),
+    ],
+)
+def test_a_damaged_file_of_a_checkpoint_that_is_asked_for_is_named(stopped, tmp_path, name, content, message):
+    checkpoint = tmp_path / "checkpoint-1"
+    shutil.copytree(stopped / "checkpoint-1", checkpoint)
+    (checkpoint / name).unlink()
+    if content is not None:
+        (checkpoint / name).write_bytes(content)
+    with pytest.raises(ValueError, match=message):
+        make_trainer(tmp_path).train(resume_from_checkpoint=str(checkpoint))
 
 
 @pytest.fixture(scope="module")

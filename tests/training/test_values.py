@@ -7,11 +7,14 @@ from dataclasses import dataclass, field
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from transformers import TrainingArguments
 
 from modeling_vitp import ViTPTrainingConfig
 from modeling_vitp.command.errors import WrongArguments
 from modeling_vitp.dense.arguments import DenseModelArguments, FinetuneArguments
 from modeling_vitp.dense.trainer import DenseTrainingArguments
+from modeling_vitp.detection.arguments import DetectionArguments
+from modeling_vitp.detection.trainer import DetectionTrainingArguments
 from modeling_vitp.evaluation.arguments import CompareArguments
 from modeling_vitp.probing.arguments import ProbeArguments
 from modeling_vitp.recipes import benchmark, benchmark_loader, make_instructions, predict_large, validate_data
@@ -95,6 +98,15 @@ MEANINGLESS = [
     (ViTPTrainingConfig, {}, {"gradient_accumulation_steps": 0}),
     (ViTPTrainingConfig, {}, {"num_train_epochs": 0}),
     (ViTPTrainingConfig, {}, {"dataloader_num_workers": -1}),
+    (DetectionTrainingArguments, {}, {"image_size": -32}),
+    (DetectionTrainingArguments, {}, {"rotation": 1.5}),
+    (DetectionTrainingArguments, {}, {"lr_milestones": [0.0]}),
+    (DetectionTrainingArguments, {}, {"lr_gamma": 0.0}),
+    (DetectionTrainingArguments, {}, {"warmup_start": -0.5}),
+    (DetectionArguments, {"data": {}}, {"empty_share": 2.0}),
+    (DetectionArguments, {"data": {}}, {"num_pictures": -1}),
+    (DetectionArguments, {"data": {}}, {"task": "vertical"}),
+    (DetectionArguments, {"data": {}}, {"metric": "accuracy"}),
     (DenseTrainingArguments, {}, {"layer_decay": 0.0}),
     (DenseTrainingArguments, {}, {"crop_size": -64}),
     (DenseTrainingArguments, {}, {"scale_range": [2.0, 0.5]}),
@@ -126,10 +138,10 @@ MEANINGLESS = [
 
 @pytest.mark.parametrize(("arguments", "others", "settings"), MEANINGLESS, ids=lambda value: str(value)[-40:])
 def test_a_value_that_means_nothing_is_refused_where_the_argument_is_defined(arguments, others, settings, tmp_path):
-    more = {"output_dir": str(tmp_path)} if issubclass(arguments, (ViTPTrainingConfig, DenseTrainingArguments)) else {}
+    more = {"output_dir": str(tmp_path)} if issubclass(arguments, TrainingArguments) else {}
     arguments(**others, **more)
     (name,) = settings
-    with pytest.raises(ValueError, match=name if name != "task" else "no task 'bushes'.*trees"):
+    with pytest.raises(ValueError, match="no task 'bushes'.*trees" if settings == {"task": "bushes"} else name):
         arguments(**others, **more, **settings)
 
 

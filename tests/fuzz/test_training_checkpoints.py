@@ -1,0 +1,100 @@
+"""A run whose checkpoint is damaged ends as if it never stopped, from an earlier one, or names the file."""
+
+import json
+import random
+import shutil
+
+import pytest
+from fuzzing import damage, limits, mutate, outcome
+from training_run import make_trainer, summary
+from transformers.utils import logging
+
+from modeling_vitp.training.checkpointing import RECORD_NAME
+from modeling_vitp.training.stops import RunStopped
+
+pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]
+OPTIONS = {"max_steps": 3, "eval_strategy": "no", "logging_steps": 1}
+KINDS = {"map": {}, "stream": {"stream": True}, "lora": {"lora": True}}
+
+
+@pytest.fixture(scope="module", params=KINDS)
+def run(request, tmp_path_factory):
+    """The folder of a run that was stopped after two of three steps, its options, and how it ends."""
+    options = OPTIONS | KINDS[request.param]
+    folder = tmp_path_factory.mktemp(request.param)
+    trainer = make_trainer(folder, **options, save_steps=1, save_total_limit=5)
+    trainer.train()
+    shutil.rmtree(folder / "checkpoint-3")
+    logging.set_verbosity(logging.CRITICAL)
+    yield folder, options, summary(trainer)
+    logging.set_verbosity(logging.WARNING)
+
+
+def files_of(checkpoint):
+    """All but code."""
+    return sorted(path for path in checkpoint.iterdir() if path.suffix != ".py")
+
+
+def alter(rng, checkpoint):
+    """Damages one file of a checkpoint: missing, a folder, cut, emptied, garbled, changed, or in place of another."""
+    path = rng.choice(files_of(checkpoint))
+    way = rng.random()
+    if way < 0.1:
+        path.unlink()
+        if way < 0.04:
+            path.mkdir()
+    elif way < 0.25:
+        shutil.copy(rng.choice([other for other in files_of(checkpoint) if other != path]), path)
+    elif path.suffix == ".json" and way < 0.6:
+        path.write_text(json.dumps(mutate(rng, json.loads(path.read_text()), rng.choice([1, 1, 2]))))
+    else:
+        path.write_bytes(damage(rng, path.read_bytes()))
+
+
+def resumed(folder, options, checkpoint):
+    trainer = make_trainer(folder, **options, save_strategy="no")
+    trainer.train(resume_from_checkpoint=checkpoint)
+    return summary(trainer)
+
+
+def test_a_damaged_checkpoint_is_named_or_an_earlier_one_is_gone_on_from(run, tmp_path):
+    sound, options, whole = run
+    counts = {"error": 0, "right": 0}
+    with limits():
+        for number in range(25):
+            folder = tmp_path / "damaged"
+            shutil.copytree(sound, folder)
+            alter(random.Random(number), folder / "checkpoint-2")
+            is_named = number % 3 == 0
+            checkpoint = str(folder / "checkpoint-2") if is_named else True
+            found = outcome(lambda: resumed(folder, options, checkpoint), f"{folder / 'checkpoint-2'}")  # noqa: B023
+            if isinstance(found, ValueError):
+                counts["error"] += 1
+            else:
+                counts["right"] += 1
+                assert found == whole
+            shutil.rmtree(folder)
+    assert min(counts.values()) > 3, counts
+
+
+def test_without_its_record_a_damaged_checkpoint_is_named_if_it_cannot_be_read(run, tmp_path):
+    sound, options, _ = run
+    counts = {"error": 0, "right": 0}
+    with limits():
+        for number in range(15):
+            folder = tmp_path / "damaged"
+            shutil.copytree(sound, folder)
+            checkpoint = folder / "checkpoint-2"
+            (checkpoint / RECORD_NAME).unlink()
+            rng = random.Random(number)
+            path = rng.choice(files_of(checkpoint))
+            path.write_bytes(damage(rng, path.read_bytes()))
+            found = outcome(
+                lambda: resumed(folder, options, str(checkpoint)),  # noqa: B023 called at once
+                str(checkpoint),
+                "is not finite",
+                kinds=(ValueError, RunStopped),
+            )
+            counts["error" if isinstance(found, Exception) else "right"] += 1
+            shutil.rmtree(folder)
+    assert min(counts.values()) > 2, counts
