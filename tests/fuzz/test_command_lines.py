@@ -12,7 +12,7 @@ from paths import CONFIGS
 
 from modeling_vitp.dense.arguments import DenseModelArguments, DenseSettings, FinetuneArguments
 from modeling_vitp.dense.data import DenseData
-from modeling_vitp.evaluation.arguments import CompareArguments, RobustnessArguments
+from modeling_vitp.evaluation.arguments import ExperimentArguments, RobustnessArguments
 from modeling_vitp.probing.arguments import ProbeArguments
 from modeling_vitp.training.arguments import PretrainArguments, VRLArguments
 from modeling_vitp.training.command_line import WrongArguments, parse
@@ -22,7 +22,7 @@ CLASSES = {
     "pretrain": (PretrainArguments, VRLArguments),
     "finetune": (FinetuneArguments, DenseSettings, DenseModelArguments),
     "probe": (ProbeArguments,),
-    "compare": (CompareArguments,),
+    "experiment": (ExperimentArguments,),
     "robustness": (RobustnessArguments,),
 }
 ODD = ["", "-1", "0", "1", "2.5", "1e400", "nan", "-inf", "true", "[]", "{}", "{", "null", "x", "--", "é\u2028", "a b"]
@@ -59,11 +59,11 @@ def test_malformed_words(kind, capsys):
     assert 30 < refused
 
 
-@pytest.mark.parametrize("kind", ["finetune", "compare"])
+@pytest.mark.parametrize("kind", ["finetune", "experiment"])
 def test_malformed_configurations(kind, tmp_path):
     rng, own = random.Random(1), CLASSES[kind]
     config = yaml.safe_load(
-        (CONFIGS / ("loveda.yaml" if kind == "finetune" else "compare_aerial_trees.yaml")).read_text()
+        (CONFIGS / ("loveda.yaml" if kind == "finetune" else "experiment_backbone.yaml")).read_text()
     )
     known = {item.name for cls in own for item in fields(cls)}
     config = {name: value for name, value in config.items() if name in known}
