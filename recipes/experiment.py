@@ -4,25 +4,31 @@
 
 A configuration is the plan: the claim, what would speak against it, the arms by the settings in which they differ from
 the pretraining `base`, and which figures of their runs are compared. Started again with the same output folder, the
-experiment goes on; more `seeds` add to it.
+experiment goes on; more `seeds` add to it. Started twice, two processes share its runs.
 """
 
+import importlib
 from pathlib import Path
 
+import yaml
+
 from modeling_vitp.evaluation.arguments import ExperimentArguments
-from modeling_vitp.training.command_line import parse, run
+from modeling_vitp.training.command_line import find_task, parse, run
 
 
 def main(argv: list[str] | None = None) -> int:
     (args,) = parse(argv, __doc__, (ExperimentArguments,))
 
-    from modeling_vitp.evaluation.arms import draw_arms, paired_table, plan_of, run_experiment
+    from modeling_vitp.evaluation.arms import Experiment, draw_arms, paired_table, plan_of
     from modeling_vitp.evaluation.experiments import check_settings
     from modeling_vitp.recipes import pretrain
 
-    output_dir = Path(args.output_dir)
+    output_dir, task = Path(args.output_dir), None
+    if args.needs_task:
+        module = find_task(yaml.safe_load(Path(args.base).read_text())["task"])
+        task = importlib.import_module(f"{module}.downstream").Downstream(args)
     check_settings(output_dir / "plan.json", plan_of(args))
-    metrics = run_experiment(args, pretrain.main)
+    metrics = Experiment(args, pretrain.main, task).run()
     draw_arms(metrics["summary"], output_dir / "arms.png")
     print(f"\n{args.claim}\nAgainst it would speak: {args.against}\n")
     print(f"Mean and its 95% interval over the seeds {args.seeds}; differences are paired by seed\n")

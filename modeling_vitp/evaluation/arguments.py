@@ -1,19 +1,45 @@
 """Arguments of experiments on the command line."""
 
-from dataclasses import dataclass, field, fields
+from dataclasses import MISSING, dataclass, field, fields
 from typing import Any
 
 import yaml
 
 from ..dense.arguments import SCORED_WITH
-from ..training.arguments import SFT_MODULES, VRLArguments
-from ..training.command_line import field_names, find_config, find_data
+from ..training.command_line import find_config
 from ..training.values import Arguments
 
 
 @dataclass
+class FinetuningPlan(Arguments):
+    """How the backbones of an experiment are fine-tuned, and where the learning rate of each arm is chosen."""
+
+    limits = {
+        "learning_rates": "(0, inf)",
+        "layer_decays": "(0, 1]",
+        "label_shares": "(0, 1]",
+        "held_out_top": "[0, inf)",
+        "seed": "[0, inf)",
+    }
+
+    config: str = field(metadata={"help": "Configuration of recipes/finetune_segmentation.py."})
+    learning_rates: list[float] = field(metadata={"help": "To choose from, for each arm and layer-wise decay."})
+    layer_decays: list[float] = field(metadata={"help": "Each is fine-tuned with, and scored."})
+    label_shares: list[float] = field(metadata={"help": "Of the windows whose masks are fine-tuned on."})
+    held_out_scene: str = field(metadata={"help": "Scene of the training ground that rates are chosen on."})
+    held_out_top: int = field(metadata={"help": "Training windows of that scene from here on, in pixels, are it."})
+    seed: int = field(default=0, metadata={"help": "Of the runs that rates are chosen by."})
+
+
+@dataclass
 class ExperimentArguments(Arguments):
-    """The plan of an experiment on pretraining, and where it goes."""
+    """The plan of an experiment on pretraining, and where it goes.
+
+    Attributes:
+        finetuning: [`FinetuningPlan`] once it has been read.
+    """
+
+    limits = {"probe_label_shares": "(0, 1]", "corruption_severities": "[1, 5]"}
 
     output_dir: str = field(metadata={"help": "Where runs, metrics.json and the picture go."})
     claim: str = field(metadata={"help": "What the experiment is about, in a sentence."})
@@ -23,9 +49,25 @@ class ExperimentArguments(Arguments):
     measures: dict | str = field(metadata={"help": "By title, a figure in a run's metrics.json: its keys, with dots."})
     base: str = field(default="quickstart", metadata={"help": "Configuration of recipes/pretrain.py."})
     seeds: list[int] = field(default_factory=lambda: [0, 1, 2, 3, 4], metadata={"help": "Of each arm."})
+    runs_dir: str | None = field(
+        default=None,
+        metadata={"help": "Where the runs lie, if not in output_dir: those of another experiment are not run again."},
+    )
+    finetuning: dict | str | None = field(
+        default=None, metadata={"help": "Fine-tunes every backbone: see FinetuningPlan of evaluation/arguments.py."}
+    )
+    probe_label_shares: list[float] = field(
+        default_factory=list, metadata={"help": "Probes every backbone with the masks of these shares of the windows."}
+    )
+    corruption_severities: list[int] = field(
+        default_factory=list, metadata={"help": "Probes every backbone under the twelve corruptions, at these."}
+    )
 
     def __post_init__(self):
         super().__post_init__()
+        if self.finetuning is not None:
+            check_keys("finetuning", self.finetuning, FinetuningPlan)
+            self.finetuning = FinetuningPlan(**self.finetuning)
         self.base = str(find_config(self.base))
         if self.control not in self.arms:
             raise ValueError(f"control: there is no arm {self.control!r}, only {', '.join(map(repr, self.arms))}.")
@@ -33,44 +75,19 @@ class ExperimentArguments(Arguments):
         if told:
             raise ValueError(f"arms: {', '.join(sorted(told))} is told here, the same for all arms.")
 
+    @property
+    def needs_task(self) -> bool:
+        """Whether a run is trained or scored by more than the pretraining itself."""
+        of_task = {"objective", "label_share"} & {name for settings in self.arms.values() for name in settings or {}}
+        return bool(of_task or self.finetuning or self.probe_label_shares or self.corruption_severities)
 
-@dataclass
-class CompareArguments(Arguments):
-    """What is compared, on what."""
 
-    limits = {
-        "label_shares": "(0, 1]",
-        "drop_ratios": "[0, 1)",
-        "learning_rates": "(0, inf)",
-        "held_out_top": "[0, inf)",
-    }
-
-    output_dir: str = field(metadata={"help": "Where runs, metrics.json and the table go."})
-    dataset_name: str = field(metadata={"help": "recipes/data/aerial_trees, or rows like these."})
-    finetuning: str = field(metadata={"help": "Configuration of recipes/finetune_segmentation.py."})
-    from_scratch: dict | str | None = field(metadata={"help": "The model to pretrain, see recipes/pretrain.py."})
-    pretraining: dict | str | None = field(metadata={"help": "Settings of the pretraining, of ViTPTrainingConfig."})
-    held_out_scene: str = field(metadata={"help": "Scene of the ground that learning rates are chosen on."})
-    held_out_top: int = field(metadata={"help": "Training windows of that scene from here on, in pixels, are it."})
-    seeds: list[int] = field(default_factory=lambda: [0, 1, 2], metadata={"help": "At least two."})
-    label_shares: list[float] = field(default_factory=lambda: [1.0, 0.1], metadata={"help": "Of the windows."})
-    drop_ratios: list[float] = field(default_factory=lambda: [0.0, 0.75], metadata={"help": "VRL, in pretraining."})
-    learning_rates: list[float] = field(
-        default_factory=lambda: [3e-4, 1e-3, 3e-3], metadata={"help": "Of fine-tuning, to choose from."}
-    )
-
-    def __post_init__(self):
-        super().__post_init__()
-        self.dataset_name, self.finetuning = find_data(self.dataset_name), str(find_config(self.finetuning))
-        if len(set(self.seeds)) < 2:
-            raise ValueError(f"seeds={self.seeds}: a spread needs at least two.")
-        inherited = set().union(*(field_names(module) for module in SFT_MODULES))
-        known = {item.name for item in fields(VRLArguments)} | inherited
-        unknown = sorted(set(self.pretraining) - (known - {"output_dir", "seed", "vrl_drop_ratio"}))
-        if unknown:
-            raise ValueError(
-                f"pretraining: {unknown} are no settings of it; output, seed and drop ratio are told here."
-            )
+def check_keys(name: str, given: dict, arguments: type) -> None:
+    """Raises a `ValueError` that names the keys that are missing in a mapping, or that the class does not have."""
+    known = {item.name: item.default is MISSING and item.default_factory is MISSING for item in fields(arguments)}
+    missing, unknown = {key for key in known if known[key]} - set(given), set(given) - set(known)
+    if missing or unknown:
+        raise ValueError(f"{name}: missing keys {sorted(missing)}, unknown keys {sorted(unknown)}.")
 
 
 @dataclass

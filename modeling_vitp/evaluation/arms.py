@@ -5,9 +5,12 @@ import json
 import logging
 import math
 import re
-from collections.abc import Callable, Mapping, Sequence
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, is_dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import matplotlib
 
@@ -17,54 +20,139 @@ import numpy as np
 import yaml
 
 from ..cards.sections import table
+from ..training.lock import FolderLock
 from ..training.outputs import write_whole
+from ..training.stops import RunStopped
 from .arguments import ExperimentArguments
 
 logger = logging.getLogger(__name__)
-SCORES = "scores.json"
+FINISHED = "scores.json"  # says of a run that its metrics.json is whole
+WAIT = 20  # seconds, for other processes
 # Of Student's t with 1, 2, … degrees of freedom: what 95% of the draws lie within, on both sides.
 QUANTILES = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201, 2.179, 2.160, 2.145, 2.131)
 
 
-def run_experiment(args: ExperimentArguments, pretrain: Callable[[list[str]], int]) -> dict:
-    """Runs what is not there yet, seed after seed, and returns the scores of all of it.
+class Task(Protocol):
+    """What an experiment asks of the task of its pretraining, if its plan asks for more than pretrainings."""
 
-    An arm that was interrupted goes on from its last checkpoint.
+    def control(self, argv: list[str]) -> int:
+        """As the entry point of the pretraining, with an `objective` in place of instructions in its configuration."""
 
+    def labelled(self, dataset_name: str, share: float, seed: int, folder: Path) -> str:
+        """The data set with a share of its training rows, as if only these were known: a folder, which is made."""
+
+    def score(self, experiment: "Experiment", arm: str, seed: int, folder: Path) -> dict[str, Any]:
+        """What is measured of the `backbone` in the folder of a run, beside its own `metrics.json`."""
+
+
+class Busy(Exception):
+    """Another process is at it."""
+
+
+@contextmanager
+def claimed(folder: Path) -> Iterator[None]:
+    """Keeps other processes of the experiment away from a part of it. Raises [`Busy`] if one has it."""
+    lock = FolderLock(folder / "_claim")  # the runs in the folder have locks of their own
+    try:
+        lock.acquire()
+    except RunStopped as error:
+        raise Busy from error
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+@dataclass
+class Experiment:
+    """
     Args:
         pretrain: the entry point; its exit status is not looked at, since an arm may well fail a gate.
+        task: for arms with an `objective` or a `label_share`, and for scores beside those of the run itself.
     """
-    folder, runs = Path(args.output_dir), []
-    for seed in args.seeds:
-        for arm in args.arms:
-            scores = run_arm(args, arm, seed, folder / f"seed_{seed}" / slug(arm), pretrain)
-            runs.append({"seed": seed, "arm": arm, **scores})
+
+    args: ExperimentArguments
+    pretrain: Callable[[list[str]], int]
+    task: Task | None = None
+
+    @property
+    def folder(self) -> Path:
+        return Path(self.args.runs_dir or self.args.output_dir)
+
+    def run(self) -> dict:
+        """Runs what is not there yet, seed after seed, and returns the scores of all of it.
+
+        An arm that was interrupted goes on from its last checkpoint. What another process is at comes last, and is
+        waited for, so the same command can be started once for each core.
+        """
+        wanted = [(seed, arm) for seed in self.args.seeds for arm in self.args.arms]
+        scores, left = {}, wanted
+        while left:
+            busy = []
+            for seed, arm in left:
+                try:
+                    scores[seed, arm] = self.run_arm(arm, seed)
+                    metrics = self.save(scores)
+                except Busy:
+                    busy.append((seed, arm))
+            if len(busy) == len(left):
+                time.sleep(WAIT)
+            left = busy
+        return metrics
+
+    def save(self, scores: dict[tuple[int, str], dict[str, float]]) -> dict:
+        """`metrics.json`, of the seeds with all arms."""
+        args = self.args
+        whole = [seed for seed in args.seeds if all((seed, arm) in scores for arm in args.arms)]
+        runs = [{"seed": seed, "arm": arm, **scores[seed, arm]} for seed in whole for arm in args.arms]
         metrics = {"plan": plan_of(args), "summary": paired_summary(runs, args.control), "runs": runs}
-        write_whole(folder / "metrics.json", json.dumps(metrics, indent=2) + "\n")
-    return metrics
+        write_whole(Path(args.output_dir) / "metrics.json", json.dumps(metrics, indent=2) + "\n")
+        return metrics
 
+    def run_arm(self, arm: str, seed: int) -> dict[str, float]:
+        """The measures of one arm with one seed."""
+        folder = self.folder / f"seed_{seed}" / slug(arm)
+        with claimed(folder):
+            metrics = self.train(arm, seed, folder)
+            if self.task is not None:
+                metrics |= self.task.score(self, arm, seed, folder)
+        scores = {title: look_up(metrics, path) for title, path in self.args.measures.items()}
+        logger.info("%s, seed %d: %s (%s)", arm, seed, ", ".join(f"{k} {v:.3f}" for k, v in scores.items()), folder)
+        return scores
 
-def run_arm(
-    args: ExperimentArguments, arm: str, seed: int, folder: Path, pretrain: Callable[[list[str]], int]
-) -> dict[str, float]:
-    """The measures of one arm with one seed."""
-    finished = folder / SCORES
-    if not finished.is_file():
-        folder.mkdir(parents=True, exist_ok=True)
-        config = merge(yaml.safe_load(Path(args.base).read_text()), args.arms[arm] or {})
-        config |= {"output_dir": str(folder), "seed": seed}
-        write_whole(folder / "config.yaml", yaml.safe_dump(config, sort_keys=False))
-        pretrain(["--config", str(folder / "config.yaml")])
-        metrics = json.loads((folder / "metrics.json").read_text())
-        write_whole(finished, json.dumps({title: look_up(metrics, path) for title, path in args.measures.items()}))
-    scores = json.loads(finished.read_text())
-    logger.info("%s, seed %d: %s (%s)", arm, seed, ", ".join(f"{k} {v:.3f}" for k, v in scores.items()), folder)
-    return scores
+    def train(self, arm: str, seed: int, folder: Path, **changes: Any) -> dict[str, Any]:
+        """The metrics of the pretraining of an arm, which is run if it has not been yet.
+
+        Args:
+            changes: of its configuration, beside those of the arm.
+
+        Raises:
+            ValueError: if the run that is there has other settings.
+        """
+        settings = dict(self.args.arms[arm] or {})
+        share = settings.pop("label_share", None)
+        config = merge(yaml.safe_load(Path(self.args.base).read_text()), settings)
+        config |= {"output_dir": str(folder), "seed": seed, **changes}
+        if share is not None:
+            config["dataset_name"] = self.task.labelled(config["dataset_name"], share, seed, folder / "labelled")
+        path, finished = folder / "config.yaml", folder / FINISHED
+        if path.is_file() and yaml.safe_load(path.read_text()) | {"output_dir": str(folder)} != config:
+            raise ValueError(f"{path} has other settings than arm {arm!r}: give another output_dir.")
+        if not finished.is_file():
+            began = time.monotonic()
+            folder.mkdir(parents=True, exist_ok=True)
+            write_whole(path, yaml.safe_dump(config, sort_keys=False))
+            (self.task.control if "objective" in settings else self.pretrain)(["--config", str(path)])
+            write_whole(finished, json.dumps({"seconds": time.monotonic() - began}) + "\n")
+        return json.loads((folder / "metrics.json").read_text())
 
 
 def plan_of(args: ExperimentArguments) -> dict[str, Any]:
     """What was to be found out, as it was written down before."""
-    return {name: getattr(args, name) for name in ("claim", "against", "base", "arms", "control", "measures")}
+    names = "claim against base arms control measures finetuning probe_label_shares corruption_severities"
+    plan = {name: getattr(args, name) for name in names.split()}
+    plan = {name: vars(value) if is_dataclass(value) else value for name, value in plan.items()}
+    return {name: value for name, value in plan.items() if value}
 
 
 def merge(base: Mapping, changes: Mapping) -> dict:
@@ -109,7 +197,7 @@ def interval(values: Sequence[float]) -> tuple[float, float]:
 def paired_summary(runs: Sequence[Mapping], control: str) -> list[dict]:
     """For each arm and measure the mean with its interval, and the same of the difference to the control's run of the
     same seed."""
-    measures = [name for name in runs[0] if name not in ("seed", "arm")]
+    measures = [name for run in runs[:1] for name in run if name not in ("seed", "arm")]
     by_arm = {}
     for run in runs:
         by_arm.setdefault(run["arm"], {})[run["seed"]] = run

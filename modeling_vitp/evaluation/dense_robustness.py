@@ -4,22 +4,20 @@ from collections.abc import Callable
 from functools import cached_property
 from typing import Any
 
-from torch.utils.data import Dataset, Subset
+from torch.utils.data import Subset
 from transformers import AutoConfig, PreTrainedConfig, TrainerCallback
 
 from ..cards.record import read_record
 from ..convert.finite import check_finite
 from ..dense.arguments import SCORED_WITH, DenseModelArguments
-from ..dense.classes import IGNORE_INDEX
+from ..dense.corrupted import CorruptedImages
 from ..dense.data import DenseData
 from ..dense.samples import MaskedImages
 from ..dense.start import load_image_processor
 from ..dense.trainer import DenseTrainer, DenseTrainingArguments, files_or_rows
-from ..images.corruptions import corrupt, motion, move_labels
 from ..images.unfinished import digest
 from ..modeling_vitp_dense import ViTPForChangeDetection, ViTPForSemanticSegmentation
 from ..training.fingerprint import fingerprint
-from ..vrl import keyed_generator
 from .arguments import RobustnessArguments
 
 # The class of a model and the metric it is scored by, by its type.
@@ -28,37 +26,6 @@ MODELS = {
     ViTPForChangeDetection.config_class.model_type: (ViTPForChangeDetection, "change_detection"),
 }
 MAIN_SCORES = {"mean_iou": "mean_iou", "dice": "mean_dice", "change_detection": "f1"}
-
-
-class CorruptedImages(Dataset):
-    """Samples with a corruption, which is drawn by the seed, the sample's id and the corruption alone.
-
-    Both images of a pair are corrupted: moved alike, while noise, clouds and gaps are drawn for each. The mask moves
-    with the images; pixels that come in from outside have no class.
-
-    Args:
-        samples: see [`~modeling_vitp.dense.samples.MaskedImages`].
-        corruption, severity: see [`~modeling_vitp.images.corruptions.corrupt`].
-    """
-
-    def __init__(self, samples: Dataset, corruption: str, severity: int, seed: int):
-        self.samples, self.corruption, self.severity, self.seed = samples, corruption, severity, seed
-
-    def __len__(self) -> int:
-        return len(self.samples)
-
-    def __getitem__(self, index: int) -> dict[str, Any]:
-        sample = self.samples[index]
-        images, how = sample["images"], (self.corruption, self.severity)
-        seeds = [
-            keyed_generator(self.seed, sample["id"], self.corruption, place).initial_seed()
-            for place in range(len(images))
-        ]
-        matrix = motion(*how, *images[0].shape[1:], seed=seeds[0])
-        if matrix is not None:
-            seeds = seeds[:1] * len(images)
-            sample = {**sample, "mask": move_labels(sample["mask"], matrix, IGNORE_INDEX)}
-        return {**sample, "images": [corrupt(image, *how, seed) for image, seed in zip(images, seeds)]}
 
 
 class Progress(TrainerCallback):

@@ -73,38 +73,3 @@ def probe_table(results: Sequence[dict], control: dict[str, float], score: str) 
     rows = [[name, *(row[column] for column in columns)] for name, row in cells.items()]
     rows.append(["largest class, whatever the image", *[f"{control[score]:.3f}"] * len(columns)])
     return table([score.replace("_", " "), *columns], rows)
-
-
-def summarise_arms(runs: Sequence[dict], control: str, score: str = "iou") -> list[dict]:
-    """For each share of the labels and arm the mean and spread of a score over seeds, and the same of the gain on the
-    control of the same seed.
-
-    Args:
-        runs: with `label_share`, `arm`, `seed` and the score.
-        control: the arm that the others are compared with.
-    """
-    by_arm = {}
-    for run in runs:
-        by_arm.setdefault((run["label_share"], run["arm"]), {})[run["seed"]] = run[score]
-    summary = []
-    for (share, arm), scores in by_arm.items():
-        gains = [value - by_arm[share, control][seed] for seed, value in scores.items()]
-        row = {"label_share": share, "arm": arm, "seeds": list(scores)}
-        for name, values in {score: list(scores.values()), "gain": gains}.items():
-            row[f"{name}_mean"], row[f"{name}_std"] = mean_and_spread(values)
-        summary.append(row)
-    return summary
-
-
-def arms_table(summary: Sequence[dict], control: str, score: str = "iou") -> str:
-    """The summary in Markdown: a row for each arm, and for each share of the labels score and gain."""
-    shares = list(dict.fromkeys(row["label_share"] for row in summary))
-    rows = {(row["label_share"], row["arm"]): row for row in summary}
-    lines = []
-    for arm in dict.fromkeys(row["arm"] for row in summary):
-        lines.append([arm])
-        for row in (rows[share, arm] for share in shares):
-            gain = "" if arm == control else with_spread(row["gain_mean"], row["gain_std"], "+")
-            lines[-1] += [with_spread(row[f"{score}_mean"], row[f"{score}_std"]), gain]
-    header = [title for share in shares for title in (f"{share:.0%} of labels", f"gain on {control}")]
-    return table(["start", *header], lines)

@@ -1,5 +1,6 @@
 """Classes of pixels, by a linear layer and by a small nonlinear one on each patch."""
 
+import copy
 import dataclasses
 import logging
 from collections.abc import Callable, Iterator, Mapping
@@ -12,6 +13,7 @@ from torch.nn import functional as F
 from tqdm import tqdm
 
 from ..dense.classes import IGNORE_INDEX
+from ..dense.corrupted import CorruptedImages
 from ..dense.data import ClassPixels, DenseData
 from ..dense.samples import ImageFiles, MaskedImages
 from ..metrics.report import METRICS_FOLDER, name_classes
@@ -65,9 +67,17 @@ class Segmentation:
         data.check_disjoint(list(splits.values()))
         pixels = ClassPixels(self.samples["train"], len(self.names))
         self.pixels = np.stack([pixels[index].numpy() for index in tqdm(range(len(pixels)), desc="Reading masks")])
+        self.corruption: tuple[str, int, int] | None = None
         absent = [name for name, count in zip(self.names, self.pixels.sum(0)) if not count]
         if absent:
             logger.warning("The classes %s never occur in what is trained on.", absent)
+
+    def under(self, corruption: str, severity: int, seed: int) -> "Segmentation":
+        """The same, of test images with a corruption, see [`~modeling_vitp.dense.corrupted.CorruptedImages`]."""
+        task = copy.copy(self)
+        task.corruption = corruption, severity, seed
+        task.samples = {**self.samples, "test": CorruptedImages(self.samples["test"], *task.corruption)}
+        return task
 
     @property
     def presence(self) -> np.ndarray:
@@ -145,12 +155,15 @@ class Segmentation:
         if data.input_spec is None and data.volumes is None:
             data = dataclasses.replace(data, input_spec=backbone.input_spec)
         samples = data.open([self.splits[role]])
+        state = f"{state_of(samples)} {data.input_spec} {self.depths}"
+        if role == "test" and self.corruption is not None:
+            samples, state = CorruptedImages(samples, *self.corruption), f"{state} {self.corruption}"
         return extract(
             backbone,
             Images(samples),
             lambda pixels: backbone.maps(pixels, self.depths),
             image_size or square_size(backbone.image_processor),
-            f"{state_of(samples)} {data.input_spec} {self.depths}",
+            state,
             folder,
             description=f"{backbone.name}, {role}",
             **loading,

@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 from pathlib import Path
 
 import numpy as np
@@ -15,11 +16,13 @@ from scipy import stats
 from trl import ModelConfig
 
 from modeling_vitp.evaluation.arguments import ExperimentArguments
-from modeling_vitp.evaluation.arms import interval, merge, run_experiment
+from modeling_vitp.evaluation.arms import Experiment, interval, merge
 from modeling_vitp.recipes import experiment, pretrain
+from modeling_vitp.recipes.tasks.trees import controls
 from modeling_vitp.recipes.tasks.trees.instructions import TreeInstructions
 from modeling_vitp.training.arguments import SFT_MODULES, PretrainArguments, VRLArguments
 from modeling_vitp.training.command_line import parse
+from modeling_vitp.training.lock import LOCK, started, this_process
 
 BASE = {"max_steps": 10, "from_scratch": {"vocab_size": 5, "text_config": {"num_hidden_layers": 1, "hidden_size": 8}}}
 ARMS = {
@@ -68,7 +71,7 @@ def plan(tmp_path):
 
 def test_arms_differ_in_what_they_are_named_after_and_nothing_else(plan):
     pretrain = Pretraining()
-    run_experiment(ExperimentArguments(**plan), pretrain)
+    Experiment(ExperimentArguments(**plan), pretrain).run()
     assert [config["seed"] for config in pretrain.configs] == [0, 0, 0, 1, 1, 1, 2, 2, 2]
     for seed in range(3):
         control, layers, longer = (
@@ -82,7 +85,7 @@ def test_arms_differ_in_what_they_are_named_after_and_nothing_else(plan):
 
 
 def test_the_summary_is_paired_by_seed(plan):
-    metrics = run_experiment(ExperimentArguments(**plan), Pretraining())
+    metrics = Experiment(ExperimentArguments(**plan), Pretraining()).run()
     rows = {row["arm"]: row for row in metrics["summary"]}
     control, layers = np.array([11, 11.11, 11.42]), np.array([12, 12.12, 12.44])
     assert rows["as it is"]["values"] == pytest.approx(control)
@@ -100,16 +103,16 @@ def test_the_summary_is_paired_by_seed(plan):
 def test_what_is_finished_is_not_run_again_and_what_was_interrupted_keeps_its_checkpoints(plan):
     args, pretrain = ExperimentArguments(**plan), Pretraining(stops=(4,))
     with pytest.raises(KeyboardInterrupt):
-        run_experiment(args, pretrain)
+        Experiment(args, pretrain).run()
     assert len(pretrain.configs) == 5
-    metrics = run_experiment(args, pretrain)
+    metrics = Experiment(args, pretrain).run()
     assert len(pretrain.configs) == 10
     assert pretrain.configs[4] == pretrain.configs[5]
     assert (Path(pretrain.configs[5]["output_dir"]) / "checkpoint-5").is_dir()
-    assert metrics["runs"] == run_experiment(args, Pretraining())["runs"]
+    assert metrics["runs"] == Experiment(args, Pretraining()).run()["runs"]
     more = ExperimentArguments(**{**plan, "seeds": [0, 1, 2, 3]})
     pretrain = Pretraining()
-    assert len(run_experiment(more, pretrain)["runs"]) == 12
+    assert len(Experiment(more, pretrain).run()["runs"]) == 12
     assert [config["seed"] for config in pretrain.configs] == [3] * 3
 
 
@@ -145,7 +148,7 @@ def test_what_is_wrong_with_a_plan_is_named(plan, changes, message):
 def test_a_measure_that_is_not_there_is_named(plan):
     args = ExperimentArguments(**{**plan, "measures": {"AUC": "task.train.auc"}})
     with pytest.raises(ValueError, match=r"'task.train.auc' is not in metrics.json: after task: \['test'\]"):
-        run_experiment(args, Pretraining())
+        Experiment(args, Pretraining()).run()
 
 
 @given(st.lists(st.floats(-100, 100), min_size=2, max_size=16))
@@ -170,9 +173,83 @@ def test_every_arm_of_the_plans_is_a_pretraining_that_can_be_asked_for(config, t
     assert len(args.seeds) >= 5
     rows = Dataset.from_dict({"image": [], "boxes": []})
     for settings in args.arms.values():
-        merged = merge(yaml.safe_load(Path(args.base).read_text()), settings or {}) | {"output_dir": str(tmp_path)}
+        settings = {name: value for name, value in (settings or {}).items() if name != "label_share"}
+        merged = merge(yaml.safe_load(Path(args.base).read_text()), settings) | {"output_dir": str(tmp_path)}
         merged["dataset_name"] = str(AERIAL_TREES)
         (tmp_path / "arm.yaml").write_text(yaml.safe_dump(merged))
-        own = PretrainArguments, VRLArguments, ModelConfig
-        parsed, _, _ = parse(["--config", str(tmp_path / "arm.yaml")], "", own, pretrain.WHOLE, SFT_MODULES)
+        own, whole = (PretrainArguments, VRLArguments, ModelConfig), pretrain.WHOLE
+        if "objective" in settings:
+            own, whole = (controls.ControlArguments, *own), controls.WHOLE
+        *_, parsed, _, _ = parse(["--config", str(tmp_path / "arm.yaml")], "", own, whole, SFT_MODULES)
         TreeInstructions(rows, **(parsed.task_options or {}))
+
+
+class Scores:
+    """A task that scores each run, and writes down who asked."""
+
+    def __init__(self):
+        self.controls, self.scored, self.parts = Pretraining(), [], []
+
+    def control(self, argv):
+        return self.controls(argv)
+
+    def labelled(self, dataset_name, share, seed, folder):
+        self.parts.append((dataset_name, share, seed, folder))
+        return str(folder)
+
+    def score(self, experiment, arm, seed, folder):
+        self.scored.append((seed, arm))
+        return {"downstream": {"iou": seed + len(arm)}}
+
+
+def test_an_arm_may_have_another_objective_or_fewer_labels_and_be_scored_by_the_task(plan):
+    plan |= {"seeds": [0, 1], "measures": {"AUC": "task.test.auc", "IoU": "downstream.iou"}}
+    plan["arms"] = {**ARMS, "pixels": {"objective": "mae", "max_steps": 30}, "fewer": {"label_share": 0.1}}
+    Path(plan["base"]).write_text(yaml.safe_dump({**BASE, "dataset_name": "rows"}))
+    args, pretrain, task = ExperimentArguments(**plan), Pretraining(), Scores()
+    assert args.needs_task and not ExperimentArguments(**{**plan, "arms": ARMS}).needs_task
+    metrics = Experiment(args, pretrain, task).run()
+    pixels, fewer = task.controls.configs[0], pretrain.configs[3]
+    out = Path(plan["output_dir"]) / "seed_0"
+    assert pixels == {**BASE, "dataset_name": "rows", "objective": "mae", "max_steps": 30, "seed": 0} | {
+        "output_dir": str(out / "pixels")
+    }
+    assert fewer == {**BASE, "dataset_name": str(out / "fewer" / "labelled"), "seed": 0} | {
+        "output_dir": str(out / "fewer")
+    }
+    assert task.parts[0] == ("rows", 0.1, 0, out / "fewer" / "labelled")
+    assert [run["IoU"] for run in metrics["runs"]] == [seed + len(arm) for seed in (0, 1) for arm in plan["arms"]]
+
+
+def test_runs_of_another_experiment_are_taken_if_their_settings_are_the_same(plan, tmp_path):
+    Experiment(ExperimentArguments(**plan), Pretraining()).run()
+    plan |= {"runs_dir": plan["output_dir"], "output_dir": str(tmp_path / "another"), "control": "longer"}
+    plan["arms"] = {
+        "longer": ARMS["longer"],
+        "three layers": {"from_scratch": {"text_config": {"num_hidden_layers": 3}}},
+    }
+    pretrain = Pretraining()
+    metrics = Experiment(ExperimentArguments(**plan), pretrain).run()
+    assert len(metrics["runs"]) == 6 and len(pretrain.configs) == 3
+    assert (tmp_path / "another" / "metrics.json").is_file()
+    plan["arms"]["longer"] = {"max_steps": 21}
+    with pytest.raises(ValueError, match="config.yaml has other settings than arm 'longer': give another output_dir"):
+        Experiment(ExperimentArguments(**plan), pretrain).run()
+
+
+def test_what_another_process_is_at_comes_last_and_is_waited_for(plan, monkeypatch):
+    args, pretrain, waited = ExperimentArguments(**plan), Pretraining(), []
+    lock = Path(plan["output_dir"]) / "seed_0" / "two_layers" / "_claim" / LOCK
+    lock.parent.mkdir(parents=True)
+    other = os.getppid()
+    lock.write_text(json.dumps({**this_process(), "pid": other, "started": started(other)}))
+
+    def sleep(seconds):
+        waited.append(len(pretrain.configs))
+        lock.unlink()
+
+    monkeypatch.setattr("modeling_vitp.evaluation.arms.time.sleep", sleep)
+    metrics = Experiment(args, pretrain).run()
+    assert waited == [8]
+    assert [run["arm"] for run in metrics["runs"]] == [*ARMS] * 3
+    assert pretrain.configs[-1]["output_dir"] == str(lock.parents[1])

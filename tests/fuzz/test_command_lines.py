@@ -14,7 +14,7 @@ from modeling_vitp.dense.arguments import DenseModelArguments, DenseSettings, Fi
 from modeling_vitp.dense.data import DenseData
 from modeling_vitp.detection.arguments import TASKS, DetectionArguments, DetectionModelArguments, DetectionSettings
 from modeling_vitp.detection.data import DetectionData
-from modeling_vitp.evaluation.arguments import CompareArguments, RobustnessArguments
+from modeling_vitp.evaluation.arguments import ExperimentArguments, RobustnessArguments
 from modeling_vitp.probing.arguments import ProbeArguments
 from modeling_vitp.training.arguments import PretrainArguments, VRLArguments
 from modeling_vitp.training.command_line import WrongArguments, parse
@@ -25,7 +25,7 @@ CLASSES = {
     "finetune": (FinetuneArguments, DenseSettings, DenseModelArguments),
     "detection": (DetectionArguments, DetectionSettings, DetectionModelArguments),
     "probe": (ProbeArguments,),
-    "compare": (CompareArguments,),
+    "experiment": (ExperimentArguments,),
     "robustness": (RobustnessArguments,),
 }
 ODD = ["", "-1", "0", "1", "2.5", "1e400", "nan", "-inf", "true", "[]", "{}", "{", "null", "x", "--", "é\u2028", "a b"]
@@ -63,7 +63,7 @@ def test_malformed_words(kind, capsys):
     assert 30 < refused
 
 
-FILES = {"finetune": "loveda", "detection": "nuclei_oriented", "compare": "compare_aerial_trees"}
+FILES = {"finetune": "loveda", "detection": "nuclei_oriented", "experiment": "experiment_backbone"}
 
 
 @pytest.mark.parametrize("kind", FILES)

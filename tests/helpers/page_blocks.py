@@ -43,7 +43,6 @@ ONLY_PARSED = {
 # Commands that run where slow tests run; elsewhere their arguments are read.
 SLOW = (
     "vitp pretrain --config quickstart",
-    "vitp compare_pretraining",
     "vitp benchmark --shape small",
     "vitp finetune_detection --detector",
 )
@@ -70,14 +69,6 @@ SMALL = {  # recipe -> options that make it small, after those of the page
     "validate_data": {"num_workers": 1},
     "benchmark": {"tiles": 1, "steps": 1, "rounds": 1},
     "benchmark_loader": {"rows": 4, "batch_size": 2, "workers": 0, "rounds": 1},
-    "compare_pretraining": {
-        "seeds": "0 1",
-        "label_shares": 1.0,
-        "drop_ratios": 0.75,
-        "learning_rates": 1e-3,
-        "finetuning": "small_aerial_trees.yaml",
-        "pretraining": '{"max_steps": 2, "per_device_train_batch_size": 2, "watch_samples": 0}',
-    },
 }
 
 

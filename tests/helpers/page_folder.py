@@ -64,9 +64,6 @@ def make_folder(folder: Path, tokenizer: PreTrainedTokenizerBase) -> None:
     write_images(folder)
     write_instructions(folder)
     write_annotations(folder)
-    settings = yaml.safe_load((ROOT / "recipes" / "configs" / "aerial_trees.yaml").read_text())
-    settings |= {"max_steps": 2, "per_device_train_batch_size": 2, "num_pictures": 0, "watch_samples": 0}
-    (folder / "small_aerial_trees.yaml").write_text(yaml.safe_dump(settings))
 
 
 def write_models(folder: Path, tokenizer: PreTrainedTokenizerBase) -> None:

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import matplotlib.pyplot as plt
 import numpy as np
+import torch
 from datasets import Dataset, DatasetDict
 from transformers import set_seed
 
@@ -21,6 +22,7 @@ from .instructions import COUNT, LOCATE, MAP, format_box, largest, turn, write_m
 from .probe_data import write_probe_data
 from .views import Ground
 
+SCORED = "test", "second_scene"  # the splits that nothing was trained on
 MAX_ERROR_RATIO = 0.8  # the gate: share of either control's count error that the model may make
 MIN_GAINS = {"linear": 0.02, "nonlinear": 0.02}  # the gate: in AUC of a patch, over the best of the backbone's controls
 
@@ -43,13 +45,10 @@ def evaluate(
     the count error is at most `MAX_ERROR_RATIO` of both controls' errors.
     """
     set_seed(seed)
-    data = write_probe_data(datasets, output_dir / "probe" / "data", seed)
-    arms = load_arms(output_dir / "backbone", output_dir / "backbone_at_start", seed, model.device)
+    measured = probe_backbone(datasets, output_dir, seed, model.device)
     counts, boxes = training_views(datasets["train"], seed)
     metrics, answers = {}, {}
-    splits = "test", "second_scene"
-    measured = measure_gains(data, "train", *splits, arms=arms, folder=output_dir / "probe")
-    for split in splits:
+    for split in SCORED:
         answers[split] = ask_all(model, processor, datasets[split], split)
         metrics[split] = {
             "num_images": len(datasets[split]),
@@ -64,6 +63,13 @@ def evaluate(
     metrics |= gate(metrics["test"])
     print(describe(metrics))
     return metrics
+
+
+def probe_backbone(datasets: DatasetDict, output_dir: Path, seed: int, device: str | torch.device) -> dict[str, dict]:
+    """By split, what is read from `backbone` in the folder of a run, and from its controls; pictures go to `probe`."""
+    data = write_probe_data(datasets, output_dir / "probe" / "data", seed)
+    arms = load_arms(output_dir / "backbone", output_dir / "backbone_at_start", seed, device)
+    return measure_gains(data, "train", *SCORED, arms=arms, folder=output_dir / "probe")
 
 
 def describe(metrics: dict) -> str:

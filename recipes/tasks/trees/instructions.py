@@ -85,6 +85,11 @@ class TreeInstructions:
         self.kinds = {name: (kinds or {}).get(name, share) for name, share in SHARES.items()}
 
     def __call__(self, example: dict, generator: torch.Generator) -> dict:
+        view, messages = self.draw(example, generator)
+        return {"images": [view.image], "messages": messages}
+
+    def draw(self, example: dict, generator: torch.Generator) -> tuple[Ground, list[dict]]:
+        """The view with all that is known about its pixels, and the conversation about it."""
         rng = np.random.default_rng(torch.randint(2**62, (), generator=generator).item())
         kind = rng.random()
         if kind < self.collage_share:
@@ -95,7 +100,7 @@ class TreeInstructions:
             view = view_of(ground, 2 if rng.random() < self.mosaic_share else 1, rng)
             is_map = kind < self.collage_share + self.map_share
             messages = turn(MAP, write_map(view)) if is_map else converse(view, self.kinds, rng)
-        return {"images": [view.jittered(rng).image], "messages": messages}
+        return view.jittered(rng), messages
 
 
 def write_map(view: Ground) -> str:
