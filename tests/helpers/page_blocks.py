@@ -355,12 +355,21 @@ def open_space(command: str, words: list[str], place: Place, patch: pytest.Monke
     assert len(launched) == 1 and not words
 
 
+def read_transformers(command: str, words: list[str], place: Place, patch: pytest.MonkeyPatch) -> None:
+    """By its own parser: `tests/convert/test_serving.py` runs these."""
+    from transformers.cli.transformers import app
+
+    name, *words = words
+    app.commands[name].make_context(name, words)
+
+
 OTHER_PROGRAMS = {
     "venv": make_environment,
     "pip": read_pip,
     "pytest": read_pytest,
     "ruff": run_ruff,
     "hf": log_in,
+    "transformers": read_transformers,
     "space/app.py": open_space,
     "zipfile": run_in_shell,
     "printf": run_in_shell,
