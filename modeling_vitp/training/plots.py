@@ -14,5 +14,6 @@ def draw_losses(log_history: list[dict], path: Path) -> None:
         if points:
             axis.plot(*zip(*points), label=label, marker="o" if len(points) < 20 else None)
     axis.set(xlabel="step", ylabel="loss on the answers", yscale="log")
-    axis.legend()
+    if axis.lines:  # a run may end before it logs
+        axis.legend()
     figure.savefig(path, dpi=110)

@@ -359,6 +359,14 @@ def read_builder(command: str, words: list[str], place: Place, patch: pytest.Mon
             build_nuclei.main(words)
 
 
+def read_transformers(command: str, words: list[str], place: Place, patch: pytest.MonkeyPatch) -> None:
+    """By its own parser: `tests/convert/test_serving.py` runs these."""
+    from transformers.cli.transformers import app
+
+    name, *words = words
+    app.commands[name].make_context(name, words)
+
+
 OTHER_PROGRAMS = {
     "recipes/data/build_nuclei.py": read_builder,
     "venv": make_environment,
@@ -366,6 +374,7 @@ OTHER_PROGRAMS = {
     "pytest": read_pytest,
     "ruff": run_ruff,
     "hf": log_in,
+    "transformers": read_transformers,
     "space/app.py": open_space,
     "zipfile": run_in_shell,
     "printf": run_in_shell,
