@@ -71,6 +71,9 @@ class ExperimentArguments(Arguments):
         self.base = str(find_config(self.base))
         if self.control not in self.arms:
             raise ValueError(f"control: there is no arm {self.control!r}, only {', '.join(map(repr, self.arms))}.")
+        unknown = {(settings or {}).get("after", self.control) for settings in self.arms.values()} - set(self.arms)
+        if unknown:
+            raise ValueError(f"arms: there is no arm {', '.join(sorted(map(repr, unknown)))} to start after.")
         told = {name for settings in self.arms.values() for name in settings or {}} & {"output_dir", "seed"}
         if told:
             raise ValueError(f"arms: {', '.join(sorted(told))} is told here, the same for all arms.")

@@ -121,7 +121,7 @@ class Experiment:
         return scores
 
     def train(self, arm: str, seed: int, folder: Path, **changes: Any) -> dict[str, Any]:
-        """The metrics of the pretraining of an arm, which is run if it has not been yet.
+        """The metrics of the pretraining of an arm, which is run if it has not been yet, after the one it starts from.
 
         Args:
             changes: of its configuration, beside those of the arm.
@@ -130,9 +130,14 @@ class Experiment:
             ValueError: if the run that is there has other settings.
         """
         settings = dict(self.args.arms[arm] or {})
-        share = settings.pop("label_share", None)
+        share, before = settings.pop("label_share", None), settings.pop("after", None)
         config = merge(yaml.safe_load(Path(self.args.base).read_text()), settings)
         config |= {"output_dir": str(folder), "seed": seed, **changes}
+        if before is not None:
+            started = folder.with_name(slug(before))
+            with claimed(started):
+                self.train(before, seed, started, **changes)
+            config["vision_model"] = str(started / "backbone")
         if share is not None:
             config["dataset_name"] = self.task.labelled(config["dataset_name"], share, seed, folder / "labelled")
         path, finished = folder / "config.yaml", folder / FINISHED

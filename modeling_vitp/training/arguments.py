@@ -58,7 +58,10 @@ class PretrainArguments(Arguments, ScriptArguments):
     )
     vision_model: str | None = field(
         default=None,
-        metadata={"help": "Instead of model_name_or_path: a pretrained backbone, to be trained with language_model."},
+        metadata={
+            "help": "Instead of model_name_or_path: a pretrained backbone, to be trained with language_model; or with "
+            "from_scratch, whose ViT then has its weights."
+        },
     )
     language_model: str | None = field(
         default=None,
@@ -147,7 +150,7 @@ class VRLArguments(RunArguments):
         default=None,
         metadata={
             "help": "VRL: optimizer steps at the beginning in which nothing is dropped. If not given, half of all for "
-            "a model from_scratch, which has to learn to see first, and none for others."
+            "a model from_scratch without vision_model, which has to learn to see first, and none for others."
         },
     )
     answer_mask_ratio: float = field(

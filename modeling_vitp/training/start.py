@@ -10,10 +10,10 @@ from ..configuration_vitp import ViTPConfig
 from ..convert.finite import check_finite
 from ..convert.internvl import from_internvl, internvl_processor
 from ..image_processing_vitp import ViTPImageProcessor
-from ..modeling_vitp import ViTPForConditionalGeneration
+from ..modeling_vitp import ViTPForConditionalGeneration, ViTPVisionModel
 from ..opening import check_fields, naming
 from ..processing_vitp import ViTPProcessor
-from .compose import check_report, compose
+from .compose import check_report, compose, load_vision
 from .from_scratch import build_model, build_tokenizer
 
 
@@ -27,13 +27,15 @@ def load_start(
 ) -> tuple[ViTPForConditionalGeneration, ViTPProcessor]:
     """The model and processor that the arguments ask for; `texts` train the tokenizer of a model from scratch.
 
+    With `from_scratch`, a `vision_model` gives the ViT its weights, and the rest begins at nothing.
+
     Raises:
         ValueError: if not exactly one start is given, the checkpoint is of another kind, or its keys do not fit.
     """
     name = model_args.model_name_or_path
-    if (vision_model is None) != (language_model is None):
+    if (vision_model is None) != (language_model is None) and (from_scratch is None or vision_model is None):
         raise ValueError("vision_model and language_model belong together: give both, or neither.")
-    if sum(start is not None for start in (name, from_scratch, vision_model)) != 1:
+    if sum(start is not None for start in (name, from_scratch, language_model)) != 1:
         raise ValueError(
             "Give either model_name_or_path or from_scratch in the configuration, or vision_model with language_model: "
             "where training starts."
@@ -41,6 +43,8 @@ def load_start(
     options = {"dtype": model_args.dtype, "attn_implementation": model_args.attn_implementation}
     if from_scratch is not None:
         model, processor = start_from_scratch(from_scratch, texts, drop_path_rate)
+        if vision_model is not None:
+            give_weights(model.model.vision_tower, vision_model)
         if model_args.attn_implementation is not None:
             model.set_attn_implementation(model_args.attn_implementation)
         return model, processor
@@ -98,6 +102,23 @@ def start_from_scratch(
         vision_config["drop_path_rate"] = drop_path_rate
     tokenizer = build_tokenizer(texts, settings["vocab_size"])
     return build_model(tokenizer, vision_config, settings["text_config"], settings.get("image_processor"))
+
+
+def give_weights(vision_tower: ViTPVisionModel, name: str) -> None:
+    """The weights of a backbone, a folder or Hub id, for a ViT of its shape.
+
+    Raises:
+        ValueError: if it has another shape.
+    """
+    given = load_vision(name, None, {})
+    check_finite(given.state_dict(), name)
+    try:
+        vision_tower.load_state_dict(given.state_dict())
+    except RuntimeError as error:
+        reason = str(error).splitlines()[-1].strip()
+        raise ValueError(
+            f"The weights of vision_model {name} do not fit from_scratch.vision_config: {reason}"
+        ) from error
 
 
 def tiling(

@@ -138,6 +138,8 @@ def test_the_command_prints_the_plan_and_a_table(plan, tmp_path, monkeypatch, ca
         ({"control": "nothing"}, "no arm 'nothing', only 'as it is', 'two layers', 'longer'"),
         ({"arms": {"as it is": {"seed": 3}}}, "seed is told here"),
         ({"base": "nothing"}, "no configuration 'nothing'"),
+        ({"arms": {"as it is": {"after": "another"}}}, "there is no arm 'another' to start after"),
+        ({"finetuning": {"rates": [1]}}, r"finetuning: missing keys \['config', .*, unknown keys \['rates'\]"),
     ],
 )
 def test_what_is_wrong_with_a_plan_is_named(plan, changes, message):
@@ -173,7 +175,7 @@ def test_every_arm_of_the_plans_is_a_pretraining_that_can_be_asked_for(config, t
     assert len(args.seeds) >= 5
     rows = Dataset.from_dict({"image": [], "boxes": []})
     for settings in args.arms.values():
-        settings = {name: value for name, value in (settings or {}).items() if name != "label_share"}
+        settings = {name: value for name, value in (settings or {}).items() if name not in ("label_share", "after")}
         merged = merge(yaml.safe_load(Path(args.base).read_text()), settings) | {"output_dir": str(tmp_path)}
         merged["dataset_name"] = str(AERIAL_TREES)
         (tmp_path / "arm.yaml").write_text(yaml.safe_dump(merged))
@@ -219,6 +221,17 @@ def test_an_arm_may_have_another_objective_or_fewer_labels_and_be_scored_by_the_
     }
     assert task.parts[0] == ("rows", 0.1, 0, out / "fewer" / "labelled")
     assert [run["IoU"] for run in metrics["runs"]] == [seed + len(arm) for seed in (0, 1) for arm in plan["arms"]]
+
+
+def test_an_arm_starts_from_the_backbone_of_another_which_is_trained_before(plan):
+    plan["arms"] = {"as it is": None, "further": {"after": "longer", "max_steps": 5}, "longer": ARMS["longer"]}
+    plan["seeds"], pretrain = [0], Pretraining()
+    metrics = Experiment(ExperimentArguments(**plan), pretrain).run()
+    longer = Path(plan["output_dir"]) / "seed_0" / "longer"
+    assert [config["output_dir"] for config in pretrain.configs][1:] == [str(longer), str(longer.with_name("further"))]
+    further = {**BASE, "seed": 0, "max_steps": 5, "vision_model": str(longer / "backbone")}
+    assert pretrain.configs[2] == {**further, "output_dir": str(longer.with_name("further"))}
+    assert len(metrics["runs"]) == 3
 
 
 def test_runs_of_another_experiment_are_taken_if_their_settings_are_the_same(plan, tmp_path):

@@ -6,7 +6,7 @@ import yaml
 from datasets import Dataset, Features, Image, List, Value
 from pictures import picture
 from safetensors.torch import load_file
-from tiny_models import VISION
+from tiny_models import FROM_SCRATCH, VISION
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import (
     AutoConfig,
@@ -187,6 +187,16 @@ def test_a_short_run_on_a_composed_model(vision_folder, tmp_path):
     start = load_file(vision_folder / "model.safetensors")
     assert trained.keys() == start.keys()
     assert all(not torch.equal(trained[key], start[key]) for key in start)
+
+
+def test_a_model_from_scratch_may_have_the_weights_of_a_backbone(vision_folder):
+    model, _ = load_start(ModelConfig(), FROM_SCRATCH, [], vision_model=str(vision_folder))
+    given = load_file(vision_folder / "model.safetensors")
+    found = model.model.vision_tower.state_dict()
+    assert given.keys() == found.keys() and all(torch.equal(given[key], found[key]) for key in given)
+    other = FROM_SCRATCH | {"vision_config": VISION | {"intermediate_size": 24}}
+    with pytest.raises(ValueError, match="do not fit from_scratch.vision_config: size mismatch"):
+        load_start(ModelConfig(), other, [], vision_model=str(vision_folder))
 
 
 def test_starts_that_do_not_belong_together_are_refused(vision_folder, tmp_path):

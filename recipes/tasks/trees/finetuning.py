@@ -41,8 +41,8 @@ class Finetuning:
             of_decay = found[key("layer_decay", decay)] = {}
             for share in self.plan.label_shares:
                 rows = labelled_rows(self.splits["train"], share, seed)
-                name = f"{key('labels', share)}_{key('layer_decay', decay)}"
                 rate = rates[key("layer_decay", decay)]
+                name = f"{key('labels', share)}_rate_{rate:g}_{key('layer_decay', decay)}"
                 output = folder / "finetuning" / name
                 iou = self.finetune(folder / "backbone", rows, self.splits["test"], seed, rate, decay, output)
                 of_decay[key("labels", share)] = iou
