@@ -376,14 +376,15 @@ class ViTPForConditionalGeneration(CheckpointsOfOurs, InternVLForConditionalGene
         **kwargs,
     ) -> dict:
         # A model that drafts for another one is never told that a sequence begins, and would not be given its images.
-        is_whole = next_sequence_length is None or next_sequence_length == input_ids.shape[1]
+        is_whole = next_sequence_length in (None, input_ids.shape[1])
+        begins = is_first_iteration or (is_whole and cache is not None and cache.get_seq_length() == 0)
         return super().prepare_inputs_for_generation(
             input_ids,
             next_sequence_length=next_sequence_length,
             cache=cache,
             attention_mask=attention_mask,
             inputs_embeds=inputs_embeds,
-            is_first_iteration=is_first_iteration or (cache is not None and is_whole),
+            is_first_iteration=begins,
             **kwargs,
         )
 

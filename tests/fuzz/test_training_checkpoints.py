@@ -61,7 +61,7 @@ def test_a_damaged_checkpoint_is_named_or_an_earlier_one_is_gone_on_from(run, tm
     sound, options, whole = run
     counts = {"error": 0, "right": 0}
     with limits():
-        for number in range(25):
+        for number in range(18):
             folder = tmp_path / "damaged"
             shutil.copytree(sound, folder)
             alter(random.Random(number), folder / "checkpoint-2")
@@ -81,7 +81,7 @@ def test_without_its_record_a_damaged_checkpoint_is_named_if_it_cannot_be_read(r
     sound, options, _ = run
     counts = {"error": 0, "right": 0}
     with limits():
-        for number in range(15):
+        for number in range(10):
             folder = tmp_path / "damaged"
             shutil.copytree(sound, folder)
             checkpoint = folder / "checkpoint-2"
@@ -97,4 +97,4 @@ def test_without_its_record_a_damaged_checkpoint_is_named_if_it_cannot_be_read(r
             )
             counts["error" if isinstance(found, Exception) else "right"] += 1
             shutil.rmtree(folder)
-    assert min(counts.values()) > 2, counts
+    assert min(counts.values()) > 1, counts

@@ -62,6 +62,13 @@ WAYS = {
         "a padded batch",
         lambda model, inputs: {"inputs_embeds": model.get_input_embeddings()(inputs["input_ids"]).detach()},
     ),
+    "embeddings alone": (
+        "a text",
+        lambda model, inputs: {
+            "inputs_embeds": model.get_input_embeddings()(inputs["input_ids"]).detach(),
+            "input_ids": None,
+        },
+    ),
     "a stream": (
         "one row",
         lambda model, inputs: {"streamer": TextStreamer(Words()), "max_length": None},
@@ -114,7 +121,7 @@ def generate(model, inputs, options, **more):
     options = options(model, inputs) if callable(options) else options
     torch.manual_seed(0)
     options = {"do_sample": False, "max_new_tokens": NEW_TOKENS, **options, **more}
-    return model.generate(**copy.deepcopy(dict(inputs)), **options)
+    return model.generate(**{**copy.deepcopy(dict(inputs)), **options})
 
 
 def leaves(value):
@@ -163,3 +170,9 @@ def test_a_model_that_drafts_for_another_one_sees_the_images_too(model, processo
     found = generate(model, inputs, {"assistant_model": draft})
     assert len(passes) <= 2
     assert torch.equal(found, generate(model, inputs, {}))
+
+
+def test_embeddings_alone_are_a_prompt(model, processor):
+    inputs = encode(processor, "a text")
+    wanted = generate(model, inputs, {})[:, inputs["input_ids"].shape[1] :]
+    assert torch.equal(generate(model, inputs, WAYS["embeddings alone"][1]), wanted)
