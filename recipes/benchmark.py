@@ -30,7 +30,7 @@ def main(argv: list[str] | None = None) -> int:
     args = parse_words(parser, argv)
 
     from modeling_vitp.evaluation.step_time import CASES, time_steps
-    from modeling_vitp.training.run import has_fast_bf16
+    from modeling_vitp.training.run_config import has_fast_bf16
 
     settings = {name: value for name, value in vars(args).items() if name != "rounds"}
     if args.case:

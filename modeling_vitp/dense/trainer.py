@@ -21,7 +21,7 @@ from ..image_processing_vitp_dense import ViTPSegmentationImageProcessor
 from ..metrics.report import METRICS_FOLDER, name_classes
 from ..training.batching import share
 from ..training.fine_tuner import FineTuner
-from ..training.run import RunConfig
+from ..training.run_config import RunConfig
 from ..vrl import keyed_generator
 from .arguments import SCORED_WITH, DenseSettings
 from .augmentation import Augmentation

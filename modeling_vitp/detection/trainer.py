@@ -18,7 +18,7 @@ from ..metrics.report import METRICS_FOLDER, name_classes
 from ..rotated_boxes import enclosing_boxes
 from ..training.batching import share
 from ..training.fine_tuner import FineTuner
-from ..training.run import RunConfig
+from ..training.run_config import RunConfig
 from ..vrl import keyed_generator
 from .arguments import DetectionSettings
 from .augmentation import Augmentation, Sample, targets

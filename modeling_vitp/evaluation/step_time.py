@@ -8,7 +8,7 @@ from transformers import InternVLConfig, InternVLForConditionalGeneration
 
 from ..configuration_vitp import ViTPConfig
 from ..modeling_vitp import ViTPForConditionalGeneration
-from ..training.run import has_fast_bf16
+from ..training.run_config import has_fast_bf16
 from ..vrl import draw_visual_tokens, keyed_generator
 
 IMAGE_TOKEN_ID, TEXT_TOKENS, ANSWER_TOKENS = 7, 64, 32

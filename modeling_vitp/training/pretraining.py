@@ -34,7 +34,8 @@ from .arguments import VRLArguments
 from .batching import BY_LENGTH, GlobalBatchSampler, RankStream, WholeBatchSampler, WholeBatchStream
 from .checkpointing import going_on_from
 from .finite import NamedBatches
-from .run import Run, RunConfig, check_loaded
+from .run import Run, check_loaded
+from .run_config import RunConfig
 from .start import check_compatible, load_checkpoint
 from .warmup import ROWS, RowKeeper, StepRows, StepSampler, StepStream
 

@@ -38,7 +38,6 @@ from .fingerprint import fingerprint
 from .finite import NamedBatches, StopAtNotFinite, take_names
 from .lock import FolderLock
 from .outputs import attempt
-from .run_arguments import RunArguments
 from .signals import SaveOnSignal
 from .watching import Watcher
 
@@ -429,39 +428,6 @@ class Run:
             name = "last-checkpoint" if strategy == HubStrategy.CHECKPOINT else checkpoint.name
             contents.files |= {f"{name}/{path}": outbox / "checkpoint" / path for path in files}
         return contents
-
-
-class RunConfig(RunArguments):
-    """Base of the settings of all trainers, before [`~transformers.TrainingArguments`]: trains on the accelerator if
-    there is one, and in bf16 wherever the hardware has it.
-    """
-
-    limits = {
-        "learning_rate": "[0, inf)",
-        "weight_decay": "[0, inf)",
-        "adam_beta1": "[0, 1)",
-        "adam_beta2": "[0, 1)",
-        "max_grad_norm": "[0, inf)",
-        "num_train_epochs": "(0, inf)",
-        "max_steps": "[-1, inf)",
-        "per_device_train_batch_size": "[1, inf)",
-        "per_device_eval_batch_size": "[1, inf)",
-        "gradient_accumulation_steps": "[1, inf)",
-        "dataloader_num_workers": "[0, inf)",
-    }
-
-    def __post_init__(self):
-        self.use_cpu = self.use_cpu or not torch.accelerator.is_available()
-        if self.bf16 is None:
-            self.bf16 = not self.fp16 and has_fast_bf16()
-        super().__post_init__()
-
-
-def has_fast_bf16() -> bool:
-    """Whether the device that training will run on computes in bfloat16 natively."""
-    if torch.accelerator.is_available():
-        return torch.accelerator.current_accelerator().type != "cuda" or torch.cuda.is_bf16_supported(False)
-    return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
 
 
 def check_loaded(missing: Iterable[str], unexpected: Iterable[str]) -> None:
