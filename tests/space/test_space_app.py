@@ -29,10 +29,18 @@ from packaging.requirements import Requirement
 from paths import ROOT
 from pictures import picture
 from PIL import Image
-from tiny_models import VISION
+from tiny_models import HEAD, VISION, adapter_config
 from transformers import AutoModel
 
-from modeling_vitp import ViTPVisionConfig, ViTPVisionModel, convert_checkpoint, export_backbone
+from modeling_vitp import (
+    ViTPForSemanticSegmentation,
+    ViTPSegmentationConfig,
+    ViTPSegmentationImageProcessor,
+    ViTPVisionConfig,
+    ViTPVisionModel,
+    convert_checkpoint,
+    export_backbone,
+)
 from modeling_vitp.hub.contents import gather_space
 from modeling_vitp.images.corruptions import SEVERITIES
 
@@ -48,9 +56,18 @@ def folder(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def url(folder, tmp_path_factory):
+def fine_tuned(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("fine_tuned")
+    config = ViTPSegmentationConfig(backbone_config=adapter_config(), **HEAD)
+    ViTPForSemanticSegmentation(config).save_pretrained(folder)
+    ViTPSegmentationImageProcessor().save_pretrained(folder)
+    return str(folder)
+
+
+@pytest.fixture(scope="module")
+def url(folder, fine_tuned, tmp_path_factory):
     os.environ["GRADIO_TEMP_DIR"] = str(tmp_path_factory.mktemp("uploads"))
-    app = build_app(Models(backbones=[folder]))
+    app = build_app(Models(backbones=[folder], fine_tuned=[fine_tuned]))
     _, url, _ = app.launch(prevent_thread_lock=True, quiet=True, server_name="127.0.0.1", **launch_options())
     yield url
     app.close()
@@ -95,6 +112,8 @@ def test_every_endpoint_that_is_offered_is_called(client, saved):
         "/vrl_cost": {"image": image},
         "/ask_show": {"image": image, "second_image": later},
         "/ask": {"image": image, "second_image": later, "question": "What has changed?", "max_new_tokens": 8},
+        "/apply": {"image": image, "second_image": None},
+        "/apply_draw": {"opacity": 0.9},
     }
     assert set(calls) == set(client.view_api(return_format="dict")["named_endpoints"])
     for name, arguments in calls.items():
