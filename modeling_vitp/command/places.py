@@ -30,7 +30,8 @@ def check_places(arguments: Iterable[object]) -> None:
                 if not isinstance(place, str) or Path(place).expanduser().exists():
                     continue
                 if looks_like_path(place):
-                    raise WrongArguments(f"{name}={place!r}: there is no such file or folder{nearest(Path(place))}.")
+                    hint = nearest(Path(place)) or "."
+                    raise WrongArguments(f"{name}={place!r}: there is no such file or folder{hint}")
                 ids.append(place)
     if ids:
         check_hub(ids[0])
@@ -46,7 +47,7 @@ def looks_like_path(place: str) -> bool:
 def nearest(path: Path) -> str:
     siblings = [other.name for other in path.parent.iterdir()] if path.parent.is_dir() else []
     found = difflib.get_close_matches(path.name, siblings, 1, 0.6)
-    return f", did you mean {str(path.parent / found[0])!r}" if found else ""
+    return f", did you mean {str(path.parent / found[0])!r}?" if found else ""
 
 
 def check_hub(place: str) -> None:

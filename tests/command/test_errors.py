@@ -67,6 +67,20 @@ def test_a_transformers_that_is_too_old_is_told_at_import(monkeypatch):
     assert transformers.__version__.startswith(modeling_vitp._NEEDED)
 
 
+def test_a_python_that_is_too_old_is_told_at_import(monkeypatch):
+    monkeypatch.setattr(modeling_vitp.sys, "version_info", (3, 10, 14))
+    with pytest.raises(ImportError, match=r"needs Python 3\.11 or newer, and this is \d"):
+        modeling_vitp._check_versions()
+
+
+def test_a_mistyped_path_is_told_with_the_nearest_and_without_asking_the_hub(tmp_path, monkeypatch):
+    (tmp_path / "outputs" / "my_run").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("modeling_vitp.command.places.check_hub", lambda place: pytest.fail(f"asked for {place}"))
+    line, status = told(lambda: check_places([Given("outputs/my_rum")]))
+    assert status == 2 and "'outputs/my_rum': there is no such file or folder, did you mean 'outputs/my_run'?" in line
+
+
 def test_debug_with_a_value_is_the_option_of_transformers():
     words = ["vitp pretrain", "--debug", "underflow_overflow", "--debug"]
     assert take_debug(words) and words == ["vitp pretrain", "--debug", "underflow_overflow"]
