@@ -1,5 +1,7 @@
 """The three detectors against OpenMMLab's code on ViTP's neck and adapter, and what every detector must hold."""
 
+import dataclasses
+
 import pytest
 import torch
 import torchvision
@@ -244,6 +246,18 @@ def test_images_without_objects_are_trained_on_and_leave_no_parameter_without_a_
     assert without == ["backbone.embeddings.cls_token"]
     mixed = model(expected["pixel_values"], pixel_mask(), [labels[0], *without_objects(name, labels[1:])])
     assert mixed.loss.isfinite() and mixed.loss_dict["loss_box_0"] > 0
+
+
+@every_detector
+@torch.no_grad()
+def test_tuple_output_is_in_the_order_of_the_fields(name):
+    model, images, labels = original_detector(name), expected_of(name)["pixel_values"], original_labels(name)
+    outputs = model(images, pixel_mask(), labels, output_hidden_states=True)
+    fields = [field.name for field in dataclasses.fields(outputs)]
+    assert list(outputs) == sorted(outputs, key=fields.index) and list(outputs)[:3] == ["loss", "loss_dict", "scores"]
+    assert len(outputs.hidden_states) == model.config.backbone_config.num_hidden_layers + 1
+    given = model(images, pixel_mask(), labels, output_hidden_states=True, return_dict=False)
+    assert len(given) == len(outputs) and torch.equal(given[0], outputs.loss)
 
 
 @every_detector
