@@ -1,11 +1,11 @@
-"""What can be read from the features of backbones: probes on classes or masks, beside controls.
+"""What can be read from the features of backbones: probes on classes, masks or boxes, beside controls.
 
     vitp probe --backbones my_backbone facebook/dinov2-base --dataset_name folder_of_classes
     vitp probe --backbones my_backbone facebook/dinov2-base --data loveda \
         --data_root /datasets/LoveDA --test_split val
 
-Images with classes are probed by nearest neighbours and a linear layer, images with masks by a linear layer on the
-patches. Nothing of a backbone is trained.
+Images with classes are probed by nearest neighbours and a linear layer, images with masks or boxes by a linear layer on
+the patches. Nothing of a backbone is trained.
 """
 
 import json
@@ -40,7 +40,7 @@ def main(argv: list[str] | None = None) -> int:
                 entry |= {"labels": str(labels), "training_images": [len(used) for used in draws[labels]]}
                 metrics["results"].append(entry | {"scores": summarise(scores)})
             (output_dir / "metrics.json").write_text(json.dumps(without_nan(metrics), indent=2) + "\n")
-    print(probe_table(metrics["results"], metrics["control"], task.shown))
+    print(probe_table(metrics["results"], metrics["control"], task.shown, task.control_name))
     print(f"\nAll scores: {output_dir / 'metrics.json'}")
     return 0
 

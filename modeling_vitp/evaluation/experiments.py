@@ -62,8 +62,8 @@ def summarise(scores: Sequence[dict[str, float]]) -> dict[str, dict]:
     return summary
 
 
-def probe_table(results: Sequence[dict], control: dict[str, float], score: str) -> str:
-    """Markdown with a row for each backbone, a column for each probe and number of labels."""
+def probe_table(results: Sequence[dict], control: dict[str, float], score: str, control_name: str) -> str:
+    """Markdown with a row for each backbone and one for the control, a column for each probe and number of labels."""
     columns = list(dict.fromkeys(f"{item['probe']}, {item['labels']}" for item in results))
     cells = {}
     for item in results:
@@ -71,5 +71,5 @@ def probe_table(results: Sequence[dict], control: dict[str, float], score: str) 
         cell = with_spread(of_score["mean"], of_score["spread"])
         cells.setdefault(item["backbone"], {})[f"{item['probe']}, {item['labels']}"] = cell
     rows = [[name, *(row[column] for column in columns)] for name, row in cells.items()]
-    rows.append(["largest class, whatever the image", *[f"{control[score]:.3f}"] * len(columns)])
+    rows.append([control_name, *[f"{control[score]:.3f}"] * len(columns)])
     return table([score.replace("_", " "), *columns], rows)

@@ -27,7 +27,7 @@ class ProbeArguments(Arguments):
         "batch_size": "[1, inf)",
         "num_workers": "[0, inf)",
     }
-    choices = {"pooling": POOLINGS, "dtype": ("float32", "bfloat16", "float16")}
+    choices = {"annotations": ("masks", "boxes"), "pooling": POOLINGS, "dtype": ("float32", "bfloat16", "float16")}
 
     backbones: list[str] = field(
         default_factory=list,
@@ -37,11 +37,11 @@ class ProbeArguments(Arguments):
         default=False, metadata={"help": "Probe each backbone with random weights too, to compare with."}
     )
     pixel_control: bool = field(
-        default=False, metadata={"help": "With masks: probe the bare pixels of each backbone's patches too."}
+        default=False, metadata={"help": "With `data`: probe the bare pixels of each backbone's patches too."}
     )
     depths: int = field(
         default=1,
-        metadata={"help": "With masks: patch tokens of how many depths are read, at equal distances; 1 is the output."},
+        metadata={"help": "With `data`: tokens of how many depths are read, at equal distances; 1 is the output."},
     )
     dataset_name: str | None = field(
         default=None, metadata={"help": "Images with a class each: Hub id, or folder with images as split/class/file."}
@@ -57,7 +57,11 @@ class ProbeArguments(Arguments):
     )
     data: dict | str | None = field(
         default=None,
-        metadata={"help": "Instead, images with masks: as in fine-tuning, or the file of such a configuration."},
+        metadata={"help": "Instead, masks or boxes: as in fine-tuning, or the file of such a configuration."},
+    )
+    annotations: str = field(
+        default="masks",
+        metadata={"help": "What `data` describes: 'masks', or 'boxes' as fine-tuning for detection takes them."},
     )
     data_root: str | None = field(default=None, metadata={"help": "Where they are, instead of data.root."})
     train_split: str = field(default="train", metadata={"help": "What the probes learn from."})
@@ -88,8 +92,10 @@ class ProbeArguments(Arguments):
         if not self.backbones:
             raise ValueError("Give `backbones`: what is probed.")
         if (self.dataset_name is None) == (self.data is None):
-            raise ValueError("Give either `dataset_name`, images with a class each, or `data`, images with masks.")
+            raise ValueError("Give either `dataset_name`, images with a class each, or `data`, masks or boxes.")
         if self.dataset_name is not None and (self.pixel_control or self.depths > 1):
-            raise ValueError("pixel_control and depths are about patches: they need `data`, images with masks.")
+            raise ValueError("pixel_control and depths are about patches: they need `data`, masks or boxes.")
+        if self.data is None and self.annotations == "boxes":
+            raise ValueError("annotations: boxes are described by `data`.")
         if self.data is not None and self.data_root is not None:
             self.data["root"] = self.data_root

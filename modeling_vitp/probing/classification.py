@@ -39,6 +39,7 @@ class Classification:
     l2: float
 
     shown = "accuracy"  # of the scores
+    control_name = "largest class, whatever the image"
 
     @classmethod
     def open(cls, name: str, config: str | None, splits: dict, **settings) -> "Classification":

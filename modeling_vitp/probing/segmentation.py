@@ -57,6 +57,7 @@ class Segmentation:
     """
 
     shown = "mean_iou"  # of the scores
+    control_name = "largest class, whatever the image"
 
     def __init__(self, data: DenseData, splits: Mapping[str, str], l2: float, depths: int = 1):
         if splits["train"] == splits["test"]:

@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from sklearn.metrics import roc_auc_score
+from sklearn.metrics import average_precision_score, roc_auc_score
 
-from modeling_vitp.probing.ranking import area_under_curve, mean_area
+from modeling_vitp.probing.ranking import area_under_curve, average_precision, mean_area
 
 
 @given(st.lists(st.tuples(st.integers(0, 5), st.booleans()), min_size=1, max_size=30))
@@ -16,6 +16,14 @@ def test_the_area_is_the_share_of_pairs_in_the_right_order(items):
     pairs = [(p > n) + (p == n) / 2 for p in scores[positive] for n in scores[~positive]]
     area = area_under_curve(scores, positive)
     assert np.isnan(area) if not pairs else area == pytest.approx(np.mean(pairs))
+
+
+@given(st.lists(st.tuples(st.integers(0, 5), st.booleans()), min_size=1, max_size=30))
+@settings(deadline=None)
+def test_the_average_precision_is_that_of_scikit_learn(items):
+    scores, positive = np.array([item[0] for item in items], float), np.array([item[1] for item in items])
+    if positive.any():
+        assert average_precision(scores, positive) == pytest.approx(average_precision_score(positive, scores))
 
 
 @pytest.mark.parametrize("num_classes", [2, 4])

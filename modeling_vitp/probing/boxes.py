@@ -1,0 +1,159 @@
+"""Where objects are: a linear layer on each patch that says whether the centre of an object of a class is in it."""
+
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from ..detection.data import DetectionData
+from ..detection.samples import ObjectImages
+from ..image_processing_vitp import InputSpec
+from .backbones import Backbone, square_size
+from .features import extract
+from .few_labels import Labels
+from .heads import fit_linear
+from .ranking import area_under_curve, average_precision, log_odds
+
+logger = logging.getLogger(__name__)
+
+
+class Pictures(torch.utils.data.Dataset):
+    """The images of samples without their objects."""
+
+    def __init__(self, samples: ObjectImages):
+        self.samples = samples
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    def __getitem__(self, index: int) -> torch.Tensor:
+        return self.samples.image(index)
+
+
+class Boxes:
+    """
+    Args:
+        data: see [`~modeling_vitp.detection.data.DetectionData`]. Its input spec is for all backbones; without one,
+            each reads images by its own.
+        splits: the names of what is trained and tested on, under `train` and `test`.
+        l2: see [`~modeling_vitp.probing.heads.fit_linear`].
+        depths: see [`~modeling_vitp.probing.backbones.Backbone.maps`].
+
+    Raises:
+        ValueError: if a split is not there, shares an image with the other, or has images without annotation.
+    """
+
+    shown = "centre_auc"  # of the scores
+    control_name = "the same for every patch"
+
+    def __init__(self, data: DetectionData, splits: Mapping[str, str], l2: float, depths: int = 1):
+        if splits["train"] == splits["test"]:
+            raise ValueError(f"Split {splits['train']!r} is trained and tested on: give another test_split.")
+        data.check_disjoint(list(splits.values()), "horizontal")
+        self.data, self.l2, self.depths, self.names = data, l2, depths, data.names.names
+        self.samples = {role: data.open([name], "horizontal") for role, name in splits.items()}
+        for samples in self.samples.values():
+            unknown = [place.id for place in samples.places if place.objects is None]
+            if unknown:
+                raise ValueError(f"{unknown[0]} has no annotation, so it cannot be probed.")
+        absent = [name for name, images in zip(self.names, self.presence.sum(0)) if not images]
+        if absent:
+            logger.warning("The classes %s never occur in what is trained on.", absent)
+
+    @property
+    def presence(self) -> np.ndarray:
+        return self.centres("train", (1, 1))[:, 0, 0, :-1] > 0
+
+    def centres(self, role: str, grid: tuple[int, int]) -> np.ndarray:
+        """How many objects of each class have their centre in each patch.
+
+        Args:
+            role: `train` or `test`.
+            grid: rows and columns of patches, which span each image.
+
+        Returns:
+            float32 of shape `(images, rows, columns, classes + 1)`; of the last a 1 where there are none, but for
+            patches with the centre of a crowd, which do not count.
+        """
+        samples = self.samples[role]
+        counts = np.zeros((len(samples), *grid, len(self.names) + 1), dtype=np.float32)
+        for found, place in zip(counts, samples.places):
+            left, top, right, bottom = place.window or (0, 0, *place.size[::-1])
+            shares = (place.objects.corners.mean(1) - [left, top]) / [right - left, bottom - top]
+            inside = ((shares >= 0) & (shares < 1)).all(1)
+            columns, rows = np.floor(shares * grid[::-1]).astype(int).T
+            is_single = inside & ~place.objects.crowd
+            np.add.at(found, (rows[is_single], columns[is_single], place.objects.labels[is_single]), 1)
+            found[..., -1] = ~found.any(-1)
+            is_crowd = inside & place.objects.crowd
+            found[rows[is_crowd], columns[is_crowd]] = 0
+        return counts
+
+    def control(self) -> dict[str, float]:
+        """Of one score for all patches."""
+        return {"centre_auc": 0.5}
+
+    def probe(
+        self, backbone: Backbone, draws: dict[Labels, list[np.ndarray]], image_size: int | None, folder: Path, **loading
+    ) -> dict[tuple[str, Labels], list[dict[str, float]]]:
+        """The scores of each draw of training images, by probe and labels.
+
+        `centre_auc` is the chance that a patch with the centre of an object of a class has higher odds of it than one
+        without; `centre_ap` is the average precision of the patches ranked by these odds, which falls with the share of
+        such patches and so is comparable on one grid alone. Both are means over the classes that the test has.
+        """
+        train = self.features(backbone, "train", image_size, folder, **loading)
+        test = self.features(backbone, "test", image_size, folder, **loading)
+        known, wanted = (
+            self.centres(role, features.shape[1:3]) for role, features in (("train", train), ("test", test))
+        )
+        counted = wanted.any(-1)
+        scores = {}
+        for labels, subsets in draws.items():
+            heads = [fit_linear(train, known, used, self.l2, backbone.model.device) for used in subsets]
+            found = [np.stack([head(torch.tensor(maps)).cpu().numpy() for maps in test]) for head in heads]
+            scores["linear", labels] = [self._score(logits[counted], wanted[counted]) for logits in found]
+        return scores
+
+    def _score(self, logits: np.ndarray, wanted: np.ndarray) -> dict[str, float]:
+        areas, precisions = {}, {}
+        for label, name in enumerate(self.names):
+            is_centre = wanted[:, label] > 0
+            if is_centre.any() and not is_centre.all():
+                odds = log_odds(logits, label)
+                areas[name] = area_under_curve(odds, is_centre)
+                precisions[name] = average_precision(odds, is_centre)
+        if not areas:
+            raise ValueError("Of no class are there patches with and without the centre of an object in the test.")
+        scores = {}
+        for key, values in (("centre_auc", areas), ("centre_ap", precisions)):
+            scores |= {key: float(np.mean(list(values.values())))}
+            scores |= {f"{key}/{name}": value for name, value in values.items()}
+        return scores
+
+    def features(self, backbone: Backbone, role: str, image_size: int | None, folder: Path, **loading) -> np.ndarray:
+        """The patch tokens of a split, `train` or `test`: float32 of shape `(images, rows, columns, width)`."""
+        samples = self.samples[role].subset(range(len(self.samples[role])))
+        if samples.spec is None and backbone.input_spec is not None:
+            samples.spec = InputSpec.from_dict(backbone.input_spec)
+        return extract(
+            backbone,
+            Pictures(samples),
+            lambda pixels: backbone.maps(pixels, self.depths),
+            image_size or square_size(backbone.image_processor),
+            f"{state_of(samples)} {self.data.input_spec or backbone.input_spec} {self.depths}",
+            folder,
+            description=f"{backbone.name}, {role}",
+            **loading,
+        )
+
+
+def state_of(samples: ObjectImages) -> str:
+    """Changes when the images do."""
+    if samples.rows is not None:
+        return (
+            f"{samples.rows._fingerprint} {samples.column} {[(place.image, place.window) for place in samples.places]}"
+        )
+    return str([(place.image, place.window, place.image.stat().st_mtime_ns) for place in samples.places])

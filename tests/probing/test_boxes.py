@@ -1,0 +1,124 @@
+"""Centres of objects in patches, against scikit-learn and where the answer is known."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from other_backbones import save_backbone
+from PIL import Image
+from sklearn.linear_model import LogisticRegression
+from sklearn.metrics import average_precision_score, roc_auc_score
+from sklearn.preprocessing import StandardScaler
+from transformers import AutoImageProcessor, AutoModel
+
+from modeling_vitp.detection.data import DetectionData
+from modeling_vitp.probing.boxes import Boxes
+from modeling_vitp.recipes.probe import main
+
+NAMES, GRID, PATCH, L2 = ["ship", "plane"], 4, 16, 1e-2
+COLORS = [(230, 60, 60), (60, 60, 230)]
+SPLITS = {split: {"images": f"{split}/images", "annotations": f"{split}/objects.json"} for split in ("train", "test")}
+
+
+def write_marks(root, split: str, number: int, is_marked: bool = True) -> np.ndarray:
+    """Images of 4 x 4 patches, in some of which is an object, and if they are marked a colour; the class of each patch,
+    2 for none, `(images, 4, 4)`."""
+    rng = np.random.default_rng(number)
+    folder = root / split / "images"
+    folder.mkdir(parents=True)
+    truth, images, objects = np.full((number, GRID, GRID), 2), [], []
+    for index, found in enumerate(truth):
+        pixels = rng.integers(0, 200, (GRID * PATCH, GRID * PATCH, 3), dtype=np.uint8)
+        for cell in rng.choice(GRID * GRID, 3, replace=False):
+            row, column, label = *divmod(int(cell), GRID), int(rng.integers(2))
+            found[row, column] = label
+            top, left = row * PATCH, column * PATCH
+            if is_marked:
+                pixels[top : top + PATCH, left : left + PATCH] = COLORS[label]
+            box = [left + 2, top + 4, 12, 8]
+            objects.append({"id": len(objects), "image_id": index, "category_id": label, "bbox": box, "iscrowd": 0})
+        Image.fromarray(pixels).save(folder / f"{index}.png")
+        images.append({"id": index, "file_name": f"{index}.png", "height": GRID * PATCH, "width": GRID * PATCH})
+    categories = [{"id": label, "name": name} for label, name in enumerate(NAMES)]
+    contents = {"images": images, "annotations": objects, "categories": categories}
+    (root / split / "objects.json").write_text(json.dumps(contents))
+    return truth
+
+
+def described(root) -> dict:
+    return {"root": str(root), "format": "coco", "classes": NAMES, "splits": SPLITS}
+
+
+def read_scores(folder) -> dict[str, dict]:
+    results = json.loads((folder / "metrics.json").read_text())["results"]
+    return {entry["backbone"]: {name: one["mean"] for name, one in entry["scores"].items()} for entry in results}
+
+
+def test_a_mark_on_the_patch_is_read_and_the_scores_are_those_of_scikit_learn(tmp_path, capsys):
+    truth = {split: write_marks(tmp_path, split, number) for split, number in (("train", 24), ("test", 12))}
+    folder = str(save_backbone(tmp_path / "vit", "vit"))
+    words = ["--data", json.dumps(described(tmp_path)), "--annotations", "boxes", "--l2", str(L2), "--device", "cpu"]
+    words += ["--output_dir", str(tmp_path / "out"), "--pixel_control", "true", "--backbones", folder]
+    assert main(words) == 0
+    assert "the same for every patch" in capsys.readouterr().out
+    scores = read_scores(tmp_path / "out")
+    assert scores[f"{folder}, pixels of its patches"]["centre_auc"] == 1.0
+    assert scores[f"{folder}, pixels of its patches"]["centre_ap"] == pytest.approx(1.0)
+
+    model, processor = AutoModel.from_pretrained(folder).eval(), AutoImageProcessor.from_pretrained(folder)
+    features = {}
+    for split, labels in truth.items():
+        images = [Image.open(tmp_path / split / "images" / f"{index}.png") for index in range(len(labels))]
+        with torch.no_grad():
+            states = model(**processor(images, return_tensors="pt")).last_hidden_state
+        features[split] = states[:, 1:].flatten(0, 1).double().numpy()
+    scaler = StandardScaler().fit(features["train"])
+    oracle = LogisticRegression(C=1 / (len(features["train"]) * L2), tol=1e-8, max_iter=5000)
+    oracle.fit(scaler.transform(features["train"]), truth["train"].ravel())
+    probabilities = oracle.predict_proba(scaler.transform(features["test"]))
+    for label, name in enumerate(NAMES):
+        wanted = truth["test"].ravel() == label
+        area = roc_auc_score(wanted, probabilities[:, label])
+        precision = average_precision_score(wanted, probabilities[:, label])
+        assert scores[folder][f"centre_auc/{name}"] == pytest.approx(area, abs=5e-3)
+        assert scores[folder][f"centre_ap/{name}"] == pytest.approx(precision, abs=2e-2)
+
+
+def test_what_is_not_in_the_image_is_not_found(tmp_path):
+    for split, number in (("train", 40), ("test", 41)):
+        write_marks(tmp_path, split, number, is_marked=False)
+    folder = str(save_backbone(tmp_path / "vit", "vit"))
+    words = ["--data", json.dumps(described(tmp_path)), "--annotations", "boxes", "--device", "cpu"]
+    assert main([*words, "--output_dir", str(tmp_path / "out"), "--backbones", folder]) == 0
+    assert abs(read_scores(tmp_path / "out")[folder]["centre_auc"] - 0.5) < 0.15
+
+
+def test_centres_are_in_the_patch_that_they_lie_in_and_crowds_do_not_count(tmp_path):
+    truth = write_marks(tmp_path, "train", 5)
+    write_marks(tmp_path, "test", 3)
+    path = tmp_path / "train" / "objects.json"
+    contents = json.loads(path.read_text())
+    crowd = next(one for one in contents["annotations"] if one["image_id"] == 0)
+    crowd["iscrowd"] = 1
+    path.write_text(json.dumps(contents))
+    probe = Boxes(DetectionData.from_dict(described(tmp_path)), {"train": "train", "test": "test"}, L2)
+    counts = probe.centres("train", (GRID, GRID))
+    column, row = (int(side) // PATCH for side in crowd["bbox"][:2])
+    assert not counts[0, row, column].any()
+    counts[0, row, column, truth[0, row, column]] = 1
+    assert np.array_equal(counts.argmax(-1), truth) and (counts.sum(-1) == 1).all()
+    halves = probe.centres("test", (1, 2))
+    assert halves.shape == (3, 1, 2, 3) and halves[..., :2].sum() == 9
+
+
+def test_what_is_wrong_with_boxes_is_named(tmp_path):
+    write_marks(tmp_path, "train", 3)
+    data = described(tmp_path) | {"splits": {"train": SPLITS["train"], "test": {"images": "train/images"}}}
+    words = ["--annotations", "boxes", "--backbones", "none", "--output_dir", str(tmp_path / "out")]
+    with pytest.raises(ValueError, match="is in both splits 'train' and 'test'"):
+        main([*words, "--data", json.dumps(data)])
+    with pytest.raises(ValueError, match="is trained and tested on: give another test_split"):
+        main([*words, "--data", json.dumps(data), "--test_split", "train"])
+    with pytest.raises(ValueError, match="boxes are described by `data`"):
+        main([*words, "--dataset_name", "somewhere"])
