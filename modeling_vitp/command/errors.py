@@ -16,7 +16,7 @@ EXTRAS = dict.fromkeys(
     ("accelerate", "cv2", "datasets", "evaluate", "httpx2", "matplotlib", "nibabel", "peft", "rasterio", "trl"),
     "recipes",
 )
-EXTRAS |= {"gradio": "space", "pydicom": "space"}
+EXTRAS |= {"gradio": "space", "pydicom": "space"} | dict.fromkeys(("onnx", "onnxruntime", "onnxscript"), "onnx")
 FILE_ERRORS = (FileNotFoundError, FileExistsError, IsADirectoryError, NotADirectoryError, PermissionError)
 
 

@@ -19,6 +19,7 @@ from rasterio.transform import from_origin
 from safetensors.torch import load_file, save_file
 from tiny_models import TEXT, VISION
 from transformers import (
+    AutoImageProcessor,
     BitImageProcessor,
     Dinov2Config,
     Dinov2Model,
@@ -246,6 +247,11 @@ def names_of(page: str, folder: Path) -> dict:
             "width": image.shape[1],
             "features_of_turned": torch.randn(8, 12, 16),
         }
+    if page == "modeling_vitp/other_tools.md":
+        return {"images": torch.randn(2, 3, 64, 96)}
+    if page == "recipes/export_onnx.md":
+        image_processor = AutoImageProcessor.from_pretrained(folder / "outputs/quickstart/backbone")
+        return {"image": picture(64, 48), "image_processor": image_processor, "pixel_values": torch.randn(3, 3, 28, 70)}
     if page == "modeling_vitp/metrics/README.md":
         return {"logits": torch.randn(2, 7, 8, 8), "labels": torch.randint(0, 7, (2, 8, 8))}
     return {}

@@ -98,6 +98,9 @@ MISTAKES = {
     "a conversion of an empty folder": (["convert", "empty", "out"], 2, "holds no safetensors"),
     "a conversion onto something": (["convert", "bert", "data"], 2, "data exists already"),
     "a backbone of a ViT": (["export_backbone", "empty", "out"], 2, "empty has no processor"),
+    "a graph of nothing": (["export_onnx", "empty", "a.onnx"], 2, "empty has no config.json"),
+    "a graph of a model of another kind": (["export_onnx", "bert", "a.onnx"], 2, "bert is a 'bert'"),
+    "a graph in a folder that is not there": (["export_onnx", "bert", "no/a.onnx"], 2, "no: there is no such folder"),
     "a scene for a model of another kind": (
         ["predict_large", "bert", "a.tif", "--output", "o.tif"],
         2,

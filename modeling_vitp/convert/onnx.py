@@ -1,0 +1,157 @@
+"""The backbone as a graph that runs without its code: `torch.export`'s, and ONNX."""
+
+import os
+import tempfile
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from unittest import mock
+
+import torch
+from torch import nn
+from torch.export import Dim, ExportedProgram
+
+from ..configuration_vitp import ViTPVisionConfig, patch_grid
+from ..modeling_vitp import LANGUAGE_MODELS, VISION_MODELS, ViTPVisionModel
+from ..opening import naming
+
+OUTPUTS = ("last_hidden_state", "pooler_output")
+TOLERANCE = 1e-3
+
+
+class NotTheSame(RuntimeError):
+    """The graph's features are not the model's."""
+
+    status = 1  # the exit status of a command
+
+
+class Features(nn.Module):
+    """A ViT with its outputs as a tuple, in the order of `OUTPUTS`."""
+
+    def __init__(self, backbone: ViTPVisionModel):
+        super().__init__()
+        self.backbone = backbone
+
+    def forward(self, pixel_values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        outputs = self.backbone(pixel_values)
+        return tuple(outputs[name] for name in OUTPUTS)
+
+
+def open_backbone(name: str | Path) -> ViTPVisionModel:
+    """An exported backbone, a folder or Hub id, in float32 and in evaluation.
+
+    Raises:
+        ValueError: if it holds another kind of model.
+        OSError: if there is no model.
+    """
+    with naming(name, ViTPVisionConfig):
+        model_type = ViTPVisionConfig.get_config_dict(name)[0].get("model_type")
+    if model_type not in VISION_MODELS | LANGUAGE_MODELS.keys():  # of the latter, opening says how the ViT is had
+        raise ValueError(
+            f"{name} is a {model_type!r}, and an exported backbone is expected (`vitp export_backbone CHECKPOINT "
+            "FOLDER`); heads of segmentation and detection make no graph for images of any size."
+        )
+    return ViTPVisionModel.from_pretrained(name, dtype=torch.float32).eval()
+
+
+def export_program(backbone: ViTPVisionModel | str | Path) -> ExportedProgram:
+    """The backbone as a program of `torch.export`: for any batch, and any height and width of two patches at least.
+
+    Args:
+        backbone: the ViT, or the folder or Hub id of an exported backbone.
+
+    Returns:
+        A program that takes `pixel_values` of shape `(batch_size, 3, height, width)`, float32, sides in whole patches,
+        and gives `last_hidden_state`, `(batch_size, 1 + patches, hidden_size)`, and `pooler_output`,
+        `(batch_size, hidden_size)`, the mean of the patch tokens.
+
+    Raises:
+        ValueError: if the folder holds another kind of model.
+    """
+    if isinstance(backbone, (str, Path)):
+        backbone = open_backbone(backbone)
+    height, width = backbone.config.patch_size
+    sides = {2: height * Dim("rows", min=2), 3: width * Dim("columns", min=2)}
+    example = torch.zeros(2, backbone.config.num_channels, 5 * height, 7 * width)
+    # The ViT leaves its table of positions as it is at the table's own size, and the graph would be for other sizes
+    # only. For a trace, transformers' code resamples at every size, which at the table's own changes nothing.
+    with torch.no_grad(), mock.patch("torch.jit.is_tracing", return_value=True):
+        return torch.export.export(
+            Features(backbone).eval(), (example,), dynamic_shapes={"pixel_values": {0: Dim("batch"), **sides}}
+        )
+
+
+def export_onnx(
+    backbone: str | Path, file: str | Path, tolerance: float = TOLERANCE
+) -> list[tuple[tuple[int, int, int], float]]:
+    """Writes a backbone as ONNX, for any batch, height and width, once its features are found to be the model's.
+
+    Inputs and outputs are those of [`export_program`], by these names. Weights over 2 GB, the most that one file can
+    hold, are in `FILE.data` beside it.
+
+    Args:
+        backbone: folder or Hub id of an exported backbone.
+        file: the file to write, in a folder that exists. It is not touched if anything fails.
+        tolerance: the largest difference of a feature, in units of the features' standard deviation.
+
+    Returns:
+        The sizes, `(batch_size, height, width)`, at which model and graph were compared, none of them the one that was
+        traced, and the largest difference at each, in the unit of `tolerance`.
+
+    Raises:
+        ModuleNotFoundError: if the extra `onnx` is not installed.
+        ValueError: if the folder holds another kind of model.
+        FileNotFoundError: if there is no folder for the file.
+        NotTheSame: if the difference is larger than `tolerance` at some size.
+    """
+    import onnxruntime
+    import onnxscript  # noqa: F401, which torch imports when the model has been traced
+
+    file = Path(file)
+    if not file.parent.is_dir():
+        raise FileNotFoundError(2, "there is no such folder to write the file to", str(file.parent))
+    model = open_backbone(backbone)
+    with tempfile.TemporaryDirectory(dir=file.parent, prefix=f".{file.name}.") as folder:
+        written = Path(folder) / file.name
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # torch's, of its own code
+            program = torch.onnx.export(
+                export_program(model),
+                input_names=["pixel_values"],
+                output_names=list(OUTPUTS),
+                dynamo=True,
+                verbose=False,
+            )
+            program.save(written)
+        session = onnxruntime.InferenceSession(written, providers=["CPUExecutionProvider"])
+        found = [(size, difference(model, session, size)) for size in sizes_to_compare(model)]
+        del session
+        for size, largest in found:
+            if not largest <= tolerance:
+                raise NotTheSame(
+                    f"at {' x '.join(map(str, size))} (batch, height, width) features of the graph differ from the "
+                    f"model's by {largest:.1e} of their standard deviation, more than {tolerance:.1e}: {file} is not "
+                    "written."
+                )
+        for path in Path(folder).iterdir():
+            os.replace(path, file.parent / path.name)
+    return found
+
+
+def sizes_to_compare(model: ViTPVisionModel) -> Iterator[tuple[int, int, int]]:
+    """Batch, height and width: the size of the table of positions, and others in both directions."""
+    patch_height, patch_width = model.config.patch_size
+    side = patch_grid(model.config)[0]
+    for batch, rows, columns in ((1, side, side), (3, side // 2 + 1, side + 3), (2, side + 2, 2)):
+        yield batch, rows * patch_height, columns * patch_width
+
+
+@torch.no_grad()
+def difference(model: ViTPVisionModel, session, size: tuple[int, int, int]) -> float:
+    """The largest difference between outputs of model and graph on noise, as a share of the output's deviation."""
+    batch, height, width = size
+    generator = torch.Generator().manual_seed(0)
+    pixels = torch.randn(batch, model.config.num_channels, height, width, generator=generator)
+    found = map(torch.from_numpy, session.run(list(OUTPUTS), {"pixel_values": pixels.numpy()}))
+    wanted = Features(model)(pixels)
+    return torch.stack([(one - other).abs().max() / other.std() for one, other in zip(found, wanted)]).max().item()

@@ -1,0 +1,33 @@
+"""Writes a backbone as ONNX, for images of any size.
+
+vitp export_onnx outputs/quickstart/backbone backbone.onnx
+"""
+
+import argparse
+
+from modeling_vitp.training.command_line import parse_words, run
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("checkpoint", help="folder or Hub id of an exported backbone")
+    parser.add_argument("file", help="file to write, FILE.onnx, in a folder that exists")
+    parser.add_argument(
+        "--tolerance",
+        type=float,
+        default=1e-3,
+        help="largest difference between features of model and graph, in their standard deviations (%(default)s)",
+    )
+    args = parse_words(parser, argv)
+
+    from modeling_vitp.convert.onnx import export_onnx
+
+    print("batch x height x width: largest difference, in standard deviations of the features")
+    for size, difference in export_onnx(args.checkpoint, args.file, args.tolerance):
+        print(f"{' x '.join(map(str, size))}: {difference:.1e}")
+    print(f"The graph is in {args.file}")
+    return 0
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,147 @@
+import contextlib
+import io
+import shutil
+import sys
+from types import SimpleNamespace
+
+import onnxruntime
+import pytest
+import torch
+from tiny_models import HEAD, VISION, VISION_16
+from transformers import AutoModel
+
+from modeling_vitp import (
+    ViTPConfig,
+    ViTPForSemanticSegmentation,
+    ViTPVisionConfig,
+    ViTPVisionModel,
+    export_backbone,
+)
+from modeling_vitp.__main__ import main
+from modeling_vitp.convert import onnx
+
+SIZES = [(1, 56, 56), (2, 42, 126), (3, 28, 28)]  # batch, height, width; the first is that of the table of positions
+
+
+def write_backbone(folder, seed=0):
+    torch.manual_seed(seed)
+    model = ViTPVisionModel(ViTPVisionConfig(**VISION | {"num_hidden_layers": 1})).eval()
+    with torch.no_grad():
+        for weight in model.parameters():
+            weight.add_(torch.randn_like(weight) * 0.15)
+    return export_backbone(model.to(torch.bfloat16), folder)
+
+
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory):
+    """A backbone in bfloat16, the folder that the command wrote its graph to, and what it printed."""
+    folder, programs = tmp_path_factory.mktemp("onnx"), []
+    write_backbone(folder / "backbone")
+
+    def export_program(model):
+        programs.append(original(model))
+        return programs[0]
+
+    original = onnx.export_program
+    with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(io.StringIO()) as printed:
+        patch.setattr(onnx, "export_program", export_program)
+        patch.setattr(sys, "argv", ["vitp"])
+        (folder / "graphs").mkdir()
+        with pytest.raises(SystemExit) as end:
+            main(["export_onnx", str(folder / "backbone"), str(folder / "graphs/vit.onnx")])
+    assert end.value.code == 0
+    return SimpleNamespace(folder=folder, program=programs[0], printed=printed.getvalue())
+
+
+@pytest.fixture
+def features(exported):
+    """A function: pixels to transformers' own features, and their mean over the patches."""
+    model = AutoModel.from_pretrained(exported.folder / "backbone", dtype=torch.float32).eval()
+
+    @torch.no_grad()
+    def run(pixels):
+        states = model(pixels).last_hidden_state
+        assert states.std() > 0.3
+        return states, states[:, 1:].mean(1)
+
+    return run
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_the_graph_has_the_models_features_at_sizes_that_were_not_traced(exported, features, size):
+    pixels = torch.randn(size[0], 3, *size[1:], generator=torch.Generator().manual_seed(1))
+    session = onnxruntime.InferenceSession(exported.folder / "graphs/vit.onnx")
+    found = session.run(["last_hidden_state", "pooler_output"], {"pixel_values": pixels.numpy()})
+    for one, other in zip(found, features(pixels)):
+        torch.testing.assert_close(torch.from_numpy(one), other, atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_the_program_of_torch_has_the_models_features_at_sizes_that_were_not_traced(exported, features, size):
+    pixels = torch.randn(size[0], 3, *size[1:], generator=torch.Generator().manual_seed(1))
+    for one, other in zip(exported.program.module()(pixels), features(pixels)):
+        torch.testing.assert_close(one, other, atol=1e-4, rtol=0)
+
+
+def test_the_command_prints_the_largest_difference_at_each_size_and_leaves_one_file(exported):
+    lines = exported.printed.splitlines()
+    assert [line.split(":")[0] for line in lines[1:-1]] == ["1 x 56 x 56", "3 x 42 x 98", "2 x 84 x 28"]
+    assert all(0 < float(line.split(":")[1]) < 1e-4 for line in lines[1:-1])
+    assert [path.name for path in (exported.folder / "graphs").iterdir()] == ["vit.onnx"]
+
+
+def failing(words, capsys, patch) -> tuple[str, int]:
+    """The line that a command ends with, and its status."""
+    patch.setattr(sys, "argv", ["vitp"])
+    with pytest.raises(SystemExit) as end:
+        main(["export_onnx", *map(str, words)])
+    return capsys.readouterr().err.splitlines()[-1], end.value.code
+
+
+@pytest.fixture
+def other_graph(exported, monkeypatch):
+    """In place of an export of any model, the graph of another one."""
+    graph = exported.folder / "graphs/vit.onnx"
+    monkeypatch.setattr(onnx, "export_program", lambda model: None)
+    written = SimpleNamespace(save=lambda file: shutil.copyfile(graph, file))
+    monkeypatch.setattr(torch.onnx, "export", lambda *args, **kwargs: written)
+
+
+def test_a_graph_with_other_features_fails_and_is_not_left(other_graph, tmp_path, capsys, monkeypatch):
+    write_backbone(tmp_path / "backbone", seed=1)
+    (tmp_path / "graphs").mkdir()
+    words = [tmp_path / "backbone", tmp_path / "graphs/vit.onnx"]
+    line, status = failing(words, capsys, monkeypatch)
+    assert status == 1 and "features of the graph differ" in line and "more than 1.0e-03" in line
+    assert list((tmp_path / "graphs").iterdir()) == []
+
+
+def test_the_tolerance_is_that_of_the_command(other_graph, exported, tmp_path, capsys, monkeypatch):
+    words = [exported.folder / "backbone", tmp_path / "vit.onnx", "--tolerance", "1e-9"]
+    line, status = failing(words, capsys, monkeypatch)
+    assert status == 1 and "more than 1.0e-09" in line and list(tmp_path.iterdir()) == []
+
+
+def test_features_that_are_no_numbers_are_not_the_same(other_graph, exported, tmp_path, monkeypatch):
+    monkeypatch.setattr(onnx, "difference", lambda model, session, size: float("nan"))
+    with pytest.raises(onnx.NotTheSame, match="by nan"):
+        onnx.export_onnx(exported.folder / "backbone", tmp_path / "vit.onnx")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_model_of_another_kind_is_refused_with_the_way_to_its_backbone(tmp_path, capsys, monkeypatch):
+    ViTPConfig(vision_config=VISION).save_pretrained(tmp_path / "whole")
+    vision = ViTPVisionModel(ViTPVisionConfig(**VISION_16))
+    ViTPForSemanticSegmentation.from_backbone(vision, "pyramid", **HEAD).save_pretrained(tmp_path / "maps")
+    line, status = failing([tmp_path / "whole", tmp_path / "vit.onnx"], capsys, monkeypatch)
+    assert status == 2 and "is a vision-language model" in line and "vitp export_backbone" in line
+    line, status = failing([tmp_path / "maps", tmp_path / "vit.onnx"], capsys, monkeypatch)
+    assert status == 2 and "is a 'vitp_segmentation', and an exported backbone is expected" in line
+    assert not list(tmp_path.glob("*vit.onnx*"))
+
+
+@pytest.mark.parametrize("name", ["onnxruntime", "onnxscript"])
+def test_a_missing_extra_is_named(exported, tmp_path, capsys, monkeypatch, name):
+    monkeypatch.setitem(sys.modules, name, None)
+    line, status = failing([exported.folder / "backbone", tmp_path / "vit.onnx"], capsys, monkeypatch)
+    assert status == 1 and f"{name} is not installed. Do: pip install 'modeling-vitp[onnx]'" in line
