@@ -128,9 +128,10 @@ def draw_answers(rows: Sequence[Answered], maps: Sequence[np.ndarray], path: Pat
                 axis.set_title(title, fontsize=8, parse_math=False)
             outline(picture, row.reference, row.size, REFERENCE, "-")
             outline(picture, row.answer, row.size, ANSWER, "--")
-        said = {"question": row.question, "reference": row.reference, "model": row.answer or "(no text)"}
-        lines = [textwrap.fill(f"{who}: {shorten(what)}", 52) for who, what in said.items()]
-        text.text(0, 1, "\n\n".join(lines), va="top", fontsize=8, parse_math=False, transform=text.transAxes)
+        turns = {"question": row.question, "reference": row.reference, "model": row.answer or "(no text)"}
+        lines = [textwrap.fill(f"{who}: {shorten(what)}", 52) for who, what in turns.items()]
+        said = text.text(0, 1, "\n\n".join(lines), va="top", fontsize=8, parse_math=False, transform=text.transAxes)
+        said.set_in_layout(False)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Glyph .* missing from font")
         figure.savefig(path, dpi=100)
