@@ -70,13 +70,14 @@ class ViewTrainer(Run, Trainer):
         return self.train_dataset.rows
 
     def run_settings(self) -> dict[str, dict[str, Any]]:
-        fixed = "seed data_seed dataloader_drop_last per_device_train_batch_size gradient_accumulation_steps"
+        fixed = "seed dataloader_drop_last per_device_train_batch_size gradient_accumulation_steps"
         free = (
             "max_steps learning_rate lr_scheduler_type warmup_steps optim weight_decay adam_beta1 adam_beta2 "
             "adam_epsilon max_grad_norm bf16 fp16"
         )
-        objective = {"objective": type(self.accelerator.unwrap_model(self.model)).__name__}
+        objective = type(self.accelerator.unwrap_model(self.model)).__name__
         return {
-            "fixed": {name: getattr(self.args, name) for name in fixed.split()} | objective,
+            "fixed": {name: getattr(self.args, name) for name in fixed.split()}
+            | {"data_seed": self.data_seed, "objective": objective},
             "free": {name: getattr(self.args, name) for name in free.split()},
         }

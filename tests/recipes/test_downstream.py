@@ -78,6 +78,8 @@ def finished(tmp_path_factory):
     args = ExperimentArguments(**plan)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(trees, "evaluate", lambda *args: {})
+        texts = ["How many trees are there?", "Map the trees."]  # others than those of the controls, which have none
+        patch.setattr("modeling_vitp.instructions.rows.sample_texts", lambda *args: texts)
         patch.setattr("modeling_vitp.recipes.tasks.trees.controls.probe_backbone", lambda *args: {})
         patch.setattr(trees_finetuning.finetune_segmentation, "main", finetunings)
         metrics = Experiment(args, pretrain.main, Downstream(args)).run()

@@ -17,7 +17,6 @@ from trl import ModelConfig
 from modeling_vitp import ViTPImageProcessor, export_backbone
 from modeling_vitp.evaluation.objectives import MaskedAutoencoder, PatchClassifier
 from modeling_vitp.evaluation.view_trainer import ViewTrainer
-from modeling_vitp.instructions.rows import sample_texts
 from modeling_vitp.instructions.sources import load_rows
 from modeling_vitp.probing.gains import gains_table
 from modeling_vitp.training.arguments import SFT_MODULES, PretrainArguments, VRLArguments
@@ -75,13 +74,12 @@ def main(argv: list[str] | None = None) -> int:
     control, args, training_args, model_args = parse(argv, __doc__, own, WHOLE, SFT_MODULES)
     output_dir = Path(training_args.output_dir)
     check_free(output_dir)
-    # In the order of `vitp pretrain`, so that the ViT has the same weights.
+    # As in `vitp pretrain`, so that the ViT has the same weights; the language model, made after it, is not used.
     set_seed(training_args.seed)
     splits = load_rows(args)
     rows, _ = prepare(splits)
     transform = TreeInstructions(splits["train"], **(args.task_options or {}))
-    texts = sample_texts(rows, transform, training_args.seed)
-    model, processor = load_start(model_args, args.from_scratch, texts, args.drop_path_rate)
+    model, processor = load_start(model_args, args.from_scratch, [], args.drop_path_rate)
     vit, image_processor = model.model.vision_tower, processor.image_processor
     export_backbone(vit, output_dir / START, image_processor)
 
