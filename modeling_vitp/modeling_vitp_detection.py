@@ -149,21 +149,20 @@ class ViTPForObjectDetection(OnMultiScaleBackbone, DetectionLosses, PreTrainedMo
         sizes = image_sizes(pixel_values, pixel_mask)
         outputs = self.run_backbone(pad_to_multiple(pixel_values, 32, 32), **kwargs)
         view = self.view(outputs.feature_maps)
-        result = ViTPDetectionOutput(hidden_states=outputs.hidden_states, attentions=outputs.attentions)
+        found = {}
         if labels is not None:
             if len(labels) != len(sizes):
                 raise ValueError(f"there are labels of {len(labels)} images for {len(sizes)} images.")
             objects = [self.read_objects(label, size) for label, size in zip(labels, sizes)]
-            result.loss_dict = self.rpn_losses(view, objects, sizes) | self.head_losses(view, objects, sizes)
-            result.loss = sum(result.loss_dict.values())
+            losses = self.rpn_losses(view, objects, sizes) | self.head_losses(view, objects, sizes)
+            found = {"loss": sum(losses.values()), "loss_dict": losses}
         if labels is None or not self.training:
             views = [view]
             if self.config.flip_test:
                 mirrored = self.run_backbone(pad_to_multiple(mirror_images(pixel_values, sizes), 32, 32))
                 views.append(self.view(mirrored.feature_maps))
-            for name, values in self.detect(views, sizes).items():
-                setattr(result, name, values)
-        return result
+            found |= self.detect(views, sizes)
+        return ViTPDetectionOutput(**found, hidden_states=outputs.hidden_states, attentions=outputs.attentions)
 
     def view(self, feature_maps: tuple[torch.Tensor, ...]) -> View:
         maps = self.neck(feature_maps)
