@@ -44,6 +44,7 @@ SLOW = (
     "vitp compare_pretraining",
     "vitp benchmark --shape small",
     "vitp finetune_detection --detector",
+    "vitp benchmark_detection",
 )
 # Commands that may end with status 1, which says what a model of two steps does not reach.
 MAY_FAIL = ("vitp pretrain --config quickstart", "vitp pretrain --vision_model")
@@ -67,6 +68,7 @@ SMALL = {  # recipe -> options that make it small, after those of the page
     "evaluate_robustness": {"corruptions": "haze rotation", "severities": "1 5", "limit": 2},
     "validate_data": {"num_workers": 1},
     "benchmark": {"tiles": 1, "steps": 1, "rounds": 1},
+    "benchmark_detection": {"runs": 1, "steps": 1, "image_size": 64},
     "benchmark_loader": {"rows": 4, "batch_size": 2, "workers": 0, "rounds": 1},
     "compare_pretraining": {
         "seeds": "0 1",
