@@ -7,7 +7,7 @@ from modeling_vitp.evaluation import detection_speed
 from modeling_vitp.evaluation.detection_speed import DETECTORS, SHAPES, operators, time_calls, training_step
 from modeling_vitp.recipes.benchmark_detection import main
 
-TINY = {"hidden_size": 32, "num_hidden_layers": 4, "num_attention_heads": 16, "intermediate_size": 32}
+TINY = {"hidden_size": 64, "num_hidden_layers": 4, "num_attention_heads": 4, "intermediate_size": 32}
 
 
 def test_each_operator_is_given_as_many_boxes_as_it_says():
@@ -15,6 +15,7 @@ def test_each_operator_is_given_as_many_boxes_as_it_says():
     assert shapes[0] == (2000, 2000) and 0 < shapes[1][0] < 2000 and shapes[2] == (512, 256, 7, 7)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("detector", DETECTORS)
 def test_a_step_trains(monkeypatch, detector):
     monkeypatch.setitem(SHAPES, "vit_s", TINY)
@@ -29,6 +30,7 @@ def test_the_first_call_is_not_timed():
     assert len(times) == 3 and len(calls) == 4 and min(times) > 0
 
 
+@pytest.mark.slow
 def test_the_command_prints_a_row_for_each(monkeypatch, capsys):
     monkeypatch.setitem(SHAPES, "vit_s", TINY)
     monkeypatch.setattr(detection_speed, "NUM_BOXES", 600)
