@@ -46,6 +46,7 @@ SLOW = (
     "vitp benchmark --shape small",
     "vitp finetune_detection --detector",
     "vitp export_onnx",
+    "vitp benchmark_detection",
 )
 # Modules of which a Python block is compiled and not run, and why; those in SLOW_MODULES, where slow tests do not run.
 ONLY_COMPILED = {"terratorch": "a hundred packages", "torchao": "it logs what it cannot load whenever it is imported"}
@@ -72,6 +73,7 @@ SMALL = {  # recipe -> options that make it small, after those of the page
     "evaluate_robustness": {"corruptions": "haze rotation", "severities": "1 5", "limit": 2},
     "validate_data": {"num_workers": 1},
     "benchmark": {"tiles": 1, "steps": 1, "rounds": 1},
+    "benchmark_detection": {"runs": 1, "steps": 1, "image_size": 64},
     "benchmark_loader": {"rows": 4, "batch_size": 2, "workers": 0, "rounds": 1},
 }
 

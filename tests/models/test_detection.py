@@ -230,6 +230,14 @@ def test_detections_in_evaluation_come_with_the_loss(name):
     torch.testing.assert_close(both.loss, expected["losses.total"], rtol=1e-5, atol=0)
 
 
+def test_the_parts_of_an_output_have_one_order_whatever_is_asked_for():
+    model, labels = tiny_detector("cascade_rcnn", num_labels=1), labels_over_the_border("cascade_rcnn")
+    image = torch.randn(1, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        outputs = model.eval()(image, labels=labels, output_hidden_states=True)
+    assert list(outputs) == ["loss", "loss_dict", "scores", "labels", "pred_boxes", "hidden_states"]
+
+
 def without_objects(name: str, labels: list[dict[str, torch.Tensor]]) -> list[dict[str, torch.Tensor]]:
     return [{key: value[:0] for key, value in label.items()} for label in labels]
 

@@ -12,6 +12,7 @@ from transformers import PreTrainedConfig
 from transformers.models.auto.modeling_auto import (
     MODEL_FOR_BACKBONE_MAPPING_NAMES,
     MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES,
+    MODEL_FOR_OBJECT_DETECTION_MAPPING_NAMES,
     MODEL_MAPPING_NAMES,
 )
 
@@ -21,13 +22,20 @@ from modeling_vitp import (
     ViTPBackboneConfig,
     ViTPChangeDetectionConfig,
     ViTPConfig,
+    ViTPDetectionImageProcessor,
     ViTPFeaturePyramid,
     ViTPFeaturePyramidConfig,
     ViTPForChangeDetection,
     ViTPForConditionalGeneration,
+    ViTPForInstanceSegmentation,
+    ViTPForObjectDetection,
+    ViTPForOrientedObjectDetection,
     ViTPForSemanticSegmentation,
     ViTPImageProcessor,
+    ViTPInstanceSegmentationConfig,
     ViTPModel,
+    ViTPObjectDetectionConfig,
+    ViTPOrientedObjectDetectionConfig,
     ViTPProcessor,
     ViTPSegmentationConfig,
     ViTPSegmentationImageProcessor,
@@ -71,6 +79,11 @@ CONVOLUTION = {"test_model_get_set_embeddings": "a ViT's input embeddings are a 
 FOUR_LAYERS = {"test_num_layers_is_small": "the adapter interacts four times, with one layer at least"}
 MAPS = {"test_retain_grad_hidden_states_attentions": "the first output of a backbone is a tuple of maps"}
 UPERNET = {"test_model_get_set_embeddings": "UPerNet has no input embeddings, transformers' own neither"}
+DETECTIONS = {
+    "test_model_get_set_embeddings": "a detector has no input embeddings",
+    "test_can_load_ignoring_mismatched_shapes": "it makes numbers of all settings with _std in their names",
+    "test_retain_grad_hidden_states_attentions": "without labels there are detections, which have no gradient",
+}
 # Tests that are not run, by what they are of, and why. Others skip themselves, for reasons that the output states.
 LEFT_OUT: dict[str, dict[str, str]] = {
     "language": {
@@ -88,6 +101,7 @@ LEFT_OUT: dict[str, dict[str, str]] = {
     "change": UPERNET
     | FOUR_LAYERS
     | {"test_retain_grad_hidden_states_attentions": "it gives states in pairs, through which the network does not go"},
+    **dict.fromkeys(("boxes", "oriented boxes", "instances"), FOUR_LAYERS | DETECTIONS),
     "adapter as a backbone": STAGES,
     "pyramid as a backbone": STAGES,
     "processor": {
@@ -95,6 +109,8 @@ LEFT_OUT: dict[str, dict[str, str]] = {
     },
     "tiles": RGBA,
     "images and masks": RGBA,
+    "images and objects": RGBA
+    | {"test_post_process_test_mixin_inheritance": "what makes maps of outputs is DETR's, and of its outputs alone"},
 }
 
 
@@ -151,6 +167,8 @@ def language_config(config_class: type[PreTrainedConfig]) -> PreTrainedConfig:
 
 VISION_WITH_MASKS = {**VISION, "use_mask_token": True}
 DENSE = {"backbone_config": adapter_config(), **HEAD}
+BOXES = {"backbone_config": adapter_config(), "neck_channels": 16, "head_hidden_size": 32, "num_labels": 3}
+BOXES |= {"rpn_candidates_train": 50, "rpn_proposals_train": 30, "rpn_candidates_eval": 30, "rpn_proposals_eval": 20}
 MODELS = {
     "language": (
         InputsWithText(language_config(ViTPConfig), seq_length=7 + IMAGE_TOKENS),
@@ -162,7 +180,21 @@ MODELS = {
     "pyramid": (Inputs(ViTPFeaturePyramidConfig(**VISION, pyramid_channels=16)), [ViTPFeaturePyramid]),
     "segmentation": (Inputs(ViTPSegmentationConfig(**DENSE), 4, 16), [ViTPForSemanticSegmentation]),
     "change": (Inputs(ViTPChangeDetectionConfig(**DENSE), 4, 16), [ViTPForChangeDetection]),
+    "boxes": (Inputs(ViTPObjectDetectionConfig(**BOXES), 4, 16), [ViTPForObjectDetection]),
+    "oriented boxes": (Inputs(ViTPOrientedObjectDetectionConfig(**BOXES), 4, 16), [ViTPForOrientedObjectDetection]),
+    "instances": (Inputs(ViTPInstanceSegmentationConfig(**BOXES), 4, 16), [ViTPForInstanceSegmentation]),
 }
+
+
+DETECTORS = [ViTPForObjectDetection, ViTPForOrientedObjectDetection, ViTPForInstanceSegmentation]
+
+
+def objects_of(tester: Inputs) -> list[dict[str, torch.Tensor]]:
+    """Labels of a batch, with boxes, corners and masks."""
+    corners = torch.tensor([[[0.2, 0.3], [0.6, 0.3], [0.6, 0.8], [0.2, 0.8]]])
+    masks = torch.ones(1, tester.image_size, tester.image_size)
+    one = {"class_labels": torch.tensor([1]), "boxes": torch.tensor([[0.4, 0.55, 0.4, 0.5]])}
+    return [one | {"corners": corners, "masks": masks} for _ in range(tester.batch_size)]
 
 
 @pytest.fixture
@@ -172,6 +204,7 @@ def listed(monkeypatch):
         (MODEL_MAPPING_NAMES, [ViTPModel, ViTPVisionModel]),
         (MODEL_FOR_BACKBONE_MAPPING_NAMES, [ViTPBackbone, ViTPAdapter, ViTPFeaturePyramid]),
         (MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES, [ViTPForConditionalGeneration]),
+        (MODEL_FOR_OBJECT_DETECTION_MAPPING_NAMES, DETECTORS),
     ):
         for model_class in classes:
             monkeypatch.setitem(mapping, model_class.config_class.model_type, model_class.__name__)
@@ -186,6 +219,8 @@ def test_models_pass_what_transformers_tests_on_its_own(common, listed, name):
         inputs = mixin._prepare_for_class(self, inputs, model_class, return_labels)
         if return_labels and name == "change":
             inputs["labels"] = torch.zeros(tester.batch_size, tester.image_size, tester.image_size).long()
+        elif return_labels and model_class in DETECTORS:
+            inputs["labels"] = objects_of(tester)
         return inputs
 
     def set_up(self) -> None:
@@ -247,6 +282,7 @@ def test_the_processor_passes_what_transformers_tests_on_its_own(common, tokeniz
 IMAGE_PROCESSORS = {
     "tiles": ViTPImageProcessor,
     "images and masks": ViTPSegmentationImageProcessor,
+    "images and objects": ViTPDetectionImageProcessor,
 }
 
 
