@@ -21,10 +21,12 @@ from modeling_vitp import (
     ViTPBackboneConfig,
     ViTPChangeDetectionConfig,
     ViTPConfig,
+    ViTPDetectionImageProcessor,
     ViTPFeaturePyramid,
     ViTPFeaturePyramidConfig,
     ViTPForChangeDetection,
     ViTPForConditionalGeneration,
+    ViTPForObjectDetection,
     ViTPForSemanticSegmentation,
     ViTPImageProcessor,
     ViTPModel,
@@ -71,10 +73,15 @@ CONVOLUTION = {"test_model_get_set_embeddings": "a ViT's input embeddings are a 
 FOUR_LAYERS = {"test_num_layers_is_small": "the adapter interacts four times, with one layer at least"}
 MAPS = {"test_retain_grad_hidden_states_attentions": "the first output of a backbone is a tuple of maps"}
 UPERNET = {"test_model_get_set_embeddings": "UPerNet has no input embeddings, transformers' own neither"}
+NO_EMBEDDINGS = {"test_model_get_set_embeddings": "a detector has no input embeddings"}
+LISTS = {
+    "test_can_load_ignoring_mismatched_shapes": "its start sets all with _std in its name; stage_box_stds are lists"
+}
+DETECTIONS = {"test_retain_grad_hidden_states_attentions": "detections, which come first, have no gradient"}
 # Tests that are not run, by what they are of, and why. Others skip themselves, for reasons that the output states.
 LEFT_OUT: dict[str, dict[str, str]] = {
     "language": {
-        "test_generation_tester_mixin_inheritance": "its mixin is not distributed; test_modeling.py tests generation",
+        "test_generation_tester_mixin_inheritance": "its mixin is not distributed; test_generation.py is for it",
         **{
             f"test_model_rope_scaling_from_config_{kind}": "random ids have image tokens, without images"
             for kind in ("0_linear", "1_dynamic", "2_yarn")
@@ -88,6 +95,7 @@ LEFT_OUT: dict[str, dict[str, str]] = {
     "change": UPERNET
     | FOUR_LAYERS
     | {"test_retain_grad_hidden_states_attentions": "it gives states in pairs, through which the network does not go"},
+    "objects": NO_EMBEDDINGS | FOUR_LAYERS | LISTS | DETECTIONS,
     "adapter as a backbone": STAGES,
     "pyramid as a backbone": STAGES,
     "processor": {
@@ -95,6 +103,10 @@ LEFT_OUT: dict[str, dict[str, str]] = {
     },
     "tiles": RGBA,
     "images and masks": RGBA,
+    "images and objects": {
+        "test_call_numpy_4_channels": FOUR_BANDS,
+        "test_post_process_test_mixin_inheritance": "what it has of segmentation is DETR's, of queries",
+    },
 }
 
 
@@ -150,6 +162,8 @@ def language_config(config_class: type[PreTrainedConfig]) -> PreTrainedConfig:
 
 
 VISION_WITH_MASKS = {**VISION, "use_mask_token": True}
+DETECTORS = {"objects": ViTPForObjectDetection}
+DETECTOR = {"neck_channels": 16, "head_hidden_size": 32, "rpn_candidates_eval": 20, "rpn_proposals_eval": 10}
 DENSE = {"backbone_config": adapter_config(), **HEAD}
 MODELS = {
     "language": (
@@ -162,7 +176,22 @@ MODELS = {
     "pyramid": (Inputs(ViTPFeaturePyramidConfig(**VISION, pyramid_channels=16)), [ViTPFeaturePyramid]),
     "segmentation": (Inputs(ViTPSegmentationConfig(**DENSE), 4, 16), [ViTPForSemanticSegmentation]),
     "change": (Inputs(ViTPChangeDetectionConfig(**DENSE), 4, 16), [ViTPForChangeDetection]),
+    **{
+        name: (Inputs(cls.config_class(backbone_config=adapter_config(), **DETECTOR), 4, 16), [cls])
+        for name, cls in DETECTORS.items()
+    },
 }
+
+
+def objects() -> dict[str, torch.Tensor]:
+    """Two in an image of 64 x 64 pixels, in every form."""
+    boxes = torch.tensor([[0.3, 0.4, 0.4, 0.3], [0.7, 0.6, 0.3, 0.5]])
+    low, high = boxes[:, :2] - boxes[:, 2:] / 2, boxes[:, :2] + boxes[:, 2:] / 2
+    corners = torch.stack(
+        [low, torch.stack([high[:, 0], low[:, 1]], 1), high, torch.stack([low[:, 0], high[:, 1]], 1)], 1
+    )
+    masks = torch.ones(2, 64, 64, dtype=torch.uint8)
+    return {"class_labels": torch.tensor([0, 1]), "boxes": boxes, "corners": corners, "masks": masks}
 
 
 @pytest.fixture
@@ -186,6 +215,8 @@ def test_models_pass_what_transformers_tests_on_its_own(common, listed, name):
         inputs = mixin._prepare_for_class(self, inputs, model_class, return_labels)
         if return_labels and name == "change":
             inputs["labels"] = torch.zeros(tester.batch_size, tester.image_size, tester.image_size).long()
+        if return_labels and name in DETECTORS:
+            inputs["labels"] = [objects() for _ in range(tester.batch_size)]
         return inputs
 
     def set_up(self) -> None:
@@ -247,6 +278,7 @@ def test_the_processor_passes_what_transformers_tests_on_its_own(common, tokeniz
 IMAGE_PROCESSORS = {
     "tiles": ViTPImageProcessor,
     "images and masks": ViTPSegmentationImageProcessor,
+    "images and objects": ViTPDetectionImageProcessor,
 }
 
 
