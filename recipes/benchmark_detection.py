@@ -30,7 +30,7 @@ def main(argv: list[str] | None = None) -> int:
     import torch
 
     from modeling_vitp.evaluation.detection_speed import DETECTORS, device_here, operators, time_calls, training_step
-    from modeling_vitp.training.run import has_fast_bf16
+    from modeling_vitp.training.run_config import has_fast_bf16
 
     torch.set_num_threads(args.threads)
     device = device_here()

@@ -14,6 +14,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
 
 import pytest
@@ -241,12 +242,14 @@ class Parsed(BaseException):
 
 
 def call(name: str, words: list[str], patch: pytest.MonkeyPatch) -> int | str | None:
-    """The exit status of `vitp NAME WORDS`, in this process."""
+    """The exit status of `vitp NAME WORDS`, or of a module below `recipes` by its name with dots, in this process."""
     from modeling_vitp.__main__ import main
 
     with patch.context() as inner:
         inner.setattr(sys, "argv", sys.argv)  # which the command sets
         try:
+            if "." in name:
+                return import_module(f"modeling_vitp.recipes.{name}").main(words)
             main([name, *words])
         except SystemExit as end:
             return end.code

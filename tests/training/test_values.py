@@ -15,7 +15,7 @@ from modeling_vitp.dense.arguments import DenseModelArguments, FinetuneArguments
 from modeling_vitp.dense.trainer import DenseTrainingArguments
 from modeling_vitp.detection.arguments import DetectionArguments
 from modeling_vitp.detection.trainer import DetectionTrainingArguments
-from modeling_vitp.evaluation.arguments import CompareArguments
+from modeling_vitp.evaluation.arguments import ExperimentArguments, FinetuningPlan
 from modeling_vitp.probing.arguments import ProbeArguments
 from modeling_vitp.recipes import benchmark, benchmark_loader, make_instructions, predict_large, validate_data
 from modeling_vitp.training.arguments import PretrainArguments
@@ -72,15 +72,10 @@ def test_a_mapping_of_transformers_may_be_a_file(tmp_path):
 
 DATA = {"dataset_name": "org/data"}
 PROBE = {"backbones": ["b"], **DATA}
-COMPARE = {
-    "output_dir": "o",
-    "dataset_name": "d",
-    "finetuning": "aerial_trees",
-    "from_scratch": {},
-    "pretraining": {},
-    "held_out_scene": "s",
-    "held_out_top": 0,
-}
+EXPERIMENT = {"output_dir": "o", "claim": "c", "against": "a", "arms": {"quickstart": None}, "control": "quickstart"}
+EXPERIMENT |= {"measures": {}}
+FINETUNING = {"config": "aerial_trees", "learning_rates": [1e-4], "layer_decays": [1.0], "label_shares": [1.0]}
+FINETUNING |= {"held_out_scene": "s", "held_out_top": 0}
 MEANINGLESS = [
     (PretrainArguments, DATA, {"unfreeze_vision_layers": -1}),
     (PretrainArguments, DATA, {"drop_path_rate": 1.0}),
@@ -130,9 +125,12 @@ MEANINGLESS = [
     (ProbeArguments, PROBE, {"num_neighbours": 0}),
     (ProbeArguments, PROBE, {"dtype": "int4"}),
     (ProbeArguments, PROBE, {"pooling": "max"}),
-    (CompareArguments, COMPARE, {"label_shares": [0.0]}),
-    (CompareArguments, COMPARE, {"drop_ratios": [1.0]}),
-    (CompareArguments, COMPARE, {"learning_rates": [-1.0]}),
+    (ExperimentArguments, EXPERIMENT, {"probe_label_shares": [0.0]}),
+    (ExperimentArguments, EXPERIMENT, {"corruption_severities": [6]}),
+    (ExperimentArguments, EXPERIMENT, {"control": "none"}),
+    (FinetuningPlan, FINETUNING, {"label_shares": [0.0]}),
+    (FinetuningPlan, FINETUNING, {"layer_decays": [1.5]}),
+    (FinetuningPlan, FINETUNING, {"learning_rates": [-1.0]}),
 ]
 
 
@@ -142,7 +140,7 @@ def test_a_value_that_means_nothing_is_refused_where_the_argument_is_defined(arg
     arguments(**others, **more)
     (name,) = settings
     with pytest.raises(ValueError, match="no task 'bushes'.*trees" if settings == {"task": "bushes"} else name):
-        arguments(**others, **more, **settings)
+        arguments(**{**others, **more, **settings})
 
 
 @pytest.mark.parametrize(
