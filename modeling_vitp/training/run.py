@@ -72,6 +72,7 @@ class Run:
     _is_saving = False
     _resumed_from: str | None = None  # until the first batch is asked for
     _lock: FolderLock | None = None
+    _loader: DataLoader | None = None  # of training
     _recorded: tuple | None = None
 
     def run_settings(self) -> dict[str, dict[str, Any]]:
@@ -158,6 +159,10 @@ class Run:
                 raise error
         finally:
             signals.restore()
+            if self._loader is not None:
+                # Its persistent workers end here. Left to the garbage collector, which takes their queues first, each
+                # would be waited for in vain.
+                self._loader._iterator = None
 
     def _check_files(self, checkpoint: str) -> None:
         """By one process, for all."""
@@ -204,7 +209,10 @@ class Run:
             self.data_collator = collator
         # The seeds of workers would be drawn from the global generator, at other times in a run that is resumed than in
         # one that never stopped, and stochastic depth would differ from there on.
-        getattr(dataloader, "base_dataloader", dataloader).generator = torch.Generator()
+        loader = getattr(dataloader, "base_dataloader", dataloader)
+        loader.generator = torch.Generator()
+        if is_training:
+            self._loader = loader
         return dataloader
 
     def get_batch_samples(self, *args, **kwargs) -> tuple[list, torch.Tensor | int | None]:

@@ -1,4 +1,5 @@
 import json
+import multiprocessing
 import shutil
 from pathlib import Path
 
@@ -204,7 +205,9 @@ def test_each_epoch_draws_anew_and_the_draw_reaches_persistent_workers(tokenizer
         return forward(*args, **kwargs)
 
     trainer.model.model.forward = recording
+    others = set(multiprocessing.active_children())
     trainer.train()
+    assert set(multiprocessing.active_children()) <= others  # the workers end with the training
     collator = ViTPDataCollator(trainer.processing_class, vrl_drop_ratio=0.9, seed=trainer.args.seed)
     expected = []
     for epoch in range(4):
