@@ -10,6 +10,7 @@ from torch.utils.data import Dataset
 from torchvision.transforms.v2 import functional as F
 from transformers import PreTrainedModel
 
+from ..modeling_vitp_backbone import ViTPMultiScaleBackbone
 from .batching import EpochBatchSampler
 from .layer_decay import layer_decay_groups
 from .run import Run
@@ -17,8 +18,8 @@ from .watching import choose, component_colors
 
 
 class FineTuner(Run):
-    """For a `Trainer` of a model with a `backbone`; its arguments have those of
-    [`~modeling_vitp.training.layer_decay_arguments`]."""
+    """For a `Trainer` of a model with a [`~modeling_vitp.modeling_vitp_backbone.ViTPMultiScaleBackbone`] in it; its
+    arguments have those of [`~modeling_vitp.training.layer_decay_arguments`]."""
 
     def __init__(self, *args: Any, **kwargs: Any):
         super().__init__(*args, **kwargs)
@@ -49,7 +50,8 @@ class FineTuner(Run):
         Returns:
             Of shape `(hidden_size, rows, columns)`.
         """
-        backbone = self.accelerator.unwrap_model(self.model).backbone
+        modules = self.accelerator.unwrap_model(self.model).modules()
+        backbone = next(module for module in modules if isinstance(module, ViTPMultiScaleBackbone))
         scale = max(backbone.config.image_size) / max(image.shape[-2:])
         size = [max(1, round(side * scale)) for side in image.shape[-2:]]
         image = F.to_dtype(F.resize(image, size, antialias=True), scale=True)

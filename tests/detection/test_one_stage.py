@@ -56,6 +56,7 @@ def configure(folder, detector, **more) -> list[str]:
 def test_a_detector_of_transformers_trains_is_scored_and_opens_as_any_other(tmp_path, detector):
     assert main(configure(tmp_path, detector)) == 0
     out = tmp_path / "out"
+    assert (out / "watch" / "step-000000.png").is_file()
     assert "test_map_50" in json.loads((out / "metrics.json").read_text())["test"]
     assert "import modeling_vitp" in (out / "README.md").read_text()
 
