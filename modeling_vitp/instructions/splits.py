@@ -10,6 +10,7 @@ import yaml
 from datasets import Dataset, IterableDataset, ReadInstruction
 from trl import ScriptArguments
 
+from ..command.places import looks_like_path, not_there
 from .conversations import to_conversations
 from .folders import annotations, has_images, holds_rows, image_root
 from .json_lines import LOOKED_AT, listed
@@ -104,8 +105,10 @@ def load_sources(name: str) -> Mixture:
         name = fields.get("dataset_name")
     elif place.is_file():
         name = name if place.suffix != ".json" or holds_rows(place) else None
-    elif not place.is_dir() and not HUB_ID.fullmatch(name):
+    elif place.suffix in (".yaml", ".yml"):
         name = None
+    elif not place.is_dir() and (looks_like_path(name) or not HUB_ID.fullmatch(name)):
+        raise ValueError(not_there(name))
     if not isinstance(name, str):
         return load_mixture(place)
     split, root = fields.get("dataset_train_split", "train"), fields.get("image_root")

@@ -133,8 +133,11 @@ def test_what_is_validated_is_a_mixture_or_what_a_recipe_names(tmp_path):
         assert len(read_source(source)) == 4
     assert load_sources(str(meta)).sources[0].name == "m"
     assert load_sources("my-org/my-data").sources == (Source("my-data", dataset="my-org/my-data"),)
-    for name in ("mixtures.yaml", "none/mixture.yaml", "nothing"):
+    for name in ("mixtures.yaml", "none/mixture.yaml"):
         with pytest.raises(ValueError, match=f"no mixture file {name}"):
+            load_sources(name)
+    for name in (f"{tmp_path}/dat", f"{tmp_path}/data,tables"):
+        with pytest.raises(ValueError, match=f"{name}': there is no such file or folder, did you mean '{tmp_path}/"):
             load_sources(name)
 
 
