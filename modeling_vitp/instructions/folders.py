@@ -21,10 +21,10 @@ TABLES = {".parquet", ".tar", ".arrow", ".csv", ".tsv"}
 
 
 def files_by_suffix(folder: Path) -> dict[str, list[Path]]:
-    """The files of a folder, by their endings in small letters; hidden ones are left out."""
+    """The files of a folder, by their endings in small letters; hidden ones and checkpoints are left out."""
     found: dict[str, list[Path]] = {}
     for path in sorted(folder.rglob("*")):
-        if path.is_file() and not any(part.startswith(".") for part in path.relative_to(folder).parts):
+        if path.is_file() and not any(part.startswith((".", "checkpoint-")) for part in path.relative_to(folder).parts):
             found.setdefault(path.suffix.lower(), []).append(path)
     return found
 
@@ -39,8 +39,9 @@ def annotations(folder: Path) -> dict[str, list[Path]]:
     tables = [path for suffix in TABLES for path in found.get(suffix, [])]
     others = tables + [path for path in found.get(".jsonl", []) if path.name == METADATA]
     rows = [] if others else [path for path in files if path.suffix.lower() == ".jsonl" or holds_rows(path)]
-    for path in sorted(set(files) - set(rows)):
-        warn(path, f"the rows of the folder are in {others[0].name}" if others else "it is no list of rows")
+    unread = tuple(sorted(set(files) - set(rows)))
+    if unread:
+        warn(unread, f"the rows of the folder are in {others[0].name}" if others else "no list of rows")
     splits: dict[str, list[Path]] = {}
     for path in rows:
         splits.setdefault(split_of(path.relative_to(folder)), []).append(path)
@@ -48,9 +49,10 @@ def annotations(folder: Path) -> dict[str, list[Path]]:
 
 
 @cache
-def warn(path: Path, why: str) -> None:
+def warn(paths: tuple[Path, ...], why: str) -> None:
     """Says once what is not read."""
-    logger.warning("%s is not read: %s.", path, why)
+    more = f" and {len(paths) - 1} more JSON are" if len(paths) > 1 else " is"
+    logger.warning("%s%s not read: %s.", paths[0], more, why)
 
 
 def has_images(folder: Path) -> bool:

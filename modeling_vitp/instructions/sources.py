@@ -22,6 +22,7 @@ from trl import ScriptArguments
 from ..hub.failures import RETRIES, limit_waits, one_line, pause, seconds_to_wait, tried
 from ..images.reading import IMAGE_SUFFIXES
 from .conversations import with_reader
+from .folders import holds_rows
 from .json_lines import LOOKED_AT, download_line_files, first_bad_line, line_files, listed, read_lines
 from .mixture_file import Source
 from .row_reader import RowReader
@@ -259,11 +260,15 @@ def load_rows(script_args: ScriptArguments) -> DatasetDict | IterableDatasetDict
         splits = tried(load)
     except datasets.exceptions.DatasetGenerationError as error:
         if Path(name).is_dir():
-            files = sorted(Path(name).rglob("*.jsonl"))
+            found = sorted(path for path in Path(name).rglob("*.json*") if path.is_file())
+            files = [path for path in found if path.suffix == ".jsonl" or (path.suffix == ".json" and holds_rows(path))]
         else:
             split = script_args.dataset_train_split
             files = tried(partial(download_line_files, Source(name, dataset=name, split=split)))
-        line = first_bad_line(files)
+        try:
+            line = first_bad_line(files)
+        except ValueError as whole:  # a list, which has no lines
+            raise ValueError(f"{name} cannot be read: {whole}. Mend the file.") from error
         hint = "As a source of a mixture it is one row, which can be skipped."
         cause = f"{line}. {hint}" if line else one_line(str(error.__cause__ or error))
         raise ValueError(f"{name} cannot be read: {cause}") from error

@@ -15,7 +15,8 @@ from .conversations import to_conversations
 from .folders import annotations, has_images, holds_rows, image_root
 from .json_lines import LOOKED_AT, listed
 from .mixture_file import Mixture, Source, load_mixture
-from .sources import load_rows, read_source, schema_of
+from .schemas import RENAME
+from .sources import REMEDY, load_rows, read_source, schema_of
 
 ENDLESS = 2**62
 HUB_ID = re.compile(r"[\w-][\w.-]*/[\w.-]+(?<!\.yaml)(?<!\.yml)(?<!\.json)")
@@ -42,7 +43,8 @@ def open_splits(
             try:
                 opened[part] = take(conversations(splits[base_of(part)], root), part)
             except ValueError as error:
-                raise ValueError(f"{name}, split {part!r}: {error}") from error
+                said = re.sub(r"^Source '.*?', .*?: (?=the columns )", "", str(error)).replace(REMEDY, RENAME)
+                raise ValueError(f"{name}, split {part!r}: {said}") from error
     if args.dataset_train_split not in opened:
         raise ValueError(
             f"{name} has no split {args.dataset_train_split!r}, only {sorted(splits)}: give dataset_train_split."
