@@ -29,6 +29,7 @@ from .row_reader import RowReader
 from .rows import FEATURES, check_unmerged, row_of
 
 logger = logging.getLogger(__name__)
+BUILDERS = {".parquet": "parquet", ".tar": "webdataset", ".arrow": "arrow"}  # of single files
 REMEDY = (
     "Say under `columns` which are the messages, the prompt and the completion, or the question and the answer (or "
     "give a `prompt` and an answer column)."
@@ -96,8 +97,7 @@ def load_columns(source: Source) -> Dataset | IterableDataset:
     """The data set as it is stored."""
     if source.dataset:
         return load_dataset(
-            source.dataset,
-            source.config,
+            **place_of(source.dataset, source.config),
             split=source.split,
             revision=source.revision,
             streaming=source.streaming,
@@ -111,6 +111,22 @@ def load_columns(source: Source) -> Dataset | IterableDataset:
         return load_dataset("imagefolder", data_dir=str(folder), **options)
     found = ", ".join(sorted(suffixes)) or "nothing"
     raise ValueError(f"{folder} holds no Parquet files, JSON, tar archives or images, only {found}")
+
+
+def place_of(name: str, config: str | None) -> dict[str, object]:
+    """What `load_dataset` is told of a folder or Hub id, or of a file, whose rows are the split `train`.
+
+    Raises:
+        ValueError: if the file is of no kind that is read.
+    """
+    path = Path(name)
+    if not path.is_file():
+        return {"path": name, "name": config}
+    if path.suffix.lower() not in BUILDERS:
+        raise ValueError(
+            f"{name} is no {', '.join(BUILDERS)}, .json, .jsonl, .csv or .tsv: give such a file, or a folder."
+        )
+    return {"path": BUILDERS[path.suffix.lower()], "data_files": {"train": name}}
 
 
 def reader_of(source: Source, features: Features | dict) -> RowReader:
@@ -251,8 +267,7 @@ def load_rows(script_args: ScriptArguments) -> DatasetDict | IterableDatasetDict
     name = script_args.dataset_name
     load = partial(
         load_dataset,
-        name,
-        script_args.dataset_config,
+        **place_of(name, script_args.dataset_config),
         streaming=script_args.dataset_streaming,
         cache_dir=folder_cache(Path(name)) if Path(name).is_dir() else None,
     )

@@ -1,5 +1,6 @@
 """What `dataset_name` names: files and folders of JSON beside images, tables, archives, and parts of their splits."""
 
+import csv
 import json
 import logging
 from pathlib import Path
@@ -135,6 +136,34 @@ def test_an_image_that_is_missing_is_told_with_where_it_was_looked_for(tmp_path,
     (row,) = train_rows(tmp_path / "llava.json")
     with pytest.raises(ValueError, match=f"No such file as {tmp_path}/0.png; `image_root` gives .*. Mend"):
         load_images(row)
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_a_csv_is_read_as_json_beside_images_is(tmp_path, streaming):
+    names = save_images(tmp_path / "images", PICTURES)
+    rows = [("image", "question", "answer"), *((name, question(i), answer(i)) for i, name in enumerate(names))]
+    for suffix, delimiter in ((".csv", ","), (".tsv", "\t")):
+        file = tmp_path / f"train{suffix}"
+        with open(file, "w", newline="") as opened:
+            csv.writer(opened, delimiter=delimiter).writerows(rows)
+        for place in (tmp_path, file):
+            found = train_rows(place, dataset_streaming=streaming)
+            assert spoken(found) == [(question(number), answer(number), 1) for number in range(4)]
+            assert next(iter(found))["images"][0]["path"] == str(tmp_path / "images" / names[0])
+        (one,) = load_sources(str(file)).sources
+        assert len(spoken(read_source(one))) == 4
+        file.unlink()
+
+
+def test_a_file_of_parquet_is_a_data_set(tmp_path):
+    FORMATS["messages"][0](tmp_path, PICTURES)
+    (file,) = tmp_path.glob("*.parquet")
+    assert len(spoken(train_rows(file))) == 4
+    (one,) = load_sources(str(file)).sources
+    assert len(spoken(read_source(one))) == 4
+    (tmp_path / "notes.txt").write_text("x")
+    with pytest.raises(ValueError, match="notes.txt is no .parquet, "):
+        train_rows(tmp_path / "notes.txt")
 
 
 def test_columns_that_make_no_conversation_are_told_with_the_split(tmp_path):
