@@ -105,6 +105,9 @@ def explain_hub(error: BaseException) -> tuple[str, str, int] | None:
     found = re.search(r"(?:/api/(?:models|datasets|spaces)|//[^/]+(?:/datasets)?)/([\w.-]+/[\w.-]+)", str(error))
     repo = found[1] if found else "the repo"
     is_offline = os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE")
+    if found := re.search(r"Couldn't reach '(.+)' on the Hub \(OfflineModeIsEnabled\)", str(error)):
+        what = f"{found[1]!r} is no file or folder, and HF_HUB_OFFLINE is set, so that it is not looked for on the Hub."
+        return what, "give a folder, or unset HF_HUB_OFFLINE.", MISTAKE
     if "OfflineModeIsEnabled" in names or ("LocalEntryNotFoundError" in names and is_offline):
         return "HF_HUB_OFFLINE is set, and not all that is needed is on this machine.", "unset it, or give a folder.", 1
     if "GatedRepoError" in names:

@@ -29,19 +29,25 @@ def check_places(arguments: Iterable[object]) -> None:
             for place in value if isinstance(value, list) else [value]:
                 if not isinstance(place, str) or Path(place).expanduser().exists():
                     continue
-                if looks_like_path(place):
-                    hint = nearest(Path(place)) or "."
-                    raise WrongArguments(f"{name}={place!r}: there is no such file or folder{hint}")
+                if looks_like_path(place) or (name == "dataset_name" and nearest(Path(place))):
+                    raise WrongArguments(f"{name}={not_there(place)}")
                 ids.append(place)
     if ids:
         check_hub(ids[0])
 
 
+def not_there(place: str) -> str:
+    """What is said of a place that is neither a file nor a folder."""
+    several = " Several data sets are the sources of a `mixture`." if "," in place else ""
+    return f"{place!r}: there is no such file or folder{nearest(Path(place)) or '.'}{several}"
+
+
 def looks_like_path(place: str) -> bool:
     """Whether a word can be no id of a model or a data set on the Hub, or is nearly that of a folder here."""
     is_nearly = "/" in place and nearest(Path(place)) != ""
-    has_suffix = Path(place).suffix in (".safetensors", ".yaml", ".json", ".jsonl", ".parquet")
-    return place.startswith((".", "/", "~")) or place.count("/") > 1 or place.endswith("/") or is_nearly or has_suffix
+    is_file = Path(place).suffix in (".safetensors", ".yaml", ".json", ".jsonl", ".parquet", ".csv", ".tsv", ".tar")
+    is_path = place.startswith((".", "/", "~")) or place.count("/") > 1 or place.endswith("/")
+    return is_path or is_nearly or is_file or "," in place
 
 
 def nearest(path: Path) -> str:

@@ -22,6 +22,8 @@ RETRIES, LONGEST_WAIT = 5, 300
 
 # RuntimeError is what the client makes of a failure to send one file.
 FAILURES = (HfHubHTTPError, httpx2.TransportError, OfflineModeIsEnabled, LocalTokenNotFoundError, RuntimeError)
+# What `datasets` makes of `OfflineModeIsEnabled` has it as text only.
+OFFLINE = re.compile("OfflineModeIsEnabled|HF_HUB_OFFLINE")
 T = TypeVar("T")
 
 
@@ -81,7 +83,7 @@ def seconds_to_wait(error: BaseException, number: int) -> float | None:
     if isinstance(error, httpx2.TransportError):
         return 2**number
     while error is not None:
-        if isinstance(error, OfflineModeIsEnabled):
+        if isinstance(error, OfflineModeIsEnabled) or OFFLINE.search(str(error)):
             return None
         status = status_of(error)
         if status is not None:

@@ -241,8 +241,8 @@ def decode(path: Path) -> Picture:
 decode_scene = lru_cache(maxsize=3)(decode)
 
 
-def below(root: str | Path, name: str | Path) -> Path:
-    """The file that data name, under its root.
+def below(root: str | Path, name: str | Path, key: str = "root") -> Path:
+    """The file that data name, under its root, which the user gives by this key.
 
     Raises:
         ValueError: if the name leads out of the root, by `..`, as an absolute path or over a symbolic link.
@@ -255,8 +255,8 @@ def below(root: str | Path, name: str | Path) -> Path:
         raise ValueError(f"the name {str(name)[:80]!r} is that of no file: {error.__class__.__name__}.") from error
     if not real.is_relative_to(real_path(Path(root))):
         raise ValueError(
-            f"the file {str(name)[:200]!r} is not below {root}, but is {real}. Copy it there, or give as the root a "
-            "folder that both are in."
+            f"the file {str(name)[:200]!r} is not below {root}, but is {real}. Copy it there, or give as "
+            f"`{key}` a folder that all files are in, to which the names that are not absolute are relative."
         )
     return path
 

@@ -1,5 +1,6 @@
 """What a folder on this machine holds that rows can be read from: JSON beside images, and where those images are."""
 
+import csv
 import json
 import logging
 import re
@@ -17,30 +18,35 @@ logger = logging.getLogger(__name__)
 METADATA = "metadata.jsonl"
 # Of `datasets` itself, beside rows that lie elsewhere.
 NO_ROWS = {"dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json"}
-TABLES = {".parquet", ".tar", ".arrow", ".csv", ".tsv"}
+TABLES = {".parquet", ".tar", ".arrow"}
+DELIMITERS = {".csv": ",", ".tsv": "\t"}
 
 
 def files_by_suffix(folder: Path) -> dict[str, list[Path]]:
-    """The files of a folder, by their endings in small letters; hidden ones are left out."""
+    """The files of a folder, by their endings in small letters; hidden ones and checkpoints are left out."""
     found: dict[str, list[Path]] = {}
     for path in sorted(folder.rglob("*")):
-        if path.is_file() and not any(part.startswith(".") for part in path.relative_to(folder).parts):
+        if path.is_file() and not any(part.startswith((".", "checkpoint-")) for part in path.relative_to(folder).parts):
             found.setdefault(path.suffix.lower(), []).append(path)
     return found
 
 
 def annotations(folder: Path) -> dict[str, list[Path]]:
-    """The JSON and JSON Lines of a folder that have its rows, by split: that which the path names, or `train`.
+    """The CSV, or else JSON and JSON Lines, of a folder that have its rows, by split: that of the path, or `train`.
 
     There are none if tables, archives or metadata of images have the rows. A JSON that is not read is logged.
     """
     found = files_by_suffix(folder)
     files = [path for path in found.get(".json", []) + found.get(".jsonl", []) if path.name not in {*NO_ROWS, METADATA}]
     tables = [path for suffix in TABLES for path in found.get(suffix, [])]
-    others = tables + [path for path in found.get(".jsonl", []) if path.name == METADATA]
-    rows = [] if others else [path for path in files if path.suffix.lower() == ".jsonl" or holds_rows(path)]
-    for path in sorted(set(files) - set(rows)):
-        warn(path, f"the rows of the folder are in {others[0].name}" if others else "it is no list of rows")
+    texts = [path for suffix in DELIMITERS for path in found.get(suffix, [])]
+    others = tables + [path for path in found.get(".jsonl", []) + texts if path.stem == "metadata"]
+    texts = [path for path in texts if has_header_of_rows(path)]
+    rows = texts or [path for path in files if path.suffix.lower() == ".jsonl" or holds_rows(path)]
+    rows, others = ([], others) if others else (rows, texts)
+    unread = tuple(sorted(set(files) - set(rows)))
+    if unread:
+        warn(unread, f"the rows of the folder are in {others[0].name}" if others else "no list of rows")
     splits: dict[str, list[Path]] = {}
     for path in rows:
         splits.setdefault(split_of(path.relative_to(folder)), []).append(path)
@@ -48,9 +54,10 @@ def annotations(folder: Path) -> dict[str, list[Path]]:
 
 
 @cache
-def warn(path: Path, why: str) -> None:
+def warn(paths: tuple[Path, ...], why: str) -> None:
     """Says once what is not read."""
-    logger.warning("%s is not read: %s.", path, why)
+    more = f" and {len(paths) - 1} more JSON are" if len(paths) > 1 else " is"
+    logger.warning("%s%s not read: %s.", paths[0], more, why)
 
 
 def has_images(folder: Path) -> bool:
@@ -66,6 +73,16 @@ def split_of(path: Path) -> str:
 def holds_rows(path: Path) -> bool:
     """Whether a JSON is a list, or has a row in its first line."""
     return begins_with(path) == b"[" or is_in_lines(path)
+
+
+def has_header_of_rows(path: Path) -> bool:
+    """Whether the columns of a CSV make conversations."""
+    try:
+        with open(path, newline="", encoding="utf-8-sig") as file:
+            recognise(next(csv.reader(file, delimiter=DELIMITERS[path.suffix.lower()]), []))
+    except (ValueError, csv.Error):
+        return False
+    return True
 
 
 def begins_with(path: Path) -> bytes:

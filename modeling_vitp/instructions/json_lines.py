@@ -1,9 +1,10 @@
-"""JSON, by line or as a list: what is wrong with a row is its error, and of no other.
+"""JSON, by line or as a list, and CSV: what is wrong with a row is its error, and of no other.
 
 The reader of `datasets` ends with the first line that cannot be parsed, and makes the types of all lines agree. Those
 of the Hub are left to it as long as it can read them.
 """
 
+import csv
 import itertools
 import json
 from collections.abc import Iterable, Iterator
@@ -12,7 +13,7 @@ from typing import Any, BinaryIO
 
 from datasets import DownloadManager, load_dataset_builder
 
-from .folders import METADATA, annotations, has_images, image_root, is_in_lines
+from .folders import DELIMITERS, METADATA, annotations, has_images, image_root, is_in_lines
 from .mixture_file import Source
 from .rows import Written
 
@@ -38,11 +39,14 @@ def entries(file: BinaryIO, path: str | Path) -> Iterator[tuple[int, Any]]:
 
 
 def listed(path: str | Path) -> Iterator[tuple[int, Any]]:
-    """As [`entries`], of a file with a row a line or of a JSON list, whose rows are counted from 0.
+    """As [`entries`], of a file with a row a line or of a JSON list or CSV, whose rows are counted from 0.
 
     Raises:
         ValueError: names the file if it is to be a list and is none.
     """
+    if Path(path).suffix.lower() in DELIMITERS:
+        yield from tabled(path)
+        return
     with open(path, "rb") as file:
         if is_in_lines(Path(path)):
             yield from entries(file, path)
@@ -51,6 +55,16 @@ def listed(path: str | Path) -> Iterator[tuple[int, Any]]:
     if not isinstance(rows, list):
         raise ValueError(f"{path} is no JSON list of rows, but a {type(rows).__name__}")
     yield from enumerate(rows)
+
+
+def tabled(path: str | Path) -> Iterator[tuple[int, dict[str, str] | ValueError]]:
+    """As [`listed`], of a CSV, all values of which are texts."""
+    with open(path, newline="", encoding="utf-8-sig") as file:
+        rows = csv.DictReader(file, delimiter=DELIMITERS[Path(path).suffix.lower()])
+        for number, row in enumerate(rows):
+            if None in row or None in row.values():
+                row = ValueError(f"line {rows.line_num} of {path} has not as many fields as the first line.")
+            yield number, row
 
 
 def line_files(source: Source) -> dict[Path, str | None]:

@@ -77,7 +77,7 @@ class Source:
 
     @property
     def is_on_hub(self) -> bool:
-        return self.dataset is not None and not Path(self.dataset).is_dir()
+        return self.dataset is not None and not Path(self.dataset).exists()
 
     def missing(self) -> str | None:
         """What has to be there before the source can be read and is not, with the page where it can be had."""

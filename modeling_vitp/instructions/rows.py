@@ -64,8 +64,12 @@ def load_images(example: dict[str, Any], bands: bool = False) -> list:
                 image = bands_first(read_picture(content_of(image), bands))
             except Exception as error:  # Pillow raises many kinds, SyntaxError among them, for a broken file
                 origin = f" ({image['path']})" if isinstance(image, dict) and image.get("path") else ""
+                said = str(error)
+                if isinstance(error, FileNotFoundError) and error.filename:
+                    place = os.path.abspath(error.filename)
+                    said = f"No such file as {place}; `image_root` gives the folder that paths of images start from"
                 raise ValueError(
-                    f"image {index}{origin} cannot be read: {error}. Mend the file or take the row out."
+                    f"image {index}{origin} cannot be read: {said}. Mend the file or take the row out."
                 ) from error
         if isinstance(image, PIL.Image.Image) and 0 in image.size:
             raise ValueError(f"image {index} is empty: {image.width} x {image.height} pixels. Take the row out.")
@@ -182,7 +186,7 @@ def encoded_image(image: Any, image_root: str | None) -> dict:
         raise ValueError(f"an image is {str(image)[:80]!r}, neither a path nor encoded bytes.")
     check_text(path or "", "the path of an image")
     if image.get("bytes") is None and image_root is not None and not is_url(path):
-        image = {**image, "path": str(below(image_root, path))}
+        image = {**image, "path": str(below(image_root, path, "image_root"))}
     return {"path": image.get("path"), "bytes": image.get("bytes")}
 
 

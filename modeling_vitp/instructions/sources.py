@@ -22,12 +22,14 @@ from trl import ScriptArguments
 from ..hub.failures import RETRIES, limit_waits, one_line, pause, seconds_to_wait, tried
 from ..images.reading import IMAGE_SUFFIXES
 from .conversations import with_reader
+from .folders import holds_rows
 from .json_lines import LOOKED_AT, download_line_files, first_bad_line, line_files, listed, read_lines
 from .mixture_file import Source
 from .row_reader import RowReader
 from .rows import FEATURES, check_unmerged, row_of
 
 logger = logging.getLogger(__name__)
+BUILDERS = {".parquet": "parquet", ".tar": "webdataset", ".arrow": "arrow"}  # of single files
 REMEDY = (
     "Say under `columns` which are the messages, the prompt and the completion, or the question and the answer (or "
     "give a `prompt` and an answer column)."
@@ -95,8 +97,7 @@ def load_columns(source: Source) -> Dataset | IterableDataset:
     """The data set as it is stored."""
     if source.dataset:
         return load_dataset(
-            source.dataset,
-            source.config,
+            **place_of(source.dataset, source.config),
             split=source.split,
             revision=source.revision,
             streaming=source.streaming,
@@ -110,6 +111,22 @@ def load_columns(source: Source) -> Dataset | IterableDataset:
         return load_dataset("imagefolder", data_dir=str(folder), **options)
     found = ", ".join(sorted(suffixes)) or "nothing"
     raise ValueError(f"{folder} holds no Parquet files, JSON, tar archives or images, only {found}")
+
+
+def place_of(name: str, config: str | None) -> dict[str, object]:
+    """What `load_dataset` is told of a folder or Hub id, or of a file, whose rows are the split `train`.
+
+    Raises:
+        ValueError: if the file is of no kind that is read.
+    """
+    path = Path(name)
+    if not path.is_file():
+        return {"path": name, "name": config}
+    if path.suffix.lower() not in BUILDERS:
+        raise ValueError(
+            f"{name} is no {', '.join(BUILDERS)}, .json, .jsonl, .csv or .tsv: give such a file, or a folder."
+        )
+    return {"path": BUILDERS[path.suffix.lower()], "data_files": {"train": name}}
 
 
 def reader_of(source: Source, features: Features | dict) -> RowReader:
@@ -250,8 +267,7 @@ def load_rows(script_args: ScriptArguments) -> DatasetDict | IterableDatasetDict
     name = script_args.dataset_name
     load = partial(
         load_dataset,
-        name,
-        script_args.dataset_config,
+        **place_of(name, script_args.dataset_config),
         streaming=script_args.dataset_streaming,
         cache_dir=folder_cache(Path(name)) if Path(name).is_dir() else None,
     )
@@ -259,11 +275,15 @@ def load_rows(script_args: ScriptArguments) -> DatasetDict | IterableDatasetDict
         splits = tried(load)
     except datasets.exceptions.DatasetGenerationError as error:
         if Path(name).is_dir():
-            files = sorted(Path(name).rglob("*.jsonl"))
+            found = sorted(path for path in Path(name).rglob("*.json*") if path.is_file())
+            files = [path for path in found if path.suffix == ".jsonl" or (path.suffix == ".json" and holds_rows(path))]
         else:
             split = script_args.dataset_train_split
             files = tried(partial(download_line_files, Source(name, dataset=name, split=split)))
-        line = first_bad_line(files)
+        try:
+            line = first_bad_line(files)
+        except ValueError as whole:  # a list, which has no lines
+            raise ValueError(f"{name} cannot be read: {whole}. Mend the file.") from error
         hint = "As a source of a mixture it is one row, which can be skipped."
         cause = f"{line}. {hint}" if line else one_line(str(error.__cause__ or error))
         raise ValueError(f"{name} cannot be read: {cause}") from error

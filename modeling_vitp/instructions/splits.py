@@ -10,11 +10,13 @@ import yaml
 from datasets import Dataset, IterableDataset, ReadInstruction
 from trl import ScriptArguments
 
+from ..command.places import looks_like_path, not_there
 from .conversations import to_conversations
-from .folders import annotations, has_images, holds_rows, image_root
+from .folders import DELIMITERS, annotations, has_images, holds_rows, image_root
 from .json_lines import LOOKED_AT, listed
 from .mixture_file import Mixture, Source, load_mixture
-from .sources import load_rows, read_source, schema_of
+from .schemas import RENAME
+from .sources import REMEDY, load_rows, read_source, schema_of
 
 ENDLESS = 2**62
 HUB_ID = re.compile(r"[\w-][\w.-]*/[\w.-]+(?<!\.yaml)(?<!\.yml)(?<!\.json)")
@@ -41,7 +43,8 @@ def open_splits(
             try:
                 opened[part] = take(conversations(splits[base_of(part)], root), part)
             except ValueError as error:
-                raise ValueError(f"{name}, split {part!r}: {error}") from error
+                said = re.sub(r"^Source '.*?', .*?: (?=the columns )", "", str(error)).replace(REMEDY, RENAME)
+                raise ValueError(f"{name}, split {part!r}: {said}") from error
     if args.dataset_train_split not in opened:
         raise ValueError(
             f"{name} has no split {args.dataset_train_split!r}, only {sorted(splits)}: give dataset_train_split."
@@ -62,7 +65,7 @@ def json_sources(place: Path, root: str | None, streaming: bool) -> dict[str, So
 
     `datasets` takes a folder for one of images where these are more, and leaves out the JSON beside them.
     """
-    if place.is_file() and place.suffix.lower() in (".json", ".jsonl"):
+    if place.is_file() and place.suffix.lower() in (".json", ".jsonl", *DELIMITERS):
         root = root or image_root(place, place.parent, (row for _, row in itertools.islice(listed(place), LOOKED_AT)))
         return {"train": Source(place.stem, annotation=str(place), image_root=root, streaming=streaming)}
     if not place.is_dir() or not (root or has_images(place)):
@@ -104,8 +107,10 @@ def load_sources(name: str) -> Mixture:
         name = fields.get("dataset_name")
     elif place.is_file():
         name = name if place.suffix != ".json" or holds_rows(place) else None
-    elif not place.is_dir() and not HUB_ID.fullmatch(name):
+    elif place.suffix in (".yaml", ".yml"):
         name = None
+    elif not place.is_dir() and (looks_like_path(name) or not HUB_ID.fullmatch(name)):
+        raise ValueError(not_there(name))
     if not isinstance(name, str):
         return load_mixture(place)
     split, root = fields.get("dataset_train_split", "train"), fields.get("image_root")

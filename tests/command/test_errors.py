@@ -2,15 +2,18 @@
 
 import sys
 import warnings
+from types import SimpleNamespace
 
 import pytest
 import transformers
 from huggingface_hub import hf_hub_download
+from trl import ScriptArguments
 
 import modeling_vitp
 from modeling_vitp import ViTPProcessor, ViTPTrainingConfig
 from modeling_vitp.command.errors import explain, run, take_debug
 from modeling_vitp.command.places import check_places, looks_like_path
+from modeling_vitp.instructions.sources import load_rows
 
 
 class Given:
@@ -79,6 +82,28 @@ def test_a_mistyped_path_is_told_with_the_nearest_and_without_asking_the_hub(tmp
     monkeypatch.setattr("modeling_vitp.command.places.check_hub", lambda place: pytest.fail(f"asked for {place}"))
     line, status = told(lambda: check_places([Given("outputs/my_rum")]))
     assert status == 2 and "'outputs/my_rum': there is no such file or folder, did you mean 'outputs/my_run'?" in line
+
+
+@pytest.mark.parametrize("place", ["lava", "llava,sharegpt"])
+def test_a_mistyped_data_set_is_told_with_the_nearest_folder(tmp_path, monkeypatch, place):
+    (tmp_path / "llava").mkdir()
+    (tmp_path / "sharegpt").mkdir()
+    monkeypatch.chdir(tmp_path)
+    line, status = told(lambda: check_places([SimpleNamespace(dataset_name=place)]))
+    assert status == 2 and f"dataset_name={place!r}: there is no such file or folder, did you mean '" in line
+    assert ("`mixture`" in line) == ("," in place)
+
+
+def test_without_the_hub_a_data_set_that_is_not_here_is_told_at_once(monkeypatch, pauses):
+    """Of the client's error `datasets` leaves the name in a text."""
+
+    def load(*args, **options):
+        raise ConnectionError("Couldn't reach 'org/nothing' on the Hub (OfflineModeIsEnabled)") from None
+
+    monkeypatch.setattr("modeling_vitp.instructions.sources.load_dataset", load)
+    line, status = told(lambda: load_rows(ScriptArguments(dataset_name="org/nothing")))
+    assert status == 2 and "'org/nothing' is no file or folder, and HF_HUB_OFFLINE is set" in line
+    assert pauses == []
 
 
 def test_debug_with_a_value_is_the_option_of_transformers():

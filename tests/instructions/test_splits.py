@@ -1,5 +1,6 @@
 """What `dataset_name` names: files and folders of JSON beside images, tables, archives, and parts of their splits."""
 
+import csv
 import json
 import logging
 from pathlib import Path
@@ -13,7 +14,7 @@ from trl import ScriptArguments
 from modeling_vitp.instructions.conversations import schema_name
 from modeling_vitp.instructions.folders import annotations, split_of, warn
 from modeling_vitp.instructions.mixture_file import Source
-from modeling_vitp.instructions.rows import images_of
+from modeling_vitp.instructions.rows import images_of, load_images
 from modeling_vitp.instructions.sources import read_source
 from modeling_vitp.instructions.splits import load_sources, open_splits
 
@@ -99,7 +100,7 @@ def test_a_json_that_is_not_read_is_named(tmp_path, caplog):
         (tmp_path / "images" / name).write_text(json.dumps(content))
     with caplog.at_level(logging.WARNING):
         assert [path.name for path in annotations(tmp_path / "images")["train"]] == ["lines.json"]
-    assert "classes.json is not read: it is no list of rows." in caplog.text
+    assert "classes.json is not read: no list of rows." in caplog.text
 
 
 @pytest.mark.parametrize("streaming", [False, True])
@@ -112,11 +113,69 @@ def test_rows_of_json_that_cannot_be_used_are_rows_with_errors(tmp_path, streami
     assert "is not below" in found[4]["error"] and "and no row" in found[6]["error"]
 
 
+def test_many_json_that_are_not_read_are_one_line_and_checkpoints_are_passed_over(tmp_path, caplog):
+    FORMATS["messages"][0](tmp_path, PICTURES)
+    for name in ("b.json", "a.json", "run/checkpoint-3/0.json", "run/c.json"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text("{}")
+    assert annotations(tmp_path) == {}
+    assert [record.getMessage() for record in caplog.records] == [
+        f"{tmp_path}/a.json and 2 more JSON are not read: the rows of the folder are in train.parquet."
+    ]
+
+
+def test_a_list_that_is_cut_off_is_told_with_its_file(tmp_path):
+    (tmp_path / "llava.json").write_text(json.dumps([{"conversations": turns(0)}] * 3)[:-30])
+    with pytest.raises(ValueError, match=f"{tmp_path} cannot be read: {tmp_path}/llava.json is no JSON: .*Mend the"):
+        train_rows(tmp_path)
+
+
+def test_an_image_that_is_missing_is_told_with_where_it_was_looked_for(tmp_path, monkeypatch):
+    (tmp_path / "llava.json").write_text(json.dumps([{"image": "0.png", "conversations": turns(0)}]))
+    monkeypatch.chdir(tmp_path)
+    (row,) = train_rows(tmp_path / "llava.json")
+    with pytest.raises(ValueError, match=f"No such file as {tmp_path}/0.png; `image_root` gives .*. Mend"):
+        load_images(row)
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_a_csv_is_read_as_json_beside_images_is(tmp_path, streaming):
+    names = save_images(tmp_path / "images", PICTURES)
+    rows = [("image", "question", "answer"), *((name, question(i), answer(i)) for i, name in enumerate(names))]
+    for suffix, delimiter in ((".csv", ","), (".tsv", "\t")):
+        file = tmp_path / f"train{suffix}"
+        with open(file, "w", newline="") as opened:
+            csv.writer(opened, delimiter=delimiter).writerows(rows)
+        for place in (tmp_path, file):
+            found = train_rows(place, dataset_streaming=streaming)
+            assert spoken(found) == [(question(number), answer(number), 1) for number in range(4)]
+            assert next(iter(found))["images"][0]["path"] == str(tmp_path / "images" / names[0])
+        (one,) = load_sources(str(file)).sources
+        assert len(spoken(read_source(one))) == 4
+        file.unlink()
+
+
+def test_a_file_of_parquet_is_a_data_set(tmp_path):
+    FORMATS["messages"][0](tmp_path, PICTURES)
+    (file,) = tmp_path.glob("*.parquet")
+    assert len(spoken(train_rows(file))) == 4
+    (one,) = load_sources(str(file)).sources
+    assert len(spoken(read_source(one))) == 4
+    (tmp_path / "notes.txt").write_text("x")
+    with pytest.raises(ValueError, match="notes.txt is no .parquet, "):
+        train_rows(tmp_path / "notes.txt")
+
+
 def test_columns_that_make_no_conversation_are_told_with_the_split(tmp_path):
     for columns in ({"text": ["a"]}, {"messages": [[]], "question": ["q"], "answer": ["a"]}):
         Dataset.from_dict(columns).to_parquet(tmp_path / "train.parquet")
         with pytest.raises(ValueError, match=f"{tmp_path}, split 'train': the columns .* Rename or leave out"):
             train_rows(tmp_path)
+    (tmp_path / "train.parquet").unlink()
+    save_images(tmp_path, PICTURES)
+    (tmp_path / "rows.json").write_text(json.dumps([{"text": "a"}]))
+    with pytest.raises(ValueError, match=f"^{tmp_path}, split 'train': the columns .* Rename or leave out"):
+        train_rows(tmp_path)
 
 
 def test_what_is_validated_is_a_mixture_or_what_a_recipe_names(tmp_path):
@@ -133,8 +192,11 @@ def test_what_is_validated_is_a_mixture_or_what_a_recipe_names(tmp_path):
         assert len(read_source(source)) == 4
     assert load_sources(str(meta)).sources[0].name == "m"
     assert load_sources("my-org/my-data").sources == (Source("my-data", dataset="my-org/my-data"),)
-    for name in ("mixtures.yaml", "none/mixture.yaml", "nothing"):
+    for name in ("mixtures.yaml", "none/mixture.yaml"):
         with pytest.raises(ValueError, match=f"no mixture file {name}"):
+            load_sources(name)
+    for name in (f"{tmp_path}/dat", f"{tmp_path}/data,tables"):
+        with pytest.raises(ValueError, match=f"{name}': there is no such file or folder, did you mean '{tmp_path}/"):
             load_sources(name)
 
 
