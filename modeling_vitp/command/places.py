@@ -37,6 +37,13 @@ def check_places(arguments: Iterable[object]) -> None:
         check_hub(ids[0])
 
 
+def check_new(target: str | Path) -> None:
+    """Raises a `ValueError` if a folder that a command is to write is there, with something in it."""
+    target = Path(target)
+    if target.exists() and (not target.is_dir() or any(target.iterdir())):
+        raise ValueError(f"{target} exists already: give a new folder.")
+
+
 def looks_like_path(place: str) -> bool:
     """Whether a word can be no id of a model or a data set on the Hub, or is nearly that of a folder here."""
     is_nearly = "/" in place and nearest(Path(place)) != ""
