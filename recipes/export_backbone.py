@@ -5,14 +5,16 @@ vitp export_backbone outputs/quickstart my_backbone
 
 import argparse
 
+from modeling_vitp.command.places import check_new
 from modeling_vitp.training.command_line import parse_words, run
 
 
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("checkpoint", help="folder or Hub id of a trained ViTP model with its processor")
-    parser.add_argument("output_dir", help="folder to write the backbone and its image processor to")
+    parser.add_argument("output_dir", help="folder to write, which must not exist yet")
     args = parse_words(parser, argv)
+    check_new(args.output_dir)
 
     from modeling_vitp import export_backbone
     from modeling_vitp.cards.record import copy_record

@@ -30,7 +30,10 @@ PATHS = {  # text of any page, and of one, -> what stands for it, of paths and s
         "image_size=512": "image_size=64",
     },
 }
-MADE = {"modeling_vitp/convert/README.md": ["my_model", "my_detector", "my_backbone"]}  # by the page's own commands
+MADE = {  # by the page's own commands
+    "modeling_vitp/convert/README.md": ["my_model", "my_detector", "my_backbone"],
+    "recipes/export_backbone.md": ["my_backbone"],
+}
 ON_HUB = "recipes/push_to_hub.md"
 INLINE = re.compile(r"`((?:vitp |pytest |python -m modeling_vitp\.|python (?:recipes|space)/)[^`]*)`")
 

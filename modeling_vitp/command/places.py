@@ -42,6 +42,13 @@ def not_there(place: str) -> str:
     return f"{place!r}: there is no such file or folder{nearest(Path(place)) or '.'}{several}"
 
 
+def check_new(target: str | Path) -> None:
+    """Raises a `ValueError` if a folder that a command is to write is there, with something in it."""
+    target = Path(target)
+    if target.exists() and (not target.is_dir() or any(target.iterdir())):
+        raise ValueError(f"{target} exists already: give a new folder.")
+
+
 def looks_like_path(place: str) -> bool:
     """Whether a word can be no id of a model or a data set on the Hub, or is nearly that of a folder here."""
     is_nearly = "/" in place and nearest(Path(place)) != ""

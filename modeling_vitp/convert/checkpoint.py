@@ -6,6 +6,7 @@ from pathlib import Path
 
 from transformers.utils import logging
 
+from ..command.places import check_new
 from .card import read_license, write_card
 from .finite import refuse
 from .keys import CONTENTS, TARGETS
@@ -56,8 +57,7 @@ def convert_checkpoint(
             has others than its configuration asks for, or if `to` cannot say what it says. Nothing is written then.
     """
     target = Path(target)
-    if target.exists() and (not target.is_dir() or any(target.iterdir())):
-        raise ValueError(f"{target} exists already: give a new folder.")
+    check_new(target)
     checkpoint = read_source(str(source), revision, image_token_id, deformable_attention, benchmark)
     targets, _ = CONTENTS[checkpoint.contents]
     to = to or targets[0]

@@ -10,13 +10,15 @@ from transformers import (
     InternVLModel,
     InternVLVisionConfig,
     InternVLVisionModel,
+    PreTrainedConfig,
 )
 from transformers.dynamic_module_utils import custom_object_save
 
 from ..configuration_vitp import ViTPVisionConfig
 from ..image_processing_vitp import ViTPImageProcessor
-from ..modeling_vitp import ViTPForConditionalGeneration
+from ..modeling_vitp import LANGUAGE_MODELS, VISION_MODELS, ViTPForConditionalGeneration
 from ..modeling_vitp_backbone import ViTPExportedBackbone
+from ..opening import naming
 from ..processing_vitp import ViTPProcessor
 from .finite import check_finite
 from .tensor_files import open_like_folder
@@ -57,9 +59,13 @@ def export_backbone(
 
     Returns:
         `output_dir` as a path.
+
+    Raises:
+        ValueError: if a folder or Hub id holds another kind of model, such as a backbone or a detector.
     """
     name = str(model) if isinstance(model, (str, Path)) else "the backbone"
     if isinstance(model, (str, Path)):
+        check_language_model(name)
         if image_processor is None:
             image_processor = ViTPProcessor.from_pretrained(model).image_processor
         model = ViTPForConditionalGeneration.from_pretrained(model)
@@ -74,6 +80,22 @@ def export_backbone(
     open_like_folder(output_dir)
     save_code_and_image_processor(output_dir, vision_model.config, image_processor or ViTPImageProcessor())
     return Path(output_dir)
+
+
+def check_language_model(name: str) -> None:
+    """Raises a `ValueError` with the way around it if a folder or Hub id holds no vision-language model."""
+    try:
+        with naming(name, PreTrainedConfig):
+            model_type = PreTrainedConfig.get_config_dict(name)[0].get("model_type")
+    except (OSError, ValueError):  # which opening it will report
+        return
+    if model_type in [*VISION_MODELS]:
+        raise ValueError(f"{name} is a backbone already, a {model_type!r}: use it as it is.")
+    if model_type is not None and model_type not in [*LANGUAGE_MODELS]:
+        raise ValueError(
+            f"{name} is a {model_type!r}, and a vision-language model is expected: take the one that it was trained "
+            "from; of ViTP's segmentation and detection, `vitp convert` takes a ViT-Adapter out (--to adapter)."
+        )
 
 
 def trained_vision_model(model: nn.Module) -> InternVLVisionModel:

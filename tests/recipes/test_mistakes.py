@@ -98,6 +98,13 @@ MISTAKES = {
     "a conversion of an empty folder": (["convert", "empty", "out"], 2, "holds no safetensors"),
     "a conversion onto something": (["convert", "bert", "data"], 2, "data exists already"),
     "a backbone of a ViT": (["export_backbone", "empty", "out"], 2, "empty has no processor"),
+    "a backbone of a backbone": (["export_backbone", "vit", "out"], 2, "vit is a backbone already"),
+    "a backbone of a detector": (
+        ["export_backbone", "boxes", "out"],
+        2,
+        "boxes is a 'vitp_object_detection', and a vision-language model is expected: take the one that it was trained",
+    ),
+    "a backbone among a user's files": (["export_backbone", "model", "data"], 2, "data exists already: give a new"),
     "a graph of nothing": (["export_onnx", "empty", "a.onnx"], 2, "empty has no config.json"),
     "a graph of a model of another kind": (["export_onnx", "bert", "a.onnx"], 2, "bert is a 'bert'"),
     "a graph in a folder that is not there": (["export_onnx", "bert", "no/a.onnx"], 2, "no: there is no such folder"),
@@ -115,9 +122,11 @@ MISTAKES = {
 @pytest.fixture
 def desk(tmp_path, monkeypatch, data_folder):
     """A folder with data, an empty folder, a model's configuration and some files that are wrong."""
-    for name in ("model", "empty", "bert"):
+    for name in ("model", "empty"):
         (tmp_path / name).mkdir()
-    (tmp_path / "bert" / "config.json").write_text(json.dumps({"model_type": "bert"}))
+    for name, model_type in {"bert": "bert", "vit": "internvl_vision", "boxes": "vitp_object_detection"}.items():
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "config.json").write_text(json.dumps({"model_type": model_type}))
     (tmp_path / "broken.yaml").write_text("a: [1, 2\nb: }")
     (tmp_path / "key.yaml").write_text(
         yaml.safe_dump({"dataset_name": "data", "max_step": 3, "from_scratch": FROM_SCRATCH})
