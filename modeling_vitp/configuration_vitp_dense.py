@@ -154,10 +154,11 @@ class ViTPAdapterConfig(ViTPMultiScaleConfig):
         if not 0 <= self.deformable_dropout < 1:
             raise ValueError(f"deformable_dropout={self.deformable_dropout} is not within [0, 1).")
         width = int(self.hidden_size * self.deformable_ratio)
-        if width % self.deformable_heads:
+        if self.deformable_heads < 1 or width % self.deformable_heads:
+            fits = max((heads for heads in range(1, self.deformable_heads) if width % heads == 0), default=1)
             raise ValueError(
                 f"deformable_heads={self.deformable_heads} does not divide the values' width of {width} (hidden_size * "
-                "deformable_ratio)."
+                f"deformable_ratio): give one that does; in a recipe, backbone: {{deformable_heads: {fits}}}."
             )
 
     def _covers_all_layers(self) -> bool:

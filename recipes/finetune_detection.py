@@ -26,11 +26,12 @@ def main(argv: list[str] | None = None) -> int:
     from modeling_vitp.detection import results
     from modeling_vitp.detection.controls import blind_scores
     from modeling_vitp.detection.data import DetectionData, with_few_empty
-    from modeling_vitp.detection.start import load_detector, load_image_processor
+    from modeling_vitp.detection.start import check_detector, load_detector, load_image_processor
     from modeling_vitp.detection.trainer import DetectionTrainer
     from modeling_vitp.training import fine_tuning
     from modeling_vitp.training.lock import check_free
 
+    check_detector(args.task, model_args, training_args.do_train, args.detector)
     check_free(training_args.output_dir)
     set_seed(training_args.seed)
     data = DetectionData.from_dict(args.data)

@@ -34,9 +34,11 @@ def main(
     from modeling_vitp.dense.start import load_dense_model, load_image_processor
     from modeling_vitp.dense.trainer import DenseTrainer
     from modeling_vitp.training import fine_tuning
+    from modeling_vitp.training.backbone_start import check_start
     from modeling_vitp.training.lock import check_free
 
     model_class = getattr(modeling_vitp, model_class)
+    check_start(model_class, model_args, training_args.do_train)
     check_free(training_args.output_dir)
     set_seed(training_args.seed)
     data = DenseData.from_dict(args.data)

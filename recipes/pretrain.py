@@ -37,9 +37,10 @@ def main(argv: list[str] | None = None) -> int:
     from modeling_vitp.training.data import describe_data, describe_evaluation, open_data
     from modeling_vitp.training.freezing import freeze, lora_config
     from modeling_vitp.training.lock import check_free
-    from modeling_vitp.training.start import load_start, tiling
+    from modeling_vitp.training.start import check_from_scratch, load_start, tiling
     from modeling_vitp.training.warmup import default_warmup
 
+    check_from_scratch(args.from_scratch)
     output_dir = Path(training_args.output_dir)
     set_seed(training_args.seed)
     mixture = load_mixture(args.mixture) if args.mixture else None
@@ -55,9 +56,8 @@ def main(argv: list[str] | None = None) -> int:
     if args.from_scratch is not None and args.vision_model is None and training_args.vrl_warmup_steps is None:
         training_args.vrl_warmup_steps = default_warmup(training_args, data.train)
 
-    texts = sample_texts(data.train, transform, training_args.seed)
-    starts = args.from_scratch, texts, args.drop_path_rate, args.vision_model, args.language_model
-    model, processor = load_start(model_args, *starts)
+    scratch = args.from_scratch, sample_texts(data.train, transform, training_args.seed), args.drop_path_rate
+    model, processor = load_start(model_args, *scratch, args.vision_model, args.language_model)
     frozen = args.freeze_vision, args.freeze_projector, args.freeze_language_model, args.unfreeze_vision_layers
     freeze(model, *frozen)
     peft_config = lora_config(model, model_args, *frozen)

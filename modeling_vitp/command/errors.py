@@ -17,6 +17,8 @@ EXTRAS = dict.fromkeys(
     "recipes",
 )
 EXTRAS |= {"gradio": "space", "pydicom": "space"} | dict.fromkeys(("onnx", "onnxruntime", "onnxscript"), "onnx")
+# What transformers' configurations raise of a field, and of fields together; by name, to import nothing.
+OF_SETTINGS = ("StrictDataclassFieldValidationError", "StrictDataclassClassValidationError")
 FILE_ERRORS = (FileNotFoundError, FileExistsError, IsADirectoryError, NotADirectoryError, PermissionError)
 
 
@@ -82,6 +84,8 @@ def explain(error: BaseException) -> tuple[str, str | None, int]:
     of_hub = next((found for found in map(explain_hub, chain(error)) if found), None)
     if of_hub is not None:
         return of_hub
+    if type(error).__name__ in OF_SETTINGS:
+        return str(error.__cause__ or error), None, MISTAKE
     if isinstance(error, FILE_ERRORS):
         return f"{error.filename}: {error.strerror}." if error.filename else str(error), None, MISTAKE
     if isinstance(error, OSError) and error.errno is None or isinstance(error, ValueError):

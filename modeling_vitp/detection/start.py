@@ -10,7 +10,7 @@ from ..modeling_vitp_detection import (
     ViTPForObjectDetection,
     ViTPForOrientedObjectDetection,
 )
-from ..training.backbone_start import load_on_backbone
+from ..training.backbone_start import check_start, load_on_backbone
 from .arguments import VITP, DetectionModelArguments, DetectionSettings
 from .one_stage import DETECTORS, check_settings, image_processor_for, on_backbone
 
@@ -19,6 +19,11 @@ MODELS = {
     "oriented": ViTPForOrientedObjectDetection,
     "instances": ViTPForInstanceSegmentation,
 }
+
+
+def check_detector(task: str, args: DetectionModelArguments, do_train: bool, detector: str = VITP) -> None:
+    """See [`~modeling_vitp.training.backbone_start.check_start`]."""
+    check_start(MODELS[task] if detector == VITP else DETECTORS[detector][0], args, do_train)
 
 
 def load_detector(

@@ -53,7 +53,7 @@ class PretrainArguments(Arguments, ScriptArguments):
         default=None,
         metadata={
             "help": "Instead of model_name_or_path: `vision_config`, `text_config`, `vocab_size` and, optionally, "
-            "`image_processor` of a model and tokenizer to build."
+            "`image_processor` of a model and tokenizer to build; '{}' for none."
         },
     )
     vision_model: str | None = field(
@@ -101,6 +101,7 @@ class PretrainArguments(Arguments, ScriptArguments):
 
     def __post_init__(self):
         super().__post_init__()
+        self.from_scratch = self.from_scratch or None
         if (self.mixture is None) == (self.dataset_name is None):
             raise ValueError("Give either dataset_name or mixture in the configuration: what is trained on.")
         if self.dataset_name is not None:

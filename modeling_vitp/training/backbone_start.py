@@ -8,7 +8,31 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from ..configuration_vitp import ViTPVisionConfig
 from ..convert.finite import check_finite
 from ..modeling_vitp import ViTPVisionModel
+from ..modeling_vitp_multi_scale import NECKS
 from .backbone_arguments import BackboneArguments
+from .known_keys import check_config
+
+
+def check_start(model_class: type[PreTrainedModel], args: BackboneArguments, do_train: bool = True) -> None:
+    """Looks at what is said about the start, and opens nothing.
+
+    Raises:
+        ValueError: if not exactly one start is given, one with random weights is to be scored without training, or the
+            ViT, the neck or the model has no setting of a name.
+    """
+    if (args.model_name_or_path is None) == (args.from_scratch is None):
+        raise ValueError(
+            "Give either model_name_or_path, a pretrained backbone or a fine-tuned model, or from_scratch. What the "
+            "configuration has is taken back by --model_name_or_path '' or --from_scratch '{}'."
+        )
+    if args.from_scratch is not None and not do_train:
+        raise ValueError(
+            "do_train is false, and a model from_scratch has random weights, whose scores say nothing: give "
+            "model_name_or_path, and take from_scratch back by --from_scratch '{}'."
+        )
+    check_config("from_scratch", args.from_scratch, ViTPVisionConfig)
+    check_config("backbone", args.backbone, NECKS[args.neck].config_class)
+    check_config("head", args.head, model_class.config_class, ("backbone_config", "id2label", "label2id"))
 
 
 def load_on_backbone(
@@ -26,13 +50,9 @@ def load_on_backbone(
         settings: of a fresh model, before those of `args.head`; see its `from_backbone`.
 
     Raises:
-        ValueError: if not exactly one start is given, or a fine-tuned model has other classes.
+        ValueError: as [`check_start`], or if a fine-tuned model has other classes.
     """
-    if (args.model_name_or_path is None) == (args.from_scratch is None):
-        raise ValueError(
-            "Give either model_name_or_path, a pretrained backbone or a fine-tuned model, or from_scratch. What the "
-            "configuration has is taken back by --model_name_or_path '' or --from_scratch '{}'."
-        )
+    check_start(model_class, args)
     id2label = dict(enumerate(names))
     revision = {"revision": args.model_revision}
     if args.from_scratch is not None:

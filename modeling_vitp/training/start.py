@@ -6,7 +6,7 @@ from pathlib import Path
 from transformers import AutoConfig, InternVLForConditionalGeneration, PreTrainedConfig
 from trl import ModelConfig
 
-from ..configuration_vitp import ViTPConfig
+from ..configuration_vitp import ViTPConfig, ViTPVisionConfig
 from ..convert.finite import check_finite
 from ..convert.internvl import from_internvl, internvl_processor
 from ..image_processing_vitp import ViTPImageProcessor
@@ -15,6 +15,9 @@ from ..opening import check_fields, naming
 from ..processing_vitp import ViTPProcessor
 from .compose import check_report, compose, load_vision
 from .from_scratch import build_model, build_tokenizer
+from .known_keys import check_config, check_keys, class_of
+
+NEEDED = ("vision_config", "text_config", "vocab_size")  # of from_scratch
 
 
 def load_start(
@@ -38,7 +41,7 @@ def load_start(
     if sum(start is not None for start in (name, from_scratch, language_model)) != 1:
         raise ValueError(
             "Give either model_name_or_path or from_scratch in the configuration, or vision_model with language_model: "
-            "where training starts."
+            "where training starts. A from_scratch that the configuration has is taken back by --from_scratch '{}'."
         )
     options = {"dtype": model_args.dtype, "attn_implementation": model_args.attn_implementation}
     if from_scratch is not None:
@@ -89,14 +92,27 @@ def load_checkpoint(
     return from_internvl(model), internvl_processor(name, **revision)
 
 
+def check_from_scratch(settings: dict | None) -> None:
+    """Raises a `ValueError` if `from_scratch` lacks something, or has a key that the model or its processor has not."""
+    if settings is None:
+        return
+    check_keys("from_scratch", settings, [*NEEDED, "image_processor"], "a model from scratch")
+    missing = [name for name in NEEDED if settings.get(name) is None]
+    if missing:
+        raise ValueError(f"from_scratch: there is no {' and no '.join(missing)}, and {', '.join(NEEDED)} are needed.")
+    check_config("from_scratch.vision_config", settings["vision_config"], ViTPVisionConfig)
+    text_config = settings["text_config"]
+    check_config("from_scratch.text_config", text_config, class_of("from_scratch.text_config", text_config, "qwen2"))
+    # The processor's size is the ViT's.
+    known = {*ViTPImageProcessor.valid_kwargs.__annotations__} - {"size"}
+    check_keys("from_scratch.image_processor", settings.get("image_processor"), known, ViTPImageProcessor.__name__)
+
+
 def start_from_scratch(
     settings: dict, texts: Iterable[str], drop_path_rate: float | None = None
 ) -> tuple[ViTPForConditionalGeneration, ViTPProcessor]:
-    """A randomly initialised model with a tokenizer trained on `texts`."""
-    known = {"vision_config", "text_config", "vocab_size", "image_processor"}
-    missing, unknown = {"vision_config", "text_config", "vocab_size"} - set(settings), set(settings) - known
-    if missing or unknown:
-        raise ValueError(f"from_scratch: missing keys {sorted(missing)}, unknown keys {sorted(unknown)}.")
+    """A randomly initialised model with a tokenizer trained on `texts`; see [`check_from_scratch`]."""
+    check_from_scratch(settings)
     vision_config = dict(settings["vision_config"])
     if drop_path_rate is not None:
         vision_config["drop_path_rate"] = drop_path_rate

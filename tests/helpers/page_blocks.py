@@ -65,6 +65,7 @@ BOXES = TRAINING | {"image_size": 64, "num_pictures": 1, "warmup_steps": 1, "bac
 BOXES |= {
     "head": '{"neck_channels": 16, "head_hidden_size": 32, "rpn_candidates_train": 50, "rpn_candidates_eval": 50}'
 }
+OF_TRANSFORMERS = '{"num_queries": 10, "decoder_layers": 2}'  # the head of its detectors
 SMALL = {  # recipe -> options that make it small, after those of the page
     "pretrain": TRAINING | {"max_length": 1024, "gradient_checkpointing": False},
     "finetune_segmentation": MAPS,
@@ -230,9 +231,10 @@ def with_config(words: list[str]) -> list[str]:
 def small(name: str, words: list[str]) -> list[str]:
     if "--dry_run" in words:
         return []
+    settings = SMALL.get(name, {}) | ({"head": OF_TRANSFORMERS} if "--detector" in words else {})
     return [
         word
-        for key, value in SMALL.get(name, {}).items()
+        for key, value in settings.items()
         for word in (f"--{key}", *([value] if str(value).startswith("{") else str(value).split()))
     ]
 

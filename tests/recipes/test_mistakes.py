@@ -12,6 +12,7 @@ from tiny_models import FROM_SCRATCH
 from modeling_vitp.__main__ import main
 
 PRETRAIN = ["pretrain", "--output_dir", "out", "--dataset_name", "data"]
+DETECTION = ["finetune_detection", "--config", "dior_r", "--output_dir", "out"]
 # The words, the status, and what the line says.
 MISTAKES = {
     "a recipe's name": (["pretran"], 2, "there is no recipe 'pretran': did you mean 'pretrain'"),
@@ -42,6 +43,28 @@ MISTAKES = {
     "JSON that is none": ([*PRETRAIN, "--from_scratch", "{]"], 2, "from_scratch: '{]' is no JSON"),
     "no data": (["pretrain", "--output_dir", "out"], 2, "Give either dataset_name or mixture"),
     "no start": (PRETRAIN, 2, "Give either model_name_or_path or from_scratch"),
+    "two starts, of which one can be taken back": (
+        [*PRETRAIN, "--from_scratch", json.dumps(FROM_SCRATCH), "--model_name_or_path", "model"],
+        2,
+        "Give either model_name_or_path or from_scratch.*taken back by --from_scratch '{}'",
+    ),
+    "a start taken back": ([*PRETRAIN, "--from_scratch", "{}", "--model_name_or_path", "bert"], 2, "bert is a 'bert'"),
+    "a key of a ViT from scratch": (
+        [*PRETRAIN, "--from_scratch", json.dumps(FROM_SCRATCH | {"vision_config": {"num_hiden_layers": 2}})],
+        2,
+        r"from_scratch\.vision_config: there is no 'num_hiden_layers'; did you mean 'num_hidden_layers'\?",
+    ),
+    "a key of a detector": (
+        [*DETECTION, "--model_name_or_path", "model", "--head", '{"neck_chanels": 32}'],
+        2,
+        r"head: there is no 'neck_chanels'; did you mean 'neck_channels'\?",
+    ),
+    "a score of random weights": (
+        ["finetune_segmentation", "--config", "aerial_trees", "--from_scratch", '{"hidden_size": 8}']
+        + ["--do_train", "false", "--output_dir", "out"],
+        2,
+        "do_train is false, and a model from_scratch has random weights.*give model_name_or_path",
+    ),
     "two starts": (
         [*PRETRAIN, "--model_name_or_path", "model", "--vision_model", "model"],
         2,
