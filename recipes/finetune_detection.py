@@ -36,8 +36,7 @@ def main(argv: list[str] | None = None) -> int:
     set_seed(training_args.seed)
     data = DetectionData.from_dict(args.data)
     image_processor = load_image_processor(model_args, training_args, data.input_spec, args.detector)
-    if training_args.load_best_model_at_end and args.eval_split in {*args.train_splits, None}:
-        raise ValueError("load_best_model_at_end needs an eval_split that is not trained on.")
+    fine_tuning.check_eval_split(training_args, args.train_splits, args.eval_split)
     splits = list(dict.fromkeys([*args.train_splits, *filter(None, (args.eval_split, args.test_split))]))
     data.check_disjoint(splits, args.task)
     train_dataset = None

@@ -42,8 +42,7 @@ def main(
     check_free(training_args.output_dir)
     set_seed(training_args.seed)
     data = DenseData.from_dict(args.data)
-    if training_args.load_best_model_at_end and args.eval_split in {*args.train_splits, None}:
-        raise ValueError("load_best_model_at_end needs an eval_split that is not trained on.")
+    fine_tuning.check_eval_split(training_args, args.train_splits, args.eval_split)
     data.check_disjoint(list(dict.fromkeys([*args.train_splits, *filter(None, (args.eval_split, args.test_split))])))
     train_dataset = data.open(args.train_splits) if training_args.do_train else None
     eval_dataset = data.open([args.eval_split]) if args.eval_split else None

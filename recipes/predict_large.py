@@ -44,7 +44,9 @@ def main(argv: list[str] | None = None) -> int:
     objects = parser.add_argument_group("detection")
     share = within("[0, 1]", float)
     objects.add_argument("--threshold", type=share, help="objects have a higher score: 0.3")
-    objects.add_argument("--nms_threshold", type=share, help="up to which objects of a class may overlap: the model's")
+    objects.add_argument(
+        "--nms_threshold", type=share, help="up to which objects of a class may overlap: the model's, or 0.5"
+    )
     args = vars(parse_words(parser, argv))
 
     import torch
@@ -53,15 +55,18 @@ def main(argv: list[str] | None = None) -> int:
 
     from modeling_vitp import ViTPForChangeDetection, ViTPForSemanticSegmentation, detect_large, predict_large
     from modeling_vitp.dense.classes import LabelEncoding
+    from modeling_vitp.detection.one_stage import DETECTORS
     from modeling_vitp.detection.start import MODELS
 
-    detectors = set(MODELS.values())
-    known = (ViTPForSemanticSegmentation, ViTPForChangeDetection, *MODELS.values())
+    detectors = {*MODELS.values(), *(model for model, _ in DETECTORS.values())}
+    known = (ViTPForSemanticSegmentation, ViTPForChangeDetection, *detectors)
     models = {model.config_class.model_type: model for model in known}
     name, device = args.pop("model"), args.pop("device")
     config = AutoConfig.from_pretrained(name)
     if config.model_type not in models:
-        raise ValueError(f"{name} is a {config.model_type}; {' or '.join(models)} is needed.")
+        raise ValueError(
+            f"{name} is a {config.model_type}: fine-tune it first; {', '.join(sorted(models))} can be used."
+        )
     model_class = models[config.model_type]
     is_detector = model_class in detectors
     foreign = sorted((MAPS if is_detector else OBJECTS) & args.keys())

@@ -56,6 +56,8 @@ def read_files(root: str | Path, form: str, settings: Mapping, name: str) -> Ite
     for key, value in settings.items():
         check_type(f"Split {name!r}: {key}", value, SETTINGS[key])
     root = Path(root)
+    if not root.is_dir():
+        raise ValueError(f"data: root={str(root)!r}: there is no such folder.")
     if not (root / settings["images"]).is_dir():
         raise ValueError(f"Split {name!r}: there is no folder {root / settings['images']} of images.")
     images = images_by_name(root / settings["images"])
@@ -124,6 +126,8 @@ def annotation_files(folder: Path, suffix: str) -> dict[str, Path]:
 
 def coco_files(path: Path) -> dict[str, tuple]:
     """Name of an image without suffix -> the JSON file, its entry there, its annotations, and the categories' names."""
+    if path.is_dir():
+        raise ValueError(f"{path} is a folder; format: coco takes a file.")
     contents = read_annotation(path)
     if not isinstance(contents, dict) or not {"images", "categories", "annotations"} <= contents.keys():
         raise ValueError(f"{path} is no COCO JSON: it needs `images`, `categories` and `annotations`.")

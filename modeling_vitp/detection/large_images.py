@@ -10,7 +10,7 @@ import torch
 from tqdm.auto import tqdm
 from transformers import BaseImageProcessor, PreTrainedModel
 
-from ..image_processing_vitp_detection import mask_of
+from ..image_processing_vitp_detection import ViTPDetectionImageProcessor, mask_of
 from ..images.large import LargeImage, open_images
 from ..images.unfinished import LineFile, appears_whole, digest, fingerprint, part_of
 from ..images.windows import window_starts
@@ -18,6 +18,7 @@ from .tiles import best_of_overlapping
 from .vectors import WRITERS, Found, Ground, polygons_of
 
 WINDOW = 1024  # of a model whose image processor does not say what it was trained at
+NMS_THRESHOLD = 0.5  # of a model without one, as transformers' own are
 
 
 @torch.inference_mode()
@@ -46,10 +47,11 @@ def detect_large(
     depths and percentiles are as in [`~modeling_vitp.dense.large_images.predict_large`].
 
     Args:
-        model: [`ViTPForObjectDetection`], [`ViTPForOrientedObjectDetection`] or [`ViTPForInstanceSegmentation`], on
-            the device to use.
+        model: [`ViTPForObjectDetection`], [`ViTPForOrientedObjectDetection`], [`ViTPForInstanceSegmentation`] or one
+            of [`~modeling_vitp.detection.one_stage.DETECTORS`], on the device to use.
         image_processor: the model's. If it resizes, a window is brought to its size, as tiles of that size are in
-            training, and an image that is smaller than a window is seen at the same scale.
+            training, and an image that is smaller than a window is seen at the same scale; transformers' own stretch
+            it to the square.
         image: a file that GDAL reads (GeoTIFF, PNG ...).
         output: the file to write, with an object's polygon (of its box, its oriented box or its mask), class and
             score. `.geojson` (RFC 7946): in longitude and latitude (WGS 84), or if the image has no CRS in the
@@ -58,7 +60,8 @@ def detect_large(
         stride: from one window to the next; by default three quarters of the window.
         batch_size: windows of a row that go through the model together.
         threshold: objects have a higher score, and one above the model's own `score_threshold`.
-        nms_threshold: objects of a class may overlap by so much; by default as much as in the model.
+        nms_threshold: objects of a class may overlap by so much; by default as much as in the model, or 0.5 if it is
+            one of transformers' own, which have no such threshold.
 
     Raises:
         ValueError: if the suffix of `output` is another, the stride is larger than the window or below 1, an image is
@@ -75,14 +78,17 @@ def detect_large(
     stride = max(3 * window // 4, 1) if stride is None else stride
     if not 1 <= stride <= window or batch_size < 1:
         raise ValueError(f"{stride=} must be from 1 to the window, {window}, and {batch_size=} at least 1.")
-    nms_threshold = model.config.nms_threshold if nms_threshold is None else nms_threshold
+    if nms_threshold is None:
+        nms_threshold = getattr(model.config, "nms_threshold", NMS_THRESHOLD)
+    is_ours = isinstance(image_processor, ViTPDetectionImageProcessor)
+    reader = image_processor if is_ours else reader_like(image_processor, side)
     for name, value in (("threshold", threshold), ("nms_threshold", nms_threshold)):
         if not 0 <= value <= 1:
             raise ValueError(f"{name}={value} is outside [0, 1].")
     model.eval()
 
     with ExitStack() as stack:
-        (source,) = stack.enter_context(open_images([path], image_processor))
+        (source,) = stack.enter_context(open_images([path], reader))
         if output.suffix == ".geojson":
             Ground(source.dataset)  # an error before anything is computed
         made_of = {
@@ -105,9 +111,11 @@ def detect_large(
             for some, windows in windows_with_data(source, top, lefts, window, batch_size):
                 size = tuple(windows.shape[-2:])
                 resizing = {"do_resize": False}
-                if side is not None:
+                if side is not None and is_ours:
                     resized = (max(1, round(length * side / window)) for length in size)
                     resizing = {"do_resize": True, "size": dict(zip(("height", "width"), resized))}
+                elif side is not None:
+                    resizing = {"do_resize": True}
                 objects = detect(model, image_processor, source.inputs(windows, **resizing), size, threshold)
                 found += [moved(one, left, top) for left, mine in zip(some, objects) for one in mine]
             lines.append(found)
@@ -122,6 +130,13 @@ def detect_large(
 def resized_side(image_processor: BaseImageProcessor) -> int | None:
     """The side of what an image processor makes of a square, `None` if that stays as it is."""
     return min(filter(None, dict(image_processor.size).values())) if image_processor.do_resize else None
+
+
+def reader_like(image_processor: BaseImageProcessor, side: int | None) -> ViTPDetectionImageProcessor:
+    """What makes of bands the pixels that an image processor of transformers makes of a picture."""
+    shared = ("do_rescale", "rescale_factor", "do_normalize", "image_mean", "image_std", "resample")
+    size = {"height": side, "width": side}
+    return ViTPDetectionImageProcessor(size=size, **{name: getattr(image_processor, name) for name in shared})
 
 
 def windows_with_data(
@@ -152,10 +167,10 @@ def detect(
         size: height and width of the windows as they were.
     """
     outputs = model(inputs["pixel_values"].to(model.device, model.dtype), inputs["pixel_mask"].to(model.device))
-    options = {"threshold": threshold, "target_sizes": [size] * len(outputs.scores)}
-    if outputs.pred_corners is not None:
+    options = {"threshold": threshold, "target_sizes": [size] * len(inputs["pixel_values"])}
+    if getattr(outputs, "pred_corners", None) is not None:
         results = image_processor.post_process_oriented_object_detection(outputs, **options)
-    elif outputs.pred_masks is not None:
+    elif getattr(outputs, "pred_masks", None) is not None:
         results = image_processor.post_process_instance_segmentation(outputs, return_run_lengths=True, **options)
     else:
         results = image_processor.post_process_object_detection(outputs, **options)

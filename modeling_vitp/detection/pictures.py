@@ -62,9 +62,12 @@ def draw_objects(axis: Axes, objects: Mapping, colors: Sequence) -> None:
     for index, (label, score, points) in enumerate(zip(objects["labels"].tolist(), scores, outlines(objects))):
         axis.add_patch(Polygon(points, fill=False, edgecolor=colors[label], linewidth=1))
         if score is not None:
-            axis.text(
-                *points[0], f"{float(score):.2f}", fontsize=5, color="white", backgroundcolor=(*colors[label][:3], 0.6)
+            place = np.clip(points[0], *np.sort([axis.get_xlim(), axis.get_ylim()]).T)
+            background = (*colors[label][:3], 0.6)
+            text = axis.text(
+                *place, f"{float(score):.2f}", fontsize=5, color="white", backgroundcolor=background, clip_on=True
             )
+            text.set_in_layout(False)
         if "masks" in objects:
             mask = objects["masks"][index]
             if isinstance(mask, dict):

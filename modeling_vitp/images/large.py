@@ -93,9 +93,13 @@ def open_images(paths: Sequence[Path], image_processor: BaseImageProcessor) -> I
     """Images of the same ground, open.
 
     Raises:
+        IsADirectoryError: if one is a folder.
         ValueError: if their bands are not what the input spec needs, they differ in size or georeference, or one is
             stored with an orientation (a tag of TIFF or EXIF) other than upright.
     """
+    for path in paths:
+        if path.is_dir():
+            raise IsADirectoryError(f"{path} is a folder; give the file of an image.")
     with ExitStack() as stack:
         stack.enter_context(rasterio.Env(GDAL_CACHEMAX=CACHE))
         stack.enter_context(warnings.catch_warnings())

@@ -117,10 +117,13 @@ def part_of(outputs: Sequence[Path]) -> Path:
     """Where the unfinished first one of the files to write is kept.
 
     Raises:
+        FileNotFoundError: if the folder of one does not exist.
         FileExistsError: if one of them exists, and not because a run was killed when all was done.
     """
     part = outputs[0].with_name(outputs[0].name + ".part")
     for path in outputs:
+        if not path.parent.is_dir():
+            raise FileNotFoundError(f"{path}: there is no folder {path.parent}.")
         if path.exists() and not part.exists():
             raise FileExistsError(f"{path} exists: delete it, or give another name.")
     return part

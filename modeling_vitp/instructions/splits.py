@@ -43,7 +43,7 @@ def open_splits(
             try:
                 opened[part] = take(conversations(splits[base_of(part)], root), part)
             except ValueError as error:
-                said = re.sub(r"^Source '.*?', .*?: (?=the columns )", "", str(error)).replace(REMEDY, RENAME)
+                said = re.sub(r"^Source '.*?: (?=the columns )", "", str(error)).replace(REMEDY, RENAME)
                 raise ValueError(f"{name}, split {part!r}: {said}") from error
     if args.dataset_train_split not in opened:
         raise ValueError(

@@ -97,5 +97,7 @@ class ProbeArguments(Arguments):
             raise ValueError("pixel_control and depths are about patches: they need `data`, masks or boxes.")
         if self.data is None and self.annotations == "boxes":
             raise ValueError("annotations: boxes are described by `data`.")
+        if self.annotations == "masks" and self.data is not None and {"format", "box_format"} & self.data.keys():
+            raise ValueError("data: these are boxes, by their format; give --annotations boxes.")
         if self.data is not None and self.data_root is not None:
             self.data["root"] = self.data_root

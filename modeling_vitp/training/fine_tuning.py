@@ -1,14 +1,25 @@
 """What every fine-tuning does with its trainer: train, score, and write down what came of it."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from torch.utils.data import Dataset
-from transformers import Trainer
+from transformers import Trainer, TrainingArguments
+from transformers.trainer_utils import IntervalStrategy
 
 from ..metrics.report import without_nan
 from .outputs import write_whole
+
+
+def check_eval_split(args: TrainingArguments, train_splits: Sequence[str], eval_split: str | None) -> None:
+    """Raises a `ValueError` if scores while training, or the choice of a checkpoint by them, have no split for it."""
+    if args.eval_strategy != "no" and eval_split is None:
+        strategy = IntervalStrategy(args.eval_strategy).value
+        raise ValueError(f"eval_strategy: {strategy} scores while training: give an eval_split, or eval_strategy: no.")
+    if args.load_best_model_at_end and eval_split in {*train_splits, None}:
+        raise ValueError("load_best_model_at_end needs an eval_split that is not trained on.")
 
 
 def train(trainer: Trainer, **counted: Any) -> dict[str, Any]:

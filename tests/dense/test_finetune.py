@@ -138,6 +138,7 @@ def test_a_run_that_was_stopped_ends_as_the_one_that_never_was(tmp_path):
         ({"test_split": "train"}, "may not be trained or selected on"),
         ({"eval_split": "val", "test_split": "val"}, "may not be trained or selected on"),
         ({"load_best_model_at_end": True, "eval_strategy": "steps", "eval_split": "train"}, "not trained on"),
+        ({"eval_strategy": "steps", "eval_steps": 1, "eval_split": None}, "eval_strategy: steps .* give an eval_split"),
         ({"from_scratch": None}, "either model_name_or_path"),
         ({"per_device_train_batch_size": 7, "submission": None}, r"6 sample\(s\) to train on are less than the 7"),
         ({"train_splits": ["test"]}, "has no masks"),

@@ -257,6 +257,11 @@ def drop_corner(root):
     path.write_text(re.sub("<x_left_bottom>.*?</x_left_bottom>", "", path.read_text()))
 
 
+def folder_for_file(root):
+    (root / "instances.json").unlink()
+    (root / "instances.json").mkdir()
+
+
 FILE_MISTAKES = [
     ("dota", lambda root: (root / "annfiles" / "b_002.txt").unlink(), "b_002.jpg has no annotation in .*annfiles"),
     ("dota", lambda root: (root / "images" / "b_002.jpg").unlink(), "annfiles has 'b_002', but there is no such image"),
@@ -286,6 +291,9 @@ FILE_MISTAKES = [
     ("coco", coco(lambda c: c["annotations"][0].pop("segmentation")), "annotation 0: it has no outline"),
     ("voc oriented", drop_corner, "b_002.xml, object 0 has no box of four numbers, or of four corners"),
     ("coco", lambda root: (root / "images" / "c_004.png").unlink(), "has 'c_004', but there is no such image"),
+    ("coco", lambda root: (root / "instances.json").unlink(), "^There is no file .*instances.json.$"),
+    ("coco", folder_for_file, "instances.json is a folder; format: coco takes a file"),
+    ("coco", lambda root: root.rename(root.with_name("moved")), "^data: root='.*': there is no such folder.$"),
 ]
 
 

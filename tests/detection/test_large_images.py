@@ -291,10 +291,12 @@ def test_what_cannot_be_done_is_named(written, tmp_path):
         (source, "o.json", {"batch_size": 0}, "batch_size=0 at least 1"),
         (source, "o.json", {"threshold": 1.5}, r"threshold=1.5 is outside \[0, 1\]"),
         (source, "o.json", {"nms_threshold": -1}, r"nms_threshold=-1 is outside \[0, 1\]"),
+        (tmp_path, "o.json", {}, "is a folder; give the file of an image"),
+        (source, "none/o.json", {}, "there is no folder .*none"),
         (many, "o.json", {}, "many.tif has 6 bands: name the one or three to use"),
         (local, "o.geojson", {}, "local.tif: its coordinates cannot be brought to longitude and latitude"),
     ):
-        with pytest.raises((ValueError, FileExistsError), match=message) as caught:
+        with pytest.raises((ValueError, OSError), match=message) as caught:
             detect_large(model, ViTPDetectionImageProcessor(), image, tmp_path / output, **options)
         assert len(str(caught.value).splitlines()) == 1
     assert sorted(path.name for path in tmp_path.iterdir()) == ["local.tif", "many.tif", "there.json"]

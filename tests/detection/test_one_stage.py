@@ -12,6 +12,7 @@ from transformers import AutoImageProcessor, AutoModelForObjectDetection, pipeli
 
 from modeling_vitp import ViTPAdapter
 from modeling_vitp.detection.one_stage import DETECTORS
+from modeling_vitp.recipes import predict_large
 from modeling_vitp.recipes.finetune_detection import main
 from modeling_vitp.training.layer_decay import layer_decay_groups
 
@@ -83,13 +84,49 @@ def test_a_detector_of_transformers_trains_is_scored_and_opens_as_any_other(tmp_
     assert scores[0]["test_map_50"] == scores[1]["test_map_50"]
 
 
-@pytest.mark.parametrize("detector", DETECTORS)
-def test_only_the_vits_layers_learn_at_a_rate_of_their_own(detector):
+def tiny_model(detector):
     model_class, _ = DETECTORS[detector]
     vision = {"model_type": "vitp_adapter", **TINY, "deformable_heads": 4, "spatial_prior_channels": 8}
     backbone = ViTPAdapter.config_class(**vision, out_features=["stride8", "stride16", "stride32"])
     widths = {} if detector == "deformable_detr" else {"encoder_in_channels": [32] * 3}
-    model = model_class(model_class.config_class(backbone_config=backbone, **HEADS[detector], **widths))
+    return model_class(model_class.config_class(backbone_config=backbone, **HEADS[detector], **widths))
+
+
+@pytest.mark.parametrize("detector", ["rt_detr_v2", "deformable_detr"])
+def test_a_large_image_has_what_the_model_finds_in_its_windows(tmp_path, detector):
+    """Windows of 48 pixels beside each other, which the model sees at 64."""
+    torch.manual_seed(0)
+    model = tiny_model(detector).eval()
+    size = {"height": 64, "width": 64}
+    image_processor = DETECTORS[detector][1](size=size, do_normalize=True, image_mean=[0.4] * 3, image_std=[0.3] * 3)
+    model.save_pretrained(tmp_path / "model")
+    image_processor.save_pretrained(tmp_path / "model")
+    scene = Image.fromarray(np.random.default_rng(0).integers(0, 256, (48, 96, 3), dtype=np.uint8))
+    scene.save(tmp_path / "scene.png")
+    words = [str(tmp_path / "model"), str(tmp_path / "scene.png"), "--output", str(tmp_path / "objects.json")]
+    words += ["--window", "48", "--stride", "48", "--threshold", "0", "--nms_threshold", "1", "--device", "cpu"]
+    assert predict_large.main(words) == 0
+    found = json.loads((tmp_path / "objects.json").read_text())["annotations"]
+
+    expected = []
+    for left in (0, 48):
+        window = scene.crop((left, 0, left + 48, 48))
+        inputs = image_processor(window, return_tensors="pt")
+        with torch.no_grad():
+            outputs = model(**inputs)
+        (one,) = image_processor.post_process_object_detection(outputs, 0.0, target_sizes=[(48, 48)])
+        for score, (x1, y1, x2, y2) in zip(one["scores"].tolist(), one["boxes"].tolist()):
+            expected.append([x1 + left, y1, x2 - x1, y2 - y1, score])
+    found = [[*one["bbox"], one["score"]] for one in found]
+    assert len(found) == len(expected) >= 20
+    by_score = [sorted(boxes, key=lambda one: -one[4]) for boxes in (found, expected)]
+    np.testing.assert_allclose([one[4] for one in by_score[0]], [one[4] for one in by_score[1]], atol=1e-4)
+    np.testing.assert_allclose(np.sort(np.array(found), 0), np.sort(np.array(expected), 0), atol=5e-3)
+
+
+@pytest.mark.parametrize("detector", DETECTORS)
+def test_only_the_vits_layers_learn_at_a_rate_of_their_own(detector):
+    model = tiny_model(detector)
     vit = {id(part) for part in model.model.backbone.model.encoder.parameters()}
     vit |= {id(part) for part in model.model.backbone.model.embeddings.parameters() if part.requires_grad}
     groups = layer_decay_groups(model, 1.0, 0.1, 0.9, 4)

@@ -51,6 +51,8 @@ def test_a_file_that_fails_does_not_appear(tmp_path):
     assert path.read_text() == "whole" and list(tmp_path.iterdir()) == [path]
     with pytest.raises(FileExistsError, match="result exists: delete it, or give another name"):
         part_of([tmp_path / "other", path])
+    with pytest.raises(FileNotFoundError, match="none/a.tif: there is no folder .*none"):
+        part_of([tmp_path / "none" / "a.tif"])
 
 
 def test_weights_have_the_same_hash_if_they_are_the_same():

@@ -120,5 +120,7 @@ def test_what_is_wrong_with_boxes_is_named(tmp_path):
         main([*words, "--data", json.dumps(data)])
     with pytest.raises(ValueError, match="is trained and tested on: give another test_split"):
         main([*words, "--data", json.dumps(data), "--test_split", "train"])
+    with pytest.raises(ValueError, match="these are boxes, by their format; give --annotations boxes"):
+        main([*words[2:], "--data", json.dumps(data)])
     with pytest.raises(ValueError, match="boxes are described by `data`"):
         main([*words, "--dataset_name", "somewhere"])

@@ -183,6 +183,8 @@ def upright_size(path: Path) -> tuple[int, int]:
 def read_annotation(path: Path):
     try:
         return json.loads(path.read_text())
+    except FileNotFoundError as error:
+        raise ValueError(f"There is no file {path}.") from error
     except (ValueError, RecursionError, OSError) as error:
         raise ValueError(f"{path} is no JSON: {error}") from error
 
