@@ -26,6 +26,10 @@ class WrongArguments(ValueError):
     """A mistake on the command line or in the configuration file, in one line."""
 
 
+class WrongPlace(WrongArguments):
+    """A file or folder that is not there or cannot be read, which no list of options mends."""
+
+
 def refuse(message: str) -> NoReturn:
     """For `ArgumentParser.error`, whose own prints the usage and ends the process."""
     raise WrongArguments(message)
@@ -70,13 +74,13 @@ def report(error: BaseException, is_debug: bool = False) -> int:
 
 def explain(error: BaseException) -> tuple[str, str | None, int]:
     """What happened, what to do about it where the message does not say, and the exit status."""
-    command = "vitp" if len(sys.argv) == 0 else f"vitp {Path(sys.argv[0]).stem}".replace("vitp vitp", "vitp")
     if isinstance(error, KeyboardInterrupt):
         return "interrupted.", "give the same command again to go on.", 130
     if hasattr(error, "status") and hasattr(error, "args") and isinstance(error.status, int):
         return str(error), None, error.status
     if isinstance(error, WrongArguments):
-        return str(error), f"{command} --help lists the options.", MISTAKE
+        remedy = None if isinstance(error, WrongPlace) else f"{program()} --help lists the options."
+        return str(error), remedy, MISTAKE
     if isinstance(error, ModuleNotFoundError):
         name = (error.name or "").partition(".")[0]
         if name in EXTRAS:
@@ -92,6 +96,13 @@ def explain(error: BaseException) -> tuple[str, str | None, int]:
         return str(error), None, MISTAKE
     what = f"{type(error).__name__}: {error}"
     return what, "look at the traceback; --debug prints it.", FAILURE
+
+
+def program() -> str:
+    """The command, however it was called: as `vitp NAME`, as a file or as a module."""
+    path = Path(sys.argv[0] if sys.argv else "vitp")
+    name = path.parent.name if path.stem == "__main__" else path.stem
+    return "vitp" if name == "modeling_vitp" else f"vitp {name.removeprefix('vitp')}".replace("  ", " ").strip()
 
 
 def chain(error: BaseException) -> Iterator[BaseException]:

@@ -8,19 +8,26 @@ from pathlib import Path
 from urllib.parse import urlsplit
 from urllib.request import getproxies
 
-from .errors import WrongArguments
+from .errors import WrongPlace
 
 PLACES = {"model_name_or_path", "vision_model", "language_model", "dataset_name", "backbones", "processor", "model"}
 PLACES |= {"checkpoint", "source"}
 SECONDS = 5  # that the Hub may take to answer
 
 
+class NotHere(WrongPlace):
+    """A name that is no folder here, where the Hub is not asked."""
+
+    status = 1  # the exit status of a command
+
+
 def check_places(arguments: Iterable[object]) -> None:
     """Looks at what the arguments of a command are to be read from.
 
     Raises:
-        WrongArguments: if one looks like a folder that is not there; it names the nearest.
+        WrongPlace: if one looks like a folder that is not there; it names the nearest.
         ConnectionError: if one is a Hub id, and the Hub does not answer.
+        NotHere: if one is a model's, and it is not on this machine while HF_HUB_OFFLINE is set.
     """
     ids = []
     for item in arguments:
@@ -30,7 +37,12 @@ def check_places(arguments: Iterable[object]) -> None:
                 if not isinstance(place, str) or Path(place).expanduser().exists():
                     continue
                 if looks_like_path(place) or (name == "dataset_name" and nearest(Path(place))):
-                    raise WrongArguments(f"{name}={not_there(place)}")
+                    raise WrongPlace(f"{name}={not_there(place)}")
+                if name != "dataset_name" and is_out_of_reach(place):
+                    raise NotHere(
+                        f"{name}: {place!r} is no folder here, and with HF_HUB_OFFLINE set the Hub is not asked."
+                        " Do: check the name, or unset it."
+                    )
                 ids.append(place)
     if ids:
         check_hub(ids[0])
@@ -63,10 +75,23 @@ def nearest(path: Path) -> str:
     return f", did you mean {str(path.parent / found[0])!r}?" if found else ""
 
 
+def is_out_of_reach(model: str) -> bool:
+    """Whether the Hub is not asked and nothing of a model, given as ID or ID@REVISION, has been downloaded."""
+    from huggingface_hub import constants
+
+    folder = Path(constants.HF_HUB_CACHE, f"models--{model.partition('@')[0].replace('/', '--')}")
+    return is_offline() and not folder.is_dir()
+
+
+def is_offline() -> bool:
+    """Whether the Hub is not to be asked."""
+    return os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE")
+
+
 def check_hub(place: str) -> None:
     """The Hub's clients try for minutes. Behind a proxy nothing is known, and offline they say so at once."""
     address = urlsplit(os.environ.get("HF_ENDPOINT") or "https://huggingface.co")
-    if os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE") or address.scheme in getproxies():
+    if is_offline() or address.scheme in getproxies():
         return
     try:
         port = address.port or {"http": 80}.get(address.scheme, 443)

@@ -1,11 +1,11 @@
 """Checkpoints in and out, exact to the bit.
 
-    python -m modeling_vitp.convert OpenGVLab/InternVL2_5-1B my_model
-    python -m modeling_vitp.convert ViTP_ViT.safetensors my_backbone
-    python -m modeling_vitp.convert my_model for_serving --to internvl
-    python -m modeling_vitp.convert upernet_vit_adapter.safetensors my_segmentation
-    python -m modeling_vitp.convert change_detector.safetensors my_change_detection --deformable_attention mmcv
-    python -m modeling_vitp.convert cascade_rcnn.safetensors my_detector --benchmark dior
+    vitp convert OpenGVLab/InternVL2_5-1B my_model
+    vitp convert ViTP_ViT.safetensors my_backbone
+    vitp convert my_model for_serving --to internvl
+    vitp convert upernet_vit_adapter.safetensors my_segmentation
+    vitp convert change_detector.safetensors my_change_detection --deformable_attention mmcv
+    vitp convert cascade_rcnn.safetensors my_detector --benchmark dior
 
 SOURCE is a Hub id, a folder or a safetensors file: a ViTP model, transformers' `internvl`, a checkpoint of InternVL's
 own code (InternVL2.5, InternVL3), a ViT alone, a ViT-Adapter (ours or the original), or UPerNet or a two-stage detector
@@ -24,7 +24,7 @@ from .keys import BENCHMARK_NAMES, TARGETS
 
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
-        prog="python -m modeling_vitp.convert",
+        prog="vitp convert",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )

@@ -24,7 +24,8 @@ def read_license(checkpoint: Checkpoint, given: str | None) -> dict[str, str]:
         )
     if not fields and given is None:
         logger.warning(
-            "%s states no licence (neither a card nor a licence file): find out what it is, and give it as `license`.",
+            "%s states no licence (neither a card nor a licence file): give it as --license. Of a model that you "
+            "trained from scratch it is yours to choose; of any other, find out what it is.",
             checkpoint.name,
         )
         return {"license": "unknown"}

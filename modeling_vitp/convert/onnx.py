@@ -101,15 +101,18 @@ def export_onnx(
     Raises:
         ModuleNotFoundError: if the extra `onnx` is not installed.
         ValueError: if the folder holds another kind of model.
+        IsADirectoryError: if the file is a folder.
         FileNotFoundError: if there is no folder for the file.
         NotTheSame: if the difference is larger than `tolerance` at some size.
     """
+    file = Path(file)
+    if file.is_dir():
+        raise IsADirectoryError(21, "is a folder, and the file to write is expected", str(file))
+    if not file.parent.is_dir():
+        raise FileNotFoundError(2, "there is no such folder to write the file to", str(file.parent))
     import onnxruntime
     import onnxscript  # noqa: F401, which torch imports when the model has been traced
 
-    file = Path(file)
-    if not file.parent.is_dir():
-        raise FileNotFoundError(2, "there is no such folder to write the file to", str(file.parent))
     model = open_backbone(backbone)
     with tempfile.TemporaryDirectory(dir=file.parent, prefix=f".{file.name}.") as folder:
         written = Path(folder) / file.name

@@ -18,18 +18,24 @@ import yaml
 from trl import TrlParser
 
 from ..command import errors
-from ..command.errors import WrongArguments
+from ..command.errors import WrongArguments, WrongPlace, program
 from ..command.places import check_places
 from . import threads  # noqa: F401
 
 RECIPES = "modeling_vitp.recipes"
+OWN_ARGUMENTS = {  # command -> the module of its arguments
+    "vitp pretrain": "modeling_vitp.training.arguments",
+    "vitp finetune_segmentation": "modeling_vitp.dense.arguments",
+    "vitp finetune_detection": "modeling_vitp.detection.arguments",
+    "vitp probe": "modeling_vitp.probing.arguments",
+}
 
 
 def find_config(name: str) -> Path:
     """The configuration of that name: a file, or where there is none one of those that come with the package.
 
     Raises:
-        ValueError: names the nearest if there is neither.
+        WrongPlace: names the nearest, three at most, if there is neither.
     """
     if Path(name).is_file():
         return Path(name)
@@ -37,10 +43,11 @@ def find_config(name: str) -> Path:
     stem = Path(name).stem
     if stem in configs:
         return configs[stem]
-    nearest = difflib.get_close_matches(stem, configs, 3, 0.5) or sorted(configs)
-    raise ValueError(
-        f"there is no configuration {name!r}, as a file or in the package, which has {', '.join(nearest)}."
-    )
+    near = {path.stem: str(path) for path in Path(name).parent.glob("*.yaml")}
+    nearest = difflib.get_close_matches(stem, {*configs, *near}, 3, 0.6)
+    found = " or ".join(repr(near.get(one, one)) for one in nearest)
+    hint = f"did you mean {found}?" if found else "give a YAML file, or a name of recipes/configs."
+    raise WrongPlace(f"there is no configuration {name!r}, as a file or in the package: {hint}")
 
 
 def find_task(name: str) -> str:
@@ -106,9 +113,11 @@ def parse(
             parser = TrlParser([load(name) for name in whole], **texts)
             parser.error = errors.refuse
             parsed = parser.parse_args_and_config(words)
-    except ConnectionError:
+    except (ConnectionError, WrongArguments):
         raise
-    except (ValueError, OSError, yaml.YAMLError) as error:
+    except (OSError, yaml.YAMLError) as error:
+        raise WrongPlace(" ".join(str(error).split())) from error
+    except ValueError as error:
         raise WrongArguments(" ".join(str(error).split())) from error
     register_models()
     return tuple(parsed)
@@ -121,11 +130,6 @@ def parse_words(parser: argparse.ArgumentParser, argv: Sequence[str] | None) -> 
     check_places([args])
     register_models()
     return args
-
-
-def program() -> str:
-    """The recipe as a command, however it was called."""
-    return f"vitp {Path(sys.argv[0]).stem}"
 
 
 def register_models() -> None:
@@ -151,6 +155,8 @@ def with_config(words: list[str]) -> list[str]:
     words = [part for word in words for part in (word.split("=", 1) if word.startswith("--config=") else [word])]
     if "--config" not in words:
         return words
+    if words.count("--config") > 1:
+        raise ValueError("give --config once.")
     place = words.index("--config") + 1
     if place == len(words):
         raise ValueError("--config needs a name or a file.")
@@ -164,7 +170,9 @@ def check_names(remaining: Sequence[str], own: Sequence[str], inherited: Sequenc
         name = word.removeprefix("--").split("=")[0].replace("-", "_")
         if word.startswith("--") and not {name, name.removeprefix("no_")} & known:
             nearest = difflib.get_close_matches(name, {*own, *known}, 1, 0.6)
-            hint = f": did you mean {nearest[0]!r}?" if nearest else "; --help lists those there are."
+            others = [command for command, module in OWN_ARGUMENTS.items() if name in field_names(module)]
+            hint = f": did you mean {nearest[0]!r}?" if nearest else "."
+            hint = f": it belongs to {' and '.join(others)}." if others else hint
             raise ValueError(f"there is no option {name!r}{hint}")
 
 

@@ -10,7 +10,7 @@ from ..configuration_vitp import ViTPConfig, ViTPVisionConfig
 from ..convert.finite import check_finite
 from ..convert.internvl import from_internvl, internvl_processor
 from ..image_processing_vitp import ViTPImageProcessor
-from ..modeling_vitp import ViTPForConditionalGeneration, ViTPVisionModel
+from ..modeling_vitp import VISION_MODELS, ViTPForConditionalGeneration, ViTPVisionModel
 from ..opening import check_fields, naming
 from ..processing_vitp import ViTPProcessor
 from .compose import check_report, compose, load_vision
@@ -73,10 +73,15 @@ def load_checkpoint(
         fields = PreTrainedConfig.get_config_dict(name, **revision)[0]
         check_fields(f"{name}/config.json", fields)
     model_type = fields.get("model_type")
+    if model_type in [*VISION_MODELS]:
+        raise ValueError(
+            f"{name} is a backbone, without a language model: give it as --vision_model, with language_model or "
+            "from_scratch."
+        )
     if model_type not in [*classes]:
         raise ValueError(
             f"{name} is a {model_type!r} model; training starts from {' or '.join(classes)}. Checkpoints of InternVL's "
-            "own code are converted first: python -m modeling_vitp.convert."
+            f"own code are converted first: vitp convert {name} FOLDER."
         )
     with naming(name, PreTrainedConfig):
         config = AutoConfig.from_pretrained(name, **revision)

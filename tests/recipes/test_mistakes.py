@@ -19,6 +19,19 @@ MISTAKES = {
     "no recipe at all": (["train_model"], 2, "there is no recipe 'train_model'"),
     "a configuration's name": (["pretrain", "--config", "quickstrt"], 2, "no configuration 'quickstrt'.*quickstart"),
     "a configuration that is no YAML": (["pretrain", "--config", "broken.yaml"], 2, "expected|mapping|scanning"),
+    "a configuration's swapped letters": (
+        ["pretrain", "--config", "quickstrat"],
+        2,
+        r"in the package: did you mean 'quickstart'\? \(",
+    ),
+    "a configuration like none": (["pretrain", "--config", "zzzz.yaml"], 2, r"a name of recipes/configs\. \("),
+    "a configuration beside it": (["pretrain", "--config", "brokn"], 2, "did you mean 'broken.yaml'"),
+    "two configurations": (["pretrain", "--config", "key.yaml", "--config", "key.yaml"], 2, "give --config once"),
+    "a key of another command": (
+        ["finetune_segmentation", "--config", "loveda", "--detector", "d_fine"],
+        2,
+        "no option 'detector': it belongs to vitp finetune_detection. Do: vitp finetune_segmentation --help",
+    ),
     "a configuration without a name": (["pretrain", "--config"], 2, "--config needs a name"),
     "an option's name": (
         [*PRETRAIN, "--learning_rat", "1"],
@@ -94,8 +107,9 @@ MISTAKES = {
     "a model's name that the Hub cannot have here": (
         [*PRETRAIN, "--model_name_or_path", "org/model"],
         1,
-        "HF_HUB_OFFLINE is",
+        "'org/model' is no folder here, and with HF_HUB_OFFLINE set",
     ),
+    "a backbone to train on": ([*PRETRAIN, "--model_name_or_path", "vit"], 2, "vit is a backbone.*--vision_model"),
     "a folder without a model": ([*PRETRAIN, "--model_name_or_path", "empty"], 2, "empty"),
     "a folder without data": (["pretrain", "--output_dir", "out", "--dataset_name", "empty"], 2, "empty"),
     "rows in no schema, before the model is looked at": (
@@ -111,13 +125,15 @@ MISTAKES = {
     "a mixture's name": (["validate_data", "mixtures.yaml"], 2, "no mixture file mixtures.yaml"),
     "a classes file": (["finetune_segmentation", "--config", "lovda"], 2, "no configuration 'lovda'.*loveda"),
     "a dense model's data root": (
-        ["finetune_segmentation", "--config", "loveda", "--model_name_or_path", "backbone", "--output_dir", "out"],
+        ["finetune_segmentation", "--config", "loveda", "--model_name_or_path", "vit", "--output_dir", "out"],
         2,
         "loveda|LoveDA|data",
     ),
     "a probe of nothing": (["probe", "--dataset_name", "data"], 2, "backbones"),
     "a conversion of nothing": (["convert", "./modle", "out"], 2, "did you mean 'model'"),
     "a conversion to nothing": (["convert", "empty", "out", "--to", "vit"], 2, "--to: invalid choice: 'vit'"),
+    "a conversion without words": (["convert"], 2, "required: source, target Do: vitp convert --help lists"),
+    "a conversion of a mistyped name": (["convert", "nowhere", "out"], 1, "source: 'nowhere' is no folder here"),
     "a conversion of an empty folder": (["convert", "empty", "out"], 2, "holds no safetensors"),
     "a conversion onto something": (["convert", "bert", "data"], 2, "data exists already"),
     "a backbone of a ViT": (["export_backbone", "empty", "out"], 2, "empty has no processor"),
@@ -130,6 +146,7 @@ MISTAKES = {
     "a backbone among a user's files": (["export_backbone", "model", "data"], 2, "data exists already: give a new"),
     "a graph of nothing": (["export_onnx", "empty", "a.onnx"], 2, "empty has no config.json"),
     "a graph of a model of another kind": (["export_onnx", "bert", "a.onnx"], 2, "bert is a 'bert'"),
+    "a graph that is a folder": (["export_onnx", "bert", "data"], 2, "data: is a folder, and the file to write"),
     "a graph in a folder that is not there": (["export_onnx", "bert", "no/a.onnx"], 2, "no: there is no such folder"),
     "a scene for a model of another kind": (
         ["predict_large", "bert", "a.tif", "--output", "o.tif"],
