@@ -13,6 +13,7 @@ import numpy as np
 import PIL.Image
 import torch
 from accelerate.utils import DistributedType
+from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.utils.data import Dataset
 from transformers import Trainer, TrainerCallback
@@ -22,7 +23,7 @@ from ..hub.failures import one_line
 from ..images.components import align_scores, colors_of, principal_scores
 
 logger = logging.getLogger(__name__)
-FOLDER, COMPONENTS = "watch", "components.pt"
+FOLDER, COMPONENTS = "watch", "components.safetensors"
 TAG = "watch/predictions"
 SHARDED = (DistributedType.FSDP, DistributedType.DEEPSPEED, DistributedType.MEGATRON_LM)
 # Libraries with one active run, a function `log` and a class `Image` of the path of a file.
@@ -125,7 +126,8 @@ def component_colors(features: Sequence[torch.Tensor], folder: Path) -> list[np.
     """
     scores, path = [principal_scores(one.float().cpu()) for one in features], folder / COMPONENTS
     if path.is_file():
-        scores = [align_scores(one, first) for one, first in zip(scores, torch.load(path))]
+        first = load_file(path)
+        scores = [align_scores(one, first.get(str(number), one)) for number, one in enumerate(scores)]
     else:
-        torch.save(scores, path)
+        save_file({str(number): one for number, one in enumerate(scores)}, path)
     return [colors_of(one) for one in scores]

@@ -114,10 +114,10 @@ def write(rows: Dataset, masks: Sequence[np.ndarray], folder: str | Path) -> Non
         PILImage.fromarray(mask).save(folder / "masks" / f"{name}.png")
 
 
-def main():
+def main(argv=None):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output_dir", type=Path, default=Path("data/aerial_trees"))
-    args = parser.parse_args()
+    args = parser.parse_args(argv)
     splits = load_dataset(str(SAMPLE))
     write_train(splits["train"], args.output_dir / "train")
     write_test(splits["test"], args.output_dir / "test")

@@ -1,11 +1,13 @@
 """The notebooks, as a user runs them, and as they are kept."""
 
+import importlib.util
 import os
-import sys
+import site
 from pathlib import Path
 
 import nbformat
 import pytest
+from IPython.core.interactiveshell import InteractiveShell
 from nbclient import NotebookClient
 from paths import ROOT
 
@@ -23,10 +25,43 @@ def test_a_notebook_is_kept_without_outputs_and_begins_with_what_it_needs(path):
     assert path.stem in (FOLDER / "README.md").read_text()
 
 
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+@pytest.mark.parametrize(
+    ("place", "missing", "installed"),
+    [("", (), ""), ("", ("modeling_vitp", "trl"), '"modeling-vitp[recipes]"'), ("clone", ("trl",), '-e "{}[recipes]"')],
+    ids=["installed", "released", "clone"],
+)
+def test_the_first_cell_installs_what_is_missing(path, place, missing, installed, tmp_path, monkeypatch):
+    (tmp_path / "clone" / "modeling_vitp").mkdir(parents=True)
+    (tmp_path / "clone" / "recipes" / "notebooks").mkdir(parents=True)
+    (tmp_path / "clone" / "setup.cfg").touch()
+    monkeypatch.chdir(tmp_path / place / "recipes" / "notebooks" if place else tmp_path)
+    found = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name, *of: None if name in missing else found(name, *of))
+    monkeypatch.setattr(site, "main", lambda: None)
+    shell, lines = InteractiveShell(), []
+    shell.register_magic_function(lines.append, magic_name="pip")
+    error = shell.run_cell(nbformat.read(path, as_version=4).cells[1].source).error_in_exec
+    assert lines == ([f"install -q {installed}".format(tmp_path / "clone")] if missing else [])
+    assert isinstance(error, SystemExit) if missing else error is None
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_a_command_of_a_notebook_that_fails_ends_there_with_the_last_lines(path, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PATH", os.defpath)
+    (source,) = (cell.source for cell in nbformat.read(path, as_version=4).cells if "def vitp(" in cell.source)
+    names = {"Path": Path}
+    exec(source, names)
+    with pytest.raises(SystemExit, match="no_such_recipe.log"):
+        names["vitp"]("no_such_recipe")
+    assert "no_such_recipe" in capsys.readouterr().out
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 def test_a_notebook_runs_as_it_is(path, tmp_path, monkeypatch):
-    monkeypatch.setenv("PATH", str(Path(sys.executable).parent), prepend=os.pathsep)
+    monkeypatch.setenv("PATH", os.defpath)  # the environment of the kernel need not be active
     notebook = nbformat.read(path, as_version=4)
     NotebookClient(notebook, timeout=600, resources={"metadata": {"path": str(tmp_path)}}).execute()
     shown = [output for cell in notebook.cells for output in cell.get("outputs", [])]

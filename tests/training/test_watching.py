@@ -20,6 +20,7 @@ from torch import nn
 from training_run import make_trainer, summary
 from transformers import TrainerCallback
 
+from modeling_vitp.images.components import colors_of, principal_scores
 from modeling_vitp.training.checkpointing import last_checkpoint
 from modeling_vitp.training.watching import TAG, Watcher, choose, component_colors
 
@@ -156,6 +157,16 @@ def test_components_keep_their_colors_from_step_to_step(tmp_path):
     turned = torch.linalg.qr(torch.randn(8, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(1)))[0]
     (again,) = component_colors([torch.einsum("dc,crk->drk", turned, 3 * features)], tmp_path)
     assert np.abs(first.astype(int) - again).max() <= 1
+    assert [path.name for path in tmp_path.iterdir()] == ["components.safetensors"]
+
+
+def test_components_of_every_sample_are_held_against_its_own_and_those_of_a_new_one_are_as_they_are(tmp_path):
+    generator = torch.Generator().manual_seed(0)
+    features = [torch.randn(6, 3, 2 + number, generator=generator) for number in range(12)]
+    first = component_colors(features[:11], tmp_path)
+    turned = component_colors([-one for one in features], tmp_path)
+    assert all(np.abs(one.astype(int) - again).max() <= 1 for one, again in zip(first, turned[:11], strict=True))
+    assert np.abs(colors_of(principal_scores(-features[11])).astype(int) - turned[11]).max() <= 1
 
 
 @pytest.mark.slow
