@@ -15,19 +15,12 @@ PLACES |= {"checkpoint", "source"}
 SECONDS = 5  # that the Hub may take to answer
 
 
-class NotHere(WrongPlace):
-    """A name that is no folder here, where the Hub is not asked."""
-
-    status = 1  # the exit status of a command
-
-
 def check_places(arguments: Iterable[object]) -> None:
     """Looks at what the arguments of a command are to be read from.
 
     Raises:
         WrongPlace: if one looks like a folder that is not there; it names the nearest.
         ConnectionError: if one is a Hub id, and the Hub does not answer.
-        NotHere: if one is a model's, and it is not on this machine while HF_HUB_OFFLINE is set.
     """
     ids = []
     for item in arguments:
@@ -38,11 +31,6 @@ def check_places(arguments: Iterable[object]) -> None:
                     continue
                 if looks_like_path(place) or (name == "dataset_name" and nearest(Path(place))):
                     raise WrongPlace(f"{name}={not_there(place)}")
-                if name != "dataset_name" and is_out_of_reach(place):
-                    raise NotHere(
-                        f"{name}: {place!r} is no folder here, and with HF_HUB_OFFLINE set the Hub is not asked."
-                        " Do: check the name, or unset it."
-                    )
                 ids.append(place)
     if ids:
         check_hub(ids[0])
@@ -73,14 +61,6 @@ def nearest(path: Path) -> str:
     siblings = [other.name for other in path.parent.iterdir()] if path.parent.is_dir() else []
     found = difflib.get_close_matches(path.name, siblings, 1, 0.6)
     return f", did you mean {str(path.parent / found[0])!r}?" if found else ""
-
-
-def is_out_of_reach(model: str) -> bool:
-    """Whether the Hub is not asked and nothing of a model, given as ID or ID@REVISION, has been downloaded."""
-    from huggingface_hub import constants
-
-    folder = Path(constants.HF_HUB_CACHE, f"models--{model.partition('@')[0].replace('/', '--')}")
-    return is_offline() and not folder.is_dir()
 
 
 def is_offline() -> bool:

