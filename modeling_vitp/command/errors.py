@@ -32,7 +32,7 @@ class WrongPlace(WrongArguments):
 
 def refuse(message: str) -> NoReturn:
     """For `ArgumentParser.error`, whose own prints the usage and ends the process."""
-    raise WrongArguments(message)
+    raise WrongArguments(" ".join(message.split()))
 
 
 def run(main: Callable[[], int | None]) -> NoReturn:
