@@ -318,6 +318,11 @@ class ViTPDataCollator:
         return torch.nn.functional.pad(padded, sides, value=value)
 
 
+def with_raw_tiles(collator: Any) -> Any:
+    """See [`ViTPDataCollator.with_raw_tiles`]; a collator of another class gives what the model takes."""
+    return collator.with_raw_tiles() if type(collator) is ViTPDataCollator else collator
+
+
 def learned(is_answer: torch.BoolTensor, given: Sequence[bool]) -> torch.BoolTensor:
     """The tokens of answers without those that are given.
 
