@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..images.reading import identity
-from ..training.values import check_type
+from .values import check_type
 
 CASES = ("patient", "case")  # fields by which files belong together
 FIELD = re.compile(r"\{(?P<field>\w+)(?::(?P<form>[^{}]+))?\}")
