@@ -168,8 +168,8 @@ def open_vit(backbone: str | Path | InternVLVisionModel, **kwargs) -> InternVLVi
         model_type = PreTrainedConfig.get_config_dict(backbone, **kwargs)[0].get("model_type")
     if model_type not in (InternVLVisionConfig.model_type, ViTPVisionConfig.model_type):
         raise ValueError(
-            f"{backbone} holds a {model_type!r}, but an exported backbone is expected. recipes/export_backbone.py takes "
-            "one out of a checkpoint."
+            f"{backbone} holds a {model_type!r}, but an exported backbone is expected. "
+            "recipes/export_backbone.py takes one out of a checkpoint."
         )
     return ViTPVisionModel.from_pretrained(backbone, **kwargs)
 

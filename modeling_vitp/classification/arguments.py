@@ -71,11 +71,12 @@ class ClassificationArguments(Arguments):
             "result, unless load_best_model_at_end is set."
         },
     )
-    test_split: str | None = field(default=None, metadata={"help": "What is scored once, at the end."})
+    test_split: str | None = field(default=None, metadata={"help": "What is scored once, at the end; '' for nothing."})
     num_pictures: int = field(default=16, metadata={"help": "Samples in the picture of predictions."})
 
     def __post_init__(self):
         super().__post_init__()
+        self.eval_split, self.test_split = self.eval_split or None, self.test_split or None
         given = {"root": self.data_root, "dataset_name": self.dataset_name}
         self.data = {**(self.data or {}), **{name: value for name, value in given.items() if value is not None}}
         if not self.data:
