@@ -23,12 +23,14 @@ class LabelTable:
         label: the column of its class, or of its classes, in a list or as text with `separator` between them; or the
             columns of all classes, with 1 for those that it has and 0 for the others.
         separator: between the classes of a text.
+        no_class: what the text is where an image has none of the classes.
     """
 
     file: str
     name: str = "file_name"
     label: str | Sequence[str] = "label"
     separator: str | None = None
+    no_class: str | None = None
 
     def read(self, root: Path) -> pd.DataFrame:
         """All rows.
@@ -86,7 +88,8 @@ class LabelTable:
 
     def _labels(self, rows: pd.DataFrame, root: Path) -> list[list[Label]]:
         if isinstance(self.label, str):
-            return [divided(value, self.separator) for value in rows[self.label].tolist()]
+            stored = [divided(value, self.separator) for value in rows[self.label].tolist()]
+            return [[label for label in labels if label != self.no_class] for labels in stored]
         values = rows[list(self.label)]
         odd = ~values.isin([0, 1]).all(axis=1)
         if odd.any():
@@ -96,9 +99,9 @@ class LabelTable:
 
 def divided(value: object, separator: str | None = None) -> list[Label]:
     """What a column has for an image as the list of its classes; of nothing, an empty one."""
-    if value is None or value != value:  # NaN, of an empty field
-        return []
     if isinstance(value, str):
         parts = [value] if separator is None else value.split(separator)
         return [part.strip() for part in parts if part.strip()]
-    return list(value) if hasattr(value, "__len__") else [int(value)]
+    if hasattr(value, "__len__"):
+        return list(value)
+    return [] if value is None or value != value else [int(value)]  # NaN stands for an empty field
