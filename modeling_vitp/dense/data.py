@@ -15,11 +15,11 @@ from tqdm import tqdm
 
 from ..cards.record import public_name
 from ..training.batching import share
+from ..training.files import check_disjoint, find_samples
+from ..training.shared_images import StoredImage, check_no_shared_images, images_of_files, images_of_rows
 from ..training.values import check_type
 from .classes import IGNORE_INDEX, LabelEncoding
-from .files import check_disjoint, find_samples
 from .samples import ImageFiles, MaskedImages, Rows
-from .shared_images import StoredImage, check_no_shared_images, images_of_files, images_of_rows
 from .volumes import slice_volumes
 
 logger = logging.getLogger(__name__)
@@ -124,7 +124,9 @@ class DenseData:
                 for case in set(rows.cases or ()):
                     if owners.setdefault(case, name) != name:
                         raise ValueError(f"The case {case!r} is in both splits {owners[case]!r} and {name!r}.")
-            self._check_contents(images_of_rows(opened))
+            self._check_contents(
+                images_of_rows({name: (part.rows, part.image_columns) for name, part in opened.items()})
+            )
 
     def _check_contents(self, images: Iterable[StoredImage]) -> None:
         try:

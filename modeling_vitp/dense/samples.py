@@ -13,8 +13,8 @@ from ..image_processing_vitp_dense import ViTPSegmentationImageProcessor
 from ..images.reading import VALUES, Picture, read_image, read_picture, stored_size, whole_numbers
 from ..images.windows import Window, windows
 from ..instructions.rows import content_of, is_decoded
+from ..training.files import FileSample
 from .classes import LabelEncoding
-from .files import FileSample
 
 
 class MaskedImages(torch.utils.data.Dataset):

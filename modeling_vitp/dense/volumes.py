@@ -7,8 +7,8 @@ import nibabel
 import numpy as np
 import PIL.Image
 
+from ..training.files import FileSample
 from .classes import LabelEncoding
-from .files import FileSample
 
 PLANES = {"sagittal": 0, "coronal": 1, "axial": 2}
 
