@@ -31,6 +31,7 @@ class MaskedImages(torch.utils.data.Dataset):
     def __init__(self, encoding: LabelEncoding, input_spec: dict | None = None):
         self.encoding = encoding
         self.spec = None if input_spec is None else InputSpec.from_dict(input_spec)
+        self.in_units = self.spec is not None and self.spec.is_in_units
         self.image_processor = ViTPSegmentationImageProcessor()
 
     def __len__(self) -> int:
@@ -119,7 +120,7 @@ class ImageFiles(MaskedImages):
     def read(self, index: int):
         sample, window = self.rows[index]
         name = sample.id if window is None else f"{sample.id}/{window[0]}_{window[1]}"
-        images = [(str(path), read_image(path, window)) for path in sample.images]
+        images = [(str(path), read_image(path, window, self.in_units)) for path in sample.images]
         mask = self.read_mask(index)
         if mask is not None and window is not None and stored_size(sample.mask) != stored_size(sample.images[0]):
             raise ValueError(f"The mask {sample.mask} and its image {sample.images[0]} are of different size.")
@@ -127,7 +128,8 @@ class ImageFiles(MaskedImages):
 
     def read_mask(self, index: int):
         sample, window = self.rows[index]
-        return None if sample.mask is None else (str(sample.mask), read_image(sample.mask, window))
+        # A mask in DICOM has the numbers of classes for its units.
+        return None if sample.mask is None else (str(sample.mask), read_image(sample.mask, window, in_units=True))
 
 
 class Rows(MaskedImages):
@@ -180,7 +182,7 @@ class Rows(MaskedImages):
     def read(self, index: int):
         row = self.rows[index]
         name = str(row.get("id", index))
-        images = [self._picture(name, row, column) for column in self.image_columns]
+        images = [self._picture(name, row, column, self.in_units) for column in self.image_columns]
         return name, images, self._mask(name, row)
 
     def read_mask(self, index: int):
@@ -193,13 +195,14 @@ class Rows(MaskedImages):
     def _mask(self, name: str, row: dict):
         if self.mask_column is None:
             return None
-        return self._picture(name, row, self.mask_column)
+        return self._picture(name, row, self.mask_column, in_units=True)
 
-    def _picture(self, name: str, row: dict, column: str) -> tuple[str, Picture]:
+    def _picture(self, name: str, row: dict, column: str, in_units: bool) -> tuple[str, Picture]:
         stored, where = row[column], f"{name} ({column})"
         if stored is None:
             raise ValueError(f"Row {name} of split {self.name!r} has no {column}.")
         try:
-            return where, read_picture(content_of(stored)) if isinstance(stored, dict) else stored
+            is_encoded = isinstance(stored, dict)
+            return where, read_picture(content_of(stored), in_units=in_units) if is_encoded else stored
         except Exception as error:  # Pillow raises many kinds for a broken file
             raise ValueError(f"Row {name} of split {self.name!r}: {column} cannot be read: {error}") from error
