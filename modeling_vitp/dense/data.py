@@ -64,8 +64,8 @@ class DenseData:
     @property
     def image_spec(self) -> dict | None:
         """What a model's image processor has to read images by, where they are as in this data set."""
-        window = (self.volumes or {}).get("window")
-        return self.input_spec if window is None else {"window": window}
+        names = [name for name in ("window", "percentiles") if (self.volumes or {}).get(name) is not None]
+        return {name: self.volumes[name] for name in names} or self.input_spec
 
     @classmethod
     def from_dict(cls, settings: Mapping) -> "DenseData":

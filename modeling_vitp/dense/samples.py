@@ -185,6 +185,12 @@ class Rows(MaskedImages):
         images = [self._picture(name, row, column, self.in_units) for column in self.image_columns]
         return name, images, self._mask(name, row)
 
+    def __getitem__(self, index: int) -> dict:
+        """With `place` and `spacing` of a slice, see [`~modeling_vitp.dense.volumes.slice_volumes`]."""
+        of_volume = [name for name in ("place", "spacing") if name in self.rows.column_names]
+        known = self.rows.select_columns(of_volume)[index] if of_volume else {}
+        return super().__getitem__(index) | known
+
     def read_mask(self, index: int):
         if self.mask_column is None:
             return None

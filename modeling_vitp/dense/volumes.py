@@ -8,6 +8,7 @@ import numpy as np
 import PIL.Image
 
 from ..images.volumes import PLANES, check_same_place, files_of, open_volume, to_grey
+from ..training.values import is_of
 from .classes import LabelEncoding
 from .files import FileSample
 
@@ -71,6 +72,9 @@ def check_cut(plane: str, window: Sequence[float] | None, percentiles: Sequence[
         raise ValueError(f"plane={plane!r} is none of {sorted(PLANES)}.")
     if (window is None) == (percentiles is None):
         raise ValueError("Volumes need either `window` or `percentiles`: which values become black and white.")
+    name, pair = ("percentiles", percentiles) if window is None else ("window", window)
+    if len(pair) != 2 or not all(is_of(value, float) for value in pair) or not pair[0] < pair[1]:
+        raise ValueError(f"{name}={list(pair)}: volumes need two numbers, black first.")
 
 
 def slices(files: list[tuple[FileSample, list[int]]], settings: Mapping) -> Iterator[dict]:

@@ -1,4 +1,4 @@
-"""Files to pixels: 8-bit images by Pillow, those of more depth or bands by rasterio, DICOM by pydicom, whole or a window.
+"""Files to pixels, whole or a window: 8 bits by Pillow, more depth or bands by rasterio, DICOM by pydicom.
 
 Pixels are as the image is to be seen, turned as its EXIF data or the orientation of its TIFF says.
 """

@@ -85,7 +85,8 @@ class Volume:
         return (stored.astype(np.float64) * slope + intercept).astype(np.float32)
 
     def uncut(self, slices: np.ndarray, plane: str) -> np.ndarray:
-        """Slices as [`cut`] gives them, of shape `(number, height, width)`, as a volume is stored; a view of them."""
+        """Slices as [`cut`] gives them as a volume is stored, a view of them: `(number, height, width, …)` becomes
+        `(i, j, k, …)`."""
         canonical = np.moveaxis(np.rot90(slices, -1, axes=(1, 2)), 0, PLANES[plane])
         return apply_orientation(canonical, ornt_transform(io_orientation(np.eye(4)), self.orientation))
 
@@ -160,13 +161,26 @@ def open_nifti(path: Path) -> Volume:
         )
     if stored.dtype.kind not in "buif":
         raise ValueError(f"{path} has values of type {stored.dtype}: one number for each voxel is needed.")
-    if not np.isfinite(image.affine).all() or abs(np.linalg.det(image.affine[:3, :3])) < 1e-12:
-        raise ValueError(f"{path} has no spacing: its affine, {image.affine[:3, :3].tolist()}, has no volume.")
+    if not has_spacing(image):
+        raise ValueError(f"{path} has no spacing: its header has neither an affine nor the size of a voxel (pixdim).")
     if stored.dtype.kind == "f":
         wrong = sum(int((~np.isfinite(part)).sum()) for part in stored.T)
         if wrong:
             raise ValueError(f"{path} has {wrong} values that are NaN or infinite: repair or remove it.")
-    return Volume(path, stored, image.affine, image.header, (float(proxy.slope), float(proxy.inter)))
+    header = image.header
+    if not isinstance(header, nibabel.Nifti1Header):
+        header = nibabel.Nifti1Header.from_header(header)
+    return Volume(path, stored, image.affine, header, (float(proxy.slope), float(proxy.inter)))
+
+
+def has_spacing(image: nibabel.spatialimages.SpatialImage) -> bool:
+    """Whether a header has the size of a voxel; nibabel takes 1 for a size of 0."""
+    if isinstance(image, nibabel.Nifti1Image):
+        with ImageOpener(image.file_map["image"].filename) as file:
+            stored = type(image.header).from_fileobj(file, check=False)
+        if not stored["sform_code"] and not (stored["pixdim"][1:4] > 0).all():
+            return False
+    return bool(np.isfinite(image.affine).all() and abs(np.linalg.det(image.affine[:3, :3])) > 1e-12)
 
 
 def map_file(path: Path, proxy: nibabel.arrayproxy.ArrayProxy) -> np.memmap:
