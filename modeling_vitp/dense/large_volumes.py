@@ -12,10 +12,10 @@ import torch
 from tqdm.auto import tqdm
 from transformers import BaseImageProcessor, PreTrainedModel
 
+from ..images.slices import VolumeSlices, check_cut
 from ..images.unfinished import RowFile, appears_whole, digest, fingerprint, part_of
 from ..images.volumes import NIFTI, Volume, files_of
 from .sliding_window import augmented, sliding_window
-from .volumes import VolumeSlices, check_cut
 
 MAX_CLASSES = 256
 

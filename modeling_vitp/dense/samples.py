@@ -14,7 +14,7 @@ from ..images.reading import VALUES, Picture, read_image, read_picture, stored_s
 from ..images.windows import Window, windows
 from ..instructions.rows import content_of, is_decoded
 from .classes import LabelEncoding
-from .files import FileSample
+from .files import CASES, FileSample
 
 
 class MaskedImages(torch.utils.data.Dataset):
@@ -136,7 +136,7 @@ class Rows(MaskedImages):
     """Rows of a `datasets` data set, of the Hub or made from volumes.
 
     Args:
-        rows: with columns for the images and the mask, and optionally `id` and `case`.
+        rows: with columns for the images and the mask, and optionally `id` and `patient` or `case`.
         columns: names of the columns under `image` (or `before` and `after`) and `mask`, if they are not these; for
             the mask also `label`, `annotation` and `segmentation` are tried.
         name: of the split, for errors.
@@ -171,7 +171,7 @@ class Rows(MaskedImages):
         missing = {*images, self.mask_column} - {*known, None}
         if None in images or missing:
             raise ValueError(f"Split {name!r} has no column {missing or 'image'}, only {known}: name it in `columns`.")
-        self.cases = rows["case"] if "case" in known else None
+        self.cases = next((rows[name] for name in CASES if name in known), None)
 
     def __len__(self) -> int:
         return len(self.rows)

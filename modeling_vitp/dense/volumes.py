@@ -1,14 +1,13 @@
 """Volumes, NIfTI or DICOM, as slices: cut once in a plane, windowed to 8 bits, in the cache of `datasets`."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
 
 import datasets
 import numpy as np
 import PIL.Image
 
-from ..images.volumes import PLANES, check_same_place, files_of, open_volume, to_grey
-from ..training.values import is_of
+from ..images.slices import VolumeSlices, check_cut
+from ..images.volumes import files_of
 from .classes import LabelEncoding
 from .files import FileSample
 
@@ -66,17 +65,6 @@ def slice_volumes(
         raise error.__cause__ from None
 
 
-def check_cut(plane: str, window: Sequence[float] | None, percentiles: Sequence[float] | None) -> None:
-    """Raises a `ValueError` if it is not told how volumes become images."""
-    if plane not in PLANES:
-        raise ValueError(f"plane={plane!r} is none of {sorted(PLANES)}.")
-    if (window is None) == (percentiles is None):
-        raise ValueError("Volumes need either `window` or `percentiles`: which values become black and white.")
-    name, pair = ("percentiles", percentiles) if window is None else ("window", window)
-    if len(pair) != 2 or not all(is_of(value, float) for value in pair) or not pair[0] < pair[1]:
-        raise ValueError(f"{name}={list(pair)}: volumes need two numbers, black first.")
-
-
 def slices(files: list[tuple[FileSample, list[int]]], settings: Mapping) -> Iterator[dict]:
     classes = [{"name": name, "value": value} for value, name in settings["classes"]]
     encoding = LabelEncoding(classes, ignore=settings["ignore"])
@@ -94,50 +82,3 @@ def slices(files: list[tuple[FileSample, list[int]]], settings: Mapping) -> Iter
             if not settings["foreground_only"]:
                 row |= {"place": index, "spacing": cuts.volumes[0].spacing(plane)}
             yield row
-
-
-class VolumeSlices:
-    """The slices of a volume, or of several that are the channels of one, as 8-bit images, and of its mask.
-
-    Args:
-        paths: of one volume, or of three.
-        plane, window, percentiles: see [`slice_volumes`].
-        mask: of the mask, if there is one.
-
-    Raises:
-        ValueError: see [`slice_volumes`].
-    """
-
-    def __init__(
-        self,
-        paths: Sequence[Path],
-        plane: str,
-        window: Sequence[float] | None,
-        percentiles: Sequence[float] | None,
-        mask: Path | None = None,
-    ):
-        if len(paths) not in (1, 3):
-            raise ValueError(f"{len(paths)} volumes cannot be the channels of an image: give one, or three.")
-        self.plane = plane
-        self.volumes = [open_volume(path) for path in paths]
-        self.labels = None if mask is None else open_volume(mask)
-        check_same_place(self.volumes if mask is None else [*self.volumes, self.labels])
-        self.windows = [tuple(window) if window else volume.window(percentiles) for volume in self.volumes]
-
-    def __len__(self) -> int:
-        return self.volumes[0].number(self.plane)
-
-    def image(self, index: int) -> PIL.Image.Image:
-        channels = [
-            to_grey(volume.cut(self.plane, index), window, volume.path)
-            for volume, window in zip(self.volumes, self.windows)
-        ]
-        return PIL.Image.fromarray(channels[0] if len(channels) == 1 else np.stack(channels, -1))
-
-    def mask(self, index: int) -> np.ndarray:
-        """Uint8 of shape `(height, width)`."""
-        values = self.labels.cut(self.plane, index)
-        labels = values.astype(np.uint8)
-        if (labels != values).any():
-            raise ValueError(f"The mask {self.labels.path} has values that are no whole numbers from 0 to 255.")
-        return labels
