@@ -1,0 +1,51 @@
+"""What is printed about public data sets: all of them, one of them, and what was made of it."""
+
+import json
+import sys
+import textwrap
+
+from .public_set import PublicSet
+from .public_set_rows import Made, load_public_set, public_set_names
+
+NAMED = 20  # of what cannot be used; all of it is in a file
+
+
+def list_sets() -> None:
+    """A line for each set of the package."""
+    sets = {name: load_public_set(name) for name in public_set_names()}
+    for name, kind in sets.items():
+        rows = "" if kind.paper_rows is None else f"{kind.paper_rows:,}"
+        print(f"{name:<{max(map(len, sets))}}  {rows:>9} rows  {kind.license}: {kind.obtain}")
+
+
+def describe(kind: type[PublicSet], name: str) -> None:
+    """What is read of a set, and where it can be had."""
+    splits = " and ".join(kind.splits)
+    print(f"{kind.title}\nlicense: {kind.license}\nobtain: {kind.obtain}\ntrained on: {splits}\nlayout ({kind.seen}):")
+    print(textwrap.indent(textwrap.dedent(kind.layout).strip(), "  "))
+    print(f"then: vitp make_public_set {name} DATA_DIR")
+
+
+def print_result(kind: type[PublicSet], made: Made) -> None:
+    """What was made, what was not and why, how that compares to the paper, and the entry for a mixture."""
+    for line in made.unused[:NAMED]:
+        print(f"not used: {line}", file=sys.stderr)
+    if made.unused:
+        path = made.annotation.with_suffix(".unused.txt")
+        path.write_text("\n".join(made.unused) + "\n")
+        print(f"{len(made.unused):,} not used, all in {path}", file=sys.stderr)
+    if made.held_out:
+        print(f"{made.held_out:,} left out: of a split that is held out, or about an image that is also in one")
+    print(f"{made.annotation}: {compared(kind, made.rows)}")
+    entry = {"name": made.annotation.stem, "annotation": str(made.annotation), "image_root": str(made.image_root)}
+    entry |= {"rows": made.rows, "modality": list(kind.modality), "tasks": list(kind.tasks), "obtain": kind.obtain}
+    print(f"In a mixture ({kind.license}):\n  - {json.dumps(entry, ensure_ascii=False)}")
+
+
+def compared(kind: type[PublicSet], rows: int) -> str:
+    """How many rows there are beside those of the paper's table and of the released mixture, in a line."""
+    said = [f"{rows:,} rows"]
+    for expected, where in ((kind.paper_rows, "the paper's table"), (kind.released_rows, "the released mixture")):
+        if expected is not None:
+            said.append(f"{where} has {expected:,}, a difference of {rows - expected:+,}")
+    return "; ".join(said)
