@@ -8,6 +8,7 @@ import re
 from collections.abc import Iterable, Iterator, Sequence
 from functools import lru_cache
 from pathlib import Path, PurePath
+from string import ascii_uppercase
 from typing import Any, NamedTuple
 
 from datasets.data_files import SPLIT_KEYWORDS
@@ -70,7 +71,8 @@ class PublicSet:
         image_root: the folder, from the data set's, that annotations name images from.
         splits: that are trained on. What has the name of another, in that of its file or in a folder's, is never read.
         drawn: whether no more than `paper_rows` are used, drawn from all.
-        modality, tasks: as in a mixture.
+        modality, tasks, general: as in a mixture.
+        caution: what is to be known before training on it.
     """
 
     title: str
@@ -86,6 +88,8 @@ class PublicSet:
     drawn: bool = False
     modality: tuple[str, ...] = ()
     tasks: tuple[str, ...] = ()
+    general: bool = False
+    caution: str = ""
 
     def __init__(self, folder: Path):
         self.folder = folder
@@ -134,6 +138,18 @@ class PublicSet:
         """A question what an image shows, and its answer."""
         ways = [way for way in PHRASINGS["scene"]["classification"] if "{" not in way]
         return one_of(ways, image), label
+
+    def choose(self, question: str, choices: Iterable[str], right: str) -> tuple[str, str]:
+        """A question with choices that have letters, and the letter and text of the right one.
+
+        Raises:
+            ValueError: if that is none of the choices.
+        """
+        choices, right = [choice.strip() for choice in choices], right.strip()
+        if right not in choices:
+            raise ValueError(f"the answer {right!r} is none of the choices {choices}")
+        lines = [f"{letter}. {choice}" for letter, choice in zip(ascii_uppercase, choices)]
+        return "\n".join([question.strip(), *lines]), lines[choices.index(right)]
 
     def box(self, image: str, box: Box, phrase: str = "") -> str:
         """A box in pixels of an image, as it is written in an answer, cut to the image.
@@ -202,6 +218,12 @@ class PublicSet:
     def held_out_lines(self, name: str) -> list[str]:
         """As [`lines`], of a list of what is held out, which is read to leave that out."""
         return self._lines(name)
+
+    def held_out_rows(self, name: str) -> Iterator[Any]:
+        """The rows of a JSON list, JSON Lines, CSV or TSV of what is held out, which is read to leave that out."""
+        if not (self.folder / name).is_file():
+            raise self.missing(name)
+        return (row for _, row in listed(self.folder / name) if not isinstance(row, ValueError))
 
     def _lines(self, name: str) -> list[str]:
         if not (self.folder / name).is_file():

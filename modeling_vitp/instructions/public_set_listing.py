@@ -24,6 +24,7 @@ def describe(kind: type[PublicSet], name: str) -> None:
     print(f"{kind.title}\nlicense: {kind.license}\nobtain: {kind.obtain}\ntrained on: {splits}\nlayout ({kind.seen}):")
     print(textwrap.indent(textwrap.dedent(kind.layout).strip(), "  "))
     print(f"then: vitp make_public_set {name} DATA_DIR")
+    warn(kind)
 
 
 def print_result(kind: type[PublicSet], made: Made) -> None:
@@ -38,8 +39,15 @@ def print_result(kind: type[PublicSet], made: Made) -> None:
         print(f"{made.held_out:,} left out: of a split that is held out, or about an image that is also in one")
     print(f"{made.annotation}: {compared(kind, made.rows)}")
     entry = {"name": made.annotation.stem, "annotation": str(made.annotation), "image_root": str(made.image_root)}
-    entry |= {"rows": made.rows, "modality": list(kind.modality), "tasks": list(kind.tasks), "obtain": kind.obtain}
+    entry |= {"rows": made.rows, "tasks": list(kind.tasks), "obtain": kind.obtain}
+    entry |= {"general": True} if kind.general else {"modality": list(kind.modality)}
     print(f"In a mixture ({kind.license}):\n  - {json.dumps(entry, ensure_ascii=False)}")
+    warn(kind)
+
+
+def warn(kind: type[PublicSet]) -> None:
+    if kind.caution:
+        print(f"Caution: {kind.caution}")
 
 
 def compared(kind: type[PublicSet], rows: int) -> str:

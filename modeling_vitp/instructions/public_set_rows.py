@@ -77,7 +77,7 @@ def make_rows(public_set: PublicSet, name: str, output_dir: Path, keep_shared: b
         ValueError: if no row can be used, or files are missing.
     """
     made = Made(output_dir / f"{name}.jsonl", public_set.folder)
-    shared = set() if keep_shared else set(public_set.held_out_images())
+    shared = None if keep_shared else set(public_set.held_out_images())
     rows = counted_rows(public_set, shared, made)
     if public_set.drawn:
         rows = draw(rows, public_set.paper_rows)
@@ -108,8 +108,16 @@ def make_rows(public_set: PublicSet, name: str, output_dir: Path, keep_shared: b
     return made
 
 
-def counted_rows(public_set: PublicSet, shared: set[str], made: Made) -> Iterator[tuple[str, Row]]:
-    """The rows with their places; what becomes none is counted."""
+def counted_rows(public_set: PublicSet, shared: set[str] | None, made: Made) -> Iterator[tuple[str, Row]]:
+    """The rows with their places; what becomes none is counted.
+
+    Args:
+        shared: names of images that are left out, beside those in folders of held-out splits; `None` leaves out none.
+    """
+
+    def is_shared(file: PurePath) -> bool:
+        return public_set.is_held_out(public_set.folder / file.parent) or file.stem in shared
+
     for place, content in public_set.entries():
         try:
             if isinstance(content, ValueError):
@@ -123,7 +131,7 @@ def counted_rows(public_set: PublicSet, shared: set[str], made: Made) -> Iterato
             continue
         for row in found:
             files = [PurePath(image) for image in row.images if isinstance(image, str)]
-            if any(public_set.is_held_out(public_set.folder / file.parent) or file.stem in shared for file in files):
+            if shared is not None and any(map(is_shared, files)):
                 made.held_out += 1
             else:
                 yield place, row
