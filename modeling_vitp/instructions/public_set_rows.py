@@ -77,7 +77,8 @@ def make_rows(public_set: PublicSet, name: str, output_dir: Path, keep_shared: b
         ValueError: if no row can be used, or files are missing.
     """
     made = Made(output_dir / f"{name}.jsonl", public_set.folder)
-    shared = set() if keep_shared else set(public_set.held_out_images())
+    names = () if keep_shared else public_set.held_out_images()
+    shared = {PurePath(public_set.image_root, name).with_suffix("") for name in names}
     rows = counted_rows(public_set, shared, made)
     if public_set.drawn:
         rows = draw(rows, public_set.paper_rows)
@@ -108,7 +109,7 @@ def make_rows(public_set: PublicSet, name: str, output_dir: Path, keep_shared: b
     return made
 
 
-def counted_rows(public_set: PublicSet, shared: set[str], made: Made) -> Iterator[tuple[str, Row]]:
+def counted_rows(public_set: PublicSet, shared: set[PurePath], made: Made) -> Iterator[tuple[str, Row]]:
     """The rows with their places; what becomes none is counted."""
     for place, content in public_set.entries():
         try:
@@ -123,7 +124,8 @@ def counted_rows(public_set: PublicSet, shared: set[str], made: Made) -> Iterato
             continue
         for row in found:
             files = [PurePath(image) for image in row.images if isinstance(image, str)]
-            if any(public_set.is_held_out(public_set.folder / file.parent) or file.stem in shared for file in files):
+            folders = (public_set.folder / file.parent for file in files)
+            if any(map(public_set.is_held_out, folders)) or any(file.with_suffix("") in shared for file in files):
                 made.held_out += 1
             else:
                 yield place, row
