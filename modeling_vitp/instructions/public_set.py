@@ -5,8 +5,10 @@ Each has a file of its own in `public_sets/` (or anywhere), with a class `Set` t
 
 import hashlib
 import re
+import tarfile
 from collections.abc import Iterable, Iterator, Sequence
 from functools import lru_cache
+from itertools import groupby
 from pathlib import Path, PurePath
 from string import ascii_uppercase
 from typing import Any, NamedTuple
@@ -15,11 +17,13 @@ from datasets.data_files import SPLIT_KEYWORDS
 
 from ..images.reading import IMAGE_SUFFIXES, below
 from .boxes import Box, box_area, clip, write_boxes
-from .from_annotations.annotations import read_text
+from .from_annotations.annotations import plain_words, read_annotation, read_text
 from .from_annotations.wording import LOCATE_ONE, PHRASINGS
 from .json_lines import listed
 from .rows import image_size
 from .turns import as_list
+
+DESCRIBE = ("Describe the image.", "What does the image show?", "Write a caption for the image.")
 
 
 class Stored(NamedTuple):
@@ -120,7 +124,7 @@ class PublicSet:
         return text
 
     def held_out_images(self) -> Iterable[str]:
-        """Names of images, without folders and suffix, that are also in a split that is held out."""
+        """Names of images, as annotations have them, that are also in a split that is held out."""
         return ()
 
     def row(self, row_id: Any, images: str | Sequence[str | Stored], turns: Iterable[tuple[str, str]]) -> Row:
@@ -134,10 +138,14 @@ class PublicSet:
         phrase = " ".join(phrase.split())
         return one_of(LOCATE_ONE, image + phrase).format(phrase=phrase), self.box(image, box, phrase)
 
+    def describe(self, image: str, caption: str) -> tuple[str, str]:
+        """A question for a description of an image, and the description."""
+        return one_of(DESCRIBE, image + caption), caption
+
     def classify(self, image: str, label: str) -> tuple[str, str]:
-        """A question what an image shows, and its answer."""
+        """A question what an image shows, and its answer: the class, as a folder or a file has it, in plain words."""
         ways = [way for way in PHRASINGS["scene"]["classification"] if "{" not in way]
-        return one_of(ways, image), label
+        return one_of(ways, image), plain_words(label)
 
     def choose(self, question: str, choices: Iterable[str], right: str) -> tuple[str, str]:
         """A question with choices that have letters, and the letter and text of the right one.
@@ -191,14 +199,49 @@ class PublicSet:
             if path.suffix.lower() in IMAGE_SUFFIXES:
                 yield Entry(str(path), str(path.relative_to(self.folder)))
 
-    def table(self, path: Path) -> Iterator[Entry]:
-        """The rows of a JSON list, JSON Lines, CSV or TSV; a file that is none is one entry, with its error."""
-        self.check(path)
+    def table(self, path: Path, held_out: bool = False) -> Iterator[Entry]:
+        """The rows of a JSON list, JSON Lines, CSV or TSV; a file that is none is one entry, with its error.
+
+        Args:
+            held_out: whether it is read to leave out what is in it.
+        """
+        if not held_out:
+            self.check(path)
         try:
             for number, row in listed(path):
                 yield Entry(f"{path}, row {number}", row)
         except (OSError, ValueError) as error:
             yield Entry(str(path), ValueError(str(error)))
+
+    def json(self, name: str) -> Any:
+        """What a JSON that is no list of rows holds. Raises a `ValueError` that names it if it is none."""
+        path = self.folder / name
+        self.check(path)
+        if not path.is_file():
+            raise self.missing(name)
+        return read_annotation(path)
+
+    def lines(self, name: str, held_out: bool = False) -> list[str]:
+        """The lines of a text that are not empty, without the spaces around them; see `table` for `held_out`."""
+        path = self.folder / name
+        if not held_out:
+            self.check(path)
+        if not path.is_file():
+            raise self.missing(name)
+        return [line.strip() for line in read_text(path).splitlines() if line.strip()]
+
+    def samples(self, pattern: str) -> Iterator[Entry]:
+        """The samples of WebDataset's archives: ending -> content, and under `key` the archive and the sample."""
+        for path in self.files(pattern):
+            try:
+                with tarfile.open(path) as archive:
+                    files = (member for member in archive if member.isfile())
+                    for key, members in groupby(files, lambda member: member.name.partition(".")[0]):
+                        name = str(path.relative_to(self.folder).with_suffix("") / key)
+                        sample = {one.name.partition(".")[2]: archive.extractfile(one).read() for one in members}
+                        yield Entry(f"{path}, {key}", {"key": name, **sample})
+            except (tarfile.TarError, OSError, EOFError) as error:
+                yield Entry(str(path), ValueError(f"it is no whole archive: {error}"))
 
     def is_held_out(self, path: Path | str) -> bool:
         """Whether a file is, by a word of its name or of its folders', of a split that is not trained on."""
@@ -209,26 +252,6 @@ class PublicSet:
         """Raises [`HeldOut`] for a file of a split that is not trained on."""
         if self.is_held_out(path):
             raise HeldOut(f"{path} is not of {' or '.join(self.splits)}, and is not read.")
-
-    def lines(self, name: str) -> list[str]:
-        """The lines of a file of text that are not empty, without the spaces around them."""
-        self.check(self.folder / name)
-        return self._lines(name)
-
-    def held_out_lines(self, name: str) -> list[str]:
-        """As [`lines`], of a list of what is held out, which is read to leave that out."""
-        return self._lines(name)
-
-    def held_out_rows(self, name: str) -> Iterator[Any]:
-        """The rows of a JSON list, JSON Lines, CSV or TSV of what is held out, which is read to leave that out."""
-        if not (self.folder / name).is_file():
-            raise self.missing(name)
-        return (row for _, row in listed(self.folder / name) if not isinstance(row, ValueError))
-
-    def _lines(self, name: str) -> list[str]:
-        if not (self.folder / name).is_file():
-            raise self.missing(name)
-        return [line.strip() for line in read_text(self.folder / name).splitlines() if line.strip()]
 
 
 def one_of(ways: Sequence[str], key: str) -> str:

@@ -56,4 +56,6 @@ def compared(kind: type[PublicSet], rows: int) -> str:
     for expected, where in ((kind.paper_rows, "the paper's table"), (kind.released_rows, "the released mixture")):
         if expected is not None:
             said.append(f"{where} has {expected:,}, a difference of {rows - expected:+,}")
+    if kind.paper_rows is not None and not 0.9 < rows / kind.paper_rows < 1.1:
+        said.append(f"with {kind.paper_rows / rows:.3g} times the paper's rate it has its share of that mixture")
     return "; ".join(said)

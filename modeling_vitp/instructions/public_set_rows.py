@@ -77,7 +77,10 @@ def make_rows(public_set: PublicSet, name: str, output_dir: Path, keep_shared: b
         ValueError: if no row can be used, or files are missing.
     """
     made = Made(output_dir / f"{name}.jsonl", public_set.folder)
-    shared = None if keep_shared else set(public_set.held_out_images())
+    shared = None
+    if not keep_shared:
+        names = public_set.held_out_images()
+        shared = {PurePath(public_set.image_root, name).with_suffix("") for name in names}
     rows = counted_rows(public_set, shared, made)
     if public_set.drawn:
         rows = draw(rows, public_set.paper_rows)
@@ -108,15 +111,16 @@ def make_rows(public_set: PublicSet, name: str, output_dir: Path, keep_shared: b
     return made
 
 
-def counted_rows(public_set: PublicSet, shared: set[str] | None, made: Made) -> Iterator[tuple[str, Row]]:
+def counted_rows(public_set: PublicSet, shared: set[PurePath] | None, made: Made) -> Iterator[tuple[str, Row]]:
     """The rows with their places; what becomes none is counted.
 
     Args:
-        shared: names of images that are left out, beside those in folders of held-out splits; `None` leaves out none.
+        shared: images that are left out, without their suffix, beside those in folders of held-out splits; `None`
+            leaves out none.
     """
 
     def is_shared(file: PurePath) -> bool:
-        return public_set.is_held_out(public_set.folder / file.parent) or file.stem in shared
+        return public_set.is_held_out(public_set.folder / file.parent) or file.with_suffix("") in shared
 
     for place, content in public_set.entries():
         try:

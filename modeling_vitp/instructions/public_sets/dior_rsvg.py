@@ -1,7 +1,6 @@
 """DIOR-RSVG: objects of DIOR's images, each with an expression that only it fits."""
 
 from collections.abc import Iterator
-from pathlib import PurePath
 
 from modeling_vitp.instructions.from_annotations.formats import parse_xml, voc_objects
 from modeling_vitp.instructions.public_set import Entry, PublicSet, Row
@@ -14,7 +13,7 @@ class Set(PublicSet):
     paper_rows, released_rows = 27_000, 27_133
     modality, tasks = ("optical",), ("grounding",)
     image_root = "JPEGImages"
-    seen = "one XML and the three lists of its repository, and its loader"
+    seen = "one XML and the lists of its repository, and its loader; 26,991 objects in train.txt, others report"
     layout = """
         Annotations/00001.xml    Pascal VOC, with a `description` in each `object`
         JPEGImages/00001.jpg
@@ -33,8 +32,8 @@ class Set(PublicSet):
                 number += 1
 
     def held_out_images(self) -> set[str]:
-        numbers = set(self.held_out_lines("test.txt"))
-        return {PurePath(entry.content[1]).stem for number, entry in self.objects() if number in numbers}
+        numbers = set(self.lines("test.txt", held_out=True))
+        return {entry.content[1] for number, entry in self.objects() if number in numbers}
 
     def entries(self) -> Iterator[Entry]:
         numbers = set(self.lines("train.txt"))

@@ -1,11 +1,8 @@
 """PMC-OA: parts of figures of PubMed Central's open articles, each with the part of the caption that is about it."""
 
 from collections.abc import Iterator
-from pathlib import PurePath
 
-from modeling_vitp.instructions.public_set import PublicSet, Row, one_of
-
-WAYS = ("What does this figure show?", "Describe the image.", "Write the caption of this figure.")
+from modeling_vitp.instructions.public_set import PublicSet, Row
 
 
 class Set(PublicSet):
@@ -25,9 +22,9 @@ class Set(PublicSet):
     """
 
     def held_out_images(self) -> Iterator[str]:
-        for name in ("test.jsonl", "valid.jsonl"):
-            if (self.folder / name).is_file():
-                yield from (PurePath(row["image"]).stem for row in self.held_out_rows(name))
+        for path in (self.folder / "test.jsonl", self.folder / "valid.jsonl"):
+            if path.is_file():
+                yield from (row["image"] for _, row in self.table(path, held_out=True) if isinstance(row, dict))
 
     def rows(self, entry: dict) -> Iterator[Row]:
-        yield self.row(entry["image"], entry["image"], [(one_of(WAYS, entry["image"]), entry["caption"])])
+        yield self.row(entry["image"], entry["image"], [self.describe(entry["image"], entry["caption"])])

@@ -1,7 +1,6 @@
 """PMC-VQA: questions with four choices about figures of PubMed Central; the training part of its first version."""
 
 from collections.abc import Iterator
-from pathlib import PurePath
 
 from modeling_vitp.instructions.public_set import PublicSet, Row
 
@@ -25,7 +24,10 @@ class Set(PublicSet):
     """
 
     def held_out_images(self) -> Iterator[str]:
-        return (PurePath(row["Figure_path"].strip()).stem for row in self.held_out_rows("test.csv"))
+        path = self.folder / "test.csv"
+        if not path.is_file():
+            raise self.missing(path.name)
+        return (row["Figure_path"].strip() for _, row in self.table(path, held_out=True) if isinstance(row, dict))
 
     def rows(self, entry: dict) -> Iterator[Row]:
         choices = [entry[f"Choice {letter}"].strip().removeprefix(f"{letter}:").strip() for letter in LETTERS]
