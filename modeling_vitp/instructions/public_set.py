@@ -18,11 +18,12 @@ from datasets.data_files import SPLIT_KEYWORDS
 from ..images.reading import IMAGE_SUFFIXES, below
 from .boxes import Box, box_area, clip, write_boxes
 from .from_annotations.annotations import plain_words, read_annotation, read_text
-from .from_annotations.wording import LOCATE_ONE, PHRASINGS
+from .from_annotations.wording import PHRASINGS
 from .json_lines import listed
 from .rows import image_size
 from .turns import as_list
 
+LOCATE = ("Where is {phrase}?", "Give the box of {phrase}.", "Locate {phrase} in the image.")
 DESCRIBE = ("Describe the image.", "What does the image show?", "Write a caption for the image.")
 
 
@@ -32,6 +33,11 @@ class Stored(NamedTuple):
     name: str
     """Of the file that it is written to."""
     content: bytes
+
+    @property
+    def encoded(self) -> dict:
+        """As `datasets` stores an image."""
+        return {"path": self.name, "bytes": self.content}
 
 
 class Entry(NamedTuple):
@@ -48,13 +54,13 @@ class Row(NamedTuple):
 
     id: str
     images: tuple[str | Stored, ...]
-    """Files are named from the folder of the data set."""
+    """Files are named from the folder of the data set. Those of a set are all files, or all out of tables."""
     turns: tuple[tuple[str, str], ...]
     """Questions with their answers; where none says `<image>`, the images go before the first."""
 
 
-class HeldOut(Exception):
-    """What is of a split that is not trained on."""
+class HeldOut(ValueError):
+    """What is of a split that is not trained on, and has to be left out."""
 
 
 class PublicSet:
@@ -136,7 +142,8 @@ class PublicSet:
     def locate(self, image: str, box: Box, phrase: str) -> tuple[str, str]:
         """A question where a phrase is in an image, and its answer; the box is in pixels."""
         phrase = " ".join(phrase.split())
-        return one_of(LOCATE_ONE, image + phrase).format(phrase=phrase), self.box(image, box, phrase)
+        question = one_of(LOCATE, image + phrase).format(phrase=f"<ref>{phrase}</ref>")
+        return question, self.box(image, box, phrase)
 
     def describe(self, image: str, caption: str) -> tuple[str, str]:
         """A question for a description of an image, and the description."""

@@ -32,9 +32,7 @@ def print_result(kind: type[PublicSet], made: Made) -> None:
     for line in made.unused[:NAMED]:
         print(f"not used: {line}", file=sys.stderr)
     if made.unused:
-        path = made.annotation.with_suffix(".unused.txt")
-        path.write_text("\n".join(made.unused) + "\n")
-        print(f"{len(made.unused):,} not used, all in {path}", file=sys.stderr)
+        print(f"{len(made.unused):,} not used, all in {made.listed}", file=sys.stderr)
     if made.held_out:
         print(f"{made.held_out:,} left out: of a split that is held out, or about an image that is also in one")
     print(f"{made.annotation}: {compared(kind, made.rows)}")

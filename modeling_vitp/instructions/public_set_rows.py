@@ -7,7 +7,7 @@ import json
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path, PurePath
 
 from tqdm.auto import tqdm
@@ -36,6 +36,11 @@ class Made:
     unused: list[str] = field(default_factory=list)
     """What cannot be used, with why."""
 
+    @property
+    def listed(self) -> Path:
+        """The file that has all of `unused`, if there is any."""
+        return self.annotation.with_suffix(".unused.txt")
+
 
 def public_set_names() -> list[str]:
     """Those of the package, which are the files of its folder."""
@@ -48,17 +53,16 @@ def load_public_set(name: str) -> type[PublicSet]:
     Raises:
         WrongArguments: if there is no such file, or no `Set` in it.
     """
-    path = Path(name) if name.endswith(".py") else FOLDER / f"{name}.py"
-    if not path.is_file() or path.stem == "__init__":
-        raise WrongArguments(
-            f"there is no public set {name!r}, only {', '.join(public_set_names())}, or a file of yours."
-        )
-    if path.parent == FOLDER:
-        module = importlib.import_module(f"{__package__}.public_sets.{path.stem}")
-    else:
+    path = Path(name)
+    if name in public_set_names():
+        module = importlib.import_module(f"{__package__}.public_sets.{name}")
+    elif path.suffix == ".py" and path.is_file():
         spec = importlib.util.spec_from_file_location(f"public_set_{path.stem}", path)
         module = importlib.util.module_from_spec(spec)
         spec.loader.exec_module(module)
+    else:
+        names = ", ".join(public_set_names())
+        raise WrongArguments(f"there is no public set {name!r}, only {names}, or a file of Python of yours.")
     if not isinstance(getattr(module, "Set", None), type) or not issubclass(module.Set, PublicSet):
         raise WrongArguments(f"{path} has no class `Set` that is a PublicSet.")
     return module.Set
@@ -85,29 +89,31 @@ def make_rows(public_set: PublicSet, name: str, output_dir: Path, keep_shared: b
     if public_set.drawn:
         rows = draw(rows, public_set.paper_rows)
     output_dir.mkdir(parents=True, exist_ok=True)
-    unfinished, size = made.annotation.with_suffix(".unfinished"), lru_cache(maxsize=100_000)(image_size)
-    kinds = set()
+    unfinished, extracted = made.annotation.with_suffix(".unfinished"), output_dir / name
+    check = lru_cache(maxsize=100_000)(partial(check_file, public_set.folder))
     with open(unfinished, "w", encoding="utf-8") as file:
         for place, row in tqdm(rows, desc=name, disable=None):
             try:
-                images = [placed(image, public_set.folder, output_dir / name) for image in row.images]
-                for root, image in images:
-                    size(str(below(root, image)))
-                line = written(row, [image for _, image in images], strict="grounding" in public_set.tasks)
+                for image in row.images:
+                    image_size(image.encoded) if isinstance(image, Stored) else check(image)
+                line = written(row, strict="grounding" in public_set.tasks)
+                for image in row.images:
+                    if isinstance(image, Stored):
+                        save(image, extracted)
+                        made.image_root = extracted
             except UNUSABLE as error:
                 made.unused.append(f"{place}: {said(error)}")
                 continue
-            kinds |= {root for root, _ in images}
             file.write(line + "\n")
             made.rows += 1
-    if len(kinds) > 1:
-        raise TypeError(f"{name}: some of its images are files and some are in tables, which have two folders.")
     if not made.rows:
         unfinished.unlink()
         why = f"; {made.unused[0]}" if made.unused else ""
         raise ValueError(f"{public_set.folder}: no row of {public_set.title} can be used{why}")
     os.replace(unfinished, made.annotation)
-    made.image_root = next(iter(kinds), made.image_root)
+    made.listed.unlink(missing_ok=True)
+    if made.unused:
+        made.listed.write_text("\n".join(made.unused) + "\n", encoding="utf-8")
     return made
 
 
@@ -147,18 +153,18 @@ def draw(rows: Iterator[tuple[str, Row]], most: int) -> list[tuple[str, Row]]:
     return [(place, row) for _, _, place, row in sorted(heapq.nsmallest(most, keyed), key=lambda item: item[1])]
 
 
-def placed(image: str | Stored, folder: Path, extracted: Path) -> tuple[Path, str]:
-    """The folder that an image is named from, and its name; one out of a table is written there."""
-    if isinstance(image, str):
-        return folder, image
-    extracted.mkdir(parents=True, exist_ok=True)
-    path = below(extracted, image.name)
+def check_file(folder: Path, image: str) -> None:
+    """Raises a `ValueError` if there is no such image, by its header."""
+    image_size(str(below(folder, image)))
+
+
+def save(image: Stored, folder: Path) -> None:
+    path = below(folder, image.name)
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(image.content)
-    return extracted, image.name
 
 
-def written(row: Row, images: list[str], strict: bool) -> str:
+def written(row: Row, strict: bool) -> str:
     """A row as a line of JSON.
 
     Args:
@@ -167,6 +173,7 @@ def written(row: Row, images: list[str], strict: bool) -> str:
     Raises:
         ValueError: if training could not use it.
     """
+    images = [image.name if isinstance(image, Stored) else image for image in row.images]
     turns = [
         {"role": role, "content": text.strip() if isinstance(text, str) else text}
         for pair in row.turns

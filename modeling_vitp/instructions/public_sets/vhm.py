@@ -1,10 +1,11 @@
 """VHM: its instructions for remote sensing, without those that locate."""
 
+import re
 from collections.abc import Iterator
 
 from modeling_vitp.instructions.public_set import PublicSet, Row
 
-TASKS = ("{VQA}", "{CLS}", "{IT}", "{IDK}")
+TASK = re.compile(r"\{(VQA|CLS|IT|IDK)\}\s*")
 
 
 class Set(PublicSet):
@@ -25,6 +26,4 @@ class Set(PublicSet):
             yield from super().rows(entry)
 
     def text(self, text: str) -> str:
-        for task in TASKS:
-            text = text.replace(task, "")
-        return text.strip()
+        return TASK.sub("", text)
