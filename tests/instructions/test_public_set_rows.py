@@ -168,8 +168,8 @@ def test_a_set_of_ones_own_is_a_file(tmp_path, capsys):
     assert make_public_set.main([str(tmp_path / "my_set.py"), str(tmp_path / "data")]) == 0
     said = capsys.readouterr()
     assert "my_set.jsonl: 1 rows" in said.out and "3 not used" in said.err
-    entry = yaml.safe_load(said.out[said.out.index("  - ") :])[0]
-    assert next(iter(load_mixture({"sources": [entry]}).sources)).name == "my_set"
+    (source,) = load_mixture(tmp_path / "my_set.yaml").sources
+    assert (source.name, source.rows, source.missing()) == ("my_set", 1, None)
 
 
 def test_mistakes_are_named(tmp_path):
