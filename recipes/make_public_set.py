@@ -4,8 +4,10 @@
     vitp make_public_set dior_rsvg                            what is read of one, and where it can be had
     vitp make_public_set dior_rsvg data/remote_sensing/dior_rsvg
 
-The last writes `data/remote_sensing/dior_rsvg.jsonl`, which `--config remote_sensing_paper` reads from there. Images
-stay where they are. A set of your own is a file of Python: `vitp make_public_set my_set.py DATA_DIR`.
+The last writes `data/remote_sensing/dior_rsvg.jsonl`, which `--config remote_sensing_paper` reads from there, and
+`dior_rsvg.yaml`, a mixture of it alone. Images stay where they are.
+
+A set of your own is a file of Python: `vitp make_public_set my_set.py DATA_DIR`.
 """
 
 import argparse

@@ -1,8 +1,10 @@
 """What is printed about public data sets: all of them, one of them, and what was made of it."""
 
-import json
 import sys
 import textwrap
+from pathlib import Path
+
+import yaml
 
 from .public_set import PublicSet
 from .public_set_rows import Made, load_public_set, public_set_names
@@ -28,7 +30,7 @@ def describe(kind: type[PublicSet], name: str) -> None:
 
 
 def print_result(kind: type[PublicSet], made: Made) -> None:
-    """What was made, what was not and why, how that compares to the paper, and the entry for a mixture."""
+    """What was made, what was not and why, how that compares to the paper, and the mixture of it."""
     for line in made.unused[:NAMED]:
         print(f"not used: {line}", file=sys.stderr)
     if made.unused:
@@ -36,16 +38,24 @@ def print_result(kind: type[PublicSet], made: Made) -> None:
     if made.held_out:
         print(f"{made.held_out:,} left out: of a split that is held out, or about an image that is also in one")
     print(f"{made.annotation}: {compared(kind, made.rows)}")
-    entry = {"name": made.annotation.stem, "annotation": str(made.annotation), "image_root": str(made.image_root)}
-    entry |= {"rows": made.rows, "tasks": list(kind.tasks), "obtain": kind.obtain}
-    entry |= {"general": True} if kind.general else {"modality": list(kind.modality)}
-    print(f"In a mixture ({kind.license}):\n  - {json.dumps(entry, ensure_ascii=False)}")
+    print(f"{write_mixture(kind, made)}: the same as a mixture, whose source can be copied into others")
     warn(kind)
 
 
 def warn(kind: type[PublicSet]) -> None:
     if kind.caution:
         print(f"Caution: {kind.caution}")
+
+
+def write_mixture(kind: type[PublicSet], made: Made) -> Path:
+    """`NAME.yaml`, a mixture of the set alone, with where it comes from."""
+    source = {"name": made.annotation.stem, "annotation": str(made.annotation), "image_root": str(made.image_root)}
+    source |= {"rows": made.rows, "tasks": list(kind.tasks), "obtain": kind.obtain}
+    source |= {"general": True} if kind.general else {"modality": list(kind.modality)}
+    path = made.annotation.with_suffix(".yaml")
+    text = yaml.safe_dump({"sources": [source]}, sort_keys=False, allow_unicode=True)
+    path.write_text(f"# {kind.title}\n# license: {kind.license}\n{text}", encoding="utf-8")
+    return path
 
 
 def compared(kind: type[PublicSet], rows: int) -> str:

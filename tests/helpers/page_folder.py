@@ -15,6 +15,7 @@ from datasets import Dataset, Features, Image, List, Value
 from page_blocks import file_name, find_pages, read_page
 from paths import FIXTURES, ROOT
 from pictures import picture
+from public_set_data import dior_rsvg
 from rasterio.transform import from_origin
 from safetensors.torch import load_file, save_file
 from tiny_models import TEXT, VISION
@@ -65,6 +66,7 @@ def make_folder(folder: Path, tokenizer: PreTrainedTokenizerBase) -> None:
     write_images(folder)
     write_instructions(folder)
     write_annotations(folder)
+    dior_rsvg(folder / "data/remote_sensing/dior_rsvg")
 
 
 def write_models(folder: Path, tokenizer: PreTrainedTokenizerBase) -> None:

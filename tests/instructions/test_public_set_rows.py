@@ -2,7 +2,6 @@ import json
 
 import medical_set_data  # noqa: F401, which adds its miniatures
 import pytest
-import yaml
 from pictures import picture
 from public_set_data import MINIATURES, dior_rsvg, gaia, levir_cc, rsvqa, save_archive, save_json, save_text, vrsbench
 
@@ -155,8 +154,8 @@ def test_a_set_of_ones_own_is_a_file(tmp_path, capsys):
     assert make_public_set.main([str(tmp_path / "my_set.py"), str(tmp_path / "data")]) == 0
     said = capsys.readouterr()
     assert "my_set.jsonl: 1 rows" in said.out and "3 not used" in said.err
-    entry = yaml.safe_load(said.out[said.out.index("  - ") :])[0]
-    assert next(iter(load_mixture({"sources": [entry]}).sources)).name == "my_set"
+    (source,) = load_mixture(tmp_path / "my_set.yaml").sources
+    assert (source.name, source.rows, source.missing()) == ("my_set", 1, None)
 
 
 def test_mistakes_are_named(tmp_path):

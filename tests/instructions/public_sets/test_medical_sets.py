@@ -4,6 +4,7 @@ import pytest
 from medical_set_data import gmai_mmbench, mini_internvl_general, omnimedvqa, open_i, pmc_oa, pmc_vqa
 from public_set_data import MINIATURES, save_json, save_text
 
+from modeling_vitp.instructions.mixture_file import load_mixture
 from modeling_vitp.instructions.public_set_rows import load_public_set, make_rows
 from modeling_vitp.recipes import make_public_set
 
@@ -136,4 +137,5 @@ def test_what_is_to_be_known_of_a_benchmark_is_printed(tmp_path, capsys):
     make_public_set.main(["mini_internvl_general", str(tmp_path / "mini_internvl_general")])
     printed = capsys.readouterr().out
     assert "10 rows; the paper's table has 1,394,000, a difference of -1,393,990" in printed
-    assert '"general": true' in printed and '"modality"' not in printed
+    source = load_mixture(tmp_path / "mini_internvl_general.yaml").sources[0]
+    assert source.general and not source.modality and source.rows == 10
