@@ -7,7 +7,7 @@ from modeling_vitp.instructions.public_set import PublicSet, Row
 
 class Set(PublicSet):
     title = "OmniMedVQA, open access (Hu et al. 2024)"
-    license = "that of each of its 42 data sets, which its page lists"
+    license = "that of each data set it is made of, which its page lists"
     obtain = "https://huggingface.co/datasets/foreverbeliever/OmniMedVQA"
     paper_rows, released_rows = 89_000, 88_996
     caution = (

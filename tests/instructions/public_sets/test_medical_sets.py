@@ -5,7 +5,7 @@ from medical_set_data import gmai_mmbench, mini_internvl_general, omnimedvqa, op
 from public_set_data import MINIATURES, save_json, save_text
 
 from modeling_vitp.instructions.mixture_file import load_mixture
-from modeling_vitp.instructions.public_set_rows import load_public_set, make_rows
+from modeling_vitp.instructions.public_set_rows import FOLDER, load_public_set, make_rows
 from modeling_vitp.recipes import make_public_set
 
 MEDICAL = [name for name, write in MINIATURES.items() if write.__module__ == "medical_set_data"]
@@ -139,3 +139,14 @@ def test_what_is_to_be_known_of_a_benchmark_is_printed(tmp_path, capsys):
     assert "10 rows; the paper's table has 1,394,000, a difference of -1,393,990" in printed
     source = load_mixture(tmp_path / "mini_internvl_general.yaml").sources[0]
     assert source.general and not source.modality and source.rows == 10
+
+
+def test_the_page_has_the_license_the_source_and_the_rows_of_each():
+    page = (FOLDER / "README.md").read_text()
+    for name in MEDICAL:
+        kind = load_public_set(name)
+        row = next(line for line in page.splitlines() if line.startswith(f"| [`{name}`]"))
+        _, link, license, paper, released, _, _ = (cell.strip() for cell in row.split("|"))
+        assert link == f"[`{name}`]({kind.obtain})" and f"{kind.released_rows:,}" == released
+        assert paper == f"{kind.paper_rows // 1000:,}k"
+        assert kind.license.startswith(license) or license.split("'")[0] in kind.license
