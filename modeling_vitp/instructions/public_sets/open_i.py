@@ -39,7 +39,8 @@ class Set(PublicSet):
     def rows(self, entry: tuple[dict, dict]) -> Iterator[Row]:
         image, reports = entry
         report = reports[image["uid"]]
-        parts = [f"{part.capitalize()}: {report[part].strip()}" for part in ("findings", "impression") if report[part]]
+        parts = {part.capitalize(): report[part].strip() for part in ("findings", "impression")}
+        answer = "\n".join(f"{part}: {text}" for part, text in parts.items() if text)
         view = f"{image['projection'].strip().lower()} ".lstrip()
         question = one_of(WAYS, image["filename"]).format(view=view)
-        yield self.row(image["filename"], image["filename"], [(question, "\n".join(parts))])
+        yield self.row(image["filename"], image["filename"], [(question, answer)])

@@ -18,7 +18,8 @@ class Set(PublicSet):
     layout = """
         pmc_oa.jsonl                image, caption, and how well they are aligned
         test.jsonl, valid.jsonl     of its first version (with whole captions); if there, their images are left out
-        images/caption_T060_filtered_top4_sep_v0_subfigures/PMC212319_Fig3_4.jpg    from images.zip
+        images/caption_T060_filtered_top4_sep_v0_subfigures/PMC212319_Fig3_4.jpg
+            from images.zip, `unzip images.zip -d images`
     """
 
     def held_out_images(self) -> Iterator[str]:
