@@ -79,6 +79,7 @@ def test_a_run_on_a_mixture_counts_what_it_skips(data_folder, tmp_path, caplog):
         run(tmp_path, mixture=mixture, output_dir=str(tmp_path / "stops"), num_train_epochs=1, max_steps=-1)
 
 
+@pytest.mark.slow
 def test_a_run_that_misses_the_gate_says_so_and_fails(tmp_path, capsys):
     assert run(tmp_path, dataset_name=str(AERIAL_TREES), task="trees", max_steps=1) == 1
     task = json.loads((tmp_path / "run" / "metrics.json").read_text())["task"]
