@@ -38,7 +38,7 @@ def scores_of_pipeline(output_dir, samples, names: list[str]) -> np.ndarray:
     return np.array(found)
 
 
-@pytest.mark.parametrize("name", ["eurosat", "resisc45"])
+@pytest.mark.parametrize("name", ["eurosat", pytest.param("resisc45", marks=pytest.mark.slow)])
 def test_benchmarks_with_one_class_an_image(tmp_path, name):
     """Scores are those of scikit-learn for what the saved model says in a pipeline."""
     classification_data.MAKERS[name](tmp_path / "data")
@@ -60,7 +60,7 @@ def test_benchmarks_with_one_class_an_image(tmp_path, name):
         assert Image.open(tmp_path / "out" / "watch" / "step-000002.png").size[0] > 300
 
 
-@pytest.mark.parametrize("name", ["bigearthnet_v2", "chest_xray14"])
+@pytest.mark.parametrize("name", ["bigearthnet_v2", pytest.param("chest_xray14", marks=pytest.mark.slow)])
 def test_benchmarks_with_several_classes_an_image(tmp_path, name):
     classification_data.MAKERS[name](tmp_path / "data")
     assert main(benchmark_arguments(name, tmp_path / "data", tmp_path / "out")) == 0
