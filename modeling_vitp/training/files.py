@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from ..images.cases import patient_of
 from ..images.reading import identity
 from .values import check_type
 
@@ -194,3 +195,18 @@ def check_disjoint(splits: Mapping[str, list[FileSample]]) -> None:
                 if owner != name:
                     also = "" if first == shown else f", as {first} in {owner!r}"
                     raise ValueError(f"{shown} is in both splits {owner!r} and {name!r}{also}.")
+
+
+def check_patients(splits: Mapping[str, list[FileSample]]) -> None:
+    """Raises a `ValueError` that names the patient, by the tags of DICOM, of whom there are images in two splits."""
+    owners = {}
+    for name, samples in splits.items():
+        for path in (path for sample in samples for path in sample.images):
+            patient = patient_of(path)
+            owner, first = owners.setdefault(patient, (name, path))
+            if patient is not None and owner != name:
+                raise ValueError(
+                    f"{patient} is in both splits {owner!r}, as {first}, and {name!r}, as {path}: take the patient out "
+                    "of one of the two, or, where the tag does not tell patients apart, set allow_shared_images in "
+                    "`data`."
+                )

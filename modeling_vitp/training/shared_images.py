@@ -1,5 +1,6 @@
 """Whether two splits hold the same image under different names: by the content of files, as far as it is needed."""
 
+import gzip
 import hashlib
 import io
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
@@ -12,7 +13,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from datasets import Dataset
 
+from ..images.cases import packed_key
 from ..images.reading import read_picture
+from ..images.volumes import files_of
 from ..instructions.rows import content_of
 from .files import FileSample
 
@@ -21,7 +24,8 @@ PIECE = 1 << 16  # bytes at the beginning, in the middle and at the end, by whic
 
 @dataclass(frozen=True)
 class StoredImage:
-    """An encoded image of a split: how it is called in errors, its size in bytes, and what opens it."""
+    """An encoded image of a split: how it is called in errors, its size in bytes (or another number that the same
+    images share), and what opens it."""
 
     split: str
     name: str
@@ -30,9 +34,14 @@ class StoredImage:
 
 
 def images_of_files(splits: Mapping[str, Iterable[FileSample]]) -> Iterator[StoredImage]:
+    """The files, those of a series one by one; NIfTI in gzip is compared as it is unpacked."""
     for split, samples in splits.items():
         for path in dict.fromkeys(path for sample in samples for path in sample.images):
-            yield StoredImage(split, str(path), path.stat().st_size, lambda path=path: path.open("rb"))
+            for file in files_of(path):
+                unpack = gzip.open if file.name.lower().endswith(".nii.gz") else open
+                yield StoredImage(
+                    split, str(file), packed_key(file), lambda file=file, unpack=unpack: unpack(file, "rb")
+                )
 
 
 def images_of_rows(splits: Mapping[str, tuple[Dataset, Sequence[str]]]) -> Iterator[StoredImage]:
@@ -94,7 +103,8 @@ def divide(images: Iterable[StoredImage], key: Callable[[StoredImage], Hashable]
 def digest_of_pieces(image: StoredImage) -> bytes:
     seen = hashlib.blake2b()
     with image.open() as file:
-        for start in sorted({0, max(image.size // 2 - PIECE // 2, 0), max(image.size - PIECE, 0)}):
+        size = file.seek(0, io.SEEK_END)
+        for start in sorted({0, max(size // 2 - PIECE // 2, 0), max(size - PIECE, 0)}):
             file.seek(start)
             seen.update(file.read(PIECE))
     return seen.digest()

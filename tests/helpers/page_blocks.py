@@ -12,9 +12,11 @@ import shlex
 import signal
 import subprocess
 import sys
+import zipfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -51,10 +53,15 @@ SLOW = (
     "torchrun --nproc_per_node 4 -m modeling_vitp.recipes.finetune_classification",
     "vitp export_onnx",
     "vitp benchmark_detection",
+    "python recipes/data/build_brain_mri.py",
+    "vitp make_instructions volumes",
+    "vitp pretrain --config brain_vlm.yaml",
+    "vitp finetune_segmentation --config brain_mri",
+    "vitp predict_large outputs/brain_mri",
 )
 # Modules of which a Python block is compiled and not run, and why; those in SLOW_MODULES, where slow tests do not run.
 ONLY_COMPILED = {"terratorch": "a hundred packages", "torchao": "it logs what it cannot load whenever it is imported"}
-SLOW_MODULES = ("onnxruntime", "modeling_vitp.convert.onnx")
+SLOW_MODULES = ("onnxruntime", "modeling_vitp.convert.onnx", "nibabel")
 # Commands that may end with status 1, which says what a model of two steps does not reach.
 MAY_FAIL = ("vitp pretrain --config quickstart", "vitp pretrain --vision_model")
 
@@ -378,6 +385,31 @@ def read_builder(command: str, words: list[str], place: Place, patch: pytest.Mon
             build_nuclei.main(words)
 
 
+def build_brain(command: str, words: list[str], place: Place, patch: pytest.MonkeyPatch) -> None:
+    """By its own parser; where slow tests run it builds every sixth voxel of 32 slices of the installed `nilearn`."""
+    import nibabel
+
+    from modeling_vitp.recipes.data import build_brain_mri
+
+    def read_some(wheel) -> dict:
+        folder = Path(find_spec("nilearn").origin).parents[1] / build_brain_mri.FOLDER
+        names = {kind: folder / build_brain_mri.NAME.format(kind) for kind in ("t1", "gm", "wm")}
+        some = (slice(None, None, 6), slice(None, None, 6), slice(60, 92))
+        return {kind: nibabel.as_closest_canonical(nibabel.load(path)).slicer[some] for kind, path in names.items()}
+
+    with patch.context() as inner:
+        if not place.is_slow:
+            inner.setattr(build_brain_mri, "open_wheel", stop)
+            with pytest.raises(Parsed):
+                build_brain_mri.main(words)
+            return
+        wheel = place.folder / "nilearn.whl"
+        with zipfile.ZipFile(wheel, "w") as archive:
+            archive.writestr("nilearn.dist-info/licenses/LICENSE", "terms")
+        inner.setattr(build_brain_mri, "read_template", read_some)
+        build_brain_mri.main([*words, "--wheel", str(wheel)])
+
+
 def read_transformers(command: str, words: list[str], place: Place, patch: pytest.MonkeyPatch) -> None:
     """By its own parser: `tests/convert/test_serving.py` runs these."""
     from transformers.cli.transformers import app
@@ -399,6 +431,7 @@ def read_tree_builder(command: str, words: list[str], place: Place, patch: pytes
 OTHER_PROGRAMS = {
     "recipes/data/build_tree_classes.py": read_tree_builder,
     "recipes/data/build_nuclei.py": read_builder,
+    "recipes/data/build_brain_mri.py": build_brain,
     "venv": make_environment,
     "pip": read_pip,
     "pytest": read_pytest,
@@ -447,7 +480,7 @@ def run_yaml(text: str, place: Place, patch: pytest.MonkeyPatch) -> None:
 
 def file_name(text: str) -> str | None:
     """The file that a block is, if its first line says so."""
-    found = re.match(r"# (\w+\.yaml)\b", text)
+    found = re.match(r"# (\w+\.(?:yaml|py))\b", text)
     return found and found[1]
 
 
