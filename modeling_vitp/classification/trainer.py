@@ -199,8 +199,9 @@ class ClassificationTrainer(FineTuner, Trainer):
 
     def pixels_of(self, images: list[torch.Tensor]) -> torch.Tensor:
         """Images, uint8 of shape `(3, height, width)` and any size, as the model takes them."""
-        inputs = self.processing_class(images=images, input_data_format="channels_first", return_tensors="pt")
-        return inputs["pixel_values"].to(self.args.device)
+        # By the input spec the samples were read already.
+        layout = {"input_spec": None, "input_data_format": "channels_first"}
+        return self.processing_class(images=images, return_tensors="pt", **layout)["pixel_values"].to(self.args.device)
 
     @torch.no_grad()
     def predict(self, images: list[torch.Tensor]) -> torch.Tensor:

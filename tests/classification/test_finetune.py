@@ -38,11 +38,11 @@ def scores_of_pipeline(output_dir, samples, names: list[str]) -> np.ndarray:
     return np.array(found)
 
 
-@pytest.mark.parametrize("name", ["eurosat", "resisc45"])
+@pytest.mark.parametrize("name", ["eurosat", pytest.param("resisc45", marks=pytest.mark.slow)])
 def test_benchmarks_with_one_class_an_image(tmp_path, name):
     """Scores are those of scikit-learn for what the saved model says in a pipeline."""
     classification_data.MAKERS[name](tmp_path / "data")
-    settings = {"watch_samples": 2} if name == "eurosat" else {}
+    settings = {"watch_samples": 1} if name == "eurosat" else {}
     assert main(benchmark_arguments(name, tmp_path / "data", tmp_path / "out", **settings)) == 0
     metrics = json.loads((tmp_path / "out" / "metrics.json").read_text())
     data, samples = opened(name, tmp_path / "data", "test")
@@ -60,7 +60,7 @@ def test_benchmarks_with_one_class_an_image(tmp_path, name):
         assert Image.open(tmp_path / "out" / "watch" / "step-000002.png").size[0] > 300
 
 
-@pytest.mark.parametrize("name", ["bigearthnet_v2", "chest_xray14"])
+@pytest.mark.parametrize("name", ["bigearthnet_v2", pytest.param("chest_xray14", marks=pytest.mark.slow)])
 def test_benchmarks_with_several_classes_an_image(tmp_path, name):
     classification_data.MAKERS[name](tmp_path / "data")
     assert main(benchmark_arguments(name, tmp_path / "data", tmp_path / "out")) == 0
@@ -85,6 +85,7 @@ def test_benchmarks_with_several_classes_an_image(tmp_path, name):
     )
 
 
+@pytest.mark.slow
 def test_the_recipe_learns_and_its_card_says_how_it_is_opened(tmp_path):
     write_folders(tmp_path / "data", SPLITS, ("field", "forest", "water"))
     settings = {"test_split": "test", "max_steps": 40, "save_steps": 40, "learning_rate": 5e-3, "photometric": False}
