@@ -187,9 +187,10 @@ class Rows(MaskedImages):
 
     def __getitem__(self, index: int) -> dict:
         """With `place` and `spacing` of a slice, see [`~modeling_vitp.dense.volumes.slice_volumes`]."""
-        of_volume = [name for name in ("place", "spacing") if name in self.rows.column_names]
-        known = self.rows.select_columns(of_volume)[index] if of_volume else {}
-        return super().__getitem__(index) | known
+        item, of_volume = super().__getitem__(index), ["place", "spacing"]
+        if not {*of_volume} <= {*self.rows.column_names}:
+            return item
+        return item | self.rows.select_columns(of_volume)[index]
 
     def read_mask(self, index: int):
         if self.mask_column is None:
