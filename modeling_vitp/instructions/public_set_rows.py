@@ -16,7 +16,7 @@ from ..command.errors import WrongArguments
 from ..images.reading import below
 from ..messages import check_answers, check_messages, message_texts
 from .boxes import wrong_boxes
-from .public_set import HeldOut, PublicSet, Row, Stored
+from .public_set import Entry, HeldOut, PublicSet, Row, Stored
 from .rows import image_size
 from .turns import messages_of
 
@@ -117,7 +117,7 @@ def make_rows(public_set: PublicSet, name: str, output_dir: Path, keep_shared: b
 
 def counted_rows(public_set: PublicSet, shared: set[PurePath], made: Made) -> Iterator[tuple[str, Row]]:
     """The rows with their places; what becomes none is counted."""
-    for place, content in public_set.entries():
+    for place, content in entries_of(public_set):
         try:
             if isinstance(content, ValueError):
                 raise content
@@ -135,6 +135,16 @@ def counted_rows(public_set: PublicSet, shared: set[PurePath], made: Made) -> It
                 made.held_out += 1
             else:
                 yield place, row
+
+
+def entries_of(public_set: PublicSet) -> Iterator[Entry]:
+    """Its entries. Raises a `ValueError` if its files are of another form than it reads."""
+    try:
+        yield from public_set.entries()
+    except (KeyError, TypeError, IndexError, AttributeError) as error:
+        raise ValueError(
+            f"{public_set.folder}: the files of {public_set.title} are not as they were expected: {said(error)}"
+        ) from error
 
 
 def draw(rows: Iterator[tuple[str, Row]], most: int) -> list[tuple[str, Row]]:
