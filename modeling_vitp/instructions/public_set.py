@@ -10,6 +10,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from functools import lru_cache
 from itertools import groupby
 from pathlib import Path, PurePath
+from string import ascii_uppercase
 from typing import Any, NamedTuple
 
 from datasets.data_files import SPLIT_KEYWORDS
@@ -80,7 +81,8 @@ class PublicSet:
         image_root: the folder, from the data set's, that annotations name images from.
         splits: that are trained on. What has the name of another, in that of its file or in a folder's, is never read.
         drawn: whether no more than `paper_rows` are used, drawn from all.
-        modality, tasks: as in a mixture.
+        modality, tasks, general: as in a mixture.
+        caution: what is to be known before training on it.
     """
 
     title: str
@@ -96,6 +98,8 @@ class PublicSet:
     drawn: bool = False
     modality: tuple[str, ...] = ()
     tasks: tuple[str, ...] = ()
+    general: bool = False
+    caution: str = ""
 
     def __init__(self, folder: Path):
         self.folder = folder
@@ -150,6 +154,18 @@ class PublicSet:
         ways = [way for way in PHRASINGS["scene"]["classification"] if "{" not in way]
         return one_of(ways, image), plain_words(label)
 
+    def choose(self, question: str, choices: Iterable[str], right: str) -> tuple[str, str]:
+        """A question with choices that have letters, and the letter and text of the right one.
+
+        Raises:
+            ValueError: if that is none of the choices.
+        """
+        choices, right = [choice.strip() for choice in choices], right.strip()
+        if right not in choices:
+            raise ValueError(f"the answer {right!r} is none of the choices {choices}")
+        lines = [f"{letter}. {choice}" for letter, choice in zip(ascii_uppercase, choices)]
+        return "\n".join([question.strip(), *lines]), lines[choices.index(right)]
+
     def box(self, image: str, box: Box, phrase: str = "") -> str:
         """A box in pixels of an image, as it is written in an answer, cut to the image.
 
@@ -194,14 +210,21 @@ class PublicSet:
         """The rows of a JSON list, JSON Lines, CSV or TSV; a file that is none is one entry, with its error.
 
         Args:
-            held_out: whether it is read to leave out what is in it.
+            held_out: whether it is read to leave out what is in it. All of it has to be readable then.
+
+        Raises:
+            ValueError: if something of what is held out is not known.
         """
         if not held_out:
             self.check(path)
         try:
             for number, row in listed(path):
+                if held_out and not isinstance(row, dict):
+                    raise ValueError(f"row {number} of {path}, which says what is held out, is none: {str(row)[:80]}")
                 yield Entry(f"{path}, row {number}", row)
         except (OSError, ValueError) as error:
+            if held_out:
+                raise
             yield Entry(str(path), ValueError(str(error)))
 
     def json(self, name: str) -> Any:

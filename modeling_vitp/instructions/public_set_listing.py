@@ -26,6 +26,7 @@ def describe(kind: type[PublicSet], name: str) -> None:
     print(f"{kind.title}\nlicense: {kind.license}\nobtain: {kind.obtain}\ntrained on: {splits}\nlayout ({kind.seen}):")
     print(textwrap.indent(textwrap.dedent(kind.layout).strip(), "  "))
     print(f"then: vitp make_public_set {name} DATA_DIR")
+    warn(kind)
 
 
 def print_result(kind: type[PublicSet], made: Made) -> None:
@@ -38,12 +39,19 @@ def print_result(kind: type[PublicSet], made: Made) -> None:
         print(f"{made.held_out:,} left out: of a split that is held out, or about an image that is also in one")
     print(f"{made.annotation}: {compared(kind, made.rows)}")
     print(f"{write_mixture(kind, made)}: the same as a mixture, whose source can be copied into others")
+    warn(kind)
+
+
+def warn(kind: type[PublicSet]) -> None:
+    if kind.caution:
+        print(f"Caution: {kind.caution}")
 
 
 def write_mixture(kind: type[PublicSet], made: Made) -> Path:
     """`NAME.yaml`, a mixture of the set alone, with where it comes from."""
     source = {"name": made.annotation.stem, "annotation": str(made.annotation), "image_root": str(made.image_root)}
-    source |= {"rows": made.rows, "modality": list(kind.modality), "tasks": list(kind.tasks), "obtain": kind.obtain}
+    source |= {"rows": made.rows, "tasks": list(kind.tasks), "obtain": kind.obtain}
+    source |= {"general": True} if kind.general else {"modality": list(kind.modality)}
     path = made.annotation.with_suffix(".yaml")
     text = yaml.safe_dump({"sources": [source]}, sort_keys=False, allow_unicode=True)
     path.write_text(f"# {kind.title}\n# license: {kind.license}\n{text}", encoding="utf-8")

@@ -5,7 +5,7 @@ import heapq
 import importlib.util
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import lru_cache, partial
 from pathlib import Path, PurePath
@@ -16,7 +16,7 @@ from ..command.errors import WrongArguments
 from ..images.reading import below
 from ..messages import check_answers, check_messages, message_texts
 from .boxes import wrong_boxes
-from .public_set import Entry, HeldOut, PublicSet, Row, Stored
+from .public_set import HeldOut, PublicSet, Row, Stored
 from .rows import image_size
 from .turns import messages_of
 
@@ -81,8 +81,10 @@ def make_rows(public_set: PublicSet, name: str, output_dir: Path, keep_shared: b
         ValueError: if no row can be used, or files are missing.
     """
     made = Made(output_dir / f"{name}.jsonl", public_set.folder)
-    named = () if keep_shared else public_set.held_out_images()
-    shared = {PurePath(public_set.image_root, image).with_suffix("") for image in named}
+    shared = None
+    if not keep_shared:
+        names = checked(public_set, public_set.held_out_images)
+        shared = {PurePath(public_set.image_root, name).with_suffix("") for name in names}
     rows = counted_rows(public_set, shared, made)
     if public_set.drawn:
         rows = draw(rows, public_set.paper_rows)
@@ -115,9 +117,18 @@ def make_rows(public_set: PublicSet, name: str, output_dir: Path, keep_shared: b
     return made
 
 
-def counted_rows(public_set: PublicSet, shared: set[PurePath], made: Made) -> Iterator[tuple[str, Row]]:
-    """The rows with their places; what becomes none is counted."""
-    for place, content in entries_of(public_set):
+def counted_rows(public_set: PublicSet, shared: set[PurePath] | None, made: Made) -> Iterator[tuple[str, Row]]:
+    """The rows with their places; what becomes none is counted.
+
+    Args:
+        shared: images that are left out, without their suffix, beside those in folders of held-out splits; `None`
+            leaves out none.
+    """
+
+    def is_shared(file: PurePath) -> bool:
+        return public_set.is_held_out(public_set.folder / file.parent) or file.with_suffix("") in shared
+
+    for place, content in checked(public_set, public_set.entries):
         try:
             if isinstance(content, ValueError):
                 raise content
@@ -130,17 +141,16 @@ def counted_rows(public_set: PublicSet, shared: set[PurePath], made: Made) -> It
             continue
         for row in found:
             files = [PurePath(image) for image in row.images if isinstance(image, str)]
-            folders = (public_set.folder / file.parent for file in files)
-            if any(map(public_set.is_held_out, folders)) or any(file.with_suffix("") in shared for file in files):
+            if shared is not None and any(map(is_shared, files)):
                 made.held_out += 1
             else:
                 yield place, row
 
 
-def entries_of(public_set: PublicSet) -> Iterator[Entry]:
-    """Its entries. Raises a `ValueError` if its files are of another form than it reads."""
+def checked(public_set: PublicSet, read: Callable[[], Iterable]) -> Iterator:
+    """What a set reads of its files. Raises a `ValueError` if they are of another form than it reads."""
     try:
-        yield from public_set.entries()
+        yield from read()
     except (KeyError, TypeError, IndexError, AttributeError) as error:
         raise ValueError(
             f"{public_set.folder}: the files of {public_set.title} are not as they were expected: {said(error)}"
