@@ -86,6 +86,11 @@ class InputSpec:
         return cls(**fields)
 
     @property
+    def is_in_units(self) -> bool:
+        """Whether it says what is black and white in an image's own units."""
+        return self.window is not None or self.percentiles is not None
+
+    @property
     def windows(self) -> list[tuple[float, float]] | None:
         """The window as a list of pairs: one for all bands, or one for each."""
         if self.window is None:

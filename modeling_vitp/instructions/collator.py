@@ -11,6 +11,7 @@ from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import default_collate
 from trl.data_utils import prepare_multimodal_messages
 
+from ..image_processing_vitp import InputSpec
 from ..messages import check_answers, check_messages, is_given, place_images
 from ..processing_vitp import ViTPProcessor
 from ..vrl import check_apply_prob, check_drop_ratio, check_warmup_steps, keyed_generator
@@ -220,8 +221,9 @@ class ViTPDataCollator:
             raise ValueError(example["error"])
         key = (self.seed, sample_id_of(example), self.epoch)
         settings = self.source_settings.get(example.get("source"), SourceSettings())
-        wants_bands = (settings.input_spec or self.processor.image_processor.input_spec or {}).get("bands") is not None
-        images = settings.apply(load_images(example, wants_bands), keyed_generator(*key, "jpeg"))
+        spec = InputSpec.from_dict(settings.input_spec or self.processor.image_processor.input_spec)
+        images = load_images(example, spec.bands is not None, spec.is_in_units)
+        images = settings.apply(images, keyed_generator(*key, "jpeg"))
         example = {**example, "images": images}
         if self.sample_transform is not None:
             try:
@@ -316,6 +318,11 @@ class ViTPDataCollator:
         excess = -padded.shape[1] % (self.pad_to_multiple_of or 1)
         sides = (excess, 0) if self.padding_side == "left" else (0, excess)
         return torch.nn.functional.pad(padded, sides, value=value)
+
+
+def with_raw_tiles(collator: Any) -> Any:
+    """See [`ViTPDataCollator.with_raw_tiles`]; a collator of another class gives what the model takes."""
+    return collator.with_raw_tiles() if type(collator) is ViTPDataCollator else collator
 
 
 def learned(is_answer: torch.BoolTensor, given: Sequence[bool]) -> torch.BoolTensor:

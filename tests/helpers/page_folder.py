@@ -5,6 +5,7 @@ import shutil
 import zipfile
 from pathlib import Path
 
+import classification_data
 import dense_data
 import detection_data
 import numpy as np
@@ -147,6 +148,9 @@ def write_images(folder: Path) -> None:
                 labels = np.full((56, 60), label, dtype=np.uint8)
                 place = folder / "folder_of_classes" / split / name / f"{index}.png"
                 dense_data.save(dense_data.picture_of(labels, rng), place)
+    classification_data.make_chest_xray14(folder / "datasets/xrays")
+    for root in ("data", "datasets"):
+        classification_data.make_eurosat(folder / root / "EuroSAT_RGB")
     dense_data.make_loveda(folder / "data/LoveDA")
     dense_data.make_loveda(folder / "datasets/LoveDA")
     dense_data.make_levir_cd(folder / "datasets/LEVIR-CD")

@@ -8,7 +8,7 @@ from modeling_vitp.instructions.public_set import PublicSet, Row, Stored
 
 class Set(PublicSet):
     title = "GMAI-MMBench, validation split (Chen et al. 2024)"
-    license = "apache-2.0 on its page; the images have those of 284 data sets"
+    license = "Apache-2.0 on its page; the images have those of 284 data sets"
     obtain = "https://huggingface.co/datasets/OpenGVLab/GMAI-MMBench"
     paper_rows, released_rows = 5_000, 4_550
     caution = "A benchmark: after training on its validation split, that split measures nothing."

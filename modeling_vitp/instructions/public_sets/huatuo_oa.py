@@ -5,7 +5,7 @@ from modeling_vitp.instructions.public_set import PublicSet
 
 class Set(PublicSet):
     title = "PubMedVision, alignment (Chen et al. 2024, HuatuoGPT-Vision)"
-    license = "apache-2.0 on its page; the figures have those of their articles"
+    license = "Apache-2.0 on its page; the figures have those of their articles"
     obtain = "https://huggingface.co/datasets/FreedomIntelligence/PubMedVision"
     paper_rows, released_rows = 647_000, 646_759
     modality, tasks = ("ct", "mri", "x-ray", "ultrasound", "pathology"), ("caption",)

@@ -17,7 +17,7 @@ ROOTS = {  # of the images of a file, below `data`; of the others it is `data`
 
 class Set(PublicSet):
     title = "General data of Mini-InternVL (Gao et al. 2024)"
-    license = "apache-2.0 on its page; the images have those of the data sets that they are from"
+    license = "Apache-2.0 on its page; the images have those of the data sets that they are from"
     obtain = "https://huggingface.co/datasets/OpenGVLab/InternVL-Chat-V1-2-SFT-Data"
     paper_rows, released_rows = 1_394_000, 1_023_375
     caution = (

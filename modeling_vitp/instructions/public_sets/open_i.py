@@ -13,7 +13,7 @@ WAYS = (
 
 class Set(PublicSet):
     title = "Open-i, chest X-rays of Indiana University (Demner-Fushman et al. 2016)"
-    license = "cc-by-nc-nd-4.0"
+    license = "CC BY-NC-ND 4.0"
     obtain = "https://www.kaggle.com/datasets/raddar/chest-xrays-indiana-university"
     paper_rows, released_rows = 7_000, 7_466
     caution = "It has no test split of its own: those that papers on reports use are among its rows."

@@ -5,7 +5,7 @@ from modeling_vitp.instructions.public_set import PublicSet
 
 class Set(PublicSet):
     title = "Quilt-1M, the part that Quilt-LLaVA was pretrained on (Ikezogwo et al. 2023, Seyfioglu et al. 2024)"
-    license = "cc-by-nc-nd-3.0, for research; the page asks for consent"
+    license = "CC BY-NC-ND 3.0, for research; the page asks for consent"
     obtain = "https://huggingface.co/datasets/wisdomik/Quilt-LLaVA-Pretrain"
     paper_rows, released_rows = 723_000, 723_328
     modality, tasks = ("pathology",), ("caption",)

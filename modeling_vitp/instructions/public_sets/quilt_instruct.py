@@ -5,7 +5,7 @@ from modeling_vitp.instructions.public_set import PublicSet
 
 class Set(PublicSet):
     title = "Quilt-Instruct (Seyfioglu et al. 2024, Quilt-LLaVA)"
-    license = "cc-by-nc-nd-3.0, for research; the page asks for consent"
+    license = "CC BY-NC-ND 3.0, for research; the page asks for consent"
     obtain = "https://huggingface.co/datasets/wisdomik/QUILT-LLaVA-Instruct-107K"
     paper_rows, released_rows = 147_000, 147_131
     caution = "As in the released mixture, two smaller files go beside that of 107 thousand, which may have rows of it."
