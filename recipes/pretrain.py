@@ -37,7 +37,7 @@ def main(argv: list[str] | None = None) -> int:
     from modeling_vitp.training.data import describe_data, describe_evaluation, open_data
     from modeling_vitp.training.freezing import freeze, lora_config
     from modeling_vitp.training.lock import check_free
-    from modeling_vitp.training.start import check_from_scratch, load_start, tiling
+    from modeling_vitp.training.start import check_from_scratch, load_start, read_by, tiling
     from modeling_vitp.training.warmup import default_warmup
 
     check_from_scratch(args.from_scratch)
@@ -64,7 +64,7 @@ def main(argv: list[str] | None = None) -> int:
     if args.max_patches is not None:
         processor.image_processor.max_patches = args.max_patches
     if args.input_spec is not None:
-        processor.image_processor.input_spec = args.input_spec
+        read_by(args.input_spec, model, processor)
 
     trainer = ViTPTrainer(
         model,

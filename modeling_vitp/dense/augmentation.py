@@ -22,7 +22,7 @@ class RandomScaledCrop(v2.Transform):
         scale: lowest and highest factor by which the image grows, drawn uniformly.
         max_class_share: a crop is drawn again, up to ten times, while one class has more than this share of its
             labelled pixels.
-        fill: red, green and blue, from 0 to 255.
+        fill: a value for each band, in the range that those of the images have.
     """
 
     def __init__(
@@ -74,6 +74,32 @@ def photometric_distortion() -> v2.Transform:
     return v2.Compose([v2.RandomApply([jitter], p=0.5) for jitter in jitters])
 
 
+class BandJitter(v2.Transform):
+    """Each band differs from black, or from its own mean, by a factor more that is drawn uniformly for it.
+
+    Args:
+        factors: the lowest and the highest.
+        from_mean: whether contrast changes, and not brightness.
+    """
+
+    def __init__(self, factors: tuple[float, float], from_mean: bool):
+        super().__init__()
+        self.factors, self.from_mean = factors, from_mean
+
+    def transform(self, inpt: torch.Tensor, params: dict[str, Any]) -> torch.Tensor:
+        base = inpt.mean((1, 2), keepdim=True) if self.from_mean else 0.0
+        factors = torch.empty(len(inpt), 1, 1).uniform_(*self.factors)
+        return (base + factors * (inpt - base)).clamp(0, 1)
+
+
+def band_distortion() -> v2.Transform:
+    """What is left of [`photometric_distortion`] for bands in [0, 1] that are no colors: brightness and contrast, of
+    each band by itself. Saturation and hue are of red, green and blue.
+    """
+    jitters = [BandJitter((0.875, 1.125), from_mean=False), BandJitter((0.5, 1.5), from_mean=True)]
+    return v2.Compose([v2.RandomApply([jitter], p=0.5) for jitter in jitters])
+
+
 class Augmentation:
     """Scale, crop, flips and colours; for pairs the exchange of before and after too.
 
@@ -84,9 +110,11 @@ class Augmentation:
         crop_size: side of the crops in pixels.
         scale, max_class_share: see [`RandomScaledCrop`].
         flip: chance of a horizontal flip, and of a vertical one.
-        photometric: whether brightness, contrast, saturation and hue change.
+        photometric: whether brightness, contrast, saturation and hue change; of other bands than red, green and blue
+            brightness and contrast.
         exchange: chance that the images of a pair change places.
-        fill: colour beyond the image's border.
+        fill: colour beyond the image's border, see [`RandomScaledCrop`].
+        of_colors: whether images are of red, green and blue, uint8; else they are of any bands, float32 in [0, 1].
     """
 
     def __init__(
@@ -98,6 +126,7 @@ class Augmentation:
         photometric: bool = True,
         exchange: float = 0.0,
         fill: Sequence[float] = (0, 0, 0),
+        of_colors: bool = True,
     ):
         self.geometry = v2.Compose(
             [
@@ -106,7 +135,8 @@ class Augmentation:
                 v2.RandomVerticalFlip(flip[1]),
             ]
         )
-        self.colors = photometric_distortion() if photometric else v2.Identity()
+        distortion = photometric_distortion if of_colors else band_distortion
+        self.colors = distortion() if photometric else v2.Identity()
         self.exchange = exchange
 
     def __call__(
@@ -115,7 +145,7 @@ class Augmentation:
         """Random by `seed` alone.
 
         Args:
-            images: one image, or the two of a pair: uint8 of shape `(3, height, width)`.
+            images: one image, or the two of a pair, of shape `(bands, height, width)`.
             mask: class indices, uint8 of shape `(height, width)`.
         """
         with torch.random.fork_rng(devices=[]):

@@ -56,7 +56,8 @@ class ViTPDataCollator:
 
     Returns, when called with a list of rows (one that is `None` is passed over), `input_ids`, `attention_mask` and
     `labels`, int64 `(batch_size, sequence_length)`, -100 outside the answers; `pixel_values`, float32
-    `(num_tiles, 3, height, width)`; and under VRL `position_ids` and `visual_token_indices` (see [`ViTPProcessor`]).
+    `(num_tiles, channels, height, width)`; and under VRL `position_ids` and `visual_token_indices` (see
+    [`ViTPProcessor`]).
 
     Raises:
         ValueError: names the sample and the remedy when a row cannot be used: wrong columns, an unreadable image, a
@@ -198,8 +199,8 @@ class ViTPDataCollator:
             raise ValueError(example["error"])
         key = (self.seed, sample_id_of(example), self.epoch)
         settings = self.source_settings.get(example.get("source"), SourceSettings())
-        wants_bands = (settings.input_spec or self.processor.image_processor.input_spec or {}).get("bands") is not None
-        images = settings.apply(load_images(example, wants_bands), keyed_generator(*key, "jpeg"))
+        takes_bands = settings.takes_bands(self.processor.image_processor)
+        images = settings.apply(load_images(example, takes_bands), keyed_generator(*key, "jpeg"))
         example = {**example, "images": images}
         if self.sample_transform is not None:
             try:

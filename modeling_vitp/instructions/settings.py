@@ -9,7 +9,8 @@ import numpy as np
 import PIL.Image
 import torch
 
-from ..image_processing_vitp import PIL_8BIT_MODES, InputSpec
+from ..image_processing_vitp import PIL_8BIT_MODES, ViTPImageProcessor
+from ..input_spec import InputSpec
 
 SampleTransform = Callable[[dict[str, Any], torch.Generator], dict[str, Any]]
 
@@ -39,6 +40,11 @@ class SourceSettings:
         kwargs = {"max_patches": self.max_patches, "input_spec": self.input_spec}
         return {name: value for name, value in kwargs.items() if value is not None}
 
+    def takes_bands(self, image_processor: ViTPImageProcessor) -> bool:
+        """Whether images are read as bands, of which none is transparency."""
+        spec = image_processor.input_spec if self.input_spec is None else self.input_spec
+        return image_processor.band_names is not None or InputSpec.from_dict(spec).takes_bands
+
     def apply(self, images: list, generator: torch.Generator) -> list:
         """The images of a sample as the source wants them seen."""
         if self.jpeg_degradation:
@@ -61,8 +67,8 @@ class SourceSettings:
 def degrade(image: PIL.Image.Image, generator: torch.Generator) -> PIL.Image.Image:
     """The image after JPEG compression of a quality from 75 to 100."""
     if not isinstance(image, PIL.Image.Image) or image.mode not in PIL_8BIT_MODES:
-        kind = f"mode {image.mode}" if isinstance(image, PIL.Image.Image) else f"{image.dtype}"
-        raise ValueError(f"jpeg_degradation needs 8-bit images, not one of {kind}.")
+        kind = f"mode {image.mode}" if isinstance(image, PIL.Image.Image) else f"{len(image)} bands of {image.dtype}"
+        raise ValueError(f"jpeg_degradation needs 8-bit images, not one of {kind}: leave it out of the source.")
     quality = torch.randint(75, 101, (), generator=generator).item()
     compressed = io.BytesIO()
     image.convert("RGB").save(compressed, format="JPEG", quality=quality)

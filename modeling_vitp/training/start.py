@@ -6,6 +6,7 @@ from pathlib import Path
 from transformers import AutoConfig, InternVLForConditionalGeneration, PreTrainedConfig
 from trl import ModelConfig
 
+from ..bands import spread_bands
 from ..configuration_vitp import ViTPConfig, ViTPVisionConfig
 from ..convert.finite import check_finite
 from ..convert.internvl import from_internvl, internvl_processor
@@ -163,6 +164,18 @@ def tiling(
     return image_processor, config.image_seq_length
 
 
+def read_by(input_spec: dict, model: ViTPForConditionalGeneration, processor: ViTPProcessor) -> None:
+    """Has images read by an input spec. If it names bands, weights for red, green and blue are spread over them, see
+    [`~modeling_vitp.spread_bands`], and so are mean and standard deviation.
+
+    Raises:
+        ValueError: if the model is for other bands.
+    """
+    processor.image_processor = processor.image_processor.with_input_spec(input_spec)
+    if processor.image_processor.band_names is not None:
+        spread_bands(model, processor.image_processor.band_names)
+
+
 def check_compatible(model: ViTPForConditionalGeneration, processor: ViTPProcessor) -> None:
     """Raises a `ValueError` if the processor's tiles or tokens are not what the model expects."""
     config = model.config
@@ -171,6 +184,7 @@ def check_compatible(model: ViTPForConditionalGeneration, processor: ViTPProcess
         "image_seq_length": (config.image_seq_length, processor.image_seq_length),
         "image_token_id": (config.image_token_id, processor.image_token_id),
         "image size": (list(config.vision_config.image_size), [size["height"], size["width"]]),
+        "band_names": (config.vision_config.band_names, processor.image_processor.band_names),
     }
     for name, (expected, given) in pairs.items():
         if expected != given:

@@ -46,6 +46,7 @@ SLOW = (
     "vitp pretrain --config quickstart",
     "vitp benchmark --shape small",
     "vitp finetune_detection --detector",
+    "vitp finetune_segmentation --config sen1floods11",
     "vitp export_onnx",
     "vitp benchmark_detection",
 )

@@ -2,15 +2,20 @@
 
 import dataclasses
 import io
+import warnings
 from functools import lru_cache
 from pathlib import Path
 
+import rasterio
 from PIL import Image
+from rasterio.errors import NotGeoreferencedWarning
 
+from ...images.reading import is_tiff, open_tiff
 from ...images.windows import Window, windows
 from ..boxes import box_area, clip
 from .annotations import AnnotatedImage
 
+OF_PNG = {(1, "uint8"), (3, "uint8"), (1, "uint16")}  # bands and type of TIFFs of which windows become PNG
 MIN_VISIBLE = 0.5  # share of a box that has to lie in a window for its object to be counted there
 
 
@@ -44,16 +49,34 @@ def window_of(image: AnnotatedImage, window: Window) -> AnnotatedImage:
 
 
 def image_bytes(image: AnnotatedImage) -> list[dict]:
-    """The image's files as `datasets` stores them; a window is encoded again (PNG, or JPEG of quality 95 for JPEG)."""
+    """The image's files as `datasets` stores them; a window is encoded again (PNG, or JPEG of quality 95 for JPEG; what
+    PNG has no place for, as TIFF)."""
     if image.window is None:
         return [{"bytes": path.read_bytes(), "path": path.name} for path in image.paths]
     encoded = []
     for path in image.paths:
+        if is_tiff(path) and (content := tiff_window(path, image.window)) is not None:
+            encoded.append({"bytes": content, "path": f"{path.stem}.tif"})
+            continue
         scene, is_jpeg = open_scene(path)
         buffer = io.BytesIO()
         scene.crop(image.window).save(buffer, format="JPEG" if is_jpeg else "PNG", quality=95)
         encoded.append({"bytes": buffer.getvalue(), "path": f"{path.stem}.{'jpg' if is_jpeg else 'png'}"})
     return encoded
+
+
+def tiff_window(path: Path, window: Window) -> bytes | None:
+    """A window of a TIFF as one, if it has bands or a depth that PNG has no place for."""
+    left, top, right, bottom = window
+    with open_tiff(path) as scene, rasterio.MemoryFile() as memory, warnings.catch_warnings():
+        if (scene.count, scene.dtypes[0]) in OF_PNG:
+            return None
+        warnings.simplefilter("ignore", NotGeoreferencedWarning)
+        kept = {"count": scene.count, "dtype": scene.dtypes[0], "nodata": scene.nodata, "compress": "deflate"}
+        with memory.open(driver="GTiff", height=bottom - top, width=right - left, **kept) as file:
+            file.write(scene.read(window=((top, bottom), (left, right))))
+            file.descriptions = scene.descriptions
+        return memory.read()
 
 
 @lru_cache(maxsize=1)
