@@ -25,6 +25,7 @@ from ..instructions.collator import NO_LABEL, STEP, ViTPDataCollator
 from ..instructions.conversations import to_conversations
 from ..instructions.first_rows import check
 from ..instructions.lengths import SampleLength
+from ..instructions.raw_tiles import normalize_tiles
 from ..instructions.rows import describe_rows, prepare_rows
 from ..instructions.settings import SampleTransform, SourceSettings
 from ..modeling_vitp import ViTPForConditionalGeneration, ViTPModel
@@ -174,13 +175,12 @@ class ViTPTrainer(Run, SFTTrainer):
         self, dataset, description: str, batch_size: int, is_training: bool = False, **kwargs
     ) -> DataLoader:
         train_collator = self.data_collator
-        if not is_training:
-            self.data_collator = self.eval_data_collator
+        self.data_collator = with_raw_tiles(train_collator if is_training else self.eval_data_collator)
         if isinstance(dataset, torch.utils.data.IterableDataset):
             if is_training:
                 dataset = self._train_batches = self._rank_stream(dataset, batch_size)
                 if isinstance(dataset, StepStream) and self.args.dataloader_num_workers > 1:
-                    self.data_collator = RowKeeper(train_collator)
+                    self.data_collator = RowKeeper(self.data_collator)
             elif self.args.world_size > 1:
                 # accelerate would give each process some of the stream's files, and one could run out before others.
                 shard = {"num_processes": self.args.world_size, "process_index": self.args.process_index}
@@ -286,7 +286,15 @@ class ViTPTrainer(Run, SFTTrainer):
         rows, step = batch.pop(ROWS, None), self.state.global_step
         if rows is None or step >= self.data_collator.vrl_warmup_steps:
             return batch
-        return NamedBatches(self.data_collator)([{**row, STEP: step} for row in rows])
+        return NamedBatches(with_raw_tiles(self.data_collator))([{**row, STEP: step} for row in rows])
+
+    def _prepare_inputs(self, inputs: dict[str, Any]) -> dict[str, Any]:
+        """As the parent, and normalises what [`with_raw_tiles`] lets through the workers, on the device."""
+        inputs = super()._prepare_inputs(inputs)
+        if "pixel_values" in inputs:
+            processor = getattr(self.data_collator, "processor", self.processing_class)
+            inputs["pixel_values"] = normalize_tiles(inputs["pixel_values"], processor.image_processor)
+        return inputs
 
     def get_batch_samples(self, epoch_iterator: Iterator, *args, **kwargs) -> tuple[list, torch.Tensor | int | None]:
         batches, num_items = super().get_batch_samples(map(self._settle, epoch_iterator), *args, **kwargs)
@@ -437,6 +445,11 @@ class ViTPTrainer(Run, SFTTrainer):
         tied = set(getattr(self.model, "all_tied_weights_keys", None) or {})
         check_loaded(set(load_result.missing_keys) - tied, load_result.unexpected_keys)
         self.model.tie_weights()
+
+
+def with_raw_tiles(collator: Any) -> Any:
+    """See [`ViTPDataCollator.with_raw_tiles`]; a collator of another class gives what the model takes."""
+    return collator.with_raw_tiles() if type(collator) is ViTPDataCollator else collator
 
 
 def replacement_rows(dataset: Dataset | IterableDataset, num_rows: int = 64) -> Dataset | list[dict]:
