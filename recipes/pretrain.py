@@ -64,7 +64,7 @@ def main(argv: list[str] | None = None) -> int:
     if args.max_patches is not None:
         processor.image_processor.max_patches = args.max_patches
     if args.input_spec is not None:
-        read_by(args.input_spec, model, processor)
+        read_by(args.input_spec, model, processor, model_args.use_peft)
 
     trainer = ViTPTrainer(
         model,

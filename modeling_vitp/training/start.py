@@ -164,16 +164,28 @@ def tiling(
     return image_processor, config.image_seq_length
 
 
-def read_by(input_spec: dict, model: ViTPForConditionalGeneration, processor: ViTPProcessor) -> None:
+def read_by(
+    input_spec: dict, model: ViTPForConditionalGeneration, processor: ViTPProcessor, use_peft: bool = False
+) -> None:
     """Has images read by an input spec. If it names bands, weights for red, green and blue are spread over them, see
     [`~modeling_vitp.spread_bands`], and so are mean and standard deviation.
 
+    Args:
+        use_peft: whether an adapter is trained, which is of use with the model that it starts from alone.
+
     Raises:
-        ValueError: if the model is for other bands.
+        ValueError: if the model is for other bands, or an adapter would be one of a model that is saved nowhere.
     """
     processor.image_processor = processor.image_processor.with_input_spec(input_spec)
-    if processor.image_processor.band_names is not None:
-        spread_bands(model, processor.image_processor.band_names)
+    names = processor.image_processor.band_names
+    if names is None:
+        return
+    if use_peft and model.config.vision_config.band_names is None:
+        raise ValueError(
+            "use_peft: an adapter needs its model as it was, and the weights of this one are spread over other bands. "
+            "Save it first, vitp convert MODEL FOLDER --to vitp --input_spec JSON, and start from FOLDER."
+        )
+    spread_bands(model, names)
 
 
 def check_compatible(model: ViTPForConditionalGeneration, processor: ViTPProcessor) -> None:

@@ -224,7 +224,7 @@ def test_mean_and_deviation_follow_the_bands_unless_they_are_given(tmp_path):
     np.testing.assert_allclose(
         ViTPImageProcessor(input_spec={"band_names": SAR}).image_std, np.mean(ViTPImageProcessor().image_std)
     )
-    with pytest.raises(ValueError, match="image_mean has 3 values for the 2 bands"):
+    with pytest.raises(ValueError, match=r"image_mean has 3 values for 2 bands \(VV, VH\): give one"):
         ViTPImageProcessor(input_spec={"band_names": SAR}, image_mean=[0.1, 0.2, 0.3])
     ViTPImageProcessor(image_mean=[0.1, 0.2, 0.6], image_std=[1.0, 2.0, 3.0]).save_pretrained(tmp_path)
     spread = ViTPSegmentationImageProcessor.from_backbone(tmp_path, input_spec={"band_names": ["B02", "B03", "B04"]})

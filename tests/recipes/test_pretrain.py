@@ -144,6 +144,9 @@ def test_rows_of_radar_images_train_a_model_of_two_bands_and_its_backbone(tmp_pa
     assert inputs.pixel_values.mean().item() == pytest.approx(expected, abs=0.1)
     assert backbone(**inputs).last_hidden_state.isfinite().all()
 
+    with pytest.raises(ValueError, match="use_peft: .* vitp convert MODEL FOLDER --to vitp --input_spec"):
+        run(tmp_path, **settings, output_dir=str(tmp_path / "lora"), use_peft=True)
+
     # A model of these bands is a start, and one of others is not.
     start = {"output_dir": str(tmp_path / "next"), "from_scratch": None, "model_name_or_path": str(output)}
     assert run(tmp_path, **settings | {"input_spec": None}, **start, max_steps=1) == 0
