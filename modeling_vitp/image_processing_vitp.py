@@ -117,9 +117,11 @@ class InputSpecImageProcessor(NamesItsFiles, TorchvisionBackend):
     def _prepare_image_like_inputs(
         self, images, *args, input_spec: dict | None = None, do_rescale: bool = True, **kwargs
     ) -> list[torch.Tensor]:
-        if self.band_names is not None:
-            input_spec = {"band_names": self.band_names, **(input_spec or {})}
+        names = self.band_names
+        if names is not None:
+            input_spec = {"band_names": names, **(input_spec or {})}
         spec = None if input_spec is None else InputSpec.from_dict(input_spec)
+        check_same_bands("the image processor", names, "the input spec", None if spec is None else spec.band_names)
         images = super()._prepare_image_like_inputs(images, *args, spec=spec, **kwargs)
         if not do_rescale and len({image.is_floating_point() for image in images}) > 1:
             raise ValueError(

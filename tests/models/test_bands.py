@@ -242,6 +242,8 @@ def test_a_spec_of_a_call_is_for_the_bands_of_the_processor():
     windowed = ViTPSegmentationImageProcessor(input_spec={"band_names": SAR, "window": [10, 90]})
     pixels = processor(array, input_spec={"window": [10, 90]}, return_tensors="pt").pixel_values
     assert torch.equal(pixels, windowed(array, return_tensors="pt").pixel_values)
+    with pytest.raises(ValueError, match=r"takes red, green and blue, but the input spec has 2 bands \(VV, VH"):
+        ViTPImageProcessor()(array, input_spec={"band_names": SAR})
 
 
 def test_other_bands_are_refused_in_one_line_with_the_file(tmp_path):
