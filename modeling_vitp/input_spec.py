@@ -95,6 +95,11 @@ class InputSpec:
         return (1, 3) if self.band_names is None else (len(self.band_names),)
 
     @property
+    def is_in_units(self) -> bool:
+        """Whether it says what is black and white in an image's own units."""
+        return self.window is not None or self.percentiles is not None
+
+    @property
     def takes_bands(self) -> bool:
         """Whether it is about the bands of an image, so that none of them may be taken for transparency."""
         return self.bands is not None or self.band_names is not None

@@ -33,7 +33,7 @@ def main(argv: list[str] | None = None) -> int:
     from modeling_vitp.instructions.mixture_file import load_mixture
     from modeling_vitp.instructions.rows import sample_texts
     from modeling_vitp.probing.gains import probe_run
-    from modeling_vitp.training import results
+    from modeling_vitp.training import plan, results
     from modeling_vitp.training.data import describe_data, describe_evaluation, open_data
     from modeling_vitp.training.freezing import freeze, lora_config
     from modeling_vitp.training.lock import check_free
@@ -46,7 +46,7 @@ def main(argv: list[str] | None = None) -> int:
     mixture = load_mixture(args.mixture) if args.mixture else None
     if args.dry_run:
         start = tiling(model_args.model_name_or_path, args.from_scratch, args.max_patches)
-        print_mixture(mixture, training_args, *start)
+        plan.print_plan(args, training_args, model_args, print_mixture(mixture, training_args, *start), start[0])
         return 0
     check_free(output_dir)
     task = importlib.import_module(find_task(args.task)) if args.task else None

@@ -221,8 +221,9 @@ class ViTPDataCollator:
             raise ValueError(example["error"])
         key = (self.seed, sample_id_of(example), self.epoch)
         settings = self.source_settings.get(example.get("source"), SourceSettings())
-        takes_bands = settings.takes_bands(self.processor.image_processor)
-        images = settings.apply(load_images(example, takes_bands), keyed_generator(*key, "jpeg"))
+        spec = settings.spec_for(self.processor.image_processor)
+        images = load_images(example, spec.takes_bands, spec.is_in_units)
+        images = settings.apply(images, keyed_generator(*key, "jpeg"))
         example = {**example, "images": images}
         if self.sample_transform is not None:
             try:
@@ -317,6 +318,11 @@ class ViTPDataCollator:
         excess = -padded.shape[1] % (self.pad_to_multiple_of or 1)
         sides = (excess, 0) if self.padding_side == "left" else (0, excess)
         return torch.nn.functional.pad(padded, sides, value=value)
+
+
+def with_raw_tiles(collator: Any) -> Any:
+    """See [`ViTPDataCollator.with_raw_tiles`]; a collator of another class gives what the model takes."""
+    return collator.with_raw_tiles() if type(collator) is ViTPDataCollator else collator
 
 
 def learned(is_answer: torch.BoolTensor, given: Sequence[bool]) -> torch.BoolTensor:

@@ -135,7 +135,7 @@ def check_rules(mixture: Mixture, summaries: list[SourceSummary]) -> list[tuple[
 
 def print_mixture(
     mixture: Mixture, training_args: SFTConfig, image_processor: ViTPImageProcessor, tokens_per_tile: int
-) -> None:
+) -> list[SourceSummary]:
     """Prints the table, expected tokens a step with and without VRL, what is missing, and the rules."""
     summaries = summarise(mixture, image_processor)
     ratios = {"r = 0": 0.0, f"r = {training_args.vrl_drop_ratio:g}": training_args.vrl_drop_ratio}
@@ -195,3 +195,4 @@ def print_mixture(
     print("\nThe four rules of a mixture:")
     for holds, text in check_rules(mixture, summaries):
         print(f"  {'ok     ' if holds else 'WARNING'}  {text}")
+    return summaries

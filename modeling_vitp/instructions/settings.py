@@ -40,10 +40,10 @@ class SourceSettings:
         kwargs = {"max_patches": self.max_patches, "input_spec": self.input_spec}
         return {name: value for name, value in kwargs.items() if value is not None}
 
-    def takes_bands(self, image_processor: ViTPImageProcessor) -> bool:
-        """Whether images are read as bands, of which none is transparency."""
-        spec = image_processor.input_spec if self.input_spec is None else self.input_spec
-        return image_processor.band_names is not None or InputSpec.from_dict(spec).takes_bands
+    def spec_for(self, image_processor: ViTPImageProcessor) -> InputSpec:
+        """By which its images are read: its own, or the image processor's, for the bands of that."""
+        fields, names = self.input_spec or image_processor.input_spec, image_processor.band_names
+        return InputSpec.from_dict(fields if names is None else {"band_names": names, **fields})
 
     def apply(self, images: list, generator: torch.Generator) -> list:
         """The images of a sample as the source wants them seen."""

@@ -169,10 +169,10 @@ class RowChecker:
         if row["error"]:
             kind = "image places" if "image place" in row["error"] else "malformed"
             return RowReport(row["id"], [(kind, row["error"])], 0, None, None, [])
-        takes_bands = self.source.settings.takes_bands(self.image_processor)
+        spec = self.source.settings.spec_for(self.image_processor)
         for place, stored in enumerate(row["images"]):
             try:
-                images += load_images({"images": [stored]}, takes_bands)
+                images += load_images({"images": [stored]}, spec.takes_bands, spec.is_in_units)
             except ValueError as error:
                 is_missing = isinstance(error.__cause__, FileNotFoundError)
                 text = str(error).replace("image 0", f"image {place}", 1)

@@ -4,7 +4,6 @@ import dataclasses
 import itertools
 import json
 import logging
-from collections import Counter
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -21,7 +20,7 @@ from transformers.trainer_utils import EvalLoopOutput
 from trl import SFTConfig, SFTTrainer
 
 from ..cards.record import read_json
-from ..instructions.collator import NO_LABEL, STEP, ViTPDataCollator
+from ..instructions.collator import NO_LABEL, STEP, ViTPDataCollator, with_raw_tiles
 from ..instructions.conversations import to_conversations
 from ..instructions.first_rows import check
 from ..instructions.lengths import SampleLength
@@ -156,13 +155,11 @@ class ViTPTrainer(Run, SFTTrainer):
         self.args.model_init_kwargs = init_kwargs
 
     def check_rows(self) -> None:
-        """Encodes the first rows that it trains and is evaluated on, see
-        [`~modeling_vitp.instructions.first_rows.check`]; no more than a short run needs.
-        """
+        """Encodes the first rows that it is given, no more than a short run needs, see [`check`]."""
         if not isinstance(self.data_collator, ViTPDataCollator):
             return
-        steps = self.args.max_steps
-        needed = steps * self.get_total_train_batch_size(self.args) if steps > 0 else None
+        needed = self.args.max_steps * self.get_total_train_batch_size(self.args)
+        needed = needed if needed > 0 else None
         logger.info(check(self.train_dataset, self.data_collator, needed))
         named = self.eval_dataset if isinstance(self.eval_dataset, dict) else {"eval_dataset": self.eval_dataset}
         for name, dataset in named.items():
@@ -289,10 +286,10 @@ class ViTPTrainer(Run, SFTTrainer):
         return NamedBatches(with_raw_tiles(self.data_collator))([{**row, STEP: step} for row in rows])
 
     def _prepare_inputs(self, inputs: dict[str, Any]) -> dict[str, Any]:
-        """As the parent, and normalises what [`with_raw_tiles`] lets through the workers, on the device."""
+        """As the parent, and normalises what [`with_raw_tiles`] lets through, on the device."""
         inputs = super()._prepare_inputs(inputs)
+        processor = getattr(self.data_collator, "processor", self.processing_class)
         if "pixel_values" in inputs:
-            processor = getattr(self.data_collator, "processor", self.processing_class)
             inputs["pixel_values"] = normalize_tiles(inputs["pixel_values"], processor.image_processor)
         return inputs
 
@@ -447,17 +444,6 @@ class ViTPTrainer(Run, SFTTrainer):
         self.model.tie_weights()
 
 
-def with_raw_tiles(collator: Any) -> Any:
-    """See [`ViTPDataCollator.with_raw_tiles`]; a collator of another class gives what the model takes."""
-    return collator.with_raw_tiles() if type(collator) is ViTPDataCollator else collator
-
-
 def replacement_rows(dataset: Dataset | IterableDataset, num_rows: int = 64) -> Dataset | list[dict]:
     """Rows that may take the place of those that are skipped: any, or of a stream the first."""
     return dataset if isinstance(dataset, Dataset) else list(itertools.islice(dataset, num_rows))
-
-
-def count_skipped(collator: ViTPDataCollator) -> dict[str, int]:
-    """How many rows of each source were skipped, over all processes."""
-    counts = [collator.skipped] if PartialState().num_processes == 1 else gather_object([collator.skipped])
-    return dict(sum(map(Counter, counts), Counter()))

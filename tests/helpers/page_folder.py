@@ -5,6 +5,7 @@ import shutil
 import zipfile
 from pathlib import Path
 
+import classification_data
 import dense_data
 import detection_data
 import numpy as np
@@ -148,6 +149,9 @@ def write_images(folder: Path) -> None:
         for band in {"B02": "02 03 04 08", "B05": "05 06 07 8A 11 12", "B09": "01 09"}[name].split():
             write_bands(folder / f"datasets/sentinel2/B{band}.tif", values)
     dense_data.make_sen1floods11(folder / "data/sen1floods11")
+    classification_data.make_chest_xray14(folder / "datasets/xrays")
+    for root in ("data", "datasets"):
+        classification_data.make_eurosat(folder / root / "EuroSAT_RGB")
     dense_data.make_loveda(folder / "data/LoveDA")
     dense_data.make_loveda(folder / "datasets/LoveDA")
     dense_data.make_levir_cd(folder / "datasets/LEVIR-CD")

@@ -11,6 +11,7 @@ from modeling_vitp import ViTPImageProcessor
 from modeling_vitp.instructions.dry_run import check_rules, summarise
 from modeling_vitp.instructions.mixture_file import load_mixture
 from modeling_vitp.recipes import pretrain
+from modeling_vitp.training import plan
 
 # Effective rows and shares in % as they were published: table 2 and 8 of the paper, and the released meta files.
 PUBLISHED = {
@@ -20,6 +21,12 @@ PUBLISHED = {
     "medical_released": (20, 1.05e6, {"gmai_mmbench_val": 8.68, "quilt_vqa": 1.22}),
     "general_released": (8, 1.02e6, {"dvqa_train_200k": 19.54, "ai2d_train_12k": 1.21}),
 }
+
+
+@pytest.fixture(autouse=True)
+def no_plan(monkeypatch):
+    """What the run costs takes seconds, and has tests of its own."""
+    monkeypatch.setattr(plan, "print_plan", lambda *args: None)
 
 
 def dry_run(capsys, *arguments):

@@ -10,7 +10,7 @@ import rasterio
 from PIL import Image
 from rasterio.errors import NotGeoreferencedWarning
 
-from ...images.reading import is_tiff, open_tiff
+from ...images.reading import is_dicom_file, is_tiff, open_tiff, read_picture
 from ...images.windows import Window, windows
 from ..boxes import box_area, clip
 from .annotations import AnnotatedImage
@@ -49,19 +49,25 @@ def window_of(image: AnnotatedImage, window: Window) -> AnnotatedImage:
 
 
 def image_bytes(image: AnnotatedImage) -> list[dict]:
-    """The image's files as `datasets` stores them; a window is encoded again (PNG, or JPEG of quality 95 for JPEG; what
-    PNG has no place for, as TIFF)."""
-    if image.window is None:
-        return [{"bytes": path.read_bytes(), "path": path.name} for path in image.paths]
+    """The image's files as `datasets` stores them; a window is encoded again (PNG, or JPEG of quality 95 for JPEG).
+
+    What PNG has no place for, other bands and depths of a TIFF, is TIFF again. Of DICOM and volumes the pixels are
+    stored, as PNG, and nothing of what the file says about the patient.
+    """
     encoded = []
     for path in image.paths:
-        if is_tiff(path) and (content := tiff_window(path, image.window)) is not None:
+        if image.window is None and image.picture is None and not is_dicom_file(path):
+            encoded.append({"bytes": path.read_bytes(), "path": path.name})
+            continue
+        if image.window is not None and is_tiff(path) and (content := tiff_window(path, image.window)) is not None:
             encoded.append({"bytes": content, "path": f"{path.stem}.tif"})
             continue
-        scene, is_jpeg = open_scene(path)
+        scene, is_jpeg = scene_of(image, path)
         buffer = io.BytesIO()
-        scene.crop(image.window).save(buffer, format="JPEG" if is_jpeg else "PNG", quality=95)
-        encoded.append({"bytes": buffer.getvalue(), "path": f"{path.stem}.{'jpg' if is_jpeg else 'png'}"})
+        part = scene if image.window is None else scene.crop(image.window)
+        part.save(buffer, format="JPEG" if is_jpeg else "PNG", quality=95)
+        name = path.stem if image.picture is None else image.id.replace("/", "_")
+        encoded.append({"bytes": buffer.getvalue(), "path": f"{name}.{'jpg' if is_jpeg else 'png'}"})
     return encoded
 
 
@@ -79,9 +85,16 @@ def tiff_window(path: Path, window: Window) -> bytes | None:
         return memory.read()
 
 
+def scene_of(image: AnnotatedImage, path: Path) -> tuple[Image.Image, bool]:
+    """One of an image's pictures whole, and whether it is a JPEG."""
+    return open_scene(path) if image.picture is None else (image.picture(), False)
+
+
 @lru_cache(maxsize=1)
 def open_scene(path: Path) -> tuple[Image.Image, bool]:
     """The decoded scene, kept for its next window, and whether it is a JPEG."""
+    if is_dicom_file(path):
+        return read_picture(path.read_bytes()), False
     with Image.open(path) as scene:
         scene.load()
         return scene, scene.format == "JPEG"
