@@ -481,7 +481,7 @@ def run_yaml(text: str, place: Place, patch: pytest.MonkeyPatch) -> None:
 
 def file_name(text: str) -> str | None:
     """The file that a block is, if its first line says so."""
-    found = re.match(r"# (\w+\.yaml)\b", text)
+    found = re.match(r"# (\w+\.(?:yaml|py))\b", text)
     return found and found[1]
 
 
