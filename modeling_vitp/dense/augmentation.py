@@ -8,6 +8,7 @@ from torchvision import tv_tensors
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as F
 
+from ..training.band_jitter import BandJitter
 from .classes import IGNORE_INDEX
 
 
@@ -72,24 +73,6 @@ def photometric_distortion() -> v2.Transform:
         v2.ColorJitter(hue=0.05),
     ]
     return v2.Compose([v2.RandomApply([jitter], p=0.5) for jitter in jitters])
-
-
-class BandJitter(v2.Transform):
-    """Each band differs from black, or from its own mean, by a factor more that is drawn uniformly for it.
-
-    Args:
-        factors: the lowest and the highest.
-        from_mean: whether contrast changes, and not brightness.
-    """
-
-    def __init__(self, factors: tuple[float, float], from_mean: bool):
-        super().__init__()
-        self.factors, self.from_mean = factors, from_mean
-
-    def transform(self, inpt: torch.Tensor, params: dict[str, Any]) -> torch.Tensor:
-        base = inpt.mean((1, 2), keepdim=True) if self.from_mean else 0.0
-        factors = torch.empty(len(inpt), 1, 1).uniform_(*self.factors)
-        return (base + factors * (inpt - base)).clamp(0, 1)
 
 
 def band_distortion() -> v2.Transform:

@@ -1,9 +1,11 @@
 """Pictures as tensors of the channels that a model takes, and channels as colors to be looked at."""
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
 import torch
+from torchvision.transforms.v2 import functional as F
 from transformers.image_utils import ChannelDimension
 
 from ..bands import color_bands
@@ -35,6 +37,23 @@ def to_pixels(
     if spec is not None and spec.band_names is not None:
         return pixels / 255
     return pixels.round().to(torch.uint8)
+
+
+def on_one_grid(bands: Sequence[np.ndarray]) -> list[np.ndarray]:
+    """Bands of the same ground, `(height, width)`, bilinearly on the grid of the one that has most pixels.
+
+    Raises:
+        ValueError: if they are of different proportions, or one has bands itself.
+    """
+    if any(band.ndim != 2 for band in bands):
+        raise ValueError(f"its bands are of shapes {', '.join(str(band.shape) for band in bands)}")
+    height, width = max((band.shape for band in bands), key=math.prod)
+    if any(band.shape[0] * width != band.shape[1] * height for band in bands):
+        raise ValueError(f"its bands are of shapes {', '.join(str(band.shape) for band in bands)}")
+    if all(band.shape == (height, width) for band in bands):
+        return list(bands)
+    pixels = [torch.from_numpy(band.astype(np.float32))[None] for band in bands]
+    return [F.resize(band, [height, width], antialias=True)[0].numpy() for band in pixels]
 
 
 def shown(pixels: torch.Tensor, band_names: Sequence[str] | None = None) -> np.ndarray:
