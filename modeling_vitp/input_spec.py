@@ -3,6 +3,7 @@
 import math
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 
 from .bands import check_band_names, named
@@ -177,18 +178,14 @@ def is_list_of_pairs(value) -> bool:
 
 def band_percentiles(band: torch.Tensor, percentiles: tuple[float, float]) -> list[float]:
     """Linearly interpolated percentiles of the finite values (`torch.quantile` stops at 16 million elements)."""
-    values = band[band.isfinite()].double()
-    if values.numel() == 0:
+    values = band.numpy() if band.dtype != torch.bfloat16 else band.float().numpy()
+    finite = np.isfinite(values)
+    if not finite.any():
         raise ValueError(
             "a band of the image holds no finite value, so it has no percentiles. Give a `window`, or other `bands`."
         )
-    result = []
-    for percentile in percentiles:
-        rank = percentile / 100 * (values.numel() - 1)
-        lower = values.kthvalue(int(rank) + 1).values
-        upper = values.kthvalue(min(int(rank) + 2, values.numel())).values
-        result.append((lower + (rank - int(rank)) * (upper - lower)).item())
-    return result
+    values = values if finite.all() else values[finite]
+    return np.percentile(values.astype(np.float32) if values.dtype == np.float16 else values, percentiles).tolist()
 
 
 __all__ = ["InputSpec"]
