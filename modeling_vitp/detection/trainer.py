@@ -13,6 +13,7 @@ from torchvision.transforms.v2 import functional as F
 from transformers import BaseImageProcessor, PreTrainedModel, Trainer, TrainingArguments
 from transformers.trainer_utils import EvalLoopOutput
 
+from ..image_processing_vitp import InputSpecImageProcessor
 from ..image_processing_vitp_detection import ViTPDetectionImageProcessor
 from ..metrics.report import METRICS_FOLDER, name_classes
 from ..rotated_boxes import enclosing_boxes
@@ -224,7 +225,9 @@ class DetectionTrainer(FineTuner, Trainer):
         """
         processor, model = self.processing_class, self.accelerator.unwrap_model(self.model).eval()
         sizes = [tuple(image.shape[-2:]) for image in images]
-        inputs = processor(images=images, input_data_format="channels_first", return_tensors="pt").to(self.args.device)
+        own = {"input_spec": None} if isinstance(processor, InputSpecImageProcessor) else {}  # it was applied already
+        inputs = processor(images=images, input_data_format="channels_first", return_tensors="pt", **own)
+        inputs = inputs.to(self.args.device)
         with self.compute_loss_context_manager():
             outputs = model(**inputs)
         if self.task == "oriented":

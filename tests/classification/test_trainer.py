@@ -72,7 +72,7 @@ def test_images_are_read_by_the_input_spec_once(trained):
     pixels = [F.interpolate(image[None].float(), (32, 32), mode="bicubic", antialias=True)[0] for image in images]
     pixels = torch.stack([(one.clamp(0, 255) / 255 - torch.tensor(MEAN)) / torch.tensor(STD) for one in pixels]).float()
     expected = trainer.model(pixels).logits.softmax(-1)
-    torch.testing.assert_close(trainer.predict(images), expected, atol=2e-3, rtol=0)
+    torch.testing.assert_close(trainer.predict(images), expected, atol=5e-4, rtol=0)
 
 
 def test_augmentation_turns_and_mirrors_and_keeps_what_is_not_asked_for():
