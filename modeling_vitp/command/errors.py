@@ -17,6 +17,7 @@ EXTRAS = dict.fromkeys(
     "recipes",
 )
 EXTRAS |= {"gradio": "space", "pydicom": "space"} | dict.fromkeys(("onnx", "onnxruntime", "onnxscript"), "onnx")
+EXTRAS["pycocoevalcap"] = "captions"
 # What transformers' configurations raise of a field, and of fields together; by name, to import nothing.
 OF_SETTINGS = ("StrictDataclassFieldValidationError", "StrictDataclassClassValidationError")
 FILE_ERRORS = (FileNotFoundError, FileExistsError, IsADirectoryError, NotADirectoryError, PermissionError)

@@ -1,0 +1,124 @@
+"""The model and the tasks in lmms-eval, through its own command, against `vitp evaluate_vlm` on the same questions."""
+
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from benchmark_folders import write_benchmarks
+from paths import ROOT
+from tiny_models import TEXT, VISION
+
+from modeling_vitp import ViTPDataCollator
+from modeling_vitp.evaluation.arguments import VLMArguments
+from modeling_vitp.evaluation.vlm import evaluate_vlm
+from modeling_vitp.training.from_scratch import build_model, build_tokenizer
+
+KINDS = {
+    "vrsbench_vqa": "vqa",
+    "vrsbench_grounding": "grounding",
+    "vrsbench_caption": "caption",
+    "rsvqa_lr": "vqa",
+    "rsvqa_hr": "vqa",
+    "rsvqa_hr_philadelphia": "vqa",
+    "dior_rsvg": "grounding",
+    "levir_cc": "caption",
+    "pmc_vqa": "choice",
+    "omnimedvqa": "choice",
+}
+TASKS = ROOT / "modeling_vitp" / "evaluation" / "lmms_eval" / "tasks"
+
+
+def test_the_folder_of_the_tasks_is_printed_and_has_them_all():
+    program = [sys.executable, "-m", "modeling_vitp.evaluation.lmms_eval"]
+    printed = subprocess.run(program, cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    groups = {"vitp_remote_sensing", "vitp_medical"}
+    assert {path.stem for path in Path(printed.strip()).glob("*.yaml")} == {*KINDS, *groups}
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    """A folder with the benchmarks, the same as rows, and a model that has learned most of their answers."""
+    if importlib.util.find_spec("lmms_eval") is None:
+        pytest.skip("the extra lmms_eval is not installed")
+    from lmms_eval.tasks import TaskManager
+
+    folder = tmp_path_factory.mktemp("lmms_eval")
+    write_benchmarks(folder / "benchmarks")
+    manager = TaskManager(include_path=str(TASKS), include_defaults=False, model_name="vitp")
+    lines = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("VITP_BENCHMARKS", str(folder / "benchmarks"))
+        for name, task in manager.load_task_or_group(list(KINDS), "chat").items():
+            rows = [
+                {"images": one["images"], "question": task.doc_to_text(one), "answer": answer}
+                for one in task.test_docs()
+                for answer in one["answers"]
+            ]
+            (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+            lines += rows
+    learn(lines, folder / "model")
+    return folder
+
+
+def learn(lines: list[dict], folder: Path) -> None:
+    """Trains a tiny model on rows, not to the end, so that some answers are right, and some only by the image."""
+    from modeling_vitp.instructions.row_reader import RowReader
+
+    tokenizer = build_tokenizer([f"{line['question']} {line['answer']}" for line in lines], vocab_size=500)
+    torch.manual_seed(0)
+    model, processor = build_model(tokenizer, VISION, TEXT, {"max_patches": 1})
+    read, collator = RowReader.of(dict.fromkeys(lines[0])), ViTPDataCollator(processor)
+    samples = [collator.encode(read(line, number)) for number, line in enumerate(lines)]
+    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
+    for step in range(STEPS):
+        chosen = torch.randperm(len(samples), generator=torch.Generator().manual_seed(step))[:16]
+        patch = [lines[place] for place in chosen]
+        loss = model(**collator([read(line, int(place)) for line, place in zip(patch, chosen)])).loss
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    model.save_pretrained(folder)
+    processor.save_pretrained(folder)
+
+
+STEPS = 150
+
+
+def run_lmms_eval(place: Path, tasks: str, *options: str, model: str = "") -> dict[str, dict[str, float]]:
+    """Scores by task, as its command writes them."""
+    out = place / f"out_{len(list(place.iterdir()))}"
+    words = ["--model", "vitp", "--model_args", f"pretrained={place / 'model'}{model}", "--tasks", tasks]
+    words += ["--include_path", str(TASKS), "--output_path", str(out), "--batch_size", "4", *options]
+    environment = {**os.environ, "VITP_BENCHMARKS": str(place / "benchmarks"), "HF_HUB_OFFLINE": "1"}
+    done = subprocess.run(
+        [sys.executable, "-m", "lmms_eval", *words], cwd=place, env=environment, capture_output=True, text=True
+    )
+    (written,) = out.rglob("*_results.json") or [pytest.fail(done.stdout[-3000:] + done.stderr[-3000:])]
+    found = json.loads(written.read_text())["results"]
+    return {
+        task: {key.partition(",")[0]: value for key, value in scores.items() if key.endswith(",none")}
+        for task, scores in found.items()
+    }
+
+
+@pytest.mark.slow
+def test_lmms_eval_scores_every_task_as_evaluate_vlm_does_with_own_and_with_other_images(place):
+    own = run_lmms_eval(place, "vitp_remote_sensing,vitp_medical", "--verbosity", "ERROR")
+    other = run_lmms_eval(place, ",".join(KINDS), model=",swap_images=True")
+    gains = {}
+    for task, kind in KINDS.items():
+        options = {"dataset_name": str(place / f"{task}.jsonl"), "split": "train", "kind": kind, "pictures": 0}
+        args = VLMArguments(models=[str(place / "model")], output_dir=str(place / "vlm"), batch_size=3, **options)
+        scores = evaluate_vlm(args)["models"][0]["scores"][kind]
+        for name, values in scores.items():
+            assert own[task][name] == pytest.approx(values["own"]), (task, name)
+            assert other[task][name] == pytest.approx(values["other_images"]), (task, name)
+            gains[task, name] = values["own"], values["other_images"]
+    print(gains)
+    assert sum(own > 0 for own, _ in gains.values()) > len(gains) / 2
+    assert sum(own != other for own, other in gains.values()) > 5
