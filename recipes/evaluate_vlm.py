@@ -2,8 +2,8 @@
 
     vitp evaluate_vlm --models outputs/my_run --dataset_name my_rows --split test
 
-Boxes are scored by their IoU, choices and short answers by their accuracy, captions by BLEU, ROUGE-L and CIDEr. What a
-model says of other images is its own blind control: what it scores there, it scores without looking.
+Boxes are scored by their IoU, choices, maps and short answers by their accuracy, captions by BLEU, ROUGE-L and CIDEr.
+What a model says of other images is its own blind control: what it scores there, it scores without looking.
 """
 
 from pathlib import Path

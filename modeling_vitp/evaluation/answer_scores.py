@@ -97,10 +97,24 @@ def score_boxes(
     }
 
 
+def score_maps(
+    questions: Sequence[str], answers: Sequence[str], references: Sequence[Sequence[str]]
+) -> dict[str, np.ndarray]:
+    """The share of cells that are right, of those of the reference, in their order."""
+    pairs = [(cells(answer), cells(found[0])) for answer, found in zip(answers, references)]
+    return {"accuracy": np.array([sum(map(str.__eq__, own, wanted)) / len(wanted) for own, wanted in pairs])}
+
+
+def cells(text: str) -> list[str]:
+    """The words of a map, or the letters of one that has no spaces."""
+    return text.split() if len(text.split()) > 1 else list(text.strip())
+
+
 Score = Callable[[Sequence[str], Sequence[str], Sequence[Sequence[str]]], dict[str, np.ndarray | float]]
 KINDS: dict[str, Score] = {
     "grounding": score_boxes,
     "choice": score_choices,
     "vqa": score_words,
+    "map": score_maps,
     "caption": lambda questions, answers, references: score_captions(answers, references),
 }

@@ -195,7 +195,7 @@ class VLMArguments(Arguments):
     image_root: str | None = field(default=None, metadata={"help": "That paths of images are relative to."})
     kind: str | None = field(
         default=None,
-        metadata={"help": "Of all answers: grounding, choice, vqa or caption. Else each is told from its answer."},
+        metadata={"help": "Of all answers: grounding, choice, map, vqa or caption. Else each is told from its answer."},
     )
     limit: int | None = field(default=None, metadata={"help": "Ask only so many questions, drawn by the seed."})
     seed: int = field(default=0, metadata={"help": "Of which questions are asked, and of the intervals."})

@@ -14,9 +14,11 @@ from ..instructions.rows import images_of, sample_id_of
 from ..messages import is_given, message_texts
 from .answer_scores import choose, read_choices
 
-# A question for a caption, and the most words of an answer that is none.
+# Questions for a caption and for a map, and the most words of an answer that is neither.
 CAPTION = re.compile(r"\[caption\]|\b(?:describe|description|caption)\b", re.IGNORECASE)
+MAP = re.compile(r"\b(?:map|cells)\b", re.IGNORECASE)
 MOST_WORDS = 6
+LONGEST_WORD = 20  # letters
 
 
 @dataclass(frozen=True)
@@ -88,9 +90,9 @@ def image_key(image: Any) -> str:
 
 
 def kind_of(question: str, reference: str) -> str | None:
-    """`grounding` if the answer is one box; `choice` if it is one of those that the question lists; `caption` if the
-    question asks for a description, or the answer has more than 6 words; else `vqa`. `None` if it has several boxes, or
-    one in a longer text.
+    """`grounding` if the answer is one box; `choice` if it is one of those that the question lists; `map` if a question
+    about a map or its cells has a longer answer; `caption` if the question asks for a description, but not of a box, or
+    the answer has more than 6 words; else `vqa`. `None` if it has several boxes, or one in a longer text.
     """
     boxes, rest = read_boxes(reference)[0], MARKS.sub(" ", reference)
     if boxes:
@@ -98,8 +100,12 @@ def kind_of(question: str, reference: str) -> str | None:
     choices = read_choices(question)
     if choices and (reference.strip() in choices.values() or reference.strip()[:1] in choices):
         return "choice" if choose(reference, choices) else None
-    is_long = len(reference.split()) > MOST_WORDS
-    return "caption" if is_long or CAPTION.search(question) else "vqa"
+    number = len(reference.split())
+    is_long = number > MOST_WORDS
+    if MAP.search(question) and (is_long or (number == 1 and len(reference) > LONGEST_WORD)):
+        return "map"
+    asks = CAPTION.search(question) and not read_boxes(question)[0]
+    return "caption" if is_long or asks else "vqa"
 
 
 def others(images: Sequence[tuple[str, ...]]) -> list[int]:

@@ -88,3 +88,8 @@ def test_boxes_are_scored_by_the_first_one_in_the_answer():
     assert scores["mean_iou"] == pytest.approx(overlaps)
     assert scores["accuracy_at_0.5"].tolist() == [1, 0, 1, 0, 0]
     assert scores["answers_with_box"].tolist() == [1, 1, 1, 0, 0]
+
+
+def test_a_map_is_scored_by_its_cells_in_order():
+    answers, references = ["a b c d e", "a b", "abXd", ""], [["a b x d"], ["a b c d"], ["abcd"], ["abcd"]]
+    assert score_answers("map", [""] * 4, answers, references)["accuracy"].tolist() == [0.75, 0.5, 0.75, 0]

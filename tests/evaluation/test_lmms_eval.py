@@ -98,8 +98,9 @@ def run_lmms_eval(place: Path, tasks: str, *options: str, model: str = "") -> di
     done = subprocess.run(
         [sys.executable, "-m", "lmms_eval", *words], cwd=place, env=environment, capture_output=True, text=True
     )
-    (written,) = out.rglob("*_results.json") or [pytest.fail(done.stdout[-3000:] + done.stderr[-3000:])]
-    found = json.loads(written.read_text())["results"]
+    written = list(out.rglob("*_results.json"))
+    assert len(written) == 1, done.stdout[-5000:] + done.stderr[-5000:]
+    found = json.loads(written[0].read_text())["results"]
     return {
         task: {key.partition(",")[0]: value for key, value in scores.items() if key.endswith(",none")}
         for task, scores in found.items()
@@ -122,3 +123,50 @@ def test_lmms_eval_scores_every_task_as_evaluate_vlm_does_with_own_and_with_othe
     print(gains)
     assert sum(own > 0 for own, _ in gains.values()) > len(gains) / 2
     assert sum(own != other for own, other in gains.values()) > 5
+
+
+@pytest.mark.slow
+def test_an_answer_ends_where_its_task_says_and_sampling_is_left_to_tasks_that_sample(place, monkeypatch):
+    from lmms_eval.api.instance import Instance
+
+    from modeling_vitp.evaluation.lmms_eval import model
+
+    told = []
+
+    def answering(vlm, processor, conversations, images_kwargs, **options):
+        told.append((len(conversations), options))
+        return ["one. Two\n\nthree"] * len(conversations)
+
+    monkeypatch.setattr(model, "generate_answers", answering)
+    vitp = model.ViTP(str(place / "model"), batch_size="2")
+    vitp.task_dict["any"] = {"test": ["first", "second", "third"]}
+    asked = [{"until": ["\n\n"], "temperature": 0, "do_sample": True}] * 3 + [{"until": ".", "max_new_tokens": 3}]
+    asked += [{"do_sample": True, "temperature": 0.5, "until": []}]
+
+    def messages(text):
+        return [{"role": "user", "content": [{"type": "text", "text": text}]}]
+
+    requests = [
+        Instance(
+            "generate_until",
+            ("", messages, options, place, "any", "test"),
+            0,
+            {"task": "any", "doc_id": 0, "repeats": 1},
+        )
+        for place, options in zip((0, 1, 2, 0, 0), asked)
+    ]
+    assert vitp.generate_until(requests) == ["one. Two"] * 3 + ["one", "one. Two\n\nthree"]
+    most = {"max_new_tokens": 1024}
+    assert told == [
+        (2, most),
+        (1, most),
+        (1, {"max_new_tokens": 3}),
+        (1, most | {"do_sample": True, "temperature": 0.5}),
+    ]
+    requests[0].arguments = (
+        "",
+        lambda text: [{"role": "user", "content": [{"type": "video", "url": text}]}],
+        *requests[0].args[2:],
+    )
+    with pytest.raises(ValueError, match="vitp takes images, and the task shows it video"):
+        vitp.generate_until(requests[:1])

@@ -25,6 +25,10 @@ CHOICES = "Which organ?\nA. left lung\nB. heart"
         ("How many?", "between 0 and 10", "vqa"),
         ("[caption] What is it?", "a road", "caption"),
         ("Describe the image in detail.", "a road", "caption"),
+        ("Describe the object at [1, 2, 3, 4].", "tree", "vqa"),
+        ("Map the image in 3 x 3 cells.", "tree tree road tree road road tree tree tree", "map"),
+        ("Map the trees.", "aaBbcdaaAaaBbcdaaAaaBbcdaaA", "map"),
+        ("What does the map show?", "residential", "vqa"),
         ("What has changed?", "two houses were built beside the road", "caption"),
     ],
 )

@@ -15,8 +15,8 @@ from ...processing_vitp import ViTPProcessor
 from ...training.asking import generate_answers
 from ..questions import others
 
-# What tasks say of generating that `generate` is not told.
-NOT_FOR_GENERATE = {"until", "image_aspect_ratio", "max_gen_toks"}
+MAX_NEW_TOKENS = 1024  # of tasks that do not say how many
+NOT_FOR_GENERATE = {"until", "image_aspect_ratio", "max_gen_toks"}  # what tasks say that `generate` does not take
 
 
 class ViTP(lmms):
@@ -71,6 +71,7 @@ class ViTP(lmms):
         stops = generation.get("until") or []
         stops = [stops] if isinstance(stops, str) else stops
         generation = {name: value for name, value in generation.items() if name not in NOT_FOR_GENERATE}
+        generation = {"max_new_tokens": MAX_NEW_TOKENS, **generation}
         conversations = [document.messages(other) for document, other in batch]
         answers = generate_answers(self.model, self.processor, conversations, self.images_kwargs, **generation)
         return [min((answer.partition(stop)[0] for stop in stops), key=len, default=answer) for answer in answers]
