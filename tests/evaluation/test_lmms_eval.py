@@ -31,6 +31,7 @@ KINDS = {
     "omnimedvqa": "choice",
 }
 TASKS = ROOT / "modeling_vitp" / "evaluation" / "lmms_eval" / "tasks"
+STEPS = 80
 
 
 def test_the_folder_of_the_tasks_is_printed_and_has_them_all():
@@ -73,20 +74,16 @@ def learn(lines: list[dict], folder: Path) -> None:
     torch.manual_seed(0)
     model, processor = build_model(tokenizer, VISION, TEXT, {"max_patches": 1})
     read, collator = RowReader.of(dict.fromkeys(lines[0])), ViTPDataCollator(processor)
-    samples = [collator.encode(read(line, number)) for number, line in enumerate(lines)]
+    rows = [read(line, number) for number, line in enumerate(lines)]
     optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
     for step in range(STEPS):
-        chosen = torch.randperm(len(samples), generator=torch.Generator().manual_seed(step))[:16]
-        patch = [lines[place] for place in chosen]
-        loss = model(**collator([read(line, int(place)) for line, place in zip(patch, chosen)])).loss
+        chosen = torch.randperm(len(rows), generator=torch.Generator().manual_seed(step))[:16]
+        loss = model(**collator([rows[place] for place in chosen])).loss
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
     model.save_pretrained(folder)
     processor.save_pretrained(folder)
-
-
-STEPS = 150
 
 
 def run_lmms_eval(place: Path, tasks: str, *options: str, model: str = "") -> dict[str, dict[str, float]]:
@@ -120,7 +117,7 @@ def test_lmms_eval_scores_every_task_as_evaluate_vlm_does_with_own_and_with_othe
             assert own[task][name] == pytest.approx(values["own"]), (task, name)
             assert other[task][name] == pytest.approx(values["other_images"]), (task, name)
             gains[task, name] = values["own"], values["other_images"]
-    print(gains)
+    # The equality above would mean nothing of a model that is always wrong, or that does not look.
     assert sum(own > 0 for own, _ in gains.values()) > len(gains) / 2
     assert sum(own != other for own, other in gains.values()) > 5
 

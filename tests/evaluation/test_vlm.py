@@ -56,7 +56,7 @@ def test_a_model_that_looks_is_better_with_its_own_images_than_with_others(place
         return answers
 
     monkeypatch.setattr(vlm, "generate_answers", looking)
-    metrics = vlm.evaluate_vlm(arguments(place, output_dir=str(tmp_path), batch_size=5))
+    metrics = vlm.evaluate_vlm(arguments(place, output_dir=str(tmp_path), batch_size=5, pictures=0))
     (model,) = metrics["models"]
     assert metrics["questions"] == {"grounding": 3, "vqa": 3, "choice": 3, "caption": 3} and metrics["images"] == 3
     for kind, name in (("vqa", "accuracy"), ("grounding", "accuracy_at_0.5"), ("choice", "accuracy")):
@@ -72,7 +72,7 @@ def test_a_model_that_looks_is_better_with_its_own_images_than_with_others(place
 
 def test_the_command_prints_a_table_and_leaves_metrics_answers_and_a_picture(place, tmp_path, capsys):
     words = ["--models", str(place / "model"), "--dataset_name", str(place / "rows"), "--output_dir", str(tmp_path)]
-    assert main([*words, "--limit", "5", "--max_new_tokens", "4", "--pictures", "2", "--batch_size", "2"]) == 0
+    assert main([*words, "--limit", "5", "--max_new_tokens", "4", "--pictures", "1", "--batch_size", "2"]) == 0
     printed = capsys.readouterr().out
     metrics = json.loads((tmp_path / "metrics.json").read_text())
     answers = [json.loads(line) for line in (tmp_path / "answers_model.jsonl").read_text().splitlines()]
@@ -80,7 +80,7 @@ def test_the_command_prints_a_table_and_leaves_metrics_answers_and_a_picture(pla
         metrics["models"][0]["scores"]
     )
     assert "| score | questions | model | with other images | gain, 95 % |" in printed
-    assert Image.open(tmp_path / "answers_model.png").size == (1000, 560)
+    assert Image.open(tmp_path / "answers_model.png").size == (1000, 280)
 
 
 @pytest.mark.parametrize(

@@ -35,7 +35,14 @@ def write_vrsbench(root: Path) -> None:
     for number, name in enumerate(names):
         save(root / "Images_val" / name, number)
     entries = {
-        "vqa": [("Is there a ship?", "Yes", "object existence"), ("How many ships?", "2", "object quantity")] * 2,
+        "vqa": [
+            (question, answer, about)
+            for yes, number in (("Yes", "2"), ("No", "3"))
+            for question, answer, about in (
+                ("Is there a ship?", yes, "object existence"),
+                ("How many ships?", number, "object quantity"),
+            )
+        ],
         "referring": [
             (f"The ship number {number}", f"{{<{10 * number}><5><{10 * number + 40}><60>}}", "ref")
             for number in range(4)
@@ -53,14 +60,16 @@ def write_vrsbench(root: Path) -> None:
 def write_rsvqa(root: Path, prefix: str, images: str, first: int) -> None:
     """As released: lists of all questions and answers, of which those of other splits are not active and empty."""
     questions, answers = [{"id": 0, "active": False}], [{"id": 0, "active": False}]
-    said = ("yes", "no", "between 0 and 10", "rural")
+    said = ("yes", "no", "between 0 and 10", "rural", "no", "yes", "more than 1000", "urban")
     for number in range(1, 9):
         kind, image = (number - 1) % 4, first + (number - 1) // 4
         text = ("Is a road present?", "Are there more roads than houses?", "How many houses?", "Is it rural or urban?")
         save(root / images / f"{image}.tif", image)
         about = {"img_id": image, "type": TYPES[kind], "question": text[kind], "answers_ids": [number], "active": True}
         questions.append({"id": number, "people_id": 0, **about})
-        answers.append({"id": number, "question_id": number, "people_id": 0, "answer": said[kind], "active": True})
+        answers.append(
+            {"id": number, "question_id": number, "people_id": 0, "answer": said[number - 1], "active": True}
+        )
     write_json(root / f"{prefix}_questions.json", {"questions": questions})
     write_json(root / f"{prefix}_answers.json", {"answers": answers})
 

@@ -315,7 +315,7 @@ def read_pip(command: str, words: list[str], place: Place, patch: pytest.MonkeyP
     setup = configparser.ConfigParser()
     setup.read(ROOT / "setup.cfg")
     for requirement in [*getattr(options, "editables", ()), *requirements]:
-        name, extras = re.fullmatch(r"([\w.=-]+)(?:\[([\w,]+)\])?", requirement).groups()
+        name, extras = re.fullmatch(r"([\w.=<>-]+)(?:\[([\w,]+)\])?", requirement).groups()
         if name in (".", "modeling-vitp"):
             missing = set((extras or "").split(",")) - {"", *setup["options.extras_require"]}
             if missing:
