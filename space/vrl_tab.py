@@ -5,10 +5,11 @@ from collections.abc import Iterator
 import gradio as gr
 import pandas as pd
 from answers import MAX_QUESTION, Answer, answers_by_drop_ratio, encode
-from computing import QUEUE, gpu, told
+from computing import PRIVATE, QUEUE, answering, turn
 from loading import Models
 from PIL import Image
-from uploading import example_choice, image_upload, open_upload
+from uploading import forget, image_input, name_of, open_upload
+from url_state import Tab
 from visual_tokens import draw_tokens, token_maps
 from vrl_cost import costs
 
@@ -26,88 +27,45 @@ to put into every token what the answer needs. Bright tokens are kept; the draw 
 and the thumbnail together."""
 
 
-def build_tab(models: Models, model_name: gr.Dropdown) -> dict[str, gr.components.Component]:
+def build_tab(models: Models, model_name: gr.Dropdown) -> Tab:
     """See `app.py`."""
 
-    def show_tokens(model: str, image: str | None, drop_ratio: float, seed: int) -> tuple:
-        if image is None:
-            return None, gr.update(value=None, visible=True), "", "There is no image yet."
-        with told():
-            processor = models.full(model).processor
-            reading = open_upload(image, input_spec=processor.image_processor.input_spec)
-            rgb = reading.to_rgb()
-            inputs = encode(processor, [rgb], [{"role": "user", "content": QUESTION}], drop_ratio, int(seed or 0))
-        kept, num_tiles = inputs.get("visual_token_indices"), len(inputs["pixel_values"])
-        maps = token_maps(processor, rgb.size, num_tiles, kept)
-        total = num_tiles * processor.image_seq_length
-        rows, columns = maps.grid
-        tiles = f"{rows} × {columns} tiles and a thumbnail" if num_tiles > 1 else "one tile"
-        summary = f"{total if kept is None else len(kept):,} of {total:,} visual tokens are kept, over {tiles}."
-        thumbnail = None
-        if maps.thumbnail is not None:
-            size = processor.image_processor.size
-            seen = rgb.resize((size["width"], size["height"]), Image.Resampling.BICUBIC)
-            thumbnail = draw_tokens(seen.resize(THUMBNAIL_SIZE, Image.Resampling.NEAREST), maps.thumbnail)
-        return (
-            draw_tokens(rgb, maps.tiles, maps.grid),
-            gr.update(value=thumbnail, visible=num_tiles > 1),
-            summary,
-            reading.note,
-        )
+    @answering
+    def show_tokens(path: str | None, model: str, drop_ratio: float, seed: float) -> tuple:
+        """The image and its thumbnail with the tokens that are kept, how many these are, and how the image was read."""
+        if path is None:
+            return None, None, "", "There is no image yet."
+        tiles, thumbnail, summary, note = kept_tokens(models, path, model, drop_ratio, seed)
+        return tiles, gr.update(value=thumbnail, visible=thumbnail is not None), summary, note
 
-    @gpu
+    @answering
     def draw_curve(
+        path: str | None,
         model: str,
-        image: str | None,
         question: str,
-        seed: int,
-        num_seeds: int,
-        progress=gr.Progress(),  # noqa: B008
+        seed: float,
+        num_seeds: float,
+        progress: gr.Progress = gr.Progress(),  # noqa: B008
     ) -> Iterator[tuple]:
-        progress(0, desc="All visual tokens")
-        with told():
-            full = models.full(model)
-            rgb = open_upload(image, input_spec=full.processor.image_processor.input_spec).to_rgb()
-            seeds = range(int(seed or 0), int(seed or 0) + int(num_seeds))
-            stream = answers_by_drop_ratio(
-                full.model, full.processor, rgb, question or "", DROP_RATIOS, seeds, MAX_NEW_TOKENS
-            )
-            total, found = 1 + (len(DROP_RATIOS) - 1) * len(seeds), []
-            for answer in stream:
-                found.append(answer)
-                progress((len(found), total), desc=f"Drop ratio {answer.drop_ratio:g}, seed {answer.seed}")
-                yield curve_of(found, seeds), table_of(found), found[0].text
+        for found, seeds, total in answers(models, path, model, question, seed, num_seeds, progress):
+            progress((len(found), total), desc=f"Drop ratio {found[-1].drop_ratio:g}, seed {found[-1].seed}")
+            yield curve_of(found, seeds), table_of(found), f"{name_of(path)}: {found[0].text}"
 
-    @gpu
-    def measure(model: str, image: str | None, question: str, drop_ratio: float, seed: int) -> tuple:
-        with told():
-            full = models.full(model)
-            rgb = open_upload(image, input_spec=full.processor.image_processor.input_spec).to_rgb()
-            whole, short = costs(full.model, full.processor, rgb, question or "", drop_ratio, int(seed or 0))
-        rows = [
-            (
-                f"{cost.drop_ratio:g}",
-                cost.num_visual_tokens,
-                cost.sequence_length,
-                f"{cost.flops / 1e9:.3g}",
-                f"{cost.language_seconds:.3g}",
-                f"{cost.vision_seconds:.3g}",
-            )
-            for cost in (whole, short)
-        ]
-        summary = (
-            f"At a drop ratio of {drop_ratio:g} the language model does {1 - short.flops / whole.flops:.0%} fewer "
-            f"operations and takes {short.language_seconds:.3g} s instead of {whole.language_seconds:.3g} s. The ViT "
-            f"always sees the whole image, {whole.vision_seconds:.3g} s. Medians of forward passes over image and "
-            f"question, here on {full.model.device.type}."
-        )
-        return pd.DataFrame(rows, columns=COST_COLUMNS), summary
+    @answering
+    def measure(
+        path: str | None,
+        model: str,
+        question: str,
+        drop_ratio: float,
+        seed: float,
+        progress: gr.Progress = gr.Progress(),  # noqa: B008
+    ) -> tuple:
+        return saved_by(models, path, model, question, drop_ratio, seed, progress)
 
     gr.Markdown(INTRODUCTION)
     with gr.Row():
-        with gr.Column(min_width=280):
-            upload = image_upload(elem_id="vrl-image")
-            example = example_choice(upload)
+        with gr.Column(min_width=280, elem_classes="inputs"):
+            image = image_input("vrl-image")
             note = gr.Textbox(label="What was opened", interactive=False)
             drop_ratio = gr.Slider(0, 0.99, value=0.75, step=0.01, label="Drop ratio", elem_id="vrl-drop-ratio")
             seed = gr.Number(0, label="Seed", precision=0, minimum=0, maximum=2**31 - 1)
@@ -172,32 +130,127 @@ def build_tab(models: Models, model_name: gr.Dropdown) -> dict[str, gr.component
         "(matrix products; a multiplication and an addition are two)."
     )
 
+    shown = [tiles, thumbnail, summary, note]
+    options = {**QUEUE, **PRIVATE, "show_progress": "minimal", "show_progress_on": tiles}
+    image.changed(show_tokens, [model_name, drop_ratio, seed], shown, **options)
     gr.on(
-        [upload.change, drop_ratio.change, seed.change, model_name.change],
+        [drop_ratio.input, seed.input, model_name.input],
         show_tokens,
-        [model_name, upload, drop_ratio, seed],
-        [tiles, thumbnail, summary, note],
-        api_name="vrl_tokens",
+        [image.upload, model_name, drop_ratio, seed],
+        shown,
         trigger_mode="always_last",
-        show_progress="minimal",
-        show_progress_on=tiles,
+        **options,
     )
     running = ask.click(
         draw_curve,
-        [model_name, upload, question, seed, num_seeds],
+        [image.upload, model_name, question, seed, num_seeds],
         [curve, table, full_answer],
-        api_name="vrl_curve",
+        show_progress_on=table,
         **QUEUE,
+        **PRIVATE,
     )
     measuring = measure_button.click(
         measure,
-        [model_name, upload, question, drop_ratio, seed],
+        [image.upload, model_name, question, drop_ratio, seed],
         [cost_table, saved],
-        api_name="vrl_cost",
+        show_progress_on=cost_table,
         **QUEUE,
+        **PRIVATE,
     )
     stop.click(None, cancels=[running, measuring])
-    return {"vrl_image": example, "r": drop_ratio, "vrl_seed": seed, "vrl_q": question}
+    changes = [image.upload.upload, image.upload.clear, image.upload.delete, image.example.input, model_name.input]
+    forget(changes, shown, [None, None, "", ""])
+    changes += [question.input, seed.input]
+    forget([*changes, num_seeds.input], [curve, table, full_answer], [None, empty_of(ANSWER_COLUMNS), ""], [running])
+    forget([*changes, drop_ratio.input], [cost_table, saved], [empty_of(COST_COLUMNS), ""], [measuring])
+    state = {"vrl_image": image.example, "r": drop_ratio, "vrl_seed": seed, "vrl_q": question}
+    return Tab(state, [image.restored(show_tokens, [model_name, drop_ratio, seed], shown)])
+
+
+def empty_of(columns: list[str]) -> dict:
+    """A table without rows, as the page has it."""
+    return {"headers": columns, "data": [], "metadata": None}
+
+
+def kept_tokens(
+    models: Models, path: str, model: str, drop_ratio: float, seed: float
+) -> tuple[Image.Image, Image.Image | None, str, str]:
+    """The image and its thumbnail, if it has one, bright where visual tokens are kept; two lines in words."""
+    processor = models.full(model).processor
+    reading = open_upload(path, input_spec=processor.image_processor.input_spec)
+    rgb = reading.to_rgb()
+    inputs = encode(processor, [rgb], [{"role": "user", "content": QUESTION}], drop_ratio, int(seed or 0))
+    kept, num_tiles = inputs.get("visual_token_indices"), len(inputs["pixel_values"])
+    maps = token_maps(processor, rgb.size, num_tiles, kept)
+    total = num_tiles * processor.image_seq_length
+    rows, columns = maps.grid
+    over = f"{rows} × {columns} tiles and a thumbnail" if num_tiles > 1 else "one tile"
+    summary = f"{total if kept is None else len(kept):,} of {total:,} visual tokens are kept, over {over}."
+    thumbnail = None
+    if maps.thumbnail is not None:
+        size = processor.image_processor.size
+        seen = rgb.resize((size["width"], size["height"]), Image.Resampling.BICUBIC)
+        thumbnail = draw_tokens(seen.resize(THUMBNAIL_SIZE, Image.Resampling.NEAREST), maps.thumbnail)
+    return draw_tokens(rgb, maps.tiles, maps.grid), thumbnail, summary, f"{name_of(path)}: {reading.note}"
+
+
+def answers(
+    models: Models,
+    path: str | None,
+    model: str,
+    question: str,
+    seed: float,
+    num_seeds: float,
+    progress: gr.Progress | None = None,
+) -> Iterator[tuple[list[Answer], range, int]]:
+    """The answers so far, the seeds, and how many answers there will be."""
+    full = models.full(model)
+    rgb = open_upload(path, input_spec=full.processor.image_processor.input_spec).to_rgb()
+    seeds = range(int(seed or 0), int(seed or 0) + int(num_seeds))
+    with turn(progress):
+        stream = answers_by_drop_ratio(
+            full.model, full.processor, rgb, question or "", DROP_RATIOS, seeds, MAX_NEW_TOKENS
+        )
+        total, found = 1 + (len(DROP_RATIOS) - 1) * len(seeds), []
+        for answer in stream:
+            found.append(answer)
+            yield list(found), seeds, total
+
+
+def saved_by(
+    models: Models,
+    path: str | None,
+    model: str,
+    question: str,
+    drop_ratio: float,
+    seed: float,
+    progress: gr.Progress | None = None,
+) -> tuple[pd.DataFrame, str]:
+    """What dropping saves: a row with all visual tokens and one at the ratio, and the difference in words."""
+    full = models.full(model)
+    rgb = open_upload(path, input_spec=full.processor.image_processor.input_spec).to_rgb()
+    with turn(progress):
+        if progress is not None:
+            progress(0.5, desc="Measuring forward passes")
+        whole, short = costs(full.model, full.processor, rgb, question or "", drop_ratio, int(seed or 0))
+    rows = [
+        (
+            f"{cost.drop_ratio:g}",
+            cost.num_visual_tokens,
+            cost.sequence_length,
+            f"{cost.flops / 1e9:.3g}",
+            f"{cost.language_seconds:.3g}",
+            f"{cost.vision_seconds:.3g}",
+        )
+        for cost in (whole, short)
+    ]
+    summary = (
+        f"{name_of(path)}: at a drop ratio of {drop_ratio:g} the language model does "
+        f"{1 - short.flops / whole.flops:.0%} fewer operations and takes {short.language_seconds:.3g} s instead of "
+        f"{whole.language_seconds:.3g} s. The ViT always sees the whole image, {whole.vision_seconds:.3g} s. Medians "
+        f"of forward passes over image and question, here on {full.model.device.type}."
+    )
+    return pd.DataFrame(rows, columns=COST_COLUMNS), summary
 
 
 def curve_of(answers: list[Answer], seeds: range) -> pd.DataFrame:

@@ -37,7 +37,7 @@ def folder(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def backbone(folder):
-    return Models(backbones=[folder]).backbone(folder)
+    return Models(folder).backbone()
 
 
 @pytest.fixture(scope="module")
@@ -114,7 +114,7 @@ def test_no_hook_is_left_behind(backbone, image):
 
 
 def test_attention_that_was_not_computed_is_an_error(folder, image):
-    backbone = Models(backbones=[folder]).backbone(folder)
+    backbone = Models(folder).backbone()
     backbone.model.set_attn_implementation("sdpa")
     with pytest.raises(RuntimeError, match="was not loaded with eager attention"):
         attention_map(backbone, image, 6, 1)
@@ -140,13 +140,12 @@ def test_a_marked_patch_lights_up_where_it_is(backbone, height, width):
     assert patch_at(middle, rows, columns) == (row, column)
     similarity = similarity_to_point(marked, *patch_at(middle, rows, columns))
     assert similarity[row, column] == pytest.approx(1) and (similarity > 0.9999).sum() == 1
-    drawn = np.asarray(draw_map(heat_of(similarity, -1, 1)))
-    scale = drawn.shape[0] // rows
-    assert drawn.shape[:2] == (rows * scale, columns * scale)
-    brightest = drawn.sum(-1, dtype=int) == drawn.sum(-1, dtype=int).max()
-    where = np.argwhere(brightest)
-    assert where.min(0).tolist() == [row * scale, column * scale]
-    assert where.max(0).tolist() == [(row + 1) * scale - 1, (column + 1) * scale - 1]
+    drawn = np.asarray(draw_map(heat_of(similarity, -1, 1), image))
+    assert drawn.shape[:2] == tuple(max(1, round(768 * side / max(height, width))) for side in (height, width))
+    where = np.argwhere(drawn.sum(-1, dtype=int) == drawn.sum(-1, dtype=int).max())
+    patch = [side / count for side, count in zip(drawn.shape, (rows, columns))]
+    np.testing.assert_allclose(where.min(0), [row * patch[0], column * patch[1]], atol=1)
+    np.testing.assert_allclose(where.max(0), [(row + 1) * patch[0] - 1, (column + 1) * patch[1] - 1], atol=1)
 
 
 def test_colours_of_two_backbones_are_comparable():
@@ -172,7 +171,7 @@ def test_maps_without_structure_are_grey():
 
 def test_a_point_is_ringed_and_the_image_shows_through():
     colours, image = np.zeros((4, 6, 3), np.uint8), np.full((40, 60, 3), 200, np.uint8)
-    plain, ringed = draw_map(colours), draw_map(colours, point=(0.5, 0.25))
+    plain, ringed = draw_map(colours, image), draw_map(colours, image, point=(0.5, 0.25))
     assert plain.size == ringed.size == (768, 512)
     where = np.argwhere(np.asarray(ringed).any(-1))
     np.testing.assert_allclose(where.mean(0), [128, 384], atol=1)
