@@ -9,7 +9,9 @@ import pydicom
 import rasterio
 from pydicom.uid import DeflatedExplicitVRLittleEndian
 from rasterio.errors import RasterioError
-from reading import TIFF_MAGIC, UnreadableImage
+from reading import UnreadableImage
+
+from modeling_vitp.images.reading import TIFF
 
 
 def check_header(path: Path) -> None:
@@ -21,7 +23,7 @@ def check_header(path: Path) -> None:
         head = file.read(132)
     if head[128:] == b"DICM":  # before which there may be anything, a TIFF's beginning too
         _check_deflated(path)
-    elif head[:4] in TIFF_MAGIC:
+    elif head[:4] in TIFF:
         _check_blocks(path)
     else:
         _check_pixels(path)

@@ -1,6 +1,8 @@
 """The upload of an image and the example images, the same in every tab."""
 
+import base64
 import functools
+import io
 import json
 from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass
@@ -10,6 +12,8 @@ from typing import Any
 import gradio as gr
 import numpy as np
 import PIL.Image
+import PIL.ImageOps
+from bands import rgb_bands
 from computing import PRIVATE, message, told
 from gradio.processing_utils import save_file_to_cache
 from gradio.utils import get_upload_folder
@@ -74,6 +78,21 @@ def _of_example(handler: Callable) -> Callable:
     return with_example
 
 
+def thumbnails() -> str:
+    """CSS by which the choice of each example shows a small picture of it."""
+    rules = []
+    for name in EXAMPLES:
+        small = open_upload(str(EXAMPLES[name]), 128).to_rgb()
+        buffer = io.BytesIO()
+        PIL.ImageOps.fit(small, (48, 48)).save(buffer, "JPEG", quality=80)
+        data = base64.b64encode(buffer.getvalue()).decode()
+        rules.append(
+            f'label[data-testid="{name}-radio-label"]::before {{ content: ""; width: 40px; height: 40px; '
+            f"border-radius: 4px; background: url(data:image/jpeg;base64,{data}) center / cover; }}"
+        )
+    return "\n".join(rules)
+
+
 def image_upload(label: str = "Image", elem_id: str | None = None) -> gr.File:
     """A place to drop, choose or paste an image file of any kind that [`reading.read_image`] opens.
 
@@ -129,7 +148,8 @@ def open_upload(path: str | None, max_side: int = 2048, input_spec: dict | None 
         raise message("There is no image yet: drop, choose or paste one.")
     with told():
         check_header(Path(path))
-        reading = read_image(path, max_side)
+        bands = rgb_bands(path)
+        reading = read_image(path, max_side, bands and {"bands": bands})
         if input_spec and not isinstance(reading.image, PIL.Image.Image):
             reading = read_image(path, max_side, input_spec)
         return reading
