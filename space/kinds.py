@@ -87,7 +87,7 @@ def open_full(name: str, folder: Path, is_trusted: bool) -> FullModel:
         processor = internvl_processor(str(folder), local_files_only=True)
     if not is_trusted:
         processor.chat_template, processor.tokenizer.chat_template = CHAT_TEMPLATE, None
-    model.model.vision_tower.set_attn_implementation("eager")
+    model.set_attn_implementation("eager")
     return FullModel(name, model.eval().to(device()), processor)
 
 

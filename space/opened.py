@@ -24,7 +24,7 @@ MULTIPLE = 32  # of the sides of images to which a ViT below a detector or segme
 
 @dataclass(frozen=True)
 class FullModel:
-    """A vision-language model, in evaluation mode on the device, its ViT with eager attention."""
+    """A vision-language model, in evaluation mode on the device, with eager attention."""
 
     name: str
     model: ViTPForConditionalGeneration

@@ -12,6 +12,11 @@ DEEP, MOST_LAYERS = "deep", 128
 """The class of sliders that are as long as a backbone has layers, which is not known when the page loads."""
 
 
+def slider(*arguments, **options) -> gr.Slider:
+    """Without gradio's button that resets it, which makes no event of input."""
+    return gr.Slider(*arguments, buttons=[], **options)
+
+
 class Tab(NamedTuple):
     """What a tab's `build_tab` gives."""
 

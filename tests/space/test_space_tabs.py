@@ -21,6 +21,8 @@ from pictures import picture
 from PIL import Image, ImageColor
 from visual_tokens import DIMMED
 from vrl_cost import language_model_flops
+from vrl_explained import explain, strip
+from vrl_results import DROP_RATIOS, MAX_NEW_TOKENS, curve_of
 
 from modeling_vitp.instructions.boxes import GridBox
 
@@ -124,10 +126,10 @@ def test_curve_and_table_have_the_answers_and_probabilities_of_the_model(client,
     full = models.full()
     wanted = list(
         answers_by_drop_ratio(
-            full.model, full.processor, picture(336, 224), QUESTION, vrl_tab.DROP_RATIOS, (0, 1), vrl_tab.MAX_NEW_TOKENS
+            full.model, full.processor, picture(336, 224), QUESTION, DROP_RATIOS, (0, 1), MAX_NEW_TOKENS
         )
     )
-    assert len(steps) == len(wanted) == 1 + 2 * (len(vrl_tab.DROP_RATIOS) - 1)
+    assert len(steps) == len(wanted) == 1 + 2 * (len(DROP_RATIOS) - 1)
     table, answer = steps[-1]
     assert answer == wanted[0].text
     assert [row[0] for row in table["data"]] == [f"{one.drop_ratio:g}" for one in wanted]
@@ -142,7 +144,7 @@ def test_curve_has_every_draw_and_the_mean_of_complete_ratios():
         Answer(ratio, seed, 1, 1, "", 0.0, probability)
         for ratio, seed, probability in [(0.0, 3, 0.8), (0.5, 3, 0.6), (0.5, 4, 0.2), (0.9, 3, 0.1)]
     ]
-    curve = vrl_tab.curve_of(answers, range(3, 5))
+    curve = curve_of(answers, range(3, 5))
     points = {(row["draw"], row["drop ratio"]): row["probability"] for _, row in curve.iterrows()}
     assert points == {
         ("seed 3", 0.0): 0.8,
@@ -153,6 +155,39 @@ def test_curve_has_every_draw_and_the_mean_of_complete_ratios():
         ("mean", 0.5): pytest.approx(0.4),
         ("seed 3", 0.9): 0.1,
     }
+
+
+def test_an_answers_attention_is_that_of_the_language_model_to_the_kept_tokens(models):
+    full, image = models.full(), picture(336, 224)
+    found = explain(full, image, QUESTION, 0.75, 5, max_new_tokens=6)
+    inputs = encode(full.processor, [image], [{"role": "user", "content": QUESTION}], 0.75, seed=5)
+    with torch.no_grad():
+        ids = full.model.generate(**inputs, **greedy(full.model, 6))
+        new = ids.shape[1] - inputs["input_ids"].shape[1]
+        positions = inputs["position_ids"]
+        given = dict(inputs) | {
+            "input_ids": ids,
+            "attention_mask": torch.ones_like(ids),
+            "position_ids": torch.cat([positions, positions[:, -1:] + 1 + torch.arange(new)], 1),
+        }
+        attentions = full.model(**given, output_attentions=True, use_cache=False).attentions
+    length = inputs["input_ids"].shape[1]
+    mean = torch.stack(attentions)[:, 0, :, length - 1 : -1].mean((0, 1, 2)).numpy()
+    is_visual = inputs["input_ids"][0] == full.model.config.image_token_id
+    kept = inputs["visual_token_indices"].numpy()
+    assert found.text == decode(full.processor, ids[0, length:])
+    assert found.share == pytest.approx(mean[:length][is_visual].sum() / mean.sum(), rel=1e-3)
+    for index, value in zip(kept, mean[:length][is_visual]):
+        tile, token = divmod(int(index), TOKENS_PER_TILE)
+        if tile < 6:
+            place = tile // 3 * 4 + token // 4, tile % 3 * 4 + token % 4
+            assert found.attention[place] == pytest.approx(value, rel=1e-3)
+    assert np.isfinite(found.attention).sum() == (kept < 6 * TOKENS_PER_TILE).sum()
+    np.testing.assert_array_equal(found.positions, inputs["position_ids"][0])
+    cells = np.asarray(strip(found))[4::8, 4::8].reshape(-1, 3)
+    bright = (cells == (255, 176, 0)).all(1)
+    np.testing.assert_array_equal(np.flatnonzero(bright), found.positions[is_visual])
+    assert (cells[: found.positions[-1]] == (51, 65, 85)).all(1).sum() == 112 - 28
 
 
 def test_costs_are_told_for_the_whole_and_the_shortened_sequence(client, models, scene):
