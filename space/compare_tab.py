@@ -15,12 +15,12 @@ from charts import line_charts, save_charts
 from comparison import Comparison, compare, similarity_map
 from computing import PRIVATE, QUEUE, answering, message, seconds_left, told, turn
 from gradio.utils import get_upload_folder
-from loading import RANDOM, Models
+from loading import RANDOM, REFERENCES, Models
 from maps import draw_map, grid_of, heat_of, patch_features
 from opened import LoadedBackbone
 from PIL import Image, ImageOps
 from uploading import EXAMPLES, example_path, forget, image_input, image_upload, name_of, open_rgb
-from url_state import Tab
+from url_state import Tab, slider
 from views import MAX_RESOLUTION, MIN_RESOLUTION, NO_BACKBONE, OPACITY, chosen
 
 from modeling_vitp.images.corruptions import SEVERITIES as CORRUPTIONS
@@ -48,14 +48,22 @@ def build_tab(models: Models, model_name: gr.Dropdown) -> Tab:
             other = image_upload("Second image", elem_id="compare_second_image")
             seed = gr.Number(0, label="Seed of the corruptions", precision=0, minimum=0, maximum=2**31 - 1)
             native = min(models.backbone().native, MAX_RESOLUTION)
-            resolution = gr.Slider(
-                MIN_RESOLUTION, MAX_RESOLUTION, native, step=1, label="Resolution: patches along the longer side"
+            resolution = slider(
+                MIN_RESOLUTION,
+                MAX_RESOLUTION,
+                native,
+                step=1,
+                label="Resolution: patches along the longer side",
+                elem_id="compare_resolution",
             )
             first = gr.Dropdown(
                 models.names, value=models.default, label="Backbone (any Hub id)", allow_custom_value=True
             )
             second = gr.Dropdown(
-                [NO_BACKBONE, *models.names], value=NO_BACKBONE, label="Second backbone", allow_custom_value=True
+                [NO_BACKBONE, *models.names, *REFERENCES],
+                value=NO_BACKBONE,
+                label="Second backbone",
+                allow_custom_value=True,
             )
             run = gr.Button("Compare under corruptions", variant="primary", elem_id="run_corruptions")
             run_pair = gr.Button("Compare the two images", elem_id="run_pair")

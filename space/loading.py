@@ -30,6 +30,13 @@ from tiny import tiny_model
 QUICKSTART = Path("outputs/quickstart")
 PACKED = Path(__file__).parent / "quickstart"
 TINY = "tiny random model"
+REFERENCES = (
+    "facebook/dinov2-small",
+    "google/siglip-base-patch16-224",
+    "openai/clip-vit-large-patch14",
+    "OpenGVLab/InternVL3-1B-hf",
+)
+"""Public models whose ViTs are offered to compare with; others, such as DINOv3, can be typed or named at the start."""
 RANDOM = ", random weights"
 """What follows the name of a ViT for the same with the weights that it would begin training with."""
 ERRORS = (OSError, ValueError, TypeError, KeyError, AttributeError, IndexError, RuntimeError, ImportError)
@@ -198,7 +205,7 @@ class Models:
     def _open(self, name: str) -> FullModel | LoadedBackbone | FineTuned:
         if name == TINY:
             model, processor = tiny_model()
-            model.model.vision_tower.set_attn_implementation("eager")
+            model.set_attn_implementation("eager")
             return FullModel(name, model.eval().to(device()), processor)
         is_own, kind = name in self._places, self.kind(name)
         with self._files(name) as folder:
