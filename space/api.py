@@ -13,16 +13,16 @@ from about import about
 from applied import Objects
 from apply_tab import drawn, found_by
 from ask_tab import replies, summary_of
-from backbone_tab import features_file
+from backbone_tab import features_file, view_of
 from compare_tab import corruptions, pair_maps, table_of
 from computing import QUEUE, answering
 from finding import finding
 from gradio.utils import get_upload_folder
 from loading import Models
 from PIL import Image
-from views import FROM_CLS, FROM_POINT, KINDS, MAX_RESOLUTION, MIN_RESOLUTION, NO_BACKBONE, PCA, View, chosen, look
-from vrl_tab import QUESTION, answers, kept_tokens, saved_by
-from vrl_tab import table_of as table_of_answers
+from views import FROM_CLS, FROM_POINT, KINDS, MAX_RESOLUTION, MIN_RESOLUTION, NO_BACKBONE, PCA, chosen, look
+from vrl_results import QUESTION, answers, kept_tokens, saved_by
+from vrl_results import table_of as table_of_answers
 
 from modeling_vitp.instructions.boxes import read_boxes
 
@@ -57,9 +57,8 @@ def build_api(models: Models) -> None:
         resolution: float,
     ) -> tuple[str, str | None, str, dict]:
         """The map of a backbone and of a second one, features and maps as NPZ, and what the pictures show."""
-        path = needed(image)
-        layers = (int(layer) or None, int(second_layer) or None)
-        view = View(kind, layers, int(head), attention_of == FROM_POINT, (x / 100, y / 100), int(resolution))
+        path, layers = needed(image), (int(layer) or None, int(second_layer) or None)
+        view = view_of(kind, *layers, head, attention_of, x, y, resolution)
         *_, seen = look(models, path, chosen(backbone, second_backbone), view)
         rows, columns = seen[0].features.shape[1:]
         shown = [{"backbone": one.name, "layer": one.layer, "depth": one.depth, "colors": one.meaning} for one in seen]

@@ -35,6 +35,7 @@ import vrl_tab
 from about import about
 from computing import PRIVATE, told
 from loading import Models
+from uploading import thumbnails
 from url_state import keep_in_url
 
 HERE = Path(__file__).parent
@@ -50,6 +51,17 @@ THEME = gr.themes.Default(
     neutral_hue="slate",
     font=["system-ui", "sans-serif"],
     font_mono=["ui-monospace", "monospace"],
+).set(  # text against what is behind it: 4.5 to 1 at least
+    color_accent="#0f766e",
+    button_primary_background_fill="#0f766e",
+    button_primary_background_fill_dark="#0f766e",
+    button_primary_background_fill_hover="#115e59",
+    button_primary_background_fill_hover_dark="#115e59",
+    input_placeholder_color="*neutral_500",
+    input_placeholder_color_dark="*neutral_400",
+    body_text_color_subdued="*neutral_500",
+    body_text_color_subdued_dark="*neutral_300",
+    block_info_text_color="*neutral_500",
 )
 
 
@@ -85,6 +97,7 @@ def launch_options() -> dict:
         "max_file_size": "200mb",
         "theme": THEME,
         "css_paths": HERE / "style.css",
+        "css": thumbnails(),
         "head": f"<script>{(HERE / 'page.js').read_text()}</script>",
         "footer_links": ["api", "gradio", "settings"],
         "run_history": False,

@@ -13,7 +13,7 @@ from kinds import FINE_TUNED
 from loading import Models
 from PIL import Image
 from uploading import forget, image_input, image_upload, open_rgb
-from url_state import Tab
+from url_state import Tab, slider
 
 MAX_SIDE = 1024
 BEGIN = "Choose a fine-tuned model and an image, then apply."
@@ -40,8 +40,8 @@ def build_tab(models: Models, model_name: gr.Dropdown) -> Tab:
             later = image_upload("Second image, for changes", elem_id="apply_second_image")
             run = gr.Button("Apply", variant="primary", elem_id="run_apply")
             cancel = gr.Button("Cancel", size="sm")
-            threshold = gr.Slider(0, 1, 0.3, step=0.01, label="Objects: drawn above this score", elem_id="threshold")
-            opacity = gr.Slider(0, 1, 0.5, step=0.01, label="Classes and changes: opacity", elem_id="opacity")
+            threshold = slider(0, 1, 0.3, step=0.01, label="Objects: drawn above this score", elem_id="threshold")
+            opacity = slider(0, 1, 0.5, step=0.01, label="Classes and changes: opacity", elem_id="opacity")
         with gr.Column(scale=3, elem_classes="results"):
             picture = gr.Image(
                 label="What was found",

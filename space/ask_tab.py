@@ -13,7 +13,7 @@ from opened import FullModel
 from PIL import Image, ImageOps
 from reading import Reading
 from uploading import forget, image_input, image_upload, name_of, open_upload
-from url_state import Tab
+from url_state import Tab, slider
 
 from modeling_vitp.instructions.boxes import GridBox, read_boxes
 
@@ -37,8 +37,8 @@ def build_tab(models: Models, model_name: gr.Dropdown) -> Tab:
 
     @answering
     def show(path: str | None, model: str, second_path: str | None) -> tuple:
-        full = models.full(model)
-        readings = read(full, path, second_path)
+        has_images = path is not None or second_path is not None
+        readings = read(models.full(model), path, second_path) if has_images else {}
         notes = "\n".join(f"{name_of(one)}: {reading.note}" for one, reading in readings.items())
         return *pictures_of([reading.to_rgb() for reading in readings.values()], []), notes, [], [], ""
 
@@ -112,7 +112,7 @@ def build_tab(models: Models, model_name: gr.Dropdown) -> Tab:
                 label="Example questions by task",
                 examples_per_page=len(PROMPTS),
             )
-            max_new_tokens = gr.Slider(8, 512, value=128, step=8, label="Longest answer, in tokens")
+            max_new_tokens = slider(8, 512, value=128, step=8, label="Longest answer, in tokens")
 
     asked = gr.on(
         [ask_button.click, question.submit],

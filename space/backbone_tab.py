@@ -11,19 +11,23 @@ import numpy as np
 from computing import PRIVATE, QUEUE, answering, message, told
 from finding import finding
 from gradio.utils import get_upload_folder
-from loading import Models
+from loading import REFERENCES, Models
 from maps import display_size, ringed
 from PIL import Image
-from uploading import CROWNS, EXAMPLES, forget, image_input, name_of
-from url_state import DEEP, Tab
+from uploading import CROWNS, EXAMPLES, forget, image_input, image_upload, name_of
+from url_state import DEEP, Tab, slider
 from views import (
     ATTENTION,
+    FOREGROUND,
     FROM_CLS,
     FROM_POINT,
+    HEADS,
     KINDS,
     MAX_RESOLUTION,
     MIN_RESOLUTION,
     NO_BACKBONE,
+    OF_ATTENTION,
+    OPACITY,
     PCA,
     ROLLOUT,
     SIMILARITY,
@@ -31,6 +35,7 @@ from views import (
     Seen,
     View,
     chosen,
+    elsewhere,
     image_of,
     look,
 )
@@ -51,164 +56,150 @@ def build_tab(models: Models, model_name: gr.Dropdown) -> Tab:
             image = image_input("backbone_image", CROWNS)
             kind = gr.Radio(KINDS, value=PCA, label="Map")
             layers = {"minimum": 1, "maximum": start.depth, "value": start.depth, "step": 1, "elem_classes": DEEP}
-            layer = gr.Slider(**layers, label="Layer", elem_id="layer")
-            second_layer = gr.Slider(**layers, label="Layer of the second backbone", elem_id="second_layer")
+            layer = slider(**layers, label="Layer", elem_id="layer")
+            second_layer = slider(**layers, label="Layer of the second backbone", elem_id="second_layer")
             with gr.Row(visible=False) as attention_options:
-                head = gr.Slider(0, start.heads, 0, step=1, label="Head (0: mean of all)")
+                head = slider(0, start.heads, 0, step=1, label="Head (0: mean of all)")
                 source = gr.Radio([FROM_CLS, FROM_POINT], value=FROM_CLS, label="Attention of")
             with Image.open(EXAMPLES[CROWNS]) as example:
                 whole = max(example.size) // max(start.patch)  # the example at its own size
-            resolution = gr.Slider(
+            resolution = slider(
                 MIN_RESOLUTION,
                 MAX_RESOLUTION,
                 min(max(start.native, whole), MAX_RESOLUTION),
                 step=1,
                 label="Resolution: patches along the longer side",
+                elem_id="resolution",
             )
             first = gr.Dropdown(
                 models.names, value=models.default, label="Backbone (any Hub id)", allow_custom_value=True
             )
             second = gr.Dropdown(
-                [NO_BACKBONE, TWIN, *models.names],
+                [NO_BACKBONE, TWIN, *models.names, *REFERENCES],
                 value=TWIN,
                 label="Second backbone, side by side",
                 allow_custom_value=True,
             )
-            with gr.Accordion("Point by numbers", open=False):
-                x = gr.Slider(0, 100, 50, step=0.1, label="Point: % from the left")
-                y = gr.Slider(0, 100, 50, step=0.1, label="Point: % from the top")
+            opacity = slider(0, 1, OPACITY, step=0.05, label="Opacity of the map", elem_id="map_opacity")
+            with gr.Accordion("Point by numbers, or by arrow keys on a map", open=False):
+                x = slider(0, 100, 50, step=0.1, label="Point: % from the left", elem_id="point_x")
+                y = slider(0, 100, 50, step=0.1, label="Point: % from the top", elem_id="point_y")
+            other = image_upload("Second image, to find there what is like the point", elem_id="backbone_second_image")
         with gr.Column(scale=3, elem_classes="results"):
             sentence = gr.Markdown(label="What is seen", elem_id="finding")
             with gr.Row():
                 picture = picture_view("Image", "The image that was given, as the model sees it")
                 map_a = picture_view("Map", "Map of the backbone", elem_id="map_a")
                 map_b = picture_view("Map of the second backbone", "Map of the second backbone", elem_id="map_b")
-            note = gr.Markdown(BEGIN, label="Note", elem_id="backbone_note")
+            map_c = picture_view("In the second image", "Map of the second image", elem_id="map_c", visible=False)
+            note = gr.HTML(BEGIN, label="Note", elem_id="backbone_note")
             with gr.Row():
                 keep = gr.Button("Features and maps (NPZ)", size="sm", elem_id="keep_features")
                 cancel = gr.Button("Cancel", size="sm")
             file = gr.DownloadButton(visible="hidden", elem_id="features_file")
 
+    # Of each handler the last arguments are `settings` below, which `view_of` reads.
+
     @answering
     def see(
         path: str | None,
+        other_path: str | None,
         backbone: str,
         second_backbone: str,
-        kind: str,
-        layer: float | None,
-        second_layer: float | None,
-        head: float,
-        attention_of: str,
-        x: float,
-        y: float,
-        resolution: float,
         progress: gr.Progress = gr.Progress(),  # noqa: B008
+        *settings,
     ) -> Iterator[tuple]:
         """The image, a map for each backbone, a sentence, a note, and the sliders as long as there are layers."""
-        is_attention = gr.Row(visible=kind in (ATTENTION, ROLLOUT))
+        view = view_of(*settings)
+        is_attention = gr.Row(visible=view.kind in OF_ATTENTION)
         if path is None:
-            yield None, None, None, "", BEGIN, *(gr.skip(),) * 3, is_attention
+            yield None, None, None, gr.Image(None, visible=False), "", BEGIN, *(gr.skip(),) * 3, is_attention
             return
-        point = (x / 100, y / 100)
-        view = View(kind, (layer, second_layer), int(head), attention_of == FROM_POINT, point, int(resolution))
         names = chosen(backbone, second_backbone)
         for seen in look(models, path, names, view, progress):
             rgb, reading_note = image_of(models, path, names[0])
             original = Image.fromarray(rgb).resize(display_size(*rgb.shape[:2]))
-            maps = [_shown(one, kind) for one in seen] + [gr.Image(None, visible=len(names) > 1)] * (2 - len(seen))
+            maps = [_shown(one, view.kind) for one in seen] + [gr.Image(None, visible=len(names) > 1)] * (2 - len(seen))
             rows, columns = seen[0].features.shape[1:]
-            lines = [f"**{html.escape(reading_note)}**, {rows} × {columns} patches"]
-            lines += [f"{html.escape(one.caption(kind))}: {one.meaning}." for one in seen]
-            sliders = [gr.Slider(maximum=one.depth, value=one.layer, visible=True) for one in seen]
+            lines = [f"<b>{html.escape(reading_note)}</b>, {rows} × {columns} patches"]
+            lines += [_line(one.caption(view.kind), one.meaning, one.layer, view) for one in seen]
+            there = gr.Image(None, visible=False)
+            if other_path is not None and view.kind == SIMILARITY:
+                drawn, meaning = elsewhere(models, path, other_path, seen[0], view)
+                title = f"What is like the point, in {name_of(other_path)}"
+                there = gr.Image(drawn, label=title, alt_text=f"{title}, by {seen[0].name}; {meaning}", visible=True)
+                lines.append(_line(title, meaning, seen[0].layer, view))
+            sliders = [_slider(one.depth, asked, one.layer) for one, asked in zip(seen, view.layers)]
             sliders += [gr.Slider(visible=len(names) > 1)] * (2 - len(seen))
             yield (
-                ringed(original, point) if view.has_point else original,
+                ringed(original, view.point) if view.has_point else original,
                 *maps,
-                finding(path, kind, seen),
-                "  \n".join(lines),
+                there,
+                finding(path, view.kind, seen),
+                "<br>".join(lines),
                 *sliders,
-                gr.Slider(maximum=seen[0].heads, value=min(int(head), seen[0].heads)),
+                _slider(seen[0].heads, view.head, min(view.head, seen[0].heads)),
                 is_attention,
             )
 
     @answering
     def see_like(
         path: str | None,
+        other_path: str | None,
         backbone: str,
         second_backbone: str,
-        kind: str,
-        layer: float,
-        second_layer: float,
-        head: float,
-        x: float,
-        y: float,
-        resolution: float,
         event: gr.SelectData,
         progress: gr.Progress = gr.Progress(),  # noqa: B008
+        *settings,
     ) -> Iterator[tuple]:
         """A click into the image or a map: a PCA map becomes that of similarity to the point."""
-        if path is None:
+        if path is None or (settings[0] == HEADS and event.target is not picture):  # small maps have no such point
             return
         with told():
             rgb, _ = image_of(models, path, backbone)
         x, y = (round(100 * (at + 0.5) / side, 1) for at, side in zip(event.index, display_size(*rgb.shape[:2])))
-        kind = SIMILARITY if kind == PCA else kind
-        settings = (layer, second_layer, head, FROM_POINT, x, y, resolution)
-        settings = (layer, second_layer, head, FROM_POINT, x, y, resolution)
-        for outputs in see.__wrapped__(path, backbone, second_backbone, kind, *settings, progress):
+        kind, *others, _, _, _, resolution, opacity = settings
+        kind = SIMILARITY if kind in (PCA, FOREGROUND) else kind
+        settings = (kind, *others, FROM_POINT, x, y, resolution, opacity)
+        for outputs in see.__wrapped__(path, other_path, backbone, second_backbone, progress, *settings):
             yield *outputs, x, y, kind, FROM_POINT
 
     @functools.wraps(see)
-    async def see_anew(path, backbone, second_backbone, kind, layer, second_layer, *others):
+    async def see_anew(path, other_path, backbone, second_backbone, progress, kind, layer, second_layer, *others):
         """With another backbone, from its last layer."""
-        async for outputs in see(path, backbone, second_backbone, kind, None, None, *others):
+        async for outputs in see(path, other_path, backbone, second_backbone, progress, kind, None, None, *others):
             yield outputs
 
     @answering
-    def keep_features(
-        path: str | None,
-        backbone: str,
-        second_backbone: str,
-        kind: str,
-        layer: float,
-        second_layer: float,
-        head: float,
-        attention_of: str,
-        x: float,
-        y: float,
-        resolution: float,
-    ) -> str:
+    def keep_features(path: str | None, other_path: str | None, backbone: str, second_backbone: str, *settings) -> str:
         """A file with the features and maps as they are shown."""
         if path is None:
             raise message("There is no image yet, and so no features.")
-        view = View(
-            kind, (layer, second_layer), int(head), attention_of == FROM_POINT, (x / 100, y / 100), int(resolution)
-        )
+        view = view_of(*settings)
         *_, seen = look(models, path, chosen(backbone, second_backbone), view)
         return features_file(path, view, seen)
 
-    settings = [kind, layer, second_layer, head, source, x, y, resolution]
-    inputs = [first, second, *settings]
-    outputs = [picture, map_a, map_b, sentence, note, layer, second_layer, head, attention_options]
+    settings = [kind, layer, second_layer, head, source, x, y, resolution, opacity]
+    inputs = [other, first, second, *settings]
+    outputs = [picture, map_a, map_b, map_c, sentence, note, layer, second_layer, head, attention_options]
     options = {**QUEUE, **PRIVATE, "trigger_mode": "always_last", "show_progress_on": map_a}
     running = image.changed(see, inputs, outputs, **options)
-    running.append(
-        gr.on([one.input for one in settings], see, [image.upload, *inputs], outputs, **options),
-    )
+    changes = [*(one.input for one in settings), other.upload, other.clear, other.delete]
+    running.append(gr.on(changes, see, [image.upload, *inputs], outputs, **options))
     running.append(gr.on([first.input, second.input], see_anew, [image.upload, *inputs], outputs, **options))
     picks = [view.select for view in (picture, map_a, map_b)]
-    without_source = [one for one in inputs if one is not source]
-    running.append(gr.on(picks, see_like, [image.upload, *without_source], [*outputs, x, y, kind, source], **options))
+    running.append(gr.on(picks, see_like, [image.upload, *inputs], [*outputs, x, y, kind, source], **options))
     running.append(model_name.input(lambda name: name, model_name, first, **PRIVATE, show_progress="hidden"))
     running.append(running[-1].then(see_anew, [image.upload, *inputs], outputs, **options))
     cancel.click(None, cancels=running)
-    nothing = [None, None, None, "", BEGIN]
+    nothing = [None, None, None, None, "", BEGIN]
     others = [image.upload.upload, image.upload.clear, image.upload.delete, image.example.input]
-    forget(others, [picture, map_a, map_b, sentence, note], nothing)
+    forget(others, [picture, map_a, map_b, map_c, sentence, note], nothing)
     kept = keep.click(keep_features, [image.upload, *inputs], file, **QUEUE, **PRIVATE)
     kept.success(None, js=DOWNLOAD, **PRIVATE)
 
     keys = {"map": kind, "layer": layer, "layer_b": second_layer, "head": head, "from": source, "res": resolution}
+    keys["opacity_of_map"] = opacity
     keys = {"image": image.example, **keys, "a": first, "b": second, "x": x, "y": y}
     return Tab(keys, [image.restored(see, inputs, outputs)])
 
@@ -235,6 +226,35 @@ def features_file(path: str, view: View, seen: Sequence[Seen]) -> str:
     file = Path(tempfile.mkdtemp(dir=get_upload_folder()), "features.npz")
     np.savez(file, **arrays)
     return str(file)
+
+
+def view_of(
+    kind: str,
+    layer: float | None,
+    second_layer: float | None,
+    head: float,
+    attention_of: str,
+    x: float,
+    y: float,
+    resolution: float,
+    opacity: float = OPACITY,
+) -> View:
+    """What the controls ask for; `x` and `y` are percent from the left and from the top."""
+    layers, point = (layer, second_layer), (x / 100, y / 100)
+    return View(kind, layers, int(head), attention_of == FROM_POINT, point, int(resolution), opacity)
+
+
+def _slider(maximum: int, asked: float | None, shown: int) -> gr.Slider:
+    """As long as there are layers or heads. It is moved only if it stood beyond, for it may be being moved."""
+    return gr.Slider(maximum=maximum, visible=True, **({} if asked == shown else {"value": shown}))
+
+
+def _line(caption: str, meaning: str, layer: int, view: View) -> str:
+    """What a map shows, with the bar of its colours, and where in the code it comes from."""
+    bar = "" if view.kind in (PCA, FOREGROUND) else '<i class="colorbar"></i> '
+    source = {ROLLOUT: "attentions", ATTENTION: f"attentions[{layer - 1}]", HEADS: f"attentions[{layer - 1}]"}
+    code = source.get(view.kind, f"hidden_states[{layer}]")
+    return f"{html.escape(caption)} (<code>{code}</code>): {bar}{meaning}."
 
 
 def _shown(one: Seen, kind: str) -> gr.Image:

@@ -56,6 +56,10 @@ class Line:
                 raise message(f"{len(self._tasks)} visitors are waiting, and there is no place left: try again soon.")
             self._tasks.append(task)
 
+    def __contains__(self, task: Task) -> bool:
+        with self._changed:
+            return task in self._tasks
+
     def place(self, task: Task) -> int:
         """How many come before a task."""
         with self._changed:
@@ -96,7 +100,7 @@ def check_time() -> None:
 def turn(progress: gr.Progress | None = None) -> Iterator[None]:
     """Waits until it is this visitor's turn; what is inside has the models for itself. Tells the place in the line."""
     task = TASK.get()
-    if task is None:
+    if task is None or task in LINE:  # nobody waits, or it is this one's turn already
         yield
         return
     left = seconds_left()

@@ -13,6 +13,8 @@ from opened import LoadedBackbone
 from PIL import Image
 from torch.nn import functional as F
 
+from modeling_vitp.images.components import principal_scores
+
 DISPLAY_SIDE = 768
 
 
@@ -61,6 +63,27 @@ def patch_features(
     return backbone.states(pixel_values(backbone, image, resolution, grid), layer or backbone.depth).float().cpu()
 
 
+def attention_heads(
+    backbone: LoadedBackbone, image: np.ndarray, resolution: int, layer: int, query: tuple[int, int] | None = None
+) -> torch.Tensor:
+    """Attention of one token to the patches in each head of a layer.
+
+    Args:
+        image: uint8 RGB of shape `(height, width, 3)`.
+        resolution: patches along the longer side.
+        layer: from 1.
+        query: row and column of the patch that attends; the CLS token if not given.
+
+    Returns:
+        float32 of shape `(heads, rows, columns)` on the CPU; each with what goes to the CLS token sums to 1.
+    """
+    pixels = pixel_values(backbone, image, resolution)
+    grid = backbone.grid(pixels)
+    with _attention_of(backbone, [layer - 1], lambda weights: weights[:, _token(weights, query, grid)]) as rows:
+        backbone.run(pixels)
+    return _map_of(rows[0], grid, image, resolution)
+
+
 def attention_map(
     backbone: LoadedBackbone,
     image: np.ndarray,
@@ -69,23 +92,9 @@ def attention_map(
     head: int | None = None,
     query: tuple[int, int] | None = None,
 ) -> torch.Tensor:
-    """Attention of one token to the patches in a layer.
-
-    Args:
-        image: uint8 RGB of shape `(height, width, 3)`.
-        resolution: patches along the longer side.
-        layer, head: from 1; the mean of all heads if no head is given.
-        query: row and column of the patch that attends; the CLS token if not given.
-
-    Returns:
-        float32 of shape `(rows, columns)` on the CPU; with what goes to the CLS token it sums to 1.
-    """
-    pixels = pixel_values(backbone, image, resolution)
-    grid = backbone.grid(pixels)
-    with _attention_of(backbone, [layer - 1], lambda weights: weights[:, _token(weights, query, grid)]) as rows:
-        backbone.run(pixels)
-    weights = rows[0].mean(0) if head is None else rows[0][head - 1]
-    return _map_of(weights, grid, image, resolution)
+    """As [`attention_heads`], of one head, from 1, or the mean of all: of shape `(rows, columns)`."""
+    heads = attention_heads(backbone, image, resolution, layer, query)
+    return heads.mean(0) if head is None else heads[head - 1]
 
 
 def rollout_map(
@@ -123,6 +132,31 @@ def similarity_to_point(features: torch.Tensor, row: int, column: int) -> torch.
         float32 of shape `(rows, columns)` in [-1, 1].
     """
     return F.cosine_similarity(features, features[:, row, column, None, None], dim=0)
+
+
+def foreground_scores(features: torch.Tensor) -> torch.Tensor:
+    """Principal scores of the patches that differ from those along the border, where the background is as a rule.
+
+    The foreground is where the score on the first component has another sign than most of the border.
+
+    Args:
+        features: of shape `(channels, rows, columns)`.
+
+    Returns:
+        float64 of shape `(3, rows, columns)`, NaN in the background; of an image without a foreground everywhere.
+    """
+    first = principal_scores(features)[0]
+    border = torch.cat([first[0], first[-1], first[:, 0], first[:, -1]])
+    inside = first * (1 if border.sign().sum() <= 0 else -1) > 0
+    scores = torch.full((3, *first.shape), torch.nan, dtype=torch.float64)
+    if inside.any():
+        scores[:, inside] = principal_scores(features[:, inside].unsqueeze(-1)).squeeze(-1)
+    return scores
+
+
+def similarity_elsewhere(features: torch.Tensor, row: int, column: int, others: torch.Tensor) -> torch.Tensor:
+    """As [`similarity_to_point`], of the patches of another image, `others`, to a patch of the first."""
+    return F.cosine_similarity(others, features[:, row, column, None, None], dim=0)
 
 
 def heat_of(values: torch.Tensor, low: float | None = None, high: float | None = None) -> np.ndarray:
@@ -191,9 +225,9 @@ def _token(weights: torch.Tensor, query: tuple[int, int] | None, grid: tuple[int
 
 
 def _map_of(weights: torch.Tensor, grid: tuple[int, int], image: np.ndarray, resolution: int) -> torch.Tensor:
-    """What goes to the patches, without those of a padding."""
+    """What goes to the patches, the last dimension, as rows and columns, without those of a padding."""
     rows, columns = grid_of(*image.shape[:2], resolution)
-    return weights[-grid[0] * grid[1] :].unflatten(0, grid)[:rows, :columns]
+    return weights[..., -grid[0] * grid[1] :].unflatten(-1, grid)[..., :rows, :columns]
 
 
 @contextmanager

@@ -421,6 +421,30 @@ def test_the_app_runs_from_the_repo_that_is_pushed(tmp_path):
     assert run.stdout.splitlines()[-1] == str(tmp_path / "modeling_vitp" / "__init__.py")
 
 
+@pytest.mark.slow
+def test_the_app_runs_from_a_wheel_without_a_clone(tmp_path):
+    """With the packed model, of which it shows a finding."""
+    shutil.copytree(ROOT, tmp_path / "clone", ignore=shutil.ignore_patterns(".venv", ".git", "outputs", "build"))
+    build = [sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "--no-build-isolation", "-w", tmp_path, "."]
+    subprocess.run(build, cwd=tmp_path / "clone", check=True, capture_output=True)
+    (wheel,) = tmp_path.glob("*.whl")
+    shutil.unpack_archive(wheel, tmp_path / "installed", "zip")
+    shutil.rmtree(tmp_path / "clone")
+    code = (
+        "import sys; from modeling_vitp.command.folders import SPACE; sys.path.insert(0, str(SPACE)); import app; "
+        "from loading import Models; models = Models(); app.build_app(models); app.launch_options(); "
+        "print(models.default, models.place(models.default), SPACE)"
+    )
+    environment = os.environ | {"PYTHONPATH": str(tmp_path / "installed"), "HF_HUB_OFFLINE": "1"}
+    run = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr
+    space = tmp_path / "installed" / "modeling_vitp" / "space"
+    assert run.stdout.splitlines()[-1] == f"quickstart {space / 'quickstart'} {space}"
+    shown = [sys.executable, "-m", "modeling_vitp", "space", "--help"]
+    run = subprocess.run(shown, cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert run.returncode == 0 and "usage: vitp space" in run.stdout
+
+
 def test_requirements_are_pinned_within_what_the_package_asks_for():
     lines = (ROOT / "space" / "requirements.txt").read_text().splitlines()
     pins = {pin.name: pin.specifier for pin in map(Requirement, (line for line in lines if not line.startswith("#")))}
