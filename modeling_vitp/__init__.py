@@ -14,6 +14,7 @@ _LAZY = {
     "detect_large": "detection.large_images",
     "export_backbone": "convert.export",
     "predict_large": "dense.large_images",
+    "predict_volume": "dense.large_volumes",
 }
 
 

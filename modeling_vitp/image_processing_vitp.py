@@ -86,6 +86,11 @@ class InputSpec:
         return cls(**fields)
 
     @property
+    def is_in_units(self) -> bool:
+        """Whether it says what is black and white in an image's own units."""
+        return self.window is not None or self.percentiles is not None
+
+    @property
     def windows(self) -> list[tuple[float, float]] | None:
         """The window as a list of pairs: one for all bands, or one for each."""
         if self.window is None:
@@ -335,6 +340,10 @@ class ViTPImageProcessor(InputSpecImageProcessor, GotOcr2ImageProcessor):
             for name, values in tiles.items():
                 data[name] += values
         return BatchFeature(data, tensor_type=return_tensors)
+
+    def stack(self, tiles: list[torch.Tensor]) -> torch.Tensor:
+        """Tiles of a batch as one tensor."""
+        return torch.stack(tiles)
 
     def max_patches_of_image(self, num_images: int, images_kwargs: dict | None = None) -> int:
         """Most tiles of each image of a sample, which share its budget `max_patches`; at least one."""

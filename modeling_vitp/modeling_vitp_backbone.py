@@ -138,24 +138,40 @@ class ViTPMultiScaleBackbone(BackboneMixin, ViTPVisionPreTrainedModel):
         """
         names = {field.name for field in dataclasses.fields(cls.config_class)} | {"out_features", "out_indices"}
         settings = {name: kwargs.pop(name) for name in names & kwargs.keys()}
-        kwargs = {"dtype": torch.float32, **kwargs}
         if not isinstance(backbone, InternVLVisionModel):
             with naming(backbone, PreTrainedConfig):
                 model_type = PreTrainedConfig.get_config_dict(backbone, **kwargs)[0].get("model_type")
             if model_type == cls.config_class.model_type:
-                return cls.from_pretrained(backbone, **settings, **kwargs)
-            if model_type not in (InternVLVisionConfig.model_type, ViTPVisionConfig.model_type):
-                raise ValueError(
-                    f"{backbone} holds a {model_type!r}, but an exported backbone is expected. "
-                    "recipes/export_backbone.py takes one out of a checkpoint."
-                )
-            backbone = ViTPVisionModel.from_pretrained(backbone, **kwargs)
+                return cls.from_pretrained(backbone, **{"dtype": torch.float32, **settings, **kwargs})
+            backbone = open_vit(backbone, **kwargs)
         grid = backbone.config.image_size[0] // backbone.config.patch_size[0]
         resized = resize_backbone(backbone, patch_size=16, image_size=16 * grid)
         fields = resized.config.to_dict() | {"model_type": cls.config_class.model_type} | settings
         model = cls(cls.config_class.from_dict(fields))
         model.load_state_dict(resized.state_dict(), strict=False)
         return model
+
+
+def open_vit(backbone: str | Path | InternVLVisionModel, **kwargs) -> InternVLVisionModel:
+    """The ViT of an exported backbone or of a [`ViTPVisionModel`], a folder or Hub id, in float32; a model as it is.
+
+    Args:
+        kwargs: arguments of `from_pretrained`, such as `revision`.
+
+    Raises:
+        ValueError: if the folder holds another kind of model.
+    """
+    if isinstance(backbone, InternVLVisionModel):
+        return backbone
+    kwargs = {"dtype": torch.float32, **kwargs}
+    with naming(backbone, PreTrainedConfig):
+        model_type = PreTrainedConfig.get_config_dict(backbone, **kwargs)[0].get("model_type")
+    if model_type not in (InternVLVisionConfig.model_type, ViTPVisionConfig.model_type):
+        raise ValueError(
+            f"{backbone} holds a {model_type!r}, but an exported backbone is expected. "
+            "recipes/export_backbone.py takes one out of a checkpoint."
+        )
+    return ViTPVisionModel.from_pretrained(backbone, **kwargs)
 
 
 def pad_to_multiple(pixel_values: torch.Tensor, height: int, width: int) -> torch.Tensor:

@@ -175,7 +175,7 @@ class ViTPProcessor(ProcessorMixin):
         if merged.get("return_mm_token_type_ids"):
             data["mm_token_type_ids"] = self.create_mm_token_type_ids(data["input_ids"])
         if pixel_values:
-            data["pixel_values"] = torch.stack(pixel_values)
+            data["pixel_values"] = self.image_processor.stack(pixel_values)
         if vrl_drop_ratio > 0:
             data["position_ids"] = positions
             if pixel_values:

@@ -5,7 +5,8 @@
 
 Each case runs in a process of its own (so that its peak memory is its own), on the same synthetic samples: tiles of
 noise, a prompt and an answer. A step is forward, backward and AdamW. Case by case in turn, `--rounds` times; the table
-gives the median over all steps, and peak memory of the process (resident on CPU, allocated on GPU).
+has all steps, the shares of a step's time, peak memory of the process (resident on CPU, allocated on GPU), and the
+operations a second of the model beside those of bare matrix products on the same machine (MFU).
 """
 
 import argparse
@@ -29,7 +30,8 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--case", help=argparse.SUPPRESS)
     args = parse_words(parser, argv)
 
-    from modeling_vitp.evaluation.step_time import CASES, time_steps
+    from modeling_vitp.cards.sections import table
+    from modeling_vitp.evaluation.step_time import CASES, summarise, time_steps
     from modeling_vitp.training.run_config import has_fast_bf16
 
     settings = {name: value for name, value in vars(args).items() if name != "rounds"}
@@ -46,13 +48,12 @@ def main(argv: list[str] | None = None) -> int:
             process = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
             results[case].append(json.loads(process.stdout.splitlines()[-1]))
     precision = "bf16" if has_fast_bf16() else "fp32"
+    gemm = statistics.median(run["gemm"] for runs in results.values() for run in runs)
     print(f"{args.shape}: {args.batch_size} sample(s) of {args.tiles} tiles a step, {precision}")
-    print("| case | tokens the LM sees | s / step | peak memory, GiB |")
-    print("|---|---|---|---|")
-    for case, runs in results.items():
-        seconds = statistics.median(value for run in runs for value in run["times"])
-        peak = statistics.median(run["peak"] for run in runs)
-        print(f"| {case} | {runs[0]['length'] * args.batch_size} | {seconds:.2f} | {peak:.1f} |")
+    print(f"matrix products of the model's shapes, alone: {gemm / 1e12:.3g} TFLOP/s")
+    rows = [[case, *summarise(runs, args.batch_size)] for case, runs in results.items()]
+    header = "case, tokens the LM sees, s / step: min, median, max, forward, backward, optimizer, peak memory in GiB"
+    print(table(f"{header}, TFLOP, of the matrix products' speed".split(", "), rows))
     return 0
 
 

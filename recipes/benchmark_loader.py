@@ -1,12 +1,13 @@
-"""Images a second of the data loader: decode, tile and collate, beside bare decode and resize of the same images.
+"""Images a second of the data loader, beside bare decode and resize of the same images, and beside TRL's collator.
 
     vitp benchmark_loader --workers 2
     vitp benchmark_loader --mixture my_mixture.yaml --processor outputs/my_run
 
-Both go through the same kind of data loader with the same workers, in turn, `--rounds` times; the median counts. The
-bare loader decodes an image and resizes it to the canvas that its tiles cover and to the thumbnail, so to the pixels
-that the model sees, and does nothing else. Without a mixture the images are photographs of noise and gradients, as JPEG
-files of several sizes.
+All go through the same kind of data loader with the same workers, in turn, `--rounds` times. The bare loader decodes
+an image and resizes it to the canvas that its tiles cover and to the thumbnail, so to the pixels that the model sees,
+and does nothing else. TRL's collator has transformers' InternVL processor with the same tiles; ours is as in training,
+where what is left, to normalize the tiles, is done on the device. Without a mixture the images are photographs of noise
+and gradients, as JPEG files of several sizes.
 """
 
 import argparse
@@ -30,7 +31,13 @@ def main(argv: list[str] | None = None) -> int:
     args = parse_words(parser, argv)
 
     from modeling_vitp import ViTPDataCollator, ViTPImageProcessor, ViTPProcessor
-    from modeling_vitp.evaluation.loading_speed import bare_collator, images_per_second, synthetic_mixture
+    from modeling_vitp.evaluation.loading_speed import (
+        bare_collator,
+        images_per_second,
+        seconds_by_part,
+        stock_collator,
+        synthetic_mixture,
+    )
     from modeling_vitp.instructions.mixture import open_mixture
     from modeling_vitp.instructions.mixture_file import load_mixture
     from modeling_vitp.training.from_scratch import build_tokenizer
@@ -45,24 +52,27 @@ def main(argv: list[str] | None = None) -> int:
         else:
             tokenizer = build_tokenizer(["How many ships are in the harbour? There are 4 ships."], vocab_size=400)
             processor = ViTPProcessor(ViTPImageProcessor(), tokenizer)
+        settings = {source.name: source.settings for source in mixture.sources}
+        ours = ViTPDataCollator(processor, vrl_drop_ratio=args.vrl_drop_ratio, source_settings=settings)
         collators = {
             "decode and resize": bare_collator(processor),
-            "decode, tile, collate": ViTPDataCollator(
-                processor,
-                vrl_drop_ratio=args.vrl_drop_ratio,
-                source_settings={source.name: source.settings for source in mixture.sources},
-            ),
+            "TRL's collator, transformers' InternVL processor": stock_collator(processor),
+            "ViTP": ours.with_raw_tiles(),
         }
         rates, loading = {name: [] for name in collators}, (args.batch_size, args.workers)
         for _ in range(args.rounds):
             for name, collator in collators.items():
                 rates[name].append(images_per_second(dataset, collator, *loading, num_images))
-    print(f"{num_images} images, {args.workers} workers, batches of {args.batch_size}")
-    print("| | images / s |\n|---|---|")
-    medians = {name: statistics.median(values) for name, values in rates.items()}
-    for name, median in medians.items():
-        print(f"| {name} | {median:.1f} |")
-    print(f"ratio: {medians['decode, tile, collate'] / medians['decode and resize']:.2f}")
+        seconds = seconds_by_part(ours, dataset, args.batch_size)
+    print(f"{num_images} images, {args.workers} workers, batches of {args.batch_size}, {args.rounds} passes")
+    print("| images / s | min | median | max | of decode and resize |\n|---|---|---|---|---|")
+    bare = statistics.median(rates["decode and resize"])
+    for name, values in rates.items():
+        median = statistics.median(values)
+        print(f"| {name} | {min(values):.1f} | {median:.1f} | {max(values):.1f} | {median / bare:.2f} |")
+    print("\n| part, of ViTP in one process | ms an image |\n|---|---|")
+    for name, total in seconds.items():
+        print(f"| {name} | {1000 * total / num_images:.2f} |")
     return 0
 
 

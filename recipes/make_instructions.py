@@ -3,11 +3,12 @@
     vitp make_instructions voc DIOR --split train --output_dir dior_instructions
     vitp make_instructions dota DOTA --window 1024 --overlap 200 --collages 1 --output_dir dota_instructions
     vitp make_instructions masks LoveDA --names loveda.json --output_dir loveda_instructions
+    vitp make_instructions volumes Liver --names l.json --intensities -160 240 --output_dir liver_instructions
 
 Layouts: `coco` (JSON), `voc` (XML), `dota` (text, oriented boxes), `folders` (one a class), `masks` (image and mask of
-the same name), `changes` (pairs before and after, with masks or captions). Only images of `--split` are used, as the
-layout or the file of `--split_list` says, and none whose file is also in the test split or, unless it is itself asked
-for, the validation split.
+the same name), `volumes` (the same of NIfTI or DICOM), `changes` (pairs, with masks or captions). Only images of
+`--split` are used, as the layout or the file of `--split_list` says, and none whose file is also in the test split or,
+unless it is itself asked for, the validation split.
 """
 
 import argparse
@@ -16,6 +17,7 @@ from collections import Counter
 from pathlib import Path
 
 from modeling_vitp.instructions.from_annotations.layouts import LAYOUTS
+from modeling_vitp.instructions.from_annotations.options import layout_options, mistake
 from modeling_vitp.instructions.from_annotations.wording import PHRASINGS
 from modeling_vitp.training.command_line import parse_words, run
 from modeling_vitp.training.values import not_negative, positive, within
@@ -43,18 +45,13 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--on_error", choices=("raise", "skip"), default="raise", help="what a bad annotation does")
     parser.add_argument("--license", help="of the images and annotations, for the card")
     parser.add_argument("--push_to_hub", metavar="REPO_ID", help="upload the folder as a data set")
+    parser.add_argument("--plane", choices=("axial", "coronal", "sagittal"), help="of the slices of volumes (axial)")
+    parser.add_argument("--intensities", type=float, nargs=2, help="of volumes that are black and white")
+    parser.add_argument("--percentiles", type=within("[0, 100]", float), nargs=2, help="of each volume, instead")
     args = parse_words(parser, argv)
-    possible = PHRASINGS[LAYOUTS[args.layout].subject]
-    args.kinds = args.kinds or list(possible)
-    unknown = set(args.kinds) - possible.keys()
-    if unknown:
-        parser.error(f"{args.layout} cannot answer {', '.join(sorted(unknown))}, only {', '.join(possible)}.")
-    if args.window is not None and LAYOUTS[args.layout].subject != "objects":
-        parser.error("--window needs annotated boxes: coco, voc or dota.")
-    if args.collages and LAYOUTS[args.layout].subject not in ("objects", "regions"):
-        parser.error("--collages needs annotated boxes or masks: coco, voc, dota or masks.")
-    if args.window is not None and args.overlap >= args.window:
-        parser.error(f"--overlap {args.overlap} is not below --window {args.window}.")
+    if wrong := mistake(args):
+        parser.error(wrong)
+    args.kinds = args.kinds or list(PHRASINGS[LAYOUTS[args.layout].subject])
     return args
 
 
@@ -70,9 +67,11 @@ def main(argv: list[str] | None = None) -> int:
     from modeling_vitp.recipes import push_to_hub
 
     names = annotations.read_annotation(args.names) if args.names else None
-    layout = LAYOUTS[args.layout](args.root, names, args.annotations)
+    layout = LAYOUTS[args.layout](args.root, names, args.annotations, **layout_options(args))
     listed = annotations.read_list(args.split_list) if args.split_list else None
-    chosen, copies = annotations.leave_out_copies(*annotations.choose_split(layout, args.split, listed))
+    chosen, held_out = annotations.choose_split(layout, args.split, listed)
+    annotations.check_cases(layout, chosen, held_out)
+    chosen, copies = annotations.leave_out_copies(chosen, held_out)
     for path, other in copies:
         print(f"{path} is left out: the same file as the held-out {other}.", file=sys.stderr)
 

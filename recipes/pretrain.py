@@ -29,15 +29,14 @@ def main(argv: list[str] | None = None) -> int:
     from transformers import set_seed
 
     from modeling_vitp import ViTPTrainer
-    from modeling_vitp.instructions.dry_run import print_mixture
     from modeling_vitp.instructions.mixture_file import load_mixture
     from modeling_vitp.instructions.rows import sample_texts
     from modeling_vitp.probing.gains import probe_run
-    from modeling_vitp.training import results
+    from modeling_vitp.training import plan, results
     from modeling_vitp.training.data import describe_data, describe_evaluation, open_data
     from modeling_vitp.training.freezing import freeze, lora_config
     from modeling_vitp.training.lock import check_free
-    from modeling_vitp.training.start import check_from_scratch, load_start, tiling
+    from modeling_vitp.training.start import check_from_scratch, load_start
     from modeling_vitp.training.warmup import default_warmup
 
     check_from_scratch(args.from_scratch)
@@ -45,9 +44,7 @@ def main(argv: list[str] | None = None) -> int:
     set_seed(training_args.seed)
     mixture = load_mixture(args.mixture) if args.mixture else None
     if args.dry_run:
-        start = tiling(model_args.model_name_or_path, args.from_scratch, args.max_patches)
-        print_mixture(mixture, training_args, *start)
-        return 0
+        return plan.dry_run(args, training_args, model_args, mixture)
     check_free(output_dir)
     task = importlib.import_module(find_task(args.task)) if args.task else None
     seed = training_args.seed if training_args.data_seed is None else training_args.data_seed

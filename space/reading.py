@@ -11,22 +11,20 @@ from pathlib import Path
 import numpy as np
 import PIL.Image
 import PIL.ImageOps
-import pydicom
 import rasterio
 import torch
-from pydicom.pixels import apply_color_lut, apply_modality_lut, pixel_array
 from rasterio.enums import ColorInterp, Resampling
 from rasterio.errors import NotGeoreferencedWarning, RasterioError
 from torch.nn import functional as F
 from transformers.image_utils import ChannelDimension
 
 from modeling_vitp import InputSpec, ViTPImageProcessor
+from modeling_vitp.images.dicom import PERCENTILES, number_of_frames, open_dicom, read_frame
+from modeling_vitp.images.reading import TIFF, is_dicom
 
 MAX_SIDE = 20_000
 MAX_PIXELS = 128_000_000  # a Sentinel-2 tile has 120.6 million
-PERCENTILES = (2, 98)
 RGB_NAMES = (("red", "b4", "b04"), ("green", "b3", "b03"), ("blue", "b2", "b02"))  # numbered as Sentinel-2 does
-TIFF_MAGIC = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 # What the decoders raise at damaged files.
 DECODING_ERRORS = (OSError, SyntaxError, ValueError, TypeError, KeyError, AttributeError, RuntimeError, EOFError)
 
@@ -81,9 +79,9 @@ def read_image(path: str | os.PathLike, max_side: int = 2048, input_spec: dict |
         head = file.read(132)
     if not head:
         raise UnreadableImage(f"{path.name} is empty (0 bytes).")
-    if head[128:] == b"DICM":
+    if is_dicom(head):
         read, kind = _read_dicom, "DICOM"
-    elif head[:4] in TIFF_MAGIC:
+    elif head[:4] in TIFF:
         read, kind = _read_raster, "GTiff"
     elif head[:8] == b"\x89PNG\r\n\x1a\n" and head[24:25] == b"\x10":
         read, kind = _read_raster, "PNG"
@@ -156,42 +154,30 @@ def _read_raster(path: Path, driver: str, max_side: int, input_spec: dict | None
 
 
 def _read_dicom(path: Path, kind: str, max_side: int, input_spec: dict | None) -> Reading:
-    dataset = pydicom.dcmread(path)
-    if "PixelData" not in dataset:
-        raise UnreadableImage(f"{path.name} is DICOM without an image (modality {dataset.get('Modality', 'unknown')}).")
-    size = dataset.Columns, dataset.Rows
-    width, height = reduced = _reduced_size(path, *size, max_side)
-    frames = int(dataset.get("NumberOfFrames") or 1)
     try:
-        pixels = pixel_array(dataset, index=frames // 2)
-    except RuntimeError as error:  # no decoder
-        syntax = dataset.file_meta.TransferSyntaxUID.name
-        raise UnreadableImage(f"{path.name} is compressed as {syntax}, which cannot be decoded here.") from error
+        dataset = open_dicom(path, path.name)
+        size = dataset.Columns, dataset.Rows
+        width, height = reduced = _reduced_size(path, *size, max_side)
+        frame = read_frame(dataset, path.name)
+    except ValueError as error:
+        if path.name not in str(error):
+            raise
+        raise UnreadableImage(str(error)) from error
+    frames = number_of_frames(dataset)
     done = [f"frame {frames // 2 + 1} of {frames}"] if frames > 1 else []
-    spec = dict(input_spec or {})
-    photometric = dataset.PhotometricInterpretation
-    if photometric.startswith("MONOCHROME"):
-        values = np.ma.masked_where(_padding(dataset, pixels), apply_modality_lut(pixels, dataset))
-        spec = _or_default(spec, _window_of(dataset) or {"percentiles": PERCENTILES})
-        done += _described(spec)
-        if photometric == "MONOCHROME1":
-            values, spec = -values.astype(np.float64), _mirrored(spec)
-            done.append("inverted (MONOCHROME1)")
-        array = _filled(values)[None]
-    else:
-        if photometric == "PALETTE COLOR":
-            pixels = apply_color_lut(pixels, dataset)
-            done.append("colours of its palette")
-            bits = 8 * pixels.dtype.itemsize
-        else:
-            bits = dataset.BitsStored
-        array = pixels.transpose(2, 0, 1)
-        spec = _or_default(spec, {"window": (0, 2**bits - 1)})
-        done += _described(spec)
+    done += ["colours of its palette"] if frame.has_palette else []
+    spec = _or_default(dict(input_spec or {}), frame.input_spec)
+    done += _described(spec)
+    array = frame.values
+    if frame.is_inverted:
+        array, spec = -array.astype(np.float64), _mirrored(spec)
+        done.append("inverted (MONOCHROME1)")
+    array = array[None] if array.ndim == 2 else array.transpose(2, 0, 1)
     if reduced != size:
         array = F.adaptive_avg_pool2d(torch.from_numpy(array.astype(np.float64)), (height, width)).numpy()
     _check_values(path, array)
-    return Reading(array, spec, _note(f"DICOM, {dataset.get('Modality', photometric)}", size, reduced, *done))
+    modality = dataset.get("Modality", dataset.PhotometricInterpretation)
+    return Reading(array, spec, _note(f"DICOM, {modality}", size, reduced, *done))
 
 
 def _bands_of(source: rasterio.DatasetReader) -> list[int]:
@@ -203,31 +189,6 @@ def _bands_of(source: rasterio.DatasetReader) -> list[int]:
         if all(found):
             return [indices[0] for indices in found]
     return [0, 1, 2] if source.count >= 3 else [0]
-
-
-def _window_of(dataset: pydicom.Dataset) -> dict | None:
-    """The first linear window of the tags (DICOM PS3.3, C.11.2.1.2), in units after rescaling."""
-    if "WindowCenter" not in dataset or "WindowWidth" not in dataset:
-        return None
-    centre, width = (
-        float(value[0] if isinstance(value, pydicom.multival.MultiValue) else value)
-        for value in (dataset.WindowCenter, dataset.WindowWidth)
-    )
-    function = dataset.get("VOILUTFunction", "LINEAR")
-    if function == "LINEAR":
-        centre, width = centre - 0.5, width - 1
-    if function not in ("LINEAR", "LINEAR_EXACT") or width <= 0:
-        return None
-    return {"window": (centre - width / 2, centre + width / 2)}
-
-
-def _padding(dataset: pydicom.Dataset, pixels: np.ndarray) -> np.ndarray | bool:
-    """Where the stored values are padding."""
-    if "PixelPaddingValue" not in dataset:
-        return False
-    value = dataset.PixelPaddingValue
-    low, high = sorted((value, dataset.get("PixelPaddingRangeLimit", value)))
-    return (pixels >= low) & (pixels <= high)
 
 
 def _or_default(spec: dict, default: dict) -> dict:

@@ -17,7 +17,7 @@ PACKAGE = "modeling_vitp"
 LAYERS = [  # from top to bottom
     {"recipes", "space"},
     {"evaluation", "probing"},
-    {"dense", "detection"},
+    {"classification", "dense", "detection"},
     {"training"},
     {"instructions"},
     {"hub"},

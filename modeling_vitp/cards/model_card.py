@@ -20,6 +20,7 @@ INTRODUCTIONS = {
     "adapter": "A LoRA adapter, with vision transformer and projector trained in full, made with {paper}.",
     "vitp": "A vision-language model trained end to end for its vision transformer, with {paper}.",
     "internvl": "A vision-language model for its vision transformer, of {paper}, in transformers' own layout.",
+    "vitp_image_classification": "An image classifier on a backbone of {paper}.",
     "vitp_segmentation": "A semantic segmentation model on a backbone of {paper}.",
     "vitp_change_detection": "A change detection model, for pairs of images, on a backbone of {paper}.",
     "vitp_object_detection": "An object detector on a backbone of {paper}.",

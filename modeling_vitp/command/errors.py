@@ -16,7 +16,9 @@ EXTRAS = dict.fromkeys(
     ("accelerate", "cv2", "datasets", "evaluate", "httpx2", "matplotlib", "nibabel", "peft", "rasterio", "trl"),
     "recipes",
 )
-EXTRAS |= {"gradio": "space", "pydicom": "space"} | dict.fromkeys(("onnx", "onnxruntime", "onnxscript"), "onnx")
+EXTRAS |= {"gradio": "space", "monai": "medical", "pydicom": "medical"} | dict.fromkeys(
+    ("onnx", "onnxruntime", "onnxscript"), "onnx"
+)
 # What transformers' configurations raise of a field, and of fields together; by name, to import nothing.
 OF_SETTINGS = ("StrictDataclassFieldValidationError", "StrictDataclassClassValidationError")
 FILE_ERRORS = (FileNotFoundError, FileExistsError, IsADirectoryError, NotADirectoryError, PermissionError)

@@ -3,7 +3,7 @@
 import difflib
 import os
 import socket
-from collections.abc import Iterable
+from collections.abc import Sequence
 from pathlib import Path
 from urllib.parse import urlsplit
 from urllib.request import getproxies
@@ -15,8 +15,8 @@ PLACES |= {"checkpoint", "source"}
 SECONDS = 5  # that the Hub may take to answer
 
 
-def check_places(arguments: Iterable[object]) -> None:
-    """Looks at what the arguments of a command are to be read from.
+def check_places(arguments: Sequence[object]) -> None:
+    """Looks at what the arguments of a command are to be read from; not at the Hub where nothing will be.
 
     Raises:
         WrongPlace: if one looks like a folder that is not there; it names the nearest.
@@ -32,7 +32,7 @@ def check_places(arguments: Iterable[object]) -> None:
                 if looks_like_path(place) or (name == "dataset_name" and nearest(Path(place))):
                     raise WrongPlace(f"{name}={not_there(place)}")
                 ids.append(place)
-    if ids:
+    if ids and not any(getattr(item, "dry_run", False) for item in arguments):
         check_hub(ids[0])
 
 

@@ -12,6 +12,7 @@ from ..configuration_vitp_detection import ViTPObjectDetectionConfig
 from ..messages import IMAGE_END_TOKEN, IMAGE_START_TOKEN, IMAGE_TOKEN
 from ..modeling_vitp import ViTPForConditionalGeneration
 from ..opening import naming
+from ..processing_vitp import ViTPProcessor
 from .export import AUTO_MAP, image_settings, native_vision_config, save_code_and_image_processor
 from .keys import CONTENTS, place
 from .original_config import chat_to_original, vision_to_original
@@ -72,21 +73,27 @@ def write_internvl(checkpoint: Checkpoint, folder: Path) -> None:
     if checkpoint.processor is None:
         image_processor.save_pretrained(folder)
     else:
-        # What transformers' processor asks the tokenizer for by name. The video token is replaced before encoding, so
-        # it needs no embedding.
-        tokenizer = plain_tokenizer(checkpoint.folder, model_specific_special_tokens=NAMED_TOKENS)
-        same = {name: settings[name] for name in ("size", "image_mean", "image_std") if name in settings}
-        with naming(checkpoint.folder, InternVLProcessor):
-            processor = InternVLProcessor(
-                image_processor,
-                tokenizer,
-                InternVLVideoProcessor(**same),
-                image_seq_length=checkpoint.config.image_seq_length,
-                chat_template=checkpoint.processor.chat_template,
-            )
+        processor = internvl_processor(checkpoint.folder, image_processor, checkpoint.processor)
         processor.save_pretrained(folder)
         say_tokenizer_in_version_4(folder)
     copy_generation_config(checkpoint, folder)
+
+
+def internvl_processor(
+    folder: Path, image_processor: GotOcr2ImageProcessor, processor: ViTPProcessor
+) -> InternVLProcessor:
+    """transformers' own processor with an image processor, and otherwise as ours, whose tokenizer is in a folder."""
+    # What it asks the tokenizer for by name. The video token is replaced before encoding, so it needs no embedding.
+    tokenizer = plain_tokenizer(folder, model_specific_special_tokens=NAMED_TOKENS)
+    same = {name: getattr(image_processor, name) for name in ("size", "image_mean", "image_std")}
+    with naming(folder, InternVLProcessor):
+        return InternVLProcessor(
+            image_processor,
+            tokenizer,
+            InternVLVideoProcessor(**same),
+            image_seq_length=processor.image_seq_length,
+            chat_template=processor.chat_template,
+        )
 
 
 def write_backbone(checkpoint: Checkpoint, folder: Path) -> None:

@@ -1,7 +1,7 @@
 """A data set as a configuration describes it: classes, splits, and how the files are read."""
 
 import logging
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, get_type_hints
@@ -15,11 +15,11 @@ from tqdm import tqdm
 
 from ..cards.record import public_name
 from ..training.batching import share
+from ..training.files import check_disjoint, check_patients, find_samples
+from ..training.shared_images import check_no_shared_images, images_of_files, images_of_rows
 from ..training.values import check_type
 from .classes import IGNORE_INDEX, LabelEncoding
-from .files import check_disjoint, find_samples
 from .samples import ImageFiles, MaskedImages, Rows
-from .shared_images import StoredImage, check_no_shared_images, images_of_files, images_of_rows
 from .volumes import slice_volumes
 
 logger = logging.getLogger(__name__)
@@ -39,8 +39,10 @@ class DenseData:
         columns: see [`Rows`].
         mask_encoding, ignore: see [`LabelEncoding`].
         input_spec: how images that are not 8-bit RGB are read, see [`~modeling_vitp.InputSpec`].
-        allow_shared_images: whether splits may hold the same image under different names, with a warning.
-        volumes: `plane`, and `window` or `percentiles`, where files are NIfTI volumes; see [`slice_volumes`].
+        allow_shared_images: whether splits may hold the same image under different names, or, by the tags of DICOM, the
+            same patient, with a warning.
+        volumes: `plane`, and `window` or `percentiles`, where files are volumes, NIfTI or folders of DICOM series; see
+            [`slice_volumes`].
     """
 
     classes: Sequence[Mapping]
@@ -64,8 +66,8 @@ class DenseData:
     @property
     def image_spec(self) -> dict | None:
         """What a model's image processor has to read images by, where they are as in this data set."""
-        window = (self.volumes or {}).get("window")
-        return self.input_spec if window is None else {"window": window}
+        names = [name for name in ("window", "percentiles") if (self.volumes or {}).get(name) is not None]
+        return {name: self.volumes[name] for name in names} or self.input_spec
 
     @classmethod
     def from_dict(cls, settings: Mapping) -> "DenseData":
@@ -115,7 +117,8 @@ class DenseData:
         if self.root is not None:
             samples = {name: find_samples(self.root, self.splits[name], name) for name in names}
             check_disjoint(samples)
-            self._check_contents(images_of_files(samples))
+            self._check(check_patients, samples)
+            self._check(check_no_shared_images, images_of_files(samples))
         elif len({self.splits[name] for name in names}) < len(names):
             raise ValueError(f"Two of the splits {list(names)} are the same.")
         elif len(names) > 1:
@@ -124,11 +127,12 @@ class DenseData:
                 for case in set(rows.cases or ()):
                     if owners.setdefault(case, name) != name:
                         raise ValueError(f"The case {case!r} is in both splits {owners[case]!r} and {name!r}.")
-            self._check_contents(images_of_rows(opened))
+            stored = images_of_rows({name: (part.rows, part.image_columns) for name, part in opened.items()})
+            self._check(check_no_shared_images, stored)
 
-    def _check_contents(self, images: Iterable[StoredImage]) -> None:
+    def _check(self, check: Callable[[Any], None], images: Any) -> None:
         try:
-            check_no_shared_images(images)
+            check(images)
         except ValueError as error:
             if not self.allow_shared_images:
                 raise

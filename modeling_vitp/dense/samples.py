@@ -13,8 +13,8 @@ from ..image_processing_vitp_dense import ViTPSegmentationImageProcessor
 from ..images.reading import VALUES, Picture, read_image, read_picture, stored_size, whole_numbers
 from ..images.windows import Window, windows
 from ..instructions.rows import content_of, is_decoded
+from ..training.files import CASES, FileSample
 from .classes import LabelEncoding
-from .files import FileSample
 
 
 class MaskedImages(torch.utils.data.Dataset):
@@ -31,6 +31,7 @@ class MaskedImages(torch.utils.data.Dataset):
     def __init__(self, encoding: LabelEncoding, input_spec: dict | None = None):
         self.encoding = encoding
         self.spec = None if input_spec is None else InputSpec.from_dict(input_spec)
+        self.in_units = self.spec is not None and self.spec.is_in_units
         self.image_processor = ViTPSegmentationImageProcessor()
 
     def __len__(self) -> int:
@@ -119,7 +120,7 @@ class ImageFiles(MaskedImages):
     def read(self, index: int):
         sample, window = self.rows[index]
         name = sample.id if window is None else f"{sample.id}/{window[0]}_{window[1]}"
-        images = [(str(path), read_image(path, window)) for path in sample.images]
+        images = [(str(path), read_image(path, window, self.in_units)) for path in sample.images]
         mask = self.read_mask(index)
         if mask is not None and window is not None and stored_size(sample.mask) != stored_size(sample.images[0]):
             raise ValueError(f"The mask {sample.mask} and its image {sample.images[0]} are of different size.")
@@ -127,14 +128,15 @@ class ImageFiles(MaskedImages):
 
     def read_mask(self, index: int):
         sample, window = self.rows[index]
-        return None if sample.mask is None else (str(sample.mask), read_image(sample.mask, window))
+        # A mask in DICOM has the numbers of classes for its units.
+        return None if sample.mask is None else (str(sample.mask), read_image(sample.mask, window, in_units=True))
 
 
 class Rows(MaskedImages):
     """Rows of a `datasets` data set, of the Hub or made from volumes.
 
     Args:
-        rows: with columns for the images and the mask, and optionally `id` and `case`.
+        rows: with columns for the images and the mask, and optionally `id` and `patient` or `case`.
         columns: names of the columns under `image` (or `before` and `after`) and `mask`, if they are not these; for
             the mask also `label`, `annotation` and `segmentation` are tried.
         name: of the split, for errors.
@@ -169,7 +171,7 @@ class Rows(MaskedImages):
         missing = {*images, self.mask_column} - {*known, None}
         if None in images or missing:
             raise ValueError(f"Split {name!r} has no column {missing or 'image'}, only {known}: name it in `columns`.")
-        self.cases = rows["case"] if "case" in known else None
+        self.cases = next((rows[name] for name in CASES if name in known), None)
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -180,8 +182,14 @@ class Rows(MaskedImages):
     def read(self, index: int):
         row = self.rows[index]
         name = str(row.get("id", index))
-        images = [self._picture(name, row, column) for column in self.image_columns]
+        images = [self._picture(name, row, column, self.in_units) for column in self.image_columns]
         return name, images, self._mask(name, row)
+
+    def __getitem__(self, index: int) -> dict:
+        """With `place` and `spacing` of a slice, see [`~modeling_vitp.dense.volumes.slice_volumes`]."""
+        of_volume = [name for name in ("place", "spacing") if name in self.rows.column_names]
+        known = self.rows.select_columns(of_volume)[index] if of_volume else {}
+        return super().__getitem__(index) | known
 
     def read_mask(self, index: int):
         if self.mask_column is None:
@@ -193,13 +201,14 @@ class Rows(MaskedImages):
     def _mask(self, name: str, row: dict):
         if self.mask_column is None:
             return None
-        return self._picture(name, row, self.mask_column)
+        return self._picture(name, row, self.mask_column, in_units=True)
 
-    def _picture(self, name: str, row: dict, column: str) -> tuple[str, Picture]:
+    def _picture(self, name: str, row: dict, column: str, in_units: bool) -> tuple[str, Picture]:
         stored, where = row[column], f"{name} ({column})"
         if stored is None:
             raise ValueError(f"Row {name} of split {self.name!r} has no {column}.")
         try:
-            return where, read_picture(content_of(stored)) if isinstance(stored, dict) else stored
+            is_encoded = isinstance(stored, dict)
+            return where, read_picture(content_of(stored), in_units=in_units) if is_encoded else stored
         except Exception as error:  # Pillow raises many kinds for a broken file
             raise ValueError(f"Row {name} of split {self.name!r}: {column} cannot be read: {error}") from error

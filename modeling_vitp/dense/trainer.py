@@ -4,6 +4,7 @@ import logging
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from transformers import PreTrainedModel, Trainer, TrainingArguments
 from transformers.trainer_utils import EvalLoopOutput
 
 from ..image_processing_vitp_dense import ViTPSegmentationImageProcessor
+from ..metrics.gathering import gather
 from ..metrics.report import METRICS_FOLDER, name_classes
 from ..training.batching import share
 from ..training.fine_tuner import FineTuner
@@ -96,7 +98,9 @@ class DenseTrainer(FineTuner, Trainer):
     - batches and augmentation are functions of the seed and the epoch, whatever the number of processes and workers,
       and a run that goes on from a checkpoint ends as the run that never stopped;
     - evaluation predicts images of any size in windows, one at a time, and keeps counts, not predictions. Each process
-      has its part of the images. Under the prefix `test`, `test_scales` and `test_flip` apply.
+      has its part of the images. Under the prefix `test`, `test_scales` and `test_flip` apply;
+    - after training, the metric `dice` comes with surface distances, in millimeters, of slices of volumes, if MONAI is
+      installed.
 
     Args:
         model: one of the two.
@@ -142,12 +146,16 @@ class DenseTrainer(FineTuner, Trainer):
             processing_class=image_processor,
             **kwargs,
         )
-        self.metric = evaluate.load(
-            str(METRICS_FOLDER / metric),
-            num_labels=len(encoding.classes),
+        self.metric = self._load_metric(metric)
+        self.surfaces = self._load_metric("surface_distance") if metric == "dice" and find_spec("monai") else None
+
+    def _load_metric(self, name: str) -> evaluate.Metric:
+        return evaluate.load(
+            str(METRICS_FOLDER / name),
+            num_labels=len(self.encoding.classes),
             ignore_index=IGNORE_INDEX,
-            num_process=args.world_size,
-            process_id=args.process_index,
+            num_process=self.args.world_size,
+            process_id=self.args.process_index,
         )
 
     # Training
@@ -244,8 +252,21 @@ class DenseTrainer(FineTuner, Trainer):
             prediction = self.predict_labels(sample["images"], metric_key_prefix == "test")
             cases = {"case_ids": [sample["case"]]} if self.metric_name == "dice" else {}
             self.metric.add_batch(predictions=[prediction], references=[sample["mask"].numpy()], **cases)
+            if self.surfaces is not None and not self.is_in_train and "spacing" in sample:
+                self.surfaces.add_batch(
+                    predictions=[prediction],
+                    references=[sample["mask"].numpy()],
+                    spacings=[sample["spacing"]],
+                    places=[sample["place"]],
+                    **cases,
+                )
             self.control = self.callback_handler.on_prediction_step(self.args, self.state, self.control)
         metrics = name_classes(self.metric.compute(), self.encoding.names)
+        is_measured = self.surfaces is not None and not self.is_in_train
+        if is_measured and any(gather(len(self.surfaces), self.args.world_size, "surface_distance")):
+            background = f"/{self.encoding.names[self.surfaces.background]}"
+            surfaces = name_classes(self.surfaces.compute(), self.encoding.names)
+            metrics |= {key: value for key, value in surfaces.items() if not key.endswith(background)}
         uncounted = [key for key, value in metrics.items() if math.isnan(value)]
         if uncounted:
             logger.warning("%s: not counted, for want of pixels: %s.", description, ", ".join(uncounted))

@@ -12,6 +12,7 @@ import torch
 from tqdm import tqdm
 
 from ..cards.record import public_name
+from ..images.cases import patient_of
 from ..images.reading import identity
 from ..instructions.rows import undecoded
 from ..rotated_boxes import smallest_rectangles
@@ -162,7 +163,7 @@ class DetectionData:
         return places
 
     def check_disjoint(self, names: Sequence[str], task: str) -> None:
-        """Raises a `ValueError` if two of the splits share an image, under whatever names."""
+        """Raises a `ValueError` if two of the splits share an image, under whatever names, or a patient of DICOM."""
         if self.root is None:
             seen: list[tuple[str, str, int, int]] = []
             for name in names:
@@ -176,10 +177,12 @@ class DetectionData:
         owners: dict[Any, tuple[str, Path]] = {}
         for name in names:
             for path in {place.image for place in self._open(name, task).places}:
-                owner, first = owners.setdefault(identity(path), (name, path))
-                if owner != name:
-                    also = "" if first == path else f", as {first} in {owner!r}"
-                    raise ValueError(f"{path} is in both splits {owner!r} and {name!r}{also}.")
+                for thing in filter(None, (identity(path), patient_of(path))):
+                    owner, first = owners.setdefault(thing, (name, path))
+                    if owner != name:
+                        shown = f"{thing}, as {path}," if isinstance(thing, str) else path
+                        also = "" if first == path else f", as {first} in {owner!r}"
+                        raise ValueError(f"{shown} is in both splits {owner!r} and {name!r}{also}.")
 
     def describe(
         self, train_splits: Sequence[str], eval_split: str | None, test_split: str | None

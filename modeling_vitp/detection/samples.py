@@ -88,11 +88,16 @@ class ObjectImages(torch.utils.data.Dataset):
                 seen.update(array.tobytes())
         return seen.hexdigest()
 
+    @property
+    def in_units(self) -> bool:
+        """Whether DICOM is windowed by the input spec, and not by its own tags."""
+        return self.spec is not None and self.spec.is_in_units
+
     def image(self, index: int) -> torch.Tensor:
         """The image of a sample alone."""
         place = self.places[index]
         if isinstance(place.image, Path):
-            name, picture = str(place.image), read_image(place.image, place.window)
+            name, picture = str(place.image), read_image(place.image, place.window, self.in_units)
         else:
             name, picture = self._row(place)
         layout = {"input_data_format": ChannelDimension.LAST} if isinstance(picture, np.ndarray) else {}
@@ -104,7 +109,8 @@ class ObjectImages(torch.utils.data.Dataset):
     def _row(self, place: Place) -> tuple[str, Picture]:
         stored, name = self.rows[place.image][self.column], f"Row {place.id}"
         try:
-            picture = read_picture(content_of(stored)) if isinstance(stored, dict) else stored
+            is_encoded = isinstance(stored, dict)
+            picture = read_picture(content_of(stored), in_units=self.in_units) if is_encoded else stored
         except Exception as error:  # Pillow raises many kinds for a broken file
             raise ValueError(f"{name}: the image cannot be read: {error}") from error
         if place.window is None:

@@ -1,9 +1,12 @@
-"""Images a second of a data loader, and of one that does nothing but decode and resize."""
+"""Images a second of a data loader, beside one that does nothing but decode and resize, and beside TRL's."""
 
 import json
+import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from unittest.mock import patch
 
 import numpy as np
 import PIL.Image
@@ -12,8 +15,15 @@ from datasets import Dataset
 from torch.utils.data import DataLoader
 from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2 import functional as tv
+from transformers import GotOcr2ImageProcessor
 from transformers.models.got_ocr2.image_processing_got_ocr2 import get_optimal_tiled_canvas
+from trl.trainer.sft_trainer import DataCollatorForVisionLanguageModeling
 
+from ..convert.export import image_settings
+from ..convert.writing import internvl_processor
+from ..instructions import collator as collating
+from ..instructions.collator import ViTPDataCollator
+from ..instructions.raw_tiles import RawTileProcessor, normalize_tiles
 from ..instructions.rows import load_images
 from ..processing_vitp import ViTPProcessor
 
@@ -42,6 +52,60 @@ def bare_collator(processor: ViTPProcessor) -> Callable[[list[dict]], torch.Tens
         return total
 
     return collate
+
+
+def stock_collator(processor: ViTPProcessor) -> Callable[[list[dict]], dict]:
+    """TRL's collator with transformers' InternVL processor, of the same tokenizer and tiles as ours."""
+    with tempfile.TemporaryDirectory() as folder:
+        processor.tokenizer.save_pretrained(folder)
+        image_processor = GotOcr2ImageProcessor(**image_settings(processor.image_processor))
+        stock = internvl_processor(Path(folder), image_processor, processor)
+    collator = DataCollatorForVisionLanguageModeling(stock, assistant_only_loss=True)
+    return lambda rows: collator([{**row, "images": load_images(row)} for row in rows])
+
+
+@contextmanager
+def timed(owner: object, name: str, seconds: dict[str, float], part: str) -> Iterator[None]:
+    """Adds the time of each call of a function to that of a part."""
+    function = getattr(owner, name)
+
+    def timing(*args, **kwargs):
+        start = time.perf_counter()
+        try:
+            return function(*args, **kwargs)
+        finally:
+            seconds[part] += time.perf_counter() - start
+
+    with patch.object(owner, name, timing):
+        yield
+
+
+def seconds_by_part(collator: ViTPDataCollator, rows: list[dict], batch_size: int) -> dict[str, float]:
+    """Seconds of one process for all rows, by what they are spent on; "normalize" is on the device of the training,
+    here the CPU, and no work of the loader.
+    """
+    collator, parts = collator.with_raw_tiles(), ("read and decode", "to a tensor", "resize", "tokenize", "collate")
+    places = [
+        (collating, "load_images"),
+        (RawTileProcessor, "process_image"),
+        (RawTileProcessor, "resize"),
+        (type(collator.processor.tokenizer), "__call__"),
+        (collating, "collate_tiles"),
+    ]
+    seconds = dict.fromkeys([*parts, "draw, template, check", "normalize"], 0.0)
+    batches = [rows[start : start + batch_size] for start in range(0, len(rows), batch_size)]
+    collator(batches[0])
+    with ExitStack() as stack:
+        for part, place in zip(parts, places):
+            stack.enter_context(timed(*place, seconds, part))
+        for batch in batches:
+            start, before = time.perf_counter(), sum(seconds[part] for part in parts)
+            tiles = collator(batch)["pixel_values"]
+            end, known = time.perf_counter(), sum(seconds[part] for part in parts) - before
+            seconds["draw, template, check"] += end - start - known
+            normalize_tiles(tiles, collator.processor.image_processor)
+            seconds["normalize"] += time.perf_counter() - end
+    return seconds
 
 
 def images_per_second(

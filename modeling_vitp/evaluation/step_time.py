@@ -1,6 +1,8 @@
 """Time and peak memory of a training step: VRL beside plain transformers InternVL, on synthetic samples."""
 
+import math
 import resource
+import statistics
 import time
 
 import torch
@@ -9,6 +11,7 @@ from transformers import InternVLConfig, InternVLForConditionalGeneration
 from ..configuration_vitp import ViTPConfig
 from ..modeling_vitp import ViTPForConditionalGeneration
 from ..training.run_config import has_fast_bf16
+from ..training.step_cost import INTERNVL2_5_1B, BatchShape, step_cost
 from ..vrl import draw_visual_tokens, keyed_generator
 
 IMAGE_TOKEN_ID, TEXT_TOKENS, ANSWER_TOKENS = 7, 64, 32
@@ -30,35 +33,22 @@ SHAPES = {
             "vocab_size": 8192,
         },
     },
-    "internvl2_5_1b": {  # InternViT-300M and Qwen2.5-0.5B
-        "vision": {
-            "hidden_size": 1024,
-            "num_hidden_layers": 24,
-            "num_attention_heads": 16,
-            "intermediate_size": 4096,
-            "image_size": [448, 448],
-        },
-        "text": {
-            "hidden_size": 896,
-            "num_hidden_layers": 24,
-            "num_attention_heads": 14,
-            "num_key_value_heads": 2,
-            "intermediate_size": 4864,
-            "vocab_size": 151674,
-        },
-    },
+    "internvl2_5_1b": {"vision": INTERNVL2_5_1B["vision_config"], "text": INTERNVL2_5_1B["text_config"]},
 }
 CASES = {"transformers InternVL": None, "ViTP, r = 0": 0.0, "ViTP, r = 0.75": 0.75}
 
 
-def build(shape: str, is_vitp: bool) -> torch.nn.Module:
+def options_of(shape: str) -> dict:
     vision = SHAPES[shape]["vision"] | {"patch_size": [14, 14], "attention_bias": True}
     text = SHAPES[shape]["text"] | {"model_type": "qwen2", "tie_word_embeddings": False}
-    options = {"vision_config": vision, "text_config": text, "image_token_id": IMAGE_TOKEN_ID}
+    return {"vision_config": vision, "text_config": text, "image_token_id": IMAGE_TOKEN_ID}
+
+
+def build(shape: str, is_vitp: bool) -> torch.nn.Module:
     torch.manual_seed(0)
     if is_vitp:
-        return ViTPForConditionalGeneration(ViTPConfig(**options))
-    return InternVLForConditionalGeneration(InternVLConfig(**options, tie_word_embeddings=False))
+        return ViTPForConditionalGeneration(ViTPConfig(**options_of(shape)))
+    return InternVLForConditionalGeneration(InternVLConfig(**options_of(shape), tie_word_embeddings=False))
 
 
 def make_batch(
@@ -92,7 +82,9 @@ def make_batch(
 def time_steps(
     case: str, shape: str, tiles: int, batch_size: int, steps: int, gradient_checkpointing: bool = False
 ) -> dict:
-    """Times of the steps in seconds, peak memory in GiB and the length of the sequence that the LM sees.
+    """What steps take: `times` in seconds and of them `forward` and `backward`, `peak` memory in GiB, the `length` of
+    the sequence that the LM sees, floating-point `operations` of a step, without those that checkpointing does again,
+    and `gemm`, the operations a second that the device reaches in a matrix product of the model.
 
     Args:
         case: one of [`CASES`].
@@ -106,23 +98,80 @@ def time_steps(
     model = build(shape, drop_ratio is not None).to(device).train()
     if gradient_checkpointing:
         model.gradient_checkpointing_enable()
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-5)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-5, fused=True)  # the trainer's default
     image_size = SHAPES[shape]["vision"]["image_size"]
     tokens_per_tile = (image_size[0] // 28) ** 2
     batch = make_batch(tokens_per_tile, image_size, tiles, batch_size, drop_ratio)
     batch = {name: values.to(device) for name, values in batch.items()}
-    times = []
+    bf16, clock = has_fast_bf16(), []
     for _ in range(1 + steps):
-        start = time.perf_counter()
-        with torch.autocast(device.type, dtype=torch.bfloat16, enabled=has_fast_bf16()):
+        marks = [now(device)]
+        with torch.autocast(device.type, dtype=torch.bfloat16, enabled=bf16):
             loss = model(**batch, use_cache=False).loss
+        marks.append(now(device))
         loss.backward()
+        marks.append(now(device))
         optimizer.step()
         optimizer.zero_grad()
-        loss.item()  # waits for the device
-        times.append(time.perf_counter() - start)
+        clock.append([*marks, now(device)])
     if device.type == "cuda":
         peak = torch.cuda.max_memory_allocated() / 2**30
     else:
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
-    return {"times": times[1:], "peak": peak, "length": batch["input_ids"].shape[1]}
+    samples = BatchShape(batch_size, tiles, TEXT_TOKENS, drop_ratio or 0.0)
+    config = ViTPConfig(**options_of(shape))
+    rows = batch["pixel_values"].shape[0] * (1 + 4 * tokens_per_tile)
+    return {
+        "times": [marks[3] - marks[0] for marks in clock[1:]],
+        "forward": [marks[1] - marks[0] for marks in clock[1:]],
+        "backward": [marks[2] - marks[1] for marks in clock[1:]],
+        "peak": peak,
+        "length": batch["input_ids"].shape[1],
+        "operations": step_cost(config, samples).operations,
+        "gemm": gemm_peak(config, rows, torch.bfloat16 if bf16 else torch.float32, device),
+    }
+
+
+def now(device: torch.device) -> float:
+    """Seconds of a clock, when the device has done what it was given."""
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+    return time.perf_counter()
+
+
+def summarise(runs: list[dict], batch_size: int) -> list[str]:
+    """A row of the table: what [`time_steps`] found in several processes."""
+    every = {name: [value for run in runs for value in run[name]] for name in ("times", "forward", "backward")}
+    median = statistics.median(every["times"])
+    shares = [statistics.median(every[name]) / median for name in ("forward", "backward")]
+    speed = runs[0]["operations"] / median / statistics.median(run["gemm"] for run in runs)
+    return [
+        str(runs[0]["length"] * batch_size),
+        *(f"{value:.2f}" for value in (min(every["times"]), median, max(every["times"]))),
+        *(f"{share:.0%}" for share in (*shares, 1 - sum(shares))),
+        f"{statistics.median(run['peak'] for run in runs):.1f}",
+        f"{runs[0]['operations'] / 1e12:.3g}",
+        f"{speed:.0%}",
+    ]
+
+
+def gemm_peak(config: ViTPConfig, rows: int, dtype: torch.dtype, device: torch.device, seconds: float = 1.0) -> float:
+    """Operations a second of the device in the largest matrix product of the ViT's and the language model's layers,
+    the better of both: what no step can exceed.
+
+    Args:
+        rows: tokens that are multiplied at once.
+        seconds: about how long each is repeated.
+    """
+    best = 0.0
+    for part in (config.vision_config, config.text_config):
+        left = torch.randn(rows, part.hidden_size, device=device).to(dtype)
+        right = torch.randn(part.hidden_size, part.intermediate_size, device=device).to(dtype)
+        left @ right
+        start, runs = now(device), 0
+        while now(device) - start < seconds:
+            for _ in range(math.ceil(1e9 / (2 * rows * right.numel()))):
+                left @ right
+                runs += 1
+        best = max(best, 2 * runs * rows * right.numel() / (now(device) - start))
+    return best

@@ -1,4 +1,4 @@
-"""Files to pixels: 8-bit images by Pillow, those of more depth or bands by rasterio, whole or a window.
+"""Files to pixels, whole or a window: 8 bits by Pillow, more depth or bands by rasterio, DICOM by pydicom.
 
 Pixels are as the image is to be seen, turned as its EXIF data or the orientation of its TIFF says.
 """
@@ -20,7 +20,7 @@ from rasterio.errors import NotGeoreferencedWarning
 
 from .windows import Window
 
-IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".tif", ".tiff", ".bmp", ".webp", ".gif"}
+IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".tif", ".tiff", ".bmp", ".webp", ".gif", ".dcm"}
 
 PNG, TIFF = b"\x89PNG\r\n\x1a\n", (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")  # how their files begin
 
@@ -30,10 +30,14 @@ VALUES = ("1", "L", "P", "I", "I;16", "I;16B", "F")  # modes of Pillow whose pix
 Picture = PIL.Image.Image | np.ndarray
 
 
-def read_image(path: Path, window: Window | None) -> Picture:
-    """A file, or a window of it; of a TIFF, which always becomes an array, no more is read than the window."""
+def read_image(path: Path, window: Window | None, in_units: bool = False) -> Picture:
+    """A file, or a window of it; of a TIFF, which always becomes an array, no more is read than the window.
+
+    Args:
+        in_units: see [`read_picture`].
+    """
     if not is_tiff(path):
-        picture = decode(path) if window is None else decode_scene(path)
+        picture = (decode if window is None else decode_scene)(path, in_units)
         if window is None:
             return picture
         return picture.crop(window) if isinstance(picture, PIL.Image.Image) else cut(picture, window)
@@ -50,17 +54,23 @@ def read_image(path: Path, window: Window | None) -> Picture:
     return picture if window is None or area is not None else cut(picture, window)
 
 
-def read_picture(content: bytes, bands: bool = False) -> Picture:
+def read_picture(content: bytes, bands: bool = False, in_units: bool = False) -> Picture:
     """An encoded image: by Pillow what it reads in full, or else the array of shape `(height, width[, bands])`.
 
     Args:
         content: of a file.
         bands: whether the fourth band of a TIFF is wanted as such also where it is marked as transparency, which it is
             in many files of red, green, blue and near infrared.
+        in_units: whether DICOM is wanted in its own units, for an input spec that says what is black and white, see
+            [`~modeling_vitp.images.dicom.to_picture`]; without it, it is of 8 bits, by the window in its tags.
 
     Raises:
         Exception: of many kinds, if it is broken.
     """
+    if is_dicom(content):
+        from .dicom import to_picture
+
+        return to_picture(io.BytesIO(content), "DICOM", in_units)
     if is_deep(content, bands):
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", NotGeoreferencedWarning)
@@ -95,9 +105,11 @@ def is_deep(content: bytes, bands: bool = False) -> bool:
 
 def picture_size(file: BinaryIO) -> tuple[int, int]:
     """Height and width of what `read_picture` gives for the content of an open file, from its header."""
-    is_of_tiff = file.read(4) in TIFF
+    head = file.read(132)
     file.seek(0)
-    if is_of_tiff:
+    if is_dicom(head):
+        return dicom_size(file)
+    if head[:4] in TIFF:
         tags = tiff_tags(file)
         size, orientation = (int(tags[257]), int(tags[256])), orientation_of(tags)
     else:
@@ -113,6 +125,9 @@ def stored_size(path: Path) -> tuple[int, int]:
         if is_tiff(path):
             with open_tiff(path) as image, path.open("rb") as file:
                 size, orientation = (image.height, image.width), orientation_of(tiff_tags(file))
+        elif is_dicom_file(path):
+            with path.open("rb") as file:
+                size, orientation = dicom_size(file), 1
         else:
             with open_image(path) as image:
                 size, orientation = (image.height, image.width), header_orientation(image)
@@ -210,6 +225,24 @@ def whole_numbers(values: np.ndarray, name: str | Path) -> np.ndarray:
     return values.astype(np.int64)
 
 
+def is_dicom(head: bytes) -> bool:
+    """Whether the first 132 bytes are those of a DICOM file, whatever its name."""
+    return head[128:132] == b"DICM"
+
+
+def is_dicom_file(path: Path) -> bool:
+    with path.open("rb") as file:
+        return is_dicom(file.read(132))
+
+
+def dicom_size(file: BinaryIO) -> tuple[int, int]:
+    """Height and width of an image in DICOM, from its tags."""
+    from .dicom import open_dicom
+
+    dataset = open_dicom(file, "DICOM", with_pixels=False)
+    return dataset.Rows, dataset.Columns
+
+
 def is_tiff(path: Path) -> bool:
     return path.suffix.lower() in (".tif", ".tiff")
 
@@ -230,9 +263,9 @@ def open_image(path: Path) -> PIL.Image.Image:
         raise ValueError(f"{path} cannot be read: {error}") from error
 
 
-def decode(path: Path) -> Picture:
+def decode(path: Path, in_units: bool = False) -> Picture:
     try:
-        return read_picture(path.read_bytes())
+        return read_picture(path.read_bytes(), in_units=in_units)
     except Exception as error:  # as in `open_image`
         raise ValueError(f"{path} cannot be read: {error}") from error
 

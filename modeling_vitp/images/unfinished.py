@@ -86,6 +86,10 @@ class RowFile(PartFile):
     def append(self, rows: np.ndarray) -> None:
         self.write(np.ascontiguousarray(rows).data)
 
+    def whole(self) -> np.memmap:
+        """All rows, `(number, *shape)`, mapped from the file."""
+        return np.memmap(self.path, np.uint8, "r", shape=(len(self), *self.shape))
+
     def read(self, count: int) -> Iterator[tuple[int, np.ndarray]]:
         """The place of the first of `count` rows (at the end fewer), and the rows, from the beginning."""
         self.file.seek(0)

@@ -1,5 +1,6 @@
 """Rows of a data set to a training or evaluation batch: VRL, labels on the answers, padding."""
 
+import copy
 import dataclasses
 import logging
 from collections.abc import Mapping, Sequence
@@ -10,10 +11,12 @@ from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import default_collate
 from trl.data_utils import prepare_multimodal_messages
 
+from ..image_processing_vitp import InputSpec
 from ..messages import check_answers, check_messages, is_given, place_images
 from ..processing_vitp import ViTPProcessor
 from ..vrl import check_apply_prob, check_drop_ratio, check_warmup_steps, keyed_generator
 from .hiding import check_mask_ratio, hide_answers, mask_token_id
+from .raw_tiles import RawTileProcessor, collate_tiles, normalize_tiles
 from .rows import check_image_parts, load_images, sample_id_of
 from .settings import SampleTransform, SourceSettings
 
@@ -116,6 +119,18 @@ class ViTPDataCollator:
             on_error="raise",
         )
 
+    def with_raw_tiles(self) -> "ViTPDataCollator":
+        """The same collator, but `pixel_values` of 8-bit images are uint8, as [`RawTileProcessor`] leaves them, unless
+        another image in the batch is none. Epoch and counts are those of this collator.
+        """
+        image_processor = RawTileProcessor.of(self.processor.image_processor)
+        if image_processor is None:
+            return self
+        raw = copy.copy(self)
+        raw.processor = copy.copy(self.processor)
+        raw.processor.image_processor = image_processor
+        return raw
+
     def drop_ratio_at(self, step: int) -> float:
         """r in an optimizer step, counted from 0."""
         return 0.0 if step < self.vrl_warmup_steps else self.vrl_drop_ratio
@@ -136,8 +151,7 @@ class ViTPDataCollator:
         }
         with_images = [sample for sample in samples if "pixel_values" in sample]
         if with_images:
-            # In a worker this stacks straight into shared memory, which saves a copy of every pixel.
-            batch["pixel_values"] = default_collate([tile for sample in with_images for tile in sample["pixel_values"]])
+            batch["pixel_values"] = self._join([tile for sample in with_images for tile in sample["pixel_values"]])
         if "position_ids" in samples[0]:
             batch["position_ids"] = self._pad(samples, "position_ids", 0)
             if with_images:
@@ -147,6 +161,15 @@ class ViTPDataCollator:
                     [sample["visual_token_indices"] + start for sample, start in zip(with_images, starts)]
                 )
         return batch
+
+    def _join(self, tiles: list[torch.Tensor]) -> torch.Tensor:
+        dtypes = {tile.dtype for tile in tiles}
+        if dtypes == {torch.uint8}:
+            return collate_tiles(tiles)
+        if torch.uint8 in dtypes:
+            tiles = [normalize_tiles(tile[None], self.processor.image_processor)[0] for tile in tiles]
+        # In a worker this stacks straight into shared memory, which saves a copy of every pixel.
+        return default_collate(tiles)
 
     def _nothing(self) -> dict[str, torch.Tensor]:
         """A sample with nothing to learn, for a process that has no row where the last batch of an epoch is shared."""
@@ -198,8 +221,9 @@ class ViTPDataCollator:
             raise ValueError(example["error"])
         key = (self.seed, sample_id_of(example), self.epoch)
         settings = self.source_settings.get(example.get("source"), SourceSettings())
-        wants_bands = (settings.input_spec or self.processor.image_processor.input_spec or {}).get("bands") is not None
-        images = settings.apply(load_images(example, wants_bands), keyed_generator(*key, "jpeg"))
+        spec = InputSpec.from_dict(settings.input_spec or self.processor.image_processor.input_spec)
+        images = load_images(example, spec.bands is not None, spec.is_in_units)
+        images = settings.apply(images, keyed_generator(*key, "jpeg"))
         example = {**example, "images": images}
         if self.sample_transform is not None:
             try:
@@ -294,6 +318,11 @@ class ViTPDataCollator:
         excess = -padded.shape[1] % (self.pad_to_multiple_of or 1)
         sides = (excess, 0) if self.padding_side == "left" else (0, excess)
         return torch.nn.functional.pad(padded, sides, value=value)
+
+
+def with_raw_tiles(collator: Any) -> Any:
+    """See [`ViTPDataCollator.with_raw_tiles`]; a collator of another class gives what the model takes."""
+    return collator.with_raw_tiles() if type(collator) is ViTPDataCollator else collator
 
 
 def learned(is_answer: torch.BoolTensor, given: Sequence[bool]) -> torch.BoolTensor:

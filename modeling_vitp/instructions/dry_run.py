@@ -7,7 +7,9 @@ are the most that the source allows and text is a fixed guess, which the table m
 import dataclasses
 import itertools
 import math
+import shlex
 from collections import Counter
+from pathlib import Path
 
 from trl import SFTConfig
 
@@ -17,6 +19,7 @@ from ..vrl import num_kept_tokens
 from .lengths import num_tiles
 from .mixture import effective_rows
 from .mixture_file import Mixture, Source
+from .public_set_rows import public_set_names
 from .rows import load_images
 from .sources import read_source
 
@@ -135,7 +138,7 @@ def check_rules(mixture: Mixture, summaries: list[SourceSummary]) -> list[tuple[
 
 def print_mixture(
     mixture: Mixture, training_args: SFTConfig, image_processor: ViTPImageProcessor, tokens_per_tile: int
-) -> None:
+) -> list[SourceSummary]:
     """Prints the table, expected tokens a step with and without VRL, what is missing, and the rules."""
     summaries = summarise(mixture, image_processor)
     ratios = {"r = 0": 0.0, f"r = {training_args.vrl_drop_ratio:g}": training_args.vrl_drop_ratio}
@@ -195,3 +198,21 @@ def print_mixture(
     print("\nThe four rules of a mixture:")
     for holds, text in check_rules(mixture, summaries):
         print(f"  {'ok     ' if holds else 'WARNING'}  {text}")
+    return summaries
+
+
+def print_commands(summaries: list[SourceSummary]) -> None:
+    """Prints how what is missing is made."""
+    commands = [command for summary in summaries if summary.missing and (command := public_set_command(summary.source))]
+    if commands:
+        print("\nTo make what is missing of public data sets (`vitp make_public_set NAME` says what is needed of one):")
+        print("\n".join(f"  {command}" for command in commands))
+
+
+def public_set_command(source: Source) -> str | None:
+    """What makes a source out of the public data set that its file is named after, downloaded to its `image_root`."""
+    path, root = Path(source.annotation or ""), source.image_root
+    if path.suffix != ".jsonl" or path.stem not in public_set_names() or root is None:
+        return None
+    elsewhere = [] if path.parent == Path(root).parent else ["--output_dir", str(path.parent)]
+    return shlex.join(["vitp", "make_public_set", path.stem, root, *elsewhere])

@@ -45,7 +45,7 @@ def images_of(example: dict[str, Any]) -> list:
     return list(images) if isinstance(images, (list, tuple)) else [images]
 
 
-def load_images(example: dict[str, Any], bands: bool = False) -> list:
+def load_images(example: dict[str, Any], bands: bool = False, in_units: bool = False) -> list:
     """The images of a row, see [`images_of`]: decoded unless they are images or arrays already.
 
     What Pillow does not read in full, of more than 8 bits or of other bands than colors, becomes an array of shape
@@ -54,6 +54,7 @@ def load_images(example: dict[str, Any], bands: bool = False) -> list:
 
     Args:
         bands: whether four bands of a TIFF are wanted as such, whatever the file says of the fourth.
+        in_units: whether DICOM is wanted in its own units, and not in 8 bits by the window in its tags.
     """
     loaded = []
     for index, image in enumerate(images_of(example)):
@@ -61,7 +62,7 @@ def load_images(example: dict[str, Any], bands: bool = False) -> list:
             image = {"path": image, "bytes": None}
         if isinstance(image, dict):
             try:
-                image = bands_first(read_picture(content_of(image), bands))
+                image = bands_first(read_picture(content_of(image), bands, in_units))
             except Exception as error:  # Pillow raises many kinds, SyntaxError among them, for a broken file
                 origin = f" ({image['path']})" if isinstance(image, dict) and image.get("path") else ""
                 said = str(error)

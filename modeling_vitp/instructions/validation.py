@@ -17,7 +17,7 @@ from tqdm.auto import tqdm
 from transformers import AutoConfig
 
 from ..cards.sections import table
-from ..image_processing_vitp import ViTPImageProcessor
+from ..image_processing_vitp import InputSpec, ViTPImageProcessor
 from ..messages import check_answers, check_messages, message_texts
 from ..processing_vitp import ViTPProcessor
 from .boxes import wrong_boxes
@@ -169,11 +169,10 @@ class RowChecker:
         if row["error"]:
             kind = "image places" if "image place" in row["error"] else "malformed"
             return RowReport(row["id"], [(kind, row["error"])], 0, None, None, [])
-        spec = self.source.input_spec or self.image_processor.input_spec or {}
-        wants_bands = spec.get("bands") is not None
+        spec = InputSpec.from_dict(self.source.input_spec or self.image_processor.input_spec)
         for place, stored in enumerate(row["images"]):
             try:
-                images += load_images({"images": [stored]}, wants_bands)
+                images += load_images({"images": [stored]}, spec.bands is not None, spec.is_in_units)
             except ValueError as error:
                 is_missing = isinstance(error.__cause__, FileNotFoundError)
                 text = str(error).replace("image 0", f"image {place}", 1)

@@ -10,11 +10,11 @@ import torch
 from ..detection.data import DetectionData
 from ..detection.samples import ObjectImages
 from ..image_processing_vitp import InputSpec
+from ..metrics.ranking import area_under_curve, average_precision, log_odds
 from .backbones import Backbone, square_size
 from .features import extract
 from .few_labels import Labels
 from .heads import fit_linear
-from .ranking import area_under_curve, average_precision, log_odds
 
 logger = logging.getLogger(__name__)
 

@@ -42,7 +42,8 @@ class LabelledImages(torch.utils.data.Dataset):
     def __getitem__(self, index: int) -> torch.Tensor:
         stored = self.rows[index][self.column]
         try:
-            (image,) = load_images({"image": stored}, self.spec is not None and self.spec.bands is not None)
+            spec = self.spec or InputSpec()
+            (image,) = load_images({"image": stored}, spec.bands is not None, spec.is_in_units)
             layout = {"input_data_format": ChannelDimension.FIRST} if isinstance(image, np.ndarray) else {}
             return self.image_processor.process_image(image, spec=self.spec, **layout).round().to(torch.uint8)
         except (OSError, ValueError) as error:

@@ -16,12 +16,12 @@ from ..dense.classes import IGNORE_INDEX
 from ..dense.corrupted import CorruptedImages
 from ..dense.data import ClassPixels, DenseData
 from ..dense.samples import ImageFiles, MaskedImages
+from ..metrics.ranking import mean_area
 from ..metrics.report import METRICS_FOLDER, name_classes
 from .backbones import Backbone, square_size
 from .features import extract
 from .few_labels import Labels
 from .heads import fit_linear, fit_nonlinear
-from .ranking import mean_area
 
 logger = logging.getLogger(__name__)
 Probe = Callable[[torch.Tensor], torch.Tensor]  # features to logits

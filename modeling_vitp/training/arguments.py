@@ -20,6 +20,7 @@ class PretrainArguments(Arguments, ScriptArguments):
 
     file_fields = ("mixture", "probe_data")
     limits = {"unfreeze_vision_layers": "[0, inf)", "drop_path_rate": "[0, 1)", "max_patches": "[1, inf)"}
+    limits |= {"plan_devices": "[1, inf)", "plan_utilization": "(0, 1]"}
 
     mixture: dict | str | None = field(
         default=None,
@@ -37,7 +38,21 @@ class PretrainArguments(Arguments, ScriptArguments):
     )
     dry_run: bool = field(
         default=False,
-        metadata={"help": "Prints what the mixture amounts to and stops; needs neither data nor Hub nor GPU."},
+        metadata={
+            "help": "Prints what the mixture amounts to and what the run costs, and stops; needs neither data nor Hub "
+            "nor GPU."
+        },
+    )
+    plan_device: str | None = field(
+        default=None,
+        metadata={
+            "help": "For dry_run, the GPU that time and memory are told for: a40, a100, a800, h100 …; that of this "
+            "machine, or the paper's a800."
+        },
+    )
+    plan_devices: int = field(default=1, metadata={"help": "For dry_run, how many of them."})
+    plan_utilization: float = field(
+        default=0.4, metadata={"help": "For dry_run, the share of its operations a second that is reached."}
     )
     task: str | None = field(
         default=None,

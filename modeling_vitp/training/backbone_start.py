@@ -9,11 +9,11 @@ from ..configuration_vitp import ViTPVisionConfig
 from ..convert.finite import check_finite
 from ..modeling_vitp import ViTPVisionModel
 from ..modeling_vitp_multi_scale import NECKS
-from .backbone_arguments import BackboneArguments
+from .backbone_arguments import StartArguments
 from .known_keys import check_config
 
 
-def check_start(model_class: type[PreTrainedModel], args: BackboneArguments, do_train: bool = True) -> None:
+def check_start(model_class: type[PreTrainedModel], args: StartArguments, do_train: bool = True) -> None:
     """Looks at what is said about the start, and opens nothing.
 
     Raises:
@@ -31,13 +31,13 @@ def check_start(model_class: type[PreTrainedModel], args: BackboneArguments, do_
             "model_name_or_path, and take from_scratch back by --from_scratch '{}'."
         )
     check_config("from_scratch", args.from_scratch, ViTPVisionConfig)
-    check_config("backbone", args.backbone, NECKS[args.neck].config_class)
+    check_config("backbone", args.backbone, ViTPVisionConfig if args.neck is None else NECKS[args.neck].config_class)
     check_config("head", args.head, model_class.config_class, ("backbone_config", "id2label", "label2id"))
 
 
 def load_on_backbone(
     model_class: type[PreTrainedModel],
-    args: BackboneArguments,
+    args: StartArguments,
     names: list[str],
     build: Callable[..., PreTrainedModel] | None = None,
     **settings: Any,
@@ -69,6 +69,7 @@ def load_on_backbone(
     backbone = {"drop_path_rate": args.drop_path_rate, **(args.backbone or {}), **more}
     head = {**settings, **(args.head or {})}
     build = build or model_class.from_backbone
-    model = build(start, args.neck, id2label=id2label, backbone_kwargs=backbone, **head)
+    neck = {} if args.neck is None else {"neck": args.neck}
+    model = build(start, **neck, id2label=id2label, backbone_kwargs=backbone, **head)
     check_finite(model.state_dict(), args.model_name_or_path or "from_scratch")
     return model

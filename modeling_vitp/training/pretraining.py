@@ -4,7 +4,6 @@ import dataclasses
 import itertools
 import json
 import logging
-from collections import Counter
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -21,10 +20,11 @@ from transformers.trainer_utils import EvalLoopOutput
 from trl import SFTConfig, SFTTrainer
 
 from ..cards.record import read_json
-from ..instructions.collator import NO_LABEL, STEP, ViTPDataCollator
+from ..instructions.collator import NO_LABEL, STEP, ViTPDataCollator, with_raw_tiles
 from ..instructions.conversations import to_conversations
 from ..instructions.first_rows import check
 from ..instructions.lengths import SampleLength
+from ..instructions.raw_tiles import normalize_tiles
 from ..instructions.rows import describe_rows, prepare_rows
 from ..instructions.settings import SampleTransform, SourceSettings
 from ..modeling_vitp import ViTPForConditionalGeneration, ViTPModel
@@ -155,13 +155,11 @@ class ViTPTrainer(Run, SFTTrainer):
         self.args.model_init_kwargs = init_kwargs
 
     def check_rows(self) -> None:
-        """Encodes the first rows that it trains and is evaluated on, see
-        [`~modeling_vitp.instructions.first_rows.check`]; no more than a short run needs.
-        """
+        """Encodes the first rows that it is given, no more than a short run needs, see [`check`]."""
         if not isinstance(self.data_collator, ViTPDataCollator):
             return
-        steps = self.args.max_steps
-        needed = steps * self.get_total_train_batch_size(self.args) if steps > 0 else None
+        needed = self.args.max_steps * self.get_total_train_batch_size(self.args)
+        needed = needed if needed > 0 else None
         logger.info(check(self.train_dataset, self.data_collator, needed))
         named = self.eval_dataset if isinstance(self.eval_dataset, dict) else {"eval_dataset": self.eval_dataset}
         for name, dataset in named.items():
@@ -174,13 +172,12 @@ class ViTPTrainer(Run, SFTTrainer):
         self, dataset, description: str, batch_size: int, is_training: bool = False, **kwargs
     ) -> DataLoader:
         train_collator = self.data_collator
-        if not is_training:
-            self.data_collator = self.eval_data_collator
+        self.data_collator = with_raw_tiles(train_collator if is_training else self.eval_data_collator)
         if isinstance(dataset, torch.utils.data.IterableDataset):
             if is_training:
                 dataset = self._train_batches = self._rank_stream(dataset, batch_size)
                 if isinstance(dataset, StepStream) and self.args.dataloader_num_workers > 1:
-                    self.data_collator = RowKeeper(train_collator)
+                    self.data_collator = RowKeeper(self.data_collator)
             elif self.args.world_size > 1:
                 # accelerate would give each process some of the stream's files, and one could run out before others.
                 shard = {"num_processes": self.args.world_size, "process_index": self.args.process_index}
@@ -286,7 +283,15 @@ class ViTPTrainer(Run, SFTTrainer):
         rows, step = batch.pop(ROWS, None), self.state.global_step
         if rows is None or step >= self.data_collator.vrl_warmup_steps:
             return batch
-        return NamedBatches(self.data_collator)([{**row, STEP: step} for row in rows])
+        return NamedBatches(with_raw_tiles(self.data_collator))([{**row, STEP: step} for row in rows])
+
+    def _prepare_inputs(self, inputs: dict[str, Any]) -> dict[str, Any]:
+        """As the parent, and normalises what [`with_raw_tiles`] lets through, on the device."""
+        inputs = super()._prepare_inputs(inputs)
+        processor = getattr(self.data_collator, "processor", self.processing_class)
+        if "pixel_values" in inputs:
+            inputs["pixel_values"] = normalize_tiles(inputs["pixel_values"], processor.image_processor)
+        return inputs
 
     def get_batch_samples(self, epoch_iterator: Iterator, *args, **kwargs) -> tuple[list, torch.Tensor | int | None]:
         batches, num_items = super().get_batch_samples(map(self._settle, epoch_iterator), *args, **kwargs)
@@ -442,9 +447,3 @@ class ViTPTrainer(Run, SFTTrainer):
 def replacement_rows(dataset: Dataset | IterableDataset, num_rows: int = 64) -> Dataset | list[dict]:
     """Rows that may take the place of those that are skipped: any, or of a stream the first."""
     return dataset if isinstance(dataset, Dataset) else list(itertools.islice(dataset, num_rows))
-
-
-def count_skipped(collator: ViTPDataCollator) -> dict[str, int]:
-    """How many rows of each source were skipped, over all processes."""
-    counts = [collator.skipped] if PartialState().num_processes == 1 else gather_object([collator.skipped])
-    return dict(sum(map(Counter, counts), Counter()))

@@ -9,21 +9,24 @@ import logging
 import os
 import shutil
 import sys
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from accelerate.utils import is_peft_model
+from accelerate import PartialState
+from accelerate.utils import gather_object, is_peft_model
 
 from ..cards.record import copy_record
 from ..convert.export import export_backbone
 from ..convert.tensor_files import open_like_folder
 from ..hub.contents import write_card
+from ..instructions.collator import ViTPDataCollator
 from ..modeling_vitp import ViTPForConditionalGeneration
 from .disk import told_if_full
 from .outputs import attempt, write_whole
 from .plots import draw_losses
-from .pretraining import ViTPTrainer, count_skipped
+from .pretraining import ViTPTrainer
 
 logger = logging.getLogger(__name__)
 START = "backbone_at_start"
@@ -38,6 +41,12 @@ def train(trainer: ViTPTrainer) -> dict[str, Any]:
         metrics["skipped_rows"] = skipped
         logger.warning("Rows skipped in this run, by source: %s", json.dumps(skipped))
     return metrics
+
+
+def count_skipped(collator: ViTPDataCollator) -> dict[str, int]:
+    """How many rows of each source were skipped, over all processes."""
+    counts = [collator.skipped] if PartialState().num_processes == 1 else gather_object([collator.skipped])
+    return dict(sum(map(Counter, counts), Counter()))
 
 
 def keep_start(trainer: ViTPTrainer) -> None:

@@ -73,18 +73,18 @@ def control(tissue: np.ndarray, parts: list[tuple[str, slice]]) -> dict[str, flo
 
 
 def build(wheel: zipfile.ZipFile, output_dir: Path) -> dict[str, float]:
-    """Writes `train/slab_00_t1.nii.gz`, `train/slab_00_tissue.nii.gz` …, `test/…`, and gives the control's Dice."""
+    """Writes `train/images/slab_00.nii.gz`, `train/masks/slab_00.nii.gz` …, `test/…`, and gives the control's Dice."""
     volumes = read_template(wheel)
     tissue = tissue_of(*(np.asarray(volumes[kind].dataobj) for kind in ("gm", "wm")))
     parts = slabs(tissue)
     for index, (split, part) in enumerate(parts):
         affine = volumes["t1"].affine.copy()
         affine[:3, 3] += affine[:3, 2] * part.start
-        folder = output_dir / split
-        folder.mkdir(parents=True, exist_ok=True)
-        for kind, values in (("t1", np.asarray(volumes["t1"].dataobj)), ("tissue", tissue)):
+        for kind, values in (("images", np.asarray(volumes["t1"].dataobj)), ("masks", tissue)):
+            folder = output_dir / split / kind
+            folder.mkdir(parents=True, exist_ok=True)
             cut = nibabel.Nifti1Image(np.ascontiguousarray(values[..., part]), affine)
-            nibabel.save(cut, folder / f"slab_{index:02d}_{kind}.nii.gz")
+            nibabel.save(cut, folder / f"slab_{index:02d}.nii.gz")
     dice = control(tissue, parts)
     (output_dir / "control.json").write_text(json.dumps({"dice": dice}, indent=2) + "\n")
     license = next(name for name in wheel.namelist() if name.endswith("licenses/LICENSE"))

@@ -47,12 +47,12 @@ def test_tissue_is_the_likelier_one():
 def test_slabs_are_parts_of_the_volume_in_its_place(wheel, tmp_path, capsys):
     path, tissue = wheel
     build_brain_mri.main(["--wheel", str(path), "--output_dir", str(tmp_path / "data")])
-    files = sorted((tmp_path / "data").glob("*/*_tissue.nii.gz"), key=lambda file: file.name)
-    assert [file.parent.name for file in files] == ["train", "train", "train", "test"] * 2
+    files = sorted((tmp_path / "data").glob("*/masks/*.nii.gz"), key=lambda file: file.name)
+    assert [file.parent.parent.name for file in files] == ["train", "train", "train", "test"] * 2
     assert (tmp_path / "data" / "LICENSE").read_text() == "terms"
     turned, seen = tissue[::-1], []  # the first axis to the right
     for file in files:
-        mask, image = nibabel.load(file), nibabel.load(str(file).replace("tissue", "t1"))
+        mask, image = nibabel.load(file), nibabel.load(str(file).replace("masks", "images"))
         assert np.array_equal(mask.affine, image.affine)
         place = np.linalg.inv(AFFINE) @ mask.affine @ [0, 0, 0, 1]  # of its first voxel, in the volume
         height = round(place[2])

@@ -1,16 +1,19 @@
 """Volumes are cut into slices."""
 
+import gzip
+
 import dense_data
 import nibabel
 import numpy as np
 import pytest
 import torch
 from dense_data import TWO
+from volumes_on_disk import write_series
 
 from modeling_vitp.dense.classes import LabelEncoding
 from modeling_vitp.dense.data import DenseData
-from modeling_vitp.dense.files import find_samples
 from modeling_vitp.dense.volumes import slice_volumes
+from modeling_vitp.training.files import find_samples
 
 
 @pytest.mark.parametrize("plane", ["axial", "coronal", "sagittal"])
@@ -91,3 +94,52 @@ def test_volumes_that_are_wrong(tmp_path, what):
     }
     with pytest.raises(ValueError, match=expected[what]):
         slice_volumes(samples, LabelEncoding(TWO), window=[0, 2])
+
+
+def test_series_of_dicom_are_volumes_and_know_their_spacing(tmp_path):
+    """A mask in NIfTI, as dcm2niix turns it, belongs to a series that lies in the same place."""
+    values = np.random.default_rng(0).integers(-300, 400, (4, 6, 5))
+    write_series(tmp_path / "ann" / "ct", values)
+    labels = (values > 0).astype(np.uint8)
+    affine = np.diag([-0.75, 0.5, 2.0, 1.0])
+    affine[:3, 3] = [20, 30 - 5 * 0.5, 5]
+    nibabel.save(nibabel.Nifti1Image(labels[:, ::-1].transpose(2, 1, 0), affine), tmp_path / "ann" / "liver.nii.gz")
+    splits = {"train": {"image": "{patient}/ct", "mask": "{patient}/liver.nii.gz"}}
+    data = DenseData(TWO, splits, str(tmp_path), volumes={"window": [-160, 240]})
+    assert data.image_spec == {"window": [-160, 240]}
+    samples = data.open(["train"])
+    expected = np.round(255 * np.clip((values + 160) / 400, 0, 1))
+    for index in range(4):
+        assert np.array_equal(samples[index]["images"][0][0], expected[index][:, ::-1])
+        assert np.array_equal(samples[index]["mask"], labels[index][:, ::-1])
+        assert (samples[index]["place"], samples[index]["spacing"]) == (index, [2.0, 0.5, 0.75])
+
+
+def check(root, pattern="{split}/{name}", **settings):
+    splits = {split: {"image": pattern.replace("{split}", split)} for split in ("train", "test")}
+    DenseData(TWO, splits, str(root), volumes={"window": [0, 1]}, **settings).check_disjoint(["train", "test"])
+
+
+def test_a_case_in_two_splits_is_named(tmp_path, caplog):
+    values = np.random.default_rng(0).integers(-300, 400, (3, 6, 5))
+    write_series(tmp_path / "tags" / "train" / "a", values, patient="ann")
+    write_series(tmp_path / "tags" / "test" / "b", values + 1, patient="ann")
+    with pytest.raises(
+        ValueError, match="PatientID ann is in both splits 'train', as .*a, and 'test', as .*b: take the"
+    ):
+        check(tmp_path / "tags")
+    check(tmp_path / "tags", allow_shared_images=True)
+    assert "PatientID ann is in both splits" in caplog.text
+
+    for split, name in (("train", "a"), ("test", "b")):
+        (tmp_path / "packed" / split).mkdir(parents=True)
+        content = nibabel.Nifti1Image(values.astype(np.int16), np.eye(4)).to_bytes()
+        packed = gzip.compress(content, 1 if name == "a" else 9, mtime=len(name))
+        (tmp_path / "packed" / split / f"{name}.nii.gz").write_bytes(packed)
+    with pytest.raises(ValueError, match="b.nii.gz in split 'test' is the same image as .*a.nii.gz in 'train'"):
+        check(tmp_path / "packed", "{split}/{name}.nii.gz")
+
+    write_series(tmp_path / "names" / "train" / "p1", values, patient="p1")
+    write_series(tmp_path / "names" / "test" / "p1", values + 1, patient="p2")
+    with pytest.raises(ValueError, match="patient p1 is in both splits 'train' and 'test'"):
+        check(tmp_path / "names", "{split}/{patient}")

@@ -12,9 +12,11 @@ import shlex
 import signal
 import subprocess
 import sys
+import zipfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -40,6 +42,7 @@ ONLY_PARSED = {
     "python recipes/data/build_nuclei.py": "the network",
     "vitp finetune_detection --config nuclei_oriented": "what the command before makes",
     "vitp space": "it serves until it is stopped",
+    "vitp finetune_classification --config aerial_trees_density": "what the command before makes",
     "pip install": "the network; CI installs by the README's command",
 }
 # Commands that run where slow tests run; elsewhere their arguments are read.
@@ -47,13 +50,20 @@ SLOW = (
     "vitp pretrain --config quickstart",
     "vitp benchmark --shape small",
     "vitp finetune_detection --detector",
+    "vitp finetune_classification --config eurosat",
+    "torchrun --nproc_per_node 4 -m modeling_vitp.recipes.finetune_classification",
     "vitp export_onnx",
     "vitp benchmark_detection",
+    "python recipes/data/build_brain_mri.py",
+    "vitp make_instructions volumes",
+    "vitp pretrain --config brain_vlm.yaml",
+    "vitp finetune_segmentation --config brain_mri",
+    "vitp predict_large outputs/brain_mri",
 )
 # Modules of which a Python block is compiled and not run, and why; those in SLOW_MODULES, where slow tests do not run.
 ONLY_COMPILED = {"terratorch": "a hundred packages", "torchao": "it logs what it cannot load whenever it is imported"}
 ONLY_COMPILED |= {"gradio_client": "a Space that is running"}
-SLOW_MODULES = ("onnxruntime", "modeling_vitp.convert.onnx")
+SLOW_MODULES = ("onnxruntime", "modeling_vitp.convert.onnx", "nibabel")
 # Commands that may end with status 1, which says what a model of two steps does not reach.
 MAY_FAIL = ("vitp pretrain --config quickstart", "vitp pretrain --vision_model")
 
@@ -73,6 +83,7 @@ SMALL = {  # recipe -> options that make it small, after those of the page
     "finetune_segmentation": MAPS,
     "finetune_change_detection": MAPS,
     "finetune_detection": BOXES,
+    "finetune_classification": TRAINING | {"image_size": 56, "num_pictures": 1, "warmup_steps": 1},
     "predict_large": {"window": 64, "stride": 48},
     "evaluate_robustness": {"corruptions": "haze rotation", "severities": "1 5", "limit": 2},
     "validate_data": {"num_workers": 1},
@@ -386,6 +397,31 @@ def read_builder(command: str, words: list[str], place: Place, patch: pytest.Mon
             build_nuclei.main(words)
 
 
+def build_brain(command: str, words: list[str], place: Place, patch: pytest.MonkeyPatch) -> None:
+    """By its own parser; where slow tests run it builds every sixth voxel of 32 slices of the installed `nilearn`."""
+    import nibabel
+
+    from modeling_vitp.recipes.data import build_brain_mri
+
+    def read_some(wheel) -> dict:
+        folder = Path(find_spec("nilearn").origin).parents[1] / build_brain_mri.FOLDER
+        names = {kind: folder / build_brain_mri.NAME.format(kind) for kind in ("t1", "gm", "wm")}
+        some = (slice(None, None, 6), slice(None, None, 6), slice(60, 92))
+        return {kind: nibabel.as_closest_canonical(nibabel.load(path)).slicer[some] for kind, path in names.items()}
+
+    with patch.context() as inner:
+        if not place.is_slow:
+            inner.setattr(build_brain_mri, "open_wheel", stop)
+            with pytest.raises(Parsed):
+                build_brain_mri.main(words)
+            return
+        wheel = place.folder / "nilearn.whl"
+        with zipfile.ZipFile(wheel, "w") as archive:
+            archive.writestr("nilearn.dist-info/licenses/LICENSE", "terms")
+        inner.setattr(build_brain_mri, "read_template", read_some)
+        build_brain_mri.main([*words, "--wheel", str(wheel)])
+
+
 def read_transformers(command: str, words: list[str], place: Place, patch: pytest.MonkeyPatch) -> None:
     """By its own parser: `tests/convert/test_serving.py` runs these."""
     from transformers.cli.transformers import app
@@ -394,8 +430,20 @@ def read_transformers(command: str, words: list[str], place: Place, patch: pytes
     app.commands[name].make_context(name, words)
 
 
+def read_tree_builder(command: str, words: list[str], place: Place, patch: pytest.MonkeyPatch) -> None:
+    """As [`read_builder`]."""
+    from modeling_vitp.recipes.data import build_tree_classes
+
+    with patch.context() as inner:
+        inner.setattr(build_tree_classes, "load_dataset", stop)
+        with pytest.raises(Parsed):
+            build_tree_classes.main(words)
+
+
 OTHER_PROGRAMS = {
+    "recipes/data/build_tree_classes.py": read_tree_builder,
     "recipes/data/build_nuclei.py": read_builder,
+    "recipes/data/build_brain_mri.py": build_brain,
     "venv": make_environment,
     "pip": read_pip,
     "pytest": read_pytest,
@@ -425,6 +473,10 @@ def run_yaml(text: str, place: Place, patch: pytest.MonkeyPatch) -> None:
     elif "task" in fields:
         parse("finetune_detection", ["--config", str(path)], patch)
         assert not call("finetune_detection", ["--config", str(path), *small("finetune_detection", [])], patch)
+    elif "crop_area" in fields:
+        assert not call(
+            "finetune_classification", ["--config", str(path), *small("finetune_classification", [])], patch
+        )
     elif "data" in fields:
         parse("finetune_segmentation", ["--config", str(path)], patch)
         data, splits = DenseData.from_dict(fields["data"]), list(fields["data"]["splits"])
@@ -441,7 +493,7 @@ def run_yaml(text: str, place: Place, patch: pytest.MonkeyPatch) -> None:
 
 def file_name(text: str) -> str | None:
     """The file that a block is, if its first line says so."""
-    found = re.match(r"# (\w+\.yaml)\b", text)
+    found = re.match(r"# (\w+\.(?:yaml|py))\b", text)
     return found and found[1]
 
 

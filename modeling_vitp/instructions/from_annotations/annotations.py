@@ -4,10 +4,10 @@ A `Layout` knows which images each split of a data set has, and what is annotate
 complete by assumption: what is not annotated in an image is not there.
 """
 
-import hashlib
 import json
 import re
 import sys
+import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,11 +17,13 @@ import numpy as np
 from PIL import ExifTags, Image
 from tqdm.auto import tqdm
 
-from ...images.reading import below
+from ...images.cases import content_digest, patient_of
+from ...images.reading import below, is_dicom_file, stored_size
 from ...images.windows import Window
 from ..boxes import Box, box_area, clip
 
 UNSPLIT = "all"
+SPLIT_NAME = re.compile(r"(trainval|train|val|valid|validation|test|test-dev)\d*", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -59,7 +61,7 @@ class AnnotatedImage:
 
     `window` is the part of the file that the image is; `size`, height and width, and boxes are in pixels of that part.
     `slivers` are what is seen of regions that lie for the most part outside of it. `mask` reads the class of each
-    pixel, where that is annotated.
+    pixel, where that is annotated. `picture` is what is shown of a volume, where the file is none of an image.
     """
 
     id: str
@@ -71,6 +73,7 @@ class AnnotatedImage:
     window: Window | None = None
     slivers: tuple[Region, ...] = ()
     mask: Callable[[], Labels] | None = None
+    picture: Callable[[], Image.Image] | None = None
 
     @property
     def cut(self) -> set[str]:
@@ -111,6 +114,14 @@ class Layout:
     def annotate(self, image_id: str, paths: tuple[Path, ...]) -> AnnotatedImage:
         """Reads one image's annotation. Raises `ValueError` that names the file if something is wrong with it."""
         raise NotImplementedError
+
+    def annotate_file(self, image_id: str, paths: tuple[Path, ...]) -> list[AnnotatedImage]:
+        """All images that a file has; more than one of a volume."""
+        return [self.annotate(image_id, paths)]
+
+    def case(self, image_id: str, path: Path) -> str | None:
+        """What may be in one split only, where that is known: the patient in the tags of DICOM."""
+        return patient_of(path)
 
     def phrase(self, label: str) -> str | None:
         return self.names[label] if label in self.names else plain_words(label)
@@ -154,7 +165,7 @@ def annotate_all(layout: Layout, chosen: dict[str, tuple[Path, ...]], on_error: 
         try:
             for path in paths:
                 below(layout.root, path)
-            images.append(layout.annotate(image_id, paths))
+            images += layout.annotate_file(image_id, paths)
         except Exception as error:  # of many kinds, where a file holds other things than it should
             said = str(error) if isinstance(error, ValueError) else f"{type(error).__name__}: {error}"
             if str(layout.root) not in said and str(layout.annotations) not in said:
@@ -170,6 +181,8 @@ def annotate_all(layout: Layout, chosen: dict[str, tuple[Path, ...]], on_error: 
 def upright_size(path: Path) -> tuple[int, int]:
     """Height and width. Raises `ValueError` if the file is no upright image."""
     try:
+        if is_dicom_file(path):
+            return stored_size(path)
         with Image.open(path) as image:
             orientation = image.getexif().get(ExifTags.Base.Orientation, 1)
             size = image.height, image.width
@@ -207,6 +220,15 @@ def plain_words(label: str) -> str:
     return " ".join(word if len(word) > 1 and word.isupper() else word.lower() for word in words)
 
 
+def split_in(name: str) -> str | None:
+    """The split that a file's or folder's name speaks of: `instances_train2017` -> `train`."""
+    words = [word for word in name.split("_") if SPLIT_NAME.fullmatch(word)]
+    if not words:
+        return None
+    split = words[-1].lower().rstrip("0123456789")
+    return {"valid": "val", "validation": "val", "test-dev": "test"}.get(split, split)
+
+
 def choose_split(
     layout: Layout, split: str, listed: list[str] | None = None
 ) -> tuple[dict[str, tuple[Path, ...]], set[Path]]:
@@ -239,6 +261,23 @@ def choose_split(
     return chosen, {path for images in held_out for paths in images.values() for path in paths}
 
 
+def check_cases(layout: Layout, chosen: dict[str, tuple[Path, ...]], held_out: set[Path]) -> None:
+    """Raises a `ValueError` that names the case of which there are images among the chosen and the held-out ones."""
+    ids = {
+        path: image_id for images in layout.splits().values() for image_id, paths in images.items() for path in paths
+    }
+    known = {layout.case(ids[path], path): path for path in sorted(held_out) if path.exists()}
+    known.pop(None, None)
+    for image_id, paths in chosen.items() if known else ():
+        for path in paths:
+            case = layout.case(image_id, path) if path.exists() and path not in held_out else None
+            if case in known:
+                raise ValueError(
+                    f"{case} is in two splits: {path} is to be used, and {known[case]} is held out. A case may be in "
+                    "one only; choose by --split_list, or give a name of its own to what is another case."
+                )
+
+
 def leave_out_copies(
     chosen: dict[str, tuple[Path, ...]], held_out: set[Path]
 ) -> tuple[dict[str, tuple[Path, ...]], list[tuple[Path, Path]]]:
@@ -257,6 +296,6 @@ def leave_out_copies(
 def file_digest(path: Path) -> bytes | None:
     """`None` if there is no such file, which is said where its annotation is read."""
     try:
-        return hashlib.sha256(path.read_bytes()).digest() if path.is_file() else None
-    except OSError:
+        return content_digest(path) if path.exists() else None
+    except (OSError, EOFError, zlib.error):
         return None

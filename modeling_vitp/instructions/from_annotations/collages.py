@@ -20,7 +20,7 @@ from ..boxes import Box
 from ..pieces import encode_collage
 from .annotations import AnnotatedImage, Labels, Region
 from .masks import regions_of
-from .windows import open_scene, window_of
+from .windows import scene_of, window_of
 
 CHUNK = 512  # collages that are in memory at a time, so that a scene is opened once for all of them
 
@@ -175,7 +175,7 @@ def encode_collages(collages: Iterable[Collage]) -> Iterator[list[dict]]:
         canvases = [Image.new("RGB", collage.size[::-1]) for collage in chunk]
         are_jpegs = [True] * len(chunk)
         for image, uses in by_image([collage.pieces for collage in chunk]):
-            scene, is_jpeg = open_scene(image.paths[0])
+            scene, is_jpeg = scene_of(image, image.paths[0])
             if scene.mode not in PIL_8BIT_MODES:
                 raise ValueError(f"{image.paths[0]}: an image of mode {scene.mode} cannot be a part of a collage.")
             for index, piece, place in uses:

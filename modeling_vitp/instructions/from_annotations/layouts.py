@@ -1,6 +1,5 @@
 """The layouts of annotated data on disk, one class each."""
 
-import re
 from collections import defaultdict
 from collections.abc import Callable
 from functools import cached_property, partial
@@ -10,11 +9,21 @@ import cv2
 import numpy as np
 
 from ...images.reading import below, image_files
-from .annotations import UNSPLIT, AnnotatedImage, Layout, Region, read_annotation, read_list, read_text, upright_size
+from .annotations import (
+    SPLIT_NAME,
+    UNSPLIT,
+    AnnotatedImage,
+    Layout,
+    Region,
+    read_annotation,
+    read_list,
+    read_text,
+    split_in,
+    upright_size,
+)
 from .formats import check_coco, coco_annotations, coco_object, dota_objects, parse_xml, voc_objects
 from .masks import connected_regions, labels_of, mask_values, regions_of
-
-SPLIT_NAME = re.compile(r"(trainval|train|val|valid|validation|test|test-dev)\d*", re.IGNORECASE)
+from .volumes import Volumes
 
 
 class Coco(Layout):
@@ -282,16 +291,8 @@ LAYOUTS: dict[str, type[Layout]] = {
     "folders": ClassFolders,
     "masks": Masks,
     "changes": ChangePairs,
+    "volumes": Volumes,
 }
-
-
-def split_in(name: str) -> str | None:
-    """The split that a file's or folder's name speaks of: `instances_train2017` -> `train`."""
-    words = [word for word in name.split("_") if SPLIT_NAME.fullmatch(word)]
-    if not words:
-        return None
-    split = words[-1].lower().rstrip("0123456789")
-    return {"valid": "val", "validation": "val", "test-dev": "test"}.get(split, split)
 
 
 def images_in(root: Path, names: tuple[str, ...]) -> dict[str, dict[str, tuple[Path, ...]]]:

@@ -19,9 +19,13 @@ def labels_of(path: Path, size: tuple[int, int], names: Mapping[str, str | None]
     Raises:
         ValueError: names the mask if it cannot be read, or holds a value that `names` has not.
     """
-    values, is_color = mask_values(path, size)
+    return numbered(*mask_values(path, size), names, path)
+
+
+def numbered(values: np.ndarray, is_color: bool, names: Mapping[str, str | None], path: Path) -> Labels:
+    """The same of a mask's values, see [`mask_values`]; `path` is for errors."""
     phrases = tuple(dict.fromkeys(phrase for phrase in names.values() if phrase is not None))
-    numbers = np.zeros(size, dtype=np.int32)
+    numbers = np.zeros(values.shape, dtype=np.int32)
     for value in np.unique(values).tolist():
         key = f"{value >> 16},{value >> 8 & 255},{value & 255}" if is_color else str(value)
         if key not in names:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from PIL import Image
 
+from ...images.reading import is_dicom_file, read_picture
 from ...images.windows import Window, windows
 from ..boxes import box_area, clip
 from .annotations import AnnotatedImage
@@ -44,21 +45,34 @@ def window_of(image: AnnotatedImage, window: Window) -> AnnotatedImage:
 
 
 def image_bytes(image: AnnotatedImage) -> list[dict]:
-    """The image's files as `datasets` stores them; a window is encoded again (PNG, or JPEG of quality 95 for JPEG)."""
-    if image.window is None:
-        return [{"bytes": path.read_bytes(), "path": path.name} for path in image.paths]
+    """The image's files as `datasets` stores them; a window is encoded again (PNG, or JPEG of quality 95 for JPEG).
+
+    Of DICOM and volumes the pixels are stored, as PNG, and nothing of what the file says about the patient.
+    """
     encoded = []
     for path in image.paths:
-        scene, is_jpeg = open_scene(path)
+        if image.window is None and image.picture is None and not is_dicom_file(path):
+            encoded.append({"bytes": path.read_bytes(), "path": path.name})
+            continue
+        scene, is_jpeg = scene_of(image, path)
         buffer = io.BytesIO()
-        scene.crop(image.window).save(buffer, format="JPEG" if is_jpeg else "PNG", quality=95)
-        encoded.append({"bytes": buffer.getvalue(), "path": f"{path.stem}.{'jpg' if is_jpeg else 'png'}"})
+        part = scene if image.window is None else scene.crop(image.window)
+        part.save(buffer, format="JPEG" if is_jpeg else "PNG", quality=95)
+        name = path.stem if image.picture is None else image.id.replace("/", "_")
+        encoded.append({"bytes": buffer.getvalue(), "path": f"{name}.{'jpg' if is_jpeg else 'png'}"})
     return encoded
+
+
+def scene_of(image: AnnotatedImage, path: Path) -> tuple[Image.Image, bool]:
+    """One of an image's pictures whole, and whether it is a JPEG."""
+    return open_scene(path) if image.picture is None else (image.picture(), False)
 
 
 @lru_cache(maxsize=1)
 def open_scene(path: Path) -> tuple[Image.Image, bool]:
     """The decoded scene, kept for its next window, and whether it is a JPEG."""
+    if is_dicom_file(path):
+        return read_picture(path.read_bytes()), False
     with Image.open(path) as scene:
         scene.load()
         return scene, scene.format == "JPEG"

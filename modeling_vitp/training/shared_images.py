@@ -1,8 +1,9 @@
 """Whether two splits hold the same image under different names: by the content of files, as far as it is needed."""
 
+import gzip
 import hashlib
 import io
-from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
@@ -10,18 +11,21 @@ from typing import BinaryIO
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+from datasets import Dataset
 
+from ..images.cases import packed_key
 from ..images.reading import read_picture
+from ..images.volumes import files_of
 from ..instructions.rows import content_of
 from .files import FileSample
-from .samples import Rows
 
 PIECE = 1 << 16  # bytes at the beginning, in the middle and at the end, by which large files are told apart first
 
 
 @dataclass(frozen=True)
 class StoredImage:
-    """An encoded image of a split: how it is called in errors, its size in bytes, and what opens it."""
+    """An encoded image of a split: how it is called in errors, its size in bytes (or another number that the same
+    images share), and what opens it."""
 
     split: str
     name: str
@@ -30,21 +34,30 @@ class StoredImage:
 
 
 def images_of_files(splits: Mapping[str, Iterable[FileSample]]) -> Iterator[StoredImage]:
+    """The files, those of a series one by one; NIfTI in gzip is compared as it is unpacked."""
     for split, samples in splits.items():
         for path in dict.fromkeys(path for sample in samples for path in sample.images):
-            yield StoredImage(split, str(path), path.stat().st_size, lambda path=path: path.open("rb"))
+            for file in files_of(path):
+                unpack = gzip.open if file.name.lower().endswith(".nii.gz") else open
+                yield StoredImage(
+                    split, str(file), packed_key(file), lambda file=file, unpack=unpack: unpack(file, "rb")
+                )
 
 
-def images_of_rows(splits: Mapping[str, Rows]) -> Iterator[StoredImage]:
-    """Of a table only the lengths of the images are read."""
-    for split, samples in splits.items():
-        for column in samples.image_columns:
+def images_of_rows(splits: Mapping[str, tuple[Dataset, Sequence[str]]]) -> Iterator[StoredImage]:
+    """Of a table only the lengths of the images are read.
+
+    Args:
+        splits: rows with images that are not decoded, and their columns of images.
+    """
+    for split, (rows, columns) in splits.items():
+        for column in columns:
             place = 0
-            for part in samples.rows.select_columns([column]).with_format("arrow").iter(1000):
+            for part in rows.select_columns([column]).with_format("arrow").iter(1000):
                 for size, path in sizes_and_paths(part.column(column)):
 
-                    def open_row(samples=samples, column=column, place=place):
-                        return io.BytesIO(content_of(samples.rows[place][column]))
+                    def open_row(rows=rows, column=column, place=place):
+                        return io.BytesIO(content_of(rows[place][column]))
 
                     if size is not None or (path is not None and Path(path).is_file()):
                         size = Path(path).stat().st_size if size is None else size
@@ -90,7 +103,8 @@ def divide(images: Iterable[StoredImage], key: Callable[[StoredImage], Hashable]
 def digest_of_pieces(image: StoredImage) -> bytes:
     seen = hashlib.blake2b()
     with image.open() as file:
-        for start in sorted({0, max(image.size // 2 - PIECE // 2, 0), max(image.size - PIECE, 0)}):
+        size = file.seek(0, io.SEEK_END)
+        for start in sorted({0, max(size // 2 - PIECE // 2, 0), max(size - PIECE, 0)}):
             file.seek(start)
             seen.update(file.read(PIECE))
     return seen.digest()

@@ -1,0 +1,217 @@
+"""Surface Dice and Hausdorff distance of medical segmentation, in millimeters, by case."""
+
+import warnings
+import zlib
+from collections.abc import Hashable, Sequence
+from typing import Any, NamedTuple
+
+import evaluate
+import numpy as np
+import torch
+from datasets import Features, List, Value
+
+from modeling_vitp.metrics import gathering, pixel_metrics
+
+PERCENTILE = 95
+
+
+class Packed(NamedTuple):
+    """A label map and its reference, compressed, and how far its voxels are apart."""
+
+    shape: tuple[int, int, int]
+    prediction: bytes
+    reference: bytes
+    spacing: tuple[float, float, float]
+
+
+class SurfaceDistance(evaluate.Metric):
+    """Surface Dice at a tolerance, and the 95th percentile of the Hausdorff distance, of each class of each case.
+
+    The surface of a class is its voxels that have a neighbor outside of it, of six, or that lie at the volume's border;
+    each has a distance to the nearest one of the other surface, in millimeters. *Surface Dice* (Nikolov et al., arXiv
+    1809.04430, with voxels for areas, as MONAI counts) is the share of both surfaces' voxels whose distance is at most
+    the tolerance. The *Hausdorff distance* is the larger one of the 95th percentiles of both directions. Both are
+    MONAI's, `compute_surface_dice` and `compute_hausdorff_distance`.
+
+    Where a class of a case is in neither prediction nor reference, it is not counted. Where it is in one of the two
+    only, there is no distance: surface Dice is 0, and the Hausdorff distance the diagonal of the volume, as in BraTS
+    (373.13 mm there). The surface of a case of one slice is measured in its plane. What is ignored is background in
+    both. The values of a class are averaged over the cases, and then the classes but the background.
+
+    `evaluate.load("modeling_vitp/metrics/surface_distance", num_labels=14)`.
+
+    Args:
+        num_labels: number of classes, at most 256.
+        ignore_index: value in references of voxels that do not count.
+        background: the class that is not measured.
+        tolerance: of surface Dice, in millimeters.
+        num_process, process_id: as of `PixelMetric`.
+
+    Returns:
+        `mean_surface_dice`, `mean_hausdorff_95` (in millimeters), and lists by class, `per_category_surface_dice`,
+        `per_category_hausdorff_95` and `per_category_missed_cases`, in which the class is in one of the two only.
+    """
+
+    def __init__(
+        self,
+        *args,
+        num_labels: int,
+        ignore_index: int | None = None,
+        background: int = 0,
+        tolerance: float = 1.0,
+        **kwargs,
+    ):
+        self.num_labels, self.ignore_index = num_labels, ignore_index
+        self.background, self.tolerance = background, tolerance
+        self.cases: dict[Hashable, dict[int, Packed]] = {}
+        super().__init__(*args, **kwargs)
+
+    def _info(self) -> evaluate.MetricInfo:
+        label_map = List(List(Value("int64")))
+        return evaluate.MetricInfo(
+            description=type(self).__doc__,
+            citation="",
+            features=Features({"predictions": label_map, "references": label_map}),
+        )
+
+    def __len__(self) -> int:
+        return len(self.cases)
+
+    def add_batch(
+        self,
+        *,
+        predictions: Sequence,
+        references: Sequence,
+        spacings: Sequence[Sequence[float]],
+        case_ids: Sequence[Hashable] | None = None,
+        places: Sequence[int] | None = None,
+    ):
+        """Keeps a batch, compressed.
+
+        Args:
+            predictions, references: label maps, integers: of shape `(slices, height, width)`, or single slices of
+                shape `(height, width)`.
+            spacings: of each map: millimeters from slice to slice, from row to row and from column to column.
+            case_ids: one for each map, where they are slices; those of a case may come in any batch and process. If
+                not given, each map is a case of its own.
+            places: with `case_ids`: the number of each slice in its case, from 0.
+
+        Raises:
+            ValueError: if the arguments differ in number, a map in shape from its reference, a value is no class, or a
+                spacing not of three positive numbers; the map is named by its place in the batch.
+        """
+        count = len(references)
+        if case_ids is None:
+            case_ids, places = [(self.process_id, len(self) + place) for place in range(count)], [0] * count
+        if not len(predictions) == len(spacings) == len(case_ids) == len(places or ()) == count:
+            raise ValueError(f"{self.name}: predictions, spacings, case_ids and places are needed for {count} maps.")
+        for index, (case, place) in enumerate(zip(case_ids, places)):
+            try:
+                packed = self._pack(predictions[index], references[index], spacings[index])
+            except ValueError as error:
+                raise ValueError(f"{self.name}, map {index} of the batch: {error}") from error
+            if place in self.cases.setdefault(case, {}):
+                raise ValueError(f"{self.name}: slice {place} of case {case!r} has been added before.")
+            self.cases[case][int(place)] = packed
+
+    def _pack(self, prediction, reference, spacing: Sequence[float]) -> Packed:
+        shape = tuple(np.shape(reference))
+        # Counted for its checks alone.
+        pixel_metrics.count_areas(prediction, reference, self.num_labels, self.ignore_index)
+        if len(shape) not in (2, 3) or len(spacing) != 3 or not all(0 < value < np.inf for value in spacing):
+            raise ValueError(
+                f"of shape {shape}, with spacing {spacing}: (slices, height, width) and three millimeters."
+            )
+        maps = [pixel_metrics.as_labels(values, "map").cpu().numpy() for values in (prediction, reference)]
+        if self.ignore_index is not None:
+            ignored = maps[1] == self.ignore_index
+            maps = [np.where(ignored, self.background, values) for values in maps]
+        packed = [zlib.compress(values.astype(np.uint8).tobytes(), 1) for values in maps]
+        return Packed((1,) * (3 - len(shape)) + shape, *packed, tuple(map(float, spacing)))
+
+    def compute(self, **kwargs) -> dict[str, Any]:
+        """The result for all that was added, which is then forgotten; arguments are those of `add_batch`.
+
+        Raises:
+            ValueError: if nothing was added, a case lacks slices, or `num_process` processes are not there.
+            ImportError: if MONAI is not installed.
+        """
+        if kwargs:
+            self.add_batch(**kwargs)
+        cases: dict[Hashable, dict[int, Packed]] = {}
+        for part in gathering.gather(self.cases, self.num_process, self.name):
+            for case, slices in part.items():
+                cases.setdefault(case, {}).update(slices)
+        self.cases = {}
+        if not cases:
+            raise ValueError(f"{self.name}: there is nothing to compute: add predictions first.")
+        numbered = list(enumerate(cases.items()))
+        mine = {number: self._measure(*case) for number, case in numbered[self.process_id :: self.num_process]}
+        measured = {}
+        for part in gathering.gather(mine, self.num_process, self.name):
+            measured |= part
+        scores = np.stack([measured[number] for number, _ in numbered])
+        surface_dice, hausdorff, missed = scores.swapaxes(0, 1)
+        by_class = [pixel_metrics.mean_of_counted(values, axis=0) for values in (surface_dice, hausdorff)]
+        return {
+            "mean_surface_dice": float(pixel_metrics.mean_of_counted(by_class[0])),
+            "mean_hausdorff_95": float(pixel_metrics.mean_of_counted(by_class[1])),
+            "per_category_surface_dice": by_class[0].tolist(),
+            "per_category_hausdorff_95": by_class[1].tolist(),
+            "per_category_missed_cases": missed.sum(axis=0).astype(int).tolist(),
+        }
+
+    def _measure(self, case: Hashable, slices: dict[int, Packed]) -> np.ndarray:
+        """Surface Dice, Hausdorff distance and whether it is missed, of each class: of shape `(3, num_labels)`."""
+        if sorted(slices) != list(range(len(slices))):
+            lacking = min(set(range(len(slices))) - set(slices))
+            raise ValueError(f"{self.name}: case {case!r} lacks slice {lacking}: surfaces need whole volumes.")
+        ordered = [slices[place] for place in range(len(slices))]
+        if len({(packed.shape[1:], packed.spacing) for packed in ordered}) > 1:
+            raise ValueError(f"{self.name}: the slices of case {case!r} differ in size or spacing.")
+        prediction, reference = (
+            np.concatenate(
+                [np.frombuffer(zlib.decompress(getattr(one, kind)), np.uint8).reshape(one.shape) for one in ordered]
+            )
+            for kind in ("prediction", "reference")
+        )
+        scores = np.full((3, self.num_labels), np.nan)
+        scores[2] = 0
+        for label in range(self.num_labels):
+            if label != self.background:
+                scores[:, label] = surface_scores(
+                    prediction == label, reference == label, ordered[0].spacing, self.tolerance
+                )
+        return scores
+
+
+def surface_scores(
+    prediction: np.ndarray,
+    reference: np.ndarray,
+    spacing: Sequence[float],
+    tolerance: float,
+) -> tuple[float, float, int]:
+    """Surface Dice, Hausdorff distance, and whether it is in one of the two only.
+
+    Args:
+        prediction, reference: bool of shape `(slices, height, width)`.
+        spacing: of the three axes.
+    """
+    if not (prediction.any() and reference.any()):
+        if not (prediction.any() or reference.any()):
+            return np.nan, np.nan, 0
+        return 0.0, float(np.linalg.norm(np.array(prediction.shape) * spacing)), 1
+    try:
+        from monai.metrics import compute_hausdorff_distance, compute_surface_dice
+    except ModuleNotFoundError as error:
+        raise ImportError("Surface distances need MONAI: pip install 'modeling-vitp[medical]'.") from error
+
+    if len(prediction) == 1:
+        prediction, reference, spacing = prediction[0], reference[0], spacing[1:]
+    maps = [torch.from_numpy(np.ascontiguousarray(values))[None, None] for values in (prediction, reference)]
+    options = {"include_background": True, "spacing": list(spacing)}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # of MONAI, about itself
+        surface_dice = compute_surface_dice(*maps, [tolerance], **options)
+        hausdorff = compute_hausdorff_distance(*maps, percentile=PERCENTILE, **options)
+    return surface_dice.item(), hausdorff.item(), 0

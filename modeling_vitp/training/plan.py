@@ -1,0 +1,209 @@
+"""What a pretraining will cost, before anything is loaded: memory by part, operations, hours, and what would help."""
+
+import dataclasses
+import functools
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from peft import LoraConfig
+from transformers import AutoConfig
+from trl import ModelConfig, SFTConfig
+
+from ..cards.sections import table
+from ..configuration_vitp import ViTPConfig
+from ..image_processing_vitp import ViTPImageProcessor
+from ..instructions.dry_run import SourceSummary, most_tiles, print_commands, print_mixture
+from ..instructions.mixture_file import Mixture
+from ..modeling_vitp import ViTPForConditionalGeneration
+from .arguments import PretrainArguments
+from .freezing import freeze, lora_config
+from .start import tiling
+from .step_cost import INTERNVL2_5_1B, BatchShape, StepCost, step_cost
+
+GIB = 2**30
+
+
+@dataclass(frozen=True)
+class Device:
+    """Memory in GiB, and dense bfloat16 operations a second, as its maker gives them."""
+
+    memory: float
+    operations: float
+
+
+DEVICES = {
+    "a40": Device(48, 149.7e12),
+    "a100-40gb": Device(40, 312e12),
+    "a100": Device(80, 312e12),
+    "a800": Device(80, 312e12),
+    "h100": Device(80, 989.4e12),
+    "h200": Device(141, 989.4e12),
+    "l40s": Device(48, 362e12),
+    "rtx4090": Device(24, 165.2e12),
+}
+
+
+@dataclass(frozen=True)
+class Setup:
+    """What decides the cost of a step, and what the plan varies."""
+
+    drop_ratio: float
+    checkpointing: bool
+    lora: bool
+
+
+@dataclass(frozen=True)
+class Work:
+    """How much there is to do: micro-batches of one device over the run, of the mean and of the longest sample."""
+
+    steps: int
+    accumulation: int
+    devices: int
+    mean: BatchShape
+    longest: BatchShape
+
+
+def dry_run(args: PretrainArguments, training_args: SFTConfig, model_args: ModelConfig, mixture: Mixture) -> int:
+    """Prints what a mixture amounts to, what the run costs, and the commands that make what is missing."""
+    image_processor, tokens_per_tile = tiling(model_args.model_name_or_path, args.from_scratch, args.max_patches)
+    summaries = print_mixture(mixture, training_args, image_processor, tokens_per_tile)
+    print_plan(args, training_args, model_args, summaries, image_processor)
+    print_commands(summaries)
+    return 0
+
+
+def print_plan(
+    args: PretrainArguments,
+    training_args: SFTConfig,
+    model_args: ModelConfig,
+    summaries: Sequence[SourceSummary],
+    image_processor: ViTPImageProcessor,
+) -> None:
+    """Prints the run as it is configured, and each change alone: what a device of it needs, and how long it takes.
+
+    Raises:
+        ValueError: if the device is not known.
+    """
+    name, device = describe_device(args.plan_device)
+    config, assumed = config_of_start(args, model_args)
+    devices = max(args.plan_devices, training_args.world_size)
+    work = work_of(training_args, devices, summaries, image_processor)
+    configured = Setup(training_args.vrl_drop_ratio, bool(training_args.activation_checkpointing), model_args.use_peft)
+    print(
+        f"\nOne of {work.devices} device(s), {name}, {device.memory:.0f} GiB, at {args.plan_utilization:.0%} of",
+        end=" ",
+    )
+    print(f"{device.operations / 1e12:.0f} TFLOP/s; {work.steps:,} steps.{assumed}")
+    print(
+        f"Memory is that of a batch of {work.longest.samples} of the longest samples ({work.longest.tiles} tiles, "
+        f"{work.longest.text_tokens} tokens of text), with all weights on each device; time is that of the mean. "
+        "Gradients come as activations go, so in all it is less than the sum."
+    )
+    frozen = args.freeze_vision, args.freeze_projector, args.freeze_language_model
+
+    def prepare(lora: bool) -> Callable[[ViTPForConditionalGeneration], LoraConfig | None]:
+        with_lora = dataclasses.replace(model_args, use_peft=lora)
+
+        def freezing(model: ViTPForConditionalGeneration) -> LoraConfig | None:
+            freeze(model, *frozen, args.unfreeze_vision_layers)
+            return lora_config(model, with_lora, *frozen, args.unfreeze_vision_layers)
+
+        return freezing
+
+    rows = []
+    for change, setup in changes(configured, args.freeze_language_model).items():
+
+        @functools.cache
+        def cost(batch: BatchShape, setup: Setup = setup) -> StepCost:
+            return step_cost(
+                config,
+                dataclasses.replace(batch, drop_ratio=setup.drop_ratio),
+                setup.checkpointing,
+                True,
+                getattr(torch, str(model_args.dtype), torch.float32),
+                training_args.optim,
+                prepare(setup.lora),
+                layers_are_alike=args.unfreeze_vision_layers == 0,
+            )
+
+        peak, operations = cost(work.longest), cost(work.mean).operations * work.accumulation
+        hours = work.steps * operations / (device.operations * args.plan_utilization) / 3600
+        parts = [peak.weights, peak.gradients, peak.optimizer, peak.activations, peak.memory]
+        room = device.memory - peak.memory / GIB
+        fits = f"{room:.1f} left" if room >= 0 else f"{-room:.1f} too much"
+        cells = [*(f"{part / GIB:.2f}" for part in parts), fits, f"{operations / 1e12:.3g}", f"{hours:.3g}"]
+        rows.append([change, *cells, f"{hours * work.devices:.3g}"])
+    header = (
+        "GiB:, weights, gradients, optimizer, activations, in all, of the device, TFLOP a step, hours, device hours"
+    )
+    print("\n" + table(header.split(", "), rows))
+
+
+def changes(configured: Setup, language_model_is_frozen: bool) -> dict[str, Setup]:
+    """What is compared, by name."""
+    setups = {"as configured": configured}
+    for ratio in (0.0, 0.75):
+        if ratio != configured.drop_ratio:
+            setups[f"r = {ratio:g}"] = dataclasses.replace(configured, drop_ratio=ratio)
+    for field, text in (("checkpointing", "activation checkpointing"), ("lora", "LoRA on the language model")):
+        is_on = getattr(configured, field)
+        if not (field == "lora" and language_model_is_frozen):
+            setups[f"without {text}" if is_on else text] = dataclasses.replace(configured, **{field: not is_on})
+    return setups
+
+
+def config_of_start(args: PretrainArguments, model_args: ModelConfig) -> tuple[ViTPConfig, str]:
+    """The configuration of what training starts from, as far as it is known on this machine, and what is assumed."""
+    if args.from_scratch is not None:
+        text = {
+            "model_type": "qwen2",
+            **args.from_scratch["text_config"],
+            "vocab_size": args.from_scratch["vocab_size"],
+        }
+        return ViTPConfig(vision_config=args.from_scratch["vision_config"], text_config=text), ""
+    if args.vision_model is not None and all(Path(name).is_dir() for name in (args.vision_model, args.language_model)):
+        vision, text = (AutoConfig.from_pretrained(name) for name in (args.vision_model, args.language_model))
+        return ViTPConfig(vision_config=vision.to_dict(), text_config=text.to_dict()), ""
+    name = model_args.model_name_or_path
+    if name is not None and Path(name).is_dir():
+        fields = AutoConfig.from_pretrained(name)
+        return ViTPConfig(vision_config=fields.vision_config.to_dict(), text_config=fields.text_config.to_dict()), ""
+    return ViTPConfig(
+        **INTERNVL2_5_1B
+    ), " What training starts from is not on this machine: the shape of InternVL2.5-1B is assumed."
+
+
+def describe_device(name: str | None) -> tuple[str, Device]:
+    """The device of that name, or the accelerator of this machine; without one the paper's, an A800.
+
+    Raises:
+        ValueError: if there is no device of the name.
+    """
+    if name is None and torch.cuda.is_available():
+        found = torch.cuda.get_device_properties(0)
+        known = [key for key in DEVICES if key.split("-")[0].upper() in found.name.upper().replace(" ", "")]
+        if known:
+            return found.name, Device(found.total_memory / GIB, DEVICES[known[0]].operations)
+    name = (name or "a800").lower()
+    if name not in DEVICES:
+        raise ValueError(f"plan_device={name!r}: known are {', '.join(DEVICES)}.")
+    return name, DEVICES[name]
+
+
+def work_of(
+    args: SFTConfig, devices: int, summaries: Sequence[SourceSummary], image_processor: ViTPImageProcessor
+) -> Work:
+    """The steps of a run over a mixture, its mean sample, and one that has the most tiles and the most text."""
+    samples = args.per_device_train_batch_size * args.gradient_accumulation_steps * devices
+    rows = sum(summary.effective for summary in summaries)
+    steps = args.max_steps if args.max_steps > 0 else math.ceil(args.num_train_epochs * rows / samples)
+    tiles = round(sum(summary.share * summary.tiles for summary in summaries))
+    text = round(sum(summary.share * summary.text_tokens for summary in summaries))
+    most = max(most_tiles(summary.source, image_processor) for summary in summaries)
+    most_text = max(round(summary.text_tokens) for summary in summaries)
+    batch = args.per_device_train_batch_size
+    shapes = BatchShape(batch, max(tiles, 1), max(text, 2)), BatchShape(batch, most, max(most_text, 2))
+    return Work(steps, args.gradient_accumulation_steps, devices, *shapes)

@@ -1,0 +1,210 @@
+"""Memory and floating-point operations of a training step, found without weights, data or an accelerator.
+
+The model runs forward and backward on tensors that have shapes and no values, in the code that trains it. What autograd
+keeps for the backward pass is added up, and operations are counted by PyTorch's own counter. Layers are alike, so two
+depths tell of any.
+"""
+
+import copy
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from unittest.mock import patch
+
+import numpy as np
+import torch
+from peft import LoraConfig, get_peft_model
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils.flop_counter import FlopCounterMode
+
+from ..configuration_vitp import ViTPConfig
+from ..modeling_vitp import ViTPForConditionalGeneration, ViTPVisionModel
+from ..vrl import num_kept_tokens
+
+PARTS = {
+    "ViT": "model.vision_tower",
+    "projector": "model.multi_modal_projector",
+    "language model": "model.language_model",
+    "head": "lm_head",
+}
+INTERNVL2_5_1B = {  # the shapes of InternViT-300M and Qwen2.5-0.5B
+    "vision_config": {
+        "hidden_size": 1024,
+        "num_hidden_layers": 24,
+        "num_attention_heads": 16,
+        "intermediate_size": 4096,
+        "image_size": [448, 448],
+    },
+    "text_config": {
+        "model_type": "qwen2",
+        "hidden_size": 896,
+        "num_hidden_layers": 24,
+        "num_attention_heads": 14,
+        "num_key_value_heads": 2,
+        "intermediate_size": 4864,
+        "vocab_size": 151674,
+    },
+}
+# Bytes of optimizer state for each trained weight in float32, by what the name of the optimizer begins or ends with.
+ADAM_STATE, STATES = 8, {"8bit": 2, "adafactor": 0, "sgd": 0, "lion": 4}
+
+
+@dataclass(frozen=True)
+class BatchShape:
+    """A batch of equal samples: `tiles` of each, `text_tokens` beside the visual ones, and r."""
+
+    samples: int
+    tiles: int
+    text_tokens: int
+    drop_ratio: float = 0.0
+
+
+@dataclass(frozen=True)
+class StepCost:
+    """Bytes by what holds them, and floating-point operations by part of the model.
+
+    `held` are the most bytes of activations and gradients at one time: all activations before the backward pass, those
+    of the ViT with the gradients of all else, or all gradients. `forward`, by part, and `backward` are operations of
+    one batch; with checkpointing, `backward` has the forward passes that are run again.
+    """
+
+    weights: float
+    gradients: float
+    optimizer: float
+    activations: float
+    held: float
+    forward: dict[str, float]
+    backward: float
+
+    @property
+    def memory(self) -> float:
+        """Bytes at the peak."""
+        return self.weights + self.optimizer + self.held
+
+    @property
+    def operations(self) -> float:
+        return sum(self.forward.values()) + self.backward
+
+
+def step_cost(
+    config: ViTPConfig,
+    batch: BatchShape,
+    checkpointing: bool = False,
+    bf16: bool = True,
+    dtype: torch.dtype = torch.float32,
+    optimizer: str = "adamw_torch",
+    prepare: Callable[[ViTPForConditionalGeneration], LoraConfig | None] | None = None,
+    layers_are_alike: bool = True,
+) -> StepCost:
+    """The cost of one step on one device, of which nothing is shared with others.
+
+    Args:
+        config: of the model.
+        batch: what a device is given at once.
+        checkpointing: activations are computed again in the backward pass.
+        bf16: autocast to bfloat16.
+        dtype: of the weights.
+        optimizer: its name, as in the arguments of the training.
+        prepare: freezes what does not train, and returns the LoRA of the rest if there is one.
+        layers_are_alike: `False` if some layers of the ViT train and others do not; it takes longer then.
+    """
+    depths = config.vision_config.num_hidden_layers, config.text_config.num_hidden_layers
+
+    def measure(vision_layers: int, text_layers: int) -> np.ndarray:
+        shallow = copy.deepcopy(config)
+        shallow.vision_config.num_hidden_layers, shallow.text_config.num_hidden_layers = vision_layers, text_layers
+        if getattr(shallow.text_config, "layer_types", None):
+            shallow.text_config.layer_types = shallow.text_config.layer_types[:text_layers]
+        return run(shallow, batch, checkpointing, bf16, dtype, prepare)
+
+    if layers_are_alike:
+        one = measure(1, 1)
+        total = one + (depths[0] - 1) * (measure(2, 1) - one) + (depths[1] - 1) * (measure(1, 2) - one)
+    else:
+        total = measure(*depths)
+    weights, trained, trained_vision, activations, activations_vision, backward, *forward = total.tolist()
+    state = next((size for name, size in STATES.items() if name in optimizer), ADAM_STATE)
+    gradients, of_the_rest = trained * dtype.itemsize, (trained - trained_vision) * dtype.itemsize
+    return StepCost(
+        weights * dtype.itemsize,
+        gradients,
+        gradients * state / 4,
+        activations,
+        max(activations, activations_vision + of_the_rest, gradients),
+        dict(zip(PARTS, forward)),
+        backward,
+    )
+
+
+def run(
+    config: ViTPConfig,
+    batch: BatchShape,
+    checkpointing: bool,
+    bf16: bool,
+    dtype: torch.dtype,
+    prepare: Callable[[ViTPForConditionalGeneration], LoraConfig | None] | None,
+) -> np.ndarray:
+    """Weights, those that train, of the ViT too; bytes kept for the backward pass, of the ViT too; operations backward,
+    and forward by part."""
+    with torch.device("meta"), warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # of names that PEFT uses
+        model = ViTPForConditionalGeneration(config).to(dtype).train()
+        lora = prepare(model) if prepare is not None else None
+        if lora is not None:
+            model = get_peft_model(model, lora)
+    kept: dict[int, tuple[int, torch.Tensor]] = {}
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        storage = tensor.untyped_storage()
+        kept[storage._cdata] = storage.nbytes(), tensor  # the tensor, so that the place is not given to another one
+        return tensor
+
+    own = set()
+
+    def kept_now() -> int:
+        return sum(size for place, (size, _) in kept.items() if place not in own)
+
+    # What checks values cannot be asked here: there are none.
+    asks_nothing = (
+        patch("torch.compiler.is_compiling", lambda: True),
+        patch("torch._check_tensor_all", lambda *args: None),
+    )
+    counter = FlopCounterMode(display=False)
+    prefix = "" if lora is None else "base_model.model."
+    with FakeTensorMode(allow_non_fake_inputs=True), asks_nothing[0], asks_nothing[1]:
+        model.to_empty(device="cpu")
+        if checkpointing:
+            model.activation_checkpointing_enable()
+        own |= {weight.untyped_storage()._cdata for weight in model.parameters()}
+        kept_by_vision = []
+        for module in model.modules():
+            if isinstance(module, ViTPVisionModel):  # of which PEFT has a copy that does not run
+                module.register_forward_hook(lambda *_: kept_by_vision.append(kept_now()))
+        inputs = empty_batch(config, batch)
+        saving = torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor)
+        with counter, saving, torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+            loss = model(**inputs, use_cache=False).loss
+        counts = counter.get_flop_counts()
+        with counter:
+            loss.backward()
+    names = [f"{type(model).__name__}.{prefix}{name}" for name in PARTS.values()]
+    forward = [sum(counts[name].values()) if name in counts else 0 for name in names]
+    weights = [(name, weight.numel()) for name, weight in model.named_parameters() if weight.requires_grad]
+    trained = sum(number for _, number in weights), sum(number for name, number in weights if PARTS["ViT"] in name)
+    total = sum(weight.numel() for weight in model.parameters())
+    return np.array([total, *trained, kept_now(), kept_by_vision[0], counter.get_total_flops(), *forward], dtype=float)
+
+
+def empty_batch(config: ViTPConfig, batch: BatchShape) -> dict[str, torch.Tensor]:
+    """Tensors of the shapes that [`ViTPDataCollator`] would make."""
+    visual = batch.tiles * config.image_seq_length
+    kept = num_kept_tokens(visual, batch.drop_ratio)
+    shape = batch.samples, kept + batch.text_tokens
+    inputs = {name: torch.zeros(shape, dtype=torch.long) for name in ("input_ids", "attention_mask", "labels")}
+    vision = config.vision_config
+    tiles = batch.samples * batch.tiles, vision.num_channels, *vision.image_size
+    inputs["pixel_values"] = torch.zeros(tiles)
+    if batch.drop_ratio > 0:
+        inputs["position_ids"] = torch.zeros(shape, dtype=torch.long)
+        inputs["visual_token_indices"] = torch.zeros(batch.samples * kept, dtype=torch.long)
+    return inputs

@@ -1,0 +1,82 @@
+"""DICOM among the images that all readers take, against pydicom's values. More of its kinds: tests/space."""
+
+import io
+from pathlib import Path
+
+import numpy as np
+import pydicom
+import pytest
+from pydicom.data import get_testdata_file
+
+from modeling_vitp import InputSpec
+from modeling_vitp.dense.classes import LabelEncoding
+from modeling_vitp.dense.samples import ImageFiles
+from modeling_vitp.images.reading import picture_size, read_picture, stored_size
+from modeling_vitp.instructions.rows import image_size, load_images
+from modeling_vitp.training.files import FileSample
+
+CT = Path(get_testdata_file("CT_small.dcm"))
+
+
+def hounsfield():
+    dataset = pydicom.dcmread(CT)
+    return dataset.pixel_array * float(dataset.RescaleSlope) + float(dataset.RescaleIntercept)
+
+
+def windowed(low, high):
+    return np.round(255 * np.clip((hounsfield() - low) / (high - low), 0, 1))
+
+
+def test_ct_is_shown_in_8_bits_by_percentiles_where_its_tags_have_no_window():
+    shown = read_picture(CT.read_bytes())
+    assert (shown.mode, shown.size) == ("L", (128, 128))
+    np.testing.assert_allclose(np.asarray(shown), windowed(*np.percentile(hounsfield(), (2, 98))), atol=1)
+
+
+@pytest.mark.parametrize("is_inverted", [False, True])
+def test_the_window_of_the_tags_and_monochrome1(is_inverted):
+    dataset = pydicom.dcmread(CT)
+    dataset.WindowCenter, dataset.WindowWidth, dataset.VOILUTFunction = 40, 400, "LINEAR_EXACT"
+    dataset.PhotometricInterpretation = f"MONOCHROME{1 if is_inverted else 2}"
+    file = io.BytesIO()
+    dataset.save_as(file)
+    expected = windowed(-160, 240)
+    shown = np.asarray(read_picture(file.getvalue()))
+    np.testing.assert_allclose(shown, 255 - expected if is_inverted else expected, atol=1)
+    units = read_picture(file.getvalue(), in_units=True)
+    assert units.dtype == np.float32
+    np.testing.assert_array_equal(units, -hounsfield() if is_inverted else hounsfield())
+
+
+def test_rows_and_files_take_dicom_in_8_bits_or_by_their_input_spec():
+    assert picture_size(io.BytesIO(CT.read_bytes())) == stored_size(CT) == image_size(str(CT)) == (128, 128)
+    (shown,) = load_images({"image": str(CT)})
+    assert shown.mode == "L"
+    (units,) = load_images({"image": str(CT)}, in_units=True)
+    np.testing.assert_array_equal(units, hounsfield()[None])
+    assert [InputSpec(window=(0, 1)).is_in_units, InputSpec(gamma=2).is_in_units] == [True, False]
+
+    sample = FileSample("a", {"name": "a"}, (CT,), None)
+    encoding = LabelEncoding([{"name": "a"}, {"name": "b"}])
+    (image,) = ImageFiles([sample], encoding, {"window": [-160, 240]})[0]["images"]
+    np.testing.assert_allclose(image.numpy(), np.broadcast_to(windowed(-160, 240), (3, 128, 128)), atol=0.5)
+    (image,) = ImageFiles([sample], encoding, {"window": [-160, 240]}, {"size": 64, "overlap": 0})[1]["images"]
+    np.testing.assert_allclose(image[0].numpy(), windowed(-160, 240)[:64, 64:], atol=0.5)
+    (image,) = ImageFiles([sample], encoding)[0]["images"]
+    np.testing.assert_array_equal(image[0].numpy(), np.asarray(shown))
+
+
+@pytest.mark.parametrize(
+    "name, message",
+    [
+        ("MR_small_jpeg_ls_lossless.dcm", "compressed as JPEG-LS Lossless Image Compression"),
+        ("rtplan.dcm", r"DICOM without an image \(modality RTPLAN\)"),
+        ("MR_truncated.dcm", "cannot be read"),
+    ],
+)
+@pytest.mark.filterwarnings("ignore")
+def test_dicom_that_cannot_be_read_is_named(name, message):
+    path = get_testdata_file(name)
+    with pytest.raises(ValueError, match=message) as caught:
+        load_images({"image": path})
+    assert path in str(caught.value) and "\n" not in str(caught.value)

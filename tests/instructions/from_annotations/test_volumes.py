@@ -1,0 +1,172 @@
+"""Slices of volumes are asked about as images of the same pixels are; a case is in one split only."""
+
+import gzip
+import io
+import json
+import shutil
+
+import datasets
+import nibabel
+import numpy as np
+import pytest
+from PIL import Image
+from pydicom.data import get_testdata_file
+from volumes_on_disk import write_series
+
+from modeling_vitp.recipes import make_instructions
+
+SHAPE = (24, 20, 5)
+AFFINE = np.diag([-1.0, 1.0, 2.0, 1.0])  # the first axis goes to the left
+WINDOW = ["--intensities", "-160", "240"]
+
+
+def volume(seed):
+    """Hounsfield units, and a mask of boxes of two classes."""
+    rng = np.random.default_rng(seed)
+    values, mask = rng.integers(-300, 400, SHAPE).astype(np.int16), np.zeros(SHAPE, dtype=np.uint8)
+    for label in (1, 2, 1):
+        low = rng.integers(0, [14, 10, 3])
+        mask[tuple(slice(start, start + size) for start, size in zip(low, (8, 9, 2)))] = label
+    return values, mask
+
+
+def write_case(root, split, case, seed, suffix=".nii.gz"):
+    for kind, array in zip(("images", "masks"), volume(seed)):
+        (root / split / kind).mkdir(parents=True, exist_ok=True)
+        nibabel.save(nibabel.Nifti1Image(array, AFFINE), root / split / kind / f"{case}{suffix}")
+
+
+@pytest.fixture
+def names(tmp_path):
+    (tmp_path / "names.json").write_text(json.dumps({"0": None, "1": "liver", "2": "spleen"}))
+    return ["--names", str(tmp_path / "names.json")]
+
+
+def make(layout, root, output_dir, *words):
+    assert make_instructions.main([layout, str(root), "--output_dir", str(output_dir), *words]) == 0
+    return datasets.load_dataset("parquet", data_dir=str(output_dir), split="train", cache_dir=f"{output_dir}_cache")
+
+
+def test_slices_are_asked_about_as_images_of_the_same_pixels(tmp_path, names):
+    for seed, case in enumerate(("a", "b")):
+        write_case(tmp_path / "ct", "train", case, seed, (".nii", ".nii.gz")[seed])
+        for kind, array in zip(("images", "masks"), volume(seed)):
+            if kind == "images":
+                array = np.round(255 * np.clip((array + 160.0) / 400, 0, 1)).astype(np.uint8)
+            (tmp_path / "png" / kind / case).mkdir(parents=True)
+            for index in range(SHAPE[2]):
+                cut = np.rot90(array[::-1, :, index])
+                Image.fromarray(cut).save(tmp_path / "png" / kind / case / f"axial_{index:04d}.png")
+    write_case(tmp_path / "ct", "test", "c", 9)
+    rows = make(
+        "volumes",
+        tmp_path / "ct",
+        tmp_path / "of_volumes",
+        *names,
+        *WINDOW,
+        "--collages",
+        "0.2",
+        "--collage_size",
+        "8",
+        "--collage_grid",
+        "2",
+    )
+    images = make(
+        "masks",
+        tmp_path / "png",
+        tmp_path / "of_images",
+        *names,
+        "--split",
+        "all",
+        "--collages",
+        "0.2",
+        "--collage_size",
+        "8",
+        "--collage_grid",
+        "2",
+    )
+    assert rows["id"] == images["id"] and rows["messages"] == images["messages"] and len(rows) > 8
+    for row, image in zip(rows, images):
+        assert np.array_equal(np.asarray(row["images"][0]), np.asarray(image["images"][0]))
+
+
+def test_series_and_folders_of_nnunet(tmp_path, names):
+    values, mask = volume(0)
+    write_series(tmp_path / "ct" / "imagesTr" / "a", values.transpose(2, 1, 0), patient="ann")
+    write_series(tmp_path / "ct" / "imagesTs" / "b", values.transpose(2, 1, 0) + 1, patient="bob")
+    spacing, place = [-0.75, -0.5, 2.0, 1.0], np.array([20.0, 30.0, 5.0])
+    affine = np.diag(spacing)
+    affine[:3, 3] = place
+    (tmp_path / "ct" / "labelsTr").mkdir()
+    nibabel.save(nibabel.Nifti1Image(mask, affine), tmp_path / "ct" / "labelsTr" / "a.nii.gz")
+    rows = make("volumes", tmp_path / "ct", tmp_path / "out", *names, *WINDOW, "--plane", "coronal")
+    assert {row["id"].split("/")[0] for row in rows} == {"a"} and rows[0]["images"][0].size == (24, 5)
+    # Nothing of the patient is stored.
+    stored = datasets.load_dataset(
+        "parquet", data_dir=str(tmp_path / "out"), split="train", cache_dir=str(tmp_path / "c")
+    )
+    stored = stored.cast_column("images", datasets.List(datasets.Image(decode=False)))
+    assert all(b"ann" not in row["images"][0]["bytes"] for row in stored)
+
+
+def test_a_case_that_is_in_two_splits_is_named(tmp_path, names):
+    root = tmp_path / "ct"
+    write_case(root, "train", "a", 0)
+    write_case(root, "val", "a", 1)
+    arguments = ["volumes", str(root), *names, *WINDOW, "--output_dir", str(tmp_path / "out")]
+    with pytest.raises(
+        ValueError, match=r"The case a is in two splits: .*train.*a.nii.gz is to be used, .*val.*held out"
+    ):
+        make_instructions.main(arguments)
+    shutil.rmtree(root)
+    values = volume(0)[0].transpose(2, 1, 0)
+    write_series(root / "train" / "images" / "a", values, patient="ann")
+    write_series(root / "test" / "images" / "b", values + 1, patient="ann")
+    with pytest.raises(ValueError, match=r"PatientID ann is in two splits: .*train.images.a is to be used"):
+        make_instructions.main(arguments)
+
+
+def test_a_volume_that_was_packed_again_is_a_copy(tmp_path, names, capsys):
+    root = tmp_path / "ct"
+    write_case(root, "train", "a", 0)
+    write_case(root, "train", "b", 1)
+    write_case(root, "test", "c", 1)
+    held_out = root / "test" / "images" / "c.nii.gz"
+    held_out.write_bytes(gzip.compress(gzip.decompress(held_out.read_bytes()), 1, mtime=5))
+    rows = make("volumes", root, tmp_path / "out", *names, *WINDOW)
+    assert {row["id"].split("/")[0] for row in rows} == {"a"}
+    assert "b.nii.gz is left out: the same file as the held-out" in capsys.readouterr().err
+
+
+def test_dicom_is_an_image_of_any_layout_and_only_its_pixels_are_stored(tmp_path):
+    for label, name in (("ct", "CT_small.dcm"), ("mr", "MR_small.dcm")):
+        (tmp_path / "scans" / label).mkdir(parents=True)
+        shutil.copy(get_testdata_file(name), tmp_path / "scans" / label)
+    rows = make("folders", tmp_path / "scans", tmp_path / "out", "--split", "all")
+    assert sorted(image.size for row in rows for image in row["images"]) == [(64, 64), (128, 128)]
+    stored = rows.cast_column("images", datasets.List(datasets.Image(decode=False)))
+    assert {Image.open(io.BytesIO(row["images"][0]["bytes"])).format for row in stored} == {"PNG"}
+
+
+@pytest.mark.parametrize(
+    "words, message",
+    [
+        (["masks", *WINDOW], "--intensities is for volumes"),
+        (["volumes"], "need either `window` or `percentiles`"),
+        (["volumes", *WINDOW], "a.nii.gz has no mask of the same name"),
+        (["volumes", *WINDOW, "--split", "val"], "b.nii.gz holds the value 2, which --names does not name"),
+        (["volumes", *WINDOW, "--split", "test"], r"masks.c.nii.gz has shape \(24, 20, 4\), but .*images.c.nii.gz"),
+    ],
+)
+def test_mistakes_are_one_line(tmp_path, words, message):
+    (tmp_path / "names.json").write_text(json.dumps({"0": None, "1": "liver"}))
+    for seed, (split, case) in enumerate((("train", "a"), ("val", "b"), ("test", "c"))):
+        write_case(tmp_path / "ct", split, case, seed)
+    (tmp_path / "ct" / "train" / "masks" / "a.nii.gz").unlink()
+    mask = nibabel.Nifti1Image(volume(2)[1][..., :4], AFFINE)
+    nibabel.save(mask, tmp_path / "ct" / "test" / "masks" / "c.nii.gz")
+    layout, *words = words
+    arguments = [layout, str(tmp_path / "ct"), "--names", str(tmp_path / "names.json"), *words]
+    with pytest.raises(ValueError, match=message) as caught:
+        make_instructions.main([*arguments, "--output_dir", str(tmp_path / "out")])
+    assert "\n" not in str(caught.value)

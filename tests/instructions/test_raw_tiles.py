@@ -1,0 +1,105 @@
+"""Tiles that are normalised on the device, against those of the image processor, to the bit."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from pictures import picture
+from tiny_models import TOKENS_PER_TILE
+from torch.utils.data import DataLoader
+from training_run import make_rows, make_trainer
+
+from modeling_vitp import ViTPImageProcessor, ViTPProcessor
+from modeling_vitp.instructions.collator import ViTPDataCollator
+from modeling_vitp.instructions.raw_tiles import RawTileProcessor, normalize_tiles
+
+SIZE = {"height": 28, "width": 28}
+
+
+def normalized(batch, processor):
+    return batch | {"pixel_values": normalize_tiles(batch["pixel_values"], processor.image_processor)}
+
+
+def assert_equal(batch, expected):
+    assert batch.keys() == expected.keys()
+    for name, values in expected.items():
+        assert batch[name].dtype == values.dtype and torch.equal(batch[name], values), name
+
+
+@pytest.fixture(scope="module")
+def processor(tokenizer):
+    return ViTPProcessor(ViTPImageProcessor(size=SIZE, max_patches=6), tokenizer, image_seq_length=TOKENS_PER_TILE)
+
+
+@given(
+    width=st.integers(1, 200),
+    height=st.integers(1, 200),
+    mode=st.sampled_from(["RGB", "L", "RGBA", "P", "CMYK", "1", "LA"]),
+    max_patches=st.integers(1, 12),
+    seed=st.integers(0, 100),
+)
+@settings(max_examples=60)
+def test_an_8_bit_image_gives_the_same_tiles_to_the_bit(width, height, mode, max_patches, seed):
+    plain = ViTPImageProcessor(size=SIZE, max_patches=max_patches)
+    image = picture(width, height, seed).convert(mode)
+    expected = plain([[image]], crop_to_patches=True, return_tensors="pt")
+    raw = RawTileProcessor.of(plain)([[image]], crop_to_patches=True)
+    tiles = torch.stack(raw["pixel_values"])
+    assert tiles.dtype == torch.uint8 and raw["num_patches"] == expected["num_patches"].tolist()
+    assert torch.equal(normalize_tiles(tiles, plain), expected["pixel_values"])
+
+
+@pytest.mark.parametrize("num_workers", [0, 1])
+def test_a_batch_is_that_of_the_collator_once_it_is_normalized(processor, num_workers):
+    rows = make_rows(8)
+    collator = ViTPDataCollator(processor, vrl_drop_ratio=0.5)
+    raw = DataLoader(rows, batch_size=4, num_workers=num_workers, collate_fn=collator.with_raw_tiles())
+    for batch, start in zip(raw, (0, 4), strict=True):
+        assert batch["pixel_values"].dtype == torch.uint8
+        assert_equal(normalized(batch, processor), collator([rows[index] for index in range(start, start + 4)]))
+
+
+def test_a_batch_with_an_image_of_16_bits_comes_normalized(processor):
+    rows = [dict(make_rows(8)[index]) for index in range(3)]
+    rows[1]["images"] = [torch.randint(0, 60000, (3, 40, 60), dtype=torch.int32).to(torch.uint16).numpy()] * len(
+        rows[1]["images"]
+    )
+    collator = ViTPDataCollator(processor)
+    batch = collator.with_raw_tiles()(rows)
+    assert batch["pixel_values"].dtype == torch.float32
+    assert_equal(normalized(batch, processor), collator(rows))
+
+
+def test_the_epoch_and_what_is_skipped_are_those_of_the_collator(processor):
+    collator = ViTPDataCollator(processor, on_error="skip", replacement_rows=make_rows(2))
+    raw = collator.with_raw_tiles()
+    collator.set_epoch(3)
+    raw([{"messages": []}])
+    assert raw.epoch == 3 and collator.skipped == {"other rows": 1}
+
+
+@pytest.mark.parametrize("changes", [{"do_normalize": False}, {"do_rescale": False}])
+def test_settings_that_do_not_normalize_go_the_usual_way(tokenizer, changes):
+    processor = ViTPProcessor(ViTPImageProcessor(size=SIZE, **changes), tokenizer, image_seq_length=TOKENS_PER_TILE)
+    collator = ViTPDataCollator(processor)
+    assert collator.with_raw_tiles() is collator
+
+
+def test_a_run_trains_and_evaluates_to_the_bit_as_one_without(tmp_path, monkeypatch):
+    def losses(folder):
+        trainer = make_trainer(folder, save_strategy="no", logging_steps=1)
+        seen = []
+        prepare = trainer._prepare_inputs
+        monkeypatch.setattr(trainer, "_prepare_inputs", lambda inputs: seen.append(inputs) or prepare(inputs))
+        trainer.train()
+        log = [
+            (entry.get("loss"), entry.get("eval_loss"), entry.get("grad_norm")) for entry in trainer.state.log_history
+        ]
+        return log, {inputs["pixel_values"].dtype for inputs in seen if "pixel_values" in inputs}
+
+    raw, dtypes = losses(tmp_path / "raw")
+    assert dtypes == {torch.uint8}
+    monkeypatch.setattr(ViTPDataCollator, "with_raw_tiles", lambda self: self)
+    plain, dtypes = losses(tmp_path / "plain")
+    assert dtypes == {torch.float32}
+    assert raw == plain and any(loss is not None for _, loss, _ in raw)

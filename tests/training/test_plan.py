@@ -1,0 +1,70 @@
+"""The plan of a run, against its parts computed apart."""
+
+import re
+
+import pytest
+
+from modeling_vitp import ViTPConfig
+from modeling_vitp.recipes import pretrain
+from modeling_vitp.training.plan import DEVICES, Setup, changes, describe_device
+from modeling_vitp.training.step_cost import INTERNVL2_5_1B, BatchShape, step_cost
+
+ARGUMENTS = ["--config", "remote_sensing_paper", "--dry_run", "--plan_device", "a40", "--plan_devices", "8"]
+
+
+@pytest.fixture(scope="module")
+def rows():
+    import contextlib
+    import io
+
+    text = io.StringIO()
+    with contextlib.redirect_stdout(text):
+        assert pretrain.main([*ARGUMENTS, "--plan_utilization", "0.5"]) == 0
+    lines = [line for line in text.getvalue().splitlines() if line.startswith("| ")]
+    cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines[2:]]
+    return text.getvalue(), {name: values for name, *values in cells}
+
+
+def test_memory_and_hours_are_those_of_the_longest_and_the_mean_sample(rows):
+    text, table = rows
+    assert "8 device(s), a40, 48 GiB, at 50% of 150 TFLOP/s; 8,000 steps" in text
+    assert "InternVL2.5-1B is assumed" in text and "(13 tiles, 200 tokens of text)" in text
+    config = ViTPConfig(**INTERNVL2_5_1B)
+    peak = step_cost(config, BatchShape(1, 13, 200, 0.75), checkpointing=True)
+    weights, gradients, optimizer, activations, total, room, tera, hours, device_hours = table["as configured"]
+    parts = [peak.weights, peak.gradients, peak.optimizer, peak.activations, peak.memory]
+    assert [weights, gradients, optimizer, activations, total] == [f"{part / 2**30:.2f}" for part in parts]
+    assert room == f"{48 - peak.memory / 2**30:.1f} left"
+    assert float(hours) == pytest.approx(8000 * float(tera) / (0.5 * 149.7) / 3600, rel=0.01)
+    assert float(device_hours) == pytest.approx(8 * float(hours), rel=0.01)
+
+
+def test_each_change_is_told_alone(rows):
+    table = {name: [float(re.match(r"[\d.e+]+", cell).group()) for cell in cells] for name, cells in rows[1].items()}
+    assert list(table) == [
+        "as configured",
+        "r = 0",
+        "without activation checkpointing",
+        "LoRA on the language model",
+    ]
+    asked, full, kept, lora = table.values()
+    assert full[3] > asked[3] and full[6] > asked[6] and full[:3] == asked[:3]
+    assert kept[3] > 3 * asked[3] and kept[6] < asked[6]
+    assert lora[1] < asked[1] / 2 and lora[2] < asked[2] / 2
+
+
+def test_what_is_off_is_compared_on_and_the_other_way_round():
+    assert list(changes(Setup(0.9, False, True), False)) == [
+        "as configured",
+        "r = 0",
+        "r = 0.75",
+        "activation checkpointing",
+        "without LoRA on the language model",
+    ]
+    assert not any("LoRA" in name for name in changes(Setup(0.0, False, False), True))
+
+
+def test_a_device_that_is_not_known_is_named_with_those_that_are():
+    with pytest.raises(ValueError, match="plan_device='tpu': known are a40, .*h100"):
+        describe_device("tpu")
+    assert describe_device("H100")[1] == DEVICES["h100"]

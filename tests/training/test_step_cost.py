@@ -1,0 +1,133 @@
+"""Memory and operations of a step, found without weights, against real steps and counts by hand."""
+
+import subprocess
+import sys
+
+import pytest
+import torch
+from peft import LoraConfig
+from tiny_models import FROM_SCRATCH
+
+from modeling_vitp import ViTPConfig, ViTPForConditionalGeneration
+from modeling_vitp.training.step_cost import INTERNVL2_5_1B, BatchShape, empty_batch, run, step_cost
+
+SHAPE = BatchShape(samples=2, tiles=3, text_tokens=20, drop_ratio=0.5)
+
+
+@pytest.fixture(scope="module")
+def config():
+    text = {"model_type": "qwen2", **FROM_SCRATCH["text_config"], "num_hidden_layers": 3, "vocab_size": 300}
+    vision = FROM_SCRATCH["vision_config"] | {"num_hidden_layers": 4}
+    return ViTPConfig(vision_config=vision, text_config=text, image_token_id=7)
+
+
+def real_step(config, dtype=torch.float32):
+    """The bytes that autograd keeps and the operations of the linear layers, forward, of a real model."""
+    model = ViTPForConditionalGeneration(config).to(dtype).train()
+    operations = 0
+
+    def count(module, inputs, output):
+        nonlocal operations
+        operations += 2 * inputs[0].numel() * module.out_features
+
+    for module in model.modules():
+        if isinstance(module, torch.nn.Linear):
+            module.register_forward_hook(count)
+    batch = empty_batch(config, SHAPE)
+    image_tokens = len(batch["visual_token_indices"]) // SHAPE.samples
+    batch["input_ids"][:, :image_tokens] = config.image_token_id
+    batch["attention_mask"].fill_(1)
+    batch["visual_token_indices"] = torch.arange(SHAPE.samples * image_tokens)
+    batch["position_ids"] += torch.arange(batch["input_ids"].shape[1])
+    kept = {}
+
+    def keep(tensor):
+        kept[tensor.untyped_storage()._cdata] = tensor.untyped_storage().nbytes(), tensor
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        model(**batch, use_cache=False).loss.backward()
+    own = {weight.untyped_storage()._cdata for weight in model.parameters()}
+    return model, sum(size for place, (size, _) in kept.items() if place not in own), operations
+
+
+def test_weights_and_what_is_kept_are_those_of_a_real_step(config):
+    model, kept, operations = real_step(config)
+    cost = step_cost(config, SHAPE, bf16=False)
+    number = sum(weight.numel() for weight in model.parameters())
+    assert (cost.weights, cost.gradients, cost.optimizer) == (4 * number, 4 * number, 8 * number)
+    assert cost.activations == pytest.approx(kept, rel=0.05)
+    # Beside linear layers there are attention and the patch embedding.
+    assert operations < sum(cost.forward.values()) < 1.3 * operations
+    assert cost.backward == pytest.approx(2 * sum(cost.forward.values()), rel=0.1)
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_a_model_of_any_depth_costs_what_two_depths_tell(config, checkpointing):
+    whole = run(config, SHAPE, checkpointing, True, torch.float32, None)
+    cost = step_cost(config, SHAPE, checkpointing)
+    forward = list(cost.forward.values())
+    found = [cost.weights / 4, cost.gradients / 4, cost.activations, cost.backward, *forward]
+    assert found == pytest.approx([*whole[[0, 1, 3, 5]], *whole[6:]])
+    assert config.vision_config.num_hidden_layers == 4  # not changed
+
+
+def test_checkpointing_keeps_less_and_computes_more_and_a_drop_ratio_less_of_both(config):
+    plain, checkpointed = step_cost(config, SHAPE), step_cost(config, SHAPE, checkpointing=True)
+    assert checkpointed.activations < plain.activations / 2
+    assert checkpointed.backward > plain.backward and checkpointed.forward == plain.forward
+    full = step_cost(config, BatchShape(2, 3, 20))
+    assert full.activations > plain.activations and full.forward["language model"] > plain.forward["language model"]
+    assert full.forward["ViT"] == plain.forward["ViT"]
+
+
+def test_what_is_frozen_has_no_gradients_and_lora_trains_little(config):
+    def freeze(model):
+        model.model.vision_tower.requires_grad_(False)
+        return LoraConfig(r=2, target_modules=r"model\.language_model\..*q_proj", modules_to_save=[])
+
+    def only_lora(model):
+        return LoraConfig(r=2, target_modules=r"model\.language_model\..*q_proj")
+
+    text = config.text_config
+    for prepare in (freeze, only_lora):
+        cost = step_cost(config, SHAPE, prepare=prepare)
+        assert cost.gradients == 4 * text.num_hidden_layers * 2 * (text.hidden_size + text.hidden_size)
+    assert cost.weights > 100 * cost.gradients
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "share"), [("adamw_torch_fused", 2), ("adamw_bnb_8bit", 0.5), ("adafactor", 0), ("lion_32bit", 1)]
+)
+def test_the_state_is_that_of_the_optimizer(config, optimizer, share):
+    cost = step_cost(config, SHAPE, optimizer=optimizer)
+    assert cost.optimizer == share * cost.weights
+
+
+def test_the_shape_of_internvl_has_the_weights_of_its_card():
+    """0.94 billion: 0.30 of InternViT, 0.49 of Qwen2.5-0.5B, 0.14 of a head that is not tied, and the projector."""
+    cost = step_cost(ViTPConfig(**INTERNVL2_5_1B), BatchShape(1, 1, 8))
+    assert cost.weights / 4 == pytest.approx(0.938e9, rel=0.01)
+
+
+MEASURE = """
+import resource
+from modeling_vitp.evaluation import step_time
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+step_time.has_fast_bf16 = lambda: False
+print(step_time.time_steps("ViTP, r = {ratio}", "small", {tiles}, 1, 2, {checkpointing})["peak"] - before / 2**20)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("ratio", "tiles", "checkpointing"), [("0.75", 7, False), ("0", 7, False), ("0", 12, False), ("0.75", 12, True)]
+)
+def test_the_peak_of_memory_is_found_to_a_tenth(ratio, tiles, checkpointing):
+    from modeling_vitp.evaluation.step_time import TEXT_TOKENS, options_of
+
+    script = MEASURE.format(ratio=ratio, tiles=tiles, checkpointing=checkpointing)
+    done = subprocess.run([sys.executable, "-c", script], check=True, capture_output=True, text=True)
+    shape = BatchShape(1, tiles, TEXT_TOKENS, float(ratio))
+    cost = step_cost(ViTPConfig(**options_of("small")), shape, checkpointing, bf16=False)
+    assert cost.memory / 2**30 == pytest.approx(float(done.stdout), rel=0.1)
