@@ -29,7 +29,6 @@ def main(argv: list[str] | None = None) -> int:
     from transformers import set_seed
 
     from modeling_vitp import ViTPTrainer
-    from modeling_vitp.instructions.dry_run import print_mixture
     from modeling_vitp.instructions.mixture_file import load_mixture
     from modeling_vitp.instructions.rows import sample_texts
     from modeling_vitp.probing.gains import probe_run
@@ -37,7 +36,7 @@ def main(argv: list[str] | None = None) -> int:
     from modeling_vitp.training.data import describe_data, describe_evaluation, open_data
     from modeling_vitp.training.freezing import freeze, lora_config
     from modeling_vitp.training.lock import check_free
-    from modeling_vitp.training.start import check_from_scratch, load_start, tiling
+    from modeling_vitp.training.start import check_from_scratch, load_start, read_by
     from modeling_vitp.training.warmup import default_warmup
 
     check_from_scratch(args.from_scratch)
@@ -45,9 +44,7 @@ def main(argv: list[str] | None = None) -> int:
     set_seed(training_args.seed)
     mixture = load_mixture(args.mixture) if args.mixture else None
     if args.dry_run:
-        start = tiling(model_args.model_name_or_path, args.from_scratch, args.max_patches)
-        plan.print_plan(args, training_args, model_args, print_mixture(mixture, training_args, *start), start[0])
-        return 0
+        return plan.dry_run(args, training_args, model_args, mixture)
     check_free(output_dir)
     task = importlib.import_module(find_task(args.task)) if args.task else None
     seed = training_args.seed if training_args.data_seed is None else training_args.data_seed
@@ -64,7 +61,7 @@ def main(argv: list[str] | None = None) -> int:
     if args.max_patches is not None:
         processor.image_processor.max_patches = args.max_patches
     if args.input_spec is not None:
-        processor.image_processor.input_spec = args.input_spec
+        read_by(args.input_spec, model, processor, model_args.use_peft)
 
     trainer = ViTPTrainer(
         model,

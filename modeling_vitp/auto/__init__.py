@@ -5,17 +5,21 @@ from transformers import (
     AutoConfig,
     AutoImageProcessor,
     AutoModel,
+    AutoModelForImageClassification,
     AutoModelForImageTextToText,
     AutoModelForObjectDetection,
     AutoModelForSemanticSegmentation,
     AutoProcessor,
 )
 from transformers.models.auto.modeling_auto import (
+    MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES,
     MODEL_FOR_OBJECT_DETECTION_MAPPING_NAMES,
     MODEL_FOR_SEMANTIC_SEGMENTATION_MAPPING_NAMES,
 )
 
+from ..bands import spread_bands
 from ..configuration_vitp import ViTPConfig, ViTPVisionConfig
+from ..configuration_vitp_classification import ViTPImageClassificationConfig
 from ..configuration_vitp_dense import (
     ViTPAdapterConfig,
     ViTPBackboneConfig,
@@ -28,12 +32,14 @@ from ..configuration_vitp_detection import (
     ViTPObjectDetectionConfig,
     ViTPOrientedObjectDetectionConfig,
 )
-from ..image_processing_vitp import InputSpec, ViTPImageProcessor
+from ..image_processing_vitp import ViTPImageProcessor
 from ..image_processing_vitp_dense import ViTPSegmentationImageProcessor
 from ..image_processing_vitp_detection import ViTPDetectionImageProcessor
+from ..input_spec import InputSpec
 from ..modeling_vitp import ViTPForConditionalGeneration, ViTPModel, ViTPVisionModel
 from ..modeling_vitp_adapter import ViTPAdapter
 from ..modeling_vitp_backbone import ViTPBackbone
+from ..modeling_vitp_classification import ViTPForImageClassification
 from ..modeling_vitp_dense import ViTPForChangeDetection, ViTPForSemanticSegmentation
 from ..modeling_vitp_detection import (
     ViTPForInstanceSegmentation,
@@ -56,6 +62,7 @@ for _config in (
     ViTPBackboneConfig,
     ViTPAdapterConfig,
     ViTPFeaturePyramidConfig,
+    ViTPImageClassificationConfig,
     ViTPSegmentationConfig,
     ViTPChangeDetectionConfig,
     ViTPObjectDetectionConfig,
@@ -67,11 +74,16 @@ for _config in (
 AutoBackbone.register(ViTPBackboneConfig, ViTPBackbone)
 AutoBackbone.register(ViTPAdapterConfig, ViTPAdapter)
 AutoBackbone.register(ViTPFeaturePyramidConfig, ViTPFeaturePyramid)
+AutoImageProcessor.register(ViTPImageClassificationConfig, image_processor_classes={"torchvision": ViTPImageProcessor})
+AutoModelForImageClassification.register(ViTPImageClassificationConfig, ViTPForImageClassification)
 AutoModelForSemanticSegmentation.register(ViTPSegmentationConfig, ViTPForSemanticSegmentation)
 AutoModel.register(ViTPChangeDetectionConfig, ViTPForChangeDetection)
 for _config in (ViTPSegmentationConfig, ViTPChangeDetectionConfig):
     AutoImageProcessor.register(_config, image_processor_classes={"torchvision": ViTPSegmentationImageProcessor})
-# Where the image-segmentation pipeline looks for what it supports; what is registered above it does not see.
+# Where pipelines look for what they support; what is registered above they do not see.
+MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES[ViTPImageClassificationConfig.model_type] = (
+    ViTPForImageClassification.__name__
+)
 MODEL_FOR_SEMANTIC_SEGMENTATION_MAPPING_NAMES[ViTPSegmentationConfig.model_type] = ViTPForSemanticSegmentation.__name__
 for _detector in (ViTPForObjectDetection, ViTPForOrientedObjectDetection, ViTPForInstanceSegmentation):
     AutoImageProcessor.register(
@@ -90,6 +102,7 @@ ViTPForConditionalGeneration.register_for_auto_class("AutoModelForImageTextToTex
 ViTPBackbone.register_for_auto_class("AutoBackbone")
 ViTPAdapter.register_for_auto_class("AutoBackbone")
 ViTPFeaturePyramid.register_for_auto_class("AutoBackbone")
+ViTPForImageClassification.register_for_auto_class("AutoModelForImageClassification")
 ViTPForSemanticSegmentation.register_for_auto_class("AutoModelForSemanticSegmentation")
 ViTPForChangeDetection.register_for_auto_class("AutoModel")
 ViTPImageProcessor.register_for_auto_class("AutoImageProcessor")
@@ -110,10 +123,12 @@ __all__ = [
     "ViTPFeaturePyramidConfig",
     "ViTPForChangeDetection",
     "ViTPForConditionalGeneration",
+    "ViTPForImageClassification",
     "ViTPForInstanceSegmentation",
     "ViTPForObjectDetection",
     "ViTPForOrientedObjectDetection",
     "ViTPForSemanticSegmentation",
+    "ViTPImageClassificationConfig",
     "ViTPImageProcessor",
     "ViTPInstanceSegmentationConfig",
     "ViTPModel",
@@ -125,4 +140,5 @@ __all__ = [
     "ViTPVisionConfig",
     "ViTPVisionModel",
     "resize_backbone",
+    "spread_bands",
 ]

@@ -61,6 +61,15 @@ image = Image.new("RGB", (640, 480))  # yours
 outputs = model(**image_processor(image, return_tensors="pt"))
 classes = image_processor.post_process_semantic_segmentation(outputs, target_sizes=[(480, 640)])[0]
 """
+CLASSIFICATION = """
+from PIL import Image
+from transformers import pipeline
+
+classifier = pipeline("image-classification", model="{repo}", trust_remote_code=True)
+
+image = Image.new("RGB", (640, 480))  # yours
+found = classifier(image)  # labels with their scores, the highest first
+"""
 CHANGE_DETECTION = """
 from PIL import Image
 from transformers import AutoImageProcessor, AutoModel
@@ -112,6 +121,7 @@ EXAMPLES = {
     "internvl_vision": BACKBONE,
     "vitp": MODEL,
     "internvl": MODEL,
+    "vitp_image_classification": CLASSIFICATION,
     "vitp_segmentation": SEGMENTATION,
     "vitp_change_detection": CHANGE_DETECTION,
     "vitp_object_detection": BOXES,
@@ -124,6 +134,7 @@ EXAMPLES = {
 PIPELINE_TAGS = {
     "vitp": "image-text-to-text",
     "internvl": "image-text-to-text",
+    "vitp_image_classification": "image-classification",
     "vitp_segmentation": "image-segmentation",
     "vitp_change_detection": "image-segmentation",
     "vitp_object_detection": "object-detection",
@@ -146,7 +157,17 @@ def example(what: str, config: dict[str, Any], files: dict[str, Path | bytes], r
         trust="" if model_type == "internvl" else trust,
         trust_processor=trust if read_config(files, "preprocessor_config.json").get("auto_map") else "",
     )
+    bands = num_bands(config)
+    if bands is not None:
+        code = code.replace("from PIL import Image", "import numpy as np").replace("zeros(1, 3,", f"zeros(1, {bands},")
+        code = code.replace('Image.new("RGB", (640, 480))', f"np.zeros(({bands}, 480, 640), np.uint16)")
     return f"```python\n{code.strip()}\n```"
+
+
+def num_bands(config: dict[str, Any]) -> int | None:
+    """How many bands a model takes, if these are others than red, green and blue."""
+    parts = (config, config.get("vision_config") or {}, config.get("backbone_config") or {})
+    return next((len(part["band_names"]) for part in parts if part.get("band_names")), None)
 
 
 def pipeline_tag(what: str, config: dict[str, Any]) -> str:

@@ -20,6 +20,7 @@ INTRODUCTIONS = {
     "adapter": "A LoRA adapter, with vision transformer and projector trained in full, made with {paper}.",
     "vitp": "A vision-language model trained end to end for its vision transformer, with {paper}.",
     "internvl": "A vision-language model for its vision transformer, of {paper}, in transformers' own layout.",
+    "vitp_image_classification": "An image classifier on a backbone of {paper}.",
     "vitp_segmentation": "A semantic segmentation model on a backbone of {paper}.",
     "vitp_change_detection": "A change detection model, for pairs of images, on a backbone of {paper}.",
     "vitp_object_detection": "An object detector on a backbone of {paper}.",
@@ -114,12 +115,14 @@ def describe_input(files: dict[str, Path | bytes]) -> str | None:
     processor = read_config(files, "processor_config.json").get("image_processor") or {}
     processor = processor or read_config(files, "preprocessor_config.json")
     size = processor.get("size") or {}
+    spec = processor.get("input_spec") or {}
     rows = {
+        "bands": spec.get("band_names"),
         "tile, in pixels": f"{size['height']} × {size['width']}" if {"height", "width"} <= size.keys() else None,
         "most tiles": processor.get("max_patches") if processor.get("crop_to_patches") else None,
         "mean": processor.get("image_mean"),
         "standard deviation": processor.get("image_std"),
-        "input spec": processor.get("input_spec"),
+        "input spec": {name: value for name, value in spec.items() if name != "band_names"},
     }
     return settings_table(rows)
 

@@ -15,11 +15,11 @@ from tqdm import tqdm
 
 from ..cards.record import public_name
 from ..training.batching import share
+from ..training.files import check_disjoint, check_patients, find_samples
+from ..training.shared_images import check_no_shared_images, images_of_files, images_of_rows
 from ..training.values import check_type
 from .classes import IGNORE_INDEX, LabelEncoding
-from .files import check_disjoint, check_patients, find_samples
 from .samples import ImageFiles, MaskedImages, Rows
-from .shared_images import check_no_shared_images, images_of_files, images_of_rows
 from .volumes import slice_volumes
 
 logger = logging.getLogger(__name__)
@@ -127,7 +127,8 @@ class DenseData:
                 for case in set(rows.cases or ()):
                     if owners.setdefault(case, name) != name:
                         raise ValueError(f"The case {case!r} is in both splits {owners[case]!r} and {name!r}.")
-            self._check(check_no_shared_images, images_of_rows(opened))
+            stored = images_of_rows({name: (part.rows, part.image_columns) for name, part in opened.items()})
+            self._check(check_no_shared_images, stored)
 
     def _check(self, check: Callable[[Any], None], images: Any) -> None:
         try:

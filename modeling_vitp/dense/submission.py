@@ -7,8 +7,8 @@ from pathlib import Path
 import PIL.Image
 from tqdm import tqdm
 
+from ..training.files import fill
 from .classes import LabelEncoding
-from .files import fill
 from .samples import ImageFiles
 from .trainer import DenseTrainer
 

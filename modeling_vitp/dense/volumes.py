@@ -8,8 +8,8 @@ import PIL.Image
 
 from ..images.slices import VolumeSlices, check_cut
 from ..images.volumes import files_of
+from ..training.files import FileSample
 from .classes import LabelEncoding
-from .files import FileSample
 
 
 def slice_volumes(

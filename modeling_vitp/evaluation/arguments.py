@@ -120,8 +120,8 @@ class RobustnessArguments(Arguments):
     data: dict | str | None = field(
         default=None,
         metadata={
-            "help": "Images with masks: as in fine-tuning, or the file of such a configuration. By default what the "
-            "models' runs were scored on."
+            "help": "Images with masks or classes: as in fine-tuning, or the file of such a configuration. By default "
+            "what the models' runs were scored on."
         },
     )
     data_root: str | None = field(default=None, metadata={"help": "Where they are, instead of data.root."})

@@ -1,13 +1,10 @@
 """Segmentation and change detection under corruptions: scored as their fine-tuning scores its test split."""
 
-from collections.abc import Callable
 from functools import cached_property
 from typing import Any
 
-from torch.utils.data import Subset
-from transformers import AutoConfig, PreTrainedConfig, TrainerCallback
+from transformers import AutoConfig, PreTrainedConfig
 
-from ..cards.record import read_record
 from ..convert.finite import check_finite
 from ..dense.arguments import SCORED_WITH, DenseModelArguments
 from ..dense.corrupted import CorruptedImages
@@ -16,9 +13,11 @@ from ..dense.samples import MaskedImages
 from ..dense.start import load_image_processor
 from ..dense.trainer import DenseTrainer, DenseTrainingArguments, files_or_rows
 from ..images.unfinished import digest
+from ..input_spec import InputSpec
 from ..modeling_vitp_dense import ViTPForChangeDetection, ViTPForSemanticSegmentation
 from ..training.fingerprint import fingerprint
 from .arguments import RobustnessArguments
+from .recorded_task import RecordedTask
 
 # The class of a model and the metric it is scored by, by its type.
 MODELS = {
@@ -28,21 +27,8 @@ MODELS = {
 MAIN_SCORES = {"mean_iou": "mean_iou", "dice": "mean_dice", "change_detection": "f1"}
 
 
-class Progress(TrainerCallback):
-    """Calls a function after each image."""
-
-    def __init__(self, update: Callable[[], Any]):
-        self.update = update
-
-    def on_prediction_step(self, args, state, control, **kwargs):
-        self.update()
-
-
-class DenseTask:
+class DenseTask(RecordedTask):
     """A fine-tuned model and the images it is scored on; see [`~modeling_vitp.evaluation.robustness.Task`].
-
-    What is not given in the arguments is taken from the configuration that they name, or if they name none from the
-    record of the model's run.
 
     Args:
         name: folder or Hub id of the model.
@@ -54,28 +40,20 @@ class DenseTask:
     """
 
     def __init__(self, name: str, args: RobustnessArguments):
-        self.name = name
+        super().__init__(name, args)
         config = AutoConfig.from_pretrained(name)
         self.model_class, metric = MODELS[config.model_type]
-        configuration = args.configuration or recorded_configuration(name)
-        described = args.data or configuration.get("data")
-        if described is None:
-            raise ValueError(f"{name} has no record of the data it was scored on: give --data.")
-        described = {**described, "root": args.data_root} if args.data_root else described
-        self.split = args.split or configuration.get("test_split") or configuration.get("eval_split")
-        if self.split is None:
-            raise ValueError(f"On which split {name} is to be scored is not known: give --split.")
-        data = DenseData.from_dict(described)
+        data = DenseData.from_dict(self.described)
         self.encoding, self.image_spec = data.encoding, data.image_spec
         self.samples = data.open([self.split])
         self._check(config, self.samples)
         files = fingerprint(files_or_rows(self.samples))
-        self.data = {"data": described, "split": self.split, "limit": args.limit, "files": files}
-        if args.limit is not None and args.limit < len(self.samples):
-            spread = [index * len(self.samples) // args.limit for index in range(args.limit)]
-            self.samples = Subset(self.samples, spread)
+        self.data = {"data": self.described, "split": self.split, "limit": args.limit, "files": files}
+        self.samples = self.limited(self.samples, args.limit)
 
-        found = {name: configuration.get(name) for name in ("crop_size", "metric", *SCORED_WITH)} | args.scored_with
+        found = {
+            name: self.configuration.get(name) for name in ("crop_size", "metric", *SCORED_WITH)
+        } | args.scored_with
         found = {name: value for name, value in found.items() if value is not None}
         self.metric = found.pop("metric", metric)
         self.score = args.score or MAIN_SCORES[self.metric]
@@ -83,9 +61,10 @@ class DenseTask:
         self.args = DenseTrainingArguments(output_dir=args.output_dir, do_train=False, **loading, **found)
         if self.args.world_size > 1:
             raise ValueError("The robustness of a model is evaluated in one process: start it without a launcher.")
-        self.seed = args.seed
 
     def _check(self, config: PreTrainedConfig, samples: MaskedImages) -> None:
+        if InputSpec.from_dict(self.image_spec).band_names is not None:
+            raise ValueError(f"{self.name} takes other bands than red, green and blue, which alone can be corrupted.")
         names, classes = self.encoding.names, list(config.id2label.values())
         unnamed = [f"LABEL_{index}" for index in range(len(names))]  # as in converted checkpoints
         if classes not in (names, unnamed):
@@ -95,9 +74,6 @@ class DenseTask:
         given, taken = len(samples[0]["images"]), self.model_class.images_per_sample
         if given != taken:
             raise ValueError(f"{self.name} takes {taken} image(s), but a sample of split {self.split!r} has {given}.")
-
-    def __len__(self) -> int:
-        return len(self.samples)
 
     @cached_property
     def trainer(self) -> DenseTrainer:
@@ -111,22 +87,5 @@ class DenseTask:
         used = {name: getattr(self.args, name) for name in SCORED_WITH}
         return used | {"metric": self.metric, "weights": digest(self.trainer.model)}
 
-    def evaluate(self, corruption: str | None, severity: int, update: Callable[[], Any]) -> dict[str, float]:
-        samples = self.samples
-        if corruption is not None:
-            samples = CorruptedImages(samples, corruption, severity, self.seed)
-        progress = Progress(update)
-        self.trainer.add_callback(progress)
-        try:
-            loader = self.trainer.get_eval_dataloader(samples)
-            metrics = self.trainer.evaluation_loop(loader, self.name, metric_key_prefix="test").metrics
-        finally:
-            self.trainer.remove_callback(progress)
-        return {key.removeprefix("test_"): value for key, value in metrics.items()}
-
-
-def recorded_configuration(name: str) -> dict[str, Any]:
-    """What the run of a model recorded of its evaluation, as a configuration of fine-tuning has it."""
-    record = read_record(name).get("evaluated_on") or {}
-    splits = {"test_split": record.get("test"), "eval_split": record.get("eval")}
-    return {"data": record.get("data"), **splits, **(record.get("scored_with") or {})}
+    def corrupted(self, corruption: str, severity: int) -> CorruptedImages:
+        return CorruptedImages(self.samples, corruption, severity, self.seed)

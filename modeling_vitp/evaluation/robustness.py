@@ -22,7 +22,7 @@ from ..images.corruptions import SEVERITIES, parameters
 from ..metrics.report import without_nan
 from ..training.lock import FolderLock
 from ..training.outputs import write_whole
-from . import dense_robustness
+from . import classification_robustness, dense_robustness
 from .arguments import RobustnessArguments
 from .experiments import check_settings, once
 
@@ -47,7 +47,8 @@ class Task(Protocol):
         """Images that are scored."""
 
     def evaluate(self, corruption: str | None, severity: int, update: Callable[[], Any]) -> dict[str, float]:
-        """All metrics, of clean images if `corruption` is `None`; `update` is called after each image.
+        """All metrics, of clean images if `corruption` is `None`; `update` is called after each image, or
+        with their number after several.
 
         What is drawn is drawn by the seed, the image and the corruption alone, and annotations move with the images
         (see [`~modeling_vitp.images.corruptions.motion`]).
@@ -55,9 +56,10 @@ class Task(Protocol):
 
 
 # What opens a model, by its type; a `ValueError` says what is wrong with it or with its data.
-TASKS: dict[str, Callable[[str, RobustnessArguments], Task]] = dict.fromkeys(
-    dense_robustness.MODELS, dense_robustness.DenseTask
-)
+TASKS: dict[str, Callable[[str, RobustnessArguments], Task]] = {
+    **dict.fromkeys(dense_robustness.MODELS, dense_robustness.DenseTask),
+    **dict.fromkeys(classification_robustness.MODELS, classification_robustness.ClassificationTask),
+}
 
 
 def open_task(name: str, args: RobustnessArguments) -> Task:

@@ -7,7 +7,9 @@ are the most that the source allows and text is a fixed guess, which the table m
 import dataclasses
 import itertools
 import math
+import shlex
 from collections import Counter
+from pathlib import Path
 
 from trl import SFTConfig
 
@@ -17,6 +19,7 @@ from ..vrl import num_kept_tokens
 from .lengths import num_tiles
 from .mixture import effective_rows
 from .mixture_file import Mixture, Source
+from .public_set_rows import public_set_names
 from .rows import load_images
 from .sources import read_source
 
@@ -54,7 +57,8 @@ def summarise(mixture: Mixture, image_processor: ViTPImageProcessor) -> list[Sou
     summaries = []
     for source in mixture.sources:
         missing = source.missing()
-        rows, is_local = source.rows, not source.is_on_hub and missing is None
+        is_local = not source.is_on_hub and missing is None
+        rows = (num_lines(source) if is_local else None) or source.rows
         if rows is None and is_local:
             rows = len(read_source(source))
         if rows is None and missing is None:
@@ -75,6 +79,14 @@ def summarise(mixture: Mixture, image_processor: ViTPImageProcessor) -> list[Sou
     for summary in summaries:
         summary.share = summary.effective / max(total, 1)
     return summaries
+
+
+def num_lines(source: Source) -> int | None:
+    """Rows of a local source of JSON Lines, whatever the mixture says; `None` of any other."""
+    if source.annotation is None or Path(source.annotation).suffix != ".jsonl":
+        return None
+    with open(source.annotation, "rb") as file:
+        return sum(1 for line in file if line.strip())
 
 
 def most_tiles(source: Source, image_processor: ViTPImageProcessor) -> int:
@@ -196,3 +208,20 @@ def print_mixture(
     for holds, text in check_rules(mixture, summaries):
         print(f"  {'ok     ' if holds else 'WARNING'}  {text}")
     return summaries
+
+
+def print_commands(summaries: list[SourceSummary]) -> None:
+    """Prints how what is missing is made."""
+    commands = [command for summary in summaries if summary.missing and (command := public_set_command(summary.source))]
+    if commands:
+        print("\nTo make what is missing of public data sets (`vitp make_public_set NAME` says what is needed of one):")
+        print("\n".join(f"  {command}" for command in commands))
+
+
+def public_set_command(source: Source) -> str | None:
+    """What makes a source out of the public data set that its file is named after, downloaded to its `image_root`."""
+    path, root = Path(source.annotation or ""), source.image_root
+    if path.suffix != ".jsonl" or path.stem not in public_set_names() or root is None:
+        return None
+    elsewhere = [] if path.parent == Path(root).parent else ["--output_dir", str(path.parent)]
+    return shlex.join(["vitp", "make_public_set", path.stem, root, *elsewhere])

@@ -18,6 +18,7 @@ from .mixture_file import Source
 from .rows import Written
 
 LOOKED_AT = 20  # rows of a file, to find its images
+csv.field_size_limit(2**31 - 1)  # an image in a table, as text, is longer than what Python allows by itself
 
 
 def parse(line: bytes, where: str) -> Any:

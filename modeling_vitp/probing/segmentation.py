@@ -16,12 +16,12 @@ from ..dense.classes import IGNORE_INDEX
 from ..dense.corrupted import CorruptedImages
 from ..dense.data import ClassPixels, DenseData
 from ..dense.samples import ImageFiles, MaskedImages
+from ..metrics.ranking import mean_area
 from ..metrics.report import METRICS_FOLDER, name_classes
 from .backbones import Backbone, square_size
 from .features import extract
 from .few_labels import Labels
 from .heads import fit_linear, fit_nonlinear
-from .ranking import mean_area
 
 logger = logging.getLogger(__name__)
 Probe = Callable[[torch.Tensor], torch.Tensor]  # features to logits
@@ -153,8 +153,8 @@ class Segmentation:
     def features(self, backbone: Backbone, role: str, image_size: int | None, folder: Path, **loading) -> np.ndarray:
         """The patch tokens of a split, `train` or `test`: float32 of shape `(images, rows, columns, width)`."""
         data = self.data
-        if data.input_spec is None and data.volumes is None:
-            data = dataclasses.replace(data, input_spec=backbone.input_spec)
+        if data.volumes is None:
+            data = dataclasses.replace(data, input_spec=backbone.reading(data.input_spec))
         samples = data.open([self.splits[role]])
         state = f"{state_of(samples)} {data.input_spec} {self.depths}"
         if role == "test" and self.corruption is not None:

@@ -25,6 +25,7 @@ from . import threads  # noqa: F401
 RECIPES = "modeling_vitp.recipes"
 OWN_ARGUMENTS = {  # command -> the module of its arguments
     "vitp pretrain": "modeling_vitp.training.arguments",
+    "vitp finetune_classification": "modeling_vitp.classification.arguments",
     "vitp finetune_segmentation": "modeling_vitp.dense.arguments",
     "vitp finetune_detection": "modeling_vitp.detection.arguments",
     "vitp probe": "modeling_vitp.probing.arguments",
@@ -140,7 +141,7 @@ def register_models() -> None:
 def run(main: Callable[[], int | None]) -> NoReturn:
     """Runs a recipe as a program, see [`~modeling_vitp.command.errors.run`]; its progress is logged."""
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
-    for name in ("training", "dense", "detection", "evaluation", "recipes"):
+    for name in ("training", "classification", "dense", "detection", "evaluation", "recipes"):
         logging.getLogger(f"modeling_vitp.{name}").setLevel(logging.INFO)
     errors.run(main)
 

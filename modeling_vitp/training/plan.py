@@ -15,10 +15,12 @@ from trl import ModelConfig, SFTConfig
 from ..cards.sections import table
 from ..configuration_vitp import ViTPConfig
 from ..image_processing_vitp import ViTPImageProcessor
-from ..instructions.dry_run import SourceSummary, most_tiles
+from ..instructions.dry_run import SourceSummary, most_tiles, print_commands, print_mixture
+from ..instructions.mixture_file import Mixture
 from ..modeling_vitp import ViTPForConditionalGeneration
 from .arguments import PretrainArguments
 from .freezing import freeze, lora_config
+from .start import tiling
 from .step_cost import INTERNVL2_5_1B, BatchShape, StepCost, step_cost
 
 GIB = 2**30
@@ -62,6 +64,15 @@ class Work:
     devices: int
     mean: BatchShape
     longest: BatchShape
+
+
+def dry_run(args: PretrainArguments, training_args: SFTConfig, model_args: ModelConfig, mixture: Mixture) -> int:
+    """Prints what a mixture amounts to, what the run costs, and the commands that make what is missing."""
+    image_processor, tokens_per_tile = tiling(model_args.model_name_or_path, args.from_scratch, args.max_patches)
+    summaries = print_mixture(mixture, training_args, image_processor, tokens_per_tile)
+    print_plan(args, training_args, model_args, summaries, image_processor)
+    print_commands(summaries)
+    return 0
 
 
 def print_plan(

@@ -18,11 +18,11 @@ from modeling_vitp import (
     predict_volume,
 )
 from modeling_vitp.dense.classes import LabelEncoding
-from modeling_vitp.dense.files import FileSample
 from modeling_vitp.dense.samples import Rows
 from modeling_vitp.dense.sliding_window import sliding_window
 from modeling_vitp.dense.volumes import slice_volumes
 from modeling_vitp.recipes import predict_large as script
+from modeling_vitp.training.files import FileSample
 
 WINDOWS = {"window": 32, "stride": 24, "batch_size": 2}
 SETTINGS = {"input_spec": {"window": [-500, 900]}}

@@ -12,8 +12,8 @@ from volumes_on_disk import write_series
 
 from modeling_vitp.dense.classes import LabelEncoding
 from modeling_vitp.dense.data import DenseData
-from modeling_vitp.dense.files import find_samples
 from modeling_vitp.dense.volumes import slice_volumes
+from modeling_vitp.training.files import find_samples
 
 
 @pytest.mark.parametrize("plane", ["axial", "coronal", "sagittal"])

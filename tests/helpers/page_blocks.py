@@ -41,6 +41,7 @@ ONLY_PARSED = {
     "vitp experiment": "hours",
     "python recipes/data/build_nuclei.py": "the network",
     "vitp finetune_detection --config nuclei_oriented": "what the command before makes",
+    "vitp finetune_classification --config aerial_trees_density": "what the command before makes",
     "pip install": "the network; CI installs by the README's command",
 }
 # Commands that run where slow tests run; elsewhere their arguments are read.
@@ -48,6 +49,9 @@ SLOW = (
     "vitp pretrain --config quickstart",
     "vitp benchmark --shape small",
     "vitp finetune_detection --detector",
+    "vitp finetune_segmentation --config sen1floods11",
+    "vitp finetune_classification --config eurosat",
+    "torchrun --nproc_per_node 4 -m modeling_vitp.recipes.finetune_classification",
     "vitp export_onnx",
     "vitp benchmark_detection",
     "python recipes/data/build_brain_mri.py",
@@ -78,6 +82,7 @@ SMALL = {  # recipe -> options that make it small, after those of the page
     "finetune_segmentation": MAPS,
     "finetune_change_detection": MAPS,
     "finetune_detection": BOXES,
+    "finetune_classification": TRAINING | {"image_size": 56, "num_pictures": 1, "warmup_steps": 1},
     "predict_large": {"window": 64, "stride": 48},
     "evaluate_robustness": {"corruptions": "haze rotation", "severities": "1 5", "limit": 2},
     "validate_data": {"num_workers": 1},
@@ -414,7 +419,18 @@ def read_transformers(command: str, words: list[str], place: Place, patch: pytes
     app.commands[name].make_context(name, words)
 
 
+def read_tree_builder(command: str, words: list[str], place: Place, patch: pytest.MonkeyPatch) -> None:
+    """As [`read_builder`]."""
+    from modeling_vitp.recipes.data import build_tree_classes
+
+    with patch.context() as inner:
+        inner.setattr(build_tree_classes, "load_dataset", stop)
+        with pytest.raises(Parsed):
+            build_tree_classes.main(words)
+
+
 OTHER_PROGRAMS = {
+    "recipes/data/build_tree_classes.py": read_tree_builder,
     "recipes/data/build_nuclei.py": read_builder,
     "recipes/data/build_brain_mri.py": build_brain,
     "venv": make_environment,
@@ -445,6 +461,10 @@ def run_yaml(text: str, place: Place, patch: pytest.MonkeyPatch) -> None:
     elif "task" in fields:
         parse("finetune_detection", ["--config", str(path)], patch)
         assert not call("finetune_detection", ["--config", str(path), *small("finetune_detection", [])], patch)
+    elif "crop_area" in fields:
+        assert not call(
+            "finetune_classification", ["--config", str(path), *small("finetune_classification", [])], patch
+        )
     elif "data" in fields:
         parse("finetune_segmentation", ["--config", str(path)], patch)
         data, splits = DenseData.from_dict(fields["data"]), list(fields["data"]["splits"])
@@ -461,7 +481,7 @@ def run_yaml(text: str, place: Place, patch: pytest.MonkeyPatch) -> None:
 
 def file_name(text: str) -> str | None:
     """The file that a block is, if its first line says so."""
-    found = re.match(r"# (\w+\.yaml)\b", text)
+    found = re.match(r"# (\w+\.(?:yaml|py))\b", text)
     return found and found[1]
 
 

@@ -5,6 +5,7 @@ import shutil
 import zipfile
 from pathlib import Path
 
+import classification_data
 import dense_data
 import detection_data
 import numpy as np
@@ -12,9 +13,11 @@ import rasterio
 import torch
 import yaml
 from datasets import Dataset, Features, Image, List, Value
+from medical_set_data import save_table
 from page_blocks import file_name, find_pages, read_page
 from paths import FIXTURES, ROOT
-from pictures import picture
+from pictures import picture, write_bands
+from public_set_data import dior_rsvg, save_picture
 from rasterio.transform import from_origin
 from safetensors.torch import load_file, save_file
 from tiny_models import TEXT, VISION
@@ -58,13 +61,15 @@ def make_folder(folder: Path, tokenizer: PreTrainedTokenizerBase) -> None:
         (folder / name).symlink_to(ROOT / name)
     for page in find_pages():
         for block in read_page(page)[1]:
-            if block.language == "yaml" and file_name(block.text):
+            if file_name(block.text):
                 (folder / file_name(block.text)).write_text(block.text)
     write_models(folder, tokenizer)
     write_checkpoints(folder)
     write_images(folder)
     write_instructions(folder)
     write_annotations(folder)
+    dior_rsvg(folder / "data/remote_sensing/dior_rsvg")
+    write_findings(folder / "lung_findings")
 
 
 def write_models(folder: Path, tokenizer: PreTrainedTokenizerBase) -> None:
@@ -143,6 +148,14 @@ def write_images(folder: Path) -> None:
                 labels = np.full((56, 60), label, dtype=np.uint8)
                 place = folder / "folder_of_classes" / split / name / f"{index}.png"
                 dense_data.save(dense_data.picture_of(labels, rng), place)
+    for name, side in {"B02": 56, "B05": 28, "B09": 10}.items():
+        values = rng.integers(0, 9000, (1, side, side), dtype=np.uint16)
+        for band in {"B02": "02 03 04 08", "B05": "05 06 07 8A 11 12", "B09": "01 09"}[name].split():
+            write_bands(folder / f"datasets/sentinel2/B{band}.tif", values)
+    dense_data.make_sen1floods11(folder / "data/sen1floods11")
+    classification_data.make_chest_xray14(folder / "datasets/xrays")
+    for root in ("data", "datasets"):
+        classification_data.make_eurosat(folder / root / "EuroSAT_RGB")
     dense_data.make_loveda(folder / "data/LoveDA")
     dense_data.make_loveda(folder / "datasets/LoveDA")
     dense_data.make_levir_cd(folder / "datasets/LEVIR-CD")
@@ -210,6 +223,15 @@ def write_instructions(folder: Path) -> None:
     (folder / "data/released_meta.json").write_text(json.dumps(meta))
     for name in ("tanker", "ferry"):
         dense_data.save(picture(60, 56), folder / "data/ships" / name / "0.png")
+
+
+def write_findings(folder: Path) -> None:
+    """The public set that its page adds."""
+    names = ("file", "split", "report", "finding", "x1", "y1", "x2", "y2")
+    rows = [(f"{n:04d}.png", split, "A nodule.", "the nodule", 2, 3, 9, 9) for n, split in enumerate(("train", "test"))]
+    save_table(folder / "findings.csv", [dict(zip(names, row)) for row in rows])
+    for n, row in enumerate(rows):
+        save_picture(folder / "images" / row[0], seed=n)
 
 
 def write_annotations(folder: Path) -> None:

@@ -10,10 +10,10 @@ from pydicom.data import get_testdata_file
 
 from modeling_vitp import InputSpec
 from modeling_vitp.dense.classes import LabelEncoding
-from modeling_vitp.dense.files import FileSample
 from modeling_vitp.dense.samples import ImageFiles
 from modeling_vitp.images.reading import picture_size, read_picture, stored_size
 from modeling_vitp.instructions.rows import image_size, load_images
+from modeling_vitp.training.files import FileSample
 
 CT = Path(get_testdata_file("CT_small.dcm"))
 

@@ -14,11 +14,11 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from PIL import ExifTags, Image
+from PIL import Image
 from tqdm.auto import tqdm
 
 from ...images.cases import content_digest, patient_of
-from ...images.reading import below, is_dicom_file, stored_size
+from ...images.reading import below, stored_orientation, stored_size
 from ...images.windows import Window
 from ..boxes import Box, box_area, clip
 
@@ -181,11 +181,9 @@ def annotate_all(layout: Layout, chosen: dict[str, tuple[Path, ...]], on_error: 
 def upright_size(path: Path) -> tuple[int, int]:
     """Height and width. Raises `ValueError` if the file is no upright image."""
     try:
-        if is_dicom_file(path):
-            return stored_size(path)
-        with Image.open(path) as image:
-            orientation = image.getexif().get(ExifTags.Base.Orientation, 1)
-            size = image.height, image.width
+        size, orientation = stored_size(path), stored_orientation(path)
+    except ValueError:
+        raise
     except Exception as error:  # Pillow raises many kinds for a broken file
         raise ValueError(f"{path} cannot be read: {error}") from error
     if orientation != 1:

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.metrics import average_precision_score, roc_auc_score
 
-from modeling_vitp.probing.ranking import area_under_curve, average_precision, mean_area
+from modeling_vitp.metrics.ranking import area_under_curve, average_precision, mean_area
 
 
 @given(st.lists(st.tuples(st.integers(0, 5), st.booleans()), min_size=1, max_size=30))

@@ -3,7 +3,7 @@
 import gzip
 import hashlib
 import io
-from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
@@ -11,13 +11,13 @@ from typing import BinaryIO
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+from datasets import Dataset
 
 from ..images.cases import packed_key
 from ..images.reading import read_picture
 from ..images.volumes import files_of
 from ..instructions.rows import content_of
 from .files import FileSample
-from .samples import Rows
 
 PIECE = 1 << 16  # bytes at the beginning, in the middle and at the end, by which large files are told apart first
 
@@ -44,16 +44,20 @@ def images_of_files(splits: Mapping[str, Iterable[FileSample]]) -> Iterator[Stor
                 )
 
 
-def images_of_rows(splits: Mapping[str, Rows]) -> Iterator[StoredImage]:
-    """Of a table only the lengths of the images are read."""
-    for split, samples in splits.items():
-        for column in samples.image_columns:
+def images_of_rows(splits: Mapping[str, tuple[Dataset, Sequence[str]]]) -> Iterator[StoredImage]:
+    """Of a table only the lengths of the images are read.
+
+    Args:
+        splits: rows with images that are not decoded, and their columns of images.
+    """
+    for split, (rows, columns) in splits.items():
+        for column in columns:
             place = 0
-            for part in samples.rows.select_columns([column]).with_format("arrow").iter(1000):
+            for part in rows.select_columns([column]).with_format("arrow").iter(1000):
                 for size, path in sizes_and_paths(part.column(column)):
 
-                    def open_row(samples=samples, column=column, place=place):
-                        return io.BytesIO(content_of(samples.rows[place][column]))
+                    def open_row(rows=rows, column=column, place=place):
+                        return io.BytesIO(content_of(rows[place][column]))
 
                     if size is not None or (path is not None and Path(path).is_file()):
                         size = Path(path).stat().st_size if size is None else size

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from ..images.cases import patient_of
 from ..images.reading import identity
-from ..training.values import check_type
+from .values import check_type
 
 CASES = ("patient", "case")  # fields by which files belong together
 FIELD = re.compile(r"\{(?P<field>\w+)(?::(?P<form>[^{}]+))?\}")
@@ -77,7 +77,7 @@ def find_samples(root: str | Path, settings: Mapping, name: str) -> list[FileSam
             raise ValueError(f"Split {name!r} has no {role}: no file is like {root / patterns[role]}.")
     keys = sorted(set().union(*found.values()))
     if "list" in settings:
-        keys = listed(keys, root / settings["list"])
+        keys = listed(keys, root / settings["list"], next(iter(found.values())))
     for key in keys:
         for role, files in found.items():
             if key not in files:
@@ -156,19 +156,22 @@ def fill(pattern: str, fields: Mapping[str, str]) -> str:
     return FIELD.sub(lambda match: fields[match["field"]], pattern)
 
 
-def listed(keys: list[tuple], path: Path) -> list[tuple]:
-    """The samples that a file lists, by id, by the value of a field, or by file name."""
+def listed(keys: list[tuple], path: Path, files: Mapping[tuple, Path]) -> list[tuple]:
+    """The samples that a file lists, by id, by the value of a field, or by the name of their first file."""
     try:
         names = [line.strip() for line in path.read_text().splitlines() if line.strip()]
     except OSError as error:
         raise ValueError(f"The list {path} cannot be read: {error}") from error
-    by_name = {}
+    by_name, by_file = {}, {}
     for key in keys:
         for name in {"/".join(key), *key}:
             by_name.setdefault(name, []).append(key)
+        if key in files:
+            by_file.setdefault(files[key].stem, []).append(key)
     chosen = []
     for name in names:
-        matches = by_name.get(name) or by_name.get(Path(name).stem) or []
+        stem = Path(name).stem
+        matches = by_name.get(name) or by_name.get(stem) or by_file.get(stem) or []
         if len(matches) != 1:
             raise ValueError(f"{path}: {name!r} is the name of {len(matches)} samples, and not of one.")
         chosen += matches

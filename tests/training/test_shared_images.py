@@ -10,10 +10,10 @@ from datasets import Image as ImageFeature
 from dense_data import TWO
 from PIL import Image
 
-from modeling_vitp.dense import shared_images
 from modeling_vitp.dense.data import DenseData
-from modeling_vitp.dense.shared_images import PIECE
 from modeling_vitp.images.reading import read_picture
+from modeling_vitp.training import shared_images
+from modeling_vitp.training.shared_images import PIECE
 
 SPLITS = {name: {"image": f"{name}/{{n}}.png"} for name in ("train", "val", "test")}
 

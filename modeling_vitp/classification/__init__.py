@@ -1,0 +1,1 @@
+"""Fine-tuning of classifiers of images: data, augmentation, trainer, pictures."""

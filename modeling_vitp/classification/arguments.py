@@ -1,0 +1,85 @@
+"""Arguments of fine-tuning for classes of images on the command line."""
+
+from dataclasses import dataclass, field
+
+from ..training.backbone_arguments import StartArguments
+from ..training.layer_decay_arguments import LayerDecayArguments
+from ..training.run_arguments import RunArguments
+from ..training.values import Arguments
+
+# Settings that the scores of a model depend on.
+SCORED_WITH = ("image_size", "per_device_eval_batch_size", "bf16", "fp16")
+
+
+@dataclass
+class ClassificationModelArguments(StartArguments):
+    """Where fine-tuning for classes starts."""
+
+
+@dataclass
+class ClassificationSettings(LayerDecayArguments, RunArguments):
+    """What [`~modeling_vitp.classification.trainer.ClassificationTrainingArguments`] adds to transformers' settings."""
+
+    limits = {
+        "image_size": "[1, inf)",
+        "crop_area": "(0, 1]",
+        "horizontal_flip": "[0, 1]",
+        "vertical_flip": "[0, 1]",
+        "quarter_turns": "[0, 1]",
+    }
+
+    image_size: int = field(
+        default=224, metadata={"help": "Side of the square that images become, in pixels: whole patches of the ViT."}
+    )
+    crop_area: list[float] = field(
+        default_factory=lambda: [0.5, 1.0], metadata={"help": "What a crop in training has of an image's area."}
+    )
+    horizontal_flip: float = field(default=0.5, metadata={"help": "Chance of a mirrored image."})
+    vertical_flip: float = field(default=0.0, metadata={"help": "Chance of an image upside down."})
+    quarter_turns: float = field(default=0.0, metadata={"help": "Chance of a turn by 90, 180 or 270 degrees."})
+    photometric: bool = field(
+        default=True, metadata={"help": "Whether brightness, contrast, saturation and hue change."}
+    )
+    do_train: bool = field(default=True, metadata={"help": "Whether to train, or only to score and to draw."})
+    remove_unused_columns: bool = field(default=False, metadata={"help": "There are none."})
+
+    def __post_init__(self):
+        super().__post_init__()
+        if len(self.crop_area) != 2 or self.crop_area[0] > self.crop_area[1]:
+            raise ValueError(f"crop_area={self.crop_area}: give the smallest and the largest.")
+
+
+@dataclass
+class ClassificationArguments(Arguments):
+    """What is trained on, and what is scored."""
+
+    limits = {"num_pictures": "[0, inf)"}
+
+    data: dict | str | None = field(
+        default=None,
+        metadata={"help": "Splits, classes and files of the data set, see recipes/finetune_classification.md."},
+    )
+    data_root: str | None = field(default=None, metadata={"help": "Where the data set is, instead of data.root."})
+    dataset_name: str | None = field(
+        default=None, metadata={"help": "A data set of the Hub, or a folder, instead of data.dataset_name."}
+    )
+    train_splits: list[str] = field(default_factory=lambda: ["train"], metadata={"help": "What is trained on."})
+    eval_split: str | None = field(
+        default=None,
+        metadata={
+            "help": "What is scored while training, with eval_strategy, and at the end. The last checkpoint is the "
+            "result, unless load_best_model_at_end is set."
+        },
+    )
+    test_split: str | None = field(default=None, metadata={"help": "What is scored once, at the end; '' for nothing."})
+    num_pictures: int = field(default=16, metadata={"help": "Samples in the picture of predictions."})
+
+    def __post_init__(self):
+        super().__post_init__()
+        self.eval_split, self.test_split = self.eval_split or None, self.test_split or None
+        given = {"root": self.data_root, "dataset_name": self.dataset_name}
+        self.data = {**(self.data or {}), **{name: value for name, value in given.items() if value is not None}}
+        if not self.data:
+            raise ValueError("Give data_root, a folder of images, or dataset_name, or `data` in the configuration.")
+        if self.test_split is not None and self.test_split in {*self.train_splits, self.eval_split}:
+            raise ValueError(f"Split {self.test_split!r} is the test's; it may not be trained or selected on.")

@@ -1,0 +1,107 @@
+"""The classes of image files in a table: CSV, TSV or Parquet, a row an image."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import pandas as pd
+
+from ..training.files import FileSample
+from .classes import Label
+
+READERS = {".csv": pd.read_csv, ".tsv": lambda path: pd.read_csv(path, sep="\t"), ".parquet": pd.read_parquet}
+
+
+@dataclass(frozen=True)
+class LabelTable:
+    """The `table` of a configuration's data.
+
+    Args:
+        file: below the root of the data set.
+        name: the column that says which image a row is of: the path of its file below the root, the file's name, with
+            or without its ending, or the value of a field of the pattern.
+        label: the column of its class, or of its classes, in a list or as text with `separator` between them; or the
+            columns of all classes, with 1 for those that it has and 0 for the others.
+        separator: between the classes of a text.
+        no_class: what the text is where an image has none of the classes.
+    """
+
+    file: str
+    name: str = "file_name"
+    label: str | Sequence[str] = "label"
+    separator: str | None = None
+    no_class: str | None = None
+
+    def read(self, root: Path) -> pd.DataFrame:
+        """All rows.
+
+        Raises:
+            ValueError: if the file cannot be read, or has no such column.
+        """
+        path = root / self.file
+        if path.suffix.lower() not in READERS:
+            raise ValueError(f"table: {path} is none of {', '.join(READERS)}.")
+        try:
+            rows = READERS[path.suffix.lower()](path)
+        except (OSError, ValueError, pd.errors.ParserError) as error:
+            raise ValueError(f"table: {path} cannot be read: {error}") from error
+        for column in (self.name, *([self.label] if isinstance(self.label, str) else self.label)):
+            if column not in rows.columns:
+                raise ValueError(f"table: {path} has no column {column!r}, only {', '.join(map(str, rows.columns))}.")
+        return rows
+
+    def labels_of(
+        self, samples: Sequence[FileSample], root: Path, where: Mapping | None, split: str
+    ) -> tuple[list[FileSample], list[list[Label]]]:
+        """Samples with a row, and the classes of each.
+
+        Args:
+            where: values of columns by name, if only rows that have them are of the split; samples without such a row
+                are not of it then.
+
+        Raises:
+            ValueError: names what has no row, or no file.
+        """
+        rows = self.read(root)
+        for column, value in (where or {}).items():
+            if column not in rows.columns:
+                raise ValueError(f"Split {split!r}: where: {root / self.file} has no column {column!r}.")
+            rows = rows[rows[column].astype(str) == str(value)]
+        names = rows[self.name].astype(str)
+        if names.duplicated().any():
+            raise ValueError(f"table: {root / self.file} has {names[names.duplicated()].iloc[0]!r} in several rows.")
+        stored = dict(zip(names, zip(rows.index, self._labels(rows, root))))
+        kept, labels = [], []
+        for sample in samples:
+            path = sample.images[0]
+            keys = (path.relative_to(root).as_posix(), path.name, path.stem, sample.id, *sample.fields.values())
+            key = next((key for key in keys if key in stored), None)
+            if key is not None:
+                kept.append(sample)
+                labels.append(stored.pop(key)[1])
+            elif where is None:
+                raise ValueError(f"{path} has no row in {root / self.file}: add one, or take the file out.")
+        if where is not None and stored:
+            name, (row, _) = next(iter(stored.items()))
+            raise ValueError(f"table: {root / self.file}, row {row}: no file of split {split!r} is called {name!r}.")
+        return kept, labels
+
+    def _labels(self, rows: pd.DataFrame, root: Path) -> list[list[Label]]:
+        if isinstance(self.label, str):
+            stored = [divided(value, self.separator) for value in rows[self.label].tolist()]
+            return [[label for label in labels if label != self.no_class] for labels in stored]
+        values = rows[list(self.label)]
+        odd = ~values.isin([0, 1]).all(axis=1)
+        if odd.any():
+            raise ValueError(f"table: {root / self.file}, row {odd.idxmax()}: a class is told by 0 or 1.")
+        return [[name for name, value in zip(self.label, row) if value] for row in values.to_numpy()]
+
+
+def divided(value: object, separator: str | None = None) -> list[Label]:
+    """What a column has for an image as the list of its classes; of nothing, an empty one."""
+    if isinstance(value, str):
+        parts = [value] if separator is None else value.split(separator)
+        return [part.strip() for part in parts if part.strip()]
+    if hasattr(value, "__len__"):
+        return list(value)
+    return [] if value is None or value != value else [int(value)]  # NaN stands for an empty field

@@ -1,0 +1,124 @@
+"""Classification of images, with one label or several: a linear layer on what the ViT's tokens have in common."""
+
+import copy
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import InternVLVisionModel, PreTrainedModel
+from transformers.modeling_outputs import ImageClassifierOutput
+from transformers.utils.generic import can_return_tuple
+
+from .bands import spread_bands
+from .configuration_vitp import ViTPVisionConfig
+from .configuration_vitp_classification import ViTPImageClassificationConfig
+from .modeling_vitp import ViTPVisionModel
+from .modeling_vitp_backbone import open_vit
+from .opening import NamesItsFiles
+from .resize import resize_backbone
+
+
+class ViTPForImageClassification(NamesItsFiles, PreTrainedModel):
+    """The mean of the patch tokens, or the CLS token, under a LayerNorm and a linear layer, as in BEiT (arXiv
+    2106.08254).
+    """
+
+    config: ViTPImageClassificationConfig
+    config_class = ViTPImageClassificationConfig
+    main_input_name = "pixel_values"
+    input_modalities = ("image",)
+    supports_gradient_checkpointing = True
+    accepts_loss_kwargs = False
+    _no_split_modules = ["ViTPVisionLayer"]
+    _supports_sdpa = True
+    _supports_flash_attn = True
+    _supports_flex_attn = True
+    _supports_attention_backend = True
+
+    def __init__(self, config: ViTPImageClassificationConfig):
+        super().__init__(config)
+        width, epsilon = config.backbone_config.hidden_size, config.backbone_config.layer_norm_eps
+        self.backbone = ViTPVisionModel(config.backbone_config)
+        self.layernorm = nn.LayerNorm(width, eps=epsilon)
+        self.classifier = nn.Linear(width, config.num_labels)
+        self.post_init()
+
+    def get_input_embeddings(self) -> nn.Module:
+        return self.backbone.get_input_embeddings()
+
+    @classmethod
+    def from_backbone(
+        cls,
+        backbone: str | Path | InternVLVisionModel,
+        *,
+        id2label: dict[int, str] | None = None,
+        image_size: int | None = None,
+        backbone_kwargs: dict[str, Any] | None = None,
+        **kwargs,
+    ) -> "ViTPForImageClassification":
+        r"""A classifier on a pretrained ViT, in float32, with a fresh head (drawn from torch's random state).
+
+        Args:
+            backbone (`str`, `Path`, [`ViTPVisionModel`] or [`~transformers.InternVLVisionModel`]):
+                Folder or Hub id of an exported backbone or of a [`ViTPVisionModel`], or the model itself. Its patches
+                stay as they are.
+            id2label (`dict[int, str]`, *optional*):
+                Names of the classes; or give `num_labels`.
+            image_size (`int`, *optional*):
+                Side in pixels of the images to come, a multiple of the patch size: the table of positions is resampled
+                to it once, and not in every step. As it is if not given.
+            backbone_kwargs (`dict`, *optional*):
+                Settings of the ViT's configuration, such as `drop_path_rate`, and arguments of `from_pretrained`, such
+                as `revision`. Weights for red, green and blue are spread over `band_names`, see [`spread_bands`].
+            kwargs:
+                Settings of the model's configuration, such as `pooling` and `problem_type`.
+
+        Raises:
+            ValueError: if the folder holds another kind of model, or an image of `image_size` is not whole patches.
+        """
+        loading = dict(backbone_kwargs or {})
+        names = {field.name for field in dataclasses.fields(ViTPVisionConfig)}
+        settings = {name: loading.pop(name) for name in names & loading.keys()}
+        vit = open_vit(backbone, **loading)
+        if image_size is not None:
+            vit = resize_backbone(vit, image_size=image_size)
+        band_names = settings.pop("band_names", None)
+        if band_names is not None:
+            vit = spread_bands(copy.deepcopy(vit), band_names)
+        fields = vit.config.to_dict() | {"model_type": ViTPVisionConfig.model_type, "dtype": "float32"} | settings
+        if id2label is not None:
+            kwargs |= {"id2label": id2label, "label2id": {label: index for index, label in id2label.items()}}
+        model = cls(cls.config_class(backbone_config=ViTPVisionConfig.from_dict(fields), **kwargs))
+        model.backbone.load_state_dict(vit.state_dict())
+        return model
+
+    @can_return_tuple
+    def forward(
+        self, pixel_values: torch.Tensor, labels: torch.Tensor | None = None, **kwargs
+    ) -> tuple | ImageClassifierOutput:
+        r"""
+        Args:
+            pixel_values (`torch.Tensor` of shape `(batch_size, num_channels, height, width)`):
+                Normalised images; height and width are multiples of the patch size.
+            labels (`torch.Tensor`, *optional*):
+                Classes, int64 of shape `(batch_size,)`; for several labels an image float of shape
+                `(batch_size, num_labels)`, 1 for each class that it has and 0 for the others.
+
+        Returns:
+            `logits` of shape `(batch_size, num_labels)`, and with labels `loss`, the mean over the batch, by
+            `problem_type`. `hidden_states` and `attentions` of the ViT if they are asked for.
+        """
+        asked = {name: kwargs.get(name) for name in ("output_hidden_states", "output_attentions")}
+        asked = {name: getattr(self.config, name) if value is None else value for name, value in asked.items()}
+        outputs = self.backbone(pixel_values.to(self.dtype), **asked)
+        pooled = outputs.pooler_output if self.config.pooling == "mean" else outputs.last_hidden_state[:, 0]
+        logits = self.classifier(self.layernorm(pooled))
+        loss = None if labels is None else self.loss_function(labels, logits, self.config)
+        return ImageClassifierOutput(
+            loss=loss, logits=logits, hidden_states=outputs.hidden_states, attentions=outputs.attentions
+        )
+
+
+__all__ = ["ViTPForImageClassification"]

@@ -1,0 +1,82 @@
+"""Classification of images from a pretrained backbone, with one label an image or several.
+
+    vitp finetune_classification --data_root my_images --test_split test --model_name_or_path my_backbone \
+        --output_dir outputs/my_classes
+
+A folder has the images of each split and class, as in my_images/train/forest/1.png; a data set of the Hub has columns
+`image` and `label`. The configuration is YAML; every field can be given on the command line too. Started again with the
+same output folder, a run goes on from its last checkpoint.
+"""
+
+from modeling_vitp.classification.arguments import (
+    ClassificationArguments,
+    ClassificationModelArguments,
+    ClassificationSettings,
+)
+from modeling_vitp.training.command_line import parse, run
+
+WHOLE = (
+    "modeling_vitp.classification.arguments.ClassificationArguments",
+    "modeling_vitp.classification.trainer.ClassificationTrainingArguments",
+    "modeling_vitp.classification.arguments.ClassificationModelArguments",
+)
+INHERITED = ("transformers.training_args",)
+
+
+def main(argv: list[str] | None = None) -> int:
+    own = ClassificationArguments, ClassificationSettings, ClassificationModelArguments
+    args, training_args, model_args = parse(argv, __doc__, own, WHOLE, INHERITED)
+
+    from transformers import set_seed
+
+    from modeling_vitp import ViTPForImageClassification
+    from modeling_vitp.classification import results
+    from modeling_vitp.classification.classes import check_trained, count
+    from modeling_vitp.classification.data import ClassificationData
+    from modeling_vitp.classification.start import classes_of, load_classifier, load_image_processor
+    from modeling_vitp.classification.trainer import ClassificationTrainer, labels_of
+    from modeling_vitp.training import fine_tuning
+    from modeling_vitp.training.backbone_start import check_start
+    from modeling_vitp.training.lock import check_free
+
+    check_start(ViTPForImageClassification, model_args, training_args.do_train)
+    check_free(training_args.output_dir)
+    set_seed(training_args.seed)
+    data = ClassificationData.from_dict(args.data)
+    fine_tuning.check_eval_split(training_args, args.train_splits, args.eval_split)
+    train_splits = args.train_splits if training_args.do_train else []
+    data.check_disjoint(list(dict.fromkeys([*train_splits, *filter(None, (args.eval_split, args.test_split))])))
+    names = data.find_classes(train_splits, classes_of(model_args))
+    train_dataset = data.open(train_splits) if train_splits else None
+    scored = {split: data.open([split]) for split in (args.eval_split, args.test_split) if split}
+    counted = {}
+    if train_dataset is not None:
+        counted = {"train_images": count(labels_of(train_dataset), names)}
+        for split, samples in scored.items():
+            check_trained(counted["train_images"], count(labels_of(samples), names), split, data.is_listed)
+
+    side = training_args.image_size
+    trainer = ClassificationTrainer(
+        load_classifier(model_args, names, data.multi_label, side, data.input_spec),
+        training_args,
+        train_dataset=train_dataset,
+        eval_dataset=scored.get(args.eval_split),
+        processing_class=load_image_processor(model_args, data.input_spec, side),
+    )
+    if train_dataset is not None:
+        described = data.describe(args.train_splits, args.eval_split, args.test_split)
+        trainer.record(argv, [model_args.model_name_or_path], *described)
+    metrics = fine_tuning.train(trainer, **counted)
+    fine_tuning.evaluate(trainer, metrics, "eval", scored.get(args.eval_split))
+    fine_tuning.evaluate(trainer, metrics, "test", scored.get(args.test_split))
+    if not trainer.is_world_process_zero():
+        return 0
+
+    status = results.finish(trainer, scored.get(args.test_split or args.eval_split), args.num_pictures)
+    fine_tuning.save_metrics(trainer, metrics)
+    fine_tuning.report(trainer, metrics)
+    return status
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,229 @@
+"""What is wrong with classified images is said with its name and how to go on."""
+
+import logging
+import shutil
+
+import numpy as np
+import pandas as pd
+import pytest
+import rasterio
+import torch
+from classification_data import MAKERS, picture_of, write_folders
+from datasets import ClassLabel, Dataset, Features, Image, List, Value
+from dense_data import read_config, save
+from pictures import picture, write_bands
+
+from modeling_vitp.classification.classes import check_trained, count
+from modeling_vitp.classification.data import ClassificationData
+
+
+def opened(settings: dict, split: str = "train"):
+    data = ClassificationData.from_dict(settings)
+    data.find_classes(["train"])
+    return data.open([split])
+
+
+@pytest.fixture
+def folders(tmp_path):
+    write_folders(tmp_path, {"train": 3, "test": 2}, ("field", "forest"))
+    return tmp_path
+
+
+def test_folders_are_splits_and_classes_whether_we_read_them_or_datasets_does(folders):
+    """The same images and classes, the second in the order of the rows."""
+    ours, theirs = opened({"root": str(folders)}), opened({"dataset_name": str(folders)})
+    assert ours.labels.tolist() == theirs.labels.tolist() == [0, 0, 0, 1, 1, 1]
+    for index in range(6):
+        assert torch.equal(ours[index]["image"], theirs[index]["image"])
+        assert ours[index]["image"].shape == (3, 20, 24 + index % 3) and ours[index]["image"].dtype == torch.uint8
+    assert ours[0]["id"] == "field/0" and ours[4]["label"] == 1
+    assert opened({"root": str(folders), "classes": ["forest", "field"]}).labels.tolist() == [1, 1, 1, 0, 0, 0]
+
+
+def test_a_class_that_only_the_test_has_is_named(folders):
+    save(picture(20, 20), folders / "test" / "swamp" / "9.png")
+    said = r"test/swamp/9.png has the class 'swamp', which is none of the 2 classes .* field, forest. Take it out, put"
+    with pytest.raises(ValueError, match=said):
+        opened({"root": str(folders)}, "test")
+
+
+def test_a_class_without_an_image_to_train_on_is_named(caplog):
+    trained, scored = {"field": 3, "swamp": 0}, {"field": 1, "swamp": 2}
+    with pytest.raises(ValueError, match="Split 'test' has images of the class.* swamp, and no image to train on"):
+        check_trained(trained, scored, "test", is_listed=False)
+    check_trained(trained, scored, "test", is_listed=True)
+    assert "swamp" in caplog.text
+    check_trained(trained, {"field": 1, "swamp": 0}, "test", is_listed=False)
+
+
+def test_an_empty_folder_of_a_class_is_named(folders):
+    (folders / "train" / "swamp").mkdir()
+    with pytest.raises(ValueError, match="folder of the class 'swamp' has no image: .*train/swamp. Fill or remove it"):
+        opened({"root": str(folders)})
+
+
+def test_a_file_that_is_no_image_is_named_or_left_out(folders, caplog):
+    (folders / "train" / "field" / "notes.txt").write_text("these are fields")
+    with pytest.raises(ValueError, match="field/notes.txt is no image that can be read: .* `bad_images: skip`"):
+        opened({"root": str(folders)})
+    with caplog.at_level(logging.WARNING):
+        assert len(opened({"root": str(folders), "bad_images": "skip"})) == 6
+    assert "train: 1 file(s) are left out" in caplog.text and "notes.txt" in caplog.text
+
+
+def test_an_image_that_is_cut_short_is_named_when_it_is_read(folders):
+    path = folders / "train" / "field" / "0.png"
+    path.write_bytes(path.read_bytes()[:-300])
+    with pytest.raises(ValueError, match="train/field/0.png: the image cannot be read: "):
+        opened({"root": str(folders)})[0]
+
+
+def rows(labels, feature, name: str = "label") -> Dataset:
+    images = [picture(20, 20, seed) for seed in range(len(labels))]
+    return Dataset.from_dict({"image": images, name: labels}, features=Features({"image": Image(), name: feature}))
+
+
+@pytest.fixture
+def stored(tmp_path):
+    """A function: a data set on the disk of splits, and what it is called."""
+
+    def store(**splits: Dataset) -> str:
+        folder = tmp_path / str(len(list(tmp_path.iterdir())))
+        for name, data in splits.items():
+            data.to_parquet(folder / f"{name}.parquet")
+        return str(folder)
+
+    return store
+
+
+def test_rows_have_one_class_or_several(stored):
+    named = ClassLabel(names=["field", "forest", "water"])
+    name = stored(train=rows([0, 2, 1], named), test=rows([2], named))
+    assert opened({"dataset_name": name}).labels.tolist() == [0, 2, 1]
+    several = rows([[0, 2], [], [1]], List(named), "labels")
+    data = {"dataset_name": stored(train=several), "multi_label": True}
+    assert opened(data).labels.tolist() == [[1, 0, 1], [0, 0, 0], [0, 1, 0]]
+    assert count(opened(data).labels, ["field", "forest", "water"]) == {"field": 1, "forest": 1, "water": 1}
+    texts = rows([["b", "a"], ["c"]], List(Value("string")), "labels")
+    assert opened({"dataset_name": stored(train=texts), "multi_label": True}).labels.tolist() == [[1, 1, 0], [0, 0, 1]]
+
+
+def test_columns_of_zeros_and_ones_are_classes(stored):
+    features = Features({"image": Image(), "mass": Value("int64"), "edema": Value("int64")})
+    data = {"image": [picture(20, 20, seed) for seed in range(3)], "mass": [1, 0, 1], "edema": [1, 0, 0]}
+    settings = {"multi_label": True, "columns": {"label": ["mass", "edema"]}}
+    name = stored(train=Dataset.from_dict(data, features=features))
+    assert opened({"dataset_name": name, **settings}).labels.tolist() == [[1, 1], [0, 0], [1, 0]]
+    name = stored(train=Dataset.from_dict(data | {"mass": [1, 2, 0]}, features=features))
+    with pytest.raises(ValueError, match="Row 1 of split 'train': mass is 2, and not 0 or 1"):
+        opened({"dataset_name": name, **settings})
+
+
+@pytest.mark.parametrize(
+    ("labels", "feature", "settings", "message"),
+    [
+        ([0, 7], Value("int64"), {"classes": ["a", "b"]}, "Row 1 of split 'train'.* has the label 7, which is none of"),
+        ([0, -3], Value("int64"), {"classes": ["a", "b"]}, "has the label -3"),
+        ([0, -1], ClassLabel(names=["a", "b"]), {}, "Row 1 of split 'train'.* has no class: give one"),
+        ([[0, 1], [1]], List(Value("int64")), {}, "Row 0 .* has 2 classes, 0, 1: give one, or set `multi_label: true`"),
+        (["a", "a"], Value("string"), {}, r"images of too few classes, \['a'\]"),
+        ([0, 1], Value("int64"), {"columns": {"label": "kind"}}, "no column .*kind.*name it in `columns`"),
+        ([0, 1], Value("int64"), {"columns": {"image": "label"}}, "'label' is no column of images"),
+        ([0, 1], Value("int64"), {"splits": {"train": "rest"}}, "rest"),
+    ],
+)
+def test_labels_that_are_none_are_named(stored, labels, feature, settings, message):
+    with pytest.raises(ValueError, match=message):
+        opened({"dataset_name": stored(train=rows(labels, feature)), **settings})
+
+
+def test_bands_in_files_of_their_own_become_an_image(tmp_path):
+    MAKERS["bigearthnet_v2"](tmp_path)
+    samples = opened(read_config("bigearthnet_v2")["data"] | {"root": str(tmp_path)})
+    assert len(samples) == 10 and samples.labels.shape == (10, 19)
+    table = pd.read_parquet(tmp_path / "metadata.parquet").set_index("patch_id")
+    names = read_config("bigearthnet_v2")["data"]["classes"]
+    for index in range(10):
+        item = samples[index]
+        assert [names[place] for place in item["label"].nonzero().flatten()] == sorted(
+            table.loc[item["id"].split("/")[1], "labels"], key=names.index
+        )
+    # The stripe of the first class is red: 8 times the color, in a window of 0 to 2000.
+    place = next(index for index in range(10) if samples[index]["label"][names.index("Arable land")])
+    image = samples[place]["image"]
+    assert image.shape == (12, 24, 24) and image.dtype == torch.float32
+    stripe = image[[3, 2, 1], :, :6].mean((1, 2))
+    np.testing.assert_allclose(stripe, np.array([200, 60, 40]) * 8 / 2000, atol=0.05)
+    # A band of 60 m is on the grid of 10 m, with the mean that it has.
+    (path,) = tmp_path.rglob(f"{samples[place]['id'].split('/')[1]}_B09.tif")
+    with rasterio.open(path) as file:
+        assert image[9].mean().item() == pytest.approx((file.read(1) / 6000).clip(0, 1).mean(), abs=0.05)
+    write_bands(path, np.zeros((1, 24, 7), np.uint16))
+    with pytest.raises(ValueError, match=r"the image cannot be read: its bands are of shapes .*\(24, 7\)"):
+        samples[place]
+
+
+def test_findings_are_read_from_a_text_and_patients_are_in_one_split(tmp_path):
+    MAKERS["chest_xray14"](tmp_path)
+    settings = read_config("chest_xray14")["data"] | {"root": str(tmp_path)}
+    samples = opened(settings)
+    table = pd.read_csv(tmp_path / "Data_Entry_2017.csv").set_index("Image Index")["Finding Labels"]
+    for index in range(len(samples)):
+        item = samples[index]
+        found = [settings["classes"][place] for place in item["label"].nonzero().flatten()]
+        assert "|".join(found) == table[item["id"].replace("/", "_") + ".png"].replace("No Finding", "")
+    data = ClassificationData.from_dict(settings)
+    data.check_disjoint(["train", "test"])
+    with open(tmp_path / "test_list.txt", "a") as file:
+        file.write("00000001_000.png\n")
+    with pytest.raises(ValueError, match="patient 00000001 is in both splits"):
+        ClassificationData.from_dict(settings).check_disjoint(["train", "test"])
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"file": "none.csv"}, "table: .*none.csv cannot be read"),
+        ({"file": "images"}, "table: .*images is none of .csv, .tsv, .parquet"),
+        ({"label": "Findings"}, "has no column 'Findings', only Image Index, Finding Labels"),
+        ({"separator": ";"}, r"has the class '.*\|.*', which is none of"),
+        ({"seperator": "|"}, r"table: unknown \['seperator'\]"),
+    ],
+)
+def test_a_table_that_does_not_fit_is_said(tmp_path, change, message):
+    MAKERS["chest_xray14"](tmp_path)
+    settings = read_config("chest_xray14")["data"] | {"root": str(tmp_path)}
+    with pytest.raises(ValueError, match=message):
+        opened(settings | {"table": settings["table"] | change})
+
+
+def test_a_file_without_a_row_and_a_row_without_a_file_are_named(tmp_path):
+    MAKERS["chest_xray14"](tmp_path)
+    settings = read_config("chest_xray14")["data"] | {"root": str(tmp_path)}
+    save(picture_of([], np.random.default_rng(0)), tmp_path / "images" / "00000001_009.png")
+    with open(tmp_path / "train_val_list.txt", "a") as file:
+        file.write("00000001_009.png\n")
+    with pytest.raises(ValueError, match="00000001_009.png has no row in .*Data_Entry_2017.csv: add one, or take"):
+        opened(settings)
+    MAKERS["bigearthnet_v2"](tmp_path / "bands")
+    settings = read_config("bigearthnet_v2")["data"] | {"root": str(tmp_path / "bands")}
+    shutil.rmtree(next((tmp_path / "bands" / "BigEarthNet-S2").glob("*/*_26_3")))
+    with pytest.raises(ValueError, match=r"row 3: no file of split 'train' is called '.*_26_3'"):
+        opened(settings)
+
+
+def test_a_copy_in_another_split_is_named(folders):
+    shutil.copyfile(folders / "train/field/1.png", folders / "test/field/renamed.png")
+    for settings in ({"root": str(folders)}, {"dataset_name": str(folders)}):
+        with pytest.raises(ValueError, match=r"in split 'test' is the same image as .* in 'train'"):
+            ClassificationData.from_dict(settings).check_disjoint(["train", "test"])
+    ClassificationData.from_dict({"root": str(folders), "allow_shared_images": True}).check_disjoint(["train", "test"])
+
+
+def test_what_is_recorded_opens_the_same_data_without_what_was_trained_on(folders):
+    data = ClassificationData.from_dict({"root": str(folders)})
+    data.find_classes(["train"])
+    trained_on, evaluated_on = data.describe(["train"], None, "test")
+    assert trained_on == [{"name": folders.name, "split": "train"}] and evaluated_on["test"] == "test"
+    shutil.rmtree(folders / "train")
+    assert ClassificationData.from_dict(evaluated_on["data"]).open(["test"]).labels.tolist() == [0, 0, 1, 1]

@@ -1,0 +1,251 @@
+"""Public data sets in miniature: each in the layout in which it is downloaded, with generated pictures."""
+
+import io
+import json
+import tarfile
+from collections.abc import Callable
+from pathlib import Path
+
+from pictures import picture
+
+MINIATURES: dict[str, Callable[[Path], int]] = {}  # set -> what writes it, and returns the number of rows it becomes
+
+
+def miniature(write: Callable[[Path], int]) -> Callable[[Path], int]:
+    MINIATURES[write.__name__] = write
+    return write
+
+
+def save_picture(path: Path, width: int = 32, height: int = 24, seed: int = 0) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    picture(width, height, seed).save(path)
+
+
+def save_text(path: Path, text: str) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text)
+
+
+def save_json(path: Path, content: object) -> None:
+    save_text(path, json.dumps(content))
+
+
+VOC_OBJECT = """
+  <object>
+    <name>ship</name>
+    <pose>Unspecified</pose>
+    <bndbox><xmin>{0}</xmin><ymin>{1}</ymin><xmax>{2}</xmax><ymax>{3}</ymax></bndbox>
+    <description>{4}</description>
+  </object>"""
+
+
+@miniature
+def dior_rsvg(folder: Path) -> int:
+    """Seven objects in four images; the second image has an object of the test split and one of training."""
+    numbers = iter(range(100))
+    for image, count in enumerate((2, 2, 1, 2), start=1):
+        objects = [VOC_OBJECT.format(2, 3, 10, 9, f"The ship {next(numbers)} at the pier") for _ in range(count)]
+        save_text(
+            folder / f"Annotations/{image:05d}.xml",
+            f"<annotation>\n  <filename>{image:05d}.jpg</filename>{''.join(objects)}\n</annotation>",
+        )
+        save_picture(folder / f"JPEGImages/{image:05d}.jpg", seed=image)
+    save_text(folder / "train.txt", "0\n1\n3\n6\n")
+    save_text(folder / "val.txt", "5\n")
+    save_text(folder / "test.txt", "2\n4\n")
+    return 3
+
+
+def asked(question: str, answer: str, *more: str) -> list[dict]:
+    """LLaVA's turns."""
+    texts = (f"<image>\n{question}", answer, *more)
+    return [{"from": ("human", "gpt")[index % 2], "value": text} for index, text in enumerate(texts)]
+
+
+@miniature
+def geochat(folder: Path) -> int:
+    images = folder / "share/softwares/kartik/GeoChat_finetuning/final_images_llava"
+    for number in range(3):
+        save_picture(images / f"P000{number}.png", 200, 100, seed=number)
+    turned = "{<25><40><75><60>|<90>}"
+    conversations = [
+        asked("[refer] where is <p>gray ship</p> ?", "{<10><20><30><40>|<0>}", "[refer] <p>2 cars</p>", turned * 2),
+        asked(f"[identify] what is the object in {turned}", "<p>1 dump-truck at the center</p>"),
+        asked("[grounding] describe the image", "There are <p>two ships</p> {<50><50><60><60>|<0>} at a pier ."),
+        asked("Is it a rural or an urban area?", "rural"),
+    ]
+    entries = [{"id": f"{n}", "image": f"P000{n % 3}.png", "conversations": c} for n, c in enumerate(conversations)]
+    save_json(folder / "GeoChat_Instruct.json", entries)
+    return 3
+
+
+@miniature
+def vrsbench(folder: Path) -> int:
+    save_picture(folder / "Images_train/P0003_0002.png", 64, 64)
+    conversations = [
+        asked("[refer] give me the location of <p> The ship at the pier. </p>", "{<25><40><33><60>}"),
+        asked("[caption] Could you describe the contents of this image for me?", "The image shows a ship."),
+        asked("[vqa] How many ships are there? A short answer to the question is", "1"),
+    ]
+    entries = [{"id": n, "image": "P0003_0002.png", "conversations": c} for n, c in enumerate(conversations)]
+    save_json(folder / "VRSBench_train.json", entries)
+    save_json(
+        folder / "VRSBench_EVAL_referring.json", [{"image_id": "P0009_0001.png", "question": "Q", "ground_truth": ""}]
+    )
+    save_json(folder / "Annotations_train/P0003_0002.json", {"image": "P0003_0002.png"})
+    return 1
+
+
+def refgeo_part(folder: Path, part: str, suffix: str = ".jpg") -> None:
+    rows = [
+        {
+            "image_id": f"{n:05d}.jpg",
+            "dataset": part,
+            "question_id": n,
+            "question": f"ship {n}",
+            "bbox": [1.5, 2, 9.2, 8],
+        }
+        for n in range(3)
+    ]
+    for split, of_split in (("train", rows[:2]), ("test", rows[1:])):  # the second image is in both
+        save_text(folder / f"metainfo/{part}_{split}.jsonl", "\n".join(map(json.dumps, of_split)) + "\n")
+    for n in range(3):
+        save_picture(folder / f"images/{part}/{n:05d}{suffix}", seed=n)
+
+
+@miniature
+def refgeo(folder: Path) -> int:
+    for part in ("rsvg", "dior_rsvg", "vrsbench"):
+        refgeo_part(folder, part)
+    refgeo_part(folder, "geochat", ".png")
+    return 4
+
+
+@miniature
+def rsvg(folder: Path) -> int:
+    refgeo_part(folder, "rsvg")
+    return 1
+
+
+def rsvqa_files(folder: Path, start: str, images: str) -> int:
+    """Each file has stubs of the other splits' questions and answers."""
+    texts = [("Is there a road?", "yes"), ("How many buildings are there?", "12"), ("What is the area?", "36m2")]
+    for split, chosen in (("train", (0, 2)), ("val", ()), ("test", (1,))):
+        questions, answers = [], []
+        for n, (question, answer) in enumerate(texts):
+            is_active = n in chosen
+            active = {"id": n, "active": is_active}
+            asks = {"img_id": n, "people_id": 0, "type": "presence", "question": question, "answers_ids": [n]}
+            questions.append(active | asks if is_active else active)
+            answers.append(active | {"question_id": n, "people_id": 0, "answer": answer} if is_active else active)
+        save_json(folder / f"{start}_split_{split}_questions.json", {"questions": questions})
+        save_json(folder / f"{start}_split_{split}_answers.json", {"answers": answers})
+    for n in range(3):
+        save_picture(folder / f"{images}/{n}.tif", seed=n)
+    return 2
+
+
+@miniature
+def rsvqa(folder: Path) -> int:
+    return rsvqa_files(folder, "USGS", "Data")
+
+
+@miniature
+def rsvqa_lr(folder: Path) -> int:
+    return rsvqa_files(folder, "LR", "Images_LR")
+
+
+@miniature
+def fit_rs(folder: Path) -> int:
+    save_picture(folder / "FIT-RS_Image/imgv2_split_512_100_vaild/0000__512__0___0.png")
+    entries = [
+        {"id": f"vqa_{n}", "image": "0000__512__0___0.png", "conversations": asked(f"Is there a {what}?", "Yes")}
+        for n, what in enumerate(("ship", "crane"))
+    ]
+    tasks = folder / "FIT-RS_Instruction/train_data_of_each_individual_task"
+    save_json(tasks / "train_instruction_vqa_400k.json", entries)
+    save_json(tasks / "train_instruction_imagecaption_65k.json", entries)
+    return 2
+
+
+@miniature
+def levir_cc(folder: Path) -> int:
+    pairs = []
+    for split, number in (("train", 1), ("train", 2), ("val", 1), ("test", 1)):
+        name = f"{split}_{number:06d}.png"
+        said = [" a road is built .", " a house appears on the left .", " a road is built ."]
+        pairs.append(
+            {
+                "filepath": split,
+                "filename": name,
+                "imgid": len(pairs),
+                "split": split,
+                "changeflag": 1,
+                "sentences": [{"tokens": text.split(), "raw": text} for text in said],
+            }
+        )
+        for place, moment in enumerate("AB"):
+            save_picture(folder / f"images/{split}/{moment}/{name}", seed=10 * len(pairs) + place)
+    save_json(folder / "LevirCCcaptions.json", {"images": pairs, "dataset": "LEVIR-CC"})
+    return 4
+
+
+@miniature
+def vhm(folder: Path) -> int:
+    rows = [
+        ("fmow/airport_1.jpg", asked("{CLS} Which class is it? Answer with one word or short phrase.", "airport")),
+        ("crowdAI/1.jpg", asked("{IT} How many buildings are there?", "3")),
+        ("DOIR-RSVG/00001.jpg", asked("{VG} Where is the ship?", "[[1,2,3,4]]")),
+        ("dota-test/P0001.png", asked("{IDK} What color is the ship?", "There is no ship.")),
+    ]
+    for number, (image, _) in enumerate(rows):
+        save_picture(folder / image, seed=number)
+    save_json(folder / "list_sft.json", [{"id": n, "image": i, "conversations": c} for n, (i, c) in enumerate(rows)])
+    return 2
+
+
+def save_archive(path: Path, members: dict[str, bytes]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tarfile.open(path, "w") as archive:
+        for name, content in members.items():
+            info = tarfile.TarInfo(name)
+            info.size = len(content)
+            archive.addfile(info, io.BytesIO(content))
+
+
+@miniature
+def gaia(folder: Path) -> int:
+    for split, seed in (("train", 0), ("val", 2), ("test", 4)):
+        members = {}
+        for n in range(2):
+            buffer = io.BytesIO()
+            picture(16, 16, seed + n).save(buffer, "PNG")
+            fields = {"id": f"{split}-{n}", "captions": [f"A storm over {split} {n}.", "Clouds and the sea."]}
+            members |= {f"00000000{n}.png": buffer.getvalue(), f"00000000{n}.txt": b"alt"}
+            members |= {f"00000000{n}.json": json.dumps(fields).encode()}
+        save_archive(folder / split / "00000.tar", members)
+        save_json(folder / f"{split}_data.json", [])
+    return 4
+
+
+@miniature
+def million_aid(folder: Path) -> int:
+    save_picture(folder / "train/agriculture_land/arable_land/dry_field/P0115678.jpg")
+    save_picture(folder / "train/water_area/lake/P0115679.jpg", seed=1)
+    save_picture(folder / "test/P0000001.jpg", seed=2)
+    return 2
+
+
+@miniature
+def isprs_sar(folder: Path) -> int:
+    save_picture(folder / "internal_wave/0001.png")
+    save_picture(folder / "ocean_eddy/0001.png", seed=1)
+    return 2
+
+
+@miniature
+def sar_sentinel_1_2(folder: Path) -> int:
+    for number, name in enumerate(("agri", "barrenland", "grassland", "urban")):
+        for satellite in ("s1", "s2"):
+            save_picture(folder / f"v_2/{name}/{satellite}/ROIs1868_summer_{satellite}_59_p10{number}.png", seed=number)
+    return 4

@@ -1,0 +1,104 @@
+"""Scores of classes, against scikit-learn."""
+
+import evaluate
+import numpy as np
+import pytest
+import sklearn.metrics
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from metrics_run import METRICS
+
+
+def load(**options):
+    return evaluate.load(str(METRICS / "classification"), **options)
+
+
+@pytest.fixture(scope="module")
+def metrics():
+    return {several: load(num_labels=4, multi_label=several) for several in (False, True)}
+
+
+@settings(deadline=None, max_examples=25)
+@given(seed=st.integers(0, 2**32 - 1), number=st.integers(1, 12), occurring=st.integers(1, 4))
+def test_scores_of_one_class_an_image_are_those_of_scikit_learn(metrics, seed, number, occurring):
+    """Classes that do not occur or are not predicted, ties and few images among them."""
+    random = np.random.default_rng(seed)
+    scores = random.integers(0, 4, (number, 4)) / 4 + np.arange(4) / 100  # in each row one is the highest
+    labels = random.integers(0, occurring, number)
+    found = scores.argmax(1)
+    result = metrics[False].compute(predictions=scores, references=labels)
+    assert result["accuracy"] == pytest.approx(sklearn.metrics.accuracy_score(labels, found))
+    f1 = sklearn.metrics.f1_score(labels, found, labels=range(4), average=None, zero_division=np.nan)
+    np.testing.assert_allclose(result["per_category_f1"], f1, atol=1e-12)
+    assert result["macro_f1"] == pytest.approx(sklearn.metrics.f1_score(labels, found, average="macro"))
+    check_areas(result, scores, labels[:, None] == np.arange(4))
+
+
+@settings(deadline=None, max_examples=25)
+@given(seed=st.integers(0, 2**32 - 1), number=st.integers(1, 12), share=st.sampled_from([0.0, 0.3, 1.0]))
+def test_scores_of_several_classes_an_image_are_those_of_scikit_learn(metrics, seed, number, share):
+    random = np.random.default_rng(seed)
+    scores, labels = random.integers(0, 5, (number, 4)) / 4, (random.random((number, 4)) < share).astype(int)
+    found = (scores > 0.5).astype(int)
+    result = metrics[True].compute(predictions=torch.tensor(scores), references=torch.tensor(labels).float())
+    assert result["accuracy"] == pytest.approx(sklearn.metrics.accuracy_score(labels, found))
+    assert result["label_accuracy"] == pytest.approx(1 - sklearn.metrics.hamming_loss(labels, found))
+    f1 = [sklearn.metrics.f1_score(a, b, zero_division=np.nan) for a, b in zip(labels.T, found.T)]
+    np.testing.assert_allclose(result["per_category_f1"], f1, atol=1e-12)
+    counted = [value for value in f1 if not np.isnan(value)]
+    assert result["macro_f1"] == pytest.approx(np.mean(counted) if counted else np.nan, nan_ok=True)
+    check_areas(result, scores, labels.astype(bool))
+    precisions = [
+        sklearn.metrics.average_precision_score(is_there, one)
+        for is_there, one in zip(labels.T, scores.T)
+        if any(is_there)
+    ]
+    expected = np.mean(precisions) if precisions else np.nan
+    assert result["mean_average_precision"] == pytest.approx(expected, nan_ok=True)
+
+
+def check_areas(result: dict, scores: np.ndarray, truth: np.ndarray) -> None:
+    expected = [
+        sklearn.metrics.roc_auc_score(is_there, one) if 0 < is_there.sum() < len(is_there) else np.nan
+        for is_there, one in zip(truth.T, scores.T)
+    ]
+    np.testing.assert_allclose(result["per_category_auroc"], expected, atol=1e-12)
+    counted = [value for value in expected if not np.isnan(value)]
+    assert result["auroc"] == pytest.approx(np.mean(counted) if counted else np.nan, nan_ok=True)
+
+
+def test_the_area_of_many_classes_is_scikit_learns_one_against_the_rest():
+    random = np.random.default_rng(0)
+    scores, labels = random.dirichlet(np.ones(5), 200), random.integers(0, 5, 200)
+    result = load(num_labels=5).compute(predictions=scores, references=labels)
+    assert result["auroc"] == pytest.approx(sklearn.metrics.roc_auc_score(labels, scores, multi_class="ovr"))
+
+
+def test_batches_add_up_and_are_forgotten():
+    random = np.random.default_rng(1)
+    scores, labels = random.random((9, 3)), random.integers(0, 3, 9)
+    metric = load(num_labels=3)
+    for start in range(0, 9, 4):
+        metric.add_batch(predictions=torch.tensor(scores[start : start + 4]), references=labels[start : start + 4])
+    assert len(metric) == 9
+    whole = load(num_labels=3).compute(predictions=scores, references=labels)
+    assert metric.compute() == whole
+    with pytest.raises(ValueError, match="classification: there is nothing to compute"):
+        metric.compute()
+
+
+@pytest.mark.parametrize(
+    ("several", "scores", "labels", "message"),
+    [
+        (False, [[0.1, 0.9]], [2], r"labels are 0 to 1, and not \[2\]"),
+        (False, [[0.1, 0.9]], [-1], r"not \[-1\]"),
+        (False, [[0.1, 0.9, 0.0]], [1], r"scores are of shape \(1, 3\) and labels of shape \(1,\) for 2 classes"),
+        (False, [[0.1, float("nan")]], [1], "image 0 of the batch has NaN as score"),
+        (True, [[0.1, 0.9]], [1], r"labels of shape \(1,\) for 2 classes with several labels"),
+        (True, [[0.1, 0.9]], [[0, 0.5]], r"labels are 0 to 1, and not \[0.5\]"),
+    ],
+)
+def test_what_is_no_label_is_named(several, scores, labels, message):
+    with pytest.raises(ValueError, match=message):
+        load(num_labels=2, multi_label=several).add_batch(predictions=scores, references=labels)
