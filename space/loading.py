@@ -37,6 +37,7 @@ from modeling_vitp import (
     ViTPSegmentationImageProcessor,
     ViTPVisionModel,
 )
+from modeling_vitp.cards.examples import num_bands
 from modeling_vitp.convert.export import image_settings
 from modeling_vitp.convert.internvl import from_internvl, internvl_processor
 
@@ -239,9 +240,11 @@ class Models:
         return FineTuned(name, model.eval().to(device()), image_processor, input_spec)
 
     def _model_type(self, name: str) -> str | None:
-        return self._try(name, lambda name, options: PreTrainedConfig.get_config_dict(name, **options)[0]).get(
-            "model_type"
-        )
+        config = self._try(name, lambda name, options: PreTrainedConfig.get_config_dict(name, **options)[0])
+        bands = num_bands(config)
+        if bands is not None:
+            raise UnavailableModel(f"{name} takes {bands} bands; what is shown here is of red, green and blue.")
+        return config.get("model_type")
 
     def _try(self, name: str, read: Callable[[str, dict], Any]) -> Any:
         """Calls `read` with the name and options of `from_pretrained`; what goes wrong is told in one line."""

@@ -156,6 +156,7 @@ def plan_of(args: ExperimentArguments) -> dict[str, Any]:
     """What was to be found out, as it was written down before."""
     names = "claim against base arms control measures finetuning probe_label_shares corruption_severities"
     plan = {name: getattr(args, name) for name in names.split()}
+    plan["base"] = Path(args.base).stem  # wherever it lies; that its settings are the same is asked of each run
     plan = {name: vars(value) if is_dataclass(value) else value for name, value in plan.items()}
     return {name: value for name, value in plan.items() if value}
 

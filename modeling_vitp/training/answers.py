@@ -16,6 +16,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
+from ..images.pixels import shown
 from ..instructions.boxes import read_boxes
 from ..instructions.collator import ViTPDataCollator
 from ..instructions.rows import images_of, sample_id_of
@@ -25,6 +26,7 @@ from ..processing_vitp import ViTPProcessor
 from .watching import choose, component_colors
 
 MAX_NEW_TOKENS = 64
+COLORS = ("red", "green", "blue")
 REFERENCE, ANSWER = "#35c2ff", "#ffb000"  # colors of boxes
 LONGEST = 360  # characters of a text in a picture
 
@@ -100,7 +102,8 @@ def look(
     image_processor = processor.image_processor
     pixels = image_processor(image, return_tensors="pt", **options)["pixel_values"][:1]
     scale, shift = (np.array(values) for values in (image_processor.image_std, image_processor.image_mean))
-    answered.image = (255 * (pixels[0].permute(1, 2, 0).numpy() * scale + shift)).round().clip(0, 255).astype(np.uint8)
+    unit = (pixels[0].permute(1, 2, 0).numpy() * scale + shift).transpose(2, 0, 1)
+    answered.image = shown(torch.from_numpy(unit), image_processor.band_names or COLORS)
     tower = next(module for module in model.modules() if isinstance(module, ViTPModel)).vision_tower
     states = tower(pixels.to(model.device, model.dtype)).last_hidden_state[0, 1:]
     grid = [side // patch for side, patch in zip(pixels.shape[-2:], tower.config.patch_size)]

@@ -49,7 +49,7 @@ class GlobalBatchSampler(BatchRebalanceSampler):
         drop_last: bool = False,
     ):
         super().__init__(
-            lengths=[1] * num_rows,
+            lengths=[],  # are measured when they are needed; a list of 10^8 takes gigabytes
             effective_batch_size=batch_size * accumulation_steps * num_processes,
             dp_size=num_processes,
             grad_accum=accumulation_steps,
@@ -57,6 +57,9 @@ class GlobalBatchSampler(BatchRebalanceSampler):
             rank=process_index,
             drop_last=drop_last,
         )
+        self.num_full_batches, self.remainder = divmod(num_rows, self.effective_batch_size)
+        self.num_global_batches = self.num_full_batches + (not drop_last and self.remainder > 0)
+        self.num_rows = num_rows
         self.strategy = strategy
         self.measure = lengths
 
@@ -69,23 +72,24 @@ class GlobalBatchSampler(BatchRebalanceSampler):
             self.lengths = self.measure()
         order = self._order()
         for start in range(0, len(order), self.effective_batch_size):
-            rows = order[start : start + self.effective_batch_size]
+            rows = order[start : start + self.effective_batch_size].tolist()
             if len(rows) == self.effective_batch_size and self.strategy == "batch_rebalance":
                 yield from self._yield_global_batch(rows)
             elif len(rows) == self.effective_batch_size or not self.drop_last:
                 yield from self._deal(rows)
 
-    def _order(self) -> list[int]:
+    def _order(self) -> torch.LongTensor:
+        """The rows of the epoch; not as a list, which would take five times the memory."""
         generator = keyed_generator(self.seed, self.epoch, "order")
         if self.strategy == "sequential":
-            return list(range(len(self.lengths)))
+            return torch.arange(self.num_rows)
         if self.strategy != "group_by_length":
-            return torch.randperm(len(self.lengths), generator=generator).tolist()
+            return torch.randperm(self.num_rows, generator=generator)
         grouped = get_length_grouped_indices(self.lengths, self.effective_batch_size, generator=generator)
         # From here on a group is in one global batch; their order must not go from long to short.
         starts = self.effective_batch_size * torch.randperm(self.num_full_batches, generator=generator)
         full = [row for start in starts.tolist() for row in grouped[start : start + self.effective_batch_size]]
-        return full + grouped[len(full) :]
+        return torch.tensor(full + grouped[len(full) :])
 
     def _deal(self, rows: list[int]) -> Iterator[list[int]]:
         """This process's batches of a global batch that need no balancing, or is too small for it."""
@@ -104,7 +108,7 @@ class EpochBatchSampler(GlobalBatchSampler):
     def _deal(self, rows: list[int]) -> Iterator[list[int]]:
         left = len(rows) % (self.effective_batch_size // self.grad_accum)
         if 0 < left < self.dp_size:
-            rows = rows + list(itertools.islice(itertools.cycle(self._order()), self.dp_size - left))
+            rows = rows + list(itertools.islice(itertools.cycle(self._order().tolist()), self.dp_size - left))
         yield from super()._deal(rows)
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:

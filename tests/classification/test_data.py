@@ -6,11 +6,12 @@ import shutil
 import numpy as np
 import pandas as pd
 import pytest
+import rasterio
 import torch
 from classification_data import MAKERS, picture_of, write_folders
 from datasets import ClassLabel, Dataset, Features, Image, List, Value
 from dense_data import read_config, save
-from pictures import picture
+from pictures import picture, write_bands
 
 from modeling_vitp.classification.classes import check_trained, count
 from modeling_vitp.classification.data import ClassificationData
@@ -149,8 +150,17 @@ def test_bands_in_files_of_their_own_become_an_image(tmp_path):
         )
     # The stripe of the first class is red: 8 times the color, in a window of 0 to 2000.
     place = next(index for index in range(10) if samples[index]["label"][names.index("Arable land")])
-    stripe = samples[place]["image"][:, :, :6].float().mean((1, 2))
-    np.testing.assert_allclose(stripe, np.array([200, 60, 40]) * 8 / 2000 * 255, atol=12)
+    image = samples[place]["image"]
+    assert image.shape == (12, 24, 24) and image.dtype == torch.float32
+    stripe = image[[3, 2, 1], :, :6].mean((1, 2))
+    np.testing.assert_allclose(stripe, np.array([200, 60, 40]) * 8 / 2000, atol=0.05)
+    # A band of 60 m is on the grid of 10 m, with the mean that it has.
+    (path,) = tmp_path.rglob(f"{samples[place]['id'].split('/')[1]}_B09.tif")
+    with rasterio.open(path) as file:
+        assert image[9].mean().item() == pytest.approx((file.read(1) / 6000).clip(0, 1).mean(), abs=0.05)
+    write_bands(path, np.zeros((1, 24, 7), np.uint16))
+    with pytest.raises(ValueError, match=r"the image cannot be read: its bands are of shapes .*\(24, 7\)"):
+        samples[place]
 
 
 def test_findings_are_read_from_a_text_and_patients_are_in_one_split(tmp_path):

@@ -16,7 +16,7 @@ from scipy import stats
 from trl import ModelConfig
 
 from modeling_vitp.evaluation.arguments import ExperimentArguments
-from modeling_vitp.evaluation.arms import Experiment, interval, merge
+from modeling_vitp.evaluation.arms import Experiment, interval, merge, plan_of
 from modeling_vitp.recipes import experiment, pretrain
 from modeling_vitp.recipes.tasks.trees import controls
 from modeling_vitp.recipes.tasks.trees.instructions import TreeInstructions
@@ -266,3 +266,11 @@ def test_what_another_process_is_at_comes_last_and_is_waited_for(plan, monkeypat
     assert waited == [8]
     assert [run["arm"] for run in metrics["runs"]] == [*ARMS] * 3
     assert pretrain.configs[-1]["output_dir"] == str(lock.parents[1])
+
+
+def test_a_plan_does_not_depend_on_where_its_base_lies(plan, tmp_path):
+    there = tmp_path / "elsewhere" / "base.yaml"
+    there.parent.mkdir()
+    there.write_text(Path(plan["base"]).read_text())
+    here, moved = (plan_of(ExperimentArguments(**{**plan, "base": base})) for base in (plan["base"], str(there)))
+    assert here == moved

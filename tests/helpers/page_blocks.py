@@ -49,6 +49,7 @@ SLOW = (
     "vitp pretrain --config quickstart",
     "vitp benchmark --shape small",
     "vitp finetune_detection --detector",
+    "vitp finetune_segmentation --config sen1floods11",
     "vitp finetune_classification --config eurosat",
     "torchrun --nproc_per_node 4 -m modeling_vitp.recipes.finetune_classification",
     "vitp export_onnx",
