@@ -39,6 +39,7 @@ class ClassifiedImages(torch.utils.data.Dataset):
     def __init__(self, stored: Sequence[Sequence[Label]], known: Sequence[str] | None, input_spec: dict | None):
         self.stored, self.known = list(stored), known
         self.spec = None if input_spec is None else InputSpec.from_dict(input_spec)
+        self.in_units = self.spec is not None and self.spec.is_in_units
 
     def __len__(self) -> int:
         return len(self.stored)
@@ -85,7 +86,7 @@ class FileImages(ClassifiedImages):
         return str(self.samples[index].images[0])
 
     def read(self, index: int) -> Picture:
-        bands = [read_image(path, None) for path in self.samples[index].images]
+        bands = [read_image(path, None, self.in_units) for path in self.samples[index].images]
         if len(bands) == 1:
             return bands[0]
         arrays = [np.asarray(band) for band in bands]
@@ -138,7 +139,7 @@ class RowImages(ClassifiedImages):
 
     def read(self, index: int) -> Picture:
         bands = self.spec is not None and self.spec.takes_bands
-        return read_picture(content_of(self.rows[index][self.column]), bands)
+        return read_picture(content_of(self.rows[index][self.column]), bands, self.in_units)
 
     def check_header(self, index: int) -> None:
         picture_size(io.BytesIO(content_of(self.rows[index][self.column])))
