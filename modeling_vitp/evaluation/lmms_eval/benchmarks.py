@@ -15,6 +15,7 @@ from typing import Any
 import PIL.Image
 
 from ...instructions.boxes import write_boxes
+from ...instructions.percent_boxes import BOX
 from ..answer_scores import choose
 
 LETTERS = "ABCDEFGH"
@@ -39,8 +40,8 @@ def vrsbench(root: Path, annotations: str) -> list[dict]:
     documents = []
     for entry in read_json(root / annotations):
         answer = str(entry["ground_truth"])
-        corners = re.fullmatch(r"\{<(\d+)><(\d+)><(\d+)><(\d+)>\}", answer.strip())
-        answer = write_boxes([tuple(map(int, corners.groups()))], (100, 100)) if corners else answer
+        corners = BOX.fullmatch(answer.strip())
+        answer = write_boxes([tuple(map(int, corners.groups()[:4]))], (100, 100)) if corners else answer
         image = root / "Images_val" / entry["image_id"]
         name = entry.get("question_id", len(documents))
         documents.append(document(name, [image], entry.get("question") or "", [answer], entry.get("type")))
