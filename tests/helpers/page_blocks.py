@@ -41,6 +41,7 @@ ONLY_PARSED = {
     "vitp experiment": "hours",
     "python recipes/data/build_nuclei.py": "the network",
     "vitp finetune_detection --config nuclei_oriented": "what the command before makes",
+    "vitp space": "it serves until it is stopped",
     "vitp finetune_classification --config aerial_trees_density": "what the command before makes",
     "pip install": "the network; CI installs by the README's command",
 }
@@ -62,6 +63,7 @@ SLOW = (
 )
 # Modules of which a Python block is compiled and not run, and why; those in SLOW_MODULES, where slow tests do not run.
 ONLY_COMPILED = {"terratorch": "a hundred packages", "torchao": "it logs what it cannot load whenever it is imported"}
+ONLY_COMPILED |= {"gradio_client": "a Space that is running"}
 SLOW_MODULES = ("onnxruntime", "modeling_vitp.convert.onnx", "nibabel")
 # Commands that may end with status 1, which says what a model of two steps does not reach.
 MAY_FAIL = ("vitp pretrain --config quickstart", "vitp pretrain --vision_model")
@@ -85,6 +87,7 @@ SMALL = {  # recipe -> options that make it small, after those of the page
     "finetune_classification": TRAINING | {"image_size": 56, "num_pictures": 1, "warmup_steps": 1},
     "predict_large": {"window": 64, "stride": 48},
     "evaluate_robustness": {"corruptions": "haze rotation", "severities": "1 5", "limit": 2},
+    "evaluate_vlm": {"limit": 2, "max_new_tokens": 2, "pictures": 1},
     "validate_data": {"num_workers": 1},
     "benchmark": {"tiles": 1, "steps": 1, "rounds": 1},
     "benchmark_detection": {"runs": 1, "steps": 1, "image_size": 64},
@@ -278,6 +281,8 @@ def parse(name: str, words: list[str], patch: pytest.MonkeyPatch) -> None:
         inner.setattr("modeling_vitp.command.places.check_places", lambda arguments: None)
         inner.setattr(command_line, "check_places", lambda arguments: None)
         inner.setattr(signal, "signal", stop)
+        if name == "space":
+            inner.setattr("modeling_vitp.command.places.check_places", stop)
         try:
             status = call(name, words, inner)
         except Parsed:
@@ -326,7 +331,7 @@ def read_pip(command: str, words: list[str], place: Place, patch: pytest.MonkeyP
     setup = configparser.ConfigParser()
     setup.read(ROOT / "setup.cfg")
     for requirement in [*getattr(options, "editables", ()), *requirements]:
-        name, extras = re.fullmatch(r"([\w.=-]+)(?:\[([\w,]+)\])?", requirement).groups()
+        name, extras = re.fullmatch(r"([\w.=<>-]+)(?:\[([\w,]+)\])?", requirement).groups()
         if name in (".", "modeling-vitp"):
             missing = set((extras or "").split(",")) - {"", *setup["options.extras_require"]}
             if missing:
@@ -372,8 +377,16 @@ def open_space(command: str, words: list[str], place: Place, patch: pytest.Monke
     launched = []
     with patch.context() as inner:
         inner.setattr(gradio.Blocks, "launch", lambda self, **options: launched.append(self))
+        inner.syspath_prepend(str(ROOT / "space"))
         runpy.run_path(str(ROOT / "space" / "app.py"), run_name="__main__")
     assert len(launched) == 1 and not words
+
+
+def pack_model(command: str, words: list[str], place: Place, patch: pytest.MonkeyPatch) -> None:
+    """Packs a model, if slow tests have made it, into a folder of the page's."""
+    source, target = map(Path, words)
+    if place.is_slow:
+        run_process([sys.executable, ROOT / "space" / "pack.py", source, target], place.folder)
 
 
 def read_builder(command: str, words: list[str], place: Place, patch: pytest.MonkeyPatch) -> None:
@@ -429,7 +442,16 @@ def read_tree_builder(command: str, words: list[str], place: Place, patch: pytes
             build_tree_classes.main(words)
 
 
+def read_lmms_eval(command: str, words: list[str], place: Place, patch: pytest.MonkeyPatch) -> None:
+    """Its tasks and what includes them; `tests/evaluation/test_lmms_eval.py` runs such a command."""
+    options = dict(zip(words[::2], words[1::2]))
+    tasks = ROOT / "modeling_vitp" / "evaluation" / "lmms_eval" / "tasks"
+    missing = [name for name in options["--tasks"].split(",") if not (tasks / f"{name}.yaml").is_file()]
+    assert not missing and options["--include_path"] == "$(python -m modeling_vitp.evaluation.lmms_eval)", command
+
+
 OTHER_PROGRAMS = {
+    "lmms-eval": read_lmms_eval,
     "recipes/data/build_tree_classes.py": read_tree_builder,
     "recipes/data/build_nuclei.py": read_builder,
     "recipes/data/build_brain_mri.py": build_brain,
@@ -440,6 +462,7 @@ OTHER_PROGRAMS = {
     "hf": log_in,
     "transformers": read_transformers,
     "space/app.py": open_space,
+    "space/pack.py": pack_model,
     "zipfile": run_in_shell,
     "printf": run_in_shell,
     "echo": run_in_shell,
@@ -450,7 +473,9 @@ OTHER_PROGRAMS = {
 
 
 def run_yaml(text: str, place: Place, patch: pytest.MonkeyPatch) -> None:
-    """A mixture is loaded and read; other configurations go through the parser of their recipe."""
+    """A mixture is loaded and read; other configurations go through the parser of their recipe, but for a task of
+    lmms-eval, of which what it includes has to be there.
+    """
     path = place.folder / (file_name(text) or "block.yaml")
     path.write_text(adapted(text, place))
     fields = yaml.safe_load(path.read_text())
@@ -458,6 +483,9 @@ def run_yaml(text: str, place: Place, patch: pytest.MonkeyPatch) -> None:
         for source in load_mixture(path).sources:
             first = next(iter(read_source(source)))
             assert first["error"] is None and first["source"] == source.name
+    elif "include" in fields:
+        included = ROOT / Path(fields["include"]).relative_to("/path/to")
+        assert set(fields) <= {"include", "task", "lmms_eval_specific_kwargs"} and included.is_file()
     elif "task" in fields:
         parse("finetune_detection", ["--config", str(path)], patch)
         assert not call("finetune_detection", ["--config", str(path), *small("finetune_detection", [])], patch)
