@@ -228,15 +228,14 @@ def test_dicom_is_windowed_by_the_input_spec_and_its_patients_are_in_one_split(t
             folder = tmp_path / split / label
             (path,) = write_series(folder, values, patient=patient)
             path.rename(folder / f"{split}_{label}.dcm")
-    data = ClassificationData.from_dict({"root": str(tmp_path), "input_spec": {"window": [-160, 240]}})
-    data.check_disjoint(["train", "test"])
-    data.find_classes(["train"])
-    image = data.open(["train"])[0]["image"]
+    settings = {"root": str(tmp_path), "input_spec": {"window": [-160, 240]}}
+    ClassificationData.from_dict(settings).check_disjoint(["train", "test"])
+    image = opened(settings)[0]["image"]
     assert np.array_equal(image[0], np.round(255 * np.clip((values[0] + 160) / 400, 0, 1)))
     (path,) = write_series(tmp_path / "test" / "mr", values + 1, patient="ann")
     path.rename(path.with_name("other.dcm"))
     with pytest.raises(ValueError, match="PatientID ann is in both splits 'train', as .*, and 'test', as .*other.dcm"):
-        data.check_disjoint(["train", "test"])
+        ClassificationData.from_dict(settings).check_disjoint(["train", "test"])
 
 
 def test_what_is_recorded_opens_the_same_data_without_what_was_trained_on(folders):
