@@ -43,6 +43,11 @@ class ClassifiedImages(torch.utils.data.Dataset):
     def __len__(self) -> int:
         return len(self.stored)
 
+    @property
+    def in_units(self) -> bool:
+        """Whether DICOM is windowed by the input spec, and not by its own tags."""
+        return self.spec is not None and self.spec.is_in_units
+
     def set_classes(self, names: Sequence[str], multi_label: bool) -> "ClassifiedImages":
         self.labels = encode(self.stored, names, multi_label, self.where)
         return self
@@ -85,7 +90,7 @@ class FileImages(ClassifiedImages):
         return str(self.samples[index].images[0])
 
     def read(self, index: int) -> Picture:
-        bands = [read_image(path, None) for path in self.samples[index].images]
+        bands = [read_image(path, None, self.in_units) for path in self.samples[index].images]
         if len(bands) == 1:
             return bands[0]
         arrays = [np.asarray(band) for band in bands]
@@ -138,7 +143,7 @@ class RowImages(ClassifiedImages):
 
     def read(self, index: int) -> Picture:
         bands = self.spec is not None and self.spec.takes_bands
-        return read_picture(content_of(self.rows[index][self.column]), bands)
+        return read_picture(content_of(self.rows[index][self.column]), bands, self.in_units)
 
     def check_header(self, index: int) -> None:
         picture_size(io.BytesIO(content_of(self.rows[index][self.column])))
