@@ -5,6 +5,7 @@ import shutil
 
 import numpy as np
 import pandas as pd
+import pydicom
 import pytest
 import rasterio
 import torch
@@ -12,6 +13,7 @@ from classification_data import MAKERS, picture_of, write_folders
 from datasets import ClassLabel, Dataset, Features, Image, List, Value
 from dense_data import read_config, save
 from pictures import picture, write_bands
+from pydicom.data import get_testdata_file
 from volumes_on_disk import write_series
 
 from modeling_vitp.classification.classes import check_trained, count
@@ -77,6 +79,17 @@ def test_an_image_that_is_cut_short_is_named_when_it_is_read(folders):
     path.write_bytes(path.read_bytes()[:-300])
     with pytest.raises(ValueError, match="train/field/0.png: the image cannot be read: "):
         opened({"root": str(folders)})[0]
+
+
+def test_dicom_is_read_in_its_units_where_an_input_spec_has_a_window(folders):
+    path = folders / "train" / "field" / "ct.dcm"
+    shutil.copyfile(get_testdata_file("CT_small.dcm"), path)
+    tags = pydicom.dcmread(path)
+    units = tags.pixel_array * float(tags.RescaleSlope) + float(tags.RescaleIntercept)
+    data = {"root": str(folders), "splits": {"train": {"image": "train/{class}/{name}.dcm"}}}
+    samples = opened(data | {"classes": ["field", "forest"], "input_spec": {"window": [-160, 240]}})
+    expected = np.clip((units + 160) / 400, 0, 1) * 255
+    np.testing.assert_allclose(samples[0]["image"][0], expected, atol=0.51)
 
 
 def rows(labels, feature, name: str = "label") -> Dataset:
