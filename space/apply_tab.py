@@ -23,8 +23,9 @@ KEPT = 3600  # seconds that a result can be drawn anew, as uploads are
 def build_tab(models: Models, model_name: gr.Dropdown) -> Tab:
     """See `app.py`."""
     gr.Markdown(
-        "What a model that was **fine-tuned** for detection, segmentation or change detection finds in an image, which "
-        f"it sees as a whole and at no more than {MAX_SIDE} pixels a side; larger ones are for `vitp predict_large`."
+        "What a model that was **fine-tuned** for detection, segmentation, change detection or classification finds in "
+        f"an image, which it sees as a whole and at no more than {MAX_SIDE} pixels a side; larger ones are for `vitp "
+        "predict_large`."
     )
     names = models.fine_tuned_names
     with gr.Row():
