@@ -30,6 +30,9 @@ SOURCE_PIXELS = 64_000_000
 BLOCK_BYTES = 256_000_000
 """Of one strip or tile of a TIFF, which is decoded at once, and of a DICOM data set that is deflated."""
 
+VOLUME_BYTES = 512_000_000
+"""Of a NIfTI volume when it is unpacked, on the disk: a CT of 1,000 slices."""
+
 # Numbers of a configuration by the end of their name: the smallest and the largest, the first that fits counts.
 NUMBERS: tuple[tuple[str, int, int], ...] = (
     (
