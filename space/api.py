@@ -30,7 +30,7 @@ EXAMPLE = """\
 ```python
 from gradio_client import Client, handle_file
 
-client = Client("{url}")
+client = Client("ADDRESS")  # of this page, or NAMESPACE/NAME of a Space
 picture, second_picture, features, facts = client.predict(handle_file("scene.png"), api_name="/maps")
 ```
 

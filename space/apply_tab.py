@@ -88,11 +88,11 @@ def build_tab(models: Models, model_name: gr.Dropdown) -> Tab:
         show_progress="hidden",
         **PRIVATE,
     )
-    image.example.input(example_of, image.example, image.upload, show_progress="hidden", **PRIVATE)
-    image.upload.upload(None, None, image.example, js="() => null", **PRIVATE)
     changes = [image.upload.upload, image.upload.clear, image.upload.delete, image.example.input, name.input]
     changes += [later.upload, later.clear, later.delete]
     forget(changes, [picture, legend, note], [None, "", BEGIN], [running])
+    image.example.input(example_of, image.example, image.upload, show_progress="hidden", **PRIVATE)
+    image.upload.upload(None, None, image.example, js="() => null", **PRIVATE)
     gr.on(changes, lambda: None, None, found, show_progress="hidden", **PRIVATE)
     model_name.input(partial(_if_fine_tuned, models), model_name, name, show_progress="hidden", **PRIVATE)
     state = {"apply": name, "apply_image": image.example, "score": threshold, "opacity": opacity}

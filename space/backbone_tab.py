@@ -196,6 +196,9 @@ def build_tab(models: Models, model_name: gr.Dropdown) -> Tab:
     inputs = [other, first, second, *settings]
     outputs = [picture, map_a, map_b, map_c, sentence, note, layer, second_layer, head, attention_options]
     options = {**QUEUE, **PRIVATE, "trigger_mode": "always_last", "show_progress_on": map_a}
+    nothing = [None, None, None, None, "", BEGIN]
+    others = [image.upload.upload, image.upload.clear, image.upload.delete, image.example.input]
+    forget(others, [picture, map_a, map_b, map_c, sentence, note], nothing)
     running = image.changed(see, inputs, outputs, **options)
     changes = [one.submit if one is bands else one.input for one in settings]
     changes += [other.upload, other.clear, other.delete]
@@ -206,9 +209,6 @@ def build_tab(models: Models, model_name: gr.Dropdown) -> Tab:
     running.append(model_name.input(lambda name: name, model_name, first, **PRIVATE, show_progress="hidden"))
     running.append(running[-1].then(see_anew, [image.upload, *inputs], outputs, **options))
     cancel.click(None, cancels=running)
-    nothing = [None, None, None, None, "", BEGIN]
-    others = [image.upload.upload, image.upload.clear, image.upload.delete, image.example.input]
-    forget(others, [picture, map_a, map_b, map_c, sentence, note], nothing)
     kept = keep.click(keep_features, [image.upload, *inputs], file, **QUEUE, **PRIVATE)
     kept.success(None, js=DOWNLOAD, **PRIVATE)
 

@@ -128,15 +128,17 @@ def name_of(path: str) -> str:
 def forget(triggers: Sequence[Callable], outputs: Sequence[Any], values: Sequence[Any], cancels: Sequence = ()) -> None:
     """What was found in another image, or by another model, is no longer shown; the page does so by itself.
 
+    To be called before what these events start: the page runs what one event starts one after another, to its end.
+
     Args:
         triggers: events of the inputs of a result.
         outputs: the components that show it.
         values: what these show without a result.
         cancels: the events that are on their way to it.
     """
-    gr.on(triggers, None, None, list(outputs), js=f"() => {json.dumps(list(values))}", **PRIVATE)
     if cancels:
         gr.on(triggers, None, None, None, cancels=list(cancels), **PRIVATE)
+    gr.on(triggers, None, None, list(outputs), js=f"() => {json.dumps(list(values))}", **PRIVATE)
 
 
 def open_upload(
