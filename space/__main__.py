@@ -4,8 +4,9 @@
     vitp space outputs/my_run
     vitp space my_detector outputs/my_run/backbone my-org/another --port 7861
 
-MODEL is a folder or Hub id of any kind: a whole model, a backbone, a segmentation, a change detector, a detector. The
-page begins with the first one, and the others are there to choose from; without any it is the quickstart's.
+MODEL is a folder or Hub id of any kind: a whole model, a backbone, a segmentation, a change detector, a detector, a
+classifier. The page begins with the first one, and the others are there to choose from; without any it is the
+quickstart's.
 """
 
 import argparse

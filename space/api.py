@@ -10,7 +10,7 @@ from typing import Any
 
 import gradio as gr
 from about import about
-from applied import Objects
+from applied import Labels, Objects
 from apply_tab import drawn, found_by
 from ask_tab import replies, summary_of
 from backbone_tab import features_file, view_of
@@ -30,7 +30,7 @@ EXAMPLE = """\
 ```python
 from gradio_client import Client, handle_file
 
-client = Client("{url}")
+client = Client("ADDRESS")  # of this page, or NAMESPACE/NAME of a Space
 picture, second_picture, features, facts = client.predict(handle_file("scene.png"), api_name="/maps")
 ```
 
@@ -120,7 +120,7 @@ def build_api(models: Models) -> None:
     def apply(
         image: str | None, second_image: str | None, model: str, threshold: float, opacity: float
     ) -> tuple[str, dict, str]:
-        """What a fine-tuned model finds: a picture, objects or shares of classes, and a note."""
+        """What a fine-tuned model finds: a picture, objects, shares or probabilities of classes, and a note."""
         found, note = found_by(models, needed(image), second_image, model)
         picture, _ = drawn(found, threshold, opacity)
         return saved(picture, "found.png"), facts_of(found, threshold), note
@@ -200,7 +200,7 @@ def saved(picture: Image.Image, name: str) -> str:
 
 
 def facts_of(found: Any, threshold: float) -> dict:
-    """Objects above a score, or the share of each class."""
+    """Objects above a score, the share of each class, or the probability of each for the whole image."""
     if isinstance(found, Objects):
         shown = [index for index, score in enumerate(found.scores) if score > threshold]
         objects = [
@@ -212,4 +212,6 @@ def facts_of(found: Any, threshold: float) -> dict:
             for index in shown
         ]
         return {"objects": objects}
+    if isinstance(found, Labels):
+        return {"probabilities": dict(zip(found.names, found.probabilities.tolist()))}
     return {"shares": {name: float((found.labels == index).mean()) for index, name in enumerate(found.names)}}

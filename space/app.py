@@ -1,25 +1,28 @@
 """The Space: what the ViT learned, to look at in a browser.
 
+    vitp space
     python space/app.py
 
 `loading.py` says which environment variables name the models. Each tab is a module with one function,
 
-    build_tab(models: Models, model_name: gr.Dropdown) -> dict[str, gr.components.Component]
+    build_tab(models: Models, model_name: gr.Dropdown) -> Tab
 
-called inside of its `gr.Tab`. `model_name` is the choice of the full model at the top of the page: handlers take it as
-an input and call `models.full(name)`, which gives model and processor (loaded once, on the device), or
-`models.backbone(name)`. The dictionary names the components whose values are kept in the page's URL, by their keys
-there: short, unlike those of other tabs; values are strings and numbers.
+called inside of its `gr.Tab`. `model_name` is the choice of the model at the top of the page: handlers take it as an
+input and call `models.full(name)`, `models.backbone(name)` or `models.fine_tuned(name)`, each opened once and beside
+the serving of others.
 
 What a tab keeps to:
 
-- images come in through `uploading.image_upload` and are opened with `uploading.open_upload` (a `Reading`: the image
+- images come in through `uploading.image_input` and are opened with `uploading.open_upload` (a `Reading`: the image
   and the input spec for the processor, `to_rgb()` for display, and a note to be shown);
-- handlers that run a model are marked `@computing.gpu`, their events get `**computing.QUEUE`; slow ones report through
-  `gr.Progress()` or are generators, and have a button that cancels them;
-- what is wrong is raised as `computing.message(text)`; `UnavailableModel` of `models` has a message fit for it;
-- every event that a client may call has an `api_name`, every component a label, images an `alt_text`;
-- downloads are written into a folder of `tempfile.mkdtemp(dir=gradio.utils.get_upload_folder())`, which is cleared.
+- handlers that run a model are marked `@computing.answering`, with `computing.turn(progress)` around what takes the
+  machine; their events get `**computing.QUEUE`; slow ones report each step, and have a button that cancels them;
+- one action is one request; a result names its input, and `uploading.forget` takes it away when that changes;
+- what is wrong is raised as `computing.message(text)` or a `ValueError` in one line;
+- events of the page are `**computing.PRIVATE`, and `api.py` has the functions for programs;
+- every component has a label, images an `alt_text`; sliders are those of `url_state.slider`;
+- downloads are made when they are asked for, in a folder of `tempfile.mkdtemp(dir=gradio.utils.get_upload_folder())`,
+  which is cleared.
 """
 
 from functools import partial
@@ -33,7 +36,7 @@ import compare_tab
 import gradio as gr
 import vrl_tab
 from about import about
-from computing import PRIVATE, told
+from computing import PRIVATE, QUEUE, answering
 from loading import Models
 from uploading import thumbnails
 from url_state import keep_in_url
@@ -84,7 +87,9 @@ def build_app(models: Models) -> gr.Blocks:
                     at_start += built.at_start
         with gr.Accordion("About", open=False, elem_id="about"):
             box = gr.Markdown(about(models, models.default))
-        model_name.input(partial(_about, models), model_name, box, show_progress="hidden", **PRIVATE)
+        with gr.Accordion("For programs", open=False, elem_id="programs"):
+            gr.Markdown(api.EXAMPLE)
+        model_name.input(answering(partial(about, models)), model_name, box, show_progress="hidden", **QUEUE, **PRIVATE)
         api.build_api(models)
         keep_in_url(app, tabs, state, at_start)
     return app.queue(max_size=None)  # a full line is told by `computing.Line`
@@ -103,12 +108,6 @@ def launch_options() -> dict:
         "run_history": False,
         "ssr_mode": False,
     }
-
-
-def _about(models: Models, model: str) -> str:
-    """What a model is: Markdown."""
-    with told():
-        return about(models, model)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""What a fine-tuned model finds in an image, and how it is drawn: objects, or a map of classes."""
+"""What a fine-tuned model finds in an image, and how it is drawn: objects, a map of classes, or classes."""
 
 import html
 from collections.abc import Sequence
@@ -13,6 +13,7 @@ from PIL import Image, ImageColor, ImageDraw, ImageFont
 from modeling_vitp.image_processing_vitp_detection import mask_of
 
 MASK_OPACITY = 0.4
+MOST_LABELS = 10
 
 
 @dataclass(frozen=True)
@@ -96,7 +97,32 @@ class Classes:
         return table_of("Share of the image", rows)
 
 
-Applied = Objects | Classes
+@dataclass(frozen=True)
+class Labels:
+    """The classes of an image as a whole.
+
+    Args:
+        image: uint8 of shape `(height, width, 3)`.
+        names: of the classes.
+        probabilities: of shape `(classes,)`; they sum to 1 unless an image may have several.
+    """
+
+    image: np.ndarray
+    names: list[str]
+    probabilities: np.ndarray
+
+    def draw(self, _: float) -> Image.Image:
+        """The image as it is."""
+        return Image.fromarray(self.image)
+
+    def legend(self) -> str:
+        """The likeliest classes, as HTML."""
+        best = np.argsort(-self.probabilities, kind="stable")[:MOST_LABELS]
+        rows = [(self.names[index], color_of(index), f"{100 * self.probabilities[index]:.1f}%") for index in best]
+        return table_of("Probability of a class", rows)
+
+
+Applied = Objects | Classes | Labels
 
 
 @torch.inference_mode()
@@ -108,6 +134,10 @@ def apply(one: FineTuned, image: np.ndarray, later: np.ndarray | None = None) ->
         options["images_after"] = later
     inputs = one.image_processor(image, **options).to(one.model.device)
     outputs = one.model(**inputs)
+    if one.is_classifier:
+        logits = outputs.logits[0].float()
+        is_many = one.model.config.problem_type == "multi_label_classification"
+        return Labels(image, one.names, (logits.sigmoid() if is_many else logits.softmax(-1)).cpu().numpy())
     if not one.is_detector:
         (labels,) = one.image_processor.post_process_semantic_segmentation(outputs, target_sizes=[size])
         shown = image if later is None else later

@@ -23,8 +23,9 @@ KEPT = 3600  # seconds that a result can be drawn anew, as uploads are
 def build_tab(models: Models, model_name: gr.Dropdown) -> Tab:
     """See `app.py`."""
     gr.Markdown(
-        "What a model that was **fine-tuned** for detection, segmentation or change detection finds in an image, which "
-        f"it sees as a whole and at no more than {MAX_SIDE} pixels a side; larger ones are for `vitp predict_large`."
+        "What a model that was **fine-tuned** for detection, segmentation, change detection or classification finds in "
+        f"an image, which it sees as a whole and at no more than {MAX_SIDE} pixels a side; larger ones are for `vitp "
+        "predict_large`."
     )
     names = models.fine_tuned_names
     with gr.Row():
@@ -87,11 +88,11 @@ def build_tab(models: Models, model_name: gr.Dropdown) -> Tab:
         show_progress="hidden",
         **PRIVATE,
     )
-    image.example.input(example_of, image.example, image.upload, show_progress="hidden", **PRIVATE)
-    image.upload.upload(None, None, image.example, js="() => null", **PRIVATE)
     changes = [image.upload.upload, image.upload.clear, image.upload.delete, image.example.input, name.input]
     changes += [later.upload, later.clear, later.delete]
     forget(changes, [picture, legend, note], [None, "", BEGIN], [running])
+    image.example.input(example_of, image.example, image.upload, show_progress="hidden", **PRIVATE)
+    image.upload.upload(None, None, image.example, js="() => null", **PRIVATE)
     gr.on(changes, lambda: None, None, found, show_progress="hidden", **PRIVATE)
     model_name.input(partial(_if_fine_tuned, models), model_name, name, show_progress="hidden", **PRIVATE)
     state = {"apply": name, "apply_image": image.example, "score": threshold, "opacity": opacity}

@@ -125,6 +125,9 @@ def build_tab(models: Models, model_name: gr.Dropdown) -> Tab:
         **PRIVATE,
     )
     stop.click(None, cancels=[asked])
+    changes = [image.upload.upload, image.upload.clear, image.upload.delete, image.example.input, model_name.input]
+    changes += [second.upload, second.clear, second.delete]
+    forget(changes, [picture, pair, note, conversation, found], [None, None, "", [], ""])
     outputs = [picture, pair, note, said, conversation, found]
     options = {**QUEUE, **PRIVATE, "cancels": [asked], "show_progress_on": picture}
     image.changed(show, [model_name, second], outputs, **options)
@@ -135,9 +138,6 @@ def build_tab(models: Models, model_name: gr.Dropdown) -> Tab:
         outputs,
         **options,
     )
-    changes = [image.upload.upload, image.upload.clear, image.upload.delete, image.example.input, model_name.input]
-    changes += [second.upload, second.clear, second.delete]
-    forget(changes, [picture, pair, note, conversation, found], [None, None, "", [], ""])
     state = {"ask_image": image.example, "q": question}
     return Tab(state, [image.restored(show, [model_name, second], outputs)])
 

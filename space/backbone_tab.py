@@ -8,6 +8,7 @@ from pathlib import Path
 
 import gradio as gr
 import numpy as np
+from adjusting import AS_STATED, PRESETS, Adjustment, adjustment_of
 from computing import PRIVATE, QUEUE, answering, message, told
 from finding import finding
 from gradio.utils import get_upload_folder
@@ -84,11 +85,22 @@ def build_tab(models: Models, model_name: gr.Dropdown) -> Tab:
             with gr.Accordion("Point by numbers, or by arrow keys on a map", open=False):
                 x = slider(0, 100, 50, step=0.1, label="Point: % from the left", elem_id="point_x")
                 y = slider(0, 100, 50, step=0.1, label="Point: % from the top", elem_id="point_y")
+            with gr.Accordion("How the image is read: slice, window, bands", open=False):
+                position = slider(0, 100, 50, step=0.5, label="Slice: % of a volume, from the feet up", elem_id="slice")
+                preset = gr.Radio([AS_STATED, *PRESETS], value=AS_STATED, label="Window of CT", elem_id="preset")
+                bands = gr.Textbox(
+                    label="Bands of red, green and blue, then Enter; by their names if empty",
+                    placeholder="8, 4, 3",
+                    max_length=50,
+                    elem_id="bands",
+                )
+                low = slider(0, 49, 2, step=0.5, label="Black: percentile", elem_id="low")
+                high = slider(51, 100, 98, step=0.5, label="White: percentile", elem_id="high")
             other = image_upload("Second image, to find there what is like the point", elem_id="backbone_second_image")
         with gr.Column(scale=3, elem_classes="results"):
             sentence = gr.Markdown(label="What is seen", elem_id="finding")
             with gr.Row():
-                picture = picture_view("Image", "The image that was given, as the model sees it")
+                picture = picture_view("Image", "The image, as the model sees it", elem_id="backbone_picture")
                 map_a = picture_view("Map", "Map of the backbone", elem_id="map_a")
                 map_b = picture_view("Map of the second backbone", "Map of the second backbone", elem_id="map_b")
             map_c = picture_view("In the second image", "Map of the second image", elem_id="map_c", visible=False)
@@ -117,7 +129,7 @@ def build_tab(models: Models, model_name: gr.Dropdown) -> Tab:
             return
         names = chosen(backbone, second_backbone)
         for seen in look(models, path, names, view, progress):
-            rgb, reading_note = image_of(models, path, names[0])
+            rgb, reading_note = image_of(models, path, names[0], view.adjustment)
             original = Image.fromarray(rgb).resize(display_size(*rgb.shape[:2]))
             maps = [_shown(one, view.kind) for one in seen] + [gr.Image(None, visible=len(names) > 1)] * (2 - len(seen))
             rows, columns = seen[0].features.shape[1:]
@@ -154,21 +166,22 @@ def build_tab(models: Models, model_name: gr.Dropdown) -> Tab:
     ) -> Iterator[tuple]:
         """A click into the image or a map: a PCA map becomes that of similarity to the point."""
         if path is None or (settings[0] == HEADS and event.target is not picture):  # small maps have no such point
+            yield (gr.skip(),) * (len(outputs) + 4)
             return
         with told():
-            rgb, _ = image_of(models, path, backbone)
+            rgb, _ = image_of(models, path, backbone, view_of(*settings).adjustment)
         x, y = (round(100 * (at + 0.5) / side, 1) for at, side in zip(event.index, display_size(*rgb.shape[:2])))
-        kind, *others, _, _, _, resolution, opacity = settings
+        kind, layer, second_layer, head, _, _, _, *others = settings
         kind = SIMILARITY if kind in (PCA, FOREGROUND) else kind
-        settings = (kind, *others, FROM_POINT, x, y, resolution, opacity)
-        for outputs in see.__wrapped__(path, other_path, backbone, second_backbone, progress, *settings):
-            yield *outputs, x, y, kind, FROM_POINT
+        settings = (kind, layer, second_layer, head, FROM_POINT, x, y, *others)
+        for shown in see.__wrapped__(path, other_path, backbone, second_backbone, progress, *settings):
+            yield *shown, x, y, kind, FROM_POINT
 
     @functools.wraps(see)
     async def see_anew(path, other_path, backbone, second_backbone, progress, kind, layer, second_layer, *others):
         """With another backbone, from its last layer."""
-        async for outputs in see(path, other_path, backbone, second_backbone, progress, kind, None, None, *others):
-            yield outputs
+        async for shown in see(path, other_path, backbone, second_backbone, progress, kind, None, None, *others):
+            yield shown
 
     @answering
     def keep_features(path: str | None, other_path: str | None, backbone: str, second_backbone: str, *settings) -> str:
@@ -179,12 +192,16 @@ def build_tab(models: Models, model_name: gr.Dropdown) -> Tab:
         *_, seen = look(models, path, chosen(backbone, second_backbone), view)
         return features_file(path, view, seen)
 
-    settings = [kind, layer, second_layer, head, source, x, y, resolution, opacity]
+    settings = [kind, layer, second_layer, head, source, x, y, resolution, opacity, position, preset, bands, low, high]
     inputs = [other, first, second, *settings]
     outputs = [picture, map_a, map_b, map_c, sentence, note, layer, second_layer, head, attention_options]
     options = {**QUEUE, **PRIVATE, "trigger_mode": "always_last", "show_progress_on": map_a}
+    nothing = [None, None, None, None, "", BEGIN]
+    others = [image.upload.upload, image.upload.clear, image.upload.delete, image.example.input]
+    forget(others, [picture, map_a, map_b, map_c, sentence, note], nothing)
     running = image.changed(see, inputs, outputs, **options)
-    changes = [*(one.input for one in settings), other.upload, other.clear, other.delete]
+    changes = [one.submit if one is bands else one.input for one in settings]
+    changes += [other.upload, other.clear, other.delete]
     running.append(gr.on(changes, see, [image.upload, *inputs], outputs, **options))
     running.append(gr.on([first.input, second.input], see_anew, [image.upload, *inputs], outputs, **options))
     picks = [view.select for view in (picture, map_a, map_b)]
@@ -192,14 +209,11 @@ def build_tab(models: Models, model_name: gr.Dropdown) -> Tab:
     running.append(model_name.input(lambda name: name, model_name, first, **PRIVATE, show_progress="hidden"))
     running.append(running[-1].then(see_anew, [image.upload, *inputs], outputs, **options))
     cancel.click(None, cancels=running)
-    nothing = [None, None, None, None, "", BEGIN]
-    others = [image.upload.upload, image.upload.clear, image.upload.delete, image.example.input]
-    forget(others, [picture, map_a, map_b, map_c, sentence, note], nothing)
     kept = keep.click(keep_features, [image.upload, *inputs], file, **QUEUE, **PRIVATE)
     kept.success(None, js=DOWNLOAD, **PRIVATE)
 
     keys = {"map": kind, "layer": layer, "layer_b": second_layer, "head": head, "from": source, "res": resolution}
-    keys["opacity_of_map"] = opacity
+    keys |= {"opacity_of_map": opacity, "slice": position, "ct": preset, "bands": bands, "black": low, "white": high}
     keys = {"image": image.example, **keys, "a": first, "b": second, "x": x, "y": y}
     return Tab(keys, [image.restored(see, inputs, outputs)])
 
@@ -238,10 +252,16 @@ def view_of(
     y: float,
     resolution: float,
     opacity: float = OPACITY,
+    *adjustments,
 ) -> View:
-    """What the controls ask for; `x` and `y` are percent from the left and from the top."""
+    """What the controls ask for; `x` and `y` are percent from the left and from the top.
+
+    Args:
+        adjustments: those of [`adjusting.adjustment_of`], all or none.
+    """
+    adjustment = adjustment_of(*adjustments) if adjustments else Adjustment()
     layers, point = (layer, second_layer), (x / 100, y / 100)
-    return View(kind, layers, int(head), attention_of == FROM_POINT, point, int(resolution), opacity)
+    return View(kind, layers, int(head), attention_of == FROM_POINT, point, int(resolution), opacity, adjustment)
 
 
 def _slider(maximum: int, asked: float | None, shown: int) -> gr.Slider:
@@ -259,4 +279,6 @@ def _line(caption: str, meaning: str, layer: int, view: View) -> str:
 
 def _shown(one: Seen, kind: str) -> gr.Image:
     caption = one.caption(kind)
-    return gr.Image(one.picture, label=caption, alt_text=f"{caption}; {one.meaning}", visible=True)
+    return gr.Image(
+        one.picture, label=caption.removeprefix(f"{kind} of "), alt_text=f"{caption}; {one.meaning}", visible=True
+    )

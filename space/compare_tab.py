@@ -127,11 +127,11 @@ def build_tab(models: Models, model_name: gr.Dropdown) -> Tab:
     )
     cancel.click(None, cancels=[running, running_pair])
     model_name.input(None, model_name, first, js="(name) => name", **PRIVATE)
-    image.example.input(example_of, image.example, image.upload, show_progress="hidden", **PRIVATE)
-    image.upload.upload(None, None, image.example, js="() => null", **PRIVATE)
     changes = [image.upload.upload, image.upload.clear, image.upload.delete, image.example.input, first.input]
     changes += [second.input, resolution.input, seed.input, model_name.input, other.upload, other.clear, other.delete]
     forget(changes, [chart, table, map_a, map_b, note], ["", NO_ROWS, None, None, BEGIN], [running, running_pair])
+    image.example.input(example_of, image.example, image.upload, show_progress="hidden", **PRIVATE)
+    image.upload.upload(None, None, image.example, js="() => null", **PRIVATE)
     for button, writer in ((csv, csv_of), (png, png_of)):
         button.click(writer, found, file, **PRIVATE).success(None, js=DOWNLOADS, **PRIVATE)
     state = {"cimage": image.example, "seed": seed, "cres": resolution, "ca": first, "cb": second}

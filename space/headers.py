@@ -1,12 +1,17 @@
 """What the header of an image file says it will take, before any of it is decoded."""
 
+import gzip
+import itertools
+import math
 import zlib
 from pathlib import Path
 
 import limits
+import nibabel
 import PIL.Image
 import pydicom
 import rasterio
+from adjusting import is_volume
 from pydicom.uid import DeflatedExplicitVRLittleEndian
 from rasterio.errors import RasterioError
 from reading import UnreadableImage
@@ -19,6 +24,9 @@ def check_header(path: Path) -> None:
 
     What is no image at all is left to the reader to tell.
     """
+    if is_volume(path):
+        _check_volume(path)
+        return
     with path.open("rb") as file:
         head = file.read(132)
     if head[128:] == b"DICM":  # before which there may be anything, a TIFF's beginning too
@@ -60,6 +68,22 @@ def _check_blocks(path: Path) -> None:
 
 def _bytes(dtype: str) -> int:
     return int("".join(filter(str.isdigit, dtype)) or 128) // 8
+
+
+def _check_volume(path: Path) -> None:
+    try:
+        image = nibabel.load(path)
+        size = math.prod(image.shape) * image.get_data_dtype().itemsize
+        if path.suffix.lower() == ".gz" and size <= limits.VOLUME_BYTES:
+            with gzip.open(path) as file:
+                pieces = iter(lambda: file.read(1 << 20), b"")  # a megabyte each, counted and not kept
+                size = max(size, sum(map(len, itertools.islice(pieces, 1 + (limits.VOLUME_BYTES >> 20)))))
+    except Exception:  # nibabel raises many kinds for a broken file; the reader tells
+        return
+    if size > limits.VOLUME_BYTES:
+        raise UnreadableImage(
+            f"{path.name} would be {size / 1e6:,.0f} MB unpacked; {limits.VOLUME_BYTES / 1e6:.0f} MB are the most."
+        )
 
 
 def _check_deflated(path: Path) -> None:

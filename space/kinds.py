@@ -26,6 +26,7 @@ from modeling_vitp import (
     ViTPFeaturePyramid,
     ViTPForChangeDetection,
     ViTPForConditionalGeneration,
+    ViTPForImageClassification,
     ViTPForInstanceSegmentation,
     ViTPForObjectDetection,
     ViTPForOrientedObjectDetection,
@@ -49,6 +50,7 @@ REFERENCES += ("siglip_vision_model", "vit", "vit_mae", "ijepa")
 OURS = {
     one.config_class.model_type: (one, processor)
     for processor, models in (
+        (ViTPImageProcessor, (ViTPForImageClassification,)),
         (ViTPSegmentationImageProcessor, (ViTPForSemanticSegmentation, ViTPForChangeDetection)),
         (
             ViTPDetectionImageProcessor,

@@ -14,7 +14,7 @@ WAITING = 40
 LOADING = 3
 """Models of visitors that are being loaded at once: each takes a share of network, memory and a core."""
 KEPT_MODELS = 6
-"""That stay in memory, so that two visitors do not load theirs in turns."""
+"""That stay in memory, so that two visitors do not load theirs in turns; together in a quarter of it, see below."""
 MAX_GB = 4.0
 """Of weights that are downloaded because a visitor typed an id: minutes, and the disk of a Space."""
 JSON_BYTES = 40_000_000
@@ -29,6 +29,9 @@ SOURCE_PIXELS = 64_000_000
 """Of an image that is decoded whole (PNG, JPEG, WebP): 256 MB in RGBA. GeoTIFF is read reduced and may be larger."""
 BLOCK_BYTES = 256_000_000
 """Of one strip or tile of a TIFF, which is decoded at once, and of a DICOM data set that is deflated."""
+
+VOLUME_BYTES = 512_000_000
+"""Of a NIfTI volume when it is unpacked, on the disk: a CT of 1,000 slices."""
 
 # Numbers of a configuration by the end of their name: the smallest and the largest, the first that fits counts.
 NUMBERS: tuple[tuple[str, int, int], ...] = (
@@ -64,3 +67,8 @@ def memory() -> int:
 def model_bytes() -> int:
     """Bytes that the weights of one model may take: half of what is there, so that a second one can be beside it."""
     return memory() // 2
+
+
+def kept_bytes() -> int:
+    """Bytes that the models of visitors may keep once their answers are given, beside the next one that is opened."""
+    return memory() // 4

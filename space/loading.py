@@ -187,10 +187,24 @@ class Models:
             self._loading.remove(name.removesuffix(RANDOM))
             if failure is not None:
                 self._loaded.pop(key, None)
-            done = [key for key, one in self._loaded.items() if one.done() and key[1] != self.default]
-            for old in done[: max(0, len(self._loaded) - 3 * limits.KEPT_MODELS)]:
-                del self._loaded[old]
-        future.set_exception(failure) if failure is not None else future.set_result(found)
+            future.set_exception(failure) if failure is not None else future.set_result(found)
+            self._make_room(key)
+
+    def _make_room(self, newest: tuple[str, str]) -> None:
+        """Forgets the models that were used longest ago, until the others are few enough and small enough."""
+        sizes: dict[str, int] = {}
+        for (_, name), future in self._loaded.items():
+            model = getattr(future.result(), "model", None) if future.done() else None
+            if model is not None and name not in self._places:
+                sizes.pop(name, None)  # so that names are in the order of their last use
+                sizes[name] = sum(parameter.nbytes for parameter in model.parameters())
+        for name in list(sizes):
+            if len(sizes) <= limits.KEPT_MODELS and sum(sizes.values()) <= limits.kept_bytes():
+                return
+            if name != newest[1]:
+                del sizes[name]
+                for key in [key for key in self._loaded if key[1] == name and key[0] != "kind"]:
+                    del self._loaded[key]
 
     def _read_kind(self, name: str) -> str:
         if name == TINY:

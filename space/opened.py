@@ -12,6 +12,7 @@ from transformers.utils.output_capturing import OutputRecorder
 from modeling_vitp import (
     ViTPChangeDetectionConfig,
     ViTPForConditionalGeneration,
+    ViTPImageClassificationConfig,
     ViTPImageProcessor,
     ViTPProcessor,
     ViTPSegmentationConfig,
@@ -111,7 +112,7 @@ class LoadedBackbone:
 
 @dataclass(frozen=True)
 class FineTuned:
-    """A detector, or a model of maps of classes or of changes, in evaluation mode on the device."""
+    """A detector, a classifier, or a model of maps of classes or of changes, in evaluation mode on the device."""
 
     name: str
     model: PreTrainedModel
@@ -122,7 +123,12 @@ class FineTuned:
 
     @property
     def is_detector(self) -> bool:
-        return self.model.config.model_type not in MAPS
+        return self.model.config.model_type not in MAPS and not self.is_classifier
+
+    @property
+    def is_classifier(self) -> bool:
+        """Whether it classifies an image as a whole."""
+        return self.model.config.model_type == ViTPImageClassificationConfig.model_type
 
     @property
     def takes_pairs(self) -> bool:

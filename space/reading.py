@@ -83,6 +83,8 @@ def read_image(path: str | os.PathLike, max_side: int = 2048, input_spec: dict |
         read, kind = _read_dicom, "DICOM"
     elif head[:4] in TIFF:
         read, kind = _read_raster, "GTiff"
+    elif head[4:12] == b"jP  \r\n\x87\n":
+        read, kind = _read_raster, "JP2OpenJPEG"
     elif head[:8] == b"\x89PNG\r\n\x1a\n" and head[24:25] == b"\x10":
         read, kind = _read_raster, "PNG"
     else:
@@ -144,7 +146,7 @@ def _read_raster(path: Path, driver: str, max_side: int, input_spec: dict | None
         done.append("magnitude of complex values")
     if isinstance(array, np.ma.MaskedArray):
         array = _filled(array)
-    kind = f"{'PNG' if driver == 'PNG' else 'TIFF'}, {dtype}"
+    kind = f"{ {'GTiff': 'TIFF', 'JP2OpenJPEG': 'JPEG 2000'}.get(driver, driver) }, {dtype}"
     if array.dtype == np.uint8 and not spec:
         image = PIL.Image.fromarray(np.broadcast_to(array, (3, *array.shape[1:])).transpose(1, 2, 0).copy())
         return Reading(image, None, _note(kind, size, reduced, *done))

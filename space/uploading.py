@@ -13,6 +13,7 @@ import gradio as gr
 import numpy as np
 import PIL.Image
 import PIL.ImageOps
+from adjusting import Adjustment, is_volume, read_slice
 from bands import rgb_bands
 from computing import PRIVATE, message, told
 from gradio.processing_utils import save_file_to_cache
@@ -50,12 +51,13 @@ class ImageInput:
         triggers = [self.upload.upload, self.upload.clear, self.upload.delete]
         return [
             gr.on(triggers, _of_upload(handler), [self.upload, *inputs], outputs, **options),
-            self.example.input(_of_example(handler), [self.example, *inputs], outputs, **options),
+            self.example.input(_of_example(handler, len(outputs)), [self.example, *inputs], outputs, **options),
         ]
 
     def restored(self, handler: Callable, inputs: Sequence[Any], outputs: Sequence[Any]) -> tuple:
         """What `app.load` does with it: the handler, its inputs and outputs; nothing if no example is chosen."""
-        return _of_example(handler), [self.example, *inputs], [*outputs, self.upload, self.example]
+        outputs = [*outputs, self.upload, self.example]
+        return _of_example(handler, len(outputs)), [self.example, *inputs], outputs
 
 
 def _of_upload(handler: Callable) -> Callable:
@@ -67,13 +69,15 @@ def _of_upload(handler: Callable) -> Callable:
     return with_upload
 
 
-def _of_example(handler: Callable) -> Callable:
+def _of_example(handler: Callable, number_of_outputs: int) -> Callable:
     @functools.wraps(handler)
     async def with_example(name: str | None, *others) -> AsyncIterator[tuple]:
         if name in EXAMPLES:
             path = example_path(name)
             async for found in handler(path, *others):
                 yield *found, path, gr.skip()
+        else:  # a generator that gives nothing would empty its outputs
+            yield (gr.skip(),) * number_of_outputs
 
     return with_example
 
@@ -124,22 +128,30 @@ def name_of(path: str) -> str:
 def forget(triggers: Sequence[Callable], outputs: Sequence[Any], values: Sequence[Any], cancels: Sequence = ()) -> None:
     """What was found in another image, or by another model, is no longer shown; the page does so by itself.
 
+    To be called before what these events start: the page runs what one event starts one after another, to its end.
+
     Args:
         triggers: events of the inputs of a result.
         outputs: the components that show it.
         values: what these show without a result.
         cancels: the events that are on their way to it.
     """
-    gr.on(triggers, None, None, list(outputs), js=f"() => {json.dumps(list(values))}", **PRIVATE)
     if cancels:
         gr.on(triggers, None, None, None, cancels=list(cancels), **PRIVATE)
+    gr.on(triggers, None, None, list(outputs), js=f"() => {json.dumps(list(values))}", **PRIVATE)
 
 
-def open_upload(path: str | None, max_side: int = 2048, input_spec: dict | None = None) -> Reading:
+def open_upload(
+    path: str | None,
+    max_side: int = 2048,
+    input_spec: dict | None = None,
+    adjustment: Adjustment = Adjustment(),  # noqa: B008
+) -> Reading:
     """The image of an upload.
 
     Args:
         input_spec: of the model that will see it; for images that are not 8-bit, such as CT or 16-bit GeoTIFF.
+        adjustment: what the visitor wants otherwise.
 
     Raises:
         gradio.Error: a message in the page if there is no upload, or it is no image that can be opened.
@@ -148,18 +160,28 @@ def open_upload(path: str | None, max_side: int = 2048, input_spec: dict | None 
         raise message("There is no image yet: drop, choose or paste one.")
     with told():
         check_header(Path(path))
+        if is_volume(path):
+            return read_slice(Path(path), max_side, adjustment, input_spec)
         bands = rgb_bands(path)
-        reading = read_image(path, max_side, bands and {"bands": bands})
-        if input_spec and not isinstance(reading.image, PIL.Image.Image):
-            reading = read_image(path, max_side, input_spec)
+        named = bands and {"bands": bands}
+        reading = read_image(path, max_side, named)
+        is_deep = not isinstance(reading.image, PIL.Image.Image)
+        if adjustment.changes_values or (input_spec and is_deep):
+            spec = adjustment.spec(input_spec if is_deep else None)
+            reading = read_image(path, max_side, {**(named or {}), **(spec or {})})
         return reading
 
 
-def open_rgb(path: str | None, max_side: int = 2048, input_spec: dict | None = None) -> tuple[np.ndarray, str]:
+def open_rgb(
+    path: str | None,
+    max_side: int = 2048,
+    input_spec: dict | None = None,
+    adjustment: Adjustment = Adjustment(),  # noqa: B008
+) -> tuple[np.ndarray, str]:
     """As [`open_upload`]: the image in uint8 RGB, of shape `(height, width, 3)`, and the note of how it was read.
 
     The note begins with the name of the image.
     """
-    reading = open_upload(path, max_side, input_spec)
+    reading = open_upload(path, max_side, input_spec, adjustment)
     with told():
         return np.asarray(reading.to_rgb()), f"{name_of(path)}: {reading.note}"

@@ -7,6 +7,7 @@ from functools import lru_cache
 
 import numpy as np
 import torch
+from adjusting import Adjustment
 from computing import turn
 from loading import RANDOM, Models
 from maps import (
@@ -49,6 +50,7 @@ class View:
         point: fractions from the left and from the top.
         resolution: patches along the longer side of the image.
         opacity: of the map over the image.
+        adjustment: how the image is read.
     """
 
     kind: str
@@ -58,6 +60,7 @@ class View:
     point: tuple[float, float]
     resolution: int
     opacity: float = OPACITY
+    adjustment: Adjustment = Adjustment()
 
     @property
     def has_point(self) -> bool:
@@ -111,14 +114,26 @@ class Seen:
 
 
 @lru_cache(maxsize=16)
-def image_of(models: Models, path: str, name: str) -> tuple[np.ndarray, str]:
+def image_of(
+    models: Models,
+    path: str,
+    name: str,
+    adjustment: Adjustment = Adjustment(),  # noqa: B008
+) -> tuple[np.ndarray, str]:
     """The image as a backbone reads it, and a note."""
-    return open_rgb(path, input_spec=models.backbone(name).input_spec)
+    return open_rgb(path, input_spec=models.backbone(name).input_spec, adjustment=adjustment)
 
 
 @lru_cache(maxsize=16)
-def features_of(models: Models, path: str, name: str, resolution: int, layer: int) -> torch.Tensor:
-    return patch_features(models.backbone(name), image_of(models, path, name)[0], resolution, layer)
+def features_of(
+    models: Models,
+    path: str,
+    name: str,
+    resolution: int,
+    layer: int,
+    adjustment: Adjustment = Adjustment(),  # noqa: B008
+) -> torch.Tensor:
+    return patch_features(models.backbone(name), image_of(models, path, name, adjustment)[0], resolution, layer)
 
 
 def chosen(first: str, second: str | None) -> list[str]:
@@ -143,10 +158,10 @@ def look(
             if progress is not None:
                 progress((len(names) + index) / (2 * len(names)), desc=f"Looking with {name}")
             layers.append(view.layer_of(one, index))
-            features.append(features_of(models, path, name, view.resolution, layers[-1]))
-            image, _ = image_of(models, path, name)
+            features.append(features_of(models, path, name, view.resolution, layers[-1], view.adjustment))
+            image, _ = image_of(models, path, name, view.adjustment)
             values.append(view.values(one, layers[-1], image, features[-1]))
-            pictures = draw(view, values, image_of(models, path, names[0])[0])
+            pictures = draw(view, values, image_of(models, path, names[0], view.adjustment)[0])
             facts = zip(names, layers, opened, features, values, pictures)
             yield [
                 Seen(name, layer, one.depth, one.heads, feature, value, picture, meaning)

@@ -169,16 +169,6 @@ def build_tab(models: Models, model_name: gr.Dropdown) -> Tab:
     )
 
     shown = [tiles, thumbnail, summary, note]
-    options = {**QUEUE, **PRIVATE, "show_progress": "minimal", "show_progress_on": tiles}
-    image.changed(show_tokens, [model_name, drop_ratio, seed], shown, **options)
-    gr.on(
-        [drop_ratio.input, seed.input, model_name.input],
-        show_tokens,
-        [image.upload, model_name, drop_ratio, seed],
-        shown,
-        trigger_mode="always_last",
-        **options,
-    )
     running = ask.click(
         draw_curve,
         [image.upload, model_name, question, seed, num_seeds],
@@ -211,6 +201,16 @@ def build_tab(models: Models, model_name: gr.Dropdown) -> Tab:
     forget([*changes, num_seeds.input], [curve, table, full_answer], [None, empty_of(ANSWER_COLUMNS), ""], [running])
     forget([*changes, drop_ratio.input], [*whole, *short, sequence], ["", None, "", None, None], [explaining])
     forget([*changes, drop_ratio.input], [cost_table, saved], [empty_of(COST_COLUMNS), ""], [measuring])
+    options = {**QUEUE, **PRIVATE, "show_progress": "minimal", "show_progress_on": tiles}
+    image.changed(show_tokens, [model_name, drop_ratio, seed], shown, **options)
+    gr.on(
+        [drop_ratio.input, seed.input, model_name.input],
+        show_tokens,
+        [image.upload, model_name, drop_ratio, seed],
+        shown,
+        trigger_mode="always_last",
+        **options,
+    )
     state = {"vrl_image": image.example, "r": drop_ratio, "vrl_seed": seed, "vrl_q": question}
     return Tab(state, [image.restored(show_tokens, [model_name, drop_ratio, seed], shown)])
 

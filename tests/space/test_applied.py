@@ -23,7 +23,10 @@ from modeling_vitp import (
     ViTPChangeDetectionConfig,
     ViTPDetectionImageProcessor,
     ViTPForChangeDetection,
+    ViTPForImageClassification,
     ViTPForSemanticSegmentation,
+    ViTPImageClassificationConfig,
+    ViTPImageProcessor,
     ViTPSegmentationConfig,
     ViTPSegmentationImageProcessor,
 )
@@ -168,6 +171,29 @@ def test_changes_need_two_images_of_one_shape_and_are_drawn_on_the_second(models
     picture(96, 40).save(tmp_path / "low.png")
     with pytest.raises(gr.Error, match="different proportions, 96 × 80 and 96 × 40"):
         found_by(models, str(scenes[0]), str(tmp_path / "low.png"), "changes")
+
+
+@pytest.mark.parametrize("problem_type", ["single_label_classification", "multi_label_classification"])
+def test_the_classes_of_an_image_have_the_probabilities_that_the_model_gives(tmp_path, problem_type):
+    torch.manual_seed(0)
+    names = {"id2label": {0: "field", 1: "<b>water</b>", 2: "road"}, "problem_type": problem_type}
+    model = ViTPForImageClassification(ViTPImageClassificationConfig(backbone_config=VISION_16, **names))
+    torch.nn.init.normal_(model.classifier.weight)
+    model.save_pretrained(tmp_path / "classes")
+    ViTPImageProcessor(size={"height": 64, "width": 64}, crop_to_patches=False).save_pretrained(tmp_path / "classes")
+    picture(64, 64).save(tmp_path / "scene.png")
+    models = Models(TINY, fine_tuned=[str(tmp_path / "classes")])
+    found, _ = found_by(models, str(tmp_path / "scene.png"), None, "classes")
+    mean, std = np.array([0.485, 0.456, 0.406]), np.array([0.229, 0.224, 0.225])
+    pixels = torch.from_numpy((np.asarray(picture(64, 64)) / 255 - mean) / std).movedim(-1, 0)[None].float()
+    with torch.no_grad():
+        logits = model.eval()(pixels).logits[0].double().numpy()
+    expected = np.exp(logits) / np.exp(logits).sum() if problem_type.startswith("single") else 1 / (1 + np.exp(-logits))
+    np.testing.assert_allclose(found.probabilities, expected, atol=1e-5)
+    shown, legend = drawn(found, 0.5, 0.5)
+    np.testing.assert_array_equal(np.asarray(shown), np.asarray(picture(64, 64)))
+    assert f"&lt;b&gt;water&lt;/b&gt;</th><td>{100 * expected[1]:.1f}%" in legend
+    assert models.backbone("classes").depth == 4
 
 
 @pytest.mark.parametrize("detector", ["rt_detr_v2", "deformable_detr"])

@@ -167,6 +167,21 @@ def test_shards_that_lie_elsewhere_are_not_opened(evil):
     assert "no file of weights beside it" in refused(lambda: Models(str(evil)).full())
 
 
+def test_models_of_visitors_are_forgotten_when_they_take_too_much_together(hub, saved, monkeypatch):
+    for index in range(3):
+        hub.api().create_repo(f"tester/{index}")
+        hub.api().upload_folder(repo_id=f"tester/{index}", folder_path=saved)
+    models = Models(TINY)
+    own, first, second = models.full(), models.full("tester/0"), models.full("tester/1")
+    assert models.full("tester/0") is first and models.full("tester/1") is second
+    size = sum(parameter.nbytes for parameter in first.model.parameters())
+    monkeypatch.setattr(limits, "memory", lambda: 10 * size)  # a quarter keeps two
+    models.full("tester/0")
+    third = models.full("tester/2")
+    assert models.full("tester/0") is first and models.full("tester/2") is third and models.full() is own
+    assert models.full("tester/1") is not second
+
+
 def test_one_models_loading_keeps_nobody_from_another(saved, monkeypatch):
     """Neither from those that are there nor from opening others; only so many of visitors are loaded at once."""
     import threading

@@ -466,7 +466,7 @@ def test_gradio_reports_nothing_home():
 
 def test_the_app_needs_none_of_what_only_recipes_need():
     """All of the extra `recipes` that `space/requirements.txt` does not bring along."""
-    absent = ["trl", "datasets", "peft", "evaluate", "accelerate", "cv2", "nibabel"]
+    absent = ["trl", "datasets", "peft", "evaluate", "accelerate", "cv2"]
     code = (
         f"import sys; sys.modules.update(dict.fromkeys({absent})); sys.path[:0] = {[str(ROOT), str(ROOT / 'space')]}; "
         "import app; from loading import Models; app.build_app(Models()); print(Models().full().processor.tokenizer)"

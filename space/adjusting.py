@@ -1,0 +1,98 @@
+"""How an image is read where a visitor says so: bands, what is black and what white, and the slice of a volume."""
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from reading import Reading, UnreadableImage
+from torch.nn import functional as F
+
+from modeling_vitp.images.volumes import NIFTI, open_volume
+
+AS_STATED = "as the file says"
+PRESETS = {  # Hounsfield units that become black and white, by the usual centres and widths
+    "lung": (-1350.0, 150.0),
+    "bone": (-500.0, 1300.0),
+    "soft tissue": (-160.0, 240.0),
+    "brain": (0.0, 80.0),
+}
+PERCENTILES = (2.0, 98.0)
+
+
+@dataclass(frozen=True)
+class Adjustment:
+    """What a visitor has chosen.
+
+    Args:
+        position: percent of the way through a volume, from the feet up.
+        preset: `AS_STATED` or one of `PRESETS`.
+        bands: from 1, of red, green and blue or of grey; those that the names tell if there are none.
+        percentiles: of each band, which become black and white; if they are `PERCENTILES`, what the file says comes
+            before them.
+    """
+
+    position: float = 50.0
+    preset: str = AS_STATED
+    bands: tuple[int, ...] = ()
+    percentiles: tuple[float, float] = PERCENTILES
+
+    @property
+    def changes_values(self) -> bool:
+        return self.preset != AS_STATED or self.percentiles != PERCENTILES or bool(self.bands)
+
+    def spec(self, stated: dict | None) -> dict | None:
+        """The fields of an input spec by which an image is read, from those that a model or a file states."""
+        spec = dict(stated or {})
+        if self.preset != AS_STATED or self.percentiles != PERCENTILES:
+            spec = {key: value for key, value in spec.items() if key not in ("window", "percentiles")}
+            spec |= {"percentiles": self.percentiles} if self.preset == AS_STATED else {"window": PRESETS[self.preset]}
+        if self.bands:
+            spec["bands"] = [band - 1 for band in self.bands]
+        return spec or None
+
+
+def adjustment_of(position: float, preset: str, bands: str, low: float, high: float) -> Adjustment:
+    """As the controls say it.
+
+    Raises:
+        ValueError: if the bands are neither one number nor three, or the percentiles leave nothing between them.
+    """
+    numbers = tuple(int(number) for number in re.findall(r"\d+", (bands or "")[:50]))
+    if len(numbers) not in (0, 1, 3) or 0 in numbers or re.search(r"[^\d\s,;/-]", bands or ""):
+        raise ValueError(f"Bands are one number or three from 1 on, such as 4, 3, 2, and not {bands[:50]!r}.")
+    if not low < high:
+        raise ValueError(f"The percentile that becomes black, {low:g}, has to be below the one that becomes white.")
+    return Adjustment(position, preset, numbers, (float(low), float(high)))
+
+
+def is_volume(path: str | Path) -> bool:
+    return str(path).lower().endswith(NIFTI)
+
+
+def read_slice(path: Path, max_side: int, adjustment: Adjustment, input_spec: dict | None) -> Reading:
+    """An axial slice of a NIfTI volume, as a patient lies who is seen from the feet.
+
+    Raises:
+        UnreadableImage: if it is no volume that can be opened.
+    """
+    try:
+        volume = open_volume(path)
+    except ValueError as error:
+        raise UnreadableImage(str(error).replace(str(path), path.name)) from error
+    count = volume.number("axial")
+    index = min(int(adjustment.position / 100 * count), count - 1)
+    values = volume.cut("axial", index)
+    height, width = values.shape
+    scale = min(1.0, max_side / max(height, width))
+    if scale < 1:
+        size = max(1, round(scale * height)), max(1, round(scale * width))
+        values = F.adaptive_avg_pool2d(torch.from_numpy(values)[None].double(), size)[0].float().numpy()
+    spec = adjustment.spec({key: value for key, value in (input_spec or {}).items() if key != "bands"})
+    spec = spec if spec and {"window", "percentiles"} & set(spec) else {**(spec or {}), "percentiles": PERCENTILES}
+    spec.pop("bands", None)
+    black, white = spec.get("window") or spec["percentiles"]
+    how = f"{'window' if 'window' in spec else 'percentiles'} {black:g} to {white:g}"
+    note = f"NIfTI, slice {index + 1} of {count}, {width} × {height} pixels, {how}"
+    return Reading(np.ascontiguousarray(values)[None], spec, note)

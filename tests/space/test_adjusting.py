@@ -1,0 +1,85 @@
+"""Images as a visitor wants them read: slices, windows and bands; and volumes and JPEG 2000 at all."""
+
+import gzip
+
+import limits
+import nibabel
+import numpy as np
+import pydicom
+import pytest
+import rasterio
+from adjusting import PRESETS, Adjustment, adjustment_of
+from headers import check_header
+from pictures import picture
+from pydicom.data import get_testdata_file
+from reading import UnreadableImage
+from uploading import open_rgb, open_upload
+
+
+@pytest.fixture
+def volume(tmp_path):
+    """Values i + 10 * j + 100 * k, with axes to the right, to the front and up; and its file."""
+    values = np.add.outer(np.add.outer(np.arange(6), 10 * np.arange(8)), 100 * np.arange(4)).astype(np.int16)
+    path = tmp_path / "brain.nii.gz"
+    nibabel.save(nibabel.Nifti1Image(values, np.eye(4)), path)
+    return values, path
+
+
+@pytest.mark.parametrize(("position", "index"), [(0, 0), (49, 1), (50, 2), (100, 3)])
+def test_a_slice_of_a_volume_is_seen_from_the_feet(volume, position, index):
+    values, path = volume
+    reading = open_upload(str(path), adjustment=Adjustment(position=position))
+    np.testing.assert_array_equal(reading.image[0], values[:, ::-1, index].T)
+    assert f"NIfTI, slice {index + 1} of 4, 6 × 8 pixels, percentiles 2 to 98" in reading.note
+    rgb, note = open_rgb(str(path), max_side=4)
+    assert rgb.shape == (4, 3, 3) and note.startswith("brain.nii.gz: ")
+
+
+def test_volumes_that_would_fill_the_disk_or_are_none_are_refused(volume, tmp_path, monkeypatch):
+    _, path = volume
+    check_header(path)
+    (tmp_path / "bomb.nii.gz").write_bytes(gzip.compress(gzip.decompress(path.read_bytes()) + bytes(5_000_000)))
+    monkeypatch.setattr(limits, "VOLUME_BYTES", 2_000_000)
+    with pytest.raises(UnreadableImage, match="bomb.nii.gz would be 2 MB unpacked|bomb.nii.gz would be"):
+        check_header(tmp_path / "bomb.nii.gz")
+    (tmp_path / "text.nii").write_text("no volume")
+    with pytest.raises(Exception, match="text.nii cannot be read") as caught:
+        open_upload(str(tmp_path / "text.nii"))
+    assert str(tmp_path) not in str(caught.value)
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_windows_of_ct_are_in_hounsfield_units(preset):
+    path = get_testdata_file("CT_small.dcm", download=False)
+    dataset = pydicom.dcmread(path)
+    units = dataset.pixel_array * float(dataset.RescaleSlope) + float(dataset.RescaleIntercept)
+    low, high = PRESETS[preset]
+    expected = 255 * np.clip((units - low) / (high - low), 0, 1)
+    rgb, note = open_rgb(path, adjustment=Adjustment(preset=preset))
+    assert np.abs(rgb[..., 0] - expected).max() <= 0.5 + 1e-6
+    assert f"window {low:g} to {high:g}" in note
+
+
+def test_bands_and_percentiles_are_those_that_are_asked_for(tmp_path):
+    data = np.random.default_rng(0).integers(0, 4000, (5, 20, 30)).astype(np.uint16)
+    with rasterio.open(tmp_path / "a.tif", "w", driver="GTiff", height=20, width=30, count=5, dtype="uint16") as target:
+        target.write(data)
+    rgb, note = open_rgb(str(tmp_path / "a.tif"), adjustment=adjustment_of(50, "as the file says", "5, 1, 2", 10, 90))
+    for channel, band in enumerate((4, 0, 1)):
+        low, high = np.percentile(data[band], (10, 90))
+        expected = 255 * np.clip((data[band] - low) / (high - low), 0, 1)
+        assert np.abs(rgb[..., channel] - expected).max() <= 1
+    assert "bands 5, 1, 2 of 5" in note and "percentiles 10 to 90" in note
+    for bands in ("1, 2", "0", "red", "1;2;3;4"):
+        with pytest.raises(ValueError, match="Bands are one number or three"):
+            adjustment_of(50, "as the file says", bands, 2, 98)
+
+
+def test_jpeg_2000_is_read(tmp_path):
+    pixels = np.asarray(picture(64, 48)).transpose(2, 0, 1)
+    options = {"driver": "JP2OpenJPEG", "height": 48, "width": 64, "count": 3, "dtype": "uint8"}
+    with rasterio.open(tmp_path / "a.jp2", "w", **options, QUALITY="100", REVERSIBLE="YES") as target:
+        target.write(pixels)
+    rgb, note = open_rgb(str(tmp_path / "a.jp2"))
+    np.testing.assert_array_equal(rgb, pixels.transpose(1, 2, 0))
+    assert "a.jp2: JPEG 2000, uint8, 64 × 48 pixels" in note
