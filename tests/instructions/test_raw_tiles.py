@@ -38,7 +38,7 @@ def processor(tokenizer):
     max_patches=st.integers(1, 12),
     seed=st.integers(0, 100),
 )
-@settings(max_examples=60)
+@settings(max_examples=40, deadline=None)
 def test_an_8_bit_image_gives_the_same_tiles_to_the_bit(width, height, mode, max_patches, seed):
     plain = ViTPImageProcessor(size=SIZE, max_patches=max_patches)
     image = picture(width, height, seed).convert(mode)
