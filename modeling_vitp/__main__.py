@@ -3,6 +3,7 @@
 vitp                                 what there is
 vitp pretrain --config quickstart    as python recipes/pretrain.py --config recipes/configs/quickstart.yaml
 vitp convert SOURCE TARGET           as python -m modeling_vitp.convert SOURCE TARGET
+vitp space MODEL                     as python space/__main__.py MODEL
 """
 
 import ast
@@ -13,6 +14,7 @@ from importlib.resources import files
 from pathlib import Path
 
 from modeling_vitp.command import errors
+from modeling_vitp.command.folders import SPACE
 
 RECIPES = "modeling_vitp.recipes"
 CONVERT = "modeling_vitp.convert"
@@ -31,7 +33,7 @@ def summary(path: Path) -> str:
 
 def main(argv: list[str] | None = None) -> None:
     words = sys.argv[1:] if argv is None else argv
-    paths = recipes() | {"convert": Path(str(files(CONVERT))) / "__main__.py"}
+    paths = recipes() | {"convert": Path(str(files(CONVERT))) / "__main__.py", "space": SPACE / "__main__.py"}
     if not words or words[0] in ("-h", "--help"):
         print("vitp NAME ARGUMENTS; vitp NAME --help shows the arguments.\n")
         print("\n".join(f"  {name:<26} {summary(path)}" for name, path in sorted(paths.items())))
@@ -44,7 +46,10 @@ def main(argv: list[str] | None = None) -> None:
     sys.argv = [f"vitp {name}", *words[1:]]
     module = CONVERT if name == "convert" else f"{RECIPES}.{name}"
     try:
-        runpy.run_module(module, run_name="__main__", alter_sys=True)
+        if name == "space":
+            runpy.run_path(str(paths[name]), run_name="__main__")
+        else:
+            runpy.run_module(module, run_name="__main__", alter_sys=True)
     except ImportError as error:  # before the recipe could take care of its errors
         sys.exit(errors.report(error))
 

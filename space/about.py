@@ -5,7 +5,9 @@ from datetime import datetime, timezone
 from pathlib import Path
 
 from huggingface_hub import HfApi, ModelCard
-from loading import TINY, FullModel, Models
+from kinds import FINE_TUNED, FULL
+from loading import TINY, Models
+from torch import nn
 
 CITATION = """@article{vitp2025,
   title   = {Visual Instruction Pretraining for Domain-Specific Foundation Models},
@@ -17,39 +19,49 @@ CITATION = """@article{vitp2025,
 }"""
 
 
-def about(models: Models, full: FullModel) -> str:
-    """Markdown about the model, the app and the method."""
-    vision, text = full.model.config.vision_config, full.model.config.text_config
-    license, date = _license_and_date(models, full.name)
-    height, width = vision.image_size
-    millions = sum(parameter.numel() for parameter in full.model.parameters()) / 1e6
-    vision_millions = sum(parameter.numel() for parameter in full.model.model.vision_tower.parameters()) / 1e6
+def about(models: Models, name: str) -> str:
+    """Markdown about the model of a name, the app and the method."""
+    kind = models.kind(name)
+    vit = models.backbone(name)
+    license, date = _license_and_date(models, name)
+    side = vit.native * vit.patch[0]
     rows = {
-        "Model": f"`{html.escape(full.name.replace('`', ''))}`",
+        "Model": f"`{html.escape(name.replace('`', ''))}`, a {kind}",
         "Licence": html.escape(license),
         "Date": date,
-        "ViT": f"{vision.num_hidden_layers} layers, width {vision.hidden_size}, {vision_millions:.3g} M parameters, "
-        f"{height} × {width} pixels in patches of {vision.patch_size[0]}",
-        "Whole model": f"{millions:.3g} M parameters, language model {html.escape(text.model_type)}, trained with a "
-        f"drop ratio of {full.model.config.vrl_drop_ratio:g}",
-        "This app": "modeling-vitp, Apache-2.0. Example images: NEON, from DeepForest (MIT); "
-        "CT slice from pydicom (MIT)",
+        "ViT": f"{vit.depth} layers, width {vit.model.config.hidden_size}, {_millions(vit.model)} M parameters, "
+        f"{side} × {side} pixels in patches of {vit.patch[0]}",
     }
-    table = "\n".join(f"| **{name}** | {value.replace('|', '/')} |" for name, value in rows.items())
+    if kind == FULL:
+        model = models.full(name).model
+        rows["Whole model"] = (
+            f"{_millions(model)} M parameters, language model {html.escape(model.config.text_config.model_type)}, "
+            f"trained with a drop ratio of {model.config.vrl_drop_ratio:g}"
+        )
+    if kind == FINE_TUNED:
+        rows["Classes"] = html.escape(", ".join(models.fine_tuned(name).names)[:500])
+    rows["This app"] = (
+        "modeling-vitp, Apache-2.0. Example images: NEON, from DeepForest (MIT); CT slice from pydicom (MIT)"
+    )
+    table = "\n".join(f"| **{key}** | {value.replace('|', '/')} |" for key, value in rows.items())
     return f"| | |\n|---|---|\n{table}\n\nTo cite the method:\n\n```bibtex\n{CITATION}\n```"
+
+
+def _millions(model: nn.Module) -> str:
+    return f"{sum(parameter.numel() for parameter in model.parameters()) / 1e6:.3g}"
 
 
 def _license_and_date(models: Models, name: str) -> tuple[str, str]:
     """As the model's card and repo say, or its folder."""
     if name == TINY:
         return "Apache-2.0 (random weights, made by this app)", f"{datetime.now(timezone.utc):%Y-%m-%d}"
-    folder, card, date = Path(name), None, None
+    place, card, date = models.place(name), None, None
     try:
-        if folder.is_dir():
-            date = datetime.fromtimestamp((folder / "config.json").stat().st_mtime, timezone.utc)
-            card = ModelCard.load(folder / "README.md").data
+        if place is not None and Path(place).is_dir():
+            date = datetime.fromtimestamp(Path(place, "config.json").stat().st_mtime, timezone.utc)
+            card = ModelCard.load(Path(place, "README.md")).data
         else:
-            info = HfApi(token=None if name in models.backbones else False).model_info(name)
+            info = HfApi(token=None if place is not None else False).model_info(place or name, timeout=5)
             card, date = info.card_data, info.last_modified
     except Exception:  # no card, or no way to the Hub: the box says so
         pass

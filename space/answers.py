@@ -2,6 +2,7 @@
 
 import threading
 from collections.abc import Iterator, Sequence
+from contextvars import copy_context
 from typing import NamedTuple
 
 import torch
@@ -234,7 +235,7 @@ def stream_answer(
             errors.append(error)
             streamer.end()
 
-    thread = threading.Thread(target=generate)
+    thread = threading.Thread(target=copy_context().run, args=(generate,))  # in which the answer's time is known
     thread.start()
     text = ""
     try:

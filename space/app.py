@@ -25,6 +25,7 @@ What a tab keeps to:
 from functools import partial
 from pathlib import Path
 
+import api
 import apply_tab
 import ask_tab
 import backbone_tab
@@ -32,8 +33,9 @@ import compare_tab
 import gradio as gr
 import vrl_tab
 from about import about
-from computing import told
+from computing import PRIVATE, told
 from loading import Models
+from uploading import thumbnails
 from url_state import keep_in_url
 
 HERE = Path(__file__).parent
@@ -49,6 +51,17 @@ THEME = gr.themes.Default(
     neutral_hue="slate",
     font=["system-ui", "sans-serif"],
     font_mono=["ui-monospace", "monospace"],
+).set(  # text against what is behind it: 4.5 to 1 at least
+    color_accent="#0f766e",
+    button_primary_background_fill="#0f766e",
+    button_primary_background_fill_dark="#0f766e",
+    button_primary_background_fill_hover="#115e59",
+    button_primary_background_fill_hover_dark="#115e59",
+    input_placeholder_color="*neutral_500",
+    input_placeholder_color_dark="*neutral_400",
+    body_text_color_subdued="*neutral_500",
+    body_text_color_subdued_dark="*neutral_300",
+    block_info_text_color="*neutral_500",
 )
 
 
@@ -62,16 +75,19 @@ def build_app(models: Models) -> gr.Blocks:
         model_name = gr.Dropdown(
             models.names, value=models.default, label="Model (any Hub id)", allow_custom_value=True, elem_id="model"
         )
-        state = {"model": model_name}
+        state, at_start = {"model": model_name}, []
         with gr.Tabs() as tabs:
             for title, build_tab in TABS.items():
                 with gr.Tab(title, id=title.lower()):
-                    state |= build_tab(models, model_name)
+                    built = build_tab(models, model_name)
+                    state |= built.state
+                    at_start += built.at_start
         with gr.Accordion("About", open=False, elem_id="about"):
-            box = gr.Markdown(about(models, models.full()))
-        model_name.change(partial(_about, models), model_name, box, api_name="about", show_progress="hidden")
-        keep_in_url(app, tabs, state)
-    return app.queue(max_size=64)
+            box = gr.Markdown(about(models, models.default))
+        model_name.input(partial(_about, models), model_name, box, show_progress="hidden", **PRIVATE)
+        api.build_api(models)
+        keep_in_url(app, tabs, state, at_start)
+    return app.queue(max_size=None)  # a full line is told by `computing.Line`
 
 
 def launch_options() -> dict:
@@ -81,6 +97,7 @@ def launch_options() -> dict:
         "max_file_size": "200mb",
         "theme": THEME,
         "css_paths": HERE / "style.css",
+        "css": thumbnails(),
         "head": f"<script>{(HERE / 'page.js').read_text()}</script>",
         "footer_links": ["api", "gradio", "settings"],
         "run_history": False,
@@ -91,7 +108,7 @@ def launch_options() -> dict:
 def _about(models: Models, model: str) -> str:
     """What a model is: Markdown."""
     with told():
-        return about(models, models.full(model))
+        return about(models, model)
 
 
 if __name__ == "__main__":

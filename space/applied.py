@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from boxes import COLORS
-from loading import FineTuned
+from opened import FineTuned
 from PIL import Image, ImageColor, ImageDraw, ImageFont
 
 from modeling_vitp.image_processing_vitp_detection import mask_of
@@ -113,11 +113,11 @@ def apply(one: FineTuned, image: np.ndarray, later: np.ndarray | None = None) ->
         shown = image if later is None else later
         return Classes(shown, one.names, labels.cpu().numpy(), unseen=0 if one.takes_pairs else None)
     settings = {"threshold": 0.0, "target_sizes": [size]}
-    if outputs.pred_corners is not None:
+    if getattr(outputs, "pred_corners", None) is not None:
         (found,) = one.image_processor.post_process_oriented_object_detection(outputs, **settings)
         corners = found["corners"].cpu().numpy()
     else:
-        if outputs.pred_masks is None:
+        if getattr(outputs, "pred_masks", None) is None:
             (found,) = one.image_processor.post_process_object_detection(outputs, **settings)
         else:
             settings["return_run_lengths"] = True

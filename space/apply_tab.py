@@ -1,21 +1,26 @@
 """The Apply tab: what a fine-tuned model finds in an image, drawn on it."""
 
 import html
+from functools import partial
 
 import gradio as gr
 import numpy as np
 from applied import Applied, Objects, apply
-from computing import PRIVATE, QUEUE, gpu, message, told
+from checking import UnavailableModel
+from compare_tab import check_shapes, example_of
+from computing import PRIVATE, QUEUE, answering, message, told, turn
+from kinds import FINE_TUNED
 from loading import Models
 from PIL import Image
-from uploading import example_choice, image_upload, open_rgb
+from uploading import forget, image_input, image_upload, open_rgb
+from url_state import Tab, slider
 
 MAX_SIDE = 1024
 BEGIN = "Choose a fine-tuned model and an image, then apply."
 KEPT = 3600  # seconds that a result can be drawn anew, as uploads are
 
 
-def build_tab(models: Models, model_name: gr.Dropdown) -> dict[str, gr.components.Component]:
+def build_tab(models: Models, model_name: gr.Dropdown) -> Tab:
     """See `app.py`."""
     gr.Markdown(
         "What a model that was **fine-tuned** for detection, segmentation or change detection finds in an image, which "
@@ -23,7 +28,7 @@ def build_tab(models: Models, model_name: gr.Dropdown) -> dict[str, gr.component
     )
     names = models.fine_tuned_names
     with gr.Row():
-        with gr.Column(scale=1, min_width=300):
+        with gr.Column(scale=1, min_width=300, elem_classes="inputs"):
             name = gr.Dropdown(
                 names,
                 value=names[0] if names else None,
@@ -31,14 +36,13 @@ def build_tab(models: Models, model_name: gr.Dropdown) -> dict[str, gr.component
                 allow_custom_value=True,
                 elem_id="apply_model",
             )
-            upload = image_upload(elem_id="apply_image")
-            example = example_choice(upload)
+            image = image_input("apply_image")
             later = image_upload("Second image, for changes", elem_id="apply_second_image")
             run = gr.Button("Apply", variant="primary", elem_id="run_apply")
             cancel = gr.Button("Cancel", size="sm")
-            threshold = gr.Slider(0, 1, 0.3, step=0.01, label="Objects: drawn above this score", elem_id="threshold")
-            opacity = gr.Slider(0, 1, 0.5, step=0.01, label="Classes and changes: opacity", elem_id="opacity")
-        with gr.Column(scale=3):
+            threshold = slider(0, 1, 0.3, step=0.01, label="Objects: drawn above this score", elem_id="threshold")
+            opacity = slider(0, 1, 0.5, step=0.01, label="Classes and changes: opacity", elem_id="opacity")
+        with gr.Column(scale=3, elem_classes="results"):
             picture = gr.Image(
                 label="What was found",
                 alt_text="The image, with what the model found in it.",
@@ -52,53 +56,76 @@ def build_tab(models: Models, model_name: gr.Dropdown) -> dict[str, gr.component
             note = gr.Markdown(BEGIN, label="Note", elem_id="apply_note")
     found = gr.State(time_to_live=KEPT)
 
-    @gpu
+    @answering
     def apply_model(
+        path: str | None,
+        second_path: str | None,
         model: str | None,
-        image: str | None,
-        second_image: str | None,
         threshold: float,
         opacity: float,
         progress: gr.Progress = gr.Progress(),  # noqa: B008
     ) -> tuple:
         """What a fine-tuned model finds: for drawing it anew, the picture, the legend, and a note."""
-        if not model:
-            raise message("There is no model yet: choose one, or type the id of one on the Hub.")
-        progress(0, desc=f"Opening {model}")
-        with told():
-            one = models.fine_tuned(model)
-        if one.takes_pairs and second_image is None:
-            raise message(f"{model} finds changes: it needs a second image of the same ground.")
-        paths = [image, second_image] if one.takes_pairs else [image]
-        readings = [open_rgb(path, MAX_SIDE, one.input_spec) for path in paths]
-        pictures = [rgb for rgb, _ in readings]
-        if one.takes_pairs:
-            size = pictures[0].shape[1::-1]
-            pictures[1] = np.asarray(Image.fromarray(pictures[1]).resize(size, Image.Resampling.BICUBIC))
-        progress(0.5, desc="Looking")
-        result = apply(one, *pictures)
-        return result, *drawn(result, threshold, opacity), "  \n".join(html.escape(note) for _, note in readings)
+        result, note = found_by(models, path, second_path, model, progress)
+        return result, *drawn(result, threshold, opacity), note
 
     running = run.click(
         apply_model,
-        [name, upload, later, threshold, opacity],
+        [image.upload, later, name, threshold, opacity],
         [found, picture, legend, note],
-        api_name="apply",
         show_progress_on=picture,
         **QUEUE,
+        **PRIVATE,
     )
     cancel.click(None, cancels=running)
     gr.on(
-        [threshold.change, opacity.change],
+        [threshold.input, opacity.input],
         drawn,
         [found, threshold, opacity],
         [picture, legend],
         trigger_mode="always_last",
         show_progress="hidden",
-        api_name="apply_draw",
+        **PRIVATE,
     )
-    gr.on([name.change, upload.change, later.change], forget, None, [found, picture, legend, note], **PRIVATE)
-    return {"apply": name, "apply_image": example, "score": threshold, "opacity": opacity}
+    image.example.input(example_of, image.example, image.upload, show_progress="hidden", **PRIVATE)
+    image.upload.upload(None, None, image.example, js="() => null", **PRIVATE)
+    changes = [image.upload.upload, image.upload.clear, image.upload.delete, image.example.input, name.input]
+    changes += [later.upload, later.clear, later.delete]
+    forget(changes, [picture, legend, note], [None, "", BEGIN], [running])
+    gr.on(changes, lambda: None, None, found, show_progress="hidden", **PRIVATE)
+    model_name.input(partial(_if_fine_tuned, models), model_name, name, show_progress="hidden", **PRIVATE)
+    state = {"apply": name, "apply_image": image.example, "score": threshold, "opacity": opacity}
+    return Tab(state, [(example_of, image.example, image.upload)])
+
+
+def found_by(
+    models: Models, path: str | None, second_path: str | None, model: str | None, progress: gr.Progress | None = None
+) -> tuple[Applied, str]:
+    """What a fine-tuned model finds in an image or a pair, and a note.
+
+    Raises:
+        gradio.Error: if there is no model, or an image is missing.
+    """
+    if not model:
+        raise message("There is no model yet: choose one, or type the id of one on the Hub.")
+    if progress is not None:
+        progress(0, desc=f"Opening {model}")
+    with told():
+        one = models.fine_tuned(model)
+    if one.takes_pairs and second_path is None:
+        raise message(f"{model} finds changes: it needs a second image of the same ground.")
+    paths = [path, second_path] if one.takes_pairs else [path]
+    readings = [open_rgb(one_path, MAX_SIDE, one.input_spec) for one_path in paths]
+    pictures = [rgb for rgb, _ in readings]
+    if one.takes_pairs:
+        check_shapes(*pictures)
+        size = pictures[0].shape[1::-1]
+        pictures[1] = np.asarray(Image.fromarray(pictures[1]).resize(size, Image.Resampling.BICUBIC))
+    with turn(progress):
+        if progress is not None:
+            progress(0.5, desc="Looking")
+        result = apply(one, *pictures)
+    return result, "  \n".join(f"**{html.escape(note)}**, by {html.escape(model)}" for _, note in readings)
 
 
 def drawn(found: Applied | None, threshold: float, opacity: float) -> tuple[Image.Image | None, str]:
@@ -110,6 +137,9 @@ def drawn(found: Applied | None, threshold: float, opacity: float) -> tuple[Imag
     return found.draw(opacity), found.legend()
 
 
-def forget() -> tuple:
-    """What was found in another image, or by another model, is no longer shown."""
-    return None, None, "", BEGIN
+def _if_fine_tuned(models: Models, name: str) -> str | None:
+    """The name, for the choice of this tab, if it is one of a fine-tuned model."""
+    try:
+        return name if models.kind(name) == FINE_TUNED else gr.skip()
+    except UnavailableModel:
+        return gr.skip()

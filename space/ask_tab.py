@@ -7,11 +7,13 @@ from collections.abc import Iterator
 import gradio as gr
 from answers import MAX_QUESTION, check_length, encode, stream_answer
 from boxes import draw_boxes
-from computing import QUEUE, gpu, told
-from loading import FullModel, Models
-from PIL import Image
+from computing import PRIVATE, QUEUE, answering, turn
+from loading import Models
+from opened import FullModel
+from PIL import Image, ImageOps
 from reading import Reading
-from uploading import example_choice, image_upload, open_upload
+from uploading import forget, image_input, image_upload, name_of, open_upload
+from url_state import Tab, slider
 
 from modeling_vitp.instructions.boxes import GridBox, read_boxes
 
@@ -30,52 +32,40 @@ PROMPTS = {
 }
 
 
-def build_tab(models: Models, model_name: gr.Dropdown) -> dict[str, gr.components.Component]:
+def build_tab(models: Models, model_name: gr.Dropdown) -> Tab:
     """See `app.py`."""
 
-    def read(full: FullModel, *paths: str | None) -> list[Reading]:
-        spec = full.processor.image_processor.input_spec
-        return [open_upload(path, input_spec=spec) for path in paths if path is not None]
+    @answering
+    def show(path: str | None, model: str, second_path: str | None) -> tuple:
+        has_images = path is not None or second_path is not None
+        readings = read(models.full(model), path, second_path) if has_images else {}
+        notes = "\n".join(f"{name_of(one)}: {reading.note}" for one, reading in readings.items())
+        return *pictures_of([reading.to_rgb() for reading in readings.values()], []), notes, [], [], ""
 
-    def show(model: str, image: str | None, second_image: str | None) -> tuple:
-        with told():
-            readings = read(models.full(model), image, second_image)
-        notes = "\n".join(reading.note for reading in readings)
-        return *pictures_of([reading.to_rgb() for reading in readings], []), notes, [], [], ""
-
-    @gpu
-    def ask(
+    @answering
+    def ask_model(
+        path: str | None,
         model: str,
-        image: str | None,
-        second_image: str | None,
+        second_path: str | None,
         question: str,
         said: list[dict[str, str]],
-        max_new_tokens: int,
+        max_new_tokens: float,
+        progress: gr.Progress = gr.Progress(),  # noqa: B008
     ) -> Iterator[tuple]:
-        max_new_tokens = int(max_new_tokens)
         messages = [*said, {"role": "user", "content": question or ""}]
-        with told():
-            full = models.full(model)
-            images = [reading.to_rgb() for reading in read(full, image, second_image)]
-            if not images:
-                raise ValueError("There is no image yet: drop, choose or paste one.")
-            inputs = encode(full.processor, images, messages)
-            check_length(full.model, inputs, max_new_tokens)
         unchanged = (gr.skip(), gr.skip(), gr.skip())
-        yield messages, shown(messages), "", *unchanged
-        answer = ""
-        for answer in stream_answer(full.model, full.processor, inputs, max_new_tokens):
-            so_far = [*messages, {"role": "assistant", "content": answer}]
-            yield so_far, shown(so_far), gr.skip(), *unchanged
+        answer, pictures = "", []
+        for answer, pictures[:] in replies(models, model, [path, second_path], messages, int(max_new_tokens), progress):
+            so_far = [*messages, {"role": "assistant", "content": answer}] if answer else messages
+            yield so_far, shown(so_far), gr.skip() if answer else "", *unchanged
         messages.append({"role": "assistant", "content": answer.strip() or "(no answer)"})
         boxes, wrong = read_boxes(answer)
-        yield messages, shown(messages), gr.skip(), *pictures_of(images, boxes), summary_of(boxes, wrong)
+        yield messages, shown(messages), gr.skip(), *pictures_of(pictures, boxes), summary_of(boxes, wrong)
 
     said = gr.State([])
     with gr.Row():
-        with gr.Column(min_width=280):
-            first = image_upload(elem_id="ask-image")
-            example = example_choice(first)
+        with gr.Column(min_width=280, elem_classes="inputs"):
+            image = image_input("ask-image")
             second = image_upload("Second image, for a pair", elem_id="ask-second-image")
             note = gr.Textbox(label="What was opened", interactive=False, lines=1, max_lines=2)
             picture = gr.Image(
@@ -94,7 +84,7 @@ def build_tab(models: Models, model_name: gr.Dropdown) -> dict[str, gr.component
                 elem_id="ask-pair",
             )
             found = gr.Textbox(label="Boxes in the last answer", interactive=False, elem_id="ask-boxes")
-        with gr.Column(scale=2, min_width=280):
+        with gr.Column(scale=2, min_width=280, elem_classes="results"):
             conversation = gr.Chatbot(
                 label="Conversation",
                 render_markdown=False,
@@ -122,29 +112,65 @@ def build_tab(models: Models, model_name: gr.Dropdown) -> dict[str, gr.component
                 label="Example questions by task",
                 examples_per_page=len(PROMPTS),
             )
-            max_new_tokens = gr.Slider(8, 512, value=128, step=8, label="Longest answer, in tokens")
+            max_new_tokens = slider(8, 512, value=128, step=8, label="Longest answer, in tokens")
 
     asked = gr.on(
         [ask_button.click, question.submit],
-        ask,
-        [model_name, first, second, question, said, max_new_tokens],
+        ask_model,
+        [image.upload, model_name, second, question, said, max_new_tokens],
         [said, conversation, question, picture, pair, found],
-        api_name="ask",
         show_progress="minimal",
         show_progress_on=conversation,
         **QUEUE,
-    )
-    gr.on(
-        [first.change, second.change, clear.click, conversation.clear],
-        show,
-        [model_name, first, second],
-        [picture, pair, note, said, conversation, found],
-        api_name="ask_show",
-        cancels=[asked],
-        show_progress_on=picture,
+        **PRIVATE,
     )
     stop.click(None, cancels=[asked])
-    return {"ask_image": example, "q": question}
+    outputs = [picture, pair, note, said, conversation, found]
+    options = {**QUEUE, **PRIVATE, "cancels": [asked], "show_progress_on": picture}
+    image.changed(show, [model_name, second], outputs, **options)
+    gr.on(
+        [second.upload, second.clear, second.delete, clear.click, conversation.clear, model_name.input],
+        show,
+        [image.upload, model_name, second],
+        outputs,
+        **options,
+    )
+    changes = [image.upload.upload, image.upload.clear, image.upload.delete, image.example.input, model_name.input]
+    changes += [second.upload, second.clear, second.delete]
+    forget(changes, [picture, pair, note, conversation, found], [None, None, "", [], ""])
+    state = {"ask_image": image.example, "q": question}
+    return Tab(state, [image.restored(show, [model_name, second], outputs)])
+
+
+def read(full: FullModel, *paths: str | None) -> dict[str, Reading]:
+    """The images that there are, by their paths."""
+    spec = full.processor.image_processor.input_spec
+    return {path: open_upload(path, input_spec=spec) for path in paths if path is not None}
+
+
+def replies(
+    models: Models,
+    model: str,
+    paths: list[str | None],
+    messages: list[dict[str, str]],
+    max_new_tokens: int,
+    progress: gr.Progress | None = None,
+) -> Iterator[tuple[str, list[Image.Image]]]:
+    """The answer to the last message as it grows, empty at first, and the images that it is about.
+
+    Raises:
+        ValueError: if there is no image, or what is asked is no question or too long.
+    """
+    full = models.full(model)
+    images = [reading.to_rgb() for reading in read(full, *paths).values()]
+    if not images:
+        raise ValueError("There is no image yet: drop, choose or paste one.")
+    inputs = encode(full.processor, images, messages)
+    check_length(full.model, inputs, max_new_tokens)
+    yield "", images
+    with turn(progress):
+        for answer in stream_answer(full.model, full.processor, inputs, max_new_tokens):
+            yield answer, images
 
 
 def shown(messages: list[dict[str, str]]) -> list[dict[str, str]]:
@@ -153,14 +179,18 @@ def shown(messages: list[dict[str, str]]) -> list[dict[str, str]]:
 
 
 def pictures_of(images: list[Image.Image], boxes: list[GridBox]) -> tuple[dict, dict]:
-    """What the image and the swipe slider show: the one image, or the pair, the second at the size of the first.
+    """What the image and the swipe slider show: the one image, or the pair, the second in the frame of the first.
 
     Small images are enlarged, so that labels can be read.
     """
     width, height = images[0].size if images else (1, 1)
     scale = max(1, round(DISPLAY_SIDE / max(width, height)))
     size = scale * width, scale * height
-    drawn = [draw_boxes(image.resize(size, Image.Resampling.BICUBIC), boxes) for image in images]
+    sizes = [ImageOps.contain(image, size, Image.Resampling.BICUBIC).size for image in images]  # never squashed
+    drawn = [
+        ImageOps.pad(draw_boxes(image.resize(own, Image.Resampling.BICUBIC), boxes), size)
+        for image, own in zip(images, sizes)
+    ]
     is_pair = len(drawn) == 2
     return (
         gr.update(value=drawn[0] if len(drawn) == 1 else None, visible=not is_pair),

@@ -1,153 +1,207 @@
 """The Backbone tab: maps of what one or two backbones make of an image."""
 
+import functools
 import html
 import tempfile
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from functools import lru_cache
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import gradio as gr
 import numpy as np
-import torch
-from computing import PRIVATE, QUEUE, gpu, told
+from computing import PRIVATE, QUEUE, answering, message, told
+from finding import finding
 from gradio.utils import get_upload_folder
-from loading import LoadedBackbone, Models, UnavailableModel
-from maps import (
-    attention_map,
-    display_size,
-    draw_map,
-    heat_of,
-    native_resolution,
-    patch_at,
-    patch_features,
-    rollout_map,
-    similarity_to_point,
-)
+from loading import REFERENCES, Models
+from maps import display_size, ringed
 from PIL import Image
-from uploading import example_choice, image_upload, open_rgb
+from uploading import CROWNS, EXAMPLES, forget, image_input, image_upload, name_of
+from url_state import DEEP, Tab, slider
+from views import (
+    ATTENTION,
+    FOREGROUND,
+    FROM_CLS,
+    FROM_POINT,
+    HEADS,
+    KINDS,
+    MAX_RESOLUTION,
+    MIN_RESOLUTION,
+    NO_BACKBONE,
+    OF_ATTENTION,
+    OPACITY,
+    PCA,
+    ROLLOUT,
+    SIMILARITY,
+    TWIN,
+    Seen,
+    View,
+    chosen,
+    elsewhere,
+    image_of,
+    look,
+)
 
-from modeling_vitp.images.components import align_scores, colors_of, principal_scores
-
-PCA, SIMILARITY, ATTENTION, ROLLOUT = "PCA of features", "Similarity to the point", "Attention", "Attention rollout"
-FROM_CLS, FROM_POINT = "CLS token", "the point"
-NO_BACKBONE = "none"
-MIN_RESOLUTION, MAX_RESOLUTION = 4, 48
 BEGIN = "Choose an image or an example to begin."
+DOWNLOAD = "() => document.querySelector('#features_file').click()"
 
 
-@dataclass(frozen=True)
-class View:
-    """What is to be seen of an image, whatever the backbone."""
-
-    kind: str
-    layer: int
-    head: int
-    from_point: bool
-    point: tuple[float, float]
-    resolution: int
-
-    def values(self, backbone: LoadedBackbone, image: np.ndarray, features: torch.Tensor) -> torch.Tensor:
-        """The map: of shape `(3, rows, columns)` for principal scores, `(rows, columns)` otherwise."""
-        place = patch_at(self.point, *features.shape[1:])
-        if self.kind == PCA:
-            return principal_scores(features)
-        if self.kind == SIMILARITY:
-            return similarity_to_point(features, *place)
-        query = place if self.from_point else None
-        if self.kind == ROLLOUT:
-            return rollout_map(backbone, image, self.resolution, query)
-        head = min(self.head, backbone.model.config.num_attention_heads) or None
-        return attention_map(backbone, image, self.resolution, self.layer_of(backbone), head, query)
-
-    def layer_of(self, backbone: LoadedBackbone) -> int:
-        return min(self.layer, backbone.model.config.num_hidden_layers)
-
-    @property
-    def has_point(self) -> bool:
-        return self.kind == SIMILARITY or (self.kind in (ATTENTION, ROLLOUT) and self.from_point)
-
-    def draw(self, maps: list[torch.Tensor], image: np.ndarray) -> tuple[list[Image.Image], str]:
-        """The maps in colours that mean the same in each, and a line that says what they mean."""
-        point = self.point if self.has_point else None
-        if self.kind == PCA:
-            scores = [maps[0], *(align_scores(other, maps[0]) for other in maps[1:])]
-            meaning = "red, green and blue are the three first principal components"
-            if len(maps) > 1:
-                meaning += ", the second backbone's turned to match the first's"
-            return [draw_map(colors_of(one)) for one in scores], meaning
-        low, high = min(one.min().item() for one in maps), max(one.max().item() for one in maps)
-        if self.kind == SIMILARITY:
-            high = 1.0
-        pictures = [draw_map(heat_of(one, low, high), image, point, opacity=0.75) for one in maps]
-        return pictures, f"from dark, {low:.3g}, to bright, {high:.3g}"
-
-
-def build_tab(models: Models, model_name: gr.Dropdown) -> dict[str, gr.components.Component]:
+def build_tab(models: Models, model_name: gr.Dropdown) -> Tab:
     """See `app.py`."""
-    config = models.backbone().model.config
-    gr.Markdown("What the features of a ViT tell apart. **Click any point** to see which places are like it.")
+    start = models.backbone()
+    gr.Markdown(
+        "What the features of a ViT tell apart, beside those of another or of the same with random weights. "
+        "**Click any point** to see which places are like it."
+    )
     with gr.Row():
-        with gr.Column(scale=1, min_width=300):
-            upload = image_upload(elem_id="backbone_image")
-            example = example_choice(upload)
-            kind = gr.Radio([PCA, SIMILARITY, ATTENTION, ROLLOUT], value=PCA, label="Map")
-            depth, heads = config.num_hidden_layers, config.num_attention_heads
-            layer = gr.Slider(1, depth, depth, step=1, label="Layer")
+        with gr.Column(scale=1, min_width=300, elem_classes="inputs"):
+            image = image_input("backbone_image", CROWNS)
+            kind = gr.Radio(KINDS, value=PCA, label="Map")
+            layers = {"minimum": 1, "maximum": start.depth, "value": start.depth, "step": 1, "elem_classes": DEEP}
+            layer = slider(**layers, label="Layer", elem_id="layer")
+            second_layer = slider(**layers, label="Layer of the second backbone", elem_id="second_layer")
             with gr.Row(visible=False) as attention_options:
-                head = gr.Slider(0, heads, 0, step=1, label="Head (0: mean of all)")
+                head = slider(0, start.heads, 0, step=1, label="Head (0: mean of all)")
                 source = gr.Radio([FROM_CLS, FROM_POINT], value=FROM_CLS, label="Attention of")
-            resolution = gr.Slider(
+            with Image.open(EXAMPLES[CROWNS]) as example:
+                whole = max(example.size) // max(start.patch)  # the example at its own size
+            resolution = slider(
                 MIN_RESOLUTION,
                 MAX_RESOLUTION,
-                min(native_resolution(models.backbone()), MAX_RESOLUTION),
+                min(max(start.native, whole), MAX_RESOLUTION),
                 step=1,
                 label="Resolution: patches along the longer side",
+                elem_id="resolution",
             )
             first = gr.Dropdown(
-                models.backbones, value=models.default, label="Backbone (any Hub id)", allow_custom_value=True
+                models.names, value=models.default, label="Backbone (any Hub id)", allow_custom_value=True
             )
             second = gr.Dropdown(
-                [NO_BACKBONE, *models.backbones],
-                value=NO_BACKBONE,
+                [NO_BACKBONE, TWIN, *models.names, *REFERENCES],
+                value=TWIN,
                 label="Second backbone, side by side",
                 allow_custom_value=True,
             )
-            with gr.Accordion("Point by numbers", open=False):
-                x = gr.Slider(0, 100, 50, step=0.1, label="Point: % from the left")
-                y = gr.Slider(0, 100, 50, step=0.1, label="Point: % from the top")
-        with gr.Column(scale=3):
+            opacity = slider(0, 1, OPACITY, step=0.05, label="Opacity of the map", elem_id="map_opacity")
+            with gr.Accordion("Point by numbers, or by arrow keys on a map", open=False):
+                x = slider(0, 100, 50, step=0.1, label="Point: % from the left", elem_id="point_x")
+                y = slider(0, 100, 50, step=0.1, label="Point: % from the top", elem_id="point_y")
+            other = image_upload("Second image, to find there what is like the point", elem_id="backbone_second_image")
+        with gr.Column(scale=3, elem_classes="results"):
+            sentence = gr.Markdown(label="What is seen", elem_id="finding")
             with gr.Row():
                 picture = picture_view("Image", "The image that was given, as the model sees it")
                 map_a = picture_view("Map", "Map of the backbone", elem_id="map_a")
-                map_b = picture_view("Map of the second backbone", "Map of the second backbone", visible=False)
-            note = gr.Markdown(BEGIN, label="Note", elem_id="backbone_note")
+                map_b = picture_view("Map of the second backbone", "Map of the second backbone", elem_id="map_b")
+            map_c = picture_view("In the second image", "Map of the second image", elem_id="map_c", visible=False)
+            note = gr.HTML(BEGIN, label="Note", elem_id="backbone_note")
             with gr.Row():
-                png_a = gr.DownloadButton("Map (PNG)", interactive=False, size="sm", elem_id="download_map")
-                png_b = gr.DownloadButton("Second map (PNG)", visible=False, size="sm")
-                npz = gr.DownloadButton("Features and maps (NPZ)", interactive=False, size="sm")
+                keep = gr.Button("Features and maps (NPZ)", size="sm", elem_id="keep_features")
                 cancel = gr.Button("Cancel", size="sm")
-    size = gr.State()
+            file = gr.DownloadButton(visible="hidden", elem_id="features_file")
 
-    inputs = [upload, first, second, kind, layer, head, source, x, y, resolution]
-    running = gr.on(
-        [component.change for component in inputs],
-        _renderer(models),
-        inputs,
-        [picture, map_a, map_b, note, png_a, png_b, npz, size],
-        api_name="backbone_maps",
-        trigger_mode="always_last",
-        show_progress_on=map_a,
-        **QUEUE,
-    )
+    # Of each handler the last arguments are `settings` below, which `view_of` reads.
+
+    @answering
+    def see(
+        path: str | None,
+        other_path: str | None,
+        backbone: str,
+        second_backbone: str,
+        progress: gr.Progress = gr.Progress(),  # noqa: B008
+        *settings,
+    ) -> Iterator[tuple]:
+        """The image, a map for each backbone, a sentence, a note, and the sliders as long as there are layers."""
+        view = view_of(*settings)
+        is_attention = gr.Row(visible=view.kind in OF_ATTENTION)
+        if path is None:
+            yield None, None, None, gr.Image(None, visible=False), "", BEGIN, *(gr.skip(),) * 3, is_attention
+            return
+        names = chosen(backbone, second_backbone)
+        for seen in look(models, path, names, view, progress):
+            rgb, reading_note = image_of(models, path, names[0])
+            original = Image.fromarray(rgb).resize(display_size(*rgb.shape[:2]))
+            maps = [_shown(one, view.kind) for one in seen] + [gr.Image(None, visible=len(names) > 1)] * (2 - len(seen))
+            rows, columns = seen[0].features.shape[1:]
+            lines = [f"<b>{html.escape(reading_note)}</b>, {rows} × {columns} patches"]
+            lines += [_line(one.caption(view.kind), one.meaning, one.layer, view) for one in seen]
+            there = gr.Image(None, visible=False)
+            if other_path is not None and view.kind == SIMILARITY:
+                drawn, meaning = elsewhere(models, path, other_path, seen[0], view)
+                title = f"What is like the point, in {name_of(other_path)}"
+                there = gr.Image(drawn, label=title, alt_text=f"{title}, by {seen[0].name}; {meaning}", visible=True)
+                lines.append(_line(title, meaning, seen[0].layer, view))
+            sliders = [_slider(one.depth, asked, one.layer) for one, asked in zip(seen, view.layers)]
+            sliders += [gr.Slider(visible=len(names) > 1)] * (2 - len(seen))
+            yield (
+                ringed(original, view.point) if view.has_point else original,
+                *maps,
+                there,
+                finding(path, view.kind, seen),
+                "<br>".join(lines),
+                *sliders,
+                _slider(seen[0].heads, view.head, min(view.head, seen[0].heads)),
+                is_attention,
+            )
+
+    @answering
+    def see_like(
+        path: str | None,
+        other_path: str | None,
+        backbone: str,
+        second_backbone: str,
+        event: gr.SelectData,
+        progress: gr.Progress = gr.Progress(),  # noqa: B008
+        *settings,
+    ) -> Iterator[tuple]:
+        """A click into the image or a map: a PCA map becomes that of similarity to the point."""
+        if path is None or (settings[0] == HEADS and event.target is not picture):  # small maps have no such point
+            return
+        with told():
+            rgb, _ = image_of(models, path, backbone)
+        x, y = (round(100 * (at + 0.5) / side, 1) for at, side in zip(event.index, display_size(*rgb.shape[:2])))
+        kind, *others, _, _, _, resolution, opacity = settings
+        kind = SIMILARITY if kind in (PCA, FOREGROUND) else kind
+        settings = (kind, *others, FROM_POINT, x, y, resolution, opacity)
+        for outputs in see.__wrapped__(path, other_path, backbone, second_backbone, progress, *settings):
+            yield *outputs, x, y, kind, FROM_POINT
+
+    @functools.wraps(see)
+    async def see_anew(path, other_path, backbone, second_backbone, progress, kind, layer, second_layer, *others):
+        """With another backbone, from its last layer."""
+        async for outputs in see(path, other_path, backbone, second_backbone, progress, kind, None, None, *others):
+            yield outputs
+
+    @answering
+    def keep_features(path: str | None, other_path: str | None, backbone: str, second_backbone: str, *settings) -> str:
+        """A file with the features and maps as they are shown."""
+        if path is None:
+            raise message("There is no image yet, and so no features.")
+        view = view_of(*settings)
+        *_, seen = look(models, path, chosen(backbone, second_backbone), view)
+        return features_file(path, view, seen)
+
+    settings = [kind, layer, second_layer, head, source, x, y, resolution, opacity]
+    inputs = [other, first, second, *settings]
+    outputs = [picture, map_a, map_b, map_c, sentence, note, layer, second_layer, head, attention_options]
+    options = {**QUEUE, **PRIVATE, "trigger_mode": "always_last", "show_progress_on": map_a}
+    running = image.changed(see, inputs, outputs, **options)
+    changes = [*(one.input for one in settings), other.upload, other.clear, other.delete]
+    running.append(gr.on(changes, see, [image.upload, *inputs], outputs, **options))
+    running.append(gr.on([first.input, second.input], see_anew, [image.upload, *inputs], outputs, **options))
+    picks = [view.select for view in (picture, map_a, map_b)]
+    running.append(gr.on(picks, see_like, [image.upload, *inputs], [*outputs, x, y, kind, source], **options))
+    running.append(model_name.input(lambda name: name, model_name, first, **PRIVATE, show_progress="hidden"))
+    running.append(running[-1].then(see_anew, [image.upload, *inputs], outputs, **options))
     cancel.click(None, cancels=running)
-    kind.change(lambda kind: gr.Row(visible=kind in (ATTENTION, ROLLOUT)), kind, attention_options, **PRIVATE)
-    for view in (picture, map_a, map_b):
-        view.select(_pick, [size, kind], [x, y, kind, source], show_progress="hidden", **PRIVATE)
-    first.change(_limiter(models), [first, layer, head], [layer, head], show_progress="hidden", **PRIVATE)
-    model_name.change(lambda name: name, model_name, first, show_progress="hidden", **PRIVATE)
-    keys = {"map": kind, "layer": layer, "head": head, "from": source, "res": resolution}
-    return {"image": example, **keys, "a": first, "b": second, "x": x, "y": y}
+    nothing = [None, None, None, None, "", BEGIN]
+    others = [image.upload.upload, image.upload.clear, image.upload.delete, image.example.input]
+    forget(others, [picture, map_a, map_b, map_c, sentence, note], nothing)
+    kept = keep.click(keep_features, [image.upload, *inputs], file, **QUEUE, **PRIVATE)
+    kept.success(None, js=DOWNLOAD, **PRIVATE)
+
+    keys = {"map": kind, "layer": layer, "layer_b": second_layer, "head": head, "from": source, "res": resolution}
+    keys["opacity_of_map"] = opacity
+    keys = {"image": image.example, **keys, "a": first, "b": second, "x": x, "y": y}
+    return Tab(keys, [image.restored(see, inputs, outputs)])
 
 
 def picture_view(label: str, alt_text: str, **options) -> gr.Image:
@@ -155,113 +209,54 @@ def picture_view(label: str, alt_text: str, **options) -> gr.Image:
         label=label,
         alt_text=alt_text,
         interactive=False,
-        buttons=["fullscreen"],
+        format="png",
+        buttons=["download", "fullscreen"],
         min_width=240,
         elem_classes="picture",
         **options,
     )
 
 
-def _renderer(models: Models) -> Callable[..., Iterator[tuple]]:
-    @lru_cache(maxsize=8)
-    def image_of(path: str, name: str) -> tuple[np.ndarray, str]:
-        return open_rgb(path, input_spec=models.backbone(name).input_spec)
-
-    @lru_cache(maxsize=8)
-    def features_of(path: str, name: str, resolution: int, layer: int) -> torch.Tensor:
-        return patch_features(models.backbone(name), image_of(path, name)[0], resolution, layer)
-
-    @gpu
-    def backbone_maps(
-        image: str | None,
-        backbone: str,
-        second_backbone: str,
-        kind: str,
-        layer: float,
-        head: float,
-        attention_of: str,
-        x: float,
-        y: float,
-        resolution: float,
-        progress: gr.Progress = gr.Progress(),  # noqa: B008
-    ) -> Iterator[tuple]:
-        """Maps of an image by one or two backbones: pictures, what they mean, and files to keep."""
-        if image is None:
-            yield None, None, gr.Image(None, visible=False), BEGIN, *_no_files(), None
-            return
-        view = View(kind, int(layer), int(head), attention_of == FROM_POINT, (x / 100, y / 100), int(resolution))
-        names = [backbone] + [second_backbone] * (second_backbone not in (None, "", NO_BACKBONE))
-        features, maps = [], []
-        for index, name in enumerate(names):
-            progress(index / len(names), desc=name)
-            with told():
-                one = models.backbone(name)
-            features.append(features_of(str(image), name, view.resolution, view.layer_of(one)))
-            maps.append(view.values(one, image_of(str(image), name)[0], features[-1]))
-            yield _outputs(view, names[: index + 1], *image_of(str(image), names[0]), features, maps)
-
-    return backbone_maps
+def features_file(path: str, view: View, seen: Sequence[Seen]) -> str:
+    """Writes features and maps as NPZ, where files are cleared after a while."""
+    arrays = {"image": name_of(path), "kind": view.kind, "head": view.head, "from_point": view.from_point}
+    arrays |= {"point": view.point, "backbones": [one.name for one in seen], "layers": [one.layer for one in seen]}
+    for key, one in zip("ab", seen):
+        arrays |= {f"features_{key}": one.features.numpy(), f"map_{key}": one.values.numpy()}
+    file = Path(tempfile.mkdtemp(dir=get_upload_folder()), "features.npz")
+    np.savez(file, **arrays)
+    return str(file)
 
 
-def _outputs(
-    view: View,
-    names: list[str],
-    image: np.ndarray,
-    reading_note: str,
-    features: list[torch.Tensor],
-    maps: list[torch.Tensor],
-) -> tuple:
-    rows, columns = features[0].shape[1:]
-    size = display_size(rows, columns)
-    pictures, meaning = view.draw(maps, image)
-    original = draw_map(np.asarray(Image.fromarray(image).resize(size)), point=view.point if view.has_point else None)
-    layer = "" if view.kind == ROLLOUT else f", layer {view.layer}"
-    note = f"{html.escape(reading_note)}  \n{view.kind}{layer}, {rows} × {columns} patches: {meaning}."
-
-    folder = Path(tempfile.mkdtemp(dir=get_upload_folder()))
-    original.save(folder / "image.jpg", quality=92)
-    arrays = {"kind": view.kind, "layer": view.layer, "head": view.head, "from_point": view.from_point}
-    arrays |= {"point": view.point, "backbones": names}
-    shown, downloads = [], []
-    for key, name, picture, feature, values in zip("ab", names, pictures, features, maps):
-        path = str(folder / f"{view.kind.lower().replace(' ', '_')}_{key}.png")
-        picture.save(path)
-        alt_text = f"{view.kind} of {name}{layer}; {meaning}"
-        shown.append(gr.Image(path, label=name, alt_text=alt_text, visible=True))
-        downloads.append(gr.DownloadButton(value=path, interactive=True, visible=True))
-        arrays |= {f"features_{key}": feature.numpy(), f"map_{key}": values.numpy()}
-    if len(names) == 1:
-        shown.append(gr.Image(None, visible=False))
-        downloads.append(gr.DownloadButton(value=None, visible=False))
-    np.savez(folder / "features.npz", **arrays)
-    downloads.append(gr.DownloadButton(value=str(folder / "features.npz"), interactive=True))
-    return str(folder / "image.jpg"), *shown, note, *downloads, size
+def view_of(
+    kind: str,
+    layer: float | None,
+    second_layer: float | None,
+    head: float,
+    attention_of: str,
+    x: float,
+    y: float,
+    resolution: float,
+    opacity: float = OPACITY,
+) -> View:
+    """What the controls ask for; `x` and `y` are percent from the left and from the top."""
+    layers, point = (layer, second_layer), (x / 100, y / 100)
+    return View(kind, layers, int(head), attention_of == FROM_POINT, point, int(resolution), opacity)
 
 
-def _no_files() -> list[gr.DownloadButton]:
-    return [
-        gr.DownloadButton(value=None, interactive=False),
-        gr.DownloadButton(value=None, visible=False),
-        gr.DownloadButton(value=None, interactive=False),
-    ]
+def _slider(maximum: int, asked: float | None, shown: int) -> gr.Slider:
+    """As long as there are layers or heads. It is moved only if it stood beyond, for it may be being moved."""
+    return gr.Slider(maximum=maximum, visible=True, **({} if asked == shown else {"value": shown}))
 
 
-def _pick(size: tuple[int, int] | None, kind: str, event: gr.SelectData) -> tuple:
-    """The clicked point; a PCA map becomes that of similarity to it."""
-    if size is None:
-        return (gr.skip(),) * 4
-    x, y = (round(100 * (index + 0.5) / side, 1) for index, side in zip(event.index, size))
-    return x, y, SIMILARITY if kind == PCA else kind, FROM_POINT
+def _line(caption: str, meaning: str, layer: int, view: View) -> str:
+    """What a map shows, with the bar of its colours, and where in the code it comes from."""
+    bar = "" if view.kind in (PCA, FOREGROUND) else '<i class="colorbar"></i> '
+    source = {ROLLOUT: "attentions", ATTENTION: f"attentions[{layer - 1}]", HEADS: f"attentions[{layer - 1}]"}
+    code = source.get(view.kind, f"hidden_states[{layer}]")
+    return f"{html.escape(caption)} (<code>{code}</code>): {bar}{meaning}."
 
 
-def _limiter(models: Models) -> Callable[[str, float, float], tuple]:
-    def limits(name: str, layer: float, head: float) -> tuple:
-        """Sliders as long as the backbone has layers and heads."""
-        try:
-            config = models.backbone(name).model.config
-        except UnavailableModel:
-            return gr.skip(), gr.skip()  # the maps say what is wrong
-        depth, heads = config.num_hidden_layers, config.num_attention_heads
-        return gr.Slider(maximum=depth, value=min(layer, depth)), gr.Slider(maximum=heads, value=min(head, heads))
-
-    return limits
+def _shown(one: Seen, kind: str) -> gr.Image:
+    caption = one.caption(kind)
+    return gr.Image(one.picture, label=caption, alt_text=f"{caption}; {one.meaning}", visible=True)

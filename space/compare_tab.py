@@ -1,199 +1,276 @@
 """The Compare tab: how much of a backbone's features stays under corruption, or from one image to another."""
 
 import html
-from collections.abc import Callable, Iterator
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
 
 import gradio as gr
 import numpy as np
 import pandas as pd
 import torch
-from backbone_tab import MAX_RESOLUTION, MIN_RESOLUTION, NO_BACKBONE, picture_view
+from charts import line_charts, save_charts
 from comparison import Comparison, compare, similarity_map
-from computing import PRIVATE, QUEUE, gpu, told
-from loading import LoadedBackbone, Models
-from maps import draw_map, heat_of, native_resolution, patch_features
-from PIL import Image
-from uploading import example_choice, image_upload, open_rgb
+from computing import PRIVATE, QUEUE, answering, message, seconds_left, told, turn
+from gradio.utils import get_upload_folder
+from loading import RANDOM, REFERENCES, Models
+from maps import draw_map, grid_of, heat_of, patch_features
+from opened import LoadedBackbone
+from PIL import Image, ImageOps
+from uploading import EXAMPLES, example_path, forget, image_input, image_upload, name_of, open_rgb
+from url_state import Tab, slider
+from views import MAX_RESOLUTION, MIN_RESOLUTION, NO_BACKBONE, OPACITY, chosen
 
-from modeling_vitp.images.corruptions import SEVERITIES, corrupt
+from modeling_vitp.images.corruptions import SEVERITIES as CORRUPTIONS
 
 MAX_SIDE = 800  # the size at which the paper's robustness table was measured
-COLUMNS = ["corruption", "backbone", "similarity", "parameters", "compared"]
+ORDER = (3, 1, 5, 2, 4)  # of severities, so that what is there when the time is up spans the range
+COLUMNS = ["corruption", "severity", "backbone", "share", "similarity", "floor", "parameters", "compared"]
+NO_ROWS = {"headers": COLUMNS, "data": [], "metadata": None}
 BEGIN = "Choose an image or an example, then compare."
+SHAPES = 0.03  # of height by width, by which two images of one place may differ
+DOWNLOADS = "() => document.querySelector('#comparison_file').click()"
 
 
-def build_tab(models: Models, model_name: gr.Dropdown) -> dict[str, gr.components.Component]:
+def build_tab(models: Models, model_name: gr.Dropdown) -> Tab:
     """See `app.py`."""
     gr.Markdown(
-        "Cosine similarity of patch features: 1 where nothing changed. Either of one image to itself under the twelve "
-        "corruptions of the paper's robustness table, rotation, scale and translation undone before; or of two images, "
-        "place by place, such as before and after a change."
+        "How alike the patch features of an image and of the same image **under corruption** are (cosine similarity; "
+        "rotation, scale and translation undone before), as a share of the room between 1 and the *floor*: their "
+        "similarity to those of different images. Without the floor, a ViT with random weights, to which all images "
+        "are alike, looks robust. Or: where **two images** of one place differ."
     )
     with gr.Row():
-        with gr.Column(scale=1, min_width=300):
-            upload = image_upload(elem_id="compare_image")
-            example = example_choice(upload)
+        with gr.Column(scale=1, min_width=300, elem_classes="inputs"):
+            image = image_input("compare_image")
             other = image_upload("Second image", elem_id="compare_second_image")
-            severity = gr.Slider(1, 5, 3, step=1, label="Severity of the corruptions")
             seed = gr.Number(0, label="Seed of the corruptions", precision=0, minimum=0, maximum=2**31 - 1)
-            native = min(native_resolution(models.backbone()), MAX_RESOLUTION)
-            resolution = gr.Slider(
-                MIN_RESOLUTION, MAX_RESOLUTION, native, step=1, label="Resolution: patches along the longer side"
+            native = min(models.backbone().native, MAX_RESOLUTION)
+            resolution = slider(
+                MIN_RESOLUTION,
+                MAX_RESOLUTION,
+                native,
+                step=1,
+                label="Resolution: patches along the longer side",
+                elem_id="compare_resolution",
             )
             first = gr.Dropdown(
-                models.backbones, value=models.default, label="Backbone (any Hub id)", allow_custom_value=True
+                models.names, value=models.default, label="Backbone (any Hub id)", allow_custom_value=True
             )
             second = gr.Dropdown(
-                [NO_BACKBONE, *models.backbones],
-                value=models.backbones[-1],
+                [NO_BACKBONE, *models.names, *REFERENCES],
+                value=NO_BACKBONE,
                 label="Second backbone",
                 allow_custom_value=True,
             )
             run = gr.Button("Compare under corruptions", variant="primary", elem_id="run_corruptions")
             run_pair = gr.Button("Compare the two images", elem_id="run_pair")
             cancel = gr.Button("Cancel", size="sm")
-        with gr.Column(scale=3):
+        with gr.Column(scale=3, elem_classes="results"):
             note = gr.Markdown(BEGIN, label="Note", elem_id="compare_note")
-            chart = gr.HTML(label="Similarity to the features of the clean image", elem_id="corruption_chart")
+            chart = gr.HTML(label="What stays of the features under corruption", elem_id="corruption_chart")
+            with gr.Row():
+                csv = gr.Button("Table (CSV)", size="sm", elem_id="keep_csv")
+                png = gr.Button("Chart (PNG)", size="sm", elem_id="keep_png")
             with gr.Accordion("Table", open=False):
                 table = gr.Dataframe(headers=COLUMNS, label="The chart in numbers", interactive=False, wrap=True)
-            gallery = gr.Gallery(label="The corrupted images", columns=4, object_fit="contain", format="jpeg")
             with gr.Row():
-                map_a = picture_view("Similarity of the two images", "Similarity of the two images", visible=False)
-                map_b = picture_view("… by the second backbone", "… by the second backbone", visible=False)
+                map_a = pair_view("Similarity of the two images", "pair_a")
+                map_b = pair_view("… by the second backbone", "pair_b")
+            file = gr.DownloadButton(visible="hidden", elem_id="comparison_file")
+    found = gr.State(time_to_live=3600)
 
-    settings = [first, second, resolution]
-    running = run.click(
-        _corruptions(models),
-        [upload, severity, seed, *settings],
-        [chart, table, gallery, note],
-        api_name="compare_corruptions",
-        show_progress_on=chart,
-        **QUEUE,
-    )
-    running_pair = run_pair.click(
-        _pair(models),
-        [upload, other, *settings],
-        [map_a, map_b, note],
-        api_name="compare_images",
-        show_progress_on=note,
-        **QUEUE,
-    )
-    cancel.click(None, cancels=[running, running_pair])
-    model_name.change(lambda name: name, model_name, first, show_progress="hidden", **PRIVATE)
-    return {"cimage": example, "severity": severity, "seed": seed, "cres": resolution, "ca": first, "cb": second}
-
-
-def _corruptions(models: Models) -> Callable[..., Iterator[tuple]]:
-    @gpu
+    @answering
     def compare_corruptions(
-        image: str | None,
-        severity: float,
+        path: str | None,
         seed: float,
         backbone: str,
         second_backbone: str,
         resolution: float,
         progress: gr.Progress = gr.Progress(),  # noqa: B008
     ) -> Iterator[tuple]:
-        """Similarity of the features under each corruption to the clean ones: a chart, a table, the images, a note."""
-        progress(0, desc="Opening the image")
-        backbones = _backbones(models, backbone, second_backbone)
-        rgb, reading_note = open_rgb(image, MAX_SIDE, backbones[0].input_spec)
-        encoders = {one.name: _encoder(one, int(resolution)) for one in backbones}
-        rows, pictures = [], []
-        for result in compare(rgb, encoders, severities=(int(severity),), seed=int(seed)):
-            rows.append(_row(result))
-            if len(rows) % len(encoders):
-                continue
-            name = _title(result.corruption)
-            corrupted = corrupt(rgb, result.corruption, result.severity, int(seed))
-            pictures.append((Image.fromarray(corrupted), f"{name}: {_settings(result)}"))
-            progress(len(pictures) / len(SEVERITIES), desc=name)
-            done = f"{len(pictures)} of {len(SEVERITIES)} corruptions at severity {severity:g}."
-            note = f"{html.escape(reading_note)}  \n{done}"
-            table = pd.DataFrame(rows, columns=COLUMNS)
-            yield bar_chart(table), table, pictures if len(pictures) == len(SEVERITIES) else gr.skip(), note
+        """What stays of the features under each corruption: results, a chart, a table, and a note."""
+        for results, note in corruptions(models, path, seed, backbone, second_backbone, resolution, progress):
+            yield (path, results), line_charts(results), table_of(results), note
 
-    return compare_corruptions
-
-
-def _pair(models: Models) -> Callable[..., tuple]:
-    @gpu
-    def compare_images(
-        image: str | None,
-        second_image: str | None,
+    @answering
+    def compare_pair(
+        path: str | None,
+        second_path: str | None,
         backbone: str,
         second_backbone: str,
         resolution: float,
         progress: gr.Progress = gr.Progress(),  # noqa: B008
     ) -> tuple:
         """Where two images of one place differ for a backbone: a map by each backbone, and a note."""
-        progress(0, desc="Opening the images")
-        backbones = _backbones(models, backbone, second_backbone)
-        before, note_before = open_rgb(image, MAX_SIDE, backbones[0].input_spec)
-        after, note_after = open_rgb(second_image, MAX_SIDE, backbones[0].input_spec)
-        after = np.asarray(Image.fromarray(after).resize(before.shape[1::-1], Image.Resampling.BICUBIC))
-        maps = []
+        maps, lines = pair_maps(models, path, second_path, backbone, second_backbone, resolution, progress)
+        views = [gr.Image(picture, label=name, alt_text=text, visible=True) for name, picture, text, _ in maps]
+        return *views, *[gr.Image(None, visible=False)] * (2 - len(views)), "  \n".join(lines)
+
+    running = run.click(
+        compare_corruptions,
+        [image.upload, seed, first, second, resolution],
+        [found, chart, table, note],
+        show_progress_on=chart,
+        **QUEUE,
+        **PRIVATE,
+    )
+    running_pair = run_pair.click(
+        compare_pair,
+        [image.upload, other, first, second, resolution],
+        [map_a, map_b, note],
+        show_progress_on=note,
+        **QUEUE,
+        **PRIVATE,
+    )
+    cancel.click(None, cancels=[running, running_pair])
+    model_name.input(None, model_name, first, js="(name) => name", **PRIVATE)
+    image.example.input(example_of, image.example, image.upload, show_progress="hidden", **PRIVATE)
+    image.upload.upload(None, None, image.example, js="() => null", **PRIVATE)
+    changes = [image.upload.upload, image.upload.clear, image.upload.delete, image.example.input, first.input]
+    changes += [second.input, resolution.input, seed.input, model_name.input, other.upload, other.clear, other.delete]
+    forget(changes, [chart, table, map_a, map_b, note], ["", NO_ROWS, None, None, BEGIN], [running, running_pair])
+    for button, writer in ((csv, csv_of), (png, png_of)):
+        button.click(writer, found, file, **PRIVATE).success(None, js=DOWNLOADS, **PRIVATE)
+    state = {"cimage": image.example, "seed": seed, "cres": resolution, "ca": first, "cb": second}
+    return Tab(state, [(example_of, image.example, image.upload)])
+
+
+def example_of(name: str | None) -> str | None:
+    return example_path(name) if name in EXAMPLES else None
+
+
+def pair_view(label: str, elem_id: str) -> gr.Image:
+    return gr.Image(
+        label=label, alt_text=label, interactive=False, format="png", visible=False, min_width=240, elem_id=elem_id
+    )
+
+
+def corruptions(
+    models: Models, path: str, seed: float, first: str, second: str, resolution: float, progress: Callable | None = None
+) -> Iterator[tuple[list[Comparison], str]]:
+    """The results so far, and a note, which says so where the time was up before the end."""
+    backbones = opened(models, arms(first, second), progress)
+    rgb, reading_note = open_rgb(path, MAX_SIDE, backbones[0].input_spec)
+    others = [fitted(name, rgb.shape) for name in EXAMPLES if name != name_of(path)]
+    encoders = {one.name: encoder(one, int(resolution)) for one in backbones}
+    total, results, longest = len(ORDER) * len(CORRUPTIONS), [], 0.0
+    head = f"**{html.escape(reading_note)}**; the floor is over {len(others)} other images."
+    with turn(progress):
+        began = time.monotonic()
+        for result in compare(rgb, encoders, severities=ORDER, seed=int(seed), others=others):
+            results.append(result)
+            if len(results) % len(encoders):
+                continue
+            done, now = len(results) // len(encoders), time.monotonic()
+            longest, began = max(longest, now - began), now
+            is_late = seconds_left() is not None and seconds_left() < 2 * longest + 1
+            if progress is not None:
+                progress((done, total), desc=f"{result.corruption.replace('_', ' ')}, severity {result.severity}")
+            if is_late or done % len(CORRUPTIONS) == 0:
+                ending = ": the time was up." if is_late and done < total else "."
+                yield list(results), f"{head}  \n{done} of {total} corrupted images{ending}"
+            if is_late:
+                return
+
+
+def pair_maps(
+    models: Models,
+    path: str,
+    second_path: str,
+    first: str,
+    second: str,
+    resolution: float,
+    progress: Callable | None = None,
+) -> tuple[list[tuple[Image.Image, str, str, np.ndarray]], list[str]]:
+    """For each backbone a picture, its name, what it shows and the similarities; and lines for a note.
+
+    Raises:
+        gradio.Error: if the images have different proportions: one would be squashed.
+    """
+    backbones = opened(models, chosen(first, second), progress)
+    before, note_before = open_rgb(path, MAX_SIDE, backbones[0].input_spec)
+    after, note_after = open_rgb(second_path, MAX_SIDE, backbones[0].input_spec)
+    check_shapes(before, after)
+    maps, lines = [], [f"**{html.escape(note_before)}**", f"**{html.escape(note_after)}**"]
+    with turn(progress):
         for index, one in enumerate(backbones):
-            progress((index + 0.5) / len(backbones), desc=one.name)
-            encode = _encoder(one, int(resolution))
-            maps.append(similarity_map(encode(before), encode(after)))
-        low = min(one.min().item() for one in maps)
-        views, lines = [], [html.escape(note_before), html.escape(note_after)]
-        for one, values in zip(backbones, maps):
-            text = f"cosine similarity {values.mean():.3f} on average; from dark, {low:.3g}, to bright, 1"
-            heat = draw_map(heat_of(values, low, 1.0), after, opacity=0.75)
-            views.append(gr.Image(heat, label=one.name, alt_text=f"{one.name}: {text}", visible=True))
-            lines.append(f"**{html.escape(one.name)}**: {text}.")
-        if len(views) == 1:
-            views.append(gr.Image(None, visible=False))
-        return *views, "  \n".join(lines)
-
-    return compare_images
+            if progress is not None:
+                progress((index + 0.5) / len(backbones), desc=f"Looking with {one.name}")
+            encode, grid = encoder(one, int(resolution)), grid_of(*before.shape[:2], int(resolution))
+            maps.append(similarity_map(encode(before), encode(after, grid)))
+    found = []
+    for one, values in zip(backbones, maps):
+        low = values.min().item()
+        text = f"cosine similarity {values.mean():.3f} on average; from dark, {low:.3g}, to bright, 1"
+        found.append((draw_map(heat_of(values, low, 1.0), after, opacity=OPACITY), one.name, text, values.numpy()))
+        lines.append(f"{html.escape(one.name)}: {text}.")
+    return found, lines
 
 
-def _backbones(models: Models, *names: str | None) -> list[LoadedBackbone]:
-    wanted = dict.fromkeys(name for name in names if name not in (None, "", NO_BACKBONE))
-    with told():
-        return [models.backbone(name) for name in wanted]
+def check_shapes(before: np.ndarray, after: np.ndarray) -> None:
+    """Raises an error if two images of one place have different proportions."""
+    sides = [image.shape[:2] for image in (before, after)]
+    if abs(np.log(sides[0][0] * sides[1][1] / (sides[0][1] * sides[1][0]))) > SHAPES:
+        told = " and ".join(f"{width} × {height}" for height, width in sides)
+        raise message(f"The two images have different proportions, {told}: crop them to the same ground first.")
 
 
-def _encoder(backbone: LoadedBackbone, resolution: int) -> Callable[[np.ndarray], torch.Tensor]:
-    return lambda image: patch_features(backbone, image, resolution)
+def arms(first: str, second: str | None) -> list[str]:
+    """The names of the backbones that are compared: the twin with random weights of the first is always there."""
+    return list(dict.fromkeys([*chosen(first, second), first.removesuffix(RANDOM) + RANDOM]))
 
 
-def bar_chart(table: pd.DataFrame) -> str:
-    """HTML with a row for each corruption and in it a bar for each backbone; bars begin at a similarity of 0."""
-    names = list(dict.fromkeys(table["backbone"]))
-    legend = "".join(f'<span class="key key-{index}">{html.escape(name)}</span>' for index, name in enumerate(names))
-    rows = []
-    for corruption, group in table.groupby("corruption", sort=False):
-        first = group.iloc[0]
-        compared = "" if first["compared"] == "100%" else f"; {first['compared']} of the image compared"
-        bars = "".join(
-            f'<div class="bar bar-{names.index(row.backbone)}"><i style="width: {_percent(row.similarity)}%"></i>'
-            f"<b>{row.similarity:.3f}</b></div>"
-            for row in group.itertuples()
+def opened(models: Models, names: Sequence[str], progress: Callable | None) -> list[LoadedBackbone]:
+    backbones = []
+    for index, name in enumerate(names):
+        if progress is not None:
+            progress((index, len(names)), desc=f"Opening {name}")
+        with told():
+            backbones.append(replace(models.backbone(name), name=name))
+    return backbones
+
+
+def encoder(backbone: LoadedBackbone, resolution: int) -> Callable[..., torch.Tensor]:
+    return lambda image, grid=None: patch_features(backbone, image, resolution, grid=grid)
+
+
+def fitted(name: str, shape: Sequence[int]) -> np.ndarray:
+    """The middle of an example, in the shape of another image."""
+    rgb, _ = open_rgb(example_path(name), MAX_SIDE)
+    return np.asarray(ImageOps.fit(Image.fromarray(rgb), shape[1::-1]))
+
+
+def table_of(results: Sequence[Comparison]) -> pd.DataFrame:
+    rows = [
+        (
+            one.corruption.replace("_", " "),
+            one.severity,
+            one.backbone,
+            round(one.share, 4),
+            round(one.similarity, 4),
+            round(one.floor, 4),
+            ", ".join(f"{name.replace('_', ' ')} {value:g}" for name, value in one.parameters.items()),
+            f"{100 * one.compared:.0f}%",
         )
-        rows.append(
-            f'<tr><th scope="row">{corruption}<small>{first["parameters"]}{compared}</small></th><td>{bars}</td></tr>'
-        )
-    caption = "Cosine similarity to the features of the clean image"
-    return f'<table class="bars"><caption>{caption} {legend}</caption><tbody>{"".join(rows)}</tbody></table>'
+        for one in results
+    ]
+    return pd.DataFrame(rows, columns=COLUMNS)
 
 
-def _percent(similarity: float) -> float:
-    return round(100 * similarity, 1) if similarity > 0 else 0.0  # also of NaN, where nothing was left to compare
+def csv_of(found: tuple | None) -> str:
+    return _written(found, "corruptions.csv", lambda path, results, file: table_of(results).to_csv(file, index=False))
 
 
-def _title(corruption: str) -> str:
-    return corruption.replace("_", " ")
+def png_of(found: tuple | None) -> str:
+    return _written(found, "corruptions.png", lambda path, results, file: save_charts(results, name_of(path), file))
 
 
-def _settings(result: Comparison) -> str:
-    return ", ".join(f"{name.replace('_', ' ')} {value:g}" for name, value in result.parameters.items())
-
-
-def _row(result: Comparison) -> tuple[str, str, float, str, str]:
-    similarity = round(result.similarity, 4)
-    return _title(result.corruption), result.backbone, similarity, _settings(result), f"{100 * result.compared:.0f}%"
+def _written(found: tuple | None, name: str, write: Callable) -> str:
+    if found is None:
+        raise message("There is nothing to keep yet: compare first.")
+    file = Path(tempfile.mkdtemp(dir=get_upload_folder()), name)
+    write(*found, file)
+    return str(file)

@@ -1,118 +1,58 @@
-"""The models that the app opens: by Hub id, and by folder where the person who deploys the app names it.
+"""The models that the app opens: by Hub id, and by folder where the person who runs the app names it.
 
 Environment variables, read when the app starts:
 
-- `VITP_MODEL`: Hub id or folder of the full model. `outputs/quickstart` if it is there, otherwise a tiny random model.
-- `VITP_BACKBONES`: further Hub ids or folders, separated by commas, of backbones or full models to choose from.
-- `VITP_FINE_TUNED`: Hub ids or folders of fine-tuned models, as many, for the tab Apply; none if not given.
-- `VITP_TRUST_REMOTE_CODE`: `1` lets models run code from their repos. Off otherwise.
+- `VITP_MODEL`: Hub id or folder of the model that the page begins with, of any kind. Without it `outputs/quickstart` if
+  that is there, otherwise the quickstart's model that lies beside this file, otherwise a tiny random one.
+- `VITP_BACKBONES`: further Hub ids or folders, separated by commas, of models of any kind to choose from.
+- `VITP_FINE_TUNED`: the same; for fine-tuned models, which are offered in the tab Apply.
+- `VITP_TRUST_REMOTE_CODE`: `1` lets the models named here run code from their repos; never those of visitors.
 - `VITP_MAX_GB`: the largest weights, in GB, that a visitor may have downloaded by typing a Hub id; 4 if not given.
 """
 
 import os
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
 
-import torch
-from computing import device
-from huggingface_hub import HfApi
-from huggingface_hub.utils import HFValidationError, validate_repo_id
+import limits
+from checking import UnavailableModel, check_files, check_settings
+from computing import device, seconds_left
+from fetching import fetched
+from kinds import BACKBONE, FINE_TUNED, FULL, kind_of, open_backbone, open_fine_tuned, open_full, random_twin, vit_of
+from opened import FineTuned, FullModel, LoadedBackbone
+from safetensors import SafetensorError
 from tiny import tiny_model
-from transformers import AutoConfig, AutoModel, InternVLForConditionalGeneration, PreTrainedConfig, PreTrainedModel
 
-from modeling_vitp import (
-    ViTPDetectionImageProcessor,
-    ViTPForChangeDetection,
-    ViTPForConditionalGeneration,
-    ViTPForInstanceSegmentation,
-    ViTPForObjectDetection,
-    ViTPForOrientedObjectDetection,
-    ViTPForSemanticSegmentation,
-    ViTPImageProcessor,
-    ViTPProcessor,
-    ViTPSegmentationImageProcessor,
-    ViTPVisionModel,
-)
-from modeling_vitp.cards.examples import num_bands
-from modeling_vitp.convert.export import image_settings
-from modeling_vitp.convert.internvl import from_internvl, internvl_processor
-
-QUICKSTART = "outputs/quickstart"
+QUICKSTART = Path("outputs/quickstart")
+PACKED = Path(__file__).parent / "quickstart"
 TINY = "tiny random model"
-UNTRAINED = "untrained ViT"
-MAX_LOADED = 3
-MAPS = (ViTPForSemanticSegmentation, ViTPForChangeDetection)
-DETECTORS = (ViTPForObjectDetection, ViTPForOrientedObjectDetection, ViTPForInstanceSegmentation)
-
-
-class UnavailableModel(ValueError):
-    """A model that cannot be opened; the message is one line for the person who asked for it."""
-
-
-@dataclass(frozen=True)
-class FullModel:
-    """A vision-language model, in evaluation mode on the device, its ViT with eager attention."""
-
-    name: str
-    model: ViTPForConditionalGeneration
-    processor: ViTPProcessor
-
-
-@dataclass(frozen=True)
-class LoadedBackbone:
-    """A ViT, in evaluation mode on the device, with eager attention."""
-
-    name: str
-    model: PreTrainedModel
-    image_processor: ViTPImageProcessor
-    """Its mean and std, for 8-bit RGB."""
-    input_spec: dict | None
-    """How it was taught to see images that are not 8-bit RGB."""
-
-    @classmethod
-    def of(cls, name: str, model: PreTrainedModel, image_processor: ViTPImageProcessor) -> "LoadedBackbone":
-        plain = ViTPImageProcessor(**{**image_settings(image_processor), "input_spec": None})
-        return cls(name, model.eval().to(device()), plain, image_processor.input_spec)
-
-
-@dataclass(frozen=True)
-class FineTuned:
-    """A detector, or a model of maps of classes or of changes, in evaluation mode on the device."""
-
-    name: str
-    model: PreTrainedModel
-    image_processor: ViTPDetectionImageProcessor | ViTPSegmentationImageProcessor
-    """For 8-bit RGB."""
-    input_spec: dict | None
-    """How it was taught to see images that are not 8-bit RGB."""
-
-    @property
-    def is_detector(self) -> bool:
-        return isinstance(self.model, DETECTORS)
-
-    @property
-    def takes_pairs(self) -> bool:
-        return isinstance(self.model, ViTPForChangeDetection)
-
-    @property
-    def names(self) -> list[str]:
-        """Of its classes."""
-        return [self.model.config.id2label[index] for index in range(self.model.config.num_labels)]
+REFERENCES = (
+    "facebook/dinov2-small",
+    "google/siglip-base-patch16-224",
+    "openai/clip-vit-large-patch14",
+    "OpenGVLab/InternVL3-1B-hf",
+)
+"""Public models whose ViTs are offered to compare with; others, such as DINOv3, can be typed or named at the start."""
+RANDOM = ", random weights"
+"""What follows the name of a ViT for the same with the weights that it would begin training with."""
+ERRORS = (OSError, ValueError, TypeError, KeyError, AttributeError, IndexError, RuntimeError, ImportError)
+ERRORS += (SafetensorError, RecursionError, MemoryError)
 
 
 class Models:
-    """What every tab gets: opens models by name, each once, and keeps the last few.
+    """What every tab gets: opens models by name, each once and beside the serving of others, and keeps the last few.
+
+    Names are those that visitors see: a Hub id, or of a folder its own name and not where it lies.
 
     Args:
-        model: the full model that the app starts with.
-        backbones: further names to choose from.
-        trust_remote_code: whether models may run code from their repos.
+        model: the model that the app starts with: a folder or Hub id.
+        backbones, fine_tuned: further ones to choose from.
+        trust_remote_code: whether these models may run code from their repos.
         max_gb: the largest weights to download for a name that is not among those.
-        fine_tuned: names of fine-tuned models to choose from.
     """
 
     def __init__(
@@ -120,20 +60,24 @@ class Models:
         model: str | None = None,
         backbones: Sequence[str] = (),
         trust_remote_code: bool = False,
-        max_gb: float = 4.0,
+        max_gb: float = limits.MAX_GB,
         fine_tuned: Sequence[str] = (),
     ):
-        self.default = model or (QUICKSTART if Path(QUICKSTART, "config.json").is_file() else TINY)
-        self.backbones = list(dict.fromkeys([self.default, *backbones, UNTRAINED]))
-        """Names for a choice of backbones; of a full model it is its ViT."""
-        self.names = [self.default]
-        """Names for a choice of full models."""
-        self.fine_tuned_names = list(dict.fromkeys(fine_tuned))
-        """Names for a choice of fine-tuned models."""
-        self.trust_remote_code = trust_remote_code
-        self.max_gb = max_gb
-        self._loaded: OrderedDict[tuple[str, str], Any] = OrderedDict()
-        self._lock = threading.RLock()
+        model = model or next((str(one) for one in (QUICKSTART, PACKED) if (one / "config.json").is_file()), TINY)
+        given = list(dict.fromkeys(filter(None, [model, *backbones, *fine_tuned])))
+        self._places = dict(zip(names_of(given), given))
+        """Where the models that the app was started with are: folders or Hub ids, by their names."""
+        self.default = next(iter(self._places))
+        self.trust_remote_code, self.max_gb = trust_remote_code, max_gb
+        self._kinds: dict[str, str] = {}
+        self._loaded: OrderedDict[tuple[str, str], Future] = OrderedDict()
+        self._loading: list[str] = []
+        self._lock = threading.Lock()
+        kinds = {name: self._kind_at_start(name, where in fine_tuned) for name, where in self._places.items()}
+        self.names = list(self._places)
+        """All names to choose from."""
+        self.full_names = [name for name, kind in kinds.items() if kind == FULL]
+        self.fine_tuned_names = [name for name, kind in kinds.items() if kind == FINE_TUNED]
 
     @classmethod
     def from_environment(cls) -> "Models":
@@ -144,9 +88,29 @@ class Models:
             os.environ.get("VITP_MODEL") or None,
             names("VITP_BACKBONES"),
             os.environ.get("VITP_TRUST_REMOTE_CODE") == "1",
-            float(os.environ.get("VITP_MAX_GB") or 4),
+            float(os.environ.get("VITP_MAX_GB") or limits.MAX_GB),
             names("VITP_FINE_TUNED"),
         )
+
+    @property
+    def is_random(self) -> bool:
+        """Whether the app's own model has learned nothing."""
+        return self.default == TINY
+
+    def place(self, name: str) -> str | None:
+        """The folder or Hub id of a model that the app was started with."""
+        return self._places.get(name)
+
+    def kind(self, name: str) -> str:
+        """Of the model of this name: `FULL`, `BACKBONE` or `FINE_TUNED`.
+
+        Raises:
+            UnavailableModel: if there is no such model, or it is of no known kind.
+        """
+        name = name.removesuffix(RANDOM)
+        if name not in self._kinds:
+            self._once("kind", name, self._read_kind)
+        return self._kinds[name]
 
     def full(self, name: str | None = None) -> FullModel:
         """The full model of this name, the app's own if none is given.
@@ -154,15 +118,25 @@ class Models:
         Raises:
             UnavailableModel: if there is no such model, or it is of another kind.
         """
-        return self._once("full", name or self.default, self._open_full)
+        name = name or self.default
+        if self.kind(name) != FULL:
+            raise UnavailableModel(f"{name} is a {self.kind(name)}, which answers nothing: choose a full model above.")
+        return self._once("model", name, self._open)
 
     def backbone(self, name: str | None = None) -> LoadedBackbone:
-        """The backbone of this name: of a full model its ViT, the same weights in memory.
+        """The backbone of this name: of a full or fine-tuned model its ViT, the same weights in memory.
 
         Raises:
             UnavailableModel: if there is no such model, or it is of another kind.
         """
-        return self._once("backbone", name or self.default, self._open_backbone)
+        name = name or self.default
+        if name.endswith(RANDOM):
+            return self._once(
+                "backbone", name, lambda name: random_twin(name, self.backbone(name.removesuffix(RANDOM)))
+            )
+        if self.kind(name) == BACKBONE:
+            return self._once("model", name, self._open)
+        return self._once("backbone", name, lambda name: vit_of(name, self._once("model", name, self._open)))
 
     def fine_tuned(self, name: str) -> FineTuned:
         """The fine-tuned model of this name.
@@ -170,108 +144,102 @@ class Models:
         Raises:
             UnavailableModel: if there is no such model, or it is of another kind.
         """
-        return self._once("fine-tuned", name, lambda name: self._try(name, self._read_fine_tuned))
+        if self.kind(name) != FINE_TUNED:
+            raise UnavailableModel(f"{name} is a {self.kind(name)}, which was not fine-tuned for a task.")
+        return self._once("model", name, self._open)
 
-    def _once(self, kind: str, name: str, opener: Callable[[str], Any]) -> Any:
+    def _kind_at_start(self, name: str, is_fine_tuned: bool) -> str:
+        """Of a folder as its configuration says; the Hub is not asked before the page is there."""
+        if Path(self._places[name]).is_dir() or name == TINY:
+            return self.kind(name)
+        return FINE_TUNED if is_fine_tuned else FULL if name == self.default else BACKBONE
+
+    def _once(self, what: str, name: str, opener: Callable[[str], Any]) -> Any:
+        """Opens in a thread of its own, so that who waits for it can stop waiting, and nobody else waits."""
+        key, visitors = (what, name), name.removesuffix(RANDOM)
         with self._lock:
-            if (kind, name) not in self._loaded:
-                self._loaded[kind, name] = opener(name)
-            self._loaded.move_to_end((kind, name))
-            while len(self._loaded) > 2 * MAX_LOADED:
-                self._loaded.popitem(last=False)
-            return self._loaded[kind, name]
+            future = self._loaded.get(key)
+            if future is None:
+                others = set(self._loading) - {visitors, *self._places}
+                if visitors not in self._loading and visitors not in self._places and len(others) >= limits.LOADING:
+                    raise UnavailableModel(f"{len(others)} models are being loaded: try {name} again in a minute.")
+                self._loading.append(visitors)
+                future = self._loaded[key] = Future()
+                threading.Thread(target=self._run, args=(key, opener, future), daemon=True).start()
+            self._loaded.move_to_end(key)
+        try:
+            return future.result(seconds_left())
+        except TimeoutError as error:
+            raise UnavailableModel(f"{name} is still being loaded: ask again in a minute.") from error
 
-    def _open_full(self, name: str) -> FullModel:
+    def _run(self, key: tuple[str, str], opener: Callable[[str], Any], future: Future) -> None:
+        name, found, failure = key[1], None, None
+        try:
+            found = opener(name)
+        except UnavailableModel as error:
+            failure = error
+        except ERRORS as error:
+            reason = without_paths(error, self._places.values())
+            failure = UnavailableModel(f"{name} cannot be opened: {reason}")
+        except BaseException as error:  # nobody would hear of it in this thread
+            failure = error
+        with self._lock:
+            self._loading.remove(name.removesuffix(RANDOM))
+            if failure is not None:
+                self._loaded.pop(key, None)
+            done = [key for key, one in self._loaded.items() if one.done() and key[1] != self.default]
+            for old in done[: max(0, len(self._loaded) - 3 * limits.KEPT_MODELS)]:
+                del self._loaded[old]
+        future.set_exception(failure) if failure is not None else future.set_result(found)
+
+    def _read_kind(self, name: str) -> str:
+        if name == TINY:
+            self._kinds[name] = FULL
+        else:
+            with self._files(name, config_only=True) as folder:
+                config = check_settings(name, folder, name in self._places)
+            is_own = self.trust_remote_code and name in self._places
+            self._kinds[name] = BACKBONE if is_own and "auto_map" in config else kind_of(name, config)
+        return self._kinds[name]
+
+    def _open(self, name: str) -> FullModel | LoadedBackbone | FineTuned:
         if name == TINY:
             model, processor = tiny_model()
-        else:
-            model, processor = self._try(name, self._read_full)
-        model.model.vision_tower.set_attn_implementation("eager")
-        return FullModel(name, model.eval().to(device()), processor)
+            model.set_attn_implementation("eager")
+            return FullModel(name, model.eval().to(device()), processor)
+        is_own, kind = name in self._places, self.kind(name)
+        with self._files(name) as folder:
+            check_files(name, folder)
+            check_settings(name, folder, is_own)
+            if kind == FULL:
+                return open_full(name, folder, is_own)
+            if kind == FINE_TUNED:
+                return open_fine_tuned(name, folder)
+            return open_backbone(name, folder, self.trust_remote_code and is_own)
 
-    def _open_backbone(self, name: str) -> LoadedBackbone:
-        if name == UNTRAINED:
-            return self._untrained()
-        if name == TINY or self._model_type(name) in ("vitp", "internvl"):
-            full = self.full(name)
-            return LoadedBackbone.of(name, full.model.model.vision_tower, full.processor.image_processor)
-        return LoadedBackbone.of(name, *self._try(name, self._read_backbone))
+    def _files(self, name: str, config_only: bool = False):
+        return fetched(name, self._places.get(name), self.max_gb, config_only)
 
-    def _untrained(self) -> LoadedBackbone:
-        trained = self.backbone()
-        config = type(trained.model.config).from_dict(trained.model.config.to_dict())
-        with torch.random.fork_rng():
-            torch.manual_seed(1)
-            model = ViTPVisionModel._from_config(config, attn_implementation="eager")
-        return LoadedBackbone(UNTRAINED, model.eval().to(device()), trained.image_processor, trained.input_spec)
 
-    def _read_full(self, name: str, options: dict) -> tuple[ViTPForConditionalGeneration, ViTPProcessor]:
-        if self._model_type(name) == "vitp":
-            model = ViTPForConditionalGeneration.from_pretrained(name, use_safetensors=True, **options)
-            return model, ViTPProcessor.from_pretrained(name, **options)
-        if self._model_type(name) != "internvl":
-            raise UnavailableModel(f"{name} is a {self._model_type(name)!r} model, not a full one (vitp or internvl).")
-        native = InternVLForConditionalGeneration.from_pretrained(name, use_safetensors=True, **options)
-        return from_internvl(native), internvl_processor(name, **options)
+def names_of(places: Sequence[str]) -> list[str]:
+    """What models are called: by Hub id, and of folders by as few of their last parts as tell them apart."""
+    parts = [Path(place).resolve().parts if Path(place).is_dir() else (place,) for place in places]
+    generic = {"backbone", "model", "checkpoint"}
+    lengths = [2 if one[-1] in generic and len(one) > 2 else 1 for one in parts]
+    while True:
+        names = ["/".join(one[-length:]) for one, length in zip(parts, lengths)]
+        clashes = [index for index, name in enumerate(names) if names.count(name) > 1]
+        longer = [index for index in clashes if lengths[index] < len(parts[index]) - 1]
+        if not longer:
+            return names
+        for index in longer:
+            lengths[index] += 1
 
-    def _read_backbone(self, name: str, options: dict) -> tuple[PreTrainedModel, ViTPImageProcessor]:
-        kind = self._model_type(name)
-        if kind not in ("internvl_vision", "vitp_vision") and not self.trust_remote_code:
-            raise UnavailableModel(f"{name} is a {kind!r} model; backbones here are internvl_vision or vitp_vision.")
-        model = AutoModel.from_pretrained(
-            name,
-            config=AutoConfig.from_pretrained(name, trust_remote_code=self.trust_remote_code, **options),
-            attn_implementation="eager",
-            use_safetensors=True,
-            trust_remote_code=self.trust_remote_code,
-            **options,
-        )
-        return model, ViTPImageProcessor.from_pretrained(name, **options)
 
-    def _read_fine_tuned(self, name: str, options: dict) -> FineTuned:
-        classes = {one.config_class.model_type: one for one in (*MAPS, *DETECTORS)}
-        kind = self._model_type(name)
-        if kind not in classes:
-            raise UnavailableModel(f"{name} is a {kind!r} model; fine-tuned ones here are {', '.join(classes)}.")
-        model = classes[kind].from_pretrained(name, use_safetensors=True, **options)
-        processors = ViTPDetectionImageProcessor if isinstance(model, DETECTORS) else ViTPSegmentationImageProcessor
-        image_processor = processors.from_pretrained(name, **options)
-        input_spec, image_processor.input_spec = image_processor.input_spec, None
-        return FineTuned(name, model.eval().to(device()), image_processor, input_spec)
-
-    def _model_type(self, name: str) -> str | None:
-        config = self._try(name, lambda name, options: PreTrainedConfig.get_config_dict(name, **options)[0])
-        bands = num_bands(config)
-        if bands is not None:
-            raise UnavailableModel(f"{name} takes {bands} bands; what is shown here is of red, green and blue.")
-        return config.get("model_type")
-
-    def _try(self, name: str, read: Callable[[str, dict], Any]) -> Any:
-        """Calls `read` with the name and options of `from_pretrained`; what goes wrong is told in one line."""
-        options = {} if name in (*self.backbones, *self.fine_tuned_names) else self._visitors_options(name)
-        try:
-            return read(name, options)
-        except UnavailableModel:
-            raise
-        except (OSError, ValueError, TypeError, KeyError, RuntimeError) as error:
-            reason = " ".join(str(error).split())[:200]
-            raise UnavailableModel(f"{name} cannot be opened: {reason}") from error
-
-    def _visitors_options(self, name: str) -> dict:
-        """For a name that a visitor typed: a Hub id, no folder, of limited size, and without the deployer's token."""
-        try:
-            validate_repo_id(name)
-        except HFValidationError as error:
-            raise UnavailableModel(f"{name[:100]!r} is no Hub id such as 'organisation/model'.") from error
-        if Path(name).exists():
-            raise UnavailableModel(f"{name} is a folder; folders are opened only if the app was started with them.")
-        try:
-            files = HfApi(token=False).model_info(name, files_metadata=True).siblings
-        except Exception as error:  # of the client and of the HTTP library below it, which changes with its versions
-            raise UnavailableModel(f"there is no public model {name!r} on the Hub, or it cannot be reached.") from error
-        gigabytes = sum(file.size or 0 for file in files if file.rfilename.endswith(".safetensors")) / 1e9
-        if not 0 < gigabytes <= self.max_gb:
-            raise UnavailableModel(
-                f"{name} has {gigabytes:.1f} GB of safetensors; up to {self.max_gb:g} GB are opened."
-            )
-        return {"token": False}
+def without_paths(error: BaseException, places: Iterable[str]) -> str:
+    """The reason of a failure in one line, without where folders lie."""
+    reason = " ".join(str(error).split()) or type(error).__name__
+    for place in places:
+        if Path(place).is_dir():
+            reason = reason.replace(str(Path(place).resolve()), Path(place).name).replace(place, Path(place).name)
+    return reason[:300]

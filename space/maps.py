@@ -8,17 +8,14 @@ from contextlib import contextmanager
 
 import numpy as np
 import torch
-from loading import LoadedBackbone
 from matplotlib import colormaps
+from opened import LoadedBackbone
 from PIL import Image
 from torch.nn import functional as F
 
+from modeling_vitp.images.components import principal_scores
+
 DISPLAY_SIDE = 768
-
-
-def native_resolution(backbone: LoadedBackbone) -> int:
-    """Patches along the side of an image of the size that the backbone was trained at."""
-    return backbone.model.config.image_size[0] // backbone.model.config.patch_size[0]
 
 
 def grid_of(height: int, width: int, resolution: int) -> tuple[int, int]:
@@ -27,44 +24,64 @@ def grid_of(height: int, width: int, resolution: int) -> tuple[int, int]:
     return max(1, round(resolution * height / longer)), max(1, round(resolution * width / longer))
 
 
-def pixel_values(backbone: LoadedBackbone, image: np.ndarray, resolution: int) -> torch.Tensor:
+def pixel_values(
+    backbone: LoadedBackbone, image: np.ndarray, resolution: int, grid: tuple[int, int] | None = None
+) -> torch.Tensor:
     """The image as the backbone takes it.
 
     Args:
         image: uint8 RGB of shape `(height, width, 3)`.
         resolution: patches along the longer side.
+        grid: rows and columns of patches instead, for an image whose proportions are nearly theirs.
 
     Returns:
         Of shape `(1, 3, rows * patch, columns * patch)`, normalised, on the backbone's device and in its dtype.
     """
-    (rows, columns), (patch_height, patch_width) = (
-        grid_of(*image.shape[:2], resolution),
-        backbone.model.config.patch_size,
-    )
+    (rows, columns), (patch_height, patch_width) = grid or grid_of(*image.shape[:2], resolution), backbone.patch
     size = {"height": rows * patch_height, "width": columns * patch_width}
     inputs = backbone.image_processor(Image.fromarray(image), size=size, crop_to_patches=False, return_tensors="pt")
     return inputs["pixel_values"].to(backbone.model.device, backbone.model.dtype)
 
 
-@torch.no_grad()
 def patch_features(
-    backbone: LoadedBackbone, image: np.ndarray, resolution: int, layer: int | None = None
+    backbone: LoadedBackbone,
+    image: np.ndarray,
+    resolution: int,
+    layer: int | None = None,
+    grid: tuple[int, int] | None = None,
 ) -> torch.Tensor:
     """Features of the patches after a layer.
 
     Args:
         image: uint8 RGB of shape `(height, width, 3)`.
-        resolution: patches along the longer side.
+        resolution, grid: as for [`pixel_values`].
         layer: from 1; the last if not given, for which it is the `last_hidden_state`.
 
     Returns:
         float32 of shape `(channels, rows, columns)`, on the CPU.
     """
-    depth = backbone.model.config.num_hidden_layers
-    is_last = layer is None or layer == depth
-    outputs = backbone.model(pixel_values(backbone, image, resolution), output_hidden_states=not is_last)
-    states = outputs.last_hidden_state if is_last else outputs.hidden_states[layer]
-    return states[0, 1:].T.float().cpu().unflatten(1, grid_of(*image.shape[:2], resolution))
+    return backbone.states(pixel_values(backbone, image, resolution, grid), layer or backbone.depth).float().cpu()
+
+
+def attention_heads(
+    backbone: LoadedBackbone, image: np.ndarray, resolution: int, layer: int, query: tuple[int, int] | None = None
+) -> torch.Tensor:
+    """Attention of one token to the patches in each head of a layer.
+
+    Args:
+        image: uint8 RGB of shape `(height, width, 3)`.
+        resolution: patches along the longer side.
+        layer: from 1.
+        query: row and column of the patch that attends; the CLS token if not given.
+
+    Returns:
+        float32 of shape `(heads, rows, columns)` on the CPU; each with what goes to the CLS token sums to 1.
+    """
+    pixels = pixel_values(backbone, image, resolution)
+    grid = backbone.grid(pixels)
+    with _attention_of(backbone, [layer - 1], lambda weights: weights[:, _token(weights, query, grid)]) as rows:
+        backbone.run(pixels)
+    return _map_of(rows[0], grid, image, resolution)
 
 
 def attention_map(
@@ -75,23 +92,9 @@ def attention_map(
     head: int | None = None,
     query: tuple[int, int] | None = None,
 ) -> torch.Tensor:
-    """Attention of one token to the patches in a layer.
-
-    Args:
-        image: uint8 RGB of shape `(height, width, 3)`.
-        resolution: patches along the longer side.
-        layer, head: from 1; the mean of all heads if no head is given.
-        query: row and column of the patch that attends; the CLS token if not given.
-
-    Returns:
-        float32 of shape `(rows, columns)` on the CPU; with what goes to the CLS token it sums to 1.
-    """
-    grid = grid_of(*image.shape[:2], resolution)
-    token = _token(query, grid)
-    with _attention_of(backbone, [layer - 1], lambda weights: weights[:, token]) as rows:
-        _run(backbone, image, resolution)
-    weights = rows[0].mean(0) if head is None else rows[0][head - 1]
-    return weights[1:].unflatten(0, grid)
+    """As [`attention_heads`], of one head, from 1, or the mean of all: of shape `(rows, columns)`."""
+    heads = attention_heads(backbone, image, resolution, layer, query)
+    return heads.mean(0) if head is None else heads[head - 1]
 
 
 def rollout_map(
@@ -108,15 +111,15 @@ def rollout_map(
     Returns:
         float32 of shape `(rows, columns)` on the CPU; with what comes from the CLS token it sums to 1.
     """
-    grid = grid_of(*image.shape[:2], resolution)
-    layers = range(backbone.model.config.num_hidden_layers)
-    with _attention_of(backbone, layers, lambda weights: weights.mean(0)) as means:
-        _run(backbone, image, resolution)
-    flow = torch.zeros(1 + grid[0] * grid[1])
-    flow[_token(query, grid)] = 1
+    pixels = pixel_values(backbone, image, resolution)
+    grid = backbone.grid(pixels)
+    with _attention_of(backbone, range(backbone.depth), lambda weights: weights.mean(0)) as means:
+        backbone.run(pixels)
+    flow = torch.zeros(len(means[0]))
+    flow[_token(means[0], query, grid)] = 1
     for mean in reversed(means):
         flow = (flow + flow @ mean) / 2
-    return flow[1:].unflatten(0, grid)
+    return _map_of(flow, grid, image, resolution)
 
 
 def similarity_to_point(features: torch.Tensor, row: int, column: int) -> torch.Tensor:
@@ -131,6 +134,31 @@ def similarity_to_point(features: torch.Tensor, row: int, column: int) -> torch.
     return F.cosine_similarity(features, features[:, row, column, None, None], dim=0)
 
 
+def foreground_scores(features: torch.Tensor) -> torch.Tensor:
+    """Principal scores of the patches that differ from those along the border, where the background is as a rule.
+
+    The foreground is where the score on the first component has another sign than most of the border.
+
+    Args:
+        features: of shape `(channels, rows, columns)`.
+
+    Returns:
+        float64 of shape `(3, rows, columns)`, NaN in the background; of an image without a foreground everywhere.
+    """
+    first = principal_scores(features)[0]
+    border = torch.cat([first[0], first[-1], first[:, 0], first[:, -1]])
+    inside = first * (1 if border.sign().sum() <= 0 else -1) > 0
+    scores = torch.full((3, *first.shape), torch.nan, dtype=torch.float64)
+    if inside.any():
+        scores[:, inside] = principal_scores(features[:, inside].unsqueeze(-1)).squeeze(-1)
+    return scores
+
+
+def similarity_elsewhere(features: torch.Tensor, row: int, column: int, others: torch.Tensor) -> torch.Tensor:
+    """As [`similarity_to_point`], of the patches of another image, `others`, to a patch of the first."""
+    return F.cosine_similarity(others, features[:, row, column, None, None], dim=0)
+
+
 def heat_of(values: torch.Tensor, low: float | None = None, high: float | None = None) -> np.ndarray:
     """Values as colours from dark to bright, from `low` to `high` (the smallest and the largest if not given).
 
@@ -143,29 +171,29 @@ def heat_of(values: torch.Tensor, low: float | None = None, high: float | None =
     return colormaps["inferno"](unit, bytes=True)[..., :3]
 
 
-def display_size(rows: int, columns: int) -> tuple[int, int]:
-    """Width and height in pixels at which a map and its image are shown: whole pixels for a patch."""
-    pixels = max(1, DISPLAY_SIDE // max(rows, columns))
-    return columns * pixels, rows * pixels
+def display_size(height: int, width: int) -> tuple[int, int]:
+    """Width and height in pixels at which an image of another height and width, and its maps, are shown."""
+    scale = DISPLAY_SIDE / max(height, width)
+    return max(1, round(scale * width)), max(1, round(scale * height))
 
 
 def draw_map(
-    colors: np.ndarray, image: np.ndarray | None = None, point: tuple[float, float] | None = None, opacity: float = 1.0
+    colors: np.ndarray, image: np.ndarray, point: tuple[float, float] | None = None, opacity: float = 1.0
 ) -> Image.Image:
-    """A map as a picture, each patch a block of one colour.
+    """A map over its image as a picture in the image's proportions, each patch a block of one colour.
 
     Args:
-        colours: uint8 of shape `(rows, columns, 3)`.
-        image: uint8 RGB to lay the map over.
+        colors: uint8 of shape `(rows, columns, 3)`.
+        image: uint8 RGB of shape `(height, width, 3)`.
         point: fractions from the left and from the top of a place to be ringed.
         opacity: of the map over the image.
     """
-    size = display_size(*colors.shape[:2])
+    size = display_size(*image.shape[:2])
     picture = Image.fromarray(colors).resize(size, Image.Resampling.NEAREST)
-    if image is not None and opacity < 1:
+    if opacity < 1:
         under = Image.fromarray(image).resize(size, Image.Resampling.BICUBIC).convert("L").convert("RGB")
         picture = Image.blend(under, picture, opacity)
-    return picture if point is None else _ringed(picture, point)
+    return picture if point is None else ringed(picture, point)
 
 
 def patch_at(point: tuple[float, float], rows: int, columns: int) -> tuple[int, int]:
@@ -174,7 +202,8 @@ def patch_at(point: tuple[float, float], rows: int, columns: int) -> tuple[int, 
     return min(int(y * rows), rows - 1), min(int(x * columns), columns - 1)
 
 
-def _ringed(picture: Image.Image, point: tuple[float, float]) -> Image.Image:
+def ringed(picture: Image.Image, point: tuple[float, float]) -> Image.Image:
+    """A copy with a ring around a point, in fractions from the left and from the top."""
     y, x = np.ogrid[: picture.height, : picture.width]
     distance = np.hypot(x - point[0] * picture.width, y - point[1] * picture.height)
     pixels = np.array(picture)
@@ -183,13 +212,22 @@ def _ringed(picture: Image.Image, point: tuple[float, float]) -> Image.Image:
     return Image.fromarray(pixels)
 
 
-def _token(query: tuple[int, int] | None, grid: tuple[int, int]) -> int:
-    return 0 if query is None else 1 + query[0] * grid[1] + query[1]
+def _token(weights: torch.Tensor, query: tuple[int, int] | None, grid: tuple[int, int]) -> int:
+    """The index of a token: those of the patches are the last ones, the CLS token is the first of what precedes them.
+
+    Raises:
+        ValueError: if there is no CLS token.
+    """
+    prefix = weights.shape[-1] - grid[0] * grid[1]
+    if query is None and not prefix:
+        raise ValueError("This ViT has no CLS token: choose the attention of the point.")
+    return 0 if query is None else prefix + query[0] * grid[1] + query[1]
 
 
-@torch.no_grad()
-def _run(backbone: LoadedBackbone, image: np.ndarray, resolution: int) -> None:
-    backbone.model(pixel_values(backbone, image, resolution))
+def _map_of(weights: torch.Tensor, grid: tuple[int, int], image: np.ndarray, resolution: int) -> torch.Tensor:
+    """What goes to the patches, the last dimension, as rows and columns, without those of a padding."""
+    rows, columns = grid_of(*image.shape[:2], resolution)
+    return weights[..., -grid[0] * grid[1] :].unflatten(-1, grid)[..., :rows, :columns]
 
 
 @contextmanager
@@ -200,13 +238,18 @@ def _attention_of(backbone: LoadedBackbone, layers: Sequence[int], reduce) -> It
     """
     collected: list[torch.Tensor] = []
 
-    def collect(module, inputs, outputs):
-        if outputs[1] is None:
-            raise RuntimeError(f"{backbone.name} was not loaded with eager attention, so there are no weights to show.")
-        collected.append(reduce(outputs[1][0]).float().cpu())
+    def collector(place: int):
+        def collect(module, inputs, outputs):
+            if outputs[place] is None:
+                raise RuntimeError(
+                    f"{backbone.name} was not loaded with eager attention: there are no weights to show."
+                )
+            collected.append(reduce(outputs[place][0]).float().cpu())
 
-    blocks = backbone.model.encoder.layer
-    handles = [blocks[index].attention.register_forward_hook(collect) for index in layers]
+        return collect
+
+    found = backbone.attention_layers()
+    handles = [found[index][0].register_forward_hook(collector(found[index][1])) for index in layers]
     try:
         yield collected
     finally:

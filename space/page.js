@@ -18,3 +18,19 @@ document.addEventListener("paste", async (event) => {
     input.files = transfer.files;
     input.dispatchEvent(new Event("change", { bubbles: true }));
 });
+
+// Arrow keys on a map move its point by a patch.
+const MOVES = { ArrowLeft: ["#point_x", -1], ArrowRight: ["#point_x", 1], ArrowUp: ["#point_y", -1], ArrowDown: ["#point_y", 1] };
+document.addEventListener("keydown", (event) => {
+    const move = MOVES[event.key];
+    if (!move || !event.target.matches?.(".picture")) return;
+    event.preventDefault();
+    const number = document.querySelector(`${move[0]} input[type=number]`);
+    const patches = Number(document.querySelector("#resolution input[type=number]")?.value) || 16;
+    const value = Math.min(100, Math.max(0, Number(number.value) + (move[1] * 100) / patches));
+    Object.getOwnPropertyDescriptor(HTMLInputElement.prototype, "value").set.call(number, value.toFixed(1));
+    number.dispatchEvent(new Event("input", { bubbles: true }));
+});
+new MutationObserver(() => {
+    for (const picture of document.querySelectorAll(".picture:not([tabindex])")) picture.tabIndex = 0;
+}).observe(document, { childList: true, subtree: true });

@@ -1,22 +1,96 @@
 """The upload of an image and the example images, the same in every tab."""
 
+import base64
+import functools
+import io
+import json
+from collections.abc import AsyncIterator, Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import gradio as gr
 import numpy as np
 import PIL.Image
+import PIL.ImageOps
+from bands import rgb_bands
 from computing import PRIVATE, message, told
 from gradio.processing_utils import save_file_to_cache
 from gradio.utils import get_upload_folder
+from headers import check_header
 from pydicom.data import get_testdata_file
 from reading import Reading, read_image
 
 HERE = Path(__file__).parent
+CROWNS = "Tree crowns"
 EXAMPLES = {
+    CROWNS: HERE / "examples" / "tree_crowns.jpg",
     "Trees, Yellowstone": HERE / "examples" / "trees_yellowstone.jpg",
     "Trees, Florida": HERE / "examples" / "trees_florida.jpg",
     "CT slice": Path(get_testdata_file("CT_small.dcm", download=False)),
 }
+
+
+@dataclass(frozen=True)
+class ImageInput:
+    """Where an image comes from: an upload, and examples that fill it."""
+
+    upload: gr.File
+    example: gr.Radio
+
+    def changed(
+        self, handler: Callable, inputs: Sequence[Any], outputs: Sequence[Any], **options
+    ) -> list[gr.events.Dependency]:
+        """Calls a handler when there is another image: once for an upload, an example, or when the upload is emptied.
+
+        Args:
+            handler: marked with [`computing.answering`]; it takes the path of the image and the inputs.
+        """
+        outputs, options = [*outputs, self.upload, self.example], {**PRIVATE, **options}
+        triggers = [self.upload.upload, self.upload.clear, self.upload.delete]
+        return [
+            gr.on(triggers, _of_upload(handler), [self.upload, *inputs], outputs, **options),
+            self.example.input(_of_example(handler), [self.example, *inputs], outputs, **options),
+        ]
+
+    def restored(self, handler: Callable, inputs: Sequence[Any], outputs: Sequence[Any]) -> tuple:
+        """What `app.load` does with it: the handler, its inputs and outputs; nothing if no example is chosen."""
+        return _of_example(handler), [self.example, *inputs], [*outputs, self.upload, self.example]
+
+
+def _of_upload(handler: Callable) -> Callable:
+    @functools.wraps(handler)
+    async def with_upload(path: str | None, *others) -> AsyncIterator[tuple]:
+        async for found in handler(path, *others):
+            yield *found, gr.skip(), None
+
+    return with_upload
+
+
+def _of_example(handler: Callable) -> Callable:
+    @functools.wraps(handler)
+    async def with_example(name: str | None, *others) -> AsyncIterator[tuple]:
+        if name in EXAMPLES:
+            path = example_path(name)
+            async for found in handler(path, *others):
+                yield *found, path, gr.skip()
+
+    return with_example
+
+
+def thumbnails() -> str:
+    """CSS by which the choice of each example shows a small picture of it."""
+    rules = []
+    for name in EXAMPLES:
+        small = open_upload(str(EXAMPLES[name]), 128).to_rgb()
+        buffer = io.BytesIO()
+        PIL.ImageOps.fit(small, (48, 48)).save(buffer, "JPEG", quality=80)
+        data = base64.b64encode(buffer.getvalue()).decode()
+        rules.append(
+            f'label[data-testid="{name}-radio-label"]::before {{ content: ""; width: 40px; height: 40px; '
+            f"border-radius: 4px; background: url(data:image/jpeg;base64,{data}) center / cover; }}"
+        )
+    return "\n".join(rules)
 
 
 def image_upload(label: str = "Image", elem_id: str | None = None) -> gr.File:
@@ -27,16 +101,38 @@ def image_upload(label: str = "Image", elem_id: str | None = None) -> gr.File:
     return gr.File(label=f"{label}: drop, choose or paste", height=140, elem_id=elem_id, elem_classes="image-upload")
 
 
-def example_choice(upload: gr.File) -> gr.Radio:
-    """Example images as a choice that fills the upload; one's own upload takes the choice back."""
-    choice = gr.Radio(list(EXAMPLES), label="… or an example")
+def image_input(elem_id: str, value: str | None = None) -> ImageInput:
+    """An upload with example images as a choice below.
 
-    def fill(name: str | None) -> str | None:
-        return save_file_to_cache(EXAMPLES[name], get_upload_folder()) if name in EXAMPLES else gr.skip()
+    Args:
+        value: the name of the example that is there at first.
+    """
+    upload = image_upload(elem_id=elem_id)
+    return ImageInput(upload, gr.Radio(list(EXAMPLES), value=value, label="… or an example"))
 
-    choice.change(fill, choice, upload, show_progress="hidden", **PRIVATE)
-    upload.upload(lambda: None, None, choice, **PRIVATE)
-    return choice
+
+def example_path(name: str) -> str:
+    """The file of an example, where uploads are."""
+    return save_file_to_cache(EXAMPLES[name], get_upload_folder())
+
+
+def name_of(path: str) -> str:
+    """What an image is called in a result."""
+    return next((name for name, example in EXAMPLES.items() if example.name == Path(path).name), Path(path).name)
+
+
+def forget(triggers: Sequence[Callable], outputs: Sequence[Any], values: Sequence[Any], cancels: Sequence = ()) -> None:
+    """What was found in another image, or by another model, is no longer shown; the page does so by itself.
+
+    Args:
+        triggers: events of the inputs of a result.
+        outputs: the components that show it.
+        values: what these show without a result.
+        cancels: the events that are on their way to it.
+    """
+    gr.on(triggers, None, None, list(outputs), js=f"() => {json.dumps(list(values))}", **PRIVATE)
+    if cancels:
+        gr.on(triggers, None, None, None, cancels=list(cancels), **PRIVATE)
 
 
 def open_upload(path: str | None, max_side: int = 2048, input_spec: dict | None = None) -> Reading:
@@ -51,14 +147,19 @@ def open_upload(path: str | None, max_side: int = 2048, input_spec: dict | None 
     if path is None:
         raise message("There is no image yet: drop, choose or paste one.")
     with told():
-        reading = read_image(path, max_side)
+        check_header(Path(path))
+        bands = rgb_bands(path)
+        reading = read_image(path, max_side, bands and {"bands": bands})
         if input_spec and not isinstance(reading.image, PIL.Image.Image):
             reading = read_image(path, max_side, input_spec)
         return reading
 
 
 def open_rgb(path: str | None, max_side: int = 2048, input_spec: dict | None = None) -> tuple[np.ndarray, str]:
-    """As [`open_upload`]: the image in uint8 RGB, of shape `(height, width, 3)`, and the note of how it was read."""
+    """As [`open_upload`]: the image in uint8 RGB, of shape `(height, width, 3)`, and the note of how it was read.
+
+    The note begins with the name of the image.
+    """
     reading = open_upload(path, max_side, input_spec)
     with told():
-        return np.asarray(reading.to_rgb()), reading.note
+        return np.asarray(reading.to_rgb()), f"{name_of(path)}: {reading.note}"

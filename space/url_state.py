@@ -2,12 +2,29 @@
 
 import json
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import gradio as gr
-from computing import PRIVATE
+from computing import PRIVATE, QUEUE
 
 MAX_TEXT = 500
+DEEP, MOST_LAYERS = "deep", 128
+"""The class of sliders that are as long as a backbone has layers, which is not known when the page loads."""
+
+
+def slider(*arguments, **options) -> gr.Slider:
+    """Without gradio's button that resets it, which makes no event of input."""
+    return gr.Slider(*arguments, buttons=[], **options)
+
+
+class Tab(NamedTuple):
+    """What a tab's `build_tab` gives."""
+
+    state: dict[str, gr.components.Component]
+    """The components whose values are kept in the URL, by their keys there."""
+    at_start: list[tuple] = []
+    """What is shown when the page has loaded: handlers with their inputs and outputs."""
+
 
 # A Space lies in a frame of the Hub's page, which copies the query into its own address when told.
 REMEMBER = """(...values) => {
@@ -22,7 +39,9 @@ REMEMBER = """(...values) => {
 }"""
 
 
-def keep_in_url(app: gr.Blocks, tabs: gr.Tabs, components: dict[str, gr.components.Component]) -> None:
+def keep_in_url(
+    app: gr.Blocks, tabs: gr.Tabs, components: dict[str, gr.components.Component], at_start: list[tuple]
+) -> None:
     """Restores tab and components from the URL when the page loads, and writes them there when they change.
 
     What the URL says is checked: numbers are kept within a slider's limits, and unknown choices are left out.
@@ -30,6 +49,7 @@ def keep_in_url(app: gr.Blocks, tabs: gr.Tabs, components: dict[str, gr.componen
     Args:
         tabs: its tabs have ids.
         components: by their keys in the URL.
+        at_start: see [`Tab`].
     """
 
     def restore(request: gr.Request) -> list[Any]:
@@ -40,6 +60,8 @@ def keep_in_url(app: gr.Blocks, tabs: gr.Tabs, components: dict[str, gr.componen
     ids = [tab.id for tab in tabs.children]
     restored = app.load(restore, None, [tabs, *components.values()], show_progress="hidden", **PRIVATE)
     restored.then(None, js="() => { window.urlIsRestored = true; }")
+    for handler, inputs, outputs in at_start:
+        restored.then(handler, inputs, outputs, **QUEUE, **PRIVATE)
     defaults = [_text(component.value) for component in components.values()]
     remember = REMEMBER % (json.dumps(list(components)), json.dumps(defaults))
     gr.on([component.change for component in components.values()], None, list(components.values()), js=remember)
@@ -52,6 +74,9 @@ def _restored(component: gr.components.Component, text: str | None) -> Any:
     """An update of the component, none if the URL says nothing that it can take."""
     if text is None or len(text) > MAX_TEXT:
         return gr.skip()
+    if DEEP in (component.elem_classes or []):
+        value = _number(text, component.minimum, MOST_LAYERS, integer=True)
+        return value if isinstance(value, dict) else gr.Slider(value=value, maximum=max(value, component.maximum))
     if isinstance(component, (gr.Slider, gr.Number)):
         return _number(text, component.minimum, component.maximum, integer=component.step == 1)
     if isinstance(component, gr.CheckboxGroup):

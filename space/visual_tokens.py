@@ -49,13 +49,27 @@ def token_maps(
             f"An image of {size[0]} × {size[1]} is cut into {rows} × {columns} tiles, which are not {num_tiles} with "
             "the thumbnail: give the image as it went into the processor."
         )
-    side = math.isqrt(processor.image_seq_length)
     mask = np.full(num_tiles * processor.image_seq_length, kept is None)
     if kept is not None:
         mask[kept.numpy()] = True
-    mask = mask.reshape(num_tiles, side, side)
-    tiles = mask[: rows * columns].reshape(rows, columns, side, side).swapaxes(1, 2).reshape(rows * side, -1)
-    return TokenMaps(tiles, mask[-1] if rows * columns > 1 else None, (rows, columns))
+    return TokenMaps(*placed(mask, (rows, columns), num_tiles), (rows, columns))
+
+
+def placed(values: np.ndarray, grid: tuple[int, int], num_tiles: int) -> tuple[np.ndarray, np.ndarray | None]:
+    """A value for each visual token of an image, tile by tile, where these are in it.
+
+    Args:
+        values: of shape `(num_tiles * tokens,)`.
+        grid: rows and columns of tiles.
+
+    Returns:
+        Over the image, of shape `(tile rows * side, tile columns * side)`, and over the thumbnail if there is one.
+    """
+    rows, columns = grid
+    side = math.isqrt(len(values) // num_tiles)
+    values = values.reshape(num_tiles, side, side)
+    tiles = values[: rows * columns].reshape(rows, columns, side, side).swapaxes(1, 2).reshape(rows * side, -1)
+    return tiles, values[-1] if rows * columns > 1 else None
 
 
 def draw_tokens(image: Image.Image, kept: np.ndarray, grid: tuple[int, int] = (1, 1)) -> Image.Image:

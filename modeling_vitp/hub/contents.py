@@ -15,6 +15,7 @@ from huggingface_hub.utils import validate_repo_id
 from ..cards.license import FIELDS, agreed, card_metadata, license_files
 from ..cards.model_card import fill_card
 from ..cards.record import stated_licenses
+from ..command.folders import SPACE
 from ..convert.checkpoint import convert_checkpoint
 from ..convert.export import export_backbone
 from .failures import FAILURES, explain
@@ -43,7 +44,6 @@ TYPES_OF_KIND = {
 
 DATA_SUFFIXES = set(".parquet .arrow .json .jsonl .csv .tar .zip .png .jpg .jpeg .tif .tiff .webp".split())
 MODEL_VARIABLE = "VITP_MODEL"  # by which the demo knows its model
-SPACE = Path(__file__).parents[2] / "space"
 
 # Where a file came from on this machine; nothing reads it.
 LOCAL_KEYS = ("_name_or_path", "name_or_path")

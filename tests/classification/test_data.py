@@ -5,7 +5,6 @@ import shutil
 
 import numpy as np
 import pandas as pd
-import pydicom
 import pytest
 import rasterio
 import torch
@@ -13,7 +12,7 @@ from classification_data import MAKERS, picture_of, write_folders
 from datasets import ClassLabel, Dataset, Features, Image, List, Value
 from dense_data import read_config, save
 from pictures import picture, write_bands
-from pydicom.data import get_testdata_file
+from volumes_on_disk import write_series
 
 from modeling_vitp.classification.classes import check_trained, count
 from modeling_vitp.classification.data import ClassificationData
@@ -78,17 +77,6 @@ def test_an_image_that_is_cut_short_is_named_when_it_is_read(folders):
     path.write_bytes(path.read_bytes()[:-300])
     with pytest.raises(ValueError, match="train/field/0.png: the image cannot be read: "):
         opened({"root": str(folders)})[0]
-
-
-def test_dicom_is_read_in_its_units_where_an_input_spec_has_a_window(folders):
-    path = folders / "train" / "field" / "ct.dcm"
-    shutil.copyfile(get_testdata_file("CT_small.dcm"), path)
-    tags = pydicom.dcmread(path)
-    units = tags.pixel_array * float(tags.RescaleSlope) + float(tags.RescaleIntercept)
-    data = {"root": str(folders), "splits": {"train": {"image": "train/{class}/{name}.dcm"}}}
-    samples = opened(data | {"classes": ["field", "forest"], "input_spec": {"window": [-160, 240]}})
-    expected = np.clip((units + 160) / 400, 0, 1) * 255
-    np.testing.assert_allclose(samples[0]["image"][0], expected, atol=0.51)
 
 
 def rows(labels, feature, name: str = "label") -> Dataset:
@@ -231,6 +219,24 @@ def test_a_copy_in_another_split_is_named(folders):
         with pytest.raises(ValueError, match=r"in split 'test' is the same image as .* in 'train'"):
             ClassificationData.from_dict(settings).check_disjoint(["train", "test"])
     ClassificationData.from_dict({"root": str(folders), "allow_shared_images": True}).check_disjoint(["train", "test"])
+
+
+def test_dicom_is_windowed_by_the_input_spec_and_its_patients_are_in_one_split(tmp_path):
+    values = np.random.default_rng(0).integers(-300, 400, (1, 20, 24))
+    for split, patient in (("train", "ann"), ("test", "bob")):
+        for label in ("ct", "mr"):
+            folder = tmp_path / split / label
+            (path,) = write_series(folder, values, patient=patient)
+            path.rename(folder / f"{split}_{label}.dcm")
+    data = ClassificationData.from_dict({"root": str(tmp_path), "input_spec": {"window": [-160, 240]}})
+    data.check_disjoint(["train", "test"])
+    data.find_classes(["train"])
+    image = data.open(["train"])[0]["image"]
+    assert np.array_equal(image[0], np.round(255 * np.clip((values[0] + 160) / 400, 0, 1)))
+    (path,) = write_series(tmp_path / "test" / "mr", values + 1, patient="ann")
+    path.rename(path.with_name("other.dcm"))
+    with pytest.raises(ValueError, match="PatientID ann is in both splits 'train', as .*, and 'test', as .*other.dcm"):
+        data.check_disjoint(["train", "test"])
 
 
 def test_what_is_recorded_opens_the_same_data_without_what_was_trained_on(folders):

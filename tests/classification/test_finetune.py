@@ -61,6 +61,7 @@ def test_benchmarks_with_one_class_an_image(tmp_path, name):
         assert Image.open(tmp_path / "out" / "watch" / "step-000002.png").size[0] > 300
 
 
+@pytest.mark.slow
 def test_bigearthnet_in_twelve_bands_from_a_backbone_for_three(tmp_path):
     """Scores are those of the saved model for what its image processor makes of the bands."""
     classification_data.MAKERS["bigearthnet_v2"](tmp_path / "data")

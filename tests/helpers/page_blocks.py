@@ -41,6 +41,7 @@ ONLY_PARSED = {
     "vitp experiment": "hours",
     "python recipes/data/build_nuclei.py": "the network",
     "vitp finetune_detection --config nuclei_oriented": "what the command before makes",
+    "vitp space": "it serves until it is stopped",
     "vitp finetune_classification --config aerial_trees_density": "what the command before makes",
     "pip install": "the network; CI installs by the README's command",
 }
@@ -62,6 +63,7 @@ SLOW = (
 )
 # Modules of which a Python block is compiled and not run, and why; those in SLOW_MODULES, where slow tests do not run.
 ONLY_COMPILED = {"terratorch": "a hundred packages", "torchao": "it logs what it cannot load whenever it is imported"}
+ONLY_COMPILED |= {"gradio_client": "a Space that is running"}
 SLOW_MODULES = ("onnxruntime", "modeling_vitp.convert.onnx", "nibabel")
 # Commands that may end with status 1, which says what a model of two steps does not reach.
 MAY_FAIL = ("vitp pretrain --config quickstart", "vitp pretrain --vision_model")
@@ -279,6 +281,8 @@ def parse(name: str, words: list[str], patch: pytest.MonkeyPatch) -> None:
         inner.setattr("modeling_vitp.command.places.check_places", lambda arguments: None)
         inner.setattr(command_line, "check_places", lambda arguments: None)
         inner.setattr(signal, "signal", stop)
+        if name == "space":
+            inner.setattr("modeling_vitp.command.places.check_places", stop)
         try:
             status = call(name, words, inner)
         except Parsed:
@@ -373,8 +377,16 @@ def open_space(command: str, words: list[str], place: Place, patch: pytest.Monke
     launched = []
     with patch.context() as inner:
         inner.setattr(gradio.Blocks, "launch", lambda self, **options: launched.append(self))
+        inner.syspath_prepend(str(ROOT / "space"))
         runpy.run_path(str(ROOT / "space" / "app.py"), run_name="__main__")
     assert len(launched) == 1 and not words
+
+
+def pack_model(command: str, words: list[str], place: Place, patch: pytest.MonkeyPatch) -> None:
+    """Packs a model, if slow tests have made it, into a folder of the page's."""
+    source, target = map(Path, words)
+    if place.is_slow:
+        run_process([sys.executable, ROOT / "space" / "pack.py", source, target], place.folder)
 
 
 def read_builder(command: str, words: list[str], place: Place, patch: pytest.MonkeyPatch) -> None:
@@ -450,6 +462,7 @@ OTHER_PROGRAMS = {
     "hf": log_in,
     "transformers": read_transformers,
     "space/app.py": open_space,
+    "space/pack.py": pack_model,
     "zipfile": run_in_shell,
     "printf": run_in_shell,
     "echo": run_in_shell,

@@ -30,7 +30,7 @@ def run(*command, cwd=ROOT, **environment) -> subprocess.CompletedProcess:
 def test_the_command_lists_every_recipe_with_what_it_does(capsys):
     main([])
     listed = {line.split()[0] for line in capsys.readouterr().out.splitlines() if line.startswith("  ")}
-    assert listed == {*RECIPES, "convert"} and set(recipes()) == set(RECIPES)
+    assert listed == {*RECIPES, "convert", "space"} and set(recipes()) == set(RECIPES)
 
 
 @pytest.mark.parametrize("name", RECIPES)
@@ -45,9 +45,13 @@ def test_a_recipe_is_one_file_by_three_names(name):
     assert f"usage: vitp {name} " in ways[0].stdout
 
 
-def test_the_conversion_is_part_of_the_command():
-    ways = [run(VITP, "convert", "--help"), run(sys.executable, "-m", "modeling_vitp.convert", "--help")]
+@pytest.mark.parametrize(
+    ("name", "module"), [("convert", ["-m", "modeling_vitp.convert"]), ("space", ["space/__main__.py"])]
+)
+def test_the_conversion_and_the_space_are_part_of_the_command(name, module):
+    ways = [run(VITP, name, "--help"), run(sys.executable, *module, "--help")]
     assert ways[0].returncode == 0 and ways[0].stdout == ways[1].stdout
+    assert f"usage: vitp {name} " in ways[0].stdout
 
 
 LOADED = """

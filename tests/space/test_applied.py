@@ -3,22 +3,23 @@
 import json
 import re
 
-import apply_tab
 import gradio as gr
 import numpy as np
 import pytest
 import torch
 from applied import Classes, Objects, color_of
+from apply_tab import drawn, found_by
 from boxes import COLORS
-from gradio_client import Client, handle_file
-from gradio_client.exceptions import AppError
-from loading import Models, UnavailableModel
+from checking import UnavailableModel
+from loading import TINY, Models
 from original_detectors import DETECTORS, original_detector
 from pictures import picture
 from PIL import Image, ImageColor
-from tiny_models import HEAD, adapter_config
+from tiny_models import HEAD, VISION_16, adapter_config
+from transformers import pipeline
 
 from modeling_vitp import (
+    ViTPAdapterConfig,
     ViTPChangeDetectionConfig,
     ViTPDetectionImageProcessor,
     ViTPForChangeDetection,
@@ -26,7 +27,9 @@ from modeling_vitp import (
     ViTPSegmentationConfig,
     ViTPSegmentationImageProcessor,
 )
+from modeling_vitp.detection.one_stage import DETECTORS as ONE_STAGE
 
+ADAPTER = {"deformable_heads": 4, "spatial_prior_channels": 8}
 GREY = np.full((90, 120, 3), 100, np.uint8)
 
 
@@ -106,16 +109,7 @@ def folder(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def models(folder):
-    return Models("nothing", fine_tuned=[str(folder / name) for name in (*DETECTORS, "segmentation", "changes")])
-
-
-@pytest.fixture(scope="module")
-def client(models):
-    with gr.Blocks(analytics_enabled=False) as app:
-        apply_tab.build_tab(models, gr.Dropdown(["a"], value="a", label="Model"))
-    _, url, _ = app.launch(prevent_thread_lock=True, quiet=True, server_name="127.0.0.1")
-    yield Client(url, verbose=False)
-    app.close()
+    return Models(TINY, fine_tuned=[str(folder / name) for name in (*DETECTORS, "segmentation", "changes")])
 
 
 @pytest.fixture(scope="module")
@@ -136,69 +130,89 @@ def outputs_of(models, name, *scenes):
     return one.model(*((values - mean) / std for values in pixels))
 
 
-def value_of(output):
-    return output["value"] if isinstance(output, dict) and "value" in output else output
-
-
-def pixels_of(output):
-    value = value_of(output)
-    return np.asarray(Image.open(value["path"] if isinstance(value, dict) else value).convert("RGB"))
-
-
 @pytest.mark.parametrize("name", DETECTORS)
-def test_what_a_detector_finds_is_drawn_and_drawn_anew_without_the_model(
-    client, models, folder, scenes, monkeypatch, name
-):
-    name = str(folder / name)
+def test_what_a_detector_finds_is_drawn_and_drawn_anew_without_the_model(models, scenes, name):
     outputs = outputs_of(models, name, scenes[0])
-    shown = client.predict(name, handle_file(str(scenes[0])), None, 0.5, 0.5, api_name="/apply")
+    found, note = found_by(models, str(scenes[0]), None, name)
+    picture, legend = drawn(found, 0.5, 0.5)
     count = int((outputs.scores > 0.5).sum())
-    assert f"Objects with a score above 0.5: {count}" in shown[1] and "96 × 80 pixels" in value_of(shown[2])
-    monkeypatch.setattr(models.fine_tuned(name).model, "forward", None)
-    again = client.predict(0.9, 0.5, api_name="/apply_draw")
+    assert f"Objects with a score above 0.5: {count}" in legend and "0.png: PNG, RGB, 96 × 80 pixels" in note
+    assert name in note
+    fewer, legend = drawn(found, 0.9, 0.5)
     count = int((outputs.scores > 0.9).sum())
-    assert f"Objects with a score above 0.9: {count}" in again[1]
-    assert (pixels_of(again[0]) != pixels_of(shown[0])).any()
-    plain = client.predict(1.0, 0.5, api_name="/apply_draw")
-    np.testing.assert_array_equal(pixels_of(plain[0]), np.asarray(Image.open(scenes[0]).convert("RGB")))
+    assert f"Objects with a score above 0.9: {count}" in legend
+    assert (np.asarray(fewer) != np.asarray(picture)).any()
+    plain, _ = drawn(found, 1.0, 0.5)
+    np.testing.assert_array_equal(np.asarray(plain), np.asarray(Image.open(scenes[0]).convert("RGB")))
 
 
-def test_a_map_has_the_colors_of_the_classes_that_the_model_gives(client, models, folder, scenes):
-    name = str(folder / "segmentation")
-    labels = outputs_of(models, name, scenes[0]).logits[0].argmax(0).numpy()
-    shown = client.predict(name, handle_file(str(scenes[0])), None, 0.5, 1.0, api_name="/apply")
+def test_a_map_has_the_colors_of_the_classes_that_the_model_gives(models, scenes):
+    labels = outputs_of(models, "segmentation", scenes[0]).logits[0].argmax(0).numpy()
+    found, _ = found_by(models, str(scenes[0]), None, "segmentation")
+    picture, legend = drawn(found, 0.5, 1.0)
     palette = np.array([ImageColor.getrgb(color) for color in COLORS])
-    np.testing.assert_array_equal(pixels_of(shown[0]), palette[labels])
+    np.testing.assert_array_equal(np.asarray(picture), palette[labels])
     for label, class_name in enumerate(("field", "water", "road")):
-        assert f"{class_name}</th><td>{100 * (labels == label).mean():.1f}%" in shown[1]
+        assert f"{class_name}</th><td>{100 * (labels == label).mean():.1f}%" in legend
 
 
-def test_changes_need_two_images_and_are_drawn_on_the_second(client, models, folder, scenes):
-    name = str(folder / "changes")
-    labels = outputs_of(models, name, *scenes).logits[0].argmax(0).numpy()
-    paths = [handle_file(str(scene)) for scene in scenes]
-    shown = client.predict(name, *paths, 0.5, 1.0, api_name="/apply")
+def test_changes_need_two_images_of_one_shape_and_are_drawn_on_the_second(models, scenes, tmp_path):
+    labels = outputs_of(models, "changes", *scenes).logits[0].argmax(0).numpy()
+    found, _ = found_by(models, *map(str, scenes), "changes")
+    shown, _ = drawn(found, 0.5, 1.0)
     palette = np.array([ImageColor.getrgb(color) for color in COLORS])
     later = np.asarray(Image.open(scenes[1]).convert("RGB"))
-    np.testing.assert_array_equal(pixels_of(shown[0]), np.where(labels[..., None] == 0, later, palette[labels]))
-    with pytest.raises(AppError, match="finds changes: it needs a second image of the same ground"):
-        client.predict(name, paths[0], None, 0.5, 1.0, api_name="/apply")
+    np.testing.assert_array_equal(np.asarray(shown), np.where(labels[..., None] == 0, later, palette[labels]))
+    with pytest.raises(gr.Error, match="finds changes: it needs a second image of the same ground"):
+        found_by(models, str(scenes[0]), None, "changes")
+    picture(96, 40).save(tmp_path / "low.png")
+    with pytest.raises(gr.Error, match="different proportions, 96 × 80 and 96 × 40"):
+        found_by(models, str(scenes[0]), str(tmp_path / "low.png"), "changes")
 
 
-def test_what_cannot_be_applied_is_a_message(client, models, folder, scenes):
-    scene = handle_file(str(scenes[0]))
+@pytest.mark.parametrize("detector", ["rt_detr_v2", "deformable_detr"])
+def test_a_detector_of_transformers_is_applied_as_its_pipeline_does(tmp_path, scenes, detector):
+    torch.manual_seed(0)
+    model_class, processor_class = ONE_STAGE[detector]
+    backbone = ViTPAdapterConfig(**VISION_16, **ADAPTER, out_features=["stride8", "stride16", "stride32"])
+    head = {"d_model": 64, "num_queries": 10, "encoder_ffn_dim": 32, "decoder_ffn_dim": 32, "decoder_layers": 2}
+    head |= {"encoder_attention_heads": 4, "decoder_attention_heads": 4, "encoder_layers": 1}
+    if detector == "rt_detr_v2":
+        head |= {"d_model": 32, "encoder_in_channels": [32] * 3, "decoder_in_channels": [32] * 3}
+        head |= {"encoder_hidden_dim": 32}
+    model_class(model_class.config_class(backbone_config=backbone, **head)).save_pretrained(tmp_path / "one_stage")
+    size = {"height": 64, "width": 64}
+    processor_class(size=size, do_normalize=True, image_mean=[0.4] * 3, image_std=[0.3] * 3).save_pretrained(
+        tmp_path / "one_stage"
+    )
+    models = Models(TINY, fine_tuned=[str(tmp_path / "one_stage")])
+    found, _ = found_by(models, str(scenes[0]), None, "one_stage")
+    options = {"model": str(tmp_path / "one_stage"), "image_processor": str(tmp_path / "one_stage")}
+    expected = pipeline("object-detection", **options)(str(scenes[0]), threshold=0.0)
+    assert len(found.scores) == len(expected) > 0
+    best = max(expected, key=lambda one: one["score"])
+    index = int(found.scores.argmax())
+    assert found.scores[index] == pytest.approx(best["score"], abs=1e-5)
+    box = [best["box"][name] for name in ("xmin", "ymin", "xmax", "ymax")]
+    np.testing.assert_allclose([*found.corners[index, 0], *found.corners[index, 2]], box, atol=1)
+    assert models.backbone("one_stage").depth == 4
+
+
+def test_what_cannot_be_applied_is_a_message(models, folder, scenes):
+    scene = str(scenes[0])
     for name, image, message in (
         (None, scene, "There is no model yet"),
-        (str(folder / "cascade_rcnn"), None, "There is no image yet"),
+        ("cascade_rcnn", None, "There is no image yet"),
+        (TINY, scene, "is a full model, which was not fine-tuned"),
         (str(folder), scene, "is no Hub id|is a folder"),  # not one of those that the app was started with
     ):
-        with pytest.raises(AppError, match=message):
-            client.predict(name, image, None, 0.5, 0.5, api_name="/apply")
+        with pytest.raises(gr.Error, match=message):
+            found_by(models, image, None, name)
     (folder / "bert").mkdir()
     (folder / "bert" / "config.json").write_text('{"model_type": "bert"}')
-    with pytest.raises(UnavailableModel, match="is a 'bert' model; fine-tuned ones here are vitp_"):
-        Models("nothing", fine_tuned=[str(folder / "bert")]).fine_tuned(str(folder / "bert"))
+    with pytest.raises(UnavailableModel, match="is a 'bert' model, which is no kind that can be opened"):
+        Models(TINY, fine_tuned=[str(folder / "bert")])
     config = {"model_type": "vitp_segmentation", "backbone_config": {"band_names": ["VV", "VH"]}}
     (folder / "bert" / "config.json").write_text(json.dumps(config))
     with pytest.raises(UnavailableModel, match="bert takes 2 bands; what is shown here is of red, green and blue"):
-        Models("nothing", fine_tuned=[str(folder / "bert")]).fine_tuned(str(folder / "bert"))
+        Models(TINY, fine_tuned=[str(folder / "bert")])

@@ -78,7 +78,7 @@ def test_every_corruption_for_two_backbones_against_numpy(backbone):
     backbones = {"last layer": encoder(backbone), "first layer": encoder(backbone, 1)}
     results = list(compare(image, backbones, severities=(1, 4), seed=3))
     assert [(r.corruption, r.severity, r.backbone) for r in results] == [
-        (name, severity, backbone) for name in SEVERITIES for severity in (1, 4) for backbone in backbones
+        (name, severity, backbone) for severity in (1, 4) for name in SEVERITIES for backbone in backbones
     ]
     for result in results:
         similarity, compared = expected(image, backbones[result.backbone], result.corruption, result.severity, 3)
@@ -90,6 +90,21 @@ def test_every_corruption_for_two_backbones_against_numpy(backbone):
     unchanged = [r.similarity for r in results if (r.corruption, r.severity) == ("brightness_contrast", 1)]
     assert unchanged == pytest.approx([1, 1], abs=1e-6)
     assert min(r.similarity for r in results) < 0.99
+
+
+def test_the_share_is_of_the_room_above_what_other_images_have(backbone):
+    image, others = np.asarray(picture(6 * 14, 5 * 14)), [np.asarray(picture(6 * 14, 5 * 14, seed)) for seed in (1, 2)]
+    encode = encoder(backbone)
+    floor = np.mean([cosine(encode(image).numpy(), encode(other).numpy()).mean() for other in others])
+    (result,) = compare(image, {"one": encode}, ("haze",), others=others)
+    assert result.floor == pytest.approx(floor, abs=1e-6) and 0.01 < floor < 1
+    assert result.share == pytest.approx((result.similarity - floor) / (1 - floor), abs=1e-6)
+
+    def blind(image):  # to which all images are alike
+        return torch.ones(4, 5, 6) + 1e-3 * encode(image)[:4]
+
+    (alike,) = compare(image, {"blind": blind}, ("haze",), (5,), others=others)
+    assert alike.similarity > 0.99 and alike.share < 0.9
 
 
 def test_features_that_move_with_the_image_are_found_again():

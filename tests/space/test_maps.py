@@ -5,19 +5,23 @@ import pytest
 import torch
 from loading import Models
 from maps import (
+    attention_heads,
     attention_map,
     draw_map,
+    foreground_scores,
     grid_of,
     heat_of,
     patch_at,
     patch_features,
     rollout_map,
+    similarity_elsewhere,
     similarity_to_point,
 )
 from pictures import picture
 from PIL import Image
 from tiny_models import VISION
 from transformers import AutoModel
+from views import draw_foreground, draw_heads
 
 from modeling_vitp import ViTPVisionConfig, ViTPVisionModel, export_backbone
 from modeling_vitp.images.components import align_scores, colors_of, principal_scores
@@ -37,7 +41,7 @@ def folder(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def backbone(folder):
-    return Models(backbones=[folder]).backbone(folder)
+    return Models(folder).backbone()
 
 
 @pytest.fixture(scope="module")
@@ -104,6 +108,47 @@ def test_attention(backbone, plain, image, query):
     assert flow[token].sum() == pytest.approx(1)
 
 
+def test_every_head_and_its_picture(backbone, plain, image):
+    weights = plain(image).attentions[1][0, :, 0, 1:].reshape(4, 4, 6).numpy()
+    heads = attention_heads(backbone, image, 6, 2)
+    np.testing.assert_allclose(heads, weights, atol=1e-6)
+    sheet = np.asarray(draw_heads(heads, image, 1.0)).astype(int).sum(-1)
+    assert sheet.shape == (512, 768)  # two by two, in the image's proportions
+    for index, one in enumerate(weights):
+        small = sheet[index // 2 * 256 :, index % 2 * 384 :][:256, :384]
+        cells = np.median(small.reshape(4, 64, 6, 64), axis=(1, 3))
+        assert np.unravel_index(cells.argmax(), cells.shape) == np.unravel_index(one.argmax(), one.shape)
+
+
+def test_the_foreground_is_what_differs_from_the_border_and_has_components_of_its_own():
+    rng = np.random.default_rng(0)
+    features = rng.normal(size=(6, 8, 9)) * 0.05
+    features[0] += 1
+    inside = np.zeros((8, 9), bool)
+    inside[2:6, 3:7] = True
+    features[0, inside] -= 4
+    features[1, inside] += rng.normal(size=inside.sum())
+    scores = foreground_scores(torch.from_numpy(features)).numpy()
+    np.testing.assert_array_equal(np.isfinite(scores[0]), inside)
+    flat = features[:, inside].T - features[:, inside].T.mean(0)
+    first = np.linalg.svd(flat, full_matrices=False)[0][:, 0] * np.sqrt(inside.sum())
+    assert abs(np.dot(first, scores[0, inside]) / inside.sum()) == pytest.approx(1, abs=1e-6)
+    assert np.isnan(foreground_scores(torch.ones(4, 3, 3))).all()
+    drawn = np.asarray(draw_foreground(torch.from_numpy(scores), np.full((80, 90, 3), 90, np.uint8), 1.0)).astype(int)
+    middles = [((np.arange(count) + 0.5) * side / count).astype(int) for count, side in zip((8, 9), drawn.shape)]
+    colored = (drawn.max(-1) != drawn.min(-1))[np.ix_(*middles)]
+    assert not colored[~inside].any() and colored[inside].mean() > 0.9
+
+
+def test_what_is_like_a_patch_in_another_image(backbone):
+    first, second = (patch_features(backbone, np.asarray(picture(84, 56, seed)), 6) for seed in (0, 1))
+    found = similarity_elsewhere(first, 1, 2, second)
+    for row, column in ((0, 0), (3, 5)):
+        assert found[row, column] == pytest.approx(
+            cosine(second[:, row, column].numpy(), first[:, 1, 2].numpy()), abs=1e-5
+        )
+
+
 def test_no_hook_is_left_behind(backbone, image):
     def hooks():
         return sum(len(module._forward_hooks) for module in backbone.model.modules())
@@ -114,7 +159,7 @@ def test_no_hook_is_left_behind(backbone, image):
 
 
 def test_attention_that_was_not_computed_is_an_error(folder, image):
-    backbone = Models(backbones=[folder]).backbone(folder)
+    backbone = Models(folder).backbone()
     backbone.model.set_attn_implementation("sdpa")
     with pytest.raises(RuntimeError, match="was not loaded with eager attention"):
         attention_map(backbone, image, 6, 1)
@@ -140,13 +185,12 @@ def test_a_marked_patch_lights_up_where_it_is(backbone, height, width):
     assert patch_at(middle, rows, columns) == (row, column)
     similarity = similarity_to_point(marked, *patch_at(middle, rows, columns))
     assert similarity[row, column] == pytest.approx(1) and (similarity > 0.9999).sum() == 1
-    drawn = np.asarray(draw_map(heat_of(similarity, -1, 1)))
-    scale = drawn.shape[0] // rows
-    assert drawn.shape[:2] == (rows * scale, columns * scale)
-    brightest = drawn.sum(-1, dtype=int) == drawn.sum(-1, dtype=int).max()
-    where = np.argwhere(brightest)
-    assert where.min(0).tolist() == [row * scale, column * scale]
-    assert where.max(0).tolist() == [(row + 1) * scale - 1, (column + 1) * scale - 1]
+    drawn = np.asarray(draw_map(heat_of(similarity, -1, 1), image))
+    assert drawn.shape[:2] == tuple(max(1, round(768 * side / max(height, width))) for side in (height, width))
+    where = np.argwhere(drawn.sum(-1, dtype=int) == drawn.sum(-1, dtype=int).max())
+    patch = [side / count for side, count in zip(drawn.shape, (rows, columns))]
+    np.testing.assert_allclose(where.min(0), [row * patch[0], column * patch[1]], atol=1)
+    np.testing.assert_allclose(where.max(0), [(row + 1) * patch[0] - 1, (column + 1) * patch[1] - 1], atol=1)
 
 
 def test_colours_of_two_backbones_are_comparable():
@@ -172,7 +216,7 @@ def test_maps_without_structure_are_grey():
 
 def test_a_point_is_ringed_and_the_image_shows_through():
     colours, image = np.zeros((4, 6, 3), np.uint8), np.full((40, 60, 3), 200, np.uint8)
-    plain, ringed = draw_map(colours), draw_map(colours, point=(0.5, 0.25))
+    plain, ringed = draw_map(colours, image), draw_map(colours, image, point=(0.5, 0.25))
     assert plain.size == ringed.size == (768, 512)
     where = np.argwhere(np.asarray(ringed).any(-1))
     np.testing.assert_allclose(where.mean(0), [128, 384], atol=1)

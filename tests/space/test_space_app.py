@@ -1,6 +1,5 @@
 """The Space as it is served, called as `gradio_client` and as plain HTTP do: what comes back, and what is refused."""
 
-import concurrent.futures
 import configparser
 import io
 import json
@@ -20,17 +19,18 @@ import numpy as np
 import pytest
 import torch
 from app import build_app, launch_options
-from backbone_tab import ATTENTION, FROM_CLS, FROM_POINT, PCA, ROLLOUT, SIMILARITY
+from checking import UnavailableModel
 from gradio_client import Client, handle_file
 from gradio_client.exceptions import AppError
 from huggingface_hub import SpaceCard
-from loading import TINY, UNTRAINED, Models, UnavailableModel
+from loading import PACKED, RANDOM, TINY, Models
 from packaging.requirements import Requirement
 from paths import ROOT
 from pictures import picture
 from PIL import Image
 from tiny_models import HEAD, VISION, adapter_config
 from transformers import AutoModel
+from views import ATTENTION, FROM_CLS, FROM_POINT, PCA, ROLLOUT, SIMILARITY, TWIN
 
 from modeling_vitp import (
     ViTPForSemanticSegmentation,
@@ -67,7 +67,7 @@ def fine_tuned(tmp_path_factory):
 @pytest.fixture(scope="module")
 def url(folder, fine_tuned, tmp_path_factory):
     os.environ["GRADIO_TEMP_DIR"] = str(tmp_path_factory.mktemp("uploads"))
-    app = build_app(Models(backbones=[folder], fine_tuned=[fine_tuned]))
+    app = build_app(Models(TINY, backbones=[folder], fine_tuned=[fine_tuned]))
     _, url, _ = app.launch(prevent_thread_lock=True, quiet=True, server_name="127.0.0.1", **launch_options())
     yield url
     app.close()
@@ -90,34 +90,28 @@ def saved(tmp_path):
     return save
 
 
-def values_of(outputs):
-    """What a client gets, whether an output is a value or an update."""
-    return [output.get("value") if isinstance(output, dict) and "__type__" in output else output for output in outputs]
-
-
 def cosine(a, b):
     return a @ b / np.sqrt((a @ a) * (b @ b))
 
 
-def test_every_endpoint_that_is_offered_is_called(client, saved):
+def test_every_function_that_is_offered_is_called_and_answers_with_plain_values(client, saved):
     """In short, on the whole page; what each gives is tested here and with the tabs."""
     image, later = saved(picture(64, 48)), saved(picture(64, 48, seed=1), "later.png")
     calls = {
         "/about": {},
-        "/backbone_maps": {"image": image},
-        "/compare_corruptions": {"image": image, "resolution": 4},
-        "/compare_images": {"image": image, "second_image": later},
-        "/vrl_tokens": {"image": image, "drop_ratio": 0.5},
-        "/vrl_curve": {"image": image, "num_seeds": 1},
-        "/vrl_cost": {"image": image},
-        "/ask_show": {"image": image, "second_image": later},
-        "/ask": {"image": image, "second_image": later, "question": "What has changed?", "max_new_tokens": 8},
+        "/maps": {"image": image},
+        "/corruptions": {"image": image, "resolution": 4},
+        "/two_images": {"image": image, "second_image": later},
+        "/visual_tokens": {"image": image, "drop_ratio": 0.5},
+        "/drop_ratios": {"image": image, "draws": 1},
+        "/saved": {"image": image},
+        "/ask": {"image": image, "second_image": later, "question": "What has changed?", "longest": 8},
         "/apply": {"image": image, "second_image": None},
-        "/apply_draw": {"opacity": 0.9},
     }
-    assert set(calls) == set(client.view_api(return_format="dict")["named_endpoints"])
+    assert set(calls) == set(client.view_api(return_format="dict", print_info=False)["named_endpoints"])
     for name, arguments in calls.items():
-        assert client.predict(**arguments, api_name=name), name
+        answer = client.predict(**arguments, api_name=name)
+        assert answer and "__type__" not in str(answer), name
 
 
 def test_maps_and_features_are_those_of_plain_transformers(client, folder, saved):
@@ -139,34 +133,35 @@ def test_maps_and_features_are_those_of_plain_transformers(client, folder, saved
         (ATTENTION, FROM_POINT): attentions[1][3][place, 1:].reshape(4, 6),
         (ROLLOUT, FROM_POINT): flow[place, 1:].reshape(4, 6),
     }
-    settings = {"backbone": folder, "layer": 2, "head": 4, "x": 100 * 3.5 / 6, "y": 100 * 2.5 / 4, "resolution": 6}
+    name = Path(folder).name
+    settings = {"backbone": name, "layer": 2, "head": 4, "x": 100 * 3.5 / 6, "y": 100 * 2.5 / 4, "resolution": 6}
     for (kind, source), values in expected.items():
-        result = client.predict(upload, kind=kind, attention_of=source, api_name="/backbone_maps", **settings)
-        _, shown, _, note, png, _, npz = values_of(result)
+        result = client.predict(upload, kind=kind, attention_of=source, api_name="/maps", **settings)
+        shown, second, npz, facts = result
         with np.load(npz) as arrays:
             np.testing.assert_allclose(arrays["map_a"], values, atol=2e-5)
             np.testing.assert_allclose(arrays["features_a"], states.transpose(2, 0, 1), atol=2e-5)
-            assert arrays["kind"] == kind and arrays["backbones"].tolist() == [folder]
-        assert Image.open(shown).size == Image.open(png).size == (768, 512)
-        assert "84 × 56 pixels" in note and "4 × 6 patches" in note
-        assert result[1]["label"] == folder and kind in result[1]["alt_text"]
+            assert arrays["kind"] == kind and arrays["backbones"].tolist() == [name]
+            assert arrays["image"] == "image.png" and arrays["layers"].tolist() == [2]
+        assert Image.open(shown).size == (768, 512) and second is None
+        assert (facts["rows"], facts["columns"]) == (4, 6) and facts["maps"][0]["depth"] == 3
 
 
-def test_two_backbones_side_by_side(client, saved):
-    result = client.predict(
-        saved(picture(40, 90)), second_backbone=UNTRAINED, resolution=9, kind=PCA, api_name="/backbone_maps"
+def test_a_backbone_is_seen_beside_the_same_with_random_weights(client, saved):
+    a, b, npz, facts = client.predict(
+        saved(picture(40, 90)), second_backbone=TWIN, resolution=9, kind=PCA, api_name="/maps"
     )
-    original, a, b, _, png_a, png_b, npz = values_of(result)
-    assert len({Image.open(path).size for path in (original, a, b, png_a, png_b)}) == 1
+    assert len({Image.open(path).size for path in (a, b)}) == 1
     with np.load(npz) as arrays:
         assert arrays["map_a"].shape == arrays["map_b"].shape == (3, 9, 4)
-        assert arrays["backbones"].tolist() == [TINY, UNTRAINED]
+        assert arrays["backbones"].tolist() == [TINY, TINY + RANDOM]
         assert np.abs(arrays["features_a"] - arrays["features_b"]).max() > 0.1
+    assert [one["backbone"] for one in facts["maps"]] == [TINY, TINY + RANDOM]
 
 
-@pytest.mark.parametrize("size", [(61, 83), (30, 400), (1, 500), (77, 1), (1, 1)])
+@pytest.mark.parametrize("size", [(61, 83), (30, 400), (500, 100), (1, 500), (1, 1)])
 def test_a_marked_patch_lights_up_in_the_picture(client, saved, size):
-    """A click into the marked patch of an image of any shape: the picture of the map is brightest there."""
+    """An image of any shape: its map has the same proportions, and is brightest in the marked patch."""
     width, height = size
     resolution = 12
     rows, columns = (max(1, round(resolution * side / max(size))) for side in (height, width))
@@ -175,61 +170,62 @@ def test_a_marked_patch_lights_up_in_the_picture(client, saved, size):
     top, left = round(row * height / rows), round(column * width / columns)
     bottom, right = round((row + 1) * height / rows), round((column + 1) * width / columns)
     image[top : max(bottom, top + 1), left : max(right, left + 1)] = (255, 0, 0)
-    result = client.predict(
+    shown, _, npz, _ = client.predict(
         saved(Image.fromarray(image)),
         kind=SIMILARITY,
         layer=1,
         x=100 * (column + 0.2) / columns,
         y=100 * (row + 0.2) / rows,
         resolution=resolution,
-        api_name="/backbone_maps",
+        api_name="/maps",
     )
-    _, shown, _, _, _, _, npz = values_of(result)
     with np.load(npz) as arrays:
         assert arrays["map_a"].shape == (rows, columns)
         assert np.unravel_index(arrays["map_a"].argmax(), (rows, columns)) == (row, column)
     drawn = np.asarray(Image.open(shown).convert("RGB")).astype(int).sum(-1)
-    scale = drawn.shape[0] // rows
-    assert drawn.shape == (rows * scale, columns * scale)
-    patches = np.median(drawn.reshape(rows, scale, columns, scale), axis=(1, 3))
-    assert np.unravel_index(patches.argmax(), patches.shape) == (row, column)
+    assert max(drawn.shape) == 768 and drawn.shape[0] == max(1, round(768 * height / max(size)))
+    assert drawn.shape[1] == max(1, round(768 * width / max(size)))
+    middles = [
+        np.clip(np.round((np.arange(n) + 0.5) * side / n).astype(int), 0, side - 1)
+        for n, side in zip((rows, columns), drawn.shape)
+    ]
+    patches = drawn[np.ix_(*middles)]
+    assert np.unravel_index(patches.argmax(), patches.shape) == (row, column) or 1 in size
 
 
-def test_without_an_image_the_page_says_what_to_do(client):
-    assert "Choose an image" in client.predict(None, api_name="/backbone_maps")[3]
-
-
-def test_corruptions(client, saved):
-    chart, table, gallery, note = values_of(
-        client.predict(saved(picture(64, 48)), severity=2, seed=1, resolution=6, api_name="/compare_corruptions")
-    )
+def test_corruptions_are_told_beside_the_similarity_of_different_images(client, saved):
+    table, note = client.predict(saved(picture(64, 48)), seed=1, resolution=6, api_name="/corruptions")
     rows = [dict(zip(table["headers"], row)) for row in table["data"]]
-    assert len(rows) == 24 and len(gallery) == 12 and "12 of 12 corruptions at severity 2" in note
-    assert [row["corruption"].replace(" ", "_") for row in rows[::2]] == list(SEVERITIES)
-    assert {row["backbone"] for row in rows} == {TINY, UNTRAINED}
+    assert len(rows) == 12 * 5 * 2 and "image.png" in note and "60 of 60" in note
+    assert {row["corruption"].replace(" ", "_") for row in rows} == set(SEVERITIES)
+    assert {row["backbone"] for row in rows} == {TINY, TINY + RANDOM}
     for row in rows:
-        name = row["corruption"].replace(" ", "_")
-        for key, values in SEVERITIES[name].items():
-            assert f"{key.replace('_', ' ')} {values[1]:g}" in row["parameters"]
-        assert f"<b>{row['similarity']:.3f}</b>" in chart
-    assert chart.count('class="bar ') == 24
+        for key, values in SEVERITIES[row["corruption"].replace(" ", "_")].items():
+            assert f"{key.replace('_', ' ')} {values[int(row['severity']) - 1]:g}" in row["parameters"]
+        similarity, floor = float(row["similarity"]), float(row["floor"])
+        assert float(row["share"]) == pytest.approx((similarity - floor) / (1 - floor), abs=2e-3)
+        assert floor < 0.999
 
 
 def test_two_images(client, saved):
     before, after = picture(64, 48), picture(64, 48, seed=1)
-    same = client.predict(saved(before), saved(before, "b.png"), resolution=6, api_name="/compare_images")
-    assert same[2].count("cosine similarity 1.000 on average") == 2
-    changed = client.predict(saved(before), saved(after, "b.png"), resolution=6, api_name="/compare_images")
-    averages = re.findall(r"cosine similarity (-?\d\.\d+) on average", changed[2])
-    assert len(averages) == 2 and all(float(average) < 0.999 for average in averages)
-    assert Image.open(changed[0]["value"]).size == Image.open(changed[1]["value"]).size
+    _, _, same = client.predict(saved(before), saved(before, "b.png"), resolution=6, api_name="/two_images")
+    assert same[0]["mean"] == pytest.approx(1, abs=1e-5)
+    a, b, changed = client.predict(
+        saved(before), saved(after, "b.png"), second_backbone=TWIN, resolution=6, api_name="/two_images"
+    )
+    assert len(changed) == 2 and all(one["mean"] < 0.999 for one in changed)
+    assert Image.open(a).size == Image.open(b).size == (768, 576)
     with pytest.raises(AppError, match="There is no image yet"):
-        client.predict(saved(before), None, api_name="/compare_images")
+        client.predict(saved(before), None, api_name="/two_images")
+    with pytest.raises(AppError, match="different proportions, 64 × 48 and 64 × 64"):
+        client.predict(saved(before), saved(picture(64, 64), "b.png"), api_name="/two_images")
 
 
-def test_about(client):
+def test_about(client, folder):
     text = client.predict(api_name="/about")
     assert TINY in text and "Apache-2.0" in text and "2509.17562" in text and re.search(r"\d{4}-\d\d-\d\d", text)
+    assert "a backbone" in client.predict(Path(folder).name, api_name="/about")
 
 
 def png_of(width, height):
@@ -255,6 +251,7 @@ def truncated_png():
         ("text.jpg", b"This is no image.\n", "no image that can be opened"),
         ("cut.png", truncated_png(), "damaged"),
         ("bomb.png", png_of(60_000, 60_000), "too large"),
+        ("bomb.png", png_of(13_300, 13_300), "13,300 × 13,300"),
         ("wide.png", png_of(30_000, 10), "30,000 × 10"),
         ("empty.tif", b"", "empty"),
         ("<img src=x onerror=alert(1)>.jpg", b"<script>alert(1)</script>", "no image that can be opened"),
@@ -263,13 +260,13 @@ def truncated_png():
 def test_bad_uploads_get_a_message_and_the_app_goes_on(client, saved, tmp_path, name, content, complaint):
     (tmp_path / name).write_bytes(content)
     upload = handle_file(str(tmp_path / name))
-    for endpoint in ("/backbone_maps", "/compare_corruptions"):
+    for endpoint in ("/maps", "/corruptions"):
         with pytest.raises(AppError) as caught:
             client.predict(upload, api_name=endpoint)
         said = str(caught.value)
         assert complaint in said
         assert "Traceback" not in said and "<" not in said and "\n" not in said
-    assert client.predict(saved(picture(20, 20)), api_name="/backbone_maps")[3]
+    assert client.predict(saved(picture(20, 20)), api_name="/maps")
 
 
 def fetch(url, body=None):
@@ -284,9 +281,10 @@ def fetch(url, body=None):
 
 @pytest.mark.parametrize("path", ["/etc/passwd", "/proc/self/environ", __file__, "../../etc/passwd", "~/.bashrc"])
 def test_no_file_but_an_upload_is_read(url, path):
-    event = {"data": [{"path": path, "meta": {"_type": "gradio.FileData"}}, TINY, "none", PCA, 1, 0, FROM_CLS, 5, 5, 8]}
-    started = json.loads(fetch(f"{url}gradio_api/call/backbone_maps", json.dumps(event))[1])
-    answer = fetch(f"{url}gradio_api/call/backbone_maps/{started['event_id']}")[1]
+    file = {"path": path, "meta": {"_type": "gradio.FileData"}}
+    event = {"data": [file, TINY, "none", PCA, 1, 0, 0, FROM_CLS, 5, 5, 8]}
+    started = json.loads(fetch(f"{url}gradio_api/call/maps", json.dumps(event))[1])
+    answer = fetch(f"{url}gradio_api/call/maps/{started['event_id']}")[1]
     assert "event: error" in answer and "root:" not in answer and "event: complete" not in answer
     for address in (f"gradio_api/file={path}", f"file={path}", f"gradio_api/file={Path(path).resolve()}"):
         assert fetch(url + address)[0] in (403, 404)
@@ -295,7 +293,7 @@ def test_no_file_but_an_upload_is_read(url, path):
 def test_what_is_no_model_gets_a_message(client, saved, tmp_path):
     for name in ("no/such-model", "/etc", "..", "not a name", str(tmp_path), "tests", "<script>alert(1)</script>"):
         with pytest.raises(AppError) as caught:
-            client.predict(saved(picture(20, 20)), backbone=name, api_name="/backbone_maps")
+            client.predict(saved(picture(20, 20)), backbone=name, api_name="/maps")
         assert "<" not in str(caught.value) and "Traceback" not in str(caught.value)
         with pytest.raises(AppError):
             client.predict(name, api_name="/about")
@@ -309,32 +307,43 @@ def memory(kind: str) -> int:
 
 def test_twenty_requests_at_once_are_queued_and_none_is_lost(client, saved):
     uploads = [saved(picture(64, 32 + index, seed=index), f"{index}.png") for index in range(20)]
-    with concurrent.futures.ThreadPoolExecutor(20) as pool:
-        jobs = [client.submit(upload, resolution=16, api_name="/backbone_maps") for upload in uploads]
-        results = list(pool.map(lambda job: job.result(timeout=120), jobs))
-    for index, result in enumerate(results):
-        assert f"64 × {32 + index} pixels" in result[3]
+
+    def answers():
+        jobs = [client.submit(upload, resolution=16, api_name="/maps") for upload in uploads]
+        return [job.result(timeout=120) for job in jobs]
+
+    for index, (_, _, npz, _) in enumerate(answers()):
+        with np.load(npz) as arrays:
+            assert arrays["image"] == f"{index}.png"
     Path("/proc/self/clear_refs").write_text("5")  # the peak is counted afresh
     before = memory("VmRSS")
-    for job in [client.submit(upload, resolution=16, api_name="/backbone_maps") for upload in uploads]:
-        job.result(timeout=120)
+    answers()
     assert 0 < memory("VmHWM") < before + 200_000
 
 
 class TestModels:
-    def test_the_app_starts_with_the_quickstart_if_it_is_there(self, tmp_path, monkeypatch):
+    def test_the_app_starts_with_the_quickstart_of_the_user_or_else_the_packed_one(self, tmp_path, monkeypatch):
         monkeypatch.chdir(tmp_path)
-        assert Models().default == TINY
-        (tmp_path / "outputs" / "quickstart").mkdir(parents=True)
-        (tmp_path / "outputs" / "quickstart" / "config.json").write_text("{}")
-        assert Models().default == "outputs/quickstart"
+        assert Models().place(Models().default) == str(PACKED) and Models().default == "quickstart"
+        shutil.copytree(PACKED, tmp_path / "outputs" / "quickstart")
+        assert Models().place(Models().default) == "outputs/quickstart"
+
+    def test_folders_are_called_by_their_last_parts_and_never_by_where_they_lie(self, folder, tmp_path):
+        for name in ("one", "two"):
+            shutil.copytree(folder, tmp_path / name / "backbone")
+        models = Models(TINY, [str(tmp_path / "one" / "backbone"), str(tmp_path / "two" / "backbone")])
+        assert models.names == [TINY, "one/backbone", "two/backbone"]
+        (tmp_path / "one" / "backbone" / "model.safetensors").write_bytes(b"damaged")
+        with pytest.raises(UnavailableModel) as caught:
+            models.backbone("one/backbone")
+        assert str(tmp_path) not in str(caught.value) and "one/backbone" in str(caught.value)
 
     def test_the_environment_names_the_models(self, monkeypatch):
         monkeypatch.setenv("VITP_MODEL", "someone/model")
         monkeypatch.setenv("VITP_BACKBONES", " someone/a , b,")
         models = Models.from_environment()
         assert models.default == "someone/model" and not models.trust_remote_code
-        assert models.backbones == ["someone/model", "someone/a", "b", UNTRAINED]
+        assert models.names == ["someone/model", "someone/a", "b"]
         monkeypatch.setenv("VITP_TRUST_REMOTE_CODE", "1")
         assert Models.from_environment().trust_remote_code
 
@@ -342,6 +351,7 @@ class TestModels:
         model.save_pretrained(tmp_path)
         processor.save_pretrained(tmp_path)
         models = Models(str(tmp_path))
+        assert models.full_names == models.names == [tmp_path.name]
         full, backbone = models.full(), models.backbone()
         assert backbone.model is full.model.model.vision_tower and full is models.full()
         for name, tensor in model.state_dict().items():
@@ -369,10 +379,10 @@ class TestModels:
         config["auto_map"] = {"AutoConfig": "code.ViTPVisionConfig", "AutoModel": "code.ViTPVisionModel"}
         (evil / "config.json").write_text(json.dumps(config))
         with pytest.raises(UnavailableModel, match="is a 'evil' model"):
-            Models(backbones=[str(evil)]).backbone(str(evil))
+            Models(TINY, backbones=[str(evil)])
         config["model_type"] = "internvl_vision"
         (evil / "config.json").write_text(json.dumps(config))
-        assert type(Models(backbones=[str(evil)]).backbone(str(evil)).model).__name__ == "InternVLVisionModel"
+        assert type(Models(backbones=[str(evil)]).backbone("evil").model).__name__ == "InternVLVisionModel"
         assert not marker.exists()
 
     def test_visitors_download_from_the_hub_without_the_deployers_token_and_within_the_limit(
@@ -411,6 +421,30 @@ def test_the_app_runs_from_the_repo_that_is_pushed(tmp_path):
     assert run.stdout.splitlines()[-1] == str(tmp_path / "modeling_vitp" / "__init__.py")
 
 
+@pytest.mark.slow
+def test_the_app_runs_from_a_wheel_without_a_clone(tmp_path):
+    """With the packed model, of which it shows a finding."""
+    shutil.copytree(ROOT, tmp_path / "clone", ignore=shutil.ignore_patterns(".venv", ".git", "outputs", "build"))
+    build = [sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "--no-build-isolation", "-w", tmp_path, "."]
+    subprocess.run(build, cwd=tmp_path / "clone", check=True, capture_output=True)
+    (wheel,) = tmp_path.glob("*.whl")
+    shutil.unpack_archive(wheel, tmp_path / "installed", "zip")
+    shutil.rmtree(tmp_path / "clone")
+    code = (
+        "import sys; from modeling_vitp.command.folders import SPACE; sys.path.insert(0, str(SPACE)); import app; "
+        "from loading import Models; models = Models(); app.build_app(models); app.launch_options(); "
+        "print(models.default, models.place(models.default), SPACE)"
+    )
+    environment = os.environ | {"PYTHONPATH": str(tmp_path / "installed"), "HF_HUB_OFFLINE": "1"}
+    run = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr
+    space = tmp_path / "installed" / "modeling_vitp" / "space"
+    assert run.stdout.splitlines()[-1] == f"quickstart {space / 'quickstart'} {space}"
+    shown = [sys.executable, "-m", "modeling_vitp", "space", "--help"]
+    run = subprocess.run(shown, cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert run.returncode == 0 and "usage: vitp space" in run.stdout
+
+
 def test_requirements_are_pinned_within_what_the_package_asks_for():
     lines = (ROOT / "space" / "requirements.txt").read_text().splitlines()
     pins = {pin.name: pin.specifier for pin in map(Requirement, (line for line in lines if not line.startswith("#")))}
@@ -427,7 +461,7 @@ def test_requirements_are_pinned_within_what_the_package_asks_for():
 
 
 def test_gradio_reports_nothing_home():
-    assert not build_app(Models()).analytics_enabled and gradio.__version__ >= "6"
+    assert not build_app(Models(TINY)).analytics_enabled and gradio.__version__ >= "6"
 
 
 def test_the_app_needs_none_of_what_only_recipes_need():

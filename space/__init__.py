@@ -1,0 +1,1 @@
+"""The Gradio app, whose files import each other by bare names, as they do in a Space of the Hub."""

@@ -1,0 +1,73 @@
+"""Lines over the severities of corruptions: as HTML for the page, and as a picture to take away."""
+
+import html
+from collections.abc import Sequence
+from pathlib import Path
+
+import matplotlib
+from comparison import Comparison
+from matplotlib.figure import Figure
+
+WIDTH, HEIGHT = 150, 90  # of one small chart, in the units of its drawing
+SEVERITIES = (1, 2, 3, 4, 5)
+COLORS = ("#0d9488", "#b45309", "#64748b")  # as in style.css: the first, the second, random weights
+CAPTION = "What stays of the features: 1 as in the clean image, 0 as in another image"
+
+
+def line_charts(results: Sequence[Comparison]) -> str:
+    """HTML: a small chart for each corruption, a line for each backbone; the numbers are in its points' titles."""
+    names = list(dict.fromkeys(result.backbone for result in results))
+    legend = "".join(f'<span class="key key-{index}">{html.escape(name)}</span>' for index, name in enumerate(names))
+    charts = []
+    for corruption in dict.fromkeys(result.corruption for result in results):
+        lines = []
+        for index, name in enumerate(names):
+            mine = [one for one in results if one.corruption == corruption and one.backbone == name]
+            points = [(x_of(one.severity), y_of(one.share), one) for one in sorted(mine, key=lambda one: one.severity)]
+            path = " ".join(f"{x:.1f},{y:.1f}" for x, y, _ in points)
+            dots = "".join(
+                f'<circle cx="{x:.1f}" cy="{y:.1f}" r="2.5" data-backbone="{index}" data-severity="{one.severity}" '
+                f'data-share="{one.share:.4f}"><title>{html.escape(name)}, severity {one.severity}: {one.share:.2f} '
+                f"({one.similarity:.3f}, floor {one.floor:.3f})</title></circle>"
+                for x, y, one in points
+            )
+            lines.append(f'<g class="line-{index}"><polyline points="{path}"/>{dots}</g>')
+        title = corruption.replace("_", " ")
+        zero = y_of(0)
+        charts.append(
+            f'<figure data-corruption="{corruption}"><figcaption>{title}</figcaption>'
+            f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{title}, severities 1 to 5">'
+            f'<path class="axis" d="M14 {zero:.1f}H{WIDTH}M14 {y_of(1):.1f}H{WIDTH}"/>'
+            f'<text x="0" y="{zero + 3:.1f}">0</text><text x="0" y="{y_of(1) + 3:.1f}">1</text>'
+            f"{''.join(lines)}</svg></figure>"
+        )
+    return f'<div class="charts"><p>{CAPTION}, over severities 1 to 5. {legend}</p>{"".join(charts)}</div>'
+
+
+def x_of(severity: int) -> float:
+    return 22 + (severity - 1) * (WIDTH - 30) / 4
+
+
+def y_of(share: float) -> float:
+    """From -0.2 to 1 in the height of a chart; what is beyond is at its edge, what is no number at the bottom."""
+    kept = min(max(share, -0.2), 1.0) if share == share else -0.2
+    return 6 + (1 - kept) / 1.2 * (HEIGHT - 12)
+
+
+def save_charts(results: Sequence[Comparison], title: str, path: Path) -> None:
+    """The same as a PNG."""
+    names = list(dict.fromkeys(result.backbone for result in results))
+    corruptions = list(dict.fromkeys(result.corruption for result in results))
+    with matplotlib.rc_context({"font.size": 8}):
+        figure = Figure(figsize=(10, 7), layout="constrained")
+        axes = figure.subplots(-(-len(corruptions) // 4), min(4, len(corruptions)), squeeze=False, sharey=True).flat
+        for axis, corruption in zip(axes, corruptions):
+            for color, name in zip(COLORS, names):
+                mine = [one for one in results if one.corruption == corruption and one.backbone == name]
+                mine.sort(key=lambda one: one.severity)
+                axis.plot([one.severity for one in mine], [one.share for one in mine], "o-", color=color, label=name)
+            axis.set(title=corruption.replace("_", " "), xticks=SEVERITIES, ylim=(-0.2, 1.05))
+            axis.axhline(0, color="0.7", linewidth=0.8)
+        figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=3)
+        figure.suptitle(f"{title}\n{CAPTION}")
+        figure.savefig(path, dpi=120)

@@ -1,0 +1,134 @@
+"""What a tab gets of a model that was opened: a vision-language model, a ViT, or a fine-tuned model."""
+
+import inspect
+from dataclasses import dataclass
+
+import torch
+from computing import device
+from torch import nn
+from transformers import BaseImageProcessor, PreTrainedModel
+from transformers.utils.output_capturing import OutputRecorder
+
+from modeling_vitp import (
+    ViTPChangeDetectionConfig,
+    ViTPForConditionalGeneration,
+    ViTPImageProcessor,
+    ViTPProcessor,
+    ViTPSegmentationConfig,
+)
+from modeling_vitp.modeling_vitp_backbone import ViTPMultiScaleBackbone
+
+MAPS = (ViTPSegmentationConfig.model_type, ViTPChangeDetectionConfig.model_type)
+MULTIPLE = 32  # of the sides of images to which a ViT below a detector or segmenter pads them
+
+
+@dataclass(frozen=True)
+class FullModel:
+    """A vision-language model, in evaluation mode on the device, with eager attention."""
+
+    name: str
+    model: ViTPForConditionalGeneration
+    processor: ViTPProcessor
+
+
+@dataclass(frozen=True)
+class LoadedBackbone:
+    """A ViT of any kind, in evaluation mode on the device, with eager attention."""
+
+    name: str
+    model: PreTrainedModel
+    image_processor: ViTPImageProcessor
+    """Its mean and std, for 8-bit RGB."""
+    input_spec: dict | None
+    """How it was taught to see images that are not 8-bit RGB."""
+
+    @classmethod
+    def of(cls, name: str, model: PreTrainedModel, image_processor: BaseImageProcessor) -> "LoadedBackbone":
+        """With the mean and deviation of an image processor, of whatever class."""
+        names = ("do_rescale", "rescale_factor", "do_normalize", "image_mean", "image_std", "resample")
+        settings = {key: value for key in names if (value := getattr(image_processor, key, None)) is not None}
+        plain = ViTPImageProcessor(**settings)
+        return cls(name, model.eval().to(device()), plain, getattr(image_processor, "input_spec", None))
+
+    @property
+    def depth(self) -> int:
+        """The number of layers."""
+        return self.model.config.num_hidden_layers
+
+    @property
+    def heads(self) -> int:
+        return self.model.config.num_attention_heads
+
+    @property
+    def patch(self) -> tuple[int, int]:
+        """Height and width of a patch, in pixels."""
+        size = self.model.config.patch_size
+        return (size, size) if isinstance(size, int) else tuple(size)
+
+    @property
+    def native(self) -> int:
+        """Patches along the side of an image of the size that it was trained at."""
+        size = self.model.config.image_size
+        return (size if isinstance(size, int) else size[0]) // self.patch[0]
+
+    @property
+    def is_padded(self) -> bool:
+        """Whether it is the ViT of a detector or segmenter, which pads images."""
+        return isinstance(self.model, ViTPMultiScaleBackbone)
+
+    def states(self, pixel_values: torch.Tensor, layer: int) -> torch.Tensor:
+        """What a layer, from 1, gives for an image: of shape `(channels, rows, columns)`.
+
+        After the last one it is the `last_hidden_state`, the final norm included where there is one.
+        """
+        is_last = layer == self.depth and not hasattr(self.model, "stage_names")  # which has no last_hidden_state
+        outputs = self.run(pixel_values, output_hidden_states=not is_last)
+        states = outputs.last_hidden_state if is_last else outputs.hidden_states[layer]
+        rows, columns = self.grid(pixel_values)
+        kept = states[0, -rows * columns :].T.unflatten(1, (rows, columns))
+        height, width = self.patch
+        return kept[:, : pixel_values.shape[-2] // height, : pixel_values.shape[-1] // width]
+
+    def grid(self, pixel_values: torch.Tensor) -> tuple[int, int]:
+        """Rows and columns of patches that it has of an image, with those of a padding."""
+        sides = pixel_values.shape[-2:]
+        if self.is_padded:
+            sides = [side + -side % MULTIPLE for side in sides]
+        return sides[0] // self.patch[0], sides[1] // self.patch[1]
+
+    @torch.no_grad()
+    def run(self, pixel_values: torch.Tensor, **options):
+        if "interpolate_pos_encoding" in inspect.signature(self.model.forward).parameters:
+            options["interpolate_pos_encoding"] = True
+        return self.model(pixel_values=pixel_values, **options)
+
+    def attention_layers(self) -> list[tuple[nn.Module, int]]:
+        """The attention of each layer, in order, and at which place of its outputs the weights are."""
+        recorded = self.model._can_record_outputs["attentions"]
+        kind, index = (recorded.target_class, recorded.index) if isinstance(recorded, OutputRecorder) else (recorded, 1)
+        return [(module, index) for module in self.model.modules() if isinstance(module, kind)]
+
+
+@dataclass(frozen=True)
+class FineTuned:
+    """A detector, or a model of maps of classes or of changes, in evaluation mode on the device."""
+
+    name: str
+    model: PreTrainedModel
+    image_processor: BaseImageProcessor
+    """For 8-bit RGB."""
+    input_spec: dict | None
+    """How it was taught to see images that are not 8-bit RGB."""
+
+    @property
+    def is_detector(self) -> bool:
+        return self.model.config.model_type not in MAPS
+
+    @property
+    def takes_pairs(self) -> bool:
+        return self.model.config.model_type == ViTPChangeDetectionConfig.model_type
+
+    @property
+    def names(self) -> list[str]:
+        """Of its classes."""
+        return [self.model.config.id2label[index] for index in range(self.model.config.num_labels)]

@@ -1,0 +1,37 @@
+"""Packs a trained model with the Space: in half precision, and without what only training or other tools need.
+
+python space/pack.py outputs/quickstart space/quickstart
+"""
+
+import json
+import shutil
+import sys
+import tempfile
+from pathlib import Path
+
+from modeling_vitp import ViTPForConditionalGeneration, ViTPProcessor
+
+
+def main(argv: list[str] | None = None) -> int:
+    source, target = map(Path, sys.argv[1:] if argv is None else argv)
+    target.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory() as work:
+        ViTPForConditionalGeneration.from_pretrained(source).half().save_pretrained(work)
+        ViTPProcessor.from_pretrained(source).save_pretrained(work)
+        for path in sorted(Path(work).glob("*.json")):
+            fields = json.loads(path.read_text(), object_hook=without_code)
+            indent = None if path.name == "tokenizer.json" else 2
+            (target / path.name).write_text(json.dumps(fields, indent=indent, ensure_ascii=False) + "\n")
+        shutil.copyfile(Path(work, "model.safetensors"), target / "model.safetensors")
+    size = sum(path.stat().st_size for path in target.iterdir())
+    print(f"{target}: {size / 1e6:.1f} MB")
+    return 0
+
+
+def without_code(fields: dict) -> dict:
+    """The settings without the names of code that would lie beside them."""
+    return {key: value for key, value in fields.items() if key != "auto_map"}
+
+
+if __name__ == "__main__":
+    sys.exit(main())

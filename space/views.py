@@ -1,0 +1,211 @@
+"""What is to be seen of an image in the tab Backbone: maps by one or two backbones, in colours, and what they mean."""
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+import torch
+from computing import turn
+from loading import RANDOM, Models
+from maps import (
+    attention_heads,
+    attention_map,
+    draw_map,
+    foreground_scores,
+    heat_of,
+    patch_at,
+    patch_features,
+    rollout_map,
+    similarity_elsewhere,
+    similarity_to_point,
+)
+from opened import LoadedBackbone
+from PIL import Image, ImageDraw
+from uploading import open_rgb
+
+from modeling_vitp.images.components import align_scores, colors_of, principal_scores
+
+PCA, SIMILARITY, ATTENTION, ROLLOUT = "PCA of features", "Similarity to the point", "Attention", "Attention rollout"
+FOREGROUND, HEADS = "PCA of the foreground", "Attention of every head"
+KINDS = [PCA, FOREGROUND, SIMILARITY, ATTENTION, HEADS, ROLLOUT]
+OF_ATTENTION = (ATTENTION, HEADS, ROLLOUT)
+FROM_CLS, FROM_POINT = "CLS token", "the point"
+NO_BACKBONE, TWIN = "none", "the same with random weights"
+MIN_RESOLUTION, MAX_RESOLUTION = 4, 48
+OPACITY = 0.75
+
+
+@dataclass(frozen=True)
+class View:
+    """What is asked for, whatever the image.
+
+    Args:
+        kind: one of `KINDS`.
+        layers: of each backbone, from 1; the last one where it is `None` or beyond.
+        head: from 1, 0 for the mean of all.
+        from_point: whether attention is that of the patch at the point, not of the CLS token.
+        point: fractions from the left and from the top.
+        resolution: patches along the longer side of the image.
+        opacity: of the map over the image.
+    """
+
+    kind: str
+    layers: tuple[int | None, ...]
+    head: int
+    from_point: bool
+    point: tuple[float, float]
+    resolution: int
+    opacity: float = OPACITY
+
+    @property
+    def has_point(self) -> bool:
+        return self.kind == SIMILARITY or (self.kind in OF_ATTENTION and self.from_point)
+
+    def layer_of(self, backbone: LoadedBackbone, index: int) -> int:
+        layer = self.layers[index] if index < len(self.layers) else None
+        return min(int(layer or backbone.depth), backbone.depth)
+
+    def values(self, backbone: LoadedBackbone, layer: int, image: np.ndarray, features: torch.Tensor) -> torch.Tensor:
+        """The map: of shape `(rows, columns)`, for principal scores and for every head with one more before."""
+        place = patch_at(self.point, *features.shape[1:])
+        if self.kind == PCA:
+            return principal_scores(features)
+        if self.kind == FOREGROUND:
+            return foreground_scores(features)
+        if self.kind == SIMILARITY:
+            return similarity_to_point(features, *place)
+        query = place if self.from_point else None
+        if self.kind == ROLLOUT:
+            return rollout_map(backbone, image, self.resolution, query)
+        if self.kind == HEADS:
+            return attention_heads(backbone, image, self.resolution, layer, query)
+        return attention_map(backbone, image, self.resolution, layer, min(self.head, backbone.heads) or None, query)
+
+
+@dataclass(frozen=True)
+class Seen:
+    """By one backbone.
+
+    Args:
+        layer: whose features these are, of as many as `depth`.
+        features: float32 of shape `(channels, rows, columns)`.
+        values: the map, see [`View.values`].
+        picture: the map in colours, over the image.
+        meaning: what the colours mean.
+    """
+
+    name: str
+    layer: int
+    depth: int
+    heads: int
+    features: torch.Tensor
+    values: torch.Tensor
+    picture: Image.Image
+    meaning: str
+
+    def caption(self, kind: str) -> str:
+        where = "all layers" if kind == ROLLOUT else f"layer {self.layer} of {self.depth}"
+        return f"{kind} of {self.name}, {where}"
+
+
+@lru_cache(maxsize=16)
+def image_of(models: Models, path: str, name: str) -> tuple[np.ndarray, str]:
+    """The image as a backbone reads it, and a note."""
+    return open_rgb(path, input_spec=models.backbone(name).input_spec)
+
+
+@lru_cache(maxsize=16)
+def features_of(models: Models, path: str, name: str, resolution: int, layer: int) -> torch.Tensor:
+    return patch_features(models.backbone(name), image_of(models, path, name)[0], resolution, layer)
+
+
+def chosen(first: str, second: str | None) -> list[str]:
+    """The names of the backbones that are compared."""
+    if second == TWIN:
+        second = first.removesuffix(RANDOM) + RANDOM
+    return [first] + [second] * (second not in (None, "", NO_BACKBONE))
+
+
+def look(
+    models: Models, path: str, names: Sequence[str], view: View, progress: Callable | None = None
+) -> Iterator[list[Seen]]:
+    """The maps of an image by each backbone; a list that grows by one each time."""
+    opened = []
+    for index, name in enumerate(names):
+        if progress is not None:
+            progress(index / (2 * len(names)), desc=f"Opening {name}")
+        opened.append(models.backbone(name))
+    features, values, layers = [], [], []
+    with turn(progress):
+        for index, (name, one) in enumerate(zip(names, opened)):
+            if progress is not None:
+                progress((len(names) + index) / (2 * len(names)), desc=f"Looking with {name}")
+            layers.append(view.layer_of(one, index))
+            features.append(features_of(models, path, name, view.resolution, layers[-1]))
+            image, _ = image_of(models, path, name)
+            values.append(view.values(one, layers[-1], image, features[-1]))
+            pictures = draw(view, values, image_of(models, path, names[0])[0])
+            facts = zip(names, layers, opened, features, values, pictures)
+            yield [
+                Seen(name, layer, one.depth, one.heads, feature, value, picture, meaning)
+                for name, layer, one, feature, value, (picture, meaning) in facts
+            ]
+
+
+def draw(view: View, maps: list[torch.Tensor], image: np.ndarray) -> list[tuple[Image.Image, str]]:
+    """Each map in colours over the image, with what they mean: of components the same for all, else its own."""
+    own = "red, green and blue are the three first principal components"
+    if view.kind == PCA:
+        scores = [maps[0], *(align_scores(other, maps[0]) for other in maps[1:])]
+        meanings = [own] + [f"{own}, turned to match the first's"] * (len(maps) - 1)
+        return [
+            (draw_map(colors_of(one), image, opacity=view.opacity), meaning) for one, meaning in zip(scores, meanings)
+        ]
+    if view.kind == FOREGROUND:
+        return [
+            (draw_foreground(one, image, view.opacity), f"{own} of the foreground; the rest is grey") for one in maps
+        ]
+    if view.kind == HEADS:
+        return [(draw_heads(one, image, view.opacity), "each head from its least, dark, to its most") for one in maps]
+    return [heat_map(one, image, view) for one in maps]
+
+
+def heat_map(values: torch.Tensor, image: np.ndarray, view: View, has_point: bool = True) -> tuple[Image.Image, str]:
+    """A map of one value a patch in its own colours, and what they mean."""
+    low, high = values.min().item(), 1.0 if view.kind == SIMILARITY else values.max().item()
+    point = view.point if view.has_point and has_point else None
+    picture = draw_map(heat_of(values, low, high), image, point, view.opacity)
+    return picture, f"from dark, {low:.3g}, to bright, {high:.3g}"
+
+
+def draw_foreground(scores: torch.Tensor, image: np.ndarray, opacity: float) -> Image.Image:
+    """Colours where there is foreground, the image in grey elsewhere."""
+    colored = draw_map(colors_of(scores.nan_to_num()), image, opacity=opacity)
+    grey = draw_map(np.zeros((*scores.shape[1:], 3), np.uint8), image, opacity=0.0)
+    inside = Image.fromarray(scores[0].isfinite().numpy().astype(np.uint8) * 255)
+    return Image.composite(colored, grey, inside.resize(colored.size, Image.Resampling.NEAREST))
+
+
+def draw_heads(values: torch.Tensor, image: np.ndarray, opacity: float) -> Image.Image:
+    """The maps of all heads beside each other, row by row, each with its own colours and its number."""
+    columns = math.ceil(math.sqrt(len(values)))
+    pictures = [draw_map(heat_of(one), image, opacity=opacity) for one in values]
+    width, height = (max(1, side // columns) for side in pictures[0].size)
+    sheet = Image.new("RGB", (columns * width, math.ceil(len(values) / columns) * height))
+    for index, picture in enumerate(pictures):
+        small = picture.resize((width, height), Image.Resampling.BILINEAR)
+        pen = ImageDraw.Draw(small)
+        pen.text((4, 2), str(index + 1), fill="white", stroke_width=2, stroke_fill="black", font_size=18)
+        sheet.paste(small, (index % columns * width, index // columns * height))
+    return sheet
+
+
+def elsewhere(models: Models, path: str, second_path: str, one: Seen, view: View) -> tuple[Image.Image, str]:
+    """What in another image is like the patch at the point, by the backbone and layer of a map; and in words."""
+    place = patch_at(view.point, *one.features.shape[1:])
+    with turn():
+        others = features_of(models, second_path, one.name, view.resolution, one.layer)
+    values = similarity_elsewhere(one.features, *place, others)
+    return heat_map(values, image_of(models, second_path, one.name)[0], view, has_point=False)

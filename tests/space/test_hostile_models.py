@@ -1,0 +1,193 @@
+"""Models that a visitor may name and that mean no good: each gets one line, soon, and none of their code runs."""
+
+import json
+import shutil
+import time
+from types import SimpleNamespace
+
+import fetching
+import limits
+import numpy as np
+import pytest
+import torch
+from answers import encode
+from checking import UnavailableModel
+from loading import TINY, Models
+from pictures import picture
+from safetensors.torch import load_file, save_file
+from tiny_models import TEXT, VISION
+
+from modeling_vitp.training.from_scratch import build_model
+
+NAME = "tester/evil"
+
+
+@pytest.fixture(scope="module")
+def saved(tokenizer, tmp_path_factory):
+    """A model that means well."""
+    torch.manual_seed(0)
+    model, processor = build_model(tokenizer, VISION, TEXT, {"max_patches": 6})
+    folder = tmp_path_factory.mktemp("saved")
+    model.save_pretrained(folder)
+    processor.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def evil(saved, tmp_path):
+    shutil.copytree(saved, tmp_path / "evil")
+    return tmp_path / "evil"
+
+
+@pytest.fixture
+def named(hub, evil):
+    """A function: what becomes of the model when a visitor names it on the Hub, where it was pushed to."""
+
+    def name():
+        hub.api().create_repo(NAME)
+        hub.api().upload_folder(repo_id=NAME, folder_path=evil)
+        return Models(TINY).full(NAME)
+
+    return name
+
+
+def change(path, value, *keys):
+    fields = json.loads(path.read_text())
+    inner = fields
+    for key in keys[:-1]:
+        inner = inner[key]
+    inner[keys[-1]] = value
+    path.write_text(json.dumps(fields))
+
+
+def refused(open_model) -> str:
+    start = time.monotonic()
+    with pytest.raises(UnavailableModel) as caught:
+        open_model()
+    assert time.monotonic() - start < limits.SECONDS
+    said = str(caught.value)
+    assert "\n" not in said and len(said) < 400
+    return said
+
+
+@pytest.mark.parametrize(
+    ("keys", "value", "complaint"),
+    [
+        (("vision_config", "num_hidden_layers"), 10**9, "num_hidden_layers = 1e+09; from -128 to 128"),
+        (("text_config", "num_hidden_layers"), 10**9, "num_hidden_layers"),
+        (("vision_config", "patch_size"), [1, 1], "patch_size = 1; from 4 to 64"),
+        (("vision_config", "patch_size"), [192, 192], "patch_size = 192"),
+        (("vision_config", "image_size"), [2044, 2044], "146 patches a side"),
+        (("vision_config", "hidden_size"), 10**6, "hidden_size"),
+        (("text_config", "vocab_size"), 10**8, "vocab_size"),
+        (("text_config", "surprise"), 10**12, "surprise"),
+        (("quantization_config",), {"quant_method": "awq"}, "quantised"),
+        (("text_config", "model_type"), "mamba", "'mamba'"),
+        (("model_type",), "evil", "'evil' model"),
+    ],
+)
+def test_a_configuration_is_read_before_anything_is_built(evil, named, keys, value, complaint):
+    change(evil / "config.json", value, *keys)
+    assert complaint in refused(named)
+
+
+def test_a_budget_of_tiles_is_limited(evil, named):
+    change(evil / "processor_config.json", 100_000, "image_processor", "max_patches")
+    assert "max_patches = 100000; from 1 to 40" in refused(named)
+
+
+def test_a_model_takes_its_share_of_memory_at_most(saved, monkeypatch):
+    monkeypatch.setattr(limits, "memory", lambda: 200_000)
+    assert "GB of memory" in refused(lambda: Models(str(saved)).full())
+
+
+def test_weights_are_measured_before_they_are_downloaded(saved, monkeypatch):
+    files = [
+        SimpleNamespace(rfilename="config.json", size=100),
+        SimpleNamespace(rfilename="a.safetensors", size=10**10),
+    ]
+    listing = SimpleNamespace(siblings=files, sha="0")
+    monkeypatch.setattr(fetching, "HfApi", lambda token: SimpleNamespace(model_info=lambda *_, **__: listing))
+    monkeypatch.setattr(fetching, "hf_hub_download", None)  # is not called
+    assert "10.0 GB of safetensors; up to 4 GB" in refused(lambda: Models(TINY).full(NAME))
+
+
+def test_weights_of_another_shape_are_none(evil, named):
+    change(evil / "config.json", 96, "vision_config", "intermediate_size")
+    assert NAME in refused(named)
+
+
+def test_weights_that_are_not_there_are_not_replaced_by_random_ones(evil, named):
+    tensors = load_file(evil / "model.safetensors")
+    removed = next(name for name in tensors if "mlp.fc1.weight" in name)
+    del tensors[removed]
+    save_file(tensors, evil / "model.safetensors", {"format": "pt"})
+    assert f"1 are missing or of another shape, such as {removed}" in refused(named)
+
+
+def test_weights_that_are_no_numbers_are_told(evil, named):
+    tensors = load_file(evil / "model.safetensors")
+    wrong = next(name for name in tensors if "mlp.fc1.weight" in name)
+    tensors[wrong][0, 0] = np.nan
+    save_file(tensors, evil / "model.safetensors", {"format": "pt"})
+    assert f"NaN or infinite, such as {wrong}" in refused(named)
+
+
+def test_a_template_and_code_of_a_visitors_model_do_not_run(evil, named, saved, tmp_path):
+    loop = "{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}evil"
+    (evil / "chat_template.jinja").write_text(loop)
+    change(evil / "tokenizer_config.json", loop, "chat_template")
+    marker = tmp_path / "ran"
+    (evil / "modeling_vitp.py").write_text(f"open({str(marker)!r}, 'w')\n")
+    full = named()
+    start = time.monotonic()
+    messages = [{"role": "user", "content": "How many trees?"}]
+    ids = encode(full.processor, [picture(60, 50)], messages)["input_ids"]
+    own = encode(Models(str(saved)).full().processor, [picture(60, 50)], messages)["input_ids"]
+    assert ids.equal(own) and time.monotonic() - start < 10 and not marker.exists()
+
+
+def test_a_regular_expression_of_a_visitors_tokenizer_does_not_run(evil, named):
+    slow = {"type": "Split", "pattern": {"Regex": "(a+)+$"}, "behavior": "Isolated", "invert": False}
+    change(evil / "tokenizer.json", slow, "pre_tokenizer")
+    assert "regular expression that is not known" in refused(named)
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "config.json", "tokenizer.json"])
+def test_a_link_out_of_the_folder_is_not_followed(evil, tmp_path, name):
+    shutil.move(evil / name, tmp_path / "elsewhere")
+    (evil / name).symlink_to(tmp_path / "elsewhere")
+    assert f"{name} is a link to a place outside" in refused(lambda: Models(str(evil)).full())
+
+
+def test_shards_that_lie_elsewhere_are_not_opened(evil):
+    shutil.move(evil / "model.safetensors", evil.parent / "model.safetensors")
+    index = {"metadata": {}, "weight_map": {"lm_head.weight": "../model.safetensors"}}
+    (evil / "model.safetensors.index.json").write_text(json.dumps(index))
+    assert "no file of weights beside it" in refused(lambda: Models(str(evil)).full())
+
+
+def test_one_models_loading_keeps_nobody_from_another(saved, monkeypatch):
+    """Neither from those that are there nor from opening others; only so many of visitors are loaded at once."""
+    import threading
+
+    going_on = threading.Event()
+    models = Models(TINY, [str(saved)])
+    models.full()
+    original = models._read_kind
+
+    def slow(name):
+        if name.startswith("slow/"):
+            assert going_on.wait(30)
+            raise UnavailableModel(f"{name} is gone")
+        return original(name)
+
+    monkeypatch.setattr(models, "_read_kind", slow)
+    monkeypatch.setattr("loading.seconds_left", lambda: 0.2)
+    for index in range(limits.LOADING):
+        assert "still being loaded: ask again in a minute" in refused(lambda: models.full(f"slow/{index}"))  # noqa: B023
+    assert "models are being loaded: try slow/more again" in refused(lambda: models.full("slow/more"))
+    assert models.full() is models.full(TINY)
+    monkeypatch.setattr("loading.seconds_left", lambda: 20)
+    assert models.full(saved.name).name == saved.name
+    going_on.set()

@@ -1,0 +1,70 @@
+"""Backbones of other kinds to compare with, by their own processors: as plain transformers sees with them."""
+
+import numpy as np
+import pytest
+import torch
+from loading import RANDOM, TINY, Models
+from maps import attention_map, patch_features
+from other_backbones import save_backbone
+from pictures import picture
+from transformers import (
+    AutoModel,
+    DINOv3ViTConfig,
+    DINOv3ViTModel,
+    SiglipImageProcessor,
+    SiglipVisionConfig,
+    SiglipVisionModel,
+    ViTImageProcessor,
+)
+
+from modeling_vitp.images.components import principal_scores
+
+KINDS = ("vit", "dinov2", "dinov3", "clip", "siglip")
+SMALL = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 48}
+MEAN, STD = [0.4, 0.5, 0.6], [0.2, 0.3, 0.25]
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("references")
+    torch.manual_seed(0)
+    for kind in ("vit", "dinov2", "clip"):
+        save_backbone(folder / kind, kind)
+    tile = SMALL | {"image_size": 64, "patch_size": 16}
+    DINOv3ViTModel(DINOv3ViTConfig(**tile, num_register_tokens=3)).save_pretrained(folder / "dinov3")
+    SiglipVisionModel(SiglipVisionConfig(**tile)).save_pretrained(folder / "siglip")
+    for kind, processor in (("dinov3", ViTImageProcessor), ("siglip", SiglipImageProcessor)):
+        processor(size={"height": 64, "width": 64}, image_mean=MEAN, image_std=STD).save_pretrained(folder / kind)
+    return folder, Models(TINY, [str(folder / kind) for kind in KINDS])
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_reference_is_seen_as_transformers_sees_with_it(models, kind):
+    folder, models = models
+    backbone = models.backbone(kind)
+    image = np.asarray(picture(96, 64))
+    encoder = AutoModel.from_pretrained(folder / kind, attn_implementation="eager").get_encoder(modality="image").eval()
+    own = backbone.image_processor
+    assert kind not in ("dinov3", "siglip") or (list(own.image_mean), list(own.image_std)) == (MEAN, STD)
+    pixels = torch.from_numpy((image / 255 - own.image_mean) / own.image_std).movedim(-1, 0)[None].float()
+    options = {} if kind == "dinov3" else {"interpolate_pos_encoding": True}
+    with torch.no_grad():
+        outputs = encoder(pixels, output_hidden_states=True, output_attentions=True, **options)
+    for layer, states in ((1, outputs.hidden_states[1]), (2, outputs.last_hidden_state)):
+        expected = states[0, -24:].T.reshape(32, 4, 6)
+        np.testing.assert_allclose(patch_features(backbone, image, 6, layer), expected, atol=1e-5)
+    weights = outputs.attentions[1][0, 1, -24 + 8, -24:].reshape(4, 6)
+    np.testing.assert_allclose(attention_map(backbone, image, 6, 2, 2, (1, 2)), weights, atol=1e-6)
+    if kind == "siglip":
+        with pytest.raises(ValueError, match="has no CLS token"):
+            attention_map(backbone, image, 6, 2)
+
+
+def test_references_are_beside_each_other_on_one_grid_and_beside_random_weights(models):
+    _, models = models
+    image = np.asarray(picture(96, 64))
+    maps = [principal_scores(patch_features(models.backbone(kind), image, 12)) for kind in KINDS]
+    assert {one.shape for one in maps} == {(3, 8, 12)}
+    twin = models.backbone("dinov2" + RANDOM)
+    assert twin.name == "dinov2" + RANDOM and type(twin.model) is type(models.backbone("dinov2").model)
+    assert (patch_features(twin, image, 6) - patch_features(models.backbone("dinov2"), image, 6)).abs().max() > 0.01

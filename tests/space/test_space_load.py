@@ -1,0 +1,148 @@
+"""Fifty visitors at once, one of whom loads models and one of whom names hostile ones.
+
+    pytest -n 0 -s -m slow tests/space/test_space_load.py
+
+`VITP_LOAD_SECONDS` is how long they stay, two minutes if not given. What is measured is printed.
+"""
+
+import json
+import os
+import re
+import statistics
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from gradio_client import Client, handle_file
+from gradio_client.exceptions import AppError
+from local_hub.server import LocalHub
+from paths import ROOT
+from pictures import picture
+from tiny_models import VISION
+
+from modeling_vitp import ViTPVisionConfig, ViTPVisionModel, export_backbone
+
+VISITORS, PAUSE = 50, 10.0  # seconds that a visitor looks at an answer
+SECONDS = float(os.environ.get("VITP_LOAD_SECONDS") or 120)
+HOSTILE = {"layers": ("num_hidden_layers", 10**9), "patches": ("patch_size", [1, 1]), "wide": ("hidden_size", 10**6)}
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture
+def hub(tmp_path):
+    """With models that mean well and others."""
+    hub = LocalHub(tmp_path / "hub")
+    torch.manual_seed(0)
+    export_backbone(ViTPVisionModel(ViTPVisionConfig(**VISION, initializer_range=0.3)), tmp_path / "good")
+    files = {path.name: path for path in (tmp_path / "good").iterdir() if path.suffix in (".json", ".safetensors")}
+    for index in range(3):
+        hub.create(f"tester/good{index}")
+        hub.commit(f"tester/good{index}", files)
+    for name, (key, value) in HOSTILE.items():
+        config = json.loads(files["config.json"].read_text()) | {key: value}
+        hub.create(f"tester/{name}")
+        hub.commit(f"tester/{name}", files | {"config.json": json.dumps(config)})
+    yield hub
+    hub.close()
+
+
+@pytest.fixture
+def app(hub, tmp_path):
+    """The address of the app and its process."""
+    environment = os.environ | {
+        "PYTHONPATH": str(ROOT),
+        "GRADIO_TEMP_DIR": str(tmp_path / "uploads"),
+        "GRADIO_SERVER_NAME": "127.0.0.1",
+        "PYTHONUNBUFFERED": "1",
+        **hub.environment(tmp_path / "home"),
+    }
+    log = tmp_path / "log"
+    with log.open("w") as output:
+        process = subprocess.Popen(
+            [sys.executable, ROOT / "space" / "app.py"], cwd=tmp_path, env=environment, stdout=output, stderr=output
+        )
+    try:
+        deadline = time.monotonic() + 240
+        while not (found := re.search(r"http://127\.0\.0\.1:\d+", log.read_text())):
+            assert process.poll() is None and time.monotonic() < deadline, log.read_text()
+            time.sleep(0.2)
+        yield found.group(), process
+    finally:
+        process.terminate()
+        process.wait(30)
+
+
+def memory(process) -> float:
+    """Of a process, in MB."""
+    status = Path(f"/proc/{process.pid}/status").read_text()
+    return int(re.search(r"VmRSS:\s+(\d+)", status)[1]) / 1e3
+
+
+class Visitor(threading.Thread):
+    """Asks for the map of an image of its own, looks at it, and asks again.
+
+    Args:
+        names: the backbones that it names, in turn; those of `HOSTILE` are to be refused in a line.
+    """
+
+    def __init__(self, url: str, index: int, folder: Path, names: list[str], ends: float):
+        super().__init__(daemon=True)
+        self.url, self.index, self.names, self.ends = url, index, names, ends
+        self.image = folder / f"visitor_{index}.png"
+        picture(120, 64 + index, index).save(self.image)
+        self.seconds, self.mistakes = [], []
+
+    def run(self) -> None:
+        client = Client(self.url, verbose=False, download_files=str(self.image.with_suffix("")))
+        time.sleep(PAUSE * (self.index % 10) / 10)
+        for turn in range(10_000):
+            if time.monotonic() > self.ends:
+                return
+            name, start = self.names[turn % len(self.names)], time.monotonic()
+            is_hostile = name.partition("/")[2] in HOSTILE
+            try:
+                _, _, npz, _ = client.predict(handle_file(str(self.image)), backbone=name, api_name="/maps")
+                with np.load(npz) as arrays:
+                    if is_hostile or arrays["image"] != self.image.name or arrays["backbones"].tolist() != [name]:
+                        self.mistakes.append(f"{name}: the answer of another")
+            except AppError as error:
+                if not is_hostile or "\n" in str(error):
+                    self.mistakes.append(f"{name}: {error}")
+            self.seconds.append(time.monotonic() - start)
+            time.sleep(PAUSE)
+
+
+def test_fifty_visitors_get_their_own_answers_and_nothing_grows(app, tmp_path):
+    url, process = app
+    own = ["quickstart"]
+    first = Visitor(url, 0, tmp_path, own, time.monotonic())
+    first.ends = time.monotonic() + 1
+    first.run()
+    ends = time.monotonic() + SECONDS
+    names = {1: [f"tester/good{index}" for index in range(3)], 2: [f"tester/{name}" for name in HOSTILE]}
+    visitors = [Visitor(url, index, tmp_path, names.get(index, own), ends) for index in range(VISITORS)]
+    for visitor in visitors:
+        visitor.start()
+    grown = []
+    while time.monotonic() < ends:
+        time.sleep(10)
+        grown.append(memory(process))
+    for visitor in visitors:
+        visitor.join(120)
+    seconds = sorted(value for visitor in visitors for value in visitor.seconds)
+    mistakes = [mistake for visitor in visitors for mistake in visitor.mistakes]
+    print(
+        f"{len(seconds)} answers to {VISITORS} visitors in {SECONDS:g} s: median {statistics.median(seconds):.2f} s, "
+        f"of ten the slowest from {seconds[len(seconds) * 9 // 10]:.2f} s on, the slowest {seconds[-1]:.2f} s; "
+        f"hostile ones refused within {max(visitors[2].seconds):.2f} s; "
+        f"memory in MB every ten seconds: {', '.join(f'{value:.0f}' for value in grown)}"
+    )
+    assert mistakes == [] and process.poll() is None and all(visitor.seconds for visitor in visitors)
+    assert statistics.median(seconds) < 3
+    assert grown[-1] < grown[len(grown) // 2] * 1.1 + 50
