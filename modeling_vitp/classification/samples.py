@@ -44,11 +44,6 @@ class ClassifiedImages(torch.utils.data.Dataset):
     def __len__(self) -> int:
         return len(self.stored)
 
-    @property
-    def in_units(self) -> bool:
-        """Whether DICOM is windowed by the input spec, and not by its own tags."""
-        return self.spec is not None and self.spec.is_in_units
-
     def set_classes(self, names: Sequence[str], multi_label: bool) -> "ClassifiedImages":
         self.labels = encode(self.stored, names, multi_label, self.where)
         return self
