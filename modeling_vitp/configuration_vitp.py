@@ -4,6 +4,7 @@ from huggingface_hub.dataclasses import strict
 from transformers import AutoConfig, InternVLConfig, InternVLVisionConfig
 from transformers.configuration_utils import SubConfigSpec
 
+from .bands import check_band_names
 from .opening import ConfigNamesItsFiles
 from .vrl import check_apply_prob, check_drop_ratio, check_warmup_steps
 
@@ -16,6 +17,9 @@ class ViTPVisionConfig(ConfigNamesItsFiles, InternVLVisionConfig):
         drop_path_rate (`float`, defaults to 0.0):
             Stochastic depth: probability of skipping the residual branches of the last layer, growing linearly from 0
             at the first. Active in training only. The paper trains with 0.1.
+        band_names (`list[str]`, *optional*):
+            Of the channels, where they are other bands than red, green and blue. `num_channels` is their number
+            whatever is given.
 
     The other arguments are those of [`~transformers.InternVLVisionConfig`]. InternViT-300M, which the paper starts
     from, has `attention_bias=True`. `image_size` is that of the table of positions, as many patches high as wide;
@@ -25,6 +29,13 @@ class ViTPVisionConfig(ConfigNamesItsFiles, InternVLVisionConfig):
     model_type = "vitp_vision"
 
     drop_path_rate: float | int = 0.0
+    band_names: list[str] | tuple[str, ...] | None = None
+
+    def __post_init__(self, **kwargs):
+        if self.band_names is not None:
+            self.band_names = check_band_names(self.band_names)
+            self.num_channels = len(self.band_names)
+        super().__post_init__(**kwargs)
 
     @classmethod
     def get_config_dict(cls, pretrained_model_name_or_path, **kwargs) -> tuple[dict, dict]:

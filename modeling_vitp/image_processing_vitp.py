@@ -1,10 +1,10 @@
 """Images to normalised tiles: 8-bit RGB, and through an input spec everything else that domains image with."""
 
-import math
 import os
-from dataclasses import dataclass
+import warnings
 from pathlib import Path
 
+import numpy as np
 import PIL.Image
 import PIL.ImageOps
 import torch
@@ -20,163 +20,12 @@ from transformers.image_utils import (
 )
 from transformers.models.got_ocr2.image_processing_got_ocr2 import GotOcr2ImageProcessorKwargs
 
+from .bands import check_same_bands, named, spread
+from .input_spec import InputSpec
 from .opening import NamesItsFiles
 
 # What Pillow converts to RGB without losing range; its other modes ("I;16", "I", "F" …) hold more than 8 bits.
 PIL_8BIT_MODES = {"1", "L", "LA", "La", "P", "PA", "RGB", "RGBA", "RGBa", "RGBX", "CMYK", "YCbCr", "HSV"}
-
-
-@dataclass(frozen=True)
-class InputSpec:
-    """How an image of any depth and number of bands becomes three channels in [0, 255].
-
-    Args:
-        bands: indices of the bands to use, one (repeated to three channels) or three, from 0. All by default, which
-            needs an image of one or three bands.
-        window: `(low, high)` in the image's own units (digital numbers, Hounsfield units, decibels …), or one such
-            pair for each band; low becomes black, high white, and what lies outside is clipped.
-        percentiles: `(low, high)` in [0, 100]: the window is taken from each band's own values. NaN and infinities
-            do not count.
-        gamma: exponent applied to the windowed value in [0, 1]; below 1 brightens.
-
-    Without `window` and `percentiles`, unsigned integers span their type's range (0 to 65535 for 16 bits) and floats
-    must lie in [0, 1].
-
-    Raises:
-        ValueError: if the fields contradict each other.
-    """
-
-    bands: tuple[int, ...] | None = None
-    window: tuple | None = None
-    percentiles: tuple[float, float] | None = None
-    gamma: float = 1.0
-
-    def __post_init__(self):
-        if self.bands is not None and not (
-            isinstance(self.bands, (list, tuple))
-            and len(self.bands) in (1, 3)
-            and all(isinstance(band, int) and band >= 0 for band in self.bands)
-        ):
-            raise ValueError(f"input_spec: bands={self.bands}, but one or three indices from 0 are needed.")
-        if self.window is not None and self.percentiles is not None:
-            raise ValueError("input_spec: give either `window` or `percentiles`, not both.")
-        if self.window is not None and not (is_pair(self.window) or is_list_of_pairs(self.window)):
-            raise ValueError(
-                f"input_spec: window={self.window}, but (low, high), or one such pair for each band, is needed."
-            )
-        for low, high in self.windows or []:
-            if not (low < high and math.isfinite(low) and math.isfinite(high)):
-                raise ValueError(f"input_spec: window ({low}, {high}) is empty: low must be below high, both finite.")
-        if self.percentiles is not None and not (
-            is_pair(self.percentiles) and 0 <= self.percentiles[0] < self.percentiles[1] <= 100
-        ):
-            raise ValueError(f"input_spec: percentiles={self.percentiles}, but 0 <= low < high <= 100 is needed.")
-        if not (isinstance(self.gamma, (int, float)) and self.gamma > 0):
-            raise ValueError(f"input_spec: gamma={self.gamma} must be positive.")
-
-    @classmethod
-    def from_dict(cls, fields: dict | None) -> "InputSpec":
-        """From the dictionary that is saved with the image processor; an unknown field is an error."""
-        fields = fields or {}
-        unknown = set(fields) - set(cls.__dataclass_fields__)
-        if unknown:
-            raise ValueError(
-                f"input_spec: unknown field(s) {sorted(unknown)}; it has {sorted(cls.__dataclass_fields__)}."
-            )
-        return cls(**fields)
-
-    @property
-    def is_in_units(self) -> bool:
-        """Whether it says what is black and white in an image's own units."""
-        return self.window is not None or self.percentiles is not None
-
-    @property
-    def windows(self) -> list[tuple[float, float]] | None:
-        """The window as a list of pairs: one for all bands, or one for each."""
-        if self.window is None:
-            return None
-        return [tuple(pair) for pair in self.window] if isinstance(self.window[0], (list, tuple)) else [self.window]
-
-    def __call__(self, image: torch.Tensor) -> torch.Tensor:
-        """
-        Args:
-            image: of shape `(bands, height, width)`, any real dtype.
-
-        Returns:
-            float32 of shape `(3, height, width)` in [0, 255].
-
-        Raises:
-            ValueError: if the image has not the bands that the spec asks for, holds no finite value, or needs a
-                window that the spec does not give.
-        """
-        if image.is_complex():
-            raise ValueError("the image is complex: give its magnitude or another real quantity.")
-        if self.bands is not None:
-            if max(self.bands) >= image.shape[0]:
-                raise ValueError(
-                    f"input_spec asks for bands {list(self.bands)}, but the image has {image.shape[0]} band(s)."
-                )
-            image = image[list(self.bands)]
-        if image.shape[0] not in (1, 3):
-            raise ValueError(
-                f"the image has {image.shape[0]} bands. Name the one or three to use, for example "
-                "input_spec={'bands': [3, 2, 1]}; convert RGBA arrays to PIL images."
-            )
-        low, high = self._range(image)
-        scaled = ((image.to(torch.float64) - low) / (high - low)).nan_to_num(nan=0.0).clamp(0, 1)
-        return (255 * scaled**self.gamma).float().expand(3, -1, -1)
-
-    def _range(self, image: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Black and white points, each of shape `(bands, 1, 1)` or `(1, 1, 1)`."""
-        if self.window is not None:
-            if len(self.windows) not in (1, image.shape[0]):
-                raise ValueError(
-                    f"input_spec has {len(self.windows)} windows, but {image.shape[0]} band(s) are used: give one "
-                    "window, or one for each band."
-                )
-            low, high = torch.tensor(self.windows, dtype=torch.float64).T
-        elif self.percentiles is not None:
-            low, high = torch.tensor([band_percentiles(band, self.percentiles) for band in image]).T
-            high = torch.where(high > low, high, low + 1)
-        elif image.dtype == torch.bool:
-            low, high = torch.tensor([0.0]), torch.tensor([1.0])
-        elif not image.dtype.is_signed:
-            low, high = torch.tensor([0.0]), torch.tensor([float(torch.iinfo(image.dtype).max)])
-        elif image.is_floating_point() and image.isfinite().all() and image.min() >= 0 and image.max() <= 1:
-            low, high = torch.tensor([0.0]), torch.tensor([1.0])
-        else:
-            finite = image[image.isfinite()]
-            span = f"[{finite.min():g}, {finite.max():g}]" if finite.numel() else "nothing finite"
-            raise ValueError(
-                f"the image is {str(image.dtype).removeprefix('torch.')} with values in {span}, and no window says "
-                "what is black and what is white. Give input_spec={'window': [low, high]} or "
-                "input_spec={'percentiles': [2, 98]}."
-            )
-        return low.double().view(-1, 1, 1), high.double().view(-1, 1, 1)
-
-
-def is_pair(value) -> bool:
-    return isinstance(value, (list, tuple)) and len(value) == 2 and all(isinstance(v, (int, float)) for v in value)
-
-
-def is_list_of_pairs(value) -> bool:
-    return isinstance(value, (list, tuple)) and len(value) > 0 and all(is_pair(v) for v in value)
-
-
-def band_percentiles(band: torch.Tensor, percentiles: tuple[float, float]) -> list[float]:
-    """Linearly interpolated percentiles of the finite values (`torch.quantile` stops at 16 million elements)."""
-    values = band[band.isfinite()].double()
-    if values.numel() == 0:
-        raise ValueError(
-            "a band of the image holds no finite value, so it has no percentiles. Give a `window`, or other `bands`."
-        )
-    result = []
-    for percentile in percentiles:
-        rank = percentile / 100 * (values.numel() - 1)
-        lower = values.kthvalue(int(rank) + 1).values
-        upper = values.kthvalue(min(int(rank) + 2, values.numel())).values
-        result.append((lower + (rank - int(rank)) * (upper - lower)).item())
-    return result
 
 
 class InputSpecImageProcessor(NamesItsFiles, TorchvisionBackend):
@@ -184,23 +33,51 @@ class InputSpecImageProcessor(NamesItsFiles, TorchvisionBackend):
 
     Transparency is composited onto white. `do_rescale=False` leaves 8-bit images in [0, 255], as in transformers, and
     gives all others in [0, 1], from black to white.
+
+    With `band_names` in the input spec, `image_mean` and `image_std` have a value for each band. Without values of
+    one's own, those of the class, for red, green and blue, are taken for the bands as [`spread_bands`] takes weights.
     """
 
     input_spec = None
 
     def __init__(self, **kwargs):
         super().__init__(**kwargs)
-        InputSpec.from_dict(self.input_spec)
+        names = InputSpec.from_dict(self.input_spec).band_names
+        for field in ("image_mean", "image_std") if names is not None else ():
+            if kwargs.get(field) is None:
+                setattr(self, field, spread_values(getattr(self, field), names))
+            elif len(kwargs[field]) != len(names):
+                raise ValueError(f"{field} has {len(kwargs[field])} values for {named(names)}: give one for each.")
+
+    @property
+    def band_names(self) -> list[str] | None:
+        """Of the channels, where they are other bands than red, green and blue."""
+        names = InputSpec.from_dict(self.input_spec).band_names
+        return None if names is None else list(names)
 
     @classmethod
     def from_backbone(cls, backbone: str | Path, **kwargs) -> "InputSpecImageProcessor":
         """With the mean, standard deviation and input spec of the backbone in a folder or Hub repo."""
         settings, kwargs = cls.get_image_processor_dict(backbone, **kwargs)
         names = ("do_rescale", "rescale_factor", "do_normalize", "image_mean", "image_std", "input_spec")
-        return cls(**{name: settings[name] for name in names if name in settings} | kwargs)
+        own = {name: settings[name] for name in names if name in settings}
+        if "input_spec" in kwargs:
+            own = settings_with(own, kwargs.pop("input_spec"))
+        return cls(**own | kwargs)
+
+    def with_input_spec(self, input_spec: dict | None) -> "InputSpecImageProcessor":
+        """The same image processor with another input spec. For other bands than before, mean and standard deviation
+        are taken as [`spread_bands`] takes weights.
+
+        Raises:
+            ValueError: if it is for other bands than red, green and blue already.
+        """
+        return type(self).from_dict(settings_with(self.to_dict(), input_spec))
 
     def fetch_images(self, images: ImageInput):
-        """As the parent, but files are opened with Pillow, so that alpha, depth, bands and TIFF are not lost."""
+        """As the parent, but files are opened with Pillow, so that alpha, depth, bands and TIFF are not lost; for other
+        bands than red, green and blue with rasterio.
+        """
         if isinstance(images, os.PathLike):
             images = os.fspath(images)
         if not isinstance(images, str):
@@ -208,6 +85,8 @@ class InputSpecImageProcessor(NamesItsFiles, TorchvisionBackend):
         try:
             if not os.path.isfile(images):
                 return super().fetch_images(images)
+            if self.band_names is not None:
+                return read_bands(images, InputSpec.from_dict(self.input_spec))
             with PIL.Image.open(images) as image:
                 return PIL.ImageOps.exif_transpose(image)
         except (OSError, SyntaxError, ValueError, RuntimeError) as error:
@@ -238,7 +117,11 @@ class InputSpecImageProcessor(NamesItsFiles, TorchvisionBackend):
     def _prepare_image_like_inputs(
         self, images, *args, input_spec: dict | None = None, do_rescale: bool = True, **kwargs
     ) -> list[torch.Tensor]:
+        names = self.band_names
+        if names is not None:
+            input_spec = {"band_names": names, **(input_spec or {})}
         spec = None if input_spec is None else InputSpec.from_dict(input_spec)
+        check_same_bands("the image processor", names, "the input spec", None if spec is None else spec.band_names)
         images = super()._prepare_image_like_inputs(images, *args, spec=spec, **kwargs)
         if not do_rescale and len({image.is_floating_point() for image in images}) > 1:
             raise ValueError(
@@ -255,7 +138,7 @@ class InputSpecImageProcessor(NamesItsFiles, TorchvisionBackend):
         spec: InputSpec | None = None,
         **kwargs,
     ) -> torch.Tensor:
-        """One image to a `(3, height, width)` tensor in [0, 255]; see [`InputSpec`] for what is refused."""
+        """One image to a `(channels, height, width)` tensor in [0, 255]; see [`InputSpec`] for what is refused."""
         if is_pil_image(image):
             if 0 in image.size:
                 raise ValueError(f"the image is empty: {image.size[0]} x {image.size[1]} pixels.")
@@ -269,6 +152,8 @@ class InputSpecImageProcessor(NamesItsFiles, TorchvisionBackend):
         if not isinstance(image, torch.Tensor):
             array = to_numpy_array(image)
             image = torch.from_numpy(array.astype(array.dtype.newbyteorder("=")))
+        if input_data_format is None and spec is not None and spec.band_names is not None and spec.bands is None:
+            input_data_format = layout_of(image, spec.num_channels)
         array = self._bands_first(image, input_data_format)
         if spec is None and array.dtype == torch.uint8 and array.shape[0] in (1, 3):
             rgb = array.expand(3, -1, -1)
@@ -298,12 +183,58 @@ class InputSpecImageProcessor(NamesItsFiles, TorchvisionBackend):
         return image.movedim(-1, 0) if input_data_format == ChannelDimension.LAST else image
 
 
+def layout_of(image: torch.Tensor, num_bands: int) -> ChannelDimension | None:
+    """Which axis of an image has the bands that are asked for, if only one can be it."""
+    found = [image.ndim == 3 and image.shape[axis] == num_bands for axis in (0, -1)]
+    return {(True, False): ChannelDimension.FIRST, (False, True): ChannelDimension.LAST}.get(tuple(found))
+
+
+def settings_with(settings: dict, input_spec: dict | None) -> dict:
+    """The settings of an image processor with another input spec.
+
+    Mean and standard deviation for red, green and blue are taken for the bands that it names as [`spread_bands`] takes
+    weights. Bands that the settings are for already it need not name.
+
+    Raises:
+        ValueError: if the settings are for other bands.
+    """
+    own = InputSpec.from_dict(settings.get("input_spec")).band_names
+    if own is not None:
+        input_spec = {"band_names": own, **(input_spec or {})}
+    names = InputSpec.from_dict(input_spec).band_names
+    settings = {**settings, "input_spec": input_spec}
+    if own is not None:
+        check_same_bands("the image processor", own, "the input spec", names)
+    elif names is not None:
+        for field in {"image_mean", "image_std"} & settings.keys():
+            settings[field] = spread_values(settings[field], names)
+    return settings
+
+
+def spread_values(values: list[float], band_names: list[str]) -> list[float]:
+    """A mean or standard deviation for red, green and blue as one for each band."""
+    return spread(torch.tensor(values, dtype=torch.float64), band_names).tolist()
+
+
+def read_bands(path: str, spec: InputSpec) -> np.ndarray:
+    """The bands of a file as they are stored, of shape `(bands, height, width)`."""
+    try:
+        import rasterio
+    except ImportError:
+        raise ValueError("files of other bands than colors need rasterio: pip install rasterio") from None
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # one need not be georeferenced
+        with rasterio.open(path) as file:
+            spec.check_number(file.count)
+            return file.read()
+
+
 class ViTPImageProcessorKwargs(GotOcr2ImageProcessorKwargs, total=False):
     r"""
     input_spec (`dict`, *optional*):
-        How images that are not 8-bit RGB become three channels: the fields of [`InputSpec`] (`bands`, `window`,
-        `percentiles`, `gamma`). Given, it applies to every image; not given, 8-bit images are taken as they are and
-        others by the range of their type.
+        How images that are not 8-bit RGB become the model's channels: the fields of [`InputSpec`] (`bands`, `window`,
+        `percentiles`, `gamma`, `band_names`). Given, it applies to every image; not given, 8-bit images are taken as
+        they are and others by the range of their type.
     """
 
     input_spec: dict | None
@@ -363,4 +294,4 @@ class ViTPImageProcessor(InputSpecImageProcessor, GotOcr2ImageProcessor):
         return [self.get_number_of_image_patches(*size, kwargs) for size in image_sizes]
 
 
-__all__ = ["InputSpec", "ViTPImageProcessor"]
+__all__ = ["ViTPImageProcessor"]

@@ -17,7 +17,7 @@ IGNORE_INDEX = 255
 class ViTPSegmentationImageProcessorKwargs(SegformerImageProcessorKwargs, total=False):
     r"""
     input_spec (`dict`, *optional*):
-        How images that are not 8-bit RGB become three channels: the fields of [`InputSpec`].
+        How images that are not 8-bit RGB become the model's channels: the fields of [`InputSpec`].
     """
 
     input_spec: dict | None
@@ -51,8 +51,9 @@ class ViTPSegmentationImageProcessor(InputSpecImageProcessor, SegformerImageProc
                 For change detection: the later images of the same ground.
 
         Returns:
-            `pixel_values`, float32 of shape `(batch_size, 3, height, width)`, or for pairs `pixel_values_before` and
-            `pixel_values_after`; with masks `labels`, int64 of shape `(batch_size, height, width)`.
+            `pixel_values`, float32 of shape `(batch_size, num_channels, height, width)`, or for pairs
+            `pixel_values_before` and `pixel_values_after`; with masks `labels`, int64 of shape
+            `(batch_size, height, width)`.
 
         Raises:
             ValueError: if an image and its mask or its pair differ in size or number, or a mask is no map of class

@@ -17,7 +17,7 @@ Sizes = torch.Tensor | list[tuple[int, int]] | None
 class ViTPDetectionImageProcessorKwargs(DetrImageProcessorKwargs, total=False):
     r"""
     input_spec (`dict`, *optional*):
-        How images that are not 8-bit RGB become three channels: the fields of [`InputSpec`].
+        How images that are not 8-bit RGB become the model's channels: the fields of [`InputSpec`].
     """
 
     input_spec: dict | None
@@ -55,7 +55,7 @@ class ViTPDetectionImageProcessor(InputSpecImageProcessor, DetrImageProcessor):
                 polygons or run lengths, which need `faster-coco-eval`.
 
         Returns:
-            `pixel_values`, float32 of shape `(batch_size, 3, height, width)`; `pixel_mask`, int64 of shape
+            `pixel_values`, float32 of shape `(batch_size, num_channels, height, width)`; `pixel_mask`, int64 of shape
             `(batch_size, height, width)`; with annotations `labels`, a dictionary for each image: `class_labels`,
             `boxes` (centre x, centre y, width, height), `corners` if the objects have them, `masks` if they are asked
             for.

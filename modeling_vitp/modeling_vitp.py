@@ -140,7 +140,7 @@ class ViTPVisionModel(ViTPVisionPreTrainedModel, InternVLVisionModel):
     ) -> tuple | InternVLVisionModelOutputWithPooling:
         r"""
         Args:
-            pixel_values (`torch.Tensor` of shape `(num_tiles, 3, height, width)`):
+            pixel_values (`torch.Tensor` of shape `(num_tiles, num_channels, height, width)`):
                 Normalised images; height and width are multiples of the patch size.
             bool_masked_pos (`torch.BoolTensor` of shape `(num_tiles, num_patches)`, *optional*):
                 Patches to replace by the mask token.
@@ -185,7 +185,7 @@ class ViTPModel(CheckpointsOfOurs, InternVLModel):
     ) -> tuple | BaseModelOutputWithPooling:
         r"""
         Args:
-            pixel_values (`torch.Tensor` of shape `(num_tiles, 3, height, width)`):
+            pixel_values (`torch.Tensor` of shape `(num_tiles, num_channels, height, width)`):
                 The tiles of all images of the batch, in order. Height and width need not be equal.
             visual_token_indices (`torch.LongTensor` of shape `(num_kept,)`, *optional*):
                 VRL: which of the `num_tiles * tokens_per_tile` visual tokens to keep. They are gathered before the

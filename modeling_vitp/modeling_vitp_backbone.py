@@ -13,6 +13,7 @@ from transformers.modeling_outputs import BackboneOutput
 from transformers.utils.generic import can_return_tuple, merge_with_config_defaults
 from transformers.utils.output_capturing import capture_outputs
 
+from .bands import spread_bands
 from .configuration_vitp import ViTPVisionConfig
 from .configuration_vitp_dense import ViTPBackboneConfig, ViTPMultiScaleConfig
 from .modeling_vitp import ViTPVisionModel, ViTPVisionPreTrainedModel
@@ -41,7 +42,7 @@ class ViTPBackbone(BackboneMixin, ViTPVisionModel):
     def forward(self, pixel_values: torch.Tensor, **kwargs) -> tuple | BackboneOutput:
         r"""
         Args:
-            pixel_values (`torch.Tensor` of shape `(batch_size, 3, height, width)`):
+            pixel_values (`torch.Tensor` of shape `(batch_size, num_channels, height, width)`):
                 Normalised images of any size. They are padded with zeros, the mean of the training images, at the
                 right and at the bottom to whole patches.
 
@@ -91,7 +92,7 @@ class ViTPMultiScaleBackbone(BackboneMixin, ViTPVisionPreTrainedModel):
     def forward(self, pixel_values: torch.Tensor, **kwargs) -> tuple | BackboneOutput:
         r"""
         Args:
-            pixel_values (`torch.Tensor` of shape `(batch_size, 3, height, width)`):
+            pixel_values (`torch.Tensor` of shape `(batch_size, num_channels, height, width)`):
                 Normalised images of any size, padded with zeros at the right and at the bottom to a multiple of 32
                 while they are computed.
 
@@ -131,21 +132,26 @@ class ViTPMultiScaleBackbone(BackboneMixin, ViTPVisionPreTrainedModel):
                 this class is opened as it is.
             kwargs:
                 Settings of the configuration, such as `drop_path_rate`, and arguments of `from_pretrained`, such as
-                `revision`.
+                `revision`. Other `band_names` than the backbone has are given its weights for red, green and blue by
+                [`spread_bands`].
 
         Raises:
-            ValueError: if the folder holds another kind of model.
+            ValueError: if the folder holds another kind of model, or one for other bands.
         """
         names = {field.name for field in dataclasses.fields(cls.config_class)} | {"out_features", "out_indices"}
         settings = {name: kwargs.pop(name) for name in names & kwargs.keys()}
+        band_names = settings.pop("band_names", None)
         if not isinstance(backbone, InternVLVisionModel):
             with naming(backbone, PreTrainedConfig):
                 model_type = PreTrainedConfig.get_config_dict(backbone, **kwargs)[0].get("model_type")
             if model_type == cls.config_class.model_type:
-                return cls.from_pretrained(backbone, **{"dtype": torch.float32, **settings, **kwargs})
+                model = cls.from_pretrained(backbone, **{"dtype": torch.float32, **settings, **kwargs})
+                return model if band_names is None else spread_bands(model, band_names)
             backbone = open_vit(backbone, **kwargs)
         grid = backbone.config.image_size[0] // backbone.config.patch_size[0]
         resized = resize_backbone(backbone, patch_size=16, image_size=16 * grid)
+        if band_names is not None:
+            spread_bands(resized, band_names)
         fields = resized.config.to_dict() | {"model_type": cls.config_class.model_type} | settings
         model = cls(cls.config_class.from_dict(fields))
         model.load_state_dict(resized.state_dict(), strict=False)

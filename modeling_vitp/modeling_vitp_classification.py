@@ -1,5 +1,6 @@
 """Classification of images, with one label or several: a linear layer on what the ViT's tokens have in common."""
 
+import copy
 import dataclasses
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ from transformers import InternVLVisionModel, PreTrainedModel
 from transformers.modeling_outputs import ImageClassifierOutput
 from transformers.utils.generic import can_return_tuple
 
+from .bands import spread_bands
 from .configuration_vitp import ViTPVisionConfig
 from .configuration_vitp_classification import ViTPImageClassificationConfig
 from .modeling_vitp import ViTPVisionModel
@@ -69,7 +71,7 @@ class ViTPForImageClassification(NamesItsFiles, PreTrainedModel):
                 to it once, and not in every step. As it is if not given.
             backbone_kwargs (`dict`, *optional*):
                 Settings of the ViT's configuration, such as `drop_path_rate`, and arguments of `from_pretrained`, such
-                as `revision`.
+                as `revision`. Weights for red, green and blue are spread over `band_names`, see [`spread_bands`].
             kwargs:
                 Settings of the model's configuration, such as `pooling` and `problem_type`.
 
@@ -82,6 +84,9 @@ class ViTPForImageClassification(NamesItsFiles, PreTrainedModel):
         vit = open_vit(backbone, **loading)
         if image_size is not None:
             vit = resize_backbone(vit, image_size=image_size)
+        band_names = settings.pop("band_names", None)
+        if band_names is not None:
+            vit = spread_bands(copy.deepcopy(vit), band_names)
         fields = vit.config.to_dict() | {"model_type": ViTPVisionConfig.model_type, "dtype": "float32"} | settings
         if id2label is not None:
             kwargs |= {"id2label": id2label, "label2id": {label: index for index, label in id2label.items()}}
@@ -95,7 +100,7 @@ class ViTPForImageClassification(NamesItsFiles, PreTrainedModel):
     ) -> tuple | ImageClassifierOutput:
         r"""
         Args:
-            pixel_values (`torch.Tensor` of shape `(batch_size, 3, height, width)`):
+            pixel_values (`torch.Tensor` of shape `(batch_size, num_channels, height, width)`):
                 Normalised images; height and width are multiples of the patch size.
             labels (`torch.Tensor`, *optional*):
                 Classes, int64 of shape `(batch_size,)`; for several labels an image float of shape

@@ -35,7 +35,7 @@ class ViTPForSemanticSegmentation(OnMultiScaleBackbone, UperNetForSemanticSegmen
     ) -> tuple | SemanticSegmenterOutput:
         r"""
         Args:
-            pixel_values (`torch.Tensor` of shape `(batch_size, 3, height, width)`):
+            pixel_values (`torch.Tensor` of shape `(batch_size, num_channels, height, width)`):
                 Normalised images.
             labels (`torch.LongTensor` of shape `(batch_size, height, width)`, *optional*):
                 Classes from 0 to `num_labels - 1`, and `loss_ignore_index` where there is none.
@@ -95,8 +95,8 @@ class ViTPForChangeDetection(ViTPForSemanticSegmentation):
     ) -> tuple | SemanticSegmenterOutput:
         r"""
         Args:
-            pixel_values_before, pixel_values_after (`torch.Tensor` of shape `(batch_size, 3, height, width)`):
-                Normalised images of the same ground.
+            pixel_values_before, pixel_values_after (`torch.Tensor`):
+                Normalised images of the same ground, `(batch_size, num_channels, height, width)`.
             labels (`torch.LongTensor` of shape `(batch_size, height, width)`, *optional*):
                 0 where nothing changed, 1 (or a class of change) where something did, `loss_ignore_index` elsewhere.
 

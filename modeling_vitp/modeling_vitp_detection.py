@@ -130,7 +130,7 @@ class ViTPForObjectDetection(OnMultiScaleBackbone, DetectionLosses, PreTrainedMo
     ) -> tuple | ViTPDetectionOutput:
         r"""
         Args:
-            pixel_values (`torch.Tensor` of shape `(batch_size, 3, height, width)`):
+            pixel_values (`torch.Tensor` of shape `(batch_size, num_channels, height, width)`):
                 Normalised images, in the top left corner.
             pixel_mask (`torch.Tensor` of shape `(batch_size, height, width)`, *optional*):
                 1 in an image, 0 in its padding, which the ViT sees but no box leaves the image for.

@@ -113,10 +113,11 @@ class ViTPProcessor(ProcessorMixin):
 
         Returns:
             [`~transformers.BatchFeature`]: `input_ids` and `attention_mask`, `(batch_size, sequence_length)`, with one
-            image token for each visual token that is kept; `pixel_values`, float32 `(num_tiles, 3, height, width)`,
-            all tiles of the batch. With r > 0 also `position_ids`, int64 like `input_ids`, which keep the positions of
-            the full sequence (gaps where tokens were dropped, 0 at padding), and, if there are images,
-            `visual_token_indices`, int64 `(num_kept,)`: flat, ascending, over the batch's tiles times tokens per tile.
+            image token for each visual token that is kept; `pixel_values`, float32
+            `(num_tiles, channels, height, width)`, all tiles of the batch. With r > 0 also `position_ids`, int64 like
+            `input_ids`, which keep the positions of the full sequence (gaps where tokens were dropped, 0 at padding),
+            and, if there are images, `visual_token_indices`, int64 `(num_kept,)`: flat, ascending, over the batch's
+            tiles times tokens per tile.
 
         Raises:
             ValueError: if images and image places do not match, if a text holds a literal image token, if truncation

@@ -57,7 +57,7 @@ def main(argv: list[str] | None = None) -> int:
 
     side = training_args.image_size
     trainer = ClassificationTrainer(
-        load_classifier(model_args, names, data.multi_label, side),
+        load_classifier(model_args, names, data.multi_label, side, data.input_spec),
         training_args,
         train_dataset=train_dataset,
         eval_dataset=scored.get(args.eval_split),

@@ -46,7 +46,7 @@ def main(argv: list[str] | None = None) -> int:
     test_dataset = data.open([args.test_split], args.task) if args.test_split else None
 
     trainer = DetectionTrainer(
-        load_detector(args.task, model_args, data.names.names, training_args, args.detector),
+        load_detector(args.task, model_args, data.names.names, training_args, args.detector, data.input_spec),
         training_args,
         args.task,
         args.metric,

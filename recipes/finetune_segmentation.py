@@ -52,7 +52,7 @@ def main(
     if train_dataset is not None:
         workers = training_args.dataloader_num_workers
         pixels, weights = weigh_classes(train_dataset, data.encoding.names, weights, workers)
-    model = load_dense_model(model_class, model_args, data.encoding.names, weights)
+    model = load_dense_model(model_class, model_args, data.encoding.names, weights, data.image_spec)
     trainer = DenseTrainer(
         model,
         training_args,

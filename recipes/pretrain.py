@@ -36,7 +36,7 @@ def main(argv: list[str] | None = None) -> int:
     from modeling_vitp.training.data import describe_data, describe_evaluation, open_data
     from modeling_vitp.training.freezing import freeze, lora_config
     from modeling_vitp.training.lock import check_free
-    from modeling_vitp.training.start import check_from_scratch, load_start
+    from modeling_vitp.training.start import check_from_scratch, load_start, read_by
     from modeling_vitp.training.warmup import default_warmup
 
     check_from_scratch(args.from_scratch)
@@ -61,7 +61,7 @@ def main(argv: list[str] | None = None) -> int:
     if args.max_patches is not None:
         processor.image_processor.max_patches = args.max_patches
     if args.input_spec is not None:
-        processor.image_processor.input_spec = args.input_spec
+        read_by(args.input_spec, model, processor, model_args.use_peft)
 
     trainer = ViTPTrainer(
         model,

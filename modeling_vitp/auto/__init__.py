@@ -17,6 +17,7 @@ from transformers.models.auto.modeling_auto import (
     MODEL_FOR_SEMANTIC_SEGMENTATION_MAPPING_NAMES,
 )
 
+from ..bands import spread_bands
 from ..configuration_vitp import ViTPConfig, ViTPVisionConfig
 from ..configuration_vitp_classification import ViTPImageClassificationConfig
 from ..configuration_vitp_dense import (
@@ -31,9 +32,10 @@ from ..configuration_vitp_detection import (
     ViTPObjectDetectionConfig,
     ViTPOrientedObjectDetectionConfig,
 )
-from ..image_processing_vitp import InputSpec, ViTPImageProcessor
+from ..image_processing_vitp import ViTPImageProcessor
 from ..image_processing_vitp_dense import ViTPSegmentationImageProcessor
 from ..image_processing_vitp_detection import ViTPDetectionImageProcessor
+from ..input_spec import InputSpec
 from ..modeling_vitp import ViTPForConditionalGeneration, ViTPModel, ViTPVisionModel
 from ..modeling_vitp_adapter import ViTPAdapter
 from ..modeling_vitp_backbone import ViTPBackbone
@@ -138,4 +140,5 @@ __all__ = [
     "ViTPVisionConfig",
     "ViTPVisionModel",
     "resize_backbone",
+    "spread_bands",
 ]

@@ -157,7 +157,17 @@ def example(what: str, config: dict[str, Any], files: dict[str, Path | bytes], r
         trust="" if model_type == "internvl" else trust,
         trust_processor=trust if read_config(files, "preprocessor_config.json").get("auto_map") else "",
     )
+    bands = num_bands(config)
+    if bands is not None:
+        code = code.replace("from PIL import Image", "import numpy as np").replace("zeros(1, 3,", f"zeros(1, {bands},")
+        code = code.replace('Image.new("RGB", (640, 480))', f"np.zeros(({bands}, 480, 640), np.uint16)")
     return f"```python\n{code.strip()}\n```"
+
+
+def num_bands(config: dict[str, Any]) -> int | None:
+    """How many bands a model takes, if these are others than red, green and blue."""
+    parts = (config, config.get("vision_config") or {}, config.get("backbone_config") or {})
+    return next((len(part["band_names"]) for part in parts if part.get("band_names")), None)
 
 
 def pipeline_tag(what: str, config: dict[str, Any]) -> str:

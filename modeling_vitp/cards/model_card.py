@@ -115,12 +115,14 @@ def describe_input(files: dict[str, Path | bytes]) -> str | None:
     processor = read_config(files, "processor_config.json").get("image_processor") or {}
     processor = processor or read_config(files, "preprocessor_config.json")
     size = processor.get("size") or {}
+    spec = processor.get("input_spec") or {}
     rows = {
+        "bands": spec.get("band_names"),
         "tile, in pixels": f"{size['height']} × {size['width']}" if {"height", "width"} <= size.keys() else None,
         "most tiles": processor.get("max_patches") if processor.get("crop_to_patches") else None,
         "mean": processor.get("image_mean"),
         "standard deviation": processor.get("image_std"),
-        "input spec": processor.get("input_spec"),
+        "input spec": {name: value for name, value in spec.items() if name != "band_names"},
     }
     return settings_table(rows)
 

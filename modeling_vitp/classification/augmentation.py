@@ -7,6 +7,8 @@ import torch
 from torchvision.transforms import InterpolationMode, v2
 from torchvision.transforms.v2 import functional as F
 
+from ..training.band_jitter import BandJitter
+
 
 class RandomQuarterTurn(v2.Transform):
     """With a chance, a turn by 90, 180 or 270 degrees, of the same likelihood."""
@@ -26,6 +28,8 @@ class RandomQuarterTurn(v2.Transform):
 class Augmentation:
     """A crop that is resized to a square, flips, quarter turns and colors.
 
+    Of images of other bands than red, green and blue, brightness and contrast change band by band.
+
     Args:
         image_size: side of the square, in pixels.
         crop_area: smallest and largest share of the image's area that a crop has; its sides are in a ratio of 3:4 to
@@ -34,6 +38,7 @@ class Augmentation:
         quarter_turns: see [`RandomQuarterTurn`].
         photometric: whether brightness, contrast and saturation change by up to 0.4 of what they are, and the hue by
             0.05 of the circle.
+        of_colors: whether images are of red, green and blue, uint8; else they are of any bands, float32 in [0, 1].
     """
 
     def __init__(
@@ -43,6 +48,7 @@ class Augmentation:
         flip: tuple[float, float] = (0.5, 0.0),
         quarter_turns: float = 0.0,
         photometric: bool = True,
+        of_colors: bool = True,
     ):
         steps = [
             v2.RandomResizedCrop(image_size, tuple(crop_area), interpolation=InterpolationMode.BICUBIC, antialias=True),
@@ -50,10 +56,13 @@ class Augmentation:
             v2.RandomVerticalFlip(flip[1]),
             RandomQuarterTurn(quarter_turns),
         ]
-        self.steps = v2.Compose([*steps, v2.ColorJitter(0.4, 0.4, 0.4, 0.05)] if photometric else steps)
+        jitters = [BandJitter((0.6, 1.4), from_mean) for from_mean in (False, True)]
+        jitters = [v2.ColorJitter(0.4, 0.4, 0.4, 0.05)] if of_colors else jitters
+        self.steps = v2.Compose([*steps, *jitters] if photometric else steps)
 
     def __call__(self, image: torch.Tensor, seed: int) -> torch.Tensor:
-        """Random by `seed` alone; uint8 of shape `(3, height, width)` to the square."""
+        """Random by `seed` alone; `(bands, height, width)` to the square."""
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            return self.steps(image)
+            image = self.steps(image)
+        return image.clamp(0, 1) if image.is_floating_point() else image  # bicubic resampling overshoots

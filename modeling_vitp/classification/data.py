@@ -1,7 +1,7 @@
 """A data set as a configuration describes it: splits, classes, and how files or rows are read."""
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from functools import partial
 from pathlib import Path
@@ -15,7 +15,7 @@ from ..cards.record import public_name
 from ..hub.failures import tried
 from ..images.reading import image_files
 from ..instructions.sources import folder_cache
-from ..training.files import FIELD, FileSample, check_disjoint, find_samples
+from ..training.files import CASES, FIELD, FileSample, check_disjoint, check_patients, find_samples
 from ..training.shared_images import check_no_shared_images, images_of_files, images_of_rows
 from ..training.values import check_type
 from .classes import names_of
@@ -174,18 +174,23 @@ class ClassificationData:
         if self.root is not None:
             samples = {name: part.samples for name, part in parts.items()}
             check_disjoint(samples)
+            self._check(check_patients, samples)
             images = images_of_files(samples)
         else:
             if len({self.splits.get(name, name) for name in names}) < len(names):
                 raise ValueError(f"Two of the splits {list(names)} are the same.")
             owners = {}
             for name, part in parts.items():
-                for case in set(part.rows["case"]) if "case" in part.rows.column_names else ():
+                column = next((name for name in CASES if name in part.rows.column_names), None)
+                for case in set(part.rows[column]) if column is not None else ():
                     if owners.setdefault(case, name) != name:
                         raise ValueError(f"The case {case!r} is in both splits {owners[case]!r} and {name!r}.")
             images = images_of_rows({name: (part.rows, [part.column]) for name, part in parts.items()})
+        self._check(check_no_shared_images, images)
+
+    def _check(self, check: Callable[[Any], None], images: Any) -> None:
         try:
-            check_no_shared_images(images)
+            check(images)
         except ValueError as error:
             if not self.allow_shared_images:
                 raise

@@ -7,6 +7,8 @@ import numpy as np
 import torch
 from matplotlib.figure import Figure
 
+from ..images.pixels import shown
+
 THRESHOLD = 0.5  # of a class among several labels
 MOST_SHOWN = 3
 COLUMNS = 4
@@ -19,6 +21,7 @@ def draw_predictions(
     names: Sequence[str],
     path: Path,
     components: Sequence[np.ndarray] = (),
+    band_names: Sequence[str] | None = None,
 ) -> None:
     """A grid of images.
 
@@ -28,6 +31,7 @@ def draw_predictions(
         names: of the classes.
         path: of the PNG.
         components: of the backbone's features, as colors, if they are to be shown below the images.
+        band_names: of the images, see [`~modeling_vitp.images.pixels.shown`].
     """
     columns = min(len(samples), COLUMNS)
     parts = 2 if components else 1
@@ -40,7 +44,7 @@ def draw_predictions(
         row, column = parts * (index // columns), index % columns
         there, found = true_classes(sample["label"]), predicted_classes(of_sample, sample["label"].ndim == 1)
         axis = axes[row, column]
-        axis.imshow(sample["image"].permute(1, 2, 0).numpy(), interpolation="nearest")
+        axis.imshow(shown(sample["image"], band_names), interpolation="nearest")
         guesses = [f"{names[place]} {of_sample[place]:.2f}" for place in found]
         title = f"{sample['id']}\nis: {listed([names[place] for place in there])}\nfound: {listed(guesses)}"
         axis.set_title(title, fontsize=8, color=RIGHT if found == there else WRONG)

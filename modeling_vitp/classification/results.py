@@ -26,4 +26,5 @@ def draw(trainer: ClassificationTrainer, samples: Dataset | None, number: int) -
         number = min(number, len(samples))
         shown = [samples[index * len(samples) // number] for index in range(number)]
         scores = trainer.predict([sample["image"] for sample in shown])
-        draw_predictions(shown, scores, trainer.names, output_dir / "predictions.png")
+        bands = {"band_names": trainer.processing_class.band_names}
+        draw_predictions(shown, scores, trainer.names, output_dir / "predictions.png", **bands)

@@ -7,10 +7,10 @@ from pathlib import Path
 import datasets
 import numpy as np
 import torch
-from transformers.image_utils import ChannelDimension
 
-from ..image_processing_vitp import InputSpec, ViTPImageProcessor
+from ..images.pixels import on_one_grid, to_pixels
 from ..images.reading import Picture, picture_size, read_image, read_picture
+from ..input_spec import InputSpec
 from ..instructions.rows import content_of, undecoded
 from ..training.files import FileSample
 from .classes import Label, encode
@@ -22,8 +22,8 @@ USUAL = {"image": ("image", "images", "img"), "label": ("label", "labels", "clas
 class ClassifiedImages(torch.utils.data.Dataset):
     """Samples of one image with its class or classes.
 
-    An item is a dictionary: `id`; `image`, uint8 of shape `(3, height, width)`; and `label`, see
-    [`~modeling_vitp.classification.classes.encode`].
+    An item is a dictionary: `id`; `image`, see [`~modeling_vitp.images.pixels.to_pixels`]; and `label`,
+    see [`~modeling_vitp.classification.classes.encode`].
 
     Args:
         stored: the classes of each image, as they are stored.
@@ -39,10 +39,15 @@ class ClassifiedImages(torch.utils.data.Dataset):
     def __init__(self, stored: Sequence[Sequence[Label]], known: Sequence[str] | None, input_spec: dict | None):
         self.stored, self.known = list(stored), known
         self.spec = None if input_spec is None else InputSpec.from_dict(input_spec)
-        self.image_processor = ViTPImageProcessor()
+        self.in_units = self.spec is not None and self.spec.is_in_units
 
     def __len__(self) -> int:
         return len(self.stored)
+
+    @property
+    def in_units(self) -> bool:
+        """Whether DICOM is windowed by the input spec, and not by its own tags."""
+        return self.spec is not None and self.spec.is_in_units
 
     def set_classes(self, names: Sequence[str], multi_label: bool) -> "ClassifiedImages":
         self.labels = encode(self.stored, names, multi_label, self.where)
@@ -64,16 +69,16 @@ class ClassifiedImages(torch.utils.data.Dataset):
 
     def __getitem__(self, index: int) -> dict:
         try:
-            picture = self.read(index)
-            layout = {"input_data_format": ChannelDimension.LAST} if isinstance(picture, np.ndarray) else {}
-            image = self.image_processor.process_image(picture, spec=self.spec, **layout).round().to(torch.uint8)
+            image = to_pixels(self.read(index), self.spec)
         except Exception as error:  # Pillow raises many kinds for a broken file
             raise ValueError(f"{self.where(index)}: the image cannot be read: {error}") from error
         return {"id": self.id(index), "image": image, "label": self.labels[index]}
 
 
 class FileImages(ClassifiedImages):
-    """Files; of several files for a sample, each is a band."""
+    """Files; of several files for a sample, each is a band. Bands with names may have pixels of different size: all are
+    brought onto the grid of the one that has most.
+    """
 
     def __init__(self, samples: Sequence[FileSample], stored: Sequence[Sequence[Label]], input_spec: dict | None):
         super().__init__(stored, None, input_spec)
@@ -86,10 +91,12 @@ class FileImages(ClassifiedImages):
         return str(self.samples[index].images[0])
 
     def read(self, index: int) -> Picture:
-        bands = [read_image(path, None) for path in self.samples[index].images]
+        bands = [read_image(path, None, self.in_units) for path in self.samples[index].images]
         if len(bands) == 1:
             return bands[0]
         arrays = [np.asarray(band) for band in bands]
+        if self.spec is not None and self.spec.band_names is not None:
+            arrays = on_one_grid(arrays)
         if any(array.ndim != 2 or array.shape != arrays[0].shape for array in arrays):
             raise ValueError(f"its bands are of shapes {', '.join(str(array.shape) for array in arrays)}")
         return np.stack(arrays, axis=-1)
@@ -136,7 +143,8 @@ class RowImages(ClassifiedImages):
         return f"Row {index} of split {self.name!r}" + (f" ({path})" if path else "")
 
     def read(self, index: int) -> Picture:
-        return read_picture(content_of(self.rows[index][self.column]))
+        bands = self.spec is not None and self.spec.takes_bands
+        return read_picture(content_of(self.rows[index][self.column]), bands, self.in_units)
 
     def check_header(self, index: int) -> None:
         picture_size(io.BytesIO(content_of(self.rows[index][self.column])))

@@ -22,7 +22,11 @@ def classes_of(args: ClassificationModelArguments) -> list[str] | None:
 
 
 def load_classifier(
-    args: ClassificationModelArguments, names: list[str], multi_label: bool, image_size: int
+    args: ClassificationModelArguments,
+    names: list[str],
+    multi_label: bool,
+    image_size: int,
+    input_spec: dict | None = None,
 ) -> ViTPForImageClassification:
     """See [`~modeling_vitp.training.backbone_start.load_on_backbone`]; positions are resampled to the image size.
 
@@ -31,7 +35,7 @@ def load_classifier(
     """
     kind = KINDS[multi_label]
     settings = {"image_size": image_size, "problem_type": kind}
-    model = load_on_backbone(ViTPForImageClassification, args, names, **settings)
+    model = load_on_backbone(ViTPForImageClassification, args, names, input_spec=input_spec, **settings)
     if model.config.problem_type != kind:
         raise ValueError(
             f"{args.model_name_or_path} is of {model.config.problem_type}, and the data are of {kind}: see "

@@ -111,7 +111,8 @@ class ClassificationTrainer(FineTuner, Trainer):
         image_processor = processing_class or ViTPImageProcessor(size=side)
         if train_dataset is not None:
             flips = args.horizontal_flip, args.vertical_flip
-            augmentation = Augmentation(args.image_size, args.crop_area, flips, args.quarter_turns, args.photometric)
+            colors = args.photometric, image_processor.band_names is None
+            augmentation = Augmentation(args.image_size, args.crop_area, flips, args.quarter_turns, *colors)
             seed = args.seed if args.data_seed is None else args.data_seed
             train_dataset = TrainingSamples(train_dataset, augmentation, image_processor, seed)
         super().__init__(
@@ -176,7 +177,7 @@ class ClassificationTrainer(FineTuner, Trainer):
     def draw_samples(self, samples: list[dict[str, Any]], path: Path) -> None:
         images = [sample["image"] for sample in samples]
         maps = self.component_maps([[image] for image in images], path.parent)
-        draw_predictions(samples, self.predict(images), self.names, path, maps)
+        draw_predictions(samples, self.predict(images), self.names, path, maps, self.processing_class.band_names)
 
     def patch_features(self, image: torch.Tensor) -> torch.Tensor:
         pixels = self.pixels_of([image])
@@ -198,8 +199,10 @@ class ClassificationTrainer(FineTuner, Trainer):
         )
 
     def pixels_of(self, images: list[torch.Tensor]) -> torch.Tensor:
-        """Images, uint8 of shape `(3, height, width)` and any size, as the model takes them."""
-        inputs = self.processing_class(images=images, input_data_format="channels_first", return_tensors="pt")
+        """Images of any size, see [`~modeling_vitp.images.pixels.to_pixels`], as the model takes them."""
+        names = self.processing_class.band_names
+        read = {"input_spec": None if names is None else {"band_names": names}}  # they are windowed already
+        inputs = self.processing_class(images=images, input_data_format="channels_first", return_tensors="pt", **read)
         return inputs["pixel_values"].to(self.args.device)
 
     @torch.no_grad()
@@ -207,7 +210,7 @@ class ClassificationTrainer(FineTuner, Trainer):
         """Probabilities of the classes, float32 of shape `(images, classes)`, on the CPU.
 
         Args:
-            images: uint8 of shape `(3, height, width)`, of any sizes.
+            images: of any sizes, see [`~modeling_vitp.images.pixels.to_pixels`].
         """
         model = self.accelerator.unwrap_model(self.model).eval()
         with self.compute_loss_context_manager():

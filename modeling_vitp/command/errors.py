@@ -19,6 +19,7 @@ EXTRAS = dict.fromkeys(
 EXTRAS |= {"gradio": "space", "monai": "medical", "pydicom": "medical"} | dict.fromkeys(
     ("onnx", "onnxruntime", "onnxscript"), "onnx"
 )
+EXTRAS["pycocoevalcap"] = "captions"
 # What transformers' configurations raise of a field, and of fields together; by name, to import nothing.
 OF_SETTINGS = ("StrictDataclassFieldValidationError", "StrictDataclassClassValidationError")
 FILE_ERRORS = (FileNotFoundError, FileExistsError, IsADirectoryError, NotADirectoryError, PermissionError)

@@ -14,6 +14,7 @@ under new names, in a temporary folder that is moved into place at the end.
 """
 
 import argparse
+import json
 import signal
 import sys
 
@@ -47,6 +48,11 @@ def main(argv: list[str] | None = None) -> None:
         "--benchmark",
         choices=BENCHMARK_NAMES,
         help="what an original detector was published for: names its classes and says what its tensors do not",
+    )
+    parser.add_argument(
+        "--input_spec",
+        type=json.loads,
+        help="how images are read, as JSON; with band_names, weights for red, green and blue are spread over these",
     )
     parser.add_argument("--allow_nan", action="store_true", help="convert weights that are NaN or infinite, too")
     parser.error = errors.refuse

@@ -7,6 +7,7 @@ from pathlib import Path
 from transformers.utils import logging
 
 from ..command.places import check_new
+from .bands import read_by
 from .card import read_license, write_card
 from .finite import refuse
 from .keys import CONTENTS, TARGETS
@@ -27,6 +28,7 @@ def convert_checkpoint(
     image_token_id: int | None = None,
     deformable_attention: str | None = None,
     benchmark: str | None = None,
+    input_spec: dict | None = None,
     allow_nan: bool = False,
 ) -> Path:
     """Writes `source` in another layout to the new folder `target`, with configuration, tokenizer, image processor,
@@ -50,11 +52,14 @@ def convert_checkpoint(
         benchmark: of a detector of OpenMMLab's naming, the benchmark that it was published for (`"dior"`, `"dior_r"`,
             `"dota_v2"`, `"sardet_100k"`, `"rsar"`, `"ssdd"`): the names of its classes, its image size and whether it
             looks at mirrored images too, which the tensors do not say.
+        input_spec: how images are read from now on, see [`~modeling_vitp.InputSpec`]. If it has `band_names`, a model
+            for red, green and blue becomes one for these bands, see [`~modeling_vitp.spread_bands`].
         allow_nan: whether weights that are NaN or infinite are converted.
 
     Raises:
         ValueError: if the source is damaged, of an unknown kind, has weights that are NaN or infinite, lacks tensors or
-            has others than its configuration asks for, or if `to` cannot say what it says. Nothing is written then.
+            has others than its configuration asks for, is for other bands than `input_spec` names, or if `to` cannot
+            say what it says. Nothing is written then.
     """
     target = Path(target)
     check_new(target)
@@ -63,7 +68,7 @@ def convert_checkpoint(
     to = to or targets[0]
     if to not in TARGETS:
         raise ValueError(f"There is no target {to!r}, only {', '.join(TARGETS)}.")
-    if to == checkpoint.kind:
+    if to == checkpoint.kind and input_spec is None:
         raise ValueError(f"{source} is of the kind {to!r} already.")
     if checkpoint.contents == "ViT" and to in ("vitp", "internvl"):
         raise ValueError(
@@ -73,6 +78,8 @@ def convert_checkpoint(
     if to not in targets:
         raise ValueError(f"{source} holds a {checkpoint.contents}, of which {to!r} cannot be made.")
     license_fields = read_license(checkpoint, license)
+    if input_spec is not None:
+        read_by(checkpoint, input_spec)
 
     target.parent.mkdir(parents=True, exist_ok=True)
     temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex}")

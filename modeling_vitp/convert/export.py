@@ -124,10 +124,14 @@ def without_adapters(module: nn.Module) -> nn.Module:
 
 
 def native_vision_config(config: ViTPVisionConfig) -> InternVLVisionConfig:
-    """The same configuration as transformers' own class; `drop_path_rate` stays as a field that it carries along."""
+    """The same configuration as transformers' own class; `drop_path_rate` and, if there are any, `band_names` stay as
+    fields that it carries along.
+    """
     fields = config.to_dict()
     for name in ("model_type", "transformers_version", "architectures", "auto_map"):
         fields.pop(name, None)
+    if fields.get("band_names") is None:
+        fields.pop("band_names", None)
     return InternVLVisionConfig(**fields)
 
 

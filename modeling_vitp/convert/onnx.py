@@ -61,7 +61,7 @@ def export_program(backbone: ViTPVisionModel | str | Path) -> ExportedProgram:
         backbone: the ViT, or the folder or Hub id of an exported backbone.
 
     Returns:
-        A program that takes `pixel_values` of shape `(batch_size, 3, height, width)`, float32, sides in whole patches,
+        A program that takes `pixel_values`, float32 `(batch_size, channels, height, width)`, sides in whole patches,
         and gives `last_hidden_state`, `(batch_size, 1 + patches, hidden_size)`, and `pooler_output`,
         `(batch_size, hidden_size)`, the mean of the patch tokens.
 

@@ -8,6 +8,7 @@ from torchvision import tv_tensors
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as F
 
+from ..training.band_jitter import BandJitter
 from .classes import IGNORE_INDEX
 
 
@@ -22,7 +23,7 @@ class RandomScaledCrop(v2.Transform):
         scale: lowest and highest factor by which the image grows, drawn uniformly.
         max_class_share: a crop is drawn again, up to ten times, while one class has more than this share of its
             labelled pixels.
-        fill: red, green and blue, from 0 to 255.
+        fill: a value for each band, in the range that those of the images have.
     """
 
     def __init__(
@@ -74,6 +75,14 @@ def photometric_distortion() -> v2.Transform:
     return v2.Compose([v2.RandomApply([jitter], p=0.5) for jitter in jitters])
 
 
+def band_distortion() -> v2.Transform:
+    """What is left of [`photometric_distortion`] for bands in [0, 1] that are no colors: brightness and contrast, of
+    each band by itself. Saturation and hue are of red, green and blue.
+    """
+    jitters = [BandJitter((0.875, 1.125), from_mean=False), BandJitter((0.5, 1.5), from_mean=True)]
+    return v2.Compose([v2.RandomApply([jitter], p=0.5) for jitter in jitters])
+
+
 class Augmentation:
     """Scale, crop, flips and colours; for pairs the exchange of before and after too.
 
@@ -84,9 +93,11 @@ class Augmentation:
         crop_size: side of the crops in pixels.
         scale, max_class_share: see [`RandomScaledCrop`].
         flip: chance of a horizontal flip, and of a vertical one.
-        photometric: whether brightness, contrast, saturation and hue change.
+        photometric: whether brightness, contrast, saturation and hue change; of other bands than red, green and blue
+            brightness and contrast.
         exchange: chance that the images of a pair change places.
-        fill: colour beyond the image's border.
+        fill: colour beyond the image's border, see [`RandomScaledCrop`].
+        of_colors: whether images are of red, green and blue, uint8; else they are of any bands, float32 in [0, 1].
     """
 
     def __init__(
@@ -98,6 +109,7 @@ class Augmentation:
         photometric: bool = True,
         exchange: float = 0.0,
         fill: Sequence[float] = (0, 0, 0),
+        of_colors: bool = True,
     ):
         self.geometry = v2.Compose(
             [
@@ -106,7 +118,8 @@ class Augmentation:
                 v2.RandomVerticalFlip(flip[1]),
             ]
         )
-        self.colors = photometric_distortion() if photometric else v2.Identity()
+        distortion = photometric_distortion if of_colors else band_distortion
+        self.colors = distortion() if photometric else v2.Identity()
         self.exchange = exchange
 
     def __call__(
@@ -115,7 +128,7 @@ class Augmentation:
         """Random by `seed` alone.
 
         Args:
-            images: one image, or the two of a pair: uint8 of shape `(3, height, width)`.
+            images: one image, or the two of a pair, of shape `(bands, height, width)`.
             mask: class indices, uint8 of shape `(height, width)`.
         """
         with torch.random.fork_rng(devices=[]):

@@ -37,7 +37,8 @@ class LabelEncoding:
         classes: one mapping with `name`, `value` and `color` (see [`DenseClass`]) for each class, in the order of
             their indices. Without a colour one is chosen.
         by: `"value"`, also the index of a palette, or `"color"`.
-        ignore: values or colours of the pixels without a class.
+        ignore: values or colours of the pixels without a class; of values also negative ones, as many rasters have
+            them for "no data".
 
     Raises:
         ValueError: if the classes are not distinct, or not told completely.
@@ -49,7 +50,9 @@ class LabelEncoding:
             raise ValueError(f"mask_encoding={by!r} is neither 'value' nor 'color'.")
         if not 2 <= len(classes) < IGNORE_INDEX:
             raise ValueError(f"{len(classes)} classes are given; two or more are needed, background included.")
-        self.by, self.ignore = by, [tuple(item) if isinstance(item, list) else item for item in ignore]
+        self._negative = [item for item in ignore if by == "value" and is_of(item, int) and item < 0]
+        ignore = [tuple(item) if isinstance(item, list) else item for item in ignore if item not in self._negative]
+        self.by, self.ignore = by, ignore
         self.classes = []
         for index, settings in enumerate(classes):
             settings = {SPELLINGS.get(name, name): value for name, value in settings.items()}
@@ -128,6 +131,7 @@ class LabelEncoding:
             codes = mask
             inside = (codes >= 0) & (codes < len(self._lookup))
             indices = np.where(inside, self._lookup[np.where(inside, codes, 0)], -1)
+            indices[np.isin(codes, self._negative)] = IGNORE_INDEX
         unknown = indices == -1
         if unknown.any():
             values = np.unique(codes[unknown])

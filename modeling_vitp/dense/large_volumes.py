@@ -41,7 +41,8 @@ def predict_volume(
 
     Slices are cut and windowed as those that fine-tuning trains on and scores
     ([`~modeling_vitp.dense.volumes.slice_volumes`]), and predicted one after the other as it predicts them. A slice and
-    its logits are in memory, and nothing of the volume, which is unpacked to the disk if it is compressed.
+    its logits are in memory, and nothing of the volume (of one shown by percentiles, at most 16 million values, once);
+    it is unpacked to the disk if it is compressed.
 
     Slices that are finished go to `output` + `.part`. A run that was killed and is started again, with the same
     arguments, goes on after the last whole slice and ends with the same file, byte for byte, where the device's
@@ -58,7 +59,8 @@ def predict_volume(
         plane: that the model was trained in.
         intensities: low and high value in the volume's own units (Hounsfield units of CT), which are black and white.
         percentiles: instead, of the volume's values that are not 0.
-        window, stride, batch_size, scales, flip: see [`~modeling_vitp.dense.large_images.predict_large`].
+        window, stride, batch_size: see [`~modeling_vitp.dense.sliding_window.sliding_window`].
+        scales, flip: test-time augmentation of each slice, see [`~modeling_vitp.dense.sliding_window.augmented`].
         probabilities: another NIfTI, with a fourth axis of the classes: probabilities in steps of 1/255, which is the
             slope in its header.
 

@@ -8,6 +8,7 @@ import torch
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
+from ..images.pixels import shown
 from .classes import IGNORE_INDEX, LabelEncoding
 
 UNLABELLED = (127, 127, 127)
@@ -19,6 +20,7 @@ def draw_predictions(
     encoding: LabelEncoding,
     path: Path,
     components: Sequence[np.ndarray] = (),
+    band_names: Sequence[str] | None = None,
 ) -> None:
     """One row for each sample.
 
@@ -28,6 +30,7 @@ def draw_predictions(
         encoding: names and colours of the classes.
         path: of the PNG.
         components: of the backbone's features, as colors, if they are to be shown.
+        band_names: of the images, see [`~modeling_vitp.images.pixels.shown`].
     """
     colors = np.full((IGNORE_INDEX + 1, 3), UNLABELLED, dtype=np.uint8)
     colors[: len(encoding.classes)] = encoding.palette
@@ -37,7 +40,7 @@ def draw_predictions(
     figure = Figure(figsize=(2.6 * len(titles), 2.8 * len(samples)), layout="constrained")
     axes = figure.subplots(len(samples), len(titles), squeeze=False)
     for row, sample, prediction, colored in zip(axes, samples, predictions, components or [None] * len(samples)):
-        panels = [image.permute(1, 2, 0).numpy() for image in sample["images"]]
+        panels = [shown(image, band_names) for image in sample["images"]]
         if "mask" in sample:
             panels += [colors[sample["mask"].numpy()], colors[prediction], mistakes(sample["mask"], prediction)]
         else:

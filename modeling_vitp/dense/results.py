@@ -36,7 +36,8 @@ def draw(trainer: DenseTrainer, samples: MaskedImages | None, number: int) -> No
     if samples is not None and number:
         shown = [samples[index * len(samples) // number] for index in range(number)]
         predictions = [trainer.predict_labels(sample["images"], is_test=True) for sample in shown]
-        draw_predictions(shown, predictions, trainer.encoding, output_dir / "predictions.png")
+        bands = {"band_names": trainer.processing_class.band_names}
+        draw_predictions(shown, predictions, trainer.encoding, output_dir / "predictions.png", **bands)
 
 
 def write_submission(trainer: DenseTrainer, data: DenseData, settings: dict[str, Any]) -> None:

@@ -6,12 +6,11 @@ import datasets
 import numpy as np
 import PIL.Image
 import torch
-from transformers.image_utils import ChannelDimension
 
-from ..image_processing_vitp import InputSpec
-from ..image_processing_vitp_dense import ViTPSegmentationImageProcessor
+from ..images.pixels import to_pixels
 from ..images.reading import VALUES, Picture, read_image, read_picture, stored_size, whole_numbers
 from ..images.windows import Window, windows
+from ..input_spec import InputSpec
 from ..instructions.rows import content_of, is_decoded
 from ..training.files import CASES, FileSample
 from .classes import LabelEncoding
@@ -20,8 +19,9 @@ from .classes import LabelEncoding
 class MaskedImages(torch.utils.data.Dataset):
     """Samples of one image, or two of a pair, with a mask.
 
-    An item is a dictionary: `id`; `case`, what is scored as one where a metric is by case; `images`, uint8 tensors of
-    shape `(3, height, width)`; and, unless there is none, `mask`, class indices, uint8 of shape `(height, width)`.
+    An item is a dictionary: `id`; `case`, what is scored as one where a metric is by case; `images`, see
+    [`~modeling_vitp.images.pixels.to_pixels`]; and, unless there is none, `mask`, class indices, uint8 of shape
+    `(height, width)`.
 
     Args:
         encoding: of the masks.
@@ -32,7 +32,6 @@ class MaskedImages(torch.utils.data.Dataset):
         self.encoding = encoding
         self.spec = None if input_spec is None else InputSpec.from_dict(input_spec)
         self.in_units = self.spec is not None and self.spec.is_in_units
-        self.image_processor = ViTPSegmentationImageProcessor()
 
     def __len__(self) -> int:
         raise NotImplementedError
@@ -49,7 +48,7 @@ class MaskedImages(torch.utils.data.Dataset):
 
     def __getitem__(self, index: int) -> dict:
         name, images, mask = self.read(index)
-        tensors = [self.to_rgb(image, image_name) for image_name, image in images]
+        tensors = [self.to_pixels(image, image_name) for image_name, image in images]
         for (image_name, _), tensor in zip(images, tensors):
             if tensor.shape != tensors[0].shape:
                 raise ValueError(f"{image_name} is {size(tensor)}, but {images[0][0]} {size(tensors[0])}.")
@@ -77,10 +76,9 @@ class MaskedImages(torch.utils.data.Dataset):
             values = values[..., 0]  # grey, saved with three channels
         return self.encoding.encode(whole_numbers(values, name).astype(np.int32), name)
 
-    def to_rgb(self, image: Picture, name: str) -> torch.Tensor:
-        layout = {"input_data_format": ChannelDimension.LAST} if isinstance(image, np.ndarray) else {}
+    def to_pixels(self, image: Picture, name: str) -> torch.Tensor:
         try:
-            return self.image_processor.process_image(image, spec=self.spec, **layout).round().to(torch.uint8)
+            return to_pixels(image, self.spec)
         except (OSError, ValueError) as error:
             raise ValueError(f"{name}: {error}") from error
 
@@ -187,9 +185,10 @@ class Rows(MaskedImages):
 
     def __getitem__(self, index: int) -> dict:
         """With `place` and `spacing` of a slice, see [`~modeling_vitp.dense.volumes.slice_volumes`]."""
-        of_volume = [name for name in ("place", "spacing") if name in self.rows.column_names]
-        known = self.rows.select_columns(of_volume)[index] if of_volume else {}
-        return super().__getitem__(index) | known
+        item, of_volume = super().__getitem__(index), ["place", "spacing"]
+        if not {*of_volume} <= {*self.rows.column_names}:
+            return item
+        return item | self.rows.select_columns(of_volume)[index]
 
     def read_mask(self, index: int):
         if self.mask_column is None:
@@ -208,7 +207,8 @@ class Rows(MaskedImages):
         if stored is None:
             raise ValueError(f"Row {name} of split {self.name!r} has no {column}.")
         try:
+            takes_bands = column != self.mask_column and self.spec is not None and self.spec.takes_bands
             is_encoded = isinstance(stored, dict)
-            return where, read_picture(content_of(stored), in_units=in_units) if is_encoded else stored
+            return where, read_picture(content_of(stored), takes_bands, in_units) if is_encoded else stored
         except Exception as error:  # Pillow raises many kinds for a broken file
             raise ValueError(f"Row {name} of split {self.name!r}: {column} cannot be read: {error}") from error

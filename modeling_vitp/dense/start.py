@@ -12,9 +12,10 @@ def load_dense_model(
     args: DenseModelArguments,
     names: list[str],
     class_weights: list[float] | None = None,
+    input_spec: dict | None = None,
 ) -> PreTrainedModel:
     """See [`~modeling_vitp.training.backbone_start.load_on_backbone`]; `class_weights` are those of the loss."""
-    model = load_on_backbone(model_class, args, names, class_weights=class_weights)
+    model = load_on_backbone(model_class, args, names, input_spec=input_spec, class_weights=class_weights)
     if "class_weights" not in (args.head or {}):
         model.config.class_weights = class_weights
     return model

@@ -85,7 +85,7 @@ def files_or_rows(samples: MaskedImages) -> Any:
 
 
 def normalize(image: torch.Tensor, image_processor: ViTPSegmentationImageProcessor) -> torch.Tensor:
-    """uint8 of shape `(3, height, width)` to what the model takes, float32."""
+    """What [`~modeling_vitp.images.pixels.to_pixels`] gives to what the model takes, float32 of the same shape."""
     return F.normalize(F.to_dtype(image, scale=True), image_processor.image_mean, image_processor.image_std)
 
 
@@ -125,6 +125,7 @@ class DenseTrainer(FineTuner, Trainer):
         self.encoding, self.metric_name = encoding, metric
         image_processor = processing_class or ViTPSegmentationImageProcessor()
         if train_dataset is not None:
+            of_colors = image_processor.band_names is None
             augmentation = Augmentation(
                 args.crop_size,
                 args.scale_range,
@@ -132,7 +133,8 @@ class DenseTrainer(FineTuner, Trainer):
                 (args.horizontal_flip, args.vertical_flip),
                 args.photometric,
                 args.exchange_time,
-                fill=[255 * value for value in image_processor.image_mean],
+                fill=[255 * value if of_colors else value for value in image_processor.image_mean],
+                of_colors=of_colors,
             )
             seed = args.seed if args.data_seed is None else args.data_seed
             train_dataset = TrainingSamples(train_dataset, augmentation, image_processor, seed)
@@ -203,7 +205,7 @@ class DenseTrainer(FineTuner, Trainer):
     def draw_samples(self, samples: list[dict[str, Any]], path: Path) -> None:
         predictions = [self.predict_labels(sample["images"]) for sample in samples]
         maps = self.component_maps([sample["images"] for sample in samples], path.parent)
-        draw_predictions(samples, predictions, self.encoding, path, maps)
+        draw_predictions(samples, predictions, self.encoding, path, maps, self.processing_class.band_names)
 
     def get_eval_dataloader(self, eval_dataset: Dataset | None = None) -> DataLoader:
         """This process's part of the images, one at a time; their sizes differ."""
@@ -216,7 +218,7 @@ class DenseTrainer(FineTuner, Trainer):
         """Class indices, uint8 of shape `(height, width)`.
 
         Args:
-            images: one image, or the two of a pair, uint8 of shape `(3, height, width)`.
+            images: one image, or the two of a pair, see [`~modeling_vitp.images.pixels.to_pixels`].
             is_test: whether `test_scales` and `test_flip` apply.
         """
         args, model = self.args, self.accelerator.unwrap_model(self.model).eval()

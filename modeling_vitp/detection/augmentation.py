@@ -23,7 +23,7 @@ class Sample:
     """An image with its objects, to be moved together.
 
     Args:
-        image: uint8 of shape `(3, height, width)`.
+        image: see [`~modeling_vitp.images.pixels.to_pixels`].
         corners: float32 of shape `(n, 4, 2)`, in pixels.
         labels: int64 of shape `(n,)`.
         masks: uint8 of shape `(n, height, width)`, if there are any.

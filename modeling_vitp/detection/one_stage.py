@@ -14,6 +14,7 @@ from transformers import (
     RTDetrV2ForObjectDetection,
 )
 
+from ..bands import check_same_bands
 from ..image_processing_vitp_detection import ViTPDetectionImageProcessor
 from ..modeling_vitp_multi_scale import open_neck
 
@@ -66,6 +67,7 @@ def image_processor_for(detector: str, start: str | None, revision: str, side: i
     own = ViTPDetectionImageProcessor()
     if start is not None:
         own = ViTPDetectionImageProcessor.from_backbone(start, revision=revision)
+    check_same_bands(f"the image processor of {detector!r}", None, start, own.band_names)
     return DETECTORS[detector][1](
         size={"height": side, "width": side}, do_normalize=True, image_mean=own.image_mean, image_std=own.image_std
     )

@@ -11,6 +11,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch, Polygon
 
+from ..images.pixels import shown
+
 SHOWN = 0.3  # score from which detections are drawn
 
 
@@ -20,6 +22,7 @@ def draw_detections(
     names: Sequence[str],
     path: Path,
     components: Sequence[np.ndarray] = (),
+    band_names: Sequence[str] | None = None,
 ) -> None:
     """One row for each sample: what is annotated, if it is, and what was found, with the scores of boxes.
 
@@ -29,6 +32,7 @@ def draw_detections(
         names: of the classes.
         path: of the PNG.
         components: of the backbone's features, as colors, if they are to be shown.
+        band_names: of the images, see [`~modeling_vitp.images.pixels.shown`].
     """
     colors = [matplotlib.colormaps["tab20"](index % 20) for index in range(len(names))]
     is_annotated = "labels" in samples[0]
@@ -44,7 +48,7 @@ def draw_detections(
         if is_annotated:
             panels.insert(0, ("annotated", {"labels": sample["labels"], **annotated(sample)}))
         for axis, (title, objects) in zip(row, panels):
-            axis.imshow(sample["image"].permute(1, 2, 0).numpy(), interpolation="nearest")
+            axis.imshow(shown(sample["image"], band_names), interpolation="nearest")
             axis.set_title(f"{sample['id']}: {title}", fontsize=8)
             axis.axis("off")
             draw_objects(axis, objects, colors)

@@ -41,7 +41,8 @@ def draw(trainer: DetectionTrainer, samples: ObjectImages | None, number: int) -
     if samples is not None and number:
         shown = [samples[index * len(samples) // number] for index in range(number)]
         detections = [trainer.detect([sample["image"]], SHOWN)[0] for sample in shown]
-        draw_detections(shown, detections, trainer.names, output_dir / "predictions.png")
+        bands = {"band_names": trainer.band_names}
+        draw_detections(shown, detections, trainer.names, output_dir / "predictions.png", **bands)
 
 
 def write_submission(trainer: DetectionTrainer, data: DetectionData, settings: dict[str, Any]) -> None:

@@ -8,12 +8,11 @@ from pathlib import Path
 import datasets
 import numpy as np
 import torch
-from transformers.image_utils import ChannelDimension
 
-from ..image_processing_vitp import InputSpec
-from ..image_processing_vitp_dense import ViTPSegmentationImageProcessor
+from ..images.pixels import to_pixels
 from ..images.reading import Picture, read_image, read_picture
 from ..images.windows import Window
+from ..input_spec import InputSpec
 from ..instructions.rows import content_of
 from .objects import ImageObjects
 
@@ -38,9 +37,9 @@ class Place:
 class ObjectImages(torch.utils.data.Dataset):
     """Samples of one image with its objects.
 
-    An item is a dictionary: `id`; `image`, uint8 of shape `(3, height, width)`; and, unless it is not known what is in
-    the image, `labels`, int64 `(n,)`, `corners`, float32 `(n, 4, 2)` in pixels, `difficult` and `crowd`, bool `(n,)`,
-    and `masks`, uint8 `(n, height, width)`, if there are any.
+    An item is a dictionary: `id`; `image`, see [`~modeling_vitp.images.pixels.to_pixels`]; and, unless it is not known
+    what is in the image, `labels`, int64 `(n,)`, `corners`, float32 `(n, 4, 2)` in pixels, `difficult` and `crowd`,
+    bool `(n,)`, and `masks`, uint8 `(n, height, width)`, if there are any.
 
     Args:
         places: the samples.
@@ -60,7 +59,6 @@ class ObjectImages(torch.utils.data.Dataset):
     ):
         self.places, self.with_masks = list(places), with_masks
         self.spec = None if input_spec is None else InputSpec.from_dict(input_spec)
-        self.image_processor = ViTPSegmentationImageProcessor()
         self.rows = None if rows is None else rows.select_columns([column])
         self.column = column
 
@@ -100,17 +98,17 @@ class ObjectImages(torch.utils.data.Dataset):
             name, picture = str(place.image), read_image(place.image, place.window, self.in_units)
         else:
             name, picture = self._row(place)
-        layout = {"input_data_format": ChannelDimension.LAST} if isinstance(picture, np.ndarray) else {}
         try:
-            return self.image_processor.process_image(picture, spec=self.spec, **layout).round().to(torch.uint8)
+            return to_pixels(picture, self.spec)
         except (OSError, ValueError) as error:
             raise ValueError(f"{name}: {error}") from error
 
     def _row(self, place: Place) -> tuple[str, Picture]:
         stored, name = self.rows[place.image][self.column], f"Row {place.id}"
         try:
+            takes_bands = self.spec is not None and self.spec.takes_bands
             is_encoded = isinstance(stored, dict)
-            picture = read_picture(content_of(stored), in_units=self.in_units) if is_encoded else stored
+            picture = read_picture(content_of(stored), takes_bands, self.in_units) if is_encoded else stored
         except Exception as error:  # Pillow raises many kinds for a broken file
             raise ValueError(f"{name}: the image cannot be read: {error}") from error
         if place.window is None:

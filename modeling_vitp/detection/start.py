@@ -27,11 +27,16 @@ def check_detector(task: str, args: DetectionModelArguments, do_train: bool, det
 
 
 def load_detector(
-    task: str, args: DetectionModelArguments, names: list[str], settings: DetectionSettings, detector: str = VITP
+    task: str,
+    args: DetectionModelArguments,
+    names: list[str],
+    settings: DetectionSettings,
+    detector: str = VITP,
+    input_spec: dict | None = None,
 ) -> PreTrainedModel:
     """See [`~modeling_vitp.training.backbone_start.load_on_backbone`]; positions are resampled to the image size."""
     if detector == VITP:
-        return load_on_backbone(MODELS[task], args, names, image_size=settings.image_size)
+        return load_on_backbone(MODELS[task], args, names, input_spec=input_spec, image_size=settings.image_size)
     model_class, _ = DETECTORS[detector]
     build = partial(on_backbone, model_class)
     return load_on_backbone(model_class, args, names, build, image_size=settings.image_size)

@@ -13,6 +13,7 @@ from torchvision.transforms.v2 import functional as F
 from transformers import BaseImageProcessor, PreTrainedModel, Trainer, TrainingArguments
 from transformers.trainer_utils import EvalLoopOutput
 
+from ..image_processing_vitp import InputSpecImageProcessor
 from ..image_processing_vitp_detection import ViTPDetectionImageProcessor
 from ..metrics.report import METRICS_FOLDER, name_classes
 from ..rotated_boxes import enclosing_boxes
@@ -73,7 +74,7 @@ def collate(items: list[dict[str, Any]]) -> dict[str, Any]:
     """A batch: images padded at the right and at the bottom to the largest, masks of objects along with them."""
     height, width = (max(item["pixel_values"].shape[axis] for item in items) for axis in (1, 2))
     batch = {
-        "pixel_values": torch.zeros(len(items), 3, height, width),
+        "pixel_values": torch.zeros(len(items), len(items[0]["pixel_values"]), height, width),
         "pixel_mask": torch.zeros(len(items), height, width, dtype=torch.int64),
         "labels": [dict(item["labels"]) for item in items],
     }
@@ -120,6 +121,7 @@ class DetectionTrainer(FineTuner, Trainer):
     ):
         self.task, self.names = task, list(model.config.id2label.values())
         image_processor = processing_class or ViTPDetectionImageProcessor()
+        self.band_names = getattr(image_processor, "band_names", None)  # transformers' own has none
         if train_dataset is not None:
             flips = args.horizontal_flip, args.vertical_flip, args.diagonal_flip
             unknown = set(args.right_angle_classes) - set(self.names)
@@ -203,7 +205,7 @@ class DetectionTrainer(FineTuner, Trainer):
     def draw_samples(self, samples: list[dict[str, Any]], path: Path) -> None:
         detections = [self.detect([sample["image"]], SHOWN)[0] for sample in samples]
         maps = self.component_maps([[sample["image"]] for sample in samples], path.parent)
-        draw_detections(samples, detections, self.names, path, maps)
+        draw_detections(samples, detections, self.names, path, maps, self.band_names)
 
     def get_eval_dataloader(self, eval_dataset: Dataset | None = None) -> DataLoader:
         """This process's part of the images, in lists of `per_device_eval_batch_size`."""
@@ -218,12 +220,14 @@ class DetectionTrainer(FineTuner, Trainer):
         """The detections in images, in their own pixels: what the image processor's `post_process_…` gives.
 
         Args:
-            images: uint8 of shape `(3, height, width)`, of any sizes.
+            images: see [`~modeling_vitp.images.pixels.to_pixels`], of any sizes.
             threshold: detections have a higher score.
         """
         processor, model = self.processing_class, self.accelerator.unwrap_model(self.model).eval()
         sizes = [tuple(image.shape[-2:]) for image in images]
-        inputs = processor(images=images, input_data_format="channels_first", return_tensors="pt").to(self.args.device)
+        own = {"input_spec": None} if isinstance(processor, InputSpecImageProcessor) else {}  # it was applied already
+        inputs = processor(images=images, input_data_format="channels_first", return_tensors="pt", **own)
+        inputs = inputs.to(self.args.device)
         with self.compute_loss_context_manager():
             outputs = model(**inputs)
         if self.task == "oriented":

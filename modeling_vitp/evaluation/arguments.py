@@ -8,6 +8,7 @@ import yaml
 from ..dense.arguments import SCORED_WITH
 from ..training.command_line import find_config
 from ..training.values import Arguments
+from .answer_scores import KINDS
 
 
 @dataclass
@@ -168,3 +169,47 @@ class RobustnessArguments(Arguments):
                 raise ValueError(f"{name}={values}: one is given twice.")
         if not self.severities:
             raise ValueError("severities is empty: give some of 1 to 5.")
+
+
+@dataclass
+class VLMArguments(Arguments):
+    """Which vision-language models are asked the questions of which rows."""
+
+    limits = {
+        "limit": "[1, inf)",
+        "batch_size": "[1, inf)",
+        "max_new_tokens": "[1, inf)",
+        "pictures": "[0, inf)",
+    }
+    choices = {"kind": tuple(KINDS)}
+
+    models: list[str] = field(
+        default_factory=list,
+        metadata={"help": "Folders or Hub ids of pretrained models or their checkpoints, side by side in the table."},
+    )
+    dataset_name: str | None = field(
+        default=None, metadata={"help": "Rows, in any schema that `pretrain` takes: a file, a folder or a Hub id."}
+    )
+    dataset_config: str | None = field(default=None, metadata={"help": "Of a data set that has several."})
+    split: str = field(default="test", metadata={"help": "To ask; that of a single file is train. Or test[:100]."})
+    image_root: str | None = field(default=None, metadata={"help": "That paths of images are relative to."})
+    kind: str | None = field(
+        default=None,
+        metadata={"help": "Of all answers: grounding, choice, map, vqa or caption. Else each is told from its answer."},
+    )
+    limit: int | None = field(default=None, metadata={"help": "Ask only so many questions, drawn by the seed."})
+    seed: int = field(default=0, metadata={"help": "Of which questions are asked, and of the intervals."})
+    batch_size: int = field(default=16, metadata={"help": "Questions that are answered together."})
+    max_new_tokens: int = field(default=128, metadata={"help": "Of an answer."})
+    bf16: bool = field(default=False, metadata={"help": "Whether to compute in bfloat16."})
+    pictures: int = field(default=6, metadata={"help": "Questions that are drawn, with their answers."})
+    output_dir: str = field(default="outputs/vlm", metadata={"help": "For metrics.json, answers and pictures."})
+
+    def __post_init__(self):
+        super().__post_init__()
+        if not self.models:
+            raise ValueError("Give `models`: what is asked.")
+        if len(set(self.models)) < len(self.models):
+            raise ValueError(f"models={self.models}: one is given twice.")
+        if self.dataset_name is None:
+            raise ValueError("Give `dataset_name`: rows with questions and answers.")

@@ -13,6 +13,7 @@ from ..dense.samples import MaskedImages
 from ..dense.start import load_image_processor
 from ..dense.trainer import DenseTrainer, DenseTrainingArguments, files_or_rows
 from ..images.unfinished import digest
+from ..input_spec import InputSpec
 from ..modeling_vitp_dense import ViTPForChangeDetection, ViTPForSemanticSegmentation
 from ..training.fingerprint import fingerprint
 from .arguments import RobustnessArguments
@@ -62,6 +63,8 @@ class DenseTask(RecordedTask):
             raise ValueError("The robustness of a model is evaluated in one process: start it without a launcher.")
 
     def _check(self, config: PreTrainedConfig, samples: MaskedImages) -> None:
+        if InputSpec.from_dict(self.image_spec).band_names is not None:
+            raise ValueError(f"{self.name} takes other bands than red, green and blue, which alone can be corrupted.")
         names, classes = self.encoding.names, list(config.id2label.values())
         unnamed = [f"LABEL_{index}" for index in range(len(names))]  # as in converted checkpoints
         if classes not in (names, unnamed):

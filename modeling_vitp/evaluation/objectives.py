@@ -40,7 +40,7 @@ class MaskedAutoencoder(ViTMAEForPreTraining):
 
     Three patches of four are masked; a decoder of two layers, half as wide as the ViT, says what their pixels are,
     normalized in each patch. The decoder and the loss are transformers'. Calling it with `pixel_values`, float32 of
-    shape `(batch, 3, height, width)`, gives a `loss`, the mean squared error over the masked patches.
+    shape `(batch, channels, height, width)`, gives a `loss`, the mean squared error over the masked patches.
 
     Args:
         vit: is trained in place.
@@ -91,7 +91,7 @@ class PatchClassifier(nn.Module):
     def forward(self, pixel_values: torch.Tensor, labels: torch.Tensor) -> TokenClassifierOutput:
         """
         Args:
-            pixel_values: float32 of shape `(batch, 3, height, width)`.
+            pixel_values: float32 of shape `(batch, channels, height, width)`.
             labels: classes, int64 of shape `(batch, patches)`, row by row; -100 for a patch that has none.
         """
         logits = self.head(self.vit(pixel_values=pixel_values).last_hidden_state[:, 1:])

@@ -9,7 +9,7 @@ import numpy as np
 import PIL.Image
 import torch
 
-from ..image_processing_vitp import InputSpec
+from ..input_spec import InputSpec
 
 try:
     import pydicom

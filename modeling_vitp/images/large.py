@@ -15,7 +15,8 @@ from rasterio.errors import NotGeoreferencedWarning
 from rasterio.io import DatasetReader
 from transformers import BaseImageProcessor, BatchFeature
 
-from ..image_processing_vitp import InputSpec, band_percentiles
+from ..bands import named
+from ..input_spec import InputSpec, band_percentiles
 from .reading import stored_orientation
 
 SAMPLE_SIZE = 2048  # longest side of the sample that percentiles are taken from
@@ -45,13 +46,19 @@ class LargeImage:
         spec = image_processor.input_spec
         fields = InputSpec.from_dict(spec)
         colors = dataset.colorinterp
-        bands = [band for band in dataset.indexes if colors[band - 1] != ColorInterp.alpha]
+        bands = list(dataset.indexes)
+        if not fields.takes_bands:
+            bands = [band for band in bands if colors[band - 1] != ColorInterp.alpha]
         if fields.bands is not None:
             missing = [band for band in fields.bands if band >= dataset.count]
             if missing:
                 raise ValueError(f"{dataset.name} has {dataset.count} band(s), but the input spec asks for {missing}.")
             bands = [band + 1 for band in fields.bands]
-        if len(bands) not in (1, 3):
+        if fields.band_names is not None and len(bands) != fields.num_channels:
+            raise ValueError(
+                f"{dataset.name} has {len(bands)} band(s), but the model takes {named(fields.band_names)}."
+            )
+        if fields.band_names is None and len(bands) not in (1, 3):
             raise ValueError(
                 f"{dataset.name} has {len(bands)} bands: name the one or three to use in the image processor, for "
                 "example input_spec={'bands': [3, 2, 1]}."
@@ -59,6 +66,8 @@ class LargeImage:
         if any(colors[band - 1] == ColorInterp.palette for band in bands):
             raise ValueError(f"{dataset.name} has a palette: expand it with gdal_translate -expand rgb.")
         is_masked = any(MaskFlags.all_valid not in flags for flags in dataset.mask_flag_enums)
+        if fields.band_names is not None and any(colors[band - 1] == ColorInterp.alpha for band in bands):
+            is_masked = False  # GDAL marks the fourth band of 8 bits as transparency, whatever it is
         if spec is not None:
             spec = {name: value for name, value in spec.items() if name not in ("bands", "percentiles")}
             if fields.percentiles is not None:

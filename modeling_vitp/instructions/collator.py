@@ -11,7 +11,6 @@ from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import default_collate
 from trl.data_utils import prepare_multimodal_messages
 
-from ..image_processing_vitp import InputSpec
 from ..messages import check_answers, check_messages, is_given, place_images
 from ..processing_vitp import ViTPProcessor
 from ..vrl import check_apply_prob, check_drop_ratio, check_warmup_steps, keyed_generator
@@ -59,7 +58,8 @@ class ViTPDataCollator:
 
     Returns, when called with a list of rows (one that is `None` is passed over), `input_ids`, `attention_mask` and
     `labels`, int64 `(batch_size, sequence_length)`, -100 outside the answers; `pixel_values`, float32
-    `(num_tiles, 3, height, width)`; and under VRL `position_ids` and `visual_token_indices` (see [`ViTPProcessor`]).
+    `(num_tiles, channels, height, width)`; and under VRL `position_ids` and `visual_token_indices` (see
+    [`ViTPProcessor`]).
 
     Raises:
         ValueError: names the sample and the remedy when a row cannot be used: wrong columns, an unreadable image, a
@@ -221,8 +221,8 @@ class ViTPDataCollator:
             raise ValueError(example["error"])
         key = (self.seed, sample_id_of(example), self.epoch)
         settings = self.source_settings.get(example.get("source"), SourceSettings())
-        spec = InputSpec.from_dict(settings.input_spec or self.processor.image_processor.input_spec)
-        images = load_images(example, spec.bands is not None, spec.is_in_units)
+        spec = settings.spec_for(self.processor.image_processor)
+        images = load_images(example, spec.takes_bands, spec.is_in_units)
         images = settings.apply(images, keyed_generator(*key, "jpeg"))
         example = {**example, "images": images}
         if self.sample_transform is not None:

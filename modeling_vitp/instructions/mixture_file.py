@@ -33,8 +33,9 @@ class Source:
         columns: which columns of the data set are the `id`, `images`, and `messages`, `conversations` (with `system`),
             `prompt` and `completion`, or `question` and `answer`.
         prompt: the question of every row of a source that has an answer column alone.
-        rows: number of rows, where it is known before the source is read: the dry run goes by it, and so does the
-            share of a streaming source, which needs it (an estimate is enough).
+        rows: number of rows, where it is known before the source is read: the dry run goes by it (but counts those of
+            JSON Lines that are there), and so does the share of a streaming source, which needs it (an estimate is
+            enough).
         obtain: page where the data can be had.
         modality: what the images were taken with: optical, sar, ct …, one or several.
         tasks: what is asked: caption, vqa, grounding …

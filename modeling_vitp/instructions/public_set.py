@@ -210,14 +210,21 @@ class PublicSet:
         """The rows of a JSON list, JSON Lines, CSV or TSV; a file that is none is one entry, with its error.
 
         Args:
-            held_out: whether it is read to leave out what is in it.
+            held_out: whether it is read to leave out what is in it. All of it has to be readable then.
+
+        Raises:
+            ValueError: if something of what is held out is not known.
         """
         if not held_out:
             self.check(path)
         try:
             for number, row in listed(path):
+                if held_out and not isinstance(row, dict):
+                    raise ValueError(f"row {number} of {path}, which says what is held out, is none: {str(row)[:80]}")
                 yield Entry(f"{path}, row {number}", row)
         except (OSError, ValueError) as error:
+            if held_out:
+                raise
             yield Entry(str(path), ValueError(str(error)))
 
     def json(self, name: str) -> Any:

@@ -5,7 +5,7 @@ import heapq
 import importlib.util
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import lru_cache, partial
 from pathlib import Path, PurePath
@@ -83,7 +83,7 @@ def make_rows(public_set: PublicSet, name: str, output_dir: Path, keep_shared: b
     made = Made(output_dir / f"{name}.jsonl", public_set.folder)
     shared = None
     if not keep_shared:
-        names = public_set.held_out_images()
+        names = checked(public_set, public_set.held_out_images)
         shared = {PurePath(public_set.image_root, name).with_suffix("") for name in names}
     rows = counted_rows(public_set, shared, made)
     if public_set.drawn:
@@ -128,7 +128,7 @@ def counted_rows(public_set: PublicSet, shared: set[PurePath] | None, made: Made
     def is_shared(file: PurePath) -> bool:
         return public_set.is_held_out(public_set.folder / file.parent) or file.with_suffix("") in shared
 
-    for place, content in public_set.entries():
+    for place, content in checked(public_set, public_set.entries):
         try:
             if isinstance(content, ValueError):
                 raise content
@@ -145,6 +145,16 @@ def counted_rows(public_set: PublicSet, shared: set[PurePath] | None, made: Made
                 made.held_out += 1
             else:
                 yield place, row
+
+
+def checked(public_set: PublicSet, read: Callable[[], Iterable]) -> Iterator:
+    """What a set reads of its files. Raises a `ValueError` if they are of another form than it reads."""
+    try:
+        yield from read()
+    except (KeyError, TypeError, IndexError, AttributeError) as error:
+        raise ValueError(
+            f"{public_set.folder}: the files of {public_set.title} are not as they were expected: {said(error)}"
+        ) from error
 
 
 def draw(rows: Iterator[tuple[str, Row]], most: int) -> list[tuple[str, Row]]:

@@ -12,7 +12,8 @@ from transformers import BatchFeature
 from transformers.image_utils import ImageInput, SizeDict, is_pil_image
 from transformers.models.got_ocr2.image_processing_got_ocr2 import get_optimal_tiled_canvas
 
-from ..image_processing_vitp import InputSpec, ViTPImageProcessor
+from ..image_processing_vitp import ViTPImageProcessor
+from ..input_spec import InputSpec
 
 
 class RawTileProcessor(ViTPImageProcessor):

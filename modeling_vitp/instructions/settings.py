@@ -9,7 +9,8 @@ import numpy as np
 import PIL.Image
 import torch
 
-from ..image_processing_vitp import PIL_8BIT_MODES, InputSpec
+from ..image_processing_vitp import PIL_8BIT_MODES, ViTPImageProcessor
+from ..input_spec import InputSpec
 
 SampleTransform = Callable[[dict[str, Any], torch.Generator], dict[str, Any]]
 
@@ -39,6 +40,11 @@ class SourceSettings:
         kwargs = {"max_patches": self.max_patches, "input_spec": self.input_spec}
         return {name: value for name, value in kwargs.items() if value is not None}
 
+    def spec_for(self, image_processor: ViTPImageProcessor) -> InputSpec:
+        """By which its images are read: its own, or the image processor's, for the bands of that."""
+        fields, names = self.input_spec or image_processor.input_spec, image_processor.band_names
+        return InputSpec.from_dict(fields if names is None else {"band_names": names, **fields})
+
     def apply(self, images: list, generator: torch.Generator) -> list:
         """The images of a sample as the source wants them seen."""
         if self.jpeg_degradation:
@@ -61,8 +67,8 @@ class SourceSettings:
 def degrade(image: PIL.Image.Image, generator: torch.Generator) -> PIL.Image.Image:
     """The image after JPEG compression of a quality from 75 to 100."""
     if not isinstance(image, PIL.Image.Image) or image.mode not in PIL_8BIT_MODES:
-        kind = f"mode {image.mode}" if isinstance(image, PIL.Image.Image) else f"{image.dtype}"
-        raise ValueError(f"jpeg_degradation needs 8-bit images, not one of {kind}.")
+        kind = f"mode {image.mode}" if isinstance(image, PIL.Image.Image) else f"{len(image)} bands of {image.dtype}"
+        raise ValueError(f"jpeg_degradation needs 8-bit images, not one of {kind}: leave it out of the source.")
     quality = torch.randint(75, 101, (), generator=generator).item()
     compressed = io.BytesIO()
     image.convert("RGB").save(compressed, format="JPEG", quality=quality)

@@ -17,7 +17,7 @@ from tqdm.auto import tqdm
 from transformers import AutoConfig
 
 from ..cards.sections import table
-from ..image_processing_vitp import InputSpec, ViTPImageProcessor
+from ..image_processing_vitp import ViTPImageProcessor
 from ..messages import check_answers, check_messages, message_texts
 from ..processing_vitp import ViTPProcessor
 from .boxes import wrong_boxes
@@ -169,10 +169,10 @@ class RowChecker:
         if row["error"]:
             kind = "image places" if "image place" in row["error"] else "malformed"
             return RowReport(row["id"], [(kind, row["error"])], 0, None, None, [])
-        spec = InputSpec.from_dict(self.source.input_spec or self.image_processor.input_spec)
+        spec = self.source.settings.spec_for(self.image_processor)
         for place, stored in enumerate(row["images"]):
             try:
-                images += load_images({"images": [stored]}, spec.bands is not None, spec.is_in_units)
+                images += load_images({"images": [stored]}, spec.takes_bands, spec.is_in_units)
             except ValueError as error:
                 is_missing = isinstance(error.__cause__, FileNotFoundError)
                 text = str(error).replace("image 0", f"image {place}", 1)

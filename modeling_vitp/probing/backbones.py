@@ -14,6 +14,8 @@ from transformers.image_utils import ChannelDimension
 from transformers.modeling_outputs import ModelOutput
 from transformers.utils.hub import resolve_revision
 
+from ..bands import check_same_bands
+from ..input_spec import InputSpec
 from ..instructions.sources import folder_cache
 
 
@@ -25,7 +27,8 @@ class Backbone:
         model: the vision model, of a model with other parts too, in evaluation mode.
         image_processor: its own.
         input_spec: by which its image processor reads images that are not 8-bit RGB, see [`~modeling_vitp.InputSpec`];
-            taken out of the image processor, which is then given 8-bit RGB.
+            taken out of the image processor, which is then given what
+            [`~modeling_vitp.images.pixels.to_pixels`] makes of them by this or another spec.
         revision: the commit, of one from the Hub.
         state: of its files and weights, so that stored features are of these.
     """
@@ -37,10 +40,23 @@ class Backbone:
     revision: str | None
     state: str
 
+    def reading(self, given: dict | None) -> dict | None:
+        """The input spec that images are read by: the one that is given for all backbones, or its own.
+
+        Raises:
+            ValueError: if it names other bands than the backbone takes.
+        """
+        own = InputSpec.from_dict(self.input_spec).band_names
+        if not given:
+            return self.input_spec
+        spec = given if own is None else {"band_names": own, **given}
+        check_same_bands(self.name, own, "the input spec", InputSpec.from_dict(spec).band_names)
+        return spec
+
     def tokens(self, pixels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """
         Args:
-            pixels: float32 of shape `(batch, 3, height, width)`.
+            pixels: float32 of shape `(batch, channels, height, width)`.
 
         Returns:
             float32: what precedes the patch tokens, `(batch, tokens, width)`, such as the CLS token; and the patch
@@ -55,7 +71,7 @@ class Backbone:
         """Patch tokens of several depths beside each other, what a dense head reads.
 
         Args:
-            pixels: float32 of shape `(batch, 3, height, width)`.
+            pixels: float32 of shape `(batch, channels, height, width)`.
             depths: 1 for the output alone; more for the tokens after as many layers at equal distances, the last one
                 among them (layers 6, 12, 18 and 24 for 4 depths of a ViT-L).
 
@@ -125,7 +141,7 @@ class PatchPixels(Backbone):
         return cls(**{**vars(backbone), "name": f"{backbone.name}, pixels of its patches"})
 
     def maps(self, pixels: torch.Tensor, depths: int = 1) -> torch.Tensor:
-        """float32 of shape `(batch, rows, columns, 3 * patch height * patch width)`, whatever `depths` is."""
+        """float32 of shape `(batch, rows, columns, channels * patch height * patch width)`, whatever `depths` is."""
         patch = self.model.config.patch_size
         height, width = (patch, patch) if isinstance(patch, int) else patch
         rows, columns = pixels.shape[2] // height, pixels.shape[3] // width
@@ -165,7 +181,8 @@ def load_backbone(
         raise ValueError(f"The backbone {name} is a {config.model_type!r} model, which takes no images.")
     spec = getattr(image_processor, "input_spec", None)
     if spec is not None:
-        image_processor.input_spec = None
+        names = image_processor.band_names
+        image_processor.input_spec = None if names is None else {"band_names": names}
     state = f"{folder_cache(Path(where)) if Path(where).is_dir() else commit} {random_seed}"
     return Backbone(name, encoder.to(device).eval(), image_processor, spec, commit, state)
 
@@ -187,7 +204,7 @@ def commit_of(repo_id: str, revision: str) -> str | None:
 
 
 class Preprocessing:
-    """What a backbone's image processor makes of an 8-bit image.
+    """What a backbone's image processor makes of pixels, see [`~modeling_vitp.images.pixels.to_pixels`].
 
     Args:
         image_processor: of the backbone.
@@ -201,10 +218,11 @@ class Preprocessing:
         self.options = {name: False for name in off if getattr(image_processor, name, None) is not None}
 
     def __call__(self, image: torch.Tensor) -> torch.Tensor:
-        """uint8 of shape `(3, height, width)` to what the backbone takes, float32 of the same layout."""
+        """Pixels of shape `(channels, height, width)` to what the backbone takes, float32 of the same layout."""
         if self.image_size:
             size = [self.image_size, self.image_size]
             image = F.resize(image, size, InterpolationMode.BICUBIC, antialias=True)
+            image = image.clamp(0, 1) if image.is_floating_point() else image
         options = {"input_data_format": ChannelDimension.FIRST, "return_tensors": "pt", **self.options}
         return self.image_processor(image, **options)["pixel_values"][0]
 

@@ -9,7 +9,7 @@ import torch
 
 from ..detection.data import DetectionData
 from ..detection.samples import ObjectImages
-from ..image_processing_vitp import InputSpec
+from ..input_spec import InputSpec
 from ..metrics.ranking import area_under_curve, average_precision, log_odds
 from .backbones import Backbone, square_size
 from .features import extract
@@ -136,14 +136,14 @@ class Boxes:
     def features(self, backbone: Backbone, role: str, image_size: int | None, folder: Path, **loading) -> np.ndarray:
         """The patch tokens of a split, `train` or `test`: float32 of shape `(images, rows, columns, width)`."""
         samples = self.samples[role].subset(range(len(self.samples[role])))
-        if samples.spec is None and backbone.input_spec is not None:
-            samples.spec = InputSpec.from_dict(backbone.input_spec)
+        spec = backbone.reading(self.data.input_spec)
+        samples.spec = None if spec is None else InputSpec.from_dict(spec)
         return extract(
             backbone,
             Pictures(samples),
             lambda pixels: backbone.maps(pixels, self.depths),
             image_size or square_size(backbone.image_processor),
-            f"{state_of(samples)} {self.data.input_spec or backbone.input_spec} {self.depths}",
+            f"{state_of(samples)} {spec} {self.depths}",
             folder,
             description=f"{backbone.name}, {role}",
             **loading,

@@ -78,7 +78,7 @@ class Classification:
         return results
 
     def _features(self, backbone: Backbone, split: str, image_size: int | None, folder: Path, **loading) -> np.ndarray:
-        rows, spec = self.rows[split], self.input_spec or backbone.input_spec
+        rows, spec = self.rows[split], backbone.reading(self.input_spec)
         return extract(
             backbone,
             LabelledImages(rows, f"{self.where}, {split}", self.image_column, spec),

@@ -14,7 +14,7 @@ from .backbones import Backbone, Preprocessing
 
 
 class Pixels(Dataset):
-    """What a backbone takes of each image, float32 of shape `(3, height, width)`."""
+    """What a backbone takes of each image, float32 of shape `(channels, height, width)`."""
 
     def __init__(self, images: Dataset, preprocessing: Preprocessing):
         self.images, self.preprocessing = images, preprocessing
@@ -49,8 +49,8 @@ def extract(
     """The features of all images, in order.
 
     Args:
-        images: of which an item is uint8 of shape `(3, height, width)`.
-        encode: from a batch of pixels, float32 of shape `(batch, 3, height, width)`, to features, `(batch, …)`.
+        images: of which an item is what [`~modeling_vitp.images.pixels.to_pixels`] gives.
+        encode: from a batch of pixels, float32 of shape `(batch, channels, height, width)`, to features, `(batch, …)`.
         image_size: see [`~modeling_vitp.probing.backbones.Preprocessing`].
         key: what the features depend on beside the backbone's weights. They are extracted only if they are not in
             `folder` yet.

@@ -9,14 +9,15 @@ import torch
 from transformers.image_utils import ChannelDimension
 
 from ..hub.failures import tried
-from ..image_processing_vitp import InputSpec
-from ..image_processing_vitp_dense import ViTPSegmentationImageProcessor
+from ..images.pixels import to_pixels
+from ..input_spec import InputSpec
 from ..instructions.rows import load_images
 from ..instructions.sources import folder_cache
 
 
 class LabelledImages(torch.utils.data.Dataset):
-    """Rows of a `datasets` data set. An item is an image, uint8 of shape `(3, height, width)`.
+    """Rows of a `datasets` data set. An item is an image, see
+    [`~modeling_vitp.images.pixels.to_pixels`].
 
     Args:
         rows: with a column of images, which are not decoded yet.
@@ -28,7 +29,6 @@ class LabelledImages(torch.utils.data.Dataset):
     def __init__(self, rows: datasets.Dataset, where: str, image_column: str, input_spec: dict | None = None):
         self.rows, self.where, self.column = rows, where, image_column
         self.spec = None if input_spec is None else InputSpec.from_dict(input_spec)
-        self.image_processor = ViTPSegmentationImageProcessor()
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -43,9 +43,8 @@ class LabelledImages(torch.utils.data.Dataset):
         stored = self.rows[index][self.column]
         try:
             spec = self.spec or InputSpec()
-            (image,) = load_images({"image": stored}, spec.bands is not None, spec.is_in_units)
-            layout = {"input_data_format": ChannelDimension.FIRST} if isinstance(image, np.ndarray) else {}
-            return self.image_processor.process_image(image, spec=self.spec, **layout).round().to(torch.uint8)
+            (image,) = load_images({"image": stored}, spec.takes_bands, spec.is_in_units)
+            return to_pixels(image, self.spec, ChannelDimension.FIRST)
         except (OSError, ValueError) as error:
             raise ValueError(f"{self.name(index)}: {error}") from error
 

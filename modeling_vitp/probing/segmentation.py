@@ -153,8 +153,8 @@ class Segmentation:
     def features(self, backbone: Backbone, role: str, image_size: int | None, folder: Path, **loading) -> np.ndarray:
         """The patch tokens of a split, `train` or `test`: float32 of shape `(images, rows, columns, width)`."""
         data = self.data
-        if data.input_spec is None and data.volumes is None:
-            data = dataclasses.replace(data, input_spec=backbone.input_spec)
+        if data.volumes is None:
+            data = dataclasses.replace(data, input_spec=backbone.reading(data.input_spec))
         samples = data.open([self.splits[role]])
         state = f"{state_of(samples)} {data.input_spec} {self.depths}"
         if role == "test" and self.corruption is not None:

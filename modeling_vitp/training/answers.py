@@ -16,15 +16,18 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
+from ..images.pixels import shown
 from ..instructions.boxes import read_boxes
 from ..instructions.collator import ViTPDataCollator
 from ..instructions.rows import images_of, sample_id_of
 from ..messages import message_texts
 from ..modeling_vitp import ViTPForConditionalGeneration, ViTPModel
 from ..processing_vitp import ViTPProcessor
+from .asking import generate_answers
 from .watching import choose, component_colors
 
 MAX_NEW_TOKENS = 64
+COLORS = ("red", "green", "blue")
 REFERENCE, ANSWER = "#35c2ff", "#ffb000"  # colors of boxes
 LONGEST = 360  # characters of a text in a picture
 
@@ -49,9 +52,10 @@ def draw_rows(
 
 @dataclass
 class Answered:
-    """The first turn of a row with what the model says.
+    """A question of a row with what the model says.
 
     Args:
+        blind: what it says with another image, if that was asked.
         image: the first image as the ViT sees it in one tile, uint8 of shape `(height, width, 3)`; `None` without any.
         size: height and width of the image itself, in pixels.
         features: of the ViT for that tile, of shape `(channels, rows, columns)`.
@@ -61,6 +65,7 @@ class Answered:
     question: str
     reference: str
     answer: str
+    blind: str | None = None
     image: np.ndarray | None = None
     size: tuple[int, int] = (0, 0)
     features: torch.Tensor | None = None
@@ -71,36 +76,34 @@ def answer_row(model: ViTPForConditionalGeneration, collator: ViTPDataCollator, 
     processor = collator.processor
     messages, _, settings = collator.conversation(row)
     turn = next(index for index, message in enumerate(messages) if message["role"] == "assistant")
-    inputs = processor.apply_chat_template(
-        [messages[:turn]],
-        add_generation_prompt=True,
-        tokenize=True,
-        return_dict=True,
-        return_tensors="pt",
-        processor_kwargs={"add_special_tokens": False, **settings.images_kwargs},
-    ).to(model.device, model.dtype)
-    pad = {"pad_token_id": processor.tokenizer.pad_token_id}
-    generated = model.generate(**inputs, do_sample=False, max_new_tokens=MAX_NEW_TOKENS, **pad)
-    answer = processor.decode(generated[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
+    (answer,) = generate_answers(
+        model, processor, [messages[:turn]], settings.images_kwargs, max_new_tokens=MAX_NEW_TOKENS
+    )
     asked = next((message for message in reversed(messages[:turn]) if message["role"] == "user"), {})
     texts = [" ".join(message_texts(message)) for message in (asked, messages[turn])]
     answered = Answered(str(sample_id_of(row)), *texts, answer)
-    parts = [part for message in messages[:turn] if isinstance(message["content"], list) for part in message["content"]]
-    image = next((part["image"] for part in parts if part["type"] == "image"), None)
+    image = first_image(messages[:turn])
     if image is not None:
-        answered.size = image.size[::-1] if isinstance(image, PIL.Image.Image) else tuple(image.shape[-2:])
         look(model, processor, image, {**settings.images_kwargs, "max_patches": 1}, answered)
     return answered
+
+
+def first_image(messages: Sequence[dict[str, Any]]) -> Any:
+    """The first image in messages, `None` if there is none."""
+    parts = [part for message in messages if isinstance(message["content"], list) for part in message["content"]]
+    return next((part["image"] for part in parts if part["type"] == "image"), None)
 
 
 def look(
     model: ViTPForConditionalGeneration, processor: ViTPProcessor, image: Any, options: dict, answered: Answered
 ) -> None:
-    """Adds what the ViT sees of an image in one tile, and its features."""
+    """Adds the size of an image, what the ViT sees of it in one tile, and its features."""
+    answered.size = image.size[::-1] if isinstance(image, PIL.Image.Image) else tuple(image.shape[-2:])
     image_processor = processor.image_processor
     pixels = image_processor(image, return_tensors="pt", **options)["pixel_values"][:1]
     scale, shift = (np.array(values) for values in (image_processor.image_std, image_processor.image_mean))
-    answered.image = (255 * (pixels[0].permute(1, 2, 0).numpy() * scale + shift)).round().clip(0, 255).astype(np.uint8)
+    unit = (pixels[0].permute(1, 2, 0).numpy() * scale + shift).transpose(2, 0, 1)
+    answered.image = shown(torch.from_numpy(unit), image_processor.band_names or COLORS)
     tower = next(module for module in model.modules() if isinstance(module, ViTPModel)).vision_tower
     states = tower(pixels.to(model.device, model.dtype)).last_hidden_state[0, 1:]
     grid = [side // patch for side, patch in zip(pixels.shape[-2:], tower.config.patch_size)]
@@ -129,6 +132,8 @@ def draw_answers(rows: Sequence[Answered], maps: Sequence[np.ndarray], path: Pat
             outline(picture, row.reference, row.size, REFERENCE, "-")
             outline(picture, row.answer, row.size, ANSWER, "--")
         turns = {"question": row.question, "reference": row.reference, "model": row.answer or "(no text)"}
+        if row.blind is not None:
+            turns["with another image"] = row.blind or "(no text)"
         lines = [textwrap.fill(f"{who}: {shorten(what)}", 52) for who, what in turns.items()]
         said = text.text(0, 1, "\n\n".join(lines), va="top", fontsize=8, parse_math=False, transform=text.transAxes)
         said.set_in_layout(False)

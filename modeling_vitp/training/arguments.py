@@ -111,7 +111,10 @@ class PretrainArguments(Arguments, ScriptArguments):
     )
     input_spec: dict | str | None = field(
         default=None,
-        metadata={"help": "How images that are not 8-bit RGB are read: `bands`, `window`, `percentiles`, `gamma`."},
+        metadata={
+            "help": "How images that are not 8-bit RGB are read: `bands`, `window`, `percentiles`, `gamma`; with "
+            "`band_names` the ViT's weights are spread over these bands."
+        },
     )
 
     def __post_init__(self):

@@ -34,8 +34,8 @@ class FineTuner(Run):
         [`~modeling_vitp.training.watching.component_colors`].
 
         Args:
-            images: of each sample one, or the two of a pair, which are then beside each other; uint8 of shape
-                `(3, height, width)`.
+            images: of each sample one, or the two of a pair, which are then beside each other; see
+                [`~modeling_vitp.images.pixels.to_pixels`].
             folder: keeps the components of the first picture.
         """
         maps = [torch.cat([self.patch_features(image) for image in images_of_one], 2) for images_of_one in images]
@@ -45,7 +45,7 @@ class FineTuner(Run):
         """What the ViT's last layer gives for an image whose longer side has as many pixels as its table of positions.
 
         Args:
-            image: uint8 of shape `(3, height, width)`.
+            image: see [`~modeling_vitp.images.pixels.to_pixels`].
 
         Returns:
             Of shape `(hidden_size, rows, columns)`.

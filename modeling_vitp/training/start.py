@@ -6,6 +6,7 @@ from pathlib import Path
 from transformers import AutoConfig, InternVLForConditionalGeneration, PreTrainedConfig
 from trl import ModelConfig
 
+from ..bands import spread_bands
 from ..configuration_vitp import ViTPConfig, ViTPVisionConfig
 from ..convert.finite import check_finite
 from ..convert.internvl import from_internvl, internvl_processor
@@ -163,6 +164,30 @@ def tiling(
     return image_processor, config.image_seq_length
 
 
+def read_by(
+    input_spec: dict, model: ViTPForConditionalGeneration, processor: ViTPProcessor, use_peft: bool = False
+) -> None:
+    """Has images read by an input spec. If it names bands, weights for red, green and blue are spread over them, see
+    [`~modeling_vitp.spread_bands`], and so are mean and standard deviation.
+
+    Args:
+        use_peft: whether an adapter is trained, which is of use with the model that it starts from alone.
+
+    Raises:
+        ValueError: if the model is for other bands, or an adapter would be one of a model that is saved nowhere.
+    """
+    processor.image_processor = processor.image_processor.with_input_spec(input_spec)
+    names = processor.image_processor.band_names
+    if names is None:
+        return
+    if use_peft and model.config.vision_config.band_names is None:
+        raise ValueError(
+            "use_peft: an adapter needs its model as it was, and the weights of this one are spread over other bands. "
+            "Save it first, vitp convert MODEL FOLDER --to vitp --input_spec JSON, and start from FOLDER."
+        )
+    spread_bands(model, names)
+
+
 def check_compatible(model: ViTPForConditionalGeneration, processor: ViTPProcessor) -> None:
     """Raises a `ValueError` if the processor's tiles or tokens are not what the model expects."""
     config = model.config
@@ -171,6 +196,7 @@ def check_compatible(model: ViTPForConditionalGeneration, processor: ViTPProcess
         "image_seq_length": (config.image_seq_length, processor.image_seq_length),
         "image_token_id": (config.image_token_id, processor.image_token_id),
         "image size": (list(config.vision_config.image_size), [size["height"], size["width"]]),
+        "band_names": (config.vision_config.band_names, processor.image_processor.band_names),
     }
     for name, (expected, given) in pairs.items():
         if expected != given:

@@ -1,5 +1,6 @@
 """Cards of pushed models: valid metadata, nothing invented, the licence carried on, examples that run as printed."""
 
+import copy
 import json
 import os
 import re
@@ -24,9 +25,11 @@ from modeling_vitp import (
     ViTPForObjectDetection,
     ViTPForOrientedObjectDetection,
     ViTPForSemanticSegmentation,
+    ViTPImageProcessor,
     ViTPProcessor,
     ViTPSegmentationImageProcessor,
     export_backbone,
+    spread_bands,
 )
 from modeling_vitp.cards.record import provenance
 from modeling_vitp.convert.checkpoint import convert_checkpoint
@@ -279,6 +282,9 @@ def everything(hub, logged_in, folder, tmp_path):
     folders["backbone"] = export_backbone(folder, tmp_path / "backbone")
     processor.image_processor.input_spec = {"gamma": 0.5}
     folders["spec"] = export_backbone(model, tmp_path / "spec", processor.image_processor)
+    bands = {"band_names": ["VV", "VH"], "window": [-25, 0]}
+    radar = spread_bands(copy.deepcopy(model), bands["band_names"])
+    folders["bands"] = export_backbone(radar, tmp_path / "bands", ViTPImageProcessor(input_spec=bands))
     for name, model_class in (("segmentation", ViTPForSemanticSegmentation), ("change", ViTPForChangeDetection)):
         folders[name] = tmp_path / name
         dense = model_class.from_backbone(folders["backbone"], neck="pyramid", num_labels=2)
@@ -292,7 +298,10 @@ def everything(hub, logged_in, folder, tmp_path):
     folders["maps"] = tmp_path / "maps"
     ViTPFeaturePyramid.from_backbone(folders["backbone"]).save_pretrained(folders["maps"])
     for name, path in folders.items():
-        assert push(path, f"tester/{name}", "--what", "backbone" if name in ("backbone", "spec") else "model") == 0
+        assert (
+            push(path, f"tester/{name}", "--what", "backbone" if name in ("backbone", "spec", "bands") else "model")
+            == 0
+        )
 
     lora = get_peft_model(model, LoraConfig(target_modules=r"model\.language_model\..*q_proj"))
     lora.save_pretrained(tmp_path / "lora" / "adapter")
@@ -320,7 +329,8 @@ def test_examples_run_as_they_are_printed(hub, everything, tmp_path):
     assert done.returncode == 0, done.stderr[-3000:]
     found = json.loads(done.stdout.splitlines()[-1])
     assert {name for name in found if isinstance(found[name], str)} == {"model", "internvl", "adapter"}
-    assert found["backbone"] == found["spec"] == [1, 17, 32]
+    assert found["backbone"] == found["spec"] == found["bands"] == [1, 17, 32]
+    assert "| bands | VV, VH |" in cards["bands"].text and "np.zeros((2, 480, 640)" in code_of(cards["bands"])
     assert found["segmentation"] == found["change"] == [480, 640]
     assert [found[name][1] for name in DETECTORS] == [4, 5, 4]
     assert {cards[name].data.pipeline_tag for name in DETECTORS} == {"object-detection"}

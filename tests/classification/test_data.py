@@ -5,12 +5,16 @@ import shutil
 
 import numpy as np
 import pandas as pd
+import pydicom
 import pytest
+import rasterio
 import torch
 from classification_data import MAKERS, picture_of, write_folders
 from datasets import ClassLabel, Dataset, Features, Image, List, Value
 from dense_data import read_config, save
-from pictures import picture
+from pictures import picture, write_bands
+from pydicom.data import get_testdata_file
+from volumes_on_disk import write_series
 
 from modeling_vitp.classification.classes import check_trained, count
 from modeling_vitp.classification.data import ClassificationData
@@ -75,6 +79,17 @@ def test_an_image_that_is_cut_short_is_named_when_it_is_read(folders):
     path.write_bytes(path.read_bytes()[:-300])
     with pytest.raises(ValueError, match="train/field/0.png: the image cannot be read: "):
         opened({"root": str(folders)})[0]
+
+
+def test_dicom_is_read_in_its_units_where_an_input_spec_has_a_window(folders):
+    path = folders / "train" / "field" / "ct.dcm"
+    shutil.copyfile(get_testdata_file("CT_small.dcm"), path)
+    tags = pydicom.dcmread(path)
+    units = tags.pixel_array * float(tags.RescaleSlope) + float(tags.RescaleIntercept)
+    data = {"root": str(folders), "splits": {"train": {"image": "train/{class}/{name}.dcm"}}}
+    samples = opened(data | {"classes": ["field", "forest"], "input_spec": {"window": [-160, 240]}})
+    expected = np.clip((units + 160) / 400, 0, 1) * 255
+    np.testing.assert_allclose(samples[0]["image"][0], expected, atol=0.51)
 
 
 def rows(labels, feature, name: str = "label") -> Dataset:
@@ -149,8 +164,17 @@ def test_bands_in_files_of_their_own_become_an_image(tmp_path):
         )
     # The stripe of the first class is red: 8 times the color, in a window of 0 to 2000.
     place = next(index for index in range(10) if samples[index]["label"][names.index("Arable land")])
-    stripe = samples[place]["image"][:, :, :6].float().mean((1, 2))
-    np.testing.assert_allclose(stripe, np.array([200, 60, 40]) * 8 / 2000 * 255, atol=12)
+    image = samples[place]["image"]
+    assert image.shape == (12, 24, 24) and image.dtype == torch.float32
+    stripe = image[[3, 2, 1], :, :6].mean((1, 2))
+    np.testing.assert_allclose(stripe, np.array([200, 60, 40]) * 8 / 2000, atol=0.05)
+    # A band of 60 m is on the grid of 10 m, with the mean that it has.
+    (path,) = tmp_path.rglob(f"{samples[place]['id'].split('/')[1]}_B09.tif")
+    with rasterio.open(path) as file:
+        assert image[9].mean().item() == pytest.approx((file.read(1) / 6000).clip(0, 1).mean(), abs=0.05)
+    write_bands(path, np.zeros((1, 24, 7), np.uint16))
+    with pytest.raises(ValueError, match=r"the image cannot be read: its bands are of shapes .*\(24, 7\)"):
+        samples[place]
 
 
 def test_findings_are_read_from_a_text_and_patients_are_in_one_split(tmp_path):
@@ -208,6 +232,23 @@ def test_a_copy_in_another_split_is_named(folders):
         with pytest.raises(ValueError, match=r"in split 'test' is the same image as .* in 'train'"):
             ClassificationData.from_dict(settings).check_disjoint(["train", "test"])
     ClassificationData.from_dict({"root": str(folders), "allow_shared_images": True}).check_disjoint(["train", "test"])
+
+
+def test_dicom_is_windowed_by_the_input_spec_and_its_patients_are_in_one_split(tmp_path):
+    values = np.random.default_rng(0).integers(-300, 400, (1, 20, 24))
+    for split, patient in (("train", "ann"), ("test", "bob")):
+        for label in ("ct", "mr"):
+            folder = tmp_path / split / label
+            (path,) = write_series(folder, values, patient=patient)
+            path.rename(folder / f"{split}_{label}.dcm")
+    settings = {"root": str(tmp_path), "input_spec": {"window": [-160, 240]}}
+    ClassificationData.from_dict(settings).check_disjoint(["train", "test"])
+    image = opened(settings)[0]["image"]
+    assert np.array_equal(image[0], np.round(255 * np.clip((values[0] + 160) / 400, 0, 1)))
+    (path,) = write_series(tmp_path / "test" / "mr", values + 1, patient="ann")
+    path.rename(path.with_name("other.dcm"))
+    with pytest.raises(ValueError, match="PatientID ann is in both splits 'train', as .*, and 'test', as .*other.dcm"):
+        ClassificationData.from_dict(settings).check_disjoint(["train", "test"])
 
 
 def test_what_is_recorded_opens_the_same_data_without_what_was_trained_on(folders):

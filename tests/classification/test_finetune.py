@@ -13,8 +13,9 @@ import torch
 from classification_data import benchmark_arguments, small_arguments, write_folders
 from PIL import Image
 from safetensors.torch import load_file
-from transformers import pipeline
+from transformers import AutoImageProcessor, AutoModelForImageClassification, pipeline
 
+from modeling_vitp import ViTPVisionConfig, ViTPVisionModel, export_backbone
 from modeling_vitp.classification.data import ClassificationData
 from modeling_vitp.recipes.finetune_classification import main
 
@@ -38,11 +39,11 @@ def scores_of_pipeline(output_dir, samples, names: list[str]) -> np.ndarray:
     return np.array(found)
 
 
-@pytest.mark.parametrize("name", ["eurosat", "resisc45"])
+@pytest.mark.parametrize("name", ["eurosat", pytest.param("resisc45", marks=pytest.mark.slow)])
 def test_benchmarks_with_one_class_an_image(tmp_path, name):
     """Scores are those of scikit-learn for what the saved model says in a pipeline."""
     classification_data.MAKERS[name](tmp_path / "data")
-    settings = {"watch_samples": 2} if name == "eurosat" else {}
+    settings = {"watch_samples": 1} if name == "eurosat" else {}
     assert main(benchmark_arguments(name, tmp_path / "data", tmp_path / "out", **settings)) == 0
     metrics = json.loads((tmp_path / "out" / "metrics.json").read_text())
     data, samples = opened(name, tmp_path / "data", "test")
@@ -60,7 +61,35 @@ def test_benchmarks_with_one_class_an_image(tmp_path, name):
         assert Image.open(tmp_path / "out" / "watch" / "step-000002.png").size[0] > 300
 
 
-@pytest.mark.parametrize("name", ["bigearthnet_v2", "chest_xray14"])
+@pytest.mark.slow
+def test_bigearthnet_in_twelve_bands_from_a_backbone_for_three(tmp_path):
+    """Scores are those of the saved model for what its image processor makes of the bands."""
+    classification_data.MAKERS["bigearthnet_v2"](tmp_path / "data")
+    vit = ViTPVisionModel(ViTPVisionConfig(**classification_data.SMALL["from_scratch"]))
+    export_backbone(vit, tmp_path / "backbone")
+    start = {"model_name_or_path": str(tmp_path / "backbone"), "from_scratch": {}, "photometric": True}
+    arguments = benchmark_arguments("bigearthnet_v2", tmp_path / "data", tmp_path / "out", **start, watch_samples=1)
+    assert main(arguments) == 0
+    data, samples = opened("bigearthnet_v2", tmp_path / "data", "test")
+    model = AutoModelForImageClassification.from_pretrained(tmp_path / "out").eval()
+    processor = AutoImageProcessor.from_pretrained(tmp_path / "out")
+    names, windows = data.input_spec["band_names"], np.array(data.input_spec["window"])[:, :, None, None]
+    assert model.config.backbone_config.band_names == processor.band_names == names
+    low, high = windows[:, 0], windows[:, 1]
+    stored = [(sample["image"].numpy() * (high - low) + low).astype(np.float32) for sample in samples]
+    with torch.no_grad():
+        scores = model(**processor(stored, return_tensors="pt")).logits.sigmoid().numpy()
+    metrics = json.loads((tmp_path / "out" / "metrics.json").read_text())["test"]
+    truth = samples.labels.numpy()
+    kept = [k for k in range(len(data.classes)) if 0 < truth[:, k].sum() < len(truth)]
+    expected = sklearn.metrics.roc_auc_score(truth[:, kept], scores[:, kept], average="macro")
+    assert metrics["test_auroc"] == pytest.approx(expected, abs=1e-6)
+    for name in ("predictions.png", "watch/step-000002.png"):
+        assert Image.open(tmp_path / "out" / name).size[0] > 200
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["chest_xray14"])
 def test_benchmarks_with_several_classes_an_image(tmp_path, name):
     classification_data.MAKERS[name](tmp_path / "data")
     assert main(benchmark_arguments(name, tmp_path / "data", tmp_path / "out")) == 0
@@ -85,6 +114,7 @@ def test_benchmarks_with_several_classes_an_image(tmp_path, name):
     )
 
 
+@pytest.mark.slow
 def test_the_recipe_learns_and_its_card_says_how_it_is_opened(tmp_path):
     write_folders(tmp_path / "data", SPLITS, ("field", "forest", "water"))
     settings = {"test_split": "test", "max_steps": 40, "save_steps": 40, "learning_rate": 5e-3, "photometric": False}

@@ -108,3 +108,31 @@ def test_flips_happen_as_often_as_they_should():
         ]
     )
     assert flipped.mean(0) == pytest.approx([0.5, 0.25], abs=0.1)
+
+
+def test_bands_that_are_no_colors_change_in_brightness_and_contrast_each_by_itself():
+    mean = torch.linspace(0.3, 0.6, 5).view(5, 1, 1)
+    image = (mean + 0.1 * torch.randn(5, 40, 40, generator=torch.Generator().manual_seed(0))).clamp(0, 1)
+    fixed = {"scale": (1.0, 1.0), "flip": (0.0, 0.0), "of_colors": False}
+    augment = Augmentation(40, **fixed)
+    kinds = set()
+    for seed in range(12):
+        (found,), _ = augment([tv_tensors.Image(image)], tv_tensors.Mask(torch.zeros(40, 40, dtype=torch.uint8)), seed)
+        inside = ((found > 0.001) & (found < 0.999)).all(0)
+        slopes, rests = [], []
+        for band, original in zip(found, image):  # a straight line for each band
+            design = torch.stack([original[inside], torch.ones_like(original[inside])], 1)
+            slope, base = torch.linalg.lstsq(design, band[inside][:, None]).solution[:, 0].tolist()
+            assert (design @ torch.tensor([slope, base]) - band[inside]).abs().max() < 1e-4
+            slopes.append(round(slope, 4)), rests.append(round(base, 4))
+        assert 0.43 < min(slopes) <= max(slopes) < 1.69 and 0 <= found.min() <= found.max() <= 1
+        changed = len({*slopes}) > 1
+        kinds.add((changed, changed and any(abs(base) > 1e-3 for base in rests)))
+    assert kinds == {(False, False), (True, False), (True, True)}
+
+
+def test_beyond_the_border_bands_have_their_own_fill():
+    image, fill = torch.full((4, 8, 8), 0.5), [0.1, 0.2, 0.3, 0.4]
+    augment = Augmentation(16, (1.0, 1.0), flip=(0, 0), photometric=False, fill=fill, of_colors=False)
+    (found,), mask = augment([tv_tensors.Image(image)], tv_tensors.Mask(torch.zeros(8, 8, dtype=torch.uint8)), 0)
+    assert torch.allclose(found[:, -1, -1], torch.tensor(fill)) and mask[-1, -1] == 255

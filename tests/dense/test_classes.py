@@ -40,3 +40,11 @@ def test_a_palette_is_read_by_index_or_by_colour(tmp_path):
     classes = [{"name": "tree", "color": [200, 100, 0]}, {"name": "ground", "color": [10, 20, 30]}]
     by_colour = DenseData(classes=classes, splits=splits, root=str(tmp_path), mask_encoding="color")
     assert by_colour.open(["train"])[0]["mask"].tolist() == [[1, 0], [0, 1]]
+
+
+def test_a_negative_value_may_be_ignored_and_nothing_else_is():
+    encoding = LabelEncoding([{"name": "land"}, {"name": "water"}], ignore=[-1, 9])
+    mask = np.array([[0, 1, -1, 9]], np.int32)
+    assert encoding.encode(mask, "a.tif").tolist() == [[0, 1, 255, 255]]
+    with pytest.raises(ValueError, match=r"a.tif has 1 pixel.*outside the classes: -2"):
+        encoding.encode(np.array([[-2, 0]]), "a.tif")

@@ -7,12 +7,21 @@ import zipfile
 import dense_data
 import numpy as np
 import pytest
+import rasterio
 import torch
 from launching import launch
+from pictures import write_bands
 from PIL import Image
 from safetensors.torch import load_file
+from transformers import AutoImageProcessor, AutoModelForSemanticSegmentation
 
-from modeling_vitp import ViTPForChangeDetection, ViTPForSemanticSegmentation, ViTPSegmentationImageProcessor
+from modeling_vitp import (
+    ViTPForChangeDetection,
+    ViTPForSemanticSegmentation,
+    ViTPSegmentationImageProcessor,
+    export_backbone,
+    predict_large,
+)
 from modeling_vitp.dense.data import DenseData
 from modeling_vitp.dense.trainer import normalize
 from modeling_vitp.recipes.finetune_segmentation import main
@@ -190,3 +199,61 @@ def test_the_recipe_learns(tmp_path):
     metrics = json.loads((tmp_path / "out" / "metrics.json").read_text())
     assert metrics["test"]["test_mean_iou"] > 0.55
     assert metrics["test"]["test_overall_accuracy"] > 0.75
+
+
+def test_bands_of_sentinel_2_from_a_backbone_for_red_green_and_blue(tmp_path):
+    """Trained, drawn, scored and saved; the model maps a scene of 12 bands as its parts do."""
+    dense_data.make_sen1floods11(tmp_path / "data")
+    export_backbone(dense_data.tiny_backbone(), tmp_path / "backbone")
+    start = {
+        "model_name_or_path": str(tmp_path / "backbone"),
+        "from_scratch": {},
+        "num_pictures": 1,
+    }
+    arguments = dense_data.smoke_arguments("sen1floods11_sentinel2", tmp_path / "data", tmp_path / "out", **start)
+    assert main(arguments) == 0
+    data = dense_data.read_config("sen1floods11_sentinel2")["data"]
+    names, processor = data["input_spec"]["band_names"], AutoImageProcessor.from_pretrained(tmp_path / "out")
+    model = AutoModelForSemanticSegmentation.from_pretrained(tmp_path / "out").eval()
+    assert processor.band_names == model.config.backbone_config.band_names == names and len(processor.image_std) == 12
+    assert np.isfinite(json.loads((tmp_path / "out/metrics.json").read_text())["test"]["test_mean_iou"])
+    assert Image.open(tmp_path / "out" / "predictions.png").size[0] > 300
+
+    scene = np.random.default_rng(0).integers(0, 9000, (13, 64, 64), dtype=np.uint16)
+    write_bands(tmp_path / "scene.tif", scene)
+    predict_large(model, processor, tmp_path / "scene.tif", tmp_path / "classes.tif", window=64, stride=64)
+    mean, std = (np.array(values)[:, None, None] for values in (processor.image_mean, processor.image_std))
+    pixels = (scene[[*range(10), 11, 12]].clip(0, 10000) / 10000 - mean) / std
+    expected = model(torch.from_numpy(pixels[None]).float()).logits[0].argmax(0)
+    with rasterio.open(tmp_path / "classes.tif") as file:
+        assert (file.read(1) == expected.numpy()).mean() > 0.999
+    write_bands(tmp_path / "three.tif", scene[:3])
+    with pytest.raises(ValueError, match="three.tif has 3 band"):
+        predict_large(model, processor, tmp_path / "three.tif", tmp_path / "other.tif")
+
+    other = [*arguments, "--output_dir", str(tmp_path / "other"), "--from_scratch", "{}", "--model_name_or_path"]
+    with pytest.raises(
+        ValueError, match=r"out takes 12 bands \(B01.*B12\), but data: input_spec has red, green and blue"
+    ):
+        main([*other, str(tmp_path / "out"), "--data", json.dumps(data | {"input_spec": {"bands": [3, 2, 1]}})])
+    with pytest.raises(ValueError, match=r"S1Hand.tif: the model takes 2 bands \(VV, VH\), but the image has 3"):
+        for path in (tmp_path / "data").rglob("*S1Hand.tif"):
+            write_bands(path, np.zeros((3, 64, 64), np.float32))
+        main(dense_data.smoke_arguments("sen1floods11_sar", tmp_path / "data", tmp_path / "sar"))
+
+
+@pytest.mark.slow
+def test_changes_are_learned_from_pairs_of_bands(tmp_path):
+    dense_data.make_sen1floods11(tmp_path / "data")
+    data = dense_data.read_config("sen1floods11_sar")["data"]
+    for split in data["splits"].values():
+        split["before"] = split["after"] = split.pop("image")
+    arguments = dense_data.smoke_arguments(
+        "sen1floods11_sar", tmp_path / "data", tmp_path / "out", data=data, watch_samples=1
+    )
+    assert main(arguments, **CHANGE) == 0
+    assert Image.open(tmp_path / "out" / "watch" / "step-000000.png").size[0] > 300
+    model = ViTPForChangeDetection.from_pretrained(tmp_path / "out")
+    assert model.config.backbone_config.band_names == ["VV", "VH"]
+    samples = DenseData.from_dict(data | {"root": str(tmp_path / "data")}).open(["test"])
+    assert [image.shape for image in samples[0]["images"]] == [(2, 64, 64)] * 2

@@ -1,6 +1,8 @@
 """Volumes are predicted as fine-tuning predicts their slices, and the result lies where they lie."""
 
 import json
+import subprocess
+import sys
 
 import nibabel
 import numpy as np
@@ -209,3 +211,40 @@ def test_what_cannot_be_predicted_is_named(model, tmp_path):
     (tmp_path / "c.nii.gz").touch()
     with pytest.raises(FileExistsError, match="c.nii.gz exists"):
         run()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("suffix", [".nii", ".nii.gz"])
+def test_no_more_than_a_slice_is_in_memory(tmp_path, suffix):
+    """126 MB as it is stored, in 120 slices; the model is a convolution, so that memory is the function's own."""
+    stored = np.zeros((512, 512, 120), dtype=np.float32)
+    stored[100:400, 100:400] = np.random.default_rng(0).random((300, 300, 1))
+    nibabel.save(nibabel.Nifti1Image(stored, np.eye(4)), tmp_path / f"v{suffix}")
+    code = f"""
+from pathlib import Path
+from types import SimpleNamespace
+import torch
+from modeling_vitp import ViTPSegmentationImageProcessor, predict_volume
+
+used = []
+
+class Model(torch.nn.Conv2d):
+    config = SimpleNamespace(num_labels=2, id2label={{0: "rest", 1: "liver"}})
+    images_per_sample, device, dtype = 1, torch.device("cpu"), torch.float32
+
+    def forward(self, pixel_values):
+        status = Path("/proc/self/status").read_text().splitlines()
+        used.append(int(next(line for line in status if line.startswith("RssAnon")).split()[1]) * 1024)
+        return SimpleNamespace(logits=super().forward(pixel_values))
+
+processor = ViTPSegmentationImageProcessor(input_spec={{"window": [0, 1]}})
+status = Path("/proc/self/status").read_text().splitlines()
+used.append(int(next(line for line in status if line.startswith("RssAnon")).split()[1]) * 1024)
+predict_volume(Model(3, 2, 1), processor, "v{suffix}", "classes.nii.gz", plane="sagittal", window=512, stride=512)
+print(max(used) - used[0])
+"""
+    run = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr[-3000:]
+    print(f"{int(run.stdout) / 1e6:.0f} MB")
+    assert int(run.stdout) < 60e6
+    assert nibabel.load(tmp_path / "classes.nii.gz").shape == stored.shape

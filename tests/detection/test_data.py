@@ -342,6 +342,20 @@ def test_an_image_in_two_splits_is_found_under_whatever_name(tmp_path):
     assert len(described.open(["train", "test"], "oriented")) == 5
 
 
+def test_a_patient_of_dicom_in_two_splits_is_named(tmp_path, monkeypatch):
+    write_dota(tmp_path, IMAGES)
+    write_dota(tmp_path / "test", ["d_005"])
+    monkeypatch.setattr("modeling_vitp.detection.data.patient_of", lambda path: f"PatientID {path.stem[:1]}")
+    splits = {"train": SPLITS["dota"], "test": {"images": "test/images", "annotations": "test/annfiles"}}
+    described = describe(tmp_path, "dota", splits=splits)
+    described.check_disjoint(["train", "test"], "oriented")
+    monkeypatch.setattr("modeling_vitp.detection.data.patient_of", lambda path: "PatientID ann")
+    with pytest.raises(
+        ValueError, match="PatientID ann, as .*, is in both splits 'train' and 'test', as .* in 'train'"
+    ):
+        described.check_disjoint(["train", "test"], "oriented")
+
+
 @pytest.mark.parametrize(
     ("settings", "message"),
     [

@@ -4,18 +4,26 @@ import json
 import signal
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import yaml
 from detection_data import NAMES, write_coco, write_dota
 from detection_run import run
 from launching import launch
+from pictures import write_bands
+from PIL import Image
 from safetensors.torch import load_file
+from transformers import AutoImageProcessor
 
 from modeling_vitp import (
     ViTPForInstanceSegmentation,
     ViTPForObjectDetection,
     ViTPForOrientedObjectDetection,
+    ViTPVisionConfig,
+    ViTPVisionModel,
+    detect_large,
+    export_backbone,
 )
 from modeling_vitp.recipes.finetune_detection import main
 
@@ -195,3 +203,33 @@ def test_windows_are_merged_for_dotas_server(tmp_path):
     assert main(words) == 0
     assert {path.name for path in (tmp_path / "out" / "Task1").iterdir()} == {f"Task1_{name}.txt" for name in NAMES}
     assert (tmp_path / "out" / "Task1.zip").is_file()
+
+
+@pytest.mark.slow
+def test_objects_are_found_in_bands_and_in_large_images_of_them(tmp_path):
+    words = configure(
+        tmp_path, "oriented", watch_samples=1, model_name_or_path=str(tmp_path / "start"), from_scratch={}
+    )
+    rng, names = np.random.default_rng(0), ["red", "green", "blue", "nir"]
+    for path in sorted(tmp_path.rglob("*.png")):
+        colors = np.asarray(Image.open(path)).transpose(2, 0, 1).astype(np.uint16) * 39
+        nir = rng.integers(0, 10000, (1, *colors.shape[1:]), dtype=np.uint16)
+        write_bands(path.with_suffix(".tif"), np.concatenate([colors, nir]))
+        path.unlink()
+    export_backbone(ViTPVisionModel(ViTPVisionConfig(**TINY)), tmp_path / "start")
+    data = yaml.safe_load((tmp_path / "config.yaml").read_text())["data"]
+    data["input_spec"] = {"band_names": names, "window": [0, 10000]}
+    assert main([*words, "--data", json.dumps(data)]) == 0
+    model = ViTPForOrientedObjectDetection.from_pretrained(tmp_path / "out").eval()
+    processor = AutoImageProcessor.from_pretrained(tmp_path / "out")
+    assert model.config.backbone_config.band_names == processor.band_names == names
+    assert (tmp_path / "out/predictions.png").is_file() and (tmp_path / "out/watch/step-000000.png").is_file()
+    scene = next((tmp_path / "test/images").glob("*.tif"))
+    detect_large(model, processor, scene, tmp_path / "found.geojson", threshold=0.0)
+    assert json.loads((tmp_path / "found.geojson").read_text())["type"] == "FeatureCollection"
+    with pytest.raises(
+        ValueError, match="image processor of 'rt_detr_v2' takes red, green and blue, but .*out has 4 bands"
+    ):
+        del data["input_spec"]
+        more = ["--detector", "rt_detr_v2", "--keep_ratio", "false", "--task", "horizontal", "--head", "{}"]
+        main([*words, "--data", json.dumps(data), *more, "--model_name_or_path", str(tmp_path / "out")])

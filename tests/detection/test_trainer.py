@@ -1,5 +1,8 @@
 """What the trainer makes of samples, and of a model's outputs."""
 
+from contextlib import nullcontext
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
@@ -7,7 +10,7 @@ from detection_data import HEIGHT, NAMES, WIDTH, write_coco, write_dota
 
 from modeling_vitp.detection.augmentation import Augmentation
 from modeling_vitp.detection.data import DetectionData
-from modeling_vitp.detection.trainer import TrainingSamples, collate, reference
+from modeling_vitp.detection.trainer import DetectionTrainer, TrainingSamples, collate, reference
 from modeling_vitp.image_processing_vitp_detection import ViTPDetectionImageProcessor
 
 IMAGES = ["a_001", "b_002", "empty_003"]
@@ -31,6 +34,22 @@ def test_a_sample_is_normalised_and_its_boxes_are_shares_of_the_image(tmp_path):
     low, high = raw["corners"].amin(1), raw["corners"].amax(1)
     boxes = torch.cat([(low + high) / 2, high - low], 1) / torch.tensor([WIDTH, HEIGHT] * 2)
     torch.testing.assert_close(item["labels"]["boxes"], boxes)
+
+
+def test_images_are_read_by_the_input_spec_once(tmp_path):
+    """What the model is given in evaluation is what the samples have, normalised."""
+    samples, given = open_samples(tmp_path, "horizontal"), []
+    processor = ViTPDetectionImageProcessor(input_spec={"window": [0, 100], "gamma": 0.5})
+    model = SimpleNamespace(eval=lambda: lambda **inputs: given.append(inputs["pixel_values"]))
+    trainer = SimpleNamespace(processing_class=processor, model=None, task="horizontal")
+    trainer.args = SimpleNamespace(device="cpu")
+    trainer.accelerator = SimpleNamespace(unwrap_model=lambda _: model)
+    trainer.compute_loss_context_manager = nullcontext
+    with pytest.raises(AttributeError):  # there are no outputs
+        DetectionTrainer.detect(trainer, [samples[1]["image"]])
+    mean, std = np.array([0.485, 0.456, 0.406]), np.array([0.229, 0.224, 0.225])
+    expected = (samples[1]["image"].double().numpy() / 255 - mean[:, None, None]) / std[:, None, None]
+    np.testing.assert_allclose(given[0][0], expected, atol=1e-5)
 
 
 def test_samples_are_functions_of_seed_and_epoch(tmp_path):

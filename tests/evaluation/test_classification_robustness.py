@@ -13,6 +13,7 @@ from modeling_vitp.images.corruptions import corrupt
 from modeling_vitp.recipes import evaluate_robustness, finetune_classification
 from modeling_vitp.vrl import keyed_generator
 
+pytestmark = pytest.mark.slow
 CONDITIONS = ["--corruptions", "rotation", "gaussian_noise", "--severities", "5"]
 
 

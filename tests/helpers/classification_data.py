@@ -4,9 +4,9 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-import rasterio
 import yaml
 from dense_data import TINY, read_config, save
+from pictures import write_bands
 from PIL import Image
 
 COLORS = np.array([(200, 60, 40), (40, 170, 60), (60, 60, 200), (200, 190, 40)])
@@ -50,20 +50,20 @@ def make_resisc45(root: Path) -> None:
 
 
 def make_bigearthnet_v2(root: Path) -> None:
-    """Bands in files of their own, 16 bits; classes as lists in a table."""
+    """Bands in files of their own, 16 bits, of 10, 20 or 60 m a pixel; classes as lists in a table."""
     rng = np.random.default_rng(3)
     names = ("Arable land", "Pastures", "Mixed forest", "Marine waters")
-    profile = {"driver": "GTiff", "count": 1, "height": 20, "width": 24, "dtype": "uint16"}
+    sides = {24: "B02 B03 B04 B08", 12: "B05 B06 B07 B8A B11 B12", 4: "B01 B09"}
     rows, tile = [], "S2A_MSIL2A_20170613T101031_N9999_R022_T33UUP"
     for index in range(16):
         classes = [place for place in range(4) if (index + place) % 3 == 0] or [0]
         patch = f"{tile}_26_{index}"
-        pixels = np.asarray(picture_of(classes, rng)).astype(np.uint16) * 8
-        for band, values in zip(("B04", "B03", "B02"), pixels.transpose(2, 0, 1)):
-            path = root / "BigEarthNet-S2" / tile / patch / f"{patch}_{band}.tif"
-            path.parent.mkdir(parents=True, exist_ok=True)
-            with rasterio.open(path, "w", **profile) as file:
-                file.write(values, 1)
+        pixels = np.asarray(picture_of(classes, rng, (24, 24))).astype(np.uint16) * 8
+        colors = dict(zip(("B04", "B03", "B02"), pixels.transpose(2, 0, 1)))
+        for side, bands in sides.items():
+            for band in bands.split():
+                values = colors.get(band, rng.integers(0, 4000, (side, side), dtype=np.uint16))
+                write_bands(root / "BigEarthNet-S2" / tile / patch / f"{patch}_{band}.tif", values[None])
         split = "train" if index < 10 else "validation" if index < 13 else "test"
         rows.append({"patch_id": patch, "labels": [names[place] for place in classes], "split": split})
     pd.DataFrame(rows).to_parquet(root / "metadata.parquet")

@@ -7,6 +7,7 @@ import numpy as np
 import torch
 import yaml
 from paths import CONFIGS
+from pictures import write_bands
 from PIL import Image
 
 from modeling_vitp import ViTPVisionConfig, ViTPVisionModel
@@ -131,6 +132,23 @@ def make_amos(root: Path, shape: tuple[int, int, int] = (40, 48, 6)) -> None:
             for kind, array in (("images", values), ("labels", labels)):
                 (root / f"{kind}{split}").mkdir(parents=True, exist_ok=True)
                 nibabel.save(nibabel.Nifti1Image(array, affine), root / f"{kind}{split}" / name)
+
+
+def make_sen1floods11(root: Path, size: int = 64) -> None:
+    """Two chips in training and one in each other split: dark water in both sensors, no data along one side."""
+    rng, folder = np.random.default_rng(5), root / "data/flood_events/HandLabeled"
+    chips = {"train": ["Ghana_1", "India_2"], "valid": ["Ghana_3"], "test": ["Spain_4"]}
+    for split, names in chips.items():
+        (root / "splits/flood_handlabeled").mkdir(parents=True, exist_ok=True)
+        (root / f"splits/flood_handlabeled/{split}.txt").write_text("\n".join(names))
+        for name in names:
+            labels = blobs(rng, (size, size), 2).astype(np.int16)
+            radar = rng.normal(-11, 2, (2, size, size)) - 9 * labels - [[[0]], [[7]]]
+            optical = rng.uniform(500, 4000, (13, 1, 1)) * (1 - 0.8 * labels) + rng.normal(0, 50, (13, size, size))
+            radar[:, 0, :3], labels[:, :2] = np.nan, -1
+            write_bands(folder / f"S1Hand/{name}_S1Hand.tif", radar.astype(np.float32))
+            write_bands(folder / f"S2Hand/{name}_S2Hand.tif", optical.clip(0).astype(np.uint16))
+            write_bands(folder / f"LabelHand/{name}_LabelHand.tif", labels[None])
 
 
 def smoke_arguments(name: str, root: Path, output_dir: Path, **settings) -> list[str]:

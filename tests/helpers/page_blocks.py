@@ -50,6 +50,7 @@ SLOW = (
     "vitp pretrain --config quickstart",
     "vitp benchmark --shape small",
     "vitp finetune_detection --detector",
+    "vitp finetune_segmentation --config sen1floods11",
     "vitp finetune_classification --config eurosat",
     "torchrun --nproc_per_node 4 -m modeling_vitp.recipes.finetune_classification",
     "vitp export_onnx",
@@ -86,6 +87,7 @@ SMALL = {  # recipe -> options that make it small, after those of the page
     "finetune_classification": TRAINING | {"image_size": 56, "num_pictures": 1, "warmup_steps": 1},
     "predict_large": {"window": 64, "stride": 48},
     "evaluate_robustness": {"corruptions": "haze rotation", "severities": "1 5", "limit": 2},
+    "evaluate_vlm": {"limit": 2, "max_new_tokens": 2, "pictures": 1},
     "validate_data": {"num_workers": 1},
     "benchmark": {"tiles": 1, "steps": 1, "rounds": 1},
     "benchmark_detection": {"runs": 1, "steps": 1, "image_size": 64},
@@ -329,7 +331,7 @@ def read_pip(command: str, words: list[str], place: Place, patch: pytest.MonkeyP
     setup = configparser.ConfigParser()
     setup.read(ROOT / "setup.cfg")
     for requirement in [*getattr(options, "editables", ()), *requirements]:
-        name, extras = re.fullmatch(r"([\w.=-]+)(?:\[([\w,]+)\])?", requirement).groups()
+        name, extras = re.fullmatch(r"([\w.=<>-]+)(?:\[([\w,]+)\])?", requirement).groups()
         if name in (".", "modeling-vitp"):
             missing = set((extras or "").split(",")) - {"", *setup["options.extras_require"]}
             if missing:
@@ -440,7 +442,16 @@ def read_tree_builder(command: str, words: list[str], place: Place, patch: pytes
             build_tree_classes.main(words)
 
 
+def read_lmms_eval(command: str, words: list[str], place: Place, patch: pytest.MonkeyPatch) -> None:
+    """Its tasks and what includes them; `tests/evaluation/test_lmms_eval.py` runs such a command."""
+    options = dict(zip(words[::2], words[1::2]))
+    tasks = ROOT / "modeling_vitp" / "evaluation" / "lmms_eval" / "tasks"
+    missing = [name for name in options["--tasks"].split(",") if not (tasks / f"{name}.yaml").is_file()]
+    assert not missing and options["--include_path"] == "$(python -m modeling_vitp.evaluation.lmms_eval)", command
+
+
 OTHER_PROGRAMS = {
+    "lmms-eval": read_lmms_eval,
     "recipes/data/build_tree_classes.py": read_tree_builder,
     "recipes/data/build_nuclei.py": read_builder,
     "recipes/data/build_brain_mri.py": build_brain,
@@ -462,7 +473,9 @@ OTHER_PROGRAMS = {
 
 
 def run_yaml(text: str, place: Place, patch: pytest.MonkeyPatch) -> None:
-    """A mixture is loaded and read; other configurations go through the parser of their recipe."""
+    """A mixture is loaded and read; other configurations go through the parser of their recipe, but for a task of
+    lmms-eval, of which what it includes has to be there.
+    """
     path = place.folder / (file_name(text) or "block.yaml")
     path.write_text(adapted(text, place))
     fields = yaml.safe_load(path.read_text())
@@ -470,6 +483,9 @@ def run_yaml(text: str, place: Place, patch: pytest.MonkeyPatch) -> None:
         for source in load_mixture(path).sources:
             first = next(iter(read_source(source)))
             assert first["error"] is None and first["source"] == source.name
+    elif "include" in fields:
+        included = ROOT / Path(fields["include"]).relative_to("/path/to")
+        assert set(fields) <= {"include", "task", "lmms_eval_specific_kwargs"} and included.is_file()
     elif "task" in fields:
         parse("finetune_detection", ["--config", str(path)], patch)
         assert not call("finetune_detection", ["--config", str(path), *small("finetune_detection", [])], patch)

@@ -16,7 +16,7 @@ from datasets import Dataset, Features, Image, List, Value
 from medical_set_data import save_table
 from page_blocks import file_name, find_pages, read_page
 from paths import FIXTURES, ROOT
-from pictures import picture
+from pictures import picture, write_bands
 from public_set_data import dior_rsvg, save_picture
 from rasterio.transform import from_origin
 from safetensors.torch import load_file, save_file
@@ -148,6 +148,11 @@ def write_images(folder: Path) -> None:
                 labels = np.full((56, 60), label, dtype=np.uint8)
                 place = folder / "folder_of_classes" / split / name / f"{index}.png"
                 dense_data.save(dense_data.picture_of(labels, rng), place)
+    for name, side in {"B02": 56, "B05": 28, "B09": 10}.items():
+        values = rng.integers(0, 9000, (1, side, side), dtype=np.uint16)
+        for band in {"B02": "02 03 04 08", "B05": "05 06 07 8A 11 12", "B09": "01 09"}[name].split():
+            write_bands(folder / f"datasets/sentinel2/B{band}.tif", values)
+    dense_data.make_sen1floods11(folder / "data/sen1floods11")
     classification_data.make_chest_xray14(folder / "datasets/xrays")
     for root in ("data", "datasets"):
         classification_data.make_eurosat(folder / root / "EuroSAT_RGB")

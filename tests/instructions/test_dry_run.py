@@ -178,12 +178,18 @@ def test_tiles_and_tokens_are_those_of_the_start(start, capsys, tmp_path, model_
 
 def test_the_dry_run_ends_with_the_commands_for_public_sets_that_are_not_there(capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    output = dry_run(capsys, "--config", str(CONFIGS / "remote_sensing_paper.yaml"))
+    config = ("--config", str(CONFIGS / "remote_sensing_paper.yaml"))
+    output = dry_run(capsys, *config)
     commands = [line.split() for line in output.splitlines() if line.startswith("  vitp make_public_set ")]
     assert output.splitlines()[-len(commands) :] == ["  " + " ".join(command) for command in commands]
     sources = load_mixture(CONFIGS / "remote_sensing_paper.yaml").sources
     made = {command[2]: command[3:] for command in commands}
     assert all(made[source.name] == [source.image_root] for source in sources if not source.general)
+    folder = tmp_path / "data/remote_sensing"
+    (folder / "rsvg").mkdir(parents=True)
+    (folder / "rsvg.jsonl").write_text('{"messages": [{"role": "user", "content": "a"}]}\n' * 3)
+    lines = {line.split()[0]: line.split() for line in dry_run(capsys, *config).splitlines() if line.strip()}
+    assert lines["rsvg"][1:4] == ["3", "10", "30"] and lines["dior_rsvg"][1] == "27,000"  # what is there is counted
     elsewhere = Source("a", annotation="rows/rsvg.jsonl", image_root="images of rsvg")
     assert public_set_command(elsewhere) == "vitp make_public_set rsvg 'images of rsvg' --output_dir rows"
     assert public_set_command(Source("a", annotation="rows/mine.jsonl", image_root="images")) is None

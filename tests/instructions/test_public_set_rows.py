@@ -12,6 +12,9 @@ from modeling_vitp.instructions.public_set_rows import FOLDER, load_public_set, 
 from modeling_vitp.instructions.validation import validate
 from modeling_vitp.recipes import make_public_set
 
+LEFT_OUT = {"test.txt", "test.jsonl", "valid.jsonl", "test.csv"}  # files that say what is held out
+LEFT_OUT |= {f"{part}_test.jsonl" for part in ("rsvg", "dior_rsvg", "vrsbench", "geochat")}
+
 
 def make(name, folder, output, **options):
     made = make_rows(load_public_set(name)(folder), name, output, **options)
@@ -19,14 +22,17 @@ def make(name, folder, output, **options):
 
 
 @pytest.mark.parametrize("name", MINIATURES)
-def test_a_miniature_becomes_rows_that_pass_the_validation_and_are_the_same_again(name, tmp_path):
+def test_a_miniature_becomes_valid_rows_which_nothing_of_a_test_split_changes(name, tmp_path):
     folder = tmp_path / "data" / name
     expected = MINIATURES[name](folder)
     made, rows = make(name, folder, tmp_path / "a")
     assert (made.rows, made.unused) == (expected, []) and len(rows) == expected
+    kind = load_public_set(name)
+    for path in folder.rglob("*"):
+        if path.is_file() and kind(folder).is_held_out(path) and path.name not in LEFT_OUT:
+            path.write_bytes(b"nothing that is read")
     again, _ = make(name, folder, tmp_path / "b")
     assert made.annotation.read_bytes() == again.annotation.read_bytes()
-    kind = load_public_set(name)
     source = {"name": name, "annotation": str(made.annotation), "image_root": str(made.image_root)}
     report = validate(load_mixture({"sources": [{**source, "tasks": list(kind.tasks)}]}), 0)[0]
     assert report.passed and report.rows == expected and not any(report.counts.values()), report.examples
@@ -59,6 +65,20 @@ def test_rows_about_images_of_the_test_split_are_left_out_unless_they_are_asked_
     assert made.held_out == 1 and [row["id"] for row in rows] == ["0", "1", "6"]
     made, rows = make("dior_rsvg", tmp_path / "data", tmp_path, keep_shared=True)
     assert made.held_out == 0 and [row["id"] for row in rows] == ["0", "1", "3", "6"]
+
+
+@pytest.mark.parametrize("name", MINIATURES)
+def test_a_list_of_what_is_held_out_that_cannot_be_read_stops(name, tmp_path):
+    MINIATURES[name](tmp_path / "data")
+    for path in [path for path in (tmp_path / "data").rglob("*") if path.name in LEFT_OUT]:
+        content = path.read_bytes()
+        path.write_text("nothing,that is\nread")
+        with pytest.raises(ValueError, match=path.name):
+            make(name, tmp_path / "data", tmp_path / "out")
+        path.write_text('{"a": 1}\n' if path.suffix == ".jsonl" else "a\n1\n")
+        with pytest.raises(ValueError, match=f"{path.name}|files of .* are not as they were expected: KeyError"):
+            make(name, tmp_path / "data", tmp_path / "out")
+        path.write_bytes(content)
 
 
 def test_the_box_is_written_on_the_grid(tmp_path):
@@ -107,6 +127,12 @@ def test_files_that_are_not_there_are_told_with_where_they_can_be_had(tmp_path):
     (tmp_path / "rsvg").mkdir()
     with pytest.raises(ValueError, match="has no metainfo/rsvg_train.jsonl. `vitp make_public_set rsvg` .*: https://"):
         make("rsvg", tmp_path / "rsvg", tmp_path)
+
+
+def test_files_of_another_form_are_one_error(tmp_path):
+    save_json(tmp_path / "LevirCCcaptions.json", [1])
+    with pytest.raises(ValueError, match=r"the files of LEVIR-CC .* are not as they were expected: TypeError"):
+        make("levir_cc", tmp_path, tmp_path / "out")
 
 
 def test_rows_are_drawn_by_what_they_say_alone(tmp_path, monkeypatch):

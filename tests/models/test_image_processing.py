@@ -10,7 +10,7 @@ from PIL import Image, ImageOps
 from transformers import GotOcr2ImageProcessor
 
 from modeling_vitp import ViTPImageProcessor, ViTPSegmentationImageProcessor
-from modeling_vitp.image_processing_vitp import band_percentiles
+from modeling_vitp.input_spec import band_percentiles
 
 MEAN, STD = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
 HEIGHT, WIDTH = 7, 10

@@ -10,6 +10,7 @@ import torch
 from datasets import ClassLabel, Dataset, Features, Value
 from datasets import Image as ImageFeature
 from other_backbones import SQUARE, save_backbone
+from pictures import write_bands
 from PIL import Image
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import accuracy_score, balanced_accuracy_score, jaccard_score, roc_auc_score
@@ -18,7 +19,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from transformers import AutoImageProcessor, AutoModel
 
-from modeling_vitp import ViTPImageProcessor, ViTPVisionModel, export_backbone
+from modeling_vitp import ViTPImageProcessor, ViTPVisionModel, export_backbone, spread_bands
 from modeling_vitp.probing.backbones import load_backbone
 from modeling_vitp.probing.labelled_images import open_splits
 from modeling_vitp.recipes.probe import main
@@ -208,6 +209,34 @@ def test_images_of_many_bands_are_read_by_an_input_spec(tmp_path, whose):
     if whose == "data":
         with pytest.raises(ValueError, match=r"train, row 0 \(.*tif\): the image has 5 bands"):
             main([*arguments[:-2], "--backbones", str(save_backbone(tmp_path / "vit", "vit"))])
+
+
+def test_a_backbone_of_other_bands_is_given_them(tmp_path):
+    """Its features of a test image are those of the model on what the image processor makes of its file."""
+    rng, names = np.random.default_rng(0), ["B02", "B03", "B04", "B08"]
+    for split, number in (("train", 3), ("test", 2)):
+        for label, name in enumerate("ab"):
+            for index in range(number):
+                bands = rng.integers(0, 200, (4, 24, 30), dtype=np.uint16)
+                bands[3] += 2000 * label
+                write_bands(tmp_path / "data" / split / name / f"{index}.tif", bands)
+    vit = spread_bands(dense_data.tiny_backbone(), names)
+    processor = ViTPImageProcessor(**SQUARE, input_spec={"band_names": names, "window": [0, 3000]})
+    folder = export_backbone(vit, tmp_path / "b", processor)
+    arguments = ["--dataset_name", str(tmp_path / "data"), "--output_dir", str(tmp_path)]
+    assert main(["--backbones", str(folder), *arguments]) == 0
+    stored = [np.load(path) for path in (tmp_path / "features").glob("*.npy")]
+    inputs = AutoImageProcessor.from_pretrained(folder)(str(tmp_path / "data/test/b/1.tif"), return_tensors="pt")
+    with torch.no_grad():
+        mean = vit.eval()(**inputs).last_hidden_state[0, 1:].mean(0)
+    assert any(len(test) == 4 and np.allclose(test[3], mean, atol=5e-3) for test in stored if test.shape[1] == 32)
+    assert read_metrics(tmp_path)["results"][1]["scores"]["accuracy"]["mean"] == 1.0
+    with pytest.raises(ValueError, match=r"b takes 4 bands \(B02, .*\), but the input spec has 2 bands \(VV, VH\)"):
+        main(["--backbones", str(folder), *arguments, "--input_spec", json.dumps({"band_names": ["VV", "VH"]})])
+    for path in (tmp_path / "data").rglob("1.tif"):
+        write_bands(path, np.zeros((3, 24, 30), np.uint16))
+    with pytest.raises(ValueError, match=r"1\.tif\): the model takes 4 bands \(B02, .*B08\), but the image has 3"):
+        main(["--backbones", str(folder), *arguments, "--output_dir", str(tmp_path / "other")])
 
 
 @pytest.mark.parametrize(

@@ -18,6 +18,7 @@ from modeling_vitp.recipes.tasks.trees import finetuning as trees_finetuning
 from modeling_vitp.recipes.tasks.trees.downstream import Downstream
 from modeling_vitp.training.checkpointing import RECORD_NAME
 
+pytestmark = pytest.mark.slow
 TINY = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
 ARMS = {
     "random weights": {"objective": "none"},

@@ -129,6 +129,26 @@ MISTAKES = {
         2,
         "loveda|LoveDA|data",
     ),
+    "a classifier without data": (
+        ["finetune_classification", "--model_name_or_path", "vit", "--output_dir", "out"],
+        2,
+        "Give data_root, a folder of images, or dataset_name",
+    ),
+    "a folder of images": (
+        ["finetune_classification", "--model_name_or_path", "vit", "--output_dir", "out", "--data_root", "imags"],
+        2,
+        "no folder imags|imags.*no such",
+    ),
+    "a folder of images without classes": (
+        ["finetune_classification", "--model_name_or_path", "vit", "--output_dir", "out", "--data_root", "empty"],
+        2,
+        "Split 'train' has no image: no file is like empty/train/{class}/{name}",
+    ),
+    "an option of maps for a classifier": (
+        ["finetune_classification", "--crop_size", "3", "--data_root", "empty", "--output_dir", "out"],
+        2,
+        "no option 'crop_size': it belongs to vitp finetune_segmentation",
+    ),
     "a probe of nothing": (["probe", "--dataset_name", "data"], 2, "backbones"),
     "a conversion of nothing": (["convert", "./modle", "out"], 2, "did you mean 'model'"),
     "a conversion to nothing": (["convert", "empty", "out", "--to", "vit"], 2, "--to: invalid choice: 'vit'"),

@@ -1,10 +1,14 @@
 import json
 import logging
 
+import numpy as np
 import pytest
 import yaml
+from datasets import Dataset, Features, Image, List, Value
 from paths import AERIAL_TREES
+from pictures import write_bands
 from tiny_models import FROM_SCRATCH, TEXT, VISION
+from transformers import AutoImageProcessor, AutoModel
 
 from modeling_vitp import ViTPForConditionalGeneration, ViTPProcessor
 from modeling_vitp.recipes import pretrain
@@ -79,6 +83,7 @@ def test_a_run_on_a_mixture_counts_what_it_skips(data_folder, tmp_path, caplog):
         run(tmp_path, mixture=mixture, output_dir=str(tmp_path / "stops"), num_train_epochs=1, max_steps=-1)
 
 
+@pytest.mark.slow
 def test_a_run_that_misses_the_gate_says_so_and_fails(tmp_path, capsys):
     assert run(tmp_path, dataset_name=str(AERIAL_TREES), task="trees", max_steps=1) == 1
     task = json.loads((tmp_path / "run" / "metrics.json").read_text())["task"]
@@ -109,3 +114,47 @@ def test_a_run_that_misses_the_gate_says_so_and_fails(tmp_path, capsys):
 def test_mistakes_in_the_configuration_are_named(data_folder, tmp_path, settings, message):
     with pytest.raises(ValueError, match=message):
         run(tmp_path, **{"dataset_name": str(data_folder), **settings})
+
+
+@pytest.mark.slow
+def test_rows_of_radar_images_train_a_model_of_two_bands_and_its_backbone(tmp_path):
+    names, rows = ["VV", "VH"], []
+    rng = np.random.default_rng(0)
+    for index in range(4):
+        array = rng.normal(-12, 5, (2, 56, 60)).astype(np.float32)
+        path = write_bands(tmp_path / "images" / f"{index}.tif", array)
+        said = [{"role": "user", "content": "Is there water?"}, {"role": "assistant", "content": "yes, 3 lakes"}]
+        rows.append({"images": [{"bytes": None, "path": str(path)}], "messages": said})
+    feature = List({"role": Value("string"), "content": Value("string")})
+    (tmp_path / "data").mkdir()
+    for split in ("train", "test"):
+        features = Features({"images": List(Image(decode=False)), "messages": feature})
+        Dataset.from_list(rows, features=features).to_parquet(tmp_path / "data" / f"{split}.parquet")
+    spec = {"band_names": names, "window": [-25, 0]}
+    settings = {"dataset_name": str(tmp_path / "data"), "input_spec": spec, "watch_samples": 2, "save_steps": 2}
+    assert run(tmp_path, **settings) == 0
+    output = tmp_path / "run"
+    assert (output / "watch" / "step-000000.png").is_file()
+    model, processor = ViTPForConditionalGeneration.from_pretrained(output), ViTPProcessor.from_pretrained(output)
+    assert model.config.vision_config.band_names == processor.image_processor.band_names == names
+    backbone = AutoModel.from_pretrained(output / "backbone")
+    inputs = AutoImageProcessor.from_pretrained(output / "backbone")(array, return_tensors="pt")
+    mean, std = np.mean([0.485, 0.456, 0.406]), np.mean([0.229, 0.224, 0.225])
+    assert inputs.pixel_values.shape == (1, 2, 56, 56) and backbone.config.band_names == names
+    expected = ((array.mean() + 25) / 25 - mean) / std
+    assert inputs.pixel_values.mean().item() == pytest.approx(expected, abs=0.1)
+    assert backbone(**inputs).last_hidden_state.isfinite().all()
+
+    with pytest.raises(ValueError, match="use_peft: .* vitp convert MODEL FOLDER --to vitp --input_spec"):
+        run(tmp_path, **settings, output_dir=str(tmp_path / "lora"), use_peft=True)
+
+    # A model of these bands is a start, and one of others is not.
+    start = {"output_dir": str(tmp_path / "next"), "from_scratch": None, "model_name_or_path": str(output)}
+    assert run(tmp_path, **settings | {"input_spec": None}, **start, max_steps=1) == 0
+    with pytest.raises(ValueError, match=r"takes 2 bands \(VV, VH\), but the input spec has 1 band \(HH\)"):
+        run(
+            tmp_path, **settings | {"input_spec": {"band_names": ["HH"]}}, **start | {"output_dir": str(tmp_path / "x")}
+        )
+    write_bands(path, array[[0, 1, 1]])
+    with pytest.raises(ValueError, match=r"the model takes 2 bands \(VV, VH\), but the image has 3"):
+        run(tmp_path, **settings, **start | {"output_dir": str(tmp_path / "y")})

@@ -93,10 +93,11 @@ def test_a_case_is_in_one_split_only(tmp_path, field):
         data.check_disjoint(["train", "test"])
 
 
-def test_a_case_of_rows_is_in_one_split_only(tmp_path):
+@pytest.mark.parametrize("field", ["patient", "case"])
+def test_a_case_of_rows_is_in_one_split_only(tmp_path, field):
     def save(split, cases):
-        columns = {"image": [Image.new("RGB", (2, 2))] * len(cases), "case": cases}
-        features = Features({"image": ImageFeature(), "case": Value("string")})
+        columns = {"image": [Image.new("RGB", (2, 2))] * len(cases), field: cases}
+        features = Features({"image": ImageFeature(), field: Value("string")})
         Dataset.from_dict(columns, features=features).to_parquet(tmp_path / f"{split}.parquet")
 
     save("train", ["a", "a", "b"])

@@ -1,5 +1,7 @@
 """The plan of a run, against its parts computed apart."""
 
+import contextlib
+import io
 import re
 
 import pytest
@@ -14,9 +16,6 @@ ARGUMENTS = ["--config", "remote_sensing_paper", "--dry_run", "--plan_device", "
 
 @pytest.fixture(scope="module")
 def rows():
-    import contextlib
-    import io
-
     text = io.StringIO()
     with contextlib.redirect_stdout(text):
         assert pretrain.main([*ARGUMENTS, "--plan_utilization", "0.5"]) == 0
@@ -25,6 +24,7 @@ def rows():
     return text.getvalue(), {name: values for name, *values in cells}
 
 
+@pytest.mark.slow
 def test_memory_and_hours_are_those_of_the_longest_and_the_mean_sample(rows):
     text, table = rows
     assert "8 device(s), a40, 48 GiB, at 50% of 150 TFLOP/s; 8,000 steps" in text
@@ -39,6 +39,7 @@ def test_memory_and_hours_are_those_of_the_longest_and_the_mean_sample(rows):
     assert float(device_hours) == pytest.approx(8 * float(hours), rel=0.01)
 
 
+@pytest.mark.slow
 def test_each_change_is_told_alone(rows):
     table = {name: [float(re.match(r"[\d.e+]+", cell).group()) for cell in cells] for name, cells in rows[1].items()}
     assert list(table) == [

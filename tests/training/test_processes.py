@@ -61,6 +61,7 @@ def test_two_processes_that_are_killed_while_saving_end_as_two_that_never_stoppe
     assert killed == whole
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", TRAINED)
 def test_loss_and_gradient_of_a_step_do_not_depend_on_the_number_of_processes_under_ddp(results, name):
     logs = {world: json.loads((folder / f"{name}.json").read_text()) for world, folder in results.items()}
@@ -76,6 +77,7 @@ def test_loss_and_gradient_of_a_step_do_not_depend_on_the_number_of_processes_un
         assert [entry["vrl_drop_ratio"] for entry in logs[2]["log"]] == [0.0] * 4 + [0.75] * 2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", TRAINED)
 def test_an_epoch_is_shared_out_without_overlap_or_loss_though_it_does_not_divide(results, name):
     everything = sorted(make_rows()["id"])
@@ -88,11 +90,13 @@ def test_an_epoch_is_shared_out_without_overlap_or_loss_though_it_does_not_divid
             assert sorted(seen) == everything
 
 
+@pytest.mark.slow
 def test_the_loss_of_an_evaluation_does_not_depend_on_the_number_of_processes(results):
     one, two = (json.loads((results[world] / "evaluated.json").read_text()) for world in (1, 2))
     assert two == one
 
 
+@pytest.mark.slow
 def test_loss_and_gradient_are_those_of_one_process_under_fsdp2_where_one_has_no_image(results):
     one, two = (torch.load(results[world] / "fsdp2.pt") for world in (1, 2))
     assert two["loss"].item() == pytest.approx(one["loss"].item(), abs=1e-6)

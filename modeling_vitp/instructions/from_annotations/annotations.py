@@ -14,11 +14,11 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from PIL import ExifTags, Image
+from PIL import Image
 from tqdm.auto import tqdm
 
 from ...images.cases import content_digest, patient_of
-from ...images.reading import below, is_dicom_file, stored_size
+from ...images.reading import below, stored_orientation, stored_size
 from ...images.windows import Window
 from ..boxes import Box, box_area, clip
 
@@ -119,7 +119,7 @@ class Layout:
         """All images that a file has; more than one of a volume."""
         return [self.annotate(image_id, paths)]
 
-    def case(self, image_id: str, path: Path) -> str | None:
+    def case(self, path: Path) -> str | None:
         """What may be in one split only, where that is known: the patient in the tags of DICOM."""
         return patient_of(path)
 
@@ -181,11 +181,9 @@ def annotate_all(layout: Layout, chosen: dict[str, tuple[Path, ...]], on_error: 
 def upright_size(path: Path) -> tuple[int, int]:
     """Height and width. Raises `ValueError` if the file is no upright image."""
     try:
-        if is_dicom_file(path):
-            return stored_size(path)
-        with Image.open(path) as image:
-            orientation = image.getexif().get(ExifTags.Base.Orientation, 1)
-            size = image.height, image.width
+        size, orientation = stored_size(path), stored_orientation(path)
+    except ValueError:
+        raise
     except Exception as error:  # Pillow raises many kinds for a broken file
         raise ValueError(f"{path} cannot be read: {error}") from error
     if orientation != 1:
@@ -263,14 +261,11 @@ def choose_split(
 
 def check_cases(layout: Layout, chosen: dict[str, tuple[Path, ...]], held_out: set[Path]) -> None:
     """Raises a `ValueError` that names the case of which there are images among the chosen and the held-out ones."""
-    ids = {
-        path: image_id for images in layout.splits().values() for image_id, paths in images.items() for path in paths
-    }
-    known = {layout.case(ids[path], path): path for path in sorted(held_out) if path.exists()}
+    known = {layout.case(path): path for path in sorted(held_out) if path.exists()}
     known.pop(None, None)
-    for image_id, paths in chosen.items() if known else ():
+    for paths in chosen.values() if known else ():
         for path in paths:
-            case = layout.case(image_id, path) if path.exists() and path not in held_out else None
+            case = layout.case(path) if path.exists() and path not in held_out else None
             if case in known:
                 raise ValueError(
                     f"{case} is in two splits: {path} is to be used, and {known[case]} is held out. A case may be in "

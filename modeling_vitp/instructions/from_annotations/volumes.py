@@ -60,8 +60,8 @@ class Volumes(Layout):
         where = volumes_in(self.root, MASKS)
         return {(split, case): path for split, cases in where.items() for case, path in cases.items()}
 
-    def case(self, image_id, path):
-        return super().case(image_id, path) or f"The case {image_id}"
+    def case(self, path):
+        return super().case(path) or f"The case {case_of(path)}"
 
     def annotate_file(self, image_id, paths):
         (path,) = paths
@@ -104,14 +104,19 @@ def volumes_in(root: Path, names: tuple[str, ...]) -> dict[str, dict[str, Path]]
     names = {*names, *(name for name in OF_NNUNET if name.startswith(names))}
     for folder in sorted(path for path in root.rglob("*") if path.is_dir() and path.name.lower() in names):
         for path in sorted(folder.iterdir()):
-            suffix = next((suffix for suffix in NIFTI[::-1] if path.name.lower().endswith(suffix)), "")
-            if suffix or (path.is_dir() and any(file.is_file() and is_dicom_file(file) for file in path.iterdir())):
-                case = path.name[: len(path.name) - len(suffix)].removesuffix(FIRST_CHANNEL)
-                cases = splits[split_of(path.relative_to(root))]
+            is_nifti = path.is_file() and path.name.lower().endswith(NIFTI)
+            if is_nifti or (path.is_dir() and any(file.is_file() and is_dicom_file(file) for file in path.iterdir())):
+                case, cases = case_of(path), splits[split_of(path.relative_to(root))]
                 if case in cases:
                     raise ValueError(f"{cases[case]} and {path} have one name.")
                 cases[case] = path
     return dict(splits)
+
+
+def case_of(path: Path) -> str:
+    """The name of a volume without what its format adds."""
+    suffix = next((suffix for suffix in NIFTI[::-1] if path.name.lower().endswith(suffix)), "")
+    return path.name[: len(path.name) - len(suffix)].removesuffix(FIRST_CHANNEL)
 
 
 def split_of(path: Path) -> str:

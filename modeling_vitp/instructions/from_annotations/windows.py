@@ -2,16 +2,20 @@
 
 import dataclasses
 import io
+import warnings
 from functools import lru_cache
 from pathlib import Path
 
+import rasterio
 from PIL import Image
+from rasterio.errors import NotGeoreferencedWarning
 
-from ...images.reading import is_dicom_file, read_picture
+from ...images.reading import is_dicom_file, is_tiff, open_tiff, read_picture
 from ...images.windows import Window, windows
 from ..boxes import box_area, clip
 from .annotations import AnnotatedImage
 
+OF_PNG = {(1, "uint8"), (3, "uint8"), (1, "uint16")}  # bands and type of TIFFs of which windows become PNG
 MIN_VISIBLE = 0.5  # share of a box that has to lie in a window for its object to be counted there
 
 
@@ -47,12 +51,16 @@ def window_of(image: AnnotatedImage, window: Window) -> AnnotatedImage:
 def image_bytes(image: AnnotatedImage) -> list[dict]:
     """The image's files as `datasets` stores them; a window is encoded again (PNG, or JPEG of quality 95 for JPEG).
 
-    Of DICOM and volumes the pixels are stored, as PNG, and nothing of what the file says about the patient.
+    What PNG has no place for, other bands and depths of a TIFF, is TIFF again. Of DICOM and volumes the pixels are
+    stored, as PNG, and nothing of what the file says about the patient.
     """
     encoded = []
     for path in image.paths:
         if image.window is None and image.picture is None and not is_dicom_file(path):
             encoded.append({"bytes": path.read_bytes(), "path": path.name})
+            continue
+        if image.window is not None and is_tiff(path) and (content := tiff_window(path, image.window)) is not None:
+            encoded.append({"bytes": content, "path": f"{path.stem}.tif"})
             continue
         scene, is_jpeg = scene_of(image, path)
         buffer = io.BytesIO()
@@ -61,6 +69,20 @@ def image_bytes(image: AnnotatedImage) -> list[dict]:
         name = path.stem if image.picture is None else image.id.replace("/", "_")
         encoded.append({"bytes": buffer.getvalue(), "path": f"{name}.{'jpg' if is_jpeg else 'png'}"})
     return encoded
+
+
+def tiff_window(path: Path, window: Window) -> bytes | None:
+    """A window of a TIFF as one, if it has bands or a depth that PNG has no place for."""
+    left, top, right, bottom = window
+    with open_tiff(path) as scene, rasterio.MemoryFile() as memory, warnings.catch_warnings():
+        if (scene.count, scene.dtypes[0]) in OF_PNG:
+            return None
+        warnings.simplefilter("ignore", NotGeoreferencedWarning)
+        kept = {"count": scene.count, "dtype": scene.dtypes[0], "nodata": scene.nodata, "compress": "deflate"}
+        with memory.open(driver="GTiff", height=bottom - top, width=right - left, **kept) as file:
+            file.write(scene.read(window=((top, bottom), (left, right))))
+            file.descriptions = scene.descriptions
+        return memory.read()
 
 
 def scene_of(image: AnnotatedImage, path: Path) -> tuple[Image.Image, bool]:

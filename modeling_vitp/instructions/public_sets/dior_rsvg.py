@@ -33,6 +33,8 @@ class Set(PublicSet):
 
     def held_out_images(self) -> set[str]:
         numbers = set(self.lines("test.txt", held_out=True))
+        if not all(map(str.isdecimal, numbers)):
+            raise ValueError(f"{self.folder / 'test.txt'} has other lines than numbers of objects")
         return {entry.content[1] for number, entry in self.objects() if number in numbers}
 
     def entries(self) -> Iterator[Entry]:

@@ -25,7 +25,7 @@ class Set(PublicSet):
     def held_out_images(self) -> Iterator[str]:
         for path in (self.folder / "test.jsonl", self.folder / "valid.jsonl"):
             if path.is_file():
-                yield from (row["image"] for _, row in self.table(path, held_out=True) if isinstance(row, dict))
+                yield from (row["image"] for _, row in self.table(path, held_out=True))
 
     def rows(self, entry: dict) -> Iterator[Row]:
         yield self.row(entry["image"], entry["image"], [self.describe(entry["image"], entry["caption"])])

@@ -27,7 +27,7 @@ class Set(PublicSet):
         path = self.folder / "test.csv"
         if not path.is_file():
             raise self.missing(path.name)
-        return (row["Figure_path"].strip() for _, row in self.table(path, held_out=True) if isinstance(row, dict))
+        return (row["Figure_path"].strip() for _, row in self.table(path, held_out=True))
 
     def rows(self, entry: dict) -> Iterator[Row]:
         choices = [entry[f"Choice {letter}"].strip().removeprefix(f"{letter}:").strip() for letter in LETTERS]

@@ -29,7 +29,7 @@ class Set(PublicSet):
     def held_out_images(self) -> Iterator[str]:
         for part in self.parts:
             for path in sorted(self.folder.glob(f"metainfo/{part}_test.jsonl")):
-                yield from (self.image(row) for _, row in self.table(path, held_out=True) if isinstance(row, dict))
+                yield from (self.image(row) for _, row in self.table(path, held_out=True))
 
     def image(self, entry: dict) -> str:
         name = PurePath(entry["dataset"], entry["image_id"])

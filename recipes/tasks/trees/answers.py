@@ -9,6 +9,7 @@ from tqdm.auto import tqdm
 
 from modeling_vitp import ViTPForConditionalGeneration, ViTPProcessor
 from modeling_vitp.instructions.boxes import Box, iou, read_boxes
+from modeling_vitp.training.asking import generate_answers
 
 from .instructions import COUNT, LOCATE, largest
 from .views import Ground, is_inside, view_of
@@ -48,16 +49,7 @@ def ask(
             [{"role": "user", "content": [{"type": "image", "image": image}, {"type": "text", "text": question}]}]
             for image in dataset[start : start + BATCH_SIZE]["image"]
         ]
-        inputs = processor.apply_chat_template(
-            conversations,
-            add_generation_prompt=True,
-            tokenize=True,
-            return_dict=True,
-            return_tensors="pt",
-            processor_kwargs={"padding": True, "padding_side": "left"},
-        ).to(model.device)
-        generated = model.generate(**inputs, **{"max_new_tokens": 48, "do_sample": False, **generate_kwargs})
-        answers += processor.batch_decode(generated[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
+        answers += generate_answers(model, processor, conversations, **{"max_new_tokens": 48, **generate_kwargs})
     return answers
 
 

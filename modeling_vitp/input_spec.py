@@ -1,0 +1,191 @@
+"""How images of any depth and number of bands become the channels that a model takes."""
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from .bands import check_band_names, named
+
+
+@dataclass(frozen=True)
+class InputSpec:
+    """How an image of any depth and number of bands becomes the channels of a model, with values in [0, 255].
+
+    A model for red, green and blue takes three channels, one for other bands as many as it has `band_names`.
+
+    Args:
+        bands: indices of the image's bands to use, from 0: one (repeated to three channels) or three, or as many as
+            there are `band_names`. All by default, in the image's order.
+        window: `(low, high)` in the image's own units (digital numbers, Hounsfield units, decibels …), or one such
+            pair for each band; low becomes black, high white, and what lies outside is clipped.
+        percentiles: `(low, high)` in [0, 100]: the window is taken from each band's own values. NaN and infinities
+            do not count.
+        gamma: exponent applied to the windowed value in [0, 1]; below 1 brightens.
+        band_names: of the channels, for a model that takes other bands than red, green and blue: `["VV", "VH"]`.
+
+    Without `window` and `percentiles`, unsigned integers span their type's range (0 to 65535 for 16 bits) and floats
+    must lie in [0, 1].
+
+    Raises:
+        ValueError: if the fields contradict each other.
+    """
+
+    bands: tuple[int, ...] | None = None
+    window: tuple | None = None
+    percentiles: tuple[float, float] | None = None
+    gamma: float = 1.0
+    band_names: tuple[str, ...] | None = None
+
+    def __post_init__(self):
+        if self.band_names is not None:
+            try:
+                check_band_names(self.band_names)
+            except ValueError as error:
+                raise ValueError(f"input_spec: {error}") from None
+        if self.bands is not None and not (
+            isinstance(self.bands, (list, tuple))
+            and len(self.bands) in self._numbers
+            and all(isinstance(band, int) and band >= 0 for band in self.bands)
+        ):
+            number = "one or three" if self.band_names is None else len(self.band_names)
+            raise ValueError(f"input_spec: bands={self.bands}, but {number} indices from 0 are needed.")
+        if self.window is not None and self.percentiles is not None:
+            raise ValueError("input_spec: give either `window` or `percentiles`, not both.")
+        if self.window is not None and not (is_pair(self.window) or is_list_of_pairs(self.window)):
+            raise ValueError(
+                f"input_spec: window={self.window}, but (low, high), or one such pair for each band, is needed."
+            )
+        for low, high in self.windows or []:
+            if not (low < high and math.isfinite(low) and math.isfinite(high)):
+                raise ValueError(f"input_spec: window ({low}, {high}) is empty: low must be below high, both finite.")
+        if self.percentiles is not None and not (
+            is_pair(self.percentiles) and 0 <= self.percentiles[0] < self.percentiles[1] <= 100
+        ):
+            raise ValueError(f"input_spec: percentiles={self.percentiles}, but 0 <= low < high <= 100 is needed.")
+        if not (isinstance(self.gamma, (int, float)) and self.gamma > 0):
+            raise ValueError(f"input_spec: gamma={self.gamma} must be positive.")
+
+    @classmethod
+    def from_dict(cls, fields: dict | None) -> "InputSpec":
+        """From the dictionary that is saved with the image processor; an unknown field is an error."""
+        fields = fields or {}
+        unknown = set(fields) - set(cls.__dataclass_fields__)
+        if unknown:
+            raise ValueError(
+                f"input_spec: unknown field(s) {sorted(unknown)}; it has {sorted(cls.__dataclass_fields__)}."
+            )
+        return cls(**fields)
+
+    @property
+    def windows(self) -> list[tuple[float, float]] | None:
+        """The window as a list of pairs: one for all bands, or one for each."""
+        if self.window is None:
+            return None
+        return [tuple(pair) for pair in self.window] if isinstance(self.window[0], (list, tuple)) else [self.window]
+
+    @property
+    def num_channels(self) -> int:
+        """Of what it makes of an image."""
+        return 3 if self.band_names is None else len(self.band_names)
+
+    @property
+    def _numbers(self) -> tuple[int, ...]:
+        """How many bands may be used."""
+        return (1, 3) if self.band_names is None else (len(self.band_names),)
+
+    @property
+    def is_in_units(self) -> bool:
+        """Whether it says what is black and white in an image's own units."""
+        return self.window is not None or self.percentiles is not None
+
+    @property
+    def takes_bands(self) -> bool:
+        """Whether it is about the bands of an image, so that none of them may be taken for transparency."""
+        return self.bands is not None or self.band_names is not None
+
+    def __call__(self, image: torch.Tensor) -> torch.Tensor:
+        """
+        Args:
+            image: of shape `(bands, height, width)`, any real dtype.
+
+        Returns:
+            float32 of shape `(num_channels, height, width)` in [0, 255].
+
+        Raises:
+            ValueError: if the image has not the bands that the spec asks for, holds no finite value, or needs a
+                window that the spec does not give.
+        """
+        if image.is_complex():
+            raise ValueError("the image is complex: give its magnitude or another real quantity.")
+        self.check_number(image.shape[0])
+        if self.bands is not None:
+            image = image[list(self.bands)]
+        low, high = self._range(image)
+        scaled = ((image.to(torch.float64) - low) / (high - low)).nan_to_num(nan=0.0).clamp(0, 1)
+        return (255 * scaled**self.gamma).float().expand(self.num_channels, -1, -1)
+
+    def check_number(self, number: int) -> None:
+        """Raises a `ValueError` if an image of so many bands has not those that the spec asks for."""
+        if self.bands is not None:
+            if max(self.bands) >= number:
+                raise ValueError(f"input_spec asks for bands {list(self.bands)}, but the image has {number} band(s).")
+        elif number not in self._numbers:
+            if self.band_names is not None:
+                raise ValueError(f"the model takes {named(self.band_names)}, but the image has {number}.")
+            raise ValueError(
+                f"the image has {number} bands. Name the one or three to use, for example "
+                "input_spec={'bands': [3, 2, 1]}; convert RGBA arrays to PIL images."
+            )
+
+    def _range(self, image: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Black and white points, each of shape `(bands, 1, 1)` or `(1, 1, 1)`."""
+        if self.window is not None:
+            if len(self.windows) not in (1, image.shape[0]):
+                raise ValueError(
+                    f"input_spec has {len(self.windows)} windows, but {image.shape[0]} band(s) are used: give one "
+                    "window, or one for each band."
+                )
+            low, high = torch.tensor(self.windows, dtype=torch.float64).T
+        elif self.percentiles is not None:
+            low, high = torch.tensor([band_percentiles(band, self.percentiles) for band in image]).T
+            high = torch.where(high > low, high, low + 1)
+        elif image.dtype == torch.bool:
+            low, high = torch.tensor([0.0]), torch.tensor([1.0])
+        elif not image.dtype.is_signed:
+            low, high = torch.tensor([0.0]), torch.tensor([float(torch.iinfo(image.dtype).max)])
+        elif image.is_floating_point() and image.isfinite().all() and image.min() >= 0 and image.max() <= 1:
+            low, high = torch.tensor([0.0]), torch.tensor([1.0])
+        else:
+            finite = image[image.isfinite()]
+            span = f"[{finite.min():g}, {finite.max():g}]" if finite.numel() else "nothing finite"
+            raise ValueError(
+                f"the image is {str(image.dtype).removeprefix('torch.')} with values in {span}, and no window says "
+                "what is black and what is white. Give input_spec={'window': [low, high]} or "
+                "input_spec={'percentiles': [2, 98]}."
+            )
+        return low.double().view(-1, 1, 1), high.double().view(-1, 1, 1)
+
+
+def is_pair(value) -> bool:
+    return isinstance(value, (list, tuple)) and len(value) == 2 and all(isinstance(v, (int, float)) for v in value)
+
+
+def is_list_of_pairs(value) -> bool:
+    return isinstance(value, (list, tuple)) and len(value) > 0 and all(is_pair(v) for v in value)
+
+
+def band_percentiles(band: torch.Tensor, percentiles: tuple[float, float]) -> list[float]:
+    """Linearly interpolated percentiles of the finite values (`torch.quantile` stops at 16 million elements)."""
+    values = band.numpy() if band.dtype != torch.bfloat16 else band.float().numpy()
+    finite = np.isfinite(values)
+    if not finite.any():
+        raise ValueError(
+            "a band of the image holds no finite value, so it has no percentiles. Give a `window`, or other `bands`."
+        )
+    values = values if finite.all() else values[finite]
+    return np.percentile(values.astype(np.float32) if values.dtype == np.float16 else values, percentiles).tolist()
+
+
+__all__ = ["InputSpec"]

@@ -1,0 +1,90 @@
+"""What the trainer makes of samples, in training and in evaluation."""
+
+import numpy as np
+import pytest
+import torch
+from classification_data import SMALL, write_folders
+from torch.nn import functional as F
+
+from modeling_vitp import ViTPForImageClassification, ViTPImageProcessor, ViTPVisionConfig, ViTPVisionModel
+from modeling_vitp.classification.augmentation import Augmentation
+from modeling_vitp.classification.data import ClassificationData
+from modeling_vitp.classification.trainer import (
+    ClassificationTrainer,
+    ClassificationTrainingArguments,
+    TrainingSamples,
+)
+
+SPEC = {"window": [0, 100], "gamma": 0.5}
+MEAN, STD = (np.array(values)[:, None, None] for values in ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)))
+
+
+@pytest.fixture
+def trained(tmp_path):
+    """A trainer of a tiny model on images of two classes that are read by an input spec, and a function of settings."""
+    write_folders(tmp_path / "data", {"train": 4})
+    data = ClassificationData.from_dict({"root": str(tmp_path / "data"), "input_spec": SPEC})
+    names = dict(enumerate(data.find_classes(["train"])))
+    torch.manual_seed(0)
+    vision = ViTPVisionModel(ViTPVisionConfig(**SMALL["from_scratch"]))
+    model = ViTPForImageClassification.from_backbone(
+        vision, id2label=names, problem_type="single_label_classification"
+    ).eval()
+
+    def trainer(**settings) -> ClassificationTrainer:
+        args = ClassificationTrainingArguments(
+            output_dir=str(tmp_path / "out"), image_size=32, per_device_train_batch_size=4, report_to="none", **settings
+        )
+        processor = ViTPImageProcessor(size={"height": 32, "width": 32}, input_spec=SPEC)
+        return ClassificationTrainer(model, args, data.open(["train"]), processing_class=processor)
+
+    return trainer
+
+
+def test_samples_are_functions_of_seed_and_epoch(trained):
+    def batches(epoch: int, **settings) -> list[torch.Tensor]:
+        loader = trained(quarter_turns=0.5, **settings).get_train_dataloader()
+        loader.set_epoch(epoch)
+        return [batch["pixel_values"] for batch in loader]
+
+    first = batches(0)
+    assert [batch.shape for batch in first] == [(4, 3, 32, 32)] * 2
+    assert all(torch.equal(one, other) for one, other in zip(first, batches(0)))
+    assert not torch.equal(first[0], batches(1)[0])
+    assert not torch.equal(first[0], batches(0, seed=7)[0])
+
+
+def test_a_sample_is_normalised_after_augmentation(trained):
+    samples = trained().train_dataset.samples
+    item = TrainingSamples(samples, lambda image, seed: image, ViTPImageProcessor(), seed=0)[0, 1]
+    expected = (samples[1]["image"].double().numpy() / 255 - MEAN) / STD
+    np.testing.assert_allclose(item["pixel_values"], expected, atol=1e-5)
+    assert item["labels"] == samples[1]["label"] and item["id"] == "field/1"
+
+
+@torch.no_grad()
+def test_images_are_read_by_the_input_spec_once(trained):
+    """Predictions are those of the model for what is stored, windowed, resized and normalised by hand."""
+    trainer = trained()
+    samples = trainer.train_dataset.samples
+    images = [samples[index]["image"] for index in (0, 5)]
+    assert not torch.equal(images[0], torch.full_like(images[0], 255))
+    pixels = [F.interpolate(image[None].float(), (32, 32), mode="bicubic", antialias=True)[0] for image in images]
+    pixels = torch.stack([(one.clamp(0, 255) / 255 - torch.tensor(MEAN)) / torch.tensor(STD) for one in pixels]).float()
+    expected = trainer.model(pixels).logits.softmax(-1)
+    torch.testing.assert_close(trainer.predict(images), expected, atol=5e-4, rtol=0)
+
+
+def test_augmentation_turns_and_mirrors_and_keeps_what_is_not_asked_for():
+    image = torch.arange(3 * 16 * 16, dtype=torch.uint8).view(3, 16, 16)
+    plain = Augmentation(16, (1.0, 1.0), (0.0, 0.0), 0.0, photometric=False)
+    turned = Augmentation(16, (1.0, 1.0), (0.0, 0.0), 1.0, photometric=False)
+    square = [seed for seed in range(40) if torch.equal(plain(image, seed), image)]  # whose crop is the whole image
+    wanted = [torch.rot90(image, number, (1, 2)) for number in (1, 2, 3)]
+    found = [[torch.equal(turned(image, seed), one) for one in wanted].index(True) for seed in square]
+    assert set(found) == {0, 1, 2}
+    mirrored = Augmentation(16, (1.0, 1.0), (1.0, 1.0), 0.0, photometric=False)
+    assert torch.equal(mirrored(image, square[0]), image.flip(1, 2))
+    colored = Augmentation(16, (1.0, 1.0), (0.0, 0.0), 0.0, photometric=True)
+    assert torch.equal(colored(image, square[0]), colored(image, square[0]))
+    assert not torch.equal(colored(image, square[0]), image)

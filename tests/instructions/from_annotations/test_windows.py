@@ -1,0 +1,25 @@
+"""Windows of scenes, encoded for rows."""
+
+import numpy as np
+import pytest
+from pictures import write_bands
+
+from modeling_vitp.images.reading import read_picture
+from modeling_vitp.instructions.from_annotations.annotations import AnnotatedImage, upright_size
+from modeling_vitp.instructions.from_annotations.windows import image_bytes, windows_of
+
+
+@pytest.mark.parametrize(("bands", "dtype"), [(12, "uint16"), (2, "float32"), (4, "uint8"), (3, "uint8")])
+def test_windows_of_a_scene_have_its_bands_and_depth(tmp_path, bands, dtype):
+    scene = np.random.default_rng(0).integers(0, 250, (bands, 50, 70)).astype(dtype)
+    path = write_bands(tmp_path / "scene.tif", scene)
+    image = AnnotatedImage("scene", (path,), upright_size(path))
+    assert image.size == (50, 70)
+    found = windows_of(image, 40, 10)
+    assert len(found) == 4
+    for window in found:
+        (stored,) = image_bytes(window)
+        left, top, right, bottom = window.window
+        pixels = np.asarray(read_picture(stored["bytes"], bands=True)).transpose(2, 0, 1)
+        assert pixels.dtype == dtype and np.array_equal(pixels, scene[:, top:bottom, left:right])
+        assert stored["path"] == ("scene.png" if bands == 3 else "scene.tif")

@@ -1,0 +1,271 @@
+import copy
+import json
+import warnings
+
+import numpy as np
+import pytest
+import rasterio
+import torch
+from pictures import write_bands
+from pushed_runs import push
+from tiny_models import FROM_SCRATCH, VISION, VISION_16, adapter_config
+from torch import nn
+from transformers import AutoBackbone, AutoImageProcessor, AutoModel
+
+from modeling_vitp import (
+    ViTPAdapter,
+    ViTPBackbone,
+    ViTPDetectionImageProcessor,
+    ViTPImageProcessor,
+    ViTPSegmentationImageProcessor,
+    ViTPVisionConfig,
+    ViTPVisionModel,
+    export_backbone,
+    spread_bands,
+)
+
+SENTINEL_2 = ["B01", "B02", "B03", "B04", "B05", "B06", "B07", "B08", "B8A", "B09", "B11", "B12"]
+SAR = ["VV", "VH"]
+# Written out: of each band the color whose weights it has, M for the mean of the three.
+COLORS = {
+    "Sentinel-2": (SENTINEL_2, "RBGRGBRGBRGB"),
+    "SAR": (SAR, "MM"),
+    "panchromatic": (["pan"], "M"),
+    "four": (["nir", "Red", "GREEN", "blue"], "MRGB"),
+    "unnamed colors": (["a", "b", "c", "d", "e"], "RGBMM"),
+    "one color alone": (["red", "nir", "swir"], "RGB"),
+    "false color": (["B02", "B03", "B04"], "BGR"),
+}
+
+
+def tiny_vit(**settings) -> ViTPVisionModel:
+    torch.manual_seed(0)
+    return ViTPVisionModel(ViTPVisionConfig(**{**VISION, **settings})).eval()
+
+
+@pytest.mark.parametrize("name", COLORS)
+def test_each_band_has_the_weights_of_its_color_and_the_number_of_bands_is_made_up_for(name):
+    names, colors = COLORS[name]
+    model = tiny_vit()
+    kernel, bias = (value.detach().clone() for value in model.embeddings.patch_embeddings.projection.parameters())
+    image = torch.randn(2, len(names), 28, 42)
+    expected = bias[None, :, None, None]
+    for band, color in enumerate(colors):
+        weights = kernel.sum(1, keepdim=True) / 3 if color == "M" else kernel[:, ["RGB".index(color)]]
+        expected = expected + nn.functional.conv2d(image[:, [band]], weights, stride=14) * 3 / len(names)
+    spread = spread_bands(model, names)
+    assert spread is model and model.config.band_names == names and model.config.num_channels == len(names)
+    torch.testing.assert_close(model.embeddings.patch_embeddings.projection(image), expected, atol=1e-5, rtol=0)
+    model(image)  # which checks the number of channels
+
+
+@pytest.mark.parametrize("names", [names for names, _ in COLORS.values()], ids=len)
+def test_what_is_the_same_in_all_bands_gives_the_tokens_of_the_model_for_three(names):
+    model = tiny_vit().double()
+    image = torch.randn(2, 1, 56, 56, dtype=torch.float64)
+    expected = model(image.expand(-1, 3, -1, -1)).last_hidden_state
+    spread = spread_bands(copy.deepcopy(model), names)
+    tokens = spread(image.expand(-1, len(names), -1, -1)).last_hidden_state
+    torch.testing.assert_close(tokens, expected, atol=1e-6, rtol=0)  # kernels are spread in float32
+
+
+def test_grey_images_give_the_same_tokens_through_the_image_processors_too():
+    """For a number of bands that three divides, mean and deviation are spread as the weights are."""
+    image = np.random.default_rng(0).integers(0, 256, (56, 56), dtype=np.uint8)
+    spec = {"band_names": SENTINEL_2}
+    of_three, of_twelve = tiny_vit(), spread_bands(tiny_vit(), SENTINEL_2)
+    size = {"size": {"height": 56, "width": 56}, "return_tensors": "pt"}
+    expected = of_three(**ViTPImageProcessor()(image, **size)).last_hidden_state
+    tokens = of_twelve(**ViTPImageProcessor(input_spec=spec)(np.stack([image] * 12), **size)).last_hidden_state
+    torch.testing.assert_close(tokens, expected, atol=1e-5, rtol=1e-5)
+
+
+def test_the_stem_of_an_adapter_is_spread_and_a_fresh_one_is_drawn_for_the_bands():
+    model = ViTPAdapter(adapter_config()).eval()
+    image = torch.randn(1, 1, 64, 64)
+    expected = model(image.expand(-1, 3, -1, -1)).feature_maps
+    found = spread_bands(copy.deepcopy(model), SAR)(image.expand(-1, 2, -1, -1)).feature_maps
+    for one, other in zip(found, expected):
+        torch.testing.assert_close(one, other, atol=1e-4, rtol=1e-4)
+    vit = tiny_vit(**VISION_16)
+    fresh = ViTPAdapter.from_backbone(vit, band_names=SAR, deformable_heads=4, spatial_prior_channels=8)
+    assert fresh.spatial_prior.stem[0].weight.shape == (8, 2, 3, 3) and fresh.config.band_names == SAR
+    assert fresh(torch.zeros(1, 2, 64, 64)).feature_maps[0].shape == (1, 32, 16, 16)
+    assert vit.config.num_channels == 3 and vit.embeddings.patch_embeddings.projection.weight.shape[1] == 3
+
+
+def test_the_vit_of_a_vision_language_model_is_spread_and_saved(tmp_path):
+    from modeling_vitp.training.from_scratch import build_model, build_tokenizer
+
+    settings = FROM_SCRATCH
+    model, _ = build_model(build_tokenizer(["a"], 320), settings["vision_config"], settings["text_config"])
+    spread_bands(model, SENTINEL_2).save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())["vision_config"]
+    assert config["band_names"] == SENTINEL_2 and config["num_channels"] == 12
+    again = type(model).from_pretrained(tmp_path)
+    assert again.get_image_features(torch.zeros(1, 12, 56, 56)).pooler_output.shape[1] == 4
+
+
+def test_a_backbone_of_bands_is_opened_by_the_auto_classes_with_its_image_processor(tmp_path):
+    model = spread_bands(tiny_vit(), SENTINEL_2)
+    image_processor = ViTPImageProcessor(input_spec={"band_names": SENTINEL_2, "window": [0, 10000]})
+    export_backbone(model, tmp_path, image_processor)
+    array = np.random.default_rng(0).integers(0, 12000, (12, 60, 50), dtype=np.uint16)
+    opened = AutoImageProcessor.from_pretrained(tmp_path)
+    inputs = opened(array, return_tensors="pt")
+    assert opened.band_names == SENTINEL_2 and inputs.pixel_values.shape == (1, 12, 56, 56)
+    native, ours, maps = (
+        opener.from_pretrained(tmp_path).eval() for opener in (AutoModel, ViTPVisionModel, ViTPBackbone)
+    )
+    tokens = model(**inputs).last_hidden_state
+    assert type(native).__name__ == "InternVLVisionModel" and native.config.band_names == SENTINEL_2
+    assert torch.equal(native(**inputs).last_hidden_state, tokens)
+    assert torch.equal(ours(**inputs).last_hidden_state, tokens)
+    features = maps(**inputs).feature_maps[0].flatten(2).transpose(1, 2)
+    torch.testing.assert_close(features, tokens[:, 1:])
+
+
+def test_a_pushed_backbone_of_bands_is_opened_by_auto_backbone(hub, logged_in, tmp_path):
+    model = spread_bands(tiny_vit(), SAR)
+    processor = ViTPImageProcessor(input_spec={"band_names": SAR, "window": [-25, 0]})
+    assert push(export_backbone(model, tmp_path / "b", processor), "tester/radar", "--what", "backbone") == 0
+    backbone = AutoBackbone.from_pretrained("tester/radar", trust_remote_code=True)
+    opened = AutoImageProcessor.from_pretrained("tester/radar", trust_remote_code=True)
+    assert backbone.config.band_names == opened.band_names == SAR
+    image = np.random.default_rng(0).normal(-12, 4, (2, 56, 56)).astype(np.float32)
+    inputs = opened(image, return_tensors="pt")
+    tokens = model(**inputs).last_hidden_state[:, 1:]
+    torch.testing.assert_close(backbone(**inputs).feature_maps[0].flatten(2).transpose(1, 2), tokens)
+
+
+def test_a_model_of_other_bands_is_not_spread_again():
+    model = spread_bands(tiny_vit(), SAR)
+    kernel = model.embeddings.patch_embeddings.projection.weight
+    assert spread_bands(model, SAR).embeddings.patch_embeddings.projection.weight is kernel
+    with pytest.raises(ValueError, match=r"the model takes 2 bands \(VV, VH\); only one for red, green and blue"):
+        spread_bands(model, SENTINEL_2)
+    with pytest.raises(ValueError, match="the model takes 4 channels; only one for red"):
+        spread_bands(tiny_vit(num_channels=4), SAR)
+
+
+@pytest.mark.parametrize("names", [[], ["VV", "VV"], ["VV", ""], "VV", [1, 2]], ids=str)
+def test_names_that_are_none_are_refused(names):
+    for use in (
+        lambda: spread_bands(tiny_vit(), names),
+        lambda: ViTPVisionConfig(**VISION, band_names=names),
+        lambda: ViTPImageProcessor(input_spec={"band_names": names}),
+    ):
+        with pytest.raises(Exception, match="band_names"):
+            use()
+
+
+def brute_force(bands, windows, mean, std):
+    """Band by band in float64: what is clipped to its window, from 0 to 1, is normalised; NaN is black."""
+    out = []
+    for band, (low, high), center, width in zip(bands.astype(np.float64), windows, mean, std, strict=True):
+        unit = np.clip((np.nan_to_num(band, nan=low) - low) / (high - low), 0, 1)
+        out.append((unit - center) / width)
+    return np.stack(out)
+
+
+@pytest.mark.parametrize(
+    "processor_class", [ViTPImageProcessor, ViTPSegmentationImageProcessor, ViTPDetectionImageProcessor]
+)
+@pytest.mark.parametrize("kind", ["uint16", "reflectance", "SAR", "channels last", "file", "picked"])
+def test_bands_are_windowed_and_normalised_one_by_one(kind, processor_class, tmp_path):
+    rng, picked = np.random.default_rng(0), list(range(12))
+    names, mean, std = SENTINEL_2, rng.uniform(0.1, 0.6, 12).tolist(), rng.uniform(0.1, 0.4, 12).tolist()
+    windows = [[float(100 * band), 3000.0 + 500 * band] for band in range(12)]
+    array = image = rng.integers(0, 12000, (12, 28, 35), dtype=np.uint16)
+    if kind == "reflectance":
+        windows = [[0.0, 1.0]] * 12
+        array = image = rng.uniform(-0.2, 1.3, (12, 28, 35)).astype(np.float32)
+    elif kind == "SAR":
+        names, mean, std, windows = SAR, mean[:2], std[:2], [[-25.0, 0.0], [-32.5, -5.0]]
+        array = image = rng.normal(-15, 8, (2, 28, 35)).astype(np.float32)
+        image[rng.random(image.shape) < 0.1] = np.nan
+    elif kind == "channels last":
+        image = array.transpose(1, 2, 0)
+    elif kind == "file":
+        image = str(write_bands(tmp_path / "scene.tif", array))
+    elif kind == "picked":
+        picked = rng.permutation(12).tolist()
+    spec = {"band_names": names, "window": windows} | ({"bands": picked} if kind == "picked" else {})
+    processor = processor_class(input_spec=spec, image_mean=mean, image_std=std)
+    pixels = processor(image, size={"height": 28, "width": 35}, return_tensors="pt").pixel_values[0]
+    expected = brute_force(array[picked] if names is SENTINEL_2 else array, windows, mean, std)
+    np.testing.assert_allclose(pixels.numpy(), expected, atol=2e-5)
+
+
+def test_the_order_of_the_bands_can_be_another_in_the_file():
+    array = np.random.default_rng(0).integers(0, 255, (3, 28, 28), dtype=np.uint8)
+    options = {"image_mean": [0.5] * 2, "image_std": [0.5] * 2, "size": {"height": 28, "width": 28}}
+    swapped = ViTPImageProcessor(input_spec={"band_names": SAR, "bands": [2, 0]}, **options)
+    plain = ViTPImageProcessor(input_spec={"band_names": SAR}, **options)
+    pixels = swapped(array, return_tensors="pt").pixel_values
+    assert torch.equal(pixels, plain(array[[2, 0]], return_tensors="pt").pixel_values)
+
+
+def test_an_image_of_many_bands_is_cut_into_tiles():
+    array = np.random.default_rng(0).integers(0, 10000, (12, 56, 112), dtype=np.uint16)
+    processor = ViTPImageProcessor(
+        input_spec={"band_names": SENTINEL_2, "window": [0, 10000]}, size={"height": 56, "width": 56}
+    )
+    tiles = processor(array, crop_to_patches=True, return_tensors="pt").pixel_values
+    whole = processor(array, size={"height": 56, "width": 112}, return_tensors="pt").pixel_values[0]
+    assert tiles.shape == (3, 12, 56, 56)
+    assert torch.equal(torch.cat([tiles[0], tiles[1]], -1), whole)
+
+
+def test_mean_and_deviation_follow_the_bands_unless_they_are_given(tmp_path):
+    processor = ViTPImageProcessor(input_spec={"band_names": SENTINEL_2})
+    red, green, blue = ViTPImageProcessor().image_mean
+    assert list(processor.image_mean) == [{"R": red, "G": green, "B": blue}[color] for color in COLORS["Sentinel-2"][1]]
+    np.testing.assert_allclose(
+        ViTPImageProcessor(input_spec={"band_names": SAR}).image_std, np.mean(ViTPImageProcessor().image_std)
+    )
+    with pytest.raises(ValueError, match=r"image_mean has 3 values for 2 bands \(VV, VH\): give one"):
+        ViTPImageProcessor(input_spec={"band_names": SAR}, image_mean=[0.1, 0.2, 0.3])
+    ViTPImageProcessor(image_mean=[0.1, 0.2, 0.6], image_std=[1.0, 2.0, 3.0]).save_pretrained(tmp_path)
+    spread = ViTPSegmentationImageProcessor.from_backbone(tmp_path, input_spec={"band_names": ["B02", "B03", "B04"]})
+    assert list(spread.image_mean) == [0.6, 0.2, 0.1] and list(spread.image_std) == [3.0, 2.0, 1.0]
+    spread.save_pretrained(tmp_path)
+    again = ViTPSegmentationImageProcessor.from_backbone(tmp_path, input_spec={"window": [0, 9]})
+    assert list(again.image_mean) == [0.6, 0.2, 0.1] and again.band_names == ["B02", "B03", "B04"]
+    with pytest.raises(ValueError, match=r"image processor takes 3 bands \(B02, B03, B04\), but the input spec has 2"):
+        ViTPSegmentationImageProcessor.from_backbone(tmp_path, input_spec={"band_names": SAR})
+
+
+def test_a_spec_of_a_call_is_for_the_bands_of_the_processor():
+    array = np.random.default_rng(0).integers(0, 200, (2, 20, 30), dtype=np.uint8)
+    processor = ViTPSegmentationImageProcessor(input_spec={"band_names": SAR})
+    windowed = ViTPSegmentationImageProcessor(input_spec={"band_names": SAR, "window": [10, 90]})
+    pixels = processor(array, input_spec={"window": [10, 90]}, return_tensors="pt").pixel_values
+    assert torch.equal(pixels, windowed(array, return_tensors="pt").pixel_values)
+    with pytest.raises(ValueError, match=r"takes red, green and blue, but the input spec has 2 bands \(VV, VH"):
+        ViTPImageProcessor()(array, input_spec={"band_names": SAR})
+
+
+def test_other_bands_are_refused_in_one_line_with_the_file(tmp_path):
+    processor = ViTPImageProcessor(input_spec={"band_names": SENTINEL_2, "window": [0, 10000]})
+    wanted = r"the model takes 12 bands \(B01, B02, .*B12\), but the image has 3\.$"
+    with pytest.raises(ValueError, match=f"^{wanted}"):
+        processor(np.zeros((3, 20, 30), np.uint16))
+    for name in ("three.tif", "three.png"):
+        path = write_bands(tmp_path / name, np.zeros((3, 20, 30), np.uint8))
+        with pytest.raises(ValueError, match=f"{name}.*{wanted}") as error:
+            processor(path)
+        assert "\n" not in str(error.value)
+    with pytest.raises(ValueError, match=r"bands=\[0, 1\], but 12 indices"):
+        ViTPImageProcessor(input_spec={"band_names": SENTINEL_2, "bands": [0, 1]})
+
+
+def test_the_fourth_band_of_a_file_is_no_transparency(tmp_path):
+    """GDAL marks it as such where four bands of 8 bits are written."""
+    array = np.random.default_rng(0).integers(0, 255, (4, 20, 30), dtype=np.uint8)
+    path = write_bands(tmp_path / "four.tif", array)
+    with warnings.catch_warnings(), rasterio.open(path) as file:
+        assert file.colorinterp[3].name == "alpha"
+    processor = ViTPSegmentationImageProcessor(input_spec={"band_names": ["red", "green", "blue", "nir"]})
+    read = processor(str(path), return_tensors="pt").pixel_values
+    assert torch.equal(read, processor(array, return_tensors="pt").pixel_values)
