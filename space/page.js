@@ -33,4 +33,6 @@ document.addEventListener("keydown", (event) => {
 });
 new MutationObserver(() => {
     for (const picture of document.querySelectorAll(".picture:not([tabindex])")) picture.tabIndex = 0;
+    // Gradio gives what is empty a label, which only something with a role may have.
+    for (const empty of document.querySelectorAll("div.empty[aria-label]:not([role])")) empty.setAttribute("role", "img");
 }).observe(document, { childList: true, subtree: true });

@@ -23,6 +23,12 @@ from vrl_results import (
 
 ANSWER_WIDTHS = ["110px", "80px", "130px", "300px", "160px", "220px"]  # a phone scrolls
 COST_WIDTHS = ["110px", "130px", "150px", "110px", "110px", "110px"]
+NO_CURVE = {  # as the page has it; it stumbles where there is nothing
+    "columns": ["drop ratio", "probability", "draw"],
+    "data": [],
+    "datatypes": {"drop ratio": "quantitative", "probability": "quantitative", "draw": "nominal"},
+    "mark": "line",
+}
 INTRODUCTION = """\
 In training, ViTP lets only a random part of an image's visual tokens reach the language model, so that the ViT learns \
 to put into every token what the answer needs. Bright tokens are kept; the draw is the processor's own, over all tiles \
@@ -198,7 +204,9 @@ def build_tab(models: Models, model_name: gr.Dropdown) -> Tab:
     changes = [image.upload.upload, image.upload.clear, image.upload.delete, image.example.input, model_name.input]
     forget(changes, shown, [None, None, "", ""])
     changes += [question.input, seed.input]
-    forget([*changes, num_seeds.input], [curve, table, full_answer], [None, empty_of(ANSWER_COLUMNS), ""], [running])
+    forget(
+        [*changes, num_seeds.input], [curve, table, full_answer], [NO_CURVE, empty_of(ANSWER_COLUMNS), ""], [running]
+    )
     forget([*changes, drop_ratio.input], [*whole, *short, sequence], ["", None, "", None, None], [explaining])
     forget([*changes, drop_ratio.input], [cost_table, saved], [empty_of(COST_COLUMNS), ""], [measuring])
     options = {**QUEUE, **PRIVATE, "show_progress": "minimal", "show_progress_on": tiles}
