@@ -204,4 +204,9 @@ def told() -> Iterator[None]:
         raise message("There is not enough memory for this: take a smaller image or fewer patches.") from error
 
 
-torch.nn.modules.module.register_module_forward_pre_hook(lambda module, inputs: check_time())
+def check_time_before(module: torch.nn.Module, inputs: tuple) -> None:
+    if not torch.compiler.is_compiling():
+        check_time()
+
+
+torch.nn.modules.module.register_module_forward_pre_hook(check_time_before)

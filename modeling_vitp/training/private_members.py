@@ -18,6 +18,8 @@ OVERRIDDEN = {
     "_get_dataloader": {"dataset", "description", "batch_size", "is_training"},
     "_get_train_sampler": {"train_dataset"},
     "_get_eval_sampler": {"eval_dataset"},
+    # Tiles that are normalised on the device.
+    "_prepare_inputs": {"inputs"},
     # The epoch reaches the collator, and a run that was at its last step trains no further one.
     "_run_epoch": {"epoch", "epochs_trained", "resume_from_checkpoint", "steps_trained_in_current_epoch"},
     # Where a stream was.

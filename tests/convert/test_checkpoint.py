@@ -140,7 +140,7 @@ def test_a_ViTP_checkpoint_is_as_the_model_saves_itself(fixture_as_vitp, tmp_pat
         assert wanted[part].pop("dtype") == wanted["dtype"]
     assert config == wanted
     written = {path.name for path in fixture_as_vitp.iterdir()}
-    added = {"README.md", "preprocessor_config.json", "image_processing_vitp.py"}
+    added = {"README.md", "preprocessor_config.json", "image_processing_vitp.py", "input_spec.py"}
     assert written - {path.name for path in tmp_path.iterdir()} == added
 
 
