@@ -1,9 +1,12 @@
 """Time and peak memory of a training step: VRL beside plain transformers InternVL, on synthetic samples."""
 
 import math
+import re
 import resource
 import statistics
+import sys
 import time
+from pathlib import Path
 
 import torch
 from transformers import InternVLConfig, InternVLForConditionalGeneration
@@ -117,7 +120,7 @@ def time_steps(
     if device.type == "cuda":
         peak = torch.cuda.max_memory_allocated() / 2**30
     else:
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+        peak = most_resident()
     samples = BatchShape(batch_size, tiles, TEXT_TOKENS, drop_ratio or 0.0)
     config = ViTPConfig(**options_of(shape))
     rows = batch["pixel_values"].shape[0] * (1 + 4 * tokens_per_tile)
@@ -130,6 +133,17 @@ def time_steps(
         "operations": step_cost(config, samples).operations,
         "gemm": gemm_peak(config, rows, torch.bfloat16 if bf16 else torch.float32, device),
     }
+
+
+def most_resident() -> float:
+    """The most memory that this process has had at once, in GiB. On Linux not by `getrusage`, which begins with that of
+    the process that started this one.
+    """
+    status = Path("/proc/self/status")
+    if status.is_file():
+        return int(re.search(r"VmHWM:\s+(\d+) kB", status.read_text())[1]) / 2**20
+    scale = 2**30 if sys.platform == "darwin" else 2**20
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / scale
 
 
 def now(device: torch.device) -> float:
