@@ -99,8 +99,7 @@ def print_plan(
     print(f"{device.operations / 1e12:.0f} TFLOP/s; {work.steps:,} steps.{assumed}")
     print(
         f"Memory is that of a batch of {work.longest.samples} of the longest samples ({work.longest.tiles} tiles, "
-        f"{work.longest.text_tokens} tokens of text), with all weights on each device; time is that of the mean. "
-        "Gradients come as activations go, so in all it is less than the sum."
+        f"{work.longest.text_tokens} tokens of text), with all weights on each device; time is that of the mean."
     )
     frozen = args.freeze_vision, args.freeze_projector, args.freeze_language_model
 

@@ -18,7 +18,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from ..configuration_vitp import ViTPConfig
-from ..modeling_vitp import ViTPForConditionalGeneration, ViTPVisionModel
+from ..modeling_vitp import ViTPForConditionalGeneration
 from ..vrl import num_kept_tokens
 
 PARTS = {
@@ -63,23 +63,22 @@ class BatchShape:
 class StepCost:
     """Bytes by what holds them, and floating-point operations by part of the model.
 
-    `held` are the most bytes of activations and gradients at one time: all activations before the backward pass, those
-    of the ViT with the gradients of all else, or all gradients. `forward`, by part, and `backward` are operations of
-    one batch; with checkpointing, `backward` has the forward passes that are run again.
+    `activations` are what is kept for the backward pass, with checkpointing also those of one layer that are computed
+    again. `forward`, by part, and `backward` are operations of one batch; with checkpointing, `backward` has the
+    forward passes that are run again.
     """
 
     weights: float
     gradients: float
     optimizer: float
     activations: float
-    held: float
     forward: dict[str, float]
     backward: float
 
     @property
     def memory(self) -> float:
-        """Bytes at the peak."""
-        return self.weights + self.optimizer + self.held
+        """Bytes at the peak: the sum, though gradients come as activations go, since there are copies beside them."""
+        return self.weights + self.gradients + self.optimizer + self.activations
 
     @property
     def operations(self) -> float:
@@ -110,7 +109,7 @@ def step_cost(
     """
     depths = config.vision_config.num_hidden_layers, config.text_config.num_hidden_layers
 
-    def measure(vision_layers: int, text_layers: int) -> np.ndarray:
+    def measure(vision_layers: int, text_layers: int, checkpointing: bool = checkpointing) -> np.ndarray:
         shallow = copy.deepcopy(config)
         shallow.vision_config.num_hidden_layers, shallow.text_config.num_hidden_layers = vision_layers, text_layers
         if getattr(shallow.text_config, "layer_types", None):
@@ -122,18 +121,14 @@ def step_cost(
         total = one + (depths[0] - 1) * (measure(2, 1) - one) + (depths[1] - 1) * (measure(1, 2) - one)
     else:
         total = measure(*depths)
-    weights, trained, trained_vision, activations, activations_vision, backward, *forward = total.tolist()
+    weights, trained, activations, backward, *forward = total.tolist()
+    if checkpointing:
+        plain = measure(1, 1, False)[2]
+        activations += max(measure(2, 1, False)[2] - plain, measure(1, 2, False)[2] - plain)
     state = next((size for name, size in STATES.items() if name in optimizer), ADAM_STATE)
-    gradients, of_the_rest = trained * dtype.itemsize, (trained - trained_vision) * dtype.itemsize
-    return StepCost(
-        weights * dtype.itemsize,
-        gradients,
-        gradients * state / 4,
-        activations,
-        max(activations, activations_vision + of_the_rest, gradients),
-        dict(zip(PARTS, forward)),
-        backward,
-    )
+    gradients = trained * dtype.itemsize
+    parts = weights * dtype.itemsize, gradients, gradients * state / 4, activations
+    return StepCost(*parts, dict(zip(PARTS, forward)), backward)
 
 
 def run(
@@ -144,8 +139,7 @@ def run(
     dtype: torch.dtype,
     prepare: Callable[[ViTPForConditionalGeneration], LoraConfig | None] | None,
 ) -> np.ndarray:
-    """Weights, those that train, of the ViT too; bytes kept for the backward pass, of the ViT too; operations backward,
-    and forward by part."""
+    """Weights, those that train, bytes kept for the backward pass, operations backward, and forward by part."""
     with torch.device("meta"), warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # of names that PEFT uses
         model = ViTPForConditionalGeneration(config).to(dtype).train()
@@ -159,11 +153,6 @@ def run(
         kept[storage._cdata] = storage.nbytes(), tensor  # the tensor, so that the place is not given to another one
         return tensor
 
-    own = set()
-
-    def kept_now() -> int:
-        return sum(size for place, (size, _) in kept.items() if place not in own)
-
     # What checks values cannot be asked here: there are none.
     asks_nothing = (
         patch("torch.compiler.is_compiling", lambda: True),
@@ -175,11 +164,7 @@ def run(
         model.to_empty(device="cpu")
         if checkpointing:
             model.activation_checkpointing_enable()
-        own |= {weight.untyped_storage()._cdata for weight in model.parameters()}
-        kept_by_vision = []
-        for module in model.modules():
-            if isinstance(module, ViTPVisionModel):  # of which PEFT has a copy that does not run
-                module.register_forward_hook(lambda *_: kept_by_vision.append(kept_now()))
+        own = {weight.untyped_storage()._cdata for weight in model.parameters()}
         inputs = empty_batch(config, batch)
         saving = torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor)
         with counter, saving, torch.autocast("cpu", torch.bfloat16, enabled=bf16):
@@ -189,10 +174,10 @@ def run(
             loss.backward()
     names = [f"{type(model).__name__}.{prefix}{name}" for name in PARTS.values()]
     forward = [sum(counts[name].values()) if name in counts else 0 for name in names]
-    weights = [(name, weight.numel()) for name, weight in model.named_parameters() if weight.requires_grad]
-    trained = sum(number for _, number in weights), sum(number for name, number in weights if PARTS["ViT"] in name)
-    total = sum(weight.numel() for weight in model.parameters())
-    return np.array([total, *trained, kept_now(), kept_by_vision[0], counter.get_total_flops(), *forward], dtype=float)
+    weights = [(weight.numel(), weight.requires_grad) for weight in model.parameters()]
+    total, trained = sum(number for number, _ in weights), sum(number for number, trains in weights if trains)
+    activations = sum(size for place, (size, _) in kept.items() if place not in own)
+    return np.array([total, trained, activations, counter.get_total_flops(), *forward], dtype=float)
 
 
 def empty_batch(config: ViTPConfig, batch: BatchShape) -> dict[str, torch.Tensor]:
