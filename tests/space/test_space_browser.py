@@ -723,8 +723,10 @@ def test_changes_are_laid_over_the_second_image(page, apply):
     shoot(page, "apply_changes_light")
 
 
-@failing
-@pytest.mark.parametrize("tab", ["Backbone", "VRL", "Ask", "Compare", "Apply"])
+@pytest.mark.parametrize(
+    "tab",
+    [pytest.param("Backbone", marks=failing), "VRL", pytest.param("Ask", marks=failing), "Compare", "Apply"],
+)
 def test_dark_and_on_a_phone(browser, url, tab):
     page = browser.new_page(viewport={"width": 390, "height": 844}, color_scheme="dark", has_touch=True, is_mobile=True)
     examples = "image=Trees%2C+Florida&cimage=CT+slice&vrl_image=Trees%2C+Florida&ask_image=CT+slice"
@@ -740,7 +742,7 @@ def test_dark_and_on_a_phone(browser, url, tab):
     if tab == "Compare":
         expect(page.locator("#compare_image")).to_contain_text("CT")
         page.locator("#run_corruptions").click()
-        expect(page.locator("#compare_note")).to_contain_text("12 of 12 corruptions", timeout=60_000)
+        expect(page.locator("#compare_note")).to_contain_text("60 of 60 corrupted images", timeout=60_000)
     shoot(page, f"{tab.lower()}_dark_phone")
     assert page.evaluate("document.documentElement.scrollWidth") <= 390
     background = page.evaluate("getComputedStyle(document.body).backgroundColor")
