@@ -33,6 +33,7 @@ from .answers import draw_rows, rows_to_show
 from .arguments import VRLArguments
 from .batching import BY_LENGTH, GlobalBatchSampler, RankStream, WholeBatchSampler, WholeBatchStream
 from .checkpointing import going_on_from
+from .compiling import CompiledLayers
 from .finite import NamedBatches
 from .run import Run, check_loaded
 from .run_config import RunConfig
@@ -56,7 +57,7 @@ class ViTPTrainingConfig(VRLArguments, RunConfig, SFTConfig):
         self.accelerator_config.dispatch_batches = False
 
 
-class ViTPTrainer(Run, SFTTrainer):
+class ViTPTrainer(Run, CompiledLayers, SFTTrainer):
     """Trains [`ViTPForConditionalGeneration`] with Visual Robustness Learning.
 
     What differs from [`~trl.SFTTrainer`]:
