@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from functools import partial
 from pathlib import Path
-from typing import Any, get_type_hints
+from typing import Any
 
 import datasets
 from torch.utils.data import ConcatDataset, Dataset
@@ -17,7 +17,7 @@ from ..images.reading import image_files
 from ..instructions.sources import folder_cache
 from ..training.files import CASES, FIELD, FileSample, check_disjoint, check_patients, find_samples
 from ..training.shared_images import check_no_shared_images, images_of_files, images_of_rows
-from ..training.values import check_type
+from ..training.values import DataSettings, check_type
 from .classes import names_of
 from .samples import ClassifiedImages, FileImages, RowImages
 from .table import LabelTable
@@ -28,7 +28,7 @@ MOST_SHOWN = 3
 
 
 @dataclass
-class ClassificationData:
+class ClassificationData(DataSettings):
     """The `data` of a configuration.
 
     Args:
@@ -71,16 +71,6 @@ class ClassificationData:
         self.is_listed = self.classes is not None
         self._opened: dict[str, ClassifiedImages] = {}
 
-    @classmethod
-    def from_dict(cls, settings: Mapping) -> "ClassificationData":
-        known, types = {item.name for item in fields(cls)}, get_type_hints(cls)
-        unknown = sorted(map(str, set(settings) - known))
-        if unknown:
-            raise ValueError(f"data: unknown {unknown}; there are {sorted(known)}.")
-        for name, value in settings.items():
-            check_type(f"data: {name}", value, types[name])
-        return cls(**settings)
-
     def find_classes(self, train_splits: Sequence[str], of_model: Sequence[str] | None = None) -> list[str]:
         """The names of the classes, which are then those of this data set.
 
@@ -109,8 +99,10 @@ class ClassificationData:
         labels are read, and so checked. Needs the classes, see [`find_classes`].
 
         Raises:
-            ValueError: if there is no such split, or something in it is not as it should be.
+            ValueError: if none is named, there is no such split, or something in it is not as it should be.
         """
+        if not names:
+            raise ValueError(f"No split is named, of {sorted(self.splits)}.")
         parts = [self._stored(name).set_classes(self.classes, self.multi_label) for name in names]
         return parts[0] if len(parts) == 1 else ConcatDataset(parts)
 

@@ -4,7 +4,7 @@ import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any, get_type_hints
+from typing import Any
 
 import datasets
 import torch
@@ -17,7 +17,7 @@ from ..cards.record import public_name
 from ..training.batching import share
 from ..training.files import check_disjoint, check_patients, find_samples
 from ..training.shared_images import check_no_shared_images, images_of_files, images_of_rows
-from ..training.values import check_type
+from ..training.values import DataSettings
 from .classes import IGNORE_INDEX, LabelEncoding
 from .samples import ImageFiles, MaskedImages, Rows
 from .volumes import slice_volumes
@@ -26,7 +26,7 @@ logger = logging.getLogger(__name__)
 
 
 @dataclass
-class DenseData:
+class DenseData(DataSettings):
     """The `data` of a configuration.
 
     Args:
@@ -69,25 +69,14 @@ class DenseData:
         names = [name for name in ("window", "percentiles") if (self.volumes or {}).get(name) is not None]
         return {name: self.volumes[name] for name in names} or self.input_spec
 
-    @classmethod
-    def from_dict(cls, settings: Mapping) -> "DenseData":
-        if not isinstance(settings, Mapping):
-            raise ValueError(f"data: {str(settings)[:80]!r} is no mapping of classes, splits and files.")
-        known = {item.name for item in fields(cls) if item.init}
-        missing = {"classes", "splits"} - set(settings)
-        if missing or set(settings) - known:
-            raise ValueError(f"data: missing {sorted(missing)}, unknown {sorted(map(str, set(settings) - known))}.")
-        types = get_type_hints(cls)
-        for name, value in settings.items():
-            check_type(f"data: {name}", value, types[name])
-        return cls(**settings)
-
     def open(self, names: Sequence[str]) -> Dataset:
         """The samples of one or several splits, see [`MaskedImages`].
 
         Raises:
-            ValueError: if there is no such split, or its files are not complete.
+            ValueError: if none is named, there is no such split, or its files are not complete.
         """
+        if not names:
+            raise ValueError(f"No split is named, of {sorted(self.splits)}.")
         parts = []
         for name in names:
             try:

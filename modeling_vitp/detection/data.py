@@ -2,9 +2,9 @@
 
 import logging
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, get_type_hints
+from typing import Any
 
 import datasets
 import numpy as np
@@ -16,7 +16,7 @@ from ..images.cases import patient_of
 from ..images.reading import identity
 from ..instructions.rows import undecoded
 from ..rotated_boxes import smallest_rectangles
-from ..training.values import check_type
+from ..training.values import DataSettings, check_type
 from ..vrl import keyed_generator
 from .annotations import FORMATS, AnnotatedFile, read_files
 from .objects import ClassNames, ImageObjects, collect
@@ -31,7 +31,7 @@ TILE = {"size": int, "overlap": int, "min_image_share": float, "min_object_share
 
 
 @dataclass
-class DetectionData:
+class DetectionData(DataSettings):
     """The `data` of a configuration.
 
     Args:
@@ -74,19 +74,6 @@ class DetectionData:
         if self.root is not None and self.format is None:
             raise ValueError(f"data: files need a `format`: {', '.join(FORMATS)}.")
         self.names = ClassNames(self.classes, self.leave_out)
-
-    @classmethod
-    def from_dict(cls, settings: Mapping) -> "DetectionData":
-        if not isinstance(settings, Mapping):
-            raise ValueError(f"data: {str(settings)[:80]!r} is no mapping of classes, splits and files.")
-        known = {item.name for item in fields(cls) if item.init}
-        missing = {"classes", "splits"} - set(settings)
-        if missing or set(settings) - known:
-            raise ValueError(f"data: missing {sorted(missing)}, unknown {sorted(map(str, set(settings) - known))}.")
-        types = get_type_hints(cls)
-        for name, value in settings.items():
-            check_type(f"data: {name}", value, types[name])
-        return cls(**settings)
 
     def open(self, names: Sequence[str], task: str) -> ObjectImages:
         """The samples of one or several splits; all annotations are read, and so checked.
