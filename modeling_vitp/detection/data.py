@@ -11,12 +11,12 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from ..cards.record import public_name
 from ..images.cases import patient_of
 from ..images.reading import identity
 from ..instructions.rows import undecoded
 from ..rotated_boxes import smallest_rectangles
-from ..training.values import DataSettings, check_type
+from ..training.data_settings import DataSettings
+from ..training.values import check_type
 from ..vrl import keyed_generator
 from .annotations import FORMATS, AnnotatedFile, read_files
 from .objects import ClassNames, ImageObjects, collect
@@ -170,16 +170,6 @@ class DetectionData(DataSettings):
                         shown = f"{thing}, as {path}," if isinstance(thing, str) else path
                         also = "" if first == path else f", as {first} in {owner!r}"
                         raise ValueError(f"{shown} is in both splits {owner!r} and {name!r}{also}.")
-
-    def describe(
-        self, train_splits: Sequence[str], eval_split: str | None, test_split: str | None
-    ) -> tuple[list[dict[str, str]], dict[str, str | None]]:
-        """What is trained on, and what `metrics.json` will be about, for the record of the run."""
-        name = public_name(self.dataset_name or self.root)
-        is_on_hub = self.dataset_name is not None and not Path(self.dataset_name).exists()
-        on_hub = {"dataset": self.dataset_name} if is_on_hub else {}
-        trained_on = [{"name": name, "split": split, **on_hub} for split in train_splits]
-        return trained_on, {"name": name, "eval": eval_split, "test": test_split, **on_hub}
 
 
 def parts_of(spec: str, rows: datasets.Dataset) -> Iterator[tuple[str, int, int]]:

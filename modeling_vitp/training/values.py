@@ -5,9 +5,9 @@ import json
 import math
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import MISSING, fields
+from dataclasses import fields
 from types import UnionType
-from typing import Any, ClassVar, Self, Union, get_args, get_origin, get_type_hints
+from typing import Any, ClassVar, Union, get_args, get_origin, get_type_hints
 
 
 class Arguments:
@@ -54,29 +54,6 @@ class Arguments:
                 elif name not in self.file_fields:
                     raise ValueError(f"{name}={value!r} is no mapping: give JSON, such as '{{\"key\": 1}}'.")
             check_type(name, getattr(self, name), types[name])
-
-
-class DataSettings:
-    """Base of the dataclasses that the `data` of a configuration becomes."""
-
-    @classmethod
-    def from_dict(cls, settings: Mapping[str, Any]) -> Self:
-        """Of the `data` of a configuration.
-
-        Raises:
-            ValueError: if a setting is missing, unknown, or of the wrong type.
-        """
-        if not isinstance(settings, Mapping):
-            raise ValueError(f"data: {str(settings)[:80]!r} is no mapping of classes, splits and files.")
-        own = [item for item in fields(cls) if item.init]
-        known, types = {item.name for item in own}, get_type_hints(cls)
-        needed = {item.name for item in own if item.default is MISSING and item.default_factory is MISSING}
-        missing, unknown = sorted(needed - set(settings)), sorted(map(str, set(settings) - known))
-        if missing or unknown:
-            raise ValueError(f"data: missing {missing}, unknown {unknown}; there are {sorted(known)}.")
-        for name, value in settings.items():
-            check_type(f"data: {name}", value, types[name])
-        return cls(**settings)
 
 
 def check_type(name: str, value: Any, kind: Any) -> None:
