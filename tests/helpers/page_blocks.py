@@ -4,6 +4,7 @@
 treatment here.
 """
 
+import argparse
 import configparser
 import os
 import re
@@ -450,7 +451,20 @@ def read_lmms_eval(command: str, words: list[str], place: Place, patch: pytest.M
     assert not missing and options["--include_path"] == "$(python -m modeling_vitp.evaluation.lmms_eval)", command
 
 
+def run_tasks(command: str, words: list[str], place: Place, patch: pytest.MonkeyPatch) -> None:
+    """What Slurm's `sbatch` wraps, as each task of its array."""
+    parser = argparse.ArgumentParser(exit_on_error=False)
+    for name in ("--job-name", "--dependency", "--wrap"):
+        parser.add_argument(name)
+    parser.add_argument("--array", default="1-1")
+    args = parser.parse_args(words)
+    first, last = map(int, args.array.split("-"))
+    for task in range(first, last + 1):
+        run_command(args.wrap.replace("$SLURM_ARRAY_TASK_ID", str(task)), place, patch)
+
+
 OTHER_PROGRAMS = {
+    "sbatch": run_tasks,
     "lmms-eval": read_lmms_eval,
     "recipes/data/build_tree_classes.py": read_tree_builder,
     "recipes/data/build_nuclei.py": read_builder,
