@@ -37,6 +37,7 @@ from .compiling import CompiledLayers
 from .finite import NamedBatches
 from .run import Run, check_loaded
 from .run_config import RunConfig
+from .sharded_head import gather_head_before_loss
 from .start import check_compatible, load_checkpoint
 from .warmup import ROWS, RowKeeper, StepRows, StepSampler, StepStream
 
@@ -154,13 +155,13 @@ class ViTPTrainer(Run, CompiledLayers, SFTTrainer):
             **kwargs,
         )
         self.args.model_init_kwargs = init_kwargs
+        gather_head_before_loss(model)
 
     def check_rows(self) -> None:
         """Encodes the first rows that it is given, no more than a short run needs, see [`check`]."""
         if not isinstance(self.data_collator, ViTPDataCollator):
             return
-        needed = self.args.max_steps * self.get_total_train_batch_size(self.args)
-        needed = needed if needed > 0 else None
+        needed = max(self.args.max_steps, 0) * self.get_total_train_batch_size(self.args) or None
         logger.info(check(self.train_dataset, self.data_collator, needed))
         named = self.eval_dataset if isinstance(self.eval_dataset, dict) else {"eval_dataset": self.eval_dataset}
         for name, dataset in named.items():
@@ -204,9 +205,7 @@ class ViTPTrainer(Run, CompiledLayers, SFTTrainer):
         }
 
     def _rank_stream(self, dataset: IterableDataset, batch_size: int) -> RankStream:
-        length = None
-        if self.args.train_sampling_strategy in BY_LENGTH:
-            length = SampleLength.of(self.data_collator)
+        length = SampleLength.of(self.data_collator) if self.args.train_sampling_strategy in BY_LENGTH else None
         stream = StepStream if self.data_collator.vrl_warmup_steps > 0 else RankStream
         return stream(dataset, batch_size, length=length, **self._sharding())
 
