@@ -3,6 +3,7 @@
     vitp make_instructions voc DIOR --split train --output_dir dior_instructions
     vitp make_instructions dota DOTA --window 1024 --overlap 200 --collages 1 --output_dir dota_instructions
     vitp make_instructions masks LoveDA --names loveda.json --output_dir loveda_instructions
+    vitp make_instructions masks LoveDA --output_dir loveda_instructions --shard 3/8      then: --merge 8
     vitp make_instructions volumes Liver --names l.json --intensities -160 240 --output_dir liver_instructions
 
 Layouts: `coco` (JSON), `voc` (XML), `dota` (text, oriented boxes), `folders` (one a class), `masks` (image and mask of
@@ -12,15 +13,13 @@ unless it is itself asked for, the validation split.
 """
 
 import argparse
-import sys
-from collections import Counter
 from pathlib import Path
 
 from modeling_vitp.instructions.from_annotations.layouts import LAYOUTS
-from modeling_vitp.instructions.from_annotations.options import layout_options, mistake
+from modeling_vitp.instructions.from_annotations.options import mistake
 from modeling_vitp.instructions.from_annotations.wording import PHRASINGS
 from modeling_vitp.training.command_line import parse_words, run
-from modeling_vitp.training.values import not_negative, positive, within
+from modeling_vitp.training.values import not_negative, positive, shard, within
 
 
 def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
@@ -48,6 +47,9 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--plane", choices=("axial", "coronal", "sagittal"), help="of the slices of volumes (axial)")
     parser.add_argument("--intensities", type=float, nargs=2, help="of volumes that are black and white")
     parser.add_argument("--percentiles", type=within("[0, 100]", float), nargs=2, help="of each volume, instead")
+    parts = parser.add_mutually_exclusive_group()
+    parts.add_argument("--shard", type=shard, metavar="I/N", help="write the I-th of N parts of the rows alone")
+    parts.add_argument("--merge", type=positive, metavar="N", help="the card of N shards, which have ended")
     args = parse_words(parser, argv)
     if wrong := mistake(args):
         parser.error(wrong)
@@ -58,38 +60,26 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
 def main(argv: list[str] | None = None) -> int:
     args = parse_arguments(argv)
 
-    from modeling_vitp.instructions.from_annotations import annotations
+    from modeling_vitp.instructions.from_annotations.asking import ask_about_images
     from modeling_vitp.instructions.from_annotations.card import write_card
-    from modeling_vitp.instructions.from_annotations.collages import draw_collages
-    from modeling_vitp.instructions.from_annotations.questions import Asker, make_conversations
-    from modeling_vitp.instructions.from_annotations.storage import make_rows, save_rows, stored_split
-    from modeling_vitp.instructions.from_annotations.windows import windows_of
+    from modeling_vitp.instructions.from_annotations.storage import check_shards, make_rows, save_rows, stored_split
     from modeling_vitp.recipes import push_to_hub
 
-    names = annotations.read_annotation(args.names) if args.names else None
-    layout = LAYOUTS[args.layout](args.root, names, args.annotations, **layout_options(args))
-    listed = annotations.read_list(args.split_list) if args.split_list else None
-    chosen, held_out = annotations.choose_split(layout, args.split, listed)
-    annotations.check_cases(layout, chosen, held_out)
-    chosen, copies = annotations.leave_out_copies(chosen, held_out)
-    for path, other in copies:
-        print(f"{path} is left out: the same file as the held-out {other}.", file=sys.stderr)
-
-    scenes = images = annotations.annotate_all(layout, chosen, args.on_error)
-    if args.window is not None:
-        images = [window for image in images for window in windows_of(image, args.window, args.overlap)]
-    number = round(args.collages * len(images))
-    images = images + draw_collages(scenes, number, args.collage_size, args.collage_grid, args.seed)
-    vocabulary = Counter(label for image in images for label in sorted(image.classes))
-    asker = Asker(layout.subject, vocabulary, args.max_boxes, args.map_side, args.seed)
-    conversations = make_conversations(images, asker, args.kinds, args.turns)
-    asked = [(image, conversation) for image, conversation in zip(images, conversations) if conversation]
-    if not asked:
-        raise ValueError(f"The annotation of {args.root} answers no question of the kinds {', '.join(args.kinds)}.")
-
-    save_rows(make_rows(asked), args.output_dir, stored_split(args.split))
-    write_card(args, images, conversations, vocabulary, copies)
-    print(f"{len(asked)} rows, {sum(map(len, conversations))} questions: {args.output_dir} (see README.md there)")
+    asked, split = ask_about_images(args), stored_split(args.split)
+    rows = asked.rows
+    if args.shard:
+        part = [rows[place] for place in args.shard.part(len(rows))]
+        save_rows(make_rows(part), args.output_dir, split, args.shard)
+        print(f"Shard {args.shard}: {len(part)} of {len(rows)} rows in {args.output_dir}", end=". ")
+        print(f"When all have ended: the same with --merge {args.shard.count} in its place.")
+        return 0
+    if args.merge:
+        check_shards(args.output_dir, split, args.merge, len(rows))
+    else:
+        save_rows(make_rows(rows), args.output_dir, split)
+    write_card(args, asked)
+    questions = sum(map(len, asked.conversations))
+    print(f"{len(rows)} rows, {questions} questions: {args.output_dir} (see README.md there)")
     if args.push_to_hub:
         return push_to_hub.main([str(args.output_dir), args.push_to_hub, "--what", "dataset", "--private"])
     return 0

@@ -4,6 +4,8 @@
     vitp probe --backbones my_backbone facebook/dinov2-base --data loveda \
         --data_root /datasets/LoveDA --test_split val
 
+With `--shard 3/8` one of eight processes or jobs extracts its part of the features, and no more.
+
 Images with classes are probed by nearest neighbours and a linear layer, images with masks or boxes by a linear layer on
 the patches. Nothing of a backbone is trained.
 """
@@ -20,6 +22,7 @@ def main(argv: list[str] | None = None) -> int:
 
     import torch
 
+    from modeling_vitp.command.shards import Shard
     from modeling_vitp.evaluation.experiments import probe_table, summarise
     from modeling_vitp.metrics.report import without_nan
     from modeling_vitp.probing.backbones import load_with_controls
@@ -27,19 +30,29 @@ def main(argv: list[str] | None = None) -> int:
 
     output_dir = Path(args.output_dir)
     args.device = args.device or str(torch.accelerator.current_accelerator() or "cpu")
-    task = open_task(args)
+    task, features = open_task(args), output_dir / "features"
+    loading = {"batch_size": args.batch_size, "num_workers": args.num_workers}
+
+    def backbones():
+        for name in args.backbones:
+            yield from load_with_controls(name, args.device, args.dtype, args.random_control, args.pixel_control)
+
+    if args.shard is not None:
+        for backbone in backbones():
+            for split in ("train", "test"):
+                task.features(backbone, split, args.image_size, features, shard=Shard.parse(args.shard), **loading)
+        print(f"Shard {args.shard}: {features}. When all have ended: the same without --shard.")
+        return 0
     draws = draw_labels(args, task)
     metrics = {"arguments": vars(args), "classes": task.names, "control": task.control(), "results": []}
     output_dir.mkdir(parents=True, exist_ok=True)
-    loading = {"batch_size": args.batch_size, "num_workers": args.num_workers}
-    for name in args.backbones:
-        for backbone in load_with_controls(name, args.device, args.dtype, args.random_control, args.pixel_control):
-            scored = task.probe(backbone, draws, args.image_size, output_dir / "features", **loading)
-            for (probe, labels), scores in scored.items():
-                entry = {"backbone": backbone.name, "revision": backbone.revision, "probe": probe}
-                entry |= {"labels": str(labels), "training_images": [len(used) for used in draws[labels]]}
-                metrics["results"].append(entry | {"scores": summarise(scores)})
-            (output_dir / "metrics.json").write_text(json.dumps(without_nan(metrics), indent=2) + "\n")
+    for backbone in backbones():
+        scored = task.probe(backbone, draws, args.image_size, features, **loading)
+        for (probe, labels), scores in scored.items():
+            entry = {"backbone": backbone.name, "revision": backbone.revision, "probe": probe}
+            entry |= {"labels": str(labels), "training_images": [len(used) for used in draws[labels]]}
+            metrics["results"].append(entry | {"scores": summarise(scores)})
+        (output_dir / "metrics.json").write_text(json.dumps(without_nan(metrics), indent=2) + "\n")
     print(probe_table(metrics["results"], metrics["control"], task.shown, task.control_name))
     print(f"\nAll scores: {output_dir / 'metrics.json'}")
     return 0

@@ -3,6 +3,8 @@
     vitp validate_data my_data
     vitp validate_data my_mixture.yaml --processor OpenGVLab/InternVL3-1B-hf
     vitp validate_data my_mixture.yaml --against path/to/test_images --card my_data/README.md
+    vitp validate_data my_mixture.yaml --shard 3/8      one of eight processes or jobs; when all have ended:
+    vitp validate_data my_mixture.yaml --merge 8
 
 Writes `report.json` and `histograms.png` to `--output_dir` and prints a table. The exit status is 1 if a source cannot
 be read or any row has an error: images missing or unreadable, images and their places in the messages of different
@@ -15,7 +17,7 @@ import os
 from pathlib import Path
 
 from modeling_vitp.training.command_line import parse_words, run
-from modeling_vitp.training.values import not_negative, positive, within
+from modeling_vitp.training.values import not_negative, positive, shard, within
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -35,6 +37,9 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument(
         "--num_workers", type=not_negative, default=os.cpu_count(), help="processes (one for each core)"
     )
+    parts = parser.add_mutually_exclusive_group()
+    parts.add_argument("--shard", type=shard, metavar="I/N", help="look at the I-th of N parts of the rows alone")
+    parts.add_argument("--merge", type=positive, metavar="N", help="the report of N shards, which have ended")
     parser.add_argument("--output_dir", type=Path, default=Path("outputs/validation"))
     parser.add_argument("--card", type=Path, help="a data set card to put the result into, as a section")
     args = parse_words(parser, argv)
@@ -51,27 +56,31 @@ def main(argv: list[str] | None = None) -> int:
         save_reports,
         validate,
     )
+    from modeling_vitp.instructions.validation_shards import merge_shards, validate_shard
 
-    mixture, test_images = load_sources(args.mixture), None
-    if args.against:
-        test_images = load_test_images(args.against, args.against_split, args.num_workers)
+    mixture = load_sources(args.mixture)
     processor = load_processor(args.processor) if args.processor else None
-    reports = validate(
-        mixture,
-        args.num_workers,
-        processor=processor,
-        test_images=test_images,
-        max_length=args.max_length,
-        vrl_drop_ratio=args.vrl_drop_ratio,
-        max_patches=args.max_patches,
-    )
+    own = {name: value for name, value in vars(args).items() if name not in ("shard", "merge") and value is not None}
+    settings = {name: str(value) for name, value in own.items()}
+    if args.merge:
+        reports = merge_shards(mixture, args.merge, settings, args.output_dir / "shards")
+    else:
+        options = {name: getattr(args, name) for name in ("max_length", "vrl_drop_ratio", "max_patches")}
+        options |= {"num_workers": args.num_workers, "processor": processor}
+        if args.against:
+            options["test_images"] = load_test_images(args.against, args.against_split, args.num_workers)
+        if args.shard:
+            place = {"settings": settings, "folder": args.output_dir / "shards"}
+            print_reports(validate_shard(mixture, shard=args.shard, **place, **options))
+            print(f"Shard {args.shard}. When all have ended: the same with --merge {args.shard.count} in its place.")
+            return 0
+        reports = validate(mixture, **options)
 
     leaks = ""
     if args.check_leak:
         tokenizer = processor.tokenizer if processor else None
         leaks = check_leaks(mixture.sources, reports, tokenizer, args.seed, args.leak_seconds)
 
-    settings = {name: str(value) for name, value in vars(args).items() if value is not None}
     passed = save_reports(reports, settings, args.output_dir / "report.json")
     draw_histograms(reports, args.max_length if args.processor else None, args.output_dir / "histograms.png")
     print_reports(reports)

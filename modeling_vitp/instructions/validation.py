@@ -2,9 +2,10 @@
 
 import copy
 import hashlib
+import itertools
 import json
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from tqdm.auto import tqdm
 from transformers import AutoConfig
 
 from ..cards.sections import table
+from ..command.shards import Shard
 from ..image_processing_vitp import ViTPImageProcessor
 from ..messages import check_answers, check_messages, message_texts
 from ..processing_vitp import ViTPProcessor
@@ -87,9 +89,11 @@ class SourceReport:
     def passed(self) -> bool:
         return self.error is None and not any(self.counts[kind] for kind in ERRORS)
 
-    def add(self, row: RowReport, is_duplicate: bool) -> None:
+    def add(self, row: RowReport, seen: set[bytes]) -> None:
+        """Counts a row; `seen` are the digests of the mixture's rows before it, to which its own is added."""
         self.rows += 1
-        problems = [*row.problems, *([("duplicate", WARNINGS["duplicate"])] if is_duplicate else [])]
+        problems = [*row.problems, *([("duplicate", WARNINGS["duplicate"])] if row.digest in seen else [])]
+        seen.update({row.digest} - {None})
         for place, match in row.matches:
             self.overlap.append({"id": row.id, "image": place, **vars(match)})
             problems.append(("overlap", f"image {place}: {match.kind} of {match.test_image}, {match.score:.2f}"))
@@ -232,31 +236,50 @@ def validate(
     num_workers: int,
     processor: ViTPProcessor | None = None,
     test_images: TestImages | None = None,
+    shard: Shard | None = None,
+    keep: Callable[[int, int, RowReport], None] | None = None,
     **options,
 ) -> list[SourceReport]:
     """Reads every row of every source once, in `num_workers` processes; `options` are those of `RowChecker`.
 
     A stream is read by one process. A source that cannot be read is reported, and the others are read.
+
+    Args:
+        shard: the part of the rows that is looked at, see [`part_of`]; all without one.
+        keep: is given what is found in each row, after the number of its source and its own in the source.
     """
     seen, reports = set(), []
-    for source in mixture.sources:
+    for place, source in enumerate(mixture.sources):
         report = SourceReport(source.name)
         reports.append(report)
         checker = RowChecker(source, processor, test_images=test_images, **options)
         try:
             rows = read_source(source)
             report.schema = schema_of_part(source, rows)
-            for row in read_rows(source, rows, checker, num_workers):
-                report.add(row, is_duplicate=row.digest in seen)
-                seen.update({row.digest} - {None})
+            rows, numbers = part_of(rows, shard or Shard(1, 1))
+            for number, row in zip(numbers, read_rows(source, rows, checker, num_workers)):
+                report.add(row, seen)
+                if keep is not None:
+                    keep(place, number, row)
         except Exception as error:  # whatever a source does; the others are still to be read
             report.error = " ".join(str(error).split())
     return reports
 
 
+def part_of(rows: Dataset | IterableDataset, shard: Shard) -> tuple[Dataset | IterableDataset, Iterator[int]]:
+    """The rows of a shard and their numbers: neighbours or, of a stream, whose length is not known, every n-th."""
+    if isinstance(rows, Dataset):
+        numbers = shard.part(len(rows))
+        return rows.select(numbers), iter(numbers)
+    first = shard.number - 1
+    if shard.count > 1:
+        rows = rows.filter(lambda row, number: number % shard.count == first, with_indices=True)
+    return rows, itertools.count(first, shard.count)
+
+
 def read_rows(
     source: Source, rows: Dataset | IterableDataset, checker: RowChecker, num_workers: int
-) -> Iterable[RowReport]:
+) -> Iterator[RowReport]:
     is_map_style = isinstance(rows, Dataset)
     loader = DataLoader(
         rows,

@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 
 import yaml
 
+from ..command.shards import Shard
 from ..training.command_line import find_config
 from ..training.values import Arguments
 
@@ -79,6 +80,10 @@ class ProbeArguments(Arguments):
     temperature: float = field(default=0.07, metadata={"help": "Of its votes."})
     l2: float = field(default=1e-2, metadata={"help": "Weight decay of the linear probe, on standardised features."})
     output_dir: str = field(default="outputs/probe", metadata={"help": "For metrics.json and the features."})
+    shard: str | None = field(
+        default=None,
+        metadata={"help": "I/N: extract the features of the I-th of N parts of the images, for a probe without this."},
+    )
     batch_size: int = field(default=32, metadata={"help": "Images that a backbone sees at once."})
     num_workers: int = field(default=0, metadata={"help": "Processes that read images."})
     dtype: str = field(default="float32", metadata={"help": "Of the backbones: float32, bfloat16 or float16."})
@@ -86,6 +91,8 @@ class ProbeArguments(Arguments):
 
     def __post_init__(self):
         super().__post_init__()
+        if self.shard is not None:
+            Shard.parse(self.shard)
         for name in self.file_fields:
             if isinstance(getattr(self, name), str):
                 setattr(self, name, yaml.safe_load(find_config(getattr(self, name)).read_text())[name])

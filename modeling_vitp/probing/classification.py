@@ -64,7 +64,7 @@ class Classification:
         self, backbone: Backbone, draws: dict[Labels, list[np.ndarray]], image_size: int | None, folder: Path, **loading
     ) -> dict[tuple[str, Labels], list[dict[str, float]]]:
         """The scores of each draw of training images, by probe and labels."""
-        train, test = (self._features(backbone, split, image_size, folder, **loading) for split in ("train", "test"))
+        train, test = (self.features(backbone, split, image_size, folder, **loading) for split in ("train", "test"))
         one_hot, device = self.presence.astype(np.float32), backbone.model.device
         results = {}
         for labels, subsets in draws.items():
@@ -77,7 +77,8 @@ class Classification:
                     results.setdefault((probe, labels), []).append(self.scores(predicted))
         return results
 
-    def _features(self, backbone: Backbone, split: str, image_size: int | None, folder: Path, **loading) -> np.ndarray:
+    def features(self, backbone: Backbone, split: str, image_size: int | None, folder: Path, **loading) -> np.ndarray:
+        """Those of all images of a split, `train` or `test`: float32 of shape `(images, width)`."""
         rows, spec = self.rows[split], backbone.reading(self.input_spec)
         return extract(
             backbone,

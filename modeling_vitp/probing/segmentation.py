@@ -4,6 +4,7 @@ import copy
 import dataclasses
 import logging
 from collections.abc import Callable, Iterator, Mapping
+from functools import cached_property
 from pathlib import Path
 
 import evaluate
@@ -66,12 +67,7 @@ class Segmentation:
         self.names = data.encoding.names
         self.samples = {role: data.open([name]) for role, name in splits.items()}
         data.check_disjoint(list(splits.values()))
-        pixels = ClassPixels(self.samples["train"], len(self.names))
-        self.pixels = np.stack([pixels[index].numpy() for index in tqdm(range(len(pixels)), desc="Reading masks")])
         self.corruption: tuple[str, int, int] | None = None
-        absent = [name for name, count in zip(self.names, self.pixels.sum(0)) if not count]
-        if absent:
-            logger.warning("The classes %s never occur in what is trained on.", absent)
 
     def under(self, corruption: str, severity: int, seed: int) -> "Segmentation":
         """The same, of test images with a corruption, see [`~modeling_vitp.dense.corrupted.CorruptedImages`]."""
@@ -79,6 +75,16 @@ class Segmentation:
         task.corruption = corruption, severity, seed
         task.samples = {**self.samples, "test": CorruptedImages(self.samples["test"], *task.corruption)}
         return task
+
+    @cached_property
+    def pixels(self) -> np.ndarray:
+        """How many each training image has of each class, int64 of shape `(images, classes)`."""
+        counts = ClassPixels(self.samples["train"], len(self.names))
+        pixels = np.stack([counts[index].numpy() for index in tqdm(range(len(counts)), desc="Reading masks")])
+        absent = [name for name, count in zip(self.names, pixels.sum(0)) if not count]
+        if absent:
+            logger.warning("The classes %s never occur in what is trained on.", absent)
+        return pixels
 
     @property
     def presence(self) -> np.ndarray:

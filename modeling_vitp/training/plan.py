@@ -112,23 +112,24 @@ def print_plan(
 
         return freezing
 
+    dtype = getattr(torch, str(model_args.dtype), torch.float32)
+
+    @functools.cache
+    def cost(batch: BatchShape, setup: Setup) -> StepCost:
+        return step_cost(
+            config,
+            dataclasses.replace(batch, drop_ratio=setup.drop_ratio),
+            setup.checkpointing,
+            True,
+            dtype,
+            training_args.optim,
+            prepare(setup.lora),
+            layers_are_alike=args.unfreeze_vision_layers == 0,
+        )
+
     rows = []
     for change, setup in changes(configured, args.freeze_language_model).items():
-
-        @functools.cache
-        def cost(batch: BatchShape, setup: Setup = setup) -> StepCost:
-            return step_cost(
-                config,
-                dataclasses.replace(batch, drop_ratio=setup.drop_ratio),
-                setup.checkpointing,
-                True,
-                getattr(torch, str(model_args.dtype), torch.float32),
-                training_args.optim,
-                prepare(setup.lora),
-                layers_are_alike=args.unfreeze_vision_layers == 0,
-            )
-
-        peak, operations = cost(work.longest), cost(work.mean).operations * work.accumulation
+        peak, operations = cost(work.longest, setup), cost(work.mean, setup).operations * work.accumulation
         hours = work.steps * operations / (device.operations * args.plan_utilization) / 3600
         parts = [peak.weights, peak.gradients, peak.optimizer, peak.activations, peak.memory]
         room = device.memory - peak.memory / GIB
@@ -139,6 +140,31 @@ def print_plan(
         "GiB:, weights, gradients, optimizer, activations, in all, of the device, TFLOP a step, hours, device hours"
     )
     print("\n" + table(header.split(", "), rows))
+    if work.devices > 1:
+        trained = cost(work.mean, configured).gradients / dtype.itemsize
+        moved = traffic(config, trained, work.devices, work.accumulation)
+        told = " and ".join(f"{size / 1e9:.3g} GB with {name}" for name, size in moved.items())
+        print(f"\nAs configured, each device receives {told} in a step, and sends as much.")
+
+
+def traffic(config: ViTPConfig, trained: float, devices: int, accumulation: int, itemsize: int = 2) -> dict[str, float]:
+    """Bytes that each device receives in an optimizer step, and as many that it sends, by how weights are kept.
+
+    With DDP the gradients are summed in float32, in two passes of (n - 1) / n of them. With FSDP2 each micro-batch
+    gathers the weights for the forward pass, and those of the blocks and of embeddings that are not tied again for the
+    backward pass; gradients are scattered once a step.
+
+    Args:
+        trained: number of weights that train.
+        itemsize: bytes of a weight and of a gradient on their way with FSDP2; those of bfloat16.
+    """
+    with torch.device("meta"):
+        model = ViTPForConditionalGeneration(config)
+    blocks = [module for module in model.modules() if type(module).__name__ in model._no_split_modules]
+    again = blocks if config.tie_word_embeddings else [*blocks, model.get_input_embeddings()]
+    gathered = sum(weight.numel() for module in (model, *again) for weight in module.parameters())
+    share = (devices - 1) / devices
+    return {"DDP": share * 2 * 4 * trained, "FSDP2": share * itemsize * (accumulation * gathered + trained)}
 
 
 def changes(configured: Setup, language_model_is_frozen: bool) -> dict[str, Setup]:

@@ -36,6 +36,7 @@ from .checkpointing import going_on_from
 from .finite import NamedBatches
 from .run import Run, check_loaded
 from .run_config import RunConfig
+from .sharded_head import gather_head_before_loss
 from .start import check_compatible, load_checkpoint
 from .warmup import ROWS, RowKeeper, StepRows, StepSampler, StepStream
 
@@ -153,13 +154,13 @@ class ViTPTrainer(Run, SFTTrainer):
             **kwargs,
         )
         self.args.model_init_kwargs = init_kwargs
+        gather_head_before_loss(model)
 
     def check_rows(self) -> None:
         """Encodes the first rows that it is given, no more than a short run needs, see [`check`]."""
         if not isinstance(self.data_collator, ViTPDataCollator):
             return
-        needed = self.args.max_steps * self.get_total_train_batch_size(self.args)
-        needed = needed if needed > 0 else None
+        needed = max(self.args.max_steps, 0) * self.get_total_train_batch_size(self.args) or None
         logger.info(check(self.train_dataset, self.data_collator, needed))
         named = self.eval_dataset if isinstance(self.eval_dataset, dict) else {"eval_dataset": self.eval_dataset}
         for name, dataset in named.items():

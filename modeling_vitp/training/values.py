@@ -9,6 +9,8 @@ from dataclasses import fields
 from types import UnionType
 from typing import Any, ClassVar, Union, get_args, get_origin, get_type_hints
 
+from ..command.shards import Shard
+
 
 class Arguments:
     """Base of argument classes.
@@ -122,3 +124,11 @@ def within(interval: str, kind: type = int) -> Callable[[str], float]:
 
 positive = within("[1, inf)")
 not_negative = within("[0, inf)")
+
+
+def shard(text: str) -> Shard:
+    """The type of an argument of argparse that is a shard, `NUMBER/COUNT`."""
+    try:
+        return Shard.parse(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None

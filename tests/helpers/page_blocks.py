@@ -4,6 +4,7 @@
 treatment here.
 """
 
+import argparse
 import configparser
 import os
 import re
@@ -37,6 +38,7 @@ NO_PAGES = {"outputs", "data", "build", "dist", "__pycache__"}
 ONLY_PARSED = {
     "accelerate launch": "eight GPUs",
     "vitp benchmark --shape internvl2_5_1b": "minutes, and 17 GiB of memory",
+    "vitp benchmark_peers --shape vit_l": "many minutes",
     "pip download": "the network",
     "vitp experiment": "hours",
     "python recipes/data/build_nuclei.py": "the network",
@@ -55,6 +57,7 @@ SLOW = (
     "torchrun --nproc_per_node 4 -m modeling_vitp.recipes.finetune_classification",
     "vitp export_onnx",
     "vitp benchmark_detection",
+    "vitp benchmark_peers",
     "python recipes/data/build_brain_mri.py",
     "vitp make_instructions volumes",
     "vitp pretrain --config brain_vlm.yaml",
@@ -92,6 +95,7 @@ SMALL = {  # recipe -> options that make it small, after those of the page
     "benchmark": {"tiles": 1, "steps": 1, "rounds": 1},
     "benchmark_detection": {"runs": 1, "steps": 1, "image_size": 64},
     "benchmark_loader": {"rows": 4, "batch_size": 2, "workers": 0, "rounds": 1},
+    "benchmark_peers": {"runs": 1},
 }
 
 
@@ -450,7 +454,20 @@ def read_lmms_eval(command: str, words: list[str], place: Place, patch: pytest.M
     assert not missing and options["--include_path"] == "$(python -m modeling_vitp.evaluation.lmms_eval)", command
 
 
+def run_tasks(command: str, words: list[str], place: Place, patch: pytest.MonkeyPatch) -> None:
+    """What Slurm's `sbatch` wraps, as each task of its array."""
+    parser = argparse.ArgumentParser(exit_on_error=False)
+    for name in ("--job-name", "--dependency", "--wrap"):
+        parser.add_argument(name)
+    parser.add_argument("--array", default="1-1")
+    args = parser.parse_args(words)
+    first, last = map(int, args.array.split("-"))
+    for task in range(first, last + 1):
+        run_command(args.wrap.replace("$SLURM_ARRAY_TASK_ID", str(task)), place, patch)
+
+
 OTHER_PROGRAMS = {
+    "sbatch": run_tasks,
     "lmms-eval": read_lmms_eval,
     "recipes/data/build_tree_classes.py": read_tree_builder,
     "recipes/data/build_nuclei.py": read_builder,

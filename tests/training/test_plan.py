@@ -29,6 +29,7 @@ def test_memory_and_hours_are_those_of_the_longest_and_the_mean_sample(rows):
     text, table = rows
     assert "8 device(s), a40, 48 GiB, at 50% of 150 TFLOP/s; 8,000 steps" in text
     assert "InternVL2.5-1B is assumed" in text and "(13 tiles, 200 tokens of text)" in text
+    assert "each device receives 6.57 GB with DDP and 50.2 GB with FSDP2 in a step" in text
     config = ViTPConfig(**INTERNVL2_5_1B)
     peak = step_cost(config, BatchShape(1, 13, 200, 0.75), checkpointing=True)
     weights, gradients, optimizer, activations, total, room, tera, hours, device_hours = table["as configured"]

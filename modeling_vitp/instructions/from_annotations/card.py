@@ -2,14 +2,11 @@
 
 import argparse
 from collections import Counter
-from collections.abc import Sequence
-from pathlib import Path
 
 from ...cards.sections import portable_command, set_metadata, set_section, table
-from .annotations import AnnotatedImage
+from .asking import Asked
 from .collages import Collage
-from .questions import Exchange
-from .storage import stored_split
+from .storage import split_of, stored_split
 
 INTRODUCTION = """
 Conversations about images, made from the annotation of {root} by `recipes/make_instructions.py`. Every answer
@@ -20,16 +17,10 @@ often. Columns: `id`, `images`, `messages`.
 """
 
 
-def write_card(
-    args: argparse.Namespace,
-    images: Sequence[AnnotatedImage],
-    conversations: Sequence[Sequence[Exchange]],
-    vocabulary: Counter,
-    copies: Sequence[tuple[Path, Path]],
-) -> None:
+def write_card(args: argparse.Namespace, asked: Asked) -> None:
     """Writes the folder's README.md: metadata for all splits that it has, and the section of the split just made."""
     card = args.output_dir / "README.md"
-    splits = sorted({path.stem.rpartition("-")[0] for path in args.output_dir.glob("*-[0-9]*.parquet")})
+    splits = sorted({split_of(path) for path in args.output_dir.glob("*-[0-9]*.parquet")})
     set_metadata(
         card,
         title=f"Instructions from {args.root.name}",
@@ -44,14 +35,12 @@ def write_card(
             }
         ],
     )
-    set_section(
-        card, f"Split `{stored_split(args.split)}`", describe_split(args, images, conversations, vocabulary, copies)
-    )
+    set_section(card, f"Split `{stored_split(args.split)}`", describe_split(args, asked))
 
 
-def describe_split(args, images, conversations, vocabulary, copies) -> str:
-    exchanges = [exchange for conversation in conversations for exchange in conversation]
-    num_rows = sum(map(bool, conversations))
+def describe_split(args: argparse.Namespace, asked: Asked) -> str:
+    images, num_rows = asked.images, len(asked.rows)
+    exchanges = [exchange for conversation in asked.conversations for exchange in conversation]
     by_kind = Counter(exchange.kind for exchange in exchanges)
     examples = {exchange.kind: exchange for exchange in reversed(exchanges)}
     yes = sum(exchange.answer == "yes" for exchange in exchanges if exchange.kind == "presence")
@@ -61,7 +50,7 @@ def describe_split(args, images, conversations, vocabulary, copies) -> str:
     lines = [
         f"{num_rows} rows with {len(exchanges)} questions. Of {made_of}, "
         f"{len(images) - num_rows} have no question. Presence: {yes} times yes, {by_kind['presence'] - yes} times no.",
-        f"{len(copies)} files were left out because held-out images are the same to the byte.",
+        f"{len(asked.copies)} files were left out because held-out images are the same to the byte.",
         table(
             ["kind", "questions", "for example", "answer"],
             [
@@ -71,7 +60,7 @@ def describe_split(args, images, conversations, vocabulary, copies) -> str:
             ],
         ),
         f"Classes, with the number of images that have them: "
-        f"{', '.join(f'{label} {count}' for label, count in vocabulary.most_common())}.",
+        f"{', '.join(f'{label} {count}' for label, count in asked.vocabulary.most_common())}.",
         f"```bash\n{command(args)}\n```",
     ]
     return "\n\n".join(lines)
@@ -86,6 +75,6 @@ def command(args: argparse.Namespace) -> str:
     """The command that makes the split again."""
     words = [args.layout, str(args.root)]
     for name, value in vars(args).items():
-        if name not in ("layout", "root", "push_to_hub") and value is not None:
+        if name not in ("layout", "root", "push_to_hub", "merge") and value is not None:
             words += [f"--{name}", *map(str, value if isinstance(value, list) else [value])]
     return portable_command("make_instructions", words)

@@ -1,13 +1,16 @@
 """Rows of instruction data as Parquet, in a folder that `load_dataset` opens."""
 
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from functools import partial
 from itertools import groupby
 from pathlib import Path
 
+import pyarrow.parquet
 from datasets import Dataset, Features, Image, List, Value
 from tqdm.auto import tqdm
 
+from ...command.shards import Shard
 from .annotations import UNSPLIT, AnnotatedImage
 from .collages import Collage, encode_collages
 from .questions import Exchange
@@ -20,7 +23,7 @@ FEATURES = Features(
         "messages": List({"role": Value("string"), "content": Value("string")}),
     }
 )
-SHARD_BYTES = 400 * 2**20
+FILE_BYTES = 400 * 2**20
 
 
 def stored_split(split: str) -> str:
@@ -42,26 +45,50 @@ def encode(images: Iterable[AnnotatedImage]) -> Iterator[list[dict]]:
         yield from make(group)
 
 
-def save_rows(rows: Iterable[dict], folder: Path, split: str, shard_bytes: int = SHARD_BYTES) -> list[Path]:
-    """Writes `SPLIT-00000.parquet`, …, in place of what the folder has of this split, one shard in memory at a time.
+def file_stem(split: str, shard: Shard | None) -> str:
+    """What the names of files begin with, which sort as their rows do."""
+    return split if shard is None else f"{split}-{shard.number:05d}-of-{shard.count:05d}"
 
-    The images of a row are `{"bytes", "path"}`. A shard ends with the row that takes its images to `shard_bytes`.
+
+def split_of(path: Path) -> str:
+    """The split whose rows a file has."""
+    return re.sub(r"(-\d+-of-\d+)?-\d+$", "", path.stem)
+
+
+def save_rows(
+    rows: Iterable[dict], folder: Path, split: str, shard: Shard | None = None, file_bytes: int = FILE_BYTES
+) -> list[Path]:
+    """Writes `SPLIT-00000.parquet`, …, in place of what the folder has of this split, one file in memory at a time.
+
+    The images of a row are `{"bytes", "path"}`. A file ends with the row that takes its images to `file_bytes`. With a
+    `shard`, whose `rows` they are, what the others of as many have written stays.
     """
     folder.mkdir(parents=True, exist_ok=True)
+    kept = {file_stem(split, other) for other in Shard.all_of(shard.count)} - {file_stem(split, shard)} if shard else ()
     for path in folder.glob(f"{split}-[0-9]*.parquet"):
-        path.unlink()
-    shards, pending, size = [], [], 0
+        if path.stem.rpartition("-")[0] not in kept:
+            path.unlink(missing_ok=True)
+    files, pending, size = [], [], 0
 
     def flush():
-        shards.append(folder / f"{split}-{len(shards):05d}.parquet")
-        Dataset.from_list(pending, features=FEATURES).to_parquet(shards[-1])
+        files.append(folder / f"{file_stem(split, shard)}-{len(files):05d}.parquet")
+        Dataset.from_list(pending, features=FEATURES).to_parquet(files[-1])
 
     for row in rows:
         pending.append(row)
         size += sum(len(image["bytes"]) for image in row["images"])
-        if size >= shard_bytes:
+        if size >= file_bytes:
             flush()
             pending, size = [], 0
     if pending:
         flush()
-    return shards
+    return files
+
+
+def check_shards(folder: Path, split: str, count: int, num_rows: int) -> None:
+    """Raises a `ValueError` that names the shard of which the folder has not all rows, or more."""
+    for shard in Shard.all_of(count):
+        files = folder.glob(f"{file_stem(split, shard)}-*.parquet")
+        found, wanted = sum(pyarrow.parquet.read_metadata(path).num_rows for path in files), len(shard.part(num_rows))
+        if found != wanted:
+            raise ValueError(f"{folder} has {found} of the {wanted} rows of shard {shard}: give --shard {shard} again.")

@@ -1,4 +1,4 @@
-"""Rows in shards of Parquet."""
+"""Rows in files of Parquet."""
 
 import io
 
@@ -10,15 +10,15 @@ from PIL import Image
 from modeling_vitp.instructions.from_annotations import storage
 
 
-def test_shards_end_by_size_and_replace_older_ones(tmp_path):
+def test_files_end_by_size_and_replace_older_ones(tmp_path):
     def row(index):
         buffer = io.BytesIO()
         Image.new("RGB", (8, 8)).save(buffer, format="PNG")
         return {"id": str(index), "images": [{"bytes": buffer.getvalue(), "path": None}], "messages": []}
 
     size = len(row(0)["images"][0]["bytes"])
-    assert len(storage.save_rows(map(row, range(7)), tmp_path, "train", shard_bytes=3 * size)) == 3
-    assert len(storage.save_rows(map(row, range(4)), tmp_path, "train", shard_bytes=3 * size)) == 2
+    assert len(storage.save_rows(map(row, range(7)), tmp_path, "train", file_bytes=3 * size)) == 3
+    assert len(storage.save_rows(map(row, range(4)), tmp_path, "train", file_bytes=3 * size)) == 2
     rows = load_dataset("parquet", data_dir=str(tmp_path), split="train", cache_dir=str(tmp_path / "cache"))
     assert rows["id"] == ["0", "1", "2", "3"]
 
