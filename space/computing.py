@@ -109,7 +109,7 @@ def turn(progress: gr.Progress | None = None) -> Iterator[None]:
         while place := LINE.place(task):
             task.ends = time.monotonic() + left + 1  # the time in the line does not count
             if progress is not None:
-                progress(None, desc=f"Waiting: {place} before you")
+                progress(0.0, desc=f"Waiting: {place} before you")
             LINE.wait(seconds=1.0)
         task.ends = time.monotonic() + left
         yield

@@ -57,7 +57,7 @@ def ask_page(models):
 
     def ask(question, said, first, second=None, longest=8):
         async def steps():
-            given = (first and str(first), TINY, second and str(second), question, said, longest)
+            given = (first and str(first), None, TINY, second and str(second), question, said, longest)
             return [step async for step in handler(*given, lambda *arguments, **named: None)]
 
         return asyncio.run(steps())
