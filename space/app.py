@@ -22,8 +22,8 @@ What a tab keeps to:
 - what is wrong is raised as `computing.message(text)` or a `ValueError` in one line;
 - events of the page are `**computing.PRIVATE`, and `api.py` has the functions for programs;
 - every component has a label, images an `alt_text`; sliders are those of `url_state.slider`;
-- downloads are made when they are asked for, in a folder of `tempfile.mkdtemp(dir=gradio.utils.get_upload_folder())`,
-  which is cleared.
+- downloads are made when they are asked for, and lie where `saving.new_file` says; a picture in an update
+  (`gr.Image(…)`, `gr.update(…)`) is given by `saving.write_png`.
 """
 
 from functools import partial

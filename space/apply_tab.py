@@ -12,7 +12,7 @@ from computing import PRIVATE, QUEUE, answering, message, told, turn
 from kinds import FINE_TUNED
 from loading import Models
 from PIL import Image
-from uploading import forget, image_input, image_upload, open_rgb
+from uploading import forget, image_input, image_upload, open_pixels
 from url_state import Tab, slider
 
 MAX_SIDE = 1024
@@ -113,12 +113,13 @@ def found_by(
     if one.takes_pairs and second_path is None:
         raise message(f"{model} finds changes: it needs a second image of the same ground.")
     paths = [path, second_path] if one.takes_pairs else [path]
-    readings = [open_rgb(one_path, MAX_SIDE, one.input_spec) for one_path in paths]
-    pictures = [rgb for rgb, _ in readings]
+    readings = [open_pixels(one_path, MAX_SIDE, one.input_spec) for one_path in paths]
+    pictures = [pixels for pixels, _ in readings]
     if one.takes_pairs:
         check_shapes(*pictures)
         size = pictures[0].shape[1::-1]
-        pictures[1] = np.asarray(Image.fromarray(pictures[1]).resize(size, Image.Resampling.BICUBIC))
+        bands = [Image.fromarray(band) for band in np.moveaxis(pictures[1], -1, 0)]
+        pictures[1] = np.stack([np.asarray(band.resize(size, Image.Resampling.BICUBIC)) for band in bands], -1)
     with turn(progress):
         if progress is not None:
             progress(0.5, desc="Looking")

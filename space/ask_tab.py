@@ -12,6 +12,7 @@ from loading import Models
 from opened import FullModel
 from PIL import Image, ImageOps
 from reading import Reading
+from saving import write_png
 from uploading import forget, image_input, image_upload, name_of, open_upload
 from url_state import Tab, slider
 
@@ -188,7 +189,7 @@ def pictures_of(images: list[Image.Image], boxes: list[GridBox]) -> tuple[dict, 
     size = scale * width, scale * height
     sizes = [ImageOps.contain(image, size, Image.Resampling.BICUBIC).size for image in images]  # never squashed
     drawn = [
-        ImageOps.pad(draw_boxes(image.resize(own, Image.Resampling.BICUBIC), boxes), size)
+        write_png(ImageOps.pad(draw_boxes(image.resize(own, Image.Resampling.BICUBIC), boxes), size), "boxes.png")
         for image, own in zip(images, sizes)
     ]
     is_pair = len(drawn) == 2

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import gradio as gr
+import limits
 import numpy as np
 import PIL.Image
 import PIL.ImageOps
@@ -152,26 +153,33 @@ def open_upload(
         check_header(Path(path))
         if is_volume(path):
             return read_slice(Path(path), max_side, adjustment, input_spec)
+        bands = (input_spec or {}).get("band_names")
+        if bands:
+            max_side = min(max_side, int((limits.BAND_VALUES / len(bands)) ** 0.5))
+        read = functools.partial(read_image, path, max_side, position=adjustment.position, window=adjustment.window)
+        if bands:
+            return read(adjustment.spec(input_spec))
         bands = rgb_bands(path)
         named = bands and {"bands": bands}
-        reading = read_image(path, max_side, named)
+        reading = read(named)
         is_deep = not isinstance(reading.image, PIL.Image.Image)
         if adjustment.changes_values or (input_spec and is_deep):
             spec = adjustment.spec(input_spec if is_deep else None)
-            reading = read_image(path, max_side, {**(named or {}), **(spec or {})})
+            reading = read({**(named or {}), **(spec or {})})
         return reading
 
 
-def open_rgb(
+def open_pixels(
     path: str | None,
     max_side: int = 2048,
     input_spec: dict | None = None,
     adjustment: Adjustment = Adjustment(),  # noqa: B008
 ) -> tuple[np.ndarray, str]:
-    """As [`open_upload`]: the image in uint8 RGB, of shape `(height, width, 3)`, and the note of how it was read.
+    """As [`open_upload`]: the image as a model takes it, and the note of how it was read, which begins with its name.
 
-    The note begins with the name of the image.
+    It is uint8 RGB of shape `(height, width, 3)`; for a model of other bands float32 of shape `(height, width, bands)`
+    in [0, 1].
     """
     reading = open_upload(path, max_side, input_spec, adjustment)
     with told():
-        return np.asarray(reading.to_rgb()), f"{name_of(path)}: {reading.note}"
+        return reading.pixels().movedim(0, -1).contiguous().numpy(), f"{name_of(path)}: {reading.note}"

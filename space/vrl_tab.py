@@ -6,6 +6,7 @@ import gradio as gr
 from answers import MAX_QUESTION
 from computing import QUEUE, answering
 from loading import Models
+from saving import write_png
 from uploading import forget, image_input, name_of
 from url_state import Tab, slider
 from vrl_explained import in_words, strip
@@ -44,7 +45,8 @@ def build_tab(models: Models, model_name: gr.Dropdown) -> Tab:
         if path is None:
             return None, None, "", "There is no image yet."
         tiles, thumbnail, summary, note = kept_tokens(models, path, model, drop_ratio, seed)
-        return tiles, gr.update(value=thumbnail, visible=thumbnail is not None), summary, note
+        small = thumbnail and write_png(thumbnail, "thumbnail.png")
+        return tiles, gr.update(value=small, visible=thumbnail is not None), summary, note
 
     @answering
     def draw_curve(
