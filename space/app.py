@@ -13,8 +13,9 @@ the serving of others.
 
 What a tab keeps to:
 
-- images come in through `uploading.image_input` and are opened with `uploading.open_upload` (a `Reading`: the image
-  and the input spec for the processor, `to_rgb()` for display, and a note to be shown);
+- images come in through `uploading.image_input`, whose `on` calls handlers with their paths, and are opened with
+  `uploading.open_upload` (a `Reading`: the image and the input spec for the processor, `to_rgb()` for display, and a
+  note to be shown);
 - handlers that run a model are marked `@computing.answering`, with `computing.turn(progress)` around what takes the
   machine; their events get `**computing.QUEUE`; slow ones report each step, and have a button that cancels them;
 - one action is one request; a result names its input, and `uploading.forget` takes it away when that changes;

@@ -81,9 +81,8 @@ def build_tab(models: Models, model_name: gr.Dropdown) -> Tab:
                 allow_custom_value=True,
             )
             opacity = slider(0, 1, OPACITY, step=0.05, label="Opacity of the map", elem_id="map_opacity")
-            with gr.Accordion("Point by numbers, or by arrow keys on a map", open=False):
-                x = slider(0, 100, 50, step=0.1, label="Point: % from the left", elem_id="point_x")
-                y = slider(0, 100, 50, step=0.1, label="Point: % from the top", elem_id="point_y")
+            x = slider(0, 100, 50, step=0.1, label="Point, or arrow keys on a map: % from the left", elem_id="point_x")
+            y = slider(0, 100, 50, step=0.1, label="Point: % from the top", elem_id="point_y")
             with gr.Accordion("How the image is read: slice, window, bands", open=False):
                 position = slider(0, 100, 50, step=0.5, label="Slice or frame: % from the feet up", elem_id="slice")
                 preset = gr.Radio([AS_STATED, *PRESETS], value=AS_STATED, label="Window of CT", elem_id="preset")
@@ -100,7 +99,7 @@ def build_tab(models: Models, model_name: gr.Dropdown) -> Tab:
                 center_x = slider(0, 100, 50, step=0.1, label="Its middle: % from the left", elem_id="center_x")
                 center_y = slider(0, 100, 50, step=0.1, label="Its middle: % from the top", elem_id="center_y")
                 scene = picture_view("Overview: click to move the window", "The scene and the window", visible=False)
-            other = image_upload("Second image, to find there what is like the point", elem_id="backbone_second_image")
+            other = image_upload("Image to search", elem_id="backbone_second_image")
         with gr.Column(scale=3, elem_classes="results"):
             sentence = gr.Markdown(label="What is seen", elem_id="finding")
             with gr.Row():
@@ -225,30 +224,26 @@ def build_tab(models: Models, model_name: gr.Dropdown) -> Tab:
     inputs = [other, first, second, *settings]
     outputs = [picture, map_a, map_b, map_c, sentence, note, layer, second_layer, head, attention_options]
     outputs.append(scene)
-    options = {**QUEUE, **PRIVATE, "trigger_mode": "always_last", "show_progress_on": map_a}
+    options = {**QUEUE, "trigger_mode": "always_last", "show_progress_on": map_a}
     nothing = [None, None, None, None, "", BEGIN, None]
-    others = [image.upload.upload, image.upload.clear, image.upload.delete, image.example.input]
-    forget(others, [picture, map_a, map_b, map_c, sentence, note, scene], nothing)
-    running = image.changed(see, inputs, outputs, **options)
-    changes = [one.submit if one is bands else one.input for one in settings]
-    changes += [other.upload, other.clear, other.delete]
-    running.append(gr.on(changes, see, [image.upload, *inputs], outputs, **options))
-    running.append(gr.on([first.input, second.input], see_anew, [image.upload, *inputs], outputs, **options))
+    forget(image.changes, [picture, map_a, map_b, map_c, sentence, note, scene], nothing)
+    changes = [*image.changes, other.upload, other.clear, other.delete]
+    changes += [one.submit if one is bands else one.input for one in settings]
+    running = [image.on(changes, see, inputs, outputs, **options)]
+    model_name.input(None, model_name, first, js="(name) => name", **PRIVATE)
+    running.append(image.on([first.input, second.input, model_name.input], see_anew, inputs, outputs, **options))
     picks = [view.select for view in (picture, map_a, map_b)]
-    running.append(gr.on(picks, see_like, [image.upload, *inputs], [*outputs, x, y, kind, source], **options))
-    moves = [*outputs, center_x, center_y]
-    running.append(scene.select(see_there, [image.upload, *inputs], moves, **options))
-    running.append(model_name.input(lambda name: name, model_name, first, **PRIVATE, show_progress="hidden"))
-    running.append(running[-1].then(see_anew, [image.upload, *inputs], outputs, **options))
+    running.append(image.on(picks, see_like, inputs, [*outputs, x, y, kind, source], **options))
+    running.append(image.on([scene.select], see_there, inputs, [*outputs, center_x, center_y], **options))
     cancel.click(None, cancels=running)
-    kept = keep.click(keep_features, [image.upload, *inputs], file, **QUEUE, **PRIVATE)
+    kept = image.on([keep.click], keep_features, inputs, file, **QUEUE)
     kept.success(None, js=DOWNLOAD, **PRIVATE)
 
     keys = {"map": kind, "layer": layer, "layer_b": second_layer, "head": head, "from": source, "res": resolution}
     keys |= {"opacity_of_map": opacity, "slice": position, "ct": preset, "bands": bands, "black": low, "white": high}
     keys |= {"window": part, "wx": center_x, "wy": center_y}
     keys = {"image": image.example, **keys, "a": first, "b": second, "x": x, "y": y}
-    return Tab(keys, [image.restored(see, inputs, outputs)])
+    return Tab(keys, [(*image.given(see, inputs), outputs)])
 
 
 def picture_view(label: str, alt_text: str, **options) -> gr.Image:

@@ -111,37 +111,31 @@ def build_tab(models: Models, model_name: gr.Dropdown) -> Tab:
         ]
         return *views, *[gr.Image(None, visible=False)] * (2 - len(views)), "  \n".join(lines)
 
-    running = run.click(
+    running = image.on(
+        [run.click],
         compare_corruptions,
-        [image.upload, seed, first, second, resolution],
+        [seed, first, second, resolution],
         [found, chart, table, note],
         show_progress_on=chart,
         **QUEUE,
-        **PRIVATE,
     )
-    running_pair = run_pair.click(
+    running_pair = image.on(
+        [run_pair.click],
         compare_pair,
-        [image.upload, other, first, second, resolution],
+        [other, first, second, resolution],
         [map_a, map_b, note],
         show_progress_on=note,
         **QUEUE,
-        **PRIVATE,
     )
     cancel.click(None, cancels=[running, running_pair])
     model_name.input(None, model_name, first, js="(name) => name", **PRIVATE)
-    changes = [image.upload.upload, image.upload.clear, image.upload.delete, image.example.input, first.input]
-    changes += [second.input, resolution.input, seed.input, model_name.input, other.upload, other.clear, other.delete]
+    changes = [*image.changes, other.upload, other.clear, other.delete]
+    changes += [first.input, second.input, resolution.input, seed.input, model_name.input]
     forget(changes, [chart, table, map_a, map_b, note], ["", NO_ROWS, None, None, BEGIN], [running, running_pair])
-    image.example.input(example_of, image.example, image.upload, show_progress="hidden", **PRIVATE)
-    image.upload.upload(None, None, image.example, js="() => null", **PRIVATE)
     for button, writer in ((csv, csv_of), (png, png_of)):
         button.click(writer, found, file, **PRIVATE).success(None, js=DOWNLOADS, **PRIVATE)
     state = {"cimage": image.example, "seed": seed, "cres": resolution, "ca": first, "cb": second}
-    return Tab(state, [(example_of, image.example, image.upload)])
-
-
-def example_of(name: str | None) -> str | None:
-    return example_path(name) if name in EXAMPLES else None
+    return Tab(state)
 
 
 def pair_view(label: str, elem_id: str) -> gr.Image:

@@ -110,7 +110,7 @@ def turn(progress: gr.Progress | None = None) -> Iterator[None]:
         while place := LINE.place(task):
             task.ends = time.monotonic() + left + 1  # the time in the line does not count
             if progress is not None and time.monotonic() > last + 1:  # each answer tells all who wait for theirs
-                progress(None, desc=f"Waiting: {place} before you")
+                progress(0.0, desc=f"Waiting: {place} before you")
                 last = time.monotonic()
             LINE.wait(seconds=1.0)
         task.ends = time.monotonic() + left

@@ -2,6 +2,7 @@
 
 import base64
 import functools
+import inspect
 import io
 import json
 from collections.abc import AsyncIterator, Callable, Sequence
@@ -35,52 +36,38 @@ EXAMPLES = {
 
 @dataclass(frozen=True)
 class ImageInput:
-    """Where an image comes from: an upload, and examples that fill it."""
+    """Where an image comes from: an upload or an example, of which the page empties the other when one is given."""
 
     upload: gr.File
     example: gr.Radio
 
-    def changed(
-        self, handler: Callable, inputs: Sequence[Any], outputs: Sequence[Any], **options
-    ) -> list[gr.events.Dependency]:
-        """Calls a handler when there is another image: once for an upload, an example, or when the upload is emptied.
+    @property
+    def changes(self) -> list[Callable]:
+        """The events after which there is another image, or none."""
+        return [self.upload.upload, self.upload.clear, self.upload.delete, self.example.input]
+
+    def on(
+        self, triggers: Sequence[Callable], handler: Callable, inputs: Sequence[Any], outputs: Sequence[Any], **options
+    ) -> gr.events.Dependency:
+        """Calls a handler at these events, with the path of the image that there is at that moment, and the inputs.
 
         Args:
-            handler: marked with [`computing.answering`]; it takes the path of the image and the inputs.
+            handler: marked with [`computing.answering`]; its first argument is the path, `None` without an image.
         """
-        outputs, options = [*outputs, self.upload, self.example], {**PRIVATE, **options}
-        triggers = [self.upload.upload, self.upload.clear, self.upload.delete]
-        return [
-            gr.on(triggers, _of_upload(handler), [self.upload, *inputs], outputs, **options),
-            self.example.input(_of_example(handler, len(outputs)), [self.example, *inputs], outputs, **options),
-        ]
+        return gr.on(triggers, *self.given(handler, inputs), outputs, **PRIVATE, **options)
 
-    def restored(self, handler: Callable, inputs: Sequence[Any], outputs: Sequence[Any]) -> tuple:
-        """What `app.load` does with it: the handler, its inputs and outputs; nothing if no example is chosen."""
-        outputs = [*outputs, self.upload, self.example]
-        return _of_example(handler, len(outputs)), [self.example, *inputs], outputs
+    def given(self, handler: Callable, inputs: Sequence[Any]) -> tuple[Callable, list]:
+        """The handler as the page calls it, and its inputs in the page."""
+        first, *others = inspect.signature(handler).parameters.values()
 
+        @functools.wraps(handler)
+        async def answer(upload: str | None, example: str | None, *arguments) -> AsyncIterator:
+            async for found in handler(example_path(example) if example in EXAMPLES else upload, *arguments):
+                yield found
 
-def _of_upload(handler: Callable) -> Callable:
-    @functools.wraps(handler)
-    async def with_upload(path: str | None, *others) -> AsyncIterator[tuple]:
-        async for found in handler(path, *others):
-            yield *found, gr.skip(), None
-
-    return with_upload
-
-
-def _of_example(handler: Callable, number_of_outputs: int) -> Callable:
-    @functools.wraps(handler)
-    async def with_example(name: str | None, *others) -> AsyncIterator[tuple]:
-        if name in EXAMPLES:
-            path = example_path(name)
-            async for found in handler(path, *others):
-                yield *found, path, gr.skip()
-        else:  # a generator that gives nothing would empty its outputs
-            yield (gr.skip(),) * number_of_outputs
-
-    return with_example
+        example = inspect.Parameter("example", inspect.Parameter.POSITIONAL_OR_KEYWORD)
+        answer.__signature__ = inspect.Signature([first, example, *others])  # where Gradio puts progress and events
+        return answer, [self.upload, self.example, *inputs]
 
 
 def thumbnails() -> str:
@@ -93,7 +80,7 @@ def thumbnails() -> str:
         data = base64.b64encode(buffer.getvalue()).decode()
         rules.append(
             f'label[data-testid="{name}-radio-label"]::before {{ content: ""; width: 40px; height: 40px; '
-            f"border-radius: 4px; background: url(data:image/jpeg;base64,{data}) center / cover; }}"
+            f"margin-right: 6px; border-radius: 4px; background: url(data:image/jpeg;base64,{data}) center / cover; }}"
         )
     return "\n".join(rules)
 
@@ -113,7 +100,10 @@ def image_input(elem_id: str, value: str | None = None) -> ImageInput:
         value: the name of the example that is there at first.
     """
     upload = image_upload(elem_id=elem_id)
-    return ImageInput(upload, gr.Radio(list(EXAMPLES), value=value, label="… or an example"))
+    example = gr.Radio(list(EXAMPLES), value=value, label="… or an example")
+    gr.on([upload.upload, upload.clear, upload.delete], None, None, example, js="() => null", **PRIVATE)
+    example.input(None, None, upload, js="() => null", **PRIVATE)
+    return ImageInput(upload, example)
 
 
 def example_path(name: str) -> str:
