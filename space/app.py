@@ -35,6 +35,7 @@ import ask_tab
 import backbone_tab
 import compare_tab
 import gradio as gr
+import limits
 import vrl_tab
 from about import about
 from computing import PRIVATE, QUEUE, answering
@@ -111,6 +112,7 @@ def launch_options() -> dict:
         "head": f"<script>{(HERE / 'page.js').read_text()}</script>",
         "footer_links": ["api", "gradio", "settings"],
         "run_history": False,
+        "state_session_capacity": limits.SESSIONS,
         "ssr_mode": False,
     }
 
