@@ -31,7 +31,6 @@ def main(argv: list[str] | None = None) -> int:
     from modeling_vitp import ViTPTrainer
     from modeling_vitp.instructions.mixture_file import load_mixture
     from modeling_vitp.instructions.rows import sample_texts
-    from modeling_vitp.probing.gains import probe_run
     from modeling_vitp.training import plan, results
     from modeling_vitp.training.data import describe_data, describe_evaluation, open_data
     from modeling_vitp.training.freezing import freeze, lora_config
@@ -86,6 +85,8 @@ def main(argv: list[str] | None = None) -> int:
     if task is not None:
         results.evaluate_task(trainer, metrics, task.evaluate, data.splits)
     if args.probe_data is not None:
+        from modeling_vitp.probing.gains import probe_run
+
         where = args.probe_data, args.probe_splits, output_dir, training_args.seed, training_args.device
         metrics["probe"] = probe_run(*where)
         results.save_metrics(trainer, metrics)

@@ -29,6 +29,8 @@ SOURCE_PIXELS = 64_000_000
 """Of an image that is decoded whole (PNG, JPEG, WebP): 256 MB in RGBA. GeoTIFF is read reduced and may be larger."""
 BLOCK_BYTES = 256_000_000
 """Of one strip or tile of a TIFF, which is decoded at once, and of a DICOM data set that is deflated."""
+BAND_VALUES = 3 * 1024**2
+"""Of an image for a model of other bands than red, green and blue: floats, of which the last images are kept."""
 
 VOLUME_BYTES = 512_000_000
 """Of a NIfTI volume when it is unpacked, on the disk: a CT of 1,000 slices."""

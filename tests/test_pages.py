@@ -4,6 +4,7 @@ What a page takes for given is made by `page_folder.py`; how a block is run, and
 arguments read, is in `page_blocks.py`.
 """
 
+import functools
 import pkgutil
 import re
 import shlex
@@ -16,6 +17,8 @@ from page_blocks import SLOW, Block, Place, find_pages, read_page, run_block, ru
 from page_folder import make_folder, names_of, without_gguf
 from paths import ROOT
 
+from modeling_vitp.probing import segmentation
+from modeling_vitp.probing.heads import fit_nonlinear
 from modeling_vitp.recipes.tasks.trees import answers
 
 PAGES = find_pages()
@@ -62,6 +65,7 @@ def place(everything, tmp_path, request, monkeypatch):
 
     monkeypatch.setattr(answers, "NUM_SAMPLES", 1)
     monkeypatch.setattr(answers, "VIEWS_PER_WINDOW", 2)
+    monkeypatch.setattr(segmentation, "fit_nonlinear", functools.partial(fit_nonlinear, steps=5))
     without_gguf(monkeypatch)
     return make
 

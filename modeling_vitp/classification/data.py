@@ -1,20 +1,19 @@
 """A data set as a configuration describes it: splits, classes, and how files or rows are read."""
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any, get_type_hints
 
 import datasets
 from torch.utils.data import ConcatDataset, Dataset
 from tqdm import tqdm
 
-from ..cards.record import public_name
 from ..hub.failures import tried
 from ..images.reading import image_files
 from ..instructions.sources import folder_cache
+from ..training.data_settings import DataSettings, check_cases
 from ..training.files import CASES, FIELD, FileSample, check_disjoint, check_patients, find_samples
 from ..training.shared_images import check_no_shared_images, images_of_files, images_of_rows
 from ..training.values import check_type
@@ -28,7 +27,7 @@ MOST_SHOWN = 3
 
 
 @dataclass
-class ClassificationData:
+class ClassificationData(DataSettings):
     """The `data` of a configuration.
 
     Args:
@@ -71,16 +70,6 @@ class ClassificationData:
         self.is_listed = self.classes is not None
         self._opened: dict[str, ClassifiedImages] = {}
 
-    @classmethod
-    def from_dict(cls, settings: Mapping) -> "ClassificationData":
-        known, types = {item.name for item in fields(cls)}, get_type_hints(cls)
-        unknown = sorted(map(str, set(settings) - known))
-        if unknown:
-            raise ValueError(f"data: unknown {unknown}; there are {sorted(known)}.")
-        for name, value in settings.items():
-            check_type(f"data: {name}", value, types[name])
-        return cls(**settings)
-
     def find_classes(self, train_splits: Sequence[str], of_model: Sequence[str] | None = None) -> list[str]:
         """The names of the classes, which are then those of this data set.
 
@@ -109,8 +98,10 @@ class ClassificationData:
         labels are read, and so checked. Needs the classes, see [`find_classes`].
 
         Raises:
-            ValueError: if there is no such split, or something in it is not as it should be.
+            ValueError: if none is named, there is no such split, or something in it is not as it should be.
         """
+        if not names:
+            raise ValueError(f"No split is named, of {sorted(self.splits)}.")
         parts = [self._stored(name).set_classes(self.classes, self.multi_label) for name in names]
         return parts[0] if len(parts) == 1 else ConcatDataset(parts)
 
@@ -174,42 +165,15 @@ class ClassificationData:
         if self.root is not None:
             samples = {name: part.samples for name, part in parts.items()}
             check_disjoint(samples)
-            self._check(check_patients, samples)
+            self.check_shared(check_patients, samples)
             images = images_of_files(samples)
         else:
             if len({self.splits.get(name, name) for name in names}) < len(names):
                 raise ValueError(f"Two of the splits {list(names)} are the same.")
-            owners = {}
-            for name, part in parts.items():
-                column = next((name for name in CASES if name in part.rows.column_names), None)
-                for case in set(part.rows[column]) if column is not None else ():
-                    if owners.setdefault(case, name) != name:
-                        raise ValueError(f"The case {case!r} is in both splits {owners[case]!r} and {name!r}.")
+            known = {name: [case for case in CASES if case in part.rows.column_names] for name, part in parts.items()}
+            check_cases({name: parts[name].rows[columns[0]] for name, columns in known.items() if columns})
             images = images_of_rows({name: (part.rows, [part.column]) for name, part in parts.items()})
-        self._check(check_no_shared_images, images)
-
-    def _check(self, check: Callable[[Any], None], images: Any) -> None:
-        try:
-            check(images)
-        except ValueError as error:
-            if not self.allow_shared_images:
-                raise
-            logger.warning("%s", error)
-
-    def describe(
-        self, train_splits: Sequence[str], eval_split: str | None, test_split: str | None
-    ) -> tuple[list[dict[str, str]], dict[str, Any]]:
-        """What is trained on, and what `metrics.json` will be about, for the record of the run.
-
-        The second has under `data` what [`from_dict`] takes.
-        """
-        name = public_name(self.dataset_name or self.root)
-        is_on_hub = self.dataset_name is not None and not Path(self.dataset_name).exists()
-        on_hub = {"dataset": self.dataset_name} if is_on_hub else {}
-        trained_on = [{"name": name, "split": split, **on_hub} for split in train_splits]
-        settings = {item.name: getattr(self, item.name) for item in fields(self)}
-        settings = {key: value for key, value in settings.items() if value not in (None, {})}
-        return trained_on, {"name": name, "eval": eval_split, "test": test_split, **on_hub, "data": settings}
+        self.check_shared(check_no_shared_images, images)
 
 
 def check_folders(root: Path, pattern: str | Sequence[str], samples: Sequence[FileSample]) -> None:

@@ -94,6 +94,16 @@ class ClassificationTrainer(FineTuner, Trainer):
         processing_class: the image processor, which also has the size that images are brought to.
     """
 
+    fixed = (
+        "image_size",
+        "crop_area",
+        "horizontal_flip",
+        "vertical_flip",
+        "quarter_turns",
+        "photometric",
+        "label_smoothing_factor",
+    )
+
     def __init__(
         self,
         model: ViTPForImageClassification,
@@ -148,29 +158,8 @@ class ClassificationTrainer(FineTuner, Trainer):
         scored_with = {name: getattr(self.args, name) for name in SCORED_WITH}
         super().record(argv, sources, data, evaluated_on and evaluated_on | {"scored_with": scored_with})
 
-    def run_settings(self) -> dict[str, dict[str, Any]]:
-        args = self.args
-        fixed = (
-            "seed data_seed image_size crop_area horizontal_flip vertical_flip quarter_turns photometric "
-            "label_smoothing_factor dataloader_drop_last"
-        )
-        free = (
-            "max_steps num_train_epochs learning_rate lr_scheduler_type warmup_steps optim weight_decay "
-            "adam_beta1 adam_beta2 adam_epsilon max_grad_norm bf16 fp16 per_device_train_batch_size "
-            "gradient_accumulation_steps"
-        )
-        more = {
-            "global batch size": self.get_total_train_batch_size(args),
-            "training samples": len(self.train_dataset),
-            "classes": self.names,
-            "pooling": self.model.config.pooling,
-        }
-        return {
-            "fixed": {name: getattr(args, name) for name in fixed.split()} | more,
-            "free": {name: getattr(args, name) for name in free.split()}
-            | args.layer_decay_settings()
-            | {"num_processes": args.world_size},
-        }
+    def data_settings(self) -> dict[str, Any]:
+        return super().data_settings() | {"pooling": self.model.config.pooling}
 
     # Evaluation
 

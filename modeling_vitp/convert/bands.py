@@ -43,5 +43,7 @@ def read_by(checkpoint: Checkpoint, input_spec: dict) -> None:
 
 
 def loaded(tensor: TensorBytes) -> torch.Tensor:
-    content = bytearray(b"".join(tensor.read()))
+    content = bytearray()
+    for chunk in tensor.read():
+        content += chunk
     return torch.frombuffer(content, dtype=getattr(torch, DTYPES[tensor.dtype])).view(tensor.shape)

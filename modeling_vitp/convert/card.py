@@ -53,6 +53,6 @@ def write_card(checkpoint: Checkpoint, to: str, license_fields: dict[str, str], 
         terms = f"Licence of the source, and so of these weights: {license}."
     card = ModelCard(
         f"---\n{data}\n---\n\n# {name}\n\nThe weights of `{source}` (layout: {checkpoint.kind}), the same to the bit, "
-        f"in the layout `{to}`, converted with `python -m modeling_vitp.convert`.\n\n{terms}\n"
+        f"in the layout `{to}`, converted with `vitp convert`.\n\n{terms}\n"
     )
     card.save(folder / "README.md")

@@ -20,7 +20,7 @@ DTYPE_BITS = {"F64": 64, "I64": 64, "U64": 64, "F32": 32, "I32": 32, "U32": 32, 
 DTYPE_BITS |= {"U16": 16, "I8": 8, "U8": 8, "BOOL": 8, "F8_E4M3": 8, "F8_E5M2": 8}
 EXPONENTS = {"F64": (np.uint64, np.uint64(0x7FF << 52)), "F32": (np.uint32, np.uint32(0xFF << 23))}
 EXPONENTS |= {"BF16": (np.uint16, np.uint16(0xFF << 7)), "F16": (np.uint16, np.uint16(0x1F << 10))}
-BUFFER_BYTES = 1 << 24
+BUFFER_BYTES = 1 << 20  # which the processor's cache holds
 FROM_PICKLE = (
     "Take the tensors out yourself: safetensors.torch.save_file(torch.load(FILE, weights_only=True)['state_dict'], "
     "'model.safetensors')."
@@ -47,16 +47,18 @@ class TensorBytes:
         block = replace(self, shape=(self.shape[0] // num_parts, *self.shape[1:]))
         return replace(block, start=self.start + part * block.num_bytes)
 
-    def read(self) -> Iterator[bytes]:
+    def read(self) -> Iterator[memoryview]:
+        """Its bytes in chunks, each of which takes the place of the one before."""
+        buffer = memoryview(bytearray(min(self.num_bytes, BUFFER_BYTES)))
         with open(self.path, "rb") as file:
             file.seek(self.start)
             remaining = self.num_bytes
             while remaining:
-                chunk = file.read(min(remaining, BUFFER_BYTES))
-                if not chunk:
+                count = file.readinto(buffer[:remaining])
+                if not count:
                     raise ValueError(f"{self.path} became shorter while it was read.")
-                remaining -= len(chunk)
-                yield chunk
+                remaining -= count
+                yield buffer[:count]
 
 
 def read_checkpoint(path: Path) -> dict[str, TensorBytes]:
@@ -180,7 +182,7 @@ def write_file(path: Path, tensors: dict[str, list[TensorBytes]], progress: tqdm
     return wrong
 
 
-def is_finite(chunk: bytes, dtype: str) -> bool:
+def is_finite(chunk: memoryview, dtype: str) -> bool:
     """Whether the numbers in a chunk of a tensor are finite: the exponent of none has all its bits set."""
     if dtype not in EXPONENTS:
         return True

@@ -1,10 +1,8 @@
 """A data set as a configuration describes it: classes, splits, and how the files are read."""
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, fields
-from pathlib import Path
-from typing import Any, get_type_hints
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
 import datasets
 import torch
@@ -13,11 +11,10 @@ from accelerate.utils import gather_object
 from torch.utils.data import ConcatDataset, DataLoader, Dataset, Subset
 from tqdm import tqdm
 
-from ..cards.record import public_name
 from ..training.batching import share
+from ..training.data_settings import DataSettings, check_cases
 from ..training.files import check_disjoint, check_patients, find_samples
 from ..training.shared_images import check_no_shared_images, images_of_files, images_of_rows
-from ..training.values import check_type
 from .classes import IGNORE_INDEX, LabelEncoding
 from .samples import ImageFiles, MaskedImages, Rows
 from .volumes import slice_volumes
@@ -26,7 +23,7 @@ logger = logging.getLogger(__name__)
 
 
 @dataclass
-class DenseData:
+class DenseData(DataSettings):
     """The `data` of a configuration.
 
     Args:
@@ -69,25 +66,14 @@ class DenseData:
         names = [name for name in ("window", "percentiles") if (self.volumes or {}).get(name) is not None]
         return {name: self.volumes[name] for name in names} or self.input_spec
 
-    @classmethod
-    def from_dict(cls, settings: Mapping) -> "DenseData":
-        if not isinstance(settings, Mapping):
-            raise ValueError(f"data: {str(settings)[:80]!r} is no mapping of classes, splits and files.")
-        known = {item.name for item in fields(cls) if item.init}
-        missing = {"classes", "splits"} - set(settings)
-        if missing or set(settings) - known:
-            raise ValueError(f"data: missing {sorted(missing)}, unknown {sorted(map(str, set(settings) - known))}.")
-        types = get_type_hints(cls)
-        for name, value in settings.items():
-            check_type(f"data: {name}", value, types[name])
-        return cls(**settings)
-
     def open(self, names: Sequence[str]) -> Dataset:
         """The samples of one or several splits, see [`MaskedImages`].
 
         Raises:
-            ValueError: if there is no such split, or its files are not complete.
+            ValueError: if none is named, there is no such split, or its files are not complete.
         """
+        if not names:
+            raise ValueError(f"No split is named, of {sorted(self.splits)}.")
         parts = []
         for name in names:
             try:
@@ -117,41 +103,15 @@ class DenseData:
         if self.root is not None:
             samples = {name: find_samples(self.root, self.splits[name], name) for name in names}
             check_disjoint(samples)
-            self._check(check_patients, samples)
-            self._check(check_no_shared_images, images_of_files(samples))
+            self.check_shared(check_patients, samples)
+            self.check_shared(check_no_shared_images, images_of_files(samples))
         elif len({self.splits[name] for name in names}) < len(names):
             raise ValueError(f"Two of the splits {list(names)} are the same.")
         elif len(names) > 1:
-            owners, opened = {}, {name: self._open(name) for name in names}
-            for name, rows in opened.items():
-                for case in set(rows.cases or ()):
-                    if owners.setdefault(case, name) != name:
-                        raise ValueError(f"The case {case!r} is in both splits {owners[case]!r} and {name!r}.")
+            opened = {name: self._open(name) for name in names}
+            check_cases({name: rows.cases or () for name, rows in opened.items()})
             stored = images_of_rows({name: (part.rows, part.image_columns) for name, part in opened.items()})
-            self._check(check_no_shared_images, stored)
-
-    def _check(self, check: Callable[[Any], None], images: Any) -> None:
-        try:
-            check(images)
-        except ValueError as error:
-            if not self.allow_shared_images:
-                raise
-            logger.warning("%s", error)
-
-    def describe(
-        self, train_splits: Sequence[str], eval_split: str | None, test_split: str | None
-    ) -> tuple[list[dict[str, str]], dict[str, Any]]:
-        """What is trained on, and what `metrics.json` will be about, for the record of the run.
-
-        The second has under `data` what [`from_dict`] takes.
-        """
-        name = public_name(self.dataset_name or self.root)
-        is_on_hub = self.dataset_name is not None and not Path(self.dataset_name).exists()
-        on_hub = {"dataset": self.dataset_name} if is_on_hub else {}
-        trained_on = [{"name": name, "split": split, **on_hub} for split in train_splits]
-        settings = {item.name: getattr(self, item.name) for item in fields(self) if item.init}
-        settings = {key: value for key, value in settings.items() if value is not None}
-        return trained_on, {"name": name, "eval": eval_split, "test": test_split, **on_hub, "data": settings}
+            self.check_shared(check_no_shared_images, stored)
 
 
 class ClassPixels(Dataset):

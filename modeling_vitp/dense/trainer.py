@@ -111,6 +111,16 @@ class DenseTrainer(FineTuner, Trainer):
         processing_class: for mean and standard deviation, and saved with the model.
     """
 
+    fixed = (
+        "crop_size",
+        "scale_range",
+        "max_class_share",
+        "horizontal_flip",
+        "vertical_flip",
+        "photometric",
+        "exchange_time",
+    )
+
     def __init__(
         self,
         model: PreTrainedModel,
@@ -122,7 +132,7 @@ class DenseTrainer(FineTuner, Trainer):
         processing_class: ViTPSegmentationImageProcessor | None = None,
         **kwargs,
     ):
-        self.encoding, self.metric_name = encoding, metric
+        self.encoding, self.names, self.metric_name = encoding, encoding.names, metric
         image_processor = processing_class or ViTPSegmentationImageProcessor()
         if train_dataset is not None:
             of_colors = image_processor.band_names is None
@@ -176,29 +186,6 @@ class DenseTrainer(FineTuner, Trainer):
     ) -> None:
         scored_with = {name: getattr(self.args, name) for name in SCORED_WITH} | {"metric": self.metric_name}
         super().record(argv, sources, data, evaluated_on and evaluated_on | {"scored_with": scored_with})
-
-    def run_settings(self) -> dict[str, dict[str, Any]]:
-        args = self.args
-        fixed = (
-            "seed data_seed crop_size scale_range max_class_share horizontal_flip vertical_flip photometric "
-            "exchange_time dataloader_drop_last"
-        )
-        free = (
-            "max_steps num_train_epochs learning_rate lr_scheduler_type warmup_steps optim weight_decay "
-            "adam_beta1 adam_beta2 adam_epsilon max_grad_norm bf16 fp16 per_device_train_batch_size "
-            "gradient_accumulation_steps"
-        )
-        more = {
-            "global batch size": self.get_total_train_batch_size(args),
-            "training samples": len(self.train_dataset),
-            "classes": self.encoding.names,
-        }
-        return {
-            "fixed": {name: getattr(args, name) for name in fixed.split()} | more,
-            "free": {name: getattr(args, name) for name in free.split()}
-            | args.layer_decay_settings()
-            | {"num_processes": args.world_size},
-        }
 
     # Evaluation
 
@@ -263,11 +250,11 @@ class DenseTrainer(FineTuner, Trainer):
                     **cases,
                 )
             self.control = self.callback_handler.on_prediction_step(self.args, self.state, self.control)
-        metrics = name_classes(self.metric.compute(), self.encoding.names)
+        metrics = name_classes(self.metric.compute(), self.names)
         is_measured = self.surfaces is not None and not self.is_in_train
         if is_measured and any(gather(len(self.surfaces), self.args.world_size, "surface_distance")):
-            background = f"/{self.encoding.names[self.surfaces.background]}"
-            surfaces = name_classes(self.surfaces.compute(), self.encoding.names)
+            background = f"/{self.names[self.surfaces.background]}"
+            surfaces = name_classes(self.surfaces.compute(), self.names)
             metrics |= {key: value for key, value in surfaces.items() if not key.endswith(background)}
         uncounted = [key for key, value in metrics.items() if math.isnan(value)]
         if uncounted:

@@ -2,20 +2,20 @@
 
 import logging
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, get_type_hints
+from typing import Any
 
 import datasets
 import numpy as np
 import torch
 from tqdm import tqdm
 
-from ..cards.record import public_name
 from ..images.cases import patient_of
 from ..images.reading import identity
 from ..instructions.rows import undecoded
 from ..rotated_boxes import smallest_rectangles
+from ..training.data_settings import DataSettings
 from ..training.values import check_type
 from ..vrl import keyed_generator
 from .annotations import FORMATS, AnnotatedFile, read_files
@@ -31,7 +31,7 @@ TILE = {"size": int, "overlap": int, "min_image_share": float, "min_object_share
 
 
 @dataclass
-class DetectionData:
+class DetectionData(DataSettings):
     """The `data` of a configuration.
 
     Args:
@@ -74,19 +74,6 @@ class DetectionData:
         if self.root is not None and self.format is None:
             raise ValueError(f"data: files need a `format`: {', '.join(FORMATS)}.")
         self.names = ClassNames(self.classes, self.leave_out)
-
-    @classmethod
-    def from_dict(cls, settings: Mapping) -> "DetectionData":
-        if not isinstance(settings, Mapping):
-            raise ValueError(f"data: {str(settings)[:80]!r} is no mapping of classes, splits and files.")
-        known = {item.name for item in fields(cls) if item.init}
-        missing = {"classes", "splits"} - set(settings)
-        if missing or set(settings) - known:
-            raise ValueError(f"data: missing {sorted(missing)}, unknown {sorted(map(str, set(settings) - known))}.")
-        types = get_type_hints(cls)
-        for name, value in settings.items():
-            check_type(f"data: {name}", value, types[name])
-        return cls(**settings)
 
     def open(self, names: Sequence[str], task: str) -> ObjectImages:
         """The samples of one or several splits; all annotations are read, and so checked.
@@ -183,16 +170,6 @@ class DetectionData:
                         shown = f"{thing}, as {path}," if isinstance(thing, str) else path
                         also = "" if first == path else f", as {first} in {owner!r}"
                         raise ValueError(f"{shown} is in both splits {owner!r} and {name!r}{also}.")
-
-    def describe(
-        self, train_splits: Sequence[str], eval_split: str | None, test_split: str | None
-    ) -> tuple[list[dict[str, str]], dict[str, str | None]]:
-        """What is trained on, and what `metrics.json` will be about, for the record of the run."""
-        name = public_name(self.dataset_name or self.root)
-        is_on_hub = self.dataset_name is not None and not Path(self.dataset_name).exists()
-        on_hub = {"dataset": self.dataset_name} if is_on_hub else {}
-        trained_on = [{"name": name, "split": split, **on_hub} for split in train_splits]
-        return trained_on, {"name": name, "eval": eval_split, "test": test_split, **on_hub}
 
 
 def parts_of(spec: str, rows: datasets.Dataset) -> Iterator[tuple[str, int, int]]:

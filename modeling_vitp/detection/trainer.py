@@ -107,6 +107,17 @@ class DetectionTrainer(FineTuner, Trainer):
         processing_class: the image processor, which also has the size that images are brought to.
     """
 
+    fixed = (
+        "image_size",
+        "keep_ratio",
+        "horizontal_flip",
+        "vertical_flip",
+        "diagonal_flip",
+        "rotation",
+        "right_angle_classes",
+    )
+    free = ("lr_milestones", "lr_gamma", "warmup_start")
+
     def __init__(
         self,
         model: PreTrainedModel,
@@ -176,29 +187,8 @@ class DetectionTrainer(FineTuner, Trainer):
         images = sorted({place.image for place in samples.places}) if samples.rows is None else samples.rows
         return {"images": images, "objects": samples.hash_of_objects()}
 
-    def run_settings(self) -> dict[str, dict[str, Any]]:
-        args = self.args
-        fixed = (
-            "seed data_seed image_size keep_ratio horizontal_flip vertical_flip diagonal_flip rotation "
-            "right_angle_classes dataloader_drop_last"
-        )
-        free = (
-            "max_steps num_train_epochs learning_rate lr_scheduler_type lr_milestones lr_gamma warmup_start "
-            "warmup_steps optim weight_decay adam_beta1 adam_beta2 adam_epsilon max_grad_norm bf16 fp16 "
-            "per_device_train_batch_size gradient_accumulation_steps"
-        )
-        more = {
-            "global batch size": self.get_total_train_batch_size(args),
-            "training samples": len(self.train_dataset),
-            "classes": self.names,
-            "task": self.task,
-        }
-        return {
-            "fixed": {name: getattr(args, name) for name in fixed.split()} | more,
-            "free": {name: getattr(args, name) for name in free.split()}
-            | args.layer_decay_settings()
-            | {"num_processes": args.world_size},
-        }
+    def data_settings(self) -> dict[str, Any]:
+        return super().data_settings() | {"task": self.task}
 
     # Evaluation
 

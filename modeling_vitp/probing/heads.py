@@ -8,6 +8,7 @@ from torch import nn
 from torch.nn import functional as F
 
 ROWS_AT_ONCE = 65536
+KEPT_BYTES = 2**30  # features up to this are read and standardised once for all iterations of L-BFGS
 
 
 def nearest_neighbours(
@@ -85,6 +86,11 @@ def fit_linear(
     width, num_classes = features.shape[-1], counts.shape[-1]
     batches = labelled_places(features, counts, used, device)
     mean, std, total = standardisation(batches, width, device)
+
+    def standardised() -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        return (((rows - mean) / std, targets) for rows, targets in batches())
+
+    kept = list(standardised()) if features[used[:1]].nbytes * len(used) <= KEPT_BYTES else None
     weight = torch.zeros(num_classes, width, device=device, requires_grad=True)
     bias = torch.zeros(num_classes, device=device, requires_grad=True)
     optimizer = torch.optim.LBFGS(
@@ -102,8 +108,8 @@ def fit_linear(
         loss = l2 / 2 * weight.square().sum()
         loss.backward()
         loss = loss.detach()
-        for rows, targets in batches():
-            logits = F.linear((rows - mean) / std, weight, bias)
+        for rows, targets in kept or standardised():
+            logits = F.linear(rows, weight, bias)
             part = -(targets * logits.log_softmax(-1)).sum() / total
             part.backward()
             loss = loss + part.detach()
@@ -190,8 +196,7 @@ def labelled_places(
         labelled = targets.sum(1) > 0
         return rows[labelled].to(device), targets[labelled].to(device)
 
-    kept = [load(parts[0])] if len(parts) == 1 else None
-    return lambda: iter(kept) if kept else map(load, parts)
+    return lambda: map(load, parts)
 
 
 def standardisation(

@@ -114,6 +114,7 @@ def parse(
             parser = TrlParser([load(name) for name in whole], **texts)
             parser.error = errors.refuse
             parsed = parser.parse_args_and_config(words)
+            check_output(parsed)
     except (ConnectionError, WrongArguments):
         raise
     except (OSError, yaml.YAMLError) as error:
@@ -122,6 +123,15 @@ def parse(
         raise WrongArguments(" ".join(str(error).split())) from error
     register_models()
     return tuple(parsed)
+
+
+def check_output(parsed: Sequence[Any]) -> None:
+    """Raises a `ValueError` if a run that trains was given no folder: transformers has put in one of its own."""
+    folders = [getattr(settings, "output_dir", None) for settings in parsed]
+    if "trainer_output" in folders and not getattr(parsed[0], "dry_run", False):
+        raise ValueError(
+            "output_dir is missing: give the folder that the run is written to, --output_dir outputs/NAME."
+        )
 
 
 def parse_words(parser: argparse.ArgumentParser, argv: Sequence[str] | None) -> argparse.Namespace:

@@ -83,7 +83,7 @@ def load_vision(name: str, drop_path_rate: float | None, options: dict) -> ViTPV
     if model_type not in ("internvl_vision", "vitp_vision"):
         raise ValueError(
             f"vision_model {name} is a {model_type!r}, but a backbone is expected: take it out of a whole model with "
-            "python -m modeling_vitp.convert MODEL FOLDER --to backbone."
+            "vitp convert MODEL FOLDER --to backbone."
         )
     if drop_path_rate is not None:
         options = {**options, "drop_path_rate": drop_path_rate}

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -16,15 +16,44 @@ from .layer_decay import layer_decay_groups
 from .run import Run
 from .watching import choose, component_colors
 
+FREE = (
+    "max_steps num_train_epochs learning_rate lr_scheduler_type warmup_steps optim weight_decay adam_beta1 adam_beta2 "
+    "adam_epsilon max_grad_norm bf16 fp16 per_device_train_batch_size gradient_accumulation_steps"
+).split()
+
 
 class FineTuner(Run):
     """For a `Trainer` of a model with a [`~modeling_vitp.modeling_vitp_backbone.ViTPMultiScaleBackbone`] in it; its
-    arguments have those of [`~modeling_vitp.training.layer_decay_arguments`]."""
+    arguments have those of [`~modeling_vitp.training.layer_decay_arguments`].
+
+    Attributes:
+        fixed, free: names of arguments of the trainer's own, see [`run_settings`].
+    """
+
+    fixed: ClassVar[tuple[str, ...]] = ()
+    free: ClassVar[tuple[str, ...]] = ()
 
     def __init__(self, *args: Any, **kwargs: Any):
         super().__init__(*args, **kwargs)
         # The model's loss is a mean over its own batch: the Trainer has to divide it where gradients accumulate.
         self.model_accepts_loss_kwargs = False
+
+    def run_settings(self) -> dict[str, dict[str, Any]]:
+        args, fixed = self.args, ("seed", "data_seed", *self.fixed, "dataloader_drop_last")
+        return {
+            "fixed": {name: getattr(args, name) for name in fixed} | self.data_settings(),
+            "free": {name: getattr(args, name) for name in (*FREE, *self.free)}
+            | args.layer_decay_settings()
+            | {"num_processes": args.world_size},
+        }
+
+    def data_settings(self) -> dict[str, Any]:
+        """What else a run that goes on has to have as it was."""
+        return {
+            "global batch size": self.get_total_train_batch_size(self.args),
+            "training samples": len(self.train_dataset),
+            "classes": self.names,
+        }
 
     def watched_samples(self, number: int) -> list:
         return choose(self.eval_dataset or self.train_dataset.samples, number, self.data_seed)

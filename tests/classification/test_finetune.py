@@ -164,7 +164,7 @@ def test_a_run_that_was_stopped_ends_as_the_one_that_never_was(tmp_path):
         ({"test_split": "train"}, "may not be trained or selected on"),
         ({"from_scratch": None}, "either model_name_or_path"),
         ({"image_size": 30}, "image_size=30 is no multiple of patch_size=8"),
-        ({"data": {"class": ["a", "b"]}}, r"data: unknown \['class'\]; there are"),
+        ({"data": {"class": ["a", "b"]}}, r"data: missing \[\], unknown \['class'\]; there are"),
         ({"data": {"classes": ["a", "a"]}}, "give two or more, each once"),
         ({"crop_area": [1.0, 0.5]}, "give the smallest and the largest"),
         ({"head": {"poling": "cls"}}, "there is no 'poling'; did you mean 'pooling'"),

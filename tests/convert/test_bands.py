@@ -4,7 +4,7 @@ import json
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from tiny_models import HEAD, adapter_config
 from transformers import AutoImageProcessor, AutoModel
 
@@ -17,6 +17,8 @@ from modeling_vitp import (
     spread_bands,
 )
 from modeling_vitp.convert import __main__ as command
+from modeling_vitp.convert import tensor_files
+from modeling_vitp.convert.bands import loaded
 
 SPEC = {"band_names": ["VV", "VH"], "window": [-25, 0]}
 
@@ -65,3 +67,10 @@ def test_the_stem_of_the_adapter_in_a_model_is_spread_too(tmp_path):
     expected = spread_bands(model, SPEC["band_names"]).state_dict()
     assert all(torch.equal(expected[name], value) for name, value in found.items())
     assert found["backbone.spatial_prior.stem.0.weight"].shape[1] == 2
+
+
+def test_a_tensor_that_is_read_in_chunks_is_loaded_whole(tmp_path, monkeypatch):
+    tensor = torch.randn(5, 7)
+    save_file({"kernel": tensor}, tmp_path / "model.safetensors")
+    monkeypatch.setattr(tensor_files, "BUFFER_BYTES", 16)
+    assert torch.equal(loaded(tensor_files.read_checkpoint(tmp_path)["kernel"]), tensor)

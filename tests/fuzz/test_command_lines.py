@@ -10,6 +10,12 @@ import yaml
 from fuzzing import limits, mutate, one_input
 from paths import CONFIGS
 
+from modeling_vitp.classification.arguments import (
+    ClassificationArguments,
+    ClassificationModelArguments,
+    ClassificationSettings,
+)
+from modeling_vitp.classification.data import ClassificationData
 from modeling_vitp.dense.arguments import DenseModelArguments, DenseSettings, FinetuneArguments
 from modeling_vitp.dense.data import DenseData
 from modeling_vitp.detection.arguments import TASKS, DetectionArguments, DetectionModelArguments, DetectionSettings
@@ -23,6 +29,7 @@ pytestmark = pytest.mark.slow
 CLASSES = {
     "pretrain": (PretrainArguments, VRLArguments),
     "finetune": (FinetuneArguments, DenseSettings, DenseModelArguments),
+    "classification": (ClassificationArguments, ClassificationSettings, ClassificationModelArguments),
     "detection": (DetectionArguments, DetectionSettings, DetectionModelArguments),
     "probe": (ProbeArguments,),
     "experiment": (ExperimentArguments,),
@@ -63,7 +70,12 @@ def test_malformed_words(kind, capsys):
     assert 30 < refused
 
 
-FILES = {"finetune": "loveda", "detection": "nuclei_oriented", "experiment": "experiment_backbone"}
+FILES = {
+    "finetune": "loveda",
+    "classification": "chest_xray14",
+    "detection": "nuclei_oriented",
+    "experiment": "experiment_backbone",
+}
 
 
 @pytest.mark.parametrize("kind", FILES)
@@ -85,20 +97,32 @@ def test_malformed_configurations(kind, tmp_path):
                 assert end.code == 2
 
 
-@pytest.mark.parametrize("kind", ["dense", "detection"])
+DATA = {"classification": ClassificationData, "dense": DenseData, "detection": DetectionData}
+
+
+def data_kind(config):
+    if config.get("task") in TASKS:
+        return "detection"
+    return "dense" if isinstance(config["data"].get("classes", [""])[0], dict) else "classification"
+
+
+@pytest.mark.parametrize("kind", DATA)
 def test_malformed_data_of_configurations(kind):
     rng = random.Random(2)
     configs = [yaml.safe_load(path.read_text()) for path in sorted(CONFIGS.glob("*.yaml"))]
     configs = [config for config in configs if isinstance(config, dict) and "data" in config]
-    good = [config["data"] for config in configs if (config.get("task") in TASKS) == (kind == "detection")]
+    good = [config["data"] for config in configs if data_kind(config) == kind]
     good = [data for data in good if "dataset_name" not in data]  # which would be looked for on the Hub
+    assert good
     with limits():
         for _ in range(1500):
             data = mutate(rng, rng.choice(good), rng.choice([1, 1, 2, 3]))
             try:
                 with one_input():
-                    opened = (DenseData if kind == "dense" else DetectionData).from_dict(data)
-                    task = () if kind == "dense" else (rng.choice(TASKS),)
-                    opened.open(list(opened.splits)[:1], *task)
+                    opened = DATA[kind].from_dict(data)
+                    names = list(opened.splits)[:1]
+                    if kind == "classification":
+                        opened.find_classes(names, of_model=["a", "b"])
+                    opened.open(names, *([rng.choice(TASKS)] if kind == "detection" else []))
             except ValueError as error:
                 assert str(error).strip()

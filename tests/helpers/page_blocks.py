@@ -38,6 +38,7 @@ NO_PAGES = {"outputs", "data", "build", "dist", "__pycache__"}
 ONLY_PARSED = {
     "accelerate launch": "eight GPUs",
     "vitp benchmark --shape internvl2_5_1b": "minutes, and 17 GiB of memory",
+    "vitp benchmark_peers --shape vit_l": "many minutes",
     "pip download": "the network",
     "vitp experiment": "hours",
     "python recipes/data/build_nuclei.py": "the network",
@@ -57,6 +58,7 @@ SLOW = (
     "vitp export_onnx",
     "vitp benchmark_detection",
     "vitp benchmark_growth",
+    "vitp benchmark_peers",
     "python recipes/data/build_brain_mri.py",
     "vitp make_instructions volumes",
     "vitp pretrain --config brain_vlm.yaml",
@@ -95,6 +97,7 @@ SMALL = {  # recipe -> options that make it small, after those of the page
     "benchmark_detection": {"runs": 1, "steps": 1, "image_size": 64},
     "benchmark_growth": {"sides": 600, "rows": 24, "epochs": 100},
     "benchmark_loader": {"rows": 4, "batch_size": 2, "workers": 0, "rounds": 1},
+    "benchmark_peers": {"runs": 1},
 }
 
 

@@ -55,6 +55,11 @@ MISTAKES = {
     "a negative size": ([*PRETRAIN, "--max_patches", "-2"], 2, r"max_patches=-2"),
     "JSON that is none": ([*PRETRAIN, "--from_scratch", "{]"], 2, "from_scratch: '{]' is no JSON"),
     "no data": (["pretrain", "--output_dir", "out"], 2, "Give either dataset_name or mixture"),
+    "no folder to write to": (
+        ["pretrain", "--dataset_name", "data", "--from_scratch", json.dumps(FROM_SCRATCH)],
+        2,
+        "output_dir is missing: give the folder",
+    ),
     "no start": (PRETRAIN, 2, "Give either model_name_or_path or from_scratch"),
     "two starts, of which one can be taken back": (
         [*PRETRAIN, "--from_scratch", json.dumps(FROM_SCRATCH), "--model_name_or_path", "model"],

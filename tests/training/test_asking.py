@@ -29,8 +29,15 @@ def test_a_batch_is_answered_as_each_conversation_alone_whatever_the_number_of_i
     assert len(set(together)) > 1 and all(together)
 
 
-def test_several_answers_to_a_conversation_come_one_after_the_other(vivid):
+@pytest.mark.parametrize(
+    "questions", [("How many?", "How many?"), ("Which?", "How many trees are there in the image?")]
+)
+def test_samples_are_those_of_prompts_that_are_read_for_each(vivid, questions):
+    """By the same seed; the shorter question of two is padded."""
+    asked = [conversation(question, picture(56, 56, seed)) for seed, question in enumerate(questions)]
+    options = {"do_sample": True, "top_k": 0, "max_new_tokens": 4}
     torch.manual_seed(0)
-    options = {"do_sample": True, "top_k": 0, "num_return_sequences": 3, "max_new_tokens": 4}
-    answers = generate_answers(*vivid, [conversation("How many?", picture(56, 56, seed)) for seed in (0, 1)], **options)
+    answers = generate_answers(*vivid, asked, samples=3, **options)
+    torch.manual_seed(0)
+    assert answers == generate_answers(*vivid, asked, num_return_sequences=3, **options)
     assert len(answers) == 6 and len(set(answers)) > 2

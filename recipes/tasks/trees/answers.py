@@ -24,7 +24,7 @@ def ask_all(
     model: ViTPForConditionalGeneration, processor: ViTPProcessor, dataset: Dataset, split: str
 ) -> dict[str, list[str]]:
     """The answers to `COUNT` and `LOCATE`."""
-    sampling = {"do_sample": True, "top_k": 0, "num_return_sequences": NUM_SAMPLES, "max_new_tokens": 4}
+    sampling = {"do_sample": True, "top_k": 0, "samples": NUM_SAMPLES, "max_new_tokens": 4}
     sampled = ask(model, processor, dataset, COUNT, description=f"{split}: {COUNT}", **sampling)
     return {
         COUNT: [median_answer(sampled[i : i + NUM_SAMPLES]) for i in range(0, len(sampled), NUM_SAMPLES)],

@@ -48,9 +48,9 @@ def prepare(datasets: DatasetDict, repeats: int = 64) -> tuple[Dataset, Dataset]
 
 def repeat(rows: Dataset, repeats: int = 64) -> Dataset:
     """Each row `repeats` times, under an id of its own."""
-    ids = rows["id"]
-    copies = [rows.remove_columns("id").add_column("id", [f"{name}#{copy}" for name in ids]) for copy in range(repeats)]
-    return concatenate_datasets(copies)
+    names = rows["id"]
+    ids = [f"{name}#{copy}" for copy in range(repeats) for name in names]
+    return concatenate_datasets([rows.remove_columns("id")] * repeats).add_column("id", ids)
 
 
 class TreeInstructions:

@@ -56,17 +56,15 @@ class Ground:
         return part
 
     def mirrored(self) -> "Ground":
-        left, top, right, bottom = self.boxes.T
-        width = self.crowns.shape[1]
-        boxes = np.stack([width - right, top, width - left, bottom], axis=1)
+        boxes = self.boxes[:, [2, 1, 0, 3]]
+        boxes[:, ::2] = self.crowns.shape[1] - boxes[:, ::2]
         return Ground(self.pixels[:, ::-1], self.crowns[:, ::-1], boxes)
 
     def turned(self) -> "Ground":
         """By a quarter, which takes `(x, y)` to `(y, width - x)`."""
-        left, top, right, bottom = self.boxes.T
-        width = self.crowns.shape[1]
-        boxes = np.stack([top, width - right, bottom, width - left], axis=1)
-        return Ground(np.rot90(self.pixels), np.rot90(self.crowns), boxes)
+        boxes = self.boxes[:, [1, 2, 3, 0]]
+        boxes[:, 1::2] = self.crowns.shape[1] - boxes[:, 1::2]
+        return Ground(self.pixels.swapaxes(0, 1)[::-1], self.crowns.swapaxes(0, 1)[::-1], boxes)
 
     def jittered(self, rng: np.random.Generator) -> "Ground":
         """With another brightness and contrast."""
