@@ -26,17 +26,29 @@ class Adjustment:
     """What a visitor has chosen.
 
     Args:
-        position: percent of the way through a volume, from the feet up.
+        position: percent of the way through a volume, from the feet up, or through the frames of a DICOM file.
         preset: `AS_STATED` or one of `PRESETS`.
         bands: from 1, of red, green and blue or of grey; those that the names tell if there are none.
         percentiles: of each band, which become black and white; if they are `PERCENTILES`, what the file says comes
             before them.
+        part: percent of each side of the image that is seen; around `center`, percent from the left and from the top.
     """
 
     position: float = 50.0
     preset: str = AS_STATED
     bands: tuple[int, ...] = ()
     percentiles: tuple[float, float] = PERCENTILES
+    part: float = 100.0
+    center: tuple[float, float] = (50.0, 50.0)
+
+    @property
+    def window(self) -> tuple[float, float, float, float] | None:
+        """Left, top, right and bottom of the part that is seen, in fractions; `None` for the whole image."""
+        if self.part >= 100:
+            return None
+        half = self.part / 200
+        x, y = (min(max(at / 100, half), 1 - half) for at in self.center)
+        return x - half, y - half, x + half, y + half
 
     @property
     def changes_values(self) -> bool:
@@ -48,12 +60,21 @@ class Adjustment:
         if self.preset != AS_STATED or self.percentiles != PERCENTILES:
             spec = {key: value for key, value in spec.items() if key not in ("window", "percentiles")}
             spec |= {"percentiles": self.percentiles} if self.preset == AS_STATED else {"window": PRESETS[self.preset]}
-        if self.bands:
+        if self.bands and "band_names" not in spec:  # of which a model takes all
             spec["bands"] = [band - 1 for band in self.bands]
         return spec or None
 
 
-def adjustment_of(position: float, preset: str, bands: str, low: float, high: float) -> Adjustment:
+def adjustment_of(
+    position: float,
+    preset: str,
+    bands: str,
+    low: float,
+    high: float,
+    part: float = 100.0,
+    center_x: float = 50.0,
+    center_y: float = 50.0,
+) -> Adjustment:
     """As the controls say it.
 
     Raises:
@@ -64,7 +85,7 @@ def adjustment_of(position: float, preset: str, bands: str, low: float, high: fl
         raise ValueError(f"Bands are one number or three from 1 on, such as 4, 3, 2, and not {bands[:50]!r}.")
     if not low < high:
         raise ValueError(f"The percentile that becomes black, {low:g}, has to be below the one that becomes white.")
-    return Adjustment(position, preset, numbers, (float(low), float(high)))
+    return Adjustment(position, preset, numbers, (float(low), float(high)), part, (center_x, center_y))
 
 
 def is_volume(path: str | Path) -> bool:

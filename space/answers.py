@@ -12,6 +12,7 @@ from transformers import BatchFeature, StoppingCriteria, StoppingCriteriaList, T
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from modeling_vitp import ViTPForConditionalGeneration, ViTPProcessor
+from modeling_vitp.bands import named
 
 TEXT_INPUTS = ("input_ids", "attention_mask", "position_ids")
 BOX_MARKS = {"<ref>", "</ref>", "<box>", "</box>"}
@@ -50,8 +51,15 @@ def encode(
         drop_ratio: r of Visual Robustness Learning; which tokens are kept depends on `seed` alone.
 
     Raises:
-        ValueError: if the question is empty or too long, or a message holds an image token literally.
+        ValueError: if the model takes other bands, the question is empty or too long, or a message holds an image
+            token literally.
     """
+    bands = processor.image_processor.band_names
+    if bands is not None:
+        raise ValueError(
+            f"The model takes {named(bands)}, and questions here are about red, green and blue: its ViT can be seen in "
+            "the tab Backbone."
+        )
     question = messages[-1]["content"]
     if not question.strip():
         raise ValueError("The question is empty: type one first.")

@@ -3,9 +3,7 @@
 The page has events of its own, which answer with what its components show.
 """
 
-import tempfile
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import gradio as gr
@@ -17,9 +15,8 @@ from backbone_tab import features_file, view_of
 from compare_tab import corruptions, pair_maps, table_of
 from computing import QUEUE, answering
 from finding import finding
-from gradio.utils import get_upload_folder
 from loading import Models
-from PIL import Image
+from saving import write_png
 from views import FROM_CLS, FROM_POINT, KINDS, MAX_RESOLUTION, MIN_RESOLUTION, NO_BACKBONE, PCA, chosen, look
 from vrl_results import QUESTION, answers, kept_tokens, saved_by
 from vrl_results import table_of as table_of_answers
@@ -63,7 +60,7 @@ def build_api(models: Models) -> None:
         rows, columns = seen[0].features.shape[1:]
         shown = [{"backbone": one.name, "layer": one.layer, "depth": one.depth, "colors": one.meaning} for one in seen]
         facts = {"kind": kind, "rows": rows, "columns": columns, "maps": shown, "finding": finding(path, kind, seen)}
-        pictures = [saved(one.picture, f"map_{key}.png") for key, one in zip("ab", seen)] + [None] * (2 - len(seen))
+        pictures = [write_png(one.picture, f"map_{key}.png") for key, one in zip("ab", seen)] + [None] * (2 - len(seen))
         return *pictures, features_file(path, view, seen), facts
 
     @answering
@@ -80,7 +77,7 @@ def build_api(models: Models) -> None:
     ) -> tuple[str, str | None, list[dict]]:
         """Where two images of one place differ: a map by each backbone, and the similarities."""
         found, _ = pair_maps(models, needed(image), needed(second_image), backbone, second_backbone, resolution)
-        pictures = [saved(one[0], f"similarity_{key}.png") for key, one in zip("ab", found)]
+        pictures = [write_png(one[0], f"similarity_{key}.png") for key, one in zip("ab", found)]
         facts = [{"backbone": name, "mean": float(values.mean())} for _, name, _, values in found]
         return *pictures, *[None] * (2 - len(pictures)), facts
 
@@ -90,7 +87,12 @@ def build_api(models: Models) -> None:
     ) -> tuple[str, str | None, str, str]:
         """The image, and its thumbnail if it has one, bright where visual tokens are kept; how many, and a note."""
         tiles, thumbnail, summary, note = kept_tokens(models, needed(image), model, drop_ratio, seed)
-        return saved(tiles, "tiles.png"), saved(thumbnail, "thumbnail.png") if thumbnail else None, summary, note
+        return (
+            write_png(tiles, "tiles.png"),
+            write_png(thumbnail, "thumbnail.png") if thumbnail else None,
+            summary,
+            note,
+        )
 
     @answering
     def drop_ratios(
@@ -123,7 +125,7 @@ def build_api(models: Models) -> None:
         """What a fine-tuned model finds: a picture, objects, shares or probabilities of classes, and a note."""
         found, note = found_by(models, needed(image), second_image, model)
         picture, _ = drawn(found, threshold, opacity)
-        return saved(picture, "found.png"), facts_of(found, threshold), note
+        return write_png(picture, "found.png"), facts_of(found, threshold), note
 
     @answering
     def about_model(model: str) -> str:
@@ -190,13 +192,6 @@ def needed(path: str | None) -> str:
     if path is None:
         raise ValueError("There is no image yet: give one with handle_file.")
     return path
-
-
-def saved(picture: Image.Image, name: str) -> str:
-    """Writes a picture where files are cleared after a while."""
-    file = Path(tempfile.mkdtemp(dir=get_upload_folder()), name)
-    picture.save(file)
-    return str(file)
 
 
 def facts_of(found: Any, threshold: float) -> dict:

@@ -13,16 +13,17 @@ the serving of others.
 
 What a tab keeps to:
 
-- images come in through `uploading.image_input` and are opened with `uploading.open_upload` (a `Reading`: the image
-  and the input spec for the processor, `to_rgb()` for display, and a note to be shown);
+- images come in through `uploading.image_input`, whose `on` calls handlers with their paths, and are opened with
+  `uploading.open_upload` (a `Reading`: the image and the input spec for the processor, `to_rgb()` for display, and a
+  note to be shown);
 - handlers that run a model are marked `@computing.answering`, with `computing.turn(progress)` around what takes the
   machine; their events get `**computing.QUEUE`; slow ones report each step, and have a button that cancels them;
 - one action is one request; a result names its input, and `uploading.forget` takes it away when that changes;
 - what is wrong is raised as `computing.message(text)` or a `ValueError` in one line;
 - events of the page are `**computing.PRIVATE`, and `api.py` has the functions for programs;
 - every component has a label, images an `alt_text`; sliders are those of `url_state.slider`;
-- downloads are made when they are asked for, in a folder of `tempfile.mkdtemp(dir=gradio.utils.get_upload_folder())`,
-  which is cleared.
+- downloads are made when they are asked for, and lie where `saving.new_file` says; a picture in an update
+  (`gr.Image(…)`, `gr.update(…)`) is given by `saving.write_png`.
 """
 
 from functools import partial
@@ -34,6 +35,7 @@ import ask_tab
 import backbone_tab
 import compare_tab
 import gradio as gr
+import limits
 import vrl_tab
 from about import about
 from computing import PRIVATE, QUEUE, answering
@@ -110,6 +112,7 @@ def launch_options() -> dict:
         "head": f"<script>{(HERE / 'page.js').read_text()}</script>",
         "footer_links": ["api", "gradio", "settings"],
         "run_history": False,
+        "state_session_capacity": limits.SESSIONS,
         "ssr_mode": False,
     }
 

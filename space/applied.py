@@ -9,6 +9,7 @@ import torch
 from boxes import COLORS
 from opened import FineTuned
 from PIL import Image, ImageColor, ImageDraw, ImageFont
+from reading import in_colors
 
 from modeling_vitp.image_processing_vitp_detection import mask_of
 
@@ -127,13 +128,14 @@ Applied = Objects | Classes | Labels
 
 @torch.inference_mode()
 def apply(one: FineTuned, image: np.ndarray, later: np.ndarray | None = None) -> Applied:
-    """What a model finds in an image, uint8 RGB of shape `(height, width, 3)`, or in a pair of the same size."""
+    """What a model finds in an image, or in a pair of the same size, each as [`uploading.open_pixels`] gives it."""
     size = image.shape[:2]
     options = {"input_data_format": "channels_last", "return_tensors": "pt"}
     if one.takes_pairs:
         options["images_after"] = later
     inputs = one.image_processor(image, **options).to(one.model.device)
     outputs = one.model(**inputs)
+    image, later = (None if pixels is None else in_colors(pixels, one.band_names) for pixels in (image, later))
     if one.is_classifier:
         logits = outputs.logits[0].float()
         is_many = one.model.config.problem_type == "multi_label_classification"

@@ -7,12 +7,12 @@ import gradio as gr
 import numpy as np
 from applied import Applied, Objects, apply
 from checking import UnavailableModel
-from compare_tab import check_shapes, example_of
+from compare_tab import check_shapes
 from computing import PRIVATE, QUEUE, answering, message, told, turn
 from kinds import FINE_TUNED
 from loading import Models
 from PIL import Image
-from uploading import forget, image_input, image_upload, open_rgb
+from uploading import forget, image_input, image_upload, open_pixels
 from url_state import Tab, slider
 
 MAX_SIDE = 1024
@@ -70,13 +70,13 @@ def build_tab(models: Models, model_name: gr.Dropdown) -> Tab:
         result, note = found_by(models, path, second_path, model, progress)
         return result, *drawn(result, threshold, opacity), note
 
-    running = run.click(
+    running = image.on(
+        [run.click],
         apply_model,
-        [image.upload, later, name, threshold, opacity],
+        [later, name, threshold, opacity],
         [found, picture, legend, note],
         show_progress_on=picture,
         **QUEUE,
-        **PRIVATE,
     )
     cancel.click(None, cancels=running)
     gr.on(
@@ -88,15 +88,12 @@ def build_tab(models: Models, model_name: gr.Dropdown) -> Tab:
         show_progress="hidden",
         **PRIVATE,
     )
-    changes = [image.upload.upload, image.upload.clear, image.upload.delete, image.example.input, name.input]
-    changes += [later.upload, later.clear, later.delete]
+    changes = [*image.changes, later.upload, later.clear, later.delete, name.input]
     forget(changes, [picture, legend, note], [None, "", BEGIN], [running])
-    image.example.input(example_of, image.example, image.upload, show_progress="hidden", **PRIVATE)
-    image.upload.upload(None, None, image.example, js="() => null", **PRIVATE)
     gr.on(changes, lambda: None, None, found, show_progress="hidden", **PRIVATE)
     model_name.input(partial(_if_fine_tuned, models), model_name, name, show_progress="hidden", **PRIVATE)
     state = {"apply": name, "apply_image": image.example, "score": threshold, "opacity": opacity}
-    return Tab(state, [(example_of, image.example, image.upload)])
+    return Tab(state)
 
 
 def found_by(
@@ -116,12 +113,13 @@ def found_by(
     if one.takes_pairs and second_path is None:
         raise message(f"{model} finds changes: it needs a second image of the same ground.")
     paths = [path, second_path] if one.takes_pairs else [path]
-    readings = [open_rgb(one_path, MAX_SIDE, one.input_spec) for one_path in paths]
-    pictures = [rgb for rgb, _ in readings]
+    readings = [open_pixels(one_path, MAX_SIDE, one.input_spec) for one_path in paths]
+    pictures = [pixels for pixels, _ in readings]
     if one.takes_pairs:
         check_shapes(*pictures)
         size = pictures[0].shape[1::-1]
-        pictures[1] = np.asarray(Image.fromarray(pictures[1]).resize(size, Image.Resampling.BICUBIC))
+        bands = [Image.fromarray(band) for band in np.moveaxis(pictures[1], -1, 0)]
+        pictures[1] = np.stack([np.asarray(band.resize(size, Image.Resampling.BICUBIC)) for band in bands], -1)
     with turn(progress):
         if progress is not None:
             progress(0.5, desc="Looking")

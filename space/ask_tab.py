@@ -7,11 +7,12 @@ from collections.abc import Iterator
 import gradio as gr
 from answers import MAX_QUESTION, check_length, encode, stream_answer
 from boxes import draw_boxes
-from computing import PRIVATE, QUEUE, answering, turn
+from computing import QUEUE, answering, turn
 from loading import Models
 from opened import FullModel
 from PIL import Image, ImageOps
 from reading import Reading
+from saving import write_png
 from uploading import forget, image_input, image_upload, name_of, open_upload
 from url_state import Tab, slider
 
@@ -68,6 +69,7 @@ def build_tab(models: Models, model_name: gr.Dropdown) -> Tab:
             image = image_input("ask-image")
             second = image_upload("Second image, for a pair", elem_id="ask-second-image")
             note = gr.Textbox(label="What was opened", interactive=False, lines=1, max_lines=2)
+        with gr.Column(min_width=280, elem_classes="results"):
             picture = gr.Image(
                 label="Image and boxes of the last answer",
                 format="png",
@@ -114,32 +116,31 @@ def build_tab(models: Models, model_name: gr.Dropdown) -> Tab:
             )
             max_new_tokens = slider(8, 512, value=128, step=8, label="Longest answer, in tokens")
 
-    asked = gr.on(
+    asked = image.on(
         [ask_button.click, question.submit],
         ask_model,
-        [image.upload, model_name, second, question, said, max_new_tokens],
+        [model_name, second, question, said, max_new_tokens],
         [said, conversation, question, picture, pair, found],
         show_progress="minimal",
         show_progress_on=conversation,
         **QUEUE,
-        **PRIVATE,
     )
     stop.click(None, cancels=[asked])
-    changes = [image.upload.upload, image.upload.clear, image.upload.delete, image.example.input, model_name.input]
-    changes += [second.upload, second.clear, second.delete]
+    changes = [*image.changes, second.upload, second.clear, second.delete, model_name.input]
     forget(changes, [picture, pair, note, conversation, found], [None, None, "", [], ""])
     outputs = [picture, pair, note, said, conversation, found]
-    options = {**QUEUE, **PRIVATE, "cancels": [asked], "show_progress_on": picture}
-    image.changed(show, [model_name, second], outputs, **options)
-    gr.on(
-        [second.upload, second.clear, second.delete, clear.click, conversation.clear, model_name.input],
+    image.on(
+        [*changes, clear.click, conversation.clear],
         show,
-        [image.upload, model_name, second],
+        [model_name, second],
         outputs,
-        **options,
+        cancels=[asked],
+        trigger_mode="always_last",
+        show_progress_on=picture,
+        **QUEUE,
     )
     state = {"ask_image": image.example, "q": question}
-    return Tab(state, [image.restored(show, [model_name, second], outputs)])
+    return Tab(state, [(*image.given(show, [model_name, second]), outputs)])
 
 
 def read(full: FullModel, *paths: str | None) -> dict[str, Reading]:
@@ -188,7 +189,7 @@ def pictures_of(images: list[Image.Image], boxes: list[GridBox]) -> tuple[dict, 
     size = scale * width, scale * height
     sizes = [ImageOps.contain(image, size, Image.Resampling.BICUBIC).size for image in images]  # never squashed
     drawn = [
-        ImageOps.pad(draw_boxes(image.resize(own, Image.Resampling.BICUBIC), boxes), size)
+        write_png(ImageOps.pad(draw_boxes(image.resize(own, Image.Resampling.BICUBIC), boxes), size), "boxes.png")
         for image, own in zip(images, sizes)
     ]
     is_pair = len(drawn) == 2

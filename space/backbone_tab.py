@@ -2,19 +2,18 @@
 
 import functools
 import html
-import tempfile
 from collections.abc import Iterator, Sequence
-from pathlib import Path
+from dataclasses import replace
 
 import gradio as gr
 import numpy as np
 from adjusting import AS_STATED, PRESETS, Adjustment, adjustment_of
 from computing import PRIVATE, QUEUE, answering, message, told
 from finding import finding
-from gradio.utils import get_upload_folder
 from loading import REFERENCES, Models
-from maps import display_size, ringed
+from maps import boxed, display_size, ringed
 from PIL import Image
+from saving import new_file, write_png
 from uploading import CROWNS, EXAMPLES, forget, image_input, image_upload, name_of
 from url_state import DEEP, Tab, slider
 from views import (
@@ -82,11 +81,10 @@ def build_tab(models: Models, model_name: gr.Dropdown) -> Tab:
                 allow_custom_value=True,
             )
             opacity = slider(0, 1, OPACITY, step=0.05, label="Opacity of the map", elem_id="map_opacity")
-            with gr.Accordion("Point by numbers, or by arrow keys on a map", open=False):
-                x = slider(0, 100, 50, step=0.1, label="Point: % from the left", elem_id="point_x")
-                y = slider(0, 100, 50, step=0.1, label="Point: % from the top", elem_id="point_y")
+            x = slider(0, 100, 50, step=0.1, label="Point, or arrow keys on a map: % from the left", elem_id="point_x")
+            y = slider(0, 100, 50, step=0.1, label="Point: % from the top", elem_id="point_y")
             with gr.Accordion("How the image is read: slice, window, bands", open=False):
-                position = slider(0, 100, 50, step=0.5, label="Slice: % of a volume, from the feet up", elem_id="slice")
+                position = slider(0, 100, 50, step=0.5, label="Slice or frame: % from the feet up", elem_id="slice")
                 preset = gr.Radio([AS_STATED, *PRESETS], value=AS_STATED, label="Window of CT", elem_id="preset")
                 bands = gr.Textbox(
                     label="Bands of red, green and blue, then Enter; by their names if empty",
@@ -96,7 +94,12 @@ def build_tab(models: Models, model_name: gr.Dropdown) -> Tab:
                 )
                 low = slider(0, 49, 2, step=0.5, label="Black: percentile", elem_id="low")
                 high = slider(51, 100, 98, step=0.5, label="White: percentile", elem_id="high")
-            other = image_upload("Second image, to find there what is like the point", elem_id="backbone_second_image")
+            with gr.Accordion("A window of a large scene", open=False):
+                part = slider(1, 100, 100, step=1, label="Window: % of each side of the scene", elem_id="part")
+                center_x = slider(0, 100, 50, step=0.1, label="Its middle: % from the left", elem_id="center_x")
+                center_y = slider(0, 100, 50, step=0.1, label="Its middle: % from the top", elem_id="center_y")
+                scene = picture_view("Overview: click to move the window", "The scene and the window", visible=False)
+            other = image_upload("Image to search", elem_id="backbone_second_image")
         with gr.Column(scale=3, elem_classes="results"):
             sentence = gr.Markdown(label="What is seen", elem_id="finding")
             with gr.Row():
@@ -125,11 +128,12 @@ def build_tab(models: Models, model_name: gr.Dropdown) -> Tab:
         view = view_of(*settings)
         is_attention = gr.Row(visible=view.kind in OF_ATTENTION)
         if path is None:
-            yield None, None, None, gr.Image(None, visible=False), "", BEGIN, *(gr.skip(),) * 3, is_attention
+            nothing = gr.Image(None, visible=False)
+            yield None, None, None, nothing, "", BEGIN, *(gr.skip(),) * 3, is_attention, nothing
             return
         names = chosen(backbone, second_backbone)
         for seen in look(models, path, names, view, progress):
-            rgb, reading_note = image_of(models, path, names[0], view.adjustment)
+            rgb, _, reading_note = image_of(models, path, names[0], view.adjustment)
             original = Image.fromarray(rgb).resize(display_size(*rgb.shape[:2]))
             maps = [_shown(one, view.kind) for one in seen] + [gr.Image(None, visible=len(names) > 1)] * (2 - len(seen))
             rows, columns = seen[0].features.shape[1:]
@@ -139,12 +143,17 @@ def build_tab(models: Models, model_name: gr.Dropdown) -> Tab:
             if other_path is not None and view.kind == SIMILARITY:
                 drawn, meaning = elsewhere(models, path, other_path, seen[0], view)
                 title = f"What is like the point, in {name_of(other_path)}"
-                there = gr.Image(drawn, label=title, alt_text=f"{title}, by {seen[0].name}; {meaning}", visible=True)
+                there = gr.Image(
+                    write_png(drawn, "map_c.png"),
+                    label=title,
+                    alt_text=f"{title}, by {seen[0].name}; {meaning}",
+                    visible=True,
+                )
                 lines.append(_line(title, meaning, seen[0].layer, view))
             sliders = [_slider(one.depth, asked, one.layer) for one, asked in zip(seen, view.layers)]
             sliders += [gr.Slider(visible=len(names) > 1)] * (2 - len(seen))
             yield (
-                ringed(original, view.point) if view.has_point else original,
+                write_png(ringed(original, view.point) if view.has_point else original, "image.png"),
                 *maps,
                 there,
                 finding(path, view.kind, seen),
@@ -152,6 +161,7 @@ def build_tab(models: Models, model_name: gr.Dropdown) -> Tab:
                 *sliders,
                 _slider(seen[0].heads, view.head, min(view.head, seen[0].heads)),
                 is_attention,
+                _overview(models, path, names[0], view),
             )
 
     @answering
@@ -169,13 +179,30 @@ def build_tab(models: Models, model_name: gr.Dropdown) -> Tab:
             yield (gr.skip(),) * (len(outputs) + 4)
             return
         with told():
-            rgb, _ = image_of(models, path, backbone, view_of(*settings).adjustment)
+            rgb = image_of(models, path, backbone, view_of(*settings).adjustment).rgb
         x, y = (round(100 * (at + 0.5) / side, 1) for at, side in zip(event.index, display_size(*rgb.shape[:2])))
         kind, layer, second_layer, head, _, _, _, *others = settings
         kind = SIMILARITY if kind in (PCA, FOREGROUND) else kind
         settings = (kind, layer, second_layer, head, FROM_POINT, x, y, *others)
         for shown in see.__wrapped__(path, other_path, backbone, second_backbone, progress, *settings):
             yield *shown, x, y, kind, FROM_POINT
+
+    @answering
+    def see_there(
+        path: str | None,
+        other_path: str | None,
+        backbone: str,
+        second_backbone: str,
+        event: gr.SelectData,
+        progress: gr.Progress = gr.Progress(),  # noqa: B008
+        *settings,
+    ) -> Iterator[tuple]:
+        """A click into the overview moves the window."""
+        whole = replace(view_of(*settings).adjustment, part=100.0)
+        sides = display_size(*image_of(models, path, backbone, whole).rgb.shape[:2])
+        x, y = (round(100 * (at + 0.5) / side, 1) for at, side in zip(event.index, sides))
+        for shown in see.__wrapped__(path, other_path, backbone, second_backbone, progress, *settings[:-2], x, y):
+            yield *shown, x, y
 
     @functools.wraps(see)
     async def see_anew(path, other_path, backbone, second_backbone, progress, kind, layer, second_layer, *others):
@@ -193,29 +220,30 @@ def build_tab(models: Models, model_name: gr.Dropdown) -> Tab:
         return features_file(path, view, seen)
 
     settings = [kind, layer, second_layer, head, source, x, y, resolution, opacity, position, preset, bands, low, high]
+    settings += [part, center_x, center_y]
     inputs = [other, first, second, *settings]
     outputs = [picture, map_a, map_b, map_c, sentence, note, layer, second_layer, head, attention_options]
-    options = {**QUEUE, **PRIVATE, "trigger_mode": "always_last", "show_progress_on": map_a}
-    nothing = [None, None, None, None, "", BEGIN]
-    others = [image.upload.upload, image.upload.clear, image.upload.delete, image.example.input]
-    forget(others, [picture, map_a, map_b, map_c, sentence, note], nothing)
-    running = image.changed(see, inputs, outputs, **options)
-    changes = [one.submit if one is bands else one.input for one in settings]
-    changes += [other.upload, other.clear, other.delete]
-    running.append(gr.on(changes, see, [image.upload, *inputs], outputs, **options))
-    running.append(gr.on([first.input, second.input], see_anew, [image.upload, *inputs], outputs, **options))
+    outputs.append(scene)
+    options = {**QUEUE, "trigger_mode": "always_last", "show_progress_on": map_a}
+    nothing = [None, None, None, None, "", BEGIN, None]
+    forget(image.changes, [picture, map_a, map_b, map_c, sentence, note, scene], nothing)
+    changes = [*image.changes, other.upload, other.clear, other.delete]
+    changes += [one.submit if one is bands else one.input for one in settings]
+    running = [image.on(changes, see, inputs, outputs, **options)]
+    model_name.input(None, model_name, first, js="(name) => name", **PRIVATE)
+    running.append(image.on([first.input, second.input, model_name.input], see_anew, inputs, outputs, **options))
     picks = [view.select for view in (picture, map_a, map_b)]
-    running.append(gr.on(picks, see_like, [image.upload, *inputs], [*outputs, x, y, kind, source], **options))
-    running.append(model_name.input(lambda name: name, model_name, first, **PRIVATE, show_progress="hidden"))
-    running.append(running[-1].then(see_anew, [image.upload, *inputs], outputs, **options))
+    running.append(image.on(picks, see_like, inputs, [*outputs, x, y, kind, source], **options))
+    running.append(image.on([scene.select], see_there, inputs, [*outputs, center_x, center_y], **options))
     cancel.click(None, cancels=running)
-    kept = keep.click(keep_features, [image.upload, *inputs], file, **QUEUE, **PRIVATE)
+    kept = image.on([keep.click], keep_features, inputs, file, **QUEUE)
     kept.success(None, js=DOWNLOAD, **PRIVATE)
 
     keys = {"map": kind, "layer": layer, "layer_b": second_layer, "head": head, "from": source, "res": resolution}
     keys |= {"opacity_of_map": opacity, "slice": position, "ct": preset, "bands": bands, "black": low, "white": high}
+    keys |= {"window": part, "wx": center_x, "wy": center_y}
     keys = {"image": image.example, **keys, "a": first, "b": second, "x": x, "y": y}
-    return Tab(keys, [image.restored(see, inputs, outputs)])
+    return Tab(keys, [(*image.given(see, inputs), outputs)])
 
 
 def picture_view(label: str, alt_text: str, **options) -> gr.Image:
@@ -231,13 +259,21 @@ def picture_view(label: str, alt_text: str, **options) -> gr.Image:
     )
 
 
+def _overview(models: Models, path: str, name: str, view: View) -> gr.Image:
+    """The whole scene with the window that is seen of it, if it is a part."""
+    if view.adjustment.window is None:
+        return gr.Image(None, visible=False)
+    rgb = image_of(models, path, name, replace(view.adjustment, part=100.0)).rgb
+    return gr.Image(write_png(boxed(rgb, view.adjustment.window), "overview.png"), visible=True)
+
+
 def features_file(path: str, view: View, seen: Sequence[Seen]) -> str:
     """Writes features and maps as NPZ, where files are cleared after a while."""
     arrays = {"image": name_of(path), "kind": view.kind, "head": view.head, "from_point": view.from_point}
     arrays |= {"point": view.point, "backbones": [one.name for one in seen], "layers": [one.layer for one in seen]}
     for key, one in zip("ab", seen):
         arrays |= {f"features_{key}": one.features.numpy(), f"map_{key}": one.values.numpy()}
-    file = Path(tempfile.mkdtemp(dir=get_upload_folder()), "features.npz")
+    file = new_file("features.npz")
     np.savez(file, **arrays)
     return str(file)
 
@@ -279,6 +315,7 @@ def _line(caption: str, meaning: str, layer: int, view: View) -> str:
 
 def _shown(one: Seen, kind: str) -> gr.Image:
     caption = one.caption(kind)
+    shown = write_png(one.picture, "map.png")
     return gr.Image(
-        one.picture, label=caption.removeprefix(f"{kind} of "), alt_text=f"{caption}; {one.meaning}", visible=True
+        shown, label=caption.removeprefix(f"{kind} of "), alt_text=f"{caption}; {one.meaning}", visible=True
     )

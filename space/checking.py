@@ -10,7 +10,6 @@ import limits
 import torch
 from torch import nn
 
-from modeling_vitp.cards.examples import num_bands
 from modeling_vitp.convert.finite import not_finite
 
 FILES = re.compile(
@@ -67,9 +66,6 @@ def check_settings(name: str, folder: Path, is_trusted: bool) -> dict[str, Any]:
     for file in ("config.json", "preprocessor_config.json", "processor_config.json"):
         if (folder / file).is_file():
             check_numbers(name, file, read_json(name, folder / file))
-    bands = num_bands(config)
-    if bands is not None:
-        raise UnavailableModel(f"{name} takes {bands} bands; what is shown here is of red, green and blue.")
     if "quantization_config" in config:
         raise UnavailableModel(f"{name} is quantised, which needs libraries that are not here.")
     if not is_trusted and (folder / "tokenizer.json").is_file():

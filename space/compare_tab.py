@@ -1,11 +1,9 @@
 """The Compare tab: how much of a backbone's features stays under corruption, or from one image to another."""
 
 import html
-import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
-from pathlib import Path
 
 import gradio as gr
 import numpy as np
@@ -14,15 +12,16 @@ import torch
 from charts import line_charts, save_charts
 from comparison import Comparison, compare, similarity_map
 from computing import PRIVATE, QUEUE, answering, message, seconds_left, told, turn
-from gradio.utils import get_upload_folder
 from loading import RANDOM, REFERENCES, Models
 from maps import draw_map, grid_of, heat_of, patch_features
 from opened import LoadedBackbone
 from PIL import Image, ImageOps
-from uploading import EXAMPLES, example_path, forget, image_input, image_upload, name_of, open_rgb
+from saving import new_file, write_png
+from uploading import EXAMPLES, example_path, forget, image_input, image_upload, name_of, open_pixels
 from url_state import Tab, slider
 from views import MAX_RESOLUTION, MIN_RESOLUTION, NO_BACKBONE, OPACITY, chosen
 
+from modeling_vitp.bands import named
 from modeling_vitp.images.corruptions import SEVERITIES as CORRUPTIONS
 
 MAX_SIDE = 800  # the size at which the paper's robustness table was measured
@@ -106,40 +105,37 @@ def build_tab(models: Models, model_name: gr.Dropdown) -> Tab:
     ) -> tuple:
         """Where two images of one place differ for a backbone: a map by each backbone, and a note."""
         maps, lines = pair_maps(models, path, second_path, backbone, second_backbone, resolution, progress)
-        views = [gr.Image(picture, label=name, alt_text=text, visible=True) for name, picture, text, _ in maps]
+        views = [
+            gr.Image(write_png(picture, "map.png"), label=name, alt_text=text, visible=True)
+            for name, picture, text, _ in maps
+        ]
         return *views, *[gr.Image(None, visible=False)] * (2 - len(views)), "  \n".join(lines)
 
-    running = run.click(
+    running = image.on(
+        [run.click],
         compare_corruptions,
-        [image.upload, seed, first, second, resolution],
+        [seed, first, second, resolution],
         [found, chart, table, note],
         show_progress_on=chart,
         **QUEUE,
-        **PRIVATE,
     )
-    running_pair = run_pair.click(
+    running_pair = image.on(
+        [run_pair.click],
         compare_pair,
-        [image.upload, other, first, second, resolution],
+        [other, first, second, resolution],
         [map_a, map_b, note],
         show_progress_on=note,
         **QUEUE,
-        **PRIVATE,
     )
     cancel.click(None, cancels=[running, running_pair])
     model_name.input(None, model_name, first, js="(name) => name", **PRIVATE)
-    changes = [image.upload.upload, image.upload.clear, image.upload.delete, image.example.input, first.input]
-    changes += [second.input, resolution.input, seed.input, model_name.input, other.upload, other.clear, other.delete]
+    changes = [*image.changes, other.upload, other.clear, other.delete]
+    changes += [first.input, second.input, resolution.input, seed.input, model_name.input]
     forget(changes, [chart, table, map_a, map_b, note], ["", NO_ROWS, None, None, BEGIN], [running, running_pair])
-    image.example.input(example_of, image.example, image.upload, show_progress="hidden", **PRIVATE)
-    image.upload.upload(None, None, image.example, js="() => null", **PRIVATE)
     for button, writer in ((csv, csv_of), (png, png_of)):
         button.click(writer, found, file, **PRIVATE).success(None, js=DOWNLOADS, **PRIVATE)
     state = {"cimage": image.example, "seed": seed, "cres": resolution, "ca": first, "cb": second}
-    return Tab(state, [(example_of, image.example, image.upload)])
-
-
-def example_of(name: str | None) -> str | None:
-    return example_path(name) if name in EXAMPLES else None
+    return Tab(state)
 
 
 def pair_view(label: str, elem_id: str) -> gr.Image:
@@ -153,7 +149,7 @@ def corruptions(
 ) -> Iterator[tuple[list[Comparison], str]]:
     """The results so far, and a note, which says so where the time was up before the end."""
     backbones = opened(models, arms(first, second), progress)
-    rgb, reading_note = open_rgb(path, MAX_SIDE, backbones[0].input_spec)
+    rgb, reading_note = open_pixels(path, MAX_SIDE, backbones[0].input_spec)
     others = [fitted(name, rgb.shape) for name in EXAMPLES if name != name_of(path)]
     encoders = {one.name: encoder(one, int(resolution)) for one in backbones}
     total, results, longest = len(ORDER) * len(CORRUPTIONS), [], 0.0
@@ -191,8 +187,8 @@ def pair_maps(
         gradio.Error: if the images have different proportions: one would be squashed.
     """
     backbones = opened(models, chosen(first, second), progress)
-    before, note_before = open_rgb(path, MAX_SIDE, backbones[0].input_spec)
-    after, note_after = open_rgb(second_path, MAX_SIDE, backbones[0].input_spec)
+    before, note_before = open_pixels(path, MAX_SIDE, backbones[0].input_spec)
+    after, note_after = open_pixels(second_path, MAX_SIDE, backbones[0].input_spec)
     check_shapes(before, after)
     maps, lines = [], [f"**{html.escape(note_before)}**", f"**{html.escape(note_after)}**"]
     with turn(progress):
@@ -230,6 +226,8 @@ def opened(models: Models, names: Sequence[str], progress: Callable | None) -> l
             progress((index, len(names)), desc=f"Opening {name}")
         with told():
             backbones.append(replace(models.backbone(name), name=name))
+            if bands := backbones[-1].band_names:
+                raise ValueError(f"{name} takes {named(bands)}; what is compared here is of red, green and blue.")
     return backbones
 
 
@@ -239,7 +237,7 @@ def encoder(backbone: LoadedBackbone, resolution: int) -> Callable[..., torch.Te
 
 def fitted(name: str, shape: Sequence[int]) -> np.ndarray:
     """The middle of an example, in the shape of another image."""
-    rgb, _ = open_rgb(example_path(name), MAX_SIDE)
+    rgb, _ = open_pixels(example_path(name), MAX_SIDE)
     return np.asarray(ImageOps.fit(Image.fromarray(rgb), shape[1::-1]))
 
 
@@ -271,6 +269,6 @@ def png_of(found: tuple | None) -> str:
 def _written(found: tuple | None, name: str, write: Callable) -> str:
     if found is None:
         raise message("There is nothing to keep yet: compare first.")
-    file = Path(tempfile.mkdtemp(dir=get_upload_folder()), name)
+    file = new_file(name)
     write(*found, file)
     return str(file)

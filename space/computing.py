@@ -106,10 +106,12 @@ def turn(progress: gr.Progress | None = None) -> Iterator[None]:
     left = seconds_left()
     LINE.enter(task)
     try:
+        last = -1.0
         while place := LINE.place(task):
             task.ends = time.monotonic() + left + 1  # the time in the line does not count
-            if progress is not None:
-                progress(None, desc=f"Waiting: {place} before you")
+            if progress is not None and time.monotonic() > last + 1:  # each answer tells all who wait for theirs
+                progress(0.0, desc=f"Waiting: {place} before you")
+                last = time.monotonic()
             LINE.wait(seconds=1.0)
         task.ends = time.monotonic() + left
         yield

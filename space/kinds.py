@@ -107,7 +107,8 @@ def open_fine_tuned(name: str, folder: Path) -> FineTuned:
     image_processor = processors.from_pretrained(folder, local_files_only=True)
     input_spec = getattr(image_processor, "input_spec", None)
     if input_spec is not None:
-        image_processor.input_spec = None
+        bands = image_processor.band_names
+        image_processor.input_spec = bands and {"band_names": bands}
     return FineTuned(name, load(name, folder, model_class).eval().to(device()), image_processor, input_spec)
 
 
@@ -127,6 +128,7 @@ def load(name: str, folder: Path, model_class: Any, **options) -> PreTrainedMode
         attn_implementation="eager",
         use_safetensors=True,
         output_loading_info=True,
+        ignore_mismatched_sizes=True,  # which are named by `check_weights`, as what is missing is
         **options,
     )
     check_weights(name, model, loading)

@@ -13,6 +13,9 @@ WAITING = 40
 """Visitors who wait for their turn; at a second or two for each, more would wait in vain."""
 LOADING = 3
 """Models of visitors that are being loaded at once: each takes a share of network, memory and a core."""
+SESSIONS = 500
+"""Of pages and programs that are kept, those of the longest ago are forgotten; Gradio's own limit is 10,000, and each
+keeps a copy of every component that it was shown."""
 KEPT_MODELS = 6
 """That stay in memory, so that two visitors do not load theirs in turns; together in a quarter of it, see below."""
 MAX_GB = 4.0
@@ -29,6 +32,8 @@ SOURCE_PIXELS = 64_000_000
 """Of an image that is decoded whole (PNG, JPEG, WebP): 256 MB in RGBA. GeoTIFF is read reduced and may be larger."""
 BLOCK_BYTES = 256_000_000
 """Of one strip or tile of a TIFF, which is decoded at once, and of a DICOM data set that is deflated."""
+BAND_VALUES = 3 * 1024**2
+"""Of an image for a model of other bands than red, green and blue: floats, of which the last images are kept."""
 
 VOLUME_BYTES = 512_000_000
 """Of a NIfTI volume when it is unpacked, on the disk: a CT of 1,000 slices."""

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from matplotlib import colormaps
 from opened import LoadedBackbone
-from PIL import Image
+from PIL import Image, ImageDraw
 from torch.nn import functional as F
 
 from modeling_vitp.images.components import principal_scores
@@ -30,16 +30,18 @@ def pixel_values(
     """The image as the backbone takes it.
 
     Args:
-        image: uint8 RGB of shape `(height, width, 3)`.
+        image: uint8 RGB of shape `(height, width, 3)`, or of other bands float32 of shape `(height, width, bands)` in
+            [0, 1].
         resolution: patches along the longer side.
         grid: rows and columns of patches instead, for an image whose proportions are nearly theirs.
 
     Returns:
-        Of shape `(1, 3, rows * patch, columns * patch)`, normalised, on the backbone's device and in its dtype.
+        Of shape `(1, bands, rows * patch, columns * patch)`, normalised, on the backbone's device and in its dtype.
     """
     (rows, columns), (patch_height, patch_width) = grid or grid_of(*image.shape[:2], resolution), backbone.patch
     size = {"height": rows * patch_height, "width": columns * patch_width}
-    inputs = backbone.image_processor(Image.fromarray(image), size=size, crop_to_patches=False, return_tensors="pt")
+    options = {"size": size, "crop_to_patches": False, "return_tensors": "pt"}
+    inputs = backbone.image_processor(image, input_data_format="channels_last", **options)
     return inputs["pixel_values"].to(backbone.model.device, backbone.model.dtype)
 
 
@@ -53,8 +55,7 @@ def patch_features(
     """Features of the patches after a layer.
 
     Args:
-        image: uint8 RGB of shape `(height, width, 3)`.
-        resolution, grid: as for [`pixel_values`].
+        image, resolution, grid: as for [`pixel_values`].
         layer: from 1; the last if not given, for which it is the `last_hidden_state`.
 
     Returns:
@@ -69,8 +70,7 @@ def attention_heads(
     """Attention of one token to the patches in each head of a layer.
 
     Args:
-        image: uint8 RGB of shape `(height, width, 3)`.
-        resolution: patches along the longer side.
+        image, resolution: as for [`pixel_values`].
         layer: from 1.
         query: row and column of the patch that attends; the CLS token if not given.
 
@@ -210,6 +210,16 @@ def ringed(picture: Image.Image, point: tuple[float, float]) -> Image.Image:
     pixels[(distance >= 5) & (distance < 11)] = 0
     pixels[(distance >= 6.5) & (distance < 9.5)] = 255
     return Image.fromarray(pixels)
+
+
+def boxed(image: np.ndarray, window: tuple[float, float, float, float]) -> Image.Image:
+    """An image, uint8 RGB, as it is shown, with the outline of a part of it, in fractions of its sides."""
+    picture = Image.fromarray(image).resize(display_size(*image.shape[:2]))
+    left, top, right, bottom = (at * side for at, side in zip(window, picture.size * 2))
+    pen = ImageDraw.Draw(picture)
+    pen.rectangle((left - 2, top - 2, right + 2, bottom + 2), outline="black", width=6)
+    pen.rectangle((left, top, right, bottom), outline="white", width=2)
+    return picture
 
 
 def _token(weights: torch.Tensor, query: tuple[int, int] | None, grid: tuple[int, int]) -> int:

@@ -39,7 +39,7 @@ class LoadedBackbone:
     name: str
     model: PreTrainedModel
     image_processor: ViTPImageProcessor
-    """Its mean and std, for 8-bit RGB."""
+    """Its mean and std, for 8-bit RGB or for the bands that it takes."""
     input_spec: dict | None
     """How it was taught to see images that are not 8-bit RGB."""
 
@@ -48,8 +48,14 @@ class LoadedBackbone:
         """With the mean and deviation of an image processor, of whatever class."""
         names = ("do_rescale", "rescale_factor", "do_normalize", "image_mean", "image_std", "resample")
         settings = {key: value for key in names if (value := getattr(image_processor, key, None)) is not None}
-        plain = ViTPImageProcessor(**settings)
+        bands = getattr(image_processor, "band_names", None)
+        plain = ViTPImageProcessor(**settings, input_spec=bands and {"band_names": bands})
         return cls(name, model.eval().to(device()), plain, getattr(image_processor, "input_spec", None))
+
+    @property
+    def band_names(self) -> list[str] | None:
+        """That it takes, if these are others than red, green and blue."""
+        return self.image_processor.band_names
 
     @property
     def depth(self) -> int:
@@ -117,9 +123,14 @@ class FineTuned:
     name: str
     model: PreTrainedModel
     image_processor: BaseImageProcessor
-    """For 8-bit RGB."""
+    """For 8-bit RGB, or for the bands that it takes."""
     input_spec: dict | None
     """How it was taught to see images that are not 8-bit RGB."""
+
+    @property
+    def band_names(self) -> list[str] | None:
+        """That it takes, if these are others than red, green and blue."""
+        return getattr(self.image_processor, "band_names", None)
 
     @property
     def is_detector(self) -> bool:

@@ -5,6 +5,7 @@ The kind of a file is told from its content, not from its name. Nothing but the 
 
 import os
 import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,15 +16,19 @@ import rasterio
 import torch
 from rasterio.enums import ColorInterp, Resampling
 from rasterio.errors import NotGeoreferencedWarning, RasterioError
+from rasterio.windows import Window
 from torch.nn import functional as F
 from transformers.image_utils import ChannelDimension
 
-from modeling_vitp import InputSpec, ViTPImageProcessor
+from modeling_vitp import InputSpec
 from modeling_vitp.images.dicom import PERCENTILES, number_of_frames, open_dicom, read_frame
+from modeling_vitp.images.pixels import shown, to_pixels
 from modeling_vitp.images.reading import TIFF, is_dicom
 
 MAX_SIDE = 20_000
 MAX_PIXELS = 128_000_000  # a Sentinel-2 tile has 120.6 million
+CACHE = 64  # of GDAL, in MiB, instead of a twentieth of the machine's memory
+Fractions = tuple[float, float, float, float]
 RGB_NAMES = (("red", "b4", "b04"), ("green", "b3", "b03"), ("blue", "b2", "b02"))  # numbered as Sentinel-2 does
 # What the decoders raise at damaged files.
 DECODING_ERRORS = (OSError, SyntaxError, ValueError, TypeError, KeyError, AttributeError, RuntimeError, EOFError)
@@ -40,32 +45,56 @@ class Reading:
     """An image as [`~modeling_vitp.ViTPImageProcessor`] and [`~modeling_vitp.ViTPProcessor`] take it."""
 
     image: PIL.Image.Image | np.ndarray
-    """8-bit images as Pillow has them, others as an array of shape `(bands, height, width)`, one band or three."""
+    """8-bit images as Pillow has them, others as an array of shape `(bands, height, width)`: one band, three, or
+    those that the model takes."""
     input_spec: dict | None
     """How the array becomes 8-bit RGB; to be passed along with the image."""
     note: str
     """One line that says what was read and what was done."""
 
-    def to_rgb(self) -> PIL.Image.Image:
-        """The image as the model sees it before it is cut into tiles, 8-bit RGB."""
+    def pixels(self) -> torch.Tensor:
+        """The image as the model sees it before it is cut into tiles: uint8 of shape `(3, height, width)`, or for a
+        model of other bands float32 of shape `(bands, height, width)` in [0, 1].
+
+        Raises:
+            ValueError: if the image has not the bands that the model takes.
+        """
         spec = None if self.input_spec is None else InputSpec.from_dict(self.input_spec)
-        rgb = ViTPImageProcessor().process_image(self.image, input_data_format=ChannelDimension.FIRST, spec=spec)
-        return PIL.Image.fromarray(rgb.round().to(torch.uint8).movedim(0, -1).numpy())
+        return to_pixels(self.image, spec, ChannelDimension.FIRST)
+
+    def to_rgb(self) -> PIL.Image.Image:
+        """The image as it is shown, 8-bit RGB; of other bands those that are red, green and blue by their names."""
+        pixels = self.pixels().movedim(0, -1).contiguous().numpy()
+        return PIL.Image.fromarray(in_colors(pixels, (self.input_spec or {}).get("band_names")))
 
 
-def read_image(path: str | os.PathLike, max_side: int = 2048, input_spec: dict | None = None) -> Reading:
+def in_colors(pixels: np.ndarray, band_names: Sequence[str] | None) -> np.ndarray:
+    """An image as it is shown, uint8 of shape `(height, width, 3)`, from one as a model of these bands takes it."""
+    return pixels if band_names is None else shown(torch.from_numpy(pixels).movedim(-1, 0), band_names)
+
+
+def read_image(
+    path: str | os.PathLike,
+    max_side: int = 2048,
+    input_spec: dict | None = None,
+    position: float = 50.0,
+    window: Fractions | None = None,
+) -> Reading:
     """Opens an image file, reduced so that its longer side has at most `max_side` pixels.
 
     - JPEG, PNG, WebP with 8 bits: turned as their EXIF tag says.
     - TIFF, GeoTIFF, 16-bit PNG: the bands that the file calls red, green and blue, else the first three, or the first
       of one or two; nodata is left out of the window and becomes black. More than 8 bits are windowed from the 2nd to
       the 98th percentile of each band; of complex values the magnitude is taken.
-    - DICOM: the middle frame, in the units of its rescale tags, by its first (linear) window or else by percentiles;
+    - DICOM: one frame, in the units of its rescale tags, by its first (linear) window or else by percentiles;
       MONOCHROME1 is inverted, padding becomes black.
 
     Args:
         input_spec: the fields of [`~modeling_vitp.InputSpec`] to use instead of the window, percentiles and bands
-            that would be chosen.
+            that would be chosen. With `band_names` all bands of the file are read.
+        position: of the frame, in percent of the way through those of a DICOM file.
+        window: left, top, right and bottom, in fractions of the sides, of the part that is wanted; of a tiled TIFF
+            nothing else is read.
 
     Raises:
         UnreadableImage: if the file is missing, empty, damaged, too large, or no image.
@@ -90,7 +119,9 @@ def read_image(path: str | os.PathLike, max_side: int = 2048, input_spec: dict |
     else:
         read, kind = _read_picture, ("JPEG", "PNG", "WEBP")
     try:
-        return read(path, kind, max_side, input_spec)
+        if read is _read_dicom:
+            return _read_dicom(path, max_side, input_spec, position, window)
+        return read(path, kind, max_side, input_spec, window)
     except UnreadableImage:
         raise
     except PIL.UnidentifiedImageError as error:
@@ -104,24 +135,38 @@ def read_image(path: str | os.PathLike, max_side: int = 2048, input_spec: dict |
         raise UnreadableImage(f"{path.name} is damaged, incomplete or of a kind not known here: {reason}") from error
 
 
-def _read_picture(path: Path, formats: tuple[str, ...], max_side: int, input_spec: dict | None) -> Reading:
+def _read_picture(
+    path: Path, formats: tuple[str, ...], max_side: int, input_spec: dict | None, window: Fractions | None
+) -> Reading:
     with PIL.Image.open(path, formats=formats) as image:
         size, kind = image.size, image.format
         reduced = _reduced_size(path, *size, max_side)
-        image.draft(None, reduced)
-        image.thumbnail(reduced)
+        if window is None:
+            image.draft(None, reduced)
+            image.thumbnail(reduced)
         image.load()
         image = PIL.ImageOps.exif_transpose(image)
-    return Reading(image, input_spec, _note(f"{kind}, {image.mode}", size, reduced))
+    done = []
+    if window is not None:
+        left, top, *size = _box(image.size, window)
+        image = image.crop((left, top, left + size[0], top + size[1]))
+        reduced = _reduced_size(path, *size, max_side)
+        image.thumbnail(reduced)
+        done.append(f"from {left}, {top} on")
+    return Reading(image, input_spec, _note(f"{kind}, {image.mode}", tuple(size), reduced, *done))
 
 
-def _read_raster(path: Path, driver: str, max_side: int, input_spec: dict | None) -> Reading:
+def _read_raster(path: Path, driver: str, max_side: int, input_spec: dict | None, window: Fractions | None) -> Reading:
     spec = dict(input_spec or {})
     # One driver and no look at the folder: a file cannot name others that would be opened too.
-    with rasterio.Env(GDAL_DISABLE_READDIR_ON_OPEN="EMPTY_DIR"), rasterio.open(path, driver=driver) as source:
-        size, count, dtype = (source.width, source.height), source.count, source.dtypes[0]
+    with (
+        rasterio.Env(GDAL_DISABLE_READDIR_ON_OPEN="EMPTY_DIR", GDAL_CACHEMAX=CACHE),
+        rasterio.open(path, driver=driver) as source,
+    ):
+        left, top, *size = _box((source.width, source.height), window)
+        count, dtype = source.count, source.dtypes[0]
         width, height = reduced = _reduced_size(path, *size, max_side)
-        bands = list(spec.pop("bands", None) or _bands_of(source))
+        bands = list(range(count)) if "band_names" in spec else list(spec.pop("bands", None) or _bands_of(source))
         if max(bands) >= count:
             raise UnreadableImage(
                 f"{path.name} has {count} band(s), but the input spec asks for band {max(bands) + 1}."
@@ -130,10 +175,11 @@ def _read_raster(path: Path, driver: str, max_side: int, input_spec: dict | None
         array = source.read(
             [band + 1 for band in bands],
             out_shape=(len(bands), height, width),
+            window=Window(left, top, *size),
             resampling=Resampling.nearest if palette else Resampling.average,
             masked=dtype != "uint8",
         )
-    done = []
+    done = [] if window is None else [f"from {left}, {top} on"]
     if count > 1:
         done.append(f"band{'s' * (len(bands) > 1)} {', '.join(str(band + 1) for band in bands)} of {count}")
     if palette:
@@ -147,6 +193,7 @@ def _read_raster(path: Path, driver: str, max_side: int, input_spec: dict | None
     if isinstance(array, np.ma.MaskedArray):
         array = _filled(array)
     kind = f"{ {'GTiff': 'TIFF', 'JP2OpenJPEG': 'JPEG 2000'}.get(driver, driver) }, {dtype}"
+    size = tuple(size)
     if array.dtype == np.uint8 and not spec:
         image = PIL.Image.fromarray(np.broadcast_to(array, (3, *array.shape[1:])).transpose(1, 2, 0).copy())
         return Reading(image, None, _note(kind, size, reduced, *done))
@@ -155,22 +202,28 @@ def _read_raster(path: Path, driver: str, max_side: int, input_spec: dict | None
     return Reading(array, spec, _note(kind, size, reduced, *done, *_described(spec)))
 
 
-def _read_dicom(path: Path, kind: str, max_side: int, input_spec: dict | None) -> Reading:
+def _read_dicom(
+    path: Path, max_side: int, input_spec: dict | None, position: float, window: Fractions | None
+) -> Reading:
     try:
         dataset = open_dicom(path, path.name)
-        size = dataset.Columns, dataset.Rows
-        width, height = reduced = _reduced_size(path, *size, max_side)
-        frame = read_frame(dataset, path.name)
+        _reduced_size(path, dataset.Columns, dataset.Rows, max_side)
+        frames = number_of_frames(dataset)
+        index = min(int(position / 100 * frames), frames - 1)
+        frame = read_frame(dataset, path.name, index)
     except ValueError as error:
         if path.name not in str(error):
             raise
         raise UnreadableImage(str(error)) from error
-    frames = number_of_frames(dataset)
-    done = [f"frame {frames // 2 + 1} of {frames}"] if frames > 1 else []
+    left, top, *size = _box((dataset.Columns, dataset.Rows), window)
+    width, height = reduced = _reduced_size(path, *size, max_side)
+    size = tuple(size)
+    done = [] if window is None else [f"from {left}, {top} on"]
+    done += [f"frame {index + 1} of {frames}"] if frames > 1 else []
     done += ["colours of its palette"] if frame.has_palette else []
     spec = _or_default(dict(input_spec or {}), frame.input_spec)
     done += _described(spec)
-    array = frame.values
+    array = frame.values[top : top + size[1], left : left + size[0]]
     if frame.is_inverted:
         array, spec = -array.astype(np.float64), _mirrored(spec)
         done.append("inverted (MONOCHROME1)")
@@ -180,6 +233,13 @@ def _read_dicom(path: Path, kind: str, max_side: int, input_spec: dict | None) -
     _check_values(path, array)
     modality = dataset.get("Modality", dataset.PhotometricInterpretation)
     return Reading(array, spec, _note(f"DICOM, {modality}", size, reduced, *done))
+
+
+def _box(size: tuple[int, int], window: Fractions | None) -> tuple[int, int, int, int]:
+    """Left, top, width and height in pixels of a part of an image, whose `size` is width and height."""
+    left, top, right, bottom = window or (0, 0, 1, 1)
+    x, y = min(int(left * size[0]), size[0] - 1), min(int(top * size[1]), size[1] - 1)
+    return x, y, max(1, round(right * size[0]) - x), max(1, round(bottom * size[1]) - y)
 
 
 def _bands_of(source: rasterio.DatasetReader) -> list[int]:

@@ -2,6 +2,7 @@
 
 import base64
 import functools
+import inspect
 import io
 import json
 from collections.abc import AsyncIterator, Callable, Sequence
@@ -10,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import gradio as gr
+import limits
 import numpy as np
 import PIL.Image
 import PIL.ImageOps
@@ -34,52 +36,38 @@ EXAMPLES = {
 
 @dataclass(frozen=True)
 class ImageInput:
-    """Where an image comes from: an upload, and examples that fill it."""
+    """Where an image comes from: an upload or an example, of which the page empties the other when one is given."""
 
     upload: gr.File
     example: gr.Radio
 
-    def changed(
-        self, handler: Callable, inputs: Sequence[Any], outputs: Sequence[Any], **options
-    ) -> list[gr.events.Dependency]:
-        """Calls a handler when there is another image: once for an upload, an example, or when the upload is emptied.
+    @property
+    def changes(self) -> list[Callable]:
+        """The events after which there is another image, or none."""
+        return [self.upload.upload, self.upload.clear, self.upload.delete, self.example.input]
+
+    def on(
+        self, triggers: Sequence[Callable], handler: Callable, inputs: Sequence[Any], outputs: Sequence[Any], **options
+    ) -> gr.events.Dependency:
+        """Calls a handler at these events, with the path of the image that there is at that moment, and the inputs.
 
         Args:
-            handler: marked with [`computing.answering`]; it takes the path of the image and the inputs.
+            handler: marked with [`computing.answering`]; its first argument is the path, `None` without an image.
         """
-        outputs, options = [*outputs, self.upload, self.example], {**PRIVATE, **options}
-        triggers = [self.upload.upload, self.upload.clear, self.upload.delete]
-        return [
-            gr.on(triggers, _of_upload(handler), [self.upload, *inputs], outputs, **options),
-            self.example.input(_of_example(handler, len(outputs)), [self.example, *inputs], outputs, **options),
-        ]
+        return gr.on(triggers, *self.given(handler, inputs), outputs, **PRIVATE, **options)
 
-    def restored(self, handler: Callable, inputs: Sequence[Any], outputs: Sequence[Any]) -> tuple:
-        """What `app.load` does with it: the handler, its inputs and outputs; nothing if no example is chosen."""
-        outputs = [*outputs, self.upload, self.example]
-        return _of_example(handler, len(outputs)), [self.example, *inputs], outputs
+    def given(self, handler: Callable, inputs: Sequence[Any]) -> tuple[Callable, list]:
+        """The handler as the page calls it, and its inputs in the page."""
+        first, *others = inspect.signature(handler).parameters.values()
 
+        @functools.wraps(handler)
+        async def answer(upload: str | None, example: str | None, *arguments) -> AsyncIterator:
+            async for found in handler(example_path(example) if example in EXAMPLES else upload, *arguments):
+                yield found
 
-def _of_upload(handler: Callable) -> Callable:
-    @functools.wraps(handler)
-    async def with_upload(path: str | None, *others) -> AsyncIterator[tuple]:
-        async for found in handler(path, *others):
-            yield *found, gr.skip(), None
-
-    return with_upload
-
-
-def _of_example(handler: Callable, number_of_outputs: int) -> Callable:
-    @functools.wraps(handler)
-    async def with_example(name: str | None, *others) -> AsyncIterator[tuple]:
-        if name in EXAMPLES:
-            path = example_path(name)
-            async for found in handler(path, *others):
-                yield *found, path, gr.skip()
-        else:  # a generator that gives nothing would empty its outputs
-            yield (gr.skip(),) * number_of_outputs
-
-    return with_example
+        example = inspect.Parameter("example", inspect.Parameter.POSITIONAL_OR_KEYWORD)
+        answer.__signature__ = inspect.Signature([first, example, *others])  # where Gradio puts progress and events
+        return answer, [self.upload, self.example, *inputs]
 
 
 def thumbnails() -> str:
@@ -92,7 +80,7 @@ def thumbnails() -> str:
         data = base64.b64encode(buffer.getvalue()).decode()
         rules.append(
             f'label[data-testid="{name}-radio-label"]::before {{ content: ""; width: 40px; height: 40px; '
-            f"border-radius: 4px; background: url(data:image/jpeg;base64,{data}) center / cover; }}"
+            f"margin-right: 6px; border-radius: 4px; background: url(data:image/jpeg;base64,{data}) center / cover; }}"
         )
     return "\n".join(rules)
 
@@ -112,7 +100,10 @@ def image_input(elem_id: str, value: str | None = None) -> ImageInput:
         value: the name of the example that is there at first.
     """
     upload = image_upload(elem_id=elem_id)
-    return ImageInput(upload, gr.Radio(list(EXAMPLES), value=value, label="… or an example"))
+    example = gr.Radio(list(EXAMPLES), value=value, label="… or an example")
+    gr.on([upload.upload, upload.clear, upload.delete], None, None, example, js="() => null", **PRIVATE)
+    example.input(None, None, upload, js="() => null", **PRIVATE)
+    return ImageInput(upload, example)
 
 
 def example_path(name: str) -> str:
@@ -162,26 +153,33 @@ def open_upload(
         check_header(Path(path))
         if is_volume(path):
             return read_slice(Path(path), max_side, adjustment, input_spec)
+        bands = (input_spec or {}).get("band_names")
+        if bands:
+            max_side = min(max_side, int((limits.BAND_VALUES / len(bands)) ** 0.5))
+        read = functools.partial(read_image, path, max_side, position=adjustment.position, window=adjustment.window)
+        if bands:
+            return read(adjustment.spec(input_spec))
         bands = rgb_bands(path)
         named = bands and {"bands": bands}
-        reading = read_image(path, max_side, named)
+        reading = read(named)
         is_deep = not isinstance(reading.image, PIL.Image.Image)
         if adjustment.changes_values or (input_spec and is_deep):
             spec = adjustment.spec(input_spec if is_deep else None)
-            reading = read_image(path, max_side, {**(named or {}), **(spec or {})})
+            reading = read({**(named or {}), **(spec or {})})
         return reading
 
 
-def open_rgb(
+def open_pixels(
     path: str | None,
     max_side: int = 2048,
     input_spec: dict | None = None,
     adjustment: Adjustment = Adjustment(),  # noqa: B008
 ) -> tuple[np.ndarray, str]:
-    """As [`open_upload`]: the image in uint8 RGB, of shape `(height, width, 3)`, and the note of how it was read.
+    """As [`open_upload`]: the image as a model takes it, and the note of how it was read, which begins with its name.
 
-    The note begins with the name of the image.
+    It is uint8 RGB of shape `(height, width, 3)`; for a model of other bands float32 of shape `(height, width, bands)`
+    in [0, 1].
     """
     reading = open_upload(path, max_side, input_spec, adjustment)
     with told():
-        return np.asarray(reading.to_rgb()), f"{name_of(path)}: {reading.note}"
+        return reading.pixels().movedim(0, -1).contiguous().numpy(), f"{name_of(path)}: {reading.note}"

@@ -1,6 +1,7 @@
 """The page's URL keeps what was chosen, so that a link opens the page as it is."""
 
 import json
+from abc import ABCMeta
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -12,9 +13,18 @@ DEEP, MOST_LAYERS = "deep", 128
 """The class of sliders that are as long as a backbone has layers, which is not known when the page loads."""
 
 
+def nearest(component: gr.Slider, value: float) -> float:
+    """What a slider stands for that is beyond an end: the page may not know yet that it has been made shorter."""
+    return gr.Slider.preprocess(component, min(max(value, component.minimum), component.maximum))
+
+
+# Without a class statement, at which Gradio would write a `.pyi` file beside this one.
+Slider = ABCMeta.__new__(type(gr.Slider), "Slider", (gr.Slider,), {"preprocess": nearest})
+
+
 def slider(*arguments, **options) -> gr.Slider:
-    """Without gradio's button that resets it, which makes no event of input."""
-    return gr.Slider(*arguments, buttons=[], **options)
+    """Without gradio's button that resets it, which makes no event of input; see [`nearest`]."""
+    return Slider(*arguments, buttons=[], **options)
 
 
 class Tab(NamedTuple):
@@ -61,7 +71,7 @@ def keep_in_url(
     restored = app.load(restore, None, [tabs, *components.values()], show_progress="hidden", **PRIVATE)
     restored.then(None, js="() => { window.urlIsRestored = true; }")
     for handler, inputs, outputs in at_start:
-        restored.then(handler, inputs, outputs, **QUEUE, **PRIVATE)
+        restored.then(handler, inputs, outputs, show_progress_on=outputs[0], **QUEUE, **PRIVATE)
     defaults = [_text(component.value) for component in components.values()]
     remember = REMEMBER % (json.dumps(list(components)), json.dumps(defaults))
     gr.on([component.change for component in components.values()], None, list(components.values()), js=remember)

@@ -4,6 +4,7 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -24,7 +25,8 @@ from maps import (
 )
 from opened import LoadedBackbone
 from PIL import Image, ImageDraw
-from uploading import open_rgb
+from reading import in_colors
+from uploading import open_pixels
 
 from modeling_vitp.images.components import align_scores, colors_of, principal_scores
 
@@ -113,15 +115,26 @@ class Seen:
         return f"{kind} of {self.name}, {where}"
 
 
+class Opened(NamedTuple):
+    """An image as a backbone reads it."""
+
+    rgb: np.ndarray
+    """As it is shown: uint8 of shape `(height, width, 3)`."""
+    pixels: np.ndarray
+    """As the backbone takes it: the same, or of other bands float32 of shape `(height, width, bands)` in [0, 1]."""
+    note: str
+
+
 @lru_cache(maxsize=16)
 def image_of(
     models: Models,
     path: str,
     name: str,
     adjustment: Adjustment = Adjustment(),  # noqa: B008
-) -> tuple[np.ndarray, str]:
-    """The image as a backbone reads it, and a note."""
-    return open_rgb(path, input_spec=models.backbone(name).input_spec, adjustment=adjustment)
+) -> Opened:
+    one = models.backbone(name)
+    pixels, note = open_pixels(path, input_spec=one.input_spec, adjustment=adjustment)
+    return Opened(in_colors(pixels, one.band_names), pixels, note)
 
 
 @lru_cache(maxsize=16)
@@ -133,7 +146,7 @@ def features_of(
     layer: int,
     adjustment: Adjustment = Adjustment(),  # noqa: B008
 ) -> torch.Tensor:
-    return patch_features(models.backbone(name), image_of(models, path, name, adjustment)[0], resolution, layer)
+    return patch_features(models.backbone(name), image_of(models, path, name, adjustment).pixels, resolution, layer)
 
 
 def chosen(first: str, second: str | None) -> list[str]:
@@ -159,9 +172,9 @@ def look(
                 progress((len(names) + index) / (2 * len(names)), desc=f"Looking with {name}")
             layers.append(view.layer_of(one, index))
             features.append(features_of(models, path, name, view.resolution, layers[-1], view.adjustment))
-            image, _ = image_of(models, path, name, view.adjustment)
+            image = image_of(models, path, name, view.adjustment).pixels
             values.append(view.values(one, layers[-1], image, features[-1]))
-            pictures = draw(view, values, image_of(models, path, names[0], view.adjustment)[0])
+            pictures = draw(view, values, image_of(models, path, names[0], view.adjustment).rgb)
             facts = zip(names, layers, opened, features, values, pictures)
             yield [
                 Seen(name, layer, one.depth, one.heads, feature, value, picture, meaning)
@@ -223,4 +236,4 @@ def elsewhere(models: Models, path: str, second_path: str, one: Seen, view: View
     with turn():
         others = features_of(models, second_path, one.name, view.resolution, one.layer)
     values = similarity_elsewhere(one.features, *place, others)
-    return heat_map(values, image_of(models, second_path, one.name)[0], view, has_point=False)
+    return heat_map(values, image_of(models, second_path, one.name).rgb, view, has_point=False)

@@ -4,8 +4,9 @@ from collections.abc import Iterator
 
 import gradio as gr
 from answers import MAX_QUESTION
-from computing import PRIVATE, QUEUE, answering
+from computing import QUEUE, answering
 from loading import Models
+from saving import write_png
 from uploading import forget, image_input, name_of
 from url_state import Tab, slider
 from vrl_explained import in_words, strip
@@ -44,7 +45,8 @@ def build_tab(models: Models, model_name: gr.Dropdown) -> Tab:
         if path is None:
             return None, None, "", "There is no image yet."
         tiles, thumbnail, summary, note = kept_tokens(models, path, model, drop_ratio, seed)
-        return tiles, gr.update(value=thumbnail, visible=thumbnail is not None), summary, note
+        small = thumbnail and write_png(thumbnail, "thumbnail.png")
+        return tiles, gr.update(value=small, visible=thumbnail is not None), summary, note
 
     @answering
     def draw_curve(
@@ -175,33 +177,33 @@ def build_tab(models: Models, model_name: gr.Dropdown) -> Tab:
     )
 
     shown = [tiles, thumbnail, summary, note]
-    running = ask.click(
+    running = image.on(
+        [ask.click],
         draw_curve,
-        [image.upload, model_name, question, seed, num_seeds],
+        [model_name, question, seed, num_seeds],
         [curve, table, full_answer],
         show_progress_on=table,
         **QUEUE,
-        **PRIVATE,
     )
-    measuring = measure_button.click(
+    measuring = image.on(
+        [measure_button.click],
         measure,
-        [image.upload, model_name, question, drop_ratio, seed],
+        [model_name, question, drop_ratio, seed],
         [cost_table, saved],
         show_progress_on=cost_table,
         **QUEUE,
-        **PRIVATE,
     )
-    explaining = both.click(
+    explaining = image.on(
+        [both.click],
         with_and_without,
-        [image.upload, model_name, question, drop_ratio, seed],
+        [model_name, question, drop_ratio, seed],
         [*whole, *short, sequence],
         show_progress_on=sequence,
         **QUEUE,
-        **PRIVATE,
     )
     end_both.click(None, cancels=explaining)
     stop.click(None, cancels=[running, measuring])
-    changes = [image.upload.upload, image.upload.clear, image.upload.delete, image.example.input, model_name.input]
+    changes = [*image.changes, model_name.input]
     forget(changes, shown, [None, None, "", ""])
     changes += [question.input, seed.input]
     forget(
@@ -209,18 +211,19 @@ def build_tab(models: Models, model_name: gr.Dropdown) -> Tab:
     )
     forget([*changes, drop_ratio.input], [*whole, *short, sequence], ["", None, "", None, None], [explaining])
     forget([*changes, drop_ratio.input], [cost_table, saved], [empty_of(COST_COLUMNS), ""], [measuring])
-    options = {**QUEUE, **PRIVATE, "show_progress": "minimal", "show_progress_on": tiles}
-    image.changed(show_tokens, [model_name, drop_ratio, seed], shown, **options)
-    gr.on(
-        [drop_ratio.input, seed.input, model_name.input],
+    tokens_of = [model_name, drop_ratio, seed]
+    image.on(
+        [*image.changes, drop_ratio.input, seed.input, model_name.input],
         show_tokens,
-        [image.upload, model_name, drop_ratio, seed],
+        tokens_of,
         shown,
         trigger_mode="always_last",
-        **options,
+        show_progress="minimal",
+        show_progress_on=tiles,
+        **QUEUE,
     )
     state = {"vrl_image": image.example, "r": drop_ratio, "vrl_seed": seed, "vrl_q": question}
-    return Tab(state, [image.restored(show_tokens, [model_name, drop_ratio, seed], shown)])
+    return Tab(state, [(*image.given(show_tokens, tokens_of), shown)])
 
 
 def attention_view(label: str, elem_id: str) -> gr.Image:

@@ -62,15 +62,18 @@ def number_of_frames(dataset: pydicom.Dataset) -> int:
     return int(dataset.get("NumberOfFrames") or 1)
 
 
-def read_frame(dataset: pydicom.Dataset, name: str | Path) -> Frame:
-    """The middle frame of a file.
+def read_frame(dataset: pydicom.Dataset, name: str | Path, index: int | None = None) -> Frame:
+    """A frame of a file.
+
+    Args:
+        index: from 0; the middle one if not given.
 
     Raises:
         ValueError: names the file and the transfer syntax if there is no decoder for it.
         Exception: of many kinds, if it is damaged.
     """
     try:
-        pixels = pixel_array(dataset, index=number_of_frames(dataset) // 2)
+        pixels = pixel_array(dataset, index=number_of_frames(dataset) // 2 if index is None else index)
     except RuntimeError as error:
         syntax = dataset.file_meta.TransferSyntaxUID.name
         raise ValueError(

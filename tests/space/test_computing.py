@@ -1,8 +1,11 @@
 """Answers: one after another, told their place, in time or not at all, and ended when nobody waits for them."""
 
 import asyncio
+import importlib.util
+import sys
 import threading
 import time
+from types import SimpleNamespace
 
 import computing
 import gradio as gr
@@ -131,6 +134,39 @@ def test_answers_are_computed_in_turn_and_who_waits_is_told_the_place(monkeypatc
     asyncio.run(three())
     assert "".join(order) == "aabbcc"
     assert ("b", "Waiting: 1 before you") in told and ("c", "Waiting: 2 before you") in told
+
+
+def test_where_spaces_is_installed_its_decorator_has_every_answer_and_models_go_to_its_gpu(monkeypatch):
+    """A stand-in for the package of ZeroGPU, which imports, decorates functions and generators, and says how."""
+    decorated, computed = [], []
+
+    def GPU(handler):
+        decorated.append(handler.__name__)
+
+        def on_gpu(*arguments):
+            computed.append(handler.__name__)
+            return handler(*arguments)
+
+        return on_gpu
+
+    monkeypatch.setitem(sys.modules, "spaces", SimpleNamespace(GPU=GPU))
+    described = importlib.util.spec_from_file_location("computing_on_zero_gpu", computing.__file__)
+    there = importlib.util.module_from_spec(described)
+    described.loader.exec_module(there)
+
+    @there.answering
+    def one():
+        return 1
+
+    @there.answering
+    def several():
+        yield from (2, 3)
+
+    assert decorated == ["one", "several"] and not computed
+    assert steps_of(one) + steps_of(several) == [1, 2, 3] and computed == decorated
+    monkeypatch.setenv("SPACES_ZERO_GPU", "true")
+    assert there.device() == torch.device("cuda")
+    assert computing.device() == (torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu"))
 
 
 def test_a_full_line_is_a_line_of_text(run, monkeypatch):

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 from answers import encode
-from checking import UnavailableModel
+from checking import UnavailableModel, check_files
 from loading import TINY, Models
 from pictures import picture
 from safetensors.torch import load_file, save_file
@@ -114,7 +114,8 @@ def test_weights_are_measured_before_they_are_downloaded(saved, monkeypatch):
 
 def test_weights_of_another_shape_are_none(evil, named):
     change(evil / "config.json", 96, "vision_config", "intermediate_size")
-    assert NAME in refused(named)
+    said = refused(named)
+    assert NAME in said and "of another shape, such as" in said and "mlp.fc" in said and "/tmp" not in said
 
 
 def test_weights_that_are_not_there_are_not_replaced_by_random_ones(evil, named):
@@ -158,6 +159,20 @@ def test_a_link_out_of_the_folder_is_not_followed(evil, tmp_path, name):
     shutil.move(evil / name, tmp_path / "elsewhere")
     (evil / name).symlink_to(tmp_path / "elsewhere")
     assert f"{name} is a link to a place outside" in refused(lambda: Models(str(evil)).full())
+
+
+def test_links_of_a_snapshot_lead_to_its_blobs_and_nowhere_else(saved, tmp_path):
+    repo = tmp_path / "models--tester--evil"
+    snapshot, blobs = repo / "snapshots" / "0", repo / "blobs"
+    snapshot.mkdir(parents=True)
+    shutil.copytree(saved, blobs)
+    for blob in blobs.iterdir():
+        (snapshot / blob.name).symlink_to(blob)
+    check_files(NAME, snapshot)
+    shutil.move(blobs / "model.safetensors", repo / "model.safetensors")
+    (snapshot / "model.safetensors").unlink()
+    (snapshot / "model.safetensors").symlink_to(repo / "model.safetensors")
+    assert "model.safetensors is a link to a place outside" in refused(lambda: check_files(NAME, snapshot))
 
 
 def test_shards_that_lie_elsewhere_are_not_opened(evil):

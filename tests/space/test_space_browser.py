@@ -70,10 +70,6 @@ pytestmark = [
 ]
 
 
-# Seen to fail when all of these last ran, in the page or in the test: not looked into yet.
-failing = pytest.mark.xfail(reason="failed when it last ran, and nobody has looked why", run=False)
-
-
 @pytest.fixture(scope="module")
 def models(tmp_path_factory):
     """Models of all kinds, by the names of their folders, which lie where the app is started."""
@@ -145,10 +141,27 @@ def browser():
         browser.close()
 
 
+@pytest.fixture(scope="module")
+def desk(browser):
+    """A window on a desk, whose pages share what the browser has fetched."""
+    context = browser.new_context(viewport={"width": 1440, "height": 900})
+    yield context
+    context.close()
+
+
+@pytest.fixture(scope="module")
+def phone(browser):
+    context = browser.new_context(
+        viewport={"width": 390, "height": 844}, color_scheme="dark", has_touch=True, is_mobile=True
+    )
+    yield context
+    context.close()
+
+
 @pytest.fixture
-def page(browser, url):
+def page(desk, url):
     """A page on a desk, at the app, of which every script ran without an error."""
-    page = browser.new_page(viewport={"width": 1440, "height": 900})
+    page = desk.new_page()
     errors = []
     page.on("pageerror", lambda error: errors.append(str(error)))
     open_page(page, url)
@@ -310,7 +323,6 @@ def test_layers_reach_as_deep_as_each_backbone_and_each_map_has_its_own_scale(pa
     shoot(page, "attention_two_backbones_light")
 
 
-@failing
 def test_what_every_viewer_has(page, models):
     """Opacity, a colour bar, all heads at once, the foreground, the other image of a pair, and arrow keys."""
     pixels = np.asarray(Image.open(CROWNS).convert("RGB"))
@@ -358,7 +370,6 @@ def test_what_every_viewer_has(page, models):
     assert page.evaluate(thumbnail).startswith('url("data:image/jpeg')
 
 
-@failing
 def test_domain_images_are_read_as_they_are_and_as_one_wants(page, tmp_path):
     """A Sentinel-2 stack by its bands' names, a CT by a window, a volume by its slices."""
     data = np.random.default_rng(0).integers(0, 4000, (4, 56, 56)).astype(np.uint16)
@@ -393,7 +404,7 @@ def test_domain_images_are_read_as_they_are_and_as_one_wants(page, tmp_path):
     wait_for_map(page, is_like(np.stack([stretched(band) for band in (3, 2, 1)], -1)), shown)
     page.locator("#bands input, #bands textarea").fill("")
     upload(page, get_testdata_file("CT_small.dcm", download=False))
-    expect(note).to_contain_text("CT_small.dcm: DICOM, CT")
+    expect(note).to_contain_text("CT slice: DICOM, CT")
     page.locator("#preset").get_by_role("radio", name="lung").check()
     expect(note).to_contain_text("window -1350 to 150")
     dataset = pydicom.dcmread(get_testdata_file("CT_small.dcm", download=False))
@@ -506,7 +517,6 @@ def test_a_question_is_asked(page):
     wait_for_message(page, "The question is empty")
 
 
-@failing
 def test_the_url_opens_the_page_as_it_was_left(page, browser):
     page.get_by_label("Trees, Yellowstone").first.check()
     page.get_by_role("radio", name="Attention rollout").check()
@@ -606,7 +616,6 @@ def test_a_result_is_gone_when_its_input_changes(page, tmp_path):
     expect(page.locator("#vrl-note textarea, #vrl-note input")).to_have_value(re.compile("^next.png: PNG"))
 
 
-@failing
 def test_a_slow_model_keeps_nobody_waiting_and_who_waits_sees_the_place(browser, page, url):
     """One visitor names a model on a Hub that does not answer, one computes for long, one looks on."""
     choose(page, "Backbone (any Hub id)", "slow/model")
@@ -617,13 +626,14 @@ def test_a_slow_model_keeps_nobody_waiting_and_who_waits_sees_the_place(browser,
     expect(others[0].locator("#map_a img")).to_have_attribute("alt", re.compile("^Attention rollout of quickstart"))
     print(f"beside a model that is loading: page and map in {time.monotonic() - start:.1f} s")
     open_page(others[1], url)
-    for index, other in enumerate(others):
+    for other in others:
         other.get_by_role("tab", name="Compare").click()
         upload(other, IMAGE, "#compare_image")
         expect(other.locator("#compare_image")).to_contain_text("trees")
-        other.locator("#run_corruptions").click()
-        if not index:
-            expect(other.locator("#corruption_chart")).to_contain_text(re.compile("severity"), timeout=WAIT)
+    move(others[0], "#compare_resolution", 28)
+    others[0].locator("#run_corruptions").click()
+    expect(others[0].locator("#corruption_chart")).to_contain_text(re.compile("severity"))
+    others[1].locator("#run_corruptions").click()
     expect(others[1].get_by_text("Waiting: 1 before you")).to_be_visible()
     others[0].get_by_role("button", name="Cancel").locator("visible=true").click()
     expect(others[1].locator("#compare_note")).to_contain_text("corrupted images", timeout=WAIT)
@@ -723,14 +733,11 @@ def test_changes_are_laid_over_the_second_image(page, apply):
     shoot(page, "apply_changes_light")
 
 
-@pytest.mark.parametrize(
-    "tab",
-    [pytest.param("Backbone", marks=failing), "VRL", pytest.param("Ask", marks=failing), "Compare", "Apply"],
-)
-def test_dark_and_on_a_phone(browser, url, tab):
-    page = browser.new_page(viewport={"width": 390, "height": 844}, color_scheme="dark", has_touch=True, is_mobile=True)
+@pytest.mark.parametrize("tab", ["Backbone", "VRL", "Ask", "Compare", "Apply"])
+def test_dark_and_on_a_phone(phone, url, tab):
+    page = phone.new_page()
     examples = "image=Trees%2C+Florida&cimage=CT+slice&vrl_image=Trees%2C+Florida&ask_image=CT+slice"
-    page.goto(f"{url}?__theme=dark&{examples}&b=untrained+ViT&tab={tab.lower()}")
+    page.goto(f"{url}?__theme=dark&{examples}&b=the+same+with+random+weights&tab={tab.lower()}")
     shown = {
         "Backbone": "#map_a img",
         "VRL": "#vrl-tiles img",
@@ -738,9 +745,9 @@ def test_dark_and_on_a_phone(browser, url, tab):
         "Compare": "#run_corruptions",
         "Apply": "#run_apply",
     }
-    page.locator(shown[tab]).wait_for()
+    expect(page.locator(shown[tab])).to_be_visible()
     if tab == "Compare":
-        expect(page.locator("#compare_image")).to_contain_text("CT")
+        expect(page.get_by_role("radio", name="CT slice")).to_be_checked()
         page.locator("#run_corruptions").click()
         expect(page.locator("#compare_note")).to_contain_text("60 of 60 corrupted images", timeout=60_000)
     shoot(page, f"{tab.lower()}_dark_phone")
@@ -768,7 +775,6 @@ def test_everything_has_a_name(page):
         assert nameless == []
 
 
-@failing
 def test_what_is_no_image_gets_a_message_and_the_app_goes_on(page, tmp_path):
     (tmp_path / "text.jpg").write_text("This is no image.")
     upload(page, tmp_path / "text.jpg")
@@ -792,7 +798,6 @@ def test_an_image_is_pasted(page):
         expect(page.locator("#backbone_note")).to_contain_text(f"{width} × 40 pixels")
 
 
-@failing
 def test_first_page_and_a_large_photograph_are_fast(browser, url, tmp_path):
     page = browser.new_page()
     start = time.monotonic()

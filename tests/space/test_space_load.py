@@ -2,10 +2,13 @@
 
     VITP_LOAD_SECONDS=120 pytest -n 0 -s -m slow tests/space/test_space_load.py
 
-`VITP_LOAD_SECONDS` is how long they stay; without it the test is skipped, since it wants the machine for
-itself. What is measured is printed.
+`VITP_LOAD_SECONDS` is how long they stay, 20 if not given. What is measured is printed, with how much of the machine
+others had meanwhile. Only if that is less than a tenth, seconds say something of the Space and are held to their
+limit; the work that an answer takes always is.
 """
 
+import io
+import itertools
 import json
 import os
 import re
@@ -16,11 +19,10 @@ import threading
 import time
 from pathlib import Path
 
+import httpx
 import numpy as np
 import pytest
 import torch
-from gradio_client import Client, handle_file
-from gradio_client.exceptions import AppError
 from local_hub.server import LocalHub
 from paths import ROOT
 from pictures import picture
@@ -29,13 +31,10 @@ from tiny_models import VISION
 from modeling_vitp import ViTPVisionConfig, ViTPVisionModel, export_backbone
 
 VISITORS, PAUSE = 50, 10.0  # seconds that a visitor looks at an answer
-SECONDS = float(os.environ.get("VITP_LOAD_SECONDS") or 120)
+SECONDS = float(os.environ.get("VITP_LOAD_SECONDS") or 20)
 HOSTILE = {"layers": ("num_hidden_layers", 10**9), "patches": ("patch_size", [1, 1]), "wide": ("hidden_size", 10**6)}
 
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.skipif("VITP_LOAD_SECONDS" not in os.environ, reason="wants the machine for itself"),
-]
+pytestmark = pytest.mark.slow
 
 
 @pytest.fixture
@@ -88,8 +87,20 @@ def memory(process) -> float:
     return int(re.search(r"VmRSS:\s+(\d+)", status)[1]) / 1e3
 
 
+def cpu_seconds(process) -> float:
+    """That a process has computed."""
+    fields = Path(f"/proc/{process.pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+def busy_seconds() -> float:
+    """That all cores of the machine have computed."""
+    user, nice, system = Path("/proc/stat").read_text().split()[1:4]
+    return (int(user) + int(nice) + int(system)) / os.sysconf("SC_CLK_TCK")
+
+
 class Visitor(threading.Thread):
-    """Asks for the map of an image of its own, looks at it, and asks again.
+    """Opens the page, asks for the map of an image of its own, looks at it, and asks again.
 
     Args:
         names: the backbones that it names, in turn; those of `HOSTILE` are to be refused in a line.
@@ -100,26 +111,43 @@ class Visitor(threading.Thread):
         self.url, self.index, self.names, self.ends = url, index, names, ends
         self.image = folder / f"visitor_{index}.png"
         picture(120, 64 + index, index).save(self.image)
-        self.seconds, self.mistakes = [], []
+        self.pages, self.seconds, self.mistakes = [], [], []
 
     def run(self) -> None:
-        client = Client(self.url, verbose=False, download_files=str(self.image.with_suffix("")))
-        time.sleep(PAUSE * (self.index % 10) / 10)
-        for turn in range(10_000):
-            if time.monotonic() > self.ends:
-                return
-            name, start = self.names[turn % len(self.names)], time.monotonic()
-            is_hostile = name.partition("/")[2] in HOSTILE
-            try:
-                _, _, npz, _ = client.predict(handle_file(str(self.image)), backbone=name, api_name="/maps")
-                with np.load(npz) as arrays:
-                    if is_hostile or arrays["image"] != self.image.name or arrays["backbones"].tolist() != [name]:
-                        self.mistakes.append(f"{name}: the answer of another")
-            except AppError as error:
-                if not is_hostile or "\n" in str(error):
-                    self.mistakes.append(f"{name}: {error}")
-            self.seconds.append(time.monotonic() - start)
-            time.sleep(PAUSE)
+        time.sleep(PAUSE * self.index / VISITORS)
+        with httpx.Client(base_url=self.url, timeout=60) as http:
+            for name in itertools.cycle(self.names):
+                if time.monotonic() > self.ends:
+                    return
+                try:
+                    start = time.monotonic()
+                    http.get("/").raise_for_status()
+                    self.pages.append(time.monotonic() - start)
+                    start = time.monotonic()
+                    is_told = self.ask(http, name)
+                    self.seconds.append(time.monotonic() - start)
+                    if is_told != (name.partition("/")[2] not in HOSTILE):
+                        self.mistakes.append(f"{name}: no answer for one that is good, or one for another")
+                except Exception as error:  # nobody would hear of it in this thread
+                    self.mistakes.append(f"{name}: {error!r}")
+                time.sleep(PAUSE)
+
+    def ask(self, http: httpx.Client, name: str) -> bool:
+        """Whether there was an answer, which is looked into, and not one line that says why there is none."""
+        with self.image.open("rb") as file:
+            path = http.post("/gradio_api/upload", files={"files": file}).json()[0]
+        image = {"path": path, "meta": {"_type": "gradio.FileData"}}
+        event = http.post("/gradio_api/call/v2/maps", json={"image": image, "backbone": name}).json()["event_id"]
+        *_, kind, data = http.get(f"/gradio_api/call/v2/maps/{event}").text.strip().splitlines()
+        answer = json.loads(data.removeprefix("data: "))
+        if kind == "event: error":
+            if not answer["error"] or "\n" in answer["error"]:
+                self.mistakes.append(f"{name}: {answer}")
+            return False
+        with np.load(io.BytesIO(http.get(answer[2]["url"]).content)) as arrays:
+            if arrays["image"] != self.image.name or arrays["backbones"].tolist() != [name]:
+                self.mistakes.append(f"{name}: the answer of another")
+        return True
 
 
 def test_fifty_visitors_get_their_own_answers_and_nothing_grows(app, tmp_path):
@@ -131,22 +159,30 @@ def test_fifty_visitors_get_their_own_answers_and_nothing_grows(app, tmp_path):
     ends = time.monotonic() + SECONDS
     names = {1: [f"tester/good{index}" for index in range(3)], 2: [f"tester/{name}" for name in HOSTILE]}
     visitors = [Visitor(url, index, tmp_path, names.get(index, own), ends) for index in range(VISITORS)]
+    start, busy, own, app_own = time.monotonic(), busy_seconds(), time.process_time(), cpu_seconds(process)
     for visitor in visitors:
         visitor.start()
     grown = []
     while time.monotonic() < ends:
-        time.sleep(10)
+        time.sleep(SECONDS / 20)
         grown.append(memory(process))
     for visitor in visitors:
         visitor.join(120)
+    own, app_own = time.process_time() - own, cpu_seconds(process) - app_own
+    others = (busy_seconds() - busy - own - app_own) / (time.monotonic() - start)
     seconds = sorted(value for visitor in visitors for value in visitor.seconds)
     mistakes = [mistake for visitor in visitors for mistake in visitor.mistakes]
     print(
         f"{len(seconds)} answers to {VISITORS} visitors in {SECONDS:g} s: median {statistics.median(seconds):.2f} s, "
         f"of ten the slowest from {seconds[len(seconds) * 9 // 10]:.2f} s on, the slowest {seconds[-1]:.2f} s; "
         f"hostile ones refused within {max(visitors[2].seconds):.2f} s; "
-        f"memory in MB every ten seconds: {', '.join(f'{value:.0f}' for value in grown)}"
+        f"a page opened within {max(max(one.pages) for one in visitors):.2f} s; "
+        f"an answer takes {app_own / len(seconds):.2f} s of a core in the app and {own / len(seconds):.2f} s in its "
+        f"visitor; others had {others:.1f} of {os.cpu_count()} cores; "
+        f"memory in MB, twenty times: {', '.join(f'{value:.0f}' for value in grown)}"
     )
     assert mistakes == [] and process.poll() is None and all(visitor.seconds for visitor in visitors)
-    assert statistics.median(seconds) < 3
+    assert app_own / len(seconds) * VISITORS / (PAUSE + 3) < os.cpu_count() / 2  # cores, at three seconds an answer
+    if others < os.cpu_count() / 10:
+        assert statistics.median(seconds) < 3
     assert grown[-1] < grown[len(grown) // 2] * 1.1 + 50

@@ -57,7 +57,7 @@ def ask_page(models):
 
     def ask(question, said, first, second=None, longest=8):
         async def steps():
-            given = (first and str(first), TINY, second and str(second), question, said, longest)
+            given = (first and str(first), None, TINY, second and str(second), question, said, longest)
             return [step async for step in handler(*given, lambda *arguments, **named: None)]
 
         return asyncio.run(steps())
@@ -224,7 +224,7 @@ def test_boxes_of_an_answer_are_drawn_on_the_image_and_counted(client, ask_page,
     monkeypatch.setattr(ask_tab, "stream_answer", lambda *arguments: iter([answer[:9], answer]))
     step = ask_page(QUESTION, [], scene)[-1]
     assert conversation_of(step)[-1] == ("assistant", answer)
-    drawn = np.array(value_of(step[3]))
+    drawn = np.array(Image.open(value_of(step[3])))
     assert drawn.shape == (448, 672, 3)  # enlarged, for the labels
     assert (drawn[112:336, 168] == ImageColor.getrgb(COLORS[0])).all()
     assert step[5] == "1 × ship; not on the grid from 0 to 1000, or without area: [0, 0, 1001, 5]"
@@ -246,7 +246,7 @@ def test_a_pair_is_shown_with_a_swipe_slider_and_never_squashed(ask_page, models
     pair = [picture(336, 224), picture(100, 200, 1)]
     assert seen.tiles == len(encode(models.full().processor, pair, messages)["pixel_values"])
     assert value_of(step[3]) is None
-    before, after = map(np.array, value_of(step[4]))
+    before, after = (np.array(Image.open(path)) for path in value_of(step[4]))
     assert before.shape == after.shape == (448, 672, 3)
     assert (before[30:, 336] == ImageColor.getrgb(COLORS[0])).all()
     inside = np.flatnonzero(after.any((0, 2)))

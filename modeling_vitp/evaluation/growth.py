@@ -1,0 +1,199 @@
+"""How time and memory grow with the work: with the pixels of an image, the rows of a stream, the rows of an epoch."""
+
+import io
+import json
+import subprocess
+import sys
+import tarfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import PIL.Image
+import rasterio
+import torch
+from datasets import Dataset, Features, Image, List, Value
+from rasterio.windows import Window
+
+from ..configuration_vitp import ViTPVisionConfig
+from ..convert.export import export_backbone
+from ..dense.large_images import predict_large
+from ..image_processing_vitp import ViTPImageProcessor
+from ..image_processing_vitp_dense import ViTPSegmentationImageProcessor
+from ..images.pixels import to_pixels
+from ..images.reading import read_picture
+from ..instructions.mixture import open_mixture
+from ..instructions.mixture_file import load_mixture
+from ..modeling_vitp import ViTPVisionModel
+from ..probing.backbones import Backbone, load_backbone
+from ..probing.features import extract
+from ..training.batching import GlobalBatchSampler, RankStream
+from .step_time import most_resident
+
+STRIP, ROWS_A_FILE, BATCH = 500, 5000, 8
+VISION = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64}
+VISION |= {"image_size": [224, 224], "patch_size": [16, 16], "attention_bias": True}
+FEATURES = Features(
+    {
+        "id": Value("string"),
+        "images": List(Image()),
+        "messages": List({"role": Value("string"), "content": Value("string")}),
+    }
+)
+
+
+# What is measured is made beforehand
+
+
+def write_scene(path: Path, side: int) -> None:
+    """A GeoTIFF of noise, three bands of 8 bits, `side` pixels on each side."""
+    draws = np.random.default_rng(0)
+    profile = {"driver": "GTiff", "width": side, "height": side, "count": 3, "dtype": "uint8", "tiled": True}
+    with rasterio.open(path, "w", photometric="RGB", **profile) as file:
+        for top in range(0, side, STRIP):
+            height = min(STRIP, side - top)
+            file.write(draws.integers(0, 256, (3, height, side), dtype=np.uint8), window=Window(0, top, side, height))
+
+
+def write_backbone(folder: Path) -> None:
+    torch.manual_seed(0)
+    export_backbone(ViTPVisionModel(ViTPVisionConfig(**VISION)), folder / "backbone", ViTPImageProcessor())
+
+
+def write_rows(folder: Path, kind: str, number: int) -> None:
+    """Conversations about a small image, in files of 5,000 rows: `parquet`, or `webdataset`."""
+    folder.mkdir()
+    file = io.BytesIO()
+    PIL.Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)).save(file, "JPEG")
+    turns = [{"role": "user", "content": "How many?"}, {"role": "assistant", "content": "3"}]
+    for start in range(0, number, ROWS_A_FILE):
+        ids, stem = range(start, min(start + ROWS_A_FILE, number)), folder / f"train-{start // ROWS_A_FILE:05d}"
+        if kind == "parquet":
+            rows = [{"id": str(row), "images": [{"bytes": file.getvalue()}], "messages": turns} for row in ids]
+            Dataset.from_list(rows, features=FEATURES).to_parquet(f"{stem}.parquet")
+            continue
+        with tarfile.open(f"{stem}.tar", "w") as archive:
+            for row in ids:
+                fields = json.dumps({"id": str(row), "messages": turns}).encode()
+                for ending, content in (("jpg", file.getvalue()), ("json", fields)):
+                    member = tarfile.TarInfo(f"{row:09d}.{ending}")
+                    member.size = len(content)
+                    archive.addfile(member, io.BytesIO(content))
+
+
+# What a process does
+
+
+class PatchClasses(torch.nn.Module):
+    """A linear layer on the patches of a backbone, as a model for maps of two classes."""
+
+    images_per_sample, device, dtype = 1, torch.device("cpu"), torch.float32
+    config = SimpleNamespace(num_labels=2, id2label={0: "ground", 1: "tree"})
+
+    def __init__(self, backbone: Backbone):
+        super().__init__()
+        self.backbone, self.head = backbone, torch.nn.Linear(VISION["hidden_size"], 2)
+
+    def forward(self, pixel_values: torch.Tensor) -> SimpleNamespace:
+        logits = self.head(self.backbone.maps(pixel_values, 1)).permute(0, 3, 1, 2)
+        return SimpleNamespace(logits=torch.nn.functional.interpolate(logits, pixel_values.shape[-2:], mode="bilinear"))
+
+
+def predict(folder: Path, side: int) -> None:
+    model, processor = PatchClasses(load_backbone(str(folder / "backbone"))), ViTPSegmentationImageProcessor()
+    predict_large(model, processor, folder / f"{side}.tif", folder / f"{side}-classes.tif", window=512, stride=384)
+
+
+class Scene(torch.utils.data.Dataset):
+    """One image, as the probes read it."""
+
+    def __init__(self, path: Path):
+        self.path = path
+
+    def __len__(self) -> int:
+        return 1
+
+    def __getitem__(self, index: int) -> torch.Tensor:
+        return to_pixels(read_picture(self.path.read_bytes()), None)
+
+
+def features(folder: Path, side: int) -> None:
+    backbone = load_backbone(str(folder / "backbone"))
+    extract(backbone, Scene(folder / f"{side}.tif"), lambda pixels: backbone.maps(pixels, 1), 224, str(side), folder)
+
+
+def stream(folder: Path, number: int, processes: int, process: int) -> list[int]:
+    """The numbers of the rows that one of several processes trains on."""
+    source = {"name": folder.name, "folder": str(folder), "streaming": True, "rows": number}
+    mixture = open_mixture(load_mixture({"root": str(folder), "sources": [source]}), seed=0)
+    rows = RankStream(mixture, BATCH, num_processes=processes, process_index=process)
+    return [int(row["id"].rpartition("/")[2]) for row in rows if row is not None]
+
+
+def sampler(rows: int) -> None:
+    """The first batch of an epoch."""
+    next(iter(GlobalBatchSampler(rows, BATCH)))
+
+
+def measure(case: str, *values: str) -> dict:
+    """Seconds of the clock and of CPU, and GiB that were resident at most, of a function above in this process."""
+    calls = {"predict_large": predict, "features": features, "stream": stream, "sampler": sampler}
+    arguments = [int(value) if value.isdigit() else value for value in values]
+    before, start, worked = most_resident(), time.perf_counter(), time.process_time()
+    result = calls[case](*(Path(value) if str(value).startswith("/") else value for value in arguments))
+    spent = {"seconds": time.perf_counter() - start, "cpu": time.process_time() - worked}
+    return {**spent, "peak": most_resident(), "before": before, "result": result}
+
+
+# What is told
+
+
+def in_processes(*calls: list) -> list[dict]:
+    """What [`measure`] finds of each call, in a process of its own, all at once."""
+    code = f"import json, sys\nfrom {__name__} import measure\nprint(json.dumps(measure(*sys.argv[1:])))"
+    commands = [[sys.executable, "-c", code, *map(str, call)] for call in calls]
+    running = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for command in commands]
+    results = [process.communicate()[0] for process in running]
+    if any(process.returncode for process in running):
+        raise RuntimeError(f"{' '.join(map(str, calls[0]))} failed.")
+    return [json.loads(result.splitlines()[-1]) for result in results]
+
+
+def over_pixels(folder: Path, sides: list[int]) -> Iterator[list]:
+    """Rows of a table: what is done, the side, seconds of CPU a megapixel, and GiB at most."""
+    write_backbone(folder)
+    for side in sides:
+        write_scene(folder / f"{side}.tif", side)
+        # Pillow reads no larger image; the data of probes have `tile` for those.
+        cases = ("features", "predict_large") if side**2 <= 2 * PIL.Image.MAX_IMAGE_PIXELS else ("predict_large",)
+        for case in cases:
+            (found,) = in_processes([case, folder, side])
+            yield [case, f"{side:,}²", f"{found['cpu'] / side**2 * 1e6:.3f}", f"{found['peak']:.2f}"]
+        (folder / f"{side}.tif").unlink()
+
+
+def over_rows(folder: Path, numbers: list[int]) -> Iterator[list]:
+    """Rows of a table: what is read, rows, processes, rows a second of all, and GiB at most of one.
+
+    Raises:
+        RuntimeError: if a row is lost or comes twice.
+    """
+    for number in numbers:
+        for kind in ("parquet", "webdataset"):
+            data = folder / f"{kind}-{number}"
+            write_rows(data, kind, number)
+            for processes in (1, 2):
+                found = in_processes(*(["stream", data, number, processes, process] for process in range(processes)))
+                if sorted(row for one in found for row in one["result"]) != list(range(number)):
+                    raise RuntimeError(f"{kind}, {number} rows, {processes} processes: a row is lost or comes twice.")
+                seconds, peak = max(one["seconds"] for one in found), max(one["peak"] for one in found)
+                yield [f"stream of {kind}", f"{number:,}", processes, f"{number / seconds:.0f}", f"{peak:.2f}"]
+
+
+def over_epochs(numbers: list[int]) -> Iterator[list]:
+    """Rows of a table: rows of an epoch, seconds to its first batch, and GiB that this took."""
+    for number in numbers:
+        (found,) = in_processes(["sampler", number])
+        yield [f"{number:,}", f"{found['cpu']:.2f}", f"{found['peak'] - found['before']:.2f}"]

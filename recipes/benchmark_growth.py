@@ -1,0 +1,48 @@
+"""How time and memory grow with the pixels of an image, the rows of a stream and the rows of an epoch.
+
+    vitp benchmark_growth
+    vitp benchmark_growth --sides 1000 2000 --rows --epochs
+
+Each measurement has a process of its own, whose peak of resident memory is told. The backbone is tiny, with random
+weights, so that what grows is the handling: features of an image that is brought to 224 pixels, as in `probe`, and
+windows of `predict_large`. Streams are read by one process and by two, as in training; a row that is lost or comes
+twice is an error. An epoch is that of the sampler of training, up to its first batch.
+"""
+
+import argparse
+import tempfile
+from pathlib import Path
+
+from modeling_vitp.training.command_line import parse_words, run
+from modeling_vitp.training.values import positive
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    sides, rows, epochs = [1000, 2000, 5000, 10000, 20000], [10000, 20000, 40000], [10**6, 10**7, 10**8]
+    parser.add_argument("--sides", type=positive, nargs="*", default=sides, help="of images, in pixels; none for none")
+    parser.add_argument("--rows", type=positive, nargs="*", default=rows, help="of streams")
+    parser.add_argument("--epochs", type=positive, nargs="*", default=epochs, help="rows of epochs")
+    args = parse_words(parser, argv)
+
+    from modeling_vitp.evaluation import growth
+
+    def show(header: str, found) -> None:
+        columns = header.split(", ")
+        print(f"\n| {' | '.join(columns)} |\n|{'---|' * len(columns)}")
+        for cells in found:
+            print(f"| {' | '.join(map(str, cells))} |", flush=True)
+
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        if args.sides:
+            show("what, image, s of CPU a megapixel, peak memory in GiB", growth.over_pixels(folder, args.sides))
+        if args.rows:
+            show("what, rows, processes, rows a second, peak memory in GiB", growth.over_rows(folder, args.rows))
+        if args.epochs:
+            show("rows of an epoch, s of CPU to its first batch, GiB for it", growth.over_epochs(args.epochs))
+    return 0
+
+
+if __name__ == "__main__":
+    run(main)

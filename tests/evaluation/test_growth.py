@@ -1,0 +1,23 @@
+"""What the benchmark of growth measures is done whole, and it says so if it is not."""
+
+import pytest
+
+from modeling_vitp.evaluation import growth
+
+
+@pytest.mark.parametrize("kind", ["parquet", "webdataset"])
+def test_two_processes_share_the_rows_of_a_stream_out(tmp_path, monkeypatch, kind):
+    monkeypatch.setattr(growth, "ROWS_A_FILE", 10)
+    growth.write_rows(tmp_path / kind, kind, 43)
+    assert len(list((tmp_path / kind).iterdir())) == 5
+    parts = [growth.stream(tmp_path / kind, 43, 2, process) for process in (0, 1)]
+    assert sorted(parts[0] + parts[1]) == sorted(growth.stream(tmp_path / kind, 43, 1, 0)) == list(range(43))
+    assert min(map(len, parts)) > 15
+
+
+@pytest.mark.parametrize("rows", [[0, 1, 2, 2], [0, 1, 2]], ids=["twice", "lost"])
+def test_a_row_that_is_lost_or_comes_twice_is_an_error(tmp_path, monkeypatch, rows):
+    found = {"seconds": 1.0, "cpu": 1.0, "peak": 1.0, "before": 1.0, "result": rows}
+    monkeypatch.setattr(growth, "in_processes", lambda *calls: [found, *({**found, "result": []} for _ in calls[1:])])
+    with pytest.raises(RuntimeError, match="parquet, 4 rows, 1 processes: a row is lost or comes twice"):
+        list(growth.over_rows(tmp_path, [4]))

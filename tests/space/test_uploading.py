@@ -1,0 +1,34 @@
+"""Where a handler's image comes from."""
+
+import asyncio
+
+import gradio as gr
+import pytest
+from computing import answering
+from gradio.helpers import special_args
+from uploading import image_input
+
+PROGRESS = gr.Progress()
+
+
+@answering
+def path_and_more(path: str | None, event: gr.EventData, model: str, progress: gr.Progress = PROGRESS, *settings):
+    return path, event, model, progress, settings
+
+
+@pytest.mark.parametrize("example, name", [("CT slice", "CT_small.dcm"), (None, "own.png"), ("?", "own.png")])
+def test_an_example_that_is_chosen_comes_before_the_upload(example, name):
+    """And what Gradio adds to the inputs stays where the handler has it."""
+    with gr.Blocks():
+        image, model = image_input("image"), gr.Textbox()
+        handler, inputs = image.given(path_and_more, [model])
+    assert inputs == [image.upload, image.example, model]
+    given = ["own.png", example, "quickstart", 1, 2]
+    given, *_ = special_args(handler, given, event_data=gr.EventData(None, {}))
+
+    async def answers():
+        return [answer async for answer in handler(*given)]
+
+    ((path, event, model, progress, settings),) = asyncio.run(answers())
+    assert path.endswith(name) and isinstance(event, gr.EventData)
+    assert model == "quickstart" and progress is PROGRESS and settings == (1, 2)
