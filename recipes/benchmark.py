@@ -27,6 +27,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--steps", type=positive, default=5, help="timed steps of a process, after one that is not (5)")
     parser.add_argument("--rounds", type=positive, default=3, help="processes of each case (3)")
     parser.add_argument("--gradient_checkpointing", action="store_true")
+    parser.add_argument("--torch_compile", action="store_true", help="layer by layer, as in training")
     parser.add_argument("--case", help=argparse.SUPPRESS)
     args = parse_words(parser, argv)
 
@@ -51,6 +52,9 @@ def main(argv: list[str] | None = None) -> int:
     gemm = statistics.median(run["gemm"] for runs in results.values() for run in runs)
     print(f"{args.shape}: {args.batch_size} sample(s) of {args.tiles} tiles a step, {precision}")
     print(f"matrix products of the model's shapes, alone: {gemm / 1e12:.3g} TFLOP/s")
+    if args.torch_compile:
+        first = {case: statistics.median(run["first"] for run in runs) for case, runs in results.items()}
+        print("first step, in which layers are compiled:", ", ".join(f"{case} {s:.0f} s" for case, s in first.items()))
     rows = [[case, *summarise(runs, args.batch_size)] for case, runs in results.items()]
     header = "case, tokens the LM sees, s / step: min, median, max, forward, backward, optimizer, peak memory in GiB"
     print(table(f"{header}, TFLOP, of the matrix products' speed".split(", "), rows))

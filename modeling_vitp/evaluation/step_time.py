@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 
 import torch
+from accelerate.utils import compile_regions
 from transformers import InternVLConfig, InternVLForConditionalGeneration
 
 from ..configuration_vitp import ViTPConfig
@@ -83,11 +84,18 @@ def make_batch(
 
 
 def time_steps(
-    case: str, shape: str, tiles: int, batch_size: int, steps: int, gradient_checkpointing: bool = False
+    case: str,
+    shape: str,
+    tiles: int,
+    batch_size: int,
+    steps: int,
+    gradient_checkpointing: bool = False,
+    torch_compile: bool = False,
 ) -> dict:
-    """What steps take: `times` in seconds and of them `forward` and `backward`, `peak` memory in GiB, the `length` of
-    the sequence that the LM sees, floating-point `operations` of a step, without those that checkpointing does again,
-    and `gemm`, the operations a second that the device reaches in a matrix product of the model.
+    """What steps take: `times` in seconds and of them `forward` and `backward`, the `first` step, which is none of them
+    and in which layers are compiled, `peak` memory in GiB, the `length` of the sequence that the LM sees,
+    floating-point `operations` of a step, without those that checkpointing does again, and `gemm`, the operations a
+    second that the device reaches in a matrix product of the model.
 
     Args:
         case: one of [`CASES`].
@@ -95,6 +103,7 @@ def time_steps(
         tiles: of a sample, thumbnail included.
         batch_size: samples of a step.
         steps: that are timed, after one that is not.
+        torch_compile: compiles layer by layer, as training does.
     """
     drop_ratio = CASES[case]
     device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else torch.device("cpu")
@@ -106,6 +115,8 @@ def time_steps(
     tokens_per_tile = (image_size[0] // 28) ** 2
     batch = make_batch(tokens_per_tile, image_size, tiles, batch_size, drop_ratio)
     batch = {name: values.to(device) for name, values in batch.items()}
+    if torch_compile:
+        model = compile_regions(model, backend="inductor", dynamic=True)
     bf16, clock = has_fast_bf16(), []
     for _ in range(1 + steps):
         marks = [now(device)]
@@ -125,6 +136,7 @@ def time_steps(
     config = ViTPConfig(**options_of(shape))
     rows = batch["pixel_values"].shape[0] * (1 + 4 * tokens_per_tile)
     return {
+        "first": clock[0][3] - clock[0][0],
         "times": [marks[3] - marks[0] for marks in clock[1:]],
         "forward": [marks[1] - marks[0] for marks in clock[1:]],
         "backward": [marks[2] - marks[1] for marks in clock[1:]],

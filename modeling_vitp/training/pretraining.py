@@ -33,6 +33,7 @@ from .answers import draw_rows, rows_to_show
 from .arguments import VRLArguments
 from .batching import BY_LENGTH, GlobalBatchSampler, RankStream, WholeBatchSampler, WholeBatchStream
 from .checkpointing import going_on_from
+from .compiling import CompiledLayers
 from .finite import NamedBatches
 from .run import Run, check_loaded
 from .run_config import RunConfig
@@ -57,7 +58,7 @@ class ViTPTrainingConfig(VRLArguments, RunConfig, SFTConfig):
         self.accelerator_config.dispatch_batches = False
 
 
-class ViTPTrainer(Run, SFTTrainer):
+class ViTPTrainer(Run, CompiledLayers, SFTTrainer):
     """Trains [`ViTPForConditionalGeneration`] with Visual Robustness Learning.
 
     What differs from [`~trl.SFTTrainer`]:
@@ -204,9 +205,7 @@ class ViTPTrainer(Run, SFTTrainer):
         }
 
     def _rank_stream(self, dataset: IterableDataset, batch_size: int) -> RankStream:
-        length = None
-        if self.args.train_sampling_strategy in BY_LENGTH:
-            length = SampleLength.of(self.data_collator)
+        length = SampleLength.of(self.data_collator) if self.args.train_sampling_strategy in BY_LENGTH else None
         stream = StepStream if self.data_collator.vrl_warmup_steps > 0 else RankStream
         return stream(dataset, batch_size, length=length, **self._sharding())
 

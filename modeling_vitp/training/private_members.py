@@ -31,6 +31,8 @@ OVERRIDDEN = {
     "_save": {"output_dir", "state_dict"},
     "_save_checkpoint": {"model", "trial"},
     "_issue_warnings_after_load": {"load_result"},
+    # Layers that are compiled by themselves.
+    "_build_accelerator_args": {"kwargs"},
     # Pushes of the model's files alone.
     "_push_from_checkpoint": {"checkpoint_folder"},
     "_finish_current_push": set(),

@@ -12,7 +12,10 @@ from trl import SFTTrainer
 from modeling_vitp.training import private_members
 from modeling_vitp.training.private_members import OVERRIDDEN, READ, TESTED, check_members, missing_members
 
-FILES = [ROOT / "modeling_vitp" / name for name in ("training/run.py", "training/pretraining.py", "dense/trainer.py")]
+FILES = [
+    ROOT / "modeling_vitp" / name
+    for name in ("training/run.py", "training/pretraining.py", "training/compiling.py", "dense/trainer.py")
+]
 
 
 def test_every_private_member_in_use_is_named_and_there():
