@@ -25,7 +25,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--epochs", type=positive, nargs="*", default=epochs, help="rows of epochs")
     args = parse_words(parser, argv)
 
-    from modeling_vitp.evaluation import growth
+    from modeling_vitp.probing import growth
 
     def show(header: str, found) -> None:
         columns = header.split(", ")

@@ -1,12 +1,8 @@
 """Time and peak memory of a training step: VRL beside plain transformers InternVL, on synthetic samples."""
 
 import math
-import re
-import resource
 import statistics
-import sys
 import time
-from pathlib import Path
 
 import torch
 from accelerate.utils import compile_regions
@@ -14,6 +10,7 @@ from transformers import InternVLConfig, InternVLForConditionalGeneration
 
 from ..configuration_vitp import ViTPConfig
 from ..modeling_vitp import ViTPForConditionalGeneration
+from ..training.memory import most_resident
 from ..training.run_config import has_fast_bf16
 from ..training.step_cost import INTERNVL2_5_1B, BatchShape, step_cost
 from ..vrl import draw_visual_tokens, keyed_generator
@@ -145,17 +142,6 @@ def time_steps(
         "operations": step_cost(config, samples).operations,
         "gemm": gemm_peak(config, rows, torch.bfloat16 if bf16 else torch.float32, device),
     }
-
-
-def most_resident() -> float:
-    """The most memory that this process has had at once, in GiB. On Linux not by `getrusage`, which begins with that of
-    the process that started this one.
-    """
-    status = Path("/proc/self/status")
-    if status.is_file():
-        return int(re.search(r"VmHWM:\s+(\d+) kB", status.read_text())[1]) / 2**20
-    scale = 2**30 if sys.platform == "darwin" else 2**20
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / scale
 
 
 def now(device: torch.device) -> float:

@@ -2,7 +2,7 @@
 
 import pytest
 
-from modeling_vitp.evaluation import growth
+from modeling_vitp.probing import growth
 
 
 @pytest.mark.parametrize("kind", ["parquet", "webdataset"])

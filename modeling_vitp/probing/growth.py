@@ -27,10 +27,10 @@ from ..images.reading import read_picture
 from ..instructions.mixture import open_mixture
 from ..instructions.mixture_file import load_mixture
 from ..modeling_vitp import ViTPVisionModel
-from ..probing.backbones import Backbone, load_backbone
-from ..probing.features import extract
 from ..training.batching import GlobalBatchSampler, RankStream
-from .step_time import most_resident
+from ..training.memory import most_resident
+from .backbones import Backbone, load_backbone
+from .features import extract
 
 STRIP, ROWS_A_FILE, BATCH = 500, 5000, 8
 VISION = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64}
