@@ -14,7 +14,7 @@ import unicodedata
 
 import pytest
 from page_blocks import SLOW, Block, Place, find_pages, read_page, run_block, run_command
-from page_folder import make_folder, names_of, without_gguf
+from page_folder import make_folder, names_of, without_gguf, written_files
 from paths import ROOT
 
 from modeling_vitp.probing import segmentation
@@ -44,8 +44,10 @@ INLINE = re.compile(r"`((?:vitp |pytest |python -m modeling_vitp\.|python (?:rec
 @pytest.fixture(scope="module")
 def everything(tokenizer, tmp_path_factory):
     folder = tmp_path_factory.mktemp("pages")
+    before = written_files()
     make_folder(folder, tokenizer)
-    return folder
+    yield folder
+    assert written_files() == before
 
 
 @pytest.fixture

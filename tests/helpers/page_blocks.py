@@ -393,8 +393,10 @@ def open_space(command: str, words: list[str], place: Place, patch: pytest.Monke
 def pack_model(command: str, words: list[str], place: Place, patch: pytest.MonkeyPatch) -> None:
     """Packs a model, if slow tests have made it, into a folder of the page's."""
     source, target = map(Path, words)
-    if place.is_slow:
-        run_process([sys.executable, ROOT / "space" / "pack.py", source, target], place.folder)
+    if place.is_slow:  # the page's `space` is a link to the project's, whose own model stays
+        run_process(
+            [sys.executable, ROOT / "space" / "pack.py", source, place.folder / "packed" / target], place.folder
+        )
 
 
 def read_builder(command: str, words: list[str], place: Place, patch: pytest.MonkeyPatch) -> None:

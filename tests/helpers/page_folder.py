@@ -52,12 +52,13 @@ FEATURES = Features(
         "messages": List({"role": Value("string"), "content": Value("string")}),
     }
 )
+LINKED = ("recipes", "modeling_vitp", "space")  # folders of the project, which commands of a page read
 SCENES = ("OSBS_029", "SOAP_061", "2019_YELL_2_541000_4977000_image_crop")
 
 
 def make_folder(folder: Path, tokenizer: PreTrainedTokenizerBase) -> None:
     """All that the pages name, but for what their own commands make."""
-    for name in ("recipes", "modeling_vitp", "space"):
+    for name in LINKED:
         (folder / name).symlink_to(ROOT / name)
     for page in find_pages():
         for block in read_page(page)[1]:
@@ -247,6 +248,12 @@ def write_annotations(folder: Path) -> None:
             wheel.write(folder / "scene_of_wheel.png", f"deepforest/data/{name}.png")
             text = f"<annotation><filename>{name}.png</filename>{boxes}</annotation>"
             wheel.writestr(f"deepforest/data/{name}.xml", text)
+
+
+def written_files() -> dict[str, int]:
+    """When each file of the linked folders was last written, in nanoseconds; no command of a page may write there."""
+    paths = [path for name in LINKED for path in (ROOT / name).rglob("*") if "__pycache__" not in path.parts]
+    return {str(path): path.stat().st_mtime_ns for path in paths if path.is_file()}
 
 
 def names_of(page: str, folder: Path) -> dict:
