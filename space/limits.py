@@ -13,9 +13,9 @@ WAITING = 40
 """Visitors who wait for their turn; at a second or two for each, more would wait in vain."""
 LOADING = 3
 """Models of visitors that are being loaded at once: each takes a share of network, memory and a core."""
-SESSIONS = 500
+SESSIONS = 100
 """Of pages and programs that are kept, those of the longest ago are forgotten; Gradio's own limit is 10,000, and each
-keeps a copy of every component that it was shown."""
+keeps a copy of every component that it was shown, 0.6 MB and more."""
 KEPT_MODELS = 6
 """That stay in memory, so that two visitors do not load theirs in turns; together in a quarter of it, see below."""
 MAX_GB = 4.0
