@@ -185,7 +185,8 @@ def test_the_wheel_alone_has_the_command_the_configurations_and_the_sample(tmp_p
     assert all(path.startswith(str(site)) for path in json.loads(done.stdout.splitlines()[-1]))
     listed = run(*vitp, cwd=work, **here)
     assert all(f"  {name} " in listed.stdout for name in [*RECIPES, "convert"])
-    assert run(*vitp, "predict_large", "--help", cwd=work, **here).returncode == 0
+    for name in RECIPES:
+        assert run(*vitp, name, "--help", cwd=work, **here).returncode == 0
     dry = run(*vitp, "pretrain", "--config", "remote_sensing_paper", "--dry_run", cwd=work, **here)
     assert dry.returncode == 0 and "The four rules of a mixture:" in dry.stdout, dry.stderr
     steps = "--max_steps 2 --eval_strategy no --save_strategy no --dataloader_num_workers 0".split()

@@ -3,8 +3,7 @@
     VITP_LOAD_SECONDS=120 pytest -n 0 -s -m slow tests/space/test_space_load.py
 
 `VITP_LOAD_SECONDS` is how long they stay, 20 if not given. What is measured is printed, with how much of the machine
-others had meanwhile. Only if that is less than a tenth, seconds say something of the Space and are held to their
-limit; the work that an answer takes always is.
+others had meanwhile.
 """
 
 import io
@@ -183,6 +182,5 @@ def test_fifty_visitors_get_their_own_answers_and_nothing_grows(app, tmp_path):
     )
     assert mistakes == [] and process.poll() is None and all(visitor.seconds for visitor in visitors)
     assert app_own / len(seconds) * VISITORS / (PAUSE + 3) < os.cpu_count() / 2  # cores, at three seconds an answer
-    if others < os.cpu_count() / 10:
-        assert statistics.median(seconds) < 3
+    assert statistics.median(seconds) < 3
     assert grown[-1] < grown[len(grown) // 2] * 1.1 + 50
