@@ -20,7 +20,7 @@ from .sources import all_rows, schema_of
 
 LOOKED_AT = 16
 CHECKED = 200  # of each source
-ALL_SECONDS, SECONDS = 5.0, 20.0  # which all rows may take, so that the first step does not wait; and any number
+SECONDS = 20.0
 
 Rows = Dataset | IterableDataset
 
@@ -56,7 +56,7 @@ def describe_part(dataset: Rows, schema: str) -> str:
 
 
 def check(dataset: Rows, collator: ViTPDataCollator, most_rows: int | None = None, seconds: float = SECONDS) -> str:
-    """Encodes the first 200 rows of each source, or all if that takes no longer than 5 s; says what was done.
+    """Encodes the first 200 rows of each source, or all if that takes no longer than `seconds`; says what was done.
 
     Rows are encoded as for the first step, which under VRL's warm-up makes them longest. Nothing is drawn that training
     draws later.
@@ -83,7 +83,7 @@ def check(dataset: Rows, collator: ViTPDataCollator, most_rows: int | None = Non
             done += 1
             passed = time.monotonic() - start
             whole = passed / done * length if length is not None and done >= first else 0.0
-            if passed > seconds or (done >= first and (length is None or whole > ALL_SECONDS)):
+            if passed > seconds or (done >= first and (length is None or whole > seconds)):
                 break
     rows = f"all {done:,} rows" if done == length else f"{done:,} of {length:,} rows" if length else f"{done:,} rows"
     unfit = f"; {skipped:,} of them cannot be used and are replaced (on_error: skip)" if skipped else ""

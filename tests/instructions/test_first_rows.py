@@ -92,13 +92,13 @@ class Slow:
     ("seconds", "num_rows", "streaming", "expected"),
     [
         (0.01, 300, False, 300),  # all take 3 s
-        (0.01, 1000, False, 200),  # all would take 10 s
+        (0.05, 1000, False, 200),  # all would take 50 s
         (0.05, 1000, True, 200),  # how many there are is not known
         (1.0, 1000, False, 21),  # 200 would take 200 s
         (1.0, 7, False, 7),
     ],
 )
-def test_the_first_200_rows_are_checked_or_all_in_5_seconds(monkeypatch, seconds, num_rows, streaming, expected):
+def test_the_first_200_rows_are_checked_or_all_in_20_seconds(monkeypatch, seconds, num_rows, streaming, expected):
     rows = Dataset.from_dict({"id": list(range(num_rows)), "messages": [[]] * num_rows})
     slow = Slow(monkeypatch, seconds)
     line = check(rows.to_iterable_dataset() if streaming else rows, slow)
