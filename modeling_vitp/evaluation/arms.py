@@ -26,6 +26,7 @@ from ..training.stops import RunStopped
 from .arguments import ExperimentArguments
 
 logger = logging.getLogger(__name__)
+CONFIG = "config.yaml"
 FINISHED = "scores.json"  # says of a run that its metrics.json is whole
 WAIT = 20  # seconds, for other processes
 # Of Student's t with 1, 2, … degrees of freedom: what 95% of the draws lie within, on both sides.
@@ -38,8 +39,8 @@ class Task(Protocol):
     def control(self, argv: list[str]) -> int:
         """As the entry point of the pretraining, with an `objective` in place of instructions in its configuration."""
 
-    def labelled(self, dataset_name: str, share: float, seed: int, folder: Path) -> str:
-        """The data set with a share of its training rows, as if only these were known: a folder, which is made."""
+    def labelled(self, dataset_name: str, share: float, seed: int, folder: Path) -> None:
+        """Makes a folder of the data set with a share of its training rows, as if only these were known."""
 
     def score(self, experiment: "Experiment", arm: str, seed: int, folder: Path) -> dict[str, Any]:
         """What is measured of the `backbone` in the folder of a run, beside its own `metrics.json`."""
@@ -82,36 +83,50 @@ class Experiment:
     def run(self) -> dict:
         """Runs what is not there yet, seed after seed, and returns the scores of all of it.
 
-        An arm that was interrupted goes on from its last checkpoint. What another process is at comes last, and is
-        waited for, so the same command can be started once for each core.
+        An arm that was interrupted goes on from its last checkpoint, and the scores of one that is finished stay in
+        `metrics.json`, also without its folder. What another process is at comes last, and is waited for, so the same
+        command can be started once for each core.
         """
-        wanted = [(seed, arm) for seed in self.args.seeds for arm in self.args.arms]
-        scores, left = {}, wanted
-        while left:
+        left = [(seed, arm) for seed in self.args.seeds for arm in self.args.arms]
+        metrics = self.save({})
+        while left := [key for key in left if key not in scores_of(metrics)]:
             busy = []
             for seed, arm in left:
                 try:
-                    scores[seed, arm] = self.run_arm(arm, seed)
-                    metrics = self.save(scores)
+                    metrics = self.save({(seed, arm): self.run_arm(arm, seed)})
                 except Busy:
                     busy.append((seed, arm))
             if len(busy) == len(left):
                 time.sleep(WAIT)
-            left = busy
+                metrics = self.save({})
         return metrics
 
     def save(self, scores: dict[tuple[int, str], dict[str, float]]) -> dict:
-        """`metrics.json`, of the seeds with all arms."""
-        args = self.args
-        whole = [seed for seed in args.seeds if all((seed, arm) in scores for arm in args.arms)]
-        runs = [{"seed": seed, "arm": arm, **scores[seed, arm]} for seed in whole for arm in args.arms]
-        metrics = {"plan": plan_of(args), "summary": paired_summary(runs, args.control), "runs": runs}
-        write_whole(Path(args.output_dir) / "metrics.json", json.dumps(metrics, indent=2) + "\n")
+        """`metrics.json` with these scores beside those that are in it; the summary is of the seeds with all arms.
+
+        Raises:
+            ValueError: if the file that is there is of another plan.
+        """
+        args, path = self.args, Path(self.args.output_dir) / "metrics.json"
+        plan = json.loads(json.dumps(plan_of(args)))
+        if path.is_file():
+            there = json.loads(path.read_text())
+            if there["plan"] != plan:
+                raise ValueError(f"{path} is of another plan: give another output_dir.")
+            scores = scores_of(there) | scores
+        order = [*args.arms]
+        runs = [
+            {"seed": seed, "arm": arm, **scores[seed, arm]}
+            for seed, arm in sorted(scores, key=lambda key: (key[0], order.index(key[1])))
+        ]
+        whole = [run for run in runs if all((run["seed"], arm) in scores for arm in order)]
+        metrics = {"plan": plan, "summary": paired_summary(whole, args.control), "runs": runs}
+        write_whole(path, json.dumps(metrics, indent=2) + "\n")
         return metrics
 
     def run_arm(self, arm: str, seed: int) -> dict[str, float]:
         """The measures of one arm with one seed."""
-        folder = self.folder / f"seed_{seed}" / slug(arm)
+        folder = self.run_folder(arm, seed)
         with claimed(folder):
             metrics = self.train(arm, seed, folder)
             if self.task is not None:
@@ -119,6 +134,27 @@ class Experiment:
         scores = {title: look_up(metrics, path) for title, path in self.args.measures.items()}
         logger.info("%s, seed %d: %s (%s)", arm, seed, ", ".join(f"{k} {v:.3f}" for k, v in scores.items()), folder)
         return scores
+
+    def run_folder(self, arm: str, seed: int) -> Path:
+        """Where the run of an arm lies: under its name, or under that of another arm which has the same settings."""
+        folder = self.folder / f"seed_{seed}" / slug(arm)
+        if (folder / CONFIG).is_file():
+            return folder
+        config = self.config(arm, seed, folder)
+        others = (path.parent for path in sorted(folder.parent.glob(f"*/{CONFIG}")))
+        return next((other for other in others if recorded(other) == {**config, "output_dir": str(other)}), folder)
+
+    def config(self, arm: str, seed: int, folder: Path, **changes: Any) -> dict[str, Any]:
+        """The configuration of a pretraining."""
+        settings = dict(self.args.arms[arm] or {})
+        share, before = settings.pop("label_share", None), settings.pop("after", None)
+        config = merge(yaml.safe_load(Path(self.args.base).read_text()), settings)
+        config |= {"output_dir": str(folder), "seed": seed, **changes}
+        if before is not None:
+            config["vision_model"] = str(folder.with_name(slug(before)) / "backbone")
+        if share is not None:
+            config["dataset_name"] = str(folder / "labelled")
+        return config
 
     def train(self, arm: str, seed: int, folder: Path, **changes: Any) -> dict[str, Any]:
         """The metrics of the pretraining of an arm, which is run if it has not been yet, after the one it starts from.
@@ -129,27 +165,35 @@ class Experiment:
         Raises:
             ValueError: if the run that is there has other settings.
         """
-        settings = dict(self.args.arms[arm] or {})
-        share, before = settings.pop("label_share", None), settings.pop("after", None)
-        config = merge(yaml.safe_load(Path(self.args.base).read_text()), settings)
-        config |= {"output_dir": str(folder), "seed": seed, **changes}
-        if before is not None:
+        settings, base = self.args.arms[arm] or {}, yaml.safe_load(Path(self.args.base).read_text())
+        if before := settings.get("after"):
             started = folder.with_name(slug(before))
             with claimed(started):
                 self.train(before, seed, started, **changes)
-            config["vision_model"] = str(started / "backbone")
-        if share is not None:
-            config["dataset_name"] = self.task.labelled(config["dataset_name"], share, seed, folder / "labelled")
-        path, finished = folder / "config.yaml", folder / FINISHED
-        if path.is_file() and yaml.safe_load(path.read_text()) | {"output_dir": str(folder)} != config:
+        config = self.config(arm, seed, folder, **changes)
+        path, finished = folder / CONFIG, folder / FINISHED
+        if path.is_file() and recorded(folder) != config:
             raise ValueError(f"{path} has other settings than arm {arm!r}: give another output_dir.")
         if not finished.is_file():
             began = time.monotonic()
             folder.mkdir(parents=True, exist_ok=True)
+            if share := settings.get("label_share"):
+                self.task.labelled({**base, **settings, **changes}["dataset_name"], share, seed, folder / "labelled")
             write_whole(path, yaml.safe_dump(config, sort_keys=False))
             (self.task.control if "objective" in settings else self.pretrain)(["--config", str(path)])
             write_whole(finished, json.dumps({"seconds": time.monotonic() - began}) + "\n")
         return json.loads((folder / "metrics.json").read_text())
+
+
+def recorded(folder: Path) -> dict[str, Any]:
+    """The configuration of the run in a folder, wherever that is."""
+    return yaml.safe_load((folder / CONFIG).read_text()) | {"output_dir": str(folder)}
+
+
+def scores_of(metrics: Mapping) -> dict[tuple[int, str], dict[str, float]]:
+    """By seed and arm, the measures in an experiment's `metrics.json`."""
+    runs = [dict(run) for run in metrics["runs"]]
+    return {(run.pop("seed"), run.pop("arm")): run for run in runs}
 
 
 def plan_of(args: ExperimentArguments) -> dict[str, Any]:
@@ -220,19 +264,25 @@ def paired_summary(runs: Sequence[Mapping], control: str) -> list[dict]:
 
 
 def paired_table(summary: Sequence[Mapping], control: str) -> str:
-    """The summary in Markdown: a row for each arm, and for each measure its mean and the difference to the control."""
-    measures = list(dict.fromkeys(row["measure"] for row in summary))
-    by_arm = {}
+    """The summary in Markdown, a row for each measure: of the control its mean, of the other arms also the difference,
+    in bold where 0 is not in its interval."""
+    arms = list(dict.fromkeys(row["arm"] for row in summary))
+    arms = [control, *(arm for arm in arms if arm != control)]
+    by_measure = {}
     for row in summary:
-        by_arm.setdefault(row["arm"], {})[row["measure"]] = row
+        by_measure.setdefault(row["measure"], {})[row["arm"]] = row
     lines = []
-    for arm, of_measure in by_arm.items():
-        lines.append([arm])
-        for row in (of_measure[measure] for measure in measures):
-            difference = f"{row['difference']:+.3f} ± {row['difference_interval']:.3f}"
-            lines[-1] += [f"{row['mean']:.3f} ± {row['interval']:.3f}", "" if arm == control else difference]
-    titles = [title for measure in measures for title in (measure, f"beside {control}")]
-    return table(["arm", *titles], lines)
+    for measure, of_arm in by_measure.items():
+        lines.append([measure])
+        for arm in arms:
+            row = of_arm[arm]
+            cell = f"{row['mean']:.3f} ± {row['interval']:.3f}"
+            if arm != control:
+                difference = f"{row['difference']:+.3f} ± {row['difference_interval']:.3f}"
+                is_clear = abs(row["difference"]) > row["difference_interval"]
+                cell += f" (**{difference}**)" if is_clear else f" ({difference})"
+            lines[-1].append(cell)
+    return table(["", *arms], lines)
 
 
 def draw_arms(summary: Sequence[Mapping], path: Path) -> None:

@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -124,7 +125,8 @@ def test_the_command_prints_the_plan_and_a_table(plan, tmp_path, monkeypatch, ca
     assert "Layers help.\nAgainst it would speak: They do not." in shown
     values, differences = [12, 12.12, 12.44], [1, 1.01, 1.02]
     halves = [stats.t.ppf(0.975, 2) * stats.sem(numbers) for numbers in (values, differences)]
-    assert f"| two layers | {np.mean(values):.3f} ± {halves[0]:.3f} | +1.010 ± {halves[1]:.3f} |" in shown
+    assert "|  | as it is | longer | two layers |" in shown
+    assert f"| {np.mean(values):.3f} ± {halves[0]:.3f} (**+1.010 ± {halves[1]:.3f}**) |" in shown
     assert (tmp_path / "out" / "arms.png").is_file()
     plan["arms"] = {**ARMS, "longer": {"max_steps": 30}}
     (tmp_path / "plan.yaml").write_text(yaml.safe_dump(plan))
@@ -197,7 +199,6 @@ class Scores:
 
     def labelled(self, dataset_name, share, seed, folder):
         self.parts.append((dataset_name, share, seed, folder))
-        return str(folder)
 
     def score(self, experiment, arm, seed, folder):
         self.scored.append((seed, arm))
@@ -246,8 +247,54 @@ def test_runs_of_another_experiment_are_taken_if_their_settings_are_the_same(pla
     assert len(metrics["runs"]) == 6 and len(pretrain.configs) == 3
     assert (tmp_path / "another" / "metrics.json").is_file()
     plan["arms"]["longer"] = {"max_steps": 21}
+    with pytest.raises(ValueError, match="metrics.json is of another plan: give another output_dir"):
+        Experiment(ExperimentArguments(**plan), pretrain).run()
+    plan["output_dir"] = str(tmp_path / "a third")
     with pytest.raises(ValueError, match="config.yaml has other settings than arm 'longer': give another output_dir"):
         Experiment(ExperimentArguments(**plan), pretrain).run()
+
+
+def test_arms_with_the_same_settings_share_a_run_whatever_they_are_called(plan, tmp_path):
+    Experiment(ExperimentArguments(**plan), Pretraining()).run()
+    plan |= {"runs_dir": plan["output_dir"], "output_dir": str(tmp_path / "another"), "control": "one layer"}
+    plan["arms"] = {
+        "one layer": {"from_scratch": {"text_config": {"num_hidden_layers": 1}}},
+        "one layer, longer": {"max_steps": 20, "from_scratch": {"text_config": {"num_hidden_layers": 1}}},
+        "fewer": {"label_share": 0.5},
+    }
+    Path(plan["base"]).write_text(yaml.safe_dump({**BASE, "dataset_name": "rows"}))
+    with_rows, task = Pretraining(), Scores()
+    Experiment(ExperimentArguments(**plan), with_rows, task).run()
+    assert len(with_rows.configs) == 9, "the base has other settings, so nothing is shared"
+    Path(plan["base"]).write_text(yaml.safe_dump(BASE))
+    plan |= {"output_dir": str(tmp_path / "a third"), "arms": {**plan["arms"]}}
+    del plan["arms"]["fewer"]
+    pretrain = Pretraining()
+    plan["runs_dir"] = str(tmp_path / "out")
+    for folder in (tmp_path / "out").glob("seed_*/one_layer*"):
+        shutil.rmtree(folder)
+    metrics = Experiment(ExperimentArguments(**plan), pretrain).run()
+    assert not pretrain.configs
+    rows = {row["arm"]: row for row in metrics["summary"]}
+    assert rows["one layer"]["values"] == pytest.approx([11, 11.11, 11.42])
+    assert rows["one layer, longer"]["values"] == pytest.approx([21, 21.11, 21.42])
+
+
+def test_scores_stay_without_the_folders_of_their_runs_and_seeds_are_added_to_them(plan, tmp_path):
+    out = Path(plan["output_dir"])
+    before = Experiment(ExperimentArguments(**plan), Pretraining(stops=(5,)))
+    with pytest.raises(KeyboardInterrupt):
+        before.run()
+    kept = json.loads((out / "metrics.json").read_text())
+    assert len(kept["runs"]) == 5 and {tuple(row["seeds"]) for row in kept["summary"]} == {(0,)}
+    for folder in out.glob("seed_*"):
+        shutil.rmtree(folder)
+    pretrain = Pretraining()
+    metrics = Experiment(ExperimentArguments(**{**plan, "seeds": [1, 3]}), pretrain).run()
+    assert [config["seed"] for config in pretrain.configs] == [1, 3, 3, 3]
+    assert [row["seeds"] for row in metrics["summary"]] == [[0, 1, 3]] * 3
+    expected = [[11, 11.11, 11.57 + 0.36], [12, 12.12, 12.96], [21, 21.11, 21.93]]
+    assert [row["values"] for row in metrics["summary"]] == [pytest.approx(values) for values in expected]
 
 
 def test_what_another_process_is_at_comes_last_and_is_waited_for(plan, monkeypatch):

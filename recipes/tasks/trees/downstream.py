@@ -42,9 +42,9 @@ class Downstream:
     def control(self, argv: list[str]) -> int:
         return controls.main(argv)
 
-    def labelled(self, dataset_name: str, share: float, seed: int, folder: Path) -> str:
+    def labelled(self, dataset_name: str, share: float, seed: int, folder: Path) -> None:
         splits = load_dataset(find_data(dataset_name))
-        return write_splits({**splits, "train": labelled_rows(splits["train"], share, seed)}, folder)
+        write_splits({**splits, "train": labelled_rows(splits["train"], share, seed)}, folder)
 
     def score(self, experiment: Experiment, arm: str, seed: int, folder: Path) -> dict[str, Any]:
         args, found = self.args, {}
