@@ -36,23 +36,25 @@ class Objects:
     corners: np.ndarray
     masks: list[dict] | None
 
-    def draw(self, threshold: float) -> Image.Image:
-        """The image with the outlines and masks of the objects that have a higher score, the best on top."""
+    def draw(self, threshold: float, scale: int = 1) -> Image.Image:
+        """The image, so many times as large, with outlines and masks of the objects that have a higher score, the best
+        on top."""
         drawn = self.image.astype(np.float32)
         shown = [index for index in range(len(self.scores)) if self.scores[index] > threshold][::-1]
         for index in shown if self.masks is not None else ():
             inside = mask_of(self.masks[index])
             drawn[inside] += MASK_OPACITY * (np.array(color_of(self.labels[index])) - drawn[inside])
-        picture = Image.fromarray(drawn.round().astype(np.uint8))
+        picture = enlarged(drawn, scale)
         draw = ImageDraw.Draw(picture)
         side = max(picture.size)
         line, font = max(2, round(side / 400)), ImageFont.load_default(max(10, round(side / 60)))
         for index in shown:
             color = color_of(self.labels[index])
-            points = [tuple(point) for point in self.corners[index].tolist()]
+            corners = scale * self.corners[index]
+            points = [tuple(point) for point in corners.tolist()]
             draw.line([*points, points[0]], fill=color, width=line)
             text = f"{self.names[self.labels[index]]} {self.scores[index]:.2f}"
-            left, top = self.corners[index].min(0)
+            left, top = corners.min(0)
             width, height = draw.textbbox((0, 0), text, font=font, anchor="lt")[2:]
             left = min(max(left, 0), max(picture.width - width - 4, 0))
             top = top - height - 4 if top >= height + 4 else max(top, 0)
@@ -83,12 +85,11 @@ class Classes:
     labels: np.ndarray
     unseen: int | None = None
 
-    def draw(self, opacity: float) -> Image.Image:
-        """The image with the colours of the classes over it."""
+    def draw(self, opacity: float, scale: int = 1) -> Image.Image:
+        """The image, so many times as large, with the colours of the classes over it."""
         colors = np.array([color_of(index) for index in range(len(self.names))], np.float32)
         seen = self.labels != (-1 if self.unseen is None else self.unseen)
-        drawn = self.image + opacity * seen[..., None] * (colors[self.labels] - self.image)
-        return Image.fromarray(drawn.round().astype(np.uint8))
+        return enlarged(self.image + opacity * seen[..., None] * (colors[self.labels] - self.image), scale)
 
     def legend(self) -> str:
         """Which share of the image each class has, as HTML."""
@@ -112,9 +113,9 @@ class Labels:
     names: list[str]
     probabilities: np.ndarray
 
-    def draw(self, _: float) -> Image.Image:
-        """The image as it is."""
-        return Image.fromarray(self.image)
+    def draw(self, _: float, scale: int = 1) -> Image.Image:
+        """The image, so many times as large."""
+        return enlarged(self.image, scale)
 
     def legend(self) -> str:
         """The likeliest classes, as HTML."""
@@ -158,6 +159,11 @@ def apply(one: FineTuned, image: np.ndarray, later: np.ndarray | None = None) ->
         corners = np.stack([[left, top], [right, top], [right, bottom], [left, bottom]]).transpose(2, 0, 1)
     labels, scores = (found[name].cpu().numpy() for name in ("labels", "scores"))
     return Objects(image, one.names, labels, scores, corners, found.get("masks"))
+
+
+def enlarged(pixels: np.ndarray, scale: int) -> Image.Image:
+    """A picture in which each pixel, of values in [0, 255], is a square of so many."""
+    return Image.fromarray(pixels.round().astype(np.uint8).repeat(scale, 0).repeat(scale, 1))
 
 
 def color_of(label: int) -> tuple[int, int, int]:

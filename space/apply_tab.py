@@ -11,6 +11,7 @@ from compare_tab import check_shapes
 from computing import PRIVATE, QUEUE, answering, message, told, turn
 from kinds import FINE_TUNED
 from loading import Models
+from maps import DISPLAY_SIDE
 from PIL import Image
 from uploading import forget, image_input, image_upload, open_pixels
 from url_state import Tab, slider
@@ -52,6 +53,7 @@ def build_tab(models: Models, model_name: gr.Dropdown) -> Tab:
                 buttons=["download", "fullscreen"],
                 min_width=240,
                 elem_id="apply_picture",
+                elem_classes="found",
             )
             legend = gr.HTML(label="Legend", elem_id="apply_legend")
             note = gr.Markdown(BEGIN, label="Note", elem_id="apply_note")
@@ -68,7 +70,7 @@ def build_tab(models: Models, model_name: gr.Dropdown) -> Tab:
     ) -> tuple:
         """What a fine-tuned model finds: for drawing it anew, the picture, the legend, and a note."""
         result, note = found_by(models, path, second_path, model, progress)
-        return result, *drawn(result, threshold, opacity), note
+        return result, *shown(result, threshold, opacity), note
 
     running = image.on(
         [run.click],
@@ -81,7 +83,7 @@ def build_tab(models: Models, model_name: gr.Dropdown) -> Tab:
     cancel.click(None, cancels=running)
     gr.on(
         [threshold.input, opacity.input],
-        drawn,
+        shown,
         [found, threshold, opacity],
         [picture, legend],
         trigger_mode="always_last",
@@ -127,13 +129,18 @@ def found_by(
     return result, "  \n".join(f"**{html.escape(note)}**, by {html.escape(model)}" for _, note in readings)
 
 
-def drawn(found: Applied | None, threshold: float, opacity: float) -> tuple[Image.Image | None, str]:
-    """The picture and the legend of what was found; no model is run."""
+def shown(found: Applied | None, threshold: float, opacity: float) -> tuple[Image.Image | None, str]:
+    """The picture and the legend for the page: of a small image large enough for what is drawn on it."""
     if found is None:
         return None, ""
+    return drawn(found, threshold, opacity, max(1, DISPLAY_SIDE // max(found.image.shape[:2])))
+
+
+def drawn(found: Applied, threshold: float, opacity: float, scale: int = 1) -> tuple[Image.Image, str]:
+    """The picture and the legend of what was found; no model is run."""
     if isinstance(found, Objects):
-        return found.draw(threshold), found.legend(threshold)
-    return found.draw(opacity), found.legend()
+        return found.draw(threshold, scale), found.legend(threshold)
+    return found.draw(opacity, scale), found.legend()
 
 
 def _if_fine_tuned(models: Models, name: str) -> str | None:

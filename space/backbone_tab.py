@@ -98,7 +98,9 @@ def build_tab(models: Models, model_name: gr.Dropdown) -> Tab:
                 part = slider(1, 100, 100, step=1, label="Window: % of each side of the scene", elem_id="part")
                 center_x = slider(0, 100, 50, step=0.1, label="Its middle: % from the left", elem_id="center_x")
                 center_y = slider(0, 100, 50, step=0.1, label="Its middle: % from the top", elem_id="center_y")
-                scene = picture_view("Overview: click to move the window", "The scene and the window", visible=False)
+                scene = picture_view(
+                    "Overview: click to move the window", "The scene and the window", elem_id="overview", visible=False
+                )
             other = image_upload("Image to search", elem_id="backbone_second_image")
         with gr.Column(scale=3, elem_classes="results"):
             sentence = gr.Markdown(label="What is seen", elem_id="finding")
@@ -180,7 +182,7 @@ def build_tab(models: Models, model_name: gr.Dropdown) -> Tab:
             return
         with told():
             rgb = image_of(models, path, backbone, view_of(*settings).adjustment).rgb
-        x, y = (round(100 * (at + 0.5) / side, 1) for at, side in zip(event.index, display_size(*rgb.shape[:2])))
+        x, y = percent_of(event, rgb)
         kind, layer, second_layer, head, _, _, _, *others = settings
         kind = SIMILARITY if kind in (PCA, FOREGROUND) else kind
         settings = (kind, layer, second_layer, head, FROM_POINT, x, y, *others)
@@ -199,8 +201,7 @@ def build_tab(models: Models, model_name: gr.Dropdown) -> Tab:
     ) -> Iterator[tuple]:
         """A click into the overview moves the window."""
         whole = replace(view_of(*settings).adjustment, part=100.0)
-        sides = display_size(*image_of(models, path, backbone, whole).rgb.shape[:2])
-        x, y = (round(100 * (at + 0.5) / side, 1) for at, side in zip(event.index, sides))
+        x, y = percent_of(event, image_of(models, path, backbone, whole).rgb)
         for shown in see.__wrapped__(path, other_path, backbone, second_backbone, progress, *settings[:-2], x, y):
             yield *shown, x, y
 
@@ -265,6 +266,11 @@ def _overview(models: Models, path: str, name: str, view: View) -> gr.Image:
         return gr.Image(None, visible=False)
     rgb = image_of(models, path, name, replace(view.adjustment, part=100.0)).rgb
     return gr.Image(write_png(boxed(rgb, view.adjustment.window), "overview.png"), visible=True)
+
+
+def percent_of(event: gr.SelectData, rgb: np.ndarray) -> tuple[float, float]:
+    """Where a picture of an image was clicked, in percent from the left and from the top."""
+    return tuple(round(100 * (at + 0.5) / side, 1) for at, side in zip(event.index, display_size(*rgb.shape[:2])))
 
 
 def features_file(path: str, view: View, seen: Sequence[Seen]) -> str:

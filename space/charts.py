@@ -1,10 +1,11 @@
-"""Lines over the severities of corruptions: as HTML for the page, and as a picture to take away."""
+"""Charts of lines as HTML for the page: over the severities of corruptions, also as a picture, and over drop ratios."""
 
 import html
 from collections.abc import Sequence
 from pathlib import Path
 
 import matplotlib
+import pandas as pd
 from comparison import Comparison
 from matplotlib.figure import Figure
 
@@ -42,6 +43,51 @@ def line_charts(results: Sequence[Comparison]) -> str:
             f"{''.join(lines)}</svg></figure>"
         )
     return f'<div class="charts"><p>{CAPTION}, over severities 1 to 5. {legend}</p>{"".join(charts)}</div>'
+
+
+def answer_chart(curve: pd.DataFrame) -> str:
+    """HTML: how probable the full answer is over the drop ratio, thin lines for draws and a thick one for their mean.
+
+    Args:
+        curve: points, see [`vrl_results.curve_of`]; the titles of those that are drawn have the numbers.
+    """
+    width, height, left, bottom = 480, 210, 44, 176
+    top = max(curve["probability"].max(), 1e-6)
+
+    def x_at(ratio: float) -> str:
+        return f"{left + ratio * (width - left - 8):.1f}"
+
+    def y_at(probability: float) -> float:
+        return bottom - probability / top * (bottom - 12)
+
+    lines = []
+    for draw, points in curve.groupby("draw", sort=False):
+        places = [(x_at(x), f"{y_at(y):.1f}", x, y) for x, y in zip(points["drop ratio"], points["probability"])]
+        path = " ".join(f"{x},{y}" for x, y, *_ in places)
+        dots = "".join(
+            f'<circle cx="{x}" cy="{y}" r="2.5" data-draw="{draw}" data-ratio="{ratio:g}" '
+            f'data-probability="{probability:.6g}"><title>drop ratio {ratio:g}, {draw}: {probability:.3g}</title>'
+            "</circle>"
+            for x, y, ratio, probability in places
+        )
+        style = "mean line-0" if draw == "mean" else "line-2"
+        lines.insert(0, f'<g class="{style}"><polyline points="{path}"/>{dots}</g>')  # the mean is the last, on top
+    ticks = "".join(
+        f'<text x="{x_at(ratio)}" y="{bottom + 16}" text-anchor="middle">{ratio:g}</text>'
+        for ratio in (0, 0.25, 0.5, 0.75, 1)
+    )
+    levels = "".join(
+        f'<path class="axis" d="M{left} {y_at(level):.1f}H{width}"/>'
+        f'<text x="{left - 4}" y="{y_at(level) + 4:.1f}" text-anchor="end">{level:.2g}</text>'
+        for level in (0, top / 2, top)
+    )
+    return (
+        '<figure class="charts curve"><figcaption>Probability of that answer by drop ratio '
+        '<span class="key key-0">mean</span><span class="key key-2">each draw</span></figcaption>'
+        f'<svg viewBox="0 0 {width} {height}" role="img" aria-label="Probability of that answer by drop ratio">'
+        f'{levels}{ticks}<text x="{(width + left) / 2:.0f}" y="{height - 2}" text-anchor="middle">drop ratio</text>'
+        f"{''.join(lines)}</svg></figure>"
+    )
 
 
 def x_of(severity: int) -> float:

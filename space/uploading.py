@@ -90,7 +90,7 @@ def image_upload(label: str = "Image", elem_id: str | None = None) -> gr.File:
 
     It gives the path of the upload; Gradio refuses paths that are no uploads.
     """
-    return gr.File(label=f"{label}: drop, choose or paste", height=140, elem_id=elem_id, elem_classes="image-upload")
+    return gr.File(label=f"{label}: drop or paste", height=140, elem_id=elem_id, elem_classes="image-upload")
 
 
 def image_input(elem_id: str, value: str | None = None) -> ImageInput:

@@ -11,7 +11,7 @@ from PIL import Image
 from visual_tokens import draw_tokens, placed, token_maps
 
 MAX_TOKENS = 2048  # of a prompt and its answer: attention of 16 heads is 270 MB for a layer
-CELL, CELLS = 8, 64  # pixels of a position, and positions in a line of the strip
+CELL, CELLS = 16, 64  # pixels of a position, and positions in a line of the strip
 TEXT, KEPT, DROPPED = (148, 163, 184), (255, 176, 0), (51, 65, 85)
 
 

@@ -4,6 +4,7 @@ from collections.abc import Iterator
 
 import gradio as gr
 from answers import MAX_QUESTION
+from charts import answer_chart
 from computing import QUEUE, answering
 from loading import Models
 from saving import write_png
@@ -24,12 +25,6 @@ from vrl_results import (
 
 ANSWER_WIDTHS = ["110px", "80px", "130px", "300px", "160px", "220px"]  # a phone scrolls
 COST_WIDTHS = ["110px", "130px", "150px", "110px", "110px", "110px"]
-NO_CURVE = {  # as the page has it; it stumbles where there is nothing
-    "columns": ["drop ratio", "probability", "draw"],
-    "data": [],
-    "datatypes": {"drop ratio": "quantitative", "probability": "quantitative", "draw": "nominal"},
-    "mark": "line",
-}
 INTRODUCTION = """\
 In training, ViTP lets only a random part of an image's visual tokens reach the language model, so that the ViT learns \
 to put into every token what the answer needs. Bright tokens are kept; the draw is the processor's own, over all tiles \
@@ -59,7 +54,7 @@ def build_tab(models: Models, model_name: gr.Dropdown) -> Tab:
     ) -> Iterator[tuple]:
         for found, seeds, total in answers(models, path, model, question, seed, num_seeds, progress):
             progress((len(found), total), desc=f"Drop ratio {found[-1].drop_ratio:g}, seed {found[-1].seed}")
-            yield curve_of(found, seeds), table_of(found), f"{name_of(path)}: {found[0].text}"
+            yield answer_chart(curve_of(found, seeds)), table_of(found), f"{name_of(path)}: {found[0].text}"
 
     @answering
     def measure(
@@ -99,6 +94,7 @@ def build_tab(models: Models, model_name: gr.Dropdown) -> Tab:
                 interactive=False,
                 buttons=["download", "fullscreen"],
                 elem_id="vrl-tiles",
+                elem_classes="found",
                 alt_text="The image with borders of tiles; visual tokens that are dropped are dark.",
             )
             thumbnail = gr.Image(
@@ -107,6 +103,7 @@ def build_tab(models: Models, model_name: gr.Dropdown) -> Tab:
                 interactive=False,
                 buttons=["download", "fullscreen"],
                 height=240,
+                elem_classes="found",
                 alt_text="The thumbnail of the image; visual tokens that are dropped are dark.",
             )
             summary = gr.Textbox(label="Visual tokens", interactive=False, elem_id="vrl-summary")
@@ -144,15 +141,7 @@ def build_tab(models: Models, model_name: gr.Dropdown) -> Tab:
         ask = gr.Button("Ask at growing drop ratios", variant="primary", elem_id="vrl-ask")
         stop = gr.Button("Stop", variant="stop")
     full_answer = gr.Textbox(label="Answer with all visual tokens", interactive=False, elem_id="vrl-answer")
-    curve = gr.LinePlot(
-        x="drop ratio",
-        y="probability",
-        color="draw",
-        x_lim=[0, 1],
-        y_lim=[0, None],
-        y_axis_format=".3~g",
-        label="Probability of that answer by drop ratio (the table has the same numbers)",
-    )
+    curve = gr.HTML(label="Probability of that answer by drop ratio", elem_id="vrl-curve")
     table = gr.Dataframe(
         headers=ANSWER_COLUMNS,
         datatype="str",
@@ -206,9 +195,7 @@ def build_tab(models: Models, model_name: gr.Dropdown) -> Tab:
     changes = [*image.changes, model_name.input]
     forget(changes, shown, [None, None, "", ""])
     changes += [question.input, seed.input]
-    forget(
-        [*changes, num_seeds.input], [curve, table, full_answer], [NO_CURVE, empty_of(ANSWER_COLUMNS), ""], [running]
-    )
+    forget([*changes, num_seeds.input], [curve, table, full_answer], ["", empty_of(ANSWER_COLUMNS), ""], [running])
     forget([*changes, drop_ratio.input], [*whole, *short, sequence], ["", None, "", None, None], [explaining])
     forget([*changes, drop_ratio.input], [cost_table, saved], [empty_of(COST_COLUMNS), ""], [measuring])
     tokens_of = [model_name, drop_ratio, seed]
@@ -233,6 +220,7 @@ def attention_view(label: str, elem_id: str) -> gr.Image:
         interactive=False,
         buttons=["download", "fullscreen"],
         elem_id=elem_id,
+        elem_classes="found",
         alt_text=f"{label}; dark where tokens are dropped.",
     )
 

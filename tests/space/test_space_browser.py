@@ -419,6 +419,39 @@ def test_domain_images_are_read_as_they_are_and_as_one_wants(page, tmp_path):
     shoot(page, "volume_light")
 
 
+def test_a_window_of_a_large_scene_moves_to_a_click_on_its_overview(page, tmp_path):
+    """What is seen is that part of the file, read apart; the outline on the overview is where it is."""
+    ramps = np.broadcast_to(np.arange(3000, dtype=np.uint16) // 12, (3000, 3000))
+    data = np.stack([ramps, ramps.T, np.zeros_like(ramps)]).astype(np.uint8)
+    options = {"driver": "GTiff", "height": 3000, "width": 3000, "count": 3, "dtype": "uint8", "tiled": True}
+    with rasterio.open(tmp_path / "scene.tif", "w", **options) as target:
+        target.write(data)
+    upload(page, tmp_path / "scene.tif")
+    expect(page.locator("#backbone_note")).to_contain_text("scene.tif")
+    page.get_by_text("A window of a large scene").click()
+    move(page, "#part", 20)
+    overview = page.locator("#overview img")
+    expect(overview).to_be_visible()
+    box = overview.bounding_box()
+    overview.click(position={"x": 0.8 * box["width"], "y": 0.25 * box["height"]})
+
+    def is_there(drawn):
+        """The middle of the picture is the place of the click: a part of 20% around it."""
+        red, green, _ = drawn.reshape(-1, 3).mean(0)
+        return abs(red - 0.8 * 250) < 4 and abs(green - 0.25 * 250) < 4
+
+    wait_for_map(page, is_there, "#backbone_picture")
+    x, y = (float(page.locator(f"{one} input[type=number]").input_value()) for one in ("#center_x", "#center_y"))
+    assert abs(x - 80) < 0.5 and abs(y - 25) < 0.5
+    drawn = map_image(page, "#overview")
+    outline = np.argwhere((drawn == 255).all(-1))
+    (top, left), (bottom, right) = outline.min(0), outline.max(0)
+    side = drawn.shape[0]
+    for found, wanted in ((left, 0.7), (right, 0.9), (top, 0.15), (bottom, 0.35)):
+        assert abs(found / side - wanted) < 0.01
+    page.wait_for_function("Math.abs(new URLSearchParams(location.search).get('wx') - 80) < 0.5")
+
+
 def test_on_a_phone_the_result_comes_first(browser, url):
     page = browser.new_page(viewport={"width": 390, "height": 844})
     open_page(page, url)
@@ -475,7 +508,47 @@ def test_the_drop_ratio_is_moved(page):
     expect(summary).to_have_value(re.compile(f"^{-(-total // 100)} of {total} "))
     page.locator("#vrl-ask").click()
     expect(page.locator("#vrl-answer textarea, #vrl-answer input")).not_to_have_value("", timeout=60_000)
+    dots = page.locator("#vrl-curve circle")
+    expect(dots).to_have_count(6 * 4)  # of each drop ratio three draws and their mean
+    vrl_curve_is_that_of_the_model(dots)
     shoot(page, "vrl_light")
+
+
+@torch.no_grad()
+def vrl_curve_is_that_of_the_model(dots):
+    """How probable the answer to all visual tokens is with those that are kept, by teacher forcing; at its height."""
+    full = ViTPForConditionalGeneration.from_pretrained(PACKED, dtype=torch.float32).eval()
+    processor = ViTPProcessor.from_pretrained(PACKED)
+    messages = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "How many trees are there?"}]}]
+    text = processor.apply_chat_template(messages, add_generation_prompt=True)
+    image, answer, places = Image.open(IMAGE).convert("RGB"), None, {}
+    names = ("data-draw", "data-ratio", "data-probability", "cx", "cy")
+    for draw, *numbers in dots.evaluate_all(
+        "(all, names) => all.map((dot) => names.map((n) => dot.getAttribute(n)))", names
+    ):
+        places[draw, float(numbers[0])] = tuple(map(float, numbers[1:]))
+    for seed in range(3):
+        for ratio in (0.0, 0.25, 0.5, 0.75, 0.9, 0.95):
+            given = {"vrl_drop_ratio": ratio, "vrl_keys": [(seed,)]} if ratio else {}
+            inputs = processor(images=image, text=text, return_tensors="pt", **given)
+            if answer is None:
+                answer = full.generate(**inputs, max_new_tokens=16, do_sample=False)[0, inputs["input_ids"].shape[1] :]
+                answer = answer[: answer.tolist().index(processor.tokenizer.eos_token_id) + 1]
+            length = inputs["input_ids"].shape[1]
+            inputs["input_ids"] = torch.cat([inputs["input_ids"], answer[None]], dim=1)
+            inputs["attention_mask"] = torch.ones_like(inputs["input_ids"])
+            if "position_ids" in inputs:
+                following = inputs["position_ids"][:, -1:] + 1 + torch.arange(len(answer))
+                inputs["position_ids"] = torch.cat([inputs["position_ids"], following], dim=1)
+            scores = full(**inputs).logits[0, length - 1 : -1].log_softmax(-1)
+            expected = scores.gather(-1, answer[:, None]).sum().exp().item()
+            assert places[f"seed {seed}", ratio][0] == pytest.approx(expected, rel=1e-3)
+    x, y = ([place[index] for place in places.values()] for index in (1, 2))
+    assert np.polyfit(x, [ratio for _, ratio in places], 1, full=True)[1][0] < 1e-3
+    assert np.polyfit(y, [place[0] for place in places.values()], 1, full=True)[1][0] < 1e-6
+    for ratio in {ratio for _, ratio in places}:
+        draws = [places[f"seed {seed}", ratio][0] for seed in range(3)]
+        assert places["mean", ratio][0] == pytest.approx(np.mean(draws), rel=1e-4)
 
 
 def test_an_answer_with_and_without_beside_each_other(page, tmp_path):
@@ -495,7 +568,7 @@ def test_an_answer_with_and_without_beside_each_other(page, tmp_path):
         given = full.generate(**inputs, max_new_tokens=16, do_sample=False)[0, inputs["input_ids"].shape[1] :]
         answer = processor.tokenizer.decode(given, skip_special_tokens=True).strip()
         assert re.search(f": {re.escape(answer)}, probability", box.input_value())
-    sequence = map_image(page, "#vrl-sequence")[4::8, 4::8].reshape(-1, 3)
+    sequence = map_image(page, "#vrl-sequence")[8::16, 8::16].reshape(-1, 3)
     assert (sequence == (255, 176, 0)).all(1).sum() == 13 and (sequence == (51, 65, 85)).all(1).sum() == 49 - 13
     shoot(page, "vrl_explained_light")
 
@@ -683,6 +756,11 @@ def move(page, slider, value):
     number.press("Enter")
 
 
+def enlarged(pixels):
+    """An image of 96 x 80 pixels as the tab Apply shows it: eight times as large."""
+    return np.kron(pixels, np.ones((8, 8, 1), np.uint8)).astype(np.uint8)
+
+
 def wait_for_picture(page, wanted):
     """Until the picture of the tab Apply is as it should be."""
     deadline = time.monotonic() + 30
@@ -704,13 +782,13 @@ def test_what_a_detector_finds_is_drawn_from_a_score_on(page, apply):
     corners = outputs.pred_corners[0, 0].numpy() * [96, 80]
     middles = (corners + np.roll(corners, -1, 0)) / 2
     drawn = map_image(page, "#apply_picture")
-    inside = [(x, y) for x, y in middles.round().astype(int) if 2 <= x < 94 and 20 <= y < 78]
-    assert inside and drawn.shape == image.shape
+    inside = [(x, y) for x, y in (8 * middles).round().astype(int) if 16 <= x < 8 * 94 and 160 <= y < 8 * 78]
+    assert inside and drawn.shape == enlarged(image).shape
     for x, y in inside:
         assert (drawn[y - 2 : y + 3, x - 2 : x + 3] == color).all(-1).any()
     move(page, "#threshold", 1)
     expect(legend).to_contain_text("Objects with a score above 1: 0")
-    wait_for_picture(page, image)
+    wait_for_picture(page, enlarged(image))
 
 
 def test_classes_are_laid_over_the_image(page, apply):
@@ -720,7 +798,7 @@ def test_classes_are_laid_over_the_image(page, apply):
         share = f"{100 * (labels == label).mean():.1f}%"
         expect(page.locator("#apply_legend")).to_contain_text(share, timeout=60_000)
     move(page, "#opacity", 1)
-    wait_for_picture(page, PALETTE[labels])
+    wait_for_picture(page, enlarged(PALETTE[labels]))
 
 
 def test_changes_are_laid_over_the_second_image(page, apply):
@@ -729,7 +807,7 @@ def test_changes_are_laid_over_the_second_image(page, apply):
     labels = outputs.logits[0].argmax(0).numpy()
     share = f"{100 * (labels == 0).mean():.1f}%"
     expect(page.locator("#apply_legend")).to_contain_text(share, timeout=60_000)
-    wait_for_picture(page, np.where(labels[..., None] == 0, images[1], PALETTE[labels]))
+    wait_for_picture(page, enlarged(np.where(labels[..., None] == 0, images[1], PALETTE[labels])))
     shoot(page, "apply_changes_light")
 
 
