@@ -115,11 +115,11 @@ def build_tab(models: Models, model_name: gr.Dropdown) -> Tab:
     with gr.Row():
         whole = [
             gr.Textbox(label="With all visual tokens", interactive=False, lines=2, elem_id="vrl-whole"),
-            attention_view("What the answer looks at: all tokens", "vrl-whole-map"),
+            attention_view("Attention: all tokens", "vrl-whole-map"),
         ]
         short = [
             gr.Textbox(label="With the tokens that are kept", interactive=False, lines=2, elem_id="vrl-short"),
-            attention_view("What the answer looks at: kept tokens", "vrl-short-map"),
+            attention_view("Attention: kept tokens", "vrl-short-map"),
         ]
     sequence = gr.Image(
         label="What the language model gets: text (grey), kept tokens at their place (bright), gaps (dark)",
