@@ -1,5 +1,6 @@
 """The VRL-aware processor: images and chat text to a sequence that is already short."""
 
+import numpy as np
 import torch
 from transformers.feature_extraction_utils import BatchFeature
 from transformers.image_utils import ImageInput
@@ -253,7 +254,8 @@ class ViTPProcessor(ProcessorMixin):
 
     def _positions(self, input_ids: list[int], attention_mask: list[int], kept_by_image: list, row: int) -> list[int]:
         """Positions of the kept tokens of one row in its full sequence; 0 at padding."""
-        ids, real = torch.tensor(input_ids), torch.tensor(attention_mask).bool()
+        # Of a list, NumPy makes an array in a sixth of the time of torch.tensor.
+        ids, real = torch.from_numpy(np.array(input_ids, np.int64)), torch.from_numpy(np.array(attention_mask, bool))
         image_tokens = (ids == self.image_token_id).nonzero().flatten()
         image_ends = (ids == self.end_image_token_id).nonzero().flatten()
         image_starts = (ids == self.start_image_token_id).nonzero().flatten()

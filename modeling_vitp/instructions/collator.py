@@ -6,6 +6,7 @@ import logging
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import default_collate
@@ -269,8 +270,8 @@ class ViTPDataCollator:
                 **settings.images_kwargs,
             },
         )
-        input_ids = torch.tensor(encoded["input_ids"][0])
-        is_answer = learned(torch.tensor(encoded["assistant_masks"][0]).bool(), given)
+        input_ids = torch.from_numpy(np.array(encoded["input_ids"][0], np.int64))
+        is_answer = learned(torch.from_numpy(np.array(encoded["assistant_masks"][0], bool)), given)
         sample = {
             "input_ids": input_ids,
             "attention_mask": torch.ones_like(input_ids),
@@ -280,7 +281,7 @@ class ViTPDataCollator:
             generator = keyed_generator(*key, "answers")
             sample["input_ids"] = hide_answers(input_ids, is_answer, self.answer_mask_ratio, self._mask_id, generator)
         if "position_ids" in encoded:
-            sample["position_ids"] = torch.tensor(encoded["position_ids"][0])
+            sample["position_ids"] = torch.from_numpy(np.array(encoded["position_ids"][0], np.int64))
         if self.max_length is not None and len(input_ids) > self.max_length:
             sample = self._cut(sample, sample_id)
         for name in ("pixel_values", "visual_token_indices"):
