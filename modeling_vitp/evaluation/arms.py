@@ -24,6 +24,7 @@ from ..training.lock import FolderLock
 from ..training.outputs import write_whole
 from ..training.stops import RunStopped
 from .arguments import ExperimentArguments
+from .experiments import with_spread
 
 logger = logging.getLogger(__name__)
 CONFIG = "config.yaml"
@@ -236,10 +237,10 @@ def slug(name: str) -> str:
     return re.sub(r"[^a-z0-9.]+", "_", name.lower()).strip("_")
 
 
-def interval(values: Sequence[float]) -> tuple[float, float]:
-    """The mean, and half the width of its 95% interval by Student's t; infinite for a single value."""
+def interval(values: Sequence[float]) -> tuple[float, float | None]:
+    """The mean, and half the width of its 95% interval by Student's t; `None` of a single value."""
     if len(values) < 2:
-        return float(np.mean(values)), math.inf
+        return float(np.mean(values)), None
     quantile = QUANTILES[min(len(values) - 1, len(QUANTILES)) - 1]
     return float(np.mean(values)), float(quantile * np.std(values, ddof=1) / math.sqrt(len(values)))
 
@@ -276,10 +277,10 @@ def paired_table(summary: Sequence[Mapping], control: str) -> str:
         lines.append([measure])
         for arm in arms:
             row = of_arm[arm]
-            cell = f"{row['mean']:.3f} ± {row['interval']:.3f}"
+            cell, half = with_spread(row["mean"], row["interval"]), row["difference_interval"]
             if arm != control:
-                difference = f"{row['difference']:+.3f} ± {row['difference_interval']:.3f}"
-                is_clear = abs(row["difference"]) > row["difference_interval"]
+                difference = with_spread(row["difference"], half, "+")
+                is_clear = half is not None and abs(row["difference"]) > half
                 cell += f" (**{difference}**)" if is_clear else f" ({difference})"
             lines[-1].append(cell)
     return table(["", *arms], lines)
@@ -293,8 +294,7 @@ def draw_arms(summary: Sequence[Mapping], path: Path) -> None:
         rows = [row for row in summary if row["measure"] == measure]
         for place, row in enumerate(rows):
             axis.plot([place] * len(row["values"]), row["values"], "o", color="0.7", markersize=4)
-            error = row["interval"] if math.isfinite(row["interval"]) else 0
-            axis.errorbar(place, row["mean"], error, fmt="s", color="C0", capsize=4)
+            axis.errorbar(place, row["mean"], row["interval"] or 0, fmt="s", color="C0", capsize=4)
         axis.set_xticks(range(len(rows)), [row["arm"] for row in rows], rotation=30, ha="right", fontsize=8)
         axis.set_title(measure, fontsize=9)
     figure.savefig(path, dpi=110)

@@ -1,7 +1,6 @@
 """Experiments with a pretraining that only writes down what it was asked to do."""
 
 import json
-import math
 import os
 import shutil
 from pathlib import Path
@@ -128,6 +127,13 @@ def test_the_command_prints_the_plan_and_a_table(plan, tmp_path, monkeypatch, ca
     assert "|  | as it is | longer | two layers |" in shown
     assert f"| {np.mean(values):.3f} ± {halves[0]:.3f} (**+1.010 ± {halves[1]:.3f}**) |" in shown
     assert (tmp_path / "out" / "arms.png").is_file()
+    del plan["seeds"][1:]
+    plan["output_dir"] = str(tmp_path / "one seed")
+    (tmp_path / "plan.yaml").write_text(yaml.safe_dump(plan))
+    assert experiment.main(["--config", str(tmp_path / "plan.yaml")]) == 0
+    assert "| AUC | 11.000 | 21.000 (+10.000) | 12.000 (+1.000) |" in capsys.readouterr().out
+    assert "Infinity" not in (tmp_path / "one seed" / "metrics.json").read_text()
+    plan["output_dir"] = str(tmp_path / "out")
     plan["arms"] = {**ARMS, "longer": {"max_steps": 30}}
     (tmp_path / "plan.yaml").write_text(yaml.safe_dump(plan))
     with pytest.raises(ValueError, match="another arms: give another output_dir"):
@@ -161,7 +167,7 @@ def test_an_interval_is_that_of_student(values):
     assert mean == pytest.approx(np.mean(values), abs=1e-9)
     expected = stats.t.ppf(0.975, len(values) - 1) * stats.sem(values)
     assert half == pytest.approx(expected, rel=1e-3, abs=1e-9)
-    assert interval(values[:1]) == (values[0], math.inf)
+    assert interval(values[:1]) == (values[0], None)
 
 
 def test_changes_are_made_in_a_copy():
