@@ -36,6 +36,7 @@ TYPES_OF_KIND = {
         "vitp_object_detection",
         "vitp_oriented_object_detection",
         "vitp_instance_segmentation",
+        "vitp_image_classification",
         "rt_detr_v2",
         "d_fine",
         "deformable_detr",

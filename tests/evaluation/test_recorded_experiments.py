@@ -1,4 +1,4 @@
-"""The scores behind the tables of recipes/experiment.md: of the plans that are in the package, and summarised as told."""
+"""The scores behind the tables of recipes/experiment.md: of the plans of the package, summarised as told."""
 
 import json
 

@@ -8,9 +8,13 @@ from datasets import Dataset
 from huggingface_hub import SpaceCard
 from paths import ROOT
 from pushed_runs import in_repo, push
-from transformers import AutoModel
+from transformers import AutoModel, PreTrainedConfig
 
+import modeling_vitp
 from modeling_vitp import ViTPForConditionalGeneration, export_backbone
+from modeling_vitp.cards.examples import EXAMPLES, PIPELINE_TAGS
+from modeling_vitp.cards.model_card import INTRODUCTIONS
+from modeling_vitp.hub.contents import TYPES_OF_KIND
 
 
 def test_only_what_belongs_to_a_model_goes(hub, logged_in, folder):
@@ -143,3 +147,15 @@ def test_licences_of_several_sources(hub, logged_in, folder, capsys):
     sources("cc-by-nc-4.0")
     (folder / "README.md").write_text("---\nlicense: gpl-3.0\n---\n# A model\n")
     assert push(folder, "tester/c", "--what", "model") == 1 and hub.repo("tester/c") is None
+
+
+def test_every_kind_of_model_of_the_package_can_be_pushed_and_has_a_card():
+    types = {
+        item.model_type
+        for item in (getattr(modeling_vitp, name) for name in dir(modeling_vitp))
+        if isinstance(item, type) and issubclass(item, PreTrainedConfig)
+    }
+    types -= {"vitp_vision"}  # which is exported
+    assert len(types) >= 10 and types <= set(TYPES_OF_KIND["model"])
+    of_backbones = {"vitp_adapter", "vitp_backbone", "vitp_feature_pyramid"}
+    assert types - of_backbones <= set(INTRODUCTIONS) & set(EXAMPLES) & set(PIPELINE_TAGS)

@@ -8,8 +8,18 @@ import pytest
 import torch
 from paths import ROOT
 from pushed_runs import in_repo, push
+from tiny_models import VISION
+from transformers import AutoImageProcessor, AutoModelForImageClassification
 
-from modeling_vitp import ViTPForConditionalGeneration, ViTPProcessor, export_backbone
+from modeling_vitp import (
+    ViTPForConditionalGeneration,
+    ViTPForImageClassification,
+    ViTPImageProcessor,
+    ViTPProcessor,
+    ViTPVisionConfig,
+    ViTPVisionModel,
+    export_backbone,
+)
 from modeling_vitp.command.errors import WrongArguments
 
 
@@ -80,6 +90,23 @@ def test_models_and_processors_push_themselves(hub, logged_in, folder, tmp_path)
     assert all(torch.equal(pulled[name], wanted[name]) for name in wanted)
     assert ViTPProcessor.from_pretrained("tester/full").image_processor.max_patches == 6
     assert not any(logged_in.encode() in content for content in files.values())
+
+
+def test_a_classifier_is_pushed_as_it_was_trained_and_pulled_by_auto_classes(hub, logged_in, tmp_path, capsys):
+    torch.manual_seed(0)
+    vit = ViTPVisionModel(ViTPVisionConfig(**VISION))
+    names = {0: "field", 1: "forest", 2: "water"}
+    model = ViTPForImageClassification.from_backbone(vit, id2label=names, problem_type="multi_label_classification")
+    model.save_pretrained(tmp_path / "run")
+    ViTPImageProcessor(size={"height": 56, "width": 56}).save_pretrained(tmp_path / "run")
+    (tmp_path / "run" / "train.csv").write_text("private")
+    assert push(tmp_path / "run", "tester/fields", "--what", "model") == 0
+    assert "train.csv" not in in_repo(hub, "tester/fields")
+    pulled = AutoModelForImageClassification.from_pretrained("tester/fields")
+    assert type(pulled) is ViTPForImageClassification and pulled.config.id2label == names
+    wanted = model.state_dict()
+    assert all(torch.equal(tensor, wanted[name]) for name, tensor in pulled.state_dict().items())
+    assert AutoImageProcessor.from_pretrained("tester/fields").size == {"height": 56, "width": 56}
 
 
 @pytest.mark.slow

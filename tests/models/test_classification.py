@@ -131,6 +131,18 @@ def test_saved_models_open_by_auto_classes_and_pipelines(saved):
         torch.testing.assert_close(scores, expected[f"{name} scores"], rtol=1e-4, atol=1e-5)
 
 
+def test_a_head_for_other_classes_is_an_error_unless_asked_for(vision, tmp_path):
+    model = ViTPForImageClassification.from_backbone(vision, id2label=NAMES)
+    model.save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="tensors have other shapes than config.json asks for"):
+        AutoModelForImageClassification.from_pretrained(tmp_path, num_labels=5)
+    fresh = AutoModelForImageClassification.from_pretrained(tmp_path, num_labels=5, ignore_mismatched_sizes=True)
+    assert fresh.classifier.weight.shape == (5, vision.config.hidden_size)
+    kept = fresh.backbone.state_dict() | {"layernorm": fresh.layernorm.weight}
+    wanted = vision.state_dict() | {"layernorm": model.layernorm.weight}
+    assert all(torch.equal(kept[name], wanted[name]) for name in wanted)
+
+
 SCRIPT = """
 import sys, torch
 from safetensors.torch import load_file
