@@ -30,7 +30,7 @@ class Coco(Layout):
     """COCO JSON, one file a split: `annotations/instances_train2017.json`, `train/_annotations.coco.json`, ….
 
     The split is in the file's name or its folder's. Images: where `file_name` leads from the root, from `images/`,
-    `JPEGImages/`, or from the folder of the split under any of these.
+    `JPEGImages/`, the folder of the JSON, from the folder of the split under any of these, or `images/` in that.
     """
 
     subject = "objects"
@@ -58,6 +58,7 @@ class Coco(Layout):
                 raise ValueError(f"{files[split][0]} and {path} both annotate split {split!r}: give --annotations.")
             places = [self.root, *(self.root / folder for folder in ("images", "JPEGImages")), path.parent]
             places += [folder for place in places for folder in sorted(place.glob(f"{split}*")) if folder.is_dir()]
+            places += [place / "images" for place in places[1:]]
             files[split] = (path, contents, partial(find_file, places))
         if not files:
             raise ValueError(f"There is no COCO JSON under {where}.")

@@ -250,3 +250,18 @@ def test_sizes_that_disagree_are_named_width_first(tmp_path):
     path.write_text(json.dumps(contents))
     with pytest.raises(ValueError, match=r"240 x 320 pixels is not the size of .*png, 320 x 240\."):
         make("coco", tmp_path / "data", tmp_path / "out")
+
+
+@pytest.mark.parametrize(
+    "place", ["train/images", "train", "train2017/images", "annotations/images", "images/train/images"]
+)
+def test_images_of_coco_are_found_beside_and_below_their_split(tmp_path, place):
+    data = tmp_path / "data"
+    write_coco(data, "train", NAMES["train"][:2])
+    expected = make("coco", data, tmp_path / "expected")["train"]
+    (data / place).parent.mkdir(parents=True, exist_ok=True)
+    (data / "images" / "train2017").rename(data / "moved")
+    (data / "moved").rename(data / place)
+    found = make("coco", data, tmp_path / "found")["train"]
+    assert [row["messages"] for row in found] == [row["messages"] for row in expected]
+    assert [row["images"][0].tobytes() for row in found] == [row["images"][0].tobytes() for row in expected]
