@@ -103,7 +103,8 @@ class Experiment:
         return metrics
 
     def save(self, scores: dict[tuple[int, str], dict[str, float]]) -> dict:
-        """`metrics.json` with these scores beside those that are in it; the summary is of the seeds with all arms.
+        """`metrics.json` with these scores beside those that are in it; the summary is of the arms that were run with a
+        seed of the control, over the seeds that all of these have.
 
         Raises:
             ValueError: if the file that is there is of another plan.
@@ -115,12 +116,16 @@ class Experiment:
             if there["plan"] != plan:
                 raise ValueError(f"{path} is of another plan: give another output_dir.")
             scores = scores_of(there) | scores
-        order = [*args.arms]
+        seeds = {arm: {seed for seed, of in scores if of == arm} for arm in args.arms}
         runs = [
             {"seed": seed, "arm": arm, **scores[seed, arm]}
-            for seed, arm in sorted(scores, key=lambda key: (key[0], order.index(key[1])))
+            for seed in sorted(set().union(*seeds.values()))
+            for arm in args.arms
+            if seed in seeds[arm]
         ]
-        whole = [run for run in runs if all((run["seed"], arm) in scores for arm in order)]
+        arms = [arm for arm in args.arms if seeds[arm] & seeds[args.control]]
+        shared = set.intersection(*(seeds[arm] for arm in arms)) if arms else set()
+        whole = [run for run in runs if run["arm"] in arms and run["seed"] in shared]
         metrics = {"plan": plan, "summary": paired_summary(whole, args.control), "runs": runs}
         write_whole(path, json.dumps(metrics, indent=2) + "\n")
         return metrics

@@ -303,6 +303,18 @@ def test_scores_stay_without_the_folders_of_their_runs_and_seeds_are_added_to_th
     assert [row["values"] for row in metrics["summary"]] == [pytest.approx(values) for values in expected]
 
 
+def test_an_arm_that_was_not_run_yet_does_not_hide_what_the_others_have(plan):
+    experiment = Experiment(ExperimentArguments(**plan), Pretraining())
+    metrics = experiment.save({(seed, "longer"): {"AUC": 7.0 + seed} for seed in (0, 1, 2)})
+    assert metrics["summary"] == [] and len(metrics["runs"]) == 3
+    metrics = experiment.save({(seed, "as it is"): {"AUC": 5.0} for seed in (1, 2)})
+    rows = {row["arm"]: row for row in metrics["summary"]}
+    assert list(rows) == ["as it is", "longer"] and rows["longer"]["seeds"] == [1, 2]
+    assert rows["longer"]["difference"] == 3.5
+    metrics = experiment.save({(2, "two layers"): {"AUC": 6.0}})
+    assert {tuple(row["seeds"]) for row in metrics["summary"]} == {(2,)} and len(metrics["summary"]) == 3
+
+
 def test_what_another_process_is_at_comes_last_and_is_waited_for(plan, monkeypatch):
     args, pretrain, waited = ExperimentArguments(**plan), Pretraining(), []
     lock = Path(plan["output_dir"]) / "seed_0" / "two_layers" / "_claim" / LOCK
