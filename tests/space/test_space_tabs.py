@@ -184,7 +184,7 @@ def test_an_answers_attention_is_that_of_the_language_model_to_the_kept_tokens(m
             assert found.attention[place] == pytest.approx(value, rel=1e-3)
     assert np.isfinite(found.attention).sum() == (kept < 6 * TOKENS_PER_TILE).sum()
     np.testing.assert_array_equal(found.positions, inputs["position_ids"][0])
-    cells = np.asarray(strip(found))[4::8, 4::8].reshape(-1, 3)
+    cells = np.asarray(strip(found))[8::16, 8::16].reshape(-1, 3)
     bright = (cells == (255, 176, 0)).all(1)
     np.testing.assert_array_equal(np.flatnonzero(bright), found.positions[is_visual])
     assert (cells[: found.positions[-1]] == (51, 65, 85)).all(1).sum() == 112 - 28
