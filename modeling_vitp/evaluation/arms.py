@@ -107,15 +107,20 @@ class Experiment:
         seed of the control, over the seeds that all of these have.
 
         Raises:
-            ValueError: if the file that is there is of another plan.
+            ValueError: if the file that is there is no such file, or of another plan, or of a base with other settings.
         """
         args, path = self.args, Path(self.args.output_dir) / "metrics.json"
-        plan = json.loads(json.dumps(plan_of(args)))
+        plan, base = json.loads(json.dumps([plan_of(args), yaml.safe_load(Path(args.base).read_text())]))
         if path.is_file():
-            there = json.loads(path.read_text())
-            if there["plan"] != plan:
-                raise ValueError(f"{path} is of another plan: give another output_dir.")
-            scores = scores_of(there) | scores
+            try:
+                there = json.loads(path.read_text())
+                kept = scores_of(there)
+            except (ValueError, TypeError, KeyError, AttributeError) as error:
+                raise ValueError(f"{path} has no scores of an experiment: give another output_dir.") from error
+            for name, value in (("plan", plan), ("base", base)):
+                if there.get(name) != value:
+                    raise ValueError(f"{path} is of another {name}: give another output_dir.")
+            scores = kept | scores
         seeds = {arm: {seed for seed, of in scores if of == arm} for arm in args.arms}
         runs = [
             {"seed": seed, "arm": arm, **scores[seed, arm]}
@@ -126,7 +131,7 @@ class Experiment:
         arms = [arm for arm in args.arms if seeds[arm] & seeds[args.control]]
         shared = set.intersection(*(seeds[arm] for arm in arms)) if arms else set()
         whole = [run for run in runs if run["arm"] in arms and run["seed"] in shared]
-        metrics = {"plan": plan, "summary": paired_summary(whole, args.control), "runs": runs}
+        metrics = {"plan": plan, "base": base, "summary": paired_summary(whole, args.control), "runs": runs}
         write_whole(path, json.dumps(metrics, indent=2) + "\n")
         return metrics
 

@@ -315,6 +315,27 @@ def test_an_arm_that_was_not_run_yet_does_not_hide_what_the_others_have(plan):
     assert {tuple(row["seeds"]) for row in metrics["summary"]} == {(2,)} and len(metrics["summary"]) == 3
 
 
+def test_scores_of_a_base_with_other_settings_are_not_taken(plan):
+    Experiment(ExperimentArguments(**plan), Pretraining()).run()
+    Path(plan["base"]).write_text(yaml.safe_dump({**BASE, "max_steps": 11}))
+    pretrain = Pretraining()
+    with pytest.raises(ValueError, match="metrics.json is of another base: give another output_dir"):
+        Experiment(ExperimentArguments(**{**plan, "seeds": [0, 1, 2, 3]}), pretrain).run()
+    assert not pretrain.configs
+
+
+@pytest.mark.parametrize(
+    "content", ["", "{", "[]", "{}", '{"runs": 3}', '{"runs": [3]}', '{"runs": [{"arm": "longer"}]}']
+)
+def test_a_file_that_is_no_experiments_is_named_and_stays(plan, content):
+    path = Path(plan["output_dir"]) / "metrics.json"
+    path.parent.mkdir(parents=True)
+    path.write_text(content)
+    with pytest.raises(ValueError, match=f"{path} has no scores of an experiment: give another output_dir"):
+        Experiment(ExperimentArguments(**plan), Pretraining()).run()
+    assert path.read_text() == content
+
+
 def test_what_another_process_is_at_comes_last_and_is_waited_for(plan, monkeypatch):
     args, pretrain, waited = ExperimentArguments(**plan), Pretraining(), []
     lock = Path(plan["output_dir"]) / "seed_0" / "two_layers" / "_claim" / LOCK

@@ -1,6 +1,7 @@
 """The scores behind the tables of recipes/experiment.md: of the plans of the package, summarised as told."""
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -19,6 +20,7 @@ def test_a_record_is_of_its_plan_and_the_page_has_its_table(record):
     metrics = json.loads(record.read_text())
     args = ExperimentArguments(**yaml.safe_load((CONFIGS / f"{record.stem}.yaml").read_text()))
     assert metrics["plan"] == json.loads(json.dumps(plan_of(args)))
+    assert metrics["base"] == yaml.safe_load(Path(args.base).read_text())
     assert paired_table(metrics["summary"], args.control) in (ROOT / "recipes" / "experiment.md").read_text()
 
 
