@@ -102,9 +102,9 @@ class Experiment:
                 metrics = self.save({})
         return metrics
 
-    def save(self, scores: dict[tuple[int, str], dict[str, float]]) -> dict:
-        """`metrics.json` with these scores beside those that are in it; the summary is of the arms that were run with a
-        seed of the control, over the seeds that all of these have.
+    def save(self, scores: dict[tuple[int, str], dict[str, float]], tuning: dict[str, dict] | None = None) -> dict:
+        """`metrics.json` with these scores, and what was chosen for arms, beside those that are in it; the summary is of
+        the arms that were run with a seed of the control, over the seeds that all of these have.
 
         Raises:
             ValueError: if the file that is there is no such file, or of another plan, or of a base with other settings.
@@ -114,13 +114,13 @@ class Experiment:
         if path.is_file():
             try:
                 there = json.loads(path.read_text())
-                kept = scores_of(there)
+                kept, tuned = scores_of(there), dict(there.get("tuning") or {})
             except (ValueError, TypeError, KeyError, AttributeError) as error:
                 raise ValueError(f"{path} has no scores of an experiment: give another output_dir.") from error
             for name, value in (("plan", plan), ("base", base)):
                 if there.get(name) != value:
                     raise ValueError(f"{path} is of another {name}: give another output_dir.")
-            scores = kept | scores
+            scores, tuning = kept | scores, tuned | (tuning or {})
         seeds = {arm: {seed for seed, of in scores if of == arm} for arm in args.arms}
         runs = [
             {"seed": seed, "arm": arm, **scores[seed, arm]}
@@ -132,8 +132,14 @@ class Experiment:
         shared = set.intersection(*(seeds[arm] for arm in arms)) if arms else set()
         whole = [run for run in runs if run["arm"] in arms and run["seed"] in shared]
         metrics = {"plan": plan, "base": base, "summary": paired_summary(whole, args.control), "runs": runs}
+        metrics |= {"tuning": tuning} if tuning else {}
         write_whole(path, json.dumps(metrics, indent=2) + "\n")
         return metrics
+
+    def tuning(self, arm: str, tune: Callable[[], dict]) -> dict:
+        """What `tune` chose for an arm, which stays in `metrics.json`: with more seeds it is not chosen again."""
+        tuned = self.save({}).get("tuning", {})
+        return tuned[arm] if arm in tuned else self.save({}, {arm: tune()})["tuning"][arm]
 
     def run_arm(self, arm: str, seed: int) -> dict[str, float]:
         """The measures of one arm with one seed."""

@@ -303,6 +303,28 @@ def test_scores_stay_without_the_folders_of_their_runs_and_seeds_are_added_to_th
     assert [row["values"] for row in metrics["summary"]] == [pytest.approx(values) for values in expected]
 
 
+def test_what_was_chosen_for_an_arm_stays_too_and_is_not_chosen_again(plan):
+    class Tuned(Scores):
+        tunes = []
+
+        def score(self, experiment, arm, seed, folder):
+            def tune():
+                self.tunes.append(arm)
+                return {"chosen": len(arm), "tried": [1, 2]}
+
+            return {"downstream": {"iou": experiment.tuning(arm, tune)["chosen"] + seed}}
+
+    out, task = Path(plan["output_dir"]), Tuned()
+    plan |= {"seeds": [0], "measures": {"IoU": "downstream.iou"}}
+    metrics = Experiment(ExperimentArguments(**plan), Pretraining(), task).run()
+    assert metrics["tuning"] == {arm: {"chosen": len(arm), "tried": [1, 2]} for arm in ARMS}
+    for folder in out.glob("seed_*"):
+        shutil.rmtree(folder)
+    metrics = Experiment(ExperimentArguments(**{**plan, "seeds": [0, 3]}), Pretraining(), task).run()
+    assert task.tunes == list(ARMS) and list(metrics["tuning"]) == list(ARMS)
+    assert [run["IoU"] for run in metrics["runs"]] == [len(arm) + seed for seed in (0, 3) for arm in ARMS]
+
+
 def test_an_arm_that_was_not_run_yet_does_not_hide_what_the_others_have(plan):
     experiment = Experiment(ExperimentArguments(**plan), Pretraining())
     metrics = experiment.save({(seed, "longer"): {"AUC": 7.0 + seed} for seed in (0, 1, 2)})

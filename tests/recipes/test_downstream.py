@@ -127,8 +127,9 @@ def test_arms_differ_in_what_they_are_named_after_and_in_nothing_else_that_is_re
 
 def test_rates_are_those_that_are_best_on_held_out_training_ground_and_the_test_is_scored_once(finished):
     out, metrics, seen = finished
+    tuning = {slug(arm): found for arm, found in metrics["tuning"].items()}
     for arm in map(slug, ARMS):
-        chosen = json.loads((out / "tuning" / arm / "tuning.json").read_text())["chosen"]
+        chosen = tuning[arm]["chosen"]
         assert chosen == {"layer_decay_100": RATES[len(arm) % 3], "layer_decay_75": RATES[(len(arm) + 1) % 3]}
         final = [(run["decay"], run["rate"]) for run in seen if run["arm"] == arm and not run["tunes"]]
         assert sorted(final) == sorted([(1.0, chosen["layer_decay_100"]), (0.75, chosen["layer_decay_75"])] * 2)

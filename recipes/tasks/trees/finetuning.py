@@ -1,10 +1,10 @@
 """Tree crowns fine-tuned from the backbones of an experiment, the learning rate chosen on held-out training ground."""
 
-import json
 import logging
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from datasets import Dataset, DatasetDict
 
@@ -13,7 +13,6 @@ from modeling_vitp.evaluation.arms import Experiment, claimed, slug
 from modeling_vitp.evaluation.experiments import once
 from modeling_vitp.recipes import finetune_segmentation
 from modeling_vitp.recipes.data.build_tree_masks import write_test, write_train
-from modeling_vitp.training.outputs import write_whole
 
 from .labels import labelled_rows, split_held_out, write_splits
 
@@ -35,7 +34,7 @@ class Finetuning:
 
     def scores(self, experiment: Experiment, arm: str, seed: int, folder: Path) -> dict:
         """By layer-wise decay and share of the labels, both in percent, the IoU of the trees; and the `rates`."""
-        rates = self.rates(experiment, arm)
+        rates = experiment.tuning(arm, lambda: self.tune(experiment, arm))["chosen"]
         found = {"rates": rates}
         for decay in self.plan.layer_decays:
             of_decay = found[key("layer_decay", decay)] = {}
@@ -48,8 +47,8 @@ class Finetuning:
                 of_decay[key("labels", share)] = iou
         return found
 
-    def rates(self, experiment: Experiment, arm: str) -> dict[str, float]:
-        """The learning rate of an arm for each layer-wise decay; what it was chosen by is kept in `tuning.json`."""
+    def tune(self, experiment: Experiment, arm: str) -> dict[str, Any]:
+        """The learning rate of an arm that is `chosen` for each layer-wise decay, and by what: all that were `tried`."""
         plan = self.plan
         rows, held_out = split_held_out(self.splits["train"], plan.held_out_scene, plan.held_out_top)
         tuning = experiment.folder / "tuning"
@@ -66,8 +65,7 @@ class Finetuning:
                     of_decay[rate] = self.finetune(start, rows, held_out, plan.seed, rate, decay, output)
                     tried.append({"layer_decay": decay, "learning_rate": rate, "iou": of_decay[rate]})
                 chosen[key("layer_decay", decay)] = max(of_decay, key=of_decay.get)
-            write_whole(folder / "tuning.json", json.dumps({"chosen": chosen, "tried": tried}, indent=2) + "\n")
-        return chosen
+        return {"chosen": chosen, "tried": tried}
 
     def finetune(
         self, backbone: Path, rows: Dataset, scored: Dataset, seed: int, rate: float, decay: float, output: Path
