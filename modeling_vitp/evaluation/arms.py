@@ -103,8 +103,8 @@ class Experiment:
         return metrics
 
     def save(self, scores: dict[tuple[int, str], dict[str, float]], tuning: dict[str, dict] | None = None) -> dict:
-        """`metrics.json` with these scores, and what was chosen for arms, beside those that are in it; the summary is of
-        the arms that were run with a seed of the control, over the seeds that all of these have.
+        """`metrics.json` with these scores, and what was chosen for arms, beside what is in it; the summary is of the
+        arms that were run with a seed of the control, over the seeds that all of these have.
 
         Raises:
             ValueError: if the file that is there is no such file, or of another plan, or of a base with other settings.

@@ -48,7 +48,7 @@ class Finetuning:
         return found
 
     def tune(self, experiment: Experiment, arm: str) -> dict[str, Any]:
-        """The learning rate of an arm that is `chosen` for each layer-wise decay, and by what: all that were `tried`."""
+        """The learning rate of an arm that is `chosen` for each layer-wise decay, and all that were `tried`."""
         plan = self.plan
         rows, held_out = split_held_out(self.splits["train"], plan.held_out_scene, plan.held_out_top)
         tuning = experiment.folder / "tuning"
