@@ -16,6 +16,7 @@ import torch
 from peft import LoraConfig, get_peft_model
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
+from trl.trainer.utils import add_fused_lm_head
 
 from ..configuration_vitp import ViTPConfig
 from ..modeling_vitp import ViTPForConditionalGeneration
@@ -25,8 +26,8 @@ PARTS = {
     "ViT": "model.vision_tower",
     "projector": "model.multi_modal_projector",
     "language model": "model.language_model",
-    "head": "lm_head",
 }
+HEAD_OUTPUTS = ("log_probs", "entropy", "is_top1")  # what TRL's trainer asks of the head
 INTERNVL2_5_1B = {  # the shapes of InternViT-300M and Qwen2.5-0.5B
     "vision_config": {
         "hidden_size": 1024,
@@ -64,8 +65,8 @@ class StepCost:
     """Bytes by what holds them, and floating-point operations by part of the model.
 
     `activations` are what is kept for the backward pass, with checkpointing also those of one layer that are computed
-    again. `forward`, by part, and `backward` are operations of one batch; with checkpointing, `backward` has the
-    forward passes that are run again.
+    again. `forward`, by part, and `backward` are operations of one batch; `backward` has what is computed again: the
+    head, of which TRL keeps no logits, and with checkpointing the layers.
     """
 
     weights: float
@@ -128,7 +129,7 @@ def step_cost(
     state = next((size for name, size in STATES.items() if name in optimizer), ADAM_STATE)
     gradients = trained * dtype.itemsize
     parts = weights * dtype.itemsize, gradients, gradients * state / 4, activations
-    return StepCost(*parts, dict(zip(PARTS, forward)), backward)
+    return StepCost(*parts, dict(zip([*PARTS, "head"], forward)), backward)
 
 
 def run(
@@ -143,6 +144,7 @@ def run(
     with torch.device("meta"), warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # of names that PEFT uses
         model = ViTPForConditionalGeneration(config).to(dtype).train()
+        add_fused_lm_head(model, outputs=HEAD_OUTPUTS)
         lora = prepare(model) if prepare is not None else None
         if lora is not None:
             model = get_peft_model(model, lora)
@@ -158,7 +160,7 @@ def run(
         patch("torch.compiler.is_compiling", lambda: True),
         patch("torch._check_tensor_all", lambda *args: None),
     )
-    counter = FlopCounterMode(display=False)
+    counter = count_operations()
     prefix = "" if lora is None else "base_model.model."
     with FakeTensorMode(allow_non_fake_inputs=True), asks_nothing[0], asks_nothing[1]:
         model.to_empty(device="cpu")
@@ -168,16 +170,27 @@ def run(
         inputs = empty_batch(config, batch)
         saving = torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor)
         with counter, saving, torch.autocast("cpu", torch.bfloat16, enabled=bf16):
-            loss = model(**inputs, use_cache=False).loss
-        counts = counter.get_flop_counts()
+            loss = model(**inputs, fused_lm_head=True).loss
+        counts, whole = counter.get_flop_counts(), counter.get_total_flops()
         with counter:
             loss.backward()
     names = [f"{type(model).__name__}.{prefix}{name}" for name in PARTS.values()]
     forward = [sum(counts[name].values()) if name in counts else 0 for name in names]
+    forward.append(whole - sum(forward))  # the head, whose weight the loss takes without calling it
     weights = [(weight.numel(), weight.requires_grad) for weight in model.parameters()]
     total, trained = sum(number for number, _ in weights), sum(number for number, trains in weights if trains)
     activations = sum(size for place, (size, _) in kept.items() if place not in own)
     return np.array([total, trained, activations, counter.get_total_flops(), *forward], dtype=float)
+
+
+def count_operations() -> FlopCounterMode:
+    """PyTorch's counter, which knows of all matrix products that a step has but for those that TRL's loss adds in place
+    to the gradients of the head."""
+
+    def added(total: torch.Size, left: torch.Size, right: torch.Size, *_, **__) -> int:
+        return 2 * left[0] * left[1] * right[1]
+
+    return FlopCounterMode(display=False, custom_mapping={torch.ops.aten.addmm_: added})
 
 
 def empty_batch(config: ViTPConfig, batch: BatchShape) -> dict[str, torch.Tensor]:

@@ -7,12 +7,13 @@ import torch
 from datasets import Image, load_dataset
 from paths import AERIAL_TREES
 from torch.utils.data import DataLoader
-from torch.utils.flop_counter import FlopCounterMode
+from trl.trainer.utils import add_fused_lm_head
 
 from modeling_vitp import ViTPConfig, ViTPDataCollator, ViTPForConditionalGeneration, ViTPImageProcessor, ViTPProcessor
 from modeling_vitp.evaluation.step_time import gemm_peak, now, options_of
 from modeling_vitp.instructions.raw_tiles import normalize_tiles
 from modeling_vitp.training.from_scratch import build_tokenizer
+from modeling_vitp.training.step_cost import HEAD_OUTPUTS, count_operations
 
 
 def messages_of(row: dict) -> dict:
@@ -38,13 +39,14 @@ def speed_of_training(tmp_path, shape: str, batch_size: int, batches: int, worke
     collator = ViTPDataCollator(processor, vrl_drop_ratio=0.75).with_raw_tiles()
     with device:
         model = ViTPForConditionalGeneration(config).train()
+    add_fused_lm_head(model, outputs=HEAD_OUTPUTS)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-5, fused=True)
 
     def step(batch: dict) -> int:
         batch = {name: values.to(device, non_blocking=True) for name, values in batch.items()}
         batch["pixel_values"] = normalize_tiles(batch["pixel_values"], processor.image_processor)
         with torch.autocast(device.type, dtype=torch.bfloat16):
-            model(**batch, use_cache=False).loss.backward()
+            model(**batch, fused_lm_head=True).loss.backward()
         optimizer.step()
         optimizer.zero_grad()
         return len(batch["pixel_values"])
@@ -53,7 +55,7 @@ def speed_of_training(tmp_path, shape: str, batch_size: int, batches: int, worke
     loader = DataLoader(
         rows, batch_size, collate_fn=collator, num_workers=workers, persistent_workers=workers > 0, pin_memory=pinned
     )
-    counter, waiting, tiles = FlopCounterMode(display=False), 0.0, 0
+    counter, waiting, tiles = count_operations(), 0.0, 0
     with counter:
         for batch in loader:
             step(batch)

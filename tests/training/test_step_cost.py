@@ -8,9 +8,11 @@ import pytest
 import torch
 from peft import LoraConfig
 from tiny_models import FROM_SCRATCH
+from training_run import make_trainer
+from trl.trainer.utils import add_fused_lm_head
 
 from modeling_vitp import ViTPConfig, ViTPForConditionalGeneration
-from modeling_vitp.training.step_cost import INTERNVL2_5_1B, BatchShape, empty_batch, run, step_cost
+from modeling_vitp.training.step_cost import HEAD_OUTPUTS, INTERNVL2_5_1B, BatchShape, empty_batch, run, step_cost
 
 SHAPE = BatchShape(samples=2, tiles=3, text_tokens=20, drop_ratio=0.5)
 
@@ -23,8 +25,10 @@ def config():
 
 
 def real_step(config, dtype=torch.float32):
-    """The bytes that autograd keeps and the operations of the linear layers, forward, of a real model."""
+    """The bytes that autograd keeps and the operations of the linear layers, forward, of a real model as TRL trains
+    it."""
     model = ViTPForConditionalGeneration(config).to(dtype).train()
+    add_fused_lm_head(model, outputs=HEAD_OUTPUTS)
     operations = 0
 
     def count(module, inputs, output):
@@ -35,6 +39,8 @@ def real_step(config, dtype=torch.float32):
         if isinstance(module, torch.nn.Linear):
             module.register_forward_hook(count)
     batch = empty_batch(config, SHAPE)
+    samples, length = batch["input_ids"].shape
+    operations += 2 * samples * (length - 1) * model.lm_head.weight.numel()  # of which its loss calls no layer
     image_tokens = len(batch["visual_token_indices"]) // SHAPE.samples
     batch["input_ids"][:, :image_tokens] = config.image_token_id
     batch["attention_mask"].fill_(1)
@@ -47,7 +53,7 @@ def real_step(config, dtype=torch.float32):
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        model(**batch, use_cache=False).loss.backward()
+        model(**batch, fused_lm_head=True).loss.backward()
     own = {weight.untyped_storage()._cdata for weight in model.parameters()}
     return model, sum(size for place, (size, _) in kept.items() if place not in own), operations
 
@@ -60,7 +66,16 @@ def test_weights_and_what_is_kept_are_those_of_a_real_step(config):
     assert cost.activations == pytest.approx(kept, rel=0.05)
     # Beside linear layers there are attention and the patch embedding.
     assert operations < sum(cost.forward.values()) < 1.3 * operations
-    assert cost.backward == pytest.approx(2 * sum(cost.forward.values()), rel=0.1)
+    # The head is computed again, since no logits are kept.
+    assert cost.backward == pytest.approx(2 * sum(cost.forward.values()) + cost.forward["head"], rel=0.1)
+    assert cost.forward["head"] == 2 * 2 * 25 * 300 * config.text_config.hidden_size
+
+
+def test_the_step_is_that_of_the_trainer(monkeypatch, tmp_path):
+    asked = []
+    monkeypatch.setattr("trl.trainer.sft_trainer.add_fused_lm_head", lambda model, **kwargs: asked.append(kwargs))
+    make_trainer(tmp_path)
+    assert asked == [{"outputs": HEAD_OUTPUTS}]
 
 
 def with_depth(config, vision_layers, text_layers):
