@@ -46,8 +46,8 @@ class PretrainArguments(Arguments, ScriptArguments):
     plan_device: str | None = field(
         default=None,
         metadata={
-            "help": "For dry_run, the GPU that time and memory are told for: a40, a100, a800, h100 …; that of this "
-            "machine, or the paper's a800."
+            "help": "For dry_run, the GPU that time and memory are told for: a40, a100, a800, h100 …, or any other as "
+            "24GiB,71TFLOP/s; that of this machine, or the paper's a800."
         },
     )
     plan_devices: int = field(default=1, metadata={"help": "For dry_run, how many of them."})

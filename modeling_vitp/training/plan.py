@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import math
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -44,6 +45,7 @@ DEVICES = {
     "l40s": Device(48, 362e12),
     "rtx4090": Device(24, 165.2e12),
 }
+OWN_DEVICE = re.compile(r"(\d+\.?\d*)\s*GiB\s*,\s*(\d+\.?\d*)\s*TFLOP/s", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -202,11 +204,17 @@ def config_of_start(args: PretrainArguments, model_args: ModelConfig) -> tuple[V
 
 
 def describe_device(name: str | None) -> tuple[str, Device]:
-    """The device of that name, or the accelerator of this machine; without one the paper's, an A800.
+    """The device of that name, or of its memory and speed; or the accelerator of this machine; without one the paper's,
+    an A800.
+
+    Args:
+        name: one of [`DEVICES`], or as "24GiB,71TFLOP/s".
 
     Raises:
         ValueError: if there is no device of the name.
     """
+    if name is not None and (own := OWN_DEVICE.fullmatch(name.strip())):
+        return "as given", Device(float(own[1]), float(own[2]) * 1e12)
     if name is None and torch.cuda.is_available():
         found = torch.cuda.get_device_properties(0)
         known = [key for key in DEVICES if key.split("-")[0].upper() in found.name.upper().replace(" ", "")]
@@ -214,7 +222,10 @@ def describe_device(name: str | None) -> tuple[str, Device]:
             return found.name, Device(found.total_memory / GIB, DEVICES[known[0]].operations)
     name = (name or "a800").lower()
     if name not in DEVICES:
-        raise ValueError(f"plan_device={name!r}: known are {', '.join(DEVICES)}.")
+        raise ValueError(
+            f"plan_device={name!r}: known are {', '.join(DEVICES)}; of another one say memory and dense operations a "
+            "second, as 24GiB,71TFLOP/s."
+        )
     return name, DEVICES[name]
 
 

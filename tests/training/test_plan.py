@@ -8,7 +8,7 @@ import pytest
 
 from modeling_vitp import ViTPConfig
 from modeling_vitp.recipes import pretrain
-from modeling_vitp.training.plan import DEVICES, Setup, changes, describe_device
+from modeling_vitp.training.plan import DEVICES, Device, Setup, changes, describe_device
 from modeling_vitp.training.step_cost import INTERNVL2_5_1B, BatchShape, step_cost
 
 ARGUMENTS = ["--config", "remote_sensing_paper", "--dry_run", "--plan_device", "a40", "--plan_devices", "8"]
@@ -70,3 +70,18 @@ def test_a_device_that_is_not_known_is_named_with_those_that_are():
     with pytest.raises(ValueError, match="plan_device='tpu': known are a40, .*h100"):
         describe_device("tpu")
     assert describe_device("H100")[1] == DEVICES["h100"]
+
+
+@pytest.mark.parametrize("given", ["24GiB,71.5TFLOP/s", " 24.0 gib, 71.5 tflop/s"])
+def test_another_device_is_told_by_its_memory_and_speed(given):
+    assert describe_device(given) == ("as given", Device(24.0, 71.5e12))
+
+
+@pytest.mark.slow
+def test_it_is_told_by_how_much_a_run_does_not_fit(capsys):
+    device = ["--plan_device", "8GiB,10TFLOP/s", "--plan_devices", "1"]
+    arguments = [*ARGUMENTS[:3], *device, "--activation_checkpointing", "false"]
+    assert pretrain.main(arguments) == 0
+    cells = next(line for line in capsys.readouterr().out.splitlines() if line.startswith("| as configured")).split("|")
+    peak = step_cost(ViTPConfig(**INTERNVL2_5_1B), BatchShape(1, 13, 200, 0.75))
+    assert cells[7].strip() == f"{peak.memory / 2**30 - 8:.1f} too much"
