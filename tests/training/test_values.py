@@ -70,6 +70,12 @@ def test_a_mapping_of_transformers_may_be_a_file(tmp_path):
     assert args.accelerator_config.even_batches is False and args.accelerator_config.dispatch_batches is False
 
 
+@pytest.mark.parametrize("pins", [True, False])
+def test_batches_come_to_the_device_while_one_is_computed_if_their_memory_is_pinned(tmp_path, pins):
+    args = ViTPTrainingConfig(str(tmp_path / "out"), dataloader_pin_memory=pins)
+    assert args.accelerator_config.non_blocking is pins
+
+
 DATA = {"dataset_name": "org/data"}
 PROBE = {"backbones": ["b"], **DATA}
 EXPERIMENT = {"output_dir": "o", "claim": "c", "against": "a", "arms": {"quickstart": None}, "control": "quickstart"}
