@@ -6,7 +6,8 @@
 Each measurement has a process of its own, whose peak of resident memory is told. The backbone is tiny, with random
 weights, so that what grows is the handling: features of an image that is brought to 224 pixels, as in `probe`, and
 windows of `predict_large`. Streams are read by one process and by two, as in training; a row that is lost or comes
-twice is an error. An epoch is that of the sampler of training, up to its first batch.
+twice is an error. An epoch is that of the sampler of training, which skips batches to go on from a checkpoint,
+and that of a mixture, whose rows are read.
 """
 
 import argparse
@@ -38,9 +39,11 @@ def main(argv: list[str] | None = None) -> int:
         if args.sides:
             show("what, image, s of CPU a megapixel, peak memory in GiB", growth.over_pixels(folder, args.sides))
         if args.rows:
-            show("what, rows, processes, rows a second, peak memory in GiB", growth.over_rows(folder, args.rows))
+            header = "what, rows, processes, µs of CPU a row, rows a second, peak memory in GiB"
+            show(header, growth.over_rows(folder, args.rows))
         if args.epochs:
-            show("rows of an epoch, s of CPU to its first batch, GiB for it", growth.over_epochs(args.epochs))
+            header = "what, rows of an epoch, s of CPU to its first batch, for 1000 more, to go on from the middle, GiB"
+            show(header, growth.over_epochs(folder, args.epochs))
     return 0
 
 

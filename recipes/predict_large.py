@@ -31,7 +31,7 @@ def main(argv: list[str] | None = None) -> int:
     add("images", nargs="+", help="GeoTIFF or PNG; two, before and after; NIfTI, or the folder of a DICOM series")
     add("--output", required=True, help="classes: GeoTIFF, of volumes NIfTI; objects: .geojson, or .json (COCO)")
     add("--window", type=positive, help="side of what the model sees at once: 512; of detectors that of training")
-    add("--stride", type=positive, help="from one window to the next: 384; of detectors 3/4 of the window")
+    add("--stride", type=positive, help="from one window to the next: 3/4 of the window")
     add("--batch_size", type=positive, help="windows that are predicted together: 4")
     add("--device", default=None, help="the accelerator if there is one")
     add("--dtype", choices=("float32", "bfloat16", "float16"), default="float32", help="of the model")

@@ -16,7 +16,7 @@ from transformers import BaseImageProcessor, PreTrainedModel
 
 from ..images.large import open_images, whole_rows
 from ..images.unfinished import RowFile, appears_whole, digest, fingerprint, part_of
-from .sliding_window import augmented, predict_bands
+from .sliding_window import augmented, default_stride, predict_bands
 
 NO_CLASS = 255  # where the image has no data
 BLOCK = 512  # of the GeoTIFFs, which are written in rows of blocks
@@ -30,7 +30,7 @@ def predict_large(
     output: str | os.PathLike,
     *,
     window: int | tuple[int, int] = 512,
-    stride: int | tuple[int, int] = 384,
+    stride: int | tuple[int, int] | None = None,
     batch_size: int = 4,
     scales: Sequence[float] = (1.0,),
     flip: bool = False,
@@ -60,7 +60,8 @@ def predict_large(
         output: GeoTIFF to write: class indices, uint8, with a colour table, the georeference of the (first) image and
             the names of the classes as tag `classes`. 255 where an image has no data (its nodata value, its mask, or
             an alpha of 0).
-        window, stride, batch_size: see [`~modeling_vitp.dense.sliding_window.sliding_window`].
+        window, stride, batch_size: see [`~modeling_vitp.dense.sliding_window.sliding_window`]; windows overlap by a
+            quarter if no stride is given.
         scales, flip: test-time augmentation of each window, see [`~modeling_vitp.dense.sliding_window.augmented`].
         probabilities: another GeoTIFF, with a band for each class: probabilities in steps of 1/255, which is the
             bands' scale.
@@ -75,6 +76,7 @@ def predict_large(
     paths = [Path(image) for image in ([images] if isinstance(images, (str, os.PathLike)) else images)]
     outputs = [Path(path) for path in (output, probabilities) if path is not None]
     part = part_of(outputs)
+    stride = default_stride(window) if stride is None else stride
     num_labels = model.config.num_labels
     if num_labels > NO_CLASS:
         raise ValueError(f"the model has {num_labels} classes, but the map has room for {NO_CLASS}.")

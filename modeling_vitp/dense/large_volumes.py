@@ -15,7 +15,7 @@ from transformers import BaseImageProcessor, PreTrainedModel
 from ..images.slices import VolumeSlices, check_cut
 from ..images.unfinished import RowFile, appears_whole, digest, fingerprint, part_of
 from ..images.volumes import NIFTI, Volume, files_of
-from .sliding_window import augmented, sliding_window
+from .sliding_window import augmented, default_stride, sliding_window
 
 MAX_CLASSES = 256
 
@@ -31,7 +31,7 @@ def predict_volume(
     intensities: Sequence[float] | None = None,
     percentiles: Sequence[float] | None = None,
     window: int | tuple[int, int] = 512,
-    stride: int | tuple[int, int] = 384,
+    stride: int | tuple[int, int] | None = None,
     batch_size: int = 4,
     scales: Sequence[float] = (1.0,),
     flip: bool = False,
@@ -59,7 +59,8 @@ def predict_volume(
         plane: that the model was trained in.
         intensities: low and high value in the volume's own units (Hounsfield units of CT), which are black and white.
         percentiles: instead, of the volume's values that are not 0.
-        window, stride, batch_size: see [`~modeling_vitp.dense.sliding_window.sliding_window`].
+        window, stride, batch_size: see [`~modeling_vitp.dense.sliding_window.sliding_window`]; windows overlap by a
+            quarter if no stride is given.
         scales, flip: test-time augmentation of each slice, see [`~modeling_vitp.dense.sliding_window.augmented`].
         probabilities: another NIfTI, with a fourth axis of the classes: probabilities in steps of 1/255, which is the
             slope in its header.
@@ -76,6 +77,7 @@ def predict_volume(
     if wrong is not None:
         raise ValueError(f"{wrong}: what is predicted for a volume is NIfTI, so name it .nii.gz.")
     part = part_of(outputs)
+    stride = default_stride(window) if stride is None else stride
     if model.images_per_sample != 1:
         raise ValueError(f"{type(model).__name__} takes {model.images_per_sample} images, and not a volume.")
     num_labels = model.config.num_labels

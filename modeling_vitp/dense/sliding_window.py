@@ -111,6 +111,12 @@ def predict_bands(
         sums = torch.cat([sums[:, :, finished:], torch.zeros_like(sums[:, :, :finished])], dim=2)
 
 
+def default_stride(window: int | tuple[int, int]) -> tuple[int, int]:
+    """Three quarters of the window, 384 of 512."""
+    height, width = as_pair(window)
+    return max(3 * height // 4, 1), max(3 * width // 4, 1)
+
+
 def as_pair(value: int | tuple[int, int]) -> tuple[int, int]:
     return (value, value) if isinstance(value, int) else tuple(value)
 

@@ -24,6 +24,7 @@ from .rows import FEATURES
 from .sources import all_rows, read_source
 
 logger = logging.getLogger(__name__)
+EMPTY = 2**20  # rows of a mixture that share their memory: what they hold is in the sources
 
 
 def effective_rows(source: Source, num_rows: int) -> int:
@@ -39,7 +40,7 @@ def draw(source: Source, num_rows: int, *key: object) -> tuple[torch.LongTensor,
         key: what a random part depends on, beside the name of the source.
 
     Returns:
-        Two int64 tensors of shape `(effective_rows,)`, in order of the copies.
+        Tensors of shape `(effective_rows,)`, in order of the copies: int64 and int32.
     """
     whole, part = divmod(effective_rows(source, num_rows), num_rows)
     if source.first_rows:
@@ -47,7 +48,7 @@ def draw(source: Source, num_rows: int, *key: object) -> tuple[torch.LongTensor,
     else:
         rest = torch.randperm(num_rows, generator=keyed_generator(*key, source.name, "draw"))[:part]
     rows = torch.cat([torch.arange(num_rows).repeat(whole), rest])
-    return rows, torch.arange(len(rows)) // num_rows
+    return rows, torch.arange(len(rows)).div_(num_rows, rounding_mode="floor").to(torch.int32)
 
 
 def draw_from_stream(rows: Iterable, source: Source, *key: object) -> Iterator[tuple[dict, int]]:
@@ -106,9 +107,7 @@ class MixtureDataset(Dataset):
     def __init__(self, mixture: Mixture, parts: list[Dataset], seed: int):
         self.mixture, self.parts, self.seed = mixture, parts, seed
         num_rows = sum(effective_rows(source, len(part)) for source, part in zip(mixture.sources, parts))
-        schema = FEATURES.arrow_schema
-        columns = [pa.nulls(num_rows, field.type) for field in schema]
-        super().__init__(InMemoryTable.from_arrays(columns, schema=schema), info=DatasetInfo(features=FEATURES))
+        super().__init__(InMemoryTable(no_content(num_rows)), info=DatasetInfo(features=FEATURES))
         # In shared memory, so that persistent workers see it change.
         self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()
         self._order = None
@@ -118,13 +117,14 @@ class MixtureDataset(Dataset):
         self._epoch.fill_(epoch)
 
     def order(self) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Source, row and copy at each place of this epoch, int64 of shape `(num_rows,)` each."""
+        """Source (int16), row (int64) and copy (int32) at each place of this epoch, of shape `(num_rows,)` each."""
         epoch = self._epoch.item()
         if self._order is None or self._order[0] != epoch:
             key = (self.seed, epoch if self.mixture.resample == "epoch" else "once")
             drawn = [draw(source, len(part), *key) for source, part in zip(self.mixture.sources, self.parts)]
-            sources = torch.cat([torch.full_like(rows, index) for index, (rows, _) in enumerate(drawn)])
-            rows, copies = (torch.cat(columns) for columns in zip(*drawn))
+            sources = [torch.full_like(rows, index, dtype=torch.int16) for index, (rows, _) in enumerate(drawn)]
+            sources, (rows, copies) = torch.cat(sources), (torch.cat(columns) for columns in zip(*drawn))
+            del drawn
             places = torch.randperm(len(rows), generator=keyed_generator(self.seed, epoch, "order"))
             self._order = epoch, (sources[places], rows[places], copies[places])
         return self._order[1]
@@ -153,6 +153,16 @@ class MixtureDataset(Dataset):
 
     def __iter__(self) -> Iterator[dict]:
         return (self[index] for index in range(len(self)))
+
+
+def no_content(num_rows: int) -> pa.Table:
+    """A table of so many empty rows, which all lie in the same memory."""
+    whole, rest = divmod(num_rows, EMPTY)
+    columns = []
+    for field in FEATURES.arrow_schema:
+        empty = pa.nulls(min(EMPTY, num_rows), field.type)
+        columns.append(pa.chunked_array([empty] * whole + [empty[:rest]] * (rest > 0), field.type))
+    return pa.table(columns, FEATURES.arrow_schema)
 
 
 class MixtureStream(IterableDataset):

@@ -6,7 +6,9 @@ import subprocess
 import sys
 import tarfile
 import time
+from collections import deque
 from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -14,6 +16,7 @@ import numpy as np
 import PIL.Image
 import rasterio
 import torch
+from accelerate.data_loader import SkipBatchSampler
 from datasets import Dataset, Features, Image, List, Value
 from rasterio.windows import Window
 
@@ -32,7 +35,7 @@ from ..training.memory import most_resident
 from .backbones import Backbone, load_backbone
 from .features import extract
 
-STRIP, ROWS_A_FILE, BATCH = 500, 5000, 8
+STRIP, ROWS_A_FILE, SOURCE_ROWS, BATCH, BATCHES = 500, 5000, 10_000, 8, 1000
 VISION = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64}
 VISION |= {"image_size": [224, 224], "patch_size": [16, 16], "attention_bias": True}
 FEATURES = Features(
@@ -132,14 +135,38 @@ def stream(folder: Path, number: int, processes: int, process: int) -> list[int]
     return [int(row["id"].rpartition("/")[2]) for row in rows if row is not None]
 
 
-def sampler(rows: int) -> None:
-    """The first batch of an epoch."""
-    next(iter(GlobalBatchSampler(rows, BATCH)))
+def sampler(number: int) -> list[float]:
+    """Seconds of CPU for the first batch of an epoch, 1,000 more, and the one in the middle, where a run goes on."""
+    marks = [time.process_time()]
+    batches = iter(GlobalBatchSampler(number, BATCH))
+    next(batches)
+    marks.append(time.process_time())
+    deque(islice(batches, BATCHES), maxlen=0)
+    marks.append(time.process_time())
+    next(iter(SkipBatchSampler(GlobalBatchSampler(number, BATCH), skip_batches=number // BATCH // 2)))
+    return np.diff([*marks, time.process_time()]).tolist()
+
+
+def mixture(folder: Path, number: int) -> list[float]:
+    """The same for the rows of a mixture with one source, which has few rows many times."""
+    source = {"name": folder.name, "folder": str(folder), "rate": number / SOURCE_ROWS}
+    opened = load_mixture({"root": str(folder), "sources": [source]})
+    marks = [time.process_time()]
+    rows = open_mixture(opened, seed=0)
+    rows[0]
+    marks.append(time.process_time())
+    deque((rows[place] for place in range(min(BATCHES * BATCH, number))), maxlen=0)
+    marks.append(time.process_time())
+    del rows
+    rows = open_mixture(opened, seed=0)
+    rows.set_epoch(1)
+    rows[number // 2]
+    return np.diff([*marks, time.process_time()]).tolist()
 
 
 def measure(case: str, *values: str) -> dict:
     """Seconds of the clock and of CPU, and GiB that were resident at most, of a function above in this process."""
-    calls = {"predict_large": predict, "features": features, "stream": stream, "sampler": sampler}
+    calls = {"predict_large": predict, "features": features, "stream": stream, "sampler": sampler, "mixture": mixture}
     arguments = [int(value) if value.isdigit() else value for value in values]
     before, start, worked = most_resident(), time.perf_counter(), time.process_time()
     result = calls[case](*(Path(value) if str(value).startswith("/") else value for value in arguments))
@@ -175,7 +202,8 @@ def over_pixels(folder: Path, sides: list[int]) -> Iterator[list]:
 
 
 def over_rows(folder: Path, numbers: list[int]) -> Iterator[list]:
-    """Rows of a table: what is read, rows, processes, rows a second of all, and GiB at most of one.
+    """Rows of a table: what is read, rows, processes, microseconds of CPU a row of one, rows a second of all by the
+    clock, and GiB at most of one.
 
     Raises:
         RuntimeError: if a row is lost or comes twice.
@@ -189,11 +217,17 @@ def over_rows(folder: Path, numbers: list[int]) -> Iterator[list]:
                 if sorted(row for one in found for row in one["result"]) != list(range(number)):
                     raise RuntimeError(f"{kind}, {number} rows, {processes} processes: a row is lost or comes twice.")
                 seconds, peak = max(one["seconds"] for one in found), max(one["peak"] for one in found)
-                yield [f"stream of {kind}", f"{number:,}", processes, f"{number / seconds:.0f}", f"{peak:.2f}"]
+                spent = [f"{1e6 * max(one['cpu'] for one in found) / number:.0f}", f"{number / seconds:.0f}"]
+                yield [f"stream of {kind}", f"{number:,}", processes, *spent, f"{peak:.2f}"]
 
 
-def over_epochs(numbers: list[int]) -> Iterator[list]:
-    """Rows of a table: rows of an epoch, seconds to its first batch, and GiB that this took."""
+def over_epochs(folder: Path, numbers: list[int]) -> Iterator[list]:
+    """Rows of a table: what gives the epoch, its rows, seconds to its first batch, for 1,000 more and to go on from the
+    middle, and GiB that this took."""
+    source = folder / "source"
+    write_rows(source, "parquet", SOURCE_ROWS)
     for number in numbers:
-        (found,) = in_processes(["sampler", number])
-        yield [f"{number:,}", f"{found['cpu']:.2f}", f"{found['peak'] - found['before']:.2f}"]
+        for case in (["sampler", number], ["mixture", source, number]):
+            (found,) = in_processes(case)
+            seconds = [f"{value:.2f}" for value in found["result"]]
+            yield [case[0], f"{number:,}", *seconds, f"{found['peak'] - found['before']:.2f}"]

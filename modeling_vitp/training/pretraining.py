@@ -56,7 +56,6 @@ class ViTPTrainingConfig(VRLArguments, RunConfig, SFTConfig):
         super().__post_init__()
         # One process would read batches and slice all their tensors alike, but tiles are not rows.
         self.accelerator_config.dispatch_batches = False
-        self.accelerator_config.non_blocking = self.dataloader_pin_memory  # the next batch comes while one is computed
 
 
 class ViTPTrainer(Run, CompiledLayers, SFTTrainer):

@@ -29,6 +29,7 @@ class RunConfig(RunArguments):
         if self.bf16 is None:
             self.bf16 = not self.fp16 and has_fast_bf16()
         super().__post_init__()
+        self.accelerator_config.non_blocking = self.dataloader_pin_memory  # the next batch comes while one is computed
 
 
 def has_fast_bf16() -> bool:

@@ -21,6 +21,7 @@ from modeling_vitp import (
     ViTPSegmentationImageProcessor,
     predict_large,
 )
+from modeling_vitp.dense import large_images
 from modeling_vitp.dense.sliding_window import augmented, sliding_window
 from modeling_vitp.recipes import predict_large as script
 
@@ -104,6 +105,16 @@ def test_a_png_has_the_same_classes(model, tmp_path):
     predict_large(model, processor, tmp_path / "scene.png", tmp_path / "classes.tif", **WINDOWS)
     expected = in_memory(model, processor, image).argmax(0).numpy()
     np.testing.assert_array_equal(read(tmp_path / "classes.tif")[0], expected)
+
+
+@pytest.mark.parametrize(("window", "stride"), [(48, 36), (30, 22), (1, 1), ((40, 64), (30, 48))])
+def test_windows_overlap_by_a_quarter_unless_it_is_said_otherwise(model, tmp_path, monkeypatch, window, stride):
+    asked = []
+    monkeypatch.setattr(large_images, "predict_bands", lambda *args, **kwargs: asked.append(args[3:5]) or [])
+    image = write_tiff(tmp_path / "scene.tif", scene())
+    predict_large(model, ViTPSegmentationImageProcessor(), image, tmp_path / "classes.tif", window=window)
+    stride = stride if isinstance(stride, tuple) else (stride, stride)
+    assert asked == [(window, stride)]
 
 
 def test_a_pair_has_the_changes_that_it_has_in_memory(change_model, tmp_path):

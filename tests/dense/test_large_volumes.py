@@ -135,7 +135,7 @@ def test_channels_nifti_2_and_the_script(model, tmp_path, capsys):
     model.save_pretrained(tmp_path / "model")
     ViTPSegmentationImageProcessor().save_pretrained(tmp_path / "model")
     words = [str(tmp_path / "model"), *map(str, paths), "--output", str(tmp_path / "c.nii.gz"), "--batch_size", "2"]
-    words += ["--window", "32", "--stride", "24", "--intensities", "-500", "900", "--plane", "coronal"]
+    words += ["--window", "32", "--intensities", "-500", "900", "--plane", "coronal"]
     assert script.main(words) == 0
     result = nibabel.load(tmp_path / "c.nii.gz")
     assert isinstance(result, nibabel.Nifti2Image)

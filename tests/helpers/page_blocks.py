@@ -90,7 +90,7 @@ SMALL = {  # recipe -> options that make it small, after those of the page
     "finetune_change_detection": MAPS,
     "finetune_detection": BOXES,
     "finetune_classification": TRAINING | {"image_size": 56, "num_pictures": 1, "warmup_steps": 1},
-    "predict_large": {"window": 64, "stride": 48},
+    "predict_large": {"window": 64},
     "evaluate_robustness": {"corruptions": "haze rotation", "severities": "1 5", "limit": 2},
     "evaluate_vlm": {"limit": 2, "max_new_tokens": 2, "pictures": 1},
     "validate_data": {"num_workers": 1},

@@ -28,6 +28,7 @@ from modeling_vitp.instructions.mixture import (
     draw,
     draw_from_stream,
     effective_rows,
+    no_content,
     open_mixture,
 )
 from modeling_vitp.instructions.mixture_file import Source, load_mixture
@@ -177,6 +178,15 @@ def test_a_mixture_can_be_read_by_number_slice_and_column(folder):
     assert dataset.__getitems__([5, 2]) == [whole[5], whole[2]]
     with pytest.raises(IndexError, match=f"row {len(dataset)} of"):
         dataset[len(dataset)]
+
+
+@pytest.mark.parametrize("number", [0, 3, 4, 11])
+def test_the_places_of_an_epoch_are_empty_rows_that_share_their_memory(monkeypatch, number):
+    monkeypatch.setattr("modeling_vitp.instructions.mixture.EMPTY", 4)
+    table = no_content(number)
+    assert table.equals(pa.table([pa.nulls(number, field.type) for field in table.schema], table.schema))
+    whole = [chunk for chunk in table.column("id").chunks if len(chunk) == 4]
+    assert len(whole) == number // 4 and len({chunk.buffers()[1].address for chunk in whole}) <= 1
 
 
 @pytest.mark.parametrize("num_workers", [2, 3])

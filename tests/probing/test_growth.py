@@ -21,3 +21,13 @@ def test_a_row_that_is_lost_or_comes_twice_is_an_error(tmp_path, monkeypatch, ro
     monkeypatch.setattr(growth, "in_processes", lambda *calls: [found, *({**found, "result": []} for _ in calls[1:])])
     with pytest.raises(RuntimeError, match="parquet, 4 rows, 1 processes: a row is lost or comes twice"):
         list(growth.over_rows(tmp_path, [4]))
+
+
+@pytest.mark.parametrize("number", [16_000, 24_000])
+def test_an_epoch_goes_on_in_its_middle(tmp_path, monkeypatch, number):
+    seen = []
+    monkeypatch.setattr(growth, "SOURCE_ROWS", 80)
+    monkeypatch.setattr(growth.SkipBatchSampler, "__iter__", lambda self: seen.append(self.skip_batches) or iter([[]]))
+    growth.write_rows(tmp_path / "source", "parquet", 80)
+    assert len(growth.sampler(number)) == len(growth.mixture(tmp_path / "source", number)) == 3
+    assert seen == [number // 16]

@@ -91,7 +91,7 @@ def test_a_volume_goes_the_whole_way(tmp_path, write):
 
     source, result = root / "test" / "images" / f"b{suffix}", tmp_path / "b.nii.gz"
     words = [str(tmp_path / "maps"), str(source), "--output", str(result)]
-    assert predict_large.main([*words, "--window", "32", "--stride", "24", "--batch_size", "4"]) == 0
+    assert predict_large.main([*words, "--window", "32", "--batch_size", "4"]) == 0
 
     predicted = nibabel.load(result)
     if suffix:

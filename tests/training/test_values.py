@@ -71,8 +71,9 @@ def test_a_mapping_of_transformers_may_be_a_file(tmp_path):
 
 
 @pytest.mark.parametrize("pins", [True, False])
-def test_batches_come_to_the_device_while_one_is_computed_if_their_memory_is_pinned(tmp_path, pins):
-    args = ViTPTrainingConfig(str(tmp_path / "out"), dataloader_pin_memory=pins)
+def test_batches_come_to_the_device_while_one_is_computed_if_their_memory_is_pinned(tmp_path, monkeypatch, pins):
+    monkeypatch.setattr("torch.accelerator.is_available", lambda: True)  # for a CPU nothing is pinned
+    args = ViTPTrainingConfig(str(tmp_path / "out"), dataloader_pin_memory=pins, bf16=False)
     assert args.accelerator_config.non_blocking is pins
 
 
