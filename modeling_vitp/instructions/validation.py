@@ -4,6 +4,7 @@ import copy
 import hashlib
 import itertools
 import json
+import re
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -41,12 +42,16 @@ ERRORS = {
     "malformed": "no conversation can be read from the row",
     "image missing": "an image is not where the row says",
     "image unreadable": "an image is there but cannot be decoded",
+    "image not taken": "an image can be decoded, but the image processor does not take it as it is, for its bands",
     "image places": "images and the places for them differ in number",
     "empty answer": "an answer is empty, or there is none",
     "box": "a box is not of four integers from 0 to 1000, or has no area",
     "too long": "more tokens than max_length after the drop: training would cut the answer or stop",
     "overlap": "an image is in the test set, whole or in part",
 }
+
+PIXELS_IN = re.compile(r"\d{4,}")  # in a box that is not on the grid
+PIXELS = ", as if in pixels: boxes are in thousandths of the image's width and height"
 
 WARNINGS = {
     "duplicate": "the same images and messages as an earlier row of the mixture",
@@ -181,6 +186,12 @@ class RowChecker:
                 is_missing = isinstance(error.__cause__, FileNotFoundError)
                 text = str(error).replace("image 0", f"image {place}", 1)
                 problems.append(("image missing" if is_missing else "image unreadable", text))
+                continue
+            if getattr(images[-1], "mode", None) != "RGB":
+                try:
+                    self.image_processor(images[-1:], **self.source.settings.images_kwargs)
+                except ValueError as error:
+                    problems.append(("image not taken", f"image {place}: {error}"))
         problems += self.check_messages(row)
         settings, is_whole = self.source.settings, len(images) == len(row["images"])
         tiles = sum(num_tiles(images, settings, self.image_processor))
@@ -210,7 +221,9 @@ class RowChecker:
             wrong, loose = wrong_boxes("".join(message_texts(message)))
             if "grounding" in self.source.tasks:
                 wrong, loose = wrong + loose, []
-            problems += [("box", f"message {index}: {box}") for box in wrong[:1]]
+            problems += [
+                ("box", f"message {index}: {box}{PIXELS if PIXELS_IN.search(box) else ''}") for box in wrong[:1]
+            ]
             problems += [("loose box", f"message {index}: {box}") for box in loose[:1]]
         return problems
 

@@ -4,7 +4,9 @@ import re
 import subprocess
 import sys
 
+import numpy as np
 import pytest
+import rasterio
 import torch
 import yaml
 from datasets import Dataset, Features, Image, List, Value
@@ -46,6 +48,7 @@ BROKEN = {  # a line of JSON Lines -> what is wrong with it
     line("a bush", image="nowhere.png"): "image missing",
     line("a bush", image="broken.png"): "image unreadable",
     line("a bush", image="cut.png"): "image unreadable",
+    line("a bush", image="bands.tif"): "image not taken",
     line("a bush", question="<image>\n<image>\nWhat is there?"): "image places",
     line("  "): "empty answer",
     '{"image": "0.png", "conv': "malformed",
@@ -69,6 +72,9 @@ def files(tmp_path):
     (tmp_path / "images").mkdir()
     picture(80, 50).save(tmp_path / "images" / "0.png")
     (tmp_path / "images" / "broken.png").write_text("no image")
+    bands = np.random.default_rng(0).integers(0, 3000, (4, 50, 80), dtype=np.uint16)
+    with rasterio.open(tmp_path / "images" / "bands.tif", "w", "GTiff", 80, 50, 4, dtype="uint16") as file:
+        file.write(bands)
     contents = (tmp_path / "images" / "0.png").read_bytes()
     (tmp_path / "images" / "cut.png").write_bytes(contents[: len(contents) // 2])
     (tmp_path / "broken.jsonl").write_text("\n".join([*BROKEN, line("a tree")]) + "\n")
@@ -108,12 +114,23 @@ def test_every_problem_is_found_once_where_it_is(files, checkpoint, capsys):
     assert bad["problems"] == expected and set(expected) == {*ERRORS, "duplicate", "loose box"}
     numbers = {kind: [i for i, found in enumerate(BROKEN.values(), 1) if found == kind] for kind in ERRORS}
     for kind, examples in bad["examples"].items():
-        assert [int(example["id"]) for example in examples] == numbers.get(kind, [9 if kind == "loose box" else 17])
+        assert [int(example["id"]) for example in examples] == numbers.get(kind, [10 if kind == "loose box" else 18])
     assert "nowhere.png" in bad["examples"]["image missing"][0]["problem"]
+    assert "image 0: the image has 4 bands. Name the one or three" in bad["examples"]["image not taken"][0]["problem"]
+    hints = [", as if in pixels: boxes are in thousandths" in box["problem"] for box in bad["examples"]["box"]]
+    assert hints == [True, False, False, False]
     assert sum(bad["tokens"]["counts"].values()) < bad["rows"]
     assert (files / "output" / "histograms.png").stat().st_size > 5000
     table = capsys.readouterr().out
     assert re.search(r"\| good \| 40 \| 1\.0 \|.*\| passed \|", table) and "bad, row 2: image missing" in table
+
+
+def test_bands_that_the_source_names_are_taken(files):
+    (files / "bands.jsonl").write_text(line("a tree", image="bands.tif") + "\n")
+    source = {"name": "bands", "annotation": "bands.jsonl", "image_root": "images"}
+    for spec, status in (({"bands": [2, 1, 0]}, 0), ({"bands": [4, 1, 0]}, 1), (None, 1)):
+        found, report = run(files, [source | ({"input_spec": spec} if spec else {})])
+        assert (found, report["sources"]["bands"]["problems"]["image not taken"]) == (status, status)
 
 
 def test_clean_data_pass_with_workers_and_the_result_goes_into_the_card(files):
