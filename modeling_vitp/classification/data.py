@@ -43,8 +43,8 @@ class ClassificationData(DataSettings):
         columns: see [`~modeling_vitp.classification.samples.RowImages`].
         table: the classes of files, see [`~modeling_vitp.classification.table.LabelTable`].
         input_spec: how images that are not 8-bit RGB are read, see [`~modeling_vitp.InputSpec`].
-        bad_images: `"raise"`, a file that does not begin as an image is an error; `"skip"`, it is left out, and how
-            many are is said. Rows are looked at only to skip them.
+        bad_images: `"raise"`, a file that is no image, or of JPEG or PNG is cut off, is an error; `"skip"`, it is left
+            out, and how many are is said. Rows are looked at only to skip them.
         allow_shared_images: whether splits may hold the same image under different names, with a warning.
     """
 
@@ -143,9 +143,9 @@ class ClassificationData(DataSettings):
         if self.root is None and self.bad_images == "raise":
             return samples
         wrong = {}
-        for index in tqdm(range(len(samples)), desc=f"headers of {name}", disable=None):
+        for index in tqdm(range(len(samples)), desc=f"files of {name}", disable=None):
             try:
-                samples.check_header(index)
+                samples.check_whole(index)
             except Exception as error:  # Pillow raises many kinds
                 wrong[index] = f"{samples.where(index)} is no image that can be read: {error}."
                 if self.bad_images == "raise":

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from ..images.pixels import on_one_grid, to_pixels
-from ..images.reading import Picture, picture_size, read_image, read_picture
+from ..images.reading import Picture, check_whole, read_image, read_picture
 from ..input_spec import InputSpec
 from ..instructions.rows import content_of, undecoded
 from ..training.files import FileSample
@@ -58,8 +58,9 @@ class ClassifiedImages(torch.utils.data.Dataset):
     def read(self, index: int) -> Picture:
         raise NotImplementedError
 
-    def check_header(self, index: int) -> None:
-        """Raises an error, of many kinds, if what is stored does not begin as an image does."""
+    def check_whole(self, index: int) -> None:
+        """Raises an error, of many kinds, if what is stored is no whole image, see
+        [`~modeling_vitp.images.reading.check_whole`]."""
         raise NotImplementedError
 
     def __getitem__(self, index: int) -> dict:
@@ -96,10 +97,10 @@ class FileImages(ClassifiedImages):
             raise ValueError(f"its bands are of shapes {', '.join(str(array.shape) for array in arrays)}")
         return np.stack(arrays, axis=-1)
 
-    def check_header(self, index: int) -> None:
+    def check_whole(self, index: int) -> None:
         for path in self.samples[index].images:
             with path.open("rb") as file:
-                picture_size(file)
+                check_whole(file)
 
     def paths(self) -> list[Path]:
         return [path for sample in self.samples for path in sample.images]
@@ -141,8 +142,8 @@ class RowImages(ClassifiedImages):
         bands = self.spec is not None and self.spec.takes_bands
         return read_picture(content_of(self.rows[index][self.column]), bands, self.in_units)
 
-    def check_header(self, index: int) -> None:
-        picture_size(io.BytesIO(content_of(self.rows[index][self.column])))
+    def check_whole(self, index: int) -> None:
+        check_whole(io.BytesIO(content_of(self.rows[index][self.column])))
 
     def subset(self, kept: Sequence[int]) -> "RowImages":
         self.rows = self.rows.select(kept)

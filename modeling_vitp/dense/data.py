@@ -91,7 +91,9 @@ class DenseData(DataSettings):
             return Rows(rows, self.encoding, self.input_spec, self.columns, name)
         samples = find_samples(self.root, settings, name)
         if self.volumes is None:
-            return ImageFiles(samples, self.encoding, self.input_spec, settings.get("tile"))
+            files = ImageFiles(samples, self.encoding, self.input_spec, settings.get("tile"))
+            files.check_files(name)
+            return files
         with PartialState().main_process_first():
             rows = slice_volumes(
                 samples, self.encoding, foreground_only=settings.get("foreground_only", False), **self.volumes

@@ -6,9 +6,10 @@ import datasets
 import numpy as np
 import PIL.Image
 import torch
+from tqdm import tqdm
 
 from ..images.pixels import to_pixels
-from ..images.reading import VALUES, Picture, read_image, read_picture, stored_size, whole_numbers
+from ..images.reading import VALUES, Picture, check_file, read_image, read_picture, stored_size, whole_numbers
 from ..images.windows import Window, windows
 from ..input_spec import InputSpec
 from ..instructions.rows import content_of, is_decoded
@@ -114,6 +115,26 @@ class ImageFiles(MaskedImages):
 
     def case(self, index: int) -> str:
         return self.rows[index][0].case
+
+    def check_files(self, name: str) -> None:
+        """Reads the header and the end of every image, and the header of every mask.
+
+        Args:
+            name: of the split.
+
+        Raises:
+            ValueError: names the file that is no whole image, or differs from the image of its sample in size.
+        """
+        samples = {sample.id: sample for sample, _ in self.rows}
+        for sample in tqdm(samples.values(), desc=f"files of {name}", disable=None):
+            for path in sample.images:
+                check_file(path)
+            first, *others = sample.images
+            for path in (*others, *([] if sample.mask is None else [sample.mask])):
+                if stored_size(path) != stored_size(first):
+                    sizes = ["{1} x {0} pixels".format(*stored_size(file)) for file in (path, first)]
+                    names = (f"The mask {path}", f"its image {first}") if path == sample.mask else (path, first)
+                    raise ValueError(f"{names[0]} is {sizes[0]}, but {names[1]} {sizes[1]}.")
 
     def read(self, index: int):
         sample, window = self.rows[index]

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..images.reading import IMAGE_SUFFIXES, below, stored_size
+from ..images.reading import IMAGE_SUFFIXES, below, check_file, stored_size
 from ..instructions.from_annotations.annotations import read_annotation, read_list, read_text
 from ..instructions.from_annotations.formats import (
     AnnotatedObject,
@@ -78,6 +78,7 @@ def read_files(root: str | Path, form: str, settings: Mapping, name: str) -> Ite
         if key not in annotated:
             raise ValueError(f"{images[key]} has no annotation in {root / settings['annotations']}.")
         path = below(root, images[key].relative_to(root))
+        check_file(path)
         size = stored_size(path)
         yield AnnotatedFile(key, path, size, read_objects(annotated[key], form, path, size))
 

@@ -24,6 +24,9 @@ IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".tif", ".tiff", ".bmp", ".webp", ".g
 
 PNG, TIFF = b"\x89PNG\r\n\x1a\n", (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")  # how their files begin
 
+JPEG_BEGINS, LAST = b"\xff\xd8\xff", 4096  # bytes at the end of a file, in which the mark of its end is looked for
+ENDS = {JPEG_BEGINS: b"\xff\xd9", PNG: b"IEND"}
+
 VALUES = ("1", "L", "P", "I", "I;16", "I;16B", "F")  # modes of Pillow whose pixels are one number, and no color
 
 # What is read: by Pillow, or of a TIFF the array of shape `(height, width)` or `(height, width, bands)`.
@@ -116,6 +119,31 @@ def picture_size(file: BinaryIO) -> tuple[int, int]:
         with PIL.Image.open(file) as image:
             size, orientation = (image.height, image.width), header_orientation(image)
     return size[::-1] if orientation >= 5 else size
+
+
+def check_whole(file: BinaryIO) -> None:
+    """Raises an error, of many kinds, if an open file does not begin as an image, or if one of JPEG or PNG is cut off.
+
+    Their end has a mark. Only one that lacks it, maybe since something follows, is decoded.
+    """
+    picture_size(file)
+    file.seek(0)
+    head = file.read(len(PNG))
+    mark = next((end for begins, end in ENDS.items() if head.startswith(begins)), None)
+    if mark is not None:
+        file.seek(max(file.seek(0, os.SEEK_END) - LAST, 0))
+        if mark not in file.read():
+            file.seek(0)
+            read_picture(file.read())
+
+
+def check_file(path: Path) -> None:
+    """Raises a `ValueError` that names the file if it is no whole image, see [`check_whole`]."""
+    try:
+        with path.open("rb") as file:
+            check_whole(file)
+    except Exception as error:  # Pillow raises many kinds for a broken file
+        raise ValueError(f"{path} cannot be read: {error}. Mend the file or take it out.") from error
 
 
 @cache

@@ -5,6 +5,7 @@ import shutil
 
 import numpy as np
 import pandas as pd
+import PIL.Image
 import pydicom
 import pytest
 import rasterio
@@ -74,10 +75,20 @@ def test_a_file_that_is_no_image_is_named_or_left_out(folders, caplog):
     assert "train: 1 file(s) are left out" in caplog.text and "notes.txt" in caplog.text
 
 
-def test_an_image_that_is_cut_short_is_named_when_it_is_read(folders):
+def test_an_image_that_is_cut_short_is_named_before_it_is_read_or_left_out(folders):
     path = folders / "train" / "field" / "0.png"
     path.write_bytes(path.read_bytes()[:-300])
-    with pytest.raises(ValueError, match="train/field/0.png: the image cannot be read: "):
+    with pytest.raises(ValueError, match="train/field/0.png is no image that can be read: .*truncated"):
+        opened({"root": str(folders)})
+    assert len(opened({"root": str(folders), "bad_images": "skip"})) == 5
+
+
+def test_an_image_that_is_cut_short_without_a_mark_at_its_end_is_named_when_it_is_read(folders):
+    path = folders / "train" / "field" / "0.bmp"
+    PIL.Image.open(folders / "train" / "field" / "0.png").save(path)
+    (folders / "train" / "field" / "0.png").unlink()
+    path.write_bytes(path.read_bytes()[:-300])
+    with pytest.raises(ValueError, match="train/field/0.bmp: the image cannot be read: "):
         opened({"root": str(folders)})[0]
 
 

@@ -56,7 +56,16 @@ def test_windows_of_a_scene_are_cut_from_image_and_mask_alike(tmp_path):
 def test_image_and_mask_of_different_size(tmp_path):
     data = labelled_folder(tmp_path, {"a": small_mask(0, 1, shape=(6, 7))})
     with pytest.raises(ValueError, match=r"masks/a.png is 7 x 6 pixels, but its image .*images/a.png 8 x 6"):
-        data.open(["train"])[0]
+        data.open(["train"])
+
+
+@pytest.mark.parametrize("name", ["images/a.png", "masks/a.png"])
+def test_a_file_that_is_cut_off_is_named_before_anything_is_trained(tmp_path, name):
+    data = labelled_folder(tmp_path, {"a": small_mask(0, 1)})
+    path = tmp_path / name
+    path.write_bytes(path.read_bytes()[:-24])
+    with pytest.raises(ValueError, match=f"{name} cannot be read: "):
+        count_pixels(data.open(["train"]), data.encoding.names)
 
 
 def test_images_of_a_pair_of_different_size(tmp_path):
@@ -64,4 +73,4 @@ def test_images_of_a_pair_of_different_size(tmp_path):
     dense_data.save(Image.new("RGB", (16, 15)), tmp_path / "train/B/train_1.png")
     data = DenseData.from_dict(dense_data.read_config("levir_cd")["data"] | {"root": str(tmp_path)})
     with pytest.raises(ValueError, match="B/train_1.png is 16 x 15 pixels, but .*A/train_1.png 16 x 16"):
-        data.open(["train"])[0]
+        data.open(["train"])

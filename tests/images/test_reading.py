@@ -18,7 +18,7 @@ from transformers.image_utils import ChannelDimension
 
 from modeling_vitp import ViTPDataCollator
 from modeling_vitp.dense.data import DenseData
-from modeling_vitp.images.reading import read_image, read_picture, stored_size, turn
+from modeling_vitp.images.reading import check_whole, read_image, read_picture, stored_size, turn
 from modeling_vitp.instructions.rows import image_size, load_images
 from modeling_vitp.instructions.settings import SourceSettings
 
@@ -48,6 +48,19 @@ def test_a_broken_image(tmp_path, suffix):
     (tmp_path / f"images/a.{suffix}").write_bytes(b"no image")
     with pytest.raises(ValueError, match=f"images/a.{suffix} cannot be read"):
         data.open(["train"])[0]
+
+
+@pytest.mark.parametrize(("suffix", "tail"), [("png", 20), ("jpeg", 0)])
+def test_a_file_that_is_cut_off_anywhere_is_no_whole_image(suffix, tail):
+    """But for the tail, after the last pixel."""
+    file = io.BytesIO()
+    picture(60, 40).save(file, suffix)
+    content = file.getvalue()
+    for whole in (content, content[: len(content) - tail], content + b"\0" * 5000):
+        check_whole(io.BytesIO(whole))
+    for size in [*range(0, len(content) - tail, 7), len(content) - tail - 1]:
+        with pytest.raises((OSError, SyntaxError)):
+            check_whole(io.BytesIO(content[:size]))
 
 
 RNG = np.random.default_rng(0)
