@@ -26,7 +26,15 @@ FILE_ERRORS = (FileNotFoundError, FileExistsError, IsADirectoryError, NotADirect
 
 
 class WrongArguments(ValueError):
-    """A mistake on the command line or in the configuration file, in one line."""
+    """A mistake on the command line or in the configuration file, in one line.
+
+    Args:
+        options: what lists those that there are.
+    """
+
+    def __init__(self, message: str, options: str = "--help"):
+        super().__init__(message)
+        self.options = options
 
 
 class WrongPlace(WrongArguments):
@@ -82,7 +90,7 @@ def explain(error: BaseException) -> tuple[str, str | None, int]:
     if hasattr(error, "status") and hasattr(error, "args") and isinstance(error.status, int):
         return str(error), None, error.status
     if isinstance(error, WrongArguments):
-        remedy = None if isinstance(error, WrongPlace) else f"{program()} --help lists the options."
+        remedy = None if isinstance(error, WrongPlace) else f"{program()} {error.options} lists the options."
         return str(error), remedy, MISTAKE
     if isinstance(error, ModuleNotFoundError):
         name = (error.name or "").partition(".")[0]

@@ -90,7 +90,7 @@ def parse(
     words = list(sys.argv[1:] if argv is None else argv)
     epilog = "--config NAME gives all of these in a YAML file: one of yours, or of the package by its name."
     if whole:
-        epilog += " --help_all shows the options of the libraries, too."
+        epilog += " --help_all shows those of the libraries, too: --output_dir, --max_steps, --learning_rate …"
     texts = {"description": description, "epilog": epilog, "formatter_class": argparse.RawDescriptionHelpFormatter}
     texts["prog"] = program()
     parser = TrlParser(own, allow_abbrev=False, **texts)
@@ -101,6 +101,7 @@ def parse(
     if "--help_all" in words:
         TrlParser([load(name) for name in whole] or own, **texts).print_help()
         sys.exit(0)
+    options = "--help_all" if whole else "--help"
     try:
         words = with_config(words)
         *parsed, in_file, in_words = parser.parse_args_and_config(
@@ -115,12 +116,15 @@ def parse(
             parser.error = errors.refuse
             parsed = parser.parse_args_and_config(words)
             check_output(parsed)
-    except (ConnectionError, WrongArguments):
+    except ConnectionError:
         raise
     except (OSError, yaml.YAMLError) as error:
         raise WrongPlace(" ".join(str(error).split())) from error
+    except WrongArguments as error:
+        error.options = options
+        raise
     except ValueError as error:
-        raise WrongArguments(" ".join(str(error).split())) from error
+        raise WrongArguments(" ".join(str(error).split()), options) from error
     register_models()
     return tuple(parsed)
 

@@ -30,7 +30,7 @@ MISTAKES = {
     "a key of another command": (
         ["finetune_segmentation", "--config", "loveda", "--detector", "d_fine"],
         2,
-        "no option 'detector': it belongs to vitp finetune_detection. Do: vitp finetune_segmentation --help",
+        "no option 'detector': it belongs to vitp finetune_detection. Do: vitp finetune_segmentation --help_all lists",
     ),
     "a configuration without a name": (["pretrain", "--config"], 2, "--config needs a name"),
     "an option's name": (
