@@ -24,7 +24,7 @@ class AveragePrecision(box_metrics.BoxMetric):
     angle in radians from x towards y; or `corners`, `(n, 4, 2)`, which stand for the smallest rectangle around them.
     References may have `difficult`, `(n,)`. Matches and scores are kept, boxes are not.
 
-    `evaluate.load("modeling_vitp/metrics/average_precision", num_labels=20)`.
+    `evaluate.load(str(METRICS_FOLDER / "average_precision"), num_labels=20)`.
 
     Args:
         iou_thresholds: the overlaps (intersection over union) from which a detection is right.

@@ -10,7 +10,7 @@ class ChangeDetection(pixel_metrics.PixelMetric):
     TP / (TP + FP), recall = TP / (TP + FN), F1 = 2 TP / (2 TP + FP + FN), IoU = TP / (TP + FP + FN). What would divide
     by 0 is NaN: precision if no change is predicted, recall if there is none, F1 and IoU if both.
 
-    `evaluate.load("modeling_vitp/metrics/change_detection")`. Masks are class ids: 255 for change, as most data sets
+    `evaluate.load(str(METRICS_FOLDER / "change_detection"))`. Masks are class ids: 255 for change, as most data sets
     store it, has to become 1 first.
 
     Args:

@@ -20,7 +20,7 @@ class Classification(evaluate.Metric):
     which are NaN: F1 of a class that is neither in the references nor predicted, an area without a positive or without
     a negative.
 
-    `evaluate.load("modeling_vitp/metrics/classification", num_labels=10)`.
+    `evaluate.load(str(METRICS_FOLDER / "classification"), num_labels=10)`.
 
     Args:
         num_labels: number of classes.

@@ -18,7 +18,7 @@ class CocoAveragePrecision(box_metrics.BoxMetric):
     `area`, `(n,)` in pixels, by which objects are small, medium or large: of the boxes or masks if not given. Of an
     image, the 100 best detections of each class count.
 
-    `evaluate.load("modeling_vitp/metrics/coco_average_precision", num_labels=6)`.
+    `evaluate.load(str(METRICS_FOLDER / "coco_average_precision"), num_labels=6)`.
 
     Args:
         masks: whether masks are scored, and not boxes.

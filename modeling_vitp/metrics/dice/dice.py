@@ -11,7 +11,7 @@ class Dice(pixel_metrics.PixelMetric):
     in neither prediction nor reference is not counted: a class of a case in the class's mean, a class that no case has
     in the mean over classes; it is NaN.
 
-    `evaluate.load("modeling_vitp/metrics/dice", num_labels=14)`.
+    `evaluate.load(str(METRICS_FOLDER / "dice"), num_labels=14)`.
 
     Args:
         background: the class that is left out of what is called foreground.

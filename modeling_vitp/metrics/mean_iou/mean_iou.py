@@ -10,7 +10,7 @@ class MeanIou(pixel_metrics.PixelMetric):
     set before dividing, as iSAID, LoveDA and UAVid (and Pascal VOC) do. A class with an empty union is not counted in
     `mean_iou`, one that no reference has is not counted in `mean_accuracy`; their own values are NaN.
 
-    `evaluate.load("modeling_vitp/metrics/mean_iou", num_labels=7, ignore_index=255)`; see `PixelMetric` for the
+    `evaluate.load(str(METRICS_FOLDER / "mean_iou"), num_labels=7, ignore_index=255)`; see `PixelMetric` for the
     arguments.
 
     Returns:

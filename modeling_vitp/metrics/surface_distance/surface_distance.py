@@ -38,7 +38,7 @@ class SurfaceDistance(evaluate.Metric):
     (373.13 mm there). The surface of a case of one slice is measured in its plane. What is ignored is background in
     both. The values of a class are averaged over the cases, and then the classes but the background.
 
-    `evaluate.load("modeling_vitp/metrics/surface_distance", num_labels=14)`.
+    `evaluate.load(str(METRICS_FOLDER / "surface_distance"), num_labels=14)`.
 
     Args:
         num_labels: number of classes, at most 256.
