@@ -10,6 +10,7 @@ from transformers import (
     AutoModelForObjectDetection,
     AutoModelForSemanticSegmentation,
     AutoProcessor,
+    AutoVideoProcessor,
 )
 from transformers.models.auto.modeling_auto import (
     MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES,
@@ -92,6 +93,17 @@ for _detector in (ViTPForObjectDetection, ViTPForOrientedObjectDetection, ViTPFo
     AutoModelForObjectDetection.register(_detector.config_class, _detector)
     MODEL_FOR_OBJECT_DETECTION_MAPPING_NAMES[_detector.config_class.model_type] = _detector.__name__
     _detector.register_for_auto_class("AutoModelForObjectDetection")
+# A pipeline looks for a video processor too, and asks whether to run the repository's code unless it knows of none.
+for _config in (
+    ViTPConfig,
+    ViTPVisionConfig,
+    ViTPImageClassificationConfig,
+    ViTPSegmentationConfig,
+    ViTPObjectDetectionConfig,
+    ViTPOrientedObjectDetectionConfig,
+    ViTPInstanceSegmentationConfig,
+):
+    AutoVideoProcessor.register(_config, video_processor_classes={})
 
 # Saving writes the code beside the weights, so that `trust_remote_code=True` loads them without this package.
 ViTPConfig.register_for_auto_class()

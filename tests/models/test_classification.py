@@ -131,6 +131,13 @@ def test_saved_models_open_by_auto_classes_and_pipelines(saved):
         torch.testing.assert_close(scores, expected[f"{name} scores"], rtol=1e-4, atol=1e-5)
 
 
+def test_a_pipeline_does_not_ask_whether_to_run_code(saved, monkeypatch):
+    asked = []
+    monkeypatch.setattr("builtins.input", lambda *words: asked.append(words) or "n")
+    pipeline("image-classification", model=str(saved[0] / "one"))
+    assert not asked
+
+
 def test_a_head_for_other_classes_is_an_error_unless_asked_for(vision, tmp_path):
     model = ViTPForImageClassification.from_backbone(vision, id2label=NAMES)
     model.save_pretrained(tmp_path)
