@@ -136,7 +136,7 @@ class InputSpec:
                 raise ValueError(f"the model takes {named(self.band_names)}, but the image has {number}.")
             raise ValueError(
                 f"the image has {number} bands. Name the one or three to use, for example "
-                "input_spec={'bands': [3, 2, 1]}; convert RGBA arrays to PIL images."
+                'input_spec={"bands": [3, 2, 1]}, also on the command line; of RGBA arrays make PIL images.'
             )
 
     def _range(self, image: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

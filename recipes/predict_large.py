@@ -12,13 +12,13 @@ import argparse
 from pathlib import Path
 
 from modeling_vitp.training.command_line import find_config, parse_words, run
-from modeling_vitp.training.values import positive, within
+from modeling_vitp.training.values import positive, read_mapping, within
 
 # Options of what the model is, or what it is shown.
 FOR = {
-    "images": {"probabilities", "classes", "scales", "flip"},
+    "images": {"input_spec", "probabilities", "classes", "scales", "flip"},
     "volumes": {"probabilities", "plane", "intensities", "percentiles", "scales", "flip"},
-    "objects": {"threshold", "nms_threshold"},
+    "objects": {"input_spec", "threshold", "nms_threshold"},
 }
 
 
@@ -35,6 +35,7 @@ def main(argv: list[str] | None = None) -> int:
     add("--batch_size", type=positive, help="windows that are predicted together: 4")
     add("--device", default=None, help="the accelerator if there is one")
     add("--dtype", choices=("float32", "bfloat16", "float16"), default="float32", help="of the model")
+    add("--input_spec", help="of images: how they are read, as JSON, where not as those of the training")
     add = parser.add_argument_group("segmentation and change detection").add_argument
     add("--probabilities", help="file of the classes' probabilities to write, too")
     add("--classes", help="of images: configuration of the fine-tuning (YAML), for the colours of the classes")
@@ -83,6 +84,10 @@ def main(argv: list[str] | None = None) -> int:
         device or torch.accelerator.current_accelerator() or "cpu"
     )
     image_processor = AutoImageProcessor.from_pretrained(name)
+    if "input_spec" in args:
+        if not hasattr(image_processor, "with_input_spec"):
+            raise ValueError(f"--input_spec is no option for {name}, which reads 8-bit RGB alone.")
+        image_processor = image_processor.with_input_spec(read_mapping("input_spec", args.pop("input_spec")))
     if is_detector:
         images, predict = images[0], modeling_vitp.detect_large
     else:

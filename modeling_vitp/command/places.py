@@ -19,7 +19,8 @@ def check_places(arguments: Sequence[object]) -> None:
     """Looks at what the arguments of a command are to be read from; not at the Hub where nothing will be.
 
     Raises:
-        WrongPlace: if one looks like a folder that is not there; it names the nearest.
+        WrongPlace: if one looks like a folder that is not there, and names the nearest, or is that of a run that has not
+            finished.
         ConnectionError: if one is a Hub id, and the Hub does not answer.
     """
     ids = []
@@ -28,12 +29,25 @@ def check_places(arguments: Sequence[object]) -> None:
             value = getattr(item, name)
             for place in value if isinstance(value, list) else [value]:
                 if not isinstance(place, str) or Path(place).expanduser().exists():
+                    if isinstance(place, str) and name != "dataset_name":
+                        check_finished(name, Path(place).expanduser())
                     continue
                 if looks_like_path(place) or (name == "dataset_name" and nearest(Path(place))):
                     raise WrongPlace(f"{name}={not_there(place)}")
                 ids.append(place)
     if ids and not any(getattr(item, "dry_run", False) for item in arguments):
         check_hub(ids[0])
+
+
+def check_finished(name: str, folder: Path) -> None:
+    """Raises [`WrongPlace`] if a folder has checkpoints of a run, and not yet its model."""
+    checkpoints = [path for path in folder.glob("checkpoint-*") if path.name.removeprefix("checkpoint-").isdigit()]
+    if checkpoints and not any((folder / file).is_file() for file in ("config.json", "adapter_config.json")):
+        last = max(checkpoints, key=lambda path: int(path.name.removeprefix("checkpoint-")))
+        raise WrongPlace(
+            f"{name}={str(folder)!r}: the run in it has not finished. The command that started it goes on with it; its "
+            f"last checkpoint is {last}."
+        )
 
 
 def not_there(place: str) -> str:

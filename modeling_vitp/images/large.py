@@ -60,8 +60,8 @@ class LargeImage:
             )
         if fields.band_names is None and len(bands) not in (1, 3):
             raise ValueError(
-                f"{dataset.name} has {len(bands)} bands: name the one or three to use in the image processor, for "
-                "example input_spec={'bands': [3, 2, 1]}."
+                f"{dataset.name} has {len(bands)} bands: name the one or three to use, for example "
+                'input_spec={"bands": [3, 2, 1]} of the image processor or on the command line.'
             )
         if any(colors[band - 1] == ColorInterp.palette for band in bands):
             raise ValueError(f"{dataset.name} has a palette: expand it with gdal_translate -expand rgb.")

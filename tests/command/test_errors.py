@@ -134,3 +134,17 @@ def test_the_settings_of_a_training_warn_of_nothing(tmp_path):
         warnings.simplefilter("error", FutureWarning)
         assert ViTPTrainingConfig(tmp_path, use_cpu=True, bf16=False).activation_checkpointing is True
         assert not ViTPTrainingConfig(tmp_path, gradient_checkpointing=False, bf16=False).activation_checkpointing
+
+
+@pytest.mark.parametrize("name", ["config.json", "adapter_config.json", None])
+def test_a_run_that_has_not_finished_is_told_from_a_model(tmp_path, name):
+    for step in (8, 12):
+        (tmp_path / "run" / f"checkpoint-{step}").mkdir(parents=True)
+    if name is not None:
+        (tmp_path / "run" / name).touch()
+        check_places([Given(str(tmp_path / "run"))])
+        return
+    what, status = told(lambda: check_places([Given(str(tmp_path / "run"))]))
+    assert "model_name_or_path='" in what and "the run in it has not finished" in what and status == 2
+    assert what.removesuffix(" None").endswith("run/checkpoint-12.")
+    check_places([Given(str(tmp_path / "run" / "checkpoint-12"))])

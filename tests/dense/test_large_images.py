@@ -310,6 +310,23 @@ def test_what_cannot_be_predicted_is_named(model, change_model, tmp_path):
         run(source)
 
 
+def test_bands_of_a_scene_can_be_chosen_on_the_command_line(model, tmp_path):
+    model.save_pretrained(tmp_path / "model")
+    ViTPSegmentationImageProcessor().save_pretrained(tmp_path / "model")
+    image, spec = scene(5, "uint16", high=3000), {"bands": [3, 2, 1], "window": [0, 3000]}
+    words = [str(tmp_path / "model"), str(write_tiff(tmp_path / "scene.tif", image)), "--output"]
+    words += [str(tmp_path / "classes.tif")] + [
+        part for key, size in WINDOWS.items() for part in (f"--{key}", str(size))
+    ]
+    with pytest.raises(ValueError, match='5 bands: name the one or three to use, for example input_spec={"bands"'):
+        script.main(words)
+    with pytest.raises(ValueError, match="input_spec"):
+        script.main([*words, "--input_spec", "{bands"])
+    assert script.main([*words, "--input_spec", json.dumps(spec)]) == 0
+    expected = in_memory(model, ViTPSegmentationImageProcessor(input_spec=spec), image).argmax(0).numpy()
+    np.testing.assert_array_equal(read(tmp_path / "classes.tif")[0], expected)
+
+
 @pytest.mark.parametrize("is_pair", [False, True])
 def test_the_script_takes_a_saved_model(model, change_model, tmp_path, is_pair):
     model, images = (change_model, [scene(), scene(seed=1)]) if is_pair else (model, [scene()])
