@@ -19,8 +19,8 @@ def check_places(arguments: Sequence[object]) -> None:
     """Looks at what the arguments of a command are to be read from; not at the Hub where nothing will be.
 
     Raises:
-        WrongPlace: if one looks like a folder that is not there, and names the nearest, or is that of a run that has not
-            finished.
+        WrongPlace: if one looks like a folder that is not there, of which it names the nearest, or has a run that has
+            not finished.
         ConnectionError: if one is a Hub id, and the Hub does not answer.
     """
     ids = []
