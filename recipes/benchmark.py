@@ -33,7 +33,6 @@ def main(argv: list[str] | None = None) -> int:
 
     from modeling_vitp.cards.sections import table
     from modeling_vitp.evaluation.step_time import CASES, summarise, time_steps
-    from modeling_vitp.training.run_config import has_fast_bf16
 
     settings = {name: value for name, value in vars(args).items() if name != "rounds"}
     if args.case:
@@ -48,13 +47,18 @@ def main(argv: list[str] | None = None) -> int:
             command = [sys.executable, "-m", "modeling_vitp.recipes.benchmark", *words, "--case", case]
             process = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
             results[case].append(json.loads(process.stdout.splitlines()[-1]))
-    precision = "bf16" if has_fast_bf16() else "fp32"
-    gemm = statistics.median(run["gemm"] for runs in results.values() for run in runs)
-    print(f"{args.shape}: {args.batch_size} sample(s) of {args.tiles} tiles a step, {precision}")
-    print(f"matrix products of the model's shapes, alone: {gemm / 1e12:.3g} TFLOP/s")
+    every = [run for runs in results.values() for run in runs]
+    print(f"{args.shape}: {args.batch_size} sample(s) of {args.tiles} tiles a step, {every[0]['dtype']}")
+    gemm = {name: statistics.median(run["gemm"][name] for run in every) / 1e12 for name in every[0]["gemm"]}
+    told = ", ".join(f"{name} {speed:.3g} TFLOP/s" for name, speed in gemm.items())
+    print(f"matrix products of the model's shapes, alone: {told}")
     if args.torch_compile:
         first = {case: statistics.median(run["first"] for run in runs) for case, runs in results.items()}
         print("first step, in which layers are compiled:", ", ".join(f"{case} {s:.0f} s" for case, s in first.items()))
+    for case, runs in results.items():
+        parts = {name: statistics.median(run["parts"][name] for run in runs) for name in runs[0]["parts"]}
+        shares = ", ".join(f"{name} {seconds / sum(parts.values()):.0%}" for name, seconds in parts.items())
+        print(f"forward pass of {case}: {shares}")
     rows = [[case, *summarise(runs, args.batch_size)] for case, runs in results.items()]
     header = "case, tokens the LM sees, s / step: min, median, max, forward, backward, optimizer, peak memory in GiB"
     print(table(f"{header}, TFLOP, of the matrix products' speed".split(", "), rows))

@@ -3,6 +3,7 @@
 import math
 import statistics
 import time
+from collections.abc import Callable
 
 import torch
 from accelerate.utils import compile_regions
@@ -13,7 +14,7 @@ from ..configuration_vitp import ViTPConfig
 from ..modeling_vitp import ViTPForConditionalGeneration
 from ..training.memory import most_resident
 from ..training.run_config import has_fast_bf16
-from ..training.step_cost import HEAD_OUTPUTS, INTERNVL2_5_1B, BatchShape, step_cost
+from ..training.step_cost import HEAD_OUTPUTS, INTERNVL2_5_1B, PARTS, BatchShape, step_cost
 from ..vrl import draw_visual_tokens, keyed_generator
 
 IMAGE_TOKEN_ID, TEXT_TOKENS, ANSWER_TOKENS = 7, 64, 32
@@ -91,9 +92,10 @@ def time_steps(
     torch_compile: bool = False,
 ) -> dict:
     """What steps take: `times` in seconds and of them `forward` and `backward`, the `first` step, which is none of them
-    and in which layers are compiled, `peak` memory in GiB, the `length` of the sequence that the LM sees,
-    floating-point `operations` of a step, without those that checkpointing does again, and `gemm`, the operations a
-    second that the device reaches in a matrix product of the model.
+    and in which layers are compiled, `parts` with the seconds of each part of the model in the forward pass of another
+    step, `peak` memory in GiB, the `length` of the sequence that the LM sees, floating-point `operations` of a step,
+    without those that checkpointing does again, the `dtype` of its matrix products, and `gemm`, by each dtype that the
+    device is fast in the operations a second that it reaches in a matrix product of the model.
 
     Args:
         case: one of [`CASES`].
@@ -117,10 +119,14 @@ def time_steps(
     if torch_compile:
         model = compile_regions(model, backend="inductor", dynamic=True)
     bf16, clock = has_fast_bf16(), []
+
+    def forward() -> torch.Tensor:
+        with torch.autocast(device.type, dtype=torch.bfloat16, enabled=bf16):
+            return model(**batch, fused_lm_head=True).loss
+
     for _ in range(1 + steps):
         marks = [now(device)]
-        with torch.autocast(device.type, dtype=torch.bfloat16, enabled=bf16):
-            loss = model(**batch, fused_lm_head=True).loss
+        loss = forward()
         marks.append(now(device))
         loss.backward()
         marks.append(now(device))
@@ -139,11 +145,38 @@ def time_steps(
         "times": [marks[3] - marks[0] for marks in clock[1:]],
         "forward": [marks[1] - marks[0] for marks in clock[1:]],
         "backward": [marks[2] - marks[1] for marks in clock[1:]],
+        "parts": seconds_of_parts(model, forward, device),
         "peak": peak,
         "length": batch["input_ids"].shape[1],
         "operations": step_cost(config, samples).operations,
-        "gemm": gemm_peak(config, rows, torch.bfloat16 if bf16 else torch.float32, device),
+        "dtype": "bfloat16" if bf16 else "float32",
+        "gemm": {
+            name: gemm_peak(config, rows, getattr(torch, name), device)
+            for name in ("float32", *(["bfloat16"] if bf16 else []))
+        },
     }
+
+
+def seconds_of_parts(model: torch.nn.Module, forward: Callable[[], object], device: torch.device) -> dict[str, float]:
+    """Of one forward pass the seconds of the ViT, the projector, the language model, and what is left: the head with
+    the loss, and what puts visual tokens in their places."""
+    seconds, handles = dict.fromkeys(PARTS, 0.0), []
+    for part, name in PARTS.items():
+
+        def begin(*_, part=part) -> None:
+            seconds[part] -= now(device)
+
+        def end(*_, part=part) -> None:
+            seconds[part] += now(device)
+
+        module = model.get_submodule(name)
+        handles += [module.register_forward_pre_hook(begin), module.register_forward_hook(end)]
+    start = now(device)
+    forward()
+    whole = now(device) - start
+    for handle in handles:
+        handle.remove()
+    return {**seconds, "head and loss": whole - sum(seconds.values())}
 
 
 def now(device: torch.device) -> float:
@@ -158,7 +191,7 @@ def summarise(runs: list[dict], batch_size: int) -> list[str]:
     every = {name: [value for run in runs for value in run[name]] for name in ("times", "forward", "backward")}
     median = statistics.median(every["times"])
     shares = [statistics.median(every[name]) / median for name in ("forward", "backward")]
-    speed = runs[0]["operations"] / median / statistics.median(run["gemm"] for run in runs)
+    speed = runs[0]["operations"] / median / statistics.median(run["gemm"][run["dtype"]] for run in runs)
     return [
         str(runs[0]["length"] * batch_size),
         *(f"{value:.2f}" for value in (min(every["times"]), median, max(every["times"]))),
