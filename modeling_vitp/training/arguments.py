@@ -130,7 +130,7 @@ class PretrainArguments(Arguments, ScriptArguments):
             raise ValueError(f"image_root={self.image_root!r}: there is no such folder.")
         if self.dry_run and self.mixture is None:
             raise ValueError(
-                "dry_run is about a mixture, and the configuration has none. Of one data set it is a file with sources: "
+                "dry_run is about a mixture, and the configuration has none. Of one data set it is a file of sources: "
                 f"[{{name: mine, dataset: {self.dataset_name or 'NAMESPACE/NAME'}}}], given as --mixture."
             )
         if self.task is not None:
