@@ -144,6 +144,7 @@ class ViTPTrainer(Run, CompiledLayers, SFTTrainer):
         elif eval_dataset is not None:
             eval_dataset = prepare_rows(read(eval_dataset))
         self._epoch_start = -1, 0  # the epoch, and the step it began at
+        self._measured = None  # the rows whose lengths are known, and these
         self._num_tokens_and_places = torch.zeros(2, dtype=torch.int64)  # of the training batches since the last log
         super().__init__(
             model=model,
@@ -240,7 +241,9 @@ class ViTPTrainer(Run, CompiledLayers, SFTTrainer):
         """The lengths of all rows of this epoch. A mixture asks for those of its sources, and picks its rows' ones."""
         if hasattr(dataset, "lengths"):
             return dataset.lengths(self._measure)
-        return self._measure(dataset)
+        if self._measured is None or self._measured[0] is not dataset:
+            self._measured = dataset, self._measure(dataset)
+        return self._measured[1]
 
     def _measure(self, dataset: Dataset) -> list[int]:
         column = self.args.length_column_name

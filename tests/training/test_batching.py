@@ -119,6 +119,14 @@ def test_mixtures_of_folders_are_batched_by_length(data_folder, tmp_path, collat
     assert min(measured) > 4
 
 
+def test_rows_are_measured_once_and_not_in_each_epoch(tmp_path, monkeypatch):
+    trainer, measured = make_trainer(tmp_path, train_sampling_strategy="group_by_length", eval_strategy="no"), []
+    measure = SampleLength.__call__
+    monkeypatch.setattr(SampleLength, "__call__", lambda self, row: measured.append(row["id"]) or measure(self, row))
+    trainer.train()
+    assert trainer.state.epoch > 2 and sorted(measured) == sorted(row["id"] for row in trainer.train_dataset)
+
+
 def test_evaluation_does_not_ask_for_lengths(tmp_path):
     trainers = [
         make_trainer(tmp_path / strategy, train_sampling_strategy=strategy)

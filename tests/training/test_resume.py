@@ -55,6 +55,27 @@ def test_a_run_that_is_killed_again_and_again_ends_as_the_run_that_never_stopped
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"activation_checkpointing": True},
+        {"bf16": True},
+        {"train_sampling_strategy": "group_by_length"},
+        {"train_sampling_strategy": "batch_rebalance"},
+        {"vrl_warmup_steps": 5, "answer_mask_ratio": 0.5},
+        {"optim": "adamw_torch"},
+    ],
+    ids=lambda options: " ".join(options.values()) if "train_sampling_strategy" in options else " ".join(options),
+)
+def test_what_makes_a_run_faster_leaves_it_exact_where_it_goes_on(tmp_path, options):
+    whole = run(tmp_path / "whole", **options)
+    for kill in [("step", 3), ("state", 6)]:
+        run(tmp_path / "killed", kill, **options)
+    assert run(tmp_path / "killed", **options) == whole
+    assert whole["step"] == 8
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("workers", WORKERS)
 @pytest.mark.parametrize("stream", [False, True], ids=["map", "stream"])
 def test_the_end_of_an_epoch_is_a_place_to_stop_as_any_other(tmp_path, stream, workers):
