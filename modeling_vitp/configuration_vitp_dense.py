@@ -158,8 +158,8 @@ class ViTPAdapterConfig(ViTPMultiScaleConfig):
             fits = max((heads for heads in range(1, self.deformable_heads) if width % heads == 0), default=1)
             raise ValueError(
                 f"deformable_heads={self.deformable_heads} does not divide the values' width of {width} (hidden_size * "
-                f"deformable_ratio): give one that does, such as deformable_heads={fits} (under backbone in a recipe, "
-                "backbone_kwargs of from_backbone), or take the feature pyramid, which has none (neck: pyramid)."
+                f"deformable_ratio): give one that does; in a recipe backbone: {{deformable_heads: {fits}}}, in Python "
+                "backbone_kwargs of from_backbone. The feature pyramid (neck: pyramid) has none."
             )
 
     def _covers_all_layers(self) -> bool:

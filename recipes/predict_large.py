@@ -20,6 +20,7 @@ FOR = {
     "volumes": {"probabilities", "plane", "intensities", "percentiles", "scales", "flip"},
     "objects": {"input_spec", "threshold", "nms_threshold"},
 }
+PREDICT = {"images": "predict_large", "volumes": "predict_volume", "objects": "detect_large"}
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -44,9 +45,7 @@ def main(argv: list[str] | None = None) -> int:
     add = parser.add_argument_group("volumes").add_argument
     add("--plane", choices=("axial", "coronal", "sagittal"), help="that the model was trained in: axial")
     add("--intensities", type=float, nargs=2, help="that are black and white; by default as in training")
-    add(
-        "--percentiles", type=within("[0, 100]", float), nargs=2, help="of the volume that are black and white, instead"
-    )
+    add("--percentiles", type=within("[0, 100]", float), nargs=2, help="of the volume that are so, instead")
     add = parser.add_argument_group("detection").add_argument
     add("--threshold", type=within("[0, 1]", float), help="objects have a higher score: 0.3")
     add("--nms_threshold", type=within("[0, 1]", float), help="most overlap of a class: the model's, or 0.5")
@@ -88,10 +87,7 @@ def main(argv: list[str] | None = None) -> int:
         if not hasattr(image_processor, "with_input_spec"):
             raise ValueError(f"--input_spec is no option for {name}, which reads 8-bit RGB alone.")
         image_processor = image_processor.with_input_spec(read_mapping("input_spec", args.pop("input_spec")))
-    if is_detector:
-        images, predict = images[0], modeling_vitp.detect_large
-    else:
-        predict = modeling_vitp.predict_volume if kind == "volumes" else modeling_vitp.predict_large
+    images, predict = images[0] if is_detector else images, getattr(modeling_vitp, PREDICT[kind])
     if "classes" in args:
         data = yaml.safe_load(find_config(args.pop("classes")).read_text())["data"]
         args["colors"] = LabelEncoding(data["classes"]).palette.tolist()

@@ -258,12 +258,9 @@ class ViTPTrainer(Run, CompiledLayers, SFTTrainer):
                 )
             length = SampleLength.of(self.data_collator)
             with PartialState().main_process_first():
-                dataset = (dataset if is_made else prepare_rows(dataset)).map(
-                    lambda row: {column: length(row)},
-                    remove_columns=dataset.column_names,
-                    num_proc=self.args.dataset_num_proc,
-                    desc="Measuring samples",
-                )
+                rows = dataset if is_made else prepare_rows(dataset)
+                options = {"num_proc": self.args.dataset_num_proc, "desc": "Measuring samples"}
+                dataset = rows.map(lambda row: {column: length(row)}, remove_columns=dataset.column_names, **options)
         return list(dataset.with_format(None)[column])
 
     def _run_epoch(self, *args, epoch: int, **kwargs):
