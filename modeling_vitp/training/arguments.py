@@ -129,9 +129,10 @@ class PretrainArguments(Arguments, ScriptArguments):
         if self.image_root is not None and not Path(self.image_root).is_dir():
             raise ValueError(f"image_root={self.image_root!r}: there is no such folder.")
         if self.dry_run and self.mixture is None:
+            name = self.dataset_name or "NAMESPACE/NAME"
             raise ValueError(
                 "dry_run is about a mixture, and the configuration has none. Of one data set it is a file of sources: "
-                f"[{{name: mine, dataset: {self.dataset_name or 'NAMESPACE/NAME'}}}], given as --mixture."
+                f"[{{name: mine, {'folder' if Path(name).is_dir() else 'dataset'}: {name}}}], given as --mixture."
             )
         if self.task is not None:
             find_task(self.task)

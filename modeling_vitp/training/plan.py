@@ -213,7 +213,8 @@ def describe_device(name: str | None) -> tuple[str, Device]:
     Raises:
         ValueError: if there is no device of the name.
     """
-    if name is not None and (own := OWN_DEVICE.fullmatch(name.strip())):
+    own = OWN_DEVICE.fullmatch((name or "").strip())
+    if own and float(own[1]) * float(own[2]) > 0:
         return "as given", Device(float(own[1]), float(own[2]) * 1e12)
     if name is None and torch.cuda.is_available():
         found = torch.cuda.get_device_properties(0)

@@ -51,10 +51,8 @@ class Arguments:
         for name in names & {item.name for item in fields(self)}:
             value = getattr(self, name)
             if isinstance(value, str) and dict in get_args(types[name]):
-                if value.lstrip().startswith("{"):
+                if value.lstrip().startswith("{") or name not in self.file_fields:
                     setattr(self, name, read_mapping(name, value))
-                elif name not in self.file_fields:
-                    raise ValueError(f"{name}={value!r} is no mapping: give JSON, such as '{{\"key\": 1}}'.")
             check_type(name, getattr(self, name), types[name])
 
 
@@ -87,6 +85,8 @@ def is_of(value: Any, kind: Any) -> bool:
 
 
 def read_mapping(name: str, text: str) -> dict[str, Any]:
+    if not text.lstrip().startswith("{"):
+        raise ValueError(f"{name}={text!r} is no mapping: give JSON, such as '{{\"key\": 1}}'.")
     try:
         return json.loads(text)
     except json.JSONDecodeError as error:

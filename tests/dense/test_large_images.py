@@ -320,8 +320,12 @@ def test_bands_of_a_scene_can_be_chosen_on_the_command_line(model, tmp_path):
     ]
     with pytest.raises(ValueError, match='5 bands: name the one or three to use, for example input_spec={"bands"'):
         script.main(words)
-    with pytest.raises(ValueError, match="input_spec"):
-        script.main([*words, "--input_spec", "{bands"])
+    for wrong, said in (
+        ("{bands", "input_spec: '{bands' is no JSON"),
+        ("3", "input_spec='3' is no mapping: give JSON"),
+    ):
+        with pytest.raises(ValueError, match=said):
+            script.main([*words, "--input_spec", wrong])
     assert script.main([*words, "--input_spec", json.dumps(spec)]) == 0
     expected = in_memory(model, ViTPSegmentationImageProcessor(input_spec=spec), image).argmax(0).numpy()
     np.testing.assert_array_equal(read(tmp_path / "classes.tif")[0], expected)

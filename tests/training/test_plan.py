@@ -69,6 +69,8 @@ def test_what_is_off_is_compared_on_and_the_other_way_round():
 def test_a_device_that_is_not_known_is_named_with_those_that_are():
     with pytest.raises(ValueError, match="plan_device='tpu': known are a40, .*h100"):
         describe_device("tpu")
+    with pytest.raises(ValueError, match="as 24GiB,71TFLOP/s"):
+        describe_device("24GiB,0TFLOP/s")
     assert describe_device("H100")[1] == DEVICES["h100"]
 
 
