@@ -117,20 +117,19 @@ class ImageFiles(MaskedImages):
         return self.rows[index][0].case
 
     def check_files(self, name: str) -> None:
-        """Reads the header and the end of every image, and the header of every mask.
+        """Reads the header and the end of every image and mask.
 
         Args:
             name: of the split.
 
         Raises:
-            ValueError: names the file that is no whole image, or differs from the image of its sample in size.
+            ValueError: names the file that is not whole, or differs from the image of its sample in size.
         """
         samples = {sample.id: sample for sample, _ in self.rows}
         for sample in tqdm(samples.values(), desc=f"files of {name}", disable=None):
-            for path in sample.images:
+            first, *others = (*sample.images, *([] if sample.mask is None else [sample.mask]))
+            for path in (first, *others):
                 check_file(path)
-            first, *others = sample.images
-            for path in (*others, *([] if sample.mask is None else [sample.mask])):
                 if stored_size(path) != stored_size(first):
                     sizes = ["{1} x {0} pixels".format(*stored_size(file)) for file in (path, first)]
                     names = (f"The mask {path}", f"its image {first}") if path == sample.mask else (path, first)

@@ -119,8 +119,8 @@ def test_a_damaged_mask_is_read_or_named(tmp_path):
             mask = tmp_path / "masks" / f"{number}{suffix}"
             mask.write_bytes(content if number < len(files) else damage(rng, content))
             split = {"image": f"images/{{name:{number}}}.png", "mask": f"masks/{{name}}{suffix}"}
-            data = DenseData(classes=TWO, splits={"train": split}, root=str(tmp_path)).open(["train"])
-            found = outcome(lambda: data[0]["mask"], str(mask))  # noqa: B023
+            data = DenseData(classes=TWO, splits={"train": split}, root=str(tmp_path))
+            found = outcome(lambda: data.open(["train"])[0]["mask"], str(mask))  # noqa: B023
             counts["error" if isinstance(found, ValueError) else "right"] += 1
             if not isinstance(found, ValueError):
                 assert found.shape == labels.shape and set(np.unique(found)) <= {0, 1}
