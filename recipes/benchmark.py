@@ -16,7 +16,7 @@ import subprocess
 import sys
 
 from modeling_vitp.training.command_line import parse_words, run
-from modeling_vitp.training.values import positive
+from modeling_vitp.training.values import not_negative, positive
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -26,7 +26,12 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--batch_size", type=positive, default=1, help="samples of a batch (1)")
     parser.add_argument("--steps", type=positive, default=5, help="timed steps of a process, after one that is not (5)")
     parser.add_argument("--rounds", type=positive, default=3, help="processes of each case (3)")
-    parser.add_argument("--gradient_checkpointing", action="store_true")
+    parser.add_argument(
+        "--checkpoint_every",
+        type=not_negative,
+        default=0,
+        help="one layer of so many computes its activations again in the backward pass (0: none)",
+    )
     parser.add_argument("--torch_compile", action="store_true", help="layer by layer, as in training")
     parser.add_argument("--case", help=argparse.SUPPRESS)
     args = parse_words(parser, argv)

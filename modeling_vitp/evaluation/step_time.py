@@ -88,7 +88,7 @@ def time_steps(
     tiles: int,
     batch_size: int,
     steps: int,
-    gradient_checkpointing: bool = False,
+    checkpoint_every: int = 0,
     torch_compile: bool = False,
 ) -> dict:
     """What steps take: `times` in seconds and of them `forward` and `backward`, the `first` step, which is none of them
@@ -103,14 +103,15 @@ def time_steps(
         tiles: of a sample, thumbnail included.
         batch_size: samples of a step.
         steps: that are timed, after one that is not.
+        checkpoint_every: as for [`step_cost`].
         torch_compile: compiles layer by layer, as training does.
     """
     drop_ratio = CASES[case]
     device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else torch.device("cpu")
     model = build(shape, drop_ratio is not None).to(device).train()
     add_fused_lm_head(model, outputs=HEAD_OUTPUTS)
-    if gradient_checkpointing:
-        model.gradient_checkpointing_enable()
+    if checkpoint_every:
+        model.activation_checkpointing_enable(every_n_layers=checkpoint_every)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-5, fused=True)  # the trainer's default
     image_size = SHAPES[shape]["vision"]["image_size"]
     tokens_per_tile = (image_size[0] // 28) ** 2

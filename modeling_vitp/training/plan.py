@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import json
 import math
 import re
 from collections.abc import Callable, Sequence
@@ -45,6 +46,13 @@ DEVICES = {
     "l40s": Device(48, 362e12),
     "rtx4090": Device(24, 165.2e12),
 }
+CHECKPOINTING = {  # from the fastest to the one of least memory
+    0: "without activation checkpointing",
+    4: "activation checkpointing of every 4th layer",
+    2: "activation checkpointing of every 2nd layer",
+    1: "activation checkpointing",
+}
+SPARE = 0.1  # of a device's memory: as exact is what is told of it
 OWN_DEVICE = re.compile(r"(\d+\.?\d*)\s*GiB\s*,\s*(\d+\.?\d*)\s*TFLOP/s", re.IGNORECASE)
 
 
@@ -53,7 +61,7 @@ class Setup:
     """What decides the cost of a step, and what the plan varies."""
 
     drop_ratio: float
-    checkpointing: bool
+    checkpoint_every: int
     lora: bool
 
 
@@ -93,7 +101,7 @@ def print_plan(
     config, assumed = config_of_start(args, model_args)
     devices = max(args.plan_devices, training_args.world_size)
     work = work_of(training_args, devices, summaries, image_processor)
-    configured = Setup(training_args.vrl_drop_ratio, bool(training_args.activation_checkpointing), model_args.use_peft)
+    configured = Setup(training_args.vrl_drop_ratio, training_args.checkpoint_every, model_args.use_peft)
     print(
         f"\nOne of {work.devices} device(s), {name}, {device.memory:.0f} GiB, at {args.plan_utilization:.0%} of",
         end=" ",
@@ -121,7 +129,7 @@ def print_plan(
         return step_cost(
             config,
             dataclasses.replace(batch, drop_ratio=setup.drop_ratio),
-            setup.checkpointing,
+            setup.checkpoint_every,
             True,
             dtype,
             training_args.optim,
@@ -129,19 +137,27 @@ def print_plan(
             layers_are_alike=args.unfreeze_vision_layers == 0,
         )
 
-    rows = []
+    rows, room = [], {}
     for change, setup in changes(configured, args.freeze_language_model).items():
         peak, operations = cost(work.longest, setup), cost(work.mean, setup).operations * work.accumulation
         hours = work.steps * operations / (device.operations * args.plan_utilization) / 3600
         parts = [peak.weights, peak.gradients, peak.optimizer, peak.activations, peak.memory]
-        room = device.memory - peak.memory / GIB
-        fits = f"{room:.1f} left" if room >= 0 else f"{-room:.1f} too much"
+        room[setup] = device.memory - peak.memory / GIB
+        fits = f"{room[setup]:.1f} left" if room[setup] >= 0 else f"{-room[setup]:.1f} too much"
         cells = [*(f"{part / GIB:.2f}" for part in parts), fits, f"{operations / 1e12:.3g}", f"{hours:.3g}"]
         rows.append([change, *cells, f"{hours * work.devices:.3g}"])
     header = (
         "GiB:, weights, gradients, optimizer, activations, in all, of the device, TFLOP a step, hours, device hours"
     )
     print("\n" + table(header.split(", "), rows))
+    for every in CHECKPOINTING:
+        if room[dataclasses.replace(configured, checkpoint_every=every)] < SPARE * device.memory:
+            continue
+        if every != configured.checkpoint_every:
+            kwargs = json.dumps({"every_n_layers": every})
+            option = f"true --activation_checkpointing_kwargs '{kwargs}'" if every else "false"
+            print(f"\nThe fastest that leaves {SPARE:.0%} of the device: --activation_checkpointing {option}")
+        break
     if work.devices > 1:
         trained = cost(work.mean, configured).gradients / dtype.itemsize
         moved = traffic(config, trained, work.devices, work.accumulation)
@@ -175,10 +191,12 @@ def changes(configured: Setup, language_model_is_frozen: bool) -> dict[str, Setu
     for ratio in (0.0, 0.75):
         if ratio != configured.drop_ratio:
             setups[f"r = {ratio:g}"] = dataclasses.replace(configured, drop_ratio=ratio)
-    for field, text in (("checkpointing", "activation checkpointing"), ("lora", "LoRA on the language model")):
-        is_on = getattr(configured, field)
-        if not (field == "lora" and language_model_is_frozen):
-            setups[f"without {text}" if is_on else text] = dataclasses.replace(configured, **{field: not is_on})
+    for every, text in CHECKPOINTING.items():
+        if every != configured.checkpoint_every:
+            setups[text] = dataclasses.replace(configured, checkpoint_every=every)
+    if not language_model_is_frozen:
+        text = "without LoRA on the language model" if configured.lora else "LoRA on the language model"
+        setups[text] = dataclasses.replace(configured, lora=not configured.lora)
     return setups
 
 

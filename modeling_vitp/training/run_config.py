@@ -3,6 +3,7 @@
 import torch
 
 from .run_arguments import RunArguments
+from .values import check_type, check_within
 
 
 class RunConfig(RunArguments):
@@ -29,7 +30,16 @@ class RunConfig(RunArguments):
         if self.bf16 is None:
             self.bf16 = not self.fp16 and has_fast_bf16()
         super().__post_init__()
+        every = (self.activation_checkpointing_kwargs or {}).get("every_n_layers", 1)
+        check_type("every_n_layers", every, int)
+        check_within("every_n_layers", every, "[1, inf)")
         self.accelerator_config.non_blocking = self.dataloader_pin_memory  # the next batch comes while one is computed
+
+    @property
+    def checkpoint_every(self) -> int:
+        """One layer of so many computes its activations again in the backward pass; 0 for none."""
+        kwargs = self.activation_checkpointing_kwargs or {}
+        return kwargs.get("every_n_layers", 1) if self.activation_checkpointing else 0
 
 
 def has_fast_bf16() -> bool:

@@ -6,6 +6,7 @@ depths tell of any.
 """
 
 import copy
+import math
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -27,6 +28,7 @@ PARTS = {
     "projector": "model.multi_modal_projector",
     "language model": "model.language_model",
 }
+ACTIVATIONS = 2  # of what `run` returns
 HEAD_OUTPUTS = ("log_probs", "entropy", "is_top1")  # what TRL's trainer asks of the head
 INTERNVL2_5_1B = {  # the shapes of InternViT-300M and Qwen2.5-0.5B
     "vision_config": {
@@ -89,7 +91,7 @@ class StepCost:
 def step_cost(
     config: ViTPConfig,
     batch: BatchShape,
-    checkpointing: bool = False,
+    checkpoint_every: int = 0,
     bf16: bool = True,
     dtype: torch.dtype = torch.float32,
     optimizer: str = "adamw_torch",
@@ -101,7 +103,8 @@ def step_cost(
     Args:
         config: of the model.
         batch: what a device is given at once.
-        checkpointing: activations are computed again in the backward pass.
+        checkpoint_every: one layer of so many, counted from the first of the ViT to the last of the language model,
+            computes its activations again in the backward pass; 0 for none.
         bf16: autocast to bfloat16.
         dtype: of the weights.
         optimizer: its name, as in the arguments of the training.
@@ -110,22 +113,34 @@ def step_cost(
     """
     depths = config.vision_config.num_hidden_layers, config.text_config.num_hidden_layers
 
-    def measure(vision_layers: int, text_layers: int, checkpointing: bool = checkpointing) -> np.ndarray:
+    def measure(vision_layers: int, text_layers: int, every: int) -> np.ndarray:
         shallow = copy.deepcopy(config)
         shallow.vision_config.num_hidden_layers, shallow.text_config.num_hidden_layers = vision_layers, text_layers
         if getattr(shallow.text_config, "layer_types", None):
             shallow.text_config.layer_types = shallow.text_config.layer_types[:text_layers]
-        return run(shallow, batch, checkpointing, bf16, dtype, prepare)
+        return run(shallow, batch, every, bf16, dtype, prepare)
+
+    def of_layers(every: int) -> np.ndarray:
+        """The model with one layer of each kind, and what another of the ViT or of the language model adds."""
+        one = measure(1, 1, every)
+        return np.stack([one, measure(2, 1, every) - one, measure(1, 2, every) - one])
 
     if layers_are_alike:
-        one = measure(1, 1)
-        total = one + (depths[0] - 1) * (measure(2, 1) - one) + (depths[1] - 1) * (measure(1, 2) - one)
+        one, *added = of_layers(min(checkpoint_every, 1))
+        total = one + (depths[0] - 1) * added[0] + (depths[1] - 1) * added[1]
     else:
-        total = measure(*depths)
+        total = measure(*depths, checkpoint_every)
+    if checkpoint_every:
+        plain_one, *plain = of_layers(0)
+        if layers_are_alike and checkpoint_every > 1:
+            total += plain_one - sum(plain) - (one - sum(added))  # kept once, for all layers that are not checkpointed
+            first = math.ceil(depths[0] / checkpoint_every)
+            again = first, math.ceil(sum(depths) / checkpoint_every) - first
+            for kept, depth, layers, computed in zip(plain, depths, again, added):
+                total += (depth - layers) * (kept - computed)
+        if (sum(depths) - 1) % checkpoint_every == 0:  # before it is computed again, no layer's activations have gone
+            total[ACTIVATIONS] += max(layer[ACTIVATIONS] for layer in plain)
     weights, trained, activations, backward, *forward = total.tolist()
-    if checkpointing:
-        plain = measure(1, 1, False)[2]
-        activations += max(measure(2, 1, False)[2] - plain, measure(1, 2, False)[2] - plain)
     state = next((size for name, size in STATES.items() if name in optimizer), ADAM_STATE)
     gradients = trained * dtype.itemsize
     parts = weights * dtype.itemsize, gradients, gradients * state / 4, activations
@@ -135,7 +150,7 @@ def step_cost(
 def run(
     config: ViTPConfig,
     batch: BatchShape,
-    checkpointing: bool,
+    checkpoint_every: int,
     bf16: bool,
     dtype: torch.dtype,
     prepare: Callable[[ViTPForConditionalGeneration], LoraConfig | None] | None,
@@ -164,8 +179,8 @@ def run(
     prefix = "" if lora is None else "base_model.model."
     with FakeTensorMode(allow_non_fake_inputs=True), asks_nothing[0], asks_nothing[1]:
         model.to_empty(device="cpu")
-        if checkpointing:
-            model.activation_checkpointing_enable()
+        if checkpoint_every:
+            model.activation_checkpointing_enable(every_n_layers=checkpoint_every)
         own = {weight.untyped_storage()._cdata for weight in model.parameters()}
         inputs = empty_batch(config, batch)
         saving = torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor)

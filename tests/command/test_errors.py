@@ -136,6 +136,12 @@ def test_the_settings_of_a_training_warn_of_nothing(tmp_path):
         assert not ViTPTrainingConfig(tmp_path, gradient_checkpointing=False, bf16=False).activation_checkpointing
 
 
+@pytest.mark.parametrize("every", [0, 1.5, "2"])
+def test_layers_that_are_checkpointed_are_counted(tmp_path, every):
+    with pytest.raises(ValueError, match="every_n_layers="):
+        ViTPTrainingConfig(tmp_path, bf16=False, activation_checkpointing_kwargs={"every_n_layers": every})
+
+
 @pytest.mark.parametrize("name", ["config.json", "adapter_config.json", None])
 def test_a_run_that_has_not_finished_is_told_from_a_model(tmp_path, name):
     for step in (8, 12):

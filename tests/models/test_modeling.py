@@ -839,8 +839,9 @@ def train_step(model, inputs, labels) -> dict[str, torch.Tensor]:
     return {name: gradient.clone() for name, gradient in gradients(model).items()}
 
 
+@pytest.mark.parametrize("every", [1, 2])
 @pytest.mark.parametrize("drop_path_rate", [0.0, 0.5])
-def test_gradient_checkpointing_recomputes_and_gives_the_same_gradients(vivid, processor, drop_path_rate):
+def test_gradient_checkpointing_recomputes_and_gives_the_same_gradients(vivid, processor, drop_path_rate, every):
     config = copy.deepcopy(vivid.config)
     config.vision_config.drop_path_rate = drop_path_rate
     model = ViTPForConditionalGeneration(config)
@@ -854,9 +855,9 @@ def test_gradient_checkpointing_recomputes_and_gives_the_same_gradients(vivid, p
 
     wanted = train_step(model, inputs, labels)
     assert len(calls) == VISION["num_hidden_layers"]
-    model.activation_checkpointing_enable()
+    model.activation_checkpointing_enable(every_n_layers=every)
     actual = train_step(model, inputs, labels)
-    assert len(calls) == 3 * VISION["num_hidden_layers"]
+    assert len(calls) == 2 * VISION["num_hidden_layers"] + len(range(0, VISION["num_hidden_layers"], every))
     assert_same_gradients(actual, wanted)
 
 

@@ -59,6 +59,7 @@ def test_a_run_that_is_killed_again_and_again_ends_as_the_run_that_never_stopped
     "options",
     [
         {"activation_checkpointing": True},
+        {"activation_checkpointing": True, "activation_checkpointing_kwargs": {"every_n_layers": 2}},
         {"bf16": True},
         {"train_sampling_strategy": "group_by_length"},
         {"train_sampling_strategy": "batch_rebalance"},

@@ -85,14 +85,14 @@ def with_depth(config, vision_layers, text_layers):
     return config
 
 
-@pytest.mark.parametrize("checkpointing", [False, True])
-def test_a_model_of_any_depth_costs_what_two_depths_tell(config, checkpointing):
-    whole = run(config, SHAPE, checkpointing, True, torch.float32, None)
-    if checkpointing:  # of one layer they are computed again
+@pytest.mark.parametrize("every", [0, 1, 2, 3, 4, 7, 8])
+def test_a_model_of_any_depth_costs_what_two_depths_tell(config, every):
+    whole = run(config, SHAPE, every, True, torch.float32, None)
+    if every in (1, 2, 3):  # the last of seven layers is computed again, while nothing has gone
         depths = [(4, 3), (3, 3), (4, 2)]
-        plain = [run(with_depth(config, *depth), SHAPE, False, True, torch.float32, None)[2] for depth in depths]
+        plain = [run(with_depth(config, *depth), SHAPE, 0, True, torch.float32, None)[2] for depth in depths]
         whole[2] += max(plain[0] - plain[1], plain[0] - plain[2])
-    cost = step_cost(config, SHAPE, checkpointing)
+    cost = step_cost(config, SHAPE, every)
     forward = list(cost.forward.values())
     found = [cost.weights / 4, cost.gradients / 4, cost.activations, cost.backward, *forward]
     assert found == pytest.approx(whole.tolist())
@@ -100,7 +100,7 @@ def test_a_model_of_any_depth_costs_what_two_depths_tell(config, checkpointing):
 
 
 def test_checkpointing_keeps_less_and_computes_more_and_a_drop_ratio_less_of_both(config):
-    plain, checkpointed = step_cost(config, SHAPE), step_cost(config, SHAPE, checkpointing=True)
+    plain, checkpointed = step_cost(config, SHAPE), step_cost(config, SHAPE, 1)
     assert checkpointed.activations < plain.activations / 2
     assert checkpointed.backward > plain.backward and checkpointed.forward == plain.forward
     full = step_cost(config, BatchShape(2, 3, 20))
@@ -144,19 +144,19 @@ layer, conv = torch.nn.TransformerEncoderLayer(64, 4, 64), torch.nn.Conv2d(3, 64
 layer(conv(torch.randn(1, 3, 56, 56)).flatten(2).mT).sum().backward()
 before = step_time.most_resident()
 step_time.has_fast_bf16 = lambda: False
-print(step_time.time_steps("ViTP, r = {ratio}", "small", {tiles}, 1, 2, {checkpointing})["peak"] - before)
+print(step_time.time_steps("ViTP, r = {ratio}", "small", {tiles}, 1, 2, {every})["peak"] - before)
 """
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("ratio", "tiles", "checkpointing"), [("0.75", 7, False), ("0", 7, False), ("0", 12, False), ("0.75", 12, True)]
+    ("ratio", "tiles", "every"), [("0.75", 7, 0), ("0", 7, 0), ("0", 12, 0), ("0.75", 12, 1), ("0", 12, 2)]
 )
-def test_the_peak_of_memory_is_found_to_a_tenth(ratio, tiles, checkpointing):
+def test_the_peak_of_memory_is_found_to_a_tenth(ratio, tiles, every):
     from modeling_vitp.evaluation.step_time import TEXT_TOKENS, options_of
 
-    script = MEASURE.format(ratio=ratio, tiles=tiles, checkpointing=checkpointing)
+    script = MEASURE.format(ratio=ratio, tiles=tiles, every=every)
     done = subprocess.run([sys.executable, "-c", script], check=True, capture_output=True, text=True)
     shape = BatchShape(1, tiles, TEXT_TOKENS, float(ratio))
-    cost = step_cost(ViTPConfig(**options_of("small")), shape, checkpointing, bf16=False)
+    cost = step_cost(ViTPConfig(**options_of("small")), shape, every, bf16=False)
     assert cost.memory / 2**30 == pytest.approx(float(done.stdout), rel=0.1)
