@@ -12,9 +12,10 @@ from trl.trainer.utils import add_fused_lm_head
 
 from ..configuration_vitp import ViTPConfig
 from ..modeling_vitp import ViTPForConditionalGeneration
+from ..training.head import OUTPUTS, add_head_of_loss
 from ..training.memory import most_resident
 from ..training.run_config import has_fast_bf16
-from ..training.step_cost import HEAD_OUTPUTS, INTERNVL2_5_1B, PARTS, BatchShape, step_cost
+from ..training.step_cost import INTERNVL2_5_1B, PARTS, BatchShape, step_cost
 from ..vrl import draw_visual_tokens, keyed_generator
 
 IMAGE_TOKEN_ID, TEXT_TOKENS, ANSWER_TOKENS = 7, 64, 32
@@ -109,7 +110,10 @@ def time_steps(
     drop_ratio = CASES[case]
     device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else torch.device("cpu")
     model = build(shape, drop_ratio is not None).to(device).train()
-    add_fused_lm_head(model, outputs=HEAD_OUTPUTS)
+    if drop_ratio is None:
+        add_fused_lm_head(model, outputs=OUTPUTS)
+    else:
+        add_head_of_loss(model)
     if checkpoint_every:
         model.activation_checkpointing_enable(every_n_layers=checkpoint_every)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-5, fused=True)  # the trainer's default
@@ -138,7 +142,7 @@ def time_steps(
         peak = torch.cuda.max_memory_allocated() / 2**30
     else:
         peak = most_resident()
-    samples = BatchShape(batch_size, tiles, TEXT_TOKENS, drop_ratio or 0.0)
+    samples = BatchShape(batch_size, tiles, TEXT_TOKENS, drop_ratio or 0.0, ANSWER_TOKENS)
     config = ViTPConfig(**options_of(shape))
     rows = batch["pixel_values"].shape[0] * (1 + 4 * tokens_per_tile)
     return {

@@ -35,9 +35,9 @@ from .batching import BY_LENGTH, GlobalBatchSampler, RankStream, WholeBatchSampl
 from .checkpointing import going_on_from
 from .compiling import CompiledLayers
 from .finite import NamedBatches
+from .head import apply_head_to_answers, gather_head_before_loss
 from .run import Run, check_loaded
 from .run_config import RunConfig
-from .sharded_head import gather_head_before_loss
 from .start import check_compatible, load_checkpoint
 from .warmup import ROWS, RowKeeper, StepRows, StepSampler, StepStream
 
@@ -156,6 +156,7 @@ class ViTPTrainer(Run, CompiledLayers, SFTTrainer):
             **kwargs,
         )
         self.args.model_init_kwargs = init_kwargs
+        apply_head_to_answers(model)
         gather_head_before_loss(model)
 
     def check_rows(self) -> None:

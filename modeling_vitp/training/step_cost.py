@@ -17,11 +17,13 @@ import torch
 from peft import LoraConfig, get_peft_model
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
+from transformers.modeling_outputs import ModelOutput
 from trl.trainer.utils import add_fused_lm_head
 
 from ..configuration_vitp import ViTPConfig
 from ..modeling_vitp import ViTPForConditionalGeneration
 from ..vrl import num_kept_tokens
+from .head import OUTPUTS
 
 PARTS = {
     "ViT": "model.vision_tower",
@@ -29,7 +31,6 @@ PARTS = {
     "language model": "model.language_model",
 }
 ACTIVATIONS = 2  # of what `run` returns
-HEAD_OUTPUTS = ("log_probs", "entropy", "is_top1")  # what TRL's trainer asks of the head
 INTERNVL2_5_1B = {  # the shapes of InternViT-300M and Qwen2.5-0.5B
     "vision_config": {
         "hidden_size": 1024,
@@ -54,12 +55,19 @@ ADAM_STATE, STATES = 8, {"8bit": 2, "adafactor": 0, "sgd": 0, "lion": 4}
 
 @dataclass(frozen=True)
 class BatchShape:
-    """A batch of equal samples: `tiles` of each, `text_tokens` beside the visual ones, and r."""
+    """A batch of equal samples: `tiles` of each, `text_tokens` beside the visual ones, r, and how many of the text's
+    tokens are answers; all, if that is not known.
+    """
 
     samples: int
     tiles: int
     text_tokens: int
     drop_ratio: float = 0.0
+    answer_tokens: int | None = None
+
+    @property
+    def labels(self) -> int:
+        return self.samples * (self.text_tokens if self.answer_tokens is None else self.answer_tokens)
 
 
 @dataclass(frozen=True)
@@ -156,10 +164,16 @@ def run(
     prepare: Callable[[ViTPForConditionalGeneration], LoraConfig | None] | None,
 ) -> np.ndarray:
     """Weights, those that train, bytes kept for the backward pass, operations backward, and forward by part."""
+
+    def keep_labelled(module: torch.nn.Module, inputs: tuple, outputs: ModelOutput) -> None:
+        places = outputs.last_hidden_state.flatten(0, 1)
+        outputs.last_hidden_state = places[torch.arange(batch.labels)][None]  # any will do: none has a value
+
     with torch.device("meta"), warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # of names that PEFT uses
         model = ViTPForConditionalGeneration(config).to(dtype).train()
-        add_fused_lm_head(model, outputs=HEAD_OUTPUTS)
+        add_fused_lm_head(model, outputs=OUTPUTS)
+        model.base_model.register_forward_hook(keep_labelled)
         lora = prepare(model) if prepare is not None else None
         if lora is not None:
             model = get_peft_model(model, lora)
@@ -209,11 +223,12 @@ def count_operations() -> FlopCounterMode:
 
 
 def empty_batch(config: ViTPConfig, batch: BatchShape) -> dict[str, torch.Tensor]:
-    """Tensors of the shapes that [`ViTPDataCollator`] would make."""
+    """Tensors of the shapes that [`ViTPDataCollator`] would make, with the labels alone that TRL's loss scores."""
     visual = batch.tiles * config.image_seq_length
     kept = num_kept_tokens(visual, batch.drop_ratio)
     shape = batch.samples, kept + batch.text_tokens
-    inputs = {name: torch.zeros(shape, dtype=torch.long) for name in ("input_ids", "attention_mask", "labels")}
+    inputs = {name: torch.zeros(shape, dtype=torch.long) for name in ("input_ids", "attention_mask")}
+    inputs["shift_labels"] = torch.zeros(1, batch.labels, dtype=torch.long)
     vision = config.vision_config
     tiles = batch.samples * batch.tiles, vision.num_channels, *vision.image_size
     inputs["pixel_values"] = torch.zeros(tiles)

@@ -7,13 +7,13 @@ import torch
 from datasets import Image, load_dataset
 from paths import AERIAL_TREES
 from torch.utils.data import DataLoader
-from trl.trainer.utils import add_fused_lm_head
 
 from modeling_vitp import ViTPConfig, ViTPDataCollator, ViTPForConditionalGeneration, ViTPImageProcessor, ViTPProcessor
 from modeling_vitp.evaluation.step_time import gemm_peak, now, options_of
 from modeling_vitp.instructions.raw_tiles import normalize_tiles
 from modeling_vitp.training.from_scratch import build_tokenizer
-from modeling_vitp.training.step_cost import HEAD_OUTPUTS, count_operations
+from modeling_vitp.training.head import add_head_of_loss
+from modeling_vitp.training.step_cost import count_operations
 
 
 def messages_of(row: dict) -> dict:
@@ -39,7 +39,7 @@ def speed_of_training(tmp_path, shape: str, batch_size: int, batches: int, worke
     collator = ViTPDataCollator(processor, vrl_drop_ratio=0.75).with_raw_tiles()
     with device:
         model = ViTPForConditionalGeneration(config).train()
-    add_fused_lm_head(model, outputs=HEAD_OUTPUTS)
+    add_head_of_loss(model)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-5, fused=True)
 
     def step(batch: dict) -> int:

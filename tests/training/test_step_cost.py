@@ -9,12 +9,12 @@ import torch
 from peft import LoraConfig
 from tiny_models import FROM_SCRATCH
 from training_run import make_trainer
-from trl.trainer.utils import add_fused_lm_head
 
 from modeling_vitp import ViTPConfig, ViTPForConditionalGeneration
-from modeling_vitp.training.step_cost import HEAD_OUTPUTS, INTERNVL2_5_1B, BatchShape, empty_batch, run, step_cost
+from modeling_vitp.training.head import OUTPUTS, add_head_of_loss
+from modeling_vitp.training.step_cost import INTERNVL2_5_1B, BatchShape, empty_batch, run, step_cost
 
-SHAPE = BatchShape(samples=2, tiles=3, text_tokens=20, drop_ratio=0.5)
+SHAPE = BatchShape(samples=2, tiles=3, text_tokens=20, drop_ratio=0.5, answer_tokens=12)
 
 
 @pytest.fixture(scope="module")
@@ -28,7 +28,7 @@ def real_step(config, dtype=torch.float32):
     """The bytes that autograd keeps and the operations of the linear layers, forward, of a real model as TRL trains
     it."""
     model = ViTPForConditionalGeneration(config).to(dtype).train()
-    add_fused_lm_head(model, outputs=HEAD_OUTPUTS)
+    add_head_of_loss(model)
     operations = 0
 
     def count(module, inputs, output):
@@ -39,9 +39,11 @@ def real_step(config, dtype=torch.float32):
         if isinstance(module, torch.nn.Linear):
             module.register_forward_hook(count)
     batch = empty_batch(config, SHAPE)
-    samples, length = batch["input_ids"].shape
-    operations += 2 * samples * (length - 1) * model.lm_head.weight.numel()  # of which its loss calls no layer
+    operations += 2 * SHAPE.labels * model.lm_head.weight.numel()  # of which its loss calls no layer
     image_tokens = len(batch["visual_token_indices"]) // SHAPE.samples
+    del batch["shift_labels"]
+    batch["labels"] = torch.zeros_like(batch["input_ids"])
+    batch["labels"][:, : -SHAPE.answer_tokens] = -100
     batch["input_ids"][:, :image_tokens] = config.image_token_id
     batch["attention_mask"].fill_(1)
     batch["visual_token_indices"] = torch.arange(SHAPE.samples * image_tokens)
@@ -66,16 +68,19 @@ def test_weights_and_what_is_kept_are_those_of_a_real_step(config):
     assert cost.activations == pytest.approx(kept, rel=0.05)
     # Beside linear layers there are attention and the patch embedding.
     assert operations < sum(cost.forward.values()) < 1.3 * operations
-    # The head is computed again, since no logits are kept.
-    assert cost.backward == pytest.approx(2 * sum(cost.forward.values()) + cost.forward["head"], rel=0.1)
-    assert cost.forward["head"] == 2 * 2 * 25 * 300 * config.text_config.hidden_size
+    # The head is computed again, since no logits are kept; pixels need no gradient.
+    vision = config.vision_config
+    patches = vision.image_size[0] // vision.patch_size[0] * vision.image_size[1] // vision.patch_size[1]
+    embedding = 2 * 2 * 3 * patches * vision.num_channels * vision.patch_size[0] ** 2 * vision.hidden_size
+    assert cost.backward == 2 * sum(cost.forward.values()) + cost.forward["head"] - embedding
+    assert cost.forward["head"] == 2 * 2 * 12 * 300 * config.text_config.hidden_size
 
 
 def test_the_step_is_that_of_the_trainer(monkeypatch, tmp_path):
     asked = []
     monkeypatch.setattr("trl.trainer.sft_trainer.add_fused_lm_head", lambda model, **kwargs: asked.append(kwargs))
     make_trainer(tmp_path)
-    assert asked == [{"outputs": HEAD_OUTPUTS}]
+    assert asked == [{"outputs": OUTPUTS}]
 
 
 def with_depth(config, vision_layers, text_layers):
@@ -153,10 +158,10 @@ print(step_time.time_steps("ViTP, r = {ratio}", "small", {tiles}, 1, 2, {every})
     ("ratio", "tiles", "every"), [("0.75", 7, 0), ("0", 7, 0), ("0", 12, 0), ("0.75", 12, 1), ("0", 12, 2)]
 )
 def test_the_peak_of_memory_is_found_to_a_tenth(ratio, tiles, every):
-    from modeling_vitp.evaluation.step_time import TEXT_TOKENS, options_of
+    from modeling_vitp.evaluation.step_time import ANSWER_TOKENS, TEXT_TOKENS, options_of
 
     script = MEASURE.format(ratio=ratio, tiles=tiles, every=every)
     done = subprocess.run([sys.executable, "-c", script], check=True, capture_output=True, text=True)
-    shape = BatchShape(1, tiles, TEXT_TOKENS, float(ratio))
+    shape = BatchShape(1, tiles, TEXT_TOKENS, float(ratio), ANSWER_TOKENS)
     cost = step_cost(ViTPConfig(**options_of("small")), shape, every, bf16=False)
     assert cost.memory / 2**30 == pytest.approx(float(done.stdout), rel=0.1)
