@@ -32,6 +32,10 @@ def main(argv: list[str] | None = None) -> int:
         default=0,
         help="one layer of so many computes its activations again in the backward pass (0: none)",
     )
+    parser.add_argument("--attn_implementation", choices=("sdpa", "eager"), default="sdpa", help="(sdpa)")
+    parser.add_argument(
+        "--adamw", choices=("fused", "foreach", "loop"), default="fused", help="how AdamW goes over the weights (fused)"
+    )
     parser.add_argument("--torch_compile", action="store_true", help="layer by layer, as in training")
     parser.add_argument("--case", help=argparse.SUPPRESS)
     args = parse_words(parser, argv)

@@ -91,6 +91,8 @@ def time_steps(
     steps: int,
     checkpoint_every: int = 0,
     torch_compile: bool = False,
+    attn_implementation: str = "sdpa",
+    adamw: str = "fused",
 ) -> dict:
     """What steps take: `times` in seconds and of them `forward` and `backward`, the `first` step, which is none of them
     and in which layers are compiled, `parts` with the seconds of each part of the model in the forward pass of another
@@ -106,6 +108,8 @@ def time_steps(
         steps: that are timed, after one that is not.
         checkpoint_every: as for [`step_cost`].
         torch_compile: compiles layer by layer, as training does.
+        attn_implementation: "sdpa" or "eager".
+        adamw: "fused", which is the trainer's default, "foreach" or "loop".
     """
     drop_ratio = CASES[case]
     device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else torch.device("cpu")
@@ -116,7 +120,8 @@ def time_steps(
         add_head_of_loss(model)
     if checkpoint_every:
         model.activation_checkpointing_enable(every_n_layers=checkpoint_every)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-5, fused=True)  # the trainer's default
+    model.set_attn_implementation(attn_implementation)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-5, fused=adamw == "fused", foreach=adamw == "foreach")
     image_size = SHAPES[shape]["vision"]["image_size"]
     tokens_per_tile = (image_size[0] // 28) ** 2
     batch = make_batch(tokens_per_tile, image_size, tiles, batch_size, drop_ratio)

@@ -6,6 +6,7 @@ treatment here.
 
 import argparse
 import configparser
+import json
 import os
 import re
 import runpy
@@ -330,14 +331,26 @@ def make_environment(command: str, words: list[str], place: Place, patch: pytest
     run_process([sys.executable, "-m", "venv", "--without-pip", *words], place.folder)
 
 
-def read_pip(command: str, words: list[str], place: Place, patch: pytest.MonkeyPatch) -> None:
-    """By pip's own parser; what is installed from here has the extras that are asked for."""
-    from pip._internal.commands import create_command
+PIP = """
+import json, sys
+from pip._internal.commands import create_command
+options, requirements = create_command(sys.argv[1]).parse_args(sys.argv[2:])
+print(json.dumps([*getattr(options, "editables", ()), *requirements]))
+"""
 
-    options, requirements = create_command(words[0]).parse_args(words[1:])
+
+def read_pip(command: str, words: list[str], place: Place, patch: pytest.MonkeyPatch) -> None:
+    """By pip's own parser; what is installed from here has the extras that are asked for.
+
+    In a process of its own: where pip has been imported, setuptools cannot be any more (Python 3.11), and with it
+    compiling by torch.
+    """
+    done = subprocess.run([sys.executable, "-c", PIP, *words], capture_output=True, text=True)
+    if done.returncode != 0:
+        raise ValueError(f"{command}: {done.stderr[-1000:]}")
     setup = configparser.ConfigParser()
     setup.read(ROOT / "setup.cfg")
-    for requirement in [*getattr(options, "editables", ()), *requirements]:
+    for requirement in json.loads(done.stdout):
         name, extras = re.fullmatch(r"([\w.=<>-]+)(?:\[([\w,]+)\])?", requirement).groups()
         if name in (".", "modeling-vitp"):
             missing = set((extras or "").split(",")) - {"", *setup["options.extras_require"]}
