@@ -147,7 +147,8 @@ def time_steps(
         peak = torch.cuda.max_memory_allocated() / 2**30
     else:
         peak = most_resident()
-    samples = BatchShape(batch_size, tiles, TEXT_TOKENS, drop_ratio or 0.0, ANSWER_TOKENS)
+    scored = ANSWER_TOKENS if drop_ratio is not None or device.type == "cuda" else batch["input_ids"].shape[1] - 1
+    samples = BatchShape(batch_size, tiles, TEXT_TOKENS, drop_ratio or 0.0, scored)
     config = ViTPConfig(**options_of(shape))
     rows = batch["pixel_values"].shape[0] * (1 + 4 * tokens_per_tile)
     return {
