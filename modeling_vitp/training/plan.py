@@ -5,7 +5,7 @@ import functools
 import json
 import math
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -46,7 +46,7 @@ DEVICES = {
     "l40s": Device(48, 362e12),
     "rtx4090": Device(24, 165.2e12),
 }
-CHECKPOINTING = {  # from the fastest to the one of least memory
+CHECKPOINTING = {
     0: "without activation checkpointing",
     4: "activation checkpointing of every 4th layer",
     2: "activation checkpointing of every 2nd layer",
@@ -142,27 +142,36 @@ def print_plan(
         peak, operations = cost(work.longest, setup), cost(work.mean, setup).operations * work.accumulation
         hours = work.steps * operations / (device.operations * args.plan_utilization) / 3600
         parts = [peak.weights, peak.gradients, peak.optimizer, peak.activations, peak.memory]
-        room[setup] = device.memory - peak.memory / GIB
-        fits = f"{room[setup]:.1f} left" if room[setup] >= 0 else f"{-room[setup]:.1f} too much"
+        left = device.memory - peak.memory / GIB
+        if dataclasses.replace(setup, checkpoint_every=configured.checkpoint_every) == configured:
+            room[setup.checkpoint_every] = left
+        fits = f"{left:.1f} left" if left >= 0 else f"{-left:.1f} too much"
         cells = [*(f"{part / GIB:.2f}" for part in parts), fits, f"{operations / 1e12:.3g}", f"{hours:.3g}"]
         rows.append([change, *cells, f"{hours * work.devices:.3g}"])
     header = (
         "GiB:, weights, gradients, optimizer, activations, in all, of the device, TFLOP a step, hours, device hours"
     )
     print("\n" + table(header.split(", "), rows))
-    for every in CHECKPOINTING:
-        if room[dataclasses.replace(configured, checkpoint_every=every)] < SPARE * device.memory:
-            continue
-        if every != configured.checkpoint_every:
-            kwargs = json.dumps({"every_n_layers": every})
-            option = f"true --activation_checkpointing_kwargs '{kwargs}'" if every else "false"
-            print(f"\nThe fastest that leaves {SPARE:.0%} of the device: --activation_checkpointing {option}")
-        break
+    fastest = fastest_checkpointing(room, SPARE * device.memory)
+    if fastest not in (None, configured.checkpoint_every):
+        kwargs = json.dumps({"every_n_layers": fastest})
+        option = f"true --activation_checkpointing_kwargs '{kwargs}'" if fastest else "false"
+        print(f"\nThe fastest that leaves {SPARE:.0%} of the device: --activation_checkpointing {option}")
     if work.devices > 1:
         trained = cost(work.mean, configured).gradients / dtype.itemsize
         moved = traffic(config, trained, work.devices, work.accumulation)
         told = " and ".join(f"{size / 1e9:.3g} GB with {name}" for name, size in moved.items())
         print(f"\nAs configured, each device receives {told} in a step, and sends as much.")
+
+
+def fastest_checkpointing(room: Mapping[int, float], least: float) -> int | None:
+    """One layer of how many has to be checkpointed, 0 for none, that no less is left than `least`; `None` if it always is.
+
+    Args:
+        room: by one layer of how many is checkpointed, what is left of the device.
+    """
+    fitting = [every for every, left in room.items() if left >= least]
+    return min(fitting, key=lambda every: every and 1 / every, default=None)
 
 
 def traffic(config: ViTPConfig, trained: float, devices: int, accumulation: int, itemsize: int = 2) -> dict[str, float]:

@@ -9,7 +9,7 @@ import pytest
 
 from modeling_vitp import ViTPConfig
 from modeling_vitp.recipes import pretrain
-from modeling_vitp.training.plan import DEVICES, Device, Setup, changes, describe_device
+from modeling_vitp.training.plan import DEVICES, Device, Setup, changes, describe_device, fastest_checkpointing
 from modeling_vitp.training.step_cost import INTERNVL2_5_1B, BatchShape, step_cost
 
 ARGUMENTS = ["--config", "remote_sensing_paper", "--dry_run", "--plan_device", "a40", "--plan_devices", "8"]
@@ -113,3 +113,17 @@ def test_the_fastest_checkpointing_that_fits_is_named(capsys, memory, told):
     if told is not None:  # it is taken as it stands, and then no faster one is told
         assert pretrain.main([*ARGUMENTS[:3], "--plan_device", f"{memory}GiB,10TFLOP/s", *shlex.split(told)]) == 0
         assert "The fastest" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("room", "fastest"),
+    [
+        ({1: 9.0, 8: 4.0, 0: 3.0, 2: 8.0, 4: 7.0}, 0),
+        ({1: 9.0, 8: 4.0, 0: 2.9, 2: 8.0, 4: 7.0}, 8),
+        ({1: 9.0, 8: 2.0, 0: -1.0, 2: 8.0, 4: 3.0}, 4),
+        ({1: 3.0, 2: 2.0, 0: -1.0}, 1),
+        ({1: 2.9, 2: 2.0, 0: -1.0}, None),
+    ],
+)
+def test_the_fastest_computes_again_what_it_must(room, fastest):
+    assert fastest_checkpointing(room, 3.0) == fastest
