@@ -165,7 +165,7 @@ def print_plan(
 
 
 def fastest_checkpointing(room: Mapping[int, float], least: float) -> int | None:
-    """One layer of how many has to be checkpointed, 0 for none, that no less is left than `least`; `None` if it always is.
+    """One layer of how many has to be checkpointed, 0 for none, that `least` is left; `None` if less is in any case.
 
     Args:
         room: by one layer of how many is checkpointed, what is left of the device.
