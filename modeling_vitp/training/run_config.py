@@ -1,9 +1,11 @@
 """Settings of every trainer, where they depend on what the hardware has."""
 
+from typing import Any
+
 import torch
 
 from .run_arguments import RunArguments
-from .values import check_type, check_within
+from .values import check_type, check_within, read_mapping
 
 
 class RunConfig(RunArguments):
@@ -29,7 +31,12 @@ class RunConfig(RunArguments):
         self.use_cpu = self.use_cpu or not torch.accelerator.is_available()
         if self.bf16 is None:
             self.bf16 = not self.fp16 and has_fast_bf16()
+        for name in self._VALID_DICT_FIELDS:
+            text = getattr(self, name)
+            if isinstance(text, str) and text.startswith("{"):
+                read_mapping(name, text)  # transformers reads it again, and would not say which option is no JSON
         super().__post_init__()
+        check_type("activation_checkpointing_kwargs", self.activation_checkpointing_kwargs, dict[str, Any] | None)
         every = (self.activation_checkpointing_kwargs or {}).get("every_n_layers", 1)
         check_type("every_n_layers", every, int)
         check_within("every_n_layers", every, "[1, inf)")
