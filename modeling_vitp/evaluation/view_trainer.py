@@ -9,7 +9,7 @@ from torch.utils.data import Dataset
 from transformers import Trainer
 from transformers.data import default_data_collator
 
-from ..instructions.rows import load_images
+from ..instructions.rows import prepare_rows
 from ..training.batching import EpochBatchSampler
 from ..training.pretraining import ViTPTrainingConfig
 from ..training.run import Run
@@ -22,13 +22,13 @@ class Views(Dataset):
     """Inputs for a model. An index is a pair, epoch and place: what it gives is random by these and the seed alone.
 
     Args:
-        rows: with an `id` and an image each.
-        encode: from a row, its images decoded under `images`, and the generator that a `sample_transform` is given for
+        rows: with an `id` each.
+        encode: from a row, its images left encoded, and the generator that a `sample_transform` is given for
             the same seed, row and epoch by [`~modeling_vitp.instructions.collator.ViTPDataCollator`].
     """
 
     def __init__(self, rows: Dataset, encode: Encode, seed: int):
-        self.rows, self.encode, self.seed = rows, encode, seed
+        self.rows, self.encode, self.seed = prepare_rows(rows), encode, seed
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -36,7 +36,6 @@ class Views(Dataset):
     def __getitem__(self, index: tuple[int, int]) -> dict[str, Any]:
         epoch, place = index
         row = self.rows[place]
-        row = {**row, "images": load_images(row)}
         inputs = self.encode(row, keyed_generator(self.seed, row["id"], epoch, "transform"))
         return {**inputs, "id": row["id"]}
 

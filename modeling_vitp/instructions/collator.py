@@ -18,7 +18,7 @@ from ..vrl import check_apply_prob, check_drop_ratio, check_warmup_steps, keyed_
 from .hiding import check_mask_ratio, hide_answers, mask_token_id
 from .raw_tiles import RawTileProcessor, collate_tiles, normalize_tiles
 from .rows import check_image_parts, load_images, sample_id_of
-from .settings import SampleTransform, SourceSettings
+from .settings import SampleTransform, SourceSettings, makes_images
 
 logger = logging.getLogger(__name__)
 NO_LABEL = -100
@@ -47,7 +47,8 @@ class ViTPDataCollator:
             place, the labels are as ever, and the end of the turn stays. Drawn like VRL; see [`hide_answers`].
         seed: of all draws.
         sample_transform: called with the row, its images decoded under `images`, and a generator; returns the row to
-            encode. The place for augmentation that has to keep answers true.
+            encode. The place for augmentation that has to keep answers true. One with a true attribute `makes_images`
+            brings its own, and is called without those of the row, which are not read.
         source_settings: [`SourceSettings`] for the rows whose `source` has that name.
         on_error: "raise" stops at a row that cannot be used. "skip" logs and counts it and takes one of
             `replacement_rows` in its place, by a draw that depends on (seed, id, epoch) alone, so that batches keep
@@ -223,7 +224,9 @@ class ViTPDataCollator:
         key = (self.seed, sample_id_of(example), self.epoch)
         settings = self.source_settings.get(example.get("source"), SourceSettings())
         spec = settings.spec_for(self.processor.image_processor)
-        images = load_images(example, spec.takes_bands, spec.is_in_units)
+        images = []
+        if not makes_images(self.sample_transform):
+            images = load_images(example, spec.takes_bands, spec.is_in_units)
         images = settings.apply(images, keyed_generator(*key, "jpeg"))
         example = {**example, "images": images}
         if self.sample_transform is not None:

@@ -1,15 +1,18 @@
 """The first rows of what is trained on: what they are, and whether they can be used, before the training begins."""
 
 import itertools
+import multiprocessing
+import os
 import random
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from functools import partial
 
 import numpy as np
 import torch
 from datasets import Dataset, IterableDataset
+from torch.utils.data import DataLoader
 
 from .collator import STEP, ViTPDataCollator
 from .conversations import schema_name
@@ -55,7 +58,13 @@ def describe_part(dataset: Rows, schema: str) -> str:
     return f"{schema}, {'a stream' if is_stream else f'{len(dataset):,} rows'}, {images}"
 
 
-def check(dataset: Rows, collator: ViTPDataCollator, most_rows: int | None = None, seconds: float = SECONDS) -> str:
+def check(
+    dataset: Rows,
+    collator: ViTPDataCollator,
+    most_rows: int | None = None,
+    seconds: float = SECONDS,
+    in_processes: bool = False,
+) -> str:
     """Encodes the first 200 rows of each source, or all if that takes no longer than `seconds`; says what was done.
 
     Rows are encoded as for the first step, which under VRL's warm-up makes them longest. Nothing is drawn that training
@@ -64,6 +73,7 @@ def check(dataset: Rows, collator: ViTPDataCollator, most_rows: int | None = Non
     Args:
         most_rows: that are needed at all.
         seconds: after which it ends in any case.
+        in_processes: whether other processes may encode, one for each core; a stream is read by this one.
 
     Raises:
         ValueError: names the first row that cannot be used, unless the collator skips such rows.
@@ -72,14 +82,11 @@ def check(dataset: Rows, collator: ViTPDataCollator, most_rows: int | None = Non
     num_sources = len(dataset.parts) if isinstance(dataset, MixtureDataset | MixtureStream) else 1
     first, start = CHECKED * num_sources, time.monotonic()
     done = skipped = 0
-    with drawing_nothing():
-        for row in itertools.islice(in_turn(dataset), most_rows):
-            try:
-                collator.encode({**row, STEP: 0})
-            except ValueError:
-                if collator.on_error == "raise":
-                    raise
-                skipped += 1
+    with drawing_nothing(), closing(errors(dataset, collator, most_rows, in_processes)) as found:
+        for error in found:
+            if error is not None and collator.on_error == "raise":
+                raise error
+            skipped += error is not None
             done += 1
             passed = time.monotonic() - start
             whole = passed / done * length if length is not None and done >= first else 0.0
@@ -88,6 +95,46 @@ def check(dataset: Rows, collator: ViTPDataCollator, most_rows: int | None = Non
     rows = f"all {done:,} rows" if done == length else f"{done:,} of {length:,} rows" if length else f"{done:,} rows"
     unfit = f"; {skipped:,} of them cannot be used and are replaced (on_error: skip)" if skipped else ""
     return f"checked: {rows} encoded in {time.monotonic() - start:.1f} s{unfit}"
+
+
+def errors(
+    dataset: Rows, collator: ViTPDataCollator, most_rows: int | None, in_processes: bool
+) -> Iterator[ValueError | None]:
+    """Of each row in turn, why it cannot be used, or `None`."""
+    # A process that is not forked would import everything first, which takes longer than most checks.
+    if in_processes and number_of_rows(dataset) is not None and multiprocessing.get_start_method() == "fork":
+        rows, num_cores = RowErrors(dataset, collator), len(os.sched_getaffinity(0))
+        places = itertools.islice(rows.places(), most_rows)
+        yield from DataLoader(rows, batch_size=None, sampler=places, num_workers=num_cores)
+    else:
+        yield from map(partial(error_of, collator), itertools.islice(in_turn(dataset), most_rows))
+
+
+def error_of(collator: ViTPDataCollator, row: dict) -> ValueError | None:
+    try:
+        collator.encode({**row, STEP: 0})
+    except ValueError as error:
+        return error
+    return None
+
+
+class RowErrors(torch.utils.data.Dataset):
+    """By source and number, why a row cannot be used; for processes that each read some of the rows."""
+
+    def __init__(self, dataset: Dataset, collator: ViTPDataCollator):
+        self.is_mixture = isinstance(dataset, MixtureDataset)
+        self.parts = dataset.parts if self.is_mixture else [dataset]
+        self.collator = collator
+
+    def places(self) -> Iterator[tuple[int, int]]:
+        """In turn, see [`in_turn`]."""
+        for number in range(max(map(len, self.parts))):
+            yield from ((source, number) for source, part in enumerate(self.parts) if number < len(part))
+
+    def __getitem__(self, place: tuple[int, int]) -> ValueError | None:
+        source, number = place
+        row = self.parts[source][number]
+        return error_of(self.collator, name_row(row, copy=0) if self.is_mixture else row)
 
 
 def number_of_rows(dataset: Rows) -> int | None:

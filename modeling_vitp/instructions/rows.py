@@ -6,7 +6,7 @@ import itertools
 import json
 import os
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ from ..images.fetching import OF_THE_WEB, fetch, is_url
 from ..images.reading import Picture, below, picture_size, read_picture
 from ..messages import message_texts
 from ..vrl import keyed_generator
-from .settings import SampleTransform
+from .settings import SampleTransform, makes_images
 
 OF_THE_HUB = re.compile(r"(^|::)hf://")
 
@@ -226,12 +226,12 @@ def image_size(image: Any) -> tuple[int, int]:
 
 
 def sample_texts(
-    dataset: Iterable[dict], sample_transform: SampleTransform | None, seed: int, num_samples: int = 2000
+    dataset: Dataset | IterableDataset, sample_transform: SampleTransform | None, seed: int, num_samples: int = 2000
 ) -> Iterator[str]:
     """Texts of the first rows' messages, after the transform, to train a tokenizer on."""
-    for row in itertools.islice(dataset, num_samples):
+    for row in itertools.islice(prepare_rows(dataset), num_samples):
         if sample_transform is not None:
-            row = {**row, "images": load_images(row)}
+            row = {**row, "images": [] if makes_images(sample_transform) else load_images(row)}
             row = sample_transform(row, keyed_generator(seed, row.get("id"), "tokenizer"))
         for message in row["messages"]:
             yield from message_texts(message)

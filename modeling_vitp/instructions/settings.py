@@ -15,6 +15,11 @@ from ..input_spec import InputSpec
 SampleTransform = Callable[[dict[str, Any], torch.Generator], dict[str, Any]]
 
 
+def makes_images(transform: SampleTransform | None) -> bool:
+    """Whether a transform says that it does without the images of a row, which then are not read."""
+    return getattr(transform, "makes_images", False)
+
+
 @dataclasses.dataclass(frozen=True)
 class SourceSettings:
     """How the rows of one source of a mixture are encoded; `None` leaves it to the processor.

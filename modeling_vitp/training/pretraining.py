@@ -164,11 +164,12 @@ class ViTPTrainer(Run, CompiledLayers, SFTTrainer):
         if not isinstance(self.data_collator, ViTPDataCollator):
             return
         needed = max(self.args.max_steps, 0) * self.get_total_train_batch_size(self.args) or None
-        logger.info(check(self.train_dataset, self.data_collator, needed))
+        options = {"most_rows": needed, "in_processes": self.args.dataloader_num_workers > 0}
+        logger.info(check(self.train_dataset, self.data_collator, **options))
         named = self.eval_dataset if isinstance(self.eval_dataset, dict) else {"eval_dataset": self.eval_dataset}
         for name, dataset in named.items():
             if dataset is not None:
-                logger.info("%s %s", name, check(dataset, self.eval_data_collator, needed))
+                logger.info("%s %s", name, check(dataset, self.eval_data_collator, **options))
 
     # Batches
 
@@ -228,15 +229,11 @@ class ViTPTrainer(Run, CompiledLayers, SFTTrainer):
 
     def _get_eval_sampler(self, eval_dataset: Dataset) -> torch.utils.data.Sampler:
         """In order: what is scored needs no grouping, and no row counts twice where the last batch is uneven."""
-        if self.args.world_size == 1:
+        args = self.args
+        if args.world_size == 1:
             return torch.utils.data.SequentialSampler(eval_dataset)
-        return WholeBatchSampler(
-            len(eval_dataset),
-            self.args.eval_batch_size,
-            self.args.world_size,
-            self.args.process_index,
-            self.args.dataloader_drop_last,
-        )
+        batches = args.eval_batch_size, args.world_size, args.process_index, args.dataloader_drop_last
+        return WholeBatchSampler(len(eval_dataset), *batches)
 
     def _lengths(self, dataset: Dataset) -> list[int]:
         """The lengths of all rows of this epoch. A mixture asks for those of its sources, and picks its rows' ones."""

@@ -3,6 +3,7 @@
 import copy
 import logging
 
+import datasets
 import numpy as np
 import pytest
 import torch
@@ -15,7 +16,7 @@ from torch.utils.data import DataLoader
 
 from modeling_vitp import ViTPImageProcessor, ViTPProcessor
 from modeling_vitp.instructions.collator import ViTPDataCollator
-from modeling_vitp.instructions.rows import prepare_rows
+from modeling_vitp.instructions.rows import prepare_rows, sample_texts
 
 
 @pytest.fixture(scope="module")
@@ -263,6 +264,30 @@ def test_the_transform_gets_decoded_images_and_its_result_is_encoded(processor):
     turned = {"id": "one", "images": [image.rotate(90, expand=True)], "messages": [USER, {**ANSWER, "content": "1"}]}
     assert_same(actual, ViTPDataCollator(processor)([turned]))
     assert len(seen) == 1 and seen[0][0][1:] == ("RGB", (100, 60)) and issubclass(seen[0][0][0], Image.Image)
+
+
+class Drawing:
+    """A transform that has its own images."""
+
+    makes_images = True
+
+    def __init__(self, picture):
+        self.picture = picture
+
+    def __call__(self, row, generator):
+        assert row["images"] == []
+        return {"images": [self.picture], "messages": [USER, {**ANSWER, "content": row["image"]["path"]}]}
+
+
+def test_images_are_not_read_for_a_transform_that_makes_its_own(processor):
+    row = {"id": "one", "image": {"bytes": None, "path": "nowhere.png"}, "messages": [USER, ANSWER]}
+    actual = ViTPDataCollator(processor, sample_transform=Drawing(picture(60, 60)))([row])
+    drawn = {"id": "one", "images": [picture(60, 60)], "messages": [USER, {**ANSWER, "content": "nowhere.png"}]}
+    assert_same(actual, ViTPDataCollator(processor)([drawn]))
+    with pytest.raises(ValueError, match=r"nowhere.png\) cannot be read"):
+        ViTPDataCollator(processor, sample_transform=lambda row, generator: row)([row])
+    rows = Dataset.from_list([row]).cast_column("image", datasets.Image())
+    assert list(sample_texts(rows, Drawing(picture(60, 60)), seed=0))[-1] == "nowhere.png"
 
 
 def test_the_generator_of_the_transform_is_a_function_of_seed_id_and_epoch(processor):

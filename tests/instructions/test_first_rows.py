@@ -1,6 +1,8 @@
 """What is trained on is told, and its first rows are encoded, before a training begins."""
 
 import logging
+import multiprocessing
+import os
 import random
 import time
 
@@ -60,18 +62,42 @@ def check_of(processor, dataset, **options):
     return check(dataset, ViTPDataCollator(processor, **rest), **options)
 
 
+@pytest.mark.parametrize("in_processes", [False, True])
 @pytest.mark.parametrize("streaming", [False, True])
-def test_a_row_that_cannot_be_used_is_named_with_its_source_or_counted(mixture, processor, streaming):
+def test_a_row_that_cannot_be_used_is_named_with_its_source_or_counted(mixture, processor, streaming, in_processes):
     with pytest.raises(ValueError, match="Sample 'text/3': it has 0 image"):
-        check_of(processor, mixture(streaming))
+        check_of(processor, mixture(streaming), in_processes=in_processes)
     of = "8 rows" if streaming else "all 8 rows"
-    line = check_of(processor, mixture(streaming), on_error="skip")
+    line = check_of(processor, mixture(streaming), on_error="skip", in_processes=in_processes)
     assert line.startswith(f"checked: {of} encoded in ") and "; 1 of them cannot be used and are replaced" in line
 
 
+IN_TURN = ["text/1", "tars/0", "asked/0", "text/2", "tars/1", "asked/1", "text/3", "text/4"]
+
+
 def test_a_sample_of_each_source_comes_in_turn_under_its_own_name(mixture):
-    ids = [row["id"] for row in first_rows.in_turn(mixture())]
-    assert ids == ["text/1", "tars/0", "asked/0", "text/2", "tars/1", "asked/1", "text/3", "text/4"]
+    assert [row["id"] for row in first_rows.in_turn(mixture())] == IN_TURN
+
+
+class Unusable:
+    """A collator to which every row is unusable, for the process that it says."""
+
+    on_error = "skip"
+
+    def encode(self, row):
+        raise ValueError(f"{row['id']} in {os.getpid()}")
+
+
+def test_other_processes_encode_the_same_rows_in_the_same_turn(mixture, monkeypatch):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: range(3))
+    for most_rows in (None, 5):
+        found = [str(error).split(" in ") for error in first_rows.errors(mixture(), Unusable(), most_rows, True)]
+        assert [name for name, _ in found] == IN_TURN[:most_rows]
+        processes = {int(process) for _, process in found}
+        assert len(processes) == 3 and os.getpid() not in processes
+    rows = Dataset.from_dict({"id": list(range(1000)), "messages": [[]] * 1000})
+    assert check(rows, Unusable(), seconds=0.0, in_processes=True).startswith("checked: 1 of 1,000 rows encoded")
+    assert not multiprocessing.active_children()
 
 
 class Slow:

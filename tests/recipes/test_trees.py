@@ -224,7 +224,7 @@ def test_all_kinds_of_questions_are_asked_and_yes_and_no_are_balanced():
 
 
 def test_the_transform_is_a_pure_function_of_its_generator(aerial_trees):
-    row = {**aerial_trees["train"][0], "images": [aerial_trees["train"][0]["image"]]}
+    row = aerial_trees["train"][0]
     transform = instructions.TreeInstructions(aerial_trees["train"].select(range(3)))
     kinds = set()
     for key in range(30):
@@ -239,7 +239,7 @@ def test_the_transform_is_a_pure_function_of_its_generator(aerial_trees):
 def test_the_mix_of_tasks_can_be_set(aerial_trees):
     """No collage and no map; one kind alone; and what is no share or no kind is an error."""
     rows = aerial_trees["train"].select(range(2))
-    row = {**rows[0], "images": [rows[0]["image"]]}
+    row = rows[0]
     kinds = dict.fromkeys(instructions.KINDS, 0.0) | {"presence": 1.0}
     transform = instructions.TreeInstructions(rows, collage_share=0, map_share=0, kinds=kinds)
     for key in range(20):

@@ -53,17 +53,24 @@ def repeat(rows: Dataset, repeats: int = 64) -> Dataset:
     return concatenate_datasets([rows.remove_columns("id")] * repeats).add_column("id", ids)
 
 
+def window_of(row_id: str) -> str:
+    """The window that a row repeats."""
+    return row_id.partition("#")[0]
+
+
 class TreeInstructions:
     """Turns a row into a view of the ground and a conversation about it, drawn by the generator alone.
 
     Args:
-        rows: the training rows, from all of which collages take their pieces.
+        rows: the training rows, from all of which collages take their pieces. Their images are decoded once, here.
         collage_share: of the views; what is asked of them is the map.
         map_share: of the views, beside those; the others are asked about in words.
         mosaic_share: of the views that are no collage.
         kinds: how often questions in words are asked beside the number of trees, by the names of [`KINDS`]; those that
             are not named are asked as often as by default, beside each other.
     """
+
+    makes_images = True
 
     def __init__(
         self,
@@ -81,7 +88,7 @@ class TreeInstructions:
         if wrong or collage_share + map_share > 1:
             raise ValueError(f"task_options: {wrong or shares} are no shares of one whole.")
         self.collage_share, self.map_share, self.mosaic_share = shares.values()
-        self.grounds = [Ground.of(row["image"], row["boxes"]) for row in rows]
+        self.grounds = {row["id"]: Ground.of(row["image"], row["boxes"]) for row in rows}
         self.kinds = {name: (kinds or {}).get(name, share) for name, share in SHARES.items()}
 
     def __call__(self, example: dict, generator: torch.Generator) -> dict:
@@ -93,11 +100,10 @@ class TreeInstructions:
         rng = np.random.default_rng(torch.randint(2**62, (), generator=generator).item())
         kind = rng.random()
         if kind < self.collage_share:
-            view = collage(self.grounds, rng)
+            view = collage(list(self.grounds.values()), rng)
             messages = turn(MAP, write_map(view))
         else:
-            ground = Ground.of(example["images"][0], example["boxes"])
-            view = view_of(ground, 2 if rng.random() < self.mosaic_share else 1, rng)
+            view = view_of(self.grounds[window_of(example["id"])], 2 if rng.random() < self.mosaic_share else 1, rng)
             is_map = kind < self.collage_share + self.map_share
             messages = turn(MAP, write_map(view)) if is_map else converse(view, self.kinds, rng)
         return view.jittered(rng), messages
@@ -117,9 +123,10 @@ def write_map(view: Ground) -> str:
 def cell_means(values: np.ndarray, cells: int) -> np.ndarray:
     """The mean in each of `cells` × `cells` parts of a square; a pixel is in the part of its centre."""
     place = (2 * np.arange(len(values)) + 1) * cells // (2 * len(values))
-    index = (place[:, None] * cells + place).ravel()
-    sums, counts = np.bincount(index, values.ravel(), cells**2), np.bincount(index, minlength=cells**2)
-    return (sums / counts).reshape(cells, cells)
+    starts = np.searchsorted(place, np.arange(cells))
+    sums = np.add.reduceat(np.add.reduceat(values, starts, axis=0, dtype=np.int64), starts, axis=1)
+    counts = np.bincount(place, minlength=cells)
+    return sums / (counts[:, None] * counts)
 
 
 def converse(view: Ground, shares: dict[str, float], rng: np.random.Generator) -> list[dict]:

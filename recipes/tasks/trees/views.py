@@ -70,7 +70,7 @@ class Ground:
         """With another brightness and contrast."""
         brightness, contrast = 1 + rng.uniform(-JITTER, JITTER, 2)
         levels = (np.arange(256) * brightness - 127.5) * contrast + 127.5
-        return Ground(levels.round().clip(0, 255).astype(np.uint8)[self.pixels], self.crowns, self.boxes)
+        return Ground(levels.round().clip(0, 255).astype(np.uint8).take(self.pixels), self.crowns, self.boxes)
 
     @property
     def image(self) -> Image.Image:
