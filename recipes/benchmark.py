@@ -37,13 +37,14 @@ def main(argv: list[str] | None = None) -> int:
         "--adamw", choices=("fused", "foreach", "loop"), default="fused", help="how AdamW goes over the weights (fused)"
     )
     parser.add_argument("--torch_compile", action="store_true", help="layer by layer, as in training")
+    parser.add_argument("--busy", type=not_negative, default=0, help="other processes that keep a core busy (0)")
     parser.add_argument("--case", help=argparse.SUPPRESS)
     args = parse_words(parser, argv)
 
     from modeling_vitp.cards.sections import table
-    from modeling_vitp.evaluation.step_time import CASES, summarise, time_steps
+    from modeling_vitp.evaluation.step_time import CASES, beside_busy, summarise, time_steps
 
-    settings = {name: value for name, value in vars(args).items() if name != "rounds"}
+    settings = {name: value for name, value in vars(args).items() if name not in ("rounds", "busy")}
     if args.case:
         print(json.dumps(time_steps(**settings)))
         return 0
@@ -54,7 +55,8 @@ def main(argv: list[str] | None = None) -> int:
         for case in CASES:
             print(f"round {round_ + 1} of {args.rounds}: {case}", file=sys.stderr)
             command = [sys.executable, "-m", "modeling_vitp.recipes.benchmark", *words, "--case", case]
-            process = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
+            with beside_busy(args.busy):
+                process = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
             results[case].append(json.loads(process.stdout.splitlines()[-1]))
     every = [run for runs in results.values() for run in runs]
     print(f"{args.shape}: {args.batch_size} sample(s) of {args.tiles} tiles a step, {every[0]['dtype']}")

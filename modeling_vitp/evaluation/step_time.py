@@ -2,8 +2,11 @@
 
 import math
 import statistics
+import subprocess
+import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 
 import torch
 from accelerate.utils import compile_regions
@@ -81,6 +84,16 @@ def make_batch(
     if drop_ratio:
         batch |= {"position_ids": positions, "visual_token_indices": torch.cat(kept)}
     return batch
+
+
+@contextmanager
+def beside_busy(number: int) -> Iterator[None]:
+    """With so many other processes, of the same priority, each of which keeps a core busy."""
+    with ExitStack() as stack:
+        for _ in range(number):
+            process = stack.enter_context(subprocess.Popen([sys.executable, "-c", "while True: pass"]))
+            stack.callback(process.kill)
+        yield
 
 
 def time_steps(

@@ -10,7 +10,8 @@ import pytest
 def spins(script, imports: str, **environment: str) -> int:
     """How often a thread looks before it sleeps, as OpenMP displays it when torch is loaded, in a program that makes
     some imports."""
-    environment = {**os.environ, "OMP_DISPLAY_ENV": "verbose", **environment}
+    unset = {"OMP_WAIT_POLICY": "", "GOMP_SPINCOUNT": ""}
+    environment = {**os.environ, **unset, "OMP_DISPLAY_ENV": "verbose", **environment}
     environment = {name: value for name, value in environment.items() if value}
     script.write_text(f"{imports}\nimport torch\ntorch.ones(3).sum()")
     done = subprocess.run([sys.executable, script], env=environment, capture_output=True, text=True, check=True)
@@ -20,13 +21,15 @@ def spins(script, imports: str, **environment: str) -> int:
     return int(lines[0].split("'")[1])
 
 
-def test_threads_of_commands_sleep_while_they_wait_unless_told_otherwise(tmp_path):
+def test_threads_of_commands_spin_shortly_before_they_sleep_unless_told_otherwise(tmp_path):
     """The package knows a command by its name."""
     imports = "import modeling_vitp.training.command_line"
-    assert spins(tmp_path / "vitp", imports, OMP_WAIT_POLICY="") == 0
-    assert spins(tmp_path / "vitp", imports, OMP_WAIT_POLICY="ACTIVE") > 0
+    assert spins(tmp_path / "vitp", imports) == 1000
+    assert spins(tmp_path / "vitp", imports, GOMP_SPINCOUNT="7") == 7
+    assert spins(tmp_path / "vitp", imports, OMP_WAIT_POLICY="PASSIVE") == 0
+    assert spins(tmp_path / "vitp", imports, OMP_WAIT_POLICY="ACTIVE") > 1000000
 
 
 def test_the_library_alone_leaves_them_as_they_are(tmp_path):
-    plain = spins(tmp_path / "script.py", "", OMP_WAIT_POLICY="")
-    assert spins(tmp_path / "script.py", "import modeling_vitp", OMP_WAIT_POLICY="") == plain > 0
+    plain = spins(tmp_path / "script.py", "")
+    assert spins(tmp_path / "script.py", "import modeling_vitp") == plain > 1000
