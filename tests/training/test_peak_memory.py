@@ -1,0 +1,83 @@
+"""The memory that a dry run plans, against what the tensors of a real training take, as the allocator of a GPU would
+count it: by storages that are alive, whatever the device."""
+
+import weakref
+
+import pytest
+import torch
+from datasets import Dataset
+from sample_rows import sized_row
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from training_run import FEATURES, OPTIONS
+
+from modeling_vitp import ViTPTrainer, ViTPTrainingConfig
+from modeling_vitp.evaluation.step_time import SHAPES
+from modeling_vitp.training.from_scratch import build_model, build_tokenizer
+from modeling_vitp.training.step_cost import BatchShape, step_cost
+
+SIDE = 224
+COLUMNS, ROWS = 4, 2
+
+
+class Alive(TorchDispatchMode):
+    """Counts the bytes of the storages that operations have given and that are alive."""
+
+    def __init__(self):
+        super().__init__()
+        self.sizes = {}
+        self.bytes = self.most = 0
+
+    def add(self, tensor: torch.Tensor) -> None:
+        storage = tensor.untyped_storage()
+        if storage._cdata not in self.sizes:
+            self.sizes[storage._cdata] = storage.nbytes()
+            self.bytes += storage.nbytes()
+            self.most = max(self.most, self.bytes)
+            weakref.finalize(storage, self.remove, storage._cdata)
+
+    def remove(self, place: int) -> None:
+        self.bytes -= self.sizes.pop(place)
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        outputs = function(*args, **(kwargs or {}))
+        for output in tree_leaves(outputs):
+            if isinstance(output, torch.Tensor):
+                self.add(output)
+        return outputs
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("ratio", "every"), [(0.75, 0), (0.0, 0), (0.75, 1), (0.0, 1), (0.0, 2)])
+def test_a_training_in_bf16_takes_what_is_planned(tmp_path, ratio, every):
+    tokenizer = build_tokenizer(["How many trees? There are 12 trees."], 400)
+    vision = SHAPES["small"]["vision"] | {"patch_size": [14, 14], "attention_bias": True}
+    text = SHAPES["small"]["text"] | {"tie_word_embeddings": False}
+    model, processor = build_model(tokenizer, vision, text, {"max_patches": COLUMNS * ROWS})
+    rows = [sized_row(index, [(COLUMNS * SIDE, ROWS * SIDE)]) for index in range(4)]
+    options = {
+        "activation_checkpointing": every > 0,
+        "bf16": True,
+        "per_device_train_batch_size": 1,
+        "max_steps": 2,
+        "vrl_drop_ratio": ratio,
+    }
+    if every:
+        options["activation_checkpointing_kwargs"] = {"every_n_layers": every}
+    args = ViTPTrainingConfig(str(tmp_path), **{**OPTIONS, **options, "eval_strategy": "no"})
+    trainer = ViTPTrainer(
+        model, args, train_dataset=Dataset.from_list(rows, features=FEATURES), processing_class=processor
+    )
+    batch = trainer.data_collator([trainer.train_dataset[0]])
+    visual = int((batch["input_ids"] == model.config.image_token_id).sum())
+    tiles, answers = len(batch["pixel_values"]), int((batch["labels"] >= 0).sum())
+    shape = BatchShape(1, tiles, batch["input_ids"].shape[1] - visual, ratio, answers)
+
+    alive = Alive()
+    for weight in model.parameters():
+        alive.add(weight)
+    with alive:
+        trainer.train()
+    cost = step_cost(model.config, shape, every)
+    assert tiles == COLUMNS * ROWS + 1
+    assert cost.memory == pytest.approx(alive.most, rel=0.1)
