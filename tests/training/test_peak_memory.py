@@ -48,8 +48,12 @@ class Alive(TorchDispatchMode):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("ratio", "every"), [(0.75, 0), (0.0, 0), (0.75, 1), (0.0, 1), (0.0, 2)])
-def test_a_training_in_bf16_takes_what_is_planned(tmp_path, ratio, every):
+@pytest.mark.parametrize(
+    ("ratio", "every", "batches"),
+    [(0.75, 0, 2), (0.0, 0, 2), (0.75, 1, 2), (0.0, 1, 2), (0.0, 2, 2), (0.0, 0, 1), (0.0, 1, 1)],
+)
+def test_a_training_in_bf16_takes_what_is_planned(tmp_path, ratio, every, batches):
+    """To a tenth; of a step of one batch up to a sixth less, since its gradients come as its activations go."""
     tokenizer = build_tokenizer(["How many trees? There are 12 trees."], 400)
     vision = SHAPES["small"]["vision"] | {"patch_size": [14, 14], "attention_bias": True}
     text = SHAPES["small"]["text"] | {"tie_word_embeddings": False}
@@ -59,6 +63,7 @@ def test_a_training_in_bf16_takes_what_is_planned(tmp_path, ratio, every):
         "activation_checkpointing": every > 0,
         "bf16": True,
         "per_device_train_batch_size": 1,
+        "gradient_accumulation_steps": batches,
         "max_steps": 2,
         "vrl_drop_ratio": ratio,
     }
@@ -80,4 +85,5 @@ def test_a_training_in_bf16_takes_what_is_planned(tmp_path, ratio, every):
         trainer.train()
     cost = step_cost(model.config, shape, every)
     assert tiles == COLUMNS * ROWS + 1
-    assert cost.memory == pytest.approx(alive.most, rel=0.1)
+    print(f"r = {ratio}, one layer of {every}, {batches} batches: {cost.memory / alive.most:.3f}")
+    assert 0.9 < cost.memory / alive.most < (1.1 if batches > 1 else 1.2)
