@@ -24,6 +24,7 @@ from .sources import all_rows, schema_of
 LOOKED_AT = 16
 CHECKED = 200  # of each source
 SECONDS = 20.0
+MOST_PROCESSES = 16
 
 Rows = Dataset | IterableDataset
 
@@ -73,7 +74,7 @@ def check(
     Args:
         most_rows: that are needed at all.
         seconds: after which it ends in any case.
-        in_processes: whether other processes may encode, one for each core; a stream is read by this one.
+        in_processes: whether other processes may encode, one for each core, at most 16; a stream is read by this one.
 
     Raises:
         ValueError: names the first row that cannot be used, unless the collator skips such rows.
@@ -103,9 +104,9 @@ def errors(
     """Of each row in turn, why it cannot be used, or `None`."""
     # A process that is not forked would import everything first, which takes longer than most checks.
     if in_processes and number_of_rows(dataset) is not None and multiprocessing.get_start_method() == "fork":
-        rows, num_cores = RowErrors(dataset, collator), len(os.sched_getaffinity(0))
+        rows, num_workers = RowErrors(dataset, collator), min(len(os.sched_getaffinity(0)), MOST_PROCESSES)
         places = itertools.islice(rows.places(), most_rows)
-        yield from DataLoader(rows, batch_size=None, sampler=places, num_workers=num_cores)
+        yield from DataLoader(rows, batch_size=None, sampler=places, num_workers=num_workers)
     else:
         yield from map(partial(error_of, collator), itertools.islice(in_turn(dataset), most_rows))
 
