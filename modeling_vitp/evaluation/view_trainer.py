@@ -23,8 +23,8 @@ class Views(Dataset):
 
     Args:
         rows: with an `id` each.
-        encode: from a row, its images left encoded, and the generator that a `sample_transform` is given for
-            the same seed, row and epoch by [`~modeling_vitp.instructions.collator.ViTPDataCollator`].
+        encode: from a row, its images left encoded, and the generator that a `sample_transform` is given for the same
+            seed, row and epoch by [`~modeling_vitp.instructions.collator.ViTPDataCollator`].
     """
 
     def __init__(self, rows: Dataset, encode: Encode, seed: int):

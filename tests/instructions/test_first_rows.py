@@ -21,6 +21,7 @@ from modeling_vitp.instructions.first_rows import check, describe
 from modeling_vitp.instructions.mixture import open_mixture
 from modeling_vitp.instructions.mixture_file import load_mixture
 from modeling_vitp.instructions.rows import prepare_rows
+from modeling_vitp.training import pretraining
 
 
 @pytest.fixture
@@ -142,6 +143,21 @@ def test_no_draw_of_the_training_is_made(processor):
     check(prepare_rows(make_rows(4)), ViTPDataCollator(processor, sample_transform=transform, vrl_warmup_steps=2))
     assert torch.equal(torch.get_rng_state(), states[0])
     assert np.random.get_state()[1].tolist() == states[1] and random.getstate() == states[2]
+
+
+@pytest.mark.parametrize("num_workers", [0, 1])
+def test_a_run_checks_in_processes_if_its_loader_has_any(tmp_path, monkeypatch, num_workers):
+    asked = []
+    monkeypatch.setattr(pretraining, "check", lambda *rows, **options: asked.append(options["in_processes"]))
+    make_trainer(tmp_path, dataloader_num_workers=num_workers).check_rows()
+    assert asked == [num_workers > 0] * 2
+
+
+def test_no_more_processes_than_16_are_asked_for(monkeypatch):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: range(64))
+    monkeypatch.setattr(first_rows, "DataLoader", lambda rows, num_workers, **rest: [num_workers])
+    rows = Dataset.from_dict({"id": [0], "messages": [[]]})
+    assert list(first_rows.errors(rows, Unusable(), None, True)) == [16]
 
 
 def test_a_run_checks_its_rows_before_it_writes_and_not_again_when_it_goes_on(tmp_path, caplog):
