@@ -20,7 +20,7 @@ from trl import TrlParser
 from ..command import errors
 from ..command.errors import WrongArguments, WrongPlace, program
 from ..command.places import check_places
-from . import threads  # noqa: F401
+from . import allocator, threads  # noqa: F401
 
 RECIPES = "modeling_vitp.recipes"
 OWN_ARGUMENTS = {  # command -> the module of its arguments
