@@ -5,9 +5,9 @@
 
 Each measurement has a process of its own, whose peak of resident memory is told. The backbone is tiny, with random
 weights, so that what grows is the handling: features of an image that is brought to 224 pixels, as in `probe`, and
-windows of `predict_large`. Streams are read by one process and by two, as in training; a row that is lost or comes
-twice is an error. An epoch is that of the sampler of training, which skips batches to go on from a checkpoint,
-and that of a mixture, whose rows are read.
+windows of `predict_large`. Streams are read by one process and by two, as in training, and by two of which each reads
+its part (`split_streams`); a row that is lost or comes twice is an error. An epoch is that of the sampler of training,
+which skips batches to go on from a checkpoint, and that of a mixture, whose rows are read.
 """
 
 import argparse

@@ -5,6 +5,8 @@ was written: every row `floor(r)` times, and the rest as a random part without r
 functions of (seed, epoch) alone; with `resample: once` the part is a function of the seed.
 """
 
+import copy
+import dataclasses
 import itertools
 import logging
 import math
@@ -21,7 +23,7 @@ from tqdm import tqdm
 from ..vrl import keyed_generator
 from .mixture_file import Mixture, Source
 from .rows import FEATURES
-from .sources import all_rows, read_source
+from .sources import all_rows, read_source, stream_rows
 
 logger = logging.getLogger(__name__)
 EMPTY = 2**20  # rows of a mixture that share their memory: what they hold is in the sources
@@ -79,12 +81,12 @@ def draw_from_stream(rows: Iterable, source: Source, *key: object) -> Iterator[t
 
 
 def draw_and_shuffle(
-    part: Dataset, source: Source, generator: torch.Generator, *key: object
+    dataset: Dataset, source: Source, generator: torch.Generator, *key: object, parts: int = 1, part: int = 0
 ) -> Iterator[tuple[dict, int]]:
-    """What `draw` draws from a map-style source, read in random order."""
-    rows, copies = draw(source, len(part), *key)
+    """What `draw` draws from a map-style source, or one of several parts of it, read in random order."""
+    rows, copies = (values[part::parts] for values in draw(source, len(dataset), *key))
     for place in torch.randperm(len(rows), generator=generator).tolist():
-        yield part[rows[place].item()], copies[place].item()
+        yield dataset[rows[place].item()], copies[place].item()
 
 
 def name_row(row: dict, copy: int) -> dict:
@@ -172,41 +174,84 @@ class MixtureStream(IterableDataset):
     in a buffer. Every worker of a data loader reads the whole stream and keeps its share of it, so that what an epoch
     has depends on neither their number nor the number of processes.
 
+    With `split_streams` every worker of every process that trains has a part of each source, and reads no other: files
+    of its own, where a stream has as many files as there are parts. Such a part has no end, since parts are not equally
+    long and no process may wait for another. After its last row it begins again, and draws afresh as in another epoch.
+
     Args:
         mixture: what is mixed, and how.
         parts: the rows of each source, in the order of the mixture.
         seed: of the draws and the order.
     """
 
+    _process: tuple[int, int] | None = None
+
     def __init__(self, mixture: Mixture, parts: list[Dataset | IterableDataset], seed: int):
         self.mixture, self.parts, self.seed = mixture, parts, seed
         super().__init__(ExamplesIterable(lambda: iter(()), {}), info=DatasetInfo(features=FEATURES))
 
+    @property
+    def is_split(self) -> bool:
+        """Whether a process that trains takes [`of_process`], and not its share of all rows."""
+        return self.mixture.split_streams
+
+    def of_process(self, num_processes: int, process_index: int) -> "MixtureStream":
+        """The part of a process, which its workers share."""
+        stream = copy.copy(self)
+        stream._process = num_processes, process_index
+        return stream
+
     def __iter__(self) -> Iterator[dict]:
         worker = torch.utils.data.get_worker_info()
         first, step = (0, 1) if worker is None else (worker.id, worker.num_workers)
-        generator = keyed_generator(self.seed, self.epoch, "buffer")
-        rows = shuffle_in_buffer(self._mixed(), self.mixture.shuffle_buffer, generator)
-        return itertools.islice(rows, first, None, step)
+        if self._process is None:
+            return itertools.islice(self._shuffled(self.epoch), first, None, step)
+        num_processes, process_index = self._process
+        return self._endless(num_processes * step, process_index * step + first)
 
-    def _mixed(self) -> Iterator[dict]:
-        key = (self.seed, self.epoch if self.mixture.resample == "epoch" else "once")
-        generator = keyed_generator(self.seed, self.epoch, "order")
+    def _endless(self, parts: int, part: int) -> Iterator[dict]:
+        for passes in itertools.count():
+            row = None
+            for row in self._shuffled(self.epoch + passes, parts, part, passes):
+                yield row
+            if row is None:
+                raise ValueError(
+                    f"split_streams: there are no rows for one of {parts} workers. Start fewer processes or workers, "
+                    "or leave split_streams out."
+                )
+
+    def _shuffled(self, epoch: int, *part: int) -> Iterator[dict]:
+        generator = keyed_generator(self.seed, epoch, "buffer", *part)
+        return shuffle_in_buffer(self._mixed(epoch, *part), self.mixture.shuffle_buffer, generator)
+
+    def _mixed(self, epoch: int, parts: int = 1, part: int = 0, passes: int = 0) -> Iterator[dict]:
+        """The rows of an epoch, or of one of so many parts of them, after so many passes over it with the same ids."""
+        split = (parts, part) if parts > 1 else ()
+        key = (self.seed, epoch if self.mixture.resample == "epoch" else "once")
+        generator = keyed_generator(self.seed, epoch, "order", *split)
         streams, left = [], []
-        for source, part in zip(self.mixture.sources, self.parts):
-            if isinstance(part, Dataset):
-                streams.append(draw_and_shuffle(part, source, generator, *key))
+        for source, rows in zip(self.mixture.sources, self.parts):
+            if isinstance(rows, Dataset):
+                stream = draw_and_shuffle(rows, source, generator, *key, parts=parts, part=part)
+                number = effective_rows(source, len(rows)) / parts
+            elif parts == 1:
+                stream, number = draw_from_stream(all_rows(rows), source, *key), effective_rows(source, source.rows)
             else:
-                streams.append(draw_from_stream(all_rows(part), source, *key))
-            left.append(effective_rows(source, len(part) if isinstance(part, Dataset) else source.rows))
+                source = dataclasses.replace(source, rows=math.ceil(source.rows / parts))
+                stream = draw_from_stream(stream_rows(source, parts, part), source, *key, *split)
+                number = effective_rows(source, source.rows)
+            streams.append((stream, passes * math.ceil(source.rate)))
+            left.append(number)
         left = torch.tensor(left, dtype=torch.float64).clamp(min=1)
         while left.any():
             index = torch.multinomial(left, 1, generator=generator).item()
-            row = next(streams[index], None)
-            if row is None:
+            stream, copies_before = streams[index]
+            drawn = next(stream, None)
+            if drawn is None:
                 left[index] = 0
             else:
-                yield name_row(*row)
+                row, number = drawn
+                yield name_row(row, copies_before + number)
                 left[index] = max(left[index] - 1, 1)
 
 

@@ -97,15 +97,18 @@ class Mixture:
         resample: "epoch" draws the part of a source with a fractional rate afresh in every epoch, "once" keeps it.
         modalities: the imaging modalities of the downstream tasks; each needs a source.
         shuffle_buffer: rows that a stream is shuffled in.
+        split_streams: every worker of every process that trains reads its own part, see [`MixtureStream`].
     """
 
     sources: tuple[Source, ...]
     resample: str = "epoch"
     modalities: tuple[str, ...] = ()
     shuffle_buffer: int = 1000
+    split_streams: bool = False
 
 
 MIXTURE_KEYS = {"sources": list, "resample": str, "modalities": list, "shuffle_buffer": int} | {
+    "split_streams": bool,
     "root": str,
     "defaults": dict,
     "released_compatible": bool,
@@ -200,7 +203,7 @@ def load_mixture(mixture: str | Path | dict) -> Mixture:
     repeated = sorted({name for name in names if names.count(name) > 1})
     if repeated:
         raise ValueError(f"{origin}: the source names {repeated} are used more than once.")
-    options = {key: mixture[key] for key in ("resample", "shuffle_buffer") if key in mixture}
+    options = {key: mixture[key] for key in ("resample", "shuffle_buffer", "split_streams") if key in mixture}
     check_texts(mixture, ("modalities",), origin)
     if options.get("shuffle_buffer", 1) < 1:
         raise ValueError(f"{origin}: shuffle_buffer is {options['shuffle_buffer']}; it must be above 0.")

@@ -176,14 +176,18 @@ def reader_of_fields(names: tuple[str, ...], source: str, image_root: str | None
     return RowReader.of(dict.fromkeys(names), source=source, image_root=image_root)
 
 
-def stream_rows(source: Source) -> Iterator[dict]:
-    """The rows of a streaming source; broken off by a transient error, it goes on from the row where it was."""
+def stream_rows(source: Source, parts: int = 1, part: int = 0) -> Iterator[dict]:
+    """The rows of a streaming source, or of one of several parts of it.
+
+    Broken off by a transient error, it goes on from the row where it was.
+    """
     try:
         if source.annotation:
-            yield from annotation_rows(source.annotation, source.image_root, source.name)
+            rows = annotation_rows(source.annotation, source.image_root, source.name)
+            yield from itertools.islice(rows, part, None, parts)
             return
         if files := line_files(source):
-            yield from line_rows(source, files)
+            yield from itertools.islice(line_rows(source, files), part, None, parts)
             return
     except (OSError, ValueError) as error:
         raise named(error, source) from error
@@ -191,7 +195,10 @@ def stream_rows(source: Source) -> Iterator[dict]:
     while True:
         limit_waits()
         try:
-            rows = itertools.islice(line_rows(source, files), number, None) if files else stored_rows(source, number)
+            if files:
+                rows = itertools.islice(line_rows(source, files), part + number * parts, None, parts)
+            else:
+                rows = stored_rows(source, number, parts, part)
             for row in rows:
                 yield row
                 number, tries = number + 1, 0
@@ -208,11 +215,17 @@ def stream_rows(source: Source) -> Iterator[dict]:
             tries += 1
 
 
-def stored_rows(source: Source, start: int) -> Iterator[dict]:
-    """The rows of a stream as `datasets` reads it, from one on."""
+def stored_rows(source: Source, start: int, parts: int, part: int) -> Iterator[dict]:
+    """The rows of a part of a stream as `datasets` reads it, from one on. A part has files of its own if there are as
+    many as parts, and else every so many-th row, for which all are read. No two parts give a row the same number.
+    """
     dataset, reader = columns_of_stream(source)
-    for number, stored in enumerate(all_rows(dataset.skip(start)), start):
-        yield reader(stored, number)
+    if dataset.num_shards >= parts:
+        rows = all_rows(dataset.shard(parts, part).skip(start))
+    else:
+        rows = itertools.islice(all_rows(dataset), part + start * parts, None, parts)
+    for number, stored in enumerate(rows, start):
+        yield reader(stored, part + number * parts)
 
 
 def columns_of_stream(source: Source) -> tuple[IterableDataset, RowReader]:

@@ -1,6 +1,7 @@
 """How time and memory grow with the work: with the pixels of an image, the rows of a stream, the rows of an epoch."""
 
 import io
+import itertools
 import json
 import subprocess
 import sys
@@ -29,6 +30,7 @@ from ..images.pixels import to_pixels
 from ..images.reading import read_picture
 from ..instructions.mixture import open_mixture
 from ..instructions.mixture_file import load_mixture
+from ..messages import message_texts
 from ..modeling_vitp import ViTPVisionModel
 from ..training.batching import GlobalBatchSampler, RankStream
 from ..training.memory import most_resident
@@ -70,16 +72,19 @@ def write_rows(folder: Path, kind: str, number: int) -> None:
     folder.mkdir()
     file = io.BytesIO()
     PIL.Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)).save(file, "JPEG")
-    turns = [{"role": "user", "content": "How many?"}, {"role": "assistant", "content": "3"}]
+
+    def turns(row: int) -> list[dict]:
+        return [{"role": "user", "content": "How many?"}, {"role": "assistant", "content": str(row)}]
+
     for start in range(0, number, ROWS_A_FILE):
         ids, stem = range(start, min(start + ROWS_A_FILE, number)), folder / f"train-{start // ROWS_A_FILE:05d}"
         if kind == "parquet":
-            rows = [{"id": str(row), "images": [{"bytes": file.getvalue()}], "messages": turns} for row in ids]
+            rows = [{"id": str(row), "images": [{"bytes": file.getvalue()}], "messages": turns(row)} for row in ids]
             Dataset.from_list(rows, features=FEATURES).to_parquet(f"{stem}.parquet")
             continue
         with tarfile.open(f"{stem}.tar", "w") as archive:
             for row in ids:
-                fields = json.dumps({"id": str(row), "messages": turns}).encode()
+                fields = json.dumps({"id": str(row), "messages": turns(row)}).encode()
                 for ending, content in (("jpg", file.getvalue()), ("json", fields)):
                     member = tarfile.TarInfo(f"{row:09d}.{ending}")
                     member.size = len(content)
@@ -127,12 +132,18 @@ def features(folder: Path, side: int) -> None:
     extract(backbone, Scene(folder / f"{side}.tif"), lambda pixels: backbone.maps(pixels, 1), 224, str(side), folder)
 
 
-def stream(folder: Path, number: int, processes: int, process: int) -> list[int]:
-    """The numbers of the rows that one of several processes trains on."""
+def stream(folder: Path, number: int, processes: int, process: int, is_split: bool) -> list[int]:
+    """The numbers of the rows, which are their answers, that one of several processes trains on, or if streams are
+    split those of its first pass.
+    """
     source = {"name": folder.name, "folder": str(folder), "streaming": True, "rows": number}
-    mixture = open_mixture(load_mixture({"root": str(folder), "sources": [source]}), seed=0)
-    rows = RankStream(mixture, BATCH, num_processes=processes, process_index=process)
-    return [int(row["id"].rpartition("/")[2]) for row in rows if row is not None]
+    mixture = load_mixture({"root": str(folder), "sources": [source], "split_streams": bool(is_split)})
+    if is_split:
+        rows = RankStream(open_mixture(mixture, seed=0).of_process(processes, process), BATCH)
+        rows = itertools.takewhile(lambda row: "#" not in row["id"], rows)
+    else:
+        rows = RankStream(open_mixture(mixture, seed=0), BATCH, num_processes=processes, process_index=process)
+    return [int(message_texts(row["messages"][-1])[0]) for row in rows if row is not None]
 
 
 def sampler(number: int) -> list[float]:
@@ -212,13 +223,14 @@ def over_rows(folder: Path, numbers: list[int]) -> Iterator[list]:
         for kind in ("parquet", "webdataset"):
             data = folder / f"{kind}-{number}"
             write_rows(data, kind, number)
-            for processes in (1, 2):
-                found = in_processes(*(["stream", data, number, processes, process] for process in range(processes)))
+            for processes, is_split in ((1, 0), (2, 0), (2, 1)):
+                calls = (["stream", data, number, processes, process, is_split] for process in range(processes))
+                found = in_processes(*calls)
                 if sorted(row for one in found for row in one["result"]) != list(range(number)):
                     raise RuntimeError(f"{kind}, {number} rows, {processes} processes: a row is lost or comes twice.")
                 seconds, peak = max(one["seconds"] for one in found), max(one["peak"] for one in found)
                 spent = [f"{1e6 * max(one['cpu'] for one in found) / number:.0f}", f"{number / seconds:.0f}"]
-                yield [f"stream of {kind}", f"{number:,}", processes, *spent, f"{peak:.2f}"]
+                yield [f"stream of {kind}{', split' * is_split}", f"{number:,}", processes, *spent, f"{peak:.2f}"]
 
 
 def over_epochs(folder: Path, numbers: list[int]) -> Iterator[list]:

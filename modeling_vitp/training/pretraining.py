@@ -210,7 +210,10 @@ class ViTPTrainer(Run, CompiledLayers, SFTTrainer):
     def _rank_stream(self, dataset: IterableDataset, batch_size: int) -> RankStream:
         length = SampleLength.of(self.data_collator) if self.args.train_sampling_strategy in BY_LENGTH else None
         stream = StepStream if self.data_collator.vrl_warmup_steps > 0 else RankStream
-        return stream(dataset, batch_size, length=length, **self._sharding())
+        sharding = self._sharding()
+        if getattr(dataset, "is_split", False):
+            dataset = dataset.of_process(sharding.pop("num_processes"), sharding.pop("process_index"))
+        return stream(dataset, batch_size, length=length, **sharding)
 
     def _get_train_sampler(self, train_dataset: Dataset | None = None) -> GlobalBatchSampler:
         dataset = self.train_dataset if train_dataset is None else train_dataset

@@ -10,9 +10,11 @@ def test_two_processes_share_the_rows_of_a_stream_out(tmp_path, monkeypatch, kin
     monkeypatch.setattr(growth, "ROWS_A_FILE", 10)
     growth.write_rows(tmp_path / kind, kind, 43)
     assert len(list((tmp_path / kind).iterdir())) == 5
-    parts = [growth.stream(tmp_path / kind, 43, 2, process) for process in (0, 1)]
-    assert sorted(parts[0] + parts[1]) == sorted(growth.stream(tmp_path / kind, 43, 1, 0)) == list(range(43))
-    assert min(map(len, parts)) > 15
+    whole = growth.stream(tmp_path / kind, 43, 1, 0, is_split=False)
+    for is_split in (False, True):
+        parts = [growth.stream(tmp_path / kind, 43, 2, process, is_split) for process in (0, 1)]
+        assert sorted(parts[0] + parts[1]) == sorted(whole) == list(range(43))
+        assert min(map(len, parts)) > 10
 
 
 @pytest.mark.parametrize("rows", [[0, 1, 2, 2], [0, 1, 2]], ids=["twice", "lost"])

@@ -1,0 +1,184 @@
+"""Mixtures of which every worker of every process reads a part of its own (`split_streams`)."""
+
+import dataclasses
+import itertools
+import json
+from collections import Counter
+from types import SimpleNamespace
+
+import pytest
+import torch
+from datasets import Dataset
+from torch.utils.data import DataLoader
+
+from modeling_vitp import ViTPTrainer, ViTPTrainingConfig
+from modeling_vitp.instructions import sources
+from modeling_vitp.instructions.mixture import open_mixture
+from modeling_vitp.instructions.mixture_file import load_mixture
+from modeling_vitp.training.batching import RankStream
+from modeling_vitp.training.fingerprint import digest, fingerprint, order_of
+
+FILES, ROWS = 6, 10  # of the source in Parquet, and of each of its files
+OTHERS = {"lines": 23, "stored": 9}
+RATES = {"parquet": 1, "lines": 1, "stored": 2}
+READERS = [(1, 1), (2, 1), (1, 2), (3, 2), (4, 2)]  # processes and workers; of the last there are more than files
+
+
+def conversation(number: int) -> dict:
+    return {"conversations": [{"from": "human", "value": "How many?"}, {"from": "gpt", "value": str(number)}]}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("split")
+    (folder / "parquet").mkdir()
+    for file in range(FILES):
+        rows = [conversation(ROWS * file + row) | {"id": f"{file}-{row}"} for row in range(ROWS)]
+        Dataset.from_list(rows).to_parquet(folder / "parquet" / f"train-{file:05d}.parquet")
+    for name, number in OTHERS.items():
+        (folder / f"{name}.jsonl").write_text("".join(json.dumps(conversation(row)) + "\n" for row in range(number)))
+    return folder
+
+
+def opened(folder, seed=0, only=tuple(RATES), **fields):
+    places = {"parquet": {"folder": "parquet"}} | {name: {"annotation": f"{name}.jsonl"} for name in OTHERS}
+    rows = {"parquet": FILES * ROWS, **OTHERS}
+    entries = [
+        {"name": name, "rate": RATES[name], "rows": rows[name], "streaming": name != "stored", **places[name]}
+        for name in only
+    ]
+    fields = {"split_streams": True, "shuffle_buffer": 8, **fields}
+    return open_mixture(load_mixture({"root": str(folder), "sources": entries, **fields}), seed)
+
+
+def content_of(row: dict) -> tuple[str, str]:
+    """Its source and its answer, which no other row of the source has."""
+    return row["source"], row["messages"][-1]["content"][0]["text"]
+
+
+def pass_of(row: dict) -> int:
+    """Which pass over the source an id is of, from 0: each has `rate` copies of a row."""
+    copy = int(row["id"].partition("#")[2] or 1) - 1
+    return copy // RATES[row["source"]]
+
+
+def rows_of(stream, processes, process, workers, worker, monkeypatch):
+    """The rows of a part, without end."""
+    with monkeypatch.context() as patch:
+        info = SimpleNamespace(id=worker, num_workers=workers)
+        patch.setattr(torch.utils.data, "get_worker_info", lambda: info)
+        return iter(stream.of_process(processes, process))
+
+
+def passes(rows, number: int) -> list[list[dict]]:
+    """The first passes over a part."""
+    return [list(group) for _, group in itertools.islice(itertools.groupby(rows, pass_of), number)]
+
+
+def all_parts(folder, processes, workers, monkeypatch, number=2, **options):
+    return [
+        passes(rows_of(opened(folder, **options), processes, process, workers, worker, monkeypatch), number)
+        for process in range(processes)
+        for worker in range(workers)
+    ]
+
+
+@pytest.mark.parametrize(("processes", "workers"), READERS)
+def test_each_pass_over_the_parts_has_every_row_once_for_each_of_its_copies(folder, processes, workers, monkeypatch):
+    parts = all_parts(folder, processes, workers, monkeypatch)
+    expected = Counter(map(content_of, opened(folder, split_streams=False)))
+    assert sum(expected.values()) == FILES * ROWS + OTHERS["lines"] + 2 * OTHERS["stored"]
+    for number in range(2):
+        rows = [row for part in parts for row in part[number]]
+        assert Counter(map(content_of, rows)) == expected
+        assert len({row["id"] for row in rows}) == len(rows) and set(map(pass_of, rows)) == {number}
+    first, second = parts[0]
+    assert list(map(content_of, first)) != list(map(content_of, second))
+
+
+@pytest.mark.parametrize(("processes", "workers"), READERS)
+def test_a_part_reads_files_of_its_own_where_there_are_enough(folder, processes, workers, monkeypatch):
+    read = []
+    monkeypatch.setattr(sources, "all_rows", lambda rows: (read.append(row) or row for row in rows))
+    by_part, seen = [], set()
+    for process, worker in itertools.product(range(processes), range(workers)):
+        read.clear()
+        rows = rows_of(opened(folder, only=["parquet"]), processes, process, workers, worker, monkeypatch)
+        seen |= set(map(content_of, passes(rows, 1)[0]))
+        by_part.append(len(read))
+    assert len(seen) == FILES * ROWS
+    parts = processes * workers
+    # The beginning of the next pass is read to see that this one has ended: its buffer of rows.
+    expected = FILES // parts * ROWS if parts <= FILES else FILES * ROWS
+    assert all(expected <= number <= 2 * expected for number in by_part)
+
+
+def test_parts_follow_the_seed_and_are_those_of_the_workers_of_a_data_loader(folder, monkeypatch):
+    one, again, other = (all_parts(folder, 2, 2, monkeypatch, 1, seed=seed) for seed in (0, 0, 1))
+    assert one == again != other
+    for process in range(2):
+        stream = opened(folder).of_process(2, process)
+        loader = DataLoader(stream, batch_size=1, num_workers=2, collate_fn=lambda rows: rows[0]["id"])
+        parts = [[row["id"] for row in part] for (part,) in one[2 * process : 2 * process + 2]]
+        expected = list(itertools.chain.from_iterable(zip(*parts)))[:20]
+        assert list(itertools.islice(loader, 20)) == expected
+
+
+def test_a_fractional_rate_takes_about_its_part_of_each_part(folder, monkeypatch):
+    mixture = {"name": "parquet", "folder": "parquet", "rate": 0.5, "rows": FILES * ROWS, "streaming": True}
+    seen = []
+    for process in range(3):
+        stream = open_mixture(load_mixture({"root": str(folder), "sources": [mixture], "split_streams": True}), 0)
+        rows = rows_of(stream, 3, process, 1, 0, monkeypatch)
+        seen += itertools.islice(rows, FILES * ROWS // 6)
+    assert len(set(map(content_of, seen))) == FILES * ROWS // 2 and not any("#" in row["id"] for row in seen)
+
+
+def test_a_part_without_rows_is_an_error_that_says_what_to_do(tmp_path, folder, monkeypatch):
+    lines = (folder / "lines.jsonl").read_text().splitlines(keepends=True)
+    (tmp_path / "lines.jsonl").write_text("".join(lines[:2]))
+    with pytest.raises(ValueError, match="split_streams: there are no rows for one of 3 workers"):
+        next(rows_of(opened(tmp_path, only=["lines"]), 3, 2, 1, 0, monkeypatch))
+
+
+def test_the_batches_of_a_process_are_its_own_and_full(folder):
+    stream = RankStream(opened(folder).of_process(2, 1), batch_size=4, accumulation_steps=2)
+    rows = list(itertools.islice(stream, 400))
+    own = [row["id"] for row in rows]
+    assert own == [row["id"] for row in itertools.islice(opened(folder).of_process(2, 1), 400)]
+
+
+def test_a_run_that_stops_goes_on_with_the_rows_that_would_have_come(folder, tmp_path, model, processor):
+    def train(output, resume=None, **options):
+        fields = {"max_steps": 40, "per_device_train_batch_size": 4, "save_steps": 24, "report_to": "none"}
+        workers = {"dataloader_num_workers": 2, "bf16": False, "gradient_checkpointing": False, "watch_samples": 0}
+        config = ViTPTrainingConfig(str(output), disable_tqdm=True, learning_rate=1e-3, **fields, **workers)
+        trainer = ViTPTrainer(model, config, train_dataset=opened(folder, **options), processing_class=processor)
+        trainer.train(resume_from_checkpoint=resume)
+        return {name: value.clone() for name, value in trainer.model.state_dict().items()}
+
+    start = {name: value.clone() for name, value in model.state_dict().items()}
+    whole = train(tmp_path / "run")
+    model.load_state_dict(start)
+    resumed = train(tmp_path / "run", resume=str(tmp_path / "run" / "checkpoint-24"))
+    assert all(torch.equal(whole[name], resumed[name]) for name in whole)
+    with pytest.raises(ValueError, match="how sources are mixed"):
+        train(tmp_path / "run", resume=str(tmp_path / "run" / "checkpoint-24"), split_streams=False)
+
+
+def test_a_mixture_that_is_not_split_is_known_by_what_it_was_known_by_before_there_was_the_setting(folder):
+    whole, split = opened(folder, split_streams=False), opened(folder)
+    before = dataclasses.asdict(whole.mixture) | {"sources": None, "modalities": None}
+    del before["split_streams"]
+    found = [fingerprint(mixture)["how sources are mixed"] for mixture in (whole, split)]
+    assert found[0] == digest([str(before), str(order_of(whole.mixture))]) != found[1]
+
+
+def test_the_trainer_gives_each_process_its_part(folder, tmp_path, model, processor, monkeypatch):
+    config = ViTPTrainingConfig(str(tmp_path), max_steps=1, bf16=False, report_to="none")
+    trainer = ViTPTrainer(model, config, train_dataset=opened(folder), processing_class=processor)
+    sharding = {"accumulation_steps": 2, "num_processes": 2, "process_index": 1, "drop_last": False}
+    monkeypatch.setattr(trainer, "_sharding", lambda: dict(sharding))
+    rows = trainer._rank_stream(trainer.train_dataset, 4)
+    expected = itertools.islice(opened(folder).of_process(2, 1), 60)
+    assert [row["id"] for row in itertools.islice(rows, 60)] == [row["id"] for row in expected]
