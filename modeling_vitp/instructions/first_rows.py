@@ -145,7 +145,8 @@ def number_of_rows(dataset: Rows) -> int | None:
 
 
 def in_turn(dataset: Rows) -> Iterator[dict]:
-    """The rows from the first on; those of a mixture from each source in turn, with the ids that they train under."""
+    """The rows from the first on; those of a mixture from each source in turn, with the ids that they train under
+    where streams are not split."""
     if not isinstance(dataset, MixtureDataset | MixtureStream):
         yield from dataset
         return

@@ -5,7 +5,6 @@ was written: every row `floor(r)` times, and the rest as a random part without r
 functions of (seed, epoch) alone; with `resample: once` the part is a function of the seed.
 """
 
-import copy
 import dataclasses
 import itertools
 import logging
@@ -26,6 +25,7 @@ from .rows import FEATURES
 from .sources import all_rows, read_source, stream_rows
 
 logger = logging.getLogger(__name__)
+EMPTY_PASSES = 100  # after so many over a part without a row, by a low rate, it is taken to have none
 EMPTY = 2**20  # rows of a mixture that share their memory: what they hold is in the sources
 
 
@@ -53,11 +53,12 @@ def draw(source: Source, num_rows: int, *key: object) -> tuple[torch.LongTensor,
     return rows, torch.arange(len(rows)).div_(num_rows, rounding_mode="floor").to(torch.int32)
 
 
-def draw_from_stream(rows: Iterable, source: Source, *key: object) -> Iterator[tuple[dict, int]]:
+def draw_from_stream(rows: Iterable, source: Source, *key: object, is_part: bool = False) -> Iterator[tuple[dict, int]]:
     """The same for a stream whose length is not known: yields rows, and for each the number of its copy.
 
     With the fractional part of the rate `p / q` in lowest terms, p of every q rows are taken at random; no more than p
-    rows are held at a time. Of the last q or fewer so many that the number of all is rounded half up.
+    rows are held at a time. Of the last q or fewer so many that the number of all is rounded half up, or of one part of
+    a stream at random, so that all parts together have about as many as they should.
     """
     if source.first_rows and source.rate < 1:
         yield from ((row, 0) for row in itertools.islice(rows, effective_rows(source, source.rows)))
@@ -76,7 +77,8 @@ def draw_from_stream(rows: Iterable, source: Source, *key: object) -> Iterator[t
         if seen == part.denominator:
             yield from ((row, whole) for row in held)
             held, seen = [], 0
-    num_last = math.floor(seen * part + Fraction(1, 2))
+    half = torch.rand((), generator=generator).item() if is_part else Fraction(1, 2)
+    num_last = math.floor(seen * part + half)
     yield from ((held[place], whole) for place in torch.randperm(len(held), generator=generator)[:num_last].tolist())
 
 
@@ -174,9 +176,10 @@ class MixtureStream(IterableDataset):
     in a buffer. Every worker of a data loader reads the whole stream and keeps its share of it, so that what an epoch
     has depends on neither their number nor the number of processes.
 
-    With `split_streams` every worker of every process that trains has a part of each source, and reads no other: files
-    of its own, where a stream has as many files as there are parts. Such a part has no end, since parts are not equally
-    long and no process may wait for another. After its last row it begins again, and draws afresh as in another epoch.
+    With `split_streams` every worker of every process that trains has a part of each source, see
+    [`~modeling_vitp.instructions.sources.stored_rows`] for what it reads. Such a part has no end, since parts are not
+    equally long and no process may wait for another: after its last row it begins again, and draws afresh as in another
+    epoch. What a step trains on then depends on the number of processes and workers, too.
 
     Args:
         mixture: what is mixed, and how.
@@ -197,7 +200,7 @@ class MixtureStream(IterableDataset):
 
     def of_process(self, num_processes: int, process_index: int) -> "MixtureStream":
         """The part of a process, which its workers share."""
-        stream = copy.copy(self)
+        stream = MixtureStream(self.mixture, self.parts, self.seed)
         stream._process = num_processes, process_index
         return stream
 
@@ -210,11 +213,13 @@ class MixtureStream(IterableDataset):
         return self._endless(num_processes * step, process_index * step + first)
 
     def _endless(self, parts: int, part: int) -> Iterator[dict]:
+        empty = 0
         for passes in itertools.count():
-            row = None
+            empty += 1
             for row in self._shuffled(self.epoch + passes, parts, part, passes):
                 yield row
-            if row is None:
+                empty = 0
+            if empty == EMPTY_PASSES:
                 raise ValueError(
                     f"split_streams: there are no rows for one of {parts} workers. Start fewer processes or workers, "
                     "or leave split_streams out."
@@ -238,7 +243,7 @@ class MixtureStream(IterableDataset):
                 stream, number = draw_from_stream(all_rows(rows), source, *key), effective_rows(source, source.rows)
             else:
                 source = dataclasses.replace(source, rows=math.ceil(source.rows / parts))
-                stream = draw_from_stream(stream_rows(source, parts, part), source, *key, *split)
+                stream = draw_from_stream(stream_rows(source, parts, part), source, *key, *split, is_part=True)
                 number = effective_rows(source, source.rows)
             streams.append((stream, passes * math.ceil(source.rate)))
             left.append(number)
@@ -284,4 +289,6 @@ def open_mixture(mixture: Mixture, seed: int) -> MixtureDataset | MixtureStream:
                 logger.warning("Source %r has %d rows; the mixture says %d.", source.name, len(part), source.rows)
         parts.append(part)
     is_streamed = any(isinstance(part, IterableDataset) for part in parts)
+    if mixture.split_streams and not is_streamed:
+        logger.warning("split_streams changes nothing: no source is streamed.")
     return (MixtureStream if is_streamed else MixtureDataset)(mixture, parts, seed)

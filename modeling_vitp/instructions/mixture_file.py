@@ -207,6 +207,10 @@ def load_mixture(mixture: str | Path | dict) -> Mixture:
     check_texts(mixture, ("modalities",), origin)
     if options.get("shuffle_buffer", 1) < 1:
         raise ValueError(f"{origin}: shuffle_buffer is {options['shuffle_buffer']}; it must be above 0.")
+    if options.get("split_streams"):
+        first = [source.name for source in sources if source.streaming and source.first_rows and source.rate < 1]
+        if first:
+            raise ValueError(f"{origin}: split_streams has no first rows of {first[0]!r}: leave one or the other out.")
     return Mixture(tuple(sources), modalities=tuple(mixture.get("modalities", ())), **options)
 
 

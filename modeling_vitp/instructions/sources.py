@@ -205,7 +205,7 @@ def stream_rows(source: Source, parts: int = 1, part: int = 0) -> Iterator[dict]
             return
         except Exception as error:  # as in `read_source`, if another try does not help
             wait = seconds_to_wait(error, tries)
-            if wait is None and isinstance(error, (ValueError, DatasetGenerationError)) and not files:
+            if wait is None and isinstance(error, (ValueError, DatasetGenerationError)) and not files and parts == 1:
                 files = tried(partial(download_line_files, source))
                 if files:
                     continue
@@ -216,11 +216,13 @@ def stream_rows(source: Source, parts: int = 1, part: int = 0) -> Iterator[dict]
 
 
 def stored_rows(source: Source, start: int, parts: int, part: int) -> Iterator[dict]:
-    """The rows of a part of a stream as `datasets` reads it, from one on. A part has files of its own if there are as
-    many as parts, and else every so many-th row, for which all are read. No two parts give a row the same number.
+    """The rows of a part of a stream as `datasets` reads it, from one on. No two parts give a row the same number.
+
+    A part has files of its own if their number is a multiple of that of parts, and else every so many-th row, for which
+    it reads all.
     """
     dataset, reader = columns_of_stream(source)
-    if dataset.num_shards >= parts:
+    if dataset.num_shards % parts == 0:
         rows = all_rows(dataset.shard(parts, part).skip(start))
     else:
         rows = itertools.islice(all_rows(dataset), part + start * parts, None, parts)

@@ -1,6 +1,7 @@
 """Which rows make a batch: shards of processes, the batches of an optimizer step, and samples of like length together.
 
-What is trained on in a step depends on the seed, the epoch and the size of the global batch, and on nothing else.
+What is trained on in a step depends on the seed, the epoch and the size of the global batch, and on nothing else, but
+where the streams of a mixture are split.
 """
 
 import itertools

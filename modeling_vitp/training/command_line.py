@@ -20,7 +20,8 @@ from trl import TrlParser
 from ..command import errors
 from ..command.errors import WrongArguments, WrongPlace, program
 from ..command.places import check_places
-from . import allocator, threads  # noqa: F401
+from . import threads  # noqa: F401
+from .allocator import keep_freed_memory
 
 RECIPES = "modeling_vitp.recipes"
 OWN_ARGUMENTS = {  # command -> the module of its arguments
@@ -154,6 +155,7 @@ def register_models() -> None:
 
 def run(main: Callable[[], int | None]) -> NoReturn:
     """Runs a recipe as a program, see [`~modeling_vitp.command.errors.run`]; its progress is logged."""
+    keep_freed_memory()
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     for name in ("training", "classification", "dense", "detection", "evaluation", "recipes"):
         logging.getLogger(f"modeling_vitp.{name}").setLevel(logging.INFO)

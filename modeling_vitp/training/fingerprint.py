@@ -40,7 +40,7 @@ def fingerprint(data: Any) -> dict[str, str | None]:
     """
     if isinstance(data, MixtureDataset | MixtureStream):
         mixture = dataclasses.asdict(data.mixture) | {"sources": None, "modalities": None}
-        if not mixture["split_streams"]:  # as in checkpoints that are older than it
+        if not getattr(data, "is_split", False):  # as in checkpoints that are older than the setting
             del mixture["split_streams"]
         parts = {source.name: of_source(source, part) for source, part in zip(data.mixture.sources, data.parts)}
         return {"how sources are mixed": digest([str(mixture), str(order_of(data.mixture))]), **parts}

@@ -68,7 +68,7 @@ class ViTPTrainer(Run, CompiledLayers, SFTTrainer):
     - with `vrl_warmup_steps` the drop ratio is 0 in the first optimizer steps, and "vrl_drop_ratio", the one of the
       last step, is logged;
     - what an optimizer step trains on does not depend on the number of processes, and no row is seen twice or lost
-      where an epoch does not divide, see [`GlobalBatchSampler`] and [`RankStream`];
+      where an epoch does not divide, see [`GlobalBatchSampler`], [`RankStream`] and, if split, [`MixtureStream`];
     - `train_sampling_strategy` "group_by_length" and "batch_rebalance" measure the rows themselves, unless there is a
       column `length_column_name`; "padding_share" is logged;
     - a checkpoint is whole or not there. A run that goes on from one, streams and running averages included, ends as

@@ -46,11 +46,13 @@ class StepStream(RankStream):
     """The same stream, each row with its step under `STEP`.
 
     The batches come from the workers in turn, and a worker cannot know when another one is at its end and gives no more
-    of them. So the step is the latest that the batch may be for, with the earliest beside it; see [`RowKeeper`].
+    of them. So the step is the latest that the batch may be for, with the earliest beside it; see [`RowKeeper`]. Of a
+    split mixture no worker has an end, and they are the same.
     """
 
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
+        self.is_endless = getattr(self.dataset, "is_split", False)
         self._first_step = torch.zeros((), dtype=torch.int64).share_memory_()
 
     def begin(self, first_step: int) -> None:
@@ -63,7 +65,7 @@ class StepStream(RankStream):
         first_step = self._first_step.item()
         for index, rows in enumerate(super()._batches()):
             step = first_step + (index * num_workers + place) // self.accumulation_steps
-            earliest = first_step + index // self.accumulation_steps
+            earliest = step if self.is_endless else first_step + index // self.accumulation_steps
             yield [{**row, STEP: step, EARLIEST_STEP: earliest} for row in rows]
 
 

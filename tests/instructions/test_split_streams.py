@@ -6,6 +6,7 @@ import json
 from collections import Counter
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from datasets import Dataset
@@ -15,13 +16,12 @@ from modeling_vitp import ViTPTrainer, ViTPTrainingConfig
 from modeling_vitp.instructions import sources
 from modeling_vitp.instructions.mixture import open_mixture
 from modeling_vitp.instructions.mixture_file import load_mixture
-from modeling_vitp.training.batching import RankStream
 from modeling_vitp.training.fingerprint import digest, fingerprint, order_of
 
 FILES, ROWS = 6, 10  # of the source in Parquet, and of each of its files
 OTHERS = {"lines": 23, "stored": 9}
 RATES = {"parquet": 1, "lines": 1, "stored": 2}
-READERS = [(1, 1), (2, 1), (1, 2), (3, 2), (4, 2)]  # processes and workers; of the last there are more than files
+READERS = [(1, 1), (2, 1), (1, 2), (3, 2), (4, 1), (4, 2)]  # processes and workers; files cannot be dealt to the last
 
 
 def conversation(number: int) -> dict:
@@ -97,7 +97,7 @@ def test_each_pass_over_the_parts_has_every_row_once_for_each_of_its_copies(fold
 
 
 @pytest.mark.parametrize(("processes", "workers"), READERS)
-def test_a_part_reads_files_of_its_own_where_there_are_enough(folder, processes, workers, monkeypatch):
+def test_a_part_reads_files_of_its_own_where_they_divide_evenly(folder, processes, workers, monkeypatch):
     read = []
     monkeypatch.setattr(sources, "all_rows", lambda rows: (read.append(row) or row for row in rows))
     by_part, seen = [], set()
@@ -109,7 +109,7 @@ def test_a_part_reads_files_of_its_own_where_there_are_enough(folder, processes,
     assert len(seen) == FILES * ROWS
     parts = processes * workers
     # The beginning of the next pass is read to see that this one has ended: its buffer of rows.
-    expected = FILES // parts * ROWS if parts <= FILES else FILES * ROWS
+    expected = FILES // parts * ROWS if FILES % parts == 0 else FILES * ROWS
     assert all(expected <= number <= 2 * expected for number in by_part)
 
 
@@ -124,14 +124,85 @@ def test_parts_follow_the_seed_and_are_those_of_the_workers_of_a_data_loader(fol
         assert list(itertools.islice(loader, 20)) == expected
 
 
-def test_a_fractional_rate_takes_about_its_part_of_each_part(folder, monkeypatch):
-    mixture = {"name": "parquet", "folder": "parquet", "rate": 0.5, "rows": FILES * ROWS, "streaming": True}
-    seen = []
+def test_parts_of_one_stream_are_its_own_and_leave_it_as_it_was(folder, monkeypatch):
+    stream = opened(folder)
+    parts = [stream.of_process(2, process) for process in range(2)]
+    ids = [{row["id"] for row in itertools.islice(part, 30)} for part in parts]
+    assert not ids[0] & ids[1]
+    assert [row["id"] for row in stream] == [row["id"] for row in opened(folder, split_streams=False)]
+
+
+def of_rate(folder, rate, seed=0, **fields):
+    """The source in Parquet alone."""
+    entry = {"name": "parquet", "folder": "parquet", "rate": rate, "rows": FILES * ROWS, "streaming": True}
+    return open_mixture(load_mixture({"root": str(folder), "sources": [entry], "split_streams": True, **fields}), seed)
+
+
+@pytest.mark.parametrize("resample", ["epoch", "once"])
+def test_a_fractional_rate_takes_its_part_of_each_part_afresh_or_once(folder, monkeypatch, resample):
     for process in range(3):
-        stream = open_mixture(load_mixture({"root": str(folder), "sources": [mixture], "split_streams": True}), 0)
-        rows = rows_of(stream, 3, process, 1, 0, monkeypatch)
-        seen += itertools.islice(rows, FILES * ROWS // 6)
-    assert len(set(map(content_of, seen))) == FILES * ROWS // 2 and not any("#" in row["id"] for row in seen)
+        stream = of_rate(folder, 0.5, resample=resample)
+        first, second = passes(rows_of(stream, 3, process, 1, 0, monkeypatch), 2)
+        assert len(first) == len(second) == FILES * ROWS // 6
+        contents = [set(map(content_of, rows)) for rows in (first, second)]
+        assert (contents[0] == contents[1]) == (resample == "once")
+
+
+def test_a_rate_that_gives_a_part_less_than_a_row_gives_all_parts_about_as_many_as_it_should(folder):
+    seeds, parts, rate = 40, FILES, 0.03  # 0.3 rows of a part in a pass, 1.8 of all
+    found = [
+        sum(1 for row in of_rate(folder, rate, seed)._shuffled(0, parts, part, 0))
+        for seed in range(seeds)
+        for part in range(parts)
+    ]
+    expected, spread = rate * ROWS, (rate * ROWS * (1 - rate * ROWS) / len(found)) ** 0.5
+    assert np.mean(found) == pytest.approx(expected, abs=4 * spread)
+    # A pass without a row is not the end.
+    rows = of_rate(folder, rate).of_process(parts, 0)
+    assert len({row["id"] for row in itertools.islice(rows, 5)}) == 5
+
+
+@pytest.mark.parametrize("parts", [2, 4], ids=["files of its own", "every n-th row"])
+def test_a_part_goes_on_where_it_was_after_a_broken_connection(folder, monkeypatch, parts):
+    source = of_rate(folder, 1).mixture.sources[0]
+    whole = list(sources.stream_rows(source, parts, 1))
+    read, left = sources.all_rows, iter([3, 17])
+
+    def breaking(rows):
+        yield from itertools.islice(read(rows), next(left, None))
+        raise ConnectionError("reset by peer")
+
+    def until_it_holds(rows):
+        return breaking(rows) if left.__length_hint__() else read(rows)
+
+    pauses = []
+    monkeypatch.setattr(sources, "all_rows", until_it_holds)
+    monkeypatch.setattr(sources, "pause", lambda *args: pauses.append(args))
+    assert list(sources.stream_rows(source, parts, 1)) == whole
+    assert len(pauses) == 2
+
+
+def test_a_part_whose_lines_are_damaged_is_an_error_of_the_source(folder, monkeypatch):
+    source = of_rate(folder, 1).mixture.sources[0]
+
+    def damaged(*_):
+        raise ValueError("line 3 is no JSON")
+        yield
+
+    monkeypatch.setattr(sources, "stored_rows", damaged)
+    monkeypatch.setattr(sources, "download_line_files", lambda _: pytest.fail("the rows of others would be read, too"))
+    with pytest.raises(ValueError, match="Source 'parquet', row 0: .*line 3 is no JSON"):
+        list(sources.stream_rows(source, 2, 1))
+
+
+def test_what_cannot_be_split_is_told(folder, caplog):
+    entry = {"name": "lines", "annotation": "lines.jsonl", "rows": 23}
+    mixture = {"root": str(folder), "split_streams": True}
+    open_mixture(load_mixture({**mixture, "sources": [entry]}), 0)
+    assert "split_streams changes nothing: no source is streamed" in caplog.text
+    first = {**entry, "rate": 0.5, "streaming": True}
+    with pytest.raises(ValueError, match="split_streams has no first rows of 'lines'"):
+        load_mixture({**mixture, "sources": [first], "released_compatible": True})
 
 
 def test_a_part_without_rows_is_an_error_that_says_what_to_do(tmp_path, folder, monkeypatch):
@@ -139,13 +210,6 @@ def test_a_part_without_rows_is_an_error_that_says_what_to_do(tmp_path, folder, 
     (tmp_path / "lines.jsonl").write_text("".join(lines[:2]))
     with pytest.raises(ValueError, match="split_streams: there are no rows for one of 3 workers"):
         next(rows_of(opened(tmp_path, only=["lines"]), 3, 2, 1, 0, monkeypatch))
-
-
-def test_the_batches_of_a_process_are_its_own_and_full(folder):
-    stream = RankStream(opened(folder).of_process(2, 1), batch_size=4, accumulation_steps=2)
-    rows = list(itertools.islice(stream, 400))
-    own = [row["id"] for row in rows]
-    assert own == [row["id"] for row in itertools.islice(opened(folder).of_process(2, 1), 400)]
 
 
 def test_a_run_that_stops_goes_on_with_the_rows_that_would_have_come(folder, tmp_path, model, processor):
