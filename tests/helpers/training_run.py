@@ -8,7 +8,9 @@ import os
 import shutil
 import signal
 import sys
+from multiprocessing import forkserver
 from pathlib import Path
+from unittest.mock import patch
 
 import torch
 from datasets import Dataset, Features, Image, List, Value
@@ -188,9 +190,10 @@ def train(folder: str, kill: tuple[str, int] | None = None, tell: tuple[int, int
 def processes():
     """Forks of a server that has imported everything but computed nothing, which costs a fraction of a new process."""
     paths = [str(Path(__file__).parent), *sys.path]
-    os.environ["PYTHONPATH"] = os.pathsep.join(path for path in paths if path)
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["training_run"])
+    with patch.dict(os.environ, PYTHONPATH=os.pathsep.join(path for path in paths if path)):
+        forkserver.ensure_running()
     return context
 
 
