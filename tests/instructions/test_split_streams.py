@@ -124,7 +124,7 @@ def test_parts_follow_the_seed_and_are_those_of_the_workers_of_a_data_loader(fol
         assert list(itertools.islice(loader, 20)) == expected
 
 
-def test_parts_of_one_stream_are_its_own_and_leave_it_as_it_was(folder, monkeypatch):
+def test_parts_of_one_stream_differ_and_leave_it_as_it_was(folder):
     stream = opened(folder)
     parts = [stream.of_process(2, process) for process in range(2)]
     ids = [{row["id"] for row in itertools.islice(part, 30)} for part in parts]

@@ -14,7 +14,7 @@ def test_two_processes_share_the_rows_of_a_stream_out(tmp_path, monkeypatch, kin
     for is_split in (False, True):
         parts = [growth.stream(tmp_path / kind, 43, 2, process, is_split) for process in (0, 1)]
         assert sorted(parts[0] + parts[1]) == sorted(whole) == list(range(43))
-        assert min(map(len, parts)) > 10
+        assert min(map(len, parts)) > 15
 
 
 @pytest.mark.parametrize("rows", [[0, 1, 2, 2], [0, 1, 2]], ids=["twice", "lost"])
