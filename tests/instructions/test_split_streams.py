@@ -14,9 +14,11 @@ from torch.utils.data import DataLoader
 
 from modeling_vitp import ViTPTrainer, ViTPTrainingConfig
 from modeling_vitp.instructions import sources
+from modeling_vitp.instructions.collator import STEP
 from modeling_vitp.instructions.mixture import open_mixture
 from modeling_vitp.instructions.mixture_file import load_mixture
 from modeling_vitp.training.fingerprint import digest, fingerprint, order_of
+from modeling_vitp.training.warmup import EARLIEST_STEP, StepStream
 
 FILES, ROWS = 6, 10  # of the source in Parquet, and of each of its files
 OTHERS = {"lines": 23, "stored": 9}
@@ -246,3 +248,12 @@ def test_the_trainer_gives_each_process_its_part(folder, tmp_path, model, proces
     rows = trainer._rank_stream(trainer.train_dataset, 4)
     expected = itertools.islice(opened(folder).of_process(2, 1), 60)
     assert [row["id"] for row in itertools.islice(rows, 60)] == [row["id"] for row in expected]
+
+
+def test_with_a_warmup_a_row_is_told_the_one_step_that_it_can_be_for(folder, monkeypatch):
+    """Workers of a split mixture have no end, so batches come from them in turn: the second of two has every other."""
+    monkeypatch.setattr(torch.utils.data, "get_worker_info", lambda: SimpleNamespace(id=1, num_workers=2))
+    stream = StepStream(opened(folder).of_process(1, 0), batch_size=2)
+    stream.begin(10)
+    steps = [(row[STEP], row[EARLIEST_STEP]) for row in itertools.islice(stream, 6)]
+    assert steps == [(11, 11), (11, 11), (13, 13), (13, 13), (15, 15), (15, 15)]
