@@ -10,10 +10,12 @@ import torch.distributed as dist
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
-from training_run import make_rows, make_trainer
+from training_run import make_rows, make_trainer, summary
 from transformers import TrainerCallback
 
 from modeling_vitp import ViTPDataCollator
+from modeling_vitp.instructions.mixture import open_mixture
+from modeling_vitp.instructions.mixture_file import load_mixture
 from modeling_vitp.instructions.rows import prepare_rows
 
 
@@ -28,13 +30,13 @@ class KeepGradients(TrainerCallback):
         self.gradients.append(gradient)
 
 
-def keep_ids(trainer):
-    """Notes the ids of the rows of each batch that the collator makes."""
+def keep_rows(trainer, known_by=lambda row: row["id"]):
+    """Notes by what the rows of each batch that the collator makes are known."""
     seen, collate = [], trainer.data_collator.__class__.__call__
 
     class Noting(trainer.data_collator.__class__):
         def __call__(self, examples):
-            seen.append([example["id"] for example in examples if example is not None])
+            seen.append([known_by(example) for example in examples if example is not None])
             return collate(self, examples)
 
     trainer.data_collator.__class__ = Noting
@@ -61,7 +63,7 @@ def ddp(folder: Path, name: str, **options) -> None:
     )
     keep = KeepGradients()
     trainer.add_callback(keep)
-    seen = keep_ids(trainer)
+    seen = keep_rows(trainer)
     trainer.train()
     ids = [None] * world
     dist.all_gather_object(ids, seen)
@@ -69,6 +71,20 @@ def ddp(folder: Path, name: str, **options) -> None:
         log = [entry for entry in trainer.state.log_history if "loss" in entry]
         (folder / f"{name}.json").write_text(json.dumps({"log": log, "ids": ids}))
         torch.save(keep.gradients, folder / f"{name}.pt")
+
+
+def split(folder: Path) -> None:
+    """Six steps of two rows on each process, of the stream that `FOLDER/rows` has in Parquet."""
+    source = {"name": "rows", "folder": "rows", "rows": 20, "streaming": True}
+    mixture = load_mixture({"root": str(folder), "sources": [source], "split_streams": True, "shuffle_buffer": 4})
+    options = {"gradient_accumulation_steps": 1, "max_steps": 6, "eval_strategy": "no", "save_strategy": "no"}
+    trainer = make_trainer(folder / "split", train_rows=open_mixture(mixture, 0), **options)
+    seen = keep_rows(trainer, lambda row: (row["id"], row["messages"][-1]["content"][0]["text"]))
+    trainer.train()
+    found = [None] * dist.get_world_size()
+    dist.all_gather_object(found, {"rows": seen, "weights": summary(trainer)["weights"]})
+    if trainer.is_world_process_zero():
+        (folder / "split.json").write_text(json.dumps(found))
 
 
 def fsdp2(folder: Path) -> None:
@@ -121,6 +137,7 @@ def main(folder: Path) -> None:
     ddp(folder, "stream", stream=True)
     ddp(folder, "warmup", vrl_warmup_steps=4, answer_mask_ratio=0.5)
     ddp(folder, "stream_warmup", stream=True, vrl_warmup_steps=4)
+    split(folder)
     dist.barrier()
     dist.destroy_process_group()
 

@@ -72,6 +72,7 @@ def make_trainer(
     num_shards: int = 2,
     drop_path_rate: float = 0.1,
     lora: bool = False,
+    train_rows=None,
     **options,
 ):
     torch.manual_seed(0)
@@ -79,7 +80,8 @@ def make_trainer(
     vision = {**VISION, "drop_path_rate": drop_path_rate}
     model, processor = build_model(tokenizer, vision, TEXT, {"max_patches": 6})
     rows = make_rows(num_rows)
-    train_rows = rows.to_iterable_dataset(num_shards).shuffle(seed=3, buffer_size=3) if stream else rows
+    if train_rows is None:
+        train_rows = rows.to_iterable_dataset(num_shards).shuffle(seed=3, buffer_size=3) if stream else rows
     args = ViTPTrainingConfig(str(folder), **{**OPTIONS, **options})
     adapter = LoraConfig(r=2, target_modules=["q_proj", "v_proj"], lora_dropout=0.1) if lora else None
     datasets = {"train_dataset": train_rows, "eval_dataset": rows.select(range(3))}

@@ -1,29 +1,39 @@
 """The same training on one process and on two, which `torchrun` starts."""
 
 import json
+from collections import Counter
 from pathlib import Path
 
 import pytest
 import torch
 import yaml
 from accelerate.commands.config.config_args import load_config_from_file
+from datasets import Dataset
 from hypothesis import given
 from hypothesis import strategies as st
 from launching import launch
 from paths import ROOT
 from torch.utils.data import DataLoader
-from training_run import make_rows
+from training_run import FEATURES, make_rows
 
 from modeling_vitp.training.batching import GlobalBatchSampler, RankStream
 from modeling_vitp.training.checkpointing import last_checkpoint
 
 ACCELERATE = sorted((ROOT / "recipes" / "accelerate").glob("*.yaml"))
+FILES, ROWS = 4, 5  # of the stream that is split, and of each of its files
 TRAINED = ["accumulated", "rebalanced", "checkpointed", "stream", "warmup", "stream_warmup"]
 
 
 @pytest.fixture(scope="module")
 def results(tmp_path_factory):
     folders = {world: tmp_path_factory.mktemp(f"processes-{world}") for world in (1, 2)}
+    for folder in folders.values():
+        (folder / "rows").mkdir()
+        for file in range(FILES):
+            rows = make_rows(ROWS).to_list()
+            for number, row in enumerate(rows):
+                row["messages"][-1]["content"] = f"{file} and {number}"
+            Dataset.from_list(rows, features=FEATURES).to_parquet(folder / "rows" / f"train-{file:05d}.parquet")
     launched = {
         world: launch(world, folder / "output.txt", "distributed_run.py", str(folder))
         for world, folder in folders.items()
@@ -88,6 +98,22 @@ def test_an_epoch_is_shared_out_without_overlap_or_loss_though_it_does_not_divid
         for epoch in (slice(0, num_batches), slice(num_batches, None)):
             seen = [row for batches in ids for batch in batches[epoch] for row in batch]
             assert sorted(seen) == everything
+
+
+@pytest.mark.slow
+def test_two_processes_split_a_stream_and_train_one_model_on_it(results):
+    """Each on its own files: the first ten rows of each are the stream once, and then each begins again."""
+    one, two = json.loads((results[2] / "split.json").read_text())
+    assert one["weights"] == two["weights"]
+    rows = [[row for batch in process["rows"] for row in batch] for process in (one, two)]
+    first_pass = FILES * ROWS // 2
+    assert min(len(own) for own in rows) >= first_pass + 2
+    ids = [[row_id for row_id, _ in own] for own in rows]
+    assert sorted(ids[0][:first_pass] + ids[1][:first_pass]) == sorted(f"rows/{row}" for row in range(FILES * ROWS))
+    assert all(row_id.endswith("#2") for own in ids for row_id in own[first_pass:])
+    files = [Counter(answer.partition(" ")[0] for _, answer in own[:first_pass]) for own in rows]
+    assert all(set(own.values()) == {ROWS} for own in files)
+    assert sorted([*files[0], *files[1]]) == [str(file) for file in range(FILES)]
 
 
 @pytest.mark.slow
