@@ -13,6 +13,7 @@ from modeling_vitp.evaluation.step_time import gemm_peak, now, options_of
 from modeling_vitp.instructions.raw_tiles import normalize_tiles
 from modeling_vitp.training.from_scratch import build_tokenizer
 from modeling_vitp.training.head import add_head_of_loss
+from modeling_vitp.training.run_config import has_fast_bf16
 from modeling_vitp.training.step_cost import count_operations
 
 
@@ -22,8 +23,8 @@ def messages_of(row: dict) -> dict:
 
 
 def speed_of_training(tmp_path, shape: str, batch_size: int, batches: int, workers: int, max_patches: int) -> dict:
-    """Steps on batches of real images, as training takes them, in bf16: their `share` of what bare matrix products
-    reach on this machine, and of the time the share that is spent `waiting` for the loader.
+    """Steps on batches of real images, as training takes them, in bf16 where that is fast: their `share` of what bare
+    matrix products reach on this machine, and of the time the share that is spent `waiting` for the loader.
 
     A first pass over the same batches warms up, and counts the operations of each.
     """
@@ -42,10 +43,12 @@ def speed_of_training(tmp_path, shape: str, batch_size: int, batches: int, worke
     add_head_of_loss(model)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-5, fused=True)
 
+    bf16 = has_fast_bf16()
+
     def step(batch: dict) -> int:
         batch = {name: values.to(device, non_blocking=True) for name, values in batch.items()}
         batch["pixel_values"] = normalize_tiles(batch["pixel_values"], processor.image_processor)
-        with torch.autocast(device.type, dtype=torch.bfloat16):
+        with torch.autocast(device.type, dtype=torch.bfloat16, enabled=bf16):
             model(**batch, fused_lm_head=True).loss.backward()
         optimizer.step()
         optimizer.zero_grad()
@@ -70,7 +73,7 @@ def speed_of_training(tmp_path, shape: str, batch_size: int, batches: int, worke
         waiting += last - asked
     seconds = last - start
     patches = tiles * (1 + 4 * config.image_seq_length)
-    peak = gemm_peak(config, patches // batches, torch.bfloat16, device)
+    peak = gemm_peak(config, patches // batches, torch.bfloat16 if bf16 else torch.float32, device)
     return {"share": counter.get_total_flops() / seconds / peak, "waiting": waiting / seconds}
 
 
