@@ -199,6 +199,22 @@ def choose(page, label, name, index=0):
     box.press("Enter")
 
 
+def enter(page, field, text):
+    """Until it stands: in the moment after an accordion has opened, its fields are set to what they were before."""
+    deadline = time.monotonic() + 30
+    field.fill(text)
+    page.wait_for_timeout(100)
+    while field.input_value() != text:
+        assert time.monotonic() < deadline, f"a field stays at {field.input_value()}"
+        field.fill(text)
+        page.wait_for_timeout(100)
+    field.press("Enter")
+
+
+def move(page, slider, value):
+    enter(page, page.locator(f"{slider} input[type=number]"), str(value))
+
+
 def shoot(page, name):
     page.wait_for_timeout(500)
     page.screenshot(path=SCREENSHOTS / f"{name}.png", full_page=True)
@@ -398,8 +414,7 @@ def test_domain_images_are_read_as_they_are_and_as_one_wants(page, tmp_path):
     expect(note).to_contain_text("bands 3, 2, 1 of 4")
     wait_for_map(page, is_like(np.stack([stretched(band) for band in (2, 1, 0)], -1)), shown)
     page.get_by_text("How the image is read").click()
-    page.locator("#bands input, #bands textarea").fill("4, 3, 2")
-    page.locator("#bands input, #bands textarea").press("Enter")
+    enter(page, page.locator("#bands input, #bands textarea"), "4, 3, 2")
     expect(note).to_contain_text("bands 4, 3, 2 of 4")
     wait_for_map(page, is_like(np.stack([stretched(band) for band in (3, 2, 1)], -1)), shown)
     page.locator("#bands input, #bands textarea").fill("")
@@ -748,12 +763,6 @@ def apply(page, models, tmp_path):
         return images, models[1][name](*inputs)
 
     return run
-
-
-def move(page, slider, value):
-    number = page.locator(f"{slider} input[type=number]")
-    number.fill(str(value))
-    number.press("Enter")
 
 
 def enlarged(pixels):
