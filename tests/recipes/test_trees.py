@@ -133,6 +133,47 @@ def test_a_map_says_what_a_loop_over_its_cells_says(key, size):
         assert word.isupper() == centred
 
 
+@settings(max_examples=50, deadline=None)
+@given(key=st.integers(0, 10**6), share=st.floats(0, 1))
+def test_a_map_is_read_as_it_was_written(key, share):
+    """Quarters of 5 x 5 pixels, and of those of a map that stops, or says what no map does, only what it says."""
+    quarters = np.random.default_rng(key).random((14, 14)) < share
+    view = views.Ground(np.zeros((70, 70, 3), np.uint8), np.kron(quarters, np.ones((5, 5), bool)), np.zeros((0, 4)))
+    written = instructions.write_map(view)
+    assert np.array_equal(instructions.read_map(written), quarters)
+    assert np.array_equal(instructions.read_map(written.upper() + " p p"), quarters)
+    words = written.split()
+    assert np.array_equal(instructions.read_map(" ".join(words[:21])), quarters * (np.arange(14) < 6)[:, None])
+    words[0] = "There"
+    cell = np.zeros((14, 14), bool)
+    cell[:2, :2] = True
+    assert np.array_equal(instructions.read_map(" ".join(words)), quarters & ~cell)
+    assert not instructions.read_map("").any()
+
+
+@settings(max_examples=100, deadline=None)
+@given(key=st.integers(0, 10**6), share=st.floats(0, 0.7))
+def test_the_box_of_a_map_bounds_its_largest_part(key, share):
+    """Against a flood fill."""
+    quarters = np.random.default_rng(key).random((14, 14)) < share
+    view = views.Ground(np.zeros((140, 140, 3), np.uint8), np.kron(quarters, np.ones((10, 10), bool)), np.zeros((0, 4)))
+    parts, left = [], {(int(row), int(column)) for row, column in np.argwhere(quarters)}
+    while left:
+        part, edge = set(), [left.pop()]
+        while edge:
+            row, column = edge.pop()
+            part.add((row, column))
+            near = {(row + 1, column), (row - 1, column), (row, column + 1), (row, column - 1)} & left
+            left -= near
+            edge += near
+        parts.append(part)
+    box = asking.map_box(instructions.write_map(view), 280)
+    most = max(map(len, parts), default=0)
+    largest = [np.array(sorted(part)) for part in parts if len(part) == most]
+    bounds = [(*20 * part.min(0)[::-1], *20 * (part.max(0)[::-1] + 1)) for part in largest]
+    assert box is None if not parts else box in bounds
+
+
 def test_jitter_changes_pixels_alone_and_all_alike():
     ground = views.Ground(
         np.arange(256, dtype=np.uint8).repeat(3).reshape(16, 16, 3), np.zeros((16, 16), bool), np.zeros((0, 4))
@@ -340,6 +381,33 @@ def test_the_median_answer_has_the_least_absolute_error(answers):
         return
     errors = [sum(abs(number - other) for other in numbers) for number in numbers]
     assert sum(abs(int(chosen) - other) for other in numbers) == min(errors)
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.lists(st.one_of(st.none(), st.tuples(*[st.integers(0, 9)] * 2)), max_size=8))
+def test_the_central_box_has_the_greatest_mean_overlap(corners):
+    boxes = [corner and (*corner, corner[0] + 4, corner[1] + 3) for corner in corners]
+    found, chosen = [box for box in boxes if box], asking.central_box(boxes)
+    if not found:
+        assert chosen is None
+        return
+    means = {box: np.mean([iou(box, other) for other in found]) for box in found}
+    assert means[chosen] == pytest.approx(max(means.values()))
+
+
+def test_box_scores_equal_a_loop():
+    """Of each image's largest tree; an image without a tree is passed over, and a box that is missing scores 0."""
+    image = Image.new("RGB", (100, 100))
+    trees = [[[0, 0, 9, 9], [10, 10, 30, 30]], [[50, 50, 90, 90]], [], [[0, 0, 9, 9]]]
+    rows = [{"image": image, "boxes": boxes} for boxes in trees]
+    predicted = [(10, 10, 30, 20), (50, 50, 90, 90), (10, 10, 20, 30), None]
+    scores = asking.score_boxes(predicted, rows, np.array([0.5, 0.5, 0.9, 0.7]))
+    assert scores == {
+        "mean_iou": pytest.approx((0.5 + 1 + 0) / 3),
+        "mean_iou_swapped_images": pytest.approx(0.5 / 3),
+        "mean_iou_blind_constant": pytest.approx((0 + 0.5 + 0) / 3),
+        "answers_without_box": 1,
+    }
 
 
 def test_the_data_set_is_what_the_script_builds():

@@ -5,16 +5,18 @@ import re
 import numpy as np
 import torch
 from datasets import Dataset
+from scipy import ndimage
 from tqdm.auto import tqdm
 
 from modeling_vitp import ViTPForConditionalGeneration, ViTPProcessor
 from modeling_vitp.instructions.boxes import Box, iou, read_boxes
 from modeling_vitp.training.asking import generate_answers
 
-from .instructions import COUNT, LOCATE, largest
+from .instructions import CELLS, COUNT, LOCATE, MAP, largest, read_map
 from .views import Ground, is_inside, view_of
 
 NUM_SAMPLES = 51
+NUM_MAPS = 12
 VIEWS_PER_WINDOW = 50
 BATCH_SIZE = 32
 NUMBER = re.compile(r"\d+")
@@ -30,6 +32,17 @@ def ask_all(
         COUNT: [median_answer(sampled[i : i + NUM_SAMPLES]) for i in range(0, len(sampled), NUM_SAMPLES)],
         LOCATE: ask(model, processor, dataset, LOCATE, description=f"{split}: {LOCATE}"),
     }
+
+
+def locate_by_map(
+    model: ViTPForConditionalGeneration, processor: ViTPProcessor, dataset: Dataset, split: str
+) -> list[Box | None]:
+    """The largest tree's box in each image, from `NUM_MAPS` maps drawn from the model; see [`central_box`]."""
+    sampling = {"do_sample": True, "top_k": 0, "samples": NUM_MAPS, "max_new_tokens": CELLS**2}
+    maps = ask(model, processor, dataset, MAP, description=f"{split}: {MAP}", **sampling)
+    images = (image for image in dataset["image"] for _ in range(NUM_MAPS))
+    boxes = [map_box(answer, image.size[0]) for image, answer in zip(images, maps)]
+    return [central_box(boxes[start : start + NUM_MAPS]) for start in range(0, len(boxes), NUM_MAPS)]
 
 
 @torch.no_grad()
@@ -81,17 +94,17 @@ def score_counts(answers: list[str], dataset: Dataset, constant: float) -> dict:
     }
 
 
-def score_boxes(answers: list[str], dataset: Dataset, constant: np.ndarray) -> dict:
+def score_boxes(predicted: list[Box | None], dataset: Dataset, constant: np.ndarray) -> dict:
     """Mean IoU with the largest tree, over the images with a tree; an answer without a box scores 0."""
     scores, swapped, blind, missing = [], [], [], 0
-    others = answers[len(answers) // 2 :] + answers[: len(answers) // 2]
-    for answer, other, row in zip(answers, others, dataset):
+    others = predicted[len(predicted) // 2 :] + predicted[: len(predicted) // 2]
+    for box, other, row in zip(predicted, others, dataset):
         boxes, size = trees_in(row)
         if len(boxes):
-            target, predicted = largest(boxes, size), first_box(answer, size)
-            missing += predicted is None
-            scores.append(overlap(predicted, target))
-            swapped.append(overlap(first_box(other, size), target))
+            target = largest(boxes, size)
+            missing += box is None
+            scores.append(overlap(box, target))
+            swapped.append(overlap(other, target))
             blind.append(iou(constant * size, target))
     return {
         "mean_iou": float(np.mean(scores)),
@@ -109,6 +122,22 @@ def first_box(answer: str, size: int) -> Box | None:
     """The first box of an answer, in pixels."""
     boxes, _ = read_boxes(answer)
     return boxes[0].in_pixels((size, size)) if boxes else None
+
+
+def map_box(answer: str, size: int) -> Box | None:
+    """The bounds, in pixels, of the largest connected part of what a map says is tree."""
+    parts, num_parts = ndimage.label(read_map(answer))
+    if num_parts == 0:
+        return None
+    rows, columns = ndimage.find_objects(parts)[np.bincount(parts.flat)[1:].argmax()]
+    side = size / len(parts)
+    return columns.start * side, rows.start * side, columns.stop * side, rows.stop * side
+
+
+def central_box(boxes: list[Box | None]) -> Box | None:
+    """The box with the greatest mean IoU with all of them: of a sample, what a median is for numbers."""
+    found = [box for box in boxes if box is not None]
+    return max(found, key=lambda box: sum(iou(box, other) for other in found), default=None)
 
 
 def best_constant_box(boxes: np.ndarray, candidates: int = 200) -> np.ndarray:

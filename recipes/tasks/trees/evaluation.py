@@ -17,7 +17,16 @@ from modeling_vitp.instructions.collator import ViTPDataCollator
 from modeling_vitp.probing.gains import gains_table, load_arms, measure_gains
 from modeling_vitp.training.outputs import attempt
 
-from .answers import ask_all, best_constant_box, first_box, score_boxes, score_counts, training_views, trees_in
+from .answers import (
+    ask_all,
+    best_constant_box,
+    first_box,
+    locate_by_map,
+    score_boxes,
+    score_counts,
+    training_views,
+    trees_in,
+)
 from .instructions import COUNT, LOCATE, MAP, format_box, largest, turn, write_map
 from .probe_data import write_probe_data
 from .views import Ground
@@ -35,11 +44,12 @@ def evaluate(
     `backbone`: crowns as a linear and a nonlinear probe read them from the frozen backbone, from what it was at the
     start, from random weights, and from bare pixels, see [`~modeling_vitp.probing.gains`].
 
-    `answers`: counts, the largest tree's box, and the loss on answers. The count is the median of `NUM_SAMPLES` answers
-    drawn from the model, which is what makes the mean absolute error least; greedy decoding would give the mode. (The
-    constant that it is compared with is a median too.) The controls: the constant that is right for the training ground
-    (the median count; the training box with the best mean IoU), and the same model with images swapped, half the split
-    away: its own answers dealt to other images, and its loss under teacher forcing.
+    `answers`: counts, the largest tree's box, asked in words and by maps, and the loss on answers. The count is the
+    median of `NUM_SAMPLES` answers drawn from the model, which is what makes the mean absolute error least; greedy
+    decoding would give the mode. (The constant that it is compared with is a median too.) By maps the box is the one
+    of `NUM_MAPS` that is most like the others, for the same reason. The controls: the constant that is right for the
+    training ground (the median count; the training box with the best mean IoU), and the same model with images swapped,
+    half the split away: its own answers dealt to other images, and its loss under teacher forcing.
 
     `passed` says whether on the big scene's unseen part the backbone is above each of its controls by `MIN_GAINS`, and
     the count error is at most `MAX_ERROR_RATIO` of both controls' errors.
@@ -47,6 +57,7 @@ def evaluate(
     set_seed(seed)
     measured = probe_backbone(datasets, output_dir, seed, model.device)
     counts, boxes = training_views(datasets["train"], seed)
+    constant = best_constant_box(boxes)
     metrics, answers = {}, {}
     for split in SCORED:
         answers[split] = ask_all(model, processor, datasets[split], split)
@@ -54,10 +65,13 @@ def evaluate(
             "num_images": len(datasets[split]),
             "backbone": measured[split],
             "count": score_counts(answers[split][COUNT], datasets[split], np.median(counts)),
-            "grounding": score_boxes(answers[split][LOCATE], datasets[split], best_constant_box(boxes)),
+            "grounding": score_boxes(read_all(answers[split][LOCATE], datasets[split]), datasets[split], constant),
             "teacher_forcing": teacher_forced(model, processor, datasets[split]),
         }
-    shown = datasets["test"], answers["test"], output_dir / "predictions.png"
+    by_map = {split: locate_by_map(model, processor, datasets[split], split) for split in SCORED}
+    for split, predicted in by_map.items():
+        metrics[split]["grounding_by_map"] = score_boxes(predicted, datasets[split], constant)
+    shown = datasets["test"], answers["test"], by_map["test"], output_dir / "predictions.png"
     if attempt(output_dir, "the picture of predictions", draw_predictions, *shown):
         metrics["failed"] = "predictions.png"
     metrics |= gate(metrics["test"])
@@ -78,13 +92,16 @@ def describe(metrics: dict) -> str:
     for split, ground in (("test", "Unseen ground of the big scene"), ("second_scene", "Another scene")):
         scores = metrics[split]
         count, boxes, forced = scores["count"], scores["grounding"], scores["teacher_forcing"]
+        by_map = scores["grounding_by_map"]
         rows = [
             ["trees counted: mean error", count["mean_error"], count["mean_error_swapped_images"]],
             ["the largest tree's box: mean IoU", boxes["mean_iou"], boxes["mean_iou_swapped_images"]],
+            ["the same, by its maps", by_map["mean_iou"], by_map["mean_iou_swapped_images"]],
             ["loss on counts", *forced["count"].values()],
             ["loss on maps", *forced["map"].values()],
         ]
-        blind = [f"{count['mean_error_constant_median']:.2f}", f"{boxes['mean_iou_blind_constant']:.2f}", "", ""]
+        box = f"{boxes['mean_iou_blind_constant']:.2f}"
+        blind = [f"{count['mean_error_constant_median']:.2f}", box, box, "", ""]
         rows = [[name, f"{own:.2f}", f"{other:.2f}", constant] for (name, own, other), constant in zip(rows, blind)]
         columns = ["the model's answers", "with its image", "with another image", "best constant"]
         lines += [f"\n{ground}: crowns, read from frozen features\n", gains_table(scores["backbone"])]
@@ -119,8 +136,19 @@ def teacher_forced(model: ViTPForConditionalGeneration, processor: ViTPProcessor
     return losses
 
 
-def draw_predictions(dataset: Dataset, answers: dict[str, list[str]], path: Path, columns: int = 4, rows: int = 2):
-    """Test crops with all true boxes, the largest tree's true and predicted box, and the answers."""
+def read_all(answers: list[str], dataset: Dataset) -> list[Box | None]:
+    return [first_box(answer, image.size[0]) for answer, image in zip(answers, dataset["image"])]
+
+
+def draw_predictions(
+    dataset: Dataset,
+    answers: dict[str, list[str]],
+    by_map: list[Box | None],
+    path: Path,
+    columns: int = 4,
+    rows: int = 2,
+):
+    """Test crops with all true boxes, the largest tree's true box and where it is answered to be, and the answers."""
     figure, axes = plt.subplots(rows, columns, figsize=(3.4 * columns, 4.1 * rows), layout="constrained")
     chosen = np.linspace(0, len(dataset) - 1, columns * rows).astype(int)
     for axis, index in zip(axes.flat, chosen):
@@ -131,16 +159,16 @@ def draw_predictions(dataset: Dataset, answers: dict[str, list[str]], path: Path
             outline(axis, box.clip(0, size), "white", 0.8)
         if len(boxes):
             outline(axis, largest(boxes, size), "lime", 2)
-        predicted = first_box(answers[LOCATE][index], size)
-        if predicted is not None:
-            outline(axis, predicted, "red", 2)
+        for predicted, color in ((first_box(answers[LOCATE][index], size), "red"), (by_map[index], "deepskyblue")):
+            if predicted is not None:
+                outline(axis, predicted, color, 2)
         truth = format_box(largest(boxes, size), size) if len(boxes) else "no tree"
         axis.set_title(f"{COUNT} {answers[COUNT][index]} (true: {len(boxes)})", fontsize=9)
         strip = re.compile(r"</?(?:ref|box)>|tree")
         axis.set_xlabel(f"largest: {strip.sub('', answers[LOCATE][index])}\ntrue: {strip.sub('', truth)}", fontsize=8)
         axis.set_xticks([])
         axis.set_yticks([])
-    figure.suptitle("Unseen ground. White: all trees. Green: the largest. Red: where the model says it is.")
+    figure.suptitle("White: all trees. Green: the largest. The model's answer in words: red, by maps: blue.")
     figure.savefig(path, dpi=110)
     plt.close(figure)
 

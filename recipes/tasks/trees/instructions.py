@@ -120,6 +120,17 @@ def write_map(view: Ground) -> str:
     return " ".join(words)
 
 
+def read_map(answer: str) -> np.ndarray:
+    """Which quarters of its cells a map says are tree, bool of shape `(2 * CELLS, 2 * CELLS)`; none of those of a cell
+    without a word, or with one that [`write_map`] does not write.
+    """
+    cells = np.zeros(CELLS**2, dtype=np.int64)
+    words = answer.lower().split()[: len(cells)]
+    cells[: len(words)] = [MAP_WORDS.index(word) if word in [*MAP_WORDS] else 0 for word in words]
+    quarters = (cells[:, None] >> np.arange(4)) & 1
+    return quarters.reshape(CELLS, CELLS, 2, 2).swapaxes(1, 2).reshape(2 * CELLS, 2 * CELLS) == 1
+
+
 def cell_means(values: np.ndarray, cells: int) -> np.ndarray:
     """The mean in each of `cells` × `cells` parts of a square; a pixel is in the part of its centre."""
     place = (2 * np.arange(len(values)) + 1) * cells // (2 * len(values))
