@@ -90,7 +90,9 @@ def test_a_run_that_misses_the_gate_says_so_and_fails(tmp_path, capsys):
     assert task["passed"] is False
     assert set(task["gate"]["error_ratios"]) == {"to_constant_median", "to_swapped_images"}
     assert {"correlation", "mean_error_swapped_images"} <= set(task["second_scene"]["count"])
+    assert set(task["gate"]["least_gains"]) == {"linear", "nonlinear", "grounding"}
     assert {"mean_iou", "mean_iou_blind_constant"} <= set(task["test"]["grounding"])
+    assert set(task["test"]["grounding_by_map"]) == set(task["test"]["grounding"])
     assert (tmp_path / "run" / "predictions.png").stat().st_size > 10_000
     output = capsys.readouterr()
     assert "NOT passed" in output.err

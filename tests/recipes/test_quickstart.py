@@ -23,6 +23,8 @@ def test_the_quickstart_learns_to_see(tmp_path):
     count = scores["count"]
     assert count["mean_error"] <= 0.8 * count["mean_error_constant_median"]
     assert count["mean_error"] <= 0.8 * count["mean_error_swapped_images"]
+    boxes = scores["grounding_by_map"]
+    assert boxes["mean_iou"] > max(boxes["mean_iou_blind_constant"], boxes["mean_iou_swapped_images"])
     areas = {name: probes["linear"]["patch_auc"] for name, probes in scores["backbone"]["scores"].items()}
     assert areas.pop("backbone") > max(areas.values()) + 0.02
     assert scores["teacher_forcing"]["map"]["loss"] < scores["teacher_forcing"]["map"]["loss_swapped_images"]
