@@ -6,8 +6,8 @@
 All go through the same kind of data loader with the same workers, in turn, `--rounds` times. The bare loader decodes
 an image and resizes it to the canvas that its tiles cover and to the thumbnail, so to the pixels that the model sees,
 and does nothing else. TRL's collator has transformers' InternVL processor with the same tiles; ours is as in training,
-where what is left, to normalize the tiles, is done on the device. Without a mixture the images are photographs of noise
-and gradients, as JPEG files of several sizes.
+where what is left, to normalize the tiles, is done on the device. Without a mixture the images are pictures of noise
+and gradients, as JPEG files of several sizes from 600 x 400 to 1024 x 768, or of one.
 """
 
 import argparse
@@ -22,6 +22,7 @@ from modeling_vitp.training.values import not_negative, positive, within
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--mixture", help="mixture file of local sources; synthetic images if not given")
+    parser.add_argument("--side", type=positive, help="of synthetic images, in pixels; several sizes if not given")
     parser.add_argument("--processor", help="folder or Hub id of a ViTPProcessor; 448 pixels, 12 tiles if not given")
     parser.add_argument("--rows", type=positive, default=160, help="rows of a pass (160)")
     parser.add_argument("--workers", type=not_negative, default=2, help="processes of the data loader (2)")
@@ -43,7 +44,7 @@ def main(argv: list[str] | None = None) -> int:
     from modeling_vitp.training.from_scratch import build_tokenizer
 
     with tempfile.TemporaryDirectory() as folder:
-        mixture = load_mixture(args.mixture or synthetic_mixture(Path(folder), args.rows))
+        mixture = load_mixture(args.mixture or synthetic_mixture(Path(folder), args.rows, args.side))
         dataset = open_mixture(mixture, seed=0)
         dataset = [dataset[index] for index in range(min(args.rows, len(dataset)))]
         num_images = sum(len(row["images"]) for row in dataset)

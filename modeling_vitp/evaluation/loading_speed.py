@@ -122,12 +122,13 @@ def images_per_second(
     return num_images * (1 - first) / (time.perf_counter() - start)
 
 
-def synthetic_mixture(folder: Path, num_rows: int) -> dict:
-    """JPEG files with two questions each, as InternVL JSON Lines."""
+def synthetic_mixture(folder: Path, num_rows: int, side: int | None = None) -> dict:
+    """JPEG files with two questions each, as InternVL JSON Lines; squares of `side` pixels, or of `SIZES`."""
+    sizes = SIZES if side is None else ((side, side),)
     generator = np.random.default_rng(0)
     with open(folder / "rows.jsonl", "w") as file:
         for number in range(num_rows):
-            width, height = SIZES[number % len(SIZES)]
+            width, height = sizes[number % len(sizes)]
             gradient = np.linspace(0, 200, width)[None, :, None] + generator.integers(0, 55, (height, width, 3))
             PIL.Image.fromarray(gradient.astype(np.uint8)).save(folder / f"{number}.jpg", quality=90)
             box = "<ref>ship</ref><box>[[102, 640, 231, 707]]</box>"
