@@ -21,8 +21,9 @@ from modeling_vitp.training.values import not_negative, positive, within
 
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--mixture", help="mixture file of local sources; synthetic images if not given")
-    parser.add_argument("--side", type=positive, help="of synthetic images, in pixels; several sizes if not given")
+    data = parser.add_mutually_exclusive_group()
+    data.add_argument("--mixture", help="mixture file of local sources; synthetic images if not given")
+    data.add_argument("--side", type=positive, help="of synthetic images, in pixels; several sizes if not given")
     parser.add_argument("--processor", help="folder or Hub id of a ViTPProcessor; 448 pixels, 12 tiles if not given")
     parser.add_argument("--rows", type=positive, default=160, help="rows of a pass (160)")
     parser.add_argument("--workers", type=not_negative, default=2, help="processes of the data loader (2)")

@@ -12,7 +12,7 @@ from PIL import Image
 
 from modeling_vitp.instructions.boxes import iou
 from modeling_vitp.recipes.tasks.trees import answers as asking
-from modeling_vitp.recipes.tasks.trees import instructions, views
+from modeling_vitp.recipes.tasks.trees import evaluation, instructions, views
 from modeling_vitp.vrl import keyed_generator
 
 WORDS = {"top left": (0, 0), "top right": (0, 1), "bottom left": (1, 0), "bottom right": (1, 1)}
@@ -408,6 +408,25 @@ def test_box_scores_equal_a_loop():
         "mean_iou_blind_constant": pytest.approx((0 + 0.5 + 0) / 3),
         "answers_without_box": 1,
     }
+
+
+@pytest.mark.parametrize(
+    ("changed", "passed"),
+    [
+        ({}, True),
+        ({"grounding_by_map": {"mean_iou": 0.1}}, False),
+        ({"grounding_by_map": {"mean_iou_swapped_images": 0.3}}, False),
+        ({"count": {"mean_error": 2.1}}, False),
+        ({"backbone": {"gains": {"linear": {"pixels": 0.03, "random": 0.01}, "nonlinear": {"pixels": 0.03}}}}, False),
+    ],
+)
+def test_the_gate_asks_for_every_control(changed, passed):
+    scores = {
+        "count": {"mean_error": 1.9, "mean_error_constant_median": 2.5, "mean_error_swapped_images": 3.0},
+        "grounding_by_map": {"mean_iou": 0.2, "mean_iou_blind_constant": 0.1, "mean_iou_swapped_images": 0.05},
+        "backbone": {"gains": {"linear": {"pixels": 0.03, "random": 0.04}, "nonlinear": {"pixels": 0.03}}},
+    }
+    assert evaluation.gate({name: value | changed.get(name, {}) for name, value in scores.items()})["passed"] is passed
 
 
 def test_the_data_set_is_what_the_script_builds():
