@@ -66,6 +66,7 @@ def place(everything, tmp_path, request, monkeypatch):
         return Place(folder, names, PATHS[""] | PATHS.get(page, {}), is_slow)
 
     monkeypatch.setattr(answers, "NUM_SAMPLES", 1)
+    monkeypatch.setattr(answers, "NUM_MAPS", 1)
     monkeypatch.setattr(answers, "VIEWS_PER_WINDOW", 2)
     monkeypatch.setattr(segmentation, "fit_nonlinear", functools.partial(fit_nonlinear, steps=5))
     without_gguf(monkeypatch)

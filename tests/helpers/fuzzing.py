@@ -1,6 +1,7 @@
 """Malformed inputs, drawn by a seed, and what they may end in."""
 
 import copy
+import gc
 import random
 import resource
 import signal
@@ -81,6 +82,7 @@ def limits() -> Iterator[None]:
     def stop(*_):
         raise AssertionError(f"an input took more than {SECONDS} s")
 
+    gc.collect()  # or what earlier tests have left is freed meanwhile, and hides as much
     with suppress(OSError):
         Path("/proc/self/clear_refs").write_text("5")  # or what was taken at once before would hide as much
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

@@ -211,7 +211,7 @@ def run_command(command: str, place: Place, patch: pytest.MonkeyPatch, only_pars
         patch.setenv(*words.pop(0).split("=", 1))
     words[0] = words[0].removeprefix(".venv/bin/")
     program, *words = ["python", *words[1:]] if words[0] == "python3" else words
-    start = command.removeprefix(".venv/bin/")
+    start = re.sub(r"^([A-Z_]+=\S* )*(\.venv/bin/)?", "", command)
     if any(start.startswith(one) for one in ONLY_PARSED) or (start.startswith(SLOW) and not place.is_slow):
         only_parse = True
 

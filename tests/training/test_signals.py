@@ -24,7 +24,7 @@ def stopped(folder, number: int, step: int, **options) -> RunStopped:
     return stop.value
 
 
-@pytest.mark.parametrize("step", [1, 3, 5])
+@pytest.mark.parametrize("step", [3, *(pytest.param(step, marks=pytest.mark.slow) for step in (1, 5))])
 def test_a_run_that_is_stopped_and_goes_on_ends_as_the_run_that_never_stopped(tmp_path, step, monkeypatch, capfd):
     """An evaluation is due at the third step."""
     monkeypatch.setattr(sys, "argv", ["vitp pretrain", "--config", "a b.yaml", "--hub_token", "hf_secret"])

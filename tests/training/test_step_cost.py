@@ -90,7 +90,7 @@ def with_depth(config, vision_layers, text_layers):
     return config
 
 
-@pytest.mark.parametrize("every", [0, 1, 2, 3, 4, 7, 8])
+@pytest.mark.parametrize("every", [0, 1, 4, 8, *(pytest.param(every, marks=pytest.mark.slow) for every in (2, 3, 7))])
 def test_a_model_of_any_depth_costs_what_two_depths_tell(config, every):
     whole = run(config, SHAPE, every, True, torch.float32, None)
     if every in (1, 2, 3):  # the last of seven layers is computed again, while nothing has gone
