@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from huggingface_hub import DatasetCard, RepoCard, SpaceCard, snapshot_download
-from huggingface_hub.errors import HFValidationError
+from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
 from huggingface_hub.utils import validate_repo_id
 
 from ..cards.license import FIELDS, agreed, card_metadata, license_files
@@ -18,7 +18,7 @@ from ..cards.record import stated_licenses
 from ..command.folders import SPACE
 from ..convert.checkpoint import convert_checkpoint
 from ..convert.export import export_backbone
-from .failures import FAILURES, explain
+from .failures import FAILURES, explain, one_line
 from .files import PACKAGE, all_files, check_no_secrets, find_secret, model_files
 
 logger = logging.getLogger(__name__)
@@ -218,6 +218,10 @@ def local_folder(checkpoint: str | Path) -> Path:
         raise ValueError(f"{checkpoint} is neither a folder nor a Hub id.") from error
     try:
         return Path(snapshot_download(checkpoint))
+    except LocalEntryNotFoundError as error:
+        raise ValueError(
+            f"{checkpoint} is no folder here, and cannot be had from the Hub: {one_line(str(error))}"
+        ) from error
     except FAILURES as error:
         raise ValueError(f"{checkpoint} cannot be downloaded: {explain(error, checkpoint)}.") from error
 

@@ -126,6 +126,12 @@ def test_a_folder_that_is_not_there_is_named_before_anything_is_written(hub, log
     assert writes(hub) == []
 
 
+def test_a_model_that_is_neither_here_nor_in_the_cache_is_named(capsys):
+    """The session's tests have no Hub."""
+    assert push("my_model", "tester/m", "--what", "model") == 1
+    assert capsys.readouterr().err.startswith("error: my_model is no folder here, and cannot be had from the Hub: ")
+
+
 @pytest.mark.parametrize(
     ("words", "says"),
     [
