@@ -30,7 +30,6 @@ def main(argv: list[str] | None = None) -> int:
     from transformers import set_seed
 
     from modeling_vitp import ViTPForImageClassification
-    from modeling_vitp.classification import results
     from modeling_vitp.classification.classes import check_trained, count
     from modeling_vitp.classification.data import ClassificationData
     from modeling_vitp.classification.start import classes_of, load_classifier, load_image_processor
@@ -72,7 +71,7 @@ def main(argv: list[str] | None = None) -> int:
     if not trainer.is_world_process_zero():
         return 0
 
-    status = results.finish(trainer, scored.get(args.test_split or args.eval_split), args.num_pictures)
+    status = fine_tuning.finish(trainer, scored.get(args.test_split or args.eval_split), args.num_pictures)
     fine_tuning.save_metrics(trainer, metrics)
     fine_tuning.report(trainer, metrics)
     return status

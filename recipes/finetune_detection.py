@@ -6,6 +6,8 @@ The configuration is YAML; every field can be given on the command line too. Sta
 a run goes on from its last checkpoint.
 """
 
+from functools import partial
+
 from modeling_vitp.detection.arguments import DetectionArguments, DetectionModelArguments, DetectionSettings
 from modeling_vitp.training.command_line import parse, run
 
@@ -23,10 +25,10 @@ def main(argv: list[str] | None = None) -> int:
 
     from transformers import set_seed
 
-    from modeling_vitp.detection import results
     from modeling_vitp.detection.controls import blind_scores
     from modeling_vitp.detection.data import DetectionData, with_few_empty
     from modeling_vitp.detection.start import check_detector, load_detector, load_image_processor
+    from modeling_vitp.detection.submission import write_submission
     from modeling_vitp.detection.trainer import DetectionTrainer
     from modeling_vitp.training import fine_tuning
     from modeling_vitp.training.lock import check_free
@@ -68,7 +70,8 @@ def main(argv: list[str] | None = None) -> int:
     if not trainer.is_world_process_zero():
         return 0
 
-    status = results.finish(trainer, test_dataset or eval_dataset, args.num_pictures, data, args.submission)
+    submit = partial(write_submission, trainer, data, args.submission) if args.submission is not None else None
+    status = fine_tuning.finish(trainer, test_dataset or eval_dataset, args.num_pictures, submit)
     fine_tuning.save_metrics(trainer, metrics)
     fine_tuning.report(trainer, metrics)
     return status

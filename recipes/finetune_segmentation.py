@@ -6,6 +6,8 @@ The configuration is YAML; every field can be given on the command line too. Sta
 a run goes on from its last checkpoint.
 """
 
+from functools import partial
+
 from modeling_vitp.dense.arguments import DenseModelArguments, DenseSettings, FinetuneArguments
 from modeling_vitp.training.command_line import parse, run
 
@@ -29,9 +31,9 @@ def main(
     from transformers import set_seed
 
     import modeling_vitp
-    from modeling_vitp.dense import results
     from modeling_vitp.dense.data import DenseData, weigh_classes
     from modeling_vitp.dense.start import load_dense_model, load_image_processor
+    from modeling_vitp.dense.submission import write_submission
     from modeling_vitp.dense.trainer import DenseTrainer
     from modeling_vitp.training import fine_tuning
     from modeling_vitp.training.backbone_start import check_start
@@ -71,7 +73,8 @@ def main(
     if not trainer.is_world_process_zero():
         return 0
 
-    status = results.finish(trainer, test_dataset or eval_dataset, args.num_pictures, data, args.submission)
+    submit = partial(write_submission, trainer, data, args.submission) if args.submission is not None else None
+    status = fine_tuning.finish(trainer, test_dataset or eval_dataset, args.num_pictures, submit)
     fine_tuning.save_metrics(trainer, metrics)
     fine_tuning.report(trainer, metrics)
     return status

@@ -168,6 +168,10 @@ class ClassificationTrainer(FineTuner, Trainer):
         maps = self.component_maps([[image] for image in images], path.parent)
         draw_predictions(samples, self.predict(images), self.names, path, maps, self.processing_class.band_names)
 
+    def draw_results(self, samples: list[dict[str, Any]], path: Path) -> None:
+        scores = self.predict([sample["image"] for sample in samples])
+        draw_predictions(samples, scores, self.names, path, band_names=self.processing_class.band_names)
+
     def patch_features(self, image: torch.Tensor) -> torch.Tensor:
         pixels = self.pixels_of([image])
         rows, columns = (side // patch for side, patch in zip(pixels.shape[-2:], self.patch_size))

@@ -3,14 +3,23 @@
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import PIL.Image
 from tqdm import tqdm
 
 from ..training.files import fill
 from .classes import LabelEncoding
+from .data import DenseData
 from .samples import ImageFiles
 from .trainer import DenseTrainer
+
+
+def write_submission(trainer: DenseTrainer, data: DenseData, settings: dict[str, Any]) -> None:
+    """The masks of a split in `submission` in the output folder, see [`write_masks`]."""
+    folder = Path(trainer.args.output_dir) / "submission"
+    write_masks(data.open([settings["split"]]), trainer, data.encoding, settings, folder)
+    print(f"For the server: {folder}.zip")
 
 
 def write_masks(

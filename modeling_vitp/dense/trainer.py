@@ -194,6 +194,10 @@ class DenseTrainer(FineTuner, Trainer):
         maps = self.component_maps([sample["images"] for sample in samples], path.parent)
         draw_predictions(samples, predictions, self.encoding, path, maps, self.processing_class.band_names)
 
+    def draw_results(self, samples: list[dict[str, Any]], path: Path) -> None:
+        predictions = [self.predict_labels(sample["images"], is_test=True) for sample in samples]
+        draw_predictions(samples, predictions, self.encoding, path, band_names=self.processing_class.band_names)
+
     def get_eval_dataloader(self, eval_dataset: Dataset | None = None) -> DataLoader:
         """This process's part of the images, one at a time; their sizes differ."""
         dataset = self.eval_dataset if eval_dataset is None else eval_dataset

@@ -4,9 +4,40 @@ import shutil
 import zipfile
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
+
+from .data import DetectionData
+from .samples import ObjectImages
+from .tiles import merge
+from .trainer import DetectionTrainer
+
+MERGED = 0.1  # overlap up to which detections of a class are kept where windows are brought together
+
+
+def write_submission(trainer: DetectionTrainer, data: DetectionData, settings: dict[str, Any]) -> None:
+    """The detections of a split in `Task1` in the output folder, those in windows of one image merged; see
+    [`write_task1`].
+    """
+    samples = data.open([settings["split"]], trainer.task)
+    detections = detect_whole(trainer, samples, settings.get("nms", MERGED))
+    archive = write_task1(detections, trainer.names, Path(trainer.args.output_dir) / "Task1")
+    print(f"For the server: {archive}")
+
+
+def detect_whole(
+    trainer: DetectionTrainer, samples: ObjectImages, nms_threshold: float
+) -> dict[str, dict[str, torch.Tensor]]:
+    """The detections in whole images, by their names."""
+    parts: dict[str, list] = {}
+    for index, place in enumerate(samples.places):
+        (found,) = trainer.detect([samples.image(index)])
+        key = "corners" if "corners" in found else "boxes"
+        found = {name: found[name].cpu() for name in ("scores", "labels", key)}
+        parts.setdefault(place.whole, []).append((found, place.start))
+    return {name: merge(*zip(*some), nms_threshold) for name, some in parts.items()}
 
 
 def write_task1(

@@ -197,6 +197,10 @@ class DetectionTrainer(FineTuner, Trainer):
         maps = self.component_maps([[sample["image"]] for sample in samples], path.parent)
         draw_detections(samples, detections, self.names, path, maps, self.band_names)
 
+    def draw_results(self, samples: list[dict[str, Any]], path: Path) -> None:
+        detections = [self.detect([sample["image"]], SHOWN)[0] for sample in samples]
+        draw_detections(samples, detections, self.names, path, band_names=self.band_names)
+
     def get_eval_dataloader(self, eval_dataset: Dataset | None = None) -> DataLoader:
         """This process's part of the images, in lists of `per_device_eval_batch_size`."""
         dataset, args = self.eval_dataset if eval_dataset is None else eval_dataset, self.args

@@ -58,6 +58,10 @@ class FineTuner(Run):
     def watched_samples(self, number: int) -> list:
         return choose(self.eval_dataset or self.train_dataset.samples, number, self.data_seed)
 
+    def draw_results(self, samples: list, path: Path) -> None:
+        """Draws what the model predicts where it is scored, as a PNG."""
+        raise NotImplementedError
+
     def component_maps(self, images: Sequence[Sequence[torch.Tensor]], folder: Path) -> list[np.ndarray]:
         """Principal components of the ViT's features as colors, see
         [`~modeling_vitp.training.watching.component_colors`].

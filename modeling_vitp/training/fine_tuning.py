@@ -1,7 +1,7 @@
-"""What every fine-tuning does with its trainer: train, score, and write down what came of it."""
+"""What every fine-tuning does with its trainer: train, score, draw, and write down what came of it."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +10,9 @@ from transformers import Trainer, TrainingArguments
 from transformers.trainer_utils import IntervalStrategy
 
 from ..metrics.report import without_nan
-from .outputs import write_whole
+from .fine_tuner import FineTuner
+from .outputs import attempt, write_whole
+from .plots import draw_losses
 
 
 def check_eval_split(args: TrainingArguments, train_splits: Sequence[str], eval_split: str | None) -> None:
@@ -43,6 +45,31 @@ def evaluate(trainer: Trainer, metrics: dict[str, Any], name: str, samples: Data
     if samples is not None:
         metrics[name] = trainer.evaluate(samples, metric_key_prefix=name)
         save_metrics(trainer, metrics)
+
+
+def finish(trainer: FineTuner, samples: Dataset | None, number: int, submit: Callable[[], None] | None = None) -> int:
+    """Pictures, what goes to a benchmark's server, the card and the push; the exit status, 1 if any of them failed.
+
+    Args:
+        samples: of which `number`, spread over them, are drawn with what the model says of them.
+        submit: writes the files for the server.
+    """
+    output_dir = trainer.args.output_dir
+    status = attempt(output_dir, "a picture", draw, trainer, samples, number)
+    if submit is not None:
+        status |= attempt(output_dir, "the submission", submit)
+    return status | (trainer.share() if trainer.train_dataset is not None else 0)
+
+
+def draw(trainer: FineTuner, samples: Dataset | None, number: int) -> None:
+    output_dir = Path(trainer.args.output_dir)
+    output_dir.mkdir(parents=True, exist_ok=True)
+    if trainer.train_dataset is not None:
+        draw_losses(trainer.state.log_history, output_dir / "loss.png")
+    number = min(number, len(samples or ()))
+    if number:
+        shown = [samples[index * len(samples) // number] for index in range(number)]
+        trainer.draw_results(shown, output_dir / "predictions.png")
 
 
 def save_metrics(trainer: Trainer, metrics: dict[str, Any]) -> None:
