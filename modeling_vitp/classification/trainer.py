@@ -1,8 +1,6 @@
 """HF `Trainer` for classifiers of images: layer-wise decay, augmentation by epoch, scores of whole images."""
 
-import logging
-import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,7 +10,6 @@ import torch
 from torch.utils.data import ConcatDataset, DataLoader, Dataset, Subset
 from torchvision.transforms.v2 import functional as F
 from transformers import Trainer, TrainingArguments
-from transformers.trainer_utils import EvalLoopOutput
 
 from ..image_processing_vitp import ViTPImageProcessor
 from ..metrics.report import METRICS_FOLDER, name_classes
@@ -25,8 +22,6 @@ from .arguments import SCORED_WITH, ClassificationSettings
 from .augmentation import Augmentation
 from .pictures import draw_predictions
 from .samples import ClassifiedImages, FileImages
-
-logger = logging.getLogger(__name__)
 
 
 @dataclass
@@ -94,6 +89,7 @@ class ClassificationTrainer(FineTuner, Trainer):
         processing_class: the image processor, which also has the size that images are brought to.
     """
 
+    counted = "images"
     fixed = (
         "image_size",
         "crop_area",
@@ -210,23 +206,8 @@ class ClassificationTrainer(FineTuner, Trainer):
             logits = model(self.pixels_of(images)).logits.float()
         return (logits.sigmoid() if self.multi_label else logits.softmax(-1)).cpu()
 
-    def evaluation_loop(
-        self,
-        dataloader: DataLoader,
-        description: str,
-        prediction_loss_only: bool | None = None,
-        ignore_keys: list[str] | None = None,
-        metric_key_prefix: str = "eval",
-    ) -> EvalLoopOutput:
-        self.callback_handler.eval_dataloader = dataloader
-        for items in dataloader:
+    def score(self, batches: Iterable, is_test: bool) -> dict[str, float]:
+        for items in batches:
             scores = self.predict([item["image"] for item in items])
             self.metric.add_batch(predictions=scores, references=torch.stack([item["label"] for item in items]))
-            self.control = self.callback_handler.on_prediction_step(self.args, self.state, self.control)
-        metrics = name_classes(self.metric.compute(), self.names)
-        uncounted = [key for key, value in metrics.items() if math.isnan(value)]
-        if uncounted:
-            logger.warning("%s: not counted, for want of images: %s.", description, ", ".join(uncounted))
-        metrics = {f"{metric_key_prefix}_{key}": value for key, value in metrics.items()}
-        num_samples = len(dataloader.dataset.dataset)
-        return EvalLoopOutput(predictions=None, label_ids=None, metrics=metrics, num_samples=num_samples)
+        return name_classes(self.metric.compute(), self.names)

@@ -1,8 +1,6 @@
 """HF `Trainer` for models that label every pixel: layer-wise decay, augmentation by epoch, evaluation in windows."""
 
-import logging
-import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -16,7 +14,6 @@ from torch.utils.data import ConcatDataset, DataLoader, Dataset, Subset
 from torchvision import tv_tensors
 from torchvision.transforms.v2 import functional as F
 from transformers import PreTrainedModel, Trainer, TrainingArguments
-from transformers.trainer_utils import EvalLoopOutput
 
 from ..image_processing_vitp_dense import ViTPSegmentationImageProcessor
 from ..metrics.gathering import gather
@@ -32,7 +29,6 @@ from .pictures import draw_predictions
 from .samples import ImageFiles, MaskedImages
 from .sliding_window import augmented, sliding_window
 
-logger = logging.getLogger(__name__)
 INPUTS = {1: ("pixel_values",), 2: ("pixel_values_before", "pixel_values_after")}
 
 
@@ -111,6 +107,7 @@ class DenseTrainer(FineTuner, Trainer):
         processing_class: for mean and standard deviation, and saved with the model.
     """
 
+    counted = "pixels"
     fixed = (
         "crop_size",
         "scale_range",
@@ -226,23 +223,15 @@ class DenseTrainer(FineTuner, Trainer):
             predict = augmented(predict, args.test_scales, args.test_flip)
         return predict(*pixels).argmax(1)[0].to(torch.uint8).cpu().numpy()
 
-    def evaluation_loop(
-        self,
-        dataloader: DataLoader,
-        description: str,
-        prediction_loss_only: bool | None = None,
-        ignore_keys: list[str] | None = None,
-        metric_key_prefix: str = "eval",
-    ) -> EvalLoopOutput:
-        self.callback_handler.eval_dataloader = dataloader
+    def score(self, batches: Iterable, is_test: bool) -> dict[str, float]:
         if self.args.world_size > 1:
             # Batch norm has statistics of its own in every process: all score the model that is saved.
             for buffer in self.model.buffers():
                 torch.distributed.broadcast(buffer, src=0)
-        for sample in dataloader:
+        for sample in batches:
             if "mask" not in sample:
                 raise ValueError(f"{sample['id']} has no mask, so nothing can be scored.")
-            prediction = self.predict_labels(sample["images"], metric_key_prefix == "test")
+            prediction = self.predict_labels(sample["images"], is_test)
             cases = {"case_ids": [sample["case"]]} if self.metric_name == "dice" else {}
             self.metric.add_batch(predictions=[prediction], references=[sample["mask"].numpy()], **cases)
             if self.surfaces is not None and not self.is_in_train and "spacing" in sample:
@@ -253,16 +242,10 @@ class DenseTrainer(FineTuner, Trainer):
                     places=[sample["place"]],
                     **cases,
                 )
-            self.control = self.callback_handler.on_prediction_step(self.args, self.state, self.control)
         metrics = name_classes(self.metric.compute(), self.names)
         is_measured = self.surfaces is not None and not self.is_in_train
         if is_measured and any(gather(len(self.surfaces), self.args.world_size, "surface_distance")):
             background = f"/{self.names[self.surfaces.background]}"
             surfaces = name_classes(self.surfaces.compute(), self.names)
             metrics |= {key: value for key, value in surfaces.items() if not key.endswith(background)}
-        uncounted = [key for key, value in metrics.items() if math.isnan(value)]
-        if uncounted:
-            logger.warning("%s: not counted, for want of pixels: %s.", description, ", ".join(uncounted))
-        metrics = {f"{metric_key_prefix}_{key}": value for key, value in metrics.items()}
-        num_samples = len(dataloader.dataset.dataset)
-        return EvalLoopOutput(predictions=None, label_ids=None, metrics=metrics, num_samples=num_samples)
+        return metrics

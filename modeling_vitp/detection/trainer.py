@@ -1,7 +1,7 @@
 """HF `Trainer` for detectors: layer-wise decay, milestones, augmentation by epoch, evaluation by parts."""
 
-import logging
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,7 +11,6 @@ import torch
 from torch.utils.data import DataLoader, Dataset, Subset
 from torchvision.transforms.v2 import functional as F
 from transformers import BaseImageProcessor, PreTrainedModel, Trainer, TrainingArguments
-from transformers.trainer_utils import EvalLoopOutput
 
 from ..image_processing_vitp import InputSpecImageProcessor
 from ..image_processing_vitp_detection import ViTPDetectionImageProcessor
@@ -25,8 +24,6 @@ from .arguments import DetectionSettings
 from .augmentation import Augmentation, Sample, targets
 from .pictures import SHOWN, draw_detections
 from .samples import ObjectImages
-
-logger = logging.getLogger(__name__)
 
 
 @dataclass
@@ -107,6 +104,7 @@ class DetectionTrainer(FineTuner, Trainer):
         processing_class: the image processor, which also has the size that images are brought to.
     """
 
+    counted = "objects"
     fixed = (
         "image_size",
         "keep_ratio",
@@ -232,16 +230,8 @@ class DetectionTrainer(FineTuner, Trainer):
             )
         return processor.post_process_object_detection(outputs, threshold, target_sizes=sizes)
 
-    def evaluation_loop(
-        self,
-        dataloader: DataLoader,
-        description: str,
-        prediction_loss_only: bool | None = None,
-        ignore_keys: list[str] | None = None,
-        metric_key_prefix: str = "eval",
-    ) -> EvalLoopOutput:
-        self.callback_handler.eval_dataloader = dataloader
-        for items in dataloader:
+    def score(self, batches: Iterable, is_test: bool) -> dict[str, float]:
+        for items in batches:
             unknown = [item["id"] for item in items if "labels" not in item]
             if unknown:
                 raise ValueError(f"{unknown[0]} has no annotation, so nothing can be scored.")
@@ -250,17 +240,11 @@ class DetectionTrainer(FineTuner, Trainer):
             for metric in self.metrics.values():
                 ids = [item["id"] for item in items]
                 metric.add_batch(predictions=predictions, references=references, image_ids=ids)
-            self.control = self.callback_handler.on_prediction_step(self.args, self.state, self.control)
-        metrics = {
-            f"{metric_key_prefix}_{begin}{key}": value
+        return {
+            f"{begin}{key}": value
             for begin, metric in self.metrics.items()
             for key, value in name_classes(metric.compute(), self.names).items()
         }
-        uncounted = [key for key, value in metrics.items() if math.isnan(value)]
-        if uncounted:
-            logger.warning("%s: not counted, for want of objects: %s.", description, ", ".join(uncounted))
-        num_samples = len(dataloader.dataset.dataset)
-        return EvalLoopOutput(predictions=None, label_ids=None, metrics=metrics, num_samples=num_samples)
 
 
 def reference(item: dict[str, Any], task: str) -> dict[str, torch.Tensor]:

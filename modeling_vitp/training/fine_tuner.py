@@ -1,14 +1,17 @@
-"""What the trainers of fine-tunings have in common: layer-wise decay, and batches that are functions of the epoch."""
+"""What the trainers of fine-tunings share: layer-wise decay, batches by the epoch, the frame of an evaluation."""
 
-from collections.abc import Sequence
+import logging
+import math
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
 import torch
-from torch.utils.data import Dataset
+from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms.v2 import functional as F
 from transformers import PreTrainedModel
+from transformers.trainer_utils import EvalLoopOutput
 
 from ..modeling_vitp_backbone import ViTPMultiScaleBackbone
 from .batching import EpochBatchSampler
@@ -16,6 +19,7 @@ from .layer_decay import layer_decay_groups
 from .run import Run
 from .watching import choose, component_colors
 
+logger = logging.getLogger(__name__)
 FREE = (
     "max_steps num_train_epochs learning_rate lr_scheduler_type warmup_steps optim weight_decay adam_beta1 adam_beta2 "
     "adam_epsilon max_grad_norm bf16 fp16 per_device_train_batch_size gradient_accumulation_steps"
@@ -28,10 +32,12 @@ class FineTuner(Run):
 
     Attributes:
         fixed, free: names of arguments of the trainer's own, see [`run_settings`].
+        counted: what scores are of, for the word on those that are of nothing.
     """
 
     fixed: ClassVar[tuple[str, ...]] = ()
     free: ClassVar[tuple[str, ...]] = ()
+    counted: ClassVar[str]
 
     def __init__(self, *args: Any, **kwargs: Any):
         super().__init__(*args, **kwargs)
@@ -94,6 +100,38 @@ class FineTuner(Run):
         rows, columns = (-(-side // 32) * 2 for side in size)  # patches of 16 in sides that are padded to 32
         features = states[-rows * columns :].T.unflatten(1, (rows, columns))
         return features[:, : -(-size[0] // 16), : -(-size[1] // 16)]
+
+    def score(self, batches: Iterable, is_test: bool) -> dict[str, float]:
+        """The scores on this process's part of the samples and those of others, NaN where there is nothing to count.
+
+        Args:
+            batches: of [`get_eval_dataloader`].
+            is_test: whether it is the last evaluation, on the test.
+        """
+        raise NotImplementedError
+
+    def evaluation_loop(
+        self,
+        dataloader: DataLoader,
+        description: str,
+        prediction_loss_only: bool | None = None,
+        ignore_keys: list[str] | None = None,
+        metric_key_prefix: str = "eval",
+    ) -> EvalLoopOutput:
+        self.callback_handler.eval_dataloader = dataloader
+        scores = self.score(self._told(dataloader), metric_key_prefix == "test")
+        uncounted = [name for name, value in scores.items() if math.isnan(value)]
+        if uncounted:
+            logger.warning("%s: not counted, for want of %s: %s.", description, self.counted, ", ".join(uncounted))
+        metrics = {f"{metric_key_prefix}_{name}": value for name, value in scores.items()}
+        num_samples = len(dataloader.dataset.dataset)
+        return EvalLoopOutput(predictions=None, label_ids=None, metrics=metrics, num_samples=num_samples)
+
+    def _told(self, dataloader: DataLoader) -> Iterator:
+        """Its batches, each of which the callbacks are told of when it has been seen."""
+        for batch in dataloader:
+            yield batch
+            self.control = self.callback_handler.on_prediction_step(self.args, self.state, self.control)
 
     def create_optimizer(self, model: PreTrainedModel | None = None) -> torch.optim.Optimizer:
         if self.optimizer is None:

@@ -1,26 +1,32 @@
-"""What is shown of the backbone in a fine-tuning."""
+"""What the trainers of fine-tunings share: what is shown of the backbone, and the frame of an evaluation."""
 
 import dense_data
 import numpy as np
 import pytest
 import torch
 from torchvision.transforms.v2 import functional as F
+from transformers import TrainerCallback
 
 from modeling_vitp import ViTPForSemanticSegmentation, ViTPSegmentationImageProcessor
 from modeling_vitp.dense.data import DenseData
 from modeling_vitp.dense.trainer import DenseTrainer, DenseTrainingArguments
 
 
+def make_trainer(folder, neck, kwargs):
+    model = ViTPForSemanticSegmentation.from_backbone(
+        dense_data.tiny_backbone(), neck, num_labels=2, backbone_kwargs=kwargs, **dense_data.HEAD
+    )
+    args = DenseTrainingArguments(output_dir=str(folder), use_cpu=True, bf16=False)
+    encoding = DenseData(classes=dense_data.TWO, splits={"train": {"image": "{name}.png"}}, root=str(folder)).encoding
+    return DenseTrainer(model, args, encoding, "mean_iou")
+
+
 @pytest.mark.parametrize(("neck", "first"), [("adapter", 0), ("pyramid", 1)])
 @pytest.mark.parametrize(("size", "rows"), [((20, 100), 1), ((40, 100), 2), ((64, 64), 4)])
 def test_features_are_those_of_the_patches_in_the_image(tmp_path, neck, first, size, rows):
     kwargs = dense_data.BACKBONE if neck == "adapter" else {"pyramid_channels": 16}
-    model = ViTPForSemanticSegmentation.from_backbone(
-        dense_data.tiny_backbone(), neck, num_labels=2, backbone_kwargs=kwargs, **dense_data.HEAD
-    ).eval()
-    args = DenseTrainingArguments(output_dir=str(tmp_path), use_cpu=True, bf16=False)
-    encoding = DenseData(classes=dense_data.TWO, splits={"train": {"image": "{name}.png"}}, root=str(tmp_path)).encoding
-    trainer = DenseTrainer(model, args, encoding, "mean_iou")
+    trainer = make_trainer(tmp_path, neck, kwargs)
+    model = trainer.model.eval()
     image = torch.randint(0, 256, (3, *size), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
 
     scale = 64 / max(size)
@@ -37,3 +43,27 @@ def test_features_are_those_of_the_patches_in_the_image(tmp_path, neck, first, s
         for column in range(4):
             torch.testing.assert_close(features[:, row, column], states[4 * row + column], atol=1e-5, rtol=1e-4)
     assert pair.shape == (rows, 8, 3) and np.array_equal(pair[:, :4], pair[:, 4:])
+
+
+@pytest.mark.parametrize(("prefix", "is_test"), [("eval", False), ("test", True)])
+def test_scores_that_nothing_counts_in_are_named_and_every_batch_is_told(
+    tmp_path, monkeypatch, caplog, prefix, is_test
+):
+    class Told(TrainerCallback):
+        batches = 0
+
+        def on_prediction_step(self, args, state, control, eval_dataloader, **kwargs):
+            assert len(eval_dataloader) == 3
+            self.batches += 1
+
+    def score(self, batches, is_test):
+        asked.append((list(batches), is_test))
+        return {"iou/road": 0.5, "iou/river": float("nan")}
+
+    asked, told, trainer = [], Told(), make_trainer(tmp_path, "pyramid", {"pyramid_channels": 16})
+    trainer.add_callback(told)
+    monkeypatch.setattr(DenseTrainer, "score", score)
+    metrics = trainer.evaluate([0, 1, 2], metric_key_prefix=prefix)
+    assert asked == [([0, 1, 2], is_test)] and told.batches == 3
+    assert metrics[f"{prefix}_iou/road"] == 0.5 and np.isnan(metrics[f"{prefix}_iou/river"])
+    assert "not counted, for want of pixels: iou/river." in caplog.text and "road" not in caplog.text
