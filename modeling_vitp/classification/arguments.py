@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from ..training.backbone_arguments import StartArguments
 from ..training.layer_decay_arguments import LayerDecayArguments
 from ..training.run_arguments import RunArguments
-from ..training.values import Arguments
+from ..training.split_arguments import SplitArguments
 
 # Settings that the scores of a model depend on.
 SCORED_WITH = ("image_size", "per_device_eval_batch_size", "bf16", "fp16")
@@ -50,36 +50,17 @@ class ClassificationSettings(LayerDecayArguments, RunArguments):
 
 
 @dataclass
-class ClassificationArguments(Arguments):
+class ClassificationArguments(SplitArguments):
     """What is trained on, and what is scored."""
 
-    limits = {"num_pictures": "[0, inf)"}
-
-    data: dict | str | None = field(
-        default=None,
-        metadata={"help": "Splits, classes and files of the data set, see recipes/finetune_classification.md."},
-    )
-    data_root: str | None = field(default=None, metadata={"help": "Where the data set is, instead of data.root."})
     dataset_name: str | None = field(
         default=None, metadata={"help": "A data set of the Hub, or a folder, instead of data.dataset_name."}
     )
-    train_splits: list[str] = field(default_factory=lambda: ["train"], metadata={"help": "What is trained on."})
-    eval_split: str | None = field(
-        default=None,
-        metadata={
-            "help": "What is scored while training, with eval_strategy, and at the end. The last checkpoint is the "
-            "result, unless load_best_model_at_end is set."
-        },
-    )
-    test_split: str | None = field(default=None, metadata={"help": "What is scored once, at the end; '' for nothing."})
     num_pictures: int = field(default=16, metadata={"help": "Samples in the picture of predictions."})
 
     def __post_init__(self):
         super().__post_init__()
-        self.eval_split, self.test_split = self.eval_split or None, self.test_split or None
-        given = {"root": self.data_root, "dataset_name": self.dataset_name}
-        self.data = {**(self.data or {}), **{name: value for name, value in given.items() if value is not None}}
+        if self.dataset_name is not None:
+            self.data = {**(self.data or {}), "dataset_name": self.dataset_name}
         if not self.data:
             raise ValueError("Give data_root, a folder of images, or dataset_name, or `data` in the configuration.")
-        if self.test_split is not None and self.test_split in {*self.train_splits, self.eval_split}:
-            raise ValueError(f"Split {self.test_split!r} is the test's; it may not be trained or selected on.")

@@ -5,7 +5,8 @@ from dataclasses import dataclass, field
 from ..training.backbone_arguments import BackboneArguments
 from ..training.layer_decay_arguments import LayerDecayArguments
 from ..training.run_arguments import RunArguments
-from ..training.values import Arguments, check_within
+from ..training.split_arguments import SplitArguments
+from ..training.values import check_within
 
 # Settings that the scores of a model depend on.
 SCORED_WITH = ("window", "stride", "test_scales", "test_flip", "per_device_eval_batch_size", "bf16", "fp16")
@@ -71,26 +72,11 @@ class DenseSettings(LayerDecayArguments, RunArguments):
 
 
 @dataclass
-class FinetuneArguments(Arguments):
+class FinetuneArguments(SplitArguments):
     """What is trained on, and what is scored."""
 
-    limits = {"num_pictures": "[0, inf)"}
     choices = {"metric": ("mean_iou", "dice", "change_detection")}
 
-    data: dict | str | None = field(
-        default=None,
-        metadata={"help": "Classes, splits and files of the data set, see recipes/finetune_segmentation.md."},
-    )
-    data_root: str | None = field(default=None, metadata={"help": "Where the data set is, instead of data.root."})
-    train_splits: list[str] = field(default_factory=lambda: ["train"], metadata={"help": "What is trained on."})
-    eval_split: str | None = field(
-        default=None,
-        metadata={
-            "help": "What is scored while training, with eval_strategy, and at the end. The last checkpoint is the "
-            "result, unless load_best_model_at_end is set."
-        },
-    )
-    test_split: str | None = field(default=None, metadata={"help": "What is scored once, at the end."})
     metric: str | None = field(
         default=None, metadata={"help": "Folder of modeling_vitp/metrics: mean_iou, dice or change_detection."}
     )
@@ -101,9 +87,10 @@ class FinetuneArguments(Arguments):
         default=None,
         metadata={"help": "`split` and `file` of the masks that a benchmark's server takes; see configs/uavid.yaml."},
     )
-    num_pictures: int = field(default=4, metadata={"help": "Samples in the picture of predictions."})
 
     def __post_init__(self):
+        if self.data is None:
+            raise ValueError("Give `data` in the configuration: what is trained on.")
         super().__post_init__()
         if self.class_weights not in (None, ["balanced"]):
             try:
@@ -112,9 +99,3 @@ class FinetuneArguments(Arguments):
                 raise ValueError(
                     f"class_weights={self.class_weights}: give 'balanced', or a number of 0 or more for each class."
                 ) from error
-        if self.data is None:
-            raise ValueError("Give `data` in the configuration: what is trained on.")
-        if self.data_root is not None:
-            self.data["root"] = self.data_root
-        if self.test_split is not None and self.test_split in {*self.train_splits, self.eval_split}:
-            raise ValueError(f"Split {self.test_split!r} is the test's; it may not be trained or selected on.")

@@ -6,7 +6,7 @@ from ..training.backbone_arguments import BackboneArguments
 from ..training.command_line import find_data
 from ..training.layer_decay_arguments import LayerDecayArguments
 from ..training.run_arguments import RunArguments
-from ..training.values import Arguments
+from ..training.split_arguments import SplitArguments
 
 TASKS = ("horizontal", "oriented", "instances")
 VITP = "vitp"
@@ -72,10 +72,10 @@ class DetectionSettings(LayerDecayArguments, RunArguments):
 
 
 @dataclass
-class DetectionArguments(Arguments):
+class DetectionArguments(SplitArguments):
     """What is trained on, and what is scored."""
 
-    limits = {"num_pictures": "[0, inf)", "empty_share": "[0, 1]"}
+    limits = {"empty_share": "[0, 1]"}
     choices = {"task": TASKS, "detector": DETECTORS, "metric": METRICS}
 
     task: str = field(
@@ -88,19 +88,6 @@ class DetectionArguments(Arguments):
             "backbone, for horizontal boxes: 'rt_detr_v2', 'd_fine' or 'deformable_detr'."
         },
     )
-    data: dict | str | None = field(
-        default=None, metadata={"help": "Classes, splits and files of the data set, see recipes/finetune_detection.md."}
-    )
-    data_root: str | None = field(default=None, metadata={"help": "Where the data set is, instead of data.root."})
-    train_splits: list[str] = field(default_factory=lambda: ["train"], metadata={"help": "What is trained on."})
-    eval_split: str | None = field(
-        default=None,
-        metadata={
-            "help": "What is scored while training, with eval_strategy, and at the end. The last checkpoint is the "
-            "result, unless load_best_model_at_end is set."
-        },
-    )
-    test_split: str | None = field(default=None, metadata={"help": "What is scored once, at the end."})
     empty_share: float = field(
         default=0.0,
         metadata={"help": "Images without objects are at most this share of what is trained on; 1 for all."},
@@ -126,20 +113,15 @@ class DetectionArguments(Arguments):
         default=None,
         metadata={"help": "`split` of which DOTA's server takes the detections, and `nms` of its windows."},
     )
-    num_pictures: int = field(default=4, metadata={"help": "Samples in the picture of predictions."})
 
     def __post_init__(self):
+        if self.data is None:
+            raise ValueError("Give `data` in the configuration: what is trained on.")
         super().__post_init__()
         if self.detector != VITP and self.task != "horizontal":
             raise ValueError(f"detector={self.detector!r} is for task: horizontal; task: {self.task} needs {VITP!r}.")
-        if self.data is None:
-            raise ValueError("Give `data` in the configuration: what is trained on.")
-        if self.data_root is not None:
-            self.data["root"] = self.data_root
         if isinstance(self.data.get("dataset_name"), str):
             self.data["dataset_name"] = find_data(self.data["dataset_name"])
-        if self.test_split is not None and self.test_split in {*self.train_splits, self.eval_split}:
-            raise ValueError(f"Split {self.test_split!r} is the test's; it may not be trained or selected on.")
         if self.blind_controls and self.test_split is None:
             raise ValueError("blind_controls: they are scores on the test split; give a test_split.")
         if self.metric == "coco_average_precision" and self.task == "oriented":
