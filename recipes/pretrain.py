@@ -49,7 +49,7 @@ def main(argv: list[str] | None = None) -> int:
     seed = training_args.seed if training_args.data_seed is None else training_args.data_seed
     data = open_data(args, mixture, task, seed, training_args.eval_strategy != "no")
     transform = task.transform(data.splits["train"], **(args.task_options or {})) if task is not None else None
-    if args.from_scratch is not None and args.vision_model is None and training_args.vrl_warmup_steps is None:
+    if args.from_scratch is not None and training_args.vrl_warmup_steps is None:
         training_args.vrl_warmup_steps = default_warmup(training_args, data.train)
 
     scratch = args.from_scratch, sample_texts(data.train, transform, training_args.seed), args.drop_path_rate

@@ -173,7 +173,7 @@ class VRLArguments(RunArguments):
         default=None,
         metadata={
             "help": "VRL: optimizer steps at the beginning in which nothing is dropped. If not given, half of all for "
-            "a model from_scratch without vision_model, which has to learn to see first, and none for others."
+            "a model from_scratch, also on a vision_model, and none for others."
         },
     )
     answer_mask_ratio: float = field(

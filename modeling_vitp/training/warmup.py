@@ -87,7 +87,7 @@ class RowKeeper:
 
 
 def default_warmup(args: Any, data: Dataset | IterableDataset) -> int:
-    """The steps of the warm-up of a model from scratch if they are not given: half of all.
+    """The steps of the warm-up of a language model from scratch if they are not given: half of all.
 
     A run that goes on, perhaps to another number of steps, keeps those that it began with.
 

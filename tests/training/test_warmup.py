@@ -240,7 +240,7 @@ def settings_of(folder, **config):
     )
 
 
-def test_a_model_from_scratch_warms_up_for_half_of_the_steps_and_another_one_does_not(data_folder, tmp_path):
+def test_a_language_model_from_scratch_warms_up_for_half_of_the_steps_and_another_one_does_not(data_folder, tmp_path):
     scratch = {"from_scratch": FROM_SCRATCH, "dataset_name": str(data_folder)}
     assert settings_of(tmp_path, **scratch) == (1, 1, 1)
     assert settings_of(tmp_path, **scratch, max_steps=6) == (1, 1, 1)  # it goes on
@@ -248,6 +248,8 @@ def test_a_model_from_scratch_warms_up_for_half_of_the_steps_and_another_one_doe
         settings_of(tmp_path, **scratch, max_steps=6, vrl_warmup_steps=2)
     with pytest.raises(ValueError, match="vrl_warmup_steps was 1 and is None"):
         settings_of(tmp_path, **scratch, max_steps=6, vrl_warmup_steps=0)
+    on_vit = {**scratch, "vision_model": str(tmp_path / "run" / "backbone"), "output_dir": str(tmp_path / "on_vit")}
+    assert settings_of(tmp_path, **on_vit) == (1, 1, 1)
     start = {"model_name_or_path": str(tmp_path / "run"), "dataset_name": str(data_folder), "output_dir": "next"}
     assert settings_of(tmp_path, **{**start, "output_dir": str(tmp_path / "next")}) == (0, None, None)
     card = (tmp_path / "run" / "README.md").read_text()
