@@ -1,5 +1,7 @@
 """What the fuzzer holds every input to."""
 
+import gc
+
 import fuzzing
 import numpy as np
 import pytest
@@ -15,6 +17,19 @@ def test_inputs_that_take_too_much_memory_fail(monkeypatch):
     monkeypatch.setattr(fuzzing, "BYTES", 32 << 20)
     with pytest.raises(AssertionError, match="MiB were taken"), fuzzing.limits():
         fuzzing.outcome(lambda: np.ones(64 << 20, np.uint8).sum(), "")
+
+
+def test_garbage_of_before_that_is_freed_meanwhile_hides_nothing(monkeypatch):
+    monkeypatch.setattr(fuzzing, "BYTES", 32 << 20)
+    gc.disable()
+    try:
+        holder = {"pixels": np.ones(48 << 20, np.uint8)}
+        holder["itself"] = holder
+        del holder
+        with pytest.raises(AssertionError, match="MiB were taken"), fuzzing.limits():
+            fuzzing.outcome(lambda: (gc.collect(), np.ones(64 << 20, np.uint8).sum()), "")
+    finally:
+        gc.enable()
 
 
 def test_an_error_of_another_kind_or_without_a_name_fails():

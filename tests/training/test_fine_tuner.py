@@ -1,4 +1,4 @@
-"""What the trainers of fine-tunings share: what is shown of the backbone, and the frame of an evaluation."""
+"""What the trainers of fine-tunings share: arguments, what is shown, the frame of an evaluation, the end."""
 
 import dense_data
 import numpy as np
@@ -8,8 +8,12 @@ from torchvision.transforms.v2 import functional as F
 from transformers import TrainerCallback
 
 from modeling_vitp import ViTPForSemanticSegmentation, ViTPSegmentationImageProcessor
+from modeling_vitp.classification.arguments import ClassificationArguments
+from modeling_vitp.dense.arguments import FinetuneArguments
 from modeling_vitp.dense.data import DenseData
 from modeling_vitp.dense.trainer import DenseTrainer, DenseTrainingArguments
+from modeling_vitp.detection.arguments import DetectionArguments
+from modeling_vitp.training import fine_tuning
 
 
 def make_trainer(folder, neck, kwargs):
@@ -67,3 +71,28 @@ def test_scores_that_nothing_counts_in_are_named_and_every_batch_is_told(
     assert asked == [([0, 1, 2], is_test)] and told.batches == 3
     assert metrics[f"{prefix}_iou/road"] == 0.5 and np.isnan(metrics[f"{prefix}_iou/river"])
     assert "not counted, for want of pixels: iou/river." in caplog.text and "road" not in caplog.text
+
+
+@pytest.mark.parametrize(("number", "shown"), [(0, []), (2, [0, 2]), (9, [0, 1, 2, 3])])
+def test_a_picture_of_results_has_samples_spread_over_all_and_none_twice(tmp_path, monkeypatch, number, shown):
+    drawn, trainer = [], make_trainer(tmp_path, "pyramid", {"pyramid_channels": 16})
+    monkeypatch.setattr(DenseTrainer, "draw_results", lambda self, samples, path: drawn.extend(samples))
+    assert fine_tuning.finish(trainer, [0, 1, 2, 3], number) == 0
+    assert drawn == shown
+
+
+def test_what_goes_to_a_server_is_written_if_asked_for_and_its_failure_is_the_status(tmp_path):
+    trainer = make_trainer(tmp_path, "pyramid", {"pyramid_channels": 16})
+    assert fine_tuning.finish(trainer, None, 4, lambda: (tmp_path / "masks.zip").touch()) == 0
+    assert (tmp_path / "masks.zip").is_file()
+    assert fine_tuning.finish(trainer, None, 4, lambda: 1 / 0) == 1
+
+
+@pytest.mark.parametrize("arguments", [FinetuneArguments, DetectionArguments, ClassificationArguments])
+def test_splits_of_all_fine_tunings_are_read_alike(arguments):
+    args = arguments(data={"a": 1}, data_root="there", eval_split="", test_split="")
+    assert (args.eval_split, args.test_split, args.data) == (None, None, {"a": 1, "root": "there"})
+    with pytest.raises(ValueError, match="'val' is the test's"):
+        arguments(data={"a": 1}, eval_split="val", test_split="val")
+    with pytest.raises(ValueError, match="data"):
+        arguments()
