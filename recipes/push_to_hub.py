@@ -45,8 +45,9 @@ def main(argv: list[str] | None = None) -> int:
     import httpx2
     from huggingface_hub import HfApi
 
+    from modeling_vitp.command.errors import one_line
     from modeling_vitp.hub.contents import gather
-    from modeling_vitp.hub.failures import FAILURES, explain, one_line
+    from modeling_vitp.hub.failures import FAILURES, explain
     from modeling_vitp.hub.upload import look, push
 
     again = shlex.join(["vitp", "push_to_hub", *(sys.argv[1:] if argv is None else argv)])

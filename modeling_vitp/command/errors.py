@@ -130,11 +130,10 @@ def explain_hub(error: BaseException) -> tuple[str, str, int] | None:
     names = {cls.__name__ for cls in type(error).__mro__}
     found = re.search(r"(?:/api/(?:models|datasets|spaces)|//[^/]+(?:/datasets)?)/([\w.-]+/[\w.-]+)", str(error))
     repo = found[1] if found else "the repo"
-    is_offline = os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE")
     if found := re.search(r"Couldn't reach '(.+)' on the Hub \(OfflineModeIsEnabled\)", str(error)):
         what = f"{found[1]!r} is no file or folder, and HF_HUB_OFFLINE is set, so that it is not looked for on the Hub."
         return what, "give a folder, or unset HF_HUB_OFFLINE.", MISTAKE
-    if "OfflineModeIsEnabled" in names or ("LocalEntryNotFoundError" in names and is_offline):
+    if "OfflineModeIsEnabled" in names or ("LocalEntryNotFoundError" in names and is_offline()):
         return "HF_HUB_OFFLINE is set, and not all that is needed is on this machine.", "unset it, or give a folder.", 1
     if "GatedRepoError" in names:
         return f"{repo} is gated.", "ask for access on its page, and log in with `hf auth login`.", MISTAKE
@@ -165,6 +164,11 @@ def explain_hub(error: BaseException) -> tuple[str, str, int] | None:
             FAILURE,
         )
     return None
+
+
+def is_offline() -> bool:
+    """Whether the Hub is not to be asked."""
+    return os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE")
 
 
 def write_log(error: BaseException) -> Path | None:

@@ -8,7 +8,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 from urllib.request import getproxies
 
-from .errors import WrongPlace
+from .errors import WrongPlace, is_offline
 
 PLACES = {"model_name_or_path", "vision_model", "language_model", "dataset_name", "backbones", "processor", "model"}
 PLACES |= {"checkpoint", "source"}
@@ -75,11 +75,6 @@ def nearest(path: Path) -> str:
     siblings = [other.name for other in path.parent.iterdir()] if path.parent.is_dir() else []
     found = difflib.get_close_matches(path.name, siblings, 1, 0.6)
     return f", did you mean {str(path.parent / found[0])!r}?" if found else ""
-
-
-def is_offline() -> bool:
-    """Whether the Hub is not to be asked."""
-    return os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE")
 
 
 def check_hub(place: str) -> None:

@@ -15,10 +15,11 @@ from huggingface_hub.utils import validate_repo_id
 from ..cards.license import FIELDS, agreed, card_metadata, license_files
 from ..cards.model_card import fill_card
 from ..cards.record import stated_licenses
+from ..command.errors import one_line
 from ..command.folders import SPACE
 from ..convert.checkpoint import convert_checkpoint
 from ..convert.export import export_backbone
-from .failures import FAILURES, explain, one_line
+from .failures import FAILURES, explain
 from .files import PACKAGE, all_files, check_no_secrets, find_secret, model_files
 
 logger = logging.getLogger(__name__)

@@ -17,6 +17,8 @@ from huggingface_hub.errors import (
 )
 from huggingface_hub.utils import get_session
 
+from ..command.errors import one_line
+
 logger = logging.getLogger(__name__)
 RETRIES, LONGEST_WAIT = 5, 300
 
@@ -135,7 +137,3 @@ def explain(error: Exception, repo_id: str) -> str:
     if status >= 500:
         return f"the Hub is out of order{said}: wait a few minutes"
     return f"the Hub refuses {repo_id}{said}"
-
-
-def one_line(text: str) -> str:
-    return " ".join(text.split())

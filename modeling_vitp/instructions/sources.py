@@ -19,7 +19,8 @@ from datasets.exceptions import DatasetGenerationError
 from huggingface_hub.errors import HfHubHTTPError
 from trl import ScriptArguments
 
-from ..hub.failures import RETRIES, limit_waits, one_line, pause, seconds_to_wait, tried
+from ..command.errors import one_line
+from ..hub.failures import RETRIES, limit_waits, pause, seconds_to_wait, tried
 from ..images.reading import IMAGE_SUFFIXES
 from .conversations import with_reader
 from .folders import holds_rows

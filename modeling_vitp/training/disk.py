@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from ..hub.failures import one_line
+from ..command.errors import one_line
 from .stops import RunStopped
 
 logger = logging.getLogger(__name__)

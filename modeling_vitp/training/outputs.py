@@ -5,7 +5,7 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
-from ..hub.failures import one_line
+from ..command.errors import one_line
 
 logger = logging.getLogger(__name__)
 

@@ -18,9 +18,10 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, HubStrategy, Train
 from transformers.utils import PushInProgress
 
 from ..cards.record import METRICS, write_record
+from ..command.errors import one_line
 from ..convert.tensor_files import open_like_folder
 from ..hub.contents import Contents, gather, write_card
-from ..hub.failures import FAILURES, explain, one_line
+from ..hub.failures import FAILURES, explain
 from ..hub.files import all_files, check_no_secrets, model_files
 from ..hub.upload import collect, push, push_folder, report_failure
 from . import private_members as private_members  # looks for what is overridden below

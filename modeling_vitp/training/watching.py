@@ -19,7 +19,7 @@ from torch.utils.data import Dataset
 from transformers import Trainer, TrainerCallback
 from transformers.integrations import TensorBoardCallback, TrackioCallback, WandbCallback
 
-from ..hub.failures import one_line
+from ..command.errors import one_line
 from ..images.components import align_scores, colors_of, principal_scores
 
 logger = logging.getLogger(__name__)
