@@ -92,7 +92,12 @@ class ViTPDetectionImageProcessor(InputSpecImageProcessor, DetrImageProcessor):
     def resize_annotation(
         self, annotation: dict, orig_size: tuple[int, int], target_size: tuple[int, int], *args, **kwargs
     ) -> dict:
+        masks = annotation.get("masks")
+        if masks is not None and not len(masks):  # which its parent cannot stack
+            annotation = {**annotation, "masks": masks.new_zeros(1, *masks.shape[1:])}
         resized = super().resize_annotation(annotation, orig_size, target_size, *args, **kwargs)
+        if masks is not None:
+            resized["masks"] = resized["masks"][: len(masks)]
         if "corners" in resized:
             ratios = [target_size[1] / orig_size[1], target_size[0] / orig_size[0]]
             resized["corners"] = resized["corners"] * resized["corners"].new_tensor(ratios)

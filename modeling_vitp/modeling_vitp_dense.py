@@ -11,6 +11,7 @@ from transformers.models.upernet.modeling_upernet import (
 from transformers.utils.generic import can_return_tuple
 
 from .configuration_vitp_dense import ViTPChangeDetectionConfig, ViTPSegmentationConfig
+from .modeling_vitp_backbone import pad_to_multiple
 from .modeling_vitp_multi_scale import OnMultiScaleBackbone
 
 
@@ -36,7 +37,8 @@ class ViTPForSemanticSegmentation(OnMultiScaleBackbone, UperNetForSemanticSegmen
         r"""
         Args:
             pixel_values (`torch.Tensor` of shape `(batch_size, num_channels, height, width)`):
-                Normalised images.
+                Normalised images of any size, padded with zeros at the right and at the bottom to a multiple of 32
+                while they are computed.
             labels (`torch.LongTensor` of shape `(batch_size, height, width)`, *optional*):
                 Classes from 0 to `num_labels - 1`, and `loss_ignore_index` where there is none.
 
@@ -45,7 +47,7 @@ class ViTPForSemanticSegmentation(OnMultiScaleBackbone, UperNetForSemanticSegmen
             the labelled pixels, 0 if there is none. `hidden_states` and `attentions` of the ViT if they are asked for
             (`output_hidden_states=True`), see [`ViTPAdapter`] and [`ViTPFeaturePyramid`].
         """
-        outputs = self.run_backbone(pixel_values, **kwargs)
+        outputs = self.run_backbone(pad_to_multiple(pixel_values, 32, 32), **kwargs)
         return self.decode(outputs, outputs.feature_maps, pixel_values.shape[-2:], labels)
 
     def decode(
@@ -55,13 +57,12 @@ class ViTPForSemanticSegmentation(OnMultiScaleBackbone, UperNetForSemanticSegmen
         size: tuple[int, int],
         labels: torch.LongTensor | None,
     ) -> SemanticSegmenterOutput:
-        logits = F.interpolate(self.decode_head(feature_maps), size=size, mode="bilinear", align_corners=False)
+        logits = enlarge(self.decode_head(feature_maps), size)
         loss = None
         if labels is not None:
             loss = self.segmentation_loss(logits, labels)
             if self.auxiliary_head is not None:
-                auxiliary = self.auxiliary_head(feature_maps)
-                auxiliary = F.interpolate(auxiliary, size=size, mode="bilinear", align_corners=False)
+                auxiliary = enlarge(self.auxiliary_head(feature_maps), size)
                 loss = loss + self.config.auxiliary_loss_weight * self.segmentation_loss(auxiliary, labels)
         return SemanticSegmenterOutput(
             loss=loss, logits=logits, hidden_states=outputs.hidden_states, attentions=outputs.attentions
@@ -104,10 +105,26 @@ class ViTPForChangeDetection(ViTPForSemanticSegmentation):
             As [`ViTPForSemanticSegmentation`]. Hidden states and attentions have another dimension of two, the image
             before and the one after: `(batch_size, 2, patches, hidden_size)`.
         """
-        outputs = self.run_backbone(torch.cat([pixel_values_before, pixel_values_after]), **kwargs)
+        images = torch.cat([pixel_values_before, pixel_values_after])
+        outputs = self.run_backbone(pad_to_multiple(images, 32, 32), **kwargs)
         outputs.hidden_states, outputs.attentions = paired(outputs.hidden_states), paired(outputs.attentions)
         pairs = tuple(torch.cat(features.chunk(2), dim=1) for features in outputs.feature_maps)
         return self.decode(outputs, pairs, pixel_values_before.shape[-2:], labels)
+
+
+def enlarge(maps: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
+    """Maps of images that were padded to a multiple of 32 as those of the images' pixels.
+
+    Args:
+        maps: `(batch_size, channels, …)` at any stride.
+        size: height and width of the images.
+
+    Returns:
+        `(batch_size, channels, height, width)`.
+    """
+    height, width = size
+    padded = [side + -side % 32 for side in size]
+    return F.interpolate(maps, size=padded, mode="bilinear", align_corners=False)[..., :height, :width]
 
 
 def paired(states: tuple[torch.Tensor | None, ...] | None) -> tuple[torch.Tensor | None, ...] | None:

@@ -9,7 +9,7 @@ import pandas as pd
 from ..training.files import FileSample
 from .classes import Label
 
-READERS = {".csv": pd.read_csv, ".tsv": lambda path: pd.read_csv(path, sep="\t"), ".parquet": pd.read_parquet}
+SEPARATORS = {".csv": ",", ".tsv": "\t"}
 
 
 @dataclass(frozen=True)
@@ -39,10 +39,15 @@ class LabelTable:
             ValueError: if the file cannot be read, or has no such column.
         """
         path = root / self.file
-        if path.suffix.lower() not in READERS:
-            raise ValueError(f"table: {path} is none of {', '.join(READERS)}.")
+        suffix = path.suffix.lower()
+        if suffix not in (*SEPARATORS, ".parquet"):
+            raise ValueError(f"table: {path} is none of {', '.join(SEPARATORS)}, .parquet.")
         try:
-            rows = READERS[path.suffix.lower()](path)
+            if suffix == ".parquet":
+                rows = pd.read_parquet(path)
+            else:  # names may be numbers with zeros before them, and a class be called None
+                as_they_are = {"dtype": {self.name: str}, "keep_default_na": False, "na_values": [""]}
+                rows = pd.read_csv(path, sep=SEPARATORS[suffix], **as_they_are)
         except (OSError, ValueError, pd.errors.ParserError) as error:
             raise ValueError(f"table: {path} cannot be read: {error}") from error
         for column in (self.name, *([self.label] if isinstance(self.label, str) else self.label)):

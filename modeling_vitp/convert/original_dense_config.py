@@ -37,6 +37,7 @@ VISIBLE_FIELDS = {
     "feed_forward_ratio": "cffn_ratio",
     "spatial_prior_channels": "conv_inplane",
 }
+HIDDEN_OF_SEGMENTATION = ("id2label", "loss_ignore_index", "class_weights", "auxiliary_loss_weight")
 DEPTH_OF_DEFAULT_INTERACTIONS = 24
 # The deformable attention that their code ran on: its own, or mmcv's where that was not compiled.
 DEFORMABLE_ATTENTION = {
@@ -180,6 +181,10 @@ def segmentation_from_original(
 ) -> ViTPSegmentationConfig | ViTPChangeDetectionConfig:
     """OpenMMLab's UPerNet on ViT-Adapter; a head that reads two images' maps makes it a change detector.
 
+    Args:
+        settings: arguments of the original backbone's class, and `segmentation`; or nothing.
+        shapes: of the tensors, under the names of the original code.
+
     Raises:
         ValueError: as [`adapter_from_original`], and if the head is not like ours.
     """
@@ -205,13 +210,38 @@ def segmentation_from_original(
             "auxiliary_num_convs": count(r"auxiliary_head\.convs\.(\d+)\.", shapes),
             "auxiliary_concat_input": "auxiliary_head.conv_cat.conv.weight" in shapes,
         }
+    said = dict(settings.get("segmentation", {}))
+    names = ordered_names(said.pop("id2label", dict(enumerate(range(num_labels)))))
+    if len(names) != num_labels:
+        raise ValueError(f"config.json names {len(names)} classes, but the head has {num_labels}.")
+    labels = named(names) if "segmentation" in settings else {"num_labels": num_labels}
     return config_classes[in_channels](
         backbone_config=adapter,
-        num_labels=num_labels,
         hidden_size=channels,
         use_auxiliary_head=bool(auxiliary),
+        **labels,
         **auxiliary,
+        **said,
     )
+
+
+def segmentation_to_original(config: ViTPSegmentationConfig) -> dict[str, Any]:
+    """The arguments of the original backbone's class, and `segmentation`: what the tensors do not show of the rest,
+    under our own names.
+
+    What is refused: see [`adapter_to_original`].
+    """
+    settings = {name: getattr(config, name) for name in HIDDEN_OF_SEGMENTATION}
+    return adapter_to_original(config.backbone_config) | {"segmentation": settings}
+
+
+def ordered_names(id2label: dict) -> list[str]:
+    """The names of the classes by their indices, which JSON has as text."""
+    return [name for _, name in sorted(id2label.items(), key=lambda item: int(item[0]))]
+
+
+def named(names: list[str]) -> dict[str, dict]:
+    return {"id2label": dict(enumerate(names)), "label2id": {name: index for index, name in enumerate(names)}}
 
 
 def count(pattern: str, shapes: dict[str, tuple[int, ...]]) -> int:

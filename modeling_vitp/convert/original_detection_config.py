@@ -15,7 +15,7 @@ from ..configuration_vitp_detection import (
 )
 from ..image_processing_vitp_detection import ViTPDetectionImageProcessor
 from .benchmarks import BENCHMARKS
-from .original_dense_config import adapter_from_original, adapter_to_original, count
+from .original_dense_config import adapter_from_original, adapter_to_original, count, named, ordered_names
 
 logger = logging.getLogger(__name__)
 
@@ -105,7 +105,7 @@ def hidden_of(settings: dict[str, Any], shown: dict[str, Any]) -> dict[str, Any]
             raise ValueError(f"config.json has {name}={said[name]}, but the tensors have {shown[name]}.")
         said.pop(name, None)
     if "id2label" in said:
-        said |= named([name for _, name in sorted(said["id2label"].items(), key=lambda item: int(item[0]))])
+        said |= named(ordered_names(said["id2label"]))
     return said
 
 
@@ -123,10 +123,6 @@ def benchmark_settings(benchmark: str, config_class: type[ViTPObjectDetectionCon
             benchmark,
         )
     return known.settings | named(known.names)
-
-
-def named(names: list[str]) -> dict[str, dict]:
-    return {"id2label": dict(enumerate(names)), "label2id": {name: index for index, name in enumerate(names)}}
 
 
 def detection_to_original(config: ViTPObjectDetectionConfig) -> dict[str, Any]:

@@ -314,7 +314,7 @@ def read_image_processor(
 ) -> ViTPImageProcessor | DenseImageProcessor:
     has_files = any((folder / name).is_file() for name in IMAGE_PROCESSOR_FILES)
     if isinstance(config, ViTPObjectDetectionConfig):
-        if has_files:
+        if has_files and benchmark is None:
             return ViTPDetectionImageProcessor.from_pretrained(folder)
         return detection_image_processor(config, benchmark)
     if isinstance(config, (ViTPAdapterConfig, ViTPSegmentationConfig)):

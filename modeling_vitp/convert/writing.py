@@ -2,6 +2,7 @@
 
 import shutil
 from pathlib import Path
+from typing import Any
 
 from transformers import GotOcr2ImageProcessor, InternVLConfig, InternVLProcessor, InternVLVideoProcessor
 from transformers.dynamic_module_utils import custom_object_save
@@ -16,7 +17,7 @@ from ..processing_vitp import ViTPProcessor
 from .export import AUTO_MAP, image_settings, native_vision_config, save_code_and_image_processor
 from .keys import CONTENTS, place
 from .original_config import chat_to_original, vision_to_original
-from .original_dense_config import adapter_to_original
+from .original_dense_config import adapter_to_original, segmentation_to_original
 from .original_detection_config import detection_to_original
 from .reading import Checkpoint, meta_model, plain_tokenizer
 from .tensor_files import TensorBytes
@@ -130,11 +131,9 @@ def write_adapter(checkpoint: Checkpoint, folder: Path) -> None:
 def write_original(checkpoint: Checkpoint, folder: Path) -> None:
     refuse_input_spec(checkpoint, "original")
     config, image_processor = checkpoint.config, checkpoint.image_processor
-    if isinstance(config, ViTPObjectDetectionConfig):
-        write_json(folder / "config.json", detection_to_original(config))
-        return
-    if checkpoint.contents in ("ViT-Adapter", "segmentation model"):
-        write_json(folder / "config.json", adapter_to_original(getattr(config, "backbone_config", config)))
+    if isinstance(config, (ViTPAdapterConfig, ViTPSegmentationConfig, ViTPObjectDetectionConfig)):
+        write_json(folder / "config.json", dense_to_original(config))
+        image_processor.to_json_file(folder / "preprocessor_config.json")  # which their code does not read
         return
     if checkpoint.contents == "ViT":
         fields = vision_to_original(config)
@@ -158,6 +157,14 @@ def write_original(checkpoint: Checkpoint, folder: Path) -> None:
     )
     if checkpoint.processor is not None:
         write_tokenizer_of_version_4(checkpoint, folder)
+
+
+def dense_to_original(config: ViTPAdapterConfig | ViTPSegmentationConfig | ViTPObjectDetectionConfig) -> dict[str, Any]:
+    if isinstance(config, ViTPObjectDetectionConfig):
+        return detection_to_original(config)
+    if isinstance(config, ViTPSegmentationConfig):
+        return segmentation_to_original(config)
+    return adapter_to_original(config)
 
 
 WRITERS = {

@@ -92,6 +92,11 @@ class FinetuneArguments(SplitArguments):
         if self.data is None:
             raise ValueError("Give `data` in the configuration: what is trained on.")
         super().__post_init__()
+        if self.submission is not None:
+            if not {"split", "file"} <= set(self.submission) <= {"split", "file", "encoding"}:
+                raise ValueError(f"submission needs `split` and `file`, and may have `encoding`: {self.submission}.")
+            if "dataset_name" in self.data:
+                raise ValueError("submission: masks are named after files, and the data are of a `dataset_name`.")
         if self.class_weights not in (None, ["balanced"]):
             try:
                 check_within("class_weights", [float(weight) for weight in self.class_weights], "[0, inf)")

@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from torchvision import tv_tensors
 from torchvision.transforms import v2
+from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2 import functional as F
 
 from ..training.band_jitter import BandJitter
@@ -51,11 +52,14 @@ class RandomScaledCrop(v2.Transform):
         return {"box": box, "scaled": [max(length, 1) for length in scaled]}
 
     def transform(self, inpt: Any, params: dict[str, Any]) -> Any:
-        is_mask = isinstance(inpt, tv_tensors.Mask)
-        cropped = F.resize(F.crop(inpt, **params["box"]), params["scaled"], antialias=True)
+        cropped = F.crop(inpt, **params["box"])
         height, width = params["scaled"]
-        fill = IGNORE_INDEX if is_mask else self.fill
-        return F.pad(cropped, [0, 0, self.size - width, self.size - height], fill=fill)
+        beyond = [0, 0, self.size - width, self.size - height]
+        if not isinstance(inpt, tv_tensors.Mask):
+            return F.pad(F.resize(cropped, params["scaled"], antialias=True), beyond, fill=self.fill)
+        # Not torchvision's resize of masks, which moves them by up to a pixel against images.
+        mask = F.resize_image(cropped.as_subclass(torch.Tensor)[None], [height, width], InterpolationMode.NEAREST_EXACT)
+        return tv_tensors.Mask(F.pad(mask, beyond, fill=IGNORE_INDEX)[0])
 
 
 def class_share(mask: torch.Tensor) -> float:

@@ -139,13 +139,13 @@ class Augmentation:
 
 def targets(sample: Sample, is_oriented: bool) -> dict[str, torch.Tensor]:
     """What a model takes as the labels of an image: `class_labels`, and normalised to the image `corners`, or `boxes`
-    with centre x, centre y, width and height; `masks` if there are any.
+    with centre x, centre y, width and height of what of them is in the image; `masks` if there are any.
     """
     height, width = sample.size
     found = {"class_labels": sample.labels}
     if is_oriented:
         return found | {"corners": sample.corners / torch.tensor([width, height])}
     boxes = enclosing_boxes(sample.corners) if len(sample.labels) else sample.corners.new_zeros(0, 4)
-    low, high = boxes[:, :2], boxes[:, 2:]
+    low, high = boxes.unflatten(1, (2, 2)).clamp(torch.zeros(2), torch.tensor([width, height])).unbind(1)
     boxes = torch.cat([(low + high) / 2, high - low], 1) / torch.tensor([width, height, width, height])
     return found | {"boxes": boxes} | ({} if sample.masks is None else {"masks": sample.masks})

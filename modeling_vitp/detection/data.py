@@ -142,7 +142,7 @@ class DetectionData(DataSettings):
                 objects = objects.take(shorter_sides(objects, task == "oriented") >= self.min_side)
             if wrong and self.bad_objects == "raise":
                 raise ValueError(f"{wrong[0]} Mend it, or leave such objects out: `bad_objects: skip`.")
-            places += list(cut(item, objects, tile))
+            places += list(cut(item, objects, tile, task == "oriented"))
         if not places:
             raise ValueError(f"Split {name!r} has no image.")
         if wrong:
@@ -189,8 +189,10 @@ def read_tile(settings: Mapping | None, name: str) -> dict | None:
     return {"min_image_share": MIN_IMAGE_SHARE, "min_object_share": MIN_OBJECT_SHARE, **settings}
 
 
-def cut(item: AnnotatedFile, objects: ImageObjects | None, tile: Mapping | None) -> Iterator[Place]:
-    """An image as one sample, or as those of its windows, named after where they begin."""
+def cut(item: AnnotatedFile, objects: ImageObjects | None, tile: Mapping | None, is_oriented: bool) -> Iterator[Place]:
+    """An image as one sample, or as those of its windows, named after where they begin. Upright boxes end where their
+    window does, as those that are found in it; oriented ones, which then were none, reach beyond it.
+    """
     if tile is None:
         yield Place(item.id, item.id, item.image, item.size, None, objects)
         return
@@ -198,6 +200,7 @@ def cut(item: AnnotatedFile, objects: ImageObjects | None, tile: Mapping | None)
         mine = objects
         if objects is not None:
             mine = objects.take(inside(objects.corners, window, tile["size"], tile["min_object_share"]))
+            mine = mine if is_oriented else mine.clipped_to(window)
         name = f"{item.id}__{tile['size']}__{window[0]}___{window[1]}"
         yield Place(name, item.id, item.image, item.size, window, mine)
 

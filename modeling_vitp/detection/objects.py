@@ -7,9 +7,12 @@ from dataclasses import dataclass, replace
 import numpy as np
 from faster_coco_eval.core import mask as run_lengths
 
+from ..images.windows import Window
 from ..instructions.from_annotations.annotations import is_number
 from ..instructions.from_annotations.formats import AnnotatedObject, Point
 from ..training.values import check_type
+
+FLAT = 1e-6  # the area of a box that is taken for none, in squares of its longer extent: a line, but for rounding
 
 
 @dataclass(frozen=True)
@@ -41,6 +44,11 @@ class ImageObjects:
     def moved_to(self, left: int, top: int) -> "ImageObjects":
         """The same in a window of the image, which starts there. Their outlines are not moved."""
         return replace(self, corners=self.corners - np.array([left, top]))
+
+    def clipped_to(self, window: Window) -> "ImageObjects":
+        """Upright boxes without what of them is outside a window. Outlines are as they were."""
+        left, top, right, bottom = window
+        return replace(self, corners=self.corners.clip([left, top], [right, bottom]))
 
     def boxes(self) -> np.ndarray:
         """Upright boxes around them, x1, y1, x2, y2, float64 of shape `(n, 4)`."""
@@ -147,7 +155,8 @@ def check_box(item: AnnotatedObject, points: Sequence[Point], size: tuple[int, i
     if not all(map(is_number, (*xs, *ys, *item.box))):
         raise ValueError(f"the box {shown} is not of finite numbers.")
     left, top, right, bottom = item.box
-    if right <= left or bottom <= top or not sum(xs[k - 1] * ys[k] - xs[k] * ys[k - 1] for k in range(4)):
+    doubled = sum((xs[k - 1] - left) * (ys[k] - top) - (xs[k] - left) * (ys[k - 1] - top) for k in range(4))
+    if right <= left or bottom <= top or abs(doubled) <= FLAT * max(right - left, bottom - top) ** 2:
         raise ValueError(f"the box {shown} has no area.")
     if max(xs) <= 0 or max(ys) <= 0 or min(xs) >= size[1] or min(ys) >= size[0]:
         raise ValueError(f"the box {shown} is outside the image of {size[1]} x {size[0]} pixels.")

@@ -108,11 +108,9 @@ def kind_of(question: str, reference: str) -> str | None:
     return "caption" if is_long or asks else "vqa"
 
 
-def others(images: Sequence[tuple[str, ...]]) -> list[int]:
-    """For the images of each question, the place of a question with as many others: half of all images away.
-
-    Raises:
-        ValueError: if there are none.
+def others(images: Sequence[tuple[str, ...]]) -> list[int | None]:
+    """For the images of each question, the place of a question with as many others: half of all images away. `None`
+    where all with as many have the same.
     """
     first: dict[int, dict[tuple[str, ...], int]] = {}
     for place, one in enumerate(images):
@@ -120,10 +118,9 @@ def others(images: Sequence[tuple[str, ...]]) -> list[int]:
     partner = {}
     for places in first.values():
         keys = list(places)
-        if len(keys) < 2:
-            raise ValueError("all questions are about the same image, so that none can be swapped: give more rows.")
-        partner |= {key: places[keys[(at + len(keys) // 2) % len(keys)]] for at, key in enumerate(keys)}
-    return [partner[one] for one in images]
+        if len(keys) > 1:
+            partner |= {key: places[keys[(at + len(keys) // 2) % len(keys)]] for at, key in enumerate(keys)}
+    return [partner.get(one) for one in images]
 
 
 def conversation_of(

@@ -51,12 +51,17 @@ def evaluate_vlm(args: VLMArguments) -> dict[str, Any]:
     questions, left_out = read_questions(rows, args.kind)
     if not questions:
         raise ValueError(f"{args.dataset_name} has no questions about images that are scored, in {len(rows)} rows.")
-    if args.limit is not None and args.limit < len(questions):
-        chosen = random.Random(args.seed).sample(range(len(questions)), args.limit)
-        questions = [questions[place] for place in sorted(chosen)]
+    places = others([question.images for question in questions])
+    pairs = [(one, questions[place]) for one, place in zip(questions, places) if place is not None]
+    if not pairs:
+        raise ValueError("all questions are about the same image, so that none can be swapped: give more rows.")
+    left_out += places.count(None)
+    if args.limit is not None and args.limit < len(pairs):
+        chosen = random.Random(args.seed).sample(range(len(pairs)), args.limit)
+        pairs = [pairs[place] for place in sorted(chosen)]
+    questions, partners = (list(side) for side in zip(*pairs))
     if any(question.kind == "caption" for question in questions):
         importlib.import_module("pycocoevalcap")  # whose absence is told before anything is asked
-    partners = [questions[place] for place in others([question.images for question in questions])]
     metrics = {
         "dataset": args.dataset_name,
         "split": args.split,

@@ -65,13 +65,16 @@ class LargeImage:
             )
         if any(colors[band - 1] == ColorInterp.palette for band in bands):
             raise ValueError(f"{dataset.name} has a palette: expand it with gdal_translate -expand rgb.")
-        is_masked = any(MaskFlags.all_valid not in flags for flags in dataset.mask_flag_enums)
-        if fields.band_names is not None and any(colors[band - 1] == ColorInterp.alpha for band in bands):
-            is_masked = False  # GDAL marks the fourth band of 8 bits as transparency, whatever it is
+        # GDAL marks the fourth band of 8 bits as transparency, whatever it is.
+        is_data = any(colors[band - 1] == ColorInterp.alpha for band in bands)
+        is_masked = any(
+            MaskFlags.all_valid not in flags and not (is_data and MaskFlags.alpha in flags)
+            for flags in dataset.mask_flag_enums
+        )
         if spec is not None:
             spec = {name: value for name, value in spec.items() if name not in ("bands", "percentiles")}
             if fields.percentiles is not None:
-                spec["window"] = sampled_windows(dataset, bands, fields.percentiles)
+                spec["window"] = sampled_windows(dataset, bands, fields.percentiles, is_masked)
         return cls(dataset, image_processor, bands, spec, is_masked)
 
     def read(self, top: int, bottom: int) -> torch.Tensor:
@@ -124,10 +127,13 @@ def whole_rows(dataset: DatasetReader, top: int, bottom: int) -> tuple[tuple[int
     return (top, bottom), (0, dataset.width)
 
 
-def sampled_windows(dataset: DatasetReader, bands: list[int], percentiles: tuple[float, float]) -> list[list[float]]:
-    """Percentiles of each band over evenly spread pixels that have data."""
+def sampled_windows(
+    dataset: DatasetReader, bands: list[int], percentiles: tuple[float, float], is_masked: bool
+) -> list[list[float]]:
+    """Percentiles of each band over evenly spread pixels, of those that have data where some may have none."""
     shape = [min(length, SAMPLE_SIZE) for length in dataset.shape]
-    sample = dataset.read(bands, out_shape=(len(bands), *shape), masked=True).astype(np.float64).filled(np.nan)
+    sample = dataset.read(bands, out_shape=(len(bands), *shape), masked=is_masked).astype(np.float64)
+    sample = np.ma.filled(sample, np.nan)
     try:
         windows = [band_percentiles(torch.from_numpy(band), percentiles) for band in sample]
     except ValueError as error:

@@ -105,6 +105,11 @@ def open_splits(
         raise ValueError(f"{name}, split {train_split!r}, has images of one class alone, {names[0]!r}.")
     if test_share is not None:
         train, test = hold_out(labels[0], test_share)
+        lost = [str(names[place]) for place in np.setdiff1d(labels[0], labels[0][train])]
+        if lost:
+            raise ValueError(f"{name}: test_share={test_share} leaves no image of the classes {lost} to train on.")
+        if not len(test):
+            raise ValueError(f"{name}: test_share={test_share} is less than an image of any class, to test on.")
         opened = [opened[0].select(train), opened[0].select(test)]
         labels = [labels[0][train], labels[0][test]]
     roles = ("train", "test")

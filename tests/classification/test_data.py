@@ -222,6 +222,21 @@ def test_a_table_that_does_not_fit_is_said(tmp_path, change, message):
         opened(settings | {"table": settings["table"] | change})
 
 
+@pytest.mark.parametrize("suffix", ["csv", "tsv"])
+def test_a_table_has_names_with_zeros_before_them_and_classes_that_are_called_none(tmp_path, suffix):
+    random, names = np.random.default_rng(0), {"0001": "car", "0002": "None", "0003": "NA", "0010": ""}
+    for name in names:
+        save(picture_of([], random), tmp_path / f"{name}.png")
+    separator = {"csv": ",", "tsv": "\t"}[suffix]
+    rows = [("id", "label"), *names.items()]
+    (tmp_path / f"t.{suffix}").write_text("".join(f"{separator.join(row)}\n" for row in rows))
+    settings = {"root": str(tmp_path), "multi_label": True, "classes": ["car", "None", "NA"]}
+    settings |= {"table": {"file": f"t.{suffix}", "name": "id"}, "splits": {"train": {"image": "{name}.png"}}}
+    samples = opened(settings)
+    found = {item["id"]: item["label"].nonzero().flatten().tolist() for item in map(samples.__getitem__, range(4))}
+    assert found == {"0001": [0], "0002": [1], "0003": [2], "0010": []}
+
+
 def test_a_file_without_a_row_and_a_row_without_a_file_are_named(tmp_path):
     MAKERS["chest_xray14"](tmp_path)
     settings = read_config("chest_xray14")["data"] | {"root": str(tmp_path)}

@@ -229,8 +229,11 @@ def test_an_adapter_there_and_back_is_the_same_to_the_bit(tmp_path, norm, dtype,
 @pytest.mark.parametrize("is_pair", [False, True])
 @torch.no_grad()
 def test_a_segmentation_model_of_openmmlab_names_there_and_back(tmp_path, is_pair):
+    names = ["ground", "tree", "roof", "road", "water"]
+    said = {"id2label": dict(enumerate(names)), "class_weights": [0.5, 2.0, 1.0, 1.0, 1.0], "loss_ignore_index": 7}
     model = segmentation_model(is_pair)
-    processor = ViTPSegmentationImageProcessor(do_reduce_labels=True)
+    model.config.update({**said, "label2id": {name: index for index, name in said["id2label"].items()}})
+    processor = ViTPSegmentationImageProcessor(do_reduce_labels=True, image_mean=[0.1, 0.2, 0.3])
     source = save_source(model, tmp_path / "source", processor)
     there = convert_checkpoint(source, tmp_path / "there", "original")
     names = {f"backbone.{key}" for key in original_keys("batch_norm" if is_pair else "layer_norm")} | OPENMMLAB_HEADS
@@ -242,6 +245,9 @@ def test_a_segmentation_model_of_openmmlab_names_there_and_back(tmp_path, is_pai
     assert_same(load_file(back / "model.safetensors"), wanted)
     opened, report = type(model).from_pretrained(back, output_loading_info=True)
     assert not report["missing_keys"] and not report["unexpected_keys"]
+    assert {name: getattr(opened.config, name) for name in said} == said
+    assert opened.config.label2id == model.config.label2id
+    assert ViTPSegmentationImageProcessor.from_pretrained(back).to_dict() == processor.to_dict()
     images = [torch.randn(1, 3, 64, 96) for _ in range(1 + is_pair)]
     torch.testing.assert_close(opened.eval()(*images).logits, model(*images).logits)
 

@@ -49,6 +49,20 @@ def test_a_crop_at_twice_the_size_shows_a_quarter_of_the_area():
     assert (image[2].float() / 60 - cropped).abs().median() < 0.05
 
 
+@pytest.mark.parametrize("factor", [0.6, 0.9, 1.3, 1.7, 2.0])
+def test_a_mask_is_scaled_to_where_its_image_is(factor):
+    """A vertical edge: where the image changes, to a part of a pixel, and where its mask does."""
+    image = torch.zeros(1, 96, 96).where(torch.arange(96) < 48, 200.0).expand(3, -1, -1)
+    mask = (torch.arange(96) >= 48).to(torch.uint8).expand(96, -1)
+    crop, apart = RandomScaledCrop(40, (factor, factor), 0.75), []
+    for seed in range(200):
+        torch.manual_seed(seed)
+        scaled, found = crop(tv_tensors.Image(image), tv_tensors.Mask(mask))
+        labelled = found[0] != 255
+        apart.append(((found[0] == 0) & labelled).sum().item() - (1 - scaled[0, 0, labelled] / 200).sum().item())
+    assert abs(np.mean(apart)) < 0.1 and np.abs(apart).max() <= 0.6
+
+
 def test_what_is_drawn_depends_on_the_seed_alone():
     images, mask = sample(40, 40, 2)
     augment = Augmentation(32, flip=(0.5, 0.5), exchange=0.5)

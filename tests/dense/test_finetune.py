@@ -151,6 +151,8 @@ def test_a_run_that_was_stopped_ends_as_the_one_that_never_was(tmp_path):
         ({"from_scratch": None}, "either model_name_or_path"),
         ({"per_device_train_batch_size": 7, "submission": None}, r"6 sample\(s\) to train on are less than the 7"),
         ({"train_splits": ["test"]}, "has no masks"),
+        ({"submission": {"split": "test"}}, "submission needs `split` and `file`"),
+        ({"submission": {"split": "a", "file": "b"}, "data": {"dataset_name": "x"}}, "data are of a `dataset_name`"),
     ],
 )
 def test_what_cannot_be_run_is_said(tmp_path, changes, message):

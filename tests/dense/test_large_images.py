@@ -193,6 +193,19 @@ def test_transparent_pixels_have_no_class(model, tmp_path):
     np.testing.assert_array_equal(read(tmp_path / "classes.tif")[0], expected)
 
 
+def test_a_fourth_band_that_is_asked_for_is_no_transparency(model, tmp_path):
+    """GDAL marks the near infrared of four bands of 8 bits as alpha; water has none of it."""
+    image, spec = scene(bands=4), {"bands": [3, 0, 1], "percentiles": [0, 100]}
+    image[3, 30:90, 20:80] = 0
+    write_tiff(tmp_path / "scene.tif", image)
+    with rasterio.open(tmp_path / "scene.tif") as file:
+        assert file.colorinterp[3].name == "alpha"
+    processor = ViTPSegmentationImageProcessor(input_spec=spec)
+    predict_large(model, processor, tmp_path / "scene.tif", tmp_path / "classes.tif", **WINDOWS)
+    expected = in_memory(model, processor, image).argmax(0).numpy()
+    np.testing.assert_array_equal(read(tmp_path / "classes.tif")[0], expected)
+
+
 def test_ground_control_points_are_kept(model, tmp_path):
     """Where they are the georeference, as of many radar images."""
     points = [GroundControlPoint(row, column, 10.0 + column, 50.0 - row) for row, column in ((0, 0), (0, 99), (99, 0))]

@@ -140,3 +140,12 @@ def test_targets_are_normalised_to_the_image():
     torch.testing.assert_close(found["corners"][0, 2], torch.tensor([0.3, 0.5]))
     nothing = sample.take(torch.zeros(1, dtype=torch.bool))
     assert targets(nothing, False)["boxes"].shape == (0, 4) and targets(nothing, True)["corners"].shape == (0, 4, 2)
+
+
+def test_upright_targets_are_what_is_in_the_image():
+    corners = torch.tensor([[[-10.0, 5], [30, 5], [30, 25], [-10, 25]], [[90, 40], [120, 40], [120, 70], [90, 70]]])
+    sample = Sample(torch.zeros(3, 50, 100, dtype=torch.uint8), corners, torch.tensor([0, 1]))
+    expected = torch.tensor([[0.15, 0.3, 0.3, 0.4], [0.95, 0.9, 0.1, 0.2]])
+    torch.testing.assert_close(targets(sample, is_oriented=False)["boxes"], expected)
+    whole = targets(sample, is_oriented=True)["corners"] * torch.tensor([100, 50])
+    torch.testing.assert_close(whole, corners)

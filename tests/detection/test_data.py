@@ -4,6 +4,7 @@ import json
 import re
 
 import datasets
+import evaluate
 import numpy as np
 import pytest
 import torch
@@ -20,6 +21,8 @@ from detection_data import (
 )
 
 from modeling_vitp.detection.data import DetectionData, with_few_empty
+from modeling_vitp.detection.trainer import reference
+from modeling_vitp.metrics import METRICS_FOLDER
 
 IMAGES = ["a_001", "b_002", "empty_003", "c_004"]
 SPLITS = {
@@ -164,6 +167,25 @@ def test_windows_have_the_objects_that_lie_in_them_in_their_own_pixels(tmp_path)
             assert np.isclose(corners, one, atol=1e-4).all((1, 2)).sum() == 1
 
 
+def test_upright_boxes_end_where_their_window_does(tmp_path):
+    """So that a detection, which cannot reach further, can be right; oriented ones are whole."""
+    write_dota(tmp_path, IMAGES)
+    box = np.array([[40.0, 4], [52, 4], [52, 20], [40, 20]])  # of which two thirds are in the first window
+    line = " ".join(f"{value:g}" for value in box.flatten())
+    (tmp_path / "annfiles" / "a_001.txt").write_text(f"{line} {NAMES[0]} 0\n")
+    tile = {"size": 48, "overlap": 16, "min_object_share": 0.5}
+    described = describe(tmp_path, "dota", splits={"train": SPLITS["dota"] | {"tile": tile}})
+    expected = {"horizontal": box.clip(0, 48), "oriented": box}
+    for task, corners in expected.items():
+        samples = described.open(["train"], task)
+        np.testing.assert_allclose(samples[0]["corners"][0], corners)
+    item = described.open(["train"], "horizontal")[0]
+    metric = evaluate.load(str(METRICS_FOLDER / "coco_average_precision"), num_labels=len(NAMES))
+    perfect = {"scores": torch.ones(1), "labels": torch.zeros(1).long(), "boxes": torch.tensor([[40.0, 4, 48, 20]])}
+    metric.add_batch(predictions=[perfect], references=[reference(item, "horizontal")], image_ids=[0])
+    assert metric.compute()["map_75"] == 1
+
+
 def test_images_without_objects_are_no_more_than_a_share(tmp_path):
     write_dota(tmp_path, [f"empty_{number:03}" for number in range(20)] + [f"full_{number:03}" for number in range(9)])
     samples = describe(tmp_path, "dota").open(["train"], "oriented")
@@ -202,6 +224,10 @@ def replace_line(number, line):
 DOTA_MISTAKES = {
     "class": (replace_line(2, "10 10 30 10 30 20 10 20 submarine 0"), r"a_001.txt, line 3: 'submarine' is none of"),
     "no area": (replace_line(2, "10 10 30 10 30 10 10 10 ship 0"), r"a_001.txt, line 3: the box .* has no area"),
+    "no area but for rounding": (
+        replace_line(2, "10.1 10.1 20.1 13.4 20.1 13.4 40.1 20 ship 0"),
+        r"a_001.txt, line 3: the box .* has no area",
+    ),
     "outside": (
         replace_line(2, "110 10 130 10 130 20 110 20 ship 0"),
         r"line 3: the box .* is outside the image of 96",

@@ -22,7 +22,8 @@ def place(tokenizer, tmp_path_factory):
     for part in vivid_model(tokenizer):
         part.save_pretrained(folder / "model")
     (folder / "rows").mkdir()
-    lines = []
+    # No other is about two images, so that these cannot be swapped.
+    lines = [{"images": ["0.png", "1.png"], "question": "How many have the two?", "answer": "0"}]
     for place, box in enumerate(BOXES):
         picture(60, 56, place).save(folder / "rows" / f"{place}.png")
         asked = {
@@ -31,7 +32,7 @@ def place(tokenizer, tmp_path_factory):
             "Which?\nA. tree\nB. house": "AB"[place % 2],
             "Describe the image.": f"there are {place} trees in the top left quarter",
         }
-        lines += [{"image": f"{place}.png", "question": one, "answer": other} for one, other in asked.items()]
+        lines += [{"images": [f"{place}.png"], "question": one, "answer": other} for one, other in asked.items()]
     (folder / "rows" / "test.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     return folder
 
@@ -59,6 +60,7 @@ def test_a_model_that_looks_is_better_with_its_own_images_than_with_others(place
     metrics = vlm.evaluate_vlm(arguments(place, output_dir=str(tmp_path), batch_size=5, pictures=0))
     (model,) = metrics["models"]
     assert metrics["questions"] == {"grounding": 3, "vqa": 3, "choice": 3, "caption": 3} and metrics["images"] == 3
+    assert metrics["not_scored"] == 1
     for kind, name in (("vqa", "accuracy"), ("grounding", "accuracy_at_0.5"), ("choice", "accuracy")):
         assert model["scores"][kind][name]["own"] == 1, kind
     assert model["scores"]["vqa"]["accuracy"] == {"own": 1, "other_images": 0, "gain": [1, 1]}
@@ -88,7 +90,7 @@ def test_the_command_prints_a_table_and_leaves_metrics_answers_and_a_picture(pla
     [
         ({"split": "val"}, r"has no split 'val', only \['test'\]: give split\."),
         ({"models": ["no_model"]}, "no_model is no model"),
-        ({"split": "test[:2]"}, "about the same image, so that none can be swapped"),
+        ({"split": "test[:3]"}, "about the same image, so that none can be swapped"),
         ({"split": "test[:0]"}, "no questions about images that are scored, in 0 rows"),
     ],
 )

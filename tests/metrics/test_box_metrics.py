@@ -69,7 +69,8 @@ def images(draw):
         boxes = [one[(one[:, 2:] > one[:, :2]).all(1)] for one in boxes]
         labels = [random.integers(0, classes, len(one)) for one in boxes]
         prediction = {"boxes": boxes[0], "labels": labels[0], "scores": random.integers(0, 9, len(boxes[0])) / 8}
-        reference = {"boxes": boxes[1], "labels": labels[1], "difficult": random.random(len(boxes[1])) < 0.3}
+        marks = {name: random.random(len(boxes[1])) < 0.3 for name in ("difficult", "crowd")}
+        reference = {"boxes": boxes[1], "labels": labels[1], **marks}
         found.append((prediction, reference))
     return found
 
@@ -84,7 +85,7 @@ def voc_by_a_loop(images, label, kind, difficult_counts):
     """The average precision of a class as the development kit of Pascal VOC words it."""
     detections, number, taken = [], 0, set()
     for image, (prediction, reference) in enumerate(images):
-        hard = [False] * len(reference["labels"]) if difficult_counts else reference["difficult"]
+        hard = reference["crowd"] if difficult_counts else reference["difficult"] | reference["crowd"]
         number += sum(one == label and not skip for one, skip in zip(reference["labels"], hard))
         for box, own, score in zip(*(prediction[key] for key in PLACES)):
             if own == label:

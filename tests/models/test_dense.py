@@ -223,6 +223,32 @@ def test_a_pair_is_two_images_through_one_backbone():
     assert not torch.allclose(actual, model(after, before).logits, atol=1e-3)
 
 
+class Places(torch.nn.Module):
+    """A head that says of each cell at stride 4 where its centre is, in pixels: y and x."""
+
+    def forward(self, maps):
+        rows, columns = (4 * (torch.arange(side) + 0.5) for side in maps[0].shape[-2:])
+        return torch.stack(torch.meshgrid(rows, columns, indexing="ij"))[None]
+
+
+@pytest.mark.parametrize("size", [(64, 96), (63, 97), (33, 61), (50, 34), (7, 129)])
+def test_maps_lie_where_their_pixels_are_whatever_the_size(size):
+    torch.manual_seed(0)
+    model = ViTPForSemanticSegmentation(ViTPSegmentationConfig(backbone_config=adapter_config(), **HEAD)).eval()
+    image = torch.randn(1, 3, *size)
+    padded = F.pad(image, (0, -size[1] % 32, 0, -size[0] % 32))
+    with torch.no_grad():
+        whole = model(padded).logits
+        assert torch.equal(model(image).logits, whole[..., : size[0], : size[1]])
+        model.decode_head = Places()
+        rows, columns = model(image).logits[0]
+    # Interpolation is exact but beyond the centres of the outermost cells.
+    inner = tuple(slice(2, min(side, side + -side % 32 - 2)) for side in size)
+    places = torch.meshgrid(*(torch.arange(side) + 0.5 for side in size), indexing="ij")
+    for found, expected in zip((rows, columns), places):
+        torch.testing.assert_close(found[inner], expected[inner])
+
+
 @torch.no_grad()
 def test_the_adapter_is_a_backbone_of_transformers_own_upernet():
     torch.manual_seed(0)

@@ -70,7 +70,10 @@ def test_masks_come_from_arrays_polygons_and_run_lengths_and_are_padded_too():
     for found in masks:
         assert torch.equal(found[:30, :40].bool(), torch.from_numpy(mask).bool()) and not found[30:].any()
     processor = ViTPDetectionImageProcessor(do_resize=True, size={"height": 60, "width": 80})
-    resized = processor(images[:1], given, return_segmentation_masks=True, return_tensors="pt")["labels"][0]["masks"]
+    given = [given, annotated()]
+    labels = processor([images[0]] * 2, given, return_segmentation_masks=True, return_tensors="pt")["labels"]
+    resized, nothing = (label["masks"] for label in labels)
+    assert nothing.shape == (0, 60, 80) and nothing.dtype == resized.dtype
     assert torch.equal(resized[0].bool(), torch.from_numpy(mask).bool().repeat_interleave(2, 0).repeat_interleave(2, 1))
 
 

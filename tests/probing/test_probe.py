@@ -252,6 +252,8 @@ def test_a_backbone_of_other_bands_is_given_them(tmp_path):
         ("shots", ["--shots", "3"], r"3 shots.*'b' \(2\)"),
         ("share", ["--shares", "0"], r"shares=\[0.0\] is not in \(0, 1\]"),
         ("test share", ["--test_share", "1"], r"test_share=1.0 is not in \(0, 1\)"),
+        ("all held out", ["--test_share", "0.8"], r"no image of the classes \['b'\] to train on"),
+        ("none held out", ["--test_share", "0.1"], "less than an image of any class"),
         ("pooling", ["--pooling", "max"], "'max' is none of mean, cls, cls_mean"),
         ("both", ["--data", "{}"], "either `dataset_name`"),
     ],

@@ -80,9 +80,15 @@ class ViTP(lmms):
     def _other_documents(documents: list["Document"]) -> list["Document"]:
         """For each the one whose images it is shown, of the same task."""
         shown = []
-        for _, group in itertools.groupby(documents, key=lambda document: document.task):
+        for task, group in itertools.groupby(documents, key=lambda document: document.task):
             group = list(group)
-            shown += [group[place] for place in others([document.image_keys() for document in group])]
+            places = others([document.image_keys() for document in group])
+            if None in places:
+                raise ValueError(
+                    f"{task}: of some questions all with as many images are about the same, so that these cannot be "
+                    "swapped: ask more of the task, or leave swap_images out."
+                )
+            shown += [group[place] for place in places]
         return shown
 
     def loglikelihood(self, requests: list[Instance]) -> list[tuple[float, bool]]:

@@ -18,11 +18,11 @@ class AveragePrecision(box_metrics.BoxMetric):
     another object would do. Precision at a recall is the best at that recall or a higher one, averaged at recalls of 0,
     0.1, … 1 (`"11_points"`, VOC 2007, which DOTA, DIOR-R and RSAR are scored by) or over all (`"area"`, VOC 2010). What
     overlaps a difficult object most is neither right nor wrong, and such objects need not be found, unless
-    `difficult_counts`.
+    `difficult_counts`. It is so with a crowd, a region of many, in any case.
 
     Places are `boxes`: upright, `(n, 4)` with x1, y1, x2, y2, or rotated, `(n, 5)` with cx, cy, width, height and an
     angle in radians from x towards y; or `corners`, `(n, 4, 2)`, which stand for the smallest rectangle around them.
-    References may have `difficult`, `(n,)`. Matches and scores are kept, boxes are not.
+    References may have `difficult` and `crowd`, `(n,)`. Matches and scores are kept, boxes are not.
 
     `evaluate.load(str(METRICS_FOLDER / "average_precision"), num_labels=20)`.
 
@@ -57,17 +57,18 @@ class AveragePrecision(box_metrics.BoxMetric):
         objects of each class there are to find."""
         found, there = self._labels(prediction, "prediction"), self._labels(reference, "reference")
         scores = box_metrics.numbers(prediction, "scores", "prediction", len(found), ())
-        difficult = np.zeros(len(there), bool)
-        if not self.difficult_counts and reference.get("difficult") is not None:
-            difficult = box_metrics.numbers(reference, "difficult", "reference", len(there), ()) != 0
+        left_out = np.zeros(len(there), bool)
+        for name in ("crowd",) if self.difficult_counts else ("crowd", "difficult"):
+            if reference.get(name) is not None:
+                left_out |= box_metrics.numbers(reference, name, "reference", len(there), ()) != 0
         iou = overlaps(places(prediction, "prediction", len(found)), places(reference, "reference", len(there)))
         matches = np.zeros((len(self.iou_thresholds), len(found)), np.int8)
         for label in np.unique(found):
             rows, columns = np.flatnonzero(found == label), np.flatnonzero(there == label)
             rows = rows[np.argsort(-scores[rows], kind="stable")]
             for match, threshold in zip(matches, self.iou_thresholds):
-                match[rows] = assign(iou[np.ix_(rows, columns)], difficult[columns], threshold)
-        objects = np.bincount(there[~difficult], minlength=self.num_labels)
+                match[rows] = assign(iou[np.ix_(rows, columns)], left_out[columns], threshold)
+        objects = np.bincount(there[~left_out], minlength=self.num_labels)
         return found.astype(np.int32), scores, matches, objects
 
     def _compute(self, images):
@@ -105,13 +106,15 @@ def overlaps(boxes: np.ndarray, others: np.ndarray) -> np.ndarray:
     return iou(torch.from_numpy(boxes), torch.from_numpy(others)).numpy()
 
 
-def assign(iou: np.ndarray, difficult: np.ndarray, threshold: float) -> np.ndarray:
-    """Of detections, best first, by their overlaps `(n, m)` with objects: 1 right, 0 wrong, -1 neither."""
+def assign(iou: np.ndarray, left_out: np.ndarray, threshold: float) -> np.ndarray:
+    """Of detections, best first, by their overlaps `(n, m)` with objects, some of which need not be found: 1 right, 0
+    wrong, -1 neither.
+    """
     if not iou.shape[1]:
         return np.zeros(len(iou), np.int8)
     best, is_enough = iou.argmax(1), iou.max(1) >= threshold
-    matches = np.where(is_enough & difficult[best], -1, 0)
-    taken = np.flatnonzero(is_enough & ~difficult[best])
+    matches = np.where(is_enough & left_out[best], -1, 0)
+    taken = np.flatnonzero(is_enough & ~left_out[best])
     _, first = np.unique(best[taken], return_index=True)  # the best detection of each object
     matches[taken[first]] = 1
     return matches
