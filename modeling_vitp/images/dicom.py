@@ -3,7 +3,7 @@
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import numpy as np
 import PIL.Image
@@ -116,15 +116,19 @@ def to_picture(file: BinaryIO, name: str | Path, in_units: bool = False) -> PIL.
     return PIL.Image.fromarray(shown if frame.values.ndim == 3 else shown[..., 0])
 
 
+def stated(dataset: pydicom.Dataset, name: str) -> Any:
+    """The value of a tag; `None` if it is not there or empty, as anonymisation leaves many."""
+    value = dataset.get(name)
+    return None if value is None or (hasattr(value, "__len__") and not len(value)) else value
+
+
 def tagged_window(dataset: pydicom.Dataset) -> dict | None:
     """The first linear window of the tags (DICOM PS3.3, C.11.2.1.2), in units after rescaling."""
-    if "WindowCenter" not in dataset or "WindowWidth" not in dataset:
+    found = [stated(dataset, name) for name in ("WindowCenter", "WindowWidth")]
+    if None in found:
         return None
-    center, width = (
-        float(value[0] if isinstance(value, pydicom.multival.MultiValue) else value)
-        for value in (dataset.WindowCenter, dataset.WindowWidth)
-    )
-    function = dataset.get("VOILUTFunction", "LINEAR")
+    center, width = (float(value[0] if isinstance(value, pydicom.multival.MultiValue) else value) for value in found)
+    function = stated(dataset, "VOILUTFunction") or "LINEAR"
     if function == "LINEAR":
         center, width = center - 0.5, width - 1
     if function not in ("LINEAR", "LINEAR_EXACT") or width <= 0:
@@ -134,8 +138,8 @@ def tagged_window(dataset: pydicom.Dataset) -> dict | None:
 
 def padding(dataset: pydicom.Dataset, pixels: np.ndarray) -> np.ndarray | bool:
     """Where the stored values are padding."""
-    if "PixelPaddingValue" not in dataset:
+    value, limit = (stated(dataset, name) for name in ("PixelPaddingValue", "PixelPaddingRangeLimit"))
+    if value is None:
         return False
-    value = dataset.PixelPaddingValue
-    low, high = sorted((value, dataset.get("PixelPaddingRangeLimit", value)))
+    low, high = sorted((value, value if limit is None else limit))
     return (pixels >= low) & (pixels <= high)

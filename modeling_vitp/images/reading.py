@@ -143,7 +143,7 @@ def check_file(path: Path) -> None:
         with path.open("rb") as file:
             check_whole(file)
     except Exception as error:  # Pillow raises many kinds for a broken file
-        raise ValueError(f"{path} cannot be read: {error}. Mend the file or take it out.") from error
+        raise ValueError(f"{path} cannot be read: {said(error)}. Mend the file or take it out.") from error
 
 
 @cache
@@ -201,6 +201,16 @@ def tiff_tags(file: BinaryIO) -> ImageFileDirectory_v2:
 def header_orientation(image: PIL.Image.Image) -> int:
     """Of an opened image, without the method of PNG's subclass, which would decode it."""
     return orientation_of(PIL.Image.Image.getexif(image))
+
+
+def said(error: Exception) -> str:
+    """What an error of reading says, and of an image that is too large what to do."""
+    if isinstance(error, PIL.Image.DecompressionBombError):
+        return (
+            f"its {error.args[0].split('(')[-1].split(')')[0]} are more than are decoded at once. As a TIFF, of which "
+            "windows alone are read, it may have any size: gdal_translate -co TILED=YES -co COMPRESS=DEFLATE"
+        )
+    return str(error)
 
 
 def orientation_of(tags) -> int:
@@ -288,14 +298,14 @@ def open_image(path: Path) -> PIL.Image.Image:
     try:
         return PIL.Image.open(path)
     except Exception as error:  # Pillow raises many kinds for a broken file
-        raise ValueError(f"{path} cannot be read: {error}") from error
+        raise ValueError(f"{path} cannot be read: {said(error)}") from error
 
 
 def decode(path: Path, in_units: bool = False) -> Picture:
     try:
         return read_picture(path.read_bytes(), in_units=in_units)
     except Exception as error:  # as in `open_image`
-        raise ValueError(f"{path} cannot be read: {error}") from error
+        raise ValueError(f"{path} cannot be read: {said(error)}") from error
 
 
 # Windows of one scene are often read one after another: image or pair, and mask.

@@ -274,7 +274,13 @@ class ViTPDataCollator:
             },
         )
         input_ids = torch.from_numpy(np.array(encoded["input_ids"][0], np.int64))
-        is_answer = learned(torch.from_numpy(np.array(encoded["assistant_masks"][0], bool)), given)
+        is_answer = torch.from_numpy(np.array(encoded["assistant_masks"][0], bool))
+        if not is_answer.any():
+            raise ValueError(
+                "no token is marked as an answer's, so that nothing would be learned: the chat template needs "
+                "{% generation %} … {% endgeneration %} around what the assistant says, up to the end of its turn."
+            )
+        is_answer = learned(is_answer, given)
         sample = {
             "input_ids": input_ids,
             "attention_mask": torch.ones_like(input_ids),

@@ -163,3 +163,8 @@ def drawing_nothing() -> Iterator[None]:
         yield
     random.setstate(states[0])
     np.random.set_state(states[1])
+
+
+def replacement_rows(dataset: Dataset | IterableDataset, num_rows: int = 64) -> Dataset | list[dict]:
+    """Rows that may take the place of those that are skipped: any, or of a stream the first."""
+    return dataset if isinstance(dataset, Dataset) else list(itertools.islice(dataset, num_rows))

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import PIL.Image
 import torch
+from transformers.image_transforms import convert_to_rgb
 
 from ..image_processing_vitp import PIL_8BIT_MODES, ViTPImageProcessor
 from ..input_spec import InputSpec
@@ -70,13 +71,13 @@ class SourceSettings:
 
 
 def degrade(image: PIL.Image.Image, generator: torch.Generator) -> PIL.Image.Image:
-    """The image after JPEG compression of a quality from 75 to 100."""
+    """The image, where it is transparent on white, after JPEG compression of a quality from 75 to 100."""
     if not isinstance(image, PIL.Image.Image) or image.mode not in PIL_8BIT_MODES:
         kind = f"mode {image.mode}" if isinstance(image, PIL.Image.Image) else f"{len(image)} bands of {image.dtype}"
         raise ValueError(f"jpeg_degradation needs 8-bit images, not one of {kind}: leave it out of the source.")
     quality = torch.randint(75, 101, (), generator=generator).item()
     compressed = io.BytesIO()
-    image.convert("RGB").save(compressed, format="JPEG", quality=quality)
+    PIL.Image.fromarray(convert_to_rgb(image, return_numpy=True)).save(compressed, format="JPEG", quality=quality)
     return PIL.Image.open(compressed).convert("RGB")
 
 

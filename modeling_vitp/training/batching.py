@@ -68,6 +68,14 @@ class GlobalBatchSampler(BatchRebalanceSampler):
         tail = 0 if self.drop_last else math.ceil(self.remainder / (self.effective_batch_size // self.grad_accum))
         return self.num_full_batches * self.grad_accum + tail
 
+    def check_not_empty(self) -> None:
+        """Raises a `ValueError` if there is no batch."""
+        if not len(self):
+            raise ValueError(
+                f"{self.num_rows} sample(s) to train on are less than the {self.effective_batch_size} of one step: "
+                "make batches smaller."
+            )
+
     def __iter__(self) -> Iterator[list[int]]:
         if self.strategy in BY_LENGTH:
             self.lengths = self.measure()

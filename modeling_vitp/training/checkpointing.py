@@ -11,6 +11,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from tokenizers import Tokenizer
+from transformers import PreTrainedTokenizerFast
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
@@ -22,6 +24,7 @@ logger = logging.getLogger(__name__)
 # Checkpoints are written in this folder of the output folder. The Hub's uploads leave names with an underscore out.
 STAGING = "_saving"
 RECORD_NAME = "checkpoint.json"
+TRAINING_DATA = "training data"  # the setting that says, in short, what is trained on
 # What the record of a checkpoint holds; `hashes` and `data` are not in older ones.
 RECORD = {
     "files": dict[str, int],
@@ -150,6 +153,43 @@ def last_checkpoint(folder: str | Path) -> str | None:
             checkpoints[step],
         )
     return None
+
+
+def check_going_on(
+    checkpoint: str | Path,
+    settings: dict[str, dict[str, Any]],
+    data: dict[str, str | None],
+    allow_changed_data: bool = False,
+) -> None:
+    """Raises a `ValueError` if a run with these settings and data may not go on from a checkpoint, see
+    [`check_settings`] and [`check_data`], or it has weights alone.
+    """
+    if not any(Path(checkpoint).glob("rng_state*.pth")):
+        raise ValueError(
+            f"{checkpoint} has weights alone, as save_only_model leaves them, so that the run cannot go on. Start a "
+            "new one: give the checkpoint as model_name_or_path, and another output_dir."
+        )
+    check_data(checkpoint, data, allow_changed_data)
+    if allow_changed_data:
+        fixed = {name: value for name, value in settings["fixed"].items() if name != TRAINING_DATA}
+        settings = settings | {"fixed": fixed}
+    check_settings(checkpoint, settings)
+
+
+def check_tokenizer(checkpoint: str | Path, tokenizer: PreTrainedTokenizerFast) -> None:
+    """Raises a `ValueError` if a tokenizer is another than that of a checkpoint, as that of a model from scratch is if
+    the texts that it is trained on have changed: what the model has learned of a token would be told of another one.
+    """
+    file = Path(checkpoint) / "tokenizer.json"
+    if not file.is_file():
+        return
+    stored, given = Tokenizer.from_file(str(file)).get_vocab(), tokenizer.get_vocab()
+    if stored != given:
+        raise ValueError(
+            f"The tokenizer of {checkpoint} has {len(stored)} tokens, and the run's {len(given)}, not the same: that "
+            "of a model from_scratch is trained on the texts, which have changed. Restore them; or start a new run "
+            "from its weights: give the checkpoint as model_name_or_path, and another output_dir."
+        )
 
 
 def check_settings(checkpoint: str | Path, settings: dict[str, dict[str, Any]]) -> None:

@@ -1,7 +1,7 @@
 """Any ViT with any language model: both pretrained, a fresh projector between them."""
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerFast
 from transformers.models.internvl.modeling_internvl import InternVLMultiModalProjector
 from transformers.utils import cached_file
 
@@ -37,13 +37,9 @@ def compose(
     for name, part in ((vision_model, vision), (language_model, language)):
         check_finite(part.state_dict(), name)
     tokenizer = AutoTokenizer.from_pretrained(language_model)
-    missing = [token for token in (TURN_END, *MARKS) if token not in tokenizer.get_vocab()]
-    if missing:
-        tokenizer.add_special_tokens({"extra_special_tokens": missing}, replace_extra_special_tokens=False)
+    add_marks(tokenizer, language)
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
-    if len(tokenizer) > language.get_input_embeddings().num_embeddings:
-        language.resize_token_embeddings(len(tokenizer))
     head = language.get_output_embeddings()
     if not isinstance(head, torch.nn.Linear) or head.bias is not None:
         raise ValueError(f"{language_model} has no plain linear LM head (it has {head}), which ViTP needs.")
@@ -76,6 +72,21 @@ def compose(
     image_processor = ViTPImageProcessor.from_pretrained(vision_model) if has_images else ViTPImageProcessor()
     image_processor.size = {"height": height, "width": width}
     return model, ViTPProcessor(image_processor, tokenizer, image_seq_length=config.image_seq_length)
+
+
+def add_marks(tokenizer: PreTrainedTokenizerFast, language: PreTrainedModel) -> None:
+    """Adds the marks that a tokenizer lacks, and draws their embeddings: also those that have a row already, of the
+    many that a table is often padded with, which nothing was learned in.
+    """
+    vocabulary = tokenizer.get_vocab()
+    missing = [token for token in (TURN_END, *MARKS) if token not in vocabulary]
+    if not missing:
+        return
+    tokenizer.add_special_tokens({"extra_special_tokens": missing}, replace_extra_special_tokens=False)
+    known, needed = (1 + max(some.values()) for some in (vocabulary, tokenizer.get_vocab()))
+    size = language.get_input_embeddings().num_embeddings
+    language.resize_token_embeddings(min(known, size))
+    language.resize_token_embeddings(max(needed, size))
 
 
 def load_vision(name: str, drop_path_rate: float | None, options: dict) -> ViTPVisionModel:

@@ -162,9 +162,5 @@ class FineTuner(Run):
             self.data_seed,
             drop_last=args.dataloader_drop_last,
         )
-        if not len(self._train_batches):
-            raise ValueError(
-                f"{len(self.train_dataset)} sample(s) to train on are less than the "
-                f"{self._train_batches.effective_batch_size} of one step: make batches smaller."
-            )
+        self._train_batches.check_not_empty()
         return self._train_batches

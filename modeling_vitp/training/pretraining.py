@@ -1,7 +1,6 @@
 """TRL's `SFTTrainer` for ViTP: sample ids, epochs, an evaluation collator, exact resuming and exact shards."""
 
 import dataclasses
-import itertools
 import json
 import logging
 from collections.abc import Iterator, Mapping
@@ -22,7 +21,7 @@ from trl import SFTConfig, SFTTrainer
 from ..cards.record import read_json
 from ..instructions.collator import NO_LABEL, STEP, ViTPDataCollator, with_raw_tiles
 from ..instructions.conversations import to_conversations
-from ..instructions.first_rows import check
+from ..instructions.first_rows import check, replacement_rows
 from ..instructions.lengths import SampleLength
 from ..instructions.raw_tiles import normalize_tiles
 from ..instructions.rows import describe_rows, prepare_rows
@@ -32,7 +31,7 @@ from ..processing_vitp import ViTPProcessor
 from .answers import draw_rows, rows_to_show
 from .arguments import VRLArguments
 from .batching import BY_LENGTH, GlobalBatchSampler, RankStream, WholeBatchSampler, WholeBatchStream
-from .checkpointing import going_on_from
+from .checkpointing import TRAINING_DATA, check_tokenizer, going_on_from
 from .compiling import CompiledLayers
 from .finite import NamedBatches
 from .head import apply_head_to_answers, gather_head_before_loss
@@ -51,6 +50,8 @@ class ViTPTrainingConfig(VRLArguments, RunConfig, SFTConfig):
     def __post_init__(self):
         # Rows are encoded by the collator, which needs the images; TRL would tokenise a text-only set beforehand.
         self.dataset_kwargs = {**(self.dataset_kwargs or {}), "skip_prepare_dataset": True}
+        if self.ignore_data_skip:
+            raise ValueError("ignore_data_skip would train on rows twice, and skipping reads no image: leave it out.")
         if self.activation_checkpointing is None:  # TRL sets the name that transformers warns of
             self.activation_checkpointing = self.gradient_checkpointing
         super().__post_init__()
@@ -228,6 +229,7 @@ class ViTPTrainer(Run, CompiledLayers, SFTTrainer):
             lengths=lambda: self._lengths(dataset),
             **self._sharding(),
         )
+        self._train_batches.check_not_empty()
         return self._train_batches
 
     def _get_eval_sampler(self, eval_dataset: Dataset) -> torch.utils.data.Sampler:
@@ -375,7 +377,7 @@ class ViTPTrainer(Run, CompiledLayers, SFTTrainer):
             "max_patches": image_processor.max_patches,
             "input_spec": image_processor.input_spec,
             "drop_path_rate": self.accelerator.unwrap_model(self.model).config.vision_config.drop_path_rate,
-            "training data": describe_rows(self.train_dataset),
+            TRAINING_DATA: describe_rows(self.train_dataset),
         }
         if isinstance(self.train_dataset, torch.utils.data.IterableDataset):
             fixed |= batch | {"dataloader_num_workers": args.dataloader_num_workers}
@@ -431,6 +433,7 @@ class ViTPTrainer(Run, CompiledLayers, SFTTrainer):
 
     def check_checkpoint(self, checkpoint: str) -> None:
         super().check_checkpoint(checkpoint)
+        check_tokenizer(checkpoint, self.processing_class.tokenizer)
         adapter_file = Path(checkpoint) / "adapter_model.safetensors"
         if is_peft_model(self.model) and adapter_file.is_file():
             from peft import get_peft_model_state_dict
@@ -443,8 +446,3 @@ class ViTPTrainer(Run, CompiledLayers, SFTTrainer):
         tied = set(getattr(self.model, "all_tied_weights_keys", None) or {})
         check_loaded(set(load_result.missing_keys) - tied, load_result.unexpected_keys)
         self.model.tie_weights()
-
-
-def replacement_rows(dataset: Dataset | IterableDataset, num_rows: int = 64) -> Dataset | list[dict]:
-    """Rows that may take the place of those that are skipped: any, or of a stream the first."""
-    return dataset if isinstance(dataset, Dataset) else list(itertools.islice(dataset, num_rows))

@@ -23,6 +23,7 @@ from ..convert.tensor_files import open_like_folder
 from ..hub.contents import write_card
 from ..instructions.collator import ViTPDataCollator
 from ..modeling_vitp import ViTPForConditionalGeneration
+from .checkpointing import last_checkpoint
 from .disk import told_if_full
 from .outputs import attempt, write_whole
 from .plots import draw_losses
@@ -54,12 +55,15 @@ def keep_start(trainer: ViTPTrainer) -> None:
 
     A run that goes on keeps the one that it began with.
     """
-    folder = Path(trainer.args.output_dir) / START
-    if trainer.is_world_process_zero() and not folder.is_dir():
+    args = trainer.args
+    folder = Path(args.output_dir) / START
+    goes_on = folder.is_dir() and (args.resume_from_checkpoint or last_checkpoint(args.output_dir))
+    if trainer.is_world_process_zero() and not goes_on:
         written = folder.with_suffix(".writing")
         shutil.rmtree(written, ignore_errors=True)
-        with told_if_full(trainer.args.output_dir):
+        with told_if_full(args.output_dir):
             export_backbone(trainer.model, written, trainer.processing_class.image_processor)
+        shutil.rmtree(folder, ignore_errors=True)
         os.replace(written, folder)
 
 

@@ -27,9 +27,8 @@ from ..hub.upload import collect, push, push_folder, report_failure
 from . import private_members as private_members  # looks for what is overridden below
 from .checkpointing import (
     STAGING,
-    check_data,
     check_files,
-    check_settings,
+    check_going_on,
     going_on_from,
     last_checkpoint,
     publish_checkpoint,
@@ -179,8 +178,7 @@ class Run:
 
     def check_checkpoint(self, checkpoint: str) -> None:
         """Raises a `ValueError` if the run may not go on from a checkpoint."""
-        check_settings(checkpoint, self._settings)
-        check_data(checkpoint, self._data, self.args.allow_changed_data)
+        check_going_on(checkpoint, self._settings, self._data, self.args.allow_changed_data)
 
     def train_or_resume(self) -> TrainOutput:
         """Trains from the last checkpoint in the output folder if there is one, and from `resume_from_checkpoint` if

@@ -102,4 +102,5 @@ def default_warmup(args: Any, data: Dataset | IterableDataset) -> int:
     if args.max_steps > 0 or isinstance(data, IterableDataset):  # of a stream, max_steps is required
         return max(args.max_steps, 0) // 2
     batch_size = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
-    return math.ceil(args.num_train_epochs * math.ceil(len(data) / batch_size)) // 2
+    num_batches = len(data) // batch_size if args.dataloader_drop_last else math.ceil(len(data) / batch_size)
+    return math.ceil(args.num_train_epochs * num_batches) // 2

@@ -48,6 +48,27 @@ def test_the_window_of_the_tags_and_monochrome1(is_inverted):
     np.testing.assert_array_equal(units, -hounsfield() if is_inverted else hounsfield())
 
 
+@pytest.mark.parametrize(
+    "tags",
+    [
+        {"WindowCenter": None, "WindowWidth": None, "PixelPaddingValue": None},
+        {"WindowCenter": "", "WindowWidth": 400},
+        {"WindowCenter": 40, "WindowWidth": 400, "VOILUTFunction": "", "NumberOfFrames": None},
+    ],
+    ids=str,
+)
+def test_an_empty_tag_is_none(tags):
+    """As anonymisation leaves many."""
+    dataset = pydicom.dcmread(CT)
+    for name, value in tags.items():
+        setattr(dataset, name, value)
+    file = io.BytesIO()
+    dataset.save_as(file)
+    edges = (-160, 239) if tags["WindowCenter"] else np.percentile(hounsfield(), (2, 98))
+    np.testing.assert_allclose(np.asarray(read_picture(file.getvalue())), windowed(*edges), atol=1)
+    np.testing.assert_array_equal(read_picture(file.getvalue(), in_units=True), hounsfield())
+
+
 def test_rows_and_files_take_dicom_in_8_bits_or_by_their_input_spec():
     assert picture_size(io.BytesIO(CT.read_bytes())) == stored_size(CT) == image_size(str(CT)) == (128, 128)
     (shown,) = load_images({"image": str(CT)})

@@ -18,7 +18,7 @@ from transformers.image_utils import ChannelDimension
 
 from modeling_vitp import ViTPDataCollator
 from modeling_vitp.dense.data import DenseData
-from modeling_vitp.images.reading import check_whole, read_image, read_picture, stored_size, turn
+from modeling_vitp.images.reading import check_file, check_whole, read_image, read_picture, stored_size, turn
 from modeling_vitp.instructions.rows import image_size, load_images
 from modeling_vitp.instructions.settings import SourceSettings
 
@@ -48,6 +48,14 @@ def test_a_broken_image(tmp_path, suffix):
     (tmp_path / f"images/a.{suffix}").write_bytes(b"no image")
     with pytest.raises(ValueError, match=f"images/a.{suffix} cannot be read"):
         data.open(["train"])[0]
+
+
+def test_an_image_that_is_too_large_for_pillow_is_told_to_be_made_a_tiff(tmp_path, monkeypatch):
+    picture(60, 40).save(tmp_path / "a.png")
+    monkeypatch.setattr(PIL.Image, "MAX_IMAGE_PIXELS", 60 * 40 // 4)
+    for read in (lambda path: read_image(path, None), stored_size, check_file):
+        with pytest.raises(ValueError, match=r"a.png cannot be read: its 2400 pixels are more .*gdal_translate"):
+            read(tmp_path / "a.png")
 
 
 @pytest.mark.parametrize(("suffix", "tail"), [("png", 20), ("jpeg", 0)])

@@ -541,3 +541,12 @@ def test_parts_from_arrow_keep_their_places(processor):
     dataset = prepare_rows(Dataset.from_list([{"id": "three", "messages": messages, "images": row["images"]}]))
     expected = assemble([encode_alone(processor, row, 0.75)], processor.tokenizer.pad_token_id, "right", 1, True)
     assert_same(ViTPDataCollator(processor, vrl_drop_ratio=0.75)([dataset[0]]), expected)
+
+
+def test_a_chat_template_without_marks_around_answers_is_named(processor):
+    template = processor.chat_template.replace("{% generation %}", "").replace("{% endgeneration %}", "")
+    plain = ViTPProcessor(
+        processor.image_processor, processor.tokenizer, processor.image_seq_length, chat_template=template
+    )
+    with pytest.raises(ValueError, match=r"Sample 'a': no token is marked as an answer's.*\{% generation %\}"):
+        ViTPDataCollator(plain)([{"id": "a", "images": [], "messages": [USER, ANSWER]}])

@@ -32,7 +32,7 @@ from modeling_vitp.instructions.mixture import (
     open_mixture,
 )
 from modeling_vitp.instructions.mixture_file import Source, load_mixture
-from modeling_vitp.instructions.settings import SourceSettings
+from modeling_vitp.instructions.settings import SourceSettings, degrade
 
 SIZES = {"a": 37, "b": 80, "c": 21, "d": 5, "e": 64}
 RATES = {"a": 0.05, "b": 0.3, "c": 1, "d": 10, "e": 2.5}
@@ -338,6 +338,15 @@ def test_jpeg_degradation_is_drawn_for_each_epoch_and_not_in_evaluation(processo
         assert sum(torch.equal(epochs[-1], encoded) for encoded in compressed) == 1
     assert not all(torch.equal(epochs[0], other) for other in epochs[1:])
     assert torch.equal(collator.for_evaluation()([image_rows[0]])["pixel_values"], plain)
+
+
+def test_jpeg_degradation_shows_white_where_an_image_is_transparent(processor):
+    """As the processor does it."""
+    image = Image.new("RGBA", (56, 56), (0, 0, 0, 0))
+    image.paste((40, 90, 40, 255), (0, 0, 56, 28))
+    plain = processor.image_processor([image], return_tensors="pt")["pixel_values"]
+    found = processor.image_processor([degrade(image, torch.Generator())], return_tensors="pt")["pixel_values"]
+    assert (found - plain).abs().mean() < 0.05 and plain.std() > 1
 
 
 def test_several_images_share_the_tiles_of_their_source(processor):

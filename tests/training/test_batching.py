@@ -49,6 +49,18 @@ def padding(collator, rows, strategy, batch_size=8, accumulation=8, encoded_by=N
     return 1 - sum(lengths) / places
 
 
+def test_without_a_batch_there_is_nothing_to_train_on():
+    with pytest.raises(ValueError, match=r"7 sample\(s\) to train on are less than the 8 of one step"):
+        GlobalBatchSampler(7, 4, 2, drop_last=True).check_not_empty()
+    GlobalBatchSampler(7, 4, 2).check_not_empty()
+
+
+def test_a_run_that_would_train_on_nothing_is_told(tmp_path):
+    trainer = make_trainer(tmp_path, num_rows=3, dataloader_drop_last=True, max_steps=2)
+    with pytest.raises(ValueError, match=r"3 sample\(s\) to train on are less than the 4 of one step"):
+        trainer.train()
+
+
 def test_batches_by_length_hold_little_padding(collator, mixed_rows):
     rows = list(mixed_rows)
     lengths = [SampleLength.of(collator)(example) for example in rows]

@@ -129,6 +129,28 @@ def test_a_language_model_that_knows_the_tokens_keeps_its_vocabulary(vision_fold
     assert model.generation_config.eos_token_id == [tokenizer.eos_token_id]
 
 
+@pytest.mark.parametrize("tied", [True, False])
+def test_marks_are_drawn_where_the_table_has_rows_that_nothing_was_learned_in(vision_folder, tmp_path, tied):
+    """Tables are often padded, with rows that are all alike."""
+    old = len(plain_tokenizer())
+    language = save_language_model(tmp_path / "lm", vocab_size=old + 40, tie_word_embeddings=tied)
+    with torch.no_grad():
+        for embeddings in (language.get_input_embeddings(), language.get_output_embeddings()):
+            embeddings.weight[old:] = 0
+    language.save_pretrained(tmp_path / "lm")
+    model, processor = composed(vision_folder, tmp_path / "lm")
+    ids = processor.tokenizer.convert_tokens_to_ids(ADDED)
+    assert ids == list(range(old, old + len(ADDED))) and model.config.text_config.vocab_size == old + 40
+    for found, given in (
+        (model.get_input_embeddings(), language.get_input_embeddings()),
+        (model.lm_head, language.get_output_embeddings()),
+    ):
+        assert torch.equal(found.weight[:old], given.weight[:old])
+        mean = given.weight[:old].mean(0)
+        torch.testing.assert_close(found.weight[ids], mean.expand(len(ids), -1), atol=1e-3, rtol=0)
+        assert mean.abs().max() > 1e-3
+
+
 @torch.no_grad()
 def test_what_is_composed_is_saved_and_opened_again(vision_folder, tmp_path):
     save_language_model(tmp_path / "lm")

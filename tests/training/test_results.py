@@ -3,10 +3,12 @@
 import json
 
 import pytest
+import torch
 from pushed_runs import train
 from tiny_models import FROM_SCRATCH
+from training_run import make_trainer
 
-from modeling_vitp import ViTPForConditionalGeneration
+from modeling_vitp import ViTPForConditionalGeneration, ViTPVisionModel
 from modeling_vitp.training import results
 from modeling_vitp.training.outputs import attempt, write_whole
 from modeling_vitp.training.pretraining import ViTPTrainer
@@ -29,6 +31,27 @@ def test_lora_on_a_model_from_scratch_ends_with_its_cards(data_folder, tmp_path,
         assert (out / part / "README.md").is_file()
     assert ViTPForConditionalGeneration.from_pretrained(out)
     assert "eval" in json.loads((out / "metrics.json").read_text())
+
+
+def test_the_start_that_is_kept_is_that_of_the_run(tmp_path):
+    """Of one without a checkpoint to go on from, whatever an earlier one left; one that goes on keeps it."""
+
+    def start(seed, **options):
+        trainer = make_trainer(tmp_path, seed=seed, eval_strategy="no", max_steps=1, **options)
+        weight = trainer.model.model.vision_tower.encoder.layer[0].mlp.fc1.weight
+        with torch.no_grad():
+            weight.normal_(generator=torch.Generator().manual_seed(seed))
+        results.keep_start(trainer)
+        kept = ViTPVisionModel.from_pretrained(tmp_path / results.START).encoder.layer[0].mlp.fc1.weight
+        return trainer, torch.equal(kept, weight)
+
+    first, is_own = start(0, save_strategy="no")
+    first.train()
+    assert is_own
+    second, is_own = start(1, save_steps=1)
+    second.train()
+    assert is_own
+    assert start(2)[1] is False
 
 
 def test_an_evaluation_that_fails_finds_weights_backbone_and_metrics_written(

@@ -20,6 +20,7 @@ from modeling_vitp.training.checkpointing import (
     last_checkpoint,
     publish_checkpoint,
 )
+from modeling_vitp.training.from_scratch import build_tokenizer
 
 STAGES = ["model", "optimizer", "state", "before the rename", "rotation"]
 PERSISTENT = {"dataloader_num_workers": 2, "dataloader_persistent_workers": True}
@@ -195,7 +196,7 @@ def test_settings_that_may_not_change_are_named_and_others_warned_about(tmp_path
         ({"vrl_warmup_steps": 1}, "vrl_warmup_steps was None and is 1"),
         ({"answer_mask_ratio": 0.5}, "answer_mask_ratio was None and is 0.5"),
         ({"gradient_accumulation_steps": 1}, "global batch size was 4 and is 2"),
-        ({"num_rows": 9}, "training data was '10 rows, .*' and is '9 rows"),
+        ({"num_rows": 9}, "'rows' changed since .*--allow_changed_data"),
         ({"drop_path_rate": 0.0}, "drop_path_rate was 0.1 and is 0.0"),
     ],
     ids=str,
@@ -203,6 +204,35 @@ def test_settings_that_may_not_change_are_named_and_others_warned_about(tmp_path
 def test_a_run_of_other_settings_is_not_gone_on_with(stopped, change, message):
     with pytest.raises(ValueError, match=message):
         make_trainer(stopped, **change).train(resume_from_checkpoint=True)
+
+
+def test_more_rows_are_gone_on_with_where_that_is_asked_for(stopped, tmp_path, caplog):
+    shutil.copytree(stopped, tmp_path / "run")
+    trainer = make_trainer(tmp_path / "run", num_rows=12, allow_changed_data=True, max_steps=2)
+    trainer.train(resume_from_checkpoint=True)
+    assert trainer.state.global_step == 2
+    assert "Going on with other data, so not as a run that never stopped: 'rows' changed" in caplog.text
+
+
+def test_tokens_may_not_mean_something_else(stopped):
+    """The tokenizer of a model from scratch is trained on the texts, which may have changed."""
+    trainer = make_trainer(stopped)
+    size = len(trainer.processing_class.tokenizer)
+    trainer.processing_class.tokenizer = build_tokenizer(["Where do all the ships lie? In the harbour."], size)
+    with pytest.raises(ValueError, match=r"The tokenizer of .*checkpoint-1 has \d+ tokens, and the run's"):
+        trainer.train(resume_from_checkpoint=True)
+
+
+def test_a_checkpoint_of_weights_alone_is_not_gone_on_from(tmp_path):
+    options = {"save_only_model": True, "save_steps": 1}
+    make_trainer(tmp_path, max_steps=1, **options).train()
+    with pytest.raises(ValueError, match="checkpoint-1 has weights alone, as save_only_model leaves them"):
+        make_trainer(tmp_path, max_steps=2, **options).train_or_resume()
+
+
+def test_rows_are_not_trained_on_twice():
+    with pytest.raises(ValueError, match="ignore_data_skip would train on rows twice"):
+        make_trainer("unused", ignore_data_skip=True)
 
 
 def test_more_steps_and_another_division_of_the_batch_are_a_warning(stopped, tmp_path, caplog):

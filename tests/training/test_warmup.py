@@ -260,10 +260,13 @@ def test_a_language_model_from_scratch_warms_up_for_half_of_the_steps_and_anothe
 def test_the_warmup_from_scratch_is_half_of_all_steps_where_epochs_say_how_many(tmp_path):
     settings = {"resume_from_checkpoint": None, "output_dir": tmp_path, "max_steps": -1, "num_train_epochs": 2.5}
     settings |= {"train_batch_size": 2, "gradient_accumulation_steps": 2, "world_size": 1}
+    settings["dataloader_drop_last"] = False
     rows = make_rows()  # three steps an epoch, the trainer's own count: 8 of 2.5 epochs
     assert default_warmup(SimpleNamespace(**settings), rows) == 4
     assert make_trainer(tmp_path, max_steps=-1, num_train_epochs=2.5, **ONCE).train().global_step == 8
     assert default_warmup(SimpleNamespace(**{**settings, "max_steps": 9}), rows.to_iterable_dataset()) == 4
+    dropped = {**settings, "dataloader_drop_last": True}  # two steps an epoch, 5 in all
+    assert default_warmup(SimpleNamespace(**dropped), rows) == 2
     for step, recorded in ((1, {"vrl_warmup_steps": 7}), (2, {})):
         staged = tmp_path / "_saving" / f"checkpoint-{step}"
         staged.mkdir(parents=True)

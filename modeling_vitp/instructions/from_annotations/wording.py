@@ -98,11 +98,13 @@ def plural(label: str) -> str:
     *before, word = label.split(" ")
     if word in IRREGULAR_PLURALS:
         word = IRREGULAR_PLURALS[word]
+    elif word in SAME_PLURALS:
+        pass
     elif word.endswith(("s", "x", "z", "ch", "sh")):
         word += "es"
     elif word.endswith("y") and word[-2:-1] not in tuple("aeiou"):
         word = word[:-1] + "ies"
-    elif word not in SAME_PLURALS:
+    else:
         word += "s"
     return " ".join([*before, word])
 
