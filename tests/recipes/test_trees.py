@@ -70,6 +70,14 @@ def test_boxes_and_crowns_follow_the_pixels_through_crops_mosaics_collages_flips
     }
     actual = {((x0 + x1) // 2, (y0 + y1) // 2, *sorted((x1 - x0, y1 - y0))) for x0, y0, x1, y1 in view.boxes.tolist()}
     assert actual == expected
+    parts = {"crop": 1, "mosaic": 2, "collage": views.COLLAGE_PARTS}[kind]
+    side = view.size // parts
+    for box, shown in zip(view.boxes, view.seen, strict=True):
+        piece = np.floor_divide(box[:2] + box[2:], 2 * side)  # that its centre is in
+        low, high = np.tile(piece * side, 2), np.tile((piece + 1) * side, 2)
+        assert np.array_equal(shown, box.clip(low, high))
+        left, top, right, bottom = shown
+        assert view.crowns[top:bottom, left:right].all()
 
 
 def test_crowns_are_the_pixels_of_boxes_as_in_a_loop():
@@ -248,6 +256,17 @@ def test_every_answer_is_true_of_the_view(key):
     assert [message["role"] for message in messages] == ["user", "assistant"] * 5
     for question, answer in zip(messages[::2], messages[1::2]):
         check_answer(question["content"], answer["content"], boxes.tolist(), size)
+
+
+def test_the_largest_tree_of_a_mosaic_is_cut_where_its_piece_ends():
+    """The rest of it is on other ground, and not in the view."""
+    pieces = [
+        views.Ground.of(Image.new("RGB", (100, 100)), boxes) for boxes in ([[40, 12, 130, 60]], [[10, 10, 60, 60]])
+    ]
+    view = views.assemble([pieces[0], pieces[1], pieces[1], pieces[1]], 2)
+    assert view.seen[0].tolist() == [40, 12, 100, 60] and view.boxes[0].tolist() == [40, 12, 130, 60]
+    _, answer = instructions.ask_location(view, None)
+    assert answer == "<ref>tree</ref><box>[[200, 60, 500, 300]]</box>"
 
 
 def test_all_kinds_of_questions_are_asked_and_yes_and_no_are_balanced():

@@ -145,63 +145,66 @@ def converse(view: Ground, shares: dict[str, float], rng: np.random.Generator) -
     probabilities = np.array(list(shares.values())) / sum(shares.values())
     asked = [KINDS[name] for name in rng.choice(list(shares), TURNS - 1, p=probabilities)]
     asked.insert(rng.integers(TURNS), ask_count)
-    return [message for ask in asked for message in turn(*ask(view.boxes, view.size, rng))]
+    return [message for ask in asked for message in turn(*ask(view, rng))]
 
 
 def turn(question: str, answer: str) -> list[dict]:
     return [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
 
 
-def quarter_counts(boxes: np.ndarray, size: int) -> list[int]:
+def quarter_counts(view: Ground) -> list[int]:
     """Trees in each of `QUARTERS`, by the centres of their boxes."""
-    is_right, is_bottom = ((boxes[:, :2] + boxes[:, 2:]) / 2 >= size / 2).T
+    is_right, is_bottom = ((view.boxes[:, :2] + view.boxes[:, 2:]) / 2 >= view.size / 2).T
     return np.bincount(2 * is_bottom + is_right, minlength=4).tolist()
 
 
-def ask_count(boxes, size, rng):
-    return COUNT, str(len(boxes))
+def ask_count(view, rng):
+    return COUNT, str(len(view.boxes))
 
 
-def ask_quarter_count(boxes, size, rng):
+def ask_quarter_count(view, rng):
     quarter = rng.integers(4)
-    return f"How many trees are in the {QUARTERS[quarter]} quarter?", str(quarter_counts(boxes, size)[quarter])
+    return f"How many trees are in the {QUARTERS[quarter]} quarter?", str(quarter_counts(view)[quarter])
 
 
-def ask_every_quarter_count(boxes, size, rng):
-    counts = zip(QUARTERS, quarter_counts(boxes, size))
+def ask_every_quarter_count(view, rng):
+    counts = zip(QUARTERS, quarter_counts(view))
     return "How many trees are in each quarter?", ", ".join(f"{quarter} {count}" for quarter, count in counts)
 
 
-def ask_comparison(boxes, size, rng):
+def ask_comparison(view, rng):
     """With a number close to the true one, on either side of it equally often."""
-    number = max(len(boxes) + rng.integers(-3, 3), 0)
-    return f"Are there more than {number} trees?", "yes" if len(boxes) > number else "no"
+    number = max(len(view.boxes) + rng.integers(-3, 3), 0)
+    return f"Are there more than {number} trees?", "yes" if len(view.boxes) > number else "no"
 
 
-def ask_presence(boxes, size, rng):
+def ask_presence(view, rng):
     """Yes and no equally often wherever the view allows both."""
-    counts = np.array(quarter_counts(boxes, size))
+    counts = np.array(quarter_counts(view))
     wanted = rng.random() < 0.5
     candidates = np.flatnonzero((counts > 0) == wanted)
     quarter = rng.choice(candidates if len(candidates) else 4)
     return f"Is there a tree in the {QUARTERS[quarter]} quarter?", "yes" if counts[quarter] else "no"
 
 
-def ask_location(boxes, size, rng):
-    if len(boxes) == 0:
+def ask_location(view, rng):
+    if len(view.boxes) == 0:
         return LOCATE, "There is no tree."
-    return LOCATE, format_box(largest(boxes, size), size)
+    return LOCATE, format_box(largest(view.seen, view.size), view.size)
 
 
-def ask_density(boxes, size, rng):
-    return "How dense is the forest?", density(len(boxes), size)
+def ask_density(view, rng):
+    return "How dense is the forest?", density(view)
 
 
-def ask_description(boxes, size, rng):
-    if len(boxes) == 0:
+def ask_description(view, rng):
+    if len(view.boxes) == 0:
         return "Describe the image.", "An aerial image of open ground without trees."
-    fullest = QUARTERS[int(np.argmax(quarter_counts(boxes, size)))]
-    return "Describe the image.", f"An aerial image of {density(len(boxes), size)} forest, most trees in the {fullest}."
+    fullest = QUARTERS[int(np.argmax(quarter_counts(view)))]
+    return (
+        "Describe the image.",
+        f"An aerial image of {density(view)} forest, most trees in the {fullest}.",
+    )
 
 
 KINDS = {
@@ -216,9 +219,10 @@ KINDS = {
 SHARES = dict(zip(KINDS, (0.1, 0.2, 0.2, 0.1, 0.07, 0.3, 0.03)))  # how often each is asked
 
 
-def density(count: int, size: int) -> str:
+def density(view: Ground) -> str:
     """By trees in the area of a test crop: under 4 open, under 12 sparse, otherwise dense."""
-    per_crop = count * (CROP / size) ** 2
+    count = len(view.boxes)
+    per_crop = count * (CROP / view.size) ** 2
     return "no" if count == 0 else "open" if per_crop < 4 else "sparse" if per_crop < 12 else "dense"
 
 

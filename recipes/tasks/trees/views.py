@@ -4,7 +4,7 @@ A tree belongs to a view if the centre of its box lies in it; its crown is the w
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from PIL import Image
@@ -23,11 +23,19 @@ class Ground:
         pixels: uint8 of shape `(height, width, 3)`.
         crowns: bool of shape `(height, width)`, true in the boxes of trees.
         boxes: int64 of shape `(num_trees, 4)`, `[left, top, right, bottom]` in pixels, uncut.
+        seen: what of the boxes is in the piece, or in a view in that of its pieces which they are on; without it, they
+            are cut at the border.
     """
 
     pixels: np.ndarray
     crowns: np.ndarray
     boxes: np.ndarray
+    seen: np.ndarray | None = None
+
+    def __post_init__(self):
+        if self.seen is None:
+            height, width = self.crowns.shape
+            self.seen = self.boxes.clip(0, [width, height] * 2)
 
     @classmethod
     def of(cls, image: Image.Image, boxes: Sequence[Sequence[int]]) -> "Ground":
@@ -70,7 +78,7 @@ class Ground:
         """With another brightness and contrast."""
         brightness, contrast = 1 + rng.uniform(-JITTER, JITTER, 2)
         levels = (np.arange(256) * brightness - 127.5) * contrast + 127.5
-        return Ground(levels.round().clip(0, 255).astype(np.uint8).take(self.pixels), self.crowns, self.boxes)
+        return replace(self, pixels=levels.round().clip(0, 255).astype(np.uint8).take(self.pixels))
 
     @property
     def image(self) -> Image.Image:
@@ -86,8 +94,11 @@ def assemble(parts: Sequence[Ground], columns: int) -> Ground:
         return np.concatenate([np.concatenate([getattr(part, name) for part in row], axis=1) for row in rows])
 
     corners = [np.array([column, row] * 2) * size for row in range(len(rows)) for column in range(columns)]
-    boxes = np.concatenate([part.boxes + corner for part, corner in zip(parts, corners)])
-    return Ground(joined("pixels"), joined("crowns"), boxes)
+    boxes, seen = (
+        np.concatenate([getattr(part, name) + corner for part, corner in zip(parts, corners)])
+        for name in ("boxes", "seen")
+    )
+    return Ground(joined("pixels"), joined("crowns"), boxes, seen)
 
 
 def view_of(ground: Ground, parts: int, rng: np.random.Generator) -> Ground:
