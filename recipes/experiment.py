@@ -31,7 +31,8 @@ def main(argv: list[str] | None = None) -> int:
     metrics = Experiment(args, pretrain.main, task).run()
     draw_arms(metrics["summary"], output_dir / "arms.png")
     print(f"\n{args.claim}\nAgainst it would speak: {args.against}\n")
-    print(f"Mean and its 95% interval over the seeds {args.seeds}; differences are paired by seed\n")
+    seeds = metrics["summary"][0]["seeds"]
+    print(f"Mean and its 95% interval over the seeds {seeds}; differences are paired by seed\n")
     print(paired_table(metrics["summary"], args.control))
     print(f"\nEvery run: {output_dir / 'metrics.json'}; picture: {output_dir / 'arms.png'}")
     return 0

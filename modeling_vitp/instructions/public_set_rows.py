@@ -125,26 +125,26 @@ def counted_rows(public_set: PublicSet, shared: set[PurePath] | None, made: Made
             leaves out none.
     """
 
-    def is_shared(file: PurePath) -> bool:
-        return public_set.is_held_out(public_set.folder / file.parent) or file.with_suffix("") in shared
+    def is_held_out(row: Row) -> bool:
+        files = [PurePath(image) for image in row.images if isinstance(image, str)] if shared is not None else []
+        return any(
+            public_set.is_held_out(public_set.folder / file.parent) or file.with_suffix("") in shared for file in files
+        )
 
     for place, content in checked(public_set, public_set.entries):
         try:
             if isinstance(content, ValueError):
                 raise content
             found = list(public_set.rows(content))
+            are_shared = [is_held_out(row) for row in found]
         except HeldOut:
             made.held_out += 1
             continue
         except UNUSABLE as error:
             made.unused.append(f"{place}: {said(error)}")
             continue
-        for row in found:
-            files = [PurePath(image) for image in row.images if isinstance(image, str)]
-            if shared is not None and any(map(is_shared, files)):
-                made.held_out += 1
-            else:
-                yield place, row
+        made.held_out += sum(are_shared)
+        yield from ((place, row) for row, is_shared in zip(found, are_shared) if not is_shared)
 
 
 def checked(public_set: PublicSet, read: Callable[[], Iterable]) -> Iterator:

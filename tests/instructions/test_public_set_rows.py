@@ -174,12 +174,13 @@ def test_a_set_of_ones_own_is_a_file(tmp_path, capsys):
     save_text(tmp_path / "my_set.py", MY_SET)
     turns = [{"from": "human", "value": "What?"}, {"from": "gpt", "value": "That."}]
     rows = [{"id": 1, "image": "a.png", "conversations": turns}, {"conversations": turns[:1]}, {"image": "b.png"}, [1]]
+    rows.append({"id": 5, "image": "/elsewhere/a.png", "conversations": turns})
     save_json(tmp_path / "data/a.json", rows)
     save_json(tmp_path / "data/val.json", rows)
     picture(8, 8).save(tmp_path / "data/a.png")
     assert make_public_set.main([str(tmp_path / "my_set.py"), str(tmp_path / "data")]) == 0
     said = capsys.readouterr()
-    assert "my_set.jsonl: 1 rows" in said.out and "3 not used" in said.err
+    assert "my_set.jsonl: 1 rows" in said.out and "4 not used" in said.err
     (source,) = load_mixture(tmp_path / "my_set.yaml").sources
     assert (source.name, source.rows, source.missing()) == ("my_set", 1, None)
 

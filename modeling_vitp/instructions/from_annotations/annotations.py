@@ -8,6 +8,7 @@ import json
 import re
 import sys
 import zlib
+from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -237,17 +238,15 @@ def choose_split(
     those images are chosen, and all others of the layout are held out.
 
     Raises:
-        ValueError: if the layout has no such split, or no image of a listed name.
+        ValueError: if the layout has no such split, or no image of a listed name, or several.
     """
     splits = layout.splits()
     if listed is not None:
-        everything = splits.get(split) or {key: paths for images in splits.values() for key, paths in images.items()}
-        keys = {name: key for key, paths in everything.items() for name in (paths[0].stem, paths[0].name, key)}
-        missing = [name for name in listed if name not in keys]
-        if missing:
-            raise ValueError(f"{len(missing)} of {len(listed)} listed images are not in {layout.root}: {missing[0]}, …")
-        chosen = {keys[name]: everything[keys[name]] for name in listed}
-        held_out = [{key: paths} for images in splits.values() for key, paths in images.items() if key not in chosen]
+        chosen = choose_listed(layout, [splits[split]] if splits.get(split) else [*splits.values()], listed)
+        taken = {path for paths in chosen.values() for path in paths}
+        held_out = [
+            {key: paths} for images in splits.values() for key, paths in images.items() if taken.isdisjoint(paths)
+        ]
     elif split in splits:
         chosen = splits[split]
         held_out = [splits.get(name, {}) for name in {"train": ("val", "test"), "test": ()}.get(split, ("test",))]
@@ -257,6 +256,29 @@ def choose_split(
             "may be used in a file: --split_list."
         )
     return chosen, {path for images in held_out for paths in images.values() for path in paths}
+
+
+def choose_listed(
+    layout: Layout, splits: list[dict[str, tuple[Path, ...]]], listed: list[str]
+) -> dict[str, tuple[Path, ...]]:
+    """The images of a list, by their ids, or else by their file names with or without suffix; see [`choose_split`]."""
+    by_id, by_name = defaultdict(list), defaultdict(list)
+    for images in splits:
+        for key, paths in images.items():
+            by_id[key].append((key, paths))
+            for name in {paths[0].stem, paths[0].name}:
+                by_name[name].append((key, paths))
+    found = {name: by_id.get(name) or by_name.get(name, []) for name in listed}
+    missing = [name for name, images in found.items() if not images]
+    if missing:
+        raise ValueError(f"{len(missing)} of {len(listed)} listed images are not in {layout.root}: {missing[0]}, …")
+    for name, images in found.items():
+        if len(images) > 1:
+            raise ValueError(
+                f"{name} of the list could be {images[0][1][0]} or {images[1][1][0]}: list ids, here "
+                f"{images[0][0]!r} and {images[1][0]!r}, or give the --split."
+            )
+    return dict(image for (image,) in found.values())
 
 
 def check_cases(layout: Layout, chosen: dict[str, tuple[Path, ...]], held_out: set[Path]) -> None:

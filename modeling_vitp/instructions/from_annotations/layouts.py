@@ -65,18 +65,21 @@ class Coco(Layout):
         return files
 
     @cached_property
-    def _entries(self) -> dict[Path, tuple[Path, dict, list[dict], dict]]:
-        """Image file -> the JSON file, its entry there, its objects, and the categories."""
+    def _entries(self) -> dict[Path, tuple[Path, dict, list[dict] | None, dict]]:
+        """Image file -> the JSON file, its entry there, its objects, if any are annotated there, and the categories."""
         entries = {}
         for path, contents, find in self._files.values():
             categories = {category["id"]: category["name"] for category in contents["categories"]}
             objects = coco_annotations(contents)
             for entry in contents["images"]:
-                entries[find(entry["file_name"])] = (path, entry, objects[entry["id"]], categories)
+                found = objects[entry["id"]] if "annotations" in contents else None
+                entries[find(entry["file_name"])] = (path, entry, found, categories)
         return entries
 
     def annotate(self, image_id, paths):
         path, entry, objects, categories = self._entries[paths[0]]
+        if objects is None:
+            raise ValueError(f"{path} has no `annotations`, so that nothing can be said of {paths[0]}.")
         size = upright_size(paths[0])
         stated = entry.get("height", size[0]), entry.get("width", size[1])
         if stated != size:
@@ -212,17 +215,30 @@ class Masks(Layout):
 
     @cached_property
     def _masks(self) -> dict[str, Path]:
-        """Split and name -> mask."""
+        """Split and name -> mask; with `annotations`, the path below them without suffix."""
         if self.annotations is not None:
-            folders = {UNSPLIT: {path.stem: (path,) for path in image_files(self.annotations)}}
-        else:
-            folders = images_in(self.root, self.mask_folders)
+            return {
+                path.relative_to(self.annotations).with_suffix("").as_posix(): path
+                for path in image_files(self.annotations)
+            }
+        folders = images_in(self.root, self.mask_folders)
         return {name: paths[0] for files in folders.values() for name, paths in files.items()}
 
+    @cached_property
+    def _named(self) -> dict[str, list[Path]]:
+        """Name -> masks that are called so."""
+        named = defaultdict(list)
+        for path in self._masks.values():
+            named[path.stem].append(path)
+        return named
+
     def annotate(self, image_id, paths):
-        mask_path = self._masks.get(image_id) or self._masks.get(paths[0].stem)
-        if mask_path is None:
+        found = [self._masks[image_id]] if image_id in self._masks else self._named.get(paths[0].stem, [])
+        if not found:
             raise ValueError(f"{paths[0]} has no mask of the same name.")
+        if len(found) > 1:
+            raise ValueError(f"{found[0]} and {found[1]} could both be the mask of {paths[0]}.")
+        (mask_path,) = found
         size = upright_size(paths[0])
         mask = partial(labels_of, mask_path, size, self.names)
         return AnnotatedImage(image_id, paths, size, regions_of(mask()), mask=mask)
@@ -256,25 +272,36 @@ class ChangePairs(Layout):
         return {name: paths[0] for files in folders.values() for name, paths in files.items()}
 
     @cached_property
-    def _captions(self) -> dict[str, tuple[str, ...]]:
+    def _captions(self) -> dict[str, dict[str, tuple[str, ...]]]:
+        """File name -> split, `UNSPLIT` where that is not told -> sentences."""
         where = self.annotations or self.root
         files = [where] if where.is_file() else sorted(where.rglob("*captions*.json"))
-        captions = {}
+        captions = defaultdict(dict)
         for path in files:
             try:
-                captions |= {
-                    image["filename"]: tuple(sentence["raw"].strip() for sentence in image["sentences"])
-                    for image in read_annotation(path)["images"]
-                }
+                for image in read_annotation(path)["images"]:
+                    sentences = tuple(sentence["raw"].strip() for sentence in image["sentences"])
+                    split = split_in(str(image.get("split") or image.get("filepath") or "")) or UNSPLIT
+                    if captions[image["filename"]].setdefault(split, sentences) != sentences:
+                        raise ValueError(f"{path} has two images {image['filename']!r}, with other captions each.")
             except (KeyError, TypeError, AttributeError) as error:
                 raise ValueError(f"{path} has no captions like those of LEVIR-CC: {error!r}.") from error
         return captions
+
+    def _captions_of(self, path: Path) -> tuple[str, ...]:
+        """Those of its split; of the only one where the folders do not tell it."""
+        found = self._captions.get(path.name, {})
+        folders = path.relative_to(self.root).parent.parts
+        split = next((split for folder in folders if (split := split_in(folder))), UNSPLIT)
+        if split == UNSPLIT and len(found) == 1:
+            return next(iter(found.values()))
+        return found.get(split, found.get(UNSPLIT, ()))
 
     def annotate(self, image_id, paths):
         size = upright_size(paths[0])
         if upright_size(paths[1]) != size:
             raise ValueError(f"{paths[0]} and {paths[1]} are not of one size.")
-        mask, captions = self._masks.get(image_id), self._captions.get(paths[0].name, ())
+        mask, captions = self._masks.get(image_id), self._captions_of(paths[0])
         if mask is None and not captions:
             raise ValueError(f"{paths[0]} has neither a mask nor captions.")
         label = self.names.get("changed region") or "changed region"

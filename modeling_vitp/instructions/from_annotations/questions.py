@@ -201,9 +201,11 @@ def change_caption(asker: Asker, image: AnnotatedImage, generator: torch.Generat
         text += "less than 1% of the image" if share < 1 else f"about {share:.0f}% of the image"
         areas = Counter(dict.fromkeys(QUARTERS, 0.0))
         for region in image.regions:
-            areas[quarter_of(region, image.size)] += region.area
+            if lies_in_one_quarter(region, image.size):
+                areas[quarter_of(region, image.size)] += region.area
         ((place, most),) = areas.most_common(1)
-        yield {}, f"{text}, most of it in the {place}." if 2 * most >= MARGIN * areas.total() else f"{text}.", None
+        total = sum(region.area for region in image.regions)
+        yield {}, f"{text}, most of it in the {place}." if 2 * most >= MARGIN * total else f"{text}.", None
 
 
 KINDS: dict[str, Callable[[Asker, AnnotatedImage, torch.Generator], Answers]] = {
@@ -309,6 +311,11 @@ def quarter_of(region: Region, size: tuple[int, int]) -> str:
     """The quarter that the centre of the region's box lies in."""
     is_right, is_bottom = (centre >= side / 2 for centre, side in zip(region.centre, size[::-1]))
     return QUARTERS[2 * is_bottom + is_right]
+
+
+def lies_in_one_quarter(region: Region, size: tuple[int, int]) -> bool:
+    sides = zip(region.box[:2], region.box[2:], size[::-1])
+    return all(high <= side / 2 or low >= side / 2 for low, high, side in sides)
 
 
 def pick(items: Sequence[T], generator: torch.Generator) -> T:

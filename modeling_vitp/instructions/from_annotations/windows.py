@@ -7,10 +7,11 @@ from functools import lru_cache
 from pathlib import Path
 
 import rasterio
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
+from rasterio.enums import ColorInterp
 from rasterio.errors import NotGeoreferencedWarning
 
-from ...images.reading import is_dicom_file, is_tiff, open_tiff, read_picture
+from ...images.reading import is_dicom_file, is_tiff, open_tiff, read_picture, said
 from ...images.windows import Window, windows
 from ..boxes import box_area, clip
 from .annotations import AnnotatedImage
@@ -72,17 +73,28 @@ def image_bytes(image: AnnotatedImage) -> list[dict]:
 
 
 def tiff_window(path: Path, window: Window) -> bytes | None:
-    """A window of a TIFF as one, if it has bands or a depth that PNG has no place for."""
+    """A window of a TIFF as one, if it has bands or a depth that PNG has no place for, or Pillow cannot decode it."""
     left, top, right, bottom = window
     with open_tiff(path) as scene, rasterio.MemoryFile() as memory, warnings.catch_warnings():
-        if (scene.count, scene.dtypes[0]) in OF_PNG:
+        if (scene.count, scene.dtypes[0]) in OF_PNG and opens(path):
             return None
         warnings.simplefilter("ignore", NotGeoreferencedWarning)
         kept = {"count": scene.count, "dtype": scene.dtypes[0], "nodata": scene.nodata, "compress": "deflate"}
         with memory.open(driver="GTiff", height=bottom - top, width=right - left, **kept) as file:
             file.write(scene.read(window=((top, bottom), (left, right))))
             file.descriptions = scene.descriptions
+            if ColorInterp.palette in scene.colorinterp:
+                file.write_colormap(1, scene.colormap(1))
         return memory.read()
+
+
+def opens(path: Path) -> bool:
+    """Whether Pillow decodes a TIFF: not one of another kind than it knows, or one that is too large."""
+    try:
+        with Image.open(path):
+            return True
+    except (UnidentifiedImageError, Image.DecompressionBombError):
+        return False
 
 
 def scene_of(image: AnnotatedImage, path: Path) -> tuple[Image.Image, bool]:
@@ -95,6 +107,9 @@ def open_scene(path: Path) -> tuple[Image.Image, bool]:
     """The decoded scene, kept for its next window, and whether it is a JPEG."""
     if is_dicom_file(path):
         return read_picture(path.read_bytes()), False
-    with Image.open(path) as scene:
-        scene.load()
-        return scene, scene.format == "JPEG"
+    try:
+        with Image.open(path) as scene:
+            scene.load()
+            return scene, scene.format == "JPEG"
+    except (UnidentifiedImageError, Image.DecompressionBombError) as error:
+        raise ValueError(f"{path} cannot be read whole: {said(error)}") from error

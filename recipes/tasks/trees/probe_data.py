@@ -44,5 +44,6 @@ def write_views(rows: Dataset, folder: Path, seed: int) -> None:
         ground = Ground.of(row["image"], row["boxes"])
         for number in range(VIEWS_PER_WINDOW):
             view = view_of(ground, 1, rng).jittered(rng)
-            view.image.save(folder / "images" / f"{index:02d}_{number}.png")
-            Image.fromarray(view.crowns.astype(np.uint8)).save(folder / "masks" / f"{index:02d}_{number}.png")
+            name = f"{index:06d}_{number}"  # files are found by name, in its order
+            view.image.save(folder / "images" / f"{name}.png")
+            Image.fromarray(view.crowns.astype(np.uint8)).save(folder / "masks" / f"{name}.png")

@@ -29,6 +29,38 @@ def test_no_test_image_enters_by_split_list_or_as_a_copy(tmp_path, capsys):
         make("voc", root, tmp_path / "listed", "--split", "val")
 
 
+def test_a_name_of_a_list_is_that_of_one_image(tmp_path):
+    """By its id, or by a name that no other has; all others are held out, whatever they are called."""
+    for place, name in enumerate(("forest/1.png", "water/1.png", "water/2.png")):
+        noise(tmp_path / "classes" / name, place, (16, 16))
+    layout = layouts.ClassFolders(tmp_path / "classes")
+    with pytest.raises(ValueError, match=r"1.png of the list could be .*'forest/1.png' and 'water/1.png'"):
+        choose_split(layout, "train", ["1.png"])
+    chosen, held_out = choose_split(layout, "train", ["forest/1.png", "2"])
+    assert [*chosen] == ["forest/1.png", "water/2.png"] and held_out == {tmp_path / "classes" / "water" / "1.png"}
+
+    for place, split in enumerate(("train", "test")):
+        noise(tmp_path / "pairs" / split / "images" / "1.png", place, (16, 16))
+    layout = layouts.Dota(tmp_path / "pairs")
+    chosen, held_out = choose_split(layout, "train", ["1"])
+    assert [*chosen.values()] == [(tmp_path / "pairs" / "train" / "images" / "1.png",)]
+    assert held_out == {tmp_path / "pairs" / "test" / "images" / "1.png"}
+
+
+def test_a_file_of_images_alone_and_one_with_an_image_twice_are_named(tmp_path):
+    write_coco(tmp_path / "data", "train", NAMES["train"][:3])
+    file = tmp_path / "data" / "annotations" / "instances_train2017.json"
+    contents = json.loads(file.read_text())
+    file.write_text(json.dumps({key: value for key, value in contents.items() if key != "annotations"}))
+    layout = layouts.Coco(tmp_path / "data")
+    with pytest.raises(ValueError, match="instances_train2017.json has no `annotations`"):
+        annotate_all(layout, choose_split(layout, "train")[0])
+    contents["images"].append(contents["images"][0] | {"id": 10**6})
+    file.write_text(json.dumps(contents))
+    with pytest.raises(ValueError, match="two entries of `images` have the file_name '.*': join them"):
+        choose_split(layouts.Coco(tmp_path / "data"), "train")
+
+
 def test_an_image_that_is_also_in_the_test_split_is_left_out_by_list_and_by_link(tmp_path):
     for split in ("train", "test"):
         write_voc(tmp_path, split, NAMES[split][:3])

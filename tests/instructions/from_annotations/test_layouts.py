@@ -24,6 +24,9 @@ from annotated_images import (
 )
 from PIL import Image
 
+from modeling_vitp.instructions.from_annotations import layouts
+from modeling_vitp.instructions.from_annotations.annotations import annotate_all, choose_split
+
 
 def test_classes_of_folders(tmp_path):
     plain = {"AnnualCrop": "annual crop", "River": "river", "Sea_Lake": "sea lake", "Forest": "forest", "HWY": "HWY"}
@@ -178,6 +181,63 @@ def test_changes(tmp_path):
                     assert areas[x, y] > areas.total() / 2
                 seen["caption"] += 1
     assert all(seen[key] >= 3 for key in ("yes", "no", "nothing", "boxes", "caption")) and seen["yes"] == seen["no"]
+
+
+@pytest.mark.parametrize(
+    ("box", "place"),
+    [
+        ((0, 0, 100, 100), None),
+        ((10, 10, 95, 90), None),
+        ((5, 60, 45, 95), "bottom left"),
+        ((50, 0, 100, 50), "top right"),
+    ],
+)
+def test_a_change_is_said_to_be_in_a_quarter_if_it_is(tmp_path, box, place):
+    for folder in "AB":
+        noise(tmp_path / "data" / "train" / folder / "0.png", folder == "B", (100, 100))
+    mask = np.zeros((100, 100), np.uint8)
+    mask[box[1] : box[3], box[0] : box[2]] = 255
+    (tmp_path / "data" / "train" / "label").mkdir()
+    Image.fromarray(mask).save(tmp_path / "data" / "train" / "label" / "0.png")
+    (row,) = make("changes", tmp_path / "data", tmp_path / "out", "--kinds", "change_caption")["train"]
+    ((_, answer),) = turns_of(row)
+    found = re.fullmatch(r"1 changed region, about \d+% of the image(?:, most of it in the (.*))?\.", answer)
+    assert found[1] == place
+
+
+def test_captions_are_those_of_the_split(tmp_path):
+    """Of files of one name, as LEVIR-CC's would be without the split in their names."""
+    images = []
+    for split in ("train", "test"):
+        for folder in "AB":
+            noise(tmp_path / "data" / split / folder / "0001.png", len(images), (64, 64))
+        images.append({"filename": "0001.png", "split": split, "sentences": [{"raw": f"of {split}"}]})
+    (tmp_path / "data" / "captions.json").write_text(json.dumps({"images": images}))
+    for split in ("train", "test"):
+        (row,) = make("changes", tmp_path / "data", tmp_path / split, "--split", split)[split]
+        assert [answer for _, answer in turns_of(row)] == [f"of {split}"]
+    images[1]["split"] = "train"
+    (tmp_path / "data" / "captions.json").write_text(json.dumps({"images": images}))
+    with pytest.raises(ValueError, match="captions.json has two images '0001.png', with other captions each"):
+        make("changes", tmp_path / "data", tmp_path / "other")
+
+
+def test_a_mask_is_that_of_the_split(tmp_path):
+    root = tmp_path / "data"
+    for place, split in enumerate(("train", "val")):
+        noise(root / "images" / split / "0001.png", place, (32, 32))
+        (root / "annotated" / split).mkdir(parents=True)
+        Image.fromarray(np.full((32, 32), 1 + place, np.uint8)).save(root / "annotated" / split / "0001.png")
+    names = {"1": "water", "2": "road"}
+    for split, label in (("train", "water"), ("val", "road")):
+        layout = layouts.Masks(root, names, root / "annotated")
+        (image,) = annotate_all(layout, choose_split(layout, split)[0])
+        assert [region.label for region in image.regions] == [label]
+    (root / "annotated" / "val").rename(root / "annotated" / "other")
+    (root / "annotated" / "train").rename(root / "annotated" / "one")
+    layout = layouts.Masks(root, names, root / "annotated")
+    with pytest.raises(ValueError, match=r"0001.png and .*0001.png could both be the mask of .*train/0001.png"):
+        annotate_all(layout, choose_split(layout, "train")[0])
 
 
 def test_captions_of_changes_without_masks_say_nothing_about_places(tmp_path):

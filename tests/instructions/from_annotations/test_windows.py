@@ -1,6 +1,7 @@
 """Windows of scenes, encoded for rows."""
 
 import numpy as np
+import PIL.Image
 import pytest
 from pictures import write_bands
 
@@ -23,3 +24,15 @@ def test_windows_of_a_scene_have_its_bands_and_depth(tmp_path, bands, dtype):
         pixels = np.asarray(read_picture(stored["bytes"], bands=True)).transpose(2, 0, 1)
         assert pixels.dtype == dtype and np.array_equal(pixels, scene[:, top:bottom, left:right])
         assert stored["path"] == ("scene.png" if bands == 3 else "scene.tif")
+
+
+def test_windows_of_a_scene_that_is_too_large_to_decode_whole_are_read_alone(tmp_path, monkeypatch):
+    """As errors say of a TIFF."""
+    scene = np.random.default_rng(0).integers(0, 250, (3, 50, 70)).astype(np.uint8)
+    path = write_bands(tmp_path / "scene.tif", scene)
+    monkeypatch.setattr(PIL.Image, "MAX_IMAGE_PIXELS", 50 * 70 // 4)
+    for window in windows_of(AnnotatedImage("scene", (path,), (50, 70)), 25, 0):
+        (stored,) = image_bytes(window)
+        left, top, right, bottom = window.window
+        pixels = np.asarray(read_picture(stored["bytes"])).transpose(2, 0, 1)
+        assert np.array_equal(pixels, scene[:, top:bottom, left:right])
