@@ -39,6 +39,7 @@ class InputSpecImageProcessor(NamesItsFiles, TorchvisionBackend):
     """
 
     input_spec = None
+    of_backbone = ("do_rescale", "rescale_factor", "do_normalize", "image_mean", "image_std", "input_spec")
 
     def __init__(self, **kwargs):
         super().__init__(**kwargs)
@@ -57,10 +58,13 @@ class InputSpecImageProcessor(NamesItsFiles, TorchvisionBackend):
 
     @classmethod
     def from_backbone(cls, backbone: str | Path, **kwargs) -> "InputSpecImageProcessor":
-        """With the mean, standard deviation and input spec of the backbone in a folder or Hub repo."""
+        """With the mean, standard deviation and input spec of the backbone in a folder or Hub repo; for tiles also with
+        its size.
+        """
         settings, kwargs = cls.get_image_processor_dict(backbone, **kwargs)
-        names = ("do_rescale", "rescale_factor", "do_normalize", "image_mean", "image_std", "input_spec")
-        own = {name: settings[name] for name in names if name in settings}
+        own = {name: settings[name] for name in cls.of_backbone if name in settings}
+        if {*own.get("size", ())} != {"height", "width"}:  # which tiles have
+            own.pop("size", None)
         if "input_spec" in kwargs:
             own = settings_with(own, kwargs.pop("input_spec"))
         return cls(**own | kwargs)
@@ -247,6 +251,7 @@ class ViTPImageProcessor(InputSpecImageProcessor, GotOcr2ImageProcessor):
     """
 
     valid_kwargs = ViTPImageProcessorKwargs
+    of_backbone = (*InputSpecImageProcessor.of_backbone, "size")
     image_mean = IMAGENET_DEFAULT_MEAN
     image_std = IMAGENET_DEFAULT_STD
     size = {"height": 448, "width": 448}

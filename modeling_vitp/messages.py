@@ -41,11 +41,17 @@ def split_at_places(text: str) -> list[dict[str, Any]]:
 
 
 def check_answers(messages: list[dict[str, Any]]) -> None:
-    """Raises a `ValueError` if there is nothing to learn from, or an answer is empty."""
+    """Raises a `ValueError` if there is nothing to learn from, or an answer is empty or comes before any question."""
     answers = [(index, message) for index, message in enumerate(messages) if message["role"] == "assistant"]
     if all(is_given(message) for _, message in answers):
         raise ValueError("there is no assistant message to learn from. Add one or take the row out.")
+    asked = next((index for index, message in enumerate(messages) if message["role"] == "user"), len(messages))
     for index, message in answers:
+        if index < asked:
+            raise ValueError(
+                f"the answer in message {index} comes before any question, and sees neither it nor an image. Bring the "
+                "messages into their order, or take the row out."
+            )
         if not "".join(message_texts(message)).strip():
             raise ValueError(f"the answer in message {index} is empty. Fill it in or take the row out.")
 

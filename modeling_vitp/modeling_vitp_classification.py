@@ -12,6 +12,7 @@ from transformers.modeling_outputs import ImageClassifierOutput
 from transformers.utils.generic import can_return_tuple
 
 from .bands import spread_bands
+from .config_settings import settings_of_head
 from .configuration_vitp import ViTPVisionConfig
 from .configuration_vitp_classification import ViTPImageClassificationConfig
 from .modeling_vitp import ViTPVisionModel
@@ -53,7 +54,7 @@ class ViTPForImageClassification(NamesItsFiles, PreTrainedModel):
         cls,
         backbone: str | Path | InternVLVisionModel,
         *,
-        id2label: dict[int, str] | None = None,
+        id2label: dict[int, str] | list[str] | None = None,
         image_size: int | None = None,
         backbone_kwargs: dict[str, Any] | None = None,
         **kwargs,
@@ -64,8 +65,8 @@ class ViTPForImageClassification(NamesItsFiles, PreTrainedModel):
             backbone (`str`, `Path`, [`ViTPVisionModel`] or [`~transformers.InternVLVisionModel`]):
                 Folder or Hub id of an exported backbone or of a [`ViTPVisionModel`], or the model itself. Its patches
                 stay as they are.
-            id2label (`dict[int, str]`, *optional*):
-                Names of the classes; or give `num_labels`.
+            id2label (`dict[int, str]` or `list[str]`, *optional*):
+                Names of the classes; or give `label2id` or `num_labels`.
             image_size (`int`, *optional*):
                 Side in pixels of the images to come, a multiple of the patch size: the table of positions is resampled
                 to it once, and not in every step. As it is if not given.
@@ -76,7 +77,8 @@ class ViTPForImageClassification(NamesItsFiles, PreTrainedModel):
                 Settings of the model's configuration, such as `pooling` and `problem_type`.
 
         Raises:
-            ValueError: if the folder holds another kind of model, or an image of `image_size` is not whole patches.
+            ValueError: if the configuration has no such setting, the folder holds another kind of model, or an image
+                of `image_size` is not whole patches.
         """
         loading = dict(backbone_kwargs or {})
         names = {field.name for field in dataclasses.fields(ViTPVisionConfig)}
@@ -88,8 +90,7 @@ class ViTPForImageClassification(NamesItsFiles, PreTrainedModel):
         if band_names is not None:
             vit = spread_bands(copy.deepcopy(vit), band_names)
         fields = vit.config.to_dict() | {"model_type": ViTPVisionConfig.model_type, "dtype": "float32"} | settings
-        if id2label is not None:
-            kwargs |= {"id2label": id2label, "label2id": {label: index for index, label in id2label.items()}}
+        kwargs = settings_of_head(cls.config_class, kwargs, id2label)
         model = cls(cls.config_class(backbone_config=ViTPVisionConfig.from_dict(fields), **kwargs))
         model.backbone.load_state_dict(vit.state_dict())
         return model
@@ -103,7 +104,7 @@ class ViTPForImageClassification(NamesItsFiles, PreTrainedModel):
             pixel_values (`torch.Tensor` of shape `(batch_size, num_channels, height, width)`):
                 Normalised images; height and width are multiples of the patch size.
             labels (`torch.Tensor`, *optional*):
-                Classes, int64 of shape `(batch_size,)`; for several labels an image float of shape
+                Classes, int64 of shape `(batch_size,)`; for several labels an image, of shape
                 `(batch_size, num_labels)`, 1 for each class that it has and 0 for the others.
 
         Returns:
@@ -115,10 +116,20 @@ class ViTPForImageClassification(NamesItsFiles, PreTrainedModel):
         outputs = self.backbone(pixel_values.to(self.dtype), **asked)
         pooled = outputs.pooler_output if self.config.pooling == "mean" else outputs.last_hidden_state[:, 0]
         logits = self.classifier(self.layernorm(pooled))
-        loss = None if labels is None else self.loss_function(labels, logits, self.config)
+        loss = None if labels is None else self.loss_of(logits, labels)
         return ImageClassifierOutput(
             loss=loss, logits=logits, hidden_states=outputs.hidden_states, attentions=outputs.attentions
         )
+
+    def loss_of(self, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        if self.config.problem_type == "multi_label_classification":
+            labels = labels.to(logits.dtype)
+        try:
+            return self.loss_function(labels, logits, self.config)
+        except IndexError as error:
+            raise ValueError(
+                f"labels {labels.unique().tolist()} are not all from 0 to {self.config.num_labels - 1}."
+            ) from error
 
 
 __all__ = ["ViTPForImageClassification"]

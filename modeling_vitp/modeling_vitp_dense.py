@@ -72,10 +72,15 @@ class ViTPForSemanticSegmentation(OnMultiScaleBackbone, UperNetForSemanticSegmen
         weights = self.config.class_weights
         if weights is not None:
             weights = torch.tensor(weights, device=logits.device)
-        losses = F.cross_entropy(
-            logits.float(), labels, weights, ignore_index=self.config.loss_ignore_index, reduction="none"
-        )
-        return losses.sum() / (labels != self.config.loss_ignore_index).sum().clamp(min=1)
+        ignored = self.config.loss_ignore_index
+        try:
+            losses = F.cross_entropy(logits.float(), labels, weights, ignore_index=ignored, reduction="none")
+        except IndexError as error:
+            raise ValueError(
+                f"labels {labels.unique().tolist()} are not all from 0 to {self.config.num_labels - 1}, or "
+                f"loss_ignore_index={ignored}."
+            ) from error
+        return losses.sum() / (labels != ignored).sum().clamp(min=1)
 
 
 class ViTPForChangeDetection(ViTPForSemanticSegmentation):

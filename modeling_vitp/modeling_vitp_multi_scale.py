@@ -7,6 +7,7 @@ import torch
 from transformers import InternVLVisionModel, PreTrainedConfig
 from transformers.modeling_outputs import BackboneOutput
 
+from .config_settings import settings_of_head
 from .modeling_vitp_adapter import ViTPAdapter
 from .modeling_vitp_backbone import ViTPMultiScaleBackbone
 from .modeling_vitp_feature_pyramid import ViTPFeaturePyramid
@@ -34,7 +35,7 @@ class OnMultiScaleBackbone(NamesItsFiles):
         backbone: str | Path | InternVLVisionModel,
         neck: str = "adapter",
         *,
-        id2label: dict[int, str] | None = None,
+        id2label: dict[int, str] | list[str] | None = None,
         image_size: int | None = None,
         backbone_kwargs: dict[str, Any] | None = None,
         **kwargs,
@@ -48,8 +49,8 @@ class OnMultiScaleBackbone(NamesItsFiles):
             neck (`str`, defaults to `"adapter"`):
                 What makes maps at four strides of the ViT's features: `"adapter"` ([`ViTPAdapter`]) or `"pyramid"`
                 ([`ViTPFeaturePyramid`], faster).
-            id2label (`dict[int, str]`, *optional*):
-                Names of the classes; or give `num_labels`.
+            id2label (`dict[int, str]` or `list[str]`, *optional*):
+                Names of the classes; or give `label2id` or `num_labels`.
             image_size (`int`, *optional*):
                 Side in pixels of the images to come, a multiple of 16: the table of positions is resampled to it once,
                 and not in every step. As it is if not given.
@@ -60,12 +61,11 @@ class OnMultiScaleBackbone(NamesItsFiles):
                 Settings of the model's configuration, such as `class_weights`.
 
         Raises:
-            ValueError: if there is no such neck, the folder holds another kind of model, or an image of `image_size`
-                is not whole patches.
+            ValueError: if the configuration has no such setting, there is no such neck, the folder holds another kind
+                of model, or an image of `image_size` is not whole patches.
         """
         pretrained = open_neck(backbone, neck, image_size, backbone_kwargs)
-        if id2label is not None:
-            kwargs |= {"id2label": id2label, "label2id": {label: index for index, label in id2label.items()}}
+        kwargs = settings_of_head(cls.config_class, kwargs, id2label)
         model = cls(cls.config_class(backbone_config=pretrained.config, **kwargs))
         model.backbone = pretrained
         return model

@@ -10,8 +10,7 @@ experiment goes on; more `seeds` add to it. Started twice, two processes share i
 import importlib
 from pathlib import Path
 
-import yaml
-
+from modeling_vitp.command.yaml_files import read_yaml
 from modeling_vitp.evaluation.arguments import ExperimentArguments
 from modeling_vitp.training.command_line import find_task, parse, run
 
@@ -25,7 +24,7 @@ def main(argv: list[str] | None = None) -> int:
 
     output_dir, task = Path(args.output_dir), None
     if args.needs_task:
-        module = find_task(yaml.safe_load(Path(args.base).read_text())["task"])
+        module = find_task(read_yaml(args.base)["task"])
         task = importlib.import_module(f"{module}.downstream").Downstream(args)
     check_settings(output_dir / "plan.json", plan_of(args))
     metrics = Experiment(args, pretrain.main, task).run()

@@ -52,10 +52,10 @@ def main(argv: list[str] | None = None) -> int:
     args = vars(parse_words(parser, argv))
 
     import torch
-    import yaml
     from transformers import AutoConfig, AutoImageProcessor
 
     import modeling_vitp
+    from modeling_vitp.command.yaml_files import read_yaml
     from modeling_vitp.dense.classes import LabelEncoding
     from modeling_vitp.detection.one_stage import DETECTORS
     from modeling_vitp.detection.start import MODELS
@@ -67,9 +67,9 @@ def main(argv: list[str] | None = None) -> int:
     name, device = args.pop("model"), args.pop("device")
     config = AutoConfig.from_pretrained(name)
     if config.model_type not in models:
-        raise ValueError(
-            f"{name} is a {config.model_type}: fine-tune it first; {', '.join(sorted(models))} can be used."
-        )
+        is_classifier = config.model_type == "vitp_image_classification"
+        what = "transformers' pipeline of image-classification asks it" if is_classifier else "fine-tune it first"
+        raise ValueError(f"{name} is a {config.model_type}: {what}; {', '.join(sorted(models))} can be used.")
     model_class, images, output = models[config.model_type], args.pop("images"), args.pop("output")
     is_detector = model_class in detectors
     kind = "objects" if is_detector else "volumes" if any(is_volume(Path(image)) for image in images) else "images"
@@ -89,7 +89,7 @@ def main(argv: list[str] | None = None) -> int:
         image_processor = image_processor.with_input_spec(read_mapping("input_spec", args.pop("input_spec")))
     images, predict = images[0] if is_detector else images, getattr(modeling_vitp, PREDICT[kind])
     if "classes" in args:
-        data = yaml.safe_load(find_config(args.pop("classes")).read_text())["data"]
+        data = read_yaml(find_config(args.pop("classes")))["data"]
         args["colors"] = LabelEncoding(data["classes"]).palette.tolist()
     predict(model, image_processor, images, output, **args)
     print(f"The {'objects' if is_detector else 'classes'} are in {output}")

@@ -5,6 +5,7 @@ import os
 import socket
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit
 from urllib.request import getproxies
 
@@ -28,15 +29,31 @@ def check_places(arguments: Sequence[object]) -> None:
         for name in sorted(PLACES & vars(item).keys()):
             value = getattr(item, name)
             for place in value if isinstance(value, list) else [value]:
-                if not isinstance(place, str) or Path(place).expanduser().exists():
+                if not isinstance(place, str) or Path(place).exists():
                     if isinstance(place, str) and name != "dataset_name":
-                        check_finished(name, Path(place).expanduser())
+                        check_finished(name, Path(place))
                     continue
                 if looks_like_path(place) or (name == "dataset_name" and nearest(Path(place))):
                     raise WrongPlace(f"{name}={not_there(place)}")
                 ids.append(place)
     if ids and not any(getattr(item, "dry_run", False) for item in arguments):
         check_hub(ids[0])
+
+
+def expand_home(arguments: Sequence[object]) -> None:
+    """Puts the home folder in place of the `~` that a file or folder begins with, also in mappings and lists."""
+    for item in arguments:
+        for name, value in vars(item).items():
+            if (expanded := expanded_home(value)) != value:
+                setattr(item, name, expanded)
+
+
+def expanded_home(value: Any) -> Any:
+    if isinstance(value, (str, Path)):
+        return type(value)(os.path.expanduser(value)) if str(value).startswith("~/") else value
+    if isinstance(value, dict):
+        return {name: expanded_home(part) for name, part in value.items()}
+    return [expanded_home(part) for part in value] if isinstance(value, list) else value
 
 
 def check_finished(name: str, folder: Path) -> None:

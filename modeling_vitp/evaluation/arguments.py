@@ -3,8 +3,7 @@
 from dataclasses import MISSING, dataclass, field, fields
 from typing import Any
 
-import yaml
-
+from ..command.yaml_files import read_yaml
 from ..dense.arguments import SCORED_WITH
 from ..training.command_line import find_config
 from ..training.values import Arguments
@@ -155,7 +154,7 @@ class RobustnessArguments(Arguments):
         self.configuration: dict[str, Any] = {}
         if isinstance(self.data, str):
             name = self.data
-            self.configuration = yaml.safe_load(find_config(name).read_text())
+            self.configuration = read_yaml(find_config(name))
             if not isinstance(self.configuration, dict) or not isinstance(self.configuration.get("data"), dict):
                 raise ValueError(f"data={name!r} is no configuration of fine-tuning: it has no mapping `data`.")
             self.data = self.configuration["data"]

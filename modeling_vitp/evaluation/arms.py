@@ -20,6 +20,7 @@ import numpy as np
 import yaml
 
 from ..cards.sections import table
+from ..command.yaml_files import read_yaml
 from ..training.lock import FolderLock
 from ..training.outputs import write_whole
 from ..training.stops import RunStopped
@@ -110,7 +111,7 @@ class Experiment:
             ValueError: if the file that is there is no such file, or of another plan, or of a base with other settings.
         """
         args, path = self.args, Path(self.args.output_dir) / "metrics.json"
-        plan, base = json.loads(json.dumps([plan_of(args), yaml.safe_load(Path(args.base).read_text())]))
+        plan, base = json.loads(json.dumps([plan_of(args), read_yaml(args.base)]))
         if path.is_file():
             try:
                 there = json.loads(path.read_text())
@@ -165,7 +166,7 @@ class Experiment:
         """The configuration of a pretraining."""
         settings = dict(self.args.arms[arm] or {})
         share, before = settings.pop("label_share", None), settings.pop("after", None)
-        config = merge(yaml.safe_load(Path(self.args.base).read_text()), settings)
+        config = merge(read_yaml(self.args.base), settings)
         config |= {"output_dir": str(folder), "seed": seed, **changes}
         if before is not None:
             config["vision_model"] = str(folder.with_name(slug(before)) / "backbone")
@@ -182,7 +183,7 @@ class Experiment:
         Raises:
             ValueError: if the run that is there has other settings.
         """
-        settings, base = self.args.arms[arm] or {}, yaml.safe_load(Path(self.args.base).read_text())
+        settings, base = self.args.arms[arm] or {}, read_yaml(self.args.base)
         if before := settings.get("after"):
             started = folder.with_name(slug(before))
             with claimed(started):
@@ -204,7 +205,7 @@ class Experiment:
 
 def recorded(folder: Path) -> dict[str, Any]:
     """The configuration of the run in a folder, wherever that is."""
-    return yaml.safe_load((folder / CONFIG).read_text()) | {"output_dir": str(folder)}
+    return read_yaml(folder / CONFIG) | {"output_dir": str(folder)}
 
 
 def scores_of(metrics: Mapping) -> dict[tuple[int, str], dict[str, float]]:

@@ -46,6 +46,11 @@ def to_conversations(dataset: Dataset | IterableDataset, image_root: str | None 
     Raises:
         ValueError: lists the columns, and those that each schema needs, if none or several fit.
     """
+    if not isinstance(dataset, (Dataset, IterableDataset)):
+        raise ValueError(
+            f"the rows are of type {type(dataset).__name__}, but a data set of `datasets` is needed: load_dataset(…), "
+            "or Dataset.from_list(rows, features=…) with a `datasets.Image` for each image."
+        )
     if isinstance(dataset, Dataset) and dataset.format["type"] == "custom":
         return dataset
     stored = dataset.features or dict.fromkeys(dataset.column_names or next(iter(dataset), {}))

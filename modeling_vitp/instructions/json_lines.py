@@ -26,7 +26,8 @@ def parse(line: bytes, where: str) -> Any:
     try:
         return json.loads(line, parse_float=Written)
     except (ValueError, RecursionError) as error:
-        raise ValueError(f"{where} is no JSON: {error}") from error
+        hint = ": save it as UTF-8" if isinstance(error, UnicodeDecodeError) else ""
+        raise ValueError(f"{where} is no JSON: {error}{hint}") from None  # which all there is to say is in
 
 
 def entries(file: BinaryIO, path: str | Path) -> Iterator[tuple[int, Any]]:

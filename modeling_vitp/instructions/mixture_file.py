@@ -6,8 +6,7 @@ import logging
 import math
 from pathlib import Path
 
-import yaml
-
+from ..command.yaml_files import read_yaml
 from .settings import SourceSettings
 
 logger = logging.getLogger(__name__)
@@ -169,7 +168,7 @@ def load_mixture(mixture: str | Path | dict) -> Mixture:
             mixture = {"sources": [{"meta": origin}]}
         else:
             try:
-                mixture = yaml.safe_load(path.read_text())
+                mixture = read_yaml(path)
             except Exception as error:  # of many kinds: no text, a date that is none, a key that is a list
                 raise ValueError(f"{path} is no YAML: {error}") from error
             if isinstance(mixture, dict) and "mixture" in mixture:

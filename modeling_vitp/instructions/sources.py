@@ -91,6 +91,7 @@ def named(error: Exception, source: Source, row: int | None = None) -> ValueErro
     cause = " ".join(str(causes[-1]).split()) or type(causes[-1]).__name__
     if cause.startswith(f"Source {source.name!r}"):
         return ValueError(cause)
+    cause = cause.removeprefix(f"{source.location} is no JSON: ")
     return ValueError(f"Source {source.name!r}{place}: {source.location} cannot be read: {cause}")
 
 

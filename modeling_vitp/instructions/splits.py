@@ -11,6 +11,7 @@ from datasets import Dataset, IterableDataset, ReadInstruction
 from trl import ScriptArguments
 
 from ..command.places import looks_like_path, not_there
+from ..command.yaml_files import read_yaml
 from .conversations import to_conversations
 from .folders import DELIMITERS, annotations, has_images, holds_rows, image_root
 from .json_lines import LOOKED_AT, listed
@@ -102,7 +103,7 @@ def load_sources(name: str) -> Mixture:
     place, fields = Path(name), {}
     if place.is_file() and place.suffix in (".yaml", ".yml"):
         with contextlib.suppress(yaml.YAMLError, UnicodeDecodeError):  # which `load_mixture` tells
-            fields = yaml.safe_load(place.read_text())
+            fields = read_yaml(place)
         fields = fields if isinstance(fields, dict) and "mixture" not in fields else {}
         name = fields.get("dataset_name")
     elif place.is_file():

@@ -2,9 +2,8 @@
 
 from dataclasses import dataclass, field
 
-import yaml
-
 from ..command.shards import Shard
+from ..command.yaml_files import read_yaml
 from ..training.command_line import find_config
 from ..training.values import Arguments
 
@@ -95,7 +94,7 @@ class ProbeArguments(Arguments):
             Shard.parse(self.shard)
         for name in self.file_fields:
             if isinstance(getattr(self, name), str):
-                setattr(self, name, yaml.safe_load(find_config(getattr(self, name)).read_text())[name])
+                setattr(self, name, read_yaml(find_config(getattr(self, name)))[name])
         if not self.backbones:
             raise ValueError("Give `backbones`: what is probed.")
         if (self.dataset_name is None) == (self.data is None):

@@ -3,9 +3,9 @@
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import yaml
 from trl import ScriptArguments
 
+from ..command.yaml_files import read_yaml
 from .command_line import find_config, find_data, find_task
 from .run_arguments import RunArguments
 from .values import Arguments
@@ -137,7 +137,7 @@ class PretrainArguments(Arguments, ScriptArguments):
         if self.task is not None:
             find_task(self.task)
         if isinstance(self.probe_data, str):
-            self.probe_data = yaml.safe_load(find_config(self.probe_data).read_text())["data"]
+            self.probe_data = read_yaml(find_config(self.probe_data))["data"]
         if self.probe_data is not None and self.probe_root is not None:
             self.probe_data["root"] = self.probe_root
         if len(self.probe_splits) != 2:

@@ -19,7 +19,8 @@ from trl import TrlParser
 
 from ..command import errors
 from ..command.errors import WrongArguments, WrongPlace, program
-from ..command.places import check_places
+from ..command.places import check_places, expand_home
+from ..command.yaml_files import read_yaml
 from . import threads  # noqa: F401
 from .allocator import keep_freed_memory
 
@@ -111,11 +112,13 @@ def parse(
         if in_words and not in_words[0].startswith("--"):
             raise ValueError(f"what is {in_words[0]!r}? Options begin with --, and their values follow.")
         check_names([*in_file, *in_words], [item.name for dataclass in own for item in fields(dataclass)], inherited)
+        expand_home(parsed)
         check_places(parsed)
         if whole:
             parser = TrlParser([load(name) for name in whole], **texts)
             parser.error = errors.refuse
             parsed = parser.parse_args_and_config(words)
+            expand_home(parsed)
             check_output(parsed)
     except ConnectionError:
         raise
@@ -143,6 +146,7 @@ def parse_words(parser: argparse.ArgumentParser, argv: Sequence[str] | None) -> 
     """The arguments of a recipe that takes words and no configuration."""
     parser.prog, parser.error = program(), errors.refuse
     args = parser.parse_args(argv)
+    expand_home([args])
     check_places([args])
     register_models()
     return args
@@ -177,7 +181,9 @@ def with_config(words: list[str]) -> list[str]:
     place = words.index("--config") + 1
     if place == len(words):
         raise ValueError("--config needs a name or a file.")
-    return [*words[:place], str(find_config(words[place])), *words[place + 1 :]]
+    config = find_config(words[place])
+    read_yaml(config)  # the parser takes the last of two keys
+    return [*words[:place], str(config), *words[place + 1 :]]
 
 
 def check_names(remaining: Sequence[str], own: Sequence[str], inherited: Sequence[str]) -> None:
@@ -190,6 +196,8 @@ def check_names(remaining: Sequence[str], own: Sequence[str], inherited: Sequenc
             others = [command for command, module in OWN_ARGUMENTS.items() if name in field_names(module)]
             hint = f": did you mean {nearest[0]!r}?" if nearest else "."
             hint = f": it belongs to {' and '.join(others)}." if others else hint
+            longer = sorted(full for full in {*own, *known} if full.endswith(f"_{name}"))
+            hint = f": did you mean {' or '.join(longer)}?" if 0 < len(longer) < 4 else hint
             raise ValueError(f"there is no option {name!r}{hint}")
 
 

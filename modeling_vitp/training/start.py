@@ -190,6 +190,8 @@ def read_by(
 
 def check_compatible(model: ViTPForConditionalGeneration, processor: ViTPProcessor) -> None:
     """Raises a `ValueError` if the processor's tiles or tokens are not what the model expects."""
+    if not isinstance(processor, ViTPProcessor):
+        raise ValueError(f"processing_class is a {type(processor).__name__}, but a ViTPProcessor is needed.")
     config = model.config
     size = processor.image_processor.size
     pairs = {

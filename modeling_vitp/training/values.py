@@ -54,6 +54,12 @@ class Arguments:
                 if value.lstrip().startswith("{") or name not in self.file_fields:
                     setattr(self, name, read_mapping(name, value))
             check_type(name, getattr(self, name), types[name])
+        for name in {item.name for item in fields(self)} - names:  # of libraries' classes, which take a float of YAML
+            value, kinds = getattr(self, name), {types[name], *get_args(types[name])}
+            if isinstance(value, float) and int in kinds and float not in kinds:
+                if not value.is_integer():
+                    raise ValueError(f"{name}={value!r} is no whole number.")
+                setattr(self, name, int(value))
 
 
 def check_type(name: str, value: Any, kind: Any) -> None:
@@ -64,7 +70,17 @@ def check_type(name: str, value: Any, kind: Any) -> None:
     """
     if not is_of(value, kind):
         shown = kind.__name__ if isinstance(kind, type) and not get_args(kind) else str(kind).replace("typing.", "")
-        raise ValueError(f"{name}={str(value)[:80]!r} is of the wrong type: {shown.replace('collections.abc.', '')}.")
+        shown = shown.replace("collections.abc.", "")
+        hint = " YAML reads yes, no, on, off, numbers and dates as other types: put names in quotes."
+        hint = hint if "str" in shown and not all(isinstance(item, str) for item in scalars(value)) else ""
+        raise ValueError(f"{name}={str(value)[:80]!r} is of the wrong type: {shown}.{hint}")
+
+
+def scalars(value: Any) -> list[Any]:
+    """What is in a value that is no list or mapping."""
+    if isinstance(value, Mapping):
+        value = [*value, *value.values()]
+    return [item for part in value for item in scalars(part)] if isinstance(value, (list, tuple)) else [value]
 
 
 def is_of(value: Any, kind: Any) -> bool:

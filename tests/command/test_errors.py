@@ -2,17 +2,20 @@
 
 import sys
 import warnings
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import transformers
+import yaml
 from huggingface_hub import hf_hub_download
 from trl import ScriptArguments
 
 import modeling_vitp
 from modeling_vitp import ViTPProcessor, ViTPTrainingConfig
 from modeling_vitp.command.errors import explain, run, take_debug
-from modeling_vitp.command.places import check_places, looks_like_path
+from modeling_vitp.command.places import check_places, expand_home, looks_like_path
+from modeling_vitp.command.yaml_files import read_yaml
 from modeling_vitp.instructions.sources import load_rows
 
 
@@ -74,6 +77,28 @@ def test_a_python_that_is_too_old_is_told_at_import(monkeypatch):
     monkeypatch.setattr(modeling_vitp.sys, "version_info", (3, 10, 14))
     with pytest.raises(ImportError, match=r"needs Python 3\.11 or newer, and this is \d"):
         modeling_vitp._check_versions()
+
+
+def test_the_home_folder_is_meant_wherever_a_path_begins_with_it(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "model").mkdir()
+    given = Given("~/model")
+    given.data, given.target, given.other = {"root": "~/data", "splits": ["~/a", 3]}, Path("~/out"), "a~/b"
+    expand_home([given])
+    check_places([given])
+    assert given.model_name_or_path == str(tmp_path / "model") and given.target == tmp_path / "out"
+    assert given.data == {"root": f"{tmp_path}/data", "splits": [f"{tmp_path}/a", 3]} and given.other == "a~/b"
+
+
+def test_a_key_that_is_there_twice_is_named_with_its_lines(tmp_path):
+    """Of which a parser of YAML takes the last."""
+    file = tmp_path / "a.yaml"
+    file.write_text("max_steps: 2\ndata: &data\n  root: x\n  splits: {a: b}\nmore:\n  <<: *data\n  root: y\n")
+    assert read_yaml(file)["more"] == {"root": "y", "splits": {"a": "b"}}
+    file.write_text("a: 1\ndata:\n  root: x\n  kind: z\n  root: y\n")
+    with pytest.raises(yaml.YAMLError, match=r"the key 'root' is there already, in line 3") as caught:
+        read_yaml(file)
+    assert "a.yaml" in str(caught.value) and "line 5" in str(caught.value)
 
 
 def test_a_mistyped_path_is_told_with_the_nearest_and_without_asking_the_hub(tmp_path, monkeypatch):

@@ -135,3 +135,8 @@ def test_what_a_users_transform_makes_is_left_alone():
     stored = Dataset.from_dict({"scene": ["a", "b"]})
     stored.set_transform(lambda batch: {"messages": [json.loads("[]") for _ in batch["scene"]]})
     assert to_conversations(stored) is stored
+
+
+def test_rows_that_are_no_data_set_are_told():
+    with pytest.raises(ValueError, match="rows are of type list, but a data set of `datasets` is needed"):
+        to_conversations([{"messages": MESSAGES}])

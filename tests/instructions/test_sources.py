@@ -415,6 +415,20 @@ def test_a_source_with_a_bad_line_trains_where_bad_rows_are_skipped(tmp_path, pr
     assert collator.skipped == {"other rows": len(BAD_LINES)}
 
 
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (b'[{"image": "a.png"},]', "is no JSON: Expecting value"),
+        ('[{"image": "ä.png"}]'.encode("latin-1"), "save it as UTF-8"),
+    ],
+)
+def test_a_file_of_a_folder_that_is_no_json_is_named(tmp_path, content, said):
+    picture(8, 8).save(tmp_path / "a.png")
+    (tmp_path / "rows.json").write_bytes(content)
+    with pytest.raises(ValueError, match=f"Source 'a': .*/rows.json .*{said}"):
+        read_source(Source("a", folder=str(tmp_path)))
+
+
 def test_a_data_set_without_a_mixture_names_the_line_that_cannot_be_parsed(tmp_path):
     turns = [{"role": "user", "content": "How many?"}, {"role": "assistant", "content": "3"}]
     write_lines(tmp_path / "d" / "train.jsonl", [{"messages": turns}] * 2, BAD_LINES[:1])

@@ -69,6 +69,9 @@ def test_the_loss_is_cross_entropy_or_binary_for_several_labels(vision):
     outputs = many(images, labels=labels)
     shares = outputs.logits.sigmoid()
     torch.testing.assert_close(outputs.loss, -(labels * shares.log() + (1 - labels) * (1 - shares).log()).mean())
+    assert many(images, labels=labels.long()).loss == outputs.loss
+    with pytest.raises(ValueError, match=r"labels \[0, 5\] are not all from 0 to 2"):
+        one(images, labels=torch.tensor([0, 5, 0, 0]))
 
 
 def test_a_model_starts_from_an_exported_backbone(vision, tmp_path):
@@ -86,6 +89,8 @@ def test_a_model_starts_from_an_exported_backbone(vision, tmp_path):
     again = ViTPForImageClassification.from_backbone(vision, **arguments)
     for name, weight in model.state_dict().items():
         torch.testing.assert_close(again.state_dict()[name], weight, msg=name)
+    own = ViTPImageProcessor.from_backbone(tmp_path / "backbone")
+    assert own.size == ViTPImageProcessor.from_pretrained(tmp_path / "backbone").size == {"height": 56, "width": 56}
     ViTPFeaturePyramid.from_backbone(vision, pyramid_channels=8).save_pretrained(tmp_path / "maps")
     with pytest.raises(ValueError, match="holds a 'vitp_feature_pyramid', but an exported backbone is expected"):
         ViTPForImageClassification.from_backbone(tmp_path / "maps")

@@ -202,6 +202,24 @@ def test_loss_equals_a_loop_over_the_labelled_pixels(is_pair):
     assert model(**images, labels=torch.full_like(labels, 255)).loss.item() == 0
 
 
+def test_labels_that_are_no_classes_are_named():
+    model = ViTPForSemanticSegmentation(ViTPSegmentationConfig(backbone_config=adapter_config(), **HEAD)).eval()
+    labels = torch.full((1, 32, 32), 7)
+    labels[:, 3] = 255
+    with pytest.raises(ValueError, match=r"labels \[7, 255\] are not all from 0 to 2, or loss_ignore_index=255"):
+        model(torch.randn(1, 3, 32, 32), labels=labels)
+
+
+def test_a_head_has_the_settings_that_it_is_given(vision):
+    """Whichever way its classes are named; what its configuration does not have is no setting."""
+    named = {"id2label": {0: "ground", 1: "tree"}, "label2id": {"ground": 0, "tree": 1}}
+    for classes in ({"id2label": ["ground", "tree"]}, {"label2id": named["label2id"]}, {"id2label": named["id2label"]}):
+        config = ViTPForSemanticSegmentation.from_backbone(vision, "pyramid", **classes).config
+        assert {name: getattr(config, name) for name in named} == named
+    with pytest.raises(ValueError, match="from_backbone: there is no 'num_lables'; did you mean 'num_labels'"):
+        ViTPForSemanticSegmentation.from_backbone(vision, "pyramid", num_lables=15)
+
+
 def test_the_auxiliary_head_is_trained_too():
     torch.manual_seed(0)
     model = ViTPForSemanticSegmentation(ViTPSegmentationConfig(backbone_config=adapter_config(), **HEAD))

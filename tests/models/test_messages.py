@@ -5,6 +5,8 @@ from typing import Any
 
 import pytest
 
+from modeling_vitp.messages import check_answers
+
 IMAGE_TOKENS = ["<IMG_CONTEXT>", "<img>", "</img>"]
 USER = {"role": "user", "content": "How many?"}
 ANSWER = {"role": "assistant", "content": "There are 12."}
@@ -75,3 +77,10 @@ def test_answers_of_tools_are_messages_with_a_role_of_their_own(processor):
     template = "{% for m in messages %}{{ m.role }}" + call + "{% endfor %}"
     calls = [USER, {"role": "assistant", "tool_calls": [{"type": "function", "function": {"name": "count"}}]}]
     assert processor.apply_chat_template(calls, chat_template=template) == "userassistant:count"
+
+
+def test_an_answer_before_any_question_is_refused():
+    """It would see neither the question nor the image."""
+    check_answers([{"role": "system", "content": "Be brief."}, USER, ANSWER])
+    with pytest.raises(ValueError, match="the answer in message 0 comes before any question"):
+        check_answers([ANSWER, USER])

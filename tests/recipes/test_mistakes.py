@@ -15,6 +15,11 @@ PRETRAIN = ["pretrain", "--output_dir", "out", "--dataset_name", "data"]
 DETECTION = ["finetune_detection", "--config", "dior_r", "--output_dir", "out"]
 # The words, the status, and what the line says.
 MISTAKES = {
+    "a part of an option's name": (
+        ["finetune_segmentation", "--config", "loveda", "--batch_size", "4"],
+        2,
+        "no option 'batch_size': did you mean .*per_device_eval_batch_size or per_device_train_batch_size",
+    ),
     "a recipe's name": (["pretran"], 2, "there is no recipe 'pretran': did you mean 'pretrain'"),
     "no recipe at all": (["train_model"], 2, "there is no recipe 'train_model'"),
     "a configuration's name": (["pretrain", "--config", "quickstrt"], 2, "no configuration 'quickstrt'.*quickstart"),

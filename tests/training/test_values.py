@@ -19,7 +19,7 @@ from modeling_vitp.evaluation.arguments import ExperimentArguments, FinetuningPl
 from modeling_vitp.probing.arguments import ProbeArguments
 from modeling_vitp.recipes import benchmark, benchmark_loader, make_instructions, predict_large, validate_data
 from modeling_vitp.training.arguments import PretrainArguments
-from modeling_vitp.training.values import Arguments, check_within
+from modeling_vitp.training.values import Arguments, check_type, check_within
 
 ENDS = {"[": lambda x, a: x >= a, "(": lambda x, a: x > a, "]": lambda x, a: x <= a, ")": lambda x, a: x < a}
 
@@ -62,6 +62,21 @@ def test_limits_and_choices_are_inherited_and_none_is_no_value():
     for settings in ({"share": 2}, {"sizes": [1, 0]}, {"kind": "c"}, {"more": "c"}, {"share": math.nan}):
         with pytest.raises(ValueError, match=next(iter(settings))):
             Mixed(**settings)
+
+
+def test_a_whole_number_of_yaml_may_have_a_point(tmp_path):
+    args = ViTPTrainingConfig(str(tmp_path / "out"), max_steps=20.0, bf16=False)
+    assert args.max_steps == 20 and isinstance(args.max_steps, int)
+    with pytest.raises(ValueError, match="max_steps=2.5 is no whole number"):
+        ViTPTrainingConfig(str(tmp_path / "out"), max_steps=2.5, bf16=False)
+
+
+def test_names_that_yaml_takes_for_other_types_are_to_be_quoted():
+    for value in ([True, False], [1, 1], {"name": False}):
+        with pytest.raises(ValueError, match="is of the wrong type: .*put names in quotes"):
+            check_type("classes", value, list[str])
+    with pytest.raises(ValueError, match=r"is of the wrong type: int\.$"):
+        check_type("size", [64, 64], int)
 
 
 def test_a_mapping_of_transformers_may_be_a_file(tmp_path):

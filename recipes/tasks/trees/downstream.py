@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import yaml
 from datasets import DatasetDict, load_dataset
 from transformers import set_seed
 
+from modeling_vitp.command.yaml_files import read_yaml
 from modeling_vitp.evaluation.arguments import ExperimentArguments
 from modeling_vitp.evaluation.arms import Experiment
 from modeling_vitp.evaluation.experiments import once
@@ -37,7 +37,7 @@ class Downstream:
 
     @cached_property
     def splits(self) -> DatasetDict:
-        return load_dataset(find_data(yaml.safe_load(Path(self.args.base).read_text())["dataset_name"]))
+        return load_dataset(find_data(read_yaml(self.args.base)["dataset_name"]))
 
     def control(self, argv: list[str]) -> int:
         return controls.main(argv)
