@@ -44,13 +44,20 @@ def check_files(name: str, folder: Path) -> None:
         where = path.resolve()
         if not (where.is_relative_to(folder.resolve()) or where.parent == blobs):
             raise UnavailableModel(f"{name}: {path.name} is a link to a place outside of the model: copy the file.")
-        most = limits.CONFIG_BYTES if path.name == "config.json" else limits.JSON_BYTES
-        if path.suffix != ".safetensors" and where.stat().st_size > most:
+        most = most_bytes(path.name)
+        if most is not None and where.stat().st_size > most:
             raise UnavailableModel(f"{name}: {path.name} has more than {most / 1e6:g} MB.")
     for path in folder.glob("*.index.json"):
         shards = read_json(name, path).get("weight_map")
         if not isinstance(shards, dict) or any(not FILES.fullmatch(str(shard)) for shard in shards.values()):
             raise UnavailableModel(f"{name}: {path.name} names what is no file of weights beside it.")
+
+
+def most_bytes(file: str) -> int | None:
+    """Of a file of a model by its name; `None` for weights, which are limited together."""
+    if file.endswith(".safetensors"):
+        return None
+    return limits.CONFIG_BYTES if file == "config.json" else limits.JSON_BYTES
 
 
 def check_settings(name: str, folder: Path, is_trusted: bool) -> dict[str, Any]:
@@ -72,6 +79,11 @@ def check_settings(name: str, folder: Path, is_trusted: bool) -> dict[str, Any]:
         for value in strings(read_json(name, folder / "tokenizer.json"), "Regex"):
             if value not in SPLITS:
                 raise UnavailableModel(f"{name}: its tokenizer cuts text by a regular expression that is not known.")
+        for step in parts(read_json(name, folder / "tokenizer.json")):
+            pattern = step.get("pattern") if step.get("type") == "Replace" else None
+            old = pattern.get("String", "") if isinstance(pattern, dict) else ""
+            if pattern is not None and len(str(step.get("content", ""))) > len(str(old)):
+                raise UnavailableModel(f"{name}: its tokenizer makes text longer, and a few steps of it endless.")
     return config
 
 
@@ -135,12 +147,14 @@ def read_json(name: str, path: Path) -> dict[str, Any]:
     return fields
 
 
-def check_memory(name: str, model_class: Any, config: Any, dtype: torch.dtype) -> None:
-    """Raises [`UnavailableModel`] if a model would take more than its share of memory; it is built without memory."""
+def check_memory(name: str, model_class: Any, config: Any) -> None:
+    """Raises [`UnavailableModel`] if a model in float32 would take more than its share of memory; it is built without
+    memory.
+    """
     with torch.device("meta"):
         build = getattr(model_class, "_from_config", None) or model_class.from_config
-        model = build(config)
-    size = sum(parameter.numel() for parameter in model.parameters()) * dtype.itemsize
+        model = build(config, dtype=torch.float32)
+    size = sum(tensor.nbytes for tensor in (*model.parameters(), *model.buffers()))
     if size > limits.model_bytes():
         raise UnavailableModel(
             f"{name} would take {size / 1e9:.1f} GB of memory; {limits.model_bytes() / 1e9:.1f} GB are for one model."

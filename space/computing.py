@@ -79,6 +79,9 @@ class Line:
                 self._changed.notify_all()
 
 
+BUILDING = threading.RLock()
+"""For whoever builds a model: while it does, transformers changes what is one for the process, such as the default
+dtype and the tying of weights, and two that overlap would each put back what the other one had changed."""
 TASK: ContextVar[Task | None] = ContextVar("task", default=None)
 LINE = Line()
 

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from checking import FILES, UnavailableModel
+from checking import FILES, UnavailableModel, most_bytes
 from huggingface_hub import HfApi, hf_hub_download, snapshot_download
 from huggingface_hub.utils import HFValidationError, validate_repo_id
 
@@ -37,6 +37,10 @@ def fetched(name: str, place: str | None, max_gb: float, config_only: bool = Fal
     gigabytes = sum(size for file, size in files.items() if file.endswith(".safetensors")) / 1e9
     if not 0 < gigabytes <= max_gb:
         raise UnavailableModel(f"{name} has {gigabytes:.1f} GB of safetensors; up to {max_gb:g} GB are opened.")
+    for file in wanted:
+        most = most_bytes(file)
+        if most is not None and files[file] > most:
+            raise UnavailableModel(f"{name}: {file} has more than {most / 1e6:g} MB.")
     with tempfile.TemporaryDirectory(prefix="visitor") as folder:
         for file in wanted:
             hf_hub_download(name, file, revision=revision, local_dir=folder, token=False, etag_timeout=10)

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 from checking import UnavailableModel, check_memory, check_weights
-from computing import device
+from computing import BUILDING, device
 from opened import FineTuned, FullModel, LoadedBackbone
 from transformers import (
     AutoConfig,
@@ -87,6 +87,9 @@ def open_full(name: str, folder: Path, is_trusted: bool) -> FullModel:
     else:
         model = from_internvl(load(name, folder, InternVLForConditionalGeneration))
         processor = internvl_processor(str(folder), local_files_only=True)
+    lengths = processor.image_seq_length, model.config.image_seq_length
+    if lengths[0] != lengths[1]:
+        raise UnavailableModel(f"{name}: its processor has {lengths[0]} visual tokens a tile, its model {lengths[1]}.")
     if not is_trusted:
         processor.chat_template, processor.tokenizer.chat_template = CHAT_TEMPLATE, None
     model.set_attn_implementation("eager")
@@ -115,16 +118,17 @@ def open_fine_tuned(name: str, folder: Path) -> FineTuned:
 def load(name: str, folder: Path, model_class: Any, **options) -> PreTrainedModel:
     """`from_pretrained`, for weights that fit into memory, are all there and are numbers.
 
-    On a CPU in float32, in which it computes; on an accelerator as they were saved.
+    In float32, the default dtype, which another one would change for all that is computed meanwhile: a CPU computes in
+    it, and on an accelerator it becomes the one that they were saved in.
     """
     configs = model_class.config_class if hasattr(model_class, "config_class") else AutoConfig
     config = configs.from_pretrained(folder, **options)
-    dtype = torch.float32 if device().type == "cpu" else config.dtype or torch.float32
-    check_memory(name, model_class, config, dtype)
+    saved_in = config.dtype or torch.float32
+    check_memory(name, model_class, config)
     model, loading = model_class.from_pretrained(
         folder,
         config=config,
-        dtype=dtype,
+        dtype=torch.float32,
         attn_implementation="eager",
         use_safetensors=True,
         output_loading_info=True,
@@ -132,7 +136,7 @@ def load(name: str, folder: Path, model_class: Any, **options) -> PreTrainedMode
         **options,
     )
     check_weights(name, model, loading)
-    return model
+    return model if device().type == "cpu" else model.to(saved_in)
 
 
 def vit_of(name: str, one: FullModel | FineTuned) -> LoadedBackbone:
@@ -151,7 +155,7 @@ def random_twin(name: str, trained: LoadedBackbone, seed: int = 1) -> LoadedBack
         # Its own start is blind to position, see ViTPVisionModel.
         config = ViTPVisionConfig.from_dict(config.to_dict() | {"model_type": ViTPVisionConfig.model_type})
         model_class = ViTPVisionModel
-    with torch.random.fork_rng():
+    with BUILDING, torch.random.fork_rng():
         torch.manual_seed(seed)
-        model = model_class._from_config(config, attn_implementation="eager")
-    return replace(trained, name=name, model=model.eval().to(device()))
+        model = model_class._from_config(config, attn_implementation="eager", dtype=torch.float32)
+    return replace(trained, name=name, model=model.eval().to(device(), trained.model.dtype))

@@ -35,16 +35,23 @@ BLOCK_BYTES = 256_000_000
 BAND_VALUES = 3 * 1024**2
 """Of an image for a model of other bands than red, green and blue: floats, of which the last images are kept."""
 
+JPEG_2000_BYTES = 1_500_000_000
+"""Of all bands of a JPEG 2000, which are decoded in 32 bits: 10,980 pixels a side in red, green and blue, as Sentinel-2
+has them."""
+NIFTI_HEADER_BYTES = 1_000_000
+"""Of what comes before the values of a NIfTI volume, and is read as a whole before anything is known of it."""
 VOLUME_BYTES = 512_000_000
 """Of a NIfTI volume when it is unpacked, on the disk: a CT of 1,000 slices."""
 
 # Numbers of a configuration by the end of their name: the smallest and the largest, the first that fits counts.
 NUMBERS: tuple[tuple[str, int, int], ...] = (
     (
-        r"(token_id|token_index|position_embeddings|sliding_window|rope_theta)$",
+        r"(token_id|token_index|sliding_window|rope_theta)$",
         -(2**63),
         2**63,
     ),  # nothing is made of it
+    (r"position_embeddings$", -1, 2**24),  # some make a number of each; Llama 4 has 10 million
+    (r"image_seq_length$", 1, 4096),  # so many tokens are made of a tile
     (r"(seq_length|max_length|_pixels|_steps)$", -(2**63), 2**63),
     (r"(layers|layer|depths?|blocks|stages|levels|points|groups)$", -128, 128),  # a module, or a loop, for each
     (r"heads$", 1, 128),

@@ -15,14 +15,26 @@ import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import limits
 from checking import UnavailableModel, check_files, check_settings
-from computing import device, seconds_left
+from computing import BUILDING, device, seconds_left
 from fetching import fetched
-from kinds import BACKBONE, FINE_TUNED, FULL, kind_of, open_backbone, open_fine_tuned, open_full, random_twin, vit_of
+from kinds import (
+    BACKBONE,
+    FINE_TUNED,
+    FULL,
+    KINDS,
+    kind_of,
+    open_backbone,
+    open_fine_tuned,
+    open_full,
+    random_twin,
+    vit_of,
+)
 from opened import FineTuned, FullModel, LoadedBackbone
 from safetensors import SafetensorError
 from tiny import tiny_model
@@ -149,9 +161,14 @@ class Models:
         return self._once("model", name, self._open)
 
     def _kind_at_start(self, name: str, is_fine_tuned: bool) -> str:
-        """Of a folder as its configuration says; the Hub is not asked before the page is there."""
+        """Of a folder, and of the model that the page begins with, as its configuration says; for others the Hub is
+        not asked before the page is there.
+        """
         if Path(self._places[name]).is_dir() or name == TINY:
             return self.kind(name)
+        if name == self.default:
+            with suppress(UnavailableModel):  # which is told where it is opened
+                return self.kind(name)
         return FINE_TUNED if is_fine_tuned else FULL if name == self.default else BACKBONE
 
     def _once(self, what: str, name: str, opener: Callable[[str], Any]) -> Any:
@@ -213,23 +230,26 @@ class Models:
             with self._files(name, config_only=True) as folder:
                 config = check_settings(name, folder, name in self._places)
             is_own = self.trust_remote_code and name in self._places
-            self._kinds[name] = BACKBONE if is_own and "auto_map" in config else kind_of(name, config)
+            has_code = "auto_map" in config and config.get("model_type") not in KINDS
+            self._kinds[name] = BACKBONE if is_own and has_code else kind_of(name, config)
         return self._kinds[name]
 
     def _open(self, name: str) -> FullModel | LoadedBackbone | FineTuned:
         if name == TINY:
-            model, processor = tiny_model()
+            with BUILDING:
+                model, processor = tiny_model()
             model.set_attn_implementation("eager")
             return FullModel(name, model.eval().to(device()), processor)
         is_own, kind = name in self._places, self.kind(name)
         with self._files(name) as folder:
             check_files(name, folder)
             check_settings(name, folder, is_own)
-            if kind == FULL:
-                return open_full(name, folder, is_own)
-            if kind == FINE_TUNED:
-                return open_fine_tuned(name, folder)
-            return open_backbone(name, folder, self.trust_remote_code and is_own)
+            with BUILDING:  # beside the downloads of others, and their answers
+                if kind == FULL:
+                    return open_full(name, folder, is_own)
+                if kind == FINE_TUNED:
+                    return open_fine_tuned(name, folder)
+                return open_backbone(name, folder, self.trust_remote_code and is_own)
 
     def _files(self, name: str, config_only: bool = False):
         return fetched(name, self._places.get(name), self.max_gb, config_only)

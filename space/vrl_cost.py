@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 import torch
 from answers import check_length, encode, text_inputs, visual_features
+from computing import BUILDING
 from PIL import Image
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoModel, BatchFeature, PreTrainedConfig
@@ -39,7 +40,8 @@ def language_model_flops(config: PreTrainedConfig, sequence_length: int) -> int:
         config: of the language model, [`ViTPConfig`]'s `text_config`.
     """
     with torch.device("meta"), torch.no_grad():
-        model = AutoModel.from_config(config, attn_implementation="eager")
+        with BUILDING:
+            model = AutoModel.from_config(config, attn_implementation="eager", dtype=torch.float32)
         with FlopCounterMode(display=False) as counter:
             model(
                 inputs_embeds=torch.empty(1, sequence_length, config.hidden_size, dtype=model.dtype),

@@ -38,7 +38,7 @@ def license_of(name: str | Path) -> dict[str, str]:
 
 def license_files(folder: Path) -> list[Path]:
     """The licence files of a folder and, after them, its notices."""
-    return [path for pattern in LICENSE_FILES for path in sorted(folder.glob(pattern))]
+    return [path for pattern in LICENSE_FILES for path in sorted(folder.glob(pattern)) if path.is_file()]
 
 
 def license_of_file(folder: Path) -> dict[str, str]:

@@ -50,8 +50,16 @@ def write_record(
     output_dir.mkdir(parents=True, exist_ok=True)
     for source in filter(Path.is_dir, map(Path, sources)):
         for path in license_files(source):
-            shutil.copyfile(path, output_dir / path.name)
+            copy_license(path, output_dir)
     (output_dir / RECORD).write_text(json.dumps(record, indent=2) + "\n")
+
+
+def copy_license(path: Path, folder: Path) -> None:
+    """To its name, or beside another text of that name to one with that of its source."""
+    target = folder / path.name
+    if target.is_file() and target.read_bytes() != path.read_bytes():
+        target = folder / f"{path.stem}-{path.resolve().parent.name}{path.suffix}"
+    shutil.copyfile(path, target)
 
 
 def read_json(path: Path) -> dict[str, Any]:

@@ -18,8 +18,9 @@ from .failures import FAILURES, explain, limit_waits, tried
 
 logger = logging.getLogger(__name__)
 
-# What a model's repo has of an earlier push and would be loaded beside or instead of what is pushed.
-WEIGHTS = "*.safetensors *.safetensors.index.json pytorch_model*.bin pytorch_model*.index.json adapter_*.json".split()
+# What a model's repo has of an earlier push and would be opened beside or instead of what is pushed.
+STALE = "*.safetensors *.safetensors.index.json pytorch_model*.bin pytorch_model*.index.json adapter_*.json".split()
+STALE += ["processor_config.json", "preprocessor_config.json"]  # of which the first is opened where there are both
 
 
 def push(
@@ -32,7 +33,7 @@ def push(
     create_pr: bool = False,
 ) -> CommitInfo:
     """Sends what was gathered in one commit. Files whose content the Hub has already, from a push that was cut off, are
-    not sent again; weights that the repo has and the contents have not are deleted.
+    not sent again; what an earlier push left to be opened beside or instead of the contents is deleted.
 
     Args:
         api: the client.
@@ -69,7 +70,7 @@ def push(
 
     def commit() -> CommitInfo:
         operations = next(tries, None) or [copy.copy(addition) for addition in fresh]
-        stale = [CommitOperationDelete(name) for name in stale_weights(api, contents, repo_id, revision)]
+        stale = [CommitOperationDelete(name) for name in stale_files(api, contents, repo_id, revision)]
         return api.create_commit(
             **repo,
             operations=[*operations, *stale],
@@ -113,7 +114,7 @@ def look(
         found = visibility(api, contents, repo_id)
         if found is None:
             return "private, new" if private else "public unless the namespace is set to private, new", []
-        return found, stale_weights(api, contents, repo_id, revision)
+        return found, stale_files(api, contents, repo_id, revision)
     except FAILURES as error:
         if must_answer:
             raise
@@ -131,8 +132,8 @@ def visibility(api: HfApi, contents: Contents, repo_id: str) -> str | None:
     return "private" if info.private else "public"
 
 
-def stale_weights(api: HfApi, contents: Contents, repo_id: str, revision: str | None) -> list[str]:
-    """Weights of an earlier push that would be loaded beside or instead of those of the contents."""
+def stale_files(api: HfApi, contents: Contents, repo_id: str, revision: str | None) -> list[str]:
+    """Files of an earlier push that would be opened beside or instead of those of the contents."""
     if contents.repo_type != "model":
         return []
     try:
@@ -142,7 +143,7 @@ def stale_weights(api: HfApi, contents: Contents, repo_id: str, revision: str | 
     return sorted(
         name
         for name in present
-        if "/" not in name and name not in contents.files and any(fnmatch(name, pattern) for pattern in WEIGHTS)
+        if "/" not in name and name not in contents.files and any(fnmatch(name, pattern) for pattern in STALE)
     )
 
 

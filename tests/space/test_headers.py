@@ -1,11 +1,13 @@
 """Images are refused by what their headers say, before they take any memory."""
 
+import gzip
 import io
 import struct
 import tracemalloc
 import zlib
 
 import limits
+import nibabel
 import numpy as np
 import pydicom
 import pytest
@@ -60,6 +62,42 @@ def test_a_deflated_dicom_is_counted_without_being_kept(tmp_path, monkeypatch):
     monkeypatch.setattr(limits, "BLOCK_BYTES", 10_000)
     with pytest.raises(UnreadableImage, match="grows to more than 0 MB when inflated"):
         check_header(tmp_path / "deflated.dcm")
+
+
+def test_all_bands_of_a_jpeg_2000_count(tmp_path, monkeypatch):
+    """They are all decoded, whichever are read."""
+    for bands, size in ((3, 64), (5, 64), (3, 128)):
+        with rasterio.open(
+            tmp_path / "a.jp2", "w", driver="JP2OpenJPEG", height=size, width=size, count=bands, dtype="uint8"
+        ) as target:
+            target.write(np.ones((bands, size, size), np.uint8))
+        monkeypatch.setattr(limits, "JPEG_2000_BYTES", 4 * 3 * 64**2)
+        if (bands, size) == (3, 64):
+            check_header(tmp_path / "a.jp2")
+            continue
+        with pytest.raises(UnreadableImage, match=rf"{size} × {size} pixels in {bands} band"):
+            check_header(tmp_path / "a.jp2")
+
+
+@pytest.mark.parametrize("order", "<>")
+@pytest.mark.parametrize("suffix", [".nii", ".nii.gz"])
+def test_what_comes_before_the_values_of_a_volume_is_limited(tmp_path, order, suffix):
+    """A megabyte of zeros is packed in a kilobyte, and nibabel reads all of it."""
+    volume = nibabel.Nifti1Image(np.zeros((4, 4, 4), np.uint8), np.eye(4))
+    volume.header.extensions.append(nibabel.nifti1.Nifti1Extension(6, b"text"))
+    if order == ">":
+        volume = nibabel.Nifti1Image(volume.dataobj, np.eye(4), volume.header.as_byteswapped(">"))
+    nibabel.save(volume, tmp_path / f"a{suffix}")
+    check_header(tmp_path / f"a{suffix}")
+    content = gzip.decompress((tmp_path / "a.nii.gz").read_bytes()) if suffix == ".nii.gz" else b""
+    content = bytearray(content or (tmp_path / "a.nii").read_bytes())
+    struct.pack_into(f"{order}f", content, 108, 352 + 64e6)
+    (tmp_path / f"b{suffix}").write_bytes(gzip.compress(content) if suffix == ".nii.gz" else bytes(content))
+    tracemalloc.start()
+    with pytest.raises(UnreadableImage, match="has more than 1 MB before its values"):
+        check_header(tmp_path / f"b{suffix}")
+    assert tracemalloc.get_traced_memory()[1] < 5e6
+    tracemalloc.stop()
 
 
 def test_what_is_no_image_is_left_to_the_reader_and_what_is_one_passes(tmp_path):

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import threading
 import time
 from types import SimpleNamespace
 
@@ -12,10 +13,12 @@ import pytest
 import torch
 from answers import encode
 from checking import UnavailableModel, check_files
+from kinds import BACKBONE, open_full
 from loading import TINY, Models
 from pictures import picture
 from safetensors.torch import load_file, save_file
 from tiny_models import TEXT, VISION
+from transformers import BitImageProcessor, Dinov2Config, Dinov2Model, PreTrainedModel
 
 from modeling_vitp.training.from_scratch import build_model
 
@@ -73,6 +76,7 @@ def refused(open_model) -> str:
 @pytest.mark.parametrize(
     ("keys", "value", "complaint"),
     [
+        (("text_config", "max_position_embeddings"), 10**9, "max_position_embeddings = 1e+09"),
         (("vision_config", "num_hidden_layers"), 10**9, "num_hidden_layers = 1e+09; from -128 to 128"),
         (("text_config", "num_hidden_layers"), 10**9, "num_hidden_layers"),
         (("vision_config", "patch_size"), [1, 1], "patch_size = 1; from 4 to 64"),
@@ -96,6 +100,20 @@ def test_a_budget_of_tiles_is_limited(evil, named):
     assert "max_patches = 100000; from 1 to 40" in refused(named)
 
 
+def test_visual_tokens_of_a_tile_are_those_of_the_model(evil, named):
+    change(evil / "processor_config.json", 100_000, "image_seq_length")
+    assert "image_seq_length = 100000; from 1 to 4,096" in refused(named)
+    change(evil / "processor_config.json", 4000, "image_seq_length")
+    assert "its processor has 4000 visual tokens a tile, its model 4" in refused(lambda: open_full(NAME, evil, False))
+
+
+def test_a_tokenizer_does_not_make_text_longer(evil, named):
+    """A few steps of ten letters for one make of a letter more than there is memory."""
+    step = {"type": "Replace", "pattern": {"String": "a"}, "content": "a" * 10}
+    change(evil / "tokenizer.json", {"type": "Sequence", "normalizers": [step] * 7}, "normalizer")
+    assert "its tokenizer makes text longer" in refused(named)
+
+
 def test_a_model_takes_its_share_of_memory_at_most(saved, monkeypatch):
     monkeypatch.setattr(limits, "memory", lambda: 200_000)
     assert "GB of memory" in refused(lambda: Models(str(saved)).full())
@@ -110,6 +128,51 @@ def test_weights_are_measured_before_they_are_downloaded(saved, monkeypatch):
     monkeypatch.setattr(fetching, "HfApi", lambda token: SimpleNamespace(model_info=lambda *_, **__: listing))
     monkeypatch.setattr(fetching, "hf_hub_download", None)  # is not called
     assert "10.0 GB of safetensors; up to 4 GB" in refused(lambda: Models(TINY).full(NAME))
+
+
+@pytest.mark.parametrize(("file", "size"), [("config.json", 15_000_000), ("tokenizer_config.json", 5 * 10**10)])
+def test_files_are_measured_before_they_are_downloaded(monkeypatch, file, size):
+    sizes = {"config.json": 100, "a.safetensors": 10**6} | {file: size}
+    listing = SimpleNamespace(siblings=[SimpleNamespace(rfilename=n, size=s) for n, s in sizes.items()], sha="0")
+    monkeypatch.setattr(fetching, "HfApi", lambda token: SimpleNamespace(model_info=lambda *_, **__: listing))
+    monkeypatch.setattr(fetching, "hf_hub_download", None)  # is not called
+    assert f"{file} has more than" in refused(lambda: Models(TINY).kind(NAME))
+
+
+def test_models_that_are_loaded_at_once_leave_the_process_as_it_was(tmp_path):
+    """While transformers builds one, the default dtype and the tying of weights are others for all."""
+    places = []
+    for depth in (2, 6, 10):
+        config = Dinov2Config(hidden_size=32, num_hidden_layers=depth, num_attention_heads=2, image_size=56)
+        Dinov2Model(config).bfloat16().save_pretrained(tmp_path / str(depth))
+        BitImageProcessor().save_pretrained(tmp_path / str(depth))
+        places.append(str(tmp_path / str(depth)))
+    models, seen = Models(TINY, places), set()
+    before = PreTrainedModel.tie_weights, torch.linspace
+    threads = [threading.Thread(target=models.backbone, args=(name,)) for name in models.names[1:] for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    while any(thread.is_alive() for thread in threads):
+        seen.add(torch.get_default_dtype())
+    assert seen <= {torch.float32} and (PreTrainedModel.tie_weights, torch.linspace) == before
+    assert torch.get_default_dtype() == torch.float32 and models.backbone(models.names[1]).model.dtype == torch.float32
+
+
+def test_models_of_this_package_are_of_their_kind_also_where_code_is_trusted(saved):
+    """They have code beside them, by which those who do not have the package open them."""
+    assert "auto_map" in json.loads((saved / "config.json").read_text())
+    assert Models(str(saved), trust_remote_code=True).full_names == [saved.name]
+
+
+def test_the_page_begins_with_a_model_of_the_hub_of_any_kind(hub, tmp_path):
+    config = Dinov2Config(hidden_size=32, num_hidden_layers=2, num_attention_heads=2, image_size=56)
+    Dinov2Model(config).save_pretrained(tmp_path / "dino")
+    BitImageProcessor().save_pretrained(tmp_path / "dino")
+    hub.api().create_repo("tester/dino")
+    hub.api().upload_folder(repo_id="tester/dino", folder_path=tmp_path / "dino")
+    models = Models("tester/dino")
+    assert models.full_names == [] and models.kind("tester/dino") == BACKBONE
+    assert Models("tester/nothing").full_names == ["tester/nothing"]
 
 
 def test_weights_of_another_shape_are_none(evil, named):
