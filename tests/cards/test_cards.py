@@ -31,7 +31,7 @@ from modeling_vitp import (
     export_backbone,
     spread_bands,
 )
-from modeling_vitp.cards.record import provenance
+from modeling_vitp.cards.record import provenance, write_record
 from modeling_vitp.convert.checkpoint import convert_checkpoint
 from modeling_vitp.hub.contents import write_card
 from modeling_vitp.hub.files import model_files
@@ -193,6 +193,22 @@ def test_licence_files_go_along_and_links_lead_to_the_source(hub, logged_in, fol
     (tmp_path / "other" / "run" / "README.md").write_text("---\nlicense: gpl-3.0\n---\n")
     both = provenance([str(folder), str(tmp_path / "other" / "run")])["licences"]
     assert both["run (another)"] == {"license": "gpl-3.0"} and both["run"] == {"license": "cc-by-nc-4.0"}
+
+
+def test_licences_of_two_sources_are_both_kept(tmp_path):
+    """A run on a ViT and a language model; a folder of licences, as REUSE has it, is none."""
+    for name in ("vit", "llm"):
+        (tmp_path / name / "LICENSES").mkdir(parents=True)
+        (tmp_path / name / "LICENSE.md").write_text(f"terms of the {name}")
+        (tmp_path / name / "NOTICE").write_text("made by all")
+    sources = [str(tmp_path / "vit"), str(tmp_path / "llm")]
+    write_record(tmp_path / "run", [], {"fixed": {}, "free": {}}, sources, [], None)
+    found = {path.name: path.read_text() for path in (tmp_path / "run").iterdir() if path.name != "run.json"}
+    assert found == {
+        "LICENSE.md": "terms of the vit",
+        "LICENSE-llm.md": "terms of the llm",
+        "NOTICE": "made by all",
+    }
 
 
 def test_training_from_the_hub_and_back(hub, logged_in, folder, data_folder, tmp_path, capsys):

@@ -80,6 +80,15 @@ def test_weights_of_an_earlier_push_do_not_stay(hub, logged_in, folder, capsys):
     assert "model-00001-of-00002.safetensors" not in hub.files("tester/m")
 
 
+def test_the_processor_of_an_earlier_push_is_not_opened_in_place_of_that_of_a_backbone(hub, logged_in, folder):
+    """transformers opens `processor_config.json` where there is one."""
+    assert push(folder, "tester/m", "--what", "model") == 0
+    assert "processor_config.json" in hub.files("tester/m")
+    assert push(folder, "tester/m", "--what", "backbone") == 0
+    assert "processor_config.json" not in hub.files("tester/m")
+    assert "preprocessor_config.json" in hub.files("tester/m")
+
+
 def test_models_and_processors_push_themselves(hub, logged_in, folder, tmp_path):
     ViTPForConditionalGeneration.from_pretrained(folder).push_to_hub("tester/full", private=True)
     ViTPProcessor.from_pretrained(folder).push_to_hub("tester/full")
