@@ -6,6 +6,7 @@ import logging
 import math
 from pathlib import Path
 
+from ..command.places import expanded_home
 from ..command.yaml_files import read_yaml
 from .settings import SourceSettings
 
@@ -168,7 +169,7 @@ def load_mixture(mixture: str | Path | dict) -> Mixture:
             mixture = {"sources": [{"meta": origin}]}
         else:
             try:
-                mixture = read_yaml(path)
+                mixture = expanded_home(read_yaml(path))
             except Exception as error:  # of many kinds: no text, a date that is none, a key that is a list
                 raise ValueError(f"{path} is no YAML: {error}") from error
             if isinstance(mixture, dict) and "mixture" in mixture:
