@@ -139,13 +139,6 @@ def check_coco(contents: dict, path: Path) -> None:
             if entry["id"] in seen:
                 raise ValueError(f"{path}: two entries of `{kind}` have the id {entry['id']!r}.")
             seen.add(entry["id"])
-    names = set()
-    for entry in contents.get("images", []):
-        if entry["file_name"] in names:
-            raise ValueError(
-                f"{path}: two entries of `images` have the file_name {entry['file_name']!r}: join them, under one id."
-            )
-        names.add(entry["file_name"])
 
 
 def parse_xml(path: Path) -> ElementTree.Element:

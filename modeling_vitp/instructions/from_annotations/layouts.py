@@ -53,6 +53,7 @@ class Coco(Layout):
             if not isinstance(contents, dict) or not {"images", "categories"} <= contents.keys():
                 continue
             check_coco(contents, path)
+            check_file_names(contents, path)
             split = split_in(path.stem) or split_in(path.parent.name) or UNSPLIT
             if split in files:
                 raise ValueError(f"{files[split][0]} and {path} both annotate split {split!r}: give --annotations.")
@@ -321,6 +322,17 @@ LAYOUTS: dict[str, type[Layout]] = {
     "changes": ChangePairs,
     "volumes": Volumes,
 }
+
+
+def check_file_names(contents: dict, path: Path) -> None:
+    """Raises a `ValueError` if two images of a COCO file are one: objects of either would be missing."""
+    names = set()
+    for entry in contents["images"]:
+        if entry["file_name"] in names:
+            raise ValueError(
+                f"{path}: two entries of `images` have the file_name {entry['file_name']!r}: join them, under one id."
+            )
+        names.add(entry["file_name"])
 
 
 def images_in(root: Path, names: tuple[str, ...]) -> dict[str, dict[str, tuple[Path, ...]]]:
