@@ -9,17 +9,18 @@ import yaml
 class KeysOnce(yaml.SafeLoader):
     """Of which the parent takes the last of two."""
 
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
-        seen = {}
+    def compose_mapping_node(self, anchor: str | None) -> yaml.MappingNode:
+        node, seen = super().compose_mapping_node(anchor), {}
         for key, _ in node.value:
-            name = getattr(key, "value", None)
-            if key.tag != "tag:yaml.org,2002:merge" and isinstance(name, str):
-                if name in seen:
-                    raise yaml.MarkedYAMLError(
-                        f"the key {name!r} is there already, in line {seen[name] + 1}", problem_mark=key.start_mark
-                    )
-                seen[name] = key.start_mark.line
-        return super().construct_mapping(node, deep)
+            if key.tag == "tag:yaml.org,2002:merge" or not isinstance(key.value, str):
+                continue
+            if key.value in seen:
+                raise yaml.MarkedYAMLError(
+                    f"the key {key.value!r} is there already, in line {seen[key.value] + 1}",
+                    problem_mark=key.start_mark,
+                )
+            seen[key.value] = key.start_mark.line
+        return node
 
 
 def read_yaml(path: str | Path) -> Any:
