@@ -4,8 +4,8 @@ import numpy as np
 import torch
 from torchvision.ops import box_iou
 
-from modeling_vitp import rotated_boxes
 from modeling_vitp.metrics import box_metrics, pixel_metrics
+from modeling_vitp.rotated_boxes import rotated_iou, smallest_rectangles
 
 INTERPOLATIONS = ("11_points", "area")
 
@@ -93,7 +93,7 @@ def places(side, name: str, length: int) -> np.ndarray:
     if "corners" not in side:
         return box_metrics.numbers(side, "boxes", name, length, (4,), (5,))
     corners = torch.from_numpy(box_metrics.numbers(side, "corners", name, length, (4, 2)))
-    return rotated_boxes.smallest_rectangles(corners).numpy() if length else np.zeros((0, 5))
+    return smallest_rectangles(corners).numpy() if length else np.zeros((0, 5))
 
 
 def overlaps(boxes: np.ndarray, others: np.ndarray) -> np.ndarray:
@@ -102,7 +102,7 @@ def overlaps(boxes: np.ndarray, others: np.ndarray) -> np.ndarray:
         return np.zeros((len(boxes), len(others)))
     if boxes.shape[1] != others.shape[1]:
         raise ValueError("either the prediction or the reference has rotated boxes, but not both.")
-    iou = box_iou if boxes.shape[1] == 4 else rotated_boxes.rotated_iou
+    iou = box_iou if boxes.shape[1] == 4 else rotated_iou
     return iou(torch.from_numpy(boxes), torch.from_numpy(others)).numpy()
 
 
