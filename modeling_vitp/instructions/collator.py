@@ -48,7 +48,8 @@ class ViTPDataCollator:
         seed: of all draws.
         sample_transform: called with the row, its images decoded under `images`, and a generator; returns the row to
             encode. The place for augmentation that has to keep answers true. One with a true attribute `makes_images`
-            brings its own, and is called without those of the row, which are not read.
+            brings its own, and is called without those of the row, which are not read; what an attribute `settings`
+            holds, as JSON may, is not to change in a run that goes on.
         source_settings: [`SourceSettings`] for the rows whose `source` has that name.
         on_error: "raise" stops at a row that cannot be used. "skip" logs and counts it and takes one of
             `replacement_rows` in its place, by a draw that depends on (seed, id, epoch) alone, so that batches keep

@@ -21,6 +21,11 @@ def makes_images(transform: SampleTransform | None) -> bool:
     return getattr(transform, "makes_images", False)
 
 
+def settings_of(transform: SampleTransform | None) -> Any:
+    """What a transform says that it was made with, as JSON may hold; `None` if it does not say."""
+    return getattr(transform, "settings", None)
+
+
 @dataclasses.dataclass(frozen=True)
 class SourceSettings:
     """How the rows of one source of a mixture are encoded; `None` leaves it to the processor.

@@ -25,7 +25,7 @@ from ..instructions.first_rows import check, replacement_rows
 from ..instructions.lengths import SampleLength
 from ..instructions.raw_tiles import normalize_tiles
 from ..instructions.rows import describe_rows, prepare_rows
-from ..instructions.settings import SampleTransform, SourceSettings
+from ..instructions.settings import SampleTransform, SourceSettings, settings_of
 from ..modeling_vitp import ViTPForConditionalGeneration, ViTPModel
 from ..processing_vitp import ViTPProcessor
 from .answers import draw_rows, rows_to_show
@@ -373,6 +373,7 @@ class ViTPTrainer(Run, CompiledLayers, SFTTrainer):
             # `None` if it is not in use, as in checkpoints that are older than these settings.
             "vrl_warmup_steps": self.data_collator.vrl_warmup_steps or None,
             "answer_mask_ratio": self.data_collator.answer_mask_ratio or None,
+            "task_options": settings_of(self.data_collator.sample_transform),
             "max_length": self.data_collator.max_length,
             "max_patches": image_processor.max_patches,
             "input_spec": image_processor.input_spec,

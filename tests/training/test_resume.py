@@ -10,9 +10,11 @@ import time
 from pathlib import Path
 
 import pytest
+from datasets import Dataset
 from launching import kill_all, launch
 from training_run import make_trainer, processes, run, train
 
+from modeling_vitp.recipes.tasks.trees.instructions import TreeInstructions
 from modeling_vitp.training.checkpointing import (
     check_files,
     check_settings,
@@ -204,6 +206,15 @@ def test_settings_that_may_not_change_are_named_and_others_warned_about(tmp_path
 def test_a_run_of_other_settings_is_not_gone_on_with(stopped, change, message):
     with pytest.raises(ValueError, match=message):
         make_trainer(stopped, **change).train(resume_from_checkpoint=True)
+
+
+def test_a_task_with_other_options_is_not_gone_on_with(stopped):
+    trainer = make_trainer(stopped)
+    rows = Dataset.from_dict({"id": [], "image": [], "boxes": []})
+    trainer.data_collator.sample_transform = TreeInstructions(rows, map_share=0.1)
+    assert trainer.run_settings()["fixed"]["task_options"]["map_share"] == 0.1
+    with pytest.raises(ValueError, match=r"task_options was None and is \{'collage_share': 0.5, 'map_share': 0.1, "):
+        trainer.train(resume_from_checkpoint=True)
 
 
 def test_more_rows_are_gone_on_with_where_that_is_asked_for(stopped, tmp_path, caplog):

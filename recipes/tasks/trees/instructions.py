@@ -90,6 +90,7 @@ class TreeInstructions:
         self.collage_share, self.map_share, self.mosaic_share = shares.values()
         self.grounds = {row["id"]: Ground.of(row["image"], row["boxes"]) for row in rows}
         self.kinds = {name: (kinds or {}).get(name, share) for name, share in SHARES.items()}
+        self.settings = shares | {"kinds": self.kinds}
 
     def __call__(self, example: dict, generator: torch.Generator) -> dict:
         view, messages = self.draw(example, generator)
