@@ -105,6 +105,9 @@ class DenseTrainer(FineTuner, Trainer):
         metric: folder of `modeling_vitp/metrics`.
         train_dataset, eval_dataset: see [`~modeling_vitp.dense.samples.MaskedImages`].
         processing_class: for mean and standard deviation, and saved with the model.
+
+    Raises:
+        ValueError: if it trains on batches of one image without other processes on GPUs.
     """
 
     counted = "pixels"
@@ -147,6 +150,11 @@ class DenseTrainer(FineTuner, Trainer):
             train_dataset = TrainingSamples(train_dataset, augmentation, image_processor, seed)
         if args.world_size > 1 and args.device.type == "cuda":
             model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
+        elif train_dataset is not None and args.per_device_train_batch_size < 2:
+            raise ValueError(
+                "per_device_train_batch_size=1: UPerNet's batch norm needs two images at least. Give 2, and fewer "
+                "gradient_accumulation_steps."
+            )
         super().__init__(
             model,
             args,
