@@ -38,6 +38,7 @@ MADE = {  # by the page's own commands
     "recipes/export_backbone.md": ["my_backbone"],
 }
 ON_HUB = "recipes/push_to_hub.md"
+LONG = {"recipes/pretrain.md", "recipes/finetune_detection.md", "recipes/configs/README.md"}  # half a minute each
 INLINE = re.compile(r"`((?:vitp |pytest |python -m modeling_vitp\.|python (?:recipes|space)/)[^`]*)`")
 
 
@@ -87,7 +88,7 @@ def run_page(page: str, place: Place, monkeypatch) -> None:
             run_command(command, place, monkeypatch, only_parse=True)
 
 
-@pytest.mark.parametrize("page", PAGES)
+@pytest.mark.parametrize("page", [pytest.param(one, marks=[pytest.mark.slow] * (one in LONG)) for one in PAGES])
 def test_every_block_of_a_page_runs(page, place, monkeypatch):
     run_page(page, place(page), monkeypatch)
 

@@ -26,6 +26,7 @@ def test_kinds_that_the_annotation_cannot_answer_are_refused(tmp_path):
         make_instructions.main(["folders", str(tmp_path), "--output_dir", str(tmp_path), "--kinds", "counting"])
 
 
+@pytest.mark.slow
 def test_two_processes_make_the_rows_and_the_card_of_one_run(tmp_path):
     """Windows and collages too, whose questions depend on all images; what an older division has left goes."""
     root = tmp_path / "data"

@@ -150,6 +150,7 @@ def test_a_fractional_rate_takes_its_part_of_each_part_afresh_or_once(folder, mo
         assert (contents[0] == contents[1]) == (resample == "once")
 
 
+@pytest.mark.slow
 def test_a_rate_that_gives_a_part_less_than_a_row_gives_all_parts_about_as_many_as_it_should(folder):
     seeds, parts, rate = 40, FILES, 0.03  # 0.3 rows of a part in a pass, 1.8 of all
     found = [

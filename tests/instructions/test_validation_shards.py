@@ -50,6 +50,7 @@ def command(mixture, checkpoint, folder, *options) -> list[str]:
     return [str(mixture), *words, "--output_dir", str(folder), *options]
 
 
+@pytest.mark.slow
 def test_two_processes_give_the_report_of_one_run(mixture, model_and_processor, tmp_path):
     model, processor = model_and_processor
     model.save_pretrained(tmp_path / "checkpoint")

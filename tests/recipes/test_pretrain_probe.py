@@ -51,6 +51,7 @@ def test_a_frozen_vit_has_gained_nothing(arguments, tmp_path):
     assert gains["linear"]["at the start"] == gains["nonlinear"]["at the start"] == 0
 
 
+@pytest.mark.slow
 def test_a_run_that_goes_on_keeps_the_start_that_it_began_with(arguments, tmp_path):
     arguments += ["--probe_splits", "train", "val", "--save_steps", "2", "--lr_scheduler_type", "constant"]
     main(arguments)

@@ -42,16 +42,17 @@ def rounds_of_pages(program: str, **environment: str) -> float:
     return int(done.stdout.split()[-1]) / PAGES_OF_A_ROUND
 
 
-def test_commands_keep_what_tensors_have_freed_unless_told_otherwise():
+def test_commands_keep_what_tensors_have_freed():
     assert rounds_of_pages(COMMAND) < 2
-    assert rounds_of_pages(COMMAND, MALLOC_TRIM_THRESHOLD_="1000000") > ROUNDS / 2
 
 
 @pytest.mark.slow
-def test_tunables_count_as_told_where_they_are_of_malloc():
+def test_commands_do_with_the_allocator_as_they_are_told():
+    assert rounds_of_pages(COMMAND, MALLOC_TRIM_THRESHOLD_="1000000") > ROUNDS / 2
     assert rounds_of_pages(COMMAND, GLIBC_TUNABLES="glibc.pthread.rseq=0") < 2
     assert rounds_of_pages(COMMAND, GLIBC_TUNABLES="glibc.malloc.trim_threshold=1000000") > ROUNDS / 2
 
 
+@pytest.mark.slow
 def test_the_library_alone_leaves_the_allocator_as_it_is():
     assert rounds_of_pages(LIBRARY) > ROUNDS / 2

@@ -40,7 +40,7 @@ def whole_runs(tmp_path_factory):
     return whole
 
 
-@pytest.mark.parametrize("stream", [False, True], ids=["map", "stream"])
+@pytest.mark.parametrize("stream", [pytest.param(False, marks=pytest.mark.slow), True], ids=["map", "stream"])
 def test_a_run_that_is_killed_again_and_again_ends_as_the_run_that_never_stopped(tmp_path, stream):
     options = {"stream": stream, **(PERSISTENT if stream else {})}
     whole = run(tmp_path / "whole", **options)

@@ -6,6 +6,8 @@ import sys
 
 import pytest
 
+COMMAND = "import modeling_vitp.training.command_line"
+
 
 def spins(script, imports: str, **environment: str) -> int:
     """How often a thread looks before it sleeps, as OpenMP displays it when torch is loaded, in a program that makes
@@ -21,15 +23,19 @@ def spins(script, imports: str, **environment: str) -> int:
     return int(lines[0].split("'")[1])
 
 
-def test_threads_of_commands_spin_shortly_before_they_sleep_unless_told_otherwise(tmp_path):
+def test_threads_of_commands_spin_shortly_before_they_sleep(tmp_path):
     """The package knows a command by its name."""
-    imports = "import modeling_vitp.training.command_line"
-    assert spins(tmp_path / "vitp", imports) == 1000
-    assert spins(tmp_path / "vitp", imports, GOMP_SPINCOUNT="7") == 7
-    assert spins(tmp_path / "vitp", imports, OMP_WAIT_POLICY="PASSIVE") == 0
-    assert spins(tmp_path / "vitp", imports, OMP_WAIT_POLICY="ACTIVE") > 1000000
+    assert spins(tmp_path / "vitp", COMMAND) == 1000
 
 
+@pytest.mark.slow
+def test_threads_of_commands_wait_as_they_are_told(tmp_path):
+    assert spins(tmp_path / "vitp", COMMAND, GOMP_SPINCOUNT="7") == 7
+    assert spins(tmp_path / "vitp", COMMAND, OMP_WAIT_POLICY="PASSIVE") == 0
+    assert spins(tmp_path / "vitp", COMMAND, OMP_WAIT_POLICY="ACTIVE") > 1000000
+
+
+@pytest.mark.slow
 def test_the_library_alone_leaves_them_as_they_are(tmp_path):
     plain = spins(tmp_path / "script.py", "")
     assert spins(tmp_path / "script.py", "import modeling_vitp") == plain > 1000
