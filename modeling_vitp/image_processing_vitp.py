@@ -92,6 +92,8 @@ class InputSpecImageProcessor(NamesItsFiles, TorchvisionBackend):
             if self.band_names is not None:
                 return read_bands(images, InputSpec.from_dict(self.input_spec))
             with PIL.Image.open(images) as image:
+                if image.format == "JPEG2000" and image.mode not in PIL_8BIT_MODES:  # Pillow makes 16 bits of 15
+                    return read_bands(images)
                 return PIL.ImageOps.exif_transpose(image)
         except (OSError, SyntaxError, ValueError, RuntimeError) as error:
             raise ValueError(f"image {images[:200]!r} cannot be read: {error}") from error
@@ -143,11 +145,22 @@ class InputSpecImageProcessor(NamesItsFiles, TorchvisionBackend):
         **kwargs,
     ) -> torch.Tensor:
         """One image to a `(channels, height, width)` tensor in [0, 255]; see [`InputSpec`] for what is refused."""
+        if is_pil_image(image) and spec is None and image.mode in PIL_8BIT_MODES and 0 not in image.size:
+            return super().process_image(image, do_convert_rgb=True, **kwargs)
+        array = self.stored_bands(image, spec, input_data_format)
+        if spec is None and array.dtype == torch.uint8 and array.shape[0] in (1, 3):
+            rgb = array.expand(3, -1, -1)
+        else:
+            rgb = (spec or InputSpec())(array)
+        return super().process_image(rgb, input_data_format=ChannelDimension.FIRST, **kwargs)
+
+    def stored_bands(
+        self, image: ImageInput, spec: InputSpec | None, input_data_format: str | ChannelDimension | None = None
+    ) -> torch.Tensor:
+        """What a spec is applied to: the bands of an image, `(bands, height, width)`."""
         if is_pil_image(image):
             if 0 in image.size:
                 raise ValueError(f"the image is empty: {image.size[0]} x {image.size[1]} pixels.")
-            if spec is None and image.mode in PIL_8BIT_MODES:
-                return super().process_image(image, do_convert_rgb=True, **kwargs)
             if image.mode in PIL_8BIT_MODES and image.mode not in ("L", "RGB"):
                 image = super().process_image(image, do_convert_rgb=True)
                 input_data_format = ChannelDimension.FIRST
@@ -158,12 +171,7 @@ class InputSpecImageProcessor(NamesItsFiles, TorchvisionBackend):
             image = torch.from_numpy(array.astype(array.dtype.newbyteorder("=")))
         if input_data_format is None and spec is not None and spec.band_names is not None and spec.bands is None:
             input_data_format = layout_of(image, spec.num_channels)
-        array = self._bands_first(image, input_data_format)
-        if spec is None and array.dtype == torch.uint8 and array.shape[0] in (1, 3):
-            rgb = array.expand(3, -1, -1)
-        else:
-            rgb = (spec or InputSpec())(array)
-        return super().process_image(rgb, input_data_format=ChannelDimension.FIRST, **kwargs)
+        return self._bands_first(image, input_data_format)
 
     @staticmethod
     def _bands_first(image: torch.Tensor, input_data_format: str | ChannelDimension | None) -> torch.Tensor:
@@ -220,16 +228,19 @@ def spread_values(values: list[float], band_names: list[str]) -> list[float]:
     return spread(torch.tensor(values, dtype=torch.float64), band_names).tolist()
 
 
-def read_bands(path: str, spec: InputSpec) -> np.ndarray:
+def read_bands(path: str, spec: InputSpec | None = None) -> np.ndarray:
     """The bands of a file as they are stored, of shape `(bands, height, width)`."""
     try:
         import rasterio
     except ImportError:
-        raise ValueError("files of other bands than colors need rasterio: pip install rasterio") from None
+        raise ValueError(
+            "files of other bands than colors, and JPEG 2000 of more than 8 bits, need rasterio: pip install rasterio"
+        ) from None
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # one need not be georeferenced
         with rasterio.open(path) as file:
-            spec.check_number(file.count)
+            if spec is not None:
+                spec.check_number(file.count)
             return file.read()
 
 

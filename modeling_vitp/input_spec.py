@@ -1,7 +1,7 @@
 """How images of any depth and number of bands become the channels that a model takes."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -76,7 +76,19 @@ class InputSpec:
             raise ValueError(
                 f"input_spec: unknown field(s) {sorted(unknown)}; it has {sorted(cls.__dataclass_fields__)}."
             )
-        return cls(**fields)
+        return cls(**{name: as_tuples(value) for name, value in fields.items()})
+
+    def with_range_of(self, image: torch.Tensor) -> "InputSpec":
+        """With the percentiles of an image, of shape `(bands, height, width)`, as the window of its parts."""
+        if self.percentiles is None:
+            return self
+        self.check_number(image.shape[0])
+        low, high = self._range(image if self.bands is None else image[list(self.bands)])
+        return self.with_windows(torch.stack([low.flatten(), high.flatten()], dim=1).tolist())
+
+    def with_windows(self, windows: list[list[float]]) -> "InputSpec":
+        """With a window for each band that is used in place of percentiles."""
+        return replace(self, window=as_tuples(windows), percentiles=None)
 
     @property
     def windows(self) -> list[tuple[float, float]] | None:
@@ -166,6 +178,10 @@ class InputSpec:
                 "input_spec={'percentiles': [2, 98]}."
             )
         return low.double().view(-1, 1, 1), high.double().view(-1, 1, 1)
+
+
+def as_tuples(value):
+    return tuple(map(as_tuples, value)) if isinstance(value, (list, tuple)) else value
 
 
 def is_pair(value) -> bool:

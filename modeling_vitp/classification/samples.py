@@ -39,7 +39,6 @@ class ClassifiedImages(torch.utils.data.Dataset):
     def __init__(self, stored: Sequence[Sequence[Label]], known: Sequence[str] | None, input_spec: dict | None):
         self.stored, self.known = list(stored), known
         self.spec = None if input_spec is None else InputSpec.from_dict(input_spec)
-        self.in_units = self.spec is not None and self.spec.is_in_units
 
     def __len__(self) -> int:
         return len(self.stored)
@@ -87,7 +86,7 @@ class FileImages(ClassifiedImages):
         return str(self.samples[index].images[0])
 
     def read(self, index: int) -> Picture:
-        bands = [read_image(path, None, self.in_units) for path in self.samples[index].images]
+        bands = [read_image(path, None, self.spec) for path in self.samples[index].images]
         if len(bands) == 1:
             return bands[0]
         arrays = [np.asarray(band) for band in bands]
@@ -139,8 +138,7 @@ class RowImages(ClassifiedImages):
         return f"Row {index} of split {self.name!r}" + (f" ({path})" if path else "")
 
     def read(self, index: int) -> Picture:
-        bands = self.spec is not None and self.spec.takes_bands
-        return read_picture(content_of(self.rows[index][self.column]), bands, self.in_units)
+        return read_picture(content_of(self.rows[index][self.column]), self.spec)
 
     def check_whole(self, index: int) -> None:
         check_whole(io.BytesIO(content_of(self.rows[index][self.column])))

@@ -9,6 +9,7 @@ import torch
 from tqdm import tqdm
 
 from ..images.pixels import to_pixels
+from ..images.ranges import ranged
 from ..images.reading import VALUES, Picture, check_file, read_image, read_picture, stored_size, whole_numbers
 from ..images.windows import Window, windows
 from ..input_spec import InputSpec
@@ -32,7 +33,6 @@ class MaskedImages(torch.utils.data.Dataset):
     def __init__(self, encoding: LabelEncoding, input_spec: dict | None = None):
         self.encoding = encoding
         self.spec = None if input_spec is None else InputSpec.from_dict(input_spec)
-        self.in_units = self.spec is not None and self.spec.is_in_units
 
     def __len__(self) -> int:
         raise NotImplementedError
@@ -40,8 +40,9 @@ class MaskedImages(torch.utils.data.Dataset):
     def case(self, index: int) -> str:
         raise NotImplementedError
 
-    def read(self, index: int) -> tuple[str, list[tuple[str, Picture]], tuple[str, Picture] | None]:
-        """The id, the images and the mask of a sample, each with its name for errors."""
+    def read(self, index: int) -> tuple[str, list[tuple[str, Picture, InputSpec | None]], tuple[str, Picture] | None]:
+        """The id, the images and the mask of a sample, each with its name for errors; of an image also how its values
+        are read."""
         raise NotImplementedError
 
     def read_mask(self, index: int) -> tuple[str, Picture] | None:
@@ -49,8 +50,8 @@ class MaskedImages(torch.utils.data.Dataset):
 
     def __getitem__(self, index: int) -> dict:
         name, images, mask = self.read(index)
-        tensors = [self.to_pixels(image, image_name) for image_name, image in images]
-        for (image_name, _), tensor in zip(images, tensors):
+        tensors = [self.to_pixels(*image) for image in images]
+        for (image_name, *_), tensor in zip(images, tensors):
             if tensor.shape != tensors[0].shape:
                 raise ValueError(f"{image_name} is {size(tensor)}, but {images[0][0]} {size(tensors[0])}.")
         item = {"id": name, "case": self.case(index), "images": tensors}
@@ -77,9 +78,9 @@ class MaskedImages(torch.utils.data.Dataset):
             values = values[..., 0]  # grey, saved with three channels
         return self.encoding.encode(whole_numbers(values, name).astype(np.int32), name)
 
-    def to_pixels(self, image: Picture, name: str) -> torch.Tensor:
+    def to_pixels(self, name: str, image: Picture, spec: InputSpec | None) -> torch.Tensor:
         try:
-            return to_pixels(image, self.spec)
+            return to_pixels(image, spec)
         except (OSError, ValueError) as error:
             raise ValueError(f"{name}: {error}") from error
 
@@ -138,7 +139,10 @@ class ImageFiles(MaskedImages):
     def read(self, index: int):
         sample, window = self.rows[index]
         name = sample.id if window is None else f"{sample.id}/{window[0]}_{window[1]}"
-        images = [(str(path), read_image(path, window, self.in_units)) for path in sample.images]
+        images = [
+            (str(path), read_image(path, window, self.spec), ranged(self.spec, path, window is not None))
+            for path in sample.images
+        ]
         mask = self.read_mask(index)
         if mask is not None and window is not None and stored_size(sample.mask) != stored_size(sample.images[0]):
             raise ValueError(f"The mask {sample.mask} and its image {sample.images[0]} are of different size.")
@@ -147,7 +151,7 @@ class ImageFiles(MaskedImages):
     def read_mask(self, index: int):
         sample, window = self.rows[index]
         # A mask in DICOM has the numbers of classes for its units.
-        return None if sample.mask is None else (str(sample.mask), read_image(sample.mask, window, in_units=True))
+        return None if sample.mask is None else (str(sample.mask), read_image(sample.mask, window, as_stored=True))
 
 
 class Rows(MaskedImages):
@@ -200,7 +204,7 @@ class Rows(MaskedImages):
     def read(self, index: int):
         row = self.rows[index]
         name = str(row.get("id", index))
-        images = [self._picture(name, row, column, self.in_units) for column in self.image_columns]
+        images = [self._picture(name, row, column) for column in self.image_columns]
         return name, images, self._mask(name, row)
 
     def __getitem__(self, index: int) -> dict:
@@ -220,15 +224,18 @@ class Rows(MaskedImages):
     def _mask(self, name: str, row: dict):
         if self.mask_column is None:
             return None
-        return self._picture(name, row, self.mask_column, in_units=True)
+        return self._picture(name, row, self.mask_column)[:2]
 
-    def _picture(self, name: str, row: dict, column: str, in_units: bool) -> tuple[str, Picture]:
+    def _picture(self, name: str, row: dict, column: str) -> tuple[str, Picture, InputSpec | None]:
         stored, where = row[column], f"{name} ({column})"
         if stored is None:
             raise ValueError(f"Row {name} of split {self.name!r} has no {column}.")
+        if not isinstance(stored, dict):
+            return where, stored, self.spec
         try:
-            takes_bands = column != self.mask_column and self.spec is not None and self.spec.takes_bands
-            is_encoded = isinstance(stored, dict)
-            return where, read_picture(content_of(stored), takes_bands, in_units) if is_encoded else stored
+            content = content_of(stored)
+            if column == self.mask_column:
+                return where, read_picture(content, as_stored=True), None
+            return where, read_picture(content, self.spec), ranged(self.spec, content, False)
         except Exception as error:  # Pillow raises many kinds for a broken file
             raise ValueError(f"Row {name} of split {self.name!r}: {column} cannot be read: {error}") from error

@@ -10,7 +10,8 @@ import numpy as np
 import torch
 
 from ..images.pixels import to_pixels
-from ..images.reading import Picture, read_image, read_picture
+from ..images.ranges import ranged
+from ..images.reading import Picture, cut, read_image, read_picture
 from ..images.windows import Window
 from ..input_spec import InputSpec
 from ..instructions.rows import content_of
@@ -86,35 +87,32 @@ class ObjectImages(torch.utils.data.Dataset):
                 seen.update(array.tobytes())
         return seen.hexdigest()
 
-    @property
-    def in_units(self) -> bool:
-        """Whether DICOM is windowed by the input spec, and not by its own tags."""
-        return self.spec is not None and self.spec.is_in_units
-
     def image(self, index: int) -> torch.Tensor:
         """The image of a sample alone."""
         place = self.places[index]
         if isinstance(place.image, Path):
-            name, picture = str(place.image), read_image(place.image, place.window, self.in_units)
+            name, picture = str(place.image), read_image(place.image, place.window, self.spec)
+            spec = ranged(self.spec, place.image, place.window is not None)
         else:
-            name, picture = self._row(place)
+            name, picture, spec = self._row(place)
         try:
-            return to_pixels(picture, self.spec)
+            return to_pixels(picture, spec)
         except (OSError, ValueError) as error:
             raise ValueError(f"{name}: {error}") from error
 
-    def _row(self, place: Place) -> tuple[str, Picture]:
+    def _row(self, place: Place) -> tuple[str, Picture, InputSpec | None]:
         stored, name = self.rows[place.image][self.column], f"Row {place.id}"
+        picture, spec = stored, self.spec
         try:
-            takes_bands = self.spec is not None and self.spec.takes_bands
-            is_encoded = isinstance(stored, dict)
-            picture = read_picture(content_of(stored), takes_bands, self.in_units) if is_encoded else stored
+            if isinstance(stored, dict):
+                content = content_of(stored)
+                picture = read_picture(content, self.spec)
+                spec = ranged(self.spec, content, place.window is not None)
         except Exception as error:  # Pillow raises many kinds for a broken file
             raise ValueError(f"{name}: the image cannot be read: {error}") from error
         if place.window is None:
-            return name, picture
-        left, top, right, bottom = place.window
-        return name, picture[top:bottom, left:right] if isinstance(picture, np.ndarray) else picture.crop(place.window)
+            return name, picture, spec
+        return name, cut(picture, place.window) if isinstance(picture, np.ndarray) else picture.crop(place.window), spec
 
     def __getitem__(self, index: int) -> dict:
         place, image = self.places[index], self.image(index)

@@ -72,8 +72,9 @@ def read_frame(dataset: pydicom.Dataset, name: str | Path, index: int | None = N
         ValueError: names the file and the transfer syntax if there is no decoder for it.
         Exception: of many kinds, if it is damaged.
     """
+    index = number_of_frames(dataset) // 2 if index is None else index
     try:
-        pixels = pixel_array(dataset, index=number_of_frames(dataset) // 2 if index is None else index)
+        pixels = pixel_array(dataset, index=index)
     except RuntimeError as error:
         syntax = dataset.file_meta.TransferSyntaxUID.name
         raise ValueError(
@@ -82,10 +83,11 @@ def read_frame(dataset: pydicom.Dataset, name: str | Path, index: int | None = N
         ) from error
     photometric = dataset.PhotometricInterpretation
     if photometric.startswith("MONOCHROME"):
-        values = np.ma.masked_where(padding(dataset, pixels), apply_modality_lut(pixels, dataset))
+        rescaled = apply_modality_lut(pixels, tags_of_frame(dataset, index, "PixelValueTransformationSequence"))
+        values = np.ma.masked_where(padding(dataset, pixels), rescaled)
         if np.ma.is_masked(values):
             values = values.astype(np.result_type(values.dtype, np.float32)).filled(np.nan)
-        spec = tagged_window(dataset) or {"percentiles": PERCENTILES}
+        spec = tagged_window(tags_of_frame(dataset, index, "FrameVOILUTSequence")) or {"percentiles": PERCENTILES}
         return Frame(np.ma.getdata(values), spec, is_inverted=photometric == "MONOCHROME1")
     has_palette = photometric == "PALETTE COLOR"
     if has_palette:
@@ -94,26 +96,43 @@ def read_frame(dataset: pydicom.Dataset, name: str | Path, index: int | None = N
     return Frame(pixels, {"window": (0, 2**bits - 1)}, has_palette=has_palette)
 
 
-def to_picture(file: BinaryIO, name: str | Path, in_units: bool = False) -> PIL.Image.Image | np.ndarray:
+def to_picture(
+    file: BinaryIO, name: str | Path, spec: InputSpec | None = None, as_stored: bool = False
+) -> PIL.Image.Image | np.ndarray:
     """The middle frame as an image.
 
     Args:
-        in_units: whether grey is wanted in the units of its tags, float32 of shape `(height, width)`, for an
-            [`InputSpec`] with a window or percentiles. MONOCHROME1 is negative then, so that bright is high.
-            Otherwise it is of 8 bits, windowed as the tags say.
+        spec: how it will be read. One with a window or percentiles gets grey in the units of its tags, float32 of shape
+            `(height, width)`; of MONOCHROME1, whose low values are bright, mirrored in the window, or negative for
+            percentiles. Otherwise it is of 8 bits, windowed as the tags say.
+        as_stored: whether it is wanted in units whatever the spec, and not mirrored.
 
     Raises:
         Exception: of many kinds, if it has no image, is damaged, or cannot be decoded.
     """
     frame = read_frame(open_dicom(file, name), name)
-    if in_units and frame.values.ndim == 2:
-        return (-frame.values.astype(np.float32)) if frame.is_inverted else frame.values.astype(np.float32)
+    if frame.values.ndim == 2 and (as_stored or (spec is not None and spec.is_in_units)):
+        values = frame.values.astype(np.float32)
+        if as_stored or not frame.is_inverted:
+            return values
+        return (0 if spec.windows is None else np.float32(sum(spec.windows[0]))) - values
     bands = frame.values[None] if frame.values.ndim == 2 else frame.values.transpose(2, 0, 1)
     shown = InputSpec.from_dict(frame.input_spec)(torch.from_numpy(bands.astype(np.float64)))
     shown = shown.round().to(torch.uint8).movedim(0, -1).numpy()
     if frame.is_inverted:
         shown = np.where(np.isnan(frame.values)[..., None], 0, 255 - shown).astype(np.uint8)
     return PIL.Image.fromarray(shown if frame.values.ndim == 3 else shown[..., 0])
+
+
+def tags_of_frame(dataset: pydicom.Dataset, index: int, name: str) -> pydicom.Dataset:
+    """Where the tags of a frame are: in the sequence of that name of its functional groups, or of those of all frames
+    (DICOM PS3.3, C.7.6.16), or in the data set itself.
+    """
+    own = dataset.get("PerFrameFunctionalGroupsSequence") or []
+    for group in (*own[index : index + 1], *(dataset.get("SharedFunctionalGroupsSequence") or [])):
+        if group.get(name):
+            return group[name][0]
+    return dataset
 
 
 def stated(dataset: pydicom.Dataset, name: str) -> Any:

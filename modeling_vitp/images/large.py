@@ -46,14 +46,7 @@ class LargeImage:
         spec = image_processor.input_spec
         fields = InputSpec.from_dict(spec)
         colors = dataset.colorinterp
-        bands = list(dataset.indexes)
-        if not fields.takes_bands:
-            bands = [band for band in bands if colors[band - 1] != ColorInterp.alpha]
-        if fields.bands is not None:
-            missing = [band for band in fields.bands if band >= dataset.count]
-            if missing:
-                raise ValueError(f"{dataset.name} has {dataset.count} band(s), but the input spec asks for {missing}.")
-            bands = [band + 1 for band in fields.bands]
+        bands = chosen_bands(dataset, fields)
         if fields.band_names is not None and len(bands) != fields.num_channels:
             raise ValueError(
                 f"{dataset.name} has {len(bands)} band(s), but the model takes {named(fields.band_names)}."
@@ -65,12 +58,7 @@ class LargeImage:
             )
         if any(colors[band - 1] == ColorInterp.palette for band in bands):
             raise ValueError(f"{dataset.name} has a palette: expand it with gdal_translate -expand rgb.")
-        # GDAL marks the fourth band of 8 bits as transparency, whatever it is.
-        is_data = any(colors[band - 1] == ColorInterp.alpha for band in bands)
-        is_masked = any(
-            MaskFlags.all_valid not in flags and not (is_data and MaskFlags.alpha in flags)
-            for flags in dataset.mask_flag_enums
-        )
+        is_masked = has_gaps(dataset, bands)
         if spec is not None:
             spec = {name: value for name, value in spec.items() if name not in ("bands", "percentiles")}
             if fields.percentiles is not None:
@@ -125,6 +113,30 @@ def open_images(paths: Sequence[Path], image_processor: BaseImageProcessor) -> I
 def whole_rows(dataset: DatasetReader, top: int, bottom: int) -> tuple[tuple[int, int], tuple[int, int]]:
     """As rasterio takes a window: the ranges of rows and of columns."""
     return (top, bottom), (0, dataset.width)
+
+
+def chosen_bands(dataset: DatasetReader, spec: InputSpec) -> list[int]:
+    """The bands of a file that a spec reads, from 1."""
+    if spec.bands is not None:
+        missing = [band for band in spec.bands if band >= dataset.count]
+        if missing:
+            raise ValueError(f"{dataset.name} has {dataset.count} band(s), but the input spec asks for {missing}.")
+        return [band + 1 for band in spec.bands]
+    return [
+        band
+        for band, color in zip(dataset.indexes, dataset.colorinterp)
+        if spec.takes_bands or color != ColorInterp.alpha
+    ]
+
+
+def has_gaps(dataset: DatasetReader, bands: list[int]) -> bool:
+    """Whether there may be pixels without data."""
+    # GDAL marks the fourth band of 8 bits as transparency, whatever it is.
+    is_data = any(dataset.colorinterp[band - 1] == ColorInterp.alpha for band in bands)
+    return any(
+        MaskFlags.all_valid not in flags and not (is_data and MaskFlags.alpha in flags)
+        for flags in dataset.mask_flag_enums
+    )
 
 
 def sampled_windows(

@@ -18,11 +18,16 @@ import rasterio
 from PIL.TiffImagePlugin import ImageFileDirectory_v2
 from rasterio.errors import NotGeoreferencedWarning
 
+from ..input_spec import InputSpec
 from .windows import Window
+
+# Of TIFF, by its tag 262.
+NO_COLORS = {0: "white as 0", 3: "a palette", 5: "inks (CMYK)", 8: "L*a*b*", 9: "L*a*b*"}
 
 IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".tif", ".tiff", ".bmp", ".webp", ".gif", ".dcm"}
 
 PNG, TIFF = b"\x89PNG\r\n\x1a\n", (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")  # how their files begin
+JPEG_2000 = b"\0\0\0\x0cjP  ", b"\xff\x4f\xff\x51"  # in a box, or the stream alone
 
 JPEG_BEGINS, LAST = b"\xff\xd8\xff", 4096  # bytes at the end of a file, in which the mark of its end is looked for
 ENDS = {JPEG_BEGINS: b"\xff\xd9", PNG: b"IEND"}
@@ -33,39 +38,51 @@ VALUES = ("1", "L", "P", "I", "I;16", "I;16B", "F")  # modes of Pillow whose pix
 Picture = PIL.Image.Image | np.ndarray
 
 
-def read_image(path: Path, window: Window | None, in_units: bool = False) -> Picture:
-    """A file, or a window of it; of a TIFF, which always becomes an array, no more is read than the window.
+def read_image(path: Path, window: Window | None, spec: InputSpec | None = None, as_stored: bool = False) -> Picture:
+    """A file, or a window of it; of a TIFF, no more is read than the window.
 
     Args:
-        in_units: see [`read_picture`].
+        spec: how it will be read, see [`read_picture`].
+        as_stored: whether the values are wanted as they are stored, as those of a mask are, and no colors.
+
+    Raises:
+        ValueError: names the file, if it is broken, or a window is wanted of a TIFF that stores no colors as such.
     """
     if not is_tiff(path):
-        picture = (decode if window is None else decode_scene)(path, in_units)
+        picture = (decode if window is None else decode_scene)(path, spec, as_stored)
         if window is None:
             return picture
         return picture.crop(window) if isinstance(picture, PIL.Image.Image) else cut(picture, window)
     try:
         with path.open("rb") as file:
-            orientation = orientation_of(tiff_tags(file))
-        area = None
+            tags = tiff_tags(file)
+        of_colors = not as_stored and not (spec is not None and spec.takes_bands)
+        if of_colors and window is None and not is_deep_tiff(tags):
+            return decode(path, spec)
+        orientation, area = orientation_of(tags), None
         if window is not None and orientation == 1:
             area = ((window[1], window[3]), (window[0], window[2]))  # rows, columns
         with open_tiff(path) as file:
             picture = turn(bands_last(file.read(window=area)), orientation)
     except (rasterio.errors.RasterioError, MemoryError, OSError, SyntaxError) as error:
         raise ValueError(f"{path} cannot be read: {error}") from error
+    if of_colors:
+        check_colors(path, tags)
+        if not is_deep_tiff(tags):
+            picture = onto_white(picture)
     return picture if window is None or area is not None else cut(picture, window)
 
 
-def read_picture(content: bytes, bands: bool = False, in_units: bool = False) -> Picture:
+def read_picture(content: bytes, spec: InputSpec | None = None, as_stored: bool = False) -> Picture:
     """An encoded image: by Pillow what it reads in full, or else the array of shape `(height, width[, bands])`.
 
     Args:
         content: of a file.
-        bands: whether the fourth band of a TIFF is wanted as such also where it is marked as transparency, which it is
-            in many files of red, green, blue and near infrared.
-        in_units: whether DICOM is wanted in its own units, for an input spec that says what is black and white, see
-            [`~modeling_vitp.images.dicom.to_picture`]; without it, it is of 8 bits, by the window in its tags.
+        spec: how it will be read. If it is about bands, the fourth band of a TIFF is one also where it is marked as
+            transparency, which it is in many files of red, green, blue and near infrared. If it says what is black and
+            white, DICOM is given in its own units, see [`~modeling_vitp.images.dicom.to_picture`]; otherwise it is of
+            8 bits, by the window in its tags.
+        as_stored: whether a mask is read, whose values are no colors.
 
     Raises:
         Exception: of many kinds, if it is broken.
@@ -73,8 +90,8 @@ def read_picture(content: bytes, bands: bool = False, in_units: bool = False) ->
     if is_dicom(content):
         from .dicom import to_picture
 
-        return to_picture(io.BytesIO(content), "DICOM", in_units)
-    if is_deep(content, bands):
+        return to_picture(io.BytesIO(content), "DICOM", spec, as_stored)
+    if is_deep(content, not as_stored and spec is not None and spec.takes_bands):
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", NotGeoreferencedWarning)
             with rasterio.MemoryFile(content) as memory, memory.open() as file:
@@ -83,6 +100,8 @@ def read_picture(content: bytes, bands: bool = False, in_units: bool = False) ->
                 picture = bands_last(file.read())
         if content.startswith(TIFF):
             return turn(picture, orientation_of(tiff_tags(io.BytesIO(content))))
+        if content.startswith(JPEG_2000):
+            return picture
         with PIL.Image.open(io.BytesIO(content)) as image:
             return turn(onto_white(picture), header_orientation(image))
     image = PIL.Image.open(io.BytesIO(content))
@@ -96,9 +115,14 @@ def is_deep(content: bytes, bands: bool = False) -> bool:
     """Whether Pillow would lose bits or bands of an encoded image."""
     if content.startswith(PNG):
         return content[24:25] == b"\x10" and content[25:26] != b"\0"  # 16 bits, not grey
-    if not content.startswith(TIFF):
-        return False
-    tags = tiff_tags(io.BytesIO(content))
+    if content.startswith(JPEG_2000):
+        size = content.find(JPEG_2000[1])  # marker of the image's size, in which bits less one follow bands
+        return (content[size + 42 : size + 43] or b"\0")[0] & 0x7F >= 8
+    return content.startswith(TIFF) and is_deep_tiff(tiff_tags(io.BytesIO(content)), bands)
+
+
+def is_deep_tiff(tags: ImageFileDirectory_v2, bands: bool = False) -> bool:
+    """The same of a TIFF, by its first directory."""
     depths, formats, extra = (tags.get(tag, default) for tag, default in ((258, (1,)), (339, (1,)), (338, ())))
     samples = tags.get(277, 1)
     with_color = samples - len(extra) == {2: 3, 5: 4, 6: 3, 8: 3}.get(tags.get(262, 1), 1)
@@ -234,11 +258,12 @@ def bands_last(bands: np.ndarray) -> np.ndarray:
 
 
 def onto_white(pixels: np.ndarray) -> np.ndarray:
-    """A 16-bit image of shape `(height, width, bands)` without its transparency, if it has any."""
+    """An image of unsigned integers, of shape `(height, width, bands)`, without its transparency, if it has any."""
     if pixels.ndim == 2 or pixels.shape[2] not in (2, 4):
         return pixels
-    color, alpha = pixels[..., :-1].astype(np.float64), pixels[..., -1:].astype(np.float64) / 65535
-    flat = (color * alpha + 65535 * (1 - alpha)).round().astype(pixels.dtype)
+    white = np.iinfo(pixels.dtype).max
+    color, alpha = pixels[..., :-1].astype(np.float64), pixels[..., -1:].astype(np.float64) / white
+    flat = (color * alpha + white * (1 - alpha)).round().astype(pixels.dtype)
     return flat[..., 0] if flat.shape[2] == 1 else flat
 
 
@@ -301,9 +326,24 @@ def open_image(path: Path) -> PIL.Image.Image:
         raise ValueError(f"{path} cannot be read: {said(error)}") from error
 
 
-def decode(path: Path, in_units: bool = False) -> Picture:
+def stores_colors(tags: ImageFileDirectory_v2) -> bool:
+    """Whether the stored values of a TIFF are grey, or red, green and blue."""
+    return tags.get(262, 1) not in NO_COLORS and max(tags.get(258, (1,))) >= 8
+
+
+def check_colors(path: Path, tags: ImageFileDirectory_v2) -> None:
+    """Raises a `ValueError` that names a TIFF of which they are not."""
+    if not stores_colors(tags):
+        found = NO_COLORS.get(tags.get(262, 1), "less than 8 bits")
+        raise ValueError(
+            f"{path} stores {found}, and windows take its values as they are: save it in grey or red, green and blue "
+            "(gdal_translate -expand rgb for a palette)."
+        )
+
+
+def decode(path: Path, spec: InputSpec | None = None, as_stored: bool = False) -> Picture:
     try:
-        return read_picture(path.read_bytes(), in_units=in_units)
+        return read_picture(path.read_bytes(), spec, as_stored)
     except Exception as error:  # as in `open_image`
         raise ValueError(f"{path} cannot be read: {said(error)}") from error
 

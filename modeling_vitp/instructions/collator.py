@@ -227,7 +227,7 @@ class ViTPDataCollator:
         spec = settings.spec_for(self.processor.image_processor)
         images = []
         if not makes_images(self.sample_transform):
-            images = load_images(example, spec.takes_bands, spec.is_in_units)
+            images = load_images(example, spec)
         images = settings.apply(images, keyed_generator(*key, "jpeg"))
         example = {**example, "images": images}
         if self.sample_transform is not None:

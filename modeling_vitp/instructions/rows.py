@@ -19,6 +19,7 @@ from datasets.utils.file_utils import xopen
 from ..image_processing_vitp import ViTPImageProcessor
 from ..images.fetching import OF_THE_WEB, fetch, is_url
 from ..images.reading import Picture, below, picture_size, read_picture
+from ..input_spec import InputSpec
 from ..messages import message_texts
 from ..vrl import keyed_generator
 from .settings import SampleTransform, makes_images
@@ -45,7 +46,7 @@ def images_of(example: dict[str, Any]) -> list:
     return list(images) if isinstance(images, (list, tuple)) else [images]
 
 
-def load_images(example: dict[str, Any], bands: bool = False, in_units: bool = False) -> list:
+def load_images(example: dict[str, Any], spec: InputSpec | None = None) -> list:
     """The images of a row, see [`images_of`]: decoded unless they are images or arrays already.
 
     What Pillow does not read in full, of more than 8 bits or of other bands than colors, becomes an array of shape
@@ -53,8 +54,7 @@ def load_images(example: dict[str, Any], bands: bool = False, in_units: bool = F
     [`~modeling_vitp.images.fetching`].
 
     Args:
-        bands: whether four bands of a TIFF are wanted as such, whatever the file says of the fourth.
-        in_units: whether DICOM is wanted in its own units, and not in 8 bits by the window in its tags.
+        spec: how they will be read, see [`~modeling_vitp.images.reading.read_picture`].
     """
     loaded = []
     for index, image in enumerate(images_of(example)):
@@ -62,7 +62,7 @@ def load_images(example: dict[str, Any], bands: bool = False, in_units: bool = F
             image = {"path": image, "bytes": None}
         if isinstance(image, dict):
             try:
-                image = bands_first(read_picture(content_of(image), bands, in_units))
+                image = bands_first(read_picture(content_of(image), spec))
             except Exception as error:  # Pillow raises many kinds, SyntaxError among them, for a broken file
                 origin = f" ({image['path']})" if isinstance(image, dict) and image.get("path") else ""
                 said = str(error)

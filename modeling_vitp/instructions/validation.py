@@ -181,7 +181,7 @@ class RowChecker:
         spec = self.source.settings.spec_for(self.image_processor)
         for place, stored in enumerate(row["images"]):
             try:
-                images += load_images({"images": [stored]}, spec.takes_bands, spec.is_in_units)
+                images += load_images({"images": [stored]}, spec)
             except ValueError as error:
                 is_missing = isinstance(error.__cause__, FileNotFoundError)
                 text = str(error).replace("image 0", f"image {place}", 1)

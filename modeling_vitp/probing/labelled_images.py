@@ -42,8 +42,7 @@ class LabelledImages(torch.utils.data.Dataset):
     def __getitem__(self, index: int) -> torch.Tensor:
         stored = self.rows[index][self.column]
         try:
-            spec = self.spec or InputSpec()
-            (image,) = load_images({"image": stored}, spec.takes_bands, spec.is_in_units)
+            (image,) = load_images({"image": stored}, self.spec)
             return to_pixels(image, self.spec, ChannelDimension.FIRST)
         except (OSError, ValueError) as error:
             raise ValueError(f"{self.name(index)}: {error}") from error

@@ -214,12 +214,28 @@ def run(
 
 def count_operations() -> FlopCounterMode:
     """PyTorch's counter, which knows of all matrix products that a step has but for those that TRL's loss adds in place
-    to the gradients of the head."""
+    to the gradients of the head, and those of attention on CPUs, of which it counts the same on GPUs."""
 
     def added(total: torch.Size, left: torch.Size, right: torch.Size, *_, **__) -> int:
         return 2 * left[0] * left[1] * right[1]
 
-    return FlopCounterMode(display=False, custom_mapping={torch.ops.aten.addmm_: added})
+    def attention(query: torch.Size, key: torch.Size, value: torch.Size, *_, **__) -> int:
+        """Of scores and of what is read by them, also of those that a causal mask hides."""
+        batch, heads, places, width = query
+        return 2 * batch * heads * places * key[2] * (width + value[3])
+
+    def backward(gradient: torch.Size, query: torch.Size, key: torch.Size, value: torch.Size, *_, **__) -> int:
+        """Of the scores, which are computed again, and of four products for the gradients."""
+        batch, heads, places, width = query
+        return 2 * batch * heads * places * key[2] * (3 * width + 2 * value[3])
+
+    operations = torch.ops.aten
+    counted = {
+        operations.addmm_: added,
+        operations._scaled_dot_product_flash_attention_for_cpu: attention,
+        operations._scaled_dot_product_flash_attention_for_cpu_backward: backward,
+    }
+    return FlopCounterMode(display=False, custom_mapping=counted)
 
 
 def empty_batch(config: ViTPConfig, batch: BatchShape) -> dict[str, torch.Tensor]:

@@ -6,11 +6,15 @@ from pathlib import Path
 import numpy as np
 import pydicom
 import pytest
+import torch
 from pydicom.data import get_testdata_file
+from pydicom.dataset import Dataset
+from pydicom.sequence import Sequence
 
 from modeling_vitp import InputSpec
 from modeling_vitp.dense.classes import LabelEncoding
 from modeling_vitp.dense.samples import ImageFiles
+from modeling_vitp.images.pixels import to_pixels
 from modeling_vitp.images.reading import picture_size, read_picture, stored_size
 from modeling_vitp.instructions.rows import image_size, load_images
 from modeling_vitp.training.files import FileSample
@@ -43,7 +47,7 @@ def test_the_window_of_the_tags_and_monochrome1(is_inverted):
     expected = windowed(-160, 240)
     shown = np.asarray(read_picture(file.getvalue()))
     np.testing.assert_allclose(shown, 255 - expected if is_inverted else expected, atol=1)
-    units = read_picture(file.getvalue(), in_units=True)
+    units = read_picture(file.getvalue(), InputSpec(percentiles=(2, 98)))
     assert units.dtype == np.float32
     np.testing.assert_array_equal(units, -hounsfield() if is_inverted else hounsfield())
 
@@ -66,14 +70,14 @@ def test_an_empty_tag_is_none(tags):
     dataset.save_as(file)
     edges = (-160, 239) if tags["WindowCenter"] else np.percentile(hounsfield(), (2, 98))
     np.testing.assert_allclose(np.asarray(read_picture(file.getvalue())), windowed(*edges), atol=1)
-    np.testing.assert_array_equal(read_picture(file.getvalue(), in_units=True), hounsfield())
+    np.testing.assert_array_equal(read_picture(file.getvalue(), as_stored=True), hounsfield())
 
 
 def test_rows_and_files_take_dicom_in_8_bits_or_by_their_input_spec():
     assert picture_size(io.BytesIO(CT.read_bytes())) == stored_size(CT) == image_size(str(CT)) == (128, 128)
     (shown,) = load_images({"image": str(CT)})
     assert shown.mode == "L"
-    (units,) = load_images({"image": str(CT)}, in_units=True)
+    (units,) = load_images({"image": str(CT)}, InputSpec(window=(-160, 240)))
     np.testing.assert_array_equal(units, hounsfield()[None])
     assert [InputSpec(window=(0, 1)).is_in_units, InputSpec(gamma=2).is_in_units] == [True, False]
 
@@ -101,3 +105,45 @@ def test_dicom_that_cannot_be_read_is_named(name, message):
     with pytest.raises(ValueError, match=message) as caught:
         load_images({"image": path})
     assert path in str(caught.value) and "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("spec", [{"window": [-160, 240]}, {"percentiles": [2, 98]}], ids=str)
+def test_a_picture_is_the_same_whichever_end_is_bright_in_its_file(spec):
+    pictures = []
+    for is_inverted in (False, True):
+        dataset = pydicom.dcmread(CT)
+        if is_inverted:  # the same brightness at both ends of the window
+            turned = (80 if "window" in spec else 0) - hounsfield() - float(dataset.RescaleIntercept)
+            dataset.PixelData = turned.astype(np.int16).tobytes()
+            dataset.PhotometricInterpretation = "MONOCHROME1"
+        file = io.BytesIO()
+        dataset.save_as(file)
+        fields = InputSpec.from_dict(spec)
+        pictures.append(to_pixels(read_picture(file.getvalue(), fields), fields))
+    assert pictures[0].float().std() > 30
+    torch.testing.assert_close(*pictures, atol=1, rtol=0)
+
+
+@pytest.mark.parametrize("is_shared", [True, False])
+def test_a_frame_has_the_units_and_the_window_of_its_functional_groups(is_shared):
+    """Of enhanced CT and MR: truth 0, 400 and 1000 in the middle one of three frames."""
+    dataset = pydicom.dcmread(CT)
+    for name in ("RescaleSlope", "RescaleIntercept"):
+        delattr(dataset, name)
+    frames = np.zeros((3, 128, 128), dtype=np.int16)
+    frames[1] = np.repeat([1024, 1424, 2024, 1024], 32)
+    dataset.PixelData, dataset.NumberOfFrames = frames.tobytes(), 3
+    groups = []
+    for intercept in (-1024,) if is_shared else (0, -1024, 0):
+        group, values, window = Dataset(), Dataset(), Dataset()
+        values.RescaleSlope, values.RescaleIntercept, values.RescaleType = 1, intercept, "HU"
+        window.WindowCenter, window.WindowWidth, window.VOILUTFunction = 500, 1000, "LINEAR_EXACT"
+        group.PixelValueTransformationSequence, group.FrameVOILUTSequence = Sequence([values]), Sequence([window])
+        groups.append(group)
+    name = "SharedFunctionalGroupsSequence" if is_shared else "PerFrameFunctionalGroupsSequence"
+    setattr(dataset, name, Sequence(groups))
+    file = io.BytesIO()
+    dataset.save_as(file)
+    units = read_picture(file.getvalue(), InputSpec(window=(0, 1000)))
+    np.testing.assert_array_equal(units[0], np.repeat([0, 400, 1000, 0], 32))
+    np.testing.assert_array_equal(np.asarray(read_picture(file.getvalue()))[0], np.repeat([0, 102, 255, 0], 32))

@@ -16,8 +16,9 @@ from pictures import picture
 from sample_rows import ANSWER, USER
 from transformers.image_utils import ChannelDimension
 
-from modeling_vitp import ViTPDataCollator
+from modeling_vitp import InputSpec, ViTPDataCollator, ViTPSegmentationImageProcessor
 from modeling_vitp.dense.data import DenseData
+from modeling_vitp.images.pixels import to_pixels
 from modeling_vitp.images.reading import check_file, check_whole, read_image, read_picture, stored_size, turn
 from modeling_vitp.instructions.rows import image_size, load_images
 from modeling_vitp.instructions.settings import SourceSettings
@@ -128,7 +129,9 @@ def test_a_tiff_reaches_the_input_spec_whatever_it_holds(tmp_path, processor, dt
     tiles = encode(processor, path, spec)
     assert (tiles - expected(processor, bands, spec)).abs().max() < (0.02 if dtype == "uint8" else 1e-6)
     assert image_size(str(path)) == stored_size(path) == (40, 60)
-    square = SourceSettings(image_size=28).apply(load_images({"images": [str(path)]}, True), None)[0]
+    square = SourceSettings(image_size=28).apply(
+        load_images({"images": [str(path)]}, InputSpec(bands=(0, 1, 2))), None
+    )[0]
     assert image_size(square) == (28, 28)
     if count > 4:
         with pytest.raises(ValueError, match="the image has 13 bands. Name the one or three"):
@@ -198,3 +201,61 @@ def test_a_mask_of_floats_holds_whole_numbers_or_is_an_error(tmp_path, value):
         dense_data.save(PIL.Image.fromarray(mask), tmp_path / f"masks/a.{suffix}")
         with pytest.raises(ValueError, match=f"masks/a.{suffix} has .*(no whole numbers|outside the classes|up to 30)"):
             data.open(["train"])[0]
+
+
+def save_in(kind, path):
+    """A picture in the way that a TIFF may store it, and what it shows."""
+    image = picture(40, 30)
+    if kind == "palette":
+        image = image.quantize(17)
+    elif kind in ("1", "L", "LA", "RGBA", "CMYK"):
+        image = image.convert(kind)
+    if kind in ("LA", "RGBA"):
+        image.putalpha(PIL.Image.fromarray(RNG.integers(0, 256, (30, 40), dtype=np.uint8)))
+    image.save(path, tiffinfo={262: 0} if kind == "white is zero" else {})
+    return image
+
+
+@pytest.mark.parametrize("kind", ["RGB", "L", "palette", "1", "LA", "RGBA", "CMYK", "white is zero"])
+def test_a_tiff_shows_what_its_rows_and_pillow_show(tmp_path, kind):
+    path = tmp_path / "a.tif"
+    if kind == "white is zero":
+        with rasterio.open(
+            path, "w", driver="GTiff", height=30, width=40, count=1, dtype="uint8", photometric="MINISWHITE"
+        ) as file:
+            file.write(np.asarray(picture(40, 30).convert("L")), 1)
+    else:
+        save_in(kind, path)
+    shown = to_pixels(PIL.Image.open(path), None)
+    assert to_pixels(read_image(path, None), None).equal(shown)
+    assert to_pixels(read_picture(path.read_bytes()), None).equal(shown)
+    if kind in ("RGB", "L", "LA", "RGBA"):
+        found = to_pixels(read_image(path, (3, 5, 30, 29)), None)
+        assert (found.int() - shown[:, 5:29, 3:30].int()).abs().max() <= 1
+    else:
+        with pytest.raises(ValueError, match=r"a.tif stores .*, and windows take its values as they are: save it"):
+            read_image(path, (3, 5, 30, 29))
+    if kind == "palette":  # of a mask, the numbers
+        assert np.array_equal(read_image(path, None, as_stored=True), np.asarray(PIL.Image.open(path)))
+
+
+@pytest.mark.parametrize("bits", [8, 12, 15, 16])
+@pytest.mark.parametrize("count", [1, 4])
+def test_jpeg_2000_has_its_own_units_whatever_its_bits(tmp_path, bits, count):
+    """Sentinel-2 has 15, which Pillow doubles."""
+    dtype = "uint8" if bits == 8 else "uint16"
+    bands = RNG.integers(0, 200, (count, 64, 72)).astype(dtype)
+    path = tmp_path / "a.jp2"
+    profile = {"driver": "JP2OpenJPEG", "count": count, "height": 64, "width": 72, "dtype": dtype}
+    with rasterio.open(path, "w", **profile, NBITS=bits, REVERSIBLE="YES", QUALITY=100) as file:
+        file.write(bands)
+    if bits == 8 and count == 4:
+        return  # as Pillow takes it, with transparency
+    wanted = bands[0] if count == 1 else bands.transpose(1, 2, 0)
+    for window in (None, (8, 4, 40, 36)):
+        left, top, right, bottom = window or (0, 0, 72, 64)
+        assert np.array_equal(np.asarray(read_image(path, window)), wanted[top:bottom, left:right])
+    if count == 1:
+        processor = ViTPSegmentationImageProcessor(input_spec={"window": [0, 200]}, do_normalize=False)
+        found = processor(str(path), return_tensors="pt")["pixel_values"][0, 0]
+        assert np.allclose(found, bands[0] / 200, atol=1e-3)

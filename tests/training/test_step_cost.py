@@ -66,13 +66,17 @@ def test_weights_and_what_is_kept_are_those_of_a_real_step(config):
     number = sum(weight.numel() for weight in model.parameters())
     assert (cost.weights, cost.gradients, cost.optimizer) == (4 * number, 4 * number, 8 * number)
     assert cost.activations == pytest.approx(kept, rel=0.05)
-    # Beside linear layers there are attention and the patch embedding.
-    assert operations < sum(cost.forward.values()) < 1.3 * operations
-    # The head is computed again, since no logits are kept; pixels need no gradient.
-    vision = config.vision_config
+    # Beside linear layers there are the patch embedding and two products of attention, of each place with each.
+    vision, text = config.vision_config, config.text_config
     patches = vision.image_size[0] // vision.patch_size[0] * vision.image_size[1] // vision.patch_size[1]
     embedding = 2 * 2 * 3 * patches * vision.num_channels * vision.patch_size[0] ** 2 * vision.hidden_size
-    assert cost.backward == 2 * sum(cost.forward.values()) + cost.forward["head"] - embedding
+    places = SHAPE.tiles * patches // 4 // 2 + SHAPE.text_tokens
+    in_vit = vision.num_hidden_layers * 2 * 3 * 4 * (patches + 1) ** 2 * vision.hidden_size
+    in_text = text.num_hidden_layers * 2 * 4 * places**2 * text.hidden_size
+    assert sum(cost.forward.values()) == operations + embedding + in_vit + in_text
+    # The head is computed again, since no logits are kept, and attention's scores; pixels need no gradient.
+    again = cost.forward["head"] + (in_vit + in_text) / 2
+    assert cost.backward == 2 * sum(cost.forward.values()) + again - embedding
     assert cost.forward["head"] == 2 * 2 * 12 * 300 * config.text_config.hidden_size
 
 

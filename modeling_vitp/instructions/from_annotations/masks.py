@@ -47,7 +47,7 @@ def regions_of(labels: Labels) -> tuple[Region, ...]:
 
 def mask_values(path: Path, size: tuple[int, int]) -> tuple[np.ndarray, bool]:
     """A mask's values, int64 of shape (height, width), and whether they are colours, as 0xRRGGBB."""
-    picture = read_image(path, None)
+    picture = read_image(path, None, as_stored=True)
     if isinstance(picture, Image.Image):
         picture = np.asarray(picture if picture.mode in VALUES else picture.convert("RGB"))
     is_color = picture.ndim == 3

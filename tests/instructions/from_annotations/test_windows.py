@@ -5,6 +5,7 @@ import PIL.Image
 import pytest
 from pictures import write_bands
 
+from modeling_vitp import InputSpec
 from modeling_vitp.images.reading import read_picture
 from modeling_vitp.instructions.from_annotations.annotations import AnnotatedImage, upright_size
 from modeling_vitp.instructions.from_annotations.windows import image_bytes, windows_of
@@ -21,7 +22,7 @@ def test_windows_of_a_scene_have_its_bands_and_depth(tmp_path, bands, dtype):
     for window in found:
         (stored,) = image_bytes(window)
         left, top, right, bottom = window.window
-        pixels = np.asarray(read_picture(stored["bytes"], bands=True)).transpose(2, 0, 1)
+        pixels = np.asarray(read_picture(stored["bytes"], InputSpec(bands=(0, 1, 2)))).transpose(2, 0, 1)
         assert pixels.dtype == dtype and np.array_equal(pixels, scene[:, top:bottom, left:right])
         assert stored["path"] == ("scene.png" if bands == 3 else "scene.tif")
 
