@@ -5,6 +5,7 @@ import warnings
 from pathlib import Path
 
 import numpy as np
+import PIL.ExifTags
 import PIL.Image
 import PIL.ImageOps
 import torch
@@ -78,23 +79,22 @@ class InputSpecImageProcessor(NamesItsFiles, TorchvisionBackend):
         """
         return type(self).from_dict(settings_with(self.to_dict(), input_spec))
 
-    def fetch_images(self, images: ImageInput):
-        """As the parent, but files are opened with Pillow, so that alpha, depth, bands and TIFF are not lost; for other
-        bands than red, green and blue with rasterio.
+    def fetch_images(self, images: ImageInput, spec: InputSpec | None = None):
+        """As the parent, but files are opened so that alpha, depth, bands and TIFF are not lost: with Pillow what it
+        reads in full, with rasterio all else.
+
+        Args:
+            spec: by which they will be read; that of the image processor if not given.
         """
+        spec = spec or InputSpec.from_dict(self.input_spec)
+        if isinstance(images, (list, tuple)):
+            return [self.fetch_images(image, spec) for image in images]
         if isinstance(images, os.PathLike):
             images = os.fspath(images)
         if not isinstance(images, str):
             return super().fetch_images(images)
         try:
-            if not os.path.isfile(images):
-                return super().fetch_images(images)
-            if self.band_names is not None:
-                return read_bands(images, InputSpec.from_dict(self.input_spec))
-            with PIL.Image.open(images) as image:
-                if image.format == "JPEG2000" and image.mode not in PIL_8BIT_MODES:  # Pillow makes 16 bits of 15
-                    return read_bands(images)
-                return PIL.ImageOps.exif_transpose(image)
+            return read_file(images, spec) if os.path.isfile(images) else super().fetch_images(images)
         except (OSError, SyntaxError, ValueError, RuntimeError) as error:
             raise ValueError(f"image {images[:200]!r} cannot be read: {error}") from error
 
@@ -128,6 +128,7 @@ class InputSpecImageProcessor(NamesItsFiles, TorchvisionBackend):
             input_spec = {"band_names": names, **(input_spec or {})}
         spec = None if input_spec is None else InputSpec.from_dict(input_spec)
         check_same_bands("the image processor", names, "the input spec", None if spec is None else spec.band_names)
+        images = self.fetch_images(images, spec or InputSpec())
         images = super()._prepare_image_like_inputs(images, *args, spec=spec, **kwargs)
         if not do_rescale and len({image.is_floating_point() for image in images}) > 1:
             raise ValueError(
@@ -228,14 +229,48 @@ def spread_values(values: list[float], band_names: list[str]) -> list[float]:
     return spread(torch.tensor(values, dtype=torch.float64), band_names).tolist()
 
 
+def read_file(path: str, spec: InputSpec) -> PIL.Image.Image | np.ndarray:
+    """The image in a file, or the bands that are stored in it, of shape `(bands, height, width)`."""
+    if spec.band_names is not None:
+        return read_bands(path, spec)
+    try:
+        with PIL.Image.open(path) as image:
+            if not is_reduced(image, spec.bands is not None):
+                return PIL.ImageOps.exif_transpose(image)
+            turned = image.getexif().get(PIL.ExifTags.Base.Orientation, 1) != 1
+            has_alpha = image.format == "PNG" and image.mode in ("LA", "RGBA")
+    except PIL.UnidentifiedImageError as error:
+        try:
+            return read_bands(path)
+        except OSError:
+            raise error from None
+    if turned:
+        raise ValueError("it is stored turned, as its orientation says: turn its pixels, and take the tag away")
+    bands = read_bands(path)
+    if not has_alpha:
+        return bands
+    share = bands[-1] / 65535
+    return (bands[:-1] * share + 65535 * (1 - share)).round().astype(bands.dtype)
+
+
+def is_reduced(image: PIL.Image.Image, bands: bool) -> bool:
+    """Whether Pillow would give other bits than an opened file has, or, if bands are wanted, less of them."""
+    if image.format == "JPEG2000":
+        return image.mode not in PIL_8BIT_MODES  # of 15 bits it makes 16
+    if image.format == "TIFF":
+        deepest, number = max(image.tag_v2.get(258, (1,))), image.tag_v2.get(277, 1)
+        if deepest > 8 and image.mode in PIL_8BIT_MODES:
+            return True
+        return number != len(image.getbands()) or (bands and number not in (1, 3))
+    return image.format == "PNG" and image.mode in PIL_8BIT_MODES and ";16" in image.tile[0].args
+
+
 def read_bands(path: str, spec: InputSpec | None = None) -> np.ndarray:
     """The bands of a file as they are stored, of shape `(bands, height, width)`."""
     try:
         import rasterio
     except ImportError:
-        raise ValueError(
-            "files of other bands than colors, and JPEG 2000 of more than 8 bits, need rasterio: pip install rasterio"
-        ) from None
+        raise ValueError("other bands than colors, and colors of more than 8 bits, need rasterio") from None
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # one need not be georeferenced
         with rasterio.open(path) as file:

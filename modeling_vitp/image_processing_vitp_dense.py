@@ -10,6 +10,7 @@ from transformers.models.segformer.image_processing_segformer import SegformerIm
 from transformers.utils import TensorType
 
 from .image_processing_vitp import InputSpecImageProcessor
+from .input_spec import InputSpec
 
 IGNORE_INDEX = 255
 
@@ -96,7 +97,8 @@ class ViTPSegmentationImageProcessor(InputSpecImageProcessor, SegformerImageProc
             check_sizes(images, after, "image after")
             data = {"pixel_values_before": normalized(images), "pixel_values_after": normalized(after)}
         if segmentation_maps is not None:
-            masks = [read_mask(mask) for mask in self._prepare_images_structure(segmentation_maps, expected_ndims=2)]
+            masks = self.fetch_images(segmentation_maps, InputSpec())  # whose values are no bands
+            masks = [read_mask(mask) for mask in self._prepare_images_structure(masks, expected_ndims=2)]
             check_sizes(images, masks, "mask")
             kwargs |= {"do_rescale": False, "do_normalize": False, "resample": InterpolationMode.NEAREST_EXACT}
             masks = self._preprocess(masks, do_reduce_labels=do_reduce_labels, **kwargs)

@@ -50,7 +50,8 @@ class InputSpec:
             and all(isinstance(band, int) and band >= 0 for band in self.bands)
         ):
             number = "one or three" if self.band_names is None else len(self.band_names)
-            raise ValueError(f"input_spec: bands={self.bands}, but {number} indices from 0 are needed.")
+            given = list(self.bands) if isinstance(self.bands, tuple) else self.bands
+            raise ValueError(f"input_spec: bands={given}, but {number} indices from 0 are needed.")
         if self.window is not None and self.percentiles is not None:
             raise ValueError("input_spec: give either `window` or `percentiles`, not both.")
         if self.window is not None and not (is_pair(self.window) or is_list_of_pairs(self.window)):
@@ -201,7 +202,8 @@ def band_percentiles(band: torch.Tensor, percentiles: tuple[float, float]) -> li
             "a band of the image holds no finite value, so it has no percentiles. Give a `window`, or other `bands`."
         )
     values = values if finite.all() else values[finite]
-    return np.percentile(values.astype(np.float32) if values.dtype == np.float16 else values, percentiles).tolist()
+    values = values.astype(np.float32) if values.dtype in (np.float16, np.bool_) else values
+    return np.percentile(values, percentiles).tolist()
 
 
 __all__ = ["InputSpec"]

@@ -127,7 +127,7 @@ def is_deep_tiff(tags: ImageFileDirectory_v2, bands: bool = False) -> bool:
     samples = tags.get(277, 1)
     with_color = samples - len(extra) == {2: 3, 5: 4, 6: 3, 8: 3}.get(tags.get(262, 1), 1)
     is_plain = max(depths) <= 8 and set(formats) == {1} and with_color and tuple(extra) in ((), (1,), (2,))
-    return not is_plain or (bands and samples > 3)
+    return not is_plain or (bands and samples not in (1, 3))
 
 
 def picture_size(file: BinaryIO) -> tuple[int, int]:

@@ -259,3 +259,50 @@ def test_jpeg_2000_has_its_own_units_whatever_its_bits(tmp_path, bits, count):
         processor = ViTPSegmentationImageProcessor(input_spec={"window": [0, 200]}, do_normalize=False)
         found = processor(str(path), return_tensors="pt")["pixel_values"][0, 0]
         assert np.allclose(found, bands[0] / 200, atol=1e-3)
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 4, 13])
+@pytest.mark.parametrize("dtype", ["uint8", "uint16", "float32"])
+@pytest.mark.parametrize("interleave", ["band", "pixel"])
+@pytest.mark.parametrize("alpha", ["NO", "YES"])
+def test_an_image_processor_reads_of_a_file_what_training_reads(tmp_path, count, dtype, interleave, alpha):
+    """As its array is read."""
+    bands = RNG.integers(0, 200, (count, 24, 32)).astype(dtype)
+    path = tmp_path / "a.tif"
+    profile = {"count": count, "height": 24, "width": 32, "dtype": dtype, "interleave": interleave, "alpha": alpha}
+    with rasterio.open(path, "w", driver="GTiff", compress="deflate", **profile) as file:
+        file.write(bands)
+    spec = {"window": [0, 200], "bands": [0] if count == 1 else [count - 1, 0, 1]}
+    processor = ViTPSegmentationImageProcessor(input_spec=spec, do_normalize=False)
+    wanted = bands[spec["bands"]] / 200
+    found = processor(str(path), return_tensors="pt")["pixel_values"][0]
+    assert np.allclose(found, np.broadcast_to(wanted, found.shape), atol=1e-3)
+    trained = to_pixels(read_image(path, None, InputSpec.from_dict(spec)), InputSpec.from_dict(spec))
+    assert np.abs(trained.numpy() - 255 * wanted).max() <= 0.51
+    again = ViTPSegmentationImageProcessor(do_normalize=False)(str(path), input_spec=spec, return_tensors="pt")
+    assert again["pixel_values"][0].equal(found)
+
+
+@pytest.mark.parametrize("has_alpha", [False, True])
+def test_an_image_processor_reads_all_bits_of_a_png(tmp_path, has_alpha):
+    pixels = RNG.integers(0, 3000, (24, 32, 4 if has_alpha else 3), dtype=np.uint16)
+    write_deep_png(tmp_path / "a.png", pixels)
+    spec = {"window": [0, 3000]}
+    processor = ViTPSegmentationImageProcessor(input_spec=spec, do_normalize=False)
+    found = 255 * processor(tmp_path / "a.png", return_tensors="pt")["pixel_values"][0]
+    trained = to_pixels(read_image(tmp_path / "a.png", None), InputSpec.from_dict(spec))
+    assert (found - trained).abs().max() <= 0.51
+    if not has_alpha:
+        assert np.allclose(found, pixels.transpose(2, 0, 1) / 3000 * 255, atol=0.01)
+
+
+def test_files_of_bands_with_names_take_the_spec_of_a_call_and_masks_are_no_bands(tmp_path):
+    bands = RNG.integers(0, 200, (3, 24, 32), dtype=np.uint16)
+    write_tiff(tmp_path / "a.tif", bands)
+    mask = RNG.integers(0, 3, (24, 32), dtype=np.uint8)
+    PIL.Image.fromarray(mask).save(tmp_path / "m.png")
+    processor = ViTPSegmentationImageProcessor(input_spec={"band_names": ["VV", "VH"]}, do_normalize=False)
+    spec = {"bands": [0, 2], "window": [0, 200]}
+    found = processor(str(tmp_path / "a.tif"), str(tmp_path / "m.png"), input_spec=spec, return_tensors="pt")
+    assert np.allclose(found["pixel_values"][0], bands[[0, 2]] / 200, atol=1e-3)
+    assert np.array_equal(found["labels"][0], mask)
