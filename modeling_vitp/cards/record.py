@@ -49,7 +49,7 @@ def write_record(
     output_dir = Path(output_dir)
     output_dir.mkdir(parents=True, exist_ok=True)
     for source in filter(Path.is_dir, map(Path, sources)):
-        for path in license_files(source):
+        for path in license_files(run_folder(source)):
             copy_license(path, output_dir)
     (output_dir / RECORD).write_text(json.dumps(record, indent=2) + "\n")
 
@@ -80,11 +80,15 @@ def write_json(path: Path, fields: dict[str, Any], ensure_ascii: bool = True) ->
 
 
 def read_record(folder: str | Path) -> dict[str, Any]:
-    """What the run recorded that a folder is of; checkpoints are of the run that they lie in."""
+    """What the run recorded that a folder is of."""
+    return read_json(run_folder(folder) / RECORD)
+
+
+def run_folder(folder: str | Path) -> Path:
+    """Where the record of a model lies: in its folder, or, of a checkpoint, in that of the run."""
     folder = Path(folder)
-    if folder.name.startswith(f"{PREFIX_CHECKPOINT_DIR}-") and not (folder / RECORD).is_file():
-        folder = folder.parent
-    return read_json(folder / RECORD)
+    is_checkpoint = folder.name.startswith(f"{PREFIX_CHECKPOINT_DIR}-") and not (folder / RECORD).is_file()
+    return folder.parent if is_checkpoint else folder
 
 
 def copy_record(source: str | Path, target: str | Path) -> None:
@@ -93,9 +97,10 @@ def copy_record(source: str | Path, target: str | Path) -> None:
     if not source.is_dir():
         (target / RECORD).write_text(json.dumps(provenance([str(source)]), indent=2) + "\n")
         return
-    for name in (RECORD, METRICS, *(path.name for path in license_files(source))):
-        if (source / name).is_file():
-            shutil.copyfile(source / name, target / name)
+    run = run_folder(source)
+    for path in (run / RECORD, source / METRICS, *license_files(run), *license_files(source)):
+        if path.is_file():
+            shutil.copyfile(path, target / path.name)
 
 
 def provenance(sources: Sequence[str]) -> dict[str, Any]:

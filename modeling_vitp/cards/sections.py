@@ -36,12 +36,20 @@ def table(header: list[str], rows: list[list]) -> str:
     return "\n".join("| " + " | ".join(str(cell).replace("|", "\\|") for cell in line) + " |" for line in lines)
 
 
+def without_folders(text: str) -> str:
+    """An absolute path by its last part, and a text with such paths in it with these."""
+    if re.match(r"~|/|[A-Za-z]:\\", text):
+        return re.split(r"[/\\]", text.rstrip("/\\"))[-1]
+    return re.sub(r"(?<![\w./])(?:~|/(?!/)|[A-Za-z]:\\)[^\s\"',:=]*[/\\]([^/\\\s\"',:=]+)", r"\1", text)
+
+
 def portable_command(recipe: str, arguments: Sequence[str]) -> str:
     """A command line for a card: without tokens, and of absolute paths the last part alone."""
     words, skip = ["vitp", recipe], False
     for word in arguments:
         is_token = word.startswith("-") and word.split("=")[0].endswith("token")
         if not (skip or is_token):
-            words.append(re.sub(r"(?<![\w.])(?:~|/|[A-Za-z]:\\)[^\s\"',:=]*[/\\]([^/\\\s\"',:=]+)", r"\1", word))
+            option, equals, value = word.partition("=") if word.startswith("--") else ("", "", word)
+            words.append(option + equals + without_folders(value))
         skip = is_token and "=" not in word
     return shlex.join(words)

@@ -36,7 +36,8 @@ class ClassificationData(DataSettings):
         dataset_config: its configuration.
         splits: by name. Of files, what [`~modeling_vitp.training.files.find_samples`] takes, with the class as the
             field `{class}`, or `where` with values of columns of the `table`; a split that is not here is
-            `NAME/{class}/{name}.*`. Of `dataset_name`, what `datasets` calls the split, by default the same.
+            `NAME/{class}/{name}.*`, where a name may have dots. Of `dataset_name`, what `datasets` calls the split, by
+            default the same.
         classes: their names, in the order of the model. If not given, what the data set knows, or else what the images
             to train on have, in the order of their names.
         multi_label: whether an image may have any number of classes.
@@ -123,7 +124,7 @@ class ClassificationData(DataSettings):
 
     def _read_files(self, name: str) -> FileImages:
         root = Path(self.root)
-        settings = self.splits.get(name, {"image": f"{name}/{{{CLASS}}}/{{name}}.*"})
+        settings = self.splits.get(name, {"image": f"{name}/{{{CLASS}}}/{{name:[^/]+}}.*"})
         settings = dict(settings) if isinstance(settings, Mapping) else settings
         where = settings.pop("where", None) if isinstance(settings, dict) else None
         samples = find_samples(root, settings, name)

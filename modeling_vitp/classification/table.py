@@ -71,29 +71,43 @@ class LabelTable:
         for column, value in (where or {}).items():
             if column not in rows.columns:
                 raise ValueError(f"Split {split!r}: where: {root / self.file} has no column {column!r}.")
-            rows = rows[rows[column].astype(str) == str(value)]
+            values = rows[column].astype(str)
+            if pd.api.types.is_float_dtype(rows[column]):  # whole numbers too, where some are missing
+                values = values.str.removesuffix(".0")
+            known, rows = values.drop_duplicates().tolist(), rows[values == str(value)]
+            if rows.empty:
+                raise ValueError(
+                    f"Split {split!r}: where: no row of {root / self.file} has {value!r} in {column!r}, but "
+                    f"{', '.join(map(repr, known[:10]))}."
+                )
         names = rows[self.name].astype(str)
         if names.duplicated().any():
             raise ValueError(f"table: {root / self.file} has {names[names.duplicated()].iloc[0]!r} in several rows.")
         stored = dict(zip(names, zip(rows.index, self._labels(rows, root))))
-        kept, labels = [], []
+        kept, labels, used = [], [], set()
         for sample in samples:
             path = sample.images[0]
             keys = (path.relative_to(root).as_posix(), path.name, path.stem, sample.id, *sample.fields.values())
             key = next((key for key in keys if key in stored), None)
             if key is not None:
                 kept.append(sample)
-                labels.append(stored.pop(key)[1])
+                labels.append(stored[key][1])
+                used.add(key)
             elif where is None:
                 raise ValueError(f"{path} has no row in {root / self.file}: add one, or take the file out.")
-        if where is not None and stored:
-            name, (row, _) = next(iter(stored.items()))
+        if where is not None and len(used) < len(stored):
+            name, (row, _) = next(item for item in stored.items() if item[0] not in used)
             raise ValueError(f"table: {root / self.file}, row {row}: no file of split {split!r} is called {name!r}.")
         return kept, labels
 
     def _labels(self, rows: pd.DataFrame, root: Path) -> list[list[Label]]:
         if isinstance(self.label, str):
-            stored = [divided(value, self.separator) for value in rows[self.label].tolist()]
+            stored = []
+            for row, value in zip(rows.index, rows[self.label].tolist()):
+                try:
+                    stored.append(divided(value, self.separator))
+                except ValueError as error:
+                    raise ValueError(f"table: {root / self.file}, row {row}: {error}") from error
             return [[label for label in labels if label != self.no_class] for labels in stored]
         values = rows[list(self.label)]
         odd = ~values.isin([0, 1]).all(axis=1)
@@ -109,4 +123,8 @@ def divided(value: object, separator: str | None = None) -> list[Label]:
         return [part.strip() for part in parts if part.strip()]
     if hasattr(value, "__len__"):
         return list(value)
-    return [] if value is None or value != value else [int(value)]  # NaN stands for an empty field
+    if value is None or value != value:  # NaN stands for an empty field
+        return []
+    if int(value) != value:
+        raise ValueError(f"{value} is no class: give whole numbers, or names.")
+    return [int(value)]

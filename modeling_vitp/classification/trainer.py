@@ -8,10 +8,10 @@ from typing import Any
 import evaluate
 import torch
 from torch.utils.data import ConcatDataset, DataLoader, Dataset, Subset
-from torchvision.transforms.v2 import functional as F
 from transformers import Trainer, TrainingArguments
 
 from ..image_processing_vitp import ViTPImageProcessor
+from ..images.pixels import normalized
 from ..metrics.report import METRICS_FOLDER, name_classes
 from ..modeling_vitp_classification import ViTPForImageClassification
 from ..training.batching import share
@@ -52,8 +52,7 @@ class TrainingSamples(Dataset):
         epoch, place = index
         sample = self.samples[place]
         seed = keyed_generator(self.seed, sample["id"], epoch, "augmentation").initial_seed()
-        pixels = F.to_dtype(self.augmentation(sample["image"], seed), scale=True)
-        pixels = F.normalize(pixels, self.image_processor.image_mean, self.image_processor.image_std)
+        pixels = normalized(self.augmentation(sample["image"], seed), self.image_processor)
         return {"pixel_values": pixels, "labels": sample["label"], "id": sample["id"]}
 
 

@@ -12,10 +12,10 @@ import torch
 from torch import nn
 from torch.utils.data import ConcatDataset, DataLoader, Dataset, Subset
 from torchvision import tv_tensors
-from torchvision.transforms.v2 import functional as F
 from transformers import PreTrainedModel, Trainer, TrainingArguments
 
 from ..image_processing_vitp_dense import ViTPSegmentationImageProcessor
+from ..images.pixels import normalized
 from ..metrics.gathering import gather
 from ..metrics.report import METRICS_FOLDER, name_classes
 from ..training.batching import share
@@ -68,7 +68,7 @@ class TrainingSamples(Dataset):
         images = [tv_tensors.Image(image) for image in sample["images"]]
         seed = keyed_generator(self.seed, sample["id"], epoch, "augmentation").initial_seed()
         images, mask = self.augmentation(images, tv_tensors.Mask(sample["mask"]), seed)
-        pixels = [normalize(image.as_subclass(torch.Tensor), self.image_processor) for image in images]
+        pixels = [normalized(image, self.image_processor) for image in images]
         return dict(zip(INPUTS[len(pixels)], pixels), labels=mask.as_subclass(torch.Tensor).long(), id=sample["id"])
 
 
@@ -78,11 +78,6 @@ def files_or_rows(samples: MaskedImages) -> Any:
         return getattr(samples, "rows", None)
     files = {sample.id: sample for sample, _ in samples.rows}
     return [path for sample in files.values() for path in (*sample.images, sample.mask) if path is not None]
-
-
-def normalize(image: torch.Tensor, image_processor: ViTPSegmentationImageProcessor) -> torch.Tensor:
-    """What [`~modeling_vitp.images.pixels.to_pixels`] gives to what the model takes, float32 of the same shape."""
-    return F.normalize(F.to_dtype(image, scale=True), image_processor.image_mean, image_processor.image_std)
 
 
 class DenseTrainer(FineTuner, Trainer):
@@ -218,7 +213,7 @@ class DenseTrainer(FineTuner, Trainer):
             is_test: whether `test_scales` and `test_flip` apply.
         """
         args, model = self.args, self.accelerator.unwrap_model(self.model).eval()
-        pixels = [normalize(image.to(args.device), self.processing_class)[None] for image in images]
+        pixels = [normalized(image.to(args.device), self.processing_class)[None] for image in images]
 
         def logits(*windows: torch.Tensor) -> torch.Tensor:
             with self.compute_loss_context_manager():

@@ -9,11 +9,11 @@ from typing import Any
 import evaluate
 import torch
 from torch.utils.data import DataLoader, Dataset, Subset
-from torchvision.transforms.v2 import functional as F
 from transformers import BaseImageProcessor, PreTrainedModel, Trainer, TrainingArguments
 
 from ..image_processing_vitp import InputSpecImageProcessor
 from ..image_processing_vitp_detection import ViTPDetectionImageProcessor
+from ..images.pixels import normalized
 from ..metrics.report import METRICS_FOLDER, name_classes
 from ..rotated_boxes import enclosing_boxes
 from ..training.batching import share
@@ -62,8 +62,7 @@ class TrainingSamples(Dataset):
         item = self.samples[place]
         sample = Sample(item["image"], item["corners"], item["labels"], item.get("masks")).take(~item["crowd"])
         sample = self.augmentation(sample, keyed_generator(self.seed, item["id"], epoch, "augmentation"))
-        pixels = F.to_dtype(sample.image, scale=True)
-        pixels = F.normalize(pixels, self.image_processor.image_mean, self.image_processor.image_std)
+        pixels = normalized(sample.image, self.image_processor)
         return {"pixel_values": pixels, "labels": targets(sample, self.is_oriented), "id": item["id"]}
 
 

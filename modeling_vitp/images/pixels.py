@@ -9,6 +9,7 @@ from torchvision.transforms.v2 import functional as F
 from transformers.image_utils import ChannelDimension
 
 from ..bands import color_bands
+from ..image_processing_vitp import InputSpecImageProcessor
 from ..image_processing_vitp_dense import ViTPSegmentationImageProcessor
 from ..input_spec import InputSpec
 from .reading import Picture
@@ -37,6 +38,17 @@ def to_pixels(
     if spec is not None and spec.band_names is not None:
         return pixels / 255
     return pixels.round().to(torch.uint8)
+
+
+def normalized(pixels: torch.Tensor, image_processor: InputSpecImageProcessor) -> torch.Tensor:
+    """What [`to_pixels`] gives as a model takes it, float32 of the same shape: as the image processor makes it of the
+    image."""
+    own, values = image_processor, pixels
+    if pixels.is_floating_point() or own.input_spec is not None:  # as which it has what a spec gives
+        values = 255 * F.to_dtype(pixels, scale=True)
+    statistics = tuple(own.image_mean), tuple(own.image_std)
+    scaling = own.do_rescale, own.rescale_factor, own.do_normalize, *statistics
+    return own.rescale_and_normalize(values.as_subclass(torch.Tensor), *scaling).float()
 
 
 def on_one_grid(bands: Sequence[np.ndarray]) -> list[np.ndarray]:

@@ -103,15 +103,38 @@ class Backbone:
     def _split(self, states: torch.Tensor, pixels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         states = states.float()
         if states.ndim == 4:
-            return states.new_zeros(len(states), 0, states.shape[1]), states.permute(0, 2, 3, 1)
+            patch, size = self._patch(), pixels.shape[-2:]
+            grid = None if patch is None else tuple(side // own for side, own in zip(size, patch))
+            is_last = grid == states.shape[1:3] and grid != states.shape[2:]  # the width, as in SAM's layers
+            maps = states if is_last else states.permute(0, 2, 3, 1)
+            return states.new_zeros(len(states), 0, maps.shape[-1]), maps
         rows, columns = self._grid(states.shape[1], *pixels.shape[-2:])
         prefix = states.shape[1] - rows * columns
         return states[:, :prefix], states[:, prefix:].unflatten(1, (rows, columns))
 
-    def _grid(self, tokens: int, height: int, width: int) -> tuple[int, int]:
+    def in_patches(self, side: int) -> int:
+        """The side of a square image, in pixels, if that is whole patches: labels are taken by patch, and the pixels
+        that a patch embedding leaves out at the border would shift them.
+
+        Raises:
+            ValueError: if it is not.
+        """
+        patch = self._patch()
+        step = getattr(self.model.config, "patch_stride", None) or patch  # where patches overlap
+        if patch is not None and step == patch and any(side % own for own in patch):
+            raise ValueError(
+                f"image_size={side}: {self.name} has patches of {patch[0]} x {patch[1]} pixels. Give a multiple, such "
+                f"as {math.ceil(side / math.lcm(*patch)) * math.lcm(*patch)}."
+            )
+        return side
+
+    def _patch(self) -> tuple[int, int] | None:
         patch = getattr(self.model.config, "patch_size", None)
+        return (patch, patch) if isinstance(patch, int) else patch and tuple(patch)
+
+    def _grid(self, tokens: int, height: int, width: int) -> tuple[int, int]:
+        patch = self._patch()
         if patch is not None:
-            patch = (patch, patch) if isinstance(patch, int) else tuple(patch)
             rows, columns = height // patch[0], width // patch[1]
             if tokens >= rows * columns:
                 return rows, columns

@@ -142,7 +142,7 @@ class Boxes:
             backbone,
             Pictures(samples),
             lambda pixels: backbone.maps(pixels, self.depths),
-            image_size or square_size(backbone.image_processor),
+            backbone.in_patches(image_size or square_size(backbone.image_processor)),
             f"{state_of(samples)} {spec} {self.depths}",
             folder,
             description=f"{backbone.name}, {role}",

@@ -71,7 +71,8 @@ def fit_linear(
     """Multinomial logistic regression on standardised features, by L-BFGS until it has converged.
 
     It minimises the mean cross-entropy plus l2 / 2 · |W|², the bias being free: with one label a row what
-    `LogisticRegression` of scikit-learn does with C = 1 / (rows · l2). The problem is convex, so there is one result.
+    `LogisticRegression` of scikit-learn does with C = 1 / (rows · l2), of two classes with twice that. The problem is
+    convex, so there is one result.
 
     Args:
         features: float32 of shape `(rows, …, width)`; may be a map of a file, of which parts are read at a time.

@@ -1,5 +1,6 @@
 """Images with one class each, of a folder or a Hub data set."""
 
+import logging
 from functools import partial
 from pathlib import Path
 
@@ -13,6 +14,9 @@ from ..images.pixels import to_pixels
 from ..input_spec import InputSpec
 from ..instructions.rows import load_images
 from ..instructions.sources import folder_cache
+from ..training.shared_images import check_no_shared_images, images_of_rows
+
+logger = logging.getLogger(__name__)
 
 
 class LabelledImages(torch.utils.data.Dataset):
@@ -72,11 +76,14 @@ def open_splits(
             not in training.
     """
     cache = folder_cache(Path(name)) if Path(name).is_dir() else None
+    wanted = [train_split] if test_share is not None else [train_split, test_split]
+    # A class may be called train_station, which is no split.
+    are_folders = all((Path(name) / split).is_dir() for split in wanted)
+    files = {split: f"{split}/**" for split in wanted} if are_folders else None
     try:
-        splits = tried(partial(datasets.load_dataset, name, config, cache_dir=cache))
+        splits = tried(partial(datasets.load_dataset, name, config, data_files=files, cache_dir=cache))
     except (OSError, ValueError) as error:
         raise ValueError(f"The data set {name} cannot be opened: {str(error).splitlines()[0]}") from error
-    wanted = [train_split] if test_share is not None else [train_split, test_split]
     for split in wanted:
         if split not in splits:
             raise ValueError(
@@ -102,7 +109,13 @@ def open_splits(
     labels = [np.array([index[value] for value in values], dtype=np.int64) for values in stored]
     if len(names) < 2:
         raise ValueError(f"{name}, split {train_split!r}, has images of one class alone, {names[0]!r}.")
-    if test_share is not None:
+    if test_share is None:
+        try:
+            stored = {split: (rows, [image_column]) for split, rows in zip(wanted, opened)}
+            check_no_shared_images(images_of_rows(stored))
+        except ValueError as error:
+            logger.warning("%s is probed with images of its training: %s", name, str(error).partition(": take it")[0])
+    else:
         train, test = hold_out(labels[0], test_share)
         lost = [str(names[place]) for place in np.setdiff1d(labels[0], labels[0][train])]
         if lost:
@@ -121,7 +134,7 @@ def values_of(rows: datasets.Dataset, column: str, where: str) -> list:
     for place, value in enumerate(values):
         if value is None or (isinstance(feature, datasets.ClassLabel) and value < 0):
             raise ValueError(f"{where}, row {place}, has no {column}.")
-        if isinstance(value, (list, dict)):
+        if isinstance(value, (list, dict)) or (isinstance(value, float) and not value.is_integer()):
             raise ValueError(f"{where}, row {place}: {column} is {str(value)[:80]}, but one class is needed.")
     return feature.int2str(list(values)) if isinstance(feature, datasets.ClassLabel) else list(values)
 

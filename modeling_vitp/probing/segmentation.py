@@ -169,7 +169,7 @@ class Segmentation:
             backbone,
             Images(samples),
             lambda pixels: backbone.maps(pixels, self.depths),
-            image_size or square_size(backbone.image_processor),
+            backbone.in_patches(image_size or square_size(backbone.image_processor)),
             state,
             folder,
             description=f"{backbone.name}, {role}",

@@ -134,7 +134,7 @@ def match_files(root: Path, pattern: str, fields: list[str]) -> dict[tuple[str, 
     files = {}
     for file in sorted(glob.glob(FIELD.sub("*", pattern), root_dir=root, recursive=True)):
         match = re.fullmatch(expression, Path(file).as_posix())
-        if match:
+        if match and not file.endswith(".aux.xml"):  # which GDAL writes beside an image
             key = tuple(match[field] for field in fields)
             if key in files:
                 raise ValueError(f"{files[key]} and {root / file} are both {pattern} with the same fields.")

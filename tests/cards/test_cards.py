@@ -31,7 +31,7 @@ from modeling_vitp import (
     export_backbone,
     spread_bands,
 )
-from modeling_vitp.cards.record import provenance, write_record
+from modeling_vitp.cards.record import copy_record, provenance, read_record, stated_licenses, write_record
 from modeling_vitp.convert.checkpoint import convert_checkpoint
 from modeling_vitp.hub.contents import write_card
 from modeling_vitp.hub.files import model_files
@@ -370,3 +370,15 @@ def test_the_example_of_a_backbone_runs_as_it_is_printed(hub, logged_in, folder)
     names = {}
     exec(code_of(card_of(hub, "tester/b")), names)
     assert names["features"].shape == (1, 17, 32)
+
+
+def test_what_is_taken_out_of_a_checkpoint_keeps_the_record_and_the_licence_of_its_run(folder, tmp_path):
+    (folder / "LICENSE").write_text("terms")
+    checkpoint = folder / "checkpoint-8"
+    checkpoint.mkdir()
+    (tmp_path / "backbone").mkdir()
+    copy_record(checkpoint, tmp_path / "backbone")
+    assert read_record(tmp_path / "backbone") == read_record(folder) != {}
+    assert (tmp_path / "backbone" / "LICENSE").read_text() == "terms"
+    assert stated_licenses(tmp_path / "backbone")["org/start"] == {"license": "cc-by-nc-4.0"}
+    assert not (tmp_path / "backbone" / "metrics.json").exists()  # of the whole run

@@ -22,6 +22,8 @@ def test_a_section_of_a_card_is_replaced_and_the_others_stay(tmp_path):
         (["--hub_token", "hf_x", "--seed", "1"], "--seed 1"),
         (["--hub_token=hf_x", "--hub_token", "hf_y"], ""),
         (["--output_dir=~/out/a", "--mixture", '{"root": "/data/b"}'], '--output_dir=a --mixture \'{"root": "b"}\''),
+        (["--data_root", "/home/jane doe/patient study/x/", "--a=C:\\my data\\b"], "--data_root x --a=b"),
+        (["--endpoint", "https://hf.co/a/b/c"], "--endpoint https://hf.co/a/b/c"),
         (["--dataset_name", "org/ships", "--dir", "a/b"], "--dataset_name org/ships --dir a/b"),
     ],
 )

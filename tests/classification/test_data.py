@@ -284,3 +284,19 @@ def test_what_is_recorded_opens_the_same_data_without_what_was_trained_on(folder
     assert trained_on == [{"name": folders.name, "split": "train"}] and evaluated_on["test"] == "test"
     shutil.rmtree(folders / "train")
     assert ClassificationData.from_dict(evaluated_on["data"]).open(["test"]).labels.tolist() == [0, 0, 1, 1]
+
+
+def test_names_of_files_may_have_dots(tmp_path):
+    """As DICOM has, and what GDAL writes beside an image is none."""
+    for name in "ab":
+        (tmp_path / "train" / name).mkdir(parents=True)
+        for file in ("1.2.840.0.png", "1.2.840.1.png", "S2A.tile0.2020.png", "S2A.tile0.2021.png"):
+            picture(8, 8).save(tmp_path / "train" / name / file)
+        (tmp_path / "train" / name / "S2A.tile0.2020.png.aux.xml").write_text("<PAMDataset/>")
+    data = ClassificationData.from_dict({"root": str(tmp_path)})
+    data.find_classes(["train"])
+    samples = data.open(["train"])
+    names = [
+        f"{name}/{file}" for name in "ab" for file in ("1.2.840.0", "1.2.840.1", "S2A.tile0.2020", "S2A.tile0.2021")
+    ]
+    assert [samples.id(index) for index in range(len(samples))] == names

@@ -23,7 +23,7 @@ from modeling_vitp import (
     predict_large,
 )
 from modeling_vitp.dense.data import DenseData
-from modeling_vitp.dense.trainer import normalize
+from modeling_vitp.images.pixels import normalized
 from modeling_vitp.recipes.finetune_segmentation import main
 
 CHANGE = {"model_class": "ViTPForChangeDetection", "metric": "change_detection"}
@@ -36,7 +36,7 @@ def areas(output_dir, samples, model_class, window: int, stride: int) -> np.ndar
     counts = np.zeros((2, model.config.num_labels))
     for index in range(len(samples)):
         sample = samples[index]
-        pixels = [normalize(image, processor)[None] for image in sample["images"]]
+        pixels = [normalized(image, processor)[None] for image in sample["images"]]
         height, width = pixels[0].shape[-2:]
         total = torch.zeros(1, model.config.num_labels, height, width)
         seen = torch.zeros(height, width)

@@ -1,9 +1,11 @@
 import numpy as np
+import pytest
 import torch
 from PIL import Image
 from transformers.image_utils import ChannelDimension
 
-from modeling_vitp.images.pixels import shown, to_pixels
+from modeling_vitp import ViTPSegmentationImageProcessor
+from modeling_vitp.images.pixels import normalized, shown, to_pixels
 from modeling_vitp.input_spec import InputSpec
 
 
@@ -33,3 +35,27 @@ def test_bands_are_shown_in_their_colors_or_as_they_come():
     }.items():
         colors = shown(pixels[: len(names)], names)
         assert colors.shape == (2, 3, 3) and colors.dtype == np.uint8 and colors[0, 0].tolist() == values
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {},
+        {"do_normalize": False},
+        {"do_rescale": False},
+        {"rescale_factor": 1 / 127.5, "image_mean": [1.0] * 3, "image_std": [0.5] * 3},
+        {"input_spec": {"window": [0, 200]}, "do_rescale": False},
+        {"input_spec": {"band_names": ["VV", "VH"], "window": [0, 200]}},
+    ],
+    ids=str,
+)
+def test_pixels_are_scaled_in_training_as_the_image_processor_scales_them(settings):
+    processor = ViTPSegmentationImageProcessor(**settings)
+    spec = settings.get("input_spec") and InputSpec.from_dict(settings["input_spec"])
+    number = 3 if processor.band_names is None else 2
+    image = np.random.default_rng(0).integers(0, 256, (24, 32, number), dtype=np.uint8)
+    found = normalized(to_pixels(image, spec), processor)
+    wanted = processor(image, input_data_format="channels_last", return_tensors="pt")["pixel_values"][0]
+    step = wanted.float().diff().abs().max() / 255  # of 8 bits, to which colors are rounded
+    assert found.dtype == torch.float32
+    torch.testing.assert_close(found, wanted.float(), atol=float(step), rtol=0)

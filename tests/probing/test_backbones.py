@@ -5,7 +5,15 @@ import pytest
 import torch
 from other_backbones import SMALL, save_backbone
 from PIL import Image
-from transformers import AutoImageProcessor, AutoModel, BertConfig, BertModel, ViTImageProcessor
+from transformers import (
+    AutoImageProcessor,
+    AutoModel,
+    BertConfig,
+    BertModel,
+    SamVisionConfig,
+    SamVisionModel,
+    ViTImageProcessor,
+)
 
 from modeling_vitp.probing.backbones import Preprocessing, load_backbone, square_size
 
@@ -82,3 +90,35 @@ def test_what_is_no_backbone_is_named(tmp_path, kind, message):
         ViTImageProcessor().save_pretrained(tmp_path / kind)
     with pytest.raises(ValueError, match=f"{kind}.*{message}"):
         load_backbone(str(tmp_path / kind))
+
+
+def test_maps_of_layers_that_have_their_width_last_lie_where_the_patches_do(tmp_path):
+    """SAM's layers have, and its output has not."""
+    config = SamVisionConfig(
+        hidden_size=32,
+        mlp_dim=64,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        image_size=32,
+        patch_size=8,
+        output_channels=16,
+        window_size=2,
+        global_attn_indexes=[1],
+    )
+    torch.manual_seed(0)
+    model = SamVisionModel(config).eval()
+    model.save_pretrained(tmp_path)
+    ViTImageProcessor(size={"height": 32, "width": 32}).save_pretrained(tmp_path)
+    pixels = torch.randn(1, 3, 32, 32)
+    states = model(pixels, output_hidden_states=True).hidden_states
+    assert load_backbone(str(tmp_path)).maps(pixels, 2).equal(torch.cat([states[1], states[2]], dim=-1))
+
+
+def test_labels_by_patch_need_whole_patches(tmp_path):
+    backbone = load_backbone(str(save_backbone(tmp_path / "b", "vit")))
+    backbone.model.config.patch_size = 8
+    assert backbone.in_patches(96) == 96
+    with pytest.raises(
+        ValueError, match="image_size=100: .* has patches of 8 x 8 pixels. Give a multiple, such as 104"
+    ):
+        backbone.in_patches(100)

@@ -1,0 +1,51 @@
+"""The classes of files in a table."""
+
+import pytest
+from pictures import picture
+
+from modeling_vitp.classification.data import ClassificationData
+
+
+def make(folder, rows, header="pid,label,fold"):
+    (folder / "images").mkdir()
+    for patient in range(3):
+        for place in range(2):
+            picture(8, 8, 10 * patient + place).save(folder / "images" / f"p{patient}_{place}.png")
+    (folder / "labels.csv").write_text("\n".join([header, *rows]) + "\n")
+
+
+def data(folder, **where):
+    split = {"image": "images/{pid}_{name}.png", **({"where": where} if where else {})}
+    table = {"file": "labels.csv", "name": "pid"}
+    found = ClassificationData.from_dict({"root": str(folder), "table": table, "splits": {"train": split}})
+    found.find_classes(["train"])
+    samples = found.open(["train"])
+    return {samples.id(index): found.classes[label] for index, label in enumerate(samples.labels.tolist())}
+
+
+def test_a_row_is_of_all_images_of_a_patient(tmp_path):
+    make(tmp_path, ["p0,ill,1", "p1,well,1", "p2,ill,2"])
+    whole = {"p0/0": "ill", "p0/1": "ill", "p1/0": "well", "p1/1": "well", "p2/0": "ill", "p2/1": "ill"}
+    assert data(tmp_path) == whole
+    assert data(tmp_path, fold=1) == {name: label for name, label in whole.items() if not name.startswith("p2")}
+
+
+def test_whole_numbers_are_found_where_some_are_missing(tmp_path):
+    """As which pandas has them as floats."""
+    make(tmp_path, ["p0,ill,1", "p1,well,1", "p2,ill,"])
+    assert set(data(tmp_path, fold=1)) == {"p0/0", "p0/1", "p1/0", "p1/1"}
+
+
+@pytest.mark.parametrize(
+    ("rows", "where", "message"),
+    [
+        (["p0,a,1", "p1,b,1", "p2,a,1"], {"fold": "tset"}, "no row of .*labels.csv has 'tset' in 'fold', but '1'"),
+        (["p0,a,1", "p1,b,1", "p2,a,1", "p9,a,1"], {"fold": 1}, "row 3: no file of split 'train' is called 'p9'"),
+        (["p0,0.5,1", "p1,1,1", "p2,2.25,1"], {}, "labels.csv, row 0: 0.5 is no class: give whole numbers, or names"),
+        (["p0,a,1", "p1,b,1"], {}, "p2_0.png has no row in"),
+    ],
+)
+def test_what_is_wrong_in_a_table_is_named(tmp_path, rows, where, message):
+    make(tmp_path, rows)
+    with pytest.raises(ValueError, match=message):
+        data(tmp_path, **where)
