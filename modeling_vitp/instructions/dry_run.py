@@ -11,6 +11,7 @@ import shlex
 from collections import Counter
 from pathlib import Path
 
+import numpy as np
 from trl import SFTConfig
 
 from ..image_processing_vitp import ViTPImageProcessor
@@ -30,7 +31,8 @@ ROWS_READ = 32
 
 @dataclasses.dataclass
 class SourceSummary:
-    """One line of the table; `tiles` and `text_tokens` are means of a sample, upper bounds unless `measured`."""
+    """One line of the table; `tiles` and `text_tokens` are means of a sample, upper bounds unless `measured`, and
+    `longest` the most of both in one sample, as far as samples were read."""
 
     source: Source
     rows: int | None
@@ -39,6 +41,7 @@ class SourceSummary:
     text_tokens: float
     measured: bool
     missing: str | None
+    longest: tuple[int, int]
     share: float = 0.0
 
     def tokens(self, tokens_per_tile: int, drop_ratio: float, args: SFTConfig) -> float:
@@ -63,16 +66,20 @@ def summarise(mixture: Mixture, image_processor: ViTPImageProcessor) -> list[Sou
             rows = len(read_source(source))
         if rows is None and missing is None:
             missing = "`rows` is not given, so its share is unknown"
-        tiles, text_tokens = measure(source, image_processor) if is_local else (None, TEXT_TOKENS)
+        seen = measure(source, image_processor) if is_local else []
+        most = most_tiles(source, image_processor)
+        tiles, text_tokens = np.mean(seen, axis=0).tolist() if seen else (most, TEXT_TOKENS)
+        longest = np.max([*seen, (most, 0 if seen else TEXT_TOKENS)], axis=0)
         summaries.append(
             SourceSummary(
                 source,
                 rows,
                 effective=effective_rows(source, rows or 0),
-                tiles=most_tiles(source, image_processor) if tiles is None else tiles,
+                tiles=tiles,
                 text_tokens=text_tokens,
                 measured=is_local,
                 missing=missing,
+                longest=(int(longest[0]), math.ceil(longest[1])),
             )
         )
     total = sum(summary.effective for summary in summaries)
@@ -97,21 +104,19 @@ def most_tiles(source: Source, image_processor: ViTPImageProcessor) -> int:
     return limit + 1 if limit > 1 else 1
 
 
-def measure(source: Source, image_processor: ViTPImageProcessor) -> tuple[float, float]:
-    """Mean tiles and text tokens over the first rows of a local source that can be used."""
-    tiles, text_tokens, used = 0, 0.0, 0
+def measure(source: Source, image_processor: ViTPImageProcessor) -> list[tuple[int, float]]:
+    """Tiles and text tokens of each of the first rows of a local source that can be used."""
+    seen = []
     for row in itertools.islice(read_source(dataclasses.replace(source, streaming=True)), ROWS_READ):
         try:
             if row["error"]:
                 raise ValueError(row["error"])
-            tiles += sum(num_tiles(load_images(row), source.settings, image_processor))
+            tiles = sum(num_tiles(load_images(row), source.settings, image_processor))
         except ValueError:
             continue
-        text_tokens += sum(len(text) for message in row["messages"] for text in message_texts(message))
-        used += 1
-    if used == 0:
-        return most_tiles(source, image_processor), TEXT_TOKENS
-    return tiles / used, text_tokens / used / CHARACTERS_PER_TOKEN
+        characters = sum(len(text) for message in row["messages"] for text in message_texts(message))
+        seen.append((tiles, characters / CHARACTERS_PER_TOKEN))
+    return seen
 
 
 def check_rules(mixture: Mixture, summaries: list[SourceSummary]) -> list[tuple[bool, str]]:

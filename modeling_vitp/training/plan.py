@@ -17,7 +17,7 @@ from trl import ModelConfig, SFTConfig
 from ..cards.sections import table
 from ..configuration_vitp import ViTPConfig
 from ..image_processing_vitp import ViTPImageProcessor
-from ..instructions.dry_run import SourceSummary, most_tiles, print_commands, print_mixture
+from ..instructions.dry_run import SourceSummary, print_commands, print_mixture
 from ..instructions.mixture_file import Mixture
 from ..modeling_vitp import ViTPForConditionalGeneration
 from .arguments import PretrainArguments
@@ -67,9 +67,12 @@ class Setup:
 
 @dataclass(frozen=True)
 class Work:
-    """How much there is to do: micro-batches of one device over the run, of the mean and of the longest sample."""
+    """How much there is to do: micro-batches of one device over the run, of the mean and of the longest sample; and the
+    share of samples of which VRL drops nothing.
+    """
 
     steps: int
+    undropped: float
     accumulation: int
     devices: int
     mean: BatchShape
@@ -100,7 +103,7 @@ def print_plan(
     name, device = describe_device(args.plan_device)
     config, assumed = config_of_start(args, model_args)
     devices = max(args.plan_devices, training_args.world_size)
-    work = work_of(training_args, devices, summaries, image_processor)
+    work = work_of(training_args, devices, summaries, args.from_scratch is not None)
     configured = Setup(training_args.vrl_drop_ratio, training_args.checkpoint_every, model_args.use_peft)
     print(
         f"\nOne of {work.devices} device(s), {name}, {device.memory:.0f} GiB, at {args.plan_utilization:.0%} of",
@@ -109,8 +112,10 @@ def print_plan(
     print(f"{device.operations / 1e12:.0f} TFLOP/s; {work.steps:,} steps.{assumed}")
     print(
         f"Memory is that of a batch of {work.longest.samples} of the longest samples ({work.longest.tiles} tiles, "
-        f"{work.longest.text_tokens} tokens of text), with all weights on each device; time is that of the mean."
+        f"{work.longest.text_tokens} tokens of text) in bf16, all weights on each device; time is that of the mean."
     )
+    if work.undropped:
+        print(f"Of {work.undropped:.0%} of the samples VRL drops nothing, by which memory is told.")
     frozen = args.freeze_vision, args.freeze_projector, args.freeze_language_model
 
     def prepare(lora: bool) -> Callable[[ViTPForConditionalGeneration], LoraConfig | None]:
@@ -139,7 +144,11 @@ def print_plan(
 
     rows, room = [], {}
     for change, setup in changes(configured, args.freeze_language_model).items():
-        peak, operations = cost(work.longest, setup), cost(work.mean, setup).operations * work.accumulation
+        whole = dataclasses.replace(setup, drop_ratio=0.0)
+        peak = cost(work.longest, whole if work.undropped else setup)
+        operations = (1 - work.undropped) * cost(work.mean, setup).operations
+        operations += work.undropped and work.undropped * cost(work.mean, whole).operations
+        operations *= work.accumulation
         hours = work.steps * operations / (device.operations * args.plan_utilization) / 3600
         parts = [peak.weights, peak.gradients, peak.optimizer, peak.activations, peak.memory]
         left = device.memory - peak.memory / GIB
@@ -231,8 +240,8 @@ def config_of_start(args: PretrainArguments, model_args: ModelConfig) -> tuple[V
 
 
 def describe_device(name: str | None) -> tuple[str, Device]:
-    """The device of that name, or of its memory and speed; or the accelerator of this machine; without one the paper's,
-    an A800.
+    """The device of that name, or of its memory and speed; or the accelerator of this machine, with the speed of the
+    paper's, an A800, if its own is not known; without one the A800.
 
     Args:
         name: one of [`DEVICES`], or as "24GiB,71TFLOP/s".
@@ -245,9 +254,10 @@ def describe_device(name: str | None) -> tuple[str, Device]:
         return "as given", Device(float(own[1]), float(own[2]) * 1e12)
     if name is None and torch.cuda.is_available():
         found = torch.cuda.get_device_properties(0)
-        known = [key for key in DEVICES if key.split("-")[0].upper() in found.name.upper().replace(" ", "")]
-        if known:
-            return found.name, Device(found.total_memory / GIB, DEVICES[known[0]].operations)
+        words = re.split(r"[^A-Z0-9]+", found.name.upper().replace("RTX ", "RTX"))
+        known = next((key for key in DEVICES if key.split("-")[0].upper() in words), None)
+        name = found.name if known else f"{found.name} (of unknown speed, so as an A800: give --plan_device)"
+        return name, Device(found.total_memory / GIB, DEVICES[known or "a800"].operations)
     name = (name or "a800").lower()
     if name not in DEVICES:
         raise ValueError(
@@ -257,17 +267,22 @@ def describe_device(name: str | None) -> tuple[str, Device]:
     return name, DEVICES[name]
 
 
-def work_of(
-    args: SFTConfig, devices: int, summaries: Sequence[SourceSummary], image_processor: ViTPImageProcessor
-) -> Work:
-    """The steps of a run over a mixture, its mean sample, and one that has the most tiles and the most text."""
+def work_of(args: SFTConfig, devices: int, summaries: Sequence[SourceSummary], from_scratch: bool) -> Work:
+    """The steps of a run over a mixture, its mean sample, and one that has the most tiles and the most text.
+
+    Args:
+        from_scratch: whether VRL warms up over half of the steps where nothing else is said.
+    """
     samples = args.per_device_train_batch_size * args.gradient_accumulation_steps * devices
     rows = sum(summary.effective for summary in summaries)
     steps = args.max_steps if args.max_steps > 0 else math.ceil(args.num_train_epochs * rows / samples)
     tiles = round(sum(summary.share * summary.tiles for summary in summaries))
     text = round(sum(summary.share * summary.text_tokens for summary in summaries))
-    most = max(most_tiles(summary.source, image_processor) for summary in summaries)
-    most_text = max(round(summary.text_tokens) for summary in summaries)
+    most, most_text = (max(lengths) for lengths in zip(*(summary.longest for summary in summaries)))
+    most_text = min(most_text, args.max_length or most_text)
     batch = args.per_device_train_batch_size
     shapes = BatchShape(batch, max(tiles, 1), max(text, 2)), BatchShape(batch, most, max(most_text, 2))
-    return Work(steps, args.gradient_accumulation_steps, devices, *shapes)
+    warmup = args.vrl_warmup_steps
+    warmup = (steps // 2 if from_scratch else 0) if warmup is None else min(warmup, steps)
+    undropped = 1 - (1 - warmup / max(steps, 1)) * args.vrl_apply_prob if args.vrl_drop_ratio else 0.0
+    return Work(steps, undropped, args.gradient_accumulation_steps, devices, *shapes)

@@ -2,14 +2,20 @@
 
 import contextlib
 import io
+import json
 import re
 import shlex
+from types import SimpleNamespace
 
 import pytest
+import yaml
+from pictures import picture
 
-from modeling_vitp import ViTPConfig
+from modeling_vitp import ViTPConfig, ViTPTrainingConfig
+from modeling_vitp.instructions.dry_run import summarise
+from modeling_vitp.instructions.mixture_file import load_mixture
 from modeling_vitp.recipes import pretrain
-from modeling_vitp.training.plan import DEVICES, Device, Setup, changes, describe_device, fastest_checkpointing
+from modeling_vitp.training.plan import DEVICES, Device, Setup, changes, describe_device, fastest_checkpointing, work_of
 from modeling_vitp.training.step_cost import INTERNVL2_5_1B, BatchShape, step_cost
 
 ARGUMENTS = ["--config", "remote_sensing_paper", "--dry_run", "--plan_device", "a40", "--plan_devices", "8"]
@@ -78,6 +84,66 @@ def test_a_device_that_is_not_known_is_named_with_those_that_are():
     with pytest.raises(ValueError, match="as 24GiB,71TFLOP/s"):
         describe_device("24GiB,0TFLOP/s")
     assert describe_device("H100")[1] == DEVICES["h100"]
+
+
+@pytest.mark.parametrize(
+    ("name", "memory", "known"),
+    [
+        ("NVIDIA A40", 45, "a40"),
+        ("NVIDIA H100 80GB HBM3", 79, "h100"),
+        ("NVIDIA A100-SXM4-40GB", 40, "a100"),
+        ("NVIDIA GeForce RTX 4090", 24, "rtx4090"),
+        ("NVIDIA RTX A4000", 16, None),
+        ("NVIDIA GeForce RTX 3090", 24, None),
+        ("Tesla V100-SXM2-32GB", 32, None),
+    ],
+)
+def test_the_device_of_this_machine_has_its_own_memory(monkeypatch, name, memory, known):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    properties = SimpleNamespace(name=name, total_memory=memory * 2**30)
+    monkeypatch.setattr("torch.cuda.get_device_properties", lambda index: properties)
+    told, device = describe_device(None)
+    assert device == Device(memory, DEVICES[known or "a800"].operations)
+    assert told == (name if known else f"{name} (of unknown speed, so as an A800: give --plan_device)")
+
+
+@pytest.mark.parametrize(
+    ("settings", "from_scratch", "undropped"),
+    [
+        ({}, False, 0),
+        ({}, True, 0.5),
+        ({"vrl_warmup_steps": 25}, True, 0.25),
+        ({"vrl_warmup_steps": 0}, True, 0),
+        ({"vrl_warmup_steps": 500}, False, 1),
+        ({"vrl_apply_prob": 0.25}, False, 0.75),
+        ({"vrl_warmup_steps": 50, "vrl_apply_prob": 0.5}, False, 0.75),
+        ({"vrl_drop_ratio": 0.0}, True, 0),
+    ],
+    ids=str,
+)
+def test_work_is_that_of_the_longest_rows_and_of_those_that_vrl_leaves_whole(
+    tmp_path, processor, settings, from_scratch, undropped
+):
+    """Of rows with four images, whose tiles are more than those of one, and of one with a long text."""
+    pictures = [str(tmp_path / f"{index}.png") for index in range(4)]
+    for index, path in enumerate(pictures):
+        picture(56, 56, index).save(path)
+    question = "Which?"
+    asked, lengths = {"from": "human", "value": "<image>" * 4 + question}, [40, 4000, 40]
+    lines = [{"image": pictures, "conversations": [asked, {"from": "gpt", "value": "a" * size}]} for size in lengths]
+    (tmp_path / "rows.jsonl").write_text("\n".join(map(json.dumps, lines)) + "\n")
+    source = {"name": "four", "annotation": str(tmp_path / "rows.jsonl"), "image_root": str(tmp_path)}
+    (tmp_path / "mixture.yaml").write_text(yaml.safe_dump({"sources": [source]}))
+    summaries = summarise(load_mixture(str(tmp_path / "mixture.yaml")), processor.image_processor)
+    settings = {"max_steps": 100, "max_length": 700, "vrl_drop_ratio": 0.75, **settings}
+    args = ViTPTrainingConfig(str(tmp_path), **settings)
+    work = work_of(args, 1, summaries, from_scratch)
+    tiles = sum(processor.image_processor.num_tiles([(56, 56)] * 4))
+    assert (work.longest.tiles, work.mean.tiles) == (max(tiles, 7), tiles)
+    characters = [len(question) + size for size in lengths]
+    assert work.mean.text_tokens == round(sum(characters) / 3 / 4)
+    assert work.longest.text_tokens == 700 < max(characters) / 4
+    assert work.undropped == pytest.approx(undropped)
 
 
 @pytest.mark.parametrize("given", ["24GiB,71.5TFLOP/s", " 24.0 gib, 71.5 tflop/s"])
