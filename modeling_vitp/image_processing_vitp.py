@@ -2,6 +2,7 @@
 
 import os
 import warnings
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -24,6 +25,8 @@ from transformers.models.got_ocr2.image_processing_got_ocr2 import GotOcr2ImageP
 from .bands import check_same_bands, named, spread
 from .input_spec import InputSpec
 from .opening import NamesItsFiles
+
+NEEDS_RASTERIO = "other bands than colors, and colors of more than 8 bits, need rasterio: pip install rasterio"
 
 # What Pillow converts to RGB without losing range; its other modes ("I;16", "I", "F" …) hold more than 8 bits.
 PIL_8BIT_MODES = {"1", "L", "LA", "La", "P", "PA", "RGB", "RGBA", "RGBa", "RGBX", "CMYK", "YCbCr", "HSV"}
@@ -240,6 +243,8 @@ def read_file(path: str, spec: InputSpec) -> PIL.Image.Image | np.ndarray:
             turned = image.getexif().get(PIL.ExifTags.Base.Orientation, 1) != 1
             has_alpha = image.format == "PNG" and image.mode in ("LA", "RGBA")
     except PIL.UnidentifiedImageError as error:
+        if find_spec("rasterio") is None:
+            raise ValueError(f"{error}; {NEEDS_RASTERIO}") from None
         try:
             return read_bands(path)
         except OSError:
@@ -270,7 +275,7 @@ def read_bands(path: str, spec: InputSpec | None = None) -> np.ndarray:
     try:
         import rasterio
     except ImportError:
-        raise ValueError("other bands than colors, and colors of more than 8 bits, need rasterio") from None
+        raise ValueError(NEEDS_RASTERIO) from None
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # one need not be georeferenced
         with rasterio.open(path) as file:

@@ -17,7 +17,7 @@ from transformers import BaseImageProcessor, BatchFeature
 
 from ..bands import named
 from ..input_spec import InputSpec, band_percentiles
-from .reading import stored_orientation
+from .reading import check_colors, is_tiff, stored_orientation, tiff_tags
 
 SAMPLE_SIZE = 2048  # longest side of the sample that percentiles are taken from
 CACHE = 256  # of GDAL, in MiB: more than one row of windows, so that a PNG, which is read from the top, is read once
@@ -95,7 +95,7 @@ def open_images(paths: Sequence[Path], image_processor: BaseImageProcessor) -> I
     Raises:
         IsADirectoryError: if one is a folder.
         ValueError: if their bands are not what the input spec needs, they differ in size or georeference, or one is
-            stored with an orientation (a tag of TIFF or EXIF) other than upright.
+            stored with an orientation (a tag of TIFF or EXIF) other than upright, or with other values than colors.
     """
     for path in paths:
         if path.is_dir():
@@ -106,6 +106,10 @@ def open_images(paths: Sequence[Path], image_processor: BaseImageProcessor) -> I
         warnings.simplefilter("ignore", NotGeoreferencedWarning)  # a PNG need not be
         images = [LargeImage.open(stack.enter_context(rasterio.open(path)), image_processor) for path in paths]
         check_upright(paths)
+        if not InputSpec.from_dict(image_processor.input_spec).takes_bands:
+            for path in filter(is_tiff, paths):
+                with path.open("rb") as file:
+                    check_colors(path, tiff_tags(file))
         check_same_ground([image.dataset for image in images])
         yield images
 

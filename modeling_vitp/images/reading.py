@@ -57,7 +57,8 @@ def read_image(path: Path, window: Window | None, spec: InputSpec | None = None,
         with path.open("rb") as file:
             tags = tiff_tags(file)
         of_colors = not as_stored and not (spec is not None and spec.takes_bands)
-        if of_colors and window is None and not is_deep_tiff(tags):
+        is_plain = stores_colors(tags) and 338 not in tags  # without a fourth band, or transparency
+        if of_colors and window is None and not is_plain and not is_deep_tiff(tags):
             return decode(path, spec)
         orientation, area = orientation_of(tags), None
         if window is not None and orientation == 1:

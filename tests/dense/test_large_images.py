@@ -314,6 +314,9 @@ def test_what_cannot_be_predicted_is_named(model, change_model, tmp_path):
         run(empty, input_spec={"percentiles": [2, 98]})
     with pytest.raises(ValueError, match="palette.png has a palette"):
         run(tmp_path / "palette.png")
+    white = write_tiff(tmp_path / "white.tif", scene(1), photometric="MINISWHITE")
+    with pytest.raises(ValueError, match="white.tif stores white as 0, and windows take its values as they are"):
+        run(white)
     with pytest.raises(ValueError, match=r"scene.tif and .*small.tif differ in shape: \(133, 101\) and \(132, 101\)"):
         run([source, small], model=change_model)
     with pytest.raises(ValueError, match=r"scene.tif and .*moved.tif differ in transform"):
