@@ -13,10 +13,27 @@ ACCURATE_IOU = 0.5
 NUMBERS = dict(zip("zero one two three four five six seven eight nine ten".split(), map(str, range(11))))
 NUMBERS["none"] = "0"
 ARTICLES = {"a", "an", "the"}
-WORD = re.compile(r"\d+(?:\.\d+)?|[^\W\d_]+|[<>%]")
-# A line with a choice, such as `B. a lung` or `(B) a lung`; and an answer that names one.
+WORD = re.compile(r"\d*\.\d+|\d+|[^\W\d_]+|[<>%]")
+# A line with a choice, such as `B. a lung` or `(B) a lung`.
 OPTION = re.compile(r"^[ \t]*\(?([A-Z])[.):][ \t]*(\S.*?)[ \t]*$", re.MULTILINE)
-LETTER = re.compile(r"\W*(?:(?:the )?(?:correct )?(?:answer|option|choice)(?: is)?:? )?\W*([A-Z])(?:[.):,]|\s*$)", re.I)
+# A letter that is no word of a sentence, by what comes after it: `B.`, `**B**`, `B because`. It names a choice at the
+# beginning of an answer, or after words that say so: `The answer is B`, `option B`, `I think B`.
+LETTER = (
+    r"(?<![a-z0-9])([a-z])(?:[.):,;]|[\"'”’*$`_\]}<]+(?![a-z0-9])|[\W_]*?$|\s+[-–—]\s"
+    r"|\s+(?:because|since|as|is (?:the )?(?:correct|right|best))\b)"
+)
+FIRST = re.compile(rf"[\W_]*{LETTER}", re.IGNORECASE | re.MULTILINE)
+NAMED = re.compile(
+    r"(?<!not )\b(?:answer|option|choice|boxed|choose|think|believe|it(?: i|['’])s)"
+    r"(?:\W+(?:is|it|its|it['’]s|that|the|correct|right|answer|option|choice))*(?:[^\w.!?]|_)*" + LETTER,
+    re.IGNORECASE | re.MULTILINE,
+)
+# Several letters and nothing else, such as `Both A and B`.
+SEVERAL = re.compile(
+    r"\W*(?i:(?:the|correct|answers?|options?|choices?|is|are|both|either)\W+)*"
+    r"[A-Z](?:\s*(?:[,/&]|\band\b|\bor\b)\s*(?:(?:and|or)\s+)?[A-Z])+\W*"
+)
+ALONE = re.compile(r"\b[A-Z]\b")
 
 
 def score_answers(
@@ -43,22 +60,22 @@ def score_words(
 def normalize_answer(text: str) -> str:
     """As VQA is scored (Antol et al. 2015): lower case, digits for numbers up to ten, no articles or punctuation.
 
-    What is nothing else stays as it is in lower case.
+    What is nothing but articles keeps them, and what has no words stays as it is in lower case.
     """
     lowered = re.sub(r"(?<=\d),(?=\d)", "", text.lower()).replace("'", "").replace("’", "")
-    words = [NUMBERS.get(word, word) for word in WORD.findall(lowered) if word not in ARTICLES]
-    return " ".join(words) or lowered.strip()
+    words = [NUMBERS.get(word, word) for word in WORD.findall(lowered)]
+    return " ".join([word for word in words if word not in ARTICLES] or words) or lowered.strip()
 
 
 def score_choices(
     questions: Sequence[str], answers: Sequence[str], references: Sequence[Sequence[str]]
 ) -> dict[str, np.ndarray]:
-    """Whether an answer names or says the right one of the choices that are listed in the question."""
+    """Whether an answer names or says a right one of the choices that are listed in the question."""
     right = []
     for question, answer, found in zip(questions, answers, references):
         choices = read_choices(question)
         chosen = choose(answer, choices)
-        right.append(chosen is not None and chosen == choose(found[0], choices))
+        right.append(chosen is not None and chosen in {choose(reference, choices) for reference in found})
     return {"accuracy": np.array(right, dtype=float)}
 
 
@@ -70,26 +87,61 @@ def read_choices(question: str) -> dict[str, str]:
 
 
 def choose(answer: str, choices: dict[str, str]) -> str | None:
-    """The letter of a choice: which an answer names, or else whose text is most similar to it (PMC-VQA, OmniMedVQA)."""
-    named = LETTER.match(answer)
-    if named and named[1].upper() in choices:
-        return named[1].upper()
-    if not answer.strip():
-        return None
+    """The letter of a choice: which an answer names, or else whose text is most similar to it (PMC-VQA, OmniMedVQA).
+    `None` if none is similar at all, or several are named.
+    """
+    said, named = answer.strip(), named_choice(answer, choices)
+    if named or SEVERAL.fullmatch(said):
+        return named
 
     def similarity(letter: str) -> float:
-        return difflib.SequenceMatcher(None, choices[letter].lower(), answer.strip().lower()).ratio()
+        return difflib.SequenceMatcher(None, choices[letter].lower(), said.lower()).ratio()
 
-    return max(choices, key=similarity, default=None)
+    best = max(choices, key=similarity, default=None)
+    return best if best is not None and similarity(best) > 0 else None
+
+
+def named_choice(answer: str, choices: dict[str, str]) -> str | None:
+    """The letter of a choice that an answer says word for word, or names by its letter; `None` if it is not one."""
+    said = answer.strip()
+    option, texts = OPTION.fullmatch(said), {letter: plain(text) for letter, text in choices.items()}
+    if option and plain(option[2]) == texts.get(option[1]):
+        return option[1]
+    if said.upper() in choices:
+        return said.upper()
+    for letter, text in texts.items():
+        if said and plain(said) == text:
+            return letter
+    if SEVERAL.fullmatch(said):
+        named = set(ALONE.findall(said))
+        alike = (one for one, text in choices.items() if SEVERAL.fullmatch(text) and set(ALONE.findall(text)) == named)
+        return next(alike, None)
+    first = FIRST.match(said)
+    found = [first] if first else NAMED.finditer(said)
+    # `C. albicans is seen` does not name the choice C where another one is `C. albicans`.
+    found = [one for one in found if not any(begin_alike(said[one.start(1) :], text) for text in choices.values())]
+    letters = {one[1].upper() for one in found}
+    return letters.pop() if len(letters) == 1 and letters <= choices.keys() else None
+
+
+def plain(text: str) -> str:
+    return " ".join(text.split()).rstrip(".").casefold()
+
+
+def begin_alike(one: str, other: str) -> bool:
+    """Whether two texts have the same first two words."""
+    first, second = (re.findall(r"\w+", text.casefold())[:2] for text in (one, other))
+    return len(first) == 2 and first == second
 
 
 def score_boxes(
     questions: Sequence[str], answers: Sequence[str], references: Sequence[Sequence[str]]
 ) -> dict[str, np.ndarray]:
-    """Of the first box in an answer, on the grid, its IoU with that of the reference; 0 if there is none."""
+    """Of the first box in an answer, on the grid, its best IoU with that of a reference; 0 if there is none."""
     found = [read_boxes(answer)[0][:1] for answer in answers]
-    wanted = [read_boxes(reference[0])[0][0] for reference in references]
-    overlaps = np.array([iou(box[0][:4], other[:4]) if box else 0.0 for box, other in zip(found, wanted)])
+    wanted = [[box for reference in several for box in read_boxes(reference)[0][:1]] for several in references]
+    pairs = [[iou(box[:4], other[:4]) for box in own for other in others] for own, others in zip(found, wanted)]
+    overlaps = np.array([max(one, default=0.0) for one in pairs])
     return {
         f"accuracy_at_{ACCURATE_IOU}": (overlaps >= ACCURATE_IOU).astype(float),
         "mean_iou": overlaps,
@@ -100,9 +152,10 @@ def score_boxes(
 def score_maps(
     questions: Sequence[str], answers: Sequence[str], references: Sequence[Sequence[str]]
 ) -> dict[str, np.ndarray]:
-    """The share of cells that are right, of those of the reference, in their order."""
-    pairs = [(cells(answer), cells(found[0])) for answer, found in zip(answers, references)]
-    return {"accuracy": np.array([sum(map(str.__eq__, own, wanted)) / len(wanted) for own, wanted in pairs])}
+    """The share of cells that are right, of those of the reference that is most alike, in their order."""
+    pairs = [(cells(answer), map(cells, found)) for answer, found in zip(answers, references)]
+    shares = [max(sum(map(str.__eq__, own, one)) / len(one) for one in wanted) for own, wanted in pairs]
+    return {"accuracy": np.array(shares)}
 
 
 def cells(text: str) -> list[str]:

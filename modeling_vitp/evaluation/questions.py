@@ -12,13 +12,15 @@ from ..instructions.boxes import MARKS, read_boxes
 from ..instructions.collator import ViTPDataCollator
 from ..instructions.rows import images_of, sample_id_of
 from ..messages import is_given, message_texts
-from .answer_scores import choose, read_choices
+from .answer_scores import named_choice, read_choices
 
 # Questions for a caption and for a map, and the most words of an answer that is neither.
 CAPTION = re.compile(r"\[caption\]|\b(?:describe|description|caption)\b", re.IGNORECASE)
-MAP = re.compile(r"\b(?:map|cells)\b", re.IGNORECASE)
+MAP = re.compile(r"\b(?:map|cells?)\b", re.IGNORECASE)
 MOST_WORDS = 6
 LONGEST_WORD = 20  # letters
+STOPS = re.compile(r"[.,;:!?]")
+THREE_ALIKE = re.compile(r"(.)\1\1", re.IGNORECASE)  # letters in a row, as no word has
 
 
 @dataclass(frozen=True)
@@ -91,21 +93,31 @@ def image_key(image: Any) -> str:
 
 def kind_of(question: str, reference: str) -> str | None:
     """`grounding` if the answer is one box; `choice` if it is one of those that the question lists; `map` if a question
-    about a map or its cells has a longer answer; `caption` if the question asks for a description, but not of a box, or
-    the answer has more than 6 words; else `vqa`. `None` if it has several boxes, or one in a longer text.
+    about a map or its cells is answered with one, see [`is_map`]; `caption` if the question asks for a description, but
+    not of a box, or the answer has more than 6 words; else `vqa`. `None` if it has several boxes, or one in a longer
+    text.
     """
     boxes, rest = read_boxes(reference)[0], MARKS.sub(" ", reference)
     if boxes:
         return "grounding" if len(boxes) == 1 and len(rest.split()) <= MOST_WORDS else None
-    choices = read_choices(question)
-    if choices and (reference.strip() in choices.values() or reference.strip()[:1] in choices):
-        return "choice" if choose(reference, choices) else None
-    number = len(reference.split())
-    is_long = number > MOST_WORDS
-    if MAP.search(question) and (is_long or (number == 1 and len(reference) > LONGEST_WORD)):
+    if named_choice(reference, read_choices(question)):
+        return "choice"
+    if MAP.search(question) and is_map(question, reference):
         return "map"
+    is_long = len(reference.split()) > MOST_WORDS
     asks = CAPTION.search(question) and not read_boxes(question)[0]
     return "caption" if is_long or asks else "vqa"
+
+
+def is_map(question: str, answer: str) -> bool:
+    """Whether an answer has a word for each cell: more than 6, all of them in the question, or no sentence and at most
+    half of them different; or a letter for each: more than 20, with three in a row the same.
+    """
+    words = answer.split()
+    if len(words) > MOST_WORDS:
+        is_repeated = 2 * len(set(words)) <= len(words) and not STOPS.search(answer)
+        return is_repeated or set(words) <= {word.strip(",.?") for word in question.split()}
+    return len(words) == 1 and len(answer) > LONGEST_WORD and THREE_ALIKE.search(answer) is not None
 
 
 def others(images: Sequence[tuple[str, ...]]) -> list[int | None]:

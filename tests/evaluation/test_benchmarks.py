@@ -1,5 +1,6 @@
 """Benchmarks as they are downloaded, read to documents."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -80,3 +81,11 @@ def test_medical_benchmarks_list_their_choices_and_answer_by_letter(root):
     ]
     assert documents[0]["question"] == "Is it healthy?\nA. No\nB. Yes"
     assert documents[3]["question"] == "Is it healthy?\nA. No\nB. Yes\nC. Lung\nD. Skin"
+
+
+def test_the_right_answer_of_omnimedvqa_is_found_by_its_text_where_that_begins_like_a_letter(tmp_path):
+    options = {"option_A": "C. albicans", "option_B": "E. coli", "option_C": "S. aureus"}
+    entry = {"question_id": "1", "question": "Which?", "gt_answer": "C. albicans", "image_path": "1.png"}
+    (tmp_path / "one.json").write_text(json.dumps([entry | options]))
+    (one,) = benchmarks.omnimedvqa(tmp_path, annotations=".")
+    assert one["answers"] == ["A"]

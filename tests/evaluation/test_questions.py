@@ -6,6 +6,8 @@ from pictures import picture
 
 from modeling_vitp.evaluation.questions import conversation_of, kind_of, others, read_questions
 from modeling_vitp.instructions.collator import ViTPDataCollator
+from modeling_vitp.instructions.from_annotations.maps import explained, signs_of
+from modeling_vitp.instructions.from_annotations.wording import MAP, listing
 from modeling_vitp.instructions.rows import prepare_rows
 
 CHOICES = "Which organ?\nA. left lung\nB. heart"
@@ -21,19 +23,38 @@ CHOICES = "Which organ?\nA. left lung\nB. heart"
         (CHOICES, "B", "choice"),
         (CHOICES, "B. heart", "choice"),
         (CHOICES, "left lung", "choice"),
+        (CHOICES, "Left lung.", "choice"),
+        (CHOICES, "The answer is B because of its shape in the middle", "choice"),
         (CHOICES, "neither", "vqa"),
+        (CHOICES, "Both A and B", "vqa"),
+        (CHOICES, "All of the above are seen here, one beside another", "caption"),
+        (f"{CHOICES}\nC. Both A and B", "A and B", "choice"),
         ("How many?", "between 0 and 10", "vqa"),
         ("[caption] What is it?", "a road", "caption"),
         ("Describe the image in detail.", "a road", "caption"),
         ("Describe the object at [1, 2, 3, 4].", "tree", "vqa"),
         ("Map the image in 3 x 3 cells.", "tree tree road tree road road tree tree tree", "map"),
         ("Map the trees.", "aaBbcdaaAaaBbcdaaAaaBbcdaaA", "map"),
+        ("What covers each cell? Write A for dry land, B for sea or none.", "A B A none A B none A B", "map"),
+        ("Map the image in 3 x 3 cells. Write a, b, c, d, e, f, g, h or i.", "c a b d e h i g f", "map"),
         ("What does the map show?", "residential", "vqa"),
+        ("Which cells are visible?", "Lymphocytes and plasma cells are visible in the stroma", "caption"),
+        ("Which cells are these?", "polymorphonuclearneutrophils", "vqa"),
+        ("Describe the cells.", "Some cells, the cells of the stroma, the cells of the gland, the cells.", "caption"),
         ("What has changed?", "two houses were built beside the road", "caption"),
     ],
 )
 def test_the_kind_of_answer_is_told_from_question_and_answer(question, answer, kind):
     assert kind_of(question, answer) == kind
+
+
+@pytest.mark.parametrize("phrasing", MAP)
+@pytest.mark.parametrize("phrases", [["tree", "road"], ["dry land", "sea"]])
+def test_maps_of_the_instruction_maker_are_maps_however_they_are_asked_for(phrasing, phrases):
+    signs = signs_of(phrases)
+    question = phrasing.format(side=7, key=f"Write {listing(explained(signs), 'or')}.")
+    for answer in (list(signs.values()) * 3, [signs[None]] * 9):
+        assert kind_of(question, " ".join(answer)) == "map"
 
 
 def turns(*texts: str) -> list[dict]:

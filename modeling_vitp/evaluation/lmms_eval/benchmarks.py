@@ -115,7 +115,7 @@ def omnimedvqa(root: Path, annotations: str = "QA_information/Open-access") -> l
     for path in sorted((root / annotations).glob("*.json")):
         for entry in read_json(path):
             choices = [entry[f"option_{letter}"] for letter in LETTERS if entry.get(f"option_{letter}")]
-            right = choose(entry["gt_answer"], dict(zip(LETTERS, choices)))
+            right = choose(entry["gt_answer"], dict(zip(LETTERS, choices))) or entry["gt_answer"]
             kind = entry.get("modality_type") or entry.get("modality")
             question = with_choices(entry["question"], choices)
             documents.append(document(entry["question_id"], [root / entry["image_path"]], question, [right], kind))
