@@ -16,6 +16,7 @@ from typing import Any
 
 from accelerate import PartialState
 from accelerate.utils import gather_object, is_peft_model
+from transformers import Trainer
 
 from ..cards.record import copy_record
 from ..convert.export import export_backbone
@@ -36,7 +37,7 @@ START = "backbone_at_start"
 def train(trainer: ViTPTrainer) -> dict[str, Any]:
     """Trains, and goes on where the run was; the metrics, in all processes."""
     result = trainer.train_or_resume()
-    metrics = {"seed": trainer.args.seed, "train": result.metrics | mean_loss(trainer.state.log_history)}
+    metrics = {"seed": trainer.args.seed, "train": result.metrics | mean_loss(trainer)}
     skipped = count_skipped(trainer.data_collator)
     if skipped:
         metrics["skipped_rows"] = skipped
@@ -93,10 +94,15 @@ def evaluate_task(trainer: ViTPTrainer, metrics: dict[str, Any], score: Callable
     save_metrics(trainer, metrics)
 
 
-def mean_loss(log_history: list[dict]) -> dict[str, float]:
-    """Over the whole run; the Trainer's divides the losses of all steps by the number of those since it was resumed."""
-    losses = [logs["loss"] for logs in log_history if "loss" in logs]
-    return {"train_loss": sum(losses) / len(losses)} if losses else {}
+def mean_loss(trainer: Trainer) -> dict[str, float]:
+    """Over all steps of a run that has ended; the Trainer's is of the steps since it was resumed."""
+    total, last = trainer._tr_loss.item(), 0  # of the steps since the last log, and then of all
+    for logs in trainer.state.log_history:
+        if "loss" in logs:
+            total += logs["loss"] * (logs["step"] - last)
+            last = logs["step"]
+    num_steps = last + trainer.state.global_step - trainer._globalstep_last_logged
+    return {"train_loss": total / num_steps} if num_steps else {}
 
 
 def save_parts(trainer: ViTPTrainer) -> None:

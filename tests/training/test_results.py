@@ -7,6 +7,7 @@ import torch
 from pushed_runs import train
 from tiny_models import FROM_SCRATCH
 from training_run import make_trainer
+from transformers import Trainer, TrainerCallback, TrainingArguments
 
 from modeling_vitp import ViTPForConditionalGeneration, ViTPVisionModel
 from modeling_vitp.training import results
@@ -92,6 +93,62 @@ def test_a_file_is_whole_or_as_it_was(tmp_path):
         write_whole(tmp_path / "a" / "metrics.json", "\ud800")
     assert (tmp_path / "a" / "metrics.json").read_text() == "old"
     assert attempt(tmp_path, "nothing", lambda: None) == 0
+
+
+class Losses(torch.nn.Module):
+    """Has the losses that it is given, one after another."""
+
+    def __init__(self, losses):
+        super().__init__()
+        self.weight, self.losses = torch.nn.Parameter(torch.zeros(())), iter(losses)
+
+    def forward(self, x):
+        return {"loss": 0 * self.weight + next(self.losses)}
+
+
+@pytest.mark.parametrize(("logging_steps", "is_first"), [(10, True), (10, False), (500, False)])
+def test_the_loss_of_a_run_is_the_mean_over_its_steps_whenever_it_logs(tmp_path, logging_steps, is_first):
+    losses = [4.0] * 10 + [2.0] * 10 + [0.5] * 9
+    args = TrainingArguments(
+        str(tmp_path),
+        max_steps=len(losses),
+        logging_steps=logging_steps,
+        logging_first_step=is_first,
+        per_device_train_batch_size=1,
+        report_to="none",
+        save_strategy="no",
+        use_cpu=True,
+        disable_tqdm=True,
+    )
+    trainer = Trainer(Losses(losses), args, train_dataset=[{"x": torch.zeros(1)}] * 40)
+    result = trainer.train()
+    mean = results.mean_loss(trainer)["train_loss"]
+    assert mean == pytest.approx(sum(losses) / len(losses)) == result.metrics["train_loss"]
+
+
+class Stop(TrainerCallback):
+    def on_save(self, args, state, control, **kwargs):
+        raise KeyboardInterrupt
+
+
+def test_the_loss_of_a_run_that_was_resumed_is_of_all_its_steps(tmp_path, monkeypatch):
+    losses, training_step = [], ViTPTrainer.training_step
+
+    def kept(*args, **kwargs):
+        loss = training_step(*args, **kwargs)
+        losses.append(loss.item())
+        return loss
+
+    monkeypatch.setattr(ViTPTrainer, "training_step", kept)
+    options = {"eval_strategy": "no", "save_steps": 5, "logging_first_step": True}
+    trainer = make_trainer(tmp_path, **options)
+    trainer.add_callback(Stop())
+    with pytest.raises(KeyboardInterrupt):
+        trainer.train()
+    trainer = make_trainer(tmp_path, **options)
+    metrics = results.train(trainer)
+    assert [logs["step"] for logs in trainer.state.log_history if "loss" in logs] == [1, 3, 6]
+    assert metrics["train"]["train_loss"] == pytest.approx(sum(losses) / 8)
 
 
 @pytest.fixture

@@ -94,7 +94,7 @@ def main(argv: list[str] | None = None) -> int:
             rows,
             Encoding(transform, image_processor, grid),
         )
-        metrics["train"] = trainer.train_or_resume().metrics | mean_loss(trainer.state.log_history)
+        metrics["train"] = trainer.train_or_resume().metrics | mean_loss(trainer)
     export_backbone(vit, output_dir / "backbone", image_processor)
     measured = probe_backbone(splits, output_dir, training_args.seed, training_args.device)
     metrics["task"] = {split: {"backbone": found} for split, found in measured.items()}
