@@ -1,5 +1,7 @@
 """Arguments of experiments on the command line."""
 
+import re
+from collections.abc import Iterable
 from dataclasses import MISSING, dataclass, field, fields
 from typing import Any
 
@@ -69,11 +71,14 @@ class ExperimentArguments(Arguments):
             check_keys("finetuning", self.finetuning, FinetuningPlan)
             self.finetuning = FinetuningPlan(**self.finetuning)
         self.base = str(find_config(self.base))
+        if not self.seeds:
+            raise ValueError("seeds is empty: give the seeds of each arm.")
         if self.control not in self.arms:
             raise ValueError(f"control: there is no arm {self.control!r}, only {', '.join(map(repr, self.arms))}.")
         unknown = {(settings or {}).get("after", self.control) for settings in self.arms.values()} - set(self.arms)
         if unknown:
             raise ValueError(f"arms: there is no arm {', '.join(sorted(map(repr, unknown)))} to start after.")
+        check_folders(self.arms)
         told = {name for settings in self.arms.values() for name in settings or {}} & {"output_dir", "seed"}
         if told:
             raise ValueError(f"arms: {', '.join(sorted(told))} is told here, the same for all arms.")
@@ -83,6 +88,25 @@ class ExperimentArguments(Arguments):
         """Whether a run is trained or scored by more than the pretraining itself."""
         of_task = {"objective", "label_share"} & {name for settings in self.arms.values() for name in settings or {}}
         return bool(of_task or self.finetuning or self.probe_label_shares or self.corruption_severities)
+
+
+def slug(arm: str) -> str:
+    """The name of an arm's folder: its letters a to z, digits and dots, in lower case."""
+    return re.sub(r"[^a-z0-9.]+", "_", arm.lower()).strip("_")
+
+
+def check_folders(arms: Iterable[str]) -> None:
+    """Raises a `ValueError` that names the arms which have no folder of their own, see [`slug`]."""
+    folders: dict[str, str] = {}
+    for arm in arms:
+        folder = slug(arm)
+        if not folder.strip("."):
+            raise ValueError(
+                f"arms: {arm!r} has no letter from a to z and no digit to name its folder after: rename it."
+            )
+        other = folders.setdefault(folder, arm)
+        if other != arm:
+            raise ValueError(f"arms: {other!r} and {arm!r} would both have the folder {folder!r}: rename one.")
 
 
 def check_keys(name: str, given: dict, arguments: type) -> None:

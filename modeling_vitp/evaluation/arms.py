@@ -4,7 +4,6 @@ import copy
 import json
 import logging
 import math
-import re
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -24,7 +23,7 @@ from ..command.yaml_files import read_yaml
 from ..training.lock import FolderLock
 from ..training.outputs import write_whole
 from ..training.stops import RunStopped
-from .arguments import ExperimentArguments
+from .arguments import ExperimentArguments, slug
 from .experiments import with_spread
 
 logger = logging.getLogger(__name__)
@@ -236,7 +235,7 @@ def look_up(metrics: Mapping, path: str) -> float:
     """A figure in nested metrics, by its keys with dots between them.
 
     Raises:
-        ValueError: names the part of the path that is not there, and what is.
+        ValueError: names the part of the path that is not there, and what is; or what is there, if it is no number.
     """
     found, seen = metrics, []
     for name in path.split("."):
@@ -247,11 +246,9 @@ def look_up(metrics: Mapping, path: str) -> float:
             )
         found = found[name]
         seen.append(name)
+    if not isinstance(found, (int, float)):
+        raise ValueError(f"measures: {path!r} is {found!r} in metrics.json, which is no number.")
     return float(found)
-
-
-def slug(name: str) -> str:
-    return re.sub(r"[^a-z0-9.]+", "_", name.lower()).strip("_")
 
 
 def interval(values: Sequence[float]) -> tuple[float, float | None]:

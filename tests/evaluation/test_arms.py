@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 from pathlib import Path
 
@@ -159,6 +160,29 @@ def test_a_measure_that_is_not_there_is_named(plan):
     args = ExperimentArguments(**{**plan, "measures": {"AUC": "task.train.auc"}})
     with pytest.raises(ValueError, match=r"'task.train.auc' is not in metrics.json: after task: \['test'\]"):
         Experiment(args, Pretraining()).run()
+
+
+@pytest.mark.parametrize("found", [None, "1.5", [1.5]])
+def test_a_measure_that_is_no_number_is_named_with_what_it_is(plan, found):
+    def pretrain(argv: list[str]) -> int:
+        (Path(argv[1]).parent / "metrics.json").write_text(json.dumps({"task": {"test": {"auc": found}}}))
+        return 0
+
+    said = re.escape(f"measures: 'task.test.auc' is {found!r} in metrics.json, which is no number")
+    with pytest.raises(ValueError, match=said):
+        Experiment(ExperimentArguments(**plan), pretrain).run()
+
+
+def test_arms_that_would_share_a_folder_and_no_seeds_are_refused_before_anything_runs(plan):
+    for one, other in [("无VRL", "有VRL"), ("VRL -", "VRL +"), ("lr 1e-4", "lr 1e+4"), ("A b", "a_B")]:
+        said = re.escape(f"arms: {one!r} and {other!r} would both have the folder")
+        with pytest.raises(ValueError, match=said):
+            ExperimentArguments(**{**plan, "arms": {one: None, other: {"max_steps": 20}}, "control": one})
+    for name in ("α", "+", ".."):
+        with pytest.raises(ValueError, match=re.escape(f"arms: {name!r} has no letter from a to z and no digit")):
+            ExperimentArguments(**{**plan, "arms": {"as it is": None, name: {"max_steps": 20}}})
+    with pytest.raises(ValueError, match="seeds is empty"):
+        ExperimentArguments(**{**plan, "seeds": []})
 
 
 @given(st.lists(st.floats(-100, 100), min_size=2, max_size=16))

@@ -10,8 +10,8 @@ from datasets import load_dataset
 from paths import AERIAL_TREES, CONFIGS
 from transformers import AutoModel
 
-from modeling_vitp.evaluation.arguments import ExperimentArguments
-from modeling_vitp.evaluation.arms import Experiment, slug
+from modeling_vitp.evaluation.arguments import ExperimentArguments, slug
+from modeling_vitp.evaluation.arms import Experiment
 from modeling_vitp.recipes import experiment, pretrain
 from modeling_vitp.recipes.tasks import trees
 from modeling_vitp.recipes.tasks.trees import finetuning as trees_finetuning

@@ -8,8 +8,8 @@ from typing import Any
 
 from datasets import Dataset, DatasetDict
 
-from modeling_vitp.evaluation.arguments import FinetuningPlan
-from modeling_vitp.evaluation.arms import Experiment, claimed, slug
+from modeling_vitp.evaluation.arguments import FinetuningPlan, slug
+from modeling_vitp.evaluation.arms import Experiment, claimed
 from modeling_vitp.evaluation.experiments import once
 from modeling_vitp.recipes import finetune_segmentation
 from modeling_vitp.recipes.data.build_tree_masks import write_test, write_train
