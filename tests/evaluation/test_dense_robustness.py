@@ -14,8 +14,9 @@ from safetensors.torch import load_file, save_file
 
 from modeling_vitp import ViTPForChangeDetection, ViTPForSemanticSegmentation, ViTPSegmentationImageProcessor
 from modeling_vitp.dense.data import DenseData
-from modeling_vitp.dense.trainer import DenseTrainer, normalize
+from modeling_vitp.dense.trainer import DenseTrainer
 from modeling_vitp.images.corruptions import corrupt, motion
+from modeling_vitp.images.pixels import normalized
 from modeling_vitp.recipes import evaluate_robustness, finetune_change_detection, finetune_segmentation
 from modeling_vitp.vrl import keyed_generator
 
@@ -117,7 +118,7 @@ def areas_by_hand(folder, samples, model_class, corruption: str, severity: int, 
         for place, image in enumerate(sample["images"]):
             drawn = 0 if corruption in ("rotation", "scale", "translation") else place
             image_seed = keyed_generator(seed, sample["id"], corruption, drawn).initial_seed()
-            pixels.append(normalize(corrupt(image, corruption, severity, image_seed), processor)[None])
+            pixels.append(normalized(corrupt(image, corruption, severity, image_seed), processor)[None])
         if corruption in ("rotation", "scale", "translation"):
             matrix = motion(corruption, severity, height, width, image_seed)
             shifts = (matrix[:, 2] / 2 * torch.tensor([width, height])).tolist()
