@@ -26,7 +26,7 @@ from transformers.utils.generic import can_return_tuple, merge_with_config_defau
 from transformers.utils.output_capturing import select_hidden_states
 
 from .configuration_vitp import ViTPConfig, ViTPVisionConfig, patch_grid
-from .opening import NamesItsFiles, naming
+from .opening import NamesItsFiles, naming, way_to_vit
 
 # What a user may take for a checkpoint of ours. Its parameters have other names than ours, which transformers passes
 # over with a report: the model would be left with random weights.
@@ -38,13 +38,15 @@ HUB_OPTIONS = ("cache_dir", "force_download", "local_files_only", "proxies", "re
 class CheckpointsOfOurs(NamesItsFiles):
     """Opening a checkpoint is an error where its names are not those of the class."""
 
+    opens = frozenset()  # model types that it opens besides its own
+
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path, *args, **kwargs):
         """As in transformers.
 
         Raises:
-            ValueError: if it holds InternVL's weights under InternVL's names, a whole vision-language model for the
-                ViT, or the ViT alone for the vision-language model, or if a file is damaged, which is named.
+            ValueError: if it holds another kind of model, whose weights have other names (a vision-language model for
+                the ViT, a detector for its backbone …), or if a file is damaged, which is named.
         """
         if pretrained_model_name_or_path is not None:
             options = {name: kwargs[name] for name in HUB_OPTIONS if name in kwargs}
@@ -56,27 +58,23 @@ class CheckpointsOfOurs(NamesItsFiles):
 def check_kind(cls: type, name: str, options: dict) -> None:
     """Raises a `ValueError` with the way around it if `name`, a folder or Hub id, holds a model of another kind."""
     try:
-        found = PreTrainedConfig.get_config_dict(name, **options)[0].get("model_type")
+        fields = PreTrainedConfig.get_config_dict(name, **options)[0]
     except OSError:  # which loading will report, or it needs none: an adapter, one file
         return
-    if issubclass(cls, InternVLVisionPreTrainedModel):
-        if found in LANGUAGE_MODELS:
-            way = (
-                f"vitp export_backbone {name} FOLDER"
-                if found == "vitp"
-                else f"vitp convert {name} FOLDER --to backbone"
-            )
-            raise ValueError(
-                f"{name} is a vision-language model ({LANGUAGE_MODELS[found]}), and {cls.__name__} its ViT alone. Take "
-                f"the ViT out of it, `{way}`, and open FOLDER."
-            )
-    elif found in VISION_MODELS:
+    found, own = fields.get("model_type"), cls.config_class.model_type
+    if found in (None, own) or found in cls.opens:
+        return
+    if own == ViTPConfig.model_type and found in VISION_MODELS:
         raise ValueError(f"{name} is a ViT alone, a {found!r}, without the language model that {cls.__name__} has.")
-    elif found in LANGUAGE_MODELS and found != "vitp":
+    if own == ViTPConfig.model_type and found in LANGUAGE_MODELS:
         raise ValueError(
             f"{name} is a checkpoint of {LANGUAGE_MODELS[found]}, whose parameters have other names than "
             f"{cls.__name__}'s. Convert it, `vitp convert {name} FOLDER`, and open FOLDER."
         )
+    kind = f"{name} is a {found!r}"
+    if found in LANGUAGE_MODELS:
+        kind = f"{name} is a vision-language model ({LANGUAGE_MODELS[found]})"
+    raise ValueError(f"{kind}, and {cls.__name__} opens a {own!r}. {way_to_vit(name, fields)}")
 
 
 class ViTPVisionLayer(InternVLVisionLayer):
@@ -106,6 +104,7 @@ class ViTPVisionEncoder(InternVLVisionEncoder):
 
 
 class ViTPVisionPreTrainedModel(CheckpointsOfOurs, InternVLVisionPreTrainedModel):
+    opens = VISION_MODELS
     config: ViTPVisionConfig
     config_class = ViTPVisionConfig
     base_model_prefix = "vitp_vision"
@@ -123,7 +122,9 @@ class ViTPVisionPreTrainedModel(CheckpointsOfOurs, InternVLVisionPreTrainedModel
 
 
 class ViTPVisionModel(ViTPVisionPreTrainedModel, InternVLVisionModel):
-    """The ViT of ViTP: what pretraining keeps, as a backbone."""
+    """The ViT of ViTP: what pretraining keeps, as a backbone. It is opened without the neck that a folder may have."""
+
+    opens = VISION_MODELS | {"vitp_adapter", "vitp_feature_pyramid"}
 
     def __init__(self, config: ViTPVisionConfig):
         super(InternVLVisionModel, self).__init__(config)

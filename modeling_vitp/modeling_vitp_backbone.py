@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 from torch import nn
 from torch.nn import functional as F
-from transformers import InternVLVisionConfig, InternVLVisionModel, PreTrainedConfig
+from transformers import InternVLVisionModel, PreTrainedConfig
 from transformers.backbone_utils import BackboneMixin, filter_output_hidden_states
 from transformers.modeling_outputs import BackboneOutput
 from transformers.utils.generic import can_return_tuple, merge_with_config_defaults
@@ -16,8 +16,8 @@ from transformers.utils.output_capturing import capture_outputs
 from .bands import spread_bands
 from .configuration_vitp import ViTPVisionConfig
 from .configuration_vitp_dense import ViTPBackboneConfig, ViTPMultiScaleConfig
-from .modeling_vitp import ViTPVisionModel, ViTPVisionPreTrainedModel
-from .opening import naming
+from .modeling_vitp import VISION_MODELS, ViTPVisionModel, ViTPVisionPreTrainedModel
+from .opening import naming, way_to_vit
 from .resize import resize_backbone
 
 STRIDES = (4, 8, 16, 32)
@@ -32,6 +32,7 @@ class ViTPBackbone(BackboneMixin, ViTPVisionModel):
 
     config: ViTPBackboneConfig
     config_class = ViTPBackboneConfig
+    opens = VISION_MODELS
 
     def __init__(self, config: ViTPBackboneConfig):
         super().__init__(config)
@@ -83,6 +84,7 @@ class ViTPMultiScaleBackbone(BackboneMixin, ViTPVisionPreTrainedModel):
     """What [`ViTPAdapter`] and [`ViTPFeaturePyramid`] have in common: maps at strides 4, 8, 16 and 32 on a ViT."""
 
     config: ViTPMultiScaleConfig
+    opens = VISION_MODELS  # not another neck's folder
 
     def get_input_embeddings(self) -> nn.Module:
         return self.embeddings.patch_embeddings
@@ -152,7 +154,10 @@ class ViTPMultiScaleBackbone(BackboneMixin, ViTPVisionPreTrainedModel):
         resized = resize_backbone(backbone, patch_size=16, image_size=16 * grid)
         if band_names is not None:
             spread_bands(resized, band_names)
-        fields = resized.config.to_dict() | {"model_type": cls.config_class.model_type} | settings
+        fields = resized.config.to_dict() | {"model_type": cls.config_class.model_type}
+        for name in ("stage_names", "out_features", "out_indices"):  # the layers that a ViTPBackbone gives
+            fields.pop(name, None)
+        fields |= settings
         model = cls(cls.config_class.from_dict(fields))
         model.load_state_dict(resized.state_dict(), strict=False)
         return model
@@ -171,11 +176,11 @@ def open_vit(backbone: str | Path | InternVLVisionModel, **kwargs) -> InternVLVi
         return backbone
     kwargs = {"dtype": torch.float32, **kwargs}
     with naming(backbone, PreTrainedConfig):
-        model_type = PreTrainedConfig.get_config_dict(backbone, **kwargs)[0].get("model_type")
-    if model_type not in (InternVLVisionConfig.model_type, ViTPVisionConfig.model_type):
+        fields = PreTrainedConfig.get_config_dict(backbone, **kwargs)[0]
+    if fields.get("model_type") not in VISION_MODELS:
         raise ValueError(
-            f"{backbone} holds a {model_type!r}, but an exported backbone is expected. "
-            "recipes/export_backbone.py takes one out of a checkpoint."
+            f"{backbone} holds a {fields.get('model_type')!r}, but an exported backbone is expected. "
+            f"{way_to_vit(backbone, fields)}"
         )
     return ViTPVisionModel.from_pretrained(backbone, **kwargs)
 

@@ -15,13 +15,12 @@ from .bands import spread_bands
 from .config_settings import settings_of_head
 from .configuration_vitp import ViTPVisionConfig
 from .configuration_vitp_classification import ViTPImageClassificationConfig
-from .modeling_vitp import ViTPVisionModel
+from .modeling_vitp import CheckpointsOfOurs, ViTPVisionModel
 from .modeling_vitp_backbone import open_vit
-from .opening import NamesItsFiles
 from .resize import resize_backbone
 
 
-class ViTPForImageClassification(NamesItsFiles, PreTrainedModel):
+class ViTPForImageClassification(CheckpointsOfOurs, PreTrainedModel):
     """The mean of the patch tokens, or the CLS token, under a LayerNorm and a linear layer, as in BEiT (arXiv
     2106.08254).
     """

@@ -8,10 +8,10 @@ from transformers import InternVLVisionModel, PreTrainedConfig
 from transformers.modeling_outputs import BackboneOutput
 
 from .config_settings import settings_of_head
+from .modeling_vitp import CheckpointsOfOurs
 from .modeling_vitp_adapter import ViTPAdapter
 from .modeling_vitp_backbone import ViTPMultiScaleBackbone
 from .modeling_vitp_feature_pyramid import ViTPFeaturePyramid
-from .opening import NamesItsFiles
 from .resize import resize_backbone
 
 NECKS = {"adapter": ViTPAdapter, "pyramid": ViTPFeaturePyramid}
@@ -19,7 +19,7 @@ NECKS = {"adapter": ViTPAdapter, "pyramid": ViTPFeaturePyramid}
 BACKBONES = {backbone.config_class.model_type: backbone for backbone in NECKS.values()}
 
 
-class OnMultiScaleBackbone(NamesItsFiles):
+class OnMultiScaleBackbone(CheckpointsOfOurs):
     """For a `PreTrainedModel` with a `backbone`, [`ViTPAdapter`] or [`ViTPFeaturePyramid`]."""
 
     supports_gradient_checkpointing = True

@@ -65,6 +65,31 @@ def check_fields(file: str, fields: dict, parts: Iterable[str] = ()) -> None:
             raise ValueError(f"{file} has num_hidden_layers={depth}, and no model has more than {MOST_LAYERS}.")
 
 
+def way_to_vit(name: str | Path, fields: dict) -> str:
+    """How the ViT of a model is had, a sentence of an error about a folder or Hub id of another kind than is expected.
+
+    Args:
+        fields: of its config.json.
+    """
+    found = fields.get("model_type")
+    model = f"{(fields.get('architectures') or ['AutoModel'])[0]}.from_pretrained('{name}')"
+    backbone = (fields.get("backbone_config") or {}).get("model_type")
+    if found in ("vitp_vision", "vitp_backbone", "internvl_vision"):
+        return f"It is a ViT alone, which from_backbone('{name}') takes."
+    if found in ("vitp_adapter", "vitp_feature_pyramid"):
+        return f"Its ViT is ViTPVisionModel.from_pretrained('{name}')."
+    if backbone == "vitp_vision":
+        return f"Its ViT is {model}.backbone."
+    if backbone in ("vitp_adapter", "vitp_feature_pyramid"):
+        return (
+            f"Save its backbone, {model}.backbone.save_pretrained('FOLDER'): from_backbone takes FOLDER with its neck, "
+            "and its ViT is ViTPVisionModel.from_pretrained('FOLDER')."
+        )
+    if found == "vitp":
+        return f"Take its ViT out, `vitp export_backbone {name} FOLDER`, and open FOLDER."
+    return f"A ViT of InternVL's is taken out with `vitp convert {name} FOLDER --to backbone`."
+
+
 @contextmanager
 def naming(name: str | Path, cls: type) -> Iterator[None]:
     """Turns what the libraries raise about the contents of a checkpoint into a `ValueError` that names the file.

@@ -18,7 +18,7 @@ from ..configuration_vitp import ViTPVisionConfig
 from ..image_processing_vitp import ViTPImageProcessor
 from ..modeling_vitp import LANGUAGE_MODELS, VISION_MODELS, ViTPForConditionalGeneration
 from ..modeling_vitp_backbone import ViTPExportedBackbone
-from ..opening import naming
+from ..opening import naming, way_to_vit
 from ..processing_vitp import ViTPProcessor
 from .finite import check_finite
 from .tensor_files import open_like_folder
@@ -61,7 +61,8 @@ def export_backbone(
         `output_dir` as a path.
 
     Raises:
-        ValueError: if a folder or Hub id holds another kind of model, such as a backbone or a detector.
+        ValueError: if a folder or Hub id holds another kind of model, such as a backbone or a detector, or `model` is
+            one.
     """
     name = str(model) if isinstance(model, (str, Path)) else "the backbone"
     if isinstance(model, (str, Path)):
@@ -86,15 +87,16 @@ def check_language_model(name: str) -> None:
     """Raises a `ValueError` with the way around it if a folder or Hub id holds no vision-language model."""
     try:
         with naming(name, PreTrainedConfig):
-            model_type = PreTrainedConfig.get_config_dict(name)[0].get("model_type")
+            fields = PreTrainedConfig.get_config_dict(name)[0]
     except (OSError, ValueError):  # which opening it will report
         return
+    model_type = fields.get("model_type")
     if model_type in [*VISION_MODELS]:
         raise ValueError(f"{name} is a backbone already, a {model_type!r}: use it as it is.")
     if model_type is not None and model_type not in [*LANGUAGE_MODELS]:
         raise ValueError(
             f"{name} is a {model_type!r}, and a vision-language model is expected: take the one that it was trained "
-            "from; of ViTP's segmentation and detection, `vitp convert` takes a ViT-Adapter out (--to adapter)."
+            f"from. {way_to_vit(name, fields)}"
         )
 
 
@@ -107,6 +109,12 @@ def trained_vision_model(model: nn.Module) -> InternVLVisionModel:
         model = model.model
     if isinstance(model, InternVLModel):
         model = model.vision_tower
+    if getattr(model, "config_class", PreTrainedConfig).model_type not in VISION_MODELS:
+        raise ValueError(
+            f"a {type(model).__name__} is neither a vision-language model nor a ViT. Of a classifier give the "
+            "`backbone`; of a model on maps at four strides save the `backbone`, backbone.save_pretrained('FOLDER'), "
+            "and give ViTPVisionModel.from_pretrained('FOLDER')."
+        )
     is_wrapped = any(hasattr(module, name) for module in model.modules() for name in ("modules_to_save", "base_layer"))
     return without_adapters(copy.deepcopy(model)) if is_wrapped else model
 

@@ -3,9 +3,27 @@
 import json
 
 import pytest
+import torch
 from internvl_checkpoints import edit_json
+from tiny_models import HEAD, VISION_16
 
-from modeling_vitp import ViTPForConditionalGeneration, ViTPProcessor, ViTPVisionConfig
+from modeling_vitp import (
+    ViTPAdapter,
+    ViTPBackbone,
+    ViTPFeaturePyramid,
+    ViTPForChangeDetection,
+    ViTPForConditionalGeneration,
+    ViTPForImageClassification,
+    ViTPForInstanceSegmentation,
+    ViTPForObjectDetection,
+    ViTPForOrientedObjectDetection,
+    ViTPForSemanticSegmentation,
+    ViTPModel,
+    ViTPProcessor,
+    ViTPVisionConfig,
+    ViTPVisionModel,
+    export_backbone,
+)
 
 MISTAKES = {
     "cut short": (
@@ -62,3 +80,129 @@ def test_what_no_file_is_to_blame_for_stays_as_it_is(model, tmp_path):
         ViTPForConditionalGeneration.from_pretrained(tmp_path, attn_implementation="flash_attention_2")
     config = ViTPVisionConfig.from_pretrained(tmp_path)
     assert config.hidden_size == json.loads((tmp_path / "config.json").read_text())["vision_config"]["hidden_size"]
+
+
+ADAPTER = {"deformable_heads": 4, "spatial_prior_channels": 8}
+VITS = (ViTPVisionModel, ViTPBackbone)
+HEADS = (
+    ViTPForSemanticSegmentation,
+    ViTPForChangeDetection,
+    ViTPForObjectDetection,
+    ViTPForOrientedObjectDetection,
+    ViTPForInstanceSegmentation,
+    ViTPForImageClassification,
+)
+CLASSES = (*VITS, ViTPAdapter, ViTPFeaturePyramid, *HEADS, ViTPModel, ViTPForConditionalGeneration)
+# Which classes open what, and of what the error about the others speaks.
+KINDS = {
+    "exported": (VITS, "which from_backbone"),
+    "vit": (VITS, "which from_backbone"),
+    "backbone": (VITS, "which from_backbone"),
+    "adapter": ((ViTPVisionModel, ViTPAdapter), "Its ViT is ViTPVisionModel.from_pretrained"),
+    "pyramid": ((ViTPVisionModel, ViTPFeaturePyramid), "Its ViT is ViTPVisionModel.from_pretrained"),
+    "segmentation": ((ViTPForSemanticSegmentation,), "ViTPForSemanticSegmentation.from_pretrained"),
+    "change": ((ViTPForChangeDetection,), "ViTPForChangeDetection.from_pretrained"),
+    "detector": ((ViTPForObjectDetection,), "ViTPForObjectDetection.from_pretrained"),
+    "classifier": ((ViTPForImageClassification,), "Its ViT is ViTPForImageClassification.from_pretrained"),
+    "whole": ((ViTPModel, ViTPForConditionalGeneration), "vitp export_backbone"),
+}
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory):
+    """A folder of each kind, and one backbone that all of them have but the last."""
+    torch.manual_seed(0)
+    root = tmp_path_factory.mktemp("kinds")
+    vit = ViTPVisionModel(ViTPVisionConfig(**VISION_16))
+    export_backbone(vit, root / "exported")
+    vit.save_pretrained(root / "vit")
+    ViTPBackbone.from_pretrained(root / "vit", out_features=["stage1", "stage4"]).save_pretrained(root / "backbone")
+    ViTPAdapter.from_backbone(vit, **ADAPTER).save_pretrained(root / "adapter")
+    ViTPFeaturePyramid.from_backbone(vit, pyramid_channels=8).save_pretrained(root / "pyramid")
+    for name, model_class in (("segmentation", ViTPForSemanticSegmentation), ("change", ViTPForChangeDetection)):
+        model_class.from_backbone(vit, backbone_kwargs=ADAPTER, **HEAD).save_pretrained(root / name)
+    detector = ViTPForObjectDetection.from_backbone(
+        vit, "pyramid", backbone_kwargs={"pyramid_channels": 8}, neck_channels=16, head_hidden_size=16, num_labels=2
+    )
+    detector.save_pretrained(root / "detector")
+    ViTPForImageClassification.from_backbone(vit, num_labels=2).save_pretrained(root / "classifier")
+    return root, vit.state_dict()
+
+
+def check_vit(model, weights):
+    """A model has these weights of a ViT, whatever it has besides them."""
+    found = getattr(model, "backbone", model).state_dict()
+    assert {name for name, weight in weights.items() if not torch.equal(weight, found[name])} == set()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_folder_opens_as_what_it_holds_or_not_at_all(folders, tokenizer, model, kind):
+    root, weights = folders
+    classes, says = KINDS[kind]
+    if kind == "whole":
+        model.save_pretrained(root / kind)
+    for model_class in CLASSES:
+        # A neck may start afresh on a ViT alone, if its settings are given.
+        if issubclass(model_class, (ViTPAdapter, ViTPFeaturePyramid)) and classes == VITS:
+            continue
+        if model_class in classes:
+            opened, report = model_class.from_pretrained(root / kind, output_loading_info=True)
+            assert not report["missing_keys"], model_class
+            if kind != "whole":
+                check_vit(opened, weights)
+        elif (kind, model_class) in (("adapter", ViTPBackbone), ("pyramid", ViTPBackbone)):
+            with pytest.raises(ValueError, match="vitp_backbone"):
+                model_class.from_pretrained(root / kind)
+        else:
+            with pytest.raises(ValueError, match=f"{root / kind} is a ") as caught:
+                model_class.from_pretrained(root / kind)
+            assert says in str(caught.value) or model_class in KINDS["whole"][0], str(caught.value)
+
+
+@pytest.mark.parametrize("kind", ["segmentation", "change", "detector"])
+def test_the_backbone_of_a_fine_tuned_model_is_had_as_the_errors_say(folders, tmp_path, kind):
+    """Saved with its neck, it is what `from_backbone` opens, and its ViT is a backbone for anything else."""
+    root, weights = folders
+    (model_class,), _ = KINDS[kind]
+    tuned = model_class.from_pretrained(root / kind)
+    for way in (ViTPAdapter.from_backbone, ViTPForImageClassification.from_backbone, export_to(tmp_path / "export")):
+        with pytest.raises(ValueError, match=rf"{model_class.__name__}\.from_pretrained\('{root / kind}'\)\.backbone"):
+            way(root / kind)
+    tuned.backbone.save_pretrained(tmp_path / "maps")
+    again = type(tuned.backbone).from_backbone(tmp_path / "maps").state_dict()
+    assert all(torch.equal(again[name], weight) for name, weight in tuned.backbone.state_dict().items())
+    vit = ViTPVisionModel.from_pretrained(tmp_path / "maps")
+    check_vit(ViTPVisionModel.from_pretrained(export_backbone(vit, tmp_path / "vit")), weights)
+    check_vit(ViTPFeaturePyramid.from_backbone(vit, pyramid_channels=8), weights)
+
+
+def test_the_backbone_of_a_classifier_is_had_as_the_errors_say(folders, tmp_path):
+    root, weights = folders
+    with pytest.raises(ValueError, match=r"Its ViT is ViTPForImageClassification\.from_pretrained\('.*'\)\.backbone"):
+        ViTPForImageClassification.from_backbone(root / "classifier")
+    with pytest.raises(ValueError, match=r"Its ViT is ViTPForImageClassification\.from_pretrained\('.*'\)\.backbone"):
+        export_backbone(root / "classifier", tmp_path / "vit")
+    vit = ViTPForImageClassification.from_pretrained(root / "classifier").backbone
+    check_vit(ViTPVisionModel.from_pretrained(export_backbone(vit, tmp_path / "vit")), weights)
+    check_vit(ViTPAdapter.from_backbone(vit, **ADAPTER), weights)
+
+
+@pytest.mark.parametrize("kind", ["adapter", "pyramid", "segmentation", "change", "detector", "classifier"])
+def test_a_model_on_a_vit_is_not_exported_as_one(folders, tmp_path, kind):
+    root, _ = folders
+    model_class = KINDS[kind][0][-1]
+    with pytest.raises(ValueError, match=f"a {model_class.__name__} is neither a vision-language model nor a ViT"):
+        export_backbone(model_class.from_pretrained(root / kind), tmp_path / "vit")
+    assert not (tmp_path / "vit").exists()
+
+
+def test_a_backbone_of_some_layers_is_a_start_as_its_vit_is(folders):
+    root, weights = folders
+    for start in (root / "backbone", ViTPBackbone.from_pretrained(root / "backbone")):
+        adapter = ViTPAdapter.from_backbone(start, **ADAPTER)
+        check_vit(adapter, weights)
+        assert adapter.out_features == ["stride4", "stride8", "stride16", "stride32"]
+
+
+def export_to(folder):
+    return lambda start: export_backbone(start, folder)
