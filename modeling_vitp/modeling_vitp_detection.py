@@ -90,7 +90,6 @@ class ViTPForObjectDetection(OnMultiScaleBackbone, DetectionLosses, PreTrainedMo
     config_class = ViTPObjectDetectionConfig
     main_input_name = "pixel_values"
     input_modalities = ("image",)
-    accepts_loss_kwargs = False
     box_coder_class = BoxCoder
     rpn_coder = BoxCoder()
 

@@ -23,6 +23,7 @@ class OnMultiScaleBackbone(CheckpointsOfOurs):
     """For a `PreTrainedModel` with a `backbone`, [`ViTPAdapter`] or [`ViTPFeaturePyramid`]."""
 
     supports_gradient_checkpointing = True
+    accepts_loss_kwargs = False  # the loss is a mean over the batch
     _keys_to_ignore_on_load_missing = [r"backbone\.embeddings\.cls_token$"]  # not used by the adapter
 
     @staticmethod

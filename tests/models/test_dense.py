@@ -14,6 +14,9 @@ from transformers import (
     AutoModelForSemanticSegmentation,
     InternVLVisionConfig,
     InternVLVisionModel,
+    Trainer,
+    TrainerCallback,
+    TrainingArguments,
     UperNetConfig,
     UperNetForSemanticSegmentation,
 )
@@ -172,6 +175,48 @@ def test_what_is_no_backbone_is_refused(vision, tmp_path):
         ViTPForSemanticSegmentation.from_backbone(tmp_path)
     with pytest.raises(ValueError, match="backbone_config is a 'resnet' and none of vitp_adapter"):
         ViTPSegmentationConfig(backbone_config={"model_type": "resnet"})
+
+
+class Gradients(TrainerCallback):
+    """Keeps those of the first step."""
+
+    def on_pre_optimizer_step(self, args, state, control, model, **kwargs):
+        self.found = {name: weight.grad.clone() for name, weight in model.named_parameters() if weight.grad is not None}
+
+
+@pytest.mark.parametrize("model_class", [ViTPForSemanticSegmentation, ViTPForChangeDetection])
+def test_transformers_own_trainer_accumulates_the_gradients_of_the_whole_batch(vision, tmp_path, model_class):
+    inputs = ["pixel_values"]
+    if model_class is ViTPForChangeDetection:
+        inputs = ["pixel_values_before", "pixel_values_after"]
+    images, labels = torch.randn(4, 3, 32, 32), torch.randint(0, 3, (4, 32, 32))
+    rows = [{**dict.fromkeys(inputs, image), "labels": label} for image, label in zip(images, labels)]
+
+    def gradients(batch_size: int, steps: int) -> dict[str, torch.Tensor]:
+        torch.manual_seed(0)
+        model = model_class.from_backbone(vision, "pyramid", backbone_kwargs={"pyramid_channels": 8}, **HEAD)
+        for module in model.modules():
+            if hasattr(module, "batch_norm"):  # whose statistics are those of a step
+                module.batch_norm = torch.nn.Identity()
+        arguments = TrainingArguments(
+            str(tmp_path),
+            per_device_train_batch_size=batch_size,
+            gradient_accumulation_steps=steps,
+            max_steps=1,
+            max_grad_norm=0,
+            save_strategy="no",
+            report_to=[],
+            use_cpu=True,
+        )
+        kept = Gradients()
+        Trainer(model, arguments, train_dataset=rows, callbacks=[kept]).train()
+        return kept.found
+
+    whole, accumulated = gradients(4, 1), gradients(1, 4)
+    assert whole.keys() == accumulated.keys() and len(whole) > 50
+    assert max(gradient.abs().max() for gradient in whole.values()) > 1e-3
+    for name, gradient in whole.items():
+        torch.testing.assert_close(accumulated[name], gradient, atol=1e-6, rtol=1e-3)
 
 
 @pytest.mark.parametrize("is_pair", [False, True])
