@@ -106,35 +106,50 @@ class ViTPSegmentationImageProcessor(InputSpecImageProcessor, SegformerImageProc
         return BatchFeature(data, tensor_type=return_tensors)
 
     def post_process_semantic_segmentation(
-        self, outputs, target_sizes: list[tuple[int, int]] | None = None, return_segmentation_scores: bool = False
+        self,
+        outputs,
+        target_sizes: list[tuple[int, int]] | None = None,
+        return_segmentation_scores: bool = False,
+        do_resize: bool | None = None,
     ) -> list:
         r"""
         Args:
             outputs ([`~transformers.modeling_outputs.SemanticSegmenterOutput`]):
                 What the model gave.
             target_sizes (`list[tuple[int, int]]`, *optional*):
-                Height and width of the images as they were given: the padding is cropped off, or with `do_resize` the
-                logits are interpolated.
+                Height and width of the images as they were given, of the whole batch: the padding is cropped off, or
+                with `do_resize` the logits are interpolated.
             return_segmentation_scores (`bool`, defaults to `False`):
                 Whether to give the logits too, as the parent does.
+            do_resize (`bool`, *optional*):
+                Whether the images were resized. As the processor is set if not given: to be given where the call that
+                made the images said otherwise.
 
         Returns:
             A map of class indices for each image, int64 of shape `(height, width)`.
 
         Raises:
-            ValueError: if a target size is larger than the logits, or there are not as many as images.
+            ValueError: if a target size is larger than the logits, there are not as many as images, or the largest is
+                not the logits' size while nothing says whether images were resized.
         """
-        if self.do_resize or target_sizes is None:
+        if (self.do_resize if do_resize is None else do_resize) or target_sizes is None:
             return super().post_process_semantic_segmentation(outputs, target_sizes, return_segmentation_scores)
         logits = outputs.logits
         if len(logits) != len(target_sizes):
             raise ValueError(f"there are {len(target_sizes)} target_sizes for {len(logits)} images.")
+        largest = tuple(max(int(size[axis]) for size in target_sizes) for axis in (0, 1))
         results = []
         for image_logits, (height, width) in zip(logits, target_sizes):
             if height > logits.shape[-2] or width > logits.shape[-1]:
                 raise ValueError(
                     f"target size {height} x {width} is larger than the logits, {logits.shape[-2]} x "
                     f"{logits.shape[-1]}: give the size of the image that the processor was given."
+                )
+            if do_resize is None and largest != logits.shape[-2:]:
+                raise ValueError(
+                    f"the logits are {logits.shape[-2]} x {logits.shape[-1]}, and the largest of target_sizes "
+                    f"{largest[0]} x {largest[1]}: give do_resize=True if the images were resized, False if they were "
+                    "padded further."
                 )
             cropped = SemanticSegmenterOutput(logits=image_logits[None, :, :height, :width])
             results += super().post_process_semantic_segmentation(cropped, None, return_segmentation_scores)

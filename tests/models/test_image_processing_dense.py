@@ -7,7 +7,7 @@ from pictures import picture
 from PIL import Image
 from tiny_models import VISION
 from torch.nn import functional as F
-from transformers import AutoImageProcessor, pipeline
+from transformers import AutoImageProcessor, SegformerImageProcessor, pipeline
 from transformers.modeling_outputs import SemanticSegmenterOutput
 
 from modeling_vitp import (
@@ -144,6 +144,25 @@ def test_predictions_have_the_size_of_the_images():
         processor.post_process_semantic_segmentation(outputs, [(13, 10), (5, 5)])
     with pytest.raises(ValueError, match="1 target_sizes for 2 images"):
         processor.post_process_semantic_segmentation(outputs, [(12, 10)])
+
+
+def test_what_a_call_has_resized_is_not_cropped():
+    """Against transformers' own, which always interpolates."""
+    torch.manual_seed(0)
+    processor = ViTPSegmentationImageProcessor()
+    size = {"height": 80, "width": 80}
+    pixel_values = processor(picture(40, 40), do_resize=True, size=size, return_tensors="pt")["pixel_values"]
+    outputs = SemanticSegmenterOutput(logits=torch.randn(1, 3, *pixel_values.shape[-2:]))
+    with pytest.raises(ValueError, match="the logits are 80 x 80, and the largest of target_sizes 40 x 40: give do_re"):
+        processor.post_process_semantic_segmentation(outputs, [(40, 40)])
+    (found,) = processor.post_process_semantic_segmentation(outputs, [(40, 40)], do_resize=True)
+    (expected,) = SegformerImageProcessor().post_process_semantic_segmentation(outputs, [(40, 40)])
+    assert torch.equal(found, expected)
+    (cropped,) = processor.post_process_semantic_segmentation(outputs, [(40, 40)], do_resize=False)
+    assert torch.equal(cropped, outputs.logits[0, :, :40, :40].argmax(0))
+    of_another = ViTPSegmentationImageProcessor(do_resize=True)
+    (cropped,) = of_another.post_process_semantic_segmentation(outputs, [(40, 50)], do_resize=False)
+    assert torch.equal(cropped, outputs.logits[0, :, :40, :50].argmax(0))
 
 
 @pytest.fixture
