@@ -56,4 +56,5 @@ def settings_of_head(
     if id2label is None:
         return settings
     names = dict(enumerate(id2label)) if isinstance(id2label, (list, tuple)) else id2label
+    names = {int(index): label for index, label in names.items()}  # strings in JSON
     return settings | {"id2label": names, "label2id": {label: index for index, label in names.items()}}

@@ -1,3 +1,4 @@
+import json
 import os
 import subprocess
 import sys
@@ -38,6 +39,12 @@ def head_of(model: ViTPForImageClassification, features: torch.Tensor) -> torch.
     centred = features - features.mean(-1, keepdim=True)
     normed = centred / (centred.square().mean(-1, keepdim=True) + 1e-6).sqrt()
     return normed @ model.classifier.weight.T + model.classifier.bias
+
+
+def test_names_as_json_gives_them_are_indices_of_classes(vision):
+    names = json.loads(json.dumps(NAMES))
+    config = ViTPForImageClassification.from_backbone(vision, id2label=names).config
+    assert config.id2label == NAMES and config.label2id == {"field": 0, "forest": 1, "water": 2}
 
 
 @torch.no_grad()
