@@ -1,7 +1,9 @@
 """Configurations of the ViTP vision model and of the vision-language model it is trained in."""
 
+import copy
+
 from huggingface_hub.dataclasses import strict
-from transformers import AutoConfig, InternVLConfig, InternVLVisionConfig
+from transformers import AutoConfig, InternVLConfig, InternVLVisionConfig, PreTrainedConfig
 from transformers.configuration_utils import SubConfigSpec
 
 from .bands import check_band_names
@@ -97,6 +99,7 @@ class ViTPConfig(ConfigNamesItsFiles, InternVLConfig):
     tie_word_embeddings: bool | None = None
 
     def __post_init__(self, **kwargs):
+        self.vision_config, self.text_config = own_vision_config(self.vision_config), copy.deepcopy(self.text_config)
         super().__post_init__(**kwargs)
         if self.tie_word_embeddings is None:
             self.tie_word_embeddings = self.text_config.tie_word_embeddings
@@ -119,6 +122,15 @@ class ViTPConfig(ConfigNamesItsFiles, InternVLConfig):
         check_drop_ratio(self.vrl_drop_ratio)
         check_apply_prob(self.vrl_apply_prob)
         check_warmup_steps(self.vrl_warmup_steps)
+
+
+def own_vision_config(config: dict | InternVLVisionConfig | None) -> dict | InternVLVisionConfig | None:
+    """A copy for a model to keep and to set, of transformers' InternVLVisionConfig as a [`ViTPVisionConfig`]."""
+    if isinstance(config, PreTrainedConfig) and config.model_type == InternVLVisionConfig.model_type:
+        fields = config.to_dict() | {"model_type": ViTPVisionConfig.model_type}
+        fields.pop("auto_map", None)
+        return ViTPVisionConfig.from_dict(fields, attn_implementation=config._attn_implementation)
+    return copy.deepcopy(config)
 
 
 def patch_grid(config: InternVLVisionConfig, size: tuple[int, int] | None = None) -> tuple[int, int]:

@@ -3,7 +3,7 @@
 from huggingface_hub.dataclasses import strict
 from transformers import PreTrainedConfig
 
-from .configuration_vitp import ViTPVisionConfig
+from .configuration_vitp import ViTPVisionConfig, own_vision_config
 from .opening import ConfigNamesItsFiles
 
 POOLINGS = ("mean", "cls")
@@ -36,6 +36,7 @@ class ViTPImageClassificationConfig(ConfigNamesItsFiles, PreTrainedConfig):
         # transformers takes what is called so for the backbone of a neck, and looks for a model type that it knows.
         if not isinstance(self.backbone_config, PreTrainedConfig):
             self.backbone_config = ViTPVisionConfig.from_dict(self.backbone_config or {})
+        self.backbone_config = own_vision_config(self.backbone_config)
         super().__post_init__(**kwargs)
 
     def validate_pooling(self):

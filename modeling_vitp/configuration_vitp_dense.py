@@ -194,13 +194,14 @@ def multi_scale_config(config: dict | PreTrainedConfig | None) -> PreTrainedConf
     Raises:
         ValueError: if it is of a backbone that does not give maps at four strides.
     """
-    if not isinstance(config, dict):
-        return config
+    if config is None:
+        return None
     # transformers looks for its model type among those that are registered, which saved code is not.
-    model_type = config.get("model_type", ViTPAdapterConfig.model_type)
+    is_object = isinstance(config, PreTrainedConfig)
+    model_type = config.model_type if is_object else config.get("model_type", ViTPAdapterConfig.model_type)
     if model_type not in MULTI_SCALE_CONFIGS:
         raise ValueError(f"backbone_config is a {model_type!r} and none of {', '.join(MULTI_SCALE_CONFIGS)}.")
-    return MULTI_SCALE_CONFIGS[model_type].from_dict(config)
+    return config if is_object else MULTI_SCALE_CONFIGS[model_type].from_dict(config)
 
 
 @strict

@@ -7,15 +7,20 @@ import torch
 from datasets import load_dataset
 from internvl_oracle import build_native
 from safetensors.torch import load_file
-from transformers import InternVLForConditionalGeneration
+from tiny_models import VISION
+from transformers import InternVLForConditionalGeneration, InternVLVisionConfig
 
 from modeling_vitp import (
     ViTPAdapter,
     ViTPBackbone,
+    ViTPConfig,
     ViTPForConditionalGeneration,
+    ViTPForImageClassification,
+    ViTPImageClassificationConfig,
     ViTPModel,
     ViTPTrainer,
     ViTPTrainingConfig,
+    ViTPVisionConfig,
     ViTPVisionModel,
     convert_checkpoint,
     export_backbone,
@@ -97,3 +102,31 @@ def test_a_vit_is_not_taken_for_a_whole_model(tmp_path, model):
     export_backbone(model.model.vision_tower, tmp_path / "backbone")
     with pytest.raises(ValueError, match="without the language model"):
         ViTPForConditionalGeneration.from_pretrained(tmp_path / "backbone")
+
+
+@torch.no_grad()
+def test_configurations_of_transformers_own_model_make_ours_and_stay_as_they_are(model, processor):
+    native = build_native(model).eval()
+    native.set_attn_implementation("eager")
+    inputs = processor(text="How many trees are there?", return_tensors="pt")
+    logits = native(**inputs).logits
+    config = native.config
+    made = ViTPConfig(
+        vision_config=config.vision_config,
+        text_config=config.text_config,
+        image_token_id=config.image_token_id,
+        projector_hidden_act=config.projector_hidden_act,
+    )
+    assert type(made.vision_config) is ViTPVisionConfig and made.vision_config.model_type == "vitp_vision"
+    ours = ViTPForConditionalGeneration(made).eval()
+    ours.load_state_dict(native.state_dict())
+    torch.testing.assert_close(ours(**inputs).logits, logits)
+    assert config.text_config._attn_implementation == config.vision_config._attn_implementation == "eager"
+    assert torch.equal(native(**inputs).logits, logits) and config.vision_config.model_type == "internvl_vision"
+
+
+def test_the_configuration_of_transformers_own_vit_makes_a_classifier():
+    config = InternVLVisionConfig(**VISION)
+    classifier = ViTPForImageClassification(ViTPImageClassificationConfig(backbone_config=config, num_labels=2))
+    assert type(classifier.config.backbone_config) is ViTPVisionConfig and config.model_type == "internvl_vision"
+    assert classifier.backbone(torch.zeros(1, 3, 56, 56)).pooler_output.shape == (1, 32)
