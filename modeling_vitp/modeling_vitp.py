@@ -150,6 +150,7 @@ class ViTPVisionModel(ViTPVisionPreTrainedModel, InternVLVisionModel):
             `last_hidden_state` of shape `(num_tiles, 1 + num_patches, hidden_size)`, the CLS token first, and
             `pooler_output` of shape `(num_tiles, hidden_size)`, the mean of the patch tokens.
         """
+        kwargs["return_dict"] = True
         outputs = super().forward(pixel_values, bool_masked_pos=bool_masked_pos, **kwargs)
         return InternVLVisionModelOutputWithPooling(
             last_hidden_state=outputs.last_hidden_state,

@@ -53,7 +53,7 @@ class ViTPBackbone(BackboneMixin, ViTPVisionModel):
         """
         pixel_values = pad_to_multiple(pixel_values, *self.config.patch_size)
         grid = [size // patch for size, patch in zip(pixel_values.shape[-2:], self.config.patch_size)]
-        outputs = ViTPVisionModel.forward(self, pixel_values, **kwargs)
+        outputs = ViTPVisionModel.forward(self, pixel_values, **kwargs | {"return_dict": True})
         states = [*outputs.hidden_states[:-1], outputs.last_hidden_state]
         feature_maps = tuple(
             state[:, 1:].transpose(1, 2).unflatten(2, grid)
@@ -158,7 +158,8 @@ class ViTPMultiScaleBackbone(BackboneMixin, ViTPVisionPreTrainedModel):
         for name in ("stage_names", "out_features", "out_indices"):  # the layers that a ViTPBackbone gives
             fields.pop(name, None)
         fields |= settings
-        model = cls(cls.config_class.from_dict(fields))
+        attention = resized.config._attn_implementation  # which the fields do not say
+        model = cls(cls.config_class.from_dict(fields, attn_implementation=attention))
         model.load_state_dict(resized.state_dict(), strict=False)
         return model
 

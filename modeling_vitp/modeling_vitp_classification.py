@@ -90,7 +90,9 @@ class ViTPForImageClassification(CheckpointsOfOurs, PreTrainedModel):
             vit = spread_bands(copy.deepcopy(vit), band_names)
         fields = vit.config.to_dict() | {"model_type": ViTPVisionConfig.model_type, "dtype": "float32"} | settings
         kwargs = settings_of_head(cls.config_class, kwargs, id2label)
-        model = cls(cls.config_class(backbone_config=ViTPVisionConfig.from_dict(fields), **kwargs))
+        attention = {"backbone_config": vit.config._attn_implementation}  # which the fields do not say
+        config = ViTPVisionConfig.from_dict(fields)
+        model = cls(cls.config_class(backbone_config=config, attn_implementation=attention, **kwargs))
         model.backbone.load_state_dict(vit.state_dict())
         return model
 
@@ -112,7 +114,7 @@ class ViTPForImageClassification(CheckpointsOfOurs, PreTrainedModel):
         """
         asked = {name: kwargs.get(name) for name in ("output_hidden_states", "output_attentions")}
         asked = {name: getattr(self.config, name) if value is None else value for name, value in asked.items()}
-        outputs = self.backbone(pixel_values.to(self.dtype), **asked)
+        outputs = self.backbone(pixel_values.to(self.dtype), return_dict=True, **asked)
         pooled = outputs.pooler_output if self.config.pooling == "mean" else outputs.last_hidden_state[:, 0]
         logits = self.classifier(self.layernorm(pooled))
         loss = None if labels is None else self.loss_of(logits, labels)

@@ -67,14 +67,15 @@ class OnMultiScaleBackbone(CheckpointsOfOurs):
         """
         pretrained = open_neck(backbone, neck, image_size, backbone_kwargs)
         kwargs = settings_of_head(cls.config_class, kwargs, id2label)
-        model = cls(cls.config_class(backbone_config=pretrained.config, **kwargs))
+        attention = {"backbone_config": pretrained.config._attn_implementation}
+        model = cls(cls.config_class(backbone_config=pretrained.config, attn_implementation=attention, **kwargs))
         model.backbone = pretrained
         return model
 
     def run_backbone(self, pixel_values: torch.Tensor, **kwargs) -> BackboneOutput:
         asked = {name: kwargs.get(name) for name in ("output_hidden_states", "output_attentions")}
         asked = {name: getattr(self.config, name) if value is None else value for name, value in asked.items()}
-        return self.backbone(pixel_values, **asked)
+        return self.backbone(pixel_values, return_dict=True, **asked)
 
 
 def open_neck(

@@ -34,7 +34,9 @@ def resize_backbone(
     if POSITIONS in state:
         state[POSITIONS] = resample_positions(state[POSITIONS], image_size // patch_size)
     with torch.device("meta"):
-        resized = type(model)(type(model.config).from_dict(fields))
+        # The fields do not say which attention the model was asked for.
+        attention = model.config._attn_implementation
+        resized = type(model)(type(model.config).from_dict(fields, attn_implementation=attention))
     resized.load_state_dict({key: value.clone() for key, value in state.items()}, assign=True)
     return resized.train(model.training)
 

@@ -14,12 +14,14 @@ from transformers import (
     AutoModelForSemanticSegmentation,
     InternVLVisionConfig,
     InternVLVisionModel,
+    ResNetConfig,
     Trainer,
     TrainerCallback,
     TrainingArguments,
     UperNetConfig,
     UperNetForSemanticSegmentation,
 )
+from transformers.models.internvl.modeling_internvl import InternVLVisionAttention
 
 from modeling_vitp import (
     ViTPAdapter,
@@ -29,6 +31,7 @@ from modeling_vitp import (
     ViTPFeaturePyramid,
     ViTPFeaturePyramidConfig,
     ViTPForChangeDetection,
+    ViTPForImageClassification,
     ViTPForSemanticSegmentation,
     ViTPSegmentationConfig,
     ViTPSegmentationImageProcessor,
@@ -173,8 +176,9 @@ def test_what_is_no_backbone_is_refused(vision, tmp_path):
         ViTPForSemanticSegmentation.from_backbone(tmp_path, "fpn")
     with pytest.raises(ValueError, match="holds a 'vitp_feature_pyramid', but an exported backbone is expected"):
         ViTPForSemanticSegmentation.from_backbone(tmp_path)
-    with pytest.raises(ValueError, match="backbone_config is a 'resnet' and none of vitp_adapter"):
-        ViTPSegmentationConfig(backbone_config={"model_type": "resnet"})
+    for config in ({"model_type": "resnet"}, ResNetConfig()):
+        with pytest.raises(ValueError, match="backbone_config is a 'resnet' and none of vitp_adapter"):
+            ViTPSegmentationConfig(backbone_config=config)
 
 
 class Gradients(TrainerCallback):
@@ -376,3 +380,61 @@ def test_models_are_saved_and_opened_again(tmp_path):
     assert again.config.id2label == {0: "ground", 1: "tree"}
     images = torch.randn(1, 3, 64, 64)
     assert torch.equal(model(images).logits, again(images).logits)
+
+
+EAGER = {"attn_implementation": "eager"}
+MADE_OF_A_BACKBONE = {
+    "adapter": lambda vit: ViTPAdapter.from_backbone(vit, deformable_heads=4, spatial_prior_channels=8),
+    "pyramid": lambda vit: ViTPFeaturePyramid.from_backbone(vit, pyramid_channels=8),
+    "resized": lambda vit: resize_backbone(vit, patch_size=8, image_size=32),
+    "segmentation": lambda vit: ViTPForSemanticSegmentation.from_backbone(
+        vit, "pyramid", image_size=96, backbone_kwargs={"pyramid_channels": 8}, **HEAD
+    ),
+    "classifier": lambda vit: ViTPForImageClassification.from_backbone(vit, num_labels=2),
+}
+
+
+@pytest.mark.parametrize("kind", MADE_OF_A_BACKBONE)
+def test_what_is_made_of_a_backbone_keeps_the_attention_that_was_asked_for(vision, tmp_path, kind):
+    """`"eager"` is the one that gives its probabilities."""
+    vision.save_pretrained(tmp_path)
+    make = MADE_OF_A_BACKBONE[kind]
+    assert "sdpa" in {module.config._attn_implementation for module in attentions(make(vision))}
+    model = make(ViTPVisionModel.from_pretrained(tmp_path, **EAGER)).eval()
+    found = model(torch.randn(1, 3, 64, 64), output_attentions=True).attentions
+    assert len(found) == 3 and all(torch.allclose(given.sum(-1), torch.ones(())) for given in found)
+
+
+def test_the_attention_asked_for_with_a_folder_is_the_backbones(vision, tmp_path):
+    vision.save_pretrained(tmp_path)
+    adapter = {"deformable_heads": 4, "spatial_prior_channels": 8}
+    for model in (
+        ViTPAdapter.from_backbone(tmp_path, **adapter, **EAGER),
+        ViTPForSemanticSegmentation.from_backbone(tmp_path, backbone_kwargs=adapter | EAGER, **HEAD),
+        ViTPForImageClassification.from_backbone(tmp_path, backbone_kwargs=EAGER, num_labels=2),
+    ):
+        assert {module.config._attn_implementation for module in attentions(model)} == {"eager"}
+
+
+def attentions(model):
+    return [module for module in model.modules() if isinstance(module, InternVLVisionAttention)]
+
+
+@torch.no_grad()
+def test_return_dict_of_the_configuration_gives_tuples_as_in_transformers(vision, tmp_path):
+    export_backbone(vision, tmp_path)
+    images = torch.randn(2, 3, 56, 56)
+    native = InternVLVisionModel.from_pretrained(tmp_path, return_dict=False).eval()
+    ours = ViTPVisionModel.from_pretrained(tmp_path, return_dict=False).eval()
+    (expected,), found = native(images), ours(images)
+    assert isinstance(found, tuple) and torch.equal(found[0], expected)
+    assert torch.equal(found[1], expected[:, 1:].mean(1))
+    assert [len(states) for states in ours(images, output_hidden_states=True)[2:]] == [4]
+    assert torch.equal(ours(images, return_dict=True).last_hidden_state, expected)
+    ((maps,),) = ViTPBackbone.from_pretrained(tmp_path, return_dict=False).eval()(images)
+    assert torch.equal(maps.flatten(2), expected[:, 1:].transpose(1, 2))
+    classifier = ViTPForImageClassification.from_backbone(ours, num_labels=2).eval()
+    assert torch.equal(classifier.backbone(images)[0], expected) and classifier(images).logits.shape == (2, 2)
+    pyramid = {"pyramid_channels": 8, "return_dict": False}
+    segmentation = ViTPForSemanticSegmentation.from_backbone(ours, "pyramid", backbone_kwargs=pyramid, **HEAD).eval()
+    assert segmentation(images).logits.shape == (2, 3, 56, 56)
