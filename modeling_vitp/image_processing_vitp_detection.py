@@ -61,7 +61,8 @@ class ViTPDetectionImageProcessor(InputSpecImageProcessor, DetrImageProcessor):
             for.
 
         Raises:
-            ValueError: if an annotation is not as above, or some objects have corners and others none.
+            ValueError: if an annotation is not as above, with masks also an empty `segmentation`, or some objects have
+                corners and others none.
         """
         return super().preprocess(images, annotations, return_segmentation_masks, masks_path, **kwargs)
 
@@ -76,8 +77,9 @@ class ViTPDetectionImageProcessor(InputSpecImageProcessor, DetrImageProcessor):
         if AnnotationFormat(format or self.format) != AnnotationFormat.COCO_DETECTION:
             return super().prepare_annotation(image, target, format, return_segmentation_masks, **kwargs)
         height, width = image.shape[-2:]
-        objects = [with_box(one) for one in target["annotations"] if not one.get("iscrowd")]
-        objects = [one for one in objects if meets(one["bbox"], height, width)]
+        numbered = {index: with_box(one) for index, one in enumerate(target["annotations"]) if not one.get("iscrowd")}
+        numbered = {index: one for index, one in numbered.items() if meets(one["bbox"], height, width)}
+        objects = [*numbered.values()]
         prepared = super().prepare_annotation(image, {**target, "annotations": objects}, format, False, **kwargs)
         if len({"corners" in one for one in objects}) > 1:
             raise ValueError(f"some objects of image {target['image_id']} have corners and others have none.")
@@ -85,7 +87,12 @@ class ViTPDetectionImageProcessor(InputSpecImageProcessor, DetrImageProcessor):
             corners = np.array([one["corners"] for one in objects], np.float32).reshape(-1, 4, 2)
             prepared["corners"] = torch.from_numpy(corners).to(image.device)
         if return_segmentation_masks:
-            masks = [read_outline(one.get("segmentation"), height, width) for one in objects]
+            masks = []
+            for index, one in numbered.items():
+                try:
+                    masks.append(read_outline(one.get("segmentation"), height, width))
+                except (ValueError, TypeError, RuntimeError) as error:  # what faster-coco-eval raises has no one class
+                    raise ValueError(f"object {index} of image {target['image_id']}: {error}") from error
             prepared["masks"] = torch.from_numpy(np.array(masks, np.uint8).reshape(-1, height, width)).to(image.device)
         return prepared
 
@@ -222,8 +229,8 @@ def with_box(annotation: dict) -> dict:
 
 
 def meets(box: list[float], height: int, width: int) -> bool:
-    """Whether a box, x, y, width and height, has an area within the image."""
-    x, y, box_width, box_height = box
+    """Whether a box, x, y, width and height, has an area within the image, in float32 as the parent computes."""
+    x, y, box_width, box_height = np.asarray(box, np.float32)
     return min(x + box_width, width) > max(x, 0) and min(y + box_height, height) > max(y, 0)
 
 
@@ -232,6 +239,7 @@ def read_outline(outline, height: int, width: int) -> np.ndarray:
     if outline is None:
         raise ValueError("an object has no `segmentation`, of which its mask is made.")
     if isinstance(outline, (dict, list)):
+        check_outline(outline, height, width)
         try:
             from faster_coco_eval.core import mask as coco
         except ImportError as error:
@@ -241,6 +249,17 @@ def read_outline(outline, height: int, width: int) -> np.ndarray:
     if mask.shape != (height, width):
         raise ValueError(f"a mask has shape {mask.shape}, its image {(height, width)}.")
     return (mask > 0).astype(np.uint8)
+
+
+def check_outline(outline: dict | list, height: int, width: int) -> None:
+    """Raises a `ValueError` if these are no run lengths of an image of this size, and no polygons."""
+    if isinstance(outline, dict):
+        if [*outline.get("size", ())] != [height, width]:
+            raise ValueError(f"run lengths have size {outline.get('size')}, their image {[height, width]}.")
+    elif not outline:
+        raise ValueError("its `segmentation` is empty, and a mask is made of it: leave the object out.")
+    elif not all(isinstance(one, (list, tuple, np.ndarray)) and len(one) >= 4 and len(one) % 2 == 0 for one in outline):
+        raise ValueError(f"a `segmentation` is a list of polygons, [[x, y, x, y, …], …], and not {str(outline)[:60]}.")
 
 
 def paste_mask(probabilities: torch.Tensor, box: torch.Tensor, size: list[int]) -> torch.Tensor:

@@ -21,6 +21,9 @@ SQUARE = [[4.0, 6.0], [24.0, 6.0], [24.0, 16.0], [4.0, 16.0]]
 SHIP = {"category_id": 1, "bbox": [4.0, 6.0, 20.0, 10.0]}
 
 
+OUTLINED = {**SHIP, "segmentation": [[4, 6, 24, 6, 24, 16, 4, 16]]}
+
+
 def annotated(*objects: dict) -> dict:
     return {"image_id": 7, "annotations": list(objects)}
 
@@ -88,6 +91,21 @@ def test_boxes_are_held_within_the_image_and_those_outside_are_left_out_with_the
     assert label["masks"].shape == (1, 30, 40) and label["masks"].all()
 
 
+def test_a_box_without_a_width_in_float32_is_left_out_with_its_mask():
+    """1500.3 and 1500.3 + 1e-5 are one number there, as in the boxes."""
+    image = np.zeros((30, 2000, 3), np.uint8)
+    masks = [np.full((30, 2000), value, np.uint8) for value in (0, 1)]
+    boxes = [[1500.3, 6.0, 1e-5, 10.0], [4.0, 6.0, 20.0, 10.0]]
+    given = annotated(
+        *({"category_id": index, "bbox": boxes[index], "segmentation": masks[index]} for index in range(2))
+    )
+    (label,) = ViTPDetectionImageProcessor()(image, given, return_segmentation_masks=True, return_tensors="pt")[
+        "labels"
+    ]
+    assert label["class_labels"].tolist() == [1] and label["boxes"].shape == (1, 4)
+    assert label["masks"].shape == (1, 30, 2000) and label["masks"].all()
+
+
 @pytest.mark.parametrize(
     "objects, message",
     [
@@ -95,6 +113,18 @@ def test_boxes_are_held_within_the_image_and_those_outside_are_left_out_with_the
         ([SHIP, {"category_id": 0, "corners": SQUARE}], "image 7 have corners and others have none"),
         ([SHIP], "an object has no `segmentation`"),
         ([{**SHIP, "segmentation": np.ones((3, 3))}], r"a mask has shape \(3, 3\), its image \(30, 40\)"),
+        ([{**SHIP, "segmentation": []}] * 2, "object 0 of image 7: its `segmentation` is empty"),
+        (
+            [SHIP | {"iscrowd": 1}, OUTLINED, {**SHIP, "segmentation": []}],
+            "object 2 of image 7: its `segmentation` is em",
+        ),
+        ([OUTLINED, {**SHIP, "segmentation": [4, 6, 24, 6, 24, 16]}], "object 1 of image 7: .* is a list of polygons"),
+        ([{**SHIP, "segmentation": [[4, 6, 24]]}], "object 0 of image 7: .* is a list of polygons"),
+        ([{**SHIP, "segmentation": [[4, 6, 24, "a"]]}], "object 0 of image 7: "),
+        (
+            [{**SHIP, "segmentation": {"size": [20, 25], "counts": [0, 500]}}],
+            r"object 0 of image 7: run lengths have size \[20, 25\], their image \[30, 40\]",
+        ),
     ],
 )
 def test_annotations_that_are_not_whole_are_refused(objects, message):
