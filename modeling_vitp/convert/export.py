@@ -14,6 +14,7 @@ from transformers import (
 )
 from transformers.dynamic_module_utils import custom_object_save
 
+from ..bands import named
 from ..configuration_vitp import ViTPVisionConfig
 from ..image_processing_vitp import ViTPImageProcessor
 from ..modeling_vitp import LANGUAGE_MODELS, VISION_MODELS, ViTPForConditionalGeneration
@@ -54,7 +55,7 @@ def export_backbone(
             transformers' InternVL too.
         output_dir: created if missing.
         image_processor: the one of training; that of the checkpoint if `model` is one. ImageNet mean and std at the
-            model's image size if there is none.
+            model's image size if there is none, which other bands than red, green and blue do not have.
         allow_nan: whether weights that are NaN or infinite are written; else they are a `ValueError`.
 
     Returns:
@@ -62,7 +63,7 @@ def export_backbone(
 
     Raises:
         ValueError: if a folder or Hub id holds another kind of model, such as a backbone or a detector, or `model` is
-            one.
+            one, or it takes other bands and there is no image processor for them.
     """
     name = str(model) if isinstance(model, (str, Path)) else "the backbone"
     if isinstance(model, (str, Path)):
@@ -71,6 +72,12 @@ def export_backbone(
             image_processor = ViTPProcessor.from_pretrained(model).image_processor
         model = ViTPForConditionalGeneration.from_pretrained(model)
     vision_model = trained_vision_model(model)
+    band_names = getattr(vision_model.config, "band_names", None)
+    if image_processor is None and band_names is not None:
+        raise ValueError(
+            f"{name} takes {named(band_names)}, and nothing says how their values become the model's: give "
+            "image_processor=ViTPImageProcessor(input_spec={'band_names': [...], 'window': [...]})."
+        )
     if not allow_nan:
         check_finite(vision_model.state_dict(), name)
 

@@ -1,3 +1,4 @@
+import copy
 import json
 import logging
 import os
@@ -24,6 +25,7 @@ from modeling_vitp import (
     ViTPVisionConfig,
     ViTPVisionModel,
     export_backbone,
+    spread_bands,
 )
 
 SPEC = {"bands": [2, 0, 1], "window": [100, 2000], "gamma": 0.5}
@@ -341,6 +343,17 @@ def test_without_an_image_processor_the_export_has_imagenet_statistics_at_the_mo
     assert settings["image_std"] == [0.229, 0.224, 0.225]
     assert settings["size"] == {"height": 56, "width": 56}
     assert settings["crop_to_patches"] is False
+
+
+def test_bands_are_not_exported_with_a_processor_of_red_green_and_blue(exported, tmp_path):
+    radar = spread_bands(copy.deepcopy(exported.model.model.vision_tower), ["VV", "VH", "ratio"])
+    with pytest.raises(ValueError, match="takes .*VV, VH.*ratio.*: give image_processor=ViTPImageProcessor"):
+        export_backbone(radar, tmp_path / "radar")
+    assert not (tmp_path / "radar").exists()
+    spec = {"band_names": ["VV", "VH", "ratio"], "window": [-25, 0]}
+    export_backbone(radar, tmp_path / "radar", ViTPImageProcessor(input_spec=spec))
+    image_processor = ViTPImageProcessor.from_pretrained(tmp_path / "radar")
+    assert image_processor.input_spec == spec and len(image_processor.image_mean) == 3
 
 
 def test_processor_that_tiles_in_training_does_not_in_the_export(exported, tmp_path):
