@@ -197,10 +197,11 @@ def check_settings(checkpoint: str | Path, settings: dict[str, dict[str, Any]]) 
 
     Args:
         checkpoint: a checkpoint; one without a record is only warned about.
-        settings: `fixed`, which may not differ, and `free`, which may, with a warning.
+        settings: `fixed`, which may not differ, and `free`, which may, with a warning; perhaps `model`, what trains of
+            it, which may not differ either, but which older checkpoints do not know.
 
     Raises:
-        ValueError: names each fixed setting that differs, with both values.
+        ValueError: names each setting that differs and may not, with both values.
     """
     recorded = read_checkpoint_record(checkpoint).get("settings")
     if recorded is None:
@@ -214,12 +215,16 @@ def check_settings(checkpoint: str | Path, settings: dict[str, dict[str, Any]]) 
             if recorded[kind].get(name) != value
         ]
         for kind in settings
+        if kind in recorded
     }
-    if differences["fixed"]:
+    wrong = differences["fixed"] + differences.get("model", [])
+    if wrong:
+        start = " from its weights: give the checkpoint as model_name_or_path, and another output_dir."
+        if recorded.get("model", {}).get("use_peft"):
+            start = ": give another output_dir."  # an adapter is no model to start from
         raise ValueError(
-            f"{checkpoint} belongs to a run with other settings: {'; '.join(differences['fixed'])}. Restore them to go "
-            "on; or start a new run from its weights: give the checkpoint as model_name_or_path, and another "
-            "output_dir."
+            f"{checkpoint} belongs to a run with other settings: {'; '.join(wrong)}. Restore them to go on; or "
+            f"start a new run{start}"
         )
     if differences["free"]:
         logger.warning(

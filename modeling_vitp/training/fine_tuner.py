@@ -15,15 +15,12 @@ from transformers.trainer_utils import EvalLoopOutput
 
 from ..modeling_vitp_backbone import ViTPMultiScaleBackbone
 from .batching import EpochBatchSampler
+from .compared import free_settings
 from .layer_decay import layer_decay_groups
 from .run import Run
 from .watching import choose, component_colors
 
 logger = logging.getLogger(__name__)
-FREE = (
-    "max_steps num_train_epochs learning_rate lr_scheduler_type warmup_steps optim weight_decay adam_beta1 adam_beta2 "
-    "adam_epsilon max_grad_norm bf16 fp16 per_device_train_batch_size gradient_accumulation_steps"
-).split()
 
 
 class FineTuner(Run):
@@ -45,13 +42,10 @@ class FineTuner(Run):
         self.model_accepts_loss_kwargs = False
 
     def run_settings(self) -> dict[str, dict[str, Any]]:
-        args, fixed = self.args, ("seed", "data_seed", *self.fixed, "dataloader_drop_last")
-        return {
-            "fixed": {name: getattr(args, name) for name in fixed} | self.data_settings(),
-            "free": {name: getattr(args, name) for name in (*FREE, *self.free)}
-            | args.layer_decay_settings()
-            | {"num_processes": args.world_size},
-        }
+        args, names = self.args, ("seed", "data_seed", *self.fixed, "dataloader_drop_last")
+        fixed = {name: getattr(args, name) for name in names} | self.data_settings()
+        free = free_settings(args) | {name: getattr(args, name) for name in self.free} | args.layer_decay_settings()
+        return {"fixed": fixed, "free": {name: value for name, value in free.items() if name not in fixed}}
 
     def data_settings(self) -> dict[str, Any]:
         """What else a run that goes on has to have as it was."""

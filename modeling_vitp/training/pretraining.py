@@ -4,6 +4,7 @@ import dataclasses
 import json
 import logging
 from collections.abc import Iterator, Mapping
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -24,14 +25,15 @@ from ..instructions.conversations import to_conversations
 from ..instructions.first_rows import check, replacement_rows
 from ..instructions.lengths import SampleLength
 from ..instructions.raw_tiles import normalize_tiles
-from ..instructions.rows import describe_rows, prepare_rows
-from ..instructions.settings import SampleTransform, SourceSettings, settings_of
+from ..instructions.rows import prepare_rows
+from ..instructions.settings import SampleTransform, SourceSettings
 from ..modeling_vitp import ViTPForConditionalGeneration, ViTPModel
 from ..processing_vitp import ViTPProcessor
 from .answers import draw_rows, rows_to_show
 from .arguments import VRLArguments
 from .batching import BY_LENGTH, GlobalBatchSampler, RankStream, WholeBatchSampler, WholeBatchStream
-from .checkpointing import TRAINING_DATA, check_tokenizer, going_on_from
+from .checkpointing import check_tokenizer, going_on_from, read_checkpoint_record
+from .compared import base_fingerprint, pretraining_settings
 from .compiling import CompiledLayers
 from .finite import NamedBatches
 from .head import apply_head_to_answers, gather_head_before_loss
@@ -356,37 +358,12 @@ class ViTPTrainer(Run, CompiledLayers, SFTTrainer):
     # Checkpoints
 
     def run_settings(self) -> dict[str, dict[str, Any]]:
-        args, image_processor = self.args, self.processing_class.image_processor
-        batch = {
-            "per_device_train_batch_size": args.per_device_train_batch_size,
-            "gradient_accumulation_steps": args.gradient_accumulation_steps,
-            "num_processes": args.world_size,
-        }
-        fixed = {
-            "seed": args.seed,
-            "data_seed": self.data_seed,
-            "global batch size": self.get_total_train_batch_size(args),
-            "train_sampling_strategy": args.train_sampling_strategy,
-            "dataloader_drop_last": args.dataloader_drop_last,
-            "vrl_drop_ratio": self.data_collator.vrl_drop_ratio,
-            "vrl_apply_prob": self.data_collator.vrl_apply_prob,
-            # `None` if it is not in use, as in checkpoints that are older than these settings.
-            "vrl_warmup_steps": self.data_collator.vrl_warmup_steps or None,
-            "answer_mask_ratio": self.data_collator.answer_mask_ratio or None,
-            "task_options": settings_of(self.data_collator.sample_transform),
-            "max_length": self.data_collator.max_length,
-            "max_patches": image_processor.max_patches,
-            "input_spec": image_processor.input_spec,
-            "drop_path_rate": self.accelerator.unwrap_model(self.model).config.vision_config.drop_path_rate,
-            TRAINING_DATA: describe_rows(self.train_dataset),
-        }
-        if isinstance(self.train_dataset, torch.utils.data.IterableDataset):
-            fixed |= batch | {"dataloader_num_workers": args.dataloader_num_workers}
-        names = (
-            "max_steps num_train_epochs learning_rate lr_scheduler_type warmup_steps optim weight_decay adam_beta1 "
-            "adam_beta2 adam_epsilon max_grad_norm bf16 fp16"
-        )
-        return {"fixed": fixed, "free": {name: getattr(args, name) for name in names.split()} | batch}
+        return pretraining_settings(self)
+
+    @cached_property
+    def weights_under_adapter(self) -> str:
+        """What an adapter lies on, in short, before anything is sharded."""
+        return base_fingerprint(self.model, self.is_world_process_zero())
 
     def _save_rng_state(self, output_dir: str) -> None:
         super()._save_rng_state(output_dir)
@@ -435,6 +412,9 @@ class ViTPTrainer(Run, CompiledLayers, SFTTrainer):
     def check_checkpoint(self, checkpoint: str) -> None:
         super().check_checkpoint(checkpoint)
         check_tokenizer(checkpoint, self.processing_class.tokenizer)
+        recorded = read_checkpoint_record(checkpoint).get("settings")
+        if is_peft_model(self.model) and recorded is not None and "model" not in recorded:
+            logger.warning("%s has no record of its adapter: whether it is one of this model is not known.", checkpoint)
         adapter_file = Path(checkpoint) / "adapter_model.safetensors"
         if is_peft_model(self.model) and adapter_file.is_file():
             from peft import get_peft_model_state_dict

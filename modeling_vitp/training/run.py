@@ -76,7 +76,9 @@ class Run:
     _recorded: tuple | None = None
 
     def run_settings(self) -> dict[str, dict[str, Any]]:
-        """What has to be as it was for a run to go on (`fixed`), and what changes its course only (`free`)."""
+        """What has to be as it was for a run to go on (`fixed`), and what changes its course only (`free`); see
+        [`~modeling_vitp.training.checkpointing.check_settings`].
+        """
         raise NotImplementedError
 
     def watched_samples(self, number: int) -> list:

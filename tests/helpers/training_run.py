@@ -71,7 +71,7 @@ def make_trainer(
     num_rows: int = 10,
     num_shards: int = 2,
     drop_path_rate: float = 0.1,
-    lora: bool = False,
+    lora: bool | dict = False,
     train_rows=None,
     **options,
 ):
@@ -83,7 +83,8 @@ def make_trainer(
     if train_rows is None:
         train_rows = rows.to_iterable_dataset(num_shards).shuffle(seed=3, buffer_size=3) if stream else rows
     args = ViTPTrainingConfig(str(folder), **{**OPTIONS, **options})
-    adapter = LoraConfig(r=2, target_modules=["q_proj", "v_proj"], lora_dropout=0.1) if lora else None
+    settings = {"r": 2, "target_modules": ["q_proj", "v_proj"], "lora_dropout": 0.1}
+    adapter = LoraConfig(**settings | (lora if isinstance(lora, dict) else {})) if lora else None
     datasets = {"train_dataset": train_rows, "eval_dataset": rows.select(range(3))}
     return ViTPTrainer(model, args, **datasets, processing_class=processor, peft_config=adapter)
 

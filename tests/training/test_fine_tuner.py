@@ -14,6 +14,7 @@ from modeling_vitp.dense.data import DenseData
 from modeling_vitp.dense.trainer import DenseTrainer, DenseTrainingArguments
 from modeling_vitp.detection.arguments import DetectionArguments
 from modeling_vitp.training import fine_tuning
+from modeling_vitp.training.checkpointing import check_settings, publish_checkpoint
 
 
 def make_trainer(folder, neck, kwargs):
@@ -96,3 +97,19 @@ def test_splits_of_all_fine_tunings_are_read_alike(arguments):
         arguments(data={"a": 1}, eval_split="val", test_split="val")
     with pytest.raises(ValueError, match="data"):
         arguments()
+
+
+def test_another_schedule_is_told_where_a_run_goes_on_and_one_that_is_not_in_use_is_none(tmp_path, caplog):
+    trainer = make_trainer(tmp_path, "pyramid", {"pyramid_channels": 16})
+    trainer.train_dataset = []
+    settings = trainer.run_settings()
+    names = {"lr_scheduler_kwargs", "optim_args", "label_smoothing_factor", "neftune_noise_alpha"}
+    assert {name for name in names if settings["free"][name] is None} == names
+    older = settings | {"free": {name: value for name, value in settings["free"].items() if name not in names}}
+    (tmp_path / "_saving" / "checkpoint-1").mkdir(parents=True)
+    publish_checkpoint(tmp_path / "_saving" / "checkpoint-1", tmp_path / "checkpoint-1", older)
+    check_settings(tmp_path / "checkpoint-1", settings)
+    assert not caplog.records
+    trainer.args.lr_scheduler_kwargs, trainer.args.neftune_noise_alpha = {"min_lr": 0.5}, 5.0
+    check_settings(tmp_path / "checkpoint-1", trainer.run_settings())
+    assert "lr_scheduler_kwargs was None and is {'min_lr': 0.5}; neftune_noise_alpha was None and is 5.0" in caplog.text
