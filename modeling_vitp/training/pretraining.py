@@ -370,6 +370,8 @@ class ViTPTrainer(Run, CompiledLayers, SFTTrainer):
         progress = {
             "epoch_start": self._epoch_start,
             "loss": self._tr_loss.item(),
+            "mean_loss": self.accelerator.gather(self._tr_loss).mean().item(),  # over processes, as it is logged
+            "num_processes": self.args.world_size,
             "last_logged": self._globalstep_last_logged,
             "metrics": self._metrics["train"],
             "num_train_tokens": self._total_train_tokens,
@@ -383,7 +385,8 @@ class ViTPTrainer(Run, CompiledLayers, SFTTrainer):
             return
         with going_on_from(checkpoint):
             progress = read_json(self._progress_file(checkpoint))
-            self._tr_loss.fill_(progress["loss"])
+            is_own = progress.get("num_processes", self.args.world_size) == self.args.world_size
+            self._tr_loss.fill_(progress["loss" if is_own else "mean_loss"])
             self._globalstep_last_logged = progress["last_logged"]
             self._metrics["train"].update(progress["metrics"])
             self._total_train_tokens = progress["num_train_tokens"]
@@ -391,8 +394,11 @@ class ViTPTrainer(Run, CompiledLayers, SFTTrainer):
             self._num_tokens_and_places += torch.tensor(progress["num_tokens_and_places"])
 
     def _progress_file(self, checkpoint: str) -> Path:
-        """What a process has summed up since the last log, and where its epoch began."""
-        return Path(checkpoint) / f"progress_{self.args.process_index}.json"
+        """What a process has summed up since the last log, and where its epoch began; of the first for one that was not
+        there.
+        """
+        own = Path(checkpoint) / f"progress_{self.args.process_index}.json"
+        return own if own.is_file() or self._is_saving else Path(checkpoint) / "progress_0.json"
 
     def _init_training_state(
         self, max_steps, num_update_steps_per_epoch, num_train_epochs, resume_from_checkpoint, trial

@@ -72,6 +72,24 @@ def test_two_processes_that_are_killed_while_saving_end_as_two_that_never_stoppe
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("worlds", [(1, 2), (2, 1)], ids=["more", "fewer"])
+def test_what_is_logged_first_by_more_or_fewer_processes_is_what_one_logs(tmp_path, worlds):
+    """The step before the stop is in the mean that is logged after it."""
+    options = {"drop_path_rate": 0.0, "eval_strategy": "no", "lr_scheduler_type": "constant", "logging_steps": 3}
+
+    def losses(folder, world, max_steps):
+        settings = options | {"gradient_accumulation_steps": 2 // world, "max_steps": max_steps}
+        command = (world, tmp_path / "output.txt", "training_run.py", str(tmp_path / folder), json.dumps(settings))
+        assert launch(*command).wait(timeout=600) == 0, (tmp_path / "output.txt").read_text()[-3000:]
+        log = json.loads((tmp_path / folder / "summary.json").read_text())["log"]
+        return [entry["loss"] for entry in log if "loss" in entry]
+
+    whole = losses("whole", 1, 6)
+    losses("stopped", worlds[0], 2)
+    assert losses("stopped", worlds[1], 6) == pytest.approx(whole, abs=1e-6)
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("name", TRAINED)
 def test_loss_and_gradient_of_a_step_do_not_depend_on_the_number_of_processes_under_ddp(results, name):
     logs = {world: json.loads((folder / f"{name}.json").read_text()) for world, folder in results.items()}

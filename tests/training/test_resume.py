@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from datasets import Dataset
 from launching import kill_all, launch
-from training_run import make_trainer, processes, run, train
+from training_run import make_trainer, processes, run, summary, train
 
 from modeling_vitp.recipes.tasks.trees.instructions import TreeInstructions
 from modeling_vitp.training.checkpointing import (
@@ -253,6 +253,21 @@ def test_more_steps_and_another_division_of_the_batch_are_a_warning(stopped, tmp
     trainer.train(resume_from_checkpoint=True)
     assert trainer.state.global_step == 2
     assert "max_steps was 1 and is 2; per_device_train_batch_size was 2 and is 1" in caplog.text
+
+
+def test_the_loss_since_the_last_log_is_the_mean_of_the_processes_that_summed_it_up(tmp_path):
+    options = {"eval_strategy": "no", "logging_steps": 2, "save_steps": 1, "save_total_limit": 2}
+    whole = make_trainer(tmp_path, max_steps=2, **options)
+    whole.train()
+    shutil.rmtree(tmp_path / "checkpoint-2")
+    checkpoint = tmp_path / "checkpoint-1"
+    progress, record = (json.loads((checkpoint / name).read_text()) for name in ("progress_0.json", "checkpoint.json"))
+    assert progress["mean_loss"] == progress["loss"] and progress["num_processes"] == 1
+    (checkpoint / "progress_0.json").write_text(json.dumps(progress | {"loss": 99.0, "num_processes": 2}))
+    (checkpoint / "checkpoint.json").write_text(json.dumps(record | {"files": {}, "hashes": {}}))
+    going_on = make_trainer(tmp_path, max_steps=2, **options)
+    going_on.train(resume_from_checkpoint=True)
+    assert summary(going_on) == summary(whole)
 
 
 def test_without_a_complete_checkpoint_there_is_nothing_to_resume_from(tmp_path):
