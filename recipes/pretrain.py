@@ -35,10 +35,11 @@ def main(argv: list[str] | None = None) -> int:
     from modeling_vitp.training.data import describe_data, describe_evaluation, open_data
     from modeling_vitp.training.freezing import freeze, lora_config
     from modeling_vitp.training.lock import check_free
-    from modeling_vitp.training.start import check_from_scratch, load_start, read_by
+    from modeling_vitp.training.start import check_from_scratch, check_options, load_start, read_by
     from modeling_vitp.training.warmup import default_warmup
 
     check_from_scratch(args.from_scratch)
+    check_options(model_args, args.from_scratch, training_args.model_init_kwargs)
     output_dir = Path(training_args.output_dir)
     set_seed(training_args.seed)
     mixture = load_mixture(args.mixture) if args.mixture else None

@@ -54,9 +54,19 @@ class ViTPTrainingConfig(VRLArguments, RunConfig, SFTConfig):
         self.dataset_kwargs = {**(self.dataset_kwargs or {}), "skip_prepare_dataset": True}
         if self.ignore_data_skip:
             raise ValueError("ignore_data_skip would train on rows twice, and skipping reads no image: leave it out.")
+        if self.completion_only_loss is False:
+            raise ValueError(
+                "completion_only_loss=False: only answers are learned here, never questions: leave it out."
+            )
+        if self.eval_packing:
+            raise ValueError("eval_packing=True: rows with images are not packed: leave it out.")
         if self.activation_checkpointing is None:  # TRL sets the name that transformers warns of
             self.activation_checkpointing = self.gradient_checkpointing
         super().__post_init__()
+        if self.activation_offloading and self.use_cpu:
+            raise ValueError(
+                "activation_offloading=True: there is no accelerator to take activations from: leave it out."
+            )
         # One process would read batches and slice all their tensors alike, but tiles are not rows.
         self.accelerator_config.dispatch_batches = False
 

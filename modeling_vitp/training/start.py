@@ -21,6 +21,27 @@ from .known_keys import check_config, check_keys, class_of
 NEEDED = ("vision_config", "text_config", "vocab_size")  # of from_scratch
 
 
+def check_options(model_args: ModelConfig, from_scratch: dict | None, model_init_kwargs: dict | None = None) -> None:
+    """Raises a `ValueError` if the options of the model have one that would change nothing."""
+    packed = [name for name in vars(model_args) if name.startswith(("load_in_", "bnb_", "use_bnb_"))]
+    packed = [name for name in packed if getattr(model_args, name) != getattr(ModelConfig(), name)]
+    if packed:
+        raise ValueError(
+            f"{' and '.join(packed)}: weights are trained as they are, and not in 4 or 8 bits: leave that out. Less "
+            "memory is what use_peft, the options freeze_… and --dtype bfloat16 need."
+        )
+    if from_scratch is not None and model_args.dtype not in (None, "auto", "float32"):
+        raise ValueError(
+            f"dtype={model_args.dtype!r} is of a model that is loaded; one from_scratch begins in float32: leave it "
+            "out; --bf16 true computes in bfloat16."
+        )
+    if model_init_kwargs:
+        raise ValueError(
+            "model_init_kwargs are of a trainer that is given the name of a model in Python: give dtype, "
+            "attn_implementation and model_revision instead."
+        )
+
+
 def load_start(
     model_args: ModelConfig,
     from_scratch: dict | None,

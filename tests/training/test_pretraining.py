@@ -288,3 +288,18 @@ def test_the_trainer_takes_a_folder_as_sft_trainer_does(model_and_processor, row
     assert trainer.model.dtype == torch.bfloat16 and trainer.args.model_init_kwargs == {"dtype": "bfloat16"}
     with pytest.raises(ValueError, match="train_dataset is required"):
         ViTPTrainer("start")
+
+
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [
+        ({"completion_only_loss": False}, "completion_only_loss=False: only answers are learned"),
+        ({"eval_packing": True}, "eval_packing=True: rows with images are not packed"),
+        ({"activation_offloading": True, "use_cpu": True}, "activation_offloading=True: there is no accelerator"),
+    ],
+    ids=str,
+)
+def test_options_of_TRL_that_cannot_be_followed_are_refused(tmp_path, option, message):
+    with pytest.raises(ValueError, match=message):
+        ViTPTrainingConfig(str(tmp_path), bf16=False, **option)
+    ViTPTrainingConfig(str(tmp_path), bf16=False, completion_only_loss=True, assistant_only_loss=True)

@@ -9,7 +9,7 @@ from trl import ModelConfig
 
 from modeling_vitp import ViTPForConditionalGeneration
 from modeling_vitp.training.from_scratch import build_tokenizer
-from modeling_vitp.training.start import load_start
+from modeling_vitp.training.start import check_options, load_start
 
 
 def test_a_transformers_internvl_checkpoint_is_a_start(tmp_path):
@@ -56,3 +56,22 @@ def test_weights_that_do_not_fit_the_configuration_are_refused(model_and_process
     processor.save_pretrained(tmp_path)
     with pytest.raises(ValueError, match="missing_keys.*lambda_1"):
         load_start(ModelConfig(model_name_or_path=str(tmp_path)), None, [])
+
+
+@pytest.mark.parametrize(
+    ("options", "from_scratch", "kwargs", "message"),
+    [
+        ({"load_in_4bit": True}, None, None, "load_in_4bit: weights are trained as they are.*leave that out"),
+        ({"load_in_8bit": True, "use_peft": True}, None, None, "load_in_8bit: weights"),
+        ({"bnb_4bit_quant_type": "fp4"}, None, None, "bnb_4bit_quant_type: weights"),
+        ({"use_bnb_nested_quant": True}, None, None, "use_bnb_nested_quant: weights"),
+        ({"dtype": "bfloat16"}, FROM_SCRATCH, None, "dtype='bfloat16' is of a model that is loaded; one from_scratch"),
+        ({}, None, {"attn_implementation": "eager"}, "model_init_kwargs .*give dtype, attn_implementation and"),
+    ],
+    ids=str,
+)
+def test_options_of_the_model_that_would_change_nothing_are_refused(options, from_scratch, kwargs, message):
+    with pytest.raises(ValueError, match=message):
+        check_options(ModelConfig(**options), from_scratch, kwargs)
+    check_options(ModelConfig(dtype="bfloat16", use_peft=True), None)
+    check_options(ModelConfig(), FROM_SCRATCH, None)
