@@ -13,7 +13,7 @@ from ..instructions.mixture import open_mixture
 from ..instructions.mixture_file import Mixture
 from ..instructions.settings import SourceSettings
 from ..instructions.sources import load_rows
-from ..instructions.splits import open_splits
+from ..instructions.splits import base_of, open_splits, take
 from .arguments import PretrainArguments
 
 
@@ -22,7 +22,7 @@ class PretrainData:
     """Args:
     train, eval: what is trained on, and scored on while training.
     settings: how the rows of each source of a mixture are encoded.
-    splits: the data set as it is stored, for a task.
+    splits: the data set as it is stored, for a task; `train` is what is trained on.
     """
 
     train: Dataset | IterableDataset
@@ -41,16 +41,25 @@ def open_data(
         evaluates: whether the run scores itself while it trains, and so needs the rows to do that on.
 
     Raises:
-        ValueError: if the data set lacks the split to evaluate on, and the run needs it or somebody named it.
+        ValueError: if the data set lacks the split to evaluate on, and the run needs it or somebody named it; if there
+            can be none, of a mixture or beside a task's own.
     """
+    name = args.dataset_test_split
     if mixture is not None:
+        if evaluates:
+            raise ValueError(
+                "A mixture has no rows to evaluate on while it is trained on: leave that out (eval_strategy: no), or "
+                "train on a dataset_name with a dataset_test_split."
+            )
         settings = {source.name: source.settings for source in mixture.sources}
         return tell(PretrainData(open_mixture(mixture, seed), settings=settings))
     if task is not None:
+        if name != PretrainArguments.dataset_test_split:
+            raise ValueError(f"dataset_test_split={name!r}: a task is scored on splits of its own: leave it out.")
         splits = load_rows(args)
+        splits["train"] = take(splits[base_of(args.dataset_train_split)], args.dataset_train_split)
         return PretrainData(*task.prepare(splits), splits=splits)
     opened, names = open_splits(args, args.image_root)
-    name = args.dataset_test_split
     if name not in opened and (evaluates or name != PretrainArguments.dataset_test_split):
         raise ValueError(
             f"{args.dataset_name} has no split {name!r}, only {', '.join(names)}: name the rows "
