@@ -1,5 +1,7 @@
 """Arguments of the pretraining, of which `--help` tells before anything heavy is imported."""
 
+import json
+import shlex
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -119,7 +121,7 @@ class PretrainArguments(Arguments, ScriptArguments):
 
     def __post_init__(self):
         super().__post_init__()
-        self.from_scratch = self.from_scratch or None
+        self.from_scratch, self.dataset_name = self.from_scratch or None, self.dataset_name or None
         if (self.mixture is None) == (self.dataset_name is None):
             raise ValueError("Give either dataset_name or mixture in the configuration: what is trained on.")
         if self.dataset_name is not None:
@@ -129,10 +131,12 @@ class PretrainArguments(Arguments, ScriptArguments):
         if self.image_root is not None and not Path(self.image_root).is_dir():
             raise ValueError(f"image_root={self.image_root!r}: there is no such folder.")
         if self.dry_run and self.mixture is None:
-            name = self.dataset_name or "NAMESPACE/NAME"
+            path = Path(self.dataset_name)
+            kind = "folder" if path.is_dir() else "annotation" if path.is_file() else "dataset"
+            mixture = json.dumps({"sources": [{"name": "mine", kind: self.dataset_name}]})
             raise ValueError(
-                "dry_run is about a mixture, and the configuration has none. Of one data set it is a file of sources: "
-                f"[{{name: mine, {'folder' if Path(name).is_dir() else 'dataset'}: {name}}}], given as --mixture."
+                "dry_run is about a mixture, and the configuration has none. That of the one data set is given by "
+                f"--dataset_name '' --mixture {shlex.quote(mixture)}."
             )
         if self.task is not None:
             find_task(self.task)

@@ -120,6 +120,7 @@ def parse(
             parsed = parser.parse_args_and_config(words)
             expand_home(parsed)
             check_output(parsed)
+            find_checkpoint(parsed)
     except ConnectionError:
         raise
     except (OSError, yaml.YAMLError) as error:
@@ -134,12 +135,40 @@ def parse(
 
 
 def check_output(parsed: Sequence[Any]) -> None:
-    """Raises a `ValueError` if a run that trains was given no folder: transformers has put in one of its own."""
+    """Raises a `ValueError` if a run that trains was given no folder, for which transformers has put in one of its own,
+    or one where a file is.
+    """
     folders = [getattr(settings, "output_dir", None) for settings in parsed]
     if "trainer_output" in folders and not getattr(parsed[0], "dry_run", False):
         raise ValueError(
             "output_dir is missing: give the folder that the run is written to, --output_dir outputs/NAME."
         )
+    for folder in filter(None, folders):
+        files = [path for path in (Path(folder), *Path(folder).parents) if path.is_file()]
+        if files:
+            raise ValueError(
+                f"output_dir={folder!r}: {files[0]} is a file: give the folder that the run is written to."
+            )
+
+
+def find_checkpoint(parsed: Sequence[Any]) -> None:
+    """Puts the last checkpoint of output_dir in place of `resume_from_checkpoint: true`.
+
+    Raises:
+        ValueError: if there is none.
+    """
+    for settings in parsed:
+        wanted = str(getattr(settings, "resume_from_checkpoint", None)).lower()
+        if wanted in ("true", "false"):
+            from .checkpointing import last_checkpoint
+
+            last = last_checkpoint(settings.output_dir) if wanted == "true" else None
+            if wanted == "true" and last is None:
+                raise ValueError(
+                    f"resume_from_checkpoint: there is no complete checkpoint in {settings.output_dir}. Leave the "
+                    "option out: a run goes on by itself where there is one."
+                )
+            settings.resume_from_checkpoint = last
 
 
 def parse_words(parser: argparse.ArgumentParser, argv: Sequence[str] | None) -> argparse.Namespace:
