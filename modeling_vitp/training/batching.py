@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
+from accelerate.utils import gather, gather_object, recursively_apply
 from transformers.trainer_pt_utils import BatchRebalanceSampler, get_length_grouped_indices
 
 from ..vrl import keyed_generator
@@ -216,3 +217,28 @@ class WholeBatchSampler(BatchRebalanceSampler):
         for batch in range(self.process_index, len(self) * self.num_processes, self.num_processes):
             start = batch * self.rows_at_once
             yield list(range(start, min(start + self.rows_at_once, self.num_rows)))
+
+
+def gather_rows(values: Any, num_rows: int, most_rows: int) -> Any:
+    """The rows of all processes, one process after the other, whose batches may be uneven or empty.
+
+    Args:
+        values: tensors, perhaps nested, of shape `(rows, …)`, of which the first `num_rows` count; of one without
+            dimensions all are gathered.
+        num_rows: of this process.
+        most_rows: of any.
+
+    Returns:
+        The same with rows of all processes.
+    """
+    counts = gather_object([num_rows])
+    is_row = torch.cat([torch.arange(most_rows) < count for count in counts])
+
+    def of_all(tensor: torch.Tensor) -> torch.Tensor:
+        if tensor.ndim == 0:
+            return gather(tensor)
+        tensor = tensor[:most_rows]
+        padded = torch.cat([tensor, tensor.new_zeros(most_rows - len(tensor), *tensor.shape[1:])])
+        return gather(padded)[is_row.to(tensor.device)]
+
+    return recursively_apply(of_all, values)

@@ -31,7 +31,7 @@ from ..modeling_vitp import ViTPForConditionalGeneration, ViTPModel
 from ..processing_vitp import ViTPProcessor
 from .answers import draw_rows, rows_to_show
 from .arguments import VRLArguments
-from .batching import BY_LENGTH, GlobalBatchSampler, RankStream, WholeBatchSampler, WholeBatchStream
+from .batching import BY_LENGTH, GlobalBatchSampler, RankStream, WholeBatchSampler, WholeBatchStream, gather_rows
 from .checkpointing import check_tokenizer, going_on_from, read_checkpoint_record
 from .compared import base_fingerprint, pretraining_settings
 from .compiling import CompiledLayers
@@ -333,12 +333,16 @@ class ViTPTrainer(Run, CompiledLayers, SFTTrainer):
             pixel_values, indices = vitp._unseen_tile()
             inputs = {**inputs, "pixel_values": pixel_values, "visual_token_indices": indices}
         num_rows = (inputs["labels"] != NO_LABEL).any(1).sum().item()
+        self._num_eval_rows = len(inputs["labels"]) if num_rows else 0
         outputs = super().prediction_step(model, inputs, *args, **kwargs)
         self._eval_losses.append((outputs[0].float().item(), num_rows))
         return outputs
 
     def evaluation_loop(self, dataloader, *args, metric_key_prefix: str = "eval", **kwargs) -> EvalLoopOutput:
         self._eval_losses = []
+        if self.args.world_size > 1:
+            batch_size = self.args.eval_batch_size  # the last ones are smaller, or empty
+            self.gather_function = lambda values: gather_rows(values, self._num_eval_rows, batch_size)
         output = super().evaluation_loop(dataloader, *args, metric_key_prefix=metric_key_prefix, **kwargs)
         if self.args.world_size > 1:
             # In one process, a batch of a stream counts as a whole one, since its length is not known.

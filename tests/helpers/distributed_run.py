@@ -117,14 +117,28 @@ def fsdp2(folder: Path) -> None:
 
 
 def evaluated(folder: Path) -> None:
-    """Losses on five rows in batches of two, of a map-style data set and of a stream."""
+    """Losses and scores on five rows in batches of two, of a map-style data set and of a stream."""
     rows = make_rows(5)
     trainer = make_trainer(folder / "unused", drop_path_rate=0.0, per_device_eval_batch_size=2)
-    losses = {}
+    found, scores = {}, {}
+    trainer.preprocess_logits_for_metrics = lambda logits, labels: logits.argmax(-1)
     for name, dataset in [("map", rows), ("stream", rows.to_iterable_dataset(num_shards=2))]:
-        losses[name] = trainer.evaluate(prepare_rows(dataset))["eval_loss"]
+        found[name] = trainer.evaluate(prepare_rows(dataset))["eval_loss"]
+        trainer.compute_metrics = tokens_of
+        scores[name] = trainer.evaluate(prepare_rows(dataset))["eval_tokens"]
+        trainer.compute_metrics = None
+        output = trainer.predict(prepare_rows(dataset))
+        scores[f"{name}, predicted"] = tokens_of(output)["tokens"]
     if trainer.is_world_process_zero():
-        (folder / "evaluated.json").write_text(json.dumps(losses))
+        (folder / "evaluated.json").write_text(json.dumps(found))
+        (folder / "scored.json").write_text(json.dumps(scores))
+
+
+def tokens_of(output) -> dict[str, list]:
+    """Of each row the tokens of the answer, and what is predicted in their place."""
+    labels, predictions = output.label_ids[:, 1:], output.predictions[:, :-1]
+    rows = [(row[row >= 0].tolist(), guess[row >= 0].tolist()) for row, guess in zip(labels, predictions)]
+    return {"tokens": rows}
 
 
 def main(folder: Path) -> None:

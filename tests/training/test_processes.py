@@ -141,6 +141,13 @@ def test_the_loss_of_an_evaluation_does_not_depend_on_the_number_of_processes(re
 
 
 @pytest.mark.slow
+def test_scores_are_of_every_row_once_and_in_order_where_the_last_batches_are_uneven(results):
+    one, two = (json.loads((results[world] / "scored.json").read_text()) for world in (1, 2))
+    assert two == one
+    assert all(len(rows) == 5 for rows in one.values()) and len(one) == 4
+
+
+@pytest.mark.slow
 def test_loss_and_gradient_are_those_of_one_process_under_fsdp2_where_one_has_no_image(results):
     one, two = (torch.load(results[world] / "fsdp2.pt") for world in (1, 2))
     assert two["loss"].item() == pytest.approx(one["loss"].item(), abs=1e-6)
