@@ -40,7 +40,7 @@ from ..modeling_vitp_detection import (
     ViTPForOrientedObjectDetection,
 )
 from ..opening import check_fields, naming
-from ..processing_vitp import ViTPProcessor
+from ..processing_vitp import CHAT_TEMPLATE, ViTPProcessor
 from .internvl import from_internvl_config
 from .keys import BACKBONE, VISION_TOWER, place, recognise
 from .original_config import INTERN_VIT_HEADS, chat_from_original, vision_from_original
@@ -333,7 +333,20 @@ def read_processor(folder: Path, layout: str, config: ViTPConfig, image_processo
     """Our processor around the tokenizer, with our chat template unless it is our checkpoint."""
     if layout == "vitp":
         return ViTPProcessor.from_pretrained(folder)
+    if chat_template_of(folder) not in (None, CHAT_TEMPLATE):
+        logger.warning(
+            "%s has a chat template of its own, which does not come along: ViTP's takes its place, which has no system "
+            "message and marks the answers for the loss. Give the processor a chat_template to keep another.",
+            folder,
+        )
     return ViTPProcessor(image_processor, plain_tokenizer(folder), image_seq_length=config.image_seq_length)
+
+
+def chat_template_of(folder: Path) -> str | None:
+    file, settings = folder / "chat_template.jinja", folder / "tokenizer_config.json"
+    if file.is_file():
+        return file.read_text(encoding="utf-8")
+    return read_json(settings).get("chat_template") if settings.is_file() else None
 
 
 def choose_image_token_id(source: str, config: ViTPConfig, processor: ViTPProcessor | None, given: int | None) -> int:

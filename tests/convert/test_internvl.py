@@ -18,6 +18,7 @@ from modeling_vitp import (
     ViTPForImageClassification,
     ViTPImageClassificationConfig,
     ViTPModel,
+    ViTPProcessor,
     ViTPTrainer,
     ViTPTrainingConfig,
     ViTPVisionConfig,
@@ -102,6 +103,21 @@ def test_a_vit_is_not_taken_for_a_whole_model(tmp_path, model):
     export_backbone(model.model.vision_tower, tmp_path / "backbone")
     with pytest.raises(ValueError, match="without the language model"):
         ViTPForConditionalGeneration.from_pretrained(tmp_path / "backbone")
+
+
+def test_a_chat_template_of_its_own_is_told_not_to_come_along(tmp_path, model, processor, caplog):
+    model.save_pretrained(tmp_path / "vitp")
+    processor.save_pretrained(tmp_path / "vitp")
+    native = convert_checkpoint(tmp_path / "vitp", tmp_path / "native", "internvl")
+    question = [{"role": "user", "content": "How many trees are there?"}]
+    plain = ViTPProcessor.from_pretrained(convert_checkpoint(native, tmp_path / "plain"))
+    assert "chat template" not in caplog.text
+    template = native / "chat_template.jinja"
+    template.write_text("{{ '<|im_start|>system\\nYou are a radiologist.<|im_end|>\\n' }}" + template.read_text())
+    of_another = ViTPProcessor.from_pretrained(convert_checkpoint(native, tmp_path / "again"))
+    assert f"{native} has a chat template of its own, which does not come along" in caplog.text
+    rendered = {one.apply_chat_template(question, add_generation_prompt=True) for one in (processor, plain, of_another)}
+    assert rendered == {"<|im_start|>user\nHow many trees are there?<|im_end|>\n<|im_start|>assistant\n"}
 
 
 @torch.no_grad()
