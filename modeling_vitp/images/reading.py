@@ -8,7 +8,7 @@ import os
 import warnings
 from functools import cache, lru_cache
 from pathlib import Path
-from typing import BinaryIO
+from typing import TYPE_CHECKING, BinaryIO
 
 import numpy as np
 import PIL.ExifTags
@@ -18,8 +18,10 @@ import rasterio
 from PIL.TiffImagePlugin import ImageFileDirectory_v2
 from rasterio.errors import NotGeoreferencedWarning
 
-from ..input_spec import InputSpec
 from .windows import Window
+
+if TYPE_CHECKING:  # which imports torch, and commands answer --help without
+    from ..input_spec import InputSpec
 
 # Of TIFF, by its tag 262.
 NO_COLORS = {0: "white as 0", 3: "a palette", 5: "inks (CMYK)", 8: "L*a*b*", 9: "L*a*b*"}
@@ -38,7 +40,7 @@ VALUES = ("1", "L", "P", "I", "I;16", "I;16B", "F")  # modes of Pillow whose pix
 Picture = PIL.Image.Image | np.ndarray
 
 
-def read_image(path: Path, window: Window | None, spec: InputSpec | None = None, as_stored: bool = False) -> Picture:
+def read_image(path: Path, window: Window | None, spec: "InputSpec | None" = None, as_stored: bool = False) -> Picture:
     """A file, or a window of it; of a TIFF, no more is read than the window.
 
     Args:
@@ -74,7 +76,7 @@ def read_image(path: Path, window: Window | None, spec: InputSpec | None = None,
     return picture if window is None or area is not None else cut(picture, window)
 
 
-def read_picture(content: bytes, spec: InputSpec | None = None, as_stored: bool = False) -> Picture:
+def read_picture(content: bytes, spec: "InputSpec | None" = None, as_stored: bool = False) -> Picture:
     """An encoded image: by Pillow what it reads in full, or else the array of shape `(height, width[, bands])`.
 
     Args:
@@ -342,7 +344,7 @@ def check_colors(path: Path, tags: ImageFileDirectory_v2) -> None:
         )
 
 
-def decode(path: Path, spec: InputSpec | None = None, as_stored: bool = False) -> Picture:
+def decode(path: Path, spec: "InputSpec | None" = None, as_stored: bool = False) -> Picture:
     try:
         return read_picture(path.read_bytes(), spec, as_stored)
     except Exception as error:  # as in `open_image`

@@ -74,7 +74,8 @@ def find_samples(root: str | Path, settings: Mapping, name: str) -> list[FileSam
     found = {role: match_files(root, pattern, order) for role, pattern in patterns.items()}
     for role, files in found.items():
         if not files:
-            raise ValueError(f"Split {name!r} has no {role}: no file is like {root / patterns[role]}.")
+            pattern = FIELD.sub(r"{\g<field>}", patterns[role])
+            raise ValueError(f"Split {name!r} has no {role}: no file is like {root / pattern}.")
     keys = sorted(set().union(*found.values()))
     if "list" in settings:
         keys = listed(keys, root / settings["list"], next(iter(found.values())))
