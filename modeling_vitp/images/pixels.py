@@ -6,10 +6,10 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 from torchvision.transforms.v2 import functional as F
+from transformers.image_processing_backends import TorchvisionBackend
 from transformers.image_utils import ChannelDimension
 
 from ..bands import color_bands
-from ..image_processing_vitp import InputSpecImageProcessor
 from ..image_processing_vitp_dense import ViTPSegmentationImageProcessor
 from ..input_spec import InputSpec
 from .reading import Picture
@@ -40,11 +40,11 @@ def to_pixels(
     return pixels.round().to(torch.uint8)
 
 
-def normalized(pixels: torch.Tensor, image_processor: InputSpecImageProcessor) -> torch.Tensor:
+def normalized(pixels: torch.Tensor, image_processor: TorchvisionBackend) -> torch.Tensor:
     """What [`to_pixels`] gives as a model takes it, float32 of the same shape: as the image processor makes it of the
     image."""
     own, values = image_processor, pixels
-    if pixels.is_floating_point() or own.input_spec is not None:  # as which it has what a spec gives
+    if pixels.is_floating_point() or getattr(own, "input_spec", None) is not None:  # as a spec gives it
         values = 255 * F.to_dtype(pixels, scale=True)
     statistics = tuple(own.image_mean), tuple(own.image_std)
     scaling = own.do_rescale, own.rescale_factor, own.do_normalize, *statistics
