@@ -243,6 +243,10 @@ def read_file(path: str, spec: InputSpec) -> PIL.Image.Image | np.ndarray:
             turned = image.getexif().get(PIL.ExifTags.Base.Orientation, 1) != 1
             has_alpha = image.format == "PNG" and image.mode in ("LA", "RGBA")
     except PIL.UnidentifiedImageError as error:
+        with open(path, "rb") as file:
+            is_tiff = file.read(4)[:2] in (b"II", b"MM")
+        if not is_tiff:  # GDAL would follow what a text, as one of its virtual files, says
+            raise
         if find_spec("rasterio") is None:
             raise ValueError(f"{error}; {NEEDS_RASTERIO}") from None
         try:

@@ -306,3 +306,14 @@ def test_files_of_bands_with_names_take_the_spec_of_a_call_and_masks_are_no_band
     found = processor(str(tmp_path / "a.tif"), str(tmp_path / "m.png"), input_spec=spec, return_tensors="pt")
     assert np.allclose(found["pixel_values"][0], bands[[0, 2]] / 200, atol=1e-3)
     assert np.array_equal(found["labels"][0], mask)
+
+
+def test_a_virtual_file_of_gdal_is_not_followed_where_no_bands_are_named(tmp_path):
+    write_tiff(tmp_path / "a.tif", RNG.integers(0, 200, (1, 24, 32), dtype=np.uint8))
+    source = f"<SourceFilename>{tmp_path / 'a.tif'}</SourceFilename><SourceBand>1</SourceBand>"
+    band = f'<VRTRasterBand dataType="Byte" band="1"><SimpleSource>{source}</SimpleSource></VRTRasterBand>'
+    (tmp_path / "b.png").write_text(f'<VRTDataset rasterXSize="32" rasterYSize="24">{band}</VRTDataset>')
+    with rasterio.open(tmp_path / "b.png") as file:
+        assert file.driver == "VRT"
+    with pytest.raises(ValueError, match="b.png' cannot be read: cannot identify image file"):
+        ViTPSegmentationImageProcessor()(str(tmp_path / "b.png"))
