@@ -11,6 +11,7 @@ from transformers.data import default_data_collator
 
 from ..instructions.rows import prepare_rows
 from ..training.batching import EpochBatchSampler
+from ..training.compared import free_settings
 from ..training.pretraining import ViTPTrainingConfig
 from ..training.run import Run
 from ..vrl import keyed_generator
@@ -69,14 +70,9 @@ class ViewTrainer(Run, Trainer):
         return self.train_dataset.rows
 
     def run_settings(self) -> dict[str, dict[str, Any]]:
-        fixed = "seed dataloader_drop_last per_device_train_batch_size gradient_accumulation_steps"
-        free = (
-            "max_steps learning_rate lr_scheduler_type warmup_steps optim weight_decay adam_beta1 adam_beta2 "
-            "adam_epsilon max_grad_norm bf16 fp16"
-        )
+        names = "seed dataloader_drop_last per_device_train_batch_size gradient_accumulation_steps"
         objective = type(self.accelerator.unwrap_model(self.model)).__name__
-        return {
-            "fixed": {name: getattr(self.args, name) for name in fixed.split()}
-            | {"data_seed": self.data_seed, "objective": objective},
-            "free": {name: getattr(self.args, name) for name in free.split()},
-        }
+        fixed = {name: getattr(self.args, name) for name in names.split()}
+        fixed |= {"data_seed": self.data_seed, "objective": objective}
+        free = free_settings(self.args)
+        return {"fixed": fixed, "free": {name: value for name, value in free.items() if name not in fixed}}

@@ -18,6 +18,7 @@ from modeling_vitp import ViTPImageProcessor, export_backbone
 from modeling_vitp.evaluation.objectives import MaskedAutoencoder, PatchClassifier
 from modeling_vitp.evaluation.view_trainer import ViewTrainer
 from modeling_vitp.instructions.sources import load_rows
+from modeling_vitp.instructions.splits import base_of, take
 from modeling_vitp.probing.gains import gains_table
 from modeling_vitp.training.arguments import SFT_MODULES, PretrainArguments, VRLArguments
 from modeling_vitp.training.command_line import parse, run
@@ -77,6 +78,7 @@ def main(argv: list[str] | None = None) -> int:
     # As in `vitp pretrain`, so that the ViT has the same weights; the language model, made after it, is not used.
     set_seed(training_args.seed)
     splits = load_rows(args)
+    splits["train"] = take(splits[base_of(args.dataset_train_split)], args.dataset_train_split)
     rows, _ = prepare(splits)
     transform = TreeInstructions(splits["train"], **(args.task_options or {}))
     model, processor = load_start(model_args, args.from_scratch, [], args.drop_path_rate)
