@@ -32,6 +32,7 @@ from .opening import NamesItsFiles, naming, way_to_vit
 # over with a report: the model would be left with random weights.
 LANGUAGE_MODELS = {"vitp": "ViTP's", "internvl": "transformers' InternVL", "internvl_chat": "InternVL's own code"}
 VISION_MODELS = {"vitp_vision", "internvl_vision", "vitp_backbone"}
+READ_POSITIONS = {"eager", "sdpa", "flex_attention"}  # in transformers, to tell several sequences in one row
 HUB_OPTIONS = ("cache_dir", "force_download", "local_files_only", "proxies", "revision", "subfolder", "token")
 
 
@@ -240,10 +241,12 @@ class ViTPModel(CheckpointsOfOurs, InternVLModel):
                 sequence; [`ViTPProcessor`] makes all three.
 
         A sequence with gaps in its `position_ids` is one sequence, also without an `attention_mask`; with a cache, what
-        follows it needs `position_ids` too.
+        follows it needs `position_ids` too. Several lie end to end in one row where `cu_seq_lens_q` and the like say
+        so, which FlashAttention takes, see [`ViTPDataCollator`].
 
         Raises:
-            ValueError: if there are image tokens without images, or positions from which the sequence is not clear.
+            ValueError: if there are image tokens without images, positions from which the sequence is not clear, or
+                several sequences in one row that attention would take for one.
 
         In training the ViT runs on text-only batches too, on a tile of which no token is kept. It changes neither
         logits nor gradients, but the ViT's gradients are zeros then and not `None`: processes that see no image take
@@ -252,16 +255,25 @@ class ViTPModel(CheckpointsOfOurs, InternVLModel):
         if position_ids is None:
             check_continuation(cache)
         compiling = torch.compiler.is_compiling()  # when values cannot be looked at
+        is_end_to_end = kwargs.get("cu_seq_lens_q") is not None
+        attention = self.config.text_config._attn_implementation
+        if is_end_to_end and attention in READ_POSITIONS:
+            raise ValueError(
+                f"cu_seq_lens_q says that there are several sequences in one row, and the language model's attention, "
+                f"{attention!r}, tells them by their positions, in which VRL leaves gaps. Train with ViTPTrainer and "
+                "padding_free, or with attn_implementation='flash_attention_2'."
+            )
         if (
             attention_mask is None
             and cache is None
+            and not is_end_to_end
             and (visual_token_indices is not None or (not compiling and jump_ahead(position_ids)))
         ):
             # Without a mask, transformers would read the gaps in the positions as borders of packed sequences.
             if not compiling and position_ids is not None and (position_ids.diff() < 1).any():
                 raise ValueError(
                     "position_ids have gaps, as VRL leaves them, and also start again: give the attention_mask, which "
-                    "says where rows are padded. Packed sequences with gaps are not supported."
+                    "says where rows are padded, or cu_seq_lens_q, which says where each of several sequences begins."
                 )
             tokens = input_ids if input_ids is not None else inputs_embeds
             attention_mask = torch.ones(tokens.shape[:2], dtype=torch.long, device=tokens.device)

@@ -16,6 +16,7 @@ from ..messages import check_answers, check_messages, is_given, place_images
 from ..processing_vitp import ViTPProcessor
 from ..vrl import check_apply_prob, check_drop_ratio, check_warmup_steps, keyed_generator
 from .hiding import check_mask_ratio, hide_answers, mask_token_id
+from .padding_free import lay_end_to_end
 from .raw_tiles import RawTileProcessor, collate_tiles, normalize_tiles
 from .rows import check_image_parts, load_images, sample_id_of
 from .settings import SampleTransform, SourceSettings, makes_images
@@ -58,6 +59,7 @@ class ViTPDataCollator:
             stream some rows of it.
         padding_side: "right" or "left".
         pad_to_multiple_of: rounds the length of the batch up.
+        padding_free: instead of padding, samples lie end to end in one row, see [`lay_end_to_end`].
 
     Returns, when called with a list of rows (one that is `None` is passed over), `input_ids`, `attention_mask` and
     `labels`, int64 `(batch_size, sequence_length)`, -100 outside the answers; `pixel_values`, float32
@@ -82,6 +84,7 @@ class ViTPDataCollator:
     replacement_rows: Sequence[dict[str, Any]] | None = None
     padding_side: str = "right"
     pad_to_multiple_of: int | None = None
+    padding_free: bool = False
 
     def __post_init__(self):
         check_drop_ratio(self.vrl_drop_ratio)
@@ -94,6 +97,10 @@ class ViTPDataCollator:
             raise ValueError(f"on_error={self.on_error!r} is neither 'raise' nor 'skip'.")
         if self.on_error == "skip" and not self.replacement_rows:
             raise ValueError("on_error='skip' needs replacement_rows, which take the place of those that are skipped.")
+        if self.padding_free and self.pad_to_multiple_of:
+            raise ValueError(
+                f"pad_to_multiple_of={self.pad_to_multiple_of}: with padding_free nothing is padded; leave one out."
+            )
         # A row for each worker, so that no two write to the same count; the last column is for rows without a source.
         self._skipped = torch.zeros(MAX_WORKERS + 1, len(self.source_settings) + 1, dtype=torch.int64).share_memory_()
 
@@ -105,8 +112,8 @@ class ViTPDataCollator:
         return self._epoch.item()
 
     def for_evaluation(self) -> "ViTPDataCollator":
-        """The same collator without VRL, hidden answers, transform and degradation, which stops at a row that cannot be
-        used.
+        """The same collator without VRL, hidden answers, transform and degradation, which pads and stops at a row that
+        cannot be used.
         """
         settings = {
             name: dataclasses.replace(settings, jpeg_degradation=False)
@@ -120,6 +127,7 @@ class ViTPDataCollator:
             sample_transform=None,
             source_settings=settings,
             on_error="raise",
+            padding_free=False,
         )
 
     def with_raw_tiles(self) -> "ViTPDataCollator":
@@ -163,7 +171,7 @@ class ViTPDataCollator:
                 batch["visual_token_indices"] = torch.cat(
                     [sample["visual_token_indices"] + start for sample, start in zip(with_images, starts)]
                 )
-        return batch
+        return lay_end_to_end(batch) if self.padding_free else batch
 
     def _join(self, tiles: list[torch.Tensor]) -> torch.Tensor:
         dtypes = {tile.dtype for tile in tiles}

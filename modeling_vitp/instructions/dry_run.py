@@ -32,7 +32,7 @@ ROWS_READ = 32
 @dataclasses.dataclass
 class SourceSummary:
     """One line of the table; `tiles` and `text_tokens` are means of a sample, upper bounds unless `measured`, and
-    `longest` the most of both in one sample, as far as samples were read."""
+    `samples` those of the samples that were read, or these bounds, and `longest` the most of both in one sample."""
 
     source: Source
     rows: int | None
@@ -41,6 +41,7 @@ class SourceSummary:
     text_tokens: float
     measured: bool
     missing: str | None
+    samples: list[tuple[int, float]]
     longest: tuple[int, int]
     share: float = 0.0
 
@@ -79,6 +80,7 @@ def summarise(mixture: Mixture, image_processor: ViTPImageProcessor) -> list[Sou
                 text_tokens=text_tokens,
                 measured=is_local,
                 missing=missing,
+                samples=seen or [(most, TEXT_TOKENS)],
                 longest=(int(longest[0]), math.ceil(longest[1])),
             )
         )

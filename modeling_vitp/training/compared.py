@@ -21,7 +21,7 @@ FREE = (
     "max_steps num_train_epochs learning_rate lr_scheduler_type warmup_steps optim weight_decay adam_beta1 adam_beta2 "
     "adam_epsilon max_grad_norm bf16 fp16 per_device_train_batch_size gradient_accumulation_steps"
 ).split()
-FREE_IF_USED = ("lr_scheduler_kwargs", "optim_args", "label_smoothing_factor", "neftune_noise_alpha")
+FREE_IF_USED = ("lr_scheduler_kwargs", "optim_args", "label_smoothing_factor", "neftune_noise_alpha", "padding_free")
 # What makes an adapter, by the names of the options: the fields of PEFT's configuration.
 ADAPTER = {
     "lora_r": "r",

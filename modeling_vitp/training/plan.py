@@ -22,6 +22,7 @@ from ..instructions.mixture_file import Mixture
 from ..modeling_vitp import ViTPForConditionalGeneration
 from .arguments import PretrainArguments
 from .freezing import freeze, lora_config
+from .padding import padding_of_samples
 from .start import tiling
 from .step_cost import INTERNVL2_5_1B, BatchShape, StepCost, step_cost
 
@@ -63,6 +64,7 @@ class Setup:
     drop_ratio: float
     checkpoint_every: int
     lora: bool
+    padding_free: bool = False
 
 
 @dataclass(frozen=True)
@@ -104,7 +106,9 @@ def print_plan(
     config, assumed = config_of_start(args, model_args)
     devices = max(args.plan_devices, training_args.world_size)
     work = work_of(training_args, devices, summaries, args.from_scratch is not None)
-    configured = Setup(training_args.vrl_drop_ratio, training_args.checkpoint_every, model_args.use_peft)
+    configured = Setup(
+        training_args.vrl_drop_ratio, training_args.checkpoint_every, model_args.use_peft, training_args.padding_free
+    )
     print(
         f"\nOne of {work.devices} device(s), {name}, {device.memory:.0f} GiB, at {args.plan_utilization:.0%} of",
         end=" ",
@@ -114,6 +118,12 @@ def print_plan(
         f"Memory is that of a batch of {work.longest.samples} of the longest samples ({work.longest.tiles} tiles, "
         f"{work.longest.text_tokens} tokens of text) in bf16, all weights on each device; time is that of the mean."
     )
+    padding = {
+        ratio: padding_of_samples(training_args, devices, summaries, config.image_seq_length, ratio)
+        for ratio in {0.0, 0.75, configured.drop_ratio}
+    }
+    if padding[configured.drop_ratio] and not configured.padding_free:
+        print(f"To it comes padding, {padding[configured.drop_ratio]} places of each row.")
     if work.undropped:
         print(f"Of {work.undropped:.0%} of the samples VRL drops nothing, by which memory is told.")
     frozen = args.freeze_vision, args.freeze_projector, args.freeze_language_model
@@ -142,12 +152,16 @@ def print_plan(
             layers_are_alike=args.unfreeze_vision_layers == 0,
         )
 
+    def mean(setup: Setup) -> StepCost:
+        empty = 0 if setup.padding_free else padding[setup.drop_ratio]
+        return cost(dataclasses.replace(work.mean, padding=empty), setup)
+
     rows, room = [], {}
-    for change, setup in changes(configured, args.freeze_language_model).items():
+    for change, setup in changes(configured, args.freeze_language_model, any(padding.values())).items():
         whole = dataclasses.replace(setup, drop_ratio=0.0)
         peak = cost(work.longest, whole if work.undropped else setup)
-        operations = (1 - work.undropped) * cost(work.mean, setup).operations
-        operations += work.undropped and work.undropped * cost(work.mean, whole).operations
+        operations = (1 - work.undropped) * mean(setup).operations
+        operations += work.undropped and work.undropped * mean(whole).operations
         operations *= work.accumulation
         hours = work.steps * operations / (device.operations * args.plan_utilization) / 3600
         parts = [peak.weights, peak.gradients, peak.optimizer, peak.activations, peak.memory]
@@ -203,7 +217,7 @@ def traffic(config: ViTPConfig, trained: float, devices: int, accumulation: int,
     return {"DDP": share * 2 * 4 * trained, "FSDP2": share * itemsize * (accumulation * gathered + trained)}
 
 
-def changes(configured: Setup, language_model_is_frozen: bool) -> dict[str, Setup]:
+def changes(configured: Setup, language_model_is_frozen: bool, is_padded: bool = False) -> dict[str, Setup]:
     """What is compared, by name."""
     setups = {"as configured": configured}
     for ratio in (0.0, 0.75):
@@ -212,6 +226,9 @@ def changes(configured: Setup, language_model_is_frozen: bool) -> dict[str, Setu
     for every, text in CHECKPOINTING.items():
         if every != configured.checkpoint_every:
             setups[text] = dataclasses.replace(configured, checkpoint_every=every)
+    if is_padded:
+        text = "with padding" if configured.padding_free else "without padding (padding_free)"
+        setups[text] = dataclasses.replace(configured, padding_free=not configured.padding_free)
     if not language_model_is_frozen:
         text = "without LoRA on the language model" if configured.lora else "LoRA on the language model"
         setups[text] = dataclasses.replace(configured, lora=not configured.lora)

@@ -1,5 +1,6 @@
 """TRL's `SFTTrainer` for ViTP: sample ids, epochs, an evaluation collator, exact resuming and exact shards."""
 
+import contextlib
 import dataclasses
 import json
 import logging
@@ -8,33 +9,33 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from accelerate import PartialState
 from accelerate.data_loader import IterableDatasetShard
-from accelerate.utils import gather_object, is_peft_model
+from accelerate.utils import is_peft_model
 from datasets import Dataset, DatasetDict, IterableDataset
 from safetensors import safe_open
 from torch.utils.data import DataLoader
-from transformers.trainer_utils import EvalLoopOutput
 from trl import SFTConfig, SFTTrainer
 
 from ..cards.record import read_json
-from ..instructions.collator import NO_LABEL, STEP, ViTPDataCollator, with_raw_tiles
+from ..instructions.collator import STEP, ViTPDataCollator, with_raw_tiles
 from ..instructions.conversations import to_conversations
 from ..instructions.first_rows import check, replacement_rows
 from ..instructions.lengths import SampleLength
 from ..instructions.raw_tiles import normalize_tiles
 from ..instructions.rows import prepare_rows
 from ..instructions.settings import SampleTransform, SourceSettings
-from ..modeling_vitp import ViTPForConditionalGeneration, ViTPModel
+from ..modeling_vitp import ViTPForConditionalGeneration
 from ..processing_vitp import ViTPProcessor
 from .answers import draw_rows, rows_to_show
 from .arguments import VRLArguments
-from .batching import BY_LENGTH, GlobalBatchSampler, RankStream, WholeBatchSampler, WholeBatchStream, gather_rows
+from .attention_by_sequence import attention_by_sequence, check_attention
+from .batching import BY_LENGTH, GlobalBatchSampler, RankStream, WholeBatchStream
 from .checkpointing import check_tokenizer, going_on_from, read_checkpoint_record
 from .compared import base_fingerprint, pretraining_settings
 from .compiling import CompiledLayers
+from .evaluation_over_processes import EvaluationOverProcesses
 from .finite import NamedBatches
 from .head import apply_head_to_answers, gather_head_before_loss
 from .run import Run, check_loaded
@@ -71,7 +72,7 @@ class ViTPTrainingConfig(VRLArguments, RunConfig, SFTConfig):
         self.accelerator_config.dispatch_batches = False
 
 
-class ViTPTrainer(Run, CompiledLayers, SFTTrainer):
+class ViTPTrainer(Run, CompiledLayers, EvaluationOverProcesses, SFTTrainer):
     """Trains [`ViTPForConditionalGeneration`] with Visual Robustness Learning.
 
     What differs from [`~trl.SFTTrainer`]:
@@ -82,6 +83,7 @@ class ViTPTrainer(Run, CompiledLayers, SFTTrainer):
       last step, is logged;
     - what an optimizer step trains on does not depend on the number of processes, and no row is seen twice or lost
       where an epoch does not divide, see [`GlobalBatchSampler`], [`RankStream`] and, if split, [`MixtureStream`];
+    - `padding_free` takes images: the samples of a batch lie end to end in one row;
     - `train_sampling_strategy` "group_by_length" and "batch_rebalance" measure the rows themselves, unless there is a
       column `length_column_name`; "padding_share" is logged;
     - a checkpoint is whole or not there. A run that goes on from one, streams and running averages included, ends as
@@ -145,7 +147,10 @@ class ViTPTrainer(Run, CompiledLayers, SFTTrainer):
                 on_error=args.on_error,
                 replacement_rows=replacement_rows(train_dataset) if args.on_error == "skip" else None,
                 pad_to_multiple_of=args.pad_to_multiple_of,
+                padding_free=args.padding_free,
             )
+        if getattr(data_collator, "padding_free", False):
+            check_attention(model)
         for name in ("vrl_drop_ratio", "vrl_apply_prob", "vrl_warmup_steps", "answer_mask_ratio"):
             setattr(model.config, name, getattr(data_collator, name))
         if data_collator.answer_mask_ratio > 0:
@@ -159,6 +164,7 @@ class ViTPTrainer(Run, CompiledLayers, SFTTrainer):
         self._epoch_start = -1, 0  # the epoch, and the step it began at
         self._measured = None  # the rows whose lengths are known, and these
         self._num_tokens_and_places = torch.zeros(2, dtype=torch.int64)  # of the training batches since the last log
+        padding_free, args.padding_free = args.padding_free, False  # which TRL refuses for images
         super().__init__(
             model=model,
             args=args,
@@ -168,7 +174,7 @@ class ViTPTrainer(Run, CompiledLayers, SFTTrainer):
             processing_class=processing_class,
             **kwargs,
         )
-        self.args.model_init_kwargs = init_kwargs
+        self.args.model_init_kwargs, self.args.padding_free = init_kwargs, padding_free
         apply_head_to_answers(model)
         gather_head_before_loss(model)
 
@@ -183,6 +189,11 @@ class ViTPTrainer(Run, CompiledLayers, SFTTrainer):
         for name, dataset in named.items():
             if dataset is not None:
                 logger.info("%s %s", name, check(dataset, self.eval_data_collator, **options))
+
+    def _train(self, *args, **kwargs):
+        is_padding_free = getattr(self.data_collator, "padding_free", False)
+        with attention_by_sequence(self.model) if is_padding_free else contextlib.nullcontext():
+            return super()._train(*args, **kwargs)
 
     # Batches
 
@@ -244,14 +255,6 @@ class ViTPTrainer(Run, CompiledLayers, SFTTrainer):
         self._train_batches.check_not_empty()
         return self._train_batches
 
-    def _get_eval_sampler(self, eval_dataset: Dataset) -> torch.utils.data.Sampler:
-        """In order: what is scored needs no grouping, and no row counts twice where the last batch is uneven."""
-        args = self.args
-        if args.world_size == 1:
-            return torch.utils.data.SequentialSampler(eval_dataset)
-        batches = args.eval_batch_size, args.world_size, args.process_index, args.dataloader_drop_last
-        return WholeBatchSampler(len(eval_dataset), *batches)
-
     def _lengths(self, dataset: Dataset) -> list[int]:
         """The lengths of all rows of this epoch. A mixture asks for those of its sources, and picks its rows' ones."""
         if hasattr(dataset, "lengths"):
@@ -311,7 +314,7 @@ class ViTPTrainer(Run, CompiledLayers, SFTTrainer):
     def get_batch_samples(self, epoch_iterator: Iterator, *args, **kwargs) -> tuple[list, torch.Tensor | int | None]:
         batches, num_items = super().get_batch_samples(map(self._settle, epoch_iterator), *args, **kwargs)
         if batches:
-            masks = [batch["attention_mask"] for batch in batches]
+            masks = [batch.get("attention_mask", torch.ones_like(batch["input_ids"])) for batch in batches]
             counts = torch.tensor([sum(mask.sum() for mask in masks), sum(mask.numel() for mask in masks)])
             counts = self.accelerator.gather(counts.to(self.args.device))
             self._num_tokens_and_places += counts.view(-1, 2).sum(0).cpu()
@@ -325,37 +328,6 @@ class ViTPTrainer(Run, CompiledLayers, SFTTrainer):
                 logs["vrl_drop_ratio"] = self.data_collator.drop_ratio_at(self.state.global_step - 1)
             self._num_tokens_and_places.zero_()
         super().log(logs, start_time)
-
-    def prediction_step(self, model, inputs, *args, **kwargs):
-        if self.args.world_size > 1 and "pixel_values" not in inputs:
-            # Where the ViT's weights are sharded, each process has to run it as often as the others.
-            vitp = next(module for module in self.model.modules() if isinstance(module, ViTPModel))
-            pixel_values, indices = vitp._unseen_tile()
-            inputs = {**inputs, "pixel_values": pixel_values, "visual_token_indices": indices}
-        num_rows = (inputs["labels"] != NO_LABEL).any(1).sum().item()
-        self._num_eval_rows = len(inputs["labels"]) if num_rows else 0
-        outputs = super().prediction_step(model, inputs, *args, **kwargs)
-        self._eval_losses.append((outputs[0].float().item(), num_rows))
-        return outputs
-
-    def evaluation_loop(self, dataloader, *args, metric_key_prefix: str = "eval", **kwargs) -> EvalLoopOutput:
-        self._eval_losses = []
-        if self.args.world_size > 1:
-            batch_size = self.args.eval_batch_size  # the last ones are smaller, or empty
-            self.gather_function = lambda values: gather_rows(values, self._num_eval_rows, batch_size)
-        output = super().evaluation_loop(dataloader, *args, metric_key_prefix=metric_key_prefix, **kwargs)
-        if self.args.world_size > 1:
-            # In one process, a batch of a stream counts as a whole one, since its length is not known.
-            is_stream = isinstance(getattr(dataloader.dataset, "dataset", None), WholeBatchStream)
-            whole = self.args.eval_batch_size if is_stream else 0
-            rounds = zip(*gather_object([self._eval_losses]))
-            counted = [(loss, max(rows, whole if rows else 0)) for batches in rounds for loss, rows in batches]
-            losses = np.repeat(*map(np.array, zip(*counted))).astype(np.float32)
-            finite = np.isfinite(losses)
-            if self.args.logging_nan_inf_filter and finite.any():
-                losses = losses[finite]
-            output.metrics[f"{metric_key_prefix}_loss"] = losses.mean().item()
-        return output
 
     def watched_samples(self, number: int) -> list[dict[str, Any]]:
         return rows_to_show(self.eval_dataset or self.train_dataset, number, self.data_seed)

@@ -55,8 +55,8 @@ ADAM_STATE, STATES = 8, {"8bit": 2, "adafactor": 0, "sgd": 0, "lion": 4}
 
 @dataclass(frozen=True)
 class BatchShape:
-    """A batch of equal samples: `tiles` of each, `text_tokens` beside the visual ones, r, and how many of the text's
-    tokens are answers; all, if that is not known.
+    """A batch of equal samples: `tiles` of each, `text_tokens` beside the visual ones, r, how many of the text's tokens
+    are answers (all, if that is not known), and the places behind them that hold nothing.
     """
 
     samples: int
@@ -64,6 +64,7 @@ class BatchShape:
     text_tokens: int
     drop_ratio: float = 0.0
     answer_tokens: int | None = None
+    padding: int = 0
 
     @property
     def labels(self) -> int:
@@ -242,7 +243,7 @@ def empty_batch(config: ViTPConfig, batch: BatchShape) -> dict[str, torch.Tensor
     """Tensors of the shapes that [`ViTPDataCollator`] would make, with the labels alone that TRL's loss scores."""
     visual = batch.tiles * config.image_seq_length
     kept = num_kept_tokens(visual, batch.drop_ratio)
-    shape = batch.samples, kept + batch.text_tokens
+    shape = batch.samples, kept + batch.text_tokens + batch.padding
     inputs = {name: torch.zeros(shape, dtype=torch.long) for name in ("input_ids", "attention_mask")}
     inputs["shift_labels"] = torch.zeros(1, batch.labels, dtype=torch.long)
     vision = config.vision_config

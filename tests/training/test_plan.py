@@ -15,8 +15,9 @@ from modeling_vitp import ViTPConfig, ViTPTrainingConfig
 from modeling_vitp.instructions.dry_run import summarise
 from modeling_vitp.instructions.mixture_file import load_mixture
 from modeling_vitp.recipes import pretrain
+from modeling_vitp.training.padding import padding_of_samples
 from modeling_vitp.training.plan import DEVICES, Device, Setup, changes, describe_device, fastest_checkpointing, work_of
-from modeling_vitp.training.step_cost import INTERNVL2_5_1B, BatchShape, step_cost
+from modeling_vitp.training.step_cost import INTERNVL2_5_1B, BatchShape, empty_batch, step_cost
 
 ARGUMENTS = ["--config", "remote_sensing_paper", "--dry_run", "--plan_device", "a40", "--plan_devices", "8"]
 
@@ -76,6 +77,11 @@ def test_what_is_off_is_compared_on_and_the_other_way_round():
         "without LoRA on the language model",
     ]
     assert not any("LoRA" in name for name in changes(Setup(0.0, 0, False), True))
+    padded, free = (
+        changes(Setup(0.75, 0, False, padding_free), False, is_padded=True) for padding_free in (False, True)
+    )
+    assert padded["without padding (padding_free)"] == Setup(0.75, 0, False, True)
+    assert free["with padding"] == Setup(0.75, 0, False, False)
 
 
 def test_a_device_that_is_not_known_is_named_with_those_that_are():
@@ -144,6 +150,38 @@ def test_work_is_that_of_the_longest_rows_and_of_those_that_vrl_leaves_whole(
     assert work.mean.text_tokens == round(sum(characters) / 3 / 4)
     assert work.longest.text_tokens == 700 < max(characters) / 4
     assert work.undropped == pytest.approx(undropped)
+
+
+def sampled(share: float, *samples: tuple[int, float]) -> SimpleNamespace:
+    """What is asked of the summary of a source with these samples of tiles and tokens of text."""
+    return SimpleNamespace(share=share, samples=list(samples))
+
+
+def test_padding_is_that_of_batches_drawn_from_the_sources(tmp_path):
+    """Two of three samples are short, of 4 + 20 tokens, one long, of 8 + 96 at r = 0: of the pairs of a batch 4/9 have
+    one of each, and then 80 places of two rows are empty."""
+    summaries = [sampled(2 / 3, (1, 20.0)), sampled(1 / 3, (2, 96.0))]
+
+    def padding(ratio: float, devices: int = 1, **options) -> int:
+        args = ViTPTrainingConfig(str(tmp_path), **{"per_device_train_batch_size": 2, "max_length": None} | options)
+        return padding_of_samples(args, devices, summaries, 4, ratio)
+
+    accumulation = {"gradient_accumulation_steps": 32}
+    assert padding(0.0, **accumulation) == pytest.approx(4 / 9 * 80 / 2, abs=1.5)
+    assert padding(0.75, **accumulation) == pytest.approx(4 / 9 * (98 - 21) / 2, abs=1.5)
+    assert padding(0.0, devices=32) == pytest.approx(4 / 9 * 80 / 2, abs=1.5)
+    assert padding(0.0, max_length=64, **accumulation) == pytest.approx(4 / 9 * 40 / 2, abs=1)
+    assert padding(0.0, per_device_train_batch_size=1) == 0
+    for strategy in ("batch_rebalance", "group_by_length"):
+        assert padding(0.0, train_sampling_strategy=strategy, **accumulation) <= 2
+    summaries = [sampled(0.0, (1, 20.0))]
+    assert padding(0.0) == 0  # what is in it is not known
+
+
+def test_padding_is_places_without_labels():
+    config = ViTPConfig(**INTERNVL2_5_1B)
+    batch = empty_batch(config, BatchShape(2, 1, 30, 0.75, answer_tokens=10, padding=8))
+    assert batch["input_ids"].shape == (2, 64 + 30 + 8) and batch["shift_labels"].shape == (1, 20)
 
 
 @pytest.mark.parametrize("given", ["24GiB,71.5TFLOP/s", " 24.0 gib, 71.5 tflop/s"])

@@ -1,0 +1,215 @@
+"""Training on samples that lie end to end in one row, beside each of them alone and beside the padded batch."""
+
+import copy
+
+import pytest
+import torch
+import transformers.modeling_flash_attention_utils as flash
+from hypothesis import given
+from hypothesis import strategies as st
+from sample_rows import make_rows
+from tiny_models import vivid_model
+from torch import nn
+from torch.nn.functional import cross_entropy
+from training_run import make_trainer, run
+
+from modeling_vitp.instructions.collator import ViTPDataCollator
+from modeling_vitp.training.attention_by_sequence import attend_by_sequence, attention_by_sequence, check_attention
+
+
+@pytest.fixture
+def model_and_processor(tokenizer):
+    model, processor = vivid_model(tokenizer)
+    return model.double(), processor
+
+
+def batch_of(processor, rows, **options):
+    batch = ViTPDataCollator(processor, **options)(rows)
+    return {name: value.double() if name == "pixel_values" else value for name, value in batch.items()}
+
+
+@given(
+    st.lists(st.integers(1, 7), min_size=1, max_size=5),
+    st.sampled_from([(1, 1), (4, 4), (4, 2), (6, 1)]),
+    st.integers(0, 2**32 - 1),
+)
+def test_attention_is_that_of_loops_over_pairs_of_tokens(lengths, heads, seed):
+    generator = torch.Generator().manual_seed(seed)
+    total, size = sum(lengths), 8
+    query, key, value = (
+        torch.randn(1, number, total, size, generator=generator, dtype=torch.float64)
+        for number in (heads[0], heads[1], heads[1])
+    )
+    module = nn.Module()
+    module.num_key_value_groups, module.is_causal = heads[0] // heads[1], True
+    places = torch.tensor([0, *lengths]).cumsum(0).int()
+    found, _ = attend_by_sequence(module, query, key, value, None, cu_seq_lens_q=places, scaling=0.3)
+    assert found.shape == (1, total, heads[0], size)
+    for head in range(heads[0]):
+        other = head // module.num_key_value_groups
+        for start, end in zip(places.tolist(), places.tolist()[1:]):
+            for token in range(start, end):
+                seen = slice(start, token + 1)
+                weights = (key[0, other, seen] @ query[0, head, token] * 0.3).softmax(0)
+                torch.testing.assert_close(found[0, token, head], weights @ value[0, other, seen])
+
+
+@pytest.mark.parametrize("ratio", [0.0, 0.75])
+def test_logits_are_those_of_each_sample_alone(model_and_processor, ratio):
+    model, processor = model_and_processor
+    rows = make_rows()
+    batch = batch_of(processor, rows, vrl_drop_ratio=ratio, padding_free=True)
+    labels = batch.pop("labels")
+    with torch.no_grad(), attention_by_sequence(model):
+        found = model(**batch, use_cache=False).logits[0]
+    start = 0
+    for row in rows:
+        alone = batch_of(processor, [row], vrl_drop_ratio=ratio)
+        alone.pop("labels")
+        with torch.no_grad():
+            wanted = model(**alone, use_cache=False).logits[0]
+        torch.testing.assert_close(found[start : start + len(wanted)], wanted, rtol=1e-9, atol=1e-9)
+        start += len(wanted)
+    assert start == len(found) == labels.shape[1]
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_loss_and_gradients_are_those_of_the_padded_batch(model_and_processor, checkpointing):
+    model, processor = model_and_processor
+    model.train()
+    for layer in model.model.vision_tower.encoder.layer:
+        layer.drop_path.drop_prob = 0.0
+    padded, free = copy.deepcopy(model), model
+    if checkpointing:
+        free.activation_checkpointing_enable()
+
+    def backward(one, **options):
+        batch = batch_of(processor, make_rows(), vrl_drop_ratio=0.75, **options)
+        labels = batch.pop("labels")[:, 1:].flatten()
+        loss = cross_entropy(one(**batch, use_cache=False).logits[:, :-1].flatten(0, 1), labels)
+        loss.backward()
+        return loss
+
+    wanted = backward(padded)
+    with attention_by_sequence(free):
+        found = backward(free, padding_free=True)
+    torch.testing.assert_close(found, wanted)
+    gradients = [{name: weight.grad for name, weight in one.named_parameters()} for one in (free, padded)]
+    torch.testing.assert_close(*gradients, rtol=1e-9, atol=1e-9)
+
+
+def test_batches_that_are_padded_and_generation_are_as_before_within_it(model_and_processor):
+    """As in an evaluation during training."""
+    model, processor = model_and_processor
+    for side in ("left", "right"):
+        batch = batch_of(processor, make_rows(), padding_side=side)
+        del batch["labels"]
+        with torch.no_grad():
+            wanted = model(**batch).logits, model.generate(**batch, max_new_tokens=4, do_sample=False)
+            with attention_by_sequence(model):
+                found = model(**batch).logits, model.generate(**batch, max_new_tokens=4, do_sample=False)
+        assert torch.equal(found[0], wanted[0]) and torch.equal(found[1], wanted[1])
+
+
+def test_flash_attention_is_told_where_each_sample_begins(model_and_processor, monkeypatch):
+    """Its kernels are not at hand: loops stand for them. What the ViT and the language model ask of them is seen."""
+    model, processor = model_and_processor
+    batch = batch_of(processor, make_rows(), vrl_drop_ratio=0.75, padding_free=True)
+    del batch["labels"]
+    with torch.no_grad(), attention_by_sequence(model):
+        wanted = model(**batch, use_cache=False).logits
+    asked = []
+
+    def attend(q, k, v, causal, softmax_scale=None):
+        asked.append((causal, q.shape[1]))
+        groups = q.shape[2] // k.shape[2]
+        q, k, v = (x.transpose(1, 2) for x in (q, k.repeat_interleave(groups, 2), v.repeat_interleave(groups, 2)))
+        read = nn.functional.scaled_dot_product_attention(q, k, v, is_causal=causal, scale=softmax_scale)
+        return read.transpose(1, 2)
+
+    def by_sequence(q, k, v, cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k, softmax_scale=None, causal=False):
+        assert torch.equal(cu_seqlens_q, cu_seqlens_k)
+        lengths = cu_seqlens_q.diff().tolist()
+        assert max_seqlen_q == max_seqlen_k == max(lengths)
+        parts = zip(*(x.split(lengths) for x in (q, k, v)))
+        return torch.cat([attend(*(x[None] for x in part), causal, softmax_scale)[0] for part in parts])
+
+    kernels = (attend, by_sequence, None, None, None)
+    settings = (flash._lazy_define_process_function(by_sequence), dict)
+    monkeypatch.setattr(flash, "lazy_import_flash_attention", lambda *args, **kwargs: (kernels, settings))
+    for config in (model.config, model.config.vision_config, model.config.text_config):
+        config._attn_implementation_internal = "flash_attention_2"
+    check_attention(model)
+    with torch.no_grad(), attention_by_sequence(model):
+        found = model(**batch, use_cache=False).logits
+    torch.testing.assert_close(found, wanted, rtol=1e-9, atol=1e-9)
+    lengths = batch["cu_seq_lens_q"].diff().tolist()
+    of_vision = [length for causal, length in asked if not causal]
+    assert of_vision == [17] * 3  # of all tiles at once, in each layer
+    assert [length for causal, length in asked if causal] == lengths * 2
+
+
+def losses(trainer):
+    return [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_run_without_padding_is_the_padded_one(tmp_path, stream):
+    options = {"stream": stream, "logging_steps": 1, "per_device_train_batch_size": 3, "max_steps": 3, "eval_steps": 3}
+    options |= {"save_strategy": "no", "vrl_warmup_steps": 1, "drop_path_rate": 0.0}
+    padded = make_trainer(tmp_path / "padded", **options)
+    free = make_trainer(tmp_path / "free", padding_free=True, **options)
+    for trainer in (padded, free):
+        trainer.train()
+    assert losses(free) == pytest.approx(losses(padded), rel=1e-4)
+    logs = [[log for log in trainer.state.log_history if "loss" in log] for trainer in (padded, free)]
+    for wanted, found in zip(*logs, strict=True):
+        assert found["num_tokens"] == wanted["num_tokens"]
+        assert found["mean_token_accuracy"] == pytest.approx(wanted["mean_token_accuracy"])
+        assert found["padding_share"] == 0 < wanted["padding_share"]
+    evaluations = [
+        [log["eval_loss"] for log in trainer.state.log_history if "eval_loss" in log] for trainer in (padded, free)
+    ]
+    assert evaluations[1] == pytest.approx(evaluations[0], rel=1e-4)
+    assert free.args.padding_free and free.model.model.language_model.config._attn_implementation == "sdpa"
+
+
+@pytest.mark.slow
+def test_a_run_without_padding_that_is_killed_ends_as_the_run_that_never_stopped(tmp_path):
+    whole = run(tmp_path / "whole", padding_free=True)
+    run(tmp_path / "killed", ("step", 3), padding_free=True)
+    assert run(tmp_path / "killed", padding_free=True) == whole
+
+
+@pytest.mark.parametrize("attention", ["eager", "flex_attention"])
+def test_attention_over_all_tokens_of_a_row_is_refused(model_and_processor, tmp_path, attention):
+    model, processor = model_and_processor
+    model.config.text_config._attn_implementation_internal = attention
+    with pytest.raises(ValueError, match=f"padding_free=True: attn_implementation='{attention}'"):
+        check_attention(model)
+    batch = batch_of(processor, make_rows(), padding_free=True)
+    with pytest.raises(ValueError, match=f"{attention}.*tells them by their positions"):
+        model(**batch)
+
+
+def test_the_models_own_attention_outside_of_training_is_refused(model_and_processor):
+    model, processor = model_and_processor
+    with pytest.raises(ValueError, match="'sdpa', tells them by their positions"):
+        model(**batch_of(processor, make_rows(), padding_free=True))
+
+
+def test_layers_that_see_a_part_of_the_sequence_are_refused(model_and_processor):
+    model, _ = model_and_processor
+    model.config.text_config.layer_types = ["full_attention", "sliding_attention"]
+    with pytest.raises(ValueError, match="not over the whole sequence"):
+        check_attention(model)
+
+
+def test_the_trainer_refuses_before_anything_is_read(tmp_path, monkeypatch):
+    def refuse(model):
+        raise ValueError("no")
+
+    monkeypatch.setattr("modeling_vitp.training.pretraining.check_attention", refuse)
+    with pytest.raises(ValueError, match="no"):
+        make_trainer(tmp_path, padding_free=True)
+    make_trainer(tmp_path)
