@@ -14,7 +14,13 @@ from modeling_vitp.training.private_members import OVERRIDDEN, READ, TESTED, che
 
 FILES = [
     ROOT / "modeling_vitp" / name
-    for name in ("training/run.py", "training/pretraining.py", "training/compiling.py", "dense/trainer.py")
+    for name in (
+        "training/run.py",
+        "training/pretraining.py",
+        "training/compiling.py",
+        "dense/trainer.py",
+        "training/evaluation_over_processes.py",
+    )
 ]
 
 
