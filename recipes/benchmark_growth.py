@@ -3,11 +3,12 @@
     vitp benchmark_growth
     vitp benchmark_growth --sides 1000 2000 --rows --epochs
 
-Each measurement has a process of its own, whose peak of resident memory is told. The backbone is tiny, with random
-weights, so that what grows is the handling: features of an image that is brought to 224 pixels, as in `probe`, and
-windows of `predict_large`. Streams are read by one process and by two, as in training, and by two of which each reads
-its part (`split_streams`); a row that is lost or comes twice is an error. An epoch is that of the sampler of training,
-which skips batches to go on from a checkpoint, and that of a mixture, whose rows are read.
+Each measurement has processes of its own, whose peak of resident memory is told, and is taken `--runs` times: times are
+median, least and most. The backbone is tiny, with random weights, so that what grows is the handling: features of an
+image that is brought to 224 pixels, as in `probe`, and windows of `predict_large`. Streams are read by one process and
+by two, as in training, and by two of which each reads its part (`split_streams`); a row that is lost or comes twice is
+an error. An epoch is that of the sampler of training, which skips batches to go on from a checkpoint, and that of a
+mixture, whose rows are read.
 """
 
 import argparse
@@ -24,6 +25,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--sides", type=positive, nargs="*", default=sides, help="of images, in pixels; none for none")
     parser.add_argument("--rows", type=positive, nargs="*", default=rows, help="of streams")
     parser.add_argument("--epochs", type=positive, nargs="*", default=epochs, help="rows of epochs")
+    parser.add_argument("--runs", type=positive, default=5, help="of each measurement")
     args = parse_words(parser, argv)
 
     from modeling_vitp.probing import growth
@@ -37,13 +39,16 @@ def main(argv: list[str] | None = None) -> int:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         if args.sides:
-            show("what, image, s of CPU a megapixel, peak memory in GiB", growth.over_pixels(folder, args.sides))
+            show(
+                "what, image, s of CPU a megapixel, peak memory in GiB",
+                growth.over_pixels(folder, args.sides, args.runs),
+            )
         if args.rows:
             header = "what, rows, processes, µs of CPU a row, rows a second, peak memory in GiB"
-            show(header, growth.over_rows(folder, args.rows))
+            show(header, growth.over_rows(folder, args.rows, args.runs))
         if args.epochs:
             header = "what, rows of an epoch, s of CPU to its first batch, for 1000 more, to go on from the middle, GiB"
-            show(header, growth.over_epochs(folder, args.epochs))
+            show(header, growth.over_epochs(folder, args.epochs, args.runs))
     return 0
 
 

@@ -3,12 +3,13 @@
 import io
 import itertools
 import json
+import statistics
 import subprocess
 import sys
 import tarfile
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from itertools import islice
 from pathlib import Path
 from types import SimpleNamespace
@@ -199,7 +200,14 @@ def in_processes(*calls: list) -> list[dict]:
     return [json.loads(result.splitlines()[-1]) for result in results]
 
 
-def over_pixels(folder: Path, sides: list[int]) -> Iterator[list]:
+def spread(values: Iterable[float], digits: str) -> str:
+    """The median, and least and most of several; the value of one."""
+    values = list(values)
+    told = [f"{value:{digits}}" for value in (statistics.median(values), min(values), max(values))]
+    return told[0] if len(values) == 1 else f"{told[0]} ({told[1]}, {told[2]})"
+
+
+def over_pixels(folder: Path, sides: list[int], runs: int) -> Iterator[list]:
     """Rows of a table: what is done, the side, seconds of CPU a megapixel, and GiB at most."""
     write_backbone(folder)
     for side in sides:
@@ -207,12 +215,13 @@ def over_pixels(folder: Path, sides: list[int]) -> Iterator[list]:
         # Pillow reads no larger image; the data of probes have `tile` for those.
         cases = ("features", "predict_large") if side**2 <= 2 * PIL.Image.MAX_IMAGE_PIXELS else ("predict_large",)
         for case in cases:
-            (found,) = in_processes([case, folder, side])
-            yield [case, f"{side:,}²", f"{found['cpu'] / side**2 * 1e6:.3f}", f"{found['peak']:.2f}"]
+            found = [in_processes([case, folder, side])[0] for _ in range(runs)]
+            spent = spread((one["cpu"] / side**2 * 1e6 for one in found), ".3f")
+            yield [case, f"{side:,}²", spent, f"{max(one['peak'] for one in found):.2f}"]
         (folder / f"{side}.tif").unlink()
 
 
-def over_rows(folder: Path, numbers: list[int]) -> Iterator[list]:
+def over_rows(folder: Path, numbers: list[int], runs: int) -> Iterator[list]:
     """Rows of a table: what is read, rows, processes, microseconds of CPU a row of one, rows a second of all by the
     clock, and GiB at most of one.
 
@@ -224,22 +233,24 @@ def over_rows(folder: Path, numbers: list[int]) -> Iterator[list]:
             data = folder / f"{kind}-{number}"
             write_rows(data, kind, number)
             for processes, is_split in ((1, 0), (2, 0), (2, 1)):
-                calls = (["stream", data, number, processes, process, is_split] for process in range(processes))
-                found = in_processes(*calls)
-                if sorted(row for one in found for row in one["result"]) != list(range(number)):
+                calls = [["stream", data, number, processes, process, is_split] for process in range(processes)]
+                turns = [in_processes(*calls) for _ in range(runs)]
+                if any(sorted(row for one in turn for row in one["result"]) != list(range(number)) for turn in turns):
                     raise RuntimeError(f"{kind}, {number} rows, {processes} processes: a row is lost or comes twice.")
-                seconds, peak = max(one["seconds"] for one in found), max(one["peak"] for one in found)
-                spent = [f"{1e6 * max(one['cpu'] for one in found) / number:.0f}", f"{number / seconds:.0f}"]
-                yield [f"stream of {kind}{', split' * is_split}", f"{number:,}", processes, *spent, f"{peak:.2f}"]
+                worked = spread((1e6 * max(one["cpu"] for one in turn) / number for turn in turns), ".0f")
+                speed = spread((number / max(one["seconds"] for one in turn) for turn in turns), ".0f")
+                peak = max(one["peak"] for turn in turns for one in turn)
+                name = f"stream of {kind}{', split' * is_split}"
+                yield [name, f"{number:,}", processes, worked, speed, f"{peak:.2f}"]
 
 
-def over_epochs(folder: Path, numbers: list[int]) -> Iterator[list]:
+def over_epochs(folder: Path, numbers: list[int], runs: int) -> Iterator[list]:
     """Rows of a table: what gives the epoch, its rows, seconds to its first batch, for 1,000 more and to go on from the
     middle, and GiB that this took."""
     source = folder / "source"
     write_rows(source, "parquet", SOURCE_ROWS)
     for number in numbers:
         for case in (["sampler", number], ["mixture", source, number]):
-            (found,) = in_processes(case)
-            seconds = [f"{value:.2f}" for value in found["result"]]
-            yield [case[0], f"{number:,}", *seconds, f"{found['peak'] - found['before']:.2f}"]
+            found = [in_processes(case)[0] for _ in range(runs)]
+            seconds = [spread(values, ".2f") for values in zip(*(one["result"] for one in found))]
+            yield [case[0], f"{number:,}", *seconds, f"{max(one['peak'] - one['before'] for one in found):.2f}"]

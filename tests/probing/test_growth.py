@@ -22,7 +22,26 @@ def test_a_row_that_is_lost_or_comes_twice_is_an_error(tmp_path, monkeypatch, ro
     found = {"seconds": 1.0, "cpu": 1.0, "peak": 1.0, "before": 1.0, "result": rows}
     monkeypatch.setattr(growth, "in_processes", lambda *calls: [found, *({**found, "result": []} for _ in calls[1:])])
     with pytest.raises(RuntimeError, match="parquet, 4 rows, 1 processes: a row is lost or comes twice"):
-        list(growth.over_rows(tmp_path, [4]))
+        list(growth.over_rows(tmp_path, [4], runs=1))
+
+
+@pytest.mark.parametrize(("values", "told"), [([0.25], "0.2"), ([3.04, 1.0, 2.06], "2.1 (1.0, 3.0)")])
+def test_of_several_runs_median_least_and_most_are_told(values, told):
+    assert growth.spread(values, ".1f") == told
+
+
+def test_each_measurement_is_taken_so_many_times(tmp_path, monkeypatch):
+    calls = []
+
+    def measured(*asked):
+        calls.append(asked)
+        found = {"seconds": 2.0, "cpu": len(calls), "peak": len(calls), "before": 1.0}
+        return [{**found, "result": [0, 1][index :: len(asked)]} for index in range(len(asked))]
+
+    monkeypatch.setattr(growth, "in_processes", measured)
+    rows = list(growth.over_rows(tmp_path, [2], runs=3))
+    assert [len(asked) for asked in calls] == 2 * ([1] * 3 + [2] * 6)
+    assert rows[0] == ["stream of parquet", "2", 1, "1000000 (500000, 1500000)", "1 (1, 1)", "3.00"]
 
 
 @pytest.mark.parametrize("number", [16_000, 24_000])
