@@ -148,6 +148,7 @@ def main(folder: Path) -> None:
     ddp(folder, "accumulated")
     ddp(folder, "rebalanced", train_sampling_strategy="batch_rebalance")
     ddp(folder, "checkpointed", gradient_checkpointing=True)
+    ddp(folder, "padding_free", padding_free=True)
     ddp(folder, "stream", stream=True)
     ddp(folder, "warmup", vrl_warmup_steps=4, answer_mask_ratio=0.5)
     ddp(folder, "stream_warmup", stream=True, vrl_warmup_steps=4)

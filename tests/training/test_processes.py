@@ -21,7 +21,7 @@ from modeling_vitp.training.checkpointing import last_checkpoint
 
 ACCELERATE = sorted((ROOT / "recipes" / "accelerate").glob("*.yaml"))
 FILES, ROWS = 4, 5  # of the stream that is split, and of each of its files
-TRAINED = ["accumulated", "rebalanced", "checkpointed", "stream", "warmup", "stream_warmup"]
+TRAINED = ["accumulated", "rebalanced", "checkpointed", "padding_free", "stream", "warmup", "stream_warmup"]
 
 
 @pytest.fixture(scope="module")
