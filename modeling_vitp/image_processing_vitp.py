@@ -24,6 +24,7 @@ from transformers.models.got_ocr2.image_processing_got_ocr2 import GotOcr2ImageP
 
 from .bands import check_same_bands, named, spread
 from .input_spec import InputSpec
+from .jpeg_2000 import is_reduced_by_pillow
 from .opening import NamesItsFiles
 
 NEEDS_RASTERIO = "other bands than colors, and colors of more than 8 bits, need rasterio: pip install rasterio"
@@ -265,7 +266,7 @@ def read_file(path: str, spec: InputSpec) -> PIL.Image.Image | np.ndarray:
 def is_reduced(image: PIL.Image.Image, bands: bool) -> bool:
     """Whether Pillow would give other bits than an opened file has, or, if bands are wanted, less of them."""
     if image.format == "JPEG2000":
-        return image.mode not in PIL_8BIT_MODES  # of 15 bits it makes 16
+        return is_reduced_by_pillow(Path(image.filename).read_bytes(), bands)
     if image.format == "TIFF":
         deepest, number = max(image.tag_v2.get(258, (1,))), image.tag_v2.get(277, 1)
         if deepest > 8 and image.mode in PIL_8BIT_MODES:

@@ -103,19 +103,26 @@ def to_picture(
 
     Args:
         spec: how it will be read. One with a window or percentiles gets grey in the units of its tags, float32 of shape
-            `(height, width)`; of MONOCHROME1, whose low values are bright, mirrored in the window, or negative for
-            percentiles. Otherwise it is of 8 bits, windowed as the tags say.
+            `(height, width)`; of MONOCHROME1, whose low values are bright, mirrored in the middle of the window, or
+            negative for percentiles. Otherwise it is of 8 bits, windowed as the tags say.
         as_stored: whether it is wanted in units whatever the spec, and not mirrored.
 
     Raises:
-        Exception: of many kinds, if it has no image, is damaged, or cannot be decoded.
+        Exception: of many kinds, if it has no image, is damaged, or cannot be decoded; a `ValueError` if it is
+            MONOCHROME1 and there are windows with several middles.
     """
     frame = read_frame(open_dicom(file, name), name)
     if frame.values.ndim == 2 and (as_stored or (spec is not None and spec.is_in_units)):
         values = frame.values.astype(np.float32)
         if as_stored or not frame.is_inverted:
             return values
-        return (0 if spec.windows is None else np.float32(sum(spec.windows[0]))) - values
+        ends = {sum(window) for window in spec.windows or [(0, 0)]}
+        if len(ends) > 1:
+            raise ValueError(
+                "low values are bright in it (MONOCHROME1), which can be mirrored in the middle of one window, and "
+                f"{spec.windows} have several: give one window, or save it as MONOCHROME2"
+            )
+        return np.float32(ends.pop()) - values
     bands = frame.values[None] if frame.values.ndim == 2 else frame.values.transpose(2, 0, 1)
     shown = InputSpec.from_dict(frame.input_spec)(torch.from_numpy(bands.astype(np.float64)))
     shown = shown.round().to(torch.uint8).movedim(0, -1).numpy()

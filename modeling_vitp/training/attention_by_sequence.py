@@ -17,6 +17,7 @@ from ..modeling_vitp import ViTPModel
 
 SDPA = "sdpa"
 BY_SEQUENCE = "sdpa_by_sequence"
+WHOLE, SLIDING = "full_attention", "sliding_attention"  # kinds of layers
 
 
 def attend_by_sequence(
@@ -63,20 +64,27 @@ def language_model_of(model: nn.Module) -> PreTrainedModel:
 
 
 def check_attention(model: nn.Module) -> None:
-    """Raises a `ValueError` if attention in the language model cannot be of each sequence by itself."""
-    config = language_model_of(model).config
-    used = config._attn_implementation
-    if "flash" in used:
-        return
-    if used != SDPA:
+    """Raises a `ValueError` if a sample in the language model would see those before it in its row."""
+    language_model = language_model_of(model)
+    config = language_model.config
+    used, is_windowed = config._attn_implementation, getattr(config, "use_sliding_window", True)
+    window = getattr(config, "sliding_window", None) if is_windowed else None
+    kinds = set(getattr(config, "layer_types", None) or [WHOLE if window is None else SLIDING])
+    if language_model._is_stateful or not kinds <= {WHOLE, SLIDING}:
         raise ValueError(
-            f"padding_free=True: attn_implementation={used!r} does not take several sequences in one row. Leave it "
-            "out, for sdpa, or give 'flash_attention_2'."
+            f"padding_free=True: the language model, a {config.model_type!r}, has layers that are no attention over "
+            "tokens and would carry something from one sample to the next. Leave padding_free out."
         )
-    if any(kind != "full_attention" for kind in getattr(config, "layer_types", None) or []):
+    if used != SDPA and "flash" not in used:
         raise ValueError(
-            "padding_free=True: the language model has layers whose attention is not over the whole sequence, which "
-            "sdpa does not take several sequences in one row for. Give attn_implementation='flash_attention_2'."
+            f"padding_free=True: the language model has attn_implementation={used!r}, which does not take several "
+            "sequences in one row. Leave padding_free out, or give 'sdpa' or 'flash_attention_2' if the model has it."
+        )
+    if used == SDPA and SLIDING in kinds:
+        raise ValueError(
+            f"padding_free=True: the language model, a {config.model_type!r}, has layers that see a window of the "
+            "sequence, which sdpa here does not. Leave padding_free out, or give "
+            "attn_implementation='flash_attention_2'."
         )
 
 

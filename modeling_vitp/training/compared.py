@@ -21,7 +21,7 @@ FREE = (
     "max_steps num_train_epochs learning_rate lr_scheduler_type warmup_steps optim weight_decay adam_beta1 adam_beta2 "
     "adam_epsilon max_grad_norm bf16 fp16 per_device_train_batch_size gradient_accumulation_steps"
 ).split()
-FREE_IF_USED = ("lr_scheduler_kwargs", "optim_args", "label_smoothing_factor", "neftune_noise_alpha", "padding_free")
+FREE_IF_USED = ("lr_scheduler_kwargs", "optim_args", "label_smoothing_factor", "neftune_noise_alpha")
 # What makes an adapter, by the names of the options: the fields of PEFT's configuration.
 ADAPTER = {
     "lora_r": "r",
@@ -69,6 +69,7 @@ def pretraining_settings(trainer: "ViTPTrainer") -> dict[str, dict[str, Any]]:
         names = "per_device_train_batch_size", "gradient_accumulation_steps", "num_processes"
         fixed |= {name: free[name] for name in names} | {"dataloader_num_workers": args.dataloader_num_workers}
     free["loss_type"] = None if args.loss_type == "nll" else args.loss_type
+    free["padding_free"] = getattr(collator, "padding_free", False) or None
     trained = frozen_parts(model) | adapter_settings(model)
     if trained["use_peft"]:
         trained["weights under the adapter"] = trainer.weights_under_adapter

@@ -61,6 +61,11 @@ class ViTPTrainingConfig(VRLArguments, RunConfig, SFTConfig):
             )
         if self.eval_packing:
             raise ValueError("eval_packing=True: rows with images are not packed: leave it out.")
+        if self.padding_free and self.neftune_noise_alpha:
+            raise ValueError(
+                "padding_free=True: neftune_noise_alpha would be scaled by the length of all samples, not of each: "
+                "leave one out."
+            )
         if self.activation_checkpointing is None:  # TRL sets the name that transformers warns of
             self.activation_checkpointing = self.gradient_checkpointing
         super().__post_init__()
@@ -149,6 +154,8 @@ class ViTPTrainer(Run, CompiledLayers, EvaluationOverProcesses, SFTTrainer):
                 pad_to_multiple_of=args.pad_to_multiple_of,
                 padding_free=args.padding_free,
             )
+        if args.padding_free and not getattr(data_collator, "padding_free", False):
+            raise ValueError("padding_free=True: the data_collator that is given pads. Make it with padding_free=True.")
         if getattr(data_collator, "padding_free", False):
             check_attention(model)
         for name in ("vrl_drop_ratio", "vrl_apply_prob", "vrl_warmup_steps", "answer_mask_ratio"):

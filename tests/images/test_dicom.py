@@ -124,6 +124,25 @@ def test_a_picture_is_the_same_whichever_end_is_bright_in_its_file(spec):
     torch.testing.assert_close(*pictures, atol=1, rtol=0)
 
 
+@pytest.mark.parametrize(
+    ("windows", "is_read"), [(((0, 400), (100, 300)), True), (((0, 400), (0, 200)), False)], ids=["middle", "middles"]
+)
+def test_several_windows_of_bright_low_values_have_one_middle_or_are_refused(windows, is_read):
+    dataset = pydicom.dcmread(CT)
+    dataset.PhotometricInterpretation = "MONOCHROME1"
+    file = io.BytesIO()
+    dataset.save_as(file)
+    spec = InputSpec(bands=(0, 0, 0), window=(*windows, windows[0]))
+    if not is_read:
+        with pytest.raises(ValueError, match="MONOCHROME1.*have several: give one window"):
+            read_picture(file.getvalue(), spec)
+        return
+    found = spec(torch.from_numpy(read_picture(file.getvalue(), spec))[None])
+    for channel, (low, high) in zip(found, spec.windows):
+        mirrored = 255 - 255 * (hounsfield() - low).clip(0, high - low) / (high - low)
+        np.testing.assert_allclose(channel, mirrored, atol=1e-3)
+
+
 @pytest.mark.parametrize("is_shared", [True, False])
 def test_a_frame_has_the_units_and_the_window_of_its_functional_groups(is_shared):
     """Of enhanced CT and MR: truth 0, 400 and 1000 in the middle one of three frames."""

@@ -13,6 +13,7 @@ from datasets import Dataset, Features
 from datasets import Image as ImageFeature
 from dense_data import TWO, labelled_folder, small_mask
 from pictures import picture
+from rasterio.enums import ColorInterp
 from sample_rows import ANSWER, USER
 from transformers.image_utils import ChannelDimension
 
@@ -259,6 +260,31 @@ def test_jpeg_2000_has_its_own_units_whatever_its_bits(tmp_path, bits, count):
         processor = ViTPSegmentationImageProcessor(input_spec={"window": [0, 200]}, do_normalize=False)
         found = processor(str(path), return_tensors="pt")["pixel_values"][0, 0]
         assert np.allclose(found, bands[0] / 200, atol=1e-3)
+
+
+@pytest.mark.parametrize("bits", [8, 12, 16])
+@pytest.mark.parametrize("count", [1, 2, 3, 4])
+@pytest.mark.parametrize("has_colors", [False, True])
+def test_an_image_processor_reads_of_jpeg_2000_what_training_reads(tmp_path, bits, count, has_colors):
+    """Near infrared is no transparency, and 16 bits of color are all there."""
+    if has_colors and count < 3:
+        return
+    dtype = "uint8" if bits == 8 else "uint16"
+    bands = RNG.integers(0, 200, (count, 24, 32)).astype(dtype)
+    profile = {"driver": "JP2OpenJPEG", "count": count, "height": 24, "width": 32, "dtype": dtype}
+    with rasterio.open(tmp_path / "a.jp2", "w", **profile, NBITS=bits, REVERSIBLE="YES", QUALITY=100) as file:
+        file.write(bands)
+        if has_colors:
+            names = ColorInterp.red, ColorInterp.green, ColorInterp.blue, ColorInterp.undefined
+            file.colorinterp = names[:count]
+    for chosen in [[count - 1], [min(count - 1, 2), 0, count - 1]]:
+        spec = {"window": [0, 200], "bands": chosen}
+        wanted = bands[chosen] / 200
+        processor = ViTPSegmentationImageProcessor(input_spec=spec, do_normalize=False)
+        found = processor(str(tmp_path / "a.jp2"), return_tensors="pt")["pixel_values"][0]
+        assert np.allclose(found, np.broadcast_to(wanted, found.shape), atol=1e-3)
+        trained = to_pixels(read_image(tmp_path / "a.jp2", None, InputSpec.from_dict(spec)), InputSpec.from_dict(spec))
+        assert np.abs(trained.numpy() - 255 * wanted).max() <= 0.51
 
 
 @pytest.mark.parametrize("count", [1, 2, 3, 4, 13])

@@ -8,12 +8,18 @@ import transformers.modeling_flash_attention_utils as flash
 from hypothesis import given
 from hypothesis import strategies as st
 from sample_rows import make_rows
-from tiny_models import vivid_model
+from tiny_models import VISION, vivid_model
 from torch import nn
 from torch.nn.functional import cross_entropy
 from training_run import make_trainer, run
 
-from modeling_vitp.instructions.collator import ViTPDataCollator
+from modeling_vitp import (
+    ViTPConfig,
+    ViTPDataCollator,
+    ViTPForConditionalGeneration,
+    ViTPTrainer,
+    ViTPTrainingConfig,
+)
 from modeling_vitp.training.attention_by_sequence import attend_by_sequence, attention_by_sequence, check_attention
 
 
@@ -182,10 +188,10 @@ def test_a_run_without_padding_that_is_killed_ends_as_the_run_that_never_stopped
 
 
 @pytest.mark.parametrize("attention", ["eager", "flex_attention"])
-def test_attention_over_all_tokens_of_a_row_is_refused(model_and_processor, tmp_path, attention):
+def test_attention_over_all_tokens_of_a_row_is_refused(model_and_processor, attention):
     model, processor = model_and_processor
     model.config.text_config._attn_implementation_internal = attention
-    with pytest.raises(ValueError, match=f"padding_free=True: attn_implementation='{attention}'"):
+    with pytest.raises(ValueError, match=f"attn_implementation='{attention}', which does not take several"):
         check_attention(model)
     batch = batch_of(processor, make_rows(), padding_free=True)
     with pytest.raises(ValueError, match=f"{attention}.*tells them by their positions"):
@@ -198,11 +204,66 @@ def test_the_models_own_attention_outside_of_training_is_refused(model_and_proce
         model(**batch_of(processor, make_rows(), padding_free=True))
 
 
-def test_layers_that_see_a_part_of_the_sequence_are_refused(model_and_processor):
-    model, _ = model_and_processor
-    model.config.text_config.layer_types = ["full_attention", "sliding_attention"]
-    with pytest.raises(ValueError, match="not over the whole sequence"):
-        check_attention(model)
+SIZES = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "vocab_size": 300}
+
+
+@pytest.mark.parametrize("name", ["qwen2", "qwen3", "llama", "mistral"])
+def test_language_models_of_which_each_token_sees_the_whole_sequence_are_taken(name):
+    window = {"sliding_window": None} if name == "mistral" else {}
+    check_attention(model_with(name, **window))
+
+
+def model_with(name: str, attention: str = "sdpa", **options) -> ViTPForConditionalGeneration:
+    text = {"model_type": name, "intermediate_size": 64, "num_key_value_heads": 2, **SIZES, **options}
+    with torch.device("meta"):
+        model = ViTPForConditionalGeneration(ViTPConfig(vision_config=VISION, text_config=text))
+    if attention == "flash_attention_2":  # which is not at hand, and is not asked anything
+        model.config.text_config._attn_implementation_internal = attention
+    return model
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("mistral", {"sliding_window": 16}),
+        ("starcoder2", {"sliding_window": 16}),
+        ("qwen2", {"use_sliding_window": True, "sliding_window": 16, "max_window_layers": 1}),
+    ],
+)
+def test_a_window_of_the_sequence_is_for_flash_attention(name, options):
+    """Their attention has it where the mask has it, and SDPA is given none here."""
+    with pytest.raises(ValueError, match=f"{name}.*see a window of the sequence"):
+        check_attention(model_with(name, **options))
+    check_attention(model_with(name, "flash_attention_2", **options))
+
+
+@pytest.mark.parametrize("attention", ["sdpa", "flash_attention_2"])
+@pytest.mark.parametrize(
+    ("name", "options"), [("lfm2", {"layer_types": ["conv", "full_attention"]}), ("bamba", {"mamba_n_heads": 4})]
+)
+def test_layers_that_carry_something_on_are_refused(attention, name, options):
+    with pytest.raises(ValueError, match=f"{name}.*no attention over tokens"):
+        check_attention(model_with(name, attention, **options))
+
+
+def test_noise_that_is_scaled_by_the_length_of_a_row_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="neftune_noise_alpha would be scaled"):
+        make_trainer(tmp_path, padding_free=True, neftune_noise_alpha=5.0)
+
+
+def test_a_collator_that_pads_is_refused_and_one_that_does_not_is_recorded(tmp_path):
+    plain = make_trainer(tmp_path / "plain")
+    options = {"processing_class": plain.processing_class, "train_dataset": plain.train_dataset}
+    pads, free = (ViTPDataCollator(plain.processing_class, padding_free=padding_free) for padding_free in (False, True))
+
+    def trainer(collator, **settings):
+        args = ViTPTrainingConfig(str(tmp_path / "given"), report_to="none", bf16=False, **settings)
+        return ViTPTrainer(plain.model, args, data_collator=collator, **options)
+
+    with pytest.raises(ValueError, match="the data_collator that is given pads"):
+        trainer(pads, padding_free=True)
+    assert trainer(free).run_settings()["free"]["padding_free"] is True
+    assert trainer(pads).run_settings()["free"]["padding_free"] is None
 
 
 def test_the_trainer_refuses_before_anything_is_read(tmp_path, monkeypatch):
