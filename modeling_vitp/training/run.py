@@ -5,6 +5,7 @@ import os
 import shutil
 from collections.abc import Iterable, Sequence
 from concurrent.futures import Future
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +39,7 @@ from .fingerprint import fingerprint
 from .finite import NamedBatches, StopAtNotFinite, take_names
 from .lock import FolderLock
 from .outputs import attempt
-from .signals import SaveOnSignal
+from .signals import SaveOnSignal, outlive_signals
 from .watching import Watcher
 
 logger = logging.getLogger(__name__)
@@ -212,6 +213,7 @@ class Run:
         # one that never stopped, and stochastic depth would differ from there on.
         loader = getattr(dataloader, "base_dataloader", dataloader)
         loader.generator = torch.Generator()
+        loader.worker_init_fn = partial(outlive_signals, self.args.saving_signals, loader.worker_init_fn)
         if is_training:
             self._loader = loader
         return dataloader

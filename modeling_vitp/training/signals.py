@@ -1,10 +1,12 @@
 """A signal lets a run save at the end of its step and stop, unfinished."""
 
+import multiprocessing
 import os
 import shlex
 import signal
 import sys
 import threading
+from collections.abc import Callable
 from types import FrameType
 
 import torch
@@ -75,6 +77,31 @@ class SaveOnSignal(TrainerCallback):
             f"stopped by {signal.Signals(self.received).name}: {saved}, and nothing is exported. {next_command(args)}",
             128 + self.received,
         )
+
+
+def outlive_signals(names: list[str], then: Callable[[int], None] | None, worker_id: int) -> None:
+    """In a worker of a loader: what is sent to the whole group of processes, as by Slurm, `timeout` or Ctrl-C, is for
+    the process that trains, which needs its workers to the end of the step. That process alone ends them.
+
+    Args:
+        names: of the signals that save.
+        then: what the loader would do in a worker otherwise.
+    """
+    if "SIGINT" in names:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+    if "SIGTERM" in names and hasattr(signal, "sigwaitinfo"):  # not on macOS
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+        parent = multiprocessing.parent_process().pid
+        threading.Thread(target=end_if_told_by, args=(parent,), daemon=True).start()
+    if then is not None:
+        then(worker_id)
+
+
+def end_if_told_by(parent: int) -> None:
+    """Waits for the SIGTERM of this process."""
+    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != parent:
+        pass
+    os._exit(0)
 
 
 def next_command(args) -> str:

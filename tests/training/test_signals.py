@@ -1,18 +1,23 @@
 """A scheduler's notice, or Ctrl-C, costs no more than the step that it comes in."""
 
 import json
+import multiprocessing
 import os
 import signal
+import subprocess
 import sys
+import time
 
 import pytest
 from launching import launch
 from pushed_runs import train
 from tiny_models import FROM_SCRATCH
 from training_run import Send, make_trainer, run
+from transformers import TrainerCallback
 
 from modeling_vitp.training.checkpointing import last_checkpoint
 from modeling_vitp.training.pretraining import ViTPTrainer
+from modeling_vitp.training.signals import outlive_signals
 from modeling_vitp.training.stops import RunStopped
 
 
@@ -38,6 +43,59 @@ def test_a_run_that_is_stopped_and_goes_on_ends_as_the_run_that_never_stopped(tm
     assert "SIGTERM: saving at the end of this step." in capfd.readouterr().err
     assert last_checkpoint(tmp_path / "run").endswith(f"checkpoint-{step}")
     assert run(tmp_path / "run") == whole
+
+
+class SendToAll(TrainerCallback):
+    """Lets another process send a signal to this one and to all that it has started, as `timeout` and Slurm do."""
+
+    def __init__(self, number: int):
+        self.number, self.workers = number, []
+
+    def on_step_begin(self, args, state, control, **kwargs):
+        if state.global_step == 1:
+            self.workers = [process.pid for process in multiprocessing.active_children()]
+            pids = [*self.workers, os.getpid()]
+            subprocess.run(["kill", f"-{self.number}", *map(str, pids)], check=True)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("persistent", [False, True])
+def test_a_signal_to_the_whole_group_leaves_the_workers_to_the_step(interruptible, tmp_path, number, persistent):
+    options = {"dataloader_num_workers": 2, "dataloader_persistent_workers": persistent, "eval_strategy": "no"}
+    trainer = make_trainer(tmp_path, save_on_signal=["SIGTERM", "SIGINT"], **options)
+    send = SendToAll(number)
+    trainer.add_callback(send)
+    with pytest.raises(RunStopped, match="checkpoint-2 of 8 steps"):
+        trainer.train()
+    assert len(send.workers) >= 2
+    # They end with the loader, and by the signal of the process that trains.
+    deadline = time.monotonic() + 20
+    while any(process.pid in send.workers for process in multiprocessing.active_children()):
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+
+
+def wait_for_ever(names: list[str], ready) -> None:
+    outlive_signals(names, lambda worker_id: ready.put(worker_id), 7)
+    time.sleep(600)
+
+
+@pytest.mark.parametrize(
+    "method", ["fork", *(pytest.param(name, marks=pytest.mark.slow) for name in ("forkserver", "spawn"))]
+)
+def test_a_worker_is_ended_by_the_process_that_trains_and_by_no_other(method):
+    context = multiprocessing.get_context(method)
+    ready = context.SimpleQueue()
+    worker = context.Process(target=wait_for_ever, args=(["SIGTERM", "SIGINT"], ready), daemon=True)
+    worker.start()
+    assert ready.get() == 7
+    for number in (signal.SIGTERM, signal.SIGINT):
+        subprocess.run(["kill", f"-{number}", str(worker.pid)], check=True)
+    worker.join(0.5)
+    assert worker.is_alive()
+    worker.terminate()
+    worker.join(10)
+    assert worker.exitcode == 0
 
 
 @pytest.fixture
