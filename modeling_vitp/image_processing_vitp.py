@@ -24,7 +24,6 @@ from transformers.models.got_ocr2.image_processing_got_ocr2 import GotOcr2ImageP
 
 from .bands import check_same_bands, named, spread
 from .input_spec import InputSpec
-from .jpeg_2000 import is_reduced_by_pillow
 from .opening import NamesItsFiles
 
 NEEDS_RASTERIO = "other bands than colors, and colors of more than 8 bits, need rasterio: pip install rasterio"
@@ -266,13 +265,23 @@ def read_file(path: str, spec: InputSpec) -> PIL.Image.Image | np.ndarray:
 def is_reduced(image: PIL.Image.Image, bands: bool) -> bool:
     """Whether Pillow would give other bits than an opened file has, or, if bands are wanted, less of them."""
     if image.format == "JPEG2000":
-        return is_reduced_by_pillow(Path(image.filename).read_bytes(), bands)
+        return is_reduced_jpeg_2000(Path(image.filename).read_bytes(), bands)
     if image.format == "TIFF":
         deepest, number = max(image.tag_v2.get(258, (1,))), image.tag_v2.get(277, 1)
         if deepest > 8 and image.mode in PIL_8BIT_MODES:
             return True
         return number != len(image.getbands()) or (bands and number not in (1, 3))
     return image.format == "PNG" and image.mode in PIL_8BIT_MODES and ";16" in image.tile[0].args
+
+
+def is_reduced_jpeg_2000(content: bytes, bands: bool) -> bool:
+    """The same of JPEG 2000, by the marker of its size (ISO/IEC 15444-1, A.5.1). Three bands that are said to be grey,
+    as GDAL says of bands that are not said to be colors, Pillow does not decode.
+    """
+    header = content.partition(b"\xff\x4f\xff\x51")[2][36:39]  # how many bands, and bits of the first less one
+    number, is_deep = int.from_bytes(header[:2], "big"), header[2:] and header[2] & 0x7F >= 8
+    is_grey = b"colr\1\0\0\0\0\0\x11" in content
+    return bool(is_deep or (number == 3 and is_grey) or (bands and number not in (0, 1, 3)))
 
 
 def read_bands(path: str, spec: InputSpec | None = None) -> np.ndarray:

@@ -28,8 +28,7 @@ LAYERS = [  # from top to bottom
 ]
 LEVELS = {folder: level for level, folders in enumerate(LAYERS) for folder in folders}
 # What the lowest layer may take of the flat files: they import no model.
-FOR_THE_LOWEST = {"bands", "image_processing_vitp", "image_processing_vitp_dense", "input_spec", "jpeg_2000"}
-FOR_THE_LOWEST |= {"rotated_boxes", "vrl"}
+FOR_THE_LOWEST = {"bands", "image_processing_vitp", "image_processing_vitp_dense", "input_spec", "rotated_boxes", "vrl"}
 HEAVY = ["trl", "datasets", "peft", "evaluate", "gradio", "rasterio", "matplotlib"]
 
 FILES = sorted(path for folder in (PACKAGE, "recipes", "space") for path in (ROOT / folder).rglob("*.py"))

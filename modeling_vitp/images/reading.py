@@ -18,7 +18,6 @@ import rasterio
 from PIL.TiffImagePlugin import ImageFileDirectory_v2
 from rasterio.errors import NotGeoreferencedWarning
 
-from ..jpeg_2000 import MARKER, is_reduced_by_pillow
 from .windows import Window
 
 if TYPE_CHECKING:  # which imports torch, and commands answer --help without
@@ -30,7 +29,7 @@ NO_COLORS = {0: "white as 0", 3: "a palette", 5: "inks (CMYK)", 8: "L*a*b*", 9: 
 IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".tif", ".tiff", ".bmp", ".webp", ".gif", ".dcm"}
 
 PNG, TIFF = b"\x89PNG\r\n\x1a\n", (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")  # how their files begin
-JPEG_2000 = b"\0\0\0\x0cjP  ", MARKER  # in a box, or the stream alone
+JPEG_2000 = b"\0\0\0\x0cjP  ", b"\xff\x4f\xff\x51"  # in a box, or the stream alone
 
 JPEG_BEGINS, LAST = b"\xff\xd8\xff", 4096  # bytes at the end of a file, in which the mark of its end is looked for
 ENDS = {JPEG_BEGINS: b"\xff\xd9", PNG: b"IEND"}
@@ -120,7 +119,9 @@ def is_deep(content: bytes, bands: bool = False) -> bool:
     if content.startswith(PNG):
         return content[24:25] == b"\x10" and content[25:26] != b"\0"  # 16 bits, not grey
     if content.startswith(JPEG_2000):
-        return is_reduced_by_pillow(content, bands)
+        from ..image_processing_vitp import is_reduced_jpeg_2000
+
+        return is_reduced_jpeg_2000(content, bands)
     return content.startswith(TIFF) and is_deep_tiff(tiff_tags(io.BytesIO(content)), bands)
 
 

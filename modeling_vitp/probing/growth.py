@@ -200,7 +200,7 @@ def in_processes(*calls: list) -> list[dict]:
     return [json.loads(result.splitlines()[-1]) for result in results]
 
 
-def spread(values: Iterable[float], digits: str) -> str:
+def median_and_range(values: Iterable[float], digits: str) -> str:
     """The median, and least and most of several; the value of one."""
     values = list(values)
     told = [f"{value:{digits}}" for value in (statistics.median(values), min(values), max(values))]
@@ -216,7 +216,7 @@ def over_pixels(folder: Path, sides: list[int], runs: int) -> Iterator[list]:
         cases = ("features", "predict_large") if side**2 <= 2 * PIL.Image.MAX_IMAGE_PIXELS else ("predict_large",)
         for case in cases:
             found = [in_processes([case, folder, side])[0] for _ in range(runs)]
-            spent = spread((one["cpu"] / side**2 * 1e6 for one in found), ".3f")
+            spent = median_and_range((one["cpu"] / side**2 * 1e6 for one in found), ".3f")
             yield [case, f"{side:,}²", spent, f"{max(one['peak'] for one in found):.2f}"]
         (folder / f"{side}.tif").unlink()
 
@@ -237,8 +237,8 @@ def over_rows(folder: Path, numbers: list[int], runs: int) -> Iterator[list]:
                 turns = [in_processes(*calls) for _ in range(runs)]
                 if any(sorted(row for one in turn for row in one["result"]) != list(range(number)) for turn in turns):
                     raise RuntimeError(f"{kind}, {number} rows, {processes} processes: a row is lost or comes twice.")
-                worked = spread((1e6 * max(one["cpu"] for one in turn) / number for turn in turns), ".0f")
-                speed = spread((number / max(one["seconds"] for one in turn) for turn in turns), ".0f")
+                worked = median_and_range((1e6 * max(one["cpu"] for one in turn) / number for turn in turns), ".0f")
+                speed = median_and_range((number / max(one["seconds"] for one in turn) for turn in turns), ".0f")
                 peak = max(one["peak"] for turn in turns for one in turn)
                 name = f"stream of {kind}{', split' * is_split}"
                 yield [name, f"{number:,}", processes, worked, speed, f"{peak:.2f}"]
@@ -252,5 +252,5 @@ def over_epochs(folder: Path, numbers: list[int], runs: int) -> Iterator[list]:
     for number in numbers:
         for case in (["sampler", number], ["mixture", source, number]):
             found = [in_processes(case)[0] for _ in range(runs)]
-            seconds = [spread(values, ".2f") for values in zip(*(one["result"] for one in found))]
+            seconds = [median_and_range(values, ".2f") for values in zip(*(one["result"] for one in found))]
             yield [case[0], f"{number:,}", *seconds, f"{max(one['peak'] - one['before'] for one in found):.2f}"]

@@ -27,7 +27,7 @@ def test_a_row_that_is_lost_or_comes_twice_is_an_error(tmp_path, monkeypatch, ro
 
 @pytest.mark.parametrize(("values", "told"), [([0.25], "0.2"), ([3.04, 1.0, 2.06], "2.1 (1.0, 3.0)")])
 def test_of_several_runs_median_least_and_most_are_told(values, told):
-    assert growth.spread(values, ".1f") == told
+    assert growth.median_and_range(values, ".1f") == told
 
 
 def test_each_measurement_is_taken_so_many_times(tmp_path, monkeypatch):
