@@ -80,14 +80,17 @@ def is_module(name: str) -> bool:
 
 def imports_of_ours(path: Path) -> Iterator[Imported]:
     """All imports of the package, those inside functions too, whatever the way in which they are written."""
+    shown, of_path = path.relative_to(ROOT), module_of(path)
     for node in ast.walk(ast.parse(path.read_text())):
-        place = f"{path.relative_to(ROOT)}:{getattr(node, 'lineno', 0)}"
+        if not isinstance(node, ast.Import | ast.ImportFrom):
+            continue
+        place = f"{shown}:{node.lineno}"
         if isinstance(node, ast.Import):
             for name in node.names:
                 if name.name.split(".")[0] == PACKAGE:
                     yield Imported(place, name.name, None, name.asname or PACKAGE)
-        elif isinstance(node, ast.ImportFrom):
-            start = module_of(path)[: -node.level] if node.level else []
+        else:
+            start = of_path[: -node.level] if node.level else []
             module = ".".join([*start, *filter(None, [node.module])])
             if module.split(".")[0] != PACKAGE:
                 continue
