@@ -85,7 +85,7 @@ class LabelEncoding:
         """The colours of the classes, uint8 of shape `(num_classes, 3)`."""
         return np.array([item.color for item in self.classes], dtype=np.uint8)
 
-    def _codes(self) -> list[tuple[int, int, int]]:
+    def codes(self) -> list[tuple[int, int, int]]:
         """First code, last code and class index of all that a mask may hold; colours are coded as 0xRRGGBB."""
         if self.by == "color":
             known = [(pack(item.color), pack(item.color), index) for index, item in enumerate(self.classes)]
@@ -94,7 +94,7 @@ class LabelEncoding:
         return known + [(*span(value), IGNORE_INDEX) for value in self.ignore]
 
     def _table(self) -> dict[int, int] | np.ndarray:
-        codes = self._codes()
+        codes = self.codes()
         if self.by == "color":
             if len({first for first, _, _ in codes}) < len(codes):
                 raise ValueError("Two classes, or a class and what is ignored, have one colour.")

@@ -6,7 +6,7 @@ import logging
 import os
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -198,7 +198,8 @@ def check_settings(checkpoint: str | Path, settings: dict[str, dict[str, Any]]) 
     Args:
         checkpoint: a checkpoint; one without a record is only warned about.
         settings: `fixed`, which may not differ, and `free`, which may, with a warning; perhaps `model`, what trains of
-            it, which may not differ either, but which older checkpoints do not know.
+            it, and `given`, what it begins with and how it reads, which may not differ either, but which older
+            checkpoints do not know.
 
     Raises:
         ValueError: names each setting that differs and may not, with both values.
@@ -217,7 +218,7 @@ def check_settings(checkpoint: str | Path, settings: dict[str, dict[str, Any]]) 
         for kind in settings
         if kind in recorded
     }
-    wrong = differences["fixed"] + differences.get("model", [])
+    wrong = [item for kind in ("fixed", "model", "given") for item in differences.get(kind, [])]
     if wrong:
         start = " from its weights: give the checkpoint as model_name_or_path, and another output_dir."
         if recorded.get("model", {}).get("use_peft"):
@@ -231,6 +232,15 @@ def check_settings(checkpoint: str | Path, settings: dict[str, dict[str, Any]]) 
             "Going on from %s with changed settings, so not as a run that never stopped: %s.",
             checkpoint,
             "; ".join(differences["free"]),
+        )
+
+
+def check_loaded(missing: Iterable[str], unexpected: Iterable[str]) -> None:
+    """Raises a `ValueError` if a checkpoint and the model that it was loaded into have not the same keys."""
+    if missing or unexpected:
+        raise ValueError(
+            f"The checkpoint does not fit the model: missing keys {sorted(missing)}, unexpected keys "
+            f"{sorted(unexpected)}. Resume with the configuration that the run was started with."
         )
 
 

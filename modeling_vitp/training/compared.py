@@ -2,6 +2,7 @@
 
 import hashlib
 import re
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -32,6 +33,7 @@ ADAPTER = {
     "lora_modules_to_save": "modules_to_save",
 }
 LOOKED_AT = 64  # values of each weight
+PRETRAINED = re.compile(r"\bencoder\.layer\.|\blanguage_model\.")  # the ViT's and the language model's
 
 
 def free_settings(args: TrainingArguments) -> dict[str, Any]:
@@ -101,12 +103,20 @@ def adapter_settings(model: nn.Module) -> dict[str, Any]:
 
 
 def base_fingerprint(model: nn.Module, is_main: bool) -> str:
-    """A hash of some values of every weight that an adapter lies on or stands for, which do not train. It is taken by
-    the main process, which has them all.
-    """
+    """That of every weight that an adapter lies on or stands for, which do not train; see [`hash_of_weights`]."""
+    return hash_of_weights(model, is_main, lambda name, weight: not weight.requires_grad)
+
+
+def start_fingerprint(model: nn.Module, is_main: bool) -> str:
+    """That of the layers of the ViT and the language model, whatever else is new; see [`hash_of_weights`]."""
+    return hash_of_weights(model, is_main, lambda name, weight: bool(PRETRAINED.search(name)))
+
+
+def hash_of_weights(model: nn.Module, is_main: bool, is_chosen: Callable[[str, nn.Parameter], bool]) -> str:
+    """A hash of some values of every weight that is chosen, taken by the main process, which has them all."""
     digest = hashlib.sha256()
     for name, weight in model.named_parameters() if is_main else []:
-        if not weight.requires_grad:
+        if is_chosen(name, weight):
             name = name.replace("original_module.", "").replace("base_layer.", "")  # as PEFT has wrapped it
             values = weight.detach().flatten()[:: max(1, weight.numel() // LOOKED_AT)].float().cpu()
             digest.update(f"{name} {tuple(weight.shape)} ".encode() + values.numpy().tobytes())

@@ -47,6 +47,9 @@ class FineTuner(Run):
         free = free_settings(args) | {name: getattr(args, name) for name in self.free} | args.layer_decay_settings()
         return {"fixed": fixed, "free": {name: value for name, value in free.items() if name not in fixed}}
 
+    def given_settings(self) -> dict[str, Any]:
+        return super().given_settings() | {"input_spec": getattr(self.processing_class, "input_spec", None)}
+
     def data_settings(self) -> dict[str, Any]:
         """What else a run that goes on has to have as it was."""
         return {

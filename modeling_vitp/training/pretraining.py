@@ -32,13 +32,13 @@ from .answers import draw_rows, rows_to_show
 from .arguments import VRLArguments
 from .attention_by_sequence import attention_by_sequence, check_attention
 from .batching import BY_LENGTH, GlobalBatchSampler, RankStream, WholeBatchStream
-from .checkpointing import check_tokenizer, going_on_from, read_checkpoint_record
+from .checkpointing import check_loaded, check_tokenizer, going_on_from, read_checkpoint_record
 from .compared import base_fingerprint, pretraining_settings
 from .compiling import CompiledLayers
 from .evaluation_over_processes import EvaluationOverProcesses
 from .finite import NamedBatches
 from .head import apply_head_to_answers, gather_head_before_loss
-from .run import Run, check_loaded
+from .run import Run
 from .run_config import RunConfig
 from .start import check_compatible, load_checkpoint
 from .warmup import ROWS, RowKeeper, StepRows, StepSampler, StepStream

@@ -3,7 +3,7 @@
 import logging
 import os
 import shutil
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import Future
 from functools import partial
 from pathlib import Path
@@ -34,6 +34,7 @@ from .checkpointing import (
     last_checkpoint,
     publish_checkpoint,
 )
+from .compared import start_fingerprint
 from .disk import check_room, optimizer_bytes, told_if_full, warn_of_room, weight_bytes
 from .fingerprint import fingerprint
 from .finite import NamedBatches, StopAtNotFinite, take_names
@@ -75,12 +76,17 @@ class Run:
     _lock: FolderLock | None = None
     _loader: DataLoader | None = None  # of training
     _recorded: tuple | None = None
+    _weights_at_start: str | None = None  # in short, where they were named
 
     def run_settings(self) -> dict[str, dict[str, Any]]:
         """What has to be as it was for a run to go on (`fixed`), and what changes its course only (`free`); see
         [`~modeling_vitp.training.checkpointing.check_settings`].
         """
         raise NotImplementedError
+
+    def given_settings(self) -> dict[str, Any]:
+        """What has to be as it was too, but older checkpoints do not know."""
+        return {"weights that it starts from": self._weights_at_start}
 
     def watched_samples(self, number: int) -> list:
         """The samples, at most `number`, whose predictions are drawn while it trains: the same for the same seed."""
@@ -130,7 +136,7 @@ class Run:
             resume_from_checkpoint = last_checkpoint(self.args.output_dir)
             if resume_from_checkpoint is None:
                 raise ValueError(f"There is no complete checkpoint in {self.args.output_dir} to resume from.")
-        self._settings = self.run_settings()
+        self._settings = self.run_settings() | {"given": self.given_settings()}
         self._data = self._fingerprint()
         if resume_from_checkpoint:
             with going_on_from(resume_from_checkpoint):
@@ -323,6 +329,8 @@ class Run:
         if self.is_world_process_zero():
             self._lock.acquire()
         self._recorded = argv, sources, data, evaluated_on
+        if any(sources) and not is_peft_model(self.model):  # the adapter's settings know what it lies on
+            self._weights_at_start = start_fingerprint(self.model, self.is_world_process_zero())
 
     def _write_record(self) -> None:
         if self._recorded is None or not self.is_world_process_zero():
@@ -439,12 +447,3 @@ class Run:
             name = "last-checkpoint" if strategy == HubStrategy.CHECKPOINT else checkpoint.name
             contents.files |= {f"{name}/{path}": outbox / "checkpoint" / path for path in files}
         return contents
-
-
-def check_loaded(missing: Iterable[str], unexpected: Iterable[str]) -> None:
-    """Raises a `ValueError` if a checkpoint and the model that it was loaded into have not the same keys."""
-    if missing or unexpected:
-        raise ValueError(
-            f"The checkpoint does not fit the model: missing keys {sorted(missing)}, unexpected keys "
-            f"{sorted(unexpected)}. Resume with the configuration that the run was started with."
-        )

@@ -141,6 +141,34 @@ def test_a_run_that_was_stopped_ends_as_the_one_that_never_was(tmp_path):
         main(dense_data.smoke_arguments("loveda", tmp_path / "data", tmp_path / "stopped", **settings, crop_size=32))
 
 
+def test_a_run_that_is_started_again_as_another_one_is_not_gone_on_with(tmp_path, caplog):
+    dense_data.make_loveda(tmp_path / "data")
+    backbone = dense_data.tiny_backbone()
+    for name in ("a", "moved", "b"):
+        export_backbone(backbone, tmp_path / name)
+        if name == "moved":
+            backbone.encoder.layer[1].mlp.fc1.weight.data += 0.01
+    data = dense_data.read_config("loveda")["data"]
+    settings = {"submission": None, "num_pictures": 0, "eval_split": None, "from_scratch": {}}
+
+    def again(start: str = "moved", max_steps: int = 3, **changes) -> int:
+        changes = settings | {"model_name_or_path": str(tmp_path / start), "max_steps": max_steps} | changes
+        return main(dense_data.smoke_arguments("loveda", tmp_path / "data", tmp_path / "out", **changes))
+
+    assert again("a", max_steps=2) == 0
+    with pytest.raises(ValueError, match="checkpoint-2 belongs .* weights that it starts from was '.*' and is "):
+        again("b")
+    with pytest.raises(ValueError, match=r"input_spec was None and is \{'gamma': 0.5\}\. "):
+        again(data=data | {"input_spec": {"gamma": 0.5}})
+    values = [item["value"] for item in data["classes"]]
+    classes = [item | {"value": value} for item, value in zip(data["classes"], values[::-1])]
+    with pytest.raises(ValueError, match="value of each class in masks was "):
+        again(data=data | {"classes": classes})
+    assert again(class_weights=list("1211111")) == 0
+    assert "changed settings, so not as a run that never stopped: " in caplog.text
+    assert "class_weights was None and is [1.0, 2.0, 1.0" in caplog.text
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [

@@ -60,6 +60,9 @@ def test_a_run_leaves_model_backbone_metrics_and_curves_and_is_a_start_for_the_n
     model = ViTPForConditionalGeneration.from_pretrained(tmp_path / "next")
     assert model.config.vision_config.drop_path_rate == 0.2
     assert ViTPProcessor.from_pretrained(tmp_path / "next").image_processor.max_patches == 5
+    settings |= {"model_name_or_path": str(output / "checkpoint-1"), "drop_path_rate": 0.2, "max_patches": 5}
+    with pytest.raises(ValueError, match="weights that it starts from was '.*' and is "):
+        run(tmp_path, dataset_name=str(data_folder), max_steps=3, **settings)
 
 
 def test_a_run_on_a_mixture_counts_what_it_skips(data_folder, tmp_path, caplog):
