@@ -1,5 +1,6 @@
 """Images to normalised tiles: 8-bit RGB, and through an input spec everything else that domains image with."""
 
+import logging
 import os
 import warnings
 from importlib.util import find_spec
@@ -26,6 +27,7 @@ from .bands import check_same_bands, named, spread
 from .input_spec import InputSpec
 from .opening import NamesItsFiles
 
+logger = logging.getLogger(__name__)
 NEEDS_RASTERIO = "other bands than colors, and colors of more than 8 bits, need rasterio: pip install rasterio"
 
 # What Pillow converts to RGB without losing range; its other modes ("I;16", "I", "F" …) hold more than 8 bits.
@@ -63,13 +65,22 @@ class InputSpecImageProcessor(NamesItsFiles, TorchvisionBackend):
     @classmethod
     def from_backbone(cls, backbone: str | Path, **kwargs) -> "InputSpecImageProcessor":
         """With the mean, standard deviation and input spec of the backbone in a folder or Hub repo; for tiles also with
-        its size.
+        its size. Another `input_spec` may be given; a warning says if that leaves out how the backbone reads images.
         """
         settings, kwargs = cls.get_image_processor_dict(backbone, **kwargs)
         own = {name: settings[name] for name in cls.of_backbone if name in settings}
         if {*own.get("size", ())} != {"height", "width"}:  # which tiles have
             own.pop("size", None)
         if "input_spec" in kwargs:
+            left_out = {**(own.get("input_spec") or {})}
+            left_out.pop("band_names", None)
+            if left_out and not kwargs["input_spec"]:
+                logger.warning(
+                    "%s was trained on images that it reads by input_spec=%s, and these are read without: give it too "
+                    "(in `data`) if they are of the same kind.",
+                    backbone,
+                    left_out,
+                )
             own = settings_with(own, kwargs.pop("input_spec"))
         return cls(**own | kwargs)
 

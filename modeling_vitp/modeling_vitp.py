@@ -344,12 +344,15 @@ class ViTPModel(CheckpointsOfOurs, InternVLModel):
 
 def check_continuation(cache: Cache | None) -> None:
     """Raises a `ValueError` if positions would be counted from the length of a sequence that VRL has shortened."""
-    if getattr(cache, "positions_have_gaps", False):
+    if not getattr(cache, "positions_have_gaps", False):
+        return
+    if cache.get_seq_length() > 0:
         raise ValueError(
             "the sequence in the cache was shortened by VRL, so its length does not say at which position the next "
             "token is. Give position_ids: for each row the last one of the prompt plus 1, and so on (`generate` takes "
             "those of the whole sequence)."
         )
+    cache.positions_have_gaps = False  # it was emptied
 
 
 def jump_ahead(position_ids: torch.LongTensor | None) -> bool:

@@ -3,6 +3,7 @@
 import dataclasses
 import math
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -138,8 +139,10 @@ class ViTPMultiScaleBackbone(BackboneMixin, ViTPVisionPreTrainedModel):
                 [`spread_bands`].
 
         Raises:
-            ValueError: if the folder holds another kind of model, or one for other bands.
+            ValueError: if the folder holds another kind of model, or one for other bands; or for a `dtype`, which
+                [`~torch.nn.Module.to`] gives.
         """
+        check_no_dtype(kwargs)
         names = {field.name for field in dataclasses.fields(cls.config_class)} | {"out_features", "out_indices"}
         settings = {name: kwargs.pop(name) for name in names & kwargs.keys()}
         band_names = settings.pop("band_names", None)
@@ -162,6 +165,15 @@ class ViTPMultiScaleBackbone(BackboneMixin, ViTPVisionPreTrainedModel):
         model = cls(cls.config_class.from_dict(fields, attn_implementation=attention))
         model.load_state_dict(resized.state_dict(), strict=False)
         return model
+
+
+def check_no_dtype(kwargs: dict[str, Any]) -> None:
+    given = next((name for name in ("dtype", "torch_dtype") if kwargs.get(name) is not None), None)
+    if given is not None:
+        raise ValueError(
+            f"from_backbone: {given}={kwargs[given]} is not taken: what is new is trained in float32. Give the model "
+            "another dtype when it is made: model.to(dtype)."
+        )
 
 
 def open_vit(backbone: str | Path | InternVLVisionModel, **kwargs) -> InternVLVisionModel:

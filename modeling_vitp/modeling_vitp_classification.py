@@ -16,7 +16,7 @@ from .config_settings import settings_of_head
 from .configuration_vitp import ViTPVisionConfig
 from .configuration_vitp_classification import ViTPImageClassificationConfig
 from .modeling_vitp import CheckpointsOfOurs, ViTPVisionModel
-from .modeling_vitp_backbone import open_vit
+from .modeling_vitp_backbone import check_no_dtype, open_vit
 from .resize import resize_backbone
 
 
@@ -76,10 +76,11 @@ class ViTPForImageClassification(CheckpointsOfOurs, PreTrainedModel):
                 Settings of the model's configuration, such as `pooling` and `problem_type`.
 
         Raises:
-            ValueError: if the configuration has no such setting, the folder holds another kind of model, or an image
-                of `image_size` is not whole patches.
+            ValueError: if the configuration has no such setting, the folder holds another kind of model, an image of
+                `image_size` is not whole patches, or for a `dtype`, which [`~torch.nn.Module.to`] gives.
         """
         loading = dict(backbone_kwargs or {})
+        check_no_dtype(loading)
         names = {field.name for field in dataclasses.fields(ViTPVisionConfig)}
         settings = {name: loading.pop(name) for name in names & loading.keys()}
         vit = open_vit(backbone, **loading)

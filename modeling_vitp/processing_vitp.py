@@ -40,7 +40,8 @@ class ViTPProcessor(ProcessorMixin):
             Cuts images into tiles. Its `max_patches` is the budget of tiles of one *sample*: several images share it
             evenly. A thumbnail is added to every image that is cut.
         tokenizer ([`~transformers.PreTrainedTokenizerFast`]):
-            Must know the tokens `<img>`, `</img>` and `<IMG_CONTEXT>`.
+            Must know the tokens `<img>`, `</img>` and `<IMG_CONTEXT>`. It pads on the left from then on, as pipelines
+            ask it to, which do not ask the processor.
         image_seq_length (`int`, defaults to 256):
             Visual tokens of one tile, [`ViTPConfig`]'s `image_seq_length`.
         chat_template (`str`, *optional*):
@@ -74,6 +75,7 @@ class ViTPProcessor(ProcessorMixin):
                 f"tokenizer.add_special_tokens({{'additional_special_tokens': {missing}}}) and resize the model's "
                 "token embeddings."
             )
+        tokenizer.padding_side = self.text_kwargs["padding_side"]
         self.image_token_id = vocabulary[IMAGE_TOKEN]
         self.start_image_token_id = vocabulary[IMAGE_START_TOKEN]
         self.end_image_token_id = vocabulary[IMAGE_END_TOKEN]

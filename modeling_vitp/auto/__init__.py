@@ -7,6 +7,7 @@ from transformers import (
     AutoModel,
     AutoModelForImageClassification,
     AutoModelForImageTextToText,
+    AutoModelForMultimodalLM,
     AutoModelForObjectDetection,
     AutoModelForSemanticSegmentation,
     AutoProcessor,
@@ -56,6 +57,7 @@ AutoConfig.register("vitp", ViTPConfig)
 AutoModel.register(ViTPVisionConfig, ViTPVisionModel)
 AutoModel.register(ViTPConfig, ViTPModel)
 AutoModelForImageTextToText.register(ViTPConfig, ViTPForConditionalGeneration)
+AutoModelForMultimodalLM.register(ViTPConfig, ViTPForConditionalGeneration)
 for _config in (ViTPConfig, ViTPVisionConfig):
     AutoImageProcessor.register(_config, image_processor_classes={"torchvision": ViTPImageProcessor})
 AutoProcessor.register(ViTPConfig, ViTPProcessor)

@@ -85,7 +85,7 @@ def internvl_processor(
 ) -> InternVLProcessor:
     """transformers' own processor with an image processor, and otherwise as ours, whose tokenizer is in a folder."""
     # What it asks the tokenizer for by name. The video token is replaced before encoding, so it needs no embedding.
-    tokenizer = plain_tokenizer(folder, model_specific_special_tokens=NAMED_TOKENS)
+    tokenizer = plain_tokenizer(folder, model_specific_special_tokens=NAMED_TOKENS, padding_side="left")
     same = {name: getattr(image_processor, name) for name in ("size", "image_mean", "image_std")}
     with naming(folder, InternVLProcessor):
         return InternVLProcessor(

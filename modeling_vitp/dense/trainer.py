@@ -39,6 +39,8 @@ class DenseTrainingArguments(DenseSettings, RunConfig, TrainingArguments):
     def __post_init__(self):
         super().__post_init__()
         self.remove_unused_columns = False  # the ids of samples, for a step that fails
+        if self.label_smoothing_factor:
+            raise ValueError("label_smoothing_factor is for classes of images: leave it out.")
         self.window = self.window or self.crop_size
         self.stride = self.stride or self.window
         if self.stride > self.window:

@@ -33,6 +33,8 @@ class DetectionTrainingArguments(DetectionSettings, RunConfig, TrainingArguments
     def __post_init__(self):
         super().__post_init__()
         self.remove_unused_columns = False  # the ids of samples, for a step that fails
+        if self.label_smoothing_factor:
+            raise ValueError("label_smoothing_factor is for classes of images: leave it out.")
 
 
 class TrainingSamples(Dataset):

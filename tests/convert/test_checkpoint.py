@@ -11,7 +11,12 @@ from internvl_checkpoints import FIXTURE, assert_same, expected_keys, load_weigh
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import nn
-from transformers import AutoModel, AutoModelForImageTextToText, InternVLForConditionalGeneration
+from transformers import (
+    AutoModel,
+    AutoModelForImageTextToText,
+    AutoModelForMultimodalLM,
+    InternVLForConditionalGeneration,
+)
 
 from modeling_vitp import (
     ViTPForConditionalGeneration,
@@ -56,6 +61,7 @@ def test_the_whole_model_gives_the_outputs_of_the_original_code(fixture_as_vitp,
     if kind == "internvl":
         folder = convert_checkpoint(FIXTURE, tmp_path / "internvl", "internvl", image_token_id=7)
     model = AutoModelForImageTextToText.from_pretrained(folder)
+    assert type(AutoModelForMultimodalLM.from_pretrained(folder)) is type(model)
     assert type(model) is {"vitp": ViTPForConditionalGeneration, "internvl": InternVLForConditionalGeneration}[kind]
     given = SimpleNamespace(**original_checkpoint.expected())
     tower = model.model.vision_tower

@@ -6,7 +6,16 @@ from huggingface_hub.errors import StrictDataclassClassValidationError
 from original_adapter import FOLDER, MMCV_FOLDER, original_weights
 from safetensors.torch import load_file
 
-from modeling_vitp import ViTPAdapter, ViTPAdapterConfig, ViTPVisionConfig, ViTPVisionModel, export_backbone
+from modeling_vitp import (
+    ViTPAdapter,
+    ViTPAdapterConfig,
+    ViTPFeaturePyramid,
+    ViTPForImageClassification,
+    ViTPForSemanticSegmentation,
+    ViTPVisionConfig,
+    ViTPVisionModel,
+    export_backbone,
+)
 from modeling_vitp.modeling_vitp_adapter import DeformableAttention, cell_centres, to_maps, to_tokens
 
 TINY = {
@@ -238,3 +247,15 @@ def test_of_maps_that_are_not_asked_for_no_statistics_are_taken(stages):
     assert [tuple(features.shape[-2:]) for features in maps] == [(-(-40 // s), -(-64 // s)) for s in strides]
     seen = [norm.num_batches_tracked.item() for norm in model.norms]
     assert seen == [int(stage in stages) for stage in model.stage_names]
+
+
+@pytest.mark.parametrize("name", ["dtype", "torch_dtype"])
+def test_another_dtype_is_refused_where_something_new_comes_on_top(name, tmp_path):
+    export_backbone(ViTPVisionModel(ViTPVisionConfig(**TINY)), tmp_path)
+    asked = {name: torch.bfloat16}
+    for make in (ViTPAdapter, ViTPFeaturePyramid):
+        with pytest.raises(ValueError, match=rf"{name}=torch.bfloat16 is not taken: .*model.to\(dtype\)"):
+            make.from_backbone(tmp_path, **asked)
+    for make in (ViTPForSemanticSegmentation, ViTPForImageClassification):
+        with pytest.raises(ValueError, match=f"{name}=torch.bfloat16 is not taken"):
+            make.from_backbone(tmp_path, num_labels=2, backbone_kwargs=asked)

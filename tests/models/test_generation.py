@@ -8,8 +8,18 @@ import pytest
 import torch
 from internvl_oracle import build_native, shake
 from pictures import picture
-from transformers import Cache, LogitsProcessorList, MinNewTokensLengthLogitsProcessor, StoppingCriteria, TextStreamer
+from transformers import (
+    Cache,
+    DynamicCache,
+    LogitsProcessorList,
+    MinNewTokensLengthLogitsProcessor,
+    StoppingCriteria,
+    TextStreamer,
+    pipeline,
+)
 from transformers.cache_utils import StaticCache
+
+from modeling_vitp import convert_checkpoint
 
 NEW_TOKENS, DROP_RATIO = 6, 0.75
 EVERYTHING = dict.fromkeys(
@@ -176,3 +186,39 @@ def test_embeddings_alone_are_a_prompt(model, processor):
     inputs = encode(processor, "a text")
     wanted = generate(model, inputs, {})[:, inputs["input_ids"].shape[1] :]
     assert torch.equal(generate(model, inputs, WAYS["embeddings alone"][1]), wanted)
+
+
+@pytest.mark.parametrize("to", ["vitp", "internvl"])
+def test_a_pipeline_answers_a_batch_as_it_answers_one_by_one(model, processor, tmp_path, to):
+    """It pads by the tokenizer's side, whatever the processor's is."""
+    for part in (model, processor):
+        part.save_pretrained(tmp_path / "vitp")
+    if to == "internvl":
+        convert_checkpoint(tmp_path / "vitp", tmp_path / "internvl", to)
+    answer = pipeline("image-text-to-text", model=str(tmp_path / to), dtype=torch.float32)
+    questions = ["How many?", "How many trees are there in the top left quarter?", "Trees"]
+    parts = [
+        [{"type": "image", "image": picture(56, 56, seed=row)}, {"type": "text", "text": text}]
+        for row, text in enumerate(questions)
+    ]
+    chats = [[{"role": "user", "content": content}] for content in parts]
+    options = {"max_new_tokens": NEW_TOKENS, "generate_kwargs": {"do_sample": False}, "return_full_text": False}
+    one_by_one = [answer(text=[chat], **options)[0][0]["generated_text"] for chat in chats]
+    batch = [found[0]["generated_text"] for found in answer(text=chats, batch_size=3, **options)]
+    assert batch == one_by_one and len({*batch}) == 3
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("kind", [StaticCache, DynamicCache])
+def test_a_cache_that_is_emptied_is_as_a_new_one(model, processor, kind):
+    shortened, inputs = encode(processor, "one row", DROP_RATIO), encode(processor, "one row")
+    size = {"max_cache_len": 64} if kind is StaticCache else {}
+    cache = kind(config=model.config.get_text_config(), **size)
+    model(**shortened, cache=cache)
+    with pytest.raises(ValueError, match="Give position_ids"):
+        model(inputs["input_ids"][:, -1:], cache=cache)
+    cache.reset() if kind is StaticCache else cache.crop(-cache.get_seq_length())
+    found = model(**inputs, cache=cache).logits
+    assert torch.equal(found, model(**inputs, cache=kind(config=model.config.get_text_config(), **size)).logits)
+    following = inputs["input_ids"][:, -1:]  # which may follow, since nothing was dropped
+    model(following, cache=cache)

@@ -179,6 +179,16 @@ def test_it_takes_from_a_backbone_how_images_are_normalised(backbone):
     assert (processor.do_resize, processor.do_reduce_labels) == (False, True)
 
 
+def test_it_says_what_of_a_backbone_is_left_out(backbone, caplog):
+    processor = ViTPSegmentationImageProcessor.from_backbone(backbone, input_spec=None)
+    assert processor.input_spec is None
+    assert "backbone was trained on images that it reads by input_spec={'gamma': 0.5}, and these are" in caplog.text
+    caplog.clear()
+    ViTPSegmentationImageProcessor.from_backbone(backbone, input_spec={"gamma": 2.0})
+    ViTPSegmentationImageProcessor.from_backbone(backbone)
+    assert not caplog.records
+
+
 @torch.no_grad()
 def test_the_image_segmentation_pipeline_gives_masks_of_the_images_size(backbone, tmp_path, caplog, monkeypatch):
     names = {0: "ground", 1: "tree", 2: "water"}

@@ -1,6 +1,6 @@
 """The processor's sequences against a brute-force drop from the full encoding, and its tiles against transformers."""
 
-import copy
+import json
 from decimal import ROUND_CEILING, Decimal
 
 import numpy as np
@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from pictures import picture
 from PIL import Image
 from tiny_models import TOKENS_PER_TILE
-from transformers import AutoProcessor, GotOcr2ImageProcessor, PreTrainedTokenizerFast
+from transformers import AutoProcessor, AutoTokenizer, GotOcr2ImageProcessor, PreTrainedTokenizerFast
 from trl.trainer.sft_trainer import DataCollatorForVisionLanguageModeling
 
 from modeling_vitp import ViTPImageProcessor, ViTPProcessor
@@ -156,11 +156,12 @@ def test_the_short_encoding_of_any_layout(processor, layout, ratio, padding_side
 def test_batches_are_padded_on_the_left_unless_a_call_says_otherwise(processor, tmp_path, call, saved):
     """As transformers' InternVL does, whatever side a tokenizer was saved with: "right" is that of no decision."""
     if saved == "right":
-        tokenizer = copy.deepcopy(processor.tokenizer)
-        tokenizer.init_kwargs["padding_side"] = tokenizer.padding_side = "right"
-        ViTPProcessor(processor.image_processor, tokenizer, image_seq_length=TOKENS_PER_TILE).save_pretrained(tmp_path)
+        processor.save_pretrained(tmp_path)
+        file = tmp_path / "tokenizer_config.json"
+        file.write_text(json.dumps(json.loads(file.read_text()) | {"padding_side": "right"}))
+        assert AutoTokenizer.from_pretrained(tmp_path).padding_side == "right"
         processor = ViTPProcessor.from_pretrained(tmp_path)
-        assert processor.tokenizer.init_kwargs["padding_side"] == "right"
+    assert processor.tokenizer.padding_side == "left"  # which pipelines look at
     texts, pad = ["top", "How many trees are there?"], processor.tokenizer.pad_token_id
     chats = [[{"role": "user", "content": text}] for text in texts]
 

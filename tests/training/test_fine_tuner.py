@@ -13,6 +13,7 @@ from modeling_vitp.dense.arguments import FinetuneArguments
 from modeling_vitp.dense.data import DenseData
 from modeling_vitp.dense.trainer import DenseTrainer, DenseTrainingArguments
 from modeling_vitp.detection.arguments import DetectionArguments
+from modeling_vitp.detection.trainer import DetectionTrainingArguments
 from modeling_vitp.training import fine_tuning
 from modeling_vitp.training.checkpointing import check_settings, publish_checkpoint
 
@@ -113,3 +114,9 @@ def test_another_schedule_is_told_where_a_run_goes_on_and_one_that_is_not_in_use
     trainer.args.lr_scheduler_kwargs, trainer.args.neftune_noise_alpha = {"min_lr": 0.5}, 5.0
     check_settings(tmp_path / "checkpoint-1", trainer.run_settings())
     assert "lr_scheduler_kwargs was None and is {'min_lr': 0.5}; neftune_noise_alpha was None and is 5.0" in caplog.text
+
+
+@pytest.mark.parametrize("arguments", [DenseTrainingArguments, DetectionTrainingArguments])
+def test_smoothed_labels_are_refused_where_classes_are_not_of_images(arguments, tmp_path):
+    with pytest.raises(ValueError, match="label_smoothing_factor is for classes of images"):
+        arguments(output_dir=str(tmp_path), label_smoothing_factor=0.1)
