@@ -7,6 +7,7 @@ import copy
 import json
 import logging
 import os
+import shlex
 import shutil
 import sys
 from collections import Counter
@@ -145,7 +146,7 @@ def write_part_card(part: str, output_dir: Path) -> None:
 
 def report(metrics: dict[str, Any], output_dir: Path) -> int:
     """Prints what a user needs next; the exit status says whether the task's gate was passed."""
-    backbone = output_dir / "backbone"
+    backbone, folder = output_dir / "backbone", shlex.quote(str(output_dir))
     print(json.dumps(metrics, indent=2))
     print(f"""
 Model, processor, metrics.json and pictures: {output_dir}
@@ -156,10 +157,10 @@ The backbone, on its own:                    {backbone}
     image_processor = AutoImageProcessor.from_pretrained("{backbone}")
 
 Train on from here with your own data:
-    vitp pretrain --model_name_or_path {output_dir} --dataset_name YOUR_DATA --output_dir NEW_FOLDER
+    vitp pretrain --model_name_or_path {folder} --dataset_name YOUR_DATA --output_dir NEW_FOLDER
 
 Share the backbone on the Hub (--dry_run shows what would go):
-    vitp push_to_hub {output_dir} NAMESPACE/NAME --what backbone --dry_run
+    vitp push_to_hub {folder} NAMESPACE/NAME --what backbone --dry_run
 """)
     if metrics.get("task", {}).get("passed", True):
         return 1 if metrics.get("task", {}).get("failed") else 0

@@ -2,6 +2,7 @@
 
 import logging
 import os
+import shlex
 import shutil
 from collections.abc import Sequence
 from concurrent.futures import Future
@@ -378,7 +379,7 @@ class Run:
         else:
             print(f"On the Hub: {done.commit_url}")
             return 0
-        command = f"vitp push_to_hub {output_dir} {self.hub_model_id} --what model"
+        command = f"vitp push_to_hub {shlex.quote(str(output_dir))} {self.hub_model_id} --what model"
         logger.error("The run is complete in %s, but not on the Hub: %s. Go on with: %s", output_dir, cause, command)
         return 1
 

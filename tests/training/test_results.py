@@ -1,6 +1,7 @@
 """What a run has is on the disk before anything is tried that may fail."""
 
 import json
+import shlex
 
 import pytest
 import torch
@@ -154,3 +155,11 @@ def test_the_loss_of_a_run_that_was_resumed_is_of_all_its_steps(tmp_path, monkey
 @pytest.fixture
 def from_scratch(data_folder):
     return {"from_scratch": FROM_SCRATCH, "dataset_name": str(data_folder), "max_steps": 1}
+
+
+def test_what_is_told_at_the_end_can_be_pasted(tmp_path, capsys):
+    folder = tmp_path / "mein Ordner"
+    assert results.report({}, folder) == 0
+    commands = [shlex.split(line) for line in capsys.readouterr().out.splitlines() if line.startswith("    vitp ")]
+    assert [command[1] for command in commands] == ["pretrain", "push_to_hub"]
+    assert all(str(folder) in command for command in commands)
