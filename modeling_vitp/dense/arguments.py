@@ -91,6 +91,9 @@ class FinetuneArguments(SplitArguments):
     def __post_init__(self):
         if self.data is None:
             raise ValueError("Give `data` in the configuration: what is trained on.")
+        if self.class_weights is not None:  # a command line has words, a configuration numbers too, or one word
+            weights = self.class_weights if isinstance(self.class_weights, list) else [self.class_weights]
+            self.class_weights = [str(weight) for weight in weights]
         super().__post_init__()
         if self.submission is not None:
             if not {"split", "file"} <= set(self.submission) <= {"split", "file", "encoding"}:

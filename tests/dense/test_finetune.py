@@ -58,7 +58,7 @@ def areas(output_dir, samples, model_class, window: int, stride: int) -> np.ndar
 def test_loveda(tmp_path):
     """Trained on two splits and written for the server; the saved model scores as the metrics say."""
     dense_data.make_loveda(tmp_path / "data")
-    settings = {"eval_split": "val", "train_splits": ["train"], "class_weights": ["balanced"], "watch_samples": 2}
+    settings = {"eval_split": "val", "train_splits": ["train"], "class_weights": "balanced", "watch_samples": 2}
     assert main(dense_data.smoke_arguments("loveda", tmp_path / "data", tmp_path / "out", **settings)) == 0
     metrics = json.loads((tmp_path / "out" / "metrics.json").read_text())
     samples = DenseData.from_dict(dense_data.read_config("loveda")["data"] | {"root": str(tmp_path / "data")})
@@ -164,7 +164,7 @@ def test_a_run_that_is_started_again_as_another_one_is_not_gone_on_with(tmp_path
     classes = [item | {"value": value} for item, value in zip(data["classes"], values[::-1])]
     with pytest.raises(ValueError, match="value of each class in masks was "):
         again(data=data | {"classes": classes})
-    assert again(class_weights=list("1211111")) == 0
+    assert again(class_weights=[1, 2, 1, 1, 1, 1, 1]) == 0
     assert "changed settings, so not as a run that never stopped: " in caplog.text
     assert "class_weights was None and is [1.0, 2.0, 1.0" in caplog.text
 
