@@ -1,6 +1,6 @@
 """The layouts of annotated data on disk, one class each."""
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable
 from functools import cached_property, partial
 from pathlib import Path
@@ -118,7 +118,7 @@ class PascalVOC(Layout):
 
     @cached_property
     def _files(self) -> dict[str, Path]:
-        return by_stem(self.annotations or self.root, ".xml")
+        return by_key(self.annotations or self.root, ".xml", lambda path: path.stem)
 
     @cached_property
     def _images(self) -> dict[str, list[Path]]:
@@ -145,27 +145,74 @@ class PascalVOC(Layout):
         return AnnotatedImage(image_id, paths, size, tuple(regions))
 
 
-class Dota(Layout):
+class Pairs(Layout):
+    """Images with an annotation in a file of the same name each."""
+
+    annotation: str  # what such a file is called
+    image_folders: tuple[str, ...]
+    _files: dict[str, Path]  # of an image's id, or of what the id of its image would be, to the annotation
+
+    def splits(self):
+        return images_in(self.root, self.image_folders)
+
+    @cached_property
+    def _ids(self) -> set[str]:
+        return {image_id for images in self.splits().values() for image_id in images}
+
+    @cached_property
+    def _namesakes(self) -> Counter[str]:
+        """Name -> how many images are called so."""
+        return Counter(image_id.rpartition("/")[2] for image_id in self._ids)
+
+    @cached_property
+    def _named(self) -> dict[str, list[Path]]:
+        """Name -> annotations that are called so and are of no image by its id."""
+        named = defaultdict(list)
+        for image_id, path in self._files.items():
+            if image_id not in self._ids:
+                named[path.stem].append(path)
+        return named
+
+    def _file(self, image_id: str, path: Path) -> Path:
+        """The annotation of an image's id, or else of its name, if no other image is called so."""
+        if image_id in self._files:
+            return self._files[image_id]
+        where, found = self.annotations or self.root, self._named.get(path.stem, [])
+        if len(found) > 1:
+            raise ValueError(f"{found[0]} and {found[1]} could both be the {self.annotation} of {path}.")
+        if not found:
+            raise ValueError(f"{path} has no {self.annotation} of the same name under {where}.")
+        if self._namesakes[path.stem] > 1:
+            raise ValueError(
+                f"{found[0]} is of one of several images called {path.stem}, as {path}: put it in folders like those "
+                "of its image."
+            )
+        return found[0]
+
+
+class Dota(Pairs):
     """DOTA text: `SPLIT/images/NAME.png` with `SPLIT/labelTxt/NAME.txt` (or `images/SPLIT`, `labelTxt/SPLIT`).
 
     A line has the four corners of an oriented box, a class and, optionally, whether the object is difficult. Answers
     give the upright box around the corners, cut to the image; sizes are compared by the oriented area as well.
     """
 
-    subject = "objects"
-
-    def splits(self):
-        return images_in(self.root, ("images",))
+    subject, annotation = "objects", "label"
+    image_folders = ("images",)
 
     @cached_property
-    def _files(self) -> dict[str, Path]:
-        return by_stem(self.annotations or self.root, ".txt", within="label")
+    def _files(self):
+        where = self.annotations or self.root
+        base = self.root if where.is_relative_to(self.root) else where
+
+        def key(path: Path) -> str:
+            folders = path.relative_to(base).parent.parts
+            return "/".join((*(folder for folder in folders if "label" not in folder.lower()), path.stem))
+
+        return by_key(where, ".txt", key, within="label")
 
     def annotate(self, image_id, paths):
-        name = paths[0].stem
-        if name not in self._files:
-            raise ValueError(f"{paths[0]} has no {name}.txt under {self.annotations or self.root}.")
-        path, size, regions = self._files[name], upright_size(paths[0]), []
+        path, size, regions = self._file(image_id, paths[0]), upright_size(paths[0]), []
         for found in dota_objects(read_text(path), path):
             area = float(cv2.contourArea(np.array(found.corners, dtype=np.float32)))
             regions += self.region(
@@ -195,14 +242,14 @@ class ClassFolders(Layout):
         return AnnotatedImage(image_id, paths, upright_size(paths[0]), label=self.phrase(paths[0].parent.name))
 
 
-class Masks(Layout):
+class Masks(Pairs):
     """Image and mask pairs of the same name: `SPLIT/images` with `SPLIT/masks`, or `images/SPLIT` with `masks/SPLIT`.
 
     A mask has one channel of class numbers, or three of colours. `names` has every value as text (`"3"` or
     `"255,0,0"`); `null` for what is no class. A region is a connected part (by eight neighbours) of a class.
     """
 
-    subject = "regions"
+    subject, annotation = "regions", "mask"
     image_folders = ("images", "img_dir", "images_png", "image")
     mask_folders = ("masks", "ann_dir", "masks_png", "mask", "labels", "label")
 
@@ -211,12 +258,8 @@ class Masks(Layout):
         if not self.names:
             raise ValueError('Masks hold numbers: give --names, a JSON file such as {"0": null, "1": "building"}.')
 
-    def splits(self):
-        return images_in(self.root, self.image_folders)
-
     @cached_property
-    def _masks(self) -> dict[str, Path]:
-        """Split and name -> mask; with `annotations`, the path below them without suffix."""
+    def _files(self):
         if self.annotations is not None:
             return {
                 path.relative_to(self.annotations).with_suffix("").as_posix(): path
@@ -225,21 +268,8 @@ class Masks(Layout):
         folders = images_in(self.root, self.mask_folders)
         return {name: paths[0] for files in folders.values() for name, paths in files.items()}
 
-    @cached_property
-    def _named(self) -> dict[str, list[Path]]:
-        """Name -> masks that are called so."""
-        named = defaultdict(list)
-        for path in self._masks.values():
-            named[path.stem].append(path)
-        return named
-
     def annotate(self, image_id, paths):
-        found = [self._masks[image_id]] if image_id in self._masks else self._named.get(paths[0].stem, [])
-        if not found:
-            raise ValueError(f"{paths[0]} has no mask of the same name.")
-        if len(found) > 1:
-            raise ValueError(f"{found[0]} and {found[1]} could both be the mask of {paths[0]}.")
-        (mask_path,) = found
+        mask_path = self._file(image_id, paths[0])
         size = upright_size(paths[0])
         mask = partial(labels_of, mask_path, size, self.names)
         return AnnotatedImage(image_id, paths, size, regions_of(mask()), mask=mask)
@@ -353,8 +383,8 @@ def images_in(root: Path, names: tuple[str, ...]) -> dict[str, dict[str, tuple[P
     return dict(splits)
 
 
-def by_stem(root: Path, suffix: str, within: str = "") -> dict[str, Path]:
-    """Name without suffix -> file, of the files under a folder; raises `ValueError` if two have one name, or none is.
+def by_key(root: Path, suffix: str, key: Callable[[Path], str], within: str = "") -> dict[str, Path]:
+    """Key -> file, of the files under a folder; raises `ValueError` if two have one key, or none is.
 
     Only of folders with `within` in their name, if there are any.
     """
@@ -362,9 +392,9 @@ def by_stem(root: Path, suffix: str, within: str = "") -> dict[str, Path]:
     paths = [path for path in paths if within in path.relative_to(root).parent.as_posix().lower()] or paths
     files = {}
     for path in paths:
-        if path.stem in files:
-            raise ValueError(f"{files[path.stem]} and {path} both annotate {path.stem}: give --annotations.")
-        files[path.stem] = path
+        if key(path) in files:
+            raise ValueError(f"{files[key(path)]} and {path} both annotate {key(path)}: give --annotations.")
+        files[key(path)] = path
     if not files:
         raise ValueError(f"There is no {suffix} file under {root}.")
     return files

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from annotated_images import (
     HEIGHT,
+    LABELS,
     NAMES,
     QUARTERS,
     WIDTH,
@@ -238,6 +239,39 @@ def test_a_mask_is_that_of_the_split(tmp_path):
     layout = layouts.Masks(root, names, root / "annotated")
     with pytest.raises(ValueError, match=r"0001.png and .*0001.png could both be the mask of .*train/0001.png"):
         annotate_all(layout, choose_split(layout, "train")[0])
+
+
+@pytest.mark.parametrize(("kind", "folder", "what"), [("masks", "masks", "mask"), ("dota", "labelTxt", "label")])
+def test_an_annotation_is_not_that_of_an_image_of_the_same_name_elsewhere(tmp_path, kind, folder, what):
+    root = tmp_path / "data"
+    for seed, area in enumerate(("north", "south")):
+        noise(root / "train" / area / "images" / "0.png", seed, (32, 32))
+    noise(root / "train" / "south" / "images" / "1.png", 2, (32, 32))
+
+    def annotate(*places):
+        for place, label in places:
+            path = root / place
+            path.parent.mkdir(parents=True, exist_ok=True)
+            if kind == "masks":
+                Image.fromarray(np.full((32, 32), 1 + LABELS.index(label), np.uint8)).save(path.with_suffix(".png"))
+            else:
+                path.with_suffix(".txt").write_text(f"4 4 20 4 20 20 4 20 {label} 0\n")
+
+    def annotated():
+        layout = {
+            "masks": lambda: layouts.Masks(root, {str(1 + index): label for index, label in enumerate(LABELS)}),
+            "dota": lambda: layouts.Dota(root, {label: label for label in LABELS}),
+        }[kind]()
+        return [image.regions[0].label for image in annotate_all(layout, choose_split(layout, "train")[0])]
+
+    annotate((f"train/north/{folder}/0", "plane"), (f"{folder}/1", "ship"))
+    with pytest.raises(ValueError, match=rf"south.images.0.png has no {what} of the same name under "):
+        annotated()
+    annotate((f"{folder}/0", "Bus"))
+    with pytest.raises(ValueError, match=r"0\.\w+ is of one of several images called 0, as .*south.images.0.png: "):
+        annotated()
+    annotate((f"train/south/{folder}/0", "Bus"))
+    assert annotated() == ["plane", "Bus", "ship"]
 
 
 def test_captions_of_changes_without_masks_say_nothing_about_places(tmp_path):
