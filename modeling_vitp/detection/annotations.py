@@ -140,10 +140,7 @@ def coco_files(path: Path) -> dict[str, tuple]:
         key = file_stem(entry["file_name"])
         if key in files:
             raise ValueError(f"{path} has two images called {key!r}.")
-        files[key] = (path, entry, annotations.pop(entry["id"], []), names)
-    for image_id, left in annotations.items():
-        if left:
-            raise ValueError(f"{path}, annotation {left[0].get('id')}: there is no image with the id {image_id!r}.")
+        files[key] = (path, entry, annotations[entry["id"]], names)
     return files
 
 

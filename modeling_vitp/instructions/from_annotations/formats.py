@@ -117,7 +117,7 @@ def coco_object(annotation: dict, names: dict[int | str, str], path: Path | str)
 
 
 def check_coco(contents: dict, path: Path) -> None:
-    """Raises a `ValueError` that names the entry of which it cannot be told what it is about."""
+    """Raises a `ValueError` that names the entry of which it cannot be told what it is, or of which image."""
     needed = {"images": ("id", "file_name"), "categories": ("id", "name"), "annotations": ("image_id",)}
     for kind, keys in needed.items():
         listed = contents.get(kind, [])
@@ -139,6 +139,12 @@ def check_coco(contents: dict, path: Path) -> None:
             if entry["id"] in seen:
                 raise ValueError(f"{path}: two entries of `{kind}` have the id {entry['id']!r}.")
             seen.add(entry["id"])
+    ids = {entry["id"] for entry in contents.get("images", [])}
+    for annotation in contents.get("annotations", []):
+        if annotation["image_id"] not in ids:
+            raise ValueError(
+                f"{path}, annotation {annotation.get('id')}: there is no image with the id {annotation['image_id']!r}."
+            )
 
 
 def parse_xml(path: Path) -> ElementTree.Element:

@@ -346,6 +346,19 @@ def test_sizes_that_disagree_are_named_width_first(tmp_path):
         make("coco", tmp_path / "data", tmp_path / "out")
 
 
+def test_an_annotation_of_no_image_is_named(tmp_path):
+    """As those of a file in which images have numbers, and annotations the same as text."""
+    write_coco(tmp_path / "data", "train", NAMES["train"][:9])
+    path = tmp_path / "data" / "annotations" / "instances_train2017.json"
+    contents = json.loads(path.read_text())
+    for annotation in contents["annotations"]:
+        annotation["image_id"] = str(annotation["image_id"])
+    first = contents["annotations"][0]["image_id"]
+    path.write_text(json.dumps(contents))
+    with pytest.raises(ValueError, match=rf"train2017.json, annotation 0: there is no image with the id '{first}'\."):
+        make("coco", tmp_path / "data", tmp_path / "out")
+
+
 @pytest.mark.parametrize(
     "place", ["train/images", "train", "train2017/images", "annotations/images", "images/train/images"]
 )
