@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from ..training.files import FileSample
+from ..training.files import CASES, FileSample
 from .classes import Label
 
 SEPARATORS = {".csv": ",", ".tsv": "\t"}
@@ -19,7 +19,7 @@ class LabelTable:
     Args:
         file: below the root of the data set.
         name: the column that says which image a row is of: the path of its file below the root, the file's name, with
-            or without its ending, or the value of a field of the pattern.
+            or without its ending, or the value of a field of the pattern, which several files may share.
         label: the column of its class, or of its classes, in a list or as text with `separator` between them; or the
             columns of all classes, with 1 for those that it has and 0 for the others.
         separator: between the classes of a text.
@@ -65,7 +65,7 @@ class LabelTable:
                 are not of it then.
 
         Raises:
-            ValueError: names what has no row, or no file.
+            ValueError: names what has no row, or no file, and a row of which it cannot be told what file it names.
         """
         rows = self.read(root)
         for column, value in (where or {}).items():
@@ -84,15 +84,22 @@ class LabelTable:
         if names.duplicated().any():
             raise ValueError(f"table: {root / self.file} has {names[names.duplicated()].iloc[0]!r} in several rows.")
         stored = dict(zip(names, zip(rows.index, self._labels(rows, root))))
-        kept, labels, used = [], [], set()
+        kept, labels, used = [], [], {}
         for sample in samples:
             path = sample.images[0]
-            keys = (path.relative_to(root).as_posix(), path.name, path.stem, sample.id, *sample.fields.values())
-            key = next((key for key in keys if key in stored), None)
+            names = path.relative_to(root).as_posix(), path.name, path.stem, sample.id
+            cases = [(field, sample.fields[field]) for field in CASES if field in sample.fields]
+            keys = (*cases, *((None, name) for name in names), *sample.fields.items())
+            field, key = next((item for item in keys if item[1] in stored), (None, None))
             if key is not None:
                 kept.append(sample)
                 labels.append(stored[key][1])
-                used.add(key)
+                first_field, first = used.setdefault(key, (field, path))
+                if first != path and (field is None or field != first_field):
+                    raise ValueError(
+                        f"table: {root / self.file}, row {stored[key][0]}: {key!r} could be {first} or {path}: give "
+                        "paths of files, or call the field that files of one row share `patient` or `case`."
+                    )
             elif where is None:
                 raise ValueError(f"{path} has no row in {root / self.file}: add one, or take the file out.")
         if where is not None and len(used) < len(stored):

@@ -36,6 +36,39 @@ def test_whole_numbers_are_found_where_some_are_missing(tmp_path):
     assert set(data(tmp_path, fold=1)) == {"p0/0", "p0/1", "p1/0", "p1/1"}
 
 
+def test_a_row_is_not_of_files_of_one_name_in_several_folders(tmp_path):
+    for place in ("north/0", "north/1", "south/0"):
+        (tmp_path / place).parent.mkdir(exist_ok=True)
+        picture(8, 8, len(list(tmp_path.rglob("*.png")))).save(tmp_path / f"{place}.png")
+
+    def labels(pattern, rows):
+        (tmp_path / "t.csv").write_text("\n".join(["file_name,label", *rows]) + "\n")
+        settings = {"root": str(tmp_path), "table": {"file": "t.csv"}, "splits": {"train": {"image": pattern}}}
+        found = ClassificationData.from_dict(settings)
+        found.find_classes(["train"])
+        samples = found.open(["train"])
+        return [found.classes[label] for label in samples.labels.tolist()]
+
+    for rows in (["0.png,forest", "1.png,water"], ["0,forest", "1,water"]):
+        with pytest.raises(ValueError, match=r"t.csv, row 0: '0.*' could be .*north.0.png or .*south.0.png: "):
+            labels("{area}/{name}.png", rows)
+    assert labels("{area}/{name}.png", ["north,forest", "south,water"]) == ["forest", "forest", "water"]
+    paths = ["north/0.png,forest", "1.png,water", "south/0.png,water"]
+    assert labels("{area}/{name}.png", paths) == ["forest", "water", "water"]
+    assert labels("{plane}/{patient}.png", ["0,forest", "1,water"]) == ["forest", "water", "forest"]
+
+
+def test_a_row_of_a_patient_is_not_that_of_a_file_called_so(tmp_path):
+    for place in ("1/1", "1/2", "2/1"):
+        (tmp_path / place).parent.mkdir(exist_ok=True)
+        picture(8, 8, len(list(tmp_path.rglob("*.png")))).save(tmp_path / f"{place}.png")
+    (tmp_path / "labels.csv").write_text("pid,label\n1,ill\n2,well\n")
+    settings = {"root": str(tmp_path), "table": {"file": "labels.csv", "name": "pid"}}
+    found = ClassificationData.from_dict(settings | {"splits": {"train": {"image": "{patient}/{number}.png"}}})
+    found.find_classes(["train"])
+    assert [found.classes[label] for label in found.open(["train"]).labels.tolist()] == ["ill", "ill", "well"]
+
+
 @pytest.mark.parametrize(
     ("rows", "where", "message"),
     [
