@@ -27,8 +27,8 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--max_length", type=positive, default=4096, help="as in training (4096)")
     parser.add_argument("--vrl_drop_ratio", type=within("[0, 1)", float), default=0.75, help="as in training (0.75)")
     parser.add_argument("--max_patches", type=positive, help="of sources that say nothing (the processor's, or 12)")
-    parser.add_argument("--against", help="test images: a folder, or a data set with the split --against_split")
-    parser.add_argument("--against_split", default="test")
+    parser.add_argument("--against", help="test images: a folder of them, or a data set with the split --against_split")
+    parser.add_argument("--against_split", help="of the data set in --against (test)")
     parser.add_argument("--check_leak", action="store_true", help="how far answers are guessed from their beginning")
     parser.add_argument(
         "--leak_seconds", type=positive, default=120, help="most that --check_leak trains a source (120)"

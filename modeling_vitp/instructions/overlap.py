@@ -280,20 +280,25 @@ def correlation(first: np.ndarray, second: np.ndarray) -> float:
     return float((first * second).sum() / norm) if norm > 0 else 0.0
 
 
-def load_test_images(where: str, split: str = "test", num_workers: int = 0) -> TestImages:
-    """Indexes a folder of images, or a split of a data set (a folder of Parquet files, or a Hub id).
+def load_test_images(where: str, split: str | None = None, num_workers: int = 0) -> TestImages:
+    """Indexes a folder of images, or a split (`test`) of a data set (a folder of Parquet files, or a Hub id).
 
     Raises:
-        ValueError: if there are no images, or one of them cannot be read.
+        ValueError: if there are no images, or one of them cannot be read; a folder of images has no `split`.
     """
     folder = Path(where)
     if folder.is_dir() and not any(folder.rglob("*.parquet")):
+        if split is not None:
+            raise ValueError(
+                f"{where} is a folder of images, of which all are test images, and has no split {split!r}: give the "
+                "folder of the split, and no --against_split."
+            )
         files = image_files(folder)
         images = Dataset.from_dict({"image": list(map(str, files))})
         names = [path.relative_to(folder).as_posix() for path in files]
     else:
         cache = folder_cache(folder) if folder.is_dir() else None
-        splits = load_dataset(where, cache_dir=cache)
+        splits, split = load_dataset(where, cache_dir=cache), split or "test"
         if split not in splits:
             raise ValueError(f"{where} has no split {split!r}, only {sorted(splits)}.")
         images, names = images_of(splits[split], where)

@@ -141,6 +141,10 @@ def test_test_images_are_read_from_folders_and_data_sets(tmp_path, images):
     (tmp_path / "files" / "deep").mkdir(parents=True)
     images[0].save(tmp_path / "files" / "deep" / "one.png")
     assert overlap.load_test_images(str(tmp_path / "files")).names == ["deep/one.png"]
+    with pytest.raises(
+        ValueError, match="files is a folder of images, of .* no split 'val': give the folder of the split"
+    ):
+        overlap.load_test_images(str(tmp_path / "files"), "val")
 
     (tmp_path / "rows").mkdir()
     rows = {"id": ["x", "y"], "images": [[images[0], images[1]], [images[2]]]}
