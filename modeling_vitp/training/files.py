@@ -160,7 +160,7 @@ def fill(pattern: str, fields: Mapping[str, str]) -> str:
 def listed(keys: list[tuple], path: Path, files: Mapping[tuple, Path]) -> list[tuple]:
     """The samples that a file lists, by id, by the value of a field, or by the name of their first file."""
     try:
-        names = [line.strip() for line in path.read_text().splitlines() if line.strip()]
+        names = [line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
     except OSError as error:
         raise ValueError(f"The list {path} cannot be read: {error}") from error
     by_name, by_file = {}, {}

@@ -337,6 +337,10 @@ def test_a_list_says_which_images_are_in_a_split(tmp_path):
     settings = {"train": SPLITS["voc oriented"] | {"list": "train.txt"}}
     samples = describe(tmp_path, "voc oriented", splits=settings).open(["train"], "oriented")
     assert [place.id for place in samples.places] == ["c_004", "a_001"]
+    write_voc(tmp_path, ["scene 001"], True)
+    (tmp_path / "train.txt").write_bytes("\ufeffscene 001\nc_004.png\n".encode())
+    samples = describe(tmp_path, "voc oriented", splits=settings).open(["train"], "oriented")
+    assert [place.id for place in samples.places] == ["scene 001", "c_004"]
     (tmp_path / "train.txt").write_text("c_004\nd_005\n")
     with pytest.raises(ValueError, match="train.txt has 'd_005', but there is no such image"):
         describe(tmp_path, "voc oriented", splits=settings).open(["train"], "oriented")

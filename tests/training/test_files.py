@@ -41,7 +41,7 @@ def test_parts_are_by_patient_and_do_not_overlap(tmp_path):
 
 def test_a_list_chooses_samples(tmp_path):
     data = labelled_folder(tmp_path, {name: small_mask(0, 1) for name in "abcd"})
-    (tmp_path / "train.txt").write_text("b\nd.png\n")
+    (tmp_path / "train.txt").write_bytes("\ufeffb\nd.png\n".encode())
     data.splits["train"]["list"] = "train.txt"
     samples = data.open(["train"])
     assert [samples[index]["id"] for index in range(2)] == ["b", "d"]

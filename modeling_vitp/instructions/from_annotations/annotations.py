@@ -25,6 +25,7 @@ from ..boxes import Box, box_area, clip
 
 UNSPLIT = "all"
 SPLIT_NAME = re.compile(r"(trainval|train|val|valid|validation|test|test-dev)\d*", re.IGNORECASE)
+OF_CLASS = re.compile(r"\s+-1$|\s{2,}[01]$")  # in Pascal VOC's lists of a class; `scene 1` is a name
 
 
 @dataclass(frozen=True)
@@ -194,7 +195,7 @@ def upright_size(path: Path) -> tuple[int, int]:
 
 def read_annotation(path: Path):
     try:
-        return json.loads(path.read_text())
+        return json.loads(path.read_text(encoding="utf-8-sig"))
     except FileNotFoundError as error:
         raise ValueError(f"There is no file {path}.") from error
     except (ValueError, RecursionError, OSError) as error:
@@ -202,13 +203,13 @@ def read_annotation(path: Path):
 
 
 def read_list(path: Path) -> list[str]:
-    """The first word of every line."""
-    return [line.split()[0] for line in read_text(path).splitlines() if line.strip()]
+    """Every line that is not empty, without what Pascal VOC's lists of a class have after a name."""
+    return [OF_CLASS.sub("", line.strip()) for line in read_text(path).splitlines() if line.strip()]
 
 
 def read_text(path: Path) -> str:
     try:
-        return path.read_text()
+        return path.read_text(encoding="utf-8-sig")
     except (UnicodeDecodeError, OSError) as error:
         raise ValueError(f"{path} is no text: {error}") from error
 

@@ -6,7 +6,13 @@ import pytest
 from annotated_images import LAYOUTS, NAMES, make, noise, write_coco, write_voc
 
 from modeling_vitp.instructions.from_annotations import layouts
-from modeling_vitp.instructions.from_annotations.annotations import annotate_all, choose_split, leave_out_copies
+from modeling_vitp.instructions.from_annotations.annotations import (
+    annotate_all,
+    choose_split,
+    leave_out_copies,
+    read_annotation,
+    read_list,
+)
 
 
 def test_no_test_image_enters_by_split_list_or_as_a_copy(tmp_path, capsys):
@@ -45,6 +51,16 @@ def test_a_name_of_a_list_is_that_of_one_image(tmp_path):
     chosen, held_out = choose_split(layout, "train", ["1"])
     assert [*chosen.values()] == [(tmp_path / "pairs" / "train" / "images" / "1.png",)]
     assert held_out == {tmp_path / "pairs" / "test" / "images" / "1.png"}
+
+
+def test_names_of_a_list_may_have_spaces_and_the_file_a_mark_of_its_encoding(tmp_path):
+    path = tmp_path / "list.txt"
+    path.write_bytes("\ufeffscene 1\r\n süd/scene 2.png \r\n\r\n0003".encode())
+    assert read_list(path) == ["scene 1", "süd/scene 2.png", "0003"]
+    path.write_text("2008_000008 -1\n2008_000015  1\n2008_000019  0\n")
+    assert read_list(path) == ["2008_000008", "2008_000015", "2008_000019"]
+    path.write_bytes('\ufeff{"a": 1}'.encode())
+    assert read_annotation(path) == {"a": 1}
 
 
 def test_a_file_of_images_alone_and_one_with_an_image_twice_are_named(tmp_path):
