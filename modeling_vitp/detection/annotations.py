@@ -16,6 +16,7 @@ from ..instructions.from_annotations.formats import (
     parse_xml,
     voc_objects,
 )
+from ..instructions.from_annotations.layouts import is_below
 from ..training.values import check_type
 
 SUFFIXES = {"voc": ".xml", "dota": ".txt"}
@@ -42,9 +43,10 @@ def read_files(root: str | Path, form: str, settings: Mapping, name: str) -> Ite
     Args:
         root: folder of the data set.
         form: `"coco"`, `"voc"` (`bndbox`, or DIOR-R's `robndbox`) or `"dota"`.
-        settings: `images`, the folder of the images below `root`, which are found by their names whatever their type;
-            `annotations`, the folder of a file for each image, or COCO's JSON; left out where there are none. `list` is
-            a file below `root` with the names of the images in the split, one a line.
+        settings: `images`, the folder of the images below `root`, which are found by their names whatever their type,
+            those of COCO first where `file_name` leads from there; `annotations`, the folder of a file for each image,
+            or COCO's JSON; left out where there are none. `list` is a file below `root` with the names of the images in
+            the split, one a line.
         name: of the split, for errors.
 
     Raises:
@@ -60,16 +62,20 @@ def read_files(root: str | Path, form: str, settings: Mapping, name: str) -> Ite
         raise ValueError(f"data: root={str(root)!r}: there is no such folder.")
     if not (root / settings["images"]).is_dir():
         raise ValueError(f"Split {name!r}: there is no folder {root / settings['images']} of images.")
-    images = images_by_name(root / settings["images"])
-    listed = None if "list" not in settings else [file_stem(line) for line in read_list(root / settings["list"])]
-    if listed is not None and len(set(listed)) < len(listed):
-        raise ValueError(f"{root / settings['list']} names {max(listed, key=listed.count)!r} twice.")
-    if "annotations" not in settings:
-        annotated = dict.fromkeys(images)
-    elif form == "coco":
+    if form == "coco" and "annotations" in settings:
         annotated = coco_files(root / settings["annotations"])
+        images = coco_images(root, root / settings["images"], annotated)
     else:
-        annotated = annotation_files(root / settings["annotations"], SUFFIXES[form])
+        images = images_by_name(root / settings["images"])
+        annotated = dict.fromkeys(images)
+        if "annotations" in settings:
+            annotated = annotation_files(root / settings["annotations"], SUFFIXES[form])
+    listed = None
+    if "list" in settings:
+        lines = read_list(root / settings["list"])
+        listed = [key if (key := without_suffix(line)) in annotated else file_stem(line) for line in lines]
+        if len(set(listed)) < len(listed):
+            raise ValueError(f"{root / settings['list']} names {max(listed, key=listed.count)!r} twice.")
     chosen = sorted(set(annotated) | (set(images) if form != "coco" else set())) if listed is None else listed
     for key in chosen:
         if key not in images:
@@ -125,8 +131,19 @@ def annotation_files(folder: Path, suffix: str) -> dict[str, Path]:
     return files
 
 
+def coco_images(root: Path, folder: Path, annotated: Mapping[str, tuple]) -> dict[str, Path]:
+    """Key of [`coco_files`] -> image: where its `file_name` leads from the folder, or else found by its name."""
+    places = {key: folder / entry["file_name"] for key, (_, entry, *_) in annotated.items()}
+    images = {key: path for key, path in places.items() if is_below(root, path) and path.is_file()}
+    has_folders = any("/" in key for key in annotated)
+    return images if has_folders or len(images) == len(annotated) else images_by_name(folder) | images
+
+
 def coco_files(path: Path) -> dict[str, tuple]:
-    """Name of an image without suffix -> the JSON file, its entry there, its annotations, and the categories' names."""
+    """Name of an image without suffix -> the JSON file, its entry there, its annotations, and the categories' names.
+
+    Where two images have one name, all have their folders before it.
+    """
     if path.is_dir():
         raise ValueError(f"{path} is a folder; format: coco takes a file.")
     contents = read_annotation(path)
@@ -136,12 +153,18 @@ def coco_files(path: Path) -> dict[str, tuple]:
     names = {category["id"]: category["name"] for category in contents["categories"]}
     annotations = coco_annotations(contents)
     files = {}
+    stems = [file_stem(entry["file_name"]) for entry in contents["images"]]
+    key_of = file_stem if len(set(stems)) == len(stems) else without_suffix
     for entry in contents["images"]:
-        key = file_stem(entry["file_name"])
+        key = key_of(entry["file_name"])
         if key in files:
             raise ValueError(f"{path} has two images called {key!r}.")
         files[key] = (path, entry, annotations[entry["id"]], names)
     return files
+
+
+def without_suffix(name: str) -> str:
+    return (Path(name).parent / file_stem(name)).as_posix()
 
 
 def file_stem(name: str) -> str:

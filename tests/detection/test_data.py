@@ -13,12 +13,15 @@ from detection_data import (
     NAMES,
     WIDTH,
     coco_contents,
+    draw_image,
     draw_mask,
+    draw_objects,
     write_coco,
     write_dota,
     write_images,
     write_voc,
 )
+from PIL import Image
 
 from modeling_vitp.detection.data import DetectionData, with_few_empty
 from modeling_vitp.detection.trainer import reference
@@ -347,6 +350,37 @@ def test_a_list_says_which_images_are_in_a_split(tmp_path):
     (tmp_path / "train.txt").write_text("c_004\nc_004\n")
     with pytest.raises(ValueError, match="train.txt names 'c_004' twice"):
         describe(tmp_path, "voc oriented", splits=settings).open(["train"], "oriented")
+
+
+@pytest.mark.parametrize("places", [("north/a_001", "south/a_001", "b_002"), ("north/a_001", "south/b_002")])
+def test_images_of_coco_may_have_one_name_in_several_folders(tmp_path, places):
+    """What is not in the file may too."""
+    written = {place: write_images(tmp_path / "images", [place])[place] for place in places if "/" not in place}
+    for seed, place in enumerate(("north/a_001", "south/a_001", "north/b_002", "south/b_002")):
+        folder, name = place.split("/")
+        objects = draw_objects(seed)
+        (tmp_path / "images" / folder).mkdir(parents=True, exist_ok=True)
+        draw_image(objects, seed).save(tmp_path / "images" / f"{place}.png")
+        if place in places:
+            written[place] = objects
+    (tmp_path / "instances.json").write_text(json.dumps(coco_contents(written)))
+    samples = describe(tmp_path, "coco").open(["train"], "horizontal")
+    has_namesakes = "south/a_001" in places
+    keys = {(place if has_namesakes else place.split("/")[-1]): place for place in places}
+    assert [place.id for place in samples.places] == sorted(keys)
+    for index, place in enumerate(samples.places):
+        item = samples[index]
+        picture = np.asarray(Image.open(tmp_path / "images" / f"{keys[place.id]}.png"))
+        assert torch.equal(item["image"], torch.tensor(picture).permute(2, 0, 1))
+        low = np.array([corners.min(0) for _, corners in written[keys[place.id]]])
+        np.testing.assert_allclose(item["corners"].amin(1), low, atol=1e-4)
+    (tmp_path / "train.txt").write_text(f"{places[1]}.png\n{places[0]}\n")
+    listed = describe(tmp_path, "coco", splits={"train": SPLITS["coco"] | {"list": "train.txt"}})
+    chosen = [place.id for place in listed.open(["train"], "horizontal").places]
+    assert [keys[place] for place in chosen] == [places[1], places[0]]
+    (tmp_path / "images" / "north" / "a_001.png").unlink()
+    with pytest.raises(ValueError, match="a_001', but there is no such image|two images of one name"):
+        describe(tmp_path, "coco").open(["train"], "horizontal")
 
 
 def test_a_split_without_annotations_has_images_alone_and_cannot_be_trained_on(tmp_path):
