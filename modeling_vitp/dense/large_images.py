@@ -59,7 +59,7 @@ def predict_large(
         images: a file that GDAL reads (GeoTIFF, PNG ...), or two: before and after.
         output: GeoTIFF to write: class indices, uint8, with a colour table, the georeference of the (first) image and
             the names of the classes as tag `classes`. 255 where an image has no data (its nodata value, its mask, or
-            an alpha of 0).
+            an alpha of 0; to the model what is transparent is white, as in training).
         window, stride, batch_size: see [`~modeling_vitp.dense.sliding_window.sliding_window`]; windows overlap by a
             quarter if no stride is given.
         scales, flip: test-time augmentation of each window, see [`~modeling_vitp.dense.sliding_window.augmented`].

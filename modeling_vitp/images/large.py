@@ -17,10 +17,11 @@ from transformers import BaseImageProcessor, BatchFeature
 
 from ..bands import named
 from ..input_spec import InputSpec, band_percentiles
-from .reading import check_colors, is_tiff, stored_orientation, tiff_tags
+from .reading import check_colors, is_tiff, over_white, stored_orientation, tiff_tags
 
 SAMPLE_SIZE = 2048  # longest side of the sample that percentiles are taken from
 CACHE = 256  # of GDAL, in MiB: more than one row of windows, so that a PNG, which is read from the top, is read once
+PICTURES = ("PNG", "WEBP")  # as GDAL calls them: in these transparency is no band, whatever a spec asks for
 
 
 @dataclass
@@ -33,6 +34,7 @@ class LargeImage:
         bands: those that are read, from 1.
         input_spec: for these bands, the same for every window.
         is_masked: whether there may be pixels without data.
+        alpha: the band, from 1, that says how transparent the others are, if one does.
     """
 
     dataset: DatasetReader
@@ -40,6 +42,7 @@ class LargeImage:
     bands: list[int]
     input_spec: dict[str, Any] | None
     is_masked: bool
+    alpha: int | None
 
     @classmethod
     def open(cls, dataset: DatasetReader, image_processor: BaseImageProcessor) -> "LargeImage":
@@ -58,16 +61,19 @@ class LargeImage:
             )
         if any(colors[band - 1] == ColorInterp.palette for band in bands):
             raise ValueError(f"{dataset.name} has a palette: expand it with gdal_translate -expand rgb.")
-        is_masked = has_gaps(dataset, bands)
         if spec is not None:
             spec = {name: value for name, value in spec.items() if name not in ("bands", "percentiles")}
             if fields.percentiles is not None:
-                spec["window"] = sampled_windows(dataset, bands, fields.percentiles, is_masked)
-        return cls(dataset, image_processor, bands, spec, is_masked)
+                spec["window"] = sampled_windows(dataset, bands, fields)
+        is_masked, alpha = has_gaps(dataset, bands), transparency(dataset, bands, fields)
+        return cls(dataset, image_processor, bands, spec, is_masked, alpha)
 
     def read(self, top: int, bottom: int) -> torch.Tensor:
-        """Rows as they are stored, `(1, bands, bottom - top, width)`."""
-        return torch.from_numpy(self.dataset.read(self.bands, window=whole_rows(self.dataset, top, bottom)))[None]
+        """Rows as training reads them, `(1, bands, bottom - top, width)`: white where they are transparent."""
+        pixels = read_colors(self.dataset, self.bands, self.alpha, window=whole_rows(self.dataset, top, bottom))
+        if self.is_masked and self.input_spec is None and (self.dataset.driver, pixels.dtype) == ("PNG", np.uint8):
+            pixels[:, self.has_no_data(top, bottom)] = 255  # one color may be transparent
+        return torch.from_numpy(pixels)[None]
 
     def inputs(self, windows: torch.Tensor, **options) -> BatchFeature:
         """What the image processor makes of windows, `(batch, bands, height, width)`.
@@ -129,8 +135,30 @@ def chosen_bands(dataset: DatasetReader, spec: InputSpec) -> list[int]:
     return [
         band
         for band, color in zip(dataset.indexes, dataset.colorinterp)
-        if spec.takes_bands or color != ColorInterp.alpha
+        if color != ColorInterp.alpha or (spec.takes_bands and dataset.driver not in PICTURES)
     ]
+
+
+def transparency(dataset: DatasetReader, bands: list[int], spec: InputSpec) -> int | None:
+    """The band, from 1, by which training sees the chosen ones on white: of other files than pictures one of 8 bits."""
+    if dataset.driver not in PICTURES and (spec.takes_bands or dataset.dtypes[0] != "uint8"):
+        return None
+    pairs = zip(dataset.indexes, dataset.colorinterp)
+    return next((band for band, color in pairs if color == ColorInterp.alpha and band not in bands), None)
+
+
+def read_colors(dataset: DatasetReader, bands: list[int], alpha: int | None, **options) -> np.ndarray:
+    """Bands, `(bands, height, width)`, on white where they are transparent.
+
+    Args:
+        alpha: as [`transparency`] gives it.
+        options: of rasterio, that say what is read.
+    """
+    pixels = dataset.read(bands, **options)
+    if alpha is not None:
+        for row, shares in enumerate(dataset.read(alpha, **options)):
+            pixels[:, row] = over_white(pixels[:, row], shares)
+    return pixels
 
 
 def has_gaps(dataset: DatasetReader, bands: list[int]) -> bool:
@@ -143,15 +171,14 @@ def has_gaps(dataset: DatasetReader, bands: list[int]) -> bool:
     )
 
 
-def sampled_windows(
-    dataset: DatasetReader, bands: list[int], percentiles: tuple[float, float], is_masked: bool
-) -> list[list[float]]:
+def sampled_windows(dataset: DatasetReader, bands: list[int], spec: InputSpec) -> list[list[float]]:
     """Percentiles of each band over evenly spread pixels, of those that have data where some may have none."""
-    shape = [min(length, SAMPLE_SIZE) for length in dataset.shape]
-    sample = dataset.read(bands, out_shape=(len(bands), *shape), masked=is_masked).astype(np.float64)
-    sample = np.ma.filled(sample, np.nan)
+    size = {"out_shape": tuple(min(length, SAMPLE_SIZE) for length in dataset.shape)}
+    sample = read_colors(dataset, bands, transparency(dataset, bands, spec), **size).astype(np.float64)
+    if has_gaps(dataset, bands):
+        sample[dataset.read_masks(bands, **size) == 0] = np.nan
     try:
-        windows = [band_percentiles(torch.from_numpy(band), percentiles) for band in sample]
+        windows = [band_percentiles(torch.from_numpy(band), spec.percentiles) for band in sample]
     except ValueError as error:
         raise ValueError(f"{dataset.name}: {error}") from error
     return [[low, high if high > low else low + 1] for low, high in windows]

@@ -11,9 +11,9 @@ from rasterio.errors import NotGeoreferencedWarning
 from transformers.image_utils import ChannelDimension
 
 from ..input_spec import InputSpec
-from .large import chosen_bands, has_gaps, sampled_windows
+from .large import chosen_bands, sampled_windows
 from .pixels import IMAGE_PROCESSOR
-from .reading import TIFF, read_picture, stores_colors, tiff_tags
+from .reading import PNG, TIFF, read_picture, stores_colors, tiff_tags
 
 
 def ranged(spec: InputSpec | None, image: Path | bytes, is_part: bool) -> InputSpec | None:
@@ -61,13 +61,14 @@ def of_file(spec: InputSpec, path: Path, is_part: bool) -> InputSpec:
 def of_dataset(spec: InputSpec, dataset: rasterio.DatasetReader) -> InputSpec:
     bands = chosen_bands(dataset, spec)
     spec.check_number(dataset.count if spec.bands is not None else len(bands))
-    return spec.with_windows(sampled_windows(dataset, bands, spec.percentiles, has_gaps(dataset, bands)))
+    return spec.with_windows(sampled_windows(dataset, bands, spec))
 
 
 def is_array(spec: InputSpec, image: Path | bytes) -> bool:
-    """Whether an image is a TIFF whose values are taken as they are stored."""
+    """Whether an image is a TIFF whose values are taken as they are stored, or a PNG with transparency."""
     with io.BytesIO(image) if isinstance(image, bytes) else image.open("rb") as file:
-        if file.read(4) not in TIFF:
-            return False
+        head = file.read(26)
+        if head[:4] not in TIFF:
+            return head.startswith(PNG) and head[25:] in (b"\4", b"\6")
         file.seek(0)
         return spec.takes_bands or stores_colors(tiff_tags(file))

@@ -265,10 +265,15 @@ def onto_white(pixels: np.ndarray) -> np.ndarray:
     """An image of unsigned integers, of shape `(height, width, bands)`, without its transparency, if it has any."""
     if pixels.ndim == 2 or pixels.shape[2] not in (2, 4):
         return pixels
-    white = np.iinfo(pixels.dtype).max
-    color, alpha = pixels[..., :-1].astype(np.float64), pixels[..., -1:].astype(np.float64) / white
-    flat = (color * alpha + white * (1 - alpha)).round().astype(pixels.dtype)
+    flat = over_white(pixels[..., :-1], pixels[..., -1:])
     return flat[..., 0] if flat.shape[2] == 1 else flat
+
+
+def over_white(color: np.ndarray, alpha: np.ndarray) -> np.ndarray:
+    """Color of unsigned integers as it looks on white, where alpha of the same type says how much of it is seen."""
+    white = np.iinfo(color.dtype).max
+    share = alpha.astype(np.float64) / white
+    return (color * share + white * (1 - share)).round().astype(color.dtype)
 
 
 def cut(picture: np.ndarray, window: Window) -> np.ndarray:

@@ -183,12 +183,20 @@ def test_a_format_of_gdal_alone_has_no_orientation(model, tmp_path):
     np.testing.assert_array_equal(read(tmp_path / "scene.tif.tif"), read(tmp_path / "scene.img.tif"))
 
 
-def test_transparent_pixels_have_no_class(model, tmp_path):
-    image, alpha = scene(), np.full((HEIGHT, WIDTH), 255, dtype=np.uint8)
-    alpha[:20] = 0
-    Image.fromarray(np.concatenate([image, alpha[None]]).transpose(1, 2, 0)).save(tmp_path / "scene.png")
-    predict_large(model, ViTPSegmentationImageProcessor(), tmp_path / "scene.png", tmp_path / "classes.tif", **WINDOWS)
-    expected = in_memory(model, ViTPSegmentationImageProcessor(), image).argmax(0).numpy()
+@pytest.mark.parametrize("name", ["scene.png", "scene.tif"])
+def test_transparent_pixels_have_no_class(model, tmp_path, name):
+    """And those beside them have the class that they have in memory, where the transparent ones are white."""
+    image, alpha = scene(), np.full((1, HEIGHT, WIDTH), 255, dtype=np.uint8)
+    image[:, :20], alpha[:, :20], alpha[:, 20:25] = 0, 0, 51
+    pixels = np.concatenate([image, alpha])
+    if name == "scene.png":
+        Image.fromarray(pixels.transpose(1, 2, 0)).save(tmp_path / name)
+    else:
+        write_tiff(tmp_path / name, pixels, photometric="RGB", alpha="YES")
+    predict_large(model, ViTPSegmentationImageProcessor(), tmp_path / name, tmp_path / "classes.tif", **WINDOWS)
+    on_white = (image * (alpha / 255) + (255 - alpha)).round().astype(np.uint8)
+    expected = in_memory(model, ViTPSegmentationImageProcessor(), on_white).argmax(0).numpy()
+    assert (expected != in_memory(model, ViTPSegmentationImageProcessor(), image).argmax(0).numpy())[20:].any()
     expected[:20] = 255
     np.testing.assert_array_equal(read(tmp_path / "classes.tif")[0], expected)
 
