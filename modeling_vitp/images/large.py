@@ -148,13 +148,16 @@ def transparency(dataset: DatasetReader, bands: list[int], spec: InputSpec) -> i
 
 
 def read_colors(dataset: DatasetReader, bands: list[int], alpha: int | None, **options) -> np.ndarray:
-    """Bands, `(bands, height, width)`, on white where they are transparent.
+    """Bands, `(bands, height, width)`, on white where they are transparent, and grey of few bits up to white.
 
     Args:
         alpha: as [`transparency`] gives it.
         options: of rasterio, that say what is read.
     """
     pixels = dataset.read(bands, **options)
+    if dataset.driver == "PNG":  # of which GDAL gives the numbers of 1, 2 and 4 bits
+        bits = int(dataset.tags(bands[0], ns="IMAGE_STRUCTURE").get("NBITS", 8))
+        pixels *= 255 // (2**bits - 1)
     if alpha is not None:
         for row, shares in enumerate(dataset.read(alpha, **options)):
             pixels[:, row] = over_white(pixels[:, row], shares)

@@ -98,6 +98,26 @@ def test_a_color_that_is_transparent_is_white(tmp_path, samples):
     np.testing.assert_allclose(seen, in_training(tmp_path / "a.png", None), atol=1e-3)
 
 
+@pytest.mark.parametrize("spec", [None, {"window": [20, 180]}, {"percentiles": [10, 90]}, {"bands": [0]}], ids=str)
+@pytest.mark.parametrize("bits", [1, 2, 4, 8, 16])
+def test_grey_of_any_depth_is_from_black_to_white(tmp_path, bits, spec):
+    grey = RNG.integers(0, 2**bits, (HEIGHT, WIDTH, 1))
+    write_png(tmp_path / "a.png", grey, bits, 0)
+    seen, _, is_masked = in_rows(tmp_path / "a.png", spec)
+    np.testing.assert_allclose(seen, in_training(tmp_path / "a.png", spec), atol=0.51)
+    assert not is_masked
+    if spec is None:
+        np.testing.assert_allclose(seen, np.broadcast_to(255 / (2**bits - 1) * grey[..., 0], seen.shape), atol=1e-3)
+
+
+@pytest.mark.parametrize("bits", [1, 2, 4, 8])
+def test_a_palette_of_any_depth_is_refused(tmp_path, bits):
+    palette = b"PLTE", RNG.integers(0, 256, 3 * 2**bits, dtype=np.uint8).tobytes()
+    write_png(tmp_path / "a.png", RNG.integers(0, 2**bits, (HEIGHT, WIDTH, 1)), bits, 3, [palette, (b"tRNS", b"\0")])
+    with pytest.raises(ValueError, match="a.png has a palette: expand it with gdal_translate -expand rgb"):
+        in_rows(tmp_path / "a.png", None)
+
+
 def test_colors_of_16_bits_are_as_they_are_stored(tmp_path):
     """Training does not take them with a transparency, so that they have no white that it would see."""
     write_tiff(tmp_path / "a.tif", 257 * RGBA.astype(np.uint16), photometric="RGB", alpha="YES")
