@@ -10,7 +10,16 @@ from tqdm import tqdm
 
 from ..images.pixels import to_pixels
 from ..images.ranges import ranged
-from ..images.reading import VALUES, Picture, check_file, read_image, read_picture, stored_size, whole_numbers
+from ..images.reading import (
+    VALUES,
+    Picture,
+    check_file,
+    check_upright,
+    read_image,
+    read_picture,
+    stored_size,
+    whole_numbers,
+)
 from ..images.windows import Window, windows
 from ..input_spec import InputSpec
 from ..instructions.rows import content_of, is_decoded
@@ -124,13 +133,15 @@ class ImageFiles(MaskedImages):
             name: of the split.
 
         Raises:
-            ValueError: names the file that is not whole, or differs from the image of its sample in size.
+            ValueError: names the file that is not whole, is stored with an orientation other than upright, or differs
+                from the image of its sample in size.
         """
         samples = {sample.id: sample for sample, _ in self.rows}
         for sample in tqdm(samples.values(), desc=f"files of {name}", disable=None):
             first, *others = (*sample.images, *([] if sample.mask is None else [sample.mask]))
             for path in (first, *others):
                 check_file(path)
+                check_upright(path)
                 if stored_size(path) != stored_size(first):
                     sizes = ["{1} x {0} pixels".format(*stored_size(file)) for file in (path, first)]
                     names = (f"The mask {path}", f"its image {first}") if path == sample.mask else (path, first)

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..images.reading import IMAGE_SUFFIXES, below, check_file, stored_size
+from ..images.reading import IMAGE_SUFFIXES, below, check_file, check_upright, stored_size
 from ..instructions.from_annotations.annotations import read_annotation, read_list, read_text
 from ..instructions.from_annotations.formats import (
     AnnotatedObject,
@@ -51,7 +51,7 @@ def read_files(root: str | Path, form: str, settings: Mapping, name: str) -> Ite
 
     Raises:
         ValueError: names the file, and the line or object in it, that is not as it should be; an image without
-            annotation, an annotation without image, and one that two files have.
+            annotation or not stored upright, an annotation without image, and one that two files have.
     """
     if not isinstance(settings, Mapping) or "images" not in settings or set(settings) - SETTINGS.keys():
         raise ValueError(f"Split {name!r} needs `images`, and may have {sorted(SETTINGS)}: {str(settings)[:80]!r}.")
@@ -85,6 +85,7 @@ def read_files(root: str | Path, form: str, settings: Mapping, name: str) -> Ite
             raise ValueError(f"{images[key]} has no annotation in {root / settings['annotations']}.")
         path = below(root, images[key].relative_to(root))
         check_file(path)
+        check_upright(path)
         size = stored_size(path)
         yield AnnotatedFile(key, path, size, read_objects(annotated[key], form, path, size))
 

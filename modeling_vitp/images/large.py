@@ -17,7 +17,7 @@ from transformers import BaseImageProcessor, BatchFeature
 
 from ..bands import named
 from ..input_spec import InputSpec, band_percentiles
-from .reading import check_colors, is_tiff, over_white, stored_orientation, tiff_tags
+from .reading import check_colors, check_upright, is_tiff, over_white, tiff_tags
 
 SAMPLE_SIZE = 2048  # longest side of the sample that percentiles are taken from
 CACHE = 256  # of GDAL, in MiB: more than one row of windows, so that a PNG, which is read from the top, is read once
@@ -111,7 +111,8 @@ def open_images(paths: Sequence[Path], image_processor: BaseImageProcessor) -> I
         stack.enter_context(warnings.catch_warnings())
         warnings.simplefilter("ignore", NotGeoreferencedWarning)  # a PNG need not be
         images = [LargeImage.open(stack.enter_context(rasterio.open(path)), image_processor) for path in paths]
-        check_upright(paths)
+        for path in paths:  # GDAL gives pixels as they are stored, in training they are as they are to be seen
+            check_upright(path)
         if not InputSpec.from_dict(image_processor.input_spec).takes_bands:
             for path in filter(is_tiff, paths):
                 with path.open("rb") as file:
@@ -185,17 +186,6 @@ def sampled_windows(dataset: DatasetReader, bands: list[int], spec: InputSpec) -
     except ValueError as error:
         raise ValueError(f"{dataset.name}: {error}") from error
     return [[low, high if high > low else low + 1] for low, high in windows]
-
-
-def check_upright(paths: Sequence[Path]) -> None:
-    """GDAL gives pixels as they are stored, in training they are as they are to be seen."""
-    for path in paths:
-        orientation = stored_orientation(path)
-        if orientation != 1:
-            raise ValueError(
-                f"{path} is stored with orientation {orientation}, so not as it is to be seen: turn its pixels (as "
-                "ImageMagick's -auto-orient does), or take the tag away if they are upright as they are."
-            )
 
 
 def check_same_ground(datasets: list[DatasetReader]) -> None:

@@ -215,6 +215,16 @@ def stored_orientation(path: Path) -> int:
         PIL.Image.MAX_IMAGE_PIXELS = most
 
 
+def check_upright(path: Path) -> None:
+    """Raises a `ValueError` that names a file that is not stored as it is to be seen: masks may be of either."""
+    orientation = stored_orientation(path)
+    if orientation != 1:
+        raise ValueError(
+            f"{path} is stored with orientation {orientation}, so not as it is to be seen: turn its pixels (as "
+            "ImageMagick's -auto-orient does), or take the tag away if they are upright as they are."
+        )
+
+
 def tiff_tags(file: BinaryIO) -> ImageFileDirectory_v2:
     """The first directory of an open TIFF."""
     header = file.read(8)

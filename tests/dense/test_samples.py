@@ -68,6 +68,22 @@ def test_a_file_that_is_cut_off_is_named_before_anything_is_trained(tmp_path, na
         data.open(["train"])
 
 
+@pytest.mark.parametrize("kind", ["jpg", "png", "tif"])
+def test_an_image_that_is_stored_turned_is_named_before_anything_is_trained(tmp_path, kind):
+    """Its mask may be that of the pixels as they are stored: a square one has the same size."""
+    data = labelled_folder(tmp_path, {"a": small_mask(0, 1, shape=(8, 8))})
+    data.splits["train"]["image"] = f"images/{{name}}.{kind}"
+    exif = Image.Exif()
+    exif[274] = 3
+    turned = {"tiffinfo": {274: 3}} if kind == "tif" else {"exif": exif}
+    path = tmp_path / "images" / f"a.{kind}"
+    Image.new("RGB", (8, 8)).save(path, **turned)
+    with pytest.raises(ValueError, match=f"images/a.{kind} is stored with orientation 3, so not as it is to be seen"):
+        data.open(["train"])
+    Image.new("RGB", (8, 8)).save(path)
+    assert len(data.open(["train"])) == 1
+
+
 def test_images_of_a_pair_of_different_size(tmp_path):
     dense_data.make_levir_cd(tmp_path, size=16)
     dense_data.save(Image.new("RGB", (16, 15)), tmp_path / "train/B/train_1.png")

@@ -286,6 +286,13 @@ def drop_corner(root):
     path.write_text(re.sub("<x_left_bottom>.*?</x_left_bottom>", "", path.read_text()))
 
 
+def turn_an_image(root):
+    exif = Image.Exif()
+    exif[274] = 3
+    path = root / "images" / "c_004.png"
+    Image.open(path).save(path, exif=exif)
+
+
 def folder_for_file(root):
     (root / "instances.json").unlink()
     (root / "instances.json").mkdir()
@@ -319,6 +326,7 @@ FILE_MISTAKES = [
     ("coco", coco(lambda c: c["annotations"][1]["segmentation"].update(size=[9, 9])), r"its mask is of size \[9, 9\]"),
     ("coco", coco(lambda c: c["annotations"][0].pop("segmentation")), "annotation 0: it has no outline"),
     ("voc oriented", drop_corner, "b_002.xml, object 0 has no box of four numbers, or of four corners"),
+    ("coco", turn_an_image, "c_004.png is stored with orientation 3, so not as it is to be seen: turn its pixels"),
     ("coco", lambda root: (root / "images" / "c_004.png").unlink(), "has 'c_004', but there is no such image"),
     ("coco", lambda root: (root / "instances.json").unlink(), "^There is no file .*instances.json.$"),
     ("coco", folder_for_file, "instances.json is a folder; format: coco takes a file"),
