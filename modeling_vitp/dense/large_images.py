@@ -15,6 +15,7 @@ from tqdm.auto import tqdm
 from transformers import BaseImageProcessor, PreTrainedModel
 
 from ..images.large import open_images, whole_rows
+from ..images.reading import is_tiff
 from ..images.unfinished import RowFile, appears_whole, digest, fingerprint, part_of
 from .sliding_window import augmented, default_stride, predict_bands
 
@@ -57,9 +58,9 @@ def predict_large(
         model: [`ViTPForSemanticSegmentation`], or [`ViTPForChangeDetection`] for a pair, on the device to use.
         image_processor: the model's. Its resizing is not applied.
         images: a file that GDAL reads (GeoTIFF, PNG ...), or two: before and after.
-        output: GeoTIFF to write: class indices, uint8, with a colour table, the georeference of the (first) image and
-            the names of the classes as tag `classes`. 255 where an image has no data (its nodata value, its mask, or
-            an alpha of 0; to the model what is transparent is white, as in training).
+        output: GeoTIFF to write (`.tif` or `.tiff`): class indices, uint8, with a colour table, the georeference of the
+            (first) image and the names of the classes as tag `classes`. 255 where an image has no data (its nodata
+            value, its mask, or an alpha of 0; to the model what is transparent is white, as in training).
         window, stride, batch_size: see [`~modeling_vitp.dense.sliding_window.sliding_window`]; windows overlap by a
             quarter if no stride is given.
         scales, flip: test-time augmentation of each window, see [`~modeling_vitp.dense.sliding_window.augmented`].
@@ -68,13 +69,17 @@ def predict_large(
         colors: red, green and blue, 0 to 255, of each class; matplotlib's `tab20` by default.
 
     Raises:
-        ValueError: if the model takes another number of images, the two of a pair differ in size or georeference, the
-            bands are not what the input spec needs, there are more than 255 classes, an image is stored with an
-            orientation (a tag of TIFF or EXIF) other than upright, or an unfinished run had other arguments.
+        ValueError: if the suffix of an output is another, the model takes another number of images, the two of a pair
+            differ in size or georeference, the bands are not what the input spec needs, there are more than 255
+            classes, an image is stored with an orientation (a tag of TIFF or EXIF) other than upright, or an unfinished
+            run had other arguments.
         FileExistsError: if `output` or `probabilities` exists.
     """
     paths = [Path(image) for image in ([images] if isinstance(images, (str, os.PathLike)) else images)]
     outputs = [Path(path) for path in (output, probabilities) if path is not None]
+    wrong = next((path for path in outputs if not is_tiff(path)), None)
+    if wrong is not None:
+        raise ValueError(f"{wrong}: what is predicted for an image is GeoTIFF, so name it .tif.")
     part = part_of(outputs)
     stride = default_stride(window) if stride is None else stride
     num_labels = model.config.num_labels

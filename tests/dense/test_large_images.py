@@ -329,6 +329,12 @@ def test_what_cannot_be_predicted_is_named(model, change_model, tmp_path):
         run([source, small], model=change_model)
     with pytest.raises(ValueError, match=r"scene.tif and .*moved.tif differ in transform"):
         run([source, moved], model=change_model)
+    for name in ("classes.png", "classes"):
+        for outputs in ([tmp_path / name], [output, tmp_path / name]):
+            with pytest.raises(ValueError, match=f"{name}: what is predicted for an image is GeoTIFF, so name it .tif"):
+                predict_large(
+                    model, ViTPSegmentationImageProcessor(), source, outputs[0], probabilities=outputs[-1], **WINDOWS
+                )
     output.touch()
     with pytest.raises(FileExistsError, match=r"classes.tif exists: delete it, or give another name"):
         run(source)
