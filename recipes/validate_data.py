@@ -17,7 +17,7 @@ import os
 from pathlib import Path
 
 from modeling_vitp.training.command_line import parse_words, run
-from modeling_vitp.training.values import not_negative, positive, shard, within
+from modeling_vitp.training.values import not_negative, positive, read_mapping, shard, within
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -27,6 +27,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--max_length", type=positive, default=4096, help="as in training (4096)")
     parser.add_argument("--vrl_drop_ratio", type=within("[0, 1)", float), default=0.75, help="as in training (0.75)")
     parser.add_argument("--max_patches", type=positive, help="of sources that say nothing (the processor's, or 12)")
+    parser.add_argument("--input_spec", help="as in training, as JSON, of sources that say nothing (the processor's)")
     parser.add_argument("--against", help="test images: a folder of them, or a data set with the split --against_split")
     parser.add_argument("--against_split", help="of the data set in --against (test)")
     parser.add_argument("--check_leak", action="store_true", help="how far answers are guessed from their beginning")
@@ -67,6 +68,8 @@ def main(argv: list[str] | None = None) -> int:
     else:
         options = {name: getattr(args, name) for name in ("max_length", "vrl_drop_ratio", "max_patches")}
         options |= {"num_workers": args.num_workers, "processor": processor}
+        if args.input_spec:
+            options["input_spec"] = read_mapping("input_spec", args.input_spec)
         if args.against:
             options["test_images"] = load_test_images(args.against, args.against_split, args.num_workers)
         if args.shard:

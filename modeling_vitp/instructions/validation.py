@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import matplotlib
 import matplotlib.pyplot as plt
@@ -148,8 +149,8 @@ class RowChecker:
     Args:
         source: whose rows they are.
         processor: counts tokens and gives the tile size; without it tiles are InternVL's and tokens not counted.
-        max_length, vrl_drop_ratio, max_patches: as in training. The source's own `max_patches` goes first; where
-            neither is given it is the processor's.
+        max_length, vrl_drop_ratio, max_patches, input_spec: as in training. The source's own `max_patches` and
+            `input_spec` go first; where neither is given they are the processor's.
         test_images: of which none should be in the data.
     """
 
@@ -158,12 +159,15 @@ class RowChecker:
     max_length: int | None = None
     vrl_drop_ratio: float = 0.0
     max_patches: int | None = None
+    input_spec: dict[str, Any] | None = None
     test_images: TestImages | None = None
 
     def __post_init__(self):
         processor, self.length = self.processor, None
         self.image_processor = ViTPImageProcessor() if processor is None else copy.copy(processor.image_processor)
         self.image_processor.max_patches = self.max_patches or self.image_processor.max_patches
+        if self.input_spec is not None:
+            self.image_processor = self.image_processor.with_input_spec(self.input_spec)
         if processor is not None:
             processor = copy.copy(processor)
             processor.image_processor = self.image_processor

@@ -11,7 +11,16 @@ from .overlap import Match
 from .validation import RowReport, SourceReport, save_reports, validate
 
 # What decides what is found, and so has to be the same in all shards.
-OF_ROWS = ("mixture", "processor", "max_length", "vrl_drop_ratio", "max_patches", "against", "against_split")
+OF_ROWS = (
+    "mixture",
+    "processor",
+    "max_length",
+    "vrl_drop_ratio",
+    "max_patches",
+    "input_spec",
+    "against",
+    "against_split",
+)
 
 
 def shard_files(folder: Path, shard: Shard) -> tuple[Path, Path]:

@@ -131,6 +131,8 @@ def test_bands_that_the_source_names_are_taken(files):
     for spec, status in (({"bands": [2, 1, 0]}, 0), ({"bands": [4, 1, 0]}, 1), (None, 1)):
         found, report = run(files, [source | ({"input_spec": spec} if spec else {})])
         assert (found, report["sources"]["bands"]["problems"]["image not taken"]) == (status, status)
+    found, report = run(files, [source], "--input_spec", '{"bands": [2, 1, 0]}')
+    assert (found, report["sources"]["bands"]["problems"]["image not taken"]) == (0, 0)
 
 
 def test_clean_data_pass_with_workers_and_the_result_goes_into_the_card(files):
