@@ -23,7 +23,7 @@ class LabelTable:
         label: the column of its class, or of its classes, in a list or as text with `separator` between them; or the
             columns of all classes, with 1 for those that it has and 0 for the others.
         separator: between the classes of a text.
-        no_class: what the text is where an image has none of the classes.
+        no_class: what the text is where an image has none of the classes; nothing may be empty then.
     """
 
     file: str
@@ -52,7 +52,9 @@ class LabelTable:
             raise ValueError(f"table: {path} cannot be read: {error}") from error
         for column in (self.name, *([self.label] if isinstance(self.label, str) else self.label)):
             if column not in rows.columns:
-                raise ValueError(f"table: {path} has no column {column!r}, only {', '.join(map(str, rows.columns))}.")
+                only = ", ".join(map(str, rows.columns))
+                hint = " Save it with commas between its columns." if len(rows.columns) == 1 and ";" in only else ""
+                raise ValueError(f"table: {path} has no column {column!r}, only {only}.{hint}")
         return rows
 
     def labels_of(
@@ -115,6 +117,11 @@ class LabelTable:
                     stored.append(divided(value, self.separator))
                 except ValueError as error:
                     raise ValueError(f"table: {root / self.file}, row {row}: {error}") from error
+                if self.no_class is not None and not stored[-1]:
+                    raise ValueError(
+                        f"table: {root / self.file}, row {row}: {self.label!r} is empty: give {self.no_class!r} if it "
+                        "has none of the classes, or take the row out."
+                    )
             return [[label for label in labels if label != self.no_class] for labels in stored]
         values = rows[list(self.label)]
         odd = ~values.isin([0, 1]).all(axis=1)

@@ -4,6 +4,8 @@ import pytest
 from pictures import picture
 
 from modeling_vitp.classification.data import ClassificationData
+from modeling_vitp.classification.table import LabelTable
+from modeling_vitp.training.files import FileSample
 
 
 def make(folder, rows, header="pid,label,fold"):
@@ -82,3 +84,23 @@ def test_what_is_wrong_in_a_table_is_named(tmp_path, rows, where, message):
     make(tmp_path, rows)
     with pytest.raises(ValueError, match=message):
         data(tmp_path, **where)
+
+
+@pytest.mark.parametrize(("no_class", "is_taken"), [(None, True), ("none", False)])
+def test_an_empty_cell_is_no_word_for_an_image_without_classes(tmp_path, no_class, is_taken):
+    """It may be one that nobody has looked at."""
+    picture(8, 8).save(tmp_path / "0.png")
+    (tmp_path / "labels.csv").write_text("file_name,label\n0.png,\n")
+    samples = [FileSample("0", {}, (tmp_path / "0.png",), None)]
+    table = LabelTable("labels.csv", no_class=no_class)
+    if is_taken:
+        assert table.labels_of(samples, tmp_path, None, "train")[1] == [[]]
+    else:
+        with pytest.raises(ValueError, match="row 0: 'label' is empty: give 'none' if it has none of the classes"):
+            table.labels_of(samples, tmp_path, None, "train")
+
+
+def test_a_table_with_semicolons_is_told_as_such(tmp_path):
+    (tmp_path / "labels.csv").write_text("file_name;label\n0.png;a\n")
+    with pytest.raises(ValueError, match="has no column 'file_name', only file_name;label. Save it with commas"):
+        LabelTable("labels.csv").read(tmp_path)
