@@ -7,6 +7,7 @@ import statistics
 import subprocess
 import sys
 import tarfile
+import tempfile
 import time
 from collections import deque
 from collections.abc import Iterable, Iterator
@@ -112,7 +113,8 @@ class PatchClasses(torch.nn.Module):
 
 def predict(folder: Path, side: int) -> None:
     model, processor = PatchClasses(load_backbone(str(folder / "backbone"))), ViTPSegmentationImageProcessor()
-    predict_large(model, processor, folder / f"{side}.tif", folder / f"{side}-classes.tif", window=512, stride=384)
+    with tempfile.TemporaryDirectory(dir=folder) as output:
+        predict_large(model, processor, folder / f"{side}.tif", Path(output) / "classes.tif", window=512, stride=384)
 
 
 class Scene(torch.utils.data.Dataset):
@@ -130,7 +132,9 @@ class Scene(torch.utils.data.Dataset):
 
 def features(folder: Path, side: int) -> None:
     backbone = load_backbone(str(folder / "backbone"))
-    extract(backbone, Scene(folder / f"{side}.tif"), lambda pixels: backbone.maps(pixels, 1), 224, str(side), folder)
+    image = Scene(folder / f"{side}.tif")
+    with tempfile.TemporaryDirectory(dir=folder) as output:  # nothing that an earlier measurement has left
+        extract(backbone, image, lambda pixels: backbone.maps(pixels, 1), 224, str(side), Path(output))
 
 
 def stream(folder: Path, number: int, processes: int, process: int, is_split: bool) -> list[int]:

@@ -44,6 +44,23 @@ def test_each_measurement_is_taken_so_many_times(tmp_path, monkeypatch):
     assert rows[0] == ["stream of parquet", "2", 1, "1000000 (500000, 1500000)", "1 (1, 1)", "3.00"]
 
 
+def test_each_measurement_does_the_whole_work(tmp_path, monkeypatch):
+    """In no folder that an earlier one has written to."""
+    growth.write_backbone(tmp_path)
+    growth.write_scene(tmp_path / "600.tif", 600)
+    maps, shown = growth.Backbone.maps, []
+
+    def counted(self, pixels, layer):
+        shown.append(len(pixels))
+        return maps(self, pixels, layer)
+
+    monkeypatch.setattr(growth.Backbone, "maps", counted)
+    for case in ("features", "predict"):
+        for _ in range(2):
+            getattr(growth, case)(tmp_path, 600)
+    assert shown[:2] == [1, 1] and len(shown) > 3 and shown[2 : len(shown) // 2 + 1] == shown[len(shown) // 2 + 1 :]
+
+
 @pytest.mark.parametrize("number", [16_000, 24_000])
 def test_an_epoch_goes_on_in_its_middle(tmp_path, monkeypatch, number):
     seen = []
