@@ -9,7 +9,7 @@ from datasets import ClassLabel
 
 from ..images.reading import IMAGE_SUFFIXES
 from .rows import FEATURES, check_unmerged, content_id, encoded_image, row_of
-from .schemas import RENAME, Schema, recognise
+from .schemas import IMAGES, RENAME, Schema, recognise
 from .turns import answering, messages_of
 
 # What a sample of a WebDataset has beside its files, each of which is a column with the ending for its name.
@@ -85,9 +85,7 @@ class RowReader:
         try:
             if stored.get(self.columns.get("video")):
                 raise ValueError("it is a video; frames can be given as a list of images.")
-            images = stored.get(self.columns.get("images"))
-            images = [] if images is None or images == "" else images if isinstance(images, list) else [images]
-            images = [encoded_image(image, image_root or self.image_root) for image in images]
+            images = [encoded_image(image, image_root or self.image_root) for image in self.images_of(stored)]
             row = {role: stored[column] for role, column in self.columns.items() if column in stored}
             if self.schema.turns is answering:
                 row.setdefault("question", self.prompt)
@@ -98,6 +96,14 @@ class RowReader:
             images, messages, error = [], [], str(problem)
         row_id = content_id({"messages": messages or str(stored)}) if row_id is None else str(row_id)
         return row_of(self.source, row_id, images, messages, error)
+
+    def images_of(self, stored: dict[str, Any]) -> list:
+        """The images of a row, of whichever of its columns has them; a `ValueError` if two have different ones."""
+        stored = [stored.get(self.columns.get(role)) for role in IMAGES]
+        images, others = ([] if one is None or one == "" else one if isinstance(one, list) else [one] for one in stored)
+        if images and any(image not in images for image in others):
+            raise ValueError("it has images under `images` and another under `image`: put all of them under `images`.")
+        return images or others
 
     def batch(self, batch: dict[str, list], numbers: str) -> dict[str, list]:
         """A batch of stored columns, with the numbers of the rows in one of them; the transform of a `Dataset`."""

@@ -33,6 +33,7 @@ SCHEMAS = (
 )
 SPOKEN = {"messages", "prompt", "completion", "conversations", "question", "answer"}
 BESIDE = ("system", "video")  # what is read of a row beside its turns
+IMAGES = ("images", "image")  # of a row that has both columns, those of the one that is not empty
 NEEDED = "; ".join(f"{schema.name} need {', '.join(schema.columns)}" for schema in SCHEMAS)
 RENAME = "Rename or leave out columns, or give the data as a source of a mixture, with `columns`."
 
@@ -63,5 +64,5 @@ def recognise(
     columns = {role: role for role in roles if role in names and role not in ("image", "width", "height")} | {
         role: column for role, column in mapped.items() if role in (*roles, "id", "images")
     }
-    images = [name for name in ("images", "image") if name in names]
-    return fitting[0], {**({"images": images[0]} if images else {}), **columns}
+    images = {} if "images" in columns else dict(zip(IMAGES, [name for name in IMAGES if name in names]))
+    return fitting[0], {**images, **columns}

@@ -93,6 +93,16 @@ def test_questions_and_answers_keep_their_ids_and_their_images_encoded(processor
         assert to_conversations(made) is made
 
 
+@pytest.mark.parametrize("streaming", [False, True])
+def test_messages_with_image_and_images_in_two_columns_keep_both(streaming):
+    rows = [{"messages": [QUESTION, ANSWER], "image": picture(56, 56, 0), "images": None}]
+    rows += [{"messages": [QUESTION, ANSWER], "image": None, "images": [picture(56, 56, n) for n in range(2)]}]
+    features = {"messages": MESSAGES, "image": ImageFeature(), "images": IMAGES}
+    stored = Dataset.from_list(rows * 2, features=Features(features))
+    made = to_conversations(stored.to_iterable_dataset() if streaming else stored)
+    assert [(row["error"], len(row["images"])) for row in made] == [(None, 1), (None, 2)] * 2
+
+
 def test_rows_without_ids_have_their_number_or_in_a_stream_one_by_content():
     stored = Dataset.from_list([{"question": "How many?", "answer": str(n)} for n in range(3)])
     assert [row["id"] for row in to_conversations(stored)] == ["0", "1", "2"]

@@ -147,3 +147,13 @@ def test_what_a_user_says_of_the_columns_decides():
     assert row["messages"][0]["content"] == [text("What is it?")]
     with pytest.raises(ValueError, match="it has no column 'caption', only"):
         RowReader.of(dict.fromkeys(names), {"answer": "caption"})
+
+
+def test_a_row_has_the_images_of_whichever_of_two_columns_has_them():
+    turns = [turn("human", "What is it?"), turn("gpt", "A ship.")]
+    read = RowReader.of(dict.fromkeys(["conversations", "image", "images"]))
+    for image, images in (("a.png", None), ("a.png", []), (None, ["a.png"]), ("", ["a.png"]), ("a.png", ["a.png"])):
+        row = read({"conversations": turns, "image": image, "images": images}, 7)
+        assert row["error"] is None and [image["path"] for image in row["images"]] == ["a.png"]
+    row = read({"conversations": turns, "image": "b.png", "images": ["a.png"]}, 7)
+    assert row["id"] == "7" and "images under `images` and another under `image`" in row["error"]

@@ -104,6 +104,13 @@ def test_a_json_that_is_not_read_is_named(tmp_path, caplog):
 
 
 @pytest.mark.parametrize("streaming", [False, True])
+def test_image_and_images_in_one_folder_of_json(tmp_path, streaming):
+    FORMATS["LLaVA"][0](tmp_path, PICTURES)
+    FORMATS["ShareGPT"][0](tmp_path, PICTURES)
+    assert [row[2] for row in spoken(train_rows(tmp_path, dataset_streaming=streaming))] == [1] * 8
+
+
+@pytest.mark.parametrize("streaming", [False, True])
 def test_rows_of_json_that_cannot_be_used_are_rows_with_errors(tmp_path, streaming):
     names = save_images(tmp_path, PICTURES)
     rows = [{"image": name, "conversations": turns(0)} for name in [*names, "../outside.png", 3]]
