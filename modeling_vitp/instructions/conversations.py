@@ -8,7 +8,7 @@ from datasets import Dataset, IterableDataset, List
 
 from .row_reader import KEY, RowReader
 from .rows import FEATURES, undecoded
-from .schemas import IMAGES, SCHEMAS
+from .schemas import BESIDE, IMAGES, SCHEMAS
 
 NUMBERS = "row number"
 
@@ -57,7 +57,7 @@ def to_conversations(dataset: Dataset | IterableDataset, image_root: str | None 
     mapped = {"id": "id"} if KEY in stored or "id" in stored else None
     reader = RowReader.of(stored, mapped, image_root=image_root)
     is_ready = reader.schema.name == "messages" and not reader.is_packed and not has_other_turns(stored["messages"])
-    is_ready = is_ready and not set(IMAGES) <= set(stored)
+    is_ready = is_ready and not set(IMAGES) <= set(stored) and not set(BESIDE) & set(stored)
     return dataset if is_ready and image_root is None else with_reader(dataset, reader)
 
 

@@ -10,7 +10,7 @@ from datasets import ClassLabel
 from ..images.reading import IMAGE_SUFFIXES
 from .rows import FEATURES, check_unmerged, content_id, encoded_image, row_of
 from .schemas import IMAGES, RENAME, Schema, recognise
-from .turns import answering, messages_of
+from .turns import after_system, answering, messages_of
 
 # What a sample of a WebDataset has beside its files, each of which is a column with the ending for its name.
 KEY, URL, JSON = "__key__", "__url__", "json"
@@ -83,7 +83,7 @@ class RowReader:
         row_id = number if row_id is None else row_id
         error = None
         try:
-            if stored.get(self.columns.get("video")):
+            if any(stored.get(self.columns.get(role)) for role in ("video", "videos")):
                 raise ValueError("it is a video; frames can be given as a list of images.")
             images = [encoded_image(image, image_root or self.image_root) for image in self.images_of(stored)]
             row = {role: stored[column] for role, column in self.columns.items() if column in stored}
@@ -91,7 +91,7 @@ class RowReader:
                 row.setdefault("question", self.prompt)
                 if self.label is not None and row["answer"] is not None:
                     row["answer"] = self.label.int2str(row["answer"])
-            messages = messages_of(self.schema.turns(row), len(images))
+            messages = messages_of(after_system(row.get("system"), self.schema.turns(row)), len(images))
         except (ValueError, TypeError, KeyError, AttributeError) as problem:
             images, messages, error = [], [], str(problem)
         row_id = content_id({"messages": messages or str(stored)}) if row_id is None else str(row_id)

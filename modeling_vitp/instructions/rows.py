@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import PIL.Image
 import torch
-from datasets import Dataset, Features, Image, IterableDataset, Json, List, Value
+from datasets import Dataset, Features, Image, IterableDataset, Json, List, Value, Video
 from datasets.utils.file_utils import xopen
 
 from ..image_processing_vitp import ViTPImageProcessor
@@ -118,13 +118,13 @@ FEATURES = Features(
 
 
 def undecoded(features: Features) -> Features:
-    """The same features with images left encoded."""
+    """The same features with images and videos left encoded."""
 
     def leave(feature):
-        if isinstance(feature, Image):
-            return Image(decode=False)
-        if isinstance(feature, List) and isinstance(feature.feature, Image):
-            return List(Image(decode=False))
+        if isinstance(feature, (Image, Video)):
+            return type(feature)(decode=False)
+        if isinstance(feature, List) and isinstance(feature.feature, (Image, Video)):
+            return List(leave(feature.feature))
         return feature
 
     return Features({name: leave(feature) for name, feature in features.items()})

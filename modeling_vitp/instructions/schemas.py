@@ -32,7 +32,7 @@ SCHEMAS = (
     Schema("questions and answers", ("question", "answer"), answering),
 )
 SPOKEN = {"messages", "prompt", "completion", "conversations", "question", "answer"}
-BESIDE = ("system", "video")  # what is read of a row beside its turns
+BESIDE = ("system", "video", "videos")  # what is read of a row beside its turns
 IMAGES = ("images", "image")  # of a row that has both columns, those of the one that is not empty
 NEEDED = "; ".join(f"{schema.name} need {', '.join(schema.columns)}" for schema in SCHEMAS)
 RENAME = "Rename or leave out columns, or give the data as a source of a mixture, with `columns`."

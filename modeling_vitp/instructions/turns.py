@@ -37,10 +37,7 @@ def completing(row: dict) -> list[dict]:
 
 
 def conversing(row: dict) -> list[dict]:
-    turns = as_list(row["conversations"])
-    if row.get("system") and isinstance(turns, list):
-        turns = [{"role": "system", "content": row["system"]}, *turns]
-    return turns
+    return as_list(row["conversations"])
 
 
 def answering(row: dict) -> list[dict]:
@@ -59,6 +56,19 @@ def as_text(value: str | int, role: str) -> str:
             "lost (3 may have become 3.0, a date have got a time). Store it as text."
         )
     return value
+
+
+def after_system(system: Any, turns: list[dict]) -> list[dict]:
+    """Turns with what a row says as `system` before them; a `ValueError` if they begin with another system turn."""
+    if not system or not isinstance(turns, list):
+        return turns
+    first = turns[0] if turns and isinstance(turns[0], dict) else {}
+    if first.get("role", first.get("from")) != "system":
+        return [{"role": "system", "content": system}, *turns]
+    said = first.get("content", first.get("value"))
+    if said not in (system, [{"type": "text", "text": system}]):
+        raise ValueError(f"its `system` is {str(system)[:80]!r}, but its first turn {str(said)[:80]!r}: leave one out.")
+    return turns
 
 
 def messages_of(turns: list[dict], num_images: int) -> list[dict]:

@@ -6,6 +6,7 @@ import pickle
 import pytest
 from datasets import Dataset, Features, IterableDataset, List, Value, load_dataset
 from datasets import Image as ImageFeature
+from datasets import Video as VideoFeature
 from pictures import picture
 from row_formats import MESSAGES, write_archives
 from sample_rows import assert_same
@@ -101,6 +102,18 @@ def test_messages_with_image_and_images_in_two_columns_keep_both(streaming):
     stored = Dataset.from_list(rows * 2, features=Features(features))
     made = to_conversations(stored.to_iterable_dataset() if streaming else stored)
     assert [(row["error"], len(row["images"])) for row in made] == [(None, 1), (None, 2)] * 2
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_messages_with_system_and_video_in_columns(streaming):
+    rows = [{"messages": [QUESTION, ANSWER], "system": "Count.", "video": None}]
+    rows += [{"messages": [QUESTION, ANSWER], "system": None, "video": "a.mp4"}]
+    for video in (Value("string"), VideoFeature()):
+        features = Features({"messages": MESSAGES, "system": Value("string"), "video": video})
+        stored = Dataset.from_list(rows, features=features)
+        told, wrong = to_conversations(stored.to_iterable_dataset() if streaming else stored)
+        assert [message["role"] for message in told["messages"]] == ["system", "user", "assistant"]
+        assert "it is a video" in wrong["error"]
 
 
 def test_rows_without_ids_have_their_number_or_in_a_stream_one_by_content():

@@ -157,3 +157,34 @@ def test_a_row_has_the_images_of_whichever_of_two_columns_has_them():
         assert row["error"] is None and [image["path"] for image in row["images"]] == ["a.png"]
     row = read({"conversations": turns, "image": "b.png", "images": ["a.png"]}, 7)
     assert row["id"] == "7" and "images under `images` and another under `image`" in row["error"]
+
+
+ASKED = [{"role": "user", "content": "What is it?"}, {"role": "assistant", "content": "A ship."}]
+SPOKEN = [
+    {"messages": ASKED},
+    {"conversations": [turn("human", "What is it?"), turn("gpt", "A ship.")]},
+    {"prompt": ASKED[:1], "completion": ASKED[1:]},
+    {"question": "What is it?", "answer": "A ship."},
+]
+
+
+@pytest.mark.parametrize("row", SPOKEN, ids=lambda row: next(iter(row)))
+def test_system_and_video_beside_the_turns_of_every_schema(row):
+    plain = made(row)["messages"]
+    for system in (None, ""):
+        assert made({**row, "system": system, "video": None, "videos": []})["messages"] == plain
+    assert made({**row, "system": "Be short."})["messages"] == [
+        {"role": "system", "content": [text("Be short.")]},
+        *plain,
+    ]
+    for beside in ({"video": "v.mp4"}, {"videos": ["v.mp4"]}):
+        read = RowReader.of(dict.fromkeys({**row, **beside}))
+        assert "it is a video" in read({**row, **beside}, 1)["error"]
+
+
+@pytest.mark.parametrize("first", [turn("system", "Be short."), {"role": "system", "content": [text("Be short.")]}])
+def test_a_row_has_one_system_turn(first):
+    row = {"system": "Be short.", "messages": [first, *ASKED]}
+    assert [message["role"] for message in made(row)["messages"]] == ["system", "user", "assistant"]
+    wrong = RowReader.of(dict.fromkeys(row))({**row, "system": "Be long."}, 1)
+    assert "its `system` is 'Be long.', but its first turn" in wrong["error"]
