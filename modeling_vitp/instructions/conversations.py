@@ -6,6 +6,7 @@ from typing import Any
 
 from datasets import Dataset, IterableDataset, List
 
+from .archives import columns_of
 from .row_reader import KEY, RowReader
 from .rows import FEATURES, undecoded
 from .schemas import BESIDE, IMAGES, SCHEMAS
@@ -53,7 +54,7 @@ def to_conversations(dataset: Dataset | IterableDataset, image_root: str | None 
         )
     if isinstance(dataset, Dataset) and dataset.format["type"] == "custom":
         return dataset
-    stored = dataset.features or dict.fromkeys(dataset.column_names or next(iter(dataset), {}))
+    stored = columns_of(dataset)
     mapped = {"id": "id"} if KEY in stored or "id" in stored else None
     reader = RowReader.of(stored, mapped, image_root=image_root)
     is_ready = reader.schema.name == "messages" and not reader.is_packed and not has_other_turns(stored["messages"])

@@ -22,6 +22,7 @@ from trl import ScriptArguments
 from ..command.errors import one_line
 from ..hub.failures import RETRIES, limit_waits, pause, seconds_to_wait, tried
 from ..images.reading import IMAGE_SUFFIXES
+from .archives import columns_of, load_stored
 from .conversations import with_reader
 from .folders import holds_rows
 from .json_lines import LOOKED_AT, download_line_files, first_bad_line, line_files, listed, read_lines
@@ -79,7 +80,7 @@ def read_source(source: Source) -> Dataset | IterableDataset:
             return Dataset.from_generator(line_rows, features=FEATURES, gen_kwargs=kwargs)
     except Exception as error:  # of many readers; it is raised with the name of the source
         raise named(error, source) from error
-    return with_reader(dataset, reader_of(source, dataset.features))
+    return with_reader(dataset, reader_of(source, columns_of(dataset)))
 
 
 def named(error: Exception, source: Source, row: int | None = None) -> ValueError:
@@ -98,7 +99,7 @@ def named(error: Exception, source: Source, row: int | None = None) -> ValueErro
 def load_columns(source: Source) -> Dataset | IterableDataset:
     """The data set as it is stored."""
     if source.dataset:
-        return load_dataset(
+        return load_stored(
             **place_of(source.dataset, source.config),
             split=source.split,
             revision=source.revision,
@@ -108,7 +109,7 @@ def load_columns(source: Source) -> Dataset | IterableDataset:
     options = {"split": source.split, "streaming": source.streaming, "cache_dir": folder_cache(folder)}
     suffixes = {path.suffix.lower() for path in folder.rglob("*") if path.is_file()}
     if suffixes & {".parquet", ".tar"}:
-        return load_dataset(str(folder), **options)
+        return load_stored(path=str(folder), **options)
     if suffixes & IMAGE_SUFFIXES:
         return load_dataset("imagefolder", data_dir=str(folder), **options)
     found = ", ".join(sorted(suffixes)) or "nothing"
@@ -237,7 +238,7 @@ def columns_of_stream(source: Source) -> tuple[IterableDataset, RowReader]:
     dataset = load_columns(source)
     if dataset.features is None:
         dataset = dataset._resolve_features()
-    reader = reader_of(source, dataset.features)
+    reader = reader_of(source, columns_of(dataset))
     return dataset.select_columns(reader.stored_columns(dataset.features)).decode(False), reader
 
 
@@ -283,7 +284,7 @@ def load_rows(script_args: ScriptArguments) -> DatasetDict | IterableDatasetDict
     """
     name = script_args.dataset_name
     load = partial(
-        load_dataset,
+        load_stored,
         **place_of(name, script_args.dataset_config),
         streaming=script_args.dataset_streaming,
         cache_dir=folder_cache(Path(name)) if Path(name).is_dir() else None,

@@ -121,16 +121,22 @@ def write_metadata(folder: Path, pictures: Sequence[Picture]) -> None:
     write_lines(folder / "train" / "metadata.jsonl", rows)
 
 
+def write_archive(path: Path, files: dict[str, bytes]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tarfile.open(path, "w") as archive:
+        for name, content in files.items():
+            member = tarfile.TarInfo(name)
+            member.size = len(content)
+            archive.addfile(member, io.BytesIO(content))
+
+
 def write_archives(folder: Path, pictures: Sequence[Picture], shard_rows: int = 30) -> None:
-    folder.mkdir(parents=True, exist_ok=True)
     for start in range(0, len(pictures), shard_rows):
-        with tarfile.open(folder / f"train-{start // shard_rows:04d}.tar", "w") as archive:
-            for number, picture in list(enumerate(pictures))[start : start + shard_rows]:
-                fields = json.dumps({"image": f"{number}.png", "conversations": turns(number)}).encode()
-                for ending, content in (("png", encoded_image(picture)), ("json", fields)):
-                    member = tarfile.TarInfo(f"{number:06d}.{ending}")
-                    member.size = len(content)
-                    archive.addfile(member, io.BytesIO(content))
+        files = {}
+        for number, picture in list(enumerate(pictures))[start : start + shard_rows]:
+            fields = {"image": f"{number}.png", "conversations": turns(number)}
+            files |= {f"{number:06d}.png": encoded_image(picture), f"{number:06d}.json": json.dumps(fields).encode()}
+        write_archive(folder / f"train-{start // shard_rows:04d}.tar", files)
 
 
 # For each format, what writes it and what it is called when it is read.

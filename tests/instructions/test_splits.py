@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 from datasets import Dataset
 from pictures import picture
-from row_formats import FORMATS, answer, question, save_images, turns
+from row_formats import FORMATS, answer, question, save_images, turns, write_archive
+from sample_rows import encoded_image
 from trl import ScriptArguments
 
 from modeling_vitp.instructions.conversations import schema_name
@@ -215,3 +216,40 @@ def test_a_data_set_on_the_hub_is_read_as_a_folder_is(tmp_path, hub, name, strea
     rows = train_rows("org/data", dataset_streaming=streaming)
     assert spoken(rows) == [(question(number), answer(number), 1) for number in range(4)]
     assert schema_name(rows) == FORMATS[name][1]
+
+
+SAID = {"question": question(0), "answer": answer(0)}
+
+
+def late(*samples):
+    """The files of seven samples with an image, as many as `datasets` looks at and more, and of those of `samples`."""
+    files = {}
+    for number, sample in enumerate([{"png": encoded_image(PICTURES[0])}] * 7 + list(samples)):
+        sample = {"json": json.dumps(SAID).encode(), **sample}
+        files |= {f"{number:03d}.{name}": content for name, content in sample.items()}
+    return files
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_a_sample_of_a_web_dataset_has_what_those_before_it_lack(tmp_path, streaming):
+    image = encoded_image(PICTURES[1])
+    told = json.dumps({**SAID, "system": "Count."}).encode()
+    files = late(
+        {"jpg": image}, {"0.png": image, "1.png": image}, {}, {"json": told}, {"mp4": b"video"}, {"json": b"{"}
+    )
+    write_archive(tmp_path / "train.tar", files)
+    source = Source("s", folder=str(tmp_path), streaming=streaming, rows=13)
+    for rows in (train_rows(tmp_path, dataset_streaming=streaming), read_source(source)):
+        rows = list(rows)
+        assert [len(row["images"]) for row in rows] == [1] * 8 + [2] + [0] * 4
+        assert rows[7]["images"][0] == {"path": "007.jpg", "bytes": image}
+        assert [message["role"] for message in rows[10]["messages"]] == ["system", "user", "assistant"]
+        assert [number for number, row in enumerate(rows) if row["error"]] == [11, 12]
+        assert "it is a video" in rows[11]["error"]
+        assert rows[12]["error"].startswith(f"sample 012 of {tmp_path / 'train.tar'}: 012.json is no JSON")
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_samples_of_a_web_dataset_may_differ_from_the_first_on(tmp_path, streaming):
+    write_archive(tmp_path / "train.tar", dict(reversed(late({"jpg": encoded_image(PICTURES[1])}, {}).items())))
+    assert [row[2] for row in spoken(train_rows(tmp_path, dataset_streaming=streaming))] == [0] + [1] * 8
