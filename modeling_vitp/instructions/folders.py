@@ -110,7 +110,7 @@ def image_root(file: Path, folder: Path, rows: Iterable[Any]) -> str | None:
     """The folder that the paths of images in a JSON are relative to: its own, the data set's, or `images` in either.
 
     Args:
-        rows: the first of the file, of which an image is looked for. `None` is returned where its path is absolute.
+        rows: of the file, of which an image is looked for. `None` is returned where its path is absolute.
     """
     own = str(file.parent)
     for row in rows:

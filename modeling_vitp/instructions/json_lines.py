@@ -104,10 +104,16 @@ def download_line_files(source: Source) -> dict[Path, str | None]:
 
 
 def root_of(path: Path, folder: Path, source: Source) -> str | None:
-    """What the user says, or where the images of the first rows are."""
+    """What the user says, or where the images of the first rows that have some are."""
     if source.image_root is not None:
         return source.image_root
-    return image_root(path, folder, (row for _, row in itertools.islice(listed(path), LOOKED_AT)))
+    return image_root(path, folder, first_with_images(path))
+
+
+def first_with_images(path: Path) -> Iterator[dict]:
+    """The first rows of a file that name an image."""
+    rows = (row for _, row in listed(path) if isinstance(row, dict) and (row.get("image") or row.get("images")))
+    return itertools.islice(rows, LOOKED_AT)
 
 
 def read_lines(files: Iterable[Path]) -> Iterator[tuple[Path, dict[str, Any] | ValueError]]:

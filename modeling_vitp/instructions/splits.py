@@ -2,7 +2,6 @@
 
 import contextlib
 import dataclasses
-import itertools
 import re
 from pathlib import Path
 
@@ -14,7 +13,7 @@ from ..command.places import looks_like_path, not_there
 from ..command.yaml_files import read_yaml
 from .conversations import to_conversations
 from .folders import DELIMITERS, annotations, has_images, holds_rows, image_root
-from .json_lines import LOOKED_AT, listed
+from .json_lines import first_with_images
 from .mixture_file import Mixture, Source, load_mixture
 from .schemas import RENAME
 from .sources import REMEDY, load_rows, read_source, schema_of
@@ -67,7 +66,7 @@ def json_sources(place: Path, root: str | None, streaming: bool) -> dict[str, So
     `datasets` takes a folder for one of images where these are more, and leaves out the JSON beside them.
     """
     if place.is_file() and place.suffix.lower() in (".json", ".jsonl", *DELIMITERS):
-        root = root or image_root(place, place.parent, (row for _, row in itertools.islice(listed(place), LOOKED_AT)))
+        root = root or image_root(place, place.parent, first_with_images(place))
         return {"train": Source(place.stem, annotation=str(place), image_root=root, streaming=streaming)}
     if not place.is_dir() or not (root or has_images(place)):
         return {}

@@ -104,6 +104,14 @@ def test_a_json_that_is_not_read_is_named(tmp_path, caplog):
     assert "classes.json is not read: no list of rows." in caplog.text
 
 
+@pytest.mark.parametrize("place", ["", "a.json"])
+def test_images_are_found_by_the_first_row_that_has_one(tmp_path, place):
+    (name,) = save_images(tmp_path / "images", PICTURES[:1])
+    rows = [{"question": question(0), "answer": answer(0)}] * 30
+    (tmp_path / "a.json").write_text(json.dumps([*rows, {**rows[0], "image": name}]))
+    assert list(train_rows(tmp_path / place))[30]["images"][0]["path"] == str(tmp_path / "images" / name)
+
+
 @pytest.mark.parametrize("streaming", [False, True])
 def test_image_and_images_in_one_folder_of_json(tmp_path, streaming):
     FORMATS["LLaVA"][0](tmp_path, PICTURES)
