@@ -37,7 +37,8 @@ def test_deltas_are_made_and_applied_as_in_the_original_code(name):
     expected = load_file(FIXTURES / "rotated_ops" / "expected.safetensors")
     coder, kind = CODERS[name]
     boxes = expected[f"{name}.{kind}"]
-    assert torch.equal(coder.encode(boxes, expected[f"{name}.gt"]), expected[f"{name}.encoded"])
+    encoded = coder.encode(boxes, expected[f"{name}.gt"])  # to two units in the last place, which differ by the CPU
+    torch.testing.assert_close(encoded, expected[f"{name}.encoded"], rtol=2.4e-7, atol=0)
     decoded = coder.decode(boxes, expected[f"{name}.deltas"], SIZE)
     torch.testing.assert_close(decoded, expected[f"{name}.decoded"], rtol=1e-5, atol=1e-5)
 
