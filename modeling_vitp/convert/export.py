@@ -13,6 +13,8 @@ from transformers import (
     PreTrainedConfig,
 )
 from transformers.dynamic_module_utils import custom_object_save
+from transformers.utils import cached_file
+from transformers.utils.peft_utils import ADAPTER_SAFE_WEIGHTS_NAME
 
 from ..bands import named
 from ..configuration_vitp import ViTPVisionConfig
@@ -22,7 +24,8 @@ from ..modeling_vitp_backbone import ViTPExportedBackbone
 from ..opening import naming, way_to_vit
 from ..processing_vitp import ViTPProcessor
 from .finite import check_finite
-from .tensor_files import open_like_folder
+from .reading import main_dtype
+from .tensor_files import open_like_folder, read_file
 
 AUTO_MAP = {
     "AutoConfig": "configuration_vitp.ViTPVisionConfig",
@@ -70,7 +73,7 @@ def export_backbone(
         check_language_model(name)
         if image_processor is None:
             image_processor = ViTPProcessor.from_pretrained(model).image_processor
-        model = ViTPForConditionalGeneration.from_pretrained(model)
+        model = ViTPForConditionalGeneration.from_pretrained(model, dtype=trained_dtype(model))
     vision_model = trained_vision_model(model)
     band_names = getattr(vision_model.config, "band_names", None)
     if image_processor is None and band_names is not None:
@@ -88,6 +91,14 @@ def export_backbone(
     open_like_folder(output_dir)
     save_code_and_image_processor(output_dir, vision_model.config, image_processor or ViTPImageProcessor())
     return Path(output_dir)
+
+
+def trained_dtype(name: str | Path) -> str:
+    """That of what trained in full beside an adapter, whatever its base is stored in; `auto` without an adapter."""
+    file = cached_file(name, ADAPTER_SAFE_WEIGHTS_NAME, _raise_exceptions_for_missing_entries=False)
+    weights = read_file(Path(file)) if file else {}
+    in_full = {key: weight for key, weight in weights.items() if "lora_" not in key}
+    return main_dtype(in_full) if in_full else "auto"
 
 
 def check_language_model(name: str) -> None:

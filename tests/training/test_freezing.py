@@ -291,6 +291,21 @@ def test_a_trained_model_that_PEFT_has_wrapped_exports_its_trained_ViT(model, tm
         assert load_file(tmp_path / case / "model.safetensors").keys() == start.state_dict().keys()
 
 
+def test_the_export_of_a_LoRA_checkpoint_is_the_backbone_of_the_run_whatever_the_dtype_of_its_base(
+    data_folder, tmp_path
+):
+    start = start_of(data_folder, tmp_path / "start")
+    ViTPForConditionalGeneration.from_pretrained(start, dtype=torch.float16).save_pretrained(start)
+    settings = {"from_scratch": None, "model_name_or_path": str(start), "save_steps": 1, "save_total_limit": None}
+    assert run(data_folder, tmp_path / "run", **settings, **LORA) == 0
+    exported = export_backbone(tmp_path / "run" / "checkpoint-2", tmp_path / "exported") / "model.safetensors"
+    of_run = load_file(tmp_path / "run" / "backbone" / "model.safetensors")
+    weights = load_file(exported)
+    assert weights.keys() == of_run.keys()
+    for name, weight in of_run.items():
+        assert weights[name].dtype == weight.dtype == torch.float32 and torch.equal(weights[name], weight), name
+
+
 def test_the_trainer_takes_gradient_checkpointing_with_a_frozen_ViT_and_LoRA(model_and_processor, data_folder):
     model, processor = model_and_processor
     freeze(model, vision=True, unfreeze_vision_layers=1)
