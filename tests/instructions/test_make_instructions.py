@@ -10,6 +10,7 @@ from modeling_vitp.command.errors import WrongArguments
 from modeling_vitp.recipes import make_instructions
 
 
+@pytest.mark.slow
 def test_another_process_makes_the_same_bytes_and_another_seed_does_not(tmp_path):
     root = tmp_path / "data"
     write_voc(root, "train", NAMES["train"][:20])

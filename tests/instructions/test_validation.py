@@ -230,6 +230,7 @@ if __name__ == "__main__":
 """
 
 
+@pytest.mark.slow
 def test_processes_do_not_wait_for_threads_of_the_one_that_started_them(files):
     """A process that is forked beside OpenCV's threads and tells it to use one thread waits for them for ever."""
     source = {"name": "lines", "annotation": "broken.jsonl", "image_root": "images"}

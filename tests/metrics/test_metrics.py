@@ -191,6 +191,7 @@ def test_maps_without_a_partner_are_refused():
         load("dice", num_labels=2).add_batch(predictions=[[[0]]] * 2, references=[[[0]]] * 2, case_ids=["a"])
 
 
+@pytest.mark.slow
 def test_two_processes_that_share_the_maps_have_the_scores_of_one(tmp_path):
     script = HELPERS / "metrics_run.py"
     commands = [[sys.executable, str(script), str(tmp_path), str(rank)] for rank in range(2)]

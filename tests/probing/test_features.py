@@ -31,6 +31,7 @@ def features(folder) -> dict[str, np.ndarray]:
     return {path.name: np.load(path) for path in (folder / "features").glob("*.npy")}
 
 
+@pytest.mark.slow
 def test_two_processes_extract_what_one_does(words, tmp_path):
     assert main([*words, "--output_dir", str(tmp_path / "one")]) == 0
     whole = features(tmp_path / "one")

@@ -204,7 +204,8 @@ def test_each_step_trains_on_what_a_collator_without_warmup_makes_of_its_rows(tm
     assert [name for step in always.steps for batch in step for name in batch["sample_ids"]] == sum(seen, [])
 
 
-@pytest.mark.parametrize("stream", [pytest.param(False, marks=pytest.mark.slow), True], ids=["map", "stream"])
+@pytest.mark.slow
+@pytest.mark.parametrize("stream", [False, True], ids=["map", "stream"])
 def test_a_run_that_is_killed_before_and_after_the_end_of_the_warmup_ends_as_one_that_never_stopped(tmp_path, stream):
     options = {"vrl_warmup_steps": 5, "save_steps": 1, "stream": stream, "answer_mask_ratio": 0.5}
     options |= {"num_shards": 3, **PERSISTENT} if stream else {}
