@@ -3,12 +3,13 @@
 import copy
 import gc
 import random
-import resource
 import signal
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
+
+from modeling_vitp.training.memory import most_resident
 
 SECONDS = 20  # of one input
 BYTES = 1 << 30  # that all inputs of a test may take beside what was taken before
@@ -85,14 +86,14 @@ def limits() -> Iterator[None]:
     gc.collect()  # or what earlier tests have left is freed meanwhile, and hides as much
     with suppress(OSError):
         Path("/proc/self/clear_refs").write_text("5")  # or what was taken at once before would hide as much
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    before = most_resident()
     previous = signal.signal(signal.SIGALRM, stop)
     try:
         yield
     finally:
         signal.alarm(0)
         signal.signal(signal.SIGALRM, previous)
-    taken = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) << 10
+    taken = round((most_resident() - before) * 2**30)
     assert taken < BYTES, f"{taken >> 20} MiB were taken"
 
 
