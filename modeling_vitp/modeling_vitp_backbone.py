@@ -168,6 +168,7 @@ class ViTPMultiScaleBackbone(BackboneMixin, ViTPVisionPreTrainedModel):
 
 
 def check_no_dtype(kwargs: dict[str, Any]) -> None:
+    """Raises a `ValueError` if a model that is partly new is asked for in another dtype than float32."""
     given = next((name for name in ("dtype", "torch_dtype") if kwargs.get(name) is not None), None)
     if given is not None:
         raise ValueError(

@@ -199,7 +199,7 @@ def check_settings(checkpoint: str | Path, settings: dict[str, dict[str, Any]]) 
         checkpoint: a checkpoint; one without a record is only warned about.
         settings: `fixed`, which may not differ, and `free`, which may, with a warning; perhaps `model`, what trains of
             it, and `given`, what it begins with and how it reads, which may not differ either, but which older
-            checkpoints do not know.
+            checkpoints do not know; of what is given a trainer in Python need not know all.
 
     Raises:
         ValueError: names each setting that differs and may not, with both values.
@@ -213,7 +213,7 @@ def check_settings(checkpoint: str | Path, settings: dict[str, dict[str, Any]]) 
         kind: [
             f"{name} was {recorded[kind].get(name)!r} and is {value!r}"
             for name, value in settings[kind].items()
-            if recorded[kind].get(name) != value
+            if recorded[kind].get(name) != value and (kind != "given" or name in recorded[kind])
         ]
         for kind in settings
         if kind in recorded

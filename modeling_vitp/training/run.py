@@ -87,7 +87,7 @@ class Run:
 
     def given_settings(self) -> dict[str, Any]:
         """What has to be as it was too, but older checkpoints do not know."""
-        return {"weights that it starts from": self._weights_at_start}
+        return {"weights that it starts from": self._weights_at_start} if self._weights_at_start else {}
 
     def watched_samples(self, number: int) -> list:
         """The samples, at most `number`, whose predictions are drawn while it trains: the same for the same seed."""

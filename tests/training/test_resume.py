@@ -190,6 +190,18 @@ def test_settings_that_may_not_change_are_named_and_others_warned_about(tmp_path
         check_settings(tmp_path / "checkpoint-1", {**settings, "fixed": {"seed": 1, "spec": (1, 2)}})
 
 
+def test_of_what_a_run_is_given_that_is_compared_which_both_know(tmp_path):
+    """A recipe knows the weights that it starts from; a trainer in Python does not."""
+    settings = {"fixed": {}, "free": {}}
+    for name, given in (("checkpoint-1", {"weights": "a"}), ("checkpoint-2", {})):
+        (tmp_path / "_saving" / name).mkdir(parents=True)
+        publish_checkpoint(tmp_path / "_saving" / name, tmp_path / name, settings | {"given": given})
+    check_settings(tmp_path / "checkpoint-1", settings | {"given": {}})
+    check_settings(tmp_path / "checkpoint-2", settings | {"given": {"weights": "b"}})
+    with pytest.raises(ValueError, match="weights was 'a' and is 'b'"):
+        check_settings(tmp_path / "checkpoint-1", settings | {"given": {"weights": "b"}})
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
