@@ -6,6 +6,8 @@ import fuzzing
 import numpy as np
 import pytest
 
+from modeling_vitp.training.allocator import keep_freed_memory
+
 
 def test_an_input_that_hangs_fails(monkeypatch):
     monkeypatch.setattr(fuzzing, "SECONDS", 1)
@@ -30,6 +32,15 @@ def test_garbage_of_before_that_is_freed_meanwhile_hides_nothing(monkeypatch):
             fuzzing.outcome(lambda: (gc.collect(), np.ones(64 << 20, np.uint8).sum()), "")
     finally:
         gc.enable()
+
+
+def test_memory_that_malloc_has_kept_hides_nothing(monkeypatch):
+    monkeypatch.setattr(fuzzing, "BYTES", 32 << 20)
+    keep_freed_memory()  # of this process from here on, as after any test that calls a command of the package
+    kept = [np.ones(1 << 20, np.uint8) for _ in range(256)]
+    del kept
+    with pytest.raises(AssertionError, match="MiB were taken"), fuzzing.limits():
+        fuzzing.outcome(lambda: np.ones(64 << 20, np.uint8).sum(), "")
 
 
 def test_an_error_of_another_kind_or_without_a_name_fails():
