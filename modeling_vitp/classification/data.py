@@ -70,6 +70,7 @@ class ClassificationData(DataSettings):
             raise ValueError(f"data: classes={list(self.classes)}: give two or more, each once.")
         self.is_listed = self.classes is not None
         self._opened: dict[str, ClassifiedImages] = {}
+        self._taken: dict[int, tuple[str | None, Path]] = {}  # rows of the table
 
     def find_classes(self, train_splits: Sequence[str], of_model: Sequence[str] | None = None) -> list[str]:
         """The names of the classes, which are then those of this data set.
@@ -133,7 +134,7 @@ class ClassificationData(DataSettings):
             unknown = sorted(set(self.table) - set(LabelTable.__dataclass_fields__))
             if unknown or "file" not in self.table:
                 raise ValueError(f"data: table: unknown {unknown}; it has {sorted(LabelTable.__dataclass_fields__)}.")
-            samples, stored = LabelTable(**self.table).labels_of(samples, root, where, name)
+            samples, stored = LabelTable(**self.table).labels_of(samples, root, where, name, self._taken)
             return FileImages(samples, stored, self.input_spec)
         if CLASS not in samples[0].fields:
             raise ValueError(f"Split {name!r}: nothing says the class: give the field {{{CLASS}}}, or a `table`.")

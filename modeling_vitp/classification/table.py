@@ -58,13 +58,20 @@ class LabelTable:
         return rows
 
     def labels_of(
-        self, samples: Sequence[FileSample], root: Path, where: Mapping | None, split: str
+        self,
+        samples: Sequence[FileSample],
+        root: Path,
+        where: Mapping | None,
+        split: str,
+        taken: dict[int, tuple[str | None, Path]],
     ) -> tuple[list[FileSample], list[list[Label]]]:
         """Samples with a row, and the classes of each.
 
         Args:
             where: values of columns by name, if only rows that have them are of the split; samples without such a row
                 are not of it then.
+            taken: the first file of each row, and the field that names it, if any; those of `samples` come to those of
+                other splits.
 
         Raises:
             ValueError: names what has no row, or no file, and a row of which it cannot be told what file it names.
@@ -86,7 +93,7 @@ class LabelTable:
         if names.duplicated().any():
             raise ValueError(f"table: {root / self.file} has {names[names.duplicated()].iloc[0]!r} in several rows.")
         stored = dict(zip(names, zip(rows.index, self._labels(rows, root))))
-        kept, labels, used = [], [], {}
+        kept, labels, used = [], [], set()
         for sample in samples:
             path = sample.images[0]
             names = path.relative_to(root).as_posix(), path.name, path.stem, sample.id
@@ -94,12 +101,14 @@ class LabelTable:
             keys = (*cases, *((None, name) for name in names), *sample.fields.items())
             field, key = next((item for item in keys if item[1] in stored), (None, None))
             if key is not None:
+                row, classes = stored[key]
                 kept.append(sample)
-                labels.append(stored[key][1])
-                first_field, first = used.setdefault(key, (field, path))
+                labels.append(classes)
+                used.add(key)
+                first_field, first = taken.setdefault(row, (field, path))
                 if first != path and (field is None or field != first_field):
                     raise ValueError(
-                        f"table: {root / self.file}, row {stored[key][0]}: {key!r} could be {first} or {path}: give "
+                        f"table: {root / self.file}, row {row}: {key!r} could be {first} or {path}: give "
                         "paths of files, or call the field that files of one row share `patient` or `case`."
                     )
             elif where is None:

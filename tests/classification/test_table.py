@@ -60,6 +60,28 @@ def test_a_row_is_not_of_files_of_one_name_in_several_folders(tmp_path):
     assert labels("{plane}/{patient}.png", ["0,forest", "1,water"]) == ["forest", "water", "forest"]
 
 
+def test_a_row_is_not_of_files_of_one_name_in_two_splits(tmp_path):
+    for place in ("train/0", "train/1", "test/0"):
+        (tmp_path / place).parent.mkdir(exist_ok=True)
+        picture(8, 8, len(list(tmp_path.rglob("*.png")))).save(tmp_path / f"{place}.png")
+
+    def labels(rows, **where):
+        (tmp_path / "t.csv").write_text("\n".join(["file_name,label,part", *rows]) + "\n")
+        splits = {name: {"image": f"{name}/{{name}}.png"} for name in ("train", "test")}
+        for name, split in splits.items():
+            split |= {"where": {"part": where[name]}} if where else {}
+        found = ClassificationData.from_dict({"root": str(tmp_path), "table": {"file": "t.csv"}, "splits": splits})
+        found.find_classes(["train"])
+        return [[found.classes[label] for label in found.open([name]).labels.tolist()] for name in splits]
+
+    with pytest.raises(ValueError, match=r"t.csv, row 0: '0.png' could be .*train.0.png or .*test.0.png: "):
+        labels(["0.png,forest,a", "1.png,water,a"])
+    paths = ["train/0.png,forest,a", "train/1.png,water,a", "test/0.png,water,a"]
+    assert labels(paths) == [["forest", "water"], ["water"]]
+    named = ["0.png,forest,a", "1.png,water,a", "0.png,water,b"]
+    assert labels(named, train="a", test="b") == [["forest", "water"], ["water"]]
+
+
 def test_a_row_of_a_patient_is_not_that_of_a_file_called_so(tmp_path):
     for place in ("1/1", "1/2", "2/1"):
         (tmp_path / place).parent.mkdir(exist_ok=True)
@@ -94,10 +116,10 @@ def test_an_empty_cell_is_no_word_for_an_image_without_classes(tmp_path, no_clas
     samples = [FileSample("0", {}, (tmp_path / "0.png",), None)]
     table = LabelTable("labels.csv", no_class=no_class)
     if is_taken:
-        assert table.labels_of(samples, tmp_path, None, "train")[1] == [[]]
+        assert table.labels_of(samples, tmp_path, None, "train", {})[1] == [[]]
     else:
         with pytest.raises(ValueError, match="row 0: 'label' is empty: give 'none' if it has none of the classes"):
-            table.labels_of(samples, tmp_path, None, "train")
+            table.labels_of(samples, tmp_path, None, "train", {})
 
 
 def test_a_table_with_semicolons_is_told_as_such(tmp_path):
