@@ -2,6 +2,7 @@
 
 import io
 from collections.abc import Mapping, Sequence
+from numbers import Integral
 from pathlib import Path
 
 import datasets
@@ -44,7 +45,13 @@ class ClassifiedImages(torch.utils.data.Dataset):
         return len(self.stored)
 
     def set_classes(self, names: Sequence[str], multi_label: bool) -> "ClassifiedImages":
-        self.labels = encode(self.stored, names, multi_label, self.where)
+        """Takes the classes of the images as those of a model; numbers of which the data set tells the names, by these
+        unless none of them is the model's.
+        """
+        stored = self.stored
+        if self.known is not None and not set(self.known).isdisjoint(names):
+            stored = [[self.known[one] if isinstance(one, Integral) else one for one in labels] for labels in stored]
+        self.labels = encode(stored, names, multi_label, self.where)
         return self
 
     def id(self, index: int) -> str:
@@ -178,5 +185,9 @@ def labels_of(
     stored = [divided(value) for value in rows[column]]
     if not isinstance(feature, datasets.ClassLabel):
         return stored, None
+    for row, labels in enumerate(stored):
+        wrong = [label for label in labels if not -1 <= label < len(feature.names)]
+        if wrong:
+            raise ValueError(f"Row {row} of split {name!r} has the label {wrong[0]}, of {len(feature.names)} names.")
     # -1 stands for a row without a class.
     return [[label for label in labels if label != -1] for labels in stored], list(feature.names)

@@ -23,6 +23,7 @@ class ImageObjects:
         labels: class indices, int64 of shape `(n,)`.
         corners: in pixels, in order around each box, float64 of shape `(n, 4, 2)`; of an upright box from the top left.
         difficult, crowd: bool of shape `(n,)`: marked as hard to see, and a region of many.
+        areas: in pixels, as annotated, float64 of shape `(n,)`; NaN where it is not.
         segmentations: COCO's polygons or run lengths, or `None`, for each.
     """
 
@@ -30,6 +31,7 @@ class ImageObjects:
     corners: np.ndarray
     difficult: np.ndarray
     crowd: np.ndarray
+    areas: np.ndarray
     segmentations: tuple[list | dict | None, ...]
 
     def __len__(self) -> int:
@@ -38,7 +40,8 @@ class ImageObjects:
     def take(self, chosen: np.ndarray) -> "ImageObjects":
         """Some of them, by a mask or by their places."""
         places = np.arange(len(self))[chosen]
-        arrays = {name: getattr(self, name)[places] for name in ("labels", "corners", "difficult", "crowd")}
+        names = ("labels", "corners", "difficult", "crowd", "areas")
+        arrays = {name: getattr(self, name)[places] for name in names}
         return ImageObjects(**arrays, segmentations=tuple(self.segmentations[place] for place in places))
 
     def moved_to(self, left: int, top: int) -> "ImageObjects":
@@ -46,9 +49,13 @@ class ImageObjects:
         return replace(self, corners=self.corners - np.array([left, top]))
 
     def clipped_to(self, window: Window) -> "ImageObjects":
-        """Upright boxes without what of them is outside a window. Outlines are as they were."""
+        """Upright boxes without what of them is outside a window, and areas of those that are whole. Outlines are as
+        they were.
+        """
         left, top, right, bottom = window
-        return replace(self, corners=self.corners.clip([left, top], [right, bottom]))
+        corners = self.corners.clip([left, top], [right, bottom])
+        is_whole = (corners == self.corners).all((1, 2))
+        return replace(self, corners=corners, areas=np.where(is_whole, self.areas, np.nan))
 
     def boxes(self) -> np.ndarray:
         """Upright boxes around them, x1, y1, x2, y2, float64 of shape `(n, 4)`."""
@@ -143,6 +150,7 @@ def collect(
         np.array(corners, np.float64).reshape(-1, 4, 2),
         np.array([item.is_difficult for item in kept], bool),
         np.array([item.is_crowd for item in kept], bool),
+        np.array([item.area if is_number(item.area) and item.area > 0 else np.nan for item in kept], np.float64),
         tuple(item.segmentation if with_masks else None for item in kept),
     )
     return objects, wrong

@@ -19,8 +19,8 @@ def read_rows(
 
     Args:
         rows: with images undecoded; see [`find_columns`].
-        columns: under `image`, `boxes`, and optionally `id`, `labels`, `corners`, `crowd`, `difficult` and `masks` the
-            columns or, with a dot, the fields of a column that has all objects of an image.
+        columns: under `image`, `boxes`, and optionally `id`, `labels`, `corners`, `crowd`, `difficult`, `area` and
+            `masks` the columns or, with a dot, the fields of a column that has all objects of an image.
         box_format: of `boxes`: `"xywh"` or `"xyxy"`, from the left and from the top, in pixels.
         name: of the split, for errors.
     """
@@ -69,6 +69,7 @@ def row_objects(
             corners,
             bool(item.get("difficult")),
             bool(item.get("crowd")),
+            item.get("area"),
             segmentation=item.get("masks"),
         )
 
@@ -79,13 +80,13 @@ def find_columns(
     """The columns of rows that [`read_rows`] reads: those given, and by their usual names.
 
     Usual are `image`, `id` (or `image_id`), and `objects` with fields `bbox` (or `boxes`, `corners`), `category` (or
-    `label`, `labels`, `categories`), `iscrowd` (or `crowd`), `difficult` and `segmentation`.
+    `label`, `labels`, `categories`), `iscrowd` (or `crowd`), `difficult`, `area` and `segmentation`.
     """
     usual = {"image": ("image",), "id": ("id", "image_id")}
     usual |= {"boxes": ("objects.bbox", "objects.boxes"), "corners": ("objects.corners",)}
     usual["labels"] = tuple(f"objects.{field}" for field in ("category", "label", "labels", "categories"))
     usual["crowd"] = ("objects.iscrowd", "objects.crowd")
-    usual |= {"difficult": ("objects.difficult",), "masks": ("objects.segmentation",)}
+    usual |= {"difficult": ("objects.difficult",), "area": ("objects.area",), "masks": ("objects.segmentation",)}
     unknown = set(given) - usual.keys()
     if unknown:
         raise ValueError(f"columns: unknown {sorted(unknown)}; there are {sorted(usual)}.")

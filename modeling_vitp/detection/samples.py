@@ -40,7 +40,8 @@ class ObjectImages(torch.utils.data.Dataset):
 
     An item is a dictionary: `id`; `image`, see [`~modeling_vitp.images.pixels.to_pixels`]; and, unless it is not known
     what is in the image, `labels`, int64 `(n,)`, `corners`, float32 `(n, 4, 2)` in pixels, `difficult` and `crowd`,
-    bool `(n,)`, and `masks`, uint8 `(n, height, width)`, if there are any.
+    bool `(n,)`, `area` as annotated, float64 `(n,)` with NaN where it is not, and `masks`, uint8 `(n, height, width)`,
+    if there are any.
 
     Args:
         places: the samples.
@@ -125,6 +126,7 @@ class ObjectImages(torch.utils.data.Dataset):
             "corners": torch.from_numpy(objects.moved_to(*place.start).corners).float(),
             "difficult": torch.from_numpy(objects.difficult),
             "crowd": torch.from_numpy(objects.crowd),
+            "area": torch.from_numpy(objects.areas),
         }
         if self.with_masks:
             masks = objects.masks(place.size)

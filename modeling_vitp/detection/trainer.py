@@ -254,4 +254,6 @@ def reference(item: dict[str, Any], task: str) -> dict[str, torch.Tensor]:
     if task == "oriented":
         return found | {"corners": item["corners"]}
     boxes = enclosing_boxes(item["corners"]) if len(item["labels"]) else torch.zeros(0, 4)
-    return found | {"boxes": boxes} | ({"masks": item["masks"]} if task == "instances" else {})
+    found |= {"boxes": boxes} | ({"masks": item["masks"]} if task == "instances" else {})
+    own = item["masks"].sum((1, 2)) if task == "instances" else (boxes[:, 2:] - boxes[:, :2]).prod(1)
+    return found | {"area": torch.where(item["area"].isnan(), own.double(), item["area"])}

@@ -28,11 +28,13 @@ NAMED = re.compile(
     r"(?:\W+(?:is|it|its|it['’]s|that|the|correct|right|answer|option|choice))*(?:[^\w.!?]|_)*" + LETTER,
     re.IGNORECASE | re.MULTILINE,
 )
-# Several letters and nothing else, such as `Both A and B`.
+# Several letters and nothing else, such as `Both A and B`, without the marks that they may have, as in `(A), **B**`.
 SEVERAL = re.compile(
     r"\W*(?i:(?:the|correct|answers?|options?|choices?|is|are|both|either)\W+)*"
-    r"[A-Z](?:\s*(?:[,/&]|\band\b|\bor\b)\s*(?:(?:and|or)\s+)?[A-Z])+\W*"
+    r"[A-Z](?:\s*(?:[,/&;.]|\band\b|\bor\b)\s*(?:(?:and|or)\s+)?[A-Z])+\W*"
 )
+MARKED = re.compile(r"\(([a-z])\)")
+MARKS = re.compile(r"[\"'“”’*$`_{}<>()\[\]]|(?<=\b[A-Z])[.:](?=\s|$)")
 ALONE = re.compile(r"\b[A-Z]\b")
 
 
@@ -91,7 +93,7 @@ def choose(answer: str, choices: dict[str, str]) -> str | None:
     `None` if none is similar at all, or several are named.
     """
     said, named = answer.strip(), named_choice(answer, choices)
-    if named or SEVERAL.fullmatch(said):
+    if named or several_letters(said) or len(repeated(said, choices)) > 1:
         return named
 
     def similarity(letter: str) -> float:
@@ -112,16 +114,30 @@ def named_choice(answer: str, choices: dict[str, str]) -> str | None:
     for letter, text in texts.items():
         if said and plain(said) == text:
             return letter
-    if SEVERAL.fullmatch(said):
-        named = set(ALONE.findall(said))
-        alike = (one for one, text in choices.items() if SEVERAL.fullmatch(text) and set(ALONE.findall(text)) == named)
-        return next(alike, None)
-    first = FIRST.match(said)
+    if named := several_letters(said):
+        return next((one for one, text in choices.items() if several_letters(text) == named), None)
+    first = FIRST.match(said) if len(repeated(said, choices)) < 2 else None
     found = [first] if first else NAMED.finditer(said)
     # `C. albicans is seen` does not name the choice C where another one is `C. albicans`.
     found = [one for one in found if not any(begin_alike(said[one.start(1) :], text) for text in choices.values())]
     letters = {one[1].upper() for one in found}
     return letters.pop() if len(letters) == 1 and letters <= choices.keys() else None
+
+
+def several_letters(said: str) -> set[str]:
+    """The letters of a text that is several and nothing else."""
+    bare = MARKS.sub("", MARKED.sub(lambda found: found[1].upper(), said))
+    return set(ALONE.findall(bare)) if SEVERAL.fullmatch(bare) else set()
+
+
+def repeated(said: str, choices: dict[str, str]) -> set[str]:
+    """The letters of the choices that a text repeats as they are listed: each on a line, or all with nothing else."""
+    lines = {letter for letter, text in OPTION.findall(said) if plain(text) == plain(choices.get(letter, ""))}
+    listed = "|".join(rf"({letter})[.):] ?{re.escape(plain(text))}" for letter, text in choices.items())
+    rest = re.sub(listed, "", " ".join(said.split()), flags=re.IGNORECASE)
+    if re.fullmatch(r"(?:[\W_]|and|or|both|either)*", rest, re.IGNORECASE):
+        lines |= {one for found in re.findall(listed, " ".join(said.split()), re.IGNORECASE) for one in found if one}
+    return {letter.upper() for letter in lines}
 
 
 def plain(text: str) -> str:

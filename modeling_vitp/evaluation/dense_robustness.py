@@ -3,6 +3,7 @@
 from functools import cached_property
 from typing import Any
 
+from torch.utils.data import Subset
 from transformers import AutoConfig, PreTrainedConfig
 
 from ..convert.finite import check_finite
@@ -80,7 +81,10 @@ class DenseTask(RecordedTask):
         model = self.model_class.from_pretrained(self.name)
         check_finite(model.state_dict(), self.name)
         processor = load_image_processor(DenseModelArguments(model_name_or_path=self.name), self.image_spec)
-        return DenseTrainer(model, self.args, self.encoding, self.metric, processing_class=processor)
+        trainer = DenseTrainer(model, self.args, self.encoding, self.metric, processing_class=processor)
+        if isinstance(self.samples, Subset):
+            trainer.surfaces = None  # they are of whole volumes
+        return trainer
 
     @property
     def settings(self) -> dict[str, Any]:

@@ -64,7 +64,10 @@ class Boxes:
 
     @property
     def presence(self) -> np.ndarray:
-        return self.centres("train", (1, 1))[:, 0, 0, :-1] > 0
+        presence = np.zeros((len(self.samples["train"]), len(self.names)), dtype=bool)
+        for found, place in zip(presence, self.samples["train"].places):
+            found[place.objects.labels[~place.objects.crowd]] = True
+        return presence
 
     def centres(self, role: str, grid: tuple[int, int]) -> np.ndarray:
         """How many objects of each class have their centre in each patch.

@@ -44,6 +44,23 @@ def test_folders_are_splits_and_classes_whether_we_read_them_or_datasets_does(fo
     assert opened({"root": str(folders), "classes": ["forest", "field"]}).labels.tolist() == [1, 1, 1, 0, 0, 0]
 
 
+def test_labels_with_names_are_the_classes_of_these_names(tmp_path):
+    """Whatever their numbers, unless the classes have none of the names."""
+    names = ["water", "field", "forest"]
+    features = Features({"image": Image(), "label": ClassLabel(names=names)})
+    rows = {"image": [picture(8, 8, seed) for seed in range(4)], "label": [2, 0, 1, 1]}
+    Dataset.from_dict(rows, features=features).to_parquet(tmp_path / "train.parquet")
+    stored = {"dataset_name": str(tmp_path)}
+    assert opened(stored).labels.tolist() == [2, 0, 1, 1]
+    assert opened({**stored, "classes": ["field", "forest", "water"]}).labels.tolist() == [1, 2, 0, 0]
+    assert opened({**stored, "classes": ["See", "Acker", "Wald"]}).labels.tolist() == [2, 0, 1, 1]
+    data = ClassificationData.from_dict(stored)
+    assert data.find_classes([], ["forest", "water", "field"]) == ["forest", "water", "field"]
+    assert data.open(["train"]).labels.tolist() == [0, 1, 2, 2]
+    with pytest.raises(ValueError, match="has the class 'forest', which is none of the 2 classes"):
+        opened({**stored, "classes": ["field", "water"]})
+
+
 def test_a_class_that_only_the_test_has_is_named(folders):
     save(picture(20, 20), folders / "test" / "swamp" / "9.png")
     said = r"test/swamp/9.png has the class 'swamp', which is none of the 2 classes .* field, forest. Take it out, put"

@@ -1,17 +1,26 @@
 """What the trainer makes of samples, and of a model's outputs."""
 
-from contextlib import nullcontext
+import json
+from contextlib import nullcontext, redirect_stdout
+from io import StringIO
+from itertools import cycle
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 from detection_data import HEIGHT, NAMES, WIDTH, write_coco, write_dota
+from evaluate import load
+from pycocotools import mask as run_lengths
+from pycocotools.coco import COCO
+from pycocotools.cocoeval import COCOeval
 
 from modeling_vitp.detection.augmentation import Augmentation
 from modeling_vitp.detection.data import DetectionData
 from modeling_vitp.detection.trainer import DetectionTrainer, TrainingSamples, collate, reference
 from modeling_vitp.image_processing_vitp_detection import ViTPDetectionImageProcessor
+from modeling_vitp.metrics import METRICS_FOLDER
 
 IMAGES = ["a_001", "b_002", "empty_003"]
 
@@ -93,3 +102,54 @@ def test_what_is_annotated_goes_to_the_metrics_as_it_is(tmp_path, task):
         else:
             assert found["boxes"].shape == (len(item["labels"]), 4)
         assert ("masks" in found) == (task == "instances")
+
+
+@pytest.mark.parametrize("task", ["horizontal", "instances"])
+def test_objects_are_small_or_large_by_their_annotated_area(tmp_path, task):
+    """As pycocotools has it, by the area in the file, which is none of the box."""
+    write_coco(tmp_path, IMAGES)
+    contents = json.loads((tmp_path / "instances.json").read_text())
+    annotations = contents["annotations"]
+    for annotation, area in zip(annotations, cycle([500, 5000, 20_000])):
+        annotation["area"] = area
+    without = annotations[0].pop("area")
+    (tmp_path / "instances.json").write_text(json.dumps(contents))
+    splits = {"train": {"images": "images", "annotations": "instances.json"}}
+    data = DetectionData.from_dict({"root": str(tmp_path), "format": "coco", "classes": NAMES, "splits": splits})
+    samples, masks = data.open(["train"], task), task == "instances"
+    metric = load(str(METRICS_FOLDER / "coco_average_precision"), num_labels=2, masks=masks)
+    image_ids = {Path(image["file_name"]).stem: image["id"] for image in contents["images"]}
+    categories = {category["name"]: category["id"] for category in contents["categories"]}
+    found, random = [], np.random.default_rng(0)
+    for index in range(len(samples)):
+        item = samples[index]
+        there = reference(item, task)
+        places = {"boxes": there["boxes"] + random.integers(0, 3)}
+        if masks:
+            places = {"masks": there["masks"].roll(1, 2)}
+        scores = torch.from_numpy(random.random(len(there["labels"])))
+        metric.add(prediction={"labels": there["labels"], "scores": scores, **places}, reference=there)
+        for number, (label, score) in enumerate(zip(there["labels"].tolist(), scores.tolist())):
+            entry = {"image_id": image_ids[item["id"]], "category_id": categories[NAMES[label]], "score": score}
+            if masks:
+                entry["segmentation"] = run_lengths.encode(np.asfortranarray(places["masks"][number].numpy()))
+            else:
+                left, top, right, bottom = places["boxes"][number].tolist()
+                entry["bbox"] = [left, top, right - left, bottom - top]
+            found.append(entry)
+    annotations[0]["area"] = 100  # of the box and of the mask, which are as small
+    assert without == 500 and annotations[0]["bbox"][2] * annotations[0]["bbox"][3] < 32**2
+    for annotation in annotations:
+        annotation["id"] += 1  # pycocotools takes 0 for none
+    with redirect_stdout(StringIO()):
+        truth = COCO()
+        truth.dataset = contents
+        truth.createIndex()
+        scoring = COCOeval(truth, truth.loadRes(found), "segm" if masks else "bbox")
+        scoring.evaluate()
+        scoring.accumulate()
+        scoring.summarize()
+    result = metric.compute()
+    expected = np.where(scoring.stats == -1, np.nan, scoring.stats)
+    np.testing.assert_allclose(list(result.values())[:12], expected, atol=1e-9)
+    assert len({result["map_small"], result["map_medium"], result["map_large"]}) > 1

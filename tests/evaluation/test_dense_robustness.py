@@ -6,6 +6,7 @@ import math
 import shutil
 
 import dense_data
+import nibabel
 import numpy as np
 import pytest
 import torch
@@ -222,6 +223,23 @@ def test_data_and_settings_come_from_the_command_then_the_configuration_then_the
     inline = {"data": json.dumps(of_file["data"]).replace(" ", ""), "output_dir": tmp_path / "none"}
     with pytest.raises(ValueError, match="On which split .* is to be scored is not known: give --split"):
         evaluate(without, **one(**inline))
+
+
+def test_a_part_of_the_slices_of_volumes_is_scored_without_surfaces(runs, tmp_path):
+    """Which are of whole volumes, and measured where all slices are."""
+    labels = np.random.default_rng(0).integers(0, 7, (48, 48, 6), dtype=np.uint8)
+    for name, values in (("image", 30 * labels), ("mask", labels)):
+        nibabel.save(nibabel.Nifti1Image(values, np.diag([1, 1, 3, 1])), tmp_path / f"{name}_a.nii.gz")
+    names = ViTPForSemanticSegmentation.config_class.from_pretrained(runs / "first").id2label.values()
+    data = {"root": str(tmp_path), "volumes": {"plane": "axial", "window": [0, 200]}}
+    data |= {"classes": [{"name": name} for name in names]}
+    data["splits"] = {"test": {"image": "image_{case}.nii.gz", "mask": "mask_{case}.nii.gz"}}
+    words = {"data": json.dumps(data).replace(" ", ""), "split": "test", "metric": "dice"}
+    part = evaluate(runs / "first", **one(output_dir=tmp_path / "part"), **words, limit=4)
+    assert part["images"] == 4 and 0 < part["models"][0]["clean"]["score"] < 1
+    whole = evaluate(runs / "first", **one(output_dir=tmp_path / "whole"), **words)
+    measured = [set(found["models"][0]["clean"]["metrics"]) for found in (part, whole)]
+    assert measured[0] < measured[1] and "mean_hausdorff_95" in measured[1] - measured[0]
 
 
 def test_a_changed_image_is_not_gone_on_with(runs, tmp_path):

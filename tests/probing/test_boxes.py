@@ -108,6 +108,21 @@ def test_centres_are_in_the_patch_that_they_lie_in_and_crowds_do_not_count(tmp_p
     assert not counts[0, row, column].any()
     counts[0, row, column, truth[0, row, column]] = 1
     assert np.array_equal(counts.argmax(-1), truth) and (counts.sum(-1) == 1).all()
+
+
+def test_an_image_with_a_crowd_has_the_classes_of_its_other_objects(tmp_path):
+    """Wherever the centre of the crowd is: few labels are drawn by the classes that images have."""
+    truth = write_marks(tmp_path, "train", 5)
+    write_marks(tmp_path, "test", 3)
+    path = tmp_path / "train" / "objects.json"
+    contents = json.loads(path.read_text())
+    for image in range(5):
+        crowd = {**contents["annotations"][0], "image_id": image, "iscrowd": 1, "id": 10_000 + image}
+        contents["annotations"].append(crowd)
+    path.write_text(json.dumps(contents))
+    probe = Boxes(DetectionData.from_dict(described(tmp_path)), {"train": "train", "test": "test"}, L2)
+    wanted = [[(image == label).any() for label in range(len(NAMES))] for image in truth]
+    assert probe.presence.tolist() == wanted and probe.presence.any(0).all()
     halves = probe.centres("test", (1, 2))
     assert halves.shape == (3, 1, 2, 3) and halves[..., :2].sum() == 9
 
