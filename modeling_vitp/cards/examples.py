@@ -148,6 +148,11 @@ PIPELINE_TAGS = {
 
 def example(what: str, config: dict[str, Any], files: dict[str, Path | bytes], repo_id: str) -> str:
     """Markdown with code that loads the model from the Hub and runs it."""
+    if what == "adapter" and config.get("base_model_name_or_path") is None:
+        return (
+            "The model that this adapter lies on was composed or built from scratch, and saved nowhere: load the run's "
+            "merged model in place of it."
+        )
     trust = ", trust_remote_code=True"
     model_type = config.get("model_type")
     code = ADAPTER if what == "adapter" else EXAMPLES.get(model_type, MAPS)

@@ -153,7 +153,11 @@ def check_rules(mixture: Mixture, summaries: list[SourceSummary]) -> list[tuple[
 
 
 def print_mixture(
-    mixture: Mixture, training_args: SFTConfig, image_processor: ViTPImageProcessor, tokens_per_tile: int
+    mixture: Mixture,
+    training_args: SFTConfig,
+    image_processor: ViTPImageProcessor,
+    tokens_per_tile: int,
+    processes: int,
 ) -> list[SourceSummary]:
     """Prints the table, expected tokens a step with and without VRL, what is missing, and the rules."""
     summaries = summarise(mixture, image_processor)
@@ -185,7 +189,6 @@ def print_mixture(
         print("  ".join(cells).rstrip())
 
     batch = training_args.per_device_train_batch_size * training_args.gradient_accumulation_steps
-    processes = training_args.world_size
     print(f"\nA step: {batch} samples in each of {processes} process(es), {batch * processes} in all.", end=" ")
     print(f"An epoch: {math.ceil(total / (batch * processes)):,} steps.", end=" ")
     if training_args.max_steps > 0:

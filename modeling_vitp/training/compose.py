@@ -1,5 +1,8 @@
 """Any ViT with any language model: both pretrained, a fresh projector between them."""
 
+from collections.abc import Sequence
+from typing import Any
+
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerFast
 from transformers.models.internvl.modeling_internvl import InternVLMultiModalProjector
@@ -67,11 +70,20 @@ def compose(
     model.generation_config.eos_token_id = stop_tokens(language, tokenizer)
     check_logits(model, language, tokenizer(SAMPLE, return_tensors="pt")["input_ids"], language_model)
 
-    height, width = config.vision_config.image_size
-    has_images = cached_file(vision_model, "preprocessor_config.json", _raise_exceptions_for_missing_entries=False)
-    image_processor = ViTPImageProcessor.from_pretrained(vision_model) if has_images else ViTPImageProcessor()
-    image_processor.size = {"height": height, "width": width}
+    image_processor = image_processor_of(vision_model, config.vision_config.image_size)
     return model, ViTPProcessor(image_processor, tokenizer, image_seq_length=config.image_seq_length)
+
+
+def image_processor_of(vision_model: str, size: Sequence[int], **settings: Any) -> ViTPImageProcessor:
+    """That of a backbone, a folder or Hub id, if it has one, for images of this height and width.
+
+    Args:
+        settings: what it has instead of its own.
+    """
+    settings["size"] = dict(zip(("height", "width"), size))
+    if cached_file(vision_model, "preprocessor_config.json", _raise_exceptions_for_missing_entries=False):
+        return ViTPImageProcessor.from_pretrained(vision_model, **settings)
+    return ViTPImageProcessor(**settings)
 
 
 def add_marks(tokenizer: PreTrainedTokenizerFast, language: PreTrainedModel) -> None:

@@ -83,8 +83,11 @@ class Work:
 
 def dry_run(args: PretrainArguments, training_args: SFTConfig, model_args: ModelConfig, mixture: Mixture) -> int:
     """Prints what a mixture amounts to, what the run costs, and the commands that make what is missing."""
-    image_processor, tokens_per_tile = tiling(model_args.model_name_or_path, args.from_scratch, args.max_patches)
-    summaries = print_mixture(mixture, training_args, image_processor, tokens_per_tile)
+    image_processor, tokens_per_tile = tiling(
+        model_args.model_name_or_path, args.from_scratch, args.vision_model, args.max_patches
+    )
+    devices = max(args.plan_devices, training_args.world_size)
+    summaries = print_mixture(mixture, training_args, image_processor, tokens_per_tile, devices)
     print_plan(args, training_args, model_args, summaries, image_processor)
     print_commands(summaries)
     return 0
@@ -104,6 +107,8 @@ def print_plan(
     """
     name, device = describe_device(args.plan_device)
     config, assumed = config_of_start(args, model_args)
+    if model_args.attn_implementation == "eager":  # others keep as little as sdpa, which it is told by
+        config._attn_implementation = "eager"
     devices = max(args.plan_devices, training_args.world_size)
     work = work_of(training_args, devices, summaries, args.from_scratch is not None)
     configured = Setup(
@@ -292,7 +297,8 @@ def work_of(args: SFTConfig, devices: int, summaries: Sequence[SourceSummary], f
     """
     samples = args.per_device_train_batch_size * args.gradient_accumulation_steps * devices
     rows = sum(summary.effective for summary in summaries)
-    steps = args.max_steps if args.max_steps > 0 else math.ceil(args.num_train_epochs * rows / samples)
+    batches = rows // samples if args.dataloader_drop_last else math.ceil(rows / samples)
+    steps = args.max_steps if args.max_steps > 0 else math.ceil(args.num_train_epochs * batches)
     tiles = round(sum(summary.share * summary.tiles for summary in summaries))
     text = round(sum(summary.share * summary.text_tokens for summary in summaries))
     most, most_text = (max(lengths) for lengths in zip(*(summary.longest for summary in summaries)))

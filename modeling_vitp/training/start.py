@@ -14,7 +14,7 @@ from ..image_processing_vitp import ViTPImageProcessor
 from ..modeling_vitp import VISION_MODELS, ViTPForConditionalGeneration, ViTPVisionModel
 from ..opening import check_fields, naming
 from ..processing_vitp import ViTPProcessor
-from .compose import check_report, compose, load_vision
+from .compose import check_report, compose, image_processor_of, load_vision
 from .from_scratch import build_model, build_tokenizer
 from .known_keys import check_config, check_keys, class_of
 
@@ -52,7 +52,8 @@ def load_start(
 ) -> tuple[ViTPForConditionalGeneration, ViTPProcessor]:
     """The model and processor that the arguments ask for; `texts` train the tokenizer of a model from scratch.
 
-    With `from_scratch`, a `vision_model` gives the ViT its weights, and the rest begins at nothing.
+    With `from_scratch`, a `vision_model` gives the ViT its weights and says how images are read, but for what
+    `from_scratch` says of it, and the rest begins at nothing.
 
     Raises:
         ValueError: if not exactly one start is given, the checkpoint is of another kind, or its keys do not fit.
@@ -70,6 +71,9 @@ def load_start(
         model, processor = start_from_scratch(from_scratch, texts, drop_path_rate)
         if vision_model is not None:
             give_weights(model.model.vision_tower, vision_model)
+            settings = from_scratch.get("image_processor") or {}
+            size = model.config.vision_config.image_size
+            processor.image_processor = image_processor_of(vision_model, size, **settings)
         if model_args.attn_implementation is not None:
             model.set_attn_implementation(model_args.attn_implementation)
         return model, processor
@@ -165,16 +169,23 @@ def give_weights(vision_tower: ViTPVisionModel, name: str) -> None:
 
 
 def tiling(
-    name: str | None, from_scratch: dict | None, max_patches: int | None = None
+    name: str | None, from_scratch: dict | None, vision_model: str | None = None, max_patches: int | None = None
 ) -> tuple[ViTPImageProcessor, int]:
     """The image processor of a start and the visual tokens of a tile, as far as that is known on this machine: from
-    the settings of a model from scratch or the folder of a model; else InternVL2.5's.
+    the settings of a model from scratch or the folder of a model or backbone; else InternVL2.5's.
     """
+    backbone = vision_model if vision_model is not None and Path(vision_model).is_dir() else None
     if from_scratch is not None:
-        config = ViTPConfig(vision_config=from_scratch["vision_config"])
-        height, width = config.vision_config.image_size
-        size = {"size": {"height": height, "width": width}}
-        image_processor = ViTPImageProcessor(**size, **(from_scratch.get("image_processor") or {}))
+        config, settings = ViTPConfig(vision_config=from_scratch["vision_config"]), from_scratch.get("image_processor")
+        size = config.vision_config.image_size
+        if backbone is not None:
+            image_processor = image_processor_of(backbone, size, **(settings or {}))
+        else:
+            size = {"size": dict(zip(("height", "width"), size))}
+            image_processor = ViTPImageProcessor(**size, **(settings or {}))
+    elif backbone is not None:
+        config = ViTPConfig(vision_config=AutoConfig.from_pretrained(backbone).to_dict())
+        image_processor = image_processor_of(backbone, config.vision_config.image_size)
     elif name is not None and Path(name).is_dir():
         fields = PreTrainedConfig.get_config_dict(name)[0]
         config = ViTPConfig(vision_config=fields["vision_config"], downsample_ratio=fields.get("downsample_ratio", 0.5))

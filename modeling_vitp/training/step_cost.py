@@ -194,6 +194,7 @@ def run(
     prefix = "" if lora is None else "base_model.model."
     with FakeTensorMode(allow_non_fake_inputs=True), asks_nothing[0], asks_nothing[1]:
         model.to_empty(device="cpu")
+        (model if lora is None else model.get_base_model()).tie_weights()
         if checkpoint_every:
             model.activation_checkpointing_enable(every_n_layers=checkpoint_every)
         own = {weight.untyped_storage()._cdata for weight in model.parameters()}

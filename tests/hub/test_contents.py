@@ -12,7 +12,7 @@ from transformers import AutoModel, PreTrainedConfig
 
 import modeling_vitp
 from modeling_vitp import ViTPForConditionalGeneration, export_backbone
-from modeling_vitp.cards.examples import EXAMPLES, PIPELINE_TAGS
+from modeling_vitp.cards.examples import EXAMPLES, PIPELINE_TAGS, example
 from modeling_vitp.cards.model_card import INTRODUCTIONS
 from modeling_vitp.hub.contents import TYPES_OF_KIND
 
@@ -159,3 +159,10 @@ def test_every_kind_of_model_of_the_package_can_be_pushed_and_has_a_card():
     assert len(types) >= 10 and types <= set(TYPES_OF_KIND["model"])
     of_backbones = {"vitp_adapter", "vitp_backbone", "vitp_feature_pyramid"}
     assert types - of_backbones <= set(INTRODUCTIONS) & set(EXAMPLES) & set(PIPELINE_TAGS)
+
+
+def test_the_example_of_an_adapter_loads_its_base_if_there_is_one():
+    """Which one of a model that was composed or built from scratch has not."""
+    assert 'from_pretrained("org/base"' in example("adapter", {"base_model_name_or_path": "org/base"}, {}, "org/a")
+    without = example("adapter", {"base_model_name_or_path": None}, {}, "org/a")
+    assert "merged model" in without and "from_pretrained" not in without and "None" not in without

@@ -20,8 +20,9 @@ from trl import ModelConfig
 
 from modeling_vitp import ViTPForConditionalGeneration, ViTPImageProcessor, ViTPProcessor, convert_checkpoint
 from modeling_vitp.recipes import pretrain
+from modeling_vitp.training.compose import compose
 from modeling_vitp.training.from_scratch import build_tokenizer
-from modeling_vitp.training.start import check_compatible, load_start
+from modeling_vitp.training.start import check_compatible, load_start, tiling
 
 TEXT = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4}
 ADDED = ["<|im_end|>", "<|im_start|>", "<img>", "</img>", "<IMG_CONTEXT>", "<ref>", "</ref>", "<box>", "</box>"]
@@ -219,6 +220,29 @@ def test_a_model_from_scratch_may_have_the_weights_of_a_backbone(vision_folder):
     other = FROM_SCRATCH | {"vision_config": VISION | {"intermediate_size": 24}}
     with pytest.raises(ValueError, match="do not fit from_scratch.vision_config: size mismatch"):
         load_start(ModelConfig(), other, [], vision_model=str(vision_folder))
+
+
+def test_images_are_read_as_the_backbone_of_a_model_from_scratch_reads_them(vision_folder, tmp_path):
+    """But for what is said otherwise, and so they are in the plan of the run."""
+    own = {"image_mean": [0.1, 0.2, 0.3], "image_std": [0.5] * 3, "max_patches": 3}
+    own["input_spec"] = {"window": [-160, 240]}
+    ViTPImageProcessor(**own).save_pretrained(vision_folder)
+    for settings in ({}, {"max_patches": 1, "image_mean": [0.5] * 3}):
+        scratch = FROM_SCRATCH | {"image_processor": settings}
+        _, processor = load_start(ModelConfig(), scratch, [], vision_model=str(vision_folder))
+        planned, tokens = tiling(None, scratch, str(vision_folder))
+        found = [one.to_dict() for one in (processor.image_processor, planned)]
+        for name, value in (own | settings).items():
+            assert [list(one[name]) if isinstance(value, list) else one[name] for one in found] == [value] * 2
+        assert processor.image_processor.size == planned.size and tokens == processor.image_seq_length
+
+
+def test_tiles_of_a_composed_model_are_planned_as_they_will_be(vision_folder, tmp_path):
+    save_language_model(tmp_path / "lm")
+    _, processor = compose(str(vision_folder), str(tmp_path / "lm"))
+    planned, tokens = tiling(None, None, str(vision_folder))
+    assert planned.to_dict() == processor.image_processor.to_dict() and tokens == processor.image_seq_length
+    assert planned.size != ViTPImageProcessor().size
 
 
 def test_starts_that_do_not_belong_together_are_refused(vision_folder, tmp_path):

@@ -36,6 +36,7 @@ def rows():
 def test_memory_and_hours_are_those_of_the_longest_and_the_mean_sample(rows):
     text, table = rows
     assert "8 device(s), a40, 48 GiB, at 50% of 150 TFLOP/s; 8,000 steps" in text
+    assert "in each of 8 process(es)" in text
     assert "InternVL2.5-1B is assumed" in text and "(13 tiles, 200 tokens of text)" in text
     assert "each device receives 6.57 GB with DDP and 50.2 GB with FSDP2 in a step" in text
     config = ViTPConfig(**INTERNVL2_5_1B)
@@ -150,6 +151,14 @@ def test_work_is_that_of_the_longest_rows_and_of_those_that_vrl_leaves_whole(
     assert work.mean.text_tokens == round(sum(characters) / 3 / 4)
     assert work.longest.text_tokens == 700 < max(characters) / 4
     assert work.undropped == pytest.approx(undropped)
+
+
+@pytest.mark.parametrize(("drop_last", "steps"), [(False, 9), (True, 6)])
+def test_steps_are_those_of_whole_epochs(tmp_path, drop_last, steps):
+    """As Trainer counts them: of 10 rows in batches of 4 each epoch has three, or two."""
+    summary = SimpleNamespace(effective=10, share=1, tiles=1, text_tokens=5, longest=(1, 5))
+    settings = {"per_device_train_batch_size": 4, "num_train_epochs": 3, "dataloader_drop_last": drop_last}
+    assert work_of(ViTPTrainingConfig(str(tmp_path), **settings), 1, [summary], False).steps == steps
 
 
 def sampled(share: float, *samples: tuple[int, float]) -> SimpleNamespace:

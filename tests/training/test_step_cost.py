@@ -80,6 +80,23 @@ def test_weights_and_what_is_kept_are_those_of_a_real_step(config):
     assert cost.forward["head"] == 2 * 2 * 12 * 300 * config.text_config.hidden_size
 
 
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+def test_tied_embeddings_are_there_once_and_eager_attention_keeps_its_scores(config, attention):
+    text = config.text_config.to_dict() | {"tie_word_embeddings": True}
+    vision = config.vision_config.to_dict()
+    tied = ViTPConfig(vision_config=vision, text_config=text, image_token_id=7, tie_word_embeddings=True)
+    tied._attn_implementation = attention
+    model, kept, _ = real_step(tied)
+    number = sum(weight.numel() for weight in model.parameters())
+    assert number == sum(weight.numel() for weight in real_step(config)[0].parameters()) - model.lm_head.weight.numel()
+    cost = step_cost(tied, SHAPE, bf16=False)
+    assert (cost.weights, cost.gradients, cost.optimizer) == (4 * number, 4 * number, 8 * number)
+    assert cost.activations == pytest.approx(kept, rel=0.05)
+    lora = LoraConfig(target_modules=["q_proj"])
+    adapted = step_cost(tied, SHAPE, bf16=False, prepare=lambda model: lora)
+    assert adapted.weights == 4 * number + adapted.gradients
+
+
 def test_the_step_is_that_of_the_trainer(monkeypatch, tmp_path):
     asked = []
     monkeypatch.setattr("trl.trainer.sft_trainer.add_fused_lm_head", lambda model, **kwargs: asked.append(kwargs))
