@@ -128,6 +128,11 @@ def read_source(
         check_fields(str(folder / "config.json"), fields)
     layout = recognise(set(weights))
     model_type = fields.get("model_type")
+    if layout is None and any(".lora_" in key for key in weights):
+        raise ValueError(
+            f"{source} holds a LoRA adapter, which is converted within its model: give the folder of the run, which "
+            "has the merged model, or what `merge_and_unload` of PEFT and `save_pretrained` make of it."
+        )
     if layout is None:
         raise ValueError(
             f"{source} holds a {model_type or 'model'!r} with tensors such as {min(weights, default='none')!r}, but a "

@@ -200,3 +200,10 @@ def run_convert(*arguments, **environment) -> subprocess.CompletedProcess:
         capture_output=True,
         text=True,
     )
+
+
+def test_an_adapter_is_told_as_such(tmp_path):
+    weights = {"base_model.model.model.language_model.layers.0.self_attn.q_proj.lora_A.weight": torch.zeros(2, 4)}
+    save_file(weights, tmp_path / "adapter_model.safetensors")
+    with pytest.raises(ValueError, match="holds a LoRA adapter, which is converted within its model: give the folder"):
+        convert_checkpoint(tmp_path, tmp_path / "out", to="backbone")
