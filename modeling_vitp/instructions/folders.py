@@ -20,6 +20,7 @@ METADATA = "metadata.jsonl"
 NO_ROWS = {"dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json"}
 TABLES = {".parquet", ".tar", ".arrow"}
 DELIMITERS = {".csv": ",", ".tsv": "\t"}
+LISTS = {".json", ".jsonl", *DELIMITERS}
 
 
 def files_by_suffix(folder: Path) -> dict[str, list[Path]]:

@@ -24,7 +24,7 @@ from ..hub.failures import RETRIES, limit_waits, pause, seconds_to_wait, tried
 from ..images.reading import IMAGE_SUFFIXES
 from .archives import columns_of, load_stored
 from .conversations import with_reader
-from .folders import holds_rows
+from .folders import LISTS, holds_rows
 from .json_lines import LOOKED_AT, download_line_files, first_bad_line, line_files, listed, read_lines
 from .mixture_file import Source
 from .row_reader import RowReader
@@ -125,6 +125,8 @@ def place_of(name: str, config: str | None) -> dict[str, object]:
     path = Path(name)
     if not path.is_file():
         return {"path": name, "name": config}
+    if path.suffix.lower() in LISTS:
+        raise ValueError(f"{name} is no {', '.join(BUILDERS)}: give it as `annotation`, with `image_root`.")
     if path.suffix.lower() not in BUILDERS:
         raise ValueError(
             f"{name} is no {', '.join(BUILDERS)}, .json, .jsonl, .csv or .tsv: give such a file, or a folder."

@@ -12,7 +12,7 @@ from trl import ScriptArguments
 from ..command.places import looks_like_path, not_there
 from ..command.yaml_files import read_yaml
 from .conversations import to_conversations
-from .folders import DELIMITERS, annotations, has_images, holds_rows, image_root
+from .folders import LISTS, annotations, has_images, holds_rows, image_root
 from .json_lines import first_with_images
 from .mixture_file import Mixture, Source, load_mixture
 from .schemas import RENAME
@@ -65,7 +65,7 @@ def json_sources(place: Path, root: str | None, streaming: bool) -> dict[str, So
 
     `datasets` takes a folder for one of images where these are more, and leaves out the JSON beside them.
     """
-    if place.is_file() and place.suffix.lower() in (".json", ".jsonl", *DELIMITERS):
+    if place.is_file() and place.suffix.lower() in LISTS:
         root = root or image_root(place, place.parent, first_with_images(place))
         return {"train": Source(place.stem, annotation=str(place), image_root=root, streaming=streaming)}
     if not place.is_dir() or not (root or has_images(place)):

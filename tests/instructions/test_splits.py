@@ -182,6 +182,14 @@ def test_a_file_of_parquet_is_a_data_set(tmp_path):
         train_rows(tmp_path / "notes.txt")
 
 
+@pytest.mark.parametrize("name", ["rows.json", "rows.jsonl", "rows.csv", "rows.tsv"])
+def test_json_and_csv_as_the_data_set_of_a_source_are_an_error_that_says_where_they_go(tmp_path, name):
+    (tmp_path / name).write_text(json.dumps({"question": question(0), "answer": answer(0)}) + "\n")
+    said = f"{name} is no .parquet, .tar, .arrow: give it as `annotation`, with `image_root`.$"
+    with pytest.raises(ValueError, match=said):
+        read_source(Source("s", dataset=str(tmp_path / name)))
+
+
 def test_columns_that_make_no_conversation_are_told_with_the_split(tmp_path):
     for columns in ({"text": ["a"]}, {"messages": [[]], "question": ["q"], "answer": ["a"]}):
         Dataset.from_dict(columns).to_parquet(tmp_path / "train.parquet")
