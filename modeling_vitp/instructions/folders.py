@@ -4,7 +4,7 @@ import csv
 import json
 import logging
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -32,17 +32,22 @@ def files_by_suffix(folder: Path) -> dict[str, list[Path]]:
     return found
 
 
-def annotations(folder: Path) -> dict[str, list[Path]]:
+def annotations(
+    folder: Path, columns: Mapping[str, str] | None = None, prompt: str | None = None
+) -> dict[str, list[Path]]:
     """The CSV, or else JSON and JSON Lines, of a folder that have its rows, by split: that of the path, or `train`.
 
     There are none if tables, archives or metadata of images have the rows. A JSON that is not read is logged.
+
+    Args:
+        columns: which column of a CSV is what, as [`Source`] has it, and so `prompt`.
     """
     found = files_by_suffix(folder)
     files = [path for path in found.get(".json", []) + found.get(".jsonl", []) if path.name not in {*NO_ROWS, METADATA}]
     tables = [path for suffix in TABLES for path in found.get(suffix, [])]
     texts = [path for suffix in DELIMITERS for path in found.get(suffix, [])]
     others = tables + [path for path in found.get(".jsonl", []) + texts if path.stem == "metadata"]
-    texts = [path for path in texts if has_header_of_rows(path)]
+    texts = [path for path in texts if has_header_of_rows(path, columns or {}, prompt)]
     rows = texts or [path for path in files if path.suffix.lower() == ".jsonl" or holds_rows(path)]
     rows, others = ([], others) if others else (rows, texts)
     unread = tuple(sorted(set(files) - set(rows)))
@@ -76,11 +81,12 @@ def holds_rows(path: Path) -> bool:
     return begins_with(path) == b"[" or is_in_lines(path)
 
 
-def has_header_of_rows(path: Path) -> bool:
-    """Whether the columns of a CSV make conversations."""
+def has_header_of_rows(path: Path, columns: Mapping[str, str], prompt: str | None) -> bool:
+    """Whether the columns of a CSV make conversations, with those of `columns` that it has."""
     try:
         with open(path, newline="", encoding="utf-8-sig") as file:
-            recognise(next(csv.reader(file, delimiter=DELIMITERS[path.suffix.lower()]), []))
+            names = next(csv.reader(file, delimiter=DELIMITERS[path.suffix.lower()]), [])
+        recognise(names, {role: column for role, column in columns.items() if column in names}, prompt)
     except (ValueError, csv.Error):
         return False
     return True

@@ -88,7 +88,8 @@ def line_files(source: Source) -> dict[Path, str | None]:
     if files and all(path.suffix == ".jsonl" for path in files):
         return dict.fromkeys(files, source.image_root)
     if source.folder or has_images(folder):
-        return {path: root_of(path, folder, source) for path in annotations(folder).get(source.split, ())}
+        files = annotations(folder, source.columns, source.prompt).get(source.split, ())
+        return {path: root_of(path, folder, source) for path in files}
     return {}
 
 

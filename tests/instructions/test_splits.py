@@ -171,6 +171,24 @@ def test_a_csv_is_read_as_json_beside_images_is(tmp_path, streaming):
         file.unlink()
 
 
+@pytest.mark.parametrize("streaming", [False, True])
+@pytest.mark.parametrize(
+    ("header", "options"),
+    [
+        ("q,a,image", {"columns": {"question": "q", "answer": "a"}}),
+        ("label,a,image", {"columns": {"answer": "a"}, "prompt": question(0)}),
+        ("label,answer,image", {"prompt": question(0)}),
+        ("question,answer,image,messages", {"columns": {"question": "question", "answer": "answer"}}),
+    ],
+)
+def test_a_csv_with_other_columns_is_read_by_what_the_source_says(tmp_path, header, options, streaming):
+    (name,) = save_images(tmp_path / "images", PICTURES[:1])
+    (tmp_path / "train.csv").write_text(f"{header}\n{question(0)},{answer(0)},{name}{',' * (header.count(',') - 2)}\n")
+    (tmp_path / "classes.csv").write_text("id,name\n0,tree\n")
+    rows = read_source(Source("s", folder=str(tmp_path), streaming=streaming, rows=1, **options))
+    assert spoken(rows) == [(question(0), answer(0), 1)]
+
+
 def test_a_file_of_parquet_is_a_data_set(tmp_path):
     FORMATS["messages"][0](tmp_path, PICTURES)
     (file,) = tmp_path.glob("*.parquet")
