@@ -12,7 +12,7 @@ from typing import Any
 from datasets.data_files import SPLIT_KEYWORDS
 
 from ..images.reading import IMAGE_SUFFIXES
-from .schemas import recognise
+from .schemas import IMAGES, recognise
 
 logger = logging.getLogger(__name__)
 METADATA = "metadata.jsonl"
@@ -113,15 +113,16 @@ def is_in_lines(path: Path) -> bool:
     return isinstance(row, dict)
 
 
-def image_root(file: Path, folder: Path, rows: Iterable[Any]) -> str | None:
+def image_root(file: Path, folder: Path, rows: Iterable[Any], columns: Iterable[str] = IMAGES) -> str | None:
     """The folder that the paths of images in a JSON are relative to: its own, the data set's, or `images` in either.
 
     Args:
         rows: of the file, of which an image is looked for. `None` is returned where its path is absolute.
+        columns: that have the images.
     """
     own = str(file.parent)
     for row in rows:
-        images = [row.get(name) for name in ("image", "images")] if isinstance(row, dict) else []
+        images = [row.get(name) for name in columns] if isinstance(row, dict) else []
         images = [path for item in images for path in (item if isinstance(item, list) else [item])]
         for path in images:
             if not isinstance(path, str) or not path or "://" in path:

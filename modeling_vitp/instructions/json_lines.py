@@ -7,7 +7,7 @@ of the Hub are left to it as long as it can read them.
 import csv
 import itertools
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -16,6 +16,7 @@ from datasets import DownloadManager, load_dataset_builder
 from .folders import DELIMITERS, METADATA, annotations, has_images, image_root, is_in_lines
 from .mixture_file import Source
 from .rows import Written
+from .schemas import IMAGES
 
 LOOKED_AT = 20  # rows of a file, to find its images
 csv.field_size_limit(2**31 - 1)  # an image in a table, as text, is longer than what Python allows by itself
@@ -108,12 +109,13 @@ def root_of(path: Path, folder: Path, source: Source) -> str | None:
     """What the user says, or where the images of the first rows that have some are."""
     if source.image_root is not None:
         return source.image_root
-    return image_root(path, folder, first_with_images(path))
+    columns = (source.columns["images"],) if "images" in source.columns else IMAGES
+    return image_root(path, folder, first_with_images(path, columns), columns)
 
 
-def first_with_images(path: Path) -> Iterator[dict]:
-    """The first rows of a file that name an image."""
-    rows = (row for _, row in listed(path) if isinstance(row, dict) and (row.get("image") or row.get("images")))
+def first_with_images(path: Path, columns: Sequence[str] = IMAGES) -> Iterator[dict]:
+    """The first rows of a file that name an image in one of the columns."""
+    rows = (row for _, row in listed(path) if isinstance(row, dict) and any(map(row.get, columns)))
     return itertools.islice(rows, LOOKED_AT)
 
 

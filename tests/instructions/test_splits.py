@@ -113,6 +113,22 @@ def test_images_are_found_by_the_first_row_that_has_one(tmp_path, place):
 
 
 @pytest.mark.parametrize("streaming", [False, True])
+@pytest.mark.parametrize("file", ["train.csv", "rows.json", "rows.jsonl"])
+def test_images_are_found_by_the_column_that_has_them(tmp_path, file, streaming):
+    """`image` is no path here."""
+    (name,) = save_images(tmp_path / "images", PICTURES[:1])
+    rows = [{"question": question(0), "answer": answer(0), "image": "/3", "img": name}] * 2
+    if file == "train.csv":
+        (tmp_path / file).write_text("".join(",".join(row) + "\n" for row in (rows[0], *map(dict.values, rows))))
+    else:
+        (tmp_path / file).write_text("\n".join(map(json.dumps, rows)) if file == "rows.jsonl" else json.dumps(rows))
+    source = Source("s", folder=str(tmp_path), columns={"images": "img"}, streaming=streaming, rows=2)
+    rows = list(read_source(source))
+    assert [row["images"][0]["path"] for row in rows] == [str(tmp_path / "images" / name)] * 2
+    assert spoken(rows) == [(question(0), answer(0), 1)] * 2
+
+
+@pytest.mark.parametrize("streaming", [False, True])
 def test_image_and_images_in_one_folder_of_json(tmp_path, streaming):
     FORMATS["LLaVA"][0](tmp_path, PICTURES)
     FORMATS["ShareGPT"][0](tmp_path, PICTURES)
