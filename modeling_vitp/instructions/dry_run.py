@@ -1,7 +1,8 @@
 """What a mixture amounts to: a table of its sources, expected tokens, what is missing, and the paper's four rules.
 
 Nothing is fetched. Where a source can be read from disk, tiles and text are taken from its first rows; elsewhere tiles
-are the most that the source allows and text is a fixed guess, which the table marks with `<=`.
+are the most that the source allows and text is a fixed guess, which the table marks with `<=`. So it is where none of
+the first rows can be used.
 """
 
 import dataclasses
@@ -32,7 +33,8 @@ ROWS_READ = 32
 @dataclasses.dataclass
 class SourceSummary:
     """One line of the table; `tiles` and `text_tokens` are means of a sample, upper bounds unless `measured`, and
-    `samples` those of the samples that were read, or these bounds, and `longest` the most of both in one sample."""
+    `samples` those of the samples that were read, or these bounds, and `longest` the most of both in one sample.
+    `unfit` tells how many of the first rows cannot be used, and why the first of them."""
 
     source: Source
     rows: int | None
@@ -41,6 +43,7 @@ class SourceSummary:
     text_tokens: float
     measured: bool
     missing: str | None
+    unfit: str | None
     samples: list[tuple[int, float]]
     longest: tuple[int, int]
     share: float = 0.0
@@ -67,7 +70,7 @@ def summarise(mixture: Mixture, image_processor: ViTPImageProcessor) -> list[Sou
             rows = len(read_source(source))
         if rows is None and missing is None:
             missing = "`rows` is not given, so its share is unknown"
-        seen = measure(source, image_processor) if is_local else []
+        seen, errors = measure(source, image_processor) if is_local else ([], [])
         most = most_tiles(source, image_processor)
         tiles, text_tokens = np.mean(seen, axis=0).tolist() if seen else (most, TEXT_TOKENS)
         longest = np.max([*seen, (most, 0 if seen else TEXT_TOKENS)], axis=0)
@@ -78,8 +81,9 @@ def summarise(mixture: Mixture, image_processor: ViTPImageProcessor) -> list[Sou
                 effective=effective_rows(source, rows or 0),
                 tiles=tiles,
                 text_tokens=text_tokens,
-                measured=is_local,
+                measured=bool(seen),
                 missing=missing,
+                unfit=f"{len(errors)} of the first {len(seen) + len(errors)}: {errors[0]}" if errors else None,
                 samples=seen or [(most, TEXT_TOKENS)],
                 longest=(int(longest[0]), math.ceil(longest[1])),
             )
@@ -106,19 +110,20 @@ def most_tiles(source: Source, image_processor: ViTPImageProcessor) -> int:
     return limit + 1 if limit > 1 else 1
 
 
-def measure(source: Source, image_processor: ViTPImageProcessor) -> list[tuple[int, float]]:
-    """Tiles and text tokens of each of the first rows of a local source that can be used."""
-    seen = []
+def measure(source: Source, image_processor: ViTPImageProcessor) -> tuple[list[tuple[int, float]], list[str]]:
+    """Tiles and text tokens of each of the first rows of a local source that can be used, and errors of the others."""
+    seen, errors = [], []
     for row in itertools.islice(read_source(dataclasses.replace(source, streaming=True)), ROWS_READ):
         try:
             if row["error"]:
                 raise ValueError(row["error"])
             tiles = sum(num_tiles(load_images(row), source.settings, image_processor))
-        except ValueError:
+        except ValueError as error:
+            errors.append(f"row {row['id']}: {error}")
             continue
         characters = sum(len(text) for message in row["messages"] for text in message_texts(message))
         seen.append((tiles, characters / CHARACTERS_PER_TOKEN))
-    return seen
+    return seen, errors
 
 
 def check_rules(mixture: Mixture, summaries: list[SourceSummary]) -> list[tuple[bool, str]]:
@@ -203,8 +208,8 @@ def print_mixture(
         print(f"Expected tokens a step, {name}: {bound}{tokens * batch * processes:,.0f}")
     print(
         f"({tokens_per_tile} tokens a tile of {size['height']} x {size['width']} pixels. Text: {CHARACTERS_PER_TOKEN} "
-        f"characters a token in the first {ROWS_READ} rows where a source lies here; elsewhere {TEXT_TOKENS} tokens "
-        "are assumed, and the most tiles.)"
+        f"characters a token in those of the first {ROWS_READ} rows that can be used, where a source lies here; "
+        f"elsewhere {TEXT_TOKENS} tokens are assumed, and the most tiles.)"
     )
 
     missing = [(summary.source.name, summary.missing) for summary in summaries if summary.missing]
@@ -212,6 +217,9 @@ def print_mixture(
     print(f"\nMissing: {len(missing)} of {len(summaries)} sources")
     for name, what in missing:
         print(f"  {name}: {what}")
+    unfit = [f"  {summary.source.name}: {summary.unfit}" for summary in summaries if summary.unfit]
+    if unfit:
+        print("Rows that cannot be used:", *unfit, sep="\n")
     if remote:
         print(f"On the Hub, not looked up: {', '.join(remote)}")
     print("\nThe four rules of a mixture:")

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from ..command.places import expanded_home
 from ..command.yaml_files import read_yaml
+from .folders import TABLES
 from .settings import SourceSettings
 
 logger = logging.getLogger(__name__)
@@ -277,6 +278,8 @@ def make_source(entry: dict, root: Path, released_compatible: bool, origin: str)
     for key in ("folder", "annotation", "image_root"):
         if entry.get(key):
             entry[key] = str(root / entry[key])
+    if Path(entry.get("annotation") or "").suffix.lower() in TABLES:
+        raise ValueError(f"{origin}: the annotation {entry['annotation']} is no JSON: give it as `dataset`.")
     modality = entry.get("modality", ())
     entry["modality"] = (modality,) if isinstance(modality, str) else tuple(modality)
     entry["tasks"] = tuple(entry.get("tasks", ()))

@@ -74,6 +74,12 @@ def json_sources(place: Path, root: str | None, streaming: bool) -> dict[str, So
     return {split: dataclasses.replace(source, split=split) for split in annotations(place)}
 
 
+def source_of(name: str, split: str, config: str | None, root: str | None) -> Source:
+    """The source that reads what a `dataset_name` names; see [`json_sources`]."""
+    stored = Source(Path(name).name, dataset=name, config=config, split=split, image_root=root)
+    return json_sources(Path(name), root, False).get(split, stored)
+
+
 def base_of(part: str) -> str:
     return part.partition("[")[0]
 
@@ -113,7 +119,5 @@ def load_sources(name: str) -> Mixture:
         raise ValueError(not_there(name))
     if not isinstance(name, str):
         return load_mixture(place)
-    split, root = fields.get("dataset_train_split", "train"), fields.get("image_root")
-    source = json_sources(Path(name), root, False).get(split)
-    named = {"name": Path(name).name, "dataset": name, "config": fields.get("dataset_config"), "split": split}
-    return Mixture((source or Source(**named, image_root=root),))
+    split = fields.get("dataset_train_split", "train")
+    return Mixture((source_of(name, split, fields.get("dataset_config"), fields.get("image_root")),))

@@ -131,12 +131,9 @@ class PretrainArguments(Arguments, ScriptArguments):
         if self.image_root is not None and not Path(self.image_root).is_dir():
             raise ValueError(f"image_root={self.image_root!r}: there is no such folder.")
         if self.dry_run and self.mixture is None:
-            path = Path(self.dataset_name)
-            kind = "folder" if path.is_dir() else "annotation" if path.is_file() else "dataset"
-            mixture = json.dumps({"sources": [{"name": "mine", kind: self.dataset_name}]})
             raise ValueError(
                 "dry_run is about a mixture, and the configuration has none. That of the one data set is given by "
-                f"--dataset_name '' --mixture {shlex.quote(mixture)}."
+                f"--dataset_name '' --mixture {shlex.quote(json.dumps(self.as_mixture()))}."
             )
         if self.task is not None:
             find_task(self.task)
@@ -150,6 +147,16 @@ class PretrainArguments(Arguments, ScriptArguments):
             raise ValueError("task_options are the settings of a task: give task.")
         if self.mixture is not None and self.task is not None:
             raise ValueError("A task makes its own instructions from dataset_name; with a mixture there is none.")
+
+    def as_mixture(self) -> dict:
+        """What `dataset_name` is as the one source of a mixture, in the keys of its file."""
+        from ..instructions.mixture_file import Source
+        from ..instructions.splits import base_of, source_of
+
+        split = base_of(self.dataset_train_split)
+        source = vars(source_of(self.dataset_name, split, self.dataset_config, self.image_root))
+        said = {key: value for key, value in source.items() if value != vars(Source("mine"))[key]}
+        return {"sources": [{**said, "name": "mine"}]}
 
 
 @dataclass

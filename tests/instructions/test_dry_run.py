@@ -1,4 +1,5 @@
 import json
+import shlex
 import socket
 
 import pytest
@@ -6,6 +7,7 @@ import torch
 from datasets import Dataset
 from paths import CONFIGS
 from pictures import picture
+from row_formats import FORMATS, answer, question
 
 from modeling_vitp import ViTPImageProcessor
 from modeling_vitp.instructions.dry_run import check_rules, public_set_command, summarise
@@ -148,6 +150,53 @@ def test_a_dry_run_needs_a_mixture(tmp_path):
     with pytest.raises(ValueError, match="Give either dataset_name or mixture"):
         pretrain.main(["--dataset_name", "x", "--mixture", "y", "--output_dir", str(tmp_path)])
     assert not torch.cuda.is_initialized()
+
+
+def suggested(place, tmp_path, *options):
+    """The mixture that the dry run asks for in place of a `dataset_name`."""
+    with pytest.raises(ValueError) as refused:
+        pretrain.main(["--dataset_name", str(place), "--output_dir", str(tmp_path / "out"), "--dry_run", *options])
+    said = shlex.split(str(refused.value).removesuffix("."))
+    assert said[-4:-1] == ["--dataset_name", "", "--mixture"]
+    return load_mixture(json.loads(said[-1]))
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_the_mixture_that_the_dry_run_asks_for_is_the_data_set(name, tmp_path):
+    """By the folder of it, and by the file that has its rows; of 30 x 20 pixels each image is one tile of 2."""
+    FORMATS[name][0](tmp_path / "data", [picture(30, 20, seed) for seed in range(4)])
+    files = [path for path in (tmp_path / "data").rglob("*") if path.suffix != ".png" and path.is_file()]
+    processor = ViTPImageProcessor(max_patches=12)
+    tiles = processor.num_tiles([(20, 30)])[0]
+    characters = [len(question(number)) + len(answer(number)) for number in range(4)]
+    for place in [tmp_path / "data", *(file for file in files if file.name != "metadata.jsonl")]:
+        (summary,) = summarise(suggested(place, tmp_path), processor)
+        assert (summary.rows, summary.missing, summary.unfit, summary.measured) == (4, None, None, True)
+        assert summary.tiles == tiles and summary.text_tokens == pytest.approx(sum(characters) / 16)
+
+
+def test_the_mixture_that_the_dry_run_asks_for_has_the_split_and_the_root(tmp_path):
+    FORMATS["LLaVA"][0](tmp_path / "data", [picture(30, 20)])
+    moved = (tmp_path / "data" / "llava_instruct.json").rename(tmp_path / "rows.json")
+    root = str(tmp_path / "data" / "images")
+    (source,) = suggested(moved, tmp_path, "--image_root", root).sources
+    assert source == Source("mine", annotation=str(moved), image_root=root)
+    (source,) = suggested("org/x", tmp_path, "--dataset_train_split", "all[:9]", "--dataset_config", "c").sources
+    assert source == Source("mine", dataset="org/x", split="all", config="c")
+
+
+@pytest.mark.parametrize("found", [0, 1])
+def test_rows_that_cannot_be_used_are_counted_and_bounds_told_as_such(found, capsys, tmp_path):
+    turns = [{"from": "human", "value": "<image>\nWhat?"}, {"from": "gpt", "value": "Trees."}]
+    lines = [json.dumps({"image": f"{number}.png", "conversations": turns}) for number in range(3)]
+    (tmp_path / "rows.jsonl").write_text("\n".join(lines))
+    for number in range(found):
+        picture(30, 20).save(tmp_path / f"{number}.png")
+    mixture = {"sources": [{"name": "a", "annotation": str(tmp_path / "rows.jsonl"), "image_root": str(tmp_path)}]}
+    output = dry_run(capsys, "--mixture", json.dumps(mixture), "--output_dir", str(tmp_path / "out"))
+    first = f"row {1 + found}: image 0 ({tmp_path / f'{found}.png'}) cannot be read: No such file"
+    assert f"Rows that cannot be used:\n  a: {3 - found} of the first 3: {first}" in output
+    assert ("<= " in output) == (": at most " in output) == (not found)
 
 
 @pytest.mark.parametrize("start", ["from scratch", "folder"])

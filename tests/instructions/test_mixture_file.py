@@ -73,6 +73,7 @@ def test_a_released_meta_json_is_a_mixture(meta, monkeypatch, caplog):
         ({"name": "s", "folder": "b", "revision": "main"}, "revision has no meaning for a source with folder"),
         ({"name": "s", "folder": "b", "streaming": True}, "a streaming source needs `rows`"),
         ({"name": "s", "folder": "b", "input_spec": {"band": 1}}, r"input_spec: unknown field\(s\) \['band'\]"),
+        ({"name": "s", "annotation": "a.parquet"}, "source 's': the annotation a.parquet is no JSON: .* as `dataset`"),
         ({"meta": "meta.json"}, "meta JSON meta.json cannot be read"),
         ("s", "source 0 is 's', not a mapping"),
     ],
