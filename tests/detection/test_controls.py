@@ -29,7 +29,7 @@ def sample(name, size, boxes, labels=None):
     labels = torch.zeros(len(boxes), dtype=torch.int64) if labels is None else torch.tensor(labels)
     image = torch.full((3, height, width), int(name[-1]), dtype=torch.uint8)
     found = {"id": name, "image": image, "labels": labels, "difficult": no, "crowd": no, "masks": masks}
-    return found | {"corners": corners_of(boxes)}
+    return found | {"corners": corners_of(boxes), "area": torch.full((len(boxes),), float("nan"), dtype=torch.float64)}
 
 
 def trainer_of(task, items, **options):
