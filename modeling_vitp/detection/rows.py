@@ -33,6 +33,8 @@ def read_rows(
         try:
             size = image_size(row[columns["image"]])
             values = {key: values_of(row, column) for key, column in lists.items()}
+            if values.get("area", ()) is None:
+                del values["area"]
             found = list(row_objects(values, names, box_format, where))
         except (KeyError, TypeError, ValueError) as error:
             raise ValueError(f"{where}: {error}") from error

@@ -137,6 +137,22 @@ def test_rows_may_have_their_objects_in_columns_of_any_name(tmp_path):
         DetectionData.from_dict(described | {"columns": {"boxes": "objects.box"}}).open(["train"], "horizontal")
 
 
+def test_areas_are_those_of_the_rows_that_tell_them(tmp_path):
+    numbers = datasets.List(datasets.Value("float32"))
+    lists = {"bbox": datasets.List(numbers), "category": datasets.List(datasets.Value("int64")), "area": numbers}
+    areas = [None, [None], [5.0]]
+    rows = {
+        "image": [Image.new("RGB", (32, 32), (seed, 0, 0)) for seed in range(3)],
+        "objects": [{"bbox": [[1, 1, 9, 9]], "category": [0], "area": area} for area in areas],
+    }
+    features = datasets.Features({"image": datasets.Image(), "objects": lists})
+    datasets.Dataset.from_dict(rows, features=features).to_parquet(tmp_path / "train.parquet")
+    settings = {"dataset_name": str(tmp_path), "classes": NAMES, "splits": {"train": "train"}}
+    samples = DetectionData.from_dict(settings).open(["train"], "horizontal")
+    found = [samples[index]["area"].tolist() for index in range(3)]
+    assert np.isnan(found[:2]).all() and found[2] == [5.0]
+
+
 def test_a_label_of_a_row_that_stands_for_no_name_is_an_error(tmp_path):
     """-1 is what `datasets` has for what is not labelled."""
     write_images(tmp_path / "images", ["a_001"])
