@@ -5,6 +5,7 @@ import shlex
 from types import SimpleNamespace
 
 import pytest
+from pictures import picture
 
 from modeling_vitp.recipes import pretrain
 from modeling_vitp.training import plan
@@ -43,11 +44,19 @@ def test_an_output_folder_where_a_file_is_is_refused(tmp_path, place):
     check_output([SimpleNamespace(output_dir=str(tmp_path / "new" / "run"))])
 
 
-@pytest.mark.parametrize("kind", ["folder", "annotation", "dataset"])
-def test_what_a_dry_run_of_a_data_set_advises_is_a_dry_run(tmp_path, data_folder, monkeypatch, kind):
-    file = tmp_path / "it's.jsonl"
-    file.write_text(json.dumps({"conversations": [{"from": "human", "value": "?"}, {"from": "gpt", "value": "!"}]}))
-    name = {"folder": str(data_folder), "annotation": str(file), "dataset": "my-org/my-data"}[kind]
+@pytest.mark.parametrize(
+    ("named", "kind"),
+    [("json beside images", "folder"), ("json", "annotation"), ("parquet", "dataset"), ("hub", "dataset")],
+)
+def test_what_a_dry_run_of_a_data_set_advises_is_a_dry_run(tmp_path, data_folder, monkeypatch, named, kind):
+    turns = [{"from": "human", "value": "?"}, {"from": "gpt", "value": "!"}]
+    file, beside = tmp_path / "it's.jsonl", tmp_path / "it's beside"
+    beside.mkdir()
+    picture(60, 56, 0).save(beside / "a.png")
+    for place, row in ((file, {}), (beside / "train.jsonl", {"image": "a.png"})):
+        place.write_text(json.dumps({**row, "conversations": turns}))
+    places = {"json beside images": beside, "json": file, "parquet": data_folder, "hub": "my-org/my-data"}
+    name = str(places[named])
     config = tmp_path / "run.yaml"
     config.write_text(json.dumps({"dataset_name": name, "output_dir": "unused"}))
     words = ["--config", str(config), "--dry_run", "true"]
