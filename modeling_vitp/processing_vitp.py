@@ -31,6 +31,10 @@ CHAT_TEMPLATE = (
     "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
 )
 
+# Settings of a tokenizer that neither pad nor cut, and with which it says something of each token alone.
+OF_EACH_TOKEN = ("add_special_tokens", "return_offsets_mapping", "return_special_tokens_mask", "return_token_type_ids")
+OF_EACH_TOKEN += ("padding_side", "verbose")
+
 
 class ViTPProcessor(ProcessorMixin):
     r"""Image processor and tokenizer in one, with Visual Robustness Learning.
@@ -142,7 +146,7 @@ class ViTPProcessor(ProcessorMixin):
         if vrl_keys is not None and len(vrl_keys) != len(text):
             raise ValueError(f"There are {len(vrl_keys)} vrl_keys for {len(text)} texts: one for each is needed.")
 
-        pixel_values, kept_tokens, replacements, kept_by_image = [], [], [], []
+        pixel_values, kept_tokens, kept_by_image = [], [], []
         num_tokens_before = 0
         for row, sample_images in enumerate(images):
             num_tiles = []
@@ -158,16 +162,15 @@ class ViTPProcessor(ProcessorMixin):
                 kept = torch.arange(sum(num_tokens))
             kept_tokens.append(kept + num_tokens_before)
             num_tokens_before += sum(num_tokens)
-            kept_by_image.append(_split_by_image(kept, num_tokens))
-            replacements += [self._tokens_of_image(len(local)) for local, _ in kept_by_image[-1]]
+            kept_by_image.append(_split_by_image(kept.numpy(), num_tokens))
 
         wants_mask = text_kwargs.pop("return_attention_mask", None)
         return_offsets = text_kwargs.pop(
             "return_text_replacement_offsets", merged.get("return_text_replacement_offsets", False)
         )
         text_kwargs.pop("return_mm_token_type_ids", None)
-        text, replacement_offsets = self.get_text_with_replacements(text, replacements)
-        data = dict(self.tokenizer(text, return_attention_mask=True, **text_kwargs))
+        num_kept = [[len(local) for local, _ in kept] for kept in kept_by_image]
+        data, replacement_offsets = self._tokenize(text, num_kept, text_kwargs)
         positions = [
             self._positions(ids, mask, kept, row)
             for row, (ids, mask, kept) in enumerate(zip(data["input_ids"], data["attention_mask"], kept_by_image))
@@ -198,6 +201,24 @@ class ViTPProcessor(ProcessorMixin):
     @staticmethod
     def _tokens_of_image(number: int) -> str:
         return IMAGE_START_TOKEN + IMAGE_TOKEN * number + IMAGE_END_TOKEN
+
+    def _tokenize(self, text: list[str], num_kept: list[list[int]], text_kwargs: dict) -> tuple[dict, list]:
+        """What the tokenizer gives for texts in which each image stands with so many tokens, and where in these texts.
+
+        The tokens of an image are tokenized as one and then repeated, where none is cut and no row is padded.
+        """
+        counts = [count for row in num_kept for count in row]
+        whole, places = self.get_text_with_replacements(list(text), list(map(self._tokens_of_image, counts)))
+        if all(name in OF_EACH_TOKEN or value in (None, False) for name, value in text_kwargs.items()):
+            short, _ = self.get_text_with_replacements(list(text), [self._tokens_of_image(1)] * len(counts))
+            data = self.tokenizer(short, return_attention_mask=True, **text_kwargs)
+            are_image = [np.array(ids, np.int64) == self.image_token_id for ids in data["input_ids"]]
+            if [is_image.sum() for is_image in are_image] == list(map(len, num_kept)):
+                return {
+                    name: [_repeat(*row, name == "offset_mapping") for row in zip(rows, are_image, num_kept)]
+                    for name, rows in data.items()
+                }, places
+        return dict(self.tokenizer(whole, return_attention_mask=True, **text_kwargs)), places
 
     def _images_by_sample(self, images: ImageInput | None, text: list[str]) -> list[list]:
         """Deals the images out to the texts, by the image places in each."""
@@ -256,11 +277,10 @@ class ViTPProcessor(ProcessorMixin):
 
     def _positions(self, input_ids: list[int], attention_mask: list[int], kept_by_image: list, row: int) -> list[int]:
         """Positions of the kept tokens of one row in its full sequence; 0 at padding."""
-        # Of a list, NumPy makes an array in a sixth of the time of torch.tensor.
-        ids, real = torch.from_numpy(np.array(input_ids, np.int64)), torch.from_numpy(np.array(attention_mask, bool))
-        image_tokens = (ids == self.image_token_id).nonzero().flatten()
-        image_ends = (ids == self.end_image_token_id).nonzero().flatten()
-        image_starts = (ids == self.start_image_token_id).nonzero().flatten()
+        ids, real = np.array(input_ids, np.int64), np.array(attention_mask, bool)
+        image_tokens = np.flatnonzero(ids == self.image_token_id)
+        image_ends = np.flatnonzero(ids == self.end_image_token_id)
+        image_starts = np.flatnonzero(ids == self.start_image_token_id)
         num_kept = sum(len(local) for local, _ in kept_by_image)
         if len(image_starts) > len(kept_by_image):
             raise ValueError(
@@ -274,15 +294,13 @@ class ViTPProcessor(ProcessorMixin):
                 f"{len(image_tokens)} and {len(image_ends)} are left: truncation cut them, or its text holds an image "
                 "token literally. Raise max_length, lower max_patches or raise vrl_drop_ratio."
             )
-        gaps = torch.zeros_like(ids)  # number of dropped tokens just before each token
-        for end, (local, full) in zip(image_ends.tolist(), kept_by_image):
-            before = torch.cat([torch.tensor([-1]), local])
-            steps = torch.diff(before, append=torch.tensor([full])) - 1
+        gaps = np.zeros_like(ids)  # number of dropped tokens just before each token
+        for end, (local, full) in zip(image_ends, kept_by_image):
+            steps = np.diff(local, prepend=-1, append=full) - 1
             gaps[image_tokens[: len(local)]] = steps[:-1]
             gaps[end] = steps[-1]
             image_tokens = image_tokens[len(local) :]
-        positions = ((1 + gaps) * real).cumsum(0) - 1
-        return positions.masked_fill(~real, 0).tolist()
+        return np.where(real, ((1 + gaps) * real).cumsum() - 1, 0).tolist()
 
     def apply_chat_template(self, conversation, chat_template: str | None = None, **kwargs):
         """Renders and, with `tokenize=True`, encodes chat messages; see
@@ -325,13 +343,37 @@ def _as_tuple(key) -> tuple:
     return tuple(key) if isinstance(key, (list, tuple)) else (key,)
 
 
-def _split_by_image(kept: torch.LongTensor, num_tokens: list[int]) -> list[tuple[torch.LongTensor, int]]:
-    """For each image its kept tokens, as indices into the image's own, and the number of tokens that it has in full."""
-    borders = torch.tensor([0, *num_tokens]).cumsum(0)
-    return [
-        (kept[(kept >= start) & (kept < end)] - start, (end - start).item())
-        for start, end in zip(borders[:-1], borders[1:])
-    ]
+def _split_by_image(kept: np.ndarray, num_tokens: list[int]) -> list[tuple[np.ndarray, int]]:
+    """For each image its kept tokens, as indices into the image's own, and the number of tokens that it has in full.
+
+    Args:
+        kept: int64, ascending, `(num_kept,)`.
+        num_tokens: of each image.
+    """
+    starts = np.cumsum([0, *num_tokens])[:-1]
+    parts = np.split(kept, np.searchsorted(kept, starts))[1:]
+    return [(part - start, full) for part, start, full in zip(parts, starts, num_tokens)]
+
+
+def _repeat(values: list, is_image: np.ndarray, num_kept: list[int], are_offsets: bool) -> list:
+    """A value of each token of a text in which each image has one token, for as many tokens as each has kept.
+
+    Args:
+        values: of the `sequence_length` tokens of the short text.
+        is_image: bool, `(sequence_length,)`.
+        num_kept: of each image.
+        are_offsets: whether values are where in the text a token starts and ends, which then are those of the whole.
+    """
+    counts = np.ones(len(is_image), np.int64)
+    counts[is_image] = num_kept
+    repeated = np.repeat(np.array(values, np.int64), counts, axis=0)
+    if not are_offsets:
+        return repeated.tolist()
+    gained = (counts - 1) * len(IMAGE_TOKEN)
+    number = np.arange(len(repeated)) - np.repeat(counts.cumsum() - counts, counts)  # within its image; 0 of others
+    shift = np.repeat(gained.cumsum() - gained, counts) + number * len(IMAGE_TOKEN)
+    # A token that the tokenizer adds is in no text, and stays at 0.
+    return list(map(tuple, np.where(repeated.any(1), repeated.T + shift, 0).T.tolist()))
 
 
 __all__ = ["ViTPProcessor"]

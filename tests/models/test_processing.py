@@ -1,5 +1,6 @@
 """The processor's sequences against a brute-force drop from the full encoding, and its tiles against transformers."""
 
+import copy
 import json
 from decimal import ROUND_CEILING, Decimal
 
@@ -11,6 +12,7 @@ from hypothesis import strategies as st
 from pictures import picture
 from PIL import Image
 from tiny_models import TOKENS_PER_TILE
+from tokenizers.processors import TemplateProcessing
 from transformers import AutoProcessor, AutoTokenizer, GotOcr2ImageProcessor, PreTrainedTokenizerFast
 from trl.trainer.sft_trainer import DataCollatorForVisionLanguageModeling
 
@@ -631,17 +633,29 @@ def test_images_may_be_paths_as_objects(processor, tmp_path, way):
     )
 
 
-@pytest.mark.parametrize("ratio", [0, 0.75])
-def test_replacements_lie_in_the_text_where_their_offsets_say(processor, ratio):
+@pytest.mark.parametrize("added", [True, False])
+@pytest.mark.parametrize("padding", [False, True])
+@pytest.mark.parametrize("ratio", [0, 0.75, 0.99])
+def test_the_tokens_are_those_of_the_text_with_its_replacements_where_their_offsets_say(
+    processor, ratio, padding, added
+):
+    """Whether the tokens of an image are tokenized as one, or as many as they are because rows are padded."""
+    tokenizer = copy.deepcopy(processor.tokenizer)
+    end = ("<|im_end|>", tokenizer.convert_tokens_to_ids("<|im_end|>"))
+    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(f"{end[0]} $A {end[0]}", None, [end])
+    processor = ViTPProcessor(processor.image_processor, tokenizer, image_seq_length=TOKENS_PER_TILE)
     images, texts = make_batch(BATCHES["mixed"])
+    wanted = {"add_special_tokens": added, "return_offsets_mapping": True, "return_special_tokens_mask": True}
     output = processor(
         images=images,
         text=texts,
         vrl_drop_ratio=ratio,
         vrl_keys=make_keys(texts),
         return_text_replacement_offsets=True,
-        return_offsets_mapping=True,
+        padding=padding,
+        **wanted,
     )
+    whole = []
     for row, (text, offsets) in enumerate(zip(texts, output["text_replacement_offsets"], strict=True)):
         written, end = "", 0
         for found in offsets:
@@ -649,9 +663,13 @@ def test_replacements_lie_in_the_text_where_their_offsets_say(processor, ratio):
             written += text[end : found["span"][0]] + found["replacement"]
             assert written[slice(*found["new_span"])] == found["replacement"]
             end = found["span"][1]
-        written += text[end:]
-        assert output["input_ids"][row] == processor.tokenizer(written)["input_ids"]
+        whole.append(written + text[end:])
         assert len(offsets) == len(images[row])
+    expected = tokenizer(whole, padding=padding, padding_side="left", **wanted)
+    assert {name: output[name] for name in expected} == dict(expected)
+    assert set(output) >= {"attention_mask", "offset_mapping", "special_tokens_mask"}
+    if ratio == 0.99:
+        assert any("<img></img>" in text for text in whole)
     if not ratio:
         tiled = processor.image_processor(images[2], crop_to_patches=True, max_patches=BUDGET // len(images[2]))
         assert [processor.replace_image_token(tiled, index) for index in range(3)] == [
