@@ -1,6 +1,7 @@
 """What a folder on this machine holds that rows can be read from: JSON beside images, and where those images are."""
 
 import csv
+import itertools
 import json
 import logging
 import re
@@ -37,7 +38,7 @@ def annotations(
 ) -> dict[str, list[Path]]:
     """The CSV, or else JSON and JSON Lines, of a folder that have its rows, by split: that of the path, or `train`.
 
-    There are none if tables, archives or metadata of images have the rows. A JSON that is not read is logged.
+    There are none if tables, archives or metadata of images have the rows. A file that is not read is logged.
 
     Args:
         columns: which column of a CSV is what, as [`Source`] has it, and so `prompt`.
@@ -45,14 +46,14 @@ def annotations(
     found = files_by_suffix(folder)
     files = [path for path in found.get(".json", []) + found.get(".jsonl", []) if path.name not in {*NO_ROWS, METADATA}]
     tables = [path for suffix in TABLES for path in found.get(suffix, [])]
-    texts = [path for suffix in DELIMITERS for path in found.get(suffix, [])]
+    texts = all_texts = [path for suffix in DELIMITERS for path in found.get(suffix, [])]
     others = tables + [path for path in found.get(".jsonl", []) + texts if path.stem == "metadata"]
     texts = [path for path in texts if has_header_of_rows(path, columns or {}, prompt)]
     rows = texts or [path for path in files if path.suffix.lower() == ".jsonl" or holds_rows(path)]
     rows, others = ([], others) if others else (rows, texts)
-    unread = tuple(sorted(set(files) - set(rows)))
+    unread = tuple(sorted({*files, *all_texts} - {*rows, *others}))
     if unread:
-        warn(unread, f"the rows of the folder are in {others[0].name}" if others else "no list of rows")
+        warn(unread, f"the rows of the folder are in {others[0].name}" if others else "no list of conversations")
     splits: dict[str, list[Path]] = {}
     for path in rows:
         splits.setdefault(split_of(path.relative_to(folder)), []).append(path)
@@ -62,7 +63,7 @@ def annotations(
 @cache
 def warn(paths: tuple[Path, ...], why: str) -> None:
     """Says once what is not read."""
-    more = f" and {len(paths) - 1} more JSON are" if len(paths) > 1 else " is"
+    more = f" and {len(paths) - 1} more are" if len(paths) > 1 else " is"
     logger.warning("%s%s not read: %s.", paths[0], more, why)
 
 
@@ -77,7 +78,7 @@ def split_of(path: Path) -> str:
 
 
 def holds_rows(path: Path) -> bool:
-    """Whether a JSON is a list, or has a row in its first line."""
+    """Whether a JSON is a list, or has a row a line."""
     return begins_with(path) == b"[" or is_in_lines(path)
 
 
@@ -98,19 +99,22 @@ def begins_with(path: Path) -> bytes:
 
 
 def is_in_lines(path: Path) -> bool:
-    """Whether a file has a row a line, by its ending or, if that says JSON, by its first line."""
+    """Whether a file has a row a line, by its ending or, if that says JSON, by its first lines: two objects, or one
+    with the columns of a conversation.
+    """
     if path.suffix.lower() != ".json":
         return True
     if begins_with(path) != b"{":
         return False
     with open(path, "rb") as file:
-        first = next((line for line in file if line.strip()), b"")
+        lines = list(itertools.islice((line for line in file if line.strip()), 2))
     try:
-        row = json.loads(first)
-        recognise(row)
+        rows = [json.loads(line) for line in lines]
+        if len(rows) == 1:
+            recognise(rows[0])
     except (ValueError, RecursionError, TypeError):
         return False
-    return isinstance(row, dict)
+    return all(isinstance(row, dict) for row in rows)
 
 
 def image_root(file: Path, folder: Path, rows: Iterable[Any], columns: Iterable[str] = IMAGES) -> str | None:

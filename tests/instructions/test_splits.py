@@ -13,7 +13,7 @@ from sample_rows import encoded_image
 from trl import ScriptArguments
 
 from modeling_vitp.instructions.conversations import schema_name
-from modeling_vitp.instructions.folders import annotations, split_of, warn
+from modeling_vitp.instructions.folders import annotations, is_in_lines, split_of, warn
 from modeling_vitp.instructions.mixture_file import Source
 from modeling_vitp.instructions.rows import images_of, load_images
 from modeling_vitp.instructions.sources import read_source
@@ -101,7 +101,23 @@ def test_a_json_that_is_not_read_is_named(tmp_path, caplog):
         (tmp_path / "images" / name).write_text(json.dumps(content))
     with caplog.at_level(logging.WARNING):
         assert [path.name for path in annotations(tmp_path / "images")["train"]] == ["lines.json"]
-    assert "classes.json is not read: no list of rows." in caplog.text
+    assert "classes.json is not read: no list of conversations." in caplog.text
+    (tmp_path / "images" / "lines.json").rename(tmp_path / "images" / "a.csv")
+    (tmp_path / "images" / "a.csv").write_text("question,anwser\nq,a\n")
+    with caplog.at_level(logging.WARNING):
+        assert annotations(tmp_path / "images", {"completion": "answers"}) == {}
+    assert "a.csv and 1 more are not read: no list of conversations." in caplog.text
+
+
+@pytest.mark.parametrize("indent", [None, 2])
+def test_a_json_with_a_row_a_line_is_told_by_two_of_them_whatever_their_columns(tmp_path, indent):
+    file = tmp_path / "rows.json"
+    rows = [{"q": question(number), "a": answer(number)} for number in range(2)]
+    file.write_text("\n".join(json.dumps(row, indent=indent) for row in rows))
+    assert is_in_lines(file) is (indent is None)
+    if indent is None:
+        source = Source("s", folder=str(tmp_path), columns={"question": "q", "answer": "a"})
+        assert spoken(read_source(source)) == [(row["q"], row["a"], 0) for row in rows]
 
 
 @pytest.mark.parametrize("place", ["", "a.json"])
@@ -152,7 +168,7 @@ def test_many_json_that_are_not_read_are_one_line_and_checkpoints_are_passed_ove
         (tmp_path / name).write_text("{}")
     assert annotations(tmp_path) == {}
     assert [record.getMessage() for record in caplog.records] == [
-        f"{tmp_path}/a.json and 2 more JSON are not read: the rows of the folder are in train.parquet."
+        f"{tmp_path}/a.json and 2 more are not read: the rows of the folder are in train.parquet."
     ]
 
 
