@@ -8,13 +8,16 @@ from typing import Any
 from ..images.reading import IMAGE_SUFFIXES, below, check_file, check_upright, stored_size
 from ..instructions.from_annotations.annotations import read_annotation, read_list, read_text
 from ..instructions.from_annotations.formats import (
+    STATISTICS,
     AnnotatedObject,
     check_coco,
+    check_size,
     coco_annotations,
     coco_object,
     dota_objects,
     parse_xml,
     voc_objects,
+    voc_size,
 )
 from ..instructions.from_annotations.layouts import is_below
 from ..training.values import check_type
@@ -96,13 +99,13 @@ def read_objects(
     if annotated is None:
         return None
     if form == "voc":
-        return voc_objects(parse_xml(annotated), annotated)
+        tree = parse_xml(annotated)
+        check_size(voc_size(tree) or size, size, annotated, image)
+        return voc_objects(tree, annotated)
     if form == "dota":
         return dota_objects(read_text(annotated), annotated)
     path, entry, annotations, names = annotated
-    stated = entry.get("height", size[0]), entry.get("width", size[1])
-    if stated != size:
-        raise ValueError(f"{path}: {stated[1]} x {stated[0]} pixels is not the size of {image}, {size[1]} x {size[0]}.")
+    check_size((entry.get("height", size[0]), entry.get("width", size[1])), size, path, image)
     # As COCO's own reader leaves out what is marked so, which is not to be mistaken for a crowd.
     return [coco_object(annotation, names, path) for annotation in annotations if not annotation.get("ignore")]
 
@@ -124,6 +127,8 @@ def annotation_files(folder: Path, suffix: str) -> dict[str, Path]:
     """Name without suffix -> annotation, of a folder and those below."""
     files = {}
     for path in sorted(folder.rglob(f"*{suffix}")):
+        if path.name.lower().endswith(STATISTICS):
+            continue
         if path.stem in files:
             raise ValueError(f"{files[path.stem]} and {path} both annotate {path.stem}.")
         files[path.stem] = path

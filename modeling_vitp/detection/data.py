@@ -3,7 +3,6 @@
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import Any
 
 import datasets
@@ -11,11 +10,11 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from ..images.cases import patient_of
-from ..images.reading import identity
 from ..instructions.rows import undecoded
 from ..rotated_boxes import smallest_rectangles
 from ..training.data_settings import DataSettings
+from ..training.files import FileSample, check_disjoint, check_patients
+from ..training.shared_images import check_no_shared_images, images_of_files, images_of_rows
 from ..training.values import check_type
 from ..vrl import keyed_generator
 from .annotations import FORMATS, AnnotatedFile, read_files
@@ -49,6 +48,7 @@ class DetectionData(DataSettings):
             an error; `"skip"`, it is left out, and how many are is said.
         min_side: objects with a shorter side, in pixels, are left out.
         input_spec: how images that are not 8-bit RGB are read, see [`~modeling_vitp.InputSpec`].
+        allow_shared_images: whether splits may hold the same image under different names, or a patient, with a warning.
     """
 
     classes: Sequence[str | Mapping]
@@ -63,6 +63,7 @@ class DetectionData(DataSettings):
     bad_objects: str = "raise"
     min_side: float = 0.0
     input_spec: dict | None = None
+    allow_shared_images: bool = False
     names: ClassNames = field(init=False)
 
     def __post_init__(self):
@@ -150,8 +151,11 @@ class DetectionData(DataSettings):
         return places
 
     def check_disjoint(self, names: Sequence[str], task: str) -> None:
-        """Raises a `ValueError` if two of the splits share an image, under whatever names, or a patient of DICOM."""
+        """Raises a `ValueError` if two of the splits share a file or rows, or, unless that is allowed, an image under
+        other names or a patient of DICOM.
+        """
         if self.root is None:
+            stored = {}
             seen: list[tuple[str, str, int, int]] = []
             for name in names:
                 settings, rows = self._read(name)
@@ -160,16 +164,18 @@ class DetectionData(DataSettings):
                         if other != name and whole == part[0] and max(start, part[1]) < min(end, part[2]):
                             raise ValueError(f"Splits {other!r} and {name!r} share rows of {whole!r}.")
                     seen.append((name, *part))
+                rows = rows.cast(undecoded(rows.features))
+                columns = find_columns(rows.features, self.columns or {}, name, task == "oriented")
+                stored[name] = rows, [columns["image"]]
+            self.check_shared(check_no_shared_images, images_of_rows(stored))
             return
-        owners: dict[Any, tuple[str, Path]] = {}
+        samples = {}
         for name in names:
-            for path in {place.image for place in self._open(name, task).places}:
-                for thing in filter(None, (identity(path), patient_of(path))):
-                    owner, first = owners.setdefault(thing, (name, path))
-                    if owner != name:
-                        shown = f"{thing}, as {path}," if isinstance(thing, str) else path
-                        also = "" if first == path else f", as {first} in {owner!r}"
-                        raise ValueError(f"{shown} is in both splits {owner!r} and {name!r}{also}.")
+            images = dict.fromkeys(place.image for place in self._open(name, task).places)
+            samples[name] = [FileSample(image.stem, {}, (image,), None) for image in images]
+        check_disjoint(samples)
+        self.check_shared(check_patients, samples)
+        self.check_shared(check_no_shared_images, images_of_files(samples))
 
 
 def parts_of(spec: str, rows: datasets.Dataset) -> Iterator[tuple[str, int, int]]:

@@ -1,6 +1,5 @@
 """What is annotated in an image, in one form whatever the format it comes from."""
 
-import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -184,7 +183,9 @@ def check_outline(outline: list | dict | None, size: tuple[int, int]) -> None:
             raise ValueError(f"its run lengths {str(outline['counts'])[:60]!r} are no mask of {list(size)}.") from error
         return
     for polygon in outline:
-        if len(polygon) < 6 or len(polygon) % 2 or not all(math.isfinite(value) for value in polygon):
+        if not (isinstance(polygon, (list, tuple)) and all(map(is_number, polygon))):
+            raise ValueError(f"its outline {str(outline)[:60]} is no list of polygons [x1, y1, x2, y2, …].")
+        if len(polygon) < 6 or len(polygon) % 2:
             raise ValueError(f"its polygon {str(polygon)[:60]} is not of three points or more: it cannot be closed.")
         if not all(abs(value) <= 10 * max(size) for value in polygon):
             raise ValueError(f"its polygon {str(polygon)[:60]} is far outside the image of {width} x {height} pixels.")

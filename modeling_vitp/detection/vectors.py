@@ -1,6 +1,7 @@
 """Objects that were found in an image as vectors: GeoJSON on its ground, or COCO's JSON in its pixels."""
 
 import json
+import math
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import count
 from pathlib import Path
@@ -72,6 +73,10 @@ class Ground:
             self.coordinate_system = "that of the image, which does not name it (it has no CRS)"
         else:
             self.coordinate_system = "pixels of the image, x to the right and y down from its top left corner"
+        (left, top), (right, bottom) = np.stack(self.transformer.xy([0, 1], [0, 1], offset="ul"), 1)
+        side = max(abs(right - left), abs(bottom - top))
+        # So that a pixel, which may be a millionth of a degree, is still told apart into as many parts.
+        self.decimals = PIXEL_DECIMALS + max(math.ceil(-math.log10(side)), 0) if side > 0 else DECIMALS
         corners = outline({"box": [0, 0, image.width, image.height]})
         try:
             self.geometries([corners])
@@ -97,7 +102,7 @@ class Ground:
     def place(self, ring: list[list[float]]) -> list[list[float]]:
         xs, ys = np.transpose(ring)
         points = np.stack(self.transformer.xy(ys, xs, offset="ul"), 1)
-        return (points if self.crs else points.round(PIXEL_DECIMALS)).tolist()
+        return (points if self.crs else points.round(self.decimals)).tolist()
 
 
 def turned(geometry: dict[str, Any]) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 
 import datasets
 import evaluate
@@ -335,6 +336,17 @@ FILE_MISTAKES = [
     ("coco", coco(lambda c: c["annotations"][0].update(bbox=[1, 2, -3, 4])), "annotation 0: the box .* has no area"),
     ("coco", coco(lambda c: c["images"][0].update(height=70)), "96 x 70 pixels is not the size of"),
     ("coco", coco(lambda c: c["annotations"][0].update(segmentation=[[1, 2, 3, 4]])), "annotation 0: its polygon"),
+    ("coco", coco(lambda c: c["annotations"][0].update(segmentation=[1, 2, 3, 4, 5, 6])), r"is no list of polygons \["),
+    (
+        "coco",
+        coco(lambda c: c["annotations"][0].update(segmentation=[[[1, 2], [3, 4], [5, 9]]])),
+        "no list of polygons",
+    ),
+    (
+        "coco",
+        coco(lambda c: c["annotations"][0].update(segmentation=["1,2 3,4 5,9"])),
+        "annotation 0: its outline .* is",
+    ),
     ("coco", coco(lambda c: c["annotations"][0].update(segmentation=[[1, 2, 3, 4, 5]])), "annotation 0: its polygon"),
     ("coco", coco(lambda c: c["annotations"][0].update(segmentation=[[1, 2, 3, 1e9, 5, 6]])), "0: its polygon .* far"),
     ("coco", coco(lambda c: c["annotations"][1]["segmentation"].update(counts="1")), "1: its run lengths '1' are no"),
@@ -433,15 +445,59 @@ def test_an_image_in_two_splits_is_found_under_whatever_name(tmp_path):
 def test_a_patient_of_dicom_in_two_splits_is_named(tmp_path, monkeypatch):
     write_dota(tmp_path, IMAGES)
     write_dota(tmp_path / "test", ["d_005"])
-    monkeypatch.setattr("modeling_vitp.detection.data.patient_of", lambda path: f"PatientID {path.stem[:1]}")
+    monkeypatch.setattr("modeling_vitp.training.files.patient_of", lambda path: f"PatientID {path.stem[:1]}")
     splits = {"train": SPLITS["dota"], "test": {"images": "test/images", "annotations": "test/annfiles"}}
     described = describe(tmp_path, "dota", splits=splits)
     described.check_disjoint(["train", "test"], "oriented")
-    monkeypatch.setattr("modeling_vitp.detection.data.patient_of", lambda path: "PatientID ann")
-    with pytest.raises(
-        ValueError, match="PatientID ann, as .*, is in both splits 'train' and 'test', as .* in 'train'"
-    ):
+    monkeypatch.setattr("modeling_vitp.training.files.patient_of", lambda path: "PatientID ann")
+    with pytest.raises(ValueError, match="PatientID ann is in both splits 'train', as .*, and 'test', as .*: take"):
         described.check_disjoint(["train", "test"], "oriented")
+    allowed = describe(tmp_path, "dota", splits=splits, allow_shared_images=True)
+    allowed.check_disjoint(["train", "test"], "oriented")
+
+
+@pytest.mark.parametrize("stored", ["files", "rows"])
+def test_a_copy_of_an_image_of_another_split_is_found_unless_that_is_allowed(tmp_path, caplog, stored):
+    write_dota(tmp_path, IMAGES)
+    write_dota(tmp_path / "test", ["d_005"])
+    first, other = tmp_path / "images" / "a_001.png", tmp_path / "test" / "images" / "d_005.png"
+    Image.fromarray(np.random.default_rng(0).integers(0, 255, (HEIGHT, WIDTH, 3), np.uint8)).save(first)
+    shutil.copy(first, other)
+    splits = {"train": SPLITS["dota"], "test": {"images": "test/images", "annotations": "test/annfiles"}}
+    described = {"root": str(tmp_path), "format": "dota", "classes": NAMES, "splits": splits}
+    if stored == "rows":
+        objects = {"bbox": [[2.0, 2.0, 9.0, 9.0]], "category": ["ship"]}
+        for name, image in (("train", first), ("test", other)):
+            row = {"image": [{"bytes": image.read_bytes(), "path": None}], "objects": [objects]}
+            table = datasets.Dataset.from_dict(row).cast_column("image", datasets.Image())
+            table.to_parquet(tmp_path / "rows" / f"{name}.parquet")
+        splits = {"train": "train", "test": "test"}
+        described = {"dataset_name": str(tmp_path / "rows"), "classes": NAMES, "splits": splits}
+    with pytest.raises(ValueError, match=r"in split 'test' is the same image as .* in 'train': take it out"):
+        DetectionData.from_dict(described).check_disjoint(["train", "test"], "horizontal")
+    allowed = DetectionData.from_dict(described | {"allow_shared_images": True})
+    allowed.check_disjoint(["train", "test"], "horizontal")
+    assert "is the same image as" in caplog.text
+
+
+def test_voc_of_another_size_is_named_and_what_gdal_leaves_beside_is_passed_over(tmp_path):
+    (tmp_path / "d").mkdir()
+    Image.fromarray(np.zeros((40, 60, 3), np.uint8)).save(tmp_path / "d" / "a.png")
+    (tmp_path / "d" / "a.png.aux.xml").write_text("<PAMDataset></PAMDataset>")
+    box = "".join(f"<{side}>{value}</{side}>" for side, value in zip(("xmin", "ymin", "xmax", "ymax"), (2, 3, 30, 33)))
+    described = {"root": str(tmp_path), "format": "voc", "classes": NAMES}
+    described = DetectionData.from_dict(described | {"splits": {"t": {"images": "d", "annotations": "d"}}})
+    for width, height, fits in ((60, 40, True), (0, 0, True), ("?", 40, True), (120, 80, False), (40, 60, False)):
+        size = f"<size><width>{width}</width><height>{height}</height></size>"
+        content = f"<annotation>{size}<object><name>ship</name><bndbox>{box}</bndbox></object></annotation>"
+        (tmp_path / "d" / "a.xml").write_text(content)
+        if fits:
+            assert described.open(["t"], "horizontal").places[0].objects.boxes().tolist() == [[2, 3, 30, 33]]
+        else:
+            with pytest.raises(
+                ValueError, match=f"a.xml: {width} x {height} pixels is not the size of .*a.png, 60 x 4"
+            ):
+                described.open(["t"], "horizontal")
 
 
 @pytest.mark.parametrize(

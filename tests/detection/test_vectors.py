@@ -72,6 +72,15 @@ def test_an_image_without_a_crs_has_objects_in_the_coordinates_that_it_has(tmp_p
     ]
 
 
+@pytest.mark.parametrize("pixel", [5e-6, 0.25, 3.0])
+def test_without_a_crs_a_pixel_is_told_apart_whatever_its_size(tmp_path, pixel):
+    """The world files of many images are in degrees."""
+    found = geojson(tmp_path, BOX, transform=from_origin(12, 48, pixel, pixel))
+    shape = shapely.from_geojson(json.dumps(found["features"][0]["geometry"]))
+    expected = (12 + 2 * pixel, 48 - 7.5 * pixel, 12 + 12 * pixel, 48 - 3 * pixel)
+    assert shape.bounds == pytest.approx(expected, rel=0, abs=1e-3 * pixel)
+
+
 def test_ground_control_points_place_the_objects(tmp_path):
     """Of many radar images they are the georeference; here 0.1 degrees a pixel."""
     places = [(row, column) for row in (0, 20) for column in (0, 30)]

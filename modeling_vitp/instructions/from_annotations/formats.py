@@ -8,6 +8,7 @@ from pathlib import Path
 from ..boxes import Box
 
 SIDES = ("xmin", "ymin", "xmax", "ymax")
+STATISTICS = ".aux.xml"  # which GDAL leaves beside images that it was asked about
 CORNERS = ("left_top", "right_top", "right_bottom", "left_bottom")  # of DIOR-R's `robndbox`
 
 Point = tuple[float, float]
@@ -53,6 +54,21 @@ def voc_objects(root: ElementTree.Element, path: Path | str) -> list[AnnotatedOb
         except (TypeError, ValueError) as error:
             raise ValueError(f"{where} has no box of four numbers, or of four corners.") from error
     return objects
+
+
+def voc_size(root: ElementTree.Element) -> tuple[int, int] | None:
+    """Height and width of the image that a Pascal VOC document states, if it does; some write 0."""
+    try:
+        height, width = (int(float(root.findtext(f"size/{side}", "0"))) for side in ("height", "width"))
+    except (ValueError, OverflowError):
+        return None
+    return (height, width) if height > 0 and width > 0 else None
+
+
+def check_size(stated: tuple[int, int], size: tuple[int, int], path: Path, image: Path) -> None:
+    """Raises a `ValueError` if the height and width that an annotation states are not those of the image."""
+    if stated != size:
+        raise ValueError(f"{path}: {stated[1]} x {stated[0]} pixels is not the size of {image}, {size[1]} x {size[0]}.")
 
 
 def dota_objects(text: str, path: Path | str) -> list[AnnotatedObject]:

@@ -21,7 +21,17 @@ from .annotations import (
     split_in,
     upright_size,
 )
-from .formats import check_coco, coco_annotations, coco_object, dota_objects, parse_xml, voc_objects
+from .formats import (
+    STATISTICS,
+    check_coco,
+    check_size,
+    coco_annotations,
+    coco_object,
+    dota_objects,
+    parse_xml,
+    voc_objects,
+    voc_size,
+)
 from .masks import connected_regions, labels_of, mask_values, regions_of
 from .volumes import Volumes
 
@@ -82,11 +92,7 @@ class Coco(Layout):
         if objects is None:
             raise ValueError(f"{path} has no `annotations`, so that nothing can be said of {paths[0]}.")
         size = upright_size(paths[0])
-        stated = entry.get("height", size[0]), entry.get("width", size[1])
-        if stated != size:
-            raise ValueError(
-                f"{path}: {stated[1]} x {stated[0]} pixels is not the size of {paths[0]}, {size[1]} x {size[0]}."
-            )
+        check_size((entry.get("height", size[0]), entry.get("width", size[1])), size, path, paths[0])
         regions = []
         for annotation in objects:
             found = coco_object(annotation, categories, path)
@@ -140,7 +146,9 @@ class PascalVOC(Layout):
         if image_id not in self._files:
             raise ValueError(f"{paths[0]} has no {image_id}.xml under {self.annotations or self.root}.")
         path, size, regions = self._files[image_id], upright_size(paths[0]), []
-        for found in voc_objects(parse_xml(path), path):
+        tree = parse_xml(path)
+        check_size(voc_size(tree) or size, size, path, paths[0])
+        for found in voc_objects(tree, path):
             regions += self.region(found.where, found.label, found.box, size, is_clear=not found.is_difficult)
         return AnnotatedImage(image_id, paths, size, tuple(regions))
 
@@ -388,7 +396,7 @@ def by_key(root: Path, suffix: str, key: Callable[[Path], str], within: str = ""
 
     Only of folders with `within` in their name, if there are any.
     """
-    paths = sorted(root.rglob(f"*{suffix}"))
+    paths = sorted(path for path in root.rglob(f"*{suffix}") if not path.name.lower().endswith(STATISTICS))
     paths = [path for path in paths if within in path.relative_to(root).parent.as_posix().lower()] or paths
     files = {}
     for path in paths:
