@@ -24,7 +24,7 @@ from ..training.run_config import RunConfig
 from ..vrl import keyed_generator
 from .arguments import SCORED_WITH, DenseSettings
 from .augmentation import Augmentation
-from .classes import IGNORE_INDEX, LabelEncoding
+from .classes import IGNORE_INDEX, LabelEncoding, change_label
 from .pictures import draw_predictions
 from .samples import ImageFiles, MaskedImages
 from .sliding_window import augmented, sliding_window
@@ -170,6 +170,7 @@ class DenseTrainer(FineTuner, Trainer):
             ignore_index=IGNORE_INDEX,
             num_process=self.args.world_size,
             process_id=self.args.process_index,
+            **({"change_label": change_label(self.names)} if name == "change_detection" else {}),
         )
 
     # Training

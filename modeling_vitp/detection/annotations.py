@@ -106,8 +106,7 @@ def read_objects(
         return dota_objects(read_text(annotated), annotated)
     path, entry, annotations, names = annotated
     check_size((entry.get("height", size[0]), entry.get("width", size[1])), size, path, image)
-    # As COCO's own reader leaves out what is marked so, which is not to be mistaken for a crowd.
-    return [coco_object(annotation, names, path) for annotation in annotations if not annotation.get("ignore")]
+    return [coco_object(annotation, names, path) for annotation in annotations]
 
 
 def images_by_name(folder: Path) -> dict[str, Path]:

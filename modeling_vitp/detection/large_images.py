@@ -13,12 +13,14 @@ from transformers import BaseImageProcessor, PreTrainedModel
 from ..image_processing_vitp_detection import ViTPDetectionImageProcessor, mask_of
 from ..images.large import LargeImage, open_images
 from ..images.unfinished import LineFile, appears_whole, digest, fingerprint, part_of
-from ..images.windows import window_starts
+from ..images.windows import Window, window_starts
 from .tiles import best_of_overlapping
 from .vectors import WRITERS, Found, Ground, polygons_of
 
 WINDOW = 1024  # of a model whose image processor does not say what it was trained at
 NMS_THRESHOLD = 0.5  # of a model without one, as transformers' own are
+CUT_SHARE = 0.7  # of what a window's border has cut: so much of it in another object is a part of that
+OUTWARDS = (-1, -1, 1, 1)  # the way out of a box over its left, top, right and bottom side
 
 
 @torch.inference_mode()
@@ -37,8 +39,9 @@ def detect_large(
     """The objects in an image of any size.
 
     They are found in windows that overlap, and of those of a class that overlap by more than `nms_threshold` only the
-    best is kept, as in the merging of DOTA's patches. What is larger than the overlap of windows may be found in
-    parts. A window without data is passed over.
+    best is kept, as in the merging of DOTA's patches. What ends at a border of its window is left out if it lies in one
+    of its class that goes on there, as another window has it. What is larger than the overlap of windows may be found
+    in parts. A window without data is passed over.
 
     What is found in a row of windows goes to `output` + `.part`, to the disk itself, when the row is finished. A run
     that was killed and is started again, with the same arguments, goes on from there and ends with the same file, byte
@@ -99,6 +102,7 @@ def detect_large(
             "stride": stride,
             "batch_size": batch_size,
             "threshold": threshold,
+            "cut_share": CUT_SHARE,
         }
         lines = stack.enter_context(LineFile(part, made_of))
         height, width = source.dataset.shape
@@ -117,7 +121,9 @@ def detect_large(
                 elif side is not None:
                     resizing = {"do_resize": True}
                 objects = detect(model, image_processor, source.inputs(windows, **resizing), size, threshold)
-                found += [moved(one, left, top) for left, mine in zip(some, objects) for one in mine]
+                for left, mine in zip(some, objects):
+                    place = (left, top, left + window, top + window)
+                    found += [marked(moved(one, left, top), place, (height, width)) for one in mine]
             lines.append(found)
             progress.update(len(lefts))
 
@@ -201,18 +207,62 @@ def moved(found: Found, left: int, top: int) -> Found:
     return found | {name: shift(found[name]) for name in ("box", "corners", "polygons") if name in found}
 
 
+def bounds_of(found: Found) -> list[float]:
+    """x1, y1, x2, y2 around an object."""
+    if "box" in found:
+        return found["box"]
+    xs, ys = zip(*found["corners"])
+    return [min(xs), min(ys), max(xs), max(ys)]
+
+
+def marked(found: Found, window: Window, size: tuple[int, int]) -> Found:
+    """An object with `cut`: at which sides, left, top, right and bottom, it ends, but for a pixel, at a border of its
+    window that is none of the image.
+
+    Args:
+        window: where it was found.
+        size: height and width of the image.
+    """
+    inner = [border != end for border, end in zip(window, (0, 0, *size[::-1]))]
+    beyond = [sign * (bound - border) for sign, bound, border in zip(OUTWARDS, bounds_of(found), window)]
+    return found | {"cut": [is_inner and far >= -1 for is_inner, far in zip(inner, beyond)]}
+
+
+def are_parts(bounds: torch.Tensor, labels: torch.Tensor, cut: torch.Tensor) -> torch.Tensor:
+    """Which objects lie, but for a rest, in one of their class that goes on where their window has cut them.
+
+    Args:
+        bounds: x1, y1, x2, y2, `(n, 4)`.
+        labels: `(n,)`.
+        cut: at which sides, bool `(n, 4)`.
+    """
+    parts = torch.zeros(len(bounds), dtype=torch.bool)
+    for index in cut.any(1).nonzero().flatten().tolist():
+        mine, sides = bounds[index], cut[index]
+        sizes = bounds[:, 2:].minimum(mine[2:]) - bounds[:, :2].maximum(mine[:2])
+        shares = sizes.clamp(min=0).prod(1) / (mine[2:] - mine[:2]).prod()
+        goes_on = ((bounds - mine) * torch.tensor(OUTWARDS) > 1)[:, sides].all(1)
+        parts[index] = ((labels == labels[index]) & (shares >= CUT_SHARE) & goes_on).any()
+    return parts
+
+
 def merged(rows: LineFile, nms_threshold: float) -> Iterator[list[Found]]:
-    """The objects of each row of windows that no better one of their class overlaps by more than a threshold."""
+    """The objects of each row of windows that no better one of their class overlaps by more than a threshold, without
+    parts of others.
+    """
     parts = []
     for row in rows:
         places = [found["corners"] if "corners" in found else found["box"] for found in row]
-        values = [found["score"] for found in row], [found["label"] for found in row], places
+        values = [[found[name] for found in row] for name in ("score", "label", "cut")]
         if row:
-            parts.append([torch.tensor(one, dtype=torch.float64) for one in values])
+            parts.append(
+                [torch.tensor(one, dtype=torch.float64) for one in (*values, places, list(map(bounds_of, row)))]
+            )
     kept = torch.zeros(sum(len(scores) for scores, *_ in parts), dtype=torch.bool)
     if parts:
-        scores, labels, places = map(torch.cat, zip(*parts))
-        kept[best_of_overlapping(places, scores, labels, nms_threshold)] = True
+        scores, labels, cut, places, bounds = map(torch.cat, zip(*parts))
+        best = best_of_overlapping(places, scores, labels, nms_threshold)
+        kept[best[~are_parts(bounds[best], labels[best], cut[best].bool())]] = True
     first = 0
     for row in rows:
         yield [found for found, keep in zip(row, kept[first : first + len(row)].tolist()) if keep]

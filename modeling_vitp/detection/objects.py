@@ -60,13 +60,19 @@ class ImageObjects:
         """Upright boxes around them, x1, y1, x2, y2, float64 of shape `(n, 4)`."""
         return np.concatenate([self.corners.min(1), self.corners.max(1)], 1).reshape(-1, 4)
 
-    def masks(self, size: tuple[int, int]) -> np.ndarray:
-        """uint8 of shape `(n, height, width)`; an object without an outline has an empty one."""
-        height, width = size
-        masks = np.zeros((len(self), height, width), np.uint8)
+    def masks(self, size: tuple[int, int], window: Window | None = None) -> np.ndarray:
+        """uint8 of shape `(n, height, width)`; an object without an outline has an empty one.
+
+        Args:
+            size: height and width of the image.
+            window: the part of it that is wanted.
+        """
+        left, top, right, bottom = window or (0, 0, *size[::-1])
+        masks = np.zeros((len(self), bottom - top, right - left), np.uint8)
         for mask, outline in zip(masks, self.segmentations):
             if outline is not None:
-                mask[:] = run_lengths.decode([run_lengths.segmToRle(outline, width, height)])[..., 0]
+                whole = run_lengths.decode([run_lengths.segmToRle(outline, *size[::-1])])[..., 0]
+                mask[:] = whole[top:bottom, left:right]
         return masks
 
 

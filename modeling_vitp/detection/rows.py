@@ -23,13 +23,22 @@ def read_rows(
             `masks` the columns or, with a dot, the fields of a column that has all objects of an image.
         box_format: of `boxes`: `"xywh"` or `"xyxy"`, from the left and from the top, in pixels.
         name: of the split, for errors.
+
+    Raises:
+        ValueError: names the row, if something in it is not as it should be, or two have one id.
     """
     lists = {key: column for key, column in columns.items() if key not in ("image", "id")}
     tops = {column.split(".")[0] for column in (*lists.values(), *filter(None, [columns.get("id")]))}
     names = getattr(feature_of(rows.features, columns.get("labels", "")), "names", None)
+    seen: dict[str, int] = {}
     for index, row in enumerate(rows.select_columns(sorted(tops | {columns["image"]}))):
         row_id = str(row[columns["id"]]) if "id" in columns else str(index)
         where = f"row {row_id} of split {name!r}"
+        if (first := seen.setdefault(row_id, index)) != index:
+            raise ValueError(
+                f"Split {name!r}: rows {first} and {index} have the same {columns['id']!r}, {row_id}. Give each its "
+                "own, or name another column under `columns`, as `id`."
+            )
         try:
             size = image_size(row[columns["image"]])
             values = {key: values_of(row, column) for key, column in lists.items()}

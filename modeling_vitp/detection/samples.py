@@ -129,9 +129,5 @@ class ObjectImages(torch.utils.data.Dataset):
             "area": torch.from_numpy(objects.areas),
         }
         if self.with_masks:
-            masks = objects.masks(place.size)
-            if place.window:
-                left, top, right, bottom = place.window
-                masks = masks[:, top:bottom, left:right]
-            item["masks"] = torch.from_numpy(np.ascontiguousarray(masks))
+            item["masks"] = torch.from_numpy(objects.masks(place.size, place.window))
         return item

@@ -100,14 +100,18 @@ def test_uavid_is_written_in_colours(tmp_path):
         assert {*map(tuple, mask.reshape(-1, 3).tolist())} <= colours
 
 
-def test_levir_cd(tmp_path):
+@pytest.mark.parametrize("change", [1, 0])
+def test_levir_cd(tmp_path, change):
+    """Also with the class of change as the first of those that are listed."""
     dense_data.make_levir_cd(tmp_path / "data", size=80)
-    settings = {"eval_split": None, "watch_samples": 1}
+    described = dense_data.read_config("levir_cd")["data"]
+    described["classes"] = described["classes"][:: 1 if change else -1]
+    settings = {"eval_split": None, "watch_samples": 1, "data": described}
     arguments = dense_data.smoke_arguments("levir_cd", tmp_path / "data", tmp_path / "out", **settings)
     assert main(arguments, **CHANGE) == 0
     metrics = json.loads((tmp_path / "out" / "metrics.json").read_text())["test"]
-    data = DenseData.from_dict(dense_data.read_config("levir_cd")["data"] | {"root": str(tmp_path / "data")})
-    both, either = areas(tmp_path / "out", data.open(["test"]), ViTPForChangeDetection, 64, 48)[:, 1]
+    data = DenseData.from_dict(described | {"root": str(tmp_path / "data")})
+    both, either = areas(tmp_path / "out", data.open(["test"]), ViTPForChangeDetection, 64, 48)[:, change]
     assert metrics["test_iou"] == pytest.approx(both / either, abs=0.02)
     assert metrics["test_f1"] == pytest.approx(2 * both / (either + both), abs=0.02)
     assert all((tmp_path / "out" / name).is_file() for name in ("predictions.png", "watch/step-000002.png"))

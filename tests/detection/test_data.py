@@ -1,8 +1,10 @@
 """Data sets in every format, as a configuration describes them."""
 
+import dataclasses
 import json
 import re
 import shutil
+import tracemalloc
 
 import datasets
 import evaluate
@@ -23,8 +25,12 @@ from detection_data import (
     write_voc,
 )
 from PIL import Image
+from pycocotools.coco import COCO
+from pycocotools.cocoeval import COCOeval
 
 from modeling_vitp.detection.data import DetectionData, with_few_empty
+from modeling_vitp.detection.objects import ImageObjects
+from modeling_vitp.detection.samples import ObjectImages
 from modeling_vitp.detection.trainer import reference
 from modeling_vitp.metrics import METRICS_FOLDER
 
@@ -82,6 +88,31 @@ def test_outlines_become_masks(tmp_path):
             drawn = draw_mask(corners)
             # OpenCV draws the border of a polygon too, COCO's own reader does not.
             assert ((mask & drawn).sum() / (mask | drawn).sum()) > 0.75
+
+
+def test_masks_of_a_tile_are_cut_out_of_those_of_the_image_and_no_more_is_kept_at_once(tmp_path):
+    write_coco(tmp_path, IMAGES)
+    tile = {"size": 40, "overlap": 10, "min_image_share": 0.1, "min_object_share": 0.1}
+    wholes = describe(tmp_path, "coco").open(["train"], "instances")
+    tiles = describe(tmp_path, "coco", splits={"train": SPLITS["coco"] | {"tile": tile}}).open(["train"], "instances")
+    seen = 0
+    for place, item in zip(tiles.places, (tiles[index] for index in range(len(tiles)))):
+        left, top, right, bottom = place.window
+        place = dataclasses.replace(place, window=None)
+        whole = ObjectImages([place], None, True)[0]["masks"]
+        assert torch.equal(item["masks"], whole[:, top:bottom, left:right])
+        seen += len(item["masks"])
+    assert seen > len(wholes)
+    segmentation = [[1000, 1000, 1100, 1000, 1100, 1100]]
+    many = dict(zip(("difficult", "crowd"), np.zeros((2, 100), bool)))
+    objects = ImageObjects(
+        np.zeros(100, np.int64), np.zeros((100, 4, 2)), **many, areas=np.ones(100), segmentations=(segmentation,) * 100
+    )
+    tracemalloc.start()
+    masks = objects.masks((2048, 2048), (1000, 1000, 1100, 1100))
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert masks.sum() > 0 and peak < 3 * 2048**2  # one mask of the image, and those of the tile
 
 
 def test_rows_may_have_their_objects_in_columns_of_any_name(tmp_path):
@@ -478,6 +509,50 @@ def test_a_copy_of_an_image_of_another_split_is_found_unless_that_is_allowed(tmp
     allowed = DetectionData.from_dict(described | {"allow_shared_images": True})
     allowed.check_disjoint(["train", "test"], "horizontal")
     assert "is the same image as" in caplog.text
+
+
+def test_rows_of_one_id_are_named_before_training(tmp_path):
+    row = {
+        "image": [Image.new("RGB", (20, 20))] * 3,
+        "image_id": [4, 7, 4],
+        "objects": [{"bbox": [[2.0, 2, 9, 9]]}] * 3,
+    }
+    features = {"image": datasets.Image(), "image_id": datasets.Value("int64")}
+    features["objects"] = {"bbox": datasets.List(datasets.List(datasets.Value("float64")))}
+    rows = datasets.Dataset.from_dict(row, features=datasets.Features(features))
+    rows.to_parquet(tmp_path / "train.parquet")
+    described = {"dataset_name": str(tmp_path), "classes": ["ship"], "splits": {"train": "train"}}
+    with pytest.raises(ValueError, match="Split 'train': rows 0 and 2 have the same 'image_id', 4. Give each its own"):
+        DetectionData.from_dict(described).open(["train"], "horizontal")
+
+
+@pytest.mark.parametrize("marks", [{"iscrowd": 1}, {"iscrowd": 1, "ignore": 1}, {"iscrowd": 0, "ignore": 1}])
+def test_what_coco_marks_as_a_crowd_or_to_be_ignored_counts_as_in_pycocotools(tmp_path, marks):
+    (tmp_path / "images").mkdir()
+    Image.new("RGB", (100, 100)).save(tmp_path / "images" / "a.png")
+    boxes = [[5, 5, 20, 20], [40, 5, 20, 20], [10, 50, 80, 40]]
+    entries = [{"id": 1 + i, "image_id": 1, "category_id": 1, "bbox": box, "iscrowd": 0} for i, box in enumerate(boxes)]
+    entries = [entry | {"area": box[2] * box[3]} for entry, box in zip(entries, boxes)]
+    entries[2] |= marks
+    images = [{"id": 1, "file_name": "a.png", "height": 100, "width": 100}]
+    categories = [{"id": 1, "name": "ship"}]
+    content = {"images": images, "annotations": entries, "categories": categories}
+    (tmp_path / "boxes.json").write_text(json.dumps(content))
+    found = [[*boxes[0], 0.7], [*boxes[1], 0.6], [10, 55, 20, 20, 0.9], [50, 60, 20, 20, 0.8], [*boxes[2], 0.5]]
+    truth = COCO(str(tmp_path / "boxes.json"))
+    scored = [{"image_id": 1, "category_id": 1, "bbox": one[:4], "score": one[4]} for one in found]
+    scored = COCOeval(truth, truth.loadRes(scored), "bbox")
+    scored.evaluate(), scored.accumulate(), scored.summarize()
+
+    splits = {"train": {"images": "images", "annotations": "boxes.json"}}
+    described = {"root": str(tmp_path), "format": "coco", "classes": ["ship"], "splits": splits}
+    (item,) = DetectionData.from_dict(described).open(["train"], "horizontal")
+    found = torch.tensor(found)
+    prediction = {"labels": torch.zeros(5, dtype=torch.long), "scores": found[:, 4]}
+    prediction["boxes"] = torch.cat([found[:, :2], found[:, :2] + found[:, 2:4]], 1)
+    metric = evaluate.load(str(METRICS_FOLDER / "coco_average_precision"), num_labels=1)
+    ours = metric.compute(predictions=[prediction], references=[reference(item, "horizontal")])
+    assert ours["map"] == pytest.approx(scored.stats[0]) and 0 < ours["map"]
 
 
 def test_voc_of_another_size_is_named_and_what_gdal_leaves_beside_is_passed_over(tmp_path):

@@ -16,6 +16,7 @@ from pycocotools.coco import COCO
 from rasterio.transform import from_origin
 
 from modeling_vitp import ViTPDetectionImageProcessor, detect_large
+from modeling_vitp.detection import large_images
 from modeling_vitp.recipes import predict_large as script
 
 HEIGHT, WIDTH = 150, 170
@@ -75,6 +76,9 @@ def by_hand(model, image, threshold=0.1, window=96, stride=60):
             for index, (label, score, outline) in enumerate(zip(alone["labels"], alone["scores"], alone["outlines"])):
                 one = {"label": int(label), "score": float(score)}
                 one["outline"] = shapely.transform(outline, lambda points, by=(left, top): points + by)
+                ends = np.array(outline.bounds) - [1, 1, part.shape[2] - 1, part.shape[1] - 1]
+                inner = left > 0, top > 0, left + window < image.shape[2], top + window < image.shape[1]
+                one["cut"] = (ends * [1, 1, -1, -1] <= 0) & inner
                 if "masks" in alone:
                     one["mask"] = np.zeros(image.shape[1:], bool)
                     one["mask"][top : top + window, left : left + window] = alone["masks"][index].numpy()
@@ -87,8 +91,18 @@ def by_hand(model, image, threshold=0.1, window=96, stride=60):
             for other in ours
         ):
             kept.append(one)
-    assert len(kept) < len(found)
-    return kept
+    whole = [one for one in kept if not (one["cut"].any() and lies_in_another(one, kept))]
+    assert len(whole) <= len(kept) < len(found)
+    return whole
+
+
+def lies_in_another(one, others):
+    """Of the boxes around objects of one class, seven tenths of one in one that goes on where it is cut."""
+    box = shapely.box(*one["outline"].bounds)
+    boxes = [shapely.box(*other["outline"].bounds) for other in others if other["label"] == one["label"]]
+    around = [other for other in boxes if other.intersection(box).area >= 0.7 * box.area]
+    beyond = [(np.array(other.bounds) - box.bounds) * [-1, -1, 1, 1] > 1 for other in around]
+    return any(sides[one["cut"]].all() for sides in beyond)
 
 
 @pytest.fixture(scope="module")
@@ -102,6 +116,42 @@ def written(tmp_path_factory):
             output = folder / f"{name}.{suffix}"
             detect_large(model, ViTPDetectionImageProcessor(), source, output, threshold=0.1, **WINDOWS)
     return folder, models, {name: by_hand(model, scene()) for name, model in models.items()}
+
+
+@pytest.mark.parametrize("key", ["box", "corners"])
+def test_what_is_smaller_than_the_overlap_of_windows_is_found_once_whatever_a_window_sees_of_it(
+    tmp_path, monkeypatch, key
+):
+    """By a detector that finds every part of an object that has a pixel in its window, and is as sure as it sees it."""
+    generator = np.random.default_rng(0)
+    places = [(x, y) for x in range(3, 380, 29) for y in range(3, 280, 29)]
+    truth = [(x, y, *np.add((x, y), generator.integers(8, 26, 2)).tolist()) for x, y in places]
+    windows = []
+
+    def area(box):
+        return max(box[2] - box[0], 0) * max(box[3] - box[1], 0)
+
+    def reads(source, top, lefts, window, batch_size):
+        windows[:] = [(left, top, left + window, top + window) for left in lefts]
+        yield lefts, torch.zeros(len(lefts), 3, window, window)
+
+    def finds(*_):
+        for left, top, right, bottom in windows:
+            seen = [(max(x, left), max(y, top), min(z, right), min(w, bottom)) for x, y, z, w in truth]
+            shares = [area(part) / area(whole) for part, whole in zip(seen, truth)]
+            scores = [0.5 + share / 2 for share in shares if share]
+            parts = [(x - left, y - top, z - left, w - top) for (x, y, z, w), share in zip(seen, shares) if share]
+            corners = [[[x, y], [z, y], [z, w], [x, w]] for x, y, z, w in parts]
+            values = [list(map(float, part)) for part in parts] if key == "box" else corners
+            yield [{"label": 0, "score": score, key: value} for score, value in zip(scores, values)]
+
+    monkeypatch.setattr(large_images, "windows_with_data", reads)
+    monkeypatch.setattr(large_images, "detect", finds)
+    source = write_tiff(tmp_path / "scene.tif", np.zeros((3, 300, 400), np.uint8))
+    model = original_detector("oriented_rcnn")
+    detect_large(model, ViTPDetectionImageProcessor(), source, tmp_path / "o.json", window=100, stride=74)
+    found = [one["bbox"] for one in json.loads((tmp_path / "o.json").read_text())["annotations"]]
+    assert sorted((x, y, x + width, y + height) for x, y, width, height in found) == sorted(truth)
 
 
 @every_detector
