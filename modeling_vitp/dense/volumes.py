@@ -21,8 +21,8 @@ def slice_volumes(
     foreground_only: bool = False,
     num_proc: int | None = None,
 ) -> datasets.Dataset:
-    """The slices of volumes as rows with `id`, `case`, `image`, if there are masks `mask`, and unless only those with
-    foreground are there, `place` among the slices of the volume and `spacing` (see
+    """The slices of volumes as rows with `id`, `case`, the volume's id, `image`, if there are masks `mask`, and unless
+    only those with foreground are there, `place` among the slices of the volume and `spacing` (see
     [`~modeling_vitp.images.volumes.Volume.spacing`]).
 
     A slice is as [`~modeling_vitp.images.volumes.Volume`] cuts it.
@@ -72,7 +72,7 @@ def slices(files: list[tuple[FileSample, list[int]]], settings: Mapping) -> Iter
     for sample, _ in files:
         cuts = VolumeSlices(sample.images, plane, settings["window"], settings["percentiles"], sample.mask)
         for index in range(len(cuts)):
-            row = {"id": f"{sample.id}/{plane}_{index:04d}", "case": sample.case, "image": cuts.image(index)}
+            row = {"id": f"{sample.id}/{plane}_{index:04d}", "case": sample.id, "image": cuts.image(index)}
             if sample.mask is not None:
                 labels = cuts.mask(index)
                 indices = encoding.encode(labels.astype(np.int32), str(sample.mask))

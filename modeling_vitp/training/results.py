@@ -42,7 +42,7 @@ def train(trainer: ViTPTrainer) -> dict[str, Any]:
     skipped = count_skipped(trainer.data_collator)
     if skipped:
         metrics["skipped_rows"] = skipped
-        logger.warning("Rows skipped in this run, by source: %s", json.dumps(skipped))
+        logger.warning("Rows skipped since this run began or went on, by source: %s", json.dumps(skipped))
     return metrics
 
 

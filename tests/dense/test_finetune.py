@@ -13,6 +13,7 @@ from launching import launch
 from pictures import write_bands
 from PIL import Image
 from safetensors.torch import load_file
+from torch.utils.data import Subset
 from transformers import AutoImageProcessor, AutoModelForSemanticSegmentation
 
 from modeling_vitp import (
@@ -128,6 +129,34 @@ def test_amos(tmp_path):
     dice = np.divide(2 * both, both + either, out=np.full(16, np.nan), where=either > 0)
     assert metrics["test_mean_dice"] == pytest.approx(np.nanmean(dice), abs=0.01)
     assert {samples[index]["case"] for index in range(len(samples))} == {"0101", "0102"}
+
+
+def test_volumes_of_one_patient_are_scored_one_by_one(tmp_path):
+    """Two visits of one patient in the test split, whose slices have the same places."""
+    dense_data.make_amos(tmp_path / "data")
+    for kind, of_kind in (("images", "image"), ("labels", "mask")):
+        for number, path in enumerate(sorted((tmp_path / "data").glob(f"{kind}*/*"))):
+            place = tmp_path / "data" / path.parent.name[-2:] / ("p1" if number > 2 else f"t{number}") / f"{number}"
+            place.mkdir(parents=True, exist_ok=True)
+            path.rename(place / f"{of_kind}.nii.gz")
+    splits = {
+        name: {kind: f"{folder}/{{patient}}/{{visit}}/{kind}.nii.gz" for kind in ("image", "mask")}
+        for name, folder in (("train", "Tr"), ("test", "Va"))
+    }
+    described = dense_data.read_config("amos2022")["data"] | {"splits": splits, "root": str(tmp_path / "data")}
+    settings = {"eval_split": None, "num_pictures": 0, "data": described}
+    assert main(dense_data.smoke_arguments("amos2022", tmp_path / "data", tmp_path / "out", **settings)) == 0
+    metrics = json.loads((tmp_path / "out" / "metrics.json").read_text())["test"]
+    samples = DenseData.from_dict(described).open(["test"])
+    cases = [samples[index]["case"] for index in range(len(samples))]
+    assert set(cases) == {"p1/3", "p1/4"}
+    dice = []
+    for case in set(cases):
+        mine = Subset(samples, [index for index, other in enumerate(cases) if other == case])
+        both, either = areas(tmp_path / "out", mine, ViTPForSemanticSegmentation, 64, 48)
+        dice.append(np.divide(2 * both, both + either, out=np.full(16, np.nan), where=either > 0))
+    assert metrics["test_mean_dice_by_case"] == pytest.approx(np.nanmean(np.nanmean(dice, 0)), abs=0.01)
+    assert "test_mean_surface_dice" in metrics
 
 
 def test_a_run_that_was_stopped_ends_as_the_one_that_never_was(tmp_path):

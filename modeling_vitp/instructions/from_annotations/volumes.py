@@ -1,5 +1,7 @@
 """Volumes, NIfTI or DICOM, with masks: each of their slices is an image."""
 
+import logging
+import re
 from collections import defaultdict
 from collections.abc import Sequence
 from functools import cached_property, lru_cache, partial
@@ -18,11 +20,15 @@ IMAGES, MASKS = ("images", "image"), ("masks", "mask", "labels", "label")  # fol
 ENDINGS = {"tr": "train", "va": "val", "ts": "test"}  # of nnU-Net's folders: imagesTr, labelsTr …
 OF_NNUNET = {f"{kind}{ending}": split for kind in ("images", "labels") for ending, split in ENDINGS.items()}
 FIRST_CHANNEL = "_0000"  # of nnU-Net
+FURTHER_CHANNEL = re.compile(r"_(?!0000)\d{4}$")
+
+logger = logging.getLogger(__name__)
 
 
 class Volumes(Layout):
     """Volumes and masks of the same name: `SPLIT/images/CASE.nii.gz` with `SPLIT/masks/CASE.nii.gz`, or `imagesTr`,
-    `imagesTs` with `labelsTr`, `labelsTs`, as nnU-Net has them. A volume may be a folder `CASE` with a DICOM series.
+    `imagesTs` with `labelsTr`, `labelsTs`, as nnU-Net has them, of whose channels the first is shown. A volume may be a
+    folder `CASE` with a DICOM series.
 
     `names` has every value of the masks as text; `null` for what is no class.
 
@@ -103,7 +109,10 @@ def volumes_in(root: Path, names: tuple[str, ...]) -> dict[str, dict[str, Path]]
     splits = defaultdict(dict)
     names = {*names, *(name for name in OF_NNUNET if name.startswith(names))}
     for folder in sorted(path for path in root.rglob("*") if path.is_dir() and path.name.lower() in names):
-        for path in sorted(folder.iterdir()):
+        paths = sorted(folder.iterdir())
+        if folder.name.lower() in OF_NNUNET:
+            paths = first_channels(paths)
+        for path in paths:
             is_nifti = path.is_file() and path.name.lower().endswith(NIFTI)
             if is_nifti or (path.is_dir() and any(file.is_file() and is_dicom_file(file) for file in path.iterdir())):
                 case, cases = case_of(path), splits[split_of(path.relative_to(root))]
@@ -113,10 +122,23 @@ def volumes_in(root: Path, names: tuple[str, ...]) -> dict[str, dict[str, Path]]
     return dict(splits)
 
 
+def first_channels(paths: Sequence[Path]) -> list[Path]:
+    """Without the further channels of volumes, `CASE_0001` and on, which are passed over with a warning."""
+    cases = {name.removesuffix(FIRST_CHANNEL) for name in map(bare_name, paths) if name.endswith(FIRST_CHANNEL)}
+    further = [path for path in paths if FURTHER_CHANNEL.sub("", name := bare_name(path)) in cases - {name}]
+    if further:
+        logger.warning("%s and %d more are further channels: the first is shown.", further[0], len(further) - 1)
+    return sorted(set(paths) - set(further))
+
+
 def case_of(path: Path) -> str:
-    """The name of a volume without what its format adds."""
+    """The name of a volume without what its format, or nnU-Net, adds."""
+    return bare_name(path).removesuffix(FIRST_CHANNEL)
+
+
+def bare_name(path: Path) -> str:
     suffix = next((suffix for suffix in NIFTI[::-1] if path.name.lower().endswith(suffix)), "")
-    return path.name[: len(path.name) - len(suffix)].removesuffix(FIRST_CHANNEL)
+    return path.name[: len(path.name) - len(suffix)]
 
 
 def split_of(path: Path) -> str:

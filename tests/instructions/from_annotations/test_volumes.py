@@ -109,6 +109,28 @@ def test_series_and_folders_of_nnunet(tmp_path, names):
     assert all(b"ann" not in row["images"][0]["bytes"] for row in stored)
 
 
+def test_of_several_channels_of_nnunet_the_first_is_shown(tmp_path, names, caplog):
+    for case in ("a", "b_0001"):
+        values, mask = volume(0)
+        for folder, name, array in (
+            ("imagesTr", f"{case}_0000", values),
+            ("imagesTr", f"{case}_0001", values + 50),
+            ("labelsTr", case, mask),
+        ):
+            (tmp_path / "ct" / folder).mkdir(parents=True, exist_ok=True)
+            nibabel.save(nibabel.Nifti1Image(array, np.eye(4)), tmp_path / "ct" / folder / f"{name}.nii.gz")
+    rows = make("volumes", tmp_path / "ct", tmp_path / "out", *names, *WINDOW)
+    assert {row["id"].split("/")[0] for row in rows} == {"a", "b_0001"}
+    assert "a_0001.nii.gz and 1 more are further channels: the first is shown." in caplog.text
+    (tmp_path / "alone" / "imagesTr").mkdir(parents=True)
+    shutil.copytree(tmp_path / "ct" / "labelsTr", tmp_path / "alone" / "labelsTr")
+    for case in ("a", "b_0001"):
+        first = tmp_path / "ct" / "imagesTr" / f"{case}_0000.nii.gz"
+        shutil.copy(first, tmp_path / "alone" / "imagesTr" / first.name)
+    for one, other in zip(rows, make("volumes", tmp_path / "alone", tmp_path / "other", *names, *WINDOW), strict=True):
+        assert np.array_equal(np.asarray(one["images"][0]), np.asarray(other["images"][0]))
+
+
 def test_a_case_that_is_in_two_splits_is_named(tmp_path, names):
     root = tmp_path / "ct"
     write_case(root, "train", "a", 0)
