@@ -154,15 +154,11 @@ class ViTPProcessor(ProcessorMixin):
                 tiles = self._tile(sample_images, images_kwargs, row)
                 pixel_values += tiles["pixel_values"]
                 num_tiles = tiles["num_patches"]
-            num_tokens = [tiles * self.image_seq_length for tiles in num_tiles]
-            generator = None if vrl_keys is None else keyed_generator(*_as_tuple(vrl_keys[row]))
-            if vrl_drop_ratio > 0:
-                kept = draw_visual_tokens(sum(num_tokens), vrl_drop_ratio, vrl_apply_prob, generator)
-            else:
-                kept = torch.arange(sum(num_tokens))
+            key = None if vrl_keys is None else _as_tuple(vrl_keys[row])
+            kept, by_image = self._draw(num_tiles, vrl_drop_ratio, vrl_apply_prob, key)
             kept_tokens.append(kept + num_tokens_before)
-            num_tokens_before += sum(num_tokens)
-            kept_by_image.append(_split_by_image(kept.numpy(), num_tokens))
+            num_tokens_before += sum(num_tiles) * self.image_seq_length
+            kept_by_image.append(by_image)
 
         wants_mask = text_kwargs.pop("return_attention_mask", None)
         return_offsets = text_kwargs.pop(
@@ -257,6 +253,17 @@ class ViTPProcessor(ProcessorMixin):
             return self.image_processor([images], **images_kwargs)
         except (ValueError, TypeError, OSError) as error:
             raise ValueError(f"Images of sample {row} of the batch: {error}") from error
+
+    def _draw(
+        self, num_tiles: list[int], drop_ratio: float, apply_prob: float, key: tuple | None
+    ) -> tuple[torch.LongTensor, list[tuple[np.ndarray, int]]]:
+        """The visual tokens that a sample keeps, and those of each image, see [`_split_by_image`]."""
+        num_tokens = [tiles * self.image_seq_length for tiles in num_tiles]
+        kept = torch.arange(sum(num_tokens))
+        if drop_ratio > 0:
+            generator = None if key is None else keyed_generator(*key)
+            kept = draw_visual_tokens(sum(num_tokens), drop_ratio, apply_prob, generator)
+        return kept, _split_by_image(kept.numpy(), num_tokens)
 
     def _get_num_multimodal_tokens(self, image_sizes: list[list[int]] | None = None, **kwargs) -> MultiModalData:
         """Tiles and tokens of each image of one sample, without VRL; serving engines ask for them.

@@ -38,6 +38,21 @@ class RawTileProcessor(ViTPImageProcessor):
             return tv.pil_to_tensor(image)
         return super().process_image(image, input_data_format=input_data_format, spec=spec, **kwargs)
 
+    def tiled(
+        self, images: list[ImageInput], max_patches: int | None = None, input_spec: dict | None = None
+    ) -> tuple[list[torch.Tensor], list[int]] | None:
+        """The tiles of a sample's images, and how many each has; `None` if one is no 8-bit RGB picture or has an input
+        spec, which [`preprocess`] is for.
+        """
+        plain = [is_pil_image(image) and image.mode == "RGB" and 0 not in image.size for image in images]
+        if not all(plain) or (input_spec, self.input_spec, self.band_names) != (None, None, None):
+            return None
+        size = self.size if isinstance(self.size, SizeDict) else SizeDict(**self.size)
+        most = self.max_patches_of_image(len(images), {"max_patches": max_patches})
+        pixels = [tv.pil_to_tensor(image) for image in images]
+        by_image = [self.tiles(image, size, self.resample, self.min_patches, most) for image in pixels]
+        return [tile for tiles in by_image for tile in tiles], [len(tiles) for tiles in by_image]
+
     def stack(self, tiles: list[torch.Tensor]) -> list[torch.Tensor]:
         """Leaves it to [`collate_tiles`]."""
         return tiles
