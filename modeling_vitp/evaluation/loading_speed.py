@@ -87,7 +87,7 @@ def seconds_by_part(collator: ViTPDataCollator, rows: list[dict], batch_size: in
     collator, parts = collator.with_raw_tiles(), ("read and decode", "to a tensor", "resize", "tokenize", "collate")
     places = [
         (collating, "load_images"),
-        (RawTileProcessor, "process_image"),
+        (tv, "pil_to_tensor"),
         (RawTileProcessor, "resize"),
         (type(collator.processor.tokenizer), "__call__"),
         (collating, "collate_tiles"),
