@@ -80,7 +80,9 @@ def test_a_run_on_a_mixture_counts_what_it_skips(data_folder, tmp_path, caplog):
     )
     metrics = json.loads((tmp_path / "run" / "metrics.json").read_text())
     assert metrics["skipped_rows"]["text"] >= 3 and set(metrics["skipped_rows"]) == {"text"}
-    assert f"Rows skipped in this run, by source: {json.dumps(metrics['skipped_rows'])}" in caplog.text
+    assert (
+        f"Rows skipped since this run began or went on, by source: {json.dumps(metrics['skipped_rows'])}" in caplog.text
+    )
     assert json.loads((tmp_path / "run" / "checkpoint-6" / "trainer_state.json").read_text())["epoch"] == 1.0
     with pytest.raises(ValueError, match="Sample 'text/"):
         run(tmp_path, mixture=mixture, output_dir=str(tmp_path / "stops"), num_train_epochs=1, max_steps=-1)
