@@ -376,6 +376,7 @@ def _repeat(values: list, is_image: np.ndarray, num_kept: list[int], are_offsets
     repeated = np.repeat(np.array(values, np.int64), counts, axis=0)
     if not are_offsets:
         return repeated.tolist()
+    repeated = repeated.reshape(-1, 2)  # also of no token
     gained = (counts - 1) * len(IMAGE_TOKEN)
     number = np.arange(len(repeated)) - np.repeat(counts.cumsum() - counts, counts)  # within its image; 0 of others
     shift = np.repeat(gained.cumsum() - gained, counts) + number * len(IMAGE_TOKEN)

@@ -633,6 +633,13 @@ def test_images_may_be_paths_as_objects(processor, tmp_path, way):
     )
 
 
+def test_an_empty_text_has_no_tokens(processor):
+    output = processor(text=["", "a"], return_offsets_mapping=True, vrl_drop_ratio=0.5)
+    alone = processor.tokenizer(["", "a"], return_offsets_mapping=True)
+    assert output["input_ids"][0] == [] and output["input_ids"] == alone["input_ids"]
+    assert output["offset_mapping"] == alone["offset_mapping"] and output["position_ids"][0] == []
+
+
 @pytest.mark.parametrize("added", [True, False])
 @pytest.mark.parametrize("padding", [False, True])
 @pytest.mark.parametrize("ratio", [0, 0.75, 0.99])
