@@ -102,7 +102,7 @@ def detect_large(
             "stride": stride,
             "batch_size": batch_size,
             "threshold": threshold,
-            "cut_share": CUT_SHARE,
+            "merging": CUT_SHARE,
         }
         lines = stack.enter_context(LineFile(part, made_of))
         height, width = source.dataset.shape

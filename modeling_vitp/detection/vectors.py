@@ -73,18 +73,21 @@ class Ground:
             self.coordinate_system = "that of the image, which does not name it (it has no CRS)"
         else:
             self.coordinate_system = "pixels of the image, x to the right and y down from its top left corner"
-        (left, top), (right, bottom) = np.stack(self.transformer.xy([0, 1], [0, 1], offset="ul"), 1)
-        side = max(abs(right - left), abs(bottom - top))
-        # So that a pixel, which may be a millionth of a degree, is still told apart into as many parts.
-        self.decimals = PIXEL_DECIMALS + max(math.ceil(-math.log10(side)), 0) if side > 0 else DECIMALS
         corners = outline({"box": [0, 0, image.width, image.height]})
         try:
+            self.decimals = self.decimals_of_a_pixel()
             self.geometries([corners])
         except Exception as error:  # GDAL has many kinds
             raise ValueError(
                 f"{image.name}: its coordinates cannot be brought to longitude and latitude ({error}): write COCO's "
                 "JSON, by the suffix .json."
             ) from error
+
+    def decimals_of_a_pixel(self) -> int:
+        """So many that a pixel, which may be a millionth of a degree, is told apart into thousandths."""
+        (left, top), (right, bottom) = np.stack(self.transformer.xy([0, 1], [0, 1], offset="ul"), 1)
+        side = max(abs(right - left), abs(bottom - top))
+        return PIXEL_DECIMALS + max(math.ceil(-math.log10(side)), 0) if 0 < side < math.inf else DECIMALS
 
     def geometries(self, outlines: Sequence[list[Polygon]]) -> list[dict[str, Any]]:
         """Polygons in pixels as geometries of GeoJSON (RFC 7946): outer rings turn left, holes turn right."""

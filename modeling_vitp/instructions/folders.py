@@ -99,22 +99,29 @@ def begins_with(path: Path) -> bytes:
 
 
 def is_in_lines(path: Path) -> bool:
-    """Whether a file has a row a line, by its ending or, if that says JSON, by its first lines: two objects, or one
-    with the columns of a conversation.
+    """Whether a file has a row a line, by its ending or, if that says JSON, by its first lines: one with the columns of
+    a conversation, or two objects.
     """
     if path.suffix.lower() != ".json":
         return True
     if begins_with(path) != b"{":
         return False
     with open(path, "rb") as file:
-        lines = list(itertools.islice((line for line in file if line.strip()), 2))
-    try:
-        rows = [json.loads(line) for line in lines]
-        if len(rows) == 1:
-            recognise(rows[0])
-    except (ValueError, RecursionError, TypeError):
+        first, second, *_ = *itertools.islice((line for line in file if line.strip()), 2), b"", b""
+    if not is_object(first):
         return False
-    return all(isinstance(row, dict) for row in rows)
+    try:
+        recognise(json.loads(first))
+    except (ValueError, TypeError):
+        return is_object(second)
+    return True
+
+
+def is_object(line: bytes) -> bool:
+    try:
+        return isinstance(json.loads(line), dict)
+    except (ValueError, RecursionError):
+        return False
 
 
 def image_root(file: Path, folder: Path, rows: Iterable[Any], columns: Iterable[str] = IMAGES) -> str | None:

@@ -109,6 +109,14 @@ def test_a_json_that_is_not_read_is_named(tmp_path, caplog):
     assert "a.csv and 1 more are not read: no list of conversations." in caplog.text
 
 
+def test_a_line_that_is_damaged_is_an_error_of_its_row_in_a_json_with_a_row_a_line_too(tmp_path):
+    file = tmp_path / "rows.json"
+    rows = [json.dumps({"question": question(number), "answer": answer(number)}) for number in range(3)]
+    file.write_text("\n".join([rows[0], rows[1][:-9], rows[2]]))
+    errors = [row["error"] for row in read_source(Source("s", annotation=str(file)))]
+    assert errors[0] is errors[2] is None and "line 2 of" in errors[1]
+
+
 @pytest.mark.parametrize("indent", [None, 2])
 def test_a_json_with_a_row_a_line_is_told_by_two_of_them_whatever_their_columns(tmp_path, indent):
     file = tmp_path / "rows.json"
