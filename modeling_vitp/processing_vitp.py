@@ -166,7 +166,7 @@ class ViTPProcessor(ProcessorMixin):
         )
         text_kwargs.pop("return_mm_token_type_ids", None)
         num_kept = [[len(local) for local, _ in kept] for kept in kept_by_image]
-        data, replacement_offsets = self._tokenize(text, num_kept, text_kwargs)
+        data, replacement_offsets = self._tokenize(text, num_kept, text_kwargs, return_offsets)
         positions = [
             self._positions(ids, mask, kept, row)
             for row, (ids, mask, kept) in enumerate(zip(data["input_ids"], data["attention_mask"], kept_by_image))
@@ -198,14 +198,17 @@ class ViTPProcessor(ProcessorMixin):
     def _tokens_of_image(number: int) -> str:
         return IMAGE_START_TOKEN + IMAGE_TOKEN * number + IMAGE_END_TOKEN
 
-    def _tokenize(self, text: list[str], num_kept: list[list[int]], text_kwargs: dict) -> tuple[dict, list]:
+    def _tokenize(
+        self, text: list[str], num_kept: list[list[int]], text_kwargs: dict, with_places: bool
+    ) -> tuple[dict, list | None]:
         """What the tokenizer gives for texts in which each image stands with so many tokens, and where in these texts.
 
-        The tokens of an image are tokenized as one and then repeated, where none is cut and no row is padded.
+        The tokens of an image are tokenized as one and then repeated, where none is cut, no row is padded and nobody
+        asks for the places.
         """
         counts = [count for row in num_kept for count in row]
-        whole, places = self.get_text_with_replacements(list(text), list(map(self._tokens_of_image, counts)))
-        if all(name in OF_EACH_TOKEN or value in (None, False) for name, value in text_kwargs.items()):
+        is_plain = all(name in OF_EACH_TOKEN or value in (None, False) for name, value in text_kwargs.items())
+        if is_plain and not with_places:
             short, _ = self.get_text_with_replacements(list(text), [self._tokens_of_image(1)] * len(counts))
             data = self.tokenizer(short, return_attention_mask=True, **text_kwargs)
             are_image = [np.array(ids, np.int64) == self.image_token_id for ids in data["input_ids"]]
@@ -213,7 +216,8 @@ class ViTPProcessor(ProcessorMixin):
                 return {
                     name: [_repeat(*row, name == "offset_mapping") for row in zip(rows, are_image, num_kept)]
                     for name, rows in data.items()
-                }, places
+                }, None
+        whole, places = self.get_text_with_replacements(list(text), list(map(self._tokens_of_image, counts)))
         return dict(self.tokenizer(whole, return_attention_mask=True, **text_kwargs)), places
 
     def _images_by_sample(self, images: ImageInput | None, text: list[str]) -> list[list]:

@@ -646,22 +646,15 @@ def test_an_empty_text_has_no_tokens(processor):
 def test_the_tokens_are_those_of_the_text_with_its_replacements_where_their_offsets_say(
     processor, ratio, padding, added
 ):
-    """Whether the tokens of an image are tokenized as one, or as many as they are because rows are padded."""
+    """Whether the tokens of an image are tokenized as one, or as many as they are: padded, or with their places."""
     tokenizer = copy.deepcopy(processor.tokenizer)
     end = ("<|im_end|>", tokenizer.convert_tokens_to_ids("<|im_end|>"))
     tokenizer.backend_tokenizer.post_processor = TemplateProcessing(f"{end[0]} $A {end[0]}", None, [end])
     processor = ViTPProcessor(processor.image_processor, tokenizer, image_seq_length=TOKENS_PER_TILE)
     images, texts = make_batch(BATCHES["mixed"])
     wanted = {"add_special_tokens": added, "return_offsets_mapping": True, "return_special_tokens_mask": True}
-    output = processor(
-        images=images,
-        text=texts,
-        vrl_drop_ratio=ratio,
-        vrl_keys=make_keys(texts),
-        return_text_replacement_offsets=True,
-        padding=padding,
-        **wanted,
-    )
+    given = {"images": images, "text": texts, "vrl_drop_ratio": ratio, "vrl_keys": make_keys(texts), "padding": padding}
+    output = processor(**given, **wanted, return_text_replacement_offsets=True)
     whole = []
     for row, (text, offsets) in enumerate(zip(texts, output["text_replacement_offsets"], strict=True)):
         written, end = "", 0
@@ -673,7 +666,8 @@ def test_the_tokens_are_those_of_the_text_with_its_replacements_where_their_offs
         whole.append(written + text[end:])
         assert len(offsets) == len(images[row])
     expected = tokenizer(whole, padding=padding, padding_side="left", **wanted)
-    assert {name: output[name] for name in expected} == dict(expected)
+    for found in (output, processor(**given, **wanted)):
+        assert {name: found[name] for name in expected} == dict(expected)
     assert set(output) >= {"attention_mask", "offset_mapping", "special_tokens_mask"}
     if ratio == 0.99:
         assert any("<img></img>" in text for text in whole)
