@@ -9,16 +9,16 @@ from typing import Any
 import numpy as np
 import torch
 from torch.nn.utils.rnn import pad_sequence
-from torch.utils.data import default_collate
 from trl.data_utils import prepare_multimodal_messages
 
+from ..images.shared_batches import ToStack, share_batch
 from ..messages import check_answers, check_messages, is_given, place_images
 from ..processing_vitp import ViTPProcessor
 from ..vrl import check_apply_prob, check_drop_ratio, check_warmup_steps, keyed_generator
 from .encoding import ConversationEncoder
 from .hiding import check_mask_ratio, hide_answers, mask_token_id
 from .padding_free import lay_end_to_end
-from .raw_tiles import RawTileProcessor, collate_tiles, normalize_tiles
+from .raw_tiles import RawTileProcessor, normalize_tiles
 from .rows import check_image_parts, load_images, sample_id_of
 from .settings import SampleTransform, SourceSettings, makes_images
 
@@ -165,7 +165,8 @@ class ViTPDataCollator:
         }
         with_images = [sample for sample in samples if "pixel_values" in sample]
         if with_images:
-            batch["pixel_values"] = self._join([tile for sample in with_images for tile in sample["pixel_values"]])
+            tiles = self._alike([tile for sample in with_images for tile in sample["pixel_values"]])
+            batch["pixel_values"] = ToStack(tiles)
         if "position_ids" in samples[0]:
             batch["position_ids"] = self._pad(samples, "position_ids", 0)
             if with_images:
@@ -174,16 +175,13 @@ class ViTPDataCollator:
                 batch["visual_token_indices"] = torch.cat(
                     [sample["visual_token_indices"] + start for sample, start in zip(with_images, starts)]
                 )
-        return lay_end_to_end(batch) if self.padding_free else batch
+        return share_batch(lay_end_to_end(batch) if self.padding_free else batch)
 
-    def _join(self, tiles: list[torch.Tensor]) -> torch.Tensor:
-        dtypes = {tile.dtype for tile in tiles}
-        if dtypes == {torch.uint8}:
-            return collate_tiles(tiles)
-        if torch.uint8 in dtypes:
-            tiles = [normalize_tiles(tile[None], self.processor.image_processor)[0] for tile in tiles]
-        # In a worker this stacks straight into shared memory, which saves a copy of every pixel.
-        return default_collate(tiles)
+    def _alike(self, tiles: list[torch.Tensor]) -> list[torch.Tensor]:
+        """All normalised if one is."""
+        if len({tile.dtype for tile in tiles}) == 1:
+            return tiles
+        return [normalize_tiles(tile[None], self.processor.image_processor)[0] for tile in tiles]
 
     def _nothing(self) -> dict[str, torch.Tensor]:
         """A sample with nothing to learn, for a process that has no row where the last batch of an epoch is shared."""

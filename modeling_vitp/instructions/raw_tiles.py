@@ -6,7 +6,6 @@ That is a quarter of the bytes, and the workers neither convert nor normalise a 
 from typing import Any
 
 import torch
-from torch.utils.data import default_collate
 from torchvision.transforms.v2 import functional as tv
 from transformers import BatchFeature
 from transformers.image_utils import ImageInput, SizeDict, is_pil_image
@@ -54,7 +53,7 @@ class RawTileProcessor(ViTPImageProcessor):
         return [tile for tiles in by_image for tile in tiles], [len(tiles) for tiles in by_image]
 
     def stack(self, tiles: list[torch.Tensor]) -> list[torch.Tensor]:
-        """Leaves it to [`collate_tiles`]."""
+        """Leaves it to the collator."""
         return tiles
 
     def _preprocess(
@@ -84,13 +83,6 @@ class RawTileProcessor(ViTPImageProcessor):
         canvas = self.resize(image, SizeDict(height=height * rows, width=width * columns), resample=resample)
         tiles = [tile for row in canvas.split(height, -2) for tile in row.split(width, -1)]
         return tiles if len(tiles) == 1 else [*tiles, self.resize(image, size, resample=resample)]
-
-
-def collate_tiles(tiles: list[torch.Tensor]) -> torch.Tensor:
-    """Tiles `(3, height, width)` to `(num_tiles, 3, height, width)`, each pixel's bands side by side in memory as they
-    were decoded. In a worker this stacks straight into shared memory, so a pixel is copied once.
-    """
-    return default_collate([tile.movedim(0, -1) for tile in tiles]).movedim(-1, 1)
 
 
 def normalize_tiles(pixel_values: torch.Tensor, image_processor: ViTPImageProcessor) -> torch.Tensor:

@@ -7,10 +7,11 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torch.utils.data import DataLoader, Dataset, Subset, default_collate
+from torch.utils.data import DataLoader, Dataset, Subset
 from tqdm import tqdm
 
 from ..command.shards import Shard
+from ..images.shared_batches import ToStack, share_batch
 from .backbones import Backbone, Preprocessing
 
 
@@ -27,13 +28,13 @@ class Pixels(Dataset):
         return self.preprocessing(self.images[index])
 
 
-def collate(pixels: list[torch.Tensor]) -> torch.Tensor:
+def collate(pixels: list[torch.Tensor]) -> dict[str, torch.Tensor]:
     sizes = sorted({tuple(image.shape) for image in pixels})
     if len(sizes) > 1:
         raise ValueError(
             f"The image processor gives images of different size, {sizes[0]} and {sizes[1]}: give image_size."
         )
-    return default_collate(pixels)
+    return share_batch({"pixel_values": ToStack(pixels)})
 
 
 def extract(
@@ -83,7 +84,7 @@ def extract(
 
     def encoded() -> Iterator[np.ndarray]:
         for number, batch in enumerate(tqdm(loader, desc=description)):
-            features = encode(batch).cpu().numpy()
+            features = encode(batch["pixel_values"]).cpu().numpy()
             if not np.isfinite(features).all():
                 first = rows[number * batch_size]
                 raise ValueError(

@@ -1,0 +1,165 @@
+"""A batch from a worker of a data loader to its trainer, in shared memory that is used again.
+
+As torch sends it, each tensor has new shared memory, of which the kernel finds and clears every page, and a file of its
+own that is handed over. Both together take longer than copying the tiles.
+"""
+
+import dataclasses
+import mmap
+import os
+import weakref
+from multiprocessing import reduction
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate.utils import recursively_apply
+from torch.utils.data import get_worker_info
+
+HEADER = ALIGNMENT = 64  # bytes
+MOST_FREE = 4  # as many batches as a worker has under way: what more is free goes back
+
+
+@dataclasses.dataclass
+class ToStack:
+    """Tensors of one shape and dtype that become one, in which the axes of each lie as they do in the first."""
+
+    tensors: list[torch.Tensor]
+
+    @property
+    def num_bytes(self) -> int:
+        return -(-len(self.tensors) * self.tensors[0].nbytes // ALIGNMENT) * ALIGNMENT
+
+    def stacked(self, room: np.ndarray | None = None) -> torch.Tensor:
+        """Stacked, in bytes that are given or in new memory."""
+        first, out = self.tensors[0], None
+        order = sorted(range(first.ndim), key=lambda axis: -first.stride(axis))
+        tensors = [tensor.permute(order) for tensor in self.tensors]
+        if room is not None:
+            shape = len(tensors), *tensors[0].shape
+            out = torch.from_numpy(room)[: len(tensors) * first.nbytes].view(first.dtype).view(shape)
+        return torch.stack(tensors, out=out).permute([0, *(1 + order.index(axis) for axis in range(first.ndim))])
+
+
+def share_batch(batch: dict[str, Any]) -> dict[str, Any]:
+    """The same batch with what is [`ToStack`] stacked.
+
+    In a worker its tensors lie in memory that the trainer sees too. They are the trainer's as long as it holds any of
+    them, or a view; only then the worker writes there again. On systems other than Linux they go as torch sends them.
+
+    Args:
+        batch: of tensors, also in lists, tuples and dictionaries, and whatever else.
+    """
+    if isinstance(batch, SharedBatch):
+        return batch
+    if get_worker_info() is None or not hasattr(os, "memfd_create"):
+        return recursively_apply(ToStack.stacked, batch, test_type=lambda value: isinstance(value, ToStack))
+    sizes = []
+    recursively_apply(lambda value: sizes.append(_as_stack(value).num_bytes), batch, test_type=_can_be_shared)
+    segment = _free_segment(sum(sizes))
+    rooms = iter(np.split(segment.lend(), np.cumsum(sizes, dtype=np.int64)))
+
+    def copied(value: torch.Tensor | ToStack) -> torch.Tensor:
+        stacked = _as_stack(value).stacked(next(rooms))
+        return stacked if isinstance(value, ToStack) else stacked[0]
+
+    return SharedBatch(recursively_apply(copied, batch, test_type=_can_be_shared), segment)
+
+
+def _as_stack(value: torch.Tensor | ToStack) -> ToStack:
+    return value if isinstance(value, ToStack) else ToStack([value])
+
+
+def _can_be_shared(value: Any) -> bool:
+    if isinstance(value, ToStack):
+        return True
+    is_plain = type(value) is torch.Tensor and value.layout is torch.strided and value.device.type == "cpu"
+    return is_plain and not value.requires_grad
+
+
+class SharedBatch(dict):
+    """A batch of a worker, which is a plain dictionary where it arrives."""
+
+    def __init__(self, batch: dict[str, Any], segment: "_Segment"):
+        super().__init__(batch)
+        self.segment = segment
+
+    def __reduce__(self):
+        self.segment.is_held[0] = True
+        values = recursively_apply(self.segment.place, dict(self), test_type=self.segment.has)
+        return _arrived, (reduction.DupFd(self.segment.file), values)
+
+
+@dataclasses.dataclass
+class _Place:
+    """Where a tensor lies in a segment, in bytes."""
+
+    start: int
+    dtype: torch.dtype
+    shape: tuple[int, ...]
+    strides: tuple[int, ...]
+
+    def tensor(self, pages: np.ndarray) -> torch.Tensor:
+        last = sum((length - 1) * stride for length, stride in zip(self.shape, self.strides))
+        part = torch.from_numpy(pages[self.start : self.start + (last + 1) * self.dtype.itemsize])
+        return part.view(self.dtype).as_strided(self.shape, self.strides)
+
+
+class _Segment:
+    """Shared memory for one batch at a time; its first byte says whether another process holds that batch."""
+
+    def __init__(self, num_bytes: int):
+        self.size = 1 << (HEADER + num_bytes).bit_length()  # pages that nothing is written to take no memory
+        self.file = os.memfd_create("vitp-batch")
+        weakref.finalize(self, os.close, self.file)
+        os.ftruncate(self.file, self.size)
+        self.pages = mmap.mmap(self.file, self.size)
+        self.is_held = np.frombuffer(self.pages, bool, 1)
+        self.lent = lambda: None
+
+    def is_free(self) -> bool:
+        # In this order: a batch is marked as held before it goes from here.
+        return self.lent() is None and not self.is_held[0]
+
+    def lend(self) -> np.ndarray:
+        """The bytes, uint8 `(num_bytes,)`, which are in use here as long as a tensor or view of them is."""
+        room = np.frombuffer(self.pages, np.uint8, offset=HEADER)
+        self.lent = weakref.ref(room)
+        return room
+
+    def has(self, value: Any) -> bool:
+        return isinstance(value, torch.Tensor) and 0 < value.data_ptr() - self.is_held.ctypes.data < self.size
+
+    def place(self, tensor: torch.Tensor) -> _Place:
+        start = tensor.data_ptr() - self.is_held.ctypes.data
+        return _Place(start, tensor.dtype, tuple(tensor.shape), tensor.stride())
+
+
+_segments: list[_Segment] = []
+
+
+def _free_segment(num_bytes: int) -> _Segment:
+    free = sorted((segment for segment in _segments if segment.is_free()), key=lambda segment: -segment.size)
+    if not free or free[0].size < HEADER + num_bytes:
+        free.insert(0, _Segment(num_bytes))
+        _segments.append(free[0])
+    for segment in free[MOST_FREE:]:
+        _segments.remove(segment)
+    return free[0]
+
+
+def _arrived(handle: Any, values: dict[str, Any]) -> dict[str, Any]:
+    file = handle.detach()
+    try:
+        pages = mmap.mmap(file, 0)
+    finally:
+        os.close(file)
+    room = np.frombuffer(pages, np.uint8)
+    # Every tensor holds the array, which so goes with the last of them.
+    weakref.finalize(room, _give_back, np.frombuffer(pages, bool, 1), os.getpid()).atexit = False
+    return recursively_apply(lambda place: place.tensor(room), values, test_type=lambda it: isinstance(it, _Place))
+
+
+def _give_back(is_held: np.ndarray, process: int) -> None:
+    if os.getpid() == process:  # and not one that was forked from it meanwhile
+        is_held[0] = False
