@@ -263,10 +263,11 @@ class ViTPProcessor(ProcessorMixin):
     ) -> tuple[torch.LongTensor, list[tuple[np.ndarray, int]]]:
         """The visual tokens that a sample keeps, and those of each image, see [`_split_by_image`]."""
         num_tokens = [tiles * self.image_seq_length for tiles in num_tiles]
-        kept = torch.arange(sum(num_tokens))
         if drop_ratio > 0:
             generator = None if key is None else keyed_generator(*key)
             kept = draw_visual_tokens(sum(num_tokens), drop_ratio, apply_prob, generator)
+        else:
+            kept = torch.arange(sum(num_tokens))
         return kept, _split_by_image(kept.numpy(), num_tokens)
 
     def _get_num_multimodal_tokens(self, image_sizes: list[list[int]] | None = None, **kwargs) -> MultiModalData:
@@ -361,9 +362,10 @@ def _split_by_image(kept: np.ndarray, num_tokens: list[int]) -> list[tuple[np.nd
         kept: int64, ascending, `(num_kept,)`.
         num_tokens: of each image.
     """
-    starts = np.cumsum([0, *num_tokens])[:-1]
-    parts = np.split(kept, np.searchsorted(kept, starts))[1:]
-    return [(part - start, full) for part, start, full in zip(parts, starts, num_tokens)]
+    ends = np.cumsum(num_tokens, dtype=np.int64)
+    places = np.searchsorted(kept, ends).tolist()
+    bounds = zip([0, *places], places, ends.tolist(), num_tokens)
+    return [(kept[first:last] - (end - full), full) for first, last, end, full in bounds]
 
 
 def _repeat(values: list, is_image: np.ndarray, num_kept: list[int], are_offsets: bool) -> list:

@@ -1,5 +1,6 @@
 """Visual Robustness Learning (VRL, arXiv 2509.17562): which visual tokens of a sample reach the language model."""
 
+import functools
 import hashlib
 import math
 from fractions import Fraction
@@ -43,7 +44,10 @@ def num_kept_tokens(num_tokens: int, drop_ratio: float) -> int:
 
     In floats (1 - 0.7) * 10 is 3.0000000000000004 and its ceiling 4; the decimal 0.7 keeps 3 of 10.
     """
-    return num_tokens - math.floor(Fraction(str(check_drop_ratio(drop_ratio))) * num_tokens)
+    return num_tokens - math.floor(_as_written(check_drop_ratio(drop_ratio)) * num_tokens)
+
+
+_as_written = functools.lru_cache(lambda ratio: Fraction(str(ratio)))
 
 
 def keyed_generator(*key: object) -> torch.Generator:

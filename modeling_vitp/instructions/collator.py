@@ -351,7 +351,9 @@ class ViTPDataCollator:
             padding_value=value,
             padding_side=self.padding_side,
         )
-        excess = -padded.shape[1] % (self.pad_to_multiple_of or 1)
+        if not self.pad_to_multiple_of:
+            return padded
+        excess = -padded.shape[1] % self.pad_to_multiple_of
         sides = (excess, 0) if self.padding_side == "left" else (0, excess)
         return torch.nn.functional.pad(padded, sides, value=value)
 

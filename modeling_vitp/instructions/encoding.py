@@ -71,7 +71,7 @@ class ConversationEncoder:
         pieces, mark = text.split(IMAGE_TOKEN), processor._tokens_of_image(1)
         encoded = tokenizer([mark.join(pieces)], add_special_tokens=False, return_offsets_mapping=True)
         ids = np.array(encoded["input_ids"][0], np.int64)
-        found = [len(pieces) - 1, *((ids == token).sum() for token in processor.image_token_ids)]
+        found = [len(pieces) - 1, *(np.count_nonzero(ids == token) for token in processor.image_token_ids)]
         if found != [len(images)] * len(found):
             return None
 
