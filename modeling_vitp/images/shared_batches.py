@@ -5,6 +5,7 @@ own that is handed over. Both together take longer than copying the tiles.
 """
 
 import dataclasses
+import functools
 import mmap
 import os
 import weakref
@@ -45,14 +46,15 @@ def share_batch(batch: dict[str, Any]) -> dict[str, Any]:
     """The same batch with what is [`ToStack`] stacked.
 
     In a worker its tensors lie in memory that the trainer sees too. They are the trainer's as long as it holds any of
-    them, or a view; only then the worker writes there again. On systems other than Linux they go as torch sends them.
+    them, or a view; only then the worker writes there again. Where there are no files in memory, as on systems other
+    than Linux, they go as torch sends them.
 
     Args:
         batch: of tensors, also in lists, tuples and dictionaries, and whatever else.
     """
     if isinstance(batch, SharedBatch):
         return batch
-    if get_worker_info() is None or not hasattr(os, "memfd_create"):
+    if get_worker_info() is None or not _has_memory_files():
         return recursively_apply(ToStack.stacked, batch, test_type=lambda value: isinstance(value, ToStack))
     sizes = []
     recursively_apply(lambda value: sizes.append(_as_stack(value).num_bytes), batch, test_type=_can_be_shared)
@@ -64,6 +66,15 @@ def share_batch(batch: dict[str, Any]) -> dict[str, Any]:
         return stacked if isinstance(value, ToStack) else stacked[0]
 
     return SharedBatch(recursively_apply(copied, batch, test_type=_can_be_shared), segment)
+
+
+@functools.cache
+def _has_memory_files() -> bool:
+    try:
+        os.close(os.memfd_create("vitp-batch"))
+    except (AttributeError, OSError):  # of another system, or forbidden
+        return False
+    return True
 
 
 def _as_stack(value: torch.Tensor | ToStack) -> ToStack:

@@ -136,8 +136,14 @@ def test_an_epoch_that_is_left_early_takes_no_memory_along():
     assert segments_of(batches) <= 4 + MOST_FREE
 
 
-def test_other_systems_share_as_torch_does(monkeypatch):
-    monkeypatch.delattr(shared_batches.os, "memfd_create", raising=False)
+@pytest.mark.parametrize("error", [AttributeError, PermissionError])
+def test_where_files_in_memory_are_not_to_be_had_torch_sends_batches(monkeypatch, error):
+    def memfd_create(name):
+        raise error
+
+    monkeypatch.setattr(os, "memfd_create", memfd_create, raising=False)
+    shared_batches._has_memory_files.cache_clear()
     for index, batch in enumerate(loader()):
         assert_equal(batch, index)
         assert batch["step"].is_shared()
+    shared_batches._has_memory_files.cache_clear()
