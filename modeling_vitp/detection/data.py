@@ -76,6 +76,16 @@ class DetectionData(DataSettings):
             raise ValueError(f"data: files need a `format`: {', '.join(FORMATS)}.")
         self.names = ClassNames(self.classes, self.leave_out)
 
+    def without_tiles(self) -> "DetectionData":
+        """The same with whole images in all splits."""
+        splits = {
+            name: {key: value for key, value in split.items() if key != "tile"} if isinstance(split, Mapping) else split
+            for name, split in self.splits.items()
+        }
+        whole = replace(self, splits=splits)
+        whole.names = self.names
+        return whole
+
     def open(self, names: Sequence[str], task: str) -> ObjectImages:
         """The samples of one or several splits; all annotations are read, and so checked.
 

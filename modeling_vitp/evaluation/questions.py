@@ -139,10 +139,10 @@ def conversation_of(
     collator: ViTPDataCollator, rows: Dataset, question: Question, other: Question | None = None
 ) -> list[dict[str, Any]]:
     """The messages up to a question, earlier answers as they should be, with the images of its row or of another's."""
-    row = rows[question.row]
+    row, name = rows[question.row], f"Sample {question.id!r}"
     if other is not None:
-        row = {**row, "images": images_of(rows[other.row])}
+        row, name = {**row, "images": images_of(rows[other.row])}, f"{name} with the images of {other.id!r}"
     try:
         return collator.conversation(row)[0][: question.turn]
     except ValueError as error:
-        raise ValueError(f"Sample {question.id!r}: {error}") from error
+        raise ValueError(f"{name}: {error}") from error

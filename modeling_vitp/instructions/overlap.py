@@ -102,6 +102,8 @@ def as_picture(image: Image.Image | np.ndarray) -> Image.Image:
 def pixel_digest(image: Image.Image | np.ndarray) -> bytes:
     if isinstance(image, np.ndarray):
         return hashlib.sha256(f"{image.dtype}{image.shape}".encode() + image.tobytes()).digest()[:16]
+    if image.mode in ("P", "PA"):  # numbers of colors
+        image = image.convert("RGBA" if image.has_transparency_data else "RGB")
     return hashlib.sha256(f"{image.mode}{image.size}".encode() + image.tobytes()).digest()[:16]
 
 

@@ -140,8 +140,14 @@ class PublicSet:
         return Row("" if row_id is None else str(row_id), tuple(named), tuple(turns))
 
     def locate(self, image: str, box: Box, phrase: str) -> tuple[str, str]:
-        """A question where a phrase is in an image, and its answer; the box is in pixels."""
+        """A question where a phrase is in an image, and its answer; the box is in pixels.
+
+        Raises:
+            ValueError: if there is no phrase, or nothing of the box lies in the image.
+        """
         phrase = " ".join(phrase.split())
+        if not phrase:
+            raise ValueError("there is no phrase to locate")
         question = one_of(LOCATE, image + phrase).format(phrase=f"<ref>{phrase}</ref>")
         return question, self.box(image, box, phrase)
 

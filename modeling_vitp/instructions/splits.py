@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import itertools
 import re
 from pathlib import Path
 
@@ -85,18 +86,25 @@ def base_of(part: str) -> str:
 
 
 def take(rows: Dataset | IterableDataset, part: str) -> Dataset | IterableDataset:
-    """The rows of a part of a split, such as `train[:100]` or, if their number is known, `train[10%:]`."""
+    """The rows of a part of a split: such as `train[:100]` or, if their number is known, `train[10%:]`, or of a sum.
+
+    Raises:
+        ValueError: if a part is none of a stream, or has no row.
+    """
     if base_of(part) == part:
         return rows
     is_stream = isinstance(rows, IterableDataset)
-    if is_stream and ("%" in part or "-" in part):
-        raise ValueError("of a stream, whose length is not known, a part is given by numbers from its start.")
+    if is_stream and any(mark in part for mark in "%-+"):
+        raise ValueError("of a stream, whose length is not known, a part is given by two numbers from its start.")
     length = ENDLESS if is_stream else len(rows)
-    (wanted,) = ReadInstruction.from_spec(part).to_absolute({base_of(part): length})
-    first, last = wanted.from_ or 0, length if wanted.to is None else wanted.to
+    wanted = ReadInstruction.from_spec(part).to_absolute({base_of(part): length})
+    ranges = [range(each.from_ or 0, length if each.to is None else min(each.to, length)) for each in wanted]
     if is_stream:
+        first, last = ranges[0].start, ranges[0].stop
         return rows.skip(first) if last == ENDLESS else rows.skip(first).take(last - first)
-    return rows.select(range(first, last))
+    if not any(ranges):
+        raise ValueError(f"{part} has no row, since {base_of(part)} has {length}.")
+    return rows.select(ranges[0] if len(ranges) == 1 else list(itertools.chain(*ranges)))
 
 
 def load_sources(name: str) -> Mixture:

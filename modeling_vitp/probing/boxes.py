@@ -8,6 +8,7 @@ import numpy as np
 import torch
 
 from ..detection.data import DetectionData
+from ..detection.objects import ImageObjects
 from ..detection.samples import ObjectImages
 from ..input_spec import InputSpec
 from ..metrics.ranking import area_under_curve, average_precision, log_odds
@@ -58,15 +59,32 @@ class Boxes:
             unknown = [place.id for place in samples.places if place.objects is None]
             if unknown:
                 raise ValueError(f"{unknown[0]} has no annotation, so it cannot be probed.")
+        self.objects = {role: self._objects(role, name) for role, name in splits.items()}
         absent = [name for name, images in zip(self.names, self.presence.sum(0)) if not images]
         if absent:
             logger.warning("The classes %s never occur in what is trained on.", absent)
 
+    def _objects(self, role: str, split: str) -> list[ImageObjects]:
+        """Those with their centre in each sample, in its pixels, and as annotated: a window does not cut them."""
+        places = self.samples[role].places
+        whole = {place.image: place.objects for place in places}
+        if any(place.window is not None for place in places):
+            whole = {
+                place.image: place.objects for place in self.data.without_tiles().open([split], "horizontal").places
+            }
+        found = []
+        for place in places:
+            left, top, right, bottom = place.window or (0, 0, *place.size[::-1])
+            objects = whole[place.image].moved_to(left, top)
+            centres = objects.corners.mean(1)
+            found.append(objects.take(((centres >= 0) & (centres < [right - left, bottom - top])).all(1)))
+        return found
+
     @property
     def presence(self) -> np.ndarray:
         presence = np.zeros((len(self.samples["train"]), len(self.names)), dtype=bool)
-        for found, place in zip(presence, self.samples["train"].places):
-            found[place.objects.labels[~place.objects.crowd]] = True
+        for found, objects in zip(presence, self.objects["train"]):
+            found[objects.labels[~objects.crowd]] = True
         return presence
 
     def centres(self, role: str, grid: tuple[int, int]) -> np.ndarray:
@@ -82,15 +100,13 @@ class Boxes:
         """
         samples = self.samples[role]
         counts = np.zeros((len(samples), *grid, len(self.names) + 1), dtype=np.float32)
-        for found, place in zip(counts, samples.places):
+        for found, place, objects in zip(counts, samples.places, self.objects[role]):
             left, top, right, bottom = place.window or (0, 0, *place.size[::-1])
-            shares = (place.objects.corners.mean(1) - [left, top]) / [right - left, bottom - top]
-            inside = ((shares >= 0) & (shares < 1)).all(1)
+            shares = objects.corners.mean(1) / [right - left, bottom - top]
             columns, rows = np.floor(shares * grid[::-1]).astype(int).T
-            is_single = inside & ~place.objects.crowd
-            np.add.at(found, (rows[is_single], columns[is_single], place.objects.labels[is_single]), 1)
+            is_single, is_crowd = ~objects.crowd, objects.crowd
+            np.add.at(found, (rows[is_single], columns[is_single], objects.labels[is_single]), 1)
             found[..., -1] = ~found.any(-1)
-            is_crowd = inside & place.objects.crowd
             found[rows[is_crowd], columns[is_crowd]] = 0
         return counts
 

@@ -54,7 +54,10 @@ class Labels:
             return np.arange(len(presence))
         if self.share is not None:
             if (presence.sum(axis=1) > 1).any():
-                presence, images = np.ones((len(presence), 1), dtype=bool), np.array([len(presence)])
+                presence = np.ones((len(presence), 1), dtype=bool)
+            else:  # what has none of them is drawn like a class
+                presence = np.column_stack([presence, ~presence.any(axis=1)])
+            images = presence.sum(axis=0)
             wanted = np.where(images > 0, np.maximum(np.floor(self.share * images + 0.5), 1), 0)
         else:
             wanted = np.full(len(images), self.shots)

@@ -11,6 +11,7 @@ from transformers.image_utils import ChannelDimension
 
 from ..hub.failures import tried
 from ..images.pixels import to_pixels
+from ..images.reading import image_files
 from ..input_spec import InputSpec
 from ..instructions.rows import load_images
 from ..instructions.sources import folder_cache
@@ -92,6 +93,11 @@ def open_splits(
             )
         for role, column in (("image", image_column), ("label", label_column)):
             if column not in splits[split].column_names:
+                stray = misplaced(Path(name), wanted) if are_folders and role == "label" else None
+                if stray is not None:
+                    raise ValueError(
+                        f"{stray} is not at SPLIT/CLASS/NAME in {name}, so its class is not known: move it."
+                    )
                 raise ValueError(
                     f"{name} has no column {column!r}, only {splits[split].column_names}: give {role}_column."
                 )
@@ -126,6 +132,12 @@ def open_splits(
         labels = [labels[0][train], labels[0][test]]
     roles = ("train", "test")
     return dict(zip(roles, opened)), dict(zip(roles, labels)), [str(value) for value in names]
+
+
+def misplaced(folder: Path, splits: list[str]) -> Path | None:
+    """The first image of splits that lies in no folder of a class, or below one."""
+    places = ((folder / split, path) for split in splits for path in image_files(folder / split))
+    return next((path for split, path in places if len(path.relative_to(split).parts) != 2), None)
 
 
 def values_of(rows: datasets.Dataset, column: str, where: str) -> list:

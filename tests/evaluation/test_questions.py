@@ -112,3 +112,6 @@ def test_a_conversation_goes_up_to_its_question_and_has_its_own_or_another_image
     broken = [{**rows[0], "images": [{"bytes": b"no", "path": None}]}]
     with pytest.raises(ValueError, match="Sample '0': image 0 cannot be read"):
         conversation_of(collator, broken, question)
+    broken = [rows[0], {**rows[1], "images": [{"bytes": b"no", "path": None}]}]
+    with pytest.raises(ValueError, match="Sample '0' with the images of '1': image 0 cannot be read"):
+        conversation_of(collator, broken, question, other)

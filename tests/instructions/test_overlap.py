@@ -89,6 +89,19 @@ def test_the_same_pixels_in_another_file_are_the_same(index, images):
     assert match == overlap.Match("c", "same", 1.0)
 
 
+def test_the_colors_of_a_palette_are_what_is_compared():
+    numbers = np.arange(64, dtype=np.uint8).reshape(8, 8)
+    colored = []
+    for step in (1, 2):
+        image = Image.fromarray(numbers, "P")
+        image.putpalette([step * value for value in range(64) for _ in range(3)])
+        colored.append(image)
+    ones, others = map(overlap.pixel_digest, colored)
+    assert ones != others and ones == overlap.pixel_digest(colored[0].convert("RGB"))
+    colored[0].info["transparency"] = 3
+    assert overlap.pixel_digest(colored[0]) == overlap.pixel_digest(colored[0].convert("RGBA")) != ones
+
+
 @pytest.mark.parametrize("as_jpeg", [False, True])
 def test_a_piece_of_a_collage_is_found(index, images, aerial_trees, as_jpeg):
     """The whole of a collage matches nothing: where a piece lies on its test image, the others do not."""

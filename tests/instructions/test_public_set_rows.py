@@ -89,6 +89,16 @@ def test_the_box_is_written_on_the_grid(tmp_path):
     assert "<ref>The ship 0 at the pier</ref>" in question
 
 
+@pytest.mark.parametrize("phrase", ["", " "])
+def test_an_object_without_an_expression_is_not_asked_for(tmp_path, phrase):
+    dior_rsvg(tmp_path / "data")
+    path = tmp_path / "data/Annotations/00001.xml"
+    path.write_text(path.read_text().replace("The ship 0 at the pier", phrase))
+    _, rows = make("dior_rsvg", tmp_path / "data", tmp_path)
+    assert len(rows) == 2 and "<ref></ref>" not in str(rows)
+    assert "there is no phrase to locate" in next(tmp_path.glob("*.unused.txt")).read_text()
+
+
 def test_what_is_broken_is_named_and_the_rest_goes_on(tmp_path, capsys):
     folder = tmp_path / "data" / "dior_rsvg"
     dior_rsvg(folder)

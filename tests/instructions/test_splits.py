@@ -59,6 +59,13 @@ def test_a_part_of_a_split(tmp_path, name, part, numbers):
     if name == "LLaVA":
         rows = train_rows(tmp_path / "data", dataset_train_split="train[50%:]")
         assert [row["id"] for row in rows] == ["2", "3"]
+        rows = train_rows(tmp_path / "data", dataset_train_split="train[3:]+train[:1]")
+        assert [row["id"] for row in rows] == ["3", "0"]
+        assert len(train_rows(tmp_path / "data", dataset_train_split="train[2:100]")) == 2
+        with pytest.raises(ValueError, match=r"train\[4:\] has no row, since train has 4"):
+            train_rows(tmp_path / "data", dataset_train_split="train[4:]")
+        with pytest.raises(ValueError, match="of a stream, whose length is not known"):
+            train_rows(tmp_path / "data", dataset_train_split="train[:1]+train[3:]", dataset_streaming=True)
         with pytest.raises(ValueError, match="of a stream, whose length is not known"):
             train_rows(tmp_path / "data", dataset_train_split="train[50%:]", dataset_streaming=True)
 

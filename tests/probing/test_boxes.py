@@ -139,3 +139,46 @@ def test_what_is_wrong_with_boxes_is_named(tmp_path):
         main([*words[2:], "--data", json.dumps(data)])
     with pytest.raises(ValueError, match="boxes are described by `data`"):
         main([*words, "--dataset_name", "somewhere"])
+
+
+def test_in_windows_a_centre_is_that_of_the_whole_object(tmp_path):
+    """Also of one of which little is in the window: detection takes those with 0.7 of their area, and cuts them."""
+    rng, size, tile = np.random.default_rng(0), (150, 200), {"size": 64, "overlap": 16}
+    for split in SPLITS:
+        (tmp_path / split / "images").mkdir(parents=True)
+        Image.fromarray(rng.integers(0, 255, (*size, 3), dtype=np.uint8)).save(tmp_path / split / "images/0.png")
+        boxes = [[*rng.integers(0, (150, 100)), *rng.integers(2, 50, 2)] for _ in range(60)]
+        contents = {
+            "images": [{"id": 0, "file_name": "0.png", "height": size[0], "width": size[1]}],
+            "categories": [{"id": label, "name": name} for label, name in enumerate(NAMES)],
+            "annotations": [
+                {
+                    "id": index,
+                    "image_id": 0,
+                    "category_id": index % 2,
+                    "bbox": list(map(int, box)),
+                    "iscrowd": index < 5,
+                }
+                for index, box in enumerate(boxes)
+            ],
+        }
+        (tmp_path / split / "objects.json").write_text(json.dumps(contents))
+    splits = {split: settings | {"tile": tile} for split, settings in SPLITS.items()}
+    probe = Boxes(
+        DetectionData.from_dict(described(tmp_path) | {"splits": splits}), {"train": "train", "test": "test"}, L2
+    )
+    counts, places = probe.centres("test", (8, 8)), probe.samples["test"].places
+    assert len(places) == 12 and counts[..., :2].sum() > 60
+    for found, present, place in zip(counts, probe.centres("test", (1, 1)), places, strict=True):
+        left, top, right, bottom = place.window
+        wanted, crowds = np.zeros((8, 8, 2)), np.zeros((8, 8), bool)
+        for index, (x, y, width, height) in enumerate(boxes):
+            column, row = (x + width / 2 - left) / (right - left), (y + height / 2 - top) / (bottom - top)
+            if 0 <= column < 1 and 0 <= row < 1:
+                if index < 5:
+                    crowds[int(row * 8), int(column * 8)] = True
+                else:
+                    wanted[int(row * 8), int(column * 8), index % 2] += 1
+        assert np.array_equal(found[~crowds, :2], wanted[~crowds]) and not found[crowds].any()
+        assert np.array_equal(found[~crowds, 2], ~wanted.any(-1)[~crowds])
+        assert crowds.any() or np.array_equal(present[0, 0, :2], wanted.sum((0, 1)))

@@ -42,3 +42,12 @@ def test_shots_where_images_have_several_classes():
     assert len(draws) > 1
     with pytest.raises(ValueError, match="at most 1"):
         Labels(share=1.5)
+
+
+@pytest.mark.parametrize("share", [0.05, 0.3, 0.5, 0.99])
+def test_images_of_no_class_are_drawn_as_often_as_others(share):
+    labels = np.repeat([0, 1, 2], [20, 10, 40])
+    presence = np.eye(3, dtype=bool)[labels][:, :2]
+    chosen = Labels(share=share).draw(presence, 0, ["a", "b"])
+    assert np.bincount(labels[chosen], minlength=3).tolist() == [max(int(share * n + 0.5), 1) for n in (20, 10, 40)]
+    assert (np.bincount(labels[Labels(shots=3).draw(presence, 0, ["a", "b"])], minlength=3) == [3, 3, 0]).all()

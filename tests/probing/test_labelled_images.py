@@ -58,3 +58,15 @@ def test_images_of_the_training_in_the_test_are_told(tmp_path, caplog):
     assert (
         "is probed with images of its training: row 0 (image) in split 'test' is the same image as row 0" in caplog.text
     )
+
+
+@pytest.mark.parametrize("place", ["train/overview.png", "test/a/2019/x.png"])
+def test_a_picture_that_is_in_no_folder_of_a_class_is_named(tmp_path, place):
+    for index, folder in enumerate(("train/a", "train/b", "test/a", "test/b")):
+        (tmp_path / folder).mkdir(parents=True)
+        picture(8, 8, index).save(tmp_path / folder / "0.png")
+    open_splits(str(tmp_path), None, "train", "test")
+    (tmp_path / place).parent.mkdir(exist_ok=True)
+    picture(8, 8, 9).save(tmp_path / place)
+    with pytest.raises(ValueError, match=f"{place} is not at SPLIT/CLASS/NAME in .*, so its class is not known"):
+        open_splits(str(tmp_path), None, "train", "test")

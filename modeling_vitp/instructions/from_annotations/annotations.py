@@ -104,7 +104,7 @@ class Layout:
             raise ValueError(f"{root} is not a folder.")
         names = {} if names is None else names
         if not isinstance(names, dict) or not all(
-            phrase is None or isinstance(phrase, str) for phrase in names.values()
+            phrase is None or (isinstance(phrase, str) and phrase.strip()) for phrase in names.values()
         ):
             raise ValueError(f"names={str(names)[:80]}, but a phrase (or null) for each class is needed.")
         self.root, self.names, self.annotations = root, names, annotations
@@ -126,7 +126,10 @@ class Layout:
         return patient_of(path)
 
     def phrase(self, label: str) -> str | None:
-        return self.names[label] if label in self.names else plain_words(label)
+        phrase = self.names[label] if label in self.names else plain_words(label)
+        if phrase == "":
+            raise ValueError(f"The class {label!r} has no words in its name: give it some with --names.")
+        return phrase
 
     def region(self, where: str, label: str, box: Box, size: tuple[int, int], area: float | None = None, **more):
         """A region with its box cut to the image, as a list: empty if its class is left out."""

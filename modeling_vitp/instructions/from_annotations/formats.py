@@ -127,9 +127,13 @@ def coco_object(annotation: dict, names: dict[int | str, str], path: Path | str)
         box,
         is_crowd=bool(annotation.get("iscrowd")),
         area=annotation.get("area"),
-        caption=annotation.get("caption"),
+        caption=None if is_blank(annotation.get("caption")) else annotation["caption"],
         segmentation=annotation.get("segmentation") or None,
     )
+
+
+def is_blank(text: object) -> bool:
+    return text is None or (isinstance(text, str) and not text.strip())
 
 
 def check_coco(contents: dict, path: Path) -> None:

@@ -234,19 +234,27 @@ class ClassFolders(Layout):
 
     subject = "scene"
 
-    def splits(self):
+    @cached_property
+    def _split_folders(self) -> dict[str, Path]:
         folders = [path for path in sorted(self.root.iterdir()) if path.is_dir()]
-        by_split = {
+        return {
             split_in(path.name): path
             for path in folders
             if SPLIT_NAME.fullmatch(path.name) and any(child.is_dir() for child in path.iterdir())
         }
+
+    def splits(self):
         return {
             split: {path.relative_to(self.root).as_posix(): (path,) for path in image_files(folder)}
-            for split, folder in (by_split or {UNSPLIT: self.root}).items()
+            for split, folder in (self._split_folders or {UNSPLIT: self.root}).items()
         }
 
     def annotate(self, image_id, paths):
+        place = ("SPLIT", "CLASS", "NAME") if self._split_folders else ("CLASS", "NAME")
+        if len(paths[0].relative_to(self.root).parts) != len(place):
+            raise ValueError(
+                f"{paths[0]} is not at {'/'.join(place)} in {self.root}, so its class is not known: move it."
+            )
         return AnnotatedImage(image_id, paths, upright_size(paths[0]), label=self.phrase(paths[0].parent.name))
 
 
@@ -319,7 +327,7 @@ class ChangePairs(Layout):
         for path in files:
             try:
                 for image in read_annotation(path)["images"]:
-                    sentences = tuple(sentence["raw"].strip() for sentence in image["sentences"])
+                    sentences = tuple(filter(None, (sentence["raw"].strip() for sentence in image["sentences"])))
                     split = split_in(str(image.get("split") or image.get("filepath") or "")) or UNSPLIT
                     if captions[image["filename"]].setdefault(split, sentences) != sentences:
                         raise ValueError(f"{path} has two images {image['filename']!r}, with other captions each.")

@@ -38,3 +38,9 @@ def test_an_annotation_of_coco_keeps_its_outline():
 def test_an_id_stands_for_one_category():
     with pytest.raises(ValueError, match="two entries of `categories` have the id 1"):
         check_coco({"images": [], "categories": [{"id": 1, "name": "a"}, {"id": 1, "name": "b"}]}, "instances.json")
+
+
+@pytest.mark.parametrize(("caption", "expected"), [("a red car", "a red car"), ("", None), (" ", None), (None, None)])
+def test_a_caption_without_words_is_none(caption, expected):
+    annotation = {"id": 1, "bbox": [1, 2, 3, 4], "category_id": 1, "caption": caption}
+    assert coco_object(annotation, {1: "car"}, "a.json").caption == expected

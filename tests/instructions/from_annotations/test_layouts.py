@@ -279,7 +279,7 @@ def test_captions_of_changes_without_masks_say_nothing_about_places(tmp_path):
     for number in range(6):
         for folder in "AB":
             noise(tmp_path / "data" / "images" / "train" / folder / f"train_{number}.png", number, (64, 64))
-        sentences = [{"raw": f" a road {number} appears . "}, {"raw": f"road {number}"}]
+        sentences = [{"raw": f" a road {number} appears . "}, {"raw": " "}, {"raw": f"road {number}"}, {"raw": ""}]
         images.append({"filename": f"train_{number}.png", "split": "train", "sentences": sentences})
     (tmp_path / "data" / "LevirCCcaptions.json").write_text(json.dumps({"images": images}))
     rows = make("changes", tmp_path / "data", tmp_path / "out")["train"]
@@ -310,6 +310,31 @@ def test_broken_input_is_named(tmp_path, break_it, message):
     break_it(root)
     with pytest.raises(ValueError, match=message):
         make("voc", root, tmp_path / "out")
+
+
+def test_a_picture_that_is_in_no_folder_of_a_class_is_named(tmp_path):
+    for label in ("river", "forest"):
+        noise(tmp_path / "data" / "train" / label / "0.png", 0)
+    for place in ("train/overview.png", "train/river/2019/a.png"):
+        noise(tmp_path / "data" / place, 1)
+        with pytest.raises(
+            ValueError, match=rf"{place} is not at SPLIT/CLASS/NAME in .*data, so its class is not known"
+        ):
+            make("folders", tmp_path / "data", tmp_path / "out")
+        (tmp_path / "data" / place).unlink()
+    noise(tmp_path / "plain" / "river" / "0.png", 0)
+    noise(tmp_path / "plain" / "preview.png", 1)
+    with pytest.raises(ValueError, match="preview.png is not at CLASS/NAME in .*plain"):
+        make("folders", tmp_path / "plain", tmp_path / "out", "--split", "all")
+
+
+@pytest.mark.parametrize(("names", "label"), [({}, "_"), ({"other": " "}, "other")])
+def test_a_class_without_words_is_named(tmp_path, names, label):
+    for each in (label, "river"):
+        noise(tmp_path / "data" / each / "0.png", 0)
+    with pytest.raises(ValueError, match="a phrase .or null. for each class|'_' has no words in its name"):
+        layout = layouts.ClassFolders(tmp_path / "data", names)
+        annotate_all(layout, layout.splits()[layouts.UNSPLIT])
 
 
 def test_turned_images_are_refused(tmp_path):
