@@ -8,6 +8,7 @@ import dataclasses
 import functools
 import mmap
 import os
+import threading
 import weakref
 from multiprocessing import reduction
 from typing import Any
@@ -15,9 +16,11 @@ from typing import Any
 import numpy as np
 import torch
 from accelerate.utils import recursively_apply
+from torch.multiprocessing import get_sharing_strategy
 from torch.utils.data import get_worker_info
 
 HEADER = ALIGNMENT = 64  # bytes
+FREE, HELD, GIVEN_UP = range(3)
 MOST_FREE = 4  # as many batches as a worker has under way: what more is free goes back
 
 
@@ -47,19 +50,22 @@ def share_batch(batch: dict[str, Any]) -> dict[str, Any]:
 
     In a worker its tensors lie in memory that the trainer sees too. They are the trainer's as long as it holds any of
     them, or a view; only then the worker writes there again. Where there are no files in memory, as on systems other
-    than Linux, they go as torch sends them.
+    than Linux, or torch is told to share by names, they go as torch sends them.
+
+    It is the last that a worker does to a batch: what it gives is to be sent, once, and not to be changed or copied.
 
     Args:
-        batch: of tensors, also in lists, tuples and dictionaries, and whatever else.
+        batch: of tensors, also in lists, tuples and dictionaries, and whatever else. One of another class than `dict`
+            comes back as it is.
     """
-    if isinstance(batch, SharedBatch):
+    if type(batch) is not dict:
         return batch
-    if get_worker_info() is None or not _has_memory_files():
+    if get_worker_info() is None or get_sharing_strategy() != "file_descriptor" or not _has_memory_files():
         return recursively_apply(ToStack.stacked, batch, test_type=lambda value: isinstance(value, ToStack))
     sizes = []
     recursively_apply(lambda value: sizes.append(_as_stack(value).num_bytes), batch, test_type=_can_be_shared)
-    segment = _free_segment(sum(sizes))
-    rooms = iter(np.split(segment.lend(), np.cumsum(sizes, dtype=np.int64)))
+    segment, room = _lent_segment(sum(sizes))
+    rooms = iter(np.split(room, np.cumsum(sizes, dtype=np.int64)))
 
     def copied(value: torch.Tensor | ToStack) -> torch.Tensor:
         stacked = _as_stack(value).stacked(next(rooms))
@@ -96,7 +102,7 @@ class SharedBatch(dict):
         self.segment = segment
 
     def __reduce__(self):
-        self.segment.is_held[0] = True
+        self.segment.state[0] = HELD
         values = recursively_apply(self.segment.place, dict(self), test_type=self.segment.has)
         return _arrived, (reduction.DupFd(self.segment.file), values)
 
@@ -117,7 +123,11 @@ class _Place:
 
 
 class _Segment:
-    """Shared memory for one batch at a time; its first byte says whether another process holds that batch."""
+    """Shared memory for one batch at a time; its first byte says whether another process holds that batch.
+
+    Attributes:
+        state: the byte, `FREE`, `HELD` or `GIVEN_UP`: not to be written again, since a third process may hold it.
+    """
 
     def __init__(self, num_bytes: int):
         self.size = 1 << (HEADER + num_bytes).bit_length()  # pages that nothing is written to take no memory
@@ -125,12 +135,12 @@ class _Segment:
         weakref.finalize(self, os.close, self.file)
         os.ftruncate(self.file, self.size)
         self.pages = mmap.mmap(self.file, self.size)
-        self.is_held = np.frombuffer(self.pages, bool, 1)
+        self.state = np.frombuffer(self.pages, np.uint8, 1)
         self.lent = lambda: None
 
     def is_free(self) -> bool:
         # In this order: a batch is marked as held before it goes from here.
-        return self.lent() is None and not self.is_held[0]
+        return self.lent() is None and self.state[0] == FREE
 
     def lend(self) -> np.ndarray:
         """The bytes, uint8 `(num_bytes,)`, which are in use here as long as a tensor or view of them is."""
@@ -139,24 +149,26 @@ class _Segment:
         return room
 
     def has(self, value: Any) -> bool:
-        return isinstance(value, torch.Tensor) and 0 < value.data_ptr() - self.is_held.ctypes.data < self.size
+        return isinstance(value, torch.Tensor) and 0 < value.data_ptr() - self.state.ctypes.data < self.size
 
     def place(self, tensor: torch.Tensor) -> _Place:
-        start = tensor.data_ptr() - self.is_held.ctypes.data
+        start = tensor.data_ptr() - self.state.ctypes.data
         return _Place(start, tensor.dtype, tuple(tensor.shape), tensor.stride())
 
 
 _segments: list[_Segment] = []
+_lending = threading.Lock()
 
 
-def _free_segment(num_bytes: int) -> _Segment:
-    free = sorted((segment for segment in _segments if segment.is_free()), key=lambda segment: -segment.size)
-    if not free or free[0].size < HEADER + num_bytes:
-        free.insert(0, _Segment(num_bytes))
-        _segments.append(free[0])
-    for segment in free[MOST_FREE:]:
-        _segments.remove(segment)
-    return free[0]
+def _lent_segment(num_bytes: int) -> tuple[_Segment, np.ndarray]:
+    """A segment that nobody uses, and its bytes; those that are too many, or given up, go."""
+    with _lending:
+        free = sorted((segment for segment in _segments if segment.is_free()), key=lambda segment: -segment.size)
+        if not free or free[0].size < HEADER + num_bytes:
+            free.insert(0, _Segment(num_bytes))
+        used = [segment for segment in _segments if not segment.is_free() and segment.state[0] != GIVEN_UP]
+        _segments[:] = used + free[:MOST_FREE]
+        return free[0], free[0].lend()
 
 
 def _arrived(handle: Any, values: dict[str, Any]) -> dict[str, Any]:
@@ -167,10 +179,22 @@ def _arrived(handle: Any, values: dict[str, Any]) -> dict[str, Any]:
         os.close(file)
     room = np.frombuffer(pages, np.uint8)
     # Every tensor holds the array, which so goes with the last of them.
-    weakref.finalize(room, _give_back, np.frombuffer(pages, bool, 1), os.getpid()).atexit = False
+    weakref.finalize(room, _give_back, np.frombuffer(pages, np.uint8, 1), _number_of_forks).atexit = False
     return recursively_apply(lambda place: place.tensor(room), values, test_type=lambda it: isinstance(it, _Place))
 
 
-def _give_back(is_held: np.ndarray, process: int) -> None:
-    if os.getpid() == process:  # and not one that was forked from it meanwhile
-        is_held[0] = False
+def _give_back(state: np.ndarray, number_of_forks: int) -> None:
+    state[0] = FREE if number_of_forks == _number_of_forks else GIVEN_UP
+
+
+_number_of_forks = 0
+
+
+def _count_fork() -> None:
+    """What this process holds the other may hold too, and for longer."""
+    global _number_of_forks
+    _number_of_forks += 1
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_parent=_count_fork, after_in_child=_count_fork)

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch.nn.utils.rnn import pad_sequence
+from torch.utils.data import default_collate
 from trl.data_utils import prepare_multimodal_messages
 
 from ..images.shared_batches import ToStack, share_batch
@@ -93,6 +94,7 @@ class ViTPDataCollator:
         check_warmup_steps(self.vrl_warmup_steps)
         self._mask_id = mask_token_id(self.processor) if check_mask_ratio(self.answer_mask_ratio) > 0 else None
         self._encoder: ConversationEncoder | None = None
+        self._is_last = False
         # In shared memory, so that persistent workers, which keep the copy they were started with, see it change.
         self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()
         if self.on_error not in ("raise", "skip"):
@@ -134,12 +136,14 @@ class ViTPDataCollator:
 
     def with_raw_tiles(self) -> "ViTPDataCollator":
         """The same collator, but `pixel_values` of 8-bit images are uint8, as [`RawTileProcessor`] leaves them, unless
-        another image in the batch is none. Epoch and counts are those of this collator.
+        another image in the batch is none, and its batches are for a data loader alone, see [`share_batch`]. Epoch and
+        counts are those of this collator.
         """
         image_processor = RawTileProcessor.of(self.processor.image_processor)
         if image_processor is None:
             return self
         raw = copy.copy(self)
+        raw._is_last = True
         raw.processor = copy.copy(self.processor)
         raw.processor.image_processor = image_processor
         raw._encoder = ConversationEncoder(raw.processor) if ConversationEncoder.can_encode(raw.processor) else None
@@ -166,7 +170,7 @@ class ViTPDataCollator:
         with_images = [sample for sample in samples if "pixel_values" in sample]
         if with_images:
             tiles = self._alike([tile for sample in with_images for tile in sample["pixel_values"]])
-            batch["pixel_values"] = ToStack(tiles)
+            batch["pixel_values"] = ToStack(tiles) if self._is_last else default_collate(tiles)
         if "position_ids" in samples[0]:
             batch["position_ids"] = self._pad(samples, "position_ids", 0)
             if with_images:
@@ -175,7 +179,8 @@ class ViTPDataCollator:
                 batch["visual_token_indices"] = torch.cat(
                     [sample["visual_token_indices"] + start for sample, start in zip(with_images, starts)]
                 )
-        return share_batch(lay_end_to_end(batch) if self.padding_free else batch)
+        batch = lay_end_to_end(batch) if self.padding_free else batch
+        return share_batch(batch) if self._is_last else batch
 
     def _alike(self, tiles: list[torch.Tensor]) -> list[torch.Tensor]:
         """All normalised if one is."""

@@ -1,13 +1,17 @@
 """Batches of workers against those made in the process, also while others are held, and the memory they lie in."""
 
 import gc
+import multiprocessing
 import os
+import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from torch.utils.data import DataLoader, default_collate
+from transformers import BatchFeature
 
 from modeling_vitp.images import shared_batches
 from modeling_vitp.images.shared_batches import MOST_FREE, ToStack, share_batch
@@ -134,6 +138,63 @@ def test_an_epoch_that_is_left_early_takes_no_memory_along():
     for index, batch in enumerate(batches := iter(data)):
         assert_equal(batch, index)
     assert segments_of(batches) <= 4 + MOST_FREE
+
+
+def test_a_batch_of_another_class_stays_what_it_is():
+    feature = BatchFeature({"pixel_values": torch.ones(2, 3)})
+    data = DataLoader([feature] * 3, None, num_workers=1, collate_fn=share_batch)
+    assert [type(batch) for batch in data] == [BatchFeature] * 3
+
+
+class MadeByThreads(torch.utils.data.IterableDataset):
+    def __iter__(self):
+        def make(index: int) -> dict:
+            return share_batch({"values": ToStack([torch.full((100,), index)] * 2), "index": index})
+
+        interval = sys.getswitchinterval()
+        sys.setswitchinterval(1e-5)
+        with ThreadPoolExecutor(8) as pool:
+            yield from pool.map(make, range(1500))
+        sys.setswitchinterval(interval)
+
+
+def test_threads_of_a_worker_share_no_memory():
+    for batch in DataLoader(MadeByThreads(), None, num_workers=1, collate_fn=lambda batch: batch):
+        assert (batch["values"] == batch["index"]).all()
+
+
+@on_linux
+def test_a_process_that_is_forked_keeps_what_it_was_given():
+    context = multiprocessing.get_context("fork")
+    goes_on, found = context.Event(), context.Queue()
+
+    def look(index: int, batch: dict) -> None:
+        goes_on.wait(60)
+        found.put((index, torch.equal(batch["tiles"], expected(index)["tiles"])))
+
+    lookers, batches = [], iter(loader(prefetch_factor=2))
+    for index in range(NUM_BATCHES):
+        batch = next(batches)
+        if index % 3 == 0:
+            lookers.append(context.Process(target=look, args=(index, batch)))
+            lookers[-1].start()
+        del batch
+    goes_on.set()
+    assert sorted(found.get(timeout=60) for _ in lookers) == [(index, True) for index in range(0, NUM_BATCHES, 3)]
+    assert segments_of(batches) <= 4 + MOST_FREE < len(lookers)  # what was given to others is not kept here
+    for looker in lookers:
+        looker.join()
+
+
+def test_torch_sends_batches_where_it_is_told_to_share_by_names():
+    strategy = torch.multiprocessing.get_sharing_strategy()
+    torch.multiprocessing.set_sharing_strategy("file_system")
+    try:
+        for index, batch in enumerate(loader()):
+            assert_equal(batch, index)
+            assert batch["step"].is_shared()
+    finally:
+        torch.multiprocessing.set_sharing_strategy(strategy)
 
 
 @pytest.mark.parametrize("error", [AttributeError, PermissionError])
