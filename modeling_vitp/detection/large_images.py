@@ -14,6 +14,7 @@ from ..image_processing_vitp_detection import ViTPDetectionImageProcessor, mask_
 from ..images.large import LargeImage, open_images
 from ..images.unfinished import LineFile, appears_whole, digest, fingerprint, part_of
 from ..images.windows import Window, window_starts
+from ..rotated_boxes import intersections, rectangles
 from .tiles import best_of_overlapping
 from .vectors import WRITERS, Found, Ground, polygons_of
 
@@ -228,21 +229,27 @@ def marked(found: Found, window: Window, size: tuple[int, int]) -> Found:
     return found | {"cut": [is_inner and far >= -1 for is_inner, far in zip(inner, beyond)]}
 
 
-def are_parts(bounds: torch.Tensor, labels: torch.Tensor, cut: torch.Tensor) -> torch.Tensor:
+def are_parts(places: torch.Tensor, bounds: torch.Tensor, labels: torch.Tensor, cut: torch.Tensor) -> torch.Tensor:
     """Which objects lie, but for a rest, in one of their class that goes on where their window has cut them.
 
     Args:
-        bounds: x1, y1, x2, y2, `(n, 4)`.
+        places: x1, y1, x2, y2, `(n, 4)`, or the corners of rotated boxes, `(n, 4, 2)`.
+        bounds: x1, y1, x2, y2 around them, `(n, 4)`.
         labels: `(n,)`.
         cut: at which sides, bool `(n, 4)`.
     """
-    parts = torch.zeros(len(bounds), dtype=torch.bool)
+    parts, turned = torch.zeros(len(places), dtype=torch.bool), rectangles(places) if places.ndim == 3 else None
     for index in cut.any(1).nonzero().flatten().tolist():
         mine, sides = bounds[index], cut[index]
-        sizes = bounds[:, 2:].minimum(mine[2:]) - bounds[:, :2].maximum(mine[:2])
-        shares = sizes.clamp(min=0).prod(1) / (mine[2:] - mine[:2]).prod()
+        shared = (bounds[:, 2:].minimum(mine[2:]) - bounds[:, :2].maximum(mine[:2])).clamp(min=0).prod(1)
         goes_on = ((bounds - mine) * torch.tensor(OUTWARDS) > 1)[:, sides].all(1)
-        parts[index] = ((labels == labels[index]) & (shares >= CUT_SHARE) & goes_on).any()
+        others = (labels == labels[index]) & (shared > 0) & goes_on
+        if turned is None:
+            shared, whole = shared[others], (mine[2:] - mine[:2]).prod()
+        else:
+            shared = intersections(turned[index].expand(int(others.sum()), -1), turned[others])
+            whole = turned[index, 2:4].prod()
+        parts[index] = (shared >= CUT_SHARE * whole).any()
     return parts
 
 
@@ -262,7 +269,7 @@ def merged(rows: LineFile, nms_threshold: float) -> Iterator[list[Found]]:
     if parts:
         scores, labels, cut, places, bounds = map(torch.cat, zip(*parts))
         best = best_of_overlapping(places, scores, labels, nms_threshold)
-        kept[best[~are_parts(bounds[best], labels[best], cut[best].bool())]] = True
+        kept[best[~are_parts(places[best], bounds[best], labels[best], cut[best].bool())]] = True
     first = 0
     for row in rows:
         yield [found for found, keep in zip(row, kept[first : first + len(row)].tolist()) if keep]

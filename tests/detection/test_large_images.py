@@ -17,6 +17,7 @@ from rasterio.transform import from_origin
 
 from modeling_vitp import ViTPDetectionImageProcessor, detect_large
 from modeling_vitp.detection import large_images
+from modeling_vitp.detection.tiles import shares_inside
 from modeling_vitp.recipes import predict_large as script
 
 HEIGHT, WIDTH = 150, 170
@@ -97,12 +98,53 @@ def by_hand(model, image, threshold=0.1, window=96, stride=60):
 
 
 def lies_in_another(one, others):
-    """Of the boxes around objects of one class, seven tenths of one in one that goes on where it is cut."""
-    box = shapely.box(*one["outline"].bounds)
-    boxes = [shapely.box(*other["outline"].bounds) for other in others if other["label"] == one["label"]]
+    """Of the boxes of objects of one class, seven tenths of one in one that goes on where it is cut."""
+    box, boxes = one["outline"], [other["outline"] for other in others if other["label"] == one["label"]]
     around = [other for other in boxes if other.intersection(box).area >= 0.7 * box.area]
     beyond = [(np.array(other.bounds) - box.bounds) * [-1, -1, 1, 1] > 1 for other in around]
     return any(sides[one["cut"]].all() for sides in beyond)
+
+
+def test_ships_side_by_side_are_no_parts_of_one_another(tmp_path, monkeypatch):
+    """Their upright boxes overlap; by a detector that finds what 0.7 of is in its window, and finds it whole."""
+    generator, along, across = np.random.default_rng(0), np.array([0.6, -0.8]), np.array([0.8, 0.6])
+    truth = []
+    for quay in np.stack(np.meshgrid([50, 200, 330], [60, 200]), -1).reshape(-1, 2):
+        for berth in range(10):
+            centre, half = quay + across * 11 * berth, along * generator.uniform(24, 30)
+            truth.append([centre - half, centre + half, centre + half + 8 * across, centre - half + 8 * across])
+    truth = np.array(truth)
+    windows = []
+
+    def reads(source, top, lefts, window, batch_size):
+        windows[:] = [(left, top) for left in lefts]
+        yield lefts, torch.zeros(len(lefts), 3, window, window)
+
+    def finds(*_):
+        for place in windows:
+            seen = np.flatnonzero(shares_inside(truth, place, WINDOWS["window"]) >= 0.7)
+            scores = generator.uniform(0.8, 1, len(seen))
+            yield [
+                {"label": 0, "score": float(score), "corners": (truth[index] - place).tolist()}
+                for index, score in zip(seen, scores)
+            ]
+
+    monkeypatch.setattr(large_images, "windows_with_data", reads)
+    monkeypatch.setattr(large_images, "detect", finds)
+    source = write_tiff(tmp_path / "scene.tif", np.zeros((3, 350, 450), np.uint8))
+    model = original_detector("oriented_rcnn")
+    detect_large(model, ViTPDetectionImageProcessor(), source, tmp_path / "found.json", **WINDOWS)
+    found = np.array([one["corners"] for one in json.loads((tmp_path / "found.json").read_text())["annotations"]])
+    visible = [
+        any(
+            shares_inside(ship[None], (left, top), WINDOWS["window"])[0] >= 0.7
+            for left in starts(450, 96, 60)
+            for top in starts(350, 96, 60)
+        )
+        for ship in truth
+    ]
+    distances = np.linalg.norm(found.mean(1)[None] - truth.mean(1)[:, None], axis=-1) < 1
+    assert sum(visible) > 50 and distances.sum(1).tolist() == list(map(int, visible))
 
 
 @pytest.fixture(scope="module")
