@@ -64,6 +64,8 @@ def share_batch(batch: dict[str, Any]) -> dict[str, Any]:
         return recursively_apply(ToStack.stacked, batch, test_type=lambda value: isinstance(value, ToStack))
     sizes = []
     recursively_apply(lambda value: sizes.append(_as_stack(value).num_bytes), batch, test_type=_can_be_shared)
+    if not sizes:
+        return batch
     segment, room = _lent_segment(sum(sizes))
     rooms = iter(np.split(room, np.cumsum(sizes, dtype=np.int64)))
 
@@ -71,7 +73,7 @@ def share_batch(batch: dict[str, Any]) -> dict[str, Any]:
         stacked = _as_stack(value).stacked(next(rooms))
         return stacked if isinstance(value, ToStack) else stacked[0]
 
-    return SharedBatch(recursively_apply(copied, batch, test_type=_can_be_shared), segment)
+    return SharedBatch(recursively_apply(copied, batch, test_type=_can_be_shared), segment, room)
 
 
 @functools.cache
@@ -95,11 +97,11 @@ def _can_be_shared(value: Any) -> bool:
 
 
 class SharedBatch(dict):
-    """A batch of a worker, which is a plain dictionary where it arrives."""
+    """A batch of a worker, which is a plain dictionary where it arrives; until it is sent it holds its memory."""
 
-    def __init__(self, batch: dict[str, Any], segment: "_Segment"):
+    def __init__(self, batch: dict[str, Any], segment: "_Segment", room: np.ndarray):
         super().__init__(batch)
-        self.segment = segment
+        self.segment, self.room = segment, room
 
     def __reduce__(self):
         self.segment.state[0] = HELD

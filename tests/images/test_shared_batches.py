@@ -4,6 +4,7 @@ import gc
 import multiprocessing
 import os
 import sys
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -144,6 +145,22 @@ def test_a_batch_of_another_class_stays_what_it_is():
     feature = BatchFeature({"pixel_values": torch.ones(2, 3)})
     data = DataLoader([feature] * 3, None, num_workers=1, collate_fn=share_batch)
     assert [type(batch) for batch in data] == [BatchFeature] * 3
+
+
+def without_some(rows: list[int]) -> dict:
+    """Batches without a tensor, or from which all are taken again, among others."""
+    (index,) = rows
+    batch = share_batch({"index": index} if index % 3 == 0 else {"index": index, "values": torch.full((1000,), index)})
+    if index % 3 == 1:
+        batch.pop("values")
+    return batch
+
+
+def test_batches_that_hold_no_tensor_give_nothing_of_others_back():
+    for batch in loader(without_some, prefetch_factor=6):
+        time.sleep(0.01)  # a step, in which the worker makes others
+        if batch["index"] % 3 == 2:
+            assert (batch["values"] == batch["index"]).all()
 
 
 class MadeByThreads(torch.utils.data.IterableDataset):
