@@ -195,7 +195,9 @@ def needed(path: str | None) -> str:
 
 
 def facts_of(found: Any, threshold: float) -> dict:
-    """Objects above a score, the share of each class, or the probability of each for the whole image."""
+    """Objects above a score, in pixels of a picture of that width and height, which a large image is reduced to; the
+    share of each class; or the probability of each for the whole image.
+    """
     if isinstance(found, Objects):
         shown = [index for index, score in enumerate(found.scores) if score > threshold]
         objects = [
@@ -206,7 +208,8 @@ def facts_of(found: Any, threshold: float) -> dict:
             }
             for index in shown
         ]
-        return {"objects": objects}
+        height, width = found.image.shape[:2]
+        return {"width": width, "height": height, "objects": objects}
     if isinstance(found, Labels):
         return {"probabilities": dict(zip(found.names, found.probabilities.tolist()))}
     return {"shares": {name: float((found.labels == index).mean()) for index, name in enumerate(found.names)}}

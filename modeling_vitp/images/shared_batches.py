@@ -101,12 +101,21 @@ class SharedBatch(dict):
 
     def __init__(self, batch: dict[str, Any], segment: "_Segment", room: np.ndarray):
         super().__init__(batch)
-        self.segment, self.room = segment, room
+        self.segment, self.room, self.is_sent = segment, room, False
 
     def __reduce__(self):
-        self.segment.state[0] = HELD
-        values = recursively_apply(self.segment.place, dict(self), test_type=self.segment.has)
-        return _arrived, (reduction.DupFd(self.segment.file), values)
+        return dict, (dict(self),)
+
+
+def _sent(batch: SharedBatch) -> tuple:
+    if batch.is_sent:  # to one that gives it back; again it goes as torch sends it
+        return batch.__reduce__()
+    batch.is_sent, batch.segment.state[0] = True, HELD
+    values = recursively_apply(batch.segment.place, dict(batch), test_type=batch.segment.has)
+    return _arrived, (reduction.DupFd(batch.segment.file), values)
+
+
+reduction.ForkingPickler.register(SharedBatch, _sent)  # of queues between processes alone
 
 
 @dataclasses.dataclass
@@ -151,7 +160,7 @@ class _Segment:
         return room
 
     def has(self, value: Any) -> bool:
-        return isinstance(value, torch.Tensor) and 0 < value.data_ptr() - self.state.ctypes.data < self.size
+        return _can_be_shared(value) and 0 < value.data_ptr() - self.state.ctypes.data < self.size
 
     def place(self, tensor: torch.Tensor) -> _Place:
         start = tensor.data_ptr() - self.state.ctypes.data
@@ -174,7 +183,13 @@ def _lent_segment(num_bytes: int) -> tuple[_Segment, np.ndarray]:
 
 
 def _arrived(handle: Any, values: dict[str, Any]) -> dict[str, Any]:
-    file = handle.detach()
+    try:
+        file = handle.detach()
+    except (EOFError, OSError) as error:
+        raise RuntimeError(
+            f"A batch cannot be received: {error!r}. Its worker has ended, or too many files are open: raise "
+            "`ulimit -n`, or share by names, torch.multiprocessing.set_sharing_strategy('file_system')."
+        ) from error
     try:
         pages = mmap.mmap(file, 0)
     finally:

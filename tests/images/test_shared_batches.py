@@ -1,8 +1,11 @@
 """Batches of workers against those made in the process, also while others are held, and the memory they lie in."""
 
+import copy
 import gc
+import io
 import multiprocessing
 import os
+import pickle
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -145,6 +148,49 @@ def test_a_batch_of_another_class_stays_what_it_is():
     feature = BatchFeature({"pixel_values": torch.ones(2, 3)})
     data = DataLoader([feature] * 3, None, num_workers=1, collate_fn=share_batch)
     assert [type(batch) for batch in data] == [BatchFeature] * 3
+
+
+def copied(rows: list[int]) -> dict:
+    """A batch beside copies of it that are changed, of every kind."""
+    (index,) = rows
+    batch, file = share_batch({"values": torch.full((1000,), index)}), io.BytesIO()
+    torch.save(batch, file)
+    file.seek(0)
+    copies = copy.deepcopy(batch), pickle.loads(pickle.dumps(batch)), torch.load(file, weights_only=False)
+    for other in copies:
+        other["values"] += 1
+    batch["copies"] = [other["values"] for other in copies]
+    return batch
+
+
+def test_a_copy_in_a_worker_is_one():
+    for index, batch in enumerate(loader(copied)):
+        assert (batch["values"] == index).all()
+        assert [set(values.tolist()) for values in batch["copies"]] == [{index + 1}] * 3
+
+
+class Echo(torch.utils.data.IterableDataset):
+    def __iter__(self):
+        for index in range(30):
+            batch = share_batch({"values": torch.full((1000,), index)})
+            yield from (batch, batch)
+
+
+def test_a_batch_that_is_sent_twice_is_there_twice():
+    batches = DataLoader(Echo(), None, num_workers=1, prefetch_factor=3, collate_fn=lambda batch: batch)
+    for index, batch in enumerate(batches):
+        time.sleep(0.01)  # a step
+        assert (batch["values"] == index // 2).all()
+        del batch
+
+
+def test_a_batch_that_cannot_be_received_says_what_may_help():
+    class Handle:
+        def detach(self):
+            raise EOFError
+
+    with pytest.raises(RuntimeError, match="too many files are open: raise `ulimit -n`, or share by names"):
+        shared_batches._arrived(Handle(), {})
 
 
 def without_some(rows: list[int]) -> dict:

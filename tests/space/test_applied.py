@@ -6,6 +6,7 @@ import gradio as gr
 import numpy as np
 import pytest
 import torch
+from api import facts_of
 from applied import Classes, Objects, color_of
 from apply_tab import drawn, found_by
 from boxes import COLORS
@@ -54,6 +55,14 @@ def test_boxes_are_drawn_from_a_score_on_in_the_colors_of_their_classes():
     for x, y in ((90, 50), (90, 70), (70, 70), (70, 50)):  # midpoints of the turned square's sides
         assert has_color(both, 0)[y - 1 : y + 2, x - 1 : x + 2].any() and not has_color(best, 0).any()
     assert (both[55:65, 20:40] == 100).all()  # nothing inside
+
+
+def test_programs_are_told_of_which_picture_the_corners_of_objects_are():
+    facts = facts_of(objects(), 0.5)
+    assert (facts["width"], facts["height"]) == (120, 90)
+    assert facts["objects"] == [
+        {"class": "<b>plane</b>", "score": 0.9, "corners": [[10, 40], [50, 40], [50, 80], [10, 80]]}
+    ]
 
 
 def test_masks_are_laid_over_the_pixels_that_they_have():
