@@ -91,12 +91,18 @@ def test_the_command_prints_a_table_and_leaves_metrics_answers_and_a_picture(pla
         ({"split": "val"}, r"has no split 'val', only \['test'\]: give split\."),
         ({"models": ["no_model"]}, "no_model is no model"),
         ({"split": "test[:3]"}, "about the same image, so that none can be swapped"),
-        ({"split": "test[:0]"}, "no questions about images that are scored, in 0 rows"),
+        ({"split": "test[:0]"}, r"test\[:0\] has no row, since test has 13"),
     ],
 )
 def test_what_cannot_be_asked_is_told(place, options, said):
     with pytest.raises(ValueError, match=said):
         vlm.evaluate_vlm(arguments(place, **options))
+
+
+def test_rows_without_images_ask_nothing(place, tmp_path):
+    (tmp_path / "test.jsonl").write_text(json.dumps({"question": "How many?", "answer": "3"}) + "\n")
+    with pytest.raises(ValueError, match="has no questions about images that are scored, in 1 rows"):
+        vlm.evaluate_vlm(arguments(place, dataset_name=str(tmp_path)))
 
 
 def test_a_model_that_does_not_answer_is_told(place, tmp_path):
