@@ -17,13 +17,15 @@ from modeling_vitp.command import errors
 from modeling_vitp.command.folders import SPACE
 
 RECIPES = "modeling_vitp.recipes"
+LABORATORY = ("benchmarks", "experiments", "datasets")  # folders of recipes/ whose entry points are commands too
 CONVERT = "modeling_vitp.convert"
 
 
 def recipes() -> dict[str, Path]:
-    """The files of the recipes by name."""
-    paths = sorted(Path(str(files(RECIPES))).glob("*.py"))
-    return {path.stem: path for path in paths if path.stem != "__init__"}
+    """Return the files of the entry points by name."""
+    folder = Path(str(files(RECIPES)))
+    paths = [path for name in ("", *LABORATORY) for path in sorted(Path(folder, name).glob("*.py"))]
+    return {path.stem: path for path in paths if "\ndef main(" in path.read_text()}
 
 
 def summary(path: Path) -> str:
@@ -44,12 +46,13 @@ def main(argv: list[str] | None = None) -> None:
         hint = f"did you mean {nearest[0]!r}?" if nearest else "vitp alone lists what there is."
         errors.run(lambda: errors.refuse(f"there is no recipe {words[0]!r}: {hint}"))
     sys.argv = [f"vitp {name}", *words[1:]]
-    module = CONVERT if name == "convert" else f"{RECIPES}.{name}"
+    folder = paths[name].parent.name
+    module = f"{RECIPES}.{folder}.{name}" if folder in LABORATORY else f"{RECIPES}.{name}"
     try:
         if name == "space":
             runpy.run_path(str(paths[name]), run_name="__main__")
         else:
-            runpy.run_module(module, run_name="__main__", alter_sys=True)
+            runpy.run_module(CONVERT if name == "convert" else module, run_name="__main__", alter_sys=True)
     except ImportError as error:  # before the recipe could take care of its errors
         sys.exit(errors.report(error))
 

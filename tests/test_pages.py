@@ -110,8 +110,11 @@ def test_what_takes_longer_runs_too(page, place, monkeypatch):
         ("bash", "python recipes/predict_large.py my_model scene.tif"),
         ("bash", "vitp benchmark --shape large"),
         ("bash", "python -m modeling_vitp.convert outputs/my_run there --to nowhere"),
-        ("bash", "accelerate launch --config_file recipes/accelerate/none.yaml -m modeling_vitp.recipes.benchmark"),
-        ("bash", "torchrun --processes 4 -m modeling_vitp.recipes.benchmark"),
+        (
+            "bash",
+            "accelerate launch --config_file none.yaml -m modeling_vitp.recipes.benchmarks.benchmark",
+        ),
+        ("bash", "torchrun --processes 4 -m modeling_vitp.recipes.benchmarks.benchmark"),
         ("bash", "pip install -e '.[no_such_extra]'"),
         ("bash", "python -m pytest -m no_such_mark"),
         ("python", "from modeling_vitp import no_such_name"),

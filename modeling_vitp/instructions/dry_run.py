@@ -21,7 +21,6 @@ from ..vrl import num_kept_tokens
 from .lengths import num_tiles
 from .mixture import effective_rows
 from .mixture_file import Mixture, Source
-from .public_set_rows import public_set_names
 from .rows import load_images
 from .sources import read_source
 
@@ -229,17 +228,17 @@ def print_mixture(
 
 
 def print_commands(summaries: list[SourceSummary]) -> None:
-    """Prints how what is missing is made."""
-    commands = [command for summary in summaries if summary.missing and (command := public_set_command(summary.source))]
+    """Print the commands that make the missing sources."""
+    commands = [command for summary in summaries if summary.missing and (command := make_command(summary.source))]
     if commands:
-        print("\nTo make what is missing of public data sets (`vitp make_public_set NAME` says what is needed of one):")
+        print("\nTo make the missing sources (each command without its last argument says what it needs):")
         print("\n".join(f"  {command}" for command in commands))
 
 
-def public_set_command(source: Source) -> str | None:
-    """What makes a source out of the public data set that its file is named after, downloaded to its `image_root`."""
+def make_command(source: Source) -> str | None:
+    """Return the command that makes the annotation of a source from its `image_root`, `None` if none is known."""
     path, root = Path(source.annotation or ""), source.image_root
-    if path.suffix != ".jsonl" or path.stem not in public_set_names() or root is None:
+    if source.make is None or path.suffix != ".jsonl" or root is None:
         return None
     elsewhere = [] if path.parent == Path(root).parent else ["--output_dir", str(path.parent)]
-    return shlex.join(["vitp", "make_public_set", path.stem, root, *elsewhere])
+    return shlex.join([*shlex.split(source.make), path.stem, root, *elsewhere])

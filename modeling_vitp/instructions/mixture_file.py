@@ -38,6 +38,7 @@ class Source:
             JSON Lines that are there), and so does the share of a streaming source, which needs it (an estimate is
             enough).
         obtain: page where the data can be had.
+        make: command that makes the annotation; the dry run prints it with the name of the annotation and `image_root`.
         modality: what the images were taken with: optical, sar, ct …, one or several.
         tasks: what is asked: caption, vqa, grounding …
         general: whether it is general data, against forgetting.
@@ -59,6 +60,7 @@ class Source:
     prompt: str | None = None
     rows: int | None = None
     obtain: str | None = None
+    make: str | None = None
     modality: tuple[str, ...] = ()
     tasks: tuple[str, ...] = ()
     general: bool = False
@@ -130,6 +132,7 @@ SOURCE_KEYS = {
     "prompt": str,
     "rows": int,
     "obtain": str,
+    "make": str,
     "modality": (str, list),
     "tasks": list,
     "general": bool,

@@ -28,7 +28,7 @@ MOST_FILES = 100_000
 MOST_BYTES = 4_000_000_000
 IMAGE = {"bytes", "path"}
 # What does not change a row, or is in the rows.
-NOT_ROWS = {"dataset", "folder", "annotation", "image_root", "rows", "obtain", "modality", "tasks", "general"}
+NOT_ROWS = {"dataset", "folder", "annotation", "image_root", "rows", "obtain", "make", "modality", "tasks", "general"}
 
 
 def fingerprint(data: Any) -> dict[str, str | None]:

@@ -20,8 +20,9 @@ from modeling_vitp.dense.arguments import DenseModelArguments, DenseSettings, Fi
 from modeling_vitp.dense.data import DenseData
 from modeling_vitp.detection.arguments import TASKS, DetectionArguments, DetectionModelArguments, DetectionSettings
 from modeling_vitp.detection.data import DetectionData
-from modeling_vitp.evaluation.arguments import ExperimentArguments, RobustnessArguments
+from modeling_vitp.evaluation.arguments import RobustnessArguments
 from modeling_vitp.probing.arguments import ProbeArguments
+from modeling_vitp.recipes.experiments.arguments import ExperimentArguments
 from modeling_vitp.training.arguments import PretrainArguments, VRLArguments
 from modeling_vitp.training.command_line import WrongArguments, parse
 

@@ -28,6 +28,7 @@ from accelerate.commands.launch import launch_command_parser
 from paths import ROOT
 from torch.distributed.run import get_args_parser
 
+from modeling_vitp.__main__ import recipes
 from modeling_vitp.dense.data import DenseData
 from modeling_vitp.instructions.mixture_file import load_mixture
 from modeling_vitp.instructions.sources import read_source
@@ -220,7 +221,9 @@ def run_command(command: str, place: Place, patch: pytest.MonkeyPatch, only_pars
         if program.startswith("modeling_vitp."):
             words = [program.removeprefix("modeling_vitp.").removeprefix("recipes."), *words]
             program = "vitp"
-    elif program == "python" and re.fullmatch(r"recipes/\w+\.py", words[0]):
+    elif (
+        program == "python" and re.fullmatch(r"recipes/(?:\w+/)?\w+\.py", words[0]) and Path(words[0]).stem in recipes()
+    ):
         program, words = "vitp", [Path(words[0]).stem, *words[1:]]
     elif program == "python":
         program, words = words[0], words[1:]
@@ -466,11 +469,13 @@ def read_tree_builder(command: str, words: list[str], place: Place, patch: pytes
 
 
 def read_lmms_eval(command: str, words: list[str], place: Place, patch: pytest.MonkeyPatch) -> None:
-    """Its tasks and what includes them; `tests/evaluation/test_lmms_eval.py` runs such a command."""
+    """Its tasks and what includes them; `tests/recipes/benchmarks/test_lmms_eval.py` runs such a command."""
     options = dict(zip(words[::2], words[1::2]))
     tasks = ROOT / "modeling_vitp" / "evaluation" / "lmms_eval" / "tasks"
     missing = [name for name in options["--tasks"].split(",") if not (tasks / f"{name}.yaml").is_file()]
-    assert not missing and options["--include_path"] == "$(python -m modeling_vitp.evaluation.lmms_eval)", command
+    assert not missing and options["--include_path"] == "$(python -m modeling_vitp.recipes.benchmarks.lmms_eval)", (
+        command
+    )
 
 
 def run_tasks(command: str, words: list[str], place: Place, patch: pytest.MonkeyPatch) -> None:

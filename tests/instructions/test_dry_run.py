@@ -10,7 +10,7 @@ from pictures import picture
 from row_formats import FORMATS, answer, question
 
 from modeling_vitp import ViTPImageProcessor
-from modeling_vitp.instructions.dry_run import check_rules, public_set_command, summarise
+from modeling_vitp.instructions.dry_run import check_rules, make_command, summarise
 from modeling_vitp.instructions.mixture_file import Source, load_mixture
 from modeling_vitp.recipes import pretrain
 from modeling_vitp.training import plan
@@ -239,6 +239,6 @@ def test_the_dry_run_ends_with_the_commands_for_public_sets_that_are_not_there(c
     (folder / "rsvg.jsonl").write_text('{"messages": [{"role": "user", "content": "a"}]}\n' * 3)
     lines = {line.split()[0]: line.split() for line in dry_run(capsys, *config).splitlines() if line.strip()}
     assert lines["rsvg"][1:4] == ["3", "10", "30"] and lines["dior_rsvg"][1] == "27,000"  # what is there is counted
-    elsewhere = Source("a", annotation="rows/rsvg.jsonl", image_root="images of rsvg")
-    assert public_set_command(elsewhere) == "vitp make_public_set rsvg 'images of rsvg' --output_dir rows"
-    assert public_set_command(Source("a", annotation="rows/mine.jsonl", image_root="images")) is None
+    elsewhere = Source("a", annotation="rows/rsvg.jsonl", image_root="images of rsvg", make="vitp make_public_set")
+    assert make_command(elsewhere) == "vitp make_public_set rsvg 'images of rsvg' --output_dir rows"
+    assert make_command(Source("a", annotation="rows/mine.jsonl", image_root="images")) is None

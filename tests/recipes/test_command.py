@@ -15,7 +15,10 @@ from modeling_vitp.training.arguments import SFT_MODULES, VRLArguments
 from modeling_vitp.training.command_line import WrongArguments, field_names, find_config, find_data, parse
 
 ROOT = Path(__file__).parents[2]
-RECIPES = sorted(path.stem for path in (ROOT / "recipes").glob("*.py") if path.stem != "__init__")
+RECIPES = {path.stem: path for path in (ROOT / "recipes").glob("*.py") if path.stem != "__init__"}
+LABORATORY = {path.stem: path for path in (ROOT / "recipes").glob("*/*.py") if path.stem.startswith("benchmark_")}
+for _name in ("benchmarks/benchmark", "experiments/experiment", "datasets/make_public_set"):
+    LABORATORY[Path(_name).name] = ROOT / "recipes" / f"{_name}.py"
 VITP = Path(sys.executable).with_name("vitp")
 ENVIRONMENT = os.environ | {"HF_HUB_OFFLINE": "1", "COLUMNS": "100"}
 HEAVY = ("torch", "transformers", "datasets", "peft", "evaluate", "accelerate")
@@ -30,15 +33,16 @@ def run(*command, cwd=ROOT, **environment) -> subprocess.CompletedProcess:
 def test_the_command_lists_every_recipe_with_what_it_does(capsys):
     main([])
     listed = {line.split()[0] for line in capsys.readouterr().out.splitlines() if line.startswith("  ")}
-    assert listed == {*RECIPES, "convert", "space"} and set(recipes()) == set(RECIPES)
+    assert listed == {*RECIPES, *LABORATORY, "convert", "space"} and recipes() == RECIPES | LABORATORY
 
 
-@pytest.mark.parametrize("name", RECIPES)
+@pytest.mark.parametrize("name", sorted(RECIPES | LABORATORY))
 def test_a_recipe_is_one_file_by_three_names(name):
+    path = (RECIPES | LABORATORY)[name].relative_to(ROOT)
     ways = [
-        run(sys.executable, f"recipes/{name}.py", "--help"),
+        run(sys.executable, path, "--help"),
         run(VITP, name, "--help"),
-        run(sys.executable, "-m", f"modeling_vitp.recipes.{name}", "--help"),
+        run(sys.executable, "-m", ".".join(["modeling_vitp", *path.with_suffix("").parts]), "--help"),
     ]
     assert [way.returncode for way in ways] == [0, 0, 0], [way.stderr for way in ways]
     assert ways[0].stdout == ways[1].stdout == ways[2].stdout

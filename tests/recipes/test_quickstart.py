@@ -6,7 +6,7 @@ import pytest
 import yaml
 from paths import CONFIGS, ROOT
 
-from modeling_vitp.evaluation.arms import look_up
+from modeling_vitp.recipes.experiments.variants import look_up
 
 
 def run(folder, *options):

@@ -12,7 +12,7 @@ from torch.utils._pytree import tree_leaves
 from training_run import FEATURES, OPTIONS
 
 from modeling_vitp import ViTPTrainer, ViTPTrainingConfig
-from modeling_vitp.evaluation.step_time import SHAPES
+from modeling_vitp.recipes.benchmarks.step_time import SHAPES
 from modeling_vitp.training.from_scratch import build_model, build_tokenizer
 from modeling_vitp.training.step_cost import BatchShape, step_cost
 

@@ -179,7 +179,7 @@ print(step_time.time_steps("ViTP, r = {ratio}", "small", {tiles}, 1, 2, {every})
     ("ratio", "tiles", "every"), [("0.75", 7, 0), ("0", 7, 0), ("0", 12, 0), ("0.75", 12, 1), ("0", 12, 2)]
 )
 def test_the_peak_of_memory_is_found_to_a_tenth(ratio, tiles, every):
-    from modeling_vitp.evaluation.step_time import ANSWER_TOKENS, TEXT_TOKENS, options_of
+    from modeling_vitp.recipes.benchmarks.step_time import ANSWER_TOKENS, TEXT_TOKENS, options_of
 
     script = MEASURE.format(ratio=ratio, tiles=tiles, every=every)
     done = subprocess.run([sys.executable, "-c", script], check=True, capture_output=True, text=True)

@@ -15,9 +15,10 @@ from modeling_vitp.dense.arguments import DenseModelArguments, FinetuneArguments
 from modeling_vitp.dense.trainer import DenseTrainingArguments
 from modeling_vitp.detection.arguments import DetectionArguments
 from modeling_vitp.detection.trainer import DetectionTrainingArguments
-from modeling_vitp.evaluation.arguments import ExperimentArguments, FinetuningPlan
 from modeling_vitp.probing.arguments import ProbeArguments
-from modeling_vitp.recipes import benchmark, benchmark_loader, make_instructions, predict_large, validate_data
+from modeling_vitp.recipes import make_instructions, predict_large, validate_data
+from modeling_vitp.recipes.benchmarks import benchmark, benchmark_loader
+from modeling_vitp.recipes.experiments.arguments import ExperimentArguments, FinetuningPlan
 from modeling_vitp.training.arguments import PretrainArguments
 from modeling_vitp.training.values import Arguments, check_type, check_within
 

@@ -12,17 +12,17 @@ from datasets import DatasetDict, load_dataset
 from transformers import set_seed
 
 from modeling_vitp.command.yaml_files import read_yaml
-from modeling_vitp.evaluation.arguments import ExperimentArguments
-from modeling_vitp.evaluation.arms import Experiment
 from modeling_vitp.evaluation.experiments import once
 from modeling_vitp.probing.backbones import Backbone, load_backbone
 from modeling_vitp.probing.gains import DEPTHS
 from modeling_vitp.probing.robustness import probe_robustness
 from modeling_vitp.probing.segmentation import Segmentation
+from modeling_vitp.recipes.experiments import controls
+from modeling_vitp.recipes.experiments.arguments import ExperimentArguments
+from modeling_vitp.recipes.experiments.variants import Experiment
 from modeling_vitp.training.command_line import find_data
 from modeling_vitp.training.outputs import write_whole
 
-from . import controls
 from .evaluation import SCORED
 from .finetuning import Finetuning, key
 from .labels import label_subset, labelled_rows, write_splits
@@ -30,7 +30,7 @@ from .probe_data import VIEWS_PER_WINDOW, write_probe_data
 
 
 class Downstream:
-    """See [`~modeling_vitp.evaluation.arms.Task`]."""
+    """See [`~modeling_vitp.recipes.experiments.variants.Task`]."""
 
     def __init__(self, args: ExperimentArguments):
         self.args = args

@@ -11,10 +11,10 @@ from transformers import set_seed
 
 from modeling_vitp import ViTPForConditionalGeneration, ViTPProcessor
 from modeling_vitp.cards.sections import table
-from modeling_vitp.evaluation.looking import losses_with_own_and_other_images
 from modeling_vitp.instructions.boxes import Box
 from modeling_vitp.instructions.collator import ViTPDataCollator
 from modeling_vitp.probing.gains import gains_table, load_arms, measure_gains
+from modeling_vitp.recipes.tasks.trees.looking import losses_with_own_and_other_images
 from modeling_vitp.training.outputs import attempt
 
 from .answers import (

@@ -8,11 +8,11 @@ from typing import Any
 
 from datasets import Dataset, DatasetDict
 
-from modeling_vitp.evaluation.arguments import FinetuningPlan, slug
-from modeling_vitp.evaluation.arms import Experiment, claimed
 from modeling_vitp.evaluation.experiments import once
 from modeling_vitp.recipes import finetune_segmentation
 from modeling_vitp.recipes.data.build_tree_masks import write_test, write_train
+from modeling_vitp.recipes.experiments.arguments import FinetuningPlan, slug
+from modeling_vitp.recipes.experiments.variants import Experiment, claimed
 
 from .labels import labelled_rows, split_held_out, write_splits
 

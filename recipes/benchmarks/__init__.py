@@ -1,0 +1,1 @@
+"""Speed of the package: steps, data loading, scaling, and other libraries beside it."""

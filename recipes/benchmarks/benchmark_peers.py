@@ -1,0 +1,58 @@
+"""What other libraries do too, beside them: features, large images, a step of fine-tuning, conversion.
+
+    vitp benchmark_peers
+    vitp benchmark_peers --compare features conversion --shape vit_l --dtype bfloat16
+
+Each comparison computes the same on all sides, with random weights, which is checked before it is timed; then the sides
+take turns, `--runs` times. A peer that is not installed has a row that says what to install. Seconds are by the clock,
+and beside them of this process's CPU, which other jobs on the machine disturb less.
+"""
+
+import argparse
+import platform
+import sys
+import tempfile
+from pathlib import Path
+
+from modeling_vitp.training.command_line import parse_words, run
+from modeling_vitp.training.values import positive
+
+NAMES = ("features", "windows", "step", "conversion")
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--compare", nargs="+", choices=NAMES, default=NAMES, help="what is compared (all)")
+    parser.add_argument("--shape", choices=("vit_s", "vit_l"), default="vit_s", help="of the ViT (vit_s)")
+    parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32", help="(float32)")
+    parser.add_argument("--runs", type=positive, default=5, help="timed turns, after one that is not (5)")
+    parser.add_argument("--threads", type=positive, default=1, help="of PyTorch on the CPU (1)")
+    args = parse_words(parser, argv)
+
+    import torch
+
+    from modeling_vitp.cards.sections import table
+    from modeling_vitp.recipes.benchmarks.detection_speed import device_here
+    from modeling_vitp.recipes.benchmarks.peers.conversion import conversion
+    from modeling_vitp.recipes.benchmarks.peers.features import features
+    from modeling_vitp.recipes.benchmarks.peers.training_step import training_step
+    from modeling_vitp.recipes.benchmarks.peers.turns import HEADER, rows_of, take_turns
+    from modeling_vitp.recipes.benchmarks.peers.windows import windows
+
+    torch.set_num_threads(args.threads)
+    device, dtype = device_here(), getattr(torch, args.dtype)
+    where = torch.cuda.get_device_name() if device.type == "cuda" else f"{args.threads} thread(s), {platform.machine()}"
+    print(f"{device.type}, {where}; PyTorch {torch.__version__}; {args.shape}, {args.dtype}")
+    makers = dict(zip(NAMES, (features, windows, training_step, conversion)))
+    for name in args.compare:
+        print(name, file=sys.stderr)
+        with tempfile.TemporaryDirectory() as folder:
+            places = {"folder": Path(folder)} if name in ("windows", "conversion") else {}
+            comparison = makers[name](args.shape, dtype, **places)
+            rows = rows_of(comparison, take_turns(comparison, args.runs))
+        print(f"\n{comparison.what}\n\n{table(HEADER, rows)}", flush=True)
+    return 0
+
+
+if __name__ == "__main__":
+    run(main)

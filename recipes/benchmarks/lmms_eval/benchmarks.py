@@ -1,0 +1,127 @@
+"""Benchmarks as they are downloaded, as documents: `id`, `images`, `question`, right `answers`, `type` of question.
+
+Boxes in answers are on the grid from 0 to 1000. The layouts are as their publications and public readers of them
+describe them; `tests/helpers/benchmark_folders.py` writes a miniature of each.
+"""
+
+import csv
+import json
+import re
+import xml.etree.ElementTree as ElementTree
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import PIL.Image
+
+from modeling_vitp.evaluation.answer_scores import choose
+from modeling_vitp.instructions.boxes import write_boxes
+from modeling_vitp.recipes.datasets.percent_boxes import BOX
+
+LETTERS = "ABCDEFGH"
+
+
+def document(
+    name: Any, images: Sequence[Path], question: str, answers: Sequence[str], kind: str | None = ""
+) -> dict[str, Any]:
+    paths = [str(image.absolute()) for image in images]
+    return {"id": str(name), "images": paths, "question": question, "answers": list(answers), "type": kind or ""}
+
+
+def read_json(path: Path) -> Any:
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def vrsbench(root: Path, annotations: str) -> list[dict]:
+    """VRSBench (Li et al. 2024): `Images_val/` and a list of entries with `image_id`, `question` and `ground_truth`.
+
+    A box is `{<x1><y1><x2><y2>}` there, in hundredths of the image.
+    """
+    documents = []
+    for entry in read_json(root / annotations):
+        answer = str(entry["ground_truth"])
+        corners = BOX.fullmatch(answer.strip())
+        answer = write_boxes([tuple(map(int, corners.groups()[:4]))], (100, 100)) if corners else answer
+        image = root / "Images_val" / entry["image_id"]
+        name = entry.get("question_id", len(documents))
+        documents.append(document(name, [image], entry.get("question") or "", [answer], entry.get("type")))
+    return documents
+
+
+def rsvqa(root: Path, prefix: str, images: str) -> list[dict]:
+    """RSVQA (Lobry et al. 2020): `PREFIX_questions.json` and `PREFIX_answers.json`, of which the active ones are of the
+    split, and images by their number.
+    """
+    listed = {name: read_json(root / f"{prefix}_{name}.json")[name] for name in ("questions", "answers")}
+    answers = {one["id"]: one["answer"] for one in listed["answers"] if one["active"]}
+    documents = []
+    for one in listed["questions"]:
+        if one["active"]:
+            image, answer = root / images / f"{one['img_id']}.tif", str(answers[one["answers_ids"][0]])
+            documents.append(document(one["id"], [image], one["question"], [answer], one["type"]))
+    return documents
+
+
+def dior_rsvg(root: Path, indices: str = "test.txt") -> list[dict]:
+    """DIOR-RSVG (Zhan et al. 2023): VOC's XML with a `description` of each object, and the numbers of the objects that
+    are of the split, counted over the files in the order of their names.
+    """
+    wanted = set(map(int, (root / indices).read_text().split()))
+    documents, number = [], -1
+    for path in sorted((root / "Annotations").glob("*.xml")):
+        tree = ElementTree.parse(path).getroot()
+        image = root / "JPEGImages" / tree.findtext("filename")
+        for member in tree.iter("object"):
+            number += 1
+            if number in wanted:
+                box = tuple(float(member.findtext(f"bndbox/{side}")) for side in ("xmin", "ymin", "xmax", "ymax"))
+                with PIL.Image.open(image) as opened:
+                    answer = write_boxes([box], opened.size[::-1])
+                documents.append(document(number, [image], member.findtext("description"), [answer]))
+    return documents
+
+
+def levir_cc(root: Path, split: str = "test") -> list[dict]:
+    """LEVIR-CC (Liu et al. 2022): `LevirCCcaptions.json`, five sentences for a pair of `images/SPLIT/A` and `…/B`."""
+    return [
+        document(
+            entry["filename"],
+            [root / "images" / split / time / entry["filename"] for time in "AB"],
+            "",
+            [sentence["raw"].strip() for sentence in entry["sentences"]],
+        )
+        for entry in read_json(root / "LevirCCcaptions.json")["images"]
+        if entry["split"] == split
+    ]
+
+
+def pmc_vqa(root: Path, annotations: str = "test_clean.csv", images: str = "images") -> list[dict]:
+    """PMC-VQA (Zhang et al. 2023): a table with `Figure_path`, `Question`, `Choice A` to `D` and the right letter, in
+    `Answer_label` or, in the second version, in `Answer`.
+    """
+    documents = []
+    with (root / annotations).open(newline="", encoding="utf-8-sig") as file:
+        for number, row in enumerate(csv.DictReader(file)):
+            choices = [re.sub(r"^\s*[A-D]\s*:\s*", "", row[f"Choice {letter}"]).strip() for letter in "ABCD"]
+            right = (row.get("Answer_label") or row["Answer"]).strip()
+            question = with_choices(row["Question"].strip(), choices)
+            documents.append(document(number, [root / images / row["Figure_path"]], question, [right]))
+    return documents
+
+
+def omnimedvqa(root: Path, annotations: str = "QA_information/Open-access") -> list[dict]:
+    """OmniMedVQA (Hu et al. 2024): a JSON list for each of its sources; the type of a question is its modality."""
+    documents = []
+    for path in sorted((root / annotations).glob("*.json")):
+        for entry in read_json(path):
+            choices = [entry[f"option_{letter}"] for letter in LETTERS if entry.get(f"option_{letter}")]
+            right = choose(entry["gt_answer"], dict(zip(LETTERS, choices))) or entry["gt_answer"]
+            kind = entry.get("modality_type") or entry.get("modality")
+            question = with_choices(entry["question"], choices)
+            documents.append(document(entry["question_id"], [root / entry["image_path"]], question, [right], kind))
+    return documents
+
+
+def with_choices(question: str, choices: Sequence[str]) -> str:
+    """A question with its choices, one a line."""
+    return "\n".join([question, *(f"{letter}. {' '.join(choice.split())}" for letter, choice in zip(LETTERS, choices))])

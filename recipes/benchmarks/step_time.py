@@ -1,0 +1,248 @@
+"""Time and peak memory of a training step: VRL beside plain transformers InternVL, on synthetic samples."""
+
+import math
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+
+import torch
+from accelerate.utils import compile_regions
+from transformers import InternVLConfig, InternVLForConditionalGeneration
+from trl.trainer.utils import add_fused_lm_head
+
+from modeling_vitp.configuration_vitp import ViTPConfig
+from modeling_vitp.modeling_vitp import ViTPForConditionalGeneration
+from modeling_vitp.training.head import OUTPUTS, add_head_of_loss
+from modeling_vitp.training.memory import most_resident
+from modeling_vitp.training.run_config import has_fast_bf16
+from modeling_vitp.training.step_cost import INTERNVL2_5_1B, PARTS, BatchShape, step_cost
+from modeling_vitp.vrl import draw_visual_tokens, keyed_generator
+
+IMAGE_TOKEN_ID, TEXT_TOKENS, ANSWER_TOKENS = 7, 64, 32
+SHAPES = {
+    "small": {
+        "vision": {
+            "hidden_size": 384,
+            "num_hidden_layers": 6,
+            "num_attention_heads": 6,
+            "intermediate_size": 1536,
+            "image_size": [224, 224],
+        },
+        "text": {
+            "hidden_size": 512,
+            "num_hidden_layers": 8,
+            "num_attention_heads": 8,
+            "num_key_value_heads": 2,
+            "intermediate_size": 2048,
+            "vocab_size": 8192,
+        },
+    },
+    "internvl2_5_1b": {"vision": INTERNVL2_5_1B["vision_config"], "text": INTERNVL2_5_1B["text_config"]},
+}
+CASES = {"transformers InternVL": None, "ViTP, r = 0": 0.0, "ViTP, r = 0.75": 0.75}
+
+
+def options_of(shape: str) -> dict:
+    vision = SHAPES[shape]["vision"] | {"patch_size": [14, 14], "attention_bias": True}
+    text = SHAPES[shape]["text"] | {"model_type": "qwen2", "tie_word_embeddings": False}
+    return {"vision_config": vision, "text_config": text, "image_token_id": IMAGE_TOKEN_ID}
+
+
+def build(shape: str, is_vitp: bool) -> torch.nn.Module:
+    torch.manual_seed(0)
+    if is_vitp:
+        return ViTPForConditionalGeneration(ViTPConfig(**options_of(shape)))
+    return InternVLForConditionalGeneration(InternVLConfig(**options_of(shape), tie_word_embeddings=False))
+
+
+def make_batch(
+    tokens_per_tile: int, image_size: list[int], tiles: int, batch_size: int, drop_ratio: float | None
+) -> dict[str, torch.Tensor]:
+    """Samples of `tiles` tiles; with a drop ratio the sequence is as short as the processor would make it."""
+    full, kept, rows = tiles * tokens_per_tile, [], []
+    for sample in range(batch_size):
+        chosen = torch.arange(full)
+        if drop_ratio:
+            chosen = draw_visual_tokens(full, drop_ratio, generator=keyed_generator(0, sample, 0))
+        kept.append(chosen + sample * full)
+        after = torch.arange(full + 1, full + TEXT_TOKENS)
+        rows.append(torch.cat([torch.zeros(1, dtype=torch.long), chosen + 1, after]))
+    positions = torch.stack(rows)
+    input_ids = torch.full_like(positions, 100)
+    input_ids[:, 1 : 1 + len(kept[0])] = IMAGE_TOKEN_ID
+    labels = input_ids.clone()
+    labels[:, :-ANSWER_TOKENS] = -100
+    batch = {
+        "input_ids": input_ids,
+        "attention_mask": torch.ones_like(input_ids),
+        "labels": labels,
+        "pixel_values": torch.randn(batch_size * tiles, 3, *image_size, generator=torch.Generator().manual_seed(0)),
+    }
+    if drop_ratio:
+        batch |= {"position_ids": positions, "visual_token_indices": torch.cat(kept)}
+    return batch
+
+
+@contextmanager
+def beside_busy(number: int) -> Iterator[None]:
+    """With so many other processes, of the same priority, each of which keeps a core busy."""
+    with ExitStack() as stack:
+        for _ in range(number):
+            process = stack.enter_context(subprocess.Popen([sys.executable, "-c", "while True: pass"]))
+            stack.callback(process.kill)
+        yield
+
+
+def time_steps(
+    case: str,
+    shape: str,
+    tiles: int,
+    batch_size: int,
+    steps: int,
+    checkpoint_every: int = 0,
+    torch_compile: bool = False,
+    attn_implementation: str = "sdpa",
+    adamw: str = "fused",
+) -> dict:
+    """What steps take: `times` in seconds and of them `forward` and `backward`, the `first` step, which is none of them
+    and in which layers are compiled, `parts` with the seconds of each part of the model in the forward pass of another
+    step, `peak` memory in GiB, the `length` of the sequence that the LM sees, floating-point `operations` of a step,
+    without those that checkpointing does again, the `dtype` of its matrix products, and `gemm`, by each dtype that the
+    device is fast in the operations a second that it reaches in a matrix product of the model.
+
+    Args:
+        case: one of [`CASES`].
+        shape: one of [`SHAPES`].
+        tiles: of a sample, thumbnail included.
+        batch_size: samples of a step.
+        steps: that are timed, after one that is not.
+        checkpoint_every: as for [`step_cost`].
+        torch_compile: compiles layer by layer, as training does.
+        attn_implementation: "sdpa" or "eager".
+        adamw: "fused", which is the trainer's default, "foreach" or "loop".
+    """
+    drop_ratio = CASES[case]
+    device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else torch.device("cpu")
+    model = build(shape, drop_ratio is not None).to(device).train()
+    if drop_ratio is None:
+        add_fused_lm_head(model, outputs=OUTPUTS)
+    else:
+        add_head_of_loss(model)
+    if checkpoint_every:
+        model.activation_checkpointing_enable(every_n_layers=checkpoint_every)
+    model.set_attn_implementation(attn_implementation)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-5, fused=adamw == "fused", foreach=adamw == "foreach")
+    image_size = SHAPES[shape]["vision"]["image_size"]
+    tokens_per_tile = (image_size[0] // 28) ** 2
+    batch = make_batch(tokens_per_tile, image_size, tiles, batch_size, drop_ratio)
+    batch = {name: values.to(device) for name, values in batch.items()}
+    if torch_compile:
+        model = compile_regions(model, backend="inductor", dynamic=True)
+    bf16, clock = has_fast_bf16(), []
+
+    def forward() -> torch.Tensor:
+        with torch.autocast(device.type, dtype=torch.bfloat16, enabled=bf16):
+            return model(**batch, fused_lm_head=True).loss
+
+    for _ in range(1 + steps):
+        marks = [now(device)]
+        loss = forward()
+        marks.append(now(device))
+        loss.backward()
+        marks.append(now(device))
+        optimizer.step()
+        optimizer.zero_grad()
+        clock.append([*marks, now(device)])
+    if device.type == "cuda":
+        peak = torch.cuda.max_memory_allocated() / 2**30
+    else:
+        peak = most_resident()
+    scored = ANSWER_TOKENS if drop_ratio is not None or device.type == "cuda" else batch["input_ids"].shape[1] - 1
+    samples = BatchShape(batch_size, tiles, TEXT_TOKENS, drop_ratio or 0.0, scored)
+    config = ViTPConfig(**options_of(shape))
+    rows = batch["pixel_values"].shape[0] * (1 + 4 * tokens_per_tile)
+    return {
+        "first": clock[0][3] - clock[0][0],
+        "times": [marks[3] - marks[0] for marks in clock[1:]],
+        "forward": [marks[1] - marks[0] for marks in clock[1:]],
+        "backward": [marks[2] - marks[1] for marks in clock[1:]],
+        "parts": seconds_of_parts(model, forward, device),
+        "peak": peak,
+        "length": batch["input_ids"].shape[1],
+        "operations": step_cost(config, samples).operations,
+        "dtype": "bfloat16" if bf16 else "float32",
+        "gemm": {
+            name: gemm_peak(config, rows, getattr(torch, name), device)
+            for name in ("float32", *(["bfloat16"] if bf16 else []))
+        },
+    }
+
+
+def seconds_of_parts(model: torch.nn.Module, forward: Callable[[], object], device: torch.device) -> dict[str, float]:
+    """Of one forward pass the seconds of the ViT, the projector, the language model, and what is left: the head with
+    the loss, and what puts visual tokens in their places."""
+    seconds, handles = dict.fromkeys(PARTS, 0.0), []
+    for part, name in PARTS.items():
+
+        def begin(*_, part=part) -> None:
+            seconds[part] -= now(device)
+
+        def end(*_, part=part) -> None:
+            seconds[part] += now(device)
+
+        module = model.get_submodule(name)
+        handles += [module.register_forward_pre_hook(begin), module.register_forward_hook(end)]
+    start = now(device)
+    forward()
+    whole = now(device) - start
+    for handle in handles:
+        handle.remove()
+    return {**seconds, "head and loss": whole - sum(seconds.values())}
+
+
+def now(device: torch.device) -> float:
+    """Seconds of a clock, when the device has done what it was given."""
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+    return time.perf_counter()
+
+
+def summarise(runs: list[dict], batch_size: int) -> list[str]:
+    """A row of the table: what [`time_steps`] found in several processes."""
+    every = {name: [value for run in runs for value in run[name]] for name in ("times", "forward", "backward")}
+    median = statistics.median(every["times"])
+    shares = [statistics.median(every[name]) / median for name in ("forward", "backward")]
+    speed = runs[0]["operations"] / median / statistics.median(run["gemm"][run["dtype"]] for run in runs)
+    return [
+        str(runs[0]["length"] * batch_size),
+        *(f"{value:.2f}" for value in (min(every["times"]), median, max(every["times"]))),
+        *(f"{share:.0%}" for share in (*shares, 1 - sum(shares))),
+        f"{statistics.median(run['peak'] for run in runs):.1f}",
+        f"{runs[0]['operations'] / 1e12:.3g}",
+        f"{speed:.0%}",
+    ]
+
+
+def gemm_peak(config: ViTPConfig, rows: int, dtype: torch.dtype, device: torch.device, seconds: float = 1.0) -> float:
+    """Operations a second of the device in the largest matrix product of the ViT's and the language model's layers,
+    the better of both: what no step can exceed.
+
+    Args:
+        rows: tokens that are multiplied at once.
+        seconds: about how long each is repeated.
+    """
+    best = 0.0
+    for part in (config.vision_config, config.text_config):
+        left = torch.randn(rows, part.hidden_size, device=device).to(dtype)
+        right = torch.randn(part.hidden_size, part.intermediate_size, device=device).to(dtype)
+        left @ right
+        start, runs = now(device), 0
+        while now(device) - start < seconds:
+            for _ in range(math.ceil(1e9 / (2 * rows * right.numel()))):
+                left @ right
+                runs += 1
+        best = max(best, 2 * runs * rows * right.numel() / (now(device) - start))
+    return best

@@ -1,0 +1,1 @@
+"""Conversions of public data sets to instruction data."""

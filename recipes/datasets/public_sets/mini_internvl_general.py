@@ -1,0 +1,50 @@
+"""The general data of Mini-InternVL, which InternVL 1.2 was tuned on: captions, questions, charts and documents."""
+
+from collections.abc import Iterator
+
+from modeling_vitp.recipes.datasets.public_set import Entry, PublicSet, Row
+
+ROOTS = {  # of the images of a file, below `data`; of the others it is `data`
+    "ai2d_train_12k": "ai2d",
+    "chartqa_train_18k": "chartqa",
+    "docvqa_train_10k": "docvqa",
+    "dvqa_train_200k": "dvqa",
+    "geoqa+": "geoqa+",
+    "llava_instruct_150k_zh": "coco",
+    "synthdog_en": "synthdog-en",
+}
+
+
+class Set(PublicSet):
+    title = "General data of Mini-InternVL (Gao et al. 2024)"
+    license = "Apache-2.0 on its page; the images have those of the data sets that they are from"
+    obtain = "https://huggingface.co/datasets/OpenGVLab/InternVL-Chat-V1-2-SFT-Data"
+    paper_rows, released_rows = 1_394_000, 1_023_375
+    caution = (
+        "The released mixtures have neither the Chinese file nor rows about Visual Genome. Some rows have no image."
+    )
+    general, tasks = True, ("caption", "vqa", "ocr")
+    annotations = ("opensource/*.jsonl",)
+    image_root = "data"
+    seen = "its page with the names of its files, a meta file that lists them, and InternVL's instructions for training"
+    layout = """
+        opensource/ai2d_train_12k.jsonl    InternVL conversations, and the same:
+            chartqa_train_18k, docvqa_train_10k, dvqa_train_200k, geoqa+, llava_instruct_150k_zh,
+            sharegpt4v_instruct_gpt4-vision_cap100k, sharegpt4v_mix665k_…, synthdog_en
+        data/ai2d/abc_images, data/ai2d/images, data/chartqa/train, data/coco/train2017, data/docvqa/train,
+            data/dvqa/images, data/geoqa+/images, data/gqa/images, data/llava/llava_pretrain/images,
+            data/ocr_vqa/images, data/sam/images, data/share_textvqa/images, data/synthdog-en/images,
+            data/textvqa/train_images, data/vg/VG_100K, data/vg/VG_100K_2, data/web-celebrity/images,
+            data/web-landmark/images, data/wikiart/images
+    """
+
+    def entries(self) -> Iterator[Entry]:
+        for path in self.files(self.annotations[0]):
+            for place, row in self.table(path):
+                yield Entry(place, row if isinstance(row, ValueError) else (path.stem, row))
+
+    def rows(self, entry: tuple[str, dict]) -> Iterator[Row]:
+        file, row = entry
+        images = row.get("image") or []
+        images = images if isinstance(images, list) else [images]
+        yield from super().rows({**row, "image": [f"{ROOTS.get(file, '.')}/{image}" for image in images]})

@@ -1,0 +1,1 @@
+"""Planned experiments over seeds, and their recorded scores."""

@@ -1,0 +1,41 @@
+"""An experiment on pretraining: arms over seeds, each beside the control of the same seed.
+
+    vitp experiment --config experiment_passenger
+
+A configuration is the plan: the claim, what would speak against it, the arms by the settings in which they differ from
+the pretraining `base`, and which figures of their runs are compared. Started again with the same output folder, the
+experiment goes on; more `seeds` add to it. Started twice, two processes share its runs.
+"""
+
+import importlib
+from pathlib import Path
+
+from modeling_vitp.command.yaml_files import read_yaml
+from modeling_vitp.recipes.experiments.arguments import ExperimentArguments
+from modeling_vitp.training.command_line import find_task, parse, run
+
+
+def main(argv: list[str] | None = None) -> int:
+    (args,) = parse(argv, __doc__, (ExperimentArguments,))
+
+    from modeling_vitp.evaluation.experiments import check_settings
+    from modeling_vitp.recipes import pretrain
+    from modeling_vitp.recipes.experiments.variants import Experiment, draw_arms, paired_table, plan_of
+
+    output_dir, task = Path(args.output_dir), None
+    if args.needs_task:
+        module = find_task(read_yaml(args.base)["task"])
+        task = importlib.import_module(f"{module}.downstream").Downstream(args)
+    check_settings(output_dir / "plan.json", plan_of(args))
+    metrics = Experiment(args, pretrain.main, task).run()
+    draw_arms(metrics["summary"], output_dir / "arms.png")
+    print(f"\n{args.claim}\nAgainst it would speak: {args.against}\n")
+    seeds = metrics["summary"][0]["seeds"]
+    print(f"Mean and its 95% interval over the seeds {seeds}; differences are paired by seed\n")
+    print(paired_table(metrics["summary"], args.control))
+    print(f"\nEvery run: {output_dir / 'metrics.json'}; picture: {output_dir / 'arms.png'}")
+    return 0
+
+
+if __name__ == "__main__":
+    run(main)

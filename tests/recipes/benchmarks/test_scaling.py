@@ -1,0 +1,71 @@
+"""What the benchmark of growth measures is done whole, and it says so if it is not."""
+
+import pytest
+
+from modeling_vitp.recipes.benchmarks import scaling
+
+
+@pytest.mark.parametrize("kind", ["parquet", "webdataset"])
+def test_two_processes_share_the_rows_of_a_stream_out(tmp_path, monkeypatch, kind):
+    monkeypatch.setattr(scaling, "ROWS_A_FILE", 10)
+    scaling.write_rows(tmp_path / kind, kind, 43)
+    assert len(list((tmp_path / kind).iterdir())) == 5
+    whole = scaling.stream(tmp_path / kind, 43, 1, 0, is_split=False)
+    for is_split in (False, True):
+        parts = [scaling.stream(tmp_path / kind, 43, 2, process, is_split) for process in (0, 1)]
+        assert sorted(parts[0] + parts[1]) == sorted(whole) == list(range(43))
+        assert min(map(len, parts)) > 15
+
+
+@pytest.mark.parametrize("rows", [[0, 1, 2, 2], [0, 1, 2]], ids=["twice", "lost"])
+def test_a_row_that_is_lost_or_comes_twice_is_an_error(tmp_path, monkeypatch, rows):
+    found = {"seconds": 1.0, "cpu": 1.0, "peak": 1.0, "before": 1.0, "result": rows}
+    monkeypatch.setattr(scaling, "in_processes", lambda *calls: [found, *({**found, "result": []} for _ in calls[1:])])
+    with pytest.raises(RuntimeError, match="parquet, 4 rows, 1 processes: a row is lost or comes twice"):
+        list(scaling.over_rows(tmp_path, [4], runs=1))
+
+
+@pytest.mark.parametrize(("values", "told"), [([0.25], "0.2"), ([3.04, 1.0, 2.06], "2.1 (1.0, 3.0)")])
+def test_of_several_runs_median_least_and_most_are_told(values, told):
+    assert scaling.median_and_range(values, ".1f") == told
+
+
+def test_each_measurement_is_taken_so_many_times(tmp_path, monkeypatch):
+    calls = []
+
+    def measured(*asked):
+        calls.append(asked)
+        found = {"seconds": 2.0, "cpu": len(calls), "peak": len(calls), "before": 1.0}
+        return [{**found, "result": [0, 1][index :: len(asked)]} for index in range(len(asked))]
+
+    monkeypatch.setattr(scaling, "in_processes", measured)
+    rows = list(scaling.over_rows(tmp_path, [2], runs=3))
+    assert [len(asked) for asked in calls] == 2 * ([1] * 3 + [2] * 6)
+    assert rows[0] == ["stream of parquet", "2", 1, "1000000 (500000, 1500000)", "1 (1, 1)", "3.00"]
+
+
+def test_each_measurement_does_the_whole_work(tmp_path, monkeypatch):
+    """In no folder that an earlier one has written to."""
+    scaling.write_backbone(tmp_path)
+    scaling.write_scene(tmp_path / "600.tif", 600)
+    maps, shown = scaling.Backbone.maps, []
+
+    def counted(self, pixels, layer):
+        shown.append(len(pixels))
+        return maps(self, pixels, layer)
+
+    monkeypatch.setattr(scaling.Backbone, "maps", counted)
+    for case in ("features", "predict"):
+        for _ in range(2):
+            getattr(scaling, case)(tmp_path, 600)
+    assert shown[:2] == [1, 1] and len(shown) > 3 and shown[2 : len(shown) // 2 + 1] == shown[len(shown) // 2 + 1 :]
+
+
+@pytest.mark.parametrize("number", [16_000, 24_000])
+def test_an_epoch_goes_on_in_its_middle(tmp_path, monkeypatch, number):
+    seen = []
+    monkeypatch.setattr(scaling, "SOURCE_ROWS", 80)
+    monkeypatch.setattr(scaling.SkipBatchSampler, "__iter__", lambda self: seen.append(self.skip_batches) or iter([[]]))
+    scaling.write_rows(tmp_path / "source", "parquet", 80)
+    assert len(scaling.sampler(number)) == len(scaling.mixture(tmp_path / "source", number)) == 3
+    assert seen == [number // 16]

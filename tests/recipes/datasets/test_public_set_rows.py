@@ -1,0 +1,216 @@
+import json
+
+import medical_set_data  # noqa: F401, which adds its miniatures
+import pytest
+from pictures import picture
+from public_set_data import MINIATURES, dior_rsvg, gaia, levir_cc, rsvqa, save_archive, save_json, save_text, vrsbench
+
+from modeling_vitp.command.errors import WrongArguments
+from modeling_vitp.instructions.mixture_file import load_mixture
+from modeling_vitp.instructions.validation import validate
+from modeling_vitp.recipes.datasets import make_public_set
+from modeling_vitp.recipes.datasets.public_set import HeldOut
+from modeling_vitp.recipes.datasets.public_set_rows import FOLDER, load_public_set, make_rows, public_set_names
+
+LEFT_OUT = {"test.txt", "test.jsonl", "valid.jsonl", "test.csv"}  # files that say what is held out
+LEFT_OUT |= {f"{part}_test.jsonl" for part in ("rsvg", "dior_rsvg", "vrsbench", "geochat")}
+
+
+def make(name, folder, output, **options):
+    made = make_rows(load_public_set(name)(folder), name, output, **options)
+    return made, [json.loads(line) for line in made.annotation.read_text().splitlines()]
+
+
+@pytest.mark.parametrize("name", MINIATURES)
+def test_a_miniature_becomes_valid_rows_which_nothing_of_a_test_split_changes(name, tmp_path):
+    folder = tmp_path / "data" / name
+    expected = MINIATURES[name](folder)
+    made, rows = make(name, folder, tmp_path / "a")
+    assert (made.rows, made.unused) == (expected, []) and len(rows) == expected
+    kind = load_public_set(name)
+    for path in folder.rglob("*"):
+        if path.is_file() and kind(folder).is_held_out(path) and path.name not in LEFT_OUT:
+            path.write_bytes(b"nothing that is read")
+    again, _ = make(name, folder, tmp_path / "b")
+    assert made.annotation.read_bytes() == again.annotation.read_bytes()
+    source = {"name": name, "annotation": str(made.annotation), "image_root": str(made.image_root)}
+    report = validate(load_mixture({"sources": [{**source, "tasks": list(kind.tasks)}]}), 0)[0]
+    assert report.passed and report.rows == expected and not any(report.counts.values()), report.examples
+
+
+def test_each_set_has_a_miniature_and_a_file_that_can_be_copied():
+    assert public_set_names() == sorted(MINIATURES)
+    for path in FOLDER.glob("*.py"):
+        assert len(path.read_text().splitlines()) <= 60, path
+        assert "from ." not in path.read_text(), path  # a copy lies elsewhere
+    for name in public_set_names():
+        kind = load_public_set(name)
+        assert kind.title and kind.license and kind.obtain.startswith("https://") and kind.layout and kind.seen
+        assert (kind.modality or kind.general) and kind.tasks
+
+
+def test_files_of_held_out_splits_are_not_read(tmp_path):
+    dior_rsvg(tmp_path / "data")
+    save_text(tmp_path / "data/Annotations/test/00009.xml", "no XML")
+    public_set = load_public_set("dior_rsvg")(tmp_path / "data")
+    for name in ("test.txt", "val.txt", "RSVQA_LR_test.json", "a/evaluation/list.txt"):
+        with pytest.raises(HeldOut, match="is not read"):
+            public_set.lines(name)
+    assert len(public_set.files("Annotations/**/*.xml")) == 4
+
+
+def test_rows_about_images_of_the_test_split_are_left_out_unless_they_are_asked_for(tmp_path):
+    dior_rsvg(tmp_path / "data")
+    made, rows = make("dior_rsvg", tmp_path / "data", tmp_path)
+    assert made.held_out == 1 and [row["id"] for row in rows] == ["0", "1", "6"]
+    made, rows = make("dior_rsvg", tmp_path / "data", tmp_path, keep_shared=True)
+    assert made.held_out == 0 and [row["id"] for row in rows] == ["0", "1", "3", "6"]
+
+
+@pytest.mark.parametrize("name", MINIATURES)
+def test_a_list_of_what_is_held_out_that_cannot_be_read_stops(name, tmp_path):
+    MINIATURES[name](tmp_path / "data")
+    for path in [path for path in (tmp_path / "data").rglob("*") if path.name in LEFT_OUT]:
+        content = path.read_bytes()
+        path.write_text("nothing,that is\nread")
+        with pytest.raises(ValueError, match=path.name):
+            make(name, tmp_path / "data", tmp_path / "out")
+        path.write_text('{"a": 1}\n' if path.suffix == ".jsonl" else "a\n1\n")
+        with pytest.raises(ValueError, match=f"{path.name}|files of .* are not as they were expected: KeyError"):
+            make(name, tmp_path / "data", tmp_path / "out")
+        path.write_bytes(content)
+
+
+def test_the_box_is_written_on_the_grid(tmp_path):
+    dior_rsvg(tmp_path / "data")
+    _, rows = make("dior_rsvg", tmp_path / "data", tmp_path)
+    question, answer = (message["content"] for message in rows[0]["messages"])
+    assert answer == "<ref>The ship 0 at the pier</ref><box>[[62, 125, 312, 375]]</box>"  # 2, 3, 10, 9 of 32 x 24
+    assert "<ref>The ship 0 at the pier</ref>" in question
+
+
+@pytest.mark.parametrize("phrase", ["", " "])
+def test_an_object_without_an_expression_is_not_asked_for(tmp_path, phrase):
+    dior_rsvg(tmp_path / "data")
+    path = tmp_path / "data/Annotations/00001.xml"
+    path.write_text(path.read_text().replace("The ship 0 at the pier", phrase))
+    _, rows = make("dior_rsvg", tmp_path / "data", tmp_path)
+    assert len(rows) == 2 and "<ref></ref>" not in str(rows)
+    assert "there is no phrase to locate" in next(tmp_path.glob("*.unused.txt")).read_text()
+
+
+def test_what_is_broken_is_named_and_the_rest_goes_on(tmp_path, capsys):
+    folder = tmp_path / "data" / "dior_rsvg"
+    dior_rsvg(folder)
+    (folder / "JPEGImages/00001.jpg").write_bytes(b"no picture")
+    assert make_public_set.main(["dior_rsvg", str(folder)]) == 0
+    said = capsys.readouterr()
+    assert said.err.count("not used: ") == 2 and "00001.jpg" in said.err
+    assert "1 rows; the paper's table has 27,000, a difference of -26,999; the released mixture" in said.out
+    assert (tmp_path / "data/dior_rsvg.unused.txt").read_text().count("00001.jpg") == 2
+    picture(32, 24).save(folder / "JPEGImages/00001.jpg")
+    assert make_public_set.main(["dior_rsvg", str(folder)]) == 0
+    assert not (tmp_path / "data/dior_rsvg.unused.txt").exists()
+
+
+def test_a_broken_file_of_rows_is_named_and_the_others_go_on(tmp_path):
+    gaia(tmp_path / "gaia")
+    content = (tmp_path / "gaia/val/00000.tar").read_bytes()
+    (tmp_path / "gaia/train/00001.tar").write_bytes(content[: len(content) // 2])
+    save_archive(
+        tmp_path / "gaia/train/00002.tar", {"1.png": b"no image", "1.json": b'{"id": 1, "captions": ["Sea."]}'}
+    )
+    save_archive(tmp_path / "gaia/train/00003.tar", {"2.png": b"no image", "2.json": b"{"})
+    made, rows = make("gaia", tmp_path / "gaia", tmp_path / "out")
+    assert made.rows >= 4 and {row["id"] for row in rows} >= {"train-0", "train-1", "val-0", "val-1"}
+    assert [any(name in line for line in made.unused) for name in ("00001.tar", "00002.tar", "00003.tar")] == [True] * 3
+    assert sorted(made.image_root.rglob("*.png")) == sorted(made.image_root / row["images"][0] for row in rows)
+
+    vrsbench(tmp_path / "vrsbench")
+    save_text(tmp_path / "vrsbench/VRSBench_train.json", "[{")
+    with pytest.raises(ValueError, match="no row of VRSBench .* can be used; .*VRSBench_train.json.* is no JSON"):
+        make("vrsbench", tmp_path / "vrsbench", tmp_path)
+    assert not list(tmp_path.glob("vrsbench*.*"))
+
+
+def test_files_that_are_not_there_are_told_with_where_they_can_be_had(tmp_path):
+    (tmp_path / "rsvg").mkdir()
+    with pytest.raises(ValueError, match="has no metainfo/rsvg_train.jsonl. `vitp make_public_set rsvg` .*: https://"):
+        make("rsvg", tmp_path / "rsvg", tmp_path)
+
+
+def test_files_of_another_form_are_one_error(tmp_path):
+    save_json(tmp_path / "LevirCCcaptions.json", [1])
+    with pytest.raises(ValueError, match=r"the files of LEVIR-CC .* are not as they were expected: TypeError"):
+        make("levir_cc", tmp_path, tmp_path / "out")
+
+
+def test_rows_are_drawn_by_what_they_say_alone(tmp_path, monkeypatch):
+    rsvqa(tmp_path)
+    questions = [
+        {"id": n, "active": True, "img_id": n % 3, "question": f"Q{n}?", "answers_ids": [n]} for n in range(30)
+    ]
+    answers = [{"id": n, "active": True, "answer": n} for n in range(30)]
+    monkeypatch.setattr(load_public_set("rsvqa"), "paper_rows", 7)
+    drawn = []
+    for order in (1, -1):
+        save_json(tmp_path / "USGS_split_train_questions.json", {"questions": questions[::order]})
+        save_json(tmp_path / "USGS_split_train_answers.json", {"answers": answers})
+        drawn.append([row["id"] for row in make("rsvqa", tmp_path, tmp_path / "out")[1]])
+    assert len(drawn[0]) == 7 and drawn[0] == drawn[1][::-1] and drawn[0] == sorted(drawn[0], key=int)
+
+
+def test_images_before_and_after_have_their_places(tmp_path):
+    levir_cc(tmp_path)
+    made, rows = make("levir_cc", tmp_path, tmp_path / "out")
+    assert made.held_out == 2 and {row["id"].partition("_")[0] for row in rows} == {"train"}
+    for row in rows:
+        assert [image.split("/")[2] for image in row["images"]] == ["A", "B"]
+        assert row["messages"][0]["content"].count("<image>") == 2
+
+
+MY_SET = """
+from modeling_vitp.recipes.datasets.public_set import PublicSet
+
+class Set(PublicSet):
+    title, license, obtain, seen = "Mine", "mit", "https://example.org", "the files"
+    layout = "a.json"
+    annotations = ("*.json",)
+    modality, tasks = ("optical",), ("vqa",)
+"""
+
+
+def test_a_set_of_ones_own_is_a_file(tmp_path, capsys):
+    save_text(tmp_path / "my_set.py", MY_SET)
+    turns = [{"from": "human", "value": "What?"}, {"from": "gpt", "value": "That."}]
+    rows = [{"id": 1, "image": "a.png", "conversations": turns}, {"conversations": turns[:1]}, {"image": "b.png"}, [1]]
+    rows.append({"id": 5, "image": "/elsewhere/a.png", "conversations": turns})
+    save_json(tmp_path / "data/a.json", rows)
+    save_json(tmp_path / "data/val.json", rows)
+    picture(8, 8).save(tmp_path / "data/a.png")
+    assert make_public_set.main([str(tmp_path / "my_set.py"), str(tmp_path / "data")]) == 0
+    said = capsys.readouterr()
+    assert "my_set.jsonl: 1 rows" in said.out and "4 not used" in said.err
+    (source,) = load_mixture(tmp_path / "my_set.yaml").sources
+    assert (source.name, source.rows, source.missing()) == ("my_set", 1, None)
+
+
+def test_mistakes_are_named(tmp_path):
+    with pytest.raises(WrongArguments, match="no public set 'dior', only dior_rsvg, "):
+        load_public_set("dior")
+    with pytest.raises(WrongArguments, match="no public set '../rows', only"):
+        load_public_set("../rows")
+    save_text(tmp_path / "empty.py", "")
+    with pytest.raises(WrongArguments, match="empty.py has no class `Set`"):
+        load_public_set(str(tmp_path / "empty.py"))
+    with pytest.raises(WrongArguments, match="DATA_DIR .* is not a folder; RSVG"):
+        make_public_set.main(["rsvg", str(tmp_path / "nowhere")])
+
+
+def test_sets_are_listed_and_described(capsys):
+    assert make_public_set.main([]) == 0
+    listed = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in listed] == public_set_names()
+    assert make_public_set.main(["levir_cc"]) == 0
+    said = capsys.readouterr().out
+    assert "images/train/B/train_000001.png    after" in said and "then: vitp make_public_set levir_cc DATA_DIR" in said

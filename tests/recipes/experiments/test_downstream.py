@@ -1,0 +1,170 @@
+"""The experiment about the worth of a backbone, with models and steps that teach nothing."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from datasets import load_dataset
+from paths import AERIAL_TREES, CONFIGS
+from transformers import AutoModel
+
+from modeling_vitp.recipes import pretrain
+from modeling_vitp.recipes.experiments import experiment
+from modeling_vitp.recipes.experiments.arguments import ExperimentArguments, slug
+from modeling_vitp.recipes.experiments.variants import Experiment
+from modeling_vitp.recipes.tasks import trees
+from modeling_vitp.recipes.tasks.trees import finetuning as trees_finetuning
+from modeling_vitp.recipes.tasks.trees.downstream import Downstream
+from modeling_vitp.training.checkpointing import RECORD_NAME
+
+pytestmark = pytest.mark.slow
+TINY = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
+ARMS = {
+    "random weights": {"objective": "none"},
+    "MAE": {"objective": "mae", "max_steps": 3},
+    "supervised": {"objective": "masks"},
+    "ViTP": None,
+    "a tenth": {"label_share": 0.1},
+}
+RATES, DECAYS = [1e-4, 1e-3, 1e-2], [1.0, 0.75]
+
+
+def plan_in(folder: Path, **changes) -> dict:
+    """The plan of the repository with small models and two steps."""
+    base = yaml.safe_load((CONFIGS / "quickstart.yaml").read_text())
+    base |= {"max_steps": 2, "eval_steps": 2, "save_steps": 2, "per_device_train_batch_size": 2, "logging_steps": 1}
+    base |= {"dataset_name": str(AERIAL_TREES), "dataloader_num_workers": 0, "dataloader_persistent_workers": False}
+    base["from_scratch"]["vision_config"] |= TINY
+    base["from_scratch"]["text_config"] |= TINY | {"num_key_value_heads": 2}
+    (folder / "base.yaml").write_text(yaml.safe_dump(base))
+    finetuning = yaml.safe_load((CONFIGS / "aerial_trees.yaml").read_text())
+    finetuning |= {"max_steps": 2, "per_device_train_batch_size": 2, "crop_size": 64, "bf16": False}
+    finetuning["backbone"]["pyramid_channels"] = finetuning["head"]["hidden_size"] = 4
+    (folder / "finetuning.yaml").write_text(yaml.safe_dump(finetuning))
+    plan = yaml.safe_load((CONFIGS / "experiment_backbone.yaml").read_text())
+    plan |= {"base": str(folder / "base.yaml"), "output_dir": str(folder / "out"), "seeds": [0], "arms": ARMS}
+    plan["finetuning"] |= {"config": str(folder / "finetuning.yaml"), "learning_rates": RATES, "layer_decays": DECAYS}
+    return plan | changes
+
+
+class Finetunings:
+    """Scores each by its arm, rate and decay, and writes down what it was given."""
+
+    def __init__(self):
+        self.seen = []
+
+    def __call__(self, argv: list[str]) -> int:
+        options = dict(zip((word.removeprefix("--") for word in argv[::2]), argv[1::2]))
+        output, data = Path(options["output_dir"]), Path(options["data_root"])
+        backbone = Path(options["model_name_or_path"])
+        arm, rate, decay = backbone.parent.name, float(options["learning_rate"]), float(options["layer_decay"])
+        windows = {split: {path.stem for path in (data / split / "images").iterdir()} for split in ("train", "test")}
+        assert AutoModel.from_pretrained(backbone).config.hidden_size == 32
+        self.seen.append(
+            {"arm": arm, "rate": rate, "decay": decay, "tunes": output.parents[2].name == "tuning", **windows}
+        )
+        best = RATES[(len(arm) + (decay < 1)) % 3]
+        (output / "model.safetensors").touch()
+        iou = 0.5 + 0.1 * (rate == best)
+        (output / "metrics.json").write_text(json.dumps({"test": {trees_finetuning.SCORE: iou}}))
+        return 0
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """The folder of the experiment, its metrics, and what was fine-tuned in it; no backbone is probed."""
+    folder, finetunings = tmp_path_factory.mktemp("experiment"), Finetunings()
+    plan = plan_in(folder, probe_label_shares=[], measures={"IoU": "finetuning.layer_decay_75.labels_10"})
+    args = ExperimentArguments(**plan)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(trees, "evaluate", lambda *args: {})
+        texts = ["How many trees are there?", "Map the trees."]  # others than those of the controls, which have none
+        patch.setattr("modeling_vitp.instructions.rows.sample_texts", lambda *args: texts)
+        patch.setattr("modeling_vitp.recipes.experiments.controls.probe_backbone", lambda *args: {})
+        patch.setattr(trees_finetuning.finetune_segmentation, "main", finetunings)
+        metrics = Experiment(args, pretrain.main, Downstream(args)).run()
+        again = Experiment(args, None, Downstream(args)).run()
+    assert again == metrics
+    return folder / "out", metrics, finetunings.seen
+
+
+def test_all_arms_start_from_the_same_weights_and_those_that_are_trained_end_elsewhere(finished):
+    out, _, _ = finished
+    weights = {
+        (arm, name): AutoModel.from_pretrained(out / "seed_0" / slug(arm) / name).state_dict()
+        for arm in ARMS
+        for name in ("backbone_at_start", "backbone")
+    }
+    start = weights["ViTP", "backbone_at_start"]
+    for (arm, name), found in weights.items():
+        is_same = all(torch.equal(value, start[key]) for key, value in found.items())
+        assert is_same == (name == "backbone_at_start" or arm == "random weights"), (arm, name)
+
+
+def test_arms_differ_in_what_they_are_named_after_and_in_nothing_else_that_is_recorded(finished):
+    out, _, _ = finished
+    base = yaml.safe_load((out.parent / "base.yaml").read_text())
+    for arm, settings in ARMS.items():
+        folder = out / "seed_0" / slug(arm)
+        config = yaml.safe_load((folder / "config.yaml").read_text())
+        told = {"output_dir": str(folder), "seed": 0, **(settings or {})}
+        if told.pop("label_share", None):
+            told["dataset_name"] = str(folder / "labelled")
+        assert config == base | told
+    records = {}
+    for arm, step in (("MAE", 3), ("supervised", 2), ("ViTP", 2)):
+        path = out / "seed_0" / slug(arm) / f"checkpoint-{step}" / RECORD_NAME
+        records[arm] = json.loads(path.read_text())["settings"]
+    free = {arm: {k: v for k, v in record["free"].items() if k != "max_steps"} for arm, record in records.items()}
+    assert all(free["ViTP"][name] == value for name, value in free["MAE"].items())
+    assert free["MAE"] == free["supervised"]
+    objectives = {arm: record["fixed"].pop("objective", None) for arm, record in records.items()}
+    assert objectives == {"MAE": "MaskedAutoencoder", "supervised": "PatchClassifier", "ViTP": None}
+    assert records["MAE"]["fixed"] == records["supervised"]["fixed"]
+    assert records["ViTP"]["fixed"]["data_seed"] == records["MAE"]["fixed"]["data_seed"] == 0
+
+
+def test_rates_are_those_that_are_best_on_held_out_training_ground_and_the_test_is_scored_once(finished):
+    out, metrics, seen = finished
+    tuning = {slug(arm): found for arm, found in metrics["tuning"].items()}
+    for arm in map(slug, ARMS):
+        chosen = tuning[arm]["chosen"]
+        assert chosen == {"layer_decay_100": RATES[len(arm) % 3], "layer_decay_75": RATES[(len(arm) + 1) % 3]}
+        final = [(run["decay"], run["rate"]) for run in seen if run["arm"] == arm and not run["tunes"]]
+        assert sorted(final) == sorted([(1.0, chosen["layer_decay_100"]), (0.75, chosen["layer_decay_75"])] * 2)
+    assert len([run for run in seen if run["tunes"]]) == len(ARMS) * len(RATES) * len(DECAYS)
+    held_out = {"yellowstone_0_1960", "yellowstone_392_1960", "yellowstone_777_1960"}
+    splits = load_dataset(str(AERIAL_TREES))
+    test = {name.replace("/", "_") for name in splits["test"]["id"]}
+    assert all(run["test"] <= (held_out if run["tunes"] else test) for run in seen)
+    assert not any(run["tunes"] and run["train"] & held_out for run in seen)
+    trained = load_dataset(str(out / "tuning" / "held_out"))
+    assert not {name.replace("/", "_") for name in trained["train"]["id"]} & held_out and len(trained["train"]) == 14
+    assert {run["IoU"] for run in metrics["runs"]} == {0.6}
+
+
+def test_few_labels_are_the_same_windows_for_pretraining_and_fine_tuning(finished):
+    out, _, seen = finished
+    labelled = {name.replace("/", "_") for name in load_dataset(str(out / "seed_0/a_tenth/labelled"))["train"]["id"]}
+    few = [run["train"] for run in seen if not run["tunes"] and len(run["train"]) < 20]
+    assert len(few) == 2 * len(ARMS) and all(windows == labelled for windows in few)
+
+
+@pytest.mark.slow
+def test_the_whole_experiment_runs_and_is_told_in_a_table(tmp_path, capsys, monkeypatch):
+    arms = {name: ARMS[name] for name in ("random weights", "MAE", "a tenth")}
+    plan = plan_in(tmp_path, arms=arms, corruption_severities=[5])
+    plan["finetuning"] |= {"learning_rates": [1e-3]}
+    plan["measures"] |= {"corrupted": "corruptions.linear.patch_auc.relative"}
+    monkeypatch.setattr("modeling_vitp.recipes.tasks.trees.probe_data.VIEWS_PER_WINDOW", 1)
+    monkeypatch.setattr("modeling_vitp.recipes.tasks.trees.downstream.VIEWS_PER_WINDOW", 1)
+    (tmp_path / "plan.yaml").write_text(yaml.safe_dump(plan, sort_keys=False))
+    assert experiment.main(["--config", str(tmp_path / "plan.yaml")]) == 0
+    shown = capsys.readouterr().out
+    assert all(f"| {arm} |" in shown for arm in arms)
+    metrics = json.loads((tmp_path / "out" / "metrics.json").read_text())
+    assert len(metrics["runs"]) == 3
+    for run in metrics["runs"]:
+        assert all(0 <= run[measure] <= 1.5 for measure in plan["measures"])

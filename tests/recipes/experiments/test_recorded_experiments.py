@@ -1,0 +1,46 @@
+"""Recorded scores behind the tables of the experiments page."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+from paths import CONFIGS, ROOT
+from scipy import stats
+
+from modeling_vitp.recipes.experiments.arguments import ExperimentArguments
+from modeling_vitp.recipes.experiments.variants import paired_table, plan_of
+
+RECORDS = sorted((ROOT / "recipes" / "experiments").glob("*.json"))
+
+
+@pytest.mark.parametrize("record", RECORDS, ids=lambda path: path.stem)
+def test_a_record_is_of_its_plan_and_the_page_has_its_table(record):
+    metrics = json.loads(record.read_text())
+    args = ExperimentArguments(**yaml.safe_load((CONFIGS / f"{record.stem}.yaml").read_text()))
+    assert metrics["plan"] == json.loads(json.dumps(plan_of(args)))
+    assert metrics["base"] == yaml.safe_load(Path(args.base).read_text())
+    assert paired_table(metrics["summary"], args.control) in (ROOT / "recipes" / "experiment.md").read_text()
+
+
+@pytest.mark.parametrize("record", RECORDS, ids=lambda path: path.stem)
+def test_a_summary_is_over_the_seeds_that_have_every_arm_that_was_run(record):
+    metrics = json.loads(record.read_text())
+    scores = {(run["seed"], run["arm"]): run for run in metrics["runs"]}
+    arms, control = list(metrics["plan"]["arms"]), metrics["plan"]["control"]
+    arms = [arm for arm in arms if any(one == arm for _, one in scores)]
+    whole = [seed for seed in sorted({seed for seed, _ in scores}) if all((seed, arm) in scores for arm in arms)]
+    assert len(whole) >= 3 and control in arms and len(arms) >= 2
+    assert {(row["arm"], row["measure"]) for row in metrics["summary"]} == {
+        (arm, measure) for arm in arms for measure in metrics["plan"]["measures"]
+    }
+    for row in metrics["summary"]:
+        assert row["seeds"] == whole
+        values = np.array([scores[seed, row["arm"]][row["measure"]] for seed in whole])
+        differences = values - [scores[seed, control][row["measure"]] for seed in whole]
+        assert np.isfinite(values).all()
+        for numbers, name in ((values, ""), (differences, "difference")):
+            mean, half = row[name or "mean"], row["_".join(filter(None, [name, "interval"]))]
+            assert mean == pytest.approx(numbers.mean())
+            assert half == pytest.approx(stats.t.ppf(0.975, len(whole) - 1) * stats.sem(numbers), rel=1e-3)

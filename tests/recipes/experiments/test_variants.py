@@ -1,0 +1,408 @@
+"""Experiments with a pretraining that only writes down what it was asked to do."""
+
+import json
+import os
+import re
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+from datasets import Dataset
+from hypothesis import given
+from hypothesis import strategies as st
+from paths import AERIAL_TREES, CONFIGS
+from scipy import stats
+from trl import ModelConfig
+
+from modeling_vitp.recipes import pretrain
+from modeling_vitp.recipes.experiments import controls, experiment
+from modeling_vitp.recipes.experiments.arguments import ExperimentArguments
+from modeling_vitp.recipes.experiments.variants import Experiment, interval, merge, plan_of
+from modeling_vitp.recipes.tasks.trees.instructions import TreeInstructions
+from modeling_vitp.training.arguments import SFT_MODULES, PretrainArguments, VRLArguments
+from modeling_vitp.training.command_line import parse
+from modeling_vitp.training.lock import LOCK, started, this_process
+
+BASE = {"max_steps": 10, "from_scratch": {"vocab_size": 5, "text_config": {"num_hidden_layers": 1, "hidden_size": 8}}}
+ARMS = {
+    "as it is": None,
+    "two layers": {"from_scratch": {"text_config": {"num_hidden_layers": 2}}},
+    "longer": {"max_steps": 20},
+}
+
+
+def figure_of(config: dict) -> float:
+    layers = config["from_scratch"]["text_config"]["num_hidden_layers"]
+    return config["seed"] ** 2 / 10 + layers * (1 + config["seed"] / 100) + config["max_steps"]
+
+
+class Pretraining:
+    """Leaves metrics as the entry point does; the runs at `stops` are interrupted before."""
+
+    def __init__(self, stops: tuple[int, ...] = ()):
+        self.configs, self.stops = [], list(stops)
+
+    def __call__(self, argv: list[str]) -> int:
+        config = yaml.safe_load(Path(argv[argv.index("--config") + 1]).read_text())
+        self.configs.append(config)
+        folder = Path(config["output_dir"])
+        (folder / "checkpoint-5").mkdir(exist_ok=True)
+        if len(self.configs) - 1 in self.stops:
+            raise KeyboardInterrupt
+        (folder / "metrics.json").write_text(json.dumps({"task": {"test": {"auc": figure_of(config)}}}))
+        return 1
+
+
+@pytest.fixture
+def plan(tmp_path):
+    (tmp_path / "base.yaml").write_text(yaml.safe_dump(BASE))
+    return {
+        "output_dir": str(tmp_path / "out"),
+        "claim": "Layers help.",
+        "against": "They do not.",
+        "base": str(tmp_path / "base.yaml"),
+        "arms": ARMS,
+        "control": "as it is",
+        "measures": {"AUC": "task.test.auc"},
+        "seeds": [0, 1, 2],
+    }
+
+
+def test_arms_differ_in_what_they_are_named_after_and_nothing_else(plan):
+    pretrain = Pretraining()
+    Experiment(ExperimentArguments(**plan), pretrain).run()
+    assert [config["seed"] for config in pretrain.configs] == [0, 0, 0, 1, 1, 1, 2, 2, 2]
+    for seed in range(3):
+        control, layers, longer = (
+            {name: value for name, value in config.items() if name != "output_dir"}
+            for config in pretrain.configs[3 * seed : 3 * seed + 3]
+        )
+        assert control == {**BASE, "seed": seed}
+        assert longer == {**BASE, "seed": seed, "max_steps": 20}
+        text_config = {"num_hidden_layers": 2, "hidden_size": 8}
+        assert layers == {**BASE, "seed": seed, "from_scratch": {"vocab_size": 5, "text_config": text_config}}
+
+
+def test_the_summary_is_paired_by_seed(plan):
+    metrics = Experiment(ExperimentArguments(**plan), Pretraining()).run()
+    rows = {row["arm"]: row for row in metrics["summary"]}
+    control, layers = np.array([11, 11.11, 11.42]), np.array([12, 12.12, 12.44])
+    assert rows["as it is"]["values"] == pytest.approx(control)
+    assert rows["two layers"]["mean"] == pytest.approx(layers.mean())
+    low, high = stats.t.interval(0.95, 2, layers.mean(), stats.sem(layers))
+    assert rows["two layers"]["interval"] == pytest.approx((high - low) / 2, rel=1e-3)
+    difference = layers - control
+    low, high = stats.t.interval(0.95, 2, difference.mean(), stats.sem(difference))
+    assert rows["two layers"]["difference"] == pytest.approx(difference.mean())
+    assert rows["two layers"]["difference_interval"] == pytest.approx((high - low) / 2, rel=1e-3)
+    assert rows["two layers"]["difference_interval"] < rows["two layers"]["interval"]
+    assert rows["as it is"]["difference"] == rows["as it is"]["difference_interval"] == 0
+
+
+def test_what_is_finished_is_not_run_again_and_what_was_interrupted_keeps_its_checkpoints(plan):
+    args, pretrain = ExperimentArguments(**plan), Pretraining(stops=(4,))
+    with pytest.raises(KeyboardInterrupt):
+        Experiment(args, pretrain).run()
+    assert len(pretrain.configs) == 5
+    metrics = Experiment(args, pretrain).run()
+    assert len(pretrain.configs) == 10
+    assert pretrain.configs[4] == pretrain.configs[5]
+    assert (Path(pretrain.configs[5]["output_dir"]) / "checkpoint-5").is_dir()
+    assert metrics["runs"] == Experiment(args, Pretraining()).run()["runs"]
+    more = ExperimentArguments(**{**plan, "seeds": [0, 1, 2, 3]})
+    pretrain = Pretraining()
+    assert len(Experiment(more, pretrain).run()["runs"]) == 12
+    assert [config["seed"] for config in pretrain.configs] == [3] * 3
+
+
+def test_the_command_prints_the_plan_and_a_table(plan, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("modeling_vitp.recipes.pretrain.main", Pretraining())
+    (tmp_path / "plan.yaml").write_text(yaml.safe_dump(plan))
+    assert experiment.main(["--config", str(tmp_path / "plan.yaml")]) == 0
+    shown = capsys.readouterr().out
+    assert "Layers help.\nAgainst it would speak: They do not." in shown
+    values, differences = [12, 12.12, 12.44], [1, 1.01, 1.02]
+    halves = [stats.t.ppf(0.975, 2) * stats.sem(numbers) for numbers in (values, differences)]
+    assert "|  | as it is | longer | two layers |" in shown
+    assert f"| {np.mean(values):.3f} ± {halves[0]:.3f} (**+1.010 ± {halves[1]:.3f}**) |" in shown
+    assert (tmp_path / "out" / "arms.png").is_file()
+    del plan["seeds"][1:]
+    plan["output_dir"] = str(tmp_path / "one seed")
+    (tmp_path / "plan.yaml").write_text(yaml.safe_dump(plan))
+    assert experiment.main(["--config", str(tmp_path / "plan.yaml")]) == 0
+    assert "| AUC | 11.000 | 21.000 (+10.000) | 12.000 (+1.000) |" in capsys.readouterr().out
+    assert "Infinity" not in (tmp_path / "one seed" / "metrics.json").read_text()
+    plan["output_dir"] = str(tmp_path / "out")
+    plan["arms"] = {**ARMS, "longer": {"max_steps": 30}}
+    (tmp_path / "plan.yaml").write_text(yaml.safe_dump(plan))
+    with pytest.raises(ValueError, match="another arms: give another output_dir"):
+        experiment.main(["--config", str(tmp_path / "plan.yaml")])
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"control": "nothing"}, "no arm 'nothing', only 'as it is', 'two layers', 'longer'"),
+        ({"arms": {"as it is": {"seed": 3}}}, "seed is told here"),
+        ({"base": "nothing"}, "no configuration 'nothing'"),
+        ({"arms": {"as it is": {"after": "another"}}}, "there is no arm 'another' to start after"),
+        ({"finetuning": {"rates": [1]}}, r"finetuning: missing keys \['config', .*, unknown keys \['rates'\]"),
+    ],
+)
+def test_what_is_wrong_with_a_plan_is_named(plan, changes, message):
+    with pytest.raises(ValueError, match=message):
+        ExperimentArguments(**{**plan, **changes})
+
+
+def test_a_measure_that_is_not_there_is_named(plan):
+    args = ExperimentArguments(**{**plan, "measures": {"AUC": "task.train.auc"}})
+    with pytest.raises(ValueError, match=r"'task.train.auc' is not in metrics.json: after task: \['test'\]"):
+        Experiment(args, Pretraining()).run()
+
+
+@pytest.mark.parametrize("found", [None, "1.5", [1.5]])
+def test_a_measure_that_is_no_number_is_named_with_what_it_is(plan, found):
+    def pretrain(argv: list[str]) -> int:
+        (Path(argv[1]).parent / "metrics.json").write_text(json.dumps({"task": {"test": {"auc": found}}}))
+        return 0
+
+    said = re.escape(f"measures: 'task.test.auc' is {found!r} in metrics.json, which is no number")
+    with pytest.raises(ValueError, match=said):
+        Experiment(ExperimentArguments(**plan), pretrain).run()
+
+
+def test_arms_that_would_share_a_folder_and_no_seeds_are_refused_before_anything_runs(plan):
+    for one, other in [("无VRL", "有VRL"), ("VRL -", "VRL +"), ("lr 1e-4", "lr 1e+4"), ("A b", "a_B")]:
+        said = re.escape(f"arms: {one!r} and {other!r} would both have the folder")
+        with pytest.raises(ValueError, match=said):
+            ExperimentArguments(**{**plan, "arms": {one: None, other: {"max_steps": 20}}, "control": one})
+    for name in ("α", "+", ".."):
+        with pytest.raises(ValueError, match=re.escape(f"arms: {name!r} has no letter from a to z and no digit")):
+            ExperimentArguments(**{**plan, "arms": {"as it is": None, name: {"max_steps": 20}}})
+    with pytest.raises(ValueError, match="seeds is empty"):
+        ExperimentArguments(**{**plan, "seeds": []})
+
+
+@given(st.lists(st.floats(-100, 100), min_size=2, max_size=16))
+def test_an_interval_is_that_of_student(values):
+    mean, half = interval(values)
+    assert mean == pytest.approx(np.mean(values), abs=1e-9)
+    expected = stats.t.ppf(0.975, len(values) - 1) * stats.sem(values)
+    assert half == pytest.approx(expected, rel=1e-3, abs=1e-9)
+    assert interval(values[:1]) == (values[0], None)
+
+
+def test_changes_are_made_in_a_copy():
+    base = {"a": {"b": 1, "c": 2}, "d": {"e": 3}}
+    assert merge(base, {"a": {"b": 4}, "d": None}) == {"a": {"b": 4, "c": 2}, "d": None}
+    assert base == {"a": {"b": 1, "c": 2}, "d": {"e": 3}}
+
+
+@pytest.mark.parametrize("config", sorted(CONFIGS.glob("experiment_*.yaml")), ids=lambda path: path.stem)
+def test_every_arm_of_the_plans_is_a_pretraining_that_can_be_asked_for(config, tmp_path):
+    """By the parser of the entry point, and by the task that takes the options."""
+    args = ExperimentArguments(**yaml.safe_load(config.read_text()))
+    assert len(args.seeds) >= 5
+    rows = Dataset.from_dict({"image": [], "boxes": []})
+    for settings in args.arms.values():
+        settings = {name: value for name, value in (settings or {}).items() if name not in ("label_share", "after")}
+        merged = merge(yaml.safe_load(Path(args.base).read_text()), settings) | {"output_dir": str(tmp_path)}
+        merged["dataset_name"] = str(AERIAL_TREES)
+        (tmp_path / "arm.yaml").write_text(yaml.safe_dump(merged))
+        own, whole = (PretrainArguments, VRLArguments, ModelConfig), pretrain.WHOLE
+        if "objective" in settings:
+            own, whole = (controls.ControlArguments, *own), controls.WHOLE
+        *_, parsed, _, _ = parse(["--config", str(tmp_path / "arm.yaml")], "", own, whole, SFT_MODULES)
+        TreeInstructions(rows, **(parsed.task_options or {}))
+
+
+class Scores:
+    """A task that scores each run, and writes down who asked."""
+
+    def __init__(self):
+        self.controls, self.scored, self.parts = Pretraining(), [], []
+
+    def control(self, argv):
+        return self.controls(argv)
+
+    def labelled(self, dataset_name, share, seed, folder):
+        self.parts.append((dataset_name, share, seed, folder))
+
+    def score(self, experiment, arm, seed, folder):
+        self.scored.append((seed, arm))
+        return {"downstream": {"iou": seed + len(arm)}}
+
+
+def test_an_arm_may_have_another_objective_or_fewer_labels_and_be_scored_by_the_task(plan):
+    plan |= {"seeds": [0, 1], "measures": {"AUC": "task.test.auc", "IoU": "downstream.iou"}}
+    plan["arms"] = {**ARMS, "pixels": {"objective": "mae", "max_steps": 30}, "fewer": {"label_share": 0.1}}
+    Path(plan["base"]).write_text(yaml.safe_dump({**BASE, "dataset_name": "rows"}))
+    args, pretrain, task = ExperimentArguments(**plan), Pretraining(), Scores()
+    assert args.needs_task and not ExperimentArguments(**{**plan, "arms": ARMS}).needs_task
+    metrics = Experiment(args, pretrain, task).run()
+    pixels, fewer = task.controls.configs[0], pretrain.configs[3]
+    out = Path(plan["output_dir"]) / "seed_0"
+    assert pixels == {**BASE, "dataset_name": "rows", "objective": "mae", "max_steps": 30, "seed": 0} | {
+        "output_dir": str(out / "pixels")
+    }
+    assert fewer == {**BASE, "dataset_name": str(out / "fewer" / "labelled"), "seed": 0} | {
+        "output_dir": str(out / "fewer")
+    }
+    assert task.parts[0] == ("rows", 0.1, 0, out / "fewer" / "labelled")
+    assert [run["IoU"] for run in metrics["runs"]] == [seed + len(arm) for seed in (0, 1) for arm in plan["arms"]]
+
+
+def test_an_arm_starts_from_the_backbone_of_another_which_is_trained_before(plan):
+    plan["arms"] = {"as it is": None, "further": {"after": "longer", "max_steps": 5}, "longer": ARMS["longer"]}
+    plan["seeds"], pretrain = [0], Pretraining()
+    metrics = Experiment(ExperimentArguments(**plan), pretrain).run()
+    longer = Path(plan["output_dir"]) / "seed_0" / "longer"
+    assert [config["output_dir"] for config in pretrain.configs][1:] == [str(longer), str(longer.with_name("further"))]
+    further = {**BASE, "seed": 0, "max_steps": 5, "vision_model": str(longer / "backbone")}
+    assert pretrain.configs[2] == {**further, "output_dir": str(longer.with_name("further"))}
+    assert len(metrics["runs"]) == 3
+
+
+def test_runs_of_another_experiment_are_taken_if_their_settings_are_the_same(plan, tmp_path):
+    Experiment(ExperimentArguments(**plan), Pretraining()).run()
+    plan |= {"runs_dir": plan["output_dir"], "output_dir": str(tmp_path / "another"), "control": "longer"}
+    plan["arms"] = {
+        "longer": ARMS["longer"],
+        "three layers": {"from_scratch": {"text_config": {"num_hidden_layers": 3}}},
+    }
+    pretrain = Pretraining()
+    metrics = Experiment(ExperimentArguments(**plan), pretrain).run()
+    assert len(metrics["runs"]) == 6 and len(pretrain.configs) == 3
+    assert (tmp_path / "another" / "metrics.json").is_file()
+    plan["arms"]["longer"] = {"max_steps": 21}
+    with pytest.raises(ValueError, match="metrics.json is of another plan: give another output_dir"):
+        Experiment(ExperimentArguments(**plan), pretrain).run()
+    plan["output_dir"] = str(tmp_path / "a third")
+    with pytest.raises(ValueError, match="config.yaml has other settings than arm 'longer': give another output_dir"):
+        Experiment(ExperimentArguments(**plan), pretrain).run()
+
+
+def test_arms_with_the_same_settings_share_a_run_whatever_they_are_called(plan, tmp_path):
+    Experiment(ExperimentArguments(**plan), Pretraining()).run()
+    plan |= {"runs_dir": plan["output_dir"], "output_dir": str(tmp_path / "another"), "control": "one layer"}
+    plan["arms"] = {
+        "one layer": {"from_scratch": {"text_config": {"num_hidden_layers": 1}}},
+        "one layer, longer": {"max_steps": 20, "from_scratch": {"text_config": {"num_hidden_layers": 1}}},
+        "fewer": {"label_share": 0.5},
+    }
+    Path(plan["base"]).write_text(yaml.safe_dump({**BASE, "dataset_name": "rows"}))
+    with_rows, task = Pretraining(), Scores()
+    Experiment(ExperimentArguments(**plan), with_rows, task).run()
+    assert len(with_rows.configs) == 9, "the base has other settings, so nothing is shared"
+    Path(plan["base"]).write_text(yaml.safe_dump(BASE))
+    plan |= {"output_dir": str(tmp_path / "a third"), "arms": {**plan["arms"]}}
+    del plan["arms"]["fewer"]
+    pretrain = Pretraining()
+    plan["runs_dir"] = str(tmp_path / "out")
+    for folder in (tmp_path / "out").glob("seed_*/one_layer*"):
+        shutil.rmtree(folder)
+    metrics = Experiment(ExperimentArguments(**plan), pretrain).run()
+    assert not pretrain.configs
+    rows = {row["arm"]: row for row in metrics["summary"]}
+    assert rows["one layer"]["values"] == pytest.approx([11, 11.11, 11.42])
+    assert rows["one layer, longer"]["values"] == pytest.approx([21, 21.11, 21.42])
+
+
+def test_scores_stay_without_the_folders_of_their_runs_and_seeds_are_added_to_them(plan, tmp_path):
+    out = Path(plan["output_dir"])
+    before = Experiment(ExperimentArguments(**plan), Pretraining(stops=(5,)))
+    with pytest.raises(KeyboardInterrupt):
+        before.run()
+    kept = json.loads((out / "metrics.json").read_text())
+    assert len(kept["runs"]) == 5 and {tuple(row["seeds"]) for row in kept["summary"]} == {(0,)}
+    for folder in out.glob("seed_*"):
+        shutil.rmtree(folder)
+    pretrain = Pretraining()
+    metrics = Experiment(ExperimentArguments(**{**plan, "seeds": [1, 3]}), pretrain).run()
+    assert [config["seed"] for config in pretrain.configs] == [1, 3, 3, 3]
+    assert [row["seeds"] for row in metrics["summary"]] == [[0, 1, 3]] * 3
+    expected = [[11, 11.11, 11.57 + 0.36], [12, 12.12, 12.96], [21, 21.11, 21.93]]
+    assert [row["values"] for row in metrics["summary"]] == [pytest.approx(values) for values in expected]
+
+
+def test_what_was_chosen_for_an_arm_stays_too_and_is_not_chosen_again(plan):
+    class Tuned(Scores):
+        tunes = []
+
+        def score(self, experiment, arm, seed, folder):
+            def tune():
+                self.tunes.append(arm)
+                return {"chosen": len(arm), "tried": [1, 2]}
+
+            return {"downstream": {"iou": experiment.tuning(arm, tune)["chosen"] + seed}}
+
+    out, task = Path(plan["output_dir"]), Tuned()
+    plan |= {"seeds": [0], "measures": {"IoU": "downstream.iou"}}
+    metrics = Experiment(ExperimentArguments(**plan), Pretraining(), task).run()
+    assert metrics["tuning"] == {arm: {"chosen": len(arm), "tried": [1, 2]} for arm in ARMS}
+    for folder in out.glob("seed_*"):
+        shutil.rmtree(folder)
+    metrics = Experiment(ExperimentArguments(**{**plan, "seeds": [0, 3]}), Pretraining(), task).run()
+    assert task.tunes == list(ARMS) and list(metrics["tuning"]) == list(ARMS)
+    assert [run["IoU"] for run in metrics["runs"]] == [len(arm) + seed for seed in (0, 3) for arm in ARMS]
+
+
+def test_an_arm_that_was_not_run_yet_does_not_hide_what_the_others_have(plan):
+    experiment = Experiment(ExperimentArguments(**plan), Pretraining())
+    metrics = experiment.save({(seed, "longer"): {"AUC": 7.0 + seed} for seed in (0, 1, 2)})
+    assert metrics["summary"] == [] and len(metrics["runs"]) == 3
+    metrics = experiment.save({(seed, "as it is"): {"AUC": 5.0} for seed in (1, 2)})
+    rows = {row["arm"]: row for row in metrics["summary"]}
+    assert list(rows) == ["as it is", "longer"] and rows["longer"]["seeds"] == [1, 2]
+    assert rows["longer"]["difference"] == 3.5
+    metrics = experiment.save({(2, "two layers"): {"AUC": 6.0}})
+    assert {tuple(row["seeds"]) for row in metrics["summary"]} == {(2,)} and len(metrics["summary"]) == 3
+
+
+def test_scores_of_a_base_with_other_settings_are_not_taken(plan):
+    Experiment(ExperimentArguments(**plan), Pretraining()).run()
+    Path(plan["base"]).write_text(yaml.safe_dump({**BASE, "max_steps": 11}))
+    pretrain = Pretraining()
+    with pytest.raises(ValueError, match="metrics.json is of another base: give another output_dir"):
+        Experiment(ExperimentArguments(**{**plan, "seeds": [0, 1, 2, 3]}), pretrain).run()
+    assert not pretrain.configs
+
+
+@pytest.mark.parametrize(
+    "content", ["", "{", "[]", "{}", '{"runs": 3}', '{"runs": [3]}', '{"runs": [{"arm": "longer"}]}']
+)
+def test_a_file_that_is_no_experiments_is_named_and_stays(plan, content):
+    path = Path(plan["output_dir"]) / "metrics.json"
+    path.parent.mkdir(parents=True)
+    path.write_text(content)
+    with pytest.raises(ValueError, match=f"{path} has no scores of an experiment: give another output_dir"):
+        Experiment(ExperimentArguments(**plan), Pretraining()).run()
+    assert path.read_text() == content
+
+
+def test_what_another_process_is_at_comes_last_and_is_waited_for(plan, monkeypatch):
+    args, pretrain, waited = ExperimentArguments(**plan), Pretraining(), []
+    lock = Path(plan["output_dir"]) / "seed_0" / "two_layers" / "_claim" / LOCK
+    lock.parent.mkdir(parents=True)
+    other = os.getppid()
+    lock.write_text(json.dumps({**this_process(), "pid": other, "started": started(other)}))
+
+    def sleep(seconds):
+        waited.append(len(pretrain.configs))
+        lock.unlink()
+
+    monkeypatch.setattr("modeling_vitp.recipes.experiments.variants.time.sleep", sleep)
+    metrics = Experiment(args, pretrain).run()
+    assert waited == [8]
+    assert [run["arm"] for run in metrics["runs"]] == [*ARMS] * 3
+    assert pretrain.configs[-1]["output_dir"] == str(lock.parents[1])
+
+
+def test_a_plan_does_not_depend_on_where_its_base_lies(plan, tmp_path):
+    there = tmp_path / "elsewhere" / "base.yaml"
+    there.parent.mkdir()
+    there.write_text(Path(plan["base"]).read_text())
+    here, moved = (plan_of(ExperimentArguments(**{**plan, "base": base})) for base in (plan["base"], str(there)))
+    assert here == moved
