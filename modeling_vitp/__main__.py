@@ -17,15 +17,15 @@ from modeling_vitp.command import errors
 from modeling_vitp.command.folders import SPACE
 
 RECIPES = "modeling_vitp.recipes"
-LABORATORY = ("benchmarks", "experiments", "datasets")  # folders of recipes/ whose entry points are commands too
+LABORATORY = ("benchmarks/benchmark*.py", "experiments/experiment.py", "datasets/make_*.py")  # commands in its folders
 CONVERT = "modeling_vitp.convert"
 
 
 def recipes() -> dict[str, Path]:
     """Return the files of the entry points by name."""
     folder = Path(str(files(RECIPES)))
-    paths = [path for name in ("", *LABORATORY) for path in sorted(Path(folder, name).glob("*.py"))]
-    return {path.stem: path for path in paths if "\ndef main(" in path.read_text()}
+    paths = [path for pattern in ("*.py", *LABORATORY) for path in sorted(folder.glob(pattern))]
+    return {path.stem: path for path in paths if path.stem != "__init__"}
 
 
 def summary(path: Path) -> str:
@@ -47,7 +47,7 @@ def main(argv: list[str] | None = None) -> None:
         errors.run(lambda: errors.refuse(f"there is no recipe {words[0]!r}: {hint}"))
     sys.argv = [f"vitp {name}", *words[1:]]
     folder = paths[name].parent.name
-    module = f"{RECIPES}.{folder}.{name}" if folder in LABORATORY else f"{RECIPES}.{name}"
+    module = f"{RECIPES}.{name}" if folder == "recipes" else f"{RECIPES}.{folder}.{name}"
     try:
         if name == "space":
             runpy.run_path(str(paths[name]), run_name="__main__")

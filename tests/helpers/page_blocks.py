@@ -471,7 +471,7 @@ def read_tree_builder(command: str, words: list[str], place: Place, patch: pytes
 def read_lmms_eval(command: str, words: list[str], place: Place, patch: pytest.MonkeyPatch) -> None:
     """Its tasks and what includes them; `tests/recipes/benchmarks/test_lmms_eval.py` runs such a command."""
     options = dict(zip(words[::2], words[1::2]))
-    tasks = ROOT / "modeling_vitp" / "evaluation" / "lmms_eval" / "tasks"
+    tasks = ROOT / "recipes" / "benchmarks" / "lmms_eval" / "tasks"
     missing = [name for name in options["--tasks"].split(",") if not (tasks / f"{name}.yaml").is_file()]
     assert not missing and options["--include_path"] == "$(python -m modeling_vitp.recipes.benchmarks.lmms_eval)", (
         command

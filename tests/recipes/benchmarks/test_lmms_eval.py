@@ -30,7 +30,7 @@ KINDS = {
     "pmc_vqa": "choice",
     "omnimedvqa": "choice",
 }
-TASKS = ROOT / "modeling_vitp" / "evaluation" / "lmms_eval" / "tasks"
+TASKS = ROOT / "recipes" / "benchmarks" / "lmms_eval" / "tasks"
 STEPS = 80
 
 

@@ -21,7 +21,10 @@ def test_a_record_is_of_its_plan_and_the_page_has_its_table(record):
     args = ExperimentArguments(**yaml.safe_load((CONFIGS / f"{record.stem}.yaml").read_text()))
     assert metrics["plan"] == json.loads(json.dumps(plan_of(args)))
     assert metrics["base"] == yaml.safe_load(Path(args.base).read_text())
-    assert paired_table(metrics["summary"], args.control) in (ROOT / "recipes" / "experiment.md").read_text()
+    assert (
+        paired_table(metrics["summary"], args.control)
+        in (ROOT / "recipes" / "experiments" / "experiment.md").read_text()
+    )
 
 
 @pytest.mark.parametrize("record", RECORDS, ids=lambda path: path.stem)
