@@ -525,7 +525,7 @@ def run_yaml(text: str, place: Place, patch: pytest.MonkeyPatch) -> None:
             first = next(iter(read_source(source)))
             assert first["error"] is None and first["source"] == source.name
     elif "include" in fields:
-        included = ROOT / Path(fields["include"]).relative_to("/path/to")
+        included = ROOT / Path(fields["include"]).relative_to("/path/to/modeling_vitp")
         assert set(fields) <= {"include", "task", "lmms_eval_specific_kwargs"} and included.is_file()
     elif "task" in fields:
         parse("finetune_detection", ["--config", str(path)], patch)
