@@ -11,10 +11,10 @@ _LAZY = {
     "ViTPTrainer": "training.pretraining",
     "ViTPTrainingConfig": "training.pretraining",
     "convert_checkpoint": "convert.checkpoint",
-    "detect_large": "detection.large_images",
+    "detect_large": "detection.prediction",
     "export_backbone": "convert.export",
-    "predict_large": "dense.large_images",
-    "predict_volume": "dense.large_volumes",
+    "predict_large": "dense.prediction",
+    "predict_volume": "dense.prediction",
 }
 
 

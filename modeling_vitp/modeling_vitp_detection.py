@@ -4,6 +4,7 @@ Coordinates, anchors, overlaps, pooling and losses are float32 whatever the dtyp
 bfloat16 places near 1000 px are 4 px apart.
 """
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -28,21 +29,21 @@ from .detection_boxes import (
     RotatedBoxCoder,
     centres_and_sides,
     make_anchors,
+    match,
     nms_by_label,
     of_class,
+    sample,
+    trained_anchors,
 )
+from .modeling_vitp_adapter import ChannelLayerNorm
 from .modeling_vitp_backbone import pad_to_multiple
-from .modeling_vitp_detection_heads import BOX_CELLS, MASK_CELLS, BoxHead, DetectionNeck, MaskHead, RegionProposals
-from .modeling_vitp_detection_losses import DetectionLosses, Objects, Samples, View, flatten
 from .modeling_vitp_multi_scale import OnMultiScaleBackbone
-from .rotated_boxes import (
-    corners,
-    enclosing_boxes,
-    roi_align_rotated,
-    rotated_iou,
-    rotated_nms,
-    smallest_rectangles,
-)
+from .rotated_boxes import corners, enclosing_boxes, roi_align_rotated, rotated_iou, rotated_nms, smallest_rectangles
+
+BOX_CELLS, MASK_CELLS = 7, 14  # of the features pooled for a box, either way
+
+
+RPN_BETA, HEAD_BETA = 1 / 9, 1.0  # where smooth L1 bends
 
 FINEST_SIDE = 56  # pixels: boxes from twice this on are pooled from the second map, and so on
 
@@ -78,6 +79,195 @@ class ViTPDetectionOutput(ModelOutput):
     pred_masks: torch.Tensor | None = None
     hidden_states: tuple[torch.Tensor, ...] | None = None
     attentions: tuple[torch.Tensor, ...] | None = None
+
+
+@dataclass
+class View:
+    """Images as the neck and the region proposals see them."""
+
+    maps: list[torch.Tensor]  # the four that boxes are pooled from, `(batch_size, channels, height, width)`
+    anchors: list[torch.Tensor]  # of all five, `(anchors of a map, 4)`
+    logits: torch.Tensor  # (batch_size, anchors)
+    deltas: torch.Tensor  # (batch_size, anchors, deltas)
+
+
+@dataclass
+class Objects:
+    """What is in an image."""
+
+    labels: torch.Tensor  # (objects,)
+    boxes: torch.Tensor  # (objects, 4 or 5), in pixels
+    masks: torch.Tensor | None = None  # (objects, height, width)
+
+
+@dataclass
+class Samples:
+    """The boxes of an image that a head is trained on."""
+
+    boxes: torch.Tensor  # (n, 4 or 5)
+    matched: torch.Tensor  # (n,), the index of an object, or negative for background
+    are_objects: torch.Tensor  # (n,), whether a box is an object's own
+
+
+class DetectionNeck(nn.Module):
+    """Maps at strides 4 to 32 become five of one width, the last at stride 64.
+
+    With a top-down path this is FPN (arXiv 1612.03144). Without one, the convolutions of each map have no bias and are
+    followed by LayerNorm over the channels.
+    """
+
+    def __init__(self, config: ViTPObjectDetectionConfig, in_channels: list[int]):
+        super().__init__()
+        self.top_down, width = config.neck_top_down, config.neck_channels
+
+        def layer(channels: int, kernel_size: int) -> nn.Module:
+            convolution = nn.Conv2d(channels, width, kernel_size, padding=kernel_size // 2, bias=self.top_down)
+            return nn.Sequential(convolution, *([] if self.top_down else [ChannelLayerNorm(width, eps=1e-5)]))
+
+        self.laterals = nn.ModuleList(layer(channels, 1) for channels in in_channels)
+        self.outputs = nn.ModuleList(layer(width, 3) for _ in in_channels)
+
+    def forward(self, maps: tuple[torch.Tensor, ...]) -> list[torch.Tensor]:
+        maps = [lateral(features) for lateral, features in zip(self.laterals, maps)]
+        if self.top_down:
+            for level in reversed(range(len(maps) - 1)):
+                maps[level] = maps[level] + F.interpolate(maps[level + 1], size=maps[level].shape[-2:])
+        maps = [output(features) for output, features in zip(self.outputs, maps)]
+        return [*maps, F.max_pool2d(maps[-1], 1, stride=2)]
+
+
+class RegionProposals(nn.Module):
+    """For each anchor of all maps, is there an object, and the way from the anchor to its box (arXiv 1506.01497)."""
+
+    def __init__(self, config: ViTPObjectDetectionConfig, num_deltas: int):
+        super().__init__()
+        width, anchors = config.neck_channels, len(config.anchor_ratios)
+        self.num_deltas = num_deltas
+        self.convolution = starting(nn.Conv2d(width, width, 3, padding=1), 0.01)
+        self.objectness = starting(nn.Conv2d(width, anchors, 1), 0.01)
+        self.deltas = starting(nn.Conv2d(width, anchors * num_deltas, 1), 0.01)
+
+    def forward(self, maps: list[torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
+        """Logits `(batch_size, anchors)` and deltas `(batch_size, anchors, num_deltas)`, in float32."""
+        hidden = [F.relu(self.convolution(features)) for features in maps]
+        logits = [self.objectness(features).permute(0, 2, 3, 1).flatten(1) for features in hidden]
+        deltas = [self.deltas(features).permute(0, 2, 3, 1).flatten(1) for features in hidden]
+        return torch.cat(logits, 1).float(), torch.cat(deltas, 1).unflatten(1, (-1, self.num_deltas)).float()
+
+
+class BoxHead(nn.Module):
+    """Classes and boxes of the features pooled in boxes, `(boxes, channels, 7, 7)`."""
+
+    def __init__(self, config: ViTPObjectDetectionConfig, num_deltas: int):
+        super().__init__()
+        width = config.head_hidden_size
+        self.fc1 = nn.Linear(config.neck_channels * BOX_CELLS**2, width)
+        self.fc2 = nn.Linear(width, width)
+        self.classifier = starting(nn.Linear(width, config.num_labels + 1), 0.01)
+        self.num_deltas = num_deltas
+        boxes = 1 if config.class_agnostic_boxes else config.num_labels
+        self.regressor = starting(nn.Linear(width, num_deltas * boxes), 0.001)
+
+    def forward(self, pooled: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Logits `(boxes, num_labels + 1)`, background last, and deltas `(boxes, 1 or num_labels, num_deltas)`, in
+        float32."""
+        hidden = F.relu(self.fc2(F.relu(self.fc1(pooled.flatten(1)))))
+        logits, deltas = self.classifier(hidden), self.regressor(hidden)
+        return logits.float(), deltas.unflatten(1, (-1, self.num_deltas)).float()
+
+
+class MaskHead(nn.Module):
+    """A mask for each class of the features pooled in boxes, `(boxes, channels, 14, 14)`."""
+
+    def __init__(self, config: ViTPObjectDetectionConfig):
+        super().__init__()
+        width = config.neck_channels
+
+        def by_he(layer: nn.Module) -> nn.Module:
+            return starting(layer, math.sqrt(2 / (layer.weight.numel() / layer.weight.shape[1])))
+
+        self.convolutions = nn.ModuleList(by_he(nn.Conv2d(width, width, 3, padding=1)) for _ in range(4))
+        self.upsample = by_he(nn.ConvTranspose2d(width, width, 2, 2))
+        self.classifier = by_he(nn.Conv2d(width, config.num_labels, 1))
+
+    def forward(self, pooled: torch.Tensor) -> torch.Tensor:
+        """Logits `(boxes, num_labels, 28, 28)`, in float32."""
+        for convolution in self.convolutions:
+            pooled = F.relu(convolution(pooled))
+        return self.classifier(F.relu(self.upsample(pooled))).float()
+
+
+def starting(layer: nn.Module, std: float) -> nn.Module:
+    """A layer whose weights start with this standard deviation, and not by Xavier as others do."""
+    layer.initial_std = std
+    return layer
+
+
+class DetectionLosses:
+    """For [`ViTPForObjectDetection`], whose methods say what a box is."""
+
+    def rpn_losses(self, view: View, objects: list[Objects], sizes: torch.Tensor) -> dict[str, torch.Tensor]:
+        config, anchors = self.config, torch.cat(view.anchors)
+        class_loss, box_loss, count = 0.0, 0.0, 0
+        for logits, deltas, target, size in zip(view.logits, view.deltas, objects, sizes):
+            trained = trained_anchors(anchors, size, config.rpn_use_outside_anchors)
+            overlaps = torchvision.ops.box_iou(self.upright(target.boxes), anchors[trained])
+            matched = match(overlaps, config.rpn_positive_iou, config.rpn_negative_iou, config.rpn_negative_iou)
+            positives, negatives = sample(matched, config.rpn_samples, config.rpn_positive_share)
+            chosen = trained[torch.cat([positives, negatives])]
+            wanted = (matched[torch.cat([positives, negatives])] >= 0).float()
+            class_loss += F.binary_cross_entropy_with_logits(logits[chosen], wanted, reduction="sum")
+            goals = self.rpn_coder.encode(anchors[trained[positives]], target.boxes[matched[positives]])
+            box_loss += self.box_loss(deltas[trained[positives]], goals, RPN_BETA)
+            count += max(len(positives), 1) + max(len(negatives), 1)
+        return {"loss_rpn_class": class_loss / count, "loss_rpn_box": box_loss / count}
+
+    def box_loss(self, deltas: torch.Tensor, goals: torch.Tensor, beta: float) -> torch.Tensor:
+        if self.config.box_loss == "l1":
+            return F.l1_loss(deltas, goals, reduction="sum")
+        return F.smooth_l1_loss(deltas, goals, reduction="sum", beta=beta)
+
+    def head_losses(self, view: View, objects: list[Objects], sizes: torch.Tensor) -> dict[str, torch.Tensor]:
+        config, losses = self.config, {}
+        proposals = self.propose(view, sizes, config.rpn_candidates_train, config.rpn_proposals_train)
+        proposals = [boxes for boxes, _ in proposals]
+        for stage, weight in enumerate(config.stage_loss_weights):
+            samples = [self.sample(stage, boxes, target) for boxes, target in zip(proposals, objects)]
+            boxes, images = flatten([one.boxes for one in samples])
+            logits, deltas = self.box_heads[stage](self.pool(view.maps, boxes, images, BOX_CELLS))
+            labels, goals = [], []
+            for one, target in zip(samples, objects):
+                label = torch.full_like(one.matched, config.num_labels)
+                positive = one.matched >= 0
+                label[positive] = target.labels[one.matched[positive]]
+                labels.append(label)
+                goals.append(self.box_coders[stage].encode(one.boxes[positive], target.boxes[one.matched[positive]]))
+            labels, goals = torch.cat(labels), torch.cat(goals)
+            positive = labels < config.num_labels
+            total = weight / max(len(labels), 1)
+            losses[f"loss_class_{stage}"] = total * F.cross_entropy(logits, labels, reduction="sum")
+            chosen = of_class(deltas, labels)[positive]
+            losses[f"loss_box_{stage}"] = total * self.box_loss(chosen, goals, HEAD_BETA)
+            if stage + 1 < len(self.box_heads):
+                guesses = torch.where(positive, labels, logits[:, :-1].argmax(-1))
+                moved = self.box_coders[stage].decode(boxes, of_class(deltas, guesses).detach(), sizes[images])
+                own = torch.cat([one.are_objects for one in samples])
+                proposals = [moved[(images == image) & ~own] for image in range(len(samples))]
+        return losses | self.further_losses(view, samples, objects)
+
+    def further_losses(self, view: View, samples: list[Samples], objects: list[Objects]) -> dict[str, torch.Tensor]:
+        """Of what a subclass predicts beside boxes, on the samples of the last stage."""
+        return {}
+
+    def sample(self, stage: int, boxes: torch.Tensor, target: Objects) -> Samples:
+        """Draws proposals that a stage is trained on; the objects' own boxes are among them."""
+        config, threshold = self.config, self.config.stage_iou_thresholds[stage]
+        overlaps = self.overlaps(target.boxes, boxes)
+        matched = match(overlaps, threshold, threshold, threshold if config.roi_match_low_quality else None)
+        own = torch.arange(len(target.boxes), device=boxes.device)
+        matched, boxes = torch.cat([own, matched]), torch.cat([target.boxes, boxes])
+        chosen = torch.cat(sample(matched, config.roi_samples, config.roi_positive_share))
+        return Samples(boxes[chosen], matched[chosen], chosen < len(own))
 
 
 class ViTPForObjectDetection(OnMultiScaleBackbone, DetectionLosses, PreTrainedModel):
@@ -386,6 +576,12 @@ class ViTPForInstanceSegmentation(ViTPForObjectDetection):
         """Probabilities `(boxes, 28, 28)`."""
         logits = self.mask_head(self.pool(view.maps, boxes, images, MASK_CELLS))
         return of_class(logits, labels).sigmoid()
+
+
+def flatten(boxes: list[torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
+    """The boxes of all images in one tensor, and the image of each."""
+    counts = torch.tensor([len(mine) for mine in boxes], device=boxes[0].device)
+    return torch.cat(tuple(boxes)), torch.repeat_interleave(counts)
 
 
 def image_sizes(pixel_values: torch.Tensor, pixel_mask: torch.Tensor | None) -> torch.Tensor:

@@ -30,10 +30,14 @@ def main(argv: list[str] | None = None) -> int:
     from transformers import set_seed
 
     from modeling_vitp import ViTPForImageClassification
-    from modeling_vitp.classification.classes import check_trained, count
-    from modeling_vitp.classification.data import ClassificationData
-    from modeling_vitp.classification.start import classes_of, load_classifier, load_image_processor
-    from modeling_vitp.classification.trainer import ClassificationTrainer, labels_of
+    from modeling_vitp.classification.data import ClassificationData, check_trained, count
+    from modeling_vitp.classification.trainer import (
+        ClassificationTrainer,
+        classes_of,
+        labels_of,
+        load_classifier,
+        load_image_processor,
+    )
     from modeling_vitp.training import fine_tuning
     from modeling_vitp.training.backbone_start import check_start
     from modeling_vitp.training.lock import check_free

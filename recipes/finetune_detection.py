@@ -27,9 +27,8 @@ def main(argv: list[str] | None = None) -> int:
 
     from modeling_vitp.detection.controls import blind_scores
     from modeling_vitp.detection.data import DetectionData, with_few_empty
-    from modeling_vitp.detection.start import check_detector, load_detector, load_image_processor
-    from modeling_vitp.detection.submission import write_submission
-    from modeling_vitp.detection.trainer import DetectionTrainer
+    from modeling_vitp.detection.prediction import write_submission
+    from modeling_vitp.detection.trainer import DetectionTrainer, check_detector, load_detector, load_image_processor
     from modeling_vitp.training import fine_tuning
     from modeling_vitp.training.lock import check_free
 

@@ -32,9 +32,8 @@ def main(
 
     import modeling_vitp
     from modeling_vitp.dense.data import DenseData, weigh_classes
-    from modeling_vitp.dense.start import load_dense_model, load_image_processor
-    from modeling_vitp.dense.submission import write_submission
-    from modeling_vitp.dense.trainer import DenseTrainer
+    from modeling_vitp.dense.prediction import write_submission
+    from modeling_vitp.dense.trainer import DenseTrainer, load_dense_model, load_image_processor
     from modeling_vitp.training import fine_tuning
     from modeling_vitp.training.backbone_start import check_start
     from modeling_vitp.training.lock import check_free

@@ -56,9 +56,9 @@ def main(argv: list[str] | None = None) -> int:
 
     import modeling_vitp
     from modeling_vitp.command.yaml_files import read_yaml
-    from modeling_vitp.dense.classes import LabelEncoding
+    from modeling_vitp.dense.data import LabelEncoding
     from modeling_vitp.detection.one_stage import DETECTORS
-    from modeling_vitp.detection.start import MODELS
+    from modeling_vitp.detection.trainer import MODELS
     from modeling_vitp.images.volumes import is_volume
 
     detectors = {*MODELS.values(), *(model for model, _ in DETECTORS.values())}

@@ -48,7 +48,7 @@ from ..modeling_vitp_detection import (
     ViTPForObjectDetection,
     ViTPForOrientedObjectDetection,
 )
-from ..modeling_vitp_feature_pyramid import ViTPFeaturePyramid
+from ..modeling_vitp_multi_scale import ViTPFeaturePyramid
 from ..processing_vitp import ViTPProcessor
 from ..resize import resize_backbone
 

@@ -26,7 +26,7 @@ def draw_predictions(
     """A grid of images.
 
     Args:
-        samples: items of [`~modeling_vitp.classification.samples.ClassifiedImages`].
+        samples: items of [`~modeling_vitp.classification.data.ClassifiedImages`].
         scores: probabilities of the classes, of shape `(samples, classes)`.
         names: of the classes.
         path: of the PNG.

@@ -8,20 +8,22 @@ from typing import Any
 import evaluate
 import torch
 from torch.utils.data import ConcatDataset, DataLoader, Dataset, Subset
-from transformers import Trainer, TrainingArguments
+from transformers import PreTrainedConfig, Trainer, TrainingArguments
 
+from ..configuration_vitp_classification import ViTPImageClassificationConfig
 from ..image_processing_vitp import ViTPImageProcessor
 from ..images.pixels import normalized
 from ..metrics.report import METRICS_FOLDER, name_classes
 from ..modeling_vitp_classification import ViTPForImageClassification
+from ..training.backbone_start import load_on_backbone
 from ..training.batching import share
 from ..training.fine_tuner import FineTuner
 from ..training.run_config import RunConfig
 from ..vrl import keyed_generator
-from .arguments import SCORED_WITH, ClassificationSettings
+from .arguments import SCORED_WITH, ClassificationModelArguments, ClassificationSettings
 from .augmentation import Augmentation
+from .data import ClassifiedImages, FileImages
 from .pictures import draw_predictions
-from .samples import ClassifiedImages, FileImages
 
 
 @dataclass
@@ -37,7 +39,7 @@ class TrainingSamples(Dataset):
     """Augmented samples for a model. An index is a pair, epoch and place: what it gives is random by these alone.
 
     Args:
-        samples: see [`~modeling_vitp.classification.samples.ClassifiedImages`].
+        samples: see [`~modeling_vitp.classification.data.ClassifiedImages`].
         image_processor: for mean and standard deviation.
     """
 
@@ -62,7 +64,7 @@ def parts_of(samples: Dataset) -> list[ClassifiedImages]:
 
 
 def labels_of(samples: Dataset) -> torch.Tensor:
-    """The classes of all samples, see [`~modeling_vitp.classification.classes.encode`]."""
+    """The classes of all samples, see [`~modeling_vitp.classification.data.encode`]."""
     return torch.cat([part.labels for part in parts_of(samples)])
 
 
@@ -84,7 +86,7 @@ class ClassificationTrainer(FineTuner, Trainer):
     Args:
         model: a classifier.
         args: [`ClassificationTrainingArguments`].
-        train_dataset, eval_dataset: see [`~modeling_vitp.classification.samples.ClassifiedImages`].
+        train_dataset, eval_dataset: see [`~modeling_vitp.classification.data.ClassifiedImages`].
         processing_class: the image processor, which also has the size that images are brought to.
     """
 
@@ -210,3 +212,49 @@ class ClassificationTrainer(FineTuner, Trainer):
             scores = self.predict([item["image"] for item in items])
             self.metric.add_batch(predictions=scores, references=torch.stack([item["label"] for item in items]))
         return name_classes(self.metric.compute(), self.names)
+
+
+KINDS = {False: "single_label_classification", True: "multi_label_classification"}
+
+
+def classes_of(args: ClassificationModelArguments) -> list[str] | None:
+    """The names of the classes of the fine-tuned model that is given; `None` where it is none."""
+    if args.model_name_or_path is None:
+        return None
+    settings = PreTrainedConfig.get_config_dict(args.model_name_or_path, revision=args.model_revision)[0]
+    if settings.get("model_type") != ViTPImageClassificationConfig.model_type:
+        return None
+    return list(ViTPImageClassificationConfig.from_dict(settings).id2label.values())
+
+
+def load_classifier(
+    args: ClassificationModelArguments,
+    names: list[str],
+    multi_label: bool,
+    image_size: int,
+    input_spec: dict | None = None,
+) -> ViTPForImageClassification:
+    """See [`~modeling_vitp.training.backbone_start.load_on_backbone`]; positions are resampled to the image size.
+
+    Raises:
+        ValueError: as there, and if a fine-tuned model is of the other kind, of one label or several.
+    """
+    kind = KINDS[multi_label]
+    settings = {"image_size": image_size, "problem_type": kind}
+    model = load_on_backbone(ViTPForImageClassification, args, names, input_spec=input_spec, **settings)
+    if model.config.problem_type != kind:
+        raise ValueError(
+            f"{args.model_name_or_path} is of {model.config.problem_type}, and the data are of {kind}: see "
+            "`multi_label` in `data`."
+        )
+    return model
+
+
+def load_image_processor(
+    args: ClassificationModelArguments, input_spec: dict | None, image_size: int
+) -> ViTPImageProcessor:
+    """With the backbone's mean and standard deviation, the input spec of the data, and the size of training."""
+    own = {"input_spec": input_spec, "size": {"height": image_size, "width": image_size}}
+    if args.model_name_or_path is None:
+        return ViTPImageProcessor(**own)
+    return ViTPImageProcessor.from_backbone(args.model_name_or_path, revision=args.model_revision, **own)

@@ -10,7 +10,7 @@ from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2 import functional as F
 
 from ..training.band_jitter import BandJitter
-from .classes import IGNORE_INDEX
+from .data import IGNORE_INDEX
 
 
 class RandomScaledCrop(v2.Transform):

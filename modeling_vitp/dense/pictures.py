@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
 from ..images.pixels import shown
-from .classes import IGNORE_INDEX, LabelEncoding
+from .data import IGNORE_INDEX, LabelEncoding
 
 UNLABELLED = (127, 127, 127)
 
@@ -25,7 +25,7 @@ def draw_predictions(
     """One row for each sample.
 
     Args:
-        samples: items of [`~modeling_vitp.dense.samples.MaskedImages`].
+        samples: items of [`~modeling_vitp.dense.data.MaskedImages`].
         predictions: class indices of shape `(height, width)`.
         encoding: names and colours of the classes.
         path: of the PNG.

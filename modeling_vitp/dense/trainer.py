@@ -18,16 +18,16 @@ from ..image_processing_vitp_dense import ViTPSegmentationImageProcessor
 from ..images.pixels import normalized
 from ..metrics.gathering import gather
 from ..metrics.report import METRICS_FOLDER, name_classes
+from ..training.backbone_start import load_on_backbone
 from ..training.batching import share
 from ..training.fine_tuner import FineTuner
 from ..training.run_config import RunConfig
 from ..vrl import keyed_generator
-from .arguments import SCORED_WITH, DenseSettings
+from .arguments import SCORED_WITH, DenseModelArguments, DenseSettings
 from .augmentation import Augmentation
-from .classes import IGNORE_INDEX, LabelEncoding, change_label
+from .data import IGNORE_INDEX, ImageFiles, LabelEncoding, MaskedImages, change_label
 from .pictures import draw_predictions
-from .samples import ImageFiles, MaskedImages
-from .sliding_window import augmented, sliding_window
+from .prediction import augmented, sliding_window
 
 INPUTS = {1: ("pixel_values",), 2: ("pixel_values_before", "pixel_values_after")}
 
@@ -51,7 +51,7 @@ class TrainingSamples(Dataset):
     """Augmented samples for a model. An index is a pair, epoch and place: what it gives is random by these alone.
 
     Args:
-        samples: see [`~modeling_vitp.dense.samples.MaskedImages`].
+        samples: see [`~modeling_vitp.dense.data.MaskedImages`].
         image_processor: for mean and standard deviation.
     """
 
@@ -100,7 +100,7 @@ class DenseTrainer(FineTuner, Trainer):
         args: [`DenseTrainingArguments`].
         encoding: the classes, for the names of metrics.
         metric: folder of `modeling_vitp/metrics`.
-        train_dataset, eval_dataset: see [`~modeling_vitp.dense.samples.MaskedImages`].
+        train_dataset, eval_dataset: see [`~modeling_vitp.dense.data.MaskedImages`].
         processing_class: for mean and standard deviation, and saved with the model.
 
     Raises:
@@ -262,3 +262,26 @@ class DenseTrainer(FineTuner, Trainer):
             surfaces = name_classes(self.surfaces.compute(), self.names)
             metrics |= {key: value for key, value in surfaces.items() if not key.endswith(background)}
         return metrics
+
+
+def load_dense_model(
+    model_class: type[PreTrainedModel],
+    args: DenseModelArguments,
+    names: list[str],
+    class_weights: list[float] | None = None,
+    input_spec: dict | None = None,
+) -> PreTrainedModel:
+    """See [`~modeling_vitp.training.backbone_start.load_on_backbone`]; `class_weights` are those of the loss."""
+    model = load_on_backbone(model_class, args, names, input_spec=input_spec, class_weights=class_weights)
+    if "class_weights" not in (args.head or {}):
+        model.config.class_weights = class_weights
+    return model
+
+
+def load_image_processor(args: DenseModelArguments, input_spec: dict | None) -> ViTPSegmentationImageProcessor:
+    """With the backbone's mean and standard deviation, and the input spec of the data."""
+    if args.model_name_or_path is None:
+        return ViTPSegmentationImageProcessor(input_spec=input_spec)
+    return ViTPSegmentationImageProcessor.from_backbone(
+        args.model_name_or_path, revision=args.model_revision, input_spec=input_spec
+    )

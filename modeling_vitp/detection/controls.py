@@ -8,7 +8,7 @@ from faster_coco_eval.core import mask as run_lengths
 from torch.nn import functional as F
 
 from ..metrics.report import name_classes
-from .samples import ObjectImages
+from .data import ObjectImages
 from .trainer import DetectionTrainer, reference
 
 SHIFTS = 7  # ways of exchanging images that are tried at most

@@ -1,8 +1,10 @@
-"""A data set as a configuration describes it: classes, splits, and how files or rows are read."""
+"""Data set of images with objects: samples, windows of large images, and the `data` of a configuration."""
 
+import hashlib
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 import datasets
@@ -10,23 +12,150 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from ..instructions.rows import undecoded
+from ..images.pixels import to_pixels
+from ..images.ranges import ranged
+from ..images.reading import Picture, cut, read_image, read_picture
+from ..images.windows import Window, windows
+from ..input_spec import InputSpec
+from ..instructions.rows import content_of, undecoded
 from ..rotated_boxes import smallest_rectangles
 from ..training.data_settings import DataSettings
 from ..training.files import FileSample, check_disjoint, check_patients
 from ..training.shared_images import check_no_shared_images, images_of_files, images_of_rows
 from ..training.values import check_type
 from ..vrl import keyed_generator
-from .annotations import FORMATS, AnnotatedFile, read_files
-from .objects import ClassNames, ImageObjects, collect
-from .rows import BOX_FORMATS, find_columns, read_rows
-from .samples import ObjectImages, Place
-from .tiles import MIN_IMAGE_SHARE, MIN_OBJECT_SHARE, inside, object_windows
+from .annotations import (
+    BOX_FORMATS,
+    FORMATS,
+    AnnotatedFile,
+    ClassNames,
+    ImageObjects,
+    collect,
+    find_columns,
+    read_files,
+    read_rows,
+)
 
 logger = logging.getLogger(__name__)
+MIN_IMAGE_SHARE, MIN_OBJECT_SHARE = 0.6, 0.7
 MOST_SHOWN = 5
 CHOICES = {"format": FORMATS, "box_format": BOX_FORMATS, "bad_objects": ("raise", "skip")}
 TILE = {"size": int, "overlap": int, "min_image_share": float, "min_object_share": float}
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a sample comes from: a file or a row, or a window of it; and what is in it, `None` if that is not known."""
+
+    id: str
+    whole: str  # the id of the image that it is a window of, or its own
+    image: Path | int
+    size: tuple[int, int]  # of the whole image
+    window: Window | None
+    objects: ImageObjects | None
+
+    @property
+    def start(self) -> tuple[int, int]:
+        """x and y of the sample's top left corner in the image."""
+        return self.window[:2] if self.window else (0, 0)
+
+
+class ObjectImages(torch.utils.data.Dataset):
+    """Samples of one image with its objects.
+
+    An item is a dictionary: `id`; `image`, see [`~modeling_vitp.images.pixels.to_pixels`]; and, unless it is not known
+    what is in the image, `labels`, int64 `(n,)`, `corners`, float32 `(n, 4, 2)` in pixels, `difficult` and `crowd`,
+    bool `(n,)`, `area` as annotated, float64 `(n,)` with NaN where it is not, and `masks`, uint8 `(n, height, width)`,
+    if there are any.
+
+    Args:
+        places: the samples.
+        input_spec: how images that are not 8-bit RGB become so, see [`~modeling_vitp.InputSpec`].
+        with_masks: whether there are outlines.
+        rows: what the numbers of rows in `places` are of, and
+        column: which of its columns has the images.
+    """
+
+    def __init__(
+        self,
+        places: Sequence[Place],
+        input_spec: dict | None = None,
+        with_masks: bool = False,
+        rows: datasets.Dataset | None = None,
+        column: str = "image",
+    ):
+        self.places, self.with_masks = list(places), with_masks
+        self.spec = None if input_spec is None else InputSpec.from_dict(input_spec)
+        self.rows = None if rows is None else rows.select_columns([column])
+        self.column = column
+
+    def __len__(self) -> int:
+        return len(self.places)
+
+    def subset(self, chosen: Sequence[int]) -> "ObjectImages":
+        """Some of the samples, by their places."""
+        subset = ObjectImages([self.places[index] for index in chosen], None, self.with_masks, self.rows, self.column)
+        subset.spec = self.spec
+        return subset
+
+    def count(self, names: Sequence[str]) -> dict[str, int]:
+        """Objects of each class, by name, without crowds."""
+        labels = [place.objects.labels[~place.objects.crowd] for place in self.places if place.objects is not None]
+        return dict(zip(names, np.bincount(np.concatenate(labels), minlength=len(names)).tolist()))
+
+    def hash_of_objects(self) -> str:
+        """The SHA-256 of what is annotated in the samples."""
+        seen = hashlib.sha256()
+        for place in self.places:
+            objects = place.objects
+            seen.update(f"{place.id}\0{place.window}\0{None if objects is None else objects.segmentations}\0".encode())
+            for array in () if objects is None else (objects.labels, objects.corners, objects.difficult, objects.crowd):
+                seen.update(array.tobytes())
+        return seen.hexdigest()
+
+    def image(self, index: int) -> torch.Tensor:
+        """The image of a sample alone."""
+        place = self.places[index]
+        if isinstance(place.image, Path):
+            name, picture = str(place.image), read_image(place.image, place.window, self.spec)
+            spec = ranged(self.spec, place.image, place.window is not None)
+        else:
+            name, picture, spec = self._row(place)
+        try:
+            return to_pixels(picture, spec)
+        except (OSError, ValueError) as error:
+            raise ValueError(f"{name}: {error}") from error
+
+    def _row(self, place: Place) -> tuple[str, Picture, InputSpec | None]:
+        stored, name = self.rows[place.image][self.column], f"Row {place.id}"
+        picture, spec = stored, self.spec
+        try:
+            if isinstance(stored, dict):
+                content = content_of(stored)
+                picture = read_picture(content, self.spec)
+                spec = ranged(self.spec, content, place.window is not None)
+        except Exception as error:  # Pillow raises many kinds for a broken file
+            raise ValueError(f"{name}: the image cannot be read: {error}") from error
+        if place.window is None:
+            return name, picture, spec
+        return name, cut(picture, place.window) if isinstance(picture, np.ndarray) else picture.crop(place.window), spec
+
+    def __getitem__(self, index: int) -> dict:
+        place, image = self.places[index], self.image(index)
+        item = {"id": place.id, "image": image}
+        if place.objects is None:
+            return item
+        objects = place.objects
+        item |= {
+            "labels": torch.from_numpy(objects.labels),
+            "corners": torch.from_numpy(objects.moved_to(*place.start).corners).float(),
+            "difficult": torch.from_numpy(objects.difficult),
+            "crowd": torch.from_numpy(objects.crowd),
+            "area": torch.from_numpy(objects.areas),
+        }
+        if self.with_masks:
+            item["masks"] = torch.from_numpy(objects.masks(place.size, place.window))
+        return item
 
 
 @dataclass
@@ -153,7 +282,7 @@ class DetectionData(DataSettings):
                 objects = objects.take(shorter_sides(objects, task == "oriented") >= self.min_side)
             if wrong and self.bad_objects == "raise":
                 raise ValueError(f"{wrong[0]} Mend it, or leave such objects out: `bad_objects: skip`.")
-            places += list(cut(item, objects, tile, task == "oriented"))
+            places += list(cut_into_windows(item, objects, tile, task == "oriented"))
         if not places:
             raise ValueError(f"Split {name!r} has no image.")
         if wrong:
@@ -205,7 +334,9 @@ def read_tile(settings: Mapping | None, name: str) -> dict | None:
     return {"min_image_share": MIN_IMAGE_SHARE, "min_object_share": MIN_OBJECT_SHARE, **settings}
 
 
-def cut(item: AnnotatedFile, objects: ImageObjects | None, tile: Mapping | None, is_oriented: bool) -> Iterator[Place]:
+def cut_into_windows(
+    item: AnnotatedFile, objects: ImageObjects | None, tile: Mapping | None, is_oriented: bool
+) -> Iterator[Place]:
     """An image as one sample, or as those of its windows, named after where they begin. Upright boxes end where their
     window does, as those that are found in it; oriented ones, which then were none, reach beyond it.
     """
@@ -250,3 +381,55 @@ def with_few_empty(samples: ObjectImages, share: float, seed: int) -> ObjectImag
         raise ValueError("There is no object to train on.")
     logger.info("%d images with objects, %d of %d without.", len(full), len(chosen) - len(full), len(empty))
     return samples.subset(chosen)
+
+
+def object_windows(
+    image_size: tuple[int, int], size: int, overlap: int, min_image_share: float = MIN_IMAGE_SHARE
+) -> list[Window]:
+    """The windows of at most `size` x `size` that an image is cut into.
+
+    One of which no more than `min_image_share` is image is left out, unless none has more; then those with the most
+    stay.
+    """
+    height, width = image_size
+    found = [window or (0, 0, width, height) for window in windows(image_size, size, overlap)]
+    shares = [(right - left) * (bottom - top) / size**2 for left, top, right, bottom in found]
+    if max(shares) > min_image_share:
+        return [window for window, share in zip(found, shares) if share > min_image_share]
+    return [window for window, share in zip(found, shares) if share == max(shares)]
+
+
+def shares_inside(corners: np.ndarray, start: tuple[int, int], size: int) -> np.ndarray:
+    """Which share of the area of each polygon lies in a square, float64 of shape `(n,)`.
+
+    The outline is cut where it crosses one of the square's four lines, and its points are clamped to the square: that
+    keeps how often it winds around each point inside, so what it encloses then is what is in both.
+
+    Args:
+        corners: of polygons with an area, in order, `(n, points, 2)`.
+        start: x and y of the square's top left corner.
+        size: its side.
+    """
+    low = np.array(start, np.float64)
+    high = low + size
+    starts, runs = corners, np.roll(corners, -1, 1) - corners
+    with np.errstate(divide="ignore", invalid="ignore"):
+        crossings = np.concatenate([(low - starts) / runs, (high - starts) / runs], -1)
+    crossings = np.sort(np.clip(np.nan_to_num(crossings, nan=0.0, posinf=1.0, neginf=0.0), 0, 1), -1)
+    points = starts[:, :, None] + crossings[..., None] * runs[:, :, None]  # (n, points, 4, 2), along the outline
+    points = np.concatenate([starts[:, :, None], points], 2).reshape(len(corners), -1, 2)
+    return areas(np.clip(points, low, high)) / areas(corners)
+
+
+def areas(corners: np.ndarray) -> np.ndarray:
+    """Of polygons `(n, points, 2)`, float64 of shape `(n,)`."""
+    x, y = corners[..., 0], corners[..., 1]
+    return abs((x * np.roll(y, -1, 1) - y * np.roll(x, -1, 1)).sum(1)) / 2
+
+
+def inside(corners: np.ndarray, window: Window, size: int, min_share: float = MIN_OBJECT_SHARE) -> np.ndarray:
+    """Which objects belong to a window: those of whose area it has at least a share, bool of shape `(n,)`.
+
+    The window counts as whole, `size` x `size`, where it reaches beyond the image.
+    """
+    return shares_inside(corners, window[:2], size) >= min_share if len(corners) else np.zeros(0, bool)

@@ -27,7 +27,7 @@ def draw_detections(
     """One row for each sample: what is annotated, if it is, and what was found, with the scores of boxes.
 
     Args:
-        samples: items of [`~modeling_vitp.detection.samples.ObjectImages`].
+        samples: items of [`~modeling_vitp.detection.data.ObjectImages`].
         detections: what [`~modeling_vitp.detection.trainer.DetectionTrainer.detect`] gives for their images.
         names: of the classes.
         path: of the PNG.

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,15 +16,22 @@ from ..image_processing_vitp import InputSpecImageProcessor
 from ..image_processing_vitp_detection import ViTPDetectionImageProcessor
 from ..images.pixels import normalized
 from ..metrics.report import METRICS_FOLDER, name_classes
+from ..modeling_vitp_detection import (
+    ViTPForInstanceSegmentation,
+    ViTPForObjectDetection,
+    ViTPForOrientedObjectDetection,
+)
 from ..rotated_boxes import enclosing_boxes
+from ..training.backbone_start import check_start, load_on_backbone
 from ..training.batching import share
 from ..training.fine_tuner import FineTuner
 from ..training.run_config import RunConfig
 from ..vrl import keyed_generator
-from .arguments import DetectionSettings
+from .arguments import VITP, DetectionModelArguments, DetectionSettings
 from .augmentation import Augmentation, Sample, targets
+from .data import ObjectImages
+from .one_stage import DETECTORS, check_settings, image_processor_for, on_backbone
 from .pictures import SHOWN, draw_detections
-from .samples import ObjectImages
 
 
 @dataclass
@@ -41,7 +49,7 @@ class TrainingSamples(Dataset):
     """Augmented samples for a model. An index is a pair, epoch and place: what it gives is random by these alone.
 
     Args:
-        samples: see [`~modeling_vitp.detection.samples.ObjectImages`]; crowds are left out.
+        samples: see [`~modeling_vitp.detection.data.ObjectImages`]; crowds are left out.
         image_processor: for mean and standard deviation.
     """
 
@@ -96,12 +104,12 @@ class DetectionTrainer(FineTuner, Trainer):
     - evaluation scores images at their own size, each process a part of them.
 
     Args:
-        model: one of [`~modeling_vitp.detection.start.MODELS`], or for horizontal boxes one of
+        model: one of [`~modeling_vitp.detection.trainer.MODELS`], or for horizontal boxes one of
             [`~modeling_vitp.detection.one_stage.DETECTORS`].
         args: [`DetectionTrainingArguments`].
         task: `"horizontal"`, `"oriented"` or `"instances"`.
         metric: folder of `modeling_vitp/metrics`, and its settings: `metric_options`.
-        train_dataset, eval_dataset: see [`~modeling_vitp.detection.samples.ObjectImages`].
+        train_dataset, eval_dataset: see [`~modeling_vitp.detection.data.ObjectImages`].
         processing_class: the image processor, which also has the size that images are brought to.
     """
 
@@ -257,3 +265,46 @@ def reference(item: dict[str, Any], task: str) -> dict[str, torch.Tensor]:
     found |= {"boxes": boxes} | ({"masks": item["masks"]} if task == "instances" else {})
     own = item["masks"].sum((1, 2)) if task == "instances" else (boxes[:, 2:] - boxes[:, :2]).prod(1)
     return found | {"area": torch.where(item["area"].isnan(), own.double(), item["area"])}
+
+
+MODELS = {
+    "horizontal": ViTPForObjectDetection,
+    "oriented": ViTPForOrientedObjectDetection,
+    "instances": ViTPForInstanceSegmentation,
+}
+
+
+def check_detector(task: str, args: DetectionModelArguments, do_train: bool, detector: str = VITP) -> None:
+    """See [`~modeling_vitp.training.backbone_start.check_start`]."""
+    check_start(MODELS[task] if detector == VITP else DETECTORS[detector][0], args, do_train)
+
+
+def load_detector(
+    task: str,
+    args: DetectionModelArguments,
+    names: list[str],
+    settings: DetectionSettings,
+    detector: str = VITP,
+    input_spec: dict | None = None,
+) -> PreTrainedModel:
+    """See [`~modeling_vitp.training.backbone_start.load_on_backbone`]; positions are resampled to the image size."""
+    if detector == VITP:
+        return load_on_backbone(MODELS[task], args, names, input_spec=input_spec, image_size=settings.image_size)
+    model_class, _ = DETECTORS[detector]
+    build = partial(on_backbone, model_class)
+    return load_on_backbone(model_class, args, names, build, image_size=settings.image_size)
+
+
+def load_image_processor(
+    args: DetectionModelArguments, settings: DetectionSettings, input_spec: dict | None, detector: str = VITP
+) -> BaseImageProcessor:
+    """With the backbone's mean and standard deviation, the input spec of the data, and the size of training."""
+    side = settings.image_size
+    if detector != VITP:
+        check_settings(detector, side, settings.keep_ratio, input_spec)
+        return image_processor_for(detector, args.model_name_or_path, args.model_revision, side)
+    size = {"max_height": side, "max_width": side} if settings.keep_ratio else {"height": side, "width": side}
+    own = {"input_spec": input_spec, "do_resize": True, "size": size}
+    if args.model_name_or_path is None:
+        return ViTPDetectionImageProcessor(**own)
+    return ViTPDetectionImageProcessor.from_backbone(args.model_name_or_path, revision=args.model_revision, **own)

@@ -7,12 +7,11 @@ from typing import Any
 from transformers import AutoConfig
 
 from ..classification.arguments import SCORED_WITH
-from ..classification.corrupted import CorruptedImages
 from ..classification.data import ClassificationData
-from ..classification.start import KINDS
-from ..classification.trainer import ClassificationTrainer, ClassificationTrainingArguments, files_or_rows
+from ..classification.trainer import KINDS, ClassificationTrainer, ClassificationTrainingArguments, files_or_rows
 from ..convert.finite import check_finite
 from ..image_processing_vitp import ViTPImageProcessor
+from ..images.corruptions import CorruptedImages
 from ..images.unfinished import digest
 from ..modeling_vitp_classification import ViTPForImageClassification
 from ..training.fingerprint import fingerprint

@@ -8,11 +8,9 @@ from transformers import AutoConfig, PreTrainedConfig
 
 from ..convert.finite import check_finite
 from ..dense.arguments import SCORED_WITH, DenseModelArguments
-from ..dense.corrupted import CorruptedImages
-from ..dense.data import DenseData
-from ..dense.samples import MaskedImages
-from ..dense.start import load_image_processor
-from ..dense.trainer import DenseTrainer, DenseTrainingArguments, files_or_rows
+from ..dense.data import DenseData, MaskedImages
+from ..dense.trainer import DenseTrainer, DenseTrainingArguments, files_or_rows, load_image_processor
+from ..images.corruptions import CorruptedImages
 from ..images.unfinished import digest
 from ..input_spec import InputSpec
 from ..modeling_vitp_dense import ViTPForChangeDetection, ViTPForSemanticSegmentation

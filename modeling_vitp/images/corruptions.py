@@ -14,11 +14,16 @@ Sizes (kernels, stripes, shifts, the scale of clouds) are in pixels of the image
 import io
 import math
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import PIL.Image
 import torch
 from torch.nn import functional as F
+from torch.utils.data import Dataset
+
+from ..image_processing_vitp_dense import IGNORE_INDEX
+from ..vrl import keyed_generator
 
 SEVERITIES: dict[str, dict[str, tuple[float, ...]]] = {
     "brightness_contrast": {"brightness": (0.0, 0.1, 0.2, 0.3, 0.4), "contrast": (1.0, 0.8, 0.6, 0.4, 0.2)},
@@ -152,6 +157,44 @@ def undo_motion(features: torch.Tensor, matrix: torch.Tensor) -> tuple[torch.Ten
     tolerance = 1e-9
     valid = (x.abs() <= 1 - 1 / columns + tolerance) & (y.abs() <= 1 - 1 / rows + tolerance)
     return _sample(features, matrix, "border"), valid.to(features.device)
+
+
+class CorruptedImages(Dataset):
+    """Samples of a downstream task with a corruption, drawn from the seed, the sample's id and the corruption alone.
+
+    Both images of a pair are corrupted: moved alike, while noise, clouds and gaps are drawn for each. A mask moves with
+    the images; pixels that come in from outside have no class.
+
+    Args:
+        samples: data set whose items have an `id`, and an `image`, or `images` and optionally a `mask`.
+        corruption, severity: see [`corrupt`].
+        seed: of the draws.
+    """
+
+    def __init__(self, samples: Dataset, corruption: str, severity: int, seed: int):
+        self.samples, self.corruption, self.severity, self.seed = samples, corruption, severity, seed
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        sample = self.samples[index]
+        images, how = sample.get("images") or [sample["image"]], (self.corruption, self.severity)
+        seeds = [
+            keyed_generator(self.seed, sample["id"], self.corruption, place).initial_seed()
+            for place in range(len(images))
+        ]
+        matrix = motion(*how, *images[0].shape[1:], seed=seeds[0])
+        if matrix is not None:
+            seeds = seeds[:1] * len(images)
+            if "mask" in sample:
+                sample = {**sample, "mask": move_labels(sample["mask"], matrix, IGNORE_INDEX)}
+        corrupted = [corrupt(image, *how, seed) for image, seed in zip(images, seeds)]
+        return {**sample, "images": corrupted} if "images" in sample else {**sample, "image": corrupted[0]}
+
+    def mask(self, index: int) -> torch.Tensor | None:
+        """Return the mask of a sample, moved with its images."""
+        return self[index].get("mask")
 
 
 def _inverse(matrix: torch.Tensor) -> torch.Tensor:

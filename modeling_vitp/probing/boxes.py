@@ -7,9 +7,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from ..detection.data import DetectionData
-from ..detection.objects import ImageObjects
-from ..detection.samples import ObjectImages
+from ..detection.annotations import ImageObjects
+from ..detection.data import DetectionData, ObjectImages
 from ..input_spec import InputSpec
 from ..metrics.ranking import area_under_curve, average_precision, log_odds
 from .backbones import Backbone, square_size

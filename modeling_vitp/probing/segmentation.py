@@ -13,10 +13,8 @@ import torch
 from torch.nn import functional as F
 from tqdm import tqdm
 
-from ..dense.classes import IGNORE_INDEX
-from ..dense.corrupted import CorruptedImages
-from ..dense.data import ClassPixels, DenseData
-from ..dense.samples import ImageFiles, MaskedImages
+from ..dense.data import IGNORE_INDEX, ClassPixels, DenseData, ImageFiles, MaskedImages
+from ..images.corruptions import CorruptedImages
 from ..metrics.ranking import mean_area
 from ..metrics.report import METRICS_FOLDER, name_classes
 from .backbones import Backbone, square_size

@@ -25,7 +25,7 @@ from rasterio.windows import Window
 
 from modeling_vitp.configuration_vitp import ViTPVisionConfig
 from modeling_vitp.convert.export import export_backbone
-from modeling_vitp.dense.large_images import predict_large
+from modeling_vitp.dense.prediction import predict_large
 from modeling_vitp.image_processing_vitp import ViTPImageProcessor
 from modeling_vitp.image_processing_vitp_dense import ViTPSegmentationImageProcessor
 from modeling_vitp.images.pixels import to_pixels

@@ -17,8 +17,7 @@ from pictures import picture, write_bands
 from pydicom.data import get_testdata_file
 from volumes_on_disk import write_series
 
-from modeling_vitp.classification.classes import check_trained, count
-from modeling_vitp.classification.data import ClassificationData
+from modeling_vitp.classification.data import ClassificationData, check_trained, count
 
 
 def opened(settings: dict, split: str = "train"):

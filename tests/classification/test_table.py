@@ -3,8 +3,7 @@
 import pytest
 from pictures import picture
 
-from modeling_vitp.classification.data import ClassificationData
-from modeling_vitp.classification.table import LabelTable
+from modeling_vitp.classification.data import ClassificationData, LabelTable
 from modeling_vitp.training.files import FileSample
 
 

@@ -8,8 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from modeling_vitp.dense.classes import LabelEncoding, change_label
-from modeling_vitp.dense.data import DenseData
+from modeling_vitp.dense.data import DenseData, LabelEncoding, change_label
 
 
 @given(st.lists(st.integers(0, 11), min_size=6, max_size=6))

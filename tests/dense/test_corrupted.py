@@ -4,9 +4,8 @@ import dense_data
 import pytest
 import torch
 
-from modeling_vitp.dense.corrupted import CorruptedImages
 from modeling_vitp.dense.data import DenseData
-from modeling_vitp.images.corruptions import SEVERITIES, motion
+from modeling_vitp.images.corruptions import SEVERITIES, CorruptedImages, motion
 
 
 @pytest.fixture(scope="module")

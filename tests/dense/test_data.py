@@ -6,8 +6,7 @@ import pytest
 from dense_data import TWO, labelled_folder, small_mask
 from PIL import Image
 
-from modeling_vitp.dense.classes import LabelEncoding
-from modeling_vitp.dense.data import DenseData, balanced_weights, count_pixels
+from modeling_vitp.dense.data import DenseData, LabelEncoding, balanced_weights, count_pixels
 
 
 def test_loveda(tmp_path):

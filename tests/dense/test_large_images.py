@@ -21,8 +21,8 @@ from modeling_vitp import (
     ViTPSegmentationImageProcessor,
     predict_large,
 )
-from modeling_vitp.dense import large_images
-from modeling_vitp.dense.sliding_window import augmented, sliding_window
+from modeling_vitp.dense import prediction as large_images
+from modeling_vitp.dense.prediction import augmented, sliding_window
 from modeling_vitp.recipes import predict_large as script
 
 HEIGHT, WIDTH = 133, 101

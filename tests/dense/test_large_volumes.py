@@ -17,10 +17,8 @@ from modeling_vitp import (
     ViTPSegmentationImageProcessor,
     predict_volume,
 )
-from modeling_vitp.dense.classes import LabelEncoding
-from modeling_vitp.dense.samples import Rows
-from modeling_vitp.dense.sliding_window import sliding_window
-from modeling_vitp.dense.volumes import slice_volumes
+from modeling_vitp.dense.data import LabelEncoding, Rows, slice_volumes
+from modeling_vitp.dense.prediction import sliding_window
 from modeling_vitp.recipes import predict_large as script
 from modeling_vitp.training.files import FileSample
 

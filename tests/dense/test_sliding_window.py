@@ -4,7 +4,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn import functional as F
 
-from modeling_vitp.dense.sliding_window import augmented, predict_bands, sliding_window
+from modeling_vitp.dense.prediction import augmented, predict_bands, sliding_window
 
 SHAPES = {
     "height": st.integers(1, 40),

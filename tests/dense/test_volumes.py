@@ -10,9 +10,7 @@ import torch
 from dense_data import TWO
 from volumes_on_disk import write_series
 
-from modeling_vitp.dense.classes import LabelEncoding
-from modeling_vitp.dense.data import DenseData
-from modeling_vitp.dense.volumes import slice_volumes
+from modeling_vitp.dense.data import DenseData, LabelEncoding, slice_volumes
 from modeling_vitp.training.files import find_samples
 
 

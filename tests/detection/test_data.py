@@ -28,9 +28,8 @@ from PIL import Image
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from modeling_vitp.detection.data import DetectionData, with_few_empty
-from modeling_vitp.detection.objects import ImageObjects
-from modeling_vitp.detection.samples import ObjectImages
+from modeling_vitp.detection.annotations import ImageObjects
+from modeling_vitp.detection.data import DetectionData, ObjectImages, with_few_empty
 from modeling_vitp.detection.trainer import reference
 from modeling_vitp.metrics import METRICS_FOLDER
 

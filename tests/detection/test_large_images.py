@@ -16,8 +16,8 @@ from pycocotools.coco import COCO
 from rasterio.transform import from_origin
 
 from modeling_vitp import ViTPDetectionImageProcessor, detect_large
-from modeling_vitp.detection import large_images
-from modeling_vitp.detection.tiles import shares_inside
+from modeling_vitp.detection import prediction as large_images
+from modeling_vitp.detection.data import shares_inside
 from modeling_vitp.recipes import predict_large as script
 
 HEIGHT, WIDTH = 150, 170

@@ -8,8 +8,7 @@ import torch
 from paths import FIXTURES
 from safetensors.torch import load_file
 
-from modeling_vitp.detection.submission import first_at_top_left, write_task1
-from modeling_vitp.detection.tiles import merge
+from modeling_vitp.detection.prediction import first_at_top_left, merge, write_task1
 from modeling_vitp.rotated_boxes import corners
 
 EVALUATION = FIXTURES / "rotated_evaluation"

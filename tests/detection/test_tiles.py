@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from paths import FIXTURES
 from torchvision.ops import nms
 
-from modeling_vitp.detection.tiles import inside, merge, object_windows, shares_inside
+from modeling_vitp.detection.data import inside, object_windows, shares_inside
+from modeling_vitp.detection.prediction import merge
 from modeling_vitp.instructions.from_annotations.formats import dota_objects
 
 SPLIT = json.loads((FIXTURES / "dota_split" / "expected.json").read_text())

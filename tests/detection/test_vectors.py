@@ -9,7 +9,7 @@ import shapely
 from rasterio.control import GroundControlPoint
 from rasterio.transform import from_origin
 
-from modeling_vitp.detection.vectors import outline, polygons_of, write_coco, write_geojson
+from modeling_vitp.detection.prediction import outline, polygons_of, write_coco, write_geojson
 
 pytestmark = pytest.mark.filterwarnings("ignore::rasterio.errors.NotGeoreferencedWarning")
 BOX = {"label": 1, "score": 0.123456789, "box": [2.0, 3.0, 12.0, 7.5]}

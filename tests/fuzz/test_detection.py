@@ -10,9 +10,8 @@ import torch
 from detection_data import NAMES, write_coco, write_dota, write_images, write_voc
 from fuzzing import damage, limits, mutate, outcome
 
+from modeling_vitp.detection.annotations import ClassNames, collect, find_columns, read_rows
 from modeling_vitp.detection.data import DetectionData
-from modeling_vitp.detection.objects import ClassNames, collect
-from modeling_vitp.detection.rows import find_columns, read_rows
 
 pytestmark = pytest.mark.slow
 IMAGES = ["a_001", "b_002", "empty_003", "c_004"]

@@ -8,9 +8,8 @@ from datasets import Dataset, Features, Image
 from PIL import Image as Pillow
 
 from modeling_vitp import ViTPSegmentationImageProcessor
-from modeling_vitp.dense.classes import LabelEncoding
-from modeling_vitp.dense.samples import ImageFiles, Rows
-from modeling_vitp.detection.samples import ObjectImages, Place
+from modeling_vitp.dense.data import ImageFiles, LabelEncoding, Rows
+from modeling_vitp.detection.data import ObjectImages, Place
 from modeling_vitp.images.large import open_images
 from modeling_vitp.training.files import FileSample
 

@@ -7,9 +7,8 @@ import torch
 from sklearn.metrics import roc_auc_score
 
 from modeling_vitp import ViTPImageProcessor, ViTPVisionConfig, ViTPVisionModel, export_backbone
-from modeling_vitp.dense.corrupted import CorruptedImages
 from modeling_vitp.dense.data import DenseData
-from modeling_vitp.images.corruptions import SEVERITIES
+from modeling_vitp.images.corruptions import SEVERITIES, CorruptedImages
 from modeling_vitp.probing.backbones import load_backbone
 from modeling_vitp.probing.few_labels import Labels
 from modeling_vitp.probing.robustness import probe_robustness

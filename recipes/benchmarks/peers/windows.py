@@ -10,7 +10,7 @@ import rasterio
 import torch
 from rasterio.transform import from_origin
 
-from modeling_vitp.dense.large_images import BLOCK, predict_large
+from modeling_vitp.dense.prediction import BLOCK, predict_large
 from modeling_vitp.image_processing_vitp_dense import ViTPSegmentationImageProcessor
 from modeling_vitp.modeling_vitp_dense import ViTPForSemanticSegmentation
 from modeling_vitp.recipes.benchmarks.peers.features import build_vit

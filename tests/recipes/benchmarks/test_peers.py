@@ -7,7 +7,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from modeling_vitp.convert.tensor_files import SINGLE_FILE
-from modeling_vitp.dense.sliding_window import sliding_window
+from modeling_vitp.dense.prediction import sliding_window
 from modeling_vitp.recipes.benchmarks.benchmark_peers import main
 from modeling_vitp.recipes.benchmarks.detection_speed import SHAPES
 from modeling_vitp.recipes.benchmarks.peers import conversion, features, training_step, windows
