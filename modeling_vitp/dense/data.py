@@ -15,21 +15,21 @@ from torch.utils.data import ConcatDataset, DataLoader, Dataset, Subset
 from tqdm import tqdm
 
 from ..image_processing_vitp_dense import IGNORE_INDEX
+from ..images.large import ranged
 from ..images.pixels import to_pixels
-from ..images.ranges import ranged
 from ..images.reading import (
     VALUES,
     Picture,
+    Window,
     check_file,
     check_upright,
     read_image,
     read_picture,
     stored_size,
     whole_numbers,
+    windows,
 )
-from ..images.slices import VolumeSlices, check_cut
-from ..images.volumes import files_of
-from ..images.windows import Window, windows
+from ..images.volumes import VolumeSlices, check_cut, files_of
 from ..input_spec import InputSpec
 from ..instructions.rows import content_of, is_decoded
 from ..training.batching import share

@@ -21,12 +21,9 @@ from torch.nn import functional as F
 from tqdm.auto import tqdm
 from transformers import BaseImageProcessor, PreTrainedModel
 
-from ..images.large import open_images, whole_rows
-from ..images.reading import is_tiff
-from ..images.slices import VolumeSlices, check_cut
-from ..images.unfinished import RowFile, appears_whole, digest, fingerprint, part_of
-from ..images.volumes import NIFTI, Volume, files_of
-from ..images.windows import window_starts
+from ..images.large import RowFile, appears_whole, file_stamp, open_images, part_path, weights_digest, whole_rows
+from ..images.reading import is_tiff, window_starts
+from ..images.volumes import NIFTI, Volume, VolumeSlices, check_cut, files_of
 from ..training.files import fill
 
 if TYPE_CHECKING:
@@ -268,7 +265,7 @@ def predict_large(
     wrong = next((path for path in outputs if not is_tiff(path)), None)
     if wrong is not None:
         raise ValueError(f"{wrong}: what is predicted for an image is GeoTIFF, so name it .tif.")
-    part = part_of(outputs)
+    part = part_path(outputs)
     stride = default_stride(window) if stride is None else stride
     num_labels = model.config.num_labels
     if num_labels > NO_CLASS:
@@ -290,8 +287,8 @@ def predict_large(
                 part,
                 shape=(1 if probabilities is None else 1 + num_labels, first.width),
                 made_of={
-                    "images": [fingerprint(path) for path in paths],
-                    "model": digest(model),
+                    "images": [file_stamp(path) for path in paths],
+                    "model": weights_digest(model),
                     "image processor": image_processor.to_json_string(),
                     "window": window,
                     "stride": stride,
@@ -434,7 +431,7 @@ def predict_volume(
     wrong = next((path for path in outputs if not path.name.lower().endswith(NIFTI)), None)
     if wrong is not None:
         raise ValueError(f"{wrong}: what is predicted for a volume is NIfTI, so name it .nii.gz.")
-    part = part_of(outputs)
+    part = part_path(outputs)
     stride = default_stride(window) if stride is None else stride
     if model.images_per_sample != 1:
         raise ValueError(f"{type(model).__name__} takes {model.images_per_sample} images, and not a volume.")
@@ -462,8 +459,8 @@ def predict_volume(
 
     predict = augmented(whole, scales, flip) if flip or tuple(scales) != (1.0,) else whole
     made_of = {
-        "volumes": [[fingerprint(file) for file in files_of(path)] for path in paths],
-        "model": digest(model),
+        "volumes": [[file_stamp(file) for file in files_of(path)] for path in paths],
+        "model": weights_digest(model),
         "image processor": image_processor.to_json_string(),
         "plane": plane,
         "intensities": intensities,

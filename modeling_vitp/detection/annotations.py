@@ -9,8 +9,7 @@ import datasets
 import numpy as np
 from faster_coco_eval.core import mask as run_lengths
 
-from ..images.reading import IMAGE_SUFFIXES, below, check_file, check_upright, stored_size
-from ..images.windows import Window
+from ..images.reading import IMAGE_SUFFIXES, Window, below, check_file, check_upright, stored_size
 from ..instructions.from_annotations.annotations import is_number, read_annotation, read_list, read_text
 from ..instructions.from_annotations.formats import (
     STATISTICS,

@@ -12,10 +12,9 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
+from ..images.large import ranged
 from ..images.pixels import to_pixels
-from ..images.ranges import ranged
-from ..images.reading import Picture, cut, read_image, read_picture
-from ..images.windows import Window, windows
+from ..images.reading import Picture, Window, cut, read_image, read_picture, windows
 from ..input_spec import InputSpec
 from ..instructions.rows import content_of, undecoded
 from ..rotated_boxes import smallest_rectangles

@@ -22,9 +22,8 @@ from transformers import BaseImageProcessor, PreTrainedModel
 
 from ..detection_boxes import nms_by_label
 from ..image_processing_vitp_detection import ViTPDetectionImageProcessor, mask_of
-from ..images.large import LargeImage, open_images
-from ..images.unfinished import LineFile, appears_whole, digest, fingerprint, part_of
-from ..images.windows import Window, window_starts
+from ..images.large import LargeImage, LineFile, appears_whole, file_stamp, open_images, part_path, weights_digest
+from ..images.reading import Window, window_starts
 from ..rotated_boxes import intersections, rectangles, rotated_nms, smallest_rectangles
 
 if TYPE_CHECKING:
@@ -277,7 +276,7 @@ def detect_large(
     path, output = Path(image), Path(output)
     if output.suffix not in WRITERS:
         raise ValueError(f"{output}: give it the suffix .geojson, or .json for COCO's format.")
-    part = part_of([output])
+    part = part_path([output])
     side = resized_side(image_processor)
     window = window or side or WINDOW
     stride = max(3 * window // 4, 1) if stride is None else stride
@@ -297,8 +296,8 @@ def detect_large(
         if output.suffix == ".geojson":
             Ground(source.dataset)  # an error before anything is computed
         made_of = {
-            "image": fingerprint(path),
-            "model": digest(model),
+            "image": file_stamp(path),
+            "model": weights_digest(model),
             "image processor": image_processor.to_json_string(),
             "window": window,
             "stride": stride,

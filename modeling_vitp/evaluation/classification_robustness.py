@@ -12,7 +12,7 @@ from ..classification.trainer import KINDS, ClassificationTrainer, Classificatio
 from ..convert.finite import check_finite
 from ..image_processing_vitp import ViTPImageProcessor
 from ..images.corruptions import CorruptedImages
-from ..images.unfinished import digest
+from ..images.large import weights_digest
 from ..modeling_vitp_classification import ViTPForImageClassification
 from ..training.fingerprint import fingerprint
 from .arguments import RobustnessArguments
@@ -71,7 +71,7 @@ class ClassificationTask(RecordedTask):
     @property
     def settings(self) -> dict[str, Any]:
         used = {name: getattr(self.args, name) for name in SCORED_WITH}
-        return used | {"weights": digest(self.trainer.model)}
+        return used | {"weights": weights_digest(self.trainer.model)}
 
     def corrupted(self, corruption: str, severity: int) -> CorruptedImages:
         return CorruptedImages(self.samples, corruption, severity, self.seed)

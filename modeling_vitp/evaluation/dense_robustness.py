@@ -11,7 +11,7 @@ from ..dense.arguments import SCORED_WITH, DenseModelArguments
 from ..dense.data import DenseData, MaskedImages
 from ..dense.trainer import DenseTrainer, DenseTrainingArguments, files_or_rows, load_image_processor
 from ..images.corruptions import CorruptedImages
-from ..images.unfinished import digest
+from ..images.large import weights_digest
 from ..input_spec import InputSpec
 from ..modeling_vitp_dense import ViTPForChangeDetection, ViTPForSemanticSegmentation
 from ..training.fingerprint import fingerprint
@@ -87,7 +87,7 @@ class DenseTask(RecordedTask):
     @property
     def settings(self) -> dict[str, Any]:
         used = {name: getattr(self.args, name) for name in SCORED_WITH}
-        return used | {"metric": self.metric, "weights": digest(self.trainer.model)}
+        return used | {"metric": self.metric, "weights": weights_digest(self.trainer.model)}
 
     def corrupted(self, corruption: str, severity: int) -> CorruptedImages:
         return CorruptedImages(self.samples, corruption, severity, self.seed)

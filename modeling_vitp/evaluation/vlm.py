@@ -17,7 +17,7 @@ from transformers import PreTrainedConfig
 from trl import ScriptArguments
 
 from ..cards.sections import table
-from ..images.components import colors_of, principal_scores
+from ..images.pixels import colors_of, principal_scores
 from ..instructions.collator import ViTPDataCollator
 from ..instructions.rows import prepare_rows
 from ..instructions.splits import open_splits

@@ -3,7 +3,7 @@
 The parameters in `SEVERITIES` are those of REOBench's generating scripts (github.com/lx709/REOBench, folder "Corrupt
 Image Generation", commit 0417584; the benchmark is arXiv 2505.16793). The code here is independent of theirs, so
 corrupted images are like REOBench's, not equal to them. Known differences: random draws come from a seed; values are
-rounded and not truncated; rotation and scaling are about the centre of the image, where theirs are up to a pixel off;
+rounded and not truncated; rotation and scaling are about the center of the image, where theirs are up to a pixel off;
 Gaussian kernels of 3 to 7 pixels are sampled, where OpenCV has tables; motion blur does not shift rows; clouds have
 other random gradients.
 
@@ -43,7 +43,7 @@ SEVERITIES: dict[str, dict[str, tuple[float, ...]]] = {
 
 
 def parameters(name: str, severity: int) -> dict[str, float]:
-    """The parameters of a corruption at a severity from 1 to 5.
+    """Return the parameters of a corruption at a severity from 1 to 5.
 
     Raises:
         ValueError: if there is no such corruption or severity.
@@ -56,7 +56,7 @@ def parameters(name: str, severity: int) -> dict[str, float]:
 
 
 def corrupt(image: np.ndarray | torch.Tensor, name: str, severity: int, seed: int = 0) -> np.ndarray | torch.Tensor:
-    """An image with one of the corruptions in `SEVERITIES`; a function of the arguments alone.
+    """Corrupt an image by one of `SEVERITIES`; the result depends on the arguments alone.
 
     With one seed, noise, clouds and gaps have the same random draws at every severity.
 
@@ -90,10 +90,10 @@ def corrupt(image: np.ndarray | torch.Tensor, name: str, severity: int, seed: in
 
 
 def motion(name: str, severity: int, height: int, width: int, seed: int = 0) -> torch.Tensor | None:
-    """Where the content of an image goes under a geometric corruption.
+    """Return the matrix by which a geometric corruption moves the content of an image.
 
-    - `rotation`: by `degrees` counter-clockwise about the centre; what comes in is the image reflected.
-    - `scale`: by `factor` about the centre, so that a black frame appears.
+    - `rotation`: by `degrees` counter-clockwise about the center; what comes in is the image reflected.
+    - `scale`: by `factor` about the center, so that a black frame appears.
     - `translation`: by `shift` pixels in x and in y, each to a side that the seed draws; reflected.
 
     Returns:
@@ -117,7 +117,7 @@ def motion(name: str, severity: int, height: int, width: int, seed: int = 0) -> 
 
 
 def move_labels(labels: torch.Tensor, matrix: torch.Tensor, outside: int) -> torch.Tensor:
-    """A map of labels, moved as [`corrupt`] moves the image: a pixel has the label of what is shown in it.
+    """Move a map of labels as [`corrupt`] moves the image.
 
     Args:
         labels: of shape `(height, width)`, the size of the image, of any dtype.
@@ -139,9 +139,9 @@ def move_labels(labels: torch.Tensor, matrix: torch.Tensor, outside: int) -> tor
 
 
 def undo_motion(features: torch.Tensor, matrix: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """The feature map of a corrupted image, brought back to the places of the clean image.
+    """Move the feature map of a corrupted image back to the places of the clean image.
 
-    Features are interpolated bilinearly between the centres of the four patches around a place.
+    Features are interpolated bilinearly between the centers of the four patches around a place.
 
     Args:
         features: floating-point, of shape `(channels, rows, columns)`; the map has to span the whole image.
@@ -149,7 +149,7 @@ def undo_motion(features: torch.Tensor, matrix: torch.Tensor) -> tuple[torch.Ten
 
     Returns:
         The features, of the same shape, and a bool mask of shape `(rows, columns)`: the places that can be compared,
-        whose counterpart lies between patch centres of the corrupted image. Elsewhere the features are repeated from
+        whose counterpart lies between patch centers of the corrupted image. Elsewhere the features are repeated from
         the border and mean nothing.
     """
     rows, columns = features.shape[1:]
@@ -202,13 +202,13 @@ def _inverse(matrix: torch.Tensor) -> torch.Tensor:
 
 
 def _sample(maps: torch.Tensor, matrix: torch.Tensor, padding_mode: str) -> torch.Tensor:
-    """At each place of `maps`, `(channels, height, width)`, what they hold where the matrix takes the place to."""
+    """Sample `maps`, `(channels, height, width)`, at the places to which the matrix takes those of the output."""
     grid = F.affine_grid(matrix[None], (1, *maps.shape), align_corners=False).to(maps)
     return F.grid_sample(maps[None], grid, mode="bilinear", padding_mode=padding_mode, align_corners=False)[0]
 
 
 def _filter(image: torch.Tensor, kernel_y: torch.Tensor, kernel_x: torch.Tensor) -> torch.Tensor:
-    """Correlation with a separable kernel, borders reflected without repeating the edge, also if they are wider."""
+    """Correlate with a separable kernel, borders reflected without repeating the edge, also if they are wider."""
     for axis, kernel in ((1, kernel_y), (2, kernel_x)):
         margins = [(0, 0)] * 3
         margins[axis] = (len(kernel) // 2, (len(kernel) - 1) // 2)
@@ -223,7 +223,7 @@ def _gaussian_kernel(size: int, sigma: float) -> torch.Tensor:
 
 
 def _perlin_noise(height: int, width: int, cell: float, generator: torch.Generator) -> torch.Tensor:
-    """Gradient noise (Perlin, "Improving Noise", 2002) of shape `(height, width)`, its lattice `cell` pixels apart."""
+    """Return Perlin noise ("Improving Noise", 2002) of shape `(height, width)`, its lattice `cell` pixels apart."""
     y, x = torch.arange(height)[:, None] / cell, torch.arange(width)[None] / cell
     row, column = y.long(), x.long()
     y, x = y - row, x - column
@@ -251,7 +251,7 @@ def brightness_contrast(image: torch.Tensor, _, brightness: float, contrast: flo
 
 
 def cloud(image: torch.Tensor, generator: torch.Generator, density: float) -> torch.Tensor:
-    """Light grey (0.9) where Perlin noise, from 0 to 1 over the image, exceeds 1 - `density`; its edges are blurred.
+    """Light gray (0.9) where Perlin noise, from 0 to 1 over the image, exceeds 1 - `density`; its edges are blurred.
 
     The noise has six octaves, the first 200 pixels wide, each half as wide and half as strong as the one before.
     """

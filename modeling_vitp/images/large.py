@@ -1,23 +1,40 @@
-"""Images that need not fit into memory, as a model is to see them: rows of a file that GDAL reads."""
+"""Images that need not fit into memory: their rows as a model takes them, and files that keep what is finished."""
 
-import warnings
+import hashlib
+import io
+import json
+import math
+import os
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import rasterio
 import torch
 from rasterio.enums import ColorInterp, MaskFlags
-from rasterio.errors import NotGeoreferencedWarning
 from rasterio.io import DatasetReader
 from transformers import BaseImageProcessor, BatchFeature
+from transformers.image_utils import ChannelDimension
 
 from ..bands import named
 from ..input_spec import InputSpec, band_percentiles
-from .reading import check_colors, check_upright, is_tiff, over_white, tiff_tags
+from .pixels import IMAGE_PROCESSOR
+from .reading import (
+    PNG,
+    TIFF,
+    check_colors,
+    check_upright,
+    is_tiff,
+    open_raster,
+    over_white,
+    read_picture,
+    stores_colors,
+    tiff_tags,
+)
 
 SAMPLE_SIZE = 2048  # longest side of the sample that percentiles are taken from
 CACHE = 256  # of GDAL, in MiB: more than one row of windows, so that a PNG, which is read from the top, is read once
@@ -26,15 +43,15 @@ PICTURES = ("PNG", "WEBP")  # as GDAL calls them: in these transparency is no ba
 
 @dataclass
 class LargeImage:
-    """An image file as the model is to see it.
+    """An open image file, read as the model takes it.
 
     Args:
         dataset: the open file.
         image_processor: the model's.
-        bands: those that are read, from 1.
+        bands: the bands that are read, from 1.
         input_spec: for these bands, the same for every window.
         is_masked: whether there may be pixels without data.
-        alpha: the band, from 1, that says how transparent the others are, if one does.
+        alpha: the band, from 1, with the opacity of the others, if there is one.
     """
 
     dataset: DatasetReader
@@ -65,18 +82,19 @@ class LargeImage:
             spec = {name: value for name, value in spec.items() if name not in ("bands", "percentiles")}
             if fields.percentiles is not None:
                 spec["window"] = sampled_windows(dataset, bands, fields)
-        is_masked, alpha = has_gaps(dataset, bands), transparency(dataset, bands, fields)
-        return cls(dataset, image_processor, bands, spec, is_masked, alpha)
+        return cls(
+            dataset, image_processor, bands, spec, has_gaps(dataset, bands), transparency(dataset, bands, fields)
+        )
 
     def read(self, top: int, bottom: int) -> torch.Tensor:
-        """Rows as training reads them, `(1, bands, bottom - top, width)`: white where they are transparent."""
+        """Return rows as training reads them, `(1, bands, bottom - top, width)`: white where they are transparent."""
         pixels = read_colors(self.dataset, self.bands, self.alpha, window=whole_rows(self.dataset, top, bottom))
         if self.is_masked and self.input_spec is None and (self.dataset.driver, pixels.dtype) == ("PNG", np.uint8):
             pixels[:, self.has_no_data(top, bottom)] = 255  # one color may be transparent
         return torch.from_numpy(pixels)[None]
 
     def inputs(self, windows: torch.Tensor, **options) -> BatchFeature:
-        """What the image processor makes of windows, `(batch, bands, height, width)`.
+        """Apply the image processor to windows, `(batch, bands, height, width)`.
 
         Args:
             options: of the image processor.
@@ -90,13 +108,13 @@ class LargeImage:
         )
 
     def has_no_data(self, top: int, bottom: int) -> np.ndarray:
-        """bool of shape `(bottom - top, width)`."""
+        """Return where rows have no data, bool of shape `(bottom - top, width)`."""
         return self.dataset.dataset_mask(window=whole_rows(self.dataset, top, bottom)) == 0
 
 
 @contextmanager
 def open_images(paths: Sequence[Path], image_processor: BaseImageProcessor) -> Iterator[list[LargeImage]]:
-    """Images of the same ground, open.
+    """Open images of the same ground.
 
     Raises:
         IsADirectoryError: if one is a folder.
@@ -108,9 +126,7 @@ def open_images(paths: Sequence[Path], image_processor: BaseImageProcessor) -> I
             raise IsADirectoryError(f"{path} is a folder; give the file of an image.")
     with ExitStack() as stack:
         stack.enter_context(rasterio.Env(GDAL_CACHEMAX=CACHE))
-        stack.enter_context(warnings.catch_warnings())
-        warnings.simplefilter("ignore", NotGeoreferencedWarning)  # a PNG need not be
-        images = [LargeImage.open(stack.enter_context(rasterio.open(path)), image_processor) for path in paths]
+        images = [LargeImage.open(stack.enter_context(open_raster(path)), image_processor) for path in paths]
         for path in paths:  # GDAL gives pixels as they are stored, in training they are as they are to be seen
             check_upright(path)
         if not InputSpec.from_dict(image_processor.input_spec).takes_bands:
@@ -122,12 +138,12 @@ def open_images(paths: Sequence[Path], image_processor: BaseImageProcessor) -> I
 
 
 def whole_rows(dataset: DatasetReader, top: int, bottom: int) -> tuple[tuple[int, int], tuple[int, int]]:
-    """As rasterio takes a window: the ranges of rows and of columns."""
+    """Return a window as rasterio takes it: the ranges of rows and of columns."""
     return (top, bottom), (0, dataset.width)
 
 
 def chosen_bands(dataset: DatasetReader, spec: InputSpec) -> list[int]:
-    """The bands of a file that a spec reads, from 1."""
+    """Return the bands of a file that a spec reads, from 1."""
     if spec.bands is not None:
         missing = [band for band in spec.bands if band >= dataset.count]
         if missing:
@@ -141,7 +157,7 @@ def chosen_bands(dataset: DatasetReader, spec: InputSpec) -> list[int]:
 
 
 def transparency(dataset: DatasetReader, bands: list[int], spec: InputSpec) -> int | None:
-    """The band, from 1, by which training sees the chosen ones on white: of other files than pictures one of 8 bits."""
+    """Return the band, from 1, with the opacity by which training sees the chosen bands on white, if there is one."""
     if dataset.driver not in PICTURES and (spec.takes_bands or dataset.dtypes[0] != "uint8"):
         return None
     pairs = zip(dataset.indexes, dataset.colorinterp)
@@ -149,11 +165,11 @@ def transparency(dataset: DatasetReader, bands: list[int], spec: InputSpec) -> i
 
 
 def read_colors(dataset: DatasetReader, bands: list[int], alpha: int | None, **options) -> np.ndarray:
-    """Bands, `(bands, height, width)`, on white where they are transparent, and grey of few bits up to white.
+    """Read bands, `(bands, height, width)`, on white where they are transparent, and gray of few bits up to white.
 
     Args:
         alpha: as [`transparency`] gives it.
-        options: of rasterio, that say what is read.
+        options: of rasterio, which say what is read.
     """
     pixels = dataset.read(bands, **options)
     if dataset.driver == "PNG":  # of which GDAL gives the numbers of 1, 2 and 4 bits
@@ -166,7 +182,7 @@ def read_colors(dataset: DatasetReader, bands: list[int], alpha: int | None, **o
 
 
 def has_gaps(dataset: DatasetReader, bands: list[int]) -> bool:
-    """Whether there may be pixels without data."""
+    """Return whether there may be pixels without data."""
     # GDAL marks the fourth band of 8 bits as transparency, whatever it is.
     is_data = any(dataset.colorinterp[band - 1] == ColorInterp.alpha for band in bands)
     return any(
@@ -176,7 +192,7 @@ def has_gaps(dataset: DatasetReader, bands: list[int]) -> bool:
 
 
 def sampled_windows(dataset: DatasetReader, bands: list[int], spec: InputSpec) -> list[list[float]]:
-    """Percentiles of each band over evenly spread pixels, of those that have data where some may have none."""
+    """Return percentiles of each band over evenly spread pixels, of those that have data where some may have none."""
     size = {"out_shape": tuple(min(length, SAMPLE_SIZE) for length in dataset.shape)}
     sample = read_colors(dataset, bands, transparency(dataset, bands, spec), **size).astype(np.float64)
     if has_gaps(dataset, bands):
@@ -197,3 +213,191 @@ def check_same_ground(datasets: list[DatasetReader]) -> None:
                     f"{datasets[0].name} and {other.name} differ in {what}: {values[0]} and {values[1]}. Bring them "
                     "onto one grid, for example with gdalwarp."
                 )
+
+
+def ranged(spec: InputSpec | None, image: Path | bytes, is_part: bool) -> InputSpec | None:
+    """Return a spec by which an image, or a window of it, is read as `predict_large` shows it to a model.
+
+    Args:
+        spec: percentiles in the spec become the window that they are of the whole image. Without, it is returned.
+        image: a file, whose percentiles are cached, or its content.
+        is_part: whether a window is read.
+
+    Raises:
+        Exception: of many kinds, if the image is broken; a `ValueError` that names the file.
+    """
+    if spec is None or spec.percentiles is None:
+        return spec
+    return (whole_range if isinstance(image, bytes) else whole_range_of_file)(spec, image, is_part)
+
+
+def whole_range(spec: InputSpec, image: Path | bytes, is_part: bool) -> InputSpec:
+    if is_array(spec, image):
+        with open_raster(image) as dataset:
+            bands = chosen_bands(dataset, spec)
+            spec.check_number(dataset.count if spec.bands is not None else len(bands))
+            return spec.with_windows(sampled_windows(dataset, bands, spec))
+    if not is_part:
+        return spec
+    picture = read_picture(image if isinstance(image, bytes) else image.read_bytes(), spec)
+    layout = ChannelDimension.LAST if isinstance(picture, np.ndarray) else None
+    return spec.with_range_of(IMAGE_PROCESSOR.stored_bands(picture, spec, layout))
+
+
+@lru_cache(maxsize=100_000)
+def whole_range_of_file(spec: InputSpec, path: Path, is_part: bool) -> InputSpec:
+    try:
+        return whole_range(spec, path, is_part)
+    except Exception as error:  # of many kinds, for a broken file
+        raise ValueError(f"{path} cannot be read: {error}") from error
+
+
+def is_array(spec: InputSpec, image: Path | bytes) -> bool:
+    """Return whether an image is a TIFF whose values are taken as stored, or a PNG with transparency."""
+    with io.BytesIO(image) if isinstance(image, bytes) else image.open("rb") as file:
+        head = file.read(26)
+        if head[:4] not in TIFF:
+            return head.startswith(PNG) and head[25:] in (b"\4", b"\6")
+        file.seek(0)
+        return spec.takes_bands or stores_colors(tiff_tags(file))
+
+
+class PartFile:
+    """A file of results that survives a kill: an item that was cut short at its end is removed when it is opened.
+
+    Args:
+        path: the path of the file. A JSON file beside it keeps `made_of`.
+        made_of: what the results depend on: inputs, model, settings.
+
+    Raises:
+        ValueError: if the file exists, but depends on something else.
+    """
+
+    def __init__(self, path: Path, made_of: dict[str, Any]):
+        self.path = path
+        self.made_of = json.loads(json.dumps(made_of))
+        self.made_of_path = path.with_name(path.name + ".json")
+
+    def __enter__(self) -> Self:
+        if self.path.exists():
+            begun_with = json.loads(self.made_of_path.read_text())
+            changed = [name for name, value in self.made_of.items() if begun_with.get(name) != value]
+            if changed:
+                raise ValueError(
+                    f"{self.path} was begun with other {', '.join(changed)}: go on with the same, or delete it."
+                )
+        else:
+            self.made_of_path.write_text(json.dumps(self.made_of))
+        self.file = open(self.path, "a+b")
+        self.file.truncate(self.whole_size())
+        return self
+
+    def __exit__(self, *_) -> None:
+        self.file.close()
+
+    def whole_size(self) -> int:
+        """Return the number of bytes of whole items."""
+        raise NotImplementedError
+
+    def __len__(self) -> int:
+        """Return the number of whole items."""
+        raise NotImplementedError
+
+    def write(self, content: bytes | memoryview) -> None:
+        """Append to the file and wait until it is on the disk."""
+        self.file.write(content)
+        self.file.flush()
+        os.fsync(self.file.fileno())
+
+    def delete(self) -> None:
+        self.path.unlink()
+        self.made_of_path.unlink()
+
+
+class RowFile(PartFile):
+    """A `PartFile` of rows of uint8, all of one shape.
+
+    Args:
+        path, made_of: see [`PartFile`].
+        shape: of a row.
+    """
+
+    def __init__(self, path: Path, shape: tuple[int, ...], made_of: dict[str, Any]):
+        super().__init__(path, made_of)
+        self.shape = shape
+
+    def whole_size(self) -> int:
+        return len(self) * math.prod(self.shape)
+
+    def __len__(self) -> int:
+        return self.path.stat().st_size // math.prod(self.shape)
+
+    def append(self, rows: np.ndarray) -> None:
+        self.write(np.ascontiguousarray(rows).data)
+
+    def whole(self) -> np.memmap:
+        """Return all rows, `(number, *shape)`, mapped from the file."""
+        return np.memmap(self.path, np.uint8, "r", shape=(len(self), *self.shape))
+
+    def read(self, count: int) -> Iterator[tuple[int, np.ndarray]]:
+        """Yield the index of the first of `count` rows (at the end fewer) and the rows, from the beginning."""
+        self.file.seek(0)
+        for top in range(0, len(self), count):
+            values = np.frombuffer(self.file.read(count * math.prod(self.shape)), dtype=np.uint8)
+            yield top, values.reshape(-1, *self.shape)
+
+
+class LineFile(PartFile):
+    """A `PartFile` of values, each as JSON in a line."""
+
+    def whole_size(self) -> int:
+        return self.path.read_bytes().rfind(b"\n") + 1
+
+    def __len__(self) -> int:
+        return self.path.read_bytes().count(b"\n")
+
+    def append(self, value: Any) -> None:
+        self.write(json.dumps(value).encode() + b"\n")
+
+    def __iter__(self) -> Iterator[Any]:
+        with open(self.path, "rb") as file:
+            yield from map(json.loads, file)
+
+
+def part_path(outputs: Sequence[Path]) -> Path:
+    """Return the path of the `PartFile` for files to write, beside the first.
+
+    Raises:
+        FileNotFoundError: if the folder of one does not exist.
+        FileExistsError: if one of them exists, and not because a run was killed when all was done.
+    """
+    part = outputs[0].with_name(outputs[0].name + ".part")
+    for path in outputs:
+        if not path.parent.is_dir():
+            raise FileNotFoundError(f"{path}: there is no folder {path.parent}.")
+        if path.exists() and not part.exists():
+            raise FileExistsError(f"{path} exists: delete it, or give another name.")
+    return part
+
+
+@contextmanager
+def appears_whole(path: Path) -> Iterator[Path]:
+    """Yield a path to write to, which becomes `path` when the file is whole."""
+    unfinished = path.with_name(path.name + ".writing")
+    yield unfinished
+    unfinished.replace(path)
+
+
+def file_stamp(path: Path) -> list:
+    """Return path, size and time of change of a file."""
+    status = path.stat()
+    return [str(path.resolve()), status.st_size, status.st_mtime_ns]
+
+
+def weights_digest(model: torch.nn.Module) -> str:
+    """Return a hash of the weights."""
+    result = hashlib.blake2b(digest_size=16)
+    for name, tensor in model.state_dict().items():
+        result.update(name.encode())
+        result.update(tensor.cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+    return result.hexdigest()

@@ -1,10 +1,11 @@
-"""Pictures as tensors of the channels that a model takes, and channels as colors to be looked at."""
+"""Pictures as tensors of the channels that a model takes; channels and patch features as colors to look at."""
 
 import math
 from collections.abc import Sequence
 
 import numpy as np
 import torch
+from torch import nn
 from torchvision.transforms.v2 import functional as F
 from transformers.image_processing_backends import TorchvisionBackend
 from transformers.image_utils import ChannelDimension
@@ -20,11 +21,11 @@ IMAGE_PROCESSOR = ViTPSegmentationImageProcessor()
 def to_pixels(
     picture: Picture, spec: InputSpec | None, layout: ChannelDimension = ChannelDimension.LAST
 ) -> torch.Tensor:
-    """What augmentation works on, before mean and standard deviation.
+    """Return a picture as augmentation takes it, before mean and standard deviation.
 
     Args:
-        picture: of Pillow, or an array with its bands where `layout` says.
-        spec: how it is read; 8-bit RGB by itself if `None`.
+        picture: Pillow's image, or an array with its bands where `layout` says.
+        spec: how the picture is read; as 8-bit RGB if `None`.
 
     Returns:
         uint8 of shape `(3, height, width)`; for other bands than red, green and blue float32 of shape
@@ -41,26 +42,22 @@ def to_pixels(
 
 
 def normalized(pixels: torch.Tensor, image_processor: TorchvisionBackend) -> torch.Tensor:
-    """What [`to_pixels`] gives as a model takes it, float32 of the same shape: as the image processor makes it of the
-    image."""
+    """Normalize what [`to_pixels`] gives as the image processor would, float32 of the same shape."""
     own, values = image_processor, pixels
     if pixels.is_floating_point() or getattr(own, "input_spec", None) is not None:  # as a spec gives it
         values = 255 * F.to_dtype(pixels, scale=True)
-    statistics = tuple(own.image_mean), tuple(own.image_std)
-    scaling = own.do_rescale, own.rescale_factor, own.do_normalize, *statistics
-    return own.rescale_and_normalize(values.as_subclass(torch.Tensor), *scaling).float()
+    values, mean, std = values.as_subclass(torch.Tensor), tuple(own.image_mean), tuple(own.image_std)
+    return own.rescale_and_normalize(values, own.do_rescale, own.rescale_factor, own.do_normalize, mean, std).float()
 
 
 def on_one_grid(bands: Sequence[np.ndarray]) -> list[np.ndarray]:
-    """Bands of the same ground, `(height, width)`, bilinearly on the grid of the one that has most pixels.
+    """Resize bands of the same ground, `(height, width)`, bilinearly to the size of the largest.
 
     Raises:
         ValueError: if they are of different proportions, or one has bands itself.
     """
-    if any(band.ndim != 2 for band in bands):
-        raise ValueError(f"its bands are of shapes {', '.join(str(band.shape) for band in bands)}")
-    height, width = max((band.shape for band in bands), key=math.prod)
-    if any(band.shape[0] * width != band.shape[1] * height for band in bands):
+    height, width = max((band.shape[:2] for band in bands), key=math.prod)
+    if any(band.ndim != 2 or band.shape[0] * width != band.shape[1] * height for band in bands):
         raise ValueError(f"its bands are of shapes {', '.join(str(band.shape) for band in bands)}")
     if all(band.shape == (height, width) for band in bands):
         return list(bands)
@@ -69,10 +66,57 @@ def on_one_grid(bands: Sequence[np.ndarray]) -> list[np.ndarray]:
 
 
 def shown(pixels: torch.Tensor, band_names: Sequence[str] | None = None) -> np.ndarray:
-    """Colors, uint8 of shape `(height, width, 3)`, of what [`to_pixels`] gives: of bands red, green and blue if the
-    names tell them, else the first three, or the first alone in grey.
+    """Return colors, uint8 of shape `(height, width, 3)`, of what [`to_pixels`] gives: of bands red, green and blue if
+    the names tell them, else of the first three, or the first alone in gray.
     """
     if band_names is not None:
         chosen = color_bands(band_names) or ([0, 1, 2] if len(band_names) > 2 else [0, 0, 0])
         pixels = (255 * pixels[chosen]).round().clamp(0, 255).to(torch.uint8)
     return pixels.permute(1, 2, 0).cpu().numpy()
+
+
+def principal_scores(features: torch.Tensor) -> torch.Tensor:
+    """Return the scores of the patches on the three first principal components, each of mean 0 and variance 1.
+
+    The sign of a component is such that its loading of largest magnitude is positive. Components without variance
+    (fewer patches than components, an image without structure) have the score 0.
+
+    Args:
+        features: of shape `(channels, rows, columns)`.
+
+    Returns:
+        float64 of shape `(3, rows, columns)`.
+    """
+    flat = features.flatten(1).double()
+    flat = flat - flat.mean(1, keepdim=True)
+    values, vectors = torch.linalg.eigh(flat @ flat.T / flat.shape[1])
+    values, vectors = values.flip(0)[:3], vectors.flip(1)[:, :3]
+    vectors = vectors * vectors.gather(0, vectors.abs().argmax(0, keepdim=True)).sign()
+    scales = torch.where(values > 1e-9 * flat.square().sum(0).max(), values.clamp(min=1e-300).rsqrt(), 0.0)
+    scores = scales[:, None] * (vectors.T @ flat)
+    return nn.functional.pad(scores, (0, 0, 0, 3 - len(scores))).unflatten(1, features.shape[1:])
+
+
+def align_scores(scores: torch.Tensor, reference: torch.Tensor) -> torch.Tensor:
+    """Rotate the scores of another backbone so that its colors are as near to the reference's as possible.
+
+    Principal components of two backbones come in any order, sign and mixture. The rotation (with reflection) is that
+    of orthogonal Procrustes; it changes no distance between patches.
+
+    Args:
+        scores, reference: of shape `(3, rows, columns)`.
+    """
+    left, _, right = torch.linalg.svd(reference.flatten(1) @ scores.flatten(1).T)
+    return ((left @ right) @ scores.flatten(1)).view_as(scores)
+
+
+def colors_of(scores: torch.Tensor) -> np.ndarray:
+    """Return scores as RGB: two standard deviations below the mean are 0, two above 255, for every backbone.
+
+    Args:
+        scores: of shape `(3, rows, columns)`.
+
+    Returns:
+        uint8 of shape `(rows, columns, 3)`.
+    """
+    return (255 * (scores / 4 + 0.5).clamp(0, 1)).round().to(torch.uint8).movedim(0, -1).numpy()

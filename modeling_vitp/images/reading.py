@@ -1,15 +1,23 @@
-"""Files to pixels, whole or a window: 8 bits by Pillow, more depth or bands by rasterio, DICOM by pydicom.
+"""Read image files: Pillow for 8 bits, rasterio for more depth or bands, pydicom for DICOM; windows, paths and URLs.
 
-Pixels are as the image is to be seen, turned as its EXIF data or the orientation of its TIFF says.
+Images are returned upright: rotated as their EXIF data or TIFF orientation says.
 """
 
+import gzip
+import hashlib
 import io
 import os
+import re
+import time
 import warnings
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from functools import cache, lru_cache
 from pathlib import Path
+from threading import Thread
 from typing import TYPE_CHECKING, BinaryIO
 
+import huggingface_hub
 import numpy as np
 import PIL.ExifTags
 import PIL.Image
@@ -18,58 +26,60 @@ import rasterio
 from PIL.TiffImagePlugin import ImageFileDirectory_v2
 from rasterio.errors import NotGeoreferencedWarning
 
-from .windows import Window
-
-if TYPE_CHECKING:  # which imports torch, and commands answer --help without
+if TYPE_CHECKING:  # input_spec imports torch, and commands answer --help without
     from ..input_spec import InputSpec
-
-# Of TIFF, by its tag 262.
-NO_COLORS = {0: "white as 0", 3: "a palette", 5: "inks (CMYK)", 8: "L*a*b*", 9: "L*a*b*"}
 
 IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".tif", ".tiff", ".bmp", ".webp", ".gif", ".dcm"}
 
-PNG, TIFF = b"\x89PNG\r\n\x1a\n", (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")  # how their files begin
-JPEG_2000 = b"\0\0\0\x0cjP  ", b"\xff\x4f\xff\x51"  # in a box, or the stream alone
+# How files begin, and the mark at the end of those that have one.
+PNG, TIFF, JPEG = b"\x89PNG\r\n\x1a\n", (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"), b"\xff\xd8\xff"
+JPEG_2000 = b"\0\0\0\x0cjP  ", b"\xff\x4f\xff\x51"  # in a box, or the code stream alone
+END_MARKS = {JPEG: b"\xff\xd9", PNG: b"IEND"}
+TAIL = 4096  # bytes at the end of a file in which the mark is searched
 
-JPEG_BEGINS, LAST = b"\xff\xd8\xff", 4096  # bytes at the end of a file, in which the mark of its end is looked for
-ENDS = {JPEG_BEGINS: b"\xff\xd9", PNG: b"IEND"}
+NO_COLORS = {0: "white as 0", 3: "a palette", 5: "inks (CMYK)", 8: "L*a*b*", 9: "L*a*b*"}  # of TIFF tag 262
+VALUES = ("1", "L", "P", "I", "I;16", "I;16B", "F")  # modes of Pillow with one number a pixel and no color
 
-VALUES = ("1", "L", "P", "I", "I;16", "I;16B", "F")  # modes of Pillow whose pixels are one number, and no color
-
-# What is read: by Pillow, or of a TIFF the array of shape `(height, width)` or `(height, width, bands)`.
+# Pillow's image, or an array of shape `(height, width)` or `(height, width, bands)`.
 Picture = PIL.Image.Image | np.ndarray
+Window = tuple[int, int, int, int]  # left, top, right, bottom in pixels
+
+FETCH_VARIABLE = "VITP_FETCH_IMAGES"  # an environment variable, so that the workers of a loader see it too
+FETCH_BYTES, FETCH_SECONDS = 32 << 20, 20  # limits for one image
+IS_URL = re.compile(r"[a-z][a-z0-9+.-]+:/+|[^/]*::[a-z]", re.IGNORECASE)
+OF_THE_WEB = re.compile(r"https?://", re.IGNORECASE)
 
 
 def read_image(path: Path, window: Window | None, spec: "InputSpec | None" = None, as_stored: bool = False) -> Picture:
-    """A file, or a window of it; of a TIFF, no more is read than the window.
+    """Read a file or a window of it. Of an upright TIFF, only the window is read.
 
     Args:
-        spec: how it will be read, see [`read_picture`].
-        as_stored: whether the values are wanted as they are stored, as those of a mask are, and no colors.
+        spec: how the image will be read, see [`read_picture`].
+        as_stored: whether to return the stored values, as for masks, and not colors.
 
     Raises:
-        ValueError: names the file, if it is broken, or a window is wanted of a TIFF that stores no colors as such.
+        ValueError: names the file if it is broken, or if a window of a TIFF that stores no colors is wanted in color.
     """
     if not is_tiff(path):
-        picture = (decode if window is None else decode_scene)(path, spec, as_stored)
         if window is None:
-            return picture
+            return decode(path, spec, as_stored)
+        picture = decode_scene(path, spec, as_stored)
         return picture.crop(window) if isinstance(picture, PIL.Image.Image) else cut(picture, window)
     try:
         with path.open("rb") as file:
             tags = tiff_tags(file)
-        of_colors = not as_stored and not (spec is not None and spec.takes_bands)
-        is_plain = stores_colors(tags) and 338 not in tags  # without a fourth band, or transparency
-        if of_colors and window is None and not is_plain and not is_deep_tiff(tags):
+        in_color = not as_stored and not (spec is not None and spec.takes_bands)
+        is_plain = stores_colors(tags) and 338 not in tags  # without a fourth band or transparency
+        if in_color and window is None and not is_plain and not is_deep_tiff(tags):
             return decode(path, spec)
         orientation, area = orientation_of(tags), None
         if window is not None and orientation == 1:
             area = ((window[1], window[3]), (window[0], window[2]))  # rows, columns
-        with open_tiff(path) as file:
+        with open_raster(path) as file:
             picture = turn(bands_last(file.read(window=area)), orientation)
     except (rasterio.errors.RasterioError, MemoryError, OSError, SyntaxError) as error:
         raise ValueError(f"{path} cannot be read: {error}") from error
-    if of_colors:
+    if in_color:
         check_colors(path, tags)
         if not is_deep_tiff(tags):
             picture = onto_white(picture)
@@ -77,36 +87,33 @@ def read_image(path: Path, window: Window | None, spec: "InputSpec | None" = Non
 
 
 def read_picture(content: bytes, spec: "InputSpec | None" = None, as_stored: bool = False) -> Picture:
-    """An encoded image: by Pillow what it reads in full, or else the array of shape `(height, width[, bands])`.
+    """Decode an image: by Pillow if it loses nothing, else to an array of shape `(height, width[, bands])`.
 
     Args:
-        content: of a file.
-        spec: how it will be read. If it is about bands, the fourth band of a TIFF is one also where it is marked as
-            transparency, which it is in many files of red, green, blue and near infrared. If it says what is black and
-            white, DICOM is given in its own units, see [`~modeling_vitp.images.dicom.to_picture`]; otherwise it is of
-            8 bits, by the window in its tags.
-        as_stored: whether a mask is read, whose values are no colors.
+        content: the bytes of a file.
+        spec: how the image will be read. If it names bands, the fourth band of a TIFF is a band even if it is marked as
+            transparency, as in many files of red, green, blue and near infrared. If it sets black and white, DICOM is
+            returned in its own units, see [`~modeling_vitp.images.dicom.to_picture`]; otherwise in 8 bits, by the
+            window in its tags.
+        as_stored: whether a mask is read, whose values are not colors.
 
     Raises:
-        Exception: of many kinds, if it is broken.
+        Exception: of many kinds, if the content is broken.
     """
     if is_dicom(content):
         from .dicom import to_picture
 
         return to_picture(io.BytesIO(content), "DICOM", spec, as_stored)
     if is_deep(content, not as_stored and spec is not None and spec.takes_bands):
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", NotGeoreferencedWarning)
-            with rasterio.MemoryFile(content) as memory, memory.open() as file:
-                if file.width * file.height > 2 * (PIL.Image.MAX_IMAGE_PIXELS or float("inf")):  # as Pillow does
-                    raise ValueError(f"it has {file.width} x {file.height} pixels, more than are taken from one file")
-                picture = bands_last(file.read())
-        if content.startswith(TIFF):
-            return turn(picture, orientation_of(tiff_tags(io.BytesIO(content))))
+        with open_raster(content) as file:
+            if file.width * file.height > 2 * (PIL.Image.MAX_IMAGE_PIXELS or float("inf")):  # as Pillow does
+                raise ValueError(f"it has {file.width} x {file.height} pixels, more than are taken from one file")
+            picture = bands_last(file.read())
         if content.startswith(JPEG_2000):
             return picture
-        with PIL.Image.open(io.BytesIO(content)) as image:
-            return turn(onto_white(picture), header_orientation(image))
+        if not content.startswith(TIFF):
+            picture = onto_white(picture)
+        return turn(picture, read_header(io.BytesIO(content))[2])
     image = PIL.Image.open(io.BytesIO(content))
     image.load()
     if image.getexif().get(PIL.ExifTags.Base.Orientation) is not None:
@@ -114,10 +121,21 @@ def read_picture(content: bytes, spec: "InputSpec | None" = None, as_stored: boo
     return image
 
 
+def decode(path: Path, spec: "InputSpec | None" = None, as_stored: bool = False) -> Picture:
+    try:
+        return read_picture(path.read_bytes(), spec, as_stored)
+    except Exception as error:  # Pillow raises many kinds for a broken file
+        raise ValueError(f"{path} cannot be read: {said(error)}") from error
+
+
+# Windows of one scene are often read one after another: image or pair, and mask.
+decode_scene = lru_cache(maxsize=3)(decode)
+
+
 def is_deep(content: bytes, bands: bool = False) -> bool:
-    """Whether Pillow would lose bits or bands of an encoded image."""
+    """Return whether Pillow would lose bits or bands of an encoded image."""
     if content.startswith(PNG):
-        return content[24:25] == b"\x10" and content[25:26] != b"\0"  # 16 bits, not grey
+        return content[24:25] == b"\x10" and content[25:26] != b"\0"  # 16 bits, not gray
     if content.startswith(JPEG_2000):
         from ..image_processing_vitp import is_reduced_jpeg_2000
 
@@ -126,7 +144,7 @@ def is_deep(content: bytes, bands: bool = False) -> bool:
 
 
 def is_deep_tiff(tags: ImageFileDirectory_v2, bands: bool = False) -> bool:
-    """The same of a TIFF, by its first directory."""
+    """Return the same for a TIFF, by its first directory."""
     depths, formats, extra = (tags.get(tag, default) for tag, default in ((258, (1,)), (339, (1,)), (338, ())))
     samples = tags.get(277, 1)
     with_color = samples - len(extra) == {2: 3, 5: 4, 6: 3, 8: 3}.get(tags.get(262, 1), 1)
@@ -134,89 +152,62 @@ def is_deep_tiff(tags: ImageFileDirectory_v2, bands: bool = False) -> bool:
     return not is_plain or (bands and samples not in (1, 3))
 
 
-def picture_size(file: BinaryIO) -> tuple[int, int]:
-    """Height and width of what `read_picture` gives for the content of an open file, from its header."""
-    head = file.read(132)
+def read_header(file: BinaryIO) -> tuple[int, int, int]:
+    """Return stored height and width and the orientation, from 1 (upright) to 8, of an open image other than DICOM."""
+    head = file.read(4)
     file.seek(0)
-    if is_dicom(head):
-        return dicom_size(file)
-    if head[:4] in TIFF:
+    if head in TIFF:
         tags = tiff_tags(file)
-        size, orientation = (int(tags[257]), int(tags[256])), orientation_of(tags)
-    else:
-        with PIL.Image.open(file) as image:
-            size, orientation = (image.height, image.width), header_orientation(image)
-    return size[::-1] if orientation >= 5 else size
+        return int(tags[257]), int(tags[256]), orientation_of(tags)
+    with PIL.Image.open(file) as image:  # getexif of the base class, because that of PNG's would decode the image
+        return image.height, image.width, orientation_of(PIL.Image.Image.getexif(image))
 
 
-def check_whole(file: BinaryIO) -> None:
-    """Raises an error, of many kinds, if an open file does not begin as an image, or if one of JPEG or PNG is cut off.
-
-    Their end has a mark. Only one that lacks it, maybe since something follows, is decoded.
-    """
-    picture_size(file)
+def picture_size(file: BinaryIO) -> tuple[int, int]:
+    """Return height and width that `read_picture` gives for an open file, from its header."""
+    is_of_dicom = is_dicom(file.read(132))
     file.seek(0)
-    head = file.read(len(PNG))
-    mark = next((end for begins, end in ENDS.items() if head.startswith(begins)), None)
-    if mark is not None:
-        file.seek(max(file.seek(0, os.SEEK_END) - LAST, 0))
-        if mark not in file.read():
-            file.seek(0)
-            read_picture(file.read())
+    if is_of_dicom:
+        from .dicom import open_dicom
 
-
-def check_file(path: Path) -> None:
-    """Raises a `ValueError` that names the file if it is no whole image, see [`check_whole`]."""
-    try:
-        with path.open("rb") as file:
-            check_whole(file)
-    except Exception as error:  # Pillow raises many kinds for a broken file
-        raise ValueError(f"{path} cannot be read: {said(error)}. Mend the file or take it out.") from error
+        dataset = open_dicom(file, "DICOM", with_pixels=False)
+        return dataset.Rows, dataset.Columns
+    height, width, orientation = read_header(file)
+    return (width, height) if orientation >= 5 else (height, width)
 
 
 @cache
 def stored_size(path: Path) -> tuple[int, int]:
-    """Height and width of what `read_image` gives, from the header."""
+    """Return height and width that `read_image` gives, from the header of the file."""
     try:
-        if is_tiff(path):
-            with open_tiff(path) as image, path.open("rb") as file:
-                size, orientation = (image.height, image.width), orientation_of(tiff_tags(file))
-        elif is_dicom_file(path):
-            with path.open("rb") as file:
-                size, orientation = dicom_size(file), 1
-        else:
-            with open_image(path) as image:
-                size, orientation = (image.height, image.width), header_orientation(image)
-    except (OSError, SyntaxError) as error:
-        raise ValueError(f"{path} cannot be read: {error}") from error
-    return size[::-1] if orientation >= 5 else size
+        with path.open("rb") as file:
+            return picture_size(file)
+    except Exception as error:  # of many kinds, for a broken file
+        raise ValueError(f"{path} cannot be read: {said(error)}") from error
 
 
 def stored_orientation(path: Path) -> int:
-    """From 1, upright, to 8, from the header, whatever the size of the image; 1 of a format that has none.
+    """Return the orientation from 1, upright, to 8; 1 for formats without. Images of any size are accepted.
 
     Raises:
-        ValueError: if a TIFF cannot be read.
+        ValueError: if the header cannot be read.
     """
-    with path.open("rb") as file:
-        if file.read(4) in TIFF:
-            file.seek(0)
-            try:
-                return orientation_of(tiff_tags(file))
-            except (OSError, SyntaxError) as error:
-                raise ValueError(f"{path} cannot be read: {error}") from error
     most, PIL.Image.MAX_IMAGE_PIXELS = PIL.Image.MAX_IMAGE_PIXELS, None  # no pixel is decoded
     try:
-        with PIL.Image.open(path) as image:
-            return header_orientation(image)
+        with path.open("rb") as file:
+            return read_header(file)[2]
+    except (FileNotFoundError, IsADirectoryError):
+        raise
     except PIL.UnidentifiedImageError:
         return 1
+    except (OSError, SyntaxError, KeyError) as error:
+        raise ValueError(f"{path} cannot be read: {error}") from error
     finally:
         PIL.Image.MAX_IMAGE_PIXELS = most
 
 
 def check_upright(path: Path) -> None:
-    """Raises a `ValueError` that names a file that is not stored as it is to be seen: masks may be of either."""
+    """Raise a `ValueError` if a file is not stored upright: its mask may be of either orientation."""
     orientation = stored_orientation(path)
     if orientation != 1:
         raise ValueError(
@@ -225,8 +216,64 @@ def check_upright(path: Path) -> None:
         )
 
 
+def check_whole(file: BinaryIO) -> None:
+    """Raise an error, of many kinds, if an open file is no image, or a JPEG or PNG that is cut off.
+
+    Their end has a mark. Only a file without the mark at its end is decoded.
+    """
+    picture_size(file)
+    file.seek(0)
+    head = file.read(len(PNG))
+    mark = next((end for begins, end in END_MARKS.items() if head.startswith(begins)), None)
+    if mark is not None:
+        file.seek(max(file.seek(0, os.SEEK_END) - TAIL, 0))
+        if mark not in file.read():
+            file.seek(0)
+            read_picture(file.read())
+
+
+def check_file(path: Path) -> None:
+    """Raise a `ValueError` that names the file if it is no whole image, see [`check_whole`]."""
+    try:
+        with path.open("rb") as file:
+            check_whole(file)
+    except Exception as error:  # of many kinds, for a broken file
+        raise ValueError(f"{path} cannot be read: {said(error)}. Mend the file or take it out.") from error
+
+
+def said(error: Exception) -> str:
+    """Return the message of an error of reading; for an image that is too large, also what to do."""
+    if isinstance(error, PIL.Image.DecompressionBombError):
+        return (
+            f"its {error.args[0].split('(')[-1].split(')')[0]} are more than are decoded at once. As a TIFF, of which "
+            "windows alone are read, it may have any size: gdal_translate -co TILED=YES -co COMPRESS=DEFLATE"
+        )
+    return str(error)
+
+
+def is_tiff(path: Path) -> bool:
+    return path.suffix.lower() in (".tif", ".tiff")
+
+
+@contextmanager
+def open_raster(source: Path | bytes) -> Iterator[rasterio.DatasetReader]:
+    """Open a file, or the content of one, with GDAL, without its warning that there is no georeference."""
+    with ExitStack() as stack:
+        stack.enter_context(warnings.catch_warnings())
+        warnings.simplefilter("ignore", NotGeoreferencedWarning)
+        if isinstance(source, bytes):
+            memory = stack.enter_context(rasterio.MemoryFile(source))
+            yield stack.enter_context(memory.open())
+            return
+        try:
+            file = rasterio.open(source)
+        except rasterio.errors.RasterioIOError as error:
+            raise ValueError(f"{source} cannot be read: {error}") from error
+        yield stack.enter_context(file)
+
+
 def tiff_tags(file: BinaryIO) -> ImageFileDirectory_v2:
-    """The first directory of an open TIFF."""
+    """Return the first directory of an open TIFF."""
     header = file.read(8)
     if header[2:3] == b"+" or header[3:4] == b"+":  # BigTIFF
         header += file.read(8)
@@ -236,33 +283,32 @@ def tiff_tags(file: BinaryIO) -> ImageFileDirectory_v2:
     return tags
 
 
-def header_orientation(image: PIL.Image.Image) -> int:
-    """Of an opened image, without the method of PNG's subclass, which would decode it."""
-    return orientation_of(PIL.Image.Image.getexif(image))
+def stores_colors(tags: ImageFileDirectory_v2) -> bool:
+    """Return whether the stored values of a TIFF are gray, or red, green and blue."""
+    return tags.get(262, 1) not in NO_COLORS and max(tags.get(258, (1,))) >= 8
 
 
-def said(error: Exception) -> str:
-    """What an error of reading says, and of an image that is too large what to do."""
-    if isinstance(error, PIL.Image.DecompressionBombError):
-        return (
-            f"its {error.args[0].split('(')[-1].split(')')[0]} are more than are decoded at once. As a TIFF, of which "
-            "windows alone are read, it may have any size: gdal_translate -co TILED=YES -co COMPRESS=DEFLATE"
+def check_colors(path: Path, tags: ImageFileDirectory_v2) -> None:
+    """Raise a `ValueError` that names the TIFF if its values are not colors."""
+    if not stores_colors(tags):
+        found = NO_COLORS.get(tags.get(262, 1), "less than 8 bits")
+        raise ValueError(
+            f"{path} stores {found}, and windows take its values as they are: save it in grey or red, green and blue "
+            "(gdal_translate -expand rgb for a palette)."
         )
-    return str(error)
 
 
 def orientation_of(tags) -> int:
-    """From 1, upright, to 8, as EXIF and TIFF number them."""
+    """Return the orientation in EXIF or TIFF tags, from 1 (upright) to 8."""
     orientation = tags.get(PIL.ExifTags.Base.Orientation, 1)
     return orientation if orientation in range(1, 9) else 1
 
 
 def turn(pixels: np.ndarray, orientation: int) -> np.ndarray:
-    """An array of shape `(height, width[, bands])` as it is to be seen."""
+    """Return an array of shape `(height, width[, bands])` upright."""
     if orientation in (5, 7):
         pixels = pixels.swapaxes(0, 1)
-    quarters = {3: 2, 6: -1, 7: 2, 8: 1}.get(orientation, 0)
-    pixels = np.rot90(pixels, quarters)
+    pixels = np.rot90(pixels, {3: 2, 6: -1, 7: 2, 8: 1}.get(orientation, 0))
     pixels = {2: np.fliplr, 4: np.flipud}.get(orientation, np.asarray)(pixels)
     return np.ascontiguousarray(pixels)
 
@@ -271,8 +317,13 @@ def bands_last(bands: np.ndarray) -> np.ndarray:
     return bands[0] if len(bands) == 1 else bands.transpose(1, 2, 0)
 
 
+def cut(picture: np.ndarray, window: Window) -> np.ndarray:
+    left, top, right, bottom = window
+    return picture[top:bottom, left:right]
+
+
 def onto_white(pixels: np.ndarray) -> np.ndarray:
-    """An image of unsigned integers, of shape `(height, width, bands)`, without its transparency, if it has any."""
+    """Return unsigned integers of shape `(height, width, bands)` on white, without the transparency they may have."""
     if pixels.ndim == 2 or pixels.shape[2] not in (2, 4):
         return pixels
     flat = over_white(pixels[..., :-1], pixels[..., -1:])
@@ -280,19 +331,14 @@ def onto_white(pixels: np.ndarray) -> np.ndarray:
 
 
 def over_white(color: np.ndarray, alpha: np.ndarray) -> np.ndarray:
-    """Color of unsigned integers as it looks on white, where alpha of the same type says how much of it is seen."""
+    """Blend color of unsigned integers with white, by an opacity of the same type."""
     white = np.iinfo(color.dtype).max
     share = alpha.astype(np.float64) / white
     return (color * share + white * (1 - share)).round().astype(color.dtype)
 
 
-def cut(picture: np.ndarray, window: Window) -> np.ndarray:
-    left, top, right, bottom = window
-    return picture[top:bottom, left:right]
-
-
 def whole_numbers(values: np.ndarray, name: str | Path) -> np.ndarray:
-    """The values of a mask, int64; a `ValueError` that names it if they are none that a class can have."""
+    """Return the values of a mask as int64; raise a `ValueError` that names it if they cannot be classes."""
     if values.dtype.kind not in "buif":
         raise ValueError(f"The mask {name} has values of type {values.dtype}, which are no classes.")
     if values.dtype.kind == "f":
@@ -307,8 +353,30 @@ def whole_numbers(values: np.ndarray, name: str | Path) -> np.ndarray:
     return values.astype(np.int64)
 
 
+def window_starts(length: int, window: int, stride: int) -> list[int]:
+    """Return where windows start along an axis: at multiples of the stride, the last so that it ends with the axis.
+
+    A window that is not smaller than the axis starts at 0 and is the only one.
+    """
+    return [*range(0, length - window, stride), max(length - window, 0)]
+
+
+def windows(image_size: tuple[int, int], size: int, overlap: int) -> list[Window | None]:
+    """Return windows of at most `size` x `size` that cover an image of that height and width; `[None]` if small."""
+    height, width = image_size
+    if not 0 <= overlap < size:
+        raise ValueError(f"tile: overlap={overlap} must be at least 0 and less than size={size}.")
+    if max(width, height) <= size:
+        return [None]
+    return [
+        (left, top, min(left + size, width), min(top + size, height))
+        for top in window_starts(height, size, size - overlap)
+        for left in window_starts(width, size, size - overlap)
+    ]
+
+
 def is_dicom(head: bytes) -> bool:
-    """Whether the first 132 bytes are those of a DICOM file, whatever its name."""
+    """Return whether the first 132 bytes are those of a DICOM file, whatever its name."""
     return head[128:132] == b"DICM"
 
 
@@ -317,62 +385,50 @@ def is_dicom_file(path: Path) -> bool:
         return is_dicom(file.read(132))
 
 
-def dicom_size(file: BinaryIO) -> tuple[int, int]:
-    """Height and width of an image in DICOM, from its tags."""
-    from .dicom import open_dicom
+def patient_of(path: Path) -> str | None:
+    """Return the patient, or else the study or series, by the tags of DICOM; `None` for other files.
 
-    dataset = open_dicom(file, "DICOM", with_pixels=False)
-    return dataset.Rows, dataset.Columns
+    Args:
+        path: a file, or the folder of a series.
+    """
+    if path.is_dir():
+        path = next((file for file in sorted(path.iterdir()) if file.is_file() and is_dicom_file(file)), path)
+    if not path.is_file() or not is_dicom_file(path):
+        return None
+    import pydicom
 
-
-def is_tiff(path: Path) -> bool:
-    return path.suffix.lower() in (".tif", ".tiff")
-
-
-def open_tiff(path: Path) -> rasterio.DatasetReader:
+    tags = ("PatientID", "StudyInstanceUID", "SeriesInstanceUID")
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", NotGeoreferencedWarning)
-            return rasterio.open(path)
-    except rasterio.errors.RasterioIOError as error:
-        raise ValueError(f"{path} cannot be read: {error}") from error
+        dataset = pydicom.dcmread(path, specific_tags=list(tags), stop_before_pixels=True)
+    except Exception:  # of many kinds, for a broken file, which is named where it is read
+        return None
+    return next((f"{tag} {dataset[tag].value}" for tag in tags if str(dataset.get(tag) or "").strip()), None)
 
 
-def open_image(path: Path) -> PIL.Image.Image:
-    try:
-        return PIL.Image.open(path)
-    except Exception as error:  # Pillow raises many kinds for a broken file
-        raise ValueError(f"{path} cannot be read: {said(error)}") from error
+def content_digest(path: Path) -> bytes:
+    """Return a hash of a file, unpacked if it is NIfTI in gzip, or of all files of a folder in any order."""
+    digest = hashlib.sha256()
+    if path.is_dir():
+        for part in sorted(content_digest(file) for file in path.iterdir() if file.is_file()):
+            digest.update(part)
+        return digest.digest()
+    with gzip.open(path) if path.name.lower().endswith(".nii.gz") else path.open("rb") as file:
+        while chunk := file.read(1 << 20):
+            digest.update(chunk)
+    return digest.digest()
 
 
-def stores_colors(tags: ImageFileDirectory_v2) -> bool:
-    """Whether the stored values of a TIFF are grey, or red, green and blue."""
-    return tags.get(262, 1) not in NO_COLORS and max(tags.get(258, (1,))) >= 8
-
-
-def check_colors(path: Path, tags: ImageFileDirectory_v2) -> None:
-    """Raises a `ValueError` that names a TIFF of which they are not."""
-    if not stores_colors(tags):
-        found = NO_COLORS.get(tags.get(262, 1), "less than 8 bits")
-        raise ValueError(
-            f"{path} stores {found}, and windows take its values as they are: save it in grey or red, green and blue "
-            "(gdal_translate -expand rgb for a palette)."
-        )
-
-
-def decode(path: Path, spec: "InputSpec | None" = None, as_stored: bool = False) -> Picture:
-    try:
-        return read_picture(path.read_bytes(), spec, as_stored)
-    except Exception as error:  # as in `open_image`
-        raise ValueError(f"{path} cannot be read: {said(error)}") from error
-
-
-# Windows of one scene are often read one after another: image or pair, and mask.
-decode_scene = lru_cache(maxsize=3)(decode)
+def packed_key(path: Path) -> int:
+    """Return the size of a file; for gzip the checksum and size of the content, whatever packed it."""
+    with path.open("rb") as file:
+        if file.read(2) != b"\x1f\x8b":
+            return path.stat().st_size
+        file.seek(-8, 2)
+        return int.from_bytes(file.read(8), "little")
 
 
 def below(root: str | Path, name: str | Path, key: str = "root") -> Path:
-    """The file that data name, under its root, which the user gives by this key.
+    """Return the path of a file that data name relative to the root that the user gives by this key.
 
     Raises:
         ValueError: if the name leads out of the root, by `..`, as an absolute path or over a symbolic link.
@@ -395,11 +451,64 @@ real_path = lru_cache(maxsize=4096)(os.path.realpath)
 
 
 def image_files(folder: Path) -> list[Path]:
-    """The images under a folder, by their suffixes."""
+    """Return the images under a folder, by their suffixes."""
     return [path for path in sorted(folder.rglob("*")) if path.suffix.lower() in IMAGE_SUFFIXES]
 
 
 def identity(path: Path) -> tuple[int, int]:
-    """The same for a file, a link to it and another hard link."""
+    """Return a key that is the same for a file, a link to it and another hard link."""
     stat = path.stat()
     return stat.st_dev, stat.st_ino
+
+
+def is_url(path: str) -> bool:
+    """Return whether a path has a scheme, or a chain of them as `fsspec` knows it, and is no file here."""
+    return bool(IS_URL.match(path)) and not os.path.exists(path)
+
+
+def fetch(url: str) -> bytes:
+    """Fetch an image from a URL, if the user has asked for that, within limits of size and time.
+
+    Raises:
+        ValueError: if it is not asked for, does not answer as it should, has more than `FETCH_BYTES`, or is not
+            complete after `FETCH_SECONDS`.
+    """
+    shown = url[:200]
+    if not OF_THE_WEB.match(url):
+        raise ValueError(f"{shown} is no path of a file, and not on the web (http, https): download the image.")
+    if os.environ.get(FETCH_VARIABLE, "0") in ("", "0"):
+        raise ValueError(
+            f"{shown} is a URL, which is not fetched unless {FETCH_VARIABLE}=1 is in the environment. Better download "
+            "the images once, and name the files."
+        )
+    if huggingface_hub.constants.HF_HUB_OFFLINE:
+        raise ValueError(f"{shown} is a URL, and HF_HUB_OFFLINE is set: unset it to fetch the image.")
+    found: list[bytes | Exception] = []
+    # A thread of its own, because the client's timeouts are for each piece and not for the whole.
+    reader = Thread(target=lambda: found.append(download(url)), daemon=True)
+    reader.start()
+    reader.join(FETCH_SECONDS)
+    if not found:
+        raise ValueError(f"{shown} was not there after {FETCH_SECONDS} s.")
+    if isinstance(found[0], Exception):
+        raise ValueError(f"{shown} cannot be fetched: {' '.join(str(found[0]).split())}") from found[0]
+    return found[0]
+
+
+def download(url: str) -> bytes | Exception:
+    import httpx2
+
+    content, start = bytearray(), time.monotonic()
+    options = {"follow_redirects": True, "timeout": FETCH_SECONDS, "headers": {"Accept-Encoding": "identity"}}
+    try:
+        with httpx2.stream("GET", url, **options) as response:
+            response.raise_for_status()
+            for piece in response.iter_raw():
+                content += piece
+                if len(content) > FETCH_BYTES:
+                    return ValueError(f"it has more than {FETCH_BYTES >> 20} MiB")
+                if time.monotonic() > start + FETCH_SECONDS:
+                    return ValueError(f"it was not there after {FETCH_SECONDS} s")
+    except Exception as error:  # for the thread that waits
+        return error
+    return bytes(content)

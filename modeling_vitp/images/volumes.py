@@ -1,4 +1,4 @@
-"""Volumes of voxels, NIfTI files and DICOM series, and their slices; no more is in memory than a slice."""
+"""Volumes, as NIfTI files or DICOM series, and their slices as 8-bit images; no more is in memory than a slice."""
 
 import math
 import shutil
@@ -9,6 +9,7 @@ from pathlib import Path
 
 import nibabel
 import numpy as np
+import PIL.Image
 from nibabel.affines import voxel_sizes
 from nibabel.openers import ImageOpener
 from nibabel.orientations import apply_orientation, inv_ornt_aff, io_orientation, ornt_transform
@@ -55,7 +56,7 @@ class Volume:
         return self.affine @ inv_ornt_aff(self.orientation, self.stored.shape)
 
     def number(self, plane: str) -> int:
-        """Of the slices in a plane."""
+        """Return the number of slices in a plane."""
         return self.canonical_shape[PLANES[plane]]
 
     def size(self, plane: str) -> tuple[int, int]:
@@ -64,7 +65,7 @@ class Volume:
         return up, across
 
     def spacing(self, plane: str) -> tuple[float, float, float]:
-        """Millimeters from slice to slice, from row to row and from column to column."""
+        """Return the millimeters from slice to slice, from row to row and from column to column."""
         unit = MILLIMETERS.get(self.header.get_xyzt_units()[0], 1.0)
         sizes = (unit * voxel_sizes(self.canonical_affine)).tolist()
         between = sizes.pop(PLANES[plane])
@@ -72,7 +73,7 @@ class Volume:
         return between, up, across
 
     def cut(self, plane: str, index: int) -> np.ndarray:
-        """A slice, float32 of shape `(height, width)`, in the volume's own units."""
+        """Return a slice, float32 of shape `(height, width)`, in the volume's own units."""
         canonical = apply_orientation(self.stored, self.orientation)
         where = [slice(None)] * 3
         where[PLANES[plane]] = index
@@ -85,13 +86,13 @@ class Volume:
         return (stored.astype(np.float64) * slope + intercept).astype(np.float32)
 
     def uncut(self, slices: np.ndarray, plane: str) -> np.ndarray:
-        """Slices as [`cut`] gives them as a volume is stored, a view of them: `(number, height, width, …)` becomes
-        `(i, j, k, …)`."""
+        """Return slices as [`cut`] gives them in the axes of the stored volume, as a view: `(number, height, width, …)`
+        becomes `(i, j, k, …)`."""
         canonical = np.moveaxis(np.rot90(slices, -1, axes=(1, 2)), 0, PLANES[plane])
         return apply_orientation(canonical, ornt_transform(io_orientation(np.eye(4)), self.orientation))
 
     def window(self, percentiles: Sequence[float]) -> tuple[float, float]:
-        """Percentiles of the values that are not 0; of at most 16 million, evenly spread, of larger volumes.
+        """Return percentiles of the values that are not 0; of at most 16 million, evenly spread, of larger volumes.
 
         Raises:
             ValueError: if there are none.
@@ -106,24 +107,24 @@ class Volume:
 
 
 def is_volume(path: Path) -> bool:
-    """Whether a path is that of a NIfTI file or of a folder, as a DICOM series is."""
+    """Return whether a path is that of a NIfTI file or of a folder, as a DICOM series is."""
     return path.is_dir() or path.name.lower().endswith(NIFTI)
 
 
 def files_of(path: Path) -> list[Path]:
-    """The file, or of a series all that its folder has."""
+    """Return the file, or all files in the folder of a series."""
     return sorted(file for file in path.iterdir() if file.is_file()) if path.is_dir() else [path]
 
 
 def open_volume(path: Path) -> Volume:
-    """A NIfTI file, or a folder with the files of a DICOM series.
+    """Open a NIfTI file, or a folder with the files of a DICOM series.
 
     What is compressed is unpacked into an unnamed temporary file, so that any slice is read without the others.
 
     Raises:
         ValueError: in one line that names the file, if it cannot be read, has not three axes, no spacing, colors, or
             values that are NaN or infinite; of a series see
-            [`~modeling_vitp.images.dicom_series.read_series`], whose padding becomes the least value.
+            [`~modeling_vitp.images.dicom.read_series`], whose padding becomes the least value.
         FileNotFoundError: if there is none.
     """
     if not path.exists():
@@ -132,7 +133,7 @@ def open_volume(path: Path) -> Volume:
 
 
 def open_series(folder: Path) -> Volume:
-    from .dicom_series import read_series
+    from .dicom import read_series  # needs pydicom
 
     values, affine = read_series(folder)
     low = min((float(np.nanmin(part)) for part in values.T if np.isfinite(part).any()), default=0.0)
@@ -174,7 +175,7 @@ def open_nifti(path: Path) -> Volume:
 
 
 def has_spacing(image: nibabel.spatialimages.SpatialImage) -> bool:
-    """Whether a header has the size of a voxel; nibabel takes 1 for a size of 0."""
+    """Return whether a header has the size of a voxel; nibabel takes 1 for a size of 0."""
     if isinstance(image, nibabel.Nifti1Image):
         with ImageOpener(image.file_map["image"].filename) as file:
             stored = type(image.header).from_fileobj(file, check=False)
@@ -193,7 +194,7 @@ def map_file(path: Path, proxy: nibabel.arrayproxy.ArrayProxy) -> np.memmap:
 
 
 def check_same_place(volumes: Sequence[Volume]) -> None:
-    """Raises a `ValueError` that names one that is of another shape or place than the first, or turned otherwise."""
+    """Raise a `ValueError` that names a volume of another shape, place or orientation than the first."""
     first = volumes[0]
     for other in volumes[1:]:
         if other.canonical_shape != first.canonical_shape:
@@ -204,9 +205,74 @@ def check_same_place(volumes: Sequence[Volume]) -> None:
             raise ValueError(f"{other.path} lies elsewhere than {first.path}: their affines differ.")
 
 
-def to_grey(values: np.ndarray, window: tuple[float, float], path: Path) -> np.ndarray:
-    """A slice in 8 bits, uint8: black below the window, white above."""
+def to_gray(values: np.ndarray, window: tuple[float, float], path: Path) -> np.ndarray:
+    """Return a slice as uint8: black below the window, white above."""
     low, high = window
     if not low < high:
         raise ValueError(f"{path}: the window from {low} to {high} is empty.")
     return (255 * np.clip((values - low) / (high - low), 0, 1)).round().astype(np.uint8)
+
+
+def check_cut(plane: str, window: Sequence[float] | None, percentiles: Sequence[float] | None) -> None:
+    """Raise a `ValueError` if plane, window or percentiles do not say how volumes become images."""
+    if plane not in PLANES:
+        raise ValueError(f"plane={plane!r} is none of {sorted(PLANES)}.")
+    if (window is None) == (percentiles is None):
+        raise ValueError("Volumes need either `window` or `percentiles`: which values become black and white.")
+    name, pair = ("percentiles", percentiles) if window is None else ("window", window)
+    are_numbers = all(isinstance(value, (int, float)) and not isinstance(value, bool) for value in pair)
+    if len(pair) != 2 or not are_numbers or not pair[0] < pair[1]:
+        raise ValueError(f"{name}={list(pair)}: volumes need two numbers, black first.")
+
+
+class VolumeSlices:
+    """The slices of a volume, or of several that are the channels of one, as 8-bit images, and of its mask.
+
+    Args:
+        paths: one volume, or three.
+        plane: `"axial"`, `"coronal"` or `"sagittal"`.
+        window: low and high value of the volumes' own units, which become black and white.
+        percentiles: instead, low and high in [0, 100] of each volume's values that are not 0.
+        mask: the volume of the mask, if there is one.
+
+    Raises:
+        ValueError: names the volume that cannot be read (see [`~modeling_vitp.images.volumes.open_volume`]), or is of
+            another shape or place than the first.
+    """
+
+    def __init__(
+        self,
+        paths: Sequence[Path],
+        plane: str,
+        window: Sequence[float] | None,
+        percentiles: Sequence[float] | None,
+        mask: Path | None = None,
+    ):
+        if len(paths) not in (1, 3):
+            raise ValueError(f"{len(paths)} volumes cannot be the channels of an image: give one, or three.")
+        self.plane = plane
+        self.volumes = [open_volume(path) for path in paths]
+        self.labels = None if mask is None else open_volume(mask)
+        check_same_place(self.volumes if mask is None else [*self.volumes, self.labels])
+        self.windows = [tuple(window) if window else volume.window(percentiles) for volume in self.volumes]
+
+    def __len__(self) -> int:
+        return self.volumes[0].number(self.plane)
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Height and width of a slice."""
+        return self.volumes[0].size(self.plane)
+
+    def image(self, index: int) -> PIL.Image.Image:
+        pairs = zip(self.volumes, self.windows)
+        channels = [to_gray(volume.cut(self.plane, index), window, volume.path) for volume, window in pairs]
+        return PIL.Image.fromarray(channels[0] if len(channels) == 1 else np.stack(channels, -1))
+
+    def mask(self, index: int) -> np.ndarray:
+        """Return the mask of a slice, uint8 of shape `(height, width)`."""
+        values = self.labels.cut(self.plane, index)
+        labels = values.astype(np.uint8)
+        if (labels != values).any():
+            raise ValueError(f"The mask {self.labels.path} has values that are no whole numbers from 0 to 255.")
+        return labels

@@ -17,8 +17,7 @@ from datasets import Dataset, Features, Image, IterableDataset, Json, List, Valu
 from datasets.utils.file_utils import xopen
 
 from ..image_processing_vitp import ViTPImageProcessor
-from ..images.fetching import OF_THE_WEB, fetch, is_url
-from ..images.reading import Picture, below, picture_size, read_picture
+from ..images.reading import OF_THE_WEB, Picture, below, fetch, is_url, picture_size, read_picture
 from ..input_spec import InputSpec
 from ..messages import message_texts
 from ..vrl import keyed_generator
@@ -51,7 +50,7 @@ def load_images(example: dict[str, Any], spec: InputSpec | None = None) -> list:
 
     What Pillow does not read in full, of more than 8 bits or of other bands than colors, becomes an array of shape
     `(bands, height, width)`, for an [`InputSpec`]. One that is named by URL is fetched only if that is asked for, see
-    [`~modeling_vitp.images.fetching`].
+    [`~modeling_vitp.images.reading`].
 
     Args:
         spec: how they will be read, see [`~modeling_vitp.images.reading.read_picture`].

@@ -19,7 +19,7 @@ import torch
 
 from ..cards.sections import table
 from ..dense.data import DenseData
-from ..images.components import colors_of, principal_scores
+from ..images.pixels import colors_of, principal_scores
 from .backbones import Backbone, PatchPixels, load_backbone
 from .few_labels import Labels
 from .segmentation import Probe, Segmentation, interpolate

@@ -7,8 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..images.cases import patient_of
-from ..images.reading import identity
+from ..images.reading import identity, patient_of
 from .values import check_type
 
 CASES = ("patient", "case")  # fields by which files belong together

@@ -13,8 +13,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from datasets import Dataset
 
-from ..images.cases import packed_key
-from ..images.reading import read_picture
+from ..images.reading import packed_key, read_picture
 from ..images.volumes import files_of
 from ..instructions.rows import content_of
 from .files import FileSample

@@ -20,7 +20,7 @@ from transformers import Trainer, TrainerCallback
 from transformers.integrations import TensorBoardCallback, TrackioCallback, WandbCallback
 
 from ..command.errors import one_line
-from ..images.components import align_scores, colors_of, principal_scores
+from ..images.pixels import align_scores, colors_of, principal_scores
 
 logger = logging.getLogger(__name__)
 FOLDER, COMPONENTS = "watch", "components.safetensors"

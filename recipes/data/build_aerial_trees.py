@@ -23,7 +23,7 @@ from pathlib import Path
 from datasets import Dataset, Features, Image, List, Value
 from PIL import Image as PILImage
 
-from modeling_vitp.images.windows import window_starts
+from modeling_vitp.images.reading import window_starts
 from modeling_vitp.instructions.from_annotations.formats import voc_objects
 from modeling_vitp.recipes.data.wheels import open_wheel
 

@@ -22,7 +22,7 @@ from faster_coco_eval.core import mask as run_lengths
 from PIL import Image as PILImage
 from rasterio.errors import NotGeoreferencedWarning
 
-from modeling_vitp.images.windows import window_starts
+from modeling_vitp.images.reading import window_starts
 from modeling_vitp.recipes.data.wheels import open_wheel
 
 SIZE, STRIDES = 128, {"train": 32, "test": 128}

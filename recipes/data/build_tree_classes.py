@@ -20,7 +20,7 @@ from pathlib import Path
 from datasets import Dataset, load_dataset
 from PIL import Image
 
-from modeling_vitp.images.windows import window_starts
+from modeling_vitp.images.reading import window_starts
 from modeling_vitp.instructions.boxes import Box
 from modeling_vitp.recipes.data.build_tree_masks import SAMPLE, places
 

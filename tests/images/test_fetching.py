@@ -12,7 +12,7 @@ from pictures import picture
 from sample_rows import encoded_image
 
 from modeling_vitp import ViTPDataCollator
-from modeling_vitp.images import fetching
+from modeling_vitp.images import reading
 from modeling_vitp.instructions.lengths import SampleLength
 from modeling_vitp.instructions.mixture_file import Source
 from modeling_vitp.instructions.rows import image_size, load_images
@@ -61,7 +61,7 @@ def server():
 
 @pytest.fixture
 def asked_for(monkeypatch):
-    monkeypatch.setenv(fetching.VARIABLE, "1")
+    monkeypatch.setenv(reading.FETCH_VARIABLE, "1")
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
 
 
@@ -87,7 +87,7 @@ def rows_of(url):
 def test_nothing_is_fetched_that_is_not_asked_for(server, processor, monkeypatch, offline):
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", offline)
     if offline:
-        monkeypatch.setenv(fetching.VARIABLE, "1")
+        monkeypatch.setenv(reading.FETCH_VARIABLE, "1")
     collator = ViTPDataCollator(processor)
     for row in rows_of(f"{server.url}/a.png"):
         with pytest.raises(ValueError, match="is a URL, |names an image in a part of its own"):
@@ -112,8 +112,8 @@ def test_what_is_asked_for_is_fetched(server, asked_for, processor):
 
 
 def test_fetching_has_an_end(server, asked_for, monkeypatch):
-    monkeypatch.setattr(fetching, "MOST_SECONDS", 1)
-    monkeypatch.setattr(fetching, "MOST_BYTES", 3 << 20)
+    monkeypatch.setattr(reading, "FETCH_SECONDS", 1)
+    monkeypatch.setattr(reading, "FETCH_BYTES", 3 << 20)
     for name, said in (("endless", "more than 3 MiB"), ("slow", "after 1 s"), ("none", "404"), ("moved", "fetched")):
         start = time.monotonic()
         with pytest.raises(ValueError, match=f"{server.url}/{name}.*{said}"):

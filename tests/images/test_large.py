@@ -9,9 +9,8 @@ import rasterio
 from PIL import Image
 
 from modeling_vitp import InputSpec, ViTPSegmentationImageProcessor
-from modeling_vitp.images.large import open_images
+from modeling_vitp.images.large import open_images, ranged
 from modeling_vitp.images.pixels import to_pixels
-from modeling_vitp.images.ranges import ranged
 from modeling_vitp.images.reading import read_image
 
 HEIGHT, WIDTH = 24, 36

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from modeling_vitp.images.unfinished import LineFile, RowFile, appears_whole, digest, part_of
+from modeling_vitp.images.large import LineFile, RowFile, appears_whole, part_path, weights_digest
 
 
 def test_lines_and_rows_that_were_cut_short_are_taken_off(tmp_path):
@@ -44,20 +44,20 @@ def test_a_file_that_fails_does_not_appear(tmp_path):
     with pytest.raises(ZeroDivisionError), appears_whole(path) as unfinished:
         unfinished.write_text(str(1 / 0))
     assert not path.exists()
-    assert part_of([path]) == tmp_path / "result.part"
+    assert part_path([path]) == tmp_path / "result.part"
     with appears_whole(path) as unfinished:
         unfinished.write_text("whole")
         assert not path.exists()
     assert path.read_text() == "whole" and list(tmp_path.iterdir()) == [path]
     with pytest.raises(FileExistsError, match="result exists: delete it, or give another name"):
-        part_of([tmp_path / "other", path])
+        part_path([tmp_path / "other", path])
     with pytest.raises(FileNotFoundError, match="none/a.tif: there is no folder .*none"):
-        part_of([tmp_path / "none" / "a.tif"])
+        part_path([tmp_path / "none" / "a.tif"])
 
 
 def test_weights_have_the_same_hash_if_they_are_the_same():
     torch.manual_seed(0)
     one, other = torch.nn.Linear(3, 2), torch.nn.Linear(3, 2)
-    assert digest(one) != digest(other)
+    assert weights_digest(one) != weights_digest(other)
     other.load_state_dict(one.state_dict())
-    assert digest(one) == digest(other) != digest(other.to(torch.bfloat16))
+    assert weights_digest(one) == weights_digest(other) != weights_digest(other.to(torch.bfloat16))

@@ -4,7 +4,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from modeling_vitp.images.windows import window_starts, windows
+from modeling_vitp.images.reading import window_starts, windows
 
 
 @given(st.integers(1, 40), st.integers(1, 40), st.integers(1, 20), st.data())

@@ -24,7 +24,7 @@ from transformers import AutoModel
 from views import draw_foreground, draw_heads
 
 from modeling_vitp import ViTPVisionConfig, ViTPVisionModel, export_backbone
-from modeling_vitp.images.components import align_scores, colors_of, principal_scores
+from modeling_vitp.images.pixels import align_scores, colors_of, principal_scores
 
 MEAN, STD = np.array([0.485, 0.456, 0.406]), np.array([0.229, 0.224, 0.225])
 GRIDS = {"odd": (61, 83), "tall": (400, 30), "one pixel wide": (500, 1), "one pixel high": (1, 77), "square": (56, 56)}

@@ -17,7 +17,7 @@ from transformers import (
     ViTImageProcessor,
 )
 
-from modeling_vitp.images.components import principal_scores
+from modeling_vitp.images.pixels import principal_scores
 
 KINDS = ("vit", "dinov2", "dinov3", "clip", "siglip")
 SMALL = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 48}

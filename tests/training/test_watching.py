@@ -20,7 +20,7 @@ from torch import nn
 from training_run import make_trainer, summary
 from transformers import TrainerCallback
 
-from modeling_vitp.images.components import colors_of, principal_scores
+from modeling_vitp.images.pixels import colors_of, principal_scores
 from modeling_vitp.training.checkpointing import last_checkpoint
 from modeling_vitp.training.watching import TAG, Watcher, choose, component_colors
 

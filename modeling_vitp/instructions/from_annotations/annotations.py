@@ -18,9 +18,7 @@ import numpy as np
 from PIL import Image
 from tqdm.auto import tqdm
 
-from ...images.cases import content_digest, patient_of
-from ...images.reading import below, stored_orientation, stored_size
-from ...images.windows import Window
+from ...images.reading import Window, below, content_digest, patient_of, stored_orientation, stored_size
 from ..boxes import Box, box_area, clip
 
 UNSPLIT = "all"

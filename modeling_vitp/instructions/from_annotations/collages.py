@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 
 from ...image_processing_vitp import PIL_8BIT_MODES
-from ...images.windows import Window
+from ...images.reading import Window
 from ...vrl import keyed_generator
 from ..boxes import Box
 from ..pieces import encode_collage

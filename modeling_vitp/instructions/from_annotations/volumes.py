@@ -11,8 +11,7 @@ import numpy as np
 from PIL import Image
 
 from ...images.reading import is_dicom_file
-from ...images.slices import VolumeSlices, check_cut
-from ...images.volumes import NIFTI
+from ...images.volumes import NIFTI, VolumeSlices, check_cut
 from .annotations import UNSPLIT, AnnotatedImage, Labels, Layout, split_in
 from .masks import numbered, regions_of
 
@@ -34,7 +33,7 @@ class Volumes(Layout):
 
     Args:
         plane, intensities, percentiles: which slices are cut, and what becomes black and white, see
-            [`~modeling_vitp.images.slices.VolumeSlices`].
+            [`~modeling_vitp.images.volumes.VolumeSlices`].
     """
 
     subject = "regions"

@@ -11,8 +11,7 @@ from PIL import Image, UnidentifiedImageError
 from rasterio.enums import ColorInterp
 from rasterio.errors import NotGeoreferencedWarning
 
-from ...images.reading import is_dicom_file, is_tiff, open_tiff, read_picture, said
-from ...images.windows import Window, windows
+from ...images.reading import Window, is_dicom_file, is_tiff, open_raster, read_picture, said, windows
 from ..boxes import box_area, clip
 from .annotations import AnnotatedImage
 
@@ -75,7 +74,7 @@ def image_bytes(image: AnnotatedImage) -> list[dict]:
 def tiff_window(path: Path, window: Window) -> bytes | None:
     """A window of a TIFF as one, if it has bands or a depth that PNG has no place for, or Pillow cannot decode it."""
     left, top, right, bottom = window
-    with open_tiff(path) as scene, rasterio.MemoryFile() as memory, warnings.catch_warnings():
+    with open_raster(path) as scene, rasterio.MemoryFile() as memory, warnings.catch_warnings():
         if (scene.count, scene.dtypes[0]) in OF_PNG and opens(path):
             return None
         warnings.simplefilter("ignore", NotGeoreferencedWarning)

@@ -22,7 +22,7 @@ from annotated_images import (
 )
 
 from modeling_vitp import ViTPDataCollator
-from modeling_vitp.images.windows import window_starts
+from modeling_vitp.images.reading import window_starts
 
 
 @pytest.fixture(scope="module", params=LAYOUTS)
