@@ -6,12 +6,18 @@ import zlib
 import numpy as np
 import pytest
 import rasterio
+import torch
+from datasets import Dataset, Features
+from datasets import Image as ImageFeature
 from PIL import Image
 
 from modeling_vitp import InputSpec, ViTPSegmentationImageProcessor
-from modeling_vitp.images.large import open_images, ranged
+from modeling_vitp.dense.data import ImageFiles, LabelEncoding, Rows
+from modeling_vitp.detection.data import ObjectImages, Place
+from modeling_vitp.images.large import LineFile, RowFile, appears_whole, open_images, part_path, ranged, weights_digest
 from modeling_vitp.images.pixels import to_pixels
 from modeling_vitp.images.reading import read_image
+from modeling_vitp.training.files import FileSample
 
 HEIGHT, WIDTH = 24, 36
 RNG = np.random.default_rng(0)
@@ -20,6 +26,8 @@ ALPHA = np.full((HEIGHT, WIDTH), 255, dtype=np.uint8)
 ALPHA[:8] = RNG.integers(0, 256, (8, WIDTH))
 ALPHA[:, :9] = 0
 COLORS[ALPHA == 0] = 0  # as mosaics have it
+SPEC = {"percentiles": [2, 98]}
+ENCODING = LabelEncoding([{"name": "a"}, {"name": "b"}])
 RGBA, LA = np.dstack([COLORS, ALPHA]), np.dstack([COLORS[..., 0], ALPHA])
 
 
@@ -39,9 +47,11 @@ def write_png(path, pixels, bits, color, chunks=()):
 
 
 def write_tiff(path, pixels, **profile):
-    size = {"height": HEIGHT, "width": WIDTH, "count": pixels.shape[2], "dtype": pixels.dtype}
-    with rasterio.open(path, "w", driver="GTiff", **size, **profile) as file:
+    pixels = np.atleast_3d(pixels)
+    size = dict(zip(("height", "width", "count"), pixels.shape))
+    with rasterio.open(path, "w", driver="GTiff", dtype=pixels.dtype, **size, **profile) as file:
         file.write(pixels.transpose(2, 0, 1))
+    return path
 
 
 def in_training(path, spec):
@@ -123,3 +133,108 @@ def test_colors_of_16_bits_are_as_they_are_stored(tmp_path):
     seen, no_data, _ = in_rows(tmp_path / "a.tif", None)
     np.testing.assert_allclose(seen, COLORS.transpose(2, 0, 1), atol=1e-3)
     np.testing.assert_array_equal(no_data, ALPHA == 0)
+
+
+def predicted(path):
+    """Grey as `predict_large` shows the file to a model."""
+    processor = ViTPSegmentationImageProcessor(input_spec=SPEC, do_normalize=False)
+    with open_images([path], processor) as (image,):
+        return 255 * image.inputs(image.read(0, image.dataset.height))["pixel_values"][0, 0]
+
+
+def water_and_land():
+    """Of 64 x 128 pixels; each half for itself has values that differ little."""
+    return np.concatenate([RNG.normal(300, 20, (64, 64)), RNG.normal(3000, 20, (64, 64))], axis=1).astype(np.uint16)
+
+
+def windowed(pixels, valid=None):
+    low, high = np.percentile(pixels[valid] if valid is not None else pixels, (2, 98))
+    return 255 * np.clip((pixels - low) / (high - low), 0, 1)
+
+
+@pytest.mark.parametrize("suffix", ["tif", "png"])
+def test_a_tile_has_the_percentiles_of_its_image(tmp_path, suffix):
+    pixels = water_and_land()
+    path = tmp_path / f"a.{suffix}"
+    write_tiff(path, pixels) if suffix == "tif" else Image.fromarray(pixels).save(path)
+    samples = ImageFiles([FileSample("a", {}, (path,), None)], ENCODING, SPEC, {"size": 64, "overlap": 0})
+    tiles = torch.cat([samples[index]["images"][0][0] for index in range(len(samples))], dim=1).float()
+    np.testing.assert_allclose(tiles, windowed(pixels), atol=0.51)
+    np.testing.assert_allclose(tiles, predicted(path), atol=0.51)
+    places = [Place("a", "a", path, (64, 128), window, None) for window in [(0, 0, 64, 64), (64, 0, 128, 64)]]
+    images = ObjectImages(places, SPEC)
+    assert torch.cat([images.image(index)[0] for index in range(2)], dim=1).float().equal(tiles)
+    rows = Dataset.from_dict({"image": [str(path)]}, features=Features({"image": ImageFeature(decode=False)}))
+    images = ObjectImages([Place("a", "a", 0, (64, 128), place.window, None) for place in places], SPEC, rows=rows)
+    assert torch.cat([images.image(index)[0] for index in range(2)], dim=1).float().equal(tiles)
+
+
+@pytest.mark.parametrize(("dtype", "nodata"), [("float32", -9999), ("float32", np.nan), ("uint16", 65535)])
+def test_pixels_without_data_count_as_little_in_training_as_in_prediction(tmp_path, dtype, nodata):
+    pixels = RNG.normal(500, 100, (64, 96)).clip(0).astype(dtype)
+    pixels[:, :10] = nodata
+    path = write_tiff(tmp_path / "a.tif", pixels, nodata=nodata)
+    valid = np.zeros(pixels.shape, dtype=bool)
+    valid[:, 10:] = True
+    files = ImageFiles([FileSample("a", {}, (path,), None)], ENCODING, SPEC)
+    stored = Dataset.from_dict({"image": [str(path)]}, features=Features({"image": ImageFeature(decode=False)}))
+    for samples in (files, Rows(stored, ENCODING, SPEC)):
+        found = samples[0]["images"][0][0].float()
+        np.testing.assert_allclose(found[valid], windowed(pixels, valid)[valid], atol=0.51)
+        np.testing.assert_allclose(found, predicted(path), atol=0.51)
+
+
+def test_lines_and_rows_that_were_cut_short_are_taken_off(tmp_path):
+    with LineFile(tmp_path / "lines", {"of": 1}) as lines:
+        lines.append([{"a": 1}, "ü"])
+        lines.append([])
+    with RowFile(tmp_path / "rows", (2, 3), {"of": 1}) as rows:
+        rows.append(np.arange(12, dtype=np.uint8).reshape(2, 2, 3))
+    for name in ("lines", "rows"):
+        with open(tmp_path / name, "ab") as file:
+            file.write(b'[{"a"')
+    with LineFile(tmp_path / "lines", {"of": 1}) as lines, RowFile(tmp_path / "rows", (2, 3), {"of": 1}) as rows:
+        assert len(lines) == len(rows) == 2
+        lines.append({"b": 0.1})
+        rows.append(np.full((1, 2, 3), 7, dtype=np.uint8))
+        assert list(lines) == list(lines) == [[{"a": 1}, "ü"], [], {"b": 0.1}]
+        assert [top for top, _ in rows.read(2)] == [0, 2]
+        np.testing.assert_array_equal(
+            np.concatenate([part for _, part in rows.read(2)]).ravel(), [*range(12), *[7] * 6]
+        )
+        lines.delete()
+        rows.delete()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_was_begun_with_something_else_is_refused(tmp_path):
+    with LineFile(tmp_path / "lines", {"of": [1, 2], "by": (3,)}):
+        pass
+    with LineFile(tmp_path / "lines", {"of": [1, 2], "by": [3]}):
+        pass
+    with pytest.raises(ValueError, match="lines was begun with other by: go on with the same, or delete it"):
+        LineFile(tmp_path / "lines", {"of": [1, 2], "by": [4]}).__enter__()
+
+
+def test_a_file_that_fails_does_not_appear(tmp_path):
+    path = tmp_path / "result"
+    with pytest.raises(ZeroDivisionError), appears_whole(path) as unfinished:
+        unfinished.write_text(str(1 / 0))
+    assert not path.exists()
+    assert part_path([path]) == tmp_path / "result.part"
+    with appears_whole(path) as unfinished:
+        unfinished.write_text("whole")
+        assert not path.exists()
+    assert path.read_text() == "whole" and list(tmp_path.iterdir()) == [path]
+    with pytest.raises(FileExistsError, match="result exists: delete it, or give another name"):
+        part_path([tmp_path / "other", path])
+    with pytest.raises(FileNotFoundError, match="none/a.tif: there is no folder .*none"):
+        part_path([tmp_path / "none" / "a.tif"])
+
+
+def test_weights_have_the_same_hash_if_they_are_the_same():
+    torch.manual_seed(0)
+    one, other = torch.nn.Linear(3, 2), torch.nn.Linear(3, 2)
+    assert weights_digest(one) != weights_digest(other)
+    other.load_state_dict(one.state_dict())
+    assert weights_digest(one) == weights_digest(other) != weights_digest(other.to(torch.bfloat16))
