@@ -12,7 +12,6 @@ from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import default_collate
 from trl.data_utils import prepare_multimodal_messages
 
-from ..images.shared_batches import ToStack, share_batch
 from ..messages import check_answers, check_messages, is_given, place_images
 from ..processing_vitp import ViTPProcessor
 from ..vrl import check_apply_prob, check_drop_ratio, check_warmup_steps, keyed_generator
@@ -94,7 +93,6 @@ class ViTPDataCollator:
         check_warmup_steps(self.vrl_warmup_steps)
         self._mask_id = mask_token_id(self.processor) if check_mask_ratio(self.answer_mask_ratio) > 0 else None
         self._encoder: ConversationEncoder | None = None
-        self._is_last = False
         # In shared memory, so that persistent workers, which keep the copy they were started with, see it change.
         self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()
         if self.on_error not in ("raise", "skip"):
@@ -136,14 +134,12 @@ class ViTPDataCollator:
 
     def with_raw_tiles(self) -> "ViTPDataCollator":
         """The same collator, but `pixel_values` of 8-bit images are uint8, as [`RawTileProcessor`] leaves them, unless
-        another image in the batch is none, and its batches are for a data loader alone, see [`share_batch`]. Epoch and
-        counts are those of this collator.
+        another image in the batch is none. Epoch and counts are those of this collator.
         """
         image_processor = RawTileProcessor.of(self.processor.image_processor)
         if image_processor is None:
             return self
         raw = copy.copy(self)
-        raw._is_last = True
         raw.processor = copy.copy(self.processor)
         raw.processor.image_processor = image_processor
         raw._encoder = ConversationEncoder(raw.processor) if ConversationEncoder.can_encode(raw.processor) else None
@@ -170,7 +166,7 @@ class ViTPDataCollator:
         with_images = [sample for sample in samples if "pixel_values" in sample]
         if with_images:
             tiles = self._alike([tile for sample in with_images for tile in sample["pixel_values"]])
-            batch["pixel_values"] = ToStack(tiles) if self._is_last else default_collate(tiles)
+            batch["pixel_values"] = stack(tiles)
         if "position_ids" in samples[0]:
             batch["position_ids"] = self._pad(samples, "position_ids", 0)
             if with_images:
@@ -179,8 +175,7 @@ class ViTPDataCollator:
                 batch["visual_token_indices"] = torch.cat(
                     [sample["visual_token_indices"] + start for sample, start in zip(with_images, starts)]
                 )
-        batch = lay_end_to_end(batch) if self.padding_free else batch
-        return share_batch(batch) if self._is_last else batch
+        return lay_end_to_end(batch) if self.padding_free else batch
 
     def _alike(self, tiles: list[torch.Tensor]) -> list[torch.Tensor]:
         """All normalised if one is."""
@@ -361,6 +356,13 @@ class ViTPDataCollator:
         excess = -padded.shape[1] % self.pad_to_multiple_of
         sides = (excess, 0) if self.padding_side == "left" else (0, excess)
         return torch.nn.functional.pad(padded, sides, value=value)
+
+
+def stack(tiles: list[torch.Tensor]) -> torch.Tensor:
+    """Stack tiles `(channels, height, width)`, in a worker into shared memory, with the axes in memory as they are."""
+    if tiles[0].stride(0) != 1:
+        return default_collate(tiles)
+    return default_collate([tile.movedim(0, -1) for tile in tiles]).movedim(-1, 1)
 
 
 def with_raw_tiles(collator: Any) -> Any:

@@ -7,11 +7,10 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torch.utils.data import DataLoader, Dataset, Subset
+from torch.utils.data import DataLoader, Dataset, Subset, default_collate
 from tqdm import tqdm
 
 from ..command.shards import Shard
-from ..images.shared_batches import ToStack, share_batch
 from .backbones import Backbone, Preprocessing
 
 
@@ -34,7 +33,7 @@ def collate(pixels: list[torch.Tensor]) -> dict[str, torch.Tensor]:
         raise ValueError(
             f"The image processor gives images of different size, {sizes[0]} and {sizes[1]}: give image_size."
         )
-    return share_batch({"pixel_values": ToStack(pixels)})
+    return default_collate([{"pixel_values": image} for image in pixels])
 
 
 def extract(

@@ -6,7 +6,6 @@ import torch
 from transformers import Trainer, TrainerCallback
 
 from ..convert.finite import not_finite
-from ..images.shared_batches import share_batch
 from .stops import RunStopped
 
 SAMPLES = "sample_ids"
@@ -14,10 +13,7 @@ SMALLEST_SCALE = 1.0  # of a GradScaler: gradients that are not finite at it are
 
 
 class NamedBatches:
-    """A collator whose batches carry the ids of their rows, under `sample_ids`; [`take_names`] takes them out.
-
-    From a worker they go as [`share_batch`] sends them.
-    """
+    """A collator whose batches carry the ids of their rows, under `sample_ids`; [`take_names`] takes them out."""
 
     def __init__(self, collator):
         self.collator = collator
@@ -25,7 +21,7 @@ class NamedBatches:
     def __call__(self, examples: list[dict[str, Any] | None]) -> dict[str, Any]:
         # Before the collator, which may change the rows.
         names = [str(row["id"]) for row in examples if isinstance(row, dict) and row.get("id") is not None]
-        batch = share_batch(self.collator(examples))
+        batch = self.collator(examples)
         batch[SAMPLES] = names
         return batch
 

@@ -90,7 +90,7 @@ def seconds_by_part(collator: ViTPDataCollator, rows: list[dict], batch_size: in
         (tv, "pil_to_tensor"),
         (RawTileProcessor, "resize"),
         (type(collator.processor.tokenizer), "__call__"),
-        (collating, "share_batch"),
+        (collating, "stack"),
     ]
     seconds = dict.fromkeys([*parts, "draw, template, check", "normalize"], 0.0)
     batches = [rows[start : start + batch_size] for start in range(0, len(rows), batch_size)]
