@@ -89,7 +89,7 @@ class ViTPConfig(ConfigNamesItsFiles, InternVLConfig):
     model_type = "vitp"
     sub_configs_defaults = {
         "text_config": SubConfigSpec(config_class=AutoConfig, model_type="qwen2"),
-        "vision_config": ViTPVisionConfig,
+        "vision_config": SubConfigSpec(config_class=ViTPVisionConfig),
     }
 
     vrl_drop_ratio: float | int = 0.0

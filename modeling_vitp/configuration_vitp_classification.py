@@ -2,6 +2,7 @@
 
 from huggingface_hub.dataclasses import strict
 from transformers import PreTrainedConfig
+from transformers.configuration_utils import SubConfigSpec
 
 from .configuration_vitp import ViTPVisionConfig, own_vision_config
 from .opening import ConfigNamesItsFiles
@@ -26,7 +27,7 @@ class ViTPImageClassificationConfig(ConfigNamesItsFiles, PreTrainedConfig):
     """
 
     model_type = "vitp_image_classification"
-    sub_configs_defaults = {"backbone_config": ViTPVisionConfig}
+    sub_configs_defaults = {"backbone_config": SubConfigSpec(config_class=ViTPVisionConfig)}
 
     backbone_config: dict | PreTrainedConfig | None = None
     pooling: str = "mean"

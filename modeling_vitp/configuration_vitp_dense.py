@@ -5,6 +5,7 @@ import dataclasses
 from huggingface_hub.dataclasses import strict
 from transformers import InternVLVisionConfig, PreTrainedConfig, UperNetConfig
 from transformers.backbone_utils import BackboneConfigMixin
+from transformers.configuration_utils import SubConfigSpec
 
 from .configuration_vitp import ViTPVisionConfig
 from .opening import ConfigNamesItsFiles
@@ -218,7 +219,7 @@ class ViTPSegmentationConfig(ConfigNamesItsFiles, UperNetConfig):
     """
 
     model_type = "vitp_segmentation"
-    sub_configs_defaults = {"backbone_config": ViTPAdapterConfig}
+    sub_configs_defaults = {"backbone_config": SubConfigSpec(config_class=ViTPAdapterConfig)}
 
     auxiliary_in_channels: int | None = None
     class_weights: list[float] | None = None

@@ -4,6 +4,7 @@ import math
 
 from huggingface_hub.dataclasses import strict
 from transformers import PreTrainedConfig
+from transformers.configuration_utils import SubConfigSpec
 
 from .configuration_vitp_dense import ViTPAdapterConfig, multi_scale_config
 from .opening import ConfigNamesItsFiles
@@ -67,7 +68,7 @@ class ViTPObjectDetectionConfig(ConfigNamesItsFiles, PreTrainedConfig):
     """
 
     model_type = "vitp_object_detection"
-    sub_configs_defaults = {"backbone_config": ViTPAdapterConfig}
+    sub_configs_defaults = {"backbone_config": SubConfigSpec(config_class=ViTPAdapterConfig)}
     num_box_values = 4
 
     backbone_config: dict | PreTrainedConfig | None = None

@@ -34,6 +34,14 @@ NEEDS_RASTERIO = "other bands than colors, and colors of more than 8 bits, need 
 PIL_8BIT_MODES = {"1", "L", "LA", "La", "P", "PA", "RGB", "RGBA", "RGBa", "RGBX", "CMYK", "YCbCr", "HSV"}
 
 
+def to_rgb(image: PIL.Image.Image) -> PIL.Image.Image:
+    """Convert an 8-bit image to RGB, with transparency composited onto white."""
+    if "A" in image.getbands() or image.info.get("transparency") is not None:
+        image = image.convert("RGBA")
+        image = PIL.Image.alpha_composite(PIL.Image.new("RGBA", image.size, (255, 255, 255, 255)), image)
+    return image.convert("RGB")
+
+
 class InputSpecImageProcessor(NamesItsFiles, TorchvisionBackend):
     """Reads 8-bit RGB images as transformers does, and all others by an [`InputSpec`].
 
@@ -161,7 +169,7 @@ class InputSpecImageProcessor(NamesItsFiles, TorchvisionBackend):
     ) -> torch.Tensor:
         """One image to a `(channels, height, width)` tensor in [0, 255]; see [`InputSpec`] for what is refused."""
         if is_pil_image(image) and spec is None and image.mode in PIL_8BIT_MODES and 0 not in image.size:
-            return super().process_image(image, do_convert_rgb=True, **kwargs)
+            return super().process_image(to_rgb(image), **kwargs)
         array = self.stored_bands(image, spec, input_data_format)
         if spec is None and array.dtype == torch.uint8 and array.shape[0] in (1, 3):
             rgb = array.expand(3, -1, -1)
@@ -177,7 +185,7 @@ class InputSpecImageProcessor(NamesItsFiles, TorchvisionBackend):
             if 0 in image.size:
                 raise ValueError(f"the image is empty: {image.size[0]} x {image.size[1]} pixels.")
             if image.mode in PIL_8BIT_MODES and image.mode not in ("L", "RGB"):
-                image = super().process_image(image, do_convert_rgb=True)
+                image = super().process_image(to_rgb(image))
                 input_data_format = ChannelDimension.FIRST
             else:
                 input_data_format = ChannelDimension.LAST

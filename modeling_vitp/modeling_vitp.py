@@ -3,6 +3,9 @@
 Every class overrides only what differs from its parent, and keeps the parent's parameter names.
 """
 
+from collections.abc import Mapping
+from typing import Any
+
 import torch
 from torch import nn
 from transformers import InternVLForConditionalGeneration, InternVLModel, InternVLVisionModel, PreTrainedConfig
@@ -21,9 +24,7 @@ from transformers.models.internvl.modeling_internvl import (
     InternVLVisionModelOutputWithPooling,
     InternVLVisionPreTrainedModel,
 )
-from transformers.utils.deprecation import deprecate_kwarg
 from transformers.utils.generic import can_return_tuple, merge_with_config_defaults
-from transformers.utils.output_capturing import select_hidden_states
 
 from .configuration_vitp import ViTPConfig, ViTPVisionConfig, patch_grid
 from .opening import NamesItsFiles, naming, way_to_vit
@@ -177,7 +178,6 @@ class ViTPModel(CheckpointsOfOurs, InternVLModel):
 
     @merge_with_config_defaults
     @can_return_tuple
-    @select_hidden_states("vision_feature_layer")
     def get_image_features(
         self,
         pixel_values: torch.Tensor,
@@ -200,6 +200,8 @@ class ViTPModel(CheckpointsOfOurs, InternVLModel):
             each token is a group of its own, so that `generate` can tell to which sample it belongs when it expands
             the batch for beams.
         """
+        if vision_feature_layer != -1:
+            kwargs["output_hidden_states"] = True
         vision_outputs = self.vision_tower(pixel_values=pixel_values.to(dtype=self.dtype), return_dict=True, **kwargs)
         if vision_feature_layer == -1:
             features = vision_outputs.last_hidden_state
@@ -218,14 +220,12 @@ class ViTPModel(CheckpointsOfOurs, InternVLModel):
         return vision_outputs
 
     @can_return_tuple
-    @deprecate_kwarg("past_key_values", "5.40.0", new_name="cache")
     def forward(
         self,
         input_ids: torch.LongTensor | None = None,
         pixel_values: torch.Tensor | None = None,
         attention_mask: torch.Tensor | None = None,
         position_ids: torch.LongTensor | None = None,
-        cache: Cache | None = None,
         inputs_embeds: torch.Tensor | None = None,
         vision_feature_layer: int | list[int] | None = None,
         vision_feature_select_strategy: str | None = None,
@@ -252,6 +252,7 @@ class ViTPModel(CheckpointsOfOurs, InternVLModel):
         logits nor gradients, but the ViT's gradients are zeros then and not `None`: processes that see no image take
         part in the gradient's reduction (DDP, FSDP2, ZeRO), and the optimizer treats the ViT the same on any number.
         """
+        cache = cache_in(kwargs)
         if position_ids is None:
             check_continuation(cache)
         compiling = torch.compiler.is_compiling()  # when values cannot be looked at
@@ -298,7 +299,6 @@ class ViTPModel(CheckpointsOfOurs, InternVLModel):
             pixel_values=pixel_values,
             attention_mask=attention_mask,
             position_ids=position_ids,
-            cache=cache,
             inputs_embeds=inputs_embeds,
             vision_feature_layer=vision_feature_layer,
             vision_feature_select_strategy=vision_feature_select_strategy,
@@ -306,8 +306,8 @@ class ViTPModel(CheckpointsOfOurs, InternVLModel):
             return_dict=True,
             **kwargs,
         )
-        if outputs.cache is not None and not compiling and jump_ahead(position_ids):
-            outputs.cache.positions_have_gaps = True
+        if not compiling and cache_in(outputs) is not None and jump_ahead(position_ids):
+            cache_in(outputs).positions_have_gaps = True
         return outputs
 
     def _check_no_image_tokens(self, input_ids: torch.LongTensor, cache: Cache | None) -> None:
@@ -340,6 +340,11 @@ class ViTPModel(CheckpointsOfOurs, InternVLModel):
             torch.zeros(1, config.num_channels, *config.image_size, device=device),
             torch.zeros(0, dtype=torch.long, device=device),
         )
+
+
+def cache_in(values: Mapping[str, Any]) -> Cache | None:
+    """Return the key-value cache among arguments or outputs, which older transformers calls `past_key_values`."""
+    return values.get("cache") if values.get("cache") is not None else values.get("past_key_values")
 
 
 def check_continuation(cache: Cache | None) -> None:
@@ -378,27 +383,25 @@ class ViTPForConditionalGeneration(CheckpointsOfOurs, InternVLForConditionalGene
         return self.model.get_image_features(pixel_values=pixel_values, **kwargs)
 
     def _prepare_position_ids_for_generation(self, inputs_tensor: torch.Tensor, model_kwargs: dict) -> torch.LongTensor:
-        check_continuation(model_kwargs.get("cache"))
+        check_continuation(cache_in(model_kwargs))
         return super()._prepare_position_ids_for_generation(inputs_tensor, model_kwargs)
 
-    @deprecate_kwarg("past_key_values", "5.40.0", new_name="cache")
     def prepare_inputs_for_generation(
         self,
         input_ids: torch.LongTensor,
         next_sequence_length: int | None = None,
-        cache: Cache | None = None,
         attention_mask: torch.LongTensor | None = None,
         inputs_embeds: torch.Tensor | None = None,
         is_first_iteration: bool | None = False,
         **kwargs,
     ) -> dict:
         # A model that drafts for another one is never told that a sequence begins, and would not be given its images.
+        cache = cache_in(kwargs)
         is_whole = next_sequence_length in (None, input_ids.shape[1])
         begins = is_first_iteration or (is_whole and cache is not None and cache.get_seq_length() == 0)
         return super().prepare_inputs_for_generation(
             input_ids,
             next_sequence_length=next_sequence_length,
-            cache=cache,
             attention_mask=attention_mask,
             inputs_embeds=inputs_embeds,
             is_first_iteration=begins,
@@ -406,14 +409,12 @@ class ViTPForConditionalGeneration(CheckpointsOfOurs, InternVLForConditionalGene
         )
 
     @can_return_tuple
-    @deprecate_kwarg("past_key_values", "5.40.0", new_name="cache")
     def forward(
         self,
         input_ids: torch.LongTensor | None = None,
         pixel_values: torch.Tensor | None = None,
         attention_mask: torch.Tensor | None = None,
         position_ids: torch.LongTensor | None = None,
-        cache: Cache | None = None,
         inputs_embeds: torch.Tensor | None = None,
         vision_feature_layer: int | list[int] | None = None,
         vision_feature_select_strategy: str | None = None,
@@ -435,7 +436,6 @@ class ViTPForConditionalGeneration(CheckpointsOfOurs, InternVLForConditionalGene
             pixel_values=pixel_values,
             attention_mask=attention_mask,
             position_ids=position_ids,
-            cache=cache,
             inputs_embeds=inputs_embeds,
             vision_feature_layer=vision_feature_layer,
             vision_feature_select_strategy=vision_feature_select_strategy,

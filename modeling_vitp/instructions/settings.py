@@ -8,9 +8,8 @@ from typing import Any
 import numpy as np
 import PIL.Image
 import torch
-from transformers.image_transforms import convert_to_rgb
 
-from ..image_processing_vitp import PIL_8BIT_MODES, ViTPImageProcessor
+from ..image_processing_vitp import PIL_8BIT_MODES, ViTPImageProcessor, to_rgb
 from ..input_spec import InputSpec
 
 SampleTransform = Callable[[dict[str, Any], torch.Generator], dict[str, Any]]
@@ -82,7 +81,7 @@ def degrade(image: PIL.Image.Image, generator: torch.Generator) -> PIL.Image.Ima
         raise ValueError(f"jpeg_degradation needs 8-bit images, not one of {kind}: leave it out of the source.")
     quality = torch.randint(75, 101, (), generator=generator).item()
     compressed = io.BytesIO()
-    PIL.Image.fromarray(convert_to_rgb(image, return_numpy=True)).save(compressed, format="JPEG", quality=quality)
+    to_rgb(image).save(compressed, format="JPEG", quality=quality)
     return PIL.Image.open(compressed).convert("RGB")
 
 
