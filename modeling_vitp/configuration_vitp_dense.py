@@ -212,6 +212,10 @@ class ViTPSegmentationConfig(ConfigNamesItsFiles, UperNetConfig):
     Args:
         backbone_config (`dict`, [`ViTPAdapterConfig`] or [`ViTPFeaturePyramidConfig`], *optional*):
             The ViT and what makes its features maps at four strides; an adapter if a dictionary names no `model_type`.
+        decode_head (`str`, defaults to `"upernet"`):
+            Name of the head that turns the maps into logits, see [`register_head`].
+        decode_head_kwargs (`dict`, *optional*):
+            Settings of that head. Those of UPerNet are fields of this configuration.
         class_weights (`list[float]`, *optional*):
             Weights of the classes in the loss, in the order of `id2label`.
 
@@ -222,6 +226,8 @@ class ViTPSegmentationConfig(ConfigNamesItsFiles, UperNetConfig):
     sub_configs_defaults = {"backbone_config": SubConfigSpec(config_class=ViTPAdapterConfig)}
 
     auxiliary_in_channels: int | None = None
+    decode_head: str = "upernet"
+    decode_head_kwargs: dict | None = None
     class_weights: list[float] | None = None
 
     def __post_init__(self, **kwargs):

@@ -1,6 +1,10 @@
-"""Semantic segmentation and change detection: transformers' UPerNet heads on ViTP's maps."""
+"""Semantic segmentation and change detection: a decode head, by default transformers' UPerNet, on ViTP's maps."""
+
+import inspect
+from collections.abc import Callable
 
 import torch
+from torch import nn
 from torch.nn import functional as F
 from transformers.modeling_outputs import BackboneOutput, SemanticSegmenterOutput
 from transformers.models.upernet.modeling_upernet import (
@@ -10,13 +14,54 @@ from transformers.models.upernet.modeling_upernet import (
 )
 from transformers.utils.generic import can_return_tuple
 
+from .config_settings import check_keys
 from .configuration_vitp_dense import ViTPChangeDetectionConfig, ViTPSegmentationConfig
 from .modeling_vitp_backbone import pad_to_multiple
 from .modeling_vitp_multi_scale import OnMultiScaleBackbone
 
+HEADS: dict[str, type[nn.Module]] = {}
+
+
+def register_head(name: str) -> Callable[[type[nn.Module]], type[nn.Module]]:
+    """Return a class decorator that registers a decode head for segmentation and change detection.
+
+    The head is made as `head(config, in_channels, **config.decode_head_kwargs)`, where `in_channels` are the widths of
+    the maps at strides 4, 8, 16 and 32. Its `forward` takes the four maps and returns logits of shape `(batch_size,
+    config.num_labels, …)` at any stride. A model is made with it by `decode_head=name`. To open a saved model that has
+    a head from outside this package, import the file that registers the head first.
+
+    Raises:
+        ValueError: if another class has this name.
+    """
+
+    def register(head: type[nn.Module]) -> type[nn.Module]:
+        known = HEADS.get(name, head)
+        if (known.__module__, known.__qualname__) != (head.__module__, head.__qualname__):
+            raise ValueError(f"A decode head named {name!r} is registered already: {known}. Use another name.")
+        HEADS[name] = head  # a notebook's cell may be run again
+        return head
+
+    return register
+
+
+def find_head(name: str, settings: dict | None = None) -> type[nn.Module]:
+    """Return the class of a registered decode head. Raise a `ValueError` for an unknown name or setting."""
+    if name not in HEADS:
+        raise ValueError(
+            f"Unknown decode_head {name!r}. Registered: {', '.join(HEADS)}. Import the file that registers it before "
+            "the model is made, or name the file in `plugins`."
+        )
+    check_keys("decode_head_kwargs", settings, [*inspect.signature(HEADS[name]).parameters][2:], HEADS[name].__name__)
+    return HEADS[name]
+
+
+register_head("upernet")(UperNetHead)
+
 
 class ViTPForSemanticSegmentation(OnMultiScaleBackbone, UperNetForSemanticSegmentation):
-    """UPerNet (arXiv 1807.10221) on the maps of [`ViTPAdapter`] or [`ViTPFeaturePyramid`]."""
+    """Segmentation model: a decode head, by default UPerNet (arXiv 1807.10221), on the maps of [`ViTPAdapter`] or
+    [`ViTPFeaturePyramid`].
+    """
 
     config: ViTPSegmentationConfig
     config_class = ViTPSegmentationConfig
@@ -26,7 +71,8 @@ class ViTPForSemanticSegmentation(OnMultiScaleBackbone, UperNetForSemanticSegmen
         super(UperNetForSemanticSegmentation, self).__init__(config)
         self.backbone = self.backbone_of(config)
         channels = [width * self.images_per_sample for width in self.backbone.channels]
-        self.decode_head = UperNetHead(config, in_channels=channels)
+        head = find_head(config.decode_head, config.decode_head_kwargs)
+        self.decode_head = head(config, channels, **(config.decode_head_kwargs or {}))
         self.auxiliary_head = UperNetFCNHead(config, in_channels=channels) if config.use_auxiliary_head else None
         self.post_init()
 
@@ -84,7 +130,7 @@ class ViTPForSemanticSegmentation(OnMultiScaleBackbone, UperNetForSemanticSegmen
 
 
 class ViTPForChangeDetection(ViTPForSemanticSegmentation):
-    """One backbone for both images of a pair; their maps, joined along the channels, under UPerNet."""
+    """One backbone for both images of a pair; their maps, joined along the channels, under the decode head."""
 
     config: ViTPChangeDetectionConfig
     config_class = ViTPChangeDetectionConfig
@@ -139,4 +185,4 @@ def paired(states: tuple[torch.Tensor | None, ...] | None) -> tuple[torch.Tensor
     return tuple(None if state is None else torch.stack(state.chunk(2), dim=1) for state in states)
 
 
-__all__ = ["ViTPForChangeDetection", "ViTPForSemanticSegmentation"]
+__all__ = ["ViTPForChangeDetection", "ViTPForSemanticSegmentation", "register_head"]

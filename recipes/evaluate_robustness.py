@@ -10,7 +10,7 @@ evaluation goes on: what is finished is not run again, and more models, corrupti
 from pathlib import Path
 
 from modeling_vitp.evaluation.arguments import RobustnessArguments
-from modeling_vitp.training.command_line import parse, run
+from modeling_vitp.training.command_line import load_plugins, parse, run
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -18,6 +18,7 @@ def main(argv: list[str] | None = None) -> int:
 
     from modeling_vitp.evaluation import robustness
 
+    load_plugins(args.plugins)
     metrics = robustness.evaluate_robustness(args)
     output_dir = Path(args.output_dir)
     robustness.draw(metrics, output_dir / "robustness.png")

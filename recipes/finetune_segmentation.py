@@ -9,7 +9,7 @@ a run goes on from its last checkpoint.
 from functools import partial
 
 from modeling_vitp.dense.arguments import DenseModelArguments, DenseSettings, FinetuneArguments
-from modeling_vitp.training.command_line import parse, run
+from modeling_vitp.training.command_line import load_plugins, parse, run
 
 WHOLE = (
     "modeling_vitp.dense.arguments.FinetuneArguments",
@@ -33,13 +33,13 @@ def main(
     import modeling_vitp
     from modeling_vitp.dense.data import DenseData, weigh_classes
     from modeling_vitp.dense.prediction import write_submission
-    from modeling_vitp.dense.trainer import DenseTrainer, load_dense_model, load_image_processor
+    from modeling_vitp.dense.trainer import DenseTrainer, check_dense_start, load_dense_model, load_image_processor
     from modeling_vitp.training import fine_tuning
-    from modeling_vitp.training.backbone_start import check_start
     from modeling_vitp.training.lock import check_free
 
     model_class = getattr(modeling_vitp, model_class)
-    check_start(model_class, model_args, training_args.do_train)
+    load_plugins(args.plugins)
+    check_dense_start(model_class, model_args, training_args.do_train)
     check_free(training_args.output_dir)
     set_seed(training_args.seed)
     data = DenseData.from_dict(args.data)

@@ -11,7 +11,7 @@ Started again, a run that was stopped goes on where it was.
 import argparse
 from pathlib import Path
 
-from modeling_vitp.training.command_line import find_config, parse_words, run
+from modeling_vitp.training.command_line import find_config, load_plugins, parse_words, run
 from modeling_vitp.training.values import positive, read_mapping, within
 
 # Options of what the model is, or what it is shown.
@@ -36,6 +36,7 @@ def main(argv: list[str] | None = None) -> int:
     add("--batch_size", type=positive, help="windows that are predicted together: 4")
     add("--device", default=None, help="the accelerator if there is one")
     add("--dtype", choices=("float32", "bfloat16", "float16"), default="float32", help="of the model")
+    add("--plugins", nargs="+", default=[], help="Python files that register the model's decode head")
     add("--input_spec", help="of images: how they are read, as JSON, where not as those of the training")
     add = parser.add_argument_group("segmentation and change detection").add_argument
     add("--probabilities", help="file of the classes' probabilities to write, too")
@@ -54,6 +55,7 @@ def main(argv: list[str] | None = None) -> int:
     import torch
     from transformers import AutoConfig, AutoImageProcessor
 
+    load_plugins(args.pop("plugins"))
     import modeling_vitp
     from modeling_vitp.command.yaml_files import read_yaml
     from modeling_vitp.dense.data import LabelEncoding

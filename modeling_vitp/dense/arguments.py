@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, field
 
+from ..metrics.report import metric_path
 from ..training.backbone_arguments import BackboneArguments
 from ..training.layer_decay_arguments import LayerDecayArguments
 from ..training.run_arguments import RunArguments
@@ -75,10 +76,12 @@ class DenseSettings(LayerDecayArguments, RunArguments):
 class FinetuneArguments(SplitArguments):
     """What is trained on, and what is scored."""
 
-    choices = {"metric": ("mean_iou", "dice", "change_detection")}
-
+    plugins: list[str] = field(
+        default_factory=list, metadata={"help": "Python files that register decode heads, see tests/README.md."}
+    )
     metric: str | None = field(
-        default=None, metadata={"help": "Folder of modeling_vitp/metrics: mean_iou, dice or change_detection."}
+        default=None,
+        metadata={"help": "mean_iou, dice or change_detection, or the path of a Python file with a metric."},
     )
     class_weights: list[str] | None = field(
         default=None, metadata={"help": "Of the loss: a number for each class, or 'balanced' (inverse frequency)."}
@@ -89,6 +92,8 @@ class FinetuneArguments(SplitArguments):
     )
 
     def __post_init__(self):
+        if self.metric is not None:
+            metric_path(self.metric)
         if self.data is None:
             raise ValueError("Give `data` in the configuration: what is trained on.")
         if self.class_weights is not None:  # a command line has words, a configuration numbers too, or one word

@@ -211,21 +211,6 @@ def distinct_color(index: int, number: int) -> Color:
     return tuple(round(255 * part) for part in colorsys.hsv_to_rgb(hue, 0.8, 0.95 if index % 2 else 0.65))
 
 
-def change_label(names: Sequence[str]) -> int:
-    """The class of change: the one that is called `change` or `changed`, or else the second of two.
-
-    Raises:
-        ValueError: if there are more, and none is called so.
-    """
-    found = [label for label, name in enumerate(names) if name.casefold() in ("change", "changed")]
-    if not found and len(names) != 2:
-        raise ValueError(
-            f"metric: change_detection scores one class against all others, and of {list(names)} none is called "
-            "'change': call one so, or give metric: mean_iou."
-        )
-    return found[0] if found else 1
-
-
 class MaskedImages(torch.utils.data.Dataset):
     """Samples of one image, or two of a pair, with a mask.
 

@@ -17,15 +17,17 @@ from transformers import PreTrainedModel, Trainer, TrainingArguments
 from ..image_processing_vitp_dense import ViTPSegmentationImageProcessor
 from ..images.pixels import normalized
 from ..metrics.gathering import gather
-from ..metrics.report import METRICS_FOLDER, name_classes
-from ..training.backbone_start import load_on_backbone
+from ..metrics.pixel_metrics import PixelMetric
+from ..metrics.report import metric_path, name_classes
+from ..modeling_vitp_dense import find_head
+from ..training.backbone_start import check_start, load_on_backbone
 from ..training.batching import share
 from ..training.fine_tuner import FineTuner
 from ..training.run_config import RunConfig
 from ..vrl import keyed_generator
 from .arguments import SCORED_WITH, DenseModelArguments, DenseSettings
 from .augmentation import Augmentation
-from .data import IGNORE_INDEX, ImageFiles, LabelEncoding, MaskedImages, change_label
+from .data import IGNORE_INDEX, ImageFiles, LabelEncoding, MaskedImages
 from .pictures import draw_predictions
 from .prediction import augmented, sliding_window
 
@@ -99,7 +101,8 @@ class DenseTrainer(FineTuner, Trainer):
         model: one of the two.
         args: [`DenseTrainingArguments`].
         encoding: the classes, for the names of metrics.
-        metric: folder of `modeling_vitp/metrics`.
+        metric: a folder of `modeling_vitp/metrics` by its name, or the path of a file with a subclass of
+            [`~modeling_vitp.metrics.pixel_metrics.PixelMetric`].
         train_dataset, eval_dataset: see [`~modeling_vitp.dense.data.MaskedImages`].
         processing_class: for mean and standard deviation, and saved with the model.
 
@@ -147,9 +150,9 @@ class DenseTrainer(FineTuner, Trainer):
             train_dataset = TrainingSamples(train_dataset, augmentation, image_processor, seed)
         if args.world_size > 1 and args.device.type == "cuda":
             model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
-        elif train_dataset is not None and args.per_device_train_batch_size < 2:
+        elif train_dataset is not None and args.per_device_train_batch_size < 2 and has_batch_norm(model):
             raise ValueError(
-                "per_device_train_batch_size=1: UPerNet's batch norm needs two images at least. Give 2, and fewer "
+                "per_device_train_batch_size=1: batch norm needs two images at least. Give 2, and fewer "
                 "gradient_accumulation_steps."
             )
         super().__init__(
@@ -161,16 +164,19 @@ class DenseTrainer(FineTuner, Trainer):
             **kwargs,
         )
         self.metric = self._load_metric(metric)
-        self.surfaces = self._load_metric("surface_distance") if metric == "dice" and find_spec("monai") else None
+        if not isinstance(self.metric, PixelMetric):
+            raise ValueError(f"metric={metric!r} does not score maps: it must be a subclass of PixelMetric.")
+        self.metric.set_names(self.names)
+        surfaces = self.metric.surface_metric
+        self.surfaces = self._load_metric(surfaces) if surfaces and find_spec("monai") else None
 
     def _load_metric(self, name: str) -> evaluate.Metric:
         return evaluate.load(
-            str(METRICS_FOLDER / name),
-            num_labels=len(self.encoding.classes),
+            metric_path(name),
+            num_labels=len(self.names),
             ignore_index=IGNORE_INDEX,
             num_process=self.args.world_size,
             process_id=self.args.process_index,
-            **({"change_label": change_label(self.names)} if name == "change_detection" else {}),
         )
 
     # Training
@@ -241,27 +247,36 @@ class DenseTrainer(FineTuner, Trainer):
             # Batch norm has statistics of its own in every process: all score the model that is saved.
             for buffer in self.model.buffers():
                 torch.distributed.broadcast(buffer, src=0)
+        surfaces = None if self.is_in_train else self.surfaces
         for sample in batches:
             if "mask" not in sample:
                 raise ValueError(f"{sample['id']} has no mask, so nothing can be scored.")
             prediction = self.predict_labels(sample["images"], is_test)
-            cases = {"case_ids": [sample["case"]]} if self.metric_name == "dice" else {}
-            self.metric.add_batch(predictions=[prediction], references=[sample["mask"].numpy()], **cases)
-            if self.surfaces is not None and not self.is_in_train and "spacing" in sample:
-                self.surfaces.add_batch(
-                    predictions=[prediction],
-                    references=[sample["mask"].numpy()],
-                    spacings=[sample["spacing"]],
-                    places=[sample["place"]],
-                    **cases,
-                )
+            scored = {
+                "predictions": [prediction],
+                "references": [sample["mask"].numpy()],
+                "case_ids": [sample["case"]],
+            }
+            self.metric.add_batch(**scored)
+            if surfaces is not None and "spacing" in sample:
+                surfaces.add_batch(**scored, spacings=[sample["spacing"]], places=[sample["place"]])
         metrics = name_classes(self.metric.compute(), self.names)
-        is_measured = self.surfaces is not None and not self.is_in_train
-        if is_measured and any(gather(len(self.surfaces), self.args.world_size, "surface_distance")):
-            background = f"/{self.names[self.surfaces.background]}"
-            surfaces = name_classes(self.surfaces.compute(), self.names)
-            metrics |= {key: value for key, value in surfaces.items() if not key.endswith(background)}
+        if surfaces is not None and any(gather(len(surfaces), self.args.world_size, "surface_distance")):
+            background = f"/{self.names[surfaces.background]}"
+            measured = name_classes(surfaces.compute(), self.names)
+            metrics |= {key: value for key, value in measured.items() if not key.endswith(background)}
         return metrics
+
+
+def has_batch_norm(model: nn.Module) -> bool:
+    return any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in model.modules())
+
+
+def check_dense_start(model_class: type[PreTrainedModel], args: DenseModelArguments, do_train: bool) -> None:
+    """See [`~modeling_vitp.training.backbone_start.check_start`]; the decode head is looked up too."""
+    check_start(model_class, args, do_train)
+    head = args.head or {}
+    find_head(head.get("decode_head", "upernet"), head.get("decode_head_kwargs"))
 
 
 def load_dense_model(

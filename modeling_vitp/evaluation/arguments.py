@@ -5,6 +5,7 @@ from typing import Any
 
 from ..command.yaml_files import read_yaml
 from ..dense.arguments import SCORED_WITH
+from ..metrics.report import metric_path
 from ..training.command_line import find_config
 from ..training.values import Arguments
 from .answer_scores import KINDS
@@ -29,8 +30,6 @@ class RobustnessArguments(Arguments):
         "per_device_eval_batch_size": "[1, inf)",
         "dataloader_num_workers": "[0, inf)",
     }
-    choices = {"metric": ("mean_iou", "dice", "change_detection")}
-
     models: list[str] = field(
         default_factory=list, metadata={"help": "Folders or Hub ids of fine-tuned models, side by side in the table."}
     )
@@ -53,7 +52,8 @@ class RobustnessArguments(Arguments):
     limit: int | None = field(
         default=None, metadata={"help": "Score only so many images, evenly spread over the split."}
     )
-    metric: str | None = field(default=None, metadata={"help": "Folder of modeling_vitp/metrics, as in fine-tuning."})
+    plugins: list[str] = field(default_factory=list, metadata={"help": "Python files that register decode heads."})
+    metric: str | None = field(default=None, metadata={"help": "Name or Python file, as in fine-tuning."})
     score: str | None = field(
         default=None, metadata={"help": "Value of the metric for table and plot, such as iou/tree; else its main one."}
     )
@@ -68,6 +68,8 @@ class RobustnessArguments(Arguments):
 
     def __post_init__(self):
         super().__post_init__()
+        if self.metric is not None:
+            metric_path(self.metric)
         self.configuration: dict[str, Any] = {}
         if isinstance(self.data, str):
             name = self.data

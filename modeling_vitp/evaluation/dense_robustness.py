@@ -3,6 +3,7 @@
 from functools import cached_property
 from typing import Any
 
+import evaluate
 from torch.utils.data import Subset
 from transformers import AutoConfig, PreTrainedConfig
 
@@ -13,6 +14,7 @@ from ..dense.trainer import DenseTrainer, DenseTrainingArguments, files_or_rows,
 from ..images.corruptions import CorruptedImages
 from ..images.large import weights_digest
 from ..input_spec import InputSpec
+from ..metrics.report import metric_path
 from ..modeling_vitp_dense import ViTPForChangeDetection, ViTPForSemanticSegmentation
 from ..training.fingerprint import fingerprint
 from .arguments import RobustnessArguments
@@ -23,7 +25,6 @@ MODELS = {
     ViTPForSemanticSegmentation.config_class.model_type: (ViTPForSemanticSegmentation, "mean_iou"),
     ViTPForChangeDetection.config_class.model_type: (ViTPForChangeDetection, "change_detection"),
 }
-MAIN_SCORES = {"mean_iou": "mean_iou", "dice": "mean_dice", "change_detection": "f1"}
 
 
 class DenseTask(RecordedTask):
@@ -55,7 +56,10 @@ class DenseTask(RecordedTask):
         } | args.scored_with
         found = {name: value for name, value in found.items() if value is not None}
         self.metric = found.pop("metric", metric)
-        self.score = args.score or MAIN_SCORES[self.metric]
+        main_score = evaluate.load(metric_path(self.metric), num_labels=len(self.encoding.names)).main_score
+        self.score = args.score or main_score
+        if self.score is None:
+            raise ValueError(f"The metric {self.metric} has no `main_score`. Set --score to one of its values.")
         loading = {"dataloader_num_workers": args.dataloader_num_workers, "report_to": "none", "disable_tqdm": True}
         self.args = DenseTrainingArguments(output_dir=args.output_dir, do_train=False, **loading, **found)
         if self.args.world_size > 1:

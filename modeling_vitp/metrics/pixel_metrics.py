@@ -68,6 +68,10 @@ class PixelMetric(evaluate.Metric):
     No prediction is kept: `add_batch` counts and forgets. A subclass gives `_compute(cases)`, where `cases` is int64 of
     shape `(cases, 3, num_labels)`.
 
+    Attributes:
+        main_score: key of the result that stands for it where one number is shown.
+        surface_metric: metric of this folder that is measured beside it on volumes, after training.
+
     Args:
         num_labels: number of classes.
         ignore_index: value in references of pixels that do not count.
@@ -77,6 +81,9 @@ class PixelMetric(evaluate.Metric):
 
     The other arguments are those of `evaluate.load`.
     """
+
+    main_score: str | None = None
+    surface_metric: str | None = None
 
     def __init__(self, *args, num_labels: int, ignore_index: int | None = None, **kwargs):
         self.num_labels = num_labels
@@ -92,6 +99,9 @@ class PixelMetric(evaluate.Metric):
             features=Features({"predictions": label_map, "references": label_map}),
         )
 
+    def set_names(self, names: Sequence[str]) -> None:
+        """Take the names of the classes. A metric to which they matter overrides it."""
+
     def __len__(self) -> int:
         return len(self.cases)
 
@@ -99,12 +109,13 @@ class PixelMetric(evaluate.Metric):
         """One label map, `(height, width)`, and its reference; see `add_batch`."""
         self.add_batch(predictions=[prediction], references=[reference])
 
-    def add_batch(self, *, predictions: Sequence, references: Sequence):
+    def add_batch(self, *, predictions: Sequence, references: Sequence, case_ids: Sequence[Hashable] | None = None):
         """Counts a batch.
 
         Args:
             predictions, references: label maps, `(batch, height, width)` as array, tensor (on any device) or list; maps
                 of different size are a list.
+            case_ids: case of each map, for a metric that is by case; others ignore it.
 
         Raises:
             ValueError: if the two differ in number or shape, or hold a value that is no class; the map is named by its

@@ -1,10 +1,27 @@
-"""Metrics as they are written down: where they lie, one value a class, JSON without NaN."""
+"""Metrics by name, and how they are written down: one value a class, JSON without NaN."""
 
 import math
 from pathlib import Path
 from typing import Any
 
 METRICS_FOLDER = Path(__file__).parent
+
+
+def metric_path(name: str) -> str:
+    """Return what `evaluate.load` takes for a metric: a folder of this package by its name, or a file or folder.
+
+    Raises:
+        ValueError: if there is neither.
+    """
+    path = METRICS_FOLDER / name / f"{name}.py"
+    if path.is_file():
+        return str(path.parent)
+    if not Path(name).expanduser().exists():
+        known = ", ".join(
+            sorted(folder.name for folder in METRICS_FOLDER.iterdir() if (folder / f"{folder.name}.py").is_file())
+        )
+        raise ValueError(f"Unknown metric {name!r}. Expected a path of a Python file or folder, or one of {known}.")
+    return str(Path(name).expanduser().resolve())
 
 
 def name_classes(metrics: dict, names: list[str]) -> dict[str, float]:

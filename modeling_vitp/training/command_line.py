@@ -3,6 +3,7 @@
 import argparse
 import ast
 import difflib
+import hashlib
 import importlib
 import importlib.util
 import logging
@@ -169,6 +170,28 @@ def find_checkpoint(parsed: Sequence[Any]) -> None:
                     "option out: a run goes on by itself where there is one."
                 )
             settings.resume_from_checkpoint = last
+
+
+def load_plugins(paths: Sequence[str]) -> None:
+    """Run Python files that register decode heads. Each file runs once in a process.
+
+    Raises:
+        ValueError: if a file is not found, or fails.
+    """
+    for path in paths:
+        file = Path(path).expanduser().resolve()
+        name = f"vitp_plugin_{hashlib.sha256(str(file).encode()).hexdigest()[:12]}"
+        if name in sys.modules:
+            continue
+        if not file.is_file():
+            raise ValueError(f"plugins: {path} is not a file. Give Python files that register heads.")
+        spec = importlib.util.spec_from_file_location(name, file)
+        sys.modules[name] = importlib.util.module_from_spec(spec)
+        try:
+            spec.loader.exec_module(sys.modules[name])
+        except Exception as error:  # whatever the user's file raises
+            del sys.modules[name]
+            raise ValueError(f"plugins: {path} failed: {type(error).__name__}: {error}") from error
 
 
 def parse_words(parser: argparse.ArgumentParser, argv: Sequence[str] | None) -> argparse.Namespace:

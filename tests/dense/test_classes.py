@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from modeling_vitp.dense.data import DenseData, LabelEncoding, change_label
+from modeling_vitp.dense.data import DenseData, LabelEncoding
 
 
 @given(st.lists(st.integers(0, 11), min_size=6, max_size=6))
@@ -47,16 +47,3 @@ def test_a_negative_value_may_be_ignored_and_nothing_else_is():
     assert encoding.encode(mask, "a.tif").tolist() == [[0, 1, 255, 255]]
     with pytest.raises(ValueError, match=r"a.tif has 1 pixel.*outside the classes: -2"):
         encoding.encode(np.array([[-2, 0]]), "a.tif")
-
-
-@pytest.mark.parametrize(
-    ("names", "label"),
-    [(["unchanged", "change"], 1), (["Change", "unchanged"], 0), (["a", "b"], 1), (["a", "b", "Changed"], 2)],
-)
-def test_the_class_of_change_is_the_one_that_is_called_so_or_the_second_of_two(names, label):
-    assert change_label(names) == label
-
-
-def test_several_kinds_of_change_are_no_one_class():
-    with pytest.raises(ValueError, match="none is called 'change': call one so, or give metric: mean_iou"):
-        change_label(["unchanged", "built", "razed"])

@@ -126,6 +126,21 @@ def test_scores_of_the_change_class_equal_a_loop_over_pixels(metrics, maps):
     check(metrics["change_detection"].compute(predictions=maps[0], references=maps[1]), expected)
 
 
+@pytest.mark.parametrize(
+    ("names", "label"),
+    [(["unchanged", "change"], 1), (["Change", "unchanged"], 0), (["a", "b"], 1), (["a", "b", "Changed"], 2)],
+)
+def test_change_class_is_found_by_name(names, label):
+    metric = load("change_detection", num_labels=len(names))
+    metric.set_names(names)
+    assert metric.change_label == label
+
+
+def test_change_class_without_a_name():
+    with pytest.raises(ValueError, match="razed"):
+        load("change_detection", num_labels=3).set_names(["unchanged", "built", "razed"])
+
+
 def test_scores_are_those_of_scikit_learn():
     random = np.random.default_rng(0)
     prediction, reference = random.integers(0, 4, (2, 3, 20, 30))

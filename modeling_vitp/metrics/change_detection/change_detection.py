@@ -23,9 +23,25 @@ class ChangeDetection(pixel_metrics.PixelMetric):
         `f1`, `precision`, `recall`, `iou`.
     """
 
+    main_score = "f1"
+
     def __init__(self, *args, num_labels: int = 2, change_label: int = 1, **kwargs):
         super().__init__(*args, num_labels=num_labels, **kwargs)
         self.change_label = change_label
+
+    def set_names(self, names):
+        """Score the class named `change` or `changed`, or else the second of two.
+
+        Raises:
+            ValueError: if there are more than two classes, and none has such a name.
+        """
+        found = [label for label, name in enumerate(names) if name.casefold() in ("change", "changed")]
+        if not found and len(names) != 2:
+            raise ValueError(
+                f"metric: change_detection scores one class against all others. Expected a class named 'change', got "
+                f"{list(names)}. Rename the class, or set metric: mean_iou."
+            )
+        self.change_label = found[0] if found else 1
 
     def _compute(self, cases):
         both, predicted, labelled = cases.sum(axis=0)[:, self.change_label]

@@ -23,6 +23,9 @@ class Dice(pixel_metrics.PixelMetric):
         `per_category_dice` and `per_category_dice_by_case`.
     """
 
+    main_score = "mean_dice"
+    surface_metric = "surface_distance"
+
     def __init__(self, *args, background: int = 0, **kwargs):
         super().__init__(*args, **kwargs)
         self.background = background

@@ -18,6 +18,8 @@ class MeanIou(pixel_metrics.PixelMetric):
         `per_category_iou` and `per_category_accuracy`.
     """
 
+    main_score = "mean_iou"
+
     def _compute(self, cases):
         both, predicted, labelled = cases.sum(axis=0)
         iou = pixel_metrics.ratio(both, predicted + labelled - both)
