@@ -211,7 +211,7 @@ def test_a_run_that_is_started_again_as_another_one_is_not_gone_on_with(tmp_path
         ({"eval_strategy": "steps", "eval_steps": 1, "eval_split": None}, "eval_strategy: steps .* give an eval_split"),
         ({"from_scratch": None}, "either model_name_or_path"),
         ({"per_device_train_batch_size": 7, "submission": None}, r"6 sample\(s\) to train on are less than the 7"),
-        ({"per_device_train_batch_size": 1, "submission": None}, "UPerNet's batch norm needs two images at least"),
+        ({"per_device_train_batch_size": 1, "submission": None}, "per_device_train_batch_size=1"),
         ({"train_splits": ["test"]}, "has no masks"),
         ({"submission": {"split": "test"}}, "submission needs `split` and `file`"),
         ({"submission": {"split": "a", "file": "b"}, "data": {"dataset_name": "x"}}, "data are of a `dataset_name`"),
