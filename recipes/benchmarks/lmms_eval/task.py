@@ -29,7 +29,7 @@ class BenchmarkTask(ConfigurableMessagesTask):
     """
 
     def __init__(self, config: dict[str, Any]):
-        super().__init__(config={key: value for key, value in config.items() if key != "class"}, model_name="vitp")
+        super().__init__(config={key: value for key, value in config.items() if key != "class"})
 
     def download(self, dataset_kwargs: dict[str, Any] | None = None) -> None:
         """Reads the documents: nothing is downloaded."""
