@@ -1,7 +1,8 @@
-"""Every code block of every page is run, adapted only in paths and sizes, so that no page can say what does not work.
+"""Every code block of every page runs, adapted in paths and sizes only.
 
-What a page takes for given is made by `page_folder.py`; how a block is run, and which commands have only their
-arguments read, is in `page_blocks.py`.
+The quick blocks of the main pages run by default, all others in the slow suite.
+
+`page_folder.py` makes the files that pages name; `page_blocks.py` runs a block, or only parses its command.
 """
 
 import functools
@@ -22,6 +23,14 @@ from modeling_vitp.probing.heads import fit_nonlinear
 from modeling_vitp.recipes.tasks.trees import answers, probe_data
 
 PAGES = find_pages()
+MAIN = [  # run by the default suite, but for their commands that begin as one of SLOW
+    "README.md",
+    "modeling_vitp/README.md",
+    "recipes/configs/README.md",
+    "recipes/finetune_segmentation.md",
+    "recipes/make_instructions.md",
+    "recipes/pretrain.md",
+]
 PATHS = {  # text of any page, and of one, -> what stands for it, of paths and sizes
     "": {"/datasets/": "datasets/"},
     "recipes/pretrain.md": {"max_steps=1000": "max_steps=2"},
@@ -38,7 +47,6 @@ MADE = {  # by the page's own commands
     "recipes/export_backbone.md": ["my_backbone"],
 }
 ON_HUB = "recipes/push_to_hub.md"
-LONG = {"recipes/pretrain.md", "recipes/finetune_detection.md", "recipes/configs/README.md"}  # half a minute each
 INLINE = re.compile(r"`((?:vitp |pytest |python -m modeling_vitp\.|python (?:recipes|space)/)[^`]*)`")
 
 
@@ -53,7 +61,7 @@ def everything(tokenizer, tmp_path_factory):
 
 @pytest.fixture
 def place(everything, tmp_path, request, monkeypatch):
-    """A function: where a page is run, with what it names."""
+    """Return a function that makes the folder in which a page is run, with what it names."""
 
     def make(page: str, is_slow: bool = False) -> Place:
         folder = tmp_path / "page"
@@ -88,14 +96,16 @@ def run_page(page: str, place: Place, monkeypatch) -> None:
             run_command(command, place, monkeypatch, only_parse=True)
 
 
-@pytest.mark.parametrize("page", [pytest.param(one, marks=[pytest.mark.slow] * (one in LONG)) for one in PAGES])
-def test_every_block_of_a_page_runs(page, place, monkeypatch):
+@pytest.mark.parametrize("page", MAIN)
+def test_quick_blocks_of_main_page_run(page, place, monkeypatch):
     run_page(page, place(page), monkeypatch)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("page", [page for page in PAGES if any(one in (ROOT / page).read_text() for one in SLOW)])
-def test_what_takes_longer_runs_too(page, place, monkeypatch):
+@pytest.mark.parametrize(
+    "page", [page for page in PAGES if page not in MAIN or any(one in (ROOT / page).read_text() for one in SLOW)]
+)
+def test_every_block_of_page_runs(page, place, monkeypatch):
     run_page(page, place(page, is_slow=True), monkeypatch)
 
 
@@ -110,10 +120,7 @@ def test_what_takes_longer_runs_too(page, place, monkeypatch):
         ("bash", "python recipes/predict_large.py my_model scene.tif"),
         ("bash", "vitp benchmark --shape large"),
         ("bash", "python -m modeling_vitp.convert outputs/my_run there --to nowhere"),
-        (
-            "bash",
-            "accelerate launch --config_file none.yaml -m modeling_vitp.recipes.benchmarks.benchmark",
-        ),
+        ("bash", "accelerate launch --config_file none.yaml -m modeling_vitp.recipes.benchmarks.benchmark"),
         ("bash", "torchrun --processes 4 -m modeling_vitp.recipes.benchmarks.benchmark"),
         ("bash", "pip install -e '.[no_such_extra]'"),
         ("bash", "python -m pytest -m no_such_mark"),
@@ -123,11 +130,10 @@ def test_what_takes_longer_runs_too(page, place, monkeypatch):
         ("bibtex", "@article{a,\n  title = {Another}\n}"),
     ],
 )
-def test_what_cannot_be_run_is_an_error(language, text, place, monkeypatch):
-    somewhere = place("README.md")
-    monkeypatch.chdir(somewhere.folder)
+def test_block_that_cannot_run_is_an_error(language, text, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     with pytest.raises(AssertionError, match="^a.md, line 1: "):
-        run_block(Block("a.md", 1, language, text + "\n"), somewhere, monkeypatch)
+        run_block(Block("a.md", 1, language, text + "\n"), Place(tmp_path, {}, {}, False), monkeypatch)
 
 
 def test_the_readme_is_short_and_every_recipe_has_a_page():

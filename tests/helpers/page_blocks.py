@@ -6,7 +6,6 @@ treatment here.
 
 import argparse
 import configparser
-import json
 import os
 import re
 import runpy
@@ -14,11 +13,10 @@ import shlex
 import signal
 import subprocess
 import sys
-import zipfile
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from importlib import import_module
-from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -42,13 +40,14 @@ ONLY_PARSED = {
     "vitp benchmark --shape internvl2_5_1b": "minutes, and 17 GiB of memory",
     "vitp benchmark --shape small --torch_compile": "minutes of the C++ compiler",
     "vitp benchmark_peers --shape vit_l": "many minutes",
-    "pip download": "the network",
     "vitp experiment": "hours",
-    "python recipes/data/build_nuclei.py": "the network",
     "vitp finetune_detection --config nuclei_oriented": "what the command before makes",
     "vitp space": "it serves until it is stopped",
+    "vitp make_instructions volumes": "tests/recipes/test_medical.py runs the same steps",
+    "vitp pretrain --config brain_vlm.yaml": "tests/recipes/test_medical.py",
+    "vitp finetune_segmentation --config brain_mri": "tests/recipes/test_medical.py",
+    "vitp predict_large outputs/brain_mri": "tests/recipes/test_medical.py",
     "vitp finetune_classification --config aerial_trees_density": "what the command before makes",
-    "pip install": "the network; CI installs by the README's command",
 }
 # Commands that run where slow tests run; elsewhere their arguments are read.
 SLOW = (
@@ -62,16 +61,10 @@ SLOW = (
     "vitp benchmark_detection",
     "vitp benchmark_growth",
     "vitp benchmark_peers",
-    "python recipes/data/build_brain_mri.py",
-    "vitp make_instructions volumes",
-    "vitp pretrain --config brain_vlm.yaml",
-    "vitp finetune_segmentation --config brain_mri",
-    "vitp predict_large outputs/brain_mri",
 )
-# Modules of which a Python block is compiled and not run, and why; those in SLOW_MODULES, where slow tests do not run.
+# Modules of which a Python block is compiled and not run, and why.
 ONLY_COMPILED = {"terratorch": "a hundred packages", "torchao": "it logs what it cannot load whenever it is imported"}
-ONLY_COMPILED |= {"gradio_client": "a Space that is running"}
-SLOW_MODULES = ("onnxruntime", "modeling_vitp.convert.onnx", "nibabel")
+ONLY_COMPILED |= {"gradio_client": "a Space that is running", "nibabel": "volumes that only parsed commands make"}
 # Commands that may end with status 1, which says what a model of two steps does not reach.
 MAY_FAIL = ("vitp pretrain --config quickstart", "vitp pretrain --vision_model")
 
@@ -181,8 +174,7 @@ def adapted(text: str, place: Place) -> str:
 
 def run_python(text: str, place: Place, patch: pytest.MonkeyPatch) -> None:
     """In the names that the blocks of a page share."""
-    left_out = [*ONLY_COMPILED, *(() if place.is_slow else SLOW_MODULES)]
-    if any(re.search(rf"^(from|import) {re.escape(name)}\b", text, re.MULTILINE) for name in left_out):
+    if any(re.search(rf"^(from|import) {re.escape(name)}\b", text, re.MULTILINE) for name in ONLY_COMPILED):
         compile(text, "page", "exec")
     else:
         exec(adapted(text, place), place.names)
@@ -221,9 +213,7 @@ def run_command(command: str, place: Place, patch: pytest.MonkeyPatch, only_pars
         if program.startswith("modeling_vitp."):
             words = [program.removeprefix("modeling_vitp.").removeprefix("recipes."), *words]
             program = "vitp"
-    elif (
-        program == "python" and re.fullmatch(r"recipes/(?:\w+/)?\w+\.py", words[0]) and Path(words[0]).stem in recipes()
-    ):
+    elif program == "python" and words[0].startswith("recipes/") and Path(words[0]).stem in recipes():
         program, words = "vitp", [Path(words[0]).stem, *words[1:]]
     elif program == "python":
         program, words = words[0], words[1:]
@@ -330,55 +320,26 @@ def run_process(command: list[str], folder: Path) -> None:
         raise ValueError(f"{command} ended with status {done.returncode}: {done.stdout[-1000:]}{done.stderr[-1000:]}")
 
 
-def make_environment(command: str, words: list[str], place: Place, patch: pytest.MonkeyPatch) -> None:
-    run_process([sys.executable, "-m", "venv", "--without-pip", *words], place.folder)
-
-
-PIP = """
-import json, sys
-from pip._internal.commands import create_command
-options, requirements = create_command(sys.argv[1]).parse_args(sys.argv[2:])
-print(json.dumps([*getattr(options, "editables", ()), *requirements]))
-"""
-
-
 def read_pip(command: str, words: list[str], place: Place, patch: pytest.MonkeyPatch) -> None:
-    """By pip's own parser; what is installed from here has the extras that are asked for.
-
-    In a process of its own: where pip has been imported, setuptools cannot be any more (Python 3.11), and with it
-    compiling by torch.
-    """
-    done = subprocess.run([sys.executable, "-c", PIP, *words], capture_output=True, text=True)
-    if done.returncode != 0:
-        raise ValueError(f"{command}: {done.stderr[-1000:]}")
+    """Check the extras of this package that a command installs."""
     setup = configparser.ConfigParser()
     setup.read(ROOT / "setup.cfg")
-    for requirement in json.loads(done.stdout):
-        name, extras = re.fullmatch(r"([\w.=<>-]+)(?:\[([\w,]+)\])?", requirement).groups()
-        if name in (".", "modeling-vitp"):
-            missing = set((extras or "").split(",")) - {"", *setup["options.extras_require"]}
-            if missing:
-                raise ValueError(f"there is no extra {missing}")
+    for extras in re.findall(r"(?:\.|modeling-vitp)\[([\w,]+)\]", command):
+        missing = set(extras.split(",")) - {*setup["options.extras_require"]}
+        assert not missing, f"there is no extra {missing}"
 
 
 def read_pytest(command: str, words: list[str], place: Place, patch: pytest.MonkeyPatch) -> None:
-    """By pytest's own parser; paths are there, and so are the marks."""
-    from _pytest.config import _prepareconfig
-
-    with patch.context() as inner:
-        inner.chdir(ROOT)
-        config = _prepareconfig(["-p", "no:cacheprovider", *words])
-        try:
-            assert all(Path(path).exists() for path in config.args), config.args
-            known = {line.split(":")[0] for line in config.getini("markers")}
-            marks = set(re.findall(r"\w+", config.option.markexpr)) - {"and", "not"}
-            assert marks and marks <= known, config.option.markexpr
-        finally:
-            config._ensure_unconfigure()
+    """Check the paths and the marks of a pytest command."""
+    missing = [word for word in words if "/" in word and not (ROOT / word).exists()]
+    assert not missing, f"there is no {missing}"
+    known = re.search(r"^markers = (.*)$", (ROOT / "pyproject.toml").read_text(), re.MULTILINE)[1]
+    marks = [mark for option, mark in zip(words, words[1:]) if option == "-m"]
+    assert all(f'"{mark}: ' in known for mark in marks), f"there is no mark {marks}"
 
 
-def run_ruff(command: str, words: list[str], place: Place, patch: pytest.MonkeyPatch) -> None:
-    run_process([sys.executable, "-m", "ruff", *words], ROOT)
+def ignore(command: str, words: list[str], place: Place, patch: pytest.MonkeyPatch) -> None:
+    """Leave a command to CI, which runs it."""
 
 
 def log_in(command: str, words: list[str], place: Place, patch: pytest.MonkeyPatch) -> None:
@@ -407,47 +368,18 @@ def open_space(command: str, words: list[str], place: Place, patch: pytest.Monke
 
 
 def pack_model(command: str, words: list[str], place: Place, patch: pytest.MonkeyPatch) -> None:
-    """Packs a model, if slow tests have made it, into a folder of the page's."""
-    source, target = map(Path, words)
-    if place.is_slow:  # the page's `space` is a link to the project's, whose own model stays
-        run_process(
-            [sys.executable, ROOT / "space" / "pack.py", source, place.folder / "packed" / target], place.folder
-        )
+    """Pack a model into a folder of the page's, because its `space` is a link to the project's."""
+    source, target = words
+    run_process([sys.executable, ROOT / "space" / "pack.py", source, place.folder / "packed" / target], place.folder)
 
 
-def read_builder(command: str, words: list[str], place: Place, patch: pytest.MonkeyPatch) -> None:
-    """By its own parser, up to what it does with the arguments."""
-    from modeling_vitp.recipes.data import build_nuclei
-
+def read_builder(module: str, first_step: str, command: str, words: list[str], place: Place, patch) -> None:
+    """Have the arguments read by a script of `recipes/data`, up to its first step."""
+    builder = import_module(f"modeling_vitp.recipes.data.{module}")
     with patch.context() as inner:
-        inner.setattr(build_nuclei, "open_wheel", stop)
+        inner.setattr(builder, first_step, stop)
         with pytest.raises(Parsed):
-            build_nuclei.main(words)
-
-
-def build_brain(command: str, words: list[str], place: Place, patch: pytest.MonkeyPatch) -> None:
-    """By its own parser; where slow tests run it builds every sixth voxel of 32 slices of the installed `nilearn`."""
-    import nibabel
-
-    from modeling_vitp.recipes.data import build_brain_mri
-
-    def read_some(wheel) -> dict:
-        folder = Path(find_spec("nilearn").origin).parents[1] / build_brain_mri.FOLDER
-        names = {kind: folder / build_brain_mri.NAME.format(kind) for kind in ("t1", "gm", "wm")}
-        some = (slice(None, None, 6), slice(None, None, 6), slice(60, 92))
-        return {kind: nibabel.as_closest_canonical(nibabel.load(path)).slicer[some] for kind, path in names.items()}
-
-    with patch.context() as inner:
-        if not place.is_slow:
-            inner.setattr(build_brain_mri, "open_wheel", stop)
-            with pytest.raises(Parsed):
-                build_brain_mri.main(words)
-            return
-        wheel = place.folder / "nilearn.whl"
-        with zipfile.ZipFile(wheel, "w") as archive:
-            archive.writestr("nilearn.dist-info/licenses/LICENSE", "terms")
-        inner.setattr(build_brain_mri, "read_template", read_some)
-        build_brain_mri.main([*words, "--wheel", str(wheel)])
+            builder.main(words)
 
 
 def read_transformers(command: str, words: list[str], place: Place, patch: pytest.MonkeyPatch) -> None:
@@ -456,16 +388,6 @@ def read_transformers(command: str, words: list[str], place: Place, patch: pytes
 
     name, *words = words
     app.commands[name].make_context(name, words)
-
-
-def read_tree_builder(command: str, words: list[str], place: Place, patch: pytest.MonkeyPatch) -> None:
-    """As [`read_builder`]."""
-    from modeling_vitp.recipes.data import build_tree_classes
-
-    with patch.context() as inner:
-        inner.setattr(build_tree_classes, "load_dataset", stop)
-        with pytest.raises(Parsed):
-            build_tree_classes.main(words)
 
 
 def read_lmms_eval(command: str, words: list[str], place: Place, patch: pytest.MonkeyPatch) -> None:
@@ -493,13 +415,13 @@ def run_tasks(command: str, words: list[str], place: Place, patch: pytest.Monkey
 OTHER_PROGRAMS = {
     "sbatch": run_tasks,
     "lmms-eval": read_lmms_eval,
-    "recipes/data/build_tree_classes.py": read_tree_builder,
-    "recipes/data/build_nuclei.py": read_builder,
-    "recipes/data/build_brain_mri.py": build_brain,
-    "venv": make_environment,
+    "recipes/data/build_tree_classes.py": partial(read_builder, "build_tree_classes", "load_dataset"),
+    "recipes/data/build_nuclei.py": partial(read_builder, "build_nuclei", "open_wheel"),
+    "recipes/data/build_brain_mri.py": partial(read_builder, "build_brain_mri", "open_wheel"),
+    "venv": ignore,
     "pip": read_pip,
     "pytest": read_pytest,
-    "ruff": run_ruff,
+    "ruff": ignore,
     "hf": log_in,
     "transformers": read_transformers,
     "space/app.py": open_space,
