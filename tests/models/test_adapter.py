@@ -2,16 +2,12 @@ import json
 
 import pytest
 import torch
-from huggingface_hub.errors import StrictDataclassClassValidationError
 from original_adapter import FOLDER, MMCV_FOLDER, original_weights
 from safetensors.torch import load_file
 
 from modeling_vitp import (
     ViTPAdapter,
     ViTPAdapterConfig,
-    ViTPFeaturePyramid,
-    ViTPForImageClassification,
-    ViTPForSemanticSegmentation,
     ViTPVisionConfig,
     ViTPVisionModel,
     export_backbone,
@@ -217,22 +213,6 @@ def test_bfloat16_is_close_to_float32(adapter):
         assert (low - high).abs().mean() < 0.03 * high.abs().mean()
 
 
-@pytest.mark.parametrize(
-    ("settings", "message"),
-    [
-        ({"interaction_layers": [[0, 1], [2, 3], [4, 5], [6, 6]]}, "must be four"),
-        ({"spatial_prior_norm": "group_norm"}, "neither"),
-        ({"patch_size": [14, 14]}, "patches of 16 pixels"),
-        ({"deformable_heads": 3}, "does not divide"),
-        ({"extractor_residual": "queries"}, "neither 'tokens' nor 'normed_tokens'"),
-        ({"deformable_dropout": 1.0}, r"not within \[0, 1\)"),
-    ],
-)
-def test_settings_that_do_not_fit_are_refused(settings, message):
-    with pytest.raises(StrictDataclassClassValidationError, match=message):
-        ViTPAdapterConfig(**{**TINY, **ADAPTER, **settings})
-
-
 def test_the_papers_interactions_are_the_default_for_24_layers():
     config = ViTPAdapterConfig(num_hidden_layers=24, patch_size=[16, 16])
     assert config.interaction_layers == [[0, 7], [8, 11], [12, 15], [16, 23]]
@@ -247,15 +227,3 @@ def test_of_maps_that_are_not_asked_for_no_statistics_are_taken(stages):
     assert [tuple(features.shape[-2:]) for features in maps] == [(-(-40 // s), -(-64 // s)) for s in strides]
     seen = [norm.num_batches_tracked.item() for norm in model.norms]
     assert seen == [int(stage in stages) for stage in model.stage_names]
-
-
-@pytest.mark.parametrize("name", ["dtype", "torch_dtype"])
-def test_another_dtype_is_refused_where_something_new_comes_on_top(name, tmp_path):
-    export_backbone(ViTPVisionModel(ViTPVisionConfig(**TINY)), tmp_path)
-    asked = {name: torch.bfloat16}
-    for make in (ViTPAdapter, ViTPFeaturePyramid):
-        with pytest.raises(ValueError, match=rf"{name}=torch.bfloat16 is not taken: .*model.to\(dtype\)"):
-            make.from_backbone(tmp_path, **asked)
-    for make in (ViTPForSemanticSegmentation, ViTPForImageClassification):
-        with pytest.raises(ValueError, match=f"{name}=torch.bfloat16 is not taken"):
-            make.from_backbone(tmp_path, num_labels=2, backbone_kwargs=asked)

@@ -148,17 +148,6 @@ def test_a_model_of_other_bands_is_not_spread_again():
         spread_bands(tiny_vit(num_channels=4), SAR)
 
 
-@pytest.mark.parametrize("names", [[], ["VV", "VV"], ["VV", ""], "VV", [1, 2]], ids=str)
-def test_names_that_are_none_are_refused(names):
-    for use in (
-        lambda: spread_bands(tiny_vit(), names),
-        lambda: ViTPVisionConfig(**VISION, band_names=names),
-        lambda: ViTPImageProcessor(input_spec={"band_names": names}),
-    ):
-        with pytest.raises(Exception, match="band_names"):
-            use()
-
-
 def brute_force(bands, windows, mean, std):
     """Band by band in float64: what is clipped to its window, from 0 to 1, is normalised; NaN is black."""
     out = []

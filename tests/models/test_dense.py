@@ -14,7 +14,6 @@ from transformers import (
     AutoModelForSemanticSegmentation,
     InternVLVisionConfig,
     InternVLVisionModel,
-    ResNetConfig,
     Trainer,
     TrainerCallback,
     TrainingArguments,
@@ -170,17 +169,6 @@ def test_a_model_starts_from_an_exported_backbone_whose_patches_are_resampled(vi
         assert torch.equal(opened.backbone.state_dict()[name], tensor), name
 
 
-def test_what_is_no_backbone_is_refused(vision, tmp_path):
-    ViTPFeaturePyramid.from_backbone(vision, pyramid_channels=8).save_pretrained(tmp_path)
-    with pytest.raises(ValueError, match="neck='fpn', but there are only 'adapter' and 'pyramid'"):
-        ViTPForSemanticSegmentation.from_backbone(tmp_path, "fpn")
-    with pytest.raises(ValueError, match="holds a 'vitp_feature_pyramid', but an exported backbone is expected"):
-        ViTPForSemanticSegmentation.from_backbone(tmp_path)
-    for config in ({"model_type": "resnet"}, ResNetConfig()):
-        with pytest.raises(ValueError, match="backbone_config is a 'resnet' and none of vitp_adapter"):
-            ViTPSegmentationConfig(backbone_config=config)
-
-
 class Gradients(TrainerCallback):
     """Keeps those of the first step."""
 
@@ -249,14 +237,6 @@ def test_loss_equals_a_loop_over_the_labelled_pixels(is_pair):
         count += 1
     assert outputs.loss.item() == pytest.approx(total / count, rel=1e-5)
     assert model(**images, labels=torch.full_like(labels, 255)).loss.item() == 0
-
-
-def test_labels_that_are_no_classes_are_named():
-    model = ViTPForSemanticSegmentation(ViTPSegmentationConfig(backbone_config=adapter_config(), **HEAD)).eval()
-    labels = torch.full((1, 32, 32), 7)
-    labels[:, 3] = 255
-    with pytest.raises(ValueError, match=r"labels \[7, 255\] are not all from 0 to 2, or loss_ignore_index=255"):
-        model(torch.randn(1, 3, 32, 32), labels=labels)
 
 
 def test_a_head_has_the_settings_that_it_is_given(vision):

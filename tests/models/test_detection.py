@@ -356,55 +356,6 @@ def test_in_bfloat16_coordinates_and_losses_stay_float32(name, way):
     assert all(weight.grad.isfinite().all() for weight in model.parameters() if weight.grad is not None)
 
 
-@pytest.mark.parametrize(
-    "name, change, message",
-    [
-        ("cascade_rcnn", {"boxes": None}, "need 'boxes' of shape .* but there is only class_labels"),
-        ("cascade_rcnn", {"boxes": torch.rand(5, 5)}, r"of shape \(5, 5\)"),
-        ("cascade_rcnn", {"boxes": torch.tensor([[0.5, 0.5, 0.0, 0.1]] * 5)}, "an object has no extent"),
-        ("cascade_rcnn", {"class_labels": torch.tensor([0, 1, 2, 3, 4])}, "not all from 0 to 3"),
-        ("cascade_rcnn", {"class_labels": torch.tensor([0])}, "1 class_labels for 5 objects"),
-        ("oriented_rcnn", {"corners": None}, "need 'corners' of shape"),
-        ("mask_rcnn", {"masks": None}, "of their masks there is none"),
-        ("mask_rcnn", {"masks": torch.ones(2, 96, 96)}, r"of their masks there is shape \(2, 96, 96\)"),
-    ],
-)
-def test_labels_that_are_not_whole_are_refused(name, change, message):
-    model, labels = original_detector(name), original_labels(name)
-    labels[0] = {key: value for key, value in (labels[0] | change).items() if value is not None}
-    with pytest.raises(ValueError, match=message):
-        model(torch.zeros(2, 3, 96, 96), labels=labels)
-    with pytest.raises(ValueError, match="labels of 1 images for 2 images"):
-        model(torch.zeros(2, 3, 96, 96), labels=labels[1:])
-
-
-@pytest.mark.parametrize(
-    "settings, message",
-    [
-        ({"stage_iou_thresholds": [0.5]}, "as many of each are needed"),
-        ({"stage_box_stds": [[0.1] * 5] * 3}, "4 positive numbers are needed"),
-        ({"box_loss": "giou"}, "neither 'smooth_l1' nor 'l1'"),
-        ({"nms_threshold": 1.5}, r"nms_threshold=1.5 is outside \[0, 1\]"),
-        ({"rpn_negative_iou": 0.8}, "rpn_negative_iou=0.8 is above"),
-        ({"stage_box_stds": [0.1, 0.2, 0.3]}, "stage_box_stds has 0.1, but 4 positive numbers are needed"),
-        ({"stage_box_stds": [["x"] * 4] * 3}, "4 positive numbers are needed"),
-        ({"stage_iou_thresholds": [0.5, 0.6, 7]}, "of which one is outside"),
-        ({"roi_samples": 0}, "roi_samples=0 is not above 0"),
-        ({"max_detections": -1}, "max_detections=-1 is not above 0"),
-        ({"rpn_proposals_eval": 0}, "rpn_proposals_eval=0 is not above 0"),
-        ({"anchor_scale": float("inf")}, "anchor_scale=inf is not above 0"),
-        ({"anchor_ratios": []}, "anchor_ratios"),
-        ({"anchor_ratios": [0.5, -1]}, "anchor_ratios"),
-        ({"stage_loss_weights": [1, float("nan"), 1]}, "stage_loss_weights"),
-    ],
-)
-def test_settings_that_contradict_each_other_are_refused(settings, message):
-    with pytest.raises(Exception, match=message):
-        ViTPObjectDetectionConfig(**settings)
-    with pytest.raises(Exception, match="oriented boxes do not have"):
-        ViTPOrientedObjectDetectionConfig(flip_test=True)
-
-
 @every_detector
 @torch.no_grad()
 def test_detectors_are_saved_and_opened_again(name, tmp_path):

@@ -109,22 +109,6 @@ def test_pairs_have_their_own_names():
     assert torch.equal(batch["labels"], alone["labels"])
 
 
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        ({"segmentation_maps": [some_mask(8, 9)]}, "there are 2 images, but 1 of kind 'mask'"),
-        ({"segmentation_maps": [some_mask(8, 9), some_mask(9, 8)]}, "image 1 is 8 x 9, but its mask is 9 x 8"),
-        ({"images_after": [picture(9, 8), picture(9, 7)]}, "image 1 is 8 x 9, but its image after is 7 x 9"),
-        ({"images_after": picture(9, 8)}, "there are 2 images, but 1 of kind 'image after'"),
-        ({"segmentation_maps": [picture(9, 8)] * 2}, r"uint8 and shape \(8, 9, 3\) is no map of class indices"),
-        ({"segmentation_maps": [np.zeros((8, 9))] * 2}, "float64"),
-    ],
-)
-def test_what_does_not_fit_is_named(arguments, message):
-    with pytest.raises(ValueError, match=message):
-        ViTPSegmentationImageProcessor()([picture(9, 8), picture(9, 8)], **arguments)
-
-
 def test_predictions_have_the_size_of_the_images():
     logits = torch.randn(2, 4, 12, 10)
     outputs = SemanticSegmenterOutput(logits=logits)

@@ -106,32 +106,6 @@ def test_a_box_without_a_width_in_float32_is_left_out_with_its_mask():
     assert label["masks"].shape == (1, 30, 2000) and label["masks"].all()
 
 
-@pytest.mark.parametrize(
-    "objects, message",
-    [
-        ([{"category_id": 1}], "needs a `bbox` of four numbers, or `corners`"),
-        ([SHIP, {"category_id": 0, "corners": SQUARE}], "image 7 have corners and others have none"),
-        ([SHIP], "an object has no `segmentation`"),
-        ([{**SHIP, "segmentation": np.ones((3, 3))}], r"a mask has shape \(3, 3\), its image \(30, 40\)"),
-        ([{**SHIP, "segmentation": []}] * 2, "object 0 of image 7: its `segmentation` is empty"),
-        (
-            [SHIP | {"iscrowd": 1}, OUTLINED, {**SHIP, "segmentation": []}],
-            "object 2 of image 7: its `segmentation` is em",
-        ),
-        ([OUTLINED, {**SHIP, "segmentation": [4, 6, 24, 6, 24, 16]}], "object 1 of image 7: .* is a list of polygons"),
-        ([{**SHIP, "segmentation": [[4, 6, 24]]}], "object 0 of image 7: .* is a list of polygons"),
-        ([{**SHIP, "segmentation": [[4, 6, 24, "a"]]}], "object 0 of image 7: "),
-        (
-            [{**SHIP, "segmentation": {"size": [20, 25], "counts": [0, 500]}}],
-            r"object 0 of image 7: run lengths have size \[20, 25\], their image \[30, 40\]",
-        ),
-    ],
-)
-def test_annotations_that_are_not_whole_are_refused(objects, message):
-    with pytest.raises(ValueError, match=message):
-        ViTPDetectionImageProcessor()(picture(40, 30), annotated(*objects), return_segmentation_masks=True)
-
-
 def test_the_processor_of_a_backbone_gives_its_mean_and_input_spec(tmp_path):
     ViTPImageProcessor(image_mean=[0.1, 0.2, 0.3], input_spec={"bands": [0]}).save_pretrained(tmp_path)
     processor = ViTPDetectionImageProcessor.from_backbone(tmp_path, do_resize=True, size={"height": 96, "width": 96})

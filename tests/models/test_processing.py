@@ -13,7 +13,7 @@ from pictures import picture
 from PIL import Image
 from tiny_models import TOKENS_PER_TILE
 from tokenizers.processors import TemplateProcessing
-from transformers import AutoProcessor, AutoTokenizer, GotOcr2ImageProcessor, PreTrainedTokenizerFast
+from transformers import AutoProcessor, AutoTokenizer, GotOcr2ImageProcessor
 from trl.trainer.sft_trainer import DataCollatorForVisionLanguageModeling
 
 from modeling_vitp import ViTPImageProcessor, ViTPProcessor
@@ -430,30 +430,6 @@ PICTURE = picture(56, 56)
 PLACE = "<IMG_CONTEXT>"
 
 
-@pytest.mark.parametrize(
-    "images, text, message",
-    [
-        ([[PICTURE], [PICTURE, PICTURE]], [PLACE, PLACE], r"[Ss]ample 1 .*2 image.*1 image place"),
-        ([[PICTURE], []], [PLACE, PLACE], r"[Ss]ample 1 .*0 image.*1 image place"),
-        ([PICTURE], [PLACE, PLACE], r"1 image.*2 image place.*\[1, 1\]"),
-        ([PICTURE, PICTURE], [PLACE, "none"], r"2 image.*1 image place.*\[1, 0\]"),
-        (None, ["none", PLACE], r"0 image.*1 image place.*\[0, 1\]"),
-        ([[PICTURE]], [PLACE, "none"], r"1 lists of images for 2 texts"),
-    ],
-)
-def test_images_and_places_must_match_and_the_row_is_named(processor, images, text, message):
-    with pytest.raises(ValueError, match=message):
-        processor(images=images, text=text)
-
-
-@pytest.mark.parametrize("token", IMAGE_TOKENS)
-@pytest.mark.parametrize("with_image", [False, True])
-def test_a_literal_image_token_in_raw_text_is_refused(processor, token, with_image):
-    images, place = ([[], [PICTURE]], PLACE) if with_image else (None, "")
-    with pytest.raises(ValueError, match=r"(?i)(?=.*(sample 1|\[0, [12]\])).*(literally|image place)"):
-        processor(images=images, text=["fine", f"{place} what is {token}?"])
-
-
 @pytest.mark.parametrize("ratio", [0, 0.75])
 @pytest.mark.parametrize("token", IMAGE_TOKENS)
 def test_a_literal_image_token_passes_as_plain_text_when_sanitised(processor, token, ratio):
@@ -482,25 +458,6 @@ def test_an_image_part_from_arrow_with_empty_fields_renders_like_one_without(pro
     assert rendered == "<|im_start|>user\n<IMG_CONTEXT>\nHow many?<|im_end|>\n"
 
 
-@pytest.mark.parametrize("ratio", [-0.1, 1, 1.5, float("nan")])
-def test_a_drop_ratio_outside_its_range_is_refused(processor, ratio):
-    with pytest.raises(ValueError, match=r"vrl_drop_ratio=.*\[0, 1\)"):
-        processor(images=PICTURE, text=PLACE, vrl_drop_ratio=ratio)
-
-
-@pytest.mark.parametrize("prob", [-0.1, 1.1, float("nan")])
-@pytest.mark.parametrize("ratio", [0, 0.5])
-def test_an_apply_probability_outside_its_range_is_refused(processor, ratio, prob):
-    with pytest.raises(ValueError, match=r"vrl_apply_prob=.*\[0, 1\]"):
-        processor(images=PICTURE, text=PLACE, vrl_drop_ratio=ratio, vrl_apply_prob=prob)
-
-
-@pytest.mark.parametrize("keys", [[], [1], [1, 2, 3]])
-def test_as_many_keys_as_texts_are_needed(processor, keys):
-    with pytest.raises(ValueError, match=rf"{len(keys)} vrl_keys for 2 texts"):
-        processor(text=["a", "b"], vrl_drop_ratio=0.5, vrl_keys=keys)
-
-
 @pytest.mark.parametrize("ratio, num_visual", [(0, 7 * TOKENS_PER_TILE), (0.5, 14)])
 def test_truncation_may_cut_text_but_no_image_token(processor, ratio, num_visual):
     kwargs = {"images": [[], [picture(100, 60)]], "text": ["fine", f"{PLACE} How many trees?"]}
@@ -510,44 +467,6 @@ def test_truncation_may_cut_text_but_no_image_token(processor, ratio, num_visual
     for max_length in (num_visual + 1, num_visual // 2, 1):
         with pytest.raises(ValueError, match=rf"[Ss]ample 1 .*{num_visual} image tokens.*truncation.*max_length"):
             processor(max_length=max_length, **kwargs)
-
-
-@pytest.mark.parametrize("missing", [IMAGE_TOKENS[:1], IMAGE_TOKENS[1:], IMAGE_TOKENS])
-def test_a_tokenizer_without_the_image_tokens_is_refused_with_the_remedy(missing):
-    backend = build_tokenizer(["a"], 300).backend_tokenizer
-    specials = [token for token in IMAGE_TOKENS if token not in missing]
-    vocabulary = {token: i for i, token in enumerate(["a", *specials])}
-    backend = type(backend)(type(backend.model)(vocab=vocabulary, merges=[]))
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, additional_special_tokens=specials)
-    with pytest.raises(ValueError, match=rf"does not know {', '.join(missing)}\..*add_special_tokens"):
-        ViTPProcessor(ViTPImageProcessor(), tokenizer)
-    tokenizer.add_special_tokens({"additional_special_tokens": missing})
-    assert ViTPProcessor(ViTPImageProcessor(), tokenizer).image_token_id == tokenizer.convert_tokens_to_ids(PLACE)
-
-
-@pytest.mark.parametrize("name", ["missing.png", "missing0123.png", "broken.png", "truncated.png"])
-@pytest.mark.parametrize("through_chat", [False, True])
-def test_an_unreadable_path_is_named_with_its_row(processor, name, through_chat, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "broken.png").write_bytes(b"no image")
-    picture(56, 56).save(tmp_path / "truncated.png")
-    (tmp_path / "truncated.png").write_bytes((tmp_path / "truncated.png").read_bytes()[:2000])
-    with pytest.raises(ValueError, match=rf"(?i)sample 1 .*{name}"):
-        if through_chat:
-            bad = {"role": "user", "content": [{"type": "image", "path": name}]}
-            processor.apply_chat_template([[USER], [bad]], tokenize=True)
-        else:
-            processor(images=[[PICTURE], [name]], text=[PLACE, PLACE])
-
-
-def test_an_image_that_is_refused_is_named_with_its_row(processor):
-    with pytest.raises(ValueError, match=r"(?i)sample 1 .*int16.*window"):
-        processor(images=[[PICTURE], [np.zeros((9, 9), np.int16)]], text=[PLACE, PLACE])
-
-
-def test_nothing_to_process_is_refused(processor):
-    with pytest.raises(ValueError, match="images.*text"):
-        processor()
 
 
 @pytest.mark.parametrize("chat_template", [None, CHAT_TEMPLATE.replace("<|im_end|>", "<|endoftext|>")])

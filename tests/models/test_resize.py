@@ -131,17 +131,3 @@ def test_it_is_exported_and_opened_at_the_new_size(backbone, tmp_path):
 def test_a_ViT_without_position_embeddings(backbone):
     model = InternVLVisionModel(InternVLVisionConfig(**VISION, use_absolute_position_embeddings=False))
     assert resize_backbone(model, 16, 128).embeddings.position_embeddings is None
-
-
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        ({"patch_size": 32}, "image_size=112 is no multiple of patch_size=32"),
-        ({"patch_size": 15, "image_size": 128}, "image_size=128 is no multiple of patch_size=15"),
-        ({"image_size": (112, 224)}, r"image_size=\(112, 224\), but one positive size"),
-        ({"patch_size": 0}, "patch_size=0, but one positive size"),
-    ],
-)
-def test_sizes_that_do_not_fit_are_refused(backbone, arguments, message):
-    with pytest.raises(ValueError, match=message):
-        resize_backbone(backbone, **arguments)
