@@ -52,6 +52,8 @@ ONLY_PARSED = {
 # Commands that run where slow tests run; elsewhere their arguments are read.
 SLOW = (
     "vitp pretrain --config quickstart",
+    "vitp pretrain --config remote_sensing_paper",
+    "vitp pretrain --vision_model",
     "vitp benchmark --shape small",
     "vitp finetune_detection --detector",
     "vitp finetune_segmentation --config sen1floods11",
