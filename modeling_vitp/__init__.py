@@ -8,8 +8,8 @@ from pathlib import Path
 # Imported when asked for. All but conversion and export need the `recipes` extra (TRL, datasets, rasterio).
 _LAZY = {
     "ViTPDataCollator": "instructions.collator",
-    "ViTPTrainer": "training.pretraining",
-    "ViTPTrainingConfig": "training.pretraining",
+    "ViTPTrainer": "training.vitp_trainer",
+    "ViTPTrainingConfig": "training.vitp_config",
     "convert_checkpoint": "convert.checkpoint",
     "detect_large": "detection.prediction",
     "export_backbone": "convert.export",

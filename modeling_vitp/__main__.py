@@ -14,7 +14,8 @@ from importlib.resources import files
 from pathlib import Path
 
 from modeling_vitp.command import errors
-from modeling_vitp.command.folders import SPACE
+
+from .command.paths import SPACE
 
 RECIPES = "modeling_vitp.recipes"
 LABORATORY = ("benchmarks/benchmark*.py", "experiments/experiment.py", "datasets/make_*.py")  # commands in its folders

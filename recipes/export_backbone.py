@@ -5,7 +5,7 @@ vitp export_backbone outputs/quickstart my_backbone
 
 import argparse
 
-from modeling_vitp.command.places import check_new
+from modeling_vitp.command.paths import check_new
 from modeling_vitp.training.command_line import parse_words, run
 
 

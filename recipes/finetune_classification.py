@@ -8,6 +8,8 @@ A folder has the images of each split and class, as in my_images/train/forest/1.
 same output folder, a run goes on from its last checkpoint.
 """
 
+from pathlib import Path
+
 from modeling_vitp.classification.arguments import (
     ClassificationArguments,
     ClassificationModelArguments,
@@ -38,15 +40,15 @@ def main(argv: list[str] | None = None) -> int:
         load_classifier,
         load_image_processor,
     )
-    from modeling_vitp.training import fine_tuning
-    from modeling_vitp.training.backbone_start import check_start
-    from modeling_vitp.training.lock import check_free
+    from modeling_vitp.training import results
+    from modeling_vitp.training.checkpointing import check_free
+    from modeling_vitp.training.fine_tuning import check_start
 
     check_start(ViTPForImageClassification, model_args, training_args.do_train)
     check_free(training_args.output_dir)
     set_seed(training_args.seed)
     data = ClassificationData.from_dict(args.data)
-    fine_tuning.check_eval_split(training_args, args.train_splits, args.eval_split)
+    results.check_eval_split(training_args, args.train_splits, args.eval_split)
     train_splits = args.train_splits if training_args.do_train else []
     data.check_disjoint(list(dict.fromkeys([*train_splits, *filter(None, (args.eval_split, args.test_split))])))
     names = data.find_classes(train_splits, classes_of(model_args))
@@ -69,16 +71,15 @@ def main(argv: list[str] | None = None) -> int:
     if train_dataset is not None:
         described = data.describe(args.train_splits, args.eval_split, args.test_split)
         trainer.record(argv, [model_args.model_name_or_path], *described)
-    metrics = fine_tuning.train(trainer, **counted)
-    fine_tuning.evaluate(trainer, metrics, "eval", scored.get(args.eval_split))
-    fine_tuning.evaluate(trainer, metrics, "test", scored.get(args.test_split))
+    metrics = results.train(trainer, **counted)
+    results.evaluate(trainer, metrics, "eval", scored.get(args.eval_split))
+    results.evaluate(trainer, metrics, "test", scored.get(args.test_split))
     if not trainer.is_world_process_zero():
         return 0
 
-    status = fine_tuning.finish(trainer, scored.get(args.test_split or args.eval_split), args.num_pictures)
-    fine_tuning.save_metrics(trainer, metrics)
-    fine_tuning.report(trainer, metrics)
-    return status
+    status = results.finish(trainer, scored.get(args.test_split or args.eval_split), args.num_pictures)
+    results.save_metrics(trainer, metrics)
+    return results.report(metrics, Path(training_args.output_dir)) or status
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ a run goes on from its last checkpoint.
 """
 
 from functools import partial
+from pathlib import Path
 
 from modeling_vitp.detection.arguments import DetectionArguments, DetectionModelArguments, DetectionSettings
 from modeling_vitp.training.command_line import parse, run
@@ -29,15 +30,15 @@ def main(argv: list[str] | None = None) -> int:
     from modeling_vitp.detection.data import DetectionData, with_few_empty
     from modeling_vitp.detection.prediction import write_submission
     from modeling_vitp.detection.trainer import DetectionTrainer, check_detector, load_detector, load_image_processor
-    from modeling_vitp.training import fine_tuning
-    from modeling_vitp.training.lock import check_free
+    from modeling_vitp.training import results
+    from modeling_vitp.training.checkpointing import check_free
 
     check_detector(args.task, model_args, training_args.do_train, args.detector)
     check_free(training_args.output_dir)
     set_seed(training_args.seed)
     data = DetectionData.from_dict(args.data)
     image_processor = load_image_processor(model_args, training_args, data.input_spec, args.detector)
-    fine_tuning.check_eval_split(training_args, args.train_splits, args.eval_split)
+    results.check_eval_split(training_args, args.train_splits, args.eval_split)
     splits = list(dict.fromkeys([*args.train_splits, *filter(None, (args.eval_split, args.test_split))]))
     data.check_disjoint(splits, args.task)
     train_dataset = None
@@ -61,19 +62,18 @@ def main(argv: list[str] | None = None) -> int:
         described = data.describe(args.train_splits, args.eval_split, args.test_split)
         trainer.record(argv, [model_args.model_name_or_path], *described)
         counted = {"train_images": len(train_dataset), "train_objects": train_dataset.count(data.names.names)}
-    metrics = fine_tuning.train(trainer, **counted)
-    fine_tuning.evaluate(trainer, metrics, "eval", eval_dataset)
-    fine_tuning.evaluate(trainer, metrics, "test", test_dataset)
+    metrics = results.train(trainer, **counted)
+    results.evaluate(trainer, metrics, "eval", eval_dataset)
+    results.evaluate(trainer, metrics, "test", test_dataset)
     if args.blind_controls:
         metrics["test"] |= blind_scores(trainer, test_dataset, data.open(args.train_splits, args.task))
     if not trainer.is_world_process_zero():
         return 0
 
     submit = partial(write_submission, trainer, data, args.submission) if args.submission is not None else None
-    status = fine_tuning.finish(trainer, test_dataset or eval_dataset, args.num_pictures, submit)
-    fine_tuning.save_metrics(trainer, metrics)
-    fine_tuning.report(trainer, metrics)
-    return status
+    status = results.finish(trainer, test_dataset or eval_dataset, args.num_pictures, submit)
+    results.save_metrics(trainer, metrics)
+    return results.report(metrics, Path(training_args.output_dir)) or status
 
 
 if __name__ == "__main__":

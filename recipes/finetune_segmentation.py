@@ -7,6 +7,7 @@ a run goes on from its last checkpoint.
 """
 
 from functools import partial
+from pathlib import Path
 
 from modeling_vitp.dense.arguments import DenseModelArguments, DenseSettings, FinetuneArguments
 from modeling_vitp.training.command_line import load_plugins, parse, run
@@ -34,8 +35,8 @@ def main(
     from modeling_vitp.dense.data import DenseData, weigh_classes
     from modeling_vitp.dense.prediction import write_submission
     from modeling_vitp.dense.trainer import DenseTrainer, check_dense_start, load_dense_model, load_image_processor
-    from modeling_vitp.training import fine_tuning
-    from modeling_vitp.training.lock import check_free
+    from modeling_vitp.training import results
+    from modeling_vitp.training.checkpointing import check_free
 
     model_class = getattr(modeling_vitp, model_class)
     load_plugins(args.plugins)
@@ -43,7 +44,7 @@ def main(
     check_free(training_args.output_dir)
     set_seed(training_args.seed)
     data = DenseData.from_dict(args.data)
-    fine_tuning.check_eval_split(training_args, args.train_splits, args.eval_split)
+    results.check_eval_split(training_args, args.train_splits, args.eval_split)
     data.check_disjoint(list(dict.fromkeys([*args.train_splits, *filter(None, (args.eval_split, args.test_split))])))
     train_dataset = data.open(args.train_splits) if training_args.do_train else None
     eval_dataset = data.open([args.eval_split]) if args.eval_split else None
@@ -66,17 +67,16 @@ def main(
     if train_dataset is not None:
         described = data.describe(args.train_splits, args.eval_split, args.test_split)
         trainer.record(argv, [model_args.model_name_or_path], *described)
-    metrics = fine_tuning.train(trainer, train_pixels=pixels)
-    fine_tuning.evaluate(trainer, metrics, "eval", eval_dataset)
-    fine_tuning.evaluate(trainer, metrics, "test", test_dataset)
+    metrics = results.train(trainer, train_pixels=pixels)
+    results.evaluate(trainer, metrics, "eval", eval_dataset)
+    results.evaluate(trainer, metrics, "test", test_dataset)
     if not trainer.is_world_process_zero():
         return 0
 
     submit = partial(write_submission, trainer, data, args.submission) if args.submission is not None else None
-    status = fine_tuning.finish(trainer, test_dataset or eval_dataset, args.num_pictures, submit)
-    fine_tuning.save_metrics(trainer, metrics)
-    fine_tuning.report(trainer, metrics)
-    return status
+    status = results.finish(trainer, test_dataset or eval_dataset, args.num_pictures, submit)
+    results.save_metrics(trainer, metrics)
+    return results.report(metrics, Path(training_args.output_dir)) or status
 
 
 if __name__ == "__main__":

@@ -18,8 +18,8 @@ from pathlib import Path
 from modeling_vitp.instructions.from_annotations.layouts import LAYOUTS
 from modeling_vitp.instructions.from_annotations.options import mistake
 from modeling_vitp.instructions.from_annotations.wording import PHRASINGS
+from modeling_vitp.training.arguments import not_negative, positive, shard, within
 from modeling_vitp.training.command_line import parse_words, run
-from modeling_vitp.training.values import not_negative, positive, shard, within
 
 
 def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:

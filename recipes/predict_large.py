@@ -11,8 +11,9 @@ Started again, a run that was stopped goes on where it was.
 import argparse
 from pathlib import Path
 
-from modeling_vitp.training.command_line import find_config, load_plugins, parse_words, run
-from modeling_vitp.training.values import positive, read_mapping, within
+from modeling_vitp.command.paths import find_config
+from modeling_vitp.training.arguments import positive, read_mapping, within
+from modeling_vitp.training.command_line import load_plugins, parse_words, run
 
 # Options of what the model is, or what it is shown.
 FOR = {
@@ -57,7 +58,7 @@ def main(argv: list[str] | None = None) -> int:
 
     load_plugins(args.pop("plugins"))
     import modeling_vitp
-    from modeling_vitp.command.yaml_files import read_yaml
+    from modeling_vitp.command.paths import read_yaml
     from modeling_vitp.dense.data import LabelEncoding
     from modeling_vitp.detection.one_stage import DETECTORS
     from modeling_vitp.detection.trainer import MODELS

@@ -12,12 +12,13 @@ from pathlib import Path
 
 from trl import ModelConfig
 
+from modeling_vitp.command.paths import find_task
 from modeling_vitp.training.arguments import SFT_MODULES, PretrainArguments, VRLArguments
-from modeling_vitp.training.command_line import find_task, parse, run
+from modeling_vitp.training.command_line import parse, run
 
 WHOLE = (
     "modeling_vitp.training.arguments.PretrainArguments",
-    "modeling_vitp.training.pretraining.ViTPTrainingConfig",
+    "modeling_vitp.training.vitp_config.ViTPTrainingConfig",
     "trl.ModelConfig",
 )
 
@@ -28,15 +29,15 @@ def main(argv: list[str] | None = None) -> int:
 
     from transformers import set_seed
 
-    from modeling_vitp import ViTPTrainer
+    from modeling_vitp import ViTPForConditionalGeneration, ViTPTrainer
     from modeling_vitp.instructions.mixture_file import load_mixture
     from modeling_vitp.instructions.rows import sample_texts
     from modeling_vitp.training import plan, results
+    from modeling_vitp.training.batching import default_warmup
+    from modeling_vitp.training.checkpointing import check_free
     from modeling_vitp.training.data import describe_data, describe_evaluation, open_data
     from modeling_vitp.training.freezing import freeze, lora_config
-    from modeling_vitp.training.lock import check_free
-    from modeling_vitp.training.start import check_from_scratch, check_options, load_start, read_by
-    from modeling_vitp.training.warmup import default_warmup
+    from modeling_vitp.training.loading import check_from_scratch, check_options, load_start, read_by
 
     check_from_scratch(args.from_scratch)
     check_options(model_args, args.from_scratch, training_args.model_init_kwargs)
@@ -78,13 +79,14 @@ def main(argv: list[str] | None = None) -> int:
         results.keep_start(trainer)
     trainer.record(argv, sources, describe_data(args, mixture, data.train), describe_evaluation(args))
     metrics = results.train(trainer)
-    results.save_model(trainer, metrics)
-    results.evaluate(trainer, metrics)
+    results.evaluate(trainer, metrics, "eval", trainer.eval_dataset)
     if not trainer.is_world_process_zero():
         return 0
 
     if task is not None:
-        results.evaluate_task(trainer, metrics, task.evaluate, data.splits)
+        trained = ViTPForConditionalGeneration.from_pretrained(output_dir).to(training_args.device)
+        metrics["task"] = task.evaluate(trained, processor, data.splits, output_dir, training_args.seed)
+        results.save_metrics(trainer, metrics)
     if args.probe_data is not None:
         from modeling_vitp.probing.gains import probe_run
 

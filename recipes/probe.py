@@ -22,7 +22,7 @@ def main(argv: list[str] | None = None) -> int:
 
     import torch
 
-    from modeling_vitp.command.shards import Shard
+    from modeling_vitp.command.paths import Shard
     from modeling_vitp.evaluation.experiments import probe_table, summarise
     from modeling_vitp.metrics.report import without_nan
     from modeling_vitp.probing.backbones import load_with_controls

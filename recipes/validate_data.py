@@ -16,8 +16,8 @@ import argparse
 import os
 from pathlib import Path
 
+from modeling_vitp.training.arguments import not_negative, positive, read_mapping, shard, within
 from modeling_vitp.training.command_line import parse_words, run
-from modeling_vitp.training.values import not_negative, positive, read_mapping, shard, within
 
 
 def main(argv: list[str] | None = None) -> int:

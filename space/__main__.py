@@ -14,7 +14,7 @@ import sys
 from pathlib import Path
 
 from modeling_vitp.command import errors
-from modeling_vitp.command.places import check_places
+from modeling_vitp.command.paths import check_paths
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -27,7 +27,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--trust_remote_code", action="store_true", help="lets these models run code of their repos")
     parser.error = errors.refuse
     args = parser.parse_args(argv)
-    check_places([args])
+    check_paths([args])
 
     sys.path.insert(0, str(Path(__file__).parent))
     from app import build_app, launch_options

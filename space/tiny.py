@@ -3,7 +3,8 @@
 import torch
 
 from modeling_vitp import ViTPForConditionalGeneration, ViTPProcessor
-from modeling_vitp.training.from_scratch import build_model, build_tokenizer
+
+from ..training.loading import build_model, build_tokenizer
 
 VISION = {
     "image_size": [112, 112],

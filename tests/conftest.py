@@ -17,7 +17,7 @@ from local_hub.server import LocalHub
 from pictures import picture
 from tiny_models import TEXT, VISION
 
-from modeling_vitp.training.from_scratch import build_model, build_tokenizer
+from modeling_vitp.training.loading import build_model, build_tokenizer
 
 pytest.register_assert_rewrite("annotated_images", "internvl_checkpoints", "sample_rows", "training_run")
 

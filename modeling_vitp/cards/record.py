@@ -31,7 +31,7 @@ def write_record(
 
     Args:
         argv: arguments of the command; those of the process if `None`.
-        settings: `fixed` and `free`, see [`~modeling_vitp.training.run.Run.run_settings`].
+        settings: `fixed` and `free`, see [`~modeling_vitp.training.base_trainer.BaseTrainer.run_settings`].
         sources: folders or Hub ids of the weights that the training starts from.
         data: one mapping for each source of the training data; a `dataset` in it is a Hub id.
         evaluated_on: `name` and `split` of the data that `metrics.json` is about, and `dataset` if it is on the Hub;

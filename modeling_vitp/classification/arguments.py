@@ -2,10 +2,7 @@
 
 from dataclasses import dataclass, field
 
-from ..training.backbone_arguments import StartArguments
-from ..training.layer_decay_arguments import LayerDecayArguments
-from ..training.run_arguments import RunArguments
-from ..training.split_arguments import SplitArguments
+from ..training.arguments import LayerDecayArguments, RunArguments, SplitArguments, StartArguments
 
 # Settings that the scores of a model depend on.
 SCORED_WITH = ("image_size", "per_device_eval_batch_size", "bf16", "fp16")

@@ -21,10 +21,20 @@ from ..images.reading import Picture, check_whole, image_files, read_image, read
 from ..input_spec import InputSpec
 from ..instructions.rows import content_of, undecoded
 from ..instructions.sources import folder_cache
-from ..training.data_settings import DataSettings, check_cases
-from ..training.files import CASES, FIELD, FileSample, check_disjoint, check_patients, find_samples
-from ..training.shared_images import check_no_shared_images, images_of_files, images_of_rows
-from ..training.values import check_type
+from ..training.arguments import check_type
+from ..training.fine_tuning_data import (
+    CASES,
+    FIELD,
+    DataSettings,
+    FileSample,
+    check_cases,
+    check_disjoint,
+    check_no_shared_images,
+    check_patients,
+    find_samples,
+    images_of_files,
+    images_of_rows,
+)
 
 Label = str | int  # the name of a class, or its place among the classes
 
@@ -429,8 +439,8 @@ class ClassificationData(DataSettings):
         root: the folder of files.
         dataset_name: instead of it, a data set of the Hub, or a folder, that `datasets.load_dataset` opens.
         dataset_config: its configuration.
-        splits: by name. Of files, what [`~modeling_vitp.training.files.find_samples`] takes, with the class as the
-            field `{class}`, or `where` with values of columns of the `table`; a split that is not here is
+        splits: by name. Of files, what [`~modeling_vitp.training.fine_tuning_data.find_samples`] takes, with the class
+            as the field `{class}`, or `where` with values of columns of the `table`; a split that is not here is
             `NAME/{class}/{name}.*`, where a name may have dots. Of `dataset_name`, what `datasets` calls the split, by
             default the same.
         classes: their names, in the order of the model. If not given, what the data set knows, or else what the images

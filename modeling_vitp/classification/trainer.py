@@ -15,10 +15,9 @@ from ..image_processing_vitp import ViTPImageProcessor
 from ..images.pixels import normalized
 from ..metrics.report import METRICS_FOLDER, name_classes
 from ..modeling_vitp_classification import ViTPForImageClassification
-from ..training.backbone_start import load_on_backbone
 from ..training.batching import share
-from ..training.fine_tuner import FineTuner
-from ..training.run_config import RunConfig
+from ..training.fine_tuning import FineTuner, load_on_backbone
+from ..training.vitp_config import BaseConfig
 from ..vrl import keyed_generator
 from .arguments import SCORED_WITH, ClassificationModelArguments, ClassificationSettings
 from .augmentation import Augmentation
@@ -27,7 +26,7 @@ from .pictures import draw_predictions
 
 
 @dataclass
-class ClassificationTrainingArguments(ClassificationSettings, RunConfig, TrainingArguments):
+class ClassificationTrainingArguments(ClassificationSettings, BaseConfig, TrainingArguments):
     """[`~transformers.TrainingArguments`] with what fine-tuning for classes needs."""
 
     def __post_init__(self):
@@ -78,7 +77,7 @@ class ClassificationTrainer(FineTuner, Trainer):
 
     What differs from [`~transformers.Trainer`]:
 
-    - the learning rate decays layer by layer, see [`~modeling_vitp.training.layer_decay.layer_decay_groups`];
+    - the learning rate decays layer by layer, see [`~modeling_vitp.training.freezing.layer_decay_groups`];
     - batches and augmentation are functions of the seed and the epoch, whatever the number of processes and workers,
       and a run that goes on from a checkpoint ends as the run that never stopped;
     - evaluation resizes whole images as the image processor does. Each process has its part of the images.
@@ -234,7 +233,7 @@ def load_classifier(
     image_size: int,
     input_spec: dict | None = None,
 ) -> ViTPForImageClassification:
-    """See [`~modeling_vitp.training.backbone_start.load_on_backbone`]; positions are resampled to the image size.
+    """See [`~modeling_vitp.training.fine_tuning.load_on_backbone`]; positions are resampled to the image size.
 
     Raises:
         ValueError: as there, and if a fine-tuned model is of the other kind, of one label or several.

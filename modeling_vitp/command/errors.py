@@ -37,8 +37,21 @@ class WrongArguments(ValueError):
         self.options = options
 
 
-class WrongPlace(WrongArguments):
+class WrongPath(WrongArguments):
     """A file or folder that is not there or cannot be read, which no list of options mends."""
+
+
+class RunStopped(RuntimeError):
+    """A run that ends before its last step and exports nothing.
+
+    Args:
+        message: what happened, and what to do next.
+        status: exit status of the command.
+    """
+
+    def __init__(self, message: str, status: int = 1):
+        super().__init__(message)
+        self.status = status
 
 
 def refuse(message: str) -> NoReturn:
@@ -90,7 +103,7 @@ def explain(error: BaseException) -> tuple[str, str | None, int]:
     if hasattr(error, "status") and hasattr(error, "args") and isinstance(error.status, int):
         return str(error), None, error.status
     if isinstance(error, WrongArguments):
-        remedy = None if isinstance(error, WrongPlace) else f"{program()} {error.options} lists the options."
+        remedy = None if isinstance(error, WrongPath) else f"{program()} {error.options} lists the options."
         return str(error), remedy, MISTAKE
     if isinstance(error, ModuleNotFoundError):
         name = (error.name or "").partition(".")[0]

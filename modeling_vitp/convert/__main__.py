@@ -19,7 +19,7 @@ import signal
 import sys
 
 from ..command import errors
-from ..command.places import check_places
+from ..command.paths import check_paths
 from .keys import BENCHMARK_NAMES, TARGETS
 
 
@@ -57,7 +57,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--allow_nan", action="store_true", help="convert weights that are NaN or infinite, too")
     parser.error = errors.refuse
     args = parser.parse_args(argv)
-    check_places([args])
+    check_paths([args])
 
     from .. import auto  # noqa: F401  (a model is saved with its code where the Auto classes know it)
     from .checkpoint import convert_checkpoint

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from transformers.utils import logging
 
-from ..command.places import check_new
+from ..command.paths import check_new
 from .bands import read_by
 from .card import read_license, write_card
 from .finite import refuse

@@ -3,11 +3,7 @@
 from dataclasses import dataclass, field
 
 from ..metrics.report import metric_path
-from ..training.backbone_arguments import BackboneArguments
-from ..training.layer_decay_arguments import LayerDecayArguments
-from ..training.run_arguments import RunArguments
-from ..training.split_arguments import SplitArguments
-from ..training.values import check_within
+from ..training.arguments import BackboneArguments, LayerDecayArguments, RunArguments, SplitArguments, check_within
 
 # Settings that the scores of a model depend on.
 SCORED_WITH = ("window", "stride", "test_scales", "test_flip", "per_device_eval_batch_size", "bf16", "fp16")

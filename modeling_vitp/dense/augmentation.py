@@ -9,8 +9,8 @@ from torchvision.transforms import v2
 from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2 import functional as F
 
+from ..image_processing_vitp_dense import IGNORE_INDEX
 from ..training.band_jitter import BandJitter
-from .data import IGNORE_INDEX
 
 
 class RandomScaledCrop(v2.Transform):

@@ -32,11 +32,20 @@ from ..images.reading import (
 from ..images.volumes import VolumeSlices, check_cut, files_of
 from ..input_spec import InputSpec
 from ..instructions.rows import content_of, is_decoded
+from ..training.arguments import check_type, is_of
 from ..training.batching import share
-from ..training.data_settings import DataSettings, check_cases
-from ..training.files import CASES, FileSample, check_disjoint, check_patients, find_samples
-from ..training.shared_images import check_no_shared_images, images_of_files, images_of_rows
-from ..training.values import check_type, is_of
+from ..training.fine_tuning_data import (
+    CASES,
+    DataSettings,
+    FileSample,
+    check_cases,
+    check_disjoint,
+    check_no_shared_images,
+    check_patients,
+    find_samples,
+    images_of_files,
+    images_of_rows,
+)
 
 Color = tuple[int, int, int]
 SPELLINGS = {"colour": "color"}  # of keys and values in configurations

@@ -8,8 +8,9 @@ import torch
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
+from ..image_processing_vitp_dense import IGNORE_INDEX
 from ..images.pixels import shown
-from .data import IGNORE_INDEX, LabelEncoding
+from .data import LabelEncoding
 
 UNLABELLED = (127, 127, 127)
 

@@ -14,20 +14,19 @@ from torch.utils.data import ConcatDataset, DataLoader, Dataset, Subset
 from torchvision import tv_tensors
 from transformers import PreTrainedModel, Trainer, TrainingArguments
 
-from ..image_processing_vitp_dense import ViTPSegmentationImageProcessor
+from ..image_processing_vitp_dense import IGNORE_INDEX, ViTPSegmentationImageProcessor
 from ..images.pixels import normalized
 from ..metrics.gathering import gather
 from ..metrics.pixel_metrics import PixelMetric
 from ..metrics.report import metric_path, name_classes
 from ..modeling_vitp_dense import find_head
-from ..training.backbone_start import check_start, load_on_backbone
 from ..training.batching import share
-from ..training.fine_tuner import FineTuner
-from ..training.run_config import RunConfig
+from ..training.fine_tuning import FineTuner, check_start, load_on_backbone
+from ..training.vitp_config import BaseConfig
 from ..vrl import keyed_generator
 from .arguments import SCORED_WITH, DenseModelArguments, DenseSettings
 from .augmentation import Augmentation
-from .data import IGNORE_INDEX, ImageFiles, LabelEncoding, MaskedImages
+from .data import ImageFiles, LabelEncoding, MaskedImages
 from .pictures import draw_predictions
 from .prediction import augmented, sliding_window
 
@@ -35,7 +34,7 @@ INPUTS = {1: ("pixel_values",), 2: ("pixel_values_before", "pixel_values_after")
 
 
 @dataclass
-class DenseTrainingArguments(DenseSettings, RunConfig, TrainingArguments):
+class DenseTrainingArguments(DenseSettings, BaseConfig, TrainingArguments):
     """[`~transformers.TrainingArguments`] with what fine-tuning for maps needs."""
 
     def __post_init__(self):
@@ -89,7 +88,7 @@ class DenseTrainer(FineTuner, Trainer):
 
     What differs from [`~transformers.Trainer`]:
 
-    - the learning rate decays layer by layer, see [`~modeling_vitp.training.layer_decay.layer_decay_groups`];
+    - the learning rate decays layer by layer, see [`~modeling_vitp.training.freezing.layer_decay_groups`];
     - batches and augmentation are functions of the seed and the epoch, whatever the number of processes and workers,
       and a run that goes on from a checkpoint ends as the run that never stopped;
     - evaluation predicts images of any size in windows, one at a time, and keeps counts, not predictions. Each process
@@ -273,7 +272,7 @@ def has_batch_norm(model: nn.Module) -> bool:
 
 
 def check_dense_start(model_class: type[PreTrainedModel], args: DenseModelArguments, do_train: bool) -> None:
-    """See [`~modeling_vitp.training.backbone_start.check_start`]; the decode head is looked up too."""
+    """See [`~modeling_vitp.training.fine_tuning.check_start`]; the decode head is looked up too."""
     check_start(model_class, args, do_train)
     head = args.head or {}
     find_head(head.get("decode_head", "upernet"), head.get("decode_head_kwargs"))
@@ -286,7 +285,7 @@ def load_dense_model(
     class_weights: list[float] | None = None,
     input_spec: dict | None = None,
 ) -> PreTrainedModel:
-    """See [`~modeling_vitp.training.backbone_start.load_on_backbone`]; `class_weights` are those of the loss."""
+    """See [`~modeling_vitp.training.fine_tuning.load_on_backbone`]; `class_weights` are those of the loss."""
     model = load_on_backbone(model_class, args, names, input_spec=input_spec, class_weights=class_weights)
     if "class_weights" not in (args.head or {}):
         model.config.class_weights = class_weights

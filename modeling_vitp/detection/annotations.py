@@ -26,7 +26,7 @@ from ..instructions.from_annotations.formats import (
 )
 from ..instructions.from_annotations.layouts import is_below
 from ..instructions.rows import image_size
-from ..training.values import check_type
+from ..training.arguments import check_type
 
 SUFFIXES = {"voc": ".xml", "dota": ".txt"}
 FORMATS = ("coco", *SUFFIXES)

@@ -2,11 +2,8 @@
 
 from dataclasses import dataclass, field
 
-from ..training.backbone_arguments import BackboneArguments
-from ..training.command_line import find_data
-from ..training.layer_decay_arguments import LayerDecayArguments
-from ..training.run_arguments import RunArguments
-from ..training.split_arguments import SplitArguments
+from ..command.paths import find_data
+from ..training.arguments import BackboneArguments, LayerDecayArguments, RunArguments, SplitArguments
 
 TASKS = ("horizontal", "oriented", "instances")
 VITP = "vitp"

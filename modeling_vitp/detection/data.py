@@ -18,10 +18,16 @@ from ..images.reading import Picture, Window, cut, read_image, read_picture, win
 from ..input_spec import InputSpec
 from ..instructions.rows import content_of, undecoded
 from ..rotated_boxes import smallest_rectangles
-from ..training.data_settings import DataSettings
-from ..training.files import FileSample, check_disjoint, check_patients
-from ..training.shared_images import check_no_shared_images, images_of_files, images_of_rows
-from ..training.values import check_type
+from ..training.arguments import check_type
+from ..training.fine_tuning_data import (
+    DataSettings,
+    FileSample,
+    check_disjoint,
+    check_no_shared_images,
+    check_patients,
+    images_of_files,
+    images_of_rows,
+)
 from ..vrl import keyed_generator
 from .annotations import (
     BOX_FORMATS,

@@ -22,10 +22,9 @@ from ..modeling_vitp_detection import (
     ViTPForOrientedObjectDetection,
 )
 from ..rotated_boxes import enclosing_boxes
-from ..training.backbone_start import check_start, load_on_backbone
 from ..training.batching import share
-from ..training.fine_tuner import FineTuner
-from ..training.run_config import RunConfig
+from ..training.fine_tuning import FineTuner, check_start, load_on_backbone
+from ..training.vitp_config import BaseConfig
 from ..vrl import keyed_generator
 from .arguments import VITP, DetectionModelArguments, DetectionSettings
 from .augmentation import Augmentation, Sample, targets
@@ -35,7 +34,7 @@ from .pictures import SHOWN, draw_detections
 
 
 @dataclass
-class DetectionTrainingArguments(DetectionSettings, RunConfig, TrainingArguments):
+class DetectionTrainingArguments(DetectionSettings, BaseConfig, TrainingArguments):
     """[`~transformers.TrainingArguments`] with what fine-tuning for detection needs."""
 
     def __post_init__(self):
@@ -98,7 +97,7 @@ class DetectionTrainer(FineTuner, Trainer):
 
     What differs from [`~transformers.Trainer`]:
 
-    - the learning rate decays layer by layer, see [`~modeling_vitp.training.layer_decay.layer_decay_groups`], and may
+    - the learning rate decays layer by layer, see [`~modeling_vitp.training.freezing.layer_decay_groups`], and may
       fall at milestones;
     - batches and augmentation are functions of the seed and the epoch, whatever the number of processes and workers;
     - evaluation scores images at their own size, each process a part of them.
@@ -275,7 +274,7 @@ MODELS = {
 
 
 def check_detector(task: str, args: DetectionModelArguments, do_train: bool, detector: str = VITP) -> None:
-    """See [`~modeling_vitp.training.backbone_start.check_start`]."""
+    """See [`~modeling_vitp.training.fine_tuning.check_start`]."""
     check_start(MODELS[task] if detector == VITP else DETECTORS[detector][0], args, do_train)
 
 
@@ -287,7 +286,7 @@ def load_detector(
     detector: str = VITP,
     input_spec: dict | None = None,
 ) -> PreTrainedModel:
-    """See [`~modeling_vitp.training.backbone_start.load_on_backbone`]; positions are resampled to the image size."""
+    """See [`~modeling_vitp.training.fine_tuning.load_on_backbone`]; positions are resampled to the image size."""
     if detector == VITP:
         return load_on_backbone(MODELS[task], args, names, input_spec=input_spec, image_size=settings.image_size)
     model_class, _ = DETECTORS[detector]

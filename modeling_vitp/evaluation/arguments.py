@@ -3,11 +3,10 @@
 from dataclasses import dataclass, field
 from typing import Any
 
-from ..command.yaml_files import read_yaml
+from ..command.paths import find_config, read_yaml
 from ..dense.arguments import SCORED_WITH
 from ..metrics.report import metric_path
-from ..training.command_line import find_config
-from ..training.values import Arguments
+from ..training.arguments import Arguments
 from .answer_scores import KINDS
 
 

@@ -20,8 +20,7 @@ from transformers import PreTrainedConfig
 from ..cards.sections import table
 from ..images.corruptions import SEVERITIES, parameters
 from ..metrics.report import without_nan
-from ..training.lock import FolderLock
-from ..training.outputs import write_whole
+from ..training.checkpointing import FolderLock, write_whole
 from . import classification_robustness, dense_robustness
 from .arguments import RobustnessArguments
 from .experiments import check_settings, once

@@ -23,9 +23,8 @@ from ..instructions.rows import prepare_rows
 from ..instructions.splits import open_splits
 from ..modeling_vitp import ViTPForConditionalGeneration
 from ..processing_vitp import ViTPProcessor
-from ..training.answers import Answered, draw_answers, first_image, look
-from ..training.asking import generate_answers
-from ..training.outputs import attempt, write_whole
+from ..training.checkpointing import attempt, write_whole
+from ..training.generation import Answered, draw_answers, first_image, generate_answers, look
 from .answer_scores import score_answers
 from .arguments import VLMArguments
 from .questions import Question, conversation_of, others, read_questions

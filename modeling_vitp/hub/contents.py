@@ -16,7 +16,7 @@ from ..cards.license import FIELDS, agreed, card_metadata, license_files
 from ..cards.model_card import fill_card
 from ..cards.record import stated_licenses
 from ..command.errors import one_line
-from ..command.folders import SPACE
+from ..command.paths import SPACE
 from ..convert.checkpoint import convert_checkpoint
 from ..convert.export import export_backbone
 from .failures import FAILURES, explain

@@ -6,8 +6,7 @@ import logging
 import math
 from pathlib import Path
 
-from ..command.places import expanded_home
-from ..command.yaml_files import read_yaml
+from ..command.paths import expanded_home, read_yaml
 from .folders import TABLES
 from .settings import SourceSettings
 

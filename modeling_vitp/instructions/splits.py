@@ -10,8 +10,7 @@ import yaml
 from datasets import Dataset, IterableDataset, ReadInstruction
 from trl import ScriptArguments
 
-from ..command.places import looks_like_path, not_there
-from ..command.yaml_files import read_yaml
+from ..command.paths import looks_like_path, not_there, read_yaml
 from .conversations import to_conversations
 from .folders import LISTS, annotations, has_images, holds_rows, image_root
 from .json_lines import first_with_images

@@ -20,7 +20,7 @@ from tqdm.auto import tqdm
 from transformers import AutoConfig
 
 from ..cards.sections import table
-from ..command.shards import Shard
+from ..command.paths import Shard
 from ..image_processing_vitp import ViTPImageProcessor
 from ..messages import check_answers, check_messages, message_texts
 from ..processing_vitp import ViTPProcessor

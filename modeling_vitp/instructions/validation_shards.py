@@ -5,7 +5,7 @@ import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from ..command.shards import Shard
+from ..command.paths import Shard
 from .mixture_file import Mixture
 from .overlap import Match
 from .validation import RowReport, SourceReport, save_reports, validate

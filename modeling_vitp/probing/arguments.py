@@ -2,10 +2,8 @@
 
 from dataclasses import dataclass, field
 
-from ..command.shards import Shard
-from ..command.yaml_files import read_yaml
-from ..training.command_line import find_config
-from ..training.values import Arguments
+from ..command.paths import Shard, find_config, read_yaml
+from ..training.arguments import Arguments
 
 POOLINGS = ("mean", "cls", "cls_mean")
 

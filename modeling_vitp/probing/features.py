@@ -10,7 +10,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset, Subset, default_collate
 from tqdm import tqdm
 
-from ..command.shards import Shard
+from ..command.paths import Shard
 from .backbones import Backbone, Preprocessing
 
 

@@ -15,7 +15,7 @@ from ..images.reading import image_files
 from ..input_spec import InputSpec
 from ..instructions.rows import load_images
 from ..instructions.sources import folder_cache
-from ..training.shared_images import check_no_shared_images, images_of_rows
+from ..training.fine_tuning_data import check_no_shared_images, images_of_rows
 
 logger = logging.getLogger(__name__)
 

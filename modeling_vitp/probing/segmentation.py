@@ -13,7 +13,8 @@ import torch
 from torch.nn import functional as F
 from tqdm import tqdm
 
-from ..dense.data import IGNORE_INDEX, ClassPixels, DenseData, ImageFiles, MaskedImages
+from ..dense.data import ClassPixels, DenseData, ImageFiles, MaskedImages
+from ..image_processing_vitp_dense import IGNORE_INDEX
 from ..images.corruptions import CorruptedImages
 from ..metrics.ranking import mean_area
 from ..metrics.report import METRICS_FOLDER, name_classes

@@ -1,19 +1,202 @@
-"""Arguments of the pretraining, of which `--help` tells before anything heavy is imported."""
+"""Arguments of pretraining and fine-tuning, with checks of their values; importing them loads nothing heavy."""
 
+import argparse
 import json
+import math
+import re
 import shlex
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, fields
 from pathlib import Path
+from types import UnionType
+from typing import Any, ClassVar, Union, get_args, get_origin, get_type_hints
 
 from trl import ScriptArguments
 
-from ..command.yaml_files import read_yaml
-from .command_line import find_config, find_data, find_task
-from .run_arguments import RunArguments
-from .values import Arguments
+from ..command.paths import Shard, find_config, find_data, find_task, read_yaml
 
 # Where the fields of TRL's `SFTConfig` are defined.
 SFT_MODULES = ("transformers.training_args", "trl.trainer.base_config", "trl.trainer.sft_config")
+
+
+class Arguments:
+    """Base of argument classes.
+
+    What is a mapping in a configuration file is JSON on the command line. Numbers lie within their limits, and so does
+    each of a list; `None` is no value.
+
+    Attributes:
+        file_fields: of the fields that are mappings, the ones that may name a file instead.
+        limits: intervals by name of the field, such as `"[0, 1)"`, see [`check_within`].
+        choices: values by name of the field.
+
+    Raises:
+        ValueError: names the field, its value and what it may be.
+    """
+
+    file_fields: ClassVar[tuple[str, ...]] = ()
+    limits: ClassVar[dict[str, str]] = {}
+    choices: ClassVar[dict[str, Sequence[str]]] = {}
+
+    def __post_init__(self):
+        self._read_mappings()
+        own = [cls for cls in type(self).__mro__ if issubclass(cls, Arguments)]
+        for name, interval in {k: v for cls in reversed(own) for k, v in vars(cls).get("limits", {}).items()}.items():
+            check_within(name, getattr(self, name), interval)
+        for name, known in {k: v for cls in reversed(own) for k, v in vars(cls).get("choices", {}).items()}.items():
+            value = getattr(self, name)
+            if value is not None and value not in known:
+                raise ValueError(f"{name}={value!r} is none of {', '.join(known)}.")
+        if hasattr(super(), "__post_init__"):
+            super().__post_init__()
+
+    def _read_mappings(self) -> None:
+        # Of libraries' classes that these are mixed into, a mapping may be a file.
+        own = [cls for cls in type(self).__mro__ if issubclass(cls, Arguments)]
+        names = {name for cls in own for name in vars(cls).get("__annotations__", {})}
+        types = get_type_hints(type(self))  # those of the fields are changed by the parser
+        for name in names & {item.name for item in fields(self)}:
+            value = getattr(self, name)
+            if isinstance(value, str) and dict in get_args(types[name]):
+                if value.lstrip().startswith("{") or name not in self.file_fields:
+                    setattr(self, name, read_mapping(name, value))
+            check_type(name, getattr(self, name), types[name])
+        for name in {item.name for item in fields(self)} - names:  # of libraries' classes, which take a float of YAML
+            value, kinds = getattr(self, name), {types[name], *get_args(types[name])}
+            if isinstance(value, float) and int in kinds and float not in kinds:
+                if not value.is_integer():
+                    raise ValueError(f"{name}={value!r} is no whole number.")
+                setattr(self, name, int(value))
+
+
+def check_type(name: str, value: Any, kind: Any) -> None:
+    """Raises a `ValueError` unless a value, which may come from a YAML file, is of the type of its field.
+
+    Args:
+        kind: a class, a union, or a list, sequence or mapping of such.
+    """
+    if not is_of(value, kind):
+        shown = kind.__name__ if isinstance(kind, type) and not get_args(kind) else str(kind).replace("typing.", "")
+        shown = shown.replace("collections.abc.", "")
+        hint = " YAML reads yes, no, on, off, numbers and dates as other types: put names in quotes."
+        hint = hint if "str" in shown and not all(isinstance(item, str) for item in scalars(value)) else ""
+        raise ValueError(f"{name}={str(value)[:80]!r} is of the wrong type: {shown}.{hint}")
+
+
+def scalars(value: Any) -> list[Any]:
+    """What is in a value that is no list or mapping."""
+    if isinstance(value, Mapping):
+        value = [*value, *value.values()]
+    return [item for part in value for item in scalars(part)] if isinstance(value, (list, tuple)) else [value]
+
+
+def is_of(value: Any, kind: Any) -> bool:
+    origin, parts = get_origin(kind), get_args(kind)
+    if kind is Any:
+        return True
+    if origin in (Union, UnionType):
+        return any(is_of(value, part) for part in parts)
+    if origin is not None and issubclass(origin, Mapping):
+        return isinstance(value, Mapping) and all(is_of(k, parts[0]) and is_of(v, parts[1]) for k, v in value.items())
+    if origin is not None:
+        return isinstance(value, (list, tuple)) and all(is_of(item, parts[0]) for item in value)
+    if kind in (int, float):
+        return isinstance(value, (int, float) if kind is float else int) and not isinstance(value, bool)
+    if kind is Sequence:
+        return isinstance(value, (list, tuple))
+    return isinstance(value, type(None) if kind is None else kind)
+
+
+def read_mapping(name: str, text: str) -> dict[str, Any]:
+    if not text.lstrip().startswith("{"):
+        raise ValueError(f"{name}={text!r} is no mapping: give JSON, such as '{{\"key\": 1}}'.")
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{name}: {text[:80]!r} is no JSON: {error}.") from error
+
+
+def check_within(name: str, value: float | Sequence[float] | None, interval: str) -> None:
+    """Raises a `ValueError` unless a number, or each of a list, is in an interval.
+
+    Args:
+        interval: as in mathematics: `[` and `]` with their end, `(` and `)` without; `"(0, inf)"` is any finite number
+            above 0. NaN is in none.
+    """
+    opening, low, high, closing = re.fullmatch(r"([\[(])\s*(\S+),\s*(\S+?)\s*([\])])", interval).groups()
+    for number in value if isinstance(value, (list, tuple)) else [] if value is None else [value]:
+        above = number >= float(low) if opening == "[" else number > float(low)
+        below = number <= float(high) if closing == "]" else number < float(high)
+        if not (above and below) or math.isnan(number):
+            raise ValueError(f"{name}={value!r} is not in {interval}.")
+
+
+def within(interval: str, kind: type = int) -> Callable[[str], float]:
+    """The type of an argument of argparse that is a number in an interval."""
+
+    def number(text: str) -> float:
+        try:
+            value = kind(text)
+            check_within("it", value, interval)
+        except ValueError:
+            raise argparse.ArgumentTypeError(f"{text!r} is no {kind.__name__} in {interval}") from None
+        return value
+
+    return number
+
+
+positive = within("[1, inf)")
+not_negative = within("[0, inf)")
+
+
+def shard(text: str) -> Shard:
+    """The type of an argument of argparse that is a shard, `NUMBER/COUNT`."""
+    try:
+        return Shard.parse(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+
+
+@dataclass
+class RunArguments(Arguments):
+    """How a run stops and goes on, and what is seen of it meanwhile."""
+
+    limits = {"watch_samples": "[0, inf)"}
+
+    save_on_signal: list[str] = field(
+        default_factory=lambda: ["SIGTERM"],
+        metadata={
+            "help": "Signals at which the run saves at the end of its step and stops with the command that goes on: "
+            "SIGTERM (a scheduler's notice) and SIGINT (Ctrl-C; a second one stops at once), or none."
+        },
+    )
+    allow_changed_data: bool = field(
+        default=False,
+        metadata={
+            "help": "Goes on from a checkpoint though the data are not those that it was trained on, with a warning."
+        },
+    )
+
+    watch_samples: int = field(
+        default=4,
+        metadata={
+            "help": "Predictions and features of so many samples are drawn before training and at each evaluation, "
+            "or at each checkpoint without any, to `watch` in output_dir and where report_to says; 0 for none."
+        },
+    )
+
+    def __post_init__(self):
+        if isinstance(self.save_on_signal, str):
+            self.save_on_signal = self.save_on_signal.split()
+        unknown = set(self.save_on_signal) - {"SIGTERM", "SIGINT", "none"}
+        if unknown:
+            raise ValueError(f"save_on_signal takes SIGTERM and SIGINT, or none; not {', '.join(sorted(unknown))}.")
+        if hasattr(super(), "__post_init__"):
+            super().__post_init__()
+
+    @property
+    def saving_signals(self) -> list[str]:
+        return [name for name in self.save_on_signal if name != "none"]
 
 
 @dataclass
@@ -209,3 +392,104 @@ class VRLArguments(RunArguments):
         default=False,
         metadata={"help": "The collator picks the columns it needs, the sample id among them."},
     )
+
+
+@dataclass
+class StartArguments(Arguments):
+    """Where fine-tuning starts: a pretrained backbone, a fine-tuned model, or random weights."""
+
+    limits = {"drop_path_rate": "[0, 1)"}
+    neck = None  # what makes maps of the ViT's features, if anything does
+
+    model_name_or_path: str | None = field(
+        default=None,
+        metadata={
+            "help": "Folder or Hub id of an exported backbone, or of a model fine-tuned with this recipe; '' for none."
+        },
+    )
+    model_revision: str = field(default="main", metadata={"help": "Branch, tag or commit on the Hub."})
+    from_scratch: dict | str | None = field(
+        default=None,
+        metadata={"help": "Instead: configuration of a ViT with random weights, to compare with; '{}' for none."},
+    )
+    backbone: dict | str | None = field(
+        default=None, metadata={"help": "More settings of the backbone's configuration, such as deformable_heads."}
+    )
+    drop_path_rate: float = field(default=0.1, metadata={"help": "Stochastic depth of the ViT."})
+    head: dict | str | None = field(
+        default=None,
+        metadata={"help": "More settings of the model's configuration, such as hidden_size (of UPerNet) or pooling."},
+    )
+
+    def __post_init__(self):
+        super().__post_init__()
+        self.model_name_or_path = self.model_name_or_path or None
+        self.from_scratch = self.from_scratch or None
+
+
+@dataclass
+class BackboneArguments(StartArguments):
+    """Where fine-tuning for maps and boxes starts."""
+
+    choices = {"neck": ("adapter", "pyramid")}
+
+    neck: str = field(default="adapter", metadata={"help": "'adapter' (ViT-Adapter) or 'pyramid' (faster)."})
+
+
+@dataclass
+class LayerDecayArguments(Arguments):
+    """What [`~modeling_vitp.training.freezing.layer_decay_groups`] is called with."""
+
+    limits = {"layer_decay": "(0, 1]"}
+
+    layer_decay: float = field(
+        default=0.9,
+        metadata={"help": "The learning rate of a layer of the ViT is this times that of the next one. 1: no decay."},
+    )
+    level_embeddings_at_input: bool = field(
+        default=False,
+        metadata={
+            "help": "Whether the adapter's level embeddings learn at the rate of the patch and position embeddings, as "
+            "in the authors' release, and not at that of the adapter."
+        },
+    )
+    position_weight_decay: bool = field(
+        default=False,
+        metadata={"help": "Whether position embeddings have weight decay, as in the authors' release."},
+    )
+
+    def layer_decay_settings(self) -> dict[str, float | bool | None]:
+        """For the record of a run, where an option that is off is as in a record without it."""
+        options = ("level_embeddings_at_input", "position_weight_decay")
+        return {"layer_decay": self.layer_decay} | {name: getattr(self, name) or None for name in options}
+
+
+@dataclass
+class SplitArguments(Arguments):
+    """What is trained on, and what is scored."""
+
+    limits = {"num_pictures": "[0, inf)"}
+
+    data: dict | str | None = field(
+        default=None,
+        metadata={"help": "Classes, splits and files of the data set, see the page of the recipe."},
+    )
+    data_root: str | None = field(default=None, metadata={"help": "Where the data set is, instead of data.root."})
+    train_splits: list[str] = field(default_factory=lambda: ["train"], metadata={"help": "What is trained on."})
+    eval_split: str | None = field(
+        default=None,
+        metadata={
+            "help": "What is scored while training, with eval_strategy, and at the end. The last checkpoint is the "
+            "result, unless load_best_model_at_end is set."
+        },
+    )
+    test_split: str | None = field(default=None, metadata={"help": "What is scored once, at the end; '' for nothing."})
+    num_pictures: int = field(default=4, metadata={"help": "Samples in the picture of predictions."})
+
+    def __post_init__(self):
+        super().__post_init__()
+        self.eval_split, self.test_split = self.eval_split or None, self.test_split or None
+        if self.data_root is not None:
+            self.data = {**(self.data or {}), "root": self.data_root}
+        if self.test_split is not None and self.test_split in {*self.train_splits, self.eval_split}:
+            raise ValueError(f"Split {self.test_split!r} is the test's; it may not be trained or selected on.")

@@ -1,23 +1,31 @@
 """Checkpoints that are whole or not there, and that know the settings of the run they belong to."""
 
+import contextlib
+import errno
+import fcntl
 import hashlib
 import json
 import logging
 import os
 import re
 import shutil
-from collections.abc import Iterable, Iterator
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
+import torch
 from tokenizers import Tokenizer
 from transformers import PreTrainedTokenizerFast
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from ..cards.record import read_json
-from .values import check_type
+from ..command.errors import RunStopped, one_line
+from .arguments import check_type
 
 logger = logging.getLogger(__name__)
 
@@ -272,3 +280,212 @@ def check_data(checkpoint: str | Path, data: dict[str, str | None], may_change: 
             "weights: give the checkpoint as model_name_or_path, and another output_dir."
         )
     logger.warning("Going on with other data, so not as a run that never stopped: %s.", changed)
+
+
+LOCK = ".run.lock"
+# A lock is touched so often; one of another machine that was not for long is of a process that is no more.
+TOUCHED_EVERY, SILENT_FOR = 30, 600
+
+
+class FolderLock:
+    """Says in a folder which process writes to it, and is passed over once that process is dead.
+
+    Args:
+        folder: created if it is not there.
+    """
+
+    def __init__(self, folder: str | Path):
+        self.path = Path(folder) / LOCK
+        self._released: threading.Event | None = None
+
+    @property
+    def is_held(self) -> bool:
+        return self._released is not None
+
+    def acquire(self) -> None:
+        """Raises [`RunStopped`] with the process that has it."""
+        if self.is_held:
+            return
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        with opened(self.path) as file:
+            refuse_if_busy(self.path, file.read())
+            file.seek(0)
+            file.truncate()
+            file.write(json.dumps(this_process()))
+        self._released = threading.Event()
+        threading.Thread(target=self._touch, args=(self._released,), daemon=True).start()
+
+    def release(self) -> None:
+        if not self.is_held:
+            return
+        self._released.set()
+        self._released = None
+        with contextlib.suppress(OSError), opened(self.path) as file:
+            if is_mine(read(file.read())):
+                self.path.unlink()
+
+    def _touch(self, released: threading.Event) -> None:
+        while not released.wait(TOUCHED_EVERY):
+            with contextlib.suppress(OSError):
+                os.utime(self.path)
+
+
+@contextlib.contextmanager
+def opened(path: Path) -> Iterator[TextIO]:
+    """The file of a lock, for this process alone."""
+    while True:
+        with open(path, "a+") as file:
+            with contextlib.suppress(OSError):  # a file system without locks
+                fcntl.flock(file, fcntl.LOCK_EX)
+            if path.exists() and os.path.samestat(os.fstat(file.fileno()), path.stat()):
+                file.seek(0)
+                yield file
+                return
+
+
+def check_free(folder: str | Path) -> None:
+    """Raises [`RunStopped`] if another run writes to a folder. Asks in the first process of a run only."""
+    path = Path(folder) / LOCK
+    if int(os.environ.get("RANK", 0)) == 0 and path.is_file():
+        refuse_if_busy(path, path.read_text())
+
+
+def refuse_if_busy(path: Path, text: str) -> None:
+    holder = read(text)
+    if not holder or is_mine(holder):
+        return
+    if holder["host"] == socket.gethostname():
+        busy = started(holder["pid"]) == holder["started"]
+    else:
+        busy = time.time() - path.stat().st_mtime < SILENT_FOR
+    name = f"process {holder['pid']} on {holder['host']}"
+    if busy:
+        raise RunStopped(
+            f"Another run writes to {path.parent}: {name}, since {holder['since']}. Give another output_dir, or wait "
+            f"for it or stop it. If there is no such process, delete {path}."
+        )
+    logger.info("%s, which wrote to %s, is no more.", name.capitalize(), path.parent)
+
+
+def read(text: str) -> dict[str, Any] | None:
+    """Who holds a lock; `None` if that was not written to its end."""
+    with contextlib.suppress(ValueError, TypeError):
+        holder = json.loads(text)
+        if {"host", "pid", "started", "since"} <= set(holder):
+            return holder
+    return None
+
+
+def this_process() -> dict[str, Any]:
+    pid, since = os.getpid(), time.strftime("%Y-%m-%d %H:%M:%S")
+    return {"host": socket.gethostname(), "pid": pid, "started": started(pid), "since": since}
+
+
+def is_mine(holder: dict[str, Any] | None) -> bool:
+    me = this_process()
+    return holder is not None and all(holder[key] == me[key] for key in ("host", "pid", "started"))
+
+
+def started(pid: int) -> str | None:
+    """When a process of this machine started, which tells it from later ones of its number; `None` if it is dead."""
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        return None if fields[0] in "ZX" else fields[19]
+    except (OSError, IndexError):
+        if Path("/proc/self/stat").exists():
+            return None
+    try:  # where there is no /proc
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return None
+    except PermissionError:
+        pass
+    return "not known"
+
+
+FULL = ("No space left", "os error 28", "Disk quota exceeded", "os error 122")
+STATE_FILES = 1 << 20  # what a checkpoint has beside weights and optimizer, at least
+
+
+def free_bytes(folder: str | Path) -> int:
+    return shutil.disk_usage(folder).free
+
+
+def weight_bytes(model: torch.nn.Module, is_adapter: bool = False) -> int:
+    """What a model's weights take on the disk; with PEFT what trains. Of a sharded model, what all processes have."""
+    weights = [weight for weight in model.parameters() if weight.requires_grad or not is_adapter]
+    return sum(weight.numel() * weight.element_size() for weight in weights)
+
+
+def optimizer_bytes(optimizer: torch.optim.Optimizer | None) -> int:
+    """What the state of an optimizer takes, of this process."""
+    states = getattr(optimizer, "state", {}).values()
+    tensors = (value for state in states for value in state.values() if isinstance(value, torch.Tensor))
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+
+
+def check_room(folder: str | Path, needed: int, what: str) -> None:
+    """Raises [`RunStopped`] if a folder's disk has no room for what is about to be written."""
+    free = free_bytes(folder)
+    if free < needed + STATE_FILES:
+        raise RunStopped(
+            f"The disk of {folder} is full: {what} takes {size(needed + STATE_FILES)}, and {size(free)} are free. Make "
+            "room (--save_total_limit 1 keeps one checkpoint) and start again: the run goes on from its last one."
+        )
+
+
+def warn_of_room(folder: str | Path, needed: int) -> None:
+    free = free_bytes(folder)
+    if free < needed:
+        logger.warning("The disk of %s has %s free, and a checkpoint takes about %s.", folder, size(free), size(needed))
+
+
+def size(number: int) -> str:
+    return f"{number / 1e9:.1f} GB" if number >= 1e8 else f"{number / 1e6:.1f} MB"
+
+
+@contextlib.contextmanager
+def told_if_full(folder: str | Path) -> Iterator[None]:
+    """Makes of an error that a full disk is the cause of [`RunStopped`] in one line."""
+    try:
+        yield
+    except Exception as error:
+        if isinstance(error, RunStopped) or not is_full(error, folder):
+            raise
+        raise RunStopped(
+            f"The disk of {folder} is full: {one_line(str(error))[:200].rstrip('.')}. Make room and start again: the "
+            "run goes on from its last checkpoint."
+        ) from error
+
+
+def is_full(error: BaseException | None, folder: str | Path) -> bool:
+    """Whether an error, or what caused it, is that there was no room."""
+    while error is not None:
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+            return True
+        if any(text in str(error) for text in FULL):
+            return True
+        # torch says that writing failed, and not why.
+        if "PytorchStreamWriter" in str(error) or "unexpected pos" in str(error):
+            return free_bytes(folder) < STATE_FILES
+        error = error.__cause__ or error.__context__
+    return False
+
+
+def attempt(output_dir: str | Path, what: str, step: Callable[..., object], *args) -> int:
+    """Carries out what a run is complete without, such as a card or a plot: 0, or 1 and one line if it fails."""
+    try:
+        step(*args)
+    except Exception as error:  # whatever a library raises: the run is not lost for it
+        cause = one_line(f"{type(error).__name__}: {error}").rstrip(".")
+        logger.error("The run is complete in %s, but %s failed: %s.", output_dir, what, cause)
+        return 1
+    return 0
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Writes a file that is whole or as it was."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    written = path.with_name(f".{path.name}.writing")
+    written.write_text(text)
+    os.replace(written, path)

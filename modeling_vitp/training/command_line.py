@@ -2,16 +2,17 @@
 
 import argparse
 import ast
+import ctypes
 import difflib
 import hashlib
 import importlib
 import importlib.util
 import logging
+import os
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import fields
 from functools import cache
-from importlib.resources import files
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -19,13 +20,17 @@ import yaml
 from trl import TrlParser
 
 from ..command import errors
-from ..command.errors import WrongArguments, WrongPlace, program
-from ..command.places import check_places, expand_home
-from ..command.yaml_files import read_yaml
-from . import threads  # noqa: F401
-from .allocator import keep_freed_memory
+from ..command.errors import WrongArguments, WrongPath, program
+from ..command.paths import check_paths, expand_home, find_config, read_yaml
 
-RECIPES = "modeling_vitp.recipes"
+# Torch reads this when it is loaded. By default its threads spin for milliseconds while they wait for one another:
+# beside any other busy process, a step of the quickstart takes many times as long. Threads that sleep wait steadily,
+# but waking takes a fifth of a step where nothing else runs. So they spin for some microseconds, as GNU's OpenMP does
+# where threads outnumber the cores, and then sleep.
+if "OMP_WAIT_POLICY" not in os.environ:
+    os.environ["OMP_WAIT_POLICY"] = "PASSIVE"
+    os.environ.setdefault("GOMP_SPINCOUNT", "1000")
+
 OWN_ARGUMENTS = {  # command -> the module of its arguments
     "vitp pretrain": "modeling_vitp.training.arguments",
     "vitp finetune_classification": "modeling_vitp.classification.arguments",
@@ -33,40 +38,8 @@ OWN_ARGUMENTS = {  # command -> the module of its arguments
     "vitp finetune_detection": "modeling_vitp.detection.arguments",
     "vitp probe": "modeling_vitp.probing.arguments",
 }
-
-
-def find_config(name: str) -> Path:
-    """The configuration of that name: a file, or where there is none one of those that come with the package.
-
-    Raises:
-        WrongPlace: names the nearest, three at most, if there is neither.
-    """
-    if Path(name).is_file():
-        return Path(name)
-    configs = {path.stem: path for path in Path(str(files(RECIPES))).joinpath("configs").glob("*.yaml")}
-    stem = Path(name).stem
-    if stem in configs:
-        return configs[stem]
-    near = {path.stem: str(path) for path in Path(name).parent.glob("*.yaml")}
-    nearest = difflib.get_close_matches(stem, {*configs, *near}, 3, 0.6)
-    found = " or ".join(repr(near.get(one, one)) for one in nearest)
-    hint = f"did you mean {found}?" if found else "give a YAML file, or a name of recipes/configs."
-    raise WrongPlace(f"there is no configuration {name!r}, as a file or in the package: {hint}")
-
-
-def find_task(name: str) -> str:
-    """The module of a task. Raises a `ValueError` that names those there are if it is none of them."""
-    tasks = [path.name for path in Path(str(files(RECIPES)), "tasks").iterdir() if (path / "__init__.py").is_file()]
-    if name not in tasks:
-        raise ValueError(f"there is no task {name!r} in recipes/tasks, only {', '.join(sorted(tasks))}.")
-    return f"{RECIPES}.tasks.{name}"
-
-
-def find_data(name: str) -> str:
-    """A folder or Hub id as it is; for `recipes/…`, where there is no such folder here, the one in the package."""
-    packaged = Path(str(files(RECIPES))).joinpath(*Path(name).parts[1:])
-    is_packaged = Path(name).parts[:1] == ("recipes",) and not Path(name).exists() and packaged.exists()
-    return str(packaged) if is_packaged else name
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of malloc.h
+NEVER, LARGEST = -1, 2**25
 
 
 def parse(
@@ -114,7 +87,7 @@ def parse(
             raise ValueError(f"what is {in_words[0]!r}? Options begin with --, and their values follow.")
         check_names([*in_file, *in_words], [item.name for dataclass in own for item in fields(dataclass)], inherited)
         expand_home(parsed)
-        check_places(parsed)
+        check_paths(parsed)
         if whole:
             parser = TrlParser([load(name) for name in whole], **texts)
             parser.error = errors.refuse
@@ -125,7 +98,7 @@ def parse(
     except ConnectionError:
         raise
     except (OSError, yaml.YAMLError) as error:
-        raise WrongPlace(" ".join(str(error).split())) from error
+        raise WrongPath(" ".join(str(error).split())) from error
     except WrongArguments as error:
         error.options = options
         raise
@@ -199,7 +172,7 @@ def parse_words(parser: argparse.ArgumentParser, argv: Sequence[str] | None) -> 
     parser.prog, parser.error = program(), errors.refuse
     args = parser.parse_args(argv)
     expand_home([args])
-    check_places([args])
+    check_paths([args])
     register_models()
     return args
 
@@ -259,3 +232,19 @@ def field_names(module: str) -> set[str]:
     source = importlib.util.find_spec(module).origin
     classes = [node for node in ast.parse(Path(source).read_text()).body if isinstance(node, ast.ClassDef)]
     return {node.target.id for item in classes for node in item.body if isinstance(node, ast.AnnAssign)}
+
+
+def keep_freed_memory() -> None:
+    """For the rest of the process and those that it forks, unless the environment says something of malloc.
+
+    By default the end of the heap goes back to the kernel whenever some tens of megabytes of it are free, so after
+    every step, and each page of it has to be found and cleared again in the next. Tensors of 32 MiB and more, the most
+    that glibc takes from the heap, still go back at once.
+    """
+    is_told = "glibc.malloc" in os.environ.get("GLIBC_TUNABLES", "")
+    if sys.platform != "linux" or is_told or any(name.startswith("MALLOC_") for name in os.environ):
+        return
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is not None:
+        mallopt(M_TRIM_THRESHOLD, NEVER)
+        mallopt(M_MMAP_THRESHOLD, LARGEST)

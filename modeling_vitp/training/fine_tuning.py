@@ -1,85 +1,243 @@
-"""What every fine-tuning does with its trainer: train, score, draw, and write down what came of it."""
+"""What the trainers of fine-tunings share: layer-wise decay, batches by the epoch, the frame of an evaluation."""
 
-import json
-from collections.abc import Callable, Sequence
+import logging
+import math
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
-from torch.utils.data import Dataset
-from transformers import Trainer, TrainingArguments
-from transformers.trainer_utils import IntervalStrategy
+import numpy as np
+import torch
+from torch.utils.data import DataLoader, Dataset
+from torchvision.transforms.v2 import functional as F
+from transformers import PreTrainedConfig, PreTrainedModel
+from transformers.trainer_utils import EvalLoopOutput
 
-from ..metrics.report import without_nan
-from .fine_tuner import FineTuner
-from .outputs import attempt, write_whole
-from .plots import draw_losses
+from ..bands import check_same_bands
+from ..configuration_vitp import ViTPVisionConfig
+from ..convert.finite import check_finite
+from ..input_spec import InputSpec
+from ..modeling_vitp import ViTPVisionModel
+from ..modeling_vitp_backbone import ViTPMultiScaleBackbone
+from ..modeling_vitp_multi_scale import NECKS
+from .arguments import StartArguments
+from .base_trainer import BaseTrainer
+from .batching import EpochBatchSampler
+from .callbacks import choose, component_colors
+from .freezing import layer_decay_groups
+from .loading import check_config
+from .resume_config import free_settings
+
+logger = logging.getLogger(__name__)
 
 
-def check_eval_split(args: TrainingArguments, train_splits: Sequence[str], eval_split: str | None) -> None:
-    """Raises a `ValueError` if scores while training, or the choice of a checkpoint by them, have no split for it."""
-    if args.eval_strategy != "no" and eval_split is None:
-        strategy = IntervalStrategy(args.eval_strategy).value
-        raise ValueError(f"eval_strategy: {strategy} scores while training: give an eval_split, or eval_strategy: no.")
-    if args.load_best_model_at_end and eval_split in {*train_splits, None}:
-        raise ValueError("load_best_model_at_end needs an eval_split that is not trained on.")
+class FineTuner(BaseTrainer):
+    """For a `Trainer` of a model with a [`~modeling_vitp.modeling_vitp_backbone.ViTPMultiScaleBackbone`] in it; its
+    arguments have those of [`~modeling_vitp.training.arguments`].
+
+    Attributes:
+        fixed, free: names of arguments of the trainer's own, see [`run_settings`].
+        counted: what scores are of, for the word on those that are of nothing.
+    """
+
+    fixed: ClassVar[tuple[str, ...]] = ()
+    free: ClassVar[tuple[str, ...]] = ()
+    counted: ClassVar[str]
+
+    def __init__(self, *args: Any, **kwargs: Any):
+        super().__init__(*args, **kwargs)
+        # The model's loss is a mean over its own batch: the Trainer has to divide it where gradients accumulate.
+        self.model_accepts_loss_kwargs = False
+
+    def run_settings(self) -> dict[str, dict[str, Any]]:
+        args, names = self.args, ("seed", "data_seed", *self.fixed, "dataloader_drop_last")
+        fixed = {name: getattr(args, name) for name in names} | self.data_settings()
+        free = free_settings(args) | {name: getattr(args, name) for name in self.free} | args.layer_decay_settings()
+        return {"fixed": fixed, "free": {name: value for name, value in free.items() if name not in fixed}}
+
+    def given_settings(self) -> dict[str, Any]:
+        return super().given_settings() | {"input_spec": getattr(self.processing_class, "input_spec", None)}
+
+    def data_settings(self) -> dict[str, Any]:
+        """What else a run that goes on has to have as it was."""
+        return {
+            "global batch size": self.get_total_train_batch_size(self.args),
+            "training samples": len(self.train_dataset),
+            "classes": self.names,
+        }
+
+    def watched_samples(self, number: int) -> list:
+        return choose(self.eval_dataset or self.train_dataset.samples, number, self.data_seed)
+
+    def draw_results(self, samples: list, path: Path) -> None:
+        """Draws what the model predicts where it is scored, as a PNG."""
+        raise NotImplementedError
+
+    def component_maps(self, images: Sequence[Sequence[torch.Tensor]], folder: Path) -> list[np.ndarray]:
+        """Principal components of the ViT's features as colors, see
+        [`~modeling_vitp.training.callbacks.component_colors`].
+
+        Args:
+            images: of each sample one, or the two of a pair, which are then beside each other; see
+                [`~modeling_vitp.images.pixels.to_pixels`].
+            folder: keeps the components of the first picture.
+        """
+        maps = [torch.cat([self.patch_features(image) for image in images_of_one], 2) for images_of_one in images]
+        return component_colors(maps, folder)
+
+    def patch_features(self, image: torch.Tensor) -> torch.Tensor:
+        """What the ViT's last layer gives for an image whose longer side has as many pixels as its table of positions.
+
+        Args:
+            image: see [`~modeling_vitp.images.pixels.to_pixels`].
+
+        Returns:
+            Of shape `(hidden_size, rows, columns)`.
+        """
+        modules = self.accelerator.unwrap_model(self.model).modules()
+        backbone = next(module for module in modules if isinstance(module, ViTPMultiScaleBackbone))
+        scale = max(backbone.config.image_size) / max(image.shape[-2:])
+        size = [max(1, round(side * scale)) for side in image.shape[-2:]]
+        image = F.to_dtype(F.resize(image, size, antialias=True), scale=True)
+        pixels = F.normalize(image, self.processing_class.image_mean, self.processing_class.image_std)
+        with self.compute_loss_context_manager():
+            states = backbone(pixels[None].to(self.args.device), output_hidden_states=True).hidden_states[-1][0]
+        rows, columns = (-(-side // 32) * 2 for side in size)  # patches of 16 in sides that are padded to 32
+        features = states[-rows * columns :].T.unflatten(1, (rows, columns))
+        return features[:, : -(-size[0] // 16), : -(-size[1] // 16)]
+
+    def score(self, batches: Iterable, is_test: bool) -> dict[str, float]:
+        """The scores on this process's part of the samples and those of others, NaN where there is nothing to count.
+
+        Args:
+            batches: of [`get_eval_dataloader`].
+            is_test: whether it is the last evaluation, on the test.
+        """
+        raise NotImplementedError
+
+    def evaluation_loop(
+        self,
+        dataloader: DataLoader,
+        description: str,
+        prediction_loss_only: bool | None = None,
+        ignore_keys: list[str] | None = None,
+        metric_key_prefix: str = "eval",
+    ) -> EvalLoopOutput:
+        self.callback_handler.eval_dataloader = dataloader
+        scores = self.score(self._told(dataloader), metric_key_prefix == "test")
+        uncounted = [name for name, value in scores.items() if math.isnan(value)]
+        if uncounted:
+            logger.warning("%s: not counted, for want of %s: %s.", description, self.counted, ", ".join(uncounted))
+        metrics = {f"{metric_key_prefix}_{name}": value for name, value in scores.items()}
+        num_samples = len(dataloader.dataset.dataset)
+        return EvalLoopOutput(predictions=None, label_ids=None, metrics=metrics, num_samples=num_samples)
+
+    def _told(self, dataloader: DataLoader) -> Iterator:
+        """Its batches, each of which the callbacks are told of when it has been seen."""
+        for batch in dataloader:
+            yield batch
+            self.control = self.callback_handler.on_prediction_step(self.args, self.state, self.control)
+
+    def create_optimizer(self, model: PreTrainedModel | None = None) -> torch.optim.Optimizer:
+        if self.optimizer is None:
+            model = self.model if model is None else model
+            num_layers = self.accelerator.unwrap_model(model).config.backbone_config.num_hidden_layers
+            args = self.args
+            groups = layer_decay_groups(
+                model,
+                args.learning_rate,
+                args.weight_decay,
+                args.layer_decay,
+                num_layers,
+                args.level_embeddings_at_input,
+                args.position_weight_decay,
+            )
+            optimizer_cls, settings = self.get_optimizer_cls_and_kwargs(args, model)
+            self.optimizer = optimizer_cls(groups, **settings)
+        return self.optimizer
+
+    def _get_train_sampler(self, train_dataset: Dataset | None = None) -> EpochBatchSampler:
+        args = self.args
+        self._train_batches = EpochBatchSampler(
+            len(self.train_dataset if train_dataset is None else train_dataset),
+            self._train_batch_size,
+            args.gradient_accumulation_steps,
+            args.world_size,
+            args.process_index,
+            self.data_seed,
+            drop_last=args.dataloader_drop_last,
+        )
+        self._train_batches.check_not_empty()
+        return self._train_batches
 
 
-def train(trainer: Trainer, **counted: Any) -> dict[str, Any]:
-    """Trains, if there is anything to train on, and saves model and metrics; the metrics, in all processes.
+def check_start(model_class: type[PreTrainedModel], args: StartArguments, do_train: bool = True) -> None:
+    """Looks at what is said about the start, and opens nothing.
+
+    Raises:
+        ValueError: if not exactly one start is given, one with random weights is to be scored without training, or the
+            ViT, the neck or the model has no setting of a name.
+    """
+    if (args.model_name_or_path is None) == (args.from_scratch is None):
+        raise ValueError(
+            "Give either model_name_or_path, a pretrained backbone or a fine-tuned model, or from_scratch. What the "
+            "configuration has is taken back by --model_name_or_path '' or --from_scratch '{}'."
+        )
+    if args.from_scratch is not None and not do_train:
+        raise ValueError(
+            "do_train is false, and a model from_scratch has random weights, whose scores say nothing: give "
+            "model_name_or_path, and take from_scratch back by --from_scratch '{}'."
+        )
+    check_config("from_scratch", args.from_scratch, ViTPVisionConfig)
+    check_config("backbone", args.backbone, ViTPVisionConfig if args.neck is None else NECKS[args.neck].config_class)
+    check_config("head", args.head, model_class.config_class, ("backbone_config", "id2label", "label2id"))
+
+
+def load_on_backbone(
+    model_class: type[PreTrainedModel],
+    args: StartArguments,
+    names: list[str],
+    build: Callable[..., PreTrainedModel] | None = None,
+    input_spec: dict | None = None,
+    **settings: Any,
+) -> PreTrainedModel:
+    """The model, in float32, with a fresh head unless it is one that was fine-tuned.
 
     Args:
-        trainer: a [`~modeling_vitp.training.run.Run`].
-        counted: more about what is trained on, for the metrics.
+        names: of the classes.
+        build: makes a fresh model as its `from_backbone` does, which it is if not given.
+        input_spec: of the data. If it names bands, the weights of a backbone for red, green and blue are spread over
+            them, see [`~modeling_vitp.spread_bands`].
+        settings: of a fresh model, before those of `args.head`; see its `from_backbone`.
+
+    Raises:
+        ValueError: as [`check_start`], or if a fine-tuned model has other classes, or the start is for other bands.
     """
-    metrics = {"seed": trainer.args.seed}
-    if trainer.train_dataset is not None:
-        metrics |= {"train": trainer.train_or_resume().metrics, **counted}
-        trainer.save_model(trainer.args.output_dir, _internal_call=True)
-        trainer.keep_record()
-        save_metrics(trainer, metrics)
-    return metrics
-
-
-def evaluate(trainer: Trainer, metrics: dict[str, Any], name: str, samples: Dataset | None) -> None:
-    """Adds the scores on a split, if there is one, and saves them."""
-    if samples is not None:
-        metrics[name] = trainer.evaluate(samples, metric_key_prefix=name)
-        save_metrics(trainer, metrics)
-
-
-def finish(trainer: FineTuner, samples: Dataset | None, number: int, submit: Callable[[], None] | None = None) -> int:
-    """Pictures, what goes to a benchmark's server, the card and the push; the exit status, 1 if any of them failed.
-
-    Args:
-        samples: of which `number`, spread over them, are drawn with what the model says of them.
-        submit: writes the files for the server.
-    """
-    output_dir = trainer.args.output_dir
-    status = attempt(output_dir, "a picture", draw, trainer, samples, number)
-    if submit is not None:
-        status |= attempt(output_dir, "the submission", submit)
-    return status | (trainer.share() if trainer.train_dataset is not None else 0)
-
-
-def draw(trainer: FineTuner, samples: Dataset | None, number: int) -> None:
-    output_dir = Path(trainer.args.output_dir)
-    output_dir.mkdir(parents=True, exist_ok=True)
-    if trainer.train_dataset is not None:
-        draw_losses(trainer.state.log_history, output_dir / "loss.png")
-    number = min(number, len(samples or ()))
-    if number:
-        shown = [samples[index * len(samples) // number] for index in range(number)]
-        trainer.draw_results(shown, output_dir / "predictions.png")
-
-
-def save_metrics(trainer: Trainer, metrics: dict[str, Any]) -> None:
-    """`metrics.json`, written by one process."""
-    if trainer.is_world_process_zero():
-        path = Path(trainer.args.output_dir) / "metrics.json"
-        write_whole(path, json.dumps(without_nan(metrics), indent=2) + "\n")
-
-
-def report(trainer: Trainer, metrics: dict[str, Any]) -> None:
-    """Prints what a user needs next."""
-    print(json.dumps(without_nan(metrics), indent=2))
-    print(f"\nModel, image processor, metrics.json and pictures: {trainer.args.output_dir}")
+    check_start(model_class, args)
+    band_names = InputSpec.from_dict(input_spec).band_names
+    id2label = dict(enumerate(names))
+    revision = {"revision": args.model_revision}
+    if args.from_scratch is not None:
+        bands = {} if band_names is None else {"band_names": band_names}
+        start, more = ViTPVisionModel(ViTPVisionConfig(**args.from_scratch | bands)), {}
+    else:
+        start, more = args.model_name_or_path, revision
+        model_type = PreTrainedConfig.get_config_dict(start, **revision)[0].get("model_type")
+        if model_type == model_class.config_class.model_type:
+            model = model_class.from_pretrained(start, **revision)
+            if model.config.id2label != id2label:
+                raise ValueError(f"{start} has the classes {list(model.config.id2label.values())}, not {names}.")
+            check_same_bands(start, model.config.backbone_config.band_names, "data: input_spec", band_names)
+            check_finite(model.state_dict(), start)
+            return model
+    if band_names is not None:
+        more = {**more, "band_names": band_names}
+    backbone = {"drop_path_rate": args.drop_path_rate, **(args.backbone or {}), **more}
+    head = {**settings, **(args.head or {})}
+    build = build or model_class.from_backbone
+    neck = {} if args.neck is None else {"neck": args.neck}
+    model = build(start, **neck, id2label=id2label, backbone_kwargs=backbone, **head)
+    name = args.model_name_or_path or "from_scratch"
+    check_same_bands(name, model.config.backbone_config.band_names, "data: input_spec", band_names)
+    check_finite(model.state_dict(), name)
+    return model

@@ -1,6 +1,6 @@
-"""What a pretraining leaves: metrics, the model in one piece, its backbone, cards, and what to do next.
+"""What pretraining and fine-tuning do with a trainer: train, save, score, draw, share, and say what to do next.
 
-What a run has is on the disk before anything is tried that may fail: weights, then the backbone, then each score.
+Results are on the disk before anything is tried that may fail: weights, then the backbone, then each score.
 """
 
 import copy
@@ -11,49 +11,42 @@ import shlex
 import shutil
 import sys
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from accelerate import PartialState
 from accelerate.utils import gather_object, is_peft_model
-from transformers import Trainer
+from matplotlib.figure import Figure
+from torch.utils.data import Dataset
+from transformers import TrainingArguments
+from transformers.trainer_utils import IntervalStrategy
 
 from ..cards.record import copy_record
 from ..convert.export import export_backbone
 from ..convert.tensor_files import open_like_folder
 from ..hub.contents import write_card
-from ..instructions.collator import ViTPDataCollator
+from ..metrics.report import without_nan
 from ..modeling_vitp import ViTPForConditionalGeneration
-from .checkpointing import last_checkpoint
-from .disk import told_if_full
-from .outputs import attempt, write_whole
-from .plots import draw_losses
-from .pretraining import ViTPTrainer
+from .base_trainer import BaseTrainer
+from .checkpointing import attempt, last_checkpoint, told_if_full, write_whole
+from .vitp_trainer import ViTPTrainer
 
 logger = logging.getLogger(__name__)
 START = "backbone_at_start"
 
 
-def train(trainer: ViTPTrainer) -> dict[str, Any]:
-    """Trains, and goes on where the run was; the metrics, in all processes."""
-    result = trainer.train_or_resume()
-    metrics = {"seed": trainer.args.seed, "train": result.metrics | mean_loss(trainer)}
-    skipped = count_skipped(trainer.data_collator)
-    if skipped:
-        metrics["skipped_rows"] = skipped
-        logger.warning("Rows skipped since this run began or went on, by source: %s", json.dumps(skipped))
-    return metrics
-
-
-def count_skipped(collator: ViTPDataCollator) -> dict[str, int]:
-    """How many rows of each source were skipped, over all processes."""
-    counts = [collator.skipped] if PartialState().num_processes == 1 else gather_object([collator.skipped])
-    return dict(sum(map(Counter, counts), Counter()))
+def check_eval_split(args: TrainingArguments, train_splits: Sequence[str], eval_split: str | None) -> None:
+    """Raise a `ValueError` if evaluation while training, or the choice of a checkpoint by it, has no split for it."""
+    if args.eval_strategy != "no" and eval_split is None:
+        strategy = IntervalStrategy(args.eval_strategy).value
+        raise ValueError(f"eval_strategy: {strategy} scores while training: give an eval_split, or eval_strategy: no.")
+    if args.load_best_model_at_end and eval_split in {*train_splits, None}:
+        raise ValueError("load_best_model_at_end needs an eval_split that is not trained on.")
 
 
 def keep_start(trainer: ViTPTrainer) -> None:
-    """The backbone as it is before the first step, in `backbone_at_start`, for what is learned to be held against.
+    """Export the backbone as it is before the first step to `backbone_at_start`, to compare the trained one with.
 
     A run that goes on keeps the one that it began with.
     """
@@ -69,48 +62,49 @@ def keep_start(trainer: ViTPTrainer) -> None:
         os.replace(written, folder)
 
 
-def save_model(trainer: ViTPTrainer, metrics: dict[str, Any]) -> None:
-    """The weights, of LoRA in `adapter`; in one process also the model in one piece, its backbone and the metrics."""
-    folder = Path(trainer.args.output_dir) / ("adapter" if is_peft_model(trainer.model) else "")
-    trainer.save_model(folder, _internal_call=True)
+def train(trainer: BaseTrainer, **counted: Any) -> dict[str, Any]:
+    """Train, or go on with a run, and save the weights; of a pretraining also the backbone, and LoRA in `adapter`.
+
+    Without a `train_dataset` nothing is trained or saved.
+
+    Args:
+        counted: more about what is trained on, for the metrics.
+
+    Returns:
+        The metrics, in all processes.
+    """
+    metrics: dict[str, Any] = {"seed": trainer.args.seed}
+    if trainer.train_dataset is None:
+        return metrics
+    metrics |= {"train": trainer.train_or_resume(), **counted}
+    skipped = count_skipped(trainer)
+    if skipped:
+        metrics["skipped_rows"] = skipped
+        logger.warning("Rows skipped since this run began or went on, by source: %s", json.dumps(skipped))
+    folder = Path(trainer.args.output_dir)
+    trainer.save_model(folder / "adapter" if is_peft_model(trainer.model) else folder, _internal_call=True)
     trainer.keep_record()
-    if trainer.is_world_process_zero():
-        with told_if_full(trainer.args.output_dir):
-            save_metrics(trainer, metrics)
-            save_parts(trainer)
-
-
-def evaluate(trainer: ViTPTrainer, metrics: dict[str, Any]) -> None:
-    """Adds the loss on the rows to evaluate on, if there are any."""
-    if trainer.eval_dataset is not None:
-        metrics["eval"] = trainer.evaluate()
-        save_metrics(trainer, metrics)
-
-
-def evaluate_task(trainer: ViTPTrainer, metrics: dict[str, Any], score: Callable[..., dict], splits: Any) -> None:
-    """Adds the scores of a task, by its function, see `tests/README.md`; for one process."""
-    args = trainer.args
-    model = ViTPForConditionalGeneration.from_pretrained(args.output_dir).to(args.device)
-    metrics["task"] = score(model, trainer.processing_class, splits, Path(args.output_dir), args.seed)
     save_metrics(trainer, metrics)
+    if isinstance(trainer, ViTPTrainer) and trainer.is_world_process_zero():
+        with told_if_full(folder):
+            save_parts(trainer)
+    return metrics
 
 
-def mean_loss(trainer: Trainer) -> dict[str, float]:
-    """Over all steps of a run that has ended; the Trainer's is of the steps since it was resumed."""
-    total, last = trainer._tr_loss.item(), 0  # of the steps since the last log, and then of all
-    for logs in trainer.state.log_history:
-        if "loss" in logs:
-            total += logs["loss"] * (logs["step"] - last)
-            last = logs["step"]
-    num_steps = last + trainer.state.global_step - trainer._globalstep_last_logged
-    return {"train_loss": total / num_steps} if num_steps else {}
+def count_skipped(trainer: BaseTrainer) -> dict[str, int]:
+    """Return how many rows of each source were skipped, over all processes."""
+    own = getattr(trainer.data_collator, "skipped", None)
+    if own is None:
+        return {}
+    counts = [own] if PartialState().num_processes == 1 else gather_object([own])
+    return dict(sum(map(Counter, counts), Counter()))
 
 
 def save_parts(trainer: ViTPTrainer) -> None:
-    """The model, merged and in one piece in the output folder, with its backbone in `backbone`.
+    """Save the merged model in the output folder and its backbone in `backbone`.
 
-    Not the trainer's model, of which FSDP and ZeRO leave each process a part. LoRA is merged in a copy, so that what is
-    evaluated next is what was trained.
+    The weights are read back, because FSDP and ZeRO leave each process a part of the trainer's model. LoRA is merged in
+    a copy, so that what is evaluated next is what was trained.
     """
     output_dir, processor = Path(trainer.args.output_dir), trainer.processing_class
     if is_peft_model(trainer.model):
@@ -123,20 +117,68 @@ def save_parts(trainer: ViTPTrainer) -> None:
     export_backbone(model, output_dir / "backbone", processor.image_processor)
 
 
-def save_metrics(trainer: ViTPTrainer, metrics: dict[str, Any]) -> None:
-    """`metrics.json`, written by one process."""
+def evaluate(trainer: BaseTrainer, metrics: dict[str, Any], name: str, samples: Dataset | None) -> None:
+    """Add the scores on a split, if there is one, to the metrics, and save them."""
+    if samples is not None:
+        metrics[name] = trainer.evaluate(samples, metric_key_prefix=name)
+        save_metrics(trainer, metrics)
+
+
+def save_metrics(trainer: BaseTrainer, metrics: dict[str, Any]) -> None:
+    """Write `metrics.json`, in one process."""
     if trainer.is_world_process_zero():
-        write_whole(Path(trainer.args.output_dir) / "metrics.json", json.dumps(metrics, indent=2) + "\n")
+        path = Path(trainer.args.output_dir) / "metrics.json"
+        write_whole(path, json.dumps(without_nan(metrics), indent=2) + "\n")
 
 
-def finish(trainer: ViTPTrainer) -> int:
-    """The picture of the losses, the cards and the push; the exit status, 1 if any of them failed."""
+def finish(
+    trainer: BaseTrainer,
+    samples: Dataset | None = None,
+    num_pictures: int = 0,
+    submit: Callable[[], None] | None = None,
+) -> int:
+    """Draw pictures, write the files for a benchmark's server and the cards, and push.
+
+    Args:
+        samples: of which `num_pictures`, spread over them, are drawn with the model's predictions.
+        submit: writes the files for the server.
+
+    Returns:
+        The exit status: 1 if any of these steps failed.
+    """
     output_dir = Path(trainer.args.output_dir)
-    status = attempt(output_dir, "the plot", draw_losses, trainer.state.log_history, output_dir / "loss.png")
+    status = attempt(output_dir, "a picture", draw, trainer, samples, num_pictures)
+    if submit is not None:
+        status |= attempt(output_dir, "the submission", submit)
     for part in ("backbone", "adapter"):
         if (output_dir / part).is_dir():
             status |= attempt(output_dir, f"the card of {part}", write_part_card, part, output_dir)
-    return trainer.share() | status
+    return status | (trainer.share() if trainer.train_dataset is not None else 0)
+
+
+def draw(trainer: BaseTrainer, samples: Dataset | None, number: int) -> None:
+    output_dir = Path(trainer.args.output_dir)
+    output_dir.mkdir(parents=True, exist_ok=True)
+    if trainer.train_dataset is not None:
+        draw_losses(trainer.state.log_history, output_dir / "loss.png")
+    number = min(number, len(samples or ()))
+    if number:
+        shown = [samples[index * len(samples) // number] for index in range(number)]
+        trainer.draw_results(shown, output_dir / "predictions.png")
+
+
+def draw_losses(log_history: list[dict], path: Path) -> None:
+    """Draw training and evaluation loss over the steps, from a trainer's log."""
+    figure = Figure(figsize=(6, 4), layout="constrained")
+    axis = figure.subplots()
+    for key, label in (("loss", "training (under VRL)"), ("eval_loss", "evaluation (every visual token)")):
+        points = [(entry["step"], float(entry[key])) for entry in log_history if key in entry]
+        if points:
+            axis.plot(*zip(*points), label=label, marker="o" if len(points) < 20 else None)
+    axis.set(xlabel="step", ylabel="loss on the answers", yscale="log")
+    if axis.lines:  # a run may end before it logs
+        axis.legend()
+    figure.savefig(path, dpi=110)
 
 
 def write_part_card(part: str, output_dir: Path) -> None:
@@ -145,9 +187,16 @@ def write_part_card(part: str, output_dir: Path) -> None:
 
 
 def report(metrics: dict[str, Any], output_dir: Path) -> int:
-    """Prints what a user needs next; the exit status says whether the task's gate was passed."""
+    """Print the metrics and what to do next.
+
+    Returns:
+        The exit status: 1 if the score of a pretraining's task failed, or its gate was not passed.
+    """
+    print(json.dumps(without_nan(metrics), indent=2))
     backbone, folder = output_dir / "backbone", shlex.quote(str(output_dir))
-    print(json.dumps(metrics, indent=2))
+    if not backbone.is_dir():
+        print(f"\nModel, image processor, metrics.json and pictures: {output_dir}")
+        return 0
     print(f"""
 Model, processor, metrics.json and pictures: {output_dir}
 The backbone, on its own:                    {backbone}
@@ -162,7 +211,8 @@ Train on from here with your own data:
 Share the backbone on the Hub (--dry_run shows what would go):
     vitp push_to_hub {folder} NAMESPACE/NAME --what backbone --dry_run
 """)
-    if metrics.get("task", {}).get("passed", True):
-        return 1 if metrics.get("task", {}).get("failed") else 0
-    print(f"The task's gate was NOT passed: {metrics['task']['gate']}", file=sys.stderr)
+    task = metrics.get("task", {})
+    if task.get("passed", True):
+        return 1 if task.get("failed") else 0
+    print(f"The task's gate was NOT passed: {task['gate']}", file=sys.stderr)
     return 1

@@ -15,8 +15,8 @@ import statistics
 import subprocess
 import sys
 
+from modeling_vitp.training.arguments import not_negative, positive
 from modeling_vitp.training.command_line import parse_words, run
-from modeling_vitp.training.values import not_negative, positive
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -12,8 +12,8 @@ import platform
 import statistics
 import sys
 
+from modeling_vitp.training.arguments import not_negative, positive
 from modeling_vitp.training.command_line import parse_words, run
-from modeling_vitp.training.values import not_negative, positive
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -36,7 +36,7 @@ def main(argv: list[str] | None = None) -> int:
         time_calls,
         training_step,
     )
-    from modeling_vitp.training.run_config import has_fast_bf16
+    from modeling_vitp.training.vitp_config import has_fast_bf16
 
     torch.set_num_threads(args.threads)
     device = device_here()

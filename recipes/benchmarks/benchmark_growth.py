@@ -15,8 +15,8 @@ import argparse
 import tempfile
 from pathlib import Path
 
+from modeling_vitp.training.arguments import positive
 from modeling_vitp.training.command_line import parse_words, run
-from modeling_vitp.training.values import positive
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -15,8 +15,8 @@ import statistics
 import tempfile
 from pathlib import Path
 
+from modeling_vitp.training.arguments import not_negative, positive, within
 from modeling_vitp.training.command_line import parse_words, run
-from modeling_vitp.training.values import not_negative, positive, within
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -42,7 +42,7 @@ def main(argv: list[str] | None = None) -> int:
         stock_collator,
         synthetic_mixture,
     )
-    from modeling_vitp.training.from_scratch import build_tokenizer
+    from modeling_vitp.training.loading import build_tokenizer
 
     with tempfile.TemporaryDirectory() as folder:
         mixture = load_mixture(args.mixture or synthetic_mixture(Path(folder), args.rows, args.side))

@@ -14,8 +14,8 @@ import sys
 import tempfile
 from pathlib import Path
 
+from modeling_vitp.training.arguments import positive
 from modeling_vitp.training.command_line import parse_words, run
-from modeling_vitp.training.values import positive
 
 NAMES = ("features", "windows", "step", "conversion")
 

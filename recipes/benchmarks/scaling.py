@@ -36,8 +36,8 @@ from modeling_vitp.messages import message_texts
 from modeling_vitp.modeling_vitp import ViTPVisionModel
 from modeling_vitp.probing.backbones import Backbone, load_backbone
 from modeling_vitp.probing.features import extract
+from modeling_vitp.recipes.benchmarks.memory import most_resident
 from modeling_vitp.training.batching import GlobalBatchSampler, RankStream
-from modeling_vitp.training.memory import most_resident
 
 STRIP, ROWS_A_FILE, SOURCE_ROWS, BATCH, BATCHES = 500, 5000, 10_000, 8, 1000
 VISION = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64}

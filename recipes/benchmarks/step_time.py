@@ -15,10 +15,10 @@ from trl.trainer.utils import add_fused_lm_head
 
 from modeling_vitp.configuration_vitp import ViTPConfig
 from modeling_vitp.modeling_vitp import ViTPForConditionalGeneration
-from modeling_vitp.training.head import OUTPUTS, add_head_of_loss
-from modeling_vitp.training.memory import most_resident
-from modeling_vitp.training.run_config import has_fast_bf16
-from modeling_vitp.training.step_cost import INTERNVL2_5_1B, PARTS, BatchShape, step_cost
+from modeling_vitp.recipes.benchmarks.memory import most_resident
+from modeling_vitp.training.model_patches import OUTPUTS, add_head_of_loss
+from modeling_vitp.training.plan import INTERNVL2_5_1B, PARTS, BatchShape, step_cost
+from modeling_vitp.training.vitp_config import has_fast_bf16
 from modeling_vitp.vrl import draw_visual_tokens, keyed_generator
 
 IMAGE_TOKEN_ID, TEXT_TOKENS, ANSWER_TOKENS = 7, 64, 32

@@ -4,8 +4,8 @@ import re
 from collections.abc import Iterable
 from dataclasses import MISSING, dataclass, field, fields
 
-from modeling_vitp.training.command_line import find_config
-from modeling_vitp.training.values import Arguments
+from modeling_vitp.command.paths import find_config
+from modeling_vitp.training.arguments import Arguments
 
 
 @dataclass

@@ -22,18 +22,16 @@ from modeling_vitp.recipes.experiments.objectives import MaskedAutoencoder, Patc
 from modeling_vitp.recipes.experiments.view_trainer import ViewTrainer
 from modeling_vitp.recipes.tasks.trees.evaluation import probe_backbone
 from modeling_vitp.recipes.tasks.trees.instructions import TreeInstructions, cell_means, prepare
-from modeling_vitp.training.arguments import SFT_MODULES, PretrainArguments, VRLArguments
+from modeling_vitp.training.arguments import SFT_MODULES, Arguments, PretrainArguments, VRLArguments
+from modeling_vitp.training.checkpointing import check_free, write_whole
 from modeling_vitp.training.command_line import parse, run
-from modeling_vitp.training.lock import check_free
-from modeling_vitp.training.outputs import write_whole
-from modeling_vitp.training.results import START, mean_loss
-from modeling_vitp.training.start import load_start
-from modeling_vitp.training.values import Arguments
+from modeling_vitp.training.loading import load_start
+from modeling_vitp.training.results import START
 
 WHOLE = (
     "modeling_vitp.recipes.experiments.controls.ControlArguments",
     "modeling_vitp.training.arguments.PretrainArguments",
-    "modeling_vitp.training.pretraining.ViTPTrainingConfig",
+    "modeling_vitp.training.vitp_config.ViTPTrainingConfig",
     "trl.ModelConfig",
 )
 
@@ -95,7 +93,7 @@ def main(argv: list[str] | None = None) -> int:
             rows,
             Encoding(transform, image_processor, grid),
         )
-        metrics["train"] = trainer.train_or_resume().metrics | mean_loss(trainer)
+        metrics["train"] = trainer.train_or_resume()
     export_backbone(vit, output_dir / "backbone", image_processor)
     measured = probe_backbone(splits, output_dir, training_args.seed, training_args.device)
     metrics["task"] = {split: {"backbone": found} for split, found in measured.items()}

@@ -10,9 +10,9 @@ experiment goes on; more `seeds` add to it. Started twice, two processes share i
 import importlib
 from pathlib import Path
 
-from modeling_vitp.command.yaml_files import read_yaml
+from modeling_vitp.command.paths import find_task, read_yaml
 from modeling_vitp.recipes.experiments.arguments import ExperimentArguments
-from modeling_vitp.training.command_line import find_task, parse, run
+from modeling_vitp.training.command_line import parse, run
 
 
 def main(argv: list[str] | None = None) -> int:

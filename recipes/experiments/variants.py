@@ -19,12 +19,11 @@ import numpy as np
 import yaml
 
 from modeling_vitp.cards.sections import table
-from modeling_vitp.command.yaml_files import read_yaml
+from modeling_vitp.command.errors import RunStopped
+from modeling_vitp.command.paths import read_yaml
 from modeling_vitp.evaluation.experiments import with_spread
 from modeling_vitp.recipes.experiments.arguments import ExperimentArguments, slug
-from modeling_vitp.training.lock import FolderLock
-from modeling_vitp.training.outputs import write_whole
-from modeling_vitp.training.stops import RunStopped
+from modeling_vitp.training.checkpointing import FolderLock, write_whole
 
 logger = logging.getLogger(__name__)
 CONFIG = "config.yaml"

@@ -10,10 +10,10 @@ from transformers import Trainer
 from transformers.data import default_data_collator
 
 from modeling_vitp.instructions.rows import prepare_rows
+from modeling_vitp.training.base_trainer import BaseTrainer
 from modeling_vitp.training.batching import EpochBatchSampler
-from modeling_vitp.training.compared import free_settings
-from modeling_vitp.training.pretraining import ViTPTrainingConfig
-from modeling_vitp.training.run import Run
+from modeling_vitp.training.resume_config import free_settings
+from modeling_vitp.training.vitp_config import ViTPTrainingConfig
 from modeling_vitp.vrl import keyed_generator
 
 Encode = Callable[[dict[str, Any], torch.Generator], dict[str, torch.Tensor]]
@@ -41,7 +41,7 @@ class Views(Dataset):
         return {**inputs, "id": row["id"]}
 
 
-class ViewTrainer(Run, Trainer):
+class ViewTrainer(BaseTrainer, Trainer):
     """Trains a model whose output has a `loss`, with the settings, batches and views of [`~modeling_vitp.ViTPTrainer`].
 
     Args:

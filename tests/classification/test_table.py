@@ -4,7 +4,7 @@ import pytest
 from pictures import picture
 
 from modeling_vitp.classification.data import ClassificationData, LabelTable
-from modeling_vitp.training.files import FileSample
+from modeling_vitp.training.fine_tuning_data import FileSample
 
 
 def make(folder, rows, header="pid,label,fold"):

@@ -14,8 +14,7 @@ from trl import ScriptArguments
 import modeling_vitp
 from modeling_vitp import ViTPProcessor, ViTPTrainingConfig
 from modeling_vitp.command.errors import explain, run, take_debug
-from modeling_vitp.command.places import check_places, expand_home, looks_like_path
-from modeling_vitp.command.yaml_files import read_yaml
+from modeling_vitp.command.paths import check_paths, expand_home, looks_like_path, read_yaml
 from modeling_vitp.instructions.sources import load_rows
 
 
@@ -48,10 +47,10 @@ def test_a_hub_that_does_not_answer_is_told_before_its_clients_try_for_minutes(m
     monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
     for name in ("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY", "all_proxy", "ALL_PROXY"):
         monkeypatch.delenv(name, raising=False)
-    line, status = told(lambda: check_places([Given("org/model")]))
+    line, status = told(lambda: check_paths([Given("org/model")]))
     assert status == 1 and "the Hub cannot be reached (for org/model: 127.0.0.1" in line and "HF_HUB_OFFLINE=1" in line
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    check_places([Given("org/model"), Given(None), Given("gpt2")])
+    check_paths([Given("org/model"), Given(None), Given("gpt2")])
 
 
 @pytest.mark.parametrize("place", ["./a", "/a/b", "~/a", "a/b/c", "a/", "weights.safetensors"])
@@ -85,7 +84,7 @@ def test_the_home_folder_is_meant_wherever_a_path_begins_with_it(tmp_path, monke
     given = Given("~/model")
     given.data, given.target, given.other = {"root": "~/data", "splits": ["~/a", 3]}, Path("~/out"), "a~/b"
     expand_home([given])
-    check_places([given])
+    check_paths([given])
     assert given.model_name_or_path == str(tmp_path / "model") and given.target == tmp_path / "out"
     assert given.data == {"root": f"{tmp_path}/data", "splits": [f"{tmp_path}/a", 3]} and given.other == "a~/b"
 
@@ -106,8 +105,8 @@ def test_a_key_that_is_there_twice_is_named_with_its_lines(tmp_path):
 def test_a_mistyped_path_is_told_with_the_nearest_and_without_asking_the_hub(tmp_path, monkeypatch):
     (tmp_path / "outputs" / "my_run").mkdir(parents=True)
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("modeling_vitp.command.places.check_hub", lambda place: pytest.fail(f"asked for {place}"))
-    line, status = told(lambda: check_places([Given("outputs/my_rum")]))
+    monkeypatch.setattr("modeling_vitp.command.paths.check_hub", lambda place: pytest.fail(f"asked for {place}"))
+    line, status = told(lambda: check_paths([Given("outputs/my_rum")]))
     assert status == 2 and "'outputs/my_rum': there is no such file or folder, did you mean 'outputs/my_run'?" in line
 
 
@@ -116,7 +115,7 @@ def test_a_mistyped_data_set_is_told_with_the_nearest_folder(tmp_path, monkeypat
     (tmp_path / "llava").mkdir()
     (tmp_path / "sharegpt").mkdir()
     monkeypatch.chdir(tmp_path)
-    line, status = told(lambda: check_places([SimpleNamespace(dataset_name=place)]))
+    line, status = told(lambda: check_paths([SimpleNamespace(dataset_name=place)]))
     assert status == 2 and f"dataset_name={place!r}: there is no such file or folder, did you mean '" in line
     assert ("`mixture`" in line) == ("," in place)
 
@@ -179,9 +178,9 @@ def test_a_run_that_has_not_finished_is_told_from_a_model(tmp_path, name):
         (tmp_path / "run" / f"checkpoint-{step}").mkdir(parents=True)
     if name is not None:
         (tmp_path / "run" / name).touch()
-        check_places([Given(str(tmp_path / "run"))])
+        check_paths([Given(str(tmp_path / "run"))])
         return
-    what, status = told(lambda: check_places([Given(str(tmp_path / "run"))]))
+    what, status = told(lambda: check_paths([Given(str(tmp_path / "run"))]))
     assert "model_name_or_path='" in what and "the run in it has not finished" in what and status == 2
     assert what.removesuffix(" None").endswith("run/checkpoint-12.")
-    check_places([Given(str(tmp_path / "run" / "checkpoint-12"))])
+    check_paths([Given(str(tmp_path / "run" / "checkpoint-12"))])

@@ -27,7 +27,7 @@ from modeling_vitp import (
     export_backbone,
 )
 from modeling_vitp.convert.internvl import from_internvl, internvl_processor
-from modeling_vitp.training.start import load_checkpoint
+from modeling_vitp.training.loading import load_checkpoint
 
 
 def test_the_processor_of_internvl_has_the_tokens_of_its_images_whatever_the_configuration_states(

@@ -16,8 +16,7 @@ from transformers import (
 )
 
 from modeling_vitp import ViTPForConditionalGeneration, ViTPProcessor, convert_checkpoint
-from modeling_vitp.training.from_scratch import build_tokenizer
-from modeling_vitp.training.start import check_compatible
+from modeling_vitp.training.loading import build_tokenizer, check_compatible
 
 NAMED_TOKENS = {
     "start_image_token": "<img>",

@@ -20,7 +20,7 @@ from modeling_vitp import (
 from modeling_vitp.dense.data import LabelEncoding, Rows, slice_volumes
 from modeling_vitp.dense.prediction import sliding_window
 from modeling_vitp.recipes import predict_large as script
-from modeling_vitp.training.files import FileSample
+from modeling_vitp.training.fine_tuning_data import FileSample
 
 WINDOWS = {"window": 32, "stride": 24, "batch_size": 2}
 SETTINGS = {"input_spec": {"window": [-500, 900]}}

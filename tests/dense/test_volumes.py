@@ -11,7 +11,7 @@ from dense_data import TWO
 from volumes_on_disk import write_series
 
 from modeling_vitp.dense.data import DenseData, LabelEncoding, slice_volumes
-from modeling_vitp.training.files import find_samples
+from modeling_vitp.training.fine_tuning_data import find_samples
 
 
 @pytest.mark.parametrize("plane", ["axial", "coronal", "sagittal"])

@@ -31,7 +31,7 @@ from pycocotools.cocoeval import COCOeval
 from modeling_vitp.detection.annotations import ImageObjects
 from modeling_vitp.detection.data import DetectionData, ObjectImages, with_few_empty
 from modeling_vitp.detection.trainer import reference
-from modeling_vitp.metrics import METRICS_FOLDER
+from modeling_vitp.metrics.report import METRICS_FOLDER
 
 IMAGES = ["a_001", "b_002", "empty_003", "c_004"]
 SPLITS = {
@@ -475,11 +475,11 @@ def test_an_image_in_two_splits_is_found_under_whatever_name(tmp_path):
 def test_a_patient_of_dicom_in_two_splits_is_named(tmp_path, monkeypatch):
     write_dota(tmp_path, IMAGES)
     write_dota(tmp_path / "test", ["d_005"])
-    monkeypatch.setattr("modeling_vitp.training.files.patient_of", lambda path: f"PatientID {path.stem[:1]}")
+    monkeypatch.setattr("modeling_vitp.training.fine_tuning_data.patient_of", lambda path: f"PatientID {path.stem[:1]}")
     splits = {"train": SPLITS["dota"], "test": {"images": "test/images", "annotations": "test/annfiles"}}
     described = describe(tmp_path, "dota", splits=splits)
     described.check_disjoint(["train", "test"], "oriented")
-    monkeypatch.setattr("modeling_vitp.training.files.patient_of", lambda path: "PatientID ann")
+    monkeypatch.setattr("modeling_vitp.training.fine_tuning_data.patient_of", lambda path: "PatientID ann")
     with pytest.raises(ValueError, match="PatientID ann is in both splits 'train', as .*, and 'test', as .*: take"):
         described.check_disjoint(["train", "test"], "oriented")
     allowed = describe(tmp_path, "dota", splits=splits, allow_shared_images=True)

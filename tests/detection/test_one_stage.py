@@ -14,7 +14,7 @@ from modeling_vitp import ViTPAdapter
 from modeling_vitp.detection.one_stage import DETECTORS
 from modeling_vitp.recipes import predict_large
 from modeling_vitp.recipes.finetune_detection import main
-from modeling_vitp.training.layer_decay import layer_decay_groups
+from modeling_vitp.training.freezing import layer_decay_groups
 
 TINY = {"hidden_size": 32, "num_hidden_layers": 4, "num_attention_heads": 4, "intermediate_size": 64}
 TINY |= {"image_size": [64, 64], "patch_size": [16, 16], "attention_bias": True}

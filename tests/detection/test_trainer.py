@@ -20,7 +20,7 @@ from modeling_vitp.detection.augmentation import Augmentation
 from modeling_vitp.detection.data import DetectionData
 from modeling_vitp.detection.trainer import DetectionTrainer, TrainingSamples, collate, reference
 from modeling_vitp.image_processing_vitp_detection import ViTPDetectionImageProcessor
-from modeling_vitp.metrics import METRICS_FOLDER
+from modeling_vitp.metrics.report import METRICS_FOLDER
 
 IMAGES = ["a_001", "b_002", "empty_003"]
 

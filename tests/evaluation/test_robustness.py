@@ -10,13 +10,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from modeling_vitp.command.errors import RunStopped, WrongArguments
 from modeling_vitp.evaluation import robustness
 from modeling_vitp.evaluation.arguments import RobustnessArguments
 from modeling_vitp.evaluation.robustness import draw, evaluate_robustness, labels, severity_table, summary_table
 from modeling_vitp.images.corruptions import SEVERITIES
-from modeling_vitp.training.command_line import WrongArguments, parse
-from modeling_vitp.training.lock import started
-from modeling_vitp.training.stops import RunStopped
+from modeling_vitp.training.checkpointing import started
+from modeling_vitp.training.command_line import parse
 
 
 class Counted:

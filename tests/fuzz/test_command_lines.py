@@ -16,6 +16,7 @@ from modeling_vitp.classification.arguments import (
     ClassificationSettings,
 )
 from modeling_vitp.classification.data import ClassificationData
+from modeling_vitp.command.errors import WrongArguments
 from modeling_vitp.dense.arguments import DenseModelArguments, DenseSettings, FinetuneArguments
 from modeling_vitp.dense.data import DenseData
 from modeling_vitp.detection.arguments import TASKS, DetectionArguments, DetectionModelArguments, DetectionSettings
@@ -24,7 +25,7 @@ from modeling_vitp.evaluation.arguments import RobustnessArguments
 from modeling_vitp.probing.arguments import ProbeArguments
 from modeling_vitp.recipes.experiments.arguments import ExperimentArguments
 from modeling_vitp.training.arguments import PretrainArguments, VRLArguments
-from modeling_vitp.training.command_line import WrongArguments, parse
+from modeling_vitp.training.command_line import parse
 
 pytestmark = pytest.mark.slow
 CLASSES = {

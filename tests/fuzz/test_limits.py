@@ -6,7 +6,7 @@ import fuzzing
 import numpy as np
 import pytest
 
-from modeling_vitp.training.allocator import keep_freed_memory
+from modeling_vitp.training.command_line import keep_freed_memory
 
 
 def test_an_input_that_hangs_fails(monkeypatch):

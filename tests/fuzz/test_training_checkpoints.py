@@ -9,8 +9,8 @@ from fuzzing import damage, limits, mutate, outcome
 from training_run import make_trainer, summary
 from transformers.utils import logging
 
+from modeling_vitp.command.errors import RunStopped
 from modeling_vitp.training.checkpointing import RECORD_NAME
-from modeling_vitp.training.stops import RunStopped
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]
 OPTIONS = {"max_steps": 3, "eval_strategy": "no", "logging_steps": 1}

@@ -10,7 +10,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from modeling_vitp.training.memory import most_resident
+from modeling_vitp.recipes.benchmarks.memory import most_resident
 
 SECONDS = 20  # of one input
 BYTES = 1 << 30  # that all inputs of a test may take beside what was taken before

@@ -281,11 +281,11 @@ def parse(name: str, words: list[str], patch: pytest.MonkeyPatch) -> None:
     with patch.context() as inner:
         # What comes after the arguments: in a recipe the models, in the conversion its own handling of signals.
         inner.setattr(command_line, "register_models", stop)
-        inner.setattr("modeling_vitp.command.places.check_places", lambda arguments: None)
-        inner.setattr(command_line, "check_places", lambda arguments: None)
+        inner.setattr("modeling_vitp.command.paths.check_paths", lambda arguments: None)
+        inner.setattr(command_line, "check_paths", lambda arguments: None)
         inner.setattr(signal, "signal", stop)
         if name == "space":
-            inner.setattr("modeling_vitp.command.places.check_places", stop)
+            inner.setattr("modeling_vitp.command.paths.check_paths", stop)
         try:
             status = call(name, words, inner)
         except Parsed:

@@ -43,7 +43,7 @@ from modeling_vitp import (
     convert_checkpoint,
     export_backbone,
 )
-from modeling_vitp.training.from_scratch import build_model
+from modeling_vitp.training.loading import build_model
 
 FEATURES = Features(
     {

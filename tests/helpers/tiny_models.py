@@ -3,7 +3,7 @@
 import torch
 
 from modeling_vitp import ViTPAdapterConfig
-from modeling_vitp.training.from_scratch import build_model
+from modeling_vitp.training.loading import build_model
 
 VISION = {
     "hidden_size": 32,

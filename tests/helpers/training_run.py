@@ -20,9 +20,8 @@ from tiny_models import TEXT, VISION
 from transformers import TrainerCallback, TrainerState
 
 from modeling_vitp import ViTPTrainer, ViTPTrainingConfig
-from modeling_vitp.training import checkpointing
-from modeling_vitp.training import run as run_module
-from modeling_vitp.training.from_scratch import build_model, build_tokenizer
+from modeling_vitp.training import base_trainer, checkpointing
+from modeling_vitp.training.loading import build_model, build_tokenizer
 
 SIZES = [(56, 56), (112, 56), None, (168, 112), (56, 112), (112, 112), None, (56, 56), (168, 56), (56, 168)]
 ANSWERS = ["3", "There are 12 trees.", "top left", "7", "12 and 3", "none", "What trees?", "many", "2", "quarter"]
@@ -155,7 +154,7 @@ def kill_while_saving(trainer: ViTPTrainer, stage: str, step: int) -> None:
         trainer._save_rng_state = half_of(trainer._save_rng_state, "rng_state*")
         TrainerState.save_to_json = at_step(TrainerState.save_to_json, lambda self, path: Path(path).write_text("{"))
     elif stage == "before the rename":
-        run_module.publish_checkpoint = at_step(run_module.publish_checkpoint, lambda *args: None)
+        base_trainer.publish_checkpoint = at_step(base_trainer.publish_checkpoint, lambda *args: None)
     elif stage == "rotation":
         delete = shutil.rmtree
 

@@ -16,7 +16,7 @@ from modeling_vitp.dense.data import ImageFiles, LabelEncoding
 from modeling_vitp.images.pixels import to_pixels
 from modeling_vitp.images.reading import picture_size, read_picture, stored_size
 from modeling_vitp.instructions.rows import image_size, load_images
-from modeling_vitp.training.files import FileSample
+from modeling_vitp.training.fine_tuning_data import FileSample
 
 CT = Path(get_testdata_file("CT_small.dcm"))
 

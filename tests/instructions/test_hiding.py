@@ -8,7 +8,7 @@ from torch.utils.data import DataLoader
 
 from modeling_vitp.instructions.collator import ViTPDataCollator
 from modeling_vitp.instructions.hiding import mask_token_id
-from modeling_vitp.training.from_scratch import build_model, build_tokenizer
+from modeling_vitp.training.loading import build_model, build_tokenizer
 from modeling_vitp.vrl import keyed_generator
 
 

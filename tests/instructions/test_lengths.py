@@ -11,7 +11,7 @@ from modeling_vitp import ViTPDataCollator
 from modeling_vitp.instructions.lengths import SampleLength
 from modeling_vitp.instructions.rows import prepare_rows
 from modeling_vitp.instructions.settings import SourceSettings
-from modeling_vitp.training.from_scratch import build_model
+from modeling_vitp.training.loading import build_model
 
 
 @pytest.fixture(scope="module")

@@ -17,8 +17,8 @@ from modeling_vitp.instructions import sources
 from modeling_vitp.instructions.collator import STEP
 from modeling_vitp.instructions.mixture import open_mixture
 from modeling_vitp.instructions.mixture_file import load_mixture
+from modeling_vitp.training.batching import EARLIEST_STEP, StepStream
 from modeling_vitp.training.fingerprint import digest, fingerprint, order_of
-from modeling_vitp.training.warmup import EARLIEST_STEP, StepStream
 
 FILES, ROWS = 6, 10  # of the source in Parquet, and of each of its files
 OTHERS = {"lines": 23, "stored": 9}

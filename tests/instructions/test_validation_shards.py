@@ -10,7 +10,7 @@ from datasets import Dataset, Features, Image, List, Value
 from pictures import picture
 
 from modeling_vitp.command.errors import WrongArguments
-from modeling_vitp.command.shards import Shard
+from modeling_vitp.command.paths import Shard
 from modeling_vitp.recipes import validate_data
 
 FEATURES = Features(

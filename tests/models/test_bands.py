@@ -95,7 +95,7 @@ def test_the_stem_of_an_adapter_is_spread_and_a_fresh_one_is_drawn_for_the_bands
 
 
 def test_the_vit_of_a_vision_language_model_is_spread_and_saved(tmp_path):
-    from modeling_vitp.training.from_scratch import build_model, build_tokenizer
+    from modeling_vitp.training.loading import build_model, build_tokenizer
 
     settings = FROM_SCRATCH
     model, _ = build_model(build_tokenizer(["a"], 320), settings["vision_config"], settings["text_config"])

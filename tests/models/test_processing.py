@@ -18,7 +18,7 @@ from trl.trainer.sft_trainer import DataCollatorForVisionLanguageModeling
 
 from modeling_vitp import ViTPImageProcessor, ViTPProcessor
 from modeling_vitp.processing_vitp import CHAT_TEMPLATE
-from modeling_vitp.training.from_scratch import build_tokenizer
+from modeling_vitp.training.loading import build_tokenizer
 
 BUDGET = 6
 ONE = [(100, 60)]

@@ -11,8 +11,10 @@ from pathlib import Path
 import pytest
 
 from modeling_vitp.__main__ import main, recipes
+from modeling_vitp.command.errors import WrongArguments
+from modeling_vitp.command.paths import find_config, find_data
 from modeling_vitp.training.arguments import SFT_MODULES, VRLArguments
-from modeling_vitp.training.command_line import WrongArguments, field_names, find_config, find_data, parse
+from modeling_vitp.training.command_line import field_names, parse
 
 ROOT = Path(__file__).parents[2]
 RECIPES = {path.stem: path for path in (ROOT / "recipes").glob("*.py") if path.stem != "__init__"}

@@ -20,7 +20,7 @@ from safetensors.torch import load_file, save_file
 from tiny_models import TEXT, VISION
 from transformers import BitImageProcessor, Dinov2Config, Dinov2Model, PreTrainedModel
 
-from modeling_vitp.training.from_scratch import build_model
+from modeling_vitp.training.loading import build_model
 
 NAME = "tester/evil"
 

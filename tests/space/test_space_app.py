@@ -431,7 +431,7 @@ def test_the_app_runs_from_a_wheel_without_a_clone(tmp_path):
     shutil.unpack_archive(wheel, tmp_path / "installed", "zip")
     shutil.rmtree(tmp_path / "clone")
     code = (
-        "import sys; from modeling_vitp.command.folders import SPACE; sys.path.insert(0, str(SPACE)); import app; "
+        "import sys; from modeling_vitp.command.paths import SPACE; sys.path.insert(0, str(SPACE)); import app; "
         "from loading import Models; models = Models(); app.build_app(models); app.launch_options(); "
         "print(models.default, models.place(models.default), SPACE)"
     )

@@ -9,7 +9,7 @@ from PIL import Image as PILImage
 from tiny_models import vivid_model
 
 from modeling_vitp import ViTPDataCollator
-from modeling_vitp.training.answers import MAX_NEW_TOKENS, answer_row, draw_answers, draw_rows, rows_to_show
+from modeling_vitp.training.generation import MAX_NEW_TOKENS, answer_row, draw_answers, draw_rows, rows_to_show
 
 QUESTION, REFERENCE = "How many trees are there?", "There are 12 trees."
 

@@ -5,7 +5,7 @@ import torch
 from pictures import picture
 from tiny_models import vivid_model
 
-from modeling_vitp.training.asking import generate_answers
+from modeling_vitp.training.generation import generate_answers
 
 
 @pytest.fixture(scope="module")

@@ -20,7 +20,7 @@ from modeling_vitp import (
     ViTPTrainer,
     ViTPTrainingConfig,
 )
-from modeling_vitp.training.attention_by_sequence import attend_by_sequence, attention_by_sequence, check_attention
+from modeling_vitp.training.model_patches import attend_by_sequence, attention_by_sequence, check_attention
 
 
 @pytest.fixture
@@ -270,7 +270,7 @@ def test_the_trainer_refuses_before_anything_is_read(tmp_path, monkeypatch):
     def refuse(model):
         raise ValueError("no")
 
-    monkeypatch.setattr("modeling_vitp.training.pretraining.check_attention", refuse)
+    monkeypatch.setattr("modeling_vitp.training.vitp_trainer.check_attention", refuse)
     with pytest.raises(ValueError, match="no"):
         make_trainer(tmp_path, padding_free=True)
     make_trainer(tmp_path)

@@ -13,7 +13,7 @@ from modeling_vitp.instructions.mixture import open_mixture
 from modeling_vitp.instructions.mixture_file import load_mixture
 from modeling_vitp.instructions.rows import prepare_rows
 from modeling_vitp.training.batching import EpochBatchSampler, GlobalBatchSampler
-from modeling_vitp.training.from_scratch import build_model
+from modeling_vitp.training.loading import build_model
 
 
 @pytest.fixture(scope="module")

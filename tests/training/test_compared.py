@@ -10,8 +10,8 @@ import torch
 from peft import LoraConfig, get_peft_model
 from training_run import make_trainer
 
-from modeling_vitp.training.compared import base_fingerprint, frozen_parts
 from modeling_vitp.training.freezing import freeze
+from modeling_vitp.training.resume_config import base_fingerprint, frozen_parts
 
 TARGETS = ["q_proj", "v_proj"]
 

@@ -20,9 +20,7 @@ from trl import ModelConfig
 
 from modeling_vitp import ViTPForConditionalGeneration, ViTPImageProcessor, ViTPProcessor, convert_checkpoint
 from modeling_vitp.recipes import pretrain
-from modeling_vitp.training.compose import compose
-from modeling_vitp.training.from_scratch import build_tokenizer
-from modeling_vitp.training.start import check_compatible, load_start, tiling
+from modeling_vitp.training.loading import build_tokenizer, check_compatible, compose, load_start, tiling
 
 TEXT = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4}
 ADDED = ["<|im_end|>", "<|im_start|>", "<img>", "</img>", "<IMG_CONTEXT>", "<ref>", "</ref>", "<box>", "</box>"]

@@ -8,10 +8,10 @@ from pushed_runs import train
 from tiny_models import FROM_SCRATCH
 from training_run import make_trainer, run, summary
 
-from modeling_vitp.training import disk
+from modeling_vitp.command.errors import RunStopped
+from modeling_vitp.training import checkpointing as disk
 from modeling_vitp.training.checkpointing import last_checkpoint
 from modeling_vitp.training.results import save_parts
-from modeling_vitp.training.stops import RunStopped
 
 
 @pytest.fixture
@@ -42,7 +42,7 @@ def test_a_disk_that_fills_up_is_said_and_the_run_goes_on_with_room(tmp_path, sm
     needed = checkpoint_kilobytes(tmp_path / "measured")
     if not checked:
         monkeypatch.setattr(disk, "check_room", lambda *_: None)
-        monkeypatch.setattr("modeling_vitp.training.run.check_room", lambda *_: None)
+        monkeypatch.setattr("modeling_vitp.training.base_trainer.check_room", lambda *_: None)
     options = {"save_steps": 1, "save_total_limit": None, "max_steps": 4, "eval_strategy": "no"}
     out = small_disk(2 * needed + 1200) / "out"
     with pytest.raises(RunStopped, match=r"The disk of .*out is full: .* Make room .*start again") as stop:

@@ -8,7 +8,7 @@ from dense_data import TWO, labelled_folder, small_mask
 from PIL import Image
 
 from modeling_vitp.dense.data import DenseData
-from modeling_vitp.training.files import fill, find_samples
+from modeling_vitp.training.fine_tuning_data import fill, find_samples
 
 
 def test_patterns_with_forms_and_folders_of_any_depth(tmp_path):

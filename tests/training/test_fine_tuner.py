@@ -14,7 +14,7 @@ from modeling_vitp.dense.data import DenseData
 from modeling_vitp.dense.trainer import DenseTrainer, DenseTrainingArguments
 from modeling_vitp.detection.arguments import DetectionArguments
 from modeling_vitp.detection.trainer import DetectionTrainingArguments
-from modeling_vitp.training import fine_tuning
+from modeling_vitp.training import results
 from modeling_vitp.training.checkpointing import check_settings, publish_checkpoint
 
 
@@ -79,15 +79,15 @@ def test_scores_that_nothing_counts_in_are_named_and_every_batch_is_told(
 def test_a_picture_of_results_has_samples_spread_over_all_and_none_twice(tmp_path, monkeypatch, number, shown):
     drawn, trainer = [], make_trainer(tmp_path, "pyramid", {"pyramid_channels": 16})
     monkeypatch.setattr(DenseTrainer, "draw_results", lambda self, samples, path: drawn.extend(samples))
-    assert fine_tuning.finish(trainer, [0, 1, 2, 3], number) == 0
+    assert results.finish(trainer, [0, 1, 2, 3], number) == 0
     assert drawn == shown
 
 
 def test_what_goes_to_a_server_is_written_if_asked_for_and_its_failure_is_the_status(tmp_path):
     trainer = make_trainer(tmp_path, "pyramid", {"pyramid_channels": 16})
-    assert fine_tuning.finish(trainer, None, 4, lambda: (tmp_path / "masks.zip").touch()) == 0
+    assert results.finish(trainer, None, 4, lambda: (tmp_path / "masks.zip").touch()) == 0
     assert (tmp_path / "masks.zip").is_file()
-    assert fine_tuning.finish(trainer, None, 4, lambda: 1 / 0) == 1
+    assert results.finish(trainer, None, 4, lambda: 1 / 0) == 1
 
 
 @pytest.mark.parametrize("arguments", [FinetuneArguments, DetectionArguments, ClassificationArguments])

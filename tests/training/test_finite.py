@@ -10,11 +10,11 @@ from tiny_models import FROM_SCRATCH
 from training_run import make_trainer
 from trl import ModelConfig
 
+from modeling_vitp.command.errors import RunStopped
 from modeling_vitp.recipes import finetune_segmentation
+from modeling_vitp.training.callbacks import StopAtNotFinite
 from modeling_vitp.training.checkpointing import last_checkpoint
-from modeling_vitp.training.finite import StopAtNotFinite
-from modeling_vitp.training.start import load_start
-from modeling_vitp.training.stops import RunStopped
+from modeling_vitp.training.loading import load_start
 
 
 def poison(trainer, what: str, step: int) -> list:

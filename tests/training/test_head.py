@@ -10,7 +10,7 @@ from training_run import make_trainer
 from trl.trainer.utils import add_fused_lm_head
 
 from modeling_vitp import ViTPConfig, ViTPForConditionalGeneration
-from modeling_vitp.training.head import OUTPUTS, add_head_of_loss
+from modeling_vitp.training.model_patches import OUTPUTS, add_head_of_loss
 
 
 @pytest.fixture

@@ -19,10 +19,10 @@ from modeling_vitp import (
     ViTPVisionConfig,
 )
 from modeling_vitp.command.errors import MISTAKE, explain
-from modeling_vitp.training.backbone_arguments import BackboneArguments
-from modeling_vitp.training.backbone_start import check_start
-from modeling_vitp.training.known_keys import check_config, known_keys
-from modeling_vitp.training.start import check_from_scratch
+from modeling_vitp.config_settings import known_keys
+from modeling_vitp.training.arguments import BackboneArguments
+from modeling_vitp.training.fine_tuning import check_start
+from modeling_vitp.training.loading import check_config, check_from_scratch
 
 CLASSES = [ViTPVisionConfig, ViTPSegmentationConfig, ViTPObjectDetectionConfig, Qwen2Config]
 

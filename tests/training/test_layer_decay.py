@@ -8,7 +8,7 @@ from modeling_vitp import (
     ViTPForObjectDetection,
     ViTPForSemanticSegmentation,
 )
-from modeling_vitp.training.layer_decay import layer_decay_groups
+from modeling_vitp.training.freezing import layer_decay_groups
 
 LAYERS = 4
 SETTINGS = {

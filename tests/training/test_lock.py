@@ -12,10 +12,10 @@ from pushed_runs import train
 from tiny_models import FROM_SCRATCH
 from training_run import make_trainer
 
-from modeling_vitp.training import lock as module
-from modeling_vitp.training.lock import LOCK, FolderLock, check_free, this_process
-from modeling_vitp.training.pretraining import ViTPTrainer
-from modeling_vitp.training.stops import RunStopped
+from modeling_vitp.command.errors import RunStopped
+from modeling_vitp.training import checkpointing as module
+from modeling_vitp.training.checkpointing import LOCK, FolderLock, check_free, this_process
+from modeling_vitp.training.vitp_trainer import ViTPTrainer
 
 
 @pytest.fixture

@@ -13,8 +13,8 @@ from training_run import FEATURES, OPTIONS
 
 from modeling_vitp import ViTPTrainer, ViTPTrainingConfig
 from modeling_vitp.recipes.benchmarks.step_time import SHAPES
-from modeling_vitp.training.from_scratch import build_model, build_tokenizer
-from modeling_vitp.training.step_cost import BatchShape, step_cost
+from modeling_vitp.training.loading import build_model, build_tokenizer
+from modeling_vitp.training.plan import BatchShape, step_cost
 
 # The benchmark's small shape at half its width, since products in bf16 take ten times as long on some CPUs.
 VISION = SHAPES["small"]["vision"] | {

@@ -15,9 +15,20 @@ from modeling_vitp import ViTPConfig, ViTPTrainingConfig
 from modeling_vitp.instructions.dry_run import summarise
 from modeling_vitp.instructions.mixture_file import load_mixture
 from modeling_vitp.recipes import pretrain
-from modeling_vitp.training.padding import padding_of_samples
-from modeling_vitp.training.plan import DEVICES, Device, Setup, changes, describe_device, fastest_checkpointing, work_of
-from modeling_vitp.training.step_cost import INTERNVL2_5_1B, BatchShape, empty_batch, step_cost
+from modeling_vitp.training.plan import (
+    DEVICES,
+    INTERNVL2_5_1B,
+    BatchShape,
+    Device,
+    Setup,
+    changes,
+    describe_device,
+    empty_batch,
+    fastest_checkpointing,
+    padding_of_samples,
+    step_cost,
+    work_of,
+)
 
 ARGUMENTS = ["--config", "remote_sensing_paper", "--dry_run", "--plan_device", "a40", "--plan_devices", "8"]
 

@@ -5,7 +5,7 @@ import warnings
 import pytest
 from PIL import Image
 
-from modeling_vitp.training.plots import draw_losses
+from modeling_vitp.training.results import draw_losses
 
 
 @pytest.mark.parametrize("log_history", [[], [{"step": 1, "loss": 2.0}, {"step": 2, "loss": 1.0, "eval_loss": 1.5}]])

@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader
 from trl import SFTConfig, SFTTrainer
 
 from modeling_vitp import ViTPDataCollator, ViTPForConditionalGeneration, ViTPTrainer, ViTPTrainingConfig
-from modeling_vitp.training.from_scratch import build_model
+from modeling_vitp.training.loading import build_model
 
 MESSAGES = List({"role": Value("string"), "content": Value("string")})
 

@@ -12,8 +12,9 @@ from transformers import Trainer, TrainerCallback, TrainingArguments
 
 from modeling_vitp import ViTPForConditionalGeneration, ViTPVisionModel
 from modeling_vitp.training import results
-from modeling_vitp.training.outputs import attempt, write_whole
-from modeling_vitp.training.pretraining import ViTPTrainer
+from modeling_vitp.training.base_trainer import mean_loss
+from modeling_vitp.training.checkpointing import attempt, write_whole
+from modeling_vitp.training.vitp_trainer import ViTPTrainer
 
 
 def fail(*_, **__):
@@ -83,7 +84,7 @@ def test_a_plot_or_card_that_fails_is_one_line_and_status_1(
 
 
 def test_the_models_card_that_fails_is_one_line_and_status_1(data_folder, tmp_path, from_scratch, monkeypatch, caplog):
-    monkeypatch.setattr("modeling_vitp.training.run.write_card", fail)
+    monkeypatch.setattr("modeling_vitp.training.base_trainer.write_card", fail)
     assert train(tmp_path, **from_scratch) == 1
     assert "the card failed: TypeError: a bad day." in caplog.text
 
@@ -123,7 +124,7 @@ def test_the_loss_of_a_run_is_the_mean_over_its_steps_whenever_it_logs(tmp_path,
     )
     trainer = Trainer(Losses(losses), args, train_dataset=[{"x": torch.zeros(1)}] * 40)
     result = trainer.train()
-    mean = results.mean_loss(trainer)["train_loss"]
+    mean = mean_loss(trainer)["train_loss"]
     assert mean == pytest.approx(sum(losses) / len(losses)) == result.metrics["train_loss"]
 
 
@@ -159,6 +160,7 @@ def from_scratch(data_folder):
 
 def test_what_is_told_at_the_end_can_be_pasted(tmp_path, capsys):
     folder = tmp_path / "mein Ordner"
+    (folder / "backbone").mkdir(parents=True)
     assert results.report({}, folder) == 0
     commands = [shlex.split(line) for line in capsys.readouterr().out.splitlines() if line.startswith("    vitp ")]
     assert [command[1] for command in commands] == ["pretrain", "push_to_hub"]

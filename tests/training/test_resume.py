@@ -22,7 +22,7 @@ from modeling_vitp.training.checkpointing import (
     last_checkpoint,
     publish_checkpoint,
 )
-from modeling_vitp.training.from_scratch import build_tokenizer
+from modeling_vitp.training.loading import build_tokenizer
 
 STAGES = ["model", "optimizer", "state", "before the rename", "rotation"]
 PERSISTENT = {"dataloader_num_workers": 2, "dataloader_persistent_workers": True}

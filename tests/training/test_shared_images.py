@@ -12,8 +12,8 @@ from PIL import Image
 
 from modeling_vitp.dense.data import DenseData
 from modeling_vitp.images.reading import read_picture
-from modeling_vitp.training import shared_images
-from modeling_vitp.training.shared_images import PIECE
+from modeling_vitp.training import fine_tuning_data as shared_images
+from modeling_vitp.training.fine_tuning_data import PIECE
 
 SPLITS = {name: {"image": f"{name}/{{n}}.png"} for name in ("train", "val", "test")}
 

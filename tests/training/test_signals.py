@@ -15,10 +15,10 @@ from tiny_models import FROM_SCRATCH
 from training_run import Send, make_trainer, run
 from transformers import TrainerCallback
 
+from modeling_vitp.command.errors import RunStopped
+from modeling_vitp.training.callbacks import outlive_signals
 from modeling_vitp.training.checkpointing import last_checkpoint
-from modeling_vitp.training.pretraining import ViTPTrainer
-from modeling_vitp.training.signals import outlive_signals
-from modeling_vitp.training.stops import RunStopped
+from modeling_vitp.training.vitp_trainer import ViTPTrainer
 
 
 def stopped(folder, number: int, step: int, **options) -> RunStopped:

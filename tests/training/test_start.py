@@ -8,8 +8,7 @@ from transformers import GotOcr2ImageProcessor, InternVLConfig, InternVLForCondi
 from trl import ModelConfig
 
 from modeling_vitp import ViTPForConditionalGeneration
-from modeling_vitp.training.from_scratch import build_tokenizer
-from modeling_vitp.training.start import check_options, load_start
+from modeling_vitp.training.loading import build_tokenizer, check_options, load_start
 
 
 def test_a_transformers_internvl_checkpoint_is_a_start(tmp_path):

@@ -11,8 +11,8 @@ from tiny_models import FROM_SCRATCH
 from training_run import make_trainer
 
 from modeling_vitp import ViTPConfig, ViTPForConditionalGeneration
-from modeling_vitp.training.head import OUTPUTS, add_head_of_loss
-from modeling_vitp.training.step_cost import INTERNVL2_5_1B, BatchShape, empty_batch, run, step_cost
+from modeling_vitp.training.model_patches import OUTPUTS, add_head_of_loss
+from modeling_vitp.training.plan import INTERNVL2_5_1B, BatchShape, empty_batch, run, step_cost
 
 SHAPE = BatchShape(samples=2, tiles=3, text_tokens=20, drop_ratio=0.5, answer_tokens=12)
 

@@ -19,8 +19,7 @@ from modeling_vitp.probing.arguments import ProbeArguments
 from modeling_vitp.recipes import make_instructions, predict_large, validate_data
 from modeling_vitp.recipes.benchmarks import benchmark, benchmark_loader
 from modeling_vitp.recipes.experiments.arguments import ExperimentArguments, FinetuningPlan
-from modeling_vitp.training.arguments import PretrainArguments
-from modeling_vitp.training.values import Arguments, check_type, check_within
+from modeling_vitp.training.arguments import Arguments, PretrainArguments, check_type, check_within
 
 ENDS = {"[": lambda x, a: x >= a, "(": lambda x, a: x > a, "]": lambda x, a: x <= a, ")": lambda x, a: x < a}
 

@@ -16,17 +16,17 @@ from modeling_vitp import ViTPDataCollator
 from modeling_vitp.instructions.collator import STEP
 from modeling_vitp.instructions.raw_tiles import normalize_tiles
 from modeling_vitp.recipes import pretrain
-from modeling_vitp.training.batching import GlobalBatchSampler
-from modeling_vitp.training.checkpointing import publish_checkpoint
-from modeling_vitp.training.warmup import (
+from modeling_vitp.training.batching import (
     EARLIEST_STEP,
     ROWS,
+    GlobalBatchSampler,
     RowKeeper,
     StepRows,
     StepSampler,
     StepStream,
     default_warmup,
 )
+from modeling_vitp.training.checkpointing import publish_checkpoint
 
 RATIO = 0.75  # of `training_run`
 PERSISTENT = {"dataloader_num_workers": 2, "dataloader_persistent_workers": True}

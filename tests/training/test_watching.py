@@ -21,8 +21,8 @@ from training_run import make_trainer, summary
 from transformers import TrainerCallback
 
 from modeling_vitp.images.pixels import colors_of, principal_scores
+from modeling_vitp.training.callbacks import TAG, Watcher, choose, component_colors
 from modeling_vitp.training.checkpointing import last_checkpoint
-from modeling_vitp.training.watching import TAG, Watcher, choose, component_colors
 
 EVERY_STEP = {"eval_steps": 1, "save_steps": 2, "max_steps": 4, "logging_steps": 1}
 

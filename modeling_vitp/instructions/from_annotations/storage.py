@@ -10,7 +10,7 @@ import pyarrow.parquet
 from datasets import Dataset, Features, Image, List, Value
 from tqdm.auto import tqdm
 
-from ...command.shards import Shard
+from ...command.paths import Shard
 from .annotations import UNSPLIT, AnnotatedImage
 from .collages import Collage, encode_collages
 from .questions import Exchange

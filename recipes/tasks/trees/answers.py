@@ -10,7 +10,7 @@ from tqdm.auto import tqdm
 
 from modeling_vitp import ViTPForConditionalGeneration, ViTPProcessor
 from modeling_vitp.instructions.boxes import Box, iou, read_boxes
-from modeling_vitp.training.asking import generate_answers
+from modeling_vitp.training.generation import generate_answers
 
 from .instructions import CELLS, COUNT, LOCATE, MAP, largest, read_map
 from .views import Ground, is_inside, view_of

@@ -11,7 +11,7 @@ import numpy as np
 from datasets import DatasetDict, load_dataset
 from transformers import set_seed
 
-from modeling_vitp.command.yaml_files import read_yaml
+from modeling_vitp.command.paths import find_data, read_yaml
 from modeling_vitp.evaluation.experiments import once
 from modeling_vitp.probing.backbones import Backbone, load_backbone
 from modeling_vitp.probing.gains import DEPTHS
@@ -20,8 +20,7 @@ from modeling_vitp.probing.segmentation import Segmentation
 from modeling_vitp.recipes.experiments import controls
 from modeling_vitp.recipes.experiments.arguments import ExperimentArguments
 from modeling_vitp.recipes.experiments.variants import Experiment
-from modeling_vitp.training.command_line import find_data
-from modeling_vitp.training.outputs import write_whole
+from modeling_vitp.training.checkpointing import write_whole
 
 from .evaluation import SCORED
 from .finetuning import Finetuning, key

@@ -15,7 +15,7 @@ from modeling_vitp.instructions.boxes import Box
 from modeling_vitp.instructions.collator import ViTPDataCollator
 from modeling_vitp.probing.gains import gains_table, load_arms, measure_gains
 from modeling_vitp.recipes.tasks.trees.looking import losses_with_own_and_other_images
-from modeling_vitp.training.outputs import attempt
+from modeling_vitp.training.checkpointing import attempt
 
 from .answers import (
     ask_all,

@@ -11,10 +11,10 @@ from torch.utils.data import DataLoader
 from modeling_vitp import ViTPConfig, ViTPDataCollator, ViTPForConditionalGeneration, ViTPImageProcessor, ViTPProcessor
 from modeling_vitp.instructions.raw_tiles import normalize_tiles
 from modeling_vitp.recipes.benchmarks.step_time import gemm_peak, now, options_of
-from modeling_vitp.training.from_scratch import build_tokenizer
-from modeling_vitp.training.head import add_head_of_loss
-from modeling_vitp.training.run_config import has_fast_bf16
-from modeling_vitp.training.step_cost import count_operations
+from modeling_vitp.training.loading import build_tokenizer
+from modeling_vitp.training.model_patches import add_head_of_loss
+from modeling_vitp.training.plan import count_operations
+from modeling_vitp.training.vitp_config import has_fast_bf16
 
 
 def messages_of(row: dict) -> dict:

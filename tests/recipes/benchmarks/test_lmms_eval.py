@@ -17,7 +17,7 @@ from modeling_vitp import ViTPDataCollator
 from modeling_vitp.convert.checkpoint import convert_checkpoint
 from modeling_vitp.evaluation.arguments import VLMArguments
 from modeling_vitp.evaluation.vlm import evaluate_vlm
-from modeling_vitp.training.from_scratch import build_model, build_tokenizer
+from modeling_vitp.training.loading import build_model, build_tokenizer
 
 KINDS = {
     "vrsbench_vqa": "vqa",

@@ -17,7 +17,7 @@ from modeling_vitp.instructions.mixture import open_mixture
 from modeling_vitp.instructions.mixture_file import load_mixture
 from modeling_vitp.recipes.benchmarks.loading_speed import bare_collator, stock_collator, synthetic_mixture
 from modeling_vitp.recipes.benchmarks.step_time import SHAPES, build, make_batch
-from modeling_vitp.training.from_scratch import build_tokenizer
+from modeling_vitp.training.loading import build_tokenizer
 
 pytestmark = pytest.mark.slow
 TURNS = 4

@@ -14,9 +14,8 @@ from modeling_vitp.recipes.experiments.controls import Encoding
 from modeling_vitp.recipes.experiments.objectives import MaskedAutoencoder, PatchClassifier
 from modeling_vitp.recipes.experiments.view_trainer import Views
 from modeling_vitp.recipes.tasks.trees.instructions import TreeInstructions, repeat
-from modeling_vitp.training.batching import EpochBatchSampler
-from modeling_vitp.training.start import start_from_scratch
-from modeling_vitp.training.warmup import StepSampler
+from modeling_vitp.training.batching import EpochBatchSampler, StepSampler
+from modeling_vitp.training.loading import start_from_scratch
 
 
 @pytest.fixture(scope="module")

@@ -22,8 +22,8 @@ from modeling_vitp.recipes.experiments.arguments import ExperimentArguments
 from modeling_vitp.recipes.experiments.variants import Experiment, interval, merge, plan_of
 from modeling_vitp.recipes.tasks.trees.instructions import TreeInstructions
 from modeling_vitp.training.arguments import SFT_MODULES, PretrainArguments, VRLArguments
+from modeling_vitp.training.checkpointing import LOCK, started, this_process
 from modeling_vitp.training.command_line import parse
-from modeling_vitp.training.lock import LOCK, started, this_process
 
 BASE = {"max_steps": 10, "from_scratch": {"vocab_size": 5, "text_config": {"num_hidden_layers": 1, "hidden_size": 8}}}
 ARMS = {

@@ -1,12 +1,28 @@
 """Where training starts: a checkpoint (ViTP or transformers' InternVL), a ViT and a language model, or from scratch."""
 
-from collections.abc import Iterable
+import difflib
+from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
-from transformers import AutoConfig, InternVLForConditionalGeneration, PreTrainedConfig
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import (
+    CONFIG_MAPPING,
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    InternVLForConditionalGeneration,
+    PreTrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerFast,
+)
+from transformers.models.internvl.modeling_internvl import InternVLMultiModalProjector
+from transformers.utils import cached_file
 from trl import ModelConfig
 
 from ..bands import spread_bands
+from ..config_settings import check_keys, known_keys
 from ..configuration_vitp import ViTPConfig, ViTPVisionConfig
 from ..convert.finite import check_finite
 from ..convert.internvl import from_internvl, internvl_processor
@@ -14,9 +30,6 @@ from ..image_processing_vitp import ViTPImageProcessor
 from ..modeling_vitp import VISION_MODELS, ViTPForConditionalGeneration, ViTPVisionModel
 from ..opening import check_fields, naming
 from ..processing_vitp import ViTPProcessor
-from .compose import check_report, compose, image_processor_of, load_vision
-from .from_scratch import build_model, build_tokenizer
-from .known_keys import check_config, check_keys, class_of
 
 NEEDED = ("vision_config", "text_config", "vocab_size")  # of from_scratch
 
@@ -243,3 +256,211 @@ def check_compatible(model: ViTPForConditionalGeneration, processor: ViTPProcess
         )
     if processor.tokenizer.pad_token_id is None:
         raise ValueError("The tokenizer has no pad token: set tokenizer.pad_token.")
+
+
+PAD, TURN_START, TURN_END = "<|endoftext|>", "<|im_start|>", "<|im_end|>"
+MARKS = [TURN_START, "<img>", "</img>", "<IMG_CONTEXT>", "<ref>", "</ref>", "<box>", "</box>"]
+
+
+def build_tokenizer(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenizerFast:
+    """Trains a byte-level BPE on `texts`, with the special tokens of Qwen2.5 and InternVL2.5. Deterministic.
+
+    All bytes are in it whatever `vocab_size` is; without texts there is nothing else.
+    """
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size,
+        special_tokens=[PAD, TURN_END, *MARKS],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(texts, trainer)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, eos_token=TURN_END, pad_token=PAD, additional_special_tokens=MARKS
+    )
+
+
+def build_model(
+    tokenizer: PreTrainedTokenizerFast, vision_config: dict, text_config: dict, image_processor: dict | None = None
+) -> tuple[ViTPForConditionalGeneration, ViTPProcessor]:
+    """Randomly initialised model and its processor; vocabulary and special token ids come from the tokenizer."""
+    special = {"eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id}
+    config = ViTPConfig(
+        vision_config=vision_config,
+        text_config={"model_type": "qwen2", **text_config, "vocab_size": len(tokenizer), **special},
+        image_token_id=tokenizer.convert_tokens_to_ids("<IMG_CONTEXT>"),
+        **special,
+    )
+    height, width = config.vision_config.image_size
+    processor = ViTPProcessor(
+        ViTPImageProcessor(size={"height": height, "width": width}, **(image_processor or {})),
+        tokenizer,
+        image_seq_length=config.image_seq_length,
+    )
+    return ViTPForConditionalGeneration(config), processor
+
+
+SAMPLE = "The trees stand in rows."
+
+
+def compose(
+    vision_model: str, language_model: str, drop_path_rate: float | None = None, **options
+) -> tuple[ViTPForConditionalGeneration, ViTPProcessor]:
+    """A model of a pretrained ViT and a pretrained causal LM, and its processor.
+
+    The tokens that mark images, turns and boxes are added to the tokenizer where it lacks them, with embeddings drawn
+    around the mean of the others.
+
+    Args:
+        vision_model: folder or Hub id of a backbone (`internvl_vision` or `vitp_vision`).
+        language_model: folder or Hub id of a causal LM of transformers.
+        drop_path_rate: stochastic depth of the ViT; as it is configured if not given.
+        options: for both `from_pretrained` (`dtype`, `attn_implementation` …).
+
+    Raises:
+        ValueError: if one is of another kind, its weights do not fit its configuration, or the composed model would
+            not compute the logits of the language model.
+    """
+    vision, language = load_vision(vision_model, drop_path_rate, options), load_language(language_model, options)
+    for name, part in ((vision_model, vision), (language_model, language)):
+        check_finite(part.state_dict(), name)
+    tokenizer = AutoTokenizer.from_pretrained(language_model)
+    add_marks(tokenizer, language)
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    head = language.get_output_embeddings()
+    if not isinstance(head, torch.nn.Linear) or head.bias is not None:
+        raise ValueError(f"{language_model} has no plain linear LM head (it has {head}), which ViTP needs.")
+    if language.config.tie_word_embeddings and not hasattr(language.base_model, "embed_tokens"):
+        raise ValueError(
+            f"{language_model}, a {language.config.model_type!r}, ties its LM head to embeddings of another name than "
+            "embed_tokens, which is the only one that transformers' InternVL ties."
+        )
+
+    config = ViTPConfig(
+        vision_config=vision.config,
+        text_config=language.config,
+        image_token_id=tokenizer.convert_tokens_to_ids("<IMG_CONTEXT>"),
+    )
+    with torch.device("meta"):
+        model = ViTPForConditionalGeneration(config)
+    projector = InternVLMultiModalProjector(config)
+    projector.apply(model._init_weights)
+    model.model.vision_tower = vision
+    model.model.multi_modal_projector = projector.to(vision.dtype)
+    model.model.language_model = language.base_model
+    model.lm_head = head
+    model.tie_weights()
+    model.generation_config = language.generation_config
+    model.generation_config.eos_token_id = stop_tokens(language, tokenizer)
+    check_logits(model, language, tokenizer(SAMPLE, return_tensors="pt")["input_ids"], language_model)
+
+    image_processor = image_processor_of(vision_model, config.vision_config.image_size)
+    return model, ViTPProcessor(image_processor, tokenizer, image_seq_length=config.image_seq_length)
+
+
+def image_processor_of(vision_model: str, size: Sequence[int], **settings: Any) -> ViTPImageProcessor:
+    """That of a backbone, a folder or Hub id, if it has one, for images of this height and width.
+
+    Args:
+        settings: what it has instead of its own.
+    """
+    settings["size"] = dict(zip(("height", "width"), size))
+    if cached_file(vision_model, "preprocessor_config.json", _raise_exceptions_for_missing_entries=False):
+        return ViTPImageProcessor.from_pretrained(vision_model, **settings)
+    return ViTPImageProcessor(**settings)
+
+
+def add_marks(tokenizer: PreTrainedTokenizerFast, language: PreTrainedModel) -> None:
+    """Adds the marks that a tokenizer lacks, and draws their embeddings: also those that have a row already, of the
+    many that a table is often padded with, which nothing was learned in.
+    """
+    vocabulary = tokenizer.get_vocab()
+    missing = [token for token in (TURN_END, *MARKS) if token not in vocabulary]
+    if not missing:
+        return
+    tokenizer.add_special_tokens({"extra_special_tokens": missing}, replace_extra_special_tokens=False)
+    known, needed = (1 + max(some.values()) for some in (vocabulary, tokenizer.get_vocab()))
+    size = language.get_input_embeddings().num_embeddings
+    language.resize_token_embeddings(min(known, size))
+    language.resize_token_embeddings(max(needed, size))
+
+
+def load_vision(name: str, drop_path_rate: float | None, options: dict) -> ViTPVisionModel:
+    model_type = AutoConfig.from_pretrained(name).model_type
+    if model_type not in ("internvl_vision", "vitp_vision"):
+        raise ValueError(
+            f"vision_model {name} is a {model_type!r}, but a backbone is expected: take it out of a whole model with "
+            "vitp convert MODEL FOLDER --to backbone."
+        )
+    if drop_path_rate is not None:
+        options = {**options, "drop_path_rate": drop_path_rate}
+    model, report = ViTPVisionModel.from_pretrained(name, output_loading_info=True, **options)
+    check_report(name, report)
+    return model
+
+
+def load_language(name: str, options: dict) -> PreTrainedModel:
+    model, report = AutoModelForCausalLM.from_pretrained(name, output_loading_info=True, **options)
+    check_report(name, report)
+    return model
+
+
+def check_report(name: str, report: dict) -> None:
+    """Raises a `ValueError` if loading left weights out or made them up."""
+    wrong = {kind: sorted(keys) for kind, keys in report.items() if keys}
+    if wrong:
+        raise ValueError(f"The weights of {name} do not fit its configuration: {wrong}")
+
+
+def stop_tokens(language: PreTrainedModel, tokenizer) -> list[int]:
+    """The end of a turn, and what the language model stopped at before."""
+    before = language.generation_config.eos_token_id
+    before = [before] if isinstance(before, int) else list(before or [])
+    return list(dict.fromkeys([tokenizer.convert_tokens_to_ids(TURN_END), *before]))
+
+
+@torch.no_grad()
+def check_logits(model, language: PreTrainedModel, input_ids: torch.LongTensor, name: str) -> None:
+    """Some LMs scale or cap their logits in their own head class; the composed model would silently not."""
+    model.eval(), language.eval()
+    mask = torch.ones_like(input_ids)
+    wanted = language(input_ids=input_ids, attention_mask=mask).logits
+    if not torch.equal(model(input_ids=input_ids, attention_mask=mask).logits, wanted):
+        raise ValueError(f"{name}, a {language.config.model_type!r}, computes its logits in a way that ViTP does not.")
+
+
+def check_config(place: str, settings: Any, config_class: type[PreTrainedConfig], taken: Collection[str] = ()) -> None:
+    """Looks whether a configuration has all of these settings, those of its parts too; their values are not looked at.
+
+    Args:
+        place: of the settings in the recipe's configuration, such as `from_scratch.vision_config`.
+        settings: a mapping, or `None` for none.
+        config_class: what is made of them.
+        taken: names of its fields that are not set here.
+
+    Raises:
+        ValueError: names the place, the key and the nearest that there is.
+    """
+    check_keys(place, settings, known_keys(config_class) - {*taken}, config_class.__name__)
+    for name, spec in config_class.sub_configs_defaults.items():
+        part = (settings or {}).get(name)
+        if isinstance(part, dict):
+            is_one = issubclass(spec.config_class, PreTrainedConfig)
+            check_config(
+                f"{place}.{name}",
+                part,
+                spec.config_class if is_one else class_of(f"{place}.{name}", part, spec.model_type),
+            )
+
+
+def class_of(place: str, settings: Any, model_type: str) -> type[PreTrainedConfig]:
+    """The class of a part's configuration, by its `model_type` where it names one."""
+    model_type = settings.get("model_type", model_type) if isinstance(settings, dict) else model_type
+    if model_type not in CONFIG_MAPPING:
+        nearest = difflib.get_close_matches(str(model_type), [*CONFIG_MAPPING], 1, 0.6)
+        hint = f"; did you mean {nearest[0]!r}?" if nearest else " in transformers."
+        raise ValueError(f"{place}: there is no model_type {model_type!r}{hint}")
+    return CONFIG_MAPPING[model_type]

@@ -1,14 +1,15 @@
-"""Settings of every trainer, where they depend on what the hardware has."""
+"""Settings of the pretraining, and those that all trainers share."""
 
+from dataclasses import dataclass
 from typing import Any
 
 import torch
+from trl import SFTConfig
 
-from .run_arguments import RunArguments
-from .values import check_type, check_within, read_mapping
+from .arguments import RunArguments, VRLArguments, check_type, check_within, read_mapping
 
 
-class RunConfig(RunArguments):
+class BaseConfig(RunArguments):
     """Base of the settings of all trainers, before [`~transformers.TrainingArguments`]: trains on the accelerator if
     there is one, and in bf16 wherever the hardware has it.
     """
@@ -47,6 +48,37 @@ class RunConfig(RunArguments):
         """One layer of so many computes its activations again in the backward pass; 0 for none."""
         kwargs = self.activation_checkpointing_kwargs or {}
         return kwargs.get("every_n_layers", 1) if self.activation_checkpointing else 0
+
+
+@dataclass
+class ViTPTrainingConfig(VRLArguments, BaseConfig, SFTConfig):
+    """[`~trl.SFTConfig`] with VRL, and defaults for ViTP: 4,096 tokens, and bf16 wherever the hardware has it."""
+
+    def __post_init__(self):
+        # Rows are encoded by the collator, which needs the images; TRL would tokenise a text-only set beforehand.
+        self.dataset_kwargs = {**(self.dataset_kwargs or {}), "skip_prepare_dataset": True}
+        if self.ignore_data_skip:
+            raise ValueError("ignore_data_skip would train on rows twice, and skipping reads no image: leave it out.")
+        if self.completion_only_loss is False:
+            raise ValueError(
+                "completion_only_loss=False: only answers are learned here, never questions: leave it out."
+            )
+        if self.eval_packing:
+            raise ValueError("eval_packing=True: rows with images are not packed: leave it out.")
+        if self.padding_free and self.neftune_noise_alpha:
+            raise ValueError(
+                "padding_free=True: neftune_noise_alpha would be scaled by the length of all samples, not of each: "
+                "leave one out."
+            )
+        if self.activation_checkpointing is None:  # TRL sets the name that transformers warns of
+            self.activation_checkpointing = self.gradient_checkpointing
+        super().__post_init__()
+        if self.activation_offloading and self.use_cpu:
+            raise ValueError(
+                "activation_offloading=True: there is no accelerator to take activations from: leave it out."
+            )
+        # One process would read batches and slice all their tensors alike, but tiles are not rows.
+        self.accelerator_config.dispatch_batches = False
 
 
 def has_fast_bf16() -> bool:

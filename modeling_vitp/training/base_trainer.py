@@ -14,6 +14,7 @@ import torch
 from accelerate.utils import broadcast_object_list, is_peft_model
 from huggingface_hub import CommitInfo, HfApi
 from torch.utils.data import DataLoader
+from transformers import Trainer
 from transformers.trainer import TRAINER_STATE_NAME, TRAINING_ARGS_NAME
 from transformers.trainer_jit_checkpoint import JITCheckpointCallback
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, HubStrategy, TrainOutput, rotate_checkpoints
@@ -26,23 +27,25 @@ from ..hub.contents import Contents, gather, write_card
 from ..hub.failures import FAILURES, explain
 from ..hub.files import all_files, check_no_secrets, model_files
 from ..hub.upload import collect, push, push_folder, report_failure
-from . import private_members as private_members  # looks for what is overridden below
+from . import private_members as private_members
+from .callbacks import NamedBatches, SaveOnSignal, StopAtNotFinite, Watcher, outlive_signals, take_names
 from .checkpointing import (
     STAGING,
+    FolderLock,
+    attempt,
     check_files,
     check_going_on,
+    check_room,
     going_on_from,
     last_checkpoint,
+    optimizer_bytes,
     publish_checkpoint,
+    told_if_full,
+    warn_of_room,
+    weight_bytes,
 )
-from .compared import start_fingerprint
-from .disk import check_room, optimizer_bytes, told_if_full, warn_of_room, weight_bytes
 from .fingerprint import fingerprint
-from .finite import NamedBatches, StopAtNotFinite, take_names
-from .lock import FolderLock
-from .outputs import attempt
-from .signals import SaveOnSignal, outlive_signals
-from .watching import Watcher
+from .resume_config import start_fingerprint
 
 logger = logging.getLogger(__name__)
 # What is being sent, out of the way of checkpoints that are deleted meanwhile.
@@ -51,7 +54,7 @@ OUTBOX = "_pushing"
 RUNNING = "_running"
 
 
-class Run:
+class BaseTrainer:
     """Base of all trainers, before [`~transformers.Trainer`].
 
     - A step with a loss or weights that are not finite ends the run: it is named, with its samples, and not saved.
@@ -66,7 +69,7 @@ class Run:
       optimizer state, to go on from. A push in the background that fails is logged, and training goes on. With PEFT
       nothing is pushed before the end.
 
-    - Predictions of a few samples are drawn while it trains, see [`~modeling_vitp.training.watching.Watcher`].
+    - Predictions of a few samples are drawn while it trains, see [`~modeling_vitp.training.callbacks.Watcher`].
 
     A subclass gives [`run_settings`], [`watched_samples`] and [`draw_samples`], and keeps the batches of training,
     which have a `set_epoch`, as `_train_batches`.
@@ -190,16 +193,19 @@ class Run:
         """Raises a `ValueError` if the run may not go on from a checkpoint."""
         check_going_on(checkpoint, self._settings, self._data, self.args.allow_changed_data)
 
-    def train_or_resume(self) -> TrainOutput:
-        """Trains from the last checkpoint in the output folder if there is one, and from `resume_from_checkpoint` if
-        that is given.
+    def train_or_resume(self) -> dict[str, Any]:
+        """Train from `resume_from_checkpoint` if it is given, or else from the last checkpoint in the output folder.
+
+        Returns:
+            The metrics of training, with the mean loss over all steps of the run; the Trainer's is of those since it
+            was resumed.
         """
         checkpoint = self.args.resume_from_checkpoint or last_checkpoint(self.args.output_dir)
         if checkpoint is not None and not self.args.resume_from_checkpoint:
             logger.info("Going on from %s. To start afresh, give another output_dir.", checkpoint)
         batch_size = self.get_total_train_batch_size(self.args)
         logger.info("Training in %d process(es), %d samples a step.", self.args.world_size, batch_size)
-        return self.train(resume_from_checkpoint=checkpoint)
+        return self.train(resume_from_checkpoint=checkpoint).metrics | mean_loss(self)
 
     def check_rows(self) -> None:
         """Looks, in one process and before a run that begins at its start, at what it is to be trained on.
@@ -448,3 +454,14 @@ class Run:
             name = "last-checkpoint" if strategy == HubStrategy.CHECKPOINT else checkpoint.name
             contents.files |= {f"{name}/{path}": outbox / "checkpoint" / path for path in files}
         return contents
+
+
+def mean_loss(trainer: Trainer) -> dict[str, float]:
+    """Return the mean loss over all steps of a run that has ended."""
+    total, last = trainer._tr_loss.item(), 0  # of the steps since the last log, and then of all
+    for logs in trainer.state.log_history:
+        if "loss" in logs:
+            total += logs["loss"] * (logs["step"] - last)
+            last = logs["step"]
+    num_steps = last + trainer.state.global_step - trainer._globalstep_last_logged
+    return {"train_loss": total / num_steps} if num_steps else {}

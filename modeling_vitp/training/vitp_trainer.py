@@ -9,75 +9,102 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from accelerate import PartialState
 from accelerate.data_loader import IterableDatasetShard
-from accelerate.utils import is_peft_model
+from accelerate.utils import gather_object, is_peft_model
 from datasets import Dataset, DatasetDict, IterableDataset
 from safetensors import safe_open
 from torch.utils.data import DataLoader
-from trl import SFTConfig, SFTTrainer
+from transformers.trainer_utils import EvalLoopOutput
+from trl import SFTTrainer
 
 from ..cards.record import read_json
-from ..instructions.collator import STEP, ViTPDataCollator, with_raw_tiles
+from ..instructions.collator import NO_LABEL, STEP, ViTPDataCollator, with_raw_tiles
 from ..instructions.conversations import to_conversations
 from ..instructions.first_rows import check, replacement_rows
 from ..instructions.lengths import SampleLength
 from ..instructions.raw_tiles import normalize_tiles
 from ..instructions.rows import prepare_rows
 from ..instructions.settings import SampleTransform, SourceSettings
-from ..modeling_vitp import ViTPForConditionalGeneration
+from ..modeling_vitp import ViTPForConditionalGeneration, ViTPModel
 from ..processing_vitp import ViTPProcessor
-from .answers import draw_rows, rows_to_show
-from .arguments import VRLArguments
-from .attention_by_sequence import attention_by_sequence, check_attention
-from .batching import BY_LENGTH, GlobalBatchSampler, RankStream, WholeBatchStream
+from .base_trainer import BaseTrainer
+from .batching import (
+    BY_LENGTH,
+    ROWS,
+    GlobalBatchSampler,
+    RankStream,
+    RowKeeper,
+    StepRows,
+    StepSampler,
+    StepStream,
+    WholeBatchSampler,
+    WholeBatchStream,
+    gather_rows,
+)
+from .callbacks import NamedBatches
 from .checkpointing import check_loaded, check_tokenizer, going_on_from, read_checkpoint_record
-from .compared import base_fingerprint, pretraining_settings
-from .compiling import CompiledLayers
-from .evaluation_over_processes import EvaluationOverProcesses
-from .finite import NamedBatches
-from .head import apply_head_to_answers, gather_head_before_loss
-from .run import Run
-from .run_config import RunConfig
-from .start import check_compatible, load_checkpoint
-from .warmup import ROWS, RowKeeper, StepRows, StepSampler, StepStream
+from .generation import draw_rows, rows_to_show
+from .loading import check_compatible, load_checkpoint
+from .model_patches import (
+    CompiledLayers,
+    apply_head_to_answers,
+    attention_by_sequence,
+    check_attention,
+    gather_head_before_loss,
+)
+from .resume_config import base_fingerprint, pretraining_settings
+from .vitp_config import ViTPTrainingConfig
 
 logger = logging.getLogger(__name__)
 
 
-@dataclasses.dataclass
-class ViTPTrainingConfig(VRLArguments, RunConfig, SFTConfig):
-    """[`~trl.SFTConfig`] with VRL, and defaults for ViTP: 4,096 tokens, and bf16 wherever the hardware has it."""
+class EvaluationOverProcesses:
+    """Base of [`ViTPTrainer`], before [`~trl.SFTTrainer`], whose processes may have batches of other sizes, or none."""
 
-    def __post_init__(self):
-        # Rows are encoded by the collator, which needs the images; TRL would tokenise a text-only set beforehand.
-        self.dataset_kwargs = {**(self.dataset_kwargs or {}), "skip_prepare_dataset": True}
-        if self.ignore_data_skip:
-            raise ValueError("ignore_data_skip would train on rows twice, and skipping reads no image: leave it out.")
-        if self.completion_only_loss is False:
-            raise ValueError(
-                "completion_only_loss=False: only answers are learned here, never questions: leave it out."
-            )
-        if self.eval_packing:
-            raise ValueError("eval_packing=True: rows with images are not packed: leave it out.")
-        if self.padding_free and self.neftune_noise_alpha:
-            raise ValueError(
-                "padding_free=True: neftune_noise_alpha would be scaled by the length of all samples, not of each: "
-                "leave one out."
-            )
-        if self.activation_checkpointing is None:  # TRL sets the name that transformers warns of
-            self.activation_checkpointing = self.gradient_checkpointing
-        super().__post_init__()
-        if self.activation_offloading and self.use_cpu:
-            raise ValueError(
-                "activation_offloading=True: there is no accelerator to take activations from: leave it out."
-            )
-        # One process would read batches and slice all their tensors alike, but tiles are not rows.
-        self.accelerator_config.dispatch_batches = False
+    def _get_eval_sampler(self, eval_dataset: Dataset) -> torch.utils.data.Sampler:
+        """In order: what is scored needs no grouping, and no row counts twice where the last batch is uneven."""
+        args = self.args
+        if args.world_size == 1:
+            return torch.utils.data.SequentialSampler(eval_dataset)
+        batches = args.eval_batch_size, args.world_size, args.process_index, args.dataloader_drop_last
+        return WholeBatchSampler(len(eval_dataset), *batches)
+
+    def prediction_step(self, model, inputs, *args, **kwargs):
+        if self.args.world_size > 1 and "pixel_values" not in inputs:
+            # Where the ViT's weights are sharded, each process has to run it as often as the others.
+            vitp = next(module for module in self.model.modules() if isinstance(module, ViTPModel))
+            pixel_values, indices = vitp._unseen_tile()
+            inputs = {**inputs, "pixel_values": pixel_values, "visual_token_indices": indices}
+        num_rows = (inputs["labels"] != NO_LABEL).any(1).sum().item()
+        self._num_eval_rows = len(inputs["labels"]) if num_rows else 0
+        outputs = super().prediction_step(model, inputs, *args, **kwargs)
+        self._eval_losses.append((outputs[0].float().item(), num_rows))
+        return outputs
+
+    def evaluation_loop(self, dataloader, *args, metric_key_prefix: str = "eval", **kwargs) -> EvalLoopOutput:
+        self._eval_losses = []
+        if self.args.world_size > 1:
+            batch_size = self.args.eval_batch_size  # the last ones are smaller, or empty
+            self.gather_function = lambda values: gather_rows(values, self._num_eval_rows, batch_size)
+        output = super().evaluation_loop(dataloader, *args, metric_key_prefix=metric_key_prefix, **kwargs)
+        if self.args.world_size > 1:
+            # In one process, a batch of a stream counts as a whole one, since its length is not known.
+            is_stream = isinstance(getattr(dataloader.dataset, "dataset", None), WholeBatchStream)
+            whole = self.args.eval_batch_size if is_stream else 0
+            rounds = zip(*gather_object([self._eval_losses]))
+            counted = [(loss, max(rows, whole if rows else 0)) for batches in rounds for loss, rows in batches]
+            losses = np.repeat(*map(np.array, zip(*counted))).astype(np.float32)
+            finite = np.isfinite(losses)
+            if self.args.logging_nan_inf_filter and finite.any():
+                losses = losses[finite]
+            output.metrics[f"{metric_key_prefix}_loss"] = losses.mean().item()
+        return output
 
 
-class ViTPTrainer(Run, CompiledLayers, EvaluationOverProcesses, SFTTrainer):
+class ViTPTrainer(BaseTrainer, CompiledLayers, EvaluationOverProcesses, SFTTrainer):
     """Trains [`ViTPForConditionalGeneration`] with Visual Robustness Learning.
 
     What differs from [`~trl.SFTTrainer`]:
@@ -93,7 +120,7 @@ class ViTPTrainer(Run, CompiledLayers, EvaluationOverProcesses, SFTTrainer):
       column `length_column_name`; "padding_share" is logged;
     - a checkpoint is whole or not there. A run that goes on from one, streams and running averages included, ends as
       the run that never stopped; a checkpoint of other settings, or with missing or unexpected keys, is an error;
-    - what is pushed to the Hub is the model's files alone, and no token is written, see [`Run`].
+    - what is pushed to the Hub is the model's files alone, and no token is written, see [`BaseTrainer`].
 
     Args:
         model: the model to train, or the folder or Hub id of one (ours or transformers' `internvl`), which is loaded in

@@ -5,13 +5,21 @@ their tokens would cost more than padding does.
 """
 
 import contextlib
+import functools
+import types
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 from torch import nn
+from torch.distributed.fsdp import FSDPModule
 from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
+from transformers.modeling_outputs import ModelOutput
+from transformers.models.dinov3_vit.modeling_dinov3_vit import Dinov3ViTDropPath
+from transformers.models.internvl.modeling_internvl import InternVLVisionEmbeddings
+from trl.trainer.utils import add_fused_lm_head
 
 from ..modeling_vitp import ViTPModel
 
@@ -100,3 +108,82 @@ def attention_by_sequence(model: nn.Module) -> Iterator[None]:
     finally:
         if is_sdpa:
             language_model.set_attn_implementation(SDPA)
+
+
+OUTPUTS = ("log_probs", "entropy", "is_top1")  # what TRL's trainer asks of the head
+
+
+def gather_head_before_loss(model: PreTrainedModel) -> None:
+    """Has FSDP2 gather the head for a loss that takes its weight without calling it, and so reduce its gradient.
+
+    TRL's does, and gathers a weight that is still sharded itself; of the gradient of what it has gathered, each process
+    then keeps its part of its own alone, and those of the others are lost.
+    """
+
+    def gather(*_) -> None:
+        head = model.get_output_embeddings()
+        if isinstance(head, FSDPModule):
+            head.unshard()
+
+    model.base_model.register_forward_hook(gather)
+
+
+def add_head_of_loss(model: PreTrainedModel) -> None:
+    """Gives a model the head that it trains with in TRL's trainer and in ours, see [`apply_head_to_answers`]."""
+    add_fused_lm_head(model, outputs=OUTPUTS)
+    apply_head_to_answers(model)
+
+
+def apply_head_to_answers(model: PreTrainedModel) -> None:
+    """Has TRL's loss score on a CPU the places alone that have a label, as it does on a GPU, and not all of them.
+
+    `log_probs`, `label_mask` and the like are then of these places, of shape `(1, num_labels)`.
+
+    Args:
+        model: has TRL's fused head already.
+    """
+    scored = model.forward.__func__  # of copies too, such as the one that is compiled
+    chosen: list[torch.Tensor] = []  # while the forward pass runs, which places are scored
+
+    @functools.wraps(type(model).forward)
+    def forward(
+        self: PreTrainedModel, *args, fused_lm_head: bool = False, labels: torch.Tensor | None = None, **kwargs
+    ) -> Any:
+        if not fused_lm_head or labels is None or "shift_labels" in kwargs or labels.device.type != "cpu":
+            return scored(self, *args, fused_lm_head=fused_lm_head, labels=labels, **kwargs)
+        labels = labels[:, 1:]
+        chosen.append(labels != -100)
+        try:
+            return scored(self, *args, fused_lm_head=True, shift_labels=labels[chosen[0]][None], **kwargs)
+        finally:
+            chosen.clear()
+
+    def keep(module: torch.nn.Module, inputs: tuple, outputs: ModelOutput) -> None:
+        if chosen:
+            outputs.last_hidden_state = outputs.last_hidden_state[:, :-1][chosen[0]][None]
+
+    model.forward = types.MethodType(forward, model)
+    model.base_model.register_forward_hook(keep)
+
+
+class CompiledLayers:
+    """Base of trainers, before [`~transformers.Trainer`]: with `torch_compile`, accelerate compiles regions and not the
+    whole model. Layers share what was compiled for the first of them, shapes are dynamic, and random numbers are those
+    of a run that is not compiled. Evaluation and checkpoints are those of the model itself, under its own names.
+    """
+
+    def _build_accelerator_args(self, **kwargs) -> dict[str, Any]:
+        args = super()._build_accelerator_args(**kwargs)
+        if self.args.torch_compile:
+            args["dynamo_plugin"].use_regional_compilation = args["dynamo_plugin"].dynamic = True
+            torch._inductor.config.fallback_random = True
+            # Stochastic depth has another rate in each layer, which would be compiled anew for it. Compiled embeddings
+            # of one tile give gradients that share memory, so that what is accumulated is added to both.
+            for module in self.model.modules():
+                if isinstance(module, Dinov3ViTDropPath | InternVLVisionEmbeddings):
+                    module.forward = torch.compiler.disable(module.forward)
+        return args
+
+    def training_step(self, *args, **kwargs) -> torch.Tensor:
+        self.model.train()  # accelerate compiles a copy, which shares layers and not the flag of what holds them
+        return super().training_step(*args, **kwargs)

@@ -16,7 +16,7 @@ from .checkpointing import TRAINING_DATA
 from .freezing import PROJECTOR, VISION
 
 if TYPE_CHECKING:
-    from .pretraining import ViTPTrainer
+    from .vitp_trainer import ViTPTrainer
 
 FREE = (
     "max_steps num_train_epochs learning_rate lr_scheduler_type warmup_steps optim weight_decay adam_beta1 adam_beta2 "

@@ -1,0 +1,301 @@
+"""Training ends at the first step that is not finite, before anything of it is saved."""
+
+import importlib
+import logging
+import multiprocessing
+import os
+import random
+import shlex
+import shutil
+import signal
+import sys
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import numpy as np
+import PIL.Image
+import torch
+from accelerate.utils import DistributedType
+from safetensors.torch import load_file, save_file
+from torch import nn
+from torch.utils.data import Dataset
+from transformers import Trainer, TrainerCallback
+from transformers.integrations import TensorBoardCallback, TrackioCallback, WandbCallback
+
+from ..command.errors import RunStopped, one_line
+from ..convert.finite import not_finite
+from ..images.pixels import align_scores, colors_of, principal_scores
+
+SAMPLES = "sample_ids"
+SMALLEST_SCALE = 1.0  # of a GradScaler: gradients that are not finite at it are so by themselves
+
+
+class NamedBatches:
+    """A collator whose batches carry the ids of their rows, under `sample_ids`; [`take_names`] takes them out."""
+
+    def __init__(self, collator):
+        self.collator = collator
+
+    def __call__(self, examples: list[dict[str, Any] | None]) -> dict[str, Any]:
+        # Before the collator, which may change the rows.
+        names = [str(row["id"]) for row in examples if isinstance(row, dict) and row.get("id") is not None]
+        batch = self.collator(examples)
+        batch[SAMPLES] = names
+        return batch
+
+
+def take_names(batches: list[dict[str, Any]]) -> list[str]:
+    return [name for batch in batches for name in batch.pop(SAMPLES, [])]
+
+
+class StopAtNotFinite(TrainerCallback):
+    """Raises [`RunStopped`] after the first step with a loss or weights that are NaN or infinite.
+
+    A gradient that is not finite makes the weights so; a step that a GradScaler skips does not.
+
+    Attributes:
+        losses: of the batches of this step.
+        samples: the ids of the rows in them, of this process.
+    """
+
+    def __init__(self, trainer: Trainer):
+        self.trainer = trainer
+        self.losses: list[torch.Tensor] = []
+        self.samples: list[str] = []
+
+    def on_step_end(self, args, state, control, model=None, **kwargs):
+        scaler = self.trainer.accelerator.scaler
+        parameters = {name: value for name, value in model.named_parameters() if value.requires_grad}
+        wrong = not_finite(parameters)
+        if wrong:
+            what = f"weights are NaN or infinite, in {', '.join(wrong[:3])}{' …' * (len(wrong) > 3)}"
+        elif all(loss.isfinite() for loss in self.losses):
+            return
+        elif scaler is not None and scaler.get_scale() >= SMALLEST_SCALE:
+            return
+        else:
+            what = f"the loss is {sum(loss.item() for loss in self.losses)}"
+        names = ", ".join(map(repr, self.samples)) or "without ids"
+        raise RunStopped(
+            f"Step {state.global_step} is not finite: {what}. Its samples here: {names}. Nothing of it is saved; go on "
+            "from the last checkpoint with a smaller learning_rate, more warmup_steps or without these samples."
+        )
+
+
+class SaveOnSignal(TrainerCallback):
+    """Saves at the end of the step in which the signal came, in all processes, and raises [`RunStopped`].
+
+    Args:
+        names: of the signals. A second SIGINT stops at once.
+    """
+
+    def __init__(self, trainer: Trainer, names: list[str]):
+        self.trainer, self.names = trainer, names
+        self.received: int | None = None
+        self._is_stopping = False
+        self._before = {}
+
+    def install(self) -> None:
+        if threading.current_thread() is not threading.main_thread():
+            return
+        for name in self.names:
+            number = getattr(signal, name)
+            self._before[number] = signal.signal(number, self._receive)
+
+    def restore(self) -> None:
+        for number, before in self._before.items():
+            # That of transformers' own just-in-time checkpoint would ignore the signal from here on.
+            is_jit = getattr(before, "__module__", None) == "transformers.trainer_jit_checkpoint"
+            signal.signal(number, signal.SIG_DFL if is_jit or before is None else before)
+        self._before = {}
+
+    def _receive(self, number: int, frame: FrameType | None) -> None:
+        if self.received is not None and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        if self.received is None:
+            self.received = number
+            # Not by logging, of which a lock may be held.
+            os.write(2, f"\n{signal.Signals(number).name}: saving at the end of this step.\n".encode())
+
+    def _is_asked(self) -> bool:
+        if not self.names:
+            return False
+        if self.trainer.args.world_size == 1:
+            return self.received is not None
+        # The signal need not reach all processes, nor in the same step.
+        flag = torch.tensor(self.received or 0, device=self.trainer.args.device)
+        number = self.trainer.accelerator.gather(flag.view(1)).max().item()
+        self.received = self.received or number or None
+        return bool(number)
+
+    def on_step_end(self, args, state, control, model=None, **kwargs):
+        self._is_stopping = self._is_asked()
+        if self._is_stopping:
+            if control.should_evaluate:
+                # Before the evaluation, for which there may be no time; it is saved again after it, as it always is.
+                self.trainer.save_checkpoint()
+            control.should_save = True
+
+    def on_save(self, args, state, control, **kwargs):
+        if not self._is_stopping:
+            return
+        saved = f"checkpoint-{state.global_step} of {state.max_steps} steps is in {args.output_dir}"
+        raise RunStopped(
+            f"stopped by {signal.Signals(self.received).name}: {saved}, and nothing is exported. {next_command(args)}",
+            128 + self.received,
+        )
+
+
+def outlive_signals(names: list[str], then: Callable[[int], None] | None, worker_id: int) -> None:
+    """In a worker of a loader: what is sent to the whole group of processes, as by Slurm, `timeout` or Ctrl-C, is for
+    the process that trains, which needs its workers to the end of the step. That process alone ends them.
+
+    Args:
+        names: of the signals that save.
+        then: what the loader would do in a worker otherwise.
+    """
+    if "SIGINT" in names:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+    if "SIGTERM" in names and hasattr(signal, "sigwaitinfo"):  # not on macOS
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+        parent = multiprocessing.parent_process().pid
+        threading.Thread(target=end_if_told_by, args=(parent,), daemon=True).start()
+    if then is not None:
+        then(worker_id)
+
+
+def end_if_told_by(parent: int) -> None:
+    """Waits for the SIGTERM of this process."""
+    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != parent:
+        pass
+    os._exit(0)
+
+
+def next_command(args) -> str:
+    """How to go on, without a token that was given in the command."""
+    if args.world_size > 1 or not sys.argv[0]:
+        return "Go on with the command that it was started with."
+    program = sys.argv[0] if sys.argv[0].startswith("vitp ") else f"{shlex.quote(sys.executable)} {sys.argv[0]}"
+    words, is_value = [], False
+    for word in sys.argv[1:]:
+        is_token = word.startswith("-") and word.split("=")[0].endswith("token")
+        if is_token or is_value:
+            is_value = is_token and "=" not in word
+        else:
+            words.append(word)
+    return f"Go on with: {program} {shlex.join(words)}"
+
+
+logger = logging.getLogger(__name__)
+FOLDER, COMPONENTS = "watch", "components.safetensors"
+TAG = "watch/predictions"
+SHARDED = (DistributedType.FSDP, DistributedType.DEEPSPEED, DistributedType.MEGATRON_LM)
+# Libraries with one active run, a function `log` and a class `Image` of the path of a file.
+LOGGED = {TrackioCallback: "trackio", WandbCallback: "wandb"}
+
+
+class Watcher(TrainerCallback):
+    """Draws a few samples before the first step and at each evaluation, or where there is none at each checkpoint.
+
+    The picture of a step is `watch/step-000200.png` in the output folder, and an image of that step in TensorBoard,
+    trackio and wandb, if the run reports to them. A step that has its picture gets no second one, so that a run that
+    goes on sends none twice. Training is as it would be without, to the bit; a picture that fails is a warning.
+
+    Args:
+        trainer: a [`~modeling_vitp.training.base_trainer.BaseTrainer`], which chooses the samples and draws them.
+        number: of samples.
+    """
+
+    def __init__(self, trainer: Trainer, number: int):
+        self.trainer, self.number = trainer, number
+        self.folder = Path(trainer.args.output_dir) / FOLDER
+        self._samples: list | None = None
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        if self.trainer.accelerator.distributed_type in SHARDED:
+            logger.warning("watch_samples: no pictures, since no process has the whole of a model that is sharded.")
+            self.number = 0
+        elif state.global_step == 0:
+            shutil.rmtree(self.folder, ignore_errors=True)
+            self._show(state.global_step)
+
+    def on_evaluate(self, args, state, control, **kwargs):
+        self._show(state.global_step)
+
+    def on_save(self, args, state, control, **kwargs):
+        if args.eval_strategy == "no":
+            self._show(state.global_step)
+
+    def _show(self, step: int) -> None:
+        path = self.folder / f"step-{step:06d}.png"
+        if not self.number or path.is_file():
+            return
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            drawn = path.with_name(f".{path.name}")
+            with undisturbed(self.trainer.model, self.trainer.args.device):
+                if self._samples is None:
+                    self._samples = self.trainer.watched_samples(self.number)
+                self.trainer.draw_samples(self._samples, drawn)
+            os.replace(drawn, path)
+            send(self.trainer, path, step)
+        except Exception as error:  # whatever a library raises: no run is lost for a picture
+            cause = one_line(f"{type(error).__name__}: {error}").rstrip(".")
+            logger.warning("The picture of step %d failed: %s. Training goes on.", step, cause)
+
+
+@contextmanager
+def undisturbed(model: nn.Module, device: torch.device) -> Iterator[None]:
+    """A model in evaluation, without gradients; its modes and all random states are then as they were."""
+    modes = {module: module.training for module in model.modules()}
+    states = random.getstate(), np.random.get_state()
+    try:
+        with torch.random.fork_rng([] if device.type == "cpu" else [device]), torch.no_grad():
+            model.eval()
+            yield
+    finally:
+        random.setstate(states[0])
+        np.random.set_state(states[1])
+        for module, mode in modes.items():
+            module.training = mode
+
+
+def send(trainer: Trainer, path: Path, step: int) -> None:
+    """An image, beside the scalars of that step, to whatever of TensorBoard, trackio and wandb the run reports to."""
+    for callback in trainer.callback_handler.callbacks:
+        if isinstance(callback, TensorBoardCallback) and callback.tb_writer is not None:
+            pixels = np.asarray(PIL.Image.open(path).convert("RGB"))
+            callback.tb_writer.add_image(TAG, pixels, step, dataformats="HWC")
+            callback.tb_writer.flush()
+        name = LOGGED.get(type(callback))
+        if name is not None:
+            library = importlib.import_module(name)
+            library.log({TAG: library.Image(str(path)), "train/global_step": step})
+
+
+def choose(samples: Dataset, number: int, seed: int) -> list:
+    """The same samples of a data set for the same seed, in its order."""
+    places = torch.randperm(len(samples), generator=torch.Generator().manual_seed(seed))[:number]
+    return [samples[place] for place in places.sort().values.tolist()]
+
+
+def component_colors(features: Sequence[torch.Tensor], folder: Path) -> list[np.ndarray]:
+    """Principal components of features as colors, turned towards those of the first step, which the folder keeps.
+
+    Args:
+        features: of each sample, of shape `(channels, rows, columns)`.
+
+    Returns:
+        uint8 of shape `(rows, columns, 3)` for each sample.
+    """
+    scores, path = [principal_scores(one.float().cpu()) for one in features], folder / COMPONENTS
+    if path.is_file():
+        first = load_file(path)
+        scores = [align_scores(one, first.get(str(number), one)) for number, one in enumerate(scores)]
+    else:
+        save_file({str(number): one for number, one in enumerate(scores)}, path)
+    return [colors_of(one) for one in scores]
