@@ -15,11 +15,11 @@ from modeling_vitp.training.private_members import OVERRIDDEN, READ, TESTED, che
 FILES = [
     ROOT / "modeling_vitp" / name
     for name in (
-        "training/run.py",
-        "training/pretraining.py",
-        "training/compiling.py",
+        "training/base_trainer.py",
+        "training/vitp_trainer.py",
+        "training/model_patches.py",
+        "training/fine_tuning.py",
         "dense/trainer.py",
-        "training/evaluation_over_processes.py",
     )
 ]
 
