@@ -1,9 +1,9 @@
 """Which images a split of files has, and what is annotated in each, in the formats of benchmarks."""
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import datasets
 import numpy as np
@@ -28,8 +28,6 @@ from ..instructions.from_annotations.layouts import is_below
 from ..instructions.rows import image_size
 from ..training.arguments import check_type
 
-SUFFIXES = {"voc": ".xml", "dota": ".txt"}
-FORMATS = ("coco", *SUFFIXES)
 SETTINGS = {"images": str, "annotations": str, "list": str, "tile": Mapping[str, Any]}  # of a split of files
 
 
@@ -46,12 +44,52 @@ class AnnotatedFile:
     found: list[AnnotatedObject] | None
 
 
+class FileReader(Protocol):
+    """Reader of the annotation file of one image."""
+
+    def __call__(self, annotation: Path, image: Path, size: tuple[int, int]) -> list[AnnotatedObject]: ...
+
+
+# Annotation formats by the name that `format` in a configuration has: the suffix of their files and the reader of one.
+FORMATS: dict[str, tuple[str, FileReader]] = {}
+
+
+def register_format(name: str, suffix: str) -> Callable[[FileReader], FileReader]:
+    """Return a decorator that registers the reader of an annotation format with one file an image."""
+
+    def register(reader: FileReader) -> FileReader:
+        FORMATS[name] = (suffix, reader)
+        return reader
+
+    return register
+
+
+@register_format("coco", ".json")
+def read_coco(annotation: tuple, image: Path, size: tuple[int, int]) -> list[AnnotatedObject]:
+    """Read the objects of one of [`coco_files`], whose file has those of all images."""
+    path, entry, annotations, names = annotation
+    check_size((entry.get("height", size[0]), entry.get("width", size[1])), size, path, image)
+    return [coco_object(one, names, path) for one in annotations]
+
+
+@register_format("voc", ".xml")
+def read_voc(annotation: Path, image: Path, size: tuple[int, int]) -> list[AnnotatedObject]:
+    tree = parse_xml(annotation)
+    check_size(voc_size(tree) or size, size, annotation, image)
+    return voc_objects(tree, annotation)
+
+
+@register_format("dota", ".txt")
+def read_dota(annotation: Path, image: Path, size: tuple[int, int]) -> list[AnnotatedObject]:
+    return dota_objects(read_text(annotation), annotation)
+
+
 def read_files(root: str | Path, form: str, settings: Mapping, name: str) -> Iterator[AnnotatedFile]:
     """The images of a split, in the order of their names.
 
     Args:
         root: folder of the data set.
-        form: `"coco"`, `"voc"` (`bndbox`, or DIOR-R's `robndbox`) or `"dota"`.
+        form: `"coco"`, `"voc"` (`bndbox`, or DIOR-R's `robndbox`), `"dota"`, or a name of [`register_format`].
         settings: `images`, the folder of the images below `root`, which are found by their names whatever their type,
             those of COCO first where `file_name` leads from there; `annotations`, the folder of a file for each image,
             or COCO's JSON; left out where there are none. `list` is a file below `root` with the names of the images in
@@ -71,6 +109,7 @@ def read_files(root: str | Path, form: str, settings: Mapping, name: str) -> Ite
         raise ValueError(f"data: root={str(root)!r}: there is no such folder.")
     if not (root / settings["images"]).is_dir():
         raise ValueError(f"Split {name!r}: there is no folder {root / settings['images']} of images.")
+    suffix, reader = FORMATS[form]
     if form == "coco" and "annotations" in settings:
         annotated = coco_files(root / settings["annotations"])
         images = coco_images(root, root / settings["images"], annotated)
@@ -78,7 +117,7 @@ def read_files(root: str | Path, form: str, settings: Mapping, name: str) -> Ite
         images = images_by_name(root / settings["images"])
         annotated = dict.fromkeys(images)
         if "annotations" in settings:
-            annotated = annotation_files(root / settings["annotations"], SUFFIXES[form])
+            annotated = annotation_files(root / settings["annotations"], suffix)
     listed = None
     if "list" in settings:
         lines = read_list(root / settings["list"])
@@ -96,23 +135,8 @@ def read_files(root: str | Path, form: str, settings: Mapping, name: str) -> Ite
         check_file(path)
         check_upright(path)
         size = stored_size(path)
-        yield AnnotatedFile(key, path, size, read_objects(annotated[key], form, path, size))
-
-
-def read_objects(
-    annotated: Path | tuple | None, form: str, image: Path, size: tuple[int, int]
-) -> list[AnnotatedObject] | None:
-    if annotated is None:
-        return None
-    if form == "voc":
-        tree = parse_xml(annotated)
-        check_size(voc_size(tree) or size, size, annotated, image)
-        return voc_objects(tree, annotated)
-    if form == "dota":
-        return dota_objects(read_text(annotated), annotated)
-    path, entry, annotations, names = annotated
-    check_size((entry.get("height", size[0]), entry.get("width", size[1])), size, path, image)
-    return [coco_object(annotation, names, path) for annotation in annotations]
+        found = None if annotated[key] is None else reader(annotated[key], path, size)
+        yield AnnotatedFile(key, path, size, found)
 
 
 def images_by_name(folder: Path) -> dict[str, Path]:
