@@ -16,8 +16,6 @@ import argparse
 from pathlib import Path
 
 from modeling_vitp.instructions.from_annotations.layouts import LAYOUTS
-from modeling_vitp.instructions.from_annotations.options import mistake
-from modeling_vitp.instructions.from_annotations.wording import PHRASINGS
 from modeling_vitp.training.arguments import not_negative, positive, shard, within
 from modeling_vitp.training.command_line import parse_words, run
 
@@ -51,8 +49,12 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     parts.add_argument("--shard", type=shard, metavar="I/N", help="write the I-th of N parts of the rows alone")
     parts.add_argument("--merge", type=positive, metavar="N", help="the card of N shards, which have ended")
     args = parse_words(parser, argv)
-    if wrong := mistake(args):
-        parser.error(wrong)
+
+    from modeling_vitp.instructions.from_annotations.pipeline import option_error
+    from modeling_vitp.instructions.from_annotations.questions import PHRASINGS
+
+    if error := option_error(args):
+        parser.error(error)
     args.kinds = args.kinds or list(PHRASINGS[LAYOUTS[args.layout].subject])
     return args
 
@@ -60,13 +62,18 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
 def main(argv: list[str] | None = None) -> int:
     args = parse_arguments(argv)
 
-    from modeling_vitp.instructions.from_annotations.asking import ask_about_images
-    from modeling_vitp.instructions.from_annotations.card import write_card
-    from modeling_vitp.instructions.from_annotations.storage import check_shards, make_rows, save_rows, stored_split
+    from modeling_vitp.instructions.from_annotations.pipeline import build_instructions
+    from modeling_vitp.instructions.from_annotations.storage import (
+        check_shards,
+        make_rows,
+        save_rows,
+        stored_split,
+        write_card,
+    )
     from modeling_vitp.recipes import push_to_hub
 
-    asked, split = ask_about_images(args), stored_split(args.split)
-    rows = asked.rows
+    made, split = build_instructions(args), stored_split(args.split)
+    rows = made.rows
     if args.shard:
         part = [rows[place] for place in args.shard.part(len(rows))]
         save_rows(make_rows(part), args.output_dir, split, args.shard)
@@ -77,8 +84,8 @@ def main(argv: list[str] | None = None) -> int:
         check_shards(args.output_dir, split, args.merge, len(rows))
     else:
         save_rows(make_rows(rows), args.output_dir, split)
-    write_card(args, asked)
-    questions = sum(map(len, asked.conversations))
+    write_card(args, made)
+    questions = sum(map(len, made.conversations))
     print(f"{len(rows)} rows, {questions} questions: {args.output_dir} (see README.md there)")
     if args.push_to_hub:
         return push_to_hub.main([str(args.output_dir), args.push_to_hub, "--what", "dataset", "--private"])

@@ -10,21 +10,18 @@ import numpy as np
 from faster_coco_eval.core import mask as run_lengths
 
 from ..images.reading import IMAGE_SUFFIXES, Window, below, check_file, check_upright, stored_size
-from ..instructions.from_annotations.annotations import is_number, read_annotation, read_list, read_text
 from ..instructions.from_annotations.formats import (
-    STATISTICS,
     AnnotatedObject,
+    CocoFile,
     Point,
-    check_coco,
-    check_size,
-    coco_annotations,
-    coco_object,
-    dota_objects,
-    parse_xml,
-    voc_objects,
-    voc_size,
+    annotation_files,
+    is_below,
+    is_number,
+    read_annotation,
+    read_dota,
+    read_list,
+    read_voc,
 )
-from ..instructions.from_annotations.layouts import is_below
 from ..instructions.rows import image_size
 from ..training.arguments import check_type
 
@@ -65,23 +62,14 @@ def register_format(name: str, suffix: str) -> Callable[[FileReader], FileReader
 
 
 @register_format("coco", ".json")
-def read_coco(annotation: tuple, image: Path, size: tuple[int, int]) -> list[AnnotatedObject]:
+def read_coco(annotation: tuple[CocoFile, dict], image: Path, size: tuple[int, int]) -> list[AnnotatedObject]:
     """Read the objects of one of [`coco_files`], whose file has those of all images."""
-    path, entry, annotations, names = annotation
-    check_size((entry.get("height", size[0]), entry.get("width", size[1])), size, path, image)
-    return [coco_object(one, names, path) for one in annotations]
+    file, entry = annotation
+    return file.objects(entry, image, size)
 
 
-@register_format("voc", ".xml")
-def read_voc(annotation: Path, image: Path, size: tuple[int, int]) -> list[AnnotatedObject]:
-    tree = parse_xml(annotation)
-    check_size(voc_size(tree) or size, size, annotation, image)
-    return voc_objects(tree, annotation)
-
-
-@register_format("dota", ".txt")
-def read_dota(annotation: Path, image: Path, size: tuple[int, int]) -> list[AnnotatedObject]:
-    return dota_objects(read_text(annotation), annotation)
+register_format("voc", ".xml")(read_voc)
+register_format("dota", ".txt")(read_dota)
 
 
 def read_files(root: str | Path, form: str, settings: Mapping, name: str) -> Iterator[AnnotatedFile]:
@@ -152,49 +140,32 @@ def images_by_name(folder: Path) -> dict[str, Path]:
     return images
 
 
-def annotation_files(folder: Path, suffix: str) -> dict[str, Path]:
-    """Name without suffix -> annotation, of a folder and those below."""
-    files = {}
-    for path in sorted(folder.rglob(f"*{suffix}")):
-        if path.name.lower().endswith(STATISTICS):
-            continue
-        if path.stem in files:
-            raise ValueError(f"{files[path.stem]} and {path} both annotate {path.stem}.")
-        files[path.stem] = path
-    if not files:
-        raise ValueError(f"There is no {suffix} file in {folder}.")
-    return files
-
-
-def coco_images(root: Path, folder: Path, annotated: Mapping[str, tuple]) -> dict[str, Path]:
+def coco_images(root: Path, folder: Path, annotated: Mapping[str, tuple[CocoFile, dict]]) -> dict[str, Path]:
     """Key of [`coco_files`] -> image: where its `file_name` leads from the folder, or else found by its name."""
-    places = {key: folder / entry["file_name"] for key, (_, entry, *_) in annotated.items()}
+    places = {key: folder / entry["file_name"] for key, (_, entry) in annotated.items()}
     images = {key: path for key, path in places.items() if is_below(root, path) and path.is_file()}
     has_folders = any("/" in key for key in annotated)
     return images if has_folders or len(images) == len(annotated) else images_by_name(folder) | images
 
 
-def coco_files(path: Path) -> dict[str, tuple]:
-    """Name of an image without suffix -> the JSON file, its entry there, its annotations, and the categories' names.
+def coco_files(path: Path) -> dict[str, tuple[CocoFile, dict]]:
+    """Return name of an image without suffix -> the COCO file and the entry of the image in it.
 
-    Where two images have one name, all have their folders before it.
+    If two images have the same name, all names include the folders.
     """
     if path.is_dir():
         raise ValueError(f"{path} is a folder; format: coco takes a file.")
     contents = read_annotation(path)
     if not isinstance(contents, dict) or not {"images", "categories", "annotations"} <= contents.keys():
         raise ValueError(f"{path} is no COCO JSON: it needs `images`, `categories` and `annotations`.")
-    check_coco(contents, path)
-    names = {category["id"]: category["name"] for category in contents["categories"]}
-    annotations = coco_annotations(contents)
-    files = {}
-    stems = [file_stem(entry["file_name"]) for entry in contents["images"]]
+    file, files = CocoFile(path, contents), {}
+    stems = [file_stem(entry["file_name"]) for entry in file.images]
     key_of = file_stem if len(set(stems)) == len(stems) else without_suffix
-    for entry in contents["images"]:
+    for entry in file.images:
         key = key_of(entry["file_name"])
         if key in files:
             raise ValueError(f"{path} has two images called {key!r}.")
-        files[key] = (path, entry, annotations[entry["id"]], names)
+        files[key] = (file, entry)
     return files
 
 

@@ -194,6 +194,8 @@ def stored_orientation(path: Path) -> int:
     """
     most, PIL.Image.MAX_IMAGE_PIXELS = PIL.Image.MAX_IMAGE_PIXELS, None  # no pixel is decoded
     try:
+        if is_dicom_file(path):  # whose preamble may be the header of a TIFF
+            return 1
         with path.open("rb") as file:
             return read_header(file)[2]
     except (FileNotFoundError, IsADirectoryError):

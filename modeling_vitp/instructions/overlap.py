@@ -21,7 +21,7 @@ from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
 from ..images.reading import image_files
-from .pieces import cut_pieces
+from .from_annotations.collages import split_collage
 from .rows import load_images
 from .sources import folder_cache
 
@@ -203,7 +203,7 @@ class TestImages:
         Of a collage whose file says so each piece is looked for, too.
         """
         image, found = as_picture(image), {}
-        for part in (image, *cut_pieces(image)):
+        for part in (image, *split_collage(image)):
             for index, kind, score in self._matches(part):
                 if index not in found or (score > found[index][1] and found[index][0] != "same"):
                     found[index] = (kind, score)

@@ -17,8 +17,9 @@ from datasets.data_files import SPLIT_KEYWORDS
 
 from modeling_vitp.images.reading import IMAGE_SUFFIXES, below
 from modeling_vitp.instructions.boxes import Box, box_area, clip, write_boxes
-from modeling_vitp.instructions.from_annotations.annotations import plain_words, read_annotation, read_text
-from modeling_vitp.instructions.from_annotations.wording import PHRASINGS
+from modeling_vitp.instructions.from_annotations.formats import read_annotation, read_text
+from modeling_vitp.instructions.from_annotations.layouts import plain_words
+from modeling_vitp.instructions.from_annotations.questions import PHRASINGS
 from modeling_vitp.instructions.json_lines import listed
 from modeling_vitp.instructions.rows import image_size
 from modeling_vitp.instructions.turns import as_list

@@ -360,7 +360,11 @@ FILE_MISTAKES = [
         "two entries of `categories` have the id 3",
     ),
     ("coco", coco(lambda c: c["images"].append(c["images"][0])), "two entries of `images` have the id 10"),
-    ("coco", coco(lambda c: c["images"].append({**c["images"][0], "id": 99})), "has two images called 'a_001'"),
+    (
+        "coco",
+        coco(lambda c: c["images"].append({**c["images"][0], "id": 99})),
+        "two entries of `images` have the file_name",
+    ),
     ("coco", coco(lambda c: c["annotations"][0].update(image_id=99)), "annotation 0: there is no image with the id 99"),
     ("coco", coco(lambda c: c["annotations"][0].update(category_id=9)), "annotation 0 has no box of four .* category"),
     ("coco", coco(lambda c: c["annotations"][0].update(bbox=[1, 2, -3, 4])), "annotation 0: the box .* has no area"),

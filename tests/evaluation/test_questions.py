@@ -6,8 +6,7 @@ from pictures import picture
 
 from modeling_vitp.evaluation.questions import conversation_of, kind_of, others, read_questions
 from modeling_vitp.instructions.collator import ViTPDataCollator
-from modeling_vitp.instructions.from_annotations.maps import explained, signs_of
-from modeling_vitp.instructions.from_annotations.wording import MAP, listing
+from modeling_vitp.instructions.from_annotations.questions import MAP, explained, listing, signs_of
 from modeling_vitp.instructions.rows import prepare_rows
 
 CHOICES = "Which organ?\nA. left lung\nB. heart"

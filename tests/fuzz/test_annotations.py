@@ -10,10 +10,9 @@ from fuzzing import damage, limits, mutate, outcome
 from PIL import Image
 
 from modeling_vitp.instructions.from_annotations import layouts
-from modeling_vitp.instructions.from_annotations.annotations import annotate_all, choose_split, leave_out_copies
-from modeling_vitp.instructions.from_annotations.questions import Asker, make_conversations
+from modeling_vitp.instructions.from_annotations.pipeline import annotate_all, choose_split, leave_out_copies
+from modeling_vitp.instructions.from_annotations.questions import PHRASINGS, Asker, make_conversations
 from modeling_vitp.instructions.from_annotations.windows import image_bytes, windows_of
-from modeling_vitp.instructions.from_annotations.wording import PHRASINGS
 
 pytestmark = pytest.mark.slow
 SUFFIX = {"coco": ".json", "voc": ".xml", "dota": ".txt", "masks": ".png", "changes": ".json"}

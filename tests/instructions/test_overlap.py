@@ -10,7 +10,7 @@ from paths import AERIAL_TREES
 from PIL import Image, ImageEnhance
 
 from modeling_vitp.instructions import overlap
-from modeling_vitp.instructions.pieces import encode_collage
+from modeling_vitp.instructions.from_annotations.collages import encode_collage
 from modeling_vitp.instructions.rows import load_images
 
 NUM_TEST_IMAGES = 5

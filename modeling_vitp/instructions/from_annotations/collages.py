@@ -1,9 +1,12 @@
-"""Collages of square pieces from anywhere in a data set's images: no part of one tells anything of another.
+"""Collages of square crops from anywhere in a data set's images: no part of one tells anything of another.
 
-In an image neighbours are alike, so that an answer about many places is guessed from its own beginning.
+In an image neighbors are alike, so that an answer about many places is guessed from its own beginning. The file of a
+collage states its crops, so that they are known wherever the image goes.
 """
 
 import dataclasses
+import io
+import json
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -12,21 +15,21 @@ from itertools import islice
 import numpy as np
 import torch
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
 from ...image_processing_vitp import PIL_8BIT_MODES
 from ...images.reading import Window
 from ...vrl import keyed_generator
 from ..boxes import Box
-from ..pieces import encode_collage
-from .annotations import AnnotatedImage, Labels, Region
-from .masks import regions_of
-from .windows import scene_of, window_of
+from .annotations import AnnotatedImage, Labels, Region, regions_of
+from .windows import JPEG_QUALITY, scene_of, window_of
 
 CHUNK = 512  # collages that are in memory at a time, so that a scene is opened once for all of them
+KEY = "collage"  # of the text in a PNG; a JPEG has the text as its comment
 
 
 @dataclass(frozen=True)
-class Piece:
+class Crop:
     """A square of an image, and its turn: whether it is transposed, and after that flipped in x and in y."""
 
     image: AnnotatedImage
@@ -37,21 +40,22 @@ class Piece:
     def side(self) -> int:
         return self.window[2] - self.window[0]
 
-    def turned_picture(self, scene: Image.Image) -> Image.Image:
-        piece = scene.crop(self.window).convert("RGB")
+    def turn_picture(self, scene: Image.Image) -> Image.Image:
+        """Return the crop from the picture of the whole image."""
+        crop = scene.crop(self.window).convert("RGB")
         ways = (Image.Transpose.TRANSPOSE, Image.Transpose.FLIP_LEFT_RIGHT, Image.Transpose.FLIP_TOP_BOTTOM)
         for is_wanted, way in zip(self.turn, ways):
-            piece = piece.transpose(way) if is_wanted else piece
-        return piece
+            crop = crop.transpose(way) if is_wanted else crop
+        return crop
 
-    def turned_numbers(self, numbers: np.ndarray) -> np.ndarray:
-        """Of an array of shape (height, width) over the image, what lies in the piece."""
+    def turn_numbers(self, numbers: np.ndarray) -> np.ndarray:
+        """Return the crop from an array of shape (height, width) over the whole image."""
         left, top, right, bottom = self.window
-        piece, (is_transposed, flips_x, flips_y) = numbers[top:bottom, left:right], self.turn
-        return (piece.T if is_transposed else piece)[:: 1 - 2 * flips_y, :: 1 - 2 * flips_x]
+        crop, (is_transposed, flips_x, flips_y) = numbers[top:bottom, left:right], self.turn
+        return (crop.T if is_transposed else crop)[:: 1 - 2 * flips_y, :: 1 - 2 * flips_x]
 
-    def turned_box(self, box: Box) -> Box:
-        """Of a box in pixels of the window."""
+    def turn_box(self, box: Box) -> Box:
+        """Return where a box, in pixels of the window, lies in the turned crop."""
         is_transposed, *flips = self.turn
         left, top, right, bottom = box
         spans = [(top, bottom), (left, right)] if is_transposed else [(left, right), (top, bottom)]
@@ -61,35 +65,25 @@ class Piece:
         ]
         return x0, y0, x1, y1
 
-    def said(self) -> dict:
-        """What the collage's file says of it."""
-        return {"image": self.image.id, "window": list(self.window), "turn": [int(part) for part in self.turn]}
-
 
 @dataclass(frozen=True)
 class Collage(AnnotatedImage):
-    """An image of N x N pieces, in reading order."""
+    """An image of N x N crops, in reading order."""
 
-    pieces: tuple[Piece, ...] = ()
-
-
-def places_of(number: int, side: int) -> list[tuple[int, int]]:
-    """Left and top of each of a number of pieces of a collage."""
-    columns = round(number**0.5)
-    return [(side * (place % columns), side * (place // columns)) for place in range(number)]
+    crops: tuple[Crop, ...] = ()
 
 
 def draw_collages(
     images: Sequence[AnnotatedImage], number: int, size: int, grids: Sequence[int], seed: int
 ) -> list[Collage]:
-    """Collages of about `size` pixels a side, each of N x N pieces with an N drawn of `grids`.
+    """Draw collages of about `size` pixels a side, each of N x N crops with an N drawn of `grids`.
 
-    Every square of every image is as likely a piece as any other, and each of its eight turns. An object belongs to a
-    piece as to a window, see [`~modeling_vitp.instructions.from_annotations.windows.windows_of`]. The pieces of the
-    n-th collage depend on seed, n and the images.
+    Every square of every image is equally likely, and each of its eight turns. An object belongs to a crop as to a
+    window, see [`~modeling_vitp.instructions.from_annotations.windows.windows_of`]. The crops of the n-th collage
+    depend on seed, n and the images.
 
     Raises:
-        ValueError: if all images are smaller than a piece.
+        ValueError: if all images are smaller than a crop.
     """
     if number == 0:
         return []
@@ -99,73 +93,78 @@ def draw_collages(
         weights[grid] = torch.tensor(fits, dtype=torch.float64)
         if size < grid or not weights[grid].any():
             raise ValueError(f"No image is as large as a piece of {size // grid} pixels: give a smaller collage_size.")
+
+    def draw_crop(image: AnnotatedImage, side: int, generator: torch.Generator) -> Crop:
+        top, left = (torch.randint(length - side + 1, (), generator=generator).item() for length in image.size)
+        turn = torch.randint(2, (3,), generator=generator).bool().tolist()
+        return Crop(image, (left, top, left + side, top + side), tuple(turn))
+
     drawn = []
     for index in range(number):
         generator = keyed_generator(seed, "collage", index)
         grid = grids[torch.randint(len(grids), (), generator=generator).item()]
         chosen = torch.multinomial(weights[grid], grid * grid, replacement=True, generator=generator).tolist()
-        drawn.append([draw_piece(images[place], size // grid, generator) for place in chosen])
+        drawn.append([draw_crop(images[place], size // grid, generator) for place in chosen])
     labels = compose_labels(drawn) if images[0].mask is not None else [None] * number
     boxes = {image.id: np.array([region.box for region in image.regions]).reshape(-1, 4) for image in images}
-    return [collage_of(f"collages/{index:06}", *parts, boxes) for index, parts in enumerate(zip(drawn, labels))]
+    return [make_collage(f"collages/{index:06}", *parts, boxes) for index, parts in enumerate(zip(drawn, labels))]
 
 
-def draw_piece(image: AnnotatedImage, side: int, generator: torch.Generator) -> Piece:
-    top, left = (torch.randint(length - side + 1, (), generator=generator).item() for length in image.size)
-    turn = torch.randint(2, (3,), generator=generator).bool().tolist()
-    return Piece(image, (left, top, left + side, top + side), tuple(turn))
+def corners_of(crops: Sequence[Crop]) -> list[tuple[int, int]]:
+    """Return left and top of each crop in the collage."""
+    columns, side = round(len(crops) ** 0.5), crops[0].side
+    return [(side * (place % columns), side * (place // columns)) for place in range(len(crops))]
 
 
-def collage_of(collage_id: str, pieces: list[Piece], labels: Labels | None, boxes: Mapping[str, np.ndarray]) -> Collage:
-    """A collage with its annotation: of masks that of its `labels`, or else what its pieces show of the regions.
+def make_collage(collage_id: str, crops: list[Crop], labels: Labels | None, boxes: Mapping[str, np.ndarray]) -> Collage:
+    """Return a collage with the regions of its `labels` if it has masks, otherwise the parts of regions in its crops.
 
     Args:
         boxes: of the regions of each image, by its id, float64 of shape (num_regions, 4).
     """
-    places = places_of(len(pieces), pieces[0].side)
-    size = (places[-1][1] + pieces[0].side, places[-1][0] + pieces[0].side)
+    corners = corners_of(crops)
+    size = (corners[-1][1] + crops[0].side, corners[-1][0] + crops[0].side)
     if labels is not None:
-        return Collage(collage_id, (), size, regions_of(labels), mask=lambda: labels, pieces=tuple(pieces))
+        return Collage(collage_id, (), size, regions_of(labels), mask=lambda: labels, crops=tuple(crops))
     regions, slivers = [], []
-    for piece, place in zip(pieces, places):
-        low, high = boxes[piece.image.id][:, :2], boxes[piece.image.id][:, 2:]
-        is_near = (low < piece.window[2:]).all(axis=1) & (high > piece.window[:2]).all(axis=1)
-        near = tuple(piece.image.regions[index] for index in np.flatnonzero(is_near).tolist())
-        window = window_of(dataclasses.replace(piece.image, regions=near), piece.window)
-        regions += [moved(region, piece, place) for region in window.regions]
-        slivers += [moved(region, piece, place) for region in window.slivers]
-    return Collage(collage_id, (), size, tuple(regions), slivers=tuple(slivers), pieces=tuple(pieces))
+    for crop, corner in zip(crops, corners):
+        low, high = boxes[crop.image.id][:, :2], boxes[crop.image.id][:, 2:]
+        is_near = (low < crop.window[2:]).all(axis=1) & (high > crop.window[:2]).all(axis=1)
+        near = tuple(crop.image.regions[index] for index in np.flatnonzero(is_near).tolist())
+        window = window_of(dataclasses.replace(crop.image, regions=near), crop.window)
+        regions += [move_region(region, crop, corner) for region in window.regions]
+        slivers += [move_region(region, crop, corner) for region in window.slivers]
+    return Collage(collage_id, (), size, tuple(regions), slivers=tuple(slivers), crops=tuple(crops))
 
 
-def moved(region: Region, piece: Piece, place: tuple[int, int]) -> Region:
-    """A region of the piece's window where it lies in the collage; not its caption, which may say what is beside."""
-    left, top, right, bottom = piece.turned_box(region.box)
-    x, y = place
+def move_region(region: Region, crop: Crop, corner: tuple[int, int]) -> Region:
+    """Return a region of a crop's window in the collage, without its caption: that may speak of what is beside it."""
+    (left, top, right, bottom), (x, y) = crop.turn_box(region.box), corner
     return dataclasses.replace(region, box=(left + x, top + y, right + x, bottom + y), caption=None)
 
 
-def compose_labels(drawn: Sequence[Sequence[Piece]]) -> list[Labels]:
-    """The classes of each collage's pixels; every mask is read once."""
-    sides = [round(len(pieces) ** 0.5) * pieces[0].side for pieces in drawn]
+def compose_labels(drawn: Sequence[Sequence[Crop]]) -> list[Labels]:
+    """Return the class of each pixel of each collage; every mask is read once."""
+    sides = [round(len(crops) ** 0.5) * crops[0].side for crops in drawn]
     canvases, phrases = [np.zeros((side, side), dtype=np.uint16) for side in sides], ()
     for image, uses in by_image(drawn):
         numbers, phrases = image.mask()
-        for index, piece, (x, y) in uses:
-            canvases[index][y : y + piece.side, x : x + piece.side] = piece.turned_numbers(numbers)
+        for index, crop, (x, y) in uses:
+            canvases[index][y : y + crop.side, x : x + crop.side] = crop.turn_numbers(numbers)
     return [Labels(canvas, phrases) for canvas in canvases]
 
 
-def by_image(drawn: Sequence[Sequence[Piece]]) -> Iterable[tuple[AnnotatedImage, list]]:
-    """Each image with the pieces that come from it: number of the collage, piece and place."""
+def by_image(drawn: Sequence[Sequence[Crop]]) -> Iterable[tuple[AnnotatedImage, list]]:
+    """Return each image with the crops from it: number of the collage, crop, and left and top in the collage."""
     uses = defaultdict(list)
-    for index, pieces in enumerate(drawn):
-        for piece, place in zip(pieces, places_of(len(pieces), pieces[0].side)):
-            uses[piece.image.id].append((index, piece, place))
-    return ((pieces[0][1].image, pieces) for _, pieces in sorted(uses.items()))
+    for index, crops in enumerate(drawn):
+        for crop, corner in zip(crops, corners_of(crops)):
+            uses[crop.image.id].append((index, crop, corner))
+    return ((crops[0][1].image, crops) for _, crops in sorted(uses.items()))
 
 
 def encode_collages(collages: Iterable[Collage]) -> Iterator[list[dict]]:
-    """The file of each collage as `datasets` stores it: JPEG if all of its pieces come from JPEGs, or else PNG.
+    """Yield the file of each collage as `datasets` stores it: JPEG if all of its crops come from JPEGs, else PNG.
 
     Raises:
         ValueError: names the image that is not of 8 bits.
@@ -174,14 +173,49 @@ def encode_collages(collages: Iterable[Collage]) -> Iterator[list[dict]]:
     while chunk := list(islice(collages, CHUNK)):
         canvases = [Image.new("RGB", collage.size[::-1]) for collage in chunk]
         are_jpegs = [True] * len(chunk)
-        for image, uses in by_image([collage.pieces for collage in chunk]):
+        for image, uses in by_image([collage.crops for collage in chunk]):
             scene, is_jpeg = scene_of(image, image.paths[0])
             if scene.mode not in PIL_8BIT_MODES:
                 raise ValueError(f"{image.paths[0]}: an image of mode {scene.mode} cannot be a part of a collage.")
-            for index, piece, place in uses:
-                canvases[index].paste(piece.turned_picture(scene), place)
+            for index, crop, corner in uses:
+                canvases[index].paste(crop.turn_picture(scene), corner)
                 are_jpegs[index] &= is_jpeg
         for collage, canvas, is_jpeg in zip(chunk, canvases, are_jpegs):
-            content = encode_collage(canvas, [piece.said() for piece in collage.pieces], is_jpeg)
-            name = collage.id.rpartition("/")[2]
-            yield [{"bytes": content, "path": f"{name}.{'jpg' if is_jpeg else 'png'}"}]
+            stated = [
+                {"image": crop.image.id, "window": list(crop.window), "turn": [int(part) for part in crop.turn]}
+                for crop in collage.crops
+            ]
+            name = f"{collage.id.rpartition('/')[2]}.{'jpg' if is_jpeg else 'png'}"
+            yield [{"bytes": encode_collage(canvas, stated, is_jpeg), "path": name}]
+
+
+def encode_collage(picture: Image.Image, crops: list[dict], as_jpeg: bool) -> bytes:
+    """Return a collage as a file that states its crops, in reading order, each with `image`, `window` and `turn`."""
+    text, buffer = json.dumps({KEY: crops}), io.BytesIO()
+    if as_jpeg:
+        picture.save(buffer, format="JPEG", quality=JPEG_QUALITY, comment=text)
+    else:
+        info = PngInfo()
+        info.add_text(KEY, text)
+        picture.save(buffer, format="PNG", pnginfo=info)
+    return buffer.getvalue()
+
+
+def stated_crops(image: Image.Image) -> list[dict]:
+    """Return the crops that the file of an opened image states, in reading order; none if it is not a collage."""
+    text = image.info.get(KEY) or image.info.get("comment") or ""
+    try:
+        crops = json.loads(text)[KEY]
+    except (ValueError, TypeError, KeyError, RecursionError):
+        return []
+    return crops if isinstance(crops, list) and round(len(crops) ** 0.5) ** 2 == len(crops) else []
+
+
+def split_collage(image: Image.Image) -> list[Image.Image]:
+    """Return the crops of a collage as they lie in it, in reading order; none of any other image."""
+    columns = round(len(stated_crops(image)) ** 0.5)
+    if columns == 0 or min(image.size) < columns:
+        return []
+    width, height = (length // columns for length in image.size)
+    corners = [(column * width, row * height) for row in range(columns) for column in range(columns)]
+    return [image.crop((left, top, left + width, top + height)) for left, top in corners]

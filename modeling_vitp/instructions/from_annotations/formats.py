@@ -1,25 +1,32 @@
-"""Formats of annotated objects, each read by one function: COCO JSON, Pascal VOC's XML, DOTA's text."""
+"""Readers of annotation files: COCO JSON, Pascal VOC XML and DOTA text, for instructions and for detection."""
 
+import json
+import re
 import xml.etree.ElementTree as ElementTree
 from collections import defaultdict
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+from ...images.reading import below
 from ..boxes import Box
 
 SIDES = ("xmin", "ymin", "xmax", "ymax")
-STATISTICS = ".aux.xml"  # which GDAL leaves beside images that it was asked about
-CORNERS = ("left_top", "right_top", "right_bottom", "left_bottom")  # of DIOR-R's `robndbox`
+CORNERS = ("left_top", "right_top", "right_bottom", "left_bottom")  # in the `robndbox` of DIOR-R
+STATISTICS = ".aux.xml"  # GDAL writes such a file beside an image whose statistics it computed.
+CLASS_FLAG = re.compile(r"\s+-1$|\s{2,}[01]$")  # in the lists of a class of Pascal VOC; `scene 1` is a name
+COCO_KEYS = {"images": ("id", "file_name"), "categories": ("id", "name"), "annotations": ("image_id",)}
 
 Point = tuple[float, float]
 
 
 @dataclass(frozen=True)
 class AnnotatedObject:
-    """An object as its file has it, in pixels and with the class as it is called there.
+    """An object as its file describes it, in pixels and with the class name of the file.
 
-    `corners`, in order around it, are there where it is annotated with an oriented box, and `box` is around them then.
-    `segmentation` is COCO's: polygons or run lengths. `where` names the file and the object, for errors.
+    `corners`, in order around the object, is set if the annotation is an oriented box; `box` then encloses them.
+    `segmentation` is that of COCO: polygons or run lengths. `where` names the file and the object in errors.
     """
 
     where: str
@@ -33,11 +40,96 @@ class AnnotatedObject:
     segmentation: list | dict | None = None
 
 
-def voc_objects(root: ElementTree.Element, path: Path | str) -> list[AnnotatedObject]:
-    """The objects of a Pascal VOC document, upright (`bndbox`) or oriented (`robndbox`, as DIOR-R has them).
+def read_annotation(path: Path) -> Any:
+    """Return the content of a JSON file. Raise a `ValueError` that names the file if it cannot be read."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8-sig"))
+    except FileNotFoundError as error:
+        raise ValueError(f"There is no file {path}.") from error
+    except (ValueError, RecursionError, OSError) as error:
+        raise ValueError(f"{path} is no JSON: {error}") from error
+
+
+def read_text(path: Path) -> str:
+    """Return the content of a text file. Raise a `ValueError` that names the file if it cannot be read."""
+    try:
+        return path.read_text(encoding="utf-8-sig")
+    except (UnicodeDecodeError, OSError) as error:
+        raise ValueError(f"{path} is no text: {error}") from error
+
+
+def read_list(path: Path) -> list[str]:
+    """Return the lines that are not empty, without the flags after a name in the class lists of Pascal VOC."""
+    return [CLASS_FLAG.sub("", line.strip()) for line in read_text(path).splitlines() if line.strip()]
+
+
+def parse_xml(path: Path) -> ElementTree.Element:
+    """Return the root of an XML file. Raise a `ValueError` that names the file if it cannot be read."""
+    try:
+        return ElementTree.parse(path).getroot()
+    except (ElementTree.ParseError, LookupError, ValueError, OSError) as error:
+        raise ValueError(f"{path} is no XML: {error}") from error
+
+
+def annotation_files(
+    folder: Path, suffix: str, key: Callable[[Path], str] = lambda path: path.stem, within: str = ""
+) -> dict[str, Path]:
+    """Return key -> file for the annotations in a folder and those below.
+
+    Args:
+        within: if some folders have this text in their name, only those are searched.
 
     Raises:
-        ValueError: names the first that has no box.
+        ValueError: if two files have one key, or no file is found.
+    """
+    paths = sorted(path for path in folder.rglob(f"*{suffix}") if not path.name.lower().endswith(STATISTICS))
+    paths = [path for path in paths if within in path.relative_to(folder).parent.as_posix().lower()] or paths
+    files = {}
+    for path in paths:
+        other = files.setdefault(key(path), path)
+        if other != path:
+            raise ValueError(f"{other} and {path} both annotate {key(path)}: set `annotations` to the right folder.")
+    if not files:
+        raise ValueError(f"There is no {suffix} file in {folder}.")
+    return files
+
+
+def is_below(root: Path, path: Path) -> bool:
+    """Return whether a path lies below a folder, with its links resolved."""
+    try:
+        return bool(below(root, path))
+    except ValueError:
+        return False
+
+
+def is_number(value: object) -> bool:
+    """Return whether a value is a finite number of a size that a coordinate can have."""
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) < 1e15
+
+
+def check_size(stated: tuple[int, int], size: tuple[int, int], path: Path, image: Path) -> None:
+    """Raise a `ValueError` if the height and width in an annotation differ from those of the image."""
+    if stated != size:
+        raise ValueError(f"{path}: {stated[1]} x {stated[0]} pixels is not the size of {image}, {size[1]} x {size[0]}.")
+
+
+def read_voc(path: Path, image: Path, size: tuple[int, int]) -> list[AnnotatedObject]:
+    """Return the objects of a Pascal VOC file of an image of that height and width."""
+    root = parse_xml(path)
+    try:
+        height, width = (int(float(root.findtext(f"size/{side}", "0"))) for side in ("height", "width"))
+    except (ValueError, OverflowError):
+        height = width = 0
+    if height > 0 and width > 0:  # some files state 0
+        check_size((height, width), size, path, image)
+    return voc_objects(root, path)
+
+
+def voc_objects(root: ElementTree.Element, path: Path | str) -> list[AnnotatedObject]:
+    """Return the objects of a Pascal VOC document: upright (`bndbox`) or oriented (`robndbox`, as in DIOR-R).
+
+    Raises:
+        ValueError: names the first object without a box.
     """
     objects = []
     for index, node in enumerate(root.iterfind("object")):
@@ -50,32 +142,22 @@ def voc_objects(root: ElementTree.Element, path: Path | str) -> list[AnnotatedOb
                 objects.append(AnnotatedObject(where, label, box, is_difficult=is_difficult))
             else:
                 corners = [tuple(float(node.findtext(f"robndbox/{axis}_{name}")) for axis in "xy") for name in CORNERS]
-                objects.append(oriented(where, label, corners, is_difficult))
+                objects.append(oriented_object(where, label, corners, is_difficult))
         except (TypeError, ValueError) as error:
             raise ValueError(f"{where} has no box of four numbers, or of four corners.") from error
     return objects
 
 
-def voc_size(root: ElementTree.Element) -> tuple[int, int] | None:
-    """Height and width of the image that a Pascal VOC document states, if it does; some write 0."""
-    try:
-        height, width = (int(float(root.findtext(f"size/{side}", "0"))) for side in ("height", "width"))
-    except (ValueError, OverflowError):
-        return None
-    return (height, width) if height > 0 and width > 0 else None
-
-
-def check_size(stated: tuple[int, int], size: tuple[int, int], path: Path, image: Path) -> None:
-    """Raises a `ValueError` if the height and width that an annotation states are not those of the image."""
-    if stated != size:
-        raise ValueError(f"{path}: {stated[1]} x {stated[0]} pixels is not the size of {image}, {size[1]} x {size[0]}.")
+def read_dota(path: Path, image: Path, size: tuple[int, int]) -> list[AnnotatedObject]:
+    """Return the objects of a DOTA file of an image of that height and width, neither of which it states."""
+    return dota_objects(read_text(path), path)
 
 
 def dota_objects(text: str, path: Path | str) -> list[AnnotatedObject]:
-    """The objects of one of DOTA's files: lines with four corners, a class and, optionally, how difficult it is.
+    """Return the objects of a DOTA file: lines with four corners, a class and, optionally, a difficulty.
 
     Raises:
-        ValueError: names the first line that is none.
+        ValueError: names the first line of another form.
     """
     objects = []
     for number, line in enumerate(text.splitlines(), 1):
@@ -85,34 +167,44 @@ def dota_objects(text: str, path: Path | str) -> list[AnnotatedObject]:
         where = f"{path}, line {number}"
         try:
             values = [float(field) for field in fields[:8]]
-            is_difficult = len(fields) > 9 and fields[9] != "0"
-            objects.append(oriented(where, fields[8], list(zip(values[::2], values[1::2], strict=True)), is_difficult))
+            corners = list(zip(values[::2], values[1::2], strict=True))
+            objects.append(oriented_object(where, fields[8], corners, len(fields) > 9 and fields[9] != "0"))
         except (ValueError, IndexError) as error:
             raise ValueError(f"{where}: {line!r} is not 'x1 y1 x2 y2 x3 y3 x4 y4 class difficult'.") from error
     return objects
 
 
-def oriented(where: str, label: str, corners: list[Point], is_difficult: bool) -> AnnotatedObject:
+def oriented_object(where: str, label: str, corners: list[Point], is_difficult: bool) -> AnnotatedObject:
     xs, ys = zip(*corners)
     return AnnotatedObject(where, label, (min(xs), min(ys), max(xs), max(ys)), tuple(corners), is_difficult)
 
 
-def coco_annotations(contents: dict) -> dict[int | str, list[dict]]:
-    """The annotations of each image, by its id, of what [`check_coco`] has found to be a COCO file."""
-    annotations = defaultdict(list)
-    for annotation in contents.get("annotations", ()):
-        annotations[annotation["image_id"]].append(annotation)
-    return annotations
+class CocoFile:
+    """The images of a COCO JSON file and the objects in each.
+
+    Raises:
+        ValueError: names the entry that is incomplete, repeats an id or a file name, or refers to no image.
+    """
+
+    def __init__(self, path: Path, contents: dict):
+        check_coco(contents, path)
+        self.path, self.images, self.has_annotations = path, contents["images"], "annotations" in contents
+        self.categories = {category["id"]: category["name"] for category in contents["categories"]}
+        self._annotations = defaultdict(list)
+        for annotation in contents.get("annotations", ()):
+            self._annotations[annotation["image_id"]].append(annotation)
+
+    def objects(self, entry: dict, image: Path, size: tuple[int, int]) -> list[AnnotatedObject]:
+        """Return the objects of an entry of `images`, of which the file `image` has that height and width."""
+        check_size((entry.get("height", size[0]), entry.get("width", size[1])), size, self.path, image)
+        return [coco_object(annotation, self.categories, self.path) for annotation in self._annotations[entry["id"]]]
 
 
 def coco_object(annotation: dict, names: dict[int | str, str], path: Path | str) -> AnnotatedObject:
-    """An annotation of a COCO file.
-
-    Args:
-        names: of the categories, by id.
+    """Return the object of an annotation of a COCO file. `names` maps the ids of the categories to their names.
 
     Raises:
-        ValueError: if it has no box, or none of the categories.
+        ValueError: if the annotation has no box, or an unknown category.
     """
     where = f"{path}, annotation {annotation.get('id')}"
     try:
@@ -121,54 +213,39 @@ def coco_object(annotation: dict, names: dict[int | str, str], path: Path | str)
         box = (left, top, left + width, top + height)
     except (KeyError, ValueError, TypeError) as error:
         raise ValueError(f"{where} has no box of four numbers, or no known category: {error!r}.") from error
+    caption = annotation.get("caption")
     return AnnotatedObject(
         where,
         label,
         box,
         is_crowd=bool(annotation.get("iscrowd")),
         area=annotation.get("area"),
-        caption=None if is_blank(annotation.get("caption")) else annotation["caption"],
+        caption=None if isinstance(caption, str) and not caption.strip() else caption,
         segmentation=annotation.get("segmentation") or None,
     )
 
 
-def is_blank(text: object) -> bool:
-    return text is None or (isinstance(text, str) and not text.strip())
-
-
 def check_coco(contents: dict, path: Path) -> None:
-    """Raises a `ValueError` that names the entry of which it cannot be told what it is, or of which image."""
-    needed = {"images": ("id", "file_name"), "categories": ("id", "name"), "annotations": ("image_id",)}
-    for kind, keys in needed.items():
-        listed = contents.get(kind, [])
-        if not isinstance(listed, list):
-            raise ValueError(f"{path}: `{kind}` is no list, but {str(listed)[:80]!r}.")
-        for index, entry in enumerate(listed):
-            where = f"{path}: entry {index} of `{kind}`, {str(entry)[:80]!r},"
-            known = [entry[key] for key in keys if key in entry] if isinstance(entry, dict) else []
-            texts = [value for key, value in zip(keys, known) if key in ("file_name", "name")]
-            if len(known) < len(keys) or not all(isinstance(value, (str, int)) for value in known):
-                raise ValueError(f"{where} lacks one of {keys}.")
-            if not all(isinstance(value, str) and value for value in texts):
-                raise ValueError(
-                    f"{path}: entry {index} of `{kind}`, {str(entry)[:80]!r}, has no text under {keys[1]!r}."
-                )
-    for kind in ("images", "categories"):
+    """Raise a `ValueError` that names the first entry that cannot be used."""
+    for kind, keys in COCO_KEYS.items():
+        entries = contents.get(kind, [])
+        if not isinstance(entries, list):
+            raise ValueError(f"{path}: `{kind}` must be a list, got {str(entries)[:80]!r}.")
+        for index, entry in enumerate(entries):
+            for key in keys:
+                value = entry.get(key) if isinstance(entry, dict) else None
+                is_text = isinstance(value, str) and (value or key not in ("file_name", "name"))
+                if not is_text and not (isinstance(value, int) and key not in ("file_name", "name")):
+                    raise ValueError(f"{path}: entry {index} of `{kind}` has no valid {key!r}: {str(entry)[:80]!r}.")
+    for kind, key in (("images", "id"), ("categories", "id"), ("images", "file_name")):
         seen = set()
         for entry in contents.get(kind, []):
-            if entry["id"] in seen:
-                raise ValueError(f"{path}: two entries of `{kind}` have the id {entry['id']!r}.")
-            seen.add(entry["id"])
+            if entry[key] in seen:
+                raise ValueError(f"{path}: two entries of `{kind}` have the {key} {entry[key]!r}: join them.")
+            seen.add(entry[key])
     ids = {entry["id"] for entry in contents.get("images", [])}
     for annotation in contents.get("annotations", []):
         if annotation["image_id"] not in ids:
             raise ValueError(
                 f"{path}, annotation {annotation.get('id')}: there is no image with the id {annotation['image_id']!r}."
             )
-
-
-def parse_xml(path: Path) -> ElementTree.Element:
-    try:
-        return ElementTree.parse(path).getroot()
-    except (ElementTree.ParseError, LookupError, ValueError, OSError) as error:
-        raise ValueError(f"{path} is no XML: {error}") from error

@@ -1,34 +1,118 @@
 """Questions about an annotated image, with answers that follow from its annotation alone.
 
-Each kind of question is a function from an image to exchanges; none if the annotation leaves the answer open. What is
-asked, and in which words, depends on the seed and the image's id alone.
+Each kind of question is a function from an image to exchanges; there are none if the annotation leaves the answer
+open. The question and its words depend on the seed and the image's id alone.
 """
 
+import math
+import string
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
+import numpy as np
 import torch
 
 from ...vrl import keyed_generator
 from ..boxes import Box, box_area, clip, iou, write_boxes
 from .annotations import AnnotatedImage, Region
-from .maps import cell_covers, explained, signs_of
-from .wording import PHRASINGS, listing, plural, with_article, words_for
 
-MARGIN = 1.25  # the largest is so many times as large as the next; the smallest accordingly
+MARGIN = 1.25  # The largest region is so many times as large as the next; the smallest accordingly.
 POSITION_MARGIN = 0.05  # share of the image's side by which the leftmost lies further left than the next
-SAME_PLACE = 0.5  # intersection over union above which a box does not say which object is meant
-NEGATIVE_SHARE = 0.2  # of the counting and grounding questions ask for what is not there
+SAME_PLACE = 0.5  # intersection over union above which a box does not tell which object is meant
+NEGATIVE_SHARE = 0.2  # of the counting and grounding questions, about classes that are absent
 NUM_OPTIONS = 4
 QUARTERS = ("top left", "top right", "bottom left", "bottom right")
+BACKGROUND, NO_CLASS = "background", "none"  # the word in a map for what no class covers, without and with letters
+LETTERS = string.ascii_uppercase + string.ascii_lowercase
 T = TypeVar("T")
+
+IRREGULAR_PLURALS = {"person": "people", "man": "men", "woman": "women", "child": "children", "foot": "feet"}
+SAME_PLURALS = ("aircraft", "spacecraft", "sheep", "fish", "deer", "cattle", "series", "livestock", "people")
+LOCATE_ONE = ("Where is {phrase}?", "Give the box of {phrase}.", "Locate <ref>{phrase}</ref> in the image.")
+LOCATE_ALL = ("Find all {labels}.", "Mark every {label} in the image with a box.", "Give the boxes of all {labels}.")
+
+MAP = (
+    "What covers most of each cell of a grid of {side} x {side} over the image, row by row? {key}",
+    "Divide the image into {side} rows of {side} cells and say what covers most of each, in reading order. {key}",
+    "Map the image in {side} x {side} cells, from the top left to the bottom right. {key}",
+)
+
+CAPTION_REGION = (
+    "What is in the region {box}?",
+    "Describe the object at {box}.",
+    "What does the box {box} show?",
+)
+
+PHRASINGS: dict[str, dict[str, tuple[str, ...]]] = {  # subject of the annotation -> kind -> ways of asking
+    "objects": {
+        "presence": ("Is there {a_label} in the image?", "Can you see {a_label}?", "Does the image show {a_label}?"),
+        "counting": (
+            "How many {labels} are in the image?",
+            "What is the number of {labels}?",
+            "Count the {labels} in the image.",
+        ),
+        "grounding_one": LOCATE_ONE,
+        "grounding_all": LOCATE_ALL,
+        "referring": LOCATE_ONE,
+        "region_caption": CAPTION_REGION,
+        "map": MAP,
+    },
+    "scene": {
+        "classification": (
+            "What kind of scene is this?",
+            "Which class does the scene belong to?",
+            "Name the class of the scene.",
+            "Which of these is shown: {options}?",
+            "Choose the class of the scene from {options}.",
+        ),
+        "presence": (
+            "Is {label} the class of this scene?",
+            "Does the scene belong to the class {label}?",
+            "Would you classify the scene as {label}?",
+        ),
+    },
+    "regions": {
+        "classification": (
+            "What covers the largest part of the image?",
+            "Which class has the largest area?",
+            "What is most of the image, of all classes in it?",
+        ),
+        "presence": ("Is there any {label} in the image?", "Can you see {label}?", "Does the image show any {label}?"),
+        "grounding_one": LOCATE_ONE,
+        "grounding_all": (
+            "Find all regions of {label}.",
+            "Mark every region of {label} with a box.",
+            "Give the boxes of all {label} regions.",
+        ),
+        "referring": LOCATE_ONE,
+        "region_caption": CAPTION_REGION,
+        "map": MAP,
+    },
+    "change": {
+        "presence": (
+            "Has anything changed between the two images?",
+            "Is there a change from the first image to the second?",
+            "Do the two images show a change?",
+        ),
+        "grounding_all": (
+            "Find all {labels} in the second image.",
+            "Mark every {label} with a box.",
+            "Where did something change? Give the boxes of all {labels}.",
+        ),
+        "change_caption": (
+            "What has changed between the two images?",
+            "Describe the change from the first image to the second.",
+            "Compare the two images: what is different in the second?",
+        ),
+    },
+}
 
 
 @dataclass(frozen=True)
 class Exchange:
-    """A question and its answer; `about` is the class that a yes or no is given on."""
+    """A question and its answer; `about` is the class to which a yes or no refers."""
 
     kind: str
     question: str
@@ -58,7 +142,7 @@ class Asker:
         self.map_side, self.signs = map_side, signs_of(self.vocabulary)
 
     def ask(self, kind: str, image: AnnotatedImage) -> list[Exchange]:
-        """At most one exchange of a kind; of `presence` one to say yes to and one to say no to."""
+        """Return at most one exchange of a kind; of `presence` at most one with yes and one with no."""
         generator = keyed_generator(self.seed, image.id, kind)
         return [
             Exchange(kind, pick(self.phrasings[kind], generator).format(**words), answer, about)
@@ -66,7 +150,7 @@ class Asker:
         ]
 
     def absent(self, image: AnnotatedImage, generator: torch.Generator) -> str | None:
-        """A class that nothing in the image has."""
+        """Return a class that is absent from the image."""
         there = image.classes | image.cut
         candidates = {label: count for label, count in self.vocabulary.items() if label not in there}
         if not candidates:
@@ -76,8 +160,20 @@ class Asker:
 
 
 Answers = Iterable[tuple[dict[str, str], str, str | None]]  # words of the question, answer, class of a yes or no
+KINDS: dict[str, Callable[[Asker, AnnotatedImage, torch.Generator], Answers]] = {}
 
 
+def register_kind(name: str) -> Callable:
+    """Return a decorator that makes a function the source of all questions of a kind, a key of `PHRASINGS`."""
+
+    def register(answers: Callable) -> Callable:
+        KINDS[name] = answers
+        return answers
+
+    return register
+
+
+@register_kind("presence")
 def presence(asker: Asker, image: AnnotatedImage, generator: torch.Generator) -> Answers:
     if "change_caption" in asker.phrasings:
         if any(region.is_clear for region in image.regions) or not image.regions:
@@ -92,6 +188,7 @@ def presence(asker: Asker, image: AnnotatedImage, generator: torch.Generator) ->
         yield words_for(label), "no", label
 
 
+@register_kind("classification")
 def classification(asker: Asker, image: AnnotatedImage, generator: torch.Generator) -> Answers:
     if asker.is_scene:
         if image.label is not None:
@@ -108,14 +205,16 @@ def classification(asker: Asker, image: AnnotatedImage, generator: torch.Generat
         yield {}, ranked[0][0], None
 
 
+@register_kind("counting")
 def counting(asker: Asker, image: AnnotatedImage, generator: torch.Generator) -> Answers:
     label, regions = class_or_absent(asker, image, generator)
     if label is not None:
         yield words_for(label), str(len(regions)), None
 
 
+@register_kind("grounding_one")
 def grounding_one(asker: Asker, image: AnnotatedImage, generator: torch.Generator) -> Answers:
-    """The only one of its class."""
+    """Ask for the only object of its class."""
     single = [
         regions[0] for label, regions in clear_classes(image).items() if len(regions) == 1 and label not in image.cut
     ]
@@ -124,8 +223,9 @@ def grounding_one(asker: Asker, image: AnnotatedImage, generator: torch.Generato
         yield {"phrase": f"the {region.label}"}, write_boxes([region.box], image.size, region.label), None
 
 
+@register_kind("grounding_all")
 def grounding_all(asker: Asker, image: AnnotatedImage, generator: torch.Generator) -> Answers:
-    """All of a class, in reading order."""
+    """Ask for all objects of a class, in reading order."""
     if "change_caption" in asker.phrasings:
         label, regions = next(iter(asker.vocabulary), None), list(image.regions)
         if not all(region.is_clear for region in regions):
@@ -142,8 +242,9 @@ def grounding_all(asker: Asker, image: AnnotatedImage, generator: torch.Generato
         yield words_for(label), f"There is no {label}.", None
 
 
+@register_kind("referring")
 def referring(asker: Asker, image: AnnotatedImage, generator: torch.Generator) -> Answers:
-    """One of several of a class, told by its size or its place."""
+    """Ask for one of several objects of a class by its size or its place."""
     references = [
         (reference, region)
         for label, regions in clear_classes(image).items()
@@ -155,8 +256,9 @@ def referring(asker: Asker, image: AnnotatedImage, generator: torch.Generator) -
         yield {"phrase": phrase}, write_boxes([region.box], image.size, phrase), None
 
 
+@register_kind("region_caption")
 def region_caption(asker: Asker, image: AnnotatedImage, generator: torch.Generator) -> Answers:
-    """The region's caption or, if it has none, its class and whether it is the largest or smallest of several."""
+    """Ask what a box shows: its caption or its class, and whether it is the largest or smallest of several."""
     by_class = clear_classes(image)
     clear = [region for regions in by_class.values() for region in regions]
     alone = [
@@ -179,16 +281,18 @@ def region_caption(asker: Asker, image: AnnotatedImage, generator: torch.Generat
     yield {"box": write_boxes([region.box], image.size)}, caption, None
 
 
+@register_kind("map")
 def map_of_cells(asker: Asker, image: AnnotatedImage, generator: torch.Generator) -> Answers:
-    """What covers most of each cell of a grid, one word each."""
+    """Ask what covers most of each cell of a grid, one word each."""
     covers, signs = cell_covers(image, asker.map_side), asker.signs
     if covers is not None and set(covers) <= signs.keys():
         words = {"side": asker.map_side, "key": f"Write {listing(explained(signs), 'or')}."}
         yield words, " ".join(signs[cover] for cover in covers), None
 
 
+@register_kind("change_caption")
 def change_caption(asker: Asker, image: AnnotatedImage, generator: torch.Generator) -> Answers:
-    """One of the pair's captions or, if there is none, number, area and place of the changed regions."""
+    """Ask for the change: one of the captions, or number, area and place of the changed regions."""
     if image.captions:
         yield {}, pick(image.captions, generator), None
         return
@@ -208,23 +312,10 @@ def change_caption(asker: Asker, image: AnnotatedImage, generator: torch.Generat
         yield {}, f"{text}, most of it in the {place}." if 2 * most >= MARGIN * total else f"{text}.", None
 
 
-KINDS: dict[str, Callable[[Asker, AnnotatedImage, torch.Generator], Answers]] = {
-    "classification": classification,
-    "presence": presence,
-    "counting": counting,
-    "grounding_one": grounding_one,
-    "grounding_all": grounding_all,
-    "referring": referring,
-    "region_caption": region_caption,
-    "change_caption": change_caption,
-    "map": map_of_cells,
-}
-
-
 def make_conversations(
     images: Sequence[AnnotatedImage], asker: Asker, kinds: Sequence[str], turns: int
 ) -> list[list[Exchange]]:
-    """The exchanges about each image: at most `turns`, of kinds drawn at random, in random order.
+    """Return the exchanges about each image: at most `turns`, of kinds drawn at random, in random order.
 
     Of each class that is asked for by yes or no, both are the answer equally often: the surplus is taken out.
     """
@@ -251,7 +342,7 @@ def make_conversations(
 def class_or_absent(
     asker: Asker, image: AnnotatedImage, generator: torch.Generator, most: int | None = None
 ) -> tuple[str | None, list[Region]]:
-    """A class of the image with its regions, `most` at most, or, in a part of the cases, one that is not there."""
+    """Return a class of the image with its regions, at most `most`, or, in a part of the cases, an absent class."""
     classes = {
         label: regions for label, regions in clear_classes(image).items() if most is None or len(regions) <= most
     }
@@ -265,7 +356,7 @@ def class_or_absent(
 
 
 def clear_classes(image: AnnotatedImage) -> dict[str, list[Region]]:
-    """Class -> its regions in reading order, of the classes all of whose regions are clear."""
+    """Return class -> regions in reading order for the classes of which all regions are clear."""
     by_label = defaultdict(list)
     for region in sorted(image.regions, key=lambda region: (region.box[1], region.box[0], region.label)):
         by_label[region.label].append(region)
@@ -273,7 +364,7 @@ def clear_classes(image: AnnotatedImage) -> dict[str, list[Region]]:
 
 
 def references_to(regions: list[Region], size: tuple[int, int]) -> list[tuple[str, Region]]:
-    """Phrases that are true of one alone of several regions of a class, by a margin, and that region."""
+    """Return phrases that are true of exactly one of several regions of a class, by a margin, and that region."""
     if len(regions) < 2:
         return []
     label, (step_y, step_x) = regions[0].label, (POSITION_MARGIN * side for side in size)
@@ -308,7 +399,7 @@ def quarters(size: tuple[int, int]) -> dict[str, Box]:
 
 
 def quarter_of(region: Region, size: tuple[int, int]) -> str:
-    """The quarter that the centre of the region's box lies in."""
+    """Return the quarter in which the center of the region's box lies."""
     is_right, is_bottom = (centre >= side / 2 for centre, side in zip(region.centre, size[::-1]))
     return QUARTERS[2 * is_bottom + is_right]
 
@@ -324,3 +415,91 @@ def pick(items: Sequence[T], generator: torch.Generator) -> T:
 
 def shuffled(items: Sequence[T], generator: torch.Generator) -> list[T]:
     return [items[index] for index in torch.randperm(len(items), generator=generator).tolist()]
+
+
+def signs_of(phrases: Iterable[str]) -> dict[str | None, str]:
+    """Return class, and `None` for the background -> its word in a map, each about one token.
+
+    The word is the class itself if all classes are single words, otherwise a letter; if letters do not suffice, the
+    result is empty.
+    """
+    phrases = list(phrases)
+    if BACKGROUND not in phrases and not any(len(phrase.split()) > 1 for phrase in phrases):
+        return {**{phrase: phrase for phrase in phrases}, None: BACKGROUND}
+    return {**dict(zip(phrases, LETTERS)), None: NO_CLASS} if len(phrases) <= len(LETTERS) else {}
+
+
+def explained(signs: dict[str | None, str]) -> list[str]:
+    """Return the explanation of each word in a question; the word for the background explains itself."""
+    return [sign if phrase in (sign, None) else f"{sign} for {phrase}" for phrase, sign in signs.items()]
+
+
+def cell_covers(image: AnnotatedImage, side: int) -> list[str | None] | None:
+    """Return the class that covers most of each cell of a `side` x `side` grid, in reading order; `None`: background.
+
+    A pixel belongs to the cell and to the boxes in which its center lies. A pixel in boxes of several classes counts
+    for each. Of equal counts the background wins, then the first class in the alphabet.
+
+    Returns:
+        `None` if the annotation leaves the answer open: a box is not clear, or a cell has no pixel.
+    """
+    if min(image.size) < side or (image.mask is None and not all(region.is_clear for region in image.visible)):
+        return None
+    starts = [[-((-2 * cell * length + side) // (2 * side)) for cell in range(side)] for length in image.size]
+
+    def per_cell(covered: np.ndarray) -> np.ndarray:
+        rows = np.add.reduceat(covered, starts[0], axis=0, dtype=np.int64)
+        return np.add.reduceat(rows, starts[1], axis=1).flatten()
+
+    ground, phrases, counts = np.ones(image.size, dtype=bool), [None], []
+    for phrase, covered in sorted(covered_by_class(image), key=lambda pair: pair[0]):
+        ground &= ~covered
+        phrases.append(phrase)
+        counts.append(per_cell(covered))
+    most = np.stack([per_cell(ground), *counts]).argmax(axis=0)
+    return [phrases[place] for place in most.tolist()]
+
+
+def covered_by_class(image: AnnotatedImage) -> Iterator[tuple[str, np.ndarray]]:
+    """Yield each visible class and the pixels that it covers, bool of shape (height, width)."""
+    if image.mask is not None:
+        numbers, phrases = image.mask()
+        yield from ((phrases[number - 1], numbers == number) for number in np.unique(numbers).tolist() if number)
+        return
+    regions = image.visible
+    for label in {region.label for region in regions}:
+        covered = np.zeros(image.size, dtype=bool)
+        for region in regions:
+            if region.label == label:
+                left, top, right, bottom = (math.ceil(end - 0.5) for end in region.box)
+                covered[top:bottom, left:right] = True
+        yield label, covered
+
+
+def words_for(label: str) -> dict[str, str]:
+    return {"label": label, "labels": plural(label), "a_label": with_article(label)}
+
+
+def with_article(label: str) -> str:
+    is_vowel = label[:1].lower() in "aeiou" and not label.lower().startswith(("uni", "use", "util", "eu", "one"))
+    return f"{'an' if is_vowel else 'a'} {label}"
+
+
+def plural(label: str) -> str:
+    """Return a label with the plural of its last word."""
+    *before, word = label.split(" ")
+    if word in IRREGULAR_PLURALS:
+        word = IRREGULAR_PLURALS[word]
+    elif word in SAME_PLURALS:
+        pass
+    elif word.endswith(("s", "x", "z", "ch", "sh")):
+        word += "es"
+    elif word.endswith("y") and word[-2:-1] not in tuple("aeiou"):
+        word = word[:-1] + "ies"
+    else:
+        word += "s"
+    return " ".join([*before, word])
+
+
+def listing(items: Sequence[str], conjunction: str) -> str:
+    return f" {conjunction} ".join([", ".join(items[:-1]), items[-1]] if len(items) > 1 else items)

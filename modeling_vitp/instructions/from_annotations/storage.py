@@ -1,6 +1,8 @@
-"""Rows of instruction data as Parquet, in a folder that `load_dataset` opens."""
+"""Instruction rows in files of Parquet, in a folder that `load_dataset` opens, with a card."""
 
+import argparse
 import re
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from functools import partial
 from itertools import groupby
@@ -10,9 +12,12 @@ import pyarrow.parquet
 from datasets import Dataset, Features, Image, List, Value
 from tqdm.auto import tqdm
 
+from ...cards.sections import portable_command, set_metadata, set_section, table
 from ...command.paths import Shard
-from .annotations import UNSPLIT, AnnotatedImage
+from .annotations import AnnotatedImage
 from .collages import Collage, encode_collages
+from .layouts import UNSPLIT
+from .pipeline import Instructions
 from .questions import Exchange
 from .windows import image_bytes
 
@@ -24,44 +29,48 @@ FEATURES = Features(
     }
 )
 FILE_BYTES = 400 * 2**20
+INTRODUCTION = """
+Conversations about images, made from the annotation of {root} by `recipes/make_instructions.py`. Every answer
+follows from the annotation, which is taken to be complete: what is not annotated in an image is not there. Boxes are
+integers on a grid of 0 to 1000 over the width and height of the image, `[x1, y1, x2, y2]`; the largest, smallest,
+leftmost … of several is asked for only where it is so by a margin. To each class, yes and no are the answer equally
+often. Columns: `id`, `images`, `messages`.
+"""
 
 
 def stored_split(split: str) -> str:
-    """The name of a split in the Parquet; the whole of a data set without splits is for training."""
+    """Return the name of a split in the Parquet files; a data set without splits is all for training."""
     return "train" if split == UNSPLIT else split
 
 
-def make_rows(asked: Sequence[tuple[AnnotatedImage, list[Exchange]]]) -> Iterator[dict]:
-    """Rows of images and the conversations about them, the images encoded."""
-    for (image, conversation), encoded in zip(tqdm(asked, desc="rows"), encode(image for image, _ in asked)):
-        messages = [message for exchange in conversation for message in exchange.messages]
-        yield {"id": image.id, "images": encoded, "messages": messages}
-
-
-def encode(images: Iterable[AnnotatedImage]) -> Iterator[list[dict]]:
-    """The files of each image as `datasets` stores them; collages that follow one another are made together."""
-    for are_collages, group in groupby(images, key=lambda image: isinstance(image, Collage)):
-        make = encode_collages if are_collages else partial(map, image_bytes)
-        yield from make(group)
-
-
 def file_stem(split: str, shard: Shard | None) -> str:
-    """What the names of files begin with, which sort as their rows do."""
+    """Return the start of the file names of a split, or of a shard of it; the files sort as their rows do."""
     return split if shard is None else f"{split}-{shard.number:05d}-of-{shard.count:05d}"
 
 
-def split_of(path: Path) -> str:
-    """The split whose rows a file has."""
-    return re.sub(r"(-\d+-of-\d+)?-\d+$", "", path.stem)
+def make_rows(asked: Sequence[tuple[AnnotatedImage, list[Exchange]]]) -> Iterator[dict]:
+    """Yield the rows of images and the conversations about them, the images encoded.
+
+    Collages that follow one another are encoded together.
+    """
+
+    def encode() -> Iterator[list[dict]]:
+        for are_collages, images in groupby((image for image, _ in asked), lambda image: isinstance(image, Collage)):
+            encode_all = encode_collages if are_collages else partial(map, image_bytes)
+            yield from encode_all(images)
+
+    for (image, conversation), encoded in zip(tqdm(asked, desc="rows"), encode()):
+        messages = [message for exchange in conversation for message in exchange.messages]
+        yield {"id": image.id, "images": encoded, "messages": messages}
 
 
 def save_rows(
     rows: Iterable[dict], folder: Path, split: str, shard: Shard | None = None, file_bytes: int = FILE_BYTES
 ) -> list[Path]:
-    """Writes `SPLIT-00000.parquet`, …, in place of what the folder has of this split, one file in memory at a time.
+    """Write `SPLIT-00000.parquet`, …, in place of the files of this split, with one file in memory at a time.
 
     The images of a row are `{"bytes", "path"}`. A file ends with the row that takes its images to `file_bytes`. With a
-    `shard`, whose `rows` they are, what the others of as many have written stays.
+    `shard`, whose `rows` they are, the files of the other shards of the same division stay.
     """
     folder.mkdir(parents=True, exist_ok=True)
     kept = {file_stem(split, other) for other in Shard.all_of(shard.count)} - {file_stem(split, shard)} if shard else ()
@@ -86,9 +95,68 @@ def save_rows(
 
 
 def check_shards(folder: Path, split: str, count: int, num_rows: int) -> None:
-    """Raises a `ValueError` that names the shard of which the folder has not all rows, or more."""
+    """Raise a `ValueError` that names the first shard of which the folder has not all rows, or more."""
     for shard in Shard.all_of(count):
         files = folder.glob(f"{file_stem(split, shard)}-*.parquet")
         found, wanted = sum(pyarrow.parquet.read_metadata(path).num_rows for path in files), len(shard.part(num_rows))
         if found != wanted:
             raise ValueError(f"{folder} has {found} of the {wanted} rows of shard {shard}: give --shard {shard} again.")
+
+
+def write_card(args: argparse.Namespace, made: Instructions) -> None:
+    """Write the README.md of the folder: metadata for all splits that it has, and the section of the new split."""
+    card = args.output_dir / "README.md"
+    files = args.output_dir.glob("*-[0-9]*.parquet")
+    splits = sorted({re.sub(r"(-\d+-of-\d+)?-\d+$", "", path.stem) for path in files})
+    data_files = [{"split": split, "path": f"{split}-*.parquet"} for split in splits]
+    set_metadata(
+        card,
+        title=f"Instructions from {args.root.name}",
+        text=INTRODUCTION.format(root=args.root.name),
+        license=args.license,
+        task_categories=["visual-question-answering", "image-text-to-text"],
+        tags=["vitp", "instruction-tuning"],
+        configs=[{"config_name": "default", "data_files": data_files}],
+    )
+    set_section(card, f"Split `{stored_split(args.split)}`", describe_split(args, made))
+
+
+def describe_split(args: argparse.Namespace, made: Instructions) -> str:
+    images, num_rows = made.images, len(made.rows)
+    exchanges = [exchange for conversation in made.conversations for exchange in conversation]
+    by_kind = Counter(exchange.kind for exchange in exchanges)
+    examples = {exchange.kind: exchange for exchange in reversed(exchanges)}
+    yes = sum(exchange.answer == "yes" for exchange in exchanges if exchange.kind == "presence")
+    num_collages = sum(isinstance(image, Collage) for image in images)
+    made_of = f"{len(images) - num_collages} {'windows' if args.window else 'images'}"
+    made_of += f" and {num_collages} collages of pieces of them" if num_collages else ""
+
+    def shown(text: str) -> str:  # as code, so that its tags are visible
+        return f"`{text if len(text) <= 100 else text[:100] + ' …'}`"
+
+    lines = [
+        f"{num_rows} rows with {len(exchanges)} questions. Of {made_of}, "
+        f"{len(images) - num_rows} have no question. Presence: {yes} times yes, {by_kind['presence'] - yes} times no.",
+        f"{len(made.copies)} files were left out because held-out images are the same to the byte.",
+        table(
+            ["kind", "questions", "for example", "answer"],
+            [
+                [kind, by_kind[kind], shown(examples[kind].question), shown(examples[kind].answer)]
+                for kind in args.kinds
+                if kind in examples
+            ],
+        ),
+        f"Classes, with the number of images that have them: "
+        f"{', '.join(f'{label} {count}' for label, count in made.vocabulary.most_common())}.",
+        f"```bash\n{command(args)}\n```",
+    ]
+    return "\n\n".join(lines)
+
+
+def command(args: argparse.Namespace) -> str:
+    """Return the command that makes the split again."""
+    words = [args.layout, str(args.root)]
+    for name, value in vars(args).items():
+        if name not in ("layout", "root", "push_to_hub", "merge") and value is not None:
+            words += [f"--{name}", *map(str, value if isinstance(value, list) else [value])]
+    return portable_command("make_instructions", words)

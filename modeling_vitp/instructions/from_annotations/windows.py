@@ -1,4 +1,4 @@
-"""Windows of large scenes, and what of the annotation belongs to them."""
+"""Windows of large scenes with their part of the annotation, and the files of images in rows."""
 
 import dataclasses
 import io
@@ -15,12 +15,13 @@ from ...images.reading import Window, is_dicom_file, is_tiff, open_raster, read_
 from ..boxes import box_area, clip
 from .annotations import AnnotatedImage
 
-OF_PNG = {(1, "uint8"), (3, "uint8"), (1, "uint16")}  # bands and type of TIFFs of which windows become PNG
+PNG_TYPES = {(1, "uint8"), (3, "uint8"), (1, "uint16")}  # bands and type of TIFFs of which windows become PNG
 MIN_VISIBLE = 0.5  # share of a box that has to lie in a window for its object to be counted there
+JPEG_QUALITY = 95
 
 
 def windows_of(image: AnnotatedImage, size: int, overlap: int) -> list[AnnotatedImage]:
-    """An image as windows of at most `size` x `size`; whole if it is not larger.
+    """Return an image as windows of at most `size` x `size`; whole if it is not larger.
 
     Boxes are cut to the window; a region belongs to it if at least half of its box does. Smaller parts are `slivers`.
     """
@@ -29,6 +30,7 @@ def windows_of(image: AnnotatedImage, size: int, overlap: int) -> list[Annotated
 
 
 def window_of(image: AnnotatedImage, window: Window) -> AnnotatedImage:
+    """Return a window of an image with the regions that belong to it."""
     left, top, right, bottom = window
     regions, slivers = [], []
     for region in image.regions:
@@ -49,10 +51,10 @@ def window_of(image: AnnotatedImage, window: Window) -> AnnotatedImage:
 
 
 def image_bytes(image: AnnotatedImage) -> list[dict]:
-    """The image's files as `datasets` stores them; a window is encoded again (PNG, or JPEG of quality 95 for JPEG).
+    """Return the files of an image as `datasets` stores them; a window is encoded again.
 
-    What PNG has no place for, other bands and depths of a TIFF, is TIFF again. Of DICOM and volumes the pixels are
-    stored, as PNG, and nothing of what the file says about the patient.
+    A window of a JPEG is JPEG, that of a TIFF with bands or a depth that PNG cannot store is TIFF, any other is PNG. Of
+    DICOM and volumes only the pixels are stored, as PNG, and nothing that the file says about the patient.
     """
     encoded = []
     for path in image.paths:
@@ -65,17 +67,17 @@ def image_bytes(image: AnnotatedImage) -> list[dict]:
         scene, is_jpeg = scene_of(image, path)
         buffer = io.BytesIO()
         part = scene if image.window is None else scene.crop(image.window)
-        part.save(buffer, format="JPEG" if is_jpeg else "PNG", quality=95)
+        part.save(buffer, format="JPEG" if is_jpeg else "PNG", quality=JPEG_QUALITY)
         name = path.stem if image.picture is None else image.id.replace("/", "_")
         encoded.append({"bytes": buffer.getvalue(), "path": f"{name}.{'jpg' if is_jpeg else 'png'}"})
     return encoded
 
 
 def tiff_window(path: Path, window: Window) -> bytes | None:
-    """A window of a TIFF as one, if it has bands or a depth that PNG has no place for, or Pillow cannot decode it."""
+    """Return a window of a TIFF as TIFF if PNG cannot store it or Pillow cannot decode the file, otherwise `None`."""
     left, top, right, bottom = window
     with open_raster(path) as scene, rasterio.MemoryFile() as memory, warnings.catch_warnings():
-        if (scene.count, scene.dtypes[0]) in OF_PNG and opens(path):
+        if (scene.count, scene.dtypes[0]) in PNG_TYPES and opens(path):
             return None
         warnings.simplefilter("ignore", NotGeoreferencedWarning)
         kept = {"count": scene.count, "dtype": scene.dtypes[0], "nodata": scene.nodata, "compress": "deflate"}
@@ -88,7 +90,7 @@ def tiff_window(path: Path, window: Window) -> bytes | None:
 
 
 def opens(path: Path) -> bool:
-    """Whether Pillow decodes a TIFF: not one of another kind than it knows, or one that is too large."""
+    """Return whether Pillow decodes a TIFF: its kind is known and the image is not too large."""
     try:
         with Image.open(path):
             return True
@@ -97,13 +99,13 @@ def opens(path: Path) -> bool:
 
 
 def scene_of(image: AnnotatedImage, path: Path) -> tuple[Image.Image, bool]:
-    """One of an image's pictures whole, and whether it is a JPEG."""
+    """Return the whole picture of an image, and whether it is a JPEG."""
     return open_scene(path) if image.picture is None else (image.picture(), False)
 
 
 @lru_cache(maxsize=1)
 def open_scene(path: Path) -> tuple[Image.Image, bool]:
-    """The decoded scene, kept for its next window, and whether it is a JPEG."""
+    """Decode a scene, and keep it for its next window; return it and whether it is a JPEG."""
     if is_dicom_file(path):
         return read_picture(path.read_bytes()), False
     try:

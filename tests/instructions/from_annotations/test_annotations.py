@@ -6,13 +6,8 @@ import pytest
 from annotated_images import LAYOUTS, NAMES, make, noise, write_coco, write_voc
 
 from modeling_vitp.instructions.from_annotations import layouts
-from modeling_vitp.instructions.from_annotations.annotations import (
-    annotate_all,
-    choose_split,
-    leave_out_copies,
-    read_annotation,
-    read_list,
-)
+from modeling_vitp.instructions.from_annotations.formats import read_annotation, read_list
+from modeling_vitp.instructions.from_annotations.pipeline import annotate_all, choose_split, leave_out_copies
 
 
 def test_no_test_image_enters_by_split_list_or_as_a_copy(tmp_path, capsys):

@@ -11,10 +11,13 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from modeling_vitp.command.errors import WrongArguments
-from modeling_vitp.instructions.from_annotations.annotations import AnnotatedImage, Region
-from modeling_vitp.instructions.from_annotations.collages import draw_collages, encode_collages
-from modeling_vitp.instructions.from_annotations.masks import labels_of, regions_of
-from modeling_vitp.instructions.pieces import cut_pieces, said_pieces
+from modeling_vitp.instructions.from_annotations.annotations import AnnotatedImage, Region, read_labels, regions_of
+from modeling_vitp.instructions.from_annotations.collages import (
+    draw_collages,
+    encode_collages,
+    split_collage,
+    stated_crops,
+)
 
 SIZES = [(60, 90), (50, 40), (128, 70)]  # height, width
 LABELS = ("tree", "road")
@@ -45,7 +48,7 @@ def painted(folder, suffix="png"):
 def with_masks(images, folder):
     names = {"0": None, "1": "tree", "2": "road"}
     for number, image in enumerate(images):
-        mask = lambda number=number, size=image.size: labels_of(folder / f"mask_{number}.png", size, names)  # noqa: E731
+        mask = lambda number=number, size=image.size: read_labels(folder / f"mask_{number}.png", size, names)  # noqa: E731
         yield AnnotatedImage(image.id, image.paths, image.size, regions_of(mask()), mask=mask)
 
 
@@ -67,7 +70,7 @@ def test_every_pixel_and_every_box_comes_from_where_the_file_says(images):
     by_id, turns, grids, places = {image.id: image for image in images}, set(), set(), set()
     collages = draw_collages(images, 40, 84, (2, 3, 7), seed=1)
     for collage, pixels, (stored,) in zip(collages, opened(collages), encode_collages(collages)):
-        said = said_pieces(Image.open(io.BytesIO(stored["bytes"])))
+        said = stated_crops(Image.open(io.BytesIO(stored["bytes"])))
         grid = round(len(said) ** 0.5)
         side = 84 // grid
         grids.add(grid)
@@ -109,7 +112,7 @@ def test_masks_move_with_the_pixels(folder, images):
 
 def test_all_ground_is_as_likely(images):
     """The number of pieces of an image is in proportion to the number of places of one in it."""
-    pieces = [piece for collage in draw_collages(images, 60, 70, (7,), seed=3) for piece in collage.pieces]
+    pieces = [crop for collage in draw_collages(images, 60, 70, (7,), seed=3) for crop in collage.crops]
     places = [(height - 9) * (width - 9) for height, width in SIZES]
     for image, number in zip(images, places):
         share, expected = sum(piece.image is image for piece in pieces) / len(pieces), number / sum(places)
@@ -127,7 +130,7 @@ def test_the_seed_alone_tells_them_apart_and_more_of_them_begin_with_the_same(im
 
 def test_small_images_are_left_out_and_if_all_are_it_is_an_error(images):
     collages = draw_collages(images, 20, 100, (2,), seed=0)
-    assert {piece.image.id for collage in collages for piece in collage.pieces} == {"train/0", "train/2"}
+    assert {piece.image.id for collage in collages for piece in collage.crops} == {"train/0", "train/2"}
     with pytest.raises(ValueError, match="No image is as large as a piece of 150 pixels"):
         draw_collages(images, 1, 300, (2,), seed=0)
 
@@ -135,7 +138,7 @@ def test_small_images_are_left_out_and_if_all_are_it_is_an_error(images):
 def test_jpegs_stay_jpegs_and_say_their_pieces_too(tmp_path):
     (stored,) = next(encode_collages(draw_collages(painted(tmp_path, "jpg"), 1, 84, (7,), seed=0)))
     image = Image.open(io.BytesIO(stored["bytes"]))
-    assert image.format == "JPEG" and len(said_pieces(image)) == 49 and len(cut_pieces(image)) == 49
+    assert image.format == "JPEG" and len(stated_crops(image)) == 49 and len(split_collage(image)) == 49
     assert stored["path"] == "000000.jpg"
 
 
@@ -153,7 +156,7 @@ def test_of_another_depth_they_are_refused(tmp_path):
 def test_whatever_a_file_says_it_is_no_error(said):
     image = Image.new("RGB", (8, 8))
     image.info["comment"] = said
-    assert len(cut_pieces(image)) in (0, *(n * n for n in range(1, 9)))
+    assert len(split_collage(image)) in (0, *(n * n for n in range(1, 9)))
 
 
 def test_questions_are_asked_about_them_and_only_training_images_are_cut(tmp_path):
@@ -164,8 +167,8 @@ def test_questions_are_asked_about_them_and_only_training_images_are_cut(tmp_pat
     rows = make("coco", root, tmp_path / "out", *options)["train"]
     collages = [row for row in rows if row["id"].startswith("collages/")]
     assert len(rows) - len(collages) == 20 and len(collages) == 30
-    assert {len(said_pieces(row["images"][0])) for row in collages} == {4, 49}
-    used = {piece["image"].split("/")[-1].split(".")[0] for row in collages for piece in said_pieces(row["images"][0])}
+    assert {len(stated_crops(row["images"][0])) for row in collages} == {4, 49}
+    used = {piece["image"].split("/")[-1].split(".")[0] for row in collages for piece in stated_crops(row["images"][0])}
     assert used <= set(NAMES["train"][:20]) and len(used) > 15
     maps = [answer for row in collages for question, answer in turns_of(row) if " cell" in question]
     assert len(maps) == 30 and {len(answer.split()) for answer in maps} == {49}

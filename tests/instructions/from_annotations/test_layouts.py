@@ -26,7 +26,7 @@ from annotated_images import (
 from PIL import Image
 
 from modeling_vitp.instructions.from_annotations import layouts
-from modeling_vitp.instructions.from_annotations.annotations import annotate_all, choose_split
+from modeling_vitp.instructions.from_annotations.pipeline import annotate_all, choose_split
 
 
 def test_classes_of_folders(tmp_path):

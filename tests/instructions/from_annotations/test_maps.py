@@ -6,9 +6,8 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from modeling_vitp.instructions.from_annotations.annotations import AnnotatedImage, Labels, Region
-from modeling_vitp.instructions.from_annotations.maps import GROUND, LETTERS, cell_covers, explained, signs_of
-from modeling_vitp.instructions.from_annotations.masks import regions_of
+from modeling_vitp.instructions.from_annotations.annotations import AnnotatedImage, Labels, Region, regions_of
+from modeling_vitp.instructions.from_annotations.questions import BACKGROUND, LETTERS, cell_covers, explained, signs_of
 
 PHRASES = ("tree", "road", "storage tank")
 
@@ -85,10 +84,10 @@ def test_what_is_not_clear_leaves_a_map_of_boxes_open_and_one_of_a_mask_not():
 
 
 def test_a_class_is_one_word_or_a_letter_that_the_question_explains():
-    assert signs_of(["road", "tree"]) == {"road": "road", "tree": "tree", None: GROUND}
-    assert explained(signs_of(["road", "tree"])) == ["road", "tree", GROUND]
+    assert signs_of(["road", "tree"]) == {"road": "road", "tree": "tree", None: BACKGROUND}
+    assert explained(signs_of(["road", "tree"])) == ["road", "tree", BACKGROUND]
     assert signs_of(["road", "storage tank"]) == {"road": "A", "storage tank": "B", None: "none"}
     assert explained(signs_of(["road", "storage tank"])) == ["A for road", "B for storage tank", "none"]
-    assert signs_of([GROUND, "road"]) == {GROUND: "A", "road": "B", None: "none"}
+    assert signs_of([BACKGROUND, "road"]) == {BACKGROUND: "A", "road": "B", None: "none"}
     assert len(set(signs_of(f"big {number}" for number in range(len(LETTERS))).values())) == len(LETTERS) + 1
     assert signs_of(f"big {number}" for number in range(len(LETTERS) + 1)) == {}

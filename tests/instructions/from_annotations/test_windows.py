@@ -7,7 +7,8 @@ from pictures import write_bands
 
 from modeling_vitp import InputSpec
 from modeling_vitp.images.reading import read_picture
-from modeling_vitp.instructions.from_annotations.annotations import AnnotatedImage, upright_size
+from modeling_vitp.instructions.from_annotations.annotations import AnnotatedImage
+from modeling_vitp.instructions.from_annotations.layouts import upright_size
 from modeling_vitp.instructions.from_annotations.windows import image_bytes, windows_of
 
 

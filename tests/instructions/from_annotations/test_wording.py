@@ -2,7 +2,7 @@
 
 import pytest
 
-from modeling_vitp.instructions.from_annotations.wording import plural
+from modeling_vitp.instructions.from_annotations.questions import plural
 
 
 @pytest.mark.parametrize(
