@@ -30,11 +30,11 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--input_spec", help="as in training, as JSON, of sources that say nothing (the processor's)")
     parser.add_argument("--against", help="test images: a folder of them, or a data set with the split --against_split")
     parser.add_argument("--against_split", help="of the data set in --against (test)")
-    parser.add_argument("--check_leak", action="store_true", help="how far answers are guessed from their beginning")
+    parser.add_argument("--answer_prior", action="store_true", help="measure how far answers are guessed unseen")
     parser.add_argument(
-        "--leak_seconds", type=positive, default=120, help="most that --check_leak trains a source (120)"
+        "--answer_prior_seconds", type=positive, default=120, help="most that --answer_prior trains a source (120)"
     )
-    parser.add_argument("--seed", type=int, default=0, help="of --check_leak")
+    parser.add_argument("--seed", type=int, default=0, help="of --answer_prior")
     parser.add_argument(
         "--num_workers", type=not_negative, default=os.cpu_count(), help="processes (one for each core)"
     )
@@ -46,18 +46,19 @@ def main(argv: list[str] | None = None) -> int:
     args = parse_words(parser, argv)
 
     from modeling_vitp.cards.sections import set_section
-    from modeling_vitp.instructions.leak_check import check_leaks
+    from modeling_vitp.instructions.answer_prior import check_answer_priors
     from modeling_vitp.instructions.overlap import load_test_images
     from modeling_vitp.instructions.splits import load_sources
     from modeling_vitp.instructions.validation import (
         card_text,
         draw_histograms,
         load_processor,
+        merge_shards,
         print_reports,
         save_reports,
         validate,
+        validate_shard,
     )
-    from modeling_vitp.instructions.validation_shards import merge_shards, validate_shard
 
     mixture = load_sources(args.mixture)
     processor = load_processor(args.processor) if args.processor else None
@@ -79,17 +80,17 @@ def main(argv: list[str] | None = None) -> int:
             return 0
         reports = validate(mixture, **options)
 
-    leaks = ""
-    if args.check_leak:
+    priors = ""
+    if args.answer_prior:
         tokenizer = processor.tokenizer if processor else None
-        leaks = check_leaks(mixture.sources, reports, tokenizer, args.seed, args.leak_seconds)
+        priors = check_answer_priors(mixture.sources, reports, tokenizer, args.seed, args.answer_prior_seconds)
 
     passed = save_reports(reports, settings, args.output_dir / "report.json")
     draw_histograms(reports, args.max_length if args.processor else None, args.output_dir / "histograms.png")
     print_reports(reports)
-    print(leaks)
+    print(priors)
     if args.card:
-        set_section(args.card, "Validation", "\n\n".join(filter(None, [card_text(reports, args.against), leaks])))
+        set_section(args.card, "Validation", "\n\n".join(filter(None, [card_text(reports, args.against), priors])))
     print(f"{'Passed' if passed else 'FAILED'}: {args.output_dir / 'report.json'}, histograms.png beside it")
     return 0 if passed else 1
 

@@ -1,12 +1,13 @@
-"""What is wrong with the rows of a mixture: every row of every source is read once and looked at from all sides."""
+"""Validation of the rows of a mixture: every row of every source is read once and checked, also in shards."""
 
 import copy
 import hashlib
+import heapq
 import itertools
 import json
 import re
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -24,9 +25,9 @@ from ..command.paths import Shard
 from ..image_processing_vitp import ViTPImageProcessor
 from ..messages import check_answers, check_messages, message_texts
 from ..processing_vitp import ViTPProcessor
+from .answer_prior import AnswerPrior
 from .boxes import wrong_boxes
 from .first_rows import schema_of_part
-from .leak import Leak
 from .lengths import SampleLength, num_tiles
 from .mixture_file import Mixture, Source
 from .overlap import Match, TestImages, opencv_in_one_thread, pixel_digest
@@ -38,6 +39,17 @@ matplotlib.use("Agg")
 BATCH_SIZE = 16
 MAX_EXAMPLES = 20  # rows named in the report, of each problem of a source
 TOKENS_PER_BIN = 128
+
+SHARD_SETTINGS = (  # that must be the same in all shards
+    "mixture",
+    "processor",
+    "max_length",
+    "vrl_drop_ratio",
+    "max_patches",
+    "input_spec",
+    "against",
+    "against_split",
+)
 
 ERRORS = {
     "malformed": "no conversation can be read from the row",
@@ -62,10 +74,10 @@ WARNINGS = {
 
 @dataclass
 class RowReport:
-    """What was found in a row: its problems, tiles and tokens (`None` if they cannot be counted).
+    """Problems of a row, its tiles, and its tokens (`None` if they cannot be counted).
 
-    `digest` is that of what the row shows and says, `None` if that cannot be read; `matches` has the place of an image
-    in the row with a test image that it matches.
+    `digest` identifies the images and messages, `None` if they cannot be read; `matches` has the place of an image in
+    the row with a test image that it matches.
     """
 
     id: str
@@ -78,25 +90,25 @@ class RowReport:
 
 @dataclass
 class SourceReport:
-    """What was found in a source; `error` is set if it could not be read to its end."""
+    """Counts and problems of a source; `error` is set if it could not be read to its end."""
 
     name: str
     rows: int = 0
-    schema: str | None = None  # that they are in
+    schema: str | None = None  # of the rows
     error: str | None = None
     counts: Counter = field(default_factory=Counter)  # problem -> rows that have it
     examples: dict[str, list[dict]] = field(default_factory=dict)
     tiles: Counter = field(default_factory=Counter)  # number of tiles -> rows
     tokens: Counter = field(default_factory=Counter)  # tokens after the drop -> rows
     overlap: list[dict] = field(default_factory=list)
-    leak: Leak | None = None  # if it is measured
+    answer_prior: AnswerPrior | None = None  # if it is measured
 
     @property
     def passed(self) -> bool:
         return self.error is None and not any(self.counts[kind] for kind in ERRORS)
 
     def add(self, row: RowReport, seen: set[bytes]) -> None:
-        """Counts a row; `seen` are the digests of the mixture's rows before it, to which its own is added."""
+        """Count a row; `seen` are the digests of the mixture's rows before it, to which its own is added."""
         self.rows += 1
         problems = [*row.problems, *([("duplicate", WARNINGS["duplicate"])] if row.digest in seen else [])]
         seen.update({row.digest} - {None})
@@ -123,12 +135,12 @@ class SourceReport:
             "tiles": histogram(self.tiles),
             "tokens": histogram(self.tokens),
             "overlap": self.overlap,
-            "leak": self.leak and self.leak.to_dict(),
+            "answer_prior": self.answer_prior and self.answer_prior.to_dict(),
         }
 
 
 def histogram(counts: Counter) -> dict | None:
-    """Mean, median, 95th percentile, maximum and the counts of all values."""
+    """Return mean, median, 95th percentile, maximum and the counts of all values."""
     if not counts:
         return None
     values, numbers = np.array(sorted(counts.items())).T
@@ -144,14 +156,14 @@ def histogram(counts: Counter) -> dict | None:
 
 @dataclass
 class RowChecker:
-    """Looks at batches of rows of one source, in the workers of a data loader.
+    """Checker of batches of rows of one source, which runs in the workers of a data loader.
 
     Args:
         source: whose rows they are.
         processor: counts tokens and gives the tile size; without it tiles are InternVL's and tokens not counted.
         max_length, vrl_drop_ratio, max_patches, input_spec: as in training. The source's own `max_patches` and
             `input_spec` go first; where neither is given they are the processor's.
-        test_images: of which none should be in the data.
+        test_images: images that must not be in the data.
     """
 
     source: Source
@@ -243,7 +255,7 @@ class RowChecker:
 
 
 def digest_of(messages: list[dict], image_digests: list[bytes]) -> bytes:
-    """Of what a row shows and says, whatever its id."""
+    """Return a digest of the images and messages of a row."""
     content = json.dumps(messages, sort_keys=True).encode()
     return hashlib.sha256(b"".join(image_digests) + content).digest()[:16]
 
@@ -257,13 +269,13 @@ def validate(
     keep: Callable[[int, int, RowReport], None] | None = None,
     **options,
 ) -> list[SourceReport]:
-    """Reads every row of every source once, in `num_workers` processes; `options` are those of `RowChecker`.
+    """Read every row of every source once, in `num_workers` processes; `options` are those of `RowChecker`.
 
     A stream is read by one process. A source that cannot be read is reported, and the others are read.
 
     Args:
-        shard: the part of the rows that is looked at, see [`part_of`]; all without one.
-        keep: is given what is found in each row, after the number of its source and its own in the source.
+        shard: the part of the rows that is read, see [`part_of`]; all without one.
+        keep: is called with the number of the source, the number of the row in it, and the report of the row.
     """
     seen, reports = set(), []
     for place, source in enumerate(mixture.sources):
@@ -284,7 +296,7 @@ def validate(
 
 
 def part_of(rows: Dataset | IterableDataset, shard: Shard) -> tuple[Dataset | IterableDataset, Iterator[int]]:
-    """The rows of a shard and their numbers: neighbours or, of a stream, whose length is not known, every n-th."""
+    """Return the rows of a shard and their numbers: consecutive rows or, of a stream of unknown length, every n-th."""
     if isinstance(rows, Dataset):
         numbers = shard.part(len(rows))
         return rows.select(numbers), iter(numbers)
@@ -311,8 +323,68 @@ def read_rows(
             progress.update(len(batch))
 
 
+def shard_files(folder: Path, shard: Shard) -> tuple[Path, Path]:
+    """Return the file with the report of each row, and that of the shard, which exists once the shard has ended."""
+    stem = f"{shard.number}-of-{shard.count}"
+    return folder / f"{stem}.jsonl", folder / f"{stem}.json"
+
+
+def validate_shard(
+    mixture: Mixture, num_workers: int, shard: Shard, settings: Mapping[str, str], folder: Path, **options
+) -> list[SourceReport]:
+    """Validate a shard, see [`validate`], and leave its reports in `folder`."""
+    rows, report = shard_files(folder, shard)
+    folder.mkdir(parents=True, exist_ok=True)
+    report.unlink(missing_ok=True)
+    with rows.open("w") as file:
+
+        def keep(source: int, number: int, row: RowReport) -> None:
+            fields = vars(row) | {"digest": row.digest and row.digest.hex()}
+            fields["matches"] = [[place, vars(match)] for place, match in row.matches]
+            file.write(json.dumps([source, number, fields]) + "\n")
+
+        reports = validate(mixture, num_workers, shard=shard, keep=keep, **options)
+    save_reports(reports, settings, report)
+    return reports
+
+
+def merge_shards(mixture: Mixture, count: int, settings: Mapping[str, str], folder: Path) -> list[SourceReport]:
+    """Return the reports of one run over all rows, from the files of `count` shards.
+
+    Raises:
+        ValueError: if a shard is missing, or had other settings or sources.
+    """
+    shards = {shard: shard_files(folder, shard) for shard in Shard.all_of(count)}
+    missing = [str(shard) for shard, (_, report) in shards.items() if not report.is_file()]
+    if missing:
+        raise ValueError(f"{len(missing)} of {count} shards are not in {folder}: give --shard {missing[0]} first.")
+    reports = [SourceReport(source.name) for source in mixture.sources]
+    for shard, (_, path) in shards.items():
+        found = json.loads(path.read_text())
+        changed = [name for name in SHARD_SETTINGS if found["settings"].get(name) != settings.get(name)]
+        if changed or list(found["sources"]) != [report.name for report in reports]:
+            what = f"with another --{changed[0]}" if changed else "of other sources"
+            raise ValueError(f"Shard {shard} in {folder} was made {what}: give --shard {shard} again.")
+        for report, of_shard in zip(reports, found["sources"].values()):
+            report.schema, report.error = report.schema or of_shard["schema"], report.error or of_shard["error"]
+    seen = set()
+    # Rows are sorted by source and number, which are unique, so that reports are never compared.
+    for source, _, row in heapq.merge(*(read_shard(rows) for rows, _ in shards.values()), key=lambda row: row[:2]):
+        reports[source].add(row, seen)
+    return reports
+
+
+def read_shard(path: Path) -> Iterator[tuple[int, int, RowReport]]:
+    with path.open() as file:
+        for source, number, fields in map(json.loads, file):
+            fields["digest"] = fields["digest"] and bytes.fromhex(fields["digest"])
+            fields["problems"] = [tuple(problem) for problem in fields["problems"]]
+            fields["matches"] = [(place, Match(**match)) for place, match in fields["matches"]]
+            yield source, number, RowReport(**fields)
+
+
 def load_processor(name: str) -> ViTPProcessor:
-    """The processor of a ViTP or a transformers InternVL checkpoint, without its weights."""
+    """Load the processor of a ViTP or a transformers InternVL checkpoint, without its weights."""
     from ..convert.internvl import internvl_processor
 
     is_internvl = AutoConfig.from_pretrained(name).model_type == "internvl"
@@ -320,7 +392,7 @@ def load_processor(name: str) -> ViTPProcessor:
 
 
 def summary_table(reports: list[SourceReport]) -> str:
-    """A Markdown table of all sources; a column for each problem that any of them has."""
+    """Return a Markdown table of all sources, with a column for each problem that any of them has."""
     kinds = [kind for kind in (*ERRORS, *WARNINGS) if any(report.counts[kind] for report in reports)]
     header = ["source", "rows", "tiles (mean)", "tokens (median, 95%, max)", *kinds, ""]
     lines = []
@@ -334,7 +406,7 @@ def summary_table(reports: list[SourceReport]) -> str:
 
 
 def save_reports(reports: list[SourceReport], settings: dict[str, str], path: Path) -> bool:
-    """Writes what was found as JSON; whether all sources passed."""
+    """Write the reports as JSON, and return whether all sources passed."""
     passed = all(report.passed for report in reports)
     sources = {report.name: report.to_dict() for report in reports}
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -343,7 +415,7 @@ def save_reports(reports: list[SourceReport], settings: dict[str, str], path: Pa
 
 
 def print_reports(reports: list[SourceReport]) -> None:
-    """What the rows are, the table, and the first rows of each problem."""
+    """Print the schemas, the table, and the first rows of each problem."""
     for report in reports:
         if report.schema is not None:
             print(f"reads {report.name}: {report.schema}")
@@ -355,7 +427,7 @@ def print_reports(reports: list[SourceReport]) -> None:
 
 
 def card_text(reports: list[SourceReport], against: str | None) -> str:
-    """The result for the card of the data."""
+    """Return the result for the card of the data."""
     kinds = {kind for report in reports for kind in report.counts}
     found = [f"- {kind}: {text}" for kind, text in (ERRORS | WARNINGS).items() if kind in kinds]
     paragraphs = [summary_table(reports), "\n".join(found)]
@@ -366,7 +438,7 @@ def card_text(reports: list[SourceReport], against: str | None) -> str:
 
 
 def draw_histograms(reports: list[SourceReport], max_length: int | None, path: Path) -> None:
-    """Tokens and tiles of the rows, a line of two pictures for each source."""
+    """Draw histograms of tokens and tiles, a line for each source."""
     figure, axes = plt.subplots(
         len(reports), 2, figsize=(9, 1.2 + 1.3 * len(reports)), layout="constrained", squeeze=False, sharex="col"
     )

@@ -15,6 +15,8 @@ from hypothesis import strategies as st
 from pictures import picture
 
 from modeling_vitp import ViTPDataCollator
+from modeling_vitp.command.errors import WrongArguments
+from modeling_vitp.command.paths import Shard
 from modeling_vitp.instructions.mixture_file import Source, load_mixture
 from modeling_vitp.instructions.settings import SourceSettings
 from modeling_vitp.instructions.validation import ERRORS, RowChecker, SourceReport, histogram, validate
@@ -102,7 +104,7 @@ def run(files, sources, *options, workers=0):
     return status, json.loads((output / "report.json").read_text())
 
 
-def test_every_problem_is_found_once_where_it_is(files, checkpoint, capsys):
+def test_every_problem_is_found_where_it_is(files, checkpoint, capsys):
     status, report = run(files, [GOOD, BAD], "--processor", checkpoint, "--max_length", 120, "--max_patches", 1)
     assert status == 1 and report["passed"] is False
     good, bad = report["sources"]["good"], report["sources"]["bad"]
@@ -125,7 +127,7 @@ def test_every_problem_is_found_once_where_it_is(files, checkpoint, capsys):
     assert re.search(r"\| good \| 40 \| 1\.0 \|.*\| passed \|", table) and "bad, row 2: image missing" in table
 
 
-def test_bands_that_the_source_names_are_taken(files):
+def test_named_bands_are_taken(files):
     (files / "bands.jsonl").write_text(line("a tree", image="bands.tif") + "\n")
     source = {"name": "bands", "annotation": "bands.jsonl", "image_root": "images"}
     for spec, status in (({"bands": [2, 1, 0]}, 0), ({"bands": [4, 1, 0]}, 1), (None, 1)):
@@ -135,7 +137,7 @@ def test_bands_that_the_source_names_are_taken(files):
     assert (found, report["sources"]["bands"]["problems"]["image not taken"]) == (0, 0)
 
 
-def test_clean_data_pass_with_workers_and_the_result_goes_into_the_card(files):
+def test_clean_data_pass_and_fill_the_card(files):
     card = files / "good" / "README.md"
     card.write_text("# Mine\n")
     for _ in range(2):
@@ -146,7 +148,7 @@ def test_clean_data_pass_with_workers_and_the_result_goes_into_the_card(files):
     assert text.startswith("# Mine\n\n## Validation\n\n| source | rows |") and text.count("## Validation") == 1
 
 
-def test_streams_and_broken_sources_are_reported_by_name_and_the_others_are_read(files):
+def test_broken_sources_are_named_and_others_read(files):
     (files / "cut").mkdir()
     contents = (files / "good" / "train.parquet").read_bytes()
     (files / "cut" / "train.parquet").write_bytes(contents[: len(contents) // 2])
@@ -163,7 +165,7 @@ def test_streams_and_broken_sources_are_reported_by_name_and_the_others_are_read
     assert good["passed"] and good["rows"] == 40
 
 
-def test_tokens_and_tiles_are_those_of_training(processor):
+def test_tokens_and_tiles_equal_training(processor):
     settings = SourceSettings(max_patches=4, system_prompt="There are trees.")
     settings_of = {"plain": SourceSettings(), "own": settings, "square": SourceSettings(image_size=112)}
     collator = ViTPDataCollator(processor, vrl_drop_ratio=0.75, source_settings=settings_of)
@@ -182,19 +184,19 @@ def test_tokens_and_tiles_are_those_of_training(processor):
             assert report.tiles == len(encoded.get("pixel_values", []))
 
 
-def test_duplicates_are_told_by_content_across_sources(files):
+def test_duplicates_are_found_across_sources(files):
     sources = [GOOD, GOOD | {"name": "again"}]
     reports = validate(load_mixture({"root": str(files), "sources": sources}), num_workers=0)
     assert [report.counts["duplicate"] for report in reports] == [0, 40]
     assert all(report.passed for report in reports)
 
 
-def test_with_grounding_every_bracket_of_four_is_a_box(files):
+def test_grounding_source_checks_loose_boxes(files):
     reports = validate(load_mixture({"root": str(files), "sources": [BAD | {"tasks": ["grounding"]}]}), num_workers=0)
     assert reports[0].counts["box"] == 5 and reports[0].counts["loose box"] == 0
 
 
-def test_test_images_in_the_data_fail_and_are_named(files, tmp_path):
+def test_test_images_in_the_data_are_named(files, tmp_path):
     (tmp_path / "test").mkdir()
     good_row(7)["images"][0].save(tmp_path / "test" / "seven.png")
     picture(60, 60, 1234).save(tmp_path / "test" / "other.png")
@@ -208,7 +210,7 @@ def test_test_images_in_the_data_fail_and_are_named(files, tmp_path):
 
 @settings(deadline=None)
 @given(st.lists(st.integers(0, 30), min_size=1))
-def test_histograms_summarise_all_values(values):
+def test_histogram_summarizes_all_values(values):
     report = SourceReport("x")
     for value in values:
         report.tokens[value] += 1
@@ -217,6 +219,77 @@ def test_histograms_summarise_all_values(values):
     assert summary["median"] == ordered[(len(values) - 1) // 2]
     assert sum(value <= summary["p95"] for value in values) >= 0.95 * len(values)
     assert torch.tensor(list(summary["counts"].values())).sum() == len(values)
+
+
+def sharded_row(index: int) -> dict:
+    """Numbers 7, 17, … are the same; every third has a box without area, more than a report names."""
+    index = 7 if index % 10 == 7 else index
+    box = f"[[0, {index}, {0 if index % 3 == 0 else 9}, 1000]]"
+    messages = [{"role": "user", "content": "Where is the tree?"}]
+    messages += [{"role": "assistant", "content": f"<ref>tree</ref><box>{box}</box>"}]
+    return {"id": str(index), "images": [picture(40 + index % 5, 30, index)], "messages": messages}
+
+
+@pytest.fixture
+def sharded_mixture(tmp_path):
+    for name in ("stored", "stream"):
+        (tmp_path / name).mkdir()
+    rows = [sharded_row(index) for index in range(97)]
+    Dataset.from_list(rows, features=FEATURES).to_parquet(tmp_path / "stored" / "train.parquet")
+    Dataset.from_list(rows[40:71], features=FEATURES).to_parquet(tmp_path / "stream" / "train.parquet")
+    sources = [{"name": "stored", "folder": "stored", "tasks": ["grounding"]}]
+    sources += [{"name": "stream", "folder": "stream", "streaming": True, "rows": 31}]
+    sources += [{"name": "absent", "folder": "nowhere"}]
+    (tmp_path / "mixture.yaml").write_text(yaml.safe_dump({"root": str(tmp_path), "sources": sources}))
+    return tmp_path / "mixture.yaml"
+
+
+@pytest.mark.slow
+def test_merged_shards_equal_one_run(sharded_mixture, checkpoint, tmp_path):
+    out, report, picture_file = tmp_path / "out", tmp_path / "out" / "report.json", tmp_path / "out" / "histograms.png"
+    (out / "test").mkdir(parents=True)
+    for index in (50, 90):
+        sharded_row(index)["images"][0].save(out / "test" / f"{index}.png")
+    words = [str(sharded_mixture), "--processor", checkpoint, "--against", str(out / "test"), "--num_workers", "0"]
+    words += ["--output_dir", str(out)]
+    assert validate_data.main(words) == 1
+    whole, drawn = json.loads(report.read_text()), picture_file.read_bytes()
+    found = whole["sources"]["stored"]
+    assert found["rows"] == 97 and found["problems"]["duplicate"] == 8 and found["problems"]["overlap"] == 2
+    assert found["problems"]["box"] > len(found["examples"]["box"]) == 20
+    assert whole["sources"]["stream"]["rows"] == whole["sources"]["stream"]["problems"]["duplicate"] == 31
+    assert whole["sources"]["absent"]["error"]
+    report.unlink(), picture_file.unlink()
+
+    starts = [sys.executable, "-m", "modeling_vitp.recipes.validate_data", *words]
+    running = [subprocess.Popen([*starts, "--shard", f"{number}/2"]) for number in (1, 2)]
+    assert [process.wait(timeout=400) for process in running] == [0, 0] and not report.exists()
+    parts = [json.loads((out / "shards" / f"{number}-of-2.json").read_text()) for number in (1, 2)]
+    rows = [[part["sources"][name]["rows"] for part in parts] for name in ("stored", "stream")]
+    assert rows == [[48, 49], [16, 15]]
+    lines = [json.loads(line) for part in (1, 2) for line in (out / "shards" / f"{part}-of-2.jsonl").open()]
+    assert sorted(line[:2] for line in lines) == [[0, n] for n in range(97)] + [[1, n] for n in range(31)]
+    assert validate_data.main([*words, "--merge", "2"]) == 1
+    assert json.loads(report.read_text()) == whole and picture_file.read_bytes() == drawn
+
+    with pytest.raises(ValueError, match="3 of 3 shards are not in .*: give --shard 1/3 first"):
+        validate_data.main([*words, "--merge", "3"])
+    with pytest.raises(ValueError, match="Shard 1/2 in .* was made with another --max_length: give --shard 1/2 again"):
+        validate_data.main([*words, "--merge", "2", "--max_length", "99"])
+
+
+@pytest.mark.parametrize("text", ["3/2", "0/2", "a/b", "1", "1/0", "-1/2", "1/2/3", "½/2"])
+def test_impossible_shard_is_named(text, tmp_path):
+    with pytest.raises(WrongArguments, match=f"--shard: {re.escape(repr(text))}"):
+        validate_data.main([str(tmp_path), f"--shard={text}"])
+
+
+def test_parts_of_shards_are_all_rows_in_order():
+    for count in range(1, 9):
+        for length in (0, 1, 5, 97):
+            parts = [shard.part(length) for shard in Shard.all_of(count)]
+            assert [place for part in parts for place in part] == list(range(length))
+            assert max(map(len, parts)) - min(map(len, parts)) <= 1
 
 
 AFTER_THREADS = """
@@ -231,7 +304,7 @@ if __name__ == "__main__":
 
 
 @pytest.mark.slow
-def test_processes_do_not_wait_for_threads_of_the_one_that_started_them(files):
+def test_forked_processes_do_not_wait_for_opencv_threads(files):
     """A process that is forked beside OpenCV's threads and tells it to use one thread waits for them for ever."""
     source = {"name": "lines", "annotation": "broken.jsonl", "image_root": "images"}
     (files / "mixture.yaml").write_text(yaml.safe_dump({"root": str(files), "sources": [source]}))

@@ -175,7 +175,7 @@ def test_a_value_that_means_nothing_is_refused_where_the_argument_is_defined(arg
         (validate_data, "mixture.yaml --max_length 0"),
         (validate_data, "mixture.yaml --vrl_drop_ratio 1"),
         (validate_data, "mixture.yaml --num_workers -1"),
-        (validate_data, "mixture.yaml --check_leak --leak_seconds 0"),
+        (validate_data, "mixture.yaml --answer_prior --answer_prior_seconds 0"),
         (make_instructions, "voc ROOT --output_dir o --turns 0"),
         (make_instructions, "voc ROOT --output_dir o --map_side 0"),
         (make_instructions, "voc ROOT --output_dir o --collages -1"),

@@ -1,0 +1,289 @@
+"""How far the answers of a source can be guessed from their own beginning, without looking at an image.
+
+Under teacher forcing a model sees the true beginning of an answer, and the answers before it. What follows from those
+is learned without looking: the loss falls, and the ViT learns nothing. A small language model without images is trained
+on some conversations of a source and tested on others, with the answers visible, as in training, and with all answers
+hidden, which leaves the questions and the position in the answer. The difference is what is guessed.
+"""
+
+import itertools
+import math
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, NamedTuple
+
+import torch
+from datasets import Dataset
+from tokenizers import Tokenizer, models, pre_tokenizers, trainers
+from torch import nn
+from torch.nn.functional import cross_entropy
+from torch.nn.utils import clip_grad_norm_
+from torch.nn.utils.rnn import pad_sequence
+from tqdm.auto import tqdm
+from transformers import AutoModel, PreTrainedTokenizerBase, Qwen2Config
+
+from ..cards.sections import table
+from ..messages import message_texts
+from ..vrl import keyed_generator
+from .mixture_file import Source
+from .sources import all_rows, read_source
+
+if TYPE_CHECKING:
+    from .validation import SourceReport
+
+MAX_ROWS, MIN_ROWS = 2000, 50  # of a source
+PAD, HIDDEN, QUESTION, ANSWER = range(NUM_MARKS := 4)
+VOCABULARY = 2000  # tokens of the BPE that is trained if no tokenizer is given
+MAX_TOKENS = 256  # of a conversation; the rest is not read
+MAX_POSITIONS = 64  # in a message that are distinguished
+MAX_HELD_OUT, HELD_OUT = 256, 0.2  # rows, and share of the rows
+STEPS, BATCH, EVALUATIONS = 200, 16, 4
+LEARNING_RATE, WEIGHT_DECAY, WARMUP = 3e-3, 0.1, 0.1
+LITTLE = 0.1  # bits a token; an answer with fewer says next to nothing that its question does not
+MUCH = 0.1  # share of the bits from which on the report says that much is guessed
+
+Text = tuple[bool, str]  # whether it is an answer, and the text
+Tokenize = Callable[[str], list[int]]
+
+
+@dataclass(frozen=True)
+class AnswerPrior:
+    """What can be guessed of the answers of a source; bits are means over the tokens of held-out answers.
+
+    Args:
+        rows, tokens: held-out rows, and the tokens of their answers.
+        hidden_bits, visible_bits: cross-entropy, given the question, with all answers hidden and with them visible.
+        hidden_accuracy, visible_accuracy: how often the likeliest token is the true one.
+        error: standard error of `guessed_bits`, over the held-out rows.
+        steps: of the training.
+        in_time: whether the time was enough for all steps.
+    """
+
+    rows: int
+    tokens: int
+    hidden_bits: float
+    visible_bits: float
+    hidden_accuracy: float
+    visible_accuracy: float
+    error: float
+    steps: int
+    in_time: bool
+
+    @property
+    def guessed_bits(self) -> float:
+        return self.hidden_bits - self.visible_bits
+
+    @property
+    def guessed_share(self) -> float:
+        return self.guessed_bits / self.hidden_bits if self.hidden_bits > LITTLE else 0.0
+
+    def to_dict(self) -> dict:
+        return {**asdict(self), "guessed_bits": self.guessed_bits, "guessed_share": self.guessed_share}
+
+
+def check_answer_priors(
+    sources: Iterable[Source],
+    reports: Sequence["SourceReport"],
+    tokenizer: PreTrainedTokenizerBase | None,
+    seed: int,
+    seconds: float,
+) -> str:
+    """Put the answer prior of each readable source into its report, and return a text about all of them."""
+    priors = {}
+    for source, report in zip(sources, reports):
+        if report.error is None:
+            report.answer_prior = priors[source.name] = source_answer_prior(source, tokenizer, seed, seconds)
+    return describe_priors(priors)
+
+
+def source_answer_prior(
+    source: Source, tokenizer: PreTrainedTokenizerBase | None = None, seed: int = 0, seconds: float = math.inf
+) -> AnswerPrior | None:
+    """Measure the answer prior of a source; `None` if it has fewer than `MIN_ROWS` rows with answers."""
+    texts = list(read_texts(source, seed))
+    conversations = encode(texts, make_tokenize(texts, tokenizer))
+    if len(conversations) < MIN_ROWS:
+        return None
+    return measure_answer_prior(conversations, seed, seconds=seconds, name=source.name)
+
+
+def read_texts(source: Source, seed: int) -> Iterator[list[Text]]:
+    """Yield the texts of at most `MAX_ROWS` rows without errors: random ones, or the first of a stream."""
+    rows = read_source(source)
+    if isinstance(rows, Dataset):
+        generator = keyed_generator(seed, source.name, "leak")
+        rows = rows.select(torch.randperm(len(rows), generator=generator)[:MAX_ROWS].tolist())
+    else:
+        rows = itertools.islice(all_rows(rows), MAX_ROWS)
+    for row in rows:
+        if row["error"] is None:
+            yield [(message["role"] == "assistant", "".join(message_texts(message))) for message in row["messages"]]
+
+
+class Conversation(NamedTuple):
+    """Token ids, whether an answer has them, and their positions in their messages; all of shape (length,)."""
+
+    tokens: torch.LongTensor
+    answered: torch.BoolTensor
+    positions: torch.LongTensor
+
+
+def encode(texts: Iterable[Sequence[Text]], tokenize: Tokenize) -> list[Conversation]:
+    """Encode texts, each message after a mark of its role; a conversation without an answer is left out."""
+    encoded = []
+    for conversation in texts:
+        tokens, answered, positions = [], [], []
+        for is_answer, text in conversation:
+            ids = tokenize(text)
+            tokens += [ANSWER if is_answer else QUESTION, *ids]
+            answered += [False, *[is_answer] * len(ids)]
+            positions += [min(position, MAX_POSITIONS - 1) for position in range(len(ids) + 1)]
+        if any(answered[:MAX_TOKENS]):
+            encoded.append(Conversation(*(torch.tensor(part[:MAX_TOKENS]) for part in (tokens, answered, positions))))
+    return encoded
+
+
+def make_tokenize(texts: Sequence[Sequence[Text]], tokenizer: PreTrainedTokenizerBase | None) -> Tokenize:
+    """Return a function from a text to ids from `NUM_MARKS` on.
+
+    The ids stand for the tokens of a given tokenizer that occur in the texts, or for those of a BPE trained on them.
+    """
+    contents = [text for conversation in texts for _, text in conversation]
+    if tokenizer is None:
+        own = Tokenizer(models.BPE())
+        own.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+        own.train_from_iterator(contents, trainers.BpeTrainer(vocab_size=VOCABULARY, show_progress=False))
+        return lambda text: [NUM_MARKS + token for token in own.encode(text).ids]
+
+    def ids_of(text: str) -> list[int]:
+        return tokenizer(text, add_special_tokens=False)["input_ids"]
+
+    known = sorted({token for text in contents for token in ids_of(text)})
+    numbers = {token: NUM_MARKS + index for index, token in enumerate(known)}
+    return lambda text: [numbers[token] for token in ids_of(text)]
+
+
+class GuessingModel(nn.Module):
+    """A small causal language model that is given each token's position in its message."""
+
+    def __init__(self, vocabulary_size: int):
+        super().__init__()
+        config = Qwen2Config(
+            vocab_size=vocabulary_size,
+            hidden_size=128,
+            intermediate_size=256,
+            num_hidden_layers=2,
+            num_attention_heads=4,
+            num_key_value_heads=4,
+            max_position_embeddings=MAX_TOKENS,
+        )
+        self.lm = AutoModel.from_config(config)
+        self.positions = nn.Embedding(MAX_POSITIONS, config.hidden_size)
+        nn.init.normal_(self.positions.weight, std=config.initializer_range)
+
+    def forward(self, batch: Sequence[Conversation]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Return, for the tokens of the answers, hidden and visible:
+
+        their bits and whether the likeliest token is the true one, both of shape (2, num_tokens), and the place of the
+        conversation of each in the batch, of shape (num_tokens,).
+        """
+        tokens, answered, positions = (pad_sequence(list(part), batch_first=True) for part in zip(*batch))
+        inputs = torch.cat([tokens.masked_fill(answered, HIDDEN), tokens])[:, :-1]
+        wanted, targets = answered[:, 1:], tokens[:, 1:][answered[:, 1:]].repeat(2)
+        embeddings = self.lm.embed_tokens(inputs) + self.positions(positions[:, :-1].repeat(2, 1))
+        states = self.lm(inputs_embeds=embeddings, use_cache=False).last_hidden_state
+        logits = states[wanted.repeat(2, 1)] @ self.lm.embed_tokens.weight.T
+        bits = cross_entropy(logits, targets, reduction="none") / math.log(2)
+        is_right = logits.argmax(dim=-1) == targets
+        return bits.view(2, -1), is_right.view(2, -1), wanted.nonzero()[:, 0]
+
+    @torch.no_grad()
+    def evaluate(self, conversations: Sequence[Conversation]) -> torch.Tensor:
+        """Return sums for each conversation, hidden and visible: bits, right guesses, tokens; of shape (2, 3, n)."""
+        sums = torch.zeros(2, 3, len(conversations), dtype=torch.float64)
+        for start in range(0, len(conversations), BATCH):
+            bits, is_right, owners = self(conversations[start : start + BATCH])
+            for index, values in enumerate((bits, is_right, torch.ones_like(bits))):
+                sums[:, index].index_add_(1, start + owners, values.double())
+        return sums
+
+
+def measure_answer_prior(
+    conversations: Sequence[Conversation], seed: int = 0, steps: int = STEPS, seconds: float = math.inf, name: str = ""
+) -> AnswerPrior:
+    """Train a small model on a part of the conversations, drawn by the seed, and test it on the others.
+
+    Args:
+        steps, seconds: the training ends with what comes first; the learning rate falls to 0 in that time. With all
+            steps the result depends on the conversations and the seed alone.
+
+    Returns:
+        The best of a few evaluations on the way, hidden and visible.
+    """
+    generator = keyed_generator(seed, "leak")
+    order = [conversations[index] for index in torch.randperm(len(conversations), generator=generator).tolist()]
+    num_held_out = min(MAX_HELD_OUT, math.ceil(HELD_OUT * len(order)))
+    held_out, trained = order[:num_held_out], order[num_held_out:]
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = GuessingModel(1 + max(int(conversation.tokens.max()) for conversation in conversations))
+    optimizer = torch.optim.AdamW(model.parameters(), LEARNING_RATE, betas=(0.9, 0.95), weight_decay=WEIGHT_DECAY)
+    results, step, start = [], 0, time.monotonic()
+    with tqdm(total=steps, desc=f"{name}: guessing", unit=" steps") as progress:
+        while (done := max(step / steps, (time.monotonic() - start) / seconds)) < 1:
+            # a short linear rise, and a cosine to 0
+            rate = min(done / WARMUP, 1.0) * (1 + math.cos(math.pi * done)) / 2 + 1e-3
+            optimizer.param_groups[0]["lr"] = LEARNING_RATE * rate
+            chosen = torch.randint(len(trained), (BATCH,), generator=generator).tolist()
+            bits, _, _ = model([trained[index] for index in chosen])
+            optimizer.zero_grad()
+            bits.mean().backward()
+            clip_grad_norm_(model.parameters(), 1.0)
+            optimizer.step()
+            step += 1
+            progress.update()
+            if done > (len(results) + 1) / EVALUATIONS:
+                results.append(model.evaluate(held_out))
+        results.append(model.evaluate(held_out))
+    hidden, visible = (min((result[kind] for result in results), key=lambda sums: sums[0].sum()) for kind in (0, 1))
+    tokens = hidden[2].sum()
+    differences = hidden[0] - visible[0]
+    spread = differences - hidden[2] * differences.sum() / tokens
+    figures = [(sums[index].sum() / tokens).item() for index in (0, 1) for sums in (hidden, visible)]
+    error = (spread.square().sum().sqrt() / tokens).item()
+    return AnswerPrior(len(held_out), int(tokens), *figures, error, step, step == steps)
+
+
+def describe_priors(priors: Mapping[str, AnswerPrior | None]) -> str:
+    """Return a table of the sources, the one of which most is guessed first, and what can be done about it."""
+    ranked = sorted(priors, key=lambda name: -priors[name].guessed_share if priors[name] else 1)
+    header = ["source", "held-out rows", "bits a token, given the question", "guessed from the answer before it", ""]
+    header += ["right without it", "and with it"]
+    lines = []
+    for name in ranked:
+        prior = priors[name]
+        if prior is None:
+            lines.append([name, f"fewer than {MIN_ROWS} rows in all", *[""] * 5])
+            continue
+        rows = prior.rows if prior.in_time else f"{prior.rows}, out of time at step {prior.steps}"
+        shares = (prior.guessed_share, prior.hidden_accuracy, prior.visible_accuracy)
+        bits = [f"{prior.hidden_bits:.2f}", f"{prior.guessed_bits:.2f} ± {prior.error:.2f}"]
+        lines.append([name, rows, *bits, *(f"{share:.0%}" for share in shares)])
+    paragraphs, measured = [table(header, lines)], {name: priors[name] for name in ranked if priors[name] is not None}
+    much = [name for name, prior in measured.items() if prior.guessed_share >= MUCH]
+    if much:
+        most = measured[much[0]]
+        paragraphs.append(
+            f"In {much[0]}, of the {most.hidden_bits:.2f} bits that a token of an answer has given its question, "
+            f"{most.guessed_bits:.2f} ± {most.error:.2f} are guessed from the answer before it. "
+            f"At least a tenth is guessed in {', '.join(much)}: there the loss falls without looking at the images. "
+            "`answer_mask_ratio` of the training hides answers from the input of the language model; maps of collages "
+            "(make_instructions) have answers whose beginning tells nothing."
+        )
+    little = [name for name, prior in measured.items() if prior.hidden_bits < LITTLE]
+    if little:
+        paragraphs.append(
+            f"In {', '.join(little)} answers follow from their questions: nothing is learned from them by looking."
+        )
+    return "\n\n".join(paragraphs)
