@@ -1,23 +1,9 @@
-"""The models under their public names, made known to transformers' Auto classes."""
+"""The models under their public names, and the table of model types.
 
-from transformers import (
-    AutoBackbone,
-    AutoConfig,
-    AutoImageProcessor,
-    AutoModel,
-    AutoModelForImageClassification,
-    AutoModelForImageTextToText,
-    AutoModelForMultimodalLM,
-    AutoModelForObjectDetection,
-    AutoModelForSemanticSegmentation,
-    AutoProcessor,
-    AutoVideoProcessor,
-)
-from transformers.models.auto.modeling_auto import (
-    MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES,
-    MODEL_FOR_OBJECT_DETECTION_MAPPING_NAMES,
-    MODEL_FOR_SEMANTIC_SEGMENTATION_MAPPING_NAMES,
-)
+A new model type is one [`register_model`] call, see `registry.py`.
+"""
+
+from transformers import AutoModel, AutoModelForMultimodalLM, AutoProcessor
 
 from ..bands import spread_bands
 from ..configuration_vitp import ViTPConfig, ViTPVisionConfig
@@ -51,77 +37,254 @@ from ..modeling_vitp_detection import (
 from ..modeling_vitp_multi_scale import ViTPFeaturePyramid
 from ..processing_vitp import ViTPProcessor
 from ..resize import resize_backbone
+from .registry import ModelEntry, register_model
 
-AutoConfig.register("vitp_vision", ViTPVisionConfig)
-AutoConfig.register("vitp", ViTPConfig)
-AutoModel.register(ViTPVisionConfig, ViTPVisionModel)
-AutoModel.register(ViTPConfig, ViTPModel)
-AutoModelForImageTextToText.register(ViTPConfig, ViTPForConditionalGeneration)
-AutoModelForMultimodalLM.register(ViTPConfig, ViTPForConditionalGeneration)
-for _config in (ViTPConfig, ViTPVisionConfig):
-    AutoImageProcessor.register(_config, image_processor_classes={"torchvision": ViTPImageProcessor})
-AutoProcessor.register(ViTPConfig, ViTPProcessor)
-for _config in (
-    ViTPBackboneConfig,
-    ViTPAdapterConfig,
-    ViTPFeaturePyramidConfig,
-    ViTPImageClassificationConfig,
-    ViTPSegmentationConfig,
-    ViTPChangeDetectionConfig,
-    ViTPObjectDetectionConfig,
-    ViTPOrientedObjectDetectionConfig,
-    ViTPInstanceSegmentationConfig,
-):
-    AutoConfig.register(_config.model_type, _config)
-    _config.register_for_auto_class()
-AutoBackbone.register(ViTPBackboneConfig, ViTPBackbone)
-AutoBackbone.register(ViTPAdapterConfig, ViTPAdapter)
-AutoBackbone.register(ViTPFeaturePyramidConfig, ViTPFeaturePyramid)
-AutoImageProcessor.register(ViTPImageClassificationConfig, image_processor_classes={"torchvision": ViTPImageProcessor})
-AutoModelForImageClassification.register(ViTPImageClassificationConfig, ViTPForImageClassification)
-AutoModelForSemanticSegmentation.register(ViTPSegmentationConfig, ViTPForSemanticSegmentation)
-AutoModel.register(ViTPChangeDetectionConfig, ViTPForChangeDetection)
-for _config in (ViTPSegmentationConfig, ViTPChangeDetectionConfig):
-    AutoImageProcessor.register(_config, image_processor_classes={"torchvision": ViTPSegmentationImageProcessor})
-# Where pipelines look for what they support; what is registered above they do not see.
-MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES[ViTPImageClassificationConfig.model_type] = (
-    ViTPForImageClassification.__name__
+# Code of the model cards. `yours` marks what a reader replaces.
+BACKBONE_EXAMPLE = """
+from PIL import Image
+from transformers import AutoImageProcessor, AutoModel
+
+backbone = AutoModel.from_pretrained("{repo}"{trust})
+image_processor = AutoImageProcessor.from_pretrained("{repo}"{trust_processor})
+
+image = Image.new("RGB", (640, 480))  # yours
+inputs = image_processor(image, return_tensors="pt")
+features = backbone(**inputs).last_hidden_state  # (1, 1 + patches, width), the CLS token first
+"""
+MAPS_EXAMPLE = """
+import torch
+from transformers import AutoBackbone
+
+backbone = AutoBackbone.from_pretrained("{repo}", trust_remote_code=True)
+maps = backbone(torch.zeros(1, 3, 224, 224)).feature_maps
+"""
+CONVERSATION = """
+image = Image.new("RGB", (640, 480))  # yours
+content = [{{"type": "image", "image": image}}, {{"type": "text", "text": "How many ships are there?"}}]
+inputs = processor.apply_chat_template(
+    [{{"role": "user", "content": content}}],
+    add_generation_prompt=True,
+    tokenize=True,
+    return_dict=True,
+    return_tensors="pt",
 )
-MODEL_FOR_SEMANTIC_SEGMENTATION_MAPPING_NAMES[ViTPSegmentationConfig.model_type] = ViTPForSemanticSegmentation.__name__
-for _detector in (ViTPForObjectDetection, ViTPForOrientedObjectDetection, ViTPForInstanceSegmentation):
-    AutoImageProcessor.register(
-        _detector.config_class, image_processor_classes={"torchvision": ViTPDetectionImageProcessor}
-    )
-    AutoModelForObjectDetection.register(_detector.config_class, _detector)
-    MODEL_FOR_OBJECT_DETECTION_MAPPING_NAMES[_detector.config_class.model_type] = _detector.__name__
-    _detector.register_for_auto_class("AutoModelForObjectDetection")
-# A pipeline looks for a video processor too, and asks whether to run the repository's code unless it knows of none.
-for _config in (
-    ViTPConfig,
-    ViTPVisionConfig,
-    ViTPImageClassificationConfig,
-    ViTPSegmentationConfig,
-    ViTPObjectDetectionConfig,
-    ViTPOrientedObjectDetectionConfig,
-    ViTPInstanceSegmentationConfig,
-):
-    AutoVideoProcessor.register(_config, video_processor_classes={})
+tokens = model.generate(**inputs, max_new_tokens=50)
+answer = processor.batch_decode(tokens[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)[0]
+"""
+ANSWER_EXAMPLE = (
+    """
+from PIL import Image
+from transformers import AutoModelForImageTextToText, AutoProcessor
 
-# Saving writes the code beside the weights, so that `trust_remote_code=True` loads them without this package.
-ViTPConfig.register_for_auto_class()
-ViTPVisionConfig.register_for_auto_class()
-ViTPVisionModel.register_for_auto_class("AutoModel")
+model = AutoModelForImageTextToText.from_pretrained("{repo}"{trust})
+processor = AutoProcessor.from_pretrained("{repo}"{trust})
+"""
+    + CONVERSATION
+)
+LORA_EXAMPLE = (
+    """
+from peft import PeftModel
+from PIL import Image
+from transformers import AutoModelForImageTextToText, AutoProcessor
+
+model = AutoModelForImageTextToText.from_pretrained("{base}", trust_remote_code=True)
+model = PeftModel.from_pretrained(model, "{repo}")
+processor = AutoProcessor.from_pretrained("{repo}", trust_remote_code=True)
+"""
+    + CONVERSATION
+)
+CLASSIFICATION_EXAMPLE = """
+from PIL import Image
+from transformers import pipeline
+
+classifier = pipeline("image-classification", model="{repo}", trust_remote_code=True)
+
+image = Image.new("RGB", (640, 480))  # yours
+found = classifier(image)  # labels with their scores, the highest first
+"""
+TASK_EXAMPLE = """
+from PIL import Image
+from transformers import AutoImageProcessor, AUTO_CLASS
+
+model = AUTO_CLASS.from_pretrained("{repo}"{trust})
+image_processor = AutoImageProcessor.from_pretrained("{repo}"{trust})
+
+image = Image.new("RGB", (640, 480))  # yours
+outputs = model(**image_processor(image, return_tensors="pt"))
+"""
+CHANGE_EXAMPLE = """
+from PIL import Image
+from transformers import AutoImageProcessor, AutoModel
+
+model = AutoModel.from_pretrained("{repo}", trust_remote_code=True)
+image_processor = AutoImageProcessor.from_pretrained("{repo}", trust_remote_code=True)
+
+before, after = Image.new("RGB", (640, 480)), Image.new("RGB", (640, 480))  # yours
+outputs = model(**image_processor(before, images_after=after, return_tensors="pt"))
+changes = image_processor.post_process_semantic_segmentation(outputs, target_sizes=[(480, 640)])[0]
+"""
+
+
+def task_example(auto_class: str, last_line: str) -> str:
+    """Return code that runs a model of a task on one image; `last_line` turns its outputs into results."""
+    return TASK_EXAMPLE.replace("AUTO_CLASS", auto_class) + last_line + "\n"
+
+
+BOXES_EXAMPLE = task_example(
+    "AutoModelForObjectDetection",
+    "found = image_processor.post_process_object_detection(outputs, threshold=0.5, target_sizes=[(480, 640)])[0]",
+)
+DENSE = {
+    "image_processor_class": ViTPSegmentationImageProcessor,
+    "pipeline_tag": "image-segmentation",
+    "layout": "segmentation",
+    "original_layout": "original_segmentation",
+    "robustness_task": "dense",
+}
+DETECTION = {
+    "auto_class": "AutoModelForObjectDetection",
+    "image_processor_class": ViTPDetectionImageProcessor,
+    "pipeline_tag": "object-detection",
+    "layout": "detection",
+    "original_layout": "original_cascade",
+}
+
+for _entry in (
+    ModelEntry(
+        "vitp",
+        "AutoModelForImageTextToText",
+        "image-text-to-text",
+        ANSWER_EXAMPLE,
+        ViTPForConditionalGeneration,
+        ViTPImageProcessor,
+        "A vision-language model trained end to end for its vision transformer, with {paper}.",
+        layout="vitp",
+        original_layout="original",
+    ),
+    ModelEntry(
+        "internvl",
+        "AutoModelForImageTextToText",
+        "image-text-to-text",
+        ANSWER_EXAMPLE,
+        description="A vision-language model for its vision transformer, of {paper}, in transformers' own layout.",
+        layout="internvl",
+    ),
+    ModelEntry(
+        "adapter",
+        "AutoModelForImageTextToText",
+        "image-text-to-text",
+        LORA_EXAMPLE,
+        description="A LoRA adapter, with vision transformer and projector trained in full, made with {paper}.",
+        push_as="adapter",
+    ),
+    ModelEntry(
+        "vitp_vision",
+        "AutoModel",
+        "image-feature-extraction",
+        BACKBONE_EXAMPLE,
+        ViTPVisionModel,
+        ViTPImageProcessor,
+        push_as=None,
+        layout="backbone",
+        original_layout="original_vision",
+    ),
+    ModelEntry(
+        "internvl_vision",
+        "AutoModel",
+        "image-feature-extraction",
+        BACKBONE_EXAMPLE,
+        description="A vision transformer as an image backbone: the part that is kept of {paper}.",
+        push_as="backbone",
+        layout="backbone",
+    ),
+    ModelEntry("vitp_backbone", "AutoBackbone", "image-feature-extraction", MAPS_EXAMPLE, ViTPBackbone),
+    ModelEntry("vitp_feature_pyramid", "AutoBackbone", "image-feature-extraction", MAPS_EXAMPLE, ViTPFeaturePyramid),
+    ModelEntry(
+        "vitp_adapter",
+        "AutoBackbone",
+        "image-feature-extraction",
+        MAPS_EXAMPLE,
+        ViTPAdapter,
+        layout="adapter",
+        original_layout="original_adapter",
+    ),
+    ModelEntry(
+        "vitp_image_classification",
+        "AutoModelForImageClassification",
+        "image-classification",
+        CLASSIFICATION_EXAMPLE,
+        ViTPForImageClassification,
+        ViTPImageProcessor,
+        "An image classifier on a backbone of {paper}.",
+        robustness_task="classification",
+    ),
+    ModelEntry(
+        "vitp_segmentation",
+        "AutoModelForSemanticSegmentation",
+        example=task_example(
+            "AutoModelForSemanticSegmentation",
+            "classes = image_processor.post_process_semantic_segmentation(outputs, target_sizes=[(480, 640)])[0]",
+        ),
+        model_class=ViTPForSemanticSegmentation,
+        description="A semantic segmentation model on a backbone of {paper}.",
+        metric="mean_iou",
+        **DENSE,
+    ),
+    ModelEntry(
+        "vitp_change_detection",
+        "AutoModel",
+        example=CHANGE_EXAMPLE,
+        model_class=ViTPForChangeDetection,
+        description="A change detection model, for pairs of images, on a backbone of {paper}.",
+        metric="change_detection",
+        **DENSE,
+    ),
+    ModelEntry(
+        "vitp_object_detection",
+        example=BOXES_EXAMPLE,
+        model_class=ViTPForObjectDetection,
+        description="An object detector on a backbone of {paper}.",
+        **DETECTION,
+    ),
+    ModelEntry(
+        "vitp_oriented_object_detection",
+        example=task_example(
+            "AutoModelForObjectDetection",
+            "found = image_processor.post_process_oriented_object_detection(outputs, target_sizes=[(480, 640)])[0]",
+        ),
+        model_class=ViTPForOrientedObjectDetection,
+        description="A detector of objects with oriented boxes on a backbone of {paper}.",
+        **DETECTION,
+    ),
+    ModelEntry(
+        "vitp_instance_segmentation",
+        example=task_example(
+            "AutoModelForObjectDetection",
+            "found = image_processor.post_process_instance_segmentation(outputs, target_sizes=[(480, 640)])[0]",
+        ),
+        model_class=ViTPForInstanceSegmentation,
+        description="An instance segmentation model on a backbone of {paper}.",
+        **DETECTION,
+    ),
+    *(
+        ModelEntry(
+            model_type,
+            "AutoModelForObjectDetection",
+            "object-detection",
+            "\nimport modeling_vitp  # the backbone, which transformers does not load from a repo: "
+            "pip install modeling-vitp" + BOXES_EXAMPLE.replace("{trust}", ""),
+            description="transformers' own object detector on a backbone of {paper}.",
+        )
+        for model_type in ("rt_detr_v2", "d_fine", "deformable_detr")
+    ),
+):
+    register_model(_entry)
+
+# The model without its LM head, a second Auto class, and the processor.
+AutoModel.register(ViTPConfig, ViTPModel)
+AutoModelForMultimodalLM.register(ViTPConfig, ViTPForConditionalGeneration)
+AutoProcessor.register(ViTPConfig, ViTPProcessor)
 ViTPModel.register_for_auto_class("AutoModel")
-ViTPForConditionalGeneration.register_for_auto_class("AutoModelForImageTextToText")
-ViTPBackbone.register_for_auto_class("AutoBackbone")
-ViTPAdapter.register_for_auto_class("AutoBackbone")
-ViTPFeaturePyramid.register_for_auto_class("AutoBackbone")
-ViTPForImageClassification.register_for_auto_class("AutoModelForImageClassification")
-ViTPForSemanticSegmentation.register_for_auto_class("AutoModelForSemanticSegmentation")
-ViTPForChangeDetection.register_for_auto_class("AutoModel")
-ViTPImageProcessor.register_for_auto_class("AutoImageProcessor")
-ViTPSegmentationImageProcessor.register_for_auto_class("AutoImageProcessor")
-ViTPDetectionImageProcessor.register_for_auto_class("AutoImageProcessor")
 ViTPProcessor.register_for_auto_class("AutoProcessor")
 
 __all__ = [
