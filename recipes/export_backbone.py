@@ -18,7 +18,7 @@ def main(argv: list[str] | None = None) -> int:
 
     from modeling_vitp import export_backbone
     from modeling_vitp.cards.record import copy_record
-    from modeling_vitp.hub.contents import write_card
+    from modeling_vitp.hub.upload import write_card
 
     folder = export_backbone(args.checkpoint, args.output_dir)
     copy_record(args.checkpoint, folder)

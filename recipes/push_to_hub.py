@@ -4,7 +4,7 @@
     vitp push_to_hub outputs/my_run my-org/my-model --what model --private
 
 Shows first what will go, and sends only what belongs: never optimiser states, training arguments or training data. A
-secret or an absolute path stops it, and so does a licence other than that of the weights the training started from.
+secret or an absolute path stops it, and so does a license other than that of the weights the training started from.
 All goes in one commit. What was cut off goes on when the same command is given again.
 """
 
@@ -46,16 +46,20 @@ def main(argv: list[str] | None = None) -> int:
     from huggingface_hub import HfApi
 
     from modeling_vitp.command.errors import one_line
-    from modeling_vitp.hub.contents import gather
     from modeling_vitp.hub.failures import FAILURES, explain
-    from modeling_vitp.hub.upload import look, push
+    from modeling_vitp.hub.upload import gather, preview, push
 
     again = shlex.join(["vitp", "push_to_hub", *(sys.argv[1:] if argv is None else argv)])
     api = HfApi()
     with tempfile.TemporaryDirectory() as work:
         try:
-            contents = gather(args.what, args.checkpoint, args.repo_id, Path(work), args.license, args.base_model)
-            found, stale = look(api, contents, args.repo_id, args.private, args.revision, must_answer=not args.dry_run)
+            checkpoint, run = args.checkpoint, None
+            if args.what == "backbone":
+                checkpoint, run = take_out_backbone(checkpoint, Path(work) / "backbone")
+            contents = gather(args.what, checkpoint, args.repo_id, args.license, args.base_model, run)
+            found, stale = preview(
+                api, contents, args.repo_id, args.private, args.revision, must_answer=not args.dry_run
+            )
             target = "a pull request" if args.create_pr else args.revision or "main"
             print(f"{args.what} -> {contents.repo_type} {args.repo_id}, {target}\nvisibility: {found}")
             print(contents.listing(stale))
@@ -79,6 +83,22 @@ def main(argv: list[str] | None = None) -> int:
             return fail(one_line(str(error)))
     print(done.pr_url or done.commit_url)
     return 0
+
+
+def take_out_backbone(checkpoint: str, folder: Path) -> tuple[str | Path, Path | None]:
+    """Write the backbone of a whole model to `folder`; return that, or another checkpoint, and the run's folder."""
+    from modeling_vitp import convert_checkpoint, export_backbone
+    from modeling_vitp.hub.files import check_no_secrets
+    from modeling_vitp.hub.upload import local_folder, read_model_type
+
+    source = local_folder(checkpoint)
+    check_no_secrets(source)
+    model_type = read_model_type(source)
+    if model_type == "vitp":
+        return export_backbone(source, folder), source
+    if model_type == "internvl":
+        return convert_checkpoint(source, folder, "backbone"), source
+    return checkpoint, None
 
 
 def fail(message: str) -> int:

@@ -10,7 +10,7 @@ import limits
 import torch
 from torch import nn
 
-from modeling_vitp.convert.finite import not_finite
+from modeling_vitp.convert.tensor_files import not_finite
 
 FILES = re.compile(
     r"(config|generation_config|preprocessor_config|processor_config|tokenizer|tokenizer_config|vocab|added_tokens|"

@@ -1,35 +1,16 @@
 """The card of a pushed model, filled with what its run recorded. A value that was not recorded is left out."""
 
-import logging
+import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from huggingface_hub import EvalResult, ModelCard
 
-from .examples import example, pipeline_tag, read_config
-from .license import FIELDS, card_metadata
-from .record import METRICS, read_json, read_record
+from .record import FIELDS, METRICS, card_metadata, read_json, read_record
 from .sections import table, with_section
 
-logger = logging.getLogger(__name__)
 PAPER = "[ViTP (Visual insTruction Pretraining, arXiv 2509.17562)](https://arxiv.org/abs/2509.17562)"
-
-INTRODUCTIONS = {
-    "backbone": "A vision transformer as an image backbone: the part that is kept of {paper}.",
-    "adapter": "A LoRA adapter, with vision transformer and projector trained in full, made with {paper}.",
-    "vitp": "A vision-language model trained end to end for its vision transformer, with {paper}.",
-    "internvl": "A vision-language model for its vision transformer, of {paper}, in transformers' own layout.",
-    "vitp_image_classification": "An image classifier on a backbone of {paper}.",
-    "vitp_segmentation": "A semantic segmentation model on a backbone of {paper}.",
-    "vitp_change_detection": "A change detection model, for pairs of images, on a backbone of {paper}.",
-    "vitp_object_detection": "An object detector on a backbone of {paper}.",
-    "vitp_oriented_object_detection": "A detector of objects with oriented boxes on a backbone of {paper}.",
-    "vitp_instance_segmentation": "An instance segmentation model on a backbone of {paper}.",
-    **dict.fromkeys(
-        ("rt_detr_v2", "d_fine", "deformable_detr"), "transformers' own object detector on a backbone of {paper}."
-    ),
-}
 
 CITATION = """
 ```bibtex
@@ -54,33 +35,38 @@ NOT_RESULTS = ("runtime", "per_second", "epoch", "num_tokens", "entropy", "_time
 
 
 def fill_card(
-    what: str, source: Path, folder: Path, files: dict[str, Path | bytes], repo_id: str, license: dict[str, str]
+    entry: Any,
+    source: Path,
+    folder: Path,
+    files: dict[str, Path | bytes],
+    repo_id: str,
+    license: dict[str, str],
 ) -> ModelCard:
-    """The card that a folder has, if any, with the sections and metadata that follow from the run.
+    """Return the card that a folder has, if any, with the sections and metadata that follow from the run.
 
     Args:
-        what: `model`, `backbone` or `adapter`.
+        entry: declaration of the model type, a `ModelEntry` of `auto/registry.py`.
         source: the folder of the run, with its record and metrics.
         folder: the folder that is pushed.
-        files: what is pushed, see [`Package`].
-        repo_id: where it goes to; the example loads it from there.
-        licence: licence fields.
+        files: what is pushed, by path in the repo.
+        repo_id: target of the push; the example loads the model from there.
+        license: license fields.
     """
     record, metrics = read_record(source), read_json(source / METRICS)
-    config = read_config(files, "adapter_config.json" if what == "adapter" else "config.json")
-    model_type = config.get("model_type") if what == "model" else what
+    is_adapter = entry.push_as == "adapter"
+    config = read_pushed(files, "adapter_config.json" if is_adapter else "config.json")
     path = folder / "README.md"
     own = ModelCard.load(path) if path.is_file() and PLACEHOLDER not in path.read_text() else None
 
     text = own.text if own is not None else f"\n# {repo_id.split('/')[-1]}\n"
-    if own is None and model_type in INTRODUCTIONS:
-        text += f"\n{INTRODUCTIONS[model_type].format(paper=PAPER)}\n"
+    if own is None and entry.description is not None:
+        text += f"\n{entry.description.format(paper=PAPER)}\n"
     sections = {
-        "How to load": example(what, config, files, repo_id),
+        "How to load": code_example(entry, config, files, repo_id),
         "Input": describe_input(files),
         "Training": describe_training(record),
-        "Evaluation": describe_results(what, metrics, record),
-        "Licence": describe_license(license),
+        "Evaluation": describe_results(entry, metrics, record),
+        "License": describe_license(license),
         "Citation": CITATION,
     }
     for title, section in sections.items():
@@ -90,11 +76,11 @@ def fill_card(
     metadata = own.data.to_dict() if own is not None else {}
     bases = record.get("base_model") or card_metadata(source).get("base_model")
     base = config.get("base_model_name_or_path")  # none of a model that was composed or built from scratch
-    if what == "adapter" and base and not Path(base).exists():
+    if is_adapter and base and not Path(base).exists():
         bases = base
     metadata |= {
-        "library_name": "peft" if what == "adapter" else "transformers",
-        "pipeline_tag": pipeline_tag(what, config),
+        "library_name": "peft" if is_adapter else "transformers",
+        "pipeline_tag": entry.pipeline_tag,
         "base_model": bases,
         "datasets": [entry["dataset"] for entry in record.get("data") or () if entry.get("dataset")],
         "tags": list(dict.fromkeys([*metadata.get("tags", []), "vitp"])),
@@ -104,16 +90,16 @@ def fill_card(
     for key, value in metadata.items():
         if value not in (None, []) and key != "model-index":
             card.data[key] = value
-    results = eval_results(what, config, metrics, record)
+    results = eval_results(entry, metrics, record)
     if results:
         card.data["model_name"], card.data["eval_results"] = repo_id.split("/")[-1], results
     return card
 
 
 def describe_input(files: dict[str, Path | bytes]) -> str | None:
-    """What images become before the model sees them."""
-    processor = read_config(files, "processor_config.json").get("image_processor") or {}
-    processor = processor or read_config(files, "preprocessor_config.json")
+    """Return a table of how images are read."""
+    processor = read_pushed(files, "processor_config.json").get("image_processor") or {}
+    processor = processor or read_pushed(files, "preprocessor_config.json")
     size = processor.get("size") or {}
     spec = processor.get("input_spec") or {}
     rows = {
@@ -146,11 +132,11 @@ def describe_training(record: dict[str, Any]) -> str | None:
     return "\n\n".join(filter(None, parts)) or None
 
 
-def describe_results(what: str, metrics: dict[str, Any], record: dict[str, Any]) -> str | None:
+def describe_results(entry: Any, metrics: dict[str, Any], record: dict[str, Any]) -> str | None:
     rows = [[split, name, plain(value)] for split, name, value in results_of(metrics, record)]
     if not rows:
         return None
-    of = "" if what == "model" else "Of the whole model that this is a part of. "
+    of = "" if entry.push_as == "model" else "Of the whole model that this is a part of. "
     return f"{of}From the `metrics.json` of the run.\n\n{table(['split', 'metric', 'value'], rows)}"
 
 
@@ -159,7 +145,7 @@ def describe_license(license: dict[str, str]) -> str | None:
         return None
     name = license.get("license_name", license["license"])
     link = f" ([text]({license['license_link']}))" if license.get("license_link") else ""
-    return f"{name}{link}. Weights keep the licence of the weights they were trained from."
+    return f"{name}{link}. Weights keep the license of the weights they were trained from."
 
 
 def settings_table(settings: dict[str, Any]) -> str | None:
@@ -176,7 +162,7 @@ def plain(value: Any) -> str:
 
 
 def results_of(metrics: dict[str, Any], record: dict[str, Any]) -> Iterator[tuple[str, str, float]]:
-    """Split, name and value of each result in the metrics of a run."""
+    """Yield split, name and value of each result in the metrics of a run."""
     for section in ("eval", "test"):
         split = (record.get("evaluated_on") or {}).get(section, section)
         for name, value in numbers_of(metrics.get(section) or {}):
@@ -195,16 +181,14 @@ def numbers_of(scores: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, 
                 yield prefix + name, value
 
 
-def eval_results(
-    what: str, config: dict[str, Any], metrics: dict[str, Any], record: dict[str, Any]
-) -> list[EvalResult] | None:
-    """The results for the `model-index`, if the run recorded what it was evaluated on."""
+def eval_results(entry: Any, metrics: dict[str, Any], record: dict[str, Any]) -> list[EvalResult] | None:
+    """Return the results for the `model-index`, or `None` if the run did not record what it was evaluated on."""
     data = record.get("evaluated_on")
-    if what != "model" or not data:
+    if entry.push_as != "model" or not data:
         return None
     return [
         EvalResult(
-            task_type=pipeline_tag(what, config),
+            task_type=entry.pipeline_tag,
             dataset_type=data.get("dataset") or data["name"],
             dataset_name=data["name"],
             dataset_split=split,
@@ -214,3 +198,36 @@ def eval_results(
         )
         for split, name, value in results_of(metrics, record)
     ]
+
+
+def code_example(entry: Any, config: dict[str, Any], files: dict[str, Path | bytes], repo_id: str) -> str:
+    """Return Markdown with code that loads the model from the Hub and runs it.
+
+    Args:
+        entry: declaration of the model type.
+        config: of the model, or of the LoRA adapter.
+    """
+    base = config.get("base_model_name_or_path")
+    if entry.push_as == "adapter" and base is None:
+        return (
+            "The model that this adapter lies on was composed or built from scratch, and saved nowhere: load the run's "
+            "merged model in place of it."
+        )
+    trust = ", trust_remote_code=True"
+    trust_processor = trust if read_pushed(files, "preprocessor_config.json").get("auto_map") else ""
+    is_ours = entry.model_class is not None
+    code = entry.example.format(
+        repo=repo_id, base=base, trust=trust if is_ours else "", trust_processor=trust_processor
+    )
+    parts = (config, config.get("vision_config") or {}, config.get("backbone_config") or {})
+    bands = next((len(part["band_names"]) for part in parts if part.get("band_names")), None)
+    if bands is not None:
+        code = code.replace("from PIL import Image", "import numpy as np").replace("zeros(1, 3,", f"zeros(1, {bands},")
+        code = code.replace('Image.new("RGB", (640, 480))', f"np.zeros(({bands}, 480, 640), np.uint16)")
+    return f"```python\n{code.strip()}\n```"
+
+
+def read_pushed(files: dict[str, Path | bytes], name: str) -> dict[str, Any]:
+    """Return a configuration among the files that are pushed, or `{}` if it is not there."""
+    content = files.get(name, b"{}")
+    return json.loads(content if isinstance(content, bytes) else content.read_bytes())

@@ -1,4 +1,7 @@
-"""What a run records of itself for the card: `run.json`, beside the model and its `metrics.json`."""
+"""Record of a run (`run.json`, beside the model and its `metrics.json`), and the license of weights.
+
+Weights are under the license of the weights that they were trained from.
+"""
 
 import importlib.metadata
 import json
@@ -8,15 +11,19 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+from huggingface_hub import ModelCard, hf_hub_url
+from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, HFValidationError, OfflineModeIsEnabled
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
-from .license import card_metadata, license_files, license_of, license_of_file
 from .sections import portable_command
 
 RECORD, METRICS = "run.json", "metrics.json"
-ITS_CARD, ITS_FILE = "its card", "its licence file"
+ITS_CARD, ITS_FILE = "its card", "its license file"
 ROWS = "training data"  # told by the table of data
 PACKAGES = ("modeling-vitp", "torch", "torchvision", "transformers", "trl", "peft", "accelerate", "datasets")
+FIELDS = ("license", "license_name", "license_link")
+PERMISSIVE = {"apache-2.0", "bsd-2-clause", "bsd-3-clause", "cc-by-4.0", "cc0-1.0", "mit", "unlicense"}
+LICENSE_FILES = ("LICENSE*", "LICENCE*", "NOTICE*")
 
 
 def write_record(
@@ -92,7 +99,7 @@ def run_folder(folder: str | Path) -> Path:
 
 
 def copy_record(source: str | Path, target: str | Path) -> None:
-    """Lets a part of a model, such as its backbone, know what the model knows: its record, metrics and licence."""
+    """Lets a part of a model, such as its backbone, know what the model knows: its record, metrics and license."""
     source, target = Path(source), Path(target)
     if not source.is_dir():
         (target / RECORD).write_text(json.dumps(provenance([str(source)]), indent=2) + "\n")
@@ -104,7 +111,7 @@ def copy_record(source: str | Path, target: str | Path) -> None:
 
 
 def provenance(sources: Sequence[str]) -> dict[str, Any]:
-    """The Hub ids that weights come from, and the licences of these weights."""
+    """The Hub ids that weights come from, and the licenses of these weights."""
     licenses = {}
     for source in sources:
         for name, fields in licenses_of(source).items():
@@ -113,24 +120,24 @@ def provenance(sources: Sequence[str]) -> dict[str, Any]:
             licenses[name] = fields
     return {
         "base_model": list(dict.fromkeys(base for source in sources for base in bases_of(source))),
-        "licences": licenses,
+        "licenses": licenses,
     }
 
 
 def stated_licenses(folder: Path) -> dict[str, dict[str, str]]:
-    """Licence fields by what states them: the card of a folder, and the weights that its model was trained from.
+    """License fields by what states them: the card of a folder, and the weights that its model was trained from.
 
     Where the Hub could not be asked when the run began, it is asked again.
     """
     record = read_record(folder)
-    recorded, on_hub = record.get("licences", {}), record.get("base_model", ())
+    recorded, on_hub = record.get("licenses", {}), record.get("base_model", ())
     asked = {name: fields or (license_of(name) if name in on_hub else {}) for name, fields in recorded.items()}
     stated = {ITS_CARD: license_of(folder), **asked}
     return stated if any(stated.values()) else {ITS_FILE: license_of_file(folder)}
 
 
 def licenses_of(source: str) -> dict[str, dict[str, str]]:
-    """Licence fields of a Hub repo, or of a folder and what it was trained from."""
+    """License fields of a Hub repo, or of a folder and what it was trained from."""
     if not Path(source).is_dir():
         return {source: license_of(source)}
     stated = stated_licenses(Path(source))
@@ -158,3 +165,66 @@ def versions() -> dict[str, str]:
         except importlib.metadata.PackageNotFoundError:
             continue
     return found
+
+
+def card_metadata(name: str | Path) -> dict[str, Any]:
+    """The metadata of the card in a folder, or of a Hub repo; empty if it has none that can be had."""
+    folder = Path(name)
+    try:
+        if not folder.is_dir():
+            return ModelCard.load(str(name), ignore_metadata_errors=True).data.to_dict()
+        card = folder / "README.md"
+        return ModelCard.load(card, ignore_metadata_errors=True).data.to_dict() if card.is_file() else {}
+    except (EntryNotFoundError, HfHubHTTPError, HFValidationError, OfflineModeIsEnabled):
+        return {}
+
+
+def license_of(name: str | Path) -> dict[str, str]:
+    """The license fields of the card of a folder or Hub repo; empty if it states none.
+
+    A link to a file beside the card of a Hub repo becomes the address of that file.
+    """
+    card = card_metadata(name)
+    fields = {key: card[key] for key in FIELDS if isinstance(card.get(key), str)}
+    link = fields.get("license_link")
+    if link and not link.startswith("http") and not Path(name).is_dir():
+        fields["license_link"] = hf_hub_url(str(name), link).replace("/resolve/", "/blob/")
+    return {} if fields.get("license") == "unknown" else fields
+
+
+def license_files(folder: Path) -> list[Path]:
+    """The license files of a folder and, after them, its notices."""
+    return [path for pattern in LICENSE_FILES for path in sorted(folder.glob(pattern)) if path.is_file()]
+
+
+def license_of_file(folder: Path) -> dict[str, str]:
+    """License fields that name the license file in a folder; empty if it has none."""
+    names = [path.name for path in license_files(folder) if not path.name.startswith("NOTICE")]
+    named = {"license": "other", "license_name": "license-of-the-source"}
+    return named | {"license_link": names[0]} if names else {}
+
+
+def agreed_license(stated: dict[str, dict[str, str]], given: str | None = None) -> dict[str, str]:
+    """The license fields that weights have by those of their sources.
+
+    Args:
+        stated: license fields by source; a source that states none does not count, nor does one under a permissive
+            license beside one that is not.
+        given: the license to push under.
+
+    Raises:
+        ValueError: if sources contradict each other, or the given license contradicts them.
+    """
+    stated = {source: fields for source, fields in stated.items() if fields.get("license")}
+    binding = {source: fields for source, fields in stated.items() if fields["license"] not in PERMISSIVE} or stated
+    names = {source: fields.get("license_name", fields["license"]) for source, fields in binding.items()}
+    listed = ", ".join(f"{name} ({source})" for source, name in names.items())
+    if given is not None and names and given not in names.values():
+        raise ValueError(
+            f"nothing was sent: these weights are under {listed}, and weights keep the license of the weights they "
+            f"were trained from. They cannot be pushed under {given}."
+        )
+    chosen = [fields for source, fields in binding.items() if given in (None, names[source])]
+    if len({names[source] for source, fields in binding.items() if fields in chosen}) > 1:
+        raise ValueError(f"nothing was sent: the sources are under different licenses, {listed}. Give one: --license.")
+    return chosen[0] if chosen else {"license": given} if given else {}

@@ -15,7 +15,7 @@ import torch
 from torch.utils.data import ConcatDataset, Dataset
 from tqdm import tqdm
 
-from ..hub.failures import tried
+from ..hub.failures import retry
 from ..images.pixels import on_one_grid, to_pixels
 from ..images.reading import Picture, check_whole, image_files, read_image, read_picture
 from ..input_spec import InputSpec
@@ -526,7 +526,7 @@ class ClassificationData(DataSettings):
         cache = folder_cache(folder) if folder.is_dir() else None
         split = self.splits.get(name, name)
         open_rows = partial(datasets.load_dataset, self.dataset_name, self.dataset_config, cache_dir=cache, split=split)
-        return RowImages(tried(open_rows), self.input_spec, self.columns, name)
+        return RowImages(retry(open_rows), self.input_spec, self.columns, name)
 
     def _read_files(self, name: str) -> FileImages:
         root = Path(self.root)

@@ -33,7 +33,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("target", help="folder to write, which must not exist yet")
     parser.add_argument("--to", choices=TARGETS, help="layout of the target; by default ours, of all that SOURCE holds")
     parser.add_argument("--revision", help="branch, tag or commit of a Hub id")
-    parser.add_argument("--license", help="licence of a source that states none, such as cc-by-nc-4.0")
+    parser.add_argument("--license", help="license of a source that states none, such as cc-by-nc-4.0")
     parser.add_argument(
         "--image_token_id",
         type=int,

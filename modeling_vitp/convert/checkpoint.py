@@ -1,21 +1,55 @@
-"""A checkpoint to another layout: [`convert_checkpoint`]."""
+"""Conversion of a checkpoint to another layout: [`convert_checkpoint`]."""
 
 import shutil
 import uuid
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
+import torch
+from huggingface_hub import ModelCard, ModelCardData
+from transformers import (
+    GotOcr2ImageProcessor,
+    InternVLConfig,
+    InternVLProcessor,
+    InternVLVideoProcessor,
+    PreTrainedConfig,
+)
+from transformers.dynamic_module_utils import custom_object_save
 from transformers.utils import logging
 
+from ..bands import FIRST_CONVOLUTIONS, spread_config, spread_kernel
+from ..cards.record import card_metadata, license_files, license_of, license_of_file, read_json, write_json
 from ..command.paths import check_new
-from .bands import read_by
-from .card import read_license, write_card
-from .finite import refuse
-from .keys import CONTENTS, TARGETS
-from .reading import read_source
-from .tensor_files import write_checkpoint
-from .writing import WRITERS, arrange
+from ..messages import IMAGE_END_TOKEN, IMAGE_START_TOKEN, IMAGE_TOKEN
+from ..opening import naming
+from ..processing_vitp import ViTPProcessor
+from .export import AUTO_MAP, image_settings, native_vision_config, save_code_and_image_processor
+from .internvl import (
+    VIDEO_TOKEN,
+    drop_video_token,
+    write_rope_for_version_4,
+    write_tokenizer_config_for_version_4,
+)
+from .keys import TARGETS, place
+from .original_config import (
+    adapter_to_original,
+    chat_to_original,
+    detection_to_original,
+    segmentation_to_original,
+    vision_to_original,
+)
+from .reading import Checkpoint, meta_model, plain_tokenizer, read_source
+from .tensor_files import DTYPES, TensorBytes, refuse_not_finite, write_checkpoint
 
 logger = logging.get_logger(__name__)
+
+NAMED_TOKENS = {
+    "start_image_token": IMAGE_START_TOKEN,
+    "end_image_token": IMAGE_END_TOKEN,
+    "context_image_token": IMAGE_TOKEN,
+    "video_token": VIDEO_TOKEN,
+}
 
 
 def convert_checkpoint(
@@ -31,8 +65,10 @@ def convert_checkpoint(
     input_spec: dict | None = None,
     allow_nan: bool = False,
 ) -> Path:
-    """Writes `source` in another layout to the new folder `target`, with configuration, tokenizer, image processor,
-    generation configuration and a card that states the licence of the source.
+    """Write `source` in another layout to the new folder `target`.
+
+    Configuration, tokenizer, image processor and generation configuration are converted too, and a card states the
+    license of the source.
 
     Args:
         source: Hub id, folder or safetensors file.
@@ -44,7 +80,7 @@ def convert_checkpoint(
             `"original"`, the names of InternVL's, ViT-Adapter's or OpenMMLab's own code. By default ours, with all that
             the source holds.
         revision: branch, tag or commit of a Hub id.
-        license: the licence, if the source states none; one that contradicts the source is refused.
+        license: the license, if the source states none; one that contradicts the source is refused.
         image_token_id: the token that stands for an image, for a checkpoint of InternVL's own code without tokenizer.
         deformable_attention: of a ViT-Adapter of the original naming, also in a model: `"native"`, its own, or
             `"mmcv"`, where it was trained with mmcv's, which computes other maps. By default what the tensors and the
@@ -64,22 +100,24 @@ def convert_checkpoint(
     target = Path(target)
     check_new(target)
     checkpoint = read_source(str(source), revision, image_token_id, deformable_attention, benchmark)
-    targets, _ = CONTENTS[checkpoint.contents]
-    to = to or targets[0]
+    to = to or checkpoint.targets[0]
     if to not in TARGETS:
         raise ValueError(f"There is no target {to!r}, only {', '.join(TARGETS)}.")
     if to == checkpoint.kind and input_spec is None:
         raise ValueError(f"{source} is of the kind {to!r} already.")
-    if checkpoint.contents == "ViT" and to in ("vitp", "internvl"):
+    if checkpoint.entry.layout == "backbone" and to in ("vitp", "internvl"):
         raise ValueError(
             f"{source} holds a ViT alone, of which {to!r} cannot be made without a language model: convert it to "
             "'backbone', and compose that with a language model in recipes/pretrain.py."
         )
-    if to not in targets:
-        raise ValueError(f"{source} holds a {checkpoint.contents}, of which {to!r} cannot be made.")
+    if to not in checkpoint.targets:
+        raise ValueError(
+            f"{source} holds a {checkpoint.config.model_type!r}, of which {to!r} cannot be made, only "
+            f"{', '.join(checkpoint.targets)}."
+        )
     license_fields = read_license(checkpoint, license)
     if input_spec is not None:
-        read_by(checkpoint, input_spec)
+        set_input_spec(checkpoint, input_spec)
 
     target.parent.mkdir(parents=True, exist_ok=True)
     temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex}")
@@ -88,10 +126,257 @@ def convert_checkpoint(
         WRITERS[to](checkpoint, temporary)
         wrong = write_checkpoint(temporary, arrange(checkpoint, to))
         if not allow_nan:
-            refuse(source, wrong)
+            refuse_not_finite(source, wrong)
         write_card(checkpoint, to, license_fields, temporary, target.name)
         temporary.rename(target)
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
     return target
+
+
+@dataclass(frozen=True)
+class ChangedTensor(TensorBytes):
+    """Content that replaces a tensor of a file."""
+
+    content: bytes
+
+    def read(self) -> Iterator[bytes]:
+        yield self.content
+
+
+def set_input_spec(checkpoint: Checkpoint, input_spec: dict) -> None:
+    """Set the input spec of the image processor. If it names bands, spread weights for red, green and blue over them.
+
+    Mean and standard deviation are spread too, see [`~modeling_vitp.spread_bands`].
+
+    Raises:
+        ValueError: if the checkpoint is for other bands.
+    """
+    checkpoint.image_processor = checkpoint.image_processor.with_input_spec(input_spec)
+    if checkpoint.processor is not None:
+        checkpoint.processor.image_processor = checkpoint.image_processor
+    names = checkpoint.image_processor.band_names
+    if names is None or not spread_config(checkpoint.config, names):
+        return
+    for name, tensor in checkpoint.tensors.items():
+        if name.endswith(tuple(f"{convolution}.weight" for convolution in FIRST_CONVOLUTIONS)):
+            kernel = spread_kernel(load_tensor(tensor), names)
+            content = kernel.contiguous().view(torch.uint8).numpy().tobytes()
+            checkpoint.tensors[name] = ChangedTensor(
+                tensor.path, tensor.start, tensor.dtype, tuple(kernel.shape), content
+            )
+
+
+def load_tensor(tensor: TensorBytes) -> torch.Tensor:
+    content = bytearray()
+    for chunk in tensor.read():
+        content += chunk
+    return torch.frombuffer(content, dtype=getattr(torch, DTYPES[tensor.dtype])).view(tensor.shape)
+
+
+def read_license(checkpoint: Checkpoint, given: str | None) -> dict[str, str]:
+    """Return the license fields of the source's card, or the given license if the source states none."""
+    fields = license_of(checkpoint.folder)
+    if not fields and given is None:
+        fields = license_of_file(checkpoint.folder)
+    if given is not None and fields.get("license", given) != given:
+        raise ValueError(
+            f"{checkpoint.name} is licensed {fields['license']}: a conversion keeps that and cannot make it {given}."
+        )
+    if not fields and given is None:
+        logger.warning(
+            "%s states no license (neither a card nor a license file): give it as --license. Of a model that you "
+            "trained from scratch it is yours to choose; of any other, find out what it is.",
+            checkpoint.name,
+        )
+        return {"license": "unknown"}
+    return fields or {"license": given}
+
+
+def write_card(checkpoint: Checkpoint, to: str, license_fields: dict[str, str], folder: Path, name: str) -> None:
+    """Write a card with the license of the source, and copy its license files."""
+    for file in license_files(checkpoint.folder):
+        shutil.copyfile(file, folder / file.name)
+    base_model = card_metadata(checkpoint.folder).get("base_model")
+    data = ModelCardData(
+        **license_fields,
+        base_model=base_model if Path(checkpoint.name).exists() else checkpoint.name,
+        library_name="transformers",
+        pipeline_tag="image-feature-extraction" if to in ("backbone", "adapter") else checkpoint.entry.pipeline_tag,
+        tags=["vitp"],
+    )
+    source = Path(checkpoint.name).name if Path(checkpoint.name).exists() else checkpoint.name
+    license = license_fields.get("license_name", license_fields["license"])
+    if license == "unknown":
+        terms = "The source states no license. Find out what it is before you use or pass on these weights."
+    else:
+        terms = f"License of the source, and so of these weights: {license}."
+    card = ModelCard(
+        f"---\n{data}\n---\n\n# {name}\n\nThe weights of `{source}` (layout: {checkpoint.kind}), the same to the bit, "
+        f"in the layout `{to}`, converted with `vitp convert`.\n\n{terms}\n"
+    )
+    card.save(folder / "README.md")
+
+
+def arrange(checkpoint: Checkpoint, to: str) -> dict[str, list[TensorBytes]]:
+    """Return the tensors under the names of the target, each as the blocks of rows that make it up."""
+    layout = checkpoint.original_layout if to == "original" else to
+    arranged = {}
+    for name, tensor in checkpoint.tensors.items():
+        found = place(name, layout)
+        if found is not None:
+            arranged.setdefault(found.key, {})[found.part] = tensor
+    for key, blocks in arranged.items():
+        if len({tensor.dtype for tensor in blocks.values()}) > 1:
+            raise ValueError(f"{checkpoint.name}: {key} would be made of tensors of several dtypes.")
+    return {key: [blocks[part] for part in sorted(blocks)] for key, blocks in arranged.items()}
+
+
+def write_vitp(checkpoint: Checkpoint, folder: Path) -> None:
+    config = checkpoint.config
+    config.architectures = [checkpoint.entry.model_class.__name__]
+    custom_object_save(meta_model(config), folder, config=config)
+    config.save_pretrained(folder)
+    (checkpoint.processor or checkpoint.image_processor).save_pretrained(folder)
+    if checkpoint.processor is not None:
+        drop_video_token(folder, config.text_config.vocab_size)
+    copy_generation_config(checkpoint, folder)
+
+
+def write_internvl(checkpoint: Checkpoint, folder: Path) -> None:
+    refuse_input_spec(checkpoint, "internvl")
+    fields = checkpoint.config.to_dict()
+    for name in ("model_type", "architectures", "auto_map", "vision_config"):
+        fields.pop(name, None)
+    # Of which transformers 4 and vLLM read this one, and version 5 that of the whole.
+    fields["text_config"]["tie_word_embeddings"] = fields["tie_word_embeddings"]
+    config = InternVLConfig(vision_config=native_vision_config(checkpoint.config.vision_config), **fields)
+    config.architectures = ["InternVLForConditionalGeneration"]
+    config.save_pretrained(folder)
+    write_rope_for_version_4(folder)
+    settings = image_settings(checkpoint.image_processor)
+    settings.pop("input_spec", None)
+    image_processor = GotOcr2ImageProcessor(**settings)
+    if checkpoint.processor is None:
+        image_processor.save_pretrained(folder)
+    else:
+        processor = native_processor(checkpoint.folder, image_processor, checkpoint.processor)
+        processor.save_pretrained(folder)
+        write_tokenizer_config_for_version_4(folder)
+    copy_generation_config(checkpoint, folder)
+
+
+def native_processor(
+    folder: Path, image_processor: GotOcr2ImageProcessor, processor: ViTPProcessor
+) -> InternVLProcessor:
+    """Return transformers' own processor with an image processor, our tokenizer from a folder and our chat template."""
+    # What it asks the tokenizer for by name. The video token is replaced before encoding, so it needs no embedding.
+    tokenizer = plain_tokenizer(folder, model_specific_special_tokens=NAMED_TOKENS, padding_side="left")
+    same = {name: getattr(image_processor, name) for name in ("size", "image_mean", "image_std")}
+    with naming(folder, InternVLProcessor):
+        return InternVLProcessor(
+            image_processor,
+            tokenizer,
+            InternVLVideoProcessor(**same),
+            image_seq_length=processor.image_seq_length,
+            chat_template=processor.chat_template,
+        )
+
+
+def write_backbone(checkpoint: Checkpoint, folder: Path) -> None:
+    vision_config = getattr(checkpoint.config, "vision_config", checkpoint.config)
+    config = native_vision_config(vision_config)
+    config.architectures = ["InternVLVisionModel"]
+    config.dtype = checkpoint.config.dtype
+    config.auto_map = AUTO_MAP
+    config.save_pretrained(folder)
+    save_code_and_image_processor(folder, vision_config, checkpoint.image_processor)
+
+
+def write_dense(checkpoint: Checkpoint, folder: Path, config: PreTrainedConfig | None = None) -> None:
+    config = config or checkpoint.config
+    model = meta_model(config)
+    config.architectures = [type(model).__name__]
+    config.dtype = checkpoint.config.dtype
+    custom_object_save(model, folder, config=config)
+    config.save_pretrained(folder)
+    checkpoint.image_processor.save_pretrained(folder)
+
+
+def write_adapter(checkpoint: Checkpoint, folder: Path) -> None:
+    write_dense(checkpoint, folder, getattr(checkpoint.config, "backbone_config", None))
+
+
+def write_original(checkpoint: Checkpoint, folder: Path) -> None:
+    refuse_input_spec(checkpoint, "original")
+    config, image_processor = checkpoint.config, checkpoint.image_processor
+    if checkpoint.original_layout in DENSE_TO_ORIGINAL:
+        write_json(folder / "config.json", DENSE_TO_ORIGINAL[checkpoint.original_layout](config))
+        image_processor.to_json_file(folder / "preprocessor_config.json")  # only we read it
+        return
+    if checkpoint.original_layout == "original_vision":
+        fields = vision_to_original(config)
+    else:
+        fields = chat_to_original(config, image_processor.min_patches, image_processor.max_patches)
+        copy_generation_config(checkpoint, folder)
+    write_json(folder / "config.json", {**fields, "torch_dtype": str(config.dtype).removeprefix("torch.")})
+    write_json(
+        folder / "preprocessor_config.json",
+        {
+            "image_processor_type": "CLIPImageProcessor",
+            "size": image_processor.size["height"],
+            "crop_size": image_processor.size["height"],
+            "do_center_crop": True,
+            "do_resize": True,
+            "do_normalize": True,
+            "image_mean": list(image_processor.image_mean),
+            "image_std": list(image_processor.image_std),
+            "resample": 3,
+        },
+    )
+    if checkpoint.processor is not None:
+        write_tokenizer_of_version_4(checkpoint, folder)
+
+
+DENSE_TO_ORIGINAL = {
+    "original_adapter": adapter_to_original,
+    "original_segmentation": segmentation_to_original,
+    "original_detection": detection_to_original,
+    "original_cascade": detection_to_original,
+}
+WRITERS = {
+    "vitp": write_vitp,
+    "backbone": write_backbone,
+    "internvl": write_internvl,
+    "segmentation": write_dense,
+    "detection": write_dense,
+    "adapter": write_adapter,
+    "original": write_original,
+}
+
+
+def refuse_input_spec(checkpoint: Checkpoint, to: str) -> None:
+    if checkpoint.image_processor.input_spec:
+        raise ValueError(
+            f"{checkpoint.name} reads images with input_spec={checkpoint.image_processor.input_spec}, which {to!r} "
+            "cannot say: its users would misread the images. Save the processor with input_spec=None first, and "
+            "convert images yourself."
+        )
+
+
+def copy_generation_config(checkpoint: Checkpoint, folder: Path) -> None:
+    file = checkpoint.folder / "generation_config.json"
+    if file.is_file():
+        shutil.copyfile(file, folder / file.name)
+
+
+def write_tokenizer_of_version_4(checkpoint: Checkpoint, folder: Path) -> None:
+    """Write the tokenizer for transformers 4, which the original code runs on; its slow classes need extra files."""
+    tokenizer = plain_tokenizer(checkpoint.folder)
+    tokenizer.save_pretrained(folder)
+    drop_video_token(folder, checkpoint.config.text_config.vocab_size)
+    tokenizer.backend_tokenizer.model.save(str(folder))
+    added = {token["content"]: token["id"] for token in read_json(folder / "tokenizer.json")["added_tokens"]}
+    write_json(folder / "added_tokens.json", added, ensure_ascii=False)
+    write_tokenizer_config_for_version_4(folder)

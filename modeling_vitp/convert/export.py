@@ -23,9 +23,7 @@ from ..modeling_vitp import LANGUAGE_MODELS, VISION_MODELS, ViTPForConditionalGe
 from ..modeling_vitp_backbone import ViTPExportedBackbone
 from ..opening import naming, way_to_vit
 from ..processing_vitp import ViTPProcessor
-from .finite import check_finite
-from .reading import main_dtype
-from .tensor_files import open_like_folder, read_file
+from .tensor_files import check_finite, main_dtype, open_like_folder, read_file
 
 AUTO_MAP = {
     "AutoConfig": "configuration_vitp.ViTPVisionConfig",

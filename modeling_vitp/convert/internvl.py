@@ -1,20 +1,23 @@
-"""InternVL in our classes."""
+"""transformers' InternVL in our classes, and what its folders need for transformers 4 and for models without videos."""
 
 import tempfile
 from pathlib import Path
+from typing import Any
 
 from transformers import AutoConfig, AutoTokenizer, InternVLConfig, InternVLForConditionalGeneration
 
+from ..cards.record import read_json, write_json
 from ..configuration_vitp import ViTPConfig
 from ..image_processing_vitp import ViTPImageProcessor
 from ..modeling_vitp import ViTPForConditionalGeneration
 from ..opening import naming
 from ..processing_vitp import ViTPProcessor
-from .video_token import drop_video_token
+
+VIDEO_TOKEN = "<video>"
 
 
 def from_internvl_config(config: InternVLConfig) -> ViTPConfig:
-    """The configuration of transformers' own model in ours."""
+    """Return the configuration of transformers' own model in our class."""
     fields = config.to_dict()
     for owner in (fields, fields["vision_config"]):
         for name in ("model_type", "architectures", "auto_map"):
@@ -23,7 +26,7 @@ def from_internvl_config(config: InternVLConfig) -> ViTPConfig:
 
 
 def from_internvl(model: InternVLForConditionalGeneration) -> ViTPForConditionalGeneration:
-    """The same weights, uncopied, in ViTP's classes; parameter names are the same."""
+    """Return a model of ours with the same weights, not copied; parameter names are the same."""
     config = from_internvl_config(model.config)
     config._attn_implementation = model.config._attn_implementation
     converted = ViTPForConditionalGeneration(config)
@@ -34,9 +37,9 @@ def from_internvl(model: InternVLForConditionalGeneration) -> ViTPForConditional
 
 
 def internvl_processor(name: str, **options) -> ViTPProcessor:
-    """Our processor around the tokenizer and the image settings of a transformers InternVL checkpoint.
+    """Return our processor with the tokenizer and the image settings of a transformers InternVL checkpoint.
 
-    A video token that the model has no embedding for is left out.
+    A video token without an embedding in the model is removed.
     """
     with naming(name, ViTPProcessor):
         config = from_internvl_config(AutoConfig.from_pretrained(name, **options))
@@ -49,3 +52,60 @@ def internvl_processor(name: str, **options) -> ViTPProcessor:
                 tokenizer = AutoTokenizer.from_pretrained(folder)
             tokenizer.name_or_path = name
         return ViTPProcessor(image_processor, tokenizer, image_seq_length=config.image_seq_length)
+
+
+def drop_video_token(folder: Path, vocab_size: int) -> None:
+    """Remove the video token from the tokenizer saved in `folder` if the model has no embedding for it.
+
+    transformers' InternVL processor asks its tokenizer for this token and replaces it before encoding. In our
+    processor, a text that contains it would stop the model.
+    """
+    state, config = read_json(folder / "tokenizer.json"), read_json(folder / "tokenizer_config.json")
+    kept = [token for token in state["added_tokens"] if token["content"] != VIDEO_TOKEN or token["id"] < vocab_size]
+    if kept == state["added_tokens"]:
+        return
+    write_json(folder / "tokenizer.json", {**state, "added_tokens": kept}, ensure_ascii=False)
+    named = config.pop("model_specific_special_tokens", {})
+    config = {name: value for name, value in config.items() if name not in named}
+    if "extra_special_tokens" in config:
+        config["extra_special_tokens"] = [token for token in config["extra_special_tokens"] if token != VIDEO_TOKEN]
+    write_json(folder / "tokenizer_config.json", config, ensure_ascii=False)
+
+
+def rope_of_version_4(rope: dict[str, Any]) -> dict[str, Any]:
+    """Return `rope_theta` and `rope_scaling` of transformers 4 for the `rope_parameters` of version 5.
+
+    Return `{}` for a model whose layers have several bases, which version 4 wrote differently for each model.
+    """
+    if "rope_theta" not in rope:
+        return {}
+    others = {name: value for name, value in rope.items() if name != "rope_theta"}
+    is_plain = rope["rope_type"] == "default"
+    return {
+        "rope_theta": rope["rope_theta"],
+        "rope_scaling": None if is_plain else {**others, "type": rope["rope_type"]},
+    }
+
+
+def write_rope_for_version_4(folder: Path) -> None:
+    """Add `rope_theta` to the `config.json` of a folder; without it, version 4 takes its default base."""
+    config = read_json(folder / "config.json")
+    config["text_config"] |= rope_of_version_4(config["text_config"].get("rope_parameters") or {})
+    write_json(folder / "config.json", config)
+
+
+def write_tokenizer_config_for_version_4(folder: Path) -> None:
+    """Rewrite the `tokenizer_config.json` of a folder for transformers 4; version 5 still reads it.
+
+    Version 4 has another name for the class of a tokenizer that is its `tokenizer.json` alone, gives ids of segments
+    with it unless told not to, and keeps special tokens that have a name, such as the one that its InternVL processor
+    puts for an image, apart from those without.
+    """
+    config = read_json(folder / "tokenizer_config.json")
+    config.pop("backend", None)
+    config["additional_special_tokens"] = config.pop("extra_special_tokens", [])
+    if named := config.pop("model_specific_special_tokens", None):
+        config["extra_special_tokens"] = named
+    if config["tokenizer_class"] == "TokenizersBackend":
+        config |= {"tokenizer_class": "PreTrainedTokenizerFast", "model_input_names": ["input_ids", "attention_mask"]}
+    write_json(folder / "tokenizer_config.json", config, ensure_ascii=False)

@@ -1,4 +1,4 @@
-"""What a tensor is called in each kind of checkpoint.
+"""Names of the tensors in each layout of checkpoints.
 
 The names of this package (`vitp`, and `segmentation` and `detection` for dense models) are the hub: every other layout
 is a function of them, so that the whole set of keys that a file must have follows from its configuration.
@@ -7,17 +7,8 @@ is a function of them, so that the whole set of keys that a file must have follo
 import re
 from typing import NamedTuple
 
-# What a source may hold: the targets that can be made of it, the default first, and its layout in original names.
-CONTENTS = {
-    "vision-language model": (("vitp", "backbone", "internvl", "original"), "original"),
-    "ViT": (("backbone", "original"), "original_vision"),
-    "ViT-Adapter": (("adapter", "original"), "original_adapter"),
-    "segmentation model": (("segmentation", "adapter", "original"), "original_segmentation"),
-    "detector": (("detection", "adapter", "original"), "original_detection"),
-    "cascade of detectors": (("detection", "adapter", "original"), "original_cascade"),
-}
-TARGETS = tuple(dict.fromkeys(target for targets, _ in CONTENTS.values() for target in targets))
-BENCHMARK_NAMES = ("dior", "dior_r", "dota_v2", "sardet_100k", "rsar", "ssdd")  # see `benchmarks.py`
+TARGETS = ("vitp", "backbone", "internvl", "original", "adapter", "segmentation", "detection")
+BENCHMARK_NAMES = ("dior", "dior_r", "dota_v2", "sardet_100k", "rsar", "ssdd")  # keys of `original_config.BENCHMARKS`
 
 VISION_TOWER, BACKBONE = "model.vision_tower.", "backbone."
 
@@ -136,7 +127,7 @@ SIGNS = {
 
 
 class Place(NamedTuple):
-    """Where a layout keeps a tensor: all of `key`, or one of `num_parts` equal blocks of its rows."""
+    """Location of a tensor in a layout: all of `key`, or one of `num_parts` equal blocks of its rows."""
 
     key: str
     part: int = 0
@@ -144,7 +135,7 @@ class Place(NamedTuple):
 
 
 def place(name: str, layout: str) -> Place | None:
-    """Where `layout` keeps the tensor that this package calls `name`; `None` if it does not."""
+    """Return where `layout` keeps the tensor that this package calls `name`, or `None` if it does not."""
     if layout in ABSENT and re.match(ABSENT[layout], name):
         return None
     key = name
@@ -156,6 +147,6 @@ def place(name: str, layout: str) -> Place | None:
     return Place(key)
 
 
-def recognise(keys: set[str]) -> str | None:
-    """The layout that a checkpoint with these keys has; `None` if it is of none that is known."""
+def recognize(keys: set[str]) -> str | None:
+    """Return the layout of a checkpoint with these keys, or `None` if it is unknown."""
     return next((layout for layout, sign in SIGNS.items() if any(re.match(sign, key) for key in keys)), None)

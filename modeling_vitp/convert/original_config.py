@@ -1,12 +1,31 @@
-"""The configuration of InternVL's own code, and ours: what each says in its words about the same model."""
+"""Configurations of the original code in ours and back: InternVL, ViT-Adapter, OpenMMLab's UPerNet and detectors.
+
+InternVL's checkpoints have a configuration, which is translated field by field. The others come without one: the shapes
+of the tensors show most of it. For the rest the published settings are taken, those of a benchmark (`BENCHMARKS`), or
+those of a `config.json` beside the weights: arguments of the original backbone's class, and under `segmentation` or
+`detector` settings under the names of our configuration.
+"""
 
 import copy
+import logging
+import math
+import re
+from dataclasses import dataclass, field
 from typing import Any
 
 from transformers import AutoConfig, PreTrainedConfig
 
 from ..configuration_vitp import ViTPConfig, ViTPVisionConfig
-from .version_4 import rope_of_version_4
+from ..configuration_vitp_dense import ViTPAdapterConfig, ViTPChangeDetectionConfig, ViTPSegmentationConfig
+from ..configuration_vitp_detection import (
+    ViTPInstanceSegmentationConfig,
+    ViTPObjectDetectionConfig,
+    ViTPOrientedObjectDetectionConfig,
+)
+from ..image_processing_vitp_detection import ViTPDetectionImageProcessor
+from .internvl import rope_of_version_4
+
+logger = logging.getLogger(__name__)
 
 LANGUAGE_MODELS = {"qwen2": "Qwen2ForCausalLM", "qwen3": "Qwen3ForCausalLM", "llama": "LlamaForCausalLM"}
 TEMPLATE = "internvl2_5"  # their name for the chat template that our processor writes
@@ -50,7 +69,7 @@ def refuse_differences(config: dict, settings: dict[str, tuple], what: str) -> N
 
 
 def vision_from_original(config: dict[str, Any]) -> ViTPVisionConfig:
-    """InternViT's configuration in ours.
+    """Return InternViT's configuration in our class.
 
     Raises:
         ValueError: if a field is missing or says what our model cannot do.
@@ -70,7 +89,7 @@ def vision_from_original(config: dict[str, Any]) -> ViTPVisionConfig:
 
 
 def vision_to_original(config: ViTPVisionConfig) -> dict[str, Any]:
-    """Our ViT's configuration as InternViT's; see [`vision_from_original`] for what is refused."""
+    """Return our ViT's configuration as InternViT's; see [`vision_from_original`] for what is refused."""
     settings = config.to_dict()
     needed = {"use_mask_token": False, "use_absolute_position_embeddings": True, "use_mean_pooling": True}
     needed |= {"hidden_dropout_prob": 0, "projection_dropout": 0, "hidden_act": "gelu"}
@@ -92,7 +111,7 @@ def vision_to_original(config: ViTPVisionConfig) -> dict[str, Any]:
 
 
 def chat_from_original(config: dict[str, Any]) -> ViTPConfig:
-    """InternVL's configuration in ours. It does not name the image token, which stays the default.
+    """Return InternVL's configuration in our class. It does not name the image token, which stays the default.
 
     Raises:
         ValueError: if a field is missing or says what our model cannot do.
@@ -118,7 +137,7 @@ def chat_from_original(config: dict[str, Any]) -> ViTPConfig:
 
 
 def chat_to_original(config: ViTPConfig, min_patches: int, max_patches: int) -> dict[str, Any]:
-    """Our configuration as InternVL's own; see [`chat_from_original`] for what is refused."""
+    """Return our configuration as InternVL's own; see [`chat_from_original`] for what is refused."""
     needed = {"projector_hidden_act": "gelu", "vision_feature_layer": -1, "vision_feature_select_strategy": "default"}
     refuse_differences(config.to_dict(), {name: (None, value) for name, value in needed.items()}, "config.json")
     return {
@@ -140,7 +159,7 @@ def chat_to_original(config: ViTPConfig, min_patches: int, max_patches: int) -> 
 
 
 def text_from_original(config: dict[str, Any]) -> PreTrainedConfig:
-    """The language model's configuration, without the fields that old transformers wrote for every model."""
+    """Return the language model's configuration, without the fields that old transformers wrote for every model."""
     check_language_model(config.get("model_type"))
     config_class = type(AutoConfig.for_model(config["model_type"]))
     own = set(config_class.__dataclass_fields__) - set(PreTrainedConfig.__dataclass_fields__)
@@ -149,7 +168,7 @@ def text_from_original(config: dict[str, Any]) -> PreTrainedConfig:
 
 
 def text_to_original(config: PreTrainedConfig) -> dict[str, Any]:
-    """The language model's configuration as transformers wrote it before version 5."""
+    """Return the language model's configuration as transformers wrote it before version 5."""
     check_language_model(config.model_type)
     fields = config.to_dict()
     for name in ("transformers_version", "dtype"):
@@ -164,3 +183,423 @@ def check_language_model(model_type: str | None) -> None:
             f"The language model is of type {model_type!r}, but the original code and transformers have only "
             f"{', '.join(LANGUAGE_MODELS)} in common."
         )
+
+
+# ours -> theirs, of what the tensors do not show
+ADAPTER_HIDDEN_FIELDS = {
+    "num_attention_heads": "num_heads",
+    "interaction_layers": "interaction_indexes",
+    "deformable_points": "n_points",
+    "injector_init_value": "init_values",
+    "add_vit_features": "add_vit_feature",
+    "drop_path_rate": "drop_path_rate",
+    "deformable_dropout": "deformable_dropout",  # which their code fixes
+}
+# ours -> theirs, of what they do
+ADAPTER_VISIBLE_FIELDS = {
+    "hidden_size": "embed_dim",
+    "num_hidden_layers": "depth",
+    "patch_size": "patch_size",
+    "image_size": "img_size",
+    "attention_bias": "qkv_bias",
+    "use_qk_norm": "qk_normalization",
+    "norm_type": "norm_type",
+    "deformable_ratio": "deform_ratio",
+    "feed_forward_ratio": "cffn_ratio",
+    "spatial_prior_channels": "conv_inplane",
+}
+HIDDEN_OF_SEGMENTATION = ("id2label", "loss_ignore_index", "class_weights", "auxiliary_loss_weight")
+DEPTH_OF_DEFAULT_INTERACTIONS = 24
+ASK = "put a config.json beside them with num_heads and interaction_indexes, as the original class takes them."
+# The deformable attention that their code ran on: its own, or mmcv's where that was not compiled.
+DEFORMABLE_ATTENTION = {
+    "native": {"extractor_residual": "tokens", "deformable_dropout": 0.0},
+    "mmcv": {"extractor_residual": "normed_tokens", "deformable_dropout": 0.1},
+}
+
+
+def adapter_from_original(settings: dict[str, Any], shapes: dict[str, tuple[int, ...]]) -> ViTPAdapterConfig:
+    """Return the configuration of a ViT-Adapter.
+
+    Args:
+        settings: arguments of the original class, or nothing.
+        shapes: of the tensors, under the names of the original code without a prefix.
+
+    Raises:
+        ValueError: if the settings contradict the tensors, or do not say what the tensors do not show and the published
+            models do not have in common.
+    """
+    try:
+        width, _, patch_size, _ = shapes["embeddings.patch_embedding.weight"]
+        grid = math.isqrt(shapes["embeddings.position_embedding"][1] - 1)
+        intermediate_size = shapes["layers.0.mlp.fc1.weight"][0]
+        shown = {
+            "hidden_size": width,
+            "num_hidden_layers": count(r"layers\.(\d+)\.", shapes),
+            "patch_size": patch_size,
+            "image_size": grid * patch_size,
+            "attention_bias": "layers.0.attn.qkv.bias" in shapes,
+            "use_qk_norm": "layers.0.attn.q_norm.weight" in shapes,
+            "norm_type": "layer_norm" if "layers.0.norm1.bias" in shapes else "rms_norm",
+            "deformable_ratio": shapes["interactions.0.injector.attn.value_proj.weight"][0] / width,
+            "feed_forward_ratio": shapes["interactions.0.extractor.ffn.fc1.weight"][0] / width,
+            "spatial_prior_channels": shapes["spm.stem.0.weight"][0],
+        }
+        samples = shapes["interactions.0.extractor.attn.attention_weights.weight"][0]  # heads times points
+    except KeyError as error:
+        raise ValueError(f"The backbone is not ViT-Adapter on an InternViT: it has no {error}.") from error
+    attention = recognize_deformable_attention(settings, shown["deformable_ratio"])
+    for ours, theirs in ADAPTER_VISIBLE_FIELDS.items():
+        if theirs == "deform_ratio" and attention == "mmcv":
+            continue  # which is not told
+        if settings.get(theirs, shown[ours]) != shown[ours]:
+            raise ValueError(f"config.json has {theirs}={settings[theirs]}, but the tensors have {shown[ours]}.")
+    refuse_differences(settings, {"use_final_norm": (True, True)}, "config.json")
+    if shown["num_hidden_layers"] != DEPTH_OF_DEFAULT_INTERACTIONS and "interaction_indexes" not in settings:
+        raise ValueError("Between which layers the adapter interacts cannot be seen from the tensors: " + ASK)
+    if width not in INTERN_VIT_HEADS and "num_heads" not in settings:
+        raise ValueError(f"The number of heads of a ViT of width {width} cannot be seen from the tensors: " + ASK)
+    hidden = {"num_attention_heads": INTERN_VIT_HEADS.get(width)}
+    hidden |= DEFORMABLE_ATTENTION[attention]
+    hidden |= {ours: settings[theirs] for ours, theirs in ADAPTER_HIDDEN_FIELDS.items() if theirs in settings}
+    return ViTPAdapterConfig(
+        **shown,
+        **hidden,
+        intermediate_size=intermediate_size,
+        deformable_heads=samples // settings.get("n_points", ViTPAdapterConfig.deformable_points),
+        extra_extractors=count(r"interactions\.3\.extra_extractors\.(\d+)\.", shapes),
+        spatial_prior_norm="batch_norm" if "spm.stem.1.running_mean" in shapes else "layer_norm",
+    )
+
+
+def recognize_deformable_attention(settings: dict[str, Any], ratio: float) -> str:
+    """Return which deformable attention the weights were trained with, `"native"` or `"mmcv"`.
+
+    mmcv's attention ignores the width of the values that the settings ask for, and has the full width. So narrow values
+    are native, and full ones are mmcv's if the settings ask for narrow ones. Otherwise both are possible, and a warning
+    says which is assumed, unless the settings have `deformable_attention`.
+
+    Args:
+        settings: see [`adapter_from_original`].
+        ratio: of the values' width to that of the tokens, from the tensors.
+
+    Raises:
+        ValueError: if `deformable_attention` is none of the two, or contradicts the tensors.
+    """
+    given, asked = settings.get("deformable_attention"), settings.get("deform_ratio")
+    if given not in (None, *DEFORMABLE_ATTENTION):
+        raise ValueError(f"deformable_attention={given!r} is neither {' nor '.join(map(repr, DEFORMABLE_ATTENTION))}.")
+    if ratio != 1:
+        if given == "mmcv":
+            raise ValueError(
+                f"deformable_attention='mmcv', but the values of the tensors have {ratio:g} of the full width, which "
+                "only the native attention has."
+            )
+        return "native"
+    if given is None and asked in (None, 1):
+        taken = "mmcv" if asked is None else "native"
+        logger.warning(
+            "The deformable attention has values of full width: whether it was ViT-Adapter's own ('native') or mmcv's "
+            "('mmcv'), which compute different maps, cannot be seen from the tensors. It is taken for %r, since %s. "
+            "Give deformable_attention, or put it in a config.json beside the weights, if you know.",
+            taken,
+            "no setting asks for that width" if asked is None else "deform_ratio is 1 in config.json",
+        )
+        return taken
+    return given or "mmcv"
+
+
+def with_deformable_attention(source: str, layout: str, fields: dict, given: str) -> dict:
+    """Return the settings of an original ViT-Adapter with the deformable attention that the caller gives."""
+    if not layout.startswith(("original_adapter", "original_segmentation", "original_detection", "original_cascade")):
+        raise ValueError(f"{source} is no ViT-Adapter of the original naming: deformable_attention says nothing of it.")
+    said = fields.get("deformable_attention", given)
+    if said != given:
+        raise ValueError(f"{source} has deformable_attention={said!r} in its config.json, and not {given!r}.")
+    return {**fields, "deformable_attention": given}
+
+
+def adapter_to_original(config: ViTPAdapterConfig) -> dict[str, Any]:
+    """Return the arguments of the original class.
+
+    Refused are settings that [`vision_to_original`] refuses, and mmcv's residual with values narrower than the tokens.
+    """
+    vision_to_original(config)
+    settings = config.to_dict()
+    attention = next(
+        name for name, ours in DEFORMABLE_ATTENTION.items() if ours["extractor_residual"] == config.extractor_residual
+    )
+    if attention == "mmcv" and config.deformable_ratio != 1:
+        raise ValueError(
+            f"The adapter has extractor_residual={config.extractor_residual!r} and "
+            f"deformable_ratio={config.deformable_ratio}, but the original code has that residual with 1 only."
+        )
+    named = {theirs: settings[ours] for ours, theirs in (ADAPTER_HIDDEN_FIELDS | ADAPTER_VISIBLE_FIELDS).items()}
+    return named | {
+        "deformable_attention": attention,
+        "patch_size": settings["patch_size"][0],
+        "img_size": settings["image_size"][0],
+        "mlp_ratio": config.intermediate_size / config.hidden_size,
+        "deform_num_heads": config.deformable_heads,
+        "use_final_norm": True,
+    }
+
+
+def segmentation_from_original(
+    settings: dict[str, Any], shapes: dict[str, tuple[int, ...]]
+) -> ViTPSegmentationConfig | ViTPChangeDetectionConfig:
+    """Return the configuration of OpenMMLab's UPerNet on ViT-Adapter.
+
+    A head that reads the maps of two images makes it a change detector.
+
+    Args:
+        settings: arguments of the original backbone's class, and `segmentation`; or nothing.
+        shapes: of the tensors, under the names of the original code.
+
+    Raises:
+        ValueError: as [`adapter_from_original`], and if the head is not like ours.
+    """
+    prefix = "backbone."
+    adapter = adapter_from_original(
+        settings, {key.removeprefix(prefix): shape for key, shape in shapes.items() if key.startswith(prefix)}
+    )
+    try:
+        num_labels, channels, _, _ = shapes["decode_head.conv_seg.weight"]
+        in_channels = shapes["decode_head.lateral_convs.0.conv.weight"][1]
+    except KeyError as error:
+        raise ValueError(f"The decode head is not OpenMMLab's UPerNet: it has no {error}.") from error
+    config_classes = {adapter.hidden_size: ViTPSegmentationConfig, 2 * adapter.hidden_size: ViTPChangeDetectionConfig}
+    if num_labels == 1 or in_channels not in config_classes:
+        raise ValueError(
+            f"The decode head makes {num_labels} maps of {in_channels} channels, but at least two classes, of the maps "
+            f"of one image ({adapter.hidden_size} channels) or of two, are expected."
+        )
+    auxiliary = {}
+    if "auxiliary_head.conv_seg.weight" in shapes:
+        auxiliary = {
+            "auxiliary_channels": shapes["auxiliary_head.conv_seg.weight"][1],
+            "auxiliary_num_convs": count(r"auxiliary_head\.convs\.(\d+)\.", shapes),
+            "auxiliary_concat_input": "auxiliary_head.conv_cat.conv.weight" in shapes,
+        }
+    said = dict(settings.get("segmentation", {}))
+    names = ordered_names(said.pop("id2label", dict(enumerate(range(num_labels)))))
+    if len(names) != num_labels:
+        raise ValueError(f"config.json names {len(names)} classes, but the head has {num_labels}.")
+    labels = named(names) if "segmentation" in settings else {"num_labels": num_labels}
+    return config_classes[in_channels](
+        backbone_config=adapter,
+        hidden_size=channels,
+        use_auxiliary_head=bool(auxiliary),
+        **labels,
+        **auxiliary,
+        **said,
+    )
+
+
+def segmentation_to_original(config: ViTPSegmentationConfig) -> dict[str, Any]:
+    """Return the arguments of the original backbone's class, and under `segmentation` settings of ours that the
+    tensors do not show.
+
+    Refused are settings that [`adapter_to_original`] refuses.
+    """
+    settings = {name: getattr(config, name) for name in HIDDEN_OF_SEGMENTATION}
+    return adapter_to_original(config.backbone_config) | {"segmentation": settings}
+
+
+def ordered_names(id2label: dict) -> list[str]:
+    """Return the names of the classes in the order of their indices, which are strings in JSON."""
+    return [name for _, name in sorted(id2label.items(), key=lambda item: int(item[0]))]
+
+
+def named(names: list[str]) -> dict[str, dict]:
+    return {"id2label": dict(enumerate(names)), "label2id": {name: index for index, name in enumerate(names)}}
+
+
+def count(pattern: str, shapes: dict[str, tuple[int, ...]]) -> int:
+    """Return how many different values the group of the pattern has in the names."""
+    return len({match[1] for match in (re.match(pattern, key) for key in shapes) if match})
+
+
+# Classes of the published detectors, in the order of their heads, as the authors' code lists them. Where a detector was
+# trained on COCO's JSON, the code takes the order of that file's categories, and the file is not published: such an
+# order is certain only once the detector is scored class by class on labelled images.
+DIOR = (
+    "airplane airport baseballfield basketballcourt bridge chimney dam Expressway-Service-area Expressway-toll-station "
+    "golffield groundtrackfield harbor overpass ship stadium storagetank tenniscourt trainstation vehicle windmill"
+)
+DIOR_R = (
+    "airplane airport baseballfield basketballcourt bridge chimney expressway-service-area expressway-toll-station dam "
+    "golffield groundtrackfield harbor overpass ship stadium storagetank tenniscourt trainstation vehicle windmill"
+)
+DOTA = (
+    "plane baseball-diamond bridge ground-track-field small-vehicle large-vehicle ship tennis-court basketball-court "
+    "storage-tank soccer-ball-field roundabout harbor swimming-pool helicopter container-crane airport helipad"
+)
+SAR = "ship aircraft car tank bridge harbor"
+# SSDD's one class in a head for the 80 of COCO, whose softmax has no exact counterpart with fewer.
+SSDD = " ".join(["ship", *(f"unused-{index}" for index in range(1, 80))])
+
+
+@dataclass(frozen=True)
+class Benchmark:
+    """
+    Args:
+        config_class: of its detector.
+        names: of the classes, in the order of the head.
+        resize: `"stretch"` or `"fit"` images to the detector's size, the second with padding; not if `None`.
+        order_is_certain: whether the order of the names does not hang on a file that is not published.
+        settings: of the configuration, where they are not its defaults.
+    """
+
+    config_class: type[ViTPObjectDetectionConfig]
+    names: list[str]
+    resize: str | None
+    order_is_certain: bool = True
+    settings: dict[str, Any] = field(default_factory=dict)
+
+
+BENCHMARKS = {
+    "dior": Benchmark(ViTPObjectDetectionConfig, DIOR.split(), "stretch", order_is_certain=False),
+    "dior_r": Benchmark(ViTPOrientedObjectDetectionConfig, DIOR_R.split(), "fit"),
+    "dota_v2": Benchmark(ViTPOrientedObjectDetectionConfig, DOTA.split(), None),
+    "sardet_100k": Benchmark(ViTPObjectDetectionConfig, SAR.split(), "stretch", order_is_certain=False),
+    "rsar": Benchmark(ViTPOrientedObjectDetectionConfig, SAR.split(), "fit"),
+    "ssdd": Benchmark(ViTPInstanceSegmentationConfig, SSDD.split(), "stretch", settings={"flip_test": True}),
+}
+
+
+# The numbers of deltas that a place of the region proposals has, three anchors each.
+KINDS = {12: ViTPObjectDetectionConfig, 18: ViTPOrientedObjectDetectionConfig}
+PER_STAGE = ("stage_iou_thresholds", "stage_loss_weights", "stage_box_stds")
+DETECTOR_VISIBLE_FIELDS = ("neck_channels", "neck_top_down", "head_hidden_size", "class_agnostic_boxes")
+
+
+def detection_from_original(
+    settings: dict[str, Any], shapes: dict[str, tuple[int, ...]], benchmark: str | None = None
+) -> ViTPObjectDetectionConfig:
+    """Return the configuration of a two-stage detector of OpenMMLab's on ViT-Adapter.
+
+    Args:
+        settings: arguments of the original backbone's class, and `detector`; or nothing.
+        shapes: of the tensors, under the names of the original code.
+        benchmark: one of `BENCHMARKS`.
+
+    Raises:
+        ValueError: as [`adapter_from_original`]; if the tensors are no detector's that we have, or not the benchmark's.
+    """
+    prefix = "backbone."
+    adapter = adapter_from_original(
+        settings, {key.removeprefix(prefix): shape for key, shape in shapes.items() if key.startswith(prefix)}
+    )
+    stages = count(r"roi_head\.bbox_head\.(\d)\.", shapes)
+    head = "roi_head.bbox_head.0" if stages else "roi_head.bbox_head"
+    try:
+        channels = shapes["neck.lateral_convs.0.conv.weight"][0]
+        values = shapes["rpn_head.rpn_reg.weight"][0]
+        hidden, labels = shapes[f"{head}.shared_fcs.0.weight"][0], shapes[f"{head}.fc_cls.weight"][0] - 1
+        box_values = shapes[f"{head}.fc_reg.weight"][0]
+    except KeyError as error:
+        raise ValueError(
+            f"The heads are not those of a two-stage detector of OpenMMLab: there is no {error}."
+        ) from error
+    config_class = (
+        ViTPInstanceSegmentationConfig if "roi_head.mask_head.upsample.weight" in shapes else KINDS.get(values)
+    )
+    if config_class is None or (config_class.num_box_values == 4) != (values == 12):
+        raise ValueError(f"rpn_reg gives {values} values a place, but 12 or, for oriented boxes, 18 are expected.")
+    if labels < 1 or box_values not in (config_class.num_box_values, config_class.num_box_values * labels):
+        raise ValueError(
+            f"fc_reg gives {box_values} values, but {config_class.num_box_values}, for all {labels} classes or each, "
+            "are expected."
+        )
+    shown = {
+        "neck_channels": channels,
+        "neck_top_down": "neck.lateral_convs.0.conv.bias" in shapes,
+        "head_hidden_size": hidden,
+        "class_agnostic_boxes": box_values == config_class.num_box_values,
+    }
+    hidden_settings = stage_settings(config_class, max(stages, 1)) | hidden_of(settings, shown)
+    if benchmark is not None:
+        hidden_settings |= benchmark_settings(benchmark, config_class, labels)
+    elif "detector" not in settings:
+        logger.warning(
+            "What cannot be seen from the tensors (thresholds, overlaps, the names of the classes) is taken to be as "
+            "in the published %s. Name the benchmark if the detector is one of %s.",
+            config_class.model_type,
+            ", ".join(BENCHMARKS),
+        )
+    if "id2label" not in hidden_settings:
+        hidden_settings["num_labels"] = labels
+    config = config_class(backbone_config=adapter, **shown, **hidden_settings)
+    if config.num_labels != labels:
+        raise ValueError(f"config.json names {config.num_labels} classes, but the head has {labels}.")
+    return config
+
+
+def stage_settings(config_class: type[ViTPObjectDetectionConfig], stages: int) -> dict[str, Any]:
+    """Return the settings of each stage, of one stage or of those of the published detector."""
+    published = {name: getattr(config_class, name) for name in PER_STAGE}
+    if stages not in (1, len(published[PER_STAGE[0]])):
+        raise ValueError(
+            f"The detector has {stages} stages, but 1 or {len(published[PER_STAGE[0]])} are expected: of others the "
+            "tensors do not say with which overlaps they were trained."
+        )
+    return {name: list(values[:stages]) for name, values in published.items()}
+
+
+def hidden_of(settings: dict[str, Any], shown: dict[str, Any]) -> dict[str, Any]:
+    """Return the settings of `detector` that the tensors do not show; those that they show must agree."""
+    said = dict(settings.get("detector", {}))
+    for name in DETECTOR_VISIBLE_FIELDS:
+        if said.get(name, shown[name]) != shown[name]:
+            raise ValueError(f"config.json has {name}={said[name]}, but the tensors have {shown[name]}.")
+        said.pop(name, None)
+    if "id2label" in said:
+        said |= named(ordered_names(said["id2label"]))
+    return said
+
+
+def benchmark_settings(benchmark: str, config_class: type[ViTPObjectDetectionConfig], labels: int) -> dict[str, Any]:
+    known = BENCHMARKS[benchmark]
+    if known.config_class is not config_class or len(known.names) != labels:
+        raise ValueError(
+            f"The tensors are of a {config_class.model_type} with {labels} classes, but the published detector of "
+            f"{benchmark} is a {known.config_class.model_type} with {len(known.names)}."
+        )
+    if not known.order_is_certain:
+        logger.warning(
+            "The classes of %s are named in the order of the authors' code, which takes that of an annotation file "
+            "that is not published: score the detector class by class before relying on the names.",
+            benchmark,
+        )
+    return known.settings | named(known.names)
+
+
+def detection_to_original(config: ViTPObjectDetectionConfig) -> dict[str, Any]:
+    """Return the arguments of the original backbone's class, and `detector`: the rest under our own names.
+
+    Refused are settings that [`adapter_to_original`] refuses.
+    """
+    own = set(ViTPObjectDetectionConfig.__annotations__) - {"backbone_config"}
+    settings = {name: value for name, value in config.to_dict().items() if name in own}
+    return adapter_to_original(config.backbone_config) | {"detector": settings | {"id2label": config.id2label}}
+
+
+def detection_image_processor(
+    config: ViTPObjectDetectionConfig, benchmark: str | None = None
+) -> ViTPDetectionImageProcessor:
+    """Return the image processor of a detector.
+
+    It brings images to the detector's size: stretched, or, for oriented boxes, which stretching would skew, padded.
+    """
+    height, width = config.backbone_config.image_size
+    resize = "fit" if isinstance(config, ViTPOrientedObjectDetectionConfig) else "stretch"
+    if benchmark is not None:
+        resize = BENCHMARKS[benchmark].resize
+    size = {"height": height, "width": width}
+    if resize == "stretch":
+        return ViTPDetectionImageProcessor(do_resize=True, size=size)
+    if resize == "fit":
+        fitted = {"max_height": height, "max_width": width}
+        return ViTPDetectionImageProcessor(do_resize=True, size=fitted, pad_size=size)
+    return ViTPDetectionImageProcessor(pad_size=size)

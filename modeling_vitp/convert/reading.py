@@ -1,4 +1,4 @@
-"""What a source holds: its kind from the names of its tensors, and each tensor that its configuration asks for."""
+"""Read a checkpoint: recognize its layout by the names of its tensors, and check each tensor."""
 
 import logging
 import math
@@ -18,67 +18,36 @@ from transformers import (
     ProcessorMixin,
 )
 
-from ..cards.license import LICENSE_FILES
-from ..cards.record import read_json
+from ..auto.registry import MODELS, ModelEntry, find_model
+from ..cards.record import LICENSE_FILES, read_json
 from ..configuration_vitp import ViTPConfig, ViTPVisionConfig
-from ..configuration_vitp_dense import ViTPAdapterConfig, ViTPChangeDetectionConfig, ViTPSegmentationConfig
-from ..configuration_vitp_detection import (
-    ViTPInstanceSegmentationConfig,
-    ViTPObjectDetectionConfig,
-    ViTPOrientedObjectDetectionConfig,
-)
+from ..configuration_vitp_dense import ViTPAdapterConfig, ViTPSegmentationConfig
+from ..configuration_vitp_detection import ViTPObjectDetectionConfig
 from ..image_processing_vitp import ViTPImageProcessor
 from ..image_processing_vitp_dense import ViTPSegmentationImageProcessor
 from ..image_processing_vitp_detection import ViTPDetectionImageProcessor
 from ..messages import IMAGE_TOKEN
-from ..modeling_vitp import ViTPForConditionalGeneration, ViTPVisionModel
-from ..modeling_vitp_adapter import ViTPAdapter
-from ..modeling_vitp_dense import ViTPForChangeDetection, ViTPForSemanticSegmentation
-from ..modeling_vitp_detection import (
-    ViTPForInstanceSegmentation,
-    ViTPForObjectDetection,
-    ViTPForOrientedObjectDetection,
-)
 from ..opening import check_fields, naming
 from ..processing_vitp import CHAT_TEMPLATE, ViTPProcessor
 from .internvl import from_internvl_config
-from .keys import BACKBONE, VISION_TOWER, place, recognise
-from .original_config import INTERN_VIT_HEADS, chat_from_original, vision_from_original
-from .original_dense_config import adapter_from_original, segmentation_from_original, with_deformable_attention
-from .original_detection_config import detection_from_original, detection_image_processor
-from .tensor_files import TensorBytes, read_checkpoint
+from .keys import BACKBONE, VISION_TOWER, place, recognize
+from .original_config import (
+    INTERN_VIT_HEADS,
+    adapter_from_original,
+    chat_from_original,
+    detection_from_original,
+    detection_image_processor,
+    segmentation_from_original,
+    vision_from_original,
+    with_deformable_attention,
+)
+from .tensor_files import TensorBytes, main_dtype, read_checkpoint
 
 logger = logging.getLogger(__name__)
-
-MODELS = {
-    ViTPConfig.model_type: ViTPForConditionalGeneration,
-    ViTPVisionConfig.model_type: ViTPVisionModel,
-    ViTPAdapterConfig.model_type: ViTPAdapter,
-    ViTPSegmentationConfig.model_type: ViTPForSemanticSegmentation,
-    ViTPChangeDetectionConfig.model_type: ViTPForChangeDetection,
-    ViTPObjectDetectionConfig.model_type: ViTPForObjectDetection,
-    ViTPOrientedObjectDetectionConfig.model_type: ViTPForOrientedObjectDetection,
-    ViTPInstanceSegmentationConfig.model_type: ViTPForInstanceSegmentation,
-}
 
 Config = ViTPConfig | ViTPVisionConfig | ViTPAdapterConfig | ViTPSegmentationConfig | ViTPObjectDetectionConfig
 DenseImageProcessor = ViTPSegmentationImageProcessor | ViTPDetectionImageProcessor
 
-TYPES_OF_LAYOUT = {
-    "vitp": ("vitp",),
-    "internvl": ("internvl",),
-    "backbone": ("internvl_vision", "vitp_vision"),
-    "original": ("internvl_chat",),
-    "adapter": (ViTPAdapterConfig.model_type,),
-    "segmentation": (ViTPSegmentationConfig.model_type, ViTPChangeDetectionConfig.model_type),
-    "detection": (
-        ViTPObjectDetectionConfig.model_type,
-        ViTPOrientedObjectDetectionConfig.model_type,
-        ViTPInstanceSegmentationConfig.model_type,
-    ),
-}
-
-DTYPES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json")
 IMAGE_PROCESSOR_FILES = ("preprocessor_config.json", "processor_config.json")
 HUB_FILES = ["*.json", "*.safetensors", "*.jinja", "*.txt", "*.model", "*.md", *LICENSE_FILES]
@@ -87,7 +56,7 @@ UNUSED = "backbone.embeddings.cls_token"  # which the adapter runs without
 
 @dataclass
 class Checkpoint:
-    """What a source holds: its tensors under the names of this package, and the rest in our classes."""
+    """A checkpoint with its tensors under the names of this package, and the rest in our classes."""
 
     name: str
     folder: Path
@@ -102,14 +71,25 @@ class Checkpoint:
         return "original" if self.layout.startswith("original") else self.layout
 
     @property
-    def contents(self) -> str:
-        if isinstance(self.config, ViTPSegmentationConfig):
-            return "segmentation model"
-        if isinstance(self.config, ViTPObjectDetectionConfig):
-            return "detector" if len(self.config.stage_iou_thresholds) == 1 else "cascade of detectors"
-        if isinstance(self.config, ViTPAdapterConfig):
-            return "ViT-Adapter"
-        return "ViT" if isinstance(self.config, ViTPVisionConfig) else "vision-language model"
+    def entry(self) -> ModelEntry:
+        return find_model(self.config.model_type)
+
+    @property
+    def original_layout(self) -> str | None:
+        """The layout of the original code."""
+        layout = self.entry.original_layout
+        is_one_stage = layout == "original_cascade" and len(self.config.stage_iou_thresholds) == 1
+        return "original_detection" if is_one_stage else layout
+
+    @property
+    def targets(self) -> list[str]:
+        """What the checkpoint can be converted to, the default first."""
+        targets = [self.entry.layout]
+        if self.entry.layout == "vitp":
+            targets += ["backbone", "internvl"]
+        if isinstance(getattr(self.config, "backbone_config", None), ViTPAdapterConfig):
+            targets.append("adapter")
+        return targets + (["original"] if self.original_layout else [])
 
 
 def read_source(
@@ -119,14 +99,14 @@ def read_source(
     deformable_attention: str | None = None,
     benchmark: str | None = None,
 ) -> Checkpoint:
-    """Recognises a checkpoint and checks that its tensors are those that its configuration asks for."""
+    """Recognize a checkpoint and check that its tensors are those that its configuration asks for."""
     path = local_path(source, revision)
     folder = path if path.is_dir() else path.parent
     weights = read_checkpoint(path)
     with naming(folder, PreTrainedConfig):
         fields = read_json(folder / "config.json")
         check_fields(str(folder / "config.json"), fields)
-    layout = recognise(set(weights))
+    layout = recognize(set(weights))
     model_type = fields.get("model_type")
     if layout is None and any(".lora_" in key for key in weights):
         raise ValueError(
@@ -139,10 +119,11 @@ def read_source(
             "ViTP model, an InternVL model (transformers' or the original), the ViT of one, or a ViT-Adapter on that "
             "ViT is expected."
         )
-    if layout in TYPES_OF_LAYOUT and model_type not in TYPES_OF_LAYOUT[layout]:
+    types = ["internvl_chat"] if layout == "original" else [name for name in MODELS if MODELS[name].layout == layout]
+    if types and model_type not in types:
         raise ValueError(
             f"{source} has tensors of the kind {layout!r}, but the model_type in its config.json is {model_type!r} "
-            f"and not {' or '.join(map(repr, TYPES_OF_LAYOUT[layout]))}."
+            f"and not {' or '.join(map(repr, types))}."
         )
     if deformable_attention is not None:
         fields = with_deformable_attention(source, layout, fields, deformable_attention)
@@ -195,7 +176,7 @@ def read_config(layout: str, fields: dict, weights: dict[str, TensorBytes], benc
     if layout == "original":
         return chat_from_original(fields)
     if layout in ("adapter", "segmentation", "detection"):
-        config = MODELS[fields["model_type"]].config_class.from_dict(fields)
+        config = find_model(fields["model_type"]).model_class.config_class.from_dict(fields)
         if layout == "detection" and not isinstance(config.backbone_config, ViTPAdapterConfig):
             raise ValueError("The detector's backbone is no ViT-Adapter, which the other layouts have.")
         return config
@@ -254,17 +235,6 @@ def guess_vision_config(weights: dict[str, TensorBytes], layout: str) -> dict[st
     }
 
 
-def main_dtype(weights: dict[str, TensorBytes]) -> str:
-    """The dtype that most bytes have."""
-    counts = Counter()
-    for tensor in weights.values():
-        counts[tensor.dtype] += tensor.num_bytes
-    dtype = counts.most_common(1)[0][0]
-    if dtype not in DTYPES:
-        raise ValueError(f"The weights are of dtype {dtype}, but one of {[*DTYPES]} is expected.")
-    return DTYPES[dtype]
-
-
 def match_tensors(
     source: str, model: PreTrainedModel, layout: str, weights: dict[str, TensorBytes]
 ) -> dict[str, TensorBytes]:
@@ -273,7 +243,7 @@ def match_tensors(
     Raises:
         ValueError: with all keys that are missing, unknown or of a wrong shape.
     """
-    prefix = {ViTPVisionConfig: VISION_TOWER, ViTPAdapterConfig: BACKBONE}.get(type(model.config), "")
+    prefix = {"backbone": VISION_TOWER, "adapter": BACKBONE}.get(find_model(model.config.model_type).layout, "")
     expected = {prefix + name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
     tied = {name: other for name, other in model.all_tied_weights_keys.items() if name in expected}
     optional = {*tied, UNUSED}
@@ -309,9 +279,9 @@ def match_tensors(
 
 
 def meta_model(config: Config) -> PreTrainedModel:
-    """The model without memory for its weights, to know their names and shapes."""
+    """Return the model without memory for its weights, for their names and shapes."""
     with torch.device("meta"):
-        return MODELS[config.model_type](config)
+        return find_model(config.model_type).model_class(config)
 
 
 def read_image_processor(

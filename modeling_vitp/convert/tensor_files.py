@@ -1,4 +1,4 @@
-"""Safetensors checkpoints as byte ranges: tensors are renamed, cut and joined on disk without being loaded.
+"""Safetensors checkpoints as byte ranges (tensors are renamed, cut and joined on disk without loading), and checks.
 
 Cutting a tensor into blocks of rows, and joining such blocks, moves contiguous bytes only. So a conversion needs no
 more memory than its copy buffer, and keeps every bit whatever the dtype.
@@ -7,12 +7,14 @@ more memory than its copy buffer, and keeps every bit whatever the dtype.
 import json
 import math
 import struct
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
+import torch
 from tqdm import tqdm
 
 SINGLE_FILE, INDEX_FILE = "model.safetensors", "model.safetensors.index.json"
@@ -20,6 +22,8 @@ DTYPE_BITS = {"F64": 64, "I64": 64, "U64": 64, "F32": 32, "I32": 32, "U32": 32, 
 DTYPE_BITS |= {"U16": 16, "I8": 8, "U8": 8, "BOOL": 8, "F8_E4M3": 8, "F8_E5M2": 8}
 EXPONENTS = {"F64": (np.uint64, np.uint64(0x7FF << 52)), "F32": (np.uint32, np.uint32(0xFF << 23))}
 EXPONENTS |= {"BF16": (np.uint16, np.uint16(0xFF << 7)), "F16": (np.uint16, np.uint16(0x1F << 10))}
+DTYPES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
+FLOATS = tuple(getattr(torch, name) for name in DTYPES.values())
 BUFFER_BYTES = 1 << 20  # which the processor's cache holds
 FROM_PICKLE = (
     "Take the tensors out yourself: safetensors.torch.save_file(torch.load(FILE, weights_only=True)['state_dict'], "
@@ -29,7 +33,7 @@ FROM_PICKLE = (
 
 @dataclass(frozen=True)
 class TensorBytes:
-    """A tensor, or a block of its rows, where it lies in a file."""
+    """Location of a tensor, or of a block of its rows, in a file."""
 
     path: Path
     start: int
@@ -41,14 +45,14 @@ class TensorBytes:
         return math.prod(self.shape) * DTYPE_BITS[self.dtype] // 8
 
     def rows(self, part: int, num_parts: int) -> "TensorBytes":
-        """The `part`-th of `num_parts` equal blocks of rows."""
+        """Return the `part`-th of `num_parts` equal blocks of rows."""
         if num_parts == 1:
             return self
         block = replace(self, shape=(self.shape[0] // num_parts, *self.shape[1:]))
         return replace(block, start=self.start + part * block.num_bytes)
 
     def read(self) -> Iterator[memoryview]:
-        """Its bytes in chunks, each of which takes the place of the one before."""
+        """Yield the bytes in chunks; each chunk overwrites the one before."""
         buffer = memoryview(bytearray(min(self.num_bytes, BUFFER_BYTES)))
         with open(self.path, "rb") as file:
             file.seek(self.start)
@@ -62,7 +66,7 @@ class TensorBytes:
 
 
 def read_checkpoint(path: Path) -> dict[str, TensorBytes]:
-    """The tensors of a safetensors file, or of a folder with one file or with shards and their index.
+    """Return the tensors of a safetensors file, or of a folder with one file or with shards and their index.
 
     Raises:
         ValueError: if there are no safetensors, a file is damaged, or the index and its shards do not agree.
@@ -108,7 +112,7 @@ def read_shards(index_file: Path) -> dict[str, TensorBytes]:
 
 
 def read_file(path: Path) -> dict[str, TensorBytes]:
-    """The tensors of one safetensors file, from its header, in the order of their bytes."""
+    """Return the tensors of one safetensors file, from its header, in the order of their bytes."""
     try:
         size = path.stat().st_size
         with open(path, "rb") as file:
@@ -137,8 +141,10 @@ def read_file(path: Path) -> dict[str, TensorBytes]:
 
 
 def write_checkpoint(folder: Path, tensors: dict[str, list[TensorBytes]]) -> list[str]:
-    """Writes each tensor as its blocks of rows one after another, in shards that follow those of the source; the names
-    of those that hold NaN or infinity.
+    """Write each tensor as its blocks of rows one after another, in shards that follow those of the source.
+
+    Returns:
+        The names of the tensors that hold NaN or infinity.
     """
     shards = {}
     for key, blocks in tensors.items():
@@ -183,7 +189,7 @@ def write_file(path: Path, tensors: dict[str, list[TensorBytes]], progress: tqdm
 
 
 def is_finite(chunk: memoryview, dtype: str) -> bool:
-    """Whether the numbers in a chunk of a tensor are finite: the exponent of none has all its bits set."""
+    """Return whether the numbers in a chunk of a tensor are finite: no exponent has all its bits set."""
     if dtype not in EXPONENTS:
         return True
     kind, exponent = EXPONENTS[dtype]
@@ -191,7 +197,44 @@ def is_finite(chunk: memoryview, dtype: str) -> bool:
 
 
 def open_like_folder(folder: str | Path) -> None:
-    """Gives weights the mode of their folder; safetensors writes them for their owner alone, wherever it is."""
+    """Give weights the mode of their folder; safetensors writes them for their owner alone."""
     for path in Path(folder).glob("*.safetensors"):
         with suppress(OSError):  # of another owner, or on a file system without modes
             path.chmod(Path(folder).stat().st_mode & 0o666)
+
+
+def main_dtype(weights: dict[str, TensorBytes]) -> str:
+    """Return the dtype that most bytes have."""
+    counts = Counter()
+    for tensor in weights.values():
+        counts[tensor.dtype] += tensor.num_bytes
+    dtype = counts.most_common(1)[0][0]
+    if dtype not in DTYPES:
+        raise ValueError(f"The weights are of dtype {dtype}, but one of {[*DTYPES]} is expected.")
+    return DTYPES[dtype]
+
+
+def not_finite(tensors: Mapping[str, torch.Tensor]) -> list[str]:
+    """Return the names of the tensors that hold NaN or infinity; of sharded tensors this process's part counts."""
+    parts = {name: getattr(tensor, "to_local", lambda tensor=tensor: tensor)() for name, tensor in tensors.items()}
+    parts = {name: part.detach() for name, part in parts.items() if part.dtype in FLOATS and part.numel()}
+    # The largest magnitude of all at once, which is NaN if a value is NaN.
+    if not parts or torch.nn.utils.get_total_norm(list(parts.values()), math.inf).isfinite():
+        return []
+    return [name for name, part in parts.items() if not part.isfinite().all()]
+
+
+def check_finite(tensors: Mapping[str, torch.Tensor], name: object) -> None:
+    """Raise a `ValueError` that names tensors that hold NaN or infinity."""
+    refuse_not_finite(name, not_finite(tensors))
+
+
+def refuse_not_finite(name: object, wrong: Iterable[str]) -> None:
+    """Raise a `ValueError` about the weights of `name` if any tensors are listed."""
+    wrong = list(wrong)
+    if wrong:
+        more = f" and {len(wrong) - 3} more" if len(wrong) > 3 else ""
+        raise ValueError(
+            f"{name} has weights that are NaN or infinite, in {', '.join(wrong[:3])}{more}: the training that they "
+            "come from diverged. Take an earlier checkpoint; conversion and export take these with allow_nan."
+        )

@@ -9,7 +9,7 @@ from transformers import AutoConfig
 from ..classification.arguments import SCORED_WITH
 from ..classification.data import ClassificationData
 from ..classification.trainer import KINDS, ClassificationTrainer, ClassificationTrainingArguments, files_or_rows
-from ..convert.finite import check_finite
+from ..convert.tensor_files import check_finite
 from ..image_processing_vitp import ViTPImageProcessor
 from ..images.corruptions import CorruptedImages
 from ..images.large import weights_digest
@@ -18,7 +18,6 @@ from ..training.fingerprint import fingerprint
 from .arguments import RobustnessArguments
 from .recorded_task import RecordedTask
 
-MODELS = (ViTPForImageClassification.config_class.model_type,)
 MAIN_SCORES = {False: "accuracy", True: "mean_average_precision"}
 
 

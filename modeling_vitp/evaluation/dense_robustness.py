@@ -7,7 +7,8 @@ import evaluate
 from torch.utils.data import Subset
 from transformers import AutoConfig, PreTrainedConfig
 
-from ..convert.finite import check_finite
+from ..auto.registry import find_model
+from ..convert.tensor_files import check_finite
 from ..dense.arguments import SCORED_WITH, DenseModelArguments
 from ..dense.data import DenseData, MaskedImages
 from ..dense.trainer import DenseTrainer, DenseTrainingArguments, files_or_rows, load_image_processor
@@ -15,16 +16,9 @@ from ..images.corruptions import CorruptedImages
 from ..images.large import weights_digest
 from ..input_spec import InputSpec
 from ..metrics.report import metric_path
-from ..modeling_vitp_dense import ViTPForChangeDetection, ViTPForSemanticSegmentation
 from ..training.fingerprint import fingerprint
 from .arguments import RobustnessArguments
 from .recorded_task import RecordedTask
-
-# The class of a model and the metric it is scored by, by its type.
-MODELS = {
-    ViTPForSemanticSegmentation.config_class.model_type: (ViTPForSemanticSegmentation, "mean_iou"),
-    ViTPForChangeDetection.config_class.model_type: (ViTPForChangeDetection, "change_detection"),
-}
 
 
 class DenseTask(RecordedTask):
@@ -42,7 +36,8 @@ class DenseTask(RecordedTask):
     def __init__(self, name: str, args: RobustnessArguments):
         super().__init__(name, args)
         config = AutoConfig.from_pretrained(name)
-        self.model_class, metric = MODELS[config.model_type]
+        entry = find_model(config.model_type)
+        self.model_class = entry.model_class
         data = DenseData.from_dict(self.described)
         self.encoding, self.image_spec = data.encoding, data.image_spec
         self.samples = data.open([self.split])
@@ -55,7 +50,7 @@ class DenseTask(RecordedTask):
             name: self.configuration.get(name) for name in ("crop_size", "metric", *SCORED_WITH)
         } | args.scored_with
         found = {name: value for name, value in found.items() if value is not None}
-        self.metric = found.pop("metric", metric)
+        self.metric = found.pop("metric", entry.metric)
         main_score = evaluate.load(metric_path(self.metric), num_labels=len(self.encoding.names)).main_score
         self.score = args.score or main_score
         if self.score is None:

@@ -17,12 +17,14 @@ from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 from transformers import PreTrainedConfig
 
+from ..auto.registry import MODELS
 from ..cards.sections import table
 from ..images.corruptions import SEVERITIES, parameters
 from ..metrics.report import without_nan
 from ..training.checkpointing import FolderLock, write_whole
-from . import classification_robustness, dense_robustness
 from .arguments import RobustnessArguments
+from .classification_robustness import ClassificationTask
+from .dense_robustness import DenseTask
 from .experiments import check_settings, once
 
 logger = logging.getLogger(__name__)
@@ -54,10 +56,10 @@ class Task(Protocol):
         """
 
 
-# What opens a model, by its type; a `ValueError` says what is wrong with it or with its data.
+# Opens a model, by the `robustness_task` of its declaration; a `ValueError` says what is wrong with it or its data.
 TASKS: dict[str, Callable[[str, RobustnessArguments], Task]] = {
-    **dict.fromkeys(dense_robustness.MODELS, dense_robustness.DenseTask),
-    **dict.fromkeys(classification_robustness.MODELS, classification_robustness.ClassificationTask),
+    "classification": ClassificationTask,
+    "dense": DenseTask,
 }
 
 
@@ -66,9 +68,10 @@ def open_task(name: str, args: RobustnessArguments) -> Task:
         model_type = PreTrainedConfig.get_config_dict(name)[0].get("model_type")
     except OSError as error:
         raise ValueError(f"{name} is no model: {str(error).splitlines()[0]}") from error
-    if model_type not in TASKS:
-        raise ValueError(f"{name} is a {model_type!r} model; one fine-tuned is needed: {', '.join(TASKS)}.")
-    return TASKS[model_type](name, args)
+    known = {name: entry.robustness_task for name, entry in MODELS.items() if entry.robustness_task is not None}
+    if model_type not in known:
+        raise ValueError(f"{name} is a {model_type!r} model; one fine-tuned is needed: {', '.join(known)}.")
+    return TASKS[known[model_type]](name, args)
 
 
 def evaluate_robustness(args: RobustnessArguments) -> dict[str, Any]:

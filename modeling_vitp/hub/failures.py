@@ -1,4 +1,4 @@
-"""When the Hub fails: tries again where that helps, and otherwise says why in one line."""
+"""Failures of the Hub: try again where that helps, and otherwise explain the failure in one line."""
 
 import logging
 import re
@@ -22,25 +22,25 @@ from ..command.errors import one_line
 logger = logging.getLogger(__name__)
 RETRIES, LONGEST_WAIT = 5, 300
 
-# RuntimeError is what the client makes of a failure to send one file.
+# The client raises a RuntimeError if it cannot send a file.
 FAILURES = (HfHubHTTPError, httpx2.TransportError, OfflineModeIsEnabled, LocalTokenNotFoundError, RuntimeError)
-# What `datasets` makes of `OfflineModeIsEnabled` has it as text only.
+# `datasets` raises errors of its own for `OfflineModeIsEnabled`, with its name in the text.
 OFFLINE = re.compile("OfflineModeIsEnabled|HF_HUB_OFFLINE")
 T = TypeVar("T")
 
 
-def tried(step: Callable[[], T], after_lost_answer: bool = True) -> T:
-    """Carries out a step; again where the Hub is busy or the connection broke, after 1, 2, 4 … s or what it asks.
+def retry(step: Callable[[], T], after_lost_answer: bool = True) -> T:
+    """Call `step`, and call it again if the Hub is busy or the connection broke, after 1, 2, 4 … s or as the Hub asks.
 
     Args:
-        step: what reads or writes.
-        after_lost_answer: whether also where no answer came, so that the step may have been carried out.
+        step: function that reads or writes.
+        after_lost_answer: whether to try again if no answer came, so that the step may have been carried out.
     """
     for number in range(RETRIES):
         limit_waits()
         try:
             return step()
-        except Exception as error:  # of many clients; what another try does not help is raised
+        except Exception as error:  # of several clients
             if not after_lost_answer and status_of(error) is None:
                 raise
             wait = seconds_to_wait(error, number)
@@ -51,14 +51,14 @@ def tried(step: Callable[[], T], after_lost_answer: bool = True) -> T:
 
 
 def limit_waits() -> None:
-    """Lets the client of the Hub, which waits as long as a server asks, wait no longer than we do, and says so."""
+    """Let the client of the Hub, which waits as long as a server asks, wait no longer than `LONGEST_WAIT`."""
     hooks = get_session().event_hooks
     if limit_asked_wait not in hooks["response"]:
         get_session().event_hooks = {**hooks, "response": [*hooks["response"], limit_asked_wait]}
 
 
 def limit_asked_wait(response: httpx2.Response) -> None:
-    """Takes the times to wait in an answer down to `LONGEST_WAIT`."""
+    """Reduce the times to wait in a response to `LONGEST_WAIT`."""
     for header, form in (("Retry-After", r"\s*(\d+)\s*"), ("RateLimit", r".*;\s*t=(\d+).*")):
         found = re.fullmatch(form, response.headers.get(header, ""))
         if found and int(found[1]) > LONGEST_WAIT:
@@ -69,17 +69,18 @@ def limit_asked_wait(response: httpx2.Response) -> None:
 
 
 def pause(error: Exception, wait: float, number: int) -> None:
-    """Waits before the next try, and says why."""
+    """Log the error and wait before the next try."""
     logger.warning("%s. Trying again in %g s (%d of %d).", one_line(str(error)), wait, number + 1, RETRIES)
     time.sleep(wait)
 
 
 def seconds_to_wait(error: BaseException, number: int) -> float | None:
-    """Before the next try, if the error, or what caused it, is a server that is busy or a connection that broke; `None`
-    if another try would end the same.
+    """Return the seconds to wait before the next try, or `None` if another try would not help.
+
+    Another try helps if the error, or one that caused it, is a busy server or a broken connection.
 
     Args:
-        error: of a client of the Hub, or of what reads with one.
+        error: raised by a client of the Hub.
         number: of tries before this one.
     """
     if isinstance(error, httpx2.TransportError):
@@ -103,13 +104,13 @@ def seconds_to_wait(error: BaseException, number: int) -> float | None:
 
 
 def status_of(error: BaseException) -> int | None:
-    """The status of the answer that an error is about."""
+    """Return the HTTP status of the response that an error is about."""
     status = getattr(getattr(error, "response", None), "status_code", getattr(error, "status", None))
     return status if isinstance(status, int) else None
 
 
 def explain(error: Exception, repo_id: str) -> str:
-    """The cause of a failure, in one line."""
+    """Return the cause of a failure in one line."""
     while isinstance(error, RuntimeError) and error.__cause__ is not None:
         return f"{one_line(str(error))} {explain(error.__cause__, repo_id)}"
     if isinstance(error, OfflineModeIsEnabled):

@@ -1,17 +1,21 @@
-"""What of a folder goes to the Hub, and what must never go."""
+"""Which files of a folder go to the Hub, and the search for secrets in them, also inside of archives and Parquet."""
 
+import bz2
+import gzip
 import io
+import lzma
 import re
 import struct
-from collections.abc import Iterable
+import tarfile
+import zipfile
+from collections.abc import Iterator
 from fnmatch import fnmatch
 from pathlib import Path
+from typing import BinaryIO
 
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
-from .archives import Unsearchable, pieces, unpacked
-
-# Of a model's folder, without its subfolders. Whatever else a run leaves there stays: optimiser states, training
+# The files of a model's folder that go, without its subfolders. All else of a run stays: optimizer states, training
 # arguments, pictures of the data, submissions.
 MODEL_FILES = (
     "config.json generation_config.json adapter_config.json *.safetensors *.safetensors.index.json tokenizer.json "
@@ -23,7 +27,7 @@ PACKAGE = Path(__file__).parents[1]
 # Code that travels with a model lies flat in the package.
 MODEL_FILES += sorted({path.name for path in PACKAGE.glob("*.py")} - {"__init__.py", "__main__.py"})
 SECRET_FILES = ".env .env.* *.env .netrc .git-credentials .pypirc *.pem id_rsa* id_ed25519* stored_tokens".split()
-# What it is, bytes that it cannot be without, and its form.
+# Kind of the secret, bytes that it always contains, and its pattern.
 SECRETS = (
     ("a Hugging Face token", b"hf_", rb"hf_[A-Za-z0-9]{34}"),
     ("a Hugging Face token", b"api_org_", rb"api_org_[A-Za-z0-9]{34}"),
@@ -33,17 +37,28 @@ SECRETS = (
     ("an API key", b"AKIA", rb"(?<![A-Za-z0-9+/])AKIA[0-9A-Z]{16}(?![A-Za-z0-9+/])"),
     ("a private key", b"PRIVATE KEY-----", rb"-----BEGIN [A-Z ]*PRIVATE KEY-----"),
 )
-LONGEST_HEADER = 100_000_000  # of a safetensors file; what claims a longer one is none
+LONGEST_HEADER = 100_000_000  # bytes of the header of a safetensors file
+CHUNK, OVERLAP = 1 << 22, 1 << 10
+MAX_DEPTH = 4  # of archives in one another
+MAX_RATIO, MIN_LIMIT = 200, 1 << 28  # a file may unpack to so many times its size, or to so many bytes
+COMPRESSED = {b"\x1f\x8b": gzip.open, b"BZh": bz2.open, b"\xfd7zXZ\x00": lzma.open}
+UNSUPPORTED = (b"7z\xbc\xaf\x27\x1c", b"Rar!\x1a\x07", b"\x28\xb5\x2f\xfd", b"\x04\x22\x4d\x18")  # 7z, RAR, zstd, LZ4
+ZIP, PARQUET, TAR, TAR_OFFSET = b"PK\x03\x04", b"PAR1", b"ustar", 257
+ROWS = 100  # of Parquet, read at a time
+
+
+class Unsearchable(Exception):
+    """A compressed file that cannot be searched."""
 
 
 def model_files(folder: str | Path) -> dict[str, Path]:
-    """The files of a model's folder that belong to the model, by name."""
+    """Return the files of a model's folder that belong to the model, by name."""
     paths = sorted(path for path in Path(folder).iterdir() if path.is_file())
     return {path.name: path for path in paths if any(fnmatch(path.name, pattern) for pattern in MODEL_FILES)}
 
 
 def all_files(folder: str | Path) -> dict[str, Path]:
-    """Every file in a folder by its path there, but for git's, Python's caches and the checkpoints of a run."""
+    """Return the files in a folder by relative path, without git's and Python's caches and a run's checkpoints."""
     found = {}
     for path in sorted(Path(folder).rglob("*")):
         parts = path.relative_to(folder).parts
@@ -55,11 +70,22 @@ def all_files(folder: str | Path) -> dict[str, Path]:
     return found
 
 
-def find_secret(path: str | Path, content: bytes | None = None) -> str | None:
-    """What kind of secret a file holds, `None` if it has none. Of safetensors the header is read.
+def check_no_secrets(folder: str | Path) -> None:
+    """Raise a `ValueError` that names each file with a secret in it, and never the secret."""
+    found = {name: find_secret(path) for name, path in all_files(folder).items()}
+    named = [f"{name} ({kind})" for name, kind in found.items() if kind is not None]
+    if named:
+        raise ValueError(
+            f"nothing was sent, because there are secrets in {folder}: {', '.join(named)}. Remove them, and revoke "
+            "those that others may have seen."
+        )
 
-    Archives, compressed files (zip, tar, gzip, bzip2, xz) and Parquet are looked into, whatever their name; one that
-    cannot be (encrypted, broken, of another kind) counts as a secret.
+
+def find_secret(path: str | Path, content: bytes | None = None) -> str | None:
+    """Return the kind of secret that a file holds, or `None`. Of safetensors only the header is read.
+
+    Archives, compressed files (zip, tar, gzip, bzip2, xz) and Parquet are searched, whatever their name. A file that
+    cannot be searched (encrypted, damaged, of another format) counts as a secret.
 
     Args:
         path: the file; its name counts too.
@@ -67,16 +93,18 @@ def find_secret(path: str | Path, content: bytes | None = None) -> str | None:
     """
     if is_secret_name(str(path)):
         return "a file of secrets"
-    for chunk in [content] if content is not None else read_chunks(Path(path)):
-        if kind := secret_in(chunk):
-            return kind
-    if Path(path).suffix == ".safetensors":
-        return None
+    is_safetensors = Path(path).suffix == ".safetensors"
     with io.BytesIO(content) if content is not None else Path(path).open("rb") as file:
         size = file.seek(0, io.SEEK_END)
         file.seek(0)
+        for chunk in [read_header(file)] if is_safetensors else overlapping_chunks(file):
+            if kind := secret_in(chunk):
+                return kind
+        if is_safetensors:
+            return None
+        file.seek(0)
         try:
-            for name, chunk in unpacked(file, size):
+            for name, chunk in unpack(file, size):
                 if kind := "a file of secrets" if is_secret_name(name) else secret_in(chunk):
                     return f"{kind} inside, in {Path(name).name}" if name else f"{kind} inside"
         except Unsearchable as error:
@@ -92,23 +120,101 @@ def secret_in(content: bytes) -> str | None:
     return next((kind for kind, marker, form in SECRETS if marker in content and re.search(form, content)), None)
 
 
-def read_chunks(path: Path) -> Iterable[bytes]:
-    """The content as it lies in the file, see [`pieces`]."""
-    with path.open("rb") as file:
-        if path.suffix == ".safetensors":
-            start = file.read(8)
-            length = struct.unpack("<Q", start)[0] if len(start) == 8 else 0
-            yield start + file.read(min(length, LONGEST_HEADER))
-            return
-        yield from pieces(file)
+def read_header(file: BinaryIO) -> bytes:
+    """Return the header of a safetensors file."""
+    start = file.read(8)
+    length = struct.unpack("<Q", start)[0] if len(start) == 8 else 0
+    return start + file.read(min(length, LONGEST_HEADER))
 
 
-def check_no_secrets(folder: str | Path) -> None:
-    """Raises a `ValueError` that names each file of a folder that has a secret in it, and never what it is."""
-    found = {name: find_secret(path) for name, path in all_files(folder).items()}
-    named = [f"{name} ({kind})" for name, kind in found.items() if kind is not None]
-    if named:
-        raise ValueError(
-            f"nothing was sent, because there are secrets in {folder}: {', '.join(named)}. Take them out, and revoke "
-            "what others may have seen."
-        )
+def overlapping_chunks(file: BinaryIO) -> Iterator[bytes]:
+    """Yield the content in chunks that overlap, so that a secret across a border is found."""
+    tail = b""
+    while chunk := file.read(CHUNK):
+        yield tail + chunk
+        tail = chunk[-OVERLAP:]
+
+
+def unpack(file: BinaryIO, size: int) -> Iterator[tuple[str, bytes]]:
+    """Yield name and content, in chunks, of what is inside of a file; nothing if it is not compressed.
+
+    Args:
+        file: open, at its beginning.
+        size: its number of bytes, which limits those of the content.
+
+    Raises:
+        Unsearchable: if the file cannot be searched.
+    """
+    left = max(MAX_RATIO * size, MIN_LIMIT)
+    try:
+        for name, chunk in members(file, "", 0):
+            left -= len(chunk)
+            if left < 0:
+                raise Unsearchable("it unpacks to far more than its size")
+            yield name, chunk
+    except Unsearchable:
+        raise
+    except Exception as error:  # of many types: damaged, encrypted, of an unknown method
+        raise Unsearchable(" ".join(str(error).split()) or type(error).__name__) from error
+
+
+def members(file: BinaryIO, name: str, depth: int) -> Iterator[tuple[str, bytes]]:
+    head = file.read(TAR_OFFSET + len(TAR))
+    file.seek(0)
+    if head.startswith(UNSUPPORTED):
+        raise Unsearchable("its format is not supported")
+    opener = next((opener for magic, opener in COMPRESSED.items() if head.startswith(magic)), None)
+    is_zip, is_tar = head.startswith(ZIP), head[TAR_OFFSET:] == TAR
+    if (opener or is_zip or is_tar) and depth == MAX_DEPTH:
+        raise Unsearchable(f"there are more than {MAX_DEPTH} archives in one another")
+    if opener is not None:
+        with opener(file) as content:
+            yield from members(content, name, depth + 1)
+    elif is_zip:
+        with zipfile.ZipFile(file) as archive:
+            for member in archive.infolist():
+                yield member.filename, member.comment
+                if not member.is_dir():
+                    with archive.open(member) as content:
+                        yield from members(content, member.filename, depth + 1)
+    elif is_tar:
+        with tarfile.open(fileobj=file, mode="r:") as archive:
+            for member in archive:
+                yield member.name, b""
+                if member.isfile():
+                    yield from members(archive.extractfile(member), member.name, depth + 1)
+    elif head.startswith(PARQUET):
+        yield from ((name, values) for values in parquet_values(file))
+    elif depth:
+        yield from ((name, chunk) for chunk in overlapping_chunks(file))
+
+
+def parquet_values(file: BinaryIO) -> Iterator[bytes]:
+    """Yield the strings and bytes of a Parquet file, those of one column in some rows at a time, each once."""
+    from pyarrow.parquet import ParquetFile
+
+    for batch in ParquetFile(file).iter_batches(ROWS):
+        for column in batch.columns:
+            for values in strings_in(column):
+                yield b"\n".join(value for value in values if value is not None)
+
+
+def strings_in(array) -> Iterator[list[bytes | None]]:
+    """Yield the different values of each array of strings or bytes that an Arrow array consists of."""
+    from pyarrow import BaseExtensionType, large_binary, types
+
+    kind = array.type
+    if isinstance(kind, BaseExtensionType):
+        yield from strings_in(array.storage)
+    elif types.is_dictionary(kind):
+        yield from strings_in(array.dictionary)
+    elif types.is_struct(kind):
+        for index in range(kind.num_fields):
+            yield from strings_in(array.field(index))
+    elif types.is_map(kind):
+        yield from strings_in(array.keys)
+        yield from strings_in(array.items)
+    elif types.is_list(kind) or types.is_large_list(kind) or types.is_fixed_size_list(kind):
+        yield from strings_in(array.values)
+    elif types.is_string(kind) or types.is_large_string(kind) or types.is_binary(kind) or types.is_large_binary(kind):
+        yield array.unique().cast(large_binary()).to_pylist()

@@ -1,26 +1,297 @@
-"""What was gathered into its repo: in one commit, so that a branch has all of it or is as it was."""
+"""Put together what goes to a repo of the Hub, and push it in one commit: a branch has all of it or is unchanged."""
 
 import copy
+import json
 import logging
 import os
+import re
 import shutil
-import tempfile
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future
+from dataclasses import dataclass, field
 from fnmatch import fnmatch
 from functools import partial
 from pathlib import Path
+from typing import Any
 
-from huggingface_hub import CommitInfo, CommitOperationAdd, CommitOperationDelete, HfApi
-from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError
+from huggingface_hub import (
+    CommitInfo,
+    CommitOperationAdd,
+    CommitOperationDelete,
+    DatasetCard,
+    HfApi,
+    RepoCard,
+    SpaceCard,
+    snapshot_download,
+)
+from huggingface_hub.errors import (
+    GatedRepoError,
+    HFValidationError,
+    LocalEntryNotFoundError,
+    RepositoryNotFoundError,
+    RevisionNotFoundError,
+)
+from huggingface_hub.utils import validate_repo_id
 
-from .contents import Contents, gather, write_card
-from .failures import FAILURES, explain, limit_waits, tried
+from ..auto.registry import MODELS, find_model
+from ..cards.model_card import fill_card
+from ..cards.record import FIELDS, agreed_license, card_metadata, license_files, stated_licenses
+from ..command.errors import one_line
+from ..command.paths import SPACE
+from .failures import FAILURES, explain, limit_waits, retry
+from .files import PACKAGE, all_files, check_no_secrets, find_secret, model_files
 
 logger = logging.getLogger(__name__)
 
-# What a model's repo has of an earlier push and would be opened beside or instead of what is pushed.
+DATA_SUFFIXES = set(".parquet .arrow .json .jsonl .csv .tar .zip .png .jpg .jpeg .tif .tiff .webp".split())
+MODEL_VARIABLE = "VITP_MODEL"  # environment variable that names the model of the demo
+LOCAL_KEYS = ("_name_or_path", "name_or_path")  # where a file came from on this machine; nothing reads them
+NOT_CONFIGS = ("tokenizer.json", "vocab.json", "model.safetensors.index.json")
+ABSOLUTE = re.compile(r"(?:file://)?(?:~|/[^/\s][^/\n]*|[A-Za-z]:)[/\\][^\n]+")
+ABSOLUTE_IN_TEXT = re.compile(r"(?<![\w./:~<>)-])(?:~/[\w.-]|/[\w.-]+/[\w.-]|[A-Za-z]:\\\w)[\w./\\+-]*")
+# Files of an earlier push to a model's repo that would be opened beside or instead of those that are pushed.
 STALE = "*.safetensors *.safetensors.index.json pytorch_model*.bin pytorch_model*.index.json adapter_*.json".split()
-STALE += ["processor_config.json", "preprocessor_config.json"]  # of which the first is opened where there are both
+STALE += ["processor_config.json", "preprocessor_config.json"]  # the first is opened where both exist
+
+
+@dataclass
+class Contents:
+    """Files and card of a push.
+
+    Args:
+        repo_type: `model`, `dataset` or `space`.
+        files: file on this machine, or the content itself, by path in the repo.
+        card: of which the content is in `files` too.
+        variables: environment variables of a Space.
+    """
+
+    repo_type: str
+    files: dict[str, Path | bytes]
+    card: RepoCard
+    variables: dict[str, str] = field(default_factory=dict)
+
+    def listing(self, deleted: Sequence[str]) -> str:
+        """Return lines with the license and the files with their sizes; `deleted` are those that the repo loses."""
+        sizes = {
+            name: len(content) if isinstance(content, bytes) else content.stat().st_size
+            for name, content in self.files.items()
+        }
+        license = self.card.data.get("license_name") or self.card.data.get("license")
+        lines = [f"license: {license or 'none stated; give one with --license'}"]
+        lines += [f"{size:>15,} {name}" for name, size in sorted(sizes.items())]
+        lines += [f"{sum(sizes.values()):>15,} bytes in {len(sizes)} files"]
+        return "\n".join([*lines, *(f"{'deleted':>15} {name}" for name in deleted)])
+
+
+def gather(
+    what: str,
+    checkpoint: str | Path,
+    repo_id: str,
+    license: str | None = None,
+    base_model: str | None = None,
+    run: str | Path | None = None,
+) -> Contents:
+    """Put together what goes to a repo.
+
+    Args:
+        what: `backbone`, `model`, `adapter`, `dataset` or `space`.
+        checkpoint: folder or Hub id of a model; the folder of a data set; for a Space the Hub id of its model.
+        repo_id: target, for the card.
+        license: the license, where the sources state none.
+        base_model: Hub id of the model that an adapter belongs to, where it was trained from a folder.
+        run: the folder of a model's run, with its record and metrics, if that is not the checkpoint's.
+
+    Raises:
+        ValueError: if the checkpoint is of another kind, has a secret or an absolute path in it, or contradicts the
+            license of the weights that it was trained from.
+    """
+    validate_repo_id(repo_id)
+    if what == "space":
+        contents = gather_space(str(checkpoint))
+    elif what == "dataset":
+        contents = gather_dataset(checkpoint, license)
+    else:
+        contents = gather_model(what, checkpoint, repo_id, license, base_model, run)
+    card = str(contents.card)
+    if found := ABSOLUTE_IN_TEXT.search(card):
+        path = found[0].rstrip(".")
+        raise ValueError(f"nothing was sent: the card, README.md, has an absolute path, {path}. Make it relative.")
+    contents.files["README.md"] = card.encode()
+    for name, content in contents.files.items():
+        kind = find_secret(name, content) if isinstance(content, bytes) else None
+        if kind is not None:
+            raise ValueError(f"nothing was sent, because there is {kind} in {name}. Remove it.")
+    return contents
+
+
+def gather_model(
+    what: str,
+    checkpoint: str | Path,
+    repo_id: str,
+    license: str | None,
+    base_model: str | None,
+    run: str | Path | None,
+) -> Contents:
+    source = folder = local_folder(checkpoint)
+    check_no_secrets(source)
+    if what == "adapter":
+        if not (folder / "adapter_config.json").is_file():
+            folder = source / "adapter"
+        if not (folder / "adapter_config.json").is_file():
+            raise ValueError(f"{checkpoint} has no adapter: a run with use_peft leaves one in its folder `adapter`.")
+        entry = MODELS["adapter"]
+    else:
+        model_type = read_model_type(source)
+        entry = MODELS.get(model_type)
+        if entry is None or entry.push_as != what:
+            hint = f" Push it with --what {entry.push_as}." if entry is not None and entry.push_as else ""
+            raise ValueError(f"{checkpoint} is a {model_type!r} model, which is not pushed as {what!r}.{hint}")
+    run = Path(run or source)
+    files: dict[str, Path | bytes] = dict(model_files(folder))
+    for name in ("metrics.json", "loss.png", *(path.name for path in license_files(run))):
+        if (run / name).is_file():
+            files.setdefault(name, run / name)
+    if not any(name.endswith(".safetensors") for name in files):
+        raise ValueError(f"{checkpoint} has no weights in safetensors.")
+    for name, path in files.items():
+        if name.endswith(".json") and name not in NOT_CONFIGS:
+            files[name] = portable_config(path, base_model)
+    fields = agreed_license(stated_licenses(run), license)
+    return Contents("model", files, fill_card(entry, run, folder, files, repo_id, fields))
+
+
+def gather_dataset(checkpoint: str | Path, license: str | None) -> Contents:
+    folder = Path(checkpoint)
+    if not folder.is_dir():
+        raise ValueError(f"{checkpoint} is not a folder: give that of the data set.")
+    check_no_secrets(folder)
+    files: dict[str, Path | bytes] = visible_files(folder)
+    if not any(path.suffix.lower() in DATA_SUFFIXES for path in files.values()):
+        raise ValueError(f"{checkpoint} has no data in it: a data set is Parquet, JSON Lines, images …")
+    card = DatasetCard.load(folder / "README.md") if "README.md" in files else DatasetCard("---\n{}\n---\n")
+    metadata = card_metadata(folder)
+    stated = {"its card": {key: metadata[key] for key in FIELDS if isinstance(metadata.get(key), str)}}
+    for key, value in agreed_license(stated, license).items():
+        card.data[key] = value
+    return Contents("dataset", files, card)
+
+
+def gather_space(model: str) -> Contents:
+    """Put together the demo, with this package beside it, for a model on the Hub, which its card names."""
+    if Path(model).is_dir():
+        raise ValueError(
+            f"{model} is a folder, and a Space loads its model from the Hub: push that first with --what model (or "
+            "backbone), and give its Hub id here."
+        )
+    check_hub_id(model)
+    check_no_secrets(SPACE)
+    files: dict[str, Path | bytes] = visible_files(SPACE)
+    files |= {f"{PACKAGE.name}/{name}": path for name, path in all_files(PACKAGE).items() if name.endswith(".py")}
+    missing = {"README.md", "app.py", "requirements.txt"} - files.keys()
+    if missing:
+        raise ValueError(f"{SPACE.name}/ has no {', '.join(sorted(missing))}, which a Space needs.")
+    card = SpaceCard.load(SPACE / "README.md")
+    card.data["models"] = [model]
+    return Contents("space", files, card, {MODEL_VARIABLE: model})
+
+
+def check_hub_id(name: str) -> None:
+    try:
+        validate_repo_id(name)
+    except HFValidationError as error:
+        raise ValueError(f"{name} is neither a folder nor a Hub id.") from error
+
+
+def local_folder(checkpoint: str | Path) -> Path:
+    """Return the folder of a checkpoint; one on the Hub is downloaded."""
+    if Path(checkpoint).is_dir():
+        return Path(checkpoint)
+    check_hub_id(checkpoint)
+    try:
+        return Path(snapshot_download(checkpoint))
+    except LocalEntryNotFoundError as error:
+        raise ValueError(
+            f"{checkpoint} is no folder here, and cannot be had from the Hub: {one_line(str(error))}"
+        ) from error
+    except FAILURES as error:
+        raise ValueError(f"{checkpoint} cannot be downloaded: {explain(error, checkpoint)}.") from error
+
+
+def visible_files(folder: Path) -> dict[str, Path]:
+    """Return the files that are not hidden, by path."""
+    return {name: path for name, path in all_files(folder).items() if not re.search(r"(^|/)[._]", name)}
+
+
+def read_model_type(folder: Path) -> str | None:
+    """Return the `model_type` of a model's folder."""
+    if not (folder / "config.json").is_file():
+        raise ValueError(f"{folder} has no config.json: it is not the folder of a model.")
+    return json.loads((folder / "config.json").read_text()).get("model_type")
+
+
+def portable_config(path: Path, base_model: str | None) -> Path | bytes:
+    """Return the file, or its content without the fields that have a meaning on this machine only.
+
+    Raises:
+        ValueError: names the file and the key of an absolute path.
+    """
+    try:
+        config = json.loads(path.read_text())
+    except ValueError as error:
+        raise ValueError(f"{path} is not JSON: {error}.") from error
+    before = json.dumps(config)
+    if path.name == "adapter_config.json":
+        base = config.get("base_model_name_or_path")
+        if base_model is None and (base is None or Path(base).exists() or ABSOLUTE.fullmatch(base)):
+            raise ValueError(
+                "the adapter was trained from a folder, and is of no use without its base: push that too, and give its "
+                "Hub id as --base_model; or push the merged model with --what model."
+            )
+        config["base_model_name_or_path"] = base_model or base
+    drop_local_keys(config)
+    for key, value in strings_of(config):
+        if ABSOLUTE.fullmatch(value):
+            raise ValueError(f"nothing was sent: {path.name} has an absolute path under {key!r}. Make it relative.")
+    return path if json.dumps(config) == before else (json.dumps(config, indent=2) + "\n").encode()
+
+
+def drop_local_keys(value: Any) -> None:
+    for item in value.values() if isinstance(value, dict) else value if isinstance(value, list) else ():
+        drop_local_keys(item)
+    if isinstance(value, dict):
+        for key in LOCAL_KEYS:
+            value.pop(key, None)
+
+
+def strings_of(value: Any, key: str = "") -> Iterator[tuple[str, str]]:
+    """Yield the strings in a configuration, each with its key."""
+    if isinstance(value, str):
+        yield key, value
+    elif isinstance(value, dict):
+        for name, item in value.items():
+            yield from strings_of(item, f"{key}.{name}".lstrip("."))
+    elif isinstance(value, list):
+        for item in value:
+            yield from strings_of(item, key)
+
+
+def write_card(what: str, folder: str | Path, repo_id: str | None = None) -> None:
+    """Write the card of a model into its folder.
+
+    Args:
+        what: `model`, `backbone` or `adapter`.
+        folder: of the model, with the record of its run.
+        repo_id: target of a push; by default the example has the name of the folder.
+    """
+    folder = Path(folder)
+    entry = MODELS["adapter"] if what == "adapter" else find_model(read_model_type(folder))
+    try:
+        license = agreed_license(stated_licenses(folder))
+    except ValueError as error:
+        logger.warning("The card of %s states no license: %s", folder, error)
+        license = {}
+    card = fill_card(entry, folder, folder, dict(model_files(folder)), repo_id or folder.resolve().name, license)
+    card.save(folder / "README.md")
 
 
 def push(
@@ -32,31 +303,31 @@ def push(
     commit_message: str = "Upload with modeling-vitp",
     create_pr: bool = False,
 ) -> CommitInfo:
-    """Sends what was gathered in one commit. Files whose content the Hub has already, from a push that was cut off, are
-    not sent again; what an earlier push left to be opened beside or instead of the contents is deleted.
+    """Send what was gathered in one commit.
+
+    Files that the Hub has already, from a push that was interrupted, are not sent again. Files of an earlier push that
+    would be opened beside or instead of the contents are deleted.
 
     Args:
-        api: the client.
-        contents: what goes there.
-        repo_id: created if it is not there.
-        private: whether a new repo is; by default what the Hub does.
-        revision: branch to push to, created if it is not there; or `refs/pr/NUMBER`.
-        commit_message: of the commit, and title of a pull request.
+        repo_id: created if it does not exist.
+        private: whether a new repo is private; by default the Hub decides.
+        revision: branch to push to, created if it does not exist; or `refs/pr/NUMBER`.
+        commit_message: also the title of a pull request.
         create_pr: whether the commit opens a pull request instead.
 
     Raises:
-        ValueError: if the Hub does not take the card.
+        ValueError: if the Hub does not accept the card.
         HfHubHTTPError, httpx2.TransportError, OfflineModeIsEnabled, RuntimeError: of the client, after several tries
-            where these can help. The branch is as it was.
+            where these can help. The branch is unchanged.
     """
     repo = {"repo_id": repo_id, "repo_type": contents.repo_type}
-    tried(lambda: contents.card.validate(contents.repo_type))
+    retry(lambda: contents.card.validate(contents.repo_type))
     if not create_pr:
         sdk = {"space_sdk": contents.card.data.get("sdk")} if contents.repo_type == "space" else {}
         if visibility(api, contents, repo_id) is None:
-            tried(lambda: api.create_repo(**repo, private=private, exist_ok=True, **sdk))
+            retry(lambda: api.create_repo(**repo, private=private, exist_ok=True, **sdk))
         if revision is not None and not revision.startswith("refs/"):
-            tried(lambda: api.create_branch(**repo, branch=revision, exist_ok=True))
+            retry(lambda: api.create_branch(**repo, branch=revision, exist_ok=True))
 
     additions = [CommitOperationAdd(name, content) for name, content in contents.files.items()]
     fresh = [copy.copy(addition) for addition in additions]
@@ -66,7 +337,7 @@ def push(
         repo_id, additions, repo_type=contents.repo_type, revision=revision, create_pr=create_pr, free_memory=False
     )
 
-    tries = iter([additions])  # of which is known what the Hub had before; later tries ask again
+    tries = iter([additions])  # these remember what the Hub had; later tries ask again
 
     def commit() -> CommitInfo:
         operations = next(tries, None) or [copy.copy(addition) for addition in fresh]
@@ -79,11 +350,11 @@ def push(
             create_pr=create_pr,
         )
 
-    # An answer that was lost may have been that of a pull request opened; to try again would open another.
-    done = tried(commit, after_lost_answer=not create_pr)
+    # If the answer was lost, the pull request may exist; another try would open a second one.
+    done = retry(commit, after_lost_answer=not create_pr)
     if not create_pr:
         for key, value in contents.variables.items():
-            tried(partial(api.add_space_variable, repo_id, key, value))
+            retry(partial(api.add_space_variable, repo_id, key, value))
     return done
 
 
@@ -96,16 +367,15 @@ def push_folder(
     commit_message: str = "Upload with modeling-vitp",
     what: str = "model",
 ) -> CommitInfo:
-    """Gathers what belongs to the model in a folder and sends it, see [`gather`] and [`push`]; writes its card, too."""
-    write_card(what, folder, repo_id=repo_id)
-    with tempfile.TemporaryDirectory() as work:
-        return push(api, gather(what, folder, repo_id, Path(work)), repo_id, private, revision, commit_message)
+    """Write the card of a model's folder, gather what belongs to the model, and push it."""
+    write_card(what, folder, repo_id)
+    return push(api, gather(what, folder, repo_id), repo_id, private, revision, commit_message)
 
 
-def look(
+def preview(
     api: HfApi, contents: Contents, repo_id: str, private: bool, revision: str | None, must_answer: bool = True
 ) -> tuple[str, list[str]]:
-    """Whether the repo is private or public, or will be, and what a push would delete there.
+    """Return the visibility of the repo, now or after the push, and the files that a push would delete there.
 
     Args:
         must_answer: whether a Hub that does not answer is an error.
@@ -122,9 +392,9 @@ def look(
 
 
 def visibility(api: HfApi, contents: Contents, repo_id: str) -> str | None:
-    """`private` or `public`, `None` if there is no such repo that this user may see."""
+    """Return `private` or `public`, or `None` if there is no such repo that this user may see."""
     try:
-        info = tried(lambda: api.repo_info(repo_id, repo_type=contents.repo_type))
+        info = retry(lambda: api.repo_info(repo_id, repo_type=contents.repo_type))
     except RepositoryNotFoundError as error:
         if isinstance(error, GatedRepoError):
             raise
@@ -133,7 +403,7 @@ def visibility(api: HfApi, contents: Contents, repo_id: str) -> str | None:
 
 
 def stale_files(api: HfApi, contents: Contents, repo_id: str, revision: str | None) -> list[str]:
-    """Files of an earlier push that would be opened beside or instead of those of the contents."""
+    """Return the files of an earlier push that would be opened beside or instead of those of the contents."""
     if contents.repo_type != "model":
         return []
     try:
@@ -147,8 +417,8 @@ def stale_files(api: HfApi, contents: Contents, repo_id: str, revision: str | No
     )
 
 
-def collect(files: dict[str, Path], folder: Path) -> None:
-    """Gives files a second name in another folder; copies them where the file system has no links."""
+def link_files(files: dict[str, Path], folder: Path) -> None:
+    """Hard-link files into another folder; copy them where the file system has no links."""
     for name, path in files.items():
         target = folder / name
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -160,6 +430,7 @@ def collect(files: dict[str, Path], folder: Path) -> None:
 
 
 def report_failure(job: Future) -> None:
+    """Log why a push in the background failed."""
     error = None if job.cancelled() else job.exception()
     if error is not None:
         cause = " ".join(f"{type(error).__name__}: {error}".split())

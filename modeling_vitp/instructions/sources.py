@@ -20,7 +20,7 @@ from huggingface_hub.errors import HfHubHTTPError
 from trl import ScriptArguments
 
 from ..command.errors import one_line
-from ..hub.failures import RETRIES, limit_waits, pause, seconds_to_wait, tried
+from ..hub.failures import RETRIES, limit_waits, pause, retry, seconds_to_wait
 from ..images.reading import IMAGE_SUFFIXES
 from .archives import columns_of, load_stored
 from .conversations import with_reader
@@ -70,9 +70,9 @@ def read_source(source: Source) -> Dataset | IterableDataset:
             state = folder_cache(Path(source.folder or source.dataset))
         else:
             try:
-                dataset = tried(partial(load_columns, source))
+                dataset = retry(partial(load_columns, source))
             except DatasetGenerationError:
-                files = tried(partial(download_line_files, source))
+                files = retry(partial(download_line_files, source))
                 if not files:
                     raise
         if files:
@@ -211,7 +211,7 @@ def stream_rows(source: Source, parts: int = 1, part: int = 0) -> Iterator[dict]
         except Exception as error:  # as in `read_source`, if another try does not help
             wait = seconds_to_wait(error, tries)
             if wait is None and isinstance(error, (ValueError, DatasetGenerationError)) and not files and parts == 1:
-                files = tried(partial(download_line_files, source))
+                files = retry(partial(download_line_files, source))
                 if files:
                     continue
             if wait is None or tries == RETRIES:
@@ -292,14 +292,14 @@ def load_rows(script_args: ScriptArguments) -> DatasetDict | IterableDatasetDict
         cache_dir=folder_cache(Path(name)) if Path(name).is_dir() else None,
     )
     try:
-        splits = tried(load)
+        splits = retry(load)
     except datasets.exceptions.DatasetGenerationError as error:
         if Path(name).is_dir():
             found = sorted(path for path in Path(name).rglob("*.json*") if path.is_file())
             files = [path for path in found if path.suffix == ".jsonl" or (path.suffix == ".json" and holds_rows(path))]
         else:
             split = script_args.dataset_train_split
-            files = tried(partial(download_line_files, Source(name, dataset=name, split=split)))
+            files = retry(partial(download_line_files, Source(name, dataset=name, split=split)))
         try:
             line = first_bad_line(files)
         except ValueError as whole:  # a list, which has no lines

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from transformers.image_utils import ChannelDimension
 
-from ..hub.failures import tried
+from ..hub.failures import retry
 from ..images.pixels import to_pixels
 from ..images.reading import image_files
 from ..input_spec import InputSpec
@@ -82,7 +82,7 @@ def open_splits(
     are_folders = all((Path(name) / split).is_dir() for split in wanted)
     files = {split: f"{split}/**" for split in wanted} if are_folders else None
     try:
-        splits = tried(partial(datasets.load_dataset, name, config, data_files=files, cache_dir=cache))
+        splits = retry(partial(datasets.load_dataset, name, config, data_files=files, cache_dir=cache))
     except (OSError, ValueError) as error:
         raise ValueError(f"The data set {name} cannot be opened: {str(error).splitlines()[0]}") from error
     for split in wanted:

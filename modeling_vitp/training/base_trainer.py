@@ -23,10 +23,9 @@ from transformers.utils import PushInProgress
 from ..cards.record import METRICS, write_record
 from ..command.errors import one_line
 from ..convert.tensor_files import open_like_folder
-from ..hub.contents import Contents, gather, write_card
 from ..hub.failures import FAILURES, explain
 from ..hub.files import all_files, check_no_secrets, model_files
-from ..hub.upload import collect, push, push_folder, report_failure
+from ..hub.upload import Contents, gather, link_files, push, push_folder, report_failure, write_card
 from . import private_members as private_members
 from .callbacks import NamedBatches, SaveOnSignal, StopAtNotFinite, Watcher, outlive_signals, take_names
 from .checkpointing import (
@@ -371,7 +370,7 @@ class BaseTrainer:
     def _share(self) -> int:
         args, output_dir = self.args, Path(self.args.output_dir)
         if not args.push_to_hub:
-            return attempt(output_dir, "the card", write_card, "model", output_dir, None, self.hub_model_id)
+            return attempt(output_dir, "the card", write_card, "model", output_dir, self.hub_model_id)
         self._finish_current_push()
         where = self.hub_model_id, args.hub_private_repo, args.hub_revision
         try:
@@ -444,12 +443,12 @@ class BaseTrainer:
     def _contents_of(self, checkpoint: Path) -> Contents:
         """What goes to the Hub of a checkpoint, held by second names of its files."""
         strategy, outbox = self.args.hub_strategy, Path(self.args.output_dir) / OUTBOX / checkpoint.name
-        collect(model_files(checkpoint), outbox / "model")
-        contents = gather("model", outbox / "model", self.hub_model_id, outbox, run=self._record_folder())
+        link_files(model_files(checkpoint), outbox / "model")
+        contents = gather("model", outbox / "model", self.hub_model_id, run=self._record_folder())
         if strategy in (HubStrategy.CHECKPOINT, HubStrategy.ALL_CHECKPOINTS):
             files = all_files(checkpoint)
             files.pop(TRAINING_ARGS_NAME, None)
-            collect(files, outbox / "checkpoint")
+            link_files(files, outbox / "checkpoint")
             check_no_secrets(outbox / "checkpoint")
             name = "last-checkpoint" if strategy == HubStrategy.CHECKPOINT else checkpoint.name
             contents.files |= {f"{name}/{path}": outbox / "checkpoint" / path for path in files}

@@ -27,7 +27,7 @@ from transformers import Trainer, TrainerCallback
 from transformers.integrations import TensorBoardCallback, TrackioCallback, WandbCallback
 
 from ..command.errors import RunStopped, one_line
-from ..convert.finite import not_finite
+from ..convert.tensor_files import not_finite
 from ..images.pixels import align_scores, colors_of, principal_scores
 
 SAMPLES = "sample_ids"

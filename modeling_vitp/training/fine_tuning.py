@@ -15,7 +15,7 @@ from transformers.trainer_utils import EvalLoopOutput
 
 from ..bands import check_same_bands
 from ..configuration_vitp import ViTPVisionConfig
-from ..convert.finite import check_finite
+from ..convert.tensor_files import check_finite
 from ..input_spec import InputSpec
 from ..modeling_vitp import ViTPVisionModel
 from ..modeling_vitp_backbone import ViTPMultiScaleBackbone

@@ -18,7 +18,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from datasets import Dataset, IterableDataset
 
-from ..hub.failures import tried
+from ..hub.failures import retry
 from ..instructions.json_lines import line_files
 from ..instructions.mixture import MixtureDataset, MixtureStream
 from ..instructions.mixture_file import Mixture, Source
@@ -70,7 +70,7 @@ def of_source(source: Source, part: Dataset | IterableDataset) -> str | None:
     elif source.folder:
         rows = digest(states(path for path in sorted(Path(source.folder).rglob("*")) if path.is_file()))
     else:
-        rows = of_stream(tried(partial(load_columns, source)))
+        rows = of_stream(retry(partial(load_columns, source)))
     return rows and digest([str(sorted(settings.items(), key=str)), rows])
 
 

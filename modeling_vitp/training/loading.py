@@ -24,8 +24,8 @@ from trl import ModelConfig
 from ..bands import spread_bands
 from ..config_settings import check_keys, known_keys
 from ..configuration_vitp import ViTPConfig, ViTPVisionConfig
-from ..convert.finite import check_finite
 from ..convert.internvl import from_internvl, internvl_processor
+from ..convert.tensor_files import check_finite
 from ..image_processing_vitp import ViTPImageProcessor
 from ..modeling_vitp import VISION_MODELS, ViTPForConditionalGeneration, ViTPVisionModel
 from ..opening import check_fields, naming

@@ -25,7 +25,7 @@ from transformers.trainer_utils import IntervalStrategy
 from ..cards.record import copy_record
 from ..convert.export import export_backbone
 from ..convert.tensor_files import open_like_folder
-from ..hub.contents import write_card
+from ..hub.upload import write_card
 from ..metrics.report import without_nan
 from ..modeling_vitp import ViTPForConditionalGeneration
 from .base_trainer import BaseTrainer

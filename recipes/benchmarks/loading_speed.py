@@ -19,8 +19,8 @@ from transformers import GotOcr2ImageProcessor
 from transformers.models.got_ocr2.image_processing_got_ocr2 import get_optimal_tiled_canvas
 from trl.trainer.sft_trainer import DataCollatorForVisionLanguageModeling
 
+from modeling_vitp.convert.checkpoint import native_processor
 from modeling_vitp.convert.export import image_settings
-from modeling_vitp.convert.writing import internvl_processor
 from modeling_vitp.instructions import collator as collating
 from modeling_vitp.instructions.collator import ViTPDataCollator
 from modeling_vitp.instructions.raw_tiles import RawTileProcessor, normalize_tiles
@@ -59,7 +59,7 @@ def stock_collator(processor: ViTPProcessor) -> Callable[[list[dict]], dict]:
     with tempfile.TemporaryDirectory() as folder:
         processor.tokenizer.save_pretrained(folder)
         image_processor = GotOcr2ImageProcessor(**image_settings(processor.image_processor))
-        stock = internvl_processor(Path(folder), image_processor, processor)
+        stock = native_processor(Path(folder), image_processor, processor)
     collator = DataCollatorForVisionLanguageModeling(stock, assistant_only_loss=True)
     return lambda rows: collator([{**row, "images": load_images(row)} for row in rows])
 

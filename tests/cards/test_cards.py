@@ -1,4 +1,4 @@
-"""Cards of pushed models: valid metadata, nothing invented, the licence carried on, examples that run as printed."""
+"""Cards of pushed models: valid metadata, nothing invented, the license carried on, examples that run as printed."""
 
 import copy
 import json
@@ -33,15 +33,15 @@ from modeling_vitp import (
 )
 from modeling_vitp.cards.record import copy_record, provenance, read_record, stated_licenses, write_record
 from modeling_vitp.convert.checkpoint import convert_checkpoint
-from modeling_vitp.hub.contents import write_card
 from modeling_vitp.hub.files import model_files
+from modeling_vitp.hub.upload import write_card
 
 disable_progress_bars()
 RECORD = {
     "command": "vitp pretrain --config my_recipe.yaml",
     "settings": {"seed": 3, "vrl_drop_ratio": 0.75, "learning_rate": 2e-5, "input_spec": None, "warmup_steps": 0.2},
     "base_model": ["org/start"],
-    "licences": {"org/start": {"license": "cc-by-nc-4.0"}},
+    "licenses": {"org/start": {"license": "cc-by-nc-4.0"}},
     "data": [
         {"name": "ships", "dataset": "org/ships", "rows": 64000, "rate": 2, "tasks": ["grounding", "vqa"]},
         {"name": "mine", "dataset": None, "rows": None, "rate": 0.1, "tasks": []},
@@ -142,7 +142,7 @@ def test_what_a_user_wrote_stays(hub, logged_in, folder):
     assert "tester/one" not in card.content and card.text.count("## How to load") == 1
 
 
-def test_the_licence_goes_with_a_conversion(hub, logged_in, folder, tmp_path):
+def test_the_license_goes_with_a_conversion(hub, logged_in, folder, tmp_path):
     write_card("model", folder)
     convert_checkpoint(folder, tmp_path / "internvl", "internvl")
     assert push(tmp_path / "internvl", "tester/i", "--what", "model", "--license", "apache-2.0") == 1
@@ -155,15 +155,15 @@ def test_the_licence_goes_with_a_conversion(hub, logged_in, folder, tmp_path):
     assert "the same to the bit" in card.text and "trust_remote_code" not in code_of(card)
 
 
-def test_a_licence_that_could_not_be_read_is_asked_for_again(hub, logged_in, folder):
-    (folder / "run.json").write_text(json.dumps(RECORD | {"licences": {"org/start": {}, "run": {}}}))
+def test_a_license_that_could_not_be_read_is_asked_for_again(hub, logged_in, folder):
+    (folder / "run.json").write_text(json.dumps(RECORD | {"licenses": {"org/start": {}, "run": {}}}))
     hub.create("org/start", {"README.md": "---\nlicense: cc-by-nc-4.0\n---\n"})
     assert push(folder, "tester/m", "--what", "model", "--license", "mit") == 1
     assert push(folder, "tester/m", "--what", "model") == 0
     assert card_of(hub, "tester/m").data.license == "cc-by-nc-4.0"
 
 
-def test_a_licence_file_without_a_card_binds_too(hub, logged_in, folder):
+def test_a_license_file_without_a_card_binds_too(hub, logged_in, folder):
     (folder / "run.json").unlink()
     (folder / "LICENSE.txt").write_text("terms")
     assert push(folder, "tester/m", "--what", "model", "--license", "mit") == 1
@@ -173,7 +173,7 @@ def test_a_licence_file_without_a_card_binds_too(hub, logged_in, folder):
     assert hub.files("tester/m")["LICENSE.txt"] == b"terms"
 
 
-def test_licence_files_go_along_and_links_lead_to_the_source(hub, logged_in, folder, tmp_path):
+def test_license_files_go_along_and_links_lead_to_the_source(hub, logged_in, folder, tmp_path):
     metadata = "license: other\nlicense_name: vitp-terms\nlicense_link: LICENSE"
     hub.create("org/start", {"README.md": f"---\n{metadata}\n---\n", "LICENSE": "terms"})
     (folder / "LICENSE").write_text("terms")
@@ -185,18 +185,18 @@ def test_licence_files_go_along_and_links_lead_to_the_source(hub, logged_in, fol
         "license_name": "vitp-terms",
         "license_link": f"{hub.url}/org/start/blob/main/LICENSE",
     }
-    noted = RECORD["licences"]["org/start"]  # when the run began; now the repo says something else
-    assert found["licences"] == {"org/start": stated, "run": noted, "org/start (another)": noted}
+    noted = RECORD["licenses"]["org/start"]  # when the run began; now the repo says something else
+    assert found["licenses"] == {"org/start": stated, "run": noted, "org/start (another)": noted}
     assert push(folder, "tester/m", "--what", "model") == 0
     assert hub.files("tester/m")["LICENSE"] == b"terms"
     (tmp_path / "other" / "run").mkdir(parents=True)
     (tmp_path / "other" / "run" / "README.md").write_text("---\nlicense: gpl-3.0\n---\n")
-    both = provenance([str(folder), str(tmp_path / "other" / "run")])["licences"]
+    both = provenance([str(folder), str(tmp_path / "other" / "run")])["licenses"]
     assert both["run (another)"] == {"license": "gpl-3.0"} and both["run"] == {"license": "cc-by-nc-4.0"}
 
 
-def test_licences_of_two_sources_are_both_kept(tmp_path):
-    """A run on a ViT and a language model; a folder of licences, as REUSE has it, is none."""
+def test_licenses_of_two_sources_are_both_kept(tmp_path):
+    """A run on a ViT and a language model; a folder of licenses, as REUSE has it, is none."""
     for name in ("vit", "llm"):
         (tmp_path / name / "LICENSES").mkdir(parents=True)
         (tmp_path / name / "LICENSE.md").write_text(f"terms of the {name}")
@@ -212,7 +212,7 @@ def test_licences_of_two_sources_are_both_kept(tmp_path):
 
 
 def test_training_from_the_hub_and_back(hub, logged_in, folder, data_folder, tmp_path, capsys):
-    """The whole way: start and data from the Hub, a push at each checkpoint, and the licence in every card."""
+    """The whole way: start and data from the Hub, a push at each checkpoint, and the license in every card."""
     hub.create(
         "org/start", {path.name: path for path in folder.iterdir() if path.name not in ("run.json", "metrics.json")}
     )
@@ -252,7 +252,7 @@ def test_training_from_the_hub_and_back(hub, logged_in, folder, data_folder, tmp
     for part in ("", "backbone"):
         assert ModelCard.load(tmp_path / "out" / part / "README.md").data.license == "cc-by-nc-4.0"
 
-    # What is trained from it is under the same licence.
+    # What is trained from it is under the same license.
     again = {
         "output_dir": str(tmp_path / "next"),
         "model_name_or_path": str(tmp_path / "out"),
@@ -372,7 +372,7 @@ def test_the_example_of_a_backbone_runs_as_it_is_printed(hub, logged_in, folder)
     assert names["features"].shape == (1, 17, 32)
 
 
-def test_what_is_taken_out_of_a_checkpoint_keeps_the_record_and_the_licence_of_its_run(folder, tmp_path):
+def test_what_is_taken_out_of_a_checkpoint_keeps_the_record_and_the_license_of_its_run(folder, tmp_path):
     (folder / "LICENSE").write_text("terms")
     checkpoint = folder / "checkpoint-8"
     checkpoint.mkdir()

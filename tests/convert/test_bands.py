@@ -18,7 +18,7 @@ from modeling_vitp import (
 )
 from modeling_vitp.convert import __main__ as command
 from modeling_vitp.convert import tensor_files
-from modeling_vitp.convert.bands import loaded
+from modeling_vitp.convert.checkpoint import load_tensor
 
 SPEC = {"band_names": ["VV", "VH"], "window": [-25, 0]}
 
@@ -73,4 +73,4 @@ def test_a_tensor_that_is_read_in_chunks_is_loaded_whole(tmp_path, monkeypatch):
     tensor = torch.randn(5, 7)
     save_file({"kernel": tensor}, tmp_path / "model.safetensors")
     monkeypatch.setattr(tensor_files, "BUFFER_BYTES", 16)
-    assert torch.equal(loaded(tensor_files.read_checkpoint(tmp_path)["kernel"]), tensor)
+    assert torch.equal(load_tensor(tensor_files.read_checkpoint(tmp_path)["kernel"]), tensor)

@@ -24,7 +24,7 @@ from modeling_vitp import (
 )
 from modeling_vitp.convert.__main__ import main
 from modeling_vitp.convert.keys import place
-from modeling_vitp.convert.original_dense_config import adapter_from_original
+from modeling_vitp.convert.original_config import adapter_from_original
 
 CONV_MODULE = ["conv.weight", "bn.weight", "bn.bias", "bn.running_mean", "bn.running_var", "bn.num_batches_tracked"]
 MODULES = [f"psp_modules.{index}.1" for index in range(4)]
@@ -357,7 +357,7 @@ def test_a_pickle_is_refused_with_how_to_take_its_tensors_out(tmp_path):
     ("to", "message"),
     [
         ("adapter", "is of the kind 'adapter' already"),
-        ("segmentation", "holds a ViT-Adapter, of which 'segmentation' cannot be made"),
+        ("segmentation", "holds a 'vitp_adapter', of which 'segmentation' cannot be made"),
         ("backbone", "of which 'backbone' cannot be made"),
     ],
 )

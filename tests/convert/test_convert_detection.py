@@ -22,8 +22,8 @@ from modeling_vitp import (
     convert_checkpoint,
 )
 from modeling_vitp.convert.__main__ import main
-from modeling_vitp.convert.benchmarks import BENCHMARKS
 from modeling_vitp.convert.keys import BENCHMARK_NAMES
+from modeling_vitp.convert.original_config import BENCHMARKS
 
 every_detector = pytest.mark.parametrize("name", DETECTORS)
 
@@ -217,7 +217,7 @@ def test_a_benchmark_of_another_kind_or_for_another_source_is_refused(tmp_path):
     detector = convert_checkpoint(source, tmp_path / "detector")
     with pytest.raises(ValueError, match="no detector of the original naming: a benchmark says nothing of it"):
         convert_checkpoint(detector, tmp_path / "target", "original", benchmark="dior")
-    with pytest.raises(ValueError, match="holds a cascade of detectors, of which 'segmentation' cannot be made"):
+    with pytest.raises(ValueError, match="holds a 'vitp_object_detection', of which 'segmentation' cannot be made"):
         convert_checkpoint(detector, tmp_path / "target", "segmentation")
 
 

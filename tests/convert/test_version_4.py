@@ -8,7 +8,7 @@ from internvl_checkpoints import assert_same, load_weights
 from transformers import AutoModelForImageTextToText, AutoProcessor, AutoTokenizer
 
 from modeling_vitp import ViTPForConditionalGeneration, convert_checkpoint
-from modeling_vitp.convert.version_4 import rope_of_version_4
+from modeling_vitp.convert.internvl import rope_of_version_4
 
 
 def saved(parts, folder):

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from modeling_vitp.auto.registry import MODELS, ModelEntry
 from modeling_vitp.command.errors import RunStopped, WrongArguments
 from modeling_vitp.evaluation import robustness
 from modeling_vitp.evaluation.arguments import RobustnessArguments
@@ -48,7 +49,8 @@ class Counted:
 @pytest.fixture
 def ask(tmp_path, monkeypatch):
     """A function: the metrics of an evaluation of models `a` and `b`, and what it asked of them."""
-    monkeypatch.setattr(robustness, "TASKS", {"counted": Counted})
+    monkeypatch.setitem(robustness.TASKS, "counted", Counted)
+    monkeypatch.setitem(MODELS, "counted", ModelEntry("counted", "AutoModel", "other", "", robustness_task="counted"))
     for name in "ab":
         (tmp_path / name).mkdir()
         (tmp_path / name / "config.json").write_text('{"model_type": "counted"}')
@@ -212,7 +214,7 @@ def test_a_model_or_corruption_that_is_none_is_named(ask, tmp_path):
     with pytest.raises(ValueError, match="there is no corruption 'snow'; there are brightness_contrast, cloud"):
         ask(corruptions=["haze", "snow"])
     (tmp_path / "b" / "config.json").write_text('{"model_type": "vitp"}')
-    with pytest.raises(ValueError, match="b is a 'vitp' model; one fine-tuned is needed: counted"):
+    with pytest.raises(ValueError, match="b is a 'vitp' model; one fine-tuned is needed: .*counted"):
         ask()
     with pytest.raises(ValueError, match="no_such is no model") as caught:
         ask(names=["no_such"])

@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 from pushed_runs import push
 
-from modeling_vitp.hub import archives
+from modeling_vitp.hub import files
 from modeling_vitp.hub.files import find_secret
 
 TOKEN = b"hf_" + b"x1Y2" * 8 + b"x1"
@@ -95,7 +95,7 @@ def test_a_file_of_secrets_is_known_by_its_name_in_an_archive(tmp_path):
 
 @pytest.mark.parametrize("kind", ["cut", "7z", "zst", "bomb", "deep"])
 def test_what_cannot_be_looked_into_is_not_sent(tmp_path, monkeypatch, kind):
-    monkeypatch.setattr(archives, "AT_LEAST", 1 << 20)
+    monkeypatch.setattr(files, "MIN_LIMIT", 1 << 20)
     deep = TEXT
     for _ in range(6):
         deep = zipped(deep)

@@ -34,7 +34,7 @@ def test_what_goes_is_shown_and_a_dry_run_touches_nothing(hub, logged_in, folder
     shown = capsys.readouterr().out
     assert writes(hub) == [] and hub.repo("tester/m") is None
     assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
-    assert "visibility: private, new" in shown and "licence: mit" in shown and "Nothing was sent" in shown
+    assert "visibility: private, new" in shown and "license: mit" in shown and "Nothing was sent" in shown
 
     assert push(*options) == 0
     files = in_repo(hub, "tester/m")

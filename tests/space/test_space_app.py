@@ -41,7 +41,7 @@ from modeling_vitp import (
     convert_checkpoint,
     export_backbone,
 )
-from modeling_vitp.hub.contents import gather_space
+from modeling_vitp.hub.upload import gather_space
 from modeling_vitp.images.corruptions import SEVERITIES
 
 MEAN, STD = np.array([0.485, 0.456, 0.406]), np.array([0.229, 0.224, 0.225])
