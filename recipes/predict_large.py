@@ -54,36 +54,37 @@ def main(argv: list[str] | None = None) -> int:
     args = vars(parse_words(parser, argv))
 
     import torch
+    import transformers
     from transformers import AutoConfig, AutoImageProcessor
 
     load_plugins(args.pop("plugins"))
     import modeling_vitp
+    from modeling_vitp.auto.registry import MODELS
     from modeling_vitp.command.paths import read_yaml
     from modeling_vitp.dense.data import LabelEncoding
-    from modeling_vitp.detection.one_stage import DETECTORS
-    from modeling_vitp.detection.trainer import MODELS
     from modeling_vitp.images.volumes import is_volume
 
-    detectors = {*MODELS.values(), *(model for model, _ in DETECTORS.values())}
-    known = (modeling_vitp.ViTPForSemanticSegmentation, modeling_vitp.ViTPForChangeDetection, *detectors)
-    models = {model.config_class.model_type: model for model in known}
+    tags = ("image-segmentation", "object-detection")
+    models = {model_type: entry for model_type, entry in MODELS.items() if entry.pipeline_tag in tags}
     name, device = args.pop("model"), args.pop("device")
     config = AutoConfig.from_pretrained(name)
     if config.model_type not in models:
         is_classifier = config.model_type == "vitp_image_classification"
         what = "transformers' pipeline of image-classification asks it" if is_classifier else "fine-tune it first"
         raise ValueError(f"{name} is a {config.model_type}: {what}; {', '.join(sorted(models))} can be used.")
-    model_class, images, output = models[config.model_type], args.pop("images"), args.pop("output")
-    is_detector = model_class in detectors
+    entry, images, output = models[config.model_type], args.pop("images"), args.pop("output")
+    is_detector = entry.pipeline_tag == "object-detection"
     kind = "objects" if is_detector else "volumes" if any(is_volume(Path(image)) for image in images) else "images"
     foreign = sorted((set().union(*FOR.values()) - FOR[kind]) & args.keys())
     if foreign:
         shown = f"which is a {config.model_type}" if is_detector else f"which is asked about {kind}"
         raise ValueError(f"--{foreign[0]} is no option for {name}, {shown}.")
     if is_detector and len(images) != 1:
-        raise ValueError(f"{model_class.__name__} takes 1 image(s), but {len(images)} given.")
-    model = model_class.from_pretrained(name, dtype=args.pop("dtype")).to(
-        device or torch.accelerator.current_accelerator() or "cpu"
+        raise ValueError(f"{name} takes 1 image(s), but {len(images)} given.")
+    model = (
+        getattr(transformers, entry.auto_class)
+        .from_pretrained(name, dtype=args.pop("dtype"))
+        .to(device or torch.accelerator.current_accelerator() or "cpu")
     )
     image_processor = AutoImageProcessor.from_pretrained(name)
     if "input_spec" in args:

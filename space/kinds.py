@@ -22,21 +22,14 @@ from modeling_vitp import (
     ViTPAdapter,
     ViTPBackbone,
     ViTPConfig,
-    ViTPDetectionImageProcessor,
     ViTPFeaturePyramid,
-    ViTPForChangeDetection,
     ViTPForConditionalGeneration,
-    ViTPForImageClassification,
-    ViTPForInstanceSegmentation,
-    ViTPForObjectDetection,
-    ViTPForOrientedObjectDetection,
-    ViTPForSemanticSegmentation,
     ViTPImageProcessor,
     ViTPProcessor,
-    ViTPSegmentationImageProcessor,
     ViTPVisionConfig,
     ViTPVisionModel,
 )
+from modeling_vitp.auto.registry import MODELS
 from modeling_vitp.convert.internvl import from_internvl, internvl_processor
 from modeling_vitp.detection.one_stage import DETECTORS
 from modeling_vitp.processing_vitp import CHAT_TEMPLATE
@@ -48,16 +41,9 @@ ON_PATCHES = ("internvl_vision", "vitp_vision", *WITH_MAPS)
 REFERENCES = ("dinov2", "dinov2_with_registers", "dinov3_vit", "clip", "clip_vision_model", "siglip")
 REFERENCES += ("siglip_vision_model", "vit", "vit_mae", "ijepa")
 OURS = {
-    one.config_class.model_type: (one, processor)
-    for processor, models in (
-        (ViTPImageProcessor, (ViTPForImageClassification,)),
-        (ViTPSegmentationImageProcessor, (ViTPForSemanticSegmentation, ViTPForChangeDetection)),
-        (
-            ViTPDetectionImageProcessor,
-            (ViTPForObjectDetection, ViTPForOrientedObjectDetection, ViTPForInstanceSegmentation),
-        ),
-    )
-    for one in models
+    name: (entry.model_class, entry.image_processor_class)
+    for name, entry in MODELS.items()
+    if entry.image_processor_class is not None and name not in ("vitp", "vitp_vision")
 }
 HEADS = OURS | DETECTORS
 KINDS = {"vitp": FULL, "internvl": FULL} | dict.fromkeys(ON_PATCHES + REFERENCES, BACKBONE)
