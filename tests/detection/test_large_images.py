@@ -407,7 +407,7 @@ def test_the_script_takes_a_saved_detector_and_refuses_options_of_maps(written, 
     ):
         with pytest.raises(ValueError, match=message):
             script.main([*words, *wrong])
-    with pytest.raises(ValueError, match=r"ViTPForOrientedObjectDetection takes 1 image\(s\), but 2 given"):
+    with pytest.raises(ValueError, match=r"takes 1 image\(s\), but 2 given"):
         script.main([words[0], words[1], *words[1:]])
     assert script.main([*words, *options, "--threshold", "0.1"]) == 0
     assert (tmp_path / "objects.geojson").read_bytes() == (folder / "oriented_rcnn.geojson").read_bytes()
