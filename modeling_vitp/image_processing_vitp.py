@@ -361,10 +361,6 @@ class ViTPImageProcessor(InputSpecImageProcessor, GotOcr2ImageProcessor):
                 data[name] += values
         return BatchFeature(data, tensor_type=return_tensors)
 
-    def stack(self, tiles: list[torch.Tensor]) -> torch.Tensor:
-        """Tiles of a batch as one tensor."""
-        return torch.stack(tiles)
-
     def max_patches_of_image(self, num_images: int, images_kwargs: dict | None = None) -> int:
         """Most tiles of each image of a sample, which share its budget `max_patches`; at least one."""
         images_kwargs = images_kwargs or {}

@@ -1,10 +1,16 @@
 """The VRL-aware processor: images and chat text to a sequence that is already short."""
 
+import re
+from bisect import bisect_right
+from collections.abc import Mapping
+from typing import Any
+
 import numpy as np
 import torch
 from transformers.feature_extraction_utils import BatchFeature
 from transformers.image_utils import ImageInput
 from transformers.processing_utils import MultiModalData, ProcessorMixin
+from transformers.utils.chat_template_utils import render_jinja_template
 
 from .image_processing_vitp import ViTPImageProcessor
 from .messages import IMAGE_END_TOKEN, IMAGE_START_TOKEN, IMAGE_TOKEN, check_messages
@@ -147,18 +153,16 @@ class ViTPProcessor(ProcessorMixin):
             raise ValueError(f"There are {len(vrl_keys)} vrl_keys for {len(text)} texts: one for each is needed.")
 
         pixel_values, kept_tokens, kept_by_image = [], [], []
-        num_tokens_before = 0
         for row, sample_images in enumerate(images):
-            num_tiles = []
-            if sample_images:
-                tiles = self._tile(sample_images, images_kwargs, row)
-                pixel_values += tiles["pixel_values"]
-                num_tiles = tiles["num_patches"]
+            try:
+                tiles, num_tiles = self._tile(sample_images, images_kwargs)
+            except (ValueError, TypeError, OSError) as error:
+                raise ValueError(f"Images of sample {row} of the batch: {error}") from error
             key = None if vrl_keys is None else _as_tuple(vrl_keys[row])
             kept, by_image = self._draw(num_tiles, vrl_drop_ratio, vrl_apply_prob, key)
-            kept_tokens.append(kept + num_tokens_before)
-            num_tokens_before += sum(num_tiles) * self.image_seq_length
+            kept_tokens.append(kept + len(pixel_values) * self.image_seq_length)
             kept_by_image.append(by_image)
+            pixel_values += tiles
 
         wants_mask = text_kwargs.pop("return_attention_mask", None)
         return_offsets = text_kwargs.pop(
@@ -168,9 +172,10 @@ class ViTPProcessor(ProcessorMixin):
         num_kept = [[len(local) for local, _ in kept] for kept in kept_by_image]
         data, replacement_offsets = self._tokenize(text, num_kept, text_kwargs, return_offsets)
         positions = [
-            self._positions(ids, mask, kept, row)
+            self._positions(ids, mask, kept, row).tolist()
             for row, (ids, mask, kept) in enumerate(zip(data["input_ids"], data["attention_mask"], kept_by_image))
         ]
+        data = {name: list(map(_as_list, rows)) for name, rows in data.items()}
         if wants_mask is False or (wants_mask is None and "attention_mask" not in self.tokenizer.model_input_names):
             del data["attention_mask"]
         if return_offsets:
@@ -178,7 +183,7 @@ class ViTPProcessor(ProcessorMixin):
         if merged.get("return_mm_token_type_ids"):
             data["mm_token_type_ids"] = self.create_mm_token_type_ids(data["input_ids"])
         if pixel_values:
-            data["pixel_values"] = self.image_processor.stack(pixel_values)
+            data["pixel_values"] = torch.stack(pixel_values)
         if vrl_drop_ratio > 0:
             data["position_ids"] = positions
             if pixel_values:
@@ -204,7 +209,7 @@ class ViTPProcessor(ProcessorMixin):
         """What the tokenizer gives for texts in which each image stands with so many tokens, and where in these texts.
 
         The tokens of an image are tokenized as one and then repeated, where none is cut, no row is padded and nobody
-        asks for the places.
+        asks for the places; then the values of a row are an array.
         """
         counts = [count for row in num_kept for count in row]
         is_plain = all(name in OF_EACH_TOKEN or value in (None, False) for name, value in text_kwargs.items())
@@ -251,12 +256,12 @@ class ViTPProcessor(ProcessorMixin):
         flat = iter(images)
         return [[next(flat) for _ in range(place)] for place in places]
 
-    def _tile(self, images: list, images_kwargs: dict, row: int) -> BatchFeature:
-        """Tiles the images of one sample within its budget of tiles."""
-        try:
-            return self.image_processor([images], **images_kwargs)
-        except (ValueError, TypeError, OSError) as error:
-            raise ValueError(f"Images of sample {row} of the batch: {error}") from error
+    def _tile(self, images: list, images_kwargs: Mapping[str, Any]) -> tuple[list[torch.Tensor], list[int]]:
+        """The tiles of the images of one sample, within its budget of tiles, and how many each image has."""
+        if not images:
+            return [], []
+        tiles = self.image_processor([images], **images_kwargs)
+        return tiles["pixel_values"], tiles["num_patches"]
 
     def _draw(
         self, num_tiles: list[int], drop_ratio: float, apply_prob: float, key: tuple | None
@@ -287,7 +292,7 @@ class ViTPProcessor(ProcessorMixin):
         num_tokens = [2 + tiles * self.image_seq_length for tiles in num_tiles]
         return MultiModalData(num_image_tokens=num_tokens, num_image_patches=num_tiles)
 
-    def _positions(self, input_ids: list[int], attention_mask: list[int], kept_by_image: list, row: int) -> list[int]:
+    def _positions(self, input_ids: list[int], attention_mask: list[int], kept_by_image: list, row: int) -> np.ndarray:
         """Positions of the kept tokens of one row in its full sequence; 0 at padding."""
         ids, real = np.array(input_ids, np.int64), np.array(attention_mask, bool)
         image_tokens = np.flatnonzero(ids == self.image_token_id)
@@ -312,7 +317,66 @@ class ViTPProcessor(ProcessorMixin):
             gaps[image_tokens[: len(local)]] = steps[:-1]
             gaps[end] = steps[-1]
             image_tokens = image_tokens[len(local) :]
-        return np.where(real, ((1 + gaps) * real).cumsum() - 1, 0).tolist()
+        return np.where(real, ((1 + gaps) * real).cumsum() - 1, 0)
+
+    def encode_conversation(
+        self,
+        messages: list[dict[str, Any]],
+        images_kwargs: Mapping[str, Any] | None = None,
+        vrl_drop_ratio: float = 0.0,
+        vrl_apply_prob: float = 1.0,
+        vrl_key: tuple | None = None,
+    ) -> dict[str, Any]:
+        """Encode one conversation for training, and number its answers.
+
+        The result is that of [`apply_chat_template`] for a batch of one. The settings of a call are neither merged nor
+        checked, which takes as long as a small image's resize.
+
+        Args:
+            messages: that [`check_messages`] lets pass, with the `image` in each image part.
+            images_kwargs: for the image processor.
+            vrl_drop_ratio, vrl_apply_prob, vrl_key: see [`ViTPProcessor.__call__`].
+
+        Returns:
+            Arrays `(sequence_length,)` of int64: `input_ids`; `answers`, the number of the answer that a token is of,
+            from 1, or 0; and with r > 0 `position_ids`. If there are images, their tiles as a list, `pixel_values`,
+            and with r > 0 `visual_token_indices`, an int64 tensor `(num_kept,)`.
+        """
+        template = self._resolve_chat_template(None)
+        check_tool_calls(messages, template)
+        (text,), (spans,) = render_jinja_template(
+            conversations=[messages],
+            chat_template=template,
+            return_assistant_tokens_mask=True,
+            **self.tokenizer.special_tokens_map,
+        )
+        parts = [part for message in messages for part in message.get("content") or () if isinstance(part, dict)]
+        (images,) = self._images_by_sample([part["image"] for part in parts if part["type"] == "image"], [text])
+        options = {**self.images_kwargs, "return_tensors": None, **(images_kwargs or {})}
+        tiles, num_tiles = self._tile(images, options)
+        kept, by_image = self._draw(num_tiles, vrl_drop_ratio, vrl_apply_prob, vrl_key)
+        num_kept = [len(local) for local, _ in by_image]
+        text_kwargs = {"add_special_tokens": False, "return_offsets_mapping": True}
+        data, _ = self._tokenize([text], [num_kept], text_kwargs, with_places=False)
+        ids = np.asarray(data["input_ids"][0], np.int64)
+        positions = self._positions(ids, data["attention_mask"][0], by_image, 0)
+
+        # Where answers are is said of the text with one token for each image.
+        image_ends = [match.end() for match in re.finditer(re.escape(IMAGE_TOKEN), text)]
+        gained = np.cumsum([0, *(len(self._tokens_of_image(number)) - len(IMAGE_TOKEN) for number in num_kept)])
+        starts, ends = np.asarray(data["offset_mapping"][0], np.int64).reshape(-1, 2).T
+        answers = np.zeros_like(ids)
+        for number, span in enumerate(spans, start=1):
+            start, end = (place + gained[bisect_right(image_ends, place)] for place in span)
+            answers[(starts < end) & (ends > start)] = number
+        encoded = {"input_ids": ids, "answers": answers}
+        if vrl_drop_ratio > 0:
+            encoded["position_ids"] = positions
+        if tiles:
+            encoded["pixel_values"] = tiles
+            if vrl_drop_ratio > 0:
+                encoded["visual_token_indices"] = kept
+        return encoded
 
     def apply_chat_template(self, conversation, chat_template: str | None = None, **kwargs):
         """Renders and, with `tokenize=True`, encodes chat messages; see
@@ -368,7 +432,14 @@ def _split_by_image(kept: np.ndarray, num_tokens: list[int]) -> list[tuple[np.nd
     return [(kept[first:last] - (end - full), full) for first, last, end, full in bounds]
 
 
-def _repeat(values: list, is_image: np.ndarray, num_kept: list[int], are_offsets: bool) -> list:
+def _as_list(values: list | np.ndarray) -> list:
+    """Values of each token, as a tokenizer gives them."""
+    if isinstance(values, list):
+        return values
+    return values.tolist() if values.ndim == 1 else list(map(tuple, values.tolist()))
+
+
+def _repeat(values: list, is_image: np.ndarray, num_kept: list[int], are_offsets: bool) -> np.ndarray:
     """A value of each token of a text in which each image has one token, for as many tokens as each has kept.
 
     Args:
@@ -381,13 +452,13 @@ def _repeat(values: list, is_image: np.ndarray, num_kept: list[int], are_offsets
     counts[is_image] = num_kept
     repeated = np.repeat(np.array(values, np.int64), counts, axis=0)
     if not are_offsets:
-        return repeated.tolist()
+        return repeated
     repeated = repeated.reshape(-1, 2)  # also of no token
     gained = (counts - 1) * len(IMAGE_TOKEN)
     number = np.arange(len(repeated)) - np.repeat(counts.cumsum() - counts, counts)  # within its image; 0 of others
     shift = np.repeat(gained.cumsum() - gained, counts) + number * len(IMAGE_TOKEN)
     # A token that the tokenizer adds is in no text, and stays at 0.
-    return list(map(tuple, np.where(repeated.any(1), repeated.T + shift, 0).T.tolist()))
+    return np.where(repeated.any(1), repeated.T + shift, 0).T
 
 
 __all__ = ["ViTPProcessor"]

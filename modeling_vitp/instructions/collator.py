@@ -6,7 +6,6 @@ import logging
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import numpy as np
 import torch
 from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import default_collate
@@ -15,7 +14,6 @@ from trl.data_utils import prepare_multimodal_messages
 from ..messages import check_answers, check_messages, is_given, place_images
 from ..processing_vitp import ViTPProcessor
 from ..vrl import check_apply_prob, check_drop_ratio, check_warmup_steps, keyed_generator
-from .encoding import ConversationEncoder
 from .hiding import check_mask_ratio, hide_answers, mask_token_id
 from .padding_free import lay_end_to_end
 from .raw_tiles import RawTileProcessor, normalize_tiles
@@ -92,7 +90,6 @@ class ViTPDataCollator:
         check_apply_prob(self.vrl_apply_prob)
         check_warmup_steps(self.vrl_warmup_steps)
         self._mask_id = mask_token_id(self.processor) if check_mask_ratio(self.answer_mask_ratio) > 0 else None
-        self._encoder: ConversationEncoder | None = None
         # In shared memory, so that persistent workers, which keep the copy they were started with, see it change.
         self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()
         if self.on_error not in ("raise", "skip"):
@@ -142,7 +139,6 @@ class ViTPDataCollator:
         raw = copy.copy(self)
         raw.processor = copy.copy(self.processor)
         raw.processor.image_processor = image_processor
-        raw._encoder = ConversationEncoder(raw.processor) if ConversationEncoder.can_encode(raw.processor) else None
         return raw
 
     def drop_ratio_at(self, step: int) -> float:
@@ -269,18 +265,16 @@ class ViTPDataCollator:
             raise ValueError("vrl_warmup_steps needs the optimizer step of each row, which ViTPTrainer gives.")
         drop_ratio = self.drop_ratio_at(example[STEP]) if self.vrl_warmup_steps else self.vrl_drop_ratio
         key = (self.seed, sample_id, self.epoch)
-        encoded = None
-        if self._encoder is not None:
-            encoded = self._encoder(messages, settings.images_kwargs, drop_ratio, self.vrl_apply_prob, key)
-        if encoded is None:
-            encoded = self._encode_by_template(messages, settings.images_kwargs, drop_ratio, key)
-        input_ids, is_answer = torch.from_numpy(encoded["input_ids"]), torch.from_numpy(encoded["is_answer"])
-        if not is_answer.any():
+        encoded = self.processor.encode_conversation(
+            messages, settings.images_kwargs, drop_ratio, self.vrl_apply_prob, key
+        )
+        input_ids, answers = torch.from_numpy(encoded["input_ids"]), torch.from_numpy(encoded["answers"])
+        if not answers.any():
             raise ValueError(
                 "no token is marked as an answer's, so that nothing would be learned: the chat template needs "
                 "{% generation %} … {% endgeneration %} around what the assistant says, up to the end of its turn."
             )
-        is_answer = learned(is_answer, given)
+        is_answer = ~torch.tensor([True, *given])[answers]
         sample = {
             "input_ids": input_ids,
             "attention_mask": torch.ones_like(input_ids),
@@ -297,32 +291,6 @@ class ViTPDataCollator:
             if name in encoded:
                 sample[name] = encoded[name]
         return sample
-
-    def _encode_by_template(
-        self, messages: list[dict[str, Any]], images_kwargs: Mapping[str, Any], drop_ratio: float, key: tuple
-    ) -> dict[str, Any]:
-        """As [`ConversationEncoder`], for any processor and any images."""
-        encoded = self.processor.apply_chat_template(
-            [messages],
-            tokenize=True,
-            return_dict=True,
-            return_tensors=None,
-            return_assistant_tokens_mask=True,
-            processor_kwargs={
-                "vrl_drop_ratio": drop_ratio,
-                "vrl_apply_prob": self.vrl_apply_prob,
-                "vrl_keys": [key],
-                "add_special_tokens": False,
-                **images_kwargs,
-            },
-        )
-        sample = {
-            "input_ids": np.array(encoded["input_ids"][0], np.int64),
-            "is_answer": np.array(encoded["assistant_masks"][0], bool),
-        }
-        if "position_ids" in encoded:
-            sample["position_ids"] = np.array(encoded["position_ids"][0], np.int64)
-        return sample | {name: encoded[name] for name in ("pixel_values", "visual_token_indices") if name in encoded}
 
     def _cut(self, sample: dict[str, torch.Tensor], sample_id: Any) -> dict[str, torch.Tensor]:
         """Cuts answers to `max_length`; neither an image token nor the whole of the labels may go."""
@@ -368,17 +336,3 @@ def stack(tiles: list[torch.Tensor]) -> torch.Tensor:
 def with_raw_tiles(collator: Any) -> Any:
     """See [`ViTPDataCollator.with_raw_tiles`]; a collator of another class gives what the model takes."""
     return collator.with_raw_tiles() if type(collator) is ViTPDataCollator else collator
-
-
-def learned(is_answer: torch.BoolTensor, given: Sequence[bool]) -> torch.BoolTensor:
-    """The tokens of answers without those that are given.
-
-    Args:
-        is_answer: bool, of shape `(sequence_length,)`; each answer is one run, since a turn begins with other tokens.
-        given: of each answer.
-    """
-    if not any(given):
-        return is_answer
-    starts = is_answer & ~torch.cat([is_answer.new_zeros(1), is_answer[:-1]])
-    number = (starts.cumsum(0) - 1).clamp(min=0)
-    return is_answer & ~torch.tensor(given)[number]
