@@ -13,9 +13,12 @@ from transformers.processing_utils import MultiModalData, ProcessorMixin
 from transformers.utils.chat_template_utils import render_jinja_template
 
 from .image_processing_vitp import ViTPImageProcessor
-from .messages import IMAGE_END_TOKEN, IMAGE_START_TOKEN, IMAGE_TOKEN, check_messages
 from .opening import naming
 from .vrl import check_apply_prob, check_drop_ratio, draw_visual_tokens, keyed_generator
+
+IMAGE_TOKEN, IMAGE_START_TOKEN, IMAGE_END_TOKEN = "<IMG_CONTEXT>", "<img>", "</img>"
+ROLES = ("system", "user", "assistant", "tool")
+GIVEN = "given"  # the type of a part of an answer that is not learned, as those in a prompt
 
 # ChatML, as InternVL2.5 and Qwen2.5 know it. What lies between the generation markers is what the model says, and so
 # what the loss is taken on: the answers and their end-of-turn tokens.
@@ -403,6 +406,51 @@ class ViTPProcessor(ProcessorMixin):
             except ValueError as error:
                 raise ValueError(f"Conversation {row}: {error}") from error
         return super().apply_chat_template(conversations if batched else conversations[0], chat_template, **kwargs)
+
+
+def check_messages(messages: list[dict], allow_image_tokens: bool = False) -> None:
+    """Raises a `ValueError` that names the message if a role is unknown or a text holds an image token literally."""
+    if not messages:
+        raise ValueError("there are no messages.")
+    for index, message in enumerate(messages):
+        if not isinstance(message, dict):
+            raise ValueError(f"message {index} is {message!r}, but {{'role', 'content'}} is needed.")
+        if message.get("role") not in ROLES:
+            raise ValueError(f"message {index} has the role {message.get('role')!r}; known are {', '.join(ROLES)}.")
+        check_content(message, index)
+        for text in message_texts(message):
+            token = next((t for t in (IMAGE_TOKEN, IMAGE_START_TOKEN, IMAGE_END_TOKEN) if t in text), None)
+            if token is not None and not allow_image_tokens:
+                raise ValueError(
+                    f"message {index} holds the image token {token!r} literally. Take it out of the text and mark the "
+                    "place of an image with {'type': 'image'}."
+                )
+
+
+def check_content(message: dict, index: int) -> None:
+    """Raises a `ValueError` unless the content is a string or a list of text and image parts."""
+    content = message.get("content")
+    if isinstance(content, str) or (content is None and message["role"] == "assistant"):
+        return
+    if not isinstance(content, (list, tuple)):
+        raise ValueError(f"message {index} has the content {content!r}; a string or a list of parts is needed.")
+    for part in content:
+        kind = part.get("type") if isinstance(part, dict) else None
+        if kind not in ("image", "text", "image_url", GIVEN) or (
+            kind in ("text", GIVEN) and not isinstance(part.get("text"), str)
+        ):
+            raise ValueError(
+                f"message {index} has the part {part!r}, but {{'type': 'text', 'text': …}} or {{'type': 'image'}} is "
+                "needed."
+            )
+
+
+def message_texts(message: dict) -> list[str]:
+    """The texts of a message whose content is a string or a list of parts."""
+    content = message.get("content") or ""
+    if isinstance(content, str):
+        return [content]
+    return [part["text"] for part in content if part.get("text") is not None]
 
 
 def check_tool_calls(messages: list[dict], template: str) -> None:

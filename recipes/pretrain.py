@@ -30,7 +30,7 @@ def main(argv: list[str] | None = None) -> int:
     from transformers import set_seed
 
     from modeling_vitp import ViTPForConditionalGeneration, ViTPTrainer
-    from modeling_vitp.instructions.mixture_file import load_mixture
+    from modeling_vitp.instructions.mixture import load_mixture
     from modeling_vitp.instructions.rows import sample_texts
     from modeling_vitp.training import plan, results
     from modeling_vitp.training.batching import default_warmup

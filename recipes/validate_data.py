@@ -47,8 +47,8 @@ def main(argv: list[str] | None = None) -> int:
 
     from modeling_vitp.cards.sections import set_section
     from modeling_vitp.instructions.answer_prior import check_answer_priors
+    from modeling_vitp.instructions.mixture import load_sources
     from modeling_vitp.instructions.overlap import load_test_images
-    from modeling_vitp.instructions.splits import load_sources
     from modeling_vitp.instructions.validation import (
         card_text,
         draw_histograms,

@@ -21,9 +21,8 @@ from transformers.utils import logging
 from ..bands import FIRST_CONVOLUTIONS, spread_config, spread_kernel
 from ..cards.record import card_metadata, license_files, license_of, license_of_file, read_json, write_json
 from ..command.paths import check_new
-from ..messages import IMAGE_END_TOKEN, IMAGE_START_TOKEN, IMAGE_TOKEN
 from ..opening import naming
-from ..processing_vitp import ViTPProcessor
+from ..processing_vitp import IMAGE_END_TOKEN, IMAGE_START_TOKEN, IMAGE_TOKEN, ViTPProcessor
 from .export import AUTO_MAP, image_settings, native_vision_config, save_code_and_image_processor
 from .internvl import (
     VIDEO_TOKEN,

@@ -26,9 +26,8 @@ from ..configuration_vitp_detection import ViTPObjectDetectionConfig
 from ..image_processing_vitp import ViTPImageProcessor
 from ..image_processing_vitp_dense import ViTPSegmentationImageProcessor
 from ..image_processing_vitp_detection import ViTPDetectionImageProcessor
-from ..messages import IMAGE_TOKEN
 from ..opening import check_fields, naming
-from ..processing_vitp import CHAT_TEMPLATE, ViTPProcessor
+from ..processing_vitp import CHAT_TEMPLATE, IMAGE_TOKEN, ViTPProcessor
 from .internvl import from_internvl_config
 from .keys import BACKBONE, VISION_TOWER, place, recognize
 from .original_config import (

@@ -10,8 +10,8 @@ from datasets import Dataset
 
 from ..instructions.boxes import MARKS, read_boxes
 from ..instructions.collator import ViTPDataCollator
-from ..instructions.rows import images_of, sample_id_of
-from ..messages import is_given, message_texts
+from ..instructions.rows import images_of, is_given, sample_id_of
+from ..processing_vitp import message_texts
 from .answer_scores import named_choice, read_choices
 
 # Questions for a caption and for a map, and the most words of an answer that is neither.

@@ -20,7 +20,7 @@ from ..cards.sections import table
 from ..images.pixels import colors_of, principal_scores
 from ..instructions.collator import ViTPDataCollator
 from ..instructions.rows import prepare_rows
-from ..instructions.splits import open_splits
+from ..instructions.sources import open_splits
 from ..modeling_vitp import ViTPForConditionalGeneration
 from ..processing_vitp import ViTPProcessor
 from ..training.checkpointing import attempt, write_whole

@@ -24,10 +24,9 @@ from tqdm.auto import tqdm
 from transformers import AutoModel, PreTrainedTokenizerBase, Qwen2Config
 
 from ..cards.sections import table
-from ..messages import message_texts
+from ..processing_vitp import message_texts
 from ..vrl import keyed_generator
-from .mixture_file import Source
-from .sources import all_rows, read_source
+from .sources import Source, all_rows, read_source
 
 if TYPE_CHECKING:
     from .validation import SourceReport

@@ -1,24 +1,37 @@
 """Rows of a data set to a training or evaluation batch: VRL, labels on the answers, padding."""
 
 import copy
-import dataclasses
 import logging
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
+import PIL.Image
 import torch
 from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import default_collate
+from torchvision.transforms.v2 import functional as tv
+from transformers import BatchFeature
+from transformers.image_utils import ImageInput, SizeDict, is_pil_image
+from transformers.models.got_ocr2.image_processing_got_ocr2 import get_optimal_tiled_canvas
 from trl.data_utils import prepare_multimodal_messages
 
-from ..messages import check_answers, check_messages, is_given, place_images
-from ..processing_vitp import ViTPProcessor
-from ..vrl import check_apply_prob, check_drop_ratio, check_warmup_steps, keyed_generator
-from .hiding import check_mask_ratio, hide_answers, mask_token_id
-from .padding_free import lay_end_to_end
-from .raw_tiles import RawTileProcessor, normalize_tiles
-from .rows import check_image_parts, load_images, sample_id_of
-from .settings import SampleTransform, SourceSettings, makes_images
+from ..image_processing_vitp import PIL_8BIT_MODES, ViTPImageProcessor, to_rgb
+from ..processing_vitp import ViTPProcessor, check_messages
+from ..vrl import check_apply_prob, check_drop_ratio, check_warmup_steps, keyed_generator, num_kept_tokens
+from .rows import (
+    SampleTransform,
+    SourceSettings,
+    check_answers,
+    check_image_parts,
+    image_size,
+    images_of,
+    is_given,
+    load_images,
+    makes_images,
+    place_images,
+    sample_id_of,
+)
 
 logger = logging.getLogger(__name__)
 NO_LABEL = -100
@@ -28,7 +41,7 @@ MAX_REPLACEMENTS = 10
 MAX_WORKERS = 256
 
 
-@dataclasses.dataclass
+@dataclass
 class ViTPDataCollator:
     """Makes a batch for [`ViTPForConditionalGeneration`] from rows with `messages` and `images` (or `image`).
 
@@ -44,7 +57,7 @@ class ViTPDataCollator:
         vrl_warmup_steps: optimizer steps at the beginning in which nothing is dropped. [`ViTPTrainer`] gives each row
             its step; without one, which only that trainer can give, a row is refused.
         answer_mask_ratio: probability in [0, 1] that a token of an answer is hidden: the input has a mask token in its
-            place, the labels are as ever, and the end of the turn stays. Drawn like VRL; see [`hide_answers`].
+            place, the labels are as ever, and the end of the turn stays. Drawn like VRL; see [`mask_answer_tokens`].
         seed: of all draws.
         sample_transform: called with the row, its images decoded under `images`, and a generator; returns the row to
             encode. The place for augmentation that has to keep answers true. One with a true attribute `makes_images`
@@ -58,7 +71,7 @@ class ViTPDataCollator:
             stream some rows of it.
         padding_side: "right" or "left".
         pad_to_multiple_of: rounds the length of the batch up.
-        padding_free: instead of padding, samples lie end to end in one row, see [`lay_end_to_end`].
+        padding_free: instead of padding, samples lie end to end in one row, see [`flatten_batch`].
 
     Returns, when called with a list of rows (one that is `None` is passed over), `input_ids`, `attention_mask` and
     `labels`, int64 `(batch_size, sequence_length)`, -100 outside the answers; `pixel_values`, float32
@@ -78,7 +91,7 @@ class ViTPDataCollator:
     answer_mask_ratio: float = 0.0
     seed: int = 0
     sample_transform: SampleTransform | None = None
-    source_settings: Mapping[str, SourceSettings] = dataclasses.field(default_factory=dict)
+    source_settings: Mapping[str, SourceSettings] = field(default_factory=dict)
     on_error: str = "raise"
     replacement_rows: Sequence[dict[str, Any]] | None = None
     padding_side: str = "right"
@@ -114,11 +127,8 @@ class ViTPDataCollator:
         """The same collator without VRL, hidden answers, transform and degradation, which pads and stops at a row that
         cannot be used.
         """
-        settings = {
-            name: dataclasses.replace(settings, jpeg_degradation=False)
-            for name, settings in self.source_settings.items()
-        }
-        return dataclasses.replace(
+        settings = {name: replace(settings, jpeg_degradation=False) for name, settings in self.source_settings.items()}
+        return replace(
             self,
             vrl_drop_ratio=0.0,
             vrl_warmup_steps=0,
@@ -171,7 +181,7 @@ class ViTPDataCollator:
                 batch["visual_token_indices"] = torch.cat(
                     [sample["visual_token_indices"] + start for sample, start in zip(with_images, starts)]
                 )
-        return lay_end_to_end(batch) if self.padding_free else batch
+        return flatten_batch(batch) if self.padding_free else batch
 
     def _alike(self, tiles: list[torch.Tensor]) -> list[torch.Tensor]:
         """All normalised if one is."""
@@ -274,7 +284,7 @@ class ViTPDataCollator:
                 "no token is marked as an answer's, so that nothing would be learned: the chat template needs "
                 "{% generation %} … {% endgeneration %} around what the assistant says, up to the end of its turn."
             )
-        is_answer = ~torch.tensor([True, *given])[answers]
+        is_answer = (answers > 0) & ~torch.isin(answers, 1 + torch.tensor(given).nonzero())
         sample = {
             "input_ids": input_ids,
             "attention_mask": torch.ones_like(input_ids),
@@ -282,7 +292,9 @@ class ViTPDataCollator:
         }
         if self._mask_id is not None:
             generator = keyed_generator(*key, "answers")
-            sample["input_ids"] = hide_answers(input_ids, is_answer, self.answer_mask_ratio, self._mask_id, generator)
+            sample["input_ids"] = mask_answer_tokens(
+                input_ids, is_answer, self.answer_mask_ratio, self._mask_id, generator
+            )
         if "position_ids" in encoded:
             sample["position_ids"] = torch.from_numpy(encoded["position_ids"])
         if self.max_length is not None and len(input_ids) > self.max_length:
@@ -336,3 +348,213 @@ def stack(tiles: list[torch.Tensor]) -> torch.Tensor:
 def with_raw_tiles(collator: Any) -> Any:
     """See [`ViTPDataCollator.with_raw_tiles`]; a collator of another class gives what the model takes."""
     return collator.with_raw_tiles() if type(collator) is ViTPDataCollator else collator
+
+
+def check_mask_ratio(mask_ratio: float) -> float:
+    """Returns `mask_ratio` as a float; raises `ValueError` unless it lies in [0, 1]."""
+    mask_ratio = float(mask_ratio)
+    if not 0.0 <= mask_ratio <= 1.0:
+        raise ValueError(
+            f"answer_mask_ratio={mask_ratio} is outside [0, 1]: it is the share of answer tokens hidden from the input."
+        )
+    return mask_ratio
+
+
+def mask_token_id(processor: ViTPProcessor) -> int:
+    """The token that stands for a hidden one: the tokenizer's mask token, or else its pad or unknown token.
+
+    Of these the first that the chat template does not write itself, as it may write the pad token at the end of a turn.
+    Qwen2.5's and InternVL2.5's is `<|endoftext|>`.
+
+    Raises:
+        ValueError: if there is none.
+    """
+    tokenizer, template = processor.tokenizer, processor.chat_template
+    for name in ("mask_token", "pad_token", "unk_token"):
+        token = getattr(tokenizer, name)
+        is_end = token == tokenizer.eos_token and "eos_token" in template
+        if token is not None and token not in template and not is_end:
+            return tokenizer.convert_tokens_to_ids(token)
+    raise ValueError(
+        "answer_mask_ratio needs a token that stands for hidden ones, and the tokenizer has neither mask, pad nor "
+        "unknown token that the chat template does not use: set tokenizer.mask_token."
+    )
+
+
+def mask_answer_tokens(
+    input_ids: torch.LongTensor,
+    is_answer: torch.BoolTensor,
+    mask_ratio: float,
+    mask_id: int,
+    generator: torch.Generator,
+) -> torch.LongTensor:
+    """The tokens of a sample with each one of an answer replaced with probability `mask_ratio`.
+
+    The last token of an answer ends the turn and stays; nothing of the answer is predicted from it.
+
+    Args:
+        input_ids: int64 `(sequence_length,)`.
+        is_answer: bool `(sequence_length,)`, true in the answers and at their ends.
+        mask_id: see [`mask_token_id`].
+        generator: draws one number for each token of the answers, in order, whatever is between them.
+
+    Returns:
+        int64 `(sequence_length,)`.
+    """
+    is_last = is_answer & ~torch.cat([is_answer[1:], is_answer.new_zeros(1)])
+    is_drawn = torch.zeros_like(is_answer)
+    is_drawn[is_answer] = torch.rand(int(is_answer.sum()), generator=generator, dtype=torch.float64) < mask_ratio
+    return input_ids.masked_fill(is_drawn & ~is_last, mask_id)
+
+
+def flatten_batch(batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor | int]:
+    """The same batch in one row, without what its `attention_mask` hides.
+
+    Each sample keeps the positions that it has, also those with the gaps that VRL leaves, and its first token is no
+    label of what comes before. Where samples begin is in `cu_seq_lens_q` and `cu_seq_lens_k`, int32 of shape
+    `(num_samples + 1,)`, and the longest has `max_length_q` and `max_length_k` tokens, as kernels for several sequences
+    take them.
+
+    Args:
+        batch: what [`ViTPDataCollator`] makes of samples that are padded, on either side.
+
+    Returns:
+        `input_ids`, `labels` and `position_ids`, int64 of shape `(1, num_tokens)`, the places above, and what else the
+        batch has, as it is.
+    """
+    is_token = batch["attention_mask"].bool()
+    positions = {"position_ids": is_token.cumsum(1) - 1}
+    rows = {name: (positions | batch)[name][is_token][None] for name in ("input_ids", "labels", "position_ids")}
+    lengths = is_token.sum(1)
+    places = torch.nn.functional.pad(lengths.cumsum(0), (1, 0)).int()
+    rows["labels"][0, places[:-1]] = -100
+    longest = lengths.max().item()
+    rest = {name: value for name, value in batch.items() if name != "attention_mask"}
+    return {
+        **rest,
+        **rows,
+        "cu_seq_lens_q": places,
+        "cu_seq_lens_k": places,
+        "max_length_q": longest,
+        "max_length_k": longest,
+    }
+
+
+class RawTileProcessor(ViTPImageProcessor):
+    """Leaves the tiles of 8-bit images uint8 in [0, 255]; [`normalize_tiles`] makes of them what its parent would have.
+
+    A sample that has other images too comes normalised, as from the parent.
+    """
+
+    @classmethod
+    def of(cls, image_processor: ViTPImageProcessor) -> "RawTileProcessor | None":
+        """With the same settings; `None` where these, or the class, make something else than tiles of it."""
+        settings = image_processor
+        if type(settings) is not ViTPImageProcessor or not (settings.do_rescale and settings.do_normalize):
+            return None
+        return cls.from_dict(settings.to_dict())
+
+    def preprocess(self, images: ImageInput, *args, **kwargs) -> BatchFeature:
+        """As the parent, faster for the 8-bit images of one sample: 8-bit RGB keeps the order in memory that it was
+        decoded in, which is resized faster."""
+        is_usual = kwargs.keys() <= {"crop_to_patches", "return_tensors", "max_patches"} and kwargs.get(
+            "crop_to_patches"
+        )
+        if not is_usual or self.input_spec is not None or not all(map(is_eight_bit, images[0])):
+            return super().preprocess(images, *args, **kwargs)
+        size = self.size if isinstance(self.size, SizeDict) else SizeDict(**self.size)
+        most = self.max_patches_of_image(len(images[0]), kwargs)
+        by_image = [self.tiles(pixels_of(image), size, self.resample, self.min_patches, most) for image in images[0]]
+        tiles = [tile for tiles in by_image for tile in tiles]
+        return BatchFeature({"pixel_values": tiles, "num_patches": [len(tiles) for tiles in by_image]})
+
+    def tiles(
+        self, image: torch.Tensor, size: SizeDict, resample: "tv.InterpolationMode", min_patches: int, max_patches: int
+    ) -> list[torch.Tensor]:
+        """As [`~transformers.GotOcr2ImageProcessor.crop_image_to_patches`] of one image, without a copy: views of the
+        resized image, row by row, and the thumbnail if there is more than one."""
+        height, width = size.height, size.width
+        columns, rows = get_optimal_tiled_canvas(image.shape[-2:], (height, width), min_patches, max_patches)
+        canvas = self.resize(image, SizeDict(height=height * rows, width=width * columns), resample=resample)
+        tiles = [tile for row in canvas.split(height, -2) for tile in row.split(width, -1)]
+        return tiles if len(tiles) == 1 else [*tiles, self.resize(image, size, resample=resample)]
+
+
+def is_eight_bit(image: ImageInput) -> bool:
+    return is_pil_image(image) and image.mode in PIL_8BIT_MODES and 0 not in image.size
+
+
+def pixels_of(image: PIL.Image.Image) -> torch.Tensor:
+    """uint8 `(3, height, width)`, each pixel's bands side by side in memory."""
+    is_rgb = image.mode == "RGB" and "transparency" not in image.info
+    return tv.pil_to_tensor(image if is_rgb else to_rgb(image))
+
+
+def normalize_tiles(pixel_values: torch.Tensor, image_processor: ViTPImageProcessor) -> torch.Tensor:
+    """uint8 tiles `(num_tiles, 3, height, width)` rescaled and normalised to float32, on the device they are on; on one
+    device the same to the bit as the image processor's own. Others are normalised already, and come back as they are.
+    """
+    if pixel_values.dtype != torch.uint8:
+        return pixel_values
+    settings = image_processor
+    return settings.rescale_and_normalize(
+        pixel_values.contiguous(), True, settings.rescale_factor, True, settings.image_mean, settings.image_std
+    )
+
+
+@dataclass
+class SampleLength:
+    """The number of tokens that a row has after the drop, from the headers of its images: none is decoded.
+
+    Of a row that the collator will refuse it is 0, and in VRL's warm-up what it will be afterwards. With
+    `vrl_apply_prob` below 1 the visual tokens count on average.
+
+    Args:
+        processor, max_length, vrl_drop_ratio, vrl_apply_prob, source_settings: as for [`ViTPDataCollator`].
+    """
+
+    processor: ViTPProcessor
+    max_length: int | None = None
+    vrl_drop_ratio: float = 0.0
+    vrl_apply_prob: float = 1.0
+    source_settings: Mapping[str, SourceSettings] | None = None
+
+    @classmethod
+    def of(cls, collator: ViTPDataCollator) -> "SampleLength":
+        """Measures what this collator will make of a row."""
+        return cls(**{name: getattr(collator, name) for name in cls.__dataclass_fields__})
+
+    def __call__(self, example: dict[str, Any]) -> int:
+        try:
+            return self._measure(example)
+        except (ValueError, TypeError, KeyError, OSError):
+            return 0  # the collator names the row and what is wrong with it
+
+    def _measure(self, example: dict[str, Any]) -> int:
+        settings = (self.source_settings or {}).get(example.get("source"), SourceSettings())
+        images = images_of(example)
+        num_tokens = self.num_tokens(example["messages"], images, settings)
+        return num_tokens if self.max_length is None else min(num_tokens, self.max_length)
+
+    def num_tokens(self, messages: list[dict[str, Any]], images: list, settings: SourceSettings) -> int:
+        """Tokens of a sample that the language model sees, on average over the draws of `vrl_apply_prob`."""
+        num_visual = self.processor.image_seq_length * sum(self.num_tiles(images, settings))
+        num_kept = num_kept_tokens(num_visual, self.vrl_drop_ratio)
+        num_kept = round(self.vrl_apply_prob * num_kept + (1 - self.vrl_apply_prob) * num_visual)
+
+        messages = settings.with_system_prompt(place_images(messages))
+        messages = prepare_multimodal_messages(messages, images=images)
+        tokenizer = self.processor.tokenizer
+        text = tokenizer.apply_chat_template(messages, chat_template=self.processor.chat_template, tokenize=False)
+        # Each image has a start and an end token, and its place in the text is a token that goes.
+        return len(tokenizer(text, add_special_tokens=False)["input_ids"]) + len(images) + num_kept
+
+    def num_tiles(self, images: list, settings: SourceSettings) -> list[int]:
+        """Tiles of each image of a sample, thumbnails included."""
+        return num_tiles(images, settings, self.processor.image_processor)
+
+
+def num_tiles(images: list, settings: SourceSettings, image_processor: ViTPImageProcessor) -> list[int]:
+    """Tiles of each image of a sample, thumbnails included, from the headers of its images."""
+    sizes = [image_size(image) if settings.image_size is None else (settings.image_size,) * 2 for image in images]
+    return image_processor.num_tiles(sizes, settings.images_kwargs)

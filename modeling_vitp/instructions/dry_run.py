@@ -16,13 +16,12 @@ import numpy as np
 from trl import SFTConfig
 
 from ..image_processing_vitp import ViTPImageProcessor
-from ..messages import message_texts
+from ..processing_vitp import message_texts
 from ..vrl import num_kept_tokens
-from .lengths import num_tiles
-from .mixture import effective_rows
-from .mixture_file import Mixture, Source
+from .collator import num_tiles
+from .mixture import Mixture, effective_rows
 from .rows import load_images
-from .sources import read_source
+from .sources import Source, read_source
 
 TEXT_TOKENS = 200  # a sample's, where it cannot be read
 CHARACTERS_PER_TOKEN = 4

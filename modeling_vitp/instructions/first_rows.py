@@ -15,11 +15,10 @@ from datasets import Dataset, IterableDataset
 from torch.utils.data import DataLoader
 
 from .collator import STEP, ViTPDataCollator
-from .conversations import schema_name
 from .mixture import MixtureDataset, MixtureStream, name_row
-from .mixture_file import Source
 from .rows import images_of, prepare_rows
-from .sources import all_rows, schema_of
+from .schemas import schema_name
+from .sources import Source, all_rows, schema_of
 
 LOOKED_AT = 16
 CHECKED = 200  # of each source
@@ -29,7 +28,7 @@ MOST_PROCESSES = 16
 Rows = Dataset | IterableDataset
 
 
-def describe(dataset: Rows) -> list[str]:
+def describe_schemas(dataset: Rows) -> list[str]:
     """A line of what the rows are, and of how many images they have; for a mixture one for each source.
 
     Raises:
@@ -59,7 +58,7 @@ def describe_part(dataset: Rows, schema: str) -> str:
     return f"{schema}, {'a stream' if is_stream else f'{len(dataset):,} rows'}, {images}"
 
 
-def check(
+def check_rows(
     dataset: Rows,
     collator: ViTPDataCollator,
     most_rows: int | None = None,

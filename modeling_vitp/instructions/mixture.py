@@ -1,100 +1,309 @@
-"""Sampling from a mixture: which rows of each source an epoch has, and in which order.
+"""Mixtures: the file that lists sources with their rates, or a released meta JSON, and the rows of an epoch.
 
 A source with `n` rows and the rate `r` gives `n * r` rows an epoch, rounded half up, with r read as the decimal that
 was written: every row `floor(r)` times, and the rest as a random part without repetition. The part and the order are
 functions of (seed, epoch) alone; with `resample: once` the part is a function of the seed.
 """
 
+import contextlib
 import dataclasses
 import itertools
+import json
 import logging
 import math
+import re
 from collections.abc import Callable, Iterable, Iterator
 from fractions import Fraction
+from pathlib import Path
+from types import UnionType
+from typing import Any, get_args, get_origin
 
 import pyarrow as pa
 import torch
+import yaml
 from datasets import Dataset, DatasetInfo, IterableDataset
 from datasets.iterable_dataset import ExamplesIterable
 from datasets.table import InMemoryTable
 from tqdm import tqdm
 
+from ..command.paths import expanded_home, looks_like_path, not_there, read_yaml
 from ..vrl import keyed_generator
-from .mixture_file import Mixture, Source
 from .rows import FEATURES
-from .sources import all_rows, read_source, stream_rows
+from .schemas import text_columns
+from .sources import TABLES, Source, all_rows, holds_rows, read_source, source_of, stream_rows
 
 logger = logging.getLogger(__name__)
+HUB_ID = re.compile(r"[\w-][\w.-]*/[\w.-]+(?<!\.yaml)(?<!\.yml)(?<!\.json)")
+LARGEST = {"rate": 1_000_000, "max_patches": 100_000, "image_size": 100_000}
 EMPTY_PASSES = 100  # after so many over a part without a row, by a low rate, it is taken to have none
 EMPTY = 2**20  # rows of a mixture that share their memory: what they hold is in the sources
 
 
-def effective_rows(source: Source, num_rows: int) -> int:
-    """Rows that a source gives an epoch: rounded half up, or down where the released code is followed."""
-    half = 0 if source.first_rows else Fraction(1, 2)
-    return math.floor(num_rows * Fraction(str(source.rate)) + half)
+MIXTURE_KEYS = {"sources": list, "resample": str, "modalities": list, "shuffle_buffer": int} | {
+    "split_streams": bool,
+    "root": str,
+    "defaults": dict,
+    "released_compatible": bool,
+}
 
 
-def draw(source: Source, num_rows: int, *key: object) -> tuple[torch.LongTensor, torch.LongTensor]:
-    """The rows of a source that an epoch has, and for each the number of its copy, from 0.
+def yaml_type(hint: Any) -> type | tuple[type, ...]:
+    """Return the type that a field of [`Source`] has in YAML."""
+    kind = get_args(hint)[0] if isinstance(hint, UnionType) else hint
+    kind = get_origin(kind) or kind
+    return {float: (int, float), tuple: list}.get(kind, kind)
+
+
+SOURCE_KEYS = {field.name: yaml_type(field.type) for field in dataclasses.fields(Source)} | {"modality": (str, list)}
+SOURCE_KEYS = {key: kind for key, kind in SOURCE_KEYS.items() if key not in ("jpeg_degradation", "first_rows")}
+
+# The keys of the released meta JSON, and what they are called here.
+META_KEYS = {
+    "root": "image_root",
+    "annotation": "annotation",
+    "repeat_time": "rate",
+    "length": "rows",
+    "max_dynamic_patch": "max_patches",
+    "force_image_size": "image_size",
+    "data_augment": "data_augment",
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Mixture:
+    """A mixture file.
 
     Args:
-        key: what a random part depends on, beside the name of the source.
-
-    Returns:
-        Tensors of shape `(effective_rows,)`, in order of the copies: int64 and int32.
+        sources: what is mixed.
+        resample: "epoch" draws the part of a source with a fractional rate afresh in every epoch, "once" keeps it.
+        modalities: the imaging modalities of the downstream tasks; each needs a source.
+        shuffle_buffer: rows that a stream is shuffled in.
+        split_streams: every worker of every process that trains reads its own part, see [`MixtureStream`].
     """
-    whole, part = divmod(effective_rows(source, num_rows), num_rows)
-    if source.first_rows:
-        rest = torch.arange(part)
-    else:
-        rest = torch.randperm(num_rows, generator=keyed_generator(*key, source.name, "draw"))[:part]
-    rows = torch.cat([torch.arange(num_rows).repeat(whole), rest])
-    return rows, torch.arange(len(rows)).div_(num_rows, rounding_mode="floor").to(torch.int32)
+
+    sources: tuple[Source, ...]
+    resample: str = "epoch"
+    modalities: tuple[str, ...] = ()
+    shuffle_buffer: int = 1000
+    split_streams: bool = False
 
 
-def draw_from_stream(rows: Iterable, source: Source, *key: object, is_part: bool = False) -> Iterator[tuple[dict, int]]:
-    """The same for a stream whose length is not known: yields rows, and for each the number of its copy.
+def load_mixture(mixture: str | Path | dict) -> Mixture:
+    """Reads a mixture file and checks every key of it, without touching any data.
 
-    With the fractional part of the rate `p / q` in lowest terms, p of every q rows are taken at random; no more than p
-    rows are held at a time. Of the last q or fewer so many that the number of all is rounded half up, or of one part of
-    a stream at random, so that all parts together have about as many as they should.
+    Args:
+        mixture: a YAML file with `sources`, a recipe with such a mapping (or the path of such a file) under `mixture`,
+            a released meta JSON, or the mapping itself.
+
+    Raises:
+        ValueError: names the file, the source and the key that is wrong.
     """
-    if source.first_rows and source.rate < 1:
-        yield from ((row, 0) for row in itertools.islice(rows, effective_rows(source, source.rows)))
-        return
-    whole, part = divmod(Fraction(str(source.rate)), 1)
-    generator = keyed_generator(*key, source.name, "draw")
-    held, seen = [], 0
-    for row in rows:
-        yield from ((row, copy) for copy in range(whole))
-        if not part:
-            continue
-        seen += 1
-        place = seen - 1 if seen <= part.numerator else torch.randint(seen, (), generator=generator).item()
-        if place < part.numerator:
-            held[place : place + 1] = [row]
-        if seen == part.denominator:
-            yield from ((row, whole) for row in held)
-            held, seen = [], 0
-    half = torch.rand((), generator=generator).item() if is_part else Fraction(1, 2)
-    num_last = math.floor(seen * part + half)
-    yield from ((held[place], whole) for place in torch.randperm(len(held), generator=generator)[:num_last].tolist())
+    origin = "mixture"
+    if not isinstance(mixture, dict):
+        origin, path = str(mixture), Path(mixture)
+        if not path.is_file():
+            raise ValueError(f"There is no mixture file {path}.")
+        if path.suffix == ".json":
+            mixture = {"sources": [{"meta": origin}]}
+        else:
+            try:
+                mixture = expanded_home(read_yaml(path))
+            except Exception as error:  # of many kinds: no text, a date that is none, a key that is a list
+                raise ValueError(f"{path} is no YAML: {error}") from error
+            if isinstance(mixture, dict) and "mixture" in mixture:
+                mixture = mixture["mixture"]
+                if isinstance(mixture, str):
+                    return load_nested(mixture, path)
+    if not isinstance(mixture, dict) or not mixture.get("sources"):
+        raise ValueError(f"{origin}: a mixture has a list of `sources`.")
+    check_types(mixture, MIXTURE_KEYS, origin)
+    if mixture.get("resample", "epoch") not in ("epoch", "once"):
+        raise ValueError(f"{origin}: resample is {mixture['resample']!r}, not 'epoch' or 'once'.")
+    released_compatible, root = mixture.get("released_compatible", False), Path(mixture.get("root", ""))
+    defaults = mixture.get("defaults", {})
+    check_types(defaults, SOURCE_KEYS, f"{origin}, defaults")
+
+    entries = []
+    for index, entry in enumerate(mixture["sources"]):
+        if not isinstance(entry, dict):
+            raise ValueError(f"{origin}: source {index} is {entry!r}, not a mapping with a name and a location.")
+        if "meta" in entry:
+            entries += meta_entries(entry, root, f"{origin}, source {index}")
+        else:
+            entries.append(entry)
+    sources = [
+        make_source({**defaults, **entry}, root, released_compatible, f"{origin}, source {entry.get('name', index)!r}")
+        for index, entry in enumerate(entries)
+    ]
+    if released_compatible or any("data_augment" in entry for entry in entries):
+        warn_of_differences(entries, released_compatible)
+    names = [source.name for source in sources]
+    repeated = sorted({name for name in names if names.count(name) > 1})
+    if repeated:
+        raise ValueError(f"{origin}: the source names {repeated} are used more than once.")
+    options = {key: mixture[key] for key in ("resample", "shuffle_buffer", "split_streams") if key in mixture}
+    check_texts(mixture, ("modalities",), origin)
+    if options.get("shuffle_buffer", 1) < 1:
+        raise ValueError(f"{origin}: shuffle_buffer is {options['shuffle_buffer']}; it must be above 0.")
+    if options.get("split_streams"):
+        first = [source.name for source in sources if source.streaming and source.first_rows and source.rate < 1]
+        if first:
+            raise ValueError(f"{origin}: split_streams has no first rows of {first[0]!r}: leave one or the other out.")
+    return Mixture(tuple(sources), modalities=tuple(mixture.get("modalities", ())), **options)
 
 
-def draw_and_shuffle(
-    dataset: Dataset, source: Source, generator: torch.Generator, *key: object, parts: int = 1, part: int = 0
-) -> Iterator[tuple[dict, int]]:
-    """What `draw` draws from a map-style source, or one of several parts of it, read in random order."""
-    rows, copies = (values[part::parts] for values in draw(source, len(dataset), *key))
-    for place in torch.randperm(len(rows), generator=generator).tolist():
-        yield dataset[rows[place].item()], copies[place].item()
+def load_nested(mixture: str, path: Path) -> Mixture:
+    """The mixture that a file names in place of having one."""
+    if Path(mixture).exists() and Path(mixture).samefile(path):
+        raise ValueError(f"{path} names itself as its mixture.")
+    try:
+        return load_mixture(mixture)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path}: {error}") from error
 
 
-def name_row(row: dict, copy: int) -> dict:
-    """Ids are unique in the mixture, and each copy of a row has its own, so that each has a VRL draw of its own."""
-    suffix = f"#{copy + 1}" if copy else ""
-    return {**row, "id": f"{row['source']}/{row['id']}{suffix}"}
+def check_texts(fields: dict, keys: tuple[str, ...], origin: str) -> None:
+    """Raises a `ValueError` if one of these keys has a list or mapping of other things than texts."""
+    for key in keys:
+        values = fields.get(key) or ()
+        texts = values.values() if isinstance(values, dict) else values
+        if not all(isinstance(text, str) and text for text in texts):
+            raise ValueError(f"{origin}: {key} is {values!r}, but texts are needed.")
+
+
+def check_types(fields: dict, known: dict, origin: str) -> None:
+    """Raises a `ValueError` that names an unknown key or a value of the wrong type."""
+    for key, value in fields.items():
+        if key not in known:
+            raise ValueError(f"{origin}: unknown key {key!r}; known are {', '.join(known)}.")
+        kinds = known[key] if isinstance(known[key], tuple) else (known[key],)
+        if not isinstance(value, kinds) or (isinstance(value, bool) and bool not in kinds):
+            wanted = " or ".join(kind.__name__ for kind in kinds)
+            raise ValueError(f"{origin}: {key} is {value!r}, but needs a value of type {wanted}.")
+
+
+def make_source(entry: dict, root: Path, released_compatible: bool, origin: str) -> Source:
+    """Checks one entry of a mixture."""
+    entry = dict(entry)
+    data_augment = entry.pop("data_augment", False)
+    check_types(entry, SOURCE_KEYS, origin)
+    if not entry.get("name"):
+        raise ValueError(f"{origin}: a source needs a name.")
+    locations = [key for key in ("dataset", "folder", "annotation") if entry.get(key)]
+    if len(locations) != 1:
+        raise ValueError(
+            f"{origin}: give exactly one of dataset (a Hub id), folder, annotation (InternVL JSON Lines) and meta "
+            f"(a released meta JSON); it has {locations or 'none'}."
+        )
+    allowed = {"config": {"dataset"}, "revision": {"dataset"}, "split": {"dataset", "folder"}}
+    allowed |= {"columns": {"dataset", "folder"}, "prompt": {"dataset", "folder"}}
+    for key, kinds in allowed.items():
+        if key in entry and locations[0] not in kinds:
+            raise ValueError(f"{origin}: {key} has no meaning for a source with {locations[0]}.")
+    if entry.get("streaming") and "rows" not in entry:
+        raise ValueError(f"{origin}: a streaming source needs `rows`, about how many it has, to be mixed in its share.")
+    for key in ("rate", "rows", "max_patches", "image_size"):
+        if key in entry and not 0 < entry[key] <= LARGEST.get(key, math.inf):
+            most = f" and at most {LARGEST[key]:,}" if key in LARGEST else ""
+            raise ValueError(f"{origin}: {key} is {entry[key]!r}; it must be above 0{most}.")
+    known = ("id", "images", "system", *text_columns())
+    unknown = sorted(map(str, set(entry.get("columns", {})) - set(known)))
+    if unknown:
+        raise ValueError(f"{origin}: columns are mapped for {', '.join(known)}, not for {unknown}.")
+    check_texts(entry, ("columns", "tasks", "modality"), origin)
+    if released_compatible and entry.get("rate", 1) > 1 and entry["rate"] != int(entry["rate"]):
+        raise ValueError(f"{origin}: rate is {entry['rate']}, but the released code repeats whole sources only.")
+    for key in ("folder", "annotation", "image_root"):
+        if entry.get(key):
+            entry[key] = str(root / entry[key])
+    if Path(entry.get("annotation") or "").suffix.lower() in TABLES:
+        raise ValueError(f"{origin}: the annotation {entry['annotation']} is no JSON: give it as `dataset`.")
+    modality = entry.get("modality", ())
+    entry["modality"] = (modality,) if isinstance(modality, str) else tuple(modality)
+    entry["tasks"] = tuple(entry.get("tasks", ()))
+    if released_compatible:
+        entry |= {"image_size": None, "jpeg_degradation": data_augment, "first_rows": True}
+    source = Source(**entry)
+    try:
+        source.settings.check()
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"{origin}: {error}") from error
+    return source
+
+
+def meta_entries(entry: dict, root: Path, origin: str) -> list[dict]:
+    """The entries of a released meta JSON, in this module's keys; the other keys of `entry` go to each of them."""
+    if not isinstance(entry["meta"], str):
+        raise ValueError(f"{origin}: meta is {entry['meta']!r}, but the path of a file is needed.")
+    path = root / entry["meta"]
+    common = {key: value for key, value in entry.items() if key != "meta"}
+    try:
+        meta = json.loads(path.read_text())
+    except (OSError, ValueError, RecursionError) as error:
+        raise ValueError(f"{origin}: the meta JSON {path} cannot be read: {error}") from error
+    if not isinstance(meta, dict):
+        raise ValueError(f"{origin}: {path} is no meta JSON: it must map names to sources.")
+    entries = []
+    for name, fields in meta.items():
+        if not isinstance(fields, dict):
+            raise ValueError(f"{origin}: {name!r} in {path} is {str(fields)[:80]!r}, and no source.")
+        unknown = set(fields) - set(META_KEYS)
+        missing = {"root", "annotation"} - set(fields)
+        if unknown or missing:
+            raise ValueError(
+                f"{origin}: {name!r} in {path} has unknown keys {sorted(unknown)} and lacks {sorted(missing)}."
+            )
+        renamed = {META_KEYS[key]: value for key, value in fields.items() if value is not None}
+        entries.append({**common, "data_augment": False, **renamed, "name": name})
+    return entries
+
+
+def warn_of_differences(entries: list[dict], released_compatible: bool) -> None:
+    """One warning for each thing that the released code does otherwise than the mixture reads."""
+    differences = {
+        "a rate below 1 takes {} rows": ("random", "the first", lambda entry: entry.get("rate", 1) < 1),
+        "image_size is {}": ("applied", "not read", lambda entry: entry.get("image_size")),
+        "data_augment {}": (
+            "is not applied, because the file does not say how",
+            "degrades images by JPEG compression of random quality",
+            lambda entry: entry.get("data_augment"),
+        ),
+    }
+    for text, (ours, theirs, concerns) in differences.items():
+        names = [str(entry.get("name")) for entry in entries if concerns(entry)]
+        if names and released_compatible:
+            logger.warning("released_compatible: %s, not %s, in %s.", text.format(theirs), ours, ", ".join(names))
+        elif names:
+            logger.warning(
+                "The released code differs: here %s, there %s, in %s. released_compatible: true does as it does.",
+                text.format(ours),
+                theirs,
+                ", ".join(names),
+            )
+
+
+def load_sources(name: str) -> Mixture:
+    """What is to be read by a name: a mixture's file, a recipe's that has one or a `dataset_name`, or what that takes.
+
+    Raises:
+        ValueError: if it is none of these; see [`~modeling_vitp.instructions.mixture.load_mixture`].
+    """
+    place, fields = Path(name), {}
+    if place.is_file() and place.suffix in (".yaml", ".yml"):
+        with contextlib.suppress(yaml.YAMLError, UnicodeDecodeError):  # which `load_mixture` tells
+            fields = read_yaml(place)
+        fields = fields if isinstance(fields, dict) and "mixture" not in fields else {}
+        name = fields.get("dataset_name")
+    elif place.is_file():
+        name = name if place.suffix != ".json" or holds_rows(place) else None
+    elif place.suffix in (".yaml", ".yml"):
+        name = None
+    elif not place.is_dir() and (looks_like_path(name) or not HUB_ID.fullmatch(name)):
+        raise ValueError(not_there(name))
+    if not isinstance(name, str):
+        return load_mixture(place)
+    split = fields.get("dataset_train_split", "train")
+    return Mixture((source_of(name, split, fields.get("dataset_config"), fields.get("image_root")),))
 
 
 class MixtureDataset(Dataset):
@@ -125,7 +334,7 @@ class MixtureDataset(Dataset):
         epoch = self._epoch.item()
         if self._order is None or self._order[0] != epoch:
             key = (self.seed, epoch if self.mixture.resample == "epoch" else "once")
-            drawn = [draw(source, len(part), *key) for source, part in zip(self.mixture.sources, self.parts)]
+            drawn = [draw_rows(source, len(part), *key) for source, part in zip(self.mixture.sources, self.parts)]
             sources = [torch.full_like(rows, index, dtype=torch.int16) for index, (rows, _) in enumerate(drawn)]
             sources, (rows, copies) = torch.cat(sources), (torch.cat(columns) for columns in zip(*drawn))
             del drawn
@@ -258,6 +467,74 @@ class MixtureStream(IterableDataset):
                 row, number = drawn
                 yield name_row(row, copies_before + number)
                 left[index] = max(left[index] - 1, 1)
+
+
+def effective_rows(source: Source, num_rows: int) -> int:
+    """Rows that a source gives an epoch: rounded half up, or down where the released code is followed."""
+    half = 0 if source.first_rows else Fraction(1, 2)
+    return math.floor(num_rows * Fraction(str(source.rate)) + half)
+
+
+def draw_rows(source: Source, num_rows: int, *key: object) -> tuple[torch.LongTensor, torch.LongTensor]:
+    """The rows of a source that an epoch has, and for each the number of its copy, from 0.
+
+    Args:
+        key: what a random part depends on, beside the name of the source.
+
+    Returns:
+        Tensors of shape `(effective_rows,)`, in order of the copies: int64 and int32.
+    """
+    whole, part = divmod(effective_rows(source, num_rows), num_rows)
+    if source.first_rows:
+        rest = torch.arange(part)
+    else:
+        rest = torch.randperm(num_rows, generator=keyed_generator(*key, source.name, "draw"))[:part]
+    rows = torch.cat([torch.arange(num_rows).repeat(whole), rest])
+    return rows, torch.arange(len(rows)).div_(num_rows, rounding_mode="floor").to(torch.int32)
+
+
+def draw_from_stream(rows: Iterable, source: Source, *key: object, is_part: bool = False) -> Iterator[tuple[dict, int]]:
+    """The same for a stream whose length is not known: yields rows, and for each the number of its copy.
+
+    With the fractional part of the rate `p / q` in lowest terms, p of every q rows are taken at random; no more than p
+    rows are held at a time. Of the last q or fewer so many that the number of all is rounded half up, or of one part of
+    a stream at random, so that all parts together have about as many as they should.
+    """
+    if source.first_rows and source.rate < 1:
+        yield from ((row, 0) for row in itertools.islice(rows, effective_rows(source, source.rows)))
+        return
+    whole, part = divmod(Fraction(str(source.rate)), 1)
+    generator = keyed_generator(*key, source.name, "draw")
+    held, seen = [], 0
+    for row in rows:
+        yield from ((row, copy) for copy in range(whole))
+        if not part:
+            continue
+        seen += 1
+        place = seen - 1 if seen <= part.numerator else torch.randint(seen, (), generator=generator).item()
+        if place < part.numerator:
+            held[place : place + 1] = [row]
+        if seen == part.denominator:
+            yield from ((row, whole) for row in held)
+            held, seen = [], 0
+    half = torch.rand((), generator=generator).item() if is_part else Fraction(1, 2)
+    num_last = math.floor(seen * part + half)
+    yield from ((held[place], whole) for place in torch.randperm(len(held), generator=generator)[:num_last].tolist())
+
+
+def draw_and_shuffle(
+    dataset: Dataset, source: Source, generator: torch.Generator, *key: object, parts: int = 1, part: int = 0
+) -> Iterator[tuple[dict, int]]:
+    """What `draw` draws from a map-style source, or one of several parts of it, read in random order."""
+    rows, copies = (values[part::parts] for values in draw_rows(source, len(dataset), *key))
+    for place in torch.randperm(len(rows), generator=generator).tolist():
+        yield dataset[rows[place].item()], copies[place].item()
+
+
+def name_row(row: dict, copy: int) -> dict:
+    """Ids are unique in the mixture, and each copy of a row has its own, so that each has a VRL draw of its own."""
+    suffix = f"#{copy + 1}" if copy else ""
+    return {**row, "id": f"{row['source']}/{row['id']}{suffix}"}
 
 
 def shuffle_in_buffer(rows: Iterable, size: int, generator: torch.Generator) -> Iterator:

@@ -1,29 +1,42 @@
-"""Rows of instruction data: what they have, their ids, texts and images."""
+"""Rows of instruction data: their ids, images and messages, and the settings of their source."""
 
+import dataclasses
 import hashlib
 import io
 import itertools
 import json
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import PIL.Image
 import torch
-from datasets import Dataset, Features, Image, IterableDataset, Json, List, Value, Video
+from datasets import Dataset, Features, Image, IterableDataset, List, Value, Video
 from datasets.utils.file_utils import xopen
 
-from ..image_processing_vitp import ViTPImageProcessor
-from ..images.reading import OF_THE_WEB, Picture, below, fetch, is_url, picture_size, read_picture
+from ..image_processing_vitp import PIL_8BIT_MODES, ViTPImageProcessor, to_rgb
+from ..images.reading import Picture, fetch, is_url, picture_size, read_picture
 from ..input_spec import InputSpec
-from ..messages import message_texts
+from ..processing_vitp import GIVEN, message_texts
 from ..vrl import keyed_generator
-from .settings import SampleTransform, makes_images
 
 OF_THE_HUB = re.compile(r"(^|::)hf://")
+IMAGE_PLACE = "<image>"
+
+FEATURES = Features(
+    {
+        "id": Value("string"),
+        "images": List(Image(decode=False)),
+        "messages": List(
+            {"role": Value("string"), "content": List({"type": Value("string"), "text": Value("string")})}
+        ),
+        "source": Value("string"),
+        "error": Value("string"),
+    }
+)
 
 
 def sample_id_of(example: dict[str, Any]) -> Any:
@@ -103,91 +116,20 @@ def content_of(image: dict) -> bytes:
     return fetch(path) if is_url(path) else Path(path).read_bytes()
 
 
-FEATURES = Features(
-    {
-        "id": Value("string"),
-        "images": List(Image(decode=False)),
-        "messages": List(
-            {"role": Value("string"), "content": List({"type": Value("string"), "text": Value("string")})}
-        ),
-        "source": Value("string"),
-        "error": Value("string"),
-    }
-)
-
-
-def undecoded(features: Features) -> Features:
-    """The same features with images and videos left encoded."""
-
-    def leave(feature):
-        if isinstance(feature, (Image, Video)):
-            return type(feature)(decode=False)
-        if isinstance(feature, List) and isinstance(feature.feature, (Image, Video)):
-            return List(leave(feature.feature))
-        return feature
-
-    return Features({name: leave(feature) for name, feature in features.items()})
-
-
-def row_of(source: str, row_id: str, images: list[dict], messages: list[dict], error: str | None = None) -> dict:
-    error = error and error.encode(errors="backslashreplace").decode()  # Arrow takes no half of a surrogate pair
-    return {"id": row_id, "images": images, "messages": messages, "source": source, "error": error}
-
-
-class Written(str):
-    """A number that is no whole one as it was written, so that an answer in a column of its own keeps its zeros."""
-
-
-def check_text(text: Any, what: str) -> str:
-    """The text; a `ValueError` if it is none that a table of rows holds as it is.
-
-    Rows share a column: beside a number, `datasets` makes numbers of other rows' texts, and of the number a text.
-    """
-    if not isinstance(text, str) or isinstance(text, Written):
-        kind = "float" if isinstance(text, Written) else type(text).__name__
-        raise ValueError(f"{what} is {str(text)[:80]!r}, of type {kind}; write it as text, in quotes.")
-    try:
-        text.encode()
-    except UnicodeEncodeError as error:
-        raise ValueError(f"{what} has half of a surrogate pair in it, \\u{ord(text[error.start]):x}.") from error
-    return text
-
-
-def check_unmerged(features: Features | dict | None) -> None:
-    """Raises a `ValueError` that names a column of which the texts are no longer as they were written.
-
-    Where the values of a column differ in type from row to row, the JSON reader of `datasets` parses its texts: beside
-    a 3, "007" becomes 7.
-    """
-    for name, feature in (features or {}).items():
-        if holds_json(feature):
-            raise ValueError(
-                f"the column {name!r} has texts in some rows, and numbers or other things in others, of which the "
-                "reader has changed the texts. Write every one as text, in quotes."
-            )
-
-
-def holds_json(feature: Any) -> bool:
-    if isinstance(feature, (dict, list)):
-        return any(map(holds_json, feature.values() if isinstance(feature, dict) else feature))
-    return isinstance(feature, Json) or (hasattr(feature, "feature") and holds_json(feature.feature))
-
-
-def encoded_image(image: Any, image_root: str | None) -> dict:
-    """An image of a row, which may be a path, bytes or both, undecoded; a path may not lead out of `image_root`."""
+def image_size(image: Any) -> tuple[int, int]:
+    """Height and width of an image of a row, as it is seen: an encoded one by its header, turned as its EXIF says."""
     if isinstance(image, str):
-        if is_url(image) and not OF_THE_WEB.match(image):
-            raise ValueError(f"an image is {image[:80]!r}, neither a path nor a URL of the web.")
         image = {"path": image, "bytes": None}
-    elif isinstance(image, bytes):
-        image = {"path": None, "bytes": image}
-    path, content = (image.get("path"), image.get("bytes")) if isinstance(image, dict) else (None, None)
-    if not (path or content) or not isinstance(path or "", str) or not isinstance(content or b"", bytes):
-        raise ValueError(f"an image is {str(image)[:80]!r}, neither a path nor encoded bytes.")
-    check_text(path or "", "the path of an image")
-    if image.get("bytes") is None and image_root is not None and not is_url(path):
-        image = {**image, "path": str(below(image_root, path, "image_root"))}
-    return {"path": image.get("path"), "bytes": image.get("bytes")}
+    if isinstance(image, dict):
+        is_file = image.get("bytes") is None and os.path.isfile(image.get("path") or "")
+        try:
+            with open(image["path"], "rb") if is_file else io.BytesIO(content_of(image)) as file:
+                return picture_size(file)
+        except Exception as error:  # as in `load_images`
+            raise ValueError(f"an image cannot be read: {error}") from error
+    if isinstance(image, PIL.Image.Image):
+        return image.size[::-1]
+    return tuple(ViTPImageProcessor._bands_first(torch.as_tensor(image), None).shape[1:])
 
 
 def check_image_parts(messages: list[dict]) -> None:
@@ -208,32 +150,145 @@ def check_image_part(part: dict, index: int) -> None:
         )
 
 
-def image_size(image: Any) -> tuple[int, int]:
-    """Height and width of an image of a row, as it is seen: an encoded one by its header, turned as its EXIF says."""
-    if isinstance(image, str):
-        image = {"path": image, "bytes": None}
-    if isinstance(image, dict):
-        is_file = image.get("bytes") is None and os.path.isfile(image.get("path") or "")
-        try:
-            with open(image["path"], "rb") if is_file else io.BytesIO(content_of(image)) as file:
-                return picture_size(file)
-        except Exception as error:  # as in `load_images`
-            raise ValueError(f"an image cannot be read: {error}") from error
-    if isinstance(image, PIL.Image.Image):
-        return image.size[::-1]
-    return tuple(ViTPImageProcessor._bands_first(torch.as_tensor(image), None).shape[1:])
+def check_answers(messages: list[dict[str, Any]]) -> None:
+    """Raises a `ValueError` if there is nothing to learn from, or an answer is empty or comes before any question."""
+    answers = [(index, message) for index, message in enumerate(messages) if message["role"] == "assistant"]
+    if all(is_given(message) for _, message in answers):
+        raise ValueError("there is no assistant message to learn from. Add one or take the row out.")
+    asked = next((index for index, message in enumerate(messages) if message["role"] == "user"), len(messages))
+    for index, message in answers:
+        if index < asked:
+            raise ValueError(
+                f"the answer in message {index} comes before any question, and sees neither it nor an image. Bring the "
+                "messages into their order, or take the row out."
+            )
+        if not "".join(message_texts(message)).strip():
+            raise ValueError(f"the answer in message {index} is empty. Fill it in or take the row out.")
 
 
-def sample_texts(
-    dataset: Dataset | IterableDataset, sample_transform: SampleTransform | None, seed: int, num_samples: int = 2000
-) -> Iterator[str]:
-    """Texts of the first rows' messages, after the transform, to train a tokenizer on."""
-    for row in itertools.islice(prepare_rows(dataset), num_samples):
-        if sample_transform is not None:
-            row = {**row, "images": [] if makes_images(sample_transform) else load_images(row)}
-            row = sample_transform(row, keyed_generator(seed, row.get("id"), "tokenizer"))
-        for message in row["messages"]:
-            yield from message_texts(message)
+def is_given(message: dict[str, Any]) -> bool:
+    """Whether a message is an answer that is not learned."""
+    content = message.get("content")
+    parts = content if message["role"] == "assistant" and isinstance(content, list) else []
+    return any(isinstance(part, dict) and part.get("type") == GIVEN for part in parts)
+
+
+def place_images(messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Messages with each `<image>` in the text of a question, as many public data sets have it, as an image place;
+    and with what is given as text.
+    """
+    placed = []
+    for message in messages:
+        content = message["content"]
+        if message["role"] != "assistant" and isinstance(content, str) and IMAGE_PLACE in content:
+            message = {**message, "content": split_at_places(content)}
+        elif is_given(message):
+            message = {**message, "content": [{**part, "type": "text"} for part in content]}
+        placed.append(message)
+    return placed
+
+
+def split_at_places(text: str) -> list[dict[str, Any]]:
+    """Text to parts, `<image>` to an image place. The newline after a place goes: the chat template writes one."""
+    first, *rest = text.split(IMAGE_PLACE)
+    parts = [{"type": "text", "text": first}] if first or not rest else []
+    for piece in rest:
+        parts.append({"type": "image", "text": None})
+        piece = piece.removeprefix("\n")
+        if piece:
+            parts.append({"type": "text", "text": piece})
+    return parts
+
+
+SampleTransform = Callable[[dict[str, Any], torch.Generator], dict[str, Any]]
+
+
+def makes_images(transform: SampleTransform | None) -> bool:
+    """Whether a transform says that it does without the images of a row, which then are not read."""
+    return getattr(transform, "makes_images", False)
+
+
+def settings_of(transform: SampleTransform | None) -> Any:
+    """What a transform says that it was made with, as JSON may hold; `None` if it does not say."""
+    return getattr(transform, "settings", None)
+
+
+@dataclasses.dataclass(frozen=True)
+class SourceSettings:
+    """How the rows of one source of a mixture are encoded; `None` leaves it to the processor.
+
+    Args:
+        max_patches: most tiles of a sample; its images share them.
+        image_size: side of the square, in pixels, that every image is resampled to before it is cut into tiles: the
+            tile size of the model gives one tile, twice as much four and a thumbnail.
+        system_prompt: for conversations that have no system message of their own.
+        input_spec: how images that are not 8-bit RGB are read, see [`InputSpec`].
+        jpeg_degradation: whether training images go through JPEG compression of a random quality from 75 to 100.
+    """
+
+    max_patches: int | None = None
+    image_size: int | None = None
+    system_prompt: str | None = None
+    input_spec: dict | None = None
+    jpeg_degradation: bool = False
+
+    @property
+    def images_kwargs(self) -> dict[str, Any]:
+        """What the image processor is told of the source."""
+        kwargs = {"max_patches": self.max_patches, "input_spec": self.input_spec}
+        return {name: value for name, value in kwargs.items() if value is not None}
+
+    def spec_for(self, image_processor: ViTPImageProcessor) -> InputSpec:
+        """By which its images are read: its own, or the image processor's, for the bands of that."""
+        fields, names = self.input_spec or image_processor.input_spec, image_processor.band_names
+        return InputSpec.from_dict(fields if names is None else {"band_names": names, **fields})
+
+    def apply(self, images: list, generator: torch.Generator) -> list:
+        """The images of a sample as the source wants them seen."""
+        if self.jpeg_degradation:
+            images = [degrade(image, generator) for image in images]
+        if self.image_size is not None:
+            images = [to_square(image, self.image_size) for image in images]
+        return images
+
+    def with_system_prompt(self, messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        """Messages with the system prompt of the source in front, unless they have one of their own."""
+        if self.system_prompt is None or messages[0]["role"] == "system":
+            return messages
+        return [{"role": "system", "content": self.system_prompt}, *messages]
+
+    def check(self) -> None:
+        """Raises a `ValueError` if the input spec contradicts itself."""
+        InputSpec.from_dict(self.input_spec)
+
+
+def degrade(image: PIL.Image.Image, generator: torch.Generator) -> PIL.Image.Image:
+    """The image, where it is transparent on white, after JPEG compression of a quality from 75 to 100."""
+    if not isinstance(image, PIL.Image.Image) or image.mode not in PIL_8BIT_MODES:
+        kind = f"mode {image.mode}" if isinstance(image, PIL.Image.Image) else f"{len(image)} bands of {image.dtype}"
+        raise ValueError(f"jpeg_degradation needs 8-bit images, not one of {kind}: leave it out of the source.")
+    quality = torch.randint(75, 101, (), generator=generator).item()
+    compressed = io.BytesIO()
+    to_rgb(image).save(compressed, format="JPEG", quality=quality)
+    return PIL.Image.open(compressed).convert("RGB")
+
+
+def to_square(image: PIL.Image.Image | np.ndarray, size: int) -> PIL.Image.Image | np.ndarray:
+    """The image, or array of shape `(bands, height, width)`, resampled to `size` pixels a side, whatever its shape."""
+    if not isinstance(image, PIL.Image.Image):
+        return np.stack([resample_band(band, size) for band in np.asarray(image)])
+    if image.mode in ("1", "P", "PA"):  # which Pillow resamples without interpolation
+        image = image.convert("RGBA")
+    return image.resize((size, size), PIL.Image.Resampling.BICUBIC)
+
+
+def resample_band(band: np.ndarray, size: int) -> np.ndarray:
+    """An array of shape `(height, width)` resampled in its own type, without values beyond those that it has."""
+    if not np.isfinite(band).all():
+        raise ValueError("image_size cannot resample an image with values that are not finite: fill them before.")
+    square = PIL.Image.fromarray(band.astype(np.float32)).resize((size, size), PIL.Image.Resampling.BICUBIC)
+    values = np.clip(np.asarray(square, dtype=np.float64), band.min(), band.max())
+    return (np.rint(values) if band.dtype.kind in "bui" else values).astype(band.dtype)
 
 
 def prepare_rows(dataset: Dataset | IterableDataset) -> Dataset | IterableDataset:
@@ -263,6 +318,23 @@ def prepare_rows(dataset: Dataset | IterableDataset) -> Dataset | IterableDatase
     return dataset
 
 
+def is_decoded(feature) -> bool:
+    return isinstance(feature, Image) and feature.mode is None and feature.decode
+
+
+def undecoded(features: Features) -> Features:
+    """The same features with images and videos left encoded."""
+
+    def leave(feature):
+        if isinstance(feature, (Image, Video)):
+            return type(feature)(decode=False)
+        if isinstance(feature, List) and isinstance(feature.feature, (Image, Video)):
+            return List(leave(feature.feature))
+        return feature
+
+    return Features({name: leave(feature) for name, feature in features.items()})
+
+
 def describe_rows(dataset: Dataset | IterableDataset, num_rows: int = 8) -> str:
     """Tells data sets apart: by the number of rows and a few of them, or for a stream by its name and columns."""
     if isinstance(dataset, IterableDataset):
@@ -275,5 +347,13 @@ def describe_rows(dataset: Dataset | IterableDataset, num_rows: int = 8) -> str:
     return f"{len(dataset)} rows, {digest[:16]}"
 
 
-def is_decoded(feature) -> bool:
-    return isinstance(feature, Image) and feature.mode is None and feature.decode
+def sample_texts(
+    dataset: Dataset | IterableDataset, sample_transform: SampleTransform | None, seed: int, num_samples: int = 2000
+) -> Iterator[str]:
+    """Texts of the first rows' messages, after the transform, to train a tokenizer on."""
+    for row in itertools.islice(prepare_rows(dataset), num_samples):
+        if sample_transform is not None:
+            row = {**row, "images": [] if makes_images(sample_transform) else load_images(row)}
+            row = sample_transform(row, keyed_generator(seed, row.get("id"), "tokenizer"))
+        for message in row["messages"]:
+            yield from message_texts(message)

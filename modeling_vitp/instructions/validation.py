@@ -23,16 +23,15 @@ from transformers import AutoConfig
 from ..cards.sections import table
 from ..command.paths import Shard
 from ..image_processing_vitp import ViTPImageProcessor
-from ..messages import check_answers, check_messages, message_texts
-from ..processing_vitp import ViTPProcessor
+from ..processing_vitp import ViTPProcessor, check_messages, message_texts
 from .answer_prior import AnswerPrior
 from .boxes import wrong_boxes
+from .collator import SampleLength, num_tiles
 from .first_rows import schema_of_part
-from .lengths import SampleLength, num_tiles
-from .mixture_file import Mixture, Source
+from .mixture import Mixture
 from .overlap import Match, TestImages, opencv_in_one_thread, pixel_digest
-from .rows import load_images
-from .sources import read_source
+from .rows import check_answers, load_images
+from .sources import Source, read_source
 
 matplotlib.use("Agg")
 

@@ -333,8 +333,7 @@ class PretrainArguments(Arguments, ScriptArguments):
 
     def as_mixture(self) -> dict:
         """What `dataset_name` is as the one source of a mixture, in the keys of its file."""
-        from ..instructions.mixture_file import Source
-        from ..instructions.splits import base_of, source_of
+        from ..instructions.sources import Source, base_of, source_of
 
         split = base_of(self.dataset_train_split)
         source = vars(source_of(self.dataset_name, split, self.dataset_config, self.image_root))

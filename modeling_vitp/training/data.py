@@ -8,12 +8,10 @@ from accelerate import PartialState
 from datasets import Dataset, DatasetDict, IterableDataset
 
 from ..cards.record import public_name
-from ..instructions.first_rows import describe
-from ..instructions.mixture import open_mixture
-from ..instructions.mixture_file import Mixture
-from ..instructions.settings import SourceSettings
-from ..instructions.sources import load_rows
-from ..instructions.splits import base_of, open_splits, take
+from ..instructions.first_rows import describe_schemas
+from ..instructions.mixture import Mixture, open_mixture
+from ..instructions.rows import SourceSettings
+from ..instructions.sources import base_of, load_rows, open_splits, take
 from .arguments import PretrainArguments
 
 
@@ -71,7 +69,7 @@ def open_data(
 def tell(data: PretrainData) -> PretrainData:
     """Prints, in one process, what the rows to train on are."""
     if PartialState().is_main_process:
-        print(*describe(data.train), sep="\n")
+        print(*describe_schemas(data.train), sep="\n")
     return data
 
 

@@ -19,10 +19,8 @@ import pyarrow.compute as pc
 from datasets import Dataset, IterableDataset
 
 from ..hub.failures import retry
-from ..instructions.json_lines import line_files
-from ..instructions.mixture import MixtureDataset, MixtureStream
-from ..instructions.mixture_file import Mixture, Source
-from ..instructions.sources import load_columns
+from ..instructions.mixture import Mixture, MixtureDataset, MixtureStream
+from ..instructions.sources import Source, line_files, load_columns
 
 MOST_FILES = 100_000
 MOST_BYTES = 4_000_000_000

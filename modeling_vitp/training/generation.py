@@ -21,9 +21,8 @@ from ..images.pixels import shown
 from ..instructions.boxes import read_boxes
 from ..instructions.collator import ViTPDataCollator
 from ..instructions.rows import images_of, sample_id_of
-from ..messages import message_texts
 from ..modeling_vitp import ViTPForConditionalGeneration, ViTPModel
-from ..processing_vitp import ViTPProcessor
+from ..processing_vitp import ViTPProcessor, message_texts
 from .callbacks import choose, component_colors
 
 

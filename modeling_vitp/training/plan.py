@@ -26,7 +26,7 @@ from ..cards.sections import table
 from ..configuration_vitp import ViTPConfig
 from ..image_processing_vitp import ViTPImageProcessor
 from ..instructions.dry_run import SourceSummary, print_commands, print_mixture
-from ..instructions.mixture_file import Mixture
+from ..instructions.mixture import Mixture
 from ..modeling_vitp import ViTPForConditionalGeneration
 from ..vrl import num_kept_tokens
 from .arguments import PretrainArguments

@@ -10,8 +10,7 @@ from accelerate.utils import broadcast_object_list, is_peft_model
 from torch import nn
 from transformers import TrainingArguments
 
-from ..instructions.rows import describe_rows
-from ..instructions.settings import settings_of
+from ..instructions.rows import describe_rows, settings_of
 from .checkpointing import TRAINING_DATA
 from .freezing import PROJECTOR, VISION
 

@@ -21,13 +21,10 @@ from transformers.trainer_utils import EvalLoopOutput
 from trl import SFTTrainer
 
 from ..cards.record import read_json
-from ..instructions.collator import NO_LABEL, STEP, ViTPDataCollator, with_raw_tiles
-from ..instructions.conversations import to_conversations
-from ..instructions.first_rows import check, replacement_rows
-from ..instructions.lengths import SampleLength
-from ..instructions.raw_tiles import normalize_tiles
-from ..instructions.rows import prepare_rows
-from ..instructions.settings import SampleTransform, SourceSettings
+from ..instructions.collator import NO_LABEL, STEP, SampleLength, ViTPDataCollator, normalize_tiles, with_raw_tiles
+from ..instructions.first_rows import check_rows, replacement_rows
+from ..instructions.rows import SampleTransform, SourceSettings, prepare_rows
+from ..instructions.schemas import to_conversations
 from ..modeling_vitp import ViTPForConditionalGeneration, ViTPModel
 from ..processing_vitp import ViTPProcessor
 from .base_trainer import BaseTrainer
@@ -213,16 +210,16 @@ class ViTPTrainer(BaseTrainer, CompiledLayers, EvaluationOverProcesses, SFTTrain
         gather_head_before_loss(model)
 
     def check_rows(self) -> None:
-        """Encodes the first rows that it is given, no more than a short run needs, see [`check`]."""
+        """Encodes the first rows that it is given, no more than a short run needs, see [`check_rows`]."""
         if not isinstance(self.data_collator, ViTPDataCollator):
             return
         needed = max(self.args.max_steps, 0) * self.get_total_train_batch_size(self.args) or None
         options = {"most_rows": needed, "in_processes": self.args.dataloader_num_workers > 0}
-        logger.info(check(self.train_dataset, self.data_collator, **options))
+        logger.info(check_rows(self.train_dataset, self.data_collator, **options))
         named = self.eval_dataset if isinstance(self.eval_dataset, dict) else {"eval_dataset": self.eval_dataset}
         for name, dataset in named.items():
             if dataset is not None:
-                logger.info("%s %s", name, check(dataset, self.eval_data_collator, **options))
+                logger.info("%s %s", name, check_rows(dataset, self.eval_data_collator, **options))
 
     def _train(self, *args, **kwargs):
         is_padding_free = getattr(self.data_collator, "padding_free", False)

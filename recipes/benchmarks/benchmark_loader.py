@@ -33,8 +33,7 @@ def main(argv: list[str] | None = None) -> int:
     args = parse_words(parser, argv)
 
     from modeling_vitp import ViTPDataCollator, ViTPImageProcessor, ViTPProcessor
-    from modeling_vitp.instructions.mixture import open_mixture
-    from modeling_vitp.instructions.mixture_file import load_mixture
+    from modeling_vitp.instructions.mixture import load_mixture, open_mixture
     from modeling_vitp.recipes.benchmarks.loading_speed import (
         bare_collator,
         images_per_second,

@@ -20,9 +20,9 @@ from modeling_vitp.instructions.boxes import Box, box_area, clip, write_boxes
 from modeling_vitp.instructions.from_annotations.formats import read_annotation, read_text
 from modeling_vitp.instructions.from_annotations.layouts import plain_words
 from modeling_vitp.instructions.from_annotations.questions import PHRASINGS
-from modeling_vitp.instructions.json_lines import listed
 from modeling_vitp.instructions.rows import image_size
-from modeling_vitp.instructions.turns import as_list
+from modeling_vitp.instructions.schemas import as_list
+from modeling_vitp.instructions.sources import numbered_rows
 
 LOCATE = ("Where is {phrase}?", "Give the box of {phrase}.", "Locate {phrase} in the image.")
 DESCRIBE = ("Describe the image.", "What does the image show?", "Write a caption for the image.")
@@ -225,7 +225,7 @@ class PublicSet:
         if not held_out:
             self.check(path)
         try:
-            for number, row in listed(path):
+            for number, row in numbered_rows(path):
                 if held_out and not isinstance(row, dict):
                     raise ValueError(f"row {number} of {path}, which says what is held out, is none: {str(row)[:80]}")
                 yield Entry(f"{path}, row {number}", row)

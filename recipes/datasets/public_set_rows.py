@@ -15,9 +15,9 @@ from tqdm.auto import tqdm
 from modeling_vitp.command.errors import WrongArguments
 from modeling_vitp.images.reading import below
 from modeling_vitp.instructions.boxes import wrong_boxes
-from modeling_vitp.instructions.rows import image_size
-from modeling_vitp.instructions.turns import messages_of
-from modeling_vitp.messages import check_answers, check_messages, message_texts
+from modeling_vitp.instructions.rows import check_answers, image_size
+from modeling_vitp.instructions.schemas import messages_of
+from modeling_vitp.processing_vitp import check_messages, message_texts
 from modeling_vitp.recipes.datasets.public_set import HeldOut, PublicSet, Row, Stored
 
 FOLDER = Path(__file__).parent / "public_sets"

@@ -15,8 +15,7 @@ from transformers import set_seed
 from trl import ModelConfig
 
 from modeling_vitp import ViTPImageProcessor, export_backbone
-from modeling_vitp.instructions.sources import load_rows
-from modeling_vitp.instructions.splits import base_of, take
+from modeling_vitp.instructions.sources import base_of, load_rows, take
 from modeling_vitp.probing.gains import gains_table
 from modeling_vitp.recipes.experiments.objectives import MaskedAutoencoder, PatchClassifier
 from modeling_vitp.recipes.experiments.view_trainer import ViewTrainer

@@ -18,8 +18,7 @@ from modeling_vitp import InputSpec
 from modeling_vitp.dense.data import DenseData
 from modeling_vitp.images.reading import read_image, stored_size
 from modeling_vitp.instructions.overlap import as_picture, fingerprint, grey
-from modeling_vitp.instructions.rows import image_size, load_images
-from modeling_vitp.instructions.settings import SourceSettings
+from modeling_vitp.instructions.rows import SourceSettings, image_size, load_images
 
 pytestmark = [
     pytest.mark.slow,

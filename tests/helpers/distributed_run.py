@@ -14,8 +14,7 @@ from training_run import make_rows, make_trainer, summary
 from transformers import TrainerCallback
 
 from modeling_vitp import ViTPDataCollator
-from modeling_vitp.instructions.mixture import open_mixture
-from modeling_vitp.instructions.mixture_file import load_mixture
+from modeling_vitp.instructions.mixture import load_mixture, open_mixture
 from modeling_vitp.instructions.rows import prepare_rows
 
 

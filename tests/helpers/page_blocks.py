@@ -28,7 +28,7 @@ from torch.distributed.run import get_args_parser
 
 from modeling_vitp.__main__ import recipes
 from modeling_vitp.dense.data import DenseData
-from modeling_vitp.instructions.mixture_file import load_mixture
+from modeling_vitp.instructions.mixture import load_mixture
 from modeling_vitp.instructions.sources import read_source
 from modeling_vitp.training import command_line
 

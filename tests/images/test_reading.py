@@ -39,11 +39,9 @@ from modeling_vitp.images.reading import (
     window_starts,
     windows,
 )
-from modeling_vitp.instructions.lengths import SampleLength
-from modeling_vitp.instructions.mixture_file import Source
-from modeling_vitp.instructions.rows import image_size, load_images
-from modeling_vitp.instructions.settings import SourceSettings
-from modeling_vitp.instructions.sources import read_source
+from modeling_vitp.instructions.collator import SampleLength
+from modeling_vitp.instructions.rows import SourceSettings, image_size, load_images
+from modeling_vitp.instructions.sources import Source, read_source
 
 
 def test_a_tiff_of_many_bands_is_read_in_windows(tmp_path):

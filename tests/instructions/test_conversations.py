@@ -13,8 +13,8 @@ from sample_rows import assert_same
 from trl.trainer.sft_trainer import DataCollatorForVisionLanguageModeling
 
 from modeling_vitp import ViTPDataCollator
-from modeling_vitp.instructions.conversations import schema_name, to_conversations
 from modeling_vitp.instructions.rows import prepare_rows
+from modeling_vitp.instructions.schemas import schema_name, to_conversations
 
 QUESTION, ANSWER = {"role": "user", "content": "How many?"}, {"role": "assistant", "content": "12 trees."}
 SURE, YES = {"role": "user", "content": "Sure?"}, {"role": "assistant", "content": "Yes"}

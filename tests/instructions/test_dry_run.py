@@ -11,7 +11,8 @@ from row_formats import FORMATS, answer, question
 
 from modeling_vitp import ViTPImageProcessor
 from modeling_vitp.instructions.dry_run import check_rules, make_command, summarise
-from modeling_vitp.instructions.mixture_file import Source, load_mixture
+from modeling_vitp.instructions.mixture import load_mixture
+from modeling_vitp.instructions.sources import Source
 from modeling_vitp.recipes import pretrain
 from modeling_vitp.training import plan
 

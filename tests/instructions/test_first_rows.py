@@ -17,9 +17,8 @@ from training_run import make_rows, make_trainer
 
 from modeling_vitp import ViTPDataCollator
 from modeling_vitp.instructions import first_rows
-from modeling_vitp.instructions.first_rows import check, describe
-from modeling_vitp.instructions.mixture import open_mixture
-from modeling_vitp.instructions.mixture_file import load_mixture
+from modeling_vitp.instructions.first_rows import check_rows, describe_schemas
+from modeling_vitp.instructions.mixture import load_mixture, open_mixture
 from modeling_vitp.instructions.rows import prepare_rows
 from modeling_vitp.training import vitp_trainer
 
@@ -49,18 +48,18 @@ def mixture(tmp_path):
 @pytest.mark.parametrize("streaming", [False, True])
 def test_each_source_is_told_with_its_schema_rows_and_images(mixture, streaming):
     number = "a stream" if streaming else "2 rows"
-    assert describe(mixture(streaming)) == [
+    assert describe_schemas(mixture(streaming)) == [
         "reads text: ShareGPT conversations, 4 rows, no images",
         "reads tars: ShareGPT conversations in a WebDataset, 2 rows, 1 image a row",
         f"reads asked: questions and answers, {number}, 1 image a row",
     ]
-    assert describe(make_rows()) == ["reads: messages, 10 rows, 0 to 1 images a row"]
+    assert describe_schemas(make_rows()) == ["reads: messages, 10 rows, 0 to 1 images a row"]
 
 
 def check_of(processor, dataset, **options):
     on_error = options.pop("on_error", "raise")
     rest = {"on_error": on_error, "replacement_rows": [0]} if on_error == "skip" else {}
-    return check(dataset, ViTPDataCollator(processor, **rest), **options)
+    return check_rows(dataset, ViTPDataCollator(processor, **rest), **options)
 
 
 @pytest.mark.parametrize("in_processes", [False, True])
@@ -97,7 +96,7 @@ def test_other_processes_encode_the_same_rows_in_the_same_turn(mixture, monkeypa
         processes = {int(process) for _, process in found}
         assert len(processes) == 3 and os.getpid() not in processes
     rows = Dataset.from_dict({"id": list(range(1000)), "messages": [[]] * 1000})
-    assert check(rows, Unusable(), seconds=0.0, in_processes=True).startswith("checked: 1 of 1,000 rows encoded")
+    assert check_rows(rows, Unusable(), seconds=0.0, in_processes=True).startswith("checked: 1 of 1,000 rows encoded")
     assert not multiprocessing.active_children()
 
 
@@ -128,7 +127,7 @@ class Slow:
 def test_the_first_200_rows_are_checked_or_all_in_20_seconds(monkeypatch, seconds, num_rows, streaming, expected):
     rows = Dataset.from_dict({"id": list(range(num_rows)), "messages": [[]] * num_rows})
     slow = Slow(monkeypatch, seconds)
-    line = check(rows.to_iterable_dataset() if streaming else rows, slow)
+    line = check_rows(rows.to_iterable_dataset() if streaming else rows, slow)
     assert slow.seen == list(range(expected))
     told = f"{expected} rows" if streaming else f"all {expected} rows"
     assert (told if expected == num_rows or streaming else f"{expected} of {num_rows:,} rows") in line
@@ -140,7 +139,7 @@ def test_no_draw_of_the_training_is_made(processor):
         return row
 
     states = torch.get_rng_state(), np.random.get_state()[1].tolist(), random.getstate()
-    check(prepare_rows(make_rows(4)), ViTPDataCollator(processor, sample_transform=transform, vrl_warmup_steps=2))
+    check_rows(prepare_rows(make_rows(4)), ViTPDataCollator(processor, sample_transform=transform, vrl_warmup_steps=2))
     assert torch.equal(torch.get_rng_state(), states[0])
     assert np.random.get_state()[1].tolist() == states[1] and random.getstate() == states[2]
 

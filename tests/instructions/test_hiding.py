@@ -6,8 +6,7 @@ from sample_rows import assert_same, make_rows
 from tiny_models import TEXT, VISION
 from torch.utils.data import DataLoader
 
-from modeling_vitp.instructions.collator import ViTPDataCollator
-from modeling_vitp.instructions.hiding import mask_token_id
+from modeling_vitp.instructions.collator import ViTPDataCollator, mask_token_id
 from modeling_vitp.training.loading import build_model, build_tokenizer
 from modeling_vitp.vrl import keyed_generator
 

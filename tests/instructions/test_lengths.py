@@ -8,9 +8,8 @@ from tiny_models import TEXT, VISION
 from training_run import FEATURES
 
 from modeling_vitp import ViTPDataCollator
-from modeling_vitp.instructions.lengths import SampleLength
-from modeling_vitp.instructions.rows import prepare_rows
-from modeling_vitp.instructions.settings import SourceSettings
+from modeling_vitp.instructions.collator import SampleLength
+from modeling_vitp.instructions.rows import SourceSettings, prepare_rows
 from modeling_vitp.training.loading import build_model
 
 

@@ -25,14 +25,15 @@ from modeling_vitp import ViTPDataCollator, ViTPTrainer, ViTPTrainingConfig
 from modeling_vitp.instructions.mixture import (
     MixtureDataset,
     MixtureStream,
-    draw,
     draw_from_stream,
+    draw_rows,
     effective_rows,
+    load_mixture,
     no_content,
     open_mixture,
 )
-from modeling_vitp.instructions.mixture_file import Source, load_mixture
-from modeling_vitp.instructions.settings import SourceSettings, degrade
+from modeling_vitp.instructions.rows import SourceSettings, degrade
+from modeling_vitp.instructions.sources import Source
 
 SIZES = {"a": 37, "b": 80, "c": 21, "d": 5, "e": 64}
 RATES = {"a": 0.05, "b": 0.3, "c": 1, "d": 10, "e": 2.5}
@@ -120,7 +121,7 @@ def test_map_style_and_stream_agree_with_decimal_rounding(num_rows, rate, seed):
     source = Source("s", rate=rate, annotation="s.jsonl")
     expected = rounded(num_rows, rate)
     assert effective_rows(source, num_rows) == expected
-    rows, copies = draw(source, num_rows, seed)
+    rows, copies = draw_rows(source, num_rows, seed)
     drawn = list(zip(rows.tolist(), copies.tolist()))
     streamed = list(draw_from_stream(iter(range(num_rows)), source, seed))
     for pairs in (drawn, streamed):
@@ -136,7 +137,7 @@ def test_every_row_is_as_likely_to_be_in_the_part(rate):
     num_rows, num_seeds = 40, 2000
     in_map, in_stream = np.zeros(num_rows), np.zeros(num_rows)
     for seed in range(num_seeds):
-        in_map[draw(source, num_rows, seed)[0].numpy()] += 1
+        in_map[draw_rows(source, num_rows, seed)[0].numpy()] += 1
         for row, _ in draw_from_stream(iter(range(num_rows)), source, seed):
             in_stream[row] += 1
     deviation = np.sqrt(rate * (1 - rate) * num_seeds)
@@ -434,7 +435,7 @@ import json, os, sys
 from pathlib import Path
 
 from modeling_vitp.instructions.mixture import open_mixture
-from modeling_vitp.instructions.mixture_file import load_mixture
+from modeling_vitp.instructions.mixture import load_mixture
 
 entry = {"name": "s", "folder": "part", "streaming": True, "rows": 50_000}
 stream = open_mixture(load_mixture({"root": sys.argv[1], "sources": [entry]}), seed=0)

@@ -7,7 +7,7 @@ import pytest
 from paths import CONFIGS
 from sample_rows import write_annotations
 
-from modeling_vitp.instructions.mixture_file import load_mixture
+from modeling_vitp.instructions.mixture import load_mixture
 from modeling_vitp.instructions.sources import read_source
 
 

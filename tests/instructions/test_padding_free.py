@@ -8,8 +8,7 @@ from sample_rows import BUDGET, make_rows
 from tiny_models import TOKENS_PER_TILE
 
 from modeling_vitp import ViTPImageProcessor, ViTPProcessor
-from modeling_vitp.instructions.collator import ViTPDataCollator
-from modeling_vitp.instructions.padding_free import lay_end_to_end
+from modeling_vitp.instructions.collator import ViTPDataCollator, flatten_batch
 
 
 @pytest.fixture(scope="module")
@@ -57,7 +56,7 @@ def test_no_first_token_is_a_label_and_no_other_label_is_lost(lengths, left):
     for row, length in enumerate(lengths):
         mask[row, longest - length if left else 0 : None if left else length] = 1
     ids = torch.arange(mask.numel()).view_as(mask)
-    batch = lay_end_to_end({"input_ids": ids, "labels": ids.clone(), "attention_mask": mask})
+    batch = flatten_batch({"input_ids": ids, "labels": ids.clone(), "attention_mask": mask})
     assert batch["input_ids"][0].tolist() == ids[mask == 1].tolist()
     at = 0
     for length in lengths:

@@ -19,7 +19,7 @@ from torch.utils.data import DataLoader
 from modeling_vitp import ViTPImageProcessor, ViTPProcessor
 from modeling_vitp.instructions.collator import ViTPDataCollator
 from modeling_vitp.instructions.rows import image_size, prepare_rows
-from modeling_vitp.instructions.turns import messages_of
+from modeling_vitp.instructions.schemas import messages_of
 
 
 @pytest.fixture(scope="module")

@@ -8,8 +8,7 @@ from sample_rows import assert_same, encoded_image, text, turn
 from tiny_models import TOKENS_PER_TILE
 
 from modeling_vitp import ViTPDataCollator, ViTPImageProcessor, ViTPProcessor
-from modeling_vitp.instructions.row_reader import RowReader
-from modeling_vitp.instructions.schemas import SCHEMAS, recognise
+from modeling_vitp.instructions.schemas import SCHEMAS, RowReader, recognize
 
 PLACE = {"type": "image", "text": None}
 
@@ -116,7 +115,7 @@ def test_conversations_of_llava_and_sharegpt_are_read_as_written_by_hand():
 
 @pytest.mark.parametrize("schema", SCHEMAS, ids=lambda schema: schema.name)
 def test_a_schema_is_told_by_its_columns_with_others_beside(schema):
-    found, columns = recognise(["scene", *schema.columns, "image"])
+    found, columns = recognize(["scene", *schema.columns, "image"])
     assert found.turns is schema.turns and columns["images"] == "image"
     assert {found.name, schema.name} in ({schema.name}, {"LLaVA conversations", "ShareGPT conversations"})
 
@@ -133,16 +132,16 @@ def test_a_schema_is_told_by_its_columns_with_others_beside(schema):
 )
 def test_columns_that_fit_no_schema_or_two_are_listed_with_what_each_needs(names, says):
     with pytest.raises(ValueError, match=f"{says}.*Rename or leave out.*LLaVA conversations need conversations, image"):
-        recognise(names)
+        recognize(names)
 
 
 def test_what_a_user_says_of_the_columns_decides():
     names = ["messages", "conversations", "instruction", "output", "picture", "label"]
-    assert recognise(names, {"messages": "conversations"})[0].name == "messages"
-    schema, columns = recognise(names, {"prompt": "instruction", "completion": "output", "images": "picture"})
+    assert recognize(names, {"messages": "conversations"})[0].name == "messages"
+    schema, columns = recognize(names, {"prompt": "instruction", "completion": "output", "images": "picture"})
     assert schema.name == "prompts and completions"
     assert columns == {"prompt": "instruction", "completion": "output", "images": "picture"}
-    assert recognise(names, {"answer": "label"}, prompt="What is it?")[0].name == "questions and answers"
+    assert recognize(names, {"answer": "label"}, prompt="What is it?")[0].name == "questions and answers"
     row = made({"label": "a ship", "messages": []}, {"answer": "label"}, prompt="What is it?")
     assert row["messages"][0]["content"] == [text("What is it?")]
     with pytest.raises(ValueError, match="it has no column 'caption', only"):

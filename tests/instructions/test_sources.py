@@ -10,9 +10,8 @@ from tiny_models import TOKENS_PER_TILE
 from trl import ScriptArguments
 
 from modeling_vitp import ViTPDataCollator
-from modeling_vitp.instructions.mixture import open_mixture
-from modeling_vitp.instructions.mixture_file import Source, load_mixture
-from modeling_vitp.instructions.sources import folder_cache, load_rows, read_source
+from modeling_vitp.instructions.mixture import load_mixture, open_mixture
+from modeling_vitp.instructions.sources import Source, folder_cache, load_rows, read_source
 
 ERRORS = {
     5: "it has 1 image(s), but 2 image place(s)",

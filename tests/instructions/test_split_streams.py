@@ -15,8 +15,7 @@ from torch.utils.data import DataLoader
 from modeling_vitp import ViTPTrainer, ViTPTrainingConfig
 from modeling_vitp.instructions import sources
 from modeling_vitp.instructions.collator import STEP
-from modeling_vitp.instructions.mixture import open_mixture
-from modeling_vitp.instructions.mixture_file import load_mixture
+from modeling_vitp.instructions.mixture import load_mixture, open_mixture
 from modeling_vitp.training.batching import EARLIEST_STEP, StepStream
 from modeling_vitp.training.fingerprint import digest, fingerprint, order_of
 

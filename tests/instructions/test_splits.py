@@ -12,12 +12,18 @@ from row_formats import FORMATS, answer, question, save_images, turns, write_arc
 from sample_rows import encoded_image
 from trl import ScriptArguments
 
-from modeling_vitp.instructions.conversations import schema_name
-from modeling_vitp.instructions.folders import annotations, is_in_lines, split_of, warn
-from modeling_vitp.instructions.mixture_file import Source
+from modeling_vitp.instructions.mixture import load_sources
 from modeling_vitp.instructions.rows import images_of, load_images
-from modeling_vitp.instructions.sources import read_source
-from modeling_vitp.instructions.splits import load_sources, open_splits
+from modeling_vitp.instructions.schemas import schema_name
+from modeling_vitp.instructions.sources import (
+    Source,
+    annotation_files,
+    is_in_lines,
+    open_splits,
+    read_source,
+    split_in_path,
+    warn_unread,
+)
 
 PICTURES = [picture(30, 20, seed) for seed in range(4)]
 
@@ -86,33 +92,33 @@ def test_splits_are_told_by_the_words_of_a_path(tmp_path):
     for file, number in (("llava_train.json", 3), ("llava_val.json", 1)):
         rows = [{"image": f"train/{name}", "conversations": turns(0)} for name in names[:number]]
         (tmp_path / file).write_text(json.dumps(rows))
-    assert {split: len(files) for split, files in annotations(tmp_path).items()} == {"train": 1, "validation": 1}
+    assert {split: len(files) for split, files in annotation_files(tmp_path).items()} == {"train": 1, "validation": 1}
     opened, splits = open_splits(ScriptArguments(dataset_name=str(tmp_path), dataset_test_split="validation"))
     assert splits == ["train", "validation"]
     assert [len(opened[name]) for name in splits] == [3, 1] and len(spoken(opened["train"])) == 3
     with pytest.raises(ValueError, match=r"has no split 'all', only \['train', 'validation'\]"):
         train_rows(tmp_path, dataset_train_split="all")
     paths = "Training/a.json", "dev.json", "a/test/b.json", "restraint.json"
-    assert [split_of(Path(path)) for path in paths] == ["train", "validation", "test", "train"]
+    assert [split_in_path(Path(path)) for path in paths] == ["train", "validation", "test", "train"]
 
 
 def test_a_json_that_is_not_read_is_named(tmp_path, caplog):
-    warn.cache_clear()
+    warn_unread.cache_clear()
     FORMATS["messages"][0](tmp_path, PICTURES)
     (tmp_path / "more.jsonl").write_text("{}")
     with caplog.at_level(logging.WARNING):
-        assert annotations(tmp_path) == {}
+        assert annotation_files(tmp_path) == {}
     assert "more.jsonl is not read: the rows of the folder are in train.parquet." in caplog.text
     for name, content in {"classes.json": {"a": 1}, "lines.json": {"question": "q", "answer": "a"}}.items():
         (tmp_path / "images" / name).parent.mkdir(exist_ok=True)
         (tmp_path / "images" / name).write_text(json.dumps(content))
     with caplog.at_level(logging.WARNING):
-        assert [path.name for path in annotations(tmp_path / "images")["train"]] == ["lines.json"]
+        assert [path.name for path in annotation_files(tmp_path / "images")["train"]] == ["lines.json"]
     assert "classes.json is not read: no list of conversations." in caplog.text
     (tmp_path / "images" / "lines.json").rename(tmp_path / "images" / "a.csv")
     (tmp_path / "images" / "a.csv").write_text("question,anwser\nq,a\n")
     with caplog.at_level(logging.WARNING):
-        assert annotations(tmp_path / "images", {"completion": "answers"}) == {}
+        assert annotation_files(tmp_path / "images", {"completion": "answers"}) == {}
     assert "a.csv and 1 more are not read: no list of conversations." in caplog.text
 
 
@@ -181,7 +187,7 @@ def test_many_json_that_are_not_read_are_one_line_and_checkpoints_are_passed_ove
     for name in ("b.json", "a.json", "run/checkpoint-3/0.json", "run/c.json"):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text("{}")
-    assert annotations(tmp_path) == {}
+    assert annotation_files(tmp_path) == {}
     assert [record.getMessage() for record in caplog.records] == [
         f"{tmp_path}/a.json and 2 more are not read: the rows of the folder are in train.parquet."
     ]

@@ -17,8 +17,9 @@ from pictures import picture
 from modeling_vitp import ViTPDataCollator
 from modeling_vitp.command.errors import WrongArguments
 from modeling_vitp.command.paths import Shard
-from modeling_vitp.instructions.mixture_file import Source, load_mixture
-from modeling_vitp.instructions.settings import SourceSettings
+from modeling_vitp.instructions.mixture import load_mixture
+from modeling_vitp.instructions.rows import SourceSettings
+from modeling_vitp.instructions.sources import Source
 from modeling_vitp.instructions.validation import ERRORS, RowChecker, SourceReport, histogram, validate
 from modeling_vitp.recipes import validate_data
 

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from modeling_vitp.messages import check_answers
+from modeling_vitp.instructions.rows import check_answers
 
 IMAGE_TOKENS = ["<IMG_CONTEXT>", "<img>", "</img>"]
 USER = {"role": "user", "content": "How many?"}

@@ -8,9 +8,8 @@ from tiny_models import TEXT, VISION
 from training_run import FEATURES, make_trainer
 
 from modeling_vitp import ViTPDataCollator
-from modeling_vitp.instructions.lengths import SampleLength
-from modeling_vitp.instructions.mixture import open_mixture
-from modeling_vitp.instructions.mixture_file import load_mixture
+from modeling_vitp.instructions.collator import SampleLength
+from modeling_vitp.instructions.mixture import load_mixture, open_mixture
 from modeling_vitp.instructions.rows import prepare_rows
 from modeling_vitp.training.batching import EpochBatchSampler, GlobalBatchSampler
 from modeling_vitp.training.loading import build_model

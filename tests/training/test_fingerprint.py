@@ -17,10 +17,9 @@ from tiny_models import FROM_SCRATCH
 from training_run import FEATURES, make_rows, make_trainer
 from trl import ScriptArguments
 
-from modeling_vitp.instructions.mixture import open_mixture
-from modeling_vitp.instructions.mixture_file import load_mixture
+from modeling_vitp.instructions.mixture import load_mixture, open_mixture
 from modeling_vitp.instructions.rows import prepare_rows
-from modeling_vitp.instructions.splits import open_splits
+from modeling_vitp.instructions.sources import open_splits
 from modeling_vitp.recipes import finetune_segmentation, pretrain
 from modeling_vitp.training.fingerprint import fingerprint
 

@@ -13,7 +13,7 @@ from pictures import picture
 
 from modeling_vitp import ViTPConfig, ViTPTrainingConfig
 from modeling_vitp.instructions.dry_run import summarise
-from modeling_vitp.instructions.mixture_file import load_mixture
+from modeling_vitp.instructions.mixture import load_mixture
 from modeling_vitp.recipes import pretrain
 from modeling_vitp.training.plan import (
     DEVICES,

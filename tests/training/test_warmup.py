@@ -13,8 +13,7 @@ from torch.utils.data import DataLoader
 from training_run import make_rows, make_trainer, run
 
 from modeling_vitp import ViTPDataCollator
-from modeling_vitp.instructions.collator import STEP
-from modeling_vitp.instructions.raw_tiles import normalize_tiles
+from modeling_vitp.instructions.collator import STEP, normalize_tiles
 from modeling_vitp.recipes import pretrain
 from modeling_vitp.training.batching import (
     EARLIEST_STEP,

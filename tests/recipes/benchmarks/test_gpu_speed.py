@@ -9,7 +9,7 @@ from paths import AERIAL_TREES
 from torch.utils.data import DataLoader
 
 from modeling_vitp import ViTPConfig, ViTPDataCollator, ViTPForConditionalGeneration, ViTPImageProcessor, ViTPProcessor
-from modeling_vitp.instructions.raw_tiles import normalize_tiles
+from modeling_vitp.instructions.collator import normalize_tiles
 from modeling_vitp.recipes.benchmarks.step_time import gemm_peak, now, options_of
 from modeling_vitp.training.loading import build_tokenizer
 from modeling_vitp.training.model_patches import add_head_of_loss

@@ -70,7 +70,7 @@ def place(tmp_path_factory):
 
 def learn(lines: list[dict], folder: Path) -> None:
     """Trains a tiny model on rows, not to the end, so that some answers are right, and some only by the image."""
-    from modeling_vitp.instructions.row_reader import RowReader
+    from modeling_vitp.instructions.schemas import RowReader
 
     tokenizer = build_tokenizer([f"{line['question']} {line['answer']}" for line in lines], vocab_size=500)
     torch.manual_seed(0)

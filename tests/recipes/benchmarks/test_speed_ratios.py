@@ -13,8 +13,7 @@ from torch.utils.data import DataLoader
 
 from modeling_vitp import ViTPDataCollator, ViTPImageProcessor, ViTPProcessor
 from modeling_vitp.input_spec import band_percentiles
-from modeling_vitp.instructions.mixture import open_mixture
-from modeling_vitp.instructions.mixture_file import load_mixture
+from modeling_vitp.instructions.mixture import load_mixture, open_mixture
 from modeling_vitp.recipes.benchmarks.loading_speed import bare_collator, stock_collator, synthetic_mixture
 from modeling_vitp.recipes.benchmarks.step_time import SHAPES, build, make_batch
 from modeling_vitp.training.loading import build_tokenizer

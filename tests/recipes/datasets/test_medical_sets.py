@@ -4,7 +4,7 @@ import pytest
 from medical_set_data import gmai_mmbench, mini_internvl_general, omnimedvqa, open_i, pmc_oa, pmc_vqa
 from public_set_data import MINIATURES, save_json, save_text
 
-from modeling_vitp.instructions.mixture_file import load_mixture
+from modeling_vitp.instructions.mixture import load_mixture
 from modeling_vitp.recipes.datasets import make_public_set
 from modeling_vitp.recipes.datasets.public_set_rows import FOLDER, load_public_set, make_rows
 

@@ -5,7 +5,7 @@ from paths import CONFIGS
 from public_set_data import MINIATURES
 
 from modeling_vitp.instructions.dry_run import make_command
-from modeling_vitp.instructions.mixture_file import load_mixture
+from modeling_vitp.instructions.mixture import load_mixture
 from modeling_vitp.instructions.sources import read_source
 from modeling_vitp.recipes.datasets import make_public_set
 from modeling_vitp.recipes.datasets.public_set_rows import load_public_set

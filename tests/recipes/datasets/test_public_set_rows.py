@@ -6,7 +6,7 @@ from pictures import picture
 from public_set_data import MINIATURES, dior_rsvg, gaia, levir_cc, rsvqa, save_archive, save_json, save_text, vrsbench
 
 from modeling_vitp.command.errors import WrongArguments
-from modeling_vitp.instructions.mixture_file import load_mixture
+from modeling_vitp.instructions.mixture import load_mixture
 from modeling_vitp.instructions.validation import validate
 from modeling_vitp.recipes.datasets import make_public_set
 from modeling_vitp.recipes.datasets.public_set import HeldOut
