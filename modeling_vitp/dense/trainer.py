@@ -16,7 +16,7 @@ from transformers import PreTrainedModel, Trainer, TrainingArguments
 
 from ..image_processing_vitp_dense import IGNORE_INDEX, ViTPSegmentationImageProcessor
 from ..images.pixels import normalized
-from ..metrics.gathering import gather
+from ..metrics.base import gather
 from ..metrics.pixel_metrics import PixelMetric
 from ..metrics.report import metric_path, name_classes
 from ..modeling_vitp_dense import find_head

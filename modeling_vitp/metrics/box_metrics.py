@@ -1,4 +1,4 @@
-"""What the metrics of detection share: images with their boxes, added in any order and by any process."""
+"""Base class and functions of the detection metrics: images may come in any order and from any process."""
 
 from collections.abc import Hashable, Mapping, Sequence
 from typing import Any
@@ -9,34 +9,31 @@ import torch
 from datasets import Features, Value
 from datasets import Sequence as ListOf
 
-from .gathering import gather
+from .base import DistributedMetric
 
 
-class BoxMetric(evaluate.Metric):
-    """Base of metrics of detection. Of each image a subclass keeps what it makes of it in `_reduce(prediction,
-    reference)`, and at the end gives `_compute(images)` for all of them, in the order of their ids.
+class BoxMetric(DistributedMetric):
+    """Base class of detection metrics.
+
+    A subclass implements `_reduce(prediction, reference)`, which returns what is kept of an image, and
+    `_compute(images)`, which gets this for all images in the order of their ids.
 
     Args:
         num_labels: number of classes.
-        num_process, process_id: where each process has added its own part of the images, their number and which this
-            is. `compute` then brings together what all have kept and gives the result to all; an image that several
-            processes have added counts once, by its id.
+        num_process, process_id: see `DistributedMetric`. An image that several processes add counts once, by its id.
 
     The other arguments are those of `evaluate.load`.
     """
 
     def __init__(self, *args, num_labels: int, **kwargs):
         self.num_labels = num_labels
-        self.images: dict[Hashable, Any] = {}
+        self.kept: dict[Hashable, Any] = {}
         super().__init__(*args, **kwargs)
 
     def _info(self) -> evaluate.MetricInfo:
         boxes = {"boxes": ListOf(ListOf(Value("float64"))), "labels": ListOf(Value("int64"))}
         features = {"predictions": {**boxes, "scores": ListOf(Value("float64"))}, "references": boxes}
         return evaluate.MetricInfo(description=type(self).__doc__, citation="", features=Features(features))
-
-    def __len__(self) -> int:
-        return len(self.images)
 
     def add(self, *, prediction: Mapping, reference: Mapping, image_id: Hashable | None = None):
         """The detections of one image and its objects; see `add_batch`."""
@@ -71,26 +68,14 @@ class BoxMetric(evaluate.Metric):
             )
         for image_id, prediction, reference in zip(image_ids, predictions, references):
             try:
-                if image_id in self.images:
+                if image_id in self.kept:
                     raise ValueError("it was added before.")
-                self.images[image_id] = self._reduce(prediction, reference)
+                self.kept[image_id] = self._reduce(prediction, reference)
             except ValueError as error:
                 raise ValueError(f"{self.name}, image {image_id!r}: {error}") from error
 
-    def compute(self, *, predictions: Sequence | None = None, references: Sequence | None = None, **kwargs) -> dict:
-        """The result for all that was added, which is then forgotten.
-
-        Raises:
-            ValueError: if nothing was added, or `num_process` processes are not there.
-        """
-        if predictions is not None:
-            self.add_batch(predictions=predictions, references=references, **kwargs)
-        images = {}
-        for part in gather(self.images, self.num_process, self.name):
-            images |= part
-        self.images = {}
-        if not images:
-            raise ValueError(f"{self.name}: there is nothing to compute: add predictions first.")
+    def _compute_parts(self, parts: list[dict[Hashable, Any]]) -> dict:
+        images = {image_id: kept for part in parts for image_id, kept in part.items()}
         return self._compute([images[key] for key in sorted(images)])
 
     def _labels(self, side: Mapping, name: str) -> np.ndarray:

@@ -1,13 +1,15 @@
-"""What the metrics of this folder share: areas of agreement, counted as predictions come and then let go."""
+"""Base class and functions of the metrics of label maps: areas are counted as predictions come, maps are not kept."""
 
-from collections.abc import Hashable, Iterable, Sequence
+from collections.abc import Hashable, Sequence
 
 import evaluate
 import numpy as np
 import torch
 from datasets import Features, List, Value
 
-from .gathering import gather
+from .base import DistributedMetric
+
+LABEL_MAPS = Features(dict.fromkeys(("predictions", "references"), List(List(Value("int64")))))
 
 
 def count_areas(
@@ -62,91 +64,76 @@ def mean_of_counted(values: np.ndarray, axis: int | None = None) -> np.ndarray:
     return ratio(np.where(is_counted, values, 0).sum(axis), is_counted.sum(axis))
 
 
-class PixelMetric(evaluate.Metric):
-    """Base of metrics that follow from the areas of [`count_areas`], by case or over the data set.
+class PixelMetric(DistributedMetric):
+    """Base class of metrics that are computed from the areas of [`count_areas`], by case or over the data set.
 
-    No prediction is kept: `add_batch` counts and forgets. A subclass gives `_compute(cases)`, where `cases` is int64 of
-    shape `(cases, 3, num_labels)`.
+    A subclass implements `_compute(cases)`, where `cases` is int64 of shape `(cases, 3, num_labels)`. No
+    prediction is kept.
 
     Attributes:
-        main_score: key of the result that stands for it where one number is shown.
-        surface_metric: metric of this folder that is measured beside it on volumes, after training.
+        main_score: key of the result that models are compared by.
+        surface_metric: metric of this folder that is also computed on volumes, after training.
+        is_by_case: whether areas are kept for each case; otherwise there is one sum over the data set.
 
     Args:
         num_labels: number of classes.
         ignore_index: value in references of pixels that do not count.
-        num_process, process_id: where each process has added its own part of the data, their number and which this is.
-            `compute` then adds up the counts of all (through `torch.distributed`) and gives the result to all. Leave
-            the default where every process has everything, as in `Trainer`, which gathers predictions first.
+        num_process, process_id: see `DistributedMetric`.
 
     The other arguments are those of `evaluate.load`.
     """
 
     main_score: str | None = None
     surface_metric: str | None = None
+    is_by_case = False
 
     def __init__(self, *args, num_labels: int, ignore_index: int | None = None, **kwargs):
         self.num_labels = num_labels
         self.ignore_index = ignore_index
-        self.cases: dict[Hashable, np.ndarray] = {}
+        self.kept: dict[Hashable, np.ndarray] = {}
         super().__init__(*args, **kwargs)
 
     def _info(self) -> evaluate.MetricInfo:
-        label_map = List(List(Value("int64")))
-        return evaluate.MetricInfo(
-            description=type(self).__doc__,
-            citation="",
-            features=Features({"predictions": label_map, "references": label_map}),
-        )
+        return evaluate.MetricInfo(description=type(self).__doc__, citation="", features=LABEL_MAPS)
 
     def set_names(self, names: Sequence[str]) -> None:
-        """Take the names of the classes. A metric to which they matter overrides it."""
-
-    def __len__(self) -> int:
-        return len(self.cases)
+        """Take the names of the classes. A metric that depends on them overrides this method."""
 
     def add(self, *, prediction, reference):
-        """One label map, `(height, width)`, and its reference; see `add_batch`."""
+        """Count one label map, `(height, width)`, and its reference; see `add_batch`."""
         self.add_batch(predictions=[prediction], references=[reference])
 
     def add_batch(self, *, predictions: Sequence, references: Sequence, case_ids: Sequence[Hashable] | None = None):
-        """Counts a batch.
+        """Count a batch.
 
         Args:
             predictions, references: label maps, `(batch, height, width)` as array, tensor (on any device) or list; maps
                 of different size are a list.
-            case_ids: case of each map, for a metric that is by case; others ignore it.
+            case_ids: case of each map; the maps of a case (slices of a volume) may come in any batch and process. If
+                not given, each map is a case. Only metrics by case use them.
 
         Raises:
-            ValueError: if the two differ in number or shape, or hold a value that is no class; the map is named by its
-                place in the batch.
+            ValueError: if the arguments differ in number or shape, or contain a value that is not a class; the map is
+                named by its index in the batch.
         """
-        self._count(predictions, references, [None] * len(references))
-
-    def _count(self, predictions: Sequence, references: Sequence, cases: Iterable[Hashable]) -> None:
-        if len(predictions) != len(references):
-            raise ValueError(f"there are {len(predictions)} predictions for {len(references)} references.")
-        for place, (prediction, reference, case) in enumerate(zip(predictions, references, cases)):
+        if case_ids is None:
+            case_ids = [(self.process_id, len(self) + place) for place in range(len(references))]
+        if not len(predictions) == len(case_ids) == len(references):
+            raise ValueError(
+                f"{self.name}: expected as many predictions and case_ids as references, got {len(predictions)}, "
+                f"{len(case_ids)} and {len(references)}."
+            )
+        for place, (prediction, reference, case) in enumerate(zip(predictions, references, case_ids)):
             try:
                 areas = count_areas(prediction, reference, self.num_labels, self.ignore_index)
             except ValueError as error:
                 raise ValueError(f"{self.name}, map {place} of the batch: {error}") from error
-            self.cases[case] = self.cases.get(case, 0) + areas
+            case = case if self.is_by_case else None
+            self.kept[case] = self.kept.get(case, 0) + areas
 
-    def compute(self, *, predictions: Sequence | None = None, references: Sequence | None = None, **kwargs) -> dict:
-        """The result for all that was added, which is then forgotten.
-
-        Raises:
-            ValueError: if nothing was added, or `num_process` processes are not there.
-        """
-        if predictions is not None:
-            self.add_batch(predictions=predictions, references=references, **kwargs)
-        parts = gather(self.cases, self.num_process, self.name)
-        self.cases = {}
+    def _compute_parts(self, parts: list[dict[Hashable, np.ndarray]]) -> dict:
         total = {}
         for part in parts:
             for case, areas in part.items():
                 total[case] = total.get(case, 0) + areas
-        if not total:
-            raise ValueError(f"{self.name}: there is nothing to compute: add predictions first.")
         return self._compute(np.stack(list(total.values())))

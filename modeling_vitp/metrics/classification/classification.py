@@ -7,11 +7,10 @@ import numpy as np
 import torch
 from datasets import Features, List, Value
 
-from modeling_vitp.metrics import pixel_metrics, ranking
-from modeling_vitp.metrics.gathering import gather
+from modeling_vitp.metrics import base, pixel_metrics, ranking
 
 
-class Classification(evaluate.Metric):
+class Classification(base.DistributedMetric):
     """Scores of classes over a data set, as scikit-learn defines them.
 
     With one label an image, the class with the highest score is predicted; with several, each class whose score is
@@ -26,8 +25,7 @@ class Classification(evaluate.Metric):
         num_labels: number of classes.
         multi_label: whether an image may have any number of classes.
         threshold: for several labels.
-        num_process, process_id: where each process has added its own part of the images, their number and which this
-            is. `compute` then brings together what all have added and gives the result to all.
+        num_process, process_id: see `DistributedMetric`.
 
     The other arguments are those of `evaluate.load`.
 
@@ -39,7 +37,7 @@ class Classification(evaluate.Metric):
 
     def __init__(self, *args, num_labels: int, multi_label: bool = False, threshold: float = 0.5, **kwargs):
         self.num_labels, self.multi_label, self.threshold = num_labels, multi_label, threshold
-        self.batches: list[tuple[np.ndarray, np.ndarray]] = []
+        self.kept: list[tuple[np.ndarray, np.ndarray]] = []
         super().__init__(*args, **kwargs)
 
     def _info(self) -> evaluate.MetricInfo:
@@ -48,7 +46,7 @@ class Classification(evaluate.Metric):
         return evaluate.MetricInfo(description=type(self).__doc__, citation="", features=features)
 
     def __len__(self) -> int:
-        return sum(len(references) for _, references in self.batches)
+        return sum(len(references) for _, references in self.kept)
 
     def add(self, *, prediction, reference):
         """The scores and the label or labels of one image; see `add_batch`."""
@@ -79,23 +77,10 @@ class Classification(evaluate.Metric):
         wrong = np.unique(labels[(labels < 0) | (labels > last) | (labels != np.rint(labels))]).tolist()
         if wrong:
             raise ValueError(f"{self.name}: labels are 0 to {last}, and not {wrong[:10]}.")
-        self.batches.append((scores.astype(np.float64), labels.astype(np.int64)))
+        self.kept.append((scores.astype(np.float64), labels.astype(np.int64)))
 
-    def compute(self, *, predictions: Sequence | None = None, references: Sequence | None = None, **kwargs) -> dict:
-        """The result for all that was added, which is then forgotten.
-
-        Raises:
-            ValueError: if nothing was added, or `num_process` processes are not there.
-        """
-        if predictions is not None:
-            self.add_batch(predictions=predictions, references=references, **kwargs)
-        batches = [batch for part in gather(self.batches, self.num_process, self.name) for batch in part]
-        self.batches = []
-        if not batches:
-            raise ValueError(f"{self.name}: there is nothing to compute: add predictions first.")
-        return self._compute(*(np.concatenate(values) for values in zip(*batches)))
-
-    def _compute(self, scores: np.ndarray, labels: np.ndarray) -> dict:
+    def _compute_parts(self, parts: list[list[tuple[np.ndarray, np.ndarray]]]) -> dict:
+        scores, labels = (np.concatenate(values) for values in zip(*(batch for part in parts for batch in part)))
         if self.multi_label:
             truth, predicted = labels.astype(bool), scores > self.threshold
         else:

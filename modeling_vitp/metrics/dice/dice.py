@@ -26,25 +26,13 @@ class Dice(pixel_metrics.PixelMetric):
     main_score = "mean_dice"
     surface_metric = "surface_distance"
 
+    main_score = "mean_dice"
+    surface_metric = "surface_distance"
+    is_by_case = True
+
     def __init__(self, *args, background: int = 0, **kwargs):
         super().__init__(*args, **kwargs)
         self.background = background
-
-    def add_batch(self, *, predictions, references, case_ids=None):
-        """Counts a batch; see `PixelMetric.add_batch`.
-
-        Args:
-            case_ids: one for each map; the maps of a case (slices of a volume) may come in any batch and process. If
-                not given, each map is a case of its own.
-
-        Raises:
-            ValueError: if there is not one id for each map.
-        """
-        if case_ids is None:
-            case_ids = [(self.process_id, len(self) + place) for place in range(len(references))]
-        elif len(case_ids) != len(references):
-            raise ValueError(f"{self.name}: there are {len(case_ids)} case_ids for {len(references)} maps.")
-        self._count(predictions, references, case_ids)
 
     def _compute(self, cases):
         both, predicted, labelled = cases.sum(axis=0)

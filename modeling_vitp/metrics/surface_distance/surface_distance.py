@@ -8,9 +8,8 @@ from typing import Any, NamedTuple
 import evaluate
 import numpy as np
 import torch
-from datasets import Features, List, Value
 
-from modeling_vitp.metrics import gathering, pixel_metrics
+from modeling_vitp.metrics import base, pixel_metrics
 
 PERCENTILE = 95
 
@@ -24,7 +23,7 @@ class Packed(NamedTuple):
     spacing: tuple[float, float, float]
 
 
-class SurfaceDistance(evaluate.Metric):
+class SurfaceDistance(base.DistributedMetric):
     """Surface Dice at a tolerance, and the 95th percentile of the Hausdorff distance, of each class of each case.
 
     The surface of a class is its voxels that have a neighbor outside of it, of six, or that lie at the volume's border;
@@ -45,7 +44,7 @@ class SurfaceDistance(evaluate.Metric):
         ignore_index: value in references of voxels that do not count.
         background: the class that is not measured.
         tolerance: of surface Dice, in millimeters.
-        num_process, process_id: as of `PixelMetric`.
+        num_process, process_id: see `DistributedMetric`.
 
     Returns:
         `mean_surface_dice`, `mean_hausdorff_95` (in millimeters), and lists by class, `per_category_surface_dice`,
@@ -63,19 +62,11 @@ class SurfaceDistance(evaluate.Metric):
     ):
         self.num_labels, self.ignore_index = num_labels, ignore_index
         self.background, self.tolerance = background, tolerance
-        self.cases: dict[Hashable, dict[int, Packed]] = {}
+        self.kept: dict[Hashable, dict[int, Packed]] = {}
         super().__init__(*args, **kwargs)
 
     def _info(self) -> evaluate.MetricInfo:
-        label_map = List(List(Value("int64")))
-        return evaluate.MetricInfo(
-            description=type(self).__doc__,
-            citation="",
-            features=Features({"predictions": label_map, "references": label_map}),
-        )
-
-    def __len__(self) -> int:
-        return len(self.cases)
+        return evaluate.MetricInfo(description=type(self).__doc__, citation="", features=pixel_metrics.LABEL_MAPS)
 
     def add_batch(
         self,
@@ -110,9 +101,9 @@ class SurfaceDistance(evaluate.Metric):
                 packed = self._pack(predictions[index], references[index], spacings[index])
             except ValueError as error:
                 raise ValueError(f"{self.name}, map {index} of the batch: {error}") from error
-            if place in self.cases.setdefault(case, {}):
+            if place in self.kept.setdefault(case, {}):
                 raise ValueError(f"{self.name}: slice {place} of case {case!r} has been added before.")
-            self.cases[case][int(place)] = packed
+            self.kept[case][int(place)] = packed
 
     def _pack(self, prediction, reference, spacing: Sequence[float]) -> Packed:
         shape = tuple(np.shape(reference))
@@ -129,26 +120,15 @@ class SurfaceDistance(evaluate.Metric):
         packed = [zlib.compress(values.astype(np.uint8).tobytes(), 1) for values in maps]
         return Packed((1,) * (3 - len(shape)) + shape, *packed, tuple(map(float, spacing)))
 
-    def compute(self, **kwargs) -> dict[str, Any]:
-        """The result for all that was added, which is then forgotten; arguments are those of `add_batch`.
-
-        Raises:
-            ValueError: if nothing was added, a case lacks slices, or `num_process` processes are not there.
-            ImportError: if MONAI is not installed.
-        """
-        if kwargs:
-            self.add_batch(**kwargs)
+    def _compute_parts(self, parts: list[dict[Hashable, dict[int, Packed]]]) -> dict[str, Any]:
         cases: dict[Hashable, dict[int, Packed]] = {}
-        for part in gathering.gather(self.cases, self.num_process, self.name):
+        for part in parts:
             for case, slices in part.items():
                 cases.setdefault(case, {}).update(slices)
-        self.cases = {}
-        if not cases:
-            raise ValueError(f"{self.name}: there is nothing to compute: add predictions first.")
         numbered = list(enumerate(cases.items()))
         mine = {number: self._measure(*case) for number, case in numbered[self.process_id :: self.num_process]}
         measured = {}
-        for part in gathering.gather(mine, self.num_process, self.name):
+        for part in base.gather(mine, self.num_process, self.name):
             measured |= part
         scores = np.stack([measured[number] for number, _ in numbered])
         surface_dice, hausdorff, missed = scores.swapaxes(0, 1)
