@@ -21,9 +21,9 @@ def main(argv: list[str] | None = None) -> int:
     load_plugins(args.plugins)
     metrics = robustness.evaluate_robustness(args)
     output_dir = Path(args.output_dir)
-    robustness.draw(metrics, output_dir / "robustness.png")
+    robustness.draw_robustness(metrics, output_dir / "robustness.png")
     print(f"{metrics['score']} of {metrics['images']} images; of a corruption, the mean over severities\n")
-    print(robustness.summary_table(metrics))
+    print(robustness.robustness_table(metrics))
     if len(args.severities) > 1:
         for model in metrics["models"]:
             print(f"\n{robustness.severity_table(model)}")

@@ -20,7 +20,7 @@ def main(argv: list[str] | None = None) -> int:
     metrics = vlm.evaluate_vlm(args)
     number = sum(metrics["questions"].values())
     print(f"{number} questions about {metrics['images']} images; {metrics['not_scored']} answers are of no kind\n")
-    print(vlm.summary_table(metrics))
+    print(vlm.answers_table(metrics))
     output_dir = Path(args.output_dir)
     print(f"\nAll scores: {output_dir / 'metrics.json'}; answers and pictures: {output_dir}/answers_*")
     return 0

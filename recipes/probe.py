@@ -23,10 +23,10 @@ def main(argv: list[str] | None = None) -> int:
     import torch
 
     from modeling_vitp.command.paths import Shard
-    from modeling_vitp.evaluation.experiments import probe_table, summarise
+    from modeling_vitp.evaluation.comparison import probe_table, summarize_draws
     from modeling_vitp.metrics.report import without_nan
     from modeling_vitp.probing.backbones import load_with_controls
-    from modeling_vitp.probing.draws import draw_labels, open_task
+    from modeling_vitp.probing.few_labels import draw_labels
 
     output_dir = Path(args.output_dir)
     args.device = args.device or str(torch.accelerator.current_accelerator() or "cpu")
@@ -43,7 +43,7 @@ def main(argv: list[str] | None = None) -> int:
                 task.features(backbone, split, args.image_size, features, shard=Shard.parse(args.shard), **loading)
         print(f"Shard {args.shard}: {features}. When all have ended: the same without --shard.")
         return 0
-    draws = draw_labels(args, task)
+    draws = draw_labels(args.shots, args.shares, args.seeds, task.presence, task.names)
     metrics = {"arguments": vars(args), "classes": task.names, "control": task.control(), "results": []}
     output_dir.mkdir(parents=True, exist_ok=True)
     for backbone in backbones():
@@ -51,11 +51,29 @@ def main(argv: list[str] | None = None) -> int:
         for (probe, labels), scores in scored.items():
             entry = {"backbone": backbone.name, "revision": backbone.revision, "probe": probe}
             entry |= {"labels": str(labels), "training_images": [len(used) for used in draws[labels]]}
-            metrics["results"].append(entry | {"scores": summarise(scores)})
+            metrics["results"].append(entry | {"scores": summarize_draws(scores)})
         (output_dir / "metrics.json").write_text(json.dumps(without_nan(metrics), indent=2) + "\n")
     print(probe_table(metrics["results"], metrics["control"], task.shown, task.control_name))
     print(f"\nAll scores: {output_dir / 'metrics.json'}")
     return 0
+
+
+def open_task(args: ProbeArguments):
+    """Return the task of the probe: classes, masks or boxes, with their train and test images."""
+    from modeling_vitp.dense.data import DenseData
+    from modeling_vitp.detection.data import DetectionData
+    from modeling_vitp.probing.classification import Classification
+    from modeling_vitp.probing.detection import Detection
+    from modeling_vitp.probing.segmentation import Segmentation
+
+    if args.data is not None:
+        task, data = (Detection, DetectionData) if args.annotations == "boxes" else (Segmentation, DenseData)
+        splits = {"train": args.train_split, "test": args.test_split}
+        return task(data.from_dict(args.data), splits, args.l2, args.depths)
+    splits = {name: getattr(args, name) for name in ("train_split", "test_split", "test_share", "label_column")}
+    names = "image_column input_spec pooling num_neighbours temperature l2".split()
+    settings = {name: getattr(args, name) for name in names}
+    return Classification.open(args.dataset_name, args.dataset_config, splits, **settings)
 
 
 if __name__ == "__main__":

@@ -1,1 +1,1 @@
-"""Evaluation beyond one score: experiments over seeds."""
+"""Evaluation of answers and of robustness, and comparisons over seeds."""

@@ -5,14 +5,15 @@ import logging
 import math
 import os
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import matplotlib
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
+from accelerate import PartialState
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 from transformers import PreTrainedConfig
@@ -23,47 +24,14 @@ from ..images.corruptions import SEVERITIES, parameters
 from ..metrics.report import without_nan
 from ..training.checkpointing import FolderLock, write_whole
 from .arguments import RobustnessArguments
-from .classification_robustness import ClassificationTask
-from .dense_robustness import DenseTask
-from .experiments import check_settings, once
+from .comparison import check_settings, once, short_names
+from .robustness_tasks import TASKS, RobustnessTask
 
 logger = logging.getLogger(__name__)
 CLEAN = "clean"
 
 
-class Task(Protocol):
-    """A fine-tuned model with what it is scored on; what a task of another kind has to give.
-
-    Attributes:
-        data: what tells the images and annotations, which have to be the same for all models.
-        settings: what else the scores depend on: how predictions are made, a hash of the weights.
-        score: the value of the metrics that is compared.
-    """
-
-    data: dict[str, Any]
-    settings: dict[str, Any]
-    score: str
-
-    def __len__(self) -> int:
-        """Images that are scored."""
-
-    def evaluate(self, corruption: str | None, severity: int, update: Callable[[], Any]) -> dict[str, float]:
-        """All metrics, of clean images if `corruption` is `None`; `update` is called after each image, or
-        with their number after several.
-
-        What is drawn is drawn by the seed, the image and the corruption alone, and annotations move with the images
-        (see [`~modeling_vitp.images.corruptions.motion`]).
-        """
-
-
-# Opens a model, by the `robustness_task` of its declaration; a `ValueError` says what is wrong with it or its data.
-TASKS: dict[str, Callable[[str, RobustnessArguments], Task]] = {
-    "classification": ClassificationTask,
-    "dense": DenseTask,
-}
-
-
-def open_task(name: str, args: RobustnessArguments) -> Task:
+def open_task(name: str, args: RobustnessArguments) -> RobustnessTask:
     try:
         model_type = PreTrainedConfig.get_config_dict(name)[0].get("model_type")
     except OSError as error:
@@ -78,13 +46,15 @@ def evaluate_robustness(args: RobustnessArguments) -> dict[str, Any]:
     """Scores all models, but for what is there already of the same models and images, and writes `metrics.json`.
 
     Returns:
-        The metrics: `models`, one entry each, see [`summarise`], and what they are about.
+        The metrics: `models`, one entry each, see [`summarize_conditions`], and what they are about.
 
     Raises:
         ValueError: if there is no such corruption, a model or its data cannot be used, the models are of other data, or
             the output folder is of another evaluation.
         RunStopped: if another process writes to it.
     """
+    if PartialState().num_processes > 1:
+        raise ValueError("Robustness is evaluated in one process. Start the command without a launcher.")
     conditions = [(name, severity) for name in args.corruptions or SEVERITIES for severity in args.severities]
     for condition in conditions:
         parameters(*condition)
@@ -92,30 +62,30 @@ def evaluate_robustness(args: RobustnessArguments) -> dict[str, Any]:
     lock = FolderLock(args.output_dir)
     lock.acquire()
     try:
-        return score_all(tasks, about, conditions, Path(args.output_dir))
+        return score_models(tasks, about, conditions, Path(args.output_dir))
     finally:
         lock.release()
 
 
-def score_all(
-    tasks: dict[str, Task], about: dict[str, Any], conditions: Sequence[tuple[str, int]], output_dir: Path
+def score_models(
+    tasks: dict[str, RobustnessTask], about: dict[str, Any], conditions: Sequence[tuple[str, int]], output_dir: Path
 ) -> dict[str, Any]:
     """The metrics of one model after the other, which are taken out of `tasks`, saved after each."""
     names, metrics = list(tasks), {**about, "models": []}
     same = {name: value for name, value in about.items() if name not in ("score", "images")}
     check_settings(output_dir / "settings.json", {**same, "parameters of corruptions": SEVERITIES})
-    for name, label in zip(names, labels(names)):
+    for name, label in zip(names, short_names(names)):
         task = tasks.pop(name)  # so that one model at a time is in memory
         folder = output_dir / re.sub(r"[^\w.=-]+", "--", os.path.normpath(name)).strip("-")
         settings = task.settings
         check_settings(folder / "settings.json", settings)
-        scores = run(task, folder, label, [(CLEAN, 0), *conditions])
-        metrics["models"].append({"model": label, "settings": settings, **summarise(scores, about["score"])})
+        scores = score_conditions(task, folder, label, [(CLEAN, 0), *conditions])
+        metrics["models"].append({"model": label, "settings": settings, **summarize_conditions(scores, about["score"])})
         write_whole(output_dir / "metrics.json", json.dumps(without_nan(metrics), indent=2) + "\n")
     return metrics
 
 
-def open_tasks(args: RobustnessArguments) -> tuple[dict[str, Task], dict[str, Any]]:
+def open_tasks(args: RobustnessArguments) -> tuple[dict[str, RobustnessTask], dict[str, Any]]:
     """The models by name, and what is the same for all of them."""
     tasks = {name: open_task(name, args) for name in args.models}
     first, *others = tasks.values()
@@ -128,8 +98,8 @@ def open_tasks(args: RobustnessArguments) -> tuple[dict[str, Task], dict[str, An
     return tasks, {"score": first.score, "images": len(first), **first.data, "seed": args.seed}
 
 
-def run(
-    task: Task, folder: Path, label: str, conditions: Sequence[tuple[str, int]]
+def score_conditions(
+    task: RobustnessTask, folder: Path, label: str, conditions: Sequence[tuple[str, int]]
 ) -> dict[tuple[str, int], dict[str, float]]:
     """The metrics under each condition, each of which leaves a folder when it is finished."""
     folders = {(name, severity): folder / (f"{name}_{severity}" if severity else name) for name, severity in conditions}
@@ -152,13 +122,7 @@ def run(
     return scores
 
 
-def labels(names: Sequence[str]) -> list[str]:
-    """The last parts of the models' names, or whole names where these are not distinct."""
-    short = [Path(os.path.abspath(name)).name for name in names]
-    return [name if short.count(last) > 1 else last for name, last in zip(names, short)]
-
-
-def summarise(scores: dict[tuple[str, int], dict[str, float]], score: str) -> dict[str, Any]:
+def summarize_conditions(scores: dict[tuple[str, int], dict[str, float]], score: str) -> dict[str, Any]:
     """Under `clean` and in each of `conditions` the score and all metrics; its mean over the severities of each
     corruption, and the mean of these, `average`. `relative` is what a score is divided by that of the clean images.
     """
@@ -184,19 +148,21 @@ def summarise(scores: dict[tuple[str, int], dict[str, float]], score: str) -> di
     }
 
 
-def written(item: dict[str, float]) -> list[str]:
+def format_score(item: dict[str, float]) -> list[str]:
     """Score and relative score as in a table; a dash for what cannot be told."""
     score, relative = item["score"], item.get("relative", 1.0)
     return ["–" if math.isnan(score) else f"{score:.3f}", "–" if math.isnan(relative) else f"{relative:.1%}"]
 
 
-def summary_table(metrics: dict[str, Any]) -> str:
+def robustness_table(metrics: dict[str, Any]) -> str:
     """Markdown: clean, each corruption (the mean over its severities) and the average, models side by side."""
     models = metrics["models"]
-    rows = [["clean", *[cell for model in models for cell in written(model["clean"])]]]
+    rows = [["clean", *[cell for model in models for cell in format_score(model["clean"])]]]
     for name in models[0]["corruptions"]:
-        rows.append([name.replace("_", " "), *[c for model in models for c in written(model["corruptions"][name])]])
-    rows.append(["average", *[cell for model in models for cell in written(model["average"])]])
+        rows.append(
+            [name.replace("_", " "), *[c for model in models for c in format_score(model["corruptions"][name])]]
+        )
+    rows.append(["average", *[cell for model in models for cell in format_score(model["average"])]])
     header = [title for model in models for title in (model["model"], "of clean")]
     return table([metrics["score"].replace("_", " "), *header], rows)
 
@@ -206,12 +172,12 @@ def severity_table(model: dict[str, Any]) -> str:
     severities = list(dict.fromkeys(item["severity"] for item in model["conditions"]))
     cells = {name: [] for name in model["corruptions"]}
     for item in model["conditions"]:
-        cells[item["corruption"]].append("{} ({})".format(*written(item)))
+        cells[item["corruption"]].append("{} ({})".format(*format_score(item)))
     rows = [[name.replace("_", " "), *row] for name, row in cells.items()]
     return table([f"{model['model']}, at severity", *severities], rows)
 
 
-def draw(metrics: dict[str, Any], path: Path) -> None:
+def draw_robustness(metrics: dict[str, Any], path: Path) -> None:
     """A panel for each corruption with the score of each model over the severities, 0 being the clean images."""
     names = list(metrics["models"][0]["corruptions"])
     columns = min(4, len(names))

@@ -1,5 +1,6 @@
-"""Parts of the training images, as if only these had labels: the same for every backbone."""
+"""Few labels: parts of the training images, the same for every backbone."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -71,3 +72,18 @@ class Labels:
                 chosen.append(index)
                 have += presence[index]
         return np.sort(np.array(chosen, dtype=np.int64))
+
+
+def draw_labels(
+    shots: Sequence[int], shares: Sequence[float], seeds: Sequence[int], presence: np.ndarray, names: list[str]
+) -> dict[Labels, list[np.ndarray]]:
+    """Return the training images of each draw: one for each seed, or a single one where all are used.
+
+    Args:
+        presence, names: see [`Labels.draw`].
+    """
+    few = [Labels(shots=number) for number in shots] + [Labels(share=share) for share in shares]
+    return {
+        labels: [labels.draw(presence, seed, names) for seed in (seeds[:1] if labels.share == 1 else seeds)]
+        for labels in few or [Labels(share=1.0)]
+    }

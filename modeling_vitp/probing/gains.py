@@ -29,7 +29,7 @@ DEPTHS = 4
 ALL_LABELS = Labels(share=1.0)
 
 
-def load_arms(backbone: Path, start: Path, seed: int, device: str | torch.device = "cpu") -> dict[str, Backbone]:
+def load_backbones(backbone: Path, start: Path, seed: int, device: str | torch.device = "cpu") -> dict[str, Backbone]:
     """The backbone and its controls, by `BACKBONE`, `START`, `RANDOM` and `PIXELS`.
 
     Args:
@@ -37,13 +37,13 @@ def load_arms(backbone: Path, start: Path, seed: int, device: str | torch.device
         seed: of the random weights, which are others than the start's.
     """
     trained = load_backbone(str(backbone), device)
-    arms = {
+    backbones = {
         BACKBONE: trained,
         START: load_backbone(str(start), device),
         RANDOM: load_backbone(str(backbone), device, random_seed=1000 + seed),
         PIXELS: PatchPixels.of(trained),
     }
-    return {name: replace(arm, name=name) for name, arm in arms.items()}
+    return {name: replace(backbone, name=name) for name, backbone in backbones.items()}
 
 
 def probe_run(settings: dict, splits: Sequence[str], output_dir: Path, seed: int, device: str | torch.device) -> dict:
@@ -54,45 +54,50 @@ def probe_run(settings: dict, splits: Sequence[str], output_dir: Path, seed: int
         splits: what the probes learn from, and what they are scored on.
         output_dir: of the run; pictures go to `probe` in it.
     """
-    arms = load_arms(output_dir / "backbone", output_dir / "backbone_at_start", seed, device)
-    measured = measure_gains(DenseData.from_dict(settings), *splits, arms=arms, folder=output_dir / "probe")
+    backbones = load_backbones(output_dir / "backbone", output_dir / "backbone_at_start", seed, device)
+    measured = measure_gains(DenseData.from_dict(settings), *splits, backbones=backbones, folder=output_dir / "probe")
     print(f"\nWhat is read from frozen features on split {splits[1]!r}:\n\n{gains_table(measured[splits[1]])}\n")
     return measured[splits[1]]
 
 
 def measure_gains(
-    data: DenseData, train_split: str, *test_splits: str, arms: dict[str, Backbone], folder: Path, depths: int = DEPTHS
+    data: DenseData,
+    train_split: str,
+    *test_splits: str,
+    backbones: dict[str, Backbone],
+    folder: Path,
+    depths: int = DEPTHS,
 ) -> dict[str, dict]:
-    """Scores of every arm, and by how much the backbone is above each of the others, for each split to be scored on.
+    """Return the scores of each backbone, and the gains of `BACKBONE` over the others, for each test split.
 
     Args:
         data: images with masks.
         train_split: what the probes learn from.
         test_splits: what they are scored on, which nothing else has seen.
-        arms: see [`load_arms`].
+        backbones: see [`load_backbones`].
         folder: for the pictures, `SPLIT.png`.
         depths: see [`~modeling_vitp.probing.backbones.Backbone.maps`]; at most as many as there are layers.
 
     Returns:
-        By split, `control` (the largest class everywhere), `scores` by arm and probe, `gains` by probe and arm
-        (differences in `patch_auc`), and `token_similarity` by arm, see [`token_similarity`].
+        By split, `control` (the largest class everywhere), `scores` by backbone and probe, `gains` by probe and
+        backbone (differences in `patch_auc`), and `token_similarity` by backbone, see [`token_similarity`].
     """
-    depths = min(depths, arms[BACKBONE].model.config.num_hidden_layers)
+    depths = min(depths, backbones[BACKBONE].model.config.num_hidden_layers)
     tasks = {split: Segmentation(data, {"train": train_split, "test": split}, 1e-2, depths) for split in test_splits}
     found = {split: {"control": task.control(), "scores": {}, "token_similarity": {}} for split, task in tasks.items()}
     rows = {split: panels_of_truth(task) for split, task in tasks.items()}
     folder.mkdir(parents=True, exist_ok=True)
-    for name, arm in arms.items():
+    for name, backbone in backbones.items():
         with tempfile.TemporaryDirectory(dir=folder) as features:
             where = None, Path(features)
             train = next(iter(tasks.values()))
-            heads = train.fit(arm, {ALL_LABELS: [np.arange(len(train.samples["train"]))]}, *where)
+            heads = train.fit(backbone, {ALL_LABELS: [np.arange(len(train.samples["train"]))]}, *where)
             for split, task in tasks.items():
-                scores = task.score(heads, arm, *where)
+                scores = task.score(heads, backbone, *where)
                 found[split]["scores"][name] = {probe: draw[0] for (probe, _), draw in scores.items()}
-                maps = task.features(arm, "test", *where)
+                maps = task.features(backbone, "test", *where)
                 if name != PIXELS:
-                    output = maps[..., -arm.model.config.hidden_size :]
+                    output = maps[..., -backbone.model.config.hidden_size :]
                     found[split]["token_similarity"][name] = token_similarity(output)
                 if name in (START, BACKBONE):
                     add_panels(rows[split], task, name, maps, heads["linear", ALL_LABELS][0])
@@ -103,7 +108,7 @@ def measure_gains(
 
 
 def gains_of(scores: dict[str, dict]) -> dict[str, dict[str, float]]:
-    """By probe and arm, how far the backbone's `patch_auc` is above the arm's."""
+    """By probe and backbone, how far the backbone's `patch_auc` is above the backbone's."""
     return {
         probe: {
             name: scores[BACKBONE][probe]["patch_auc"] - scores[name][probe]["patch_auc"]
@@ -127,7 +132,7 @@ def token_similarity(features: np.ndarray) -> float:
 
 
 def gains_table(measured: dict) -> str:
-    """Markdown: a row for each arm, a column for each probe and score."""
+    """Markdown: a row for each backbone, a column for each probe and score."""
     probes = list(measured["gains"])
     columns = [(probe, score) for probe in probes for score in ("patch_auc", "mean_iou")]
     rows = [
@@ -149,7 +154,7 @@ def panels_of_truth(task: Segmentation, number: int = 4) -> dict[int, list[tuple
 
 
 def add_panels(rows: dict[int, list], task: Segmentation, name: str, features: np.ndarray, probe: Probe) -> None:
-    """Adds to each row an arm's principal components, and what is read."""
+    """Adds to each row an backbone's principal components, and what is read."""
     for index, row in rows.items():
         maps = torch.tensor(features[index])
         scores = principal_scores(maps.permute(2, 0, 1))

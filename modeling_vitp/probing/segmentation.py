@@ -3,8 +3,9 @@
 import copy
 import dataclasses
 import logging
-from collections.abc import Callable, Iterator, Mapping
-from functools import cached_property
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import cached_property, partial
 from pathlib import Path
 
 import evaluate
@@ -15,32 +16,15 @@ from tqdm import tqdm
 
 from ..dense.data import ClassPixels, DenseData, ImageFiles, MaskedImages
 from ..image_processing_vitp_dense import IGNORE_INDEX
-from ..images.corruptions import CorruptedImages
+from ..images.corruptions import SEVERITIES, CorruptedImages
 from ..metrics.ranking import mean_area
 from ..metrics.report import METRICS_FOLDER, name_classes
-from .backbones import Backbone, square_size
-from .features import extract
+from .backbones import Backbone, ImagesOf, extract_maps
 from .few_labels import Labels
 from .heads import fit_linear, fit_nonlinear
 
 logger = logging.getLogger(__name__)
 Probe = Callable[[torch.Tensor], torch.Tensor]  # features to logits
-
-
-class Images(torch.utils.data.Dataset):
-    """The images of samples without their masks."""
-
-    def __init__(self, samples: MaskedImages):
-        self.samples = samples
-
-    def __len__(self) -> int:
-        return len(self.samples)
-
-    def __getitem__(self, index: int) -> torch.Tensor:
-        sample = self.samples[index]
-        if len(sample["images"]) > 1:
-            raise ValueError(f"{sample['id']} is a pair of images: probes read one.")
-        return sample["images"][0]
 
 
 class Segmentation:
@@ -161,19 +145,22 @@ class Segmentation:
         if data.volumes is None:
             data = dataclasses.replace(data, input_spec=backbone.reading(data.input_spec))
         samples = data.open([self.splits[role]])
-        state = f"{state_of(samples)} {data.input_spec} {self.depths}"
+        state = f"{state_of(samples)} {data.input_spec}"
         if role == "test" and self.corruption is not None:
             samples, state = CorruptedImages(samples, *self.corruption), f"{state} {self.corruption}"
-        return extract(
-            backbone,
-            Images(samples),
-            lambda pixels: backbone.maps(pixels, self.depths),
-            backbone.in_patches(image_size or square_size(backbone.image_processor)),
-            state,
-            folder,
-            description=f"{backbone.name}, {role}",
-            **loading,
+        images = ImagesOf(len(samples), partial(single_image, samples))
+        description = f"{backbone.name}, {role}"
+        return extract_maps(
+            backbone, images, self.depths, image_size, state, folder, description=description, **loading
         )
+
+
+def single_image(samples: MaskedImages, index: int) -> torch.Tensor:
+    """Return the image of a sample without its mask."""
+    sample = samples[index]
+    if len(sample["images"]) > 1:
+        raise ValueError(f"{sample['id']} is a pair of images: probes read one.")
+    return sample["images"][0]
 
 
 def pixels_by_patch(mask: np.ndarray, grid: tuple[int, int], num_classes: int) -> np.ndarray:
@@ -206,3 +193,50 @@ def state_of(samples: MaskedImages) -> str:
         files = [(path, box, path.stat().st_mtime_ns) for sample, box in samples.rows for path in sample.images]
         return str(files)
     return f"{samples.rows._fingerprint} {samples.image_columns}"
+
+
+SHOWN = ("patch_auc", "mean_iou")
+
+
+def probe_robustness(
+    task: Segmentation, backbone: Backbone, severities: Sequence[int], seed: int, folder: Path
+) -> dict[str, dict[str, dict]]:
+    """Scores of the readers of a frozen backbone, fitted once, on clean and on corrupted test images.
+
+    Args:
+        severities: of each corruption, from 1 to 5.
+        seed: of what is drawn: noise, clouds, gaps, directions.
+        folder: for features, which are deleted again.
+
+    Returns:
+        By probe and score (`patch_auc`, `mean_iou`): `clean`; `corruptions`, the mean over the severities of each;
+        `average`, the mean of these; and `relative`, which is the average divided by `clean`.
+    """
+    labels = Labels(share=1.0)
+    draws = {labels: [np.arange(len(task.samples["train"]))]}
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder) as features:
+        heads = task.fit(backbone, draws, None, Path(features))
+
+        def score(task: Segmentation) -> dict[str, dict[str, float]]:
+            return {probe: draw[0] for (probe, _), draw in task.score(heads, backbone, None, Path(features)).items()}
+
+        clean, corrupted = score(task), {}
+        for name in tqdm(SEVERITIES, desc=f"{backbone.name}, corruptions"):
+            corrupted[name] = [score(task.under(name, severity, seed)) for severity in severities]
+    return {
+        probe: {
+            shown: summarize_corruptions(
+                clean[probe][shown],
+                {name: [scores[probe][shown] for scores in found] for name, found in corrupted.items()},
+            )
+            for shown in SHOWN
+        }
+        for probe in clean
+    }
+
+
+def summarize_corruptions(clean: float, corrupted: dict[str, list[float]]) -> dict:
+    means = {name: float(np.mean(scores)) for name, scores in corrupted.items()}
+    average = float(np.mean(list(means.values())))
+    return {"clean": clean, "average": average, "relative": average / clean, "corruptions": means}

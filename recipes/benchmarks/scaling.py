@@ -32,8 +32,7 @@ from modeling_vitp.images.pixels import to_pixels
 from modeling_vitp.images.reading import read_picture
 from modeling_vitp.instructions.mixture import load_mixture, open_mixture
 from modeling_vitp.modeling_vitp import ViTPVisionModel
-from modeling_vitp.probing.backbones import Backbone, load_backbone
-from modeling_vitp.probing.features import extract
+from modeling_vitp.probing.backbones import Backbone, extract, load_backbone
 from modeling_vitp.processing_vitp import message_texts
 from modeling_vitp.recipes.benchmarks.memory import most_resident
 from modeling_vitp.training.batching import GlobalBatchSampler, RankStream

@@ -18,7 +18,7 @@ from modeling_vitp.training.command_line import parse, run
 def main(argv: list[str] | None = None) -> int:
     (args,) = parse(argv, __doc__, (ExperimentArguments,))
 
-    from modeling_vitp.evaluation.experiments import check_settings
+    from modeling_vitp.evaluation.comparison import check_settings
     from modeling_vitp.recipes import pretrain
     from modeling_vitp.recipes.experiments.variants import Experiment, draw_arms, paired_table, plan_of
 

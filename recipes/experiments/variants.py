@@ -21,7 +21,7 @@ import yaml
 from modeling_vitp.cards.sections import table
 from modeling_vitp.command.errors import RunStopped
 from modeling_vitp.command.paths import read_yaml
-from modeling_vitp.evaluation.experiments import with_spread
+from modeling_vitp.evaluation.comparison import format_spread
 from modeling_vitp.recipes.experiments.arguments import ExperimentArguments, slug
 from modeling_vitp.training.checkpointing import FolderLock, write_whole
 
@@ -290,9 +290,9 @@ def paired_table(summary: Sequence[Mapping], control: str) -> str:
         lines.append([measure])
         for arm in arms:
             row = of_arm[arm]
-            cell, half = with_spread(row["mean"], row["interval"]), row["difference_interval"]
+            cell, half = format_spread(row["mean"], row["interval"]), row["difference_interval"]
             if arm != control:
-                difference = with_spread(row["difference"], half, "+")
+                difference = format_spread(row["difference"], half, "+")
                 is_clear = half is not None and abs(row["difference"]) > half
                 cell += f" (**{difference}**)" if is_clear else f" ({difference})"
             lines[-1].append(cell)

@@ -6,7 +6,7 @@ import math
 import numpy as np
 import pytest
 
-from modeling_vitp.evaluation.caption_scores import score_captions, tokenize
+from modeling_vitp.evaluation.answer_scores import score_captions, tokenize
 
 pytest.importorskip("pycocoevalcap")
 # The example of aac-metrics 0.6, with the values that it gives there.

@@ -4,7 +4,7 @@ import pytest
 from datasets import Dataset, Features, Image, List, Value
 from pictures import picture
 
-from modeling_vitp.evaluation.questions import conversation_of, kind_of, others, read_questions
+from modeling_vitp.evaluation.vlm import answer_kind, conversation_of, other_images, read_questions
 from modeling_vitp.instructions.collator import ViTPDataCollator
 from modeling_vitp.instructions.from_annotations.questions import MAP, explained, listing, signs_of
 from modeling_vitp.instructions.rows import prepare_rows
@@ -43,8 +43,8 @@ CHOICES = "Which organ?\nA. left lung\nB. heart"
         ("What has changed?", "two houses were built beside the road", "caption"),
     ],
 )
-def test_the_kind_of_answer_is_told_from_question_and_answer(question, answer, kind):
-    assert kind_of(question, answer) == kind
+def test_the_answer_kind_answer_is_told_from_question_and_answer(question, answer, kind):
+    assert answer_kind(question, answer) == kind
 
 
 @pytest.mark.parametrize("phrasing", MAP)
@@ -53,7 +53,7 @@ def test_maps_of_the_instruction_maker_are_maps_however_they_are_asked_for(phras
     signs = signs_of(phrases)
     question = phrasing.format(side=7, key=f"Write {listing(explained(signs), 'or')}.")
     for answer in (list(signs.values()) * 3, [signs[None]] * 9):
-        assert kind_of(question, " ".join(answer)) == "map"
+        assert answer_kind(question, " ".join(answer)) == "map"
 
 
 def turns(*texts: str) -> list[dict]:
@@ -93,9 +93,9 @@ def test_every_answer_is_asked_for_and_answers_to_the_same_question_are_referenc
 
 def test_other_images_are_half_of_all_away_and_as_many():
     images = [("a",), ("a",), ("b",), ("c", "d"), ("e",), ("d", "c"), ("f",)]
-    partners = others(images)
+    partners = other_images(images)
     assert [images[place] for place in partners] == [("e",), ("e",), ("f",), ("d", "c"), ("a",), ("c", "d"), ("b",)]
-    assert others([("a",), ("b",), ("c", "d"), ("c", "d")]) == [1, 0, None, None]
+    assert other_images([("a",), ("b",), ("c", "d"), ("c", "d")]) == [1, 0, None, None]
 
 
 def test_a_conversation_goes_up_to_its_question_and_has_its_own_or_another_image(processor):

@@ -14,7 +14,8 @@ from modeling_vitp.auto.registry import MODELS, ModelEntry
 from modeling_vitp.command.errors import RunStopped, WrongArguments
 from modeling_vitp.evaluation import robustness
 from modeling_vitp.evaluation.arguments import RobustnessArguments
-from modeling_vitp.evaluation.robustness import draw, evaluate_robustness, labels, severity_table, summary_table
+from modeling_vitp.evaluation.comparison import short_names
+from modeling_vitp.evaluation.robustness import draw_robustness, evaluate_robustness, robustness_table, severity_table
 from modeling_vitp.images.corruptions import SEVERITIES
 from modeling_vitp.training.checkpointing import started
 from modeling_vitp.training.command_line import parse
@@ -72,7 +73,7 @@ def test_every_model_is_scored_clean_and_under_all_corruptions(ask, tmp_path):
     assert [model["model"] for model in metrics["models"]] == ["a", "b"]
     assert metrics["images"] == 3 and metrics["score"] == "ap50"
     assert "NaN" not in (tmp_path / "out" / "metrics.json").read_text()
-    draw(metrics, tmp_path / "plot.png")
+    draw_robustness(metrics, tmp_path / "plot.png")
     assert Image.open(tmp_path / "plot.png").size[0] > 600
 
 
@@ -152,8 +153,8 @@ def test_a_score_can_be_any_value_of_the_metric(ask, tmp_path, monkeypatch):
     monkeypatch.setattr(Counted, "score", "ap/ship")  # which never occurs
     metrics, asked = ask(corruptions=["haze"])
     assert asked == [] and math.isnan(metrics["models"][0]["average"]["score"])
-    assert summary_table(metrics).splitlines()[-1] == "| average | – | – | – | – |"
-    draw(metrics, tmp_path / "plot.png")
+    assert robustness_table(metrics).splitlines()[-1] == "| average | – | – | – | – |"
+    draw_robustness(metrics, tmp_path / "plot.png")
     monkeypatch.setattr(Counted, "score", "iou")
     with pytest.raises(ValueError, match="score='iou' is no value of the metric, which has ap50, ap75, ap/ship"):
         ask(corruptions=["haze"])
@@ -161,14 +162,14 @@ def test_a_score_can_be_any_value_of_the_metric(ask, tmp_path, monkeypatch):
 
 def of_model(name: str, clean: float, scores: dict[tuple[str, int], float]) -> dict:
     found = {("clean", 0): {"mean_iou": clean}} | {key: {"mean_iou": value} for key, value in scores.items()}
-    return {"model": name, **robustness.summarise(found, "mean_iou")}
+    return {"model": name, **robustness.summarize_conditions(found, "mean_iou")}
 
 
 def test_tables_have_models_side_by_side_and_severities_in_columns():
     conditions = [("haze", 1), ("haze", 5), ("data_gaps", 1), ("data_gaps", 5)]
     first = of_model("r = 0", 0.5, dict(zip(conditions, (0.4, 0.2, 0.5, 0.3))))
     second = of_model("r = 0.75", 0.0, dict(zip(conditions, (0.0, 0.1, 0.0, 0.0))))
-    assert summary_table({"score": "mean_iou", "models": [first, second]}).splitlines() == [
+    assert robustness_table({"score": "mean_iou", "models": [first, second]}).splitlines() == [
         "| mean iou | r = 0 | of clean | r = 0.75 | of clean |",
         "| --- | --- | --- | --- | --- |",
         "| clean | 0.500 | 100.0% | 0.000 | 100.0% |",
@@ -185,8 +186,8 @@ def test_tables_have_models_side_by_side_and_severities_in_columns():
 
 
 def test_models_are_called_by_the_last_part_of_their_names_if_that_tells_them_apart():
-    assert labels(["runs/a", "org/b", "c/"]) == ["a", "b", "c"]
-    assert labels(["runs/1/model", "runs/2/model", "c"]) == ["runs/1/model", "runs/2/model", "c"]
+    assert short_names(["runs/a", "org/b", "c/"]) == ["a", "b", "c"]
+    assert short_names(["runs/1/model", "runs/2/model", "c"]) == ["runs/1/model", "runs/2/model", "c"]
 
 
 @pytest.mark.parametrize(

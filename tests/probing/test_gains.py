@@ -18,7 +18,7 @@ from modeling_vitp.probing.gains import (
     RANDOM,
     START,
     gains_table,
-    load_arms,
+    load_backbones,
     measure_gains,
     token_similarity,
 )
@@ -61,8 +61,8 @@ def run(tmp_path_factory):
 @pytest.fixture(scope="module")
 def measured(data, run, tmp_path_factory):
     folder = tmp_path_factory.mktemp("out")
-    arms = load_arms(run / "backbone", run / "backbone_at_start", seed=3)
-    return measure_gains(data, "train", "test", arms=arms, folder=folder)["test"], folder
+    arms = load_backbones(run / "backbone", run / "backbone_at_start", seed=3)
+    return measure_gains(data, "train", "test", backbones=arms, folder=folder)["test"], folder
 
 
 def patches_of(data, split: str, features) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -130,17 +130,18 @@ def test_gains_are_differences_to_each_control(measured):
 
 
 def test_a_backbone_that_has_learned_nothing_has_gained_nothing(data, run, tmp_path):
-    arms = load_arms(run / "backbone", run / "backbone", seed=3)
-    measured = measure_gains(data, "train", "test", arms=arms, folder=tmp_path)["test"]
+    arms = load_backbones(run / "backbone", run / "backbone", seed=3)
+    measured = measure_gains(data, "train", "test", backbones=arms, folder=tmp_path)["test"]
     assert measured["gains"]["linear"][START] == measured["gains"]["nonlinear"][START] == 0
 
 
 def test_random_weights_are_those_of_the_seed_and_not_the_start(run):
     first, again, other = (
-        load_arms(run / "backbone", run / "backbone_at_start", seed)[RANDOM].model.state_dict() for seed in (3, 3, 4)
+        load_backbones(run / "backbone", run / "backbone_at_start", seed)[RANDOM].model.state_dict()
+        for seed in (3, 3, 4)
     )
     name = "encoder.layer.0.attention.q_proj.weight"
-    start = load_arms(run / "backbone", run / "backbone_at_start", 3)[START].model.state_dict()
+    start = load_backbones(run / "backbone", run / "backbone_at_start", 3)[START].model.state_dict()
     assert torch.equal(first[name], again[name])
     assert not torch.equal(first[name], other[name]) and not torch.equal(first[name], start[name])
 

@@ -8,7 +8,7 @@ from datasets import Image as ImageFeature
 from pictures import picture
 from PIL import Image
 
-from modeling_vitp.probing.labelled_images import open_splits
+from modeling_vitp.probing.classification import open_splits
 
 
 def hash_of(*parts) -> int:

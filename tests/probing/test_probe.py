@@ -21,7 +21,7 @@ from transformers import AutoImageProcessor, AutoModel
 
 from modeling_vitp import ViTPImageProcessor, ViTPVisionModel, export_backbone, spread_bands
 from modeling_vitp.probing.backbones import load_backbone
-from modeling_vitp.probing.labelled_images import open_splits
+from modeling_vitp.probing.classification import open_splits
 from modeling_vitp.recipes.probe import main
 
 

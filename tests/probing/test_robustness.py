@@ -11,8 +11,7 @@ from modeling_vitp.dense.data import DenseData
 from modeling_vitp.images.corruptions import SEVERITIES, CorruptedImages
 from modeling_vitp.probing.backbones import load_backbone
 from modeling_vitp.probing.few_labels import Labels
-from modeling_vitp.probing.robustness import probe_robustness
-from modeling_vitp.probing.segmentation import Segmentation, pixels_by_patch
+from modeling_vitp.probing.segmentation import Segmentation, pixels_by_patch, probe_robustness
 
 ALL = Labels(share=1.0)
 

@@ -10,8 +10,7 @@ import numpy as np
 from datasets import Dataset, DatasetDict
 from lmms_eval.api.task import ConfigurableMessagesTask
 
-from modeling_vitp.evaluation.answer_scores import score_answers
-from modeling_vitp.evaluation.caption_scores import score_captions
+from modeling_vitp.evaluation.answer_scores import score_answers, score_captions
 from modeling_vitp.instructions.rows import load_images
 from modeling_vitp.recipes.benchmarks.lmms_eval import benchmarks
 

@@ -12,11 +12,10 @@ from datasets import DatasetDict, load_dataset
 from transformers import set_seed
 
 from modeling_vitp.command.paths import find_data, read_yaml
-from modeling_vitp.evaluation.experiments import once
+from modeling_vitp.evaluation.comparison import once
 from modeling_vitp.probing.backbones import Backbone, load_backbone
 from modeling_vitp.probing.gains import DEPTHS
-from modeling_vitp.probing.robustness import probe_robustness
-from modeling_vitp.probing.segmentation import Segmentation
+from modeling_vitp.probing.segmentation import Segmentation, probe_robustness
 from modeling_vitp.recipes.experiments import controls
 from modeling_vitp.recipes.experiments.arguments import ExperimentArguments
 from modeling_vitp.recipes.experiments.variants import Experiment
@@ -74,7 +73,7 @@ class Downstream:
         return found
 
     def corruptions(self, folder: Path, seed: int) -> dict[str, dict[str, dict]]:
-        """See [`~modeling_vitp.probing.robustness.probe_robustness`]; of the test."""
+        """See [`~modeling_vitp.probing.segmentation.probe_robustness`]; of the test."""
         tasks, backbone = self.frozen(folder, seed)
         return probe_robustness(tasks["test"], backbone, self.args.corruption_severities, seed, folder)
 

@@ -13,7 +13,7 @@ from modeling_vitp import ViTPForConditionalGeneration, ViTPProcessor
 from modeling_vitp.cards.sections import table
 from modeling_vitp.instructions.boxes import Box
 from modeling_vitp.instructions.collator import ViTPDataCollator
-from modeling_vitp.probing.gains import gains_table, load_arms, measure_gains
+from modeling_vitp.probing.gains import gains_table, load_backbones, measure_gains
 from modeling_vitp.recipes.tasks.trees.looking import losses_with_own_and_other_images
 from modeling_vitp.training.checkpointing import attempt
 
@@ -83,8 +83,8 @@ def evaluate(
 def probe_backbone(datasets: DatasetDict, output_dir: Path, seed: int, device: str | torch.device) -> dict[str, dict]:
     """By split, what is read from `backbone` in the folder of a run, and from its controls; pictures go to `probe`."""
     data = write_probe_data(datasets, output_dir / "probe" / "data", seed)
-    arms = load_arms(output_dir / "backbone", output_dir / "backbone_at_start", seed, device)
-    return measure_gains(data, "train", *SCORED, arms=arms, folder=output_dir / "probe")
+    arms = load_backbones(output_dir / "backbone", output_dir / "backbone_at_start", seed, device)
+    return measure_gains(data, "train", *SCORED, backbones=arms, folder=output_dir / "probe")
 
 
 def describe(metrics: dict) -> str:

@@ -8,7 +8,7 @@ from typing import Any
 
 from datasets import Dataset, DatasetDict
 
-from modeling_vitp.evaluation.experiments import once
+from modeling_vitp.evaluation.comparison import once
 from modeling_vitp.recipes import finetune_segmentation
 from modeling_vitp.recipes.data.build_tree_masks import write_test, write_train
 from modeling_vitp.recipes.experiments.arguments import FinetuningPlan, slug

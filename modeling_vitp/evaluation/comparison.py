@@ -1,7 +1,8 @@
-"""Experiments over seeds: parts that are not run again, spread, gains over a control, tables."""
+"""Comparisons over seeds: parts that are not run again, mean and spread, tables."""
 
 import json
 import logging
+import os
 import shutil
 import time
 from collections.abc import Callable, Sequence
@@ -43,17 +44,23 @@ def check_settings(record: Path, settings: dict[str, Any]) -> None:
         raise ValueError(f"{record} is of a comparison with another {', '.join(changed)}: give another output_dir.")
 
 
+def short_names(names: Sequence[str]) -> list[str]:
+    """Return the last parts of the models' names, or whole names where these are not distinct."""
+    short = [Path(os.path.abspath(name)).name for name in names]
+    return [name if short.count(last) > 1 else last for name, last in zip(names, short)]
+
+
 def mean_and_spread(values: Sequence[float]) -> tuple[float, float | None]:
     """The mean, and the sample standard deviation (n - 1), `None` of a single value."""
     return np.mean(values).item(), np.std(values, ddof=1).item() if len(values) > 1 else None
 
 
-def with_spread(mean: float, spread: float | None, sign: str = "") -> str:
+def format_spread(mean: float, spread: float | None, sign: str = "") -> str:
     return f"{mean:{sign}.3f}" + ("" if spread is None else f" ± {spread:.3f}")
 
 
-def summarise(scores: Sequence[dict[str, float]]) -> dict[str, dict]:
-    """Of each score the mean over the draws, its spread, and the values."""
+def summarize_draws(scores: Sequence[dict[str, float]]) -> dict[str, dict]:
+    """Return mean, standard deviation and values of each score."""
     summary = {}
     for name in scores[0]:
         values = [float(score[name]) for score in scores]
@@ -68,7 +75,7 @@ def probe_table(results: Sequence[dict], control: dict[str, float], score: str, 
     cells = {}
     for item in results:
         of_score = item["scores"][score]
-        cell = with_spread(of_score["mean"], of_score["spread"])
+        cell = format_spread(of_score["mean"], of_score["spread"])
         cells.setdefault(item["backbone"], {})[f"{item['probe']}, {item['labels']}"] = cell
     rows = [[name, *(row[column] for column in columns)] for name, row in cells.items()]
     rows.append([control_name, *[f"{control[score]:.3f}"] * len(columns)])

@@ -11,28 +11,14 @@ from ..detection.annotations import ImageObjects
 from ..detection.data import DetectionData, ObjectImages
 from ..input_spec import InputSpec
 from ..metrics.ranking import area_under_curve, average_precision, log_odds
-from .backbones import Backbone, square_size
-from .features import extract
+from .backbones import Backbone, ImagesOf, extract_maps
 from .few_labels import Labels
 from .heads import fit_linear
 
 logger = logging.getLogger(__name__)
 
 
-class Pictures(torch.utils.data.Dataset):
-    """The images of samples without their objects."""
-
-    def __init__(self, samples: ObjectImages):
-        self.samples = samples
-
-    def __len__(self) -> int:
-        return len(self.samples)
-
-    def __getitem__(self, index: int) -> torch.Tensor:
-        return self.samples.image(index)
-
-
-class Boxes:
+class Detection:
     """
     Args:
         data: see [`~modeling_vitp.detection.data.DetectionData`]. Its input spec is for all backbones; without one,
@@ -156,19 +142,12 @@ class Boxes:
         samples = self.samples[role].subset(range(len(self.samples[role])))
         spec = backbone.reading(self.data.input_spec)
         samples.spec = None if spec is None else InputSpec.from_dict(spec)
-        return extract(
-            backbone,
-            Pictures(samples),
-            lambda pixels: backbone.maps(pixels, self.depths),
-            backbone.in_patches(image_size or square_size(backbone.image_processor)),
-            f"{state_of(samples)} {spec} {self.depths}",
-            folder,
-            description=f"{backbone.name}, {role}",
-            **loading,
-        )
+        description = f"{backbone.name}, {role}"
+        images, key = ImagesOf(len(samples), samples.image), f"{object_state(samples)} {spec}"
+        return extract_maps(backbone, images, self.depths, image_size, key, folder, description=description, **loading)
 
 
-def state_of(samples: ObjectImages) -> str:
+def object_state(samples: ObjectImages) -> str:
     """Changes when the images do."""
     if samples.rows is not None:
         return (

@@ -1,0 +1,217 @@
+"""Fine-tuned models with the images that they are scored on, clean or corrupted."""
+
+from collections.abc import Callable
+from functools import cached_property
+from typing import Any
+
+import evaluate
+from torch.utils.data import Dataset, Subset
+from transformers import AutoConfig, PreTrainedConfig, Trainer, TrainerCallback
+
+from ..auto.registry import find_model
+from ..cards.record import read_record
+from ..classification import arguments as classification
+from ..classification import trainer as classifying
+from ..classification.data import ClassificationData
+from ..convert.tensor_files import check_finite
+from ..dense import arguments as dense
+from ..dense.data import DenseData, MaskedImages
+from ..dense.trainer import DenseTrainer, DenseTrainingArguments, files_or_rows, load_image_processor
+from ..image_processing_vitp import ViTPImageProcessor
+from ..images.corruptions import CorruptedImages
+from ..images.large import weights_digest
+from ..input_spec import InputSpec
+from ..metrics.report import metric_path
+from ..modeling_vitp_classification import ViTPForImageClassification
+from ..training.fingerprint import fingerprint
+from .arguments import RobustnessArguments
+
+
+class Progress(TrainerCallback):
+    """Callback that calls a function after each batch."""
+
+    def __init__(self, update: Callable[[], Any]):
+        self.update = update
+
+    def on_prediction_step(self, args, state, control, **kwargs):
+        self.update()
+
+
+class RobustnessTask:
+    """Fine-tuned model with the images that it is scored on.
+
+    Settings that are missing in the arguments are taken from the configuration that they name, or if they name none
+    from the record of the model's run. A subclass sets `samples`, `data`, `score` and `args`, and implements `trainer`.
+
+    Args:
+        name: folder or Hub id of the model.
+        args: of the command.
+
+    Attributes:
+        data: identifies the images and annotations, which must be the same for all models.
+        score: key of the metrics that is compared.
+        args: training arguments with the settings of scoring.
+        samples: clean images with their annotations.
+        trainer: with the model; loaded when it is used, so that one model at a time is in memory.
+
+    Raises:
+        ValueError: if it is not known what to score on, the data are not complete, or the model does not fit the data.
+    """
+
+    scored_with: tuple[str, ...]
+    images_per_step = 1
+    data: dict[str, Any]
+    score: str
+    samples: Dataset
+    trainer: Trainer
+
+    def __init__(self, name: str, args: RobustnessArguments):
+        self.name, self.seed = name, args.seed
+        self.configuration = args.configuration or recorded_configuration(name)
+        described = args.data or self.configuration.get("data")
+        if described is None:
+            raise ValueError(f"{name} has no record of the data it was scored on: give --data.")
+        self.described = {**described, "root": args.data_root} if args.data_root else described
+        self.split = args.split or self.configuration.get("test_split") or self.configuration.get("eval_split")
+        if self.split is None:
+            raise ValueError(f"On which split {name} is to be scored is not known: give --split.")
+
+    def _set_samples(self, samples: Dataset, files: Any, limit: int | None) -> None:
+        self.data = {"data": self.described, "split": self.split, "limit": limit, "files": fingerprint(files)}
+        if limit is not None and limit < len(samples):
+            samples = Subset(samples, [index * len(samples) // limit for index in range(limit)])
+        self.samples = samples
+
+    def _scoring_settings(self, args: RobustnessArguments, *more: str) -> dict[str, Any]:
+        found = {name: self.configuration.get(name) for name in (*more, *self.scored_with)} | args.scored_with
+        loading = {"dataloader_num_workers": args.dataloader_num_workers, "report_to": "none", "disable_tqdm": True}
+        fixed = {"output_dir": args.output_dir, "do_train": False, **loading}
+        return fixed | {name: value for name, value in found.items() if value is not None}
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """Settings that the scores depend on beside the data: those of prediction, and a hash of the weights."""
+        used = {name: getattr(self.args, name) for name in self.scored_with}
+        return used | {"weights": weights_digest(self.trainer.model)}
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    def evaluate(self, corruption: str | None, severity: int, update: Callable[[int], Any]) -> dict[str, float]:
+        """Return all metrics, of clean images if `corruption` is `None`.
+
+        Random draws depend on the seed, the image and the corruption alone, and annotations move with the images (see
+        [`~modeling_vitp.images.corruptions.motion`]).
+
+        Args:
+            update: called with the number of images after each batch.
+        """
+        samples = self.samples
+        if corruption is not None:
+            samples = CorruptedImages(samples, corruption, severity, self.seed)
+        progress = Progress(lambda: update(self.images_per_step))
+        self.trainer.add_callback(progress)
+        try:
+            loader = self.trainer.get_eval_dataloader(samples)
+            metrics = self.trainer.evaluation_loop(loader, self.name, metric_key_prefix="test").metrics
+        finally:
+            self.trainer.remove_callback(progress)
+        return {key.removeprefix("test_"): value for key, value in metrics.items()}
+
+
+def recorded_configuration(name: str) -> dict[str, Any]:
+    """Return the evaluation that the run of a model recorded, as a configuration of fine-tuning."""
+    record = read_record(name).get("evaluated_on") or {}
+    splits = {"test_split": record.get("test"), "eval_split": record.get("eval")}
+    return {"data": record.get("data"), **splits, **(record.get("scored_with") or {})}
+
+
+class DenseTask(RobustnessTask):
+    """Segmentation or change detection, scored as by its fine-tuning on the test split."""
+
+    scored_with = dense.SCORED_WITH
+
+    def __init__(self, name: str, args: RobustnessArguments):
+        super().__init__(name, args)
+        config = AutoConfig.from_pretrained(name)
+        entry = find_model(config.model_type)
+        self.model_class = entry.model_class
+        data = DenseData.from_dict(self.described)
+        self.encoding, self.image_spec = data.encoding, data.image_spec
+        samples = data.open([self.split])
+        self._check(config, samples)
+        self._set_samples(samples, files_or_rows(samples), args.limit)
+        found = self._scoring_settings(args, "crop_size", "metric")
+        self.metric = found.pop("metric", entry.metric)
+        main_score = evaluate.load(metric_path(self.metric), num_labels=len(self.encoding.names)).main_score
+        self.score = args.score or main_score
+        if self.score is None:
+            raise ValueError(f"The metric {self.metric} has no `main_score`. Set --score to one of its values.")
+        self.args = DenseTrainingArguments(**found)
+
+    def _check(self, config: PreTrainedConfig, samples: MaskedImages) -> None:
+        if InputSpec.from_dict(self.image_spec).band_names is not None:
+            raise ValueError(f"{self.name} takes other bands than red, green and blue, which alone can be corrupted.")
+        names, classes = self.encoding.names, list(config.id2label.values())
+        unnamed = [f"LABEL_{index}" for index in range(len(names))]  # as in converted checkpoints
+        if classes not in (names, unnamed):
+            raise ValueError(f"{self.name} has {len(classes)} classes, {classes}, but the data {len(names)}: {names}.")
+        if samples.mask(0) is None:
+            raise ValueError(f"Split {self.split!r} has no masks, so nothing can be scored.")
+        given, taken = len(samples[0]["images"]), self.model_class.images_per_sample
+        if given != taken:
+            raise ValueError(f"{self.name} takes {taken} image(s), but a sample of split {self.split!r} has {given}.")
+
+    @cached_property
+    def trainer(self) -> DenseTrainer:
+        model = self.model_class.from_pretrained(self.name)
+        check_finite(model.state_dict(), self.name)
+        processor = load_image_processor(dense.DenseModelArguments(model_name_or_path=self.name), self.image_spec)
+        trainer = DenseTrainer(model, self.args, self.encoding, self.metric, processing_class=processor)
+        if isinstance(self.samples, Subset):
+            trainer.surfaces = None  # they are of whole volumes
+        return trainer
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        return super().settings | {"metric": self.metric}
+
+
+class ClassificationTask(RobustnessTask):
+    """Classifier of images, scored as by its fine-tuning on the test split."""
+
+    scored_with = classification.SCORED_WITH
+    main_scores = {False: "accuracy", True: "mean_average_precision"}  # with several labels an image
+
+    def __init__(self, name: str, args: RobustnessArguments):
+        super().__init__(name, args)
+        of_maps = sorted(set(args.scored_with) - set(self.scored_with))
+        if of_maps:
+            raise ValueError(f"{name} is a classifier of images, which has no {', '.join(of_maps)}.")
+        data = ClassificationData.from_dict(self.described)
+        config = AutoConfig.from_pretrained(name)
+        classes, kind = list(config.id2label.values()), classifying.KINDS[data.multi_label]
+        names = data.find_classes([], classes)
+        if names != classes or config.problem_type != kind:
+            raise ValueError(
+                f"{name} has {len(classes)} classes, {classes}, of {config.problem_type}; the data {len(names)}, "
+                f"{names}, of {kind}."
+            )
+        samples = data.open([self.split])
+        files = {"images": classifying.files_or_rows(samples), "labels": str(samples.labels.tolist())}
+        self._set_samples(samples, files, args.limit)
+        self.score = args.score or self.main_scores[data.multi_label]
+        self.processor = ViTPImageProcessor.from_pretrained(name)
+        found = self._scoring_settings(args) | {"image_size": self.processor.size["height"]}
+        self.args = classifying.ClassificationTrainingArguments(**found)
+        self.images_per_step = self.args.per_device_eval_batch_size
+
+    @cached_property
+    def trainer(self) -> classifying.ClassificationTrainer:
+        model = ViTPForImageClassification.from_pretrained(self.name)
+        check_finite(model.state_dict(), self.name)
+        return classifying.ClassificationTrainer(model, self.args, processing_class=self.processor)
+
+
+# By the `robustness_task` of the declaration of a model type.
+TASKS = {"classification": ClassificationTask, "dense": DenseTask}
