@@ -24,22 +24,24 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--keep_shared", action="store_true", help="also use images that are in a test split, too")
     args = parse_words(parser, argv)
 
-    from modeling_vitp.recipes.datasets.public_set_listing import describe, list_sets, print_result
-    from modeling_vitp.recipes.datasets.public_set_rows import load_public_set, make_rows
+    from modeling_vitp.recipes.datasets.public_set import (
+        load_public_set,
+        make_rows,
+        print_result,
+        print_set,
+        print_sets,
+    )
 
     if args.name is None:
-        list_sets()
+        print_sets()
         return 0
     kind = load_public_set(args.name)
     if args.data_dir is None:
-        describe(kind, args.name)
+        print_set(kind, args.name)
         return 0
     if not args.data_dir.is_dir():
         parser.error(f"DATA_DIR {args.data_dir} is not a folder; {kind.title} can be had from {kind.obtain}.")
-    made = make_rows(
-        kind(args.data_dir), Path(args.name).stem, args.output_dir or args.data_dir.parent, args.keep_shared
-    )
-    print_result(kind, made)
+    print_result(kind, make_rows(kind(args.data_dir), args.output_dir or args.data_dir.parent, args.keep_shared))
     return 0
 
 

@@ -1,35 +1,88 @@
-"""Public data sets as they are downloaded: what one is, and how its files become rows.
+"""Public data sets as they are downloaded, and their rows: checked one by one and written for a mixture.
 
-Each has a file of its own in `public_sets/` (or anywhere), with a class `Set` that is a [`PublicSet`].
+A set is a class that [`register_public_set`] names: in `remote_sensing.py`, `medical.py`, `general.py`, or in a file of
+the user's.
 """
 
 import hashlib
+import heapq
+import importlib.util
+import json
+import os
 import re
+import sys
 import tarfile
-from collections.abc import Iterable, Iterator, Sequence
+import textwrap
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
 from functools import lru_cache
 from itertools import groupby
 from pathlib import Path, PurePath
 from string import ascii_uppercase
 from typing import Any, NamedTuple
 
+import yaml
 from datasets.data_files import SPLIT_KEYWORDS
+from tqdm.auto import tqdm
 
+from modeling_vitp.command.errors import WrongArguments
 from modeling_vitp.images.reading import IMAGE_SUFFIXES, below
-from modeling_vitp.instructions.boxes import Box, box_area, clip, write_boxes
+from modeling_vitp.instructions.boxes import Box, box_area, clip, write_boxes, wrong_boxes
 from modeling_vitp.instructions.from_annotations.formats import read_annotation, read_text
 from modeling_vitp.instructions.from_annotations.layouts import plain_words
 from modeling_vitp.instructions.from_annotations.questions import PHRASINGS
-from modeling_vitp.instructions.rows import image_size
-from modeling_vitp.instructions.schemas import as_list
+from modeling_vitp.instructions.rows import check_answers, image_size
+from modeling_vitp.instructions.schemas import as_list, messages_of
 from modeling_vitp.instructions.sources import numbered_rows
+from modeling_vitp.processing_vitp import check_messages, message_texts
 
 LOCATE = ("Where is {phrase}?", "Give the box of {phrase}.", "Locate {phrase} in the image.")
 DESCRIBE = ("Describe the image.", "What does the image show?", "Write a caption for the image.")
+UNUSABLE = (ValueError, KeyError, TypeError, IndexError, AttributeError)
+MAX_PRINTED = 20  # rows that cannot be used; all of them are in a file
+
+PUBLIC_SETS: dict[str, type["PublicSet"]] = {}
+
+
+def register_public_set(name: str) -> Callable[[type["PublicSet"]], type["PublicSet"]]:
+    """Return a decorator that makes a set known to `make_public_set` by a name."""
+
+    def register(kind: type["PublicSet"]) -> type["PublicSet"]:
+        kind.name, PUBLIC_SETS[name] = name, kind
+        return kind
+
+    return register
+
+
+def load_public_sets() -> dict[str, type["PublicSet"]]:
+    """Return the sets of the package by name."""
+    for module in ("remote_sensing", "medical", "general"):
+        importlib.import_module(f"{__package__}.{module}")
+    return PUBLIC_SETS
+
+
+def load_public_set(name: str) -> type["PublicSet"]:
+    """Return a set by its name in the package, or by the path of a file that registers one, `my_set.py`.
+
+    Raises:
+        WrongArguments: if there is no such set or file, or the file does not register exactly one set.
+    """
+    sets, path = load_public_sets(), Path(name)
+    if name in sets:
+        return sets[name]
+    if path.suffix != ".py" or not path.is_file():
+        raise WrongArguments(f"there is no public set {name!r}, only {', '.join(sorted(sets))}, or a file of yours.")
+    before = dict(sets)
+    spec = importlib.util.spec_from_file_location(f"public_set_{path.stem}", path)
+    spec.loader.exec_module(importlib.util.module_from_spec(spec))
+    found = [kind for key, kind in sets.items() if before.get(key) is not kind]
+    if len(found) != 1:
+        raise WrongArguments(f"{path} has {len(found)} classes with @register_public_set, but one is needed.")
+    return found[0]
 
 
 class Stored(NamedTuple):
-    """An image that lies in a table and has no file of its own."""
+    """An image in a table or archive, without a file of its own."""
 
     name: str
     """Of the file that it is written to."""
@@ -42,7 +95,7 @@ class Stored(NamedTuple):
 
 
 class Entry(NamedTuple):
-    """What a file holds that rows are made of."""
+    """A part of a file from which rows are made."""
 
     place: str
     """File and line, for errors."""
@@ -55,37 +108,38 @@ class Row(NamedTuple):
 
     id: str
     images: tuple[str | Stored, ...]
-    """Files are named from the folder of the data set. Those of a set are all files, or all out of tables."""
+    """Files are named from the folder of the data set. The images of a set are all files, or all `Stored`."""
     turns: tuple[tuple[str, str], ...]
-    """Questions with their answers; where none says `<image>`, the images go before the first."""
+    """Questions with their answers; if none says `<image>`, the images go before the first."""
 
 
 class HeldOut(ValueError):
-    """What is of a split that is not trained on, and has to be left out."""
+    """Raised for an entry of a split that is not trained on; it is left out."""
 
 
 class PublicSet:
-    """A public data set. A set of LLaVA conversations only fills in the fields; others say what a row is.
+    """A public data set. A set of LLaVA conversations only fills in the fields; others define `rows`.
 
     Args:
-        folder: the data set's, as `layout` shows it.
+        folder: of the data set, as `layout` shows it.
 
     Fields:
-        title: what it is called.
-        license: of images and annotations, as its page has it.
+        title: the name of the data set.
+        license: of images and annotations, as its page states it.
         obtain: the page where it can be had.
-        layout: the files below its folder that are read, as they are once archives are unpacked.
-        seen: what the layout was taken from.
-        paper_rows: rows that the paper's table has, which rounds them.
-        released_rows: rows that the released mixture has, where that is known.
+        layout: the files below its folder that are read, once archives are unpacked.
+        seen: the source of the layout.
+        paper_rows: rows in the paper's table, which rounds them.
+        released_rows: rows in the released mixture, if known.
         annotations: files with rows, as patterns from the folder.
-        image_root: the folder, from the data set's, that annotations name images from.
-        splits: that are trained on. What has the name of another, in that of its file or in a folder's, is never read.
+        image_root: the folder, from that of the data set, from which annotations name images.
+        splits: that are trained on. A file with the name of another split, in its own or a folder's, is never read.
         drawn: whether no more than `paper_rows` are used, drawn from all.
         modality, tasks, general: as in a mixture.
-        caution: what is to be known before training on it.
+        caution: a warning that is printed before training on it.
     """
 
+    name: str
     title: str
     license: str
     obtain: str
@@ -107,19 +161,18 @@ class PublicSet:
         self.size = lru_cache(maxsize=1000)(self._size)
 
     def entries(self) -> Iterable[Entry]:
-        """What rows are made of, one after another; here the rows of the files of `annotations`."""
+        """Yield the entries of which rows are made; here the rows of the files of `annotations`."""
         for pattern in self.annotations:
             for path in self.files(pattern):
                 yield from self.table(path)
 
     def rows(self, entry: Any) -> Iterable[Row]:
-        """The rows that an entry becomes; here one, of a LLaVA conversation.
+        """Yield the rows of the content of an entry; here one, of a LLaVA conversation.
 
         Raises:
-            ValueError, KeyError, TypeError, IndexError: if it cannot be used. It is named, and the others go on.
+            ValueError, KeyError, TypeError, IndexError: if the entry cannot be used. It is named, and the others go on.
         """
         images = entry.get("image") or []
-        images = images if isinstance(images, list) else [images]
         turns = as_list(entry["conversations"])
         if [turn["from"] for turn in turns] != ["human", "gpt"] * (len(turns) // 2):
             raise ValueError("questions and answers do not take turns")
@@ -127,24 +180,24 @@ class PublicSet:
         yield self.row(entry.get("id"), images, zip(texts[::2], texts[1::2]))
 
     def text(self, text: str) -> str:
-        """What is written for a text of a LLaVA conversation: the same, unless boxes have another form there."""
+        """Return the text for a text of a LLaVA conversation; here the same."""
         return text
 
     def held_out_images(self) -> Iterable[str]:
-        """Names of images, as annotations have them, that are also in a split that is held out."""
+        """Return the names of images, as annotations have them, that are also in a held-out split."""
         return ()
 
-    def row(self, row_id: Any, images: str | Sequence[str | Stored], turns: Iterable[tuple[str, str]]) -> Row:
-        """A row, with names of images as the annotations have them."""
-        images = [images] if isinstance(images, (str, Stored)) else images
+    def row(self, row_id: Any, images: str | Stored | Sequence[str | Stored], turns: Iterable[tuple[str, str]]) -> Row:
+        """Return a row, from names of images as the annotations have them."""
+        images = images if isinstance(images, list) else [images]
         named = [image if isinstance(image, Stored) else str(PurePath(self.image_root, image)) for image in images]
         return Row("" if row_id is None else str(row_id), tuple(named), tuple(turns))
 
     def locate(self, image: str, box: Box, phrase: str) -> tuple[str, str]:
-        """A question where a phrase is in an image, and its answer; the box is in pixels.
+        """Return a question where a phrase is in an image, and its answer; the box is in pixels.
 
         Raises:
-            ValueError: if there is no phrase, or nothing of the box lies in the image.
+            ValueError: if the phrase is empty, or nothing of the box lies in the image.
         """
         phrase = " ".join(phrase.split())
         if not phrase:
@@ -153,19 +206,19 @@ class PublicSet:
         return question, self.box(image, box, phrase)
 
     def describe(self, image: str, caption: str) -> tuple[str, str]:
-        """A question for a description of an image, and the description."""
+        """Return a question for a description of an image, and the description."""
         return one_of(DESCRIBE, image + caption), caption
 
     def classify(self, image: str, label: str) -> tuple[str, str]:
-        """A question what an image shows, and its answer: the class, as a folder or a file has it, in plain words."""
+        """Return a question for the class of an image, and the class, a name of a folder or file, in plain words."""
         ways = [way for way in PHRASINGS["scene"]["classification"] if "{" not in way]
         return one_of(ways, image), plain_words(label)
 
     def choose(self, question: str, choices: Iterable[str], right: str) -> tuple[str, str]:
-        """A question with choices that have letters, and the letter and text of the right one.
+        """Return a question with lettered choices, and the letter and text of the right one.
 
         Raises:
-            ValueError: if that is none of the choices.
+            ValueError: if the right one is not among the choices.
         """
         choices, right = [choice.strip() for choice in choices], right.strip()
         if right not in choices:
@@ -174,10 +227,10 @@ class PublicSet:
         return "\n".join([question.strip(), *lines]), lines[choices.index(right)]
 
     def box(self, image: str, box: Box, phrase: str = "") -> str:
-        """A box in pixels of an image, as it is written in an answer, cut to the image.
+        """Return a box in pixels of an image as it is written in an answer, cut to the image.
 
         Raises:
-            ValueError: if nothing of it lies in the image.
+            ValueError: if nothing of the box lies in the image.
         """
         height, width = self.size(image)
         inside = clip(box, (0, 0, width, height))
@@ -186,11 +239,11 @@ class PublicSet:
         return write_boxes([inside], (height, width), phrase)
 
     def _size(self, image: str) -> tuple[int, int]:
-        """Height and width of an image that the annotations name, from its header."""
+        """Return height and width of an image that the annotations name, from its header."""
         return image_size(str(below(self.folder, PurePath(self.image_root, image))))
 
     def files(self, pattern: str) -> list[Path]:
-        """The files that a pattern finds, in order, without those of held-out splits.
+        """Return the files of a pattern, in order, without those of held-out splits.
 
         Raises:
             ValueError: says what the folder should look like, if there are none.
@@ -201,26 +254,26 @@ class PublicSet:
         return found
 
     def missing(self, name: str) -> ValueError:
-        """The error of files that are not there."""
+        """Return the error for a missing file."""
         return ValueError(
-            f"{self.folder} has no {name}. `vitp make_public_set {type(self).__module__.rpartition('.')[2]}` shows "
-            f"what is expected there, of {self.title}: {self.obtain}"
+            f"{self.folder} has no {name}. `vitp make_public_set {self.name}` shows what is expected there, of "
+            f"{self.title}: {self.obtain}"
         )
 
     def pictures(self, pattern: str) -> Iterator[Entry]:
-        """The images that a pattern finds, by their names from the folder."""
+        """Yield the images of a pattern, by their names from the folder."""
         for path in self.files(pattern):
             if path.suffix.lower() in IMAGE_SUFFIXES:
                 yield Entry(str(path), str(path.relative_to(self.folder)))
 
     def table(self, path: Path, held_out: bool = False) -> Iterator[Entry]:
-        """The rows of a JSON list, JSON Lines, CSV or TSV; a file that is none is one entry, with its error.
+        """Yield the rows of a JSON list, JSON Lines, CSV or TSV; a file that cannot be read is an entry with its error.
 
         Args:
-            held_out: whether it is read to leave out what is in it. All of it has to be readable then.
+            held_out: whether the file says what is left out. All of it has to be readable then.
 
         Raises:
-            ValueError: if something of what is held out is not known.
+            ValueError: if a file that says what is left out cannot be read.
         """
         if not held_out:
             self.check(path)
@@ -235,24 +288,23 @@ class PublicSet:
             yield Entry(str(path), ValueError(str(error)))
 
     def json(self, name: str) -> Any:
-        """What a JSON that is no list of rows holds. Raises a `ValueError` that names it if it is none."""
-        path = self.folder / name
-        self.check(path)
-        if not path.is_file():
-            raise self.missing(name)
-        return read_annotation(path)
+        """Return the content of a JSON file that is not a list of rows."""
+        return read_annotation(self._file(name))
 
     def lines(self, name: str, held_out: bool = False) -> list[str]:
-        """The lines of a text that are not empty, without the spaces around them; see `table` for `held_out`."""
+        """Return the stripped lines of a text that are not empty; see `table` for `held_out`."""
+        return [line.strip() for line in read_text(self._file(name, held_out)).splitlines() if line.strip()]
+
+    def _file(self, name: str, held_out: bool = False) -> Path:
         path = self.folder / name
         if not held_out:
             self.check(path)
         if not path.is_file():
             raise self.missing(name)
-        return [line.strip() for line in read_text(path).splitlines() if line.strip()]
+        return path
 
     def samples(self, pattern: str) -> Iterator[Entry]:
-        """The samples of WebDataset's archives: ending -> content, and under `key` the archive and the sample."""
+        """Yield the samples of WebDataset archives: ending -> content, and under `key` the archive and the sample."""
         for path in self.files(pattern):
             try:
                 with tarfile.open(path) as archive:
@@ -265,16 +317,218 @@ class PublicSet:
                 yield Entry(str(path), ValueError(f"it is no whole archive: {error}"))
 
     def is_held_out(self, path: Path | str) -> bool:
-        """Whether a file is, by a word of its name or of its folders', of a split that is not trained on."""
+        """Return whether a word in the name of a file, or of its folders, is that of a split that is not trained on."""
         words = set(re.split(r"[^a-z]+", str(Path(path).relative_to(self.folder)).lower()))
         return any(words & set(names) for split, names in SPLIT_KEYWORDS.items() if str(split) not in self.splits)
 
     def check(self, path: Path) -> None:
-        """Raises [`HeldOut`] for a file of a split that is not trained on."""
+        """Raise [`HeldOut`] for a file of a split that is not trained on."""
         if self.is_held_out(path):
             raise HeldOut(f"{path} is not of {' or '.join(self.splits)}, and is not read.")
 
 
 def one_of(ways: Sequence[str], key: str) -> str:
-    """One of several ways of asking, by a text that a question has of its own: the same in every run."""
+    """Return one of several ways of asking, by a text of the question's own: the same in every run."""
     return ways[int.from_bytes(hashlib.sha256(key.encode()).digest()[:8]) % len(ways)]
+
+
+@dataclass
+class Made:
+    """The result of making the rows of a public data set.
+
+    Args:
+        held_out: number of rows about an image of a held-out split.
+        unused: entries and rows that cannot be used, with the reason.
+    """
+
+    annotation: Path
+    image_root: Path
+    rows: int = 0
+    held_out: int = 0
+    unused: list[str] = field(default_factory=list)
+
+    @property
+    def unused_file(self) -> Path:
+        """The file with all of `unused`, if there are any."""
+        return self.annotation.with_suffix(".unused.txt")
+
+
+def make_rows(public_set: PublicSet, output_dir: Path, keep_shared: bool = False) -> Made:
+    """Write `NAME.jsonl`, a row a line in the order of the data, and put it in its place when it is whole.
+
+    A row is `{"id", "images", "messages"}`. Its images are files of the data set, which stay where they are; those out
+    of tables are written to the folder `NAME`. What cannot be used is counted, and is listed in `NAME.unused.txt`.
+
+    Args:
+        keep_shared: whether rows stay of which the image is in a held-out split, too.
+
+    Raises:
+        ValueError: if no row can be used, or files are missing.
+    """
+    name = public_set.name
+    made = Made(output_dir / f"{name}.jsonl", public_set.folder)
+    names = [] if keep_shared else read_parts(public_set, public_set.held_out_images)
+    shared = {PurePath(public_set.image_root, name).with_suffix("") for name in names}
+    rows = counted_rows(public_set, made, None if keep_shared else shared)
+    if public_set.drawn:
+        rows = draw(rows, public_set.paper_rows)
+    output_dir.mkdir(parents=True, exist_ok=True)
+    unfinished, extracted = made.annotation.with_suffix(".unfinished"), output_dir / name
+
+    @lru_cache(maxsize=100_000)
+    def check_file(image: str) -> None:
+        image_size(str(below(public_set.folder, image)))
+
+    with open(unfinished, "w", encoding="utf-8") as file:
+        for place, row in tqdm(rows, desc=name, disable=None):
+            try:
+                for image in row.images:
+                    image_size(image.encoded) if isinstance(image, Stored) else check_file(image)
+                line = encode_row(row, strict="grounding" in public_set.tasks)
+                for image in row.images:
+                    if isinstance(image, Stored):
+                        path = below(extracted, image.name)
+                        path.parent.mkdir(parents=True, exist_ok=True)
+                        path.write_bytes(image.content)
+                        made.image_root = extracted
+            except UNUSABLE as error:
+                made.unused.append(f"{place}: {describe_error(error)}")
+                continue
+            file.write(line + "\n")
+            made.rows += 1
+    if not made.rows:
+        unfinished.unlink()
+        why = f"; {made.unused[0]}" if made.unused else ""
+        raise ValueError(f"{public_set.folder}: no row of {public_set.title} can be used{why}")
+    os.replace(unfinished, made.annotation)
+    made.unused_file.unlink(missing_ok=True)
+    if made.unused:
+        made.unused_file.write_text("\n".join(made.unused) + "\n", encoding="utf-8")
+    return made
+
+
+def read_parts(public_set: PublicSet, read: Callable[[], Iterable]) -> Iterator:
+    """Yield what a set reads of its files. Raise a `ValueError` if they are of another form than it expects."""
+    try:
+        yield from read()
+    except (KeyError, TypeError, IndexError, AttributeError) as error:
+        raise ValueError(
+            f"{public_set.folder}: the files of {public_set.title} are not as they were expected: "
+            f"{describe_error(error)}"
+        ) from error
+
+
+def counted_rows(public_set: PublicSet, made: Made, shared: set[PurePath] | None) -> Iterator[tuple[str, Row]]:
+    """Yield the rows with their places; count in `made` what is held out or cannot be used.
+
+    Args:
+        shared: images that are left out, without their suffix, beside those in folders of held-out splits; `None`
+            leaves out none.
+    """
+
+    def is_held_out(row: Row) -> bool:
+        files = [PurePath(image) for image in row.images if isinstance(image, str)] if shared is not None else []
+        return any(
+            public_set.is_held_out(public_set.folder / file.parent) or file.with_suffix("") in shared for file in files
+        )
+
+    for place, content in read_parts(public_set, public_set.entries):
+        try:
+            if isinstance(content, ValueError):
+                raise content
+            found = [(row, is_held_out(row)) for row in list(public_set.rows(content))]
+        except HeldOut:
+            made.held_out += 1
+            continue
+        except UNUSABLE as error:
+            made.unused.append(f"{place}: {describe_error(error)}")
+            continue
+        made.held_out += sum(is_out for _, is_out in found)
+        yield from ((place, row) for row, is_out in found if not is_out)
+
+
+def draw(rows: Iterator[tuple[str, Row]], most: int) -> list[tuple[str, Row]]:
+    """Draw at most so many rows, in their order; the draw depends on their content alone."""
+    keyed = ((hashlib.sha256(repr(row).encode()).digest(), n, place, row) for n, (place, row) in enumerate(rows))
+    return [(place, row) for _, _, place, row in sorted(heapq.nsmallest(most, keyed), key=lambda item: item[1])]
+
+
+def encode_row(row: Row, strict: bool) -> str:
+    """Return a row as a line of JSON.
+
+    Args:
+        strict: whether four numbers in brackets are taken for a box.
+
+    Raises:
+        ValueError: if training could not use the row.
+    """
+    images = [image.name if isinstance(image, Stored) else image for image in row.images]
+    turns = [
+        {"role": role, "content": text.strip() if isinstance(text, str) else text}
+        for pair in row.turns
+        for role, text in zip(("user", "assistant"), pair)
+    ]
+    messages = messages_of(turns, len(images))
+    check_messages(messages)
+    check_answers(messages)
+    for message in messages:
+        wrong, loose = wrong_boxes("".join(message_texts(message)))
+        if wrong or (strict and loose):
+            raise ValueError(f"{(wrong + loose)[0]} is no box")
+    return json.dumps({"id": row.id, "images": images, "messages": turns}, ensure_ascii=False)
+
+
+def describe_error(error: Exception) -> str:
+    kind = "" if isinstance(error, ValueError) else f"{type(error).__name__} "
+    return " ".join(f"{kind}{error}".split())
+
+
+def print_sets() -> None:
+    """Print a line for each set of the package."""
+    sets = load_public_sets()
+    for name, kind in sorted(sets.items()):
+        rows = "" if kind.paper_rows is None else f"{kind.paper_rows:,}"
+        print(f"{name:<{max(map(len, sets))}}  {rows:>9} rows  {kind.license}: {kind.obtain}")
+
+
+def print_set(kind: type[PublicSet], name: str) -> None:
+    """Print what is read of a set, and where it can be had."""
+    splits = " and ".join(kind.splits)
+    print(f"{kind.title}\nlicense: {kind.license}\nobtain: {kind.obtain}\ntrained on: {splits}\nlayout ({kind.seen}):")
+    print(textwrap.indent(textwrap.dedent(kind.layout).strip(), "  "))
+    print(f"then: vitp make_public_set {name} DATA_DIR")
+    if kind.caution:
+        print(f"Caution: {kind.caution}")
+
+
+def print_result(kind: type[PublicSet], made: Made) -> None:
+    """Print the number of rows beside the paper's, what is not used and why; write the mixture of the set."""
+    for line in made.unused[:MAX_PRINTED]:
+        print(f"not used: {line}", file=sys.stderr)
+    if made.unused:
+        print(f"{len(made.unused):,} not used, all in {made.unused_file}", file=sys.stderr)
+    if made.held_out:
+        print(f"{made.held_out:,} left out: of a split that is held out, or about an image that is also in one")
+    compared = [f"{made.rows:,} rows"]
+    for expected, where in ((kind.paper_rows, "the paper's table"), (kind.released_rows, "the released mixture")):
+        if expected is not None:
+            compared.append(f"{where} has {expected:,}, a difference of {made.rows - expected:+,}")
+    if kind.paper_rows is not None and not 0.9 < made.rows / kind.paper_rows < 1.1:
+        compared.append(
+            f"with {kind.paper_rows / made.rows:.3g} times the paper's rate it has its share of that mixture"
+        )
+    print(f"{made.annotation}: {'; '.join(compared)}")
+    print(f"{write_mixture(kind, made)}: the same as a mixture, whose source can be copied into others")
+    if kind.caution:
+        print(f"Caution: {kind.caution}")
+
+
+def write_mixture(kind: type[PublicSet], made: Made) -> Path:
+    """Write `NAME.yaml`, a mixture of the set alone, with where it comes from."""
+    source = {"name": made.annotation.stem, "annotation": str(made.annotation), "image_root": str(made.image_root)}
+    source |= {"rows": made.rows, "tasks": list(kind.tasks), "obtain": kind.obtain}
+    source |= {"general": True} if kind.general else {"modality": list(kind.modality)}
+    path = made.annotation.with_suffix(".yaml")
+    text = yaml.safe_dump({"sources": [source]}, sort_keys=False, allow_unicode=True)
+    path.write_text(f"# {kind.title}\n# license: {kind.license}\n{text}", encoding="utf-8")
+    return path

@@ -16,7 +16,7 @@ import PIL.Image
 
 from modeling_vitp.evaluation.answer_scores import choose
 from modeling_vitp.instructions.boxes import write_boxes
-from modeling_vitp.recipes.datasets.percent_boxes import BOX
+from modeling_vitp.recipes.datasets.remote_sensing import PERCENT_BOX
 
 LETTERS = "ABCDEFGH"
 
@@ -40,7 +40,7 @@ def vrsbench(root: Path, annotations: str) -> list[dict]:
     documents = []
     for entry in read_json(root / annotations):
         answer = str(entry["ground_truth"])
-        corners = BOX.fullmatch(answer.strip())
+        corners = PERCENT_BOX.fullmatch(answer.strip())
         answer = write_boxes([tuple(map(int, corners.groups()[:4]))], (100, 100)) if corners else answer
         image = root / "Images_val" / entry["image_id"]
         name = entry.get("question_id", len(documents))

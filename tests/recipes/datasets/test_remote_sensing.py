@@ -6,7 +6,7 @@ import shapely
 from shapely import affinity
 
 from modeling_vitp.instructions.boxes import grid_box
-from modeling_vitp.recipes.datasets.percent_boxes import from_percent, upright_box
+from modeling_vitp.recipes.datasets.remote_sensing import from_percent, upright_box
 
 
 @pytest.mark.parametrize(
@@ -23,19 +23,19 @@ from modeling_vitp.recipes.datasets.percent_boxes import from_percent, upright_b
         ("A plain text, [1, 2] and {3}.", "A plain text, [1, 2] and {3}."),
     ],
 )
-def test_texts_are_written_as_internvl_writes_them(text, expected):
+def test_percent_texts_become_internvl_texts(text, expected):
     assert from_percent(text, (1000, 1000)) == expected
 
 
 @pytest.mark.parametrize(
     "written", ["{<1><2><3>|<4>}", "{<77><981><83><100>}", "{<35><32><35><36>}", "{<1.5><2><3><4>}"]
 )
-def test_what_is_no_box_is_named(written):
+def test_wrong_percent_box_is_named(written):
     with pytest.raises(ValueError, match="is no box in percent"):
         from_percent(f"It is at {written} .", (100, 100))
 
 
-def test_a_turned_box_becomes_the_upright_one_around_it_whichever_way_it_is_turned():
+def test_turned_box_becomes_upright_box_around_it():
     """Against shapely, in images that are not square, where percents are not turned as pixels are."""
     random = np.random.default_rng(0)
     for _ in range(50):

@@ -2,17 +2,18 @@ import json
 
 import pytest
 from medical_set_data import gmai_mmbench, mini_internvl_general, omnimedvqa, open_i, pmc_oa, pmc_vqa
+from paths import ROOT
 from public_set_data import MINIATURES, save_json, save_text
 
 from modeling_vitp.instructions.mixture import load_mixture
 from modeling_vitp.recipes.datasets import make_public_set
-from modeling_vitp.recipes.datasets.public_set_rows import FOLDER, load_public_set, make_rows
+from modeling_vitp.recipes.datasets.public_set import load_public_set, make_rows
 
 MEDICAL = [name for name, write in MINIATURES.items() if write.__module__ == "medical_set_data"]
 
 
 def make(name, folder, **options):
-    made = make_rows(load_public_set(name)(folder), name, folder.parent, **options)
+    made = make_rows(load_public_set(name)(folder), folder.parent, **options)
     return made, [json.loads(line) for line in made.annotation.read_text().splitlines()]
 
 
@@ -20,7 +21,7 @@ def said(row):
     return [message["content"] for message in row["messages"]]
 
 
-def test_choices_have_letters_and_the_answer_is_one_of_them(tmp_path):
+def test_choices_have_letters(tmp_path):
     gmai_mmbench(tmp_path / "gmai")
     _, rows = make("gmai_mmbench", tmp_path / "gmai")
     assert said(rows[0]) == ["Which finding does the image show?\nA. Cyst\nB. Polyp\nC. Ulcer\nD. Normal", "B. Polyp"]
@@ -34,7 +35,7 @@ def test_choices_have_letters_and_the_answer_is_one_of_them(tmp_path):
     assert said(rows[0]) == ["What is 0?" + choices, "B. Pattern B, seen"]
 
 
-def test_a_report_has_its_findings_and_impression_and_asks_for_the_view_that_is_shown(tmp_path):
+def test_report_has_findings_impression_and_view(tmp_path):
     open_i(tmp_path / "open_i")
     _, rows = make("open_i", tmp_path / "open_i")
     report = 'Findings: The heart is "normal" in size, the lungs are clear.\nImpression: No acute disease.'
@@ -43,14 +44,14 @@ def test_a_report_has_its_findings_and_impression_and_asks_for_the_view_that_is_
     assert ["lateral chest" in said(row)[0] for row in rows] == [False, True, False, True, False]
 
 
-def test_several_images_of_a_figure_go_before_the_first_question(tmp_path):
+def test_images_of_a_figure_precede_the_question(tmp_path):
     MINIATURES["huatuo_vqa"](tmp_path / "pubmedvision")
     _, rows = make("huatuo_vqa", tmp_path / "pubmedvision")
     assert [len(row["images"]) for row in rows] == [1, 4, 1] and [len(row["messages"]) for row in rows] == [2, 4, 2]
     assert not any("<image>" in text for row in rows for text in said(row))
 
 
-def test_nothing_is_of_a_test_split_unless_images_of_both_are_asked_for(tmp_path):
+def test_test_split_is_left_out_unless_asked_for(tmp_path):
     for name, write, kept in (("pmc_vqa", pmc_vqa, 4), ("omnimedvqa", omnimedvqa, 3), ("pmc_oa", pmc_oa, 5)):
         rows = write(tmp_path / name)
         made, _ = make(name, tmp_path / name)
@@ -70,7 +71,7 @@ def test_nothing_is_of_a_test_split_unless_images_of_both_are_asked_for(tmp_path
         make("gmai_mmbench", tmp_path / "gmai_mmbench")
 
 
-def test_each_file_of_the_general_data_names_its_images_from_its_own_folder(tmp_path):
+def test_general_files_have_image_folders_of_their_own(tmp_path):
     mini_internvl_general(tmp_path / "general")
     made, rows = make("mini_internvl_general", tmp_path / "general")
     assert made.held_out == 1
@@ -81,7 +82,7 @@ def test_each_file_of_the_general_data_names_its_images_from_its_own_folder(tmp_
 
 
 @pytest.mark.parametrize("name", sorted(set(MEDICAL) - {"gmai_mmbench"}))
-def test_a_broken_image_is_named_and_the_other_rows_are_made(name, tmp_path):
+def test_broken_image_is_named(name, tmp_path):
     rows = MINIATURES[name](tmp_path / name)
     image = make(name, tmp_path / name)[1][0]["images"][0]
     (tmp_path / name / image).write_bytes(b"no image")
@@ -92,7 +93,7 @@ def test_a_broken_image_is_named_and_the_other_rows_are_made(name, tmp_path):
     assert made.rows == rows - 1 and len(made.unused) == 1 and image in made.unused[0]
 
 
-def test_rows_and_files_that_are_broken_are_named_and_the_others_are_made(tmp_path):
+def test_broken_rows_and_files_are_named(tmp_path):
     gmai_mmbench(tmp_path / "gmai")
     table = tmp_path / "gmai/GMAI_mm_bench_VAL.tsv"
     lines = table.read_text().splitlines()
@@ -118,7 +119,7 @@ def test_rows_and_files_that_are_broken_are_named_and_the_others_are_made(tmp_pa
     assert made.rows == 2 and len(made.unused) == 3
 
 
-def test_an_image_in_a_table_may_be_long(tmp_path):
+def test_image_in_a_table_may_be_long(tmp_path):
     gmai_mmbench(tmp_path / "gmai")
     table = tmp_path / "gmai/GMAI_mm_bench_VAL.tsv"
     header, first, *_ = table.read_text().splitlines()
@@ -128,7 +129,7 @@ def test_an_image_in_a_table_may_be_long(tmp_path):
     assert make("gmai_mmbench", tmp_path / "gmai")[0].rows == 1
 
 
-def test_what_is_to_be_known_of_a_benchmark_is_printed(tmp_path, capsys):
+def test_caution_is_printed(tmp_path, capsys):
     gmai_mmbench(tmp_path / "gmai_mmbench")
     for arguments in (["gmai_mmbench"], ["gmai_mmbench", str(tmp_path / "gmai_mmbench")]):
         assert make_public_set.main(arguments) == 0
@@ -141,8 +142,8 @@ def test_what_is_to_be_known_of_a_benchmark_is_printed(tmp_path, capsys):
     assert source.general and not source.modality and source.rows == 10
 
 
-def test_the_page_has_the_license_the_source_and_the_rows_of_each():
-    page = (FOLDER / "README.md").read_text()
+def test_page_has_license_source_and_rows():
+    page = (ROOT / "recipes/datasets/README.md").read_text()
     for name in MEDICAL:
         kind = load_public_set(name)
         row = next(line for line in page.splitlines() if line.startswith(f"| [`{name}`]"))

@@ -1,32 +1,65 @@
+"""Public data sets in miniature become valid rows, for the mixtures of the paper."""
+
+import hashlib
 import json
 
 import medical_set_data  # noqa: F401, which adds its miniatures
 import pytest
+import yaml
+from paths import CONFIGS
 from pictures import picture
 from public_set_data import MINIATURES, dior_rsvg, gaia, levir_cc, rsvqa, save_archive, save_json, save_text, vrsbench
 
 from modeling_vitp.command.errors import WrongArguments
+from modeling_vitp.instructions.dry_run import make_command
 from modeling_vitp.instructions.mixture import load_mixture
+from modeling_vitp.instructions.sources import read_source
 from modeling_vitp.instructions.validation import validate
 from modeling_vitp.recipes.datasets import make_public_set
-from modeling_vitp.recipes.datasets.public_set import HeldOut
-from modeling_vitp.recipes.datasets.public_set_rows import FOLDER, load_public_set, make_rows, public_set_names
+from modeling_vitp.recipes.datasets.public_set import HeldOut, load_public_set, load_public_sets, make_rows
 
 LEFT_OUT = {"test.txt", "test.jsonl", "valid.jsonl", "test.csv"}  # files that say what is held out
 LEFT_OUT |= {f"{part}_test.jsonl" for part in ("rsvg", "dior_rsvg", "vrsbench", "geochat")}
+DIGESTS = {  # of the rows of each miniature
+    "dior_rsvg": "4e51c3f767a0c4e0",
+    "fit_rs": "eaf4f6d24edda465",
+    "gaia": "c081dcf168fc5e99",
+    "geochat": "4d7ce74ed9ee1d2f",
+    "gmai_mmbench": "b451e2866037981e",
+    "huatuo_oa": "2f2220e51cdb9944",
+    "huatuo_vqa": "3dfa808ca75b8284",
+    "isprs_sar": "72d251d02ef67a0c",
+    "levir_cc": "20e7350283f8ba85",
+    "million_aid": "cd92dcad0bbd9d25",
+    "mini_internvl_general": "fec629893db697d4",
+    "omnimedvqa": "aa4a682c2fdf8432",
+    "open_i": "b97849aff15785cf",
+    "pmc_oa": "1cb60e1dd88e871b",
+    "pmc_vqa": "f38e99cedf0c27b1",
+    "quilt_1m": "9f6e0699e9239baa",
+    "quilt_instruct": "ebf7e811c249c6e8",
+    "refgeo": "d46ccdd13cc24160",
+    "rsvg": "e3bb88ea0583b0f3",
+    "rsvqa": "012556300159dc3f",
+    "rsvqa_lr": "35ae2bd099a95c8b",
+    "sar_sentinel_1_2": "68ef02e9740bbc2d",
+    "vhm": "7c956683c8187320",
+    "vrsbench": "0370cc0802c06ffd",
+}
 
 
 def make(name, folder, output, **options):
-    made = make_rows(load_public_set(name)(folder), name, output, **options)
+    made = make_rows(load_public_set(name)(folder), output, **options)
     return made, [json.loads(line) for line in made.annotation.read_text().splitlines()]
 
 
 @pytest.mark.parametrize("name", MINIATURES)
-def test_a_miniature_becomes_valid_rows_which_nothing_of_a_test_split_changes(name, tmp_path):
+def test_miniature_becomes_valid_rows_without_test_split(name, tmp_path):
     folder = tmp_path / "data" / name
     expected = MINIATURES[name](folder)
     made, rows = make(name, folder, tmp_path / "a")
     assert (made.rows, made.unused) == (expected, []) and len(rows) == expected
+    assert hashlib.sha256(made.annotation.read_bytes()).hexdigest()[:16] == DIGESTS[name]
     kind = load_public_set(name)
     for path in folder.rglob("*"):
         if path.is_file() and kind(folder).is_held_out(path) and path.name not in LEFT_OUT:
@@ -38,18 +71,14 @@ def test_a_miniature_becomes_valid_rows_which_nothing_of_a_test_split_changes(na
     assert report.passed and report.rows == expected and not any(report.counts.values()), report.examples
 
 
-def test_each_set_has_a_miniature_and_a_file_that_can_be_copied():
-    assert public_set_names() == sorted(MINIATURES)
-    for path in FOLDER.glob("*.py"):
-        assert len(path.read_text().splitlines()) <= 60, path
-        assert "from ." not in path.read_text(), path  # a copy lies elsewhere
-    for name in public_set_names():
-        kind = load_public_set(name)
+def test_each_set_has_a_miniature_and_its_fields():
+    assert sorted(load_public_sets()) == sorted(MINIATURES)
+    for kind in load_public_sets().values():
         assert kind.title and kind.license and kind.obtain.startswith("https://") and kind.layout and kind.seen
         assert (kind.modality or kind.general) and kind.tasks
 
 
-def test_files_of_held_out_splits_are_not_read(tmp_path):
+def test_held_out_files_are_not_read(tmp_path):
     dior_rsvg(tmp_path / "data")
     save_text(tmp_path / "data/Annotations/test/00009.xml", "no XML")
     public_set = load_public_set("dior_rsvg")(tmp_path / "data")
@@ -59,7 +88,7 @@ def test_files_of_held_out_splits_are_not_read(tmp_path):
     assert len(public_set.files("Annotations/**/*.xml")) == 4
 
 
-def test_rows_about_images_of_the_test_split_are_left_out_unless_they_are_asked_for(tmp_path):
+def test_rows_about_test_images_are_left_out(tmp_path):
     dior_rsvg(tmp_path / "data")
     made, rows = make("dior_rsvg", tmp_path / "data", tmp_path)
     assert made.held_out == 1 and [row["id"] for row in rows] == ["0", "1", "6"]
@@ -68,7 +97,7 @@ def test_rows_about_images_of_the_test_split_are_left_out_unless_they_are_asked_
 
 
 @pytest.mark.parametrize("name", MINIATURES)
-def test_a_list_of_what_is_held_out_that_cannot_be_read_stops(name, tmp_path):
+def test_unreadable_list_of_held_out_stops(name, tmp_path):
     MINIATURES[name](tmp_path / "data")
     for path in [path for path in (tmp_path / "data").rglob("*") if path.name in LEFT_OUT]:
         content = path.read_bytes()
@@ -81,7 +110,7 @@ def test_a_list_of_what_is_held_out_that_cannot_be_read_stops(name, tmp_path):
         path.write_bytes(content)
 
 
-def test_the_box_is_written_on_the_grid(tmp_path):
+def test_box_is_on_the_grid(tmp_path):
     dior_rsvg(tmp_path / "data")
     _, rows = make("dior_rsvg", tmp_path / "data", tmp_path)
     question, answer = (message["content"] for message in rows[0]["messages"])
@@ -90,7 +119,7 @@ def test_the_box_is_written_on_the_grid(tmp_path):
 
 
 @pytest.mark.parametrize("phrase", ["", " "])
-def test_an_object_without_an_expression_is_not_asked_for(tmp_path, phrase):
+def test_object_without_expression_is_not_used(tmp_path, phrase):
     dior_rsvg(tmp_path / "data")
     path = tmp_path / "data/Annotations/00001.xml"
     path.write_text(path.read_text().replace("The ship 0 at the pier", phrase))
@@ -99,7 +128,7 @@ def test_an_object_without_an_expression_is_not_asked_for(tmp_path, phrase):
     assert "there is no phrase to locate" in next(tmp_path.glob("*.unused.txt")).read_text()
 
 
-def test_what_is_broken_is_named_and_the_rest_goes_on(tmp_path, capsys):
+def test_broken_image_is_named_and_others_go_on(tmp_path, capsys):
     folder = tmp_path / "data" / "dior_rsvg"
     dior_rsvg(folder)
     (folder / "JPEGImages/00001.jpg").write_bytes(b"no picture")
@@ -113,7 +142,7 @@ def test_what_is_broken_is_named_and_the_rest_goes_on(tmp_path, capsys):
     assert not (tmp_path / "data/dior_rsvg.unused.txt").exists()
 
 
-def test_a_broken_file_of_rows_is_named_and_the_others_go_on(tmp_path):
+def test_broken_file_is_named_and_others_go_on(tmp_path):
     gaia(tmp_path / "gaia")
     content = (tmp_path / "gaia/val/00000.tar").read_bytes()
     (tmp_path / "gaia/train/00001.tar").write_bytes(content[: len(content) // 2])
@@ -133,7 +162,7 @@ def test_a_broken_file_of_rows_is_named_and_the_others_go_on(tmp_path):
     assert not list(tmp_path.glob("vrsbench*.*"))
 
 
-def test_files_that_are_not_there_are_told_with_where_they_can_be_had(tmp_path):
+def test_missing_file_is_named_with_its_page(tmp_path):
     (tmp_path / "rsvg").mkdir()
     with pytest.raises(ValueError, match="has no metainfo/rsvg_train.jsonl. `vitp make_public_set rsvg` .*: https://"):
         make("rsvg", tmp_path / "rsvg", tmp_path)
@@ -145,7 +174,7 @@ def test_files_of_another_form_are_one_error(tmp_path):
         make("levir_cc", tmp_path, tmp_path / "out")
 
 
-def test_rows_are_drawn_by_what_they_say_alone(tmp_path, monkeypatch):
+def test_draw_depends_on_content_alone(tmp_path, monkeypatch):
     rsvqa(tmp_path)
     questions = [
         {"id": n, "active": True, "img_id": n % 3, "question": f"Q{n}?", "answers_ids": [n]} for n in range(30)
@@ -160,7 +189,7 @@ def test_rows_are_drawn_by_what_they_say_alone(tmp_path, monkeypatch):
     assert len(drawn[0]) == 7 and drawn[0] == drawn[1][::-1] and drawn[0] == sorted(drawn[0], key=int)
 
 
-def test_images_before_and_after_have_their_places(tmp_path):
+def test_images_before_and_after_have_places(tmp_path):
     levir_cc(tmp_path)
     made, rows = make("levir_cc", tmp_path, tmp_path / "out")
     assert made.held_out == 2 and {row["id"].partition("_")[0] for row in rows} == {"train"}
@@ -170,9 +199,10 @@ def test_images_before_and_after_have_their_places(tmp_path):
 
 
 MY_SET = """
-from modeling_vitp.recipes.datasets.public_set import PublicSet
+from modeling_vitp.recipes.datasets.public_set import PublicSet, register_public_set
 
-class Set(PublicSet):
+@register_public_set("my_set")
+class MySet(PublicSet):
     title, license, obtain, seen = "Mine", "mit", "https://example.org", "the files"
     layout = "a.json"
     annotations = ("*.json",)
@@ -180,7 +210,7 @@ class Set(PublicSet):
 """
 
 
-def test_a_set_of_ones_own_is_a_file(tmp_path, capsys):
+def test_own_set_is_a_file(tmp_path, capsys):
     save_text(tmp_path / "my_set.py", MY_SET)
     turns = [{"from": "human", "value": "What?"}, {"from": "gpt", "value": "That."}]
     rows = [{"id": 1, "image": "a.png", "conversations": turns}, {"conversations": turns[:1]}, {"image": "b.png"}, [1]]
@@ -195,22 +225,67 @@ def test_a_set_of_ones_own_is_a_file(tmp_path, capsys):
     assert (source.name, source.rows, source.missing()) == ("my_set", 1, None)
 
 
-def test_mistakes_are_named(tmp_path):
-    with pytest.raises(WrongArguments, match="no public set 'dior', only dior_rsvg, "):
-        load_public_set("dior")
-    with pytest.raises(WrongArguments, match="no public set '../rows', only"):
-        load_public_set("../rows")
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [("dior", "'dior', only dior_rsvg, "), ("../rows", "'../rows'"), ("empty.py", "empty.py has 0 classes")],
+)
+def test_unknown_set_is_named(name, message, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     save_text(tmp_path / "empty.py", "")
-    with pytest.raises(WrongArguments, match="empty.py has no class `Set`"):
-        load_public_set(str(tmp_path / "empty.py"))
-    with pytest.raises(WrongArguments, match="DATA_DIR .* is not a folder; RSVG"):
+    with pytest.raises(WrongArguments, match=message):
+        load_public_set(name)
+
+
+def test_missing_data_dir_is_named(tmp_path):
+    with pytest.raises(WrongArguments, match="nowhere is not a folder"):
         make_public_set.main(["rsvg", str(tmp_path / "nowhere")])
 
 
 def test_sets_are_listed_and_described(capsys):
     assert make_public_set.main([]) == 0
     listed = capsys.readouterr().out.splitlines()
-    assert [line.split()[0] for line in listed] == public_set_names()
+    assert [line.split()[0] for line in listed] == sorted(load_public_sets())
     assert make_public_set.main(["levir_cc"]) == 0
     said = capsys.readouterr().out
     assert "images/train/B/train_000001.png    after" in said and "then: vitp make_public_set levir_cc DATA_DIR" in said
+
+
+RELEASED = {  # the names of a set's parts in the released mixture, where they are others
+    "gmai_mmbench": ["gmai_mmbench_val"],
+    "open_i": ["openi"],
+    "quilt_instruct": ["quit_instruct_107k", "quilt_instruct_conv_desc", "quilt_instruct_complex_abductive"],
+}
+
+
+@pytest.mark.parametrize("name", ["remote_sensing_paper", "medical_paper"])
+def test_paper_sources_agree_with_their_sets(name):
+    for source in load_mixture(CONFIGS / f"{name}.yaml").sources:
+        kind = load_public_set(source.name)
+        assert (source.obtain, source.rows, source.tasks) == (kind.obtain, kind.paper_rows, kind.tasks), source.name
+        assert source.general == kind.general and (source.general or source.modality == kind.modality)
+        assert make_command(source) == f"vitp make_public_set {source.name} {source.image_root}"
+
+
+@pytest.mark.parametrize("name", ["remote_sensing_paper", "medical_paper"])
+def test_commands_of_dry_run_build_the_mixtures(name, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    settings = yaml.safe_load((CONFIGS / f"{name}.yaml").read_text())["mixture"]
+    sources = load_mixture(settings).sources
+    assert all(source.missing() for source in sources)
+    for source in sources:
+        MINIATURES[source.name](tmp_path / source.image_root)
+    for source in sources:
+        command = make_command(source).split()
+        assert make_public_set.main(command[2:]) == 0
+    for source in load_mixture(settings).sources:
+        assert source.missing() is None
+        assert not [row["error"] for row in read_source(source) if row["error"]]
+
+
+def test_released_rows_are_those_of_the_released_mixture():
+    released = load_mixture(CONFIGS / "medical_released.yaml").sources
+    rows = {source.name: source.rows for source in released}
+    for source in load_mixture(CONFIGS / "medical_paper.yaml").sources:
+        parts = [one.name for one in released if one.general] if source.general else RELEASED.get(source.name)
+        parts = parts or [source.name]
+        assert load_public_set(source.name).released_rows == sum(rows[part] for part in parts), source.name

@@ -1,8 +1,8 @@
-"""The general data of Mini-InternVL, which InternVL 1.2 was tuned on: captions, questions, charts and documents."""
+"""Public general data, against forgetting, as they are downloaded."""
 
 from collections.abc import Iterator
 
-from modeling_vitp.recipes.datasets.public_set import Entry, PublicSet, Row
+from modeling_vitp.recipes.datasets.public_set import Entry, PublicSet, Row, register_public_set
 
 ROOTS = {  # of the images of a file, below `data`; of the others it is `data`
     "ai2d_train_12k": "ai2d",
@@ -15,7 +15,10 @@ ROOTS = {  # of the images of a file, below `data`; of the others it is `data`
 }
 
 
-class Set(PublicSet):
+@register_public_set("mini_internvl_general")
+class MiniInternVLGeneral(PublicSet):
+    """The general data of Mini-InternVL, which InternVL 1.2 was tuned on: captions, questions, charts and documents."""
+
     title = "General data of Mini-InternVL (Gao et al. 2024)"
     license = "Apache-2.0 on its page; the images have those of the data sets that they are from"
     obtain = "https://huggingface.co/datasets/OpenGVLab/InternVL-Chat-V1-2-SFT-Data"

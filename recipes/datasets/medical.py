@@ -1,0 +1,241 @@
+"""Public medical data sets, as they are downloaded."""
+
+import base64
+from collections.abc import Iterator
+
+from modeling_vitp.recipes.datasets.public_set import Entry, PublicSet, Row, Stored, one_of, register_public_set
+
+REPORT_QUESTIONS = (
+    "Write the report of this {view}chest X-ray.",
+    "What are the findings and the impression of this {view}chest X-ray?",
+    "Describe this {view}chest X-ray as a radiologist would.",
+)
+
+
+@register_public_set("gmai_mmbench")
+class GMAIMMBench(PublicSet):
+    """GMAI-MMBench: questions with choices about images of 38 modalities; its validation split is what has answers."""
+
+    title = "GMAI-MMBench, validation split (Chen et al. 2024)"
+    license = "Apache-2.0 on its page; the images have those of 284 data sets"
+    obtain = "https://huggingface.co/datasets/OpenGVLab/GMAI-MMBench"
+    paper_rows, released_rows = 5_000, 4_550
+    caution = "A benchmark: after training on its validation split, that split measures nothing."
+    splits = ("validation",)
+    modality, tasks = ("ct", "mri", "x-ray", "ultrasound", "pathology"), ("vqa",)
+    annotations = ("GMAI_mm_bench_VAL.tsv",)
+    seen = "its page, and code that reads the file"
+    layout = """
+        GMAI_mm_bench_VAL.tsv    index, image (base64), question, A to E, answer (a letter), category, modality …
+    """
+
+    def rows(self, entry: dict) -> Iterator[Row]:
+        content = base64.b64decode(entry["image"], validate=True)
+        suffix = "png" if content.startswith(b"\x89PNG") else "jpg"
+        choices = {letter: entry.get(letter) or "" for letter in "ABCDE"}
+        choices = {letter: text for letter, text in choices.items() if text.strip() and text != "None"}
+        turn = self.choose(entry["question"], choices.values(), choices[entry["answer"].strip()])
+        yield self.row(entry["index"], Stored(f"images/{entry['index']}.{suffix}", content), [turn])
+
+
+@register_public_set("open_i")
+class OpenI(PublicSet):
+    """Open-i: chest X-rays of Indiana University, each with the report of its examination."""
+
+    title = "Open-i, chest X-rays of Indiana University (Demner-Fushman et al. 2016)"
+    license = "CC BY-NC-ND 4.0"
+    obtain = "https://www.kaggle.com/datasets/raddar/chest-xrays-indiana-university"
+    paper_rows, released_rows = 7_000, 7_466
+    caution = "It has no test split of its own: those that papers on reports use are among its rows."
+    modality, tasks = ("x-ray",), ("caption",)
+    image_root = "images/images_normalized"
+    seen = "code that reads its files, with their columns and numbers of rows"
+    layout = """
+        indiana_reports.csv        uid, MeSH, Problems, image, indication, comparison, findings, impression
+        indiana_projections.csv    uid, filename, projection (Frontal or Lateral)
+        images/images_normalized/1_IM-0001-4001.dcm.png
+    """
+
+    def entries(self) -> Iterator[Entry]:
+        reports = {}
+        for place, report in self.table(self.files("indiana_reports.csv")[0]):
+            if isinstance(report, ValueError):
+                yield Entry(place, report)
+            else:
+                reports[report["uid"]] = report
+        for place, image in self.table(self.files("indiana_projections.csv")[0]):
+            yield Entry(place, image if isinstance(image, ValueError) else (image, reports))
+
+    def rows(self, entry: tuple[dict, dict]) -> Iterator[Row]:
+        image, reports = entry
+        report = reports[image["uid"]]
+        parts = {part.capitalize(): report[part].strip() for part in ("findings", "impression")}
+        answer = "\n".join(f"{part}: {text}" for part, text in parts.items() if text)
+        view = f"{image['projection'].strip().lower()} ".lstrip()
+        question = one_of(REPORT_QUESTIONS, image["filename"]).format(view=view)
+        yield self.row(image["filename"], image["filename"], [(question, answer)])
+
+
+@register_public_set("huatuo_oa")
+class HuatuoOA(PublicSet):
+    """PubMedVision's alignment part, on which HuatuoGPT-Vision was aligned: descriptions of figures of PubMed."""
+
+    title = "PubMedVision, alignment (Chen et al. 2024, HuatuoGPT-Vision)"
+    license = "Apache-2.0 on its page; the figures have those of their articles"
+    obtain = "https://huggingface.co/datasets/FreedomIntelligence/PubMedVision"
+    paper_rows, released_rows = 647_000, 646_759
+    modality, tasks = ("ct", "mri", "x-ray", "ultrasound", "pathology"), ("caption",)
+    annotations = ("PubMedVision_Alignment_VQA.json",)
+    seen = "its page, and code that reads its files"
+    layout = """
+        PubMedVision_Alignment_VQA.json    LLaVA conversations, `image` a list of 1 to 29 names like images/pmc_1_0.jpg
+        images/pmc_1_0.jpg                 from images_0.zip to images_19.zip, `unzip -j images_0.zip -d images`
+    """
+
+
+@register_public_set("huatuo_vqa")
+class HuatuoVQA(PublicSet):
+    """PubMedVision's instruction tuning part, on which HuatuoGPT-Vision was tuned: questions about figures."""
+
+    title = "PubMedVision, instruction tuning (Chen et al. 2024, HuatuoGPT-Vision)"
+    license = "Apache-2.0 on its page; the figures have those of their articles"
+    obtain = "https://huggingface.co/datasets/FreedomIntelligence/PubMedVision"
+    paper_rows, released_rows = 647_000, 646_759
+    modality, tasks = ("ct", "mri", "x-ray", "ultrasound", "pathology"), ("vqa",)
+    annotations = ("PubMedVision_InstructionTuning_VQA.json",)
+    seen = "its page, and code that reads its files"
+    layout = """
+        PubMedVision_InstructionTuning_VQA.json    LLaVA conversations, `image` a list of names like images/pmc_1_0.jpg
+        images/pmc_1_0.jpg                         from images_0.zip to images_19.zip, `unzip -j images_0.zip -d images`
+    """
+
+
+@register_public_set("pmc_oa")
+class PMCOA(PublicSet):
+    """PMC-OA: parts of figures of PubMed Central's open articles, each with its part of the caption."""
+
+    title = "PMC-OA (Lin et al. 2023, PMC-CLIP)"
+    license = "that of each article in PubMed Central's open access subset"
+    obtain = "https://huggingface.co/datasets/axiong/pmc_oa"
+    paper_rows, released_rows = 1_647_000, 1_646_527
+    caution = "The file with all rows has no splits: without test.jsonl and valid.jsonl nothing is left out."
+    modality, tasks = ("ct", "mri", "x-ray", "ultrasound", "pathology"), ("caption",)
+    annotations = ("pmc_oa.jsonl",)
+    image_root = "images/caption_T060_filtered_top4_sep_v0_subfigures"
+    seen = "its page with a row, and code that reads its files"
+    layout = """
+        pmc_oa.jsonl                image, caption, and how well they are aligned
+        test.jsonl, valid.jsonl     of its first version (with whole captions); if there, their images are left out
+        images/caption_T060_filtered_top4_sep_v0_subfigures/PMC212319_Fig3_4.jpg
+            from images.zip, `unzip images.zip -d images`
+    """
+
+    def held_out_images(self) -> Iterator[str]:
+        for path in (self.folder / "test.jsonl", self.folder / "valid.jsonl"):
+            if path.is_file():
+                yield from (row["image"] for _, row in self.table(path, held_out=True))
+
+    def rows(self, entry: dict) -> Iterator[Row]:
+        yield self.row(entry["image"], entry["image"], [self.describe(entry["image"], entry["caption"])])
+
+
+@register_public_set("pmc_vqa")
+class PMCVQA(PublicSet):
+    """PMC-VQA: questions with four choices about figures of PubMed Central; the training part of its first version."""
+
+    title = "PMC-VQA, first version (Zhang et al. 2023)"
+    license = "that of each article in PubMed Central's open access subset"
+    obtain = "https://huggingface.co/datasets/xmcmic/PMC-VQA"
+    paper_rows, released_rows = 227_000, 226_924
+    caution = "The paper's 227 thousand are about its training and its test rows together; test rows are left out here."
+    modality, tasks = ("ct", "mri", "x-ray", "ultrasound", "pathology"), ("vqa",)
+    annotations = ("train.csv",)
+    image_root = "images"
+    seen = "its page with a row, and code that reads its files"
+    layout = """
+        train.csv                  Figure_path, Question, Answer, Choice A to Choice D (" A:…"), Answer_label
+        test.csv                   read to leave out its images
+        images/PMC1064097_F1.jpg   from images.zip
+    """
+
+    def held_out_images(self) -> Iterator[str]:
+        path = self.folder / "test.csv"
+        if not path.is_file():
+            raise self.missing(path.name)
+        return (row["Figure_path"].strip() for _, row in self.table(path, held_out=True))
+
+    def rows(self, entry: dict) -> Iterator[Row]:
+        choices = [entry[f"Choice {letter}"].strip().removeprefix(f"{letter}:").strip() for letter in "ABCD"]
+        image, right = entry["Figure_path"].strip(), choices["ABCD".index(entry["Answer_label"].strip())]
+        yield self.row(image, image, [self.choose(entry["Question"], choices, right)])
+
+
+@register_public_set("omnimedvqa")
+class OmniMedVQA(PublicSet):
+    """OmniMedVQA: questions with choices about images of 42 data sets, those of its images that are given."""
+
+    title = "OmniMedVQA, open access (Hu et al. 2024)"
+    license = "that of each data set it is made of, which its page lists"
+    obtain = "https://huggingface.co/datasets/foreverbeliever/OmniMedVQA"
+    paper_rows, released_rows = 89_000, 88_996
+    caution = (
+        "A benchmark: after training on it, it measures nothing. Images in folders `test` and `val` of its data sets "
+        "are left out; the paper has them (--keep_shared)."
+    )
+    modality, tasks = ("ct", "mri", "x-ray", "ultrasound", "pathology"), ("vqa",)
+    annotations = ("OmniMedVQA/QA_information/Open-access/*.json",)
+    image_root = "OmniMedVQA"
+    seen = "its page, and code that reads its files, with names of images"
+    layout = """
+        OmniMedVQA/QA_information/Open-access/ACRIMA.json
+            question_id, question, gt_answer, image_path, option_A to option_D (not all) …
+        OmniMedVQA/Images/ACRIMA/Im002_ACRIMA.png    as `image_path` has it
+    """
+
+    def rows(self, entry: dict) -> Iterator[Row]:
+        choices = [entry.get(f"option_{letter}") for letter in "ABCD"]
+        turn = self.choose(entry["question"], [choice for choice in choices if choice], entry["gt_answer"])
+        yield self.row(entry["question_id"], entry["image_path"], [turn])
+
+
+@register_public_set("quilt_1m")
+class Quilt1M(PublicSet):
+    """Quilt-1M: views of slides out of videos that teach pathology, with what is said; the part of Quilt-LLaVA."""
+
+    title = "Quilt-1M, the part that Quilt-LLaVA was pretrained on (Ikezogwo et al. 2023, Seyfioglu et al. 2024)"
+    license = "CC BY-NC-ND 3.0, for research; the page asks for consent"
+    obtain = "https://huggingface.co/datasets/wisdomik/Quilt-LLaVA-Pretrain"
+    paper_rows, released_rows = 723_000, 723_328
+    modality, tasks = ("pathology",), ("caption",)
+    annotations = ("quilt_pretrain.json",)
+    image_root = "quilt_1m"
+    seen = "its page, and the instructions for training Quilt-LLaVA"
+    layout = """
+        quilt_pretrain.json    LLaVA conversations, `image` a name in quilt_1m
+        quilt_1m/NAME.jpg      from images_part_1.zip to images_part_10.zip of https://zenodo.org/record/8239942
+    """
+
+
+@register_public_set("quilt_instruct")
+class QuiltInstruct(PublicSet):
+    """Quilt-Instruct: conversations about views of slides, made from what is said in videos that teach pathology."""
+
+    title = "Quilt-Instruct (Seyfioglu et al. 2024, Quilt-LLaVA)"
+    license = "CC BY-NC-ND 3.0, for research; the page asks for consent"
+    obtain = "https://huggingface.co/datasets/wisdomik/QUILT-LLaVA-Instruct-107K"
+    paper_rows, released_rows = 147_000, 147_131
+    caution = "As in the released mixture, two smaller files go beside that of 107 thousand, which may have rows of it."
+    modality, tasks = ("pathology",), ("vqa",)
+    annotations = (
+        "quilt_instruct_107k.json",
+        "quilt_instruct_conv_desc.json",
+        "quilt_instruct_complex_abductive.json",
+    )
+    image_root = "quilt_instruct"
+    seen = "its page with the names of its files, and the instructions for training Quilt-LLaVA"
+    layout = """
+        quilt_instruct_107k.json                 LLaVA conversations, `image` a name in quilt_instruct
+        quilt_instruct_conv_desc.json            the same, 20 thousand
+        quilt_instruct_complex_abductive.json    the same, 20 thousand
+        quilt_instruct/NAME.jpg                  from quilt_instruct.zip
+    """

@@ -1,0 +1,441 @@
+"""Public data sets of remote sensing, as they are downloaded."""
+
+import json
+import math
+import re
+from collections.abc import Iterator
+from pathlib import PurePath
+
+from modeling_vitp.instructions.boxes import Box, clip, write_boxes
+from modeling_vitp.instructions.from_annotations.formats import parse_xml, voc_objects
+from modeling_vitp.recipes.datasets.public_set import (
+    Entry,
+    HeldOut,
+    PublicSet,
+    Row,
+    Stored,
+    one_of,
+    register_public_set,
+)
+
+TERRAINS = {"agri": "agriculture", "barrenland": "barren land"}
+VHM_TASK = re.compile(r"\{(VQA|CLS|IT|IDK)\}\s*")
+CHANGE_QUESTIONS = (
+    "<image>\n<image>\nWhat has changed from the first image to the second?",
+    "Before: <image>\nAfter: <image>\nDescribe the change.",
+    "The second image was taken later than the first.\n<image>\n<image>\nWhat is different in it?",
+)
+PERCENT_TASK = re.compile(r"<image>|\[(?:refer|identify|grounding|caption|vqa)\]", re.IGNORECASE)
+PERCENT_BOX = re.compile(r"\{<(\d+)><(\d+)><(\d+)><(\d+)>(?:\|<(-?\d+)>)?\}")
+LIKE_BOX = r"\{<[^{}]*>\}"
+PHRASE = r"<p>\s*(?P<{}>(?:(?!</p>).)*?)\s*</p>"
+PERCENT_MARKED = re.compile(
+    rf"(?:{PHRASE.format('phrase')}\s*)?(?P<boxes>{LIKE_BOX}(?:\s*{LIKE_BOX})*)|{PHRASE.format('alone')}"
+)
+
+
+def from_percent(text: str, size: tuple[int, int]) -> str:
+    """Return a text on one line, without the name of its task, with phrases and boxes as InternVL writes them.
+
+    MiniGPT-v2, GeoChat and VRSBench write boxes in percent of the image, `{<x1><y1><x2><y2>}`, upright or turned. A
+    turned box is given by its sides before it is turned about its center, and an angle in degrees; it becomes the
+    upright one around it.
+
+    Args:
+        size: height and width of the image, in pixels.
+
+    Raises:
+        ValueError: if something is written like a box and is none.
+    """
+
+    def rewrite(match: re.Match) -> str:
+        if match["alone"] is not None:
+            return f"<ref>{match['alone']}</ref>"
+        boxes = [upright_box(written, size) for written in re.findall(LIKE_BOX, match["boxes"])]
+        return write_boxes(boxes, size, match["phrase"] or "")
+
+    return PERCENT_MARKED.sub(rewrite, " ".join(PERCENT_TASK.sub("", text).split()))
+
+
+def upright_box(written: str, size: tuple[int, int]) -> Box:
+    """Return a box in pixels, upright around one that is turned, and cut to the image."""
+    match, (height, width) = PERCENT_BOX.fullmatch(written), size
+    left, top, right, bottom = map(int, match.groups()[:4]) if match else (0, 0, 0, 0)
+    if not (left < right <= 100 and top < bottom <= 100):
+        raise ValueError(f"{written} is no box in percent of an image")
+    angle = math.radians(int(match[5] or 0))
+    sine, cosine = abs(math.sin(angle)), abs(math.cos(angle))
+    x, y = (left + right) * width / 200, (top + bottom) * height / 200
+    along, down = (right - left) * width / 200, (bottom - top) * height / 200  # half of its sides
+    half_width, half_height = along * cosine + down * sine, along * sine + down * cosine
+    return clip((x - half_width, y - half_height, x + half_width, y + half_height), (0, 0, width, height))
+
+
+class SceneFolders(PublicSet):
+    """Scenes in folders by class."""
+
+    pattern: str  # of the images
+
+    def entries(self) -> Iterator[Entry]:
+        return self.pictures(self.pattern)
+
+    def rows(self, entry: str) -> Iterator[Row]:
+        yield self.row(entry, entry, [self.classify(entry, self.label(PurePath(entry)))])
+
+    def label(self, path: PurePath) -> str:
+        """Return the class of an image: the innermost folder."""
+        return path.parent.name
+
+
+class PercentBoxes(PublicSet):
+    """LLaVA conversations with boxes in percent, of which those that locate something are taken."""
+
+    def rows(self, entry: dict) -> Iterator[Row]:
+        turns = entry["conversations"]
+        if self.locates(turns):
+            size = self.size(entry["image"])
+            turns = [{**turn, "value": from_percent(turn["value"], size)} for turn in turns]
+            yield from super().rows({**entry, "conversations": turns})
+
+    def locates(self, turns: list[dict]) -> bool:
+        return any("{<" in turn["value"] for turn in turns)
+
+
+@register_public_set("rsvqa")
+class RSVQA(PublicSet):
+    """RSVQA, high resolution: questions about aerial images, answered from OpenStreetMap."""
+
+    title = "RSVQA, high resolution (Lobry et al. 2020)"
+    license = "CC BY 4.0; the answers come from OpenStreetMap, ODbL"
+    obtain = "https://rsvqa.sylvainlobry.com"
+    paper_rows = released_rows = 100_000
+    drawn = True
+    modality, tasks = ("optical",), ("vqa",)
+    files_of_split, image_root = "USGS_split_train", "Data"
+    seen = "others' loaders"
+    layout = """
+        USGS_split_train_questions.json    {"questions": [{"id", "img_id", "question", "answers_ids", "active"}]}
+        USGS_split_train_answers.json      {"answers": [{"id", "answer", "active"}]}
+        Data/IMG_ID.tif
+    """
+
+    def entries(self) -> Iterator[Entry]:
+        """Yield the active questions: those of other splits are in the files, too, without their texts."""
+        answers = {one["id"]: one for one in self.json(f"{self.files_of_split}_answers.json")["answers"]}
+        name = f"{self.files_of_split}_questions.json"
+        for question in self.json(name)["questions"]:
+            if question.get("active"):
+                yield Entry(f"{self.folder / name}, question {question.get('id')}", (question, answers))
+
+    def rows(self, entry: tuple) -> Iterator[Row]:
+        question, answers = entry
+        answer = answers[question["answers_ids"][0]]["answer"]
+        asked = f"{question['question'].strip()} Answer with a word or a number."
+        yield self.row(question["id"], f"{question['img_id']}.tif", [(asked, str(answer))])
+
+
+@register_public_set("rsvqa_lr")
+class RSVQALowResolution(RSVQA):
+    """RSVQA, low resolution: the same over Sentinel-2 images. Not in the paper's table, but in the released mixture."""
+
+    title = "RSVQA, low resolution (Lobry et al. 2020)"
+    paper_rows, released_rows = None, 57_223
+    drawn = False
+    files_of_split, image_root = "LR_split_train", "Images_LR"
+    seen = "others' loaders, of which one reports 57,223 questions"
+    layout = """
+        LR_split_train_questions.json    {"questions": [{"id", "img_id", "question", "answers_ids", "active"}]}
+        LR_split_train_answers.json      {"answers": [{"id", "answer", "active"}]}
+        Images_LR/IMG_ID.tif
+    """
+
+
+@register_public_set("fit_rs")
+class FitRS(PublicSet):
+    """FIT-RS: its questions and answers, of which as many are drawn as the paper has."""
+
+    title = "FIT-RS (Luo et al. 2024), its task VQA"
+    license = "CC BY-NC 4.0"
+    obtain = "https://huggingface.co/datasets/ll-13/FIT-RS"
+    paper_rows, released_rows = 100_000, 99_999
+    drawn = True
+    modality, tasks = ("optical",), ("vqa",)
+    annotations = ("FIT-RS_Instruction/**/train_instruction_vqa_400k.json",)
+    image_root = "FIT-RS_Image/imgv2_split_512_100_vaild"
+    seen = "the list of its files, and others' loaders"
+    layout = """
+        FIT-RS_Instruction/train_data_of_each_individual_task/train_instruction_vqa_400k.json    LLaVA conversations
+        FIT-RS_Image/imgv2_split_512_100_vaild/0000__512__0___0.png
+    """
+
+
+@register_public_set("geochat")
+class GeoChat(PercentBoxes):
+    """GeoChat-Instruct: the conversations in which something is located."""
+
+    title = "GeoChat-Instruct (Kuckreja et al. 2024), its conversations with boxes"
+    license = "Apache-2.0"
+    obtain = "https://huggingface.co/datasets/MBZUAI/GeoChat_Instruct"
+    paper_rows, released_rows = 64_000, 63_883
+    modality, tasks = ("optical",), ("grounding",)
+    annotations = ("GeoChat_Instruct.json",)
+    image_root = "share/softwares/kartik/GeoChat_finetuning/final_images_llava"
+    seen = "others' converters and their test data; the card"
+    layout = """
+        GeoChat_Instruct.json    LLaVA conversations; boxes {<x1><y1><x2><y2>|<angle>} in percent, of which those
+                                 without boxes are left out, and turned boxes become the upright ones around them
+        share/softwares/kartik/GeoChat_finetuning/final_images_llava/…    as images_part* unpack
+    """
+
+
+@register_public_set("vrsbench")
+class VRSBench(PercentBoxes):
+    """VRSBench: objects with expressions that refer to them, of its training split."""
+
+    title = "VRSBench (Li et al. 2024), its referring expressions"
+    license = "CC BY 4.0; the images are DOTA's and DIOR's, for research"
+    obtain = "https://huggingface.co/datasets/xiang709/VRSBench"
+    paper_rows, released_rows = 38_000, 38_689
+    modality, tasks = ("optical",), ("grounding",)
+    annotations = ("VRSBench_train.json",)
+    image_root = "Images_train"
+    seen = "the list of its files, and others' notes and loaders: 142,390 conversations, 36,313 of them [refer]"
+    layout = """
+        VRSBench_train.json    LLaVA conversations, of which those with [refer] are read: boxes {<x1><y1><x2><y2>}
+                               in percent
+        Images_train/P0003_0002.png
+    """
+
+    def locates(self, turns: list[dict]) -> bool:
+        return "[refer]" in turns[0]["value"]
+
+
+@register_public_set("refgeo")
+class RefGeo(PublicSet):
+    """refGeo: the four grounding sources of the paper's remote sensing mixture, with the rows that the release has."""
+
+    title = "refGeo (Zhou et al. 2024), its parts of RSVG, DIOR-RSVG, VRSBench and GeoChat"
+    license = "not stated"
+    obtain = "https://huggingface.co/datasets/erenzhou/refGeo"
+    released_rows = 5_505 + 27_133 + 38_689 + 63_883
+    modality, tasks = ("optical",), ("grounding",)
+    parts = ("rsvg", "dior_rsvg", "vrsbench", "geochat")
+    image_root = "images"
+    seen = "others' loaders and converters"
+    layout = """
+        metainfo/rsvg_train.jsonl    image_id, dataset, question_id, question, bbox in pixels; and so of dior_rsvg,
+                                     vrsbench and geochat
+        metainfo/rsvg_test.jsonl …   read to leave out their images
+        images/DATASET/IMAGE_ID      in GeoChat with another suffix than the rows say
+    """
+
+    @property
+    def annotations(self) -> list[str]:
+        return [f"metainfo/{part}_train.jsonl" for part in self.parts]
+
+    def held_out_images(self) -> Iterator[str]:
+        for part in self.parts:
+            for path in sorted(self.folder.glob(f"metainfo/{part}_test.jsonl")):
+                yield from (self.image(row) for _, row in self.table(path, held_out=True))
+
+    def image(self, entry: dict) -> str:
+        name = PurePath(entry["dataset"], entry["image_id"])
+        names = [name, *(name.with_suffix(suffix) for suffix in (".jpg", ".png"))]
+        return str(next((one for one in names if (self.folder / self.image_root / one).is_file()), name))
+
+    def rows(self, entry: dict) -> Iterator[Row]:
+        image = self.image(entry)
+        box = tuple(float(corner) for corner in entry["bbox"])
+        yield self.row(entry.get("question_id"), image, [self.locate(image, box, entry["question"])])
+
+
+@register_public_set("rsvg")
+class RSVG(RefGeo):
+    """RSVG, the first data set of grounding in remote sensing, as refGeo has it."""
+
+    title = "RSVG (Sun et al. 2022), as it is in refGeo"
+    paper_rows, released_rows = 5_500, 5_505
+    parts = ("rsvg",)
+    layout = """
+        metainfo/rsvg_train.jsonl    image_id, dataset, question_id, question, bbox in pixels
+        metainfo/rsvg_test.jsonl     read to leave out its images
+        images/rsvg/…                folders by the rows' `dataset`
+    """
+
+
+@register_public_set("dior_rsvg")
+class DiorRSVG(PublicSet):
+    """DIOR-RSVG: objects of DIOR's images, each with an expression that only it fits."""
+
+    title = "DIOR-RSVG (Zhan et al. 2023)"
+    license = "not stated; the images are DIOR's, for research"
+    obtain = "https://github.com/ZhanYang-nwpu/RSVG-pytorch"
+    paper_rows, released_rows = 27_000, 27_133
+    modality, tasks = ("optical",), ("grounding",)
+    image_root = "JPEGImages"
+    seen = "one XML and the lists of its repository, and its loader; 26,991 objects in train.txt, others report"
+    layout = """
+        Annotations/00001.xml    Pascal VOC, with a `description` in each `object`
+        JPEGImages/00001.jpg
+        train.txt                numbers of objects, counted from 0 over all XML in the order of their names
+        test.txt                 read to leave out the images of its objects
+    """
+
+    def objects(self) -> Iterator[tuple[str, Entry]]:
+        """Yield all objects with their numbers. A broken XML stops, since the numbers of all later ones hang on it."""
+        number = 0
+        for path in self.files("Annotations/*.xml"):
+            root = parse_xml(path)
+            image = root.findtext("filename", "").strip()
+            for node, found in zip(root.iterfind("object"), voc_objects(root, path)):
+                yield str(number), Entry(found.where, (number, image, found.box, node.findtext("description")))
+                number += 1
+
+    def held_out_images(self) -> set[str]:
+        numbers = set(self.lines("test.txt", held_out=True))
+        if not all(map(str.isdecimal, numbers)):
+            raise ValueError(f"{self.folder / 'test.txt'} has other lines than numbers of objects")
+        return {entry.content[1] for number, entry in self.objects() if number in numbers}
+
+    def entries(self) -> Iterator[Entry]:
+        numbers = set(self.lines("train.txt"))
+        return (entry for number, entry in self.objects() if number in numbers)
+
+    def rows(self, entry: tuple) -> Iterator[Row]:
+        number, image, box, expression = entry
+        yield self.row(number, image, [self.locate(image, box, expression)])
+
+
+@register_public_set("isprs_sar")
+class IsprsSAR(SceneFolders):
+    """SAR scenes of ocean phenomena, in folders by class."""
+
+    title = "ISPRS SAR classification"
+    license = "not stated"
+    obtain = "https://github.com/zcablii/ViTP"
+    paper_rows = released_rows = 1_500
+    modality, tasks = ("sar",), ("classification",)
+    pattern = "*/**/*"
+    seen = "nothing: folders by class are assumed, since no public description was found"
+    layout = """
+        internal_wave/0001.png    the class is the innermost folder
+    """
+
+
+@register_public_set("sar_sentinel_1_2")
+class Sentinel12(SceneFolders):
+    """Sentinel-1 scenes of four terrains; the Sentinel-2 images of the same places are left aside."""
+
+    title = "Sentinel-1&2 image pairs, segregated by terrain"
+    license = "CC BY 4.0, as SEN1-2, of which it is a part"
+    obtain = "https://www.kaggle.com/datasets/requiemonk/sentinel12-image-pairs-segregated-by-terrain"
+    paper_rows = released_rows = 16_000
+    modality, tasks = ("sar",), ("classification",)
+    pattern = "v_2/*/s1/*.png"
+    seen = "others' loaders, which report 4,000 pairs of each class"
+    layout = """
+        v_2/agri/s1/ROIs1868_summer_s1_59_p100.png    and so of barrenland, grassland and urban
+    """
+
+    def label(self, path: PurePath) -> str:
+        return TERRAINS.get(path.parts[1], path.parts[1])
+
+
+@register_public_set("vhm")
+class VHM(PublicSet):
+    """VHM: its instructions for remote sensing, without those that locate."""
+
+    title = "VHM (Pang et al. 2025), its data for supervised fine-tuning"
+    license = "not stated"
+    obtain = "https://huggingface.co/datasets/FitzPC/VHM_dataset_sft"
+    paper_rows = 223_000
+    modality, tasks = ("optical",), ("caption", "vqa", "classification")
+    annotations = ("list_sft.json",)
+    seen = "the list of its files, its page, and others' converters"
+    layout = """
+        list_sft.json           LLaVA conversations, of which those with {VG} are left out: they are DIOR-RSVG's
+        fmow/…, crowdAI/…, …    one folder for each data set that it is made of, its archive unpacked in it
+    """
+
+    def rows(self, entry: dict) -> Iterator[Row]:
+        if "{VG}" not in entry["conversations"][0]["value"]:
+            yield from super().rows(entry)
+
+    def text(self, text: str) -> str:
+        return VHM_TASK.sub("", text)
+
+
+@register_public_set("levir_cc")
+class LevirCC(PublicSet):
+    """LEVIR-CC: what has changed between two images, in five sentences a pair; one row for each."""
+
+    title = "LEVIR-CC (Liu et al. 2022)"
+    license = "not stated"
+    obtain = "https://huggingface.co/datasets/lcybuaa/LEVIR-CC"
+    paper_rows, released_rows = 50_000, 50_385  # of all splits
+    modality, tasks = ("optical",), ("change caption",)
+    image_root = "images"
+    seen = "its repository's page, and others' loaders; 6,815 of 10,077 pairs are of training"
+    layout = """
+        LevirCCcaptions.json    {"images": [{"filename", "filepath": split, "sentences": [{"raw"}]}]}
+        images/train/A/train_000001.png    before
+        images/train/B/train_000001.png    after
+    """
+
+    def entries(self) -> Iterator[Entry]:
+        name = "LevirCCcaptions.json"
+        for number, pair in enumerate(self.json(name)["images"]):
+            yield Entry(f"{self.folder / name}, pair {number}", pair)
+
+    def rows(self, entry: dict) -> Iterator[Row]:
+        split, name = entry["filepath"], entry["filename"]
+        if split not in self.splits:
+            raise HeldOut(name)
+        images = [f"{split}/{folder}/{name}" for folder in "AB"]
+        said = dict.fromkeys(" ".join(sentence["raw"].split()) for sentence in entry["sentences"])
+        for number, sentence in enumerate(said):
+            row_id = f"{name}-{number}"
+            yield self.row(row_id, images, [(one_of(CHANGE_QUESTIONS, row_id), sentence)])
+
+
+@register_public_set("gaia")
+class GAIA(PublicSet):
+    """GAIA: images from the web pages of space agencies, each with several captions, of which one is drawn."""
+
+    title = "GAIA (Zavras et al. 2025)"
+    license = "MIT; the images have their own"
+    obtain = "https://huggingface.co/datasets/azavras/GAIA"
+    paper_rows, released_rows = 33_000, 32_832
+    splits = ("train", "validation")
+    modality, tasks = ("optical",), ("caption",)
+    seen = "its repository's page, which gives the command for img2dataset"
+    layout = """
+        train/00000.tar    as img2dataset writes from train_data.json: KEY.png and KEY.json with `id` and `captions`
+        val/00000.tar
+    """
+
+    def entries(self) -> Iterator[Entry]:
+        return self.samples("*/*.tar")
+
+    def rows(self, entry: dict) -> Iterator[Row]:
+        fields = json.loads(entry["json"])
+        captions = fields["captions"]
+        captions = json.loads(captions) if isinstance(captions, str) else captions
+        row_id, name = str(fields["id"]), f"{entry['key']}.png"
+        yield self.row(row_id, Stored(name, entry["png"]), [self.describe(name, one_of(captions, row_id))])
+
+
+@register_public_set("million_aid")
+class MillionAID(SceneFolders):
+    """Million-AID: scenes in folders by class. Those of its test set have no labels, and are not used."""
+
+    title = "Million-AID (Long et al. 2021), its labelled scenes"
+    license = "CC BY-NC-ND 4.0"
+    obtain = "https://captain-whu.github.io/DiRS/"
+    paper_rows, released_rows = 920_000, 920_057  # most of them of its test set, with captions that a model wrote
+    modality, tasks = ("optical",), ("caption", "classification")
+    pattern = "train/**/*"
+    seen = "others' descriptions, which report 10,000 labelled scenes"
+    layout = """
+        train/agriculture_land/arable_land/dry_field/P0115678.jpg    the class is the innermost folder
+    """

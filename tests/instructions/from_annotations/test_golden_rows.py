@@ -1,0 +1,77 @@
+"""Questions, answers and their order, pinned to the character for each layout."""
+
+import hashlib
+import json
+
+import nibabel
+import numpy as np
+import pytest
+from annotated_images import LAYOUTS, NAMES, make, noise
+from PIL import Image
+
+COLLAGES = ["--collages", "0.5", "--collage_grid", "2", "--collage_size"]
+OPTIONS = {
+    "coco": ["--turns", "10"],
+    "voc": ["--window", "200", "--overlap", "40", *COLLAGES, "112"],
+    "dota": ["--seed", "3", "--kinds", "counting", "referring", "region_caption", "map"],
+    "folders": [],
+    "masks": ["--turns", "9", *COLLAGES, "32"],
+    "changes": [],
+    "volumes": ["--intensities", "-160", "240", *COLLAGES, "8"],
+}
+DIGESTS = {  # number of rows, and the digest of their ids and messages
+    "coco": (12, "b329f22a486a4ee0"),
+    "voc": (72, "96ed9d0827222d7b"),
+    "dota": (12, "b808d27e0a653cb1"),
+    "folders": (8, "0769a7a8d63da39a"),
+    "masks": (12, "0d7fee087daa37ec"),
+    "changes": (8, "f5291eae80b20dcc"),
+    "volumes": (12, "33bdea07f334b966"),
+}
+
+
+def random_mask(number, side):
+    rng, mask = np.random.default_rng(number), np.zeros((side, side), np.uint8)
+    for value in (1, 2, 3):
+        x, y, width, height = rng.integers(side // 8, side // 2, 4)
+        mask[y : y + height, x : x + width] = value if rng.random() < 0.7 else 0
+    return mask
+
+
+def save_array(path, array):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(array).save(path)
+
+
+def write(layout, root):
+    if layout in LAYOUTS:
+        LAYOUTS[layout][0](root, "train", NAMES["train"][:12])
+        return
+    for number in range(8):
+        if layout == "folders":
+            noise(root / "train" / ("AnnualCrop", "Sea_Lake", "HWY")[number % 3] / f"{number}.png", number, (8, 8))
+        elif layout == "masks":
+            noise(root / "train/images" / f"{number}.png", number, (64, 64))
+            save_array(root / "train/masks" / f"{number}.png", random_mask(number, 64))
+        elif layout == "changes":
+            for place, folder in enumerate("AB"):
+                noise(root / "train" / folder / f"{number}.png", 2 * number + place, (64, 64))
+            save_array(root / "train/label" / f"{number}.png", random_mask(number, 64) // 2 * (number % 4 > 0))
+        elif number < 2:
+            mask = np.stack([random_mask(5 * number + index, 24) for index in range(4)], -1)
+            for folder, array in (("images", mask.astype(np.int16) * 90 - 100), ("masks", mask)):
+                (root / "train" / folder).mkdir(parents=True, exist_ok=True)
+                image = nibabel.Nifti1Image(array, np.diag([-1.0, 1.0, 2.0, 1.0]))
+                nibabel.save(image, root / "train" / folder / f"{number}.nii.gz")
+
+
+@pytest.mark.parametrize("layout", OPTIONS)
+def test_rows_are_pinned(layout, tmp_path):
+    write(layout, tmp_path / "data")
+    options = OPTIONS[layout]
+    if layout in ("masks", "volumes"):
+        (tmp_path / "names.json").write_text('{"0": null, "1": "water", "2": "storage tank", "3": "road"}')
+        options = [*options, "--names", tmp_path / "names.json"]
+    rows = make(layout, tmp_path / "data", tmp_path / "out", *options)["train"].remove_columns("images")
+    digest = hashlib.sha256(json.dumps(rows.to_list(), sort_keys=True).encode()).hexdigest()[:16]
+    assert (len(rows), digest) == DIGESTS[layout]
