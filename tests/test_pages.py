@@ -20,7 +20,7 @@ from paths import ROOT
 
 from modeling_vitp.probing import segmentation
 from modeling_vitp.probing.heads import fit_nonlinear
-from modeling_vitp.recipes.tasks.trees import answers, probe_data
+from modeling_vitp.recipes.tasks.trees import answers, evaluation
 
 PAGES = find_pages()
 MAIN = [  # run by the default suite, but for their commands that begin as one of SLOW
@@ -77,7 +77,7 @@ def place(everything, tmp_path, request, monkeypatch):
     monkeypatch.setattr(answers, "NUM_SAMPLES", 1)
     monkeypatch.setattr(answers, "NUM_MAPS", 1)
     monkeypatch.setattr(answers, "VIEWS_PER_WINDOW", 2)
-    monkeypatch.setattr(probe_data, "VIEWS_PER_WINDOW", 1)
+    monkeypatch.setattr(evaluation, "PROBE_VIEWS", 1)
     monkeypatch.setattr(segmentation, "fit_nonlinear", functools.partial(fit_nonlinear, steps=5))
     without_gguf(monkeypatch)
     return make

@@ -32,12 +32,16 @@ def main(argv: list[str] | None = None) -> int:
     import torch
 
     from modeling_vitp.cards.sections import table
+    from modeling_vitp.recipes.benchmarks.comparison import (
+        HEADER,
+        conversion,
+        features,
+        rows_of,
+        take_turns,
+        training_step,
+        windows,
+    )
     from modeling_vitp.recipes.benchmarks.detection_speed import device_here
-    from modeling_vitp.recipes.benchmarks.peers.conversion import conversion
-    from modeling_vitp.recipes.benchmarks.peers.features import features
-    from modeling_vitp.recipes.benchmarks.peers.training_step import training_step
-    from modeling_vitp.recipes.benchmarks.peers.turns import HEADER, rows_of, take_turns
-    from modeling_vitp.recipes.benchmarks.peers.windows import windows
 
     torch.set_num_threads(args.threads)
     device, dtype = device_here(), getattr(torch, args.dtype)

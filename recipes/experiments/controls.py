@@ -7,25 +7,38 @@ Start, views, batches and rates are those of `vitp pretrain` with the same confi
 """
 
 import json
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
-from transformers import set_seed
+from torch import nn
+from torch.nn import functional as F
+from torch.utils.data import Dataset
+from transformers import Trainer, ViTMAEConfig, ViTMAEForPreTraining, set_seed
+from transformers.data import default_data_collator
+from transformers.modeling_outputs import TokenClassifierOutput
+from transformers.models.vit_mae.modeling_vit_mae import ViTMAEEmbeddings, ViTMAEModelOutput
 from trl import ModelConfig
 
 from modeling_vitp import ViTPImageProcessor, export_backbone
+from modeling_vitp.instructions.rows import prepare_rows
 from modeling_vitp.instructions.sources import base_of, load_rows, take
+from modeling_vitp.modeling_vitp import ViTPVisionModel
 from modeling_vitp.probing.gains import gains_table
-from modeling_vitp.recipes.experiments.objectives import MaskedAutoencoder, PatchClassifier
-from modeling_vitp.recipes.experiments.view_trainer import ViewTrainer
 from modeling_vitp.recipes.tasks.trees.evaluation import probe_backbone
 from modeling_vitp.recipes.tasks.trees.instructions import TreeInstructions, cell_means, prepare
 from modeling_vitp.training.arguments import SFT_MODULES, Arguments, PretrainArguments, VRLArguments
+from modeling_vitp.training.base_trainer import BaseTrainer
+from modeling_vitp.training.batching import EpochBatchSampler
 from modeling_vitp.training.checkpointing import check_free, write_whole
 from modeling_vitp.training.command_line import parse, run
 from modeling_vitp.training.loading import load_start
 from modeling_vitp.training.results import START
+from modeling_vitp.training.resume_config import free_settings
+from modeling_vitp.training.vitp_config import ViTPTrainingConfig
+from modeling_vitp.vrl import keyed_generator
 
 WHOLE = (
     "modeling_vitp.recipes.experiments.controls.ControlArguments",
@@ -104,3 +117,153 @@ def main(argv: list[str] | None = None) -> int:
 
 if __name__ == "__main__":
     run(main)
+
+
+class VisiblePatches(nn.Module):
+    """A ViT that sees a share of the patches of an image, a random draw for each image.
+
+    Masked patches are left out after their embedding, so the layers run on the visible ones alone.
+
+    Args:
+        config: for `mask_ratio` and the normalization of the output, which the decoder reads and which is thrown away
+            with it: a ViT of InternVL's kind has none of its own.
+    """
+
+    random_masking = ViTMAEEmbeddings.random_masking
+
+    def __init__(self, vit: ViTPVisionModel, config: ViTMAEConfig):
+        super().__init__()
+        self.config, self.vit = config, vit
+        self.layernorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+
+    def forward(self, pixel_values: torch.Tensor, noise: torch.Tensor | None = None, **kwargs) -> ViTMAEModelOutput:
+        embeddings = self.vit.embeddings(pixel_values)
+        visible, mask, ids_restore = self.random_masking(embeddings[:, 1:], noise)
+        states = self.vit.encoder(torch.cat([embeddings[:, :1], visible], dim=1)).last_hidden_state
+        states = self.layernorm(self.vit.layernorm(states))
+        return ViTMAEModelOutput(last_hidden_state=states, mask=mask, ids_restore=ids_restore)
+
+
+class MaskedAutoencoder(ViTMAEForPreTraining):
+    """A ViT of ViTP as the encoder of a masked autoencoder (He et al., arXiv 2111.06377).
+
+    Three patches of four are masked; a decoder of two layers, half as wide as the ViT, says what their pixels are,
+    normalized in each patch. The decoder and the loss are transformers'. Calling it with `pixel_values`, float32 of
+    shape `(batch, channels, height, width)`, gives a `loss`, the mean squared error over the masked patches.
+
+    Args:
+        vit: is trained in place.
+
+    Raises:
+        ValueError: if its image or its patches are not square.
+    """
+
+    def __init__(self, vit: ViTPVisionModel):
+        of = vit.config
+        (height, width), (patch, patch_width) = of.image_size, of.patch_size
+        if height != width or patch != patch_width:
+            raise ValueError(
+                f"A masked autoencoder needs square images and patches; those of the ViT are {height} x {width} and "
+                f"{patch} x {patch_width}."
+            )
+        config = ViTMAEConfig(
+            hidden_size=of.hidden_size,
+            num_hidden_layers=0,
+            num_attention_heads=of.num_attention_heads,
+            intermediate_size=of.intermediate_size,
+            initializer_range=of.initializer_range,
+            layer_norm_eps=of.layer_norm_eps,
+            image_size=height,
+            patch_size=patch,
+            decoder_hidden_size=of.hidden_size // 2,
+            decoder_intermediate_size=of.intermediate_size // 2,
+            decoder_num_attention_heads=of.num_attention_heads,
+            decoder_num_hidden_layers=2,
+            mask_ratio=0.75,
+            norm_pix_loss=True,
+            attn_implementation=of._attn_implementation,
+        )
+        super().__init__(config)
+        # The library zeroes what it has set before, of a decoder without a checkpoint: it would not know places.
+        self.decoder.initialize_weights((height // patch) ** 2)
+        self.vit = VisiblePatches(vit, config)
+
+
+class PatchClassifier(nn.Module):
+    """A ViT with a linear layer that says of each patch which class it is of; see [`MaskedAutoencoder`] for `vit`."""
+
+    def __init__(self, vit: ViTPVisionModel, num_classes: int):
+        super().__init__()
+        self.vit = vit
+        self.head = nn.Linear(vit.config.hidden_size, num_classes)
+
+    def forward(self, pixel_values: torch.Tensor, labels: torch.Tensor) -> TokenClassifierOutput:
+        """
+        Args:
+            pixel_values: float32 of shape `(batch, channels, height, width)`.
+            labels: classes, int64 of shape `(batch, patches)`, row by row; -100 for a patch that has none.
+        """
+        logits = self.head(self.vit(pixel_values=pixel_values).last_hidden_state[:, 1:])
+        return TokenClassifierOutput(loss=F.cross_entropy(logits.flatten(0, 1), labels.flatten()), logits=logits)
+
+
+Encode = Callable[[dict[str, Any], torch.Generator], dict[str, torch.Tensor]]
+
+
+class Views(Dataset):
+    """Inputs for a model. An index is a pair, epoch and place: what it gives is random by these and the seed alone.
+
+    Args:
+        rows: with an `id` each.
+        encode: from a row, its images left encoded, and the generator that a `sample_transform` is given for the same
+            seed, row and epoch by [`~modeling_vitp.instructions.collator.ViTPDataCollator`].
+    """
+
+    def __init__(self, rows: Dataset, encode: Encode, seed: int):
+        self.rows, self.encode, self.seed = prepare_rows(rows), encode, seed
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index: tuple[int, int]) -> dict[str, Any]:
+        epoch, place = index
+        row = self.rows[place]
+        inputs = self.encode(row, keyed_generator(self.seed, row["id"], epoch, "transform"))
+        return {**inputs, "id": row["id"]}
+
+
+class ViewTrainer(BaseTrainer, Trainer):
+    """Trains a model whose output has a `loss`, with the settings, batches and views of [`~modeling_vitp.ViTPTrainer`].
+
+    Args:
+        rows, encode: see [`Views`].
+    """
+
+    def __init__(self, model: nn.Module, args: ViTPTrainingConfig, rows: Dataset, encode: Encode):
+        seed = args.seed if args.data_seed is None else args.data_seed
+        super().__init__(model, args, train_dataset=Views(rows, encode, seed), data_collator=default_data_collator)
+        self.model_accepts_loss_kwargs = False
+
+    def _get_train_sampler(self, train_dataset: Dataset | None = None) -> EpochBatchSampler:
+        args = self.args
+        self._train_batches = EpochBatchSampler(
+            len(self.train_dataset),
+            self._train_batch_size,
+            args.gradient_accumulation_steps,
+            args.world_size,
+            args.process_index,
+            self.data_seed,
+            drop_last=args.dataloader_drop_last,
+        )
+        return self._train_batches
+
+    def training_data(self) -> Any:
+        return self.train_dataset.rows
+
+    def run_settings(self) -> dict[str, dict[str, Any]]:
+        names = "seed dataloader_drop_last per_device_train_batch_size gradient_accumulation_steps"
+        objective = type(self.accelerator.unwrap_model(self.model)).__name__
+        fixed = {name: getattr(self.args, name) for name in names.split()}
+        fixed |= {"data_seed": self.data_seed, "objective": objective}
+        free = free_settings(self.args)
+        return {"fixed": fixed, "free": {name: value for name, value in free.items() if name not in fixed}}

@@ -6,7 +6,7 @@ from datasets import load_dataset
 from paths import AERIAL_TREES
 
 from modeling_vitp.recipes.data.build_tree_masks import check_apart
-from modeling_vitp.recipes.tasks.trees.labels import label_subset, labelled_rows, split_held_out, write_splits
+from modeling_vitp.recipes.tasks.trees.downstream import label_subset, labelled_rows, split_held_out, write_splits
 
 
 @pytest.fixture(scope="module")

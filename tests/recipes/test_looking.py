@@ -6,7 +6,7 @@ import torch
 from datasets import Dataset, Features, Image, List, Value
 
 from modeling_vitp.instructions.collator import ViTPDataCollator
-from modeling_vitp.recipes.tasks.trees.looking import losses_with_own_and_other_images
+from modeling_vitp.recipes.tasks.trees.answers import losses_with_own_and_other_images
 
 
 def test_the_losses_are_means_over_all_answer_tokens(model, processor, picture_rows):

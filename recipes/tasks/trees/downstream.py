@@ -1,14 +1,17 @@
 """What an experiment asks of the trees beside pretrainings: other objectives, fewer labels, the worth of a backbone."""
 
 import json
+import logging
+import shutil
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from datasets import DatasetDict, load_dataset
+from datasets import Dataset, DatasetDict, load_dataset
 from transformers import set_seed
 
 from modeling_vitp.command.paths import find_data, read_yaml
@@ -16,15 +19,18 @@ from modeling_vitp.evaluation.comparison import once
 from modeling_vitp.probing.backbones import Backbone, load_backbone
 from modeling_vitp.probing.gains import DEPTHS
 from modeling_vitp.probing.segmentation import Segmentation, probe_robustness
+from modeling_vitp.recipes import finetune_segmentation
+from modeling_vitp.recipes.data.build_tree_masks import places, write_test, write_train
 from modeling_vitp.recipes.experiments import controls
-from modeling_vitp.recipes.experiments.arguments import ExperimentArguments
-from modeling_vitp.recipes.experiments.variants import Experiment
+from modeling_vitp.recipes.experiments.arguments import ExperimentArguments, FinetuningPlan, slug
+from modeling_vitp.recipes.experiments.variants import Experiment, claimed
 from modeling_vitp.training.checkpointing import write_whole
 
-from .evaluation import SCORED
-from .finetuning import Finetuning, key
-from .labels import label_subset, labelled_rows, write_splits
-from .probe_data import VIEWS_PER_WINDOW, write_probe_data
+from .evaluation import PROBE_VIEWS, SCORED, write_probe_data
+
+logger = logging.getLogger(__name__)
+SCORE = "test_iou/tree"
+TREES_TOLERANCE = 0.2  # a part of the windows has its share of the trees, give or take this much of it
 
 
 class Downstream:
@@ -62,7 +68,7 @@ class Downstream:
         draws, found = {}, {}
         for share in self.args.probe_label_shares:
             windows = np.array(label_subset(trees, share, seed))
-            draws[share] = [(windows[:, None] * VIEWS_PER_WINDOW + np.arange(VIEWS_PER_WINDOW)).ravel()]
+            draws[share] = [(windows[:, None] * PROBE_VIEWS + np.arange(PROBE_VIEWS)).ravel()]
         tasks, backbone = self.frozen(folder, seed)
         with tempfile.TemporaryDirectory(dir=folder) as features:
             heads = tasks["test"].fit(backbone, draws, None, Path(features))
@@ -96,3 +102,123 @@ def measured(folder: Path, measure: Callable[[], dict]) -> dict:
         write_whole(folder / "metrics.json", json.dumps(found, indent=2) + "\n")
 
     return once(folder, run)
+
+
+def split_held_out(train: Dataset, scene: str, top: int) -> tuple[Dataset, Dataset]:
+    """The rows that show nothing of a scene's ground below `top`, and those that show nothing else of it."""
+    where = places(train)
+    rows = [index for index, (name, box) in enumerate(where) if name != scene or box[3] <= top]
+    held_out = [index for index, (name, box) in enumerate(where) if name == scene and box[1] >= top]
+    if not rows or not held_out:
+        raise ValueError(f"held_out_top={top} of {scene!r} leaves {len(rows)} windows and holds {len(held_out)} out.")
+    return train.select(rows), train.select(held_out)
+
+
+def label_subset(trees: Sequence[int], share: float, seed: int) -> list[int]:
+    """Indices of a random share of the windows that has about the same share of the trees.
+
+    Windows differ in trees from none to dozens: without the second condition a tenth of the labels may have no tree.
+
+    Args:
+        trees: number of trees in each window.
+        share: in (0, 1].
+        seed: of the draw.
+    """
+    if not 0 < share <= 1:
+        raise ValueError(f"label_shares: {share} is not above 0 and at most 1.")
+    generator = np.random.default_rng(seed)
+    for _ in range(10_000):
+        chosen = np.sort(generator.permutation(len(trees))[: max(round(share * len(trees)), 1)]).tolist()
+        if abs(sum(trees[index] for index in chosen) / sum(trees) - share) <= TREES_TOLERANCE * share:
+            return chosen
+    raise ValueError(f"label_shares: no {share:.0%} of the windows have about that share of the trees.")
+
+
+def labelled_rows(rows: Dataset, share: float, seed: int) -> Dataset:
+    """See [`label_subset`]."""
+    return rows.select(label_subset([len(boxes) for boxes in rows["boxes"]], share, seed))
+
+
+def write_splits(splits: dict[str, Dataset], folder: Path) -> str:
+    """A data set, images included, that `load_dataset` opens: the folder, which is whole if it is there."""
+    if not folder.is_dir():
+        written = folder.with_name(f"{folder.name}_writing")
+        shutil.rmtree(written, ignore_errors=True)
+        (written / "data").mkdir(parents=True)
+        for name, rows in splits.items():
+            rows.to_parquet(written / "data" / f"{name}-00000-of-00001.parquet")
+        written.rename(folder)
+    return str(folder)
+
+
+@dataclass
+class Finetuning:
+    """The fine-tunings of an experiment.
+
+    For each layer-wise decay, an arm has the rate that is best on a part of the training ground that neither its
+    pretraining nor its fine-tuning saw: backbones are pretrained for that on the rest. With it, and the masks of each
+    share of the windows, the backbone of each seed is fine-tuned. The last checkpoint is scored, once, on the test.
+    """
+
+    plan: FinetuningPlan
+    splits: DatasetDict
+
+    def scores(self, experiment: Experiment, arm: str, seed: int, folder: Path) -> dict:
+        """By layer-wise decay and share of the labels, both in percent, the IoU of the trees; and the `rates`."""
+        rates = experiment.tuning(arm, lambda: self.tune(experiment, arm))["chosen"]
+        found = {"rates": rates}
+        for decay in self.plan.layer_decays:
+            of_decay = found[key("layer_decay", decay)] = {}
+            for share in self.plan.label_shares:
+                rows = labelled_rows(self.splits["train"], share, seed)
+                rate = rates[key("layer_decay", decay)]
+                name = f"{key('labels', share)}_rate_{rate:g}_{key('layer_decay', decay)}"
+                output = folder / "finetuning" / name
+                iou = self.finetune(folder / "backbone", rows, self.splits["test"], seed, rate, decay, output)
+                of_decay[key("labels", share)] = iou
+        return found
+
+    def tune(self, experiment: Experiment, arm: str) -> dict[str, Any]:
+        """The learning rate of an arm that is `chosen` for each layer-wise decay, and all that were `tried`."""
+        plan = self.plan
+        rows, held_out = split_held_out(self.splits["train"], plan.held_out_scene, plan.held_out_top)
+        tuning = experiment.folder / "tuning"
+        folder = tuning / slug(arm)
+        chosen, tried = {}, []
+        with claimed(folder):
+            data = write_splits({"train": rows, "test": held_out, "second_scene": held_out}, tuning / "held_out")
+            experiment.train(arm, plan.seed, folder, dataset_name=data)
+            for decay in plan.layer_decays:
+                of_decay = {}
+                for rate in plan.learning_rates:
+                    output = folder / "finetuning" / f"rate_{rate:g}_{key('layer_decay', decay)}"
+                    start = folder / "backbone"
+                    of_decay[rate] = self.finetune(start, rows, held_out, plan.seed, rate, decay, output)
+                    tried.append({"layer_decay": decay, "learning_rate": rate, "iou": of_decay[rate]})
+                chosen[key("layer_decay", decay)] = max(of_decay, key=of_decay.get)
+        return {"chosen": chosen, "tried": tried}
+
+    def finetune(
+        self, backbone: Path, rows: Dataset, scored: Dataset, seed: int, rate: float, decay: float, output: Path
+    ) -> float:
+        """The IoU of trees on the rows that are scored, of a model that is trained on the masks of `rows`."""
+
+        def run() -> None:
+            data = output / "data"
+            write_train(rows, data / "train")
+            write_test(scored, data / "test")
+            settings = {"output_dir": output, "data_root": data, "seed": seed, "learning_rate": rate}
+            settings |= {"layer_decay": decay, "model_name_or_path": backbone, "num_pictures": 0}
+            options = [str(part) for name, value in settings.items() for part in (f"--{name}", value)]
+            finetune_segmentation.main(["--config", self.plan.config, *options])
+            (output / "model.safetensors").unlink()
+            shutil.rmtree(data)
+
+        iou = once(output, run)["test"][SCORE]
+        logger.info("Rate %g, layer-wise decay %g: IoU of trees %.3f (%s)", rate, decay, iou, output)
+        return iou
+
+
+def key(name: str, share: float) -> str:
+    """As `labels_10` for a tenth of them, so that a measure can name it."""
+    return f"{name}_{round(100 * share)}"

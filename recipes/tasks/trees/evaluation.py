@@ -7,14 +7,16 @@ import matplotlib.pyplot as plt
 import numpy as np
 import torch
 from datasets import Dataset, DatasetDict
+from PIL import Image
 from transformers import set_seed
 
 from modeling_vitp import ViTPForConditionalGeneration, ViTPProcessor
 from modeling_vitp.cards.sections import table
+from modeling_vitp.dense.data import DenseData
 from modeling_vitp.instructions.boxes import Box
 from modeling_vitp.instructions.collator import ViTPDataCollator
 from modeling_vitp.probing.gains import gains_table, load_backbones, measure_gains
-from modeling_vitp.recipes.tasks.trees.looking import losses_with_own_and_other_images
+from modeling_vitp.recipes.data.build_tree_masks import write_test
 from modeling_vitp.training.checkpointing import attempt
 
 from .answers import (
@@ -22,19 +24,24 @@ from .answers import (
     best_constant_box,
     first_box,
     locate_by_map,
+    losses_with_own_and_other_images,
     score_boxes,
     score_counts,
     training_views,
     trees_in,
 )
 from .instructions import COUNT, LOCATE, MAP, format_box, largest, turn, write_map
-from .probe_data import write_probe_data
-from .views import Ground
+from .views import Ground, view_of
 
 SCORED = "test", "second_scene"  # the splits that nothing was trained on
 MAX_ERROR_RATIO = 0.8  # the gate: share of either control's count error that the model may make
 # The gate: more than this over the best of the controls, in AUC of a patch for the probes, in IoU for the box by maps.
 MIN_GAINS = {"linear": 0.02, "nonlinear": 0.02, "grounding": 0.0}
+PROBE_VIEWS = 6  # of a training window
+CLASSES = (
+    {"name": "ground", "value": 0, "color": [120, 100, 60]},
+    {"name": "tree", "value": 1, "color": [0, 160, 0]},
+)
 
 
 def evaluate(
@@ -83,8 +90,8 @@ def evaluate(
 def probe_backbone(datasets: DatasetDict, output_dir: Path, seed: int, device: str | torch.device) -> dict[str, dict]:
     """By split, what is read from `backbone` in the folder of a run, and from its controls; pictures go to `probe`."""
     data = write_probe_data(datasets, output_dir / "probe" / "data", seed)
-    arms = load_backbones(output_dir / "backbone", output_dir / "backbone_at_start", seed, device)
-    return measure_gains(data, "train", *SCORED, backbones=arms, folder=output_dir / "probe")
+    backbones = load_backbones(output_dir / "backbone", output_dir / "backbone_at_start", seed, device)
+    return measure_gains(data, "train", *SCORED, backbones=backbones, folder=output_dir / "probe")
 
 
 def describe(metrics: dict) -> str:
@@ -178,3 +185,34 @@ def draw_predictions(
 def outline(axis, box: Box, color: str, width: float):
     left, top, right, bottom = box
     axis.add_patch(plt.Rectangle((left, top), right - left, bottom - top, fill=False, ec=color, lw=width))
+
+
+def write_probe_data(datasets: DatasetDict, folder: Path, seed: int) -> DenseData:
+    """Masks of crowns: for the probes to learn from, views as in training (crops, turned and jittered, no mosaic); and
+    of the ground that nothing was trained on, crops side by side as they are."""
+    write_views(datasets["train"], folder / "train", seed)
+    for split in ("test", "second_scene"):
+        write_test(datasets[split], folder / split)
+    patterns = {"train": "png", "test": "jpg", "second_scene": "jpg"}
+    return DenseData(
+        classes=CLASSES,
+        splits={
+            split: {"image": f"{split}/images/{{name}}.{suffix}", "mask": f"{split}/masks/{{name}}.png"}
+            for split, suffix in patterns.items()
+        },
+        root=str(folder),
+        ignore=[255],
+    )
+
+
+def write_views(rows: Dataset, folder: Path, seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    for name in ("images", "masks"):
+        (folder / name).mkdir(parents=True, exist_ok=True)
+    for index, row in enumerate(rows):
+        ground = Ground.of(row["image"], row["boxes"])
+        for number in range(PROBE_VIEWS):
+            view = view_of(ground, 1, rng).jittered(rng)
+            name = f"{index:06d}_{number}"  # files are found by name, in its order
+            view.image.save(folder / "images" / f"{name}.png")
+            Image.fromarray(view.crowns.astype(np.uint8)).save(folder / "masks" / f"{name}.png")

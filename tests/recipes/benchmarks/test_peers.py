@@ -8,10 +8,10 @@ from safetensors.torch import load_file, save_file
 
 from modeling_vitp.convert.tensor_files import SINGLE_FILE
 from modeling_vitp.dense.prediction import sliding_window
+from modeling_vitp.recipes.benchmarks import comparison as peers
 from modeling_vitp.recipes.benchmarks.benchmark_peers import main
+from modeling_vitp.recipes.benchmarks.comparison import HEADER, Comparison, rows_of, take_turns
 from modeling_vitp.recipes.benchmarks.detection_speed import SHAPES
-from modeling_vitp.recipes.benchmarks.peers import conversion, features, training_step, windows
-from modeling_vitp.recipes.benchmarks.peers.turns import HEADER, Comparison, rows_of, take_turns
 
 TINY = {"hidden_size": 64, "num_hidden_layers": 4, "num_attention_heads": 4, "intermediate_size": 128}
 HEAD = {"hidden_size": 16, "auxiliary_channels": 16}
@@ -24,7 +24,7 @@ def tiny(monkeypatch):
 
 def test_timm_and_the_plain_layers_give_our_features():
     pytest.importorskip("timm")
-    comparison = features.features("vit_s", torch.float32, image_size=56)
+    comparison = peers.features("vit_s", torch.float32, image_size=56)
     ours, *others = (call() for call in comparison.calls.values())
     assert ours.shape == (1, 17, 64) and ours.std() > 0.1 and len(others) == 2
     for other in others:
@@ -37,12 +37,12 @@ def test_timm_and_the_plain_layers_give_our_features():
 def test_the_windows_of_monai_are_ours(tmp_path):
     pytest.importorskip("monai")
     scene = torch.randn(1, 3, 128, 160)
-    model = windows.build_model("vit_s", 64, torch.float32)
+    model = peers.build_model("vit_s", 64, torch.float32)
     with torch.inference_mode():
         ours = sliding_window(lambda pixels: model(pixels).logits, scene, 64, 48)
-        theirs = windows.monai_windows(lambda pixels: model(pixels).logits, 64, 48)(scene)
+        theirs = peers.monai_windows(lambda pixels: model(pixels).logits, 64, 48)(scene)
     torch.testing.assert_close(theirs, ours, rtol=1e-4, atol=1e-5)
-    comparison = windows.windows("vit_s", torch.float32, tmp_path, size=(128, 160), window=64)
+    comparison = peers.windows("vit_s", torch.float32, tmp_path, size=(128, 160), window=64)
     results = {name: call() for name, call in comparison.calls.items()}
     comparison.check(results)
     assert all(path.suffix == ".tif" for path in results.values()) and len(set(results.values())) == len(results) > 1
@@ -52,16 +52,15 @@ def test_the_windows_of_monai_are_ours(tmp_path):
 
 def windows_of_noise(folder):
     path = folder / "noise.tif"
-    windows.write_scene(path, 128, 160)
+    peers.write_scene(path, 128, 160)
     return path
 
 
 def test_a_peer_that_is_not_here_has_a_row_that_says_what_to_install(tmp_path, monkeypatch):
-    monkeypatch.setattr(windows, "find_spec", lambda name: None)
-    monkeypatch.setattr(features, "find_spec", lambda name: None)
+    monkeypatch.setattr(peers, "find_spec", lambda name: None)
     for comparison, package in (
-        (windows.windows("vit_s", torch.float32, tmp_path, size=(64, 96), window=64), "terratorch"),
-        (features.features("vit_s", torch.float32, image_size=56), "timm"),
+        (peers.windows("vit_s", torch.float32, tmp_path, size=(64, 96), window=64), "terratorch"),
+        (peers.features("vit_s", torch.float32, image_size=56), "timm"),
     ):
         rows = rows_of(comparison, dict.fromkeys(comparison.calls, [(1.0, 1.0)]))
         assert rows[-1][1] == f"not here: pip install {package}" and all(len(row) == len(HEADER) for row in rows)
@@ -69,26 +68,26 @@ def test_a_peer_that_is_not_here_has_a_row_that_says_what_to_install(tmp_path, m
 
 def test_a_step_of_transformers_upernet_on_our_backbone_has_our_losses():
     adapter = {"deformable_heads": 4, "spatial_prior_channels": 8}
-    comparison = training_step.training_step("vit_s", torch.float32, adapter=adapter, **HEAD)
+    comparison = peers.training_step("vit_s", torch.float32, adapter=adapter, **HEAD)
     calls = comparison.calls
     for _ in range(2):
-        ours, same = calls[training_step.OURS](), calls[training_step.SAME]()
+        ours, same = calls[peers.OURS](), calls[peers.SAME]()
         torch.testing.assert_close(same, ours, rtol=1e-4, atol=0)
     first = {name: call() for name, call in calls.items()}
     comparison.check(first)
-    assert list(first)[0] == training_step.OURS and first[training_step.OURS] != ours  # it trains
+    assert list(first)[0] == peers.OURS and first[peers.OURS] != ours  # it trains
     with pytest.raises(AssertionError, match="losses"):
-        comparison.check(first | {training_step.SAME: 1.01 * ours})
+        comparison.check(first | {peers.SAME: 1.01 * ours})
 
 
 def test_dinov2_is_as_large_as_our_vit():
-    ours, theirs = features.build_vit("vit_s", 224, torch.float32), training_step.on_dinov2("vit_s", 224, **HEAD)
+    ours, theirs = peers.build_vit("vit_s", 224, torch.float32), peers.on_dinov2("vit_s", 224, **HEAD)
     sizes = [sum(part.numel() for part in module.parameters()) for module in (ours, theirs.backbone)]
     assert sizes[1] == sizes[0] + 3 * 64  # DINOv2 has a token of masks and a norm more
 
 
 def test_a_converted_checkpoint_has_the_bytes_of_the_copy(tmp_path):
-    comparison = conversion.conversion("vit_s", torch.float32, tmp_path)
+    comparison = peers.conversion("vit_s", torch.float32, tmp_path)
     results = {name: call() for name, call in comparison.calls.items()}
     comparison.check(results)
     ours, copy = results.values()

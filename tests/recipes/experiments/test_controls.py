@@ -10,9 +10,7 @@ from transformers import set_seed
 
 from modeling_vitp.instructions.collator import STEP, ViTPDataCollator
 from modeling_vitp.instructions.rows import sample_texts
-from modeling_vitp.recipes.experiments.controls import Encoding
-from modeling_vitp.recipes.experiments.objectives import MaskedAutoencoder, PatchClassifier
-from modeling_vitp.recipes.experiments.view_trainer import Views
+from modeling_vitp.recipes.experiments.controls import Encoding, MaskedAutoencoder, PatchClassifier, Views
 from modeling_vitp.recipes.tasks.trees.instructions import TreeInstructions, repeat
 from modeling_vitp.training.batching import EpochBatchSampler, StepSampler
 from modeling_vitp.training.loading import start_from_scratch

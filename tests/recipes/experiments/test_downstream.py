@@ -15,7 +15,7 @@ from modeling_vitp.recipes.experiments import experiment
 from modeling_vitp.recipes.experiments.arguments import ExperimentArguments, slug
 from modeling_vitp.recipes.experiments.variants import Experiment
 from modeling_vitp.recipes.tasks import trees
-from modeling_vitp.recipes.tasks.trees import finetuning as trees_finetuning
+from modeling_vitp.recipes.tasks.trees import downstream
 from modeling_vitp.recipes.tasks.trees.downstream import Downstream
 from modeling_vitp.training.checkpointing import RECORD_NAME
 
@@ -68,7 +68,7 @@ class Finetunings:
         best = RATES[(len(arm) + (decay < 1)) % 3]
         (output / "model.safetensors").touch()
         iou = 0.5 + 0.1 * (rate == best)
-        (output / "metrics.json").write_text(json.dumps({"test": {trees_finetuning.SCORE: iou}}))
+        (output / "metrics.json").write_text(json.dumps({"test": {downstream.SCORE: iou}}))
         return 0
 
 
@@ -83,7 +83,7 @@ def finished(tmp_path_factory):
         texts = ["How many trees are there?", "Map the trees."]  # others than those of the controls, which have none
         patch.setattr("modeling_vitp.instructions.rows.sample_texts", lambda *args: texts)
         patch.setattr("modeling_vitp.recipes.experiments.controls.probe_backbone", lambda *args: {})
-        patch.setattr(trees_finetuning.finetune_segmentation, "main", finetunings)
+        patch.setattr(downstream.finetune_segmentation, "main", finetunings)
         metrics = Experiment(args, pretrain.main, Downstream(args)).run()
         again = Experiment(args, None, Downstream(args)).run()
     assert again == metrics
@@ -158,8 +158,8 @@ def test_the_whole_experiment_runs_and_is_told_in_a_table(tmp_path, capsys, monk
     plan = plan_in(tmp_path, arms=arms, corruption_severities=[5])
     plan["finetuning"] |= {"learning_rates": [1e-3]}
     plan["measures"] |= {"corrupted": "corruptions.linear.patch_auc.relative"}
-    monkeypatch.setattr("modeling_vitp.recipes.tasks.trees.probe_data.VIEWS_PER_WINDOW", 1)
-    monkeypatch.setattr("modeling_vitp.recipes.tasks.trees.downstream.VIEWS_PER_WINDOW", 1)
+    monkeypatch.setattr("modeling_vitp.recipes.tasks.trees.evaluation.PROBE_VIEWS", 1)
+    monkeypatch.setattr("modeling_vitp.recipes.tasks.trees.downstream.PROBE_VIEWS", 1)
     (tmp_path / "plan.yaml").write_text(yaml.safe_dump(plan, sort_keys=False))
     assert experiment.main(["--config", str(tmp_path / "plan.yaml")]) == 0
     shown = capsys.readouterr().out

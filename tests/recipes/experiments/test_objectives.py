@@ -5,7 +5,7 @@ import torch
 from torch.nn import functional as F
 
 from modeling_vitp import ViTPVisionConfig, ViTPVisionModel
-from modeling_vitp.recipes.experiments.objectives import MaskedAutoencoder, PatchClassifier
+from modeling_vitp.recipes.experiments.controls import MaskedAutoencoder, PatchClassifier
 
 PATCH, SIDE = 4, 6
 

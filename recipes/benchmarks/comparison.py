@@ -1,0 +1,399 @@
+"""Comparisons with other libraries, in turn on the same input and weights.
+
+Features of a ViT, windows of a large image, a step of fine-tuning, and conversion.
+"""
+
+import copy
+import functools
+import itertools
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import rasterio
+import torch
+from rasterio.transform import from_origin
+from safetensors.torch import load_file, save_file
+from torch import nn
+from torch.nn import functional as F
+from transformers import Dinov2Config, UperNetConfig, UperNetForSemanticSegmentation
+
+from modeling_vitp.configuration_vitp import ViTPVisionConfig
+from modeling_vitp.convert.checkpoint import convert_checkpoint
+from modeling_vitp.convert.keys import VISION_TOWER, place
+from modeling_vitp.convert.tensor_files import SINGLE_FILE
+from modeling_vitp.dense.prediction import BLOCK, predict_large
+from modeling_vitp.image_processing_vitp_dense import ViTPSegmentationImageProcessor
+from modeling_vitp.modeling_vitp import ViTPVisionModel
+from modeling_vitp.modeling_vitp_dense import ViTPForSemanticSegmentation
+from modeling_vitp.recipes.benchmarks.detection_speed import SHAPES, device_here
+
+HEADER = ["", "runs", "s: min", "median", "max", "of ViTP's", "CPU time, s", "of ViTP's"]
+PATCH = 14
+OF_TIMM = (  # original name -> timm's
+    ("embeddings.class_embedding", "cls_token"),
+    ("embeddings.position_embedding", "pos_embed"),
+    ("embeddings.patch_embedding", "patch_embed.proj"),
+    ("encoder.layers.", "blocks."),
+    (".ls1", ".ls1.gamma"),
+    (".ls2", ".ls2.gamma"),
+)
+WINDOW_BATCH = 4
+PROFILE = {"driver": "GTiff", "dtype": "uint8", "tiled": True, "blockxsize": BLOCK, "blockysize": BLOCK}
+PROFILE |= {"compress": "deflate", "transform": from_origin(500000, 4000000, 1, 1)}
+NUM_LABELS, STEP_BATCH = 7, 2  # batch norm of pooled maps needs two images
+OURS, SAME = "ViTP, UPerNet on ViT-Adapter", "transformers' UPerNet on the same ViT-Adapter"
+PYRAMID, DINOV2 = "ViTP, UPerNet on the feature pyramid", "transformers' UPerNet on DINOv2"
+
+
+@dataclass
+class Comparison:
+    """One piece of work, done by us and by others.
+
+    Args:
+        what: is done, on what input.
+        calls: that do it, by name; ours is the first.
+        check: is given the calls' results by name, and raises an `AssertionError` if they are not the same.
+        absent: names of peers that cannot be called here, and the packages that they need.
+    """
+
+    what: str
+    calls: dict[str, Callable[[], Any]]
+    check: Callable[[dict[str, Any]], None]
+    absent: dict[str, str] = field(default_factory=dict)
+
+
+def take_turns(comparison: Comparison, runs: int) -> dict[str, list[tuple[float, float]]]:
+    """Seconds by the clock and of this process's CPU, of each call `runs` times, one call after the other in each turn.
+
+    There is a turn before, which is not timed, of which the results are checked.
+    """
+    comparison.check({name: call() for name, call in comparison.calls.items()})
+    seconds = {name: [] for name in comparison.calls}
+    for _ in range(runs):
+        for name, call in comparison.calls.items():
+            start, start_of_cpu = time.perf_counter(), time.process_time()
+            result = call()
+            if torch.cuda.is_available():
+                torch.cuda.synchronize()
+            seconds[name].append((time.perf_counter() - start, time.process_time() - start_of_cpu))
+            del result
+    return seconds
+
+
+def rows_of(comparison: Comparison, seconds: dict[str, list[tuple[float, float]]]) -> list[list[str]]:
+    """A row of [`HEADER`] for each call and for each peer that is not here."""
+    rows, first = [], None
+    for name, turns in seconds.items():
+        clock, cpu = zip(*turns)
+        medians = statistics.median(clock), statistics.median(cpu)
+        first = first or medians
+        ratios = [f"{mine / ours:.2f}" for mine, ours in zip(medians, first)]
+        numbers = [f"{value:.3g}" for value in (min(clock), medians[0], max(clock))]
+        rows.append([name, len(turns), *numbers, ratios[0], f"{medians[1]:.3g}", ratios[1]])
+    for name, package in comparison.absent.items():
+        rows.append([name, f"not here: pip install {package}", *[""] * (len(HEADER) - 2)])
+    return rows
+
+
+def build_vit(shape: str, image_size: int, dtype: torch.dtype) -> ViTPVisionModel:
+    """A ViT as InternViT, with random weights and layer scale, on the accelerator if there is one."""
+    torch.manual_seed(0)
+    config = ViTPVisionConfig(**SHAPES[shape], image_size=[image_size] * 2, patch_size=[PATCH] * 2, attention_bias=True)
+    return ViTPVisionModel(config).to(device_here(), dtype).eval()
+
+
+def original_weights(vit: ViTPVisionModel) -> dict[str, torch.Tensor]:
+    """The weights under the names of InternViT's own code, with queries, keys and values in one."""
+    found = {}
+    for name, tensor in vit.state_dict().items():
+        key, part, _ = place(VISION_TOWER + name, "original_vision")
+        found.setdefault(key, {})[part] = tensor
+    return {key: torch.cat([parts[part] for part in sorted(parts)]) for key, parts in found.items()}
+
+
+def timm_vit(vit: ViTPVisionModel) -> nn.Module:
+    """timm's ViT of the same shape, with the same weights."""
+    from timm.models.vision_transformer import VisionTransformer
+
+    config = vit.config
+    peer = VisionTransformer(
+        img_size=config.image_size[0],
+        patch_size=PATCH,
+        embed_dim=config.hidden_size,
+        depth=config.num_hidden_layers,
+        num_heads=config.num_attention_heads,
+        mlp_ratio=config.intermediate_size / config.hidden_size,
+        init_values=config.layer_scale_init_value,
+        num_classes=0,
+        global_pool="",
+        final_norm=False,
+    )
+    weights = {}
+    for key, tensor in original_weights(vit).items():
+        for theirs, name in OF_TIMM:
+            key = key.replace(theirs, name)
+        weights[key] = tensor
+    peer.load_state_dict(weights)
+    return peer.to(vit.device, vit.dtype).eval()
+
+
+def plain_features(pixels: torch.Tensor, weights: dict[str, torch.Tensor], num_heads: int, depth: int, eps: float):
+    """The ViT's last hidden states, in the arithmetic of InternViT's own code without FlashAttention.
+
+    Args:
+        pixels: `(batch, channels, height, width)`, of the size of the table of positions.
+        weights: [`original_weights`].
+
+    Returns:
+        `(batch, 1 + patches, hidden_size)`.
+    """
+
+    def of(name: str) -> tuple[torch.Tensor, torch.Tensor]:
+        return weights[f"{name}.weight"], weights[f"{name}.bias"]
+
+    def normed(states: torch.Tensor, name: str) -> torch.Tensor:
+        return F.layer_norm(states, states.shape[-1:], *of(name), eps)
+
+    patches = F.conv2d(pixels, *of("embeddings.patch_embedding"), stride=PATCH).flatten(2).transpose(1, 2)
+    first = weights["embeddings.class_embedding"].expand(len(pixels), -1, -1)
+    states = torch.cat([first, patches], 1) + weights["embeddings.position_embedding"]
+    for index in range(depth):
+        layer = f"encoder.layers.{index}"
+        fused = F.linear(normed(states, f"{layer}.norm1"), *of(f"{layer}.attn.qkv"))
+        queries, keys, values = fused.unflatten(-1, (3, num_heads, -1)).permute(2, 0, 3, 1, 4)
+        scores = (queries * queries.shape[-1] ** -0.5) @ keys.transpose(-2, -1)
+        attended = (scores.softmax(-1) @ values).transpose(1, 2).flatten(2)
+        states = states + F.linear(attended, *of(f"{layer}.attn.proj")) * weights[f"{layer}.ls1"]
+        hidden = F.gelu(F.linear(normed(states, f"{layer}.norm2"), *of(f"{layer}.mlp.fc1")))
+        states = states + F.linear(hidden, *of(f"{layer}.mlp.fc2")) * weights[f"{layer}.ls2"]
+    return states
+
+
+def features(shape: str, dtype: torch.dtype, image_size: int = 448) -> Comparison:
+    """Features of one image.
+
+    Args:
+        shape: one of [`~modeling_vitp.recipes.benchmarks.detection_speed.SHAPES`].
+        image_size: side in pixels, a multiple of 14.
+    """
+    vit = build_vit(shape, image_size, dtype)
+    config, weights = vit.config, original_weights(vit)
+    pixels = torch.randn(1, 3, image_size, image_size, generator=torch.Generator().manual_seed(0)).to(vit.device, dtype)
+    plain = functools.partial(
+        plain_features, pixels, weights, config.num_attention_heads, config.num_hidden_layers, config.layer_norm_eps
+    )
+    calls = {"ViTP, ViTPVisionModel": lambda: vit(pixels).last_hidden_state}
+    absent = {}
+    if find_spec("timm"):
+        peer = timm_vit(vit)
+        calls["timm, VisionTransformer"] = lambda: peer.forward_features(pixels)
+    else:
+        absent["timm, VisionTransformer"] = "timm"
+    calls["the original's layers, plainly"] = plain
+
+    def check(results: dict[str, torch.Tensor]) -> None:
+        ours, *others = results.values()
+        for other in others:
+            apart = (other - ours).float().abs().max() / ours.float().abs().max()
+            assert apart < (1e-5 if dtype == torch.float32 else 5e-2), (
+                f"features are apart by {apart:.1e} of the largest"
+            )
+
+    calls = {name: torch.inference_mode()(call) for name, call in calls.items()}
+    return Comparison(f"features of an image of {image_size}²", calls, check, absent)
+
+
+def build_model(shape: str, window: int, dtype: torch.dtype) -> ViTPForSemanticSegmentation:
+    """A model with a narrow head, so that what is around the model counts."""
+    vit = build_vit(shape, 448, torch.float32)
+    narrow = {"hidden_size": 64, "use_auxiliary_head": False, "num_labels": 7}
+    model = ViTPForSemanticSegmentation.from_backbone(
+        vit, "pyramid", image_size=window, backbone_kwargs={"pyramid_channels": 64}, **narrow
+    )
+    return model.to(vit.device, dtype).eval()
+
+
+def write_scene(path: Path, height: int, width: int) -> None:
+    """A GeoTIFF of waves of several lengths and noise."""
+    random = np.random.default_rng(0)
+    rows, columns = np.mgrid[:height, :width]
+    waves = [np.sin(rows / length) + np.cos(columns / length) for length in (9, 23, 57)]
+    pixels = 40 * (np.stack(waves) + 2) + random.integers(0, 96, (3, height, width))
+    with rasterio.open(path, "w", **PROFILE, count=3, height=height, width=width) as file:
+        file.write(pixels.astype(np.uint8))
+
+
+def windows(
+    shape: str, dtype: torch.dtype, folder: Path, size: tuple[int, int] = (640, 832), window: int = 256
+) -> Comparison:
+    """Windows that overlap by a quarter, whose logits are averaged with equal weights.
+
+    Args:
+        shape: of the ViT, one of [`~modeling_vitp.recipes.benchmarks.detection_speed.SHAPES`].
+        folder: for the image and the maps.
+        size: height and width of the image.
+        window: side of a window, a multiple of 32.
+    """
+    model, processor = build_model(shape, window, dtype), ViTPSegmentationImageProcessor()
+    image, stride, numbers = folder / "scene.tif", window - window // 4, itertools.count()
+    write_scene(image, *size)
+
+    def forward(pixels: torch.Tensor) -> torch.Tensor:
+        return model(pixels.to(model.device, model.dtype)).logits.float()
+
+    def ours() -> Path:
+        target = folder / f"{next(numbers)}.tif"
+        settings = {"window": window, "stride": stride, "batch_size": WINDOW_BATCH}
+        predict_large(model, processor, image, target, **settings)
+        return target
+
+    def whole(infer: Callable[[torch.Tensor], torch.Tensor]) -> Callable[[], Path]:
+        """With the image and its logits in memory."""
+
+        @torch.inference_mode()
+        def call() -> Path:
+            target = folder / f"{next(numbers)}.tif"
+            with rasterio.open(image) as file:
+                pixels = torch.from_numpy(file.read())
+            options = {"do_resize": False, "input_data_format": "channels_first", "return_tensors": "pt"}
+            logits = infer(processor(pixels, **options).pixel_values)
+            with rasterio.open(target, "w", **PROFILE, count=1, height=size[0], width=size[1]) as file:
+                file.write(logits.argmax(1).to(torch.uint8).cpu().numpy())
+            return target
+
+        return call
+
+    calls = {"ViTP, predict_large": ours}
+    peers = {
+        "MONAI, sliding_window_inference": ("monai", lambda: monai_windows(forward, window, stride)),
+        "TerraTorch, tiled_inference": ("terratorch", lambda: terratorch_windows(forward, window, stride)),
+    }
+    absent = {name: package for name, (package, _) in peers.items() if not find_spec(package)}
+    calls |= {name: whole(infer()) for name, (_, infer) in peers.items() if name not in absent}
+
+    def check(results: dict[str, Path]) -> None:
+        maps = [rasterio.open(path).read(1) for path in results.values()]
+        assert len(np.unique(maps[0])) > 1, "the map has one class alone, which any windows would give"
+        for other in maps[1:]:
+            # Sums of other order round otherwise, which turns a class where two are alike.
+            assert (other != maps[0]).mean() < (1e-4 if dtype == torch.float32 else 1e-2), "the maps differ"
+
+    return Comparison(f"classes of an image of {size[0]} x {size[1]}, windows of {window}²", calls, check, absent)
+
+
+def monai_windows(forward: Callable, window: int, stride: int) -> Callable[[torch.Tensor], torch.Tensor]:
+    from monai.inferers import sliding_window_inference
+
+    overlap = (window - stride) / window
+    return lambda pixels: sliding_window_inference(pixels, (window, window), WINDOW_BATCH, forward, overlap)
+
+
+def terratorch_windows(forward: Callable, window: int, stride: int) -> Callable[[torch.Tensor], torch.Tensor]:
+    from terratorch.tasks.tiled_inference import tiled_inference
+
+    equal = {"delta": 0, "blend_overlaps": False, "padding": False}
+    return lambda pixels: tiled_inference(forward, pixels, crop=window, stride=stride, batch_size=WINDOW_BATCH, **equal)
+
+
+def on_dinov2(shape: str, image_size: int, **head) -> UperNetForSemanticSegmentation:
+    """DINOv2 has one map, at the stride of its patches of 14 pixels, for each of four layers."""
+    settings = dict(SHAPES[shape])
+    settings["mlp_ratio"] = settings.pop("intermediate_size") // settings["hidden_size"]
+    depth = settings["num_hidden_layers"]
+    stages = [f"stage{depth * part // 4}" for part in (1, 2, 3, 4)]
+    backbone = Dinov2Config(**settings, image_size=image_size, patch_size=14, out_features=stages)
+    return UperNetForSemanticSegmentation(UperNetConfig(backbone_config=backbone, num_labels=NUM_LABELS, **head))
+
+
+def on_same(model: ViTPForSemanticSegmentation, **head) -> UperNetForSemanticSegmentation:
+    """transformers' model with the backbone, the heads and the weights of ours."""
+    peer = UperNetForSemanticSegmentation(UperNetConfig(num_labels=NUM_LABELS, **head))
+    peer.backbone = copy.deepcopy(model.backbone)
+    peer.decode_head, peer.auxiliary_head = copy.deepcopy(model.decode_head), copy.deepcopy(model.auxiliary_head)
+    return peer
+
+
+def training_step(
+    shape: str, dtype: torch.dtype, image_size: int = 224, adapter: dict | None = None, **head
+) -> Comparison:
+    """Forward, backward and AdamW on two images; in bfloat16 by autocast, as in training.
+
+    Args:
+        shape: of the ViT, one of [`~modeling_vitp.recipes.benchmarks.detection_speed.SHAPES`].
+        image_size: side in pixels, a multiple of 224.
+        adapter, head: settings of the ViT-Adapter and of UPerNet.
+    """
+    device, vit = device_here(), build_vit(shape, image_size, torch.float32)
+    ours = ViTPForSemanticSegmentation.from_backbone(
+        vit, image_size=image_size, backbone_kwargs=adapter, num_labels=NUM_LABELS, **head
+    )
+    models = {
+        OURS: ours,
+        SAME: on_same(ours, **head),
+        PYRAMID: ViTPForSemanticSegmentation.from_backbone(
+            vit, "pyramid", image_size=image_size, num_labels=NUM_LABELS, **head
+        ),
+        DINOV2: on_dinov2(shape, image_size, **head),
+    }
+    draws = torch.Generator().manual_seed(0)
+    pixels = torch.randn(STEP_BATCH, 3, image_size, image_size, generator=draws).to(device)
+    labels = torch.randint(NUM_LABELS, (STEP_BATCH, image_size, image_size), generator=draws).to(device)
+
+    def step_of(model: torch.nn.Module):
+        model = model.to(device).train()
+        optimizer = torch.optim.AdamW([part for part in model.parameters() if part.requires_grad], lr=1e-5, fused=True)
+
+        def step() -> torch.Tensor:
+            with torch.autocast(device.type, dtype=torch.bfloat16, enabled=dtype == torch.bfloat16):
+                loss = model(pixel_values=pixels, labels=labels).loss
+            loss.backward()
+            optimizer.step()
+            optimizer.zero_grad()
+            return loss.detach()
+
+        return step
+
+    def check(results: dict[str, torch.Tensor]) -> None:
+        tolerance = 1e-5 if dtype == torch.float32 else 1e-2  # ours are summed in float32
+        assert abs(results[SAME] - results[OURS]) < tolerance * results[OURS], "the losses of the same model differ"
+
+    calls = {name: step_of(model) for name, model in models.items()}
+    return Comparison(f"a step on {STEP_BATCH} images of {image_size}²", calls, check)
+
+
+def conversion(shape: str, dtype: torch.dtype, folder: Path) -> Comparison:
+    """A ViT of InternViT's own naming to ours: queries, keys and values, which are one tensor there, are three here.
+
+    Args:
+        shape: one of [`~modeling_vitp.recipes.benchmarks.detection_speed.SHAPES`].
+        folder: for the checkpoints.
+    """
+    vit, ours, source = build_vit(shape, 448, dtype).cpu(), folder / "vit", folder / "original"
+    vit.save_pretrained(ours)
+    convert_checkpoint(ours, source, "original", license="apache-2.0")
+    size, numbers = (source / SINGLE_FILE).stat().st_size, itertools.count()
+
+    def converted() -> Path:
+        return convert_checkpoint(source, folder / f"converted{next(numbers)}") / SINGLE_FILE
+
+    def copied() -> Path:
+        target = folder / f"copied{next(numbers)}" / SINGLE_FILE
+        target.parent.mkdir()
+        save_file(load_file(source / SINGLE_FILE), target, {"format": "pt"})
+        return target
+
+    def check(results: dict[str, Path]) -> None:
+        new, same = map(load_file, results.values())
+        for name, tensor in new.items():
+            key, part, parts = place(VISION_TOWER + name, "original_vision")
+            assert torch.equal(tensor, same[key].chunk(parts)[part] if parts > 1 else same[key]), f"{name} differs"
+        assert sum(map(torch.numel, new.values())) == sum(map(torch.numel, same.values())), "tensors are missing"
+
+    calls = {"ViTP, convert_checkpoint": converted, "safetensors, load_file and save_file": copied}
+    return Comparison(f"a ViT of {size / 1e6:.0f} MB under other names", calls, check)

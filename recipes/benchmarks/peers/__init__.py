@@ -1,1 +1,0 @@
-"""What is also done by other libraries, in turn with them on the same input and weights."""
