@@ -1,17 +1,23 @@
+"""A pretraining of any data ends with what is read from its backbone on masks of the user's."""
+
 import json
 import logging
 
+import dense_data
 import numpy as np
 import pytest
+import torch
 import yaml
 from datasets import Dataset, Features, Image, List, Value
 from paths import AERIAL_TREES
 from pictures import write_bands
-from tiny_models import FROM_SCRATCH, TEXT, VISION
+from row_formats import FORMATS
+from tiny_models import FROM_SCRATCH
 from transformers import AutoImageProcessor, AutoModel
 
-from modeling_vitp import ViTPForConditionalGeneration, ViTPProcessor
+from modeling_vitp import ViTPForConditionalGeneration, ViTPProcessor, ViTPVisionModel
 from modeling_vitp.recipes import pretrain
+from modeling_vitp.recipes.pretrain import main
 
 
 def run(folder, **settings):
@@ -104,25 +110,6 @@ def test_a_run_that_misses_the_gate_says_so_and_fails(tmp_path, capsys):
     assert 'AutoModel.from_pretrained("' in output.out
 
 
-@pytest.mark.parametrize(
-    ("settings", "message"),
-    [
-        ({"dataset_name": None}, "either dataset_name or mixture"),
-        ({"dataset_name": None, "mixture": {"sources": []}, "task": "trees"}, "with a mixture there is none"),
-        ({"from_scratch": None}, "either model_name_or_path or from_scratch"),
-        ({"model_name_or_path": "somewhere"}, "either model_name_or_path or from_scratch"),
-        ({"from_scratch": {"vision_config": VISION, "text_config": TEXT}}, "there is no vocab_size, and"),
-        ({"from_scratch": {**FROM_SCRATCH, "vocab": 3}}, "there is no 'vocab'; did you mean 'vocab_size'"),
-        ({"vrl_drop_rate": 0.5}, "vrl_drop_rate"),
-        ({"vrl_drop_ratio": 1.0}, r"vrl_drop_ratio=1.0 is not in \[0, 1\)"),
-        ({"dataset_train_split": "training"}, "no split 'training', only"),
-    ],
-)
-def test_mistakes_in_the_configuration_are_named(data_folder, tmp_path, settings, message):
-    with pytest.raises(ValueError, match=message):
-        run(tmp_path, **{"dataset_name": str(data_folder), **settings})
-
-
 @pytest.mark.slow
 def test_rows_of_radar_images_train_a_model_of_two_bands_and_its_backbone(tmp_path):
     names, rows = ["VV", "VH"], []
@@ -165,3 +152,103 @@ def test_rows_of_radar_images_train_a_model_of_two_bands_and_its_backbone(tmp_pa
     write_bands(path, array[[0, 1, 1]])
     with pytest.raises(ValueError, match=r"the model takes 2 bands \(VV, VH\), but the image has 3"):
         run(tmp_path, **settings, **start | {"output_dir": str(tmp_path / "y")})
+
+
+VISION = {**dense_data.TINY, "image_size": [64, 64], "initializer_range": 0.2}
+TEXT = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "num_key_value_heads": 2}
+
+
+@pytest.fixture
+def arguments(tmp_path):
+    rng = np.random.default_rng(0)
+    pictures = [rng.integers(0, 256, (64, 64, 3), dtype=np.uint8) for _ in range(4)]
+    turns = [{"role": "user", "content": "What is it?"}, {"role": "assistant", "content": "noise"}]
+    features = Features({"image": Image(), "messages": List({"role": Value("string"), "content": Value("string")})})
+    (tmp_path / "rows").mkdir()
+    rows = Dataset.from_dict({"image": pictures, "messages": [turns] * 4}, features=features)
+    rows.to_parquet(tmp_path / "rows" / "train.parquet")
+    dense_data.make_loveda(tmp_path / "masks", size=64)
+    scratch = {"vocab_size": 300, "vision_config": VISION, "text_config": {**TEXT, "intermediate_size": 32}}
+    options = {"dataset_name": tmp_path / "rows", "from_scratch": json.dumps(scratch), "output_dir": tmp_path / "out"}
+    options |= {"probe_data": "loveda", "probe_root": tmp_path / "masks", "max_steps": 2, "learning_rate": 1e-2}
+    options |= {"per_device_train_batch_size": 2, "report_to": "none", "gradient_checkpointing": False, "bf16": False}
+    options["watch_samples"] = 0
+    return [str(word) for name, value in options.items() for word in (f"--{name}", value)]
+
+
+def test_the_backbone_is_held_against_its_start(arguments, tmp_path, capsys):
+    assert main([*arguments, "--probe_splits", "train", "val"]) == 0
+    out = tmp_path / "out"
+    measured = json.loads((out / "metrics.json").read_text())["probe"]
+    assert set(measured["scores"]) == {"backbone", "at the start", "random weights", "pixels of a patch"}
+    assert "| at the start |" in capsys.readouterr().out
+    assert (out / "probe" / "val.png").is_file()
+    trained, start = (AutoModel.from_pretrained(out / name).state_dict() for name in ("backbone", "backbone_at_start"))
+    assert trained.keys() == start.keys()
+    assert not torch.equal(trained["encoder.layer.0.mlp.fc1.weight"], start["encoder.layer.0.mlp.fc1.weight"])
+
+
+def test_a_frozen_vit_has_gained_nothing(arguments, tmp_path):
+    main([*arguments, "--probe_splits", "train", "val", "--freeze_vision", "true"])
+    gains = json.loads((tmp_path / "out" / "metrics.json").read_text())["probe"]["gains"]
+    assert gains["linear"]["at the start"] == gains["nonlinear"]["at the start"] == 0
+
+
+@pytest.mark.slow
+def test_a_run_that_goes_on_keeps_the_start_that_it_began_with(arguments, tmp_path):
+    arguments += ["--probe_splits", "train", "val", "--save_steps", "2", "--lr_scheduler_type", "constant"]
+    main(arguments)
+    began = (tmp_path / "out/backbone_at_start/model.safetensors").read_bytes()
+    main([*arguments, "--max_steps", "4"])
+    assert (tmp_path / "out/backbone_at_start/model.safetensors").read_bytes() == began
+
+
+SLOW = [pytest.param(name, marks=pytest.mark.slow) for name in FORMATS if name != "LLaVA"]
+
+
+@pytest.fixture(scope="module")
+def scenes():
+    """Aerial images of tree crowns."""
+    return [row["image"] for row in Dataset.from_parquet(str(AERIAL_TREES / "test.parquet")).select(range(60))]
+
+
+def train(folder, scenes, name, line):
+    write, _ = FORMATS[name]
+    write(folder / "data", scenes)
+    (folder / "mine.yaml").write_text(line)
+    settings = {
+        "max_steps": 2,
+        "per_device_train_batch_size": 2,
+        "report_to": "none",
+        "bf16": "false",
+        "save_strategy": "no",
+    }
+    words = [word for key, value in settings.items() for word in (f"--{key}", str(value))]
+    words += ["--from_scratch", json.dumps(FROM_SCRATCH), "--output_dir", str(folder / "run")]
+    assert pretrain.main(["--config", str(folder / "mine.yaml"), *words]) == 0
+    backbone = ViTPVisionModel.from_pretrained(folder / "run" / "backbone")
+    assert all(torch.isfinite(weight).all() for weight in backbone.parameters())
+
+
+@pytest.mark.parametrize("name", ["LLaVA", *SLOW])
+def test_a_folder_in_any_format_is_trained_on(tmp_path, scenes, name, capsys):
+    train(tmp_path, scenes, name, f"dataset_name: {tmp_path / 'data'}\n")
+    assert f"reads: {FORMATS[name][1]}, 60 rows, 1 image a row\n" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", FORMATS)
+def test_it_is_so_when_it_is_streamed_too(tmp_path, scenes, name, capsys):
+    train(tmp_path, scenes, name, f"dataset_name: {tmp_path / 'data'}\ndataset_streaming: true\n")
+    assert f"reads: {FORMATS[name][1]}, a stream, 1 image a row\n" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_a_mixture_of_all_formats_is_trained_on(tmp_path, scenes, capsys):
+    for name, (write, _) in FORMATS.items():
+        write(tmp_path / name, scenes[:6])
+    sources = ", ".join(f"{{name: {name}, folder: {name}}}" for name in FORMATS)
+    train(tmp_path, scenes[:6], "LLaVA", f"mixture: {{root: {tmp_path}, sources: [{sources}]}}\n")
+    output = capsys.readouterr().out
+    for name, (_, told) in FORMATS.items():
+        assert f"reads {name}: {told}, 6 rows, 1 image a row\n" in output

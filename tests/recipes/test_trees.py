@@ -1,18 +1,36 @@
+"""The task of counting trees: views, instructions, answers, scores, labels and masks."""
+
+"""Parts of the training ground, and what is held out of it."""
+
 import io
 import re
 
 import numpy as np
 import pytest
 import torch
-from datasets import Dataset, load_dataset
+from datasets import Dataset, Features, List, Value, load_dataset
+from datasets import Image as ImageFeature
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from paths import AERIAL_TREES
 from PIL import Image
 
 from modeling_vitp.instructions.boxes import iou
+from modeling_vitp.instructions.collator import ViTPDataCollator
+from modeling_vitp.recipes.data.build_tree_masks import (
+    REACH,
+    TREE,
+    UNKNOWN,
+    check_apart,
+    places,
+    side_by_side,
+    tree_mask,
+    write_test,
+)
 from modeling_vitp.recipes.tasks.trees import answers as asking
 from modeling_vitp.recipes.tasks.trees import evaluation, instructions, views
+from modeling_vitp.recipes.tasks.trees.downstream import label_subset, labelled_rows, split_held_out, write_splits
+from modeling_vitp.recipes.tasks.trees.answers import losses_with_own_and_other_images
 from modeling_vitp.vrl import keyed_generator
 
 WORDS = {"top left": (0, 0), "top right": (0, 1), "bottom left": (1, 0), "bottom right": (1, 1)}
@@ -481,3 +499,141 @@ def test_answers_are_asked_for_without_dropping(aerial_trees, monkeypatch, model
     assert len(answers) == 3
     assert all("visual_token_indices" not in inputs for inputs in seen)
     assert torch.is_grad_enabled()
+
+
+def test_a_part_of_the_labels_has_its_share_of_windows_and_trees(aerial_trees):
+    trees = [len(boxes) for boxes in aerial_trees["train"]["boxes"]]
+    draws = [label_subset(trees, 0.1, seed) for seed in range(20)]
+    assert draws == [label_subset(trees, 0.1, seed) for seed in range(20)]
+    assert len(set(map(tuple, draws))) > 10
+    for chosen in draws:
+        assert len(set(chosen)) == 2 == len(trees) * 0.1
+        assert 0.08 <= sum(trees[index] for index in chosen) / sum(trees) <= 0.12
+    assert label_subset(trees, 1.0, 3) == list(range(20))
+    assert len(label_subset(trees, 0.05, 0)) == 1
+    for share, message in ((0.0, "not above 0"), (0.05, "no 5% of the windows")):
+        with pytest.raises(ValueError, match=message):
+            label_subset([0, 100] * 10, share, 0)
+
+
+def test_what_is_held_out_is_in_no_window_that_is_left(aerial_trees):
+    rows, held_out = split_held_out(aerial_trees["train"], "yellowstone", 1960)
+    assert held_out["id"][:] == ["yellowstone/0_1960", "yellowstone/392_1960", "yellowstone/777_1960"]
+    assert len(rows) == 14
+    check_apart(rows, held_out)
+    with pytest.raises(ValueError, match="leaves 0 windows"):
+        split_held_out(aerial_trees["second_scene"], "yellowstone_2", 0)
+
+
+def test_a_part_is_written_with_its_images_and_once(aerial_trees, tmp_path):
+    part = {
+        "train": labelled_rows(aerial_trees["train"], 0.1, 2),
+        "second_scene": aerial_trees["test"].select(range(2)),
+    }
+    folder = write_splits(part, tmp_path / "part")
+    assert write_splits({}, tmp_path / "part") == folder
+    read = load_dataset(folder)
+    assert set(read) == set(part)
+    for name, rows in part.items():
+        assert read[name]["id"][:] == rows["id"][:] and read[name]["boxes"][:] == rows["boxes"][:]
+        assert (np.array(read[name][0]["image"]) == np.array(rows[0]["image"])).all()
+
+
+def ground(rows) -> dict[str, set[tuple[int, int]]]:
+    """Pixels that rows show, thinned to every fourth, by scene."""
+    shown = {}
+    for row in rows:
+        width, height = row["image"].size
+        pixels = shown.setdefault(row["scene"], set())
+        for x in range(row["left"], row["left"] + width):
+            if x % 4 == 0:
+                pixels.update((x, y) for y in range(row["top"], row["top"] + height) if y % 4 == 0)
+    return shown
+
+
+def test_masks_equal_a_loop_over_pixels():
+    where, known = (100, 40, 220, 130), (90, 0, 400, 120)
+    boxes = [(80, 30, 110, 60), (150, 90, 161, 99), (210, 100, 260, 140), (0, 0, 20, 20)]
+    mask = tree_mask(where, boxes, known)
+    assert mask.shape == (90, 120) and mask.dtype == np.uint8
+    for y in range(90):
+        for x in range(120):
+            column, row = x + 100, y + 40
+            is_tree = any(x0 <= column < x1 and y0 <= row < y1 for x0, y0, x1, y1 in boxes)
+            distance = min(column - 90, row - 0, 399 - column, 119 - row)
+            assert mask[y, x] == (TREE if is_tree else UNKNOWN if distance < REACH else 0)
+
+
+def test_each_pixel_of_the_test_ground_is_scored_once(aerial_trees, tmp_path):
+    kept = aerial_trees["test"].select(side_by_side(places(aerial_trees["test"])))
+    assert sum(len(pixels) for pixels in ground(kept).values()) == pytest.approx(
+        sum(len(ground([row])["yellowstone"]) for row in kept)
+    )
+    assert len(kept) == 33
+    write_test(aerial_trees["test"], tmp_path)
+    assert len(list((tmp_path / "masks").iterdir())) == 33
+    # A crown whose centre lies in the neighbour is a tree here too.
+    row = next(row for row in kept if row["left"] == 1833 and row["top"] == 448)
+    mask = np.array(Image.open(tmp_path / "masks/yellowstone_1833_448.png"))
+    inside = {(x0 + 1833, y0 + 448, x1 + 1833, y1 + 448) for x0, y0, x1, y1 in row["boxes"]}
+    reaching_in = {
+        (x0 + other["left"] - 1833, y0 + other["top"] - 448, x1 + other["left"] - 1833, y1 + other["top"] - 448)
+        for other in aerial_trees["test"]
+        for x0, y0, x1, y1 in other["boxes"]
+        if (x0 + other["left"], y0 + other["top"], x1 + other["left"], y1 + other["top"]) not in inside
+    }
+    expected = np.zeros((224, 224), dtype=bool)
+    for left, top, right, bottom in {*map(tuple, row["boxes"]), *reaching_in}:
+        expected[max(top, 0) : max(bottom, 0), max(left, 0) : max(right, 0)] = True
+    assert ((mask == TREE) == expected).all() and not (mask == UNKNOWN).any()
+    with pytest.raises(ValueError, match="several scenes"):
+        write_test(aerial_trees["train"], tmp_path)
+
+
+def test_training_on_tested_ground_is_refused(aerial_trees):
+    check_apart(aerial_trees["train"], aerial_trees["test"])
+    with pytest.raises(ValueError, match=r"yellowstone/1609_0 is trained on and shows ground of yellowstone/1609_0"):
+        check_apart(aerial_trees["test"], aerial_trees["test"])
+
+
+def test_the_losses_are_means_over_all_answer_tokens(model, processor, picture_rows):
+    rows = picture_rows
+    collator = ViTPDataCollator(processor)
+    measured = losses_with_own_and_other_images(model, collator, rows, batch_size=2)
+
+    def oracle(shift: int) -> float:
+        total = number = 0
+        for index in range(len(rows)):
+            image = rows[(index + shift) % len(rows)]["image"]
+            batch = collator([{"id": index, "messages": rows[index]["messages"], "image": image}])
+            with torch.no_grad():
+                logits = model.eval()(**{key: value for key, value in batch.items() if key != "labels"}).logits[0, :-1]
+            targets = batch["labels"][0, 1:]
+            for place in torch.nonzero(targets != -100)[:, 0]:
+                total -= logits[place].log_softmax(-1)[targets[place]].item()
+                number += 1
+        return total / number
+
+    assert measured["loss"] == pytest.approx(oracle(0), rel=1e-5)
+    assert measured["loss_swapped_images"] == pytest.approx(oracle(len(rows) // 2), rel=1e-5)
+    assert measured["loss"] != pytest.approx(measured["loss_swapped_images"], rel=1e-6)
+
+
+def test_the_model_is_left_in_the_mode_it_was_in(model, processor, picture_rows):
+    model.train()
+    losses_with_own_and_other_images(model, ViTPDataCollator(processor), picture_rows.select([0, 1]))
+    assert model.training
+
+
+@pytest.fixture
+def picture_rows():
+    rng = np.random.default_rng(0)
+    pictures = [rng.integers(0, 256, (56, 56, 3), dtype=np.uint8) for _ in range(5)]
+    messages = [
+        [{"role": "user", "content": "What is it?"}, {"role": "assistant", "content": "a " + "b " * number}]
+        for number in range(5)
+    ]
+    features = Features(
+        {"image": ImageFeature(), "messages": List({"role": Value("string"), "content": Value("string")})}
+    )
+    return Dataset.from_dict({"image": pictures, "messages": messages}, features=features)

@@ -1,0 +1,163 @@
+"""What people get wrong, each in one line that names the thing, with the right status, soon, and nothing written."""
+
+import json
+import re
+import shlex
+import sys
+import time
+
+import pytest
+import yaml
+from tiny_models import FROM_SCRATCH, TEXT, VISION
+
+from modeling_vitp.__main__ import main
+
+
+def scratch(**more) -> str:
+    return "--from_scratch " + shlex.quote(json.dumps(FROM_SCRATCH | more))
+
+
+PRETRAIN = "pretrain --output_dir out --dataset_name data"
+DETECT = "finetune_detection --config dior_r --output_dir out --model_name_or_path model"
+SEGMENT, CLASSIFY = "finetune_segmentation --config loveda", "finetune_classification --output_dir out"
+START = f"{PRETRAIN} {scratch()}"
+WITHOUT_VOCABULARY = "--from_scratch " + shlex.quote(json.dumps({"vision_config": VISION, "text_config": TEXT}))
+MISTAKES = [  # words, and what the line names
+    # recipes and configurations
+    ("pretran", "'pretran': did you mean 'pretrain'"),
+    ("train_model", "'train_model'"),
+    ("pretrain --config quickstrt", "'quickstrt'.*quickstart"),
+    ("pretrain --config quickstrat", r"did you mean 'quickstart'\? \("),
+    ("pretrain --config zzzz.yaml", r"recipes/configs\. \("),
+    ("pretrain --config brokn", "did you mean 'broken.yaml'"),
+    ("pretrain --config broken.yaml", "expected|mapping|scanning"),
+    ("pretrain --config key.yaml --config key.yaml", "give --config once"),
+    ("pretrain --config", "--config needs a name"),
+    ("finetune_segmentation --config lovda", "'lovda'.*loveda"),
+    ("probe --backbones b --data lovda", "'lovda'.*loveda"),
+    # options and their values
+    (f"{SEGMENT} --batch_size 4", "'batch_size'.*per_device_eval_batch_size or per_device_train_batch_size"),
+    (f"{SEGMENT} --detector d_fine", "'detector'.*vitp finetune_detection.*vitp finetune_segmentation --help_all"),
+    (f"{SEGMENT} --crop 3", "'crop': did you mean 'crop_"),
+    (f"{PRETRAIN} --learning_rat 1", "'learning_rat': did you mean 'learning_rate'"),
+    ("pretrain --config key.yaml", "'max_step': did you mean 'max_st"),
+    ("pretrain --config quickstart word", "'word'"),
+    (f"{PRETRAIN} --max_patches many", "max_patches.*invalid int"),
+    (f"{PRETRAIN} --max_patches -2", "max_patches=-2"),
+    (f"{PRETRAIN} --vrl_drop_ratio 75", "vrl_drop_ratio=75.0"),
+    ("evaluate_robustness --models m --severities 6", r"severities=\[6\]"),
+    (f"{CLASSIFY} --crop_size 3 --data_root empty", "'crop_size'.*vitp finetune_segmentation"),
+    ("export_backbone model", "required: output_dir"),
+    ("probe --dataset_name data", "backbones"),
+    ("convert", "required: source, target .*vitp convert --help"),
+    ("convert empty out --to vit", "--to: invalid choice: 'vit'"),
+    ("make_instructions yolo empty out", "invalid choice: 'yolo'"),
+    ("push_to_hub model org/name", "required: --what"),
+    # the start of a training
+    ("pretrain --dataset_name data " + scratch(), "output_dir is missing"),
+    (PRETRAIN, "either model_name_or_path or from_scratch"),
+    (f"{START} --model_name_or_path model", "either model_name_or_path or from_scratch.*--from_scratch '{}'"),
+    (f"{PRETRAIN} --from_scratch '{{}}' --model_name_or_path bert", "bert is a 'bert'"),
+    (f"{PRETRAIN} --from_scratch '{{]'", "from_scratch: '{]' is no JSON"),
+    (f"{PRETRAIN} {WITHOUT_VOCABULARY}", "vocab_size"),
+    (f"{PRETRAIN} {scratch(vocab=3)}", "'vocab'; did you mean 'vocab_size'"),
+    (
+        f"{PRETRAIN} {scratch(vision_config={'num_hiden_layers': 2})}",
+        "vision_config: .*'num_hiden_layers'; .*'num_hidden_l",
+    ),
+    (f"{PRETRAIN} --model_name_or_path model --vision_model model", "belong together|Give eit"),
+    (f"{PRETRAIN} --vision_model model", "vision_model and language_model belong together"),
+    (f"{PRETRAIN} --model_name_or_path ./modle", "did you mean 'model'"),
+    (f"{PRETRAIN} --model_name_or_path /no/model", "'/no/model'"),
+    (f"{PRETRAIN} --model_name_or_path vit", "vit is a backbone.*--vision_model"),
+    (f"{PRETRAIN} --model_name_or_path empty", "empty"),
+    (f"{PRETRAIN} --model_name_or_path bert", "bert is a 'bert' model"),
+    (f"{DETECT} --head '{{\"neck_chanels\": 32}}'", "head: .*'neck_chanels'; did you mean 'neck_channels'"),
+    (
+        "finetune_segmentation --config aerial_trees --from_scratch '{\"hidden_size\": 8}' --do_train false "
+        "--output_dir out",
+        "do_train.*from_scratch.*model_name_or_path",
+    ),
+    # data
+    ("pretrain --output_dir out", "either dataset_name or mixture"),
+    ("pretrain --output_dir out --config tasked.yaml", "with a mixture there is none"),
+    (f"{PRETRAIN} --task tree", "'tree'"),
+    ("pretrain --output_dir out --dataset_name ./dta", "did you mean 'data'"),
+    ("pretrain --output_dir out --dataset_name empty", "empty"),
+    (
+        "pretrain --output_dir out --dataset_name texts --model_name_or_path bert",
+        r"texts, .*'train'.*\['text', 'label'\]",
+    ),
+    (f"{PRETRAIN} --dataset_train_split trian", "'trian'.*'?train"),
+    (f"{PRETRAIN} --dataset_test_split tset", "'tset', only test, train"),
+    ("pretrain --output_dir out --mixture mix.yml", "mix.yml"),
+    ("validate_data empty.yaml", "empty.yaml|sources"),
+    ("validate_data mixtures.yaml", "mixtures.yaml"),
+    (f"{START} --probe_data lovda --probe_root empty", "'lovda'.*loveda"),
+    (f"{START} --probe_data loveda --probe_root empty --probe_splits train", "give two"),
+    (f"{SEGMENT} --model_name_or_path vit --output_dir out", "loveda|LoveDA|data"),
+    (f"{CLASSIFY} --model_name_or_path vit", "data_root.*dataset_name"),
+    (f"{CLASSIFY} --model_name_or_path vit --data_root imags", "imags"),
+    (f"{CLASSIFY} --model_name_or_path vit --data_root empty", "'train'.*empty/train/{class}/{name}"),
+    # conversion, export, prediction, push
+    ("convert ./modle out", "did you mean 'model'"),
+    ("convert empty out", "holds no safetensors"),
+    ("convert bert data", "data exists already"),
+    ("export_backbone empty out", "empty has no processor"),
+    ("export_backbone vit out", "vit is a backbone already"),
+    ("export_backbone boxes out", "boxes is a 'vitp_object_detection'"),
+    ("export_backbone model data", "data exists already"),
+    ("export_onnx empty a.onnx", "empty has no config.json"),
+    ("export_onnx bert a.onnx", "bert is a 'bert'"),
+    ("export_onnx bert data", "data: is a folder"),
+    ("export_onnx bert no/a.onnx", "no: there is no such folder"),
+    ("predict_large bert a.tif --output o.tif", "bert is a bert"),
+    ("push_to_hub ./modle org/name --what model", "did you mean 'model'"),
+]
+
+
+@pytest.fixture
+def desk(tmp_path, monkeypatch, data_folder):
+    """A folder with data, an empty folder, a model's configuration and some files that are wrong."""
+    for name in ("model", "empty", "texts"):
+        (tmp_path / name).mkdir()
+    for name, model_type in {"bert": "bert", "vit": "internvl_vision", "boxes": "vitp_object_detection"}.items():
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "config.json").write_text(json.dumps({"model_type": model_type}))
+    key = {"dataset_name": "data", "max_step": 3, "from_scratch": FROM_SCRATCH}
+    tasked = {"mixture": {"sources": []}, "task": "trees", "from_scratch": FROM_SCRATCH}
+    files = {"broken.yaml": "a: [1, 2\nb: }", "empty.yaml": "{}", "texts/train.csv": "text,label\na ship,1\n"}
+    files |= {"key.yaml": yaml.safe_dump(key), "tasked.yaml": yaml.safe_dump(tasked)}
+    for name, text in files.items():
+        (tmp_path / name).write_text(text)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path.parent / f"{tmp_path.name}-cache"))
+    monkeypatch.setattr(sys, "argv", ["vitp"])
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    ("words", "named", "status"),
+    [*((*mistake, 2) for mistake in MISTAKES), (f"{PRETRAIN} --model_name_or_path org/model", "HF_HUB_OFFLINE", 1)],
+)
+def test_mistake_is_one_line_and_leaves_nothing(words, named, status, desk, capsys):
+    before = sorted(desk.rglob("*"))
+    start = time.process_time()
+    with pytest.raises(SystemExit) as end:
+        main(shlex.split(words))
+    seconds = time.process_time() - start
+    line = capsys.readouterr().err.splitlines()[-1]
+    assert re.search(f"^error: .*({named})", line), line
+    assert end.value.code == status, line
+    log = re.search(r"\(traceback: (.*error\.log)\)$", line)
+    assert log and "Traceback" in open(log[1]).read()
+    assert sorted(desk.rglob("*")) == before and seconds < 10
+
+
+def test_traceback_is_printed_if_asked(desk, capsys):
+    with pytest.raises(SystemExit):
+        main(["pretran"])
+    assert "Traceback" not in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        main(["export_backbone", "empty", "out", "--debug"])
+    assert "Traceback" in capsys.readouterr().err
