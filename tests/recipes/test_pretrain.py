@@ -1,4 +1,4 @@
-"""A pretraining of any data ends with what is read from its backbone on masks of the user's."""
+"""The recipe `pretrain`: what a run leaves, its probe of the backbone, and data in every format."""
 
 import json
 import logging

@@ -1,7 +1,5 @@
 """The task of counting trees: views, instructions, answers, scores, labels and masks."""
 
-"""Parts of the training ground, and what is held out of it."""
-
 import io
 import re
 
