@@ -1,13 +1,19 @@
+"""Maps at four strides: the ViT-Adapter and the feature pyramid."""
+
 import json
 
 import pytest
 import torch
 from original_adapter import FOLDER, MMCV_FOLDER, original_weights
 from safetensors.torch import load_file
+from torch.nn import functional as F
+from transformers import AutoBackbone, UperNetConfig, UperNetForSemanticSegmentation
 
 from modeling_vitp import (
     ViTPAdapter,
     ViTPAdapterConfig,
+    ViTPFeaturePyramid,
+    ViTPFeaturePyramidConfig,
     ViTPVisionConfig,
     ViTPVisionModel,
     export_backbone,
@@ -24,20 +30,74 @@ TINY = {
     "patch_size": [16, 16],
 }
 ADAPTER = {"deformable_heads": 4, "spatial_prior_channels": 8}
+BOTH = pytest.mark.parametrize("kind", ["adapter", "pyramid"])
 
 
 MMCV = {"deformable_ratio": 1.0, "extractor_residual": "normed_tokens", "deformable_dropout": 0.1}
 
 
-@pytest.fixture
-def adapter():
+def make_model(kind):
     torch.manual_seed(0)
-    return ViTPAdapter(ViTPAdapterConfig(**TINY, **ADAPTER)).eval()
+    if kind == "adapter":
+        return ViTPAdapter(ViTPAdapterConfig(**TINY, **ADAPTER)).eval()
+    model = ViTPFeaturePyramid(ViTPFeaturePyramidConfig(**TINY, pyramid_channels=24)).eval()
+    with torch.no_grad():  # norms included
+        for parameter in model.parameters():
+            parameter.add_(0.1 * torch.randn_like(parameter))
+    return model
+
+
+@BOTH
+@pytest.mark.parametrize("size", [(96, 96), (64, 128), (70, 45), (1, 200)])
+@torch.no_grad()
+def test_images_of_any_size_are_padded_and_maps_cropped(kind, size):
+    model, image = make_model(kind), torch.randn(2, 3, *size)
+    padded = F.pad(image, (0, -size[1] % 32, 0, -size[0] % 32))
+    for stride, maps, whole in zip((4, 8, 16, 32), model(image).feature_maps, model(padded).feature_maps, strict=True):
+        height, width = -(-size[0] // stride), -(-size[1] // stride)
+        assert maps.shape == (2, model.channels[0], height, width)
+        assert torch.equal(maps, whole[:, :, :height, :width])
+
+
+@BOTH
+def test_gradients_reach_every_parameter_with_and_without_checkpointing(kind):
+    model, images = make_model(kind).train(), torch.randn(2, 3, 64, 64)
+    weights = [torch.randn_like(features) for features in model(images).feature_maps]
+
+    def gradients():
+        model.zero_grad()
+        sum((features * weight).sum() for features, weight in zip(model(images).feature_maps, weights)).backward()
+        return {name: p.grad.clone() for name, p in model.named_parameters() if p.requires_grad}
+
+    with torch.no_grad():  # zeros of the offsets would hide their inputs
+        for name, parameter in model.named_parameters():
+            if "sampling_offsets" in name or "attention_weights" in name:
+                parameter.add_(0.1 * torch.randn_like(parameter))
+    plain = gradients()
+    assert [name for name, gradient in plain.items() if not gradient.any()] == []
+    unused = [name for name, p in model.named_parameters() if not p.requires_grad]
+    assert unused == (["embeddings.cls_token"] if kind == "adapter" else [])
+    model.gradient_checkpointing_enable()
+    for name, gradient in gradients().items():
+        torch.testing.assert_close(gradient, plain[name], msg=name)
+
+
+@BOTH
+@torch.no_grad()
+def test_bfloat16_is_close_to_float32(kind):
+    model, images = make_model(kind), torch.randn(1, 3, 96, 96)
+    expected = model(images).feature_maps
+    for low, high in zip(model.to(torch.bfloat16)(images).feature_maps, expected, strict=True):
+        assert low.dtype == torch.bfloat16
+        assert (low - high).abs().mean() < 0.03 * high.abs().mean()
+
+
+# The adapter
 
 
 @pytest.mark.parametrize(("folder", "more"), [(FOLDER, {}), (MMCV_FOLDER, MMCV)], ids=["native", "mmcv"])
 @torch.no_grad()
-def test_maps_equal_those_of_the_original_code(folder, more):
+def test_adapter_maps_equal_those_of_original_code(folder, more):
     adapter = ViTPAdapter(ViTPAdapterConfig(**TINY, **ADAPTER, **more)).eval()
     settings = json.loads((folder / "settings.json").read_text())
     assert settings["interaction_indexes"] == adapter.config.interaction_layers
@@ -51,7 +111,7 @@ def test_maps_equal_those_of_the_original_code(folder, more):
         torch.testing.assert_close(features, expected[f"map_stride_{stride}"], rtol=0, atol=1e-5)
 
 
-def test_dropout_leaves_out_a_share_of_what_attention_gives_and_only_in_training():
+def test_deformable_dropout_drops_share_in_training():
     torch.manual_seed(0)
     adapter = ViTPAdapter(ViTPAdapterConfig(**TINY, **ADAPTER, deformable_dropout=0.25))
     attention = adapter.interactions[0].extractors[0].attention
@@ -82,7 +142,7 @@ def randomised(attention: DeformableAttention) -> DeformableAttention:
 
 
 @torch.no_grad()
-def test_deformable_attention_equals_a_loop_over_equation_3():
+def test_deformable_attention_equals_loop():
     """Deformable DETR: sum over heads m of W_m sum over levels l and points k of A_mlk W'_m x_l(p + offset_mlk)."""
     torch.manual_seed(0)
     config = ViTPAdapterConfig(**TINY, **ADAPTER)
@@ -112,7 +172,7 @@ def test_deformable_attention_equals_a_loop_over_equation_3():
             torch.testing.assert_close(actual[image, index], attention.output_proj(torch.cat(joined)))
 
 
-def test_gradients_of_deformable_attention_are_right():
+def test_gradients_of_deformable_attention():
     torch.manual_seed(0)
     config = ViTPAdapterConfig(**{**TINY, "hidden_size": 8, "num_attention_heads": 2}, deformable_heads=2)
     attention = randomised(DeformableAttention(config, num_levels=2)).double()
@@ -123,7 +183,7 @@ def test_gradients_of_deformable_attention_are_right():
     assert torch.autograd.gradcheck(lambda q, f: attention(q, points, f, shapes), (queries, features))
 
 
-def test_cells_have_their_centres_row_by_row_x_before_y():
+def test_cell_centers_are_row_by_row():
     points = cell_centres([(2, 3), (1, 1)], torch.device("cpu"))
     expected = [[(column + 0.5) / 3, (row + 0.5) / 2] for row in range(2) for column in range(3)] + [[0.5, 0.5]]
     torch.testing.assert_close(points, torch.tensor(expected))
@@ -135,24 +195,7 @@ def test_tokens_and_maps_are_inverse():
         assert torch.equal(before, after)
 
 
-@pytest.mark.parametrize("size", [(96, 96), (64, 128), (70, 45), (1, 200)])
-@torch.no_grad()
-def test_maps_cover_images_of_any_size(adapter, size):
-    maps = adapter(torch.randn(2, 3, *size)).feature_maps
-    for stride, features in zip((4, 8, 16, 32), maps, strict=True):
-        assert features.shape == (2, 32, -(-size[0] // stride), -(-size[1] // stride))
-
-
-@torch.no_grad()
-def test_padding_is_that_of_a_larger_image_cropped(adapter):
-    image = torch.randn(1, 3, 70, 45)
-    padded = torch.zeros(1, 3, 96, 64)
-    padded[:, :, :70, :45] = image
-    for small, large in zip(adapter(image).feature_maps, adapter(padded).feature_maps, strict=True):
-        assert torch.equal(small, large[:, :, : small.shape[2], : small.shape[3]])
-
-
-def test_an_exported_backbone_is_a_start_and_the_adapter_starts_as_the_paper_says(tmp_path):
+def test_adapter_starts_from_backbone_as_in_paper(tmp_path):
     torch.manual_seed(0)
     vision = ViTPVisionModel(ViTPVisionConfig(**TINY))
     export_backbone(vision, tmp_path / "backbone")
@@ -181,45 +224,13 @@ def test_an_exported_backbone_is_a_start_and_the_adapter_starts_as_the_paper_say
     assert all(torch.equal(tensor, ours[name]) for name, tensor in again.state_dict().items())
 
 
-def test_gradients_reach_every_parameter_and_checkpointing_does_not_change_them(adapter):
-    adapter.train()
-    images = torch.randn(2, 3, 64, 64)
-
-    def gradients():
-        adapter.zero_grad()
-        sum((features * weight).sum() for features, weight in zip(adapter(images).feature_maps, weights)).backward()
-        return {name: p.grad.clone() for name, p in adapter.named_parameters() if p.requires_grad}
-
-    weights = [torch.randn_like(features) for features in adapter(images).feature_maps]
-    with torch.no_grad():  # the offsets' zeros would hide their inputs
-        for name, parameter in adapter.named_parameters():
-            if "sampling_offsets" in name or "attention_weights" in name:
-                parameter.add_(0.1 * torch.randn_like(parameter))
-    plain = gradients()
-    assert [name for name, gradient in plain.items() if not gradient.any()] == []
-    assert [name for name, p in adapter.named_parameters() if not p.requires_grad] == ["embeddings.cls_token"]
-    adapter.gradient_checkpointing_enable()
-    for name, gradient in gradients().items():
-        torch.testing.assert_close(gradient, plain[name], msg=name)
-
-
-@torch.no_grad()
-def test_bfloat16_is_close_to_float32(adapter):
-    images = torch.randn(1, 3, 96, 96)
-    expected = adapter(images).feature_maps
-    actual = adapter.to(torch.bfloat16)(images).feature_maps
-    for low, high in zip(actual, expected, strict=True):
-        assert low.dtype == torch.bfloat16
-        assert (low - high).abs().mean() < 0.03 * high.abs().mean()
-
-
-def test_the_papers_interactions_are_the_default_for_24_layers():
+def test_default_interactions_are_those_of_paper():
     config = ViTPAdapterConfig(num_hidden_layers=24, patch_size=[16, 16])
     assert config.interaction_layers == [[0, 7], [8, 11], [12, 15], [16, 23]]
 
 
 @pytest.mark.parametrize("stages", [["stride4", "stride32"], ["stride16"]])
-def test_of_maps_that_are_not_asked_for_no_statistics_are_taken(stages):
+def test_unused_maps_update_no_statistics(stages):
     settings = {**TINY, **ADAPTER, "spatial_prior_norm": "batch_norm", "out_features": stages}
     model = ViTPAdapter(ViTPAdapterConfig(**settings)).train()
     maps = model(torch.randn(2, 3, 40, 64)).feature_maps
@@ -227,3 +238,69 @@ def test_of_maps_that_are_not_asked_for_no_statistics_are_taken(stages):
     assert [tuple(features.shape[-2:]) for features in maps] == [(-(-40 // s), -(-64 // s)) for s in strides]
     seen = [norm.num_batches_tracked.item() for norm in model.norms]
     assert seen == [int(stage in stages) for stage in model.stage_names]
+
+
+# The feature pyramid
+
+
+def vision_of(pyramid: ViTPFeaturePyramid) -> ViTPVisionModel:
+    vision = ViTPVisionModel(ViTPVisionConfig(**TINY)).eval()
+    vision.load_state_dict({key: value for key, value in pyramid.state_dict().items() if "pyramid" not in key})
+    return vision
+
+
+def channel_norm(maps: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
+    centred = maps - maps.mean(1, keepdim=True)
+    scaled = centred / (centred.square().mean(1, keepdim=True) + 1e-6).sqrt()
+    return scaled * weight[:, None, None] + bias[:, None, None]
+
+
+@torch.no_grad()
+def test_pyramid_equals_plain_torch():
+    pyramid = make_model("pyramid")
+    images = torch.randn(2, 3, 64, 96)
+    features = vision_of(pyramid)(images).last_hidden_state[:, 1:].reshape(2, 4, 6, 32).permute(0, 3, 1, 2)
+    weights = {name.removeprefix("pyramid."): weight for name, weight in pyramid.state_dict().items()}
+
+    def layer(name):
+        return weights[f"{name}.weight"], weights[f"{name}.bias"]
+
+    stride4 = F.conv_transpose2d(features, *layer("0.0"), stride=2)
+    stride4 = F.conv_transpose2d(F.gelu(channel_norm(stride4, *layer("0.1"))), *layer("0.3"), stride=2)
+    stride8 = F.conv_transpose2d(features, *layer("1.0"), stride=2)
+    stride32 = features.unflatten(2, (2, 2)).unflatten(4, (3, 2)).amax((3, 5))
+    starts = {"0.4": stride4, "1.1": stride8, "2.0": features, "3.1": stride32}
+    for (start, maps), actual in zip(starts.items(), pyramid(images).feature_maps, strict=True):
+        level, index = map(int, start.split("."))
+        maps = F.conv2d(maps, weights[f"{level}.{index}.weight"])
+        maps = channel_norm(maps, *layer(f"{level}.{index + 1}"))
+        maps = F.conv2d(maps, weights[f"{level}.{index + 2}.weight"], padding=1)
+        torch.testing.assert_close(actual, channel_norm(maps, *layer(f"{level}.{index + 3}")), atol=1e-5, rtol=1e-5)
+
+
+def test_pyramid_starts_from_backbone(tmp_path):
+    torch.manual_seed(0)
+    vision = ViTPVisionModel(ViTPVisionConfig(**TINY))
+    export_backbone(vision, tmp_path / "backbone")
+    pyramid = ViTPFeaturePyramid.from_backbone(tmp_path / "backbone", pyramid_channels=16, drop_path_rate=0.2)
+    assert pyramid.channels == [16] * 4
+    assert pyramid.encoder.layer[-1].drop_path.drop_prob == 0.2
+    ours = pyramid.state_dict()
+    for name, tensor in vision.state_dict().items():
+        assert torch.equal(ours[name], tensor), name
+
+    pyramid.save_pretrained(tmp_path / "pyramid")
+    again = ViTPFeaturePyramid.from_backbone(tmp_path / "pyramid", out_features=["stride8", "stride32"]).eval()
+    assert all(torch.equal(tensor, ours[name]) for name, tensor in again.state_dict().items())
+    images = torch.randn(1, 3, 64, 64)
+    maps = pyramid.eval()(images).feature_maps
+    for features, index in zip(again(images).feature_maps, (1, 3), strict=True):
+        assert torch.equal(features, maps[index])
+
+
+@torch.no_grad()
+def test_pyramid_is_backbone_of_transformers_upernet():
+    pyramid = make_model("pyramid")
+    assert isinstance(AutoBackbone.from_config(pyramid.config), ViTPFeaturePyramid)
+    config = UperNetConfig(backbone_config=pyramid.config, hidden_size=16, num_labels=3, use_auxiliary_head=False)
+    assert UperNetForSemanticSegmentation(config).eval()(torch.randn(1, 3, 64, 64)).logits.shape == (1, 3, 64, 64)
