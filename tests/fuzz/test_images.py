@@ -2,17 +2,15 @@
 
 import io
 import random
-import warnings
 from pathlib import Path
 
 import cv2
 import numpy as np
 import PIL.Image
 import pytest
-import rasterio
 from dense_data import TWO
 from fuzzing import damage, limits, outcome
-from pictures import picture
+from pictures import picture, write_bands
 
 from modeling_vitp import InputSpec
 from modeling_vitp.dense.data import DenseData
@@ -25,14 +23,6 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore"),  # of Pillow and rasterio, about what is broken
 ]
 RNG = np.random.default_rng(0)
-
-
-def write_tiff(path, bands, **options):
-    settings = {"count": len(bands), "height": bands.shape[1], "width": bands.shape[2], "dtype": bands.dtype}
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        with rasterio.open(path, "w", "GTiff", **settings, **options) as file:
-            file.write(bands)
 
 
 def originals(folder: Path) -> list[Path]:
@@ -56,7 +46,7 @@ def originals(folder: Path) -> list[Path]:
     for dtype in ("uint8", "uint16", "int16", "float32", "float64", "complex64"):
         for count in (1, 3, 4, 13):
             bands = RNG.integers(0, 200, (count, 30, 40)).astype(dtype)
-            write_tiff(folder / f"{dtype}_{count}.tif", bands, compress=["deflate", "none"][count % 2])
+            write_bands(folder / f"{dtype}_{count}.tif", bands, compress=["deflate", "none"][count % 2])
     return sorted(folder.iterdir())
 
 
@@ -108,7 +98,7 @@ def test_a_damaged_mask_is_read_or_named(tmp_path):
     PIL.Image.fromarray(labels).convert("P").save(tmp_path / "palette.png")
     PIL.Image.fromarray(labels.astype(np.uint16)).save(tmp_path / "deep.png")
     for dtype in ("uint8", "int16", "uint32", "float32", "float64", "complex64"):
-        write_tiff(tmp_path / f"{dtype}.tif", labels[None].astype(dtype))
+        write_bands(tmp_path / f"{dtype}.tif", labels[None].astype(dtype))
     files = sorted(path for path in tmp_path.iterdir() if path.is_file())
     counts = {"error": 0, "right": 0}
     with limits():

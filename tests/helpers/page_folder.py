@@ -155,10 +155,10 @@ def write_images(folder: Path) -> None:
             write_bands(folder / f"datasets/sentinel2/B{band}.tif", values)
     dense_data.make_sen1floods11(folder / "data/sen1floods11")
     classification_data.make_chest_xray14(folder / "datasets/xrays")
-    for root in ("data", "datasets"):
-        classification_data.make_eurosat(folder / root / "EuroSAT_RGB")
-    dense_data.make_loveda(folder / "data/LoveDA")
+    classification_data.make_eurosat(folder / "datasets/EuroSAT_RGB")
     dense_data.make_loveda(folder / "datasets/LoveDA")
+    for name in ("EuroSAT_RGB", "LoveDA"):  # under the root of the configurations and under that of the pages
+        (folder / "data" / name).symlink_to(f"../datasets/{name}")
     dense_data.make_levir_cd(folder / "datasets/LEVIR-CD")
     for split, numbers in {"train": range(6), "test": range(6, 8)}.items():
         detection_data.write_dota(folder / "datasets/ships" / split, [f"ship_{number:03}" for number in numbers])
@@ -168,29 +168,22 @@ def write_images(folder: Path) -> None:
         (root / "Annotations").mkdir(exist_ok=True)
         contents = json.dumps(detection_data.coco_contents(found)).replace('"plane"', '"aircraft"')
         (root / "Annotations" / f"{split}.json").write_text(contents)
-    detection_data.write_voc(folder / "data/DIOR/made", [f"{number:03}" for number in range(9)], True)
+    dior = folder / "data/DIOR"
+    detection_data.write_voc(dior, [f"{number:03}" for number in range(8)], True)
+    for path in (dior / "Annotations/Oriented Bounding Boxes").iterdir():
+        path.write_text(path.read_text().replace("Plane", "airplane"))
+    (dior / "ImageSets/Main").mkdir(parents=True)
     for name, numbers in {"train": range(4), "val": range(4, 6), "test": range(6, 8)}.items():
-        lists = folder / "data/DIOR/ImageSets/Main"
-        lists.mkdir(parents=True, exist_ok=True)
-        (lists / f"{name}.txt").write_text("".join(f"{number:03}\n" for number in numbers))
-        images = folder / "data/DIOR" / ("JPEGImages-test" if name == "test" else "JPEGImages-trainval")
+        images = dior / ("JPEGImages-test" if name == "test" else "JPEGImages-trainval")
         images.mkdir(exist_ok=True)
+        (dior / f"ImageSets/Main/{name}.txt").write_text("".join(f"{number:03}\n" for number in numbers))
         for number in numbers:
-            shutil.copyfile(folder / f"data/DIOR/made/images/{number:03}.jpg", images / f"{number:03}.jpg")
-    made = folder / "data/DIOR/made/Annotations/Oriented Bounding Boxes"
-    for path in made.iterdir():
-        place = folder / "data/DIOR/Annotations/Oriented Bounding Boxes" / path.name
-        place.parent.mkdir(parents=True, exist_ok=True)
-        place.write_text(path.read_text().replace("Plane", "airplane"))
+            (dior / f"images/{number:03}.jpg").rename(images / f"{number:03}.jpg")
     for index in range(10):
         area = folder / "datasets/fields" / f"area{index % 2}"
         mask = rng.choice(np.array([0, 1, 9, 255], dtype=np.uint8), (64, 64))
         values = (mask[None].astype(np.uint16) * 10 + rng.integers(0, 50, (3, 64, 64))).astype(np.uint16)
-        (area / "images").mkdir(parents=True, exist_ok=True)
-        with rasterio.open(
-            area / "images" / f"{index}.tif", "w", driver="GTiff", count=3, height=64, width=64, dtype="uint16"
-        ) as file:
-            file.write(values)
+        write_bands(area / "images" / f"{index}.tif", values)
         dense_data.save(dense_data.Image.fromarray(mask), area / "masks" / f"{index}.png")
 
 

@@ -5,10 +5,10 @@ import zlib
 
 import numpy as np
 import pytest
-import rasterio
 import torch
 from datasets import Dataset, Features
 from datasets import Image as ImageFeature
+from pictures import write_bands
 from PIL import Image
 
 from modeling_vitp import InputSpec, ViTPSegmentationImageProcessor
@@ -47,11 +47,7 @@ def write_png(path, pixels, bits, color, chunks=()):
 
 
 def write_tiff(path, pixels, **profile):
-    pixels = np.atleast_3d(pixels)
-    size = dict(zip(("height", "width", "count"), pixels.shape))
-    with rasterio.open(path, "w", driver="GTiff", dtype=pixels.dtype, **size, **profile) as file:
-        file.write(pixels.transpose(2, 0, 1))
-    return path
+    return write_bands(path, np.atleast_3d(pixels).transpose(2, 0, 1), **profile)
 
 
 def in_training(path, spec):

@@ -20,7 +20,7 @@ from datasets import Image as ImageFeature
 from dense_data import TWO, labelled_folder, small_mask
 from hypothesis import given
 from hypothesis import strategies as st
-from pictures import picture
+from pictures import picture, write_bands
 from rasterio.enums import ColorInterp
 from sample_rows import ANSWER, USER, encoded_image
 from transformers.image_utils import ChannelDimension
@@ -48,9 +48,7 @@ def test_a_tiff_of_many_bands_is_read_in_windows(tmp_path):
     rng = np.random.default_rng(0)
     bands, labels = rng.integers(0, 4000, (5, 20, 24), dtype=np.uint16), rng.integers(0, 2, (1, 20, 24), dtype=np.uint8)
     for name, array in (("image", bands), ("mask", labels)):
-        settings = {"count": len(array), "height": 20, "width": 24, "dtype": array.dtype}
-        with rasterio.open(tmp_path / f"{name}_1.tif", "w", "GTiff", **settings) as file:
-            file.write(array)
+        write_bands(tmp_path / f"{name}_1.tif", array)
     split = {"image": "image_{n}.tif", "mask": "mask_{n}.tif", "tile": {"size": 16, "overlap": 4}}
     spec = {"bands": [3, 2, 1], "window": [0, 3000]}
     samples = DenseData(classes=TWO, splits={"train": split}, root=str(tmp_path), input_spec=spec).open(["train"])
@@ -95,12 +93,6 @@ def test_a_file_that_is_cut_off_anywhere_is_no_whole_image(suffix, tail):
 RNG = np.random.default_rng(0)
 
 
-def write_tiff(path, bands, **options):
-    settings = {"count": len(bands), "height": bands.shape[1], "width": bands.shape[2], "dtype": bands.dtype}
-    with rasterio.open(path, "w", "GTiff", **settings, **options) as file:
-        file.write(bands)
-
-
 def write_deep_png(path, pixels):
     """16-bit RGB or RGBA, by OpenCV, which has blue first."""
     assert cv2.imwrite(str(path), pixels[..., [2, 1, 0, 3][: pixels.shape[-1]]])
@@ -143,7 +135,7 @@ def test_a_tiff_reaches_the_input_spec_whatever_it_holds(tmp_path, processor, dt
     bands = RNG.integers(0, 120, (count, 40, 60)).astype(dtype)
     if dtype == "float32":
         bands += 0.25
-    write_tiff(tmp_path / "a.tif", bands)
+    write_bands(tmp_path / "a.tif", bands)
     spec = {"bands": [0] if count == 1 else [count - 1, 1, 0], "window": [0, 120]}
     path = tmp_path / "a.tif"
     tiles = encode(processor, path, spec)
@@ -232,7 +224,7 @@ def save_in(kind, path):
         image = image.convert(kind)
     if kind in ("LA", "RGBA"):
         image.putalpha(PIL.Image.fromarray(RNG.integers(0, 256, (30, 40), dtype=np.uint8)))
-    image.save(path, tiffinfo={262: 0} if kind == "white is zero" else {})
+    image.save(path)
     return image
 
 
@@ -240,10 +232,7 @@ def save_in(kind, path):
 def test_a_tiff_shows_what_its_rows_and_pillow_show(tmp_path, kind):
     path = tmp_path / "a.tif"
     if kind == "white is zero":
-        with rasterio.open(
-            path, "w", driver="GTiff", height=30, width=40, count=1, dtype="uint8", photometric="MINISWHITE"
-        ) as file:
-            file.write(np.asarray(picture(40, 30).convert("L")), 1)
+        write_bands(path, np.asarray(picture(40, 30).convert("L"))[None], photometric="MINISWHITE")
     else:
         save_in(kind, path)
     shown = to_pixels(PIL.Image.open(path), None)
@@ -314,9 +303,7 @@ def test_an_image_processor_reads_of_a_file_what_training_reads(tmp_path, count,
     """As its array is read."""
     bands = RNG.integers(0, 200, (count, 24, 32)).astype(dtype)
     path = tmp_path / "a.tif"
-    profile = {"count": count, "height": 24, "width": 32, "dtype": dtype, "interleave": interleave, "alpha": alpha}
-    with rasterio.open(path, "w", driver="GTiff", compress="deflate", **profile) as file:
-        file.write(bands)
+    write_bands(path, bands, compress="deflate", interleave=interleave, alpha=alpha)
     spec = {"window": [0, 200], "bands": [0] if count == 1 else [count - 1, 0, 1]}
     processor = ViTPSegmentationImageProcessor(input_spec=spec, do_normalize=False)
     wanted = bands[spec["bands"]] / 200
@@ -343,7 +330,7 @@ def test_an_image_processor_reads_all_bits_of_a_png(tmp_path, has_alpha):
 
 def test_files_of_bands_with_names_take_the_spec_of_a_call_and_masks_are_no_bands(tmp_path):
     bands = RNG.integers(0, 200, (3, 24, 32), dtype=np.uint16)
-    write_tiff(tmp_path / "a.tif", bands)
+    write_bands(tmp_path / "a.tif", bands)
     mask = RNG.integers(0, 3, (24, 32), dtype=np.uint8)
     PIL.Image.fromarray(mask).save(tmp_path / "m.png")
     processor = ViTPSegmentationImageProcessor(input_spec={"band_names": ["VV", "VH"]}, do_normalize=False)
@@ -354,7 +341,7 @@ def test_files_of_bands_with_names_take_the_spec_of_a_call_and_masks_are_no_band
 
 
 def test_a_virtual_file_of_gdal_is_not_followed_where_no_bands_are_named(tmp_path):
-    write_tiff(tmp_path / "a.tif", RNG.integers(0, 200, (1, 24, 32), dtype=np.uint8))
+    write_bands(tmp_path / "a.tif", RNG.integers(0, 200, (1, 24, 32), dtype=np.uint8))
     source = f"<SourceFilename>{tmp_path / 'a.tif'}</SourceFilename><SourceBand>1</SourceBand>"
     band = f'<VRTRasterBand dataType="Byte" band="1"><SimpleSource>{source}</SimpleSource></VRTRasterBand>'
     (tmp_path / "b.png").write_text(f'<VRTDataset rasterXSize="32" rasterYSize="24">{band}</VRTDataset>')
