@@ -6,7 +6,6 @@ import sys
 import numpy as np
 import pytest
 import torch
-from huggingface_hub.errors import StrictDataclassClassValidationError
 from pictures import picture
 from safetensors.torch import save_file
 from tiny_models import VISION
@@ -14,9 +13,7 @@ from torch.nn import functional as F
 from transformers import AutoImageProcessor, AutoModelForImageClassification, pipeline
 
 from modeling_vitp import (
-    ViTPFeaturePyramid,
     ViTPForImageClassification,
-    ViTPImageClassificationConfig,
     ViTPImageProcessor,
     ViTPVisionConfig,
     ViTPVisionModel,
@@ -56,8 +53,6 @@ def test_logits_are_a_linear_layer_on_the_pooled_tokens_of_the_vit(vision):
         outputs = model(images, output_hidden_states=True)
         torch.testing.assert_close(outputs.logits, head_of(model, pooled), rtol=1e-4, atol=1e-5)
         assert len(outputs.hidden_states) == 4 and model(images).hidden_states is None
-    with pytest.raises(StrictDataclassClassValidationError, match="pooling=.max. is neither .mean. nor .cls."):
-        ViTPImageClassificationConfig(pooling="max")
 
 
 def test_the_loss_is_cross_entropy_or_binary_for_several_labels(vision):
@@ -77,8 +72,6 @@ def test_the_loss_is_cross_entropy_or_binary_for_several_labels(vision):
     shares = outputs.logits.sigmoid()
     torch.testing.assert_close(outputs.loss, -(labels * shares.log() + (1 - labels) * (1 - shares).log()).mean())
     assert many(images, labels=labels.long()).loss == outputs.loss
-    with pytest.raises(ValueError, match=r"labels \[0, 5\] are not all from 0 to 2"):
-        one(images, labels=torch.tensor([0, 5, 0, 0]))
 
 
 def test_a_model_starts_from_an_exported_backbone(vision, tmp_path):
@@ -98,11 +91,6 @@ def test_a_model_starts_from_an_exported_backbone(vision, tmp_path):
         torch.testing.assert_close(again.state_dict()[name], weight, msg=name)
     own = ViTPImageProcessor.from_backbone(tmp_path / "backbone")
     assert own.size == ViTPImageProcessor.from_pretrained(tmp_path / "backbone").size == {"height": 56, "width": 56}
-    ViTPFeaturePyramid.from_backbone(vision, pyramid_channels=8).save_pretrained(tmp_path / "maps")
-    with pytest.raises(ValueError, match="holds a 'vitp_feature_pyramid', but an exported backbone is expected"):
-        ViTPForImageClassification.from_backbone(tmp_path / "maps")
-    with pytest.raises(ValueError, match="image_size=60 is no multiple of patch_size=14"):
-        ViTPForImageClassification.from_backbone(vision, image_size=60)
 
 
 @pytest.fixture

@@ -245,8 +245,6 @@ def test_a_head_has_the_settings_that_it_is_given(vision):
     for classes in ({"id2label": ["ground", "tree"]}, {"label2id": named["label2id"]}, {"id2label": named["id2label"]}):
         config = ViTPForSemanticSegmentation.from_backbone(vision, "pyramid", **classes).config
         assert {name: getattr(config, name) for name in named} == named
-    with pytest.raises(ValueError, match="from_backbone: there is no 'num_lables'; did you mean 'num_labels'"):
-        ViTPForSemanticSegmentation.from_backbone(vision, "pyramid", num_lables=15)
 
 
 def test_the_auxiliary_head_is_trained_too():
