@@ -63,7 +63,7 @@ def test_corners_are_those_of_the_original_code(expected):
     torch.testing.assert_close(found, expected["convert.from_corners"], rtol=0, atol=5e-6)
 
 
-def test_the_standard_form_has_the_angles_of_the_original_code(expected):
+def test_standard_form_has_angles_of_original_code(expected):
     angles = expected["angles.in"]
     boxes = torch.tensor([0.0, 0.0, 2.0, 1.0, 0.0]).repeat(len(angles), 1)
     boxes[:, 4] = angles
@@ -72,7 +72,7 @@ def test_the_standard_form_has_the_angles_of_the_original_code(expected):
 
 @given(boxes_of_any_kind)
 @settings(max_examples=100, deadline=None)
-def test_the_standard_form_is_the_same_rectangle_and_survives_its_corners(drawn):
+def test_standard_form_survives_corners(drawn):
     boxes = torch.tensor(drawn, dtype=torch.float64)
     normal = standard_form(boxes)
     assert (normal[:, 2] >= normal[:, 3]).all() and (normal[:, 4] >= -math.pi / 2).all()
@@ -82,7 +82,7 @@ def test_the_standard_form_is_the_same_rectangle_and_survives_its_corners(drawn)
         assert distances.max() < 1e-9
 
 
-def test_smallest_rectangles_are_as_small_as_those_of_opencv_and_hold_all_points(expected):
+def test_smallest_rectangles_equal_those_of_opencv(expected):
     """`fit.valid` is false where the original leaves a box out because a side is below two pixels."""
     quads, valid = expected["fit.quads"].view(-1, 4, 2), expected["fit.valid"]
     boxes = smallest_rectangles(quads)
@@ -94,7 +94,7 @@ def test_smallest_rectangles_are_as_small_as_those_of_opencv_and_hold_all_points
 
 
 @pytest.mark.parametrize("points", [[[3.0, 4.0]] * 4, [[0.0, 0.0], [0.0, 0.0], [2.0, 2.0], [2.0, 2.0]]])
-def test_points_that_fall_together_have_a_smallest_rectangle_without_area(points):
+def test_coinciding_points_have_rectangle_without_area(points):
     box = smallest_rectangles(torch.tensor(points))
     assert box.isfinite().all() and box[3].abs() < 1e-6
     torch.testing.assert_close(box[:2], torch.tensor(points).mean(0))
@@ -125,14 +125,14 @@ def test_overlaps_equal_those_of_shapely(drawn):
                 assert abs(found[row, column] - shared / (one.area + other.area - shared)) < 1e-9
 
 
-def test_overlaps_are_right_where_those_of_shapely_are_not():
+def test_overlaps_of_near_parallel_boxes():
     outer = torch.tensor([[70.0, 8.0, 493.0, 1 / 3, -3.875]], dtype=torch.float64)
     inner = outer * torch.tensor([1, 1, 0.75, 1, 1])
     torch.testing.assert_close(rotated_iou(outer, inner), torch.tensor([[0.75]], dtype=torch.float64))
 
 
 @pytest.mark.parametrize("dtype, tolerance", [(torch.float64, 1e-12), (torch.float32, 1e-6)])
-def test_overlaps_of_the_same_of_neighbouring_and_of_contained_boxes_are_exact(dtype, tolerance):
+def test_overlaps_of_same_adjacent_and_nested_boxes(dtype, tolerance):
     for angle in torch.linspace(-2, 2, 41, dtype=dtype):
         along = torch.stack([angle.cos(), angle.sin()])
         box = torch.cat([torch.tensor([50, 50, 20, 10], dtype=dtype), angle[None]])
@@ -144,7 +144,7 @@ def test_overlaps_of_the_same_of_neighbouring_and_of_contained_boxes_are_exact(d
         torch.testing.assert_close(found, torch.tensor([1, 1, 0.25, 0], dtype=dtype), rtol=0, atol=tolerance)
 
 
-def test_boxes_without_area_overlap_nothing_and_no_boxes_give_an_empty_matrix():
+def test_overlaps_of_empty_boxes_are_zero():
     boxes = torch.tensor([[5.0, 5, 0, 0, 0], [5, 5, 4, 0, 1], [5, 5, 4, 2, 1]], requires_grad=True)
     overlaps = rotated_iou(boxes, boxes)
     assert torch.equal(overlaps[:2], torch.zeros(2, 3)) and overlaps[2, 2] == 1
@@ -189,7 +189,7 @@ def test_suppression_keeps_what_a_greedy_loop_keeps(extent, threshold):
         assert rotated_nms(boxes, scores, threshold).tolist() == greedy_nms(boxes, scores, threshold)
 
 
-def test_boxes_of_different_labels_do_not_suppress_one_another():
+def test_nms_keeps_labels_apart():
     boxes, scores = random_boxes(80, seed=3, extent=30.0), torch.rand(80, generator=torch.Generator().manual_seed(3))
     labels = torch.arange(80) % 3
     kept = rotated_nms(boxes, scores, 0.2, labels)
@@ -202,7 +202,7 @@ def test_boxes_of_different_labels_do_not_suppress_one_another():
     assert rotated_nms(boxes[:0], scores[:0], 0.2, labels[:0]).tolist() == []
 
 
-def test_pooling_and_its_gradient_equal_those_of_the_original_code(expected):
+def test_pooling_and_gradient_equal_original_code(expected):
     features, rois = expected["roi_align.features"].clone().requires_grad_(), expected["roi_align.rois"]
     pooled = roi_align_rotated(features, rois[:, 1:], rois[:, 0].long(), 7, 0.25)
     torch.testing.assert_close(pooled, expected["roi_align.pooled"], rtol=0, atol=1e-5)
@@ -221,7 +221,7 @@ def test_pooling_at_angle_zero_equals_that_of_torchvision():
     torch.testing.assert_close(pooled, theirs, rtol=0, atol=1e-5)
 
 
-def test_pooling_in_parts_is_pooling_at_once_and_no_boxes_give_no_features(monkeypatch):
+def test_pooling_in_parts_equals_pooling_at_once(monkeypatch):
     features, boxes = torch.randn(2, 3, 12, 12), random_boxes(11, seed=5, dtype=torch.float32)
     images = torch.arange(11) % 2
     whole = roi_align_rotated(features, boxes, images, 4)
@@ -253,7 +253,7 @@ SIZE = torch.tensor([128.0, 150.0])  # of the image that the fixture's boxes are
 
 
 @pytest.mark.parametrize("name", CODERS)
-def test_deltas_are_made_and_applied_as_in_the_original_code(name):
+def test_deltas_equal_those_of_original_code(name):
     expected = load_file(FIXTURES / "rotated_ops" / "expected.safetensors")
     coder, kind = CODERS[name]
     boxes = expected[f"{name}.{kind}"]
@@ -272,7 +272,7 @@ def boxes_within_image(number: int, seed: int) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_deltas_lead_to_the_boxes_that_they_were_made_of(seed):
+def test_deltas_are_inverted(seed):
     boxes, targets = boxes_within_image(50, seed), boxes_within_image(50, seed + 10)
     size = torch.tensor([200.0, 200.0])
     upright, upright_targets = enclosing_boxes(corners(boxes)), enclosing_boxes(corners(targets))
@@ -284,7 +284,7 @@ def test_deltas_lead_to_the_boxes_that_they_were_made_of(seed):
     torch.testing.assert_close(rotated_iou(found, targets).diagonal(), torch.ones(50).double())
 
 
-def test_anchors_are_placed_by_a_loop_over_cells_and_ratios():
+def test_anchors_equal_loop():
     anchors = make_anchors([(2, 3), (1, 2)], 8, (0.5, 1.0, 2.0), torch.device("cpu"))
     wanted = []
     for rows, columns, stride in ((2, 3, 4), (1, 2, 8)):
@@ -297,7 +297,7 @@ def test_anchors_are_placed_by_a_loop_over_cells_and_ratios():
     torch.testing.assert_close(torch.cat(anchors), torch.tensor(wanted))
 
 
-def test_anchors_that_leave_the_image_or_its_padding_are_not_trained_on():
+def test_anchors_outside_image_are_not_trained():
     anchors = torch.tensor([[0.0, 0, 10, 10], [-0.1, 0, 9, 9], [80, 0, 90, 10], [80, 0, 89, 10], [90, 70, 106, 96]])
     assert trained_anchors(anchors, torch.tensor([80.0, 90.0]), False).tolist() == [0, 3]
     assert trained_anchors(anchors, torch.tensor([80.0, 90.0]), True).tolist() == [0, 1, 2, 3]  # to 96 x 96
@@ -328,7 +328,7 @@ def test_boxes_are_matched_as_by_a_loop(overlaps):
         assert found.tolist() == looped_match(overlaps, 0.7, 0.3, low)
 
 
-def test_without_objects_all_is_background_and_without_boxes_nothing_is_matched():
+def test_matching_without_objects_or_boxes():
     assert match(torch.zeros(0, 3), 0.5, 0.5, 0.5).tolist() == [BACKGROUND] * 3
     assert match(torch.zeros(2, 0), 0.5, 0.5, 0.5).tolist() == []
 
@@ -354,7 +354,7 @@ def test_every_box_is_drawn_as_often_as_another():
     assert (counts / 2000 - 0.4).abs().max() < 0.05
 
 
-def test_labels_are_suppressed_apart_however_far_out_the_boxes_are():
+def test_nms_keeps_labels_apart_for_far_boxes():
     """Without the shift of each label's boxes that costs float32 its precision."""
     boxes = torch.tensor(
         [[0.0, 0, 10, 10], [1, 0, 11, 10], [0, 0, 10, 10], [30000, 0, 30010, 10], [30001, 0, 30011, 10]]
@@ -364,7 +364,7 @@ def test_labels_are_suppressed_apart_however_far_out_the_boxes_are():
     assert nms_by_label(boxes[:0], scores[:0], 0.5, labels[:0]).tolist() == []
 
 
-def test_the_values_of_a_class_are_taken_or_the_only_ones():
+def test_values_are_those_of_class():
     values = torch.arange(12.0).view(3, 2, 2)
     assert torch.equal(of_class(values, torch.tensor([1, 0, 1])), values[[0, 1, 2], [1, 0, 1]])
     assert torch.equal(of_class(values[:, :1], torch.tensor([7, 0, 3])), values[:, 0])

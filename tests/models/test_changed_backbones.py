@@ -45,7 +45,7 @@ def tiny_vit(**settings) -> ViTPVisionModel:
 
 
 @pytest.mark.parametrize("name", COLORS)
-def test_each_band_has_the_weights_of_its_color_and_the_number_of_bands_is_made_up_for(name):
+def test_band_weights_are_those_of_its_color(name):
     names, colors = COLORS[name]
     model = tiny_vit()
     kernel, bias = (value.detach().clone() for value in model.embeddings.patch_embeddings.projection.parameters())
@@ -61,7 +61,7 @@ def test_each_band_has_the_weights_of_its_color_and_the_number_of_bands_is_made_
 
 
 @pytest.mark.parametrize("names", [names for names, _ in COLORS.values()], ids=len)
-def test_what_is_the_same_in_all_bands_gives_the_tokens_of_the_model_for_three(names):
+def test_equal_bands_give_tokens_of_rgb_model(names):
     model = tiny_vit().double()
     image = torch.randn(2, 1, 56, 56, dtype=torch.float64)
     expected = model(image.expand(-1, 3, -1, -1)).last_hidden_state
@@ -70,7 +70,7 @@ def test_what_is_the_same_in_all_bands_gives_the_tokens_of_the_model_for_three(n
     torch.testing.assert_close(tokens, expected, atol=1e-6, rtol=0)  # kernels are spread in float32
 
 
-def test_grey_images_give_the_same_tokens_through_the_image_processors_too():
+def test_gray_images_give_tokens_of_rgb_model():
     """For a number of bands that three divides, mean and deviation are spread as the weights are."""
     image = np.random.default_rng(0).integers(0, 256, (56, 56), dtype=np.uint8)
     spec = {"band_names": SENTINEL_2}
@@ -81,7 +81,7 @@ def test_grey_images_give_the_same_tokens_through_the_image_processors_too():
     torch.testing.assert_close(tokens, expected, atol=1e-5, rtol=1e-5)
 
 
-def test_the_stem_of_an_adapter_is_spread_and_a_fresh_one_is_drawn_for_the_bands():
+def test_adapter_stem_is_spread_or_drawn_for_bands():
     model = ViTPAdapter(adapter_config()).eval()
     image = torch.randn(1, 1, 64, 64)
     expected = model(image.expand(-1, 3, -1, -1)).feature_maps
@@ -95,7 +95,7 @@ def test_the_stem_of_an_adapter_is_spread_and_a_fresh_one_is_drawn_for_the_bands
     assert vit.config.num_channels == 3 and vit.embeddings.patch_embeddings.projection.weight.shape[1] == 3
 
 
-def test_the_vit_of_a_vision_language_model_is_spread_and_saved(tmp_path):
+def test_vit_of_vlm_is_spread_and_saved(tmp_path):
     from modeling_vitp.training.loading import build_model, build_tokenizer
 
     settings = FROM_SCRATCH
@@ -107,7 +107,7 @@ def test_the_vit_of_a_vision_language_model_is_spread_and_saved(tmp_path):
     assert again.get_image_features(torch.zeros(1, 12, 56, 56)).pooler_output.shape[1] == 4
 
 
-def test_a_backbone_of_bands_is_opened_by_the_auto_classes_with_its_image_processor(tmp_path):
+def test_auto_classes_open_backbone_of_bands(tmp_path):
     model = spread_bands(tiny_vit(), SENTINEL_2)
     image_processor = ViTPImageProcessor(input_spec={"band_names": SENTINEL_2, "window": [0, 10000]})
     export_backbone(model, tmp_path, image_processor)
@@ -126,7 +126,7 @@ def test_a_backbone_of_bands_is_opened_by_the_auto_classes_with_its_image_proces
     torch.testing.assert_close(features, tokens[:, 1:])
 
 
-def test_a_pushed_backbone_of_bands_is_opened_by_auto_backbone(hub, logged_in, tmp_path):
+def test_auto_backbone_opens_pushed_backbone_of_bands(hub, logged_in, tmp_path):
     model = spread_bands(tiny_vit(), SAR)
     processor = ViTPImageProcessor(input_spec={"band_names": SAR, "window": [-25, 0]})
     assert push(export_backbone(model, tmp_path / "b", processor), "tester/radar", "--what", "backbone") == 0
@@ -139,7 +139,7 @@ def test_a_pushed_backbone_of_bands_is_opened_by_auto_backbone(hub, logged_in, t
     torch.testing.assert_close(backbone(**inputs).feature_maps[0].flatten(2).transpose(1, 2), tokens)
 
 
-def test_a_model_of_other_bands_is_not_spread_again():
+def test_spread_model_is_not_spread_again():
     model = spread_bands(tiny_vit(), SAR)
     kernel = model.embeddings.patch_embeddings.projection.weight
     assert spread_bands(model, SAR).embeddings.patch_embeddings.projection.weight is kernel
@@ -183,7 +183,7 @@ def test_bands_are_windowed_and_normalised_one_by_one(kind, processor_class, tmp
     np.testing.assert_allclose(pixels.numpy(), expected, atol=2e-5)
 
 
-def test_the_order_of_the_bands_can_be_another_in_the_file():
+def test_bands_may_have_other_order_in_file():
     array = np.random.default_rng(0).integers(0, 255, (3, 28, 28), dtype=np.uint8)
     options = {"image_mean": [0.5] * 2, "image_std": [0.5] * 2, "size": {"height": 28, "width": 28}}
     swapped = ViTPImageProcessor(input_spec={"band_names": SAR, "bands": [2, 0]}, **options)
@@ -192,7 +192,7 @@ def test_the_order_of_the_bands_can_be_another_in_the_file():
     assert torch.equal(pixels, plain(array[[2, 0]], return_tensors="pt").pixel_values)
 
 
-def test_an_image_of_many_bands_is_cut_into_tiles():
+def test_image_of_bands_is_tiled():
     array = np.random.default_rng(0).integers(0, 10000, (12, 56, 112), dtype=np.uint16)
     processor = ViTPImageProcessor(
         input_spec={"band_names": SENTINEL_2, "window": [0, 10000]}, size={"height": 56, "width": 56}
@@ -203,7 +203,7 @@ def test_an_image_of_many_bands_is_cut_into_tiles():
     assert torch.equal(torch.cat([tiles[0], tiles[1]], -1), whole)
 
 
-def test_mean_and_deviation_follow_the_bands_unless_they_are_given(tmp_path):
+def test_mean_and_std_follow_bands(tmp_path):
     processor = ViTPImageProcessor(input_spec={"band_names": SENTINEL_2})
     red, green, blue = ViTPImageProcessor().image_mean
     assert list(processor.image_mean) == [{"R": red, "G": green, "B": blue}[color] for color in COLORS["Sentinel-2"][1]]
@@ -220,7 +220,7 @@ def test_mean_and_deviation_follow_the_bands_unless_they_are_given(tmp_path):
         ViTPSegmentationImageProcessor.from_backbone(tmp_path, input_spec={"band_names": SAR})
 
 
-def test_a_spec_of_a_call_is_for_the_bands_of_the_processor():
+def test_spec_of_call_is_for_bands_of_processor():
     array = np.random.default_rng(0).integers(0, 200, (2, 20, 30), dtype=np.uint8)
     processor = ViTPSegmentationImageProcessor(input_spec={"band_names": SAR})
     windowed = ViTPSegmentationImageProcessor(input_spec={"band_names": SAR, "window": [10, 90]})
@@ -228,7 +228,7 @@ def test_a_spec_of_a_call_is_for_the_bands_of_the_processor():
     assert torch.equal(pixels, windowed(array, return_tensors="pt").pixel_values)
 
 
-def test_other_bands_are_refused_in_one_line_with_the_file(tmp_path):
+def test_wrong_number_of_bands_is_named_with_file(tmp_path):
     processor = ViTPImageProcessor(input_spec={"band_names": SENTINEL_2, "window": [0, 10000]})
     wanted = r"the model takes 12 bands \(B01, B02, .*B12\), but the image has 3\.$"
     with pytest.raises(ValueError, match=f"^{wanted}"):
@@ -240,7 +240,7 @@ def test_other_bands_are_refused_in_one_line_with_the_file(tmp_path):
         assert "\n" not in str(error.value)
 
 
-def test_the_fourth_band_of_a_file_is_no_transparency(tmp_path):
+def test_fourth_band_of_file_is_no_transparency(tmp_path):
     """GDAL marks it as such where four bands of 8 bits are written."""
     array = np.random.default_rng(0).integers(0, 255, (4, 20, 30), dtype=np.uint8)
     path = write_bands(tmp_path / "four.tif", array)
@@ -309,13 +309,13 @@ def test_kernel_and_grid_are_resampled_bicubically(backbone, patch_size, image_s
         assert torch.equal(before[key], after[key]), key
 
 
-def test_the_dense_step_keeps_the_grid_bit_for_bit(backbone):
+def test_resize_to_patch_16_keeps_grid(backbone):
     resized = resize_backbone(backbone, patch_size=16, image_size=128)
     assert torch.equal(resized.embeddings.position_embeddings, backbone.embeddings.position_embeddings)
 
 
 @torch.no_grad()
-def test_a_resized_grid_is_what_the_model_interpolates_to_at_run_time(backbone):
+def test_resized_grid_equals_run_time_interpolation(backbone):
     pixels = torch.randn(2, 3, 168, 168, generator=torch.Generator().manual_seed(1))
     resized = resize_backbone(backbone, image_size=168)
     torch.testing.assert_close(
@@ -341,7 +341,7 @@ def test_other_aspect_ratios_are_interpolated_at_run_time(backbone):
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_half_precision_is_resampled_in_float32_and_stays_half(backbone, dtype):
+def test_half_precision_is_resampled_in_float32(backbone, dtype):
     half = backbone.to(dtype)
     resized = resize_backbone(half, 16, 192)
     assert {parameter.dtype for parameter in resized.parameters()} == {dtype}
@@ -363,7 +363,7 @@ def test_class_configuration_and_the_model_itself_are_kept(backbone):
 
 
 @torch.no_grad()
-def test_it_is_exported_and_opened_at_the_new_size(backbone, tmp_path):
+def test_resized_backbone_is_exported_and_opened(backbone, tmp_path):
     resized = resize_backbone(backbone, 16, 128)
     export_backbone(resized, tmp_path)
     native = AutoModel.from_pretrained(tmp_path)

@@ -38,14 +38,14 @@ def head_of(model: ViTPForImageClassification, features: torch.Tensor) -> torch.
     return normed @ model.classifier.weight.T + model.classifier.bias
 
 
-def test_names_as_json_gives_them_are_indices_of_classes(vision):
+def test_class_names_from_json_have_integer_keys(vision):
     names = json.loads(json.dumps(NAMES))
     config = ViTPForImageClassification.from_backbone(vision, id2label=names).config
     assert config.id2label == NAMES and config.label2id == {"field": 0, "forest": 1, "water": 2}
 
 
 @torch.no_grad()
-def test_logits_are_a_linear_layer_on_the_pooled_tokens_of_the_vit(vision):
+def test_logits_are_linear_in_pooled_tokens(vision):
     images = torch.randn(2, 3, 56, 70)
     tokens = vision(images).last_hidden_state
     for pooling, pooled in (("mean", tokens[:, 1:].mean(1)), ("cls", tokens[:, 0])):
@@ -55,7 +55,7 @@ def test_logits_are_a_linear_layer_on_the_pooled_tokens_of_the_vit(vision):
         assert len(outputs.hidden_states) == 4 and model(images).hidden_states is None
 
 
-def test_the_loss_is_cross_entropy_or_binary_for_several_labels(vision):
+def test_loss_is_cross_entropy_or_binary(vision):
     images = torch.randn(4, 3, 56, 56)
     one = ViTPForImageClassification.from_backbone(vision, id2label=NAMES).eval()
     labels = torch.tensor([0, 2, 1, 2])
@@ -74,7 +74,7 @@ def test_the_loss_is_cross_entropy_or_binary_for_several_labels(vision):
     assert many(images, labels=labels.long()).loss == outputs.loss
 
 
-def test_a_model_starts_from_an_exported_backbone(vision, tmp_path):
+def test_classifier_starts_from_exported_backbone(vision, tmp_path):
     export_backbone(vision.to(torch.bfloat16), tmp_path / "backbone")
     arguments = {"id2label": NAMES, "image_size": 84, "backbone_kwargs": {"drop_path_rate": 0.3}}
     torch.manual_seed(5)
@@ -131,14 +131,14 @@ def test_saved_models_open_by_auto_classes_and_pipelines(saved):
         torch.testing.assert_close(scores, expected[f"{name} scores"], rtol=1e-4, atol=1e-5)
 
 
-def test_a_pipeline_does_not_ask_whether_to_run_code(saved, monkeypatch):
+def test_pipeline_asks_for_no_remote_code(saved, monkeypatch):
     asked = []
     monkeypatch.setattr("builtins.input", lambda *words: asked.append(words) or "n")
     pipeline("image-classification", model=str(saved[0] / "one"))
     assert not asked
 
 
-def test_a_head_for_other_classes_is_an_error_unless_asked_for(vision, tmp_path):
+def test_head_of_other_size_needs_to_be_asked_for(vision, tmp_path):
     model = ViTPForImageClassification.from_backbone(vision, id2label=NAMES)
     model.save_pretrained(tmp_path)
     with pytest.raises(ValueError, match="tensors have other shapes than config.json asks for"):
@@ -169,7 +169,7 @@ assert not any(name == "modeling_vitp" or name.startswith("modeling_vitp.") for 
 
 
 @pytest.mark.slow
-def test_saved_models_open_with_their_own_code_where_this_package_is_missing(saved):
+def test_saved_models_open_without_this_package(saved):
     folder, _ = saved
     environment = {**os.environ, "HF_MODULES_CACHE": str(folder / "modules"), "PYTHONPATH": ""}
     run = subprocess.run([sys.executable, "-c", SCRIPT], cwd=folder, env=environment, capture_output=True, text=True)

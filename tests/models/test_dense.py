@@ -93,7 +93,7 @@ NECKS = {
 @pytest.mark.parametrize("asked", ["in the call", "in the configuration"])
 @pytest.mark.parametrize("neck", NECKS)
 @torch.no_grad()
-def test_hidden_states_and_attentions_of_backbones_and_models_are_those_of_the_vit(vision, neck, asked):
+def test_hidden_states_and_attentions_are_those_of_vit(vision, neck, asked):
     """Against transformers' own layers one by one; the adapter's gates are closed, and it has no CLS token."""
     backbone_class, settings = NECKS[neck]
     settings = {**settings, "injector_init_value": 0.0} if neck == "adapter" else settings
@@ -140,7 +140,7 @@ def test_hidden_states_and_attentions_of_backbones_and_models_are_those_of_the_v
 
 @pytest.mark.parametrize("neck", NECKS)
 @pytest.mark.parametrize("model_class", [ViTPForSemanticSegmentation, ViTPForChangeDetection])
-def test_a_model_starts_from_an_exported_backbone_whose_patches_are_resampled(vision, tmp_path, neck, model_class):
+def test_dense_model_starts_from_resampled_backbone(vision, tmp_path, neck, model_class):
     export_backbone(vision.to(torch.bfloat16), tmp_path / "backbone")
     backbone_class, settings = NECKS[neck]
     names = {0: "ground", 1: "tree", 2: "water"}
@@ -177,7 +177,7 @@ class Gradients(TrainerCallback):
 
 
 @pytest.mark.parametrize("model_class", [ViTPForSemanticSegmentation, ViTPForChangeDetection])
-def test_transformers_own_trainer_accumulates_the_gradients_of_the_whole_batch(vision, tmp_path, model_class):
+def test_transformers_trainer_accumulates_gradients(vision, tmp_path, model_class):
     inputs = ["pixel_values"]
     if model_class is ViTPForChangeDetection:
         inputs = ["pixel_values_before", "pixel_values_after"]
@@ -239,7 +239,7 @@ def test_loss_equals_a_loop_over_the_labelled_pixels(is_pair):
     assert model(**images, labels=torch.full_like(labels, 255)).loss.item() == 0
 
 
-def test_a_head_has_the_settings_that_it_is_given(vision):
+def test_head_has_given_classes(vision):
     """Whichever way its classes are named; what its configuration does not have is no setting."""
     named = {"id2label": {0: "ground", 1: "tree"}, "label2id": {"ground": 0, "tree": 1}}
     for classes in ({"id2label": ["ground", "tree"]}, {"label2id": named["label2id"]}, {"id2label": named["id2label"]}):
@@ -277,7 +277,7 @@ class Places(torch.nn.Module):
 
 
 @pytest.mark.parametrize("size", [(64, 96), (63, 97), (33, 61), (50, 34), (7, 129)])
-def test_maps_lie_where_their_pixels_are_whatever_the_size(size):
+def test_maps_are_aligned_with_pixels(size):
     torch.manual_seed(0)
     model = ViTPForSemanticSegmentation(ViTPSegmentationConfig(backbone_config=adapter_config(), **HEAD)).eval()
     image = torch.randn(1, 3, *size)
@@ -295,7 +295,7 @@ def test_maps_lie_where_their_pixels_are_whatever_the_size(size):
 
 
 @torch.no_grad()
-def test_the_adapter_is_a_backbone_of_transformers_own_upernet():
+def test_adapter_is_backbone_of_transformers_upernet():
     torch.manual_seed(0)
     config = UperNetConfig(backbone_config=adapter_config(), **HEAD, auxiliary_in_channels=None)
     theirs = UperNetForSemanticSegmentation(config).eval()
@@ -308,7 +308,7 @@ def test_the_adapter_is_a_backbone_of_transformers_own_upernet():
 
 
 @torch.no_grad()
-def test_saved_models_open_with_their_own_code_where_this_package_is_missing(tmp_path):
+def test_saved_models_open_without_this_package(tmp_path):
     torch.manual_seed(0)
     expected = {"images": torch.randn(1, 3, 64, 64)}
     for name, config in (("adapter", adapter_config()), ("pyramid", ViTPFeaturePyramidConfig(**VISION_16))):
@@ -373,7 +373,7 @@ MADE_OF_A_BACKBONE = {
 
 
 @pytest.mark.parametrize("kind", MADE_OF_A_BACKBONE)
-def test_what_is_made_of_a_backbone_keeps_the_attention_that_was_asked_for(vision, tmp_path, kind):
+def test_models_on_backbone_keep_its_attention(vision, tmp_path, kind):
     """`"eager"` is the one that gives its probabilities."""
     vision.save_pretrained(tmp_path)
     make = MADE_OF_A_BACKBONE[kind]
@@ -383,7 +383,7 @@ def test_what_is_made_of_a_backbone_keeps_the_attention_that_was_asked_for(visio
     assert len(found) == 3 and all(torch.allclose(given.sum(-1), torch.ones(())) for given in found)
 
 
-def test_the_attention_asked_for_with_a_folder_is_the_backbones(vision, tmp_path):
+def test_attention_of_folder_is_that_of_backbone(vision, tmp_path):
     vision.save_pretrained(tmp_path)
     adapter = {"deformable_heads": 4, "spatial_prior_channels": 8}
     for model in (
@@ -399,7 +399,7 @@ def attentions(model):
 
 
 @torch.no_grad()
-def test_return_dict_of_the_configuration_gives_tuples_as_in_transformers(vision, tmp_path):
+def test_return_dict_of_config_gives_tuples(vision, tmp_path):
     export_backbone(vision, tmp_path)
     images = torch.randn(2, 3, 56, 56)
     native = InternVLVisionModel.from_pretrained(tmp_path, return_dict=False).eval()

@@ -58,7 +58,7 @@ def close(found: torch.Tensor, wanted: torch.Tensor, tolerance: float) -> None:
 
 @every_detector
 @torch.no_grad()
-def test_neck_and_proposals_equal_those_of_the_original_code(name):
+def test_neck_and_proposals_equal_original_code(name):
     model, expected = original_detector(name), expected_of(name)
     feature_maps = model.run_backbone(expected["pixel_values"]).feature_maps
     for level, features in enumerate(model.neck(feature_maps)):
@@ -86,7 +86,7 @@ def boxes_in_pixels(outputs, image: int) -> torch.Tensor:
 
 @every_detector
 @torch.no_grad()
-def test_detections_equal_those_of_the_original_code(name):
+def test_detections_equal_original_code(name):
     """Which sorts upright ones by class first."""
     expected = expected_of(name)
     outputs = original_detector(name)(expected["pixel_values"], pixel_mask())
@@ -108,7 +108,7 @@ def test_detections_equal_those_of_the_original_code(name):
 
 @every_detector
 @torch.no_grad()
-def test_anchors_and_proposals_are_matched_with_the_objects_that_the_original_code_gives_them(name):
+def test_matching_equals_original_code(name):
     """There -2 is not trained on, -1 ignored, 0 background, n + 1 object n."""
     model, expected = original_detector(name), expected_of(name)
     config = model.config
@@ -137,7 +137,7 @@ def test_boxes_of_oriented_detections_enclose_their_corners():
 
 
 @every_detector
-def test_losses_equal_those_of_the_original_code(name):
+def test_losses_equal_original_code(name):
     expected = expected_of(name)
     outputs = original_detector(name).train()(expected["pixel_values"], pixel_mask(), original_labels(name))
     assert outputs.scores is None
@@ -158,7 +158,7 @@ def test_losses_equal_those_of_the_original_code(name):
 
 
 @every_detector
-def test_gradients_equal_those_of_the_original_code(name, monkeypatch):
+def test_gradients_equal_original_code(name, monkeypatch):
     """From the maps on, in double precision, since rounding is not the same on every CPU.
 
     One unit of Mask R-CNN's mask head is -1e-5 by exact arithmetic, of values up to 19, and the original's float32 made
@@ -179,7 +179,7 @@ def test_gradients_equal_those_of_the_original_code(name, monkeypatch):
 
 
 @torch.no_grad()
-def test_a_second_look_at_the_mirrored_image_gives_what_the_original_code_gives():
+def test_flip_test_equals_original_code():
     expected = expected_of("mask_rcnn")
     model = original_detector("mask_rcnn", flip_test=True)
     image = expected["pixel_values"][:1]
@@ -225,7 +225,7 @@ def test_a_batch_is_its_images_one_by_one(name):
 
 @every_detector
 @torch.no_grad()
-def test_an_image_of_any_size_is_padded_to_whole_strides(name):
+def test_image_is_padded_to_whole_strides(name):
     """The second image without its padding, which is brought to 96 pixels again and known not to be of the image."""
     model, images = original_detector(name), expected_of(name)["pixel_values"]
     padded = images[1:].clone()
@@ -244,7 +244,7 @@ def test_detections_in_evaluation_come_with_the_loss(name):
     torch.testing.assert_close(both.loss, expected["losses.total"], rtol=1e-5, atol=0)
 
 
-def test_the_parts_of_an_output_have_one_order_whatever_is_asked_for():
+def test_output_fields_have_one_order():
     model, labels = tiny_detector("cascade_rcnn", num_labels=1), labels_over_the_border("cascade_rcnn")
     image = torch.randn(1, 3, 64, 64, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
@@ -257,7 +257,7 @@ def without_objects(name: str, labels: list[dict[str, torch.Tensor]]) -> list[di
 
 
 @every_detector
-def test_images_without_objects_are_trained_on_and_leave_no_parameter_without_a_gradient(name):
+def test_images_without_objects_train_all_parameters(name):
     """A process of several whose images have none would hang otherwise."""
     model, expected = original_detector(name).train(), expected_of(name)
     labels = original_labels(name)
@@ -272,7 +272,7 @@ def test_images_without_objects_are_trained_on_and_leave_no_parameter_without_a_
 
 @every_detector
 @torch.no_grad()
-def test_tuple_output_is_in_the_order_of_the_fields(name):
+def test_tuple_output_has_order_of_fields(name):
     model, images, labels = original_detector(name), expected_of(name)["pixel_values"], original_labels(name)
     outputs = model(images, pixel_mask(), labels, output_hidden_states=True)
     fields = [field.name for field in dataclasses.fields(outputs)]
@@ -284,7 +284,7 @@ def test_tuple_output_is_in_the_order_of_the_fields(name):
 
 @every_detector
 @torch.no_grad()
-def test_an_image_in_which_nothing_is_found_has_no_detections(name):
+def test_image_without_findings_has_no_detections(name):
     model, images = original_detector(name, score_threshold=1.0), expected_of(name)["pixel_values"]
     outputs = model(images)
     assert outputs.scores.shape == outputs.labels.shape == (2, 0) and outputs.pred_boxes.shape == (2, 0, 4)
@@ -320,7 +320,7 @@ def labels_over_the_border(name: str) -> list[dict[str, torch.Tensor]]:
 
 
 @every_detector
-def test_one_class_and_objects_at_and_over_the_border_are_trained_on(name):
+def test_objects_over_border_train_one_class(name):
     model, labels = tiny_detector(name, num_labels=1), labels_over_the_border(name)
     image = torch.randn(1, 3, 64, 64)
     losses = []
@@ -443,7 +443,7 @@ DETECTORS = {
 
 
 @pytest.mark.parametrize("model_class", DETECTORS, ids=lambda model_class: model_class.__name__)
-def test_detectors_of_transformers_train_on_the_adapter_and_open_again(model_class, tmp_path):
+def test_detectors_of_transformers_train_on_adapter(model_class, tmp_path):
     torch.manual_seed(0)
     vision = ViTPVisionModel(ViTPVisionConfig(**VISION_16))
     small = {"deformable_heads": 4, "spatial_prior_channels": 8}

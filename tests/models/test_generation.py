@@ -145,7 +145,7 @@ def leaves(value):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("way", WAYS)
-def test_every_way_of_generating_gives_what_internvl_gives(model, native, processor, way, capsys):
+def test_every_way_of_generating_equals_internvl(model, native, processor, way, capsys):
     name, options = WAYS[way]
     inputs = encode(processor, name)
     ours, theirs = (generate(each, inputs, options, **EVERYTHING) for each in (model, native))
@@ -162,7 +162,7 @@ def test_every_way_of_generating_gives_what_internvl_gives(model, native, proces
 @pytest.mark.slow
 @pytest.mark.parametrize("drop_ratio", [0.0, DROP_RATIO])
 @pytest.mark.parametrize("way", SAME_AS_GREEDY)
-def test_other_ways_to_the_likeliest_tokens_give_those_of_greedy_search(model, processor, way, drop_ratio):
+def test_deterministic_ways_equal_greedy_search(model, processor, way, drop_ratio):
     name, options = WAYS[way]
     inputs = encode(processor, name, drop_ratio)
     wanted = generate(model, inputs, {})[:, inputs["input_ids"].shape[1] :]
@@ -171,7 +171,7 @@ def test_other_ways_to_the_likeliest_tokens_give_those_of_greedy_search(model, p
 
 
 @pytest.mark.parametrize("drop_ratio", [0.0, DROP_RATIO])
-def test_a_model_that_drafts_for_another_one_sees_the_images_too(model, processor, drop_ratio):
+def test_draft_model_sees_images(model, processor, drop_ratio):
     """What it drafts with the same weights is what is written, so that one pass takes it all."""
     inputs, passes = encode(processor, "one row", drop_ratio), []
     draft = copy.deepcopy(model)
@@ -189,7 +189,7 @@ def test_embeddings_alone_are_a_prompt(model, processor):
 
 
 @pytest.mark.parametrize("to", ["vitp", "internvl"])
-def test_a_pipeline_answers_a_batch_as_it_answers_one_by_one(model, processor, tmp_path, to):
+def test_pipeline_answers_batch_as_one_by_one(model, processor, tmp_path, to):
     """It pads by the tokenizer's side, whatever the processor's is."""
     for part in (model, processor):
         part.save_pretrained(tmp_path / "vitp")
@@ -210,7 +210,7 @@ def test_a_pipeline_answers_a_batch_as_it_answers_one_by_one(model, processor, t
 
 @torch.no_grad()
 @pytest.mark.parametrize("kind", [StaticCache, DynamicCache])
-def test_a_cache_that_is_emptied_is_as_a_new_one(model, processor, kind):
+def test_emptied_cache_equals_new_one(model, processor, kind):
     shortened, inputs = encode(processor, "one row", DROP_RATIO), encode(processor, "one row")
     size = {"max_cache_len": 64} if kind is StaticCache else {}
     cache = kind(config=model.config.get_text_config(), **size)

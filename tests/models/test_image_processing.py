@@ -100,7 +100,7 @@ def test_8_bit_greyscale_gives_what_transformers_gives(as_array):
 
 
 @pytest.mark.parametrize("nested", [False, True])
-def test_batches_of_mixed_sizes_and_forms_keep_their_order(nested):
+def test_mixed_batches_keep_order(nested):
     settings = {"size": {"height": 28, "width": 28}, "crop_to_patches": True, "max_patches": 4}
     images = [picture(90, 30, 0), picture(28, 28, 1), picture(90, 30, 2), picture(20, 50, 3)]
     oracle = GotOcr2ImageProcessor(image_mean=MEAN, image_std=STD, **settings)
@@ -132,7 +132,7 @@ def test_defaults_are_those_of_internvl():
     [(28, 28), (56, 56), (400, 400), (57, 28), (100, 40), (35, 28), (40, 100), (500, 28), (28, 500), (1, 90), (90, 1)],
 )
 @pytest.mark.parametrize("min_patches, max_patches", [(1, 1), (1, 6), (1, 12), (3, 6)])
-def test_number_of_tiles_is_that_of_the_nearest_grid_and_a_thumbnail(size, min_patches, max_patches):
+def test_number_of_tiles_is_nearest_grid_and_thumbnail(size, min_patches, max_patches):
     processor = ViTPImageProcessor(size={"height": 28, "width": 28}, crop_to_patches=True)
     output = processor(picture(*size), min_patches=min_patches, max_patches=max_patches, return_tensors="pt")
     columns, rows = brute_force_grid(*size, 28, min_patches, max_patches)
@@ -141,7 +141,7 @@ def test_number_of_tiles_is_that_of_the_nearest_grid_and_a_thumbnail(size, min_p
     assert output["pixel_values"].shape == (expected, 3, 28, 28)
 
 
-def test_tiles_run_row_by_row_and_the_thumbnail_comes_last():
+def test_tiles_are_row_by_row_thumbnail_last():
     colours = random_array((2, 3, 3), np.uint8)
     image = Image.fromarray(colours.repeat(28, axis=0).repeat(28, axis=1))
     processor = ViTPImageProcessor(
@@ -170,7 +170,7 @@ def test_16_bit_pil_images_do_not_saturate(mode, dtype):
     assert_close(unit(image), oracle(array[None]))
 
 
-def test_float_pil_images_are_taken_in_0_to_1():
+def test_float_pil_images_are_in_0_to_1():
     array = random_array((HEIGHT, WIDTH), np.float32)
     assert_close(unit(Image.fromarray(array)), oracle(array[None]))
 
@@ -195,7 +195,7 @@ def test_windows_and_gamma_agree_with_numpy(name, dtype):
 
 
 @pytest.mark.parametrize("bands", [[4, 0, 2], [3], [1, 1, 1]])
-def test_bands_are_picked_in_the_order_that_is_asked(bands):
+def test_bands_are_picked_in_order(bands):
     array = random_array((5, HEIGHT, WIDTH), np.uint16)
     assert_close(unit(array, input_spec={"bands": bands}), oracle(array[bands]))
 
@@ -218,7 +218,7 @@ def test_percentiles_agree_with_numpy_band_by_band(percentiles, dtype, bands):
 
 
 @pytest.mark.parametrize("spec", [{"window": (-1, 1)}, {"percentiles": (5, 95)}])
-def test_nan_is_black_and_infinities_are_clipped_without_shifting_the_window(spec):
+def test_nan_is_black_and_infinities_are_clipped(spec):
     array = np.random.default_rng(0).standard_normal((3, HEIGHT, WIDTH)).astype(np.float32)
     array[0, 0, :3] = np.nan, np.inf, -np.inf
     array[2, 3, 4] = np.nan
@@ -230,12 +230,12 @@ def test_nan_is_black_and_infinities_are_clipped_without_shifting_the_window(spe
 
 
 @pytest.mark.parametrize("dtype", [np.uint16, np.float32, np.int16])
-def test_percentiles_of_a_constant_band_give_black_and_no_nan(dtype):
+def test_percentiles_of_constant_band_give_black(dtype):
     array = np.full((HEIGHT, WIDTH), 7, dtype=dtype)
     assert_close(unit(array, input_spec={"percentiles": [2, 98]}), np.zeros((3, HEIGHT, WIDTH)))
 
 
-def test_percentiles_of_a_band_above_the_limit_of_torch_quantile():
+def test_percentiles_of_band_above_limit_of_quantile():
     band = torch.arange(2**24 + 2, dtype=torch.int32)
     assert band_percentiles(band, (2.5, 75)) == [0.025 * (2**24 + 1), 0.75 * (2**24 + 1)]
 
@@ -292,7 +292,7 @@ def test_8_bit_pil_modes_become_rgb_on_white(mode, with_spec):
 @pytest.mark.parametrize("size", [(WIDTH, 1), (WIDTH, 3), (1, HEIGHT), (3, HEIGHT), (3, 3), (1, 1), (4, 1)])
 @pytest.mark.parametrize("mode", [*PIL_MODES, "I;16", "F"])
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
-def test_the_layout_of_a_pil_image_is_known_whatever_its_size(mode, size, spec):
+def test_layout_of_pil_image_is_known(mode, size, spec):
     if mode in ("I;16", "F"):
         array = random_array((HEIGHT, WIDTH), {"I;16": np.uint16, "F": np.float32}[mode])
         image, shades = Image.fromarray(array), oracle(array[None])
@@ -314,7 +314,7 @@ def test_the_axis_of_many_bands_is_found(bands, channels_last):
 @pytest.mark.parametrize("bands", [1, 3])
 @pytest.mark.parametrize("size", [(2, 30), (30, 2), (5, 5), (2, 2)])
 @pytest.mark.parametrize("channels_last", [False, True])
-def test_the_axis_of_one_or_three_bands_is_found_though_it_is_not_the_shortest(bands, size, channels_last):
+def test_axis_of_bands_need_not_be_shortest(bands, size, channels_last):
     array = random_array((bands, *size), np.uint8)
     image = array.transpose(1, 2, 0) if channels_last else array
     assert_close(unit(image, size=size), oracle(array))
@@ -332,7 +332,7 @@ def test_input_data_format_is_honoured(shape, input_data_format):
     assert_close(actual, oracle(bands[:1]))
 
 
-def test_input_data_format_of_the_arrays_of_a_batch_leaves_its_pil_images_alone():
+def test_input_data_format_leaves_pil_images_alone():
     image = picture(WIDTH, HEIGHT)
     processor = ViTPImageProcessor(size={"height": HEIGHT, "width": WIDTH})
     kwargs = {"input_data_format": "channels_first", "input_spec": {"gamma": 0.5}, "return_tensors": "pt"}
@@ -348,7 +348,7 @@ def test_input_data_format_of_the_arrays_of_a_batch_leaves_its_pil_images_alone(
         {"bands": [2, 0, 1], "percentiles": (2, 98)},
     ],
 )
-def test_the_spec_survives_saving_and_gives_the_same_pixels(spec, tmp_path):
+def test_spec_survives_saving(spec, tmp_path):
     image = random_array((5, 20, 30), np.uint16)
     processor = ViTPImageProcessor(size={"height": 14, "width": 14}, crop_to_patches=True, input_spec=spec)
     expected = processor(image, return_tensors="pt")["pixel_values"]
@@ -372,7 +372,7 @@ def test_the_spec_survives_saving_and_gives_the_same_pixels(spec, tmp_path):
     assert_close(plain["pixel_values"][0].numpy(), oracle(bands, low, high, spec.get("gamma", 1.0)))
 
 
-def test_the_spec_of_a_call_replaces_that_of_the_processor():
+def test_spec_of_call_replaces_that_of_processor():
     image = random_array((HEIGHT, WIDTH), np.uint16)
     processor = ViTPImageProcessor(
         size={"height": HEIGHT, "width": WIDTH},
@@ -484,7 +484,7 @@ def test_any_spec_on_any_type_agrees_with_numpy(case):
 
 @settings(max_examples=60, deadline=None, derandomize=True)
 @given(images_and_specs(), st.booleans())
-def test_any_spec_on_any_type_stays_in_the_normalised_range_when_resized(case, crop_to_patches):
+def test_any_spec_stays_in_range_when_resized(case, crop_to_patches):
     image, _, input_data_format, spec = case
     processor = ViTPImageProcessor(size={"height": 14, "width": 14}, crop_to_patches=crop_to_patches, max_patches=4)
     pixel_values = processor(image, input_spec=spec, input_data_format=input_data_format, return_tensors="pt")[
@@ -510,7 +510,7 @@ def test_resizing_more_than_8_bits_is_clamped_bicubic(dtype, size):
     "kind", ["a float array", "a float tensor", "16 bits without a spec", "a window", "float tensors of two sizes"]
 )
 @pytest.mark.parametrize("processor_class", [ViTPImageProcessor, ViTPSegmentationImageProcessor])
-def test_without_rescaling_floats_are_normalized_from_zero_to_one(processor_class, kind):
+def test_floats_without_rescaling_are_normalized(processor_class, kind):
     """What `torchvision.transforms.ToTensor` gives; everything else that is not 8-bit RGB goes through [0, 1] too."""
     generator = np.random.default_rng(0)
     images = [generator.random((3, 28, 28)).astype(np.float32)]
@@ -533,7 +533,7 @@ def test_without_rescaling_floats_are_normalized_from_zero_to_one(processor_clas
     torch.testing.assert_close(pixels, rescaled, atol=1e-5, rtol=0)
 
 
-def test_floats_without_rescaling_are_those_of_transformers_also_when_they_are_resized():
+def test_floats_without_rescaling_equal_transformers():
     # A smooth image, so that no value leaves [0, 1] when it is resized, where only ours clips.
     rows, columns = np.meshgrid(np.linspace(0.2, 0.8, 90), np.linspace(0.3, 0.7, 130), indexing="ij")
     image = torch.tensor(np.stack([rows, columns, rows * columns]), dtype=torch.float32)
@@ -544,7 +544,7 @@ def test_floats_without_rescaling_are_those_of_transformers_also_when_they_are_r
 
 
 @pytest.mark.parametrize("processor_class", [ViTPImageProcessor, ViTPSegmentationImageProcessor])
-def test_without_rescaling_8_bit_images_are_left_as_in_transformers_and_not_mixed_with_others(processor_class):
+def test_8_bit_without_rescaling_equals_transformers(processor_class):
     processor = processor_class(do_rescale=False, image_mean=MEAN, image_std=STD, size={"height": 28, "width": 28})
     theirs = GotOcr2ImageProcessor(do_rescale=False, image_mean=MEAN, image_std=STD, size={"height": 28, "width": 28})
     image = picture(28, 28)

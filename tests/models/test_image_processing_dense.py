@@ -68,13 +68,13 @@ def test_masks_of_any_kind_are_class_indices(kind, tmp_path):
     assert np.array_equal(labels[0], mask)
 
 
-def test_zero_is_ignored_and_classes_move_down_if_asked():
+def test_reduced_labels_ignore_zero():
     mask = np.array([[0, 1], [3, 255]], dtype=np.uint8)
     labels = ViTPSegmentationImageProcessor(do_reduce_labels=True)(picture(2, 2), mask, return_tensors="pt")["labels"]
     assert labels.tolist() == [[[255, 0], [2, 255]]]
 
 
-def test_images_are_resized_if_asked_and_masks_with_the_nearest():
+def test_images_and_masks_are_resized_if_asked():
     processor = ViTPSegmentationImageProcessor(do_resize=True, size={"height": 16, "width": 32})
     batch = processor([picture(64, 48), picture(32, 16)], [some_mask(48, 64), some_mask(16, 32)], return_tensors="pt")
     assert (batch["pixel_values"].shape, batch["labels"].shape) == ((2, 3, 16, 32), (2, 16, 32))
@@ -157,13 +157,13 @@ def backbone(tmp_path):
     return export_backbone(vision, tmp_path / "backbone", processor)
 
 
-def test_it_takes_from_a_backbone_how_images_are_normalised(backbone):
+def test_processor_of_backbone_has_its_normalization(backbone):
     processor = ViTPSegmentationImageProcessor.from_backbone(backbone, do_reduce_labels=True)
     assert (list(processor.image_mean), processor.input_spec) == ([0.5, 0.4, 0.3], {"gamma": 0.5})
     assert (processor.do_resize, processor.do_reduce_labels) == (False, True)
 
 
-def test_it_says_what_of_a_backbone_is_left_out(backbone, caplog):
+def test_processor_of_backbone_warns_of_unused_settings(backbone, caplog):
     processor = ViTPSegmentationImageProcessor.from_backbone(backbone, input_spec=None)
     assert processor.input_spec is None
     assert "backbone was trained on images that it reads by input_spec={'gamma': 0.5}, and these are" in caplog.text
@@ -174,7 +174,7 @@ def test_it_says_what_of_a_backbone_is_left_out(backbone, caplog):
 
 
 @torch.no_grad()
-def test_the_image_segmentation_pipeline_gives_masks_of_the_images_size(backbone, tmp_path, caplog, monkeypatch):
+def test_pipeline_gives_masks_of_image_size(backbone, tmp_path, caplog, monkeypatch):
     names = {0: "ground", 1: "tree", 2: "water"}
     model = ViTPForSemanticSegmentation.from_backbone(backbone, "pyramid", id2label=names, **HEAD).eval()
     for parameter in model.decode_head.parameters():
@@ -200,7 +200,7 @@ def test_the_image_segmentation_pipeline_gives_masks_of_the_images_size(backbone
 
 
 @torch.no_grad()
-def test_a_pair_from_images_to_a_map_of_changes(backbone):
+def test_pair_of_images_gives_map_of_changes(backbone):
     model = ViTPForChangeDetection.from_backbone(backbone, "pyramid", num_labels=2, **HEAD).eval()
     processor = ViTPSegmentationImageProcessor.from_backbone(backbone)
     inputs = processor(picture(50, 40), images_after=picture(50, 40, 1), return_tensors="pt")

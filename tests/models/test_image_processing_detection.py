@@ -28,7 +28,7 @@ def annotated(*objects: dict) -> dict:
     return {"image_id": 7, "annotations": list(objects)}
 
 
-def test_images_are_padded_and_boxes_are_shares_of_the_image_without_its_padding():
+def test_boxes_are_shares_of_unpadded_image():
     images = [picture(40, 30, 0), picture(50, 20, 1)]
     batch = ViTPDetectionImageProcessor()(images, [annotated(SHIP), annotated()], return_tensors="pt")
     assert batch["pixel_values"].shape == (2, 3, 30, 50) and batch["pixel_values"].dtype == torch.float32
@@ -56,7 +56,7 @@ def test_corners_stand_beside_boxes_and_survive_stretching():
     assert label["size"].tolist() == [90, 80] and label["class_labels"].tolist() == [0, 2]
 
 
-def test_masks_come_from_arrays_polygons_and_run_lengths_and_are_padded_too():
+def test_masks_from_arrays_polygons_and_run_lengths():
     mask = np.zeros((30, 40), np.uint8)
     mask[6:16, 4:24] = 1
     polygon = np.array(SQUARE).flatten().tolist()
@@ -80,7 +80,7 @@ def test_masks_come_from_arrays_polygons_and_run_lengths_and_are_padded_too():
     assert torch.equal(resized[0].bool(), torch.from_numpy(mask).bool().repeat_interleave(2, 0).repeat_interleave(2, 1))
 
 
-def test_boxes_are_held_within_the_image_and_those_outside_are_left_out_with_their_masks():
+def test_boxes_are_clipped_or_left_out():
     over, outside, flat = ({**SHIP, "bbox": box} for box in ([30, 20, 20, 20], [41, 0, 5, 5], [3, 3, 0, 5]))
     masks = [np.full((30, 40), value, np.uint8) for value in (1, 0, 0)]
     given = annotated(*({**one, "segmentation": mask} for one, mask in zip((over, outside, flat), masks)))
@@ -91,7 +91,7 @@ def test_boxes_are_held_within_the_image_and_those_outside_are_left_out_with_the
     assert label["masks"].shape == (1, 30, 40) and label["masks"].all()
 
 
-def test_a_box_without_a_width_in_float32_is_left_out_with_its_mask():
+def test_box_without_width_is_left_out():
     """1500.3 and 1500.3 + 1e-5 are one number there, as in the boxes."""
     image = np.zeros((30, 2000, 3), np.uint8)
     masks = [np.full((30, 2000), value, np.uint8) for value in (0, 1)]
@@ -106,7 +106,7 @@ def test_a_box_without_a_width_in_float32_is_left_out_with_its_mask():
     assert label["masks"].shape == (1, 30, 2000) and label["masks"].all()
 
 
-def test_the_processor_of_a_backbone_gives_its_mean_and_input_spec(tmp_path):
+def test_processor_of_backbone_has_its_mean_and_spec(tmp_path):
     ViTPImageProcessor(image_mean=[0.1, 0.2, 0.3], input_spec={"bands": [0]}).save_pretrained(tmp_path)
     processor = ViTPDetectionImageProcessor.from_backbone(tmp_path, do_resize=True, size={"height": 96, "width": 96})
     assert (list(processor.image_mean), processor.input_spec) == ([0.1, 0.2, 0.3], {"bands": [0]})
@@ -118,7 +118,7 @@ def test_the_processor_of_a_backbone_gives_its_mean_and_input_spec(tmp_path):
 
 @torch.no_grad()
 @pytest.mark.parametrize("name", DETECTORS)
-def test_detections_in_the_original_picture_equal_those_of_the_original_code(name):
+def test_postprocessed_detections_equal_original_code(name):
     """Image 1 is a picture of 160 x 180 pixels that was halved."""
     expected = load_file(folder_of(name) / "expected.safetensors")
     outputs = original_detector(name)(expected["pixel_values"], pixel_mask())
@@ -142,7 +142,7 @@ def test_detections_in_the_original_picture_equal_those_of_the_original_code(nam
 
 
 @torch.no_grad()
-def test_masks_equal_those_of_the_original_code_to_the_pixel():
+def test_masks_equal_original_code():
     expected = load_file(folder_of("mask_rcnn") / "expected.safetensors")
     outputs = original_detector("mask_rcnn")(expected["pixel_values"], pixel_mask())
     processor = ViTPDetectionImageProcessor()
@@ -162,7 +162,7 @@ def test_masks_equal_those_of_the_original_code_to_the_pixel():
 
 
 @torch.no_grad()
-def test_masks_of_two_views_equal_those_of_the_original_code_to_the_pixel():
+def test_masks_of_flip_test_equal_original_code():
     expected = load_file(folder_of("mask_rcnn") / "expected.safetensors")
     model, image = original_detector("mask_rcnn", flip_test=True), expected["pixel_values"][:1]
     seen = [model.run_backbone(image), type(model.run_backbone(image))()]
@@ -175,7 +175,7 @@ def test_masks_of_two_views_equal_those_of_the_original_code_to_the_pixel():
     assert torch.equal(result["masks"][order], expected["flip.masks"].bool())
 
 
-def test_a_mask_is_pasted_where_its_box_is_and_a_box_without_extent_has_none():
+def test_mask_is_pasted_into_box():
     """All ones within a box of whole pixels: the mask is the box, over the border too."""
     boxes = torch.tensor(
         [[10.0, 4.0, 20.0, 9.0], [-5.0, -5.0, 7.0, 7.0], [35.0, 25.0, 50.0, 50.0], [5.0, 5.0, 5.0, 9.0]]
@@ -223,7 +223,7 @@ def test_the_pipeline_finds_what_the_model_finds(name, tmp_path):
 
 
 @torch.no_grad()
-def test_saved_detectors_open_with_their_own_code_where_this_package_is_missing(tmp_path):
+def test_saved_detectors_open_without_this_package(tmp_path):
     picture(90, 80).save(tmp_path / "image.png")
     expected = {}
     for name in DETECTORS:

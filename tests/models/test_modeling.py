@@ -124,7 +124,7 @@ def assert_same_gradients(actual: dict, wanted: dict, tolerance: float = 1e-5) -
 @pytest.mark.parametrize("training", [False, True], ids=["eval", "train"])
 @pytest.mark.parametrize("padding_side", ["left", "right"])
 @pytest.mark.parametrize("batch", ["seven_tiles", "different_tiles", "several_images", "text_only_row"])
-def test_without_drop_logits_and_loss_are_internvls_to_the_bit(
+def test_logits_and_loss_without_drop_equal_internvl(
     vivid, native, processor, attention, training, padding_side, batch
 ):
     set_attention(attention, vivid, native)
@@ -138,7 +138,7 @@ def test_without_drop_logits_and_loss_are_internvls_to_the_bit(
     assert wanted.logits.std() > 0.5
 
 
-def test_without_drop_gradients_are_internvls_to_the_bit(vivid, native, processor):
+def test_gradients_without_drop_equal_internvl(vivid, native, processor):
     inputs = encode(processor, "text_only_row")
     labels = answer_labels(inputs, processor)
     for model in (vivid, native):
@@ -148,7 +148,7 @@ def test_without_drop_gradients_are_internvls_to_the_bit(vivid, native, processo
     assert all(torch.equal(actual[name], wanted[name]) for name in wanted)
 
 
-def test_a_batch_of_text_alone_gives_the_vit_gradients_of_zero_and_the_rest_internvls(vivid, native, processor):
+def test_text_batch_gives_vit_zero_gradients(vivid, native, processor):
     inputs = processor(text=TEXTS[:2], padding=True, return_tensors="pt")
     labels = answer_labels(inputs, processor)
     losses = [model.train()(**inputs, labels=labels, use_cache=False).loss for model in (vivid, native)]
@@ -198,7 +198,7 @@ VRL_BATCHES = [
 
 
 @pytest.mark.parametrize(("batch", "padding_side", "drop_ratio"), VRL_BATCHES)
-def test_what_vrl_keeps_are_the_tokens_of_the_full_sequence(processor, batch, padding_side, drop_ratio):
+def test_vrl_keeps_tokens_of_full_sequence(processor, batch, padding_side, drop_ratio):
     pair = full_length(processor, batch, drop_ratio, padding_side)
     short, full, survives = pair.short, pair.full, pair.survives
     percent = round(100 * drop_ratio)
@@ -213,7 +213,7 @@ def test_what_vrl_keeps_are_the_tokens_of_the_full_sequence(processor, batch, pa
 
 @ATTENTION
 @pytest.mark.parametrize(("batch", "padding_side", "drop_ratio"), VRL_BATCHES)
-def test_vrl_is_the_full_sequence_with_dropped_tokens_blocked(
+def test_vrl_equals_full_sequence_with_blocked_tokens(
     vivid, native, processor, attention, batch, padding_side, drop_ratio
 ):
     set_attention(attention, vivid, native)
@@ -258,9 +258,7 @@ def test_oracle_notices_what_it_must(vivid, native, processor):
 @ATTENTION
 @pytest.mark.parametrize("training", [False, True], ids=["eval", "train"])
 @pytest.mark.parametrize("batch", ["seven_tiles", "one_tile"])
-def test_gaps_in_the_positions_block_nothing_without_an_attention_mask(
-    vivid, native, processor, attention, training, batch
-):
+def test_gaps_block_nothing_without_mask(vivid, native, processor, attention, training, batch):
     set_attention(attention, vivid, native)
     vivid.train(training)
     pair = full_length(processor, batch, DROP_RATIO, "right")
@@ -277,7 +275,7 @@ def test_gaps_in_the_positions_block_nothing_without_an_attention_mask(
     torch.testing.assert_close(vivid(**short).logits[0], wanted, atol=1e-5, rtol=0)
 
 
-def test_base_model_under_vrl_gives_the_hidden_states_of_the_logits(vivid, processor):
+def test_base_model_gives_hidden_states_of_logits(vivid, processor):
     """TRL's trainer calls the base model and its own head."""
     inputs = encode(processor, "text_only_row", DROP_RATIO)
     hidden = vivid.model(**inputs, use_cache=False).last_hidden_state
@@ -285,7 +283,7 @@ def test_base_model_under_vrl_gives_the_hidden_states_of_the_logits(vivid, proce
     torch.testing.assert_close(vivid.lm_head(hidden), vivid(**inputs).logits, atol=1e-5, rtol=0)
 
 
-def test_embeddings_may_be_given_instead_of_ids_under_vrl(vivid, processor):
+def test_embeddings_replace_ids_under_vrl(vivid, processor):
     inputs = dict(encode(processor, "seven_tiles", DROP_RATIO))
     wanted = vivid(**inputs).logits
     del inputs["attention_mask"]
@@ -293,7 +291,7 @@ def test_embeddings_may_be_given_instead_of_ids_under_vrl(vivid, processor):
     torch.testing.assert_close(vivid(**inputs).logits, wanted, atol=1e-5, rtol=0)
 
 
-def test_features_encoded_beforehand_give_the_same_without_an_attention_mask(vivid, processor):
+def test_precomputed_features_give_same_logits(vivid, processor):
     inputs = dict(encode(processor, "seven_tiles", DROP_RATIO))
     wanted = vivid(**inputs).logits
     assert inputs.pop("attention_mask").all()
@@ -311,7 +309,7 @@ def test_wrong_number_of_visual_tokens_is_an_error(vivid, processor):
         vivid(**inputs)
 
 
-def test_language_model_and_projector_see_a_quarter_of_the_visual_tokens(vivid, processor):
+def test_language_model_and_projector_see_quarter(vivid, processor):
     seen = {}
 
     def count_vision(module, args, kwargs):
@@ -351,7 +349,7 @@ def close(actual: torch.Tensor, wanted: torch.Tensor) -> None:
 
 
 @torch.no_grad()
-def test_vision_states_and_projected_tokens_are_those_of_the_original_code(original):
+def test_vision_states_equal_original_code(original):
     tower = original.model.model.vision_tower
     close(tower(original.pixel_values).last_hidden_state, original.vision_last_hidden_state)
     close(tower(original.other_pixel_values).last_hidden_state, original.other_vision_last_hidden_state)
@@ -359,7 +357,7 @@ def test_vision_states_and_projected_tokens_are_those_of_the_original_code(origi
 
 
 @torch.no_grad()
-def test_bare_vision_checkpoint_gives_the_states_of_the_original_code(original):
+def test_bare_vision_checkpoint_equals_original_code(original):
     tower = original_checkpoint.original_vision_model()
     close(tower(original.pixel_values).last_hidden_state, original.vision_last_hidden_state)
     close(tower(original.other_pixel_values).last_hidden_state, original.other_vision_last_hidden_state)
@@ -367,7 +365,7 @@ def test_bare_vision_checkpoint_gives_the_states_of_the_original_code(original):
 
 @ATTENTION
 @torch.no_grad()
-def test_logits_and_loss_are_those_of_the_original_code(original, attention):
+def test_logits_and_loss_equal_original_code(original, attention):
     set_attention(attention, original.model)
     outputs = original.model(original.input_ids, original.pixel_values, labels=original.labels)
     close(outputs.logits, original.logits_full)
@@ -377,7 +375,7 @@ def test_logits_and_loss_are_those_of_the_original_code(original, attention):
 @ATTENTION
 @pytest.mark.parametrize("with_mask", [True, False], ids=["mask", "no_mask"])
 @torch.no_grad()
-def test_logits_and_loss_for_a_kept_set_are_those_of_the_original_code(original, attention, with_mask):
+def test_logits_of_kept_set_equal_original_code(original, attention, with_mask):
     set_attention(attention, original.model)
     outputs = original.model(
         original.vrl_input_ids,
@@ -441,7 +439,7 @@ def generator_model(vivid):
 
 @pytest.mark.parametrize("drop_ratio", [0.0, DROP_RATIO])
 @pytest.mark.parametrize("batch", ["text_only_row", "several_images", "first_row_text_only"])
-def test_greedy_generation_is_one_whole_forward_for_each_token(generator_model, processor, batch, drop_ratio):
+def test_greedy_generation_equals_whole_forwards(generator_model, processor, batch, drop_ratio):
     inputs = encode(processor, batch, drop_ratio, "left")
     outputs = generator_model.generate(
         **inputs, max_new_tokens=NEW_TOKENS, do_sample=False, output_logits=True, return_dict_in_generate=True
@@ -464,7 +462,7 @@ def test_greedy_generation_is_one_whole_forward_for_each_token(generator_model, 
 )
 @pytest.mark.parametrize("drop_ratio", [0.0, DROP_RATIO])
 @pytest.mark.parametrize("batch", ["text_only_row", "different_tiles", "first_row_text_only"])
-def test_expanded_generation_of_a_batch_is_that_of_each_row(generator_model, processor, batch, drop_ratio, options):
+def test_expanded_generation_equals_that_of_rows(generator_model, processor, batch, drop_ratio, options):
     inputs = encode(processor, batch, drop_ratio, "left")
     length, returned = inputs["input_ids"].shape[1], options.get("num_return_sequences", 1)
     together = generator_model.generate(**inputs, max_new_tokens=NEW_TOKENS, **options)[:, length:]
@@ -479,7 +477,7 @@ def test_expanded_generation_of_a_batch_is_that_of_each_row(generator_model, pro
 
 
 @pytest.mark.parametrize("drop_ratio", [0.0, DROP_RATIO])
-def test_answers_to_a_padded_batch_of_chats_are_those_to_each_chat(generator_model, processor, drop_ratio):
+def test_padded_chats_are_answered_as_alone(generator_model, processor, drop_ratio):
     """As a user calls it: no padding side is given."""
     questions = [("top?", [(56, 56)]), (TEXTS[2], []), (TEXTS[0], [(200, 60), (56, 56)])]
     chats = []
@@ -525,7 +523,7 @@ def beam_search_of_width(model, inputs: dict, width: int, steps: int) -> list[li
 
 
 @pytest.mark.parametrize("drop_ratio", [0.0, DROP_RATIO])
-def test_beam_search_finds_the_beams_of_whole_forward_passes(generator_model, processor, drop_ratio):
+def test_beam_search_equals_whole_forwards(generator_model, processor, drop_ratio):
     inputs = encode(processor, "text_only_row", drop_ratio, "left")
     options = {"num_beams": 3, "num_return_sequences": 3, "max_new_tokens": 5, "do_sample": False}
     found = generator_model.generate(**inputs, **options)[:, inputs["input_ids"].shape[1] :]
@@ -545,7 +543,7 @@ def test_generation_without_drop_is_internvls(generator_model, native, processor
 @pytest.mark.parametrize("name", ["cache", "past_key_values"])
 @pytest.mark.parametrize("drop_ratio", [0.0, DROP_RATIO])
 @torch.no_grad()
-def test_cache_that_is_passed_in_is_used_under_both_its_names(vivid, native, processor, name, drop_ratio):
+def test_given_cache_is_used_under_both_names(vivid, native, processor, name, drop_ratio):
     """`past_key_values` is the older name, which transformers' InternVL still accepts."""
     prompt = encode(processor, "seven_tiles", drop_ratio)
     following = torch.tensor([[11]])
@@ -570,7 +568,7 @@ def test_cache_that_is_passed_in_is_used_under_both_its_names(vivid, native, pro
 
 
 @torch.no_grad()
-def test_what_follows_a_vrl_prompt_in_a_cache_needs_its_positions(vivid, processor):
+def test_continuing_vrl_prompt_needs_positions(vivid, processor):
     """Without them it was placed right after the tokens that are left: logits off by 2 here."""
     prompt, following = encode(processor, "seven_tiles", DROP_RATIO), torch.tensor([[11]])
     cache = vivid(**prompt, use_cache=True).cache
@@ -595,7 +593,7 @@ def test_what_follows_a_vrl_prompt_in_a_cache_needs_its_positions(vivid, process
 
 
 @pytest.mark.parametrize("drop_ratio", [0.0, DROP_RATIO])
-def test_a_conversation_is_continued_from_its_cache_as_from_its_beginning(generator_model, processor, drop_ratio):
+def test_continued_conversation_equals_whole_one(generator_model, processor, drop_ratio):
     prompt = encode(processor, "seven_tiles", drop_ratio)
     options = {"max_new_tokens": 4, "do_sample": False}
     first = generator_model.generate(**prompt, **options, return_dict_in_generate=True)
@@ -617,7 +615,7 @@ def test_a_conversation_is_continued_from_its_cache_as_from_its_beginning(genera
 
 
 @torch.no_grad()
-def test_gaps_in_positions_are_no_borders_of_packed_sequences_also_with_precomputed_features(vivid, processor):
+def test_gaps_are_no_borders_with_precomputed_features(vivid, processor):
     inputs = encode(processor, "seven_tiles", DROP_RATIO)
     wanted = vivid(**inputs, use_cache=False).logits
     features = vivid.get_image_features(
@@ -628,7 +626,7 @@ def test_gaps_in_positions_are_no_borders_of_packed_sequences_also_with_precompu
     torch.testing.assert_close(found, wanted, atol=1e-5, rtol=0)
 
 
-def test_gaps_and_new_starts_without_a_mask_are_an_error(vivid, processor):
+def test_gaps_and_new_starts_need_mask(vivid, processor):
     """These may be padding or packed sequences, which nothing tells apart."""
     inputs = encode(processor, "different_tiles", DROP_RATIO)
     del inputs["attention_mask"]
@@ -646,7 +644,7 @@ def test_packed_sequences_without_gaps_are_those_of_transformers(vivid, native):
 
 @pytest.mark.parametrize("mode", ["train", "eval"])
 @pytest.mark.parametrize("part", ["whole", "base"])
-def test_image_tokens_without_images_are_an_error_in_training_and_evaluation(vivid, processor, mode, part):
+def test_image_tokens_without_images_are_an_error(vivid, processor, mode, part):
     inputs = encode(processor, "one_tile")
     model = (vivid if part == "whole" else vivid.model).train(mode == "train")
     with pytest.raises(ValueError, match="4 image tokens, but there are no pixel_values"):
@@ -657,7 +655,7 @@ def test_image_tokens_without_images_are_an_error_in_training_and_evaluation(viv
 
 
 @torch.no_grad()
-def test_an_image_token_that_was_written_after_the_prompt_is_a_token_like_others(vivid, processor):
+def test_generated_image_token_is_plain_token(vivid, processor):
     prompt = encode(processor, "one_tile")
     written = torch.tensor([[processor.image_token_id]])
     assert vivid(written, cache=vivid(**prompt).cache).logits.isfinite().all()
@@ -698,7 +696,7 @@ def test_vision_tower_of_the_whole_model_drops_paths(tokenizer, model):
 
 
 @torch.no_grad()
-def test_drop_path_changes_training_only_and_only_above_zero():
+def test_drop_path_changes_training_only():
     without, with_drop = vision_model(), vision_model(drop_path_rate=0.5)
     pixels = tiles(16)
     wanted = without.eval()(pixels).last_hidden_state
@@ -711,7 +709,7 @@ def test_drop_path_changes_training_only_and_only_above_zero():
 
 
 @torch.no_grad()
-def test_drop_path_skips_or_scales_both_branches_of_each_tile():
+def test_drop_path_skips_or_scales_branches():
     rate, number = 0.4, 1500
     config = ViTPVisionConfig(**{**VISION, "num_hidden_layers": 2, "drop_path_rate": rate})
     layer = shake(ViTPVisionModel(config)).encoder.layer[1].train()
@@ -756,7 +754,7 @@ def vision_pair():
 
 @pytest.mark.parametrize("size", [(56, 56), (84, 56), (28, 112)])
 @torch.no_grad()
-def test_vision_states_are_internvls_to_the_bit_and_pooling_is_the_mean_of_the_patches(vision_pair, size):
+def test_vision_states_equal_internvl_and_pooling_is_mean(vision_pair, size):
     ours, theirs = vision_pair
     pixels = tiles(3, size=size)
     outputs, states = ours(pixels), theirs(pixels).last_hidden_state
@@ -802,7 +800,7 @@ def test_eager_attention_maps_are_distributions_over_all_tokens(vision_pair):
 
 
 @torch.no_grad()
-def test_tuple_output_is_in_the_order_of_the_fields(vision_pair):
+def test_tuple_output_has_order_of_fields(vision_pair):
     ours, _ = vision_pair
     ours.set_attn_implementation("eager")
     options = {"output_hidden_states": True, "output_attentions": True}
@@ -815,7 +813,7 @@ def test_tuple_output_is_in_the_order_of_the_fields(vision_pair):
     assert len(ours(tiles(2), return_dict=False)) == 2
 
 
-def test_tuple_output_of_the_whole_model_starts_with_loss_and_logits(vivid, native, processor):
+def test_tuple_output_starts_with_loss_and_logits(vivid, native, processor):
     inputs = encode(processor, "different_tiles")
     labels = answer_labels(inputs, processor)
     plain = vivid(**inputs, labels=labels, return_dict=False)
@@ -886,7 +884,7 @@ COMPILERS = pytest.mark.parametrize("backend", ["aot_eager", pytest.param("induc
 
 @COMPILERS
 @torch.no_grad()
-def test_compiled_vision_model_is_one_graph_with_the_same_numbers(vivid, backend):
+def test_compiled_vision_model_is_one_graph(vivid, backend):
     torch._dynamo.reset()
     tower, pixels = vivid.model.vision_tower, tiles(2)
     wanted, actual = tower(pixels), torch.compile(tower, backend=backend, fullgraph=True)(pixels)
@@ -895,7 +893,7 @@ def test_compiled_vision_model_is_one_graph_with_the_same_numbers(vivid, backend
 
 
 @COMPILERS
-def test_compiled_vrl_step_is_one_graph_with_the_same_numbers(vivid, processor, backend):
+def test_compiled_vrl_step_is_one_graph(vivid, processor, backend):
     torch._dynamo.reset()
     inputs = encode(processor, "different_tiles", DROP_RATIO)
     labels = answer_labels(inputs, processor)
@@ -924,7 +922,7 @@ def assert_same_weights(actual: nn.Module, wanted: nn.Module) -> None:
     assert all(torch.equal(actual[name], wanted[name]) for name in wanted)
 
 
-def test_saved_model_comes_back_to_the_bit_through_the_auto_classes(vivid, processor, tmp_path):
+def test_auto_classes_open_saved_model(vivid, processor, tmp_path):
     vivid.save_pretrained(tmp_path)
     inputs = encode(processor, "text_only_row", DROP_RATIO)
     again, loading = AutoModelForImageTextToText.from_pretrained(tmp_path, output_loading_info=True)
@@ -939,7 +937,7 @@ def test_saved_model_comes_back_to_the_bit_through_the_auto_classes(vivid, proce
     assert_same_weights(base, vivid.model)
 
 
-def test_saved_vision_model_comes_back_to_the_bit_through_the_auto_class(tmp_path):
+def test_auto_class_opens_saved_vision_model(tmp_path):
     model = vision_model(drop_path_rate=0.3).eval()
     model.save_pretrained(tmp_path)
     again, loading = AutoModel.from_pretrained(tmp_path, output_loading_info=True)
@@ -979,7 +977,7 @@ def test_configuration_comes_back(tmp_path):
         ({"image_size": [112, 112]}, 0.25, 4),
     ],
 )
-def test_visual_tokens_of_a_tile_follow_from_the_sizes(vision_config, downsample_ratio, wanted):
+def test_image_seq_length_follows_from_sizes(vision_config, downsample_ratio, wanted):
     config = config_of(vision_config=vision_config, downsample_ratio=downsample_ratio, image_seq_length=999)
     assert config.image_seq_length == wanted
 
@@ -990,7 +988,7 @@ def test_a_vit_alone_may_have_an_odd_grid():
 
 @pytest.mark.parametrize("size", [(112, 28), (28, 112), (56, 84), (56, 56)])
 @torch.no_grad()
-def test_visual_tokens_of_tiles_that_are_no_squares_join_patches_that_are_neighbours(vivid, size):
+def test_visual_tokens_join_neighboring_patches(vivid, size):
     pixels = tiles(2, size=size)
     states = vivid.model.vision_tower(pixels).last_hidden_state[:, 1:]
     height, width = (side // 14 for side in size)
@@ -1020,7 +1018,7 @@ def test_head_is_tied_as_the_language_model_says(tied, tmp_path):
 
 
 @pytest.mark.parametrize("tied", [True, False])
-def test_tying_that_is_given_wins_over_the_language_models(tied):
+def test_given_tying_wins_over_language_model(tied):
     config = config_of(text_config={"tie_word_embeddings": not tied}, tie_word_embeddings=tied)
     model = ViTPForConditionalGeneration(config)
     shared = model.lm_head.weight.data_ptr() == model.model.language_model.embed_tokens.weight.data_ptr()

@@ -74,12 +74,12 @@ def test_a_damaged_processor_is_named(processor, tmp_path, name):
         ViTPProcessor.from_pretrained(tmp_path)
 
 
-def test_a_folder_without_a_processor_is_named_with_the_files_that_it_lacks(tmp_path):
+def test_folder_without_processor_is_named(tmp_path):
     with pytest.raises(ValueError, match=rf"{tmp_path} has no processor: none of processor_config\.json, "):
         ViTPProcessor.from_pretrained(tmp_path)
 
 
-def test_what_no_file_is_to_blame_for_stays_as_it_is(model, tmp_path):
+def test_errors_of_no_file_stay_as_they_are(model, tmp_path):
     model.save_pretrained(tmp_path)
     with pytest.raises(ImportError, match="flash|Flash"):
         ViTPForConditionalGeneration.from_pretrained(tmp_path, attn_implementation="flash_attention_2")
@@ -141,7 +141,7 @@ def check_vit(model, weights):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_folder_opens_as_what_it_holds_or_not_at_all(folders, tokenizer, model, kind):
+def test_folder_opens_as_what_it_holds(folders, tokenizer, model, kind):
     root, weights = folders
     classes, says = KINDS[kind]
     if kind == "whole":
@@ -165,7 +165,7 @@ def test_a_folder_opens_as_what_it_holds_or_not_at_all(folders, tokenizer, model
 
 
 @pytest.mark.parametrize("kind", ["segmentation", "change", "detector"])
-def test_the_backbone_of_a_fine_tuned_model_is_had_as_the_errors_say(folders, tmp_path, kind):
+def test_errors_tell_backbone_of_fine_tuned_model(folders, tmp_path, kind):
     """Saved with its neck, it is what `from_backbone` opens, and its ViT is a backbone for anything else."""
     root, weights = folders
     (model_class,), _ = KINDS[kind]
@@ -181,7 +181,7 @@ def test_the_backbone_of_a_fine_tuned_model_is_had_as_the_errors_say(folders, tm
     check_vit(ViTPFeaturePyramid.from_backbone(vit, pyramid_channels=8), weights)
 
 
-def test_the_backbone_of_a_classifier_is_had_as_the_errors_say(folders, tmp_path):
+def test_errors_tell_backbone_of_classifier(folders, tmp_path):
     root, weights = folders
     with pytest.raises(ValueError, match=r"Its ViT is ViTPForImageClassification\.from_pretrained\('.*'\)\.backbone"):
         ViTPForImageClassification.from_backbone(root / "classifier")
@@ -193,7 +193,7 @@ def test_the_backbone_of_a_classifier_is_had_as_the_errors_say(folders, tmp_path
 
 
 @pytest.mark.parametrize("kind", ["adapter", "pyramid", "segmentation", "change", "detector", "classifier"])
-def test_a_model_on_a_vit_is_not_exported_as_one(folders, tmp_path, kind):
+def test_model_on_vit_is_not_exported(folders, tmp_path, kind):
     root, _ = folders
     model_class = KINDS[kind][0][-1]
     with pytest.raises(ValueError, match=f"a {model_class.__name__} is neither a vision-language model nor a ViT"):
@@ -201,7 +201,7 @@ def test_a_model_on_a_vit_is_not_exported_as_one(folders, tmp_path, kind):
     assert not (tmp_path / "vit").exists()
 
 
-def test_a_backbone_of_some_layers_is_a_start_as_its_vit_is(folders):
+def test_backbone_of_layers_is_start(folders):
     root, weights = folders
     for start in (root / "backbone", ViTPBackbone.from_pretrained(root / "backbone")):
         adapter = ViTPAdapter.from_backbone(start, **ADAPTER)
@@ -251,14 +251,14 @@ assert not {extras} & {{name.partition(".")[0] for name in sys.modules}}
 """
 
 
-def test_backbones_are_opened_used_and_exported_without_any_extra(model, tmp_path):
+def test_backbones_work_without_extras(model, tmp_path):
     folder = export_backbone(model, tmp_path / "backbone", ViTPImageProcessor())
     program = PROGRAM.format(extras=set(EXTRAS), small=SMALL, folder=str(folder))
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-2000:]
 
 
-def test_what_the_package_needs_is_what_a_backbone_needs():
+def test_requirements_are_those_of_backbone():
     setup = configparser.ConfigParser()
     setup.read(ROOT / "setup.cfg")
     needed = {line.partition(">")[0] for line in setup["options"]["install_requires"].split()}

@@ -129,11 +129,11 @@ def check_against_full_encoding(processor, layout, ratio, padding_side):
 @pytest.mark.parametrize("padding_side", ["right", "left"])
 @pytest.mark.parametrize("ratio", [0.75, 0.3, 0.7, 0.99])
 @pytest.mark.parametrize("name", BATCHES)
-def test_the_short_encoding_is_the_full_one_without_the_dropped_tokens(processor, name, ratio, padding_side):
+def test_short_encoding_is_full_one_without_dropped(processor, name, ratio, padding_side):
     check_against_full_encoding(processor, BATCHES[name], ratio, padding_side)
 
 
-def test_an_image_may_lose_all_its_tokens_and_keeps_its_marks(processor):
+def test_image_may_lose_all_tokens(processor):
     output = check_against_full_encoding(processor, [SEVERAL], 0.99, "right")
     text = processor.tokenizer.decode(output["input_ids"][0])
     assert text.count("<img>") == text.count("</img>") == 3
@@ -155,7 +155,7 @@ def test_the_short_encoding_of_any_layout(processor, layout, ratio, padding_side
 
 @pytest.mark.parametrize("call", ["texts", "chats"])
 @pytest.mark.parametrize("saved", ["by nobody", "right"])
-def test_batches_are_padded_on_the_left_unless_a_call_says_otherwise(processor, tmp_path, call, saved):
+def test_batches_are_padded_left_by_default(processor, tmp_path, call, saved):
     """As transformers' InternVL does, whatever side a tokenizer was saved with: "right" is that of no decision."""
     if saved == "right":
         processor.save_pretrained(tmp_path)
@@ -189,7 +189,7 @@ def encode_row(processor, sample, text, key, **kwargs):
 
 
 @pytest.mark.parametrize("order", [[0, 1, 2, 3], [3, 0, 2, 1], [2, 3], [1, 0]])
-def test_a_draw_depends_on_the_key_and_not_on_batch_order_or_global_seed(processor, order):
+def test_draw_depends_on_key_alone(processor, order):
     layout = BATCHES["mixed"]
     images, texts = make_batch(layout)
     keys = make_keys(layout)
@@ -212,7 +212,7 @@ def test_a_draw_depends_on_the_key_and_not_on_batch_order_or_global_seed(process
 
 
 @pytest.mark.parametrize("other", [(1, "sample-0", 0), (0, "sample-1", 0), (0, "sample-0", 1), "a plain key"])
-def test_another_key_gives_another_draw_and_the_global_generator_stays_untouched(processor, other):
+def test_other_key_gives_other_draw(processor, other):
     images, texts = make_batch([SEVERAL])
     state = torch.get_rng_state()
     first = encode_row(processor, images[0], texts[0], (0, "sample-0", 0))
@@ -231,7 +231,7 @@ def test_without_keys_the_global_generator_draws(processor):
 
 
 @pytest.mark.parametrize("prob, fewest, most", [(0.0, 0, 0), (0.25, 7, 26), (1.0, 64, 64)])
-def test_vrl_is_applied_to_a_share_of_the_samples(processor, prob, fewest, most):
+def test_vrl_is_applied_to_share_of_samples(processor, prob, fewest, most):
     image, rows = picture(56, 56), 64
     output = processor(
         images=[[image]] * rows,
@@ -248,14 +248,14 @@ def test_vrl_is_applied_to_a_share_of_the_samples(processor, prob, fewest, most)
 
 
 @pytest.mark.parametrize("name", BATCHES)
-def test_without_a_drop_there_are_neither_positions_nor_indices(processor, name):
+def test_no_positions_or_indices_without_drop(processor, name):
     images, texts = make_batch(BATCHES[name])
     output = processor(images=images, text=texts, vrl_keys=make_keys(texts), padding=True, return_tensors="pt")
     assert set(output) - {"pixel_values"} == {"input_ids", "attention_mask"}
     assert ("pixel_values" in output) == (name != "text only")
 
 
-def test_the_image_processor_has_the_same_rule_for_images_by_sample(processor):
+def test_image_processor_shares_budget_by_sample(processor):
     """By which TRL's GRPO counts the tiles of each sample."""
     samples = [[picture(120, 60), picture(60, 120)], [picture(200, 60)], [], [picture(60, 60)] * 3]
     alone = [
@@ -269,7 +269,7 @@ def test_the_image_processor_has_the_same_rule_for_images_by_sample(processor):
 
 @pytest.mark.parametrize("budget", [None, 1, 2, 3, 8])
 @pytest.mark.parametrize("num_images", [1, 2, 3, 5])
-def test_images_of_a_sample_share_the_budget_of_tiles_evenly(processor, budget, num_images):
+def test_images_share_tile_budget(processor, budget, num_images):
     images = [picture(224, 56, seed=i) for i in range(num_images)]
     kwargs = {} if budget is None else {"max_patches": budget}
     output = processor(images=images, text="<IMG_CONTEXT>" * num_images, **kwargs)
@@ -279,7 +279,7 @@ def test_images_of_a_sample_share_the_budget_of_tiles_evenly(processor, budget, 
     assert [run.count("<IMG_CONTEXT>") for run in runs] == [n * TOKENS_PER_TILE for n in num_tiles]
 
 
-def test_the_share_of_an_image_does_not_fall_below_min_patches(processor):
+def test_share_is_at_least_min_patches(processor):
     images = [picture(224, 56, seed) for seed in range(3)]
     output = processor(images=images, text="<IMG_CONTEXT>" * 3, max_patches=6, min_patches=4)
     assert len(output["pixel_values"]) == 3 * (4 + 1)
@@ -294,7 +294,7 @@ def test_the_share_of_an_image_does_not_fall_below_min_patches(processor):
         lambda pictures: torch.stack([torch.from_numpy(np.array(picture)).movedim(-1, 0) for picture in pictures]),
     ],
 )
-def test_flat_lists_nested_lists_and_stacks_of_images_are_dealt_out_alike(processor, images):
+def test_flat_nested_and_stacked_images_are_alike(processor, images):
     pictures = [picture(60, 60, seed) for seed in range(3)]
     texts = ["<IMG_CONTEXT>", "none", "<IMG_CONTEXT> and <IMG_CONTEXT>"]
     output = processor(images=images(pictures), text=texts)
@@ -305,7 +305,7 @@ def test_flat_lists_nested_lists_and_stacks_of_images_are_dealt_out_alike(proces
 
 
 @pytest.mark.parametrize("return_tensors, kind", [(None, list), ("pt", torch.Tensor), ("np", np.ndarray)])
-def test_return_tensors_says_the_type_and_not_the_values(processor, return_tensors, kind):
+def test_return_tensors_changes_type_only(processor, return_tensors, kind):
     images, texts = make_batch([ONE])
     kwargs = {"images": images, "text": texts, "vrl_drop_ratio": 0.5, "vrl_keys": [0]}
     output = processor(return_tensors=return_tensors, **kwargs)
@@ -382,7 +382,7 @@ def answers_of(messages):
 
 @pytest.mark.parametrize("padding_side", ["right", "left"])
 @pytest.mark.parametrize("ratio", [0, 0.75])
-def test_the_assistant_mask_covers_exactly_answers_and_their_ends(processor, ratio, padding_side):
+def test_assistant_mask_covers_answers_and_ends(processor, ratio, padding_side):
     conversations = list(CONVERSATIONS.values())
     output = processor.apply_chat_template(
         conversations,
@@ -402,14 +402,14 @@ def test_the_assistant_mask_covers_exactly_answers_and_their_ends(processor, rat
         assert processor.tokenizer.decode(ids[mask == 1]) == answers_of(messages)
 
 
-def test_a_single_conversation_has_the_mask_of_a_batch_of_one(processor):
+def test_single_conversation_has_mask_of_batch(processor):
     kwargs = {"tokenize": True, "return_dict": True, "return_assistant_tokens_mask": True}
     output = processor.apply_chat_template(CONVERSATIONS["many images"], return_tensors="pt", **kwargs)
     answers = output["input_ids"][0][output["assistant_masks"][0] == 1]
     assert processor.tokenizer.decode(answers) == answers_of(CONVERSATIONS["many images"])
 
 
-def test_trls_stock_collator_trains_on_exactly_answers_and_their_ends(processor):
+def test_trl_collator_trains_on_answers_and_ends(processor):
     pair = [picture(170, 50), picture(56, 56)]
     examples = [
         {"messages": [USER, ANSWER], "images": [picture(100, 60)]},
@@ -432,7 +432,7 @@ PLACE = "<IMG_CONTEXT>"
 
 @pytest.mark.parametrize("ratio", [0, 0.75])
 @pytest.mark.parametrize("token", IMAGE_TOKENS)
-def test_a_literal_image_token_passes_as_plain_text_when_sanitised(processor, token, ratio):
+def test_sanitized_image_token_is_plain_text(processor, token, ratio):
     question = f"what is {token}?"
     content = [{"type": "image", "image": picture(100, 60)}, {"type": "text", "text": question}]
     output = processor.apply_chat_template(
@@ -452,7 +452,7 @@ def test_a_literal_image_token_passes_as_plain_text_when_sanitised(processor, to
     assert str(plain)[1:-1] in str(ids)
 
 
-def test_an_image_part_from_arrow_with_empty_fields_renders_like_one_without(processor):
+def test_image_part_with_empty_fields_renders_alike(processor):
     content = [{"type": "image", "text": None}, {"type": "text", "text": "How many?"}]
     rendered = processor.apply_chat_template([{"role": "user", "content": content}])
     assert rendered == "<|im_start|>user\n<IMG_CONTEXT>\nHow many?<|im_end|>\n"
@@ -494,7 +494,7 @@ def test_everything_survives_saving_and_loading_with_auto_processor(chat_templat
         assert torch.equal(before[name], after[name])
 
 
-def test_the_input_spec_of_a_call_reaches_the_images(processor):
+def test_input_spec_of_call_reaches_images(processor):
     array = np.full((56, 56), 300, dtype=np.int16)
     image = Image.fromarray(np.full((56, 56, 3), 51, dtype=np.uint8))
     output = processor(images=[array], text=PLACE, input_spec={"window": [200, 700]})
@@ -512,7 +512,7 @@ def test_model_inputs_are_named(processor):
     sizes=st.lists(st.tuples(st.integers(20, 300), st.integers(20, 300)), min_size=1, max_size=4),
     max_patches=st.sampled_from([None, 1, 2, 5, 12]),
 )
-def test_serving_engines_are_told_the_tiles_and_tokens_that_a_sample_has(processor, sizes, max_patches):
+def test_serving_engines_get_tiles_and_tokens(processor, sizes, max_patches):
     kwargs = {} if max_patches is None else {"max_patches": max_patches}
     images = [picture(width, height) for height, width in sizes]
     encoded = processor(images=[images], text="<IMG_CONTEXT>" * len(images), **kwargs)
@@ -562,9 +562,7 @@ def test_an_empty_text_has_no_tokens(processor):
 @pytest.mark.parametrize("added", [True, False])
 @pytest.mark.parametrize("padding", [False, True])
 @pytest.mark.parametrize("ratio", [0, 0.75, 0.99])
-def test_the_tokens_are_those_of_the_text_with_its_replacements_where_their_offsets_say(
-    processor, ratio, padding, added
-):
+def test_tokens_match_replaced_text_and_offsets(processor, ratio, padding, added):
     """Whether the tokens of an image are tokenized as one, or as many as they are: padded, or with their places."""
     tokenizer = copy.deepcopy(processor.tokenizer)
     end = ("<|im_end|>", tokenizer.convert_tokens_to_ids("<|im_end|>"))

@@ -220,7 +220,7 @@ def listed(monkeypatch):
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_models_pass_what_transformers_tests_on_its_own(common, listed, name):
+def test_models_pass_common_tests(common, listed, name):
     tester, classes = MODELS[name]
     mixin = common.modeling.ModelTesterMixin
 
@@ -250,7 +250,7 @@ def test_models_pass_what_transformers_tests_on_its_own(common, listed, name):
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_configurations_pass_what_transformers_tests_on_its_own(common, name):
+def test_configurations_pass_common_tests(common, name):
     config_class, case = type(MODELS[name][0].config), unittest.TestCase()
     case.model_tester = MODELS[name][0]
     settings = {"vrl_drop_ratio": 0.5} if name == "language" else {}
@@ -259,7 +259,7 @@ def test_configurations_pass_what_transformers_tests_on_its_own(common, name):
 
 
 @pytest.mark.parametrize("name", ["backbone", "adapter", "pyramid"])
-def test_backbones_pass_what_transformers_tests_on_its_own(common, name):
+def test_backbones_pass_common_tests(common, name):
     tester, classes = MODELS[name]
     contents = {
         "all_model_classes": tuple(classes),
@@ -272,7 +272,7 @@ def test_backbones_pass_what_transformers_tests_on_its_own(common, name):
     assert not failed, "\n\n".join(f"{test}: {trace}" for test, trace in failed.items())
 
 
-def test_the_processor_passes_what_transformers_tests_on_its_own(common, tokenizer, monkeypatch):
+def test_processor_passes_common_tests(common, tokenizer, monkeypatch):
     # Saving writes our code beside what is saved, and notes that on the object too, which the tests compare.
     for processor_class in (ViTPProcessor, ViTPImageProcessor):
         monkeypatch.setattr(processor_class, "_auto_class", None)
@@ -296,7 +296,7 @@ IMAGE_PROCESSORS = {
 
 
 @pytest.mark.parametrize("name", IMAGE_PROCESSORS)
-def test_image_processors_pass_what_transformers_tests_on_its_own(common, name):
+def test_image_processors_pass_common_tests(common, name):
     class ImageTester(common.image_processing.ImageProcessingTester):
         num_labels = 3
 

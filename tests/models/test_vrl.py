@@ -40,7 +40,7 @@ def test_chi_square_bounds_agree_with_tables():
     assert chi_square_bounds(10, z=1.6449) == pytest.approx((3.940, 18.307), rel=5e-3)
 
 
-def test_number_of_kept_tokens_is_the_exact_decimal_ceiling():
+def test_number_of_kept_tokens_is_decimal_ceiling():
     wrong = [
         (percent, num_tokens)
         for percent in range(100)
@@ -58,14 +58,14 @@ def test_ratio_of_seven_tenths_keeps_three_of_ten():
 
 @given(digits=st.integers(0, 10**6 - 1), num_tokens=st.integers(0, 10**5))
 @CASES
-def test_number_of_kept_tokens_is_exact_for_longer_decimals(digits, num_tokens):
+def test_number_of_kept_tokens_for_long_decimals(digits, num_tokens):
     ratio = float(Decimal(digits) / 10**6)
     assert num_kept_tokens(num_tokens, ratio) == -((-(10**6 - digits) * num_tokens) // 10**6)
 
 
 @given(percent=st.integers(0, 99), num_tokens=st.integers(0, 600), key=st.tuples(st.integers(), st.text()))
 @CASES
-def test_draw_is_ascending_unique_in_range_and_of_the_right_size(percent, num_tokens, key):
+def test_draw_is_ascending_unique_and_in_range(percent, num_tokens, key):
     drawn = draw_visual_tokens(num_tokens, percent / 100, generator=keyed_generator(*key))
     assert drawn.dtype == torch.int64
     values = drawn.tolist()
@@ -155,7 +155,7 @@ def test_every_key_has_a_draw_of_its_own():
     assert len(draws) == len(keys)
 
 
-def test_sample_id_is_read_alike_as_number_and_string():
+def test_sample_id_may_be_number_or_string():
     number, string = (draw_visual_tokens(64, 0.75, generator=keyed_generator(0, sample, 1)) for sample in (5, "5"))
     assert torch.equal(number, string)
 
@@ -170,7 +170,7 @@ def test_without_a_key_the_global_generator_draws():
 
 
 @pytest.mark.parametrize("apply_prob", [0.25, 0.6])
-def test_share_of_samples_that_are_shortened_is_the_apply_probability(apply_prob):
+def test_share_of_shortened_samples_is_apply_prob(apply_prob):
     draws = 4000
     lengths = Counter(
         len(draw_visual_tokens(16, 0.75, apply_prob, keyed_generator(0, sample, 0))) for sample in range(draws)
@@ -180,12 +180,12 @@ def test_share_of_samples_that_are_shortened_is_the_apply_probability(apply_prob
 
 
 @pytest.mark.parametrize(("apply_prob", "kept"), [(0.0, 16), (1.0, 4)])
-def test_apply_probability_of_zero_keeps_all_and_of_one_always_drops(apply_prob, kept):
+def test_apply_prob_zero_keeps_all_one_always_drops(apply_prob, kept):
     lengths = {len(draw_visual_tokens(16, 0.75, apply_prob, keyed_generator(sample))) for sample in range(500)}
     assert lengths == {kept}
 
 
-def test_apply_probability_does_not_bias_the_tokens_that_are_drawn():
+def test_apply_prob_does_not_bias_draw():
     num_tokens, draws = 16, 12000
     counts = torch.zeros(num_tokens)
     shortened = 0
