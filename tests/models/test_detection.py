@@ -435,20 +435,22 @@ def test_gradient_checkpointing_changes_no_gradient(name):
 DETR = {"d_model": 32, "num_queries": 10, "encoder_ffn_dim": 32, "decoder_ffn_dim": 32, "decoder_layers": 2}
 DETR |= {"encoder_attention_heads": 4, "decoder_attention_heads": 4, "num_labels": 2}
 HYBRID = {"encoder_in_channels": [32] * 3, "decoder_in_channels": [32] * 3, "encoder_hidden_dim": 32}
-DETECTORS = {
+TRANSFORMERS_CONFIGS = {
     RTDetrV2ForObjectDetection: RTDetrV2Config(**DETR, **HYBRID),
     DFineForObjectDetection: DFineConfig(**DETR, **HYBRID),
     DeformableDetrForObjectDetection: DeformableDetrConfig(**DETR, encoder_layers=1),
 }
 
 
-@pytest.mark.parametrize("model_class", DETECTORS, ids=lambda model_class: model_class.__name__)
+@pytest.mark.parametrize("model_class", TRANSFORMERS_CONFIGS, ids=lambda model_class: model_class.__name__)
 def test_detectors_of_transformers_train_on_adapter(model_class, tmp_path):
     torch.manual_seed(0)
     vision = ViTPVisionModel(ViTPVisionConfig(**VISION_16))
     small = {"deformable_heads": 4, "spatial_prior_channels": 8}
     adapter = ViTPAdapter.from_backbone(vision, out_features=["stride8", "stride16", "stride32"], **small)
-    config = type(DETECTORS[model_class]).from_dict(DETECTORS[model_class].to_dict() | {"backbone_config": None})
+    config = type(TRANSFORMERS_CONFIGS[model_class]).from_dict(
+        TRANSFORMERS_CONFIGS[model_class].to_dict() | {"backbone_config": None}
+    )
     config.backbone_config = adapter.config
     model = model_class(config)
     model.model.backbone.model.load_state_dict(adapter.state_dict())
