@@ -39,7 +39,7 @@ def run(folder, **settings):
     return pretrain.main(["--config", str(file)])
 
 
-def test_a_run_leaves_model_backbone_metrics_and_curves_and_is_a_start_for_the_next(data_folder, tmp_path, caplog):
+def test_run_leaves_results_and_is_start_for_next(data_folder, tmp_path, caplog):
     settings = {"dataset_name": str(data_folder), "save_steps": 1, "seed": 7, "input_spec": {"gamma": 0.5}}
     assert run(tmp_path, **settings) == 0
     output = tmp_path / "run"
@@ -71,7 +71,7 @@ def test_a_run_leaves_model_backbone_metrics_and_curves_and_is_a_start_for_the_n
         run(tmp_path, dataset_name=str(data_folder), max_steps=3, **settings)
 
 
-def test_a_run_on_a_mixture_counts_what_it_skips(data_folder, tmp_path, caplog):
+def test_run_on_mixture_counts_skipped_rows(data_folder, tmp_path, caplog):
     lines = (tmp_path / "text.jsonl", '{"conversations": [{"from": "human", "value": "Hi"}, {"from": "gpt"\n' * 3)
     lines[0].write_text(lines[1])
     mixture = {
@@ -95,7 +95,7 @@ def test_a_run_on_a_mixture_counts_what_it_skips(data_folder, tmp_path, caplog):
 
 
 @pytest.mark.slow
-def test_a_run_that_misses_the_gate_says_so_and_fails(tmp_path, capsys):
+def test_run_that_misses_gate_fails(tmp_path, capsys):
     assert run(tmp_path, dataset_name=str(AERIAL_TREES), task="trees", max_steps=1) == 1
     task = json.loads((tmp_path / "run" / "metrics.json").read_text())["task"]
     assert task["passed"] is False
@@ -111,7 +111,7 @@ def test_a_run_that_misses_the_gate_says_so_and_fails(tmp_path, capsys):
 
 
 @pytest.mark.slow
-def test_rows_of_radar_images_train_a_model_of_two_bands_and_its_backbone(tmp_path):
+def test_radar_rows_train_model_of_two_bands(tmp_path):
     names, rows = ["VV", "VH"], []
     rng = np.random.default_rng(0)
     for index in range(4):
@@ -176,7 +176,7 @@ def arguments(tmp_path):
     return [str(word) for name, value in options.items() for word in (f"--{name}", value)]
 
 
-def test_the_backbone_is_held_against_its_start(arguments, tmp_path, capsys):
+def test_probe_compares_backbone_with_start(arguments, tmp_path, capsys):
     assert main([*arguments, "--probe_splits", "train", "val"]) == 0
     out = tmp_path / "out"
     measured = json.loads((out / "metrics.json").read_text())["probe"]
@@ -188,14 +188,14 @@ def test_the_backbone_is_held_against_its_start(arguments, tmp_path, capsys):
     assert not torch.equal(trained["encoder.layer.0.mlp.fc1.weight"], start["encoder.layer.0.mlp.fc1.weight"])
 
 
-def test_a_frozen_vit_has_gained_nothing(arguments, tmp_path):
+def test_frozen_vit_gains_nothing(arguments, tmp_path):
     main([*arguments, "--probe_splits", "train", "val", "--freeze_vision", "true"])
     gains = json.loads((tmp_path / "out" / "metrics.json").read_text())["probe"]["gains"]
     assert gains["linear"]["at the start"] == gains["nonlinear"]["at the start"] == 0
 
 
 @pytest.mark.slow
-def test_a_run_that_goes_on_keeps_the_start_that_it_began_with(arguments, tmp_path):
+def test_resumed_run_keeps_its_start(arguments, tmp_path):
     arguments += ["--probe_splits", "train", "val", "--save_steps", "2", "--lr_scheduler_type", "constant"]
     main(arguments)
     began = (tmp_path / "out/backbone_at_start/model.safetensors").read_bytes()
@@ -203,7 +203,7 @@ def test_a_run_that_goes_on_keeps_the_start_that_it_began_with(arguments, tmp_pa
     assert (tmp_path / "out/backbone_at_start/model.safetensors").read_bytes() == began
 
 
-SLOW = [pytest.param(name, marks=pytest.mark.slow) for name in FORMATS if name != "LLaVA"]
+OTHERS = ["messages in JSON Lines", "questions and answers", "imagefolder", "WebDataset"]  # each of another reader
 
 
 @pytest.fixture(scope="module")
@@ -230,21 +230,21 @@ def train(folder, scenes, name, line):
     assert all(torch.isfinite(weight).all() for weight in backbone.parameters())
 
 
-@pytest.mark.parametrize("name", ["LLaVA", *SLOW])
-def test_a_folder_in_any_format_is_trained_on(tmp_path, scenes, name, capsys):
+@pytest.mark.parametrize("name", ["LLaVA", *(pytest.param(name, marks=pytest.mark.slow) for name in OTHERS)])
+def test_folder_in_format_is_trained_on(tmp_path, scenes, name, capsys):
     train(tmp_path, scenes, name, f"dataset_name: {tmp_path / 'data'}\n")
     assert f"reads: {FORMATS[name][1]}, 60 rows, 1 image a row\n" in capsys.readouterr().out
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", FORMATS)
-def test_it_is_so_when_it_is_streamed_too(tmp_path, scenes, name, capsys):
+@pytest.mark.parametrize("name", ["LLaVA", *OTHERS])
+def test_stream_in_format_is_trained_on(tmp_path, scenes, name, capsys):
     train(tmp_path, scenes, name, f"dataset_name: {tmp_path / 'data'}\ndataset_streaming: true\n")
     assert f"reads: {FORMATS[name][1]}, a stream, 1 image a row\n" in capsys.readouterr().out
 
 
 @pytest.mark.slow
-def test_a_mixture_of_all_formats_is_trained_on(tmp_path, scenes, capsys):
+def test_mixture_of_all_formats_is_trained_on(tmp_path, scenes, capsys):
     for name, (write, _) in FORMATS.items():
         write(tmp_path / name, scenes[:6])
     sources = ", ".join(f"{{name: {name}, folder: {name}}}" for name in FORMATS)
