@@ -8,7 +8,6 @@ import argparse
 import configparser
 import os
 import re
-import runpy
 import shlex
 import signal
 import subprocess
@@ -341,7 +340,7 @@ def read_pytest(command: str, words: list[str], place: Place, patch: pytest.Monk
 
 
 def ignore(command: str, words: list[str], place: Place, patch: pytest.MonkeyPatch) -> None:
-    """Leave a command to CI, which runs it."""
+    """Leave a command to CI or to the test that is named below."""
 
 
 def log_in(command: str, words: list[str], place: Place, patch: pytest.MonkeyPatch) -> None:
@@ -357,18 +356,6 @@ def log_in(command: str, words: list[str], place: Place, patch: pytest.MonkeyPat
                 raise ValueError(f"{command} ended with status {end.code}") from end
 
 
-def open_space(command: str, words: list[str], place: Place, patch: pytest.MonkeyPatch) -> None:
-    """Builds the page, which is not served; its model is loaded."""
-    import gradio
-
-    launched = []
-    with patch.context() as inner:
-        inner.setattr(gradio.Blocks, "launch", lambda self, **options: launched.append(self))
-        inner.syspath_prepend(str(ROOT / "space"))
-        runpy.run_path(str(ROOT / "space" / "app.py"), run_name="__main__")
-    assert len(launched) == 1 and not words
-
-
 def pack_model(command: str, words: list[str], place: Place, patch: pytest.MonkeyPatch) -> None:
     """Pack a model into a folder of the page's, because its `space` is a link to the project's."""
     source, target = words
@@ -382,14 +369,6 @@ def read_builder(module: str, first_step: str, command: str, words: list[str], p
         inner.setattr(builder, first_step, stop)
         with pytest.raises(Parsed):
             builder.main(words)
-
-
-def read_transformers(command: str, words: list[str], place: Place, patch: pytest.MonkeyPatch) -> None:
-    """By its own parser: `tests/convert/test_serving.py` runs these."""
-    from transformers.cli.transformers import app
-
-    name, *words = words
-    app.commands[name].make_context(name, words)
 
 
 def read_lmms_eval(command: str, words: list[str], place: Place, patch: pytest.MonkeyPatch) -> None:
@@ -425,8 +404,8 @@ OTHER_PROGRAMS = {
     "pytest": read_pytest,
     "ruff": ignore,
     "hf": log_in,
-    "transformers": read_transformers,
-    "space/app.py": open_space,
+    "transformers": ignore,  # tests/convert/test_serving.py runs it
+    "space/app.py": ignore,  # tests/space/test_space_browser.py runs it
     "space/pack.py": pack_model,
     "zipfile": run_in_shell,
     "printf": run_in_shell,
