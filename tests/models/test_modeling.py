@@ -291,15 +291,15 @@ def test_embeddings_replace_ids_under_vrl(vivid, processor):
     torch.testing.assert_close(vivid(**inputs).logits, wanted, atol=1e-5, rtol=0)
 
 
-def test_precomputed_features_give_same_logits(vivid, processor):
+@pytest.mark.parametrize("with_indices", [True, False])
+def test_precomputed_features_give_same_logits_without_mask(vivid, processor, with_indices):
     inputs = dict(encode(processor, "seven_tiles", DROP_RATIO))
-    wanted = vivid(**inputs).logits
+    wanted = vivid(**inputs, use_cache=False).logits
     assert inputs.pop("attention_mask").all()
-    features = vivid.get_image_features(
-        inputs.pop("pixel_values"), visual_token_indices=inputs["visual_token_indices"], return_dict=True
-    )
-    actual = vivid(**inputs, mm_encoder_outputs={"image": features}, use_cache=False).logits
-    torch.testing.assert_close(actual, wanted, atol=1e-5, rtol=0)
+    indices = inputs["visual_token_indices"] if with_indices else inputs.pop("visual_token_indices")
+    features = vivid.get_image_features(inputs.pop("pixel_values"), visual_token_indices=indices, return_dict=True)
+    found = vivid(**inputs, mm_encoder_outputs={"image": features}, use_cache=False).logits
+    torch.testing.assert_close(found, wanted, atol=1e-5, rtol=0)
 
 
 def test_wrong_number_of_visual_tokens_is_an_error(vivid, processor):
@@ -418,16 +418,21 @@ def row_of(processor, batch: str, row: int, drop_ratio: float) -> dict:
 @torch.no_grad()
 def greedy_without_cache(model, inputs: dict, steps: int) -> tuple[list[int], torch.Tensor]:
     """A whole forward pass for each new token of one row; `position_ids` go on from the last one."""
-    inputs = dict(inputs)
-    inputs.setdefault("position_ids", positions_of(inputs["attention_mask"]))
     tokens, logits = [], []
     for _ in range(steps):
         logits.append(model(**inputs, use_cache=False).logits[0, -1])
         tokens.append(logits[-1].argmax().item())
-        inputs["input_ids"] = torch.cat([inputs["input_ids"], torch.tensor([[tokens[-1]]])], dim=1)
-        inputs["attention_mask"] = torch.ones_like(inputs["input_ids"])
-        inputs["position_ids"] = torch.cat([inputs["position_ids"], inputs["position_ids"][:, -1:] + 1], dim=1)
+        inputs = continued(inputs, torch.tensor([[tokens[-1]]]))
     return tokens, torch.stack(logits)
+
+
+def continued(prompt: dict, tokens: torch.Tensor) -> dict:
+    """The whole sequence of a prompt without padding and the tokens that follow it."""
+    ids = torch.cat([prompt["input_ids"], tokens], dim=1)
+    positions = prompt.get("position_ids", positions_of(prompt["attention_mask"]))
+    following = positions[:, -1:] + 1 + torch.arange(tokens.shape[1])
+    positions = torch.cat([positions, following], dim=1)
+    return {**prompt, "input_ids": ids, "attention_mask": torch.ones_like(ids), "position_ids": positions}
 
 
 @pytest.fixture
@@ -503,17 +508,11 @@ def test_padded_chats_are_answered_as_alone(generator_model, processor, drop_rat
 
 def beam_search_of_width(model, inputs: dict, width: int, steps: int) -> list[list[int]]:
     """Beam search of one row by whole forward passes, best first."""
-    inputs = dict(inputs)
-    inputs.setdefault("position_ids", positions_of(inputs["attention_mask"]))
-    last = inputs["position_ids"][0, -1]
     beams = [(0.0, [])]
     for _ in range(steps):
         candidates = []
         for score, tokens in beams:
-            added = torch.tensor([tokens], dtype=torch.long)
-            ids = torch.cat([inputs["input_ids"], added], dim=1)
-            positions = torch.cat([inputs["position_ids"], last + 1 + torch.arange(len(tokens))[None]], dim=1)
-            grown = {**inputs, "input_ids": ids, "position_ids": positions, "attention_mask": torch.ones_like(ids)}
+            grown = continued(inputs, torch.tensor([tokens], dtype=torch.long))
             with torch.no_grad():
                 scores = model(**grown, use_cache=False).logits[0, -1].log_softmax(-1)
             best = scores.topk(width)
@@ -546,17 +545,8 @@ def test_generation_without_drop_is_internvls(generator_model, native, processor
 def test_given_cache_is_used_under_both_names(vivid, native, processor, name, drop_ratio):
     """`past_key_values` is the older name, which transformers' InternVL still accepts."""
     prompt = encode(processor, "seven_tiles", drop_ratio)
-    following = torch.tensor([[11]])
-    last = prompt.get("position_ids", positions_of(prompt["attention_mask"]))[:, -1:]
-    step = {"input_ids": following, "position_ids": last + 1}
-
-    whole = {
-        **prompt,
-        "input_ids": torch.cat([prompt["input_ids"], following], dim=1),
-        "attention_mask": torch.ones(1, prompt["input_ids"].shape[1] + 1, dtype=torch.long),
-    }
-    if drop_ratio:
-        whole["position_ids"] = torch.cat([prompt["position_ids"], last + 1], dim=1)
+    whole = continued(prompt, torch.tensor([[11]]))
+    step = {"input_ids": torch.tensor([[11]]), "position_ids": whole["position_ids"][:, -1:]}
     wanted = vivid(**whole, use_cache=False).logits[:, -1]
 
     for model in (vivid, native) if drop_ratio == 0 else (vivid,):
@@ -572,17 +562,11 @@ def test_continuing_vrl_prompt_needs_positions(vivid, processor):
     """Without them it was placed right after the tokens that are left: logits off by 2 here."""
     prompt, following = encode(processor, "seven_tiles", DROP_RATIO), torch.tensor([[11]])
     cache = vivid(**prompt, use_cache=True).cache
-    for model, continued in ((vivid, copy.deepcopy(cache)), (vivid.model, copy.deepcopy(cache))):
+    for model in (vivid, vivid.model):
         with pytest.raises(ValueError, match="Give position_ids"):
-            model(following, cache=continued)
-    last = prompt["position_ids"][:, -1:]
-    found = vivid(following, cache=cache, position_ids=last + 1).logits[:, -1]
-    whole = {
-        **prompt,
-        "input_ids": torch.cat([prompt["input_ids"], following], dim=1),
-        "attention_mask": torch.ones(1, prompt["input_ids"].shape[1] + 1, dtype=torch.long),
-        "position_ids": torch.cat([prompt["position_ids"], last + 1], dim=1),
-    }
+            model(following, cache=copy.deepcopy(cache))
+    whole = continued(prompt, following)
+    found = vivid(following, cache=cache, position_ids=whole["position_ids"][:, -1:]).logits[:, -1]
     torch.testing.assert_close(found, vivid(**whole, use_cache=False).logits[:, -1], atol=1e-5, rtol=0)
 
     # A prompt without gaps is continued as in transformers, whoever gave its positions.
@@ -598,32 +582,17 @@ def test_continued_conversation_equals_whole_one(generator_model, processor, dro
     options = {"max_new_tokens": 4, "do_sample": False}
     first = generator_model.generate(**prompt, **options, return_dict_in_generate=True)
     length, question = first.sequences.shape[1], torch.tensor([[9, 10, 11]])
-    ids = torch.cat([first.sequences, question], dim=1)
-    mask = torch.ones_like(ids)
-    positions = prompt.get("position_ids", positions_of(prompt["attention_mask"]))
-    following = positions[:, -1:] + 1 + torch.arange(ids.shape[1] - positions.shape[1])
-    positions = torch.cat([positions, following], dim=1)
-    continued = {"input_ids": ids, "attention_mask": mask, "past_key_values": first.past_key_values}
+    answer = first.sequences[:, prompt["input_ids"].shape[1] :]
+    whole = continued(prompt, torch.cat([answer, question], dim=1))
+    following = {name: whole[name] for name in ("input_ids", "attention_mask")}
+    following["past_key_values"] = first.past_key_values
     if drop_ratio:
         with pytest.raises(ValueError, match="Give position_ids"):
-            generator_model.generate(**continued, **options)
-        continued["position_ids"] = positions
-    found = generator_model.generate(**continued, **options)
-    whole = {**prompt, "input_ids": ids, "attention_mask": mask, "position_ids": positions}
+            generator_model.generate(**following, **options)
+        following["position_ids"] = whole["position_ids"]
+    found = generator_model.generate(**following, **options)
     assert torch.equal(found, generator_model.generate(**whole, **options))
     assert found.shape[1] == length + 3 + 4
-
-
-@torch.no_grad()
-def test_gaps_are_no_borders_with_precomputed_features(vivid, processor):
-    inputs = encode(processor, "seven_tiles", DROP_RATIO)
-    wanted = vivid(**inputs, use_cache=False).logits
-    features = vivid.get_image_features(
-        inputs.pop("pixel_values"), visual_token_indices=inputs.pop("visual_token_indices"), return_dict=True
-    )
-    del inputs["attention_mask"]
-    found = vivid(**inputs, mm_encoder_outputs={"image": features}, use_cache=False).logits
-    torch.testing.assert_close(found, wanted, atol=1e-5, rtol=0)
 
 
 def test_gaps_and_new_starts_need_mask(vivid, processor):
