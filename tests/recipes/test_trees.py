@@ -27,8 +27,8 @@ from modeling_vitp.recipes.data.build_tree_masks import (
 )
 from modeling_vitp.recipes.tasks.trees import answers as asking
 from modeling_vitp.recipes.tasks.trees import evaluation, instructions, views
-from modeling_vitp.recipes.tasks.trees.downstream import label_subset, labelled_rows, split_held_out, write_splits
 from modeling_vitp.recipes.tasks.trees.answers import losses_with_own_and_other_images
+from modeling_vitp.recipes.tasks.trees.downstream import label_subset, labelled_rows, split_held_out, write_splits
 from modeling_vitp.vrl import keyed_generator
 
 WORDS = {"top left": (0, 0), "top right": (0, 1), "bottom left": (1, 0), "bottom right": (1, 1)}
