@@ -194,12 +194,12 @@ class ViTPProcessor(ProcessorMixin):
         return BatchFeature(data, tensor_type=return_tensors, skip_tensor_conversion=self.skip_tensor_conversion)
 
     def _merge_with_defaults(self, kwargs: dict) -> dict[str, dict]:
-        """What a call says, then the tokenizer's settings but for its padding side, then the defaults of this class."""
+        """Merge the settings of a call, then those of the tokenizer but its padding side, then the defaults."""
         settings = {name: value for name, value in self.tokenizer.init_kwargs.items() if name != "padding_side"}
         return self._merge_kwargs(tokenizer_init_kwargs=settings, **kwargs)
 
     def replace_image_token(self, image_inputs: dict, image_idx: int, **kwargs) -> str:
-        """What stands in the text for an image that the image processor has tiled, without VRL; serving engines ask."""
+        """Return the text for an image that the image processor has tiled, without VRL; serving engines ask."""
         return self._tokens_of_image(image_inputs["num_patches"][image_idx] * self.image_seq_length)
 
     @staticmethod
@@ -209,7 +209,7 @@ class ViTPProcessor(ProcessorMixin):
     def _tokenize(
         self, text: list[str], num_kept: list[list[int]], text_kwargs: dict, with_places: bool
     ) -> tuple[dict, list | None]:
-        """What the tokenizer gives for texts in which each image stands with so many tokens, and where in these texts.
+        """Tokenize texts in which each image stands with so many tokens; return the places of images in them too.
 
         The tokens of an image are tokenized as one and then repeated, where none is cut, no row is padded and nobody
         asks for the places; then the values of a row are an array.
@@ -229,7 +229,7 @@ class ViTPProcessor(ProcessorMixin):
         return dict(self.tokenizer(whole, return_attention_mask=True, **text_kwargs)), places
 
     def _images_by_sample(self, images: ImageInput | None, text: list[str]) -> list[list]:
-        """Deals the images out to the texts, by the image places in each."""
+        """Deal the images out to the texts, by the image places in each."""
         marks = [self.image_token] * sum(sample.count(self.image_token) for sample in text)
         _, found = self.get_text_with_replacements(list(text), marks)
         places = [len(offsets) for offsets in found] if marks else [0] * len(text)
@@ -260,7 +260,7 @@ class ViTPProcessor(ProcessorMixin):
         return [[next(flat) for _ in range(place)] for place in places]
 
     def _tile(self, images: list, images_kwargs: Mapping[str, Any]) -> tuple[list[torch.Tensor], list[int]]:
-        """The tiles of the images of one sample, within its budget of tiles, and how many each image has."""
+        """Return the tiles of the images of one sample, within its budget of tiles, and how many each image has."""
         if not images:
             return [], []
         tiles = self.image_processor([images], **images_kwargs)
@@ -269,7 +269,7 @@ class ViTPProcessor(ProcessorMixin):
     def _draw(
         self, num_tiles: list[int], drop_ratio: float, apply_prob: float, key: tuple | None
     ) -> tuple[torch.LongTensor, list[tuple[np.ndarray, int]]]:
-        """The visual tokens that a sample keeps, and those of each image, see [`_split_by_image`]."""
+        """Return the visual tokens that a sample keeps, and those of each image, see [`_split_by_image`]."""
         num_tokens = [tiles * self.image_seq_length for tiles in num_tiles]
         if drop_ratio > 0:
             generator = None if key is None else keyed_generator(*key)
@@ -279,7 +279,7 @@ class ViTPProcessor(ProcessorMixin):
         return kept, _split_by_image(kept.numpy(), num_tokens)
 
     def _get_num_multimodal_tokens(self, image_sizes: list[list[int]] | None = None, **kwargs) -> MultiModalData:
-        """Tiles and tokens of each image of one sample, without VRL; serving engines ask for them.
+        """Return the tiles and tokens of each image of one sample, without VRL; serving engines ask for them.
 
         Args:
             image_sizes: height and width of each image, in pixels. They share the sample's budget of tiles.
@@ -296,7 +296,7 @@ class ViTPProcessor(ProcessorMixin):
         return MultiModalData(num_image_tokens=num_tokens, num_image_patches=num_tiles)
 
     def _positions(self, input_ids: list[int], attention_mask: list[int], kept_by_image: list, row: int) -> np.ndarray:
-        """Positions of the kept tokens of one row in its full sequence; 0 at padding."""
+        """Return the positions of the kept tokens of one row in its full sequence; 0 at padding."""
         ids, real = np.array(input_ids, np.int64), np.array(attention_mask, bool)
         image_tokens = np.flatnonzero(ids == self.image_token_id)
         image_ends = np.flatnonzero(ids == self.end_image_token_id)
@@ -382,7 +382,7 @@ class ViTPProcessor(ProcessorMixin):
         return encoded
 
     def apply_chat_template(self, conversation, chat_template: str | None = None, **kwargs):
-        """Renders and, with `tokenize=True`, encodes chat messages; see
+        """Render and, with `tokenize=True`, encodes chat messages; see
         [`~transformers.ProcessorMixin.apply_chat_template`]. VRL options go into `processor_kwargs`.
 
         Messages are dictionaries, or dataclasses or pydantic models with the same fields.
@@ -409,7 +409,7 @@ class ViTPProcessor(ProcessorMixin):
 
 
 def check_messages(messages: list[dict], allow_image_tokens: bool = False) -> None:
-    """Raises a `ValueError` that names the message if a role is unknown or a text holds an image token literally."""
+    """Raise a `ValueError` that names the message if a role is unknown or a text holds an image token literally."""
     if not messages:
         raise ValueError("there are no messages.")
     for index, message in enumerate(messages):
@@ -428,7 +428,7 @@ def check_messages(messages: list[dict], allow_image_tokens: bool = False) -> No
 
 
 def check_content(message: dict, index: int) -> None:
-    """Raises a `ValueError` unless the content is a string or a list of text and image parts."""
+    """Raise a `ValueError` unless the content is a string or a list of text and image parts."""
     content = message.get("content")
     if isinstance(content, str) or (content is None and message["role"] == "assistant"):
         return
@@ -446,7 +446,7 @@ def check_content(message: dict, index: int) -> None:
 
 
 def message_texts(message: dict) -> list[str]:
-    """The texts of a message whose content is a string or a list of parts."""
+    """Return the texts of a message whose content is a string or a list of parts."""
     content = message.get("content") or ""
     if isinstance(content, str):
         return [content]
@@ -454,7 +454,7 @@ def message_texts(message: dict) -> list[str]:
 
 
 def check_tool_calls(messages: list[dict], template: str) -> None:
-    """Raises a `ValueError` if a message calls tools and the chat template would leave that out."""
+    """Raise a `ValueError` if a message calls tools and the chat template would leave that out."""
     index = next((index for index, message in enumerate(messages) if message.get("tool_calls")), None)
     if index is not None and "tool_calls" not in template:
         raise ValueError(
@@ -468,7 +468,7 @@ def _as_tuple(key) -> tuple:
 
 
 def _split_by_image(kept: np.ndarray, num_tokens: list[int]) -> list[tuple[np.ndarray, int]]:
-    """For each image its kept tokens, as indices into the image's own, and the number of tokens that it has in full.
+    """Return for each image its kept tokens, as indices into its own tokens, and the number of its tokens.
 
     Args:
         kept: int64, ascending, `(num_kept,)`.
@@ -481,14 +481,14 @@ def _split_by_image(kept: np.ndarray, num_tokens: list[int]) -> list[tuple[np.nd
 
 
 def _as_list(values: list | np.ndarray) -> list:
-    """Values of each token, as a tokenizer gives them."""
+    """Return values of each token, as a tokenizer gives them."""
     if isinstance(values, list):
         return values
     return values.tolist() if values.ndim == 1 else list(map(tuple, values.tolist()))
 
 
 def _repeat(values: list, is_image: np.ndarray, num_kept: list[int], are_offsets: bool) -> np.ndarray:
-    """A value of each token of a text in which each image has one token, for as many tokens as each has kept.
+    """Return a value of each token of a text in which each image has one token, for as many tokens as each has kept.
 
     Args:
         values: of the `sequence_length` tokens of the short text.

@@ -102,7 +102,9 @@ class ViTPDataCollator:
         check_drop_ratio(self.vrl_drop_ratio)
         check_apply_prob(self.vrl_apply_prob)
         check_warmup_steps(self.vrl_warmup_steps)
-        self._mask_id = mask_token_id(self.processor) if check_mask_ratio(self.answer_mask_ratio) > 0 else None
+        if not 0 <= self.answer_mask_ratio <= 1:
+            raise ValueError(f"answer_mask_ratio={self.answer_mask_ratio} must be in [0, 1].")
+        self._mask_id = mask_token_id(self.processor) if self.answer_mask_ratio > 0 else None
         # In shared memory, so that persistent workers, which keep the copy they were started with, see it change.
         self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()
         if self.on_error not in ("raise", "skip"):
@@ -124,9 +126,7 @@ class ViTPDataCollator:
         return self._epoch.item()
 
     def for_evaluation(self) -> "ViTPDataCollator":
-        """The same collator without VRL, hidden answers, transform and degradation, which pads and stops at a row that
-        cannot be used.
-        """
+        """Return the same collator without VRL, hidden answers, transform, degradation and skipping, which pads."""
         settings = {name: replace(settings, jpeg_degradation=False) for name, settings in self.source_settings.items()}
         return replace(
             self,
@@ -140,8 +140,9 @@ class ViTPDataCollator:
         )
 
     def with_raw_tiles(self) -> "ViTPDataCollator":
-        """The same collator, but `pixel_values` of 8-bit images are uint8, as [`RawTileProcessor`] leaves them, unless
-        another image in the batch is none. Epoch and counts are those of this collator.
+        """Return the same collator, with uint8 `pixel_values` unless an image of the batch is not of 8 bits.
+
+        Epoch and counts are those of this collator, see [`RawTileProcessor`] for the tiles.
         """
         image_processor = RawTileProcessor.of(self.processor.image_processor)
         if image_processor is None:
@@ -152,26 +153,31 @@ class ViTPDataCollator:
         return raw
 
     def drop_ratio_at(self, step: int) -> float:
-        """r in an optimizer step, counted from 0."""
+        """Return r in an optimizer step, counted from 0."""
         return 0.0 if step < self.vrl_warmup_steps else self.vrl_drop_ratio
 
     @property
     def skipped(self) -> dict[str, int]:
-        """How many rows of each source were skipped, in all workers of this process since the collator was made."""
+        """Return how many rows of each source were skipped, in all workers since the collator was made."""
         names = [*self.source_settings, "other rows"]
         return {name: count for name, count in zip(names, self._skipped.sum(0).tolist()) if count}
 
     def __call__(self, examples: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
         samples = [self._encode_or_replace(example) for example in examples if example is not None]
-        samples = samples or [self._nothing()]
+        pad_id = self.processor.tokenizer.pad_token_id
+        if not samples:  # of a process that has no row where the last batch of an epoch is shared
+            nothing = {"input_ids": pad_id, "attention_mask": 1, "labels": NO_LABEL}
+            samples = [{name: torch.full((2,), value) for name, value in nothing.items()}]
         batch = {
-            "input_ids": self._pad(samples, "input_ids", self.processor.tokenizer.pad_token_id),
+            "input_ids": self._pad(samples, "input_ids", pad_id),
             "attention_mask": self._pad(samples, "attention_mask", 0),
             "labels": self._pad(samples, "labels", NO_LABEL),
         }
         with_images = [sample for sample in samples if "pixel_values" in sample]
         if with_images:
-            tiles = self._alike([tile for sample in with_images for tile in sample["pixel_values"]])
+            tiles = [tile for sample in with_images for tile in sample["pixel_values"]]
+            if len({tile.dtype for tile in tiles}) > 1:
+                tiles = [normalize_tiles(tile[None], self.processor.image_processor)[0] for tile in tiles]
             batch["pixel_values"] = stack(tiles)
         if "position_ids" in samples[0]:
             batch["position_ids"] = self._pad(samples, "position_ids", 0)
@@ -182,21 +188,6 @@ class ViTPDataCollator:
                     [sample["visual_token_indices"] + start for sample, start in zip(with_images, starts)]
                 )
         return flatten_batch(batch) if self.padding_free else batch
-
-    def _alike(self, tiles: list[torch.Tensor]) -> list[torch.Tensor]:
-        """All normalised if one is."""
-        if len({tile.dtype for tile in tiles}) == 1:
-            return tiles
-        return [normalize_tiles(tile[None], self.processor.image_processor)[0] for tile in tiles]
-
-    def _nothing(self) -> dict[str, torch.Tensor]:
-        """A sample with nothing to learn, for a process that has no row where the last batch of an epoch is shared."""
-        input_ids = torch.full((2,), self.processor.tokenizer.pad_token_id)
-        return {
-            "input_ids": input_ids,
-            "attention_mask": torch.ones_like(input_ids),
-            "labels": torch.full_like(input_ids, NO_LABEL),
-        }
 
     def _encode_or_replace(self, example: dict[str, Any]) -> dict[str, torch.Tensor]:
         if self.on_error == "raise":
@@ -221,7 +212,7 @@ class ViTPDataCollator:
         self._skipped[0 if worker is None else 1 + worker.id % MAX_WORKERS, column] += 1
 
     def encode(self, example: dict[str, Any]) -> dict[str, torch.Tensor]:
-        """One row, not padded: the tensors of the batch, one-dimensional, and its `pixel_values`."""
+        """Encode one row, not padded: the tensors of the batch, one-dimensional, and its `pixel_values`."""
         sample_id = sample_id_of(example)
         try:
             return self._encode(example, sample_id)
@@ -229,8 +220,7 @@ class ViTPDataCollator:
             raise ValueError(f"Sample {sample_id!r}: {error}") from error
 
     def conversation(self, example: dict[str, Any]) -> tuple[list[dict[str, Any]], list[bool], SourceSettings]:
-        """The messages of a row as the chat template takes them, with their images; of each answer whether it is given,
-        and not learned; and the settings of the row's source.
+        """Return the messages of a row with their images, whether each answer is given, and the settings of its source.
 
         Raises:
             ValueError: see above; the sample is not named.
@@ -305,7 +295,7 @@ class ViTPDataCollator:
         return sample
 
     def _cut(self, sample: dict[str, torch.Tensor], sample_id: Any) -> dict[str, torch.Tensor]:
-        """Cuts answers to `max_length`; neither an image token nor the whole of the labels may go."""
+        """Cut answers to `max_length`; neither an image token nor the whole of the labels may go."""
         length = len(sample["input_ids"])
         num_image_tokens = (sample["input_ids"] == self.processor.image_token_id).sum().item()
         cut = {name: values[: self.max_length] for name, values in sample.items()}
@@ -346,22 +336,12 @@ def stack(tiles: list[torch.Tensor]) -> torch.Tensor:
 
 
 def with_raw_tiles(collator: Any) -> Any:
-    """See [`ViTPDataCollator.with_raw_tiles`]; a collator of another class gives what the model takes."""
+    """Return [`ViTPDataCollator.with_raw_tiles`] of a collator, or a collator of another class as it is."""
     return collator.with_raw_tiles() if type(collator) is ViTPDataCollator else collator
 
 
-def check_mask_ratio(mask_ratio: float) -> float:
-    """Returns `mask_ratio` as a float; raises `ValueError` unless it lies in [0, 1]."""
-    mask_ratio = float(mask_ratio)
-    if not 0.0 <= mask_ratio <= 1.0:
-        raise ValueError(
-            f"answer_mask_ratio={mask_ratio} is outside [0, 1]: it is the share of answer tokens hidden from the input."
-        )
-    return mask_ratio
-
-
 def mask_token_id(processor: ViTPProcessor) -> int:
-    """The token that stands for a hidden one: the tokenizer's mask token, or else its pad or unknown token.
+    """Return the token that stands for a hidden one: the tokenizer's mask token, or else its pad or unknown token.
 
     Of these the first that the chat template does not write itself, as it may write the pad token at the end of a turn.
     Qwen2.5's and InternVL2.5's is `<|endoftext|>`.
@@ -388,7 +368,7 @@ def mask_answer_tokens(
     mask_id: int,
     generator: torch.Generator,
 ) -> torch.LongTensor:
-    """The tokens of a sample with each one of an answer replaced with probability `mask_ratio`.
+    """Return the tokens of a sample with each one of an answer replaced with probability `mask_ratio`.
 
     The last token of an answer ends the turn and stays; nothing of the answer is predicted from it.
 
@@ -408,7 +388,7 @@ def mask_answer_tokens(
 
 
 def flatten_batch(batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor | int]:
-    """The same batch in one row, without what its `attention_mask` hides.
+    """Return the same batch in one row, without what its `attention_mask` hides.
 
     Each sample keeps the positions that it has, also those with the gaps that VRL leaves, and its first token is no
     label of what comes before. Where samples begin is in `cu_seq_lens_q` and `cu_seq_lens_k`, int32 of shape
@@ -426,29 +406,22 @@ def flatten_batch(batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor | in
     positions = {"position_ids": is_token.cumsum(1) - 1}
     rows = {name: (positions | batch)[name][is_token][None] for name in ("input_ids", "labels", "position_ids")}
     lengths = is_token.sum(1)
-    places = torch.nn.functional.pad(lengths.cumsum(0), (1, 0)).int()
-    rows["labels"][0, places[:-1]] = -100
-    longest = lengths.max().item()
+    starts = torch.nn.functional.pad(lengths.cumsum(0), (1, 0)).int()
+    rows["labels"][0, starts[:-1]] = NO_LABEL
     rest = {name: value for name, value in batch.items() if name != "attention_mask"}
-    return {
-        **rest,
-        **rows,
-        "cu_seq_lens_q": places,
-        "cu_seq_lens_k": places,
-        "max_length_q": longest,
-        "max_length_k": longest,
-    }
+    bounds = {"cu_seq_lens_q": starts, "cu_seq_lens_k": starts}
+    return {**rest, **rows, **bounds, "max_length_q": lengths.max().item(), "max_length_k": lengths.max().item()}
 
 
 class RawTileProcessor(ViTPImageProcessor):
     """Leaves the tiles of 8-bit images uint8 in [0, 255]; [`normalize_tiles`] makes of them what its parent would have.
 
-    A sample that has other images too comes normalised, as from the parent.
+    A sample that has other images too comes normalized, as from the parent.
     """
 
     @classmethod
     def of(cls, image_processor: ViTPImageProcessor) -> "RawTileProcessor | None":
-        """With the same settings; `None` where these, or the class, make something else than tiles of it."""
+        """Return one with the same settings; `None` where these, or the class, make something else than tiles of it."""
         settings = image_processor
         if type(settings) is not ViTPImageProcessor or not (settings.do_rescale and settings.do_normalize):
             return None
@@ -457,10 +430,8 @@ class RawTileProcessor(ViTPImageProcessor):
     def preprocess(self, images: ImageInput, *args, **kwargs) -> BatchFeature:
         """As the parent, faster for the 8-bit images of one sample: 8-bit RGB keeps the order in memory that it was
         decoded in, which is resized faster."""
-        is_usual = kwargs.keys() <= {"crop_to_patches", "return_tensors", "max_patches"} and kwargs.get(
-            "crop_to_patches"
-        )
-        if not is_usual or self.input_spec is not None or not all(map(is_eight_bit, images[0])):
+        is_usual = kwargs.get("crop_to_patches") and self.input_spec is kwargs.get("input_spec") is None
+        if not is_usual or not all(map(is_eight_bit, images[0])):
             return super().preprocess(images, *args, **kwargs)
         size = self.size if isinstance(self.size, SizeDict) else SizeDict(**self.size)
         most = self.max_patches_of_image(len(images[0]), kwargs)
@@ -491,8 +462,8 @@ def pixels_of(image: PIL.Image.Image) -> torch.Tensor:
 
 
 def normalize_tiles(pixel_values: torch.Tensor, image_processor: ViTPImageProcessor) -> torch.Tensor:
-    """uint8 tiles `(num_tiles, 3, height, width)` rescaled and normalised to float32, on the device they are on; on one
-    device the same to the bit as the image processor's own. Others are normalised already, and come back as they are.
+    """uint8 tiles `(num_tiles, 3, height, width)` rescaled and normalized to float32, on the device they are on; on one
+    device the same to the bit as the image processor's own. Others are normalized already, and come back as they are.
     """
     if pixel_values.dtype != torch.uint8:
         return pixel_values
@@ -521,24 +492,20 @@ class SampleLength:
 
     @classmethod
     def of(cls, collator: ViTPDataCollator) -> "SampleLength":
-        """Measures what this collator will make of a row."""
+        """Measure what this collator will make of a row."""
         return cls(**{name: getattr(collator, name) for name in cls.__dataclass_fields__})
 
     def __call__(self, example: dict[str, Any]) -> int:
         try:
-            return self._measure(example)
+            settings = (self.source_settings or {}).get(example.get("source"), SourceSettings())
+            num_tokens = self.num_tokens(example["messages"], images_of(example), settings)
         except (ValueError, TypeError, KeyError, OSError):
             return 0  # the collator names the row and what is wrong with it
-
-    def _measure(self, example: dict[str, Any]) -> int:
-        settings = (self.source_settings or {}).get(example.get("source"), SourceSettings())
-        images = images_of(example)
-        num_tokens = self.num_tokens(example["messages"], images, settings)
         return num_tokens if self.max_length is None else min(num_tokens, self.max_length)
 
     def num_tokens(self, messages: list[dict[str, Any]], images: list, settings: SourceSettings) -> int:
-        """Tokens of a sample that the language model sees, on average over the draws of `vrl_apply_prob`."""
-        num_visual = self.processor.image_seq_length * sum(self.num_tiles(images, settings))
+        """Return the tokens of a sample that the language model sees, on average over the draws of `vrl_apply_prob`."""
+        num_visual = self.processor.image_seq_length * sum(num_tiles(images, settings, self.processor.image_processor))
         num_kept = num_kept_tokens(num_visual, self.vrl_drop_ratio)
         num_kept = round(self.vrl_apply_prob * num_kept + (1 - self.vrl_apply_prob) * num_visual)
 
@@ -549,12 +516,8 @@ class SampleLength:
         # Each image has a start and an end token, and its place in the text is a token that goes.
         return len(tokenizer(text, add_special_tokens=False)["input_ids"]) + len(images) + num_kept
 
-    def num_tiles(self, images: list, settings: SourceSettings) -> list[int]:
-        """Tiles of each image of a sample, thumbnails included."""
-        return num_tiles(images, settings, self.processor.image_processor)
-
 
 def num_tiles(images: list, settings: SourceSettings, image_processor: ViTPImageProcessor) -> list[int]:
-    """Tiles of each image of a sample, thumbnails included, from the headers of its images."""
+    """Return the number of tiles of each image of a sample, thumbnails included, from the headers of its images."""
     sizes = [image_size(image) if settings.image_size is None else (settings.image_size,) * 2 for image in images]
     return image_processor.num_tiles(sizes, settings.images_kwargs)

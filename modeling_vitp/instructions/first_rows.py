@@ -29,7 +29,7 @@ Rows = Dataset | IterableDataset
 
 
 def describe_schemas(dataset: Rows) -> list[str]:
-    """A line of what the rows are, and of how many images they have; for a mixture one for each source.
+    """Return a line of what the rows are, and of how many images they have; for a mixture one for each source.
 
     Raises:
         ValueError: if the rows of a stream, which is not read before, make no conversations.
@@ -43,7 +43,7 @@ def describe_schemas(dataset: Rows) -> list[str]:
 
 
 def schema_of_part(source: Source, part: Rows) -> str:
-    """What the rows of a source of a mixture are; of a stream it is opened for that."""
+    """Return what the rows of a source of a mixture are; of a stream it is opened for that."""
     is_made = isinstance(part, Dataset) and part.format["type"] == "custom"
     return schema_name(part) if is_made else schema_of(source)
 
@@ -65,7 +65,7 @@ def check_rows(
     seconds: float = SECONDS,
     in_processes: bool = False,
 ) -> str:
-    """Encodes the first 200 rows of each source, or all if that takes no longer than `seconds`; says what was done.
+    """Encode the first 200 rows of each source, or all if that takes no longer than `seconds`; says what was done.
 
     Rows are encoded as for the first step, which under VRL's warm-up makes them longest. Nothing is drawn that training
     draws later.
@@ -100,7 +100,7 @@ def check_rows(
 def errors(
     dataset: Rows, collator: ViTPDataCollator, most_rows: int | None, in_processes: bool
 ) -> Iterator[ValueError | None]:
-    """Of each row in turn, why it cannot be used, or `None`."""
+    """Yield of each row in turn, why it cannot be used, or `None`."""
     # A process that is not forked would import everything first, which takes longer than most checks.
     if in_processes and number_of_rows(dataset) is not None and multiprocessing.get_start_method() == "fork":
         rows, num_workers = RowErrors(dataset, collator), min(len(os.sched_getaffinity(0)), MOST_PROCESSES)
@@ -138,14 +138,13 @@ class RowErrors(torch.utils.data.Dataset):
 
 
 def number_of_rows(dataset: Rows) -> int | None:
-    """Of all sources, each counted once; `None` of a stream."""
+    """Return the number of rows of all sources, each counted once; `None` of a stream."""
     parts = dataset.parts if isinstance(dataset, MixtureDataset | MixtureStream) else [dataset]
     return None if any(isinstance(part, IterableDataset) for part in parts) else sum(map(len, parts))
 
 
 def in_turn(dataset: Rows) -> Iterator[dict]:
-    """The rows from the first on; those of a mixture from each source in turn, with the ids that they train under
-    where streams are not split."""
+    """Yield the rows from the first on, those of a mixture from each source in turn."""
     if not isinstance(dataset, MixtureDataset | MixtureStream):
         yield from dataset
         return
@@ -156,7 +155,7 @@ def in_turn(dataset: Rows) -> Iterator[dict]:
 
 @contextmanager
 def drawing_nothing() -> Iterator[None]:
-    """Leaves the generators of torch, NumPy and Python as they were, which a user's transform may draw from."""
+    """Leave the generators of torch, NumPy and Python as they were, which a user's transform may draw from."""
     states = random.getstate(), np.random.get_state()
     with torch.random.fork_rng(devices=[]):
         yield
@@ -165,5 +164,5 @@ def drawing_nothing() -> Iterator[None]:
 
 
 def replacement_rows(dataset: Dataset | IterableDataset, num_rows: int = 64) -> Dataset | list[dict]:
-    """Rows that may take the place of those that are skipped: any, or of a stream the first."""
+    """Return rows that may take the place of those that are skipped: any, or of a stream the first."""
     return dataset if isinstance(dataset, Dataset) else list(itertools.islice(dataset, num_rows))

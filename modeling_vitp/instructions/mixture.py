@@ -27,6 +27,7 @@ from datasets.table import InMemoryTable
 from tqdm import tqdm
 
 from ..command.paths import expanded_home, looks_like_path, not_there, read_yaml
+from ..input_spec import InputSpec
 from ..vrl import keyed_generator
 from .rows import FEATURES
 from .schemas import text_columns
@@ -89,7 +90,7 @@ class Mixture:
 
 
 def load_mixture(mixture: str | Path | dict) -> Mixture:
-    """Reads a mixture file and checks every key of it, without touching any data.
+    """Read a mixture file and checks every key of it, without touching any data.
 
     Args:
         mixture: a YAML file with `sources`, a recipe with such a mapping (or the path of such a file) under `mixture`,
@@ -153,7 +154,7 @@ def load_mixture(mixture: str | Path | dict) -> Mixture:
 
 
 def load_nested(mixture: str, path: Path) -> Mixture:
-    """The mixture that a file names in place of having one."""
+    """Return the mixture that a file names in place of having one."""
     if Path(mixture).exists() and Path(mixture).samefile(path):
         raise ValueError(f"{path} names itself as its mixture.")
     try:
@@ -163,7 +164,7 @@ def load_nested(mixture: str, path: Path) -> Mixture:
 
 
 def check_texts(fields: dict, keys: tuple[str, ...], origin: str) -> None:
-    """Raises a `ValueError` if one of these keys has a list or mapping of other things than texts."""
+    """Raise a `ValueError` if one of these keys has a list or mapping of other things than texts."""
     for key in keys:
         values = fields.get(key) or ()
         texts = values.values() if isinstance(values, dict) else values
@@ -172,7 +173,7 @@ def check_texts(fields: dict, keys: tuple[str, ...], origin: str) -> None:
 
 
 def check_types(fields: dict, known: dict, origin: str) -> None:
-    """Raises a `ValueError` that names an unknown key or a value of the wrong type."""
+    """Raise a `ValueError` that names an unknown key or a value of the wrong type."""
     for key, value in fields.items():
         if key not in known:
             raise ValueError(f"{origin}: unknown key {key!r}; known are {', '.join(known)}.")
@@ -183,7 +184,7 @@ def check_types(fields: dict, known: dict, origin: str) -> None:
 
 
 def make_source(entry: dict, root: Path, released_compatible: bool, origin: str) -> Source:
-    """Checks one entry of a mixture."""
+    """Check one entry of a mixture."""
     entry = dict(entry)
     data_augment = entry.pop("data_augment", False)
     check_types(entry, SOURCE_KEYS, origin)
@@ -225,14 +226,14 @@ def make_source(entry: dict, root: Path, released_compatible: bool, origin: str)
         entry |= {"image_size": None, "jpeg_degradation": data_augment, "first_rows": True}
     source = Source(**entry)
     try:
-        source.settings.check()
+        InputSpec.from_dict(source.input_spec)
     except (ValueError, TypeError) as error:
         raise ValueError(f"{origin}: {error}") from error
     return source
 
 
 def meta_entries(entry: dict, root: Path, origin: str) -> list[dict]:
-    """The entries of a released meta JSON, in this module's keys; the other keys of `entry` go to each of them."""
+    """Return the entries of a released meta JSON, in this module's keys, each with the other keys of `entry`."""
     if not isinstance(entry["meta"], str):
         raise ValueError(f"{origin}: meta is {entry['meta']!r}, but the path of a file is needed.")
     path = root / entry["meta"]
@@ -259,7 +260,7 @@ def meta_entries(entry: dict, root: Path, origin: str) -> list[dict]:
 
 
 def warn_of_differences(entries: list[dict], released_compatible: bool) -> None:
-    """One warning for each thing that the released code does otherwise than the mixture reads."""
+    """Log one warning for each thing that the released code does otherwise than the mixture reads."""
     differences = {
         "a rate below 1 takes {} rows": ("random", "the first", lambda entry: entry.get("rate", 1) < 1),
         "image_size is {}": ("applied", "not read", lambda entry: entry.get("image_size")),
@@ -283,7 +284,7 @@ def warn_of_differences(entries: list[dict], released_compatible: bool) -> None:
 
 
 def load_sources(name: str) -> Mixture:
-    """What is to be read by a name: a mixture's file, a recipe's that has one or a `dataset_name`, or what that takes.
+    """Load what a name stands for: a mixture file, a recipe with a mixture or `dataset_name`, or a `dataset_name`.
 
     Raises:
         ValueError: if it is none of these; see [`~modeling_vitp.instructions.mixture.load_mixture`].
@@ -343,14 +344,14 @@ class MixtureDataset(Dataset):
         return self._order[1]
 
     def lengths(self, measure: Callable[[Dataset], list[int]]) -> list[int]:
-        """The length of each row of this epoch; `measure` gives those of all rows of a source."""
+        """Return the length of each row of this epoch; `measure` gives those of all rows of a source."""
         if self._lengths is None:
             self._lengths = [measure(part) for part in self.parts]
         sources, rows, _ = (values.tolist() for values in self.order())
         return [self._lengths[source][row] for source, row in zip(sources, rows)]
 
     def __getitem__(self, key):
-        """A row for a number; for a slice or several numbers a dictionary of columns, for a name a column."""
+        """Return a row for a number; for a slice or several numbers a dictionary of columns, for a name a column."""
         if isinstance(key, str):
             return [row[key] for row in self]
         if not isinstance(key, int):
@@ -369,7 +370,7 @@ class MixtureDataset(Dataset):
 
 
 def no_content(num_rows: int) -> pa.Table:
-    """A table of so many empty rows, which all lie in the same memory."""
+    """Return a table of so many empty rows, which all lie in the same memory."""
     whole, rest = divmod(num_rows, EMPTY)
     columns = []
     for field in FEATURES.arrow_schema:
@@ -404,11 +405,11 @@ class MixtureStream(IterableDataset):
 
     @property
     def is_split(self) -> bool:
-        """Whether a process that trains takes [`of_process`], and not its share of all rows."""
+        """Return whether a process that trains takes [`of_process`], and not its share of all rows."""
         return self.mixture.split_streams
 
     def of_process(self, num_processes: int, process_index: int) -> "MixtureStream":
-        """The part of a process, which its workers share."""
+        """Return the part of a process, which its workers share."""
         stream = MixtureStream(self.mixture, self.parts, self.seed)
         stream._process = num_processes, process_index
         return stream
@@ -439,7 +440,7 @@ class MixtureStream(IterableDataset):
         return shuffle_in_buffer(self._mixed(epoch, *part), self.mixture.shuffle_buffer, generator)
 
     def _mixed(self, epoch: int, parts: int = 1, part: int = 0, passes: int = 0) -> Iterator[dict]:
-        """The rows of an epoch, or of one of so many parts of them, after so many passes over it with the same ids."""
+        """Yield the rows of an epoch, or of one of its parts, after so many passes over it with the same ids."""
         split = (parts, part) if parts > 1 else ()
         key = (self.seed, epoch if self.mixture.resample == "epoch" else "once")
         generator = keyed_generator(self.seed, epoch, "order", *split)
@@ -470,13 +471,13 @@ class MixtureStream(IterableDataset):
 
 
 def effective_rows(source: Source, num_rows: int) -> int:
-    """Rows that a source gives an epoch: rounded half up, or down where the released code is followed."""
+    """Return rows that a source gives an epoch: rounded half up, or down where the released code is followed."""
     half = 0 if source.first_rows else Fraction(1, 2)
     return math.floor(num_rows * Fraction(str(source.rate)) + half)
 
 
 def draw_rows(source: Source, num_rows: int, *key: object) -> tuple[torch.LongTensor, torch.LongTensor]:
-    """The rows of a source that an epoch has, and for each the number of its copy, from 0.
+    """Return the rows of a source that an epoch has, and for each the number of its copy, from 0.
 
     Args:
         key: what a random part depends on, beside the name of the source.
@@ -494,7 +495,7 @@ def draw_rows(source: Source, num_rows: int, *key: object) -> tuple[torch.LongTe
 
 
 def draw_from_stream(rows: Iterable, source: Source, *key: object, is_part: bool = False) -> Iterator[tuple[dict, int]]:
-    """The same for a stream whose length is not known: yields rows, and for each the number of its copy.
+    """Return the same for a stream whose length is not known: yields rows, and for each the number of its copy.
 
     With the fractional part of the rate `p / q` in lowest terms, p of every q rows are taken at random; no more than p
     rows are held at a time. Of the last q or fewer so many that the number of all is rounded half up, or of one part of
@@ -525,20 +526,20 @@ def draw_from_stream(rows: Iterable, source: Source, *key: object, is_part: bool
 def draw_and_shuffle(
     dataset: Dataset, source: Source, generator: torch.Generator, *key: object, parts: int = 1, part: int = 0
 ) -> Iterator[tuple[dict, int]]:
-    """What `draw` draws from a map-style source, or one of several parts of it, read in random order."""
+    """Return what `draw` draws from a map-style source, or one of several parts of it, read in random order."""
     rows, copies = (values[part::parts] for values in draw_rows(source, len(dataset), *key))
     for place in torch.randperm(len(rows), generator=generator).tolist():
         yield dataset[rows[place].item()], copies[place].item()
 
 
 def name_row(row: dict, copy: int) -> dict:
-    """Ids are unique in the mixture, and each copy of a row has its own, so that each has a VRL draw of its own."""
+    """Return a row with an id that is unique in the mixture: each copy of a row has a VRL draw of its own."""
     suffix = f"#{copy + 1}" if copy else ""
     return {**row, "id": f"{row['source']}/{row['id']}{suffix}"}
 
 
 def shuffle_in_buffer(rows: Iterable, size: int, generator: torch.Generator) -> Iterator:
-    """Each row waits in a buffer of `size` rows until its place is drawn."""
+    """Yield rows in random order: each waits in a buffer of `size` rows until its place is drawn."""
     buffer = []
     for row in rows:
         if len(buffer) < size:
@@ -551,7 +552,7 @@ def shuffle_in_buffer(rows: Iterable, size: int, generator: torch.Generator) -> 
 
 
 def open_mixture(mixture: Mixture, seed: int) -> MixtureDataset | MixtureStream:
-    """Opens every source of a mixture, and mixes them.
+    """Open every source of a mixture, and mixes them.
 
     Raises:
         ValueError: names the source that is not there, cannot be read, or is empty.

@@ -45,13 +45,13 @@ def sample_id_of(example: dict[str, Any]) -> Any:
 
 
 def content_id(example: dict[str, Any]) -> str:
-    """The id of a row without one: a hash of its messages, the same in every worker, rank and order."""
+    """Return the id of a row without one: a hash of its messages, the same in every worker, rank and order."""
     content = json.dumps(example.get("messages"), sort_keys=True, default=str)
     return "content:" + hashlib.sha256(content.encode()).hexdigest()[:16]
 
 
 def images_of(example: dict[str, Any]) -> list:
-    """The images of a row as they are stored, from `images` or `image`."""
+    """Return the images of a row as they are stored, from `images` or `image`."""
     images = example.get("images")
     if images is None:
         images = [] if example.get("image") is None else [example["image"]]
@@ -59,7 +59,7 @@ def images_of(example: dict[str, Any]) -> list:
 
 
 def load_images(example: dict[str, Any], spec: InputSpec | None = None) -> list:
-    """The images of a row, see [`images_of`]: decoded unless they are images or arrays already.
+    """Return the images of a row, see [`images_of`]: decoded unless they are images or arrays already.
 
     What Pillow does not read in full, of more than 8 bits or of other bands than colors, becomes an array of shape
     `(bands, height, width)`, for an [`InputSpec`]. One that is named by URL is fetched only if that is asked for, see
@@ -91,7 +91,7 @@ def load_images(example: dict[str, Any], spec: InputSpec | None = None) -> list:
 
 
 def bands_first(picture: Picture) -> PIL.Image.Image | np.ndarray:
-    """An array in the layout that the image processor sees to be that of its shape, without being told."""
+    """Return an array in the layout that the image processor sees to be that of its shape, without being told."""
     if isinstance(picture, PIL.Image.Image):
         return picture
     array = picture[None] if picture.ndim == 2 else picture.transpose(2, 0, 1)
@@ -104,7 +104,7 @@ def bands_first(picture: Picture) -> PIL.Image.Image | np.ndarray:
 
 
 def content_of(image: dict) -> bytes:
-    """The encoded image, out of the row, its file or, if that is asked for, its URL."""
+    """Return the encoded image, out of the row, its file or, if that is asked for, its URL."""
     content, path = image.get("bytes"), image.get("path")
     if content is not None:
         return content
@@ -117,7 +117,7 @@ def content_of(image: dict) -> bytes:
 
 
 def image_size(image: Any) -> tuple[int, int]:
-    """Height and width of an image of a row, as it is seen: an encoded one by its header, turned as its EXIF says."""
+    """Return height and width of an image of a row as it is seen, by its header and EXIF data if it is encoded."""
     if isinstance(image, str):
         image = {"path": image, "bytes": None}
     if isinstance(image, dict):
@@ -133,7 +133,7 @@ def image_size(image: Any) -> tuple[int, int]:
 
 
 def check_image_parts(messages: list[dict]) -> None:
-    """Raises a `ValueError` if a part of a message names an image itself, in place of the row's `images`."""
+    """Raise a `ValueError` if a part of a message names an image itself, in place of the row's `images`."""
     for index, message in enumerate(messages):
         content = message.get("content")
         for part in content if isinstance(content, (list, tuple)) else ():
@@ -151,7 +151,7 @@ def check_image_part(part: dict, index: int) -> None:
 
 
 def check_answers(messages: list[dict[str, Any]]) -> None:
-    """Raises a `ValueError` if there is nothing to learn from, or an answer is empty or comes before any question."""
+    """Raise a `ValueError` if there is nothing to learn from, or an answer is empty or comes before any question."""
     answers = [(index, message) for index, message in enumerate(messages) if message["role"] == "assistant"]
     if all(is_given(message) for _, message in answers):
         raise ValueError("there is no assistant message to learn from. Add one or take the row out.")
@@ -167,16 +167,14 @@ def check_answers(messages: list[dict[str, Any]]) -> None:
 
 
 def is_given(message: dict[str, Any]) -> bool:
-    """Whether a message is an answer that is not learned."""
+    """Return whether a message is an answer that is not learned."""
     content = message.get("content")
     parts = content if message["role"] == "assistant" and isinstance(content, list) else []
     return any(isinstance(part, dict) and part.get("type") == GIVEN for part in parts)
 
 
 def place_images(messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Messages with each `<image>` in the text of a question, as many public data sets have it, as an image place;
-    and with what is given as text.
-    """
+    """Replace each `<image>` in the text of a question by an image part, and mark given parts as text."""
     placed = []
     for message in messages:
         content = message["content"]
@@ -189,7 +187,7 @@ def place_images(messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def split_at_places(text: str) -> list[dict[str, Any]]:
-    """Text to parts, `<image>` to an image place. The newline after a place goes: the chat template writes one."""
+    """Split text into parts at `<image>`. The newline after a place goes: the chat template writes one."""
     first, *rest = text.split(IMAGE_PLACE)
     parts = [{"type": "text", "text": first}] if first or not rest else []
     for piece in rest:
@@ -204,13 +202,8 @@ SampleTransform = Callable[[dict[str, Any], torch.Generator], dict[str, Any]]
 
 
 def makes_images(transform: SampleTransform | None) -> bool:
-    """Whether a transform says that it does without the images of a row, which then are not read."""
+    """Return whether a transform says that it does without the images of a row, which then are not read."""
     return getattr(transform, "makes_images", False)
-
-
-def settings_of(transform: SampleTransform | None) -> Any:
-    """What a transform says that it was made with, as JSON may hold; `None` if it does not say."""
-    return getattr(transform, "settings", None)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -234,17 +227,17 @@ class SourceSettings:
 
     @property
     def images_kwargs(self) -> dict[str, Any]:
-        """What the image processor is told of the source."""
+        """Return what the image processor is told of the source."""
         kwargs = {"max_patches": self.max_patches, "input_spec": self.input_spec}
         return {name: value for name, value in kwargs.items() if value is not None}
 
     def spec_for(self, image_processor: ViTPImageProcessor) -> InputSpec:
-        """By which its images are read: its own, or the image processor's, for the bands of that."""
+        """Return the input spec of the source, or that of the image processor if the source has none."""
         fields, names = self.input_spec or image_processor.input_spec, image_processor.band_names
         return InputSpec.from_dict(fields if names is None else {"band_names": names, **fields})
 
     def apply(self, images: list, generator: torch.Generator) -> list:
-        """The images of a sample as the source wants them seen."""
+        """Return the images of a sample as the source wants them seen."""
         if self.jpeg_degradation:
             images = [degrade(image, generator) for image in images]
         if self.image_size is not None:
@@ -252,18 +245,14 @@ class SourceSettings:
         return images
 
     def with_system_prompt(self, messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
-        """Messages with the system prompt of the source in front, unless they have one of their own."""
+        """Return messages with the system prompt of the source in front, unless they have one of their own."""
         if self.system_prompt is None or messages[0]["role"] == "system":
             return messages
         return [{"role": "system", "content": self.system_prompt}, *messages]
 
-    def check(self) -> None:
-        """Raises a `ValueError` if the input spec contradicts itself."""
-        InputSpec.from_dict(self.input_spec)
-
 
 def degrade(image: PIL.Image.Image, generator: torch.Generator) -> PIL.Image.Image:
-    """The image, where it is transparent on white, after JPEG compression of a quality from 75 to 100."""
+    """Return the image, where it is transparent on white, after JPEG compression of a quality from 75 to 100."""
     if not isinstance(image, PIL.Image.Image) or image.mode not in PIL_8BIT_MODES:
         kind = f"mode {image.mode}" if isinstance(image, PIL.Image.Image) else f"{len(image)} bands of {image.dtype}"
         raise ValueError(f"jpeg_degradation needs 8-bit images, not one of {kind}: leave it out of the source.")
@@ -274,7 +263,7 @@ def degrade(image: PIL.Image.Image, generator: torch.Generator) -> PIL.Image.Ima
 
 
 def to_square(image: PIL.Image.Image | np.ndarray, size: int) -> PIL.Image.Image | np.ndarray:
-    """The image, or array of shape `(bands, height, width)`, resampled to `size` pixels a side, whatever its shape."""
+    """Resample an image, or an array of shape `(bands, height, width)`, to `size` pixels a side."""
     if not isinstance(image, PIL.Image.Image):
         return np.stack([resample_band(band, size) for band in np.asarray(image)])
     if image.mode in ("1", "P", "PA"):  # which Pillow resamples without interpolation
@@ -283,7 +272,7 @@ def to_square(image: PIL.Image.Image | np.ndarray, size: int) -> PIL.Image.Image
 
 
 def resample_band(band: np.ndarray, size: int) -> np.ndarray:
-    """An array of shape `(height, width)` resampled in its own type, without values beyond those that it has."""
+    """Return an array of shape `(height, width)` resampled in its own type, without values beyond those that it has."""
     if not np.isfinite(band).all():
         raise ValueError("image_size cannot resample an image with values that are not finite: fill them before.")
     square = PIL.Image.fromarray(band.astype(np.float32)).resize((size, size), PIL.Image.Resampling.BICUBIC)
@@ -292,7 +281,7 @@ def resample_band(band: np.ndarray, size: int) -> np.ndarray:
 
 
 def prepare_rows(dataset: Dataset | IterableDataset) -> Dataset | IterableDataset:
-    """Gives every row an id, and leaves images encoded, so that the collator can name the sample that is broken."""
+    """Give every row an id, and leaves images encoded, so that the collator can name the sample that is broken."""
     encoded = {}
     for name, feature in (dataset.features or {}).items():
         if is_decoded(feature):
@@ -323,7 +312,7 @@ def is_decoded(feature) -> bool:
 
 
 def undecoded(features: Features) -> Features:
-    """The same features with images and videos left encoded."""
+    """Return the same features with images and videos left encoded."""
 
     def leave(feature):
         if isinstance(feature, (Image, Video)):
@@ -336,7 +325,7 @@ def undecoded(features: Features) -> Features:
 
 
 def describe_rows(dataset: Dataset | IterableDataset, num_rows: int = 8) -> str:
-    """Tells data sets apart: by the number of rows and a few of them, or for a stream by its name and columns."""
+    """Tell data sets apart: by the number of rows and a few of them, or for a stream by its name and columns."""
     if isinstance(dataset, IterableDataset):
         info = dataset.info
         return f"stream {info.dataset_name} {info.config_name} {dataset.split} {sorted(dataset.column_names or [])}"
@@ -350,7 +339,7 @@ def describe_rows(dataset: Dataset | IterableDataset, num_rows: int = 8) -> str:
 def sample_texts(
     dataset: Dataset | IterableDataset, sample_transform: SampleTransform | None, seed: int, num_samples: int = 2000
 ) -> Iterator[str]:
-    """Texts of the first rows' messages, after the transform, to train a tokenizer on."""
+    """Return texts of the first rows' messages, after the transform, to train a tokenizer on."""
     for row in itertools.islice(prepare_rows(dataset), num_samples):
         if sample_transform is not None:
             row = {**row, "images": [] if makes_images(sample_transform) else load_images(row)}

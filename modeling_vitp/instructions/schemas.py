@@ -222,7 +222,7 @@ def after_system(system: Any, turns: list[dict]) -> list[dict]:
 
 
 def messages_of(turns: list[dict], num_images: int) -> list[dict]:
-    """Turns of any of the usual shapes to messages of parts, `<image>` in a question to a place of an image.
+    """Convert turns of any of the usual shapes to messages of parts, `<image>` in a question to a place of an image.
 
     Images without a place go before the first question. Boxes and all other text stay as they are. The parts of an
     answer that is `given`, and not to be learned, are of that type.

@@ -138,7 +138,7 @@ class Source:
         return self.dataset is not None and not Path(self.dataset).exists()
 
     def missing(self) -> str | None:
-        """What has to be there before the source can be read and is not, with the page where it can be had."""
+        """Return what has to be there before the source can be read and is not, with the page where it can be had."""
         for path in (self.folder, self.annotation, self.image_root):
             if path is not None and not Path(path).exists():
                 return f"{path} is not there" + (f"; obtain it from {self.obtain}" if self.obtain else "")
@@ -146,7 +146,7 @@ class Source:
 
 
 def read_source(source: Source) -> Dataset | IterableDataset:
-    """The rows of a source: map-style, or an iterable if `streaming`. See the module's docstring for the schema.
+    """Return the rows of a source: map-style, or an iterable if `streaming`. See the module's docstring for the schema.
 
     JSON Lines are read once and kept in the cache of `datasets` until the file changes; images stay where they are.
     Those of the Hub that `datasets` cannot read, for a line that is damaged, are downloaded and read line by line.
@@ -191,7 +191,7 @@ def read_source(source: Source) -> Dataset | IterableDataset:
 
 
 def source_error(error: Exception, source: Source, row: int | None = None) -> ValueError:
-    """The error of a source on one line: its name, the row, and what the Hub, or else the first of the causes, says."""
+    """Return the error of a source on one line: its name, the row, and the error of the Hub or else the first cause."""
     causes = [error]
     while causes[-1].__cause__ is not None and not isinstance(causes[-1], HfHubHTTPError):
         causes.append(causes[-1].__cause__)
@@ -204,7 +204,7 @@ def source_error(error: Exception, source: Source, row: int | None = None) -> Va
 
 
 def load_columns(source: Source) -> Dataset | IterableDataset:
-    """The data set as it is stored."""
+    """Return the data set as it is stored."""
     if source.dataset:
         return load_stored(
             **place_of(source.dataset, source.config),
@@ -224,7 +224,7 @@ def load_columns(source: Source) -> Dataset | IterableDataset:
 
 
 def place_of(name: str, config: str | None) -> dict[str, object]:
-    """What `load_dataset` is told of a folder or Hub id, or of a file, whose rows are the split `train`.
+    """Return what `load_dataset` is told of a folder or Hub id, or of a file, whose rows are the split `train`.
 
     Raises:
         ValueError: if the file is of no kind that is read.
@@ -242,7 +242,7 @@ def place_of(name: str, config: str | None) -> dict[str, object]:
 
 
 def reader_of(source: Source, features: Features | dict) -> RowReader:
-    """What reads the rows of a source with these columns; a `ValueError` names it if that makes no conversation."""
+    """Return the reader of the rows of a source with these columns; raise a `ValueError` that names the source."""
     options = {"source": source.name, "prompt": source.prompt, "image_root": source.image_root}
     try:
         return RowReader.of(features, source.columns, REMEDY, **options)
@@ -251,7 +251,7 @@ def reader_of(source: Source, features: Features | dict) -> RowReader:
 
 
 def annotation_rows(annotation: str, image_root: str | None, name: str, state: str | None = None) -> Iterator[dict]:
-    """Rows of an InternVL JSON Lines file, whose ids are line numbers, or of a JSON list of such rows.
+    """Return rows of an InternVL JSON Lines file, whose ids are line numbers, or of a JSON list of such rows.
 
     `state` is there for the cache: it changes when the file does.
     """
@@ -260,7 +260,7 @@ def annotation_rows(annotation: str, image_root: str | None, name: str, state: s
 
 
 def line_rows(source: Source, files: dict[Path, str | None], state: str | None = None) -> Iterator[dict]:
-    """Rows of a source of JSON; see [`annotation_rows`] for `state`."""
+    """Return rows of a source of JSON; see [`annotation_rows`] for `state`."""
     names = dict.fromkeys(name for _, entry in read_lines(files) if isinstance(entry, dict) for name in entry)
     reader = reader_of(source, names)
     for number, (path, entry) in enumerate(read_lines(files)):
@@ -271,7 +271,7 @@ def line_rows(source: Source, files: dict[Path, str | None], state: str | None =
 
 
 def annotation_row(entry: dict | ValueError, image_root: str | None, name: str, row_id: str) -> dict:
-    """A row by its own fields, whatever those of the others."""
+    """Return a row by its own fields, whatever those of the others."""
     try:
         if isinstance(entry, ValueError):
             raise entry
@@ -289,7 +289,7 @@ def reader_of_fields(names: tuple[str, ...], source: str, image_root: str | None
 
 
 def stream_rows(source: Source, parts: int = 1, part: int = 0) -> Iterator[dict]:
-    """The rows of a streaming source, or of one of several parts of it.
+    """Return the rows of a streaming source, or of one of several parts of it.
 
     Broken off by a transient error, it goes on from the row where it was.
     """
@@ -328,7 +328,7 @@ def stream_rows(source: Source, parts: int = 1, part: int = 0) -> Iterator[dict]
 
 
 def stored_rows(source: Source, start: int, parts: int, part: int) -> Iterator[dict]:
-    """The rows of a part of a stream as `datasets` reads it, from one on. No two parts give a row the same number.
+    """Yield the rows of a part of a stream from one on. No two parts give a row the same number.
 
     A part has files of its own if their number is a multiple of that of parts, and else every so many-th row, for which
     it reads all.
@@ -343,7 +343,7 @@ def stored_rows(source: Source, start: int, parts: int, part: int) -> Iterator[d
 
 
 def columns_of_stream(source: Source) -> tuple[IterableDataset, RowReader]:
-    """The columns of a streaming source that are read, undecoded, and what reads them."""
+    """Return the columns of a streaming source that are read, undecoded, and what reads them."""
     dataset = load_columns(source)
     if dataset.features is None:
         dataset = dataset._resolve_features()
@@ -352,7 +352,7 @@ def columns_of_stream(source: Source) -> tuple[IterableDataset, RowReader]:
 
 
 def schema_of(source: Source) -> str:
-    """What the rows of a source are that lie in JSON, by the first that is a conversation, or whose columns say so."""
+    """Return the name of the schema of a source, by its columns or by its first row that is a conversation."""
     if source.annotation is None and not line_files(source):
         return columns_of_stream(source)[1].name
     rows = numbered_rows(source.annotation) if source.annotation else read_lines(line_files(source))
@@ -365,7 +365,7 @@ def schema_of(source: Source) -> str:
 
 
 def all_rows(stream: IterableDataset) -> Iterator[dict]:
-    """The rows of a stream, all of them also in a worker of a data loader, where plain iteration gives a share."""
+    """Yield all rows of a stream, also in a worker of a data loader, where plain iteration gives a share."""
     for batch in stream.iter(batch_size=8):
         yield from (dict(zip(batch, values)) for values in zip(*batch.values()))
 
@@ -376,7 +376,7 @@ def file_state(path: Path) -> str:
 
 
 def folder_cache(folder: Path) -> str:
-    """A cache for this state of a folder: `datasets` would go on using an older one if the folder has a card."""
+    """Return a cache for this state of a folder: `datasets` would go on using an older one if the folder has a card."""
     state = hashlib.sha256(str(folder.resolve()).encode())
     for path in sorted(path for path in folder.rglob("*") if path.is_file()):
         state.update(f"{path.relative_to(folder)}\0{file_state(path)}\0".encode())
@@ -384,7 +384,7 @@ def folder_cache(folder: Path) -> str:
 
 
 def line_files(source: Source) -> dict[Path, str | None]:
-    """The files of a source whose rows are JSON, each with the folder that its images are below, if there is one.
+    """Return the JSON files of a source, each with the folder that its images are below, if there is one.
 
     They are the JSON Lines of a local data set, metadata of images, or JSON that lies beside images.
     """
@@ -419,7 +419,7 @@ def download_line_files(source: Source) -> dict[Path, str | None]:
 
 
 def root_of(path: Path, folder: Path, source: Source) -> str | None:
-    """What the user says, or where the images of the first rows that have some are."""
+    """Return what the user says, or where the images of the first rows that have some are."""
     if source.image_root is not None:
         return source.image_root
     columns = (source.columns["images"],) if "images" in source.columns else IMAGES
@@ -427,13 +427,13 @@ def root_of(path: Path, folder: Path, source: Source) -> str | None:
 
 
 def first_with_images(path: Path, columns: Sequence[str] = IMAGES) -> Iterator[dict]:
-    """The first rows of a file that name an image in one of the columns."""
+    """Return the first rows of a file that name an image in one of the columns."""
     rows = (row for _, row in numbered_rows(path) if isinstance(row, dict) and any(map(row.get, columns)))
     return itertools.islice(rows, LOOKED_AT)
 
 
 def read_lines(files: Iterable[Path]) -> Iterator[tuple[Path, dict[str, Any] | ValueError]]:
-    """The rows of the files, with images under the names that `imagefolder` gives them, or what is wrong with one."""
+    """Yield the rows of the files, or what is wrong with one, with images under the names of `imagefolder`."""
     for path in files:
         for number, entry in numbered_rows(path):
             if not isinstance(entry, (dict, ValueError)):
@@ -444,14 +444,14 @@ def read_lines(files: Iterable[Path]) -> Iterator[tuple[Path, dict[str, Any] | V
 
 
 def image_column(name: str) -> str:
-    """`file_name` and `file_names` of metadata to `image` and `images`, `before_file_name` to `before`."""
+    """Convert `file_name` and `file_names` of metadata to `image` and `images`, `before_file_name` to `before`."""
     if name in ("file_name", "file_names"):
         return "image" + name[len("file_name") :]
     return name.removesuffix("_file_names").removesuffix("_file_name")
 
 
 def first_bad_line(files: Iterable[Path]) -> str | None:
-    """What is wrong with the first line that cannot be parsed."""
+    """Return what is wrong with the first line that cannot be parsed."""
     return next((str(entry) for _, entry in read_lines(files) if isinstance(entry, ValueError)), None)
 
 
@@ -475,7 +475,7 @@ def numbered_rows(path: str | Path) -> Iterator[tuple[int, Any]]:
 
 
 def parsed_lines(file: BinaryIO, path: str | Path) -> Iterator[tuple[int, Any]]:
-    """Number, from 1, and content of each line that is not empty; in place of the content the error, if it has none."""
+    """Yield number, from 1, and content of each line that is not empty, or the error in place of the content."""
     for number, line in enumerate(file, start=1):
         if line.strip():
             try:
@@ -495,7 +495,7 @@ def csv_rows(path: str | Path) -> Iterator[tuple[int, dict[str, str] | ValueErro
 
 
 def files_by_suffix(folder: Path) -> dict[str, list[Path]]:
-    """The files of a folder, by their endings in small letters; hidden ones and checkpoints are left out."""
+    """Return the files of a folder, by their endings in small letters; hidden ones and checkpoints are left out."""
     found: dict[str, list[Path]] = {}
     for path in sorted(folder.rglob("*")):
         if path.is_file() and not any(part.startswith((".", "checkpoint-")) for part in path.relative_to(folder).parts):
@@ -506,7 +506,7 @@ def files_by_suffix(folder: Path) -> dict[str, list[Path]]:
 def annotation_files(
     folder: Path, columns: Mapping[str, str] | None = None, prompt: str | None = None
 ) -> dict[str, list[Path]]:
-    """The CSV, or else JSON and JSON Lines, of a folder that have its rows, by split: that of the path, or `train`.
+    """Return the CSV, or else JSON and JSON Lines, that have the rows of a folder, by split.
 
     There are none if tables, archives or metadata of images have the rows. A file that is not read is logged.
 
@@ -532,7 +532,7 @@ def annotation_files(
 
 @cache
 def warn_unread(paths: tuple[Path, ...], why: str) -> None:
-    """Says once what is not read."""
+    """Say once what is not read."""
     more = f" and {len(paths) - 1} more are" if len(paths) > 1 else " is"
     logger.warning("%s%s not read: %s.", paths[0], more, why)
 
@@ -542,18 +542,18 @@ def has_images(folder: Path) -> bool:
 
 
 def split_in_path(path: Path) -> str:
-    """The split whose name, or another word for it, is a word of a path."""
+    """Return the split whose name, or another word for it, is a word of a path."""
     words = set(re.split(r"[^a-z]+", str(path).lower()))
     return next((str(split) for split, names in SPLIT_KEYWORDS.items() if words & set(names)), "train")
 
 
 def holds_rows(path: Path) -> bool:
-    """Whether a JSON is a list, or has a row a line."""
+    """Return whether a JSON is a list, or has a row a line."""
     return begins_with(path) == b"[" or is_in_lines(path)
 
 
 def has_header_of_rows(path: Path, columns: Mapping[str, str], prompt: str | None) -> bool:
-    """Whether the columns of a CSV make conversations, with those of `columns` that it has."""
+    """Return whether the columns of a CSV make conversations, with those of `columns` that it has."""
     try:
         with open(path, newline="", encoding="utf-8-sig") as file:
             names = next(csv.reader(file, delimiter=DELIMITERS[path.suffix.lower()]), [])
@@ -569,9 +569,7 @@ def begins_with(path: Path) -> bytes:
 
 
 def is_in_lines(path: Path) -> bool:
-    """Whether a file has a row a line, by its ending or, if that says JSON, by its first lines: one with the columns of
-    a conversation, or two objects.
-    """
+    """Return whether a file has a row a line, by its ending or, if that says JSON, by its first lines."""
     if path.suffix.lower() != ".json":
         return True
     if begins_with(path) != b"{":
@@ -595,7 +593,7 @@ def is_object(line: bytes) -> bool:
 
 
 def image_root(file: Path, folder: Path, rows: Iterable[Any], columns: Iterable[str] = IMAGES) -> str | None:
-    """The folder that the paths of images in a JSON are relative to: its own, the data set's, or `images` in either.
+    """Return the folder that image paths in a JSON are relative to: its own, the data set's, or `images` in either.
 
     Args:
         rows: of the file, of which an image is looked for. `None` is returned where its path is absolute.
@@ -664,7 +662,7 @@ def load_rows(script_args: ScriptArguments) -> DatasetDict | IterableDatasetDict
 def open_splits(
     args: ScriptArguments, root: str | None = None
 ) -> tuple[dict[str, Dataset | IterableDataset], list[str]]:
-    """The splits to train and to evaluate on that there are, by the names that are given, and the names of all splits.
+    """Open the splits to train and to evaluate on, as far as they exist, and return the names of all splits too.
 
     A name may be that of a part, as `train[:100]`.
 
@@ -700,7 +698,7 @@ def open_split(split: Source | Dataset | IterableDataset, root: str | None) -> D
 
 
 def json_sources(place: Path, root: str | None, streaming: bool) -> dict[str, Source]:
-    """The sources, by split, that a file or a folder of JSON is read by; none where `datasets` reads it.
+    """Return the sources, by split, that a file or a folder of JSON is read by; none where `datasets` reads it.
 
     `datasets` takes a folder for one of images where these are more, and leaves out the JSON beside them.
     """
@@ -714,7 +712,7 @@ def json_sources(place: Path, root: str | None, streaming: bool) -> dict[str, So
 
 
 def source_of(name: str, split: str, config: str | None, root: str | None) -> Source:
-    """The source that reads what a `dataset_name` names; see [`json_sources`]."""
+    """Return the source that reads what a `dataset_name` names; see [`json_sources`]."""
     stored = Source(Path(name).name, dataset=name, config=config, split=split, image_root=root)
     return json_sources(Path(name), root, False).get(split, stored)
 
@@ -724,7 +722,7 @@ def base_of(part: str) -> str:
 
 
 def take(rows: Dataset | IterableDataset, part: str) -> Dataset | IterableDataset:
-    """The rows of a part of a split: such as `train[:100]` or, if their number is known, `train[10%:]`, or of a sum.
+    """Return the rows of a part of a split, such as `train[:100]`, `train[10%:]`, or a sum of parts.
 
     Raises:
         ValueError: if a part is none of a stream, or has no row.

@@ -10,7 +10,7 @@ from accelerate.utils import broadcast_object_list, is_peft_model
 from torch import nn
 from transformers import TrainingArguments
 
-from ..instructions.rows import describe_rows, settings_of
+from ..instructions.rows import describe_rows
 from .checkpointing import TRAINING_DATA
 from .freezing import PROJECTOR, VISION
 
@@ -58,7 +58,7 @@ def pretraining_settings(trainer: "ViTPTrainer") -> dict[str, dict[str, Any]]:
         # `None` if it is not in use, as in checkpoints that are older than these settings.
         "vrl_warmup_steps": collator.vrl_warmup_steps or None,
         "answer_mask_ratio": collator.answer_mask_ratio or None,
-        "task_options": settings_of(collator.sample_transform),
+        "task_options": getattr(collator.sample_transform, "settings", None),
         "max_length": collator.max_length,
         "max_patches": image_processor.max_patches,
         "input_spec": image_processor.input_spec,

@@ -1,4 +1,4 @@
-"""Batches against a brute-force assembly from single samples, and rows that cannot be used."""
+"""Batches against a brute-force assembly from single samples; hidden answers, batches without padding, lengths."""
 
 import copy
 import logging
@@ -8,15 +8,20 @@ import numpy as np
 import pytest
 import torch
 from datasets import Dataset
+from hypothesis import given
+from hypothesis import strategies as st
 from pictures import picture
 from PIL import Image
-from sample_rows import ANSWER, BUDGET, PLACE, USER, assert_same, encoded_image, make_rows, text
-from tiny_models import TOKENS_PER_TILE
+from sample_rows import ANSWER, BUDGET, PLACE, USER, assert_same, encoded_image, make_rows, sized_row, text
+from tiny_models import TEXT, TOKENS_PER_TILE, VISION
 from torch.utils.data import DataLoader
+from training_run import FEATURES
 
-from modeling_vitp import ViTPImageProcessor, ViTPProcessor
-from modeling_vitp.instructions.collator import ViTPDataCollator
-from modeling_vitp.instructions.rows import prepare_rows, sample_texts
+from modeling_vitp import ViTPDataCollator, ViTPImageProcessor, ViTPProcessor
+from modeling_vitp.instructions.collator import SampleLength, flatten_batch, mask_token_id
+from modeling_vitp.instructions.rows import SourceSettings, prepare_rows, sample_texts
+from modeling_vitp.training.loading import build_model, build_tokenizer
+from modeling_vitp.vrl import keyed_generator
 
 
 @pytest.fixture(scope="module")
@@ -120,8 +125,6 @@ def test_a_place_written_in_the_text_is_an_image_place(processor):
     parts = [text("Before: "), PLACE, text("after: "), PLACE, text(" What changed?")]
     expected = collator([{"id": 1, "images": images, "messages": [{"role": "user", "content": parts}, ANSWER]}])
     assert_same(collator([{"id": 1, "images": images, "messages": [written, ANSWER]}]), expected)
-    with pytest.raises(ValueError, match="Sample 1: "):
-        collator([{"id": 1, "images": images[:1], "messages": [written, ANSWER]}])
 
 
 def test_the_share_of_samples_reaches_the_processor(processor):
@@ -342,8 +345,8 @@ def test_a_single_image_under_images_is_taken_as_a_list_of_one(processor):
     image = picture(100, 60)
     row = {"id": 1, "messages": [USER, ANSWER]}
     expected = ViTPDataCollator(processor)([{**row, "images": [image]}])
-    for given in (image, {"path": None, "bytes": encoded_image(image)}):
-        assert_same(ViTPDataCollator(processor)([{**row, "images": given}]), expected)
+    for stored in (image, {"path": None, "bytes": encoded_image(image)}):
+        assert_same(ViTPDataCollator(processor)([{**row, "images": stored}]), expected)
 
 
 @pytest.mark.parametrize("empty", [{}, {"images": []}, {"images": None}, {"image": None}])
@@ -362,103 +365,9 @@ def test_16_bit_files_do_not_saturate(processor):
     np.testing.assert_allclose(tile, (array / 65535 - mean) / std, rtol=0, atol=1e-5)
 
 
-def broken_row(name, tmp_path):
-    """A row with the id "bad-7" that cannot be used."""
-    png = encoded_image(picture(100, 60))
-    row = {"id": "bad-7", "images": [picture(100, 60)], "messages": [USER, ANSWER]}
-    images = {
-        "unreadable bytes": [picture(56, 56), {"bytes": b"no image", "path": None}],
-        "truncated png": [picture(56, 56), {"bytes": png[: len(png) // 2], "path": "scene.png"}],
-        "missing file": [picture(56, 56), str(tmp_path / "missing.png")],
-        "missing file in a dict": [picture(56, 56), {"bytes": None, "path": str(tmp_path / "missing.png")}],
-        "neither bytes nor path": [picture(56, 56), {"bytes": None, "path": None}],
-        "zero-size image": [picture(56, 56), Image.new("RGB", (0, 9))],
-        "no window": [np.zeros((9, 9), np.int16)],
-        "too many images": [picture(56, 56)] * 2,
-        "too few images": [],
-    }
-    placed = {"role": "user", "content": [PLACE, text("How many?")]}
-    messages = {
-        "too many images": [placed, ANSWER],
-        "too few images": [placed, ANSWER],
-        "literal image token": [{"role": "user", "content": "<IMG_CONTEXT>\nHow many?"}, ANSWER],
-        "literal image token in a part": [{"role": "user", "content": [PLACE, text("see <img>")]}, ANSWER],
-        "literal image token in an answer": [USER, {"role": "assistant", "content": "</img>"}],
-        "unknown role": [{"role": "human", "content": "How many?"}, ANSWER],
-        "no role": [{"from": "human", "value": "How many?"}, ANSWER],
-        "empty answer": [USER, ANSWER, USER, {"role": "assistant", "content": " \n"}],
-        "empty answer in parts": [USER, ANSWER, USER, {"role": "assistant", "content": [text(""), text(" ")]}],
-        "answer without parts": [USER, ANSWER, USER, {"role": "assistant", "content": []}],
-        "answer without content": [USER, ANSWER, USER, {"role": "assistant", "content": None}],
-        "answer part without text": [USER, {"role": "assistant", "content": [text("12"), text(None)]}],
-        "no assistant turn": [USER],
-        "no messages": [],
-        "message a string": ["How many?", ANSWER],
-        "part a string": [{"role": "user", "content": ["How many?"]}, ANSWER],
-        "part without type": [{"role": "user", "content": [PLACE, {"text": "How many?"}]}, ANSWER],
-        "part of unknown type": [{"role": "user", "content": [PLACE, {"type": "video"}, text("x")]}, ANSWER],
-        "user turn without content": [{"role": "user"}, ANSWER],
-        "answer a number": [USER, {"role": "assistant", "content": 12}],
-    }
-    if name in images:
-        row["images"] = images[name]
-    if name in messages:
-        row["messages"] = messages[name]
-    if name == "wrong columns":
-        row = {"id": "bad-7", "image": picture(56, 56), "prompt": [USER], "completion": [ANSWER]}
-    return row
-
-
-REMEDY_FOR_FILES = r".*(?i:take the row out)"
-BROKEN = {
-    "unreadable bytes": r"image 1 cannot be read" + REMEDY_FOR_FILES,
-    "truncated png": r"image 1 \(scene.png\) cannot be read: .*truncated" + REMEDY_FOR_FILES,
-    "missing file": r"image 1 \(.*missing.png\) cannot be read: .*No such file" + REMEDY_FOR_FILES,
-    "missing file in a dict": r"image 1 \(.*missing.png\) cannot be read: .*No such file" + REMEDY_FOR_FILES,
-    "neither bytes nor path": r"image 1 cannot be read" + REMEDY_FOR_FILES,
-    "zero-size image": r".*empty: 0 x 9 pixels" + REMEDY_FOR_FILES,
-    "no window": r".*int16.*input_spec=.*window",
-    "too many images": r"(?=.*\b2\b)(?=.*\b1\b).*image.*'type': 'image'",
-    "too few images": r"(?=.*\b0\b)(?=.*\b1\b).*image.*'type': 'image'",
-    "literal image token": r"message 0 .*<IMG_CONTEXT>.*literally\. Take it out.*'type': 'image'",
-    "literal image token in a part": r"message 0 .*<img>.*literally\. Take it out.*'type': 'image'",
-    "literal image token in an answer": r"message 1 .*</img>.*literally\. Take it out.*'type': 'image'",
-    "unknown role": r"message 0 .*'human'.*system, user, assistant",
-    "no role": r"message 0 .*role.*system, user, assistant",
-    "empty answer": r".*message 3 is empty\. Fill it in or take the row out",
-    "empty answer in parts": r".*message 3 is empty\. Fill it in or take the row out",
-    "answer without parts": r".*message 3 is empty\. Fill it in or take the row out",
-    "answer without content": r".*message 3 is empty\. Fill it in or take the row out",
-    "answer part without text": r"message 1 .*text",
-    "no assistant turn": r"there is no assistant message.*(?i:take the row out)",
-    "no messages": r"there are no messages",
-    "message a string": r"message 0 ",
-    "part a string": r"message 0 ",
-    "part without type": r"message 0 .*type",
-    "part of unknown type": r"message 0 .*video",
-    "user turn without content": r"message 0 .*content",
-    "answer a number": r"message 1 ",
-    "wrong columns": r".*'messages'.*\['completion', 'id', 'image', .*'prompt'\].*(?i:rename)",
-}
-
-
-@pytest.mark.parametrize("name", BROKEN)
-def test_a_row_that_cannot_be_used_is_refused_by_its_id_with_the_remedy(processor, name, tmp_path):
-    rows = [make_rows()[0], broken_row(name, tmp_path)]
-    with pytest.raises(ValueError, match="(?s)^Sample 'bad-7': " + BROKEN[name]):
-        ViTPDataCollator(processor, vrl_drop_ratio=0.75)(rows)
-
-
-def test_a_row_without_an_id_is_named_by_a_hash_that_does_not_change(processor):
-    messages = []
-    for _ in range(2):
-        with pytest.raises(ValueError, match=r"^Sample 'content:[0-9a-f]{16}': ") as error:
-            ViTPDataCollator(processor)([{"messages": [USER], "images": []}])
-        messages.append(str(error.value))
-    assert messages[0] == messages[1]
-
-
 LONG_ANSWER = {"role": "assistant", "content": "12 trees, " * 30}
+
+
 CUT = {
     "prompt": ([], [{"role": "user", "content": "How many? " * 60}, ANSWER]),
     "image": ([picture(100, 60)], [USER, ANSWER]),
@@ -522,14 +431,6 @@ def test_the_limit_holds_after_the_drop(processor):
         ViTPDataCollator(processor, max_length=limit - 10)([row])
 
 
-@pytest.mark.parametrize(
-    "kwargs, message", [({"vrl_drop_ratio": 1}, "vrl_drop_ratio"), ({"vrl_apply_prob": 2}, "prob")]
-)
-def test_options_out_of_range_are_refused_at_once(processor, kwargs, message):
-    with pytest.raises(ValueError, match=message):
-        ViTPDataCollator(processor, **kwargs)
-
-
 def test_parts_from_arrow_keep_their_places(processor):
     row = make_rows()[2]
     messages = [
@@ -550,3 +451,187 @@ def test_a_chat_template_without_marks_around_answers_is_named(processor):
     )
     with pytest.raises(ValueError, match=r"Sample 'a': no token is marked as an answer's.*\{% generation %\}"):
         ViTPDataCollator(plain)([{"id": "a", "images": [], "messages": [USER, ANSWER]}])
+
+
+def collate(processor, rows, mask_ratio, drop_ratio=0.0, epoch=0, **options):
+    collator = ViTPDataCollator(processor, vrl_drop_ratio=drop_ratio, answer_mask_ratio=mask_ratio, seed=5, **options)
+    collator.set_epoch(epoch)
+    return collator(rows)
+
+
+def hidden_by_hand(ids, labels, mask_ratio, mask_id, end_id, *key):
+    """Token by token: each labelled one draws a number, and is hidden by it unless it ends the turn."""
+    generator = keyed_generator(*key, "answers")
+    hidden = []
+    for token, label in zip(ids, labels):
+        if label != -100 and torch.rand(1, generator=generator, dtype=torch.float64).item() < mask_ratio:
+            token = token if label == end_id else mask_id
+        hidden.append(token)
+    return hidden
+
+
+@pytest.mark.parametrize("mask_ratio", [0.5, 1.0])
+@pytest.mark.parametrize("drop_ratio", [0.0, 0.75])
+@pytest.mark.parametrize("padding_side", ["right", "left"])
+def test_tokens_of_answers_are_hidden_and_all_else_stays(processor, padding_side, drop_ratio, mask_ratio):
+    """One turn and many, many images and none."""
+    rows, options = make_rows(), {"drop_ratio": drop_ratio, "epoch": 2, "padding_side": padding_side}
+    whole, batch = collate(processor, rows, 0.0, **options), collate(processor, rows, mask_ratio, **options)
+    mask_id, end_id = processor.tokenizer.convert_tokens_to_ids(["<|endoftext|>", "<|im_end|>"])
+    expected = [
+        hidden_by_hand(ids.tolist(), labels.tolist(), mask_ratio, mask_id, end_id, 5, row["id"], 2)
+        for row, ids, labels in zip(rows, whole["input_ids"], whole["labels"])
+    ]
+    assert_same(batch, {**whole, "input_ids": torch.tensor(expected)})
+    shown = batch["input_ids"][(batch["labels"] != -100) & (batch["input_ids"] != mask_id)]
+    assert (shown == end_id).sum() == 6  # the answers of the four rows
+    assert (shown != end_id).any() == (mask_ratio < 1)
+
+
+def test_as_many_are_hidden_as_the_ratio_says(processor):
+    rows = [{**make_rows()[3], "id": index} for index in range(400)]
+    batch = collate(processor, rows, 0.3)
+    is_answer = (batch["labels"] != -100) & (batch["labels"] != processor.tokenizer.eos_token_id)
+    share = (batch["input_ids"] == processor.tokenizer.pad_token_id)[is_answer].double().mean().item()
+    assert share == pytest.approx(0.3, abs=4 * (0.3 * 0.7 / is_answer.sum().item()) ** 0.5)
+
+
+def test_hidden_tokens_depend_on_seed_id_and_epoch_alone(processor):
+    rows = make_rows()
+    alone = [collate(processor, [row], 0.5)["input_ids"][0].tolist() for row in rows]
+    loader = DataLoader(
+        rows, batch_size=1, num_workers=2, collate_fn=ViTPDataCollator(processor, answer_mask_ratio=0.5, seed=5)
+    )
+    assert [batch["input_ids"][0].tolist() for batch in loader] == alone
+    epochs = {tuple(collate(processor, rows[2:3], 0.5, epoch=epoch)["input_ids"][0].tolist()) for epoch in range(4)}
+    assert len(epochs) > 1 and tuple(alone[2]) in epochs
+
+
+def test_what_is_hidden_of_a_cut_answer_is_what_is_hidden_of_the_whole_one(processor):
+    row = make_rows()[2:3]
+    whole = collate(processor, row, 0.5)
+    length = whole["input_ids"].shape[1] - 4
+    assert (whole["labels"][:, length:] != -100).any()
+    cut = collate(processor, row, 0.5, max_length=length)
+    for name in ("input_ids", "labels"):
+        assert torch.equal(cut[name], whole[name][:, :length])
+
+
+def test_nothing_is_hidden_in_evaluation_or_without_the_option(processor):
+    rows = make_rows()
+    collator = ViTPDataCollator(processor, answer_mask_ratio=0.9)
+    assert_same(collator.for_evaluation()(rows), ViTPDataCollator(processor)(rows))
+
+
+@pytest.mark.parametrize(
+    ("tokens", "expected"),
+    [
+        ({}, "<|endoftext|>"),
+        ({"mask_token": "<mask>"}, "<mask>"),
+        ({"pad_token": "<|im_end|>", "unk_token": "<|endoftext|>"}, "<|endoftext|>"),  # as SmolLM2's
+        ({"pad_token": "<|im_end|>"}, None),
+    ],
+    ids=str,
+)
+def test_the_token_that_stands_for_hidden_ones_is_none_that_ends_a_turn(tokens, expected):
+    tokenizer = build_tokenizer(["How many trees?"], 400)
+    _, processor = build_model(tokenizer, VISION, TEXT)
+    tokenizer.add_special_tokens(tokens)
+    if expected is None:
+        with pytest.raises(ValueError, match="set tokenizer.mask_token"):
+            ViTPDataCollator(processor, answer_mask_ratio=0.5)
+        return
+    assert tokenizer.convert_ids_to_tokens(mask_token_id(processor)) == expected
+
+
+def test_an_end_that_the_chat_template_writes_by_its_name_does_not_stand_for_hidden_ones():
+    tokenizer = build_tokenizer(["How many trees?"], 400)
+    _, processor = build_model(tokenizer, VISION, TEXT)
+    processor.chat_template = "{{ eos_token }}"
+    assert mask_token_id(processor) == tokenizer.pad_token_id
+    tokenizer.eos_token = tokenizer.pad_token
+    with pytest.raises(ValueError, match="set tokenizer.mask_token"):
+        mask_token_id(processor)
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+@pytest.mark.parametrize("ratio", [0.0, 0.75])
+def test_a_batch_has_its_samples_one_after_the_other(processor, ratio, side):
+    options = {"vrl_drop_ratio": ratio, "padding_side": side}
+    rows = [*make_rows(), None]
+    alone = [ViTPDataCollator(processor, **options)([row]) for row in rows[:-1]]
+    batch = ViTPDataCollator(processor, padding_free=True, **options)(rows)
+    wanted = {"input_ids": [], "labels": [], "position_ids": []}
+    starts = [0]
+    for sample in alone:
+        length = sample["input_ids"].shape[1]
+        wanted["input_ids"] += sample["input_ids"][0].tolist()
+        wanted["labels"] += [-100, *sample["labels"][0, 1:].tolist()]
+        wanted["position_ids"] += sample["position_ids"][0].tolist() if ratio else list(range(length))
+        starts.append(starts[-1] + length)
+    for name, values in wanted.items():
+        assert batch[name].dtype == torch.int64
+        assert batch[name].tolist() == [values], name
+    assert batch["cu_seq_lens_q"].dtype == torch.int32
+    assert batch["cu_seq_lens_q"].tolist() == batch["cu_seq_lens_k"].tolist() == starts
+    longest = max(end - start for start, end in zip(starts, starts[1:]))
+    assert batch["max_length_q"] == batch["max_length_k"] == longest
+    padded = ViTPDataCollator(processor, **options)(rows)
+    assert set(batch) == set(padded) - {"attention_mask"} | set(wanted) | {
+        f"{name}_{side}" for name in ("cu_seq_lens", "max_length") for side in "qk"
+    }
+    for name in set(padded) & {"pixel_values", "visual_token_indices"}:
+        assert torch.equal(batch[name], padded[name])
+    if ratio:
+        assert (batch["position_ids"].diff() > 1).any()  # the gaps are there
+
+
+@given(st.lists(st.integers(1, 9), min_size=1, max_size=6), st.booleans())
+def test_no_first_token_is_a_label_and_no_other_label_is_lost(lengths, left):
+    longest = max(lengths)
+    mask = torch.zeros(len(lengths), longest, dtype=torch.long)
+    for row, length in enumerate(lengths):
+        mask[row, longest - length if left else 0 : None if left else length] = 1
+    ids = torch.arange(mask.numel()).view_as(mask)
+    batch = flatten_batch({"input_ids": ids, "labels": ids.clone(), "attention_mask": mask})
+    assert batch["input_ids"][0].tolist() == ids[mask == 1].tolist()
+    at = 0
+    for length in lengths:
+        assert batch["labels"][0, at] == -100
+        assert torch.equal(batch["labels"][0, at + 1 : at + length], batch["input_ids"][0, at + 1 : at + length])
+        assert batch["position_ids"][0, at : at + length].tolist() == list(range(length))
+        at += length
+    assert at == batch["input_ids"].shape[1]
+
+
+def test_evaluation_pads(processor):
+    collator = ViTPDataCollator(processor, padding_free=True).for_evaluation()
+    assert collator(make_rows())["attention_mask"].eq(0).any()
+
+
+@pytest.fixture(scope="module")
+def collator(tokenizer):
+    torch.manual_seed(0)
+    _, processor = build_model(tokenizer, VISION, TEXT, {"max_patches": 12})
+    return ViTPDataCollator(processor, vrl_drop_ratio=0.75)
+
+
+@pytest.mark.parametrize("sizes", [[], [(56, 56)], [(300, 100)], [(100, 300), (56, 56), (224, 60)]], ids=str)
+@pytest.mark.parametrize("options", [{}, {"vrl_drop_ratio": 0.0}, {"max_length": 20, "vrl_drop_ratio": 0.9}], ids=str)
+def test_the_length_of_a_row_is_what_the_collator_makes_of_it(collator, sizes, options):
+    collator = ViTPDataCollator(collator.processor, **{"vrl_drop_ratio": 0.75, **options})
+    rows = prepare_rows(Dataset.from_list([sized_row(1, sizes)], features=FEATURES))
+    try:
+        expected = len(collator.encode(rows[0])["input_ids"])
+    except ValueError:
+        assert "max_length" in options  # the prompt does not fit
+        return
+    assert SampleLength.of(collator)(rows[0]) == expected
+
+
+def test_the_length_of_a_row_heeds_the_settings_of_its_source(collator):
+    settings = {"a": SourceSettings(max_patches=2, system_prompt="You see trees."), "b": SourceSettings(image_size=112)}
+    collator = ViTPDataCollator(collator.processor, source_settings=settings)
+    for source in ("a", "b", "c"):
+        example = {**sized_row(1, [(300, 100)]), "source": source}
+        assert SampleLength.of(collator)(example) == len(collator.encode(example)["input_ids"])

@@ -147,7 +147,7 @@ def test_no_draw_of_the_training_is_made(processor):
 @pytest.mark.parametrize("num_workers", [0, 1])
 def test_a_run_checks_in_processes_if_its_loader_has_any(tmp_path, monkeypatch, num_workers):
     asked = []
-    monkeypatch.setattr(vitp_trainer, "check", lambda *rows, **options: asked.append(options["in_processes"]))
+    monkeypatch.setattr(vitp_trainer, "check_rows", lambda *rows, **options: asked.append(options["in_processes"]))
     make_trainer(tmp_path, dataloader_num_workers=num_workers).check_rows()
     assert asked == [num_workers > 0] * 2
 

@@ -1,5 +1,8 @@
+"""Mixtures: the rows of an epoch against decimals and counts, settings of sources, rows that are skipped."""
+
 import io
 import json
+import logging
 import math
 import subprocess
 import sys
@@ -16,8 +19,10 @@ from datasets import Features, IterableDataset, Value
 from datasets import Image as ImageFeature
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from paths import CONFIGS
 from pictures import picture
 from PIL import Image
+from sample_rows import write_annotations
 from tiny_models import TOKENS_PER_TILE
 from torch.utils.data import DataLoader
 
@@ -33,9 +38,11 @@ from modeling_vitp.instructions.mixture import (
     open_mixture,
 )
 from modeling_vitp.instructions.rows import SourceSettings, degrade
-from modeling_vitp.instructions.sources import Source
+from modeling_vitp.instructions.sources import Source, read_source
 
 SIZES = {"a": 37, "b": 80, "c": 21, "d": 5, "e": 64}
+
+
 RATES = {"a": 0.05, "b": 0.3, "c": 1, "d": 10, "e": 2.5}
 
 
@@ -148,9 +155,6 @@ def test_every_row_is_as_likely_to_be_in_the_part(rate):
 def test_the_released_way_takes_the_first_rows_and_rounds_down(folder):
     for streaming in ((), tuple(SIZES)):
         fields = {"released_compatible": True}
-        if not streaming:
-            with pytest.raises(ValueError, match="rate is 2.5, but the released code repeats whole sources only"):
-                opened(folder, **fields)
         sources = [
             {"name": name, "annotation": f"{name}.jsonl", "rate": rate, "rows": SIZES[name]}
             | ({"streaming": True} if streaming else {})
@@ -366,9 +370,6 @@ def test_several_images_share_the_tiles_of_their_source(processor):
 def test_a_broken_row_stops_training_and_is_named(processor, image_rows):
     with pytest.raises(ValueError, match=r"Sample 's/1': image 0 \(.*1\.png\) cannot be read"):
         ViTPDataCollator(processor)(image_rows)
-    broken = {"id": "s/9", "images": [], "messages": [], "source": "s", "error": "line 9 of a.jsonl is no JSON: oh"}
-    with pytest.raises(ValueError, match="Sample 's/9': line 9 of a.jsonl is no JSON: oh"):
-        ViTPDataCollator(processor)([broken])
 
 
 def test_a_skipped_row_is_counted_logged_and_replaced_by_a_draw_of_its_own(processor, image_rows, caplog):
@@ -390,10 +391,6 @@ def test_a_skipped_row_is_counted_logged_and_replaced_by_a_draw_of_its_own(proce
 
     with pytest.raises(ValueError, match="Sample 's/1'"):
         collator(rows=[image_rows[1]])(image_rows)
-    with pytest.raises(ValueError, match="on_error='skip' needs replacement_rows"):
-        ViTPDataCollator(processor, on_error="skip")
-    with pytest.raises(ValueError, match="on_error='ignore' is neither"):
-        ViTPDataCollator(processor, on_error="ignore")
     with pytest.raises(ValueError, match="Sample 's/1'"):
         skipping.for_evaluation()([image_rows[1]])
 
@@ -434,8 +431,7 @@ READ_STREAM = """
 import json, os, sys
 from pathlib import Path
 
-from modeling_vitp.instructions.mixture import open_mixture
-from modeling_vitp.instructions.mixture import load_mixture
+from modeling_vitp.instructions.mixture import load_mixture, open_mixture
 
 entry = {"name": "s", "folder": "part", "streaming": True, "rows": 50_000}
 stream = open_mixture(load_mixture({"root": sys.argv[1], "sources": [entry]}), seed=0)
@@ -467,3 +463,57 @@ def test_a_stream_of_50000_rows_is_read_without_growth_of_memory(tmp_path):
     resident = {int(number): size for number, size in json.loads(done.stdout.splitlines()[-1]).items()}
     assert list(resident) == [10_000, 20_000, 30_000, 40_000, 50_000]
     assert resident[50_000] - resident[10_000] < 20 * 2**20  # the rows hold 400 MB
+
+
+@pytest.fixture
+def meta(tmp_path):
+    folder = write_annotations(tmp_path)
+    entries = {
+        "first": {"root": "images", "annotation": "a.jsonl", "repeat_time": 0.25, "length": 10, "data_augment": True},
+        "second": {
+            "root": "images",
+            "annotation": "a.jsonl",
+            "repeat_time": 3,
+            "length": 10,
+            "data_augment": False,
+            "max_dynamic_patch": 6,
+            "force_image_size": 224,
+        },
+    }
+    (folder / "meta.json").write_text(json.dumps(entries))
+    return folder
+
+
+def test_a_released_meta_json_is_a_mixture(meta, monkeypatch, caplog):
+    monkeypatch.chdir(meta)
+    with caplog.at_level(logging.WARNING):
+        first, second = load_mixture("meta.json").sources
+    assert (first.name, first.rate, first.rows, first.max_patches) == ("first", 0.25, 10, None)
+    assert (second.rate, second.max_patches, second.image_size) == (3, 6, 224)
+    assert not first.jpeg_degradation and not first.first_rows
+    assert len(read_source(second)) == 10
+    warnings = [record.getMessage() for record in caplog.records]
+    assert [message.split(" in ")[-1].split(".")[0] for message in warnings] == ["first", "second", "first"]
+    for message, words in zip(
+        warnings, ("a rate below 1 takes random rows, there", "image_size is applied", "data_augment")
+    ):
+        assert "The released code differs" in message and words.split(",")[0] in message
+
+    caplog.clear()
+    with caplog.at_level(logging.WARNING):
+        first, second = load_mixture({"released_compatible": True, "sources": [{"meta": "meta.json"}]}).sources
+    assert first.first_rows and first.jpeg_degradation and not second.jpeg_degradation
+    assert second.image_size is None
+    assert len(caplog.records) == 3
+    assert all("released_compatible: " in record.getMessage() for record in caplog.records)
+
+
+def test_the_mixture_of_the_page_is_one(meta, monkeypatch):
+    page = (CONFIGS / "README.md").read_text()
+    block = page.split("```yaml\nmixture:")[1].split("```")[0]
+    (meta / "data").mkdir()
+    (meta / "meta.json").rename(meta / "data" / "released_meta.json")
+    (meta / "mixture.yaml").write_text("mixture:" + block)
+    monkeypatch.chdir(meta)
+    names = [source.name for source in load_mixture("mixture.yaml").sources]
+    assert names == ["mine", "ships", "grounding", "general", "first", "second"]
