@@ -66,7 +66,7 @@ def ask(tmp_path, monkeypatch):
     return evaluate
 
 
-def test_every_model_is_scored_clean_and_under_all_corruptions(ask, tmp_path):
+def test_models_are_scored_clean_and_corrupted(ask, tmp_path):
     metrics, asked = ask()
     expected = [(None, 0), *((name, severity) for name in SEVERITIES for severity in (2, 4))]
     assert asked == [(model, *condition) for model in "ab" for condition in expected]
@@ -77,7 +77,7 @@ def test_every_model_is_scored_clean_and_under_all_corruptions(ask, tmp_path):
     assert Image.open(tmp_path / "plot.png").size[0] > 600
 
 
-def test_relative_is_corrupted_by_clean_and_averages_are_means(ask, tmp_path):
+def test_relative_scores_and_averages(ask, tmp_path):
     ask()
     for model in json.loads((tmp_path / "out" / "metrics.json").read_text())["models"]:
         clean = model["clean"]["metrics"]["ap50"]
@@ -93,7 +93,7 @@ def test_relative_is_corrupted_by_clean_and_averages_are_means(ask, tmp_path):
 
 
 @pytest.mark.parametrize("stops_after", [0, 1, 7, 25, 49])
-def test_an_evaluation_that_was_stopped_ends_as_the_one_that_never_was(ask, tmp_path, stops_after):
+def test_stopped_evaluation_goes_on(ask, tmp_path, stops_after):
     whole, asked = ask(output_dir=str(tmp_path / "whole"))
     with pytest.raises(KeyboardInterrupt):
         ask(stops_after)
@@ -104,7 +104,7 @@ def test_an_evaluation_that_was_stopped_ends_as_the_one_that_never_was(ask, tmp_
     assert ask()[1] == []
 
 
-def test_more_models_corruptions_and_severities_add_to_what_is_there(ask):
+def test_more_conditions_add_to_the_finished(ask):
     few, asked = ask(names="a", corruptions=["haze"], severities=[3])
     assert asked == [("a", None, 0), ("a", "haze", 3)]
     assert set(few["models"][0]["corruptions"]) == {"haze"}
@@ -113,7 +113,7 @@ def test_more_models_corruptions_and_severities_add_to_what_is_there(ask):
     assert asked == [("a", *how) for how in added] + [("b", None, 0), ("b", "haze", 3), *(("b", *how) for how in added)]
 
 
-def test_what_is_of_other_images_or_weights_is_not_gone_on_with(ask, monkeypatch):
+def test_other_images_or_weights_are_refused(ask, monkeypatch):
     ask(corruptions=["haze"])
     with pytest.raises(ValueError, match="settings.json is of a comparison with another seed: give another output_dir"):
         ask(corruptions=["haze"], seed=1)
@@ -165,7 +165,7 @@ def of_model(name: str, clean: float, scores: dict[tuple[str, int], float]) -> d
     return {"model": name, **robustness.summarize_conditions(found, "mean_iou")}
 
 
-def test_tables_have_models_side_by_side_and_severities_in_columns():
+def test_tables():
     conditions = [("haze", 1), ("haze", 5), ("data_gaps", 1), ("data_gaps", 5)]
     first = of_model("r = 0", 0.5, dict(zip(conditions, (0.4, 0.2, 0.5, 0.3))))
     second = of_model("r = 0.75", 0.0, dict(zip(conditions, (0.0, 0.1, 0.0, 0.0))))
@@ -185,7 +185,7 @@ def test_tables_have_models_side_by_side_and_severities_in_columns():
     ]
 
 
-def test_models_are_called_by_the_last_part_of_their_names_if_that_tells_them_apart():
+def test_short_names():
     assert short_names(["runs/a", "org/b", "c/"]) == ["a", "b", "c"]
     assert short_names(["runs/1/model", "runs/2/model", "c"]) == ["runs/1/model", "runs/2/model", "c"]
 

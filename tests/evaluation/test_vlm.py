@@ -1,15 +1,21 @@
-"""The evaluation of vision-language models on rows, beside other images."""
+"""Questions of rows, and the evaluation of vision-language models on them, beside other images."""
 
 import json
 
 import numpy as np
 import pytest
+from datasets import Dataset, Features, List, Value
+from datasets import Image as ImageFeature
 from pictures import picture
 from PIL import Image
 from tiny_models import vivid_model
 
 from modeling_vitp.evaluation import vlm
 from modeling_vitp.evaluation.arguments import VLMArguments
+from modeling_vitp.evaluation.vlm import answer_kind, conversation_of, other_images, read_questions
+from modeling_vitp.instructions.collator import ViTPDataCollator
+from modeling_vitp.instructions.from_annotations.questions import MAP, explained, listing, signs_of
+from modeling_vitp.instructions.rows import prepare_rows
 from modeling_vitp.recipes.evaluate_vlm import main
 
 BOXES = ["<ref>tree</ref><box>[[100, 100, 500, 500]]</box>", "[[0, 0, 1000, 1000]]", "<box>[[10, 20, 300, 400]]</box>"]
@@ -42,7 +48,7 @@ def arguments(place, **options):
     return VLMArguments(**settings | options)
 
 
-def test_a_model_that_looks_is_better_with_its_own_images_than_with_others(place, tmp_path, monkeypatch):
+def test_looking_model_is_better_with_own_images(place, tmp_path, monkeypatch):
     """It answers what the rows say of the image that it is shown."""
     shown = {np.asarray(Image.open(place / "rows" / f"{number}.png")).tobytes(): number for number in range(3)}
     right = {"Where": BOXES, "How": ["0", "1", "2"], "Which": ["A", "B", "A."]}
@@ -72,7 +78,7 @@ def test_a_model_that_looks_is_better_with_its_own_images_than_with_others(place
     assert captions["cider"]["own"] > captions["cider"]["other_images"] and "gain" not in captions["bleu_4"]
 
 
-def test_the_command_prints_a_table_and_leaves_metrics_answers_and_a_picture(place, tmp_path, capsys):
+def test_command_writes_table_metrics_and_picture(place, tmp_path, capsys):
     words = ["--models", str(place / "model"), "--dataset_name", str(place / "rows"), "--output_dir", str(tmp_path)]
     assert main([*words, "--limit", "5", "--max_new_tokens", "4", "--pictures", "1", "--batch_size", "2"]) == 0
     printed = capsys.readouterr().out
@@ -114,12 +120,119 @@ def test_a_model_that_does_not_answer_is_told(place, tmp_path):
             arguments(place, **wrong)
 
 
-def test_an_interval_is_of_means_over_images_drawn_with_repeats():
+def test_bootstrap_interval():
     rng = np.random.default_rng(0)
     values, images = rng.normal(0.3, 1, 400), np.arange(400)
-    low, high = vlm.interval(values, images, 0)
+    low, high = vlm.bootstrap_interval(values, images, 0)
     assert low == pytest.approx(values.mean() - 1.96 * values.std() / 20, abs=0.02)
     assert high == pytest.approx(values.mean() + 1.96 * values.std() / 20, abs=0.02)
     # Questions of one image say the same: as many draws as there are images.
-    repeated = vlm.interval(np.repeat(values, 3), np.repeat(images, 3), 0)
+    repeated = vlm.bootstrap_interval(np.repeat(values, 3), np.repeat(images, 3), 0)
     assert repeated == pytest.approx([low, high])
+
+
+CHOICES = "Which organ?\nA. left lung\nB. heart"
+
+
+@pytest.mark.parametrize(
+    ("question", "answer", "kind"),
+    [
+        ("Where is the ship?", "<ref>the ship</ref><box>[[1, 2, 3, 4]]</box>", "grounding"),
+        ("Where is the ship?", "At [1, 2, 3, 4].", "grounding"),
+        ("Where are ships?", "<box>[[1, 2, 3, 4], [5, 6, 7, 8]]</box>", None),
+        ("Describe it.", "A ship at [1, 2, 3, 4] lies beside a long pier in the sun", None),
+        (CHOICES, "B", "choice"),
+        (CHOICES, "B. heart", "choice"),
+        (CHOICES, "left lung", "choice"),
+        (CHOICES, "Left lung.", "choice"),
+        (CHOICES, "The answer is B because of its shape in the middle", "choice"),
+        (CHOICES, "neither", "vqa"),
+        (CHOICES, "Both A and B", "vqa"),
+        (CHOICES, "All of the above are seen here, one beside another", "caption"),
+        (f"{CHOICES}\nC. Both A and B", "A and B", "choice"),
+        ("How many?", "between 0 and 10", "vqa"),
+        ("[caption] What is it?", "a road", "caption"),
+        ("Describe the image in detail.", "a road", "caption"),
+        ("Describe the object at [1, 2, 3, 4].", "tree", "vqa"),
+        ("Map the image in 3 x 3 cells.", "tree tree road tree road road tree tree tree", "map"),
+        ("Map the trees.", "aaBbcdaaAaaBbcdaaAaaBbcdaaA", "map"),
+        ("What covers each cell? Write A for dry land, B for sea or none.", "A B A none A B none A B", "map"),
+        ("Map the image in 3 x 3 cells. Write a, b, c, d, e, f, g, h or i.", "c a b d e h i g f", "map"),
+        ("What does the map show?", "residential", "vqa"),
+        ("Which cells are visible?", "Lymphocytes and plasma cells are visible in the stroma", "caption"),
+        ("Which cells are these?", "polymorphonuclearneutrophils", "vqa"),
+        ("Describe the cells.", "Some cells, the cells of the stroma, the cells of the gland, the cells.", "caption"),
+        ("What has changed?", "two houses were built beside the road", "caption"),
+    ],
+)
+def test_answer_kind(question, answer, kind):
+    assert answer_kind(question, answer) == kind
+
+
+@pytest.mark.parametrize("phrasing", MAP)
+@pytest.mark.parametrize("phrases", [["tree", "road"], ["dry land", "sea"]])
+def test_instruction_maps_are_maps(phrasing, phrases):
+    signs = signs_of(phrases)
+    question = phrasing.format(side=7, key=f"Write {listing(explained(signs), 'or')}.")
+    for answer in (list(signs.values()) * 3, [signs[None]] * 9):
+        assert answer_kind(question, " ".join(answer)) == "map"
+
+
+def turns(*texts: str) -> list[dict]:
+    return [{"role": role, "content": text} for role, text in zip(("user", "assistant") * 4, texts)]
+
+
+def rows_of(*rows) -> Dataset:
+    text = {"role": Value("string"), "content": Value("string")}
+    features = Features({"id": Value("string"), "images": List(ImageFeature()), "messages": List(text)})
+    stored = [
+        {"id": str(place), "images": images, "messages": messages} for place, (images, messages) in enumerate(rows)
+    ]
+    return prepare_rows(Dataset.from_list(stored, features=features))
+
+
+def test_questions_of_rows():
+    one, two = picture(56, 56, 0), picture(56, 56, 1)
+    rows = rows_of(
+        ([one], turns("Describe it.", "a road", "How many trees?", "2")),
+        ([one], turns("Describe it.", "one long road")),
+        ([two], turns("Describe it.", "a house")),
+        ([], turns("Who?", "me")),
+    )
+    questions, left_out = read_questions(rows)
+    assert left_out == 1
+    assert [(one.id, one.row, one.turn, one.text, one.references, one.kind) for one in questions] == [
+        ("0", 0, 1, "Describe it.", ("a road", "one long road"), "caption"),
+        ("0", 0, 3, "How many trees?", ("2",), "vqa"),
+        ("2", 2, 1, "Describe it.", ("a house",), "caption"),
+    ]
+    assert {one.kind for one in read_questions(rows, "vqa")[0]} == {"vqa"}
+    with pytest.raises(ValueError, match="Sample '0': its answer 'a road' has no box: give kind"):
+        read_questions(rows, "grounding")
+    with pytest.raises(ValueError, match="Sample '0': its question lists no choices"):
+        read_questions(rows, "choice")
+
+
+def test_other_images():
+    images = [("a",), ("a",), ("b",), ("c", "d"), ("e",), ("d", "c"), ("f",)]
+    partners = other_images(images)
+    assert [images[place] for place in partners] == [("e",), ("e",), ("f",), ("d", "c"), ("a",), ("c", "d"), ("b",)]
+    assert other_images([("a",), ("b",), ("c", "d"), ("c", "d")]) == [1, 0, None, None]
+
+
+def test_conversation_of_a_question(processor):
+    rows = rows_of(
+        ([picture(56, 56, 0)], turns("How?", "so", "Why?", "since")), ([picture(60, 40, 1)], turns("How?", "no"))
+    )
+    (_, question, other), _ = read_questions(rows)
+    collator = ViTPDataCollator(processor)
+    for partner, size in ((None, (56, 56)), (other, (60, 40))):
+        messages = conversation_of(collator, rows, question, partner)
+        assert [message["role"] for message in messages] == ["user", "assistant", "user"]
+        assert messages[0]["content"][0]["image"].size == size
+    broken = [{**rows[0], "images": [{"bytes": b"no", "path": None}]}]
+    with pytest.raises(ValueError, match="Sample '0': image 0 cannot be read"):
+        conversation_of(collator, broken, question)
+    broken = [rows[0], {**rows[1], "images": [{"bytes": b"no", "path": None}]}]
+    with pytest.raises(ValueError, match="Sample '0' with the images of '1': image 0 cannot be read"):
+        conversation_of(collator, broken, question, other)

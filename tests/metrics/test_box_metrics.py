@@ -36,7 +36,7 @@ def metrics():
 @pytest.mark.parametrize("places", ["boxes", "corners"])
 @pytest.mark.parametrize("interpolation", ["11_points", "area"])
 @pytest.mark.parametrize("iou", [0.5, 0.75])
-def test_scores_of_rotated_boxes_are_those_of_mmrotate(iou, interpolation, places):
+def test_rotated_boxes_score_as_in_mmrotate(iou, interpolation, places):
     given = load_file(FOLDER / "detections.safetensors")
     expected = json.loads((FOLDER / "expected.json").read_text())["map"]
     expected = expected[f"iou {iou}, {interpolation.replace('_', ' ')}"]
@@ -119,7 +119,7 @@ def test_average_precision_equals_a_loop(metrics, images):
         np.testing.assert_allclose(result["per_category_ap_50"], expected, rtol=0, atol=1e-12)
 
 
-def test_upright_boxes_are_rotated_ones_without_an_angle():
+def test_upright_boxes_score_as_rotated_ones():
     random = np.random.default_rng(0)
     upright, rotated = load("average_precision"), load("average_precision")
     for _ in range(5):
@@ -202,7 +202,7 @@ def scores_of_pycocotools(predictions, references, masks):
 
 
 @pytest.mark.parametrize("masks", [False, True])
-def test_cocos_numbers_are_those_of_pycocotools(masks):
+def test_coco_numbers_equal_pycocotools(masks):
     predictions, references = a_data_set()
     metric = load("coco_average_precision", masks=masks)
     for prediction, reference in zip(predictions, references):
@@ -229,7 +229,7 @@ def test_masks_may_be_run_lengths():
 
 
 @pytest.mark.parametrize("name", ["average_precision", "coco_average_precision"])
-def test_the_order_in_which_images_come_does_not_matter_if_they_have_ids(name):
+def test_order_of_images_with_ids_does_not_matter(name):
     predictions, references = a_data_set()
     for prediction in predictions:
         prediction["scores"] = np.round(prediction["scores"], 1)  # many are equal
@@ -243,7 +243,7 @@ def test_the_order_in_which_images_come_does_not_matter_if_they_have_ids(name):
 
 
 @pytest.mark.parametrize("name", ["average_precision", "coco_average_precision"])
-def test_nothing_found_is_0_and_nothing_there_is_nan(name):
+def test_nothing_found_is_0_and_no_object_is_nan(name):
     nothing = {"boxes": [], "labels": [], "scores": []}
     something = {"boxes": torch.tensor([[1.0, 2, 30, 40]], dtype=torch.bfloat16), "labels": torch.tensor([1])}
     something["scores"] = torch.tensor([0.5])
@@ -252,11 +252,11 @@ def test_nothing_found_is_0_and_nothing_there_is_nan(name):
     missed = load(name).compute(predictions=[nothing], references=[something])
     assert missed["map"] == 0 and np.isnan(missed["per_category_ap_50"][0])
     assert np.isnan(load(name).compute(predictions=[something], references=[nothing])["map"])
-    with pytest.raises(ValueError, match="there is nothing to compute"):
+    with pytest.raises(ValueError, match=name):
         load(name).compute()
 
 
-def test_of_boxes_only_matches_and_scores_are_kept():
+def test_only_matches_and_scores_are_kept():
     metric = load("average_precision")
     random = np.random.default_rng(0)
     low = random.uniform(0, 100, (1000, 2))
@@ -264,7 +264,7 @@ def test_of_boxes_only_matches_and_scores_are_kept():
     labels = random.integers(0, 4, 1000)
     metric.add(prediction={"boxes": boxes, "labels": labels, "scores": random.random(1000)},
                reference={"boxes": boxes, "labels": labels})  # fmt: skip
-    (kept,) = metric.images.values()
+    (kept,) = metric.kept.values()
     assert sum(array.nbytes for array in kept) == 1000 * (4 + 8 + 1) + 4 * 8
 
 
@@ -285,12 +285,12 @@ BOX = {"boxes": [[0, 0, 2, 2]], "labels": [0], "scores": [0.5]}
         ("coco_average_precision", BOX, {**BOX, "area": [1, 2]}, r"area of the reference are of shape \[2\]"),
     ],
 )
-def test_what_does_not_fit_is_named_with_its_image(name, prediction, reference, message):
+def test_bad_images_are_named(name, prediction, reference, message):
     with pytest.raises(ValueError, match="image 'P7': .*" + message):
         load(name).add_batch(predictions=[BOX, prediction], references=[BOX, reference], image_ids=["P0", "P7"])
 
 
-def test_masks_of_another_size_or_number_are_refused():
+def test_bad_masks_are_refused():
     metric = load("coco_average_precision", masks=True)
     with pytest.raises(ValueError, match=r"masks are of different sizes: \[\(4, 4\), \(4, 5\)\]"):
         metric.add(prediction={**BOX, "masks": np.ones((1, 4, 4))}, reference={**BOX, "masks": np.ones((1, 4, 5))})
@@ -298,7 +298,7 @@ def test_masks_of_another_size_or_number_are_refused():
         metric.add(prediction={**BOX, "masks": np.ones((1, 4, 4))}, reference=BOX)
 
 
-def test_an_image_counts_once():
+def test_image_counts_once():
     metric = load("average_precision")
     metric.add(prediction=BOX, reference=BOX, image_id="P0")
     with pytest.raises(ValueError, match="image 'P0': it was added before"):
@@ -307,6 +307,6 @@ def test_an_image_counts_once():
         metric.add_batch(predictions=[BOX], references=[BOX, BOX])
 
 
-def test_settings_that_mean_nothing_are_refused():
+def test_unknown_interpolation_is_refused():
     with pytest.raises(ValueError, match="interpolation='101' is none of 11_points, area"):
         load("average_precision", interpolation="101")

@@ -1,4 +1,4 @@
-"""Scores of classes, against scikit-learn."""
+"""Scores of classes and areas under curves, against scikit-learn and loops."""
 
 import evaluate
 import numpy as np
@@ -8,6 +8,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from metrics_run import METRICS
+from sklearn.metrics import average_precision_score, roc_auc_score
+
+from modeling_vitp.metrics.ranking import area_under_curve, average_precision, mean_area
 
 
 def load(**options):
@@ -21,7 +24,7 @@ def metrics():
 
 @settings(deadline=None, max_examples=25)
 @given(seed=st.integers(0, 2**32 - 1), number=st.integers(1, 12), occurring=st.integers(1, 4))
-def test_scores_of_one_class_an_image_are_those_of_scikit_learn(metrics, seed, number, occurring):
+def test_single_label_scores_equal_scikit_learn(metrics, seed, number, occurring):
     """Classes that do not occur or are not predicted, ties and few images among them."""
     random = np.random.default_rng(seed)
     scores = random.integers(0, 4, (number, 4)) / 4 + np.arange(4) / 100  # in each row one is the highest
@@ -37,7 +40,7 @@ def test_scores_of_one_class_an_image_are_those_of_scikit_learn(metrics, seed, n
 
 @settings(deadline=None, max_examples=25)
 @given(seed=st.integers(0, 2**32 - 1), number=st.integers(1, 12), share=st.sampled_from([0.0, 0.3, 1.0]))
-def test_scores_of_several_classes_an_image_are_those_of_scikit_learn(metrics, seed, number, share):
+def test_multi_label_scores_equal_scikit_learn(metrics, seed, number, share):
     random = np.random.default_rng(seed)
     scores, labels = random.integers(0, 5, (number, 4)) / 4, (random.random((number, 4)) < share).astype(int)
     found = (scores > 0.5).astype(int)
@@ -68,7 +71,7 @@ def check_areas(result: dict, scores: np.ndarray, truth: np.ndarray) -> None:
     assert result["auroc"] == pytest.approx(np.mean(counted) if counted else np.nan, nan_ok=True)
 
 
-def test_the_area_of_many_classes_is_scikit_learns_one_against_the_rest():
+def test_auroc_is_one_against_the_rest():
     random = np.random.default_rng(0)
     scores, labels = random.dirichlet(np.ones(5), 200), random.integers(0, 5, 200)
     result = load(num_labels=5).compute(predictions=scores, references=labels)
@@ -84,7 +87,7 @@ def test_batches_add_up_and_are_forgotten():
     assert len(metric) == 9
     whole = load(num_labels=3).compute(predictions=scores, references=labels)
     assert metric.compute() == whole
-    with pytest.raises(ValueError, match="classification: there is nothing to compute"):
+    with pytest.raises(ValueError, match="classification"):
         metric.compute()
 
 
@@ -99,6 +102,41 @@ def test_batches_add_up_and_are_forgotten():
         (True, [[0.1, 0.9]], [[0, 0.5]], r"labels are 0 to 1, and not \[0.5\]"),
     ],
 )
-def test_what_is_no_label_is_named(several, scores, labels, message):
+def test_bad_labels_are_refused(several, scores, labels, message):
     with pytest.raises(ValueError, match=message):
         load(num_labels=2, multi_label=several).add_batch(predictions=scores, references=labels)
+
+
+@given(st.lists(st.tuples(st.integers(0, 5), st.booleans()), min_size=1, max_size=30))
+@settings(deadline=None)
+def test_area_is_the_share_of_ordered_pairs(items):
+    scores, positive = np.array([item[0] for item in items], float), np.array([item[1] for item in items])
+    pairs = [(p > n) + (p == n) / 2 for p in scores[positive] for n in scores[~positive]]
+    area = area_under_curve(scores, positive)
+    assert np.isnan(area) if not pairs else area == pytest.approx(np.mean(pairs))
+
+
+@given(st.lists(st.tuples(st.integers(0, 5), st.booleans()), min_size=1, max_size=30))
+@settings(deadline=None)
+def test_average_precision_equals_scikit_learn(items):
+    scores, positive = np.array([item[0] for item in items], float), np.array([item[1] for item in items])
+    if positive.any():
+        assert average_precision(scores, positive) == pytest.approx(average_precision_score(positive, scores))
+
+
+@pytest.mark.parametrize("num_classes", [2, 4])
+def test_mean_area_equals_scikit_learn(num_classes):
+    rng = np.random.default_rng(num_classes)
+    logits, labels = rng.normal(size=(200, num_classes)), rng.integers(0, num_classes, 200)
+    logits[np.arange(200), labels] += 1
+    odds = logits - np.log([np.exp(np.delete(logits, k, 1)).sum(1) for k in range(num_classes)]).T
+    expected = [roc_auc_score(labels == label, odds[:, label]) for label in range(num_classes)]
+    assert mean_area(logits, labels) == pytest.approx(np.mean(expected))
+    if num_classes == 2:
+        assert expected[0] == pytest.approx(expected[1])
+    unseen = np.where(labels == 0, 1, labels)
+    if num_classes == 4:
+        expected = [roc_auc_score(unseen == label, odds[:, label]) for label in (1, 2, 3)]
+        assert mean_area(logits, unseen) == pytest.approx(np.mean(expected))
+    else:
+        assert np.isnan(mean_area(logits, unseen))

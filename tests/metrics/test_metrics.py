@@ -70,7 +70,7 @@ def check(actual, expected):
 
 @settings(deadline=None, max_examples=50)
 @given(maps=label_maps())
-def test_iou_and_accuracy_equal_a_loop_over_pixels(metrics, maps):
+def test_mean_iou_equals_a_loop(metrics, maps):
     areas = [loop_areas(*maps, label) for label in range(4)]
     iou = [divide(both, predicted + labelled - both) for both, predicted, labelled in areas]
     accuracy = [divide(both, labelled) for both, _, labelled in areas]
@@ -86,7 +86,7 @@ def test_iou_and_accuracy_equal_a_loop_over_pixels(metrics, maps):
 
 @settings(deadline=None, max_examples=50)
 @given(maps=label_maps(), cases=st.lists(st.sampled_from("ab"), min_size=4, max_size=4), given_cases=st.booleans())
-def test_dice_equals_a_loop_over_pixels_and_over_cases(metrics, maps, cases, given_cases):
+def test_dice_equals_a_loop(metrics, maps, cases, given_cases):
     cases = cases[: len(maps[0])] if given_cases else list(range(len(maps[0])))
 
     def dice(places, label):
@@ -115,7 +115,7 @@ def test_dice_equals_a_loop_over_pixels_and_over_cases(metrics, maps, cases, giv
 
 @settings(deadline=None, max_examples=50)
 @given(maps=label_maps())
-def test_scores_of_the_change_class_equal_a_loop_over_pixels(metrics, maps):
+def test_change_detection_equals_a_loop(metrics, maps):
     both, predicted, labelled = loop_areas(*maps, 1)
     expected = {
         "f1": divide(2 * both, predicted + labelled),
@@ -141,7 +141,7 @@ def test_change_class_without_a_name():
         load("change_detection", num_labels=3).set_names(["unchanged", "built", "razed"])
 
 
-def test_scores_are_those_of_scikit_learn():
+def test_scores_equal_scikit_learn():
     random = np.random.default_rng(0)
     prediction, reference = random.integers(0, 4, (2, 3, 20, 30))
     flat = (reference.flatten(), prediction.flatten())
@@ -161,16 +161,16 @@ def test_scores_are_those_of_scikit_learn():
     assert change["iou"] == pytest.approx(sklearn.metrics.jaccard_score(*flat), abs=1e-12)
 
 
-def test_a_metric_forgets_what_it_has_computed_and_keeps_no_map():
+def test_metric_forgets_and_keeps_no_map():
     metric = load("mean_iou", num_labels=2)
     for _ in range(3):
         metric.add_batch(predictions=torch.zeros(2, 500, 500).long(), references=torch.zeros(2, 500, 500).byte())
         metric.add(prediction=[[1]], reference=[[1]])
-    assert sum(areas.nbytes for areas in metric.cases.values()) == 3 * 2 * 8
+    assert sum(areas.nbytes for areas in metric.kept.values()) == 3 * 2 * 8
     assert metric.writer is None
     assert metric.compute()["per_category_iou"] == [1.0, 1.0]
     assert metric.compute(predictions=[[[0, 1]]], references=[[[1, 1]]])["per_category_iou"] == [0.0, 0.5]
-    with pytest.raises(ValueError, match="mean_iou: there is nothing to compute"):
+    with pytest.raises(ValueError, match="mean_iou"):
         metric.compute()
 
 
@@ -193,21 +193,21 @@ def test_metrics_can_be_combined():
         ({}, [[0.5, 0.5]], [[0, 1]], r"the prediction is torch.float64: class ids \(the argmax of logits\)"),
     ],
 )
-def test_what_is_no_class_is_named(options, prediction, reference, message):
+def test_bad_maps_are_refused(options, prediction, reference, message):
     good = [[0, 1]]
     with pytest.raises(ValueError, match=message):
         load("change_detection", **options).add_batch(predictions=[good, prediction], references=[good, reference])
 
 
-def test_maps_without_a_partner_are_refused():
-    with pytest.raises(ValueError, match="there are 1 predictions for 2 references"):
+def test_unequal_numbers_are_refused():
+    with pytest.raises(ValueError, match="1, 2 and 2"):
         load("change_detection").add_batch(predictions=[[[0]]], references=[[[0]], [[0]]])
-    with pytest.raises(ValueError, match="there are 1 case_ids for 2 maps"):
+    with pytest.raises(ValueError, match="2, 1 and 2"):
         load("dice", num_labels=2).add_batch(predictions=[[[0]]] * 2, references=[[[0]]] * 2, case_ids=["a"])
 
 
 @pytest.mark.slow
-def test_two_processes_that_share_the_maps_have_the_scores_of_one(tmp_path):
+def test_two_processes_have_the_scores_of_one(tmp_path):
     script = HELPERS / "metrics_run.py"
     commands = [[sys.executable, str(script), str(tmp_path), str(rank)] for rank in range(2)]
     streams = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
@@ -222,8 +222,8 @@ def test_two_processes_that_share_the_maps_have_the_scores_of_one(tmp_path):
             check(result[name], scores)
 
 
-def test_processes_that_are_not_there_are_missed():
+def test_missing_processes_are_an_error():
     metric = load("mean_iou", num_labels=2, num_process=2, process_id=0)
     metric.add_batch(predictions=[[[0]]], references=[[[0]]])
-    with pytest.raises(ValueError, match=r"num_process is 2, but 1 process\(es\)"):
+    with pytest.raises(ValueError, match="num_process=2"):
         metric.compute()

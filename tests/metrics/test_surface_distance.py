@@ -56,7 +56,7 @@ def blobs(rng, shape, labels=3):
 
 @pytest.mark.parametrize("shape", [(6, 9, 8), (1, 9, 8), (5, 1, 7)])
 @pytest.mark.parametrize("tolerance", [1.0, 3.0])
-def test_random_cases_have_what_all_pairs_of_voxels_have(shape, tolerance):
+def test_random_cases_equal_all_pairs_of_voxels(shape, tolerance):
     rng = np.random.default_rng(sum(shape))
     metric = load(num_labels=3, tolerance=tolerance)
     scores = {1: [], 2: []}
@@ -77,7 +77,7 @@ def test_random_cases_have_what_all_pairs_of_voxels_have(shape, tolerance):
     assert result["mean_hausdorff_95"] == pytest.approx(expected[:, 1].mean(), rel=1e-5)
 
 
-def test_what_is_in_one_of_the_two_only_or_in_neither():
+def test_class_in_one_map_or_in_neither():
     empty, cube = np.zeros((2, 4, 6), dtype=int), np.zeros((2, 4, 6), dtype=int)
     cube[:, 1:3, 1:4] = 1
     diagonal = math.sqrt((2 * 3) ** 2 + (4 * 0.7) ** 2 + (6 * 0.9) ** 2)
@@ -96,7 +96,7 @@ def test_what_is_in_one_of_the_two_only_or_in_neither():
         assert result["per_category_missed_cases"] == [0, missed, 0], name
 
 
-def test_slices_come_in_any_order_and_ignored_voxels_are_background():
+def test_order_of_slices_and_ignored_voxels():
     rng = np.random.default_rng(0)
     prediction, reference = blobs(rng, (5, 7, 6)), blobs(rng, (5, 7, 6))
     ignored = rng.random(reference.shape) < 0.1
@@ -163,7 +163,7 @@ def test_processes_share_cases_and_slices(monkeypatch):
         ({"case_ids": ["a"], "places": [1]}, "case 'a' lacks slice 0: surfaces need whole volumes"),
     ],
 )
-def test_what_cannot_be_measured_is_an_error(change, message):
+def test_bad_volumes_are_refused(change, message):
     empty = np.zeros((1, 2, 3, 3), dtype=int)
     with pytest.raises(ValueError, match=message):
         load(num_labels=2).compute(**{"predictions": empty, "references": empty, "spacings": [(1, 1, 1)]} | change)

@@ -1,8 +1,13 @@
 """Backbones of transformers' other models, and ours."""
 
+import json
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 import torch
+from dense_data import picture_of, save
 from other_backbones import SMALL, save_backbone
 from PIL import Image
 from transformers import (
@@ -15,7 +20,9 @@ from transformers import (
     ViTImageProcessor,
 )
 
+from modeling_vitp.command.errors import WrongArguments
 from modeling_vitp.probing.backbones import Preprocessing, load_backbone, square_size
+from modeling_vitp.recipes.probe import main
 
 
 @pytest.mark.parametrize(
@@ -57,7 +64,7 @@ def test_tokens_lie_where_the_patches_do(tmp_path, kind, prefix, grid):
     assert backbone.tokens(whole[None])[1].shape[1:3] == (grid // 2, grid // 2)
 
 
-def test_a_whole_checkpoint_is_probed_by_its_vision_tower(model_and_processor, tmp_path):
+def test_checkpoint_is_probed_by_its_vision_tower(model_and_processor, tmp_path):
     model, processor = model_and_processor
     model.save_pretrained(tmp_path)
     processor.save_pretrained(tmp_path)
@@ -92,7 +99,7 @@ def test_what_is_no_backbone_is_named(tmp_path, kind, message):
         load_backbone(str(tmp_path / kind))
 
 
-def test_maps_of_layers_that_have_their_width_last_lie_where_the_patches_do(tmp_path):
+def test_layers_with_the_width_last(tmp_path):
     """SAM's layers have, and its output has not."""
     config = SamVisionConfig(
         hidden_size=32,
@@ -122,3 +129,67 @@ def test_labels_by_patch_need_whole_patches(tmp_path):
         ValueError, match="image_size=100: .* has patches of 8 x 8 pixels. Give a multiple, such as 104"
     ):
         backbone.in_patches(100)
+
+
+SPLITS = {"train": 11, "test": 6}  # images of each of two classes
+
+
+@pytest.fixture
+def words(tmp_path):
+    rng = np.random.default_rng(0)
+    for split, number in SPLITS.items():
+        for label in (0, 1):
+            for index in range(number):
+                picture = picture_of(np.full((36, 40), label, dtype=np.uint8), rng)
+                save(picture, tmp_path / "data" / split / f"class{label}" / f"{index:02d}.png")
+    words = ["--backbones", str(save_backbone(tmp_path / "backbone", "vitp")), "--random_control", "true"]
+    return [*words, "--dataset_name", str(tmp_path / "data"), "--batch_size", "4", "--device", "cpu"]
+
+
+def features(folder) -> dict[str, np.ndarray]:
+    return {path.name: np.load(path) for path in (folder / "features").glob("*.npy")}
+
+
+@pytest.mark.slow
+def test_two_processes_extract_what_one_does(words, tmp_path):
+    assert main([*words, "--output_dir", str(tmp_path / "one")]) == 0
+    whole = features(tmp_path / "one")
+    assert sorted(map(len, whole.values())) == [12, 12, 22, 22]
+
+    two = [*words, "--output_dir", str(tmp_path / "two")]
+    start = [sys.executable, "-m", "modeling_vitp.recipes.probe", *two]
+    running = [subprocess.Popen([*start, "--shard", f"{number}/2"]) for number in (1, 2)]
+    assert [process.wait(timeout=400) for process in running] == [0, 0]
+    parts = features(tmp_path / "two")
+    assert sorted(name.split(".")[1] for name in parts) == [
+        "0-12",
+        "0-12",
+        "0-4",
+        "0-4",
+        "12-22",
+        "12-22",
+        *["4-12"] * 2,
+    ]
+    assert main(two) == 0
+    joined = features(tmp_path / "two")
+    assert joined.keys() == whole.keys() and all(np.array_equal(joined[name], whole[name]) for name in whole)
+    one, other = (json.loads((tmp_path / name / "metrics.json").read_text())["results"] for name in ("one", "two"))
+    assert one == other
+
+
+def test_missing_shard_is_named(words, tmp_path):
+    words += ["--output_dir", str(tmp_path / "out")]
+    for number in range(1, 10):
+        assert main([*words, "--shard", f"{number}/9"]) == 0
+    assert len(features(tmp_path / "out")) == 2 * (6 + 3)  # whole batches of four
+    for path in (tmp_path / "out" / "features").glob("*.8-12.npy"):
+        path.unlink()
+    with pytest.raises(ValueError, match="none of image 8 and following, of 22: extract the shards that are missing"):
+        main(words)
+    assert [main([*words, "--shard", f"{number}/9"]) for number in range(1, 10)] == [0] * 9
+    assert main(words) == 0 and len(features(tmp_path / "out")) == 4
+
+
+def test_a_shard_that_cannot_be_is_one_line(words):
+    with pytest.raises(WrongArguments, match="'3/2' is no shard: of eight they are 1/8, 2/8 … 8/8"):
+        main([*words, "--shard", "3/2"])

@@ -106,7 +106,7 @@ def states_of(folder):
 
 
 @pytest.mark.parametrize("arm", [BACKBONE, START, PIXELS])
-def test_the_area_of_the_linear_probe_is_that_of_scikit_learn(arm, data, run, measured):
+def test_area_of_the_linear_probe_equals_scikit_learn(arm, data, run, measured):
     """On the tokens of all four layers beside each other, or on the patch's pixels."""
     folders = {BACKBONE: "backbone", START: "backbone_at_start"}
     features = bare if arm == PIXELS else states_of(run / folders[arm])
@@ -129,13 +129,13 @@ def test_gains_are_differences_to_each_control(measured):
     assert measured[0]["control"]["mean_iou"] < 0.5
 
 
-def test_a_backbone_that_has_learned_nothing_has_gained_nothing(data, run, tmp_path):
+def test_same_backbone_has_no_gain(data, run, tmp_path):
     arms = load_backbones(run / "backbone", run / "backbone", seed=3)
     measured = measure_gains(data, "train", "test", backbones=arms, folder=tmp_path)["test"]
     assert measured["gains"]["linear"][START] == measured["gains"]["nonlinear"][START] == 0
 
 
-def test_random_weights_are_those_of_the_seed_and_not_the_start(run):
+def test_random_weights_depend_on_the_seed(run):
     first, again, other = (
         load_backbones(run / "backbone", run / "backbone_at_start", seed)[RANDOM].model.state_dict()
         for seed in (3, 3, 4)

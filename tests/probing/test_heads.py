@@ -30,7 +30,7 @@ def test_nearest_neighbours_are_those_of_scikit_learn(number, neighbours):
 
 
 @pytest.mark.parametrize("l2", [1e-3, 1e-1])
-def test_a_linear_probe_is_the_regression_of_scikit_learn(l2):
+def test_linear_probe_equals_scikit_learn(l2):
     rng = np.random.default_rng(0)
     features = (rng.normal(size=(90, 6)) * rng.uniform(0.1, 50, 6) + 100).astype(np.float32)
     features[:, 4] = 3.0  # does not vary
@@ -44,7 +44,7 @@ def test_a_linear_probe_is_the_regression_of_scikit_learn(l2):
     np.testing.assert_allclose(probabilities, oracle.predict_proba(features.astype(float)), atol=1e-3)
 
 
-def test_a_linear_probe_of_patches_is_that_of_their_pixels(monkeypatch):
+def test_linear_probe_of_patches_equals_that_of_pixels(monkeypatch):
     """Weights are pixels; places without a label do not count, nor does it matter how many are read at once."""
     rng = np.random.default_rng(0)
     features = rng.normal(size=(5, 3, 2, 4)).astype(np.float32)
@@ -68,7 +68,7 @@ def test_a_linear_probe_of_patches_is_that_of_their_pixels(monkeypatch):
         fit_linear(features, np.zeros_like(counts), used)
 
 
-def test_a_nonlinear_probe_reads_what_no_linear_one_can():
+def test_nonlinear_probe_learns_exclusive_or():
     """An exclusive or, at places with a label; the same again with the same seed, whatever was drawn before."""
     rng = np.random.default_rng(0)
     features = rng.normal(size=(40, 5, 4, 3)).astype(np.float32) * [1, 10, 0.1] + [0, 5, 0]
@@ -91,7 +91,7 @@ def test_a_nonlinear_probe_reads_what_no_linear_one_can():
     assert not torch.equal(fit_nonlinear(features, counts, used, seed=1)(held_out), probe(held_out))
 
 
-def test_a_nonlinear_probe_sees_nothing_but_what_is_labelled_and_used():
+def test_nonlinear_probe_uses_only_labelled_places():
     rng = np.random.default_rng(0)
     features = rng.normal(size=(6, 4, 4, 3)).astype(np.float32)
     counts = rng.integers(0, 3, (6, 4, 4, 2)).astype(np.float32)

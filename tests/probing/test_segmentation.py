@@ -1,11 +1,27 @@
 """Patches and their pixels."""
 
+import json
+
+import dense_data
 import numpy as np
+import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from other_backbones import save_backbone
+from PIL import Image
+from sklearn.linear_model import LogisticRegression
+from sklearn.metrics import jaccard_score, roc_auc_score
+from sklearn.preprocessing import StandardScaler
+from transformers import AutoImageProcessor, AutoModel
 
-from modeling_vitp.probing.segmentation import interpolate, pixels_by_patch
+from modeling_vitp import ViTPImageProcessor, ViTPVisionConfig, ViTPVisionModel, export_backbone
+from modeling_vitp.dense.data import DenseData
+from modeling_vitp.images.corruptions import SEVERITIES, CorruptedImages
+from modeling_vitp.probing.backbones import load_backbone
+from modeling_vitp.probing.few_labels import Labels
+from modeling_vitp.probing.segmentation import Segmentation, interpolate, pixels_by_patch, probe_robustness
+from modeling_vitp.recipes.probe import main
 
 
 @given(st.integers(1, 9), st.integers(1, 9), st.integers(1, 4), st.integers(1, 4))
@@ -24,3 +40,211 @@ def test_logits_of_patches_are_interpolated():
     logits = torch.tensor([[[2.0, 0.0], [0.0, 1.0]]])  # one row, two columns
     # Between the patches' centres the first class falls from 2 to 0, the second rises from 0 to 1.
     assert interpolate(logits, (1, 8)).argmax(0).tolist() == [[0, 0, 0, 0, 0, 1, 1, 1]]
+
+
+ALL = Labels(share=1.0)
+
+
+@pytest.fixture(scope="module")
+def task(tmp_path_factory):
+    root = tmp_path_factory.mktemp("data")
+    dense_data.make_loveda(root, size=64)
+    data = DenseData.from_dict(dense_data.read_config("loveda")["data"] | {"root": str(root)})
+    return Segmentation(data, {"train": "train", "test": "val"}, 1e-2)
+
+
+@pytest.fixture(scope="module")
+def backbone(tmp_path_factory):
+    torch.manual_seed(0)
+    model = ViTPVisionModel(ViTPVisionConfig(**dense_data.TINY, initializer_range=0.2))
+    return load_backbone(str(export_backbone(model, tmp_path_factory.mktemp("backbone"), ViTPImageProcessor())))
+
+
+@pytest.mark.parametrize("corruption", ["gaussian_noise", "rotation"])
+def test_clean_probe_on_corrupted_images(task, backbone, corruption, tmp_path):
+    everything = {ALL: [np.arange(len(task.samples["train"]))]}
+    heads = task.fit(backbone, everything, None, tmp_path)
+    found = task.under(corruption, 4, seed=5).score(heads, backbone, None, tmp_path)["linear", ALL][0]["patch_auc"]
+    clean = task.score(heads, backbone, None, tmp_path)["linear", ALL][0]["patch_auc"]
+    assert found != clean
+    probe, logits, labels = heads["linear", ALL][0], [], []
+    for sample in CorruptedImages(task.data.open(["val"]), corruption, 4, 5):
+        pixels = backbone.image_processor(sample["images"][0], return_tensors="pt")["pixel_values"]
+        scores = probe(backbone.maps(pixels)[0])
+        counts = pixels_by_patch(sample["mask"].numpy(), scores.shape[:2], len(task.names))
+        logits.append(scores[counts.any(-1)].log_softmax(-1))
+        labels.append(counts.argmax(-1)[counts.any(-1)])
+    odds, labels = torch.cat(logits).exp(), np.concatenate(labels)
+    areas = [roc_auc_score(labels == label, torch.logit(odds[:, label].double())) for label in np.unique(labels)]
+    assert found == pytest.approx(np.mean(areas), abs=1e-3)
+
+
+def test_summary_of_corruptions(task, backbone, tmp_path, monkeypatch):
+    def score(self, heads, *args):
+        value = 0.9
+        if self.corruption is not None:
+            name, severity, seed = self.corruption
+            assert seed == 7
+            value = 0.1 * severity if name == "haze" else 0.8
+        return {key: [{"patch_auc": value, "mean_iou": value / 2}] for key in heads}
+
+    monkeypatch.setattr(Segmentation, "score", score)
+    found = probe_robustness(task, backbone, [1, 3], 7, tmp_path)
+    assert set(found) == {"linear", "nonlinear"}
+    area, iou = found["linear"]["patch_auc"], found["linear"]["mean_iou"]
+    assert list(area["corruptions"]) == list(SEVERITIES)
+    assert area["corruptions"]["haze"] == pytest.approx(0.2)
+    assert area["average"] == pytest.approx((0.2 + 11 * 0.8) / 12)
+    assert area["relative"] == pytest.approx(area["average"] / 0.9)
+    assert iou["clean"] == 0.45 and iou["relative"] == pytest.approx(area["relative"])
+    assert not list(tmp_path.iterdir())
+
+
+def read_metrics(folder) -> dict:
+    return json.loads((folder / "metrics.json").read_text())
+
+
+def test_masks_in_the_layout_of_a_benchmark(tmp_path):
+    """LoveDA's, with the file of its configuration; scored again by scikit-learn, from plain transformers' features."""
+    dense_data.make_loveda(tmp_path / "data", size=48)
+    names = [str(save_backbone(tmp_path / kind, kind)) for kind in ("vitp", "dinov2")]
+    arguments = ["--backbones", *names, "--data", str(dense_data.CONFIGS / "loveda.yaml"), "--test_split", "val"]
+    arguments += ["--data_root", str(tmp_path / "data"), "--output_dir", str(tmp_path / "out"), "--shares", "1", "0.5"]
+    assert main(arguments) == 0
+    metrics = read_metrics(tmp_path / "out")
+    assert [(item["probe"], item["training_images"]) for item in metrics["results"]] == [
+        (probe, images) for images in ([6], [3, 3, 3]) for probe in ("linear", "nonlinear")
+    ] * 2
+    files = {split: sorted((tmp_path / "data" / split).glob("*/images_png/*.png")) for split in ("Train", "Val")}
+    masks = {
+        split: [np.array(Image.open(str(path).replace("images_png", "masks_png"))).astype(int) - 1 for path in paths]
+        for split, paths in files.items()
+    }
+    truth = np.concatenate([mask.ravel() for mask in masks["Val"]])
+    counted = truth >= 0
+    for name, prefix, result in zip(names, (1, 4), metrics["results"][::4]):
+        model, processor = AutoModel.from_pretrained(name).eval(), AutoImageProcessor.from_pretrained(name)
+        maps = {}
+        for split, paths in files.items():
+            images = [Image.open(path).resize((64, 64), Image.Resampling.BICUBIC) for path in paths]
+            options = {"do_resize": False} | ({"do_center_crop": False} if prefix > 1 else {})
+            with torch.no_grad():
+                states = model(**processor(images, return_tensors="pt", **options)).last_hidden_state
+            maps[split] = states[:, prefix:].unflatten(1, (4, 4))
+        inputs, labels = [], []
+        for features, mask in zip(maps["Train"], masks["Train"]):
+            for (y, x), label in np.ndenumerate(mask):
+                if label >= 0:
+                    inputs.append(features[y // 12, x // 12].numpy())
+                    labels.append(label)
+        patches = maps["Train"].reshape(-1, 32).double().numpy()
+        scaler = StandardScaler().fit(patches)
+        regression = LogisticRegression(C=1 / (len(labels) * 0.01), max_iter=10000)
+        regression.fit(scaler.transform(inputs), labels)
+        predicted, scores, majority = [], [], []
+        for features, mask in zip(maps["Val"], masks["Val"]):
+            logits = regression.decision_function(scaler.transform(features.reshape(16, 32))).reshape(1, 4, 4, -1)
+            for y, x in np.ndindex(4, 4):
+                pixels = mask[y * 12 : y * 12 + 12, x * 12 : x * 12 + 12]
+                if (pixels >= 0).any():
+                    majority.append(np.bincount(pixels[pixels >= 0]).argmax())
+                    scores.append(logits[0, y, x])
+            upsampled = torch.nn.functional.interpolate(
+                torch.tensor(logits).permute(0, 3, 1, 2), (48, 48), mode="bilinear", align_corners=False
+            )
+            predicted.append(regression.classes_[upsampled.argmax(1)[0].numpy()].ravel())
+        predicted = np.concatenate(predicted)
+        classes = sorted({*truth[counted]} | {*predicted[counted]})
+        expected = jaccard_score(truth[counted], predicted[counted], labels=classes, average="macro")
+        assert result["scores"]["mean_iou"]["mean"] == pytest.approx(expected, abs=0.01)
+        odds = np.array(scores)
+        odds = odds - np.log([np.exp(np.delete(odds, k, 1)).sum(1) for k in range(odds.shape[1])]).T
+        known = {label: column for column, label in enumerate(regression.classes_)}
+        areas = [roc_auc_score(np.array(majority) == k, odds[:, known[k]]) for k in np.unique(majority)]
+        assert result["scores"]["patch_auc"]["mean"] == pytest.approx(np.mean(areas), abs=0.01)
+        assert result["scores"]["mean_iou"]["mean"] > metrics["control"]["mean_iou"]
+    largest = np.bincount(np.concatenate([mask[mask >= 0] for mask in masks["Train"]])).argmax()
+    present = np.unique(truth[counted])
+    assert metrics["control"]["mean_iou"] == pytest.approx((truth[counted] == largest).mean() / len(present))
+
+
+def test_depths_beside_random_weights_and_bare_pixels(tmp_path):
+    """What is read of each, by plain transformers."""
+    dense_data.make_loveda(tmp_path / "data", size=64)
+    folder = save_backbone(tmp_path / "vitp", "vitp")
+    arguments = ["--backbones", str(folder), "--data", str(dense_data.CONFIGS / "loveda.yaml"), "--test_split", "val"]
+    arguments += ["--data_root", str(tmp_path / "data"), "--output_dir", str(tmp_path / "out"), "--depths", "2"]
+    assert main([*arguments, "--random_control", "true", "--pixel_control", "true"]) == 0
+    results = read_metrics(tmp_path / "out")["results"]
+    shown = [str(folder), f"{folder}, random weights", f"{folder}, pixels of its patches"]
+    assert [item["backbone"] for item in results] == [name for name in shown for _ in range(2)]
+    processor, model = AutoImageProcessor.from_pretrained(folder), AutoModel.from_pretrained(folder).eval()
+    paths = sorted((tmp_path / "data/Val").glob("*/images_png/*.png"))
+    images = [Image.open(path) for path in paths]
+    pixels = processor(images, do_resize=False, return_tensors="pt").pixel_values
+    with torch.no_grad():
+        states = model(pixels, output_hidden_states=True).hidden_states
+    layers = len(states) - 1
+    tokens = torch.cat([states[depth][:, 1:] for depth in (round(layers / 2), layers)], -1).unflatten(1, (4, 4))
+    patches = [
+        [pixel[:, y : y + 16, x : x + 16].reshape(-1) for x in range(0, 64, 16)]
+        for pixel in pixels
+        for y in range(0, 64, 16)
+    ]
+    patches = torch.stack([torch.stack(row) for row in patches]).unflatten(0, (-1, 4))
+    files = [np.load(path) for path in (tmp_path / "out/features").glob("*.npy")]
+    files = [array for array in files if len(array) == len(paths)]
+    assert len(files) == 3
+    for expected in (tokens, patches):
+        expected = expected.numpy()
+        assert any(array.shape == expected.shape and np.allclose(array, expected, atol=1e-4) for array in files)
+    with pytest.raises(ValueError, match=f"depths=9: {folder} has {layers} layers"):
+        main([*arguments[:-1], "9"])
+    with pytest.raises(ValueError, match="about patches: they need `data`"):
+        main(["--backbones", str(folder), "--dataset_name", "x", "--pixel_control", "true"])
+
+
+def test_shots_of_masks_and_volumes(tmp_path):
+    """Volumes are read as the data say, whatever the input spec of a backbone."""
+    dense_data.make_amos(tmp_path / "data")
+    folder = save_backbone(tmp_path / "b", "vitp", {"window": [500, 600]})
+    arguments = ["--backbones", str(folder), "--data", str(dense_data.CONFIGS / "amos2022.yaml"), "--shots", "1"]
+    arguments += ["--data_root", str(tmp_path / "data"), "--output_dir", str(tmp_path / "out"), "--seeds", "3"]
+    assert main(arguments) == 0
+    result, _ = read_metrics(tmp_path / "out")["results"]
+    assert result["labels"] == "1 shot" and result["scores"]["mean_iou"]["spread"] is None
+    assert 1 <= result["training_images"][0] <= 12
+    features = [np.load(path) for path in (tmp_path / "out/features").glob("*.npy")]
+    assert features[0].std(axis=(0, 1, 2)).max() > 0
+
+
+@pytest.mark.parametrize(
+    ("what", "message"),
+    [
+        ("pair", "train_1 is a pair of images"),
+        ("no masks", "Split 'test' has no masks"),
+        ("same split", "'train' is trained and tested on"),
+        ("other split", "no split 'validation'"),
+        ("same file", "Rural/images_png/0.png is in both splits 'train' and 'val'"),
+        ("value", r"masks_png/0.png has .* outside the classes: 99"),
+        ("size", r"masks_png/0.png is 48 x 48 pixels, but its image"),
+    ],
+)
+def test_what_is_wrong_with_masks_is_named(tmp_path, what, message):
+    test_split = {"no masks": "test", "same split": "train", "other split": "validation"}.get(what, "val")
+    data = dense_data.read_config("loveda")["data"]
+    if what == "pair":
+        data, test_split = dense_data.read_config("levir_cd")["data"], "test"
+        dense_data.make_levir_cd(tmp_path / "data")
+    else:
+        dense_data.make_loveda(tmp_path / "data", size=48)
+    if what == "same file":
+        data["splits"]["val"] = data["splits"]["train"]
+    if what == "value":
+        dense_data.save(Image.new("L", (48, 48), 99), tmp_path / "data/Train/Rural/masks_png/0.png")
+    if what == "size":
+        dense_data.save(Image.new("RGB", (48, 40)), tmp_path / "data/Train/Rural/images_png/0.png")
+    arguments = ["--backbones", str(save_backbone(tmp_path / "b", "vitp")), "--test_split", test_split]
+    arguments += ["--data", json.dumps(data), "--data_root", str(tmp_path / "data")]
+    with pytest.raises(ValueError, match=message):
+        main([*arguments, "--output_dir", str(tmp_path / "out")])

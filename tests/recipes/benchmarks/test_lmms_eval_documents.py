@@ -23,7 +23,7 @@ def read(root: Path, folder: str, name: str, **options) -> list[dict]:
     return documents
 
 
-def test_vrsbench_has_questions_captions_and_boxes_on_the_grid(root):
+def test_vrsbench(root):
     vqa, referring, captions = (
         read(root, "VRSBench", "vrsbench", annotations=f"VRSBench_EVAL_{kind}.json")
         for kind in ("vqa", "referring", "Cap")
@@ -54,7 +54,7 @@ def test_rsvqa_has_the_active_questions_with_their_types(root, folder, prefix, i
     assert documents[3]["images"] != documents[4]["images"] == documents[7]["images"]
 
 
-def test_dior_rsvg_counts_its_objects_over_the_files_by_name(root):
+def test_dior_rsvg(root):
     documents = read(root, "DIOR-RSVG", "dior_rsvg")
     expressions = ["Ship 1 of image 1", "Ship 0 of image 2", "Ship 1 of image 3"]
     assert [one["question"] for one in documents] == expressions
@@ -68,7 +68,7 @@ def test_levir_cc_has_pairs_with_all_their_sentences(root):
     assert documents[1]["answers"] == sentences
 
 
-def test_medical_benchmarks_list_their_choices_and_answer_by_letter(root):
+def test_medical_benchmarks(root):
     documents = read(root, "PMC-VQA", "pmc_vqa")
     assert documents[1]["question"] == "Which modality is it?\nA. CT\nB. MRI\nC. US\nD. PET"
     assert [one["answers"] for one in documents] == [["A"], ["B"], ["C"]]
@@ -83,7 +83,7 @@ def test_medical_benchmarks_list_their_choices_and_answer_by_letter(root):
     assert documents[3]["question"] == "Is it healthy?\nA. No\nB. Yes\nC. Lung\nD. Skin"
 
 
-def test_the_right_answer_of_omnimedvqa_is_found_by_its_text_where_that_begins_like_a_letter(tmp_path):
+def test_omnimedvqa_answers_that_begin_like_a_letter(tmp_path):
     options = {"option_A": "C. albicans", "option_B": "E. coli", "option_C": "S. aureus"}
     entry = {"question_id": "1", "question": "Which?", "gt_answer": "C. albicans", "image_path": "1.png"}
     (tmp_path / "one.json").write_text(json.dumps([entry | options]))

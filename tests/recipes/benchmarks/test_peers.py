@@ -56,7 +56,7 @@ def windows_of_noise(folder):
     return path
 
 
-def test_a_peer_that_is_not_here_has_a_row_that_says_what_to_install(tmp_path, monkeypatch):
+def test_missing_library_has_a_row(tmp_path, monkeypatch):
     monkeypatch.setattr(peers, "find_spec", lambda name: None)
     for comparison, package in (
         (peers.windows("vit_s", torch.float32, tmp_path, size=(64, 96), window=64), "terratorch"),
@@ -66,7 +66,7 @@ def test_a_peer_that_is_not_here_has_a_row_that_says_what_to_install(tmp_path, m
         assert rows[-1][1] == f"not here: pip install {package}" and all(len(row) == len(HEADER) for row in rows)
 
 
-def test_a_step_of_transformers_upernet_on_our_backbone_has_our_losses():
+def test_upernet_of_transformers_has_our_losses():
     adapter = {"deformable_heads": 4, "spatial_prior_channels": 8}
     comparison = peers.training_step("vit_s", torch.float32, adapter=adapter, **HEAD)
     calls = comparison.calls
@@ -86,7 +86,7 @@ def test_dinov2_is_as_large_as_our_vit():
     assert sizes[1] == sizes[0] + 3 * 64  # DINOv2 has a token of masks and a norm more
 
 
-def test_a_converted_checkpoint_has_the_bytes_of_the_copy(tmp_path):
+def test_converted_checkpoint_equals_the_copy(tmp_path):
     comparison = peers.conversion("vit_s", torch.float32, tmp_path)
     results = {name: call() for name, call in comparison.calls.items()}
     comparison.check(results)
@@ -99,7 +99,7 @@ def test_a_converted_checkpoint_has_the_bytes_of_the_copy(tmp_path):
         comparison.check(results)
 
 
-def test_sides_take_turns_and_the_first_turn_is_checked_and_not_timed(monkeypatch):
+def test_turns(monkeypatch):
     now, done = [0.0], []
     monkeypatch.setattr(time, "perf_counter", lambda: now[0])
     monkeypatch.setattr(time, "process_time", lambda: now[0] / 2)

@@ -66,7 +66,7 @@ def test_loader_keeps_up_with_decode_and_resize_and_trl(tmp_path):
     assert least["trl"] / least["ours"] > TRL
 
 
-def test_a_step_with_three_of_four_visual_tokens_dropped_is_faster_than_one_with_all():
+def test_step_with_vrl_is_faster():
     model, size = build("small", True).train(), SHAPES["small"]["vision"]["image_size"]
     batches = {ratio: make_batch((size[0] // 28) ** 2, size, 3, 1, ratio) for ratio in (0.0, 0.75)}
 
@@ -77,7 +77,7 @@ def test_a_step_with_three_of_four_visual_tokens_dropped_is_faster_than_one_with
     assert least[0.75] / least[0.0] < STEP
 
 
-def test_the_package_is_imported_in_little_more_than_what_it_registers_with():
+def test_import_time():
     def imports(line):
         return lambda: subprocess.run([sys.executable, "-c", line], check=True)
 
@@ -88,7 +88,7 @@ def test_the_package_is_imported_in_little_more_than_what_it_registers_with():
 
 
 @pytest.mark.parametrize("dtype", [torch.uint16, torch.float32])
-def test_percentiles_of_a_band_take_little_more_than_numpys(dtype):
+def test_percentile_time(dtype):
     band = torch.randint(0, 10_000, (3000, 3000), generator=torch.Generator().manual_seed(0)).to(dtype)
     values = band.numpy()
     calls = {"own": lambda: band_percentiles(band, (2, 98)), "numpy": lambda: np.percentile(values, (2, 98))}

@@ -27,7 +27,7 @@ def quickstart():
     return rows, transform, model.train(), processor
 
 
-def test_views_are_those_of_the_pretraining_to_the_pixel_and_labels_are_of_what_they_show(quickstart):
+def test_views_equal_the_pretraining(quickstart):
     rows, transform, _, processor = quickstart
     collator = ViTPDataCollator(processor, vrl_drop_ratio=0.75, vrl_warmup_steps=5, seed=3, sample_transform=transform)
     views = Views(rows, Encoding(transform, processor.image_processor, 14), seed=3)
@@ -49,7 +49,7 @@ def test_views_are_those_of_the_pretraining_to_the_pixel_and_labels_are_of_what_
     assert not torch.equal(views[0, 1]["pixel_values"], views[1, 1]["pixel_values"])
 
 
-def test_batches_have_the_rows_of_the_pretrainings_batches():
+def test_batches_equal_the_pretraining():
     ours, theirs = EpochBatchSampler(40, 8, seed=5), StepSampler(40, 8, seed=5)
     for epoch in range(2):
         ours.set_epoch(epoch)

@@ -90,7 +90,7 @@ def finished(tmp_path_factory):
     return folder / "out", metrics, finetunings.seen
 
 
-def test_all_arms_start_from_the_same_weights_and_those_that_are_trained_end_elsewhere(finished):
+def test_arms_start_from_the_same_weights(finished):
     out, _, _ = finished
     weights = {
         (arm, name): AutoModel.from_pretrained(out / "seed_0" / slug(arm) / name).state_dict()
@@ -103,7 +103,7 @@ def test_all_arms_start_from_the_same_weights_and_those_that_are_trained_end_els
         assert is_same == (name == "backbone_at_start" or arm == "random weights"), (arm, name)
 
 
-def test_arms_differ_in_what_they_are_named_after_and_in_nothing_else_that_is_recorded(finished):
+def test_arms_record_only_their_settings(finished):
     out, _, _ = finished
     base = yaml.safe_load((out.parent / "base.yaml").read_text())
     for arm, settings in ARMS.items():
@@ -126,7 +126,7 @@ def test_arms_differ_in_what_they_are_named_after_and_in_nothing_else_that_is_re
     assert records["ViTP"]["fixed"]["data_seed"] == records["MAE"]["fixed"]["data_seed"] == 0
 
 
-def test_rates_are_those_that_are_best_on_held_out_training_ground_and_the_test_is_scored_once(finished):
+def test_rates_are_chosen_on_held_out_ground(finished):
     out, metrics, seen = finished
     tuning = {slug(arm): found for arm, found in metrics["tuning"].items()}
     for arm in map(slug, ARMS):
@@ -145,7 +145,7 @@ def test_rates_are_those_that_are_best_on_held_out_training_ground_and_the_test_
     assert {run["IoU"] for run in metrics["runs"]} == {0.6}
 
 
-def test_few_labels_are_the_same_windows_for_pretraining_and_fine_tuning(finished):
+def test_few_labels_are_the_same_windows(finished):
     out, _, seen = finished
     labelled = {name.replace("/", "_") for name in load_dataset(str(out / "seed_0/a_tenth/labelled"))["train"]["id"]}
     few = [run["train"] for run in seen if not run["tunes"] and len(run["train"]) < 20]
@@ -153,7 +153,7 @@ def test_few_labels_are_the_same_windows_for_pretraining_and_fine_tuning(finishe
 
 
 @pytest.mark.slow
-def test_the_whole_experiment_runs_and_is_told_in_a_table(tmp_path, capsys, monkeypatch):
+def test_whole_experiment(tmp_path, capsys, monkeypatch):
     arms = {name: ARMS[name] for name in ("random weights", "MAE", "a tenth")}
     plan = plan_in(tmp_path, arms=arms, corruption_severities=[5])
     plan["finetuning"] |= {"learning_rates": [1e-3]}

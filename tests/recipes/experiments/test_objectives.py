@@ -61,7 +61,7 @@ def test_the_loss_is_that_of_a_loop_over_masked_patches(pixels, noise):
     torch.testing.assert_close(outputs.loss, torch.stack(errors).mean())
 
 
-def test_a_masked_patch_cannot_reach_the_encoder_and_a_visible_one_does(pixels, noise):
+def test_masked_patches_do_not_reach_the_encoder(pixels, noise):
     model = MaskedAutoencoder(vit())
     pixels.requires_grad_()
     outputs = model.vit(pixels, noise)
@@ -81,7 +81,7 @@ def test_masks_are_drawn_by_the_seed(pixels):
     assert loss(3) == loss(3) != loss(4)
 
 
-def test_the_weights_that_it_is_given_are_trained_and_the_decoder_knows_places(pixels):
+def test_given_weights_are_trained(pixels):
     backbone = vit()
     before = {name: value.clone() for name, value in backbone.state_dict().items()}
     model = MaskedAutoencoder(backbone)
@@ -95,7 +95,7 @@ def test_the_weights_that_it_is_given_are_trained_and_the_decoder_knows_places(p
     assert len(places.unique(dim=0)) == SIDE**2
 
 
-def test_classes_of_patches_are_trained_by_cross_entropy_and_those_without_one_do_not_count(pixels):
+def test_patch_classes_by_cross_entropy(pixels):
     model = PatchClassifier(vit(), num_classes=3)
     labels = torch.randint(3, (2, SIDE**2), generator=torch.Generator().manual_seed(3))
     labels[:, ::5] = -100

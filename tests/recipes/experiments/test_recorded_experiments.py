@@ -16,7 +16,7 @@ RECORDS = sorted((ROOT / "recipes" / "experiments").glob("*.json"))
 
 
 @pytest.mark.parametrize("record", RECORDS, ids=lambda path: path.stem)
-def test_a_record_is_of_its_plan_and_the_page_has_its_table(record):
+def test_record_matches_plan_and_page(record):
     metrics = json.loads(record.read_text())
     args = ExperimentArguments(**yaml.safe_load((CONFIGS / f"{record.stem}.yaml").read_text()))
     assert metrics["plan"] == json.loads(json.dumps(plan_of(args)))
@@ -28,7 +28,7 @@ def test_a_record_is_of_its_plan_and_the_page_has_its_table(record):
 
 
 @pytest.mark.parametrize("record", RECORDS, ids=lambda path: path.stem)
-def test_a_summary_is_over_the_seeds_that_have_every_arm_that_was_run(record):
+def test_summary_is_over_shared_seeds(record):
     metrics = json.loads(record.read_text())
     scores = {(run["seed"], run["arm"]): run for run in metrics["runs"]}
     arms, control = list(metrics["plan"]["arms"]), metrics["plan"]["control"]

@@ -70,7 +70,7 @@ def plan(tmp_path):
     }
 
 
-def test_arms_differ_in_what_they_are_named_after_and_nothing_else(plan):
+def test_arms_differ_in_their_settings_only(plan):
     pretrain = Pretraining()
     Experiment(ExperimentArguments(**plan), pretrain).run()
     assert [config["seed"] for config in pretrain.configs] == [0, 0, 0, 1, 1, 1, 2, 2, 2]
@@ -101,7 +101,7 @@ def test_the_summary_is_paired_by_seed(plan):
     assert rows["as it is"]["difference"] == rows["as it is"]["difference_interval"] == 0
 
 
-def test_what_is_finished_is_not_run_again_and_what_was_interrupted_keeps_its_checkpoints(plan):
+def test_finished_runs_are_kept(plan):
     args, pretrain = ExperimentArguments(**plan), Pretraining(stops=(4,))
     with pytest.raises(KeyboardInterrupt):
         Experiment(args, pretrain).run()
@@ -163,7 +163,7 @@ def test_a_measure_that_is_not_there_is_named(plan):
 
 
 @pytest.mark.parametrize("found", [None, "1.5", [1.5]])
-def test_a_measure_that_is_no_number_is_named_with_what_it_is(plan, found):
+def test_measure_that_is_not_a_number(plan, found):
     def pretrain(argv: list[str]) -> int:
         (Path(argv[1]).parent / "metrics.json").write_text(json.dumps({"task": {"test": {"auc": found}}}))
         return 0
@@ -173,7 +173,7 @@ def test_a_measure_that_is_no_number_is_named_with_what_it_is(plan, found):
         Experiment(ExperimentArguments(**plan), pretrain).run()
 
 
-def test_arms_that_would_share_a_folder_and_no_seeds_are_refused_before_anything_runs(plan):
+def test_bad_plans_are_refused(plan):
     for one, other in [("无VRL", "有VRL"), ("VRL -", "VRL +"), ("lr 1e-4", "lr 1e+4"), ("A b", "a_B")]:
         said = re.escape(f"arms: {one!r} and {other!r} would both have the folder")
         with pytest.raises(ValueError, match=said):
@@ -201,7 +201,7 @@ def test_changes_are_made_in_a_copy():
 
 
 @pytest.mark.parametrize("config", sorted(CONFIGS.glob("experiment_*.yaml")), ids=lambda path: path.stem)
-def test_every_arm_of_the_plans_is_a_pretraining_that_can_be_asked_for(config, tmp_path):
+def test_arms_of_the_plans_parse(config, tmp_path):
     """By the parser of the entry point, and by the task that takes the options."""
     args = ExperimentArguments(**yaml.safe_load(config.read_text()))
     assert len(args.seeds) >= 5
@@ -235,7 +235,7 @@ class Scores:
         return {"downstream": {"iou": seed + len(arm)}}
 
 
-def test_an_arm_may_have_another_objective_or_fewer_labels_and_be_scored_by_the_task(plan):
+def test_arms_of_the_task(plan):
     plan |= {"seeds": [0, 1], "measures": {"AUC": "task.test.auc", "IoU": "downstream.iou"}}
     plan["arms"] = {**ARMS, "pixels": {"objective": "mae", "max_steps": 30}, "fewer": {"label_share": 0.1}}
     Path(plan["base"]).write_text(yaml.safe_dump({**BASE, "dataset_name": "rows"}))
@@ -254,7 +254,7 @@ def test_an_arm_may_have_another_objective_or_fewer_labels_and_be_scored_by_the_
     assert [run["IoU"] for run in metrics["runs"]] == [seed + len(arm) for seed in (0, 1) for arm in plan["arms"]]
 
 
-def test_an_arm_starts_from_the_backbone_of_another_which_is_trained_before(plan):
+def test_arm_after_another(plan):
     plan["arms"] = {"as it is": None, "further": {"after": "longer", "max_steps": 5}, "longer": ARMS["longer"]}
     plan["seeds"], pretrain = [0], Pretraining()
     metrics = Experiment(ExperimentArguments(**plan), pretrain).run()
@@ -265,7 +265,7 @@ def test_an_arm_starts_from_the_backbone_of_another_which_is_trained_before(plan
     assert len(metrics["runs"]) == 3
 
 
-def test_runs_of_another_experiment_are_taken_if_their_settings_are_the_same(plan, tmp_path):
+def test_runs_of_another_experiment(plan, tmp_path):
     Experiment(ExperimentArguments(**plan), Pretraining()).run()
     plan |= {"runs_dir": plan["output_dir"], "output_dir": str(tmp_path / "another"), "control": "longer"}
     plan["arms"] = {
@@ -284,7 +284,7 @@ def test_runs_of_another_experiment_are_taken_if_their_settings_are_the_same(pla
         Experiment(ExperimentArguments(**plan), pretrain).run()
 
 
-def test_arms_with_the_same_settings_share_a_run_whatever_they_are_called(plan, tmp_path):
+def test_equal_arms_share_a_run(plan, tmp_path):
     Experiment(ExperimentArguments(**plan), Pretraining()).run()
     plan |= {"runs_dir": plan["output_dir"], "output_dir": str(tmp_path / "another"), "control": "one layer"}
     plan["arms"] = {
@@ -310,7 +310,7 @@ def test_arms_with_the_same_settings_share_a_run_whatever_they_are_called(plan, 
     assert rows["one layer, longer"]["values"] == pytest.approx([21, 21.11, 21.42])
 
 
-def test_scores_stay_without_the_folders_of_their_runs_and_seeds_are_added_to_them(plan, tmp_path):
+def test_scores_stay_without_run_folders(plan, tmp_path):
     out = Path(plan["output_dir"])
     before = Experiment(ExperimentArguments(**plan), Pretraining(stops=(5,)))
     with pytest.raises(KeyboardInterrupt):
@@ -327,7 +327,7 @@ def test_scores_stay_without_the_folders_of_their_runs_and_seeds_are_added_to_th
     assert [row["values"] for row in metrics["summary"]] == [pytest.approx(values) for values in expected]
 
 
-def test_what_was_chosen_for_an_arm_stays_too_and_is_not_chosen_again(plan):
+def test_tuning_stays(plan):
     class Tuned(Scores):
         tunes = []
 
@@ -349,7 +349,7 @@ def test_what_was_chosen_for_an_arm_stays_too_and_is_not_chosen_again(plan):
     assert [run["IoU"] for run in metrics["runs"]] == [len(arm) + seed for seed in (0, 3) for arm in ARMS]
 
 
-def test_an_arm_that_was_not_run_yet_does_not_hide_what_the_others_have(plan):
+def test_arm_without_runs(plan):
     experiment = Experiment(ExperimentArguments(**plan), Pretraining())
     metrics = experiment.save({(seed, "longer"): {"AUC": 7.0 + seed} for seed in (0, 1, 2)})
     assert metrics["summary"] == [] and len(metrics["runs"]) == 3
@@ -361,7 +361,7 @@ def test_an_arm_that_was_not_run_yet_does_not_hide_what_the_others_have(plan):
     assert {tuple(row["seeds"]) for row in metrics["summary"]} == {(2,)} and len(metrics["summary"]) == 3
 
 
-def test_scores_of_a_base_with_other_settings_are_not_taken(plan):
+def test_other_base_is_refused(plan):
     Experiment(ExperimentArguments(**plan), Pretraining()).run()
     Path(plan["base"]).write_text(yaml.safe_dump({**BASE, "max_steps": 11}))
     pretrain = Pretraining()
@@ -373,7 +373,7 @@ def test_scores_of_a_base_with_other_settings_are_not_taken(plan):
 @pytest.mark.parametrize(
     "content", ["", "{", "[]", "{}", '{"runs": 3}', '{"runs": [3]}', '{"runs": [{"arm": "longer"}]}']
 )
-def test_a_file_that_is_no_experiments_is_named_and_stays(plan, content):
+def test_foreign_metrics_file_is_refused(plan, content):
     path = Path(plan["output_dir"]) / "metrics.json"
     path.parent.mkdir(parents=True)
     path.write_text(content)
@@ -382,7 +382,7 @@ def test_a_file_that_is_no_experiments_is_named_and_stays(plan, content):
     assert path.read_text() == content
 
 
-def test_what_another_process_is_at_comes_last_and_is_waited_for(plan, monkeypatch):
+def test_busy_runs_come_last(plan, monkeypatch):
     args, pretrain, waited = ExperimentArguments(**plan), Pretraining(), []
     lock = Path(plan["output_dir"]) / "seed_0" / "two_layers" / "_claim" / LOCK
     lock.parent.mkdir(parents=True)

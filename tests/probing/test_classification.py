@@ -1,19 +1,20 @@
 """Probes against scikit-learn and loops, and the recipe from the command line on, over backbones of several kinds."""
 
 import json
+import zlib
 
 import dense_data
 import numpy as np
 import pytest
 import rasterio
 import torch
-from datasets import ClassLabel, Dataset, Features, Value
+from datasets import ClassLabel, Dataset, Features, List, Value
 from datasets import Image as ImageFeature
 from other_backbones import SQUARE, save_backbone
-from pictures import write_bands
+from pictures import picture, write_bands
 from PIL import Image
 from sklearn.linear_model import LogisticRegression
-from sklearn.metrics import accuracy_score, balanced_accuracy_score, jaccard_score, roc_auc_score
+from sklearn.metrics import accuracy_score, balanced_accuracy_score
 from sklearn.neighbors import KNeighborsClassifier
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
@@ -49,9 +50,6 @@ def voting_neighbours(number: int, temperature: float) -> KNeighborsClassifier:
         return np.exp((1 - distances) / temperature)
 
     return KNeighborsClassifier(number, metric="cosine", algorithm="brute", weights=weights)
-
-
-# The recipe, on classes
 
 
 def test_two_backbones_on_a_folder(tmp_path, capsys):
@@ -282,150 +280,62 @@ def test_features_that_are_not_finite(tmp_path):
         main([*arguments, "--output_dir", str(tmp_path / "out")])
 
 
-# The recipe, on masks
-
-
-def test_masks_in_the_layout_of_a_benchmark(tmp_path):
-    """LoveDA's, with the file of its configuration; scored again by scikit-learn, from plain transformers' features."""
-    dense_data.make_loveda(tmp_path / "data", size=48)
-    names = [str(save_backbone(tmp_path / kind, kind)) for kind in ("vitp", "dinov2")]
-    arguments = ["--backbones", *names, "--data", str(dense_data.CONFIGS / "loveda.yaml"), "--test_split", "val"]
-    arguments += ["--data_root", str(tmp_path / "data"), "--output_dir", str(tmp_path / "out"), "--shares", "1", "0.5"]
-    assert main(arguments) == 0
-    metrics = read_metrics(tmp_path / "out")
-    assert [(item["probe"], item["training_images"]) for item in metrics["results"]] == [
-        (probe, images) for images in ([6], [3, 3, 3]) for probe in ("linear", "nonlinear")
-    ] * 2
-    files = {split: sorted((tmp_path / "data" / split).glob("*/images_png/*.png")) for split in ("Train", "Val")}
-    masks = {
-        split: [np.array(Image.open(str(path).replace("images_png", "masks_png"))).astype(int) - 1 for path in paths]
-        for split, paths in files.items()
-    }
-    truth = np.concatenate([mask.ravel() for mask in masks["Val"]])
-    counted = truth >= 0
-    for name, prefix, result in zip(names, (1, 4), metrics["results"][::4]):
-        model, processor = AutoModel.from_pretrained(name).eval(), AutoImageProcessor.from_pretrained(name)
-        maps = {}
-        for split, paths in files.items():
-            images = [Image.open(path).resize((64, 64), Image.Resampling.BICUBIC) for path in paths]
-            options = {"do_resize": False} | ({"do_center_crop": False} if prefix > 1 else {})
-            with torch.no_grad():
-                states = model(**processor(images, return_tensors="pt", **options)).last_hidden_state
-            maps[split] = states[:, prefix:].unflatten(1, (4, 4))
-        inputs, labels = [], []
-        for features, mask in zip(maps["Train"], masks["Train"]):
-            for (y, x), label in np.ndenumerate(mask):
-                if label >= 0:
-                    inputs.append(features[y // 12, x // 12].numpy())
-                    labels.append(label)
-        patches = maps["Train"].reshape(-1, 32).double().numpy()
-        scaler = StandardScaler().fit(patches)
-        regression = LogisticRegression(C=1 / (len(labels) * 0.01), max_iter=10000)
-        regression.fit(scaler.transform(inputs), labels)
-        predicted, scores, majority = [], [], []
-        for features, mask in zip(maps["Val"], masks["Val"]):
-            logits = regression.decision_function(scaler.transform(features.reshape(16, 32))).reshape(1, 4, 4, -1)
-            for y, x in np.ndindex(4, 4):
-                pixels = mask[y * 12 : y * 12 + 12, x * 12 : x * 12 + 12]
-                if (pixels >= 0).any():
-                    majority.append(np.bincount(pixels[pixels >= 0]).argmax())
-                    scores.append(logits[0, y, x])
-            upsampled = torch.nn.functional.interpolate(
-                torch.tensor(logits).permute(0, 3, 1, 2), (48, 48), mode="bilinear", align_corners=False
-            )
-            predicted.append(regression.classes_[upsampled.argmax(1)[0].numpy()].ravel())
-        predicted = np.concatenate(predicted)
-        classes = sorted({*truth[counted]} | {*predicted[counted]})
-        expected = jaccard_score(truth[counted], predicted[counted], labels=classes, average="macro")
-        assert result["scores"]["mean_iou"]["mean"] == pytest.approx(expected, abs=0.01)
-        odds = np.array(scores)
-        odds = odds - np.log([np.exp(np.delete(odds, k, 1)).sum(1) for k in range(odds.shape[1])]).T
-        known = {label: column for column, label in enumerate(regression.classes_)}
-        areas = [roc_auc_score(np.array(majority) == k, odds[:, known[k]]) for k in np.unique(majority)]
-        assert result["scores"]["patch_auc"]["mean"] == pytest.approx(np.mean(areas), abs=0.01)
-        assert result["scores"]["mean_iou"]["mean"] > metrics["control"]["mean_iou"]
-    largest = np.bincount(np.concatenate([mask[mask >= 0] for mask in masks["Train"]])).argmax()
-    present = np.unique(truth[counted])
-    assert metrics["control"]["mean_iou"] == pytest.approx((truth[counted] == largest).mean() / len(present))
-
-
-def test_depths_beside_random_weights_and_bare_pixels(tmp_path):
-    """What is read of each, by plain transformers."""
-    dense_data.make_loveda(tmp_path / "data", size=64)
-    folder = save_backbone(tmp_path / "vitp", "vitp")
-    arguments = ["--backbones", str(folder), "--data", str(dense_data.CONFIGS / "loveda.yaml"), "--test_split", "val"]
-    arguments += ["--data_root", str(tmp_path / "data"), "--output_dir", str(tmp_path / "out"), "--depths", "2"]
-    assert main([*arguments, "--random_control", "true", "--pixel_control", "true"]) == 0
-    results = read_metrics(tmp_path / "out")["results"]
-    shown = [str(folder), f"{folder}, random weights", f"{folder}, pixels of its patches"]
-    assert [item["backbone"] for item in results] == [name for name in shown for _ in range(2)]
-    processor, model = AutoImageProcessor.from_pretrained(folder), AutoModel.from_pretrained(folder).eval()
-    paths = sorted((tmp_path / "data/Val").glob("*/images_png/*.png"))
-    images = [Image.open(path) for path in paths]
-    pixels = processor(images, do_resize=False, return_tensors="pt").pixel_values
-    with torch.no_grad():
-        states = model(pixels, output_hidden_states=True).hidden_states
-    layers = len(states) - 1
-    tokens = torch.cat([states[depth][:, 1:] for depth in (round(layers / 2), layers)], -1).unflatten(1, (4, 4))
-    patches = [
-        [pixel[:, y : y + 16, x : x + 16].reshape(-1) for x in range(0, 64, 16)]
-        for pixel in pixels
-        for y in range(0, 64, 16)
-    ]
-    patches = torch.stack([torch.stack(row) for row in patches]).unflatten(0, (-1, 4))
-    files = [np.load(path) for path in (tmp_path / "out/features").glob("*.npy")]
-    files = [array for array in files if len(array) == len(paths)]
-    assert len(files) == 3
-    for expected in (tokens, patches):
-        expected = expected.numpy()
-        assert any(array.shape == expected.shape and np.allclose(array, expected, atol=1e-4) for array in files)
-    with pytest.raises(ValueError, match=f"depths=9: {folder} has {layers} layers"):
-        main([*arguments[:-1], "9"])
-    with pytest.raises(ValueError, match="about patches: they need `data`"):
-        main(["--backbones", str(folder), "--dataset_name", "x", "--pixel_control", "true"])
-
-
-def test_shots_of_masks_and_volumes(tmp_path):
-    """Volumes are read as the data say, whatever the input spec of a backbone."""
-    dense_data.make_amos(tmp_path / "data")
-    folder = save_backbone(tmp_path / "b", "vitp", {"window": [500, 600]})
-    arguments = ["--backbones", str(folder), "--data", str(dense_data.CONFIGS / "amos2022.yaml"), "--shots", "1"]
-    arguments += ["--data_root", str(tmp_path / "data"), "--output_dir", str(tmp_path / "out"), "--seeds", "3"]
-    assert main(arguments) == 0
-    result, _ = read_metrics(tmp_path / "out")["results"]
-    assert result["labels"] == "1 shot" and result["scores"]["mean_iou"]["spread"] is None
-    assert 1 <= result["training_images"][0] <= 12
-    features = [np.load(path) for path in (tmp_path / "out/features").glob("*.npy")]
-    assert features[0].std(axis=(0, 1, 2)).max() > 0
+def hash_of(*parts) -> int:
+    return zlib.crc32(str(parts).encode())
 
 
 @pytest.mark.parametrize(
-    ("what", "message"),
+    ("values", "feature", "message"),
     [
-        ("pair", "train_1 is a pair of images"),
-        ("no masks", "Split 'test' has no masks"),
-        ("same split", "'train' is trained and tested on"),
-        ("other split", "no split 'validation'"),
-        ("same file", "Rural/images_png/0.png is in both splits 'train' and 'val'"),
-        ("value", r"masks_png/0.png has .* outside the classes: 99"),
-        ("size", r"masks_png/0.png is 48 x 48 pixels, but its image"),
+        ([0, -1], ClassLabel(names=["a", "b"]), "split 'train', row 1, has no label"),
+        (["a", None], Value("string"), "split 'train', row 1, has no label"),
+        ([[1], [2]], List(Value("int64")), "split 'train', row 0: label is .*, but one class"),
+        ([0.5, 2.0], Value("float32"), "split 'train', row 0: label is 0.5, but one class"),
+        (["a", "a"], Value("string"), "split 'train', has images of one class alone, 'a'"),
     ],
 )
-def test_what_is_wrong_with_masks_is_named(tmp_path, what, message):
-    test_split = {"no masks": "test", "same split": "train", "other split": "validation"}.get(what, "val")
-    data = dense_data.read_config("loveda")["data"]
-    if what == "pair":
-        data, test_split = dense_data.read_config("levir_cd")["data"], "test"
-        dense_data.make_levir_cd(tmp_path / "data")
-    else:
-        dense_data.make_loveda(tmp_path / "data", size=48)
-    if what == "same file":
-        data["splits"]["val"] = data["splits"]["train"]
-    if what == "value":
-        dense_data.save(Image.new("L", (48, 48), 99), tmp_path / "data/Train/Rural/masks_png/0.png")
-    if what == "size":
-        dense_data.save(Image.new("RGB", (48, 40)), tmp_path / "data/Train/Rural/images_png/0.png")
-    arguments = ["--backbones", str(save_backbone(tmp_path / "b", "vitp")), "--test_split", test_split]
-    arguments += ["--data", json.dumps(data), "--data_root", str(tmp_path / "data")]
+def test_columns_of_classes_that_are_wrong(tmp_path, values, feature, message):
+    features = Features({"image": ImageFeature(), "label": feature})
+    rows = {"image": [Image.new("RGB", (4, 4))] * 2, "label": values}
+    Dataset.from_dict(rows, features=features).to_parquet(tmp_path / "train.parquet")
     with pytest.raises(ValueError, match=message):
-        main([*arguments, "--output_dir", str(tmp_path / "out")])
+        open_splits(str(tmp_path), None, "train", "test", 0.5)
+
+
+def test_a_class_may_be_called_as_a_split_is(tmp_path):
+    for split, number in (("train", 3), ("test", 2)):
+        for name in ("bridge", "train_station", "test site"):
+            (tmp_path / split / name).mkdir(parents=True)
+            for index in range(number):
+                picture(8, 8, hash_of(split, name, index)).save(tmp_path / split / name / f"{index}.png")
+    rows, labels, names = open_splits(str(tmp_path), None, "train", "test")
+    assert names == ["bridge", "test site", "train_station"]
+    assert {role: labels[role].tolist() for role in labels} == {
+        "train": [0] * 3 + [1] * 3 + [2] * 3,
+        "test": [0] * 2 + [1] * 2 + [2] * 2,
+    }
+    assert not {row["path"] for row in rows["train"]["image"]} & {row["path"] for row in rows["test"]["image"]}
+    assert len(open_splits(str(tmp_path), None, "train", "test", 0.4)[1]["test"]) == 3
+
+
+def test_images_of_the_training_in_the_test_are_told(tmp_path, caplog):
+    for split in ("train", "test"):
+        for index, name in enumerate("ab"):
+            (tmp_path / split / name).mkdir(parents=True)
+            picture(8, 8, index if name == "a" else hash_of(split, name, index)).save(tmp_path / split / name / "0.png")
+    open_splits(str(tmp_path), None, "train", "test")
+    assert (
+        "is probed with images of its training: row 0 (image) in split 'test' is the same image as row 0" in caplog.text
+    )
+
+
+@pytest.mark.parametrize("place", ["train/overview.png", "test/a/2019/x.png"])
+def test_misplaced_picture_is_named(tmp_path, place):
+    for index, folder in enumerate(("train/a", "train/b", "test/a", "test/b")):
+        (tmp_path / folder).mkdir(parents=True)
+        picture(8, 8, index).save(tmp_path / folder / "0.png")
+    open_splits(str(tmp_path), None, "train", "test")
+    (tmp_path / place).parent.mkdir(exist_ok=True)
+    picture(8, 8, 9).save(tmp_path / place)
+    with pytest.raises(ValueError, match=f"{place} is not at SPLIT/CLASS/NAME in .*, so its class is not known"):
+        open_splits(str(tmp_path), None, "train", "test")

@@ -55,7 +55,7 @@ def read_scores(folder) -> dict[str, dict]:
     return {entry["backbone"]: {name: one["mean"] for name, one in entry["scores"].items()} for entry in results}
 
 
-def test_a_mark_on_the_patch_is_read_and_the_scores_are_those_of_scikit_learn(tmp_path, capsys):
+def test_scores_of_boxes_equal_scikit_learn(tmp_path, capsys):
     truth = {split: write_marks(tmp_path, split, number) for split, number in (("train", 24), ("test", 12))}
     folder = str(save_backbone(tmp_path / "vit", "vit"))
     words = ["--data", json.dumps(described(tmp_path)), "--annotations", "boxes", "--l2", str(L2), "--device", "cpu"]
@@ -94,7 +94,7 @@ def test_what_is_not_in_the_image_is_not_found(tmp_path):
     assert abs(read_scores(tmp_path / "out")[folder]["centre_auc"] - 0.5) < 0.15
 
 
-def test_centres_are_in_the_patch_that_they_lie_in_and_crowds_do_not_count(tmp_path):
+def test_centres_by_patch(tmp_path):
     truth = write_marks(tmp_path, "train", 5)
     write_marks(tmp_path, "test", 3)
     path = tmp_path / "train" / "objects.json"
@@ -110,7 +110,7 @@ def test_centres_are_in_the_patch_that_they_lie_in_and_crowds_do_not_count(tmp_p
     assert np.array_equal(counts.argmax(-1), truth) and (counts.sum(-1) == 1).all()
 
 
-def test_an_image_with_a_crowd_has_the_classes_of_its_other_objects(tmp_path):
+def test_crowds_have_no_class(tmp_path):
     """Wherever the centre of the crowd is: few labels are drawn by the classes that images have."""
     truth = write_marks(tmp_path, "train", 5)
     write_marks(tmp_path, "test", 3)
@@ -141,7 +141,7 @@ def test_what_is_wrong_with_boxes_is_named(tmp_path):
         main([*words, "--dataset_name", "somewhere"])
 
 
-def test_in_windows_a_centre_is_that_of_the_whole_object(tmp_path):
+def test_centres_in_windows_are_of_whole_objects(tmp_path):
     """Also of one of which little is in the window: detection takes those with 0.7 of their area, and cuts them."""
     rng, size, tile = np.random.default_rng(0), (150, 200), {"size": 64, "overlap": 16}
     for split in SPLITS:

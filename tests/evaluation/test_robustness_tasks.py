@@ -1,4 +1,4 @@
-"""Segmentation and change detection under corruptions, against the evaluation of fine-tuning and loops over pixels."""
+"""Fine-tuned models under corruptions, against the evaluation of fine-tuning and loops over images and pixels."""
 
 import hashlib
 import json
@@ -11,14 +11,27 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from classification_data import small_arguments, write_folders
 from safetensors.torch import load_file, save_file
 
-from modeling_vitp import ViTPForChangeDetection, ViTPForSemanticSegmentation, ViTPSegmentationImageProcessor
+from modeling_vitp import (
+    ViTPForChangeDetection,
+    ViTPForImageClassification,
+    ViTPForSemanticSegmentation,
+    ViTPImageProcessor,
+    ViTPSegmentationImageProcessor,
+)
+from modeling_vitp.classification.data import ClassificationData
 from modeling_vitp.dense.data import DenseData
 from modeling_vitp.dense.trainer import DenseTrainer
 from modeling_vitp.images.corruptions import corrupt, motion
 from modeling_vitp.images.pixels import normalized
-from modeling_vitp.recipes import evaluate_robustness, finetune_change_detection, finetune_segmentation
+from modeling_vitp.recipes import (
+    evaluate_robustness,
+    finetune_change_detection,
+    finetune_classification,
+    finetune_segmentation,
+)
 from modeling_vitp.vrl import keyed_generator
 
 SETTINGS = {
@@ -73,7 +86,7 @@ def one(**settings) -> dict:
 
 
 @pytest.mark.parametrize("name", ["first", "change"])
-def test_clean_images_score_as_the_fine_tuning_said_to_the_bit(runs, tmp_path, name):
+def test_clean_scores_equal_the_run(runs, tmp_path, name):
     metrics = evaluate(runs / name, **one(output_dir=tmp_path / "out"))
     recorded = json.loads((runs / name / "metrics.json").read_text())["test"]
     clean = metrics["models"][0]["clean"]["metrics"]
@@ -166,7 +179,7 @@ def test_a_pair_is_scored_as_by_a_loop(runs, tmp_path, corruption, severity):
     assert condition["metrics"]["iou"] == both / either and condition["score"] == 2 * both / (either + both)
 
 
-def test_two_models_see_the_same_pixels_whatever_ran_before(runs, tmp_path, monkeypatch):
+def test_models_see_the_same_pixels(runs, tmp_path, monkeypatch):
     original, seen = DenseTrainer.predict_labels, []
 
     def predict_labels(self, images, is_test=False):
@@ -197,7 +210,7 @@ def test_workers_change_nothing(runs, tmp_path):
     assert alone == workers
 
 
-def test_data_and_settings_come_from_the_command_then_the_configuration_then_the_record(runs, tmp_path):
+def test_precedence_of_settings(runs, tmp_path):
     described = dense_data.read_config("loveda") | {"crop_size": 40, "window": None, "stride": 20}
     described["data"]["root"] = "nowhere"
     (tmp_path / "config.yaml").write_text(yaml.safe_dump(described))
@@ -225,7 +238,7 @@ def test_data_and_settings_come_from_the_command_then_the_configuration_then_the
         evaluate(without, **one(**inline))
 
 
-def test_a_part_of_the_slices_of_volumes_is_scored_without_surfaces(runs, tmp_path):
+def test_part_of_a_volume_has_no_surfaces(runs, tmp_path):
     """Which are of whole volumes, and measured where all slices are."""
     labels = np.random.default_rng(0).integers(0, 7, (48, 48, 6), dtype=np.uint8)
     for name, values in (("image", 30 * labels), ("mask", labels)):
@@ -270,3 +283,52 @@ def test_what_cannot_be_scored_is_one_line(runs, tmp_path):
     (tmp_path / "config.yaml").write_text(yaml.safe_dump({"data": two, "test_split": "test"}))
     says("change takes 2 image.s., but a sample of split 'test' has 1", "change", data=tmp_path / "config.yaml")
     says("stride=64 is larger than window=48", "first", stride=64)
+
+
+CONDITIONS = ["--corruptions", "rotation", "gaussian_noise", "--severities", "5"]
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("run")
+    write_folders(folder / "data", {"train": 4, "test": 6})
+    settings = {"test_split": "test", "max_steps": 15, "save_strategy": "no", "learning_rate": 3e-3, "num_pictures": 0}
+    assert finetune_classification.main(small_arguments({}, folder / "data", folder / "model", **settings)) == 0
+    return folder
+
+
+@pytest.mark.slow
+def test_classifier_scores_as_in_a_loop(run, tmp_path):
+    words = ["--models", str(run / "model"), *CONDITIONS, "--output_dir", str(tmp_path), "--score", "auroc"]
+    assert evaluate_robustness.main(words) == 0
+    found = json.loads((tmp_path / "metrics.json").read_text())["models"][0]
+    tested = json.loads((run / "model" / "metrics.json").read_text())["test"]
+    for name, value in found["clean"]["metrics"].items():
+        assert value == tested[f"test_{name}"]
+
+    data = ClassificationData.from_dict({"root": str(run / "data")})
+    data.find_classes(["train"])
+    samples = data.open(["test"])
+    model = ViTPForImageClassification.from_pretrained(run / "model").eval()
+    processor = ViTPImageProcessor.from_pretrained(run / "model")
+    for condition in found["conditions"]:
+        right = []
+        for index in range(len(samples)):
+            sample, name = samples[index], condition["corruption"]
+            seed = keyed_generator(0, sample["id"], name, 0).initial_seed()
+            image = corrupt(sample["image"], name, 5, seed)
+            pixels = processor(image, input_data_format="channels_first", return_tensors="pt")["pixel_values"]
+            with torch.no_grad():
+                right.append((model(pixels).logits.argmax() == sample["label"]).item())
+        assert condition["metrics"]["accuracy"] == pytest.approx(np.mean(right))
+    assert (tmp_path / "robustness.png").is_file()
+
+
+@pytest.mark.slow
+def test_wrong_data_of_a_classifier_is_named(run, tmp_path):
+    words = ["--models", str(run / "model"), *CONDITIONS, "--output_dir", str(tmp_path)]
+    with pytest.raises(ValueError, match="is a classifier of images, which has no window"):
+        evaluate_robustness.main([*words, "--window", "32"])
+    data = json.dumps({"root": str(run / "data"), "classes": ["field", "water"]})
+    with pytest.raises(ValueError, match=r"has 2 classes, \['field', 'forest'\], .* the data 2, \['field', 'water'\]"):
+        evaluate_robustness.main([*words, "--data", data])
