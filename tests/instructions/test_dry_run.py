@@ -10,7 +10,7 @@ from pictures import picture
 from row_formats import FORMATS, answer, question
 
 from modeling_vitp import ViTPImageProcessor
-from modeling_vitp.instructions.dry_run import check_rules, make_command, summarise
+from modeling_vitp.instructions.dry_run import check_rules, make_command, summarize_sources
 from modeling_vitp.instructions.mixture import load_mixture
 from modeling_vitp.instructions.sources import Source
 from modeling_vitp.recipes import pretrain
@@ -133,7 +133,9 @@ def test_the_four_rules(changes, holds):
     ]
     modalities = ["sar"] if "a" not in changes or "general" not in changes["a"] else ["optical", "ct"]
     mixture = load_mixture({"sources": sources, "modalities": modalities})
-    assert [rule[0] for rule in check_rules(mixture, summarise(mixture, ViTPImageProcessor(max_patches=12)))] == holds
+    assert [
+        rule[0] for rule in check_rules(mixture, summarize_sources(mixture, ViTPImageProcessor(max_patches=12)))
+    ] == holds
 
 
 def test_a_data_set_in_a_folder_is_counted(tmp_path):
@@ -141,7 +143,7 @@ def test_a_data_set_in_a_folder_is_counted(tmp_path):
     Dataset.from_list([{"messages": messages}] * 7).to_parquet(tmp_path / "mine" / "train.parquet")
     mixture = tmp_path / "mixture.yaml"
     mixture.write_text(f"sources:\n  - {{name: mine, dataset: {tmp_path / 'mine'}, split: train, rate: 2}}\n")
-    (summary,) = summarise(load_mixture(mixture), ViTPImageProcessor(max_patches=12))
+    (summary,) = summarize_sources(load_mixture(mixture), ViTPImageProcessor(max_patches=12))
     assert (summary.rows, summary.effective, summary.missing) == (7, 14, None)
 
 
@@ -171,8 +173,8 @@ def test_the_mixture_that_the_dry_run_asks_for_is_the_data_set(name, tmp_path):
     tiles = processor.num_tiles([(20, 30)])[0]
     characters = [len(question(number)) + len(answer(number)) for number in range(4)]
     for place in [tmp_path / "data", *(file for file in files if file.name != "metadata.jsonl")]:
-        (summary,) = summarise(suggested(place, tmp_path), processor)
-        assert (summary.rows, summary.missing, summary.unfit, summary.measured) == (4, None, None, True)
+        (summary,) = summarize_sources(suggested(place, tmp_path), processor)
+        assert (summary.rows, summary.missing, summary.unusable, summary.measured) == (4, None, None, True)
         assert summary.tiles == tiles and summary.text_tokens == pytest.approx(sum(characters) / 16)
 
 

@@ -12,7 +12,7 @@ import yaml
 from pictures import picture
 
 from modeling_vitp import ViTPConfig, ViTPTrainingConfig
-from modeling_vitp.instructions.dry_run import summarise
+from modeling_vitp.instructions.dry_run import summarize_sources
 from modeling_vitp.instructions.mixture import load_mixture
 from modeling_vitp.recipes import pretrain
 from modeling_vitp.training.plan import (
@@ -152,7 +152,7 @@ def test_work_is_that_of_the_longest_rows_and_of_those_that_vrl_leaves_whole(
     (tmp_path / "rows.jsonl").write_text("\n".join(map(json.dumps, lines)) + "\n")
     source = {"name": "four", "annotation": str(tmp_path / "rows.jsonl"), "image_root": str(tmp_path)}
     (tmp_path / "mixture.yaml").write_text(yaml.safe_dump({"sources": [source]}))
-    summaries = summarise(load_mixture(str(tmp_path / "mixture.yaml")), processor.image_processor)
+    summaries = summarize_sources(load_mixture(str(tmp_path / "mixture.yaml")), processor.image_processor)
     settings = {"max_steps": 100, "max_length": 700, "vrl_drop_ratio": 0.75, **settings}
     args = ViTPTrainingConfig(str(tmp_path), **settings)
     work = work_of(args, 1, summaries, from_scratch)
