@@ -10,7 +10,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from modeling_vitp.command.errors import WrongArguments
 from modeling_vitp.instructions.from_annotations.annotations import AnnotatedImage, Region, read_labels, regions_of
 from modeling_vitp.instructions.from_annotations.collages import (
     draw_collages,
@@ -66,7 +65,7 @@ def images(folder):
     return painted(folder)
 
 
-def test_every_pixel_and_every_box_comes_from_where_the_file_says(images):
+def test_pixels_and_boxes_come_from_the_stated_crops(images):
     by_id, turns, grids, places = {image.id: image for image in images}, set(), set(), set()
     collages = draw_collages(images, 40, 84, (2, 3, 7), seed=1)
     for collage, pixels, (stored,) in zip(collages, opened(collages), encode_collages(collages)):
@@ -121,45 +120,36 @@ def test_all_ground_is_as_likely(images):
     assert (abs(turned - 0.5) < 4 * 0.5 / len(pieces) ** 0.5).all()
 
 
-def test_the_seed_alone_tells_them_apart_and_more_of_them_begin_with_the_same(images):
+def test_seed_alone_decides_and_more_begin_alike(images):
     first, second = (opened(draw_collages(images, number, 84, (2, 7), seed=4)) for number in (3, 5))
     assert all((one == other).all() for one, other in zip(first, second))
     others = opened(draw_collages(images, 3, 84, (2, 7), seed=5))
     assert not any(one.shape == other.shape and (one == other).all() for one, other in zip(first, others))
 
 
-def test_small_images_are_left_out_and_if_all_are_it_is_an_error(images):
+def test_small_images_are_left_out(images):
     collages = draw_collages(images, 20, 100, (2,), seed=0)
     assert {piece.image.id for collage in collages for piece in collage.crops} == {"train/0", "train/2"}
-    with pytest.raises(ValueError, match="No image is as large as a piece of 150 pixels"):
-        draw_collages(images, 1, 300, (2,), seed=0)
 
 
-def test_jpegs_stay_jpegs_and_say_their_pieces_too(tmp_path):
+def test_jpegs_stay_jpegs_and_state_their_crops(tmp_path):
     (stored,) = next(encode_collages(draw_collages(painted(tmp_path, "jpg"), 1, 84, (7,), seed=0)))
     image = Image.open(io.BytesIO(stored["bytes"]))
     assert image.format == "JPEG" and len(stated_crops(image)) == 49 and len(split_collage(image)) == 49
     assert stored["path"] == "000000.jpg"
 
 
-def test_of_another_depth_they_are_refused(tmp_path):
-    Image.fromarray(np.zeros((90, 90), dtype=np.uint16)).save(tmp_path / "deep.png")
-    deep = AnnotatedImage("deep", (tmp_path / "deep.png",), (90, 90))
-    with pytest.raises(ValueError, match=r"deep\.png: an image of mode I;16 cannot be a part of a collage"):
-        list(encode_collages(draw_collages([deep], 1, 84, (7,), seed=0)))
-
-
 @settings(deadline=None, max_examples=50)
 @given(
     st.one_of(st.binary(), st.text(), st.integers(), st.lists(st.integers()).map(lambda a: json.dumps({"collage": a})))
 )
-def test_whatever_a_file_says_it_is_no_error(said):
+def test_any_text_in_a_file_is_no_error(said):
     image = Image.new("RGB", (8, 8))
     image.info["comment"] = said
     assert len(split_collage(image)) in (0, *(n * n for n in range(1, 9)))
 
 
-def test_questions_are_asked_about_them_and_only_training_images_are_cut(tmp_path):
+def test_questions_are_asked_about_collages_of_training_images(tmp_path):
     root = tmp_path / "data"
     write_coco(root, "train", NAMES["train"][:20])
     write_coco(root, "test", NAMES["test"])
@@ -176,10 +166,3 @@ def test_questions_are_asked_about_them_and_only_training_images_are_cut(tmp_pat
     assert "Of 20 images and 30 collages of pieces of them" in card and "--collage_grid 2 7" in card
     again = make("coco", root, tmp_path / "again", *options)["train"]
     assert again["messages"] == rows["messages"]
-
-
-def test_changes_and_scenes_have_none(tmp_path):
-    from modeling_vitp.recipes import make_instructions
-
-    with pytest.raises(WrongArguments, match="--collages needs annotated boxes or masks"):
-        make_instructions.main(["folders", str(tmp_path), "--output_dir", str(tmp_path / "out"), "--collages", "1"])

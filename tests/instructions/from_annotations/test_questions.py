@@ -4,6 +4,7 @@ import json
 from collections import Counter
 from functools import lru_cache
 
+import numpy as np
 import pytest
 from annotated_images import (
     HEIGHT,
@@ -20,9 +21,20 @@ from annotated_images import (
     turns_of,
     write_coco,
 )
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from modeling_vitp import ViTPDataCollator
 from modeling_vitp.images.reading import window_starts
+from modeling_vitp.instructions.from_annotations.annotations import AnnotatedImage, Labels, Region, regions_of
+from modeling_vitp.instructions.from_annotations.questions import (
+    BACKGROUND,
+    LETTERS,
+    cell_covers,
+    explained,
+    plural,
+    signs_of,
+)
 
 
 @pytest.fixture(scope="module", params=LAYOUTS)
@@ -45,7 +57,7 @@ def annotated(request, tmp_path_factory):
     return request.param, root, objects
 
 
-def test_every_answer_follows_from_the_raw_annotation(annotated, tmp_path):
+def test_answers_follow_from_raw_annotation(annotated, tmp_path):
     layout, root, objects = annotated
     rows = make(layout, root, tmp_path, "--turns", 10)["train"]
     kinds, answers = Counter(), {}
@@ -66,7 +78,7 @@ def test_every_answer_follows_from_the_raw_annotation(annotated, tmp_path):
     assert 0.05 < zeros / kinds["counting"] < 0.6
 
 
-def test_in_windows_an_object_counts_if_half_of_it_is_seen(annotated, tmp_path):
+def test_object_counts_in_window_if_half_visible(annotated, tmp_path):
     layout, root, objects = annotated
     rows = make(layout, root, tmp_path, "--turns", 10, "--window", 200, "--overlap", 40)["train"]
     assert window_starts(320, 128, 100) == [0, 100, 192]
@@ -100,14 +112,14 @@ def test_in_windows_an_object_counts_if_half_of_it_is_seen(annotated, tmp_path):
     assert len(seen) == 8
 
 
-def test_rows_go_into_training_as_they_are(annotated, tmp_path, processor):
+def test_rows_go_into_training(annotated, tmp_path, processor):
     layout, root, _ = annotated
     rows = make(layout, root, tmp_path)["train"]
     batch = ViTPDataCollator(processor, vrl_drop_ratio=0.75)([rows[0], rows[1]])
     assert (batch["labels"] != -100).any(dim=1).all()
 
 
-def test_crowds_and_difficult_objects_are_neither_counted_nor_pointed_at_nor_denied(tmp_path):
+def test_unclear_objects_are_not_asked_about(tmp_path):
     names = NAMES["train"][:30]
     write_coco(tmp_path / "data", "train", names)
     path = tmp_path / "data" / "annotations" / "instances_train2017.json"
@@ -122,3 +134,104 @@ def test_crowds_and_difficult_objects_are_neither_counted_nor_pointed_at_nor_den
             kind, subject = kind_of(question)
             if kind != "caption":
                 assert not subject.endswith(("plane", "planes")), (question, answer)
+
+
+PHRASES = ("tree", "road", "storage tank")
+
+
+@st.composite
+def boxes(draw, size):
+    ends = [sorted(draw(st.lists(st.floats(0, end), min_size=2, max_size=2, unique=True))) for end in size]
+    (top, bottom), (left, right) = ends
+    return left, top, right, bottom
+
+
+@st.composite
+def images(draw):
+    """Height and width, regions, slivers and the side of the grid."""
+    size = draw(st.tuples(st.integers(1, 24), st.integers(1, 24)))
+    regions = st.lists(st.tuples(st.sampled_from(PHRASES), boxes(size)), max_size=6)
+    return size, draw(regions), draw(regions), draw(st.integers(1, 8))
+
+
+def by_a_loop(size, side, labels_at):
+    counts = [Counter() for _ in range(side * side)]
+    for y in range(size[0]):
+        for x in range(size[1]):
+            cell = int((2 * y + 1) * side // (2 * size[0])) * side + int((2 * x + 1) * side // (2 * size[1]))
+            counts[cell].update(labels_at(x, y) or {None})
+    return [max(sorted(count, key=lambda label: label or ""), key=count.get) for count in counts]
+
+
+@settings(deadline=None)
+@given(images())
+def test_cell_is_majority_of_its_pixels(drawn):
+    size, regions, slivers, side = drawn
+    image = AnnotatedImage("x", (), size, regions_from(regions), slivers=regions_from(slivers))
+
+    def labels_at(x, y):
+        return {label for label, (x0, y0, x1, y1) in regions + slivers if x0 <= x + 0.5 < x1 and y0 <= y + 0.5 < y1}
+
+    covers = cell_covers(image, side)
+    assert covers == (None if min(size) < side else by_a_loop(size, side, labels_at))
+
+
+def regions_from(pairs):
+    return tuple(Region(label, box, 1.0) for label, box in pairs)
+
+
+@settings(deadline=None)
+@given(st.integers(0, 2**32 - 1), st.integers(7, 30), st.integers(7, 30), st.integers(1, 7))
+def test_cells_of_a_mask(seed, height, width, side):
+    numbers = np.random.default_rng(seed).integers(0, 4, (height, width), dtype=np.int32)
+    labels = Labels(numbers, PHRASES)
+    image = AnnotatedImage("x", (), (height, width), regions_of(labels), mask=lambda: labels)
+    names = [None, *PHRASES]
+    assert cell_covers(image, side) == by_a_loop((height, width), side, lambda x, y: {names[numbers[y, x]]} - {None})
+
+
+@settings(deadline=None)
+@given(images())
+def test_map_of_transposed_image_is_transposed(drawn):
+    size, regions, _, side = drawn
+    if min(size) < side:
+        return
+    swapped = [(label, (y0, x0, y1, x1)) for label, (x0, y0, x1, y1) in regions]
+    plain = np.array(cell_covers(AnnotatedImage("x", (), size, regions_from(regions)), side), dtype=object)
+    swapped = cell_covers(AnnotatedImage("x", (), size[::-1], regions_from(swapped)), side)
+    assert swapped == plain.reshape(side, side).T.flatten().tolist()
+
+
+def test_unclear_boxes_leave_a_map_open():
+    crowd = (Region("tree", (0, 0, 9, 9), 81.0, is_clear=False),)
+    labels = Labels(np.zeros((9, 9), dtype=np.int32), PHRASES)
+    assert cell_covers(AnnotatedImage("x", (), (9, 9), crowd), 3) is None
+    assert cell_covers(AnnotatedImage("x", (), (9, 9), slivers=crowd), 3) is None
+    assert cell_covers(AnnotatedImage("x", (), (9, 9), crowd, mask=lambda: labels), 3) == [None] * 9
+
+
+def test_class_is_a_word_or_an_explained_letter():
+    assert signs_of(["road", "tree"]) == {"road": "road", "tree": "tree", None: BACKGROUND}
+    assert explained(signs_of(["road", "tree"])) == ["road", "tree", BACKGROUND]
+    assert signs_of(["road", "storage tank"]) == {"road": "A", "storage tank": "B", None: "none"}
+    assert explained(signs_of(["road", "storage tank"])) == ["A for road", "B for storage tank", "none"]
+    assert signs_of([BACKGROUND, "road"]) == {BACKGROUND: "A", "road": "B", None: "none"}
+    assert len(set(signs_of(f"big {number}" for number in range(len(LETTERS))).values())) == len(LETTERS) + 1
+    assert signs_of(f"big {number}" for number in range(len(LETTERS) + 1)) == {}
+
+
+@pytest.mark.parametrize(
+    ("one", "several"),
+    [
+        ("tree", "trees"),
+        ("storage tank", "storage tanks"),
+        ("bus", "buses"),
+        ("bridge", "bridges"),
+        ("factory", "factories"),
+        ("railway", "railways"),
+        ("fish", "fish"),
+        ("series", "series"),
+    ],
+)
+def test_plurals(one, several):
+    assert plural(one) == several

@@ -1,6 +1,10 @@
-"""Rows in files of Parquet."""
+"""Rows in files of Parquet, the card beside them, and the command that makes both."""
 
 import io
+import os
+import shutil
+import subprocess
+import sys
 
 import pytest
 from annotated_images import NAMES, make, write_voc
@@ -8,9 +12,10 @@ from datasets import load_dataset
 from PIL import Image
 
 from modeling_vitp.instructions.from_annotations import storage
+from modeling_vitp.recipes import make_instructions
 
 
-def test_files_end_by_size_and_replace_older_ones(tmp_path):
+def test_files_end_by_size_and_replace_others(tmp_path):
     def row(index):
         buffer = io.BytesIO()
         Image.new("RGB", (8, 8)).save(buffer, format="PNG")
@@ -24,7 +29,7 @@ def test_files_end_by_size_and_replace_older_ones(tmp_path):
 
 
 @pytest.mark.slow
-def test_push_to_hub_uploads_the_folder_as_a_private_data_set(hub, tmp_path, monkeypatch):
+def test_push_uploads_a_private_data_set(hub, tmp_path, monkeypatch):
     for name, value in hub.environment(tmp_path / "home", hub.token()).items():
         monkeypatch.setenv(name, value)
     write_voc(tmp_path / "data", "train", NAMES["train"][:20])
@@ -33,3 +38,54 @@ def test_push_to_hub_uploads_the_folder_as_a_private_data_set(hub, tmp_path, mon
     del files[".gitattributes"]
     assert files == {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir() if path.is_file()}
     assert hub.repo("tester/ships", "dataset").state["private"]
+
+
+def test_second_split_joins_folder_and_card(tmp_path):
+    root = tmp_path / "data"
+    for split, names in NAMES.items():
+        write_voc(root, split, names)
+    make("voc", root, tmp_path / "out")
+    both = make("voc", root, tmp_path / "out", "--split", "test", "--license", "mit")
+    assert set(both) == {"train", "test"} and set(both["test"]["id"]) <= set(NAMES["test"])
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert card.index("license: mit") < card.index("# Instructions from data") < card.index("## Split `train`")
+    assert card.count("## Split `test`") == card.count("# Instructions from") == 1
+
+
+@pytest.mark.slow
+def test_seed_alone_decides_the_bytes(tmp_path):
+    root = tmp_path / "data"
+    write_voc(root, "train", NAMES["train"][:20])
+    for name, seed in (("a", 0), ("c", 5)):
+        make("voc", root, tmp_path / name, "--seed", seed)
+    command = [sys.executable, make_instructions.__file__, "voc", str(root), "--output_dir", str(tmp_path / "b")]
+    subprocess.run(command, check=True, env=os.environ | {"PYTHONHASHSEED": "3"})
+    a, b, c = ((tmp_path / name / "train-00000.parquet").read_bytes() for name in "abc")
+    assert a == b != c
+
+
+@pytest.mark.slow
+def test_merged_shards_equal_one_run(tmp_path):
+    """Windows and collages too, whose questions depend on all images; what an older division has left goes."""
+    root = tmp_path / "data"
+    write_voc(root, "train", NAMES["train"][:24])
+    options = ["--window", "200", "--overlap", "40", "--collages", "0.2", "--collage_size", "112", "--license", "mit"]
+    whole = make("voc", root, tmp_path / "rows", *options)["train"]
+    card = (tmp_path / "rows" / "README.md").read_text()
+    shutil.rmtree(tmp_path / "rows")
+    words = ["voc", str(root), "--output_dir", str(tmp_path / "rows"), *options]
+    assert make_instructions.main([*words, "--shard", "2/3"]) == 0
+    command = [sys.executable, make_instructions.__file__, *words]
+    running = [subprocess.Popen([*command, "--shard", f"{number}/2"]) for number in (1, 2)]
+    assert [process.wait(timeout=400) for process in running] == [0, 0]
+    files = [f"train-0000{number}-of-00002-00000.parquet" for number in (1, 2)]
+    assert sorted(path.name for path in (tmp_path / "rows").iterdir()) == files
+    parts = make("voc", root, tmp_path / "rows", *options, "--merge", "2")["train"]
+    assert (tmp_path / "rows" / "README.md").read_text() == card
+    assert len(parts) == len(whole) > 40 and parts.cast(whole.features).to_list() == whole.to_list()
+
+    (tmp_path / "rows" / files[0]).unlink()
+    with pytest.raises(ValueError, match=rf"has 0 of the {len(whole) // 2} rows of shard 1/2: give --shard 1/2 again"):
+        make_instructions.main([*words, "--merge", "2"])
+    make("voc", root, tmp_path / "rows", *options)
+    assert [path.name for path in (tmp_path / "rows").glob("*.parquet")] == ["train-00000.parquet"]

@@ -1,0 +1,250 @@
+"""Annotations, images and options that cannot be used: each is named, and if it is of one image, the others go on."""
+
+import json
+import os
+
+import nibabel
+import numpy as np
+import pytest
+from annotated_images import LAYOUTS, NAMES, make, noise, write_voc
+from PIL import Image
+
+from modeling_vitp.command.errors import WrongArguments
+from modeling_vitp.instructions.from_annotations import layouts
+from modeling_vitp.instructions.from_annotations.annotations import AnnotatedImage
+from modeling_vitp.instructions.from_annotations.collages import draw_collages, encode_collages
+from modeling_vitp.instructions.from_annotations.formats import check_coco, coco_object, dota_objects
+from modeling_vitp.instructions.from_annotations.pipeline import annotate_all, choose_split
+from modeling_vitp.recipes import make_instructions
+
+NUM_IMAGES = 6
+COCO_FILE = "annotations/instances_train2017.json"
+SHAPE = (24, 20, 5)
+
+
+def put(path, content):
+    return lambda root: (root / path).write_bytes(content)
+
+
+def remove(path):
+    return lambda root: (root / path).unlink()
+
+
+def coco(edit):
+    def change(root):
+        contents = json.loads((root / COCO_FILE).read_text())
+        edit(contents)
+        (root / COCO_FILE).write_text(json.dumps(contents))
+
+    return change
+
+
+def entry(kind, **fields):
+    return coco(lambda contents: contents[kind][1].update(fields))
+
+
+def voc(box="", name="<name>x</name>"):
+    return put("Annotations/003.xml", f"<a><object>{name}{box}</object></a>".encode())
+
+
+def voc_box(xmin, ymin=1, xmax=9, ymax=9):
+    sides = {"xmin": xmin, "ymin": ymin, "xmax": xmax, "ymax": ymax}
+    return f"<bndbox>{''.join(f'<{side}>{value}</{side}>' for side, value in sides.items())}</bndbox>"
+
+
+def write_classes(root, split, names):
+    for place, label in enumerate(("river", "forest")):
+        for number in range(NUM_IMAGES // 2):
+            noise(root / split / label / f"{number}.png", 10 * place + number, (16, 16))
+
+
+def write_volumes(root, split, names):
+    for case in "ab":
+        for folder, values in (("images", np.arange(np.prod(SHAPE))), ("masks", np.arange(np.prod(SHAPE)) % 2)):
+            (root / split / folder).mkdir(parents=True, exist_ok=True)
+            image = nibabel.Nifti1Image(values.reshape(SHAPE).astype(np.int16), np.eye(4))
+            nibabel.save(image, root / split / folder / f"{case}.nii.gz")
+
+
+def save_mask(path, mask):
+    return lambda root: nibabel.save(nibabel.Nifti1Image(mask, np.eye(4)), root / path)
+
+
+def turn(path):
+    def change(root):
+        exif = Image.Exif()
+        exif[274] = 6
+        Image.open(root / path).save(root / path, exif=exif)
+
+    return change
+
+
+def link_outside(root):
+    noise(root.parent / "out.png", 5)
+    (root / "images/link.png").symlink_to(root.parent / "out.png")
+
+
+WRITERS = {name: write for name, (write, _) in LAYOUTS.items()} | {"folders": write_classes, "volumes": write_volumes}
+VOC, DOTA = "Annotations/003.xml", "train/labelTxt/003.txt"
+OF_ONE_IMAGE = [  # layout, what breaks it, what the error names
+    ("voc", put("JPEGImages/003.png", b"no"), r"003\.png"),
+    ("voc", remove("JPEGImages/003.png"), r"003\.jpg"),
+    ("voc", remove(VOC), r"003\.png has no 003\.xml"),
+    *(("voc", put(VOC, content), VOC) for content in (b"", b"<annotation", b"\xff\xfe\x00")),
+    ("voc", put(VOC, b'<?xml version="1.0" encoding="none"?><a/>'), VOC),
+    ("voc", voc(), f"{VOC}, object 0"),
+    ("voc", voc(voc_box(1), name=""), f"{VOC}, object 0"),
+    ("voc", voc(voc_box(9, 9, 4, 12)), f"{VOC}, object 0"),
+    *(("voc", voc(voc_box(side)), f"{VOC}, object 0") for side in ("nan", "-inf", "", "9", "1e999", "a")),
+    *(("dota", put(DOTA, line), f"{DOTA}, line 1") for line in (b"1 2 3", b"1 1 9 1 9 9 1 9", b"1 1 1 1 1 1 1 1 x")),
+    ("dota", put(DOTA, b"nan 1 9 1 9 9 1 9 x 0"), f"{DOTA}, line 1"),
+    ("dota", put(DOTA, b"1 1 inf 1 9 9 1 9 x 0"), f"{DOTA}, line 1"),
+    ("dota", put(DOTA, b"\xff\xff"), DOTA),
+    *(
+        ("coco", entry("annotations", bbox=box), COCO_FILE)
+        for box in ([1, 2, "x", 4], [1, 2, float("nan"), 4], 3, None)
+    ),
+    *(("coco", entry("annotations", category_id=value), COCO_FILE) for value in (99, [])),
+    *(("coco", entry("annotations", area=value), COCO_FILE) for value in ("large", float("inf"))),
+    ("coco", entry("annotations", caption=3), COCO_FILE),
+    ("coco", entry("images", width="wide"), COCO_FILE),
+    ("coco", entry("images", width=240, height=320), f"{COCO_FILE}: 240 x 320 pixels .*png, 320 x 240"),
+    ("folders", lambda root: noise(root / "train/overview.png", 1), "train/overview.png is not at SPLIT/CLASS/NAME"),
+    ("folders", lambda root: noise(root / "train/river/2019/a.png", 1), "train/river/2019/a.png is not at SPLIT/CLASS"),
+    ("folders", lambda root: (root / "train/river/3.png").symlink_to(__file__), r"3\.png' is not below"),
+    ("folders", turn("train/river/1.png"), r"1\.png is turned by its EXIF"),
+    ("volumes", remove("train/masks/a.nii.gz"), r"a\.nii\.gz has no mask"),
+    ("volumes", save_mask("train/masks/a.nii.gz", np.full(SHAPE, 2, np.uint8)), r"a\.nii\.gz holds the value 2"),
+    ("volumes", save_mask("train/masks/a.nii.gz", np.ones((24, 20, 4), np.uint8)), r"a\.nii\.gz has shape"),
+]
+OF_ALL = [
+    *(("coco", entry("annotations", image_id=value), COCO_FILE) for value in (None, "0")),
+    *(("coco", entry("images", file_name=value), COCO_FILE) for value in (3, None)),
+    *(
+        ("coco", entry(kind, **{key: value}), COCO_FILE)
+        for kind, key, value in (
+            ("images", "id", []),
+            ("categories", "name", 3),
+            ("categories", "id", {}),
+            ("categories", "id", 0),
+        )
+    ),
+    ("coco", coco(lambda contents: contents.pop("annotations")), f"{COCO_FILE} has no `annotations`"),
+    (
+        "coco",
+        coco(lambda contents: contents["images"].append(contents["images"][0] | {"id": 99})),
+        "file_name '000.png'",
+    ),
+    ("volumes", lambda root: os.rename(root / "train/images/a.nii.gz", root / "train/images/b.nii"), "have one name"),
+]
+
+
+def written(tmp_path, layout, change):
+    WRITERS[layout](tmp_path / "data", "train", NAMES["train"][:NUM_IMAGES])
+    change(tmp_path / "data")
+    names = {"names": {"0": None, "1": "liver"}, "intensities": (0, 9)} if layout == "volumes" else {}
+    return layouts.LAYOUTS[layout](tmp_path / "data", **names)
+
+
+@pytest.mark.parametrize(("layout", "change", "named"), OF_ONE_IMAGE)
+def test_bad_image_is_named_and_can_be_skipped(layout, change, named, tmp_path, capsys):
+    read = written(tmp_path, layout, change)
+    chosen, _ = choose_split(read, "train")
+    with pytest.raises(ValueError, match=named) as caught:
+        annotate_all(read, chosen)
+    assert "\n" not in str(caught.value)
+    images = annotate_all(read, chosen, "skip")
+    assert "is left out" in capsys.readouterr().err
+    assert len({image.paths for image in images}) == len(chosen) - 1
+
+
+@pytest.mark.parametrize(("layout", "change", "named"), OF_ALL)
+def test_bad_data_set_is_named(layout, change, named, tmp_path):
+    with pytest.raises(ValueError, match=named):
+        read = written(tmp_path, layout, change)
+        annotate_all(read, choose_split(read, "train")[0])
+
+
+@pytest.mark.parametrize("way", ["../out.png", "absolute", "link.png", "images/../../out.png"])
+def test_coco_file_name_does_not_leave_the_root(tmp_path, way):
+    name = str(tmp_path / "out.png") if way == "absolute" else way
+    read = written(tmp_path, "coco", link_outside)
+    inside = tmp_path / "data/images/train2017/000.png"  # absolute, and below the root
+    coco(lambda contents: contents["images"][0].update(file_name=str(inside)))(tmp_path / "data")
+    entry("images", file_name=name)(tmp_path / "data")
+    chosen, _ = choose_split(read, "train")
+    with pytest.raises(ValueError, match="is not below .*data|cannot be read"):
+        annotate_all(read, chosen)
+    images = annotate_all(read, chosen, "skip")
+    assert [image.paths[0].name for image in images] == [f"00{number}.png" for number in (0, 2, 3, 4, 5)]
+
+
+def test_command_goes_on_without_bad_annotation(tmp_path, capsys):
+    write_voc(tmp_path / "data", "train", NAMES["train"][:12])
+    (tmp_path / "data" / VOC).write_text("<annotation")
+    rows = make("voc", tmp_path / "data", tmp_path / "out", "--on_error", "skip")["train"]
+    assert "003.xml" in capsys.readouterr().err
+    assert "003" not in rows["id"] and len(rows) > 5
+    with pytest.raises(ValueError, match=r"003\.xml"):
+        make("voc", tmp_path / "data", tmp_path / "out")
+
+
+@pytest.mark.parametrize(
+    ("names", "named"), [({}, "'_'"), ({"other": " "}, "other"), ([], "names"), ({"a": 3}, "names")]
+)
+def test_class_without_words_is_named(names, named, tmp_path):
+    for label in ("_", "river"):
+        noise(tmp_path / label / "0.png", 0, (8, 8))
+    with pytest.raises(ValueError, match=named):
+        layout = layouts.ClassFolders(tmp_path, names)
+        annotate_all(layout, layout.splits()[layouts.UNSPLIT])
+
+
+@pytest.mark.parametrize(
+    ("words", "named"),
+    [
+        (["folders", "--kinds", "counting"], "folders cannot answer counting"),
+        (["folders", "--collages", "1"], "--collages"),
+        (["masks", "--window", "9"], "--window"),
+        (["voc", "--window", "9", "--overlap", "9"], "--overlap 9"),
+        (["masks", "--intensities", "0", "9"], "--intensities"),
+        (["voc", "--shard", "3/2"], "--shard: '3/2'"),
+        (["voc", "--shard", "a/b"], "--shard: 'a/b'"),
+    ],
+)
+def test_wrong_options_are_named(words, named, tmp_path):
+    layout, *options = words
+    with pytest.raises(WrongArguments, match=named):
+        make_instructions.main([layout, str(tmp_path), "--output_dir", str(tmp_path / "out"), *options])
+
+
+@pytest.mark.parametrize("layout", ["masks", "volumes"])
+def test_masks_need_names(layout, tmp_path):
+    with pytest.raises(ValueError, match="--names"):
+        layouts.LAYOUTS[layout](tmp_path)
+
+
+def test_volumes_need_a_range_of_intensities(tmp_path):
+    with pytest.raises(ValueError, match="`percentiles`"):
+        layouts.Volumes(tmp_path, {"0": None})
+
+
+def test_bad_objects_name_file_and_place():
+    with pytest.raises(ValueError, match="P1.txt, line 3"):
+        dota_objects("gsd:0.3\n1 1 9 1 9 9 1 9 ship 0\n1 2 3", "P1.txt")
+    with pytest.raises(ValueError, match="a.json, annotation 4"):
+        coco_object({"id": 4}, {}, "a.json")
+    with pytest.raises(ValueError, match="entry 1 of `images`"):
+        check_coco({"images": [{"id": 1, "file_name": "a"}, {"id": 2}], "categories": []}, "a.json")
+
+
+def test_collage_of_deep_image_is_refused(tmp_path):
+    Image.fromarray(np.zeros((90, 90), dtype=np.uint16)).save(tmp_path / "deep.png")
+    deep = AnnotatedImage("deep", (tmp_path / "deep.png",), (90, 90))
+    with pytest.raises(ValueError, match=r"deep\.png: an image of mode I;16"):
+        list(encode_collages(draw_collages([deep], 1, 84, (7,), seed=0)))
+
+
+def test_collage_larger_than_images_is_refused():
+    with pytest.raises(ValueError, match="150 pixels"):
+        draw_collages([AnnotatedImage("small", (), (90, 140))], 1, 300, (2,), seed=0)
