@@ -5,9 +5,11 @@ import torch
 import yaml
 from datasets import load_dataset
 from paths import AERIAL_TREES, CONFIGS
+from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import set_seed
 
+from modeling_vitp import ViTPVisionConfig, ViTPVisionModel
 from modeling_vitp.instructions.collator import STEP, ViTPDataCollator
 from modeling_vitp.instructions.rows import sample_texts
 from modeling_vitp.recipes.experiments.controls import Encoding, MaskedAutoencoder, PatchClassifier, Views
@@ -79,3 +81,110 @@ def test_compute_is_equal_by_the_steps_of_the_plan(quickstart):
     supervised = arms["supervised"]["max_steps"] * operations(PatchClassifier(vit, 2), pixels | labels)
     assert mae == pytest.approx(quickstart, rel=0.03)
     assert supervised == pytest.approx(quickstart, rel=0.03)
+
+
+PATCH, SIDE = 4, 6
+
+
+def vit(**changes) -> ViTPVisionModel:
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}
+    places = {"image_size": [SIDE * PATCH] * 2, "patch_size": [PATCH] * 2, "initializer_range": 0.3}
+    return ViTPVisionModel(ViTPVisionConfig(**sizes | places | changes))
+
+
+@pytest.fixture
+def pixels():
+    return torch.randn(2, 3, SIDE * PATCH, SIDE * PATCH, generator=torch.Generator().manual_seed(1))
+
+
+@pytest.fixture
+def noise():
+    return torch.rand(2, SIDE**2, generator=torch.Generator().manual_seed(2))
+
+
+def patch_at(image: torch.Tensor, index: int) -> torch.Tensor:
+    """Its pixels from left to right and top to bottom, three values each."""
+    top, left = PATCH * (index // SIDE), PATCH * (index % SIDE)
+    return torch.stack([image[:, y, x] for y in range(top, top + PATCH) for x in range(left, left + PATCH)]).flatten()
+
+
+@torch.no_grad()
+def test_the_loss_is_that_of_a_loop_over_masked_patches(pixels, noise):
+    model = MaskedAutoencoder(vit()).eval()
+    outputs = model(pixels, noise=noise)
+    encoder, decoder, errors = model.vit, model.decoder, []
+    for image, order, logits in zip(pixels, noise.argsort(dim=1), outputs.logits):
+        visible, masked = order[: SIDE**2 // 4].tolist(), order[SIDE**2 // 4 :].tolist()
+        tokens = encoder.vit.embeddings(image[None])[0]
+        states = torch.stack([tokens[0], *(tokens[1 + index] for index in visible)])[None]
+        for layer in encoder.vit.encoder.layer:
+            states = layer(states)
+        states = decoder.decoder_embed(encoder.layernorm(states))[0]
+        sequence = [states[0]] + [decoder.mask_token[0, 0]] * SIDE**2
+        for place, index in enumerate(visible):
+            sequence[1 + index] = states[1 + place]
+        sequence = torch.stack(sequence)[None] + decoder.decoder_pos_embed
+        for layer in decoder.decoder_layers:
+            sequence = layer(sequence)
+        predicted = decoder.decoder_pred(decoder.decoder_norm(sequence))[0, 1:]
+        torch.testing.assert_close(predicted, logits, atol=1e-5, rtol=1e-5)
+        for index in masked:
+            target = patch_at(image, index)
+            target = (target - target.mean()) / (target.var() + 1e-6).sqrt()
+            errors.append((predicted[index] - target).square().mean())
+    assert len(errors) == 2 * 27
+    torch.testing.assert_close(outputs.loss, torch.stack(errors).mean())
+
+
+def test_masked_patches_do_not_reach_the_encoder(pixels, noise):
+    model = MaskedAutoencoder(vit())
+    pixels.requires_grad_()
+    outputs = model.vit(pixels, noise)
+    assert outputs.last_hidden_state.shape == (2, 1 + SIDE**2 // 4, 16)
+    outputs.last_hidden_state.square().sum().backward()
+    moved = [[patch_at(grad, index).abs().max() for index in range(SIDE**2)] for grad in pixels.grad]
+    assert ((torch.tensor(moved) == 0) == outputs.mask.bool()).all()
+
+
+def test_masks_are_drawn_by_the_seed(pixels):
+    model = MaskedAutoencoder(vit())
+
+    def loss(seed):
+        torch.manual_seed(seed)
+        return model(pixels).loss.item()
+
+    assert loss(3) == loss(3) != loss(4)
+
+
+def test_given_weights_are_trained(pixels):
+    backbone = vit()
+    before = {name: value.clone() for name, value in backbone.state_dict().items()}
+    model = MaskedAutoencoder(backbone)
+    assert all(torch.equal(value, before[name]) for name, value in backbone.state_dict().items())
+    optimizer = torch.optim.SGD(model.parameters(), 0.1)
+    model(pixels).loss.backward()
+    optimizer.step()
+    unmoved = {name for name, value in backbone.state_dict().items() if torch.equal(value, before[name])}
+    assert not {name for name in unmoved if "weight" in name}
+    places = model.decoder.decoder_pos_embed[0, 1:]
+    assert len(places.unique(dim=0)) == SIDE**2
+
+
+def test_patch_classes_by_cross_entropy(pixels):
+    model = PatchClassifier(vit(), num_classes=3)
+    labels = torch.randint(3, (2, SIDE**2), generator=torch.Generator().manual_seed(3))
+    labels[:, ::5] = -100
+    outputs = model(pixels, labels)
+    tokens = model.vit(pixels).last_hidden_state[:, 1:]
+    losses = [
+        -F.log_softmax(model.head(token), dim=-1)[label]
+        for token, label in zip(tokens.flatten(0, 1), labels.flatten())
+        if label >= 0
+    ]
+    torch.testing.assert_close(outputs.loss, torch.stack(losses).mean())
+
+
+def test_a_vit_of_oblong_images_is_refused():
+    with pytest.raises(ValueError, match="needs square images and patches; those of the ViT are 24 x 48 and 4 x 8"):
+        MaskedAutoencoder(vit(image_size=[24, 48], patch_size=[4, 8]))

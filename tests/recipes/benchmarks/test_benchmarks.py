@@ -1,8 +1,19 @@
-"""What the benchmark of growth measures is done whole, and it says so if it is not."""
+"""Benchmarks of scaling, loading, steps and detection: each does the whole work that it measures."""
 
+import json
+import time
+
+import psutil
 import pytest
+import torch
+from PIL import Image
 
-from modeling_vitp.recipes.benchmarks import scaling
+from modeling_vitp.command.errors import WrongArguments
+from modeling_vitp.recipes.benchmarks import benchmark_loader, detection_speed, scaling
+from modeling_vitp.recipes.benchmarks.benchmark_detection import main
+from modeling_vitp.recipes.benchmarks.detection_speed import DETECTORS, SHAPES, operators, time_calls, training_step
+from modeling_vitp.recipes.benchmarks.loading_speed import SIZES, synthetic_mixture
+from modeling_vitp.recipes.benchmarks.step_time import beside_busy
 
 
 @pytest.mark.parametrize("kind", ["parquet", "webdataset"])
@@ -69,3 +80,58 @@ def test_an_epoch_goes_on_in_its_middle(tmp_path, monkeypatch, number):
     scaling.write_rows(tmp_path / "source", "parquet", 80)
     assert len(scaling.sampler(number)) == len(scaling.mixture(tmp_path / "source", number)) == 3
     assert seen == [number // 16]
+
+
+@pytest.mark.parametrize(("side", "sizes"), [(None, SIZES), (70, ((70, 70),))])
+def test_sizes_of_synthetic_images(tmp_path, side, sizes):
+    (source,) = synthetic_mixture(tmp_path, 5, side)["sources"]
+    rows = [json.loads(line) for line in (tmp_path / source["annotation"]).read_text().splitlines()]
+    assert [Image.open(tmp_path / row["image"]).size for row in rows] == [sizes[i % len(sizes)] for i in range(5)]
+
+
+def test_mixture_and_side_exclude_each_other():
+    with pytest.raises(WrongArguments, match="--side: not allowed with argument --mixture"):
+        benchmark_loader.main(["--mixture", "my.yaml", "--side", "70"])
+
+
+def test_busy_processes_work_until_the_measurement_ends():
+    me, start = psutil.Process(), time.monotonic()
+    before = set(me.children())
+    with beside_busy(2):
+        busy = set(me.children()) - before
+        while min(process.cpu_times().user for process in busy) < 0.1 and time.monotonic() - start < 30:
+            time.sleep(0.05)
+        assert len(busy) == 2 and min(process.cpu_times().user for process in busy) >= 0.1
+    assert set(me.children()) == before
+
+
+TINY = {"hidden_size": 64, "num_hidden_layers": 4, "num_attention_heads": 4, "intermediate_size": 32}
+
+
+def test_each_operator_is_given_as_many_boxes_as_it_says():
+    shapes = [tuple(call().shape) for call in list(operators(torch.device("cpu")).values())[:6:2]]
+    assert shapes[0] == (2000, 2000) and 0 < shapes[1][0] < 2000 and shapes[2] == (512, 256, 7, 7)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("detector", DETECTORS)
+def test_a_step_trains(monkeypatch, detector):
+    monkeypatch.setitem(SHAPES, "vit_s", TINY)
+    step = training_step(detector, "vit_s", 64, torch.device("cpu"))
+    first, second = step(), step()
+    assert first.isfinite() and second.isfinite() and first != second
+
+
+def test_the_first_call_is_not_timed():
+    calls = []
+    times = time_calls(lambda: calls.append(None) or torch.zeros(()), 3)
+    assert len(times) == 3 and len(calls) == 4 and min(times) > 0
+
+
+@pytest.mark.slow
+def test_the_command_prints_a_row_for_each(monkeypatch, capsys):
+    monkeypatch.setitem(SHAPES, "vit_s", TINY)
+    monkeypatch.setattr(detection_speed, "NUM_BOXES", 600)
+    assert main(["--runs", "1", "--steps", "1", "--image_size", "64"]) == 0
+    rows = [line for line in capsys.readouterr().out.splitlines() if line.startswith("| ")]
+    assert len(rows) == 1 + 8 + 3
