@@ -1,4 +1,4 @@
-"""Scores of a model's answers, by the kind of answer that is wanted; each is the mean of its values."""
+"""Scores of a model's answers, by the kind of the expected answer; a score is the mean of its values."""
 
 import difflib
 import re
@@ -42,7 +42,7 @@ TOKEN = re.compile(r"\d+(?:[.,]\d+)+|\w+(?:-\w+)*|'\w+")
 def score_answers(
     kind: str, questions: Sequence[str], answers: Sequence[str], references: Sequence[Sequence[str]]
 ) -> dict[str, np.ndarray | float]:
-    """Values of each score by question, or one value where a score is of all answers together.
+    """Return the values of each score by question, or one value where a score is of all answers together.
 
     Args:
         kind: of [`KINDS`].
@@ -55,15 +55,15 @@ def score_answers(
 def score_words(
     questions: Sequence[str], answers: Sequence[str], references: Sequence[Sequence[str]]
 ) -> dict[str, np.ndarray]:
-    """Whether an answer is one of the references, both normalized."""
+    """Score whether an answer is one of the references, both normalized."""
     wanted = [{normalize_answer(reference) for reference in found} for found in references]
     return {"accuracy": np.array([normalize_answer(one) in found for one, found in zip(answers, wanted)], dtype=float)}
 
 
 def normalize_answer(text: str) -> str:
-    """As VQA is scored (Antol et al. 2015): lower case, digits for numbers up to ten, no articles or punctuation.
+    """Normalize a text as VQA does (Antol et al. 2015): lower case, digits up to ten, no articles or punctuation.
 
-    What is nothing but articles keeps them, and what has no words stays as it is in lower case.
+    A text of articles alone keeps them, and a text without words is only lower-cased.
     """
     lowered = re.sub(r"(?<=\d),(?=\d)", "", text.lower()).replace("'", "").replace("’", "")
     words = [NUMBERS.get(word, word) for word in WORD.findall(lowered)]
@@ -73,7 +73,7 @@ def normalize_answer(text: str) -> str:
 def score_choices(
     questions: Sequence[str], answers: Sequence[str], references: Sequence[Sequence[str]]
 ) -> dict[str, np.ndarray]:
-    """Whether an answer names or says a right one of the choices that are listed in the question."""
+    """Score whether an answer names or says a right one of the choices that are listed in the question."""
     right = []
     for question, answer, found in zip(questions, answers, references):
         choices = read_choices(question)
@@ -83,15 +83,16 @@ def score_choices(
 
 
 def read_choices(question: str) -> dict[str, str]:
-    """Choices by their letters; empty unless two or more are listed, one a line, from A on without a gap."""
+    """Return the choices by their letters; empty unless two or more are listed, one a line, from A on without a gap."""
     choices = dict(OPTION.findall(question))
     is_list = len(choices) > 1 and "".join(choices) == "ABCDEFGHIJKLMNOPQRSTUVWXYZ"[: len(choices)]
     return choices if is_list else {}
 
 
 def choose(answer: str, choices: dict[str, str]) -> str | None:
-    """The letter of a choice: which an answer names, or else whose text is most similar to it (PMC-VQA, OmniMedVQA).
-    `None` if none is similar at all, or several are named.
+    """Return the letter of the choice that an answer names, or else of the most similar one (PMC-VQA, OmniMedVQA).
+
+    `None` if no choice is similar, or several are named.
     """
     said, named = answer.strip(), named_choice(answer, choices)
     if named or several_letters(said) or len(repeated(said, choices)) > 1:
@@ -105,7 +106,7 @@ def choose(answer: str, choices: dict[str, str]) -> str | None:
 
 
 def named_choice(answer: str, choices: dict[str, str]) -> str | None:
-    """The letter of a choice that an answer says word for word, or names by its letter; `None` if it is not one."""
+    """Return the letter of the only choice that an answer repeats word for word or names by its letter, or `None`."""
     said = answer.strip()
     option, texts = OPTION.fullmatch(said), {letter: plain(text) for letter, text in choices.items()}
     if option and plain(option[2]) == texts.get(option[1]):
@@ -126,13 +127,13 @@ def named_choice(answer: str, choices: dict[str, str]) -> str | None:
 
 
 def several_letters(said: str) -> set[str]:
-    """The letters of a text that is several and nothing else."""
+    """Return the letters of a text that is several and nothing else."""
     bare = MARKS.sub("", MARKED.sub(lambda found: found[1].upper(), said))
     return set(ALONE.findall(bare)) if SEVERAL.fullmatch(bare) else set()
 
 
 def repeated(said: str, choices: dict[str, str]) -> set[str]:
-    """The letters of the choices that a text repeats as they are listed: each on a line, or all with nothing else."""
+    """Return the letters of the choices that a text repeats: each on its own line, or all with nothing else."""
     lines = {letter for letter, text in OPTION.findall(said) if plain(text) == plain(choices.get(letter, ""))}
     listed = "|".join(rf"({letter})[.):] ?{re.escape(plain(text))}" for letter, text in choices.items())
     rest = re.sub(listed, "", " ".join(said.split()), flags=re.IGNORECASE)
@@ -146,7 +147,7 @@ def plain(text: str) -> str:
 
 
 def begin_alike(one: str, other: str) -> bool:
-    """Whether two texts have the same first two words."""
+    """Return whether two texts have the same first two words."""
     first, second = (re.findall(r"\w+", text.casefold())[:2] for text in (one, other))
     return len(first) == 2 and first == second
 
@@ -176,12 +177,12 @@ def score_maps(
 
 
 def cells(text: str) -> list[str]:
-    """The words of a map, or the letters of one that has no spaces."""
+    """Return the words of a map, or the letters of one that has no spaces."""
     return text.split() if len(text.split()) > 1 else list(text.strip())
 
 
 def score_captions(answers: Sequence[str], references: Sequence[Sequence[str]]) -> dict[str, np.ndarray | float]:
-    """`bleu_1` to `bleu_4` of all captions together; `rouge_l` and `cider` of each.
+    """Return `bleu_1` to `bleu_4` of all captions together; `rouge_l` and `cider` of each.
 
     Words are told as COCO's evaluation tells them, in lower case and without punctuation, but not by its tokenizer,
     which is a Java program. CIDEr is CIDEr-D, as there: from 0 to 10, and 0 where all images have the same references,
@@ -204,7 +205,7 @@ def score_captions(answers: Sequence[str], references: Sequence[Sequence[str]]) 
 
 
 def tokenize(text: str) -> str:
-    """The words of a text in lower case, with a space between them."""
+    """Return the words of a text in lower case, with a space between them."""
     return " ".join(TOKEN.findall(text.lower()))
 
 

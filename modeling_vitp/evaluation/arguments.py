@@ -1,4 +1,4 @@
-"""Arguments of experiments on the command line."""
+"""Arguments of `evaluate_robustness` and `evaluate_vlm`."""
 
 from dataclasses import dataclass, field
 from typing import Any
@@ -12,7 +12,7 @@ from .answer_scores import KINDS
 
 @dataclass
 class RobustnessArguments(Arguments):
-    """Which models are scored under which corruptions, on what.
+    """Arguments of `evaluate_robustness`.
 
     Attributes:
         configuration: the file that `data` names, a configuration of fine-tuning; empty if it names none.
@@ -90,7 +90,7 @@ class RobustnessArguments(Arguments):
 
 @dataclass
 class VLMArguments(Arguments):
-    """Which vision-language models are asked the questions of which rows."""
+    """Arguments of `evaluate_vlm`."""
 
     limits = {
         "limit": "[1, inf)",

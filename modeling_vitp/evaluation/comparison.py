@@ -17,7 +17,7 @@ logger = logging.getLogger(__name__)
 
 
 def once(folder: Path, run: Callable[[], None]) -> dict:
-    """The `metrics.json` that a part leaves when it is finished; one without is run, from its beginning."""
+    """Return the `metrics.json` of a part of a comparison. If the file is missing, run the part from its beginning."""
     finished = folder / "metrics.json"
     if not finished.is_file():
         shutil.rmtree(folder, ignore_errors=True)
@@ -28,7 +28,7 @@ def once(folder: Path, run: Callable[[], None]) -> dict:
 
 
 def check_settings(record: Path, settings: dict[str, Any]) -> None:
-    """Parts of an experiment belong together only if their settings are the same; the first run records them.
+    """Record the settings of a comparison, or check that they equal the recorded ones.
 
     Raises:
         ValueError: names the settings that differ from those in `record`.
@@ -51,7 +51,7 @@ def short_names(names: Sequence[str]) -> list[str]:
 
 
 def mean_and_spread(values: Sequence[float]) -> tuple[float, float | None]:
-    """The mean, and the sample standard deviation (n - 1), `None` of a single value."""
+    """Return the mean and the sample standard deviation (n - 1); `None` for a single value."""
     return np.mean(values).item(), np.std(values, ddof=1).item() if len(values) > 1 else None
 
 
@@ -70,7 +70,7 @@ def summarize_draws(scores: Sequence[dict[str, float]]) -> dict[str, dict]:
 
 
 def probe_table(results: Sequence[dict], control: dict[str, float], score: str, control_name: str) -> str:
-    """Markdown with a row for each backbone and one for the control, a column for each probe and number of labels."""
+    """Return a Markdown table with a row for each backbone and the control, a column for each probe and labels."""
     columns = list(dict.fromkeys(f"{item['probe']}, {item['labels']}" for item in results))
     cells = {}
     for item in results:

@@ -43,7 +43,7 @@ def open_task(name: str, args: RobustnessArguments) -> RobustnessTask:
 
 
 def evaluate_robustness(args: RobustnessArguments) -> dict[str, Any]:
-    """Scores all models, but for what is there already of the same models and images, and writes `metrics.json`.
+    """Score all models and write `metrics.json`. Conditions that are finished are not run again.
 
     Returns:
         The metrics: `models`, one entry each, see [`summarize_conditions`], and what they are about.
@@ -70,7 +70,7 @@ def evaluate_robustness(args: RobustnessArguments) -> dict[str, Any]:
 def score_models(
     tasks: dict[str, RobustnessTask], about: dict[str, Any], conditions: Sequence[tuple[str, int]], output_dir: Path
 ) -> dict[str, Any]:
-    """The metrics of one model after the other, which are taken out of `tasks`, saved after each."""
+    """Return the metrics of all models; each is taken out of `tasks` and saved when it is scored."""
     names, metrics = list(tasks), {**about, "models": []}
     same = {name: value for name, value in about.items() if name not in ("score", "images")}
     check_settings(output_dir / "settings.json", {**same, "parameters of corruptions": SEVERITIES})
@@ -86,7 +86,7 @@ def score_models(
 
 
 def open_tasks(args: RobustnessArguments) -> tuple[dict[str, RobustnessTask], dict[str, Any]]:
-    """The models by name, and what is the same for all of them."""
+    """Return the models by name, and the settings that all of them share."""
     tasks = {name: open_task(name, args) for name in args.models}
     first, *others = tasks.values()
     for name, task in zip(args.models[1:], others):
@@ -101,7 +101,7 @@ def open_tasks(args: RobustnessArguments) -> tuple[dict[str, RobustnessTask], di
 def score_conditions(
     task: RobustnessTask, folder: Path, label: str, conditions: Sequence[tuple[str, int]]
 ) -> dict[tuple[str, int], dict[str, float]]:
-    """The metrics under each condition, each of which leaves a folder when it is finished."""
+    """Return the metrics under each condition. Each finished condition leaves a folder."""
     folders = {(name, severity): folder / (f"{name}_{severity}" if severity else name) for name, severity in conditions}
     missing = [condition for condition, part in folders.items() if not (part / "metrics.json").is_file()]
     scores = {}
@@ -149,13 +149,13 @@ def summarize_conditions(scores: dict[tuple[str, int], dict[str, float]], score:
 
 
 def format_score(item: dict[str, float]) -> list[str]:
-    """Score and relative score as in a table; a dash for what cannot be told."""
+    """Return score and relative score for a table; a dash for NaN."""
     score, relative = item["score"], item.get("relative", 1.0)
     return ["–" if math.isnan(score) else f"{score:.3f}", "–" if math.isnan(relative) else f"{relative:.1%}"]
 
 
 def robustness_table(metrics: dict[str, Any]) -> str:
-    """Markdown: clean, each corruption (the mean over its severities) and the average, models side by side."""
+    """Return a Markdown table: clean, each corruption (mean over its severities) and the average, for all models."""
     models = metrics["models"]
     rows = [["clean", *[cell for model in models for cell in format_score(model["clean"])]]]
     for name in models[0]["corruptions"]:
@@ -168,7 +168,7 @@ def robustness_table(metrics: dict[str, Any]) -> str:
 
 
 def severity_table(model: dict[str, Any]) -> str:
-    """Markdown: a row for each corruption, a column for each severity."""
+    """Return a Markdown table with a row for each corruption and a column for each severity."""
     severities = list(dict.fromkeys(item["severity"] for item in model["conditions"]))
     cells = {name: [] for name in model["corruptions"]}
     for item in model["conditions"]:
@@ -178,7 +178,7 @@ def severity_table(model: dict[str, Any]) -> str:
 
 
 def draw_robustness(metrics: dict[str, Any], path: Path) -> None:
-    """A panel for each corruption with the score of each model over the severities, 0 being the clean images."""
+    """Draw a panel for each corruption: the score of each model over the severities, 0 being the clean images."""
     names = list(metrics["models"][0]["corruptions"])
     columns = min(4, len(names))
     lines = math.ceil(len(names) / columns)

@@ -46,7 +46,7 @@ THREE_ALIKE = re.compile(r"(.)\1\1", re.IGNORECASE)  # letters in a row, as no w
 
 @dataclass(frozen=True)
 class Question:
-    """A turn of a row that is to be answered.
+    """Question of a row.
 
     Args:
         id: of the row.
@@ -68,7 +68,7 @@ class Question:
 
 
 def read_questions(rows: Iterable[dict[str, Any]], kind: str | None = None) -> tuple[list[Question], int]:
-    """The questions about images, in the order of the rows, and the number of answers that are not scored.
+    """Return the questions about images, in the order of the rows, and the number of answers that are not scored.
 
     Not scored are questions without an image, and answers of no kind, such as several boxes.
 
@@ -107,7 +107,7 @@ def read_questions(rows: Iterable[dict[str, Any]], kind: str | None = None) -> t
 
 
 def image_key(image: Any) -> str:
-    """The path of an encoded image, or a hash of its bytes."""
+    """Return the path of an encoded image, or a hash of its bytes."""
     path, content = (image.get("path"), image.get("bytes")) if isinstance(image, dict) else (image, None)
     return hashlib.sha256(content).hexdigest() if content is not None else str(path)
 
@@ -131,8 +131,10 @@ def answer_kind(question: str, reference: str) -> str | None:
 
 
 def is_map(question: str, answer: str) -> bool:
-    """Whether an answer has a word for each cell: more than 6, all of them in the question, or no sentence and at most
-    half of them different; or a letter for each: more than 20, with three in a row the same.
+    """Return whether an answer is a map of cells.
+
+    Either it has a word for each cell: more than 6, all of them in the question, or no sentence and at most half of
+    them different. Or it has a letter for each cell: more than 20, with three equal ones in a row.
     """
     words = answer.split()
     if len(words) > MOST_WORDS:
@@ -142,8 +144,9 @@ def is_map(question: str, answer: str) -> bool:
 
 
 def other_images(images: Sequence[tuple[str, ...]]) -> list[int | None]:
-    """For the images of each question, the place of a question with as many others: half of all images away. `None`
-    where all with as many have the same.
+    """Return for each question the index of one with as many other images, half of all images away.
+
+    `None` if all questions with as many images have the same ones.
     """
     first: dict[int, dict[tuple[str, ...], int]] = {}
     for place, one in enumerate(images):
@@ -159,7 +162,10 @@ def other_images(images: Sequence[tuple[str, ...]]) -> list[int | None]:
 def conversation_of(
     collator: ViTPDataCollator, rows: Dataset, question: Question, other: Question | None = None
 ) -> list[dict[str, Any]]:
-    """The messages up to a question, earlier answers as they should be, with the images of its row or of another's."""
+    """Return the messages up to a question, with the images of its row or of another row.
+
+    Earlier answers are the right ones.
+    """
     row, name = rows[question.row], f"Sample {question.id!r}"
     if other is not None:
         row, name = {**row, "images": images_of(rows[other.row])}, f"{name} with the images of {other.id!r}"
@@ -170,7 +176,7 @@ def conversation_of(
 
 
 def evaluate_vlm(args: VLMArguments) -> dict[str, Any]:
-    """Asks every model each question with its own image and with another one; writes `metrics.json` after each model,
+    """Ask every model each question with its own image and with another one. Write `metrics.json` after each model,
     `answers_MODEL.jsonl` and `answers_MODEL.png`.
 
     Returns:

@@ -48,7 +48,7 @@ class Backbone:
     state: str
 
     def reading(self, given: dict | None) -> dict | None:
-        """The input spec that images are read by: the one that is given for all backbones, or its own.
+        """Return the input spec for reading images: `given`, or that of the backbone if `given` is empty.
 
         Raises:
             ValueError: if it names other bands than the backbone takes.
@@ -75,7 +75,7 @@ class Backbone:
         return self._split(self._run(pixels).last_hidden_state, pixels)
 
     def maps(self, pixels: torch.Tensor, depths: int = 1) -> torch.Tensor:
-        """Patch tokens of several depths beside each other, what a dense head reads.
+        """Return the patch tokens of several depths, concatenated.
 
         Args:
             pixels: float32 of shape `(batch, channels, height, width)`.
@@ -120,8 +120,9 @@ class Backbone:
         return states[:, :prefix], states[:, prefix:].unflatten(1, (rows, columns))
 
     def in_patches(self, side: int) -> int:
-        """The side of a square image, in pixels, if that is whole patches: labels are taken by patch, and the pixels
-        that a patch embedding leaves out at the border would shift them.
+        """Return `side`, the side of a square image in pixels, if it is a multiple of the patch size.
+
+        Labels are taken by patch; pixels that the patch embedding leaves out at the border would shift them.
 
         Raises:
             ValueError: if it is not.
@@ -151,7 +152,7 @@ class Backbone:
         raise ValueError(f"{self.name} gives {tokens} tokens of an image of {width} x {height}: no map can be made.")
 
     def pool(self, pixels: torch.Tensor, pooling: str) -> torch.Tensor:
-        """One vector an image, float32 of shape `(batch, width)`; of twice the width for `cls_mean`."""
+        """Return a vector for each image, float32 of shape `(batch, width)`; `cls_mean` has twice the width."""
         prefix, maps = self.tokens(pixels)
         mean = maps.mean((1, 2))
         if pooling == "mean":
@@ -162,7 +163,7 @@ class Backbone:
 
 
 class PatchPixels(Backbone):
-    """What can be read without the model: the pixels of each patch, as the image processor of a backbone gives them."""
+    """Control without a model: the pixels of each patch, as the image processor of a backbone gives them."""
 
     @classmethod
     def of(cls, backbone: Backbone) -> "PatchPixels":
@@ -220,7 +221,7 @@ def load_backbone(
 def load_with_controls(
     name: str, device: str | torch.device, dtype: str, random_control: bool, pixel_control: bool
 ) -> Iterator[Backbone]:
-    """A backbone, and if asked for the same with random weights, and the pixels of its patches, one after another."""
+    """Yield a backbone and, on request, the same with random weights and the pixels of its patches."""
     yield load_backbone(name, device, dtype)
     if random_control:
         yield load_backbone(name, device, dtype, random_seed=0)
@@ -229,12 +230,12 @@ def load_with_controls(
 
 
 def commit_of(repo_id: str, revision: str) -> str | None:
-    """The commit that a revision stands for, on the Hub or, offline, in its cache; `None` if it cannot be told."""
+    """Return the commit of a revision, from the Hub or offline from the cache; `None` if it is unknown."""
     return getattr(resolve_revision(repo_id, revision), "resolved", None)
 
 
 class Preprocessing:
-    """What a backbone's image processor makes of pixels, see [`~modeling_vitp.images.pixels.to_pixels`].
+    """Preprocessing of images by the image processor of a backbone.
 
     Args:
         image_processor: of the backbone.
@@ -248,7 +249,7 @@ class Preprocessing:
         self.options = {name: False for name in off if getattr(image_processor, name, None) is not None}
 
     def __call__(self, image: torch.Tensor) -> torch.Tensor:
-        """Pixels of shape `(channels, height, width)` to what the backbone takes, float32 of the same layout."""
+        """Return what the backbone takes, float32 of shape `(channels, height, width)`, as are the pixels."""
         if self.image_size:
             size = [self.image_size, self.image_size]
             image = F.resize(image, size, InterpolationMode.BICUBIC, antialias=True)
@@ -258,7 +259,7 @@ class Preprocessing:
 
 
 def square_size(image_processor: BaseImageProcessor) -> int:
-    """The side of the tile that an image processor makes, in pixels."""
+    """Return the side of the tile of an image processor, in pixels."""
     for name in ("crop_size", "size"):
         size = getattr(image_processor, name, None)
         if size is not None and (size.height or size.shortest_edge):
@@ -267,7 +268,7 @@ def square_size(image_processor: BaseImageProcessor) -> int:
 
 
 class Pixels(Dataset):
-    """What a backbone takes of each image, float32 of shape `(channels, height, width)`."""
+    """Data set of preprocessed images, float32 of shape `(channels, height, width)`."""
 
     def __init__(self, images: Dataset, preprocessing: Preprocessing):
         self.images, self.preprocessing = images, preprocessing
@@ -313,7 +314,7 @@ def extract(
     description: str = "",
     shard: Shard | None = None,
 ) -> np.ndarray:
-    """The features of all images, in order.
+    """Return the features of all images, in order.
 
     Args:
         images: of which an item is what [`~modeling_vitp.images.pixels.to_pixels`] gives.
@@ -377,7 +378,7 @@ def extract_maps(
 
 
 def save_rows(blocks: Iterable[np.ndarray], length: int, path: Path) -> None:
-    """Writes `length` rows of features, float32, one block in memory at a time; a file that is there is whole."""
+    """Write `length` rows of float32 features, one block in memory at a time. The file appears when it is complete."""
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_suffix(".partial")
     features, done = None, 0
@@ -392,14 +393,14 @@ def save_rows(blocks: Iterable[np.ndarray], length: int, path: Path) -> None:
 
 
 def find_parts(path: Path) -> list[tuple[int, int, Path]]:
-    """What shards have left of the features of a file: the first image, the one after the last, the part."""
+    """Return the parts that shards have written for a file: first image, end, and path."""
     return sorted(
         (*map(int, part.suffixes[0][1:].split("-")), part) for part in path.parent.glob(f"{path.stem}.*-*.npy")
     )
 
 
 def joined(parts: Sequence[tuple[int, int, Path]], length: int) -> Iterator[np.ndarray]:
-    """The parts, one after another. Raises a `ValueError` that names the first image of which there are no features."""
+    """Yield the parts in order. If a part is missing, raise a `ValueError` that names its first image."""
     done = 0
     for first, end, part in [*parts, (length, length, None)]:
         if first != done:

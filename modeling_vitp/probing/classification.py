@@ -1,4 +1,4 @@
-"""Classes of images, by nearest neighbours and by a linear layer."""
+"""Probes of classes of images: nearest neighbors and a linear layer."""
 
 import logging
 from dataclasses import dataclass
@@ -24,7 +24,8 @@ from .heads import fit_linear, nearest_neighbours
 
 @dataclass
 class Classification:
-    """
+    """Classes of images, probed by nearest neighbors and a linear layer.
+
     Args:
         rows, labels, names: see [`~modeling_vitp.probing.classification.open_splits`].
         where: the data set, for errors.
@@ -59,7 +60,7 @@ class Classification:
         return np.eye(len(self.names), dtype=bool)[self.labels["train"]]
 
     def control(self) -> dict[str, float]:
-        """Of always answering the class that is most frequent in training."""
+        """Return the scores of always answering the most frequent class of the training images."""
         return self.scores(np.full(len(self.labels["test"]), np.bincount(self.labels["train"]).argmax()))
 
     def scores(self, predicted: np.ndarray) -> dict[str, float]:
@@ -71,7 +72,7 @@ class Classification:
     def probe(
         self, backbone: Backbone, draws: dict[Labels, list[np.ndarray]], image_size: int | None, folder: Path, **loading
     ) -> dict[tuple[str, Labels], list[dict[str, float]]]:
-        """The scores of each draw of training images, by probe and labels."""
+        """Return the scores of each draw of training images, by probe and labels."""
         train, test = (self.features(backbone, split, image_size, folder, **loading) for split in ("train", "test"))
         one_hot, device = self.presence.astype(np.float32), backbone.model.device
         results = {}
@@ -86,7 +87,7 @@ class Classification:
         return results
 
     def features(self, backbone: Backbone, split: str, image_size: int | None, folder: Path, **loading) -> np.ndarray:
-        """Those of all images of a split, `train` or `test`: float32 of shape `(images, width)`."""
+        """Return the features of a split, `train` or `test`: float32 of shape `(images, width)`."""
         rows, spec = self.rows[split], backbone.reading(self.input_spec)
         return extract(
             backbone,
@@ -104,8 +105,7 @@ logger = logging.getLogger(__name__)
 
 
 class LabelledImages(torch.utils.data.Dataset):
-    """Rows of a `datasets` data set. An item is an image, see
-    [`~modeling_vitp.images.pixels.to_pixels`].
+    """Images of the rows of a `datasets` data set; see [`~modeling_vitp.images.pixels.to_pixels`].
 
     Args:
         rows: with a column of images, which are not decoded yet.
@@ -122,7 +122,7 @@ class LabelledImages(torch.utils.data.Dataset):
         return len(self.rows)
 
     def name(self, index: int) -> str:
-        """For errors: the row, and its file if it has one."""
+        """Return the row and its file, for errors."""
         stored = self.rows[index][self.column]
         path = stored.get("path") if isinstance(stored, dict) else None
         return f"{self.where}, row {index}" + (f" ({path})" if path else "")
@@ -218,13 +218,13 @@ def open_splits(
 
 
 def misplaced(folder: Path, splits: list[str]) -> Path | None:
-    """The first image of splits that lies in no folder of a class, or below one."""
+    """Return the first image that is not directly in the folder of a class."""
     places = ((folder / split, path) for split in splits for path in image_files(folder / split))
     return next((path for split, path in places if len(path.relative_to(split).parts) != 2), None)
 
 
 def values_of(rows: datasets.Dataset, column: str, where: str) -> list:
-    """The label of each row: the name of its class where the data set knows it."""
+    """Return the label of each row; the name of the class if the data set has names."""
     feature, values = rows.features[column], rows[column]
     for place, value in enumerate(values):
         if value is None or (isinstance(feature, datasets.ClassLabel) and value < 0):
@@ -235,7 +235,7 @@ def values_of(rows: datasets.Dataset, column: str, where: str) -> list:
 
 
 def hold_out(labels: np.ndarray, share: float) -> tuple[np.ndarray, np.ndarray]:
-    """Images to train and to test on, `share` of each class, chosen by a fixed draw, for every seed the same.
+    """Return the images to train and to test on, `share` of each class, by a draw that does not depend on the seed.
 
     Raises:
         ValueError: if the share is not between 0 and 1.

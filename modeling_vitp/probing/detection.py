@@ -1,4 +1,4 @@
-"""Where objects are: a linear layer on each patch that says whether the centre of an object of a class is in it."""
+"""Probe of boxes: a linear layer on each patch that tells whether it has the center of an object of a class."""
 
 import logging
 from collections.abc import Mapping
@@ -19,7 +19,8 @@ logger = logging.getLogger(__name__)
 
 
 class Detection:
-    """
+    """Centers of objects, probed by a linear layer on each patch.
+
     Args:
         data: see [`~modeling_vitp.detection.data.DetectionData`]. Its input spec is for all backbones; without one,
             each reads images by its own.
@@ -50,7 +51,7 @@ class Detection:
             logger.warning("The classes %s never occur in what is trained on.", absent)
 
     def _objects(self, role: str, split: str) -> list[ImageObjects]:
-        """Those with their centre in each sample, in its pixels, and as annotated: a window does not cut them."""
+        """Return the objects with their center in each sample, in its pixels. A window does not cut them."""
         places = self.samples[role].places
         whole = {place.image: place.objects for place in places}
         if any(place.window is not None for place in places):
@@ -73,7 +74,7 @@ class Detection:
         return presence
 
     def centres(self, role: str, grid: tuple[int, int]) -> np.ndarray:
-        """How many objects of each class have their centre in each patch.
+        """Return how many objects of each class have their center in each patch.
 
         Args:
             role: `train` or `test`.
@@ -96,13 +97,13 @@ class Detection:
         return counts
 
     def control(self) -> dict[str, float]:
-        """Of one score for all patches."""
+        """Return the scores of one value for all patches."""
         return {"centre_auc": 0.5}
 
     def probe(
         self, backbone: Backbone, draws: dict[Labels, list[np.ndarray]], image_size: int | None, folder: Path, **loading
     ) -> dict[tuple[str, Labels], list[dict[str, float]]]:
-        """The scores of each draw of training images, by probe and labels.
+        """Return the scores of each draw of training images, by probe and labels.
 
         `centre_auc` is the chance that a patch with the centre of an object of a class has higher odds of it than one
         without; `centre_ap` is the average precision of the patches ranked by these odds, which falls with the share of
@@ -138,7 +139,7 @@ class Detection:
         return scores
 
     def features(self, backbone: Backbone, role: str, image_size: int | None, folder: Path, **loading) -> np.ndarray:
-        """The patch tokens of a split, `train` or `test`: float32 of shape `(images, rows, columns, width)`."""
+        """Return the patch tokens of a split, `train` or `test`: float32 of shape `(images, rows, columns, width)`."""
         samples = self.samples[role].subset(range(len(self.samples[role])))
         spec = backbone.reading(self.data.input_spec)
         samples.spec = None if spec is None else InputSpec.from_dict(spec)
@@ -148,7 +149,7 @@ class Detection:
 
 
 def object_state(samples: ObjectImages) -> str:
-    """Changes when the images do."""
+    """Return a text that changes when the images change."""
     if samples.rows is not None:
         return (
             f"{samples.rows._fingerprint} {samples.column} {[(place.image, place.window) for place in samples.places]}"

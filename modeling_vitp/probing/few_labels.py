@@ -11,7 +11,7 @@ from ..vrl import keyed_generator
 
 @dataclass(frozen=True)
 class Labels:
-    """How many of the labels are used.
+    """Number of labels that are used.
 
     Args:
         shots: images of each class; where an image has several classes, images until each class is in that many.

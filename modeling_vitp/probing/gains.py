@@ -1,4 +1,4 @@
-"""What a pretraining has brought to its ViT: what can be read from the frozen backbone, beside its controls.
+"""Gains of a pretraining: probes of the frozen backbone beside its controls.
 
 Projector and language model learn many tasks from the pixels that a random ViT passes on, so a loss that falls and
 answers that are right do not say that the ViT has learned anything. What is kept is the ViT; it is held against itself
@@ -30,7 +30,7 @@ ALL_LABELS = Labels(share=1.0)
 
 
 def load_backbones(backbone: Path, start: Path, seed: int, device: str | torch.device = "cpu") -> dict[str, Backbone]:
-    """The backbone and its controls, by `BACKBONE`, `START`, `RANDOM` and `PIXELS`.
+    """Return the backbone and its controls, by `BACKBONE`, `START`, `RANDOM` and `PIXELS`.
 
     Args:
         backbone, start: folders of what was exported at the end and at the start of the run.
@@ -47,7 +47,7 @@ def load_backbones(backbone: Path, start: Path, seed: int, device: str | torch.d
 
 
 def probe_run(settings: dict, splits: Sequence[str], output_dir: Path, seed: int, device: str | torch.device) -> dict:
-    """What [`measure_gains`] finds of a run that left `backbone` and `backbone_at_start` in its folder.
+    """Return the result of [`measure_gains`] for a run with `backbone` and `backbone_at_start` in its folder.
 
     Args:
         settings: `data` of a configuration of fine-tuning, see [`~modeling_vitp.dense.data.DenseData`].
@@ -108,7 +108,7 @@ def measure_gains(
 
 
 def gains_of(scores: dict[str, dict]) -> dict[str, dict[str, float]]:
-    """By probe and backbone, how far the backbone's `patch_auc` is above the backbone's."""
+    """Return how far the `patch_auc` of `BACKBONE` is above that of each other backbone, by probe."""
     return {
         probe: {
             name: scores[BACKBONE][probe]["patch_auc"] - scores[name][probe]["patch_auc"]
@@ -120,7 +120,7 @@ def gains_of(scores: dict[str, dict]) -> dict[str, dict[str, float]]:
 
 
 def token_similarity(features: np.ndarray) -> float:
-    """Mean cosine similarity of two patch tokens of one image: 1 where every token says the same.
+    """Return the mean cosine similarity of two patch tokens of one image; 1 if all tokens are equal.
 
     Args:
         features: of shape `(images, rows, columns, width)`.
@@ -132,7 +132,7 @@ def token_similarity(features: np.ndarray) -> float:
 
 
 def gains_table(measured: dict) -> str:
-    """Markdown: a row for each backbone, a column for each probe and score."""
+    """Return a Markdown table with a row for each backbone and a column for each probe and score."""
     probes = list(measured["gains"])
     columns = [(probe, score) for probe in probes for score in ("patch_auc", "mean_iou")]
     rows = [
@@ -144,7 +144,7 @@ def gains_table(measured: dict) -> str:
 
 
 def panels_of_truth(task: Segmentation, number: int = 4) -> dict[int, list[tuple[str, np.ndarray]]]:
-    """Image and mask of some test samples, by their index."""
+    """Return image and mask of some test samples, by their index."""
     samples, rows = task.samples["test"], {}
     for index in np.linspace(0, len(samples) - 1, min(number, len(samples))).astype(int).tolist():
         sample = samples[index]
@@ -154,7 +154,7 @@ def panels_of_truth(task: Segmentation, number: int = 4) -> dict[int, list[tuple
 
 
 def add_panels(rows: dict[int, list], task: Segmentation, name: str, features: np.ndarray, probe: Probe) -> None:
-    """Adds to each row an backbone's principal components, and what is read."""
+    """Add the principal components of a backbone and the predicted classes to each row."""
     for index, row in rows.items():
         maps = torch.tensor(features[index])
         scores = principal_scores(maps.permute(2, 0, 1))
@@ -164,14 +164,14 @@ def add_panels(rows: dict[int, list], task: Segmentation, name: str, features: n
 
 
 def palette_of(task: Segmentation) -> np.ndarray:
-    """RGB by class index, uint8 of shape `(256, 3)`; gray where there is no class."""
+    """Return the color of each class index, uint8 of shape `(256, 3)`; gray for indices without a class."""
     palette = np.full((256, 3), 127, dtype=np.uint8)
     palette[: len(task.names)] = task.data.encoding.palette
     return palette
 
 
 def draw_rows(rows: Iterable[Sequence[tuple[str, np.ndarray]]], path: Path) -> None:
-    """Panels with titles, uint8 RGB, as a picture."""
+    """Draw panels with titles, uint8 RGB, to a file."""
     rows = list(rows)
     shape = len(rows), len(rows[0])
     figure, axes = plt.subplots(*shape, figsize=(2.3 * shape[1], 2.5 * shape[0]), squeeze=False, layout="constrained")

@@ -1,4 +1,4 @@
-"""Classes of pixels, by a linear layer and by a small nonlinear one on each patch."""
+"""Probes of masks: a linear layer and a small nonlinear one on each patch, also on corrupted images."""
 
 import copy
 import dataclasses
@@ -28,7 +28,8 @@ Probe = Callable[[torch.Tensor], torch.Tensor]  # features to logits
 
 
 class Segmentation:
-    """
+    """Classes of pixels, probed by a linear layer and a small nonlinear one on each patch.
+
     Args:
         data: see [`~modeling_vitp.dense.data.DenseData`]. Its input spec is for all backbones; without one, each reads
             images by its own (but volumes, which become 8-bit slices).
@@ -53,7 +54,7 @@ class Segmentation:
         self.corruption: tuple[str, int, int] | None = None
 
     def under(self, corruption: str, severity: int, seed: int) -> "Segmentation":
-        """The same, of test images with a corruption, see [`~modeling_vitp.dense.corrupted.CorruptedImages`]."""
+        """Return the task with corrupted test images; see [`~modeling_vitp.images.corruptions.CorruptedImages`]."""
         task = copy.copy(self)
         task.corruption = corruption, severity, seed
         task.samples = {**self.samples, "test": CorruptedImages(self.samples["test"], *task.corruption)}
@@ -61,7 +62,7 @@ class Segmentation:
 
     @cached_property
     def pixels(self) -> np.ndarray:
-        """How many each training image has of each class, int64 of shape `(images, classes)`."""
+        """Pixels of each class in each training image, int64 of shape `(images, classes)`."""
         counts = ClassPixels(self.samples["train"], len(self.names))
         pixels = np.stack([counts[index].numpy() for index in tqdm(range(len(counts)), desc="Reading masks")])
         absent = [name for name, count in zip(self.names, pixels.sum(0)) if not count]
@@ -74,7 +75,7 @@ class Segmentation:
         return self.pixels > 0
 
     def masks(self, role: str) -> Iterator[np.ndarray]:
-        """One after another, class indices, uint8 of shape `(height, width)`."""
+        """Yield the masks of a split: class indices, uint8 of shape `(height, width)`."""
         for index in range(len(self.samples[role])):
             mask = self.samples[role].mask(index)
             if mask is None:
@@ -82,7 +83,7 @@ class Segmentation:
             yield mask.numpy()
 
     def control(self) -> dict[str, float]:
-        """Of the class with most pixels in training, everywhere."""
+        """Return the scores of the most frequent class of the training pixels, everywhere."""
         metric, label = self._metric(), int(self.pixels.sum(0).argmax())
         for mask in self.masks("test"):
             metric.add(prediction=np.full(mask.shape, label), reference=mask)
@@ -91,7 +92,7 @@ class Segmentation:
     def fit(
         self, backbone: Backbone, draws: dict[Labels, list[np.ndarray]], image_size: int | None, folder: Path, **loading
     ) -> dict[tuple[str, Labels], list[Probe]]:
-        """What was fitted to each draw of training images, by probe and labels: from features to logits."""
+        """Fit the probes to each draw of training images, and return them by probe and labels."""
         train = self.features(backbone, "train", image_size, folder, **loading)
         counts = np.stack([pixels_by_patch(mask, train.shape[1:3], len(self.names)) for mask in self.masks("train")])
         heads, device = {}, backbone.model.device
@@ -103,7 +104,7 @@ class Segmentation:
     def probe(
         self, backbone: Backbone, draws: dict[Labels, list[np.ndarray]], image_size: int | None, folder: Path, **loading
     ) -> dict[tuple[str, Labels], list[dict[str, float]]]:
-        """The scores of each draw of training images, by probe and labels.
+        """Return the scores of each draw of training images, by probe and labels.
 
         `mean_iou` is over pixels, and `patch_auc` over patches: how well one of a class is told from the others, by the
         class that most of its pixels have, the mean over classes. The latter depends on no threshold.
@@ -120,7 +121,7 @@ class Segmentation:
         folder: Path,
         **loading,
     ) -> dict[tuple[str, Labels], list[dict[str, float]]]:
-        """The scores of what [`fit`] gave, see [`probe`]."""
+        """Return the scores of fitted probes; see [`fit`] and [`probe`]."""
         test = self.features(backbone, "test", image_size, folder, **loading)
         return {key: [self._score(probe, test, f"{backbone.name}, {key[0]}") for probe in heads[key]] for key in heads}
 
@@ -140,7 +141,7 @@ class Segmentation:
         return evaluate.load(str(METRICS_FOLDER / "mean_iou"), num_labels=len(self.names), ignore_index=IGNORE_INDEX)
 
     def features(self, backbone: Backbone, role: str, image_size: int | None, folder: Path, **loading) -> np.ndarray:
-        """The patch tokens of a split, `train` or `test`: float32 of shape `(images, rows, columns, width)`."""
+        """Return the patch tokens of a split, `train` or `test`: float32 of shape `(images, rows, columns, width)`."""
         data = self.data
         if data.volumes is None:
             data = dataclasses.replace(data, input_spec=backbone.reading(data.input_spec))
@@ -164,7 +165,7 @@ def single_image(samples: MaskedImages, index: int) -> torch.Tensor:
 
 
 def pixels_by_patch(mask: np.ndarray, grid: tuple[int, int], num_classes: int) -> np.ndarray:
-    """How many pixels of each class have their centre in each patch; those without a class are not counted.
+    """Return how many pixels of each class have their center in each patch. Pixels without a class do not count.
 
     Args:
         mask: class indices of shape `(height, width)`.
@@ -182,13 +183,13 @@ def pixels_by_patch(mask: np.ndarray, grid: tuple[int, int], num_classes: int) -
 
 
 def interpolate(logits: torch.Tensor, shape: tuple[int, int]) -> torch.Tensor:
-    """The logits of patches, `(rows, columns, classes)`, at the pixels, `(classes, height, width)`, bilinearly."""
+    """Interpolate logits of patches, `(rows, columns, classes)`, bilinearly to pixels, `(classes, height, width)`."""
     logits = logits.permute(2, 0, 1)[None]
     return F.interpolate(logits, shape, mode="bilinear", align_corners=False)[0]
 
 
 def state_of(samples: MaskedImages) -> str:
-    """Changes when the images do."""
+    """Return a text that changes when the images change."""
     if isinstance(samples, ImageFiles):
         files = [(path, box, path.stat().st_mtime_ns) for sample, box in samples.rows for path in sample.images]
         return str(files)
@@ -201,7 +202,7 @@ SHOWN = ("patch_auc", "mean_iou")
 def probe_robustness(
     task: Segmentation, backbone: Backbone, severities: Sequence[int], seed: int, folder: Path
 ) -> dict[str, dict[str, dict]]:
-    """Scores of the readers of a frozen backbone, fitted once, on clean and on corrupted test images.
+    """Return the scores of probes of a frozen backbone, fitted once, on clean and on corrupted test images.
 
     Args:
         severities: of each corruption, from 1 to 5.
