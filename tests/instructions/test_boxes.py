@@ -17,7 +17,7 @@ from modeling_vitp.instructions.boxes import GridBox, grid_box, iou, is_box, rea
     st.integers(1, 5000),
     st.integers(1, 5000),
 )
-def test_grid_boxes_always_have_an_area_and_are_on_the_grid(x, y, w, h, width, height):
+def test_grid_boxes_have_an_area(x, y, w, h, width, height):
     left, top = min(x, width - 1e-3), min(y, height - 1e-3)
     box = (left, top, min(left + w, width), min(top + h, height))
     assert same_place(grid_box(box, (height, width)), box, width, height)
@@ -25,7 +25,7 @@ def test_grid_boxes_always_have_an_area_and_are_on_the_grid(x, y, w, h, width, h
 
 @settings(deadline=None)
 @given(st.lists(st.integers(-50, 1050), min_size=4, max_size=4))
-def test_boxes_are_on_the_grid_and_have_an_area(corners):
+def test_box_is_on_the_grid_with_an_area(corners):
     left, top, right, bottom = corners
     expected = all(corner in range(1001) for corner in corners) and right - left > 0 and bottom - top > 0
     assert is_box(tuple(map(str, corners))) == expected
@@ -56,12 +56,12 @@ def test_boxes_are_on_the_grid_and_have_an_area(corners):
         ("", []),
     ],
 )
-def test_boxes_are_found_in_both_ways_of_writing_them(text, wanted):
+def test_boxes_are_read_in_both_forms(text, wanted):
     assert read_boxes(text) == ([GridBox(*box) for box in wanted], [])
 
 
 @pytest.mark.parametrize("wrong", ["[0, 0, 1001, 5]", "[5, 0, 5, 9]", "[9, 0, 5, 9]", "[0, 9, 5, 2]"])
-def test_what_is_no_box_on_the_grid_is_named(wrong):
+def test_wrong_box_is_named(wrong):
     assert read_boxes(f"<ref>x</ref><box>[{wrong}]</box> [1, 2, 3, 4]") == ([GridBox(1, 2, 3, 4)], [wrong])
 
 
@@ -83,7 +83,7 @@ def images_with_boxes(draw):
 
 @settings(deadline=None, max_examples=200)
 @given(images_with_boxes(), st.sampled_from(["", "ship", "the largest storage tank"]))
-def test_boxes_that_are_written_are_read_again_with_an_area_and_within_a_cell(image, phrase):
+def test_written_boxes_are_read_within_a_cell(image, phrase):
     size, boxes = image
     found, wrong = read_boxes(write_boxes(boxes, size, phrase))
     assert wrong == [] and [box.phrase for box in found] == [phrase] * len(boxes)
@@ -99,14 +99,14 @@ def test_boxes_that_are_written_are_read_again_with_an_area_and_within_a_cell(im
 
 
 @given(st.lists(st.integers(0, 1000), min_size=4, max_size=4))
-def test_a_box_of_an_image_as_large_as_the_grid_stays_as_it_is(corners):
+def test_box_of_image_as_large_as_grid_is_kept(corners):
     if is_box(list(map(str, corners))):
         assert grid_box(corners, (1000, 1000)) == corners
         assert write_boxes([corners], (1000, 1000), "ship") == f"<ref>ship</ref><box>[{corners}]</box>"
         assert write_boxes([corners], (1000, 1000)) == f"<box>[{corners}]</box>"
 
 
-def test_a_number_that_no_integer_holds_is_no_box():
+def test_huge_number_is_no_box():
     """Python refuses to make an integer of more than 4300 digits."""
     text = f"[1, 2, {'9' * 5000}, 4]"
     assert read_boxes(text) == ([], []) and wrong_boxes(text) == ([], [text])

@@ -38,9 +38,7 @@ def dry_run(capsys, *arguments):
 
 
 @pytest.mark.parametrize("name", PUBLISHED)
-def test_every_mixture_of_the_paper_and_the_release_runs_dry_without_data_hub_or_gpu(
-    name, capsys, monkeypatch, tmp_path
-):
+def test_published_mixtures_run_dry_without_data(name, capsys, monkeypatch, tmp_path):
     def refuse(*args, **kwargs):
         raise AssertionError("the dry run asks the network")
 
@@ -63,7 +61,7 @@ def test_every_mixture_of_the_paper_and_the_release_runs_dry_without_data_hub_or
     assert all(source.first_rows == name.endswith("released") for source in mixture.sources)
 
 
-def test_tokens_of_a_step_follow_from_tiles_rates_and_drop_ratio(capsys, tmp_path):
+def test_tokens_follow_from_tiles_rates_and_drop(capsys, tmp_path):
     """One source of which the tiles are known, and one of which only the limit is."""
     with open(tmp_path / "near.jsonl", "w") as file:
         for number, size in enumerate([(448, 448), (896, 448), (448, 1344)]):
@@ -138,7 +136,7 @@ def test_the_four_rules(changes, holds):
     ] == holds
 
 
-def test_a_data_set_in_a_folder_is_counted(tmp_path):
+def test_data_set_in_a_folder_is_counted(tmp_path):
     messages = [{"role": "user", "content": "How many?"}, {"role": "assistant", "content": "3"}]
     Dataset.from_list([{"messages": messages}] * 7).to_parquet(tmp_path / "mine" / "train.parquet")
     mixture = tmp_path / "mixture.yaml"
@@ -147,7 +145,7 @@ def test_a_data_set_in_a_folder_is_counted(tmp_path):
     assert (summary.rows, summary.effective, summary.missing) == (7, 14, None)
 
 
-def test_a_dry_run_needs_a_mixture(tmp_path):
+def test_dry_run_needs_a_mixture(tmp_path):
     with pytest.raises(ValueError, match="dry_run is about a mixture"):
         pretrain.main(["--dataset_name", "x", "--output_dir", str(tmp_path), "--dry_run"])
     with pytest.raises(ValueError, match="Give either dataset_name or mixture"):
@@ -165,7 +163,7 @@ def suggested(place, tmp_path, *options):
 
 
 @pytest.mark.parametrize("name", FORMATS)
-def test_the_mixture_that_the_dry_run_asks_for_is_the_data_set(name, tmp_path):
+def test_suggested_mixture_is_the_data_set(name, tmp_path):
     """By the folder of it, and by the file that has its rows; of 30 x 20 pixels each image is one tile of 2."""
     FORMATS[name][0](tmp_path / "data", [picture(30, 20, seed) for seed in range(4)])
     files = [path for path in (tmp_path / "data").rglob("*") if path.suffix != ".png" and path.is_file()]
@@ -178,7 +176,7 @@ def test_the_mixture_that_the_dry_run_asks_for_is_the_data_set(name, tmp_path):
         assert summary.tiles == tiles and summary.text_tokens == pytest.approx(sum(characters) / 16)
 
 
-def test_the_mixture_that_the_dry_run_asks_for_has_the_split_and_the_root(tmp_path):
+def test_suggested_mixture_has_split_and_root(tmp_path):
     FORMATS["LLaVA"][0](tmp_path / "data", [picture(30, 20)])
     moved = (tmp_path / "data" / "llava_instruct.json").rename(tmp_path / "rows.json")
     root = str(tmp_path / "data" / "images")
@@ -189,7 +187,7 @@ def test_the_mixture_that_the_dry_run_asks_for_has_the_split_and_the_root(tmp_pa
 
 
 @pytest.mark.parametrize("found", [0, 1])
-def test_rows_that_cannot_be_used_are_counted_and_bounds_told_as_such(found, capsys, tmp_path):
+def test_unusable_rows_are_counted(found, capsys, tmp_path):
     turns = [{"from": "human", "value": "<image>\nWhat?"}, {"from": "gpt", "value": "Trees."}]
     lines = [json.dumps({"image": f"{number}.png", "conversations": turns}) for number in range(3)]
     (tmp_path / "rows.jsonl").write_text("\n".join(lines))
@@ -203,7 +201,7 @@ def test_rows_that_cannot_be_used_are_counted_and_bounds_told_as_such(found, cap
 
 
 @pytest.mark.parametrize("start", ["from scratch", "folder"])
-def test_tiles_and_tokens_are_those_of_the_start(start, capsys, tmp_path, model_and_processor):
+def test_tiles_and_tokens_are_of_the_start(start, capsys, tmp_path, model_and_processor):
     """An image of 100 x 60 pixels is 3 x 2 tiles of 56 pixels and a thumbnail; of InternVL's 448 it would be others."""
     model, processor = model_and_processor
     picture(100, 60).save(tmp_path / "0.png")
@@ -228,7 +226,7 @@ def test_tiles_and_tokens_are_those_of_the_start(start, capsys, tmp_path, model_
     assert "(4 tokens a tile of 56 x 56 pixels." in output
 
 
-def test_the_dry_run_ends_with_the_commands_for_public_sets_that_are_not_there(capsys, tmp_path, monkeypatch):
+def test_dry_run_ends_with_commands_for_missing_sets(capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     config = ("--config", str(CONFIGS / "remote_sensing_paper.yaml"))
     output = dry_run(capsys, *config)

@@ -74,7 +74,7 @@ def test_parts_are_crops(index, images, name):
         assert match.test_image == letter and match.kind == "crop" and match.score >= 0.8
 
 
-def test_a_scene_that_holds_test_images_matches_all_of_them(index, images):
+def test_scene_with_test_images_matches_all(index, images):
     """Two test images as parts of a larger picture."""
     scene = Image.new("RGB", (520, 300), (90, 110, 70))
     scene.paste(images[1], (10, 20))
@@ -82,14 +82,14 @@ def test_a_scene_that_holds_test_images_matches_all_of_them(index, images):
     assert [(match.test_image, match.kind) for match in index.find(scene)] == [("b", "crop"), ("e", "crop")]
 
 
-def test_the_same_pixels_in_another_file_are_the_same(index, images):
+def test_same_pixels_are_the_same(index, images):
     buffer = io.BytesIO()
     images[2].save(buffer, format="PNG")
     (match,) = index.find(Image.open(buffer))
     assert match == overlap.Match("c", "same", 1.0)
 
 
-def test_the_colors_of_a_palette_are_what_is_compared():
+def test_palette_colors_are_compared():
     numbers = np.arange(64, dtype=np.uint8).reshape(8, 8)
     colored = []
     for step in (1, 2):
@@ -103,7 +103,7 @@ def test_the_colors_of_a_palette_are_what_is_compared():
 
 
 @pytest.mark.parametrize("as_jpeg", [False, True])
-def test_a_piece_of_a_collage_is_found(index, images, aerial_trees, as_jpeg):
+def test_crop_of_a_collage_is_found(index, images, aerial_trees, as_jpeg):
     """The whole of a collage matches nothing: where a piece lies on its test image, the others do not."""
     test = images[2].convert("RGB").crop((40, 70, 152, 182)).transpose(Image.Transpose.ROTATE_90)
     pieces = [image.convert("RGB").crop((50, 50, 162, 162)) for image in aerial_trees["train"][:3]["image"]]
@@ -123,13 +123,13 @@ def test_other_images_match_nothing(index, aerial_trees):
     assert index.find(Image.fromarray(noise)) == []
 
 
-def test_an_index_answers_the_same_in_another_process(index, images):
+def test_pickled_index_answers_the_same(index, images):
     copy = pickle.loads(pickle.dumps(index))
     crop = PARTS["half"](images[0])
     assert copy.find(crop) == index.find(crop) != []
 
 
-def test_hashes_of_orientations_equal_those_of_turned_images(images):
+def test_hashes_equal_those_of_turned_images(images):
     """One transform with signs changed and axes swapped, against transforms of really turned pixels."""
     pixels = overlap.grey(images[0].resize((256, 256)))
     turned = overlap.orientations(pixels)
@@ -150,7 +150,7 @@ def test_correlation_equals_numpys():
     assert overlap.correlation(first, np.ones_like(first)) == 0
 
 
-def test_test_images_are_read_from_folders_and_data_sets(tmp_path, images):
+def test_test_images_from_folders_and_data_sets(tmp_path, images):
     (tmp_path / "files" / "deep").mkdir(parents=True)
     images[0].save(tmp_path / "files" / "deep" / "one.png")
     assert overlap.load_test_images(str(tmp_path / "files")).names == ["deep/one.png"]

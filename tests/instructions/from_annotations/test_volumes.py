@@ -58,33 +58,9 @@ def test_slices_equal_images_of_the_same_pixels(tmp_path, names):
                 cut = np.rot90(array[::-1, :, index])
                 Image.fromarray(cut).save(tmp_path / "png" / kind / case / f"axial_{index:04d}.png")
     write_case(tmp_path / "ct", "test", "c", 9)
-    rows = make(
-        "volumes",
-        tmp_path / "ct",
-        tmp_path / "of_volumes",
-        *names,
-        *WINDOW,
-        "--collages",
-        "0.2",
-        "--collage_size",
-        "8",
-        "--collage_grid",
-        "2",
-    )
-    images = make(
-        "masks",
-        tmp_path / "png",
-        tmp_path / "of_images",
-        *names,
-        "--split",
-        "all",
-        "--collages",
-        "0.2",
-        "--collage_size",
-        "8",
-        "--collage_grid",
-        "2",
-    )
+    collages = ["--collages", "0.2", "--collage_size", "8", "--collage_grid", "2"]
+    rows = make("volumes", tmp_path / "ct", tmp_path / "of_volumes", *names, *WINDOW, *collages)
+    images = make("masks", tmp_path / "png", tmp_path / "of_images", *names, "--split", "all", *collages)
     assert rows["id"] == images["id"] and rows["messages"] == images["messages"] and len(rows) > 8
     for row, image in zip(rows, images):
         assert np.array_equal(np.asarray(row["images"][0]), np.asarray(image["images"][0]))
