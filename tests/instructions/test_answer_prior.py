@@ -110,7 +110,7 @@ def test_exactly_answer_tokens_are_guessed(texts):
         if expected:
             kept.append(expected)
     assert [one.tokens[one.answered].tolist() for one in encoded] == kept
-    assert all(len(one.tokens) == len(one.answered) == len(one.places) <= MAX_TOKENS for one in encoded)
+    assert all(len(one.tokens) == len(one.answered) == len(one.positions) <= MAX_TOKENS for one in encoded)
 
 
 def test_given_tokenizer_is_used(tokenizer):
