@@ -216,7 +216,10 @@ class RowChecker:
             if self.max_length is not None and tokens > self.max_length:
                 problems.append(("too long", f"{tokens} tokens, max_length={self.max_length}"))
         digests = [pixel_digest(image) for image in images]
-        digest = digest_of(row["messages"], digests) if is_whole else None
+        digest = None
+        if is_whole:
+            content = json.dumps(row["messages"], sort_keys=True).encode()
+            digest = hashlib.sha256(b"".join(digests) + content).digest()[:16]
         return RowReport(row["id"], problems, tiles, tokens, digest, self.matches(images, digests))
 
     def check_messages(self, row: dict) -> list[tuple[str, str]]:
@@ -253,12 +256,6 @@ class RowChecker:
         return found
 
 
-def digest_of(messages: list[dict], image_digests: list[bytes]) -> bytes:
-    """Return a digest of the images and messages of a row."""
-    content = json.dumps(messages, sort_keys=True).encode()
-    return hashlib.sha256(b"".join(image_digests) + content).digest()[:16]
-
-
 def validate(
     mixture: Mixture,
     num_workers: int,
@@ -285,10 +282,16 @@ def validate(
             rows = read_source(source)
             report.schema = schema_of_part(source, rows)
             rows, numbers = part_of(rows, shard or Shard(1, 1))
-            for number, row in zip(numbers, read_rows(source, rows, checker, num_workers)):
-                report.add(row, seen)
-                if keep is not None:
-                    keep(place, number, row)
+            is_map_style = isinstance(rows, Dataset)
+            workers = num_workers if is_map_style else min(num_workers, 1)
+            loader = DataLoader(rows, BATCH_SIZE, num_workers=workers, collate_fn=checker)
+            progress = tqdm(total=len(rows) if is_map_style else source.rows, desc=source.name, unit=" rows")
+            with opencv_in_one_thread(), progress:
+                for number, row in zip(numbers, itertools.chain.from_iterable(loader)):
+                    report.add(row, seen)
+                    progress.update()
+                    if keep is not None:
+                        keep(place, number, row)
         except Exception as error:  # whatever a source does; the others are still to be read
             report.error = " ".join(str(error).split())
     return reports
@@ -303,23 +306,6 @@ def part_of(rows: Dataset | IterableDataset, shard: Shard) -> tuple[Dataset | It
     if shard.count > 1:
         rows = rows.filter(lambda row, number: number % shard.count == first, with_indices=True)
     return rows, itertools.count(first, shard.count)
-
-
-def read_rows(
-    source: Source, rows: Dataset | IterableDataset, checker: RowChecker, num_workers: int
-) -> Iterator[RowReport]:
-    is_map_style = isinstance(rows, Dataset)
-    loader = DataLoader(
-        rows,
-        batch_size=BATCH_SIZE,
-        num_workers=num_workers if is_map_style else min(num_workers, 1),
-        collate_fn=checker,
-    )
-    num_rows = len(rows) if is_map_style else source.rows
-    with opencv_in_one_thread(), tqdm(total=num_rows, desc=source.name, unit=" rows") as progress:
-        for batch in loader:
-            yield from batch
-            progress.update(len(batch))
 
 
 def shard_files(folder: Path, shard: Shard) -> tuple[Path, Path]:
