@@ -76,6 +76,8 @@ def load_public_set(name: str) -> type["PublicSet"]:
     spec = importlib.util.spec_from_file_location(f"public_set_{path.stem}", path)
     spec.loader.exec_module(importlib.util.module_from_spec(spec))
     found = [kind for key, kind in sets.items() if before.get(key) is not kind]
+    sets.clear()  # of what the file has registered
+    sets.update(before)
     if len(found) != 1:
         raise WrongArguments(f"{path} has {len(found)} classes with @register_public_set, but one is needed.")
     return found[0]

@@ -13,11 +13,10 @@ import rasterio
 import torch
 import yaml
 from datasets import Dataset, Features, Image, List, Value
-from medical_set_data import save_table
 from page_blocks import file_name, find_pages, read_page
 from paths import FIXTURES, ROOT
 from pictures import picture, write_bands
-from public_set_data import dior_rsvg, save_picture
+from public_set_data import dior_rsvg, save_picture, save_table
 from rasterio.transform import from_origin
 from safetensors.torch import load_file, save_file
 from tiny_models import TEXT, VISION

@@ -1,15 +1,24 @@
 import json
 
 import pytest
-from medical_set_data import gmai_mmbench, mini_internvl_general, omnimedvqa, open_i, pmc_oa, pmc_vqa
 from paths import ROOT
-from public_set_data import MINIATURES, save_json, save_text
+from public_set_data import (
+    MINIATURES,
+    gmai_mmbench,
+    mini_internvl_general,
+    omnimedvqa,
+    open_i,
+    pmc_oa,
+    pmc_vqa,
+    save_json,
+    save_text,
+)
 
 from modeling_vitp.instructions.mixture import load_mixture
 from modeling_vitp.recipes.datasets import make_public_set
-from modeling_vitp.recipes.datasets.public_set import load_public_set, make_rows
+from modeling_vitp.recipes.datasets.public_set import load_public_set, load_public_sets, make_rows
 
-MEDICAL = [name for name, write in MINIATURES.items() if write.__module__ == "medical_set_data"]
+MEDICAL = [name for name, kind in load_public_sets().items() if not kind.__module__.endswith("remote_sensing")]
 
 
 def make(name, folder, **options):

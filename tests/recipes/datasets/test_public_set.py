@@ -3,7 +3,6 @@
 import hashlib
 import json
 
-import medical_set_data  # noqa: F401, which adds its miniatures
 import pytest
 import yaml
 from paths import CONFIGS
