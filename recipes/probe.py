@@ -62,7 +62,7 @@ def open_task(args: ProbeArguments):
     """Return the task of the probe: classes, masks or boxes, with their train and test images."""
     from modeling_vitp.dense.data import DenseData
     from modeling_vitp.detection.data import DetectionData
-    from modeling_vitp.probing.classification import Classification
+    from modeling_vitp.probing.classification import Classification, open_samples
     from modeling_vitp.probing.detection import Detection
     from modeling_vitp.probing.segmentation import Segmentation
 
@@ -70,10 +70,11 @@ def open_task(args: ProbeArguments):
         task, data = (Detection, DetectionData) if args.annotations == "boxes" else (Segmentation, DenseData)
         splits = {"train": args.train_split, "test": args.test_split}
         return task(data.from_dict(args.data), splits, args.l2, args.depths)
-    splits = {name: getattr(args, name) for name in ("train_split", "test_split", "test_share", "label_column")}
-    names = "image_column input_spec pooling num_neighbours temperature l2".split()
-    settings = {name: getattr(args, name) for name in names}
-    return Classification.open(args.dataset_name, args.dataset_config, splits, **settings)
+    columns = args.image_column, args.label_column
+    samples = open_samples(
+        args.dataset_name, args.dataset_config, args.train_split, args.test_split, args.test_share, *columns
+    )
+    return Classification(*samples, args.input_spec, args.pooling, args.num_neighbours, args.temperature, args.l2)
 
 
 if __name__ == "__main__":

@@ -180,12 +180,15 @@ class ClassifiedImages(torch.utils.data.Dataset):
         [`~modeling_vitp.images.reading.check_whole`]."""
         raise NotImplementedError
 
-    def __getitem__(self, index: int) -> dict:
+    def image(self, index: int) -> torch.Tensor:
+        """Return the pixels of an image without its label."""
         try:
-            image = to_pixels(self.read(index), self.spec)
+            return to_pixels(self.read(index), self.spec)
         except Exception as error:  # Pillow raises many kinds for a broken file
             raise ValueError(f"{self.where(index)}: the image cannot be read: {error}") from error
-        return {"id": self.id(index), "image": image, "label": self.labels[index]}
+
+    def __getitem__(self, index: int) -> dict:
+        return {"id": self.id(index), "image": self.image(index), "label": self.labels[index]}
 
 
 class FileImages(ClassifiedImages):
