@@ -8,13 +8,14 @@ from functools import partial
 import pytest
 import torch
 import yaml
-from datasets import Dataset, Features, Image, List, Value
+from datasets import Dataset
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pictures import picture
 
 from modeling_vitp.instructions import answer_prior
 from modeling_vitp.instructions.answer_prior import MAX_TOKENS, AnswerPrior, encode, make_tokenize, measure_answer_prior
+from modeling_vitp.instructions.from_annotations.storage import FEATURES
 from modeling_vitp.recipes import validate_data
 
 WORDS = [f" {letter}" for letter in "abcdefghijklmnop"]
@@ -120,15 +121,6 @@ def test_given_tokenizer_is_used(tokenizer):
         own = tokenizer(text, add_special_tokens=False)["input_ids"]
         assert len(tokenize(text)) == len(own) and len(set(tokenize(text))) == len(set(own))
         assert min(tokenize(text)) >= 4
-
-
-FEATURES = Features(
-    {
-        "id": Value("string"),
-        "images": List(Image()),
-        "messages": List({"role": Value("string"), "content": Value("string")}),
-    }
-)
 
 
 def write(folder, answers):

@@ -9,7 +9,7 @@ import pytest
 import rasterio
 import torch
 import yaml
-from datasets import Dataset, Features, Image, List, Value
+from datasets import Dataset
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pictures import picture
@@ -17,19 +17,12 @@ from pictures import picture
 from modeling_vitp import ViTPDataCollator
 from modeling_vitp.command.errors import WrongArguments
 from modeling_vitp.command.paths import Shard
+from modeling_vitp.instructions.from_annotations.storage import FEATURES
 from modeling_vitp.instructions.mixture import load_mixture
 from modeling_vitp.instructions.rows import SourceSettings
 from modeling_vitp.instructions.sources import Source
 from modeling_vitp.instructions.validation import ERRORS, RowChecker, SourceReport, histogram, validate
 from modeling_vitp.recipes import validate_data
-
-FEATURES = Features(
-    {
-        "id": Value("string"),
-        "images": List(Image()),
-        "messages": List({"role": Value("string"), "content": Value("string")}),
-    }
-)
 
 
 def talk(question, answer):

@@ -7,7 +7,6 @@ describe them; `tests/helpers/benchmark_folders.py` writes a miniature of each.
 import csv
 import json
 import re
-import xml.etree.ElementTree as ElementTree
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ import PIL.Image
 
 from modeling_vitp.evaluation.answer_scores import choose
 from modeling_vitp.instructions.boxes import write_boxes
+from modeling_vitp.instructions.from_annotations.formats import parse_xml, voc_objects
 from modeling_vitp.recipes.datasets.remote_sensing import PERCENT_BOX
 
 LETTERS = "ABCDEFGH"
@@ -69,14 +69,13 @@ def dior_rsvg(root: Path, indices: str = "test.txt") -> list[dict]:
     wanted = set(map(int, (root / indices).read_text().split()))
     documents, number = [], -1
     for path in sorted((root / "Annotations").glob("*.xml")):
-        tree = ElementTree.parse(path).getroot()
+        tree = parse_xml(path)
         image = root / "JPEGImages" / tree.findtext("filename")
-        for member in tree.iter("object"):
+        for member, found in zip(tree.iterfind("object"), voc_objects(tree, path)):
             number += 1
             if number in wanted:
-                box = tuple(float(member.findtext(f"bndbox/{side}")) for side in ("xmin", "ymin", "xmax", "ymax"))
                 with PIL.Image.open(image) as opened:
-                    answer = write_boxes([box], opened.size[::-1])
+                    answer = write_boxes([found.box], opened.size[::-1])
                 documents.append(document(number, [image], member.findtext("description"), [answer]))
     return documents
 

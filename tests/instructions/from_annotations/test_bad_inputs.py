@@ -142,8 +142,8 @@ OF_ALL = [
 def written(tmp_path, layout, change):
     WRITERS[layout](tmp_path / "data", "train", NAMES["train"][:NUM_IMAGES])
     change(tmp_path / "data")
-    names = {"names": {"0": None, "1": "liver"}, "intensities": (0, 9)} if layout == "volumes" else {}
-    return layouts.LAYOUTS[layout](tmp_path / "data", **names)
+    options = {"names": {"0": None, "1": "liver"}, "intensities": (0, 9)} if layout == "volumes" else {}
+    return layouts.LAYOUTS[layout](tmp_path / "data", **options)
 
 
 @pytest.mark.parametrize(("layout", "change", "named"), OF_ONE_IMAGE)
@@ -218,33 +218,30 @@ def test_wrong_options_are_named(words, named, tmp_path):
         make_instructions.main([layout, str(tmp_path), "--output_dir", str(tmp_path / "out"), *options])
 
 
-@pytest.mark.parametrize("layout", ["masks", "volumes"])
-def test_masks_need_names(layout, tmp_path):
-    with pytest.raises(ValueError, match="--names"):
-        layouts.LAYOUTS[layout](tmp_path)
+def deep_collage(root):
+    Image.fromarray(np.zeros((90, 90), dtype=np.uint16)).save(root / "deep.png")
+    deep = AnnotatedImage("deep", (root / "deep.png",), (90, 90))
+    return list(encode_collages(draw_collages([deep], 1, 84, (7,), seed=0)))
 
 
-def test_volumes_need_a_range_of_intensities(tmp_path):
-    with pytest.raises(ValueError, match="`percentiles`"):
-        layouts.Volumes(tmp_path, {"0": None})
-
-
-def test_bad_objects_name_file_and_place():
-    with pytest.raises(ValueError, match="P1.txt, line 3"):
-        dota_objects("gsd:0.3\n1 1 9 1 9 9 1 9 ship 0\n1 2 3", "P1.txt")
-    with pytest.raises(ValueError, match="a.json, annotation 4"):
-        coco_object({"id": 4}, {}, "a.json")
-    with pytest.raises(ValueError, match="entry 1 of `images`"):
-        check_coco({"images": [{"id": 1, "file_name": "a"}, {"id": 2}], "categories": []}, "a.json")
-
-
-def test_collage_of_deep_image_is_refused(tmp_path):
-    Image.fromarray(np.zeros((90, 90), dtype=np.uint16)).save(tmp_path / "deep.png")
-    deep = AnnotatedImage("deep", (tmp_path / "deep.png",), (90, 90))
-    with pytest.raises(ValueError, match=r"deep\.png: an image of mode I;16"):
-        list(encode_collages(draw_collages([deep], 1, 84, (7,), seed=0)))
-
-
-def test_collage_larger_than_images_is_refused():
-    with pytest.raises(ValueError, match="150 pixels"):
-        draw_collages([AnnotatedImage("small", (), (90, 140))], 1, 300, (2,), seed=0)
+@pytest.mark.parametrize(
+    ("call", "named"),
+    [
+        (layouts.Masks, "--names"),
+        (layouts.Volumes, "--names"),
+        (lambda root: layouts.Volumes(root, {"0": None}), "`percentiles`"),
+        (lambda root: layouts.Coco(root).splits(), "no COCO JSON"),
+        (lambda root: layouts.Coco(root / "nowhere"), "nowhere is not a folder"),
+        (lambda root: dota_objects("gsd:0.3\n1 1 9 1 9 9 1 9 ship 0\n1 2 3", "P1.txt"), "P1.txt, line 3"),
+        (lambda root: coco_object({"id": 4}, {}, "a.json"), "a.json, annotation 4"),
+        (
+            lambda root: check_coco({"images": [{"id": 1, "file_name": "a"}, {"id": 2}]}, "a.json"),
+            "entry 1 of `images`",
+        ),
+        (lambda root: draw_collages([AnnotatedImage("small", (), (90, 140))], 1, 300, (2,), seed=0), "150 pixels"),
+        (deep_collage, r"deep\.png: an image of mode I;16"),
+    ],
+)
+def test_bad_call_is_named(call, named, tmp_path):
+    with pytest.raises(ValueError, match=named):
+        call(tmp_path)
