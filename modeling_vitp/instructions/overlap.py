@@ -1,8 +1,8 @@
-"""Images of a test set that are also in the training data: the same, near-duplicates, and crops of one another.
+"""Search for images of a test set in the training data: the same, near-duplicates, and crops of one another.
 
 Candidates come from two indices over the test images: a perceptual hash of the whole image in its eight flips and
 quarter turns, and local features (SIFT) in both mirrorings, matched to a place by a similarity transform. A candidate
-counts only if the pixels agree there: normalised cross-correlation of the two images, brought onto each other.
+counts only if the pixels agree there: normalized cross-correlation of the two images, brought onto each other.
 """
 
 import hashlib
@@ -31,14 +31,14 @@ HASH_CHECK_SIDE = 64
 SIDE_LIMITS = (256, 1024)  # features are found with the long side brought into these limits
 PIXELS_PER_FEATURE = 400
 DESCRIPTOR_DISTANCE = 0.45  # of RootSIFT, whose largest is sqrt(2)
-NEIGHBOURS = 8
+NEIGHBORS = 8
 MIN_MATCHES = 6
 MAX_CANDIDATES = 20
 TRANSFORM_ERROR = 4.0  # pixels
 MAX_SCALE = 16.0  # between the two images
 MIN_CORRELATION = 0.8
 MIN_SHARED_SIDE = 24  # pixels: smaller shared parts are not trusted
-MIN_CONTRAST = 4.0  # standard deviation in grey levels; flat images have nothing to compare
+MIN_CONTRAST = 4.0  # standard deviation in gray levels; flat images have nothing to compare
 WHOLE = 0.8  # share of both images that they share: a near-duplicate; less is a crop
 
 
@@ -53,7 +53,7 @@ class Match:
 
 @dataclass(frozen=True)
 class Fingerprint:
-    """What is kept of an image: a digest of its pixels, its hash in eight orientations, its features."""
+    """Digest of the pixels of an image, its hash in eight orientations, and its features."""
 
     digest: bytes
     hashes: np.ndarray  # uint64, shape (8,)
@@ -62,8 +62,8 @@ class Fingerprint:
     has_contrast: bool
 
 
-def grey(image: Image.Image) -> np.ndarray:
-    """Grey levels, uint8, with the long side brought into `SIDE_LIMITS`; other depths are stretched to 8 bits."""
+def to_gray(image: Image.Image) -> np.ndarray:
+    """Return gray levels, uint8, with the long side brought into `SIDE_LIMITS`, other depths in 8 bits."""
     if image.mode in ("I", "F") or image.mode.startswith("I;16"):
         values = np.nan_to_num(np.asarray(image, dtype=np.float32), posinf=0, neginf=0)
         low, high = values.min(), values.max()
@@ -79,7 +79,7 @@ def grey(image: Image.Image) -> np.ndarray:
 
 
 def fingerprint(image: Image.Image, pixels: np.ndarray) -> Fingerprint:
-    """Of an image and its `grey` pixels."""
+    """Return the fingerprint of an image and its pixels from [`to_gray`]."""
     sift = cv2.SIFT_create(nfeatures=max(pixels.size // PIXELS_PER_FEATURE, 50))
     points, descriptors = sift.detectAndCompute(pixels, None)
     if descriptors is None:
@@ -95,7 +95,7 @@ def fingerprint(image: Image.Image, pixels: np.ndarray) -> Fingerprint:
 
 
 def as_picture(image: Image.Image | np.ndarray) -> Image.Image:
-    """What pixels are compared of: of an array of shape `(bands, height, width)` the mean of its bands."""
+    """Return an image as a picture: an array of shape `(bands, height, width)` as the mean of its bands."""
     return image if isinstance(image, Image.Image) else Image.fromarray(image.mean(axis=0).astype(np.float32))
 
 
@@ -108,7 +108,7 @@ def pixel_digest(image: Image.Image | np.ndarray) -> bytes:
 
 
 def hash_orientations(pixels: np.ndarray) -> np.ndarray:
-    """The perceptual hashes of an image in its eight flips and quarter turns, uint64 of shape (8,).
+    """Return the perceptual hashes of an image in its eight flips and quarter turns, uint64 of shape (8,).
 
     A bit says whether a low frequency of the 32 x 32 image is above the median of all. A flip changes the sign of the
     odd frequencies and a transposition swaps the axes, so one transform serves all.
@@ -125,7 +125,7 @@ def hash_orientations(pixels: np.ndarray) -> np.ndarray:
 
 
 def orientations(pixels: np.ndarray) -> list[np.ndarray]:
-    """The images that `hash_orientations` hashes, in its order."""
+    """Return the images that `hash_orientations` hashes, in its order."""
     return [
         np.ascontiguousarray(block[:: 1 - 2 * flip_rows, :: 1 - 2 * flip_columns])
         for block in (pixels, pixels.T)
@@ -136,7 +136,7 @@ def orientations(pixels: np.ndarray) -> list[np.ndarray]:
 
 @contextmanager
 def opencv_in_one_thread() -> Iterator[None]:
-    """For as long as processes are forked: one would wait for ever for the threads that OpenCV had in its parent."""
+    """Use one thread while processes are forked: they would wait for ever for the threads of OpenCV in their parent."""
     number = cv2.getNumThreads()
     cv2.setNumThreads(1)
     try:
@@ -146,7 +146,7 @@ def opencv_in_one_thread() -> Iterator[None]:
 
 
 class TestImages:
-    """An index of test images that is asked for the ones that another image shares pixels with.
+    """Index of test images, to find those with which another image shares pixels.
 
     Args:
         images: rows of undecoded images, see `load_images`.
@@ -173,7 +173,7 @@ class TestImages:
         self._index = self._build_index()  # before processes are forked, which then share it
 
     def _build_index(self) -> "cv2.flann.Index | None":
-        if len(self.descriptors) <= NEIGHBOURS:
+        if len(self.descriptors) <= NEIGHBORS:
             return None
         cv2.setRNGSeed(0)  # of the k-d trees
         return cv2.flann.Index(self.descriptors, {"algorithm": 1, "trees": 4})  # 1: that kind
@@ -186,21 +186,21 @@ class TestImages:
         self._index = self._build_index()
 
     def _fingerprints(self, indices: list[int]) -> list[Fingerprint]:
-        """Of images and their mirror images, in turn."""
+        """Return the fingerprints of images and their mirror images, in turn."""
         images = [self._decode(index, mirrored) for index in indices for mirrored in (False, True)]
-        return [fingerprint(image, grey(image)) for image in images]
+        return [fingerprint(image, to_gray(image)) for image in images]
 
     def _decode(self, index: int, mirrored: bool) -> Image.Image:
         image = as_picture(*load_images(self.images[index]))
         return image.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if mirrored else image
 
-    def _grey(self, owner: int) -> np.ndarray:
-        return grey(self._decode(owner // 2, owner % 2 == 1))
+    def _gray(self, owner: int) -> np.ndarray:
+        return to_gray(self._decode(owner // 2, owner % 2 == 1))
 
     def find(self, image: Image.Image) -> list[Match]:
-        """The test images that an image shares pixels with, the best match of each, in order of their names.
+        """Return the test images with which an image shares pixels, the best match of each, in order of their names.
 
-        Of a collage whose file says so each piece is looked for, too.
+        If the file of the image states that it is a collage, each of its crops is searched, too.
         """
         image, found = as_picture(image), {}
         for part in (image, *split_collage(image)):
@@ -210,7 +210,7 @@ class TestImages:
         return [Match(self.names[index], kind, round(score, 3)) for index, (kind, score) in sorted(found.items())]
 
     def _matches(self, image: Image.Image) -> Iterator[tuple[int, str, float]]:
-        pixels = grey(image)
+        pixels = to_gray(image)
         own = fingerprint(image, pixels)
         if own.digest in self.by_digest:
             yield self.by_digest[own.digest], "same", 1.0
@@ -222,17 +222,17 @@ class TestImages:
         distances = np.bitwise_count(self.hashes[:, None] ^ own.hashes)
         for index in np.flatnonzero((distances.min(axis=1) <= HASH_DISTANCE) & self.has_contrast).tolist():
             turned = orientations(pixels)[int(distances[index].argmin())]
-            score = correlation(*(shrink(image, HASH_CHECK_SIDE) for image in (turned, self._grey(2 * index))))
+            score = correlation(*(shrink(image, HASH_CHECK_SIDE) for image in (turned, self._gray(2 * index))))
             if score >= MIN_CORRELATION:
                 yield index, "near-duplicate", score
 
     def _shared_part(self, pixels: np.ndarray, own: Fingerprint):
-        """Matches features, lets them vote for a test image, and compares the pixels where they say."""
+        """Match features, let them vote for a test image, and compare the pixels at the voted place."""
         if len(own.points) < MIN_MATCHES or self._index is None:
             return
-        neighbours, distances = self._index.knnSearch(own.descriptors, NEIGHBOURS, params={"checks": 32})
+        neighbors, distances = self._index.knnSearch(own.descriptors, NEIGHBORS, params={"checks": 32})
         is_close = distances <= DESCRIPTOR_DISTANCE**2
-        queries, targets = np.nonzero(is_close)[0], neighbours[is_close]
+        queries, targets = np.nonzero(is_close)[0], neighbors[is_close]
         owners = self.owners[targets]
         votes = Counter(dict(zip(*np.unique(np.unique(np.stack([owners, queries]), axis=1)[0], return_counts=True))))
         for owner, count in votes.most_common(MAX_CANDIDATES):
@@ -244,13 +244,13 @@ class TestImages:
                 yield match
 
     def _compare(self, pixels: np.ndarray, points: np.ndarray, test_points: np.ndarray, owner: int):
-        """Fits a similarity transform to the matched points and correlates the pixels that it lays on each other."""
+        """Fit a similarity transform to the matched points and correlate the pixels that it brings onto each other."""
         transform, inliers = cv2.estimateAffinePartial2D(
             points, test_points, method=cv2.RANSAC, ransacReprojThreshold=TRANSFORM_ERROR
         )
         if transform is None or inliers.sum() < MIN_MATCHES:
             return None
-        test = self._grey(owner)
+        test = self._gray(owner)
         scale = float(np.hypot(*transform[:, 0]))
         if not 1 / MAX_SCALE <= scale <= MAX_SCALE:
             return None
@@ -276,14 +276,14 @@ def shrink(pixels: np.ndarray, side: int) -> np.ndarray:
 
 
 def correlation(first: np.ndarray, second: np.ndarray) -> float:
-    """Normalised cross-correlation of two arrays of one shape; 0 if either is constant."""
+    """Return the normalized cross-correlation of two arrays of one shape; 0 if either is constant."""
     first, second = (values.astype(np.float64) - values.mean() for values in (first, second))
     norm = np.sqrt((first**2).sum() * (second**2).sum())
     return float((first * second).sum() / norm) if norm > 0 else 0.0
 
 
 def load_test_images(where: str, split: str | None = None, num_workers: int = 0) -> TestImages:
-    """Indexes a folder of images, or a split (`test`) of a data set (a folder of Parquet files, or a Hub id).
+    """Index a folder of images, or a split (`test`) of a data set (a folder of Parquet files, or a Hub id).
 
     Raises:
         ValueError: if there are no images, or one of them cannot be read; a folder of images has no `split`.
@@ -310,7 +310,7 @@ def load_test_images(where: str, split: str | None = None, num_workers: int = 0)
 
 
 def images_of(dataset: Dataset, where: str) -> tuple[Dataset, list[str]]:
-    """The images of a data set's rows, one a row, and their names."""
+    """Return the images of the rows of a data set, one a row, and their names."""
     if "id" not in dataset.column_names:
         dataset = dataset.add_column("id", list(range(len(dataset))))
     if "image" in dataset.column_names:

@@ -375,10 +375,10 @@ def references_to(regions: list[Region], size: tuple[int, int]) -> list[tuple[st
     stands_out = {
         f"the largest {label}": is_larger,
         f"the smallest {label}": lambda a, b: is_larger(b, a),
-        f"the leftmost {label}": lambda a, b: a.centre[0] + step_x <= b.centre[0] and a.box[0] < b.box[0],
-        f"the rightmost {label}": lambda a, b: a.centre[0] - step_x >= b.centre[0] and a.box[2] > b.box[2],
-        f"the topmost {label}": lambda a, b: a.centre[1] + step_y <= b.centre[1] and a.box[1] < b.box[1],
-        f"the bottommost {label}": lambda a, b: a.centre[1] - step_y >= b.centre[1] and a.box[3] > b.box[3],
+        f"the leftmost {label}": lambda a, b: a.center[0] + step_x <= b.center[0] and a.box[0] < b.box[0],
+        f"the rightmost {label}": lambda a, b: a.center[0] - step_x >= b.center[0] and a.box[2] > b.box[2],
+        f"the topmost {label}": lambda a, b: a.center[1] + step_y <= b.center[1] and a.box[1] < b.box[1],
+        f"the bottommost {label}": lambda a, b: a.center[1] - step_y >= b.center[1] and a.box[3] > b.box[3],
     }
     for quarter, area in quarters(size).items():
         stands_out[f"the {label} in the {quarter}"] = lambda a, b, quarter=quarter, area=area: (
@@ -400,7 +400,7 @@ def quarters(size: tuple[int, int]) -> dict[str, Box]:
 
 def quarter_of(region: Region, size: tuple[int, int]) -> str:
     """Return the quarter in which the center of the region's box lies."""
-    is_right, is_bottom = (centre >= side / 2 for centre, side in zip(region.centre, size[::-1]))
+    is_right, is_bottom = (center >= side / 2 for center, side in zip(region.center, size[::-1]))
     return QUARTERS[2 * is_bottom + is_right]
 
 

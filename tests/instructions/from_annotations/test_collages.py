@@ -1,4 +1,4 @@
-"""Collages, held against images whose colours say where each pixel comes from."""
+"""Collages, held against images whose colors say where each pixel comes from."""
 
 import io
 import json
@@ -23,7 +23,7 @@ LABELS = ("tree", "road")
 
 
 def painted(folder, suffix="png"):
-    """Images of which a pixel's colour is its column, its row, and the number of the image with its class."""
+    """Images of which a pixel's color is its column, its row, and the number of the image with its class."""
     rng, images = np.random.default_rng(0), []
     for number, (height, width) in enumerate(SIZES):
         pixels = np.zeros((height, width, 3), dtype=np.uint8)

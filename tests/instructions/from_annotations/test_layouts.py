@@ -65,7 +65,7 @@ def test_classes_of_folders(tmp_path):
 
 
 def flood(mask):
-    """Connected parts of a boolean array by a search in the eight neighbours: lists of (y, x)."""
+    """Connected parts of a boolean array by a search in the eight neighbors: lists of (y, x)."""
     left, parts = {tuple(place) for place in np.argwhere(mask)}, []
     while left:
         part, border = [], [left.pop()]
@@ -94,17 +94,17 @@ def random_mask(seed, size=64, values=(0, 1, 2, 3)):
     return mask
 
 
-@pytest.mark.parametrize("is_colour", [False, True])
-def test_masks(tmp_path, is_colour):
-    colours = np.array([[0, 0, 0], [255, 0, 0], [0, 128, 255], [9, 9, 9]], dtype=np.uint8)
+@pytest.mark.parametrize("is_color", [False, True])
+def test_masks(tmp_path, is_color):
+    colors = np.array([[0, 0, 0], [255, 0, 0], [0, 128, 255], [9, 9, 9]], dtype=np.uint8)
     named = {1: "water", 2: "grass", 3: "road"}
     for number in range(50):
         noise(tmp_path / "data" / "Train" / "Rural" / "images" / f"{number}.png", number, (64, 64))
         path = tmp_path / "data" / "Train" / "Rural" / "masks" / f"{number}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
         mask = random_mask(number)
-        Image.fromarray(colours[mask] if is_colour else mask).save(path)
-    keys = [",".join(map(str, colour)) if is_colour else str(value) for value, colour in enumerate(colours.tolist())]
+        Image.fromarray(colors[mask] if is_color else mask).save(path)
+    keys = [",".join(map(str, color)) if is_color else str(value) for value, color in enumerate(colors.tolist())]
     (tmp_path / "names.json").write_text(json.dumps({key: named.get(value) for value, key in enumerate(keys)}))
     rows = make("masks", tmp_path / "data", tmp_path / "out", "--names", tmp_path / "names.json", "--turns", 9)["train"]
     seen = Counter()
