@@ -42,6 +42,8 @@ ONLY_PARSED = {
     "vitp experiment": "hours",
     "vitp finetune_detection --config nuclei_oriented": "what the command before makes",
     "vitp space": "it serves until it is stopped",
+    "vitp pretrain --config quickstart": "tests/recipes/test_quickstart.py runs it",
+    "vitp pretrain --config remote_sensing_paper": "tests/recipes/test_command.py runs it from the wheel",
     "vitp make_instructions volumes": "tests/recipes/test_medical.py runs the same steps",
     "vitp pretrain --config brain_vlm.yaml": "tests/recipes/test_medical.py",
     "vitp finetune_segmentation --config brain_mri": "tests/recipes/test_medical.py",
@@ -50,8 +52,6 @@ ONLY_PARSED = {
 }
 # Commands that run where slow tests run; elsewhere their arguments are read.
 SLOW = (
-    "vitp pretrain --config quickstart",
-    "vitp pretrain --config remote_sensing_paper",
     "vitp pretrain --vision_model",
     "vitp benchmark --shape small",
     "vitp finetune_detection --detector",
@@ -67,7 +67,7 @@ SLOW = (
 ONLY_COMPILED = {"terratorch": "a hundred packages", "torchao": "it logs what it cannot load whenever it is imported"}
 ONLY_COMPILED |= {"gradio_client": "a Space that is running", "nibabel": "volumes that only parsed commands make"}
 # Commands that may end with status 1, which says what a model of two steps does not reach.
-MAY_FAIL = ("vitp pretrain --config quickstart", "vitp pretrain --vision_model")
+MAY_FAIL = ("vitp pretrain --vision_model",)
 
 TRAINING = {"max_steps": 2, "per_device_train_batch_size": 2, "gradient_accumulation_steps": 1, "bf16": False}
 TRAINING |= {"save_strategy": "no", "logging_steps": 1, "report_to": "none", "learning_rate": 1e-3}
