@@ -422,6 +422,8 @@ class ViTPForConditionalGeneration(CheckpointsOfOurs, InternVLForConditionalGene
         labels: torch.LongTensor | None = None,
         logits_to_keep: int | torch.Tensor = 0,
         mm_encoder_outputs: dict[str, BaseModelOutputWithPooling] | None = None,
+        cache: Cache | None = None,
+        past_key_values: Cache | None = None,
         **kwargs,
     ) -> tuple | InternVLCausalLMOutputWithPast:
         r"""
@@ -430,7 +432,12 @@ class ViTPForConditionalGeneration(CheckpointsOfOurs, InternVLForConditionalGene
                 The visual tokens that VRL keeps, see [`ViTPModel.forward`]. All are kept if not given.
             labels (`torch.LongTensor` of shape `(batch_size, sequence_length)`, *optional*):
                 Targets, of the length of `input_ids`; -100 is ignored.
+            cache, past_key_values (`Cache`, *optional*):
+                Keys and values of what comes before, under the name of newer or of older transformers.
         """
+        # Both are in the signature, by which `generate` checks what it is given; each release takes its own.
+        caches = {"cache": cache, "past_key_values": past_key_values}
+        kwargs |= {name: value for name, value in caches.items() if value is not None}
         return super().forward(
             input_ids=input_ids,
             pixel_values=pixel_values,
