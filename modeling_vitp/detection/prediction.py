@@ -556,7 +556,7 @@ def write_task1(
 
     Args:
         detections: of each whole image, by its name, `scores` and `labels`, `(n,)`, and `corners`, `(n, 4, 2)` in
-            pixels; see [`~modeling_vitp.detection.data.merge`] for images that were cut into windows.
+            pixels; see [`~modeling_vitp.detection.prediction.merge`] for images that were cut into windows.
         names: of the classes.
         folder: is created, or replaced.
         expected: names of all images that the server scores.
