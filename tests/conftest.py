@@ -13,7 +13,7 @@ import pytest
 import torch
 import transformers
 from datasets import Dataset, Features, Image, List, Value
-from local_hub.server import LocalHub
+from local_hub import LocalHub
 from pictures import picture
 from tiny_models import TEXT, VISION
 
@@ -56,7 +56,7 @@ def hub(tmp_path, monkeypatch):
     What `HF_ENDPOINT` and the like set when the clients are imported is set here for one test; the environment of a
     new process comes from `hub.environment(folder)`.
     """
-    hub = LocalHub(tmp_path / "hub")
+    hub = LocalHub()
     constants, home = huggingface_hub.constants, tmp_path / "home"
     for module, name, value in [
         (constants, "ENDPOINT", hub.url),

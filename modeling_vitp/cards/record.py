@@ -34,7 +34,7 @@ def write_record(
     data: list[dict[str, Any]],
     evaluated_on: dict[str, Any] | None = None,
 ) -> None:
-    """Writes down what a run is, before it starts.
+    """Write the record of a run, before it starts.
 
     Args:
         argv: arguments of the command; those of the process if `None`.
@@ -62,7 +62,7 @@ def write_record(
 
 
 def copy_license(path: Path, folder: Path) -> None:
-    """To its name, or beside another text of that name to one with that of its source."""
+    """Copy a license file; if another text has its name there, the name of its source is added."""
     target = folder / path.name
     if target.is_file() and target.read_bytes() != path.read_bytes():
         target = folder / f"{path.stem}-{path.resolve().parent.name}{path.suffix}"
@@ -70,7 +70,7 @@ def copy_license(path: Path, folder: Path) -> None:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """The object in a JSON file; empty if there is no file. Raises a `ValueError` that names one that holds another."""
+    """Return the object in a JSON file, `{}` if there is no file. Raise a `ValueError` if it holds something else."""
     if not path.is_file():
         return {}
     try:
@@ -87,19 +87,19 @@ def write_json(path: Path, fields: dict[str, Any], ensure_ascii: bool = True) ->
 
 
 def read_record(folder: str | Path) -> dict[str, Any]:
-    """What the run recorded that a folder is of."""
+    """Return the record of the run that a folder belongs to."""
     return read_json(run_folder(folder) / RECORD)
 
 
 def run_folder(folder: str | Path) -> Path:
-    """Where the record of a model lies: in its folder, or, of a checkpoint, in that of the run."""
+    """Return the folder with the record of a model: its own, or for a checkpoint that of the run."""
     folder = Path(folder)
     is_checkpoint = folder.name.startswith(f"{PREFIX_CHECKPOINT_DIR}-") and not (folder / RECORD).is_file()
     return folder.parent if is_checkpoint else folder
 
 
 def copy_record(source: str | Path, target: str | Path) -> None:
-    """Lets a part of a model, such as its backbone, know what the model knows: its record, metrics and license."""
+    """Copy record, metrics and license of a model to a part of it, such as its backbone."""
     source, target = Path(source), Path(target)
     if not source.is_dir():
         (target / RECORD).write_text(json.dumps(provenance([str(source)]), indent=2) + "\n")
@@ -111,7 +111,7 @@ def copy_record(source: str | Path, target: str | Path) -> None:
 
 
 def provenance(sources: Sequence[str]) -> dict[str, Any]:
-    """The Hub ids that weights come from, and the licenses of these weights."""
+    """Return the Hub ids that weights come from, and the licenses of these weights."""
     licenses = {}
     for source in sources:
         for name, fields in licenses_of(source).items():
@@ -125,9 +125,9 @@ def provenance(sources: Sequence[str]) -> dict[str, Any]:
 
 
 def stated_licenses(folder: Path) -> dict[str, dict[str, str]]:
-    """License fields by what states them: the card of a folder, and the weights that its model was trained from.
+    """Return license fields by what states them: the card of a folder, and the weights that its model started from.
 
-    Where the Hub could not be asked when the run began, it is asked again.
+    If the Hub could not be asked when the run began, it is asked again.
     """
     record = read_record(folder)
     recorded, on_hub = record.get("licenses", {}), record.get("base_model", ())
@@ -137,7 +137,7 @@ def stated_licenses(folder: Path) -> dict[str, dict[str, str]]:
 
 
 def licenses_of(source: str) -> dict[str, dict[str, str]]:
-    """License fields of a Hub repo, or of a folder and what it was trained from."""
+    """Return the license fields of a Hub repo, or of a folder and the weights that it was trained from."""
     if not Path(source).is_dir():
         return {source: license_of(source)}
     stated = stated_licenses(Path(source))
@@ -145,7 +145,7 @@ def licenses_of(source: str) -> dict[str, dict[str, str]]:
 
 
 def bases_of(source: str) -> list[str]:
-    """The Hub ids that weights come from: their own, or of a folder those that it knows of."""
+    """Return the Hub ids that weights come from: their own, or those that a folder records."""
     if not Path(source).is_dir():
         return [source]
     bases = card_metadata(source).get("base_model") or read_record(source).get("base_model") or []
@@ -153,7 +153,7 @@ def bases_of(source: str) -> list[str]:
 
 
 def public_name(source: str) -> str:
-    """A Hub id, or the name of a folder without where it lies."""
+    """Return a Hub id, or the name of a folder without its path."""
     return Path(source).resolve().name if Path(source).exists() else source
 
 
@@ -168,7 +168,7 @@ def versions() -> dict[str, str]:
 
 
 def card_metadata(name: str | Path) -> dict[str, Any]:
-    """The metadata of the card in a folder, or of a Hub repo; empty if it has none that can be had."""
+    """Return the metadata of the card in a folder or Hub repo, `{}` if there is none or it cannot be read."""
     folder = Path(name)
     try:
         if not folder.is_dir():
@@ -180,7 +180,7 @@ def card_metadata(name: str | Path) -> dict[str, Any]:
 
 
 def license_of(name: str | Path) -> dict[str, str]:
-    """The license fields of the card of a folder or Hub repo; empty if it states none.
+    """Return the license fields of the card of a folder or Hub repo, `{}` if it states none.
 
     A link to a file beside the card of a Hub repo becomes the address of that file.
     """
@@ -193,19 +193,19 @@ def license_of(name: str | Path) -> dict[str, str]:
 
 
 def license_files(folder: Path) -> list[Path]:
-    """The license files of a folder and, after them, its notices."""
+    """Return the license files of a folder and, after them, its notices."""
     return [path for pattern in LICENSE_FILES for path in sorted(folder.glob(pattern)) if path.is_file()]
 
 
 def license_of_file(folder: Path) -> dict[str, str]:
-    """License fields that name the license file in a folder; empty if it has none."""
+    """Return license fields that name the license file in a folder, `{}` if it has none."""
     names = [path.name for path in license_files(folder) if not path.name.startswith("NOTICE")]
     named = {"license": "other", "license_name": "license-of-the-source"}
     return named | {"license_link": names[0]} if names else {}
 
 
 def agreed_license(stated: dict[str, dict[str, str]], given: str | None = None) -> dict[str, str]:
-    """The license fields that weights have by those of their sources.
+    """Return the license fields of weights, from those of their sources.
 
     Args:
         stated: license fields by source; a source that states none does not count, nor does one under a permissive

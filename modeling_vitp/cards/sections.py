@@ -1,4 +1,4 @@
-"""Cards: a README whose sections programs fill in."""
+"""Sections, metadata and tables of cards: READMEs that programs fill in."""
 
 import re
 import shlex
@@ -9,12 +9,12 @@ from huggingface_hub import DatasetCard, DatasetCardData
 
 
 def set_section(path: Path, title: str, text: str) -> None:
-    """Puts a section `## title` into a card, in place of the one that it has, or at its end."""
+    """Put a section `## title` into a card, in place of the one that it has, or at its end."""
     path.write_text(with_section(path.read_text() if path.exists() else "", title, text))
 
 
 def with_section(card: str, title: str, text: str) -> str:
-    """The text of a card with a section `## title`, in place of the one that it has, or at its end."""
+    """Return the text of a card with a section `## title`, in place of the one that it has, or at its end."""
     section = f"## {title}\n\n{text.strip()}\n"
     pattern = re.compile(rf"^## {re.escape(title)}\n.*?(?=^## |\Z)", re.MULTILINE | re.DOTALL)
     if pattern.search(card):
@@ -23,7 +23,7 @@ def with_section(card: str, title: str, text: str) -> str:
 
 
 def set_metadata(path: Path, title: str, text: str, **metadata) -> None:
-    """Writes a card's metadata and, above all sections, its title and an introduction; sections stay."""
+    """Write the metadata, title and introduction of a card; its sections stay."""
     sections = re.search(r"^## .*", path.read_text(), re.MULTILINE | re.DOTALL) if path.exists() else None
     data = DatasetCardData(**{key: value for key, value in metadata.items() if value is not None})
     card = DatasetCard(f"---\n{data.to_yaml()}\n---\n\n# {title}\n\n{text.strip()}\n")
@@ -31,20 +31,20 @@ def set_metadata(path: Path, title: str, text: str, **metadata) -> None:
 
 
 def table(header: list[str], rows: list[list]) -> str:
-    """A Markdown table; bars in cells are escaped."""
+    """Return a Markdown table; bars in cells are escaped."""
     lines = [header, ["---"] * len(header), *rows]
     return "\n".join("| " + " | ".join(str(cell).replace("|", "\\|") for cell in line) + " |" for line in lines)
 
 
 def without_folders(text: str) -> str:
-    """An absolute path by its last part, and a text with such paths in it with these."""
+    """Shorten the absolute paths in a text to their last part."""
     if re.match(r"~|/|[A-Za-z]:\\", text):
         return re.split(r"[/\\]", text.rstrip("/\\"))[-1]
     return re.sub(r"(?<![\w./])(?:~|/(?!/)|[A-Za-z]:\\)[^\s\"',:=]*[/\\]([^/\\\s\"',:=]+)", r"\1", text)
 
 
 def portable_command(recipe: str, arguments: Sequence[str]) -> str:
-    """A command line for a card: without tokens, and of absolute paths the last part alone."""
+    """Return a command line for a card: without tokens, and with absolute paths shortened to their last part."""
     words, skip = ["vitp", recipe], False
     for word in arguments:
         is_token = word.startswith("-") and word.split("=")[0].endswith("token")

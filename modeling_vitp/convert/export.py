@@ -1,4 +1,4 @@
-"""The backbone, out of the model it was trained in: a folder that plain transformers opens."""
+"""Export of the backbone from the model that it was trained in, to a folder that plain transformers opens."""
 
 import copy
 from pathlib import Path
@@ -38,7 +38,7 @@ def export_backbone(
     image_processor: ViTPImageProcessor | None = None,
     allow_nan: bool = False,
 ) -> Path:
-    """Writes the vision tower and its image processor to a folder of their own.
+    """Write the vision tower and its image processor to a folder of their own.
 
     The folder says `model_type: internvl_vision`, so `AutoModel.from_pretrained(output_dir)` opens it as transformers'
     own `InternVLVisionModel`, with no remote code and without this package; with `trust_remote_code=True`, or through
@@ -92,7 +92,7 @@ def export_backbone(
 
 
 def trained_dtype(name: str | Path) -> str:
-    """That of what trained in full beside an adapter, whatever its base is stored in; `auto` without an adapter."""
+    """Return the dtype of the weights that trained in full beside a LoRA adapter, or `auto` without an adapter."""
     file = cached_file(name, ADAPTER_SAFE_WEIGHTS_NAME, _raise_exceptions_for_missing_entries=False)
     weights = read_file(Path(file)) if file else {}
     in_full = {key: weight for key, weight in weights.items() if "lora_" not in key}
@@ -100,7 +100,7 @@ def trained_dtype(name: str | Path) -> str:
 
 
 def check_language_model(name: str) -> None:
-    """Raises a `ValueError` with the way around it if a folder or Hub id holds no vision-language model."""
+    """Raise a `ValueError` that says what to do if a folder or Hub id holds no vision-language model."""
     try:
         with naming(name, PreTrainedConfig):
             fields = PreTrainedConfig.get_config_dict(name)[0]
@@ -117,7 +117,7 @@ def check_language_model(name: str) -> None:
 
 
 def trained_vision_model(model: nn.Module) -> InternVLVisionModel:
-    """The vision model of a model, which PEFT may have wrapped: with its adapters merged, in a copy."""
+    """Return the vision model of a model; if PEFT has wrapped it, a copy with its adapters merged."""
     if hasattr(model, "get_base_model"):
         model = model.get_base_model()
     # transformers' classes, of which ours are: those that remote code defines have the same names, but are others.
@@ -136,7 +136,7 @@ def trained_vision_model(model: nn.Module) -> InternVLVisionModel:
 
 
 def without_adapters(module: nn.Module) -> nn.Module:
-    """Takes PEFT's wrappers away: LoRA is merged, and of what trains in full the trained copy stays."""
+    """Remove PEFT's wrappers: merge LoRA, and keep the trained copy of modules that train in full."""
     if hasattr(module, "modules_to_save"):
         return without_adapters(module.modules_to_save[module.active_adapters[0]])
     if hasattr(module, "base_layer"):
@@ -148,9 +148,7 @@ def without_adapters(module: nn.Module) -> nn.Module:
 
 
 def native_vision_config(config: ViTPVisionConfig) -> InternVLVisionConfig:
-    """The same configuration as transformers' own class; `drop_path_rate` and, if there are any, `band_names` stay as
-    fields that it carries along.
-    """
+    """Return the configuration in transformers' own class; `drop_path_rate` and `band_names` stay as extra fields."""
     fields = config.to_dict()
     for name in ("model_type", "transformers_version", "architectures", "auto_map"):
         fields.pop(name, None)
@@ -162,7 +160,7 @@ def native_vision_config(config: ViTPVisionConfig) -> InternVLVisionConfig:
 def save_code_and_image_processor(
     output_dir: str | Path, config: ViTPVisionConfig, image_processor: ViTPImageProcessor
 ) -> None:
-    """What a backbone's folder has beside its weights and configuration."""
+    """Write the files of a backbone's folder beside its weights and configuration."""
     custom_object_save(ViTPExportedBackbone, output_dir)  # and what it imports, of which `ViTPVisionModel` is
     height, width = config.image_size
     settings = image_settings(image_processor) | {"size": {"height": height, "width": width}, "crop_to_patches": False}
@@ -171,6 +169,6 @@ def save_code_and_image_processor(
 
 
 def image_settings(image_processor: ViTPImageProcessor) -> dict:
-    """The settings of an image processor, for another class to take."""
+    """Return the settings of an image processor, for another class."""
     settings = image_processor.to_dict()
     return {name: settings[name] for name in ViTPImageProcessor.valid_kwargs.__annotations__ if name in settings}

@@ -1,4 +1,4 @@
-"""The backbone as a graph that runs without its code: `torch.export`'s, and ONNX."""
+"""Export of the backbone as a graph: a program of `torch.export`, and ONNX."""
 
 import os
 import tempfile
@@ -19,14 +19,14 @@ OUTPUTS = ("last_hidden_state", "pooler_output")
 TOLERANCE = 1e-3
 
 
-class NotTheSame(RuntimeError):
-    """The graph's features are not the model's."""
+class FeaturesDiffer(RuntimeError):
+    """The features of the graph differ from those of the model."""
 
     status = 1  # the exit status of a command
 
 
 class Features(nn.Module):
-    """A ViT with its outputs as a tuple, in the order of `OUTPUTS`."""
+    """ViT with its outputs as a tuple, in the order of `OUTPUTS`."""
 
     def __init__(self, backbone: ViTPVisionModel):
         super().__init__()
@@ -38,7 +38,7 @@ class Features(nn.Module):
 
 
 def open_backbone(name: str | Path) -> ViTPVisionModel:
-    """An exported backbone, a folder or Hub id, in float32 and in evaluation.
+    """Open an exported backbone, a folder or Hub id, in float32 and in evaluation mode.
 
     Raises:
         ValueError: if it holds another kind of model.
@@ -55,7 +55,7 @@ def open_backbone(name: str | Path) -> ViTPVisionModel:
 
 
 def export_program(backbone: ViTPVisionModel | str | Path) -> ExportedProgram:
-    """The backbone as a program of `torch.export`: for any batch, and any height and width of two patches at least.
+    """Return the backbone as a program of `torch.export` for any batch, height and width (two patches at least).
 
     Args:
         backbone: the ViT, or the folder or Hub id of an exported backbone.
@@ -84,7 +84,7 @@ def export_program(backbone: ViTPVisionModel | str | Path) -> ExportedProgram:
 def export_onnx(
     backbone: str | Path, file: str | Path, tolerance: float = TOLERANCE
 ) -> list[tuple[tuple[int, int, int], float]]:
-    """Writes a backbone as ONNX, for any batch, height and width, once its features are found to be the model's.
+    """Write a backbone as ONNX, for any batch, height and width, after comparing its features with the model's.
 
     Inputs and outputs are those of [`export_program`], by these names. Weights over 2 GB, the most that one file can
     hold, are in `FILE.data` beside it.
@@ -103,7 +103,7 @@ def export_onnx(
         ValueError: if the folder holds another kind of model.
         IsADirectoryError: if the file is a folder.
         FileNotFoundError: if there is no folder for the file.
-        NotTheSame: if the difference is larger than `tolerance` at some size.
+        FeaturesDiffer: if the difference is larger than `tolerance` at some size.
     """
     file = Path(file)
     if file.is_dir():
@@ -131,7 +131,7 @@ def export_onnx(
         del session
         for size, largest in found:
             if not largest <= tolerance:
-                raise NotTheSame(
+                raise FeaturesDiffer(
                     f"at {' x '.join(map(str, size))} (batch, height, width) features of the graph differ from the "
                     f"model's by {largest:.1e} of their standard deviation, more than {tolerance:.1e}: {file} is not "
                     "written."
@@ -142,7 +142,7 @@ def export_onnx(
 
 
 def sizes_to_compare(model: ViTPVisionModel) -> Iterator[tuple[int, int, int]]:
-    """Batch, height and width: the size of the table of positions, and others in both directions."""
+    """Yield batch, height and width: the size of the position embeddings, and others in both directions."""
     patch_height, patch_width = model.config.patch_size
     side = patch_grid(model.config)[0]
     for batch, rows, columns in ((1, side, side), (3, side // 2 + 1, side + 3), (2, side + 2, 2)):
@@ -151,7 +151,7 @@ def sizes_to_compare(model: ViTPVisionModel) -> Iterator[tuple[int, int, int]]:
 
 @torch.no_grad()
 def difference(model: ViTPVisionModel, session, size: tuple[int, int, int]) -> float:
-    """The largest difference between outputs of model and graph on noise, as a share of the output's deviation."""
+    """Return the largest difference between outputs of model and graph on noise, in their standard deviations."""
     batch, height, width = size
     generator = torch.Generator().manual_seed(0)
     pixels = torch.randn(batch, model.config.num_channels, height, width, generator=generator)

@@ -151,7 +151,7 @@ def read_source(
 
 
 def without_head(source: str, weights: dict[str, TensorBytes]) -> dict[str, TensorBytes]:
-    """The backbone of a model whose head we do not have, such as a detector."""
+    """Return the backbone of a model whose head we do not have; log what is left out."""
     left_out = weights.keys() - {key for key in weights if key.startswith(BACKBONE)}
     if left_out:
         counts = Counter(key.split(".")[0] for key in left_out)
@@ -171,7 +171,7 @@ def local_path(source: str, revision: str | None) -> Path:
 
 
 def read_config(layout: str, fields: dict, weights: dict[str, TensorBytes], benchmark: str | None = None) -> Config:
-    """The configuration in our classes, from that of the source."""
+    """Return the configuration of the source in our classes."""
     if layout == "original":
         return chat_from_original(fields)
     if layout in ("adapter", "segmentation", "detection"):
@@ -206,7 +206,7 @@ def read_config(layout: str, fields: dict, weights: dict[str, TensorBytes], benc
 
 
 def guess_vision_config(weights: dict[str, TensorBytes], layout: str) -> dict[str, Any]:
-    """InternViT's configuration from its tensors, for a file that comes without one."""
+    """Return InternViT's configuration from its tensors, for a file without one."""
     shapes = {key.removeprefix("vision_model."): tensor.shape for key, tensor in weights.items()}
     try:
         num_patches = shapes["embeddings.position_embedding"][1] - 1
@@ -237,7 +237,7 @@ def guess_vision_config(weights: dict[str, TensorBytes], layout: str) -> dict[st
 def match_tensors(
     source: str, model: PreTrainedModel, layout: str, weights: dict[str, TensorBytes]
 ) -> dict[str, TensorBytes]:
-    """The tensors under our names.
+    """Return the tensors under our names.
 
     Raises:
         ValueError: with all keys that are missing, unknown or of a wrong shape.
@@ -304,7 +304,7 @@ def read_image_processor(
 
 
 def read_processor(folder: Path, layout: str, config: ViTPConfig, image_processor: ViTPImageProcessor) -> ViTPProcessor:
-    """Our processor around the tokenizer, with our chat template unless it is our checkpoint."""
+    """Return our processor with the tokenizer of the source, and our chat template unless the source is ours."""
     if layout == "vitp":
         return ViTPProcessor.from_pretrained(folder)
     if chat_template_of(folder) not in (None, CHAT_TEMPLATE):
@@ -324,7 +324,7 @@ def chat_template_of(folder: Path) -> str | None:
 
 
 def choose_image_token_id(source: str, config: ViTPConfig, processor: ViTPProcessor | None, given: int | None) -> int:
-    """The id of the token that stands for an image; the original code takes it from the tokenizer."""
+    """Return the id of the token that stands for an image; the original code takes it from the tokenizer."""
     if processor is not None:
         if given not in (None, processor.image_token_id):
             raise ValueError(f"{source}: {IMAGE_TOKEN} is token {processor.image_token_id}, and not {given}.")
@@ -340,7 +340,7 @@ def choose_image_token_id(source: str, config: ViTPConfig, processor: ViTPProces
 
 
 def plain_tokenizer(folder: Path, **kwargs) -> PreTrainedTokenizerBase:
-    """The tokenizer of a checkpoint, without what ties it to a processor or a place."""
+    """Return the tokenizer of a checkpoint, without what ties it to a processor or a folder."""
     with naming(folder, ProcessorMixin):
         tokenizer = AutoTokenizer.from_pretrained(folder, **kwargs)
     tokenizer._set_processor_class(None)

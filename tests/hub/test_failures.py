@@ -29,7 +29,7 @@ def uninterrupted(hub, logged_in, folder):
     """The id of the commit of a push that nothing happened to, in a repo that is gone."""
     assert push(folder, "tester/m", "--what", "model") == 0
     oid = hub.repo("tester/m").history("main")[0][0]
-    hub.storage.delete(hub.repo("tester/m"))
+    del hub.repos["models", "tester/m"]
     hub.requests.clear()
     return oid
 
@@ -38,7 +38,7 @@ def uninterrupted(hub, logged_in, folder):
 @pytest.mark.parametrize(
     "failure", [{"status": 503}, {"status": 429, "retry_after": 7}, {"lost": True}, {"delay": 0.3}], ids=str
 )
-def test_what_passes_is_tried_again(hub, uninterrupted, folder, pauses, step, failure):
+def test_transient_failure_is_tried_again(hub, uninterrupted, folder, pauses, step, failure):
     failed = hub.fail(*STEPS[step], times=2, **failure)
     assert push(folder, "tester/m", "--what", "model") == 0
     assert hub.repo("tester/m").history("main")[0][0] == uninterrupted and failed.count >= 1
@@ -50,7 +50,7 @@ def test_what_passes_is_tried_again(hub, uninterrupted, folder, pauses, step, fa
         assert len(hub.received("PUT", "/lfs/*")) == 1
 
 
-def test_what_somebody_else_changes_meanwhile_is_tried_again(hub, uninterrupted, folder, pauses):
+def test_concurrent_commit_is_tried_again(hub, uninterrupted, folder, pauses):
     for status in (409, 412):
         hub.fail("POST", "*/commit/*", status)
     assert push(folder, "tester/m", "--what", "model") == 0
@@ -71,7 +71,7 @@ def test_what_somebody_else_changes_meanwhile_is_tried_again(hub, uninterrupted,
     ],
 )
 @pytest.mark.parametrize("step", ["preupload", "commit"])
-def test_what_does_not_pass_is_said_in_one_line_with_the_command_to_go_on(
+def test_lasting_failure_is_one_line_with_the_command(
     hub, uninterrupted, folder, pauses, capsys, step, status, code, says
 ):
     failure = {"status": status, "code": code} if status else {"cut": 10}
@@ -89,7 +89,7 @@ def test_what_does_not_pass_is_said_in_one_line_with_the_command_to_go_on(
     assert len(hub.received("PUT", "/lfs/*")) == 1 and sent == (1 if step == "commit" else 0)
 
 
-def test_a_token_that_may_only_read_or_is_wrong(hub, folder, monkeypatch, capsys):
+def test_no_write_access_wrong_token_and_offline(hub, folder, monkeypatch, capsys):
     for token, says in ((hub.token("read"), "may not write to tester/m"), ("hf_wrong", "does not accept the token")):
         monkeypatch.setenv("HF_TOKEN", token)
         assert push(folder, "tester/m", "--what", "model") == 1
@@ -100,7 +100,7 @@ def test_a_token_that_may_only_read_or_is_wrong(hub, folder, monkeypatch, capsys
     assert "HF_HUB_OFFLINE" in capsys.readouterr().err
 
 
-def test_main_is_as_it_was_when_an_update_fails(hub, logged_in, folder, pauses):
+def test_failed_update_leaves_main_unchanged(hub, logged_in, folder, pauses):
     hub.create("tester/m", {"model.safetensors": b"old", "config.json": "{}", "model-00001-of-00001.safetensors": b"o"})
     before = hub.files("tester/m")
     for step in ("preupload", "batch", "storage", "verify", "commit"):
@@ -112,7 +112,7 @@ def test_main_is_as_it_was_when_an_update_fails(hub, logged_in, folder, pauses):
     assert hub.files("tester/m")["model.safetensors"] == (folder / "model.safetensors").read_bytes()
 
 
-def test_a_lost_answer_does_not_open_two_pull_requests(hub, logged_in, folder, pauses, capsys):
+def test_lost_answer_opens_no_second_pull_request(hub, logged_in, folder, pauses, capsys):
     hub.create("tester/m")
     hub.fail(*STEPS["commit"], lost=True)
     assert push(folder, "tester/m", "--what", "model", "--create_pr") == 1
@@ -124,7 +124,7 @@ def test_a_lost_answer_does_not_open_two_pull_requests(hub, logged_in, folder, p
 
 
 @pytest.mark.slow
-def test_a_killed_push_goes_on_and_ends_the_same(hub, uninterrupted, logged_in, folder, tmp_path):
+def test_killed_push_goes_on(hub, uninterrupted, logged_in, folder, tmp_path):
     (folder / "model.safetensors").rename(folder / "model-00001-of-00002.safetensors")
     second = folder / "model-00002-of-00002.safetensors"
     second.write_bytes((64).to_bytes(8, "little") + b"{}".ljust(64))
@@ -134,7 +134,7 @@ def test_a_killed_push_goes_on_and_ends_the_same(hub, uninterrupted, logged_in, 
     environment = {**os.environ, **hub.environment(tmp_path / "home", logged_in)}
     command = [sys.executable, "recipes/push_to_hub.py", folder, "tester/m", "--what", "model"]
     process = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
-    while stuck.count == 0 or not hub.repo("tester/m").blob(first).exists():
+    while stuck.count == 0 or first not in hub.repo("tester/m").blobs:
         assert process.poll() is None, process.stderr.read().decode()
         time.sleep(0.05)
     process.kill()
@@ -148,9 +148,7 @@ def test_a_killed_push_goes_on_and_ends_the_same(hub, uninterrupted, logged_in, 
 
 
 @pytest.mark.parametrize("step", ["info", "create", "preupload", "batch", "storage", "commit"])
-def test_a_server_that_asks_to_wait_for_a_day_is_not_waited_for_so_long_and_that_is_said(
-    hub, uninterrupted, folder, pauses, caplog, step
-):
+def test_long_wait_is_limited(hub, uninterrupted, folder, pauses, caplog, step):
     hub.fail(*STEPS[step], status=429, retry_after=99999, times=1)
     assert push(folder, "tester/m", "--what", "model") == 0
     assert pauses == [300]

@@ -1,14 +1,24 @@
-"""Secrets are found, and files that look like them are not."""
+"""Search for secrets, also inside of archives and Parquet: what has one, or cannot be searched, is not sent."""
 
+import bz2
+import gzip
+import io
 import json
 import logging
+import lzma
+import tarfile
+import zipfile
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from pushed_runs import push
 
+from modeling_vitp.hub import files
 from modeling_vitp.hub.files import find_secret
 
-TOKEN = "hf_" + "x1Y2" * 9
+TOKEN = "hf_" + "x1Y2" * 8 + "x1"
+TEXT = b"x" * 100_000 + TOKEN.encode() + b"y" * 1000
 
 
 @pytest.mark.parametrize(
@@ -26,7 +36,7 @@ TOKEN = "hf_" + "x1Y2" * 9
     ],
 )
 @pytest.mark.parametrize("options", [[], ["--dry_run"]], ids=["push", "dry_run"])
-def test_a_secret_stops_a_push_and_is_named_by_file(hub, logged_in, folder, capsys, caplog, name, content, options):
+def test_secret_stops_a_push_and_is_named_by_file(hub, logged_in, folder, capsys, caplog, name, content, options):
     caplog.set_level(logging.DEBUG)
     (folder / name).parent.mkdir(exist_ok=True)
     (folder / name).write_bytes(content)
@@ -39,14 +49,14 @@ def test_a_secret_stops_a_push_and_is_named_by_file(hub, logged_in, folder, caps
     assert hub.requests == []
 
 
-def test_a_file_that_is_no_safetensors_is_searched_all_the_same(tmp_path):
+def test_false_safetensors_file_is_searched(tmp_path):
     path = tmp_path / "model.safetensors"
     for content, kind in (("<!DOCTYPE html>", None), ("hf_", None), (f"Bearer hf_{'a' * 34}", "a Hugging Face token")):
         path.write_text(content)
         assert find_secret(path) == kind
 
 
-def test_what_looks_like_a_secret_and_is_none(folder, tmp_path):
+def test_lookalikes_are_no_secrets(folder, tmp_path):
     for number, content in enumerate(
         (b'{"hub_token": "<HUB_TOKEN>"}', b'{"hub_token": null}', b"hf_hub_download", b"")
     ):
@@ -54,3 +64,101 @@ def test_what_looks_like_a_secret_and_is_none(folder, tmp_path):
         path.write_bytes(content)
         assert find_secret(path) is None
     assert all(find_secret(path) is None for path in folder.iterdir() if path.is_file())
+
+
+def zipped(content, name="notes.txt"):
+    file = io.BytesIO()
+    with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr(name, content)
+    return file.getvalue()
+
+
+def tarred(content, name="notes.txt", mode="w"):
+    file = io.BytesIO()
+    with tarfile.open(fileobj=file, mode=mode) as archive:
+        member = tarfile.TarInfo(name)
+        member.size = len(content)
+        archive.addfile(member, io.BytesIO(content))
+    return file.getvalue()
+
+
+PACKERS = {
+    "zip": zipped,
+    "gz": gzip.compress,
+    "bz2": bz2.compress,
+    "xz": lzma.compress,
+    "tgz": lambda content: tarred(content, mode="w:gz"),
+    "tar": tarred,
+    "zip in tgz": lambda content: tarred(zipped(content), mode="w:gz"),
+    "gz in zip": lambda content: zipped(gzip.compress(content)),
+}
+
+
+@pytest.mark.parametrize("kind", PACKERS)
+def test_token_inside_an_archive_is_found(tmp_path, kind):
+    for name in (f"a.{kind}", "data.bin"):
+        (tmp_path / name).write_bytes(PACKERS[kind](TEXT))
+        assert find_secret(tmp_path / name).startswith("a Hugging Face token")
+        assert find_secret(name, PACKERS[kind](TEXT)).startswith("a Hugging Face token")
+        (tmp_path / name).write_bytes(PACKERS[kind](TEXT.replace(TOKEN.encode(), b"")))
+        assert find_secret(tmp_path / name) is None
+
+
+ROW = {
+    "text": lambda text: text,
+    "bytes": lambda text: text.encode(),
+    "messages": lambda text: [{"role": "user", "content": text}],
+    "image": lambda text: {"bytes": text.encode(), "path": None},
+    "pairs": lambda text: [[text]],
+}
+
+
+@pytest.mark.parametrize("compression", ["gzip", "zstd", "snappy", "none"])
+@pytest.mark.parametrize("column", ROW)
+def test_token_in_parquet_is_found(tmp_path, column, compression):
+    texts = ["You are an assistant. " * 50] * 3000
+    for secret in ("", TOKEN):
+        texts[1234] = f"I use {secret}, do not tell."
+        table = pa.table({"number": range(3000), column: [ROW[column](text) for text in texts]})
+        pq.write_table(table, tmp_path / "a.parquet", compression=compression, write_statistics=False)
+        found = find_secret(tmp_path / "a.parquet")
+        assert found.startswith("a Hugging Face token") if secret else found is None
+    if compression == "gzip":  # of which nothing is as it was
+        assert TOKEN.encode() not in (tmp_path / "a.parquet").read_bytes()
+        assert found == "a Hugging Face token inside"
+
+
+def test_damaged_parquet_is_not_sent(tmp_path):
+    pq.write_table(pa.table({"text": ["a"] * 100}), tmp_path / "a.parquet")
+    content = (tmp_path / "a.parquet").read_bytes()
+    (tmp_path / "a.parquet").write_bytes(content[:-20])
+    assert find_secret(tmp_path / "a.parquet").startswith("an archive that cannot be searched: ")
+
+
+def test_file_of_secrets_in_an_archive_is_found(tmp_path):
+    (tmp_path / "a.zip").write_bytes(zipped(b"PASSWORD=1", "deep/.env"))
+    assert find_secret(tmp_path / "a.zip") == "a file of secrets inside, in .env"
+
+
+@pytest.mark.parametrize("kind", ["cut", "7z", "zst", "bomb", "deep"])
+def test_unsearchable_archive_is_not_sent(tmp_path, monkeypatch, kind):
+    monkeypatch.setattr(files, "MIN_LIMIT", 1 << 20)
+    deep = TEXT
+    for _ in range(6):
+        deep = zipped(deep)
+    content = {
+        "cut": zipped(TEXT)[:-30],
+        "7z": b"7z\xbc\xaf\x27\x1c" + bytes(100),
+        "zst": b"\x28\xb5\x2f\xfd" + bytes(100),
+        "bomb": gzip.compress(bytes(1 << 26)),
+        "deep": deep,
+    }[kind]
+    (tmp_path / "a.bin").write_bytes(content)
+    assert find_secret(tmp_path / "a.bin").startswith("an archive that cannot be searched: ")
+
+
+def test_push_with_a_token_in_an_archive_is_refused(hub, logged_in, folder, capsys):
+    (folder / "logs.tgz").write_bytes(PACKERS["tgz"](TEXT))
+    assert push(folder, "tester/m", "--what", "model") == 1
+    assert "logs.tgz (a Hugging Face token inside, in notes.txt)" in capsys.readouterr().err
+    assert hub.requests == []

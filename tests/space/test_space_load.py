@@ -22,7 +22,7 @@ import httpx
 import numpy as np
 import pytest
 import torch
-from local_hub.server import LocalHub
+from local_hub import LocalHub
 from paths import ROOT
 from pictures import picture
 from tiny_models import VISION
@@ -39,7 +39,7 @@ pytestmark = pytest.mark.slow
 @pytest.fixture
 def hub(tmp_path):
     """With models that mean well and others."""
-    hub = LocalHub(tmp_path / "hub")
+    hub = LocalHub()
     torch.manual_seed(0)
     export_backbone(ViTPVisionModel(ViTPVisionConfig(**VISION, initializer_range=0.3)), tmp_path / "good")
     files = {path.name: path for path in (tmp_path / "good").iterdir() if path.suffix in (".json", ".safetensors")}
