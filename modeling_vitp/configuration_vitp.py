@@ -1,6 +1,11 @@
 """Configurations of the ViTP vision model and of the vision-language model it is trained in."""
 
 import copy
+import dataclasses
+import difflib
+from collections.abc import Collection
+from inspect import getmembers_static
+from typing import Any
 
 from huggingface_hub.dataclasses import strict
 from transformers import AutoConfig, InternVLConfig, InternVLVisionConfig, PreTrainedConfig
@@ -136,6 +141,56 @@ def own_vision_config(config: dict | InternVLVisionConfig | None) -> dict | Inte
 def patch_grid(config: InternVLVisionConfig, size: tuple[int, int] | None = None) -> tuple[int, int]:
     """Patches of an image of `size`, or of the configuration's image size, in height and width."""
     return tuple(side // patch for side, patch in zip(size or config.image_size, config.patch_size))
+
+
+def check_keys(place: str, settings: Any, known: Collection[str], owner: str) -> None:
+    """Raise a `ValueError` if `settings` is not a mapping or one of its keys is unknown.
+
+    Args:
+        place: of the settings, such as `from_scratch.vision_config`.
+        owner: what lists the known keys, which is named where none of them is near.
+    """
+    if settings is None:
+        return
+    if not isinstance(settings, dict):
+        raise ValueError(f"{place}={str(settings)[:80]!r} is no mapping.")
+    for key in settings:
+        if key not in known:
+            nearest = difflib.get_close_matches(str(key), known, 1, 0.6)
+            hint = f"did you mean {nearest[0]!r}?" if nearest else f"its keys are those of {owner}."
+            raise ValueError(f"{place}: there is no {key!r}; {hint}")
+
+
+def known_keys(config_class: type[PreTrainedConfig]) -> set[str]:
+    """Return the keys that a configuration accepts: fields, aliases, properties, and keys saved beside them."""
+    own = {field.name for field in dataclasses.fields(config_class)}
+    derived = {name for name, value in getmembers_static(config_class) if getattr(value, "fset", None)}
+    names = own | derived | {*config_class.attribute_map}
+    if "rope_parameters" in own:
+        names |= {"rope_theta", "partial_rotary_factor"}
+    return {name for name in names if not name.startswith("_")} | {"model_type", "auto_map", "_name_or_path"}
+
+
+def settings_of_head(
+    config_class: type[PreTrainedConfig], settings: dict[str, Any], id2label: Any = None
+) -> dict[str, Any]:
+    """Return the settings of a model with classes, with `id2label` and `label2id`.
+
+    Args:
+        settings: of the configuration; with `label2id` the classes are named too.
+        id2label: names of the classes by index, or in a list.
+
+    Raises:
+        ValueError: if the configuration has no such setting.
+    """
+    check_keys("from_backbone", settings, known_keys(config_class), config_class.__name__)
+    if id2label is None and settings.get("label2id") is not None:
+        id2label = {index: label for label, index in settings["label2id"].items()}
+    if id2label is None:
+        return settings
+    names = dict(enumerate(id2label)) if isinstance(id2label, (list, tuple)) else id2label
+    names = {int(index): label for index, label in names.items()}  # strings in JSON
+    return settings | {"id2label": names, "label2id": {label: index for index, label in names.items()}}
 
 
 __all__ = ["ViTPConfig", "ViTPVisionConfig"]

@@ -12,12 +12,10 @@ from transformers.modeling_outputs import ImageClassifierOutput
 from transformers.utils.generic import can_return_tuple
 
 from .bands import spread_bands
-from .config_settings import settings_of_head
-from .configuration_vitp import ViTPVisionConfig
+from .configuration_vitp import ViTPVisionConfig, settings_of_head
 from .configuration_vitp_classification import ViTPImageClassificationConfig
 from .modeling_vitp import CheckpointsOfOurs, ViTPVisionModel
-from .modeling_vitp_backbone import check_no_dtype, open_vit
-from .resize import resize_backbone
+from .modeling_vitp_backbone import check_no_dtype, open_vit, resize_backbone
 
 
 class ViTPForImageClassification(CheckpointsOfOurs, PreTrainedModel):

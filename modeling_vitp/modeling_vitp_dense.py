@@ -14,7 +14,7 @@ from transformers.models.upernet.modeling_upernet import (
 )
 from transformers.utils.generic import can_return_tuple
 
-from .config_settings import check_keys
+from .configuration_vitp import check_keys
 from .configuration_vitp_dense import ViTPChangeDetectionConfig, ViTPSegmentationConfig
 from .modeling_vitp_backbone import pad_to_multiple
 from .modeling_vitp_multi_scale import OnMultiScaleBackbone

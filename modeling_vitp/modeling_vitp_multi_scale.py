@@ -8,12 +8,11 @@ from torch import nn
 from transformers import InternVLVisionModel, PreTrainedConfig
 from transformers.modeling_outputs import BackboneOutput
 
-from .config_settings import settings_of_head
+from .configuration_vitp import settings_of_head
 from .configuration_vitp_dense import ViTPFeaturePyramidConfig
 from .modeling_vitp import CheckpointsOfOurs, ViTPVisionModel
 from .modeling_vitp_adapter import ChannelLayerNorm, ViTPAdapter
-from .modeling_vitp_backbone import ViTPMultiScaleBackbone
-from .resize import resize_backbone
+from .modeling_vitp_backbone import ViTPMultiScaleBackbone, resize_backbone
 
 
 class PyramidLevel(nn.Sequential):

@@ -26,7 +26,7 @@ from ..image_processing_vitp_detection import ViTPDetectionImageProcessor
 from ..input_spec import InputSpec
 from ..modeling_vitp import ViTPForConditionalGeneration, ViTPModel, ViTPVisionModel
 from ..modeling_vitp_adapter import ViTPAdapter
-from ..modeling_vitp_backbone import ViTPBackbone
+from ..modeling_vitp_backbone import ViTPBackbone, resize_backbone
 from ..modeling_vitp_classification import ViTPForImageClassification
 from ..modeling_vitp_dense import ViTPForChangeDetection, ViTPForSemanticSegmentation
 from ..modeling_vitp_detection import (
@@ -36,7 +36,6 @@ from ..modeling_vitp_detection import (
 )
 from ..modeling_vitp_multi_scale import ViTPFeaturePyramid
 from ..processing_vitp import ViTPProcessor
-from ..resize import resize_backbone
 from .registry import ModelEntry, register_model
 
 # Code of the model cards. `yours` marks what a reader replaces.

@@ -22,8 +22,7 @@ from transformers.utils import cached_file
 from trl import ModelConfig
 
 from ..bands import spread_bands
-from ..config_settings import check_keys, known_keys
-from ..configuration_vitp import ViTPConfig, ViTPVisionConfig
+from ..configuration_vitp import ViTPConfig, ViTPVisionConfig, check_keys, known_keys
 from ..convert.internvl import from_internvl, internvl_processor
 from ..convert.tensor_files import check_finite
 from ..image_processing_vitp import ViTPImageProcessor

@@ -19,7 +19,7 @@ from modeling_vitp import (
     ViTPVisionConfig,
 )
 from modeling_vitp.command.errors import MISTAKE, explain
-from modeling_vitp.config_settings import known_keys
+from modeling_vitp.configuration_vitp import known_keys
 from modeling_vitp.training.arguments import BackboneArguments
 from modeling_vitp.training.fine_tuning import check_start
 from modeling_vitp.training.loading import check_config, check_from_scratch
