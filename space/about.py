@@ -1,4 +1,4 @@
-"""The About box: what model this is, under which licence, of when, and what to cite."""
+"""The About box: what model this is, under which license, of when, and what to cite."""
 
 import html
 from datetime import datetime, timezone
@@ -27,7 +27,7 @@ def about(models: Models, name: str) -> str:
     side = vit.native * vit.patch[0]
     rows = {
         "Model": f"`{html.escape(name.replace('`', ''))}`, a {kind}",
-        "Licence": html.escape(license),
+        "License": html.escape(license),
         "Date": date,
         "ViT": f"{vit.depth} layers, width {vit.model.config.hidden_size}, {_millions(vit.model)} M parameters, "
         f"{side} × {side} pixels in patches of {vit.patch[0]}",

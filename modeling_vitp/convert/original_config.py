@@ -88,6 +88,39 @@ def vision_from_original(config: dict[str, Any]) -> ViTPVisionConfig:
     return ViTPVisionConfig(**fields, image_size=config["image_size"], patch_size=config["patch_size"])
 
 
+def vision_from_tensors(shapes: dict[str, tuple[int, ...]]) -> ViTPVisionConfig:
+    """Return InternViT's configuration from the shapes of its tensors, for a file without a configuration."""
+    try:
+        shown = shown_by_vit(shapes, "encoder.")
+    except (KeyError, IndexError, ValueError) as error:
+        raise ValueError(
+            f"There is no config.json, and the tensors are not those of an InternViT ({error})."
+        ) from error
+    width = shown["hidden_size"]
+    if width not in INTERN_VIT_HEADS:
+        raise ValueError(
+            f"There is no config.json, and the number of heads of a ViT of width {width} cannot be seen from its "
+            "tensors: put a config.json with vision_config beside it."
+        )
+    return ViTPVisionConfig(**shown, num_attention_heads=INTERN_VIT_HEADS[width])
+
+
+def shown_by_vit(shapes: dict[str, tuple[int, ...]], prefix: str = "") -> dict[str, Any]:
+    """Return the settings of a ViT that its tensors show; `prefix` is that of its layers in the original names."""
+    width, _, patch_size, _ = shapes["embeddings.patch_embedding.weight"]
+    grid = math.isqrt(shapes["embeddings.position_embedding"][1] - 1)
+    return {
+        "hidden_size": width,
+        "intermediate_size": shapes[f"{prefix}layers.0.mlp.fc1.weight"][0],
+        "num_hidden_layers": count(rf"{re.escape(prefix)}layers\.(\d+)\.", shapes),
+        "patch_size": patch_size,
+        "image_size": grid * patch_size,
+        "attention_bias": f"{prefix}layers.0.attn.qkv.bias" in shapes,
+        "use_qk_norm": f"{prefix}layers.0.attn.q_norm.weight" in shapes,
+        "norm_type": "layer_norm" if f"{prefix}layers.0.norm1.bias" in shapes else "rms_norm",
+    }
+
+
 def vision_to_original(config: ViTPVisionConfig) -> dict[str, Any]:
     """Return our ViT's configuration as InternViT's; see [`vision_from_original`] for what is refused."""
     settings = config.to_dict()
@@ -230,17 +263,9 @@ def adapter_from_original(settings: dict[str, Any], shapes: dict[str, tuple[int,
             models do not have in common.
     """
     try:
-        width, _, patch_size, _ = shapes["embeddings.patch_embedding.weight"]
-        grid = math.isqrt(shapes["embeddings.position_embedding"][1] - 1)
-        intermediate_size = shapes["layers.0.mlp.fc1.weight"][0]
-        shown = {
-            "hidden_size": width,
-            "num_hidden_layers": count(r"layers\.(\d+)\.", shapes),
-            "patch_size": patch_size,
-            "image_size": grid * patch_size,
-            "attention_bias": "layers.0.attn.qkv.bias" in shapes,
-            "use_qk_norm": "layers.0.attn.q_norm.weight" in shapes,
-            "norm_type": "layer_norm" if "layers.0.norm1.bias" in shapes else "rms_norm",
+        shown = shown_by_vit(shapes)
+        width = shown["hidden_size"]
+        shown |= {
             "deformable_ratio": shapes["interactions.0.injector.attn.value_proj.weight"][0] / width,
             "feed_forward_ratio": shapes["interactions.0.extractor.ffn.fc1.weight"][0] / width,
             "spatial_prior_channels": shapes["spm.stem.0.weight"][0],
@@ -265,7 +290,6 @@ def adapter_from_original(settings: dict[str, Any], shapes: dict[str, tuple[int,
     return ViTPAdapterConfig(
         **shown,
         **hidden,
-        intermediate_size=intermediate_size,
         deformable_heads=samples // settings.get("n_points", ViTPAdapterConfig.deformable_points),
         extra_extractors=count(r"interactions\.3\.extra_extractors\.(\d+)\.", shapes),
         spatial_prior_norm="batch_norm" if "spm.stem.1.running_mean" in shapes else "layer_norm",

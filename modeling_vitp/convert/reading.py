@@ -1,11 +1,9 @@
 """Read a checkpoint: recognize its layout by the names of its tensors, and check each tensor."""
 
 import logging
-import math
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from huggingface_hub import snapshot_download
@@ -31,13 +29,13 @@ from ..processing_vitp import CHAT_TEMPLATE, IMAGE_TOKEN, ViTPProcessor
 from .internvl import from_internvl_config
 from .keys import BACKBONE, VISION_TOWER, place, recognize
 from .original_config import (
-    INTERN_VIT_HEADS,
     adapter_from_original,
     chat_from_original,
     detection_from_original,
     detection_image_processor,
     segmentation_from_original,
     vision_from_original,
+    vision_from_tensors,
     with_deformable_attention,
 )
 from .tensor_files import TensorBytes, main_dtype, read_checkpoint
@@ -194,7 +192,9 @@ def read_config(layout: str, fields: dict, weights: dict[str, TensorBytes], benc
                 f"config.json, of model_type {fields.get('model_type')!r}, has no vision_config, which is expected "
                 "beside a ViT of the original naming."
             )
-        return vision_from_original(fields.get("vision_config") or guess_vision_config(weights, layout))
+        if fields.get("vision_config"):
+            return vision_from_original(fields["vision_config"])
+        return vision_from_tensors({key.removeprefix("vision_model."): shape for key, shape in shapes.items()})
     if layout == "backbone":
         return ViTPVisionConfig.from_dict({**fields, "model_type": ViTPVisionConfig.model_type})
     for name in ("vision_config", "text_config"):
@@ -203,35 +203,6 @@ def read_config(layout: str, fields: dict, weights: dict[str, TensorBytes], benc
     if layout == "internvl":
         return from_internvl_config(InternVLConfig.from_dict(fields))
     return ViTPConfig.from_dict(fields)
-
-
-def guess_vision_config(weights: dict[str, TensorBytes], layout: str) -> dict[str, Any]:
-    """Return InternViT's configuration from its tensors, for a file without one."""
-    shapes = {key.removeprefix("vision_model."): tensor.shape for key, tensor in weights.items()}
-    try:
-        num_patches = shapes["embeddings.position_embedding"][1] - 1
-        hidden_size, _, patch_size, _ = shapes["embeddings.patch_embedding.weight"]
-        intermediate_size = shapes["encoder.layers.0.mlp.fc1.weight"][0]
-    except (KeyError, IndexError, ValueError) as error:
-        raise ValueError(
-            f"There is no config.json, and the tensors are not those of an InternViT ({error})."
-        ) from error
-    if hidden_size not in INTERN_VIT_HEADS:
-        raise ValueError(
-            f"There is no config.json, and the number of heads of a ViT of width {hidden_size} cannot be seen from its "
-            "tensors: put a config.json with vision_config beside it."
-        )
-    return {
-        "hidden_size": hidden_size,
-        "intermediate_size": intermediate_size,
-        "num_hidden_layers": len({key.split(".")[2] for key in shapes if key.startswith("encoder.layers.")}),
-        "num_attention_heads": INTERN_VIT_HEADS[hidden_size],
-        "norm_type": "layer_norm" if "encoder.layers.0.norm1.bias" in shapes else "rms_norm",
-        "qkv_bias": "encoder.layers.0.attn.qkv.bias" in shapes,
-        "qk_normalization": "encoder.layers.0.attn.q_norm.weight" in shapes,
-        "image_size": math.isqrt(num_patches) * patch_size,
-        "patch_size": patch_size,
-    }
 
 
 def match_tensors(

@@ -32,6 +32,7 @@ from modeling_vitp import (
     spread_bands,
 )
 from modeling_vitp.cards.record import copy_record, provenance, read_record, stated_licenses, write_record
+from modeling_vitp.cards.sections import portable_command, set_section
 from modeling_vitp.convert.checkpoint import convert_checkpoint
 from modeling_vitp.hub.files import model_files
 from modeling_vitp.hub.upload import write_card
@@ -79,7 +80,7 @@ def rows_of(card: ModelCard) -> list[list[str]]:
     return [[cell.strip() for cell in line.split("|")[1:-1]] for line in card.text.splitlines() if line[:1] == "|"]
 
 
-def test_a_card_says_what_the_run_recorded_and_nothing_else(hub, logged_in, folder):
+def test_card_has_what_the_run_recorded(hub, logged_in, folder):
     assert push(folder, "tester/vitp", "--what", "model") == 0
     card = card_of(hub, "tester/vitp")
     card.validate()
@@ -120,7 +121,7 @@ def test_a_card_says_what_the_run_recorded_and_nothing_else(hub, logged_in, fold
     assert card.data.eval_results is None and "Of the whole model that this is a part of" in card.text
 
 
-def test_a_model_without_a_record_has_a_card_without_training(hub, logged_in, folder):
+def test_card_without_a_record_has_no_training(hub, logged_in, folder):
     for name in ("run.json", "metrics.json"):
         (folder / name).unlink()
     assert push(folder, "tester/m", "--what", "model") == 0
@@ -130,7 +131,7 @@ def test_a_model_without_a_record_has_a_card_without_training(hub, logged_in, fo
     assert set(card.data.to_dict()) == {"library_name", "pipeline_tag", "tags"}
 
 
-def test_what_a_user_wrote_stays(hub, logged_in, folder):
+def test_text_of_a_user_stays(hub, logged_in, folder):
     mine = "---\ntags: [ships]\nlanguage: de\n---\n\n# My ships\n\nOf the harbour.\n\n## Limits\n\nNone known.\n"
     (folder / "README.md").write_text(mine)
     for name in ("tester/one", "tester/two"):
@@ -142,7 +143,7 @@ def test_what_a_user_wrote_stays(hub, logged_in, folder):
     assert "tester/one" not in card.content and card.text.count("## How to load") == 1
 
 
-def test_the_license_goes_with_a_conversion(hub, logged_in, folder, tmp_path):
+def test_conversion_keeps_the_license(hub, logged_in, folder, tmp_path):
     write_card("model", folder)
     convert_checkpoint(folder, tmp_path / "internvl", "internvl")
     assert push(tmp_path / "internvl", "tester/i", "--what", "model", "--license", "apache-2.0") == 1
@@ -155,7 +156,7 @@ def test_the_license_goes_with_a_conversion(hub, logged_in, folder, tmp_path):
     assert "the same to the bit" in card.text and "trust_remote_code" not in code_of(card)
 
 
-def test_a_license_that_could_not_be_read_is_asked_for_again(hub, logged_in, folder):
+def test_unread_license_is_asked_for_again(hub, logged_in, folder):
     (folder / "run.json").write_text(json.dumps(RECORD | {"licenses": {"org/start": {}, "run": {}}}))
     hub.create("org/start", {"README.md": "---\nlicense: cc-by-nc-4.0\n---\n"})
     assert push(folder, "tester/m", "--what", "model", "--license", "mit") == 1
@@ -163,7 +164,7 @@ def test_a_license_that_could_not_be_read_is_asked_for_again(hub, logged_in, fol
     assert card_of(hub, "tester/m").data.license == "cc-by-nc-4.0"
 
 
-def test_a_license_file_without_a_card_binds_too(hub, logged_in, folder):
+def test_license_file_without_a_card_binds(hub, logged_in, folder):
     (folder / "run.json").unlink()
     (folder / "LICENSE.txt").write_text("terms")
     assert push(folder, "tester/m", "--what", "model", "--license", "mit") == 1
@@ -173,7 +174,7 @@ def test_a_license_file_without_a_card_binds_too(hub, logged_in, folder):
     assert hub.files("tester/m")["LICENSE.txt"] == b"terms"
 
 
-def test_license_files_go_along_and_links_lead_to_the_source(hub, logged_in, folder, tmp_path):
+def test_license_files_and_links(hub, logged_in, folder, tmp_path):
     metadata = "license: other\nlicense_name: vitp-terms\nlicense_link: LICENSE"
     hub.create("org/start", {"README.md": f"---\n{metadata}\n---\n", "LICENSE": "terms"})
     (folder / "LICENSE").write_text("terms")
@@ -195,7 +196,7 @@ def test_license_files_go_along_and_links_lead_to_the_source(hub, logged_in, fol
     assert both["run (another)"] == {"license": "gpl-3.0"} and both["run"] == {"license": "cc-by-nc-4.0"}
 
 
-def test_licenses_of_two_sources_are_both_kept(tmp_path):
+def test_license_files_of_two_sources_are_kept(tmp_path):
     """A run on a ViT and a language model; a folder of licenses, as REUSE has it, is none."""
     for name in ("vit", "llm"):
         (tmp_path / name / "LICENSES").mkdir(parents=True)
@@ -328,7 +329,7 @@ def everything(hub, logged_in, folder, tmp_path):
 
 
 @pytest.mark.slow
-def test_examples_run_as_they_are_printed(hub, everything, tmp_path):
+def test_examples_run(hub, everything, tmp_path):
     cards = {name: card_of(hub, f"tester/{name}") for name in everything}
     for card in cards.values():
         card.validate()
@@ -353,7 +354,7 @@ def test_examples_run_as_they_are_printed(hub, everything, tmp_path):
     assert found["maps"] == [[1, 256, size, size] for size in (56, 28, 14, 7)]
 
 
-def test_the_card_of_the_project(hub, logged_in, folder, tmp_path, monkeypatch):
+def test_card_of_the_project(hub, logged_in, folder, tmp_path, monkeypatch):
     card = ModelCard.load(ROOT / "MODEL_CARD.md")
     card.validate()
     hub.organizations["my-org"] = {"tester"}
@@ -365,14 +366,14 @@ def test_the_card_of_the_project(hub, logged_in, folder, tmp_path, monkeypatch):
     assert names["features"].shape == (1, 17, 32)
 
 
-def test_the_example_of_a_backbone_runs_as_it_is_printed(hub, logged_in, folder):
+def test_example_of_a_backbone_runs(hub, logged_in, folder):
     assert push(folder, "tester/b", "--what", "backbone") == 0
     names = {}
     exec(code_of(card_of(hub, "tester/b")), names)
     assert names["features"].shape == (1, 17, 32)
 
 
-def test_what_is_taken_out_of_a_checkpoint_keeps_the_record_and_the_license_of_its_run(folder, tmp_path):
+def test_part_of_a_checkpoint_keeps_record_and_license(folder, tmp_path):
     (folder / "LICENSE").write_text("terms")
     checkpoint = folder / "checkpoint-8"
     checkpoint.mkdir()
@@ -382,3 +383,29 @@ def test_what_is_taken_out_of_a_checkpoint_keeps_the_record_and_the_license_of_i
     assert (tmp_path / "backbone" / "LICENSE").read_text() == "terms"
     assert stated_licenses(tmp_path / "backbone")["org/start"] == {"license": "cc-by-nc-4.0"}
     assert not (tmp_path / "backbone" / "metrics.json").exists()  # of the whole run
+
+
+def test_set_section_keeps_other_sections(tmp_path):
+    card = tmp_path / "README.md"
+    card.write_text("---\nlicense: mit\n---\n\n# Name\n\n## One\n\nold\n\n## Two\n\nstays\n")
+    set_section(card, "One", "new")
+    set_section(card, "Three", "added")
+    assert card.read_text() == (
+        "---\nlicense: mit\n---\n\n# Name\n\n## One\n\nnew\n\n## Two\n\nstays\n\n## Three\n\nadded\n"
+    )
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (["--config", "/home/me/my.yaml"], "--config my.yaml"),
+        (["--hub_token", "hf_x", "--seed", "1"], "--seed 1"),
+        (["--hub_token=hf_x", "--hub_token", "hf_y"], ""),
+        (["--output_dir=~/out/a", "--mixture", '{"root": "/data/b"}'], '--output_dir=a --mixture \'{"root": "b"}\''),
+        (["--data_root", "/home/jane doe/patient study/x/", "--a=C:\\my data\\b"], "--data_root x --a=b"),
+        (["--endpoint", "https://hf.co/a/b/c"], "--endpoint https://hf.co/a/b/c"),
+        (["--dataset_name", "org/ships", "--dir", "a/b"], "--dataset_name org/ships --dir a/b"),
+    ],
+)
+def test_recorded_command_has_no_token_and_no_path(words, expected):
+    assert portable_command("pretrain", words) == f"vitp pretrain {expected}".strip()

@@ -5,27 +5,45 @@ from types import SimpleNamespace
 import original_checkpoint
 import pytest
 import torch
+from huggingface_hub import metadata_load
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from internvl_checkpoints import FIXTURE, assert_same, expected_keys, load_weights, native_model, save_original
+from pictures import picture
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
+from tiny_models import HEAD, adapter_config
 from torch import nn
 from transformers import (
+    AutoImageProcessor,
     AutoModel,
     AutoModelForImageTextToText,
     AutoModelForMultimodalLM,
+    AutoProcessor,
+    AutoTokenizer,
+    GotOcr2ImageProcessor,
     InternVLForConditionalGeneration,
+    InternVLProcessor,
+    InternVLVideoProcessor,
+    Qwen2Tokenizer,
 )
 
 from modeling_vitp import (
     ViTPForConditionalGeneration,
+    ViTPForSemanticSegmentation,
     ViTPImageProcessor,
+    ViTPProcessor,
+    ViTPSegmentationConfig,
+    ViTPSegmentationImageProcessor,
     ViTPVisionModel,
     convert_checkpoint,
     export_backbone,
+    spread_bands,
 )
+from modeling_vitp.convert import __main__ as command
 from modeling_vitp.convert import tensor_files
+from modeling_vitp.convert.checkpoint import load_tensor
+from modeling_vitp.training.loading import build_tokenizer, check_compatible
 
 
 def in_own_memory(model_class, folder):
@@ -56,7 +74,7 @@ def close(actual: torch.Tensor, wanted: torch.Tensor) -> None:
 
 @torch.no_grad()
 @pytest.mark.parametrize("kind", ["vitp", "internvl"])
-def test_the_whole_model_gives_the_outputs_of_the_original_code(fixture_as_vitp, tmp_path, kind):
+def test_model_gives_outputs_of_original_code(fixture_as_vitp, tmp_path, kind):
     folder = fixture_as_vitp
     if kind == "internvl":
         folder = convert_checkpoint(FIXTURE, tmp_path / "internvl", "internvl", image_token_id=7)
@@ -75,7 +93,7 @@ def test_the_whole_model_gives_the_outputs_of_the_original_code(fixture_as_vitp,
 
 
 @torch.no_grad()
-def test_the_kept_tokens_give_the_outputs_of_the_original_code(fixture_as_vitp):
+def test_kept_tokens_give_outputs_of_original_code(fixture_as_vitp):
     model = ViTPForConditionalGeneration.from_pretrained(fixture_as_vitp)
     given = SimpleNamespace(**original_checkpoint.expected())
     out = model(
@@ -94,7 +112,7 @@ def test_the_kept_tokens_give_the_outputs_of_the_original_code(fixture_as_vitp):
 
 @torch.no_grad()
 @pytest.mark.parametrize("start", ["bare", "prefixed", "whole model", "vitp", "internvl"])
-def test_the_backbone_gives_the_outputs_of_the_original_code(fixture_as_vitp, tmp_path, start):
+def test_backbone_gives_outputs_of_original_code(fixture_as_vitp, tmp_path, start):
     source = {"bare": FIXTURE / "vision_only.safetensors", "whole model": FIXTURE, "vitp": fixture_as_vitp}.get(start)
     if start == "prefixed":
         source = tmp_path / "prefixed"
@@ -120,7 +138,7 @@ def test_the_backbone_gives_the_outputs_of_the_original_code(fixture_as_vitp, tm
 
 
 @pytest.mark.parametrize("kind", ["vitp", "internvl", "backbone", "original"])
-def test_each_target_has_exactly_the_names_of_its_kind(fixture_as_vitp, tmp_path, kind):
+def test_target_has_the_names_of_its_layout(fixture_as_vitp, tmp_path, kind):
     folder = fixture_as_vitp
     if kind != "vitp":
         folder = convert_checkpoint(fixture_as_vitp, tmp_path / kind, kind)
@@ -131,12 +149,12 @@ def test_each_target_has_exactly_the_names_of_its_kind(fixture_as_vitp, tmp_path
         assert file.metadata() == {"format": "pt"}
 
 
-def test_the_names_of_the_fixture_are_those_written_down():
+def test_fixture_has_the_expected_names():
     assert load_file(FIXTURE / "model.safetensors").keys() == expected_keys("original")
     assert load_file(FIXTURE / "vision_only.safetensors").keys() == expected_keys("original_vision")
 
 
-def test_a_ViTP_checkpoint_is_as_the_model_saves_itself(fixture_as_vitp, tmp_path):
+def test_checkpoint_is_as_the_model_saves_itself(fixture_as_vitp, tmp_path):
     model, report = ViTPForConditionalGeneration.from_pretrained(fixture_as_vitp, output_loading_info=True)
     assert not any(report.values())
     model.save_pretrained(tmp_path)
@@ -150,7 +168,7 @@ def test_a_ViTP_checkpoint_is_as_the_model_saves_itself(fixture_as_vitp, tmp_pat
     assert written - {path.name for path in tmp_path.iterdir()} == added
 
 
-def test_the_backbone_is_as_export_backbone_writes_it(fixture_as_vitp, tmp_path):
+def test_backbone_is_as_export_backbone_writes_it(fixture_as_vitp, tmp_path):
     converted = convert_checkpoint(fixture_as_vitp, tmp_path / "converted", "backbone")
     model = ViTPForConditionalGeneration.from_pretrained(fixture_as_vitp)
     exported = export_backbone(model, tmp_path / "exported", ViTPImageProcessor.from_pretrained(fixture_as_vitp))
@@ -179,7 +197,7 @@ FORMS = [
 
 @pytest.mark.parametrize(("variant", "dtype", "max_shard_size"), FORMS)
 @pytest.mark.parametrize("kind", ["internvl", "original"])
-def test_there_and_back_is_the_same_to_the_bit(tmp_path, kind, variant, dtype, max_shard_size):
+def test_round_trip_is_exact(tmp_path, kind, variant, dtype, max_shard_size):
     model = native_model(**VARIANTS[variant], dtype=dtype)
     source = tmp_path / "source"
     if kind == "internvl":
@@ -222,7 +240,7 @@ def test_there_and_back_is_the_same_to_the_bit(tmp_path, kind, variant, dtype, m
 
 @pytest.mark.parametrize("prefix", ["", "vision_model."])
 @pytest.mark.parametrize("vision", [{}, {"norm_type": "rms_norm", "use_qk_norm": True, "attention_bias": False}])
-def test_a_ViT_there_and_back_is_the_same_to_the_bit(tmp_path, vision, prefix):
+def test_round_trip_of_a_vit_is_exact(tmp_path, vision, prefix):
     source = save_original(native_model(vision, dtype=torch.bfloat16), tmp_path / "source")
     whole = load_file(source / "model.safetensors")
     bare = {key.removeprefix("vision_model."): value for key, value in whole.items() if key.startswith("vision_model.")}
@@ -235,7 +253,7 @@ def test_a_ViT_there_and_back_is_the_same_to_the_bit(tmp_path, vision, prefix):
     assert (again / "config.json").read_text() == (backbone / "config.json").read_text()
 
 
-def test_a_tied_head_that_the_file_holds_all_the_same_stays(tmp_path):
+def test_stored_tied_head_stays(tmp_path):
     source = save_original(native_model(tied=True), tmp_path / "source")
     weights = load_file(source / "model.safetensors")
     weights["language_model.lm_head.weight"] = weights["language_model.model.embed_tokens.weight"].clone()
@@ -266,7 +284,7 @@ def test_a_tied_head_that_the_file_holds_all_the_same_stays(tmp_path):
 )
 @settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture], derandomize=True)
 @torch.no_grad()
-def test_converted_logits_are_those_of_plain_transformers(
+def test_logits_are_those_of_transformers(
     tmp_path, heads, head_dim, vision_layers, grid, patch, norm_type, flags, text_heads, text_layers, tiles, kind
 ):
     vision = {
@@ -365,3 +383,258 @@ def test_weights_that_are_not_finite_are_converted_only_when_told(model_and_proc
         export_backbone(model, tmp_path / "exported")
     assert convert_checkpoint(tmp_path / "source", tmp_path / "backbone", "backbone", allow_nan=True).is_dir()
     assert export_backbone(model, tmp_path / "exported", allow_nan=True).is_dir()
+
+
+NAMED_TOKENS = {
+    "start_image_token": "<img>",
+    "end_image_token": "</img>",
+    "context_image_token": "<IMG_CONTEXT>",
+    "video_token": "<video>",
+}
+
+
+@pytest.fixture
+def internvl_repo(tmp_path):
+    """A checkpoint as transformers' own come: model, processor and generation configuration."""
+    tokenizer = build_tokenizer(["How many trees are there? There are 12."], vocab_size=320)
+    vocab_size = len(tokenizer)
+    folder = tmp_path / "repo"
+    model = native_model(vocab_size=vocab_size, image_token_id=tokenizer.convert_tokens_to_ids("<IMG_CONTEXT>"))
+    model.generation_config.update(eos_token_id=[1, 0], max_new_tokens=9)
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(tmp_path / "tokenizer")
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "tokenizer", model_specific_special_tokens=NAMED_TOKENS)
+    size = {"height": 56, "width": 56}
+    image_processor = GotOcr2ImageProcessor(size=size, max_patches=5, image_mean=[0.4, 0.5, 0.6], image_std=[0.2] * 3)
+    template = "{% for message in messages %}{{ message['content'] }}{% endfor %}"
+    InternVLProcessor(
+        image_processor, tokenizer, InternVLVideoProcessor(size=size), image_seq_length=4, chat_template=template
+    ).save_pretrained(folder)
+    return folder
+
+
+def test_processor_and_generation_config_are_converted(internvl_repo, tmp_path):
+    vitp = convert_checkpoint(internvl_repo, tmp_path / "vitp")
+    native = AutoProcessor.from_pretrained(internvl_repo)
+    processor = AutoProcessor.from_pretrained(vitp)
+    model = ViTPForConditionalGeneration.from_pretrained(vitp)
+    assert type(processor) is ViTPProcessor
+    assert processor.image_processor.max_patches == 5
+    assert "generation" in processor.chat_template
+    assert (model.generation_config.eos_token_id, model.generation_config.max_new_tokens) == ([1, 0], 9)
+    assert (processor.image_token_id, processor.image_seq_length) == (model.config.image_token_id, 4)
+    # The video token has no embedding: a text with it must not become an index beyond the end.
+    assert len(native.tokenizer) == len(processor.tokenizer) + 1 == model.config.text_config.vocab_size + 1
+    assert max(processor.tokenizer("A <video> of trees")["input_ids"]) < model.config.text_config.vocab_size
+    check_compatible(model, processor)
+
+    back = convert_checkpoint(vitp, tmp_path / "internvl", "internvl")
+    assert not list(back.glob("*.py"))
+    reopened = AutoProcessor.from_pretrained(back)
+    assert type(reopened) is InternVLProcessor
+    assert reopened.chat_template == processor.chat_template
+    assert reopened.tokenizer.get_vocab() == native.tokenizer.get_vocab()
+    assert (back / "generation_config.json").read_bytes() == (internvl_repo / "generation_config.json").read_bytes()
+    assert "auto_map" not in (back / "tokenizer_config.json").read_text()
+    image, text = picture(130, 60), "<IMG_CONTEXT>How many trees are there?"
+    wanted = native(images=image, text=text, return_tensors="pt")
+    for other in (processor, reopened):
+        found = other(images=image, text=text, return_tensors="pt")
+        assert found["pixel_values"].shape == (3, 3, 56, 56)
+        for name in ("input_ids", "attention_mask", "pixel_values"):
+            assert torch.equal(found[name], wanted[name]), name
+
+    again = convert_checkpoint(back, tmp_path / "again")
+    assert (again / "tokenizer.json").read_text() == (vitp / "tokenizer.json").read_text()
+
+
+def test_processors_encode_messages_alike(model_and_processor, tmp_path):
+    model, processor = model_and_processor
+    model.save_pretrained(tmp_path / "vitp")
+    processor.save_pretrained(tmp_path / "vitp")
+    native = AutoProcessor.from_pretrained(convert_checkpoint(tmp_path / "vitp", tmp_path / "internvl", "internvl"))
+    content = [{"type": "image", "image": picture(130, 60)}, {"type": "text", "text": "How many trees?"}]
+    chat = [{"role": "user", "content": content}]
+    options = {"add_generation_prompt": True, "tokenize": True, "return_dict": True, "return_tensors": "pt"}
+    found, wanted = (each.apply_chat_template(chat, **options) for each in (native, processor))
+    for name in ("input_ids", "pixel_values"):
+        assert torch.equal(found[name], wanted[name]), name
+
+
+def qwen_tokenizer() -> Qwen2Tokenizer:
+    """Of the class that original checkpoints name."""
+    trained = build_tokenizer(["How many trees are there? There are 12."], vocab_size=320)
+    model = json.loads(trained.backend_tokenizer.to_str())["model"]
+    merges = [tuple(pair) for pair in model["merges"]]
+    tokenizer = Qwen2Tokenizer(
+        model["vocab"], merges, eos_token="<|im_end|>", pad_token="<|endoftext|>", unk_token=None
+    )
+    tokenizer.add_special_tokens({"extra_special_tokens": trained.extra_special_tokens})
+    assert tokenizer.get_vocab() == trained.get_vocab()
+    return tokenizer
+
+
+def test_tokenizer_of_an_original_checkpoint(tmp_path):
+    tokenizer = qwen_tokenizer()
+    source = save_original(native_model(vocab_size=len(tokenizer)), tmp_path / "source")
+    config = json.loads((source / "config.json").read_text())
+    # As on the Hub: with code that is not needed, and is not run.
+    config["auto_map"] = {"AutoConfig": "configuration_internvl_chat.InternVLChatConfig"}
+    (source / "config.json").write_text(json.dumps(config))
+    tokenizer.save_pretrained(source)
+    (source / "generation_config.json").write_text('{"eos_token_id": [1, 0], "_from_model_config": true}')
+
+    vitp = convert_checkpoint(source, tmp_path / "vitp")
+    processor, model = AutoProcessor.from_pretrained(vitp), ViTPForConditionalGeneration.from_pretrained(vitp)
+    assert model.config.image_token_id == processor.image_token_id == tokenizer.convert_tokens_to_ids("<IMG_CONTEXT>")
+    assert processor.image_processor.max_patches == 6  # max_dynamic_patch
+    assert processor.image_processor.size["height"] == 56
+    assert model.generation_config.eos_token_id == [1, 0]
+    check_compatible(model, processor)
+    inputs = processor(images=picture(130, 60), text="<IMG_CONTEXT>How many?", return_tensors="pt")
+    assert inputs["pixel_values"].shape[0] == 3
+    assert model(**inputs).logits.isfinite().all()
+
+    back = convert_checkpoint(vitp, tmp_path / "back", "original")
+    assert not list(back.glob("*.py"))
+    assert {"vocab.json", "merges.txt", "added_tokens.json", "tokenizer.json"} <= {path.name for path in back.iterdir()}
+    settings = json.loads((back / "tokenizer_config.json").read_text())
+    assert "extra_special_tokens" not in settings and "<img>" in settings["additional_special_tokens"]
+    text = "<img><IMG_CONTEXT></img>How many <|im_end|>"
+    reopened = AutoTokenizer.from_pretrained(back)
+    assert reopened.get_vocab() == tokenizer.get_vocab()
+    assert reopened(text)["input_ids"] == tokenizer(text)["input_ids"]
+    assert json.loads((back / "added_tokens.json").read_text())["<IMG_CONTEXT>"] == processor.image_token_id
+    (back / "tokenizer.json").unlink()  # as published: for the slow class alone
+    again = convert_checkpoint(back, tmp_path / "again")
+    assert_same(load_weights(again), load_weights(vitp))
+    assert (again / "config.json").read_text() == (vitp / "config.json").read_text()
+    slow = AutoProcessor.from_pretrained(again).tokenizer
+    assert slow.get_vocab() == tokenizer.get_vocab()
+    assert slow(text)["input_ids"] == tokenizer(text)["input_ids"]
+
+
+@pytest.mark.parametrize(
+    ("settings", "max_patches"),
+    [
+        ({"dynamic_image_size": False, "use_thumbnail": False}, 1),
+        ({"max_dynamic_patch": 12}, 12),
+    ],
+)
+def test_tiling_of_the_original_code_is_converted(tmp_path, settings, max_patches):
+    source = save_original(native_model(), tmp_path / "source")
+    config = json.loads((source / "config.json").read_text()) | settings
+    (source / "config.json").write_text(json.dumps(config))
+    folder = convert_checkpoint(source, tmp_path / "vitp", image_token_id=5)
+    assert json.loads((folder / "preprocessor_config.json").read_text())["max_patches"] == max_patches
+
+
+@pytest.mark.parametrize("to", ["internvl", "original"])
+def test_input_spec_that_the_target_ignores_is_refused(model_and_processor, tmp_path, to):
+    model, processor = model_and_processor
+    processor.image_processor.input_spec = {"gamma": 0.5}
+    model.save_pretrained(tmp_path / "source")
+    processor.save_pretrained(tmp_path / "source")
+    with pytest.raises(ValueError, match="which .* cannot say: its users would misread the images"):
+        convert_checkpoint(tmp_path / "source", tmp_path / "target", to)
+    assert [path.name for path in tmp_path.iterdir()] == ["source"]
+    backbone = convert_checkpoint(tmp_path / "source", tmp_path / "backbone", "backbone")
+    assert json.loads((backbone / "preprocessor_config.json").read_text())["input_spec"] == {"gamma": 0.5}
+
+
+CARD = "---\nlicense: cc-by-nc-4.0\nbase_model: some/model\n---\n\n# A model\n"
+
+
+def test_license_is_in_every_card_and_stays(tmp_path):
+    source = save_original(native_model(), tmp_path / "source")
+    (source / "README.md").write_text(CARD)
+    (source / "LICENSE").write_text("The terms.")
+    vitp = convert_checkpoint(source, tmp_path / "vitp", image_token_id=5)
+    folders = [vitp] + [convert_checkpoint(vitp, tmp_path / to, to) for to in ("internvl", "backbone", "original")]
+    for folder in folders:
+        card = metadata_load(folder / "README.md")
+        assert card["license"] == "cc-by-nc-4.0"
+        assert card["base_model"] == "some/model"
+        assert "License of the source, and so of these weights: cc-by-nc-4.0" in (folder / "README.md").read_text()
+        assert (folder / "LICENSE").read_text() == "The terms."
+    before = sorted(tmp_path.iterdir())
+    with pytest.raises(
+        ValueError, match="licensed cc-by-nc-4.0: a conversion keeps that and cannot make it apache-2.0"
+    ):
+        convert_checkpoint(vitp, tmp_path / "free", "internvl", license="apache-2.0")
+    assert sorted(tmp_path.iterdir()) == before
+
+
+def test_other_license_keeps_name_and_link(tmp_path):
+    source = save_original(native_model(), tmp_path / "source")
+    (source / "README.md").write_text("---\nlicense: other\nlicense_name: acme\nlicense_link: https://acme.org\n---\n")
+    card = metadata_load(convert_checkpoint(source, tmp_path / "vitp", image_token_id=5) / "README.md")
+    assert (card["license"], card["license_name"], card["license_link"]) == ("other", "acme", "https://acme.org")
+
+
+def test_missing_license_is_stated(tmp_path):
+    source = save_original(native_model(), tmp_path / "source")
+    vitp = convert_checkpoint(source, tmp_path / "vitp", image_token_id=5)
+    assert metadata_load(vitp / "README.md")["license"] == "unknown"
+    assert "states no license" in (vitp / "README.md").read_text()
+    backbone = convert_checkpoint(vitp, tmp_path / "backbone", "backbone", license="cc-by-nc-4.0")
+    assert metadata_load(backbone / "README.md")["license"] == "cc-by-nc-4.0"
+    (source / "LICENSE.txt").write_text("The terms.")
+    other = convert_checkpoint(source, tmp_path / "other", image_token_id=5)
+    assert metadata_load(other / "README.md")["license_link"] == "LICENSE.txt"
+
+
+SPEC = {"band_names": ["VV", "VH"], "window": [-25, 0]}
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_vit_is_spread_as_by_spread_bands(fixture_as_vitp, tmp_path, dtype):
+    convert_checkpoint(fixture_as_vitp, tmp_path / "three", "backbone")
+    ViTPVisionModel.from_pretrained(tmp_path / "three", dtype=dtype).save_pretrained(tmp_path / "three")
+    words = [str(tmp_path / "three"), str(tmp_path / "two"), "--license", "mit", "--input_spec", json.dumps(SPEC)]
+    command.main([*words[:4], "--to", "backbone", *words[4:]])
+    found = AutoModel.from_pretrained(tmp_path / "two")
+    expected = spread_bands(ViTPVisionModel.from_pretrained(tmp_path / "three"), SPEC["band_names"])
+    assert found.dtype == dtype and found.config.band_names == SPEC["band_names"] and found.config.num_channels == 2
+    state = expected.state_dict()
+    assert state.keys() == found.state_dict().keys()
+    assert all(torch.equal(state[name], value) for name, value in found.state_dict().items())
+    image_processor = AutoImageProcessor.from_pretrained(tmp_path / "two")
+    assert image_processor.input_spec == SPEC and len(image_processor.image_mean) == 2
+
+    convert_checkpoint(tmp_path / "two", tmp_path / "again", input_spec={"window": [-30, 0]})
+    same, other = (load_file(tmp_path / name / "model.safetensors") for name in ("two", "again"))
+    assert all(torch.equal(same[name], other[name]) for name in same)
+    spec = AutoImageProcessor.from_pretrained(tmp_path / "again").input_spec
+    assert spec == {"band_names": SPEC["band_names"], "window": [-30, 0]}
+    with pytest.raises(ValueError, match=r"takes 2 bands \(VV, VH\), but the input spec has 1 band \(HH\)"):
+        convert_checkpoint(tmp_path / "two", tmp_path / "wrong", input_spec={"band_names": ["HH"]})
+    assert not (tmp_path / "wrong").exists()
+
+
+def test_only_the_patch_kernel_of_a_model_is_spread(fixture_as_vitp, tmp_path):
+    folder = convert_checkpoint(fixture_as_vitp, tmp_path / "two", "vitp", input_spec=SPEC)
+    before, after = (load_file(path / "model.safetensors") for path in (fixture_as_vitp, folder))
+    assert before.keys() == after.keys()
+    changed = [name for name in before if not torch.equal(before[name], after[name])]
+    assert changed == ["model.vision_tower.embeddings.patch_embeddings.projection.weight"]
+    with pytest.raises(ValueError, match="which 'internvl' cannot say"):
+        convert_checkpoint(fixture_as_vitp, tmp_path / "internvl", "internvl", input_spec=SPEC)
+
+
+def test_stem_of_an_adapter_is_spread(tmp_path):
+    model = ViTPForSemanticSegmentation(ViTPSegmentationConfig(backbone_config=adapter_config(), **HEAD))
+    model.save_pretrained(tmp_path / "three")
+    ViTPSegmentationImageProcessor().save_pretrained(tmp_path / "three")
+    folder = convert_checkpoint(tmp_path / "three", tmp_path / "two", license="mit", input_spec=SPEC)
+    found = ViTPForSemanticSegmentation.from_pretrained(folder).state_dict()
+    expected = spread_bands(model, SPEC["band_names"]).state_dict()
+    assert all(torch.equal(expected[name], value) for name, value in found.items())
+    assert found["backbone.spatial_prior.stem.0.weight"].shape[1] == 2
+
+
+def test_tensor_read_in_chunks_is_whole(tmp_path, monkeypatch):
+    tensor = torch.randn(5, 7)
+    save_file({"kernel": tensor}, tmp_path / "model.safetensors")
+    monkeypatch.setattr(tensor_files, "BUFFER_BYTES", 16)
+    assert torch.equal(load_tensor(tensor_files.read_checkpoint(tmp_path)["kernel"]), tensor)

@@ -203,7 +203,7 @@ def test_this_package_was_not_imported(exported):
 
 
 @torch.no_grad()
-def test_plain_transformers_opens_its_own_class_with_features_to_the_bit(exported, tower):
+def test_plain_transformers_gives_the_same_features(exported, tower):
     assert exported.facts["plain"] == "transformers.models.internvl.modeling_internvl.InternVLVisionModel"
     assert exported.facts["plain_config"].endswith("configuration_internvl.InternVLVisionConfig")
     for name, pixels in (("plain", "pixel_values"), ("other_size", "other_pixel_values")):
@@ -213,7 +213,7 @@ def test_plain_transformers_opens_its_own_class_with_features_to_the_bit(exporte
 
 
 @torch.no_grad()
-def test_trusted_remote_code_opens_our_class_with_features_to_the_bit(exported, tower):
+def test_remote_code_gives_the_same_features(exported, tower):
     for fact, name in (
         ("ours", "modeling_vitp.ViTPVisionModel"),
         ("ours_config", "configuration_vitp.ViTPVisionConfig"),
@@ -227,7 +227,7 @@ def test_trusted_remote_code_opens_our_class_with_features_to_the_bit(exported, 
 
 
 @torch.no_grad()
-def test_feature_extraction_gives_one_row_for_each_image_of_any_size(exported, tower):
+def test_feature_extraction_gives_one_row_an_image(exported, tower):
     assert exported.facts["processor"].split(".")[-1] == "GotOcr2ImageProcessor"
     for index, size in enumerate(SIZES):
         pixels = resize(pil_to_tensor(picture(*size, seed=index)), [56, 56], InterpolationMode.BICUBIC, antialias=True)
@@ -238,13 +238,13 @@ def test_feature_extraction_gives_one_row_for_each_image_of_any_size(exported, t
 
 
 @torch.no_grad()
-def test_pooled_features_are_the_mean_of_the_patches_where_remote_code_is_trusted(exported):
+def test_pooled_features_are_the_mean(exported):
     found, states = exported.tensors["pipeline_pooled"], exported.tensors["pipeline_0"]
     torch.testing.assert_close(found, states[:, 1:].mean(1), atol=1e-5, rtol=0)
 
 
 @torch.no_grad()
-def test_auto_backbone_opens_the_repo_with_the_maps_that_are_asked_for(exported):
+def test_auto_backbone_gives_the_asked_maps(exported):
     name, stages = "modeling_vitp_backbone.ViTPBackbone", ["stage1", "stage3"]
     for fact, wanted in (("last", ["sdpa", 0.2, ["stage3"]]), ("asked", ["eager", 0.5, stages])):
         loaded, *found = exported.facts[fact]
@@ -259,19 +259,19 @@ def test_auto_backbone_opens_the_repo_with_the_maps_that_are_asked_for(exported)
     torch.testing.assert_close(exported.tensors["last_0"], maps[1], atol=1e-4, rtol=0)
 
 
-def test_auto_backbone_takes_repos_only_and_asks_for_trust(exported):
+def test_auto_backbone_takes_repos_and_asks_for_trust(exported):
     assert "Repo id must" in exported.facts["refused_folder"]
     assert "trust_remote_code=True" in exported.facts["refused_backbone"]
 
 
-def test_what_auto_backbone_opened_is_saved_as_our_backbone(exported):
+def test_auto_backbone_is_saved_as_ours(exported):
     folder = exported.folder / "saved_backbone"
     assert "auto_map" not in json.loads((folder / "config.json").read_text())
     model, loading = ViTPBackbone.from_pretrained(folder, output_loading_info=True)
     assert model.out_features == ["stage1", "stage3"] and not any(loading.values())
 
 
-def test_folder_opens_as_our_vision_model_without_a_warning(exported, tower):
+def test_folder_opens_as_our_model_without_a_warning(exported, tower):
     folder, found = exported.folder / "backbone", {}
     assert "You are using a model of type" in warnings_of(lambda: Qwen2Config.from_pretrained(folder))
     log = warnings_of(
@@ -289,7 +289,7 @@ def test_folder_opens_as_our_vision_model_without_a_warning(exported, tower):
     assert all(torch.equal(value, tower.state_dict()[name]) for name, value in model.state_dict().items())
 
 
-def test_trained_model_is_left_as_it_was(exported):
+def test_trained_model_is_unchanged(exported):
     config = exported.model.config.vision_config
     assert type(config) is ViTPVisionConfig
     assert config.model_type == "vitp_vision"
@@ -298,7 +298,7 @@ def test_trained_model_is_left_as_it_was(exported):
     assert exported.processor.image_processor.max_patches == 6
 
 
-def test_config_names_transformers_type_and_our_code(exported):
+def test_config_has_transformers_type_and_our_code(exported):
     config = json.loads((exported.folder / "backbone" / "config.json").read_text())
     assert config["model_type"] == "internvl_vision"
     assert config["architectures"] == ["InternVLVisionModel"]
@@ -318,7 +318,7 @@ def test_weights_are_safetensors_only(exported, folder):
     assert weights.keys() == model.state_dict().keys()
 
 
-def test_export_of_a_checkpoint_folder_is_that_of_the_model(exported, tmp_path):
+def test_export_of_a_folder_is_that_of_the_model(exported, tmp_path):
     as_text = export_backbone(str(exported.folder / "full"), str(tmp_path / "text"))
     as_path = export_backbone(exported.folder / "full", tmp_path / "path")
     wanted = exported.folder / "backbone"
@@ -328,7 +328,7 @@ def test_export_of_a_checkpoint_folder_is_that_of_the_model(exported, tmp_path):
             assert (folder / name).read_bytes() == (wanted / name).read_bytes(), name
 
 
-def test_export_of_the_vision_model_alone_is_that_of_the_whole_model(exported, tower, tmp_path):
+def test_export_of_the_vision_model_alone(exported, tower, tmp_path):
     for model in (tower, exported.model.model):
         folder = export_backbone(model, tmp_path / type(model).__name__)
         wanted = exported.folder / "backbone"
@@ -336,7 +336,7 @@ def test_export_of_the_vision_model_alone_is_that_of_the_whole_model(exported, t
         assert (folder / "config.json").read_bytes() == (wanted / "config.json").read_bytes()
 
 
-def test_without_an_image_processor_the_export_has_imagenet_statistics_at_the_models_size(exported, tmp_path):
+def test_default_image_processor(exported, tmp_path):
     export_backbone(exported.model, tmp_path)
     settings = json.loads((tmp_path / "preprocessor_config.json").read_text())
     assert settings["image_mean"] == [0.485, 0.456, 0.406]
@@ -345,7 +345,7 @@ def test_without_an_image_processor_the_export_has_imagenet_statistics_at_the_mo
     assert settings["crop_to_patches"] is False
 
 
-def test_bands_are_not_exported_with_a_processor_of_red_green_and_blue(exported, tmp_path):
+def test_bands_need_their_image_processor(exported, tmp_path):
     radar = spread_bands(copy.deepcopy(exported.model.model.vision_tower), ["VV", "VH", "ratio"])
     with pytest.raises(ValueError, match="takes .*VV, VH.*ratio.*: give image_processor=ViTPImageProcessor"):
         export_backbone(radar, tmp_path / "radar")
@@ -356,7 +356,7 @@ def test_bands_are_not_exported_with_a_processor_of_red_green_and_blue(exported,
     assert image_processor.input_spec == spec and len(image_processor.image_mean) == 3
 
 
-def test_processor_that_tiles_in_training_does_not_in_the_export(exported, tmp_path):
+def test_exported_processor_does_not_tile(exported, tmp_path):
     tiling = ViTPImageProcessor(
         size={"height": 28, "width": 28}, crop_to_patches=True, image_mean=[0.1, 0.2, 0.3], image_std=[0.4, 0.5, 0.6]
     )
@@ -390,7 +390,7 @@ def test_input_spec_is_applied_by_the_exported_code(exported):
 
 
 @torch.no_grad()
-def test_whole_model_loads_with_trusted_remote_code_and_the_same_logits(exported):
+def test_whole_model_as_remote_code_gives_the_same_logits(exported):
     assert "trust_remote_code=True" in exported.facts["refused_model"]
     for fact, name in (("full", "ViTPForConditionalGeneration"), ("full_processor", "ViTPProcessor")):
         assert exported.facts[fact].startswith("transformers_modules.")
@@ -408,7 +408,7 @@ def test_whole_model_loads_with_trusted_remote_code_and_the_same_logits(exported
     assert torch.equal(exported.tensors["full_logits"], exported.model(**inputs).logits)
 
 
-def test_whole_model_loads_here_as_the_classes_of_this_package(exported):
+def test_whole_model_loads_as_our_classes(exported):
     model = ViTPForConditionalGeneration.from_pretrained(exported.folder / "full")
     assert type(model.config) is ViTPConfig
     assert type(ViTPProcessor.from_pretrained(exported.folder / "full")) is ViTPProcessor
@@ -425,7 +425,7 @@ def test_whole_model_loads_here_as_the_classes_of_this_package(exported):
     ids=["bfloat16", "qk_norm", "no_bias"],
 )
 @torch.no_grad()
-def test_every_kind_of_backbone_keeps_its_features_and_precision(tokenizer, tmp_path, vision, dtype):
+def test_variants_keep_features_and_dtype(tokenizer, tmp_path, vision, dtype):
     model = vivid_model(tokenizer, **vision)[0].to(dtype)
     export_backbone(model, tmp_path)
     native, loading = InternVLVisionModel.from_pretrained(tmp_path, output_loading_info=True)
@@ -437,7 +437,7 @@ def test_every_kind_of_backbone_keeps_its_features_and_precision(tokenizer, tmp_
     assert torch.equal(native(pixels).last_hidden_state, wanted)
 
 
-def test_a_model_that_was_loaded_as_remote_code_is_exported_as_one_of_ours(tmp_path, model, processor):
+def test_remote_code_model_is_exported_as_ours(tmp_path, model, processor):
     """Its classes have the names of ours, and are others."""
     model.save_pretrained(tmp_path / "run")
     processor.save_pretrained(tmp_path / "run")

@@ -5,10 +5,17 @@ import json
 import pytest
 import torch
 from datasets import load_dataset
+from internvl_checkpoints import assert_same, load_weights
 from internvl_oracle import build_native
 from safetensors.torch import load_file
 from tiny_models import VISION
-from transformers import InternVLForConditionalGeneration, InternVLVisionConfig
+from transformers import (
+    AutoModelForImageTextToText,
+    AutoProcessor,
+    AutoTokenizer,
+    InternVLForConditionalGeneration,
+    InternVLVisionConfig,
+)
 
 from modeling_vitp import (
     ViTPAdapter,
@@ -26,13 +33,11 @@ from modeling_vitp import (
     convert_checkpoint,
     export_backbone,
 )
-from modeling_vitp.convert.internvl import from_internvl, internvl_processor
+from modeling_vitp.convert.internvl import from_internvl, internvl_processor, rope_of_version_4
 from modeling_vitp.training.loading import load_checkpoint
 
 
-def test_the_processor_of_internvl_has_the_tokens_of_its_images_whatever_the_configuration_states(
-    tmp_path, model, processor
-):
+def test_image_seq_length_follows_from_the_images(tmp_path, model, processor):
     """transformers' own configuration does not compute them: 256 stands there unless somebody set them."""
     model.save_pretrained(tmp_path / "vitp")
     processor.save_pretrained(tmp_path / "vitp")
@@ -46,7 +51,7 @@ def test_the_processor_of_internvl_has_the_tokens_of_its_images_whatever_the_con
     assert all(torch.equal(value, converted.state_dict()[name]) for name, value in model.state_dict().items())
 
 
-def test_training_starts_from_our_own_conversion_to_internvl(tmp_path, model, processor, data_folder):
+def test_training_starts_from_a_conversion_to_internvl(tmp_path, model, processor, data_folder):
     """transformers' processor needs a video token, which makes the tokenizer longer than the model's embeddings."""
     model.save_pretrained(tmp_path / "vitp")
     processor.save_pretrained(tmp_path / "vitp")
@@ -63,9 +68,7 @@ def test_training_starts_from_our_own_conversion_to_internvl(tmp_path, model, pr
 
 @pytest.mark.parametrize("given", ["alone", "with our configuration"])
 @pytest.mark.parametrize("model_class", [ViTPForConditionalGeneration, ViTPModel, ViTPVisionModel])
-def test_a_folder_of_transformers_internvl_is_an_error_with_the_command_that_makes_it_ours(
-    tmp_path, model, model_class, given
-):
+def test_internvl_folder_is_refused_with_the_command(tmp_path, model, model_class, given):
     """Opened under InternVL's names, 27 parameters of the language model, or all of the ViT's, would be random."""
     build_native(model).save_pretrained(tmp_path / "native")
     options = {}
@@ -89,7 +92,7 @@ def test_a_folder_of_transformers_internvl_is_an_error_with_the_command_that_mak
 
 
 @pytest.mark.parametrize("model_class", [ViTPVisionModel, ViTPBackbone, ViTPAdapter])
-def test_a_whole_model_is_not_taken_for_its_vit(tmp_path, model, model_class):
+def test_whole_model_is_not_taken_for_its_vit(tmp_path, model, model_class):
     model.save_pretrained(tmp_path / "whole")
     with pytest.raises(ValueError, match=rf"vitp export_backbone {tmp_path / 'whole'} FOLDER"):
         model_class.from_pretrained(tmp_path / "whole")
@@ -99,13 +102,13 @@ def test_a_whole_model_is_not_taken_for_its_vit(tmp_path, model, model_class):
         model_class.from_pretrained(tmp_path / "original")
 
 
-def test_a_vit_is_not_taken_for_a_whole_model(tmp_path, model):
+def test_vit_is_not_taken_for_a_whole_model(tmp_path, model):
     export_backbone(model.model.vision_tower, tmp_path / "backbone")
     with pytest.raises(ValueError, match="without the language model"):
         ViTPForConditionalGeneration.from_pretrained(tmp_path / "backbone")
 
 
-def test_a_chat_template_of_its_own_is_told_not_to_come_along(tmp_path, model, processor, caplog):
+def test_foreign_chat_template_is_replaced_with_a_warning(tmp_path, model, processor, caplog):
     model.save_pretrained(tmp_path / "vitp")
     processor.save_pretrained(tmp_path / "vitp")
     native = convert_checkpoint(tmp_path / "vitp", tmp_path / "native", "internvl")
@@ -121,7 +124,7 @@ def test_a_chat_template_of_its_own_is_told_not_to_come_along(tmp_path, model, p
 
 
 @torch.no_grad()
-def test_configurations_of_transformers_own_model_make_ours_and_stay_as_they_are(model, processor):
+def test_configurations_of_transformers_make_ours(model, processor):
     native = build_native(model).eval()
     native.set_attn_implementation("eager")
     inputs = processor(text="How many trees are there?", return_tensors="pt")
@@ -141,8 +144,88 @@ def test_configurations_of_transformers_own_model_make_ours_and_stay_as_they_are
     assert torch.equal(native(**inputs).logits, logits) and config.vision_config.model_type == "internvl_vision"
 
 
-def test_the_configuration_of_transformers_own_vit_makes_a_classifier():
+def test_vit_configuration_of_transformers_makes_a_classifier():
     config = InternVLVisionConfig(**VISION)
     classifier = ViTPForImageClassification(ViTPImageClassificationConfig(backbone_config=config, num_labels=2))
     assert type(classifier.config.backbone_config) is ViTPVisionConfig and config.model_type == "internvl_vision"
     assert classifier.backbone(torch.zeros(1, 3, 56, 56)).pooler_output.shape == (1, 32)
+
+
+def saved(parts, folder):
+    for part in parts:
+        part.save_pretrained(folder)
+    return folder
+
+
+@pytest.mark.parametrize("to", ["internvl", "original"])
+def test_tokenizer_config_is_for_version_4(model_and_processor, tmp_path, to):
+    source = saved(model_and_processor, tmp_path / "source")
+    target = convert_checkpoint(source, tmp_path / "target", to)
+    settings = json.loads((target / "tokenizer_config.json").read_text())
+    assert settings["tokenizer_class"] == "PreTrainedTokenizerFast" and "backend" not in settings
+    assert settings["model_input_names"] == ["input_ids", "attention_mask"]  # by default token_type_ids, too
+    assert {"<img>", "<IMG_CONTEXT>", "<box>"} < set(settings["additional_special_tokens"])
+    # There a dictionary, and nothing else, whose names become attributes of the tokenizer.
+    named = {"start_image_token": "<img>", "end_image_token": "</img>", "context_image_token": "<IMG_CONTEXT>"}
+    assert settings.get("extra_special_tokens") == (named | {"video_token": "<video>"} if to == "internvl" else None)
+    assert settings.get("processor_class") == ("InternVLProcessor" if to == "internvl" else None)
+
+    reopened, ours = AutoTokenizer.from_pretrained(target), model_and_processor[1].tokenizer
+    text = "<|im_start|>user <img><IMG_CONTEXT></img>How many <box>?<|im_end|>"
+    assert reopened(text).data == ours(text).data
+    assert reopened.extra_special_tokens == ours.extra_special_tokens
+    assert (reopened.eos_token, reopened.pad_token) == (ours.eos_token, ours.pad_token)
+    if to == "internvl":
+        assert {name: getattr(reopened, name) for name in named} == named
+        assert AutoProcessor.from_pretrained(target).image_token_id == model_and_processor[0].config.image_token_id
+
+
+@pytest.mark.parametrize(
+    ("rope", "old"),
+    [
+        ({"rope_theta": 1e6, "rope_type": "default"}, {"rope_theta": 1e6, "rope_scaling": None}),
+        (
+            {"rope_theta": 5e5, "rope_type": "linear", "factor": 2.0},
+            {"rope_theta": 5e5, "rope_scaling": {"rope_type": "linear", "type": "linear", "factor": 2.0}},
+        ),
+        ({"full_attention": {"rope_theta": 1e6}, "sliding_attention": {"rope_theta": 1e4}}, {}),
+    ],
+)
+def test_rope_of_version_4(rope, old):
+    assert rope_of_version_4(rope) == old
+
+
+@pytest.mark.parametrize("rope", [{}, {"rope_type": "linear", "factor": 2.0}])
+def test_rope_is_written_for_both_versions(model_and_processor, tmp_path, rope):
+    model, processor = model_and_processor
+    model.config.text_config.rope_parameters = {"rope_theta": 123.0, "rope_type": "default", **rope}
+    target = convert_checkpoint(saved((model, processor), tmp_path / "source"), tmp_path / "target", "internvl")
+    text_config = json.loads((target / "config.json").read_text())["text_config"]
+    assert text_config["rope_theta"] == 123.0 and (text_config["rope_scaling"] or {}).get("factor") == rope.get(
+        "factor"
+    )
+    wanted = text_config["rope_parameters"]
+    assert wanted == model.config.text_config.rope_parameters
+    found = AutoModelForImageTextToText.from_pretrained(target).config.text_config.rope_parameters
+    assert {name: found[name] for name in wanted} == wanted
+    again = ViTPForConditionalGeneration.from_pretrained(convert_checkpoint(target, tmp_path / "again"))
+    assert {name: again.config.text_config.rope_parameters[name] for name in wanted} == wanted
+
+
+@pytest.mark.parametrize("to", ["internvl", "original"])
+def test_untied_head_survives_a_tied_language_model(model_and_processor, tmp_path, to):
+    """transformers 5 asks the whole model's configuration, version 4 and the servers that of the language model."""
+    model, processor = model_and_processor
+    assert not torch.equal(model.lm_head.weight, model.get_input_embeddings().weight)
+    model.config.text_config.tie_word_embeddings = True
+    assert not model.config.tie_word_embeddings
+    source = saved((model, processor), tmp_path / "source")
+    target = convert_checkpoint(source, tmp_path / "target", to)
+    config = json.loads((target / "config.json").read_text())
+    part = {"internvl": "text_config", "original": "llm_config"}[to]
+    assert config["tie_word_embeddings"] is config[part]["tie_word_embeddings"] is False
+    assert torch.equal(load_weights(target)["language_model.lm_head.weight"], model.lm_head.weight)
+    back = convert_checkpoint(target, tmp_path / "back")
+    assert_same(load_weights(back), load_weights(source))
+    opened = ViTPForConditionalGeneration.from_pretrained(back)
+    assert_same(dict(opened.state_dict()), dict(model.state_dict()))

@@ -68,7 +68,7 @@ def features(exported):
 
 
 @pytest.mark.parametrize("size", SIZES)
-def test_the_graph_has_the_models_features_at_sizes_that_were_not_traced(exported, features, size):
+def test_graph_has_the_features_at_other_sizes(exported, features, size):
     pixels = torch.randn(size[0], 3, *size[1:], generator=torch.Generator().manual_seed(1))
     session = onnxruntime.InferenceSession(exported.folder / "graphs/vit.onnx")
     found = session.run(["last_hidden_state", "pooler_output"], {"pixel_values": pixels.numpy()})
@@ -77,13 +77,13 @@ def test_the_graph_has_the_models_features_at_sizes_that_were_not_traced(exporte
 
 
 @pytest.mark.parametrize("size", SIZES)
-def test_the_program_of_torch_has_the_models_features_at_sizes_that_were_not_traced(exported, features, size):
+def test_program_has_the_features_at_other_sizes(exported, features, size):
     pixels = torch.randn(size[0], 3, *size[1:], generator=torch.Generator().manual_seed(1))
     for one, other in zip(exported.program.module()(pixels), features(pixels)):
         torch.testing.assert_close(one, other, atol=1e-4, rtol=0)
 
 
-def test_the_command_prints_the_largest_difference_at_each_size_and_leaves_one_file(exported):
+def test_command_prints_differences_and_leaves_one_file(exported):
     lines = exported.printed.splitlines()
     assert [line.split(":")[0] for line in lines[1:-1]] == ["1 x 56 x 56", "3 x 42 x 98", "2 x 84 x 28"]
     assert all(0 < float(line.split(":")[1]) < 1e-4 for line in lines[1:-1])
@@ -107,7 +107,7 @@ def other_graph(exported, monkeypatch):
     monkeypatch.setattr(torch.onnx, "export", lambda *args, **kwargs: written)
 
 
-def test_a_graph_with_other_features_fails_and_is_not_left(other_graph, tmp_path, capsys, monkeypatch):
+def test_graph_with_other_features_is_not_written(other_graph, tmp_path, capsys, monkeypatch):
     write_backbone(tmp_path / "backbone", seed=1)
     (tmp_path / "graphs").mkdir()
     words = [tmp_path / "backbone", tmp_path / "graphs/vit.onnx"]
@@ -116,20 +116,20 @@ def test_a_graph_with_other_features_fails_and_is_not_left(other_graph, tmp_path
     assert list((tmp_path / "graphs").iterdir()) == []
 
 
-def test_the_tolerance_is_that_of_the_command(other_graph, exported, tmp_path, capsys, monkeypatch):
+def test_tolerance_is_that_of_the_command(other_graph, exported, tmp_path, capsys, monkeypatch):
     words = [exported.folder / "backbone", tmp_path / "vit.onnx", "--tolerance", "1e-9"]
     line, status = failing(words, capsys, monkeypatch)
     assert status == 1 and "more than 1.0e-09" in line and list(tmp_path.iterdir()) == []
 
 
-def test_features_that_are_no_numbers_are_not_the_same(other_graph, exported, tmp_path, monkeypatch):
+def test_nan_features_differ(other_graph, exported, tmp_path, monkeypatch):
     monkeypatch.setattr(onnx, "difference", lambda model, session, size: float("nan"))
     with pytest.raises(onnx.FeaturesDiffer, match="by nan"):
         onnx.export_onnx(exported.folder / "backbone", tmp_path / "vit.onnx")
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_model_of_another_kind_is_refused_with_the_way_to_its_backbone(tmp_path, capsys, monkeypatch):
+def test_other_models_are_refused(tmp_path, capsys, monkeypatch):
     ViTPConfig(vision_config=VISION).save_pretrained(tmp_path / "whole")
     vision = ViTPVisionModel(ViTPVisionConfig(**VISION_16))
     ViTPForSemanticSegmentation.from_backbone(vision, "pyramid", **HEAD).save_pretrained(tmp_path / "maps")
@@ -141,7 +141,7 @@ def test_a_model_of_another_kind_is_refused_with_the_way_to_its_backbone(tmp_pat
 
 
 @pytest.mark.parametrize("name", ["onnxruntime", "onnxscript"])
-def test_a_missing_extra_is_named(exported, tmp_path, capsys, monkeypatch, name):
+def test_missing_extra_is_named(exported, tmp_path, capsys, monkeypatch, name):
     monkeypatch.setitem(sys.modules, name, None)
     line, status = failing([exported.folder / "backbone", tmp_path / "vit.onnx"], capsys, monkeypatch)
     assert status == 1 and f"{name} is not installed. Do: pip install 'modeling-vitp[onnx]'" in line

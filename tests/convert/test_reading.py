@@ -137,7 +137,7 @@ MISTAKES = {
 
 
 @pytest.mark.parametrize("mistake", MISTAKES)
-def test_a_wrong_source_is_named_in_one_line_and_nothing_is_written(tmp_path, capsys, mistake):
+def test_wrong_source_is_named_and_nothing_is_written(tmp_path, capsys, mistake):
     spoil, message = MISTAKES[mistake]
     source = tmp_path / "source"
     source.mkdir()
@@ -152,7 +152,7 @@ def test_a_wrong_source_is_named_in_one_line_and_nothing_is_written(tmp_path, ca
     assert sorted(tmp_path.iterdir()) == before
 
 
-def test_a_transformers_checkpoint_without_a_part_of_its_configuration_is_refused(tmp_path):
+def test_missing_part_of_a_configuration_is_named(tmp_path):
     native_model().save_pretrained(tmp_path / "source")
     edit_json(tmp_path / "source" / "config.json", vision_config=None)
     with pytest.raises(ValueError, match="of model_type 'internvl', has no vision_config, which is expected"):
@@ -160,7 +160,7 @@ def test_a_transformers_checkpoint_without_a_part_of_its_configuration_is_refuse
     assert [path.name for path in tmp_path.iterdir()] == ["source"]
 
 
-def test_a_ViT_of_an_unknown_width_needs_a_configuration(tmp_path):
+def test_vit_of_unknown_width_needs_a_configuration(tmp_path):
     shutil.copy(FIXTURE / "vision_only.safetensors", tmp_path)
     with pytest.raises(
         ValueError, match="heads of a ViT of width 32 cannot be seen from its tensors: put a config.json"
@@ -172,7 +172,7 @@ def test_a_ViT_of_an_unknown_width_needs_a_configuration(tmp_path):
     assert not (tmp_path / "target").exists()
 
 
-def test_a_hub_id_is_read_from_the_cache_without_a_network(tmp_path):
+def test_hub_id_is_read_from_the_cache(tmp_path):
     cache, commit = tmp_path / "cache", "0123456789abcdef0123456789abcdef01234567"
     repo = cache / "models--someone--internvl"
     snapshot = save_original(native_model(), repo / "snapshots" / commit)
@@ -202,7 +202,7 @@ def run_convert(*arguments, **environment) -> subprocess.CompletedProcess:
     )
 
 
-def test_an_adapter_is_told_as_such(tmp_path):
+def test_lora_adapter_is_refused(tmp_path):
     weights = {"base_model.model.model.language_model.layers.0.self_attn.q_proj.lora_A.weight": torch.zeros(2, 4)}
     save_file(weights, tmp_path / "adapter_model.safetensors")
     with pytest.raises(ValueError, match="holds a LoRA adapter, which is converted within its model: give the folder"):

@@ -38,7 +38,7 @@ def test_shards_and_their_index_must_agree(tmp_path):
 # over from the one that started it.
 MEASURE = """
 import pathlib, sys
-import modeling_vitp.convert as convert
+import modeling_vitp.convert.checkpoint as convert
 status = pathlib.Path("/proc/self/status")
 peak = lambda: next(int(line.split()[1]) for line in status.read_text().splitlines() if line.startswith("VmHWM")) * 1024
 before = peak()
@@ -48,7 +48,7 @@ print(before, peak())
 
 
 @pytest.mark.slow
-def test_memory_stays_far_below_the_largest_shard(tmp_path):
+def test_memory_stays_below_the_largest_shard(tmp_path):
     """2.2 GB in 5 shards, original to ViTP (cuts `qkv`) and back (joins it)."""
     vision = {"hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 24, "num_attention_heads": 16}
     text = {"hidden_size": 1536, "intermediate_size": 8960, "num_attention_heads": 12, "num_hidden_layers": 12}
@@ -101,7 +101,7 @@ def test_memory_stays_far_below_the_largest_shard(tmp_path):
 
 
 @pytest.mark.parametrize("mode", [0o700, 0o750, 0o755, 0o775])
-def test_weights_can_be_read_by_whom_the_folder_can_be_read(tmp_path, model, mode):
+def test_weights_have_the_mode_of_their_folder(tmp_path, model, mode):
     tmp_path.chmod(mode)
     export_backbone(model, tmp_path)
     assert (tmp_path / "model.safetensors").stat().st_mode & 0o777 == mode & 0o666

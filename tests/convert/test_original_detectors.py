@@ -51,7 +51,7 @@ def assert_same(found: dict[str, torch.Tensor], wanted: dict[str, torch.Tensor])
 
 @every_detector
 @torch.no_grad()
-def test_a_converted_detector_finds_what_the_original_code_finds_and_goes_back_to_the_bit(name, tmp_path, warnings):
+def test_detector_finds_what_the_original_finds(name, tmp_path, warnings):
     model = original_detector(name)
     proposals = {key: getattr(model.config, key) for key in ("rpn_candidates_eval", "rpn_proposals_eval")}
     said = proposals | {"max_detections": model.config.max_detections}
@@ -74,7 +74,7 @@ def test_a_converted_detector_finds_what_the_original_code_finds_and_goes_back_t
 
 
 @every_detector
-def test_without_settings_those_of_the_published_detector_are_taken_with_a_warning(name, tmp_path, warnings):
+def test_missing_settings_are_published_ones(name, tmp_path, warnings):
     folder = convert_checkpoint(as_a_source(name, tmp_path / "original"), tmp_path / "detector")
     assert "What cannot be seen from the tensors" in warnings.text and "dior, dior_r" in warnings.text
     config = DETECTORS[name].config_class.from_pretrained(folder)
@@ -87,7 +87,7 @@ def test_without_settings_those_of_the_published_detector_are_taken_with_a_warni
 
 
 @torch.no_grad()
-def test_of_a_detector_the_adapter_alone_can_be_had(tmp_path):
+def test_adapter_of_a_detector(tmp_path):
     source = as_a_source("cascade_rcnn", tmp_path / "original")
     adapter = ViTPAdapter.from_pretrained(convert_checkpoint(source, tmp_path / "adapter", "adapter")).eval()
     detector = convert_checkpoint(source, tmp_path / "detector")
@@ -109,7 +109,7 @@ KIND_OF_BENCHMARK = {
 
 
 @pytest.mark.parametrize("benchmark", BENCHMARK_NAMES)
-def test_a_benchmark_names_the_classes_and_says_how_images_are_brought_to_size(benchmark, tmp_path, warnings):
+def test_benchmark_gives_names_and_image_size(benchmark, tmp_path, warnings):
     name, classes = KIND_OF_BENCHMARK[benchmark]
     source = as_a_source(name, tmp_path / "original")
     weights = load_file(source / "model.safetensors")
@@ -139,7 +139,7 @@ def test_a_benchmark_names_the_classes_and_says_how_images_are_brought_to_size(b
     assert again.id2label == config.id2label and again.flip_test == config.flip_test
 
 
-def test_the_benchmarks_of_the_command_are_those_that_are_known():
+def test_command_offers_all_benchmarks():
     assert tuple(BENCHMARKS) == BENCHMARK_NAMES
 
 
@@ -194,7 +194,7 @@ MISTAKES = {
 
 
 @pytest.mark.parametrize("mistake", MISTAKES, ids=lambda mistake: mistake.__name__)
-def test_a_wrong_detector_is_named_in_one_line_and_nothing_is_written(tmp_path, mistake):
+def test_wrong_detector_is_named_and_nothing_is_written(tmp_path, mistake):
     source = as_a_source("cascade_rcnn", tmp_path / "original")
     weights, settings = load_file(source / "model.safetensors"), json.loads((source / "config.json").read_text())
     mistake(weights, settings)
@@ -206,7 +206,7 @@ def test_a_wrong_detector_is_named_in_one_line_and_nothing_is_written(tmp_path, 
     assert [path.name for path in tmp_path.iterdir()] == ["original"]
 
 
-def test_a_benchmark_of_another_kind_or_for_another_source_is_refused(tmp_path):
+def test_wrong_benchmark_is_refused(tmp_path):
     source = as_a_source("cascade_rcnn", tmp_path / "original")
     for benchmark, message in (
         ("dior", "a vitp_object_detection with 4 classes, but the published detector of dior .* with 20"),
@@ -221,7 +221,7 @@ def test_a_benchmark_of_another_kind_or_for_another_source_is_refused(tmp_path):
         convert_checkpoint(detector, tmp_path / "target", "segmentation")
 
 
-def test_a_detector_on_a_feature_pyramid_has_no_original_layout(tmp_path):
+def test_feature_pyramid_has_no_original_layout(tmp_path):
     config = ViTPObjectDetectionConfig(
         backbone_config=ViTPFeaturePyramidConfig(**VISION_16, pyramid_channels=8), neck_channels=8, head_hidden_size=8
     )
