@@ -424,8 +424,9 @@ def segmentation_to_original(config: ViTPSegmentationConfig) -> dict[str, Any]:
     """Return the arguments of the original backbone's class, and under `segmentation` settings of ours that the
     tensors do not show.
 
-    Refused are settings that [`adapter_to_original`] refuses.
+    Refused are settings that [`adapter_to_original`] refuses, and other heads than UPerNet.
     """
+    refuse_differences({"decode_head": config.decode_head}, {"decode_head": ("upernet", "upernet")}, "config.json")
     settings = {name: getattr(config, name) for name in HIDDEN_OF_SEGMENTATION}
     return adapter_to_original(config.backbone_config) | {"segmentation": settings}
 

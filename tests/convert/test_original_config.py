@@ -26,6 +26,7 @@ from modeling_vitp import (
 from modeling_vitp.convert.__main__ import main
 from modeling_vitp.convert.keys import place
 from modeling_vitp.convert.original_config import adapter_from_original, text_from_original, text_to_original
+from modeling_vitp.modeling_vitp_dense import HEADS
 
 
 @pytest.mark.parametrize(
@@ -420,6 +421,15 @@ def test_head_with_one_output_is_refused(tmp_path):
     save_file(weights, there / "model.safetensors")
     with pytest.raises(ValueError, match="The decode head makes 1 maps of 32 channels, but at least two classes"):
         convert_checkpoint(there, tmp_path / "target")
+
+
+def test_head_from_outside_has_no_original_layout(tmp_path, monkeypatch):
+    monkeypatch.setitem(HEADS, "one_map", lambda config, channels: torch.nn.Conv2d(channels[0], config.num_labels, 1))
+    source = save_source(segmentation_model(decode_head="one_map"), tmp_path / "source")
+    with pytest.raises(ValueError, match="decode_head='one_map', but only 'upernet'"):
+        convert_checkpoint(source, tmp_path / "target", "original")
+    adapter = convert_checkpoint(source, tmp_path / "adapter", "adapter")
+    assert not any(ViTPAdapter.from_pretrained(adapter, output_loading_info=True)[1].values())
 
 
 def test_shards_stay_shards(tmp_path):
