@@ -206,6 +206,7 @@ class LocalHub:
 
     Attributes:
         url: the endpoint.
+        storage_url: where LFS content is sent to and comes from, an origin of its own, which gets no token.
         user: the name of the user that tokens are for, unless said otherwise.
         organizations: members of each organization.
         requests: requests that were received, in order.
@@ -224,7 +225,7 @@ class LocalHub:
         self.server = ThreadingHTTPServer(("127.0.0.1", 0), type("Connection", (Handler,), {"hub": self}))
         self.server.daemon_threads = True
         threading.Thread(target=self.server.serve_forever, args=(0.02,), daemon=True).start()
-        self.url = f"http://127.0.0.1:{self.server.server_address[1]}"
+        self.url, self.storage_url = (f"http://{host}:{self.server.server_port}" for host in ("127.0.0.1", "localhost"))
 
     def close(self) -> None:
         self.server.shutdown()
@@ -393,6 +394,8 @@ class Handler(BaseHTTPRequestHandler):
 
     def dispatch(self, request: Request) -> tuple[int, Any, dict[str, str]]:
         token = request.headers.get("authorization", "").removeprefix("Bearer ")
+        if token and request.path.startswith("/lfs/"):
+            raise HubError(400, "the storage takes no token")
         if token:
             if token not in self.hub.tokens:
                 raise HubError(401, "Invalid credentials in Authorization header")
@@ -563,7 +566,7 @@ def resolve(hub, request, kind, repo, revision, path):
     if "sha256" not in file:
         return 200, found.blobs[file["oid"]], {**headers, "ETag": f'"{file["oid"]}"'}
     headers |= {"X-Linked-Size": str(file["size"]), "X-Linked-Etag": f'"{file["sha256"]}"'}
-    return 302, b"", {**headers, "Location": f"{hub.url}/lfs/{found.kind}/{repo}/{file['sha256']}"}
+    return 302, b"", {**headers, "Location": f"{hub.storage_url}/lfs/{found.kind}/{repo}/{file['sha256']}"}
 
 
 @route("POST", "/api/{kind}/{repo}/branch/{branch}")
@@ -599,7 +602,7 @@ def lfs_batch(hub, request, kind, repo):
     for wanted in request.json()["objects"]:
         objects.append({"oid": wanted["oid"], "size": wanted["size"], "authenticated": True})
         if wanted["oid"] not in found.blobs:
-            upload = {"href": f"{hub.url}/lfs/{found.kind}/{repo}/{wanted['oid']}"}
+            upload = {"href": f"{hub.storage_url}/lfs/{found.kind}/{repo}/{wanted['oid']}"}
             verify = {"href": f"{hub.address(found)}.git/info/lfs/objects/verify"}
             objects[-1]["actions"] = {"upload": upload, "verify": verify}
     return {"transfer": "basic", "objects": objects}
