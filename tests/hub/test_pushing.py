@@ -57,7 +57,7 @@ def test_strategies(hub, settings, tmp_path, strategy, checkpoints):
         assert {f"{name}/optimizer.pt", f"{name}/model.safetensors", f"{name}/checkpoint.json"} <= set(files)
 
 
-def test_a_push_that_fails_does_not_stop_training(hub, settings, tmp_path, caplog, pauses):
+def test_failed_push_does_not_stop_training(hub, settings, tmp_path, caplog, pauses):
     hub.fail("POST", "*/commit/main", 403)
     assert train(tmp_path, **settings, max_steps=1) == 0
     assert summaries(hub) == ["End of training"]
@@ -76,14 +76,14 @@ def test_a_push_that_fails_does_not_stop_training(hub, settings, tmp_path, caplo
     assert hub.files("tester/second")["model.safetensors"] == (tmp_path / "second/model.safetensors").read_bytes()
 
 
-def test_a_push_in_the_background_is_tried_again_where_that_helps(hub, settings, tmp_path, pauses):
+def test_background_push_is_tried_again(hub, settings, tmp_path, pauses):
     failure = hub.fail("POST", "*/commit/main", 500)
     assert train(tmp_path, **settings, max_steps=1) == 0
     assert failure.count == 1 and pauses == [1]
     assert summaries(hub) == ["End of training", "Training in progress, step 1"]
 
 
-def test_weights_of_an_earlier_push_do_not_stay_beside_those_of_a_run(hub, settings, tmp_path):
+def test_stale_weights_are_deleted(hub, settings, tmp_path):
     stale = {"model-00001-of-00002.safetensors": b"old", "model.safetensors.index.json": b"{}", "notes.txt": b"kept"}
     hub.create("tester/trained", stale)
     assert train(tmp_path, **settings, max_steps=1) == 0
@@ -92,7 +92,7 @@ def test_weights_of_an_earlier_push_do_not_stay_beside_those_of_a_run(hub, setti
     assert files["model.safetensors"] == (tmp_path / "out" / "model.safetensors").read_bytes()
 
 
-def test_a_secret_in_the_output_folder_is_not_pushed(hub, settings, tmp_path, caplog):
+def test_secret_in_the_output_folder_is_not_pushed(hub, settings, tmp_path, caplog):
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / ".env").write_text("KEY=1234")
     assert train(tmp_path, **settings, hub_strategy="end", max_steps=1) == 1
@@ -100,7 +100,7 @@ def test_a_secret_in_the_output_folder_is_not_pushed(hub, settings, tmp_path, ca
     assert set(hub.files("tester/trained")) == {".gitattributes"}
 
 
-def test_with_lora_the_merged_model_is_pushed_and_the_adapter_can_be(hub, settings, folder, tmp_path, capsys):
+def test_lora_pushes_the_merged_model(hub, settings, folder, tmp_path, capsys):
     hub.create("org/start", dict(model_files(folder).items()))
     settings |= {"model_name_or_path": "org/start", "use_peft": True, "lora_r": 2}
     assert train(tmp_path, **settings) == 0
@@ -119,7 +119,7 @@ def test_with_lora_the_merged_model_is_pushed_and_the_adapter_can_be(hub, settin
     assert config["base_model_name_or_path"] == "org/start" and "[More Information Needed]" not in card.text
 
 
-def test_the_trainer_itself_pushes_only_the_model(hub, logged_in, model_and_processor, tmp_path):
+def test_trainer_pushes_only_the_model(hub, logged_in, model_and_processor, tmp_path):
     model, processor = model_and_processor
     token = hub.token()
     args = ViTPTrainingConfig(str(tmp_path / "out"), hub_model_id="tester/direct", hub_token=token, bf16=False)
