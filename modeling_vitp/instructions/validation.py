@@ -27,8 +27,7 @@ from ..processing_vitp import ViTPProcessor, check_messages, message_texts
 from .answer_prior import AnswerPrior
 from .boxes import wrong_boxes
 from .collator import SampleLength, num_tiles
-from .first_rows import schema_of_part
-from .mixture import Mixture
+from .mixture import Mixture, schema_of_part
 from .overlap import Match, TestImages, opencv_in_one_thread, pixel_digest
 from .rows import check_answers, load_images
 from .sources import Source, read_source

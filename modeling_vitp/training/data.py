@@ -8,8 +8,7 @@ from accelerate import PartialState
 from datasets import Dataset, DatasetDict, IterableDataset
 
 from ..cards.record import public_name
-from ..instructions.first_rows import describe_schemas
-from ..instructions.mixture import Mixture, open_mixture
+from ..instructions.mixture import Mixture, describe_schemas, open_mixture
 from ..instructions.rows import SourceSettings
 from ..instructions.sources import base_of, load_rows, open_splits, take
 from .arguments import PretrainArguments

@@ -22,7 +22,7 @@ from trl import SFTTrainer
 
 from ..cards.record import read_json
 from ..instructions.collator import NO_LABEL, STEP, SampleLength, ViTPDataCollator, normalize_tiles, with_raw_tiles
-from ..instructions.first_rows import check_rows, replacement_rows
+from ..instructions.mixture import check_rows, replacement_rows
 from ..instructions.rows import SampleTransform, SourceSettings, prepare_rows
 from ..instructions.schemas import to_conversations
 from ..modeling_vitp import ViTPForConditionalGeneration, ViTPModel

@@ -16,9 +16,8 @@ from sample_rows import turn
 from training_run import make_rows, make_trainer
 
 from modeling_vitp import ViTPDataCollator
-from modeling_vitp.instructions import first_rows
-from modeling_vitp.instructions.first_rows import check_rows, describe_schemas
-from modeling_vitp.instructions.mixture import load_mixture, open_mixture
+from modeling_vitp.instructions import mixture as mixtures
+from modeling_vitp.instructions.mixture import check_rows, describe_schemas, load_mixture, open_mixture
 from modeling_vitp.instructions.rows import prepare_rows
 from modeling_vitp.training import vitp_trainer
 
@@ -76,7 +75,7 @@ IN_TURN = ["text/1", "tars/0", "asked/0", "text/2", "tars/1", "asked/1", "text/3
 
 
 def test_a_sample_of_each_source_comes_in_turn_under_its_own_name(mixture):
-    assert [row["id"] for row in first_rows.in_turn(mixture())] == IN_TURN
+    assert [row["id"] for row in mixtures.in_turn(mixture())] == IN_TURN
 
 
 class Unusable:
@@ -91,7 +90,7 @@ class Unusable:
 def test_other_processes_encode_the_same_rows_in_the_same_turn(mixture, monkeypatch):
     monkeypatch.setattr(os, "sched_getaffinity", lambda process: range(3))
     for most_rows in (None, 5):
-        found = [str(error).split(" in ") for error in first_rows.errors(mixture(), Unusable(), most_rows, True)]
+        found = [str(error).split(" in ") for error in mixtures.errors(mixture(), Unusable(), most_rows, True)]
         assert [name for name, _ in found] == IN_TURN[:most_rows]
         processes = {int(process) for _, process in found}
         assert len(processes) == 3 and os.getpid() not in processes
@@ -154,9 +153,9 @@ def test_a_run_checks_in_processes_if_its_loader_has_any(tmp_path, monkeypatch, 
 
 def test_no_more_processes_than_16_are_asked_for(monkeypatch):
     monkeypatch.setattr(os, "sched_getaffinity", lambda process: range(64))
-    monkeypatch.setattr(first_rows, "DataLoader", lambda rows, num_workers, **rest: [num_workers])
+    monkeypatch.setattr(mixtures, "DataLoader", lambda rows, num_workers, **rest: [num_workers])
     rows = Dataset.from_dict({"id": [0], "messages": [[]]})
-    assert list(first_rows.errors(rows, Unusable(), None, True)) == [16]
+    assert list(mixtures.errors(rows, Unusable(), None, True)) == [16]
 
 
 def test_a_run_checks_its_rows_before_it_writes_and_not_again_when_it_goes_on(tmp_path, caplog):
