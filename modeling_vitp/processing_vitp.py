@@ -178,7 +178,6 @@ class ViTPProcessor(ProcessorMixin):
             self._positions(ids, mask, kept, row).tolist()
             for row, (ids, mask, kept) in enumerate(zip(data["input_ids"], data["attention_mask"], kept_by_image))
         ]
-        data = {name: list(map(_as_list, rows)) for name, rows in data.items()}
         if wants_mask is False or (wants_mask is None and "attention_mask" not in self.tokenizer.model_input_names):
             del data["attention_mask"]
         if return_offsets:
@@ -212,7 +211,7 @@ class ViTPProcessor(ProcessorMixin):
         """Tokenize texts in which each image stands with so many tokens; return the places of images in them too.
 
         The tokens of an image are tokenized as one and then repeated, where none is cut, no row is padded and nobody
-        asks for the places; then the values of a row are an array.
+        asks for the places.
         """
         counts = [count for row in num_kept for count in row]
         is_plain = all(name in OF_EACH_TOKEN or value in (None, False) for name, value in text_kwargs.items())
@@ -358,20 +357,22 @@ class ViTPProcessor(ProcessorMixin):
         options = {**self.images_kwargs, "return_tensors": None, **(images_kwargs or {})}
         tiles, num_tiles = self._tile(images, options)
         kept, by_image = self._draw(num_tiles, vrl_drop_ratio, vrl_apply_prob, vrl_key)
-        num_kept = [len(local) for local, _ in by_image]
-        text_kwargs = {"add_special_tokens": False, "return_offsets_mapping": True}
-        data, _ = self._tokenize([text], [num_kept], text_kwargs, with_places=False)
-        ids = np.asarray(data["input_ids"][0], np.int64)
-        positions = self._positions(ids, data["attention_mask"][0], by_image, 0)
 
-        # Where answers are is said of the text with one token for each image.
-        image_ends = [match.end() for match in re.finditer(re.escape(IMAGE_TOKEN), text)]
-        gained = np.cumsum([0, *(len(self._tokens_of_image(number)) - len(IMAGE_TOKEN) for number in num_kept)])
-        starts, ends = np.asarray(data["offset_mapping"][0], np.int64).reshape(-1, 2).T
+        # Each image is tokenized as one token, which is then repeated.
+        mark = self._tokens_of_image(1)
+        data = self.tokenizer(text.replace(IMAGE_TOKEN, mark), add_special_tokens=False, return_offsets_mapping=True)
+        ids = np.array(data["input_ids"], np.int64)
+        starts, ends = np.array(data["offset_mapping"], np.int64).reshape(-1, 2).T
+        # Where answers are is said of the text without the starts and ends of images.
+        image_ends, longer = [match.end() for match in re.finditer(IMAGE_TOKEN, text)], len(mark) - len(IMAGE_TOKEN)
         answers = np.zeros_like(ids)
         for number, span in enumerate(spans, start=1):
-            start, end = (place + gained[bisect_right(image_ends, place)] for place in span)
+            start, end = (place + longer * bisect_right(image_ends, place) for place in span)
             answers[(starts < end) & (ends > start)] = number
+        counts = np.ones_like(ids)
+        counts[ids == self.image_token_id] = [len(local) for local, _ in by_image]
+        ids, answers = ids.repeat(counts), answers.repeat(counts)
+        positions = self._positions(ids, np.ones_like(ids), by_image, 0)
         encoded = {"input_ids": ids, "answers": answers}
         if vrl_drop_ratio > 0:
             encoded["position_ids"] = positions
@@ -480,14 +481,7 @@ def _split_by_image(kept: np.ndarray, num_tokens: list[int]) -> list[tuple[np.nd
     return [(kept[first:last] - (end - full), full) for first, last, end, full in bounds]
 
 
-def _as_list(values: list | np.ndarray) -> list:
-    """Return values of each token, as a tokenizer gives them."""
-    if isinstance(values, list):
-        return values
-    return values.tolist() if values.ndim == 1 else list(map(tuple, values.tolist()))
-
-
-def _repeat(values: list, is_image: np.ndarray, num_kept: list[int], are_offsets: bool) -> np.ndarray:
+def _repeat(values: list, is_image: np.ndarray, num_kept: list[int], are_offsets: bool) -> list:
     """Return a value of each token of a text in which each image has one token, for as many tokens as each has kept.
 
     Args:
@@ -500,13 +494,13 @@ def _repeat(values: list, is_image: np.ndarray, num_kept: list[int], are_offsets
     counts[is_image] = num_kept
     repeated = np.repeat(np.array(values, np.int64), counts, axis=0)
     if not are_offsets:
-        return repeated
+        return repeated.tolist()
     repeated = repeated.reshape(-1, 2)  # also of no token
     gained = (counts - 1) * len(IMAGE_TOKEN)
     number = np.arange(len(repeated)) - np.repeat(counts.cumsum() - counts, counts)  # within its image; 0 of others
     shift = np.repeat(gained.cumsum() - gained, counts) + number * len(IMAGE_TOKEN)
     # A token that the tokenizer adds is in no text, and stays at 0.
-    return np.where(repeated.any(1), repeated.T + shift, 0).T
+    return list(map(tuple, np.where(repeated.any(1), repeated.T + shift, 0).T.tolist()))
 
 
 __all__ = ["ViTPProcessor"]
