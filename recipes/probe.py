@@ -30,7 +30,7 @@ def main(argv: list[str] | None = None) -> int:
 
     output_dir = Path(args.output_dir)
     args.device = args.device or str(torch.accelerator.current_accelerator() or "cpu")
-    task, features = open_task(args), output_dir / "features"
+    task, features = open_probe(args), output_dir / "features"
     loading = {"batch_size": args.batch_size, "num_workers": args.num_workers}
 
     def backbones():
@@ -58,23 +58,23 @@ def main(argv: list[str] | None = None) -> int:
     return 0
 
 
-def open_task(args: ProbeArguments):
+def open_probe(args: ProbeArguments):
     """Return the task of the probe: classes, masks or boxes, with their train and test images."""
     from modeling_vitp.dense.data import DenseData
     from modeling_vitp.detection.data import DetectionData
-    from modeling_vitp.probing.classification import Classification, open_samples
-    from modeling_vitp.probing.detection import Detection
-    from modeling_vitp.probing.segmentation import Segmentation
+    from modeling_vitp.probing.classification import ClassificationProbe, open_samples
+    from modeling_vitp.probing.detection import DetectionProbe
+    from modeling_vitp.probing.segmentation import SegmentationProbe
 
     if args.data is not None:
-        task, data = (Detection, DetectionData) if args.annotations == "boxes" else (Segmentation, DenseData)
+        task, data = (DetectionProbe, DetectionData) if args.annotations == "boxes" else (SegmentationProbe, DenseData)
         splits = {"train": args.train_split, "test": args.test_split}
         return task(data.from_dict(args.data), splits, args.l2, args.depths)
     columns = args.image_column, args.label_column
     samples = open_samples(
         args.dataset_name, args.dataset_config, args.train_split, args.test_split, args.test_share, *columns
     )
-    return Classification(*samples, args.input_spec, args.pooling, args.num_neighbours, args.temperature, args.l2)
+    return ClassificationProbe(*samples, args.input_spec, args.pooling, args.num_neighbours, args.temperature, args.l2)
 
 
 if __name__ == "__main__":

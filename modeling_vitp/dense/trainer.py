@@ -16,7 +16,7 @@ from transformers import PreTrainedModel, Trainer, TrainingArguments
 
 from ..image_processing_vitp_dense import IGNORE_INDEX, ViTPSegmentationImageProcessor
 from ..images.pixels import normalized
-from ..metrics.base import gather
+from ..metrics.base import gather_parts
 from ..metrics.pixel_metrics import PixelMetric
 from ..metrics.report import metric_path, name_classes
 from ..modeling_vitp_dense import find_head
@@ -260,7 +260,7 @@ class DenseTrainer(FineTuner, Trainer):
             if surfaces is not None and "spacing" in sample:
                 surfaces.add_batch(**scored, spacings=[sample["spacing"]], places=[sample["place"]])
         metrics = name_classes(self.metric.compute(), self.names)
-        if surfaces is not None and any(gather(len(surfaces), self.args.world_size, "surface_distance")):
+        if surfaces is not None and any(gather_parts(len(surfaces), self.args.world_size, "surface_distance")):
             background = f"/{self.names[surfaces.background]}"
             measured = name_classes(surfaces.compute(), self.names)
             metrics |= {key: value for key, value in measured.items() if not key.endswith(background)}

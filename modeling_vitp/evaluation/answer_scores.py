@@ -77,8 +77,8 @@ def score_choices(
     right = []
     for question, answer, found in zip(questions, answers, references):
         choices = read_choices(question)
-        chosen = choose(answer, choices)
-        right.append(chosen is not None and chosen in {choose(reference, choices) for reference in found})
+        chosen = choose_option(answer, choices)
+        right.append(chosen is not None and chosen in {choose_option(reference, choices) for reference in found})
     return {"accuracy": np.array(right, dtype=float)}
 
 
@@ -89,7 +89,7 @@ def read_choices(question: str) -> dict[str, str]:
     return choices if is_list else {}
 
 
-def choose(answer: str, choices: dict[str, str]) -> str | None:
+def choose_option(answer: str, choices: dict[str, str]) -> str | None:
     """Return the letter of the choice that an answer names, or else of the most similar one (PMC-VQA, OmniMedVQA).
 
     `None` if no choice is similar, or several are named.
@@ -108,13 +108,13 @@ def choose(answer: str, choices: dict[str, str]) -> str | None:
 def named_choice(answer: str, choices: dict[str, str]) -> str | None:
     """Return the letter of the only choice that an answer repeats word for word or names by its letter, or `None`."""
     said = answer.strip()
-    option, texts = OPTION.fullmatch(said), {letter: plain(text) for letter, text in choices.items()}
-    if option and plain(option[2]) == texts.get(option[1]):
+    option, texts = OPTION.fullmatch(said), {letter: plain_text(text) for letter, text in choices.items()}
+    if option and plain_text(option[2]) == texts.get(option[1]):
         return option[1]
     if said.upper() in choices:
         return said.upper()
     for letter, text in texts.items():
-        if said and plain(said) == text:
+        if said and plain_text(said) == text:
             return letter
     if named := several_letters(said):
         return next((one for one, text in choices.items() if several_letters(text) == named), None)
@@ -134,15 +134,15 @@ def several_letters(said: str) -> set[str]:
 
 def repeated(said: str, choices: dict[str, str]) -> set[str]:
     """Return the letters of the choices that a text repeats: each on its own line, or all with nothing else."""
-    lines = {letter for letter, text in OPTION.findall(said) if plain(text) == plain(choices.get(letter, ""))}
-    listed = "|".join(rf"({letter})[.):] ?{re.escape(plain(text))}" for letter, text in choices.items())
+    lines = {letter for letter, text in OPTION.findall(said) if plain_text(text) == plain_text(choices.get(letter, ""))}
+    listed = "|".join(rf"({letter})[.):] ?{re.escape(plain_text(text))}" for letter, text in choices.items())
     rest = re.sub(listed, "", " ".join(said.split()), flags=re.IGNORECASE)
     if re.fullmatch(r"(?:[\W_]|and|or|both|either)*", rest, re.IGNORECASE):
         lines |= {one for found in re.findall(listed, " ".join(said.split()), re.IGNORECASE) for one in found if one}
     return {letter.upper() for letter in lines}
 
 
-def plain(text: str) -> str:
+def plain_text(text: str) -> str:
     return " ".join(text.split()).rstrip(".").casefold()
 
 

@@ -27,7 +27,7 @@ def once(folder: Path, run: Callable[[], None]) -> dict:
     return json.loads(finished.read_text())
 
 
-def check_settings(record: Path, settings: dict[str, Any]) -> None:
+def check_same_settings(record: Path, settings: dict[str, Any]) -> None:
     """Record the settings of a comparison, or check that they equal the recorded ones.
 
     Raises:

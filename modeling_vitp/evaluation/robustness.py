@@ -24,14 +24,14 @@ from ..images.corruptions import SEVERITIES, parameters
 from ..metrics.report import without_nan
 from ..training.checkpointing import FolderLock, write_whole
 from .arguments import RobustnessArguments
-from .comparison import check_settings, once, short_names
+from .comparison import check_same_settings, once, short_names
 from .robustness_tasks import TASKS, RobustnessTask
 
 logger = logging.getLogger(__name__)
 CLEAN = "clean"
 
 
-def open_task(name: str, args: RobustnessArguments) -> RobustnessTask:
+def open_robustness_task(name: str, args: RobustnessArguments) -> RobustnessTask:
     try:
         model_type = PreTrainedConfig.get_config_dict(name)[0].get("model_type")
     except OSError as error:
@@ -58,7 +58,7 @@ def evaluate_robustness(args: RobustnessArguments) -> dict[str, Any]:
     conditions = [(name, severity) for name in args.corruptions or SEVERITIES for severity in args.severities]
     for condition in conditions:
         parameters(*condition)
-    tasks, about = open_tasks(args)
+    tasks, about = open_robustness_tasks(args)
     lock = FolderLock(args.output_dir)
     lock.acquire()
     try:
@@ -73,21 +73,21 @@ def score_models(
     """Return the metrics of all models; each is taken out of `tasks` and saved when it is scored."""
     names, metrics = list(tasks), {**about, "models": []}
     same = {name: value for name, value in about.items() if name not in ("score", "images")}
-    check_settings(output_dir / "settings.json", {**same, "parameters of corruptions": SEVERITIES})
+    check_same_settings(output_dir / "settings.json", {**same, "parameters of corruptions": SEVERITIES})
     for name, label in zip(names, short_names(names)):
         task = tasks.pop(name)  # so that one model at a time is in memory
         folder = output_dir / re.sub(r"[^\w.=-]+", "--", os.path.normpath(name)).strip("-")
         settings = task.settings
-        check_settings(folder / "settings.json", settings)
+        check_same_settings(folder / "settings.json", settings)
         scores = score_conditions(task, folder, label, [(CLEAN, 0), *conditions])
         metrics["models"].append({"model": label, "settings": settings, **summarize_conditions(scores, about["score"])})
         write_whole(output_dir / "metrics.json", json.dumps(without_nan(metrics), indent=2) + "\n")
     return metrics
 
 
-def open_tasks(args: RobustnessArguments) -> tuple[dict[str, RobustnessTask], dict[str, Any]]:
+def open_robustness_tasks(args: RobustnessArguments) -> tuple[dict[str, RobustnessTask], dict[str, Any]]:
     """Return the models by name, and the settings that all of them share."""
-    tasks = {name: open_task(name, args) for name in args.models}
+    tasks = {name: open_robustness_task(name, args) for name in args.models}
     first, *others = tasks.values()
     for name, task in zip(args.models[1:], others):
         differ = [key for key, value in first.data.items() if task.data[key] != value]

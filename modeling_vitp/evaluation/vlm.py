@@ -216,8 +216,8 @@ def evaluate_vlm(args: VLMArguments) -> dict[str, Any]:
     for name, label in zip(args.models, short_names(args.models)):
         model, processor = open_model(name, args.bf16)
         collator = ViTPDataCollator(processor)
-        own = ask(model, collator, rows, questions, None, args, label)
-        other = ask(model, collator, rows, questions, partners, args, f"{label}, other images")
+        own = ask_questions(model, collator, rows, questions, None, args, label)
+        other = ask_questions(model, collator, rows, questions, partners, args, f"{label}, other images")
         scores = {
             kind: compare(kind, [one for one in zip(questions, own, other) if one[0].kind == kind], args.seed)
             for kind in metrics["questions"]
@@ -259,7 +259,7 @@ def open_model(name: str, bf16: bool) -> tuple[ViTPForConditionalGeneration, ViT
     return model.to(device).eval(), ViTPProcessor.from_pretrained(name)
 
 
-def ask(
+def ask_questions(
     model: ViTPForConditionalGeneration,
     collator: ViTPDataCollator,
     rows: Dataset,

@@ -36,13 +36,13 @@ class DistributedMetric(evaluate.Metric):
         """
         if predictions is not None:
             self.add_batch(predictions=predictions, references=references, **kwargs)
-        parts, self.kept = gather(self.kept, self.num_process, self.name), type(self.kept)()
+        parts, self.kept = gather_parts(self.kept, self.num_process, self.name), type(self.kept)()
         if not any(parts):
             raise ValueError(f"{self.name}: nothing to compute. Add predictions first.")
         return self._compute_parts(parts)
 
 
-def gather(part: Any, num_process: int, name: str) -> list[Any]:
+def gather_parts(part: Any, num_process: int, name: str) -> list[Any]:
     """Return the parts of all processes (through `torch.distributed`, by pickle), in the order of their ranks.
 
     Args:

@@ -122,7 +122,7 @@ class Backbone:
     def in_patches(self, side: int) -> int:
         """Return `side`, the side of a square image in pixels, if it is a multiple of the patch size.
 
-        Labels are taken by patch; pixels that the patch embedding leaves out at the border would shift them.
+        FewLabels are taken by patch; pixels that the patch embedding leaves out at the border would shift them.
 
         Raises:
             ValueError: if it is not.
@@ -293,7 +293,7 @@ class ImagesOf(Dataset):
         return self.image(index)
 
 
-def collate(pixels: list[torch.Tensor]) -> dict[str, torch.Tensor]:
+def collate_pixels(pixels: list[torch.Tensor]) -> dict[str, torch.Tensor]:
     sizes = sorted({tuple(image.shape) for image in pixels})
     if len(sizes) > 1:
         raise ValueError(
@@ -340,12 +340,12 @@ def extract(
     if path.is_file():
         return np.load(path, mmap_mode="r")
     if not shard and (parts := find_parts(path)):
-        save_rows(joined(parts, len(images)), len(images), path)
+        save_features(joined(parts, len(images)), len(images), path)
         for _, _, part in parts:
             part.unlink()
         return np.load(path, mmap_mode="r")
     pixels = Subset(Pixels(images, Preprocessing(backbone.image_processor, image_size)), rows)
-    loader = DataLoader(pixels, batch_size, num_workers=num_workers, collate_fn=collate)
+    loader = DataLoader(pixels, batch_size, num_workers=num_workers, collate_fn=collate_pixels)
 
     def encoded() -> Iterator[np.ndarray]:
         for number, batch in enumerate(tqdm(loader, desc=description)):
@@ -359,7 +359,7 @@ def extract(
 
     if not rows:  # of a shard, where there are more shards than batches
         return np.empty(0, np.float32)
-    save_rows(encoded(), len(rows), path)
+    save_features(encoded(), len(rows), path)
     return np.load(path, mmap_mode="r")
 
 
@@ -377,7 +377,7 @@ def extract_maps(
     return extract(backbone, images, encode, side, f"{key} {depths}", folder, **loading)
 
 
-def save_rows(blocks: Iterable[np.ndarray], length: int, path: Path) -> None:
+def save_features(blocks: Iterable[np.ndarray], length: int, path: Path) -> None:
     """Write `length` rows of float32 features, one block in memory at a time. The file appears when it is complete."""
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_suffix(".partial")

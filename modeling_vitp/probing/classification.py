@@ -11,12 +11,12 @@ from ..classification.data import ClassificationData, ClassifiedImages, FileImag
 from ..images.reading import image_files
 from ..input_spec import InputSpec
 from .backbones import Backbone, ImagesOf, extract
-from .few_labels import Labels
+from .few_labels import FewLabels
 from .heads import fit_linear, nearest_neighbours
 
 
 @dataclass
-class Classification:
+class ClassificationProbe:
     """Classes of images, probed by nearest neighbors and a linear layer.
 
     Args:
@@ -57,8 +57,13 @@ class Classification:
         return {"accuracy": float(right.mean()), "mean_class_accuracy": float(np.mean(classes))}
 
     def probe(
-        self, backbone: Backbone, draws: dict[Labels, list[np.ndarray]], image_size: int | None, folder: Path, **loading
-    ) -> dict[tuple[str, Labels], list[dict[str, float]]]:
+        self,
+        backbone: Backbone,
+        draws: dict[FewLabels, list[np.ndarray]],
+        image_size: int | None,
+        folder: Path,
+        **loading,
+    ) -> dict[tuple[str, FewLabels], list[dict[str, float]]]:
         """Return the scores of each draw of training images, by probe and labels."""
         train, test = (self.features(backbone, split, image_size, folder, **loading) for split in ("train", "test"))
         one_hot, device = self.presence.astype(np.float32), backbone.model.device

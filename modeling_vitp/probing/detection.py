@@ -12,13 +12,13 @@ from ..detection.data import DetectionData, ObjectImages
 from ..input_spec import InputSpec
 from ..metrics.ranking import area_under_curve, average_precision, log_odds
 from .backbones import Backbone, ImagesOf, extract_maps
-from .few_labels import Labels
+from .few_labels import FewLabels
 from .heads import fit_linear
 
 logger = logging.getLogger(__name__)
 
 
-class Detection:
+class DetectionProbe:
     """Centers of objects, probed by a linear layer on each patch.
 
     Args:
@@ -101,8 +101,13 @@ class Detection:
         return {"centre_auc": 0.5}
 
     def probe(
-        self, backbone: Backbone, draws: dict[Labels, list[np.ndarray]], image_size: int | None, folder: Path, **loading
-    ) -> dict[tuple[str, Labels], list[dict[str, float]]]:
+        self,
+        backbone: Backbone,
+        draws: dict[FewLabels, list[np.ndarray]],
+        image_size: int | None,
+        folder: Path,
+        **loading,
+    ) -> dict[tuple[str, FewLabels], list[dict[str, float]]]:
         """Return the scores of each draw of training images, by probe and labels.
 
         `centre_auc` is the chance that a patch with the centre of an object of a class has higher odds of it than one

@@ -10,7 +10,7 @@ from ..vrl import keyed_generator
 
 
 @dataclass(frozen=True)
-class Labels:
+class FewLabels:
     """Number of labels that are used.
 
     Args:
@@ -26,7 +26,7 @@ class Labels:
 
     def __post_init__(self):
         if (self.shots is None) == (self.share is None):
-            raise ValueError("Labels: give either `shots` or `share`.")
+            raise ValueError("FewLabels: give either `shots` or `share`.")
         if self.shots is not None and self.shots < 1:
             raise ValueError(f"shots={self.shots} must be at least 1.")
         if self.share is not None and not 0 < self.share <= 1:
@@ -76,14 +76,14 @@ class Labels:
 
 def draw_labels(
     shots: Sequence[int], shares: Sequence[float], seeds: Sequence[int], presence: np.ndarray, names: list[str]
-) -> dict[Labels, list[np.ndarray]]:
+) -> dict[FewLabels, list[np.ndarray]]:
     """Return the training images of each draw: one for each seed, or a single one where all are used.
 
     Args:
-        presence, names: see [`Labels.draw`].
+        presence, names: see [`FewLabels.draw`].
     """
-    few = [Labels(shots=number) for number in shots] + [Labels(share=share) for share in shares]
+    few = [FewLabels(shots=number) for number in shots] + [FewLabels(share=share) for share in shares]
     return {
         labels: [labels.draw(presence, seed, names) for seed in (seeds[:1] if labels.share == 1 else seeds)]
-        for labels in few or [Labels(share=1.0)]
+        for labels in few or [FewLabels(share=1.0)]
     }

@@ -21,12 +21,12 @@ from ..cards.sections import table
 from ..dense.data import DenseData
 from ..images.pixels import colors_of, principal_scores
 from .backbones import Backbone, PatchPixels, load_backbone
-from .few_labels import Labels
-from .segmentation import Probe, Segmentation, interpolate
+from .few_labels import FewLabels
+from .segmentation import Probe, SegmentationProbe, interpolate
 
 BACKBONE, START, RANDOM, PIXELS = "backbone", "at the start", "random weights", "pixels of a patch"
 DEPTHS = 4
-ALL_LABELS = Labels(share=1.0)
+ALL_LABELS = FewLabels(share=1.0)
 
 
 def load_backbones(backbone: Path, start: Path, seed: int, device: str | torch.device = "cpu") -> dict[str, Backbone]:
@@ -83,7 +83,9 @@ def measure_gains(
         backbone (differences in `patch_auc`), and `token_similarity` by backbone, see [`token_similarity`].
     """
     depths = min(depths, backbones[BACKBONE].model.config.num_hidden_layers)
-    tasks = {split: Segmentation(data, {"train": train_split, "test": split}, 1e-2, depths) for split in test_splits}
+    tasks = {
+        split: SegmentationProbe(data, {"train": train_split, "test": split}, 1e-2, depths) for split in test_splits
+    }
     found = {split: {"control": task.control(), "scores": {}, "token_similarity": {}} for split, task in tasks.items()}
     rows = {split: panels_of_truth(task) for split, task in tasks.items()}
     folder.mkdir(parents=True, exist_ok=True)
@@ -103,7 +105,7 @@ def measure_gains(
                     add_panels(rows[split], task, name, maps, heads["linear", ALL_LABELS][0])
     for split, of_split in found.items():
         of_split["gains"] = gains_of(of_split["scores"])
-        draw_rows(rows[split].values(), folder / f"{split}.png")
+        draw_panels(rows[split].values(), folder / f"{split}.png")
     return found
 
 
@@ -143,7 +145,7 @@ def gains_table(measured: dict) -> str:
     return table(["read from", *titles], rows)
 
 
-def panels_of_truth(task: Segmentation, number: int = 4) -> dict[int, list[tuple[str, np.ndarray]]]:
+def panels_of_truth(task: SegmentationProbe, number: int = 4) -> dict[int, list[tuple[str, np.ndarray]]]:
     """Return image and mask of some test samples, by their index."""
     samples, rows = task.samples["test"], {}
     for index in np.linspace(0, len(samples) - 1, min(number, len(samples))).astype(int).tolist():
@@ -153,7 +155,7 @@ def panels_of_truth(task: Segmentation, number: int = 4) -> dict[int, list[tuple
     return rows
 
 
-def add_panels(rows: dict[int, list], task: Segmentation, name: str, features: np.ndarray, probe: Probe) -> None:
+def add_panels(rows: dict[int, list], task: SegmentationProbe, name: str, features: np.ndarray, probe: Probe) -> None:
     """Add the principal components of a backbone and the predicted classes to each row."""
     for index, row in rows.items():
         maps = torch.tensor(features[index])
@@ -163,14 +165,14 @@ def add_panels(rows: dict[int, list], task: Segmentation, name: str, features: n
         row += [(f"{name}: components", colors), (f"{name}: read", palette_of(task)[labels])]
 
 
-def palette_of(task: Segmentation) -> np.ndarray:
+def palette_of(task: SegmentationProbe) -> np.ndarray:
     """Return the color of each class index, uint8 of shape `(256, 3)`; gray for indices without a class."""
     palette = np.full((256, 3), 127, dtype=np.uint8)
     palette[: len(task.names)] = task.data.encoding.palette
     return palette
 
 
-def draw_rows(rows: Iterable[Sequence[tuple[str, np.ndarray]]], path: Path) -> None:
+def draw_panels(rows: Iterable[Sequence[tuple[str, np.ndarray]]], path: Path) -> None:
     """Draw panels with titles, uint8 RGB, to a file."""
     rows = list(rows)
     shape = len(rows), len(rows[0])

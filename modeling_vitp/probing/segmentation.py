@@ -20,14 +20,14 @@ from ..images.corruptions import SEVERITIES, CorruptedImages
 from ..metrics.ranking import mean_area
 from ..metrics.report import METRICS_FOLDER, name_classes
 from .backbones import Backbone, ImagesOf, extract_maps
-from .few_labels import Labels
+from .few_labels import FewLabels
 from .heads import fit_linear, fit_nonlinear
 
 logger = logging.getLogger(__name__)
 Probe = Callable[[torch.Tensor], torch.Tensor]  # features to logits
 
 
-class Segmentation:
+class SegmentationProbe:
     """Classes of pixels, probed by a linear layer and a small nonlinear one on each patch.
 
     Args:
@@ -53,7 +53,7 @@ class Segmentation:
         data.check_disjoint(list(splits.values()))
         self.corruption: tuple[str, int, int] | None = None
 
-    def under(self, corruption: str, severity: int, seed: int) -> "Segmentation":
+    def under(self, corruption: str, severity: int, seed: int) -> "SegmentationProbe":
         """Return the task with corrupted test images; see [`~modeling_vitp.images.corruptions.CorruptedImages`]."""
         task = copy.copy(self)
         task.corruption = corruption, severity, seed
@@ -90,8 +90,13 @@ class Segmentation:
         return name_classes(metric.compute(), self.names)
 
     def fit(
-        self, backbone: Backbone, draws: dict[Labels, list[np.ndarray]], image_size: int | None, folder: Path, **loading
-    ) -> dict[tuple[str, Labels], list[Probe]]:
+        self,
+        backbone: Backbone,
+        draws: dict[FewLabels, list[np.ndarray]],
+        image_size: int | None,
+        folder: Path,
+        **loading,
+    ) -> dict[tuple[str, FewLabels], list[Probe]]:
         """Fit the probes to each draw of training images, and return them by probe and labels."""
         train = self.features(backbone, "train", image_size, folder, **loading)
         counts = np.stack([pixels_by_patch(mask, train.shape[1:3], len(self.names)) for mask in self.masks("train")])
@@ -102,8 +107,13 @@ class Segmentation:
         return heads
 
     def probe(
-        self, backbone: Backbone, draws: dict[Labels, list[np.ndarray]], image_size: int | None, folder: Path, **loading
-    ) -> dict[tuple[str, Labels], list[dict[str, float]]]:
+        self,
+        backbone: Backbone,
+        draws: dict[FewLabels, list[np.ndarray]],
+        image_size: int | None,
+        folder: Path,
+        **loading,
+    ) -> dict[tuple[str, FewLabels], list[dict[str, float]]]:
         """Return the scores of each draw of training images, by probe and labels.
 
         `mean_iou` is over pixels, and `patch_auc` over patches: how well one of a class is told from the others, by the
@@ -115,12 +125,12 @@ class Segmentation:
 
     def score(
         self,
-        heads: dict[tuple[str, Labels], list[Probe]],
+        heads: dict[tuple[str, FewLabels], list[Probe]],
         backbone: Backbone,
         image_size: int | None,
         folder: Path,
         **loading,
-    ) -> dict[tuple[str, Labels], list[dict[str, float]]]:
+    ) -> dict[tuple[str, FewLabels], list[dict[str, float]]]:
         """Return the scores of fitted probes; see [`fit`] and [`probe`]."""
         test = self.features(backbone, "test", image_size, folder, **loading)
         return {key: [self._score(probe, test, f"{backbone.name}, {key[0]}") for probe in heads[key]] for key in heads}
@@ -200,7 +210,7 @@ SHOWN = ("patch_auc", "mean_iou")
 
 
 def probe_robustness(
-    task: Segmentation, backbone: Backbone, severities: Sequence[int], seed: int, folder: Path
+    task: SegmentationProbe, backbone: Backbone, severities: Sequence[int], seed: int, folder: Path
 ) -> dict[str, dict[str, dict]]:
     """Return the scores of probes of a frozen backbone, fitted once, on clean and on corrupted test images.
 
@@ -213,13 +223,13 @@ def probe_robustness(
         By probe and score (`patch_auc`, `mean_iou`): `clean`; `corruptions`, the mean over the severities of each;
         `average`, the mean of these; and `relative`, which is the average divided by `clean`.
     """
-    labels = Labels(share=1.0)
+    labels = FewLabels(share=1.0)
     draws = {labels: [np.arange(len(task.samples["train"]))]}
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder) as features:
         heads = task.fit(backbone, draws, None, Path(features))
 
-        def score(task: Segmentation) -> dict[str, dict[str, float]]:
+        def score(task: SegmentationProbe) -> dict[str, dict[str, float]]:
             return {probe: draw[0] for (probe, _), draw in task.score(heads, backbone, None, Path(features)).items()}
 
         clean, corrupted = score(task), {}

@@ -42,7 +42,7 @@ def main(argv: list[str] | None = None) -> int:
     args = parse_words(parser, argv)
 
     from modeling_vitp.cards.sections import table
-    from modeling_vitp.recipes.benchmarks.step_time import CASES, beside_busy, summarise, time_steps
+    from modeling_vitp.recipes.benchmarks.step_time import CASES, beside_busy, summary_row, time_steps
 
     settings = {name: value for name, value in vars(args).items() if name not in ("rounds", "busy")}
     if args.case:
@@ -70,7 +70,7 @@ def main(argv: list[str] | None = None) -> int:
         parts = {name: statistics.median(run["parts"][name] for run in runs) for name in runs[0]["parts"]}
         shares = ", ".join(f"{name} {seconds / sum(parts.values()):.0%}" for name, seconds in parts.items())
         print(f"forward pass of {case}: {shares}")
-    rows = [[case, *summarise(runs, args.batch_size)] for case, runs in results.items()]
+    rows = [[case, *summary_row(runs, args.batch_size)] for case, runs in results.items()]
     header = "case, tokens the LM sees, s / step: min, median, max, forward, backward, optimizer, peak memory in GiB"
     print(table(f"{header}, TFLOP, of the matrix products' speed".split(", "), rows))
     return 0

@@ -34,12 +34,12 @@ def main(argv: list[str] | None = None) -> int:
     from modeling_vitp.cards.sections import table
     from modeling_vitp.recipes.benchmarks.comparison import (
         HEADER,
-        conversion,
-        features,
+        compare_conversion,
+        compare_features,
+        compare_training_step,
+        compare_windows,
         rows_of,
         take_turns,
-        training_step,
-        windows,
     )
     from modeling_vitp.recipes.benchmarks.detection_speed import device_here
 
@@ -47,7 +47,7 @@ def main(argv: list[str] | None = None) -> int:
     device, dtype = device_here(), getattr(torch, args.dtype)
     where = torch.cuda.get_device_name() if device.type == "cuda" else f"{args.threads} thread(s), {platform.machine()}"
     print(f"{device.type}, {where}; PyTorch {torch.__version__}; {args.shape}, {args.dtype}")
-    makers = dict(zip(NAMES, (features, windows, training_step, conversion)))
+    makers = dict(zip(NAMES, (compare_features, compare_windows, compare_training_step, compare_conversion)))
     for name in args.compare:
         print(name, file=sys.stderr)
         with tempfile.TemporaryDirectory() as folder:

@@ -175,7 +175,7 @@ def plain_features(pixels: torch.Tensor, weights: dict[str, torch.Tensor], num_h
     return states
 
 
-def features(shape: str, dtype: torch.dtype, image_size: int = 448) -> Comparison:
+def compare_features(shape: str, dtype: torch.dtype, image_size: int = 448) -> Comparison:
     """Features of one image.
 
     Args:
@@ -209,7 +209,7 @@ def features(shape: str, dtype: torch.dtype, image_size: int = 448) -> Compariso
     return Comparison(f"features of an image of {image_size}²", calls, check, absent)
 
 
-def build_model(shape: str, window: int, dtype: torch.dtype) -> ViTPForSemanticSegmentation:
+def build_narrow_model(shape: str, window: int, dtype: torch.dtype) -> ViTPForSemanticSegmentation:
     """A model with a narrow head, so that what is around the model counts."""
     vit = build_vit(shape, 448, torch.float32)
     narrow = {"hidden_size": 64, "use_auxiliary_head": False, "num_labels": 7}
@@ -219,7 +219,7 @@ def build_model(shape: str, window: int, dtype: torch.dtype) -> ViTPForSemanticS
     return model.to(vit.device, dtype).eval()
 
 
-def write_scene(path: Path, height: int, width: int) -> None:
+def write_waves(path: Path, height: int, width: int) -> None:
     """A GeoTIFF of waves of several lengths and noise."""
     random = np.random.default_rng(0)
     rows, columns = np.mgrid[:height, :width]
@@ -229,7 +229,7 @@ def write_scene(path: Path, height: int, width: int) -> None:
         file.write(pixels.astype(np.uint8))
 
 
-def windows(
+def compare_windows(
     shape: str, dtype: torch.dtype, folder: Path, size: tuple[int, int] = (640, 832), window: int = 256
 ) -> Comparison:
     """Windows that overlap by a quarter, whose logits are averaged with equal weights.
@@ -240,9 +240,9 @@ def windows(
         size: height and width of the image.
         window: side of a window, a multiple of 32.
     """
-    model, processor = build_model(shape, window, dtype), ViTPSegmentationImageProcessor()
+    model, processor = build_narrow_model(shape, window, dtype), ViTPSegmentationImageProcessor()
     image, stride, numbers = folder / "scene.tif", window - window // 4, itertools.count()
-    write_scene(image, *size)
+    write_waves(image, *size)
 
     def forward(pixels: torch.Tensor) -> torch.Tensor:
         return model(pixels.to(model.device, model.dtype)).logits.float()
@@ -319,7 +319,7 @@ def on_same(model: ViTPForSemanticSegmentation, **head) -> UperNetForSemanticSeg
     return peer
 
 
-def training_step(
+def compare_training_step(
     shape: str, dtype: torch.dtype, image_size: int = 224, adapter: dict | None = None, **head
 ) -> Comparison:
     """Forward, backward and AdamW on two images; in bfloat16 by autocast, as in training.
@@ -367,7 +367,7 @@ def training_step(
     return Comparison(f"a step on {STEP_BATCH} images of {image_size}²", calls, check)
 
 
-def conversion(shape: str, dtype: torch.dtype, folder: Path) -> Comparison:
+def compare_conversion(shape: str, dtype: torch.dtype, folder: Path) -> Comparison:
     """A ViT of InternViT's own naming to ours: queries, keys and values, which are one tensor there, are three here.
 
     Args:

@@ -62,7 +62,7 @@ def write_scene(path: Path, side: int) -> None:
             file.write(draws.integers(0, 256, (3, height, side), dtype=np.uint8), window=Window(0, top, side, height))
 
 
-def write_backbone(folder: Path) -> None:
+def write_tiny_backbone(folder: Path) -> None:
     torch.manual_seed(0)
     export_backbone(ViTPVisionModel(ViTPVisionConfig(**VISION)), folder / "backbone", ViTPImageProcessor())
 
@@ -128,7 +128,7 @@ class Scene(torch.utils.data.Dataset):
         return to_pixels(read_picture(self.path.read_bytes()), None)
 
 
-def features(folder: Path, side: int) -> None:
+def extract_features(folder: Path, side: int) -> None:
     backbone = load_backbone(str(folder / "backbone"))
     image = Scene(folder / f"{side}.tif")
     with tempfile.TemporaryDirectory(dir=folder) as output:  # nothing that an earlier measurement has left
@@ -178,9 +178,15 @@ def mixture(folder: Path, number: int) -> list[float]:
     return np.diff([*marks, time.process_time()]).tolist()
 
 
-def measure(case: str, *values: str) -> dict:
+def measure_call(case: str, *values: str) -> dict:
     """Seconds of the clock and of CPU, and GiB that were resident at most, of a function above in this process."""
-    calls = {"predict_large": predict, "features": features, "stream": stream, "sampler": sampler, "mixture": mixture}
+    calls = {
+        "predict_large": predict,
+        "features": extract_features,
+        "stream": stream,
+        "sampler": sampler,
+        "mixture": mixture,
+    }
     arguments = [int(value) if value.isdigit() else value for value in values]
     before, start, worked = most_resident(), time.perf_counter(), time.process_time()
     result = calls[case](*(Path(value) if str(value).startswith("/") else value for value in arguments))
@@ -192,8 +198,8 @@ def measure(case: str, *values: str) -> dict:
 
 
 def in_processes(*calls: list) -> list[dict]:
-    """What [`measure`] finds of each call, in a process of its own, all at once."""
-    code = f"import json, sys\nfrom {__name__} import measure\nprint(json.dumps(measure(*sys.argv[1:])))"
+    """What [`measure_call`] finds of each call, in a process of its own, all at once."""
+    code = f"import json, sys\nfrom {__name__} import measure_call\nprint(json.dumps(measure_call(*sys.argv[1:])))"
     commands = [[sys.executable, "-c", code, *map(str, call)] for call in calls]
     running = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for command in commands]
     results = [process.communicate()[0] for process in running]
@@ -211,7 +217,7 @@ def median_and_range(values: Iterable[float], digits: str) -> str:
 
 def over_pixels(folder: Path, sides: list[int], runs: int) -> Iterator[list]:
     """Rows of a table: what is done, the side, seconds of CPU a megapixel, and GiB at most."""
-    write_backbone(folder)
+    write_tiny_backbone(folder)
     for side in sides:
         write_scene(folder / f"{side}.tif", side)
         # Pillow reads no larger image; the data of probes have `tile` for those.

@@ -51,7 +51,7 @@ def options_of(shape: str) -> dict:
     return {"vision_config": vision, "text_config": text, "image_token_id": IMAGE_TOKEN_ID}
 
 
-def build(shape: str, is_vitp: bool) -> torch.nn.Module:
+def build_vlm(shape: str, is_vitp: bool) -> torch.nn.Module:
     torch.manual_seed(0)
     if is_vitp:
         return ViTPForConditionalGeneration(ViTPConfig(**options_of(shape)))
@@ -126,7 +126,7 @@ def time_steps(
     """
     drop_ratio = CASES[case]
     device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else torch.device("cpu")
-    model = build(shape, drop_ratio is not None).to(device).train()
+    model = build_vlm(shape, drop_ratio is not None).to(device).train()
     if drop_ratio is None:
         add_fused_lm_head(model, outputs=OUTPUTS)
     else:
@@ -210,7 +210,7 @@ def now(device: torch.device) -> float:
     return time.perf_counter()
 
 
-def summarise(runs: list[dict], batch_size: int) -> list[str]:
+def summary_row(runs: list[dict], batch_size: int) -> list[str]:
     """A row of the table: what [`time_steps`] found in several processes."""
     every = {name: [value for run in runs for value in run[name]] for name in ("times", "forward", "backward")}
     median = statistics.median(every["times"])

@@ -75,7 +75,7 @@ class ExperimentArguments(Arguments):
         unknown = {(settings or {}).get("after", self.control) for settings in self.arms.values()} - set(self.arms)
         if unknown:
             raise ValueError(f"arms: there is no arm {', '.join(sorted(map(repr, unknown)))} to start after.")
-        check_folders(self.arms)
+        check_arm_folders(self.arms)
         told = {name for settings in self.arms.values() for name in settings or {}} & {"output_dir", "seed"}
         if told:
             raise ValueError(f"arms: {', '.join(sorted(told))} is told here, the same for all arms.")
@@ -92,7 +92,7 @@ def slug(arm: str) -> str:
     return re.sub(r"[^a-z0-9.]+", "_", arm.lower()).strip("_")
 
 
-def check_folders(arms: Iterable[str]) -> None:
+def check_arm_folders(arms: Iterable[str]) -> None:
     """Raises a `ValueError` that names the arms which have no folder of their own, see [`slug`]."""
     folders: dict[str, str] = {}
     for arm in arms:

@@ -18,7 +18,7 @@ from modeling_vitp.training.command_line import parse, run
 def main(argv: list[str] | None = None) -> int:
     (args,) = parse(argv, __doc__, (ExperimentArguments,))
 
-    from modeling_vitp.evaluation.comparison import check_settings
+    from modeling_vitp.evaluation.comparison import check_same_settings
     from modeling_vitp.recipes import pretrain
     from modeling_vitp.recipes.experiments.variants import Experiment, draw_arms, paired_table, plan_of
 
@@ -26,7 +26,7 @@ def main(argv: list[str] | None = None) -> int:
     if args.needs_task:
         module = find_task(read_yaml(args.base)["task"])
         task = importlib.import_module(f"{module}.downstream").Downstream(args)
-    check_settings(output_dir / "plan.json", plan_of(args))
+    check_same_settings(output_dir / "plan.json", plan_of(args))
     metrics = Experiment(args, pretrain.main, task).run()
     draw_arms(metrics["summary"], output_dir / "arms.png")
     print(f"\n{args.claim}\nAgainst it would speak: {args.against}\n")

@@ -164,7 +164,7 @@ class Experiment:
         """The configuration of a pretraining."""
         settings = dict(self.args.arms[arm] or {})
         share, before = settings.pop("label_share", None), settings.pop("after", None)
-        config = merge(read_yaml(self.args.base), settings)
+        config = merge_settings(read_yaml(self.args.base), settings)
         config |= {"output_dir": str(folder), "seed": seed, **changes}
         if before is not None:
             config["vision_model"] = str(folder.with_name(slug(before)) / "backbone")
@@ -221,12 +221,12 @@ def plan_of(args: ExperimentArguments) -> dict[str, Any]:
     return {name: value for name, value in plan.items() if value}
 
 
-def merge(base: Mapping, changes: Mapping) -> dict:
+def merge_settings(base: Mapping, changes: Mapping) -> dict:
     """A configuration with changes; a mapping in it is changed where the changes say so, and kept elsewhere."""
     merged = copy.deepcopy(dict(base))
     for name, value in changes.items():
         is_nested = isinstance(value, Mapping) and isinstance(merged.get(name), Mapping)
-        merged[name] = merge(merged[name], value) if is_nested else value
+        merged[name] = merge_settings(merged[name], value) if is_nested else value
     return merged
 
 

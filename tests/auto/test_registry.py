@@ -16,7 +16,7 @@ from modeling_vitp import (
 )
 from modeling_vitp.auto.registry import MODELS, ModelEntry, find_model, register_model
 from modeling_vitp.evaluation.arguments import RobustnessArguments
-from modeling_vitp.evaluation.robustness import open_task
+from modeling_vitp.evaluation.robustness import open_robustness_task
 from modeling_vitp.hub.upload import gather
 
 
@@ -65,7 +65,7 @@ def test_declared_type_is_known_everywhere(folder, tmp_path):
     assert contents.card.data.pipeline_tag == "image-segmentation" and "model.safetensors" in contents.files
 
     with pytest.raises(ValueError, match="has no record of the data it was scored on"):
-        open_task(str(folder), RobustnessArguments(models=[str(folder)], output_dir=str(tmp_path / "out")))
+        open_robustness_task(str(folder), RobustnessArguments(models=[str(folder)], output_dir=str(tmp_path / "out")))
 
     with pytest.raises(ValueError, match="only segmentation, adapter"):
         convert_checkpoint(folder, tmp_path / "original", "original", license="mit")

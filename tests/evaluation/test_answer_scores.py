@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from modeling_vitp.evaluation.answer_scores import (
-    choose,
+    choose_option,
     normalize_answer,
     read_choices,
     score_answers,
@@ -127,7 +127,7 @@ def test_normalization_agrees_with_the_vqa_challenge():
     ],
 )
 def test_choice_by_letter_or_similarity(answer, chosen):
-    assert choose(answer, read_choices(CHOICES)) == chosen
+    assert choose_option(answer, read_choices(CHOICES)) == chosen
     scores = score_answers("choice", [CHOICES] * 2, [answer] * 2, [["B"], ["right lung"]])
     assert scores["accuracy"].tolist() == [float(chosen == "B")] * 2
 
@@ -139,17 +139,17 @@ def test_choices_that_begin_like_a_letter():
     for letter, text in zip("ABCD", organisms):
         said = [letter, f"{letter}.", f"({letter})", text, f"{letter}. {text}", f"{letter}: {text.lower()}"]
         said += [f"{text} is shown", f"The answer is {text}", f"The answer is {letter}."]
-        assert [choose(one, choices) for one in said] == [letter] * len(said)
+        assert [choose_option(one, choices) for one in said] == [letter] * len(said)
         scores = score_answers("choice", [question] * len(said), said, [[text]] * len(said))
         assert scores["accuracy"].tolist() == [1] * len(said)
 
 
 def test_choices_that_are_letters_or_name_others():
     groups = {"A": "O", "B": "A", "C": "B", "D": "AB"}
-    assert [choose(one, groups) for one in ("A", "B. A", "O", "AB", "D")] == ["A", "B", "A", "D", "D"]
+    assert [choose_option(one, groups) for one in ("A", "B. A", "O", "AB", "D")] == ["A", "B", "A", "D", "D"]
     modalities = {"A": "CT", "B": "MRI", "C": "PET", "D": "Both A and B"}
     said = ["Both A and B", "A and B", "D. Both A and B", "A, C"]
-    assert [choose(one, modalities) for one in said] == ["D", "D", "D", None]
+    assert [choose_option(one, modalities) for one in said] == ["D", "D", "D", None]
 
 
 def test_of_several_right_answers_the_best_one_counts():

@@ -132,7 +132,7 @@ def test_processes_share_cases_and_slices(monkeypatch):
         barrier.wait()
         return found
 
-    monkeypatch.setattr("modeling_vitp.metrics.base.gather", gather)
+    monkeypatch.setattr("modeling_vitp.metrics.base.gather_parts", gather)
 
     def run(process, metric):
         for case, (prediction, reference) in volumes.items():

@@ -13,7 +13,7 @@ from sklearn.preprocessing import StandardScaler
 from transformers import AutoImageProcessor, AutoModel
 
 from modeling_vitp.detection.data import DetectionData
-from modeling_vitp.probing.detection import Detection
+from modeling_vitp.probing.detection import DetectionProbe
 from modeling_vitp.recipes.probe import main
 
 NAMES, GRID, PATCH, L2 = ["ship", "plane"], 4, 16, 1e-2
@@ -102,7 +102,7 @@ def test_centres_by_patch(tmp_path):
     crowd = next(one for one in contents["annotations"] if one["image_id"] == 0)
     crowd["iscrowd"] = 1
     path.write_text(json.dumps(contents))
-    probe = Detection(DetectionData.from_dict(described(tmp_path)), {"train": "train", "test": "test"}, L2)
+    probe = DetectionProbe(DetectionData.from_dict(described(tmp_path)), {"train": "train", "test": "test"}, L2)
     counts = probe.centres("train", (GRID, GRID))
     column, row = (int(side) // PATCH for side in crowd["bbox"][:2])
     assert not counts[0, row, column].any()
@@ -120,7 +120,7 @@ def test_crowds_have_no_class(tmp_path):
         crowd = {**contents["annotations"][0], "image_id": image, "iscrowd": 1, "id": 10_000 + image}
         contents["annotations"].append(crowd)
     path.write_text(json.dumps(contents))
-    probe = Detection(DetectionData.from_dict(described(tmp_path)), {"train": "train", "test": "test"}, L2)
+    probe = DetectionProbe(DetectionData.from_dict(described(tmp_path)), {"train": "train", "test": "test"}, L2)
     wanted = [[(image == label).any() for label in range(len(NAMES))] for image in truth]
     assert probe.presence.tolist() == wanted and probe.presence.any(0).all()
     halves = probe.centres("test", (1, 2))
@@ -164,7 +164,7 @@ def test_centres_in_windows_are_of_whole_objects(tmp_path):
         }
         (tmp_path / split / "objects.json").write_text(json.dumps(contents))
     splits = {split: settings | {"tile": tile} for split, settings in SPLITS.items()}
-    probe = Detection(
+    probe = DetectionProbe(
         DetectionData.from_dict(described(tmp_path) | {"splits": splits}), {"train": "train", "test": "test"}, L2
     )
     counts, places = probe.centres("test", (8, 8)), probe.samples["test"].places

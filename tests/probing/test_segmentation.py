@@ -19,8 +19,8 @@ from modeling_vitp import ViTPImageProcessor, ViTPVisionConfig, ViTPVisionModel,
 from modeling_vitp.dense.data import DenseData
 from modeling_vitp.images.corruptions import SEVERITIES, CorruptedImages
 from modeling_vitp.probing.backbones import load_backbone
-from modeling_vitp.probing.few_labels import Labels
-from modeling_vitp.probing.segmentation import Segmentation, interpolate, pixels_by_patch, probe_robustness
+from modeling_vitp.probing.few_labels import FewLabels
+from modeling_vitp.probing.segmentation import SegmentationProbe, interpolate, pixels_by_patch, probe_robustness
 from modeling_vitp.recipes.probe import main
 
 
@@ -42,7 +42,7 @@ def test_logits_of_patches_are_interpolated():
     assert interpolate(logits, (1, 8)).argmax(0).tolist() == [[0, 0, 0, 0, 0, 1, 1, 1]]
 
 
-ALL = Labels(share=1.0)
+ALL = FewLabels(share=1.0)
 
 
 @pytest.fixture(scope="module")
@@ -50,7 +50,7 @@ def task(tmp_path_factory):
     root = tmp_path_factory.mktemp("data")
     dense_data.make_loveda(root, size=64)
     data = DenseData.from_dict(dense_data.read_config("loveda")["data"] | {"root": str(root)})
-    return Segmentation(data, {"train": "train", "test": "val"}, 1e-2)
+    return SegmentationProbe(data, {"train": "train", "test": "val"}, 1e-2)
 
 
 @pytest.fixture(scope="module")
@@ -88,7 +88,7 @@ def test_summary_of_corruptions(task, backbone, tmp_path, monkeypatch):
             value = 0.1 * severity if name == "haze" else 0.8
         return {key: [{"patch_auc": value, "mean_iou": value / 2}] for key in heads}
 
-    monkeypatch.setattr(Segmentation, "score", score)
+    monkeypatch.setattr(SegmentationProbe, "score", score)
     found = probe_robustness(task, backbone, [1, 3], 7, tmp_path)
     assert set(found) == {"linear", "nonlinear"}
     area, iou = found["linear"]["patch_auc"], found["linear"]["mean_iou"]

@@ -68,7 +68,7 @@ def test_boxes_and_crowns_follow_the_pixels_through_crops_mosaics_collages_flips
     """Boxes of odd sides have a centre pixel: painted, cut and turned with the image, it must lie where the box of the
     view says. Crowns are painted too, and must be where the color is."""
     boxes = [[x - a, y - b, x + a + 1, y + b + 1] for x, y, a, b in boxes]
-    ground = views.Ground.of(painted(boxes, 300), boxes)
+    ground = views.TreeScene.of(painted(boxes, 300), boxes)
     ground.pixels[..., 2] = 100 + 100 * ground.crowns
     rng = np.random.default_rng(key)
     view = (
@@ -98,7 +98,7 @@ def test_boxes_and_crowns_follow_the_pixels_through_crops_mosaics_collages_flips
 
 def test_crowns_are_the_pixels_of_boxes_as_in_a_loop():
     boxes = [[-4, 2, 6, 9], [3, 3, 12, 40], [15, 15, 18, 17]]
-    crowns = views.Ground.of(Image.new("RGB", (20, 30)), boxes).crowns
+    crowns = views.TreeScene.of(Image.new("RGB", (20, 30)), boxes).crowns
     for y, x in np.ndindex(30, 20):
         assert crowns[y, x] == any(x0 <= x < x1 and y0 <= y < y1 for x0, y0, x1, y1 in boxes)
 
@@ -108,8 +108,8 @@ def test_a_view_is_cut_from_anywhere_and_in_all_eight_orientations(kind):
     """Pixels say where they are from: the corners of the parts, and which way they are turned."""
     y, x = np.mgrid[:400, :400]
     pixels = np.stack([x // 2, y // 2, np.zeros_like(x)], -1).astype(np.uint8)
-    ground = views.Ground(pixels, np.zeros((400, 400), bool), np.zeros((0, 4), int))
-    other = views.Ground(pixels + np.uint8([0, 0, 9]), ground.crowns, ground.boxes)
+    ground = views.TreeScene(pixels, np.zeros((400, 400), bool), np.zeros((0, 4), int))
+    other = views.TreeScene(pixels + np.uint8([0, 0, 9]), ground.crowns, ground.boxes)
     rng, turns, lefts, whose = np.random.default_rng(0), set(), [], set()
     parts = {"crop": 1, "mosaic": 2, "collage": 7}[kind]
     for _ in range(60):
@@ -133,7 +133,7 @@ def test_a_map_says_what_a_loop_over_its_cells_says(key, size):
     rng = np.random.default_rng(key)
     corners = rng.integers(-20, size - 5, (12, 2))
     boxes = np.concatenate([corners, corners + rng.integers(5, 70, corners.shape)], 1)
-    view = views.Ground.of(Image.new("RGB", (size, size)), boxes[views.is_inside(boxes, size)])
+    view = views.TreeScene.of(Image.new("RGB", (size, size)), boxes[views.is_inside(boxes, size)])
     words = instructions.write_map(view).split()
     assert len(words) == 49
     for index, word in enumerate(words):
@@ -162,7 +162,7 @@ def test_a_map_says_what_a_loop_over_its_cells_says(key, size):
 def test_a_map_is_read_as_it_was_written(key, share):
     """Quarters of 5 x 5 pixels, and of those of a map that stops, or says what no map does, only what it says."""
     quarters = np.random.default_rng(key).random((14, 14)) < share
-    view = views.Ground(np.zeros((70, 70, 3), np.uint8), np.kron(quarters, np.ones((5, 5), bool)), np.zeros((0, 4)))
+    view = views.TreeScene(np.zeros((70, 70, 3), np.uint8), np.kron(quarters, np.ones((5, 5), bool)), np.zeros((0, 4)))
     written = instructions.write_map(view)
     assert np.array_equal(instructions.read_map(written), quarters)
     assert np.array_equal(instructions.read_map(written.upper() + " p p"), quarters)
@@ -180,7 +180,9 @@ def test_a_map_is_read_as_it_was_written(key, share):
 def test_the_box_of_a_map_bounds_its_largest_part(key, share):
     """Against a flood fill."""
     quarters = np.random.default_rng(key).random((14, 14)) < share
-    view = views.Ground(np.zeros((140, 140, 3), np.uint8), np.kron(quarters, np.ones((10, 10), bool)), np.zeros((0, 4)))
+    view = views.TreeScene(
+        np.zeros((140, 140, 3), np.uint8), np.kron(quarters, np.ones((10, 10), bool)), np.zeros((0, 4))
+    )
     parts, left = [], {(int(row), int(column)) for row, column in np.argwhere(quarters)}
     while left:
         part, edge = set(), [left.pop()]
@@ -199,7 +201,7 @@ def test_the_box_of_a_map_bounds_its_largest_part(key, share):
 
 
 def test_jitter_changes_pixels_alone_and_all_alike():
-    ground = views.Ground(
+    ground = views.TreeScene(
         np.arange(256, dtype=np.uint8).repeat(3).reshape(16, 16, 3), np.zeros((16, 16), bool), np.zeros((0, 4))
     )
     seen = [ground.jittered(np.random.default_rng(seed)) for seed in range(20)]
@@ -267,7 +269,7 @@ def test_every_answer_is_true_of_the_view(key):
     corner = generator.integers(-10, size - 20, (int(generator.integers(0, 15)), 2))
     boxes = np.concatenate([corner, corner + generator.integers(12, 60, corner.shape)], axis=1)
     boxes = boxes[views.is_inside(boxes, size)]
-    view = views.Ground(np.zeros((size, size, 3), np.uint8), np.zeros((size, size), bool), boxes)
+    view = views.TreeScene(np.zeros((size, size, 3), np.uint8), np.zeros((size, size), bool), boxes)
     messages = instructions.converse(view, instructions.SHARES, generator)
     assert [message["role"] for message in messages] == ["user", "assistant"] * 5
     for question, answer in zip(messages[::2], messages[1::2]):
@@ -277,7 +279,7 @@ def test_every_answer_is_true_of_the_view(key):
 def test_the_largest_tree_of_a_mosaic_is_cut_where_its_piece_ends():
     """The rest of it is on other ground, and not in the view."""
     pieces = [
-        views.Ground.of(Image.new("RGB", (100, 100)), boxes) for boxes in ([[40, 12, 130, 60]], [[10, 10, 60, 60]])
+        views.TreeScene.of(Image.new("RGB", (100, 100)), boxes) for boxes in ([[40, 12, 130, 60]], [[10, 10, 60, 60]])
     ]
     view = views.assemble([pieces[0], pieces[1], pieces[1], pieces[1]], 2)
     assert view.seen[0].tolist() == [40, 12, 100, 60] and view.boxes[0].tolist() == [40, 12, 130, 60]
@@ -288,7 +290,7 @@ def test_the_largest_tree_of_a_mosaic_is_cut_where_its_piece_ends():
 def test_all_kinds_of_questions_are_asked_and_yes_and_no_are_balanced():
     boxes = np.array([[10, 10, 30, 30], [150, 20, 180, 50], *[[150, 30, 180, 60]] * 4])
     answers = {}
-    view = views.Ground.of(Image.new("RGB", (224, 224)), boxes)
+    view = views.TreeScene.of(Image.new("RGB", (224, 224)), boxes)
     for key in range(600):
         messages = instructions.converse(view, instructions.SHARES, np.random.default_rng(key))
         for question, answer in zip(messages[::2], messages[1::2]):
@@ -436,7 +438,7 @@ def test_box_scores_equal_a_loop():
     trees = [[[0, 0, 9, 9], [10, 10, 30, 30]], [[50, 50, 90, 90]], [], [[0, 0, 9, 9]]]
     rows = [{"image": image, "boxes": boxes} for boxes in trees]
     predicted = [(10, 10, 30, 20), (50, 50, 90, 90), (10, 10, 20, 30), None]
-    scores = asking.score_boxes(predicted, rows, np.array([0.5, 0.5, 0.9, 0.7]))
+    scores = asking.score_largest(predicted, rows, np.array([0.5, 0.5, 0.9, 0.7]))
     assert scores == {
         "mean_iou": pytest.approx((0.5 + 1 + 0) / 3),
         "mean_iou_swapped_images": pytest.approx(0.5 / 3),
@@ -493,7 +495,9 @@ def test_answers_are_asked_for_without_dropping(aerial_trees, monkeypatch, model
         return generate(self, **{**inputs, "max_new_tokens": 2})
 
     monkeypatch.setattr(type(model), "generate", recording)
-    answers = asking.ask(model, processor, aerial_trees["second_scene"].select(range(3)), "How many trees are there?")
+    answers = asking.ask_about(
+        model, processor, aerial_trees["second_scene"].select(range(3)), "How many trees are there?"
+    )
     assert len(answers) == 3
     assert all("visual_token_indices" not in inputs for inputs in seen)
     assert torch.is_grad_enabled()

@@ -61,7 +61,9 @@ class AveragePrecision(box_metrics.BoxMetric):
         for name in ("crowd",) if self.difficult_counts else ("crowd", "difficult"):
             if reference.get(name) is not None:
                 left_out |= box_metrics.numbers(reference, name, "reference", len(there), ()) != 0
-        iou = overlaps(places(prediction, "prediction", len(found)), places(reference, "reference", len(there)))
+        iou = pairwise_overlaps(
+            read_places(prediction, "prediction", len(found)), read_places(reference, "reference", len(there))
+        )
         matches = np.zeros((len(self.iou_thresholds), len(found)), np.int8)
         for label in np.unique(found):
             rows, columns = np.flatnonzero(found == label), np.flatnonzero(there == label)
@@ -79,7 +81,7 @@ class AveragePrecision(box_metrics.BoxMetric):
         precisions = np.full((len(self.iou_thresholds), self.num_labels), np.nan)
         for label in np.flatnonzero(objects):
             for row, match in zip(precisions, matches[:, labels == label]):
-                row[label] = average_precision(match[match >= 0], objects[label], self.interpolation)
+                row[label] = interpolated_precision(match[match >= 0], objects[label], self.interpolation)
         result = {"map": float(pixel_metrics.mean_of_counted(precisions))}
         for threshold, row in zip(self.iou_thresholds, precisions):
             name = f"{100 * threshold:g}"
@@ -88,7 +90,7 @@ class AveragePrecision(box_metrics.BoxMetric):
         return result
 
 
-def places(side, name: str, length: int) -> np.ndarray:
+def read_places(side, name: str, length: int) -> np.ndarray:
     """Boxes of a prediction or a reference, upright `(length, 4)` or rotated `(length, 5)`."""
     if "corners" not in side:
         return box_metrics.numbers(side, "boxes", name, length, (4,), (5,))
@@ -96,7 +98,7 @@ def places(side, name: str, length: int) -> np.ndarray:
     return smallest_rectangles(corners).numpy() if length else np.zeros((0, 5))
 
 
-def overlaps(boxes: np.ndarray, others: np.ndarray) -> np.ndarray:
+def pairwise_overlaps(boxes: np.ndarray, others: np.ndarray) -> np.ndarray:
     """Intersection over union of all pairs, `(n, m)`."""
     if not len(boxes) or not len(others):
         return np.zeros((len(boxes), len(others)))
@@ -120,7 +122,7 @@ def assign(iou: np.ndarray, left_out: np.ndarray, threshold: float) -> np.ndarra
     return matches
 
 
-def average_precision(matches: np.ndarray, num_objects: int, interpolation: str) -> float:
+def interpolated_precision(matches: np.ndarray, num_objects: int, interpolation: str) -> float:
     """
     Args:
         matches: of the detections of a class, best first, whether each is right.

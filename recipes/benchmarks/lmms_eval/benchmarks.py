@@ -13,7 +13,7 @@ from typing import Any
 
 import PIL.Image
 
-from modeling_vitp.evaluation.answer_scores import choose
+from modeling_vitp.evaluation.answer_scores import choose_option
 from modeling_vitp.instructions.boxes import write_boxes
 from modeling_vitp.instructions.from_annotations.formats import parse_xml, voc_objects
 from modeling_vitp.recipes.datasets.remote_sensing import PERCENT_BOX
@@ -114,7 +114,7 @@ def omnimedvqa(root: Path, annotations: str = "QA_information/Open-access") -> l
     for path in sorted((root / annotations).glob("*.json")):
         for entry in read_json(path):
             choices = [entry[f"option_{letter}"] for letter in LETTERS if entry.get(f"option_{letter}")]
-            right = choose(entry["gt_answer"], dict(zip(LETTERS, choices))) or entry["gt_answer"]
+            right = choose_option(entry["gt_answer"], dict(zip(LETTERS, choices))) or entry["gt_answer"]
             kind = entry.get("modality_type") or entry.get("modality")
             question = with_choices(entry["question"], choices)
             documents.append(document(entry["question_id"], [root / entry["image_path"]], question, [right], kind))

@@ -39,7 +39,7 @@ class BenchmarkTask(ConfigurableMessagesTask):
         self.dataset = self.dataset_no_image = DatasetDict({SPLIT: Dataset.from_list(documents)})
 
 
-def images_of(document: dict[str, Any]) -> list:
+def document_images(document: dict[str, Any]) -> list:
     return load_images({"images": document["images"]})
 
 
@@ -61,7 +61,7 @@ def score_box(document: dict[str, Any], results: Sequence[str]) -> dict[str, flo
     return score("grounding", document, results)
 
 
-def score_words(document: dict[str, Any], results: Sequence[str]) -> dict[str, Any]:
+def score_short_answer(document: dict[str, Any], results: Sequence[str]) -> dict[str, Any]:
     return by_type(document, score("vqa", document, results)["accuracy"])
 
 

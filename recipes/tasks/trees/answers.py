@@ -14,7 +14,7 @@ from modeling_vitp.instructions.collator import NO_LABEL, ViTPDataCollator
 from modeling_vitp.training.generation import generate_answers
 
 from .instructions import CELLS, COUNT, LOCATE, MAP, largest, read_map
-from .views import Ground, is_inside, view_of
+from .views import TreeScene, is_inside, view_of
 
 NUM_SAMPLES = 51
 NUM_MAPS = 12
@@ -28,10 +28,10 @@ def ask_all(
 ) -> dict[str, list[str]]:
     """The answers to `COUNT` and `LOCATE`."""
     sampling = {"do_sample": True, "top_k": 0, "samples": NUM_SAMPLES, "max_new_tokens": 4}
-    sampled = ask(model, processor, dataset, COUNT, description=f"{split}: {COUNT}", **sampling)
+    sampled = ask_about(model, processor, dataset, COUNT, description=f"{split}: {COUNT}", **sampling)
     return {
         COUNT: [median_answer(sampled[i : i + NUM_SAMPLES]) for i in range(0, len(sampled), NUM_SAMPLES)],
-        LOCATE: ask(model, processor, dataset, LOCATE, description=f"{split}: {LOCATE}"),
+        LOCATE: ask_about(model, processor, dataset, LOCATE, description=f"{split}: {LOCATE}"),
     }
 
 
@@ -40,14 +40,14 @@ def locate_by_map(
 ) -> list[Box | None]:
     """The largest tree's box in each image, from `NUM_MAPS` maps drawn from the model; see [`central_box`]."""
     sampling = {"do_sample": True, "top_k": 0, "samples": NUM_MAPS, "max_new_tokens": CELLS**2}
-    maps = ask(model, processor, dataset, MAP, description=f"{split}: {MAP}", **sampling)
+    maps = ask_about(model, processor, dataset, MAP, description=f"{split}: {MAP}", **sampling)
     images = (image for image in dataset["image"] for _ in range(NUM_MAPS))
     boxes = [map_box(answer, image.size[0]) for image, answer in zip(images, maps)]
     return [central_box(boxes[start : start + NUM_MAPS]) for start in range(0, len(boxes), NUM_MAPS)]
 
 
 @torch.no_grad()
-def ask(
+def ask_about(
     model: ViTPForConditionalGeneration,
     processor: ViTPProcessor,
     dataset: Dataset,
@@ -95,7 +95,7 @@ def score_counts(answers: list[str], dataset: Dataset, constant: float) -> dict:
     }
 
 
-def score_boxes(predicted: list[Box | None], dataset: Dataset, constant: np.ndarray) -> dict:
+def score_largest(predicted: list[Box | None], dataset: Dataset, constant: np.ndarray) -> dict:
     """Mean IoU with the largest tree, over the images with a tree; an answer without a box scores 0."""
     scores, swapped, blind, missing = [], [], [], 0
     others = predicted[len(predicted) // 2 :] + predicted[: len(predicted) // 2]
@@ -157,7 +157,7 @@ def training_views(dataset: Dataset, seed: int) -> tuple[np.ndarray, np.ndarray]
     """Counts, and the largest trees' boxes in shares of the view, over random views of the training windows."""
     counts, boxes = [], []
     for row in dataset:
-        ground, rng = Ground.of(row["image"], row["boxes"]), np.random.default_rng(seed)
+        ground, rng = TreeScene.of(row["image"], row["boxes"]), np.random.default_rng(seed)
         for _ in range(VIEWS_PER_WINDOW):
             view = view_of(ground, 1, rng)
             counts.append(len(view.boxes))
@@ -185,11 +185,11 @@ def losses_with_own_and_other_images(
     others = rows.select_columns("image").select(np.roll(np.arange(len(rows)), -(len(rows) // 2)))
     swapped = concatenate_datasets([rows.remove_columns("image"), others], axis=1)
     named = {"loss": rows, "loss_swapped_images": swapped}
-    return {name: mean_loss(model, collator, dataset, batch_size, name) for name, dataset in named.items()}
+    return {name: mean_answer_loss(model, collator, dataset, batch_size, name) for name, dataset in named.items()}
 
 
 @torch.no_grad()
-def mean_loss(
+def mean_answer_loss(
     model: ViTPForConditionalGeneration, collator: ViTPDataCollator, rows: Dataset, batch_size: int, description: str
 ) -> float:
     """Over all answer tokens of the rows."""

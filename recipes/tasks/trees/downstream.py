@@ -18,7 +18,7 @@ from modeling_vitp.command.paths import find_data, read_yaml
 from modeling_vitp.evaluation.comparison import once
 from modeling_vitp.probing.backbones import Backbone, load_backbone
 from modeling_vitp.probing.gains import DEPTHS
-from modeling_vitp.probing.segmentation import Segmentation, probe_robustness
+from modeling_vitp.probing.segmentation import SegmentationProbe, probe_robustness
 from modeling_vitp.recipes import finetune_segmentation
 from modeling_vitp.recipes.data.build_tree_masks import places, write_test, write_train
 from modeling_vitp.recipes.experiments import controls
@@ -83,13 +83,13 @@ class Downstream:
         tasks, backbone = self.frozen(folder, seed)
         return probe_robustness(tasks["test"], backbone, self.args.corruption_severities, seed, folder)
 
-    def frozen(self, folder: Path, seed: int) -> tuple[dict[str, Segmentation], Backbone]:
+    def frozen(self, folder: Path, seed: int) -> tuple[dict[str, SegmentationProbe], Backbone]:
         """What is read from the backbone of a run, for each split; and the backbone."""
         set_seed(seed)
         data = write_probe_data(self.splits, folder / "probe" / "data", seed)
         backbone = load_backbone(str(folder / "backbone"))
         depths = min(DEPTHS, backbone.model.config.num_hidden_layers)
-        tasks = {split: Segmentation(data, {"train": "train", "test": split}, 1e-2, depths) for split in SCORED}
+        tasks = {split: SegmentationProbe(data, {"train": "train", "test": split}, 1e-2, depths) for split in SCORED}
         return tasks, backbone
 
 

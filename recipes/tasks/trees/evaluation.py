@@ -25,13 +25,13 @@ from .answers import (
     first_box,
     locate_by_map,
     losses_with_own_and_other_images,
-    score_boxes,
     score_counts,
+    score_largest,
     training_views,
     trees_in,
 )
-from .instructions import COUNT, LOCATE, MAP, format_box, largest, turn, write_map
-from .views import Ground, view_of
+from .instructions import COUNT, LOCATE, MAP, format_box, largest, question_turn, write_map
+from .views import TreeScene, view_of
 
 SCORED = "test", "second_scene"  # the splits that nothing was trained on
 MAX_ERROR_RATIO = 0.8  # the gate: share of either control's count error that the model may make
@@ -73,14 +73,14 @@ def evaluate(
             "num_images": len(datasets[split]),
             "backbone": measured[split],
             "count": score_counts(answers[split][COUNT], datasets[split], np.median(counts)),
-            "grounding": score_boxes(read_all(answers[split][LOCATE], datasets[split]), datasets[split], constant),
+            "grounding": score_largest(read_all(answers[split][LOCATE], datasets[split]), datasets[split], constant),
             "teacher_forcing": teacher_forced(model, processor, datasets[split]),
         }
     by_map = {split: locate_by_map(model, processor, datasets[split], split) for split in SCORED}
     for split, predicted in by_map.items():
-        metrics[split]["grounding_by_map"] = score_boxes(predicted, datasets[split], constant)
+        metrics[split]["grounding_by_map"] = score_largest(predicted, datasets[split], constant)
     shown = datasets["test"], answers["test"], by_map["test"], output_dir / "predictions.png"
-    if attempt(output_dir, "the picture of predictions", draw_predictions, *shown):
+    if attempt(output_dir, "the picture of predictions", draw_tree_predictions, *shown):
         metrics["failed"] = "predictions.png"
     metrics |= gate(metrics["test"])
     print(describe(metrics))
@@ -139,7 +139,7 @@ def teacher_forced(model: ViTPForConditionalGeneration, processor: ViTPProcessor
         "count": lambda ground: (COUNT, str(len(ground.boxes))),
         "map": lambda ground: (MAP, write_map(ground)),
     }.items():
-        messages = [turn(*write(Ground.of(row["image"], row["boxes"]))) for row in dataset]
+        messages = [question_turn(*write(TreeScene.of(row["image"], row["boxes"]))) for row in dataset]
         rows = dataset.select_columns(["id", "image"]).add_column("messages", messages)
         losses[name] = losses_with_own_and_other_images(model, collator, rows)
     return losses
@@ -149,7 +149,7 @@ def read_all(answers: list[str], dataset: Dataset) -> list[Box | None]:
     return [first_box(answer, image.size[0]) for answer, image in zip(answers, dataset["image"])]
 
 
-def draw_predictions(
+def draw_tree_predictions(
     dataset: Dataset,
     answers: dict[str, list[str]],
     by_map: list[Box | None],
@@ -165,12 +165,12 @@ def draw_predictions(
         boxes, size = trees_in(row)
         axis.imshow(row["image"])
         for box in boxes:
-            outline(axis, box.clip(0, size), "white", 0.8)
+            outline_box(axis, box.clip(0, size), "white", 0.8)
         if len(boxes):
-            outline(axis, largest(boxes, size), "lime", 2)
+            outline_box(axis, largest(boxes, size), "lime", 2)
         for predicted, color in ((first_box(answers[LOCATE][index], size), "red"), (by_map[index], "deepskyblue")):
             if predicted is not None:
-                outline(axis, predicted, color, 2)
+                outline_box(axis, predicted, color, 2)
         truth = format_box(largest(boxes, size), size) if len(boxes) else "no tree"
         axis.set_title(f"{COUNT} {answers[COUNT][index]} (true: {len(boxes)})", fontsize=9)
         strip = re.compile(r"</?(?:ref|box)>|tree")
@@ -182,7 +182,7 @@ def draw_predictions(
     plt.close(figure)
 
 
-def outline(axis, box: Box, color: str, width: float):
+def outline_box(axis, box: Box, color: str, width: float):
     left, top, right, bottom = box
     axis.add_patch(plt.Rectangle((left, top), right - left, bottom - top, fill=False, ec=color, lw=width))
 
@@ -210,7 +210,7 @@ def write_views(rows: Dataset, folder: Path, seed: int) -> None:
     for name in ("images", "masks"):
         (folder / name).mkdir(parents=True, exist_ok=True)
     for index, row in enumerate(rows):
-        ground = Ground.of(row["image"], row["boxes"])
+        ground = TreeScene.of(row["image"], row["boxes"])
         for number in range(PROBE_VIEWS):
             view = view_of(ground, 1, rng).jittered(rng)
             name = f"{index:06d}_{number}"  # files are found by name, in its order

@@ -18,7 +18,7 @@ from datasets import Dataset, DatasetDict, concatenate_datasets
 from modeling_vitp.instructions.boxes import GRID, grid_box
 from modeling_vitp.recipes.data.build_tree_masks import check_apart
 
-from .views import CROP, Ground, collage, view_of
+from .views import CROP, TreeScene, collage, view_of
 
 QUARTERS = ("top left", "top right", "bottom left", "bottom right")
 COUNT = "How many trees are there?"
@@ -42,7 +42,7 @@ def prepare(datasets: DatasetDict, repeats: int = 64) -> tuple[Dataset, Dataset]
     for split in ("test", "second_scene"):
         check_apart(datasets["train"], datasets[split])
     test = datasets["test"]
-    messages = [turn(COUNT, str(len(boxes))) for boxes in test["boxes"]]
+    messages = [question_turn(COUNT, str(len(boxes))) for boxes in test["boxes"]]
     return repeat(datasets["train"], repeats), test.add_column("messages", messages)
 
 
@@ -53,7 +53,7 @@ def repeat(rows: Dataset, repeats: int = 64) -> Dataset:
     return concatenate_datasets([rows.remove_columns("id")] * repeats).add_column("id", ids)
 
 
-def window_of(row_id: str) -> str:
+def window_id(row_id: str) -> str:
     """The window that a row repeats."""
     return row_id.partition("#")[0]
 
@@ -88,7 +88,7 @@ class TreeInstructions:
         if wrong or collage_share + map_share > 1:
             raise ValueError(f"task_options: {wrong or shares} are no shares of one whole.")
         self.collage_share, self.map_share, self.mosaic_share = shares.values()
-        self.grounds = {row["id"]: Ground.of(row["image"], row["boxes"]) for row in rows}
+        self.grounds = {row["id"]: TreeScene.of(row["image"], row["boxes"]) for row in rows}
         self.kinds = {name: (kinds or {}).get(name, share) for name, share in SHARES.items()}
         self.settings = shares | {"kinds": self.kinds}
 
@@ -96,21 +96,21 @@ class TreeInstructions:
         view, messages = self.draw(example, generator)
         return {"images": [view.image], "messages": messages}
 
-    def draw(self, example: dict, generator: torch.Generator) -> tuple[Ground, list[dict]]:
+    def draw(self, example: dict, generator: torch.Generator) -> tuple[TreeScene, list[dict]]:
         """The view with all that is known about its pixels, and the conversation about it."""
         rng = np.random.default_rng(torch.randint(2**62, (), generator=generator).item())
         kind = rng.random()
         if kind < self.collage_share:
             view = collage(list(self.grounds.values()), rng)
-            messages = turn(MAP, write_map(view))
+            messages = question_turn(MAP, write_map(view))
         else:
-            view = view_of(self.grounds[window_of(example["id"])], 2 if rng.random() < self.mosaic_share else 1, rng)
+            view = view_of(self.grounds[window_id(example["id"])], 2 if rng.random() < self.mosaic_share else 1, rng)
             is_map = kind < self.collage_share + self.map_share
-            messages = turn(MAP, write_map(view)) if is_map else converse(view, self.kinds, rng)
+            messages = question_turn(MAP, write_map(view)) if is_map else converse(view, self.kinds, rng)
         return view.jittered(rng), messages
 
 
-def write_map(view: Ground) -> str:
+def write_map(view: TreeScene) -> str:
     """A word for each cell, row by row: which of its quarters are tree, and whether the centre of a tree lies in it."""
     quarters = cell_means(view.crowns, 2 * CELLS) > 0.5
     quarters = quarters.reshape(CELLS, 2, CELLS, 2).transpose(0, 2, 1, 3).reshape(-1, 4)
@@ -141,19 +141,19 @@ def cell_means(values: np.ndarray, cells: int) -> np.ndarray:
     return sums / (counts[:, None] * counts)
 
 
-def converse(view: Ground, shares: dict[str, float], rng: np.random.Generator) -> list[dict]:
+def converse(view: TreeScene, shares: dict[str, float], rng: np.random.Generator) -> list[dict]:
     """Questions in turns of one conversation: the number of trees, at a random place, and others."""
     probabilities = np.array(list(shares.values())) / sum(shares.values())
     asked = [KINDS[name] for name in rng.choice(list(shares), TURNS - 1, p=probabilities)]
     asked.insert(rng.integers(TURNS), ask_count)
-    return [message for ask in asked for message in turn(*ask(view, rng))]
+    return [message for ask in asked for message in question_turn(*ask(view, rng))]
 
 
-def turn(question: str, answer: str) -> list[dict]:
+def question_turn(question: str, answer: str) -> list[dict]:
     return [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
 
 
-def quarter_counts(view: Ground) -> list[int]:
+def quarter_counts(view: TreeScene) -> list[int]:
     """Trees in each of `QUARTERS`, by the centres of their boxes."""
     is_right, is_bottom = ((view.boxes[:, :2] + view.boxes[:, 2:]) / 2 >= view.size / 2).T
     return np.bincount(2 * is_bottom + is_right, minlength=4).tolist()
@@ -220,7 +220,7 @@ KINDS = {
 SHARES = dict(zip(KINDS, (0.1, 0.2, 0.2, 0.1, 0.07, 0.3, 0.03)))  # how often each is asked
 
 
-def density(view: Ground) -> str:
+def density(view: TreeScene) -> str:
     """By trees in the area of a test crop: under 4 open, under 12 sparse, otherwise dense."""
     count = len(view.boxes)
     per_crop = count * (CROP / view.size) ** 2

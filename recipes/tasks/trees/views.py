@@ -16,7 +16,7 @@ JITTER = 0.2  # of brightness and contrast
 
 
 @dataclass
-class Ground:
+class TreeScene:
     """A piece of ground to cut views from, or a view.
 
     Args:
@@ -38,7 +38,7 @@ class Ground:
             self.seen = self.boxes.clip(0, [width, height] * 2)
 
     @classmethod
-    def of(cls, image: Image.Image, boxes: Sequence[Sequence[int]]) -> "Ground":
+    def of(cls, image: Image.Image, boxes: Sequence[Sequence[int]]) -> "TreeScene":
         pixels = np.array(image.convert("RGB"))
         boxes = np.array(boxes, dtype=np.int64).reshape(-1, 4)
         crowns = np.zeros(pixels.shape[:2], dtype=bool)
@@ -51,30 +51,30 @@ class Ground:
         """The shorter side, in pixels."""
         return min(self.crowns.shape)
 
-    def cut(self, size: int, rng: np.random.Generator) -> "Ground":
+    def cut(self, size: int, rng: np.random.Generator) -> "TreeScene":
         """A square of `size` pixels anywhere, in one of its eight orientations."""
         top, left = (int(rng.integers(side - size + 1)) for side in self.crowns.shape)
         window = np.s_[top : top + size, left : left + size]
         boxes = self.boxes - [left, top, left, top]
-        part = Ground(self.pixels[window], self.crowns[window], boxes[is_inside(boxes, size)])
+        part = TreeScene(self.pixels[window], self.crowns[window], boxes[is_inside(boxes, size)])
         if rng.random() < 0.5:
             part = part.mirrored()
         for _ in range(rng.integers(4)):
             part = part.turned()
         return part
 
-    def mirrored(self) -> "Ground":
+    def mirrored(self) -> "TreeScene":
         boxes = self.boxes[:, [2, 1, 0, 3]]
         boxes[:, ::2] = self.crowns.shape[1] - boxes[:, ::2]
-        return Ground(self.pixels[:, ::-1], self.crowns[:, ::-1], boxes)
+        return TreeScene(self.pixels[:, ::-1], self.crowns[:, ::-1], boxes)
 
-    def turned(self) -> "Ground":
+    def turned(self) -> "TreeScene":
         """By a quarter, which takes `(x, y)` to `(y, width - x)`."""
         boxes = self.boxes[:, [1, 2, 3, 0]]
         boxes[:, 1::2] = self.crowns.shape[1] - boxes[:, 1::2]
-        return Ground(self.pixels.swapaxes(0, 1)[::-1], self.crowns.swapaxes(0, 1)[::-1], boxes)
+        return TreeScene(self.pixels.swapaxes(0, 1)[::-1], self.crowns.swapaxes(0, 1)[::-1], boxes)
 
-    def jittered(self, rng: np.random.Generator) -> "Ground":
+    def jittered(self, rng: np.random.Generator) -> "TreeScene":
         """With another brightness and contrast."""
         brightness, contrast = 1 + rng.uniform(-JITTER, JITTER, 2)
         levels = (np.arange(256) * brightness - 127.5) * contrast + 127.5
@@ -85,7 +85,7 @@ class Ground:
         return Image.fromarray(self.pixels)
 
 
-def assemble(parts: Sequence[Ground], columns: int) -> Ground:
+def assemble(parts: Sequence[TreeScene], columns: int) -> TreeScene:
     """Squares of one size, row by row, as one."""
     size = parts[0].size
     rows = [parts[start : start + columns] for start in range(0, len(parts), columns)]
@@ -98,10 +98,10 @@ def assemble(parts: Sequence[Ground], columns: int) -> Ground:
         np.concatenate([getattr(part, name) + corner for part, corner in zip(parts, corners)])
         for name in ("boxes", "seen")
     )
-    return Ground(joined("pixels"), joined("crowns"), boxes, seen)
+    return TreeScene(joined("pixels"), joined("crowns"), boxes, seen)
 
 
-def view_of(ground: Ground, parts: int, rng: np.random.Generator) -> Ground:
+def view_of(ground: TreeScene, parts: int, rng: np.random.Generator) -> TreeScene:
     """A square view of one piece of ground: a crop, or for `parts` > 1 a mosaic of `parts` × `parts` smaller ones.
 
     A scene has few different crops but many mosaics, and only a model that counts locally is right about all of them.
@@ -110,7 +110,7 @@ def view_of(ground: Ground, parts: int, rng: np.random.Generator) -> Ground:
     return assemble([ground.cut(size, rng) for _ in range(parts**2)], parts)
 
 
-def collage(grounds: Sequence[Ground], rng: np.random.Generator) -> Ground:
+def collage(grounds: Sequence[TreeScene], rng: np.random.Generator) -> TreeScene:
     """`COLLAGE_PARTS`² independent pieces of any of the grounds: nothing about one can be told from the others."""
     size = round(CROP * rng.uniform(*SCALES)) // COLLAGE_PARTS
     chosen = rng.integers(len(grounds), size=COLLAGE_PARTS**2)

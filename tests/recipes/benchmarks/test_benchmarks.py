@@ -57,7 +57,7 @@ def test_each_measurement_is_taken_so_many_times(tmp_path, monkeypatch):
 
 def test_each_measurement_does_the_whole_work(tmp_path, monkeypatch):
     """In no folder that an earlier one has written to."""
-    scaling.write_backbone(tmp_path)
+    scaling.write_tiny_backbone(tmp_path)
     scaling.write_scene(tmp_path / "600.tif", 600)
     maps, shown = scaling.Backbone.maps, []
 
@@ -66,7 +66,7 @@ def test_each_measurement_does_the_whole_work(tmp_path, monkeypatch):
         return maps(self, pixels, layer)
 
     monkeypatch.setattr(scaling.Backbone, "maps", counted)
-    for case in ("features", "predict"):
+    for case in ("extract_features", "predict"):
         for _ in range(2):
             getattr(scaling, case)(tmp_path, 600)
     assert shown[:2] == [1, 1] and len(shown) > 3 and shown[2 : len(shown) // 2 + 1] == shown[len(shown) // 2 + 1 :]

@@ -24,7 +24,7 @@ def tiny(monkeypatch):
 
 def test_timm_and_the_plain_layers_give_our_features():
     pytest.importorskip("timm")
-    comparison = peers.features("vit_s", torch.float32, image_size=56)
+    comparison = peers.compare_features("vit_s", torch.float32, image_size=56)
     ours, *others = (call() for call in comparison.calls.values())
     assert ours.shape == (1, 17, 64) and ours.std() > 0.1 and len(others) == 2
     for other in others:
@@ -37,12 +37,12 @@ def test_timm_and_the_plain_layers_give_our_features():
 def test_the_windows_of_monai_are_ours(tmp_path):
     pytest.importorskip("monai")
     scene = torch.randn(1, 3, 128, 160)
-    model = peers.build_model("vit_s", 64, torch.float32)
+    model = peers.build_narrow_model("vit_s", 64, torch.float32)
     with torch.inference_mode():
         ours = sliding_window(lambda pixels: model(pixels).logits, scene, 64, 48)
         theirs = peers.monai_windows(lambda pixels: model(pixels).logits, 64, 48)(scene)
     torch.testing.assert_close(theirs, ours, rtol=1e-4, atol=1e-5)
-    comparison = peers.windows("vit_s", torch.float32, tmp_path, size=(128, 160), window=64)
+    comparison = peers.compare_windows("vit_s", torch.float32, tmp_path, size=(128, 160), window=64)
     results = {name: call() for name, call in comparison.calls.items()}
     comparison.check(results)
     assert all(path.suffix == ".tif" for path in results.values()) and len(set(results.values())) == len(results) > 1
@@ -52,15 +52,15 @@ def test_the_windows_of_monai_are_ours(tmp_path):
 
 def windows_of_noise(folder):
     path = folder / "noise.tif"
-    peers.write_scene(path, 128, 160)
+    peers.write_waves(path, 128, 160)
     return path
 
 
 def test_missing_library_has_a_row(tmp_path, monkeypatch):
     monkeypatch.setattr(peers, "find_spec", lambda name: None)
     for comparison, package in (
-        (peers.windows("vit_s", torch.float32, tmp_path, size=(64, 96), window=64), "terratorch"),
-        (peers.features("vit_s", torch.float32, image_size=56), "timm"),
+        (peers.compare_windows("vit_s", torch.float32, tmp_path, size=(64, 96), window=64), "terratorch"),
+        (peers.compare_features("vit_s", torch.float32, image_size=56), "timm"),
     ):
         rows = rows_of(comparison, dict.fromkeys(comparison.calls, [(1.0, 1.0)]))
         assert rows[-1][1] == f"not here: pip install {package}" and all(len(row) == len(HEADER) for row in rows)
@@ -68,7 +68,7 @@ def test_missing_library_has_a_row(tmp_path, monkeypatch):
 
 def test_upernet_of_transformers_has_our_losses():
     adapter = {"deformable_heads": 4, "spatial_prior_channels": 8}
-    comparison = peers.training_step("vit_s", torch.float32, adapter=adapter, **HEAD)
+    comparison = peers.compare_training_step("vit_s", torch.float32, adapter=adapter, **HEAD)
     calls = comparison.calls
     for _ in range(2):
         ours, same = calls[peers.OURS](), calls[peers.SAME]()
@@ -87,7 +87,7 @@ def test_dinov2_is_as_large_as_our_vit():
 
 
 def test_converted_checkpoint_equals_the_copy(tmp_path):
-    comparison = peers.conversion("vit_s", torch.float32, tmp_path)
+    comparison = peers.compare_conversion("vit_s", torch.float32, tmp_path)
     results = {name: call() for name, call in comparison.calls.items()}
     comparison.check(results)
     ours, copy = results.values()

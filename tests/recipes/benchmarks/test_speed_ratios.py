@@ -15,7 +15,7 @@ from modeling_vitp import ViTPDataCollator, ViTPImageProcessor, ViTPProcessor
 from modeling_vitp.input_spec import band_percentiles
 from modeling_vitp.instructions.mixture import load_mixture, open_mixture
 from modeling_vitp.recipes.benchmarks.loading_speed import bare_collator, stock_collator, synthetic_mixture
-from modeling_vitp.recipes.benchmarks.step_time import SHAPES, build, make_batch
+from modeling_vitp.recipes.benchmarks.step_time import SHAPES, build_vlm, make_batch
 from modeling_vitp.training.loading import build_tokenizer
 
 pytestmark = pytest.mark.slow
@@ -77,7 +77,7 @@ def test_loader_with_workers_keeps_up_with_decode_and_resize(tmp_path):
 
 
 def test_step_with_vrl_is_faster():
-    model, size = build("small", True).train(), SHAPES["small"]["vision"]["image_size"]
+    model, size = build_vlm("small", True).train(), SHAPES["small"]["vision"]["image_size"]
     batches = {ratio: make_batch((size[0] // 28) ** 2, size, 3, 1, ratio) for ratio in (0.0, 0.75)}
 
     def step(ratio):

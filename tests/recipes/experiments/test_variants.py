@@ -19,7 +19,7 @@ from trl import ModelConfig
 from modeling_vitp.recipes import pretrain
 from modeling_vitp.recipes.experiments import controls, experiment
 from modeling_vitp.recipes.experiments.arguments import ExperimentArguments
-from modeling_vitp.recipes.experiments.variants import Experiment, interval, merge, plan_of
+from modeling_vitp.recipes.experiments.variants import Experiment, interval, merge_settings, plan_of
 from modeling_vitp.recipes.tasks.trees.instructions import TreeInstructions
 from modeling_vitp.training.arguments import SFT_MODULES, PretrainArguments, VRLArguments
 from modeling_vitp.training.checkpointing import LOCK, started, this_process
@@ -196,7 +196,7 @@ def test_an_interval_is_that_of_student(values):
 
 def test_changes_are_made_in_a_copy():
     base = {"a": {"b": 1, "c": 2}, "d": {"e": 3}}
-    assert merge(base, {"a": {"b": 4}, "d": None}) == {"a": {"b": 4, "c": 2}, "d": None}
+    assert merge_settings(base, {"a": {"b": 4}, "d": None}) == {"a": {"b": 4, "c": 2}, "d": None}
     assert base == {"a": {"b": 1, "c": 2}, "d": {"e": 3}}
 
 
@@ -208,7 +208,7 @@ def test_arms_of_the_plans_parse(config, tmp_path):
     rows = Dataset.from_dict({"image": [], "boxes": []})
     for settings in args.arms.values():
         settings = {name: value for name, value in (settings or {}).items() if name not in ("label_share", "after")}
-        merged = merge(yaml.safe_load(Path(args.base).read_text()), settings) | {"output_dir": str(tmp_path)}
+        merged = merge_settings(yaml.safe_load(Path(args.base).read_text()), settings) | {"output_dir": str(tmp_path)}
         merged["dataset_name"] = str(AERIAL_TREES)
         (tmp_path / "arm.yaml").write_text(yaml.safe_dump(merged))
         own, whole = (PretrainArguments, VRLArguments, ModelConfig), pretrain.WHOLE
