@@ -3,7 +3,6 @@
 import importlib
 import importlib.metadata
 import sys
-from pathlib import Path
 
 # Imported when asked for. All but conversion and export need the `recipes` extra (TRL, datasets, rasterio).
 _LAZY = {
@@ -37,20 +36,8 @@ def _check_versions() -> None:
         )
 
 
-def _is_command() -> bool:
-    """Whether this process is the command `vitp` or a recipe.
-
-    These answer `--help` and mistakes before they import anything heavy, and the models when they first ask for a
-    public name.
-    """
-    script, here = Path(sys.argv[0] if sys.argv else ""), Path(__file__).parent
-    if script.name == "-m":
-        return any(word == __name__ or word.startswith(f"{__name__}.") for word in sys.orig_argv)
-    return script.name == "vitp" or script.resolve().parent in (here / "recipes", here.parent / "recipes")
-
-
 _check_versions()
-if not _is_command():
+if "vitp_command" not in sys.modules:  # a command registers the models once its arguments are right
     from .auto import *  # noqa: F403
 
 

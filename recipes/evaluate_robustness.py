@@ -9,8 +9,9 @@ evaluation goes on: what is finished is not run again, and more models, corrupti
 
 from pathlib import Path
 
+import vitp_command
 from modeling_vitp.evaluation.arguments import RobustnessArguments
-from modeling_vitp.training.command_line import load_plugins, parse, run
+from modeling_vitp.training.command_line import load_plugins, parse
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -32,4 +33,4 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    run(main)
+    vitp_command.run(main)

@@ -8,8 +8,9 @@ What a model says of other images is its own blind control: what it scores there
 
 from pathlib import Path
 
+import vitp_command
 from modeling_vitp.evaluation.arguments import VLMArguments
-from modeling_vitp.training.command_line import parse, run
+from modeling_vitp.training.command_line import parse
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -27,4 +28,4 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    run(main)
+    vitp_command.run(main)

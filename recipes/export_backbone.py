@@ -5,8 +5,9 @@ vitp export_backbone outputs/quickstart my_backbone
 
 import argparse
 
+import vitp_command
 from modeling_vitp.command.paths import check_new
-from modeling_vitp.training.command_line import parse_words, run
+from modeling_vitp.training.command_line import parse_words
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -28,4 +29,4 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    run(main)
+    vitp_command.run(main)

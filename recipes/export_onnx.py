@@ -5,7 +5,8 @@ vitp export_onnx outputs/quickstart/backbone backbone.onnx
 
 import argparse
 
-from modeling_vitp.training.command_line import parse_words, run
+import vitp_command
+from modeling_vitp.training.command_line import parse_words
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -31,4 +32,4 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    run(main)
+    vitp_command.run(main)

@@ -5,8 +5,8 @@
 As finetune_segmentation, with one backbone for both images of a pair and the scores of the change class.
 """
 
+import vitp_command
 from modeling_vitp.recipes import finetune_segmentation
-from modeling_vitp.training.command_line import run
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -14,4 +14,4 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    run(main)
+    vitp_command.run(main)

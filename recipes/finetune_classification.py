@@ -10,12 +10,13 @@ same output folder, a run goes on from its last checkpoint.
 
 from pathlib import Path
 
+import vitp_command
 from modeling_vitp.classification.arguments import (
     ClassificationArguments,
     ClassificationModelArguments,
     ClassificationSettings,
 )
-from modeling_vitp.training.command_line import parse, run
+from modeling_vitp.training.command_line import parse
 
 WHOLE = (
     "modeling_vitp.classification.arguments.ClassificationArguments",
@@ -83,4 +84,4 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    run(main)
+    vitp_command.run(main)

@@ -9,8 +9,9 @@ a run goes on from its last checkpoint.
 from functools import partial
 from pathlib import Path
 
+import vitp_command
 from modeling_vitp.detection.arguments import DetectionArguments, DetectionModelArguments, DetectionSettings
-from modeling_vitp.training.command_line import parse, run
+from modeling_vitp.training.command_line import parse
 
 WHOLE = (
     "modeling_vitp.detection.arguments.DetectionArguments",
@@ -77,4 +78,4 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    run(main)
+    vitp_command.run(main)

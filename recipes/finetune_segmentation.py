@@ -9,8 +9,9 @@ a run goes on from its last checkpoint.
 from functools import partial
 from pathlib import Path
 
+import vitp_command
 from modeling_vitp.dense.arguments import DenseModelArguments, DenseSettings, FinetuneArguments
-from modeling_vitp.training.command_line import load_plugins, parse, run
+from modeling_vitp.training.command_line import load_plugins, parse
 
 WHOLE = (
     "modeling_vitp.dense.arguments.FinetuneArguments",
@@ -80,4 +81,4 @@ def main(
 
 
 if __name__ == "__main__":
-    run(main)
+    vitp_command.run(main)

@@ -15,9 +15,10 @@ unless it is itself asked for, the validation split.
 import argparse
 from pathlib import Path
 
+import vitp_command
 from modeling_vitp.instructions.from_annotations.layouts import LAYOUTS
 from modeling_vitp.training.arguments import not_negative, positive, shard, within
-from modeling_vitp.training.command_line import parse_words, run
+from modeling_vitp.training.command_line import parse_words
 
 
 def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
@@ -93,4 +94,4 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    run(main)
+    vitp_command.run(main)

@@ -11,9 +11,10 @@ Started again, a run that was stopped goes on where it was.
 import argparse
 from pathlib import Path
 
+import vitp_command
 from modeling_vitp.command.paths import find_config
 from modeling_vitp.training.arguments import positive, read_mapping, within
-from modeling_vitp.training.command_line import load_plugins, parse_words, run
+from modeling_vitp.training.command_line import load_plugins, parse_words
 
 # Options of what the model is, or what it is shown.
 FOR = {
@@ -101,4 +102,4 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    run(main)
+    vitp_command.run(main)

@@ -12,9 +12,10 @@ from pathlib import Path
 
 from trl import ModelConfig
 
+import vitp_command
 from modeling_vitp.command.paths import find_task
 from modeling_vitp.training.arguments import SFT_MODULES, PretrainArguments, VRLArguments
-from modeling_vitp.training.command_line import parse, run
+from modeling_vitp.training.command_line import parse
 
 WHOLE = (
     "modeling_vitp.training.arguments.PretrainArguments",
@@ -33,11 +34,11 @@ def main(argv: list[str] | None = None) -> int:
     from modeling_vitp.instructions.mixture import load_mixture
     from modeling_vitp.instructions.rows import sample_texts
     from modeling_vitp.training import plan, results
-    from modeling_vitp.training.batching import default_warmup
     from modeling_vitp.training.checkpointing import check_free
     from modeling_vitp.training.data import describe_data, describe_evaluation, open_data
     from modeling_vitp.training.freezing import freeze, lora_config
     from modeling_vitp.training.loading import check_from_scratch, check_options, load_start, read_by
+    from modeling_vitp.training.resume_config import default_warmup
 
     check_from_scratch(args.from_scratch)
     check_options(model_args, args.from_scratch, training_args.model_init_kwargs)
@@ -98,4 +99,4 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    run(main)
+    vitp_command.run(main)

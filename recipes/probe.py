@@ -13,8 +13,9 @@ the patches. Nothing of a backbone is trained.
 import json
 from pathlib import Path
 
+import vitp_command
 from modeling_vitp.probing.arguments import ProbeArguments
-from modeling_vitp.training.command_line import parse, run
+from modeling_vitp.training.command_line import parse
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -78,4 +79,4 @@ def open_probe(args: ProbeArguments):
 
 
 if __name__ == "__main__":
-    run(main)
+    vitp_command.run(main)

@@ -14,7 +14,8 @@ import sys
 import tempfile
 from pathlib import Path
 
-from modeling_vitp.training.command_line import parse_words, run
+import vitp_command
+from modeling_vitp.training.command_line import parse_words
 
 KINDS = ("backbone", "model", "adapter", "dataset", "space")
 
@@ -107,4 +108,4 @@ def fail(message: str) -> int:
 
 
 if __name__ == "__main__":
-    run(main)
+    vitp_command.run(main)

@@ -16,8 +16,9 @@ import argparse
 import os
 from pathlib import Path
 
+import vitp_command
 from modeling_vitp.training.arguments import not_negative, positive, read_mapping, shard, within
-from modeling_vitp.training.command_line import parse_words, run
+from modeling_vitp.training.command_line import parse_words
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -96,4 +97,4 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    run(main)
+    vitp_command.run(main)

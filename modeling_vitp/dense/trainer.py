@@ -195,8 +195,8 @@ class DenseTrainer(FineTuner, Trainer):
         scored_with = {name: getattr(self.args, name) for name in SCORED_WITH} | {"metric": self.metric_name}
         super().record(argv, sources, data, evaluated_on and evaluated_on | {"scored_with": scored_with})
 
-    def given_settings(self) -> dict[str, Any]:
-        return super().given_settings() | {"first and last value of each class in masks": self.encoding.codes()}
+    def extra_settings(self) -> dict[str, Any]:
+        return super().extra_settings() | {"first and last value of each class in masks": self.encoding.codes()}
 
     def run_settings(self) -> dict[str, dict[str, Any]]:
         settings = super().run_settings()

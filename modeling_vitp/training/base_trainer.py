@@ -1,24 +1,27 @@
-"""What every trainer does: whole checkpoints, exact resuming, pushes without secrets."""
+"""Base of all trainers: complete checkpoints, exact resuming, pushes without secrets."""
 
+import inspect
 import logging
 import os
 import shlex
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from functools import partial
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate.utils import broadcast_object_list, is_peft_model
 from huggingface_hub import CommitInfo, HfApi
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Dataset
 from transformers import Trainer
 from transformers.trainer import TRAINER_STATE_NAME, TRAINING_ARGS_NAME
 from transformers.trainer_jit_checkpoint import JITCheckpointCallback
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, HubStrategy, TrainOutput, rotate_checkpoints
 from transformers.utils import PushInProgress
+from trl import SFTTrainer
 
 from ..cards.record import METRICS, write_record
 from ..command.errors import one_line
@@ -26,14 +29,13 @@ from ..convert.tensor_files import open_like_folder
 from ..hub.failures import FAILURES, explain
 from ..hub.files import all_files, check_no_secrets, model_files
 from ..hub.upload import Contents, gather, link_files, push, push_folder, report_failure, write_card
-from . import private_members as private_members
-from .callbacks import NamedBatches, SaveOnSignal, StopAtNotFinite, Watcher, outlive_signals, take_names
+from .batching import EpochBatchSampler
+from .callbacks import LogPredictionsCallback, NamedBatches, SaveOnSignal, StopAtNotFinite, outlive_signals, take_names
 from .checkpointing import (
     STAGING,
     FolderLock,
     attempt,
     check_files,
-    check_going_on,
     check_room,
     going_on_from,
     last_checkpoint,
@@ -44,7 +46,7 @@ from .checkpointing import (
     weight_bytes,
 )
 from .fingerprint import fingerprint
-from .resume_config import start_fingerprint
+from .resume_config import check_going_on, start_fingerprint
 
 logger = logging.getLogger(__name__)
 # What is being sent, out of the way of checkpoints that are deleted meanwhile.
@@ -67,8 +69,8 @@ class BaseTrainer:
       checkpoint too, in the background; "checkpoint" and "all_checkpoints" add the checkpoint to it, with its
       optimizer state, to go on from. A push in the background that fails is logged, and training goes on. With PEFT
       nothing is pushed before the end.
-
-    - Predictions of a few samples are drawn while it trains, see [`~modeling_vitp.training.callbacks.Watcher`].
+    - Predictions of a few samples are drawn in training, see
+      [`~modeling_vitp.training.callbacks.LogPredictionsCallback`].
 
     A subclass gives [`run_settings`], [`watched_samples`] and [`draw_samples`], and keeps the batches of training,
     which have a `set_epoch`, as `_train_batches`.
@@ -82,21 +84,21 @@ class BaseTrainer:
     _weights_at_start: str | None = None  # in short, where they were named
 
     def run_settings(self) -> dict[str, dict[str, Any]]:
-        """What has to be as it was for a run to go on (`fixed`), and what changes its course only (`free`); see
-        [`~modeling_vitp.training.checkpointing.check_settings`].
+        """Return the settings that must match (`fixed`) and may differ (`free`) when a run goes on, see
+        [`~modeling_vitp.training.resume_config.check_settings`].
         """
         raise NotImplementedError
 
-    def given_settings(self) -> dict[str, Any]:
-        """What has to be as it was too, but older checkpoints do not know."""
+    def extra_settings(self) -> dict[str, Any]:
+        """Return settings that must match when a run goes on, where both the run and the checkpoint know them."""
         return {"weights that it starts from": self._weights_at_start} if self._weights_at_start else {}
 
     def watched_samples(self, number: int) -> list:
-        """The samples, at most `number`, whose predictions are drawn while it trains: the same for the same seed."""
+        """Return the samples, at most `number`, whose predictions are drawn in training: the same for the same seed."""
         raise NotImplementedError
 
     def draw_samples(self, samples: list, path: Path) -> None:
-        """Draws what is known of samples, what the model predicts, and the principal components of its backbone.
+        """Draw samples with their labels, the model's predictions, and the principal components of its backbone.
 
         Args:
             samples: some of [`watched_samples`].
@@ -105,13 +107,21 @@ class BaseTrainer:
         raise NotImplementedError
 
     def training_data(self) -> Any:
-        """What is trained on, of which [`~modeling_vitp.training.fingerprint.fingerprint`] is taken."""
+        """Return what [`~modeling_vitp.training.fingerprint.fingerprint`] hashes, to detect changes on resume."""
         return self.train_dataset
 
-    def _fingerprint(self) -> dict[str, str | None]:
-        """Taken by one process, for all."""
-        found = [fingerprint(self.training_data()) if self.is_world_process_zero() else None]
-        return broadcast_object_list(found)[0]
+    def _from_main_process(self, step: Callable[..., Any], *args: Any) -> Any:
+        """Return what a step gives in the main process, in all of them; raise its `ValueError` in all of them."""
+        result, error = None, None
+        if self.is_world_process_zero():
+            try:
+                result = step(*args)
+            except (ValueError, OSError) as wrong:
+                error = str(wrong)
+        result, error = broadcast_object_list([result, error])
+        if error:
+            raise ValueError(error)
+        return result
 
     @property
     def data_seed(self) -> int:
@@ -139,11 +149,11 @@ class BaseTrainer:
             resume_from_checkpoint = last_checkpoint(self.args.output_dir)
             if resume_from_checkpoint is None:
                 raise ValueError(f"There is no complete checkpoint in {self.args.output_dir} to resume from.")
-        self._settings = self.run_settings() | {"given": self.given_settings()}
-        self._data = self._fingerprint()
+        self._settings = self.run_settings() | {"given": self.extra_settings()}
+        self._data = self._from_main_process(lambda: fingerprint(self.training_data()))
         if resume_from_checkpoint:
             with going_on_from(resume_from_checkpoint):
-                self._check_files(resume_from_checkpoint)
+                self._from_main_process(check_files, resume_from_checkpoint)
                 self.check_checkpoint(resume_from_checkpoint)
         elif self.is_world_process_zero():
             self.check_rows()
@@ -159,9 +169,9 @@ class BaseTrainer:
         for callback in (self._finite, signals):
             self.pop_callback(type(callback))
             self.add_callback(callback)
-        self.pop_callback(Watcher)
+        self.pop_callback(LogPredictionsCallback)
         if self.args.watch_samples and self.is_world_process_zero():
-            self.add_callback(Watcher(self, self.args.watch_samples))
+            self.add_callback(LogPredictionsCallback(self, self.args.watch_samples))
         signals.install()
         self._resumed_from = resume_from_checkpoint or None
         try:
@@ -175,18 +185,6 @@ class BaseTrainer:
                 # Its persistent workers end here. Left to the garbage collector, which takes their queues first, each
                 # would be waited for in vain.
                 self._loader._iterator = None
-
-    def _check_files(self, checkpoint: str) -> None:
-        """By one process, for all."""
-        wrong = None
-        if self.is_world_process_zero():
-            try:
-                check_files(checkpoint)
-            except (ValueError, OSError) as error:
-                wrong = str(error)
-        (wrong,) = broadcast_object_list([wrong])
-        if wrong:
-            raise ValueError(wrong)
 
     def check_checkpoint(self, checkpoint: str) -> None:
         """Raises a `ValueError` if the run may not go on from a checkpoint."""
@@ -212,6 +210,19 @@ class BaseTrainer:
         Raises:
             ValueError: if some of it cannot be used.
         """
+
+    def _get_train_sampler(self, train_dataset: Dataset | None = None) -> EpochBatchSampler:
+        self._train_batches = EpochBatchSampler(
+            len(self.train_dataset if train_dataset is None else train_dataset),
+            self._train_batch_size,
+            self.args.gradient_accumulation_steps,
+            self.args.world_size,
+            self.args.process_index,
+            self.data_seed,
+            drop_last=self.args.dataloader_drop_last,
+        )
+        self._train_batches.check_not_empty()
+        return self._train_batches
 
     def _get_dataloader(self, *args, is_training: bool = False, **kwargs) -> DataLoader:
         collator = self.data_collator
@@ -464,3 +475,68 @@ def mean_loss(trainer: Trainer) -> dict[str, float]:
             last = logs["step"]
     num_steps = last + trainer.state.global_step - trainer._globalstep_last_logged
     return {"train_loss": total / num_steps} if num_steps else {}
+
+
+# The private members of transformers' and TRL's trainers that ours override or read, each for want of a public one.
+# They are looked for when training is first imported, so that a release without one is named before a run.
+TESTED = {"transformers": "5.24", "trl": "1.16"}  # setup.cfg caps there
+
+# Overridden: by name, the parameters that are passed by name or relied on.
+OVERRIDDEN = {
+    # Which rows make a batch, with which collator.
+    "_get_dataloader": {"dataset", "description", "batch_size", "is_training"},
+    "_get_train_sampler": {"train_dataset"},
+    "_get_eval_sampler": {"eval_dataset"},
+    # Tiles that are normalised on the device.
+    "_prepare_inputs": {"inputs"},
+    # The epoch reaches the collator, and a run that was at its last step trains no further one.
+    "_run_epoch": {"epoch", "epochs_trained", "resume_from_checkpoint", "steps_trained_in_current_epoch"},
+    # Where a stream was.
+    "_init_training_state": {"max_steps", "num_update_steps_per_epoch", "num_train_epochs", "trial"},
+    "_save_rng_state": {"output_dir"},
+    "_load_rng_state": {"checkpoint"},
+    # Checkpoints that are whole or not there, without a token, and loaded strictly.
+    "_get_output_dir": {"trial"},
+    "_save": {"output_dir", "state_dict"},
+    "_save_checkpoint": {"model", "trial"},
+    "_issue_warnings_after_load": {"load_result"},
+    # Layers that are compiled by themselves.
+    "_build_accelerator_args": {"kwargs"},
+    # Pushes of the model's files alone.
+    "_push_from_checkpoint": {"checkpoint_folder"},
+    "_finish_current_push": set(),
+}
+# Read and written: running sums, which a checkpoint has to keep.
+READ = {
+    Trainer: ("_tr_loss", "_globalstep_last_logged", "_train_batch_size"),
+    SFTTrainer: ("_metrics", "_total_train_tokens"),
+}
+
+
+def missing_members() -> list[str]:
+    """Return what the installed releases lack of these, in words."""
+    missing = []
+    for name, parameters in OVERRIDDEN.items():
+        method = getattr(Trainer, name, None)
+        lacking = parameters - set(inspect.signature(method).parameters) if method else None
+        if lacking is None:
+            missing.append(f"Trainer.{name}")
+        elif lacking:
+            missing.append(f"the parameter {', '.join(sorted(lacking))} of Trainer.{name}")
+    for trainer, names in READ.items():
+        code = (getattr(member, "__code__", None) for member in vars(trainer).values())
+        known = {name for part in code if part is not None for name in part.co_names}
+        missing += [f"{trainer.__name__}.{name}" for name in names if name not in known]
+    return missing
+
+
+def check_members() -> None:
+    """Raise an `ImportError` that says which releases are needed."""
+    missing = missing_members()
+    if missing:
+        found = ", ".join(f"{name} {version(name)}" for name in TESTED)
+        needed = " ".join(f"'{name}=={release}.*'" for name, release in TESTED.items())
+        raise ImportError(f"Training does not work with {found}, which lack {'; '.join(missing)}: pip install {needed}")
+
+
+check_members()

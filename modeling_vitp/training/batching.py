@@ -11,13 +11,14 @@ from typing import Any
 
 import torch
 from accelerate.utils import gather, gather_object, recursively_apply
-from datasets import Dataset, IterableDataset
+from datasets import Dataset
 from transformers.trainer_pt_utils import BatchRebalanceSampler, get_length_grouped_indices
 
 from ..instructions.collator import STEP, ViTPDataCollator
 from ..vrl import keyed_generator
-from .checkpointing import last_checkpoint, read_checkpoint_record
 
+ROWS = "rows"
+EARLIEST_STEP = "_earliest_step"
 BY_LENGTH = ("group_by_length", "batch_rebalance")
 
 
@@ -247,10 +248,6 @@ def gather_rows(values: Any, num_rows: int, most_rows: int) -> Any:
     return recursively_apply(of_all, values)
 
 
-ROWS = "rows"
-EARLIEST_STEP = "_earliest_step"
-
-
 class StepSampler(GlobalBatchSampler):
     """The same batches, of pairs: a row, and the optimizer step that it is for, counted from the run's first as 0."""
 
@@ -316,23 +313,3 @@ class RowKeeper:
         if rows and rows[0][EARLIEST_STEP] < self.collator.vrl_warmup_steps <= rows[0][STEP]:
             batch[ROWS] = rows
         return batch
-
-
-def default_warmup(args: Any, data: Dataset | IterableDataset) -> int:
-    """The steps of the warm-up of a language model from scratch if they are not given: half of all.
-
-    A run that goes on, perhaps to another number of steps, keeps those that it began with.
-
-    Args:
-        args: [`ViTPTrainingConfig`].
-        data: what is trained on, of which the number of steps follows where `max_steps` does not say it.
-    """
-    checkpoint = args.resume_from_checkpoint or last_checkpoint(args.output_dir)
-    if checkpoint is not None:
-        settings = read_checkpoint_record(checkpoint).get("settings") or {}
-        return settings.get("fixed", {}).get("vrl_warmup_steps") or 0
-    if args.max_steps > 0 or isinstance(data, IterableDataset):  # of a stream, max_steps is required
-        return max(args.max_steps, 0) // 2
-    batch_size = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
-    num_batches = len(data) // batch_size if args.dataloader_drop_last else math.ceil(len(data) / batch_size)
-    return math.ceil(args.num_train_epochs * num_batches) // 2

@@ -1,4 +1,4 @@
-"""Training ends at the first step that is not finite, before anything of it is saved."""
+"""Callbacks of all trainers: steps that are not finite, signals that save, and pictures of predictions."""
 
 import importlib
 import logging
@@ -30,6 +30,12 @@ from ..command.errors import RunStopped, one_line
 from ..convert.tensor_files import not_finite
 from ..images.pixels import align_scores, colors_of, principal_scores
 
+logger = logging.getLogger(__name__)
+FOLDER, COMPONENTS = "watch", "components.safetensors"
+TAG = "watch/predictions"
+SHARDED = (DistributedType.FSDP, DistributedType.DEEPSPEED, DistributedType.MEGATRON_LM)
+# Libraries with one active run, a function `log` and a class `Image` of the path of a file.
+LOGGED = {TrackioCallback: "trackio", WandbCallback: "wandb"}
 SAMPLES = "sample_ids"
 SMALLEST_SCALE = 1.0  # of a GradScaler: gradients that are not finite at it are so by themselves
 
@@ -190,15 +196,7 @@ def next_command(args) -> str:
     return f"Go on with: {program} {shlex.join(words)}"
 
 
-logger = logging.getLogger(__name__)
-FOLDER, COMPONENTS = "watch", "components.safetensors"
-TAG = "watch/predictions"
-SHARDED = (DistributedType.FSDP, DistributedType.DEEPSPEED, DistributedType.MEGATRON_LM)
-# Libraries with one active run, a function `log` and a class `Image` of the path of a file.
-LOGGED = {TrackioCallback: "trackio", WandbCallback: "wandb"}
-
-
-class Watcher(TrainerCallback):
+class LogPredictionsCallback(TrainerCallback):
     """Draws a few samples before the first step and at each evaluation, or where there is none at each checkpoint.
 
     The picture of a step is `watch/step-000200.png` in the output folder, and an image of that step in TensorBoard,

@@ -1,4 +1,4 @@
-"""What the trainers of fine-tunings share: layer-wise decay, batches by the epoch, the frame of an evaluation."""
+"""Base of the trainers of fine-tuning, and the model that fine-tuning starts from."""
 
 import logging
 import math
@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 import torch
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
 from torchvision.transforms.v2 import functional as F
 from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.trainer_utils import EvalLoopOutput
@@ -22,7 +22,6 @@ from ..modeling_vitp_backbone import ViTPMultiScaleBackbone
 from ..modeling_vitp_multi_scale import NECKS
 from .arguments import StartArguments
 from .base_trainer import BaseTrainer
-from .batching import EpochBatchSampler
 from .callbacks import choose, component_colors
 from .freezing import layer_decay_groups
 from .loading import check_config
@@ -55,8 +54,8 @@ class FineTuner(BaseTrainer):
         free = free_settings(args) | {name: getattr(args, name) for name in self.free} | args.layer_decay_settings()
         return {"fixed": fixed, "free": {name: value for name, value in free.items() if name not in fixed}}
 
-    def given_settings(self) -> dict[str, Any]:
-        return super().given_settings() | {"input_spec": getattr(self.processing_class, "input_spec", None)}
+    def extra_settings(self) -> dict[str, Any]:
+        return super().extra_settings() | {"input_spec": getattr(self.processing_class, "input_spec", None)}
 
     def data_settings(self) -> dict[str, Any]:
         """What else a run that goes on has to have as it was."""
@@ -155,20 +154,6 @@ class FineTuner(BaseTrainer):
             optimizer_cls, settings = self.get_optimizer_cls_and_kwargs(args, model)
             self.optimizer = optimizer_cls(groups, **settings)
         return self.optimizer
-
-    def _get_train_sampler(self, train_dataset: Dataset | None = None) -> EpochBatchSampler:
-        args = self.args
-        self._train_batches = EpochBatchSampler(
-            len(self.train_dataset if train_dataset is None else train_dataset),
-            self._train_batch_size,
-            args.gradient_accumulation_steps,
-            args.world_size,
-            args.process_index,
-            self.data_seed,
-            drop_last=args.dataloader_drop_last,
-        )
-        self._train_batches.check_not_empty()
-        return self._train_batches
 
 
 def check_start(model_class: type[PreTrainedModel], args: StartArguments, do_train: bool = True) -> None:

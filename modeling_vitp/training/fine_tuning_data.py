@@ -1,4 +1,4 @@
-"""Which files make a sample: patterns with named fields, matched over the images, masks and pairs of a data set."""
+"""Data of fine-tuning: its settings, the files that patterns match, and checks that splits share no images."""
 
 import glob
 import gzip
@@ -24,6 +24,7 @@ from .arguments import check_type
 
 CASES = ("patient", "case")  # fields by which files belong together
 FIELD = re.compile(r"\{(?P<field>\w+)(?::(?P<form>[^{}]+))?\}")
+PIECE = 1 << 16  # bytes at the beginning, in the middle and at the end, by which large files are told apart first
 # Settings of a split of files, and their types.
 SETTINGS = {
     "image": str | Sequence[str],
@@ -222,9 +223,6 @@ def check_patients(splits: Mapping[str, list[FileSample]]) -> None:
                     "of one of the two, or, where the tag does not tell patients apart, set allow_shared_images in "
                     "`data`."
                 )
-
-
-PIECE = 1 << 16  # bytes at the beginning, in the middle and at the end, by which large files are told apart first
 
 
 @dataclass(frozen=True)

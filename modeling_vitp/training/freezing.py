@@ -1,4 +1,4 @@
-"""Which parts of the model train: in full, through LoRA, or not at all."""
+"""Which parts of a model train, in full, through LoRA or not at all, and at which learning rate."""
 
 import re
 
@@ -9,6 +9,7 @@ from trl import ModelConfig, get_peft_config
 
 from ..modeling_vitp import ViTPForConditionalGeneration
 
+POSITIONS, LEVELS = "position_embeddings", "level_embeddings"
 VISION, PROJECTOR = "vision_tower", "multi_modal_projector"
 
 
@@ -78,9 +79,6 @@ def unfrozen_layers(model: ViTPForConditionalGeneration, freeze_vision: bool, nu
     if not 0 <= number <= depth:
         raise ValueError(f"unfreeze_vision_layers={number}, but the ViT has {depth} layers.")
     return range(depth - number, depth)
-
-
-POSITIONS, LEVELS = "position_embeddings", "level_embeddings"
 
 
 def layer_decay_groups(

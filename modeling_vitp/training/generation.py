@@ -1,4 +1,4 @@
-"""What a model answers to conversations, several at a time."""
+"""Answers of a model to conversations, in batches, and pictures of them."""
 
 import itertools
 import textwrap
@@ -24,6 +24,11 @@ from ..instructions.rows import images_of, sample_id_of
 from ..modeling_vitp import ViTPForConditionalGeneration, ViTPModel
 from ..processing_vitp import ViTPProcessor, message_texts
 from .callbacks import choose, component_colors
+
+MAX_NEW_TOKENS = 64
+COLORS = ("red", "green", "blue")
+REFERENCE, ANSWER = "#35c2ff", "#ffb000"  # colors of boxes
+LONGEST = 360  # characters of a text in a picture
 
 
 def generate_answers(
@@ -76,12 +81,6 @@ def read_once(
     cache.batch_repeat_interleave(samples)
     repeated = {name: inputs[name].repeat_interleave(samples, 0) for name in prompt}
     return {**repeated, "cache": cache}
-
-
-MAX_NEW_TOKENS = 64
-COLORS = ("red", "green", "blue")
-REFERENCE, ANSWER = "#35c2ff", "#ffb000"  # colors of boxes
-LONGEST = 360  # characters of a text in a picture
 
 
 def rows_to_show(dataset: Dataset | IterableDataset | dict, number: int, seed: int) -> list[dict[str, Any]]:

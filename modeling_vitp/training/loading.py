@@ -1,4 +1,4 @@
-"""Where training starts: a checkpoint (ViTP or transformers' InternVL), a ViT and a language model, or from scratch."""
+"""Load the start of a pretraining: a checkpoint, a ViT with a language model, or a model from scratch."""
 
 import difflib
 from collections.abc import Collection, Iterable, Sequence
@@ -30,6 +30,9 @@ from ..modeling_vitp import VISION_MODELS, ViTPForConditionalGeneration, ViTPVis
 from ..opening import check_fields, naming
 from ..processing_vitp import ViTPProcessor
 
+PAD, TURN_START, TURN_END = "<|endoftext|>", "<|im_start|>", "<|im_end|>"
+MARKS = [TURN_START, "<img>", "</img>", "<IMG_CONTEXT>", "<ref>", "</ref>", "<box>", "</box>"]
+SAMPLE = "The trees stand in rows."
 NEEDED = ("vision_config", "text_config", "vocab_size")  # of from_scratch
 
 
@@ -257,10 +260,6 @@ def check_compatible(model: ViTPForConditionalGeneration, processor: ViTPProcess
         raise ValueError("The tokenizer has no pad token: set tokenizer.pad_token.")
 
 
-PAD, TURN_START, TURN_END = "<|endoftext|>", "<|im_start|>", "<|im_end|>"
-MARKS = [TURN_START, "<img>", "</img>", "<IMG_CONTEXT>", "<ref>", "</ref>", "<box>", "</box>"]
-
-
 def build_tokenizer(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenizerFast:
     """Trains a byte-level BPE on `texts`, with the special tokens of Qwen2.5 and InternVL2.5. Deterministic.
 
@@ -299,9 +298,6 @@ def build_model(
         image_seq_length=config.image_seq_length,
     )
     return ViTPForConditionalGeneration(config), processor
-
-
-SAMPLE = "The trees stand in rows."
 
 
 def compose(

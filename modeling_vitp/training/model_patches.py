@@ -1,7 +1,7 @@
-"""Attention in batches without padding: of each sequence by itself, for language models that run under SDPA.
+"""Changes of a model for training: attention without padding, and the head of the language model on answers alone.
 
 FlashAttention has kernels for sequences that lie end to end. PyTorch's attention has none, and a mask over all pairs of
-their tokens would cost more than padding does.
+their tokens would cost more than padding does, so each sequence attends by itself.
 """
 
 import contextlib
@@ -17,12 +17,11 @@ from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedM
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 from transformers.modeling_outputs import ModelOutput
-from transformers.models.dinov3_vit.modeling_dinov3_vit import Dinov3ViTDropPath
-from transformers.models.internvl.modeling_internvl import InternVLVisionEmbeddings
 from trl.trainer.utils import add_fused_lm_head
 
 from ..modeling_vitp import ViTPModel
 
+OUTPUTS = ("log_probs", "entropy", "is_top1")  # what TRL's trainer asks of the head
 SDPA = "sdpa"
 BY_SEQUENCE = "sdpa_by_sequence"
 WHOLE, SLIDING = "full_attention", "sliding_attention"  # kinds of layers
@@ -110,9 +109,6 @@ def attention_by_sequence(model: nn.Module) -> Iterator[None]:
             language_model.set_attn_implementation(SDPA)
 
 
-OUTPUTS = ("log_probs", "entropy", "is_top1")  # what TRL's trainer asks of the head
-
-
 def gather_head_before_loss(model: PreTrainedModel) -> None:
     """Has FSDP2 gather the head for a loss that takes its weight without calling it, and so reduce its gradient.
 
@@ -164,26 +160,3 @@ def apply_head_to_answers(model: PreTrainedModel) -> None:
 
     model.forward = types.MethodType(forward, model)
     model.base_model.register_forward_hook(keep)
-
-
-class CompiledLayers:
-    """Base of trainers, before [`~transformers.Trainer`]: with `torch_compile`, accelerate compiles regions and not the
-    whole model. Layers share what was compiled for the first of them, shapes are dynamic, and random numbers are those
-    of a run that is not compiled. Evaluation and checkpoints are those of the model itself, under its own names.
-    """
-
-    def _build_accelerator_args(self, **kwargs) -> dict[str, Any]:
-        args = super()._build_accelerator_args(**kwargs)
-        if self.args.torch_compile:
-            args["dynamo_plugin"].use_regional_compilation = args["dynamo_plugin"].dynamic = True
-            torch._inductor.config.fallback_random = True
-            # Stochastic depth has another rate in each layer, which would be compiled anew for it. Compiled embeddings
-            # of one tile give gradients that share memory, so that what is accumulated is added to both.
-            for module in self.model.modules():
-                if isinstance(module, Dinov3ViTDropPath | InternVLVisionEmbeddings):
-                    module.forward = torch.compiler.disable(module.forward)
-        return args
-
-    def training_step(self, *args, **kwargs) -> torch.Tensor:
-        self.model.train()  # accelerate compiles a copy, which shares layers and not the flag of what holds them
-        return super().training_step(*args, **kwargs)

@@ -66,6 +66,7 @@ SPARE = 0.1  # of a device's memory: as exact is what is told of it
 OWN_DEVICE = re.compile(r"(\d+\.?\d*)\s*GiB\s*,\s*(\d+\.?\d*)\s*TFLOP/s", re.IGNORECASE)
 
 
+LEAST_SAMPLES = 4096  # that are drawn, as whole steps
 PARTS = {
     "ViT": "model.vision_tower",
     "projector": "model.multi_modal_projector",
@@ -390,9 +391,6 @@ def work_of(args: SFTConfig, devices: int, summaries: Sequence[SourceSummary], f
     warmup = (steps // 2 if from_scratch else 0) if warmup is None else min(warmup, steps)
     undropped = 1 - (1 - warmup / max(steps, 1)) * args.vrl_apply_prob if args.vrl_drop_ratio else 0.0
     return Work(steps, undropped, args.gradient_accumulation_steps, devices, *shapes)
-
-
-LEAST_SAMPLES = 4096  # that are drawn, as whole steps
 
 
 def padding_of_samples(

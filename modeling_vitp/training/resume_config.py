@@ -1,22 +1,24 @@
-"""The settings that a run is compared by where it goes on: those of every trainer, and those of a pretraining."""
+"""Settings, data and tokenizer that must match when a run goes on from a checkpoint."""
 
 import hashlib
+import json
+import logging
+import math
 import re
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
 
-import torch
 from accelerate.utils import broadcast_object_list, is_peft_model
+from datasets import Dataset, IterableDataset
+from tokenizers import Tokenizer
 from torch import nn
-from transformers import TrainingArguments
+from transformers import PreTrainedTokenizerFast, TrainingArguments
 
-from ..instructions.rows import describe_rows
-from .checkpointing import TRAINING_DATA
+from .checkpointing import last_checkpoint, read_checkpoint_record
 from .freezing import PROJECTOR, VISION
 
-if TYPE_CHECKING:
-    from .vitp_trainer import ViTPTrainer
-
+logger = logging.getLogger(__name__)
 FREE = (
     "max_steps num_train_epochs learning_rate lr_scheduler_type warmup_steps optim weight_decay adam_beta1 adam_beta2 "
     "adam_epsilon max_grad_norm bf16 fp16 per_device_train_batch_size gradient_accumulation_steps"
@@ -31,50 +33,15 @@ ADAPTER = {
     "lora_target_modules": "target_modules",
     "lora_modules_to_save": "modules_to_save",
 }
+TRAINING_DATA = "training data"  # the setting that describes, in short, what is trained on
 LOOKED_AT = 64  # values of each weight
 PRETRAINED = re.compile(r"\bencoder\.layer\.|\blanguage_model\.")  # the ViT's and the language model's
 
 
 def free_settings(args: TrainingArguments) -> dict[str, Any]:
-    """What changes the course of a run only. Some are `None` if they are not in use, as in checkpoints that are older
-    than these settings.
-    """
+    """Return the settings that may differ, with a warning; some are `None` if they are not in use."""
     free = {name: getattr(args, name) for name in FREE} | {"num_processes": args.world_size}
     return free | {name: getattr(args, name) or None for name in FREE_IF_USED}
-
-
-def pretraining_settings(trainer: "ViTPTrainer") -> dict[str, dict[str, Any]]:
-    """Those of a pretraining, see [`~modeling_vitp.training.checkpointing.check_settings`]."""
-    args, collator, image_processor = trainer.args, trainer.data_collator, trainer.processing_class.image_processor
-    model = trainer.accelerator.unwrap_model(trainer.model)
-    fixed = {
-        "seed": args.seed,
-        "data_seed": trainer.data_seed,
-        "global batch size": trainer.get_total_train_batch_size(args),
-        "train_sampling_strategy": args.train_sampling_strategy,
-        "dataloader_drop_last": args.dataloader_drop_last,
-        "vrl_drop_ratio": collator.vrl_drop_ratio,
-        "vrl_apply_prob": collator.vrl_apply_prob,
-        # `None` if it is not in use, as in checkpoints that are older than these settings.
-        "vrl_warmup_steps": collator.vrl_warmup_steps or None,
-        "answer_mask_ratio": collator.answer_mask_ratio or None,
-        "task_options": getattr(collator.sample_transform, "settings", None),
-        "max_length": collator.max_length,
-        "max_patches": image_processor.max_patches,
-        "input_spec": image_processor.input_spec,
-        "drop_path_rate": model.config.vision_config.drop_path_rate,
-        TRAINING_DATA: describe_rows(trainer.train_dataset),
-    }
-    free = free_settings(args)
-    if isinstance(trainer.train_dataset, torch.utils.data.IterableDataset):
-        names = "per_device_train_batch_size", "gradient_accumulation_steps", "num_processes"
-        fixed |= {name: free[name] for name in names} | {"dataloader_num_workers": args.dataloader_num_workers}
-    free["loss_type"] = None if args.loss_type == "nll" else args.loss_type
-    free["padding_free"] = getattr(collator, "padding_free", False) or None
-    trained = frozen_parts(model) | adapter_settings(model)
-    if trained["use_peft"]:
-        trained["weights under the adapter"] = trainer.weights_under_adapter
-    return {"fixed": fixed, "free": free, "model": trained}
 
 
 def frozen_parts(model: nn.Module) -> dict[str, bool | int]:
@@ -120,3 +87,140 @@ def hash_of_weights(model: nn.Module, is_main: bool, is_chosen: Callable[[str, n
             values = weight.detach().flatten()[:: max(1, weight.numel() // LOOKED_AT)].float().cpu()
             digest.update(f"{name} {tuple(weight.shape)} ".encode() + values.numpy().tobytes())
     return broadcast_object_list([digest.hexdigest()[:16]])[0]
+
+
+def default_warmup(args: Any, data: Dataset | IterableDataset) -> int:
+    """Return the steps of VRL's warm-up for a language model from scratch, if they are not given: half of all.
+
+    A run that goes on, perhaps to another number of steps, keeps those that it began with.
+
+    Args:
+        args: [`~modeling_vitp.ViTPTrainingConfig`].
+        data: what is trained on, which gives the number of steps where `max_steps` does not.
+    """
+    checkpoint = args.resume_from_checkpoint or last_checkpoint(args.output_dir)
+    record = read_checkpoint_record(checkpoint) if checkpoint is not None else {}
+    if record:
+        return record["settings"]["fixed"].get("vrl_warmup_steps") or 0
+    if args.max_steps > 0 or isinstance(data, IterableDataset):  # of a stream, max_steps is required
+        return max(args.max_steps, 0) // 2
+    batch_size = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
+    num_batches = len(data) // batch_size if args.dataloader_drop_last else math.ceil(len(data) / batch_size)
+    return math.ceil(args.num_train_epochs * num_batches) // 2
+
+
+def check_going_on(
+    checkpoint: str | Path,
+    settings: dict[str, dict[str, Any]],
+    data: dict[str, str | None],
+    allow_changed_data: bool = False,
+) -> None:
+    """Raise a `ValueError` if a run may not go on from a checkpoint, see [`check_settings`] and [`check_data`].
+
+    A checkpoint without a record, such as one of another trainer, is only warned about.
+    """
+    if not any(Path(checkpoint).glob("rng_state*.pth")):
+        raise ValueError(
+            f"{checkpoint} has weights alone, as save_only_model leaves them, so that the run cannot go on. Start a "
+            "new one: give the checkpoint as model_name_or_path, and another output_dir."
+        )
+    record = read_checkpoint_record(checkpoint)
+    if not record:
+        logger.warning("%s has no record of its run: whether the run goes on exactly is not known.", checkpoint)
+        return
+    check_data(checkpoint, record["data"] or {}, data, allow_changed_data)
+    if allow_changed_data:
+        fixed = {name: value for name, value in settings["fixed"].items() if name != TRAINING_DATA}
+        settings = settings | {"fixed": fixed}
+    check_settings(checkpoint, record["settings"], settings)
+
+
+def check_settings(
+    checkpoint: str | Path, recorded: dict[str, dict[str, Any]], settings: dict[str, dict[str, Any]]
+) -> None:
+    """Compare the settings of a run with those that a checkpoint was made under.
+
+    Args:
+        settings: `fixed` and `model` (what trains) must match; `free` may differ, with a warning; `given` (what the run
+            begins with and how it reads) must match where both know it, which a trainer in Python need not.
+
+    Raises:
+        ValueError: names each setting that differs and must match, with both values.
+    """
+    settings = json.loads(json.dumps(settings))  # tuples become lists, as in the record
+    differences = {
+        kind: [
+            f"{name} was {recorded.get(kind, {}).get(name)!r} and is {value!r}"
+            for name, value in values.items()
+            if recorded.get(kind, {}).get(name) != value and (kind != "given" or name in recorded.get(kind, {}))
+        ]
+        for kind, values in settings.items()
+    }
+    wrong = [item for kind in ("fixed", "model", "given") for item in differences.get(kind, [])]
+    if wrong:
+        start = " from its weights: give the checkpoint as model_name_or_path, and another output_dir."
+        if recorded.get("model", {}).get("use_peft"):
+            start = ": give another output_dir."  # an adapter is no model to start from
+        raise ValueError(
+            f"{checkpoint} belongs to a run with other settings: {'; '.join(wrong)}. Restore them to go on; or "
+            f"start a new run{start}"
+        )
+    if differences["free"]:
+        logger.warning(
+            "Going on from %s with changed settings, so not as a run that never stopped: %s.",
+            checkpoint,
+            "; ".join(differences["free"]),
+        )
+
+
+def check_data(
+    checkpoint: str | Path, recorded: dict[str, str | None], data: dict[str, str | None], may_change: bool = False
+) -> None:
+    """Compare the fingerprint of a run's data with that of a checkpoint.
+
+    Args:
+        may_change: whether other data are only a warning.
+
+    Raises:
+        ValueError: names the parts that differ, and what to do.
+    """
+    unknown = [name for name in data if data[name] is None]
+    if unknown:
+        logger.warning("Whether %s changed since %s is not known.", ", ".join(map(repr, unknown)), checkpoint)
+    names = [name for name in {**recorded, **data} if recorded.get(name) != data.get(name) and name not in unknown]
+    if not names:
+        return
+    changed = f"{', '.join(map(repr, names))} changed since {checkpoint} was written"
+    if not may_change:
+        raise ValueError(
+            f"What is trained on is not what it was: {changed} (contents, sizes or times of files). Restore it to go "
+            "on as a run that never stopped; go on all the same with --allow_changed_data; or start a new run from its "
+            "weights: give the checkpoint as model_name_or_path, and another output_dir."
+        )
+    logger.warning("Going on with other data, so not as a run that never stopped: %s.", changed)
+
+
+def check_tokenizer(checkpoint: str | Path, tokenizer: PreTrainedTokenizerFast) -> None:
+    """Raise a `ValueError` if the tokenizer is not that of a checkpoint.
+
+    That of a model from scratch is another one if the texts that it is trained on have changed.
+    """
+    file = Path(checkpoint) / "tokenizer.json"
+    if not file.is_file():
+        return
+    stored, given = Tokenizer.from_file(str(file)).get_vocab(), tokenizer.get_vocab()
+    if stored != given:
+        raise ValueError(
+            f"The tokenizer of {checkpoint} has {len(stored)} tokens, and the run's {len(given)}, not the same: that "
+            "of a model from_scratch is trained on the texts, which have changed. Restore them; or start a new run "
+            "from its weights: give the checkpoint as model_name_or_path, and another output_dir."
+        )
+
+
+def check_loaded(missing: Iterable[str], unexpected: Iterable[str]) -> None:
+    """Raise a `ValueError` if a checkpoint and the model that it was loaded into do not have the same keys."""
+    if missing or unexpected:
+        raise ValueError(
+            f"The checkpoint does not fit the model: missing keys {sorted(missing)}, unexpected keys "
+            f"{sorted(unexpected)}. Resume with the configuration that the run was started with."
+        )

@@ -17,13 +17,15 @@ from accelerate.utils import gather_object, is_peft_model
 from datasets import Dataset, DatasetDict, IterableDataset
 from safetensors import safe_open
 from torch.utils.data import DataLoader
+from transformers.models.dinov3_vit.modeling_dinov3_vit import Dinov3ViTDropPath
+from transformers.models.internvl.modeling_internvl import InternVLVisionEmbeddings
 from transformers.trainer_utils import EvalLoopOutput
 from trl import SFTTrainer
 
 from ..cards.record import read_json
 from ..instructions.collator import NO_LABEL, STEP, SampleLength, ViTPDataCollator, normalize_tiles, with_raw_tiles
 from ..instructions.mixture import check_rows, replacement_rows
-from ..instructions.rows import SampleTransform, SourceSettings, prepare_rows
+from ..instructions.rows import SampleTransform, SourceSettings, describe_rows, prepare_rows
 from ..instructions.schemas import to_conversations
 from ..modeling_vitp import ViTPForConditionalGeneration, ViTPModel
 from ..processing_vitp import ViTPProcessor
@@ -42,66 +44,30 @@ from .batching import (
     gather_rows,
 )
 from .callbacks import NamedBatches
-from .checkpointing import check_loaded, check_tokenizer, going_on_from, read_checkpoint_record
+from .checkpointing import going_on_from
 from .generation import draw_rows, rows_to_show
 from .loading import check_compatible, load_checkpoint
 from .model_patches import (
-    CompiledLayers,
     apply_head_to_answers,
     attention_by_sequence,
     check_attention,
     gather_head_before_loss,
 )
-from .resume_config import base_fingerprint, pretraining_settings
+from .resume_config import (
+    TRAINING_DATA,
+    adapter_settings,
+    base_fingerprint,
+    check_loaded,
+    check_tokenizer,
+    free_settings,
+    frozen_parts,
+)
 from .vitp_config import ViTPTrainingConfig
 
 logger = logging.getLogger(__name__)
 
 
-class EvaluationOverProcesses:
-    """Base of [`ViTPTrainer`], before [`~trl.SFTTrainer`], whose processes may have batches of other sizes, or none."""
-
-    def _get_eval_sampler(self, eval_dataset: Dataset) -> torch.utils.data.Sampler:
-        """In order: what is scored needs no grouping, and no row counts twice where the last batch is uneven."""
-        args = self.args
-        if args.world_size == 1:
-            return torch.utils.data.SequentialSampler(eval_dataset)
-        batches = args.eval_batch_size, args.world_size, args.process_index, args.dataloader_drop_last
-        return WholeBatchSampler(len(eval_dataset), *batches)
-
-    def prediction_step(self, model, inputs, *args, **kwargs):
-        if self.args.world_size > 1 and "pixel_values" not in inputs:
-            # Where the ViT's weights are sharded, each process has to run it as often as the others.
-            vitp = next(module for module in self.model.modules() if isinstance(module, ViTPModel))
-            pixel_values, indices = vitp._unseen_tile()
-            inputs = {**inputs, "pixel_values": pixel_values, "visual_token_indices": indices}
-        num_rows = (inputs["labels"] != NO_LABEL).any(1).sum().item()
-        self._num_eval_rows = len(inputs["labels"]) if num_rows else 0
-        outputs = super().prediction_step(model, inputs, *args, **kwargs)
-        self._eval_losses.append((outputs[0].float().item(), num_rows))
-        return outputs
-
-    def evaluation_loop(self, dataloader, *args, metric_key_prefix: str = "eval", **kwargs) -> EvalLoopOutput:
-        self._eval_losses = []
-        if self.args.world_size > 1:
-            batch_size = self.args.eval_batch_size  # the last ones are smaller, or empty
-            self.gather_function = lambda values: gather_rows(values, self._num_eval_rows, batch_size)
-        output = super().evaluation_loop(dataloader, *args, metric_key_prefix=metric_key_prefix, **kwargs)
-        if self.args.world_size > 1:
-            # In one process, a batch of a stream counts as a whole one, since its length is not known.
-            is_stream = isinstance(getattr(dataloader.dataset, "dataset", None), WholeBatchStream)
-            whole = self.args.eval_batch_size if is_stream else 0
-            rounds = zip(*gather_object([self._eval_losses]))
-            counted = [(loss, max(rows, whole if rows else 0)) for batches in rounds for loss, rows in batches]
-            losses = np.repeat(*map(np.array, zip(*counted))).astype(np.float32)
-            finite = np.isfinite(losses)
-            if self.args.logging_nan_inf_filter and finite.any():
-                losses = losses[finite]
-            output.metrics[f"{metric_key_prefix}_loss"] = losses.mean().item()
-        return output
-
-
-class ViTPTrainer(BaseTrainer, CompiledLayers, EvaluationOverProcesses, SFTTrainer):
+class ViTPTrainer(BaseTrainer, SFTTrainer):
     """Trains [`ViTPForConditionalGeneration`] with Visual Robustness Learning.
 
     What differs from [`~trl.SFTTrainer`]:
@@ -226,6 +192,27 @@ class ViTPTrainer(BaseTrainer, CompiledLayers, EvaluationOverProcesses, SFTTrain
         with attention_by_sequence(self.model) if is_padding_free else contextlib.nullcontext():
             return super()._train(*args, **kwargs)
 
+    def _build_accelerator_args(self, **kwargs) -> dict[str, Any]:
+        """Compile regions and not the whole model, with `torch_compile`.
+
+        Layers share what was compiled for the first of them, shapes are dynamic, and random numbers are those of a run
+        that is not compiled. Evaluation and checkpoints are those of the model itself, under its own names.
+        """
+        args = super()._build_accelerator_args(**kwargs)
+        if self.args.torch_compile:
+            args["dynamo_plugin"].use_regional_compilation = args["dynamo_plugin"].dynamic = True
+            torch._inductor.config.fallback_random = True
+            # Stochastic depth has another rate in each layer, which would be compiled anew for it. Compiled embeddings
+            # of one tile give gradients that share memory, so that what is accumulated is added to both.
+            for module in self.model.modules():
+                if isinstance(module, Dinov3ViTDropPath | InternVLVisionEmbeddings):
+                    module.forward = torch.compiler.disable(module.forward)
+        return args
+
+    def training_step(self, *args, **kwargs) -> torch.Tensor:
+        self.model.train()  # accelerate compiles a copy, which shares layers and not the flag of what holds them
+        return super().training_step(*args, **kwargs)
+
     # Batches
 
     def _get_dataloader(
@@ -325,6 +312,47 @@ class ViTPTrainer(BaseTrainer, CompiledLayers, EvaluationOverProcesses, SFTTrain
             self._train_batches.begin(self._epoch_start[1])
         super()._run_epoch(*args, epoch=epoch, **kwargs)
 
+    # Evaluation
+
+    def _get_eval_sampler(self, eval_dataset: Dataset) -> torch.utils.data.Sampler:
+        """In order: what is scored needs no grouping, and no row counts twice where the last batch is uneven."""
+        args = self.args
+        if args.world_size == 1:
+            return torch.utils.data.SequentialSampler(eval_dataset)
+        batches = args.eval_batch_size, args.world_size, args.process_index, args.dataloader_drop_last
+        return WholeBatchSampler(len(eval_dataset), *batches)
+
+    def prediction_step(self, model, inputs, *args, **kwargs):
+        if self.args.world_size > 1 and "pixel_values" not in inputs:
+            # Where the ViT's weights are sharded, each process has to run it as often as the others.
+            vitp = next(module for module in self.model.modules() if isinstance(module, ViTPModel))
+            pixel_values, indices = vitp._unseen_tile()
+            inputs = {**inputs, "pixel_values": pixel_values, "visual_token_indices": indices}
+        num_rows = (inputs["labels"] != NO_LABEL).any(1).sum().item()
+        self._num_eval_rows = len(inputs["labels"]) if num_rows else 0
+        outputs = super().prediction_step(model, inputs, *args, **kwargs)
+        self._eval_losses.append((outputs[0].float().item(), num_rows))
+        return outputs
+
+    def evaluation_loop(self, dataloader, *args, metric_key_prefix: str = "eval", **kwargs) -> EvalLoopOutput:
+        self._eval_losses = []
+        if self.args.world_size > 1:
+            batch_size = self.args.eval_batch_size  # the last ones are smaller, or empty
+            self.gather_function = lambda values: gather_rows(values, self._num_eval_rows, batch_size)
+        output = super().evaluation_loop(dataloader, *args, metric_key_prefix=metric_key_prefix, **kwargs)
+        if self.args.world_size > 1:
+            # In one process, a batch of a stream counts as a whole one, since its length is not known.
+            is_stream = isinstance(getattr(dataloader.dataset, "dataset", None), WholeBatchStream)
+            whole = self.args.eval_batch_size if is_stream else 0
+            rounds = zip(*gather_object([self._eval_losses]))
+            counted = [(loss, max(rows, whole if rows else 0)) for batches in rounds for loss, rows in batches]
+            losses = np.repeat(*map(np.array, zip(*counted))).astype(np.float32)
+            finite = np.isfinite(losses)
+            if self.args.logging_nan_inf_filter and finite.any():
+                losses = losses[finite]
+            output.metrics[f"{metric_key_prefix}_loss"] = losses.mean().item()
+        return output
+
     # Metrics
 
     def _settle(self, batch: dict[str, Any]) -> dict[str, Any]:
@@ -375,7 +403,35 @@ class ViTPTrainer(BaseTrainer, CompiledLayers, EvaluationOverProcesses, SFTTrain
     # Checkpoints
 
     def run_settings(self) -> dict[str, dict[str, Any]]:
-        return pretraining_settings(self)
+        args, collator, image_processor = self.args, self.data_collator, self.processing_class.image_processor
+        model = self.accelerator.unwrap_model(self.model)
+        fixed = {
+            "seed": args.seed,
+            "data_seed": self.data_seed,
+            "global batch size": self.get_total_train_batch_size(args),
+            "train_sampling_strategy": args.train_sampling_strategy,
+            "dataloader_drop_last": args.dataloader_drop_last,
+            "vrl_drop_ratio": collator.vrl_drop_ratio,
+            "vrl_apply_prob": collator.vrl_apply_prob,
+            "vrl_warmup_steps": collator.vrl_warmup_steps or None,
+            "answer_mask_ratio": collator.answer_mask_ratio or None,
+            "task_options": getattr(collator.sample_transform, "settings", None),
+            "max_length": collator.max_length,
+            "max_patches": image_processor.max_patches,
+            "input_spec": image_processor.input_spec,
+            "drop_path_rate": model.config.vision_config.drop_path_rate,
+            TRAINING_DATA: describe_rows(self.train_dataset),
+        }
+        free = free_settings(args)
+        if isinstance(self.train_dataset, torch.utils.data.IterableDataset):
+            names = "per_device_train_batch_size", "gradient_accumulation_steps", "num_processes"
+            fixed |= {name: free[name] for name in names} | {"dataloader_num_workers": args.dataloader_num_workers}
+        free["loss_type"] = None if args.loss_type == "nll" else args.loss_type
+        free["padding_free"] = getattr(collator, "padding_free", False) or None
+        trained = frozen_parts(model) | adapter_settings(model)
+        if trained["use_peft"]:
+            trained["weights under the adapter"] = self.weights_under_adapter
+        return {"fixed": fixed, "free": free, "model": trained}
 
     @cached_property
     def weights_under_adapter(self) -> str:
@@ -435,9 +491,6 @@ class ViTPTrainer(BaseTrainer, CompiledLayers, EvaluationOverProcesses, SFTTrain
     def check_checkpoint(self, checkpoint: str) -> None:
         super().check_checkpoint(checkpoint)
         check_tokenizer(checkpoint, self.processing_class.tokenizer)
-        recorded = read_checkpoint_record(checkpoint).get("settings")
-        if is_peft_model(self.model) and recorded is not None and "model" not in recorded:
-            logger.warning("%s has no record of its adapter: whether it is one of this model is not known.", checkpoint)
         adapter_file = Path(checkpoint) / "adapter_model.safetensors"
         if is_peft_model(self.model) and adapter_file.is_file():
             from peft import get_peft_model_state_dict

@@ -15,8 +15,9 @@ import statistics
 import subprocess
 import sys
 
+import vitp_command
 from modeling_vitp.training.arguments import not_negative, positive
-from modeling_vitp.training.command_line import parse_words, run
+from modeling_vitp.training.command_line import parse_words
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -77,4 +78,4 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    run(main)
+    vitp_command.run(main)

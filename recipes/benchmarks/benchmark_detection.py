@@ -12,8 +12,9 @@ import platform
 import statistics
 import sys
 
+import vitp_command
 from modeling_vitp.training.arguments import not_negative, positive
-from modeling_vitp.training.command_line import parse_words, run
+from modeling_vitp.training.command_line import parse_words
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -62,4 +63,4 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    run(main)
+    vitp_command.run(main)

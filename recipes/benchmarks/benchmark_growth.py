@@ -15,8 +15,9 @@ import argparse
 import tempfile
 from pathlib import Path
 
+import vitp_command
 from modeling_vitp.training.arguments import positive
-from modeling_vitp.training.command_line import parse_words, run
+from modeling_vitp.training.command_line import parse_words
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -53,4 +54,4 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    run(main)
+    vitp_command.run(main)

@@ -14,8 +14,9 @@ import sys
 import tempfile
 from pathlib import Path
 
+import vitp_command
 from modeling_vitp.training.arguments import positive
-from modeling_vitp.training.command_line import parse_words, run
+from modeling_vitp.training.command_line import parse_words
 
 NAMES = ("features", "windows", "step", "conversion")
 
@@ -59,4 +60,4 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    run(main)
+    vitp_command.run(main)

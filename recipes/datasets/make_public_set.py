@@ -13,7 +13,8 @@ A set of your own is a file of Python: `vitp make_public_set my_set.py DATA_DIR`
 import argparse
 from pathlib import Path
 
-from modeling_vitp.training.command_line import parse_words, run
+import vitp_command
+from modeling_vitp.training.command_line import parse_words
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -46,4 +47,4 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    run(main)
+    vitp_command.run(main)

@@ -22,6 +22,7 @@ from transformers.modeling_outputs import TokenClassifierOutput
 from transformers.models.vit_mae.modeling_vit_mae import ViTMAEEmbeddings, ViTMAEModelOutput
 from trl import ModelConfig
 
+import vitp_command
 from modeling_vitp import ViTPImageProcessor, export_backbone
 from modeling_vitp.instructions.rows import prepare_rows
 from modeling_vitp.instructions.sources import base_of, load_rows, take
@@ -31,9 +32,8 @@ from modeling_vitp.recipes.tasks.trees.evaluation import probe_backbone
 from modeling_vitp.recipes.tasks.trees.instructions import TreeInstructions, cell_means, prepare
 from modeling_vitp.training.arguments import SFT_MODULES, Arguments, PretrainArguments, VRLArguments
 from modeling_vitp.training.base_trainer import BaseTrainer
-from modeling_vitp.training.batching import EpochBatchSampler
 from modeling_vitp.training.checkpointing import check_free, write_whole
-from modeling_vitp.training.command_line import parse, run
+from modeling_vitp.training.command_line import parse
 from modeling_vitp.training.loading import load_start
 from modeling_vitp.training.results import START
 from modeling_vitp.training.resume_config import free_settings
@@ -116,7 +116,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    run(main)
+    vitp_command.run(main)
 
 
 class VisiblePatches(nn.Module):
@@ -243,19 +243,6 @@ class ViewTrainer(BaseTrainer, Trainer):
         seed = args.seed if args.data_seed is None else args.data_seed
         super().__init__(model, args, train_dataset=Views(rows, encode, seed), data_collator=default_data_collator)
         self.model_accepts_loss_kwargs = False
-
-    def _get_train_sampler(self, train_dataset: Dataset | None = None) -> EpochBatchSampler:
-        args = self.args
-        self._train_batches = EpochBatchSampler(
-            len(self.train_dataset),
-            self._train_batch_size,
-            args.gradient_accumulation_steps,
-            args.world_size,
-            args.process_index,
-            self.data_seed,
-            drop_last=args.dataloader_drop_last,
-        )
-        return self._train_batches
 
     def training_data(self) -> Any:
         return self.train_dataset.rows

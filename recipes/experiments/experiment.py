@@ -10,9 +10,10 @@ experiment goes on; more `seeds` add to it. Started twice, two processes share i
 import importlib
 from pathlib import Path
 
+import vitp_command
 from modeling_vitp.command.paths import find_task, read_yaml
 from modeling_vitp.recipes.experiments.arguments import ExperimentArguments
-from modeling_vitp.training.command_line import parse, run
+from modeling_vitp.training.command_line import parse
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -38,4 +39,4 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    run(main)
+    vitp_command.run(main)

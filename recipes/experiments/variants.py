@@ -55,7 +55,7 @@ def claimed(folder: Path) -> Iterator[None]:
     """Keeps other processes of the experiment away from a part of it. Raises [`Busy`] if one has it."""
     lock = FolderLock(folder / "_claim")  # the runs in the folder have locks of their own
     try:
-        lock.acquire()
+        lock.acquire(timeout=0)
     except RunStopped as error:
         raise Busy from error
     try:

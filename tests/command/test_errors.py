@@ -6,7 +6,6 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-import transformers
 import yaml
 from huggingface_hub import hf_hub_download
 from trl import ScriptArguments
@@ -30,7 +29,7 @@ def told(action):
     return " ".join(f"{what} {remedy}".split()), status
 
 
-def test_a_wrong_id_a_private_repo_and_no_connection_are_different_lines(hub, monkeypatch, logged_in):
+def test_wrong_id_and_private_repo_are_told_apart(hub, monkeypatch, logged_in):
     wrong = told(lambda: hf_hub_download("org/nothing", "config.json"))
     assert wrong[1] == 2 and "org/nothing is not on the Hub" in wrong[0]
     opened = told(lambda: ViTPProcessor.from_pretrained("org/nothing"))
@@ -42,7 +41,7 @@ def test_a_wrong_id_a_private_repo_and_no_connection_are_different_lines(hub, mo
     )
 
 
-def test_a_hub_that_does_not_answer_is_told_before_its_clients_try_for_minutes(monkeypatch):
+def test_silent_hub_is_told_at_once(monkeypatch):
     monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:1")
     monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
     for name in ("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY", "all_proxy", "ALL_PROXY"):
@@ -58,27 +57,26 @@ def test_what_looks_like_a_path_is_no_id(place):
     assert looks_like_path(place) and not looks_like_path("org/model-1.5") and not looks_like_path("gpt2")
 
 
-def test_an_extra_that_is_not_installed_names_the_line_that_installs_it():
+def test_missing_extra_names_its_installation():
     line, status = told(lambda: (_ for _ in ()).throw(ModuleNotFoundError("No module named 'trl'", name="trl.models")))
     assert status == 1 and line == "trl is not installed. pip install 'modeling-vitp[recipes]'"
 
 
-def test_a_transformers_that_is_too_old_is_told_at_import(monkeypatch):
+def test_old_transformers_is_refused_at_import(monkeypatch):
     monkeypatch.setattr(modeling_vitp.importlib.metadata, "version", lambda name: "4.57.1")
-    with pytest.raises(ImportError, match=r"needs transformers 5\.24, and 4\.57\.1 is installed: pip install"):
+    with pytest.raises(ImportError, match=r"needs transformers 5\.20, and 4\.57\.1 is installed: pip install"):
         modeling_vitp._check_versions()
     monkeypatch.undo()
     modeling_vitp._check_versions()
-    assert transformers.__version__.startswith(modeling_vitp._NEEDED)
 
 
-def test_a_python_that_is_too_old_is_told_at_import(monkeypatch):
+def test_old_python_is_refused_at_import(monkeypatch):
     monkeypatch.setattr(modeling_vitp.sys, "version_info", (3, 10, 14))
     with pytest.raises(ImportError, match=r"needs Python 3\.11 or newer, and this is \d"):
         modeling_vitp._check_versions()
 
 
-def test_the_home_folder_is_meant_wherever_a_path_begins_with_it(tmp_path, monkeypatch):
+def test_home_folder_is_expanded(tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
     (tmp_path / "model").mkdir()
     given = Given("~/model")
@@ -89,7 +87,7 @@ def test_the_home_folder_is_meant_wherever_a_path_begins_with_it(tmp_path, monke
     assert given.data == {"root": f"{tmp_path}/data", "splits": [f"{tmp_path}/a", 3]} and given.other == "a~/b"
 
 
-def test_a_key_that_is_there_twice_is_named_with_its_lines(tmp_path):
+def test_duplicate_yaml_key_is_named(tmp_path):
     """Of which a parser of YAML takes the last."""
     file = tmp_path / "a.yaml"
     file.write_text("max_steps: 2\ndata: &data\n  root: x\n  splits: {a: b}\nmore:\n  <<: *data\n  root: y\n")
@@ -102,7 +100,7 @@ def test_a_key_that_is_there_twice_is_named_with_its_lines(tmp_path):
     assert "a.yaml" in str(caught.value) and "line 5" in str(caught.value)
 
 
-def test_a_mistyped_path_is_told_with_the_nearest_and_without_asking_the_hub(tmp_path, monkeypatch):
+def test_mistyped_path_names_the_nearest(tmp_path, monkeypatch):
     (tmp_path / "outputs" / "my_run").mkdir(parents=True)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("modeling_vitp.command.paths.check_hub", lambda place: pytest.fail(f"asked for {place}"))
@@ -111,7 +109,7 @@ def test_a_mistyped_path_is_told_with_the_nearest_and_without_asking_the_hub(tmp
 
 
 @pytest.mark.parametrize("place", ["lava", "llava,sharegpt"])
-def test_a_mistyped_data_set_is_told_with_the_nearest_folder(tmp_path, monkeypatch, place):
+def test_mistyped_data_set_names_the_nearest(tmp_path, monkeypatch, place):
     (tmp_path / "llava").mkdir()
     (tmp_path / "sharegpt").mkdir()
     monkeypatch.chdir(tmp_path)
@@ -120,7 +118,7 @@ def test_a_mistyped_data_set_is_told_with_the_nearest_folder(tmp_path, monkeypat
     assert ("`mixture`" in line) == ("," in place)
 
 
-def test_without_the_hub_a_data_set_that_is_not_here_is_told_at_once(monkeypatch, pauses):
+def test_offline_data_set_is_told_at_once(monkeypatch, pauses):
     """Of the client's error `datasets` leaves the name in a text."""
 
     def load(*args, **options):
@@ -173,7 +171,7 @@ def test_layers_that_are_checkpointed_are_counted(tmp_path, every):
 
 
 @pytest.mark.parametrize("name", ["config.json", "adapter_config.json", None])
-def test_a_run_that_has_not_finished_is_told_from_a_model(tmp_path, name):
+def test_unfinished_run_is_no_model(tmp_path, name):
     for step in (8, 12):
         (tmp_path / "run" / f"checkpoint-{step}").mkdir(parents=True)
     if name is not None:

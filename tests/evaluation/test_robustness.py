@@ -1,13 +1,13 @@
 """The table of robustness with a task that predicts nothing: what is run, what is kept, and what becomes of scores."""
 
+import fcntl
 import hashlib
 import json
 import math
-import os
-import socket
 
 import numpy as np
 import pytest
+from launching import locked_elsewhere
 from PIL import Image
 
 from modeling_vitp.auto.registry import MODELS, ModelEntry
@@ -17,7 +17,6 @@ from modeling_vitp.evaluation.arguments import RobustnessArguments
 from modeling_vitp.evaluation.comparison import short_names
 from modeling_vitp.evaluation.robustness import draw_robustness, evaluate_robustness, robustness_table, severity_table
 from modeling_vitp.images.corruptions import SEVERITIES
-from modeling_vitp.training.checkpointing import started
 from modeling_vitp.training.command_line import parse
 
 
@@ -128,22 +127,15 @@ def test_one_evaluation_writes_to_a_folder_at_a_time(ask, tmp_path, monkeypatch)
     evaluate = Counted.evaluate
 
     def beside(self, *how):
-        holder = json.loads((tmp_path / "out" / ".run.lock").read_text())
-        assert holder["pid"] == os.getpid()
+        with pytest.raises(BlockingIOError), open(tmp_path / "out" / ".run.lock") as file:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         return evaluate(self, *how)
 
     monkeypatch.setattr(Counted, "evaluate", beside)
+    monkeypatch.setattr("modeling_vitp.training.checkpointing.LOCK_TIMEOUT", 0)
     ask(corruptions=["haze"])
-    lock = tmp_path / "out" / ".run.lock"
-    assert not lock.exists()
-    parent = lock_of_process(os.getppid())
-    lock.write_text(json.dumps(parent))
-    with pytest.raises(RunStopped, match=f"Another run writes to .*out: process {os.getppid()}"):
+    with locked_elsewhere(tmp_path / "out"), pytest.raises(RunStopped, match="Another run writes to .*out"):
         ask(corruptions=["haze"])
-
-
-def lock_of_process(pid: int) -> dict:
-    return {"host": socket.gethostname(), "pid": pid, "started": started(pid), "since": "today"}
 
 
 def test_a_score_can_be_any_value_of_the_metric(ask, tmp_path, monkeypatch):

@@ -1,10 +1,12 @@
 """Training on several processes."""
 
 import contextlib
+import fcntl
 import os
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 from paths import HELPERS
@@ -34,3 +36,12 @@ def kill_all(process: subprocess.Popen) -> None:
         with contextlib.suppress(ProcessLookupError):
             os.kill(pid, signal.SIGKILL)
     process.wait()
+
+
+@contextlib.contextmanager
+def locked_elsewhere(folder: Path) -> Iterator[None]:
+    """Holds the lock of a folder as another process would, whose file it has open."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with open(folder / ".run.lock", "w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield

@@ -208,7 +208,7 @@ def test_packages_of_same_name_change_nothing(tmp_path):
 
 REGISTERED = """
 import sys
-sys.argv = ["recipes/probe.py"]
+import vitp_command
 from modeling_vitp.training.arguments import VRLArguments
 from modeling_vitp.training.command_line import parse
 before = "modeling_vitp.auto" in sys.modules
@@ -221,3 +221,12 @@ def test_models_are_registered_after_arguments():
     """Also to a recipe that asks the package for no public name."""
     done = run(sys.executable, "-c", REGISTERED)
     assert done.stdout.splitlines()[-1] == "False True", done.stderr
+
+
+@pytest.mark.parametrize("name", ["vitp", "probe.py"])
+def test_import_registers_models_whatever_the_program_is_called(tmp_path, name):
+    script = tmp_path / "recipes" / name
+    script.parent.mkdir()
+    script.write_text("import modeling_vitp, transformers\nprint(transformers.AutoConfig.for_model('vitp').model_type)")
+    done = run(sys.executable, script)
+    assert done.stdout.split() == ["vitp"], done.stderr

@@ -1,18 +1,36 @@
+import json
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
 import yaml
 from datasets import Dataset
+from hypothesis import given
+from hypothesis import strategies as st
 from sample_rows import sized_row
-from tiny_models import TEXT, VISION
-from training_run import FEATURES, make_trainer
+from tiny_models import FROM_SCRATCH, TEXT, VISION
+from torch.utils.data import DataLoader
+from training_run import FEATURES, make_rows, make_trainer, run
 
 from modeling_vitp import ViTPDataCollator
-from modeling_vitp.instructions.collator import SampleLength
+from modeling_vitp.instructions.collator import STEP, SampleLength, normalize_tiles
 from modeling_vitp.instructions.mixture import load_mixture, open_mixture
 from modeling_vitp.instructions.rows import prepare_rows
-from modeling_vitp.training.batching import EpochBatchSampler, GlobalBatchSampler
+from modeling_vitp.recipes import pretrain
+from modeling_vitp.training.batching import (
+    EARLIEST_STEP,
+    ROWS,
+    EpochBatchSampler,
+    GlobalBatchSampler,
+    RowKeeper,
+    StepRows,
+    StepSampler,
+    StepStream,
+)
+from modeling_vitp.training.checkpointing import publish_checkpoint
 from modeling_vitp.training.loading import build_model
+from modeling_vitp.training.resume_config import default_warmup
 
 
 @pytest.fixture(scope="module")
@@ -48,13 +66,13 @@ def padding(collator, rows, strategy, batch_size=8, accumulation=8, encoded_by=N
     return 1 - sum(lengths) / places
 
 
-def test_without_a_batch_there_is_nothing_to_train_on():
+def test_no_batch_is_refused():
     with pytest.raises(ValueError, match=r"7 sample\(s\) to train on are less than the 8 of one step"):
         GlobalBatchSampler(7, 4, 2, drop_last=True).check_not_empty()
     GlobalBatchSampler(7, 4, 2).check_not_empty()
 
 
-def test_a_run_that_would_train_on_nothing_is_told(tmp_path):
+def test_run_without_batches_is_refused(tmp_path):
     trainer = make_trainer(tmp_path, num_rows=3, dataloader_drop_last=True, max_steps=2)
     with pytest.raises(ValueError, match=r"3 sample\(s\) to train on are less than the 4 of one step"):
         trainer.train()
@@ -70,7 +88,7 @@ def test_batches_by_length_hold_little_padding(collator, mixed_rows):
     assert shares["batch_rebalance"] < 0.15
 
 
-def test_batches_by_lengths_after_the_drop_hold_less_padding_without_it_too(collator, mixed_rows):
+def test_lengths_after_the_drop_save_padding_too(collator, mixed_rows):
     """As in VRL's warm-up."""
     rows, without = list(mixed_rows), ViTPDataCollator(collator.processor)
     strategies = ("random", "group_by_length", "batch_rebalance")
@@ -80,7 +98,7 @@ def test_batches_by_lengths_after_the_drop_hold_less_padding_without_it_too(coll
     assert max(shares["group_by_length"], shares["batch_rebalance"]) < 0.18
 
 
-def test_the_trainer_batches_by_length_and_logs_the_padding(mixed_rows, tmp_path):
+def test_trainer_batches_by_length_and_logs_padding(mixed_rows, tmp_path):
     shares = {}
     for strategy in ("random", "batch_rebalance"):
         trainer = make_trainer(
@@ -148,7 +166,7 @@ def test_evaluation_does_not_ask_for_lengths(tmp_path):
 
 
 @pytest.mark.parametrize("num_rows", [1, 2, 5, 7, 8, 9])
-def test_no_batch_of_images_is_empty_in_any_process_and_every_one_is_seen(num_rows):
+def test_every_image_is_seen_and_no_batch_empty(num_rows):
     """Three processes, of two batches of one row a step."""
     batches = []
     for rank in range(3):
@@ -159,3 +177,248 @@ def test_no_batch_of_images_is_empty_in_any_process_and_every_one_is_seen(num_ro
     assert all(len(batch) == 1 and batch[0][0] == 3 for own in batches for batch in own)
     seen = [batch[0][1] for own in batches for batch in own]
     assert set(seen) == set(range(num_rows)) and len(seen) == -(-num_rows // 3) * 3
+
+
+RATIO = 0.75  # of `training_run`
+PERSISTENT = {"dataloader_num_workers": 2, "dataloader_persistent_workers": True}
+ONCE = {"logging_steps": 1, "eval_strategy": "no", "save_strategy": "no"}
+
+
+@given(
+    num_rows=st.integers(1, 40),
+    batch_size=st.integers(1, 3),
+    accumulation=st.integers(1, 3),
+    processes=st.integers(1, 3),
+    strategy=st.sampled_from(["random", "sequential", "group_by_length", "batch_rebalance"]),
+    drop_last=st.booleans(),
+)
+def test_map_rows_have_their_step(num_rows, batch_size, accumulation, processes, strategy, drop_last):
+    settings = {"seed": 5, "strategy": strategy, "drop_last": drop_last}
+    settings["lengths"] = lambda: [1 + 37 * row % 50 for row in range(num_rows)]
+    for rank in range(processes):
+        where = num_rows, batch_size, accumulation, processes, rank
+        plain, sampler = GlobalBatchSampler(*where, **settings), StepSampler(*where, **settings)
+        step = 0
+        for epoch in range(3):
+            plain.set_epoch(epoch)
+            sampler.set_epoch(epoch)
+            batches, pairs = list(plain), list(sampler)
+            assert [[row for row, _ in batch] for batch in pairs] == batches
+            while pairs:
+                assert {told for batch in pairs[:accumulation] for _, told in batch} <= {step}
+                del pairs[:accumulation]
+                step += 1
+
+
+def test_rows_are_read_with_their_steps():
+    rows = make_rows(4).remove_columns("images")
+    read = StepRows(rows).__getitems__([(2, 7), (0, 7)])
+    assert read == [{**rows[2], STEP: 7}, {**rows[0], STEP: 7}]
+    assert StepRows(rows).__getitems__([]) == [] and len(StepRows(rows)) == 4
+
+
+@pytest.mark.parametrize("workers", [0, 1, 2])
+@pytest.mark.parametrize("num_rows", [4, 9, 21, 22])
+def test_stream_rows_bound_their_step(num_rows, workers):
+    """Of three shards, one of two workers has two: they end at different times."""
+    stream = StepStream(make_rows(num_rows).to_iterable_dataset(num_shards=3), 2, accumulation_steps=2)
+    stream.begin(5)
+    loader = DataLoader(stream, batch_size=2, num_workers=workers, collate_fn=list)
+    num_known = num_seen = 0
+    for index, batch in enumerate(loader):
+        for row in filter(None, batch):
+            assert row[EARLIEST_STEP] <= 5 + index // 2 <= row[STEP]
+            num_known += row[STEP] == 5 + index // 2
+            num_seen += 1
+    assert num_seen == num_rows
+    if workers < 2:
+        assert num_known == num_rows
+    elif num_rows > 20:
+        assert num_rows / 2 < num_known < num_rows
+
+
+@pytest.fixture
+def warmup_collator(processor):
+    return ViTPDataCollator(processor, vrl_drop_ratio=RATIO, vrl_warmup_steps=3, seed=5)
+
+
+def assert_same(batch, expected):
+    assert batch.keys() == expected.keys()
+    for name, values in expected.items():
+        assert torch.equal(batch[name], values), name
+
+
+def test_warmup_batches_have_no_drop(processor, warmup_collator):
+    rows = [row for row in make_rows() if row["images"]][:3]
+    for step in range(6):
+        ratio = 0.0 if step < 3 else RATIO
+        expected = ViTPDataCollator(processor, vrl_drop_ratio=ratio, seed=5)(rows)
+        assert_same(warmup_collator([{**row, STEP: step} for row in rows]), expected)
+        assert warmup_collator.drop_ratio_at(step) == ratio
+    assert ("position_ids" in expected) and warmup_collator([None])["labels"].eq(-100).all()
+    with pytest.raises(ValueError, match="Sample 'row-0': vrl_warmup_steps needs the optimizer step"):
+        warmup_collator(rows)
+    assert_same(warmup_collator.for_evaluation()(rows), ViTPDataCollator(processor)(rows))
+
+
+@pytest.mark.parametrize("warmup", [-1, 0.5])
+def test_bad_warmup_is_refused(processor, warmup):
+    with pytest.raises(ValueError, match="vrl_warmup_steps=.* is no number of steps"):
+        ViTPDataCollator(processor, vrl_warmup_steps=warmup)
+
+
+def test_replacement_row_has_the_step(processor):
+    rows = list(make_rows())
+    settings = {"seed": 5, "on_error": "skip", "replacement_rows": rows}
+    broken = {**rows[0], "messages": []}
+    collator = ViTPDataCollator(processor, vrl_drop_ratio=RATIO, vrl_warmup_steps=3, **settings)
+    for step, ratio in ((2, 0.0), (3, RATIO)):
+        expected = ViTPDataCollator(processor, vrl_drop_ratio=ratio, **settings)([broken, rows[1]])
+        assert_same(collator([{**broken, STEP: step}, {**rows[1], STEP: step}]), expected)
+
+
+def test_rows_are_kept_while_their_step_is_unknown(warmup_collator):
+    row = make_rows(1)[0]
+    for earliest, latest, is_kept in [(0, 2, False), (2, 3, True), (0, 9, True), (3, 3, False), (3, 9, False)]:
+        rows = [{**row, EARLIEST_STEP: earliest, STEP: latest}, None]
+        batch = RowKeeper(warmup_collator)(rows)
+        assert batch.pop(ROWS, None) == (rows[:1] if is_kept else None)
+        assert_same(batch, warmup_collator(rows))
+    assert ROWS not in RowKeeper(warmup_collator)([None, None])
+
+
+def batches_of(folder, **options):
+    """The batches of each optimizer step of a run, with the ids of their rows and the epoch; the ratios of the log; and
+    how many batches were encoded twice.
+    """
+    trainer = make_trainer(folder, **{**ONCE, **options})
+    found = SimpleNamespace(steps=[[] for _ in range(trainer.args.max_steps)], log=[], num_again=0)
+    settle = trainer._settle
+
+    def keeping(batch):
+        settled = settle(batch)
+        found.num_again += settled is not batch
+        found.steps[trainer.state.global_step].append({**settled, "epoch": trainer.data_collator.epoch})
+        return settled
+
+    trainer._settle = keeping
+    trainer.train()
+    found.log = [entry.get("vrl_drop_ratio") for entry in trainer.state.log_history if "loss" in entry]
+    found.processor = trainer.processing_class
+    return found
+
+
+LOADING = {
+    "map": {},
+    "map, two workers that stay": PERSISTENT,
+    "map, by length": {"train_sampling_strategy": "group_by_length"},
+    "map, balanced": {"train_sampling_strategy": "batch_rebalance"},
+    "stream": {"stream": True},
+    "stream, by length": {"stream": True, "train_sampling_strategy": "group_by_length"},
+    # One worker has two of three shards, and so ends a step after the other.
+    "stream, uneven workers": {"stream": True, "num_shards": 3, **PERSISTENT},
+}
+FAST = {("map", 5), ("stream", 2), ("stream, uneven workers", 3)}
+CASES = [
+    pytest.param(loading, warmup, marks=() if (loading, warmup) in FAST else pytest.mark.slow)
+    for loading in LOADING
+    for warmup in (2, 3, 5)
+]
+
+
+@pytest.mark.parametrize(("loading", "warmup"), CASES)
+def test_each_step_equals_a_collator_without_warmup(tmp_path, loading, warmup):
+    """Three steps make an epoch. The warm-up ends in the first epoch, at its end, or in the second one."""
+    rows = {row["id"]: row for row in make_rows()}
+    found = batches_of(tmp_path / "warmup", vrl_warmup_steps=warmup, **LOADING[loading])
+    assert len(found.steps) == 8
+    seen = [[], [], []]
+    for step, batches in enumerate(found.steps):
+        collator = ViTPDataCollator(
+            found.processor, max_length=4096, vrl_drop_ratio=0.0 if step < warmup else RATIO, seed=42
+        )
+        for batch in batches:
+            collator.set_epoch(batch.pop("epoch"))
+            assert collator.epoch == step // 3
+            ids = batch.pop("sample_ids")
+            if "pixel_values" in batch:
+                batch["pixel_values"] = normalize_tiles(batch["pixel_values"], found.processor.image_processor)
+            assert_same(batch, collator([rows[name] for name in ids]))
+            seen[step // 3] += ids
+    assert sorted(seen[0]) == sorted(seen[1]) == sorted(rows)
+    assert found.log == [0.0] * warmup + [RATIO] * (8 - warmup)
+    assert found.num_again == (loading == "stream, uneven workers" and warmup == 3)
+    always = batches_of(tmp_path / "always", **LOADING[loading])
+    assert always.log == [None] * 8 and always.num_again == 0
+    assert [name for step in always.steps for batch in step for name in batch["sample_ids"]] == sum(seen, [])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stream", [False, True], ids=["map", "stream"])
+def test_run_killed_around_warmup_end_is_exact(tmp_path, stream):
+    options = {"vrl_warmup_steps": 5, "save_steps": 1, "stream": stream, "answer_mask_ratio": 0.5}
+    options |= {"num_shards": 3, **PERSISTENT} if stream else {}
+    whole = run(tmp_path / "whole", **options)
+    for kill in [("optimizer", 5), ("step", 7)]:
+        run(tmp_path / "killed", kill, **options)
+    assert run(tmp_path / "killed", **options) == whole
+    assert [entry["vrl_drop_ratio"] for entry in whole["log"] if "loss" in entry] == [0.0, RATIO]
+
+
+def settings_of(folder, **config):
+    """Of a run of the recipe: what its model, its record and its checkpoint say."""
+    config = {
+        "output_dir": str(folder / "run"),
+        "max_steps": 3,
+        "save_steps": 1,
+        "per_device_train_batch_size": 2,
+        "gradient_checkpointing": False,
+        "report_to": "none",
+        "watch_samples": 0,
+        "bf16": False,
+        **config,
+    }
+    file = folder / "recipe.yaml"
+    file.write_text(yaml.safe_dump(config))
+    assert pretrain.main(["--config", str(file)]) == 0
+    output = folder / config["output_dir"]
+    last = max(output.glob("checkpoint-*"), key=lambda path: int(path.name.removeprefix("checkpoint-")))
+    return (
+        json.loads((output / "config.json").read_text())["vrl_warmup_steps"],
+        json.loads((output / "run.json").read_text())["settings"]["vrl_warmup_steps"],
+        json.loads((last / "checkpoint.json").read_text())["settings"]["fixed"]["vrl_warmup_steps"],
+    )
+
+
+def test_default_warmup_is_half_from_scratch(data_folder, tmp_path):
+    scratch = {"from_scratch": FROM_SCRATCH, "dataset_name": str(data_folder)}
+    assert settings_of(tmp_path, **scratch) == (1, 1, 1)
+    assert settings_of(tmp_path, **scratch, max_steps=6) == (1, 1, 1)  # it goes on
+    with pytest.raises(ValueError, match="vrl_warmup_steps was 1 and is 2"):
+        settings_of(tmp_path, **scratch, max_steps=6, vrl_warmup_steps=2)
+    with pytest.raises(ValueError, match="vrl_warmup_steps was 1 and is None"):
+        settings_of(tmp_path, **scratch, max_steps=6, vrl_warmup_steps=0)
+    on_vit = {**scratch, "vision_model": str(tmp_path / "run" / "backbone"), "output_dir": str(tmp_path / "on_vit")}
+    assert settings_of(tmp_path, **on_vit) == (1, 1, 1)
+    start = {"model_name_or_path": str(tmp_path / "run"), "dataset_name": str(data_folder), "output_dir": "next"}
+    assert settings_of(tmp_path, **{**start, "output_dir": str(tmp_path / "next")}) == (0, None, None)
+    card = (tmp_path / "run" / "README.md").read_text()
+    assert "| first steps, without VRL | 1 |" in card
+    assert "without VRL" not in (tmp_path / "next" / "README.md").read_text()
+
+
+def test_default_warmup_counts_epochs(tmp_path):
+    settings = {"resume_from_checkpoint": None, "output_dir": tmp_path, "max_steps": -1, "num_train_epochs": 2.5}
+    settings |= {"train_batch_size": 2, "gradient_accumulation_steps": 2, "world_size": 1}
+    settings["dataloader_drop_last"] = False
+    rows = make_rows()  # three steps an epoch, the trainer's own count: 8 of 2.5 epochs
+    assert default_warmup(SimpleNamespace(**settings), rows) == 4
+    assert make_trainer(tmp_path, max_steps=-1, num_train_epochs=2.5, **ONCE).train().global_step == 8
+    assert default_warmup(SimpleNamespace(**{**settings, "max_steps": 9}), rows.to_iterable_dataset()) == 4
+    dropped = {**settings, "dataloader_drop_last": True}  # two steps an epoch, 5 in all
+    assert default_warmup(SimpleNamespace(**dropped), rows) == 2
+    for step, recorded in ((1, {"vrl_warmup_steps": 7}), (2, {})):
+        staged = tmp_path / "_saving" / f"checkpoint-{step}"
+        staged.mkdir(parents=True)
+        publish_checkpoint(staged, tmp_path / f"checkpoint-{step}", {"fixed": recorded, "free": {}})
+        assert default_warmup(SimpleNamespace(**settings), rows) == recorded.get("vrl_warmup_steps", 0)

@@ -1,7 +1,12 @@
 """Folders and checkpoints that the command line names."""
 
 import json
+import os
+import platform
 import shlex
+import subprocess
+import sys
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -19,7 +24,7 @@ def write_checkpoint(folder, step):
 
 
 @pytest.mark.parametrize("wanted", [True, "true", "True"])
-def test_the_last_checkpoint_stands_for_true_and_without_one_that_is_said(tmp_path, wanted):
+def test_resume_true_is_the_last_checkpoint(tmp_path, wanted):
     settings = SimpleNamespace(output_dir=str(tmp_path), resume_from_checkpoint=wanted)
     with pytest.raises(ValueError, match=f"resume_from_checkpoint: there is no complete checkpoint in {tmp_path}"):
         find_checkpoint([SimpleNamespace(), settings])
@@ -30,14 +35,14 @@ def test_the_last_checkpoint_stands_for_true_and_without_one_that_is_said(tmp_pa
 
 
 @pytest.mark.parametrize(("given", "left"), [(None, None), (False, None), ("false", None), ("there", "there")])
-def test_what_is_no_truth_is_left(tmp_path, given, left):
+def test_resume_path_is_left(tmp_path, given, left):
     settings = SimpleNamespace(output_dir=str(tmp_path), resume_from_checkpoint=given)
     find_checkpoint([settings])
     assert settings.resume_from_checkpoint == left
 
 
 @pytest.mark.parametrize("place", ["file", "file/run", "file/a/run"])
-def test_an_output_folder_where_a_file_is_is_refused(tmp_path, place):
+def test_output_folder_on_a_file_is_refused(tmp_path, place):
     (tmp_path / "file").touch()
     with pytest.raises(ValueError, match=f"output_dir='{tmp_path / place}': {tmp_path / 'file'} is a file"):
         check_output([SimpleNamespace(output_dir=str(tmp_path / place))])
@@ -48,7 +53,7 @@ def test_an_output_folder_where_a_file_is_is_refused(tmp_path, place):
     ("named", "kind"),
     [("json beside images", "folder"), ("json", "annotation"), ("parquet", "dataset"), ("hub", "dataset")],
 )
-def test_what_a_dry_run_of_a_data_set_advises_is_a_dry_run(tmp_path, data_folder, monkeypatch, named, kind):
+def test_advised_dry_run_works(tmp_path, data_folder, monkeypatch, named, kind):
     turns = [{"from": "human", "value": "?"}, {"from": "gpt", "value": "!"}]
     file, beside = tmp_path / "it's.jsonl", tmp_path / "it's beside"
     beside.mkdir()
@@ -68,3 +73,90 @@ def test_what_a_dry_run_of_a_data_set_advises_is_a_dry_run(tmp_path, data_folder
     assert pretrain.main([*words, *shlex.split(advice)]) == 0
     ((source,),) = [mixture.sources for mixture in seen]
     assert getattr(source, kind) == name
+
+
+COMMAND = "import modeling_vitp.training.command_line"
+
+
+def spins(script, imports: str, **environment: str) -> int:
+    """How often a thread looks before it sleeps, as OpenMP displays it when torch is loaded, in a program that makes
+    some imports."""
+    unset = {"OMP_WAIT_POLICY": "", "GOMP_SPINCOUNT": ""}
+    environment = {**os.environ, **unset, "OMP_DISPLAY_ENV": "verbose", **environment}
+    environment = {name: value for name, value in environment.items() if value}
+    script.write_text(f"{imports}\nimport torch\ntorch.ones(3).sum()")
+    done = subprocess.run([sys.executable, script], env=environment, capture_output=True, text=True, check=True)
+    lines = [line for line in done.stderr.splitlines() if "GOMP_SPINCOUNT" in line]
+    if not lines:
+        pytest.skip("this build of torch has an OpenMP that does not tell")
+    return int(lines[0].split("'")[1])
+
+
+def test_threads_of_commands_spin_shortly(tmp_path):
+    assert spins(tmp_path / "vitp", COMMAND) == 1000
+
+
+@pytest.mark.slow
+def test_threads_follow_the_environment(tmp_path):
+    assert spins(tmp_path / "vitp", COMMAND, GOMP_SPINCOUNT="7") == 7
+    assert spins(tmp_path / "vitp", COMMAND, OMP_WAIT_POLICY="PASSIVE") == 0
+    assert spins(tmp_path / "vitp", COMMAND, OMP_WAIT_POLICY="ACTIVE") > 1000000
+
+
+@pytest.mark.slow
+def test_library_leaves_threads_alone(tmp_path):
+    plain = spins(tmp_path / "script.py", "")
+    assert spins(tmp_path / "script.py", "import modeling_vitp") == plain > 1000
+
+
+ROUNDS, PAGES_OF_A_ROUND = 20, 3 * 20 * 2**20 // os.sysconf("SC_PAGESIZE")
+PROGRAM = f"""
+import resource
+import torch
+
+def fill():
+    kept = [torch.ones(5 * 2**20) for _ in range(3)]  # 20 MiB each
+
+def main():
+    fill()
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    for _ in range({ROUNDS}):
+        fill()
+    print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+
+"""
+RUN = "from modeling_vitp.training.command_line import run\nrun(main)"
+LIBRARY = "from modeling_vitp import ViTPTrainer\nmain()"
+
+HUGE = Path("/sys/kernel/mm/transparent_hugepage/enabled")
+needs_glibc = pytest.mark.skipif(
+    platform.libc_ver()[0] != "glibc" or (HUGE.is_file() and "[always]" in HUGE.read_text()),
+    reason="another malloc than glibc's, or large pages",
+)
+
+
+def rounds_of_pages(program: str, **environment: str) -> float:
+    """By how many of the rounds' pages a process asked the kernel, in rounds."""
+    own = {name: value for name, value in os.environ.items() if not name.startswith(("MALLOC_", "GLIBC_TUNABLES"))}
+    command = [sys.executable, "-c", PROGRAM + program]
+    done = subprocess.run(command, env=own | environment, capture_output=True, text=True, check=True)
+    return int(done.stdout.split()[-1]) / PAGES_OF_A_ROUND
+
+
+@needs_glibc
+def test_commands_keep_freed_memory():
+    assert rounds_of_pages(RUN) < 2
+
+
+@needs_glibc
+@pytest.mark.slow
+def test_allocator_follows_the_environment():
+    assert rounds_of_pages(RUN, MALLOC_TRIM_THRESHOLD_="1000000") > ROUNDS / 2
+    assert rounds_of_pages(RUN, GLIBC_TUNABLES="glibc.pthread.rseq=0") < 2
+    assert rounds_of_pages(RUN, GLIBC_TUNABLES="glibc.malloc.trim_threshold=1000000") > ROUNDS / 2
+
+
+@needs_glibc
+@pytest.mark.slow
+def test_library_leaves_the_allocator_alone():
+    assert rounds_of_pages(LIBRARY) > ROUNDS / 2

@@ -31,7 +31,7 @@ def folder(tmp_path):
         ("test", range(100, 103)),
     ],
 )
-def test_a_task_has_the_split_that_is_asked_for_and_its_record_is_true(folder, split, numbers):
+def test_task_has_the_split_asked_for(folder, split, numbers):
     args = PretrainArguments(dataset_name=folder, dataset_train_split=split)
     data = open_data(args, None, TASK, 0)
     assert data.train["number"] == data.splits["train"]["number"] == list(numbers)

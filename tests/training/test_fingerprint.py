@@ -63,7 +63,7 @@ def test_other_pixels_in_as_many_bytes_are_seen(format, options):
 
 
 @pytest.mark.parametrize("stream", [False, True], ids=["map", "stream"])
-def test_a_run_on_changed_rows_is_refused_with_the_way_around_it(tmp_path, stream, caplog):
+def test_changed_rows_are_refused(tmp_path, stream, caplog):
     make_trainer(tmp_path, stream=stream, max_steps=2, eval_strategy="no").train()
     checkpoint = tmp_path / "kept" / "checkpoint-2"
     shutil.copytree(tmp_path / "checkpoint-2", checkpoint)
@@ -79,11 +79,6 @@ def test_a_run_on_changed_rows_is_refused_with_the_way_around_it(tmp_path, strea
         resume()
     resume(allow_changed_data=True)
     assert "Going on with other data" in caplog.text
-    record = json.loads((checkpoint / "checkpoint.json").read_text())
-    assert record.pop("data")
-    (checkpoint / "checkpoint.json").write_text(json.dumps(record))
-    resume()
-    assert "has no fingerprint of its data" in caplog.text
 
 
 @pytest.fixture

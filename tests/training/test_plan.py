@@ -1,20 +1,28 @@
 """The plan of a run, against its parts computed apart."""
 
 import contextlib
+import copy
 import io
 import json
 import re
 import shlex
+import subprocess
+import sys
 from types import SimpleNamespace
 
 import pytest
+import torch
 import yaml
+from peft import LoraConfig
 from pictures import picture
+from tiny_models import FROM_SCRATCH
+from training_run import make_trainer
 
-from modeling_vitp import ViTPConfig, ViTPTrainingConfig
+from modeling_vitp import ViTPConfig, ViTPForConditionalGeneration, ViTPTrainingConfig
 from modeling_vitp.instructions.dry_run import summarize_sources
 from modeling_vitp.instructions.mixture import load_mixture
 from modeling_vitp.recipes import pretrain
+from modeling_vitp.training.model_patches import OUTPUTS, add_head_of_loss
 from modeling_vitp.training.plan import (
     DEVICES,
     INTERNVL2_5_1B,
@@ -26,6 +34,7 @@ from modeling_vitp.training.plan import (
     empty_batch,
     fastest_checkpointing,
     padding_of_samples,
+    run,
     step_cost,
     work_of,
 )
@@ -44,7 +53,7 @@ def rows():
 
 
 @pytest.mark.slow
-def test_memory_and_hours_are_those_of_the_longest_and_the_mean_sample(rows):
+def test_memory_and_hours_follow_the_samples(rows):
     text, table = rows
     assert "8 device(s), a40, 48 GiB, at 50% of 150 TFLOP/s; 8,000 steps" in text
     assert "in each of 8 process(es)" in text
@@ -78,7 +87,7 @@ def test_each_change_is_told_alone(rows):
     assert lora[1] < asked[1] / 2 and lora[2] < asked[2] / 2
 
 
-def test_what_is_off_is_compared_on_and_the_other_way_round():
+def test_each_setting_is_compared_reversed():
     assert list(changes(Setup(0.9, 0, True), False)) == [
         "as configured",
         "r = 0",
@@ -96,7 +105,7 @@ def test_what_is_off_is_compared_on_and_the_other_way_round():
     assert free["with padding"] == Setup(0.75, 0, False, False)
 
 
-def test_a_device_that_is_not_known_is_named_with_those_that_are():
+def test_unknown_device_is_named():
     with pytest.raises(ValueError, match="plan_device='tpu': known are a40, .*h100"):
         describe_device("tpu")
     with pytest.raises(ValueError, match="as 24GiB,71TFLOP/s"):
@@ -139,9 +148,7 @@ def test_the_device_of_this_machine_has_its_own_memory(monkeypatch, name, memory
     ],
     ids=str,
 )
-def test_work_is_that_of_the_longest_rows_and_of_those_that_vrl_leaves_whole(
-    tmp_path, processor, settings, from_scratch, undropped
-):
+def test_work_counts_longest_and_undropped_rows(tmp_path, processor, settings, from_scratch, undropped):
     """Of rows with four images, whose tiles are more than those of one, and of one with a long text."""
     pictures = [str(tmp_path / f"{index}.png") for index in range(4)]
     for index, path in enumerate(pictures):
@@ -251,3 +258,177 @@ def test_the_fastest_checkpointing_that_fits_is_named(capsys, memory, told):
 )
 def test_the_fastest_computes_again_what_it_must(room, fastest):
     assert fastest_checkpointing(room, 3.0) == fastest
+
+
+SHAPE = BatchShape(samples=2, tiles=3, text_tokens=20, drop_ratio=0.5, answer_tokens=12)
+
+
+@pytest.fixture(scope="module")
+def config():
+    text = {"model_type": "qwen2", **FROM_SCRATCH["text_config"], "num_hidden_layers": 3, "vocab_size": 300}
+    vision = FROM_SCRATCH["vision_config"] | {"num_hidden_layers": 4}
+    return ViTPConfig(vision_config=vision, text_config=text, image_token_id=7)
+
+
+def real_step(config, dtype=torch.float32):
+    """The bytes that autograd keeps and the operations of the linear layers, forward, of a real model as TRL trains
+    it."""
+    model = ViTPForConditionalGeneration(config).to(dtype).train()
+    add_head_of_loss(model)
+    operations = 0
+
+    def count(module, inputs, output):
+        nonlocal operations
+        operations += 2 * inputs[0].numel() * module.out_features
+
+    for module in model.modules():
+        if isinstance(module, torch.nn.Linear):
+            module.register_forward_hook(count)
+    batch = empty_batch(config, SHAPE)
+    operations += 2 * SHAPE.labels * model.lm_head.weight.numel()  # of which its loss calls no layer
+    image_tokens = len(batch["visual_token_indices"]) // SHAPE.samples
+    del batch["shift_labels"]
+    batch["labels"] = torch.zeros_like(batch["input_ids"])
+    batch["labels"][:, : -SHAPE.answer_tokens] = -100
+    batch["input_ids"][:, :image_tokens] = config.image_token_id
+    batch["attention_mask"].fill_(1)
+    batch["visual_token_indices"] = torch.arange(SHAPE.samples * image_tokens)
+    batch["position_ids"] += torch.arange(batch["input_ids"].shape[1])
+    kept = {}
+
+    def keep(tensor):
+        kept[tensor.untyped_storage()._cdata] = tensor.untyped_storage().nbytes(), tensor
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        model(**batch, fused_lm_head=True).loss.backward()
+    own = {weight.untyped_storage()._cdata for weight in model.parameters()}
+    return model, sum(size for place, (size, _) in kept.items() if place not in own), operations
+
+
+def test_step_cost_equals_a_real_step(config):
+    model, kept, operations = real_step(config)
+    cost = step_cost(config, SHAPE, bf16=False)
+    number = sum(weight.numel() for weight in model.parameters())
+    assert (cost.weights, cost.gradients, cost.optimizer) == (4 * number, 4 * number, 8 * number)
+    assert cost.activations == pytest.approx(kept, rel=0.05)
+    # Beside linear layers there are the patch embedding and two products of attention, of each place with each.
+    vision, text = config.vision_config, config.text_config
+    patches = vision.image_size[0] // vision.patch_size[0] * vision.image_size[1] // vision.patch_size[1]
+    embedding = 2 * 2 * 3 * patches * vision.num_channels * vision.patch_size[0] ** 2 * vision.hidden_size
+    places = SHAPE.tiles * patches // 4 // 2 + SHAPE.text_tokens
+    in_vit = vision.num_hidden_layers * 2 * 3 * 4 * (patches + 1) ** 2 * vision.hidden_size
+    in_text = text.num_hidden_layers * 2 * 4 * places**2 * text.hidden_size
+    assert sum(cost.forward.values()) == operations + embedding + in_vit + in_text
+    # The head is computed again, since no logits are kept, and attention's scores; pixels need no gradient.
+    again = cost.forward["head"] + (in_vit + in_text) / 2
+    assert cost.backward == 2 * sum(cost.forward.values()) + again - embedding
+    assert cost.forward["head"] == 2 * 2 * 12 * 300 * config.text_config.hidden_size
+
+
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+def test_tied_embeddings_and_eager_attention(config, attention):
+    text = config.text_config.to_dict() | {"tie_word_embeddings": True}
+    vision = config.vision_config.to_dict()
+    tied = ViTPConfig(vision_config=vision, text_config=text, image_token_id=7, tie_word_embeddings=True)
+    tied._attn_implementation = attention
+    model, kept, _ = real_step(tied)
+    number = sum(weight.numel() for weight in model.parameters())
+    assert number == sum(weight.numel() for weight in real_step(config)[0].parameters()) - model.lm_head.weight.numel()
+    cost = step_cost(tied, SHAPE, bf16=False)
+    assert (cost.weights, cost.gradients, cost.optimizer) == (4 * number, 4 * number, 8 * number)
+    assert cost.activations == pytest.approx(kept, rel=0.05)
+    lora = LoraConfig(target_modules=["q_proj"])
+    adapted = step_cost(tied, SHAPE, bf16=False, prepare=lambda model: lora)
+    assert adapted.weights == 4 * number + adapted.gradients
+
+
+def test_the_step_is_that_of_the_trainer(monkeypatch, tmp_path):
+    asked = []
+    monkeypatch.setattr("trl.trainer.sft_trainer.add_fused_lm_head", lambda model, **kwargs: asked.append(kwargs))
+    make_trainer(tmp_path)
+    assert asked == [{"outputs": OUTPUTS}]
+
+
+def with_depth(config, vision_layers, text_layers):
+    config = copy.deepcopy(config)
+    config.vision_config.num_hidden_layers, config.text_config.num_hidden_layers = vision_layers, text_layers
+    config.text_config.layer_types = config.text_config.layer_types[:text_layers]
+    return config
+
+
+@pytest.mark.parametrize("every", [0, 1, 4, 8, *(pytest.param(every, marks=pytest.mark.slow) for every in (2, 3, 7))])
+def test_a_model_of_any_depth_costs_what_two_depths_tell(config, every):
+    whole = run(config, SHAPE, every, True, torch.float32, None)
+    if every in (1, 2, 3):  # the last of seven layers is computed again, while nothing has gone
+        depths = [(4, 3), (3, 3), (4, 2)]
+        plain = [run(with_depth(config, *depth), SHAPE, 0, True, torch.float32, None)[2] for depth in depths]
+        whole[2] += max(plain[0] - plain[1], plain[0] - plain[2])
+    cost = step_cost(config, SHAPE, every)
+    forward = list(cost.forward.values())
+    found = [cost.weights / 4, cost.gradients / 4, cost.activations, cost.backward, *forward]
+    assert found == pytest.approx(whole.tolist())
+    assert config.vision_config.num_hidden_layers == 4  # not changed
+
+
+def test_checkpointing_and_drop_ratio_save_memory(config):
+    plain, checkpointed = step_cost(config, SHAPE), step_cost(config, SHAPE, 1)
+    assert checkpointed.activations < plain.activations / 2
+    assert checkpointed.backward > plain.backward and checkpointed.forward == plain.forward
+    full = step_cost(config, BatchShape(2, 3, 20))
+    assert full.activations > plain.activations and full.forward["language model"] > plain.forward["language model"]
+    assert full.forward["ViT"] == plain.forward["ViT"]
+
+
+def test_frozen_parts_and_lora_cost_less(config):
+    def freeze(model):
+        model.model.vision_tower.requires_grad_(False)
+        return LoraConfig(r=2, target_modules=r"model\.language_model\..*q_proj", modules_to_save=[])
+
+    def only_lora(model):
+        return LoraConfig(r=2, target_modules=r"model\.language_model\..*q_proj")
+
+    text = config.text_config
+    for prepare in (freeze, only_lora):
+        cost = step_cost(config, SHAPE, prepare=prepare)
+        assert cost.gradients == 4 * text.num_hidden_layers * 2 * (text.hidden_size + text.hidden_size)
+    assert cost.weights > 100 * cost.gradients
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "share"), [("adamw_torch_fused", 2), ("adamw_bnb_8bit", 0.5), ("adafactor", 0), ("lion_32bit", 1)]
+)
+def test_the_state_is_that_of_the_optimizer(config, optimizer, share):
+    cost = step_cost(config, SHAPE, optimizer=optimizer)
+    assert cost.optimizer == share * cost.weights
+
+
+def test_the_shape_of_internvl_has_the_weights_of_its_card():
+    """0.94 billion: 0.30 of InternViT, 0.49 of Qwen2.5-0.5B, 0.14 of a head that is not tied, and the projector."""
+    cost = step_cost(ViTPConfig(**INTERNVL2_5_1B), BatchShape(1, 1, 8))
+    assert cost.weights / 4 == pytest.approx(0.938e9, rel=0.01)
+
+
+MEASURE = """
+import torch
+from modeling_vitp.evaluation import step_time
+layer, conv = torch.nn.TransformerEncoderLayer(64, 4, 64), torch.nn.Conv2d(3, 64, 14, 14)  # loads kernels
+layer(conv(torch.randn(1, 3, 56, 56)).flatten(2).mT).sum().backward()
+before = step_time.most_resident()
+step_time.has_fast_bf16 = lambda: False
+print(step_time.time_steps("ViTP, r = {ratio}", "small", {tiles}, 1, 2, {every})["peak"] - before)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("ratio", "tiles", "every"), [("0.75", 7, 0), ("0", 7, 0), ("0", 12, 0), ("0.75", 12, 1), ("0", 12, 2)]
+)
+def test_the_peak_of_memory_is_found_to_a_tenth(ratio, tiles, every):
+    from modeling_vitp.recipes.benchmarks.step_time import ANSWER_TOKENS, TEXT_TOKENS, options_of
+
+    script = MEASURE.format(ratio=ratio, tiles=tiles, every=every)
+    done = subprocess.run([sys.executable, "-c", script], check=True, capture_output=True, text=True)
+    shape = BatchShape(1, tiles, TEXT_TOKENS, float(ratio), ANSWER_TOKENS)
+    cost = step_cost(ViTPConfig(**options_of("small")), shape, every, bf16=False)
+    assert cost.memory / 2**30 == pytest.approx(float(done.stdout), rel=0.1)

@@ -57,7 +57,7 @@ def check_gradients(one: dict, two: dict) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("stream", [False, True], ids=["map", "stream"])
-def test_two_processes_that_are_killed_while_saving_end_as_two_that_never_stopped(tmp_path, stream):
+def test_two_processes_killed_while_saving_are_exact(tmp_path, stream):
     def run(folder, **options):
         command = (2, tmp_path / "output.txt", "training_run.py", str(tmp_path / folder))
         return launch(*command, json.dumps({"stream": stream, **options})).wait(timeout=600)
@@ -73,7 +73,7 @@ def test_two_processes_that_are_killed_while_saving_end_as_two_that_never_stoppe
 
 @pytest.mark.slow
 @pytest.mark.parametrize("worlds", [(1, 2), (2, 1)], ids=["more", "fewer"])
-def test_what_is_logged_first_by_more_or_fewer_processes_is_what_one_logs(tmp_path, worlds):
+def test_first_log_equals_one_process(tmp_path, worlds):
     """The step before the stop is in the mean that is logged after it."""
     options = {"drop_path_rate": 0.0, "eval_strategy": "no", "lr_scheduler_type": "constant", "logging_steps": 3}
 
@@ -91,7 +91,7 @@ def test_what_is_logged_first_by_more_or_fewer_processes_is_what_one_logs(tmp_pa
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", TRAINED)
-def test_loss_and_gradient_of_a_step_do_not_depend_on_the_number_of_processes_under_ddp(results, name):
+def test_ddp_step_equals_one_process(results, name):
     logs = {world: json.loads((folder / f"{name}.json").read_text()) for world, folder in results.items()}
     gradients = {world: torch.load(folder / f"{name}.pt") for world, folder in results.items()}
     assert len(gradients[1]) == len(gradients[2]) == 6
@@ -107,7 +107,7 @@ def test_loss_and_gradient_of_a_step_do_not_depend_on_the_number_of_processes_un
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", TRAINED)
-def test_an_epoch_is_shared_out_without_overlap_or_loss_though_it_does_not_divide(results, name):
+def test_uneven_epoch_is_shared_without_loss(results, name):
     everything = sorted(make_rows()["id"])
     for folder in results.values():
         ids = json.loads((folder / f"{name}.json").read_text())["ids"]
@@ -135,20 +135,20 @@ def test_two_processes_split_a_stream_and_train_one_model_on_it(results):
 
 
 @pytest.mark.slow
-def test_the_loss_of_an_evaluation_does_not_depend_on_the_number_of_processes(results):
+def test_evaluation_loss_equals_one_process(results):
     one, two = (json.loads((results[world] / "evaluated.json").read_text()) for world in (1, 2))
     assert two == one
 
 
 @pytest.mark.slow
-def test_scores_are_of_every_row_once_and_in_order_where_the_last_batches_are_uneven(results):
+def test_uneven_evaluation_scores_each_row_once(results):
     one, two = (json.loads((results[world] / "scored.json").read_text()) for world in (1, 2))
     assert two == one
     assert all(len(rows) == 5 for rows in one.values()) and len(one) == 4
 
 
 @pytest.mark.slow
-def test_loss_and_gradient_are_those_of_one_process_under_fsdp2_where_one_has_no_image(results):
+def test_fsdp2_step_equals_one_process(results):
     one, two = (torch.load(results[world] / "fsdp2.pt") for world in (1, 2))
     assert two["loss"].item() == pytest.approx(one["loss"].item(), abs=1e-6)
     assert all(gradient is not None for gradient in two["gradients"].values())

@@ -2,9 +2,11 @@
 
 import json
 import shlex
+import warnings
 
 import pytest
 import torch
+from PIL import Image
 from pushed_runs import train
 from tiny_models import FROM_SCRATCH
 from training_run import make_trainer
@@ -14,6 +16,7 @@ from modeling_vitp import ViTPForConditionalGeneration, ViTPVisionModel
 from modeling_vitp.training import results
 from modeling_vitp.training.base_trainer import mean_loss
 from modeling_vitp.training.checkpointing import attempt, write_whole
+from modeling_vitp.training.results import draw_losses
 from modeling_vitp.training.vitp_trainer import ViTPTrainer
 
 
@@ -21,7 +24,7 @@ def fail(*_, **__):
     raise TypeError("a bad\nday")
 
 
-def test_a_run_by_length_with_a_test_split_ends_with_its_backbone(data_folder, tmp_path, from_scratch):
+def test_run_by_length_ends_with_its_backbone(data_folder, tmp_path, from_scratch):
     assert train(tmp_path, **from_scratch, train_sampling_strategy="group_by_length") == 0
     assert json.loads((tmp_path / "out" / "metrics.json").read_text())["eval"]["eval_loss"] > 0
     assert (tmp_path / "out" / "backbone" / "model.safetensors").is_file()
@@ -57,9 +60,7 @@ def test_the_start_that_is_kept_is_that_of_the_run(tmp_path):
     assert start(2)[1] is False
 
 
-def test_an_evaluation_that_fails_finds_weights_backbone_and_metrics_written(
-    data_folder, tmp_path, from_scratch, monkeypatch
-):
+def test_failing_evaluation_comes_after_saving(data_folder, tmp_path, from_scratch, monkeypatch):
     monkeypatch.setattr(ViTPTrainer, "evaluate", fail)
     for name, more in [("full", {}), ("lora", {"use_peft": True, "lora_r": 2})]:
         (tmp_path / name).mkdir()
@@ -72,9 +73,7 @@ def test_an_evaluation_that_fails_finds_weights_backbone_and_metrics_written(
 
 
 @pytest.mark.parametrize("what", ["draw_losses", "write_part_card"])
-def test_a_plot_or_card_that_fails_is_one_line_and_status_1(
-    data_folder, tmp_path, from_scratch, monkeypatch, caplog, what
-):
+def test_failing_plot_or_card_is_status_1(data_folder, tmp_path, from_scratch, monkeypatch, caplog, what):
     monkeypatch.setattr(results, what, fail)
     assert train(tmp_path, **from_scratch) == 1
     lines = [record.getMessage() for record in caplog.records if record.levelname == "ERROR"]
@@ -83,7 +82,7 @@ def test_a_plot_or_card_that_fails_is_one_line_and_status_1(
     assert metrics["eval"]["eval_loss"] > 0
 
 
-def test_the_models_card_that_fails_is_one_line_and_status_1(data_folder, tmp_path, from_scratch, monkeypatch, caplog):
+def test_failing_model_card_is_status_1(data_folder, tmp_path, from_scratch, monkeypatch, caplog):
     monkeypatch.setattr("modeling_vitp.training.base_trainer.write_card", fail)
     assert train(tmp_path, **from_scratch) == 1
     assert "the card failed: TypeError: a bad day." in caplog.text
@@ -109,7 +108,7 @@ class Losses(torch.nn.Module):
 
 
 @pytest.mark.parametrize(("logging_steps", "is_first"), [(10, True), (10, False), (500, False)])
-def test_the_loss_of_a_run_is_the_mean_over_its_steps_whenever_it_logs(tmp_path, logging_steps, is_first):
+def test_train_loss_is_the_mean_over_steps(tmp_path, logging_steps, is_first):
     losses = [4.0] * 10 + [2.0] * 10 + [0.5] * 9
     args = TrainingArguments(
         str(tmp_path),
@@ -133,7 +132,7 @@ class Stop(TrainerCallback):
         raise KeyboardInterrupt
 
 
-def test_the_loss_of_a_run_that_was_resumed_is_of_all_its_steps(tmp_path, monkeypatch):
+def test_train_loss_of_a_resumed_run_has_all_steps(tmp_path, monkeypatch):
     losses, training_step = [], ViTPTrainer.training_step
 
     def kept(*args, **kwargs):
@@ -165,3 +164,11 @@ def test_what_is_told_at_the_end_can_be_pasted(tmp_path, capsys):
     commands = [shlex.split(line) for line in capsys.readouterr().out.splitlines() if line.startswith("    vitp ")]
     assert [command[1] for command in commands] == ["pretrain", "push_to_hub"]
     assert all(str(folder) in command for command in commands)
+
+
+@pytest.mark.parametrize("log_history", [[], [{"step": 1, "loss": 2.0}, {"step": 2, "loss": 1.0, "eval_loss": 1.5}]])
+def test_losses_of_any_length_are_drawn(log_history, tmp_path):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        draw_losses(log_history, tmp_path / "loss.png")
+    assert Image.open(tmp_path / "loss.png").size == (660, 440)

@@ -15,13 +15,7 @@ from launching import kill_all, launch
 from training_run import make_trainer, processes, run, summary, train
 
 from modeling_vitp.recipes.tasks.trees.instructions import TreeInstructions
-from modeling_vitp.training.checkpointing import (
-    check_files,
-    check_settings,
-    is_complete,
-    last_checkpoint,
-    publish_checkpoint,
-)
+from modeling_vitp.training.checkpointing import check_files, is_complete, last_checkpoint, publish_checkpoint
 from modeling_vitp.training.loading import build_tokenizer
 
 STAGES = ["model", "optimizer", "state", "before the rename", "rotation"]
@@ -41,7 +35,7 @@ def whole_runs(tmp_path_factory):
 
 
 @pytest.mark.parametrize("stream", [pytest.param(False, marks=pytest.mark.slow), True], ids=["map", "stream"])
-def test_a_run_that_is_killed_again_and_again_ends_as_the_run_that_never_stopped(tmp_path, stream):
+def test_run_killed_again_and_again_is_exact(tmp_path, stream):
     options = {"stream": stream, **(PERSISTENT if stream else {})}
     whole = run(tmp_path / "whole", **options)
     folder = tmp_path / "killed"
@@ -71,7 +65,7 @@ def test_a_run_that_is_killed_again_and_again_ends_as_the_run_that_never_stopped
     ],
     ids=lambda options: " ".join(options.values()) if "train_sampling_strategy" in options else " ".join(options),
 )
-def test_what_makes_a_run_faster_leaves_it_exact_where_it_goes_on(tmp_path, options):
+def test_options_for_speed_resume_exactly(tmp_path, options):
     whole = run(tmp_path / "whole", **options)
     for kill in [("step", 3), ("state", 6)]:
         run(tmp_path / "killed", kill, **options)
@@ -82,7 +76,7 @@ def test_what_makes_a_run_faster_leaves_it_exact_where_it_goes_on(tmp_path, opti
 @pytest.mark.slow
 @pytest.mark.parametrize("workers", WORKERS)
 @pytest.mark.parametrize("stream", [False, True], ids=["map", "stream"])
-def test_the_end_of_an_epoch_is_a_place_to_stop_as_any_other(tmp_path, stream, workers):
+def test_resume_at_the_end_of_an_epoch_is_exact(tmp_path, stream, workers):
     """Three steps make an epoch; a stream has epochs too, though the trainer cannot know their length."""
     options = {"stream": stream, "save_steps": 1, "save_total_limit": 20, **WORKERS[workers]}
     whole = run(tmp_path, **options)
@@ -97,16 +91,14 @@ def test_the_end_of_an_epoch_is_a_place_to_stop_as_any_other(tmp_path, stream, w
 @pytest.mark.parametrize("workers", WORKERS)
 @pytest.mark.parametrize("stream", [False, True], ids=["map", "stream"])
 @pytest.mark.parametrize("stage", STAGES)
-def test_a_run_that_is_killed_while_it_saves_ends_as_the_run_that_never_stopped(
-    whole_runs, tmp_path, stream, workers, stage
-):
+def test_run_killed_while_saving_is_exact(whole_runs, tmp_path, stream, workers, stage):
     run(tmp_path, (stage, 4), stream=stream, **WORKERS[workers])
     assert run(tmp_path, stream=stream, **WORKERS[workers]) == whole_runs(stream, workers)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("options", [{}, {"stream": True}, {"lora": True}], ids=["map", "stream", "lora"])
-def test_a_run_that_is_killed_at_any_moment_ends_as_the_run_that_never_stopped(tmp_path, options):
+def test_run_killed_at_any_moment_is_exact(tmp_path, options):
     options = {"save_steps": 1, "max_steps": 20, **options}
     whole = run(tmp_path / "whole", **options)
     started = time.monotonic()
@@ -125,7 +117,7 @@ def test_a_run_that_is_killed_at_any_moment_ends_as_the_run_that_never_stopped(t
 
 
 @pytest.mark.slow
-def test_two_processes_that_are_killed_at_any_moment_end_as_two_that_never_stopped(tmp_path):
+def test_two_processes_killed_at_any_moment_are_exact(tmp_path):
     def start(folder):
         options = json.dumps({"save_steps": 1, "max_steps": 20})
         return launch(2, tmp_path / "output.txt", "training_run.py", str(tmp_path / folder), options)
@@ -146,7 +138,7 @@ def test_two_processes_that_are_killed_at_any_moment_end_as_two_that_never_stopp
     assert all(manifest["data"].values())
 
 
-def test_a_checkpoint_is_complete_with_all_its_files_in_full_size(tmp_path):
+def test_checkpoint_is_complete_with_all_files(tmp_path):
     staged = tmp_path / "_saving" / "checkpoint-5"
     (staged / "part").mkdir(parents=True)
     (staged / "model.safetensors").write_bytes(b"weights")
@@ -177,31 +169,6 @@ def test_a_checkpoint_is_complete_with_all_its_files_in_full_size(tmp_path):
         check_files(tmp_path / "checkpoint-5")
 
 
-def test_settings_that_may_not_change_are_named_and_others_warned_about(tmp_path, caplog):
-    staged = tmp_path / "_saving" / "checkpoint-1"
-    staged.mkdir(parents=True)
-    settings = {"fixed": {"seed": 0, "spec": (1, 2)}, "free": {"learning_rate": 0.1}}
-    publish_checkpoint(staged, tmp_path / "checkpoint-1", settings)
-    check_settings(tmp_path / "checkpoint-1", settings)
-    assert not caplog.records
-    check_settings(tmp_path / "checkpoint-1", {**settings, "free": {"learning_rate": 0.2}})
-    assert "learning_rate was 0.1 and is 0.2" in caplog.text
-    with pytest.raises(ValueError, match=r"seed was 0 and is 1\. .*model_name_or_path"):
-        check_settings(tmp_path / "checkpoint-1", {**settings, "fixed": {"seed": 1, "spec": (1, 2)}})
-
-
-def test_of_what_a_run_is_given_that_is_compared_which_both_know(tmp_path):
-    """A recipe knows the weights that it starts from; a trainer in Python does not."""
-    settings = {"fixed": {}, "free": {}}
-    for name, given in (("checkpoint-1", {"weights": "a"}), ("checkpoint-2", {})):
-        (tmp_path / "_saving" / name).mkdir(parents=True)
-        publish_checkpoint(tmp_path / "_saving" / name, tmp_path / name, settings | {"given": given})
-    check_settings(tmp_path / "checkpoint-1", settings | {"given": {}})
-    check_settings(tmp_path / "checkpoint-2", settings | {"given": {"weights": "b"}})
-    with pytest.raises(ValueError, match="weights was 'a' and is 'b'"):
-        check_settings(tmp_path / "checkpoint-1", settings | {"given": {"weights": "b"}})
-
-
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -215,12 +182,12 @@ def test_of_what_a_run_is_given_that_is_compared_which_both_know(tmp_path):
     ],
     ids=str,
 )
-def test_a_run_of_other_settings_is_not_gone_on_with(stopped, change, message):
+def test_changed_setting_is_refused(stopped, change, message):
     with pytest.raises(ValueError, match=message):
         make_trainer(stopped, **change).train(resume_from_checkpoint=True)
 
 
-def test_a_task_with_other_options_is_not_gone_on_with(stopped):
+def test_changed_task_options_are_refused(stopped):
     trainer = make_trainer(stopped)
     rows = Dataset.from_dict({"id": [], "image": [], "boxes": []})
     trainer.data_collator.sample_transform = TreeInstructions(rows, map_share=0.1)
@@ -229,7 +196,7 @@ def test_a_task_with_other_options_is_not_gone_on_with(stopped):
         trainer.train(resume_from_checkpoint=True)
 
 
-def test_more_rows_are_gone_on_with_where_that_is_asked_for(stopped, tmp_path, caplog):
+def test_allowed_changed_data_is_a_warning(stopped, tmp_path, caplog):
     shutil.copytree(stopped, tmp_path / "run")
     trainer = make_trainer(tmp_path / "run", num_rows=12, allow_changed_data=True, max_steps=2)
     trainer.train(resume_from_checkpoint=True)
@@ -237,7 +204,7 @@ def test_more_rows_are_gone_on_with_where_that_is_asked_for(stopped, tmp_path, c
     assert "Going on with other data, so not as a run that never stopped: 'rows' changed" in caplog.text
 
 
-def test_tokens_may_not_mean_something_else(stopped):
+def test_changed_tokenizer_is_refused(stopped):
     """The tokenizer of a model from scratch is trained on the texts, which may have changed."""
     trainer = make_trainer(stopped)
     size = len(trainer.processing_class.tokenizer)
@@ -246,7 +213,7 @@ def test_tokens_may_not_mean_something_else(stopped):
         trainer.train(resume_from_checkpoint=True)
 
 
-def test_a_checkpoint_of_weights_alone_is_not_gone_on_from(tmp_path):
+def test_checkpoint_of_weights_alone_is_refused(tmp_path):
     options = {"save_only_model": True, "save_steps": 1}
     make_trainer(tmp_path, max_steps=1, **options).train()
     with pytest.raises(ValueError, match="checkpoint-1 has weights alone, as save_only_model leaves them"):
@@ -258,7 +225,7 @@ def test_rows_are_not_trained_on_twice():
         make_trainer("unused", ignore_data_skip=True)
 
 
-def test_more_steps_and_another_division_of_the_batch_are_a_warning(stopped, tmp_path, caplog):
+def test_changed_steps_and_batches_are_a_warning(stopped, tmp_path, caplog):
     shutil.copytree(stopped, tmp_path / "run")
     changed = {"max_steps": 2, "per_device_train_batch_size": 1, "gradient_accumulation_steps": 4}
     trainer = make_trainer(tmp_path / "run", **changed)
@@ -267,7 +234,7 @@ def test_more_steps_and_another_division_of_the_batch_are_a_warning(stopped, tmp
     assert "max_steps was 1 and is 2; per_device_train_batch_size was 2 and is 1" in caplog.text
 
 
-def test_the_loss_since_the_last_log_is_the_mean_of_the_processes_that_summed_it_up(tmp_path):
+def test_summed_loss_is_the_mean_of_processes(tmp_path):
     options = {"eval_strategy": "no", "logging_steps": 2, "save_steps": 1, "save_total_limit": 2}
     whole = make_trainer(tmp_path, max_steps=2, **options)
     whole.train()
@@ -282,7 +249,7 @@ def test_the_loss_since_the_last_log_is_the_mean_of_the_processes_that_summed_it
     assert summary(going_on) == summary(whole)
 
 
-def test_without_a_complete_checkpoint_there_is_nothing_to_resume_from(tmp_path):
+def test_no_complete_checkpoint_is_refused(tmp_path):
     (tmp_path / "checkpoint-3").mkdir()
     with pytest.raises(ValueError, match="no complete checkpoint"):
         make_trainer(tmp_path).train(resume_from_checkpoint=True)
@@ -297,13 +264,13 @@ def test_without_a_complete_checkpoint_there_is_nothing_to_resume_from(tmp_path)
         ("checkpoint.json", b"{", "checkpoint-1/checkpoint.json is no JSON"),
         (
             "checkpoint.json",
-            b'{"files": [], "settings": {}}',
+            b'{"files": [], "hashes": {}, "data": {}, "settings": {"fixed": {}, "free": {}}}',
             "checkpoint-1/checkpoint.json: files=.* of the wrong type",
         ),
         ("checkpoint.json", b'{"files": {}, "settings": {}}', "checkpoint-1/checkpoint.json is no record"),
     ],
 )
-def test_a_damaged_file_of_a_checkpoint_that_is_asked_for_is_named(stopped, tmp_path, name, content, message):
+def test_damaged_checkpoint_file_is_named(stopped, tmp_path, name, content, message):
     checkpoint = tmp_path / "checkpoint-1"
     shutil.copytree(stopped / "checkpoint-1", checkpoint)
     (checkpoint / name).unlink()

@@ -1,9 +1,9 @@
 """Experiments with a pretraining that only writes down what it was asked to do."""
 
 import json
-import os
 import re
 import shutil
+from contextlib import ExitStack
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +12,7 @@ import yaml
 from datasets import Dataset
 from hypothesis import given
 from hypothesis import strategies as st
+from launching import locked_elsewhere
 from paths import AERIAL_TREES, CONFIGS
 from scipy import stats
 from trl import ModelConfig
@@ -22,7 +23,6 @@ from modeling_vitp.recipes.experiments.arguments import ExperimentArguments
 from modeling_vitp.recipes.experiments.variants import Experiment, interval, merge_settings, plan_of
 from modeling_vitp.recipes.tasks.trees.instructions import TreeInstructions
 from modeling_vitp.training.arguments import SFT_MODULES, PretrainArguments, VRLArguments
-from modeling_vitp.training.checkpointing import LOCK, started, this_process
 from modeling_vitp.training.command_line import parse
 
 BASE = {"max_steps": 10, "from_scratch": {"vocab_size": 5, "text_config": {"num_hidden_layers": 1, "hidden_size": 8}}}
@@ -384,20 +384,19 @@ def test_foreign_metrics_file_is_refused(plan, content):
 
 def test_busy_runs_come_last(plan, monkeypatch):
     args, pretrain, waited = ExperimentArguments(**plan), Pretraining(), []
-    lock = Path(plan["output_dir"]) / "seed_0" / "two_layers" / "_claim" / LOCK
-    lock.parent.mkdir(parents=True)
-    other = os.getppid()
-    lock.write_text(json.dumps({**this_process(), "pid": other, "started": started(other)}))
+    folder, other = Path(plan["output_dir"]) / "seed_0" / "two_layers", ExitStack()
 
     def sleep(seconds):
         waited.append(len(pretrain.configs))
-        lock.unlink()
+        other.close()
 
     monkeypatch.setattr("modeling_vitp.recipes.experiments.variants.time.sleep", sleep)
-    metrics = Experiment(args, pretrain).run()
+    with other:
+        other.enter_context(locked_elsewhere(folder / "_claim"))
+        metrics = Experiment(args, pretrain).run()
     assert waited == [8]
     assert [run["arm"] for run in metrics["runs"]] == [*ARMS] * 3
-    assert pretrain.configs[-1]["output_dir"] == str(lock.parents[1])
+    assert pretrain.configs[-1]["output_dir"] == str(folder)
 
 
 def test_a_plan_does_not_depend_on_where_its_base_lies(plan, tmp_path):

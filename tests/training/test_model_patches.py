@@ -1,17 +1,24 @@
 """Training on samples that lie end to end in one row, beside each of them alone and beside the padded batch."""
 
 import copy
+import json
+import math
 
 import pytest
 import torch
 import transformers.modeling_flash_attention_utils as flash
 from hypothesis import given
 from hypothesis import strategies as st
+from launching import launch
+from safetensors.torch import load_file
 from sample_rows import make_rows
-from tiny_models import VISION, vivid_model
+from tiny_models import FROM_SCRATCH, VISION, vivid_model
 from torch import nn
+from torch._dynamo.utils import counters
 from torch.nn.functional import cross_entropy
 from training_run import make_trainer, run
+from transformers import TrainerCallback
+from trl.trainer.utils import add_fused_lm_head
 
 from modeling_vitp import (
     ViTPConfig,
@@ -20,7 +27,14 @@ from modeling_vitp import (
     ViTPTrainer,
     ViTPTrainingConfig,
 )
-from modeling_vitp.training.model_patches import attend_by_sequence, attention_by_sequence, check_attention
+from modeling_vitp.training.model_patches import (
+    OUTPUTS,
+    add_head_of_loss,
+    attend_by_sequence,
+    attention_by_sequence,
+    check_attention,
+)
+from modeling_vitp.training.plan import traffic
 
 
 @pytest.fixture
@@ -104,7 +118,7 @@ def test_loss_and_gradients_are_those_of_the_padded_batch(model_and_processor, c
     torch.testing.assert_close(*gradients, rtol=1e-9, atol=1e-9)
 
 
-def test_batches_that_are_padded_and_generation_are_as_before_within_it(model_and_processor):
+def test_padded_batches_and_generation_are_unchanged(model_and_processor):
     """As in an evaluation during training."""
     model, processor = model_and_processor
     for side in ("left", "right"):
@@ -181,7 +195,7 @@ def test_a_run_without_padding_is_the_padded_one(tmp_path, stream):
 
 
 @pytest.mark.slow
-def test_a_run_without_padding_that_is_killed_ends_as_the_run_that_never_stopped(tmp_path):
+def test_killed_run_without_padding_is_exact(tmp_path):
     whole = run(tmp_path / "whole", padding_free=True)
     run(tmp_path / "killed", ("step", 3), padding_free=True)
     assert run(tmp_path / "killed", padding_free=True) == whole
@@ -208,7 +222,7 @@ SIZES = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "v
 
 
 @pytest.mark.parametrize("name", ["qwen2", "qwen3", "llama", "mistral"])
-def test_language_models_of_which_each_token_sees_the_whole_sequence_are_taken(name):
+def test_models_with_full_attention_are_taken(name):
     window = {"sliding_window": None} if name == "mistral" else {}
     check_attention(model_with(name, **window))
 
@@ -246,12 +260,12 @@ def test_layers_that_carry_something_on_are_refused(attention, name, options):
         check_attention(model_with(name, attention, **options))
 
 
-def test_noise_that_is_scaled_by_the_length_of_a_row_is_refused(tmp_path):
+def test_neftune_is_refused_without_padding(tmp_path):
     with pytest.raises(ValueError, match="neftune_noise_alpha would be scaled"):
         make_trainer(tmp_path, padding_free=True, neftune_noise_alpha=5.0)
 
 
-def test_a_collator_that_pads_is_refused_and_one_that_does_not_is_recorded(tmp_path):
+def test_padding_collator_is_refused(tmp_path):
     plain = make_trainer(tmp_path / "plain")
     options = {"processing_class": plain.processing_class, "train_dataset": plain.train_dataset}
     pads, free = (ViTPDataCollator(plain.processing_class, padding_free=padding_free) for padding_free in (False, True))
@@ -274,3 +288,183 @@ def test_the_trainer_refuses_before_anything_is_read(tmp_path, monkeypatch):
     with pytest.raises(ValueError, match="no"):
         make_trainer(tmp_path, padding_free=True)
     make_trainer(tmp_path)
+
+
+@pytest.fixture
+def untrained():
+    torch.manual_seed(0)
+    text = {"model_type": "qwen2", **FROM_SCRATCH["text_config"], "vocab_size": 300}
+    return ViTPForConditionalGeneration(ViTPConfig(vision_config=FROM_SCRATCH["vision_config"], text_config=text))
+
+
+def labelled_batch(labelled: float) -> dict[str, torch.Tensor]:
+    generator = torch.Generator().manual_seed(1)
+    ids = torch.randint(10, 290, (3, 17), generator=generator)
+    labels = ids.masked_fill(torch.rand(ids.shape, generator=generator) >= labelled, -100)
+    mask = torch.ones_like(ids)
+    mask[1, 12:] = 0
+    return {"input_ids": ids, "attention_mask": mask, "labels": labels.masked_fill(mask == 0, -100)}
+
+
+@pytest.mark.parametrize("labelled", [0.0, 0.3, 1.0])
+@pytest.mark.parametrize("num_items", [None, 50])
+def test_head_on_answers_equals_the_whole(untrained, labelled, num_items):
+    every = copy.deepcopy(untrained)
+    add_fused_lm_head(every, outputs=OUTPUTS)
+    add_head_of_loss(untrained)
+    batch = labelled_batch(labelled)
+    items = None if num_items is None else torch.tensor(num_items)
+    wanted, found = (one(**batch, fused_lm_head=True, num_items_in_batch=items) for one in (every, untrained))
+    number = int((batch["labels"][:, 1:] != -100).sum())
+    assert found.log_probs.shape == (1, number) and wanted.log_probs.shape == (3, 16)
+    for name in ("log_probs", "entropy", "is_top1", "label_mask"):
+        torch.testing.assert_close(getattr(found, name).sum(), getattr(wanted, name).sum())
+    torch.testing.assert_close(found.loss, wanted.loss)
+    wanted.loss.backward()
+    found.loss.backward()
+    gradients = [{name: weight.grad for name, weight in one.named_parameters()} for one in (untrained, every)]
+    torch.testing.assert_close(*gradients, rtol=1e-4, atol=1e-7)
+
+
+def test_the_loss_is_cross_entropy_computed_by_hand(untrained):
+    batch = labelled_batch(0.4)
+    inputs = {name: batch[name] for name in ("input_ids", "attention_mask")}
+    logits = untrained(**inputs).logits
+    wanted = torch.nn.functional.cross_entropy(logits[:, :-1].flatten(0, 1), batch["labels"][:, 1:].flatten())
+    add_head_of_loss(untrained)
+    torch.testing.assert_close(untrained(**batch, fused_lm_head=True).loss, wanted)
+    with pytest.raises(IndexError):
+        untrained(**batch | {"input_ids": torch.full((3, 17), 1000)}, fused_lm_head=True)
+    torch.testing.assert_close(
+        untrained(**inputs).logits, logits
+    )  # without TRL's keyword, and after a step that failed
+
+
+def test_a_copy_runs_its_own_layers(untrained):
+    add_head_of_loss(untrained)
+    other = copy.deepcopy(untrained)
+    with torch.no_grad():
+        other.model.language_model.norm.weight.zero_()
+    batch = labelled_batch(0.4)
+    entropy = math.log(300)  # of logits that are all zero
+    assert other(**batch, fused_lm_head=True).loss.item() == pytest.approx(entropy, rel=1e-5)
+    assert untrained(**batch, fused_lm_head=True).loss.item() != pytest.approx(entropy, rel=1e-5)
+
+
+@pytest.mark.parametrize("lora", [False, True])
+def test_the_trainer_scores_labels_alone(tmp_path, lora):
+    trainer = make_trainer(tmp_path, lora=lora, max_steps=1)
+    seen = []
+    inner = trainer.model.get_base_model() if lora else trainer.model
+    scored = inner.forward
+
+    def forward(*args, **kwargs):
+        outputs = scored(*args, **kwargs)
+        seen.append((outputs.label_mask.shape, int((kwargs["labels"][:, 1:] != -100).sum())))
+        return outputs
+
+    inner.forward = forward
+    trainer.train()
+    assert seen and all(shape == (1, number) for shape, number in seen)
+
+
+FILE = "checkpoint-40/model.safetensors"
+
+
+class CountGraphs(TrainerCallback):
+    """How often something had been compiled, after each step."""
+
+    def __init__(self):
+        self.frames, self.before = [], counters["frames"]["total"]
+
+    def on_step_end(self, args, state, control, **kwargs):
+        self.frames.append(counters["frames"]["total"] - self.before)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("backend", "checkpointing", "rounding"), [("inductor", False, 1e-2), ("aot_eager", True, 1e-6)]
+)
+def test_a_compiled_run_is_the_eager_one_to_rounding(tmp_path, backend, checkpointing, rounding):
+    """Lengths and numbers of tiles change throughout; nothing is compiled once each kind of batch has been seen: padded
+    or not, of no image, of one tile, of several. What rounding does to small gradients Adam makes large; a backend that
+    leaves operations as they are has none.
+    """
+    torch._dynamo.reset()
+    options = {"max_steps": 40, "save_steps": 40, "logging_steps": 1, "vrl_drop_ratio": 0.5}
+    options |= {"activation_checkpointing": checkpointing}
+    eager = make_trainer(tmp_path / "eager", **options)
+    eager.train()
+    compiled = make_trainer(tmp_path / "compiled", torch_compile_backend=backend, **options)
+    count = CountGraphs()
+    compiled.add_callback(count)
+    compiled.train()
+    assert count.frames[0] > 4
+    assert count.frames[19] == count.frames[-1]
+    assert counters["frames"]["ok"] == counters["frames"]["total"]  # none is given up as compiled too often
+    logs = [[e for e in trainer.state.log_history if "loss" in e or "eval_loss" in e] for trainer in (eager, compiled)]
+    for wanted, actual in zip(*logs, strict=True):
+        assert set(actual) == set(wanted)
+        for name in [name for name in wanted if not name.endswith(("runtime", "per_second"))]:
+            tolerance = min(rounding, 1e-4) if name.endswith("loss") else rounding
+            assert actual[name] == pytest.approx(wanted[name], rel=tolerance), (wanted["step"], name)
+    wanted, actual = (load_file(tmp_path / name / FILE) for name in ("eager", "compiled"))
+    torch.testing.assert_close(actual, wanted, rtol=0, atol=rounding)
+
+
+@pytest.mark.slow
+def test_killed_compiled_run_is_exact(tmp_path):
+    whole = run(tmp_path / "whole", torch_compile=True)
+    run(tmp_path / "killed", ("step", 3), torch_compile=True)
+    assert run(tmp_path / "killed", torch_compile=True) == whole
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory):
+    folders = {world: tmp_path_factory.mktemp(f"sharded-{world}") for world in (1, 2)}
+    runs = {w: launch(w, folder / "output.txt", "sharded_run.py", str(folder)) for w, folder in folders.items()}
+    for world, process in runs.items():
+        assert process.wait(timeout=600) == 0, (folders[world] / "output.txt").read_text()[-3000:]
+    return folders
+
+
+@pytest.mark.slow
+def test_sharded_gradients_equal_one_process(results):
+    one, two = (torch.load(results[world] / "gradients.pt") for world in (1, 2))
+    assert len(one) == len(two) == 3
+    for expected, found in zip(one, two):
+        assert expected.keys() == found.keys() and expected["lm_head.weight"].norm() > 0.1
+        rounding = 1e-7 * sum(gradient.norm() ** 2 for gradient in expected.values()) ** 0.5
+        for name, gradient in expected.items():
+            assert (found[name] - gradient).norm() <= 1e-5 * max(gradient.norm(), rounding), name
+
+
+@pytest.mark.slow
+def test_step_has_the_collectives_of_a_loop(results):
+    """A block's parameters are gathered for the forward pass and again for the backward pass, and its gradient is
+    scattered once; what is left, embeddings and head, is gathered once or twice.
+    """
+    seen = json.loads((results[2] / "collectives.json").read_text())
+    for ours, plain in zip(seen["1"], seen["plain"], strict=True):
+        counts = [size for name, size in ours if name == "allgather"]
+        assert sorted(one for one in ours if one[0] != "allgather") == sorted(plain)
+        assert len(counts) <= 7 and max(counts) <= 48  # tokens and rows that all processes have, and TRL's metrics
+        names = [name for name, _ in plain]
+        numbers = [names.count(name) for name in ("allgather_base", "reduce_scatter_base", "all_reduce")]
+        assert numbers == [14, 8, 1]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("accumulation", [1, 2])
+def test_the_plan_tells_the_bytes_that_are_moved(results, accumulation):
+    """Of a gather and a scatter between two, half of the whole is received; a collective has whole and half.
+
+    Parameters of which the first side is odd are padded, the whole of these tiny ones by 1%.
+    """
+    steps = json.loads((results[2] / "collectives.json").read_text())[str(accumulation)]
+    config = ViTPConfig.from_pretrained(results[2] / "model")
+    trained = ViTPForConditionalGeneration(config).num_parameters()
+    told = traffic(config, trained, 2, accumulation, itemsize=4)["FSDP2"]
+    for step in steps:
+        received = sum(size / 1.5 * 0.5 for name, size in step if name in ("allgather_base", "reduce_scatter_base"))
+        assert received == pytest.approx(told, rel=0.015)

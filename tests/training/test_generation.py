@@ -1,4 +1,4 @@
-"""What a model in training answers on a row, and what is shown of it."""
+"""Answers to conversations, several at a time."""
 
 import numpy as np
 import pytest
@@ -9,7 +9,50 @@ from PIL import Image as PILImage
 from tiny_models import vivid_model
 
 from modeling_vitp import ViTPDataCollator
-from modeling_vitp.training.generation import MAX_NEW_TOKENS, answer_row, draw_answers, draw_rows, rows_to_show
+from modeling_vitp.training.generation import (
+    MAX_NEW_TOKENS,
+    answer_row,
+    draw_answers,
+    draw_rows,
+    generate_answers,
+    rows_to_show,
+)
+
+
+@pytest.fixture(scope="module")
+def vivid(tokenizer):
+    return vivid_model(tokenizer)
+
+
+def conversation(question: str, *images) -> list[dict]:
+    parts = [{"type": "image", "image": image} for image in images]
+    return [{"role": "user", "content": [*parts, {"type": "text", "text": question}]}]
+
+
+def test_batch_answers_equal_single_answers(vivid):
+    asked = [
+        conversation("How many trees are there?", picture(60, 56, 0)),
+        conversation("Which?", picture(60, 56, 1), picture(112, 56, 2)),
+        conversation("How many?"),
+    ]
+    together = generate_answers(*vivid, asked, max_new_tokens=8)
+    assert together == [generate_answers(*vivid, [one], max_new_tokens=8)[0] for one in asked]
+    assert len(set(together)) > 1 and all(together)
+
+
+@pytest.mark.parametrize(
+    "questions", [("How many?", "How many?"), ("Which?", "How many trees are there in the image?")]
+)
+def test_samples_equal_prompts_read_for_each(vivid, questions):
+    """By the same seed; the shorter question of two is padded."""
+    asked = [conversation(question, picture(56, 56, seed)) for seed, question in enumerate(questions)]
+    options = {"do_sample": True, "top_k": 0, "max_new_tokens": 4}
+    torch.manual_seed(0)
+    answers = generate_answers(*vivid, asked, samples=3, **options)
+    torch.manual_seed(0)
+    assert answers == generate_answers(*vivid, asked, num_return_sequences=3, **options)
+    assert len(answers) == 6 and len(set(answers)) > 2
+
 
 QUESTION, REFERENCE = "How many trees are there?", "There are 12 trees."
 
@@ -21,13 +64,13 @@ def row(image, answer=REFERENCE, question=QUESTION):
 
 
 @pytest.fixture(scope="module")
-def vivid(tokenizer):
+def vivid_collator(tokenizer):
     model, processor = vivid_model(tokenizer)
     return model, ViTPDataCollator(processor, vrl_drop_ratio=0.75).for_evaluation()
 
 
-def test_the_first_turn_is_answered_greedily_with_every_visual_token(vivid):
-    model, collator = vivid
+def test_first_turn_is_answered_greedily(vivid_collator):
+    model, collator = vivid_collator
     image = picture(112, 56, 3)
     answered = answer_row(model, collator, row(image))
     prompt = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": QUESTION}]}]
@@ -45,8 +88,8 @@ def test_the_first_turn_is_answered_greedily_with_every_visual_token(vivid):
     assert answer_row(model, collator, row(image, "7")).answer == answered.answer
 
 
-def test_the_features_are_the_vits_of_the_whole_image_in_one_tile(vivid):
-    model, collator = vivid
+def test_features_are_of_the_whole_image(vivid_collator):
+    model, collator = vivid_collator
     image = PILImage.fromarray(np.tile(np.arange(0, 224, 2, dtype=np.uint8)[None, :, None], (56, 1, 3)))
     answered = answer_row(model, collator, row(image))
     pixels = collator.processor.image_processor(image, max_patches=1, return_tensors="pt")["pixel_values"]
@@ -58,7 +101,7 @@ def test_the_features_are_the_vits_of_the_whole_image_in_one_tile(vivid):
     assert np.abs(answered.image - shown).max() <= 2
 
 
-def test_rows_with_an_image_come_first_also_of_a_stream_and_of_several_sets():
+def test_rows_with_an_image_come_first():
     features = Features({"id": Value("string"), "images": List(Image())})
     rows = [{"id": str(index), "images": [picture(8, 8, index)] * (index % 2)} for index in range(8)]
     dataset = Dataset.from_list(rows, features=features)
@@ -69,8 +112,8 @@ def test_rows_with_an_image_come_first_also_of_a_stream_and_of_several_sets():
     assert [row["id"] for row in rows_to_show(dataset, 8, seed=0)] == ["1", "3", "5", "7", "0", "2", "4", "6"]
 
 
-def test_a_picture_has_boxes_of_answer_and_reference_and_takes_any_text(vivid, tmp_path):
-    model, collator = vivid
+def test_picture_takes_boxes_and_any_text(vivid_collator, tmp_path):
+    model, collator = vivid_collator
     boxed = row(PILImage.new("RGB", (56, 56), "gray"), "<box>[[100, 100, 500, 500]]</box>", "Where is $x_{$ or 木?")
     draw_rows(model, collator, [boxed, row(None)], tmp_path / "both.png")
     assert PILImage.open(tmp_path / "both.png").size == (1000, 560)

@@ -1,28 +1,129 @@
+"""The model that a training starts from."""
+
 import json
+import re
 
 import pytest
 import torch
 import yaml
 from datasets import Dataset, Features, Image, List, Value
+from huggingface_hub.errors import StrictDataclassError
+from paths import ROOT
 from pictures import picture
 from safetensors.torch import load_file
-from tiny_models import FROM_SCRATCH, VISION
+from tiny_models import FROM_SCRATCH, TEXT, VISION, VISION_16
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
+    DFineConfig,
     Gemma2Config,
+    GotOcr2ImageProcessor,
+    InternVLConfig,
+    InternVLForConditionalGeneration,
     InternVLVisionConfig,
     InternVLVisionModel,
+    LlavaConfig,
     PreTrainedTokenizerFast,
+    Qwen2Config,
 )
 from trl import ModelConfig
 
-from modeling_vitp import ViTPForConditionalGeneration, ViTPImageProcessor, ViTPProcessor, convert_checkpoint
+from modeling_vitp import (
+    ViTPAdapterConfig,
+    ViTPForConditionalGeneration,
+    ViTPForObjectDetection,
+    ViTPForSemanticSegmentation,
+    ViTPImageProcessor,
+    ViTPObjectDetectionConfig,
+    ViTPProcessor,
+    ViTPSegmentationConfig,
+    ViTPVisionConfig,
+    convert_checkpoint,
+)
+from modeling_vitp.command.errors import MISTAKE, explain
+from modeling_vitp.configuration_vitp import known_keys
 from modeling_vitp.recipes import pretrain
-from modeling_vitp.training.loading import build_tokenizer, check_compatible, compose, load_start, tiling
+from modeling_vitp.training.arguments import BackboneArguments
+from modeling_vitp.training.fine_tuning import check_start
+from modeling_vitp.training.loading import (
+    build_tokenizer,
+    check_compatible,
+    check_config,
+    check_from_scratch,
+    check_options,
+    compose,
+    load_start,
+    tiling,
+)
 
-TEXT = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4}
+
+def test_a_transformers_internvl_checkpoint_is_a_start(tmp_path):
+    tokenizer = build_tokenizer(["How many trees?"], 320)
+    config = InternVLConfig(
+        vision_config=VISION,
+        text_config=Qwen2Config(**{**TEXT, "vocab_size": len(tokenizer)}).to_dict(),
+        image_token_id=tokenizer.convert_tokens_to_ids("<IMG_CONTEXT>"),
+        image_seq_length=4,
+        tie_word_embeddings=False,
+    )
+    native = InternVLForConditionalGeneration(config).eval()
+    native.save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    GotOcr2ImageProcessor(size={"height": 56, "width": 56}, image_mean=[0.4, 0.5, 0.6]).save_pretrained(tmp_path)
+
+    model, processor = load_start(ModelConfig(model_name_or_path=str(tmp_path)), None, [], drop_path_rate=0.1)
+    assert isinstance(model, ViTPForConditionalGeneration)
+    assert [layer.drop_path.drop_prob for layer in model.model.vision_tower.encoder.layer] == [0.0, 0.05, 0.1]
+    assert list(processor.image_processor.image_mean) == [0.4, 0.5, 0.6]
+    inputs = processor(images=picture(130, 60), text="<IMG_CONTEXT>How many trees?", return_tensors="pt")
+    with torch.no_grad():
+        assert torch.equal(model.eval()(**inputs).logits, native(**inputs).logits)
+    assert not any(parameter.is_meta for parameter in model.parameters())
+
+
+@pytest.mark.parametrize("implementation", ["eager", "sdpa"])
+def test_model_from_scratch_has_the_attention_asked_for(implementation):
+    model, _ = load_start(ModelConfig(attn_implementation=implementation), FROM_SCRATCH, ["How many? 3 trees"])
+    parts = (model.config, model.config.vision_config, model.config.text_config)
+    assert {part._attn_implementation for part in parts} == {implementation}
+
+
+def test_a_model_of_another_kind_is_refused(tmp_path):
+    Qwen2Config(**TEXT).save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="'qwen2' model"):
+        load_start(ModelConfig(model_name_or_path=str(tmp_path)), None, [])
+
+
+def test_weights_that_do_not_fit_the_configuration_are_refused(model_and_processor, tmp_path):
+    model, processor = model_and_processor
+    del model.model.vision_tower.encoder.layer[0].lambda_1
+    model.save_pretrained(tmp_path)
+    processor.save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="missing_keys.*lambda_1"):
+        load_start(ModelConfig(model_name_or_path=str(tmp_path)), None, [])
+
+
+@pytest.mark.parametrize(
+    ("options", "from_scratch", "kwargs", "message"),
+    [
+        ({"load_in_4bit": True}, None, None, "load_in_4bit: weights are trained as they are.*leave that out"),
+        ({"load_in_8bit": True, "use_peft": True}, None, None, "load_in_8bit: weights"),
+        ({"bnb_4bit_quant_type": "fp4"}, None, None, "bnb_4bit_quant_type: weights"),
+        ({"use_bnb_nested_quant": True}, None, None, "use_bnb_nested_quant: weights"),
+        ({"dtype": "bfloat16"}, FROM_SCRATCH, None, "dtype='bfloat16' is of a model that is loaded; one from_scratch"),
+        ({}, None, {"attn_implementation": "eager"}, "model_init_kwargs .*give dtype, attn_implementation and"),
+    ],
+    ids=str,
+)
+def test_options_without_effect_are_refused(options, from_scratch, kwargs, message):
+    with pytest.raises(ValueError, match=message):
+        check_options(ModelConfig(**options), from_scratch, kwargs)
+    check_options(ModelConfig(dtype="bfloat16", use_peft=True), None)
+    check_options(ModelConfig(), FROM_SCRATCH, None)
+
+
+SMALL_TEXT = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4}
 ADDED = ["<|im_end|>", "<|im_start|>", "<img>", "</img>", "<IMG_CONTEXT>", "<ref>", "</ref>", "<box>", "</box>"]
 
 
@@ -49,7 +150,7 @@ def save_language_model(folder, model_type="llama", tokenizer=None, **settings):
     heads = {} if model_type in ("llama", "gpt_neox", "phi") else {"num_key_value_heads": 2, "head_dim": 8}
     config = AutoConfig.for_model(
         model_type,
-        **{**TEXT, **heads, "vocab_size": len(tokenizer), "eos_token_id": tokenizer.eos_token_id, **settings},
+        **{**SMALL_TEXT, **heads, "vocab_size": len(tokenizer), "eos_token_id": tokenizer.eos_token_id, **settings},
     )
     torch.manual_seed(1)
     model = AutoModelForCausalLM.from_config(config)
@@ -118,7 +219,7 @@ def test_special_tokens_template_and_stop_tokens_are_set(vision_folder, tmp_path
     assert processor.image_processor.max_patches == 4
 
 
-def test_a_language_model_that_knows_the_tokens_keeps_its_vocabulary(vision_folder, tmp_path):
+def test_known_tokens_keep_the_vocabulary(vision_folder, tmp_path):
     tokenizer = build_tokenizer(["How many trees?"], 320)
     language = save_language_model(tmp_path / "lm", "qwen2", tokenizer, vocab_size=330)
     model, processor = composed(vision_folder, tmp_path / "lm")
@@ -129,7 +230,7 @@ def test_a_language_model_that_knows_the_tokens_keeps_its_vocabulary(vision_fold
 
 
 @pytest.mark.parametrize("tied", [True, False])
-def test_marks_are_drawn_where_the_table_has_rows_that_nothing_was_learned_in(vision_folder, tmp_path, tied):
+def test_marks_are_drawn_in_spare_rows(vision_folder, tmp_path, tied):
     """Tables are often padded, with rows that are all alike."""
     old = len(plain_tokenizer())
     language = save_language_model(tmp_path / "lm", vocab_size=old + 40, tie_word_embeddings=tied)
@@ -220,7 +321,7 @@ def test_a_model_from_scratch_may_have_the_weights_of_a_backbone(vision_folder):
         load_start(ModelConfig(), other, [], vision_model=str(vision_folder))
 
 
-def test_images_are_read_as_the_backbone_of_a_model_from_scratch_reads_them(vision_folder, tmp_path):
+def test_from_scratch_reads_images_as_its_backbone(vision_folder, tmp_path):
     """But for what is said otherwise, and so they are in the plan of the run."""
     own = {"image_mean": [0.1, 0.2, 0.3], "image_std": [0.5] * 3, "max_patches": 3}
     own["input_spec"] = {"window": [-160, 240]}
@@ -255,11 +356,11 @@ def test_starts_that_do_not_belong_together_are_refused(vision_folder, tmp_path)
         composed(tmp_path / "lm", tmp_path / "lm")
 
 
-def test_a_language_model_with_a_head_of_its_own_kind_is_refused(vision_folder, tmp_path):
+def test_scaled_logits_are_refused(vision_folder, tmp_path):
     """Gemma 2 caps its logits, in its own class: composed without, the LM would not be the one that was trained."""
     tokenizer = plain_tokenizer()
     settings = {"head_dim": 8, "num_key_value_heads": 2, "final_logit_softcapping": 1e-3}
-    config = Gemma2Config(**TEXT, **settings, vocab_size=len(tokenizer), eos_token_id=tokenizer.eos_token_id)
+    config = Gemma2Config(**SMALL_TEXT, **settings, vocab_size=len(tokenizer), eos_token_id=tokenizer.eos_token_id)
     AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path / "lm")
     tokenizer.save_pretrained(tmp_path / "lm")
     with pytest.raises(ValueError, match="a 'gemma2', computes its logits in a way that ViTP does not"):
@@ -272,7 +373,7 @@ def test_a_head_with_a_bias_is_refused(vision_folder, tmp_path):
         composed(vision_folder, tmp_path / "lm")
 
 
-def test_a_head_tied_to_embeddings_of_another_name_is_refused(vision_folder, tmp_path):
+def test_head_tied_to_other_names_is_refused(vision_folder, tmp_path):
     save_language_model(tmp_path / "lm", "gpt_neox", tie_word_embeddings=True)
     with pytest.raises(ValueError, match="a 'gpt_neox', ties its LM head to embeddings of another name"):
         composed(vision_folder, tmp_path / "lm")
@@ -284,3 +385,116 @@ def test_weights_that_do_not_fit_are_refused(vision_folder, tmp_path):
     language.save_pretrained(tmp_path / "lm")
     with pytest.raises(ValueError, match="do not fit its configuration: .*missing_keys.*up_proj"):
         composed(vision_folder, tmp_path / "lm")
+
+
+CLASSES = [ViTPVisionConfig, ViTPSegmentationConfig, ViTPObjectDetectionConfig, Qwen2Config]
+
+
+@pytest.mark.parametrize("config_class", CLASSES, ids=lambda cls: cls.__name__)
+def test_what_a_configuration_saves_are_keys_of_it(config_class, tmp_path):
+    config_class().save_pretrained(tmp_path)
+    saved = json.loads((tmp_path / "config.json").read_text())
+    saved = {name: value for name, value in saved.items() if name != "backbone_config"}
+    assert "model_type" in saved and "dtype" in known_keys(config_class)
+    check_config("head", saved, config_class)
+
+
+@pytest.mark.parametrize("key", ["id2label", "num_labels", "torch_dtype", "hidden_size", "out_features", "model_type"])
+def test_inherited_derived_and_other_names_of_fields_pass(key):
+    check_config("backbone", {key: None}, ViTPAdapterConfig)
+    if key != "out_features":
+        check_config("head", {key: None}, DFineConfig)
+
+
+def test_a_part_of_a_part_is_looked_at():
+    part = {"text_config": {"model_type": "qwen2", "num_hiden_layers": 2}}
+    with pytest.raises(ValueError, match=r"^text\.text_config: there is no 'num_hiden_layers'; did you mean 'num_"):
+        check_config("text", part, LlavaConfig)
+
+
+@pytest.mark.parametrize(
+    ("changed", "says"),
+    [
+        (
+            {"vision_config": VISION | {"num_hiden_layers": 2}},
+            r"\.vision_config: .*'num_hiden_.*'num_hidden_layers'\?",
+        ),
+        ({"text_config": TEXT | {"num_hiden_layers": 2}}, r"\.text_config: .*'num_hiden_.*'num_hidden_layers'\?"),
+        (
+            {"text_config": {"model_type": "qwn2"}},
+            r"\.text_config: there is no model_type 'qwn2'; .*'qwen2'",
+        ),
+        ({"text_config": TEXT | {"zzz": 2}}, r"\.text_config: there is no 'zzz'; its keys are those of Qwen2Config\."),
+        ({"image_processor": {"max_patch": 1}}, r"\.image_processor: .*'max_patch'; did you mean 'max_patches'\?"),
+        ({"image_processor": {"size": 1}}, r"\.image_processor: there is no 'size'"),
+        ({"vision_config": 24}, r"\.vision_config='24' is no mapping"),
+        ({"vision_config": None}, ": there is no vision_config, and"),
+    ],
+)
+def test_a_mistyped_key_from_scratch_is_an_error(changed, says):
+    check_from_scratch(FROM_SCRATCH)
+    check_from_scratch(FROM_SCRATCH | {"text_config": {"rope_parameters": {"rope_theta": 100.0}, "rope_theta": 1.0}})
+    with pytest.raises(ValueError, match=f"^from_scratch{says}"):
+        check_from_scratch(FROM_SCRATCH | changed)
+
+
+@pytest.mark.parametrize(
+    ("settings", "says"),
+    [
+        ({"from_scratch": {"num_hiden_layers": 4}}, "from_scratch: .*'num_hiden_.*'; did you mean 'num_hidden_layers'"),
+        ({"backbone": {"deformable_head": 4}}, "backbone: .*'deformable_head'; did you mean 'deformable_heads'"),
+        (
+            {"backbone": {"deformable_heads": 4}, "neck": "pyramid"},
+            "backbone: .*'deformable_heads'; its keys are those of ViTPFeaturePyramidConfig",
+        ),
+        ({"head": {"neck_chanels": 32}}, "head: there is no 'neck_chanels'; did you mean 'neck_channels'"),
+        ({"head": {"id2label": {0: "tree"}}}, "head: there is no 'id2label'"),
+    ],
+)
+def test_a_mistyped_key_of_fine_tuning_is_an_error(settings, says):
+    args = {"from_scratch": VISION_16, "backbone": {"deformable_heads": 4}, "head": {"neck_channels": 16}}
+    check_start(ViTPForObjectDetection, BackboneArguments(**args))
+    with pytest.raises(ValueError, match=f"^{says}"):
+        check_start(ViTPForObjectDetection, BackboneArguments(**args | {"backbone": None} | settings))
+
+
+def test_random_weights_are_not_scored():
+    args = BackboneArguments(from_scratch=VISION_16)
+    with pytest.raises(ValueError, match="do_train is false.*give model_name_or_path"):
+        check_start(ViTPForSemanticSegmentation, args, do_train=False)
+    trained = BackboneArguments(model_name_or_path="trained", from_scratch={})
+    check_start(ViTPForSemanticSegmentation, trained, do_train=False)
+
+
+@pytest.mark.parametrize(
+    ("settings", "says"),
+    [
+        ({"deformable_heads": 5}, r"deformable_heads=5 .* width of 8 .*backbone: \{deformable_heads: 4\}"),
+        ({"deformable_heads": 0}, r"deformable_heads=0 .* width of 8 .*backbone: \{deformable_heads: 1\}"),
+        ({"spatial_prior_norm": "none"}, "spatial_prior_norm='none' is neither"),
+        ({"hidden_size": "wide"}, "'hidden_size' expected int, got str"),
+    ],
+)
+def test_value_refused_by_a_configuration_is_a_mistake(settings, says):
+    with pytest.raises(StrictDataclassError) as caught:
+        ViTPAdapterConfig(**VISION_16 | {"deformable_heads": 4} | settings)
+    what, remedy, status = explain(caught.value)
+    assert status == MISTAKE and remedy is None
+    assert re.search(says, what), what
+
+
+def test_the_configurations_of_the_package_have_no_other_keys():
+    checked = 0
+    for path in sorted((ROOT / "recipes" / "configs").glob("*.yaml")):
+        settings = yaml.safe_load(path.read_text())
+        if "vocab_size" in (settings.get("from_scratch") or {}):
+            check_from_scratch(settings["from_scratch"])
+            checked += 1
+        elif {"neck", "head", "backbone"} & {*settings}:
+            names = {name: settings.get(name) for name in ("from_scratch", "backbone", "head")}
+            names |= {"neck": settings.get("neck", "adapter")}
+            start = {} if names["from_scratch"] else {"model_name_or_path": "backbone"}
+            model_class = ViTPForObjectDetection if "image_size" in settings else ViTPForSemanticSegmentation
+            check_start(model_class, BackboneArguments(**names, **start))
+            checked += 1
+    assert checked >= 5

@@ -11,7 +11,7 @@ from pictures import picture
 from safetensors.torch import load_file, save_file
 from tiny_models import TEXT, TOKENS_PER_TILE, VISION
 from torch.utils.data import DataLoader
-from trl import SFTConfig, SFTTrainer
+from trl import GRPOConfig, GRPOTrainer, SFTConfig, SFTTrainer
 
 from modeling_vitp import ViTPDataCollator, ViTPForConditionalGeneration, ViTPTrainer, ViTPTrainingConfig
 from modeling_vitp.training.loading import build_model
@@ -63,7 +63,7 @@ def losses(trainer):
     return [float(entry["loss"]) for entry in trainer.state.log_history if "loss" in entry]
 
 
-def test_evaluation_loss_does_not_depend_on_the_drop_ratio_and_training_loss_does(tokenizer, rows, tmp_path):
+def test_evaluation_loss_is_without_drop(tokenizer, rows, tmp_path):
     trainers = [make_trainer(tokenizer, rows, tmp_path / str(r), drop_ratio=r) for r in (0.0, 0.5, 0.9)]
     evaluation = [trainer.evaluate()["eval_loss"] for trainer in trainers]
     assert evaluation[0] == evaluation[1] == evaluation[2]
@@ -75,7 +75,7 @@ def test_evaluation_loss_does_not_depend_on_the_drop_ratio_and_training_loss_doe
     assert len(set(first_losses)) == 3
 
 
-def test_loss_accuracy_and_tokens_seen_are_those_of_a_plain_computation(tokenizer, rows, tmp_path):
+def test_logged_metrics_equal_a_plain_computation(tokenizer, rows, tmp_path):
     trainer = make_trainer(tokenizer, rows, tmp_path, max_steps=1, per_device_train_batch_size=6, learning_rate=0.0)
     trainer.model.model.vision_tower.config.drop_path_rate = 0.0
     for layer in trainer.model.model.vision_tower.encoder.layer:
@@ -98,7 +98,7 @@ def test_loss_accuracy_and_tokens_seen_are_those_of_a_plain_computation(tokenize
     assert num_image_tokens == num_tiles * TOKENS_PER_TILE / 4
 
 
-def test_the_loss_with_hidden_answers_is_that_of_internvl_on_the_same_tokens(tokenizer, rows, tmp_path):
+def test_loss_with_masked_answers_equals_internvl(tokenizer, rows, tmp_path):
     options = {"max_steps": 1, "per_device_train_batch_size": 6, "answer_mask_ratio": 0.5}
     trainer = make_trainer(tokenizer, rows, tmp_path, drop_ratio=0.0, **options)
     for layer in trainer.model.model.vision_tower.encoder.layer:
@@ -135,7 +135,7 @@ def test_the_config_of_the_saved_model_records_the_ratios(tokenizer, rows, tmp_p
 
 @pytest.mark.parametrize("workers", [0, 2])
 @pytest.mark.parametrize("stop", [2, 3])
-def test_a_run_that_is_resumed_goes_on_as_if_never_stopped(tokenizer, rows, tmp_path, workers, stop):
+def test_resumed_run_is_exact(tokenizer, rows, tmp_path, workers, stop):
     """Three steps make an epoch: the run stops in the middle of one, or between two."""
     options = {"dataloader_num_workers": workers, "dataloader_persistent_workers": workers > 0}
     whole = make_trainer(tokenizer, rows, tmp_path / "whole", **options)
@@ -154,7 +154,7 @@ def test_a_run_that_is_resumed_goes_on_as_if_never_stopped(tokenizer, rows, tmp_
 
 
 @pytest.mark.parametrize("change", ["missing", "unexpected"])
-def test_resuming_from_a_checkpoint_with_other_keys_is_an_error(tokenizer, rows, tmp_path, change):
+def test_checkpoint_with_other_keys_is_refused(tokenizer, rows, tmp_path, change):
     make_trainer(tokenizer, rows, tmp_path, max_steps=1, save_strategy="steps", save_steps=1).train()
     weights_file = tmp_path / "checkpoint-1" / "model.safetensors"
     weights = load_file(weights_file)
@@ -186,7 +186,7 @@ def test_a_model_with_tied_embeddings_resumes(tokenizer, rows, tmp_path):
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_each_epoch_draws_anew_and_the_draw_reaches_persistent_workers(tokenizer, rows, tmp_path, workers):
+def test_epoch_reaches_persistent_workers(tokenizer, rows, tmp_path, workers):
     trainer = make_trainer(
         tokenizer,
         rows.select([1]),
@@ -255,7 +255,7 @@ def test_the_evaluation_batches_hold_every_visual_token(tokenizer, rows, tmp_pat
     assert shares == {"train": 0.25, "eval": 1.0}
 
 
-def test_model_and_processor_that_do_not_belong_together_are_refused(tokenizer, rows, tmp_path):
+def test_mismatched_processor_is_refused(tokenizer, rows, tmp_path):
     model, processor = build_model(tokenizer, VISION, TEXT)
     args = ViTPTrainingConfig(str(tmp_path), report_to="none")
     processor.image_seq_length = 5
@@ -303,3 +303,38 @@ def test_options_of_TRL_that_cannot_be_followed_are_refused(tmp_path, option, me
     with pytest.raises(ValueError, match=message):
         ViTPTrainingConfig(str(tmp_path), bf16=False, **option)
     ViTPTrainingConfig(str(tmp_path), bf16=False, completion_only_loss=True, assistant_only_loss=True)
+
+
+@pytest.mark.slow
+def test_grpo_with_several_images_a_sample(model, processor, tmp_path):
+    """It cuts its batches by the tiles of each sample, which share the sample's budget."""
+    image_counts = [2, 1, 3, 1]
+    rows = [
+        {
+            "images": [picture(60 + 56 * number, 56, number) for number in range(count)],
+            "prompt": [{"role": "user", "content": "How many?"}],
+        }
+        for count in image_counts
+    ]
+    message = {"role": Value("string"), "content": Value("string")}
+    dataset = Dataset.from_list(rows, features=Features({"images": List(Image()), "prompt": List(message)}))
+    args = GRPOConfig(
+        tmp_path,
+        max_steps=2,
+        per_device_train_batch_size=4,
+        num_generations=2,
+        max_completion_length=4,
+        use_cpu=True,
+        bf16=False,
+        report_to="none",
+        save_strategy="no",
+    )
+    seen = []
+
+    def reward(completions, images, **kwargs):
+        seen.extend(len(sample) for sample in images)
+        return [float(len(completion[0]["content"])) for completion in completions]
+
+    trainer = GRPOTrainer(model, reward, args, train_dataset=dataset, processing_class=processor)
+    trainer.train()
+    assert set(seen) - {1} and trainer.state.global_step == 2

@@ -9,22 +9,21 @@ from paths import ROOT
 from transformers import Trainer
 from trl import SFTTrainer
 
-from modeling_vitp.training import private_members
-from modeling_vitp.training.private_members import OVERRIDDEN, READ, TESTED, check_members, missing_members
+from modeling_vitp.training import base_trainer
+from modeling_vitp.training.base_trainer import OVERRIDDEN, READ, TESTED, check_members, missing_members
 
 FILES = [
     ROOT / "modeling_vitp" / name
     for name in (
         "training/base_trainer.py",
         "training/vitp_trainer.py",
-        "training/model_patches.py",
         "training/fine_tuning.py",
         "dense/trainer.py",
     )
 ]
 
 
-def test_every_private_member_in_use_is_named_and_there():
+def test_private_members_in_use_are_listed():
     theirs = {name for base in (Trainer, SFTTrainer) for name in dir(base)}
     theirs |= {name for names in READ.values() for name in names}
     code = [getattr(member, "__code__", None) for base in (Trainer, SFTTrainer) for member in vars(base).values()]
@@ -40,16 +39,16 @@ def test_every_private_member_in_use_is_named_and_there():
     assert missing_members() == []
 
 
-def test_what_is_lacking_is_said_with_the_releases_that_have_it(monkeypatch):
-    monkeypatch.setitem(private_members.OVERRIDDEN, "_run_epoch", {"number"})
-    monkeypatch.setitem(private_members.OVERRIDDEN, "_gone", set())
-    monkeypatch.setitem(private_members.READ, Trainer, ("_sum",))
+def test_missing_member_names_tested_releases(monkeypatch):
+    monkeypatch.setitem(base_trainer.OVERRIDDEN, "_run_epoch", {"number"})
+    monkeypatch.setitem(base_trainer.OVERRIDDEN, "_gone", set())
+    monkeypatch.setitem(base_trainer.READ, Trainer, ("_sum",))
     needed = "which lack the parameter number of Trainer._run_epoch; Trainer._gone; Trainer._sum: pip install "
     with pytest.raises(ImportError, match=f"{needed}'transformers==5.24.*' 'trl==1.16"):
         check_members()
 
 
-def test_the_releases_that_are_tested_are_those_that_are_allowed():
+def test_tested_releases_are_those_allowed():
     setup = configparser.ConfigParser()
     setup.read(ROOT / "setup.cfg")
     requirements = setup["options"]["install_requires"] + setup["options.extras_require"]["recipes"]

@@ -1,7 +1,6 @@
 """What a run may not have changed where it goes on, and what it may, with a warning."""
 
 import copy
-import json
 import logging
 import shutil
 
@@ -10,8 +9,9 @@ import torch
 from peft import LoraConfig, get_peft_model
 from training_run import make_trainer
 
+from modeling_vitp.training.fingerprint import fingerprint
 from modeling_vitp.training.freezing import freeze
-from modeling_vitp.training.resume_config import base_fingerprint, frozen_parts
+from modeling_vitp.training.resume_config import base_fingerprint, check_settings, frozen_parts
 
 TARGETS = ["q_proj", "v_proj"]
 
@@ -23,16 +23,6 @@ def stopped(tmp_path_factory):
     make_trainer(folder / "lora", lora=True, max_steps=1).train()
     make_trainer(folder / "full", max_steps=1).train()
     return folder
-
-
-def forget(checkpoint, kind, names=()):
-    """Makes a record older than some settings."""
-    record = json.loads((checkpoint / "checkpoint.json").read_text())
-    for name in names:
-        del record["settings"][kind][name]
-    if not names:
-        del record["settings"][kind]
-    (checkpoint / "checkpoint.json").write_text(json.dumps(record))
 
 
 @pytest.mark.parametrize(
@@ -51,12 +41,12 @@ def forget(checkpoint, kind, names=()):
     ],
     ids=str,
 )
-def test_another_adapter_is_not_gone_on_with(stopped, lora, message):
+def test_changed_adapter_is_refused(stopped, lora, message):
     with pytest.raises(ValueError, match=message):
         make_trainer(stopped / "lora", lora=lora, max_steps=1).train(resume_from_checkpoint=True)
 
 
-def test_an_adapter_is_not_put_on_another_model_or_into_a_run_without(stopped):
+def test_adapter_on_another_model_is_refused(stopped):
     trainer = make_trainer(stopped / "lora", lora=True, max_steps=2)
     with torch.no_grad():
         trainer.model.get_base_model().lm_head.weight.mul_(1.01)
@@ -66,25 +56,28 @@ def test_an_adapter_is_not_put_on_another_model_or_into_a_run_without(stopped):
         make_trainer(stopped / "full", lora=True).train(resume_from_checkpoint=True)
 
 
-def test_the_same_adapter_goes_on_and_an_older_checkpoint_does_with_a_warning(stopped, tmp_path, caplog):
+@pytest.mark.parametrize("name", ["lora", "full"])
+def test_same_run_goes_on_and_without_a_record_with_a_warning(stopped, tmp_path, caplog, name):
     shutil.copytree(stopped, tmp_path, dirs_exist_ok=True)
-    for name in ("lora", "full"):
-        for is_older in (False, True):
-            caplog.clear()
-            trainer = make_trainer(tmp_path / name, lora=name == "lora", max_steps=1)
-            trainer.train(resume_from_checkpoint=True)
-            assert trainer.state.global_step == 1
-            is_told = "checkpoint-1 has no record of its adapter: whether it is one of this model" in caplog.text
-            assert is_told == (is_older and name == "lora")
-            if not is_older:
-                forget(tmp_path / name / "checkpoint-1", "model")
+    for has_record in (True, False):
+        caplog.clear()
+        trainer = make_trainer(tmp_path / name, lora=name == "lora", max_steps=1)
+        checkpoint = tmp_path / name / "checkpoint-1"
+        trainer.train(resume_from_checkpoint=str(checkpoint))
+        assert trainer.state.global_step == 1
+        assert ("checkpoint-1 has no record of its run" in caplog.text) == (not has_record)
+        (checkpoint / "checkpoint.json").unlink(missing_ok=True)
+
+
+def test_adapter_without_a_record_must_have_the_keys_of_the_model(stopped, tmp_path):
+    shutil.copytree(stopped / "lora", tmp_path / "lora")
+    (tmp_path / "lora" / "checkpoint-1" / "checkpoint.json").unlink()
+    trainer = make_trainer(tmp_path / "lora", lora={"target_modules": TARGETS + ["o_proj"]})
     with pytest.raises(ValueError, match="The checkpoint does not fit the model: missing keys .*o_proj"):
-        make_trainer(tmp_path / "lora", lora={"target_modules": TARGETS + ["o_proj"]}).train(
-            resume_from_checkpoint=True
-        )
+        trainer.train(resume_from_checkpoint=str(tmp_path / "lora" / "checkpoint-1"))
 
 
-def test_the_fingerprint_is_of_every_weight_of_the_model_and_of_none_of_the_adapter(model):
+def test_base_fingerprint_leaves_the_adapter_out(model):
     settings = {"target_modules": TARGETS, "init_lora_weights": False}
     found = {
         base_fingerprint(get_peft_model(copy.deepcopy(model), LoraConfig(**settings | more)), True)
@@ -109,7 +102,7 @@ def test_frozen_parts_are_known_by_their_options(model, flags, layers):
     assert frozen_parts(model) == dict(zip(names, (*flags, layers)))
 
 
-def test_what_is_frozen_is_named_where_it_is_not_what_was(stopped):
+def test_changed_freezing_is_refused(stopped):
     trainer = make_trainer(stopped / "full")
     freeze(trainer.model, vision=True, unfreeze_vision_layers=1)
     message = "freeze_vision was False and is True; unfreeze_vision_layers was 0 and is 1"
@@ -134,10 +127,31 @@ def test_what_is_frozen_is_named_where_it_is_not_what_was(stopped):
 )
 def test_another_loss_or_schedule_is_a_warning(stopped, tmp_path, caplog, change, message):
     shutil.copytree(stopped / "full", tmp_path / "run")
-    names = "loss_type lr_scheduler_kwargs optim_args label_smoothing_factor neftune_noise_alpha".split()
-    forget(tmp_path / "run" / "checkpoint-1", "free", names)  # an older checkpoint: they were not in use
     trainer = make_trainer(tmp_path / "run", max_steps=1, **change)
     with caplog.at_level(logging.WARNING):
-        trainer._settings, trainer._data = trainer.run_settings(), trainer._fingerprint()
+        trainer._settings, trainer._data = (
+            trainer.run_settings(),
+            trainer._from_main_process(lambda: fingerprint(trainer.training_data())),
+        )
         trainer.check_checkpoint(str(tmp_path / "run" / "checkpoint-1"))
     assert (message in caplog.text) if message else ("changed settings" not in caplog.text)
+
+
+def test_settings_that_must_match_are_named_and_others_warned_about(caplog):
+    settings = {"fixed": {"seed": 0, "spec": (1, 2)}, "free": {"learning_rate": 0.1}}
+    recorded = {"fixed": {"seed": 0, "spec": [1, 2]}, "free": {"learning_rate": 0.1}}
+    check_settings("checkpoint-1", recorded, settings)
+    assert not caplog.records
+    check_settings("checkpoint-1", recorded, {**settings, "free": {"learning_rate": 0.2}})
+    assert "learning_rate was 0.1 and is 0.2" in caplog.text
+    with pytest.raises(ValueError, match=r"seed was 0 and is 1\. .*model_name_or_path"):
+        check_settings("checkpoint-1", recorded, {**settings, "fixed": {"seed": 1, "spec": (1, 2)}})
+
+
+def test_extra_settings_are_compared_where_both_know_them():
+    """A recipe knows the weights that it starts from; a trainer in Python does not."""
+    settings = {"fixed": {}, "free": {}}
+    check_settings("checkpoint-1", settings | {"given": {"weights": "a"}}, settings | {"given": {}})
+    check_settings("checkpoint-1", settings | {"given": {}}, settings | {"given": {"weights": "b"}})
+    with pytest.raises(ValueError, match="weights was 'a' and is 'b'"):
+        check_settings("checkpoint-1", settings | {"given": {"weights": "a"}}, settings | {"given": {"weights": "b"}})

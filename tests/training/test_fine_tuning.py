@@ -4,10 +4,17 @@ import dense_data
 import numpy as np
 import pytest
 import torch
+from tiny_models import VISION
 from torchvision.transforms.v2 import functional as F
 from transformers import TrainerCallback
 
-from modeling_vitp import ViTPForSemanticSegmentation, ViTPSegmentationImageProcessor
+from modeling_vitp import (
+    ViTPAdapterConfig,
+    ViTPForChangeDetection,
+    ViTPForObjectDetection,
+    ViTPForSemanticSegmentation,
+    ViTPSegmentationImageProcessor,
+)
 from modeling_vitp.classification.arguments import ClassificationArguments
 from modeling_vitp.dense.arguments import FinetuneArguments
 from modeling_vitp.dense.data import DenseData
@@ -15,7 +22,8 @@ from modeling_vitp.dense.trainer import DenseTrainer, DenseTrainingArguments
 from modeling_vitp.detection.arguments import DetectionArguments
 from modeling_vitp.detection.trainer import DetectionTrainingArguments
 from modeling_vitp.training import results
-from modeling_vitp.training.checkpointing import check_settings, publish_checkpoint
+from modeling_vitp.training.freezing import layer_decay_groups
+from modeling_vitp.training.resume_config import check_settings
 
 
 def make_trainer(folder, neck, kwargs):
@@ -52,9 +60,7 @@ def test_features_are_those_of_the_patches_in_the_image(tmp_path, neck, first, s
 
 
 @pytest.mark.parametrize(("prefix", "is_test"), [("eval", False), ("test", True)])
-def test_scores_that_nothing_counts_in_are_named_and_every_batch_is_told(
-    tmp_path, monkeypatch, caplog, prefix, is_test
-):
+def test_uncounted_scores_are_named(tmp_path, monkeypatch, caplog, prefix, is_test):
     class Told(TrainerCallback):
         batches = 0
 
@@ -76,14 +82,14 @@ def test_scores_that_nothing_counts_in_are_named_and_every_batch_is_told(
 
 
 @pytest.mark.parametrize(("number", "shown"), [(0, []), (2, [0, 2]), (9, [0, 1, 2, 3])])
-def test_a_picture_of_results_has_samples_spread_over_all_and_none_twice(tmp_path, monkeypatch, number, shown):
+def test_pictures_spread_over_samples(tmp_path, monkeypatch, number, shown):
     drawn, trainer = [], make_trainer(tmp_path, "pyramid", {"pyramid_channels": 16})
     monkeypatch.setattr(DenseTrainer, "draw_results", lambda self, samples, path: drawn.extend(samples))
     assert results.finish(trainer, [0, 1, 2, 3], number) == 0
     assert drawn == shown
 
 
-def test_what_goes_to_a_server_is_written_if_asked_for_and_its_failure_is_the_status(tmp_path):
+def test_failing_submission_is_the_status(tmp_path):
     trainer = make_trainer(tmp_path, "pyramid", {"pyramid_channels": 16})
     assert results.finish(trainer, None, 4, lambda: (tmp_path / "masks.zip").touch()) == 0
     assert (tmp_path / "masks.zip").is_file()
@@ -91,7 +97,7 @@ def test_what_goes_to_a_server_is_written_if_asked_for_and_its_failure_is_the_st
 
 
 @pytest.mark.parametrize("arguments", [FinetuneArguments, DetectionArguments, ClassificationArguments])
-def test_splits_of_all_fine_tunings_are_read_alike(arguments):
+def test_split_arguments_are_alike(arguments):
     args = arguments(data={"a": 1}, data_root="there", eval_split="", test_split="")
     assert (args.eval_split, args.test_split, args.data) == (None, None, {"a": 1, "root": "there"})
     with pytest.raises(ValueError, match="'val' is the test's"):
@@ -100,23 +106,100 @@ def test_splits_of_all_fine_tunings_are_read_alike(arguments):
         arguments()
 
 
-def test_another_schedule_is_told_where_a_run_goes_on_and_one_that_is_not_in_use_is_none(tmp_path, caplog):
+def test_changed_schedule_is_a_warning(tmp_path, caplog):
     trainer = make_trainer(tmp_path, "pyramid", {"pyramid_channels": 16})
     trainer.train_dataset = []
     settings = trainer.run_settings()
     names = {"lr_scheduler_kwargs", "optim_args", "label_smoothing_factor", "neftune_noise_alpha"}
     assert {name for name in names if settings["free"][name] is None} == names
-    older = settings | {"free": {name: value for name, value in settings["free"].items() if name not in names}}
-    (tmp_path / "_saving" / "checkpoint-1").mkdir(parents=True)
-    publish_checkpoint(tmp_path / "_saving" / "checkpoint-1", tmp_path / "checkpoint-1", older)
-    check_settings(tmp_path / "checkpoint-1", settings)
-    assert not caplog.records
     trainer.args.lr_scheduler_kwargs, trainer.args.neftune_noise_alpha = {"min_lr": 0.5}, 5.0
-    check_settings(tmp_path / "checkpoint-1", trainer.run_settings())
+    check_settings("checkpoint-1", settings, trainer.run_settings())
     assert "lr_scheduler_kwargs was None and is {'min_lr': 0.5}; neftune_noise_alpha was None and is 5.0" in caplog.text
 
 
 @pytest.mark.parametrize("arguments", [DenseTrainingArguments, DetectionTrainingArguments])
-def test_smoothed_labels_are_refused_where_classes_are_not_of_images(arguments, tmp_path):
+def test_label_smoothing_is_for_classification(arguments, tmp_path):
     with pytest.raises(ValueError, match="label_smoothing_factor is for classes of images"):
         arguments(output_dir=str(tmp_path), label_smoothing_factor=0.1)
+
+
+LAYERS = 4
+SETTINGS = {
+    ViTPForSemanticSegmentation: {"hidden_size": 16, "auxiliary_channels": 16},
+    ViTPForChangeDetection: {"hidden_size": 16, "auxiliary_channels": 16},
+    ViTPForObjectDetection: {"neck_channels": 16, "head_hidden_size": 16},
+}
+
+
+@pytest.fixture(params=SETTINGS, ids=["segmentation", "change", "detection"])
+def model(request):
+    backbone = ViTPAdapterConfig(
+        **{**VISION, "num_hidden_layers": LAYERS, "image_size": [64, 64], "patch_size": [16, 16]},
+        deformable_heads=4,
+        spatial_prior_channels=8,
+    )
+    settings = SETTINGS[request.param] | {"num_labels": 2}
+    return request.param(request.param.config_class(backbone_config=backbone, **settings))
+
+
+def test_layer_decay_equals_rates_by_hand(model):
+    groups = layer_decay_groups(model, learning_rate=2.0, weight_decay=0.3, layer_decay=0.5, num_layers=LAYERS)
+    found = {id(parameter): group for group in groups for parameter in group["params"]}
+    assert sum(len(group["params"]) for group in groups) == len(found)
+    # 2 * 0.5 ** (4 - i) for layer i, once more for the embeddings, and 2 for the adapter and the heads.
+    rates = {
+        "backbone.embeddings.": 0.0625,
+        "backbone.encoder.layer.0.": 0.125,
+        "backbone.encoder.layer.1.": 0.25,
+        "backbone.encoder.layer.2.": 0.5,
+        "backbone.encoder.layer.3.": 1.0,
+    }
+    trained = 0
+    for name, parameter in model.named_parameters():
+        if not parameter.requires_grad:
+            assert id(parameter) not in found, name
+            continue
+        trained += 1
+        group = found[id(parameter)]
+        assert group["lr"] == next((rate for prefix, rate in rates.items() if name.startswith(prefix)), 2.0), name
+        without = name.endswith((".bias", "position_embeddings", "gate", "lambda_1", "lambda_2")) or "norm" in name
+        without = without or parameter.ndim == 1
+        assert group["weight_decay"] == (0.0 if without else 0.3), name
+    assert trained == len(found)
+    assert {group["lr"] for group in groups} == {*rates.values(), 2.0}
+
+
+@pytest.mark.parametrize("at_input", [False, True])
+@pytest.mark.parametrize("positions", [False, True])
+def test_layer_decay_options_of_the_release(model, at_input, positions):
+    groups = layer_decay_groups(model, 2.0, 0.3, 0.5, LAYERS, at_input, positions)
+    plain = layer_decay_groups(model, 2.0, 0.3, 0.5, LAYERS)
+    found, before = (
+        {id(p): (group["lr"], group["weight_decay"]) for group in some for p in group["params"]}
+        for some in (groups, plain)
+    )
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    changed = {names[key]: value for key, value in found.items() if before[key] != value}
+    expected = {"backbone.level_embeddings": (0.0625, 0.3)} if at_input else {}
+    expected |= {"backbone.embeddings.position_embeddings": (0.0625, 0.3)} if positions else {}
+    assert found.keys() == before.keys() and changed == expected
+
+
+def test_optimizer_moves_groups_by_their_rate(model):
+    groups = layer_decay_groups(model, learning_rate=1.0, weight_decay=0.0, layer_decay=0.5, num_layers=LAYERS)
+    optimizer = torch.optim.SGD(groups)
+    before = {name: parameter.clone() for name, parameter in model.named_parameters()}
+    for parameter in model.parameters():
+        parameter.grad = torch.ones_like(parameter)
+    optimizer.step()
+    moved = {name: (before[name] - parameter).mean().item() for name, parameter in model.named_parameters()}
+    assert moved["backbone.embeddings.patch_embeddings.projection.weight"] == pytest.approx(0.5**5, rel=1e-4)
+    assert moved["backbone.encoder.layer.2.mlp.fc1.weight"] == pytest.approx(0.25, rel=1e-4)
+    head = next(name for name in moved if name.startswith(("decode_head.", "box_heads.")) and name.endswith("weight"))
+    assert moved[head] == pytest.approx(1.0, rel=1e-4)
+    assert moved["backbone.embeddings.cls_token"] == 0
+
+
+def test_without_decay_there_is_one_rate(model):
+    groups = layer_decay_groups(model, learning_rate=1.0, weight_decay=0.1, layer_decay=1.0, num_layers=LAYERS)
+    assert {group["lr"] for group in groups} == {1.0}

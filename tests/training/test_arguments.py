@@ -31,7 +31,7 @@ ENDS = {"[": lambda x, a: x >= a, "(": lambda x, a: x > a, "]": lambda x, a: x <
     st.sampled_from([1, 2.5, math.inf]),
     st.sampled_from("])"),
 )
-def test_an_interval_is_read_as_in_mathematics(number, opening, low, high, closing):
+def test_interval_is_read_as_in_mathematics(number, opening, low, high, closing):
     inside = not math.isnan(number) and ENDS[opening](number, low) and ENDS[closing](number, high)
     interval = f"{opening}{low}, {high}{closing}"
     if inside:
@@ -57,21 +57,21 @@ class Mixed(Base):
     more: dict | str | None = None
 
 
-def test_limits_and_choices_are_inherited_and_none_is_no_value():
+def test_limits_and_choices_are_inherited():
     assert Mixed(more='{"a": 1}').more == {"a": 1} and Mixed(kind=None, sizes=[1, 2]).share == 0.5
     for settings in ({"share": 2}, {"sizes": [1, 0]}, {"kind": "c"}, {"more": "c"}, {"share": math.nan}):
         with pytest.raises(ValueError, match=next(iter(settings))):
             Mixed(**settings)
 
 
-def test_a_whole_number_of_yaml_may_have_a_point(tmp_path):
+def test_whole_float_is_an_integer(tmp_path):
     args = ViTPTrainingConfig(str(tmp_path / "out"), max_steps=20.0, bf16=False)
     assert args.max_steps == 20 and isinstance(args.max_steps, int)
     with pytest.raises(ValueError, match="max_steps=2.5 is no whole number"):
         ViTPTrainingConfig(str(tmp_path / "out"), max_steps=2.5, bf16=False)
 
 
-def test_names_that_yaml_takes_for_other_types_are_to_be_quoted():
+def test_unquoted_yaml_names_are_refused():
     for value in ([True, False], [1, 1], {"name": False}):
         with pytest.raises(ValueError, match="is of the wrong type: .*put names in quotes"):
             check_type("classes", value, list[str])
@@ -79,14 +79,14 @@ def test_names_that_yaml_takes_for_other_types_are_to_be_quoted():
         check_type("size", [64, 64], int)
 
 
-def test_a_mapping_of_transformers_may_be_a_file(tmp_path):
+def test_mapping_of_transformers_may_be_a_file(tmp_path):
     (tmp_path / "accelerator.json").write_text('{"even_batches": false}')
     args = ViTPTrainingConfig(str(tmp_path / "out"), accelerator_config=str(tmp_path / "accelerator.json"))
     assert args.accelerator_config.even_batches is False and args.accelerator_config.dispatch_batches is False
 
 
 @pytest.mark.parametrize("pins", [True, False])
-def test_batches_come_to_the_device_while_one_is_computed_if_their_memory_is_pinned(tmp_path, monkeypatch, pins):
+def test_pinned_batches_are_copied_without_blocking(tmp_path, monkeypatch, pins):
     monkeypatch.setattr("torch.accelerator.is_available", lambda: True)  # for a CPU nothing is pinned
     args = ViTPTrainingConfig(str(tmp_path / "out"), dataloader_pin_memory=pins, bf16=False)
     assert args.accelerator_config.non_blocking is pins
@@ -157,7 +157,7 @@ MEANINGLESS = [
 
 
 @pytest.mark.parametrize(("arguments", "others", "settings"), MEANINGLESS, ids=lambda value: str(value)[-40:])
-def test_a_value_that_means_nothing_is_refused_where_the_argument_is_defined(arguments, others, settings, tmp_path):
+def test_bad_value_is_refused(arguments, others, settings, tmp_path):
     more = {"output_dir": str(tmp_path)} if issubclass(arguments, TrainingArguments) else {}
     arguments(**others, **more)
     (name,) = settings
@@ -188,7 +188,7 @@ def test_a_value_that_means_nothing_is_refused_where_the_argument_is_defined(arg
     ],
     ids=lambda value: value if isinstance(value, str) else value.__name__.split(".")[-1],
 )
-def test_a_word_that_means_nothing_is_refused(recipe, words, monkeypatch):
+def test_bad_word_is_refused(recipe, words, monkeypatch):
     monkeypatch.setattr(sys, "argv", ["vitp"])
     option = [word for word in words.split() if word.startswith("--")][-1]
     with pytest.raises(WrongArguments, match=option):

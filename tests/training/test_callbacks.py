@@ -1,0 +1,412 @@
+"""A run ends at the first step that is not finite, and leaves nothing of it."""
+
+import contextlib
+import io
+import json
+import logging
+import multiprocessing
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from types import SimpleNamespace
+
+import dense_data
+import numpy as np
+import pytest
+import torch
+from accelerate.utils import DistributedType
+from launching import launch
+from paths import HELPERS
+from PIL import Image
+from pushed_runs import train
+from tiny_models import FROM_SCRATCH
+from torch import nn
+from training_run import Send, make_trainer, run, summary
+from transformers import TrainerCallback
+from trl import ModelConfig
+
+from modeling_vitp.command.errors import RunStopped
+from modeling_vitp.images.pixels import colors_of, principal_scores
+from modeling_vitp.recipes import finetune_segmentation
+from modeling_vitp.training.callbacks import (
+    TAG,
+    LogPredictionsCallback,
+    StopAtNotFinite,
+    choose,
+    component_colors,
+    outlive_signals,
+)
+from modeling_vitp.training.checkpointing import last_checkpoint
+from modeling_vitp.training.loading import load_start
+from modeling_vitp.training.vitp_trainer import ViTPTrainer
+
+
+def poison(trainer, what: str, step: int) -> list:
+    """Makes loss or gradient NaN in a step; the ids of the rows of the step come after."""
+    compute_loss, seen = trainer.compute_loss, []
+
+    def poisoned(model, inputs, *args, **kwargs):
+        loss = compute_loss(model, inputs, *args, **kwargs)
+        if model.training and trainer.state.global_step == step - 1:
+            seen.extend(trainer._finite.samples)
+            if what == "loss":
+                return loss * float("nan")
+            loss.register_hook(lambda gradient: gradient * float("inf"))
+        return loss
+
+    trainer.compute_loss = poisoned
+    return seen
+
+
+@pytest.mark.parametrize("stream", [False, True], ids=["map", "stream"])
+@pytest.mark.parametrize("what", ["loss", "gradient"])
+def test_step_not_finite_names_its_samples(tmp_path, stream, what):
+    trainer = make_trainer(tmp_path, stream=stream, save_steps=1, eval_strategy="no", logging_steps=1)
+    seen = poison(trainer, what, 3)
+    with pytest.raises(RunStopped, match="Step 3 is not finite") as stop:
+        trainer.train()
+    assert seen
+    assert all(repr(name) in str(stop.value) for name in seen)
+    assert last_checkpoint(tmp_path).endswith("checkpoint-2")
+
+
+def test_diverging_run_exports_nothing(data_folder, tmp_path):
+    settings = {"from_scratch": FROM_SCRATCH, "dataset_name": str(data_folder)}
+    with pytest.raises(RunStopped, match="Step 1 is not finite: weights are NaN or infinite, in "):
+        train(tmp_path, **settings, learning_rate=1e38, warmup_steps=0, max_steps=1)
+    assert not (tmp_path / "out" / "backbone").exists() and not (tmp_path / "out" / "model.safetensors").exists()
+    assert not (tmp_path / "out" / "metrics.json").exists() and last_checkpoint(tmp_path / "out") is None
+
+
+def test_step_skipped_by_a_scaler_goes_on(tmp_path):
+    trainer = make_trainer(tmp_path)
+    finite = StopAtNotFinite(trainer)
+    finite.losses, finite.samples = [torch.tensor(1.0), torch.tensor(float("nan"))], ["row-7"]
+
+    def end_step():
+        finite.on_step_end(trainer.args, trainer.state, trainer.control, model=trainer.model)
+
+    trainer.accelerator.scaler = SimpleNamespace(get_scale=lambda: 2.0)
+    end_step()
+    trainer.accelerator.scaler = SimpleNamespace(get_scale=lambda: 0.5)
+    with pytest.raises(RunStopped, match="the loss is nan. Its samples here: 'row-7'"):
+        end_step()
+
+
+def test_diverging_segmentation_names_its_samples(tmp_path):
+    dense_data.make_loveda(tmp_path / "data")
+    settings = {"submission": None, "num_pictures": 0, "learning_rate": 1e38, "warmup_steps": 0}
+    with pytest.raises(RunStopped, match=r"Step 1 is not finite: weights .* Its samples here: '.*/"):
+        finetune_segmentation.main(
+            dense_data.smoke_arguments("loveda", tmp_path / "data", tmp_path / "out", **settings)
+        )
+    assert not (tmp_path / "out" / "model.safetensors").exists()
+
+
+def test_weights_that_are_nan_are_no_start(model_and_processor, tmp_path):
+    model, processor = model_and_processor
+    with torch.no_grad():
+        model.lm_head.weight[3, 3] = float("nan")
+    for part in (model, processor):
+        part.save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="NaN or infinite, in lm_head.weight"):
+        load_start(ModelConfig(str(tmp_path)), None, [])
+
+
+def stopped(folder, number: int, step: int, **options) -> RunStopped:
+    trainer = make_trainer(folder, **options)
+    trainer.add_callback(Send(number, step))
+    with pytest.raises(RunStopped) as stop:
+        trainer.train()
+    return stop.value
+
+
+@pytest.mark.parametrize("step", [3, *(pytest.param(step, marks=pytest.mark.slow) for step in (1, 5))])
+def test_run_stopped_by_signal_is_exact(tmp_path, step, monkeypatch, capfd):
+    """An evaluation is due at the third step."""
+    monkeypatch.setattr(sys, "argv", ["vitp pretrain", "--config", "a b.yaml", "--hub_token", "hf_secret"])
+    whole = run(tmp_path / "whole")
+    before = signal.getsignal(signal.SIGTERM)
+    stop = stopped(tmp_path / "run", signal.SIGTERM, step)
+    assert signal.getsignal(signal.SIGTERM) == before
+    assert stop.status == 143 and "hf_secret" not in str(stop)
+    assert f"stopped by SIGTERM: checkpoint-{step} of 8 steps" in str(stop)
+    assert str(stop).endswith("Go on with: vitp pretrain --config 'a b.yaml'")
+    assert "SIGTERM: saving at the end of this step." in capfd.readouterr().err
+    assert last_checkpoint(tmp_path / "run").endswith(f"checkpoint-{step}")
+    assert run(tmp_path / "run") == whole
+
+
+class SendToAll(TrainerCallback):
+    """Lets another process send a signal to this one and to all that it has started, as `timeout` and Slurm do."""
+
+    def __init__(self, number: int):
+        self.number, self.workers = number, []
+
+    def on_step_begin(self, args, state, control, **kwargs):
+        if state.global_step == 1:
+            self.workers = [process.pid for process in multiprocessing.active_children()]
+            pids = [*self.workers, os.getpid()]
+            subprocess.run(["kill", f"-{self.number}", *map(str, pids)], check=True)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("persistent", [False, True])
+def test_signal_to_the_group_spares_workers(interruptible, tmp_path, number, persistent):
+    options = {"dataloader_num_workers": 2, "dataloader_persistent_workers": persistent, "eval_strategy": "no"}
+    trainer = make_trainer(tmp_path, save_on_signal=["SIGTERM", "SIGINT"], **options)
+    send = SendToAll(number)
+    trainer.add_callback(send)
+    with pytest.raises(RunStopped, match="checkpoint-2 of 8 steps"):
+        trainer.train()
+    assert len(send.workers) >= 2
+    # They end with the loader, and by the signal of the process that trains.
+    deadline = time.monotonic() + 20
+    while any(process.pid in send.workers for process in multiprocessing.active_children()):
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+
+
+def wait_for_ever(names: list[str], ready) -> None:
+    outlive_signals(names, lambda worker_id: ready.put(worker_id), 7)
+    time.sleep(600)
+
+
+@pytest.mark.parametrize(
+    "method", ["fork", *(pytest.param(name, marks=pytest.mark.slow) for name in ("forkserver", "spawn"))]
+)
+def test_worker_ends_by_its_parent_only(method):
+    context = multiprocessing.get_context(method)
+    ready = context.SimpleQueue()
+    worker = context.Process(target=wait_for_ever, args=(["SIGTERM", "SIGINT"], ready), daemon=True)
+    worker.start()
+    assert ready.get() == 7
+    for number in (signal.SIGTERM, signal.SIGINT):
+        subprocess.run(["kill", f"-{number}", str(worker.pid)], check=True)
+    worker.join(0.5)
+    assert worker.is_alive()
+    worker.terminate()
+    worker.join(10)
+    assert worker.exitcode == 0
+
+
+@pytest.fixture
+def interruptible():
+    """As in a shell's foreground; what a shell starts in the background ignores SIGINT."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+def test_second_ctrl_c_stops_at_once(interruptible, tmp_path):
+    assert stopped(tmp_path / "once", signal.SIGINT, 1, save_on_signal=["SIGINT"]).status == 130
+    assert last_checkpoint(tmp_path / "once")
+    for name, options, times in [("twice", {"save_on_signal": ["SIGINT"]}, 2), ("not asked", {}, 1)]:
+        trainer = make_trainer(tmp_path / name, **options)
+        trainer.add_callback(Send(signal.SIGINT, 1, times))
+        with pytest.raises(KeyboardInterrupt):
+            trainer.train()
+        assert last_checkpoint(tmp_path / name) is None
+
+
+def test_an_unfinished_run_is_not_exported(data_folder, tmp_path, monkeypatch):
+    """Neither by our signal nor by transformers' own just-in-time checkpoint."""
+    training_step = ViTPTrainer.training_step
+
+    def notified(trainer, *args, **kwargs):
+        os.kill(os.getpid(), signal.SIGTERM)
+        return training_step(trainer, *args, **kwargs)
+
+    monkeypatch.setattr(ViTPTrainer, "training_step", notified)
+    settings = {"from_scratch": FROM_SCRATCH, "dataset_name": str(data_folder), "max_steps": 3}
+    for name, more in [("ours", {}), ("theirs", {"enable_jit_checkpoint": True, "save_on_signal": ["none"]})]:
+        (tmp_path / name).mkdir()
+        with pytest.raises(RunStopped, match="checkpoint-1 of 3 steps"):
+            train(tmp_path / name, **settings, **more)
+        out = tmp_path / name / "out"
+        assert last_checkpoint(out) and not (out / "model.safetensors").exists() and not (out / "backbone").exists()
+    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+
+
+def test_signals_that_are_none_are_refused(tmp_path):
+    with pytest.raises(ValueError, match="SIGTERM and SIGINT, or none; not SIGHUP"):
+        make_trainer(tmp_path, save_on_signal=["SIGHUP"])
+
+
+@pytest.mark.slow
+def test_two_processes_stop_at_the_same_step(tmp_path):
+    def start(folder, **options):
+        command = (2, tmp_path / "output.txt", "training_run.py", str(tmp_path / folder))
+        return launch(*command, json.dumps({"max_steps": 4, "save_steps": 4, **options})).wait(timeout=600)
+
+    assert start("run", tell=[1, 2]) != 0
+    assert "stopped by SIGTERM: checkpoint-2 of 4 steps" in (tmp_path / "output.txt").read_text()
+    assert last_checkpoint(tmp_path / "run").endswith("checkpoint-2")
+    assert start("run") == start("whole") == 0
+    run, whole = (json.loads((tmp_path / name / "summary.json").read_text()) for name in ("run", "whole"))
+    assert run == whole
+
+
+EVERY_STEP = {"eval_steps": 1, "save_steps": 2, "max_steps": 4, "logging_steps": 1}
+
+
+class Stopped(Exception):
+    pass
+
+
+class StopAfter(TrainerCallback):
+    def __init__(self, step):
+        self.step = step
+
+    def on_step_begin(self, args, state, control, **kwargs):
+        if state.global_step == self.step:
+            raise Stopped
+
+
+def images_in(folder: Path) -> list[tuple[int, np.ndarray]]:
+    """Steps and images of all event files, as TensorBoard reads them."""
+    from tensorboard.backend.event_processing.event_accumulator import IMAGES, EventAccumulator
+
+    found = []
+    for file in folder.rglob("events.out.tfevents.*"):
+        events = EventAccumulator(str(file), size_guidance={IMAGES: 0}).Reload()
+        if TAG in events.Tags()["images"]:
+            read = [(event.step, Image.open(io.BytesIO(event.encoded_image_string))) for event in events.Images(TAG)]
+            found += [(step, np.asarray(image)) for step, image in read]
+    return sorted(found, key=lambda one: one[0])
+
+
+@pytest.fixture(scope="module")
+def stopped_and_resumed(tmp_path_factory):
+    """A run that is watched, stopped between its checkpoints and gone on with; and its picture of step 3 before."""
+    folder = tmp_path_factory.mktemp("watched")
+    options = {**EVERY_STEP, "watch_samples": 2, "report_to": "tensorboard"}
+    first = make_trainer(folder, **options)
+    first.add_callback(StopAfter(3))
+    with contextlib.suppress(Stopped):
+        first.train()
+    before = (folder / "watch" / "step-000003.png").stat().st_mtime_ns
+    second = make_trainer(folder, **options)
+    second.train(resume_from_checkpoint=last_checkpoint(folder))
+    return folder, second, before
+
+
+def test_pictures_leave_training_exact(stopped_and_resumed, tmp_path):
+    plain = make_trainer(tmp_path, **EVERY_STEP)
+    plain.train()
+    assert summary(stopped_and_resumed[1]) == summary(plain)
+    assert not (tmp_path / "watch").exists()
+
+
+def test_every_step_has_one_picture(stopped_and_resumed):
+    folder, _, before = stopped_and_resumed
+    pictures = sorted((folder / "watch").glob("*.png"))
+    assert [path.name for path in pictures] == [f"step-{step:06d}.png" for step in range(5)]
+    assert pictures[3].stat().st_mtime_ns == before
+    sent = images_in(folder)
+    assert [step for step, _ in sent] == [0, 1, 2, 3, 4]
+    for (_, image), path in zip(sent, pictures):
+        assert np.array_equal(image, np.asarray(Image.open(path).convert("RGB")))
+
+
+def test_new_run_removes_older_pictures(tmp_path):
+    (tmp_path / "watch").mkdir()
+    (tmp_path / "watch" / "step-000007.png").touch()
+    watcher = watcher_of(tmp_path)
+    watcher.on_train_begin(watcher.trainer.args, SimpleNamespace(global_step=0), None)
+    assert [path.name for path in (tmp_path / "watch").iterdir()] == ["step-000000.png"]
+
+
+def watcher_of(
+    folder, draw=lambda samples, path: Image.new("RGB", (3, 2)).save(path, "PNG"), **options
+) -> LogPredictionsCallback:
+    """Of a trainer that draws nothing of a model, or fails to."""
+    settings = {"output_dir": str(folder), "device": torch.device("cpu"), "eval_strategy": "steps", **options}
+    trainer = SimpleNamespace(
+        args=SimpleNamespace(**settings),
+        accelerator=SimpleNamespace(distributed_type=options.get("distributed_type", DistributedType.NO)),
+        model=nn.Sequential(nn.Dropout(), nn.BatchNorm1d(3).eval()),
+        callback_handler=SimpleNamespace(callbacks=[]),
+        watched_samples=lambda number: list(range(number)),
+        draw_samples=draw,
+    )
+    return LogPredictionsCallback(trainer, 2)
+
+
+def test_failing_picture_is_one_warning(tmp_path, caplog):
+    def draw(samples, path):
+        assert not any(module.training for module in watcher.trainer.model)
+        torch.rand(3), np.random.rand(3)
+        raise RuntimeError("no ink\nTraceback …")
+
+    watcher = watcher_of(tmp_path, draw)
+    states = torch.get_rng_state(), np.random.get_state()[1].copy()
+    with caplog.at_level(logging.WARNING):
+        watcher.on_evaluate(watcher.trainer.args, SimpleNamespace(global_step=5), None)
+    (record,) = caplog.records
+    assert record.message.startswith("The picture of step 5 failed: RuntimeError: no ink")
+    assert "\n" not in record.message
+    assert not list((tmp_path / "watch").glob("*.png"))
+    assert [module.training for module in watcher.trainer.model] == [True, False]
+    assert torch.equal(states[0], torch.get_rng_state()) and np.array_equal(states[1], np.random.get_state()[1])
+
+
+@pytest.mark.parametrize(("strategy", "steps"), [("no", [2]), ("steps", [])])
+def test_pictures_at_checkpoints_without_evaluation(tmp_path, strategy, steps):
+    watcher = watcher_of(tmp_path, eval_strategy=strategy)
+    watcher.on_save(watcher.trainer.args, SimpleNamespace(global_step=2), None)
+    assert [path.name for path in tmp_path.rglob("*.png")] == [f"step-{step:06d}.png" for step in steps]
+
+
+def test_sharded_model_is_not_drawn(tmp_path, caplog):
+    watcher = watcher_of(tmp_path, distributed_type=DistributedType.FSDP)
+    watcher.on_train_begin(watcher.trainer.args, SimpleNamespace(global_step=0), None)
+    watcher.on_evaluate(watcher.trainer.args, SimpleNamespace(global_step=5), None)
+    assert [record.message for record in caplog.records] == [
+        "watch_samples: no pictures, since no process has the whole of a model that is sharded."
+    ]
+    assert not list(tmp_path.iterdir())
+
+
+def test_samples_depend_on_the_seed():
+    samples = [chr(97 + index) for index in range(20)]
+    chosen = choose(samples, 5, seed=3)
+    assert chosen == choose(samples, 5, seed=3) == sorted(chosen) and len(set(chosen)) == 5
+    assert chosen != choose(samples, 5, seed=4)
+    assert choose(samples, 50, seed=3) == samples
+
+
+def test_components_keep_their_colors_from_step_to_step(tmp_path):
+    features = torch.randn(8, 4, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    (first,) = component_colors([features], tmp_path)
+    turned = torch.linalg.qr(torch.randn(8, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(1)))[0]
+    (again,) = component_colors([torch.einsum("dc,crk->drk", turned, 3 * features)], tmp_path)
+    assert np.abs(first.astype(int) - again).max() <= 1
+    assert [path.name for path in tmp_path.iterdir()] == ["components.safetensors"]
+
+
+def test_components_are_aligned_per_sample(tmp_path):
+    generator = torch.Generator().manual_seed(0)
+    features = [torch.randn(6, 3, 2 + number, generator=generator) for number in range(12)]
+    first = component_colors(features[:11], tmp_path)
+    turned = component_colors([-one for one in features], tmp_path)
+    assert all(np.abs(one.astype(int) - again).max() <= 1 for one, again in zip(first, turned[:11], strict=True))
+    assert np.abs(colors_of(principal_scores(-features[11])).astype(int) - turned[11]).max() <= 1
+
+
+@pytest.mark.slow
+def test_trackio_and_wandb_keep_the_same_files(tmp_path):
+    """Trained by a process of its own, since both libraries read where they write to when they are imported."""
+    environment = {**os.environ, "TRACKIO_DIR": str(tmp_path / "trackio"), "WANDB_DIR": str(tmp_path)}
+    environment |= {"WANDB_MODE": "offline", "WANDB_SILENT": "true", "HOME": str(tmp_path / "home")}
+    options = {"max_steps": 2, "eval_steps": 2, "watch_samples": 1, "report_to": ["trackio", "wandb"]}
+    command = [sys.executable, str(HELPERS / "training_run.py"), str(tmp_path / "run"), json.dumps(options)]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0 and "failed" not in done.stderr, done.stderr
+    pictures = sorted(path.read_bytes() for path in (tmp_path / "run" / "watch").glob("*.png"))
+    assert len(pictures) == 2
+    for folder in ("trackio/media", "wandb"):
+        assert sorted(path.read_bytes() for path in (tmp_path / folder).rglob("*.png")) == pictures, folder

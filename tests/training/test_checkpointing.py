@@ -1,0 +1,152 @@
+"""Disks that fill up, and the lock of an output folder."""
+
+import json
+import shutil
+import subprocess
+import sys
+
+import pytest
+from launching import locked_elsewhere
+from pushed_runs import train
+from tiny_models import FROM_SCRATCH
+from training_run import make_trainer, run, summary
+
+from modeling_vitp.command.errors import RunStopped
+from modeling_vitp.training import checkpointing
+from modeling_vitp.training.checkpointing import LOCK, FolderLock, check_free, last_checkpoint
+from modeling_vitp.training.results import save_parts
+from modeling_vitp.training.vitp_trainer import ViTPTrainer
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """Mounts a disk of a number of kilobytes at a folder of this test."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+
+    def mount(kilobytes: int):
+        command = ["mount", "-t", "tmpfs", "-o", f"size={kilobytes}k", "tmpfs", str(folder)]
+        if subprocess.run(command, capture_output=True).returncode:
+            pytest.skip("a disk cannot be mounted here")
+        return folder
+
+    yield mount
+    subprocess.run(["umount", "-l", str(folder)], capture_output=True)  # though files in it are still mapped
+
+
+def checkpoint_kilobytes(folder) -> int:
+    make_trainer(folder, max_steps=1, save_steps=1, eval_strategy="no").train()
+    total = sum(path.stat().st_size for path in (folder / "checkpoint-1").rglob("*") if path.is_file())
+    shutil.rmtree(folder)
+    return total // 1024
+
+
+@pytest.mark.parametrize("checked", [True, False], ids=["asked before", "found while writing"])
+def test_run_goes_on_after_a_full_disk(tmp_path, small_disk, monkeypatch, checked):
+    needed = checkpoint_kilobytes(tmp_path / "measured")
+    if not checked:
+        monkeypatch.setattr(checkpointing, "check_room", lambda *_: None)
+        monkeypatch.setattr("modeling_vitp.training.base_trainer.check_room", lambda *_: None)
+    options = {"save_steps": 1, "save_total_limit": None, "max_steps": 4, "eval_strategy": "no"}
+    out = small_disk(2 * needed + 1200) / "out"
+    with pytest.raises(RunStopped, match=r"The disk of .*out is full: .* Make room .*start again") as stop:
+        make_trainer(out, **options).train()
+    assert "\n" not in str(stop.value)
+    last = last_checkpoint(out)
+    assert last and not (out / "_saving").exists()
+    moved = tmp_path / "moved"
+    shutil.copytree(last, moved / last.rsplit("/", 1)[1])
+    assert run(moved, **options) == run(tmp_path / "whole", **options)
+
+
+def test_no_room_for_the_model_stops_first(tmp_path, small_disk):
+    out = small_disk(900) / "out"
+    trainer = make_trainer(out)
+    with pytest.raises(RunStopped, match="the model takes .* MB, and 0.9 MB are free"):
+        trainer.train()
+    assert trainer.state.global_step == 0
+    assert summary(trainer)["log"] == []
+
+
+def test_room_for_the_model_alone_is_a_warning(tmp_path, monkeypatch, caplog):
+    trainer = make_trainer(tmp_path, max_steps=1)
+    weights = checkpointing.weight_bytes(trainer.model)
+    assert weights == sum(weight.numel() for weight in trainer.model.parameters()) * 4
+    monkeypatch.setattr(checkpointing, "free_bytes", lambda _: 3 * weights // 2)
+    monkeypatch.setattr(checkpointing, "STATE_FILES", 0)
+    trainer.args.save_strategy = "steps"
+    trainer._check_room()
+    assert "a checkpoint takes about" in caplog.text
+
+
+def test_full_disk_at_the_end_is_one_line(data_folder, tmp_path, monkeypatch):
+    def full(trainer):
+        save_parts(trainer)
+        raise OSError(28, "No space left on device", "backbone")
+
+    monkeypatch.setattr("modeling_vitp.training.results.save_parts", full)
+    with pytest.raises(RunStopped, match="is full: .*No space left on device.*backbone"):
+        train(tmp_path, from_scratch=FROM_SCRATCH, dataset_name=str(data_folder), max_steps=1)
+
+
+HOLD = """
+import sys
+from modeling_vitp.training.checkpointing import FolderLock
+lock = FolderLock(sys.argv[1])
+lock.acquire()
+print("held", flush=True)
+input()
+"""
+
+
+def test_second_run_is_refused_until_the_first_is_killed(tmp_path, data_folder, monkeypatch):
+    monkeypatch.setattr(checkpointing, "LOCK_TIMEOUT", 0)
+    out, settings = tmp_path / "out", {"from_scratch": FROM_SCRATCH, "dataset_name": str(data_folder)}
+    command, pipes = [sys.executable, "-c", HOLD, str(out)], {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+    with subprocess.Popen(command, **pipes) as other:
+        assert other.stdout.readline() == b"held\n"
+        for start in (make_trainer(out).train, lambda: train(tmp_path, **settings)):
+            with pytest.raises(RunStopped, match=f"Another run writes to {out}. Give another output_dir"):
+                start()
+        assert [path.name for path in out.iterdir()] == [LOCK]
+        monkeypatch.setenv("RANK", "1")
+        check_free(out)
+        monkeypatch.delenv("RANK")
+        other.kill()
+    check_free(out)
+    make_trainer(out, max_steps=1, save_strategy="no").train()
+
+
+def test_lock_is_held_once_and_released_by_its_process(tmp_path):
+    first, second = FolderLock(tmp_path), FolderLock(tmp_path)
+    first.acquire()
+    second.acquire()
+    check_free(tmp_path)
+    assert first.is_held and second.is_held
+    second.release()
+    assert not first.is_held
+    with locked_elsewhere(tmp_path), pytest.raises(RunStopped):
+        first.acquire(timeout=0)
+    first.acquire(timeout=0)
+    first.release()
+
+
+def test_crashed_run_keeps_the_finished_record(data_folder, tmp_path, monkeypatch):
+    settings = {"from_scratch": FROM_SCRATCH, "dataset_name": str(data_folder), "max_steps": 1}
+    assert train(tmp_path, **settings) == 0
+    files = [tmp_path / "out" / name for name in ("run.json", "metrics.json", "README.md")]
+    before = [file.read_bytes() for file in files]
+    with pytest.raises(ValueError, match="seed was 42 and is 7"):
+        train(tmp_path, **settings, seed=7)
+    assert [file.read_bytes() for file in files] == before
+
+    with monkeypatch.context() as patch:
+        patch.setattr(ViTPTrainer, "training_step", lambda *args, **kwargs: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            train(tmp_path, **settings | {"max_steps": 2}, learning_rate=0.5)
+    assert [file.read_bytes() for file in files] == before
+    check_free(tmp_path / "out")
+
+    assert train(tmp_path, **settings | {"max_steps": 2}, learning_rate=0.5) == 0
+    assert json.loads(files[0].read_text())["settings"]["learning_rate"] == 0.5
+    assert not (tmp_path / "out" / "_running").exists()
