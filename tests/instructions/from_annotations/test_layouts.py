@@ -23,6 +23,7 @@ from annotated_images import (
 from PIL import Image
 
 from modeling_vitp.instructions.from_annotations import layouts
+from modeling_vitp.instructions.from_annotations.annotations import AnnotatedImage
 from modeling_vitp.instructions.from_annotations.pipeline import annotate_all, choose_split
 
 
@@ -62,6 +63,23 @@ def test_classes_of_folders(tmp_path):
                 with_options += 1
     assert all(yes_and_no[label, "yes"] == yes_and_no[label, "no"] for label in plain.values())
     assert sum(yes_and_no.values()) >= 20 and with_options >= 5
+
+
+def test_layout_from_outside_is_used_by_its_name(tmp_path, monkeypatch):
+    monkeypatch.setitem(layouts.LAYOUTS, "prefixes", None)
+
+    @layouts.register_layout("prefixes")
+    class Prefixes(layouts.ClassFolders):
+        """The class stands before the number in the name of a file."""
+
+        def annotate(self, image_id, paths):
+            label = self.phrase(paths[0].stem.rstrip("0123456789"))
+            return [AnnotatedImage(image_id, paths, layouts.upright_size(paths[0]), label=label)]
+
+    for label in ("river", "forest"):
+        noise(tmp_path / "data" / f"{label}7.png", 0, (8, 8))
+    rows = make("prefixes", tmp_path / "data", tmp_path / "out", "--split", "all", "--kinds", "classification")["train"]
+    assert [[answer for _, answer in turns_of(row)] for row in rows] == [["forest"], ["river"]]
 
 
 def flood(mask):
