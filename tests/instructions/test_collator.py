@@ -106,7 +106,7 @@ def assemble(samples, pad_id, padding_side, multiple, with_positions):
 @pytest.mark.parametrize("multiple", [None, 64])
 @pytest.mark.parametrize("ratio", [0, 0.75])
 @pytest.mark.parametrize("order", [[0, 1, 2, 3], [3, 2], [3], [2, 3, 0]])
-def test_a_batch_is_assembled_from_the_encodings_of_its_samples(processor, order, ratio, multiple, padding_side):
+def test_batch_is_assembled_from_its_samples(processor, order, ratio, multiple, padding_side):
     rows = [make_rows()[i] for i in order]
     collator = ViTPDataCollator(
         processor, vrl_drop_ratio=ratio, padding_side=padding_side, pad_to_multiple_of=multiple, seed=5
@@ -117,7 +117,7 @@ def test_a_batch_is_assembled_from_the_encodings_of_its_samples(processor, order
     assert_same(collator(rows), expected)
 
 
-def test_a_place_written_in_the_text_is_an_image_place(processor):
+def test_image_place_in_text_is_a_part(processor):
     """As in LLaVA's rows; against the same conversation in parts."""
     collator = ViTPDataCollator(processor)
     images = [picture(56, 56, 1), picture(56, 56, 2)]
@@ -127,7 +127,7 @@ def test_a_place_written_in_the_text_is_an_image_place(processor):
     assert_same(collator([{"id": 1, "images": images, "messages": [written, ANSWER]}]), expected)
 
 
-def test_the_share_of_samples_reaches_the_processor(processor):
+def test_apply_prob_reaches_the_processor(processor):
     rows = [{**make_rows()[0], "id": i} for i in range(12)]
     collator = ViTPDataCollator(processor, vrl_drop_ratio=0.75, vrl_apply_prob=0.5)
     samples = [encode_alone(processor, row, 0.75, prob=0.5) for row in rows]
@@ -137,7 +137,7 @@ def test_the_share_of_samples_reaches_the_processor(processor):
 
 @pytest.mark.parametrize("ratio", [0, 0.75])
 @pytest.mark.parametrize("padding_side", ["right", "left"])
-def test_labels_are_exactly_the_answers_and_their_ends(processor, ratio, padding_side):
+def test_labels_are_answers_and_their_ends(processor, ratio, padding_side):
     rows = make_rows()
     batch = ViTPDataCollator(processor, vrl_drop_ratio=ratio, padding_side=padding_side)(rows)
     answers = [
@@ -171,7 +171,7 @@ def kept(processor, row, epoch=0, **kwargs):
     return fingerprint(collator.encode(row))
 
 
-def test_the_draw_depends_on_seed_id_and_epoch_alone(processor):
+def test_draw_depends_on_seed_id_and_epoch(processor):
     row = make_rows()[2]
     first = kept(processor, row)
     torch.manual_seed(1234)
@@ -182,7 +182,7 @@ def test_the_draw_depends_on_seed_id_and_epoch_alone(processor):
     assert kept(processor, {**row, "id": "four"}) != first
 
 
-def test_going_back_to_an_epoch_repeats_its_draws(processor):
+def test_epoch_repeats_its_draws(processor):
     collator = ViTPDataCollator(processor, vrl_drop_ratio=0.75)
     row, draws = make_rows()[2], []
     for epoch in (0, 1, 0):
@@ -192,7 +192,7 @@ def test_going_back_to_an_epoch_repeats_its_draws(processor):
     assert draws[0] == draws[2] != draws[1]
 
 
-def test_a_row_without_an_id_is_known_by_its_messages(processor):
+def test_row_without_id_is_drawn_by_its_messages(processor):
     row = {name: value for name, value in make_rows()[2].items() if name != "id"}
     other = {**row, "messages": [{**row["messages"][0], "content": [PLACE, PLACE, PLACE]}, ANSWER]}
     first = kept(processor, row)
@@ -209,7 +209,7 @@ def draw_brightness(row, generator):
 
 
 @pytest.mark.parametrize("num_workers", [0, 2])
-def test_every_worker_and_epoch_gives_the_draws_of_the_main_process(processor, num_workers):
+def test_workers_give_the_draws_of_the_main_process(processor, num_workers):
     rows = make_rows()[:3] * 2
     rows = [{**row, "id": i} for i, row in enumerate(rows)]
     collator = ViTPDataCollator(processor, vrl_drop_ratio=0.75, sample_transform=draw_brightness)
@@ -228,7 +228,7 @@ def test_every_worker_and_epoch_gives_the_draws_of_the_main_process(processor, n
     assert not torch.equal(epochs[0][1]["pixel_values"], epochs[1][1]["pixel_values"])
 
 
-def test_evaluation_neither_drops_nor_transforms_and_keeps_the_rest(processor):
+def test_evaluation_neither_drops_nor_transforms(processor):
     calls = []
     collator = ViTPDataCollator(
         processor,
@@ -248,7 +248,7 @@ def test_evaluation_neither_drops_nor_transforms_and_keeps_the_rest(processor):
     assert collator.vrl_drop_ratio == 0.75 and collator.sample_transform is not None
 
 
-def test_the_transform_gets_decoded_images_and_its_result_is_encoded(processor):
+def test_transform_gets_decoded_images(processor):
     seen = []
 
     def transform(row, generator):
@@ -282,7 +282,7 @@ class Drawing:
         return {"images": [self.picture], "messages": [USER, {**ANSWER, "content": row["image"]["path"]}]}
 
 
-def test_images_are_not_read_for_a_transform_that_makes_its_own(processor):
+def test_images_are_not_read_for_makes_images(processor):
     row = {"id": "one", "image": {"bytes": None, "path": "nowhere.png"}, "messages": [USER, ANSWER]}
     actual = ViTPDataCollator(processor, sample_transform=Drawing(picture(60, 60)))([row])
     drawn = {"id": "one", "images": [picture(60, 60)], "messages": [USER, {**ANSWER, "content": "nowhere.png"}]}
@@ -293,7 +293,7 @@ def test_images_are_not_read_for_a_transform_that_makes_its_own(processor):
     assert list(sample_texts(rows, Drawing(picture(60, 60)), seed=0))[-1] == "nowhere.png"
 
 
-def test_the_generator_of_the_transform_is_a_function_of_seed_id_and_epoch(processor):
+def test_transform_generator_depends_on_seed_id_and_epoch(processor):
     drawn = []
 
     def transform(row, generator):
@@ -314,14 +314,14 @@ def test_the_generator_of_the_transform_is_a_function_of_seed_id_and_epoch(proce
     assert all(other != first for other in others) and len({str(other) for other in others}) == 3
 
 
-def test_the_transform_does_not_shift_the_draw_of_vrl(processor):
+def test_transform_does_not_shift_vrl(processor):
     row = make_rows()[2]
     assert kept(processor, row, sample_transform=draw_brightness) == kept(processor, row)
 
 
 @pytest.mark.parametrize("form", ["path", "path in a dict", "bytes", "bytes with a path", "array", "opened file"])
 @pytest.mark.parametrize("column", ["images", "image"])
-def test_an_image_may_come_in_any_form_and_column(processor, form, column, tmp_path):
+def test_image_in_any_form_and_column(processor, form, column, tmp_path):
     image = picture(100, 60)
     path = str(tmp_path / "scene.png")
     image.save(path)
@@ -341,7 +341,7 @@ def test_an_image_may_come_in_any_form_and_column(processor, form, column, tmp_p
     )
 
 
-def test_a_single_image_under_images_is_taken_as_a_list_of_one(processor):
+def test_single_image_under_images(processor):
     image = picture(100, 60)
     row = {"id": 1, "messages": [USER, ANSWER]}
     expected = ViTPDataCollator(processor)([{**row, "images": [image]}])
@@ -350,7 +350,7 @@ def test_a_single_image_under_images_is_taken_as_a_list_of_one(processor):
 
 
 @pytest.mark.parametrize("empty", [{}, {"images": []}, {"images": None}, {"image": None}])
-def test_a_row_without_images_is_text_only(processor, empty):
+def test_row_without_images_is_text_only(processor, empty):
     batch = ViTPDataCollator(processor, vrl_drop_ratio=0.75)([{"id": 1, "messages": [USER, ANSWER], **empty}])
     assert "pixel_values" not in batch and "visual_token_indices" not in batch
     assert batch["position_ids"].tolist() == [list(range(batch["input_ids"].shape[1]))]
@@ -385,7 +385,7 @@ CUT = {
 
 
 @pytest.mark.parametrize("name", CUT)
-def test_a_prompt_or_image_that_does_not_fit_is_refused_with_the_remedy(processor, name):
+def test_prompt_or_image_that_does_not_fit_is_named(processor, name):
     images, messages = CUT[name]
     row = {"id": "bad-7", "images": images, "messages": messages}
     length = len(ViTPDataCollator(processor).encode(row)["input_ids"])
@@ -397,7 +397,7 @@ def test_a_prompt_or_image_that_does_not_fit_is_refused_with_the_remedy(processo
 
 
 @pytest.mark.parametrize("ratio", [0, 0.75])
-def test_answers_are_cut_to_the_limit_with_a_warning_and_the_rest_is_kept(processor, ratio, caplog):
+def test_answers_are_cut_with_a_warning(processor, ratio, caplog):
     row = {"id": "long-7", "images": [picture(100, 60)], "messages": [USER, LONG_ANSWER]}
     whole = encode_alone(processor, row, ratio)
     short = make_rows()[3]
@@ -415,7 +415,7 @@ def test_answers_are_cut_to_the_limit_with_a_warning_and_the_rest_is_kept(proces
 
 
 @pytest.mark.parametrize("ratio", [0, 0.75])
-def test_a_sequence_as_long_as_the_limit_is_not_cut(processor, ratio, caplog):
+def test_sequence_of_the_limit_is_not_cut(processor, ratio, caplog):
     row = make_rows()[0]
     whole = encode_alone(processor, row, ratio)
     collator = ViTPDataCollator(processor, max_length=len(whole["input_ids"]), vrl_drop_ratio=ratio)
@@ -444,7 +444,7 @@ def test_parts_from_arrow_keep_their_places(processor):
     assert_same(ViTPDataCollator(processor, vrl_drop_ratio=0.75)([dataset[0]]), expected)
 
 
-def test_a_chat_template_without_marks_around_answers_is_named(processor):
+def test_template_without_generation_marks_is_named(processor):
     template = processor.chat_template.replace("{% generation %}", "").replace("{% endgeneration %}", "")
     plain = ViTPProcessor(
         processor.image_processor, processor.tokenizer, processor.image_seq_length, chat_template=template
@@ -473,7 +473,7 @@ def hidden_by_hand(ids, labels, mask_ratio, mask_id, end_id, *key):
 @pytest.mark.parametrize("mask_ratio", [0.5, 1.0])
 @pytest.mark.parametrize("drop_ratio", [0.0, 0.75])
 @pytest.mark.parametrize("padding_side", ["right", "left"])
-def test_tokens_of_answers_are_hidden_and_all_else_stays(processor, padding_side, drop_ratio, mask_ratio):
+def test_answer_tokens_are_hidden_and_the_rest_stays(processor, padding_side, drop_ratio, mask_ratio):
     """One turn and many, many images and none."""
     rows, options = make_rows(), {"drop_ratio": drop_ratio, "epoch": 2, "padding_side": padding_side}
     whole, batch = collate(processor, rows, 0.0, **options), collate(processor, rows, mask_ratio, **options)
@@ -488,7 +488,7 @@ def test_tokens_of_answers_are_hidden_and_all_else_stays(processor, padding_side
     assert (shown != end_id).any() == (mask_ratio < 1)
 
 
-def test_as_many_are_hidden_as_the_ratio_says(processor):
+def test_share_of_hidden_tokens_is_the_ratio(processor):
     rows = [{**make_rows()[3], "id": index} for index in range(400)]
     batch = collate(processor, rows, 0.3)
     is_answer = (batch["labels"] != -100) & (batch["labels"] != processor.tokenizer.eos_token_id)
@@ -496,7 +496,7 @@ def test_as_many_are_hidden_as_the_ratio_says(processor):
     assert share == pytest.approx(0.3, abs=4 * (0.3 * 0.7 / is_answer.sum().item()) ** 0.5)
 
 
-def test_hidden_tokens_depend_on_seed_id_and_epoch_alone(processor):
+def test_hidden_tokens_depend_on_seed_id_and_epoch(processor):
     rows = make_rows()
     alone = [collate(processor, [row], 0.5)["input_ids"][0].tolist() for row in rows]
     loader = DataLoader(
@@ -507,7 +507,7 @@ def test_hidden_tokens_depend_on_seed_id_and_epoch_alone(processor):
     assert len(epochs) > 1 and tuple(alone[2]) in epochs
 
 
-def test_what_is_hidden_of_a_cut_answer_is_what_is_hidden_of_the_whole_one(processor):
+def test_cut_answer_hides_as_the_whole(processor):
     row = make_rows()[2:3]
     whole = collate(processor, row, 0.5)
     length = whole["input_ids"].shape[1] - 4
@@ -517,7 +517,7 @@ def test_what_is_hidden_of_a_cut_answer_is_what_is_hidden_of_the_whole_one(proce
         assert torch.equal(cut[name], whole[name][:, :length])
 
 
-def test_nothing_is_hidden_in_evaluation_or_without_the_option(processor):
+def test_nothing_is_hidden_in_evaluation(processor):
     rows = make_rows()
     collator = ViTPDataCollator(processor, answer_mask_ratio=0.9)
     assert_same(collator.for_evaluation()(rows), ViTPDataCollator(processor)(rows))
@@ -533,7 +533,7 @@ def test_nothing_is_hidden_in_evaluation_or_without_the_option(processor):
     ],
     ids=str,
 )
-def test_the_token_that_stands_for_hidden_ones_is_none_that_ends_a_turn(tokens, expected):
+def test_mask_token_does_not_end_a_turn(tokens, expected):
     tokenizer = build_tokenizer(["How many trees?"], 400)
     _, processor = build_model(tokenizer, VISION, TEXT)
     tokenizer.add_special_tokens(tokens)
@@ -544,7 +544,7 @@ def test_the_token_that_stands_for_hidden_ones_is_none_that_ends_a_turn(tokens, 
     assert tokenizer.convert_ids_to_tokens(mask_token_id(processor)) == expected
 
 
-def test_an_end_that_the_chat_template_writes_by_its_name_does_not_stand_for_hidden_ones():
+def test_mask_token_is_not_the_eos_of_a_template():
     tokenizer = build_tokenizer(["How many trees?"], 400)
     _, processor = build_model(tokenizer, VISION, TEXT)
     processor.chat_template = "{{ eos_token }}"
@@ -556,7 +556,7 @@ def test_an_end_that_the_chat_template_writes_by_its_name_does_not_stand_for_hid
 
 @pytest.mark.parametrize("side", ["left", "right"])
 @pytest.mark.parametrize("ratio", [0.0, 0.75])
-def test_a_batch_has_its_samples_one_after_the_other(processor, ratio, side):
+def test_flat_batch_has_its_samples_end_to_end(processor, ratio, side):
     options = {"vrl_drop_ratio": ratio, "padding_side": side}
     rows = [*make_rows(), None]
     alone = [ViTPDataCollator(processor, **options)([row]) for row in rows[:-1]]
@@ -587,7 +587,7 @@ def test_a_batch_has_its_samples_one_after_the_other(processor, ratio, side):
 
 
 @given(st.lists(st.integers(1, 9), min_size=1, max_size=6), st.booleans())
-def test_no_first_token_is_a_label_and_no_other_label_is_lost(lengths, left):
+def test_flat_labels_omit_first_tokens_alone(lengths, left):
     longest = max(lengths)
     mask = torch.zeros(len(lengths), longest, dtype=torch.long)
     for row, length in enumerate(lengths):
@@ -604,7 +604,7 @@ def test_no_first_token_is_a_label_and_no_other_label_is_lost(lengths, left):
     assert at == batch["input_ids"].shape[1]
 
 
-def test_evaluation_pads(processor):
+def test_padding_free_evaluation_pads(processor):
     collator = ViTPDataCollator(processor, padding_free=True).for_evaluation()
     assert collator(make_rows())["attention_mask"].eq(0).any()
 
@@ -618,7 +618,7 @@ def collator(tokenizer):
 
 @pytest.mark.parametrize("sizes", [[], [(56, 56)], [(300, 100)], [(100, 300), (56, 56), (224, 60)]], ids=str)
 @pytest.mark.parametrize("options", [{}, {"vrl_drop_ratio": 0.0}, {"max_length": 20, "vrl_drop_ratio": 0.9}], ids=str)
-def test_the_length_of_a_row_is_what_the_collator_makes_of_it(collator, sizes, options):
+def test_length_is_that_of_the_encoded_row(collator, sizes, options):
     collator = ViTPDataCollator(collator.processor, **{"vrl_drop_ratio": 0.75, **options})
     rows = prepare_rows(Dataset.from_list([sized_row(1, sizes)], features=FEATURES))
     try:
@@ -629,7 +629,7 @@ def test_the_length_of_a_row_is_what_the_collator_makes_of_it(collator, sizes, o
     assert SampleLength.of(collator)(rows[0]) == expected
 
 
-def test_the_length_of_a_row_heeds_the_settings_of_its_source(collator):
+def test_length_follows_source_settings(collator):
     settings = {"a": SourceSettings(max_patches=2, system_prompt="You see trees."), "b": SourceSettings(image_size=112)}
     collator = ViTPDataCollator(collator.processor, source_settings=settings)
     for source in ("a", "b", "c"):

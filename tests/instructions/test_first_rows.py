@@ -45,7 +45,7 @@ def mixture(tmp_path):
 
 
 @pytest.mark.parametrize("streaming", [False, True])
-def test_each_source_is_told_with_its_schema_rows_and_images(mixture, streaming):
+def test_sources_are_described(mixture, streaming):
     number = "a stream" if streaming else "2 rows"
     assert describe_schemas(mixture(streaming)) == [
         "reads text: ShareGPT conversations, 4 rows, no images",
@@ -63,7 +63,7 @@ def check_of(processor, dataset, **options):
 
 @pytest.mark.parametrize("in_processes", [False, True])
 @pytest.mark.parametrize("streaming", [False, True])
-def test_a_row_that_cannot_be_used_is_named_with_its_source_or_counted(mixture, processor, streaming, in_processes):
+def test_unusable_row_is_named_or_counted(mixture, processor, streaming, in_processes):
     with pytest.raises(ValueError, match="Sample 'text/3': it has 0 image"):
         check_of(processor, mixture(streaming), in_processes=in_processes)
     of = "8 rows" if streaming else "all 8 rows"
@@ -74,7 +74,7 @@ def test_a_row_that_cannot_be_used_is_named_with_its_source_or_counted(mixture, 
 IN_TURN = ["text/1", "tars/0", "asked/0", "text/2", "tars/1", "asked/1", "text/3", "text/4"]
 
 
-def test_a_sample_of_each_source_comes_in_turn_under_its_own_name(mixture):
+def test_sources_are_checked_in_turn(mixture):
     assert [row["id"] for row in mixtures.in_turn(mixture())] == IN_TURN
 
 
@@ -87,7 +87,7 @@ class Unusable:
         raise ValueError(f"{row['id']} in {os.getpid()}")
 
 
-def test_other_processes_encode_the_same_rows_in_the_same_turn(mixture, monkeypatch):
+def test_processes_check_the_same_rows(mixture, monkeypatch):
     monkeypatch.setattr(os, "sched_getaffinity", lambda process: range(3))
     for most_rows in (None, 5):
         found = [str(error).split(" in ") for error in mixtures.errors(mixture(), Unusable(), most_rows, True)]
@@ -123,7 +123,7 @@ class Slow:
         (1.0, 7, False, 7),
     ],
 )
-def test_the_first_200_rows_are_checked_or_all_in_20_seconds(monkeypatch, seconds, num_rows, streaming, expected):
+def test_number_of_checked_rows(monkeypatch, seconds, num_rows, streaming, expected):
     rows = Dataset.from_dict({"id": list(range(num_rows)), "messages": [[]] * num_rows})
     slow = Slow(monkeypatch, seconds)
     line = check_rows(rows.to_iterable_dataset() if streaming else rows, slow)
@@ -144,21 +144,21 @@ def test_no_draw_of_the_training_is_made(processor):
 
 
 @pytest.mark.parametrize("num_workers", [0, 1])
-def test_a_run_checks_in_processes_if_its_loader_has_any(tmp_path, monkeypatch, num_workers):
+def test_run_checks_in_processes_of_its_loader(tmp_path, monkeypatch, num_workers):
     asked = []
     monkeypatch.setattr(vitp_trainer, "check_rows", lambda *rows, **options: asked.append(options["in_processes"]))
     make_trainer(tmp_path, dataloader_num_workers=num_workers).check_rows()
     assert asked == [num_workers > 0] * 2
 
 
-def test_no_more_processes_than_16_are_asked_for(monkeypatch):
+def test_check_starts_16_processes_at_most(monkeypatch):
     monkeypatch.setattr(os, "sched_getaffinity", lambda process: range(64))
     monkeypatch.setattr(mixtures, "DataLoader", lambda rows, num_workers, **rest: [num_workers])
     rows = Dataset.from_dict({"id": [0], "messages": [[]]})
     assert list(mixtures.errors(rows, Unusable(), None, True)) == [16]
 
 
-def test_a_run_checks_its_rows_before_it_writes_and_not_again_when_it_goes_on(tmp_path, caplog):
+def test_run_checks_before_it_writes(tmp_path, caplog):
     trainer = make_trainer(tmp_path / "run", max_steps=1, save_steps=1, eval_strategy="no")
     with caplog.at_level(logging.INFO):
         trainer.train()

@@ -89,7 +89,7 @@ def copies_by_row(names):
 
 
 @pytest.mark.parametrize("streaming", [(), ("a", "d"), tuple(SIZES)])
-def test_an_epoch_has_the_exact_counts_and_follows_the_seed_alone(folder, streaming):
+def test_epoch_has_exact_counts_by_seed(folder, streaming):
     first, again, other = (opened(folder, seed, streaming, shuffle_buffer=20) for seed in (0, 0, 1))
     assert isinstance(first, MixtureStream if streaming else MixtureDataset)
     for epoch in (0, 1):
@@ -109,7 +109,7 @@ def test_an_epoch_has_the_exact_counts_and_follows_the_seed_alone(folder, stream
 
 
 @pytest.mark.parametrize("streaming", [(), tuple(SIZES)])
-def test_the_part_is_drawn_afresh_or_once_and_the_order_always_afresh(folder, streaming):
+def test_part_is_drawn_afresh_or_once(folder, streaming):
     afresh = opened(folder, streaming=streaming)
     once = opened(folder, streaming=streaming, resample="once")
     assert sorted(ids(afresh, 0)) != sorted(ids(afresh, 1))
@@ -124,7 +124,7 @@ def test_the_part_is_drawn_afresh_or_once_and_the_order_always_afresh(folder, st
     rate=st.decimals("0.001", "12", places=3).map(float),
     seed=st.integers(0, 100),
 )
-def test_map_style_and_stream_agree_with_decimal_rounding(num_rows, rate, seed):
+def test_draws_agree_with_decimal_rounding(num_rows, rate, seed):
     source = Source("s", rate=rate, annotation="s.jsonl")
     expected = rounded(num_rows, rate)
     assert effective_rows(source, num_rows) == expected
@@ -139,7 +139,7 @@ def test_map_style_and_stream_agree_with_decimal_rounding(num_rows, rate, seed):
 
 
 @pytest.mark.parametrize("rate", [0.05, 0.3, 0.6])
-def test_every_row_is_as_likely_to_be_in_the_part(rate):
+def test_rows_are_equally_likely(rate):
     source = Source("s", rate=rate, annotation="s.jsonl")
     num_rows, num_seeds = 40, 2000
     in_map, in_stream = np.zeros(num_rows), np.zeros(num_rows)
@@ -152,7 +152,7 @@ def test_every_row_is_as_likely_to_be_in_the_part(rate):
         assert np.abs(counts - rate * num_seeds).max() < 4.5 * deviation
 
 
-def test_the_released_way_takes_the_first_rows_and_rounds_down(folder):
+def test_released_way_takes_first_rows(folder):
     for streaming in ((), tuple(SIZES)):
         fields = {"released_compatible": True}
         sources = [
@@ -169,13 +169,13 @@ def test_the_released_way_takes_the_first_rows_and_rounds_down(folder):
         )
 
 
-def test_copies_of_a_row_have_the_same_content_and_ids_of_their_own(folder):
+def test_copies_of_a_row_have_own_ids(folder):
     rows = [row for row in opened(folder) if row["id"].partition("#")[0] == "d/3"]
     assert sorted(row["id"] for row in rows) == sorted(["d/3", *(f"d/3#{copy}" for copy in range(2, 11))])
     assert {row["messages"][1]["content"][0]["text"] for row in rows} == {"3"}
 
 
-def test_a_mixture_can_be_read_by_number_slice_and_column(folder):
+def test_mixture_is_read_by_number_slice_and_column(folder):
     dataset = opened(folder)
     whole = list(dataset)
     assert dataset[-1] == whole[-1] and dataset[3:5]["id"] == [whole[3]["id"], whole[4]["id"]]
@@ -186,7 +186,7 @@ def test_a_mixture_can_be_read_by_number_slice_and_column(folder):
 
 
 @pytest.mark.parametrize("number", [0, 3, 4, 11])
-def test_the_places_of_an_epoch_are_empty_rows_that_share_their_memory(monkeypatch, number):
+def test_empty_rows_share_their_memory(monkeypatch, number):
     monkeypatch.setattr("modeling_vitp.instructions.mixture.EMPTY", 4)
     table = no_content(number)
     assert table.equals(pa.table([pa.nulls(number, field.type) for field in table.schema], table.schema))
@@ -195,7 +195,7 @@ def test_the_places_of_an_epoch_are_empty_rows_that_share_their_memory(monkeypat
 
 
 @pytest.mark.parametrize("num_workers", [2, 3])
-def test_workers_share_a_stream_without_overlap_or_loss(folder, num_workers):
+def test_workers_share_a_stream_exactly(folder, num_workers):
     stream = opened(folder, streaming=("b",))
     loader = DataLoader(stream, batch_size=4, num_workers=num_workers, collate_fn=list, persistent_workers=True)
     for epoch in (0, 1):
@@ -204,7 +204,7 @@ def test_workers_share_a_stream_without_overlap_or_loss(folder, num_workers):
         assert sorted(loaded) == sorted(ids(stream, epoch))
 
 
-def test_persistent_workers_see_the_epoch_of_a_map_style_mixture(folder):
+def test_persistent_workers_see_the_epoch(folder):
     dataset = opened(folder)
     loader = DataLoader(dataset, batch_size=8, num_workers=1, collate_fn=list, persistent_workers=True)
     for epoch in (0, 1):
@@ -212,7 +212,7 @@ def test_persistent_workers_see_the_epoch_of_a_map_style_mixture(folder):
         assert [row["id"] for batch in loader for row in batch] == ids(dataset, epoch)
 
 
-def test_a_stream_holds_no_more_rows_than_buffer_and_part():
+def test_stream_holds_few_rows():
     alive = []
 
     class Row(dict):
@@ -231,7 +231,7 @@ def test_a_stream_holds_no_more_rows_than_buffer_and_part():
     assert most <= 4
 
 
-def test_lengths_are_those_of_the_epochs_rows_and_each_source_is_measured_once(folder):
+def test_lengths_follow_the_rows_of_the_epoch(folder):
     dataset = opened(folder)
     measured = []
 
@@ -259,7 +259,7 @@ def trainer_of(model, processor, tmp_path):
 
 
 @pytest.mark.parametrize("streaming", [(), ("a",)])
-def test_the_trainer_trains_on_a_mixture_over_its_epochs(folder, trainer_of, streaming):
+def test_trainer_sees_each_epoch_of_a_mixture(folder, trainer_of, streaming):
     sources = [
         {"name": "d", "annotation": "d.jsonl", "rate": 0.8},
         {"name": "a", "annotation": "a.jsonl", "rate": 0.05},
@@ -326,7 +326,7 @@ def test_settings_of_a_source_reach_the_encoding(processor, image_rows):
     assert (bright > 2).all() and (dark < -1).all()
 
 
-def test_jpeg_degradation_is_drawn_for_each_epoch_and_not_in_evaluation(processor, image_rows):
+def test_jpeg_degradation_is_drawn_for_each_epoch(processor, image_rows):
     collator = ViTPDataCollator(processor, source_settings={"s": SourceSettings(jpeg_degradation=True)})
     plain = ViTPDataCollator(processor)([image_rows[0]])["pixel_values"]
     compressed = []
@@ -345,7 +345,7 @@ def test_jpeg_degradation_is_drawn_for_each_epoch_and_not_in_evaluation(processo
     assert torch.equal(collator.for_evaluation()([image_rows[0]])["pixel_values"], plain)
 
 
-def test_jpeg_degradation_shows_white_where_an_image_is_transparent(processor):
+def test_jpeg_degradation_of_transparent_image_is_white(processor):
     """As the processor does it."""
     image = Image.new("RGBA", (56, 56), (0, 0, 0, 0))
     image.paste((40, 90, 40, 255), (0, 0, 56, 28))
@@ -354,7 +354,7 @@ def test_jpeg_degradation_shows_white_where_an_image_is_transparent(processor):
     assert (found - plain).abs().mean() < 0.05 and plain.std() > 1
 
 
-def test_several_images_share_the_tiles_of_their_source(processor):
+def test_images_share_the_tiles_of_their_source(processor):
     pair = {
         "id": "p/0",
         "images": [picture(224, 56, seed=1), picture(224, 56, seed=2)],
@@ -367,12 +367,12 @@ def test_several_images_share_the_tiles_of_their_source(processor):
     assert (encoded["input_ids"] == processor.image_token_id).sum() == 6 * TOKENS_PER_TILE
 
 
-def test_a_broken_row_stops_training_and_is_named(processor, image_rows):
+def test_broken_row_stops_and_is_named(processor, image_rows):
     with pytest.raises(ValueError, match=r"Sample 's/1': image 0 \(.*1\.png\) cannot be read"):
         ViTPDataCollator(processor)(image_rows)
 
 
-def test_a_skipped_row_is_counted_logged_and_replaced_by_a_draw_of_its_own(processor, image_rows, caplog):
+def test_skipped_row_is_counted_and_replaced(processor, image_rows, caplog):
     def collator(seed=0, rows=image_rows):
         return ViTPDataCollator(
             processor, source_settings={"s": SourceSettings()}, on_error="skip", replacement_rows=rows, seed=seed
@@ -421,7 +421,7 @@ def test_the_trainer_skips_or_stops(tmp_path, trainer_of, streaming):
         trainer_of(open_mixture(mixture, 0), max_steps=3).train()
 
 
-def test_a_stream_gives_only_what_the_schema_has(folder):
+def test_stream_has_the_columns_of_the_schema(folder):
     stream = opened(folder, streaming=tuple(SIZES))
     assert isinstance(stream, IterableDataset)
     assert set(next(iter(stream))) == set(stream.column_names) == {"id", "images", "messages", "source", "error"}
@@ -445,7 +445,7 @@ print(json.dumps(resident))
 
 
 @pytest.mark.slow
-def test_a_stream_of_50000_rows_is_read_without_growth_of_memory(tmp_path):
+def test_long_stream_needs_no_more_memory(tmp_path):
     features = Features({"image": ImageFeature(), "question": Value("string"), "answer": Value("string")})
     schema = features.arrow_schema
     noise = np.random.default_rng(0)
@@ -484,7 +484,7 @@ def meta(tmp_path):
     return folder
 
 
-def test_a_released_meta_json_is_a_mixture(meta, monkeypatch, caplog):
+def test_released_meta_json_is_a_mixture(meta, monkeypatch, caplog):
     monkeypatch.chdir(meta)
     with caplog.at_level(logging.WARNING):
         first, second = load_mixture("meta.json").sources

@@ -28,7 +28,7 @@ class Kinds:
         return {**batch, "kinds": [type(batch).__name__, type(copy.deepcopy(batch)["pixel_values"]).__name__]}
 
 
-def test_what_a_collator_gives_in_a_worker_is_a_plain_dictionary_of_tensors(processor):
+def test_batch_in_a_worker_is_plain(processor):
     collator, rows = ViTPDataCollator(processor, vrl_drop_ratio=0.5), make_rows(4)
     (batch,) = DataLoader(rows, batch_size=4, num_workers=1, collate_fn=Kinds(collator))
     assert batch.pop("kinds") == ["dict", "Tensor"]
@@ -58,7 +58,7 @@ def processor(tokenizer):
     seed=st.integers(0, 100),
 )
 @settings(max_examples=40, deadline=None)
-def test_an_8_bit_image_gives_the_same_tiles_to_the_bit(width, height, mode, max_patches, seed):
+def test_raw_tiles_are_exact_once_normalized(width, height, mode, max_patches, seed):
     plain = ViTPImageProcessor(size=SIZE, max_patches=max_patches)
     image = picture(width, height, seed).convert(mode)
     expected = plain([[image]], crop_to_patches=True, return_tensors="pt")
@@ -69,7 +69,7 @@ def test_an_8_bit_image_gives_the_same_tiles_to_the_bit(width, height, mode, max
 
 
 @pytest.mark.parametrize("num_workers", [0, 1])
-def test_a_batch_is_that_of_the_collator_once_it_is_normalized(processor, num_workers):
+def test_raw_batch_is_exact_once_normalized(processor, num_workers):
     rows = make_rows(8)
     collator = ViTPDataCollator(processor, vrl_drop_ratio=0.5)
     raw = DataLoader(rows, batch_size=4, num_workers=num_workers, collate_fn=collator.with_raw_tiles())
@@ -78,7 +78,7 @@ def test_a_batch_is_that_of_the_collator_once_it_is_normalized(processor, num_wo
         assert_equal(normalized(batch, processor), collator([rows[index] for index in range(start, start + 4)]))
 
 
-def test_a_batch_with_an_image_of_16_bits_comes_normalized(processor):
+def test_batch_with_16_bits_is_normalized(processor):
     rows = [dict(make_rows(8)[index]) for index in range(3)]
     rows[1]["images"] = [torch.randint(0, 60000, (3, 40, 60), dtype=torch.int32).to(torch.uint16).numpy()] * len(
         rows[1]["images"]
@@ -89,7 +89,7 @@ def test_a_batch_with_an_image_of_16_bits_comes_normalized(processor):
     assert_equal(normalized(batch, processor), collator(rows))
 
 
-def test_the_epoch_and_what_is_skipped_are_those_of_the_collator(processor):
+def test_raw_collator_shares_epoch_and_counts(processor):
     collator = ViTPDataCollator(processor, on_error="skip", replacement_rows=make_rows(2))
     raw = collator.with_raw_tiles()
     collator.set_epoch(3)
@@ -98,13 +98,13 @@ def test_the_epoch_and_what_is_skipped_are_those_of_the_collator(processor):
 
 
 @pytest.mark.parametrize("changes", [{"do_normalize": False}, {"do_rescale": False}])
-def test_settings_that_do_not_normalize_go_the_usual_way(tokenizer, changes):
+def test_settings_without_normalization_are_kept(tokenizer, changes):
     processor = ViTPProcessor(ViTPImageProcessor(size=SIZE, **changes), tokenizer, image_seq_length=TOKENS_PER_TILE)
     collator = ViTPDataCollator(processor)
     assert collator.with_raw_tiles() is collator
 
 
-def test_a_run_trains_and_evaluates_to_the_bit_as_one_without(tmp_path, monkeypatch):
+def test_run_with_raw_tiles_is_exact(tmp_path, monkeypatch):
     def losses(folder):
         trainer = make_trainer(folder, save_strategy="no", logging_steps=1)
         seen = []

@@ -49,7 +49,7 @@ def make_dataset(column="images", ids=None, feature=None, broken=False):
 @pytest.mark.parametrize("streaming", [False, True])
 @pytest.mark.parametrize("ids", [None, ["x", "y", "z"]])
 @pytest.mark.parametrize("column", ["images", "image"])
-def test_prepared_rows_have_ids_and_images_that_are_still_encoded(processor, column, ids, streaming):
+def test_prepared_rows_have_ids_and_encoded_images(processor, column, ids, streaming):
     dataset = make_dataset(column, ids)
     decoded = list(dataset)
     prepared = list(prepare_rows(dataset.to_iterable_dataset() if streaming else dataset))
@@ -68,7 +68,7 @@ def test_prepared_rows_have_ids_and_images_that_are_still_encoded(processor, col
 
 @pytest.mark.parametrize("streaming", [False, True])
 @pytest.mark.parametrize("ids", [None, ["x", "y", "z"]])
-def test_a_broken_image_of_a_prepared_data_set_is_named_by_the_collator(processor, ids, streaming):
+def test_broken_image_of_prepared_rows_is_named(processor, ids, streaming):
     dataset = make_dataset(ids=ids, broken=True)
     prepared = prepare_rows(dataset.to_iterable_dataset() if streaming else dataset)
     collator = ViTPDataCollator(processor)
@@ -81,7 +81,7 @@ def test_a_broken_image_of_a_prepared_data_set_is_named_by_the_collator(processo
 
 @pytest.mark.parametrize("streaming", [False, True])
 @pytest.mark.parametrize("ids", [None, ["x", "y", "z"]])
-def test_preparing_leaves_the_original_data_set_as_it_was(ids, streaming):
+def test_preparing_leaves_the_original_alone(ids, streaming):
     dataset = make_dataset(ids=ids)
     before = copy.deepcopy(dataset.features)
     original = dataset.to_iterable_dataset() if streaming else dataset
@@ -118,7 +118,7 @@ def test_prepared_rows_survive_selection_shuffling_and_workers(processor):
 
 
 @pytest.mark.parametrize("with_ids", [False, True])
-def test_rows_of_a_generator_get_ids_or_keep_their_own(processor, with_ids):
+def test_generated_rows_get_or_keep_ids(processor, with_ids):
     given = [row if with_ids else {**row, "id": None} for row in make_rows()[:2]]
 
     def generate():
@@ -132,7 +132,7 @@ def test_rows_of_a_generator_get_ids_or_keep_their_own(processor, with_ids):
 
 
 @pytest.mark.parametrize("shuffle", [False, True])
-def test_the_ids_of_a_stream_depend_on_neither_worker_nor_order(shuffle):
+def test_stream_ids_ignore_worker_and_order(shuffle):
     def ids(num_workers):
         stream = make_dataset().to_iterable_dataset(num_shards=3)
         stream = stream.shuffle(seed=num_workers, buffer_size=3) if shuffle else stream
@@ -144,14 +144,14 @@ def test_the_ids_of_a_stream_depend_on_neither_worker_nor_order(shuffle):
     assert ids(2) == expected
 
 
-def test_the_mode_of_an_image_column_is_honoured(processor):
+def test_mode_of_image_column_is_kept(processor):
     dataset = make_dataset("image", feature=ImageFeature(mode="L"))
     assert dataset[0]["image"].mode == "L"
     collator = ViTPDataCollator(processor)
     assert_same(collator([prepare_rows(dataset)[0]]), collator([{**dataset[0], "id": 0}]))
 
 
-def test_the_size_of_an_image_is_read_without_decoding_it(monkeypatch, tmp_path):
+def test_image_size_is_read_without_decoding(monkeypatch, tmp_path):
     encoded = {}
     for name in ("PNG", "JPEG"):
         file = io.BytesIO()
@@ -176,7 +176,7 @@ def test_the_size_of_an_image_is_read_without_decoding_it(monkeypatch, tmp_path)
         st.text("ab<>\n []", max_size=6).filter(lambda piece: "<image>" not in piece), min_size=1, max_size=4
     )
 )
-def test_image_places_are_found_wherever_they_stand(pieces):
+def test_image_places_are_found_anywhere(pieces):
     messages = messages_of([turn("human", "<image>".join(pieces)), turn("gpt", "x")], len(pieces) - 1)
     rebuilt = "".join("<image>" if part["type"] == "image" else part["text"] for part in messages[0]["content"])
     assert rebuilt == "<image>".join([pieces[0], *(piece.removeprefix("\n") for piece in pieces[1:])])

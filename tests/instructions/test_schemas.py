@@ -76,7 +76,7 @@ def written(exchanges, images):
     ),
     num_images=st.integers(0, 2),
 )
-def test_the_same_conversation_gives_the_same_sample_in_every_schema(small_processor, exchanges, num_images):
+def test_conversation_is_equal_in_every_schema(small_processor, exchanges, num_images):
     images = [encoded_image(picture(56, 56, seed)) for seed in range(num_images)]
     collator = ViTPDataCollator(small_processor, vrl_drop_ratio=0.5)
     stored = [{"path": None, "bytes": image} for image in images]
@@ -86,7 +86,7 @@ def test_the_same_conversation_gives_the_same_sample_in_every_schema(small_proce
         assert_same(collator([{**made(row), "id": "1"}]), expected)
 
 
-def test_conversations_of_llava_and_sharegpt_are_read_as_written_by_hand():
+def test_llava_and_sharegpt_match_messages_by_hand():
     llava = {
         "id": "000000033471",
         "image": "coco/train2017/000000033471.jpg",
@@ -123,13 +123,13 @@ def test_conversations_of_llava_and_sharegpt_are_read_as_written_by_hand():
 
 
 @pytest.mark.parametrize("schema", SCHEMAS, ids=lambda schema: schema.name)
-def test_a_schema_is_told_by_its_columns_with_others_beside(schema):
+def test_schema_is_recognized_by_its_columns(schema):
     found, columns = recognize(["scene", *schema.columns, "image"])
     assert found.turns is schema.turns and columns["images"] == "image"
     assert {found.name, schema.name} in ({schema.name}, {"LLaVA conversations", "ShareGPT conversations"})
 
 
-def test_what_a_user_says_of_the_columns_decides():
+def test_mapped_columns_decide():
     names = ["messages", "conversations", "instruction", "output", "picture", "label"]
     assert recognize(names, {"messages": "conversations"})[0].name == "messages"
     schema, columns = recognize(names, {"prompt": "instruction", "completion": "output", "images": "picture"})
@@ -140,7 +140,7 @@ def test_what_a_user_says_of_the_columns_decides():
     assert row["messages"][0]["content"] == [text("What is it?")]
 
 
-def test_a_row_has_the_images_of_whichever_of_two_columns_has_them():
+def test_images_come_from_the_filled_column():
     turns = [turn("human", "What is it?"), turn("gpt", "A ship.")]
     read = RowReader.of(dict.fromkeys(["conversations", "image", "images"]))
     for image, images in (("a.png", None), ("a.png", []), (None, ["a.png"]), ("", ["a.png"]), ("a.png", ["a.png"])):
@@ -162,7 +162,7 @@ SPOKEN = [
 
 
 @pytest.mark.parametrize("row", SPOKEN, ids=lambda row: next(iter(row)))
-def test_system_and_video_beside_the_turns_of_every_schema(row):
+def test_system_and_video_columns(row):
     plain = made(row)["messages"]
     for system in (None, ""):
         assert made({**row, "system": system, "video": None, "videos": []})["messages"] == plain
@@ -210,7 +210,7 @@ def completions(prompt, completion, num_images=1):
     ],
     ids=["one turn", "turns before", "turns before and after"],
 )
-def test_a_prompt_and_its_completion_have_the_ids_and_labels_of_trl(processor, prompt, completion, streaming):
+def test_completions_have_ids_and_labels_of_trl(processor, prompt, completion, streaming):
     """But for questions within a completion, which TRL learns too, and the end of the last line."""
     stored = completions(prompt, completion)
     theirs = DataCollatorForVisionLanguageModeling(processor, completion_only_loss=True)
@@ -226,7 +226,7 @@ def test_a_prompt_and_its_completion_have_the_ids_and_labels_of_trl(processor, p
     assert ours["labels"].tolist() == expected.tolist() and (ours["labels"] != -100).any()
 
 
-def test_messages_have_the_ids_and_labels_of_trl(processor):
+def test_messages_have_ids_and_labels_of_trl(processor):
     rows = Dataset.from_list(
         [{"images": [picture(56, 56, n)], "messages": [QUESTION, ANSWER, SURE, YES]} for n in range(2)],
         features=Features({"images": IMAGES, "messages": MESSAGES}),
@@ -238,14 +238,14 @@ def test_messages_have_the_ids_and_labels_of_trl(processor):
         assert ours[name].tolist() == theirs[name].tolist()
 
 
-def test_a_prompt_alone_is_nothing_to_learn_from(processor):
+def test_answers_of_a_prompt_are_not_learned(processor):
     rows = to_conversations(completions([QUESTION, ANSWER], [SURE]))
     with pytest.raises(ValueError, match="no assistant message to learn from"):
         ViTPDataCollator(processor)(list(rows))
 
 
 @pytest.mark.parametrize("streaming", [False, True])
-def test_questions_and_answers_keep_their_ids_and_their_images_encoded(processor, streaming):
+def test_questions_keep_ids_and_encoded_images(processor, streaming):
     rows = [{"id": f"q{n}", "image": picture(56, 56, n), "question": "How many?", "answer": n} for n in range(3)]
     features = {"id": Value("string"), "image": ImageFeature(), "question": Value("string"), "answer": Value("int64")}
     stored = Dataset.from_list(rows, features=Features(features))
@@ -266,7 +266,7 @@ def test_questions_and_answers_keep_their_ids_and_their_images_encoded(processor
 
 
 @pytest.mark.parametrize("streaming", [False, True])
-def test_messages_with_image_and_images_in_two_columns_keep_both(streaming):
+def test_messages_with_two_image_columns_keep_both(streaming):
     rows = [{"messages": [QUESTION, ANSWER], "image": picture(56, 56, 0), "images": None}]
     rows += [{"messages": [QUESTION, ANSWER], "image": None, "images": [picture(56, 56, n) for n in range(2)]}]
     features = {"messages": MESSAGES, "image": ImageFeature(), "images": IMAGES}
@@ -287,7 +287,7 @@ def test_messages_with_system_and_video_in_columns(streaming):
         assert "it is a video" in wrong["error"]
 
 
-def test_rows_without_ids_have_their_number_or_in_a_stream_one_by_content():
+def test_missing_ids_are_numbers_or_content_hashes():
     stored = Dataset.from_list([{"question": "How many?", "answer": str(n)} for n in range(3)])
     assert [row["id"] for row in to_conversations(stored)] == ["0", "1", "2"]
     ids = [row["id"] for row in to_conversations(stored.to_iterable_dataset())]
@@ -305,7 +305,7 @@ def test_a_generator_without_features_is_read_too(processor):
 
 
 @pytest.mark.parametrize("streaming", [False, True])
-def test_a_web_dataset_is_its_json_with_the_images_of_each_sample(tmp_path, streaming):
+def test_web_dataset_has_json_and_images(tmp_path, streaming):
     write_archives(tmp_path, [picture(30 + n, 20, n) for n in range(5)], shard_rows=3)
     stored = load_dataset(str(tmp_path), split="train", streaming=streaming)
     rows = list(to_conversations(stored))
@@ -315,7 +315,7 @@ def test_a_web_dataset_is_its_json_with_the_images_of_each_sample(tmp_path, stre
         assert [image["path"] for image in row["images"]] == [f"{number:06d}.png"]
 
 
-def test_a_row_that_makes_no_conversation_has_its_error_and_the_others_none(processor):
+def test_bad_row_alone_has_an_error(processor):
     rows = [
         {"conversations": [{"from": who, "value": "x"} for who in ("human", last)]} for last in ("gpt", "bot", "gpt")
     ]
@@ -325,7 +325,7 @@ def test_a_row_that_makes_no_conversation_has_its_error_and_the_others_none(proc
         ViTPDataCollator(processor)(list(made))
 
 
-def test_what_a_users_transform_makes_is_left_alone():
+def test_rows_of_a_users_transform_are_kept():
     stored = Dataset.from_dict({"scene": ["a", "b"]})
     stored.set_transform(lambda batch: {"messages": [json.loads("[]") for _ in batch["scene"]]})
     assert to_conversations(stored) is stored

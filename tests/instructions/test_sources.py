@@ -120,7 +120,7 @@ def of_parts(value):
     [3, 2.5, True, None, ["x"], {"a": 1}, "\ud800"],
     ids=lambda odd: type(odd).__name__ + str(odd).isascii() * "-",
 )
-def test_a_text_that_is_none_makes_a_row_with_an_error_and_leaves_the_others_as_they_are(tmp_path, odd, streaming):
+def test_value_that_is_no_text_is_an_error_of_its_row(tmp_path, odd, streaming):
     texts = ["007", "1.50", "2020-01-01", "true", "null"]
     rows = [of_parts(value) for value in [*texts, odd]] + [{"image": odd, **of_parts("x")}, {"image": [odd]}]
     rows += [{"conversations": [{"from": odd, "value": "x"}]}, {"conversations": [odd]}, {"conversations": odd}, [odd]]
@@ -132,7 +132,7 @@ def test_a_text_that_is_none_makes_a_row_with_an_error_and_leaves_the_others_as_
     assert "a text in message 0 " in found[5]["error"]
 
 
-def test_texts_that_the_reader_has_changed_are_an_error(tmp_path):
+def test_texts_changed_by_the_reader_are_an_error(tmp_path):
     (tmp_path / "data").mkdir()
     rows = [{"messages": [{"role": "user", "content": [text(value)]}]} for value in ("007", 3)]
     (tmp_path / "data" / "train.jsonl").write_text("\n".join(map(json.dumps, rows)))
@@ -146,7 +146,7 @@ def test_texts_that_the_reader_has_changed_are_an_error(tmp_path):
 @pytest.mark.parametrize(
     ("values", "expected"), [([3, 4], ["3", "4"]), (["007", "1.5"], ["007", "1.5"]), ([3, 2.5], 0), ([None, 2.5], 0)]
 )
-def test_answers_are_as_they_were_written_or_an_error(tmp_path, values, expected):
+def test_answers_keep_their_spelling(tmp_path, values, expected):
     (tmp_path / "data").mkdir()
     Dataset.from_dict({"question": ["q", "q"], "answer": values}).to_parquet(tmp_path / "data" / "train.parquet")
     rows = list(read_source(source(tmp_path, folder="data")))
@@ -200,7 +200,7 @@ def test_a_folder_of_parquet(parquet, processor, streaming):
 
 
 @pytest.mark.parametrize("streaming", [False, True])
-def test_a_folder_of_images_with_a_folder_for_each_class(tmp_path, streaming):
+def test_folder_with_a_folder_for_each_class(tmp_path, streaming):
     for number, name in enumerate(("ship", "plane")):
         (tmp_path / "data" / name).mkdir(parents=True)
         picture(30, 20 + number).save(tmp_path / "data" / name / "1.jpg")
@@ -212,7 +212,7 @@ def test_a_folder_of_images_with_a_folder_for_each_class(tmp_path, streaming):
     assert {row["messages"][1]["content"][0]["text"] for row in rows} == {"ship", "plane"}
 
 
-def test_rows_can_be_taken_by_number_and_split_up(parquet):
+def test_rows_are_taken_by_number_and_shard(parquet):
     dataset = read_source(source(parquet, folder="parquet"))
     assert dataset[4]["id"] == "4" and dataset[1:3]["id"] == ["1", "2"]
     assert [row["id"] for row in dataset.shard(2, 1, contiguous=False)] == ["1", "3", "5"]
@@ -238,7 +238,7 @@ def answers(streaming, name="harbours"):
 
 @pytest.mark.parametrize("failure", [{"status": 503}, {"status": 500}, {"status": 429, "retry_after": 3}, {"cut": 100}])
 @pytest.mark.parametrize("streaming", [False, True])
-def test_a_hub_that_is_busy_is_asked_again(harbours, pauses, streaming, failure):
+def test_busy_hub_is_asked_again(harbours, pauses, streaming, failure):
     """Before the first row and, in a stream, between two rows, where the client itself gives up after six times."""
     second = harbours.repo("org/harbours", "dataset").files("main")["data/train-00001-of-00002.parquet"]["sha256"]
     failures = [
@@ -252,7 +252,7 @@ def test_a_hub_that_is_busy_is_asked_again(harbours, pauses, streaming, failure)
         assert 4 in pauses
 
 
-def test_a_mixture_of_a_busy_hub_is_that_of_a_calm_one(harbours, pauses):
+def test_mixture_of_a_busy_hub_is_unchanged(harbours, pauses):
     sources = [
         {"name": "twice", "dataset": "org/harbours", "streaming": True, "rows": 11, "rate": 2},
         {"name": "half", "dataset": "org/harbours", "rate": 0.5},
@@ -265,7 +265,7 @@ def test_a_mixture_of_a_busy_hub_is_that_of_a_calm_one(harbours, pauses):
 
 
 @pytest.mark.parametrize("streaming", [False, True])
-def test_a_hub_that_stays_busy_is_named_in_the_end(harbours, pauses, streaming):
+def test_hub_that_stays_busy_is_named(harbours, pauses, streaming):
     asked = harbours.fail("GET", "/api/datasets/*", 503, times=None)
     with pytest.raises(ValueError, match="Source 'h'.*: org/harbours cannot be read: .*503"):
         answers(streaming)
@@ -275,7 +275,7 @@ def test_a_hub_that_stays_busy_is_named_in_the_end(harbours, pauses, streaming):
 
 @pytest.mark.parametrize(("status", "code"), [(401, "RepoNotFound"), (403, "GatedRepo"), (404, "EntryNotFound")])
 @pytest.mark.parametrize("streaming", [False, True])
-def test_what_a_hub_refuses_is_named_at_once(harbours, pauses, streaming, status, code):
+def test_refusal_of_the_hub_is_named_at_once(harbours, pauses, streaming, status, code):
     harbours.fail("*", "*/train-00001-of-00002.parquet", status, code=code, message="No entry.", times=None)
     place = "Source 'h', row 8: " if streaming else "Source 'h': "
     with pytest.raises(ValueError, match=f"^{place}org/harbours cannot be read: {status} Client Error.*No entry.$"):
@@ -284,7 +284,7 @@ def test_what_a_hub_refuses_is_named_at_once(harbours, pauses, streaming, status
 
 
 @pytest.mark.parametrize("streaming", [False, True])
-def test_a_data_set_that_is_not_on_the_hub_or_private(harbours, pauses, streaming):
+def test_missing_or_private_data_set_is_named(harbours, pauses, streaming):
     harbours.create("org/private", repo_type="dataset", private=True)
     for name in ("none", "private"):
         with pytest.raises(ValueError, match=f"Source 'h'.*: org/{name} cannot be read: Dataset 'org/{name}' doesn't"):
@@ -292,7 +292,7 @@ def test_a_data_set_that_is_not_on_the_hub_or_private(harbours, pauses, streamin
     assert pauses == []
 
 
-def test_a_data_set_without_a_mixture_is_asked_for_again_too(harbours, pauses):
+def test_busy_hub_is_asked_again_without_mixture(harbours, pauses):
     failure = harbours.fail("GET", "/api/datasets/*", 503, times=3)
     splits = load_rows(ScriptArguments(dataset_name="org/harbours"))
     assert splits.num_rows == {"train": 11}
@@ -326,7 +326,7 @@ BAD_LINES = [
 
 @pytest.mark.parametrize("streaming", [False, True])
 @pytest.mark.parametrize("kind", ["annotation", "dataset", "folder"])
-def test_a_line_that_cannot_be_parsed_is_one_row_and_ends_nothing(tmp_path, kind, streaming):
+def test_bad_line_is_an_error_of_its_row(tmp_path, kind, streaming):
     turns = [{"role": "user", "content": "How many?"}, {"role": "assistant", "content": "3"}]
     good = [{"messages": turns}, {"messages": turns}]
     file = tmp_path / {"annotation": "a.jsonl", "dataset": "d/train.jsonl", "folder": "f/metadata.jsonl"}[kind]
@@ -349,7 +349,7 @@ def test_a_line_that_cannot_be_parsed_is_one_row_and_ends_nothing(tmp_path, kind
 
 
 @pytest.mark.parametrize("streaming", [False, True])
-def test_a_line_on_the_hub_that_cannot_be_parsed_is_one_row_too(hub, tmp_path, streaming):
+def test_bad_line_on_the_hub_is_an_error_of_its_row(hub, tmp_path, streaming):
     turns = [[{"role": "user", "content": "How many?"}, {"role": "assistant", "content": str(n)}] for n in range(2)]
     write_lines(tmp_path / "train.jsonl", [{"messages": turn} for turn in turns], BAD_LINES)
     hub.create("org/lines", {"train.jsonl": tmp_path / "train.jsonl"}, "dataset")
@@ -363,7 +363,7 @@ def test_a_line_on_the_hub_that_cannot_be_parsed_is_one_row_too(hub, tmp_path, s
             load_rows(ScriptArguments(dataset_name="org/lines"))
 
 
-def test_a_stream_from_the_hub_goes_on_line_by_line_where_a_line_is_damaged(hub, tmp_path):
+def test_stream_from_the_hub_passes_a_bad_line(hub, tmp_path):
     """In the second of its files, after the rows of the first were given."""
     turns = [[{"role": "user", "content": "How many?"}, {"role": "assistant", "content": str(n)}] for n in range(5)]
     lines = [json.dumps({"messages": turn}).encode() for turn in turns]
@@ -377,7 +377,7 @@ def test_a_stream_from_the_hub_goes_on_line_by_line_where_a_line_is_damaged(hub,
 
 
 @pytest.mark.parametrize("streaming", [False, True])
-def test_the_splits_of_a_folder_with_metadata_are_those_of_datasets(tmp_path, streaming):
+def test_splits_of_a_folder_with_metadata(tmp_path, streaming):
     for split in ("train", "test"):
         (tmp_path / "f" / split).mkdir(parents=True)
         lines = []
@@ -396,7 +396,7 @@ def test_the_splits_of_a_folder_with_metadata_are_those_of_datasets(tmp_path, st
         assert [row["id"] for row in rows] == ["0", "1", "2"]
 
 
-def test_a_source_with_a_bad_line_trains_where_bad_rows_are_skipped(tmp_path, processor):
+def test_bad_lines_are_skipped_in_training(tmp_path, processor):
     rows = [{"conversations": [turn("human", "Hi"), turn("gpt", f"Ho {number}")]} for number in range(2)]
     write_lines(tmp_path / "a.jsonl", rows, BAD_LINES)
     mixture = load_mixture({"root": str(tmp_path), "sources": [{"name": "s", "annotation": "a.jsonl"}]})
@@ -461,7 +461,7 @@ def spoken(rows):
 
 @pytest.mark.parametrize("streaming", [False, True])
 @pytest.mark.parametrize("name", FORMATS)
-def test_each_format_gives_the_same_rows_by_its_name_and_as_a_source(tmp_path, name, streaming):
+def test_format_gives_the_same_rows_by_name_and_source(tmp_path, name, streaming):
     write, told = FORMATS[name]
     write(tmp_path / "data", PICTURES)
     rows = train_rows(tmp_path / "data", dataset_streaming=streaming)
@@ -485,7 +485,7 @@ def test_a_part_of_a_split(tmp_path, name, part, numbers):
         assert len(train_rows(tmp_path / "data", dataset_train_split="train[2:100]")) == 2
 
 
-def test_a_file_of_json_with_its_images_beside_it_or_where_the_user_says(tmp_path):
+def test_json_finds_images_beside_it_or_in_image_root(tmp_path):
     FORMATS["LLaVA"][0](tmp_path / "data", PICTURES)
     file = tmp_path / "data" / "llava_instruct.json"
     assert len(spoken(train_rows(file))) == 4
@@ -496,7 +496,7 @@ def test_a_file_of_json_with_its_images_beside_it_or_where_the_user_says(tmp_pat
     assert schema_name(rows) == "LLaVA conversations"
 
 
-def test_splits_are_told_by_the_words_of_a_path(tmp_path):
+def test_splits_follow_the_words_of_a_path(tmp_path):
     names = save_images(tmp_path / "images" / "train", PICTURES)
     for file, number in (("llava_train.json", 3), ("llava_val.json", 1)):
         rows = [{"image": f"train/{name}", "conversations": turns(0)} for name in names[:number]]
@@ -509,7 +509,7 @@ def test_splits_are_told_by_the_words_of_a_path(tmp_path):
     assert [split_in_path(Path(path)) for path in paths] == ["train", "validation", "test", "train"]
 
 
-def test_a_json_that_is_not_read_is_named(tmp_path, caplog):
+def test_unread_json_is_logged(tmp_path, caplog):
     warn_unread.cache_clear()
     FORMATS["messages"][0](tmp_path, PICTURES)
     (tmp_path / "more.jsonl").write_text("{}")
@@ -529,7 +529,7 @@ def test_a_json_that_is_not_read_is_named(tmp_path, caplog):
     assert "a.csv and 1 more are not read: no list of conversations." in caplog.text
 
 
-def test_a_line_that_is_damaged_is_an_error_of_its_row_in_a_json_with_a_row_a_line_too(tmp_path):
+def test_bad_line_of_a_json_in_lines(tmp_path):
     file = tmp_path / "rows.json"
     rows = [json.dumps({"question": question(number), "answer": answer(number)}) for number in range(3)]
     file.write_text("\n".join([rows[0], rows[1][:-9], rows[2]]))
@@ -538,7 +538,7 @@ def test_a_line_that_is_damaged_is_an_error_of_its_row_in_a_json_with_a_row_a_li
 
 
 @pytest.mark.parametrize("indent", [None, 2])
-def test_a_json_with_a_row_a_line_is_told_by_two_of_them_whatever_their_columns(tmp_path, indent):
+def test_json_in_lines_is_recognized(tmp_path, indent):
     file = tmp_path / "rows.json"
     rows = [{"q": question(number), "a": answer(number)} for number in range(2)]
     file.write_text("\n".join(json.dumps(row, indent=indent) for row in rows))
@@ -549,7 +549,7 @@ def test_a_json_with_a_row_a_line_is_told_by_two_of_them_whatever_their_columns(
 
 
 @pytest.mark.parametrize("place", ["", "a.json"])
-def test_images_are_found_by_the_first_row_that_has_one(tmp_path, place):
+def test_image_root_follows_the_first_image(tmp_path, place):
     (name,) = save_images(tmp_path / "images", PICTURES[:1])
     rows = [{"question": question(0), "answer": answer(0)}] * 30
     (tmp_path / "a.json").write_text(json.dumps([*rows, {**rows[0], "image": name}]))
@@ -558,7 +558,7 @@ def test_images_are_found_by_the_first_row_that_has_one(tmp_path, place):
 
 @pytest.mark.parametrize("streaming", [False, True])
 @pytest.mark.parametrize("file", ["train.csv", "rows.json", "rows.jsonl"])
-def test_images_are_found_by_the_column_that_has_them(tmp_path, file, streaming):
+def test_image_root_follows_the_image_column(tmp_path, file, streaming):
     """`image` is no path here."""
     (name,) = save_images(tmp_path / "images", PICTURES[:1])
     rows = [{"question": question(0), "answer": answer(0), "image": "/3", "img": name}] * 2
@@ -573,14 +573,14 @@ def test_images_are_found_by_the_column_that_has_them(tmp_path, file, streaming)
 
 
 @pytest.mark.parametrize("streaming", [False, True])
-def test_image_and_images_in_one_folder_of_json(tmp_path, streaming):
+def test_image_and_images_in_one_folder(tmp_path, streaming):
     FORMATS["LLaVA"][0](tmp_path, PICTURES)
     FORMATS["ShareGPT"][0](tmp_path, PICTURES)
     assert [row[2] for row in spoken(train_rows(tmp_path, dataset_streaming=streaming))] == [1] * 8
 
 
 @pytest.mark.parametrize("streaming", [False, True])
-def test_rows_of_json_that_cannot_be_used_are_rows_with_errors(tmp_path, streaming):
+def test_unusable_rows_of_json_have_errors(tmp_path, streaming):
     names = save_images(tmp_path, PICTURES)
     rows = [{"image": name, "conversations": turns(0)} for name in [*names, "../outside.png", 3]]
     (tmp_path / "a.json").write_text(json.dumps([*rows, "no row", {"image": names[0]}]))
@@ -589,7 +589,7 @@ def test_rows_of_json_that_cannot_be_used_are_rows_with_errors(tmp_path, streami
     assert "is not below" in found[4]["error"] and "and no row" in found[6]["error"]
 
 
-def test_many_json_that_are_not_read_are_one_line_and_checkpoints_are_passed_over(tmp_path, caplog):
+def test_unread_json_are_logged_in_one_line(tmp_path, caplog):
     FORMATS["messages"][0](tmp_path, PICTURES)
     for name in ("b.json", "a.json", "run/checkpoint-3/0.json", "run/c.json"):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
@@ -601,7 +601,7 @@ def test_many_json_that_are_not_read_are_one_line_and_checkpoints_are_passed_ove
 
 
 @pytest.mark.parametrize("streaming", [False, True])
-def test_a_csv_is_read_as_json_beside_images_is(tmp_path, streaming):
+def test_csv_is_read_beside_images(tmp_path, streaming):
     names = save_images(tmp_path / "images", PICTURES)
     rows = [("image", "question", "answer"), *((name, question(i), answer(i)) for i, name in enumerate(names))]
     for suffix, delimiter in ((".csv", ","), (".tsv", "\t")):
@@ -627,7 +627,7 @@ def test_a_csv_is_read_as_json_beside_images_is(tmp_path, streaming):
         ("question,answer,image,messages", {"columns": {"question": "question", "answer": "answer"}}),
     ],
 )
-def test_a_csv_with_other_columns_is_read_by_what_the_source_says(tmp_path, header, options, streaming):
+def test_csv_is_read_by_mapped_columns(tmp_path, header, options, streaming):
     (name,) = save_images(tmp_path / "images", PICTURES[:1])
     (tmp_path / "train.csv").write_text(f"{header}\n{question(0)},{answer(0)},{name}{',' * (header.count(',') - 2)}\n")
     (tmp_path / "classes.csv").write_text("id,name\n0,tree\n")
@@ -635,7 +635,7 @@ def test_a_csv_with_other_columns_is_read_by_what_the_source_says(tmp_path, head
     assert spoken(rows) == [(question(0), answer(0), 1)]
 
 
-def test_a_file_of_parquet_is_a_data_set(tmp_path):
+def test_parquet_file_is_a_data_set(tmp_path):
     FORMATS["messages"][0](tmp_path, PICTURES)
     (file,) = tmp_path.glob("*.parquet")
     assert len(spoken(train_rows(file))) == 4
@@ -643,7 +643,7 @@ def test_a_file_of_parquet_is_a_data_set(tmp_path):
     assert len(spoken(read_source(one))) == 4
 
 
-def test_what_is_validated_is_a_mixture_or_what_a_recipe_names(tmp_path):
+def test_load_sources_takes_mixtures_recipes_and_names(tmp_path):
     FORMATS["LLaVA"][0](tmp_path / "data", PICTURES)
     FORMATS["messages"][0](tmp_path / "tables", PICTURES)
     recipe, mixture = tmp_path / "recipe.yaml", tmp_path / "mixture.yaml"
@@ -667,7 +667,7 @@ def test_what_is_validated_is_a_mixture_or_what_a_recipe_names(tmp_path):
 
 @pytest.mark.parametrize("streaming", [False, True])
 @pytest.mark.parametrize("name", ["prompts and completions", "WebDataset"])
-def test_a_data_set_on_the_hub_is_read_as_a_folder_is(tmp_path, hub, name, streaming):
+def test_hub_data_set_is_read_as_a_folder(tmp_path, hub, name, streaming):
     FORMATS[name][0](tmp_path / "data", PICTURES)
     hub.create("org/data", {path.name: path for path in (tmp_path / "data").iterdir()}, "dataset")
     rows = train_rows("org/data", dataset_streaming=streaming)
@@ -688,7 +688,7 @@ def late(*samples):
 
 
 @pytest.mark.parametrize("streaming", [False, True])
-def test_a_sample_of_a_web_dataset_has_what_those_before_it_lack(tmp_path, streaming):
+def test_late_web_dataset_sample_keeps_all_files(tmp_path, streaming):
     image = encoded_image(PICTURES[1])
     told = json.dumps({**SAID, "system": "Count."}).encode()
     files = late(
@@ -707,6 +707,6 @@ def test_a_sample_of_a_web_dataset_has_what_those_before_it_lack(tmp_path, strea
 
 
 @pytest.mark.parametrize("streaming", [False, True])
-def test_samples_of_a_web_dataset_may_differ_from_the_first_on(tmp_path, streaming):
+def test_web_dataset_samples_may_differ(tmp_path, streaming):
     write_archive(tmp_path / "train.tar", dict(reversed(late({"jpg": encoded_image(PICTURES[1])}, {}).items())))
     assert [row[2] for row in spoken(train_rows(tmp_path, dataset_streaming=streaming))] == [0] + [1] * 8

@@ -85,7 +85,7 @@ def all_parts(folder, processes, workers, monkeypatch, number=2, **options):
 
 
 @pytest.mark.parametrize(("processes", "workers"), READERS)
-def test_each_pass_over_the_parts_has_every_row_once_for_each_of_its_copies(folder, processes, workers, monkeypatch):
+def test_pass_over_the_parts_has_every_copy_once(folder, processes, workers, monkeypatch):
     parts = all_parts(folder, processes, workers, monkeypatch)
     expected = Counter(map(content_of, opened(folder, split_streams=False)))
     assert sum(expected.values()) == FILES * ROWS + OTHERS["lines"] + 2 * OTHERS["stored"]
@@ -98,7 +98,7 @@ def test_each_pass_over_the_parts_has_every_row_once_for_each_of_its_copies(fold
 
 
 @pytest.mark.parametrize(("processes", "workers"), READERS)
-def test_a_part_reads_files_of_its_own_where_they_divide_evenly(folder, processes, workers, monkeypatch):
+def test_part_reads_its_own_files(folder, processes, workers, monkeypatch):
     read = []
     monkeypatch.setattr(sources, "all_rows", lambda rows: (read.append(row) or row for row in rows))
     by_part, seen = [], set()
@@ -114,7 +114,7 @@ def test_a_part_reads_files_of_its_own_where_they_divide_evenly(folder, processe
     assert all(expected <= number <= 2 * expected for number in by_part)
 
 
-def test_parts_follow_the_seed_and_are_those_of_the_workers_of_a_data_loader(folder, monkeypatch):
+def test_parts_are_those_of_loader_workers(folder, monkeypatch):
     one, again, other = (all_parts(folder, 2, 2, monkeypatch, 1, seed=seed) for seed in (0, 0, 1))
     assert one == again != other
     for process in range(2):
@@ -125,7 +125,7 @@ def test_parts_follow_the_seed_and_are_those_of_the_workers_of_a_data_loader(fol
         assert list(itertools.islice(loader, 20)) == expected
 
 
-def test_parts_of_one_stream_differ_and_leave_it_as_it_was(folder):
+def test_parts_of_one_stream_differ(folder):
     stream = opened(folder)
     parts = [stream.of_process(2, process) for process in range(2)]
     ids = [{row["id"] for row in itertools.islice(part, 30)} for part in parts]
@@ -140,7 +140,7 @@ def of_rate(folder, rate, seed=0, **fields):
 
 
 @pytest.mark.parametrize("resample", ["epoch", "once"])
-def test_a_fractional_rate_takes_its_part_of_each_part_afresh_or_once(folder, monkeypatch, resample):
+def test_fractional_rate_of_a_part(folder, monkeypatch, resample):
     for process in range(3):
         stream = of_rate(folder, 0.5, resample=resample)
         first, second = passes(rows_of(stream, 3, process, 1, 0, monkeypatch), 2)
@@ -150,7 +150,7 @@ def test_a_fractional_rate_takes_its_part_of_each_part_afresh_or_once(folder, mo
 
 
 @pytest.mark.slow
-def test_a_rate_that_gives_a_part_less_than_a_row_gives_all_parts_about_as_many_as_it_should(folder):
+def test_tiny_rate_gives_parts_enough_rows(folder):
     seeds, parts, rate = 40, FILES, 0.03  # 0.3 rows of a part in a pass, 1.8 of all
     found = [
         sum(1 for row in of_rate(folder, rate, seed)._shuffled(0, parts, part, 0))
@@ -165,7 +165,7 @@ def test_a_rate_that_gives_a_part_less_than_a_row_gives_all_parts_about_as_many_
 
 
 @pytest.mark.parametrize("parts", [2, 4], ids=["files of its own", "every n-th row"])
-def test_a_part_goes_on_where_it_was_after_a_broken_connection(folder, monkeypatch, parts):
+def test_part_goes_on_after_a_broken_connection(folder, monkeypatch, parts):
     source = of_rate(folder, 1).mixture.sources[0]
     whole = list(sources.stream_rows(source, parts, 1))
     read, left = sources.all_rows, iter([3, 17])
@@ -184,7 +184,7 @@ def test_a_part_goes_on_where_it_was_after_a_broken_connection(folder, monkeypat
     assert len(pauses) == 2
 
 
-def test_a_part_whose_lines_are_damaged_is_an_error_of_the_source(folder, monkeypatch):
+def test_damaged_part_names_the_source(folder, monkeypatch):
     source = of_rate(folder, 1).mixture.sources[0]
 
     def damaged(*_):
@@ -207,14 +207,14 @@ def test_what_cannot_be_split_is_told(folder, caplog):
         load_mixture({**mixture, "sources": [first], "released_compatible": True})
 
 
-def test_a_part_without_rows_is_an_error_that_says_what_to_do(tmp_path, folder, monkeypatch):
+def test_part_without_rows_is_an_error(tmp_path, folder, monkeypatch):
     lines = (folder / "lines.jsonl").read_text().splitlines(keepends=True)
     (tmp_path / "lines.jsonl").write_text("".join(lines[:2]))
     with pytest.raises(ValueError, match="split_streams: there are no rows for one of 3 workers"):
         next(rows_of(opened(tmp_path, only=["lines"]), 3, 2, 1, 0, monkeypatch))
 
 
-def test_a_run_that_stops_goes_on_with_the_rows_that_would_have_come(folder, tmp_path, model, processor):
+def test_resumed_run_gets_the_rows_of_the_whole(folder, tmp_path, model, processor):
     def train(output, resume=None, **options):
         fields = {"max_steps": 40, "per_device_train_batch_size": 4, "save_steps": 24, "report_to": "none"}
         workers = {"dataloader_num_workers": 2, "bf16": False, "gradient_checkpointing": False, "watch_samples": 0}
@@ -232,7 +232,7 @@ def test_a_run_that_stops_goes_on_with_the_rows_that_would_have_come(folder, tmp
         train(tmp_path / "run", resume=str(tmp_path / "run" / "checkpoint-24"), split_streams=False)
 
 
-def test_a_mixture_that_is_not_split_is_known_by_what_it_was_known_by_before_there_was_the_setting(folder):
+def test_fingerprint_of_unsplit_mixture_is_stable(folder):
     whole, split = opened(folder, split_streams=False), opened(folder)
     before = dataclasses.asdict(whole.mixture) | {"sources": None, "modalities": None}
     del before["split_streams"]
@@ -250,7 +250,7 @@ def test_the_trainer_gives_each_process_its_part(folder, tmp_path, model, proces
     assert [row["id"] for row in itertools.islice(rows, 60)] == [row["id"] for row in expected]
 
 
-def test_with_a_warmup_a_row_is_told_the_one_step_that_it_can_be_for(folder, monkeypatch):
+def test_warmup_row_knows_its_step(folder, monkeypatch):
     """Workers of a split mixture have no end, so batches come from them in turn: the second of two has every other."""
     monkeypatch.setattr(torch.utils.data, "get_worker_info", lambda: SimpleNamespace(id=1, num_workers=2))
     stream = StepStream(opened(folder).of_process(1, 0), batch_size=2)

@@ -1,6 +1,8 @@
-"""`encode_conversation` against `apply_chat_template` of the same processor."""
+"""Conversations by `apply_chat_template`, and by `encode_conversation` with the same result."""
 
 import copy
+from dataclasses import dataclass
+from typing import Any
 
 import pytest
 import torch
@@ -119,7 +121,7 @@ def test_other_chat_templates(processor, template):
         check(other, [{"role": "user", "content": content}, ANSWER])
 
 
-def test_what_a_tokenizer_adds_by_itself_is_left_out(processor):
+def test_tokens_that_the_tokenizer_adds_are_left_out(processor):
     tokenizer = copy.deepcopy(processor.tokenizer)
     end = ("<|im_end|>", tokenizer.convert_tokens_to_ids("<|im_end|>"))
     tokenizer.backend_tokenizer.post_processor = TemplateProcessing(f"{end[0]} $A {end[0]}", None, [end])
@@ -131,9 +133,79 @@ def test_what_a_tokenizer_adds_by_itself_is_left_out(processor):
     check(adds, messages)
 
 
-def test_tokenizer_that_cuts_by_itself_does_not_cut_for_training(processor):
+def test_truncation_of_the_tokenizer_is_left_out(processor):
     cuts = copy.deepcopy(processor)
     cuts.tokenizer.init_kwargs |= {"truncation": True, "max_length": 12}
     row = {"id": 1, "images": [PICTURE["image"]], "messages": [QUESTION, ANSWER]}
     found, expected = (ViTPDataCollator(one, vrl_drop_ratio=0.5).encode(row) for one in (cuts, processor))
     assert torch.equal(found["input_ids"], expected["input_ids"])
+
+
+IMAGE_TOKENS = ["<IMG_CONTEXT>", "<img>", "</img>"]
+
+
+@pytest.mark.parametrize("token", IMAGE_TOKENS)
+@pytest.mark.parametrize("tokenize", [False, True])
+@pytest.mark.parametrize("as_part", [False, True])
+def test_literal_image_token_is_named(processor, token, tokenize, as_part):
+    text = f"what is {token}?"
+    bad = {"role": "user", "content": [{"type": "text", "text": text}] if as_part else text}
+    with pytest.raises(ValueError, match=rf"Conversation 1: message 2 .*{token}.*literally.*'type': 'image'"):
+        processor.apply_chat_template([[QUESTION], [QUESTION, ANSWER, bad]], tokenize=tokenize)
+
+
+@pytest.mark.parametrize(
+    "conversation, message",
+    [
+        ([], r"no messages"),
+        ([[QUESTION], []], r"Conversation 1: .*no messages"),
+        ([QUESTION, {"role": "function", "content": "x"}], r"message 1 .*'function'.*system, user, assistant"),
+        ([{"content": "x"}], r"message 0 .*role.*system, user, assistant"),
+        ([{"from": "human", "value": "x"}], r"message 0 .*role.*system, user, assistant"),
+        (["How many?"], r"(?i)message 0"),
+        ([{"role": "user", "content": ["How many?"]}], r"(?i)message 0"),
+        ([{"role": "user", "content": 12}], r"(?i)message 0"),
+        ([QUESTION, {"role": "assistant", "tool_calls": [{"type": "function"}]}], r"message 1 has tool_calls"),
+        ([{"role": "user", "content": [{"type": "video"}, {"type": "text", "text": "x"}]}], r"(?i)message 0 .*video"),
+        ([{"role": "user", "content": [{"type": "text", "text": None}]}], r"(?i)message 0"),
+    ],
+)
+@pytest.mark.parametrize("tokenize", [False, True])
+def test_conversation_that_cannot_be_rendered_is_named(processor, conversation, message, tokenize):
+    with pytest.raises(ValueError, match=message):
+        processor.apply_chat_template(conversation, tokenize=tokenize)
+
+
+@dataclass
+class Message:
+    role: str
+    content: Any
+    tool_calls: list | None = None
+
+
+@dataclass
+class Part:
+    type: str
+    text: str | None = None
+
+
+@pytest.mark.parametrize("batched", [False, True])
+def test_messages_may_be_objects(processor, batched):
+    """As other libraries give them; `content` must not be taken for a batch."""
+    objects = [Message("user", [Part("image"), {"type": "text", "text": "How many?"}]), Message("assistant", "12")]
+    parts = [{"type": "image"}, {"type": "text", "text": "How many?"}]
+    rows = [{"role": "user", "content": parts}, {"role": "assistant", "content": "12"}]
+    found, wanted = (processor.apply_chat_template([each] if batched else each) for each in (objects, rows))
+    assert found == wanted
+    assert "<IMG_CONTEXT>\nHow many?" in (found[0] if batched else found)
+    with pytest.raises(ValueError, match="Conversation 0: message 0 .*'robot'"):
+        processor.apply_chat_template([Message("robot", "x")])
+
+
+def test_answers_of_tools_have_a_role(processor):
+    rendered = processor.apply_chat_template([QUESTION, {"role": "tool", "content": "12"}], add_generation_prompt=True)
+    assert rendered.endswith("<|im_start|>tool\n12<|im_end|>\n<|im_start|>assistant\n")
+    call = "{% for call in m.tool_calls or [] %}:{{ call.function.name }}{% endfor %}"
+    template = "{% for m in messages %}{{ m.role }}" + call + "{% endfor %}"
+    calls = [QUESTION, {"role": "assistant", "tool_calls": [{"type": "function", "function": {"name": "count"}}]}]
+    assert processor.apply_chat_template(calls, chat_template=template) == "userassistant:count"
