@@ -59,10 +59,10 @@ SCHEMAS: list[Schema] = []
 
 
 def schema(name: str, *columns: str) -> Callable:
-    """Register the decorated function as the reader of a schema, see [`Schema`]."""
+    """Register the decorated function as the reader of a schema, see [`Schema`]; one of the same name is replaced."""
 
     def register(turns: Callable) -> Callable:
-        SCHEMAS.append(Schema(name, columns, turns))
+        SCHEMAS[:] = [one for one in SCHEMAS if one.name != name] + [Schema(name, columns, turns)]
         return turns
 
     return register

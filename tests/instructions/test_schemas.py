@@ -16,8 +16,11 @@ from tiny_models import TOKENS_PER_TILE
 from trl.trainer.sft_trainer import DataCollatorForVisionLanguageModeling
 
 from modeling_vitp import ViTPDataCollator, ViTPImageProcessor, ViTPProcessor
+from modeling_vitp.instructions import schemas
+from modeling_vitp.instructions.mixture import load_mixture
 from modeling_vitp.instructions.rows import prepare_rows
 from modeling_vitp.instructions.schemas import SCHEMAS, RowReader, recognize, schema_name, to_conversations
+from modeling_vitp.instructions.sources import read_source
 
 PLACE = {"type": "image", "text": None}
 
@@ -138,6 +141,24 @@ def test_mapped_columns_decide():
     assert recognize(names, {"answer": "label"}, prompt="What is it?")[0].name == "questions and answers"
     row = made({"label": "a ship", "messages": []}, {"answer": "label"}, prompt="What is it?")
     assert row["messages"][0]["content"] == [text("What is it?")]
+
+
+def test_schema_from_outside_is_recognized_and_read(monkeypatch, tmp_path):
+    monkeypatch.setattr(schemas, "SCHEMAS", list(SCHEMAS))
+
+    @schemas.schema("captions", "caption", "image")
+    def caption_turns(row):
+        return [{"role": "user", "content": "Describe it."}, {"role": "assistant", "content": row["caption"]}]
+
+    rows = Dataset.from_dict({"caption": ["a ship"], "image": ["a.png"]})
+    (row,) = read = to_conversations(rows)
+    assert schema_name(read) == "captions" and [image["path"] for image in row["images"]] == ["a.png"]
+    assert [one["content"] for one in row["messages"]] == [[PLACE, text("Describe it.")], [text("a ship")]]
+    rows.rename_column("caption", "label").to_parquet(tmp_path / "train.parquet")
+    (source,) = load_mixture(
+        {"sources": [{"name": "s", "folder": str(tmp_path), "columns": {"caption": "label"}}]}
+    ).sources
+    assert read_source(source)[0]["messages"] == row["messages"]
 
 
 def test_images_come_from_the_filled_column():
