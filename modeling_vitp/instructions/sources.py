@@ -423,13 +423,7 @@ def root_of(path: Path, folder: Path, source: Source) -> str | None:
     if source.image_root is not None:
         return source.image_root
     columns = (source.columns["images"],) if "images" in source.columns else IMAGES
-    return image_root(path, folder, first_with_images(path, columns), columns)
-
-
-def first_with_images(path: Path, columns: Sequence[str] = IMAGES) -> Iterator[dict]:
-    """Return the first rows of a file that name an image in one of the columns."""
-    rows = (row for _, row in numbered_rows(path) if isinstance(row, dict) and any(map(row.get, columns)))
-    return itertools.islice(rows, LOOKED_AT)
+    return image_root(path, folder, columns)
 
 
 def read_lines(files: Iterable[Path]) -> Iterator[tuple[Path, dict[str, Any] | ValueError]]:
@@ -592,17 +586,16 @@ def is_object(line: bytes) -> bool:
         return False
 
 
-def image_root(file: Path, folder: Path, rows: Iterable[Any], columns: Iterable[str] = IMAGES) -> str | None:
+def image_root(file: Path, folder: Path, columns: Sequence[str] = IMAGES) -> str | None:
     """Return the folder that image paths in a JSON are relative to: its own, the data set's, or `images` in either.
 
-    Args:
-        rows: of the file, of which an image is looked for. `None` is returned where its path is absolute.
-        columns: that have the images.
+    It is told by the first rows with an image in one of the columns, and is `None` where the path is absolute.
     """
-    own = str(file.parent)
-    for row in rows:
-        images = [row.get(name) for name in columns] if isinstance(row, dict) else []
-        images = [path for item in images for path in (item if isinstance(item, list) else [item])]
+    rows = (row for _, row in numbered_rows(file) if isinstance(row, dict) and any(map(row.get, columns)))
+    for row in itertools.islice(rows, LOOKED_AT):
+        images = [
+            image for name in columns for image in (row[name] if isinstance(row.get(name), list) else [row.get(name)])
+        ]
         for path in images:
             if not isinstance(path, str) or not path or "://" in path:
                 continue
@@ -612,7 +605,7 @@ def image_root(file: Path, folder: Path, rows: Iterable[Any], columns: Iterable[
             found = next((str(place) for place in places if (place / path).is_file()), None)
             if found is not None:
                 return found
-    return own
+    return str(file.parent)
 
 
 def load_rows(script_args: ScriptArguments) -> DatasetDict | IterableDatasetDict:
@@ -703,7 +696,7 @@ def json_sources(place: Path, root: str | None, streaming: bool) -> dict[str, So
     `datasets` takes a folder for one of images where these are more, and leaves out the JSON beside them.
     """
     if place.is_file() and place.suffix.lower() in LISTS:
-        root = root or image_root(place, place.parent, first_with_images(place))
+        root = root or image_root(place, place.parent)
         return {"train": Source(place.stem, annotation=str(place), image_root=root, streaming=streaming)}
     if not place.is_dir() or not (root or has_images(place)):
         return {}
