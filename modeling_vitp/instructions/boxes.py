@@ -8,12 +8,12 @@ from typing import NamedTuple
 Box = tuple[float, float, float, float]  # left, top, right, bottom in pixels
 GRID = 1000  # corners in texts are integers from 0 to 1000, both included
 
-# What a reader meets: a phrase, the end of its boxes, or four whole numbers in brackets.
+# A phrase, the end of its boxes, or four integers in brackets.
 MARKS = re.compile(
     r"<ref>(?P<phrase>.*?)</ref>|(?P<end></box>)|\[\s*(\d{1,9})\s*,\s*(\d{1,9})\s*,\s*(\d{1,9})\s*,\s*(\d{1,9})\s*\]",
     re.DOTALL,
 )
-# What is written where a box should be: four of anything in brackets.
+# Text in the place of a box: four of anything in brackets.
 MARKED = re.compile(r"<box>(.*?)</box>", re.DOTALL)
 FOUR = re.compile(r"\[([^\[\],]+),([^\[\],]+),([^\[\],]+),([^\[\],]+)\]")
 NUMBER, CORNER = re.compile(r"-?[\d.]+"), re.compile(r"\d{1,9}")
@@ -27,16 +27,16 @@ class GridBox(NamedTuple):
     right: int
     bottom: int
     phrase: str = ""
-    """What the text says is in it; empty if it does not say."""
+    """The phrase of the box in the text, if any."""
 
     def in_pixels(self, size: tuple[int, int]) -> Box:
-        """In an image of that height and width."""
+        """Return the box in pixels of an image of that height and width."""
         height, width = size
         return tuple(corner * side / GRID for corner, side in zip(self[:4], (width, height, width, height)))
 
 
 def grid_box(box: Box, size: tuple[int, int]) -> list[int]:
-    """A box of an image of that height and width, on the grid: rounded, and outwards where that would leave no area."""
+    """Return a box of an image of that height and width on the grid: rounded, or outwards if it would have no area."""
     corners, (height, width) = [], size
     for low, high, side in ((box[0], box[2], width), (box[1], box[3], height)):
         low, high = low * GRID / side, high * GRID / side
@@ -47,16 +47,16 @@ def grid_box(box: Box, size: tuple[int, int]) -> list[int]:
 
 
 def write_boxes(boxes: Iterable[Box], size: tuple[int, int], phrase: str = "") -> str:
-    """Boxes of an image of that height and width as InternVL writes them.
+    """Write boxes of an image of that height and width as InternVL does.
 
-    `<ref>phrase</ref><box>[[x1, y1, x2, y2], …]</box>`, without `<ref>` where there is no phrase.
+    `<ref>phrase</ref><box>[[x1, y1, x2, y2], …]</box>`, without `<ref>` if the phrase is empty.
     """
     written = f"<box>{[grid_box(box, size) for box in boxes]}</box>"
     return f"<ref>{phrase}</ref>{written}" if phrase else written
 
 
 def read_boxes(text: str) -> tuple[list[GridBox], list[str]]:
-    """The boxes in a text, in its order, and what is written like a box but is none.
+    """Return the boxes in a text, in its order, and the texts that look like a box but are not.
 
     Both ways of writing them are read, `[x1, y1, x2, y2]` and `<ref>phrase</ref><box>[[x1, y1, x2, y2], …]</box>`. A
     phrase holds for all boxes up to the next `</box>` or `<ref>`. A box has integers from 0 to 1000, with left before
@@ -76,7 +76,7 @@ def read_boxes(text: str) -> tuple[list[GridBox], list[str]]:
 
 
 def wrong_boxes(text: str) -> tuple[list[str], list[str]]:
-    """What in a text is no box on the grid with an area: between `<box>` and `</box>`, and in other brackets."""
+    """Return what looks like a box but is not on the grid or has no area: in `<box>` … `</box>`, and in other brackets."""
     wrong = []
     for inner in MARKED.findall(text):
         found = fours_in(inner)
@@ -92,7 +92,7 @@ def fours_in(text: str) -> list[list[str]]:
 
 
 def is_box(corners: Sequence[str]) -> bool:
-    """Whether four texts are a box: integers on the grid, with left before right and top before bottom."""
+    """Return whether four texts are a box: integers on the grid, with left before right and top before bottom."""
     if not all(map(CORNER.fullmatch, corners)):
         return False
     left, top, right, bottom = map(int, corners)
@@ -100,17 +100,17 @@ def is_box(corners: Sequence[str]) -> bool:
 
 
 def clip(box: Box, area: Box) -> Box:
-    """The part of a box that lies in an area."""
+    """Return the part of a box that lies in an area."""
     return (max(box[0], area[0]), max(box[1], area[1]), min(box[2], area[2]), min(box[3], area[3]))
 
 
 def box_area(box: Box) -> float:
-    """In square pixels; 0 for a box that is empty or inside out."""
+    """Return the area of a box; 0 for a box that is empty or inside out."""
     return max(box[2] - box[0], 0) * max(box[3] - box[1], 0)
 
 
 def iou(first: Box, second: Box) -> float:
-    """Intersection over union; 0 if both are empty."""
+    """Return the intersection over union; 0 if both boxes are empty."""
     shared = box_area(clip(first, second))
     union = box_area(first) + box_area(second) - shared
     return float(shared / union) if union > 0 else 0.0

@@ -224,7 +224,7 @@ class PublicSet:
         """
         choices, right = [choice.strip() for choice in choices], right.strip()
         if right not in choices:
-            raise ValueError(f"the answer {right!r} is none of the choices {choices}")
+            raise ValueError(f"the answer {right!r} must be one of the choices {choices}")
         lines = [f"{letter}. {choice}" for letter, choice in zip(ascii_uppercase, choices)]
         return "\n".join([question.strip(), *lines]), lines[choices.index(right)]
 
@@ -316,7 +316,7 @@ class PublicSet:
                         sample = {one.name.partition(".")[2]: archive.extractfile(one).read() for one in members}
                         yield Entry(f"{path}, {key}", {"key": name, **sample})
             except (tarfile.TarError, OSError, EOFError) as error:
-                yield Entry(str(path), ValueError(f"it is no whole archive: {error}"))
+                yield Entry(str(path), ValueError(f"the archive is damaged: {error}"))
 
     def is_held_out(self, path: Path | str) -> bool:
         """Return whether a word in the name of a file, or of its folders, is that of a split that is not trained on."""
@@ -476,7 +476,7 @@ def encode_row(row: Row, strict: bool) -> str:
     for message in messages:
         wrong, loose = wrong_boxes("".join(message_texts(message)))
         if wrong or (strict and loose):
-            raise ValueError(f"{(wrong + loose)[0]} is no box")
+            raise ValueError(f"{(wrong + loose)[0]} is not a box on the grid of 0 to 1000 with an area")
     return json.dumps({"id": row.id, "images": images, "messages": turns}, ensure_ascii=False)
 
 

@@ -62,7 +62,7 @@ def upright_box(written: str, size: tuple[int, int]) -> Box:
     match, (height, width) = PERCENT_BOX.fullmatch(written), size
     left, top, right, bottom = map(int, match.groups()[:4]) if match else (0, 0, 0, 0)
     if not (left < right <= 100 and top < bottom <= 100):
-        raise ValueError(f"{written} is no box in percent of an image")
+        raise ValueError(f"{written} is not a box in percent of an image")
     angle = math.radians(int(match[5] or 0))
     sine, cosine = abs(math.sin(angle)), abs(math.cos(angle))
     x, y = (left + right) * width / 200, (top + bottom) * height / 200

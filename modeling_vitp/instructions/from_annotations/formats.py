@@ -47,7 +47,7 @@ def read_annotation(path: Path) -> Any:
     except FileNotFoundError as error:
         raise ValueError(f"There is no file {path}.") from error
     except (ValueError, RecursionError, OSError) as error:
-        raise ValueError(f"{path} is no JSON: {error}") from error
+        raise ValueError(f"{path} is not valid JSON: {error}") from error
 
 
 def read_text(path: Path) -> str:
@@ -55,7 +55,7 @@ def read_text(path: Path) -> str:
     try:
         return path.read_text(encoding="utf-8-sig")
     except (UnicodeDecodeError, OSError) as error:
-        raise ValueError(f"{path} is no text: {error}") from error
+        raise ValueError(f"{path} cannot be read as UTF-8 text: {error}") from error
 
 
 def read_list(path: Path) -> list[str]:
@@ -68,7 +68,7 @@ def parse_xml(path: Path) -> ElementTree.Element:
     try:
         return ElementTree.parse(path).getroot()
     except (ElementTree.ParseError, LookupError, ValueError, OSError) as error:
-        raise ValueError(f"{path} is no XML: {error}") from error
+        raise ValueError(f"{path} is not valid XML: {error}") from error
 
 
 def annotation_files(

@@ -80,7 +80,7 @@ class Layout:
         if not isinstance(names, dict) or not all(
             phrase is None or (isinstance(phrase, str) and phrase.strip()) for phrase in names.values()
         ):
-            raise ValueError(f"names={str(names)[:80]}, but a phrase (or null) for each class is needed.")
+            raise ValueError(f"`names` must map each class to a phrase or null, got {str(names)[:80]}.")
         self.root, self.names, self.annotations = root, names, annotations
 
     def splits(self) -> dict[str, dict[str, tuple[Path, ...]]]:
@@ -102,7 +102,7 @@ class Layout:
     def phrase(self, label: str) -> str | None:
         phrase = self.names[label] if label in self.names else plain_words(label)
         if phrase == "":
-            raise ValueError(f"The class {label!r} has no words in its name: give it some with --names.")
+            raise ValueError(f"The name of the class {label!r} has no words. Give it a phrase with --names.")
         return phrase
 
     def regions(self, objects: list[AnnotatedObject], size: tuple[int, int]) -> tuple[Region, ...]:
@@ -112,11 +112,11 @@ class Layout:
     def _region(self, found: AnnotatedObject, size: tuple[int, int]) -> Region | None:
         where, label, box, area = found.where, found.label, found.box, found.area
         if not isinstance(label, str) or not label:
-            raise ValueError(f"{where} has no name of a class, but {label!r}.")
+            raise ValueError(f"{where} needs a class name, got {label!r}.")
         if not all(map(is_number, box)) or not (area is None or is_number(area)):
-            raise ValueError(f"{where}: the box {list(box)}, of area {area}, is not of finite numbers.")
+            raise ValueError(f"{where}: the box {list(box)} and its area {area} must be finite numbers.")
         if not isinstance(found.caption, (str, type(None))):
-            raise ValueError(f"{where}: the caption {found.caption!r} is no text.")
+            raise ValueError(f"{where}: the caption must be a text, got {found.caption!r}.")
         phrase = self.phrase(label)
         if phrase is None:
             return None

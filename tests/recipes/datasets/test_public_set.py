@@ -163,7 +163,7 @@ def test_broken_file_is_named_and_others_go_on(tmp_path):
 
     vrsbench(tmp_path / "vrsbench")
     save_text(tmp_path / "vrsbench/VRSBench_train.json", "[{")
-    with pytest.raises(ValueError, match="no row of VRSBench .* can be used; .*VRSBench_train.json.* is no JSON"):
+    with pytest.raises(ValueError, match="no row of VRSBench .* can be used; .*VRSBench_train.json"):
         make("vrsbench", tmp_path / "vrsbench", tmp_path)
     assert not list(tmp_path.glob("vrsbench*.*"))
 

@@ -31,7 +31,7 @@ def test_percent_texts_become_internvl_texts(text, expected):
     "written", ["{<1><2><3>|<4>}", "{<77><981><83><100>}", "{<35><32><35><36>}", "{<1.5><2><3><4>}"]
 )
 def test_wrong_percent_box_is_named(written):
-    with pytest.raises(ValueError, match="is no box in percent"):
+    with pytest.raises(ValueError, match="is not a box"):
         from_percent(f"It is at {written} .", (100, 100))
 
 
