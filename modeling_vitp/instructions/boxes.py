@@ -76,7 +76,7 @@ def read_boxes(text: str) -> tuple[list[GridBox], list[str]]:
 
 
 def wrong_boxes(text: str) -> tuple[list[str], list[str]]:
-    """Return what looks like a box but is not on the grid or has no area: in `<box>` … `</box>`, and in other brackets."""
+    """Return what looks like a box but is none on the grid with an area: in `<box>`, and in other brackets."""
     wrong = []
     for inner in MARKED.findall(text):
         found = fours_in(inner)
