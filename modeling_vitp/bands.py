@@ -61,7 +61,7 @@ def spread_config(config: PreTrainedConfig, band_names: Sequence[str]) -> bool:
         if own == list(band_names):
             continue
         if own is not None or part.num_channels != 3:
-            takes = named(own) if own else f"{part.num_channels} channels"
+            takes = describe_bands(own) if own else f"{part.num_channels} channels"
             raise ValueError(f"the model takes {takes}; only one for red, green and blue can be spread over others.")
         part.band_names, part.num_channels, changed = list(band_names), len(band_names), True
     return changed
@@ -75,10 +75,10 @@ def spread_kernel(weight: torch.Tensor, band_names: Sequence[str]) -> torch.Tens
 def spread(values: torch.Tensor, band_names: Sequence[str], dim: int = 0) -> torch.Tensor:
     """What is given for red, green and blue along `dim`, for each band: that of its color, or the mean of the three."""
     sources = torch.cat([values, values.mean(dim, keepdim=True)], dim)
-    return sources.index_select(dim, torch.tensor(colors_of(band_names), device=values.device))
+    return sources.index_select(dim, torch.tensor(band_sources(band_names), device=values.device))
 
 
-def colors_of(band_names: Sequence[str]) -> list[int]:
+def band_sources(band_names: Sequence[str]) -> list[int]:
     """Of each band 0 for red, 1 for green, 2 for blue or 3 for the mean of these; each color is there as often."""
     colors = {band: color for color, band in enumerate(color_bands(band_names) or ())}
     others = [band for band in range(len(band_names)) if band not in colors]
@@ -106,7 +106,7 @@ def check_band_names(band_names: Sequence[str]) -> list[str]:
     return list(band_names)
 
 
-def named(band_names: Sequence[str]) -> str:
+def describe_bands(band_names: Sequence[str]) -> str:
     """For messages: how many bands, and which."""
     return f"{len(band_names)} band{'s' * (len(band_names) > 1)} ({', '.join(band_names)})"
 
@@ -114,7 +114,7 @@ def named(band_names: Sequence[str]) -> str:
 def check_same_bands(what: str, own: Sequence[str] | None, where: str, given: Sequence[str] | None) -> None:
     """Raises a `ValueError` unless `what`, a model, takes the bands that `where`, data or a processor, has."""
     if list(own or []) != list(given or []):
-        own, given = (named(names) if names else "red, green and blue" for names in (own, given))
+        own, given = (describe_bands(names) if names else "red, green and blue" for names in (own, given))
         raise ValueError(f"{what} takes {own}, but {where} has {given}.")
 
 

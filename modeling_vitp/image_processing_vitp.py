@@ -23,7 +23,7 @@ from transformers.image_utils import (
 )
 from transformers.models.got_ocr2.image_processing_got_ocr2 import GotOcr2ImageProcessorKwargs
 
-from .bands import check_same_bands, named, spread
+from .bands import check_same_bands, describe_bands, spread
 from .input_spec import InputSpec
 from .opening import NamesItsFiles
 
@@ -62,7 +62,9 @@ class InputSpecImageProcessor(NamesItsFiles, TorchvisionBackend):
             if kwargs.get(field) is None:
                 setattr(self, field, spread_values(getattr(self, field), names))
             elif len(kwargs[field]) != len(names):
-                raise ValueError(f"{field} has {len(kwargs[field])} values for {named(names)}: give one for each.")
+                raise ValueError(
+                    f"{field} has {len(kwargs[field])} values for {describe_bands(names)}: give one for each."
+                )
 
     @property
     def band_names(self) -> list[str] | None:

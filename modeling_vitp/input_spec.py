@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 
-from .bands import check_band_names, named
+from .bands import check_band_names, describe_bands
 
 
 @dataclass(frozen=True)
@@ -146,7 +146,7 @@ class InputSpec:
                 raise ValueError(f"input_spec asks for bands {list(self.bands)}, but the image has {number} band(s).")
         elif number not in self._numbers:
             if self.band_names is not None:
-                raise ValueError(f"the model takes {named(self.band_names)}, but the image has {number}.")
+                raise ValueError(f"the model takes {describe_bands(self.band_names)}, but the image has {number}.")
             raise ValueError(
                 f"the image has {number} bands. Name the one or three to use, for example "
                 'input_spec={"bands": [3, 2, 1]}, also on the command line; of RGBA arrays make PIL images.'

@@ -105,7 +105,7 @@ def naming(name: str | Path, cls: type) -> Iterator[None]:
     except Exception as error:  # tokenizers raises no narrower one
         if torch.get_default_device().type == "meta":  # which transformers refuses, whatever the files
             raise
-        patterns = files_of(cls)
+        patterns = file_patterns(cls)
         is_named = str(name) in str(error)
         if type(error) is ValueError and is_named:
             raise
@@ -121,7 +121,7 @@ def naming(name: str | Path, cls: type) -> Iterator[None]:
         raise ValueError(found or f"{files} cannot be opened: {reason}") from error
 
 
-def files_of(cls: type) -> tuple[str, ...]:
+def file_patterns(cls: type) -> tuple[str, ...]:
     """The files, as patterns, that an object of a class is made of."""
     if issubclass(cls, PreTrainedConfig):
         return CONFIG_FILES
@@ -137,13 +137,13 @@ def damage(folder: Path, patterns: tuple[str, ...]) -> str | None:
     """What is wrong with the first of a folder's files that cannot be read by itself, in one line, or `None`."""
     for path in (path for pattern in patterns for path in sorted(folder.glob(pattern))):
         try:
-            read(path)
+            read_checkpoint_file(path)
         except (OSError, ValueError, RecursionError, SafetensorError) as error:
             return f"{path} cannot be read: it is damaged or cut short ({' '.join(str(error).split())})."
     return None
 
 
-def read(path: Path) -> None:
+def read_checkpoint_file(path: Path) -> None:
     """Reads a file of a checkpoint as what its name says, of weights the header."""
     if path.name == "tokenizer.json":
         try:
@@ -155,7 +155,7 @@ def read(path: Path) -> None:
         if not isinstance(fields, dict):
             raise ValueError(f"it holds {fields!r:.40} and no fields")
         if path.name.endswith(".index.json"):
-            check_shards(path, fields.get("weight_map"))
+            check_index(path, fields.get("weight_map"))
     elif path.suffix == ".jinja":
         path.read_text(encoding="utf-8")
     elif path.suffix == ".safetensors":
@@ -163,7 +163,7 @@ def read(path: Path) -> None:
             pass
 
 
-def check_shards(index: Path, weight_map: object) -> None:
+def check_index(index: Path, weight_map: object) -> None:
     """Raises a `ValueError` if the index of a checkpoint's shards names none, or some that are not there."""
     if not isinstance(weight_map, dict) or not all(isinstance(name, str) for name in weight_map.values()):
         raise ValueError("it has no weight_map of names")

@@ -19,11 +19,11 @@ def main(argv: list[str] | None = None) -> int:
 
     from modeling_vitp import export_backbone
     from modeling_vitp.cards.record import copy_record
-    from modeling_vitp.hub.upload import write_card
+    from modeling_vitp.hub.upload import write_model_card
 
     folder = export_backbone(args.checkpoint, args.output_dir)
     copy_record(args.checkpoint, folder)
-    write_card("backbone", folder)
+    write_model_card("backbone", folder)
     print(f"The backbone is in {folder}")
     return 0
 

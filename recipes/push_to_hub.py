@@ -47,8 +47,8 @@ def main(argv: list[str] | None = None) -> int:
     from huggingface_hub import HfApi
 
     from modeling_vitp.command.errors import one_line
-    from modeling_vitp.hub.failures import FAILURES, explain
-    from modeling_vitp.hub.upload import gather, preview, push
+    from modeling_vitp.hub.failures import FAILURES, explain_failure
+    from modeling_vitp.hub.upload import gather_contents, preview, push
 
     again = shlex.join(["vitp", "push_to_hub", *(sys.argv[1:] if argv is None else argv)])
     api = HfApi()
@@ -57,7 +57,7 @@ def main(argv: list[str] | None = None) -> int:
             checkpoint, run = args.checkpoint, None
             if args.what == "backbone":
                 checkpoint, run = take_out_backbone(checkpoint, Path(work) / "backbone")
-            contents = gather(args.what, checkpoint, args.repo_id, args.license, args.base_model, run)
+            contents = gather_contents(args.what, checkpoint, args.repo_id, args.license, args.base_model, run)
             found, stale = preview(
                 api, contents, args.repo_id, args.private, args.revision, must_answer=not args.dry_run
             )
@@ -77,7 +77,7 @@ def main(argv: list[str] | None = None) -> int:
         except FAILURES as error:
             is_lost = args.create_pr and isinstance(error, httpx2.TransportError)
             hint = f" If {args.repo_id} has no such pull request yet, go" if is_lost else " Go"
-            return fail(f"{explain(error, args.repo_id)}.{hint} on with: {again}")
+            return fail(f"{explain_failure(error, args.repo_id)}.{hint} on with: {again}")
         except KeyboardInterrupt:
             return fail(f"interrupted. Go on with: {again}")
         except (ValueError, OSError) as error:

@@ -12,7 +12,7 @@ from transformers import BatchFeature, StoppingCriteria, StoppingCriteriaList, T
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from modeling_vitp import ViTPForConditionalGeneration, ViTPProcessor
-from modeling_vitp.bands import named
+from modeling_vitp.bands import describe_bands
 
 TEXT_INPUTS = ("input_ids", "attention_mask", "position_ids")
 BOX_MARKS = {"<ref>", "</ref>", "<box>", "</box>"}
@@ -57,8 +57,8 @@ def encode(
     bands = processor.image_processor.band_names
     if bands is not None:
         raise ValueError(
-            f"The model takes {named(bands)}, and questions here are about red, green and blue: its ViT can be seen in "
-            "the tab Backbone."
+            f"The model takes {describe_bands(bands)}, and questions here are about red, green and blue: its ViT can "
+            "be seen in the tab Backbone."
         )
     question = messages[-1]["content"]
     if not question.strip():

@@ -21,7 +21,7 @@ from uploading import EXAMPLES, example_path, forget, image_input, image_upload,
 from url_state import Tab, slider
 from views import MAX_RESOLUTION, MIN_RESOLUTION, NO_BACKBONE, OPACITY, chosen
 
-from modeling_vitp.bands import named
+from modeling_vitp.bands import describe_bands
 from modeling_vitp.images.corruptions import SEVERITIES as CORRUPTIONS
 
 MAX_SIDE = 800  # the size at which the paper's robustness table was measured
@@ -227,7 +227,9 @@ def opened(models: Models, names: Sequence[str], progress: Callable | None) -> l
         with told():
             backbones.append(replace(models.backbone(name), name=name))
             if bands := backbones[-1].band_names:
-                raise ValueError(f"{name} takes {named(bands)}; what is compared here is of red, green and blue.")
+                raise ValueError(
+                    f"{name} takes {describe_bands(bands)}; what is compared here is of red, green and blue."
+                )
     return backbones
 
 

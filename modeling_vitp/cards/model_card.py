@@ -125,7 +125,7 @@ def describe_training(record: dict[str, Any]) -> str | None:
     columns = list(dict.fromkeys(key for entry in data for key, value in entry.items() if value not in (None, [])))
     if columns:
         parts.append("Data:")
-        parts.append(table(columns, [[plain(entry.get(column)) for column in columns] for entry in data]))
+        parts.append(table(columns, [[cell_text(entry.get(column)) for column in columns] for entry in data]))
     if record.get("versions"):
         listed = ", ".join(f"{name} {version}" for name, version in record["versions"].items())
         parts.append(f"Versions: {listed}.")
@@ -133,7 +133,7 @@ def describe_training(record: dict[str, Any]) -> str | None:
 
 
 def describe_results(entry: Any, metrics: dict[str, Any], record: dict[str, Any]) -> str | None:
-    rows = [[split, name, plain(value)] for split, name, value in results_of(metrics, record)]
+    rows = [[split, name, cell_text(value)] for split, name, value in results_of(metrics, record)]
     if not rows:
         return None
     of = "" if entry.push_as == "model" else "Of the whole model that this is a part of. "
@@ -149,15 +149,15 @@ def describe_license(license: dict[str, str]) -> str | None:
 
 
 def settings_table(settings: dict[str, Any]) -> str | None:
-    rows = [[name, plain(value)] for name, value in settings.items() if value not in (None, "", [], {})]
+    rows = [[name, cell_text(value)] for name, value in settings.items() if value not in (None, "", [], {})]
     return table(["setting", "value"], rows) if rows else None
 
 
-def plain(value: Any) -> str:
+def cell_text(value: Any) -> str:
     if isinstance(value, float):
         return f"{value:.4g}"
     if isinstance(value, list | tuple):
-        return ", ".join(map(plain, value))
+        return ", ".join(map(cell_text, value))
     return "" if value is None else str(value)
 
 

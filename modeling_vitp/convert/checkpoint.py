@@ -30,7 +30,7 @@ from .internvl import (
     write_rope_for_version_4,
     write_tokenizer_config_for_version_4,
 )
-from .keys import TARGETS, place
+from .keys import TARGETS, locate_tensor
 from .original_config import (
     adapter_to_original,
     chat_to_original,
@@ -38,7 +38,7 @@ from .original_config import (
     segmentation_to_original,
     vision_to_original,
 )
-from .reading import Checkpoint, meta_model, plain_tokenizer, read_source
+from .reading import Checkpoint, meta_model, plain_tokenizer, read_checkpoint_source
 from .tensor_files import DTYPES, TensorBytes, refuse_not_finite, write_checkpoint
 
 logger = logging.get_logger(__name__)
@@ -98,7 +98,7 @@ def convert_checkpoint(
     """
     target = Path(target)
     check_new(target)
-    checkpoint = read_source(str(source), revision, image_token_id, deformable_attention, benchmark)
+    checkpoint = read_checkpoint_source(str(source), revision, image_token_id, deformable_attention, benchmark)
     to = to or checkpoint.targets[0]
     if to not in TARGETS:
         raise ValueError(f"There is no target {to!r}, only {', '.join(TARGETS)}.")
@@ -126,7 +126,7 @@ def convert_checkpoint(
         wrong = write_checkpoint(temporary, arrange(checkpoint, to))
         if not allow_nan:
             refuse_not_finite(source, wrong)
-        write_card(checkpoint, to, license_fields, temporary, target.name)
+        write_conversion_card(checkpoint, to, license_fields, temporary, target.name)
         temporary.rename(target)
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
@@ -193,7 +193,9 @@ def read_license(checkpoint: Checkpoint, given: str | None) -> dict[str, str]:
     return fields or {"license": given}
 
 
-def write_card(checkpoint: Checkpoint, to: str, license_fields: dict[str, str], folder: Path, name: str) -> None:
+def write_conversion_card(
+    checkpoint: Checkpoint, to: str, license_fields: dict[str, str], folder: Path, name: str
+) -> None:
     """Write a card with the license of the source, and copy its license files."""
     for file in license_files(checkpoint.folder):
         shutil.copyfile(file, folder / file.name)
@@ -223,7 +225,7 @@ def arrange(checkpoint: Checkpoint, to: str) -> dict[str, list[TensorBytes]]:
     layout = checkpoint.original_layout if to == "original" else to
     arranged = {}
     for name, tensor in checkpoint.tensors.items():
-        found = place(name, layout)
+        found = locate_tensor(name, layout)
         if found is not None:
             arranged.setdefault(found.key, {})[found.part] = tensor
     for key, blocks in arranged.items():

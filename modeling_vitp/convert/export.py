@@ -16,14 +16,14 @@ from transformers.dynamic_module_utils import custom_object_save
 from transformers.utils import cached_file
 from transformers.utils.peft_utils import ADAPTER_SAFE_WEIGHTS_NAME
 
-from ..bands import named
+from ..bands import describe_bands
 from ..configuration_vitp import ViTPVisionConfig
 from ..image_processing_vitp import ViTPImageProcessor
 from ..modeling_vitp import LANGUAGE_MODELS, VISION_MODELS, ViTPForConditionalGeneration
 from ..modeling_vitp_backbone import ViTPExportedBackbone
 from ..opening import naming, way_to_vit
 from ..processing_vitp import ViTPProcessor
-from .tensor_files import check_finite, main_dtype, open_like_folder, read_file
+from .tensor_files import check_finite, main_dtype, open_like_folder, read_tensors
 
 AUTO_MAP = {
     "AutoConfig": "configuration_vitp.ViTPVisionConfig",
@@ -76,7 +76,7 @@ def export_backbone(
     band_names = getattr(vision_model.config, "band_names", None)
     if image_processor is None and band_names is not None:
         raise ValueError(
-            f"{name} takes {named(band_names)}, and nothing says how their values become the model's: give "
+            f"{name} takes {describe_bands(band_names)}, and nothing says how their values become the model's: give "
             "image_processor=ViTPImageProcessor(input_spec={'band_names': [...], 'window': [...]})."
         )
     if not allow_nan:
@@ -94,7 +94,7 @@ def export_backbone(
 def trained_dtype(name: str | Path) -> str:
     """Return the dtype of the weights that trained in full beside a LoRA adapter, or `auto` without an adapter."""
     file = cached_file(name, ADAPTER_SAFE_WEIGHTS_NAME, _raise_exceptions_for_missing_entries=False)
-    weights = read_file(Path(file)) if file else {}
+    weights = read_tensors(Path(file)) if file else {}
     in_full = {key: weight for key, weight in weights.items() if "lora_" not in key}
     return main_dtype(in_full) if in_full else "auto"
 

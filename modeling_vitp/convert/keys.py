@@ -126,7 +126,7 @@ SIGNS = {
 }
 
 
-class Place(NamedTuple):
+class Location(NamedTuple):
     """Location of a tensor in a layout: all of `key`, or one of `num_parts` equal blocks of its rows."""
 
     key: str
@@ -134,7 +134,7 @@ class Place(NamedTuple):
     num_parts: int = 1
 
 
-def place(name: str, layout: str) -> Place | None:
+def locate_tensor(name: str, layout: str) -> Location | None:
     """Return where `layout` keeps the tensor that this package calls `name`, or `None` if it does not."""
     if layout in ABSENT and re.match(ABSENT[layout], name):
         return None
@@ -143,10 +143,10 @@ def place(name: str, layout: str) -> Place | None:
         key = re.sub(pattern, replacement, key)
     fused = re.search(r"\.attention\.([qkv])_proj\.", name)
     if layout.startswith("original") and name.startswith((VISION_TOWER, BACKBONE)) and fused:
-        return Place(key, "qkv".index(fused[1]), 3)
-    return Place(key)
+        return Location(key, "qkv".index(fused[1]), 3)
+    return Location(key)
 
 
-def recognize(keys: set[str]) -> str | None:
+def recognize_layout(keys: set[str]) -> str | None:
     """Return the layout of a checkpoint with these keys, or `None` if it is unknown."""
     return next((layout for layout, sign in SIGNS.items() if any(re.match(sign, key) for key in keys)), None)

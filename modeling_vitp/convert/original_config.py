@@ -112,7 +112,7 @@ def shown_by_vit(shapes: dict[str, tuple[int, ...]], prefix: str = "") -> dict[s
     return {
         "hidden_size": width,
         "intermediate_size": shapes[f"{prefix}layers.0.mlp.fc1.weight"][0],
-        "num_hidden_layers": count(rf"{re.escape(prefix)}layers\.(\d+)\.", shapes),
+        "num_hidden_layers": count_values(rf"{re.escape(prefix)}layers\.(\d+)\.", shapes),
         "patch_size": patch_size,
         "image_size": grid * patch_size,
         "attention_bias": f"{prefix}layers.0.attn.qkv.bias" in shapes,
@@ -193,7 +193,7 @@ def chat_to_original(config: ViTPConfig, min_patches: int, max_patches: int) -> 
 
 def text_from_original(config: dict[str, Any]) -> PreTrainedConfig:
     """Return the language model's configuration, without the fields that old transformers wrote for every model."""
-    check_language_model(config.get("model_type"))
+    check_language_model_type(config.get("model_type"))
     config_class = type(AutoConfig.for_model(config["model_type"]))
     own = set(config_class.__dataclass_fields__) - set(PreTrainedConfig.__dataclass_fields__)
     fields = {name: value for name, value in config.items() if name in own | {"rope_theta", "rope_scaling"}}
@@ -202,7 +202,7 @@ def text_from_original(config: dict[str, Any]) -> PreTrainedConfig:
 
 def text_to_original(config: PreTrainedConfig) -> dict[str, Any]:
     """Return the language model's configuration as transformers wrote it before version 5."""
-    check_language_model(config.model_type)
+    check_language_model_type(config.model_type)
     fields = config.to_dict()
     for name in ("transformers_version", "dtype"):
         fields.pop(name, None)
@@ -210,7 +210,7 @@ def text_to_original(config: PreTrainedConfig) -> dict[str, Any]:
     return {**fields, **rope, "architectures": [LANGUAGE_MODELS[config.model_type]]}
 
 
-def check_language_model(model_type: str | None) -> None:
+def check_language_model_type(model_type: str | None) -> None:
     if model_type not in LANGUAGE_MODELS:
         raise ValueError(
             f"The language model is of type {model_type!r}, but the original code and transformers have only "
@@ -291,7 +291,7 @@ def adapter_from_original(settings: dict[str, Any], shapes: dict[str, tuple[int,
         **shown,
         **hidden,
         deformable_heads=samples // settings.get("n_points", ViTPAdapterConfig.deformable_points),
-        extra_extractors=count(r"interactions\.3\.extra_extractors\.(\d+)\.", shapes),
+        extra_extractors=count_values(r"interactions\.3\.extra_extractors\.(\d+)\.", shapes),
         spatial_prior_norm="batch_norm" if "spm.stem.1.running_mean" in shapes else "layer_norm",
     )
 
@@ -402,14 +402,14 @@ def segmentation_from_original(
     if "auxiliary_head.conv_seg.weight" in shapes:
         auxiliary = {
             "auxiliary_channels": shapes["auxiliary_head.conv_seg.weight"][1],
-            "auxiliary_num_convs": count(r"auxiliary_head\.convs\.(\d+)\.", shapes),
+            "auxiliary_num_convs": count_values(r"auxiliary_head\.convs\.(\d+)\.", shapes),
             "auxiliary_concat_input": "auxiliary_head.conv_cat.conv.weight" in shapes,
         }
     said = dict(settings.get("segmentation", {}))
     names = ordered_names(said.pop("id2label", dict(enumerate(range(num_labels)))))
     if len(names) != num_labels:
         raise ValueError(f"config.json names {len(names)} classes, but the head has {num_labels}.")
-    labels = named(names) if "segmentation" in settings else {"num_labels": num_labels}
+    labels = label_fields(names) if "segmentation" in settings else {"num_labels": num_labels}
     return config_classes[in_channels](
         backbone_config=adapter,
         hidden_size=channels,
@@ -436,11 +436,11 @@ def ordered_names(id2label: dict) -> list[str]:
     return [name for _, name in sorted(id2label.items(), key=lambda item: int(item[0]))]
 
 
-def named(names: list[str]) -> dict[str, dict]:
+def label_fields(names: list[str]) -> dict[str, dict]:
     return {"id2label": dict(enumerate(names)), "label2id": {name: index for index, name in enumerate(names)}}
 
 
-def count(pattern: str, shapes: dict[str, tuple[int, ...]]) -> int:
+def count_values(pattern: str, shapes: dict[str, tuple[int, ...]]) -> int:
     """Return how many different values the group of the pattern has in the names."""
     return len({match[1] for match in (re.match(pattern, key) for key in shapes) if match})
 
@@ -516,7 +516,7 @@ def detection_from_original(
     adapter = adapter_from_original(
         settings, {key.removeprefix(prefix): shape for key, shape in shapes.items() if key.startswith(prefix)}
     )
-    stages = count(r"roi_head\.bbox_head\.(\d)\.", shapes)
+    stages = count_values(r"roi_head\.bbox_head\.(\d)\.", shapes)
     head = "roi_head.bbox_head.0" if stages else "roi_head.bbox_head"
     try:
         channels = shapes["neck.lateral_convs.0.conv.weight"][0]
@@ -580,7 +580,7 @@ def hidden_of(settings: dict[str, Any], shown: dict[str, Any]) -> dict[str, Any]
             raise ValueError(f"config.json has {name}={said[name]}, but the tensors have {shown[name]}.")
         said.pop(name, None)
     if "id2label" in said:
-        said |= named(ordered_names(said["id2label"]))
+        said |= label_fields(ordered_names(said["id2label"]))
     return said
 
 
@@ -597,7 +597,7 @@ def benchmark_settings(benchmark: str, config_class: type[ViTPObjectDetectionCon
             "that is not published: score the detector class by class before relying on the names.",
             benchmark,
         )
-    return known.settings | named(known.names)
+    return known.settings | label_fields(known.names)
 
 
 def detection_to_original(config: ViTPObjectDetectionConfig) -> dict[str, Any]:

@@ -27,7 +27,7 @@ from ..image_processing_vitp_detection import ViTPDetectionImageProcessor
 from ..opening import check_fields, naming
 from ..processing_vitp import CHAT_TEMPLATE, IMAGE_TOKEN, ViTPProcessor
 from .internvl import from_internvl_config
-from .keys import BACKBONE, VISION_TOWER, place, recognize
+from .keys import BACKBONE, VISION_TOWER, locate_tensor, recognize_layout
 from .original_config import (
     adapter_from_original,
     chat_from_original,
@@ -89,7 +89,7 @@ class Checkpoint:
         return targets + (["original"] if self.original_layout else [])
 
 
-def read_source(
+def read_checkpoint_source(
     source: str,
     revision: str | None = None,
     image_token_id: int | None = None,
@@ -103,7 +103,7 @@ def read_source(
     with naming(folder, PreTrainedConfig):
         fields = read_json(folder / "config.json")
         check_fields(str(folder / "config.json"), fields)
-    layout = recognize(set(weights))
+    layout = recognize_layout(set(weights))
     model_type = fields.get("model_type")
     if layout is None and any(".lora_" in key for key in weights):
         raise ValueError(
@@ -217,7 +217,7 @@ def match_tensors(
     expected = {prefix + name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
     tied = {name: other for name, other in model.all_tied_weights_keys.items() if name in expected}
     optional = {*tied, UNUSED}
-    places = {name: place(name, layout) for name in expected}
+    places = {name: locate_tensor(name, layout) for name in expected}
     places = {name: found for name, found in places.items() if found is not None}
 
     tensors, missing, wrong = {}, set(), set()

@@ -76,14 +76,14 @@ def read_checkpoint(path: Path) -> dict[str, TensorBytes]:
             raise ValueError(
                 f"{path} is no safetensors file, and nothing else is read: pickles can run code. {FROM_PICKLE}"
             )
-        return read_file(path)
+        return read_tensors(path)
     if (path / INDEX_FILE).is_file():
         return read_shards(path / INDEX_FILE)
     if (path / SINGLE_FILE).is_file():
-        return read_file(path / SINGLE_FILE)
+        return read_tensors(path / SINGLE_FILE)
     found = sorted(path.glob("*.safetensors"))
     if len(found) == 1:
-        return read_file(found[0])
+        return read_tensors(found[0])
     if found:
         raise ValueError(
             f"{path} has neither {SINGLE_FILE} nor {INDEX_FILE}, but {[file.name for file in found]}: name the file."
@@ -98,7 +98,7 @@ def read_checkpoint(path: Path) -> dict[str, TensorBytes]:
 def read_shards(index_file: Path) -> dict[str, TensorBytes]:
     try:
         weight_map = json.loads(index_file.read_text())["weight_map"]
-        shards = {name: read_file(index_file.with_name(name)) for name in sorted(set(weight_map.values()))}
+        shards = {name: read_tensors(index_file.with_name(name)) for name in sorted(set(weight_map.values()))}
     except (KeyError, TypeError, AttributeError, json.JSONDecodeError) as error:
         raise ValueError(f"{index_file} is no index of safetensors shards ({error!r}).") from error
     for name, shard in shards.items():
@@ -111,7 +111,7 @@ def read_shards(index_file: Path) -> dict[str, TensorBytes]:
     return {key: tensor for shard in shards.values() for key, tensor in shard.items()}
 
 
-def read_file(path: Path) -> dict[str, TensorBytes]:
+def read_tensors(path: Path) -> dict[str, TensorBytes]:
     """Return the tensors of one safetensors file, from its header, in the order of their bytes."""
     try:
         size = path.stat().st_size

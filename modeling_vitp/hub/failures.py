@@ -109,10 +109,10 @@ def status_of(error: BaseException) -> int | None:
     return status if isinstance(status, int) else None
 
 
-def explain(error: Exception, repo_id: str) -> str:
+def explain_failure(error: Exception, repo_id: str) -> str:
     """Return the cause of a failure in one line."""
     while isinstance(error, RuntimeError) and error.__cause__ is not None:
-        return f"{one_line(str(error))} {explain(error.__cause__, repo_id)}"
+        return f"{one_line(str(error))} {explain_failure(error.__cause__, repo_id)}"
     if isinstance(error, OfflineModeIsEnabled):
         return "HF_HUB_OFFLINE is set: unset it to reach the Hub"
     if isinstance(error, LocalTokenNotFoundError):

@@ -97,14 +97,14 @@ def find_secret(path: str | Path, content: bytes | None = None) -> str | None:
     with io.BytesIO(content) if content is not None else Path(path).open("rb") as file:
         size = file.seek(0, io.SEEK_END)
         file.seek(0)
-        for chunk in [read_header(file)] if is_safetensors else overlapping_chunks(file):
+        for chunk in [read_safetensors_header(file)] if is_safetensors else overlapping_chunks(file):
             if kind := secret_in(chunk):
                 return kind
         if is_safetensors:
             return None
         file.seek(0)
         try:
-            for name, chunk in unpack(file, size):
+            for name, chunk in unpack_file(file, size):
                 if kind := "a file of secrets" if is_secret_name(name) else secret_in(chunk):
                     return f"{kind} inside, in {Path(name).name}" if name else f"{kind} inside"
         except Unsearchable as error:
@@ -120,7 +120,7 @@ def secret_in(content: bytes) -> str | None:
     return next((kind for kind, marker, form in SECRETS if marker in content and re.search(form, content)), None)
 
 
-def read_header(file: BinaryIO) -> bytes:
+def read_safetensors_header(file: BinaryIO) -> bytes:
     """Return the header of a safetensors file."""
     start = file.read(8)
     length = struct.unpack("<Q", start)[0] if len(start) == 8 else 0
@@ -135,7 +135,7 @@ def overlapping_chunks(file: BinaryIO) -> Iterator[bytes]:
         tail = chunk[-OVERLAP:]
 
 
-def unpack(file: BinaryIO, size: int) -> Iterator[tuple[str, bytes]]:
+def unpack_file(file: BinaryIO, size: int) -> Iterator[tuple[str, bytes]]:
     """Yield name and content, in chunks, of what is inside of a file; nothing if it is not compressed.
 
     Args:

@@ -38,7 +38,7 @@ from ..cards.model_card import fill_card
 from ..cards.record import FIELDS, agreed_license, card_metadata, license_files, stated_licenses
 from ..command.errors import one_line
 from ..command.paths import SPACE
-from .failures import FAILURES, explain, limit_waits, retry
+from .failures import FAILURES, explain_failure, limit_waits, retry
 from .files import PACKAGE, all_files, check_no_secrets, find_secret, model_files
 
 logger = logging.getLogger(__name__)
@@ -83,7 +83,7 @@ class Contents:
         return "\n".join([*lines, *(f"{'deleted':>15} {name}" for name in deleted)])
 
 
-def gather(
+def gather_contents(
     what: str,
     checkpoint: str | Path,
     repo_id: str,
@@ -214,7 +214,7 @@ def local_folder(checkpoint: str | Path) -> Path:
             f"{checkpoint} is no folder here, and cannot be had from the Hub: {one_line(str(error))}"
         ) from error
     except FAILURES as error:
-        raise ValueError(f"{checkpoint} cannot be downloaded: {explain(error, checkpoint)}.") from error
+        raise ValueError(f"{checkpoint} cannot be downloaded: {explain_failure(error, checkpoint)}.") from error
 
 
 def visible_files(folder: Path) -> dict[str, Path]:
@@ -275,7 +275,7 @@ def strings_of(value: Any, key: str = "") -> Iterator[tuple[str, str]]:
             yield from strings_of(item, key)
 
 
-def write_card(what: str, folder: str | Path, repo_id: str | None = None) -> None:
+def write_model_card(what: str, folder: str | Path, repo_id: str | None = None) -> None:
     """Write the card of a model into its folder.
 
     Args:
@@ -368,8 +368,8 @@ def push_folder(
     what: str = "model",
 ) -> CommitInfo:
     """Write the card of a model's folder, gather what belongs to the model, and push it."""
-    write_card(what, folder, repo_id)
-    return push(api, gather(what, folder, repo_id), repo_id, private, revision, commit_message)
+    write_model_card(what, folder, repo_id)
+    return push(api, gather_contents(what, folder, repo_id), repo_id, private, revision, commit_message)
 
 
 def preview(
@@ -388,7 +388,7 @@ def preview(
     except FAILURES as error:
         if must_answer:
             raise
-        return f"not known ({explain(error, repo_id)})", []
+        return f"not known ({explain_failure(error, repo_id)})", []
 
 
 def visibility(api: HfApi, contents: Contents, repo_id: str) -> str | None:

@@ -20,7 +20,7 @@ from rasterio.io import DatasetReader
 from transformers import BaseImageProcessor, BatchFeature
 from transformers.image_utils import ChannelDimension
 
-from ..bands import named
+from ..bands import describe_bands
 from ..input_spec import InputSpec, band_percentiles
 from .pixels import IMAGE_PROCESSOR
 from .reading import (
@@ -69,7 +69,7 @@ class LargeImage:
         bands = chosen_bands(dataset, fields)
         if fields.band_names is not None and len(bands) != fields.num_channels:
             raise ValueError(
-                f"{dataset.name} has {len(bands)} band(s), but the model takes {named(fields.band_names)}."
+                f"{dataset.name} has {len(bands)} band(s), but the model takes {describe_bands(fields.band_names)}."
             )
         if fields.band_names is None and len(bands) not in (1, 3):
             raise ValueError(

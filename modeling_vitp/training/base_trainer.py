@@ -26,9 +26,9 @@ from trl import SFTTrainer
 from ..cards.record import METRICS, write_record
 from ..command.errors import one_line
 from ..convert.tensor_files import open_like_folder
-from ..hub.failures import FAILURES, explain
+from ..hub.failures import FAILURES, explain_failure
 from ..hub.files import all_files, check_no_secrets, model_files
-from ..hub.upload import Contents, gather, link_files, push, push_folder, report_failure, write_card
+from ..hub.upload import Contents, gather_contents, link_files, push, push_folder, report_failure, write_model_card
 from .batching import EpochBatchSampler
 from .callbacks import LogPredictionsCallback, NamedBatches, SaveOnSignal, StopAtNotFinite, outlive_signals, take_names
 from .checkpointing import (
@@ -381,13 +381,13 @@ class BaseTrainer:
     def _share(self) -> int:
         args, output_dir = self.args, Path(self.args.output_dir)
         if not args.push_to_hub:
-            return attempt(output_dir, "the card", write_card, "model", output_dir, self.hub_model_id)
+            return attempt(output_dir, "the card", write_model_card, "model", output_dir, self.hub_model_id)
         self._finish_current_push()
         where = self.hub_model_id, args.hub_private_repo, args.hub_revision
         try:
             done = push_folder(HfApi(token=args.hub_token), output_dir, *where, "End of training")
         except FAILURES as error:
-            cause = explain(error, self.hub_model_id)
+            cause = explain_failure(error, self.hub_model_id)
         except (ValueError, OSError) as error:
             cause = one_line(str(error)).rstrip(".")
         except Exception as error:  # of the card or a library: nothing of the run is lost for it
@@ -455,7 +455,7 @@ class BaseTrainer:
         """What goes to the Hub of a checkpoint, held by second names of its files."""
         strategy, outbox = self.args.hub_strategy, Path(self.args.output_dir) / OUTBOX / checkpoint.name
         link_files(model_files(checkpoint), outbox / "model")
-        contents = gather("model", outbox / "model", self.hub_model_id, run=self._record_folder())
+        contents = gather_contents("model", outbox / "model", self.hub_model_id, run=self._record_folder())
         if strategy in (HubStrategy.CHECKPOINT, HubStrategy.ALL_CHECKPOINTS):
             files = all_files(checkpoint)
             files.pop(TRAINING_ARGS_NAME, None)

@@ -25,7 +25,7 @@ from transformers.trainer_utils import IntervalStrategy
 from ..cards.record import copy_record
 from ..convert.export import export_backbone
 from ..convert.tensor_files import open_like_folder
-from ..hub.upload import write_card
+from ..hub.upload import write_model_card
 from ..metrics.report import without_nan
 from ..modeling_vitp import ViTPForConditionalGeneration
 from .base_trainer import BaseTrainer
@@ -183,7 +183,7 @@ def draw_losses(log_history: list[dict], path: Path) -> None:
 
 def write_part_card(part: str, output_dir: Path) -> None:
     copy_record(output_dir, output_dir / part)
-    write_card(part, output_dir / part)
+    write_model_card(part, output_dir / part)
 
 
 def report(metrics: dict[str, Any], output_dir: Path) -> int:

@@ -25,7 +25,7 @@ from transformers import Dinov2Config, UperNetConfig, UperNetForSemanticSegmenta
 
 from modeling_vitp.configuration_vitp import ViTPVisionConfig
 from modeling_vitp.convert.checkpoint import convert_checkpoint
-from modeling_vitp.convert.keys import VISION_TOWER, place
+from modeling_vitp.convert.keys import VISION_TOWER, locate_tensor
 from modeling_vitp.convert.tensor_files import SINGLE_FILE
 from modeling_vitp.dense.prediction import BLOCK, predict_large
 from modeling_vitp.image_processing_vitp_dense import ViTPSegmentationImageProcessor
@@ -112,7 +112,7 @@ def original_weights(vit: ViTPVisionModel) -> dict[str, torch.Tensor]:
     """The weights under the names of InternViT's own code, with queries, keys and values in one."""
     found = {}
     for name, tensor in vit.state_dict().items():
-        key, part, _ = place(VISION_TOWER + name, "original_vision")
+        key, part, _ = locate_tensor(VISION_TOWER + name, "original_vision")
         found.setdefault(key, {})[part] = tensor
     return {key: torch.cat([parts[part] for part in sorted(parts)]) for key, parts in found.items()}
 
@@ -391,7 +391,7 @@ def compare_conversion(shape: str, dtype: torch.dtype, folder: Path) -> Comparis
     def check(results: dict[str, Path]) -> None:
         new, same = map(load_file, results.values())
         for name, tensor in new.items():
-            key, part, parts = place(VISION_TOWER + name, "original_vision")
+            key, part, parts = locate_tensor(VISION_TOWER + name, "original_vision")
             assert torch.equal(tensor, same[key].chunk(parts)[part] if parts > 1 else same[key]), f"{name} differs"
         assert sum(map(torch.numel, new.values())) == sum(map(torch.numel, same.values())), "tensors are missing"
 

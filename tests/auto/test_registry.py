@@ -17,7 +17,7 @@ from modeling_vitp import (
 from modeling_vitp.auto.registry import MODELS, ModelEntry, find_model, register_model
 from modeling_vitp.evaluation.arguments import RobustnessArguments
 from modeling_vitp.evaluation.robustness import open_robustness_task
-from modeling_vitp.hub.upload import gather
+from modeling_vitp.hub.upload import gather_contents
 
 
 class CloudConfig(ViTPSegmentationConfig):
@@ -59,7 +59,7 @@ def test_declared_type_is_known_everywhere(folder, tmp_path):
     pipe = pipeline("image-segmentation", model=str(folder))
     assert type(pipe.model) is CloudModel
 
-    contents = gather("model", folder, "org/clouds")
+    contents = gather_contents("model", folder, "org/clouds")
     card = contents.files["README.md"].decode()
     assert "A model of clouds on [ViTP" in card and "clouds = CloudModel('org/clouds')" in card
     assert contents.card.data.pipeline_tag == "image-segmentation" and "model.safetensors" in contents.files

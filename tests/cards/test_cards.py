@@ -35,7 +35,7 @@ from modeling_vitp.cards.record import copy_record, provenance, read_record, sta
 from modeling_vitp.cards.sections import portable_command, set_section
 from modeling_vitp.convert.checkpoint import convert_checkpoint
 from modeling_vitp.hub.files import model_files
-from modeling_vitp.hub.upload import write_card
+from modeling_vitp.hub.upload import write_model_card
 
 disable_progress_bars()
 RECORD = {
@@ -144,7 +144,7 @@ def test_text_of_a_user_stays(hub, logged_in, folder):
 
 
 def test_conversion_keeps_the_license(hub, logged_in, folder, tmp_path):
-    write_card("model", folder)
+    write_model_card("model", folder)
     convert_checkpoint(folder, tmp_path / "internvl", "internvl")
     assert push(tmp_path / "internvl", "tester/i", "--what", "model", "--license", "apache-2.0") == 1
     assert push(tmp_path / "internvl", "tester/i", "--what", "model") == 0
@@ -178,7 +178,7 @@ def test_license_files_and_links(hub, logged_in, folder, tmp_path):
     metadata = "license: other\nlicense_name: vitp-terms\nlicense_link: LICENSE"
     hub.create("org/start", {"README.md": f"---\n{metadata}\n---\n", "LICENSE": "terms"})
     (folder / "LICENSE").write_text("terms")
-    write_card("model", folder)
+    write_model_card("model", folder)
     found = provenance(["org/start", str(folder)])
     assert found["base_model"] == ["org/start"]
     stated = {

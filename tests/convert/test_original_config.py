@@ -24,7 +24,7 @@ from modeling_vitp import (
     convert_checkpoint,
 )
 from modeling_vitp.convert.__main__ import main
-from modeling_vitp.convert.keys import place
+from modeling_vitp.convert.keys import locate_tensor
 from modeling_vitp.convert.original_config import adapter_from_original, text_from_original, text_to_original
 from modeling_vitp.modeling_vitp_dense import HEADS
 
@@ -328,7 +328,7 @@ def test_published_adapter_needs_no_config():
         state = ViTPAdapter(config).state_dict()
     shapes = {}
     for name, tensor in state.items():
-        found = place(f"backbone.{name}", "original_adapter")
+        found = locate_tensor(f"backbone.{name}", "original_adapter")
         if found is not None:
             shapes[found.key] = (tensor.shape[0] * found.num_parts, *tensor.shape[1:])
     assert adapter_from_original({}, shapes).to_dict() == config.to_dict()

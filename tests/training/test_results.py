@@ -83,7 +83,7 @@ def test_failing_plot_or_card_is_status_1(data_folder, tmp_path, from_scratch, m
 
 
 def test_failing_model_card_is_status_1(data_folder, tmp_path, from_scratch, monkeypatch, caplog):
-    monkeypatch.setattr("modeling_vitp.training.base_trainer.write_card", fail)
+    monkeypatch.setattr("modeling_vitp.training.base_trainer.write_model_card", fail)
     assert train(tmp_path, **from_scratch) == 1
     assert "the card failed: TypeError: a bad day." in caplog.text
 
