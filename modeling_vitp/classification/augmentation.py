@@ -7,7 +7,7 @@ import torch
 from torchvision.transforms import InterpolationMode, v2
 from torchvision.transforms.v2 import functional as F
 
-from ..training.band_jitter import BandJitter
+from ..training.fine_tuning_data import BandJitter
 
 
 class RandomQuarterTurn(v2.Transform):

@@ -10,7 +10,7 @@ from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2 import functional as F
 
 from ..image_processing_vitp_dense import IGNORE_INDEX
-from ..training.band_jitter import BandJitter
+from ..training.fine_tuning_data import BandJitter
 
 
 class RandomScaledCrop(v2.Transform):

@@ -14,7 +14,9 @@ from typing import Any, BinaryIO, Self, get_type_hints
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+import torch
 from datasets import Dataset
+from torchvision.transforms import v2
 
 from ..cards.record import public_name
 from ..images.reading import identity, packed_key, patient_of, read_picture
@@ -389,3 +391,23 @@ def check_cases(cases: Mapping[str, Iterable[str]]) -> None:
         for case in set(of_split):
             if owners.setdefault(case, name) != name:
                 raise ValueError(f"The case {case!r} is in both splits {owners[case]!r} and {name!r}.")
+
+
+class BandJitter(v2.Transform):
+    """Multiplies by how much each band differs from black, or from its own mean; the factor is drawn for each band.
+
+    Bands are in [0, 1], and stay there.
+
+    Args:
+        factors: the lowest and the highest, between which they are drawn uniformly.
+        from_mean: whether contrast changes, and not brightness.
+    """
+
+    def __init__(self, factors: tuple[float, float], from_mean: bool):
+        super().__init__()
+        self.factors, self.from_mean = factors, from_mean
+
+    def transform(self, inpt: torch.Tensor, params: dict[str, Any]) -> torch.Tensor:
+        base = inpt.mean((1, 2), keepdim=True) if self.from_mean else 0.0
+        factors = torch.empty(len(inpt), 1, 1).uniform_(*self.factors)
+        return (base + factors * (inpt - base)).clamp(0, 1)

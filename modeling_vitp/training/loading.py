@@ -211,7 +211,7 @@ def tiling(
     return image_processor, config.image_seq_length
 
 
-def read_by(
+def set_input_spec(
     input_spec: dict, model: ViTPForConditionalGeneration, processor: ViTPProcessor, use_peft: bool = False
 ) -> None:
     """Has images read by an input spec. If it names bands, weights for red, green and blue are spread over them, see
