@@ -5,6 +5,7 @@ process that has imported this module first, a command, both are left until its 
 [`~modeling_vitp.training.command_line.parse`]), so that `--help` and mistakes are answered at once.
 """
 
+import importlib
 from collections.abc import Callable
 from typing import NoReturn
 
@@ -21,3 +22,7 @@ def run(recipe: Callable[[], int | None]) -> NoReturn:
     from modeling_vitp.training.command_line import run as run_program
 
     run_program(recipe)
+
+
+if __name__ == "__main__":  # under its own name it would not be known as imported
+    importlib.import_module("vitp_command").main()

@@ -75,7 +75,7 @@ def test_advised_dry_run_works(tmp_path, data_folder, monkeypatch, named, kind):
     assert getattr(source, kind) == name
 
 
-COMMAND = "import modeling_vitp.training.command_line"
+COMMAND = "import vitp_command, modeling_vitp.training.command_line"
 
 
 def spins(script, imports: str, **environment: str) -> int:
