@@ -136,7 +136,7 @@ def test_block_that_cannot_run_is_an_error(language, text, tmp_path, monkeypatch
         run_block(Block("a.md", 1, language, text + "\n"), Place(tmp_path, {}, {}, False), monkeypatch)
 
 
-def test_the_readme_is_short_and_every_recipe_has_a_page():
+def test_readme_is_short_and_recipes_have_pages():
     assert len((ROOT / "README.md").read_text().splitlines()) <= 150
     recipes = {path.stem for path in (ROOT / "recipes").glob("*.py")} - {"__init__"}
     shared = {"finetune_change_detection": "finetune_segmentation"}

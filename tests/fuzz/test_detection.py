@@ -38,7 +38,7 @@ def samples(root, kind, bad_objects="raise"):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_malformed_annotation_of_objects_is_named_or_left_out(tmp_path, kind):
+def test_malformed_objects_are_named_or_left_out(tmp_path, kind):
     write, annotations, _ = KINDS[kind]
     write(tmp_path, IMAGES)
     sound = samples(tmp_path, kind)

@@ -50,7 +50,7 @@ def originals(folder: Path) -> list[Path]:
     return sorted(folder.iterdir())
 
 
-def test_a_damaged_image_is_read_or_named_in_every_way(tmp_path):
+def test_damaged_image_is_read_or_named(tmp_path):
     rng = random.Random(5)
     (tmp_path / "sound").mkdir()
     files = originals(tmp_path / "sound")
@@ -89,7 +89,7 @@ def test_a_damaged_image_is_read_or_named_in_every_way(tmp_path):
     assert min(counts.values()) > 200, counts
 
 
-def test_a_damaged_mask_is_read_or_named(tmp_path):
+def test_damaged_mask_is_read_or_named(tmp_path):
     rng = random.Random(6)
     for name in ("images", "masks"):
         (tmp_path / name).mkdir()
@@ -118,7 +118,7 @@ def test_a_damaged_mask_is_read_or_named(tmp_path):
     assert min(counts.values()) > 100, counts
 
 
-def test_a_row_with_a_damaged_image_does_not_end_the_others(tmp_path):
+def test_damaged_row_does_not_end_others(tmp_path):
     """Of encoded bytes, whatever their kind; an empty one, one of no size and one of text among them."""
     rng = random.Random(7)
     file = io.BytesIO()

@@ -21,7 +21,7 @@ def test_inputs_that_take_too_much_memory_fail(monkeypatch):
         fuzzing.outcome(lambda: np.ones(64 << 20, np.uint8).sum(), "")
 
 
-def test_garbage_of_before_that_is_freed_meanwhile_hides_nothing(monkeypatch):
+def test_freed_garbage_hides_nothing(monkeypatch):
     monkeypatch.setattr(fuzzing, "BYTES", 32 << 20)
     gc.disable()
     try:
@@ -43,7 +43,7 @@ def test_memory_that_malloc_has_kept_hides_nothing(monkeypatch):
         fuzzing.outcome(lambda: np.ones(64 << 20, np.uint8).sum(), "")
 
 
-def test_an_error_of_another_kind_or_without_a_name_fails():
+def test_error_of_other_kind_or_without_name_fails():
     with fuzzing.limits():
         assert isinstance(fuzzing.outcome(lambda: int("x"), "'x'"), ValueError)
         with pytest.raises(AssertionError, match="names none of"):

@@ -51,7 +51,7 @@ def expected_of(row, folder):
 
 
 @pytest.mark.parametrize("streaming", [False, True])
-def test_of_malformed_annotations_the_sound_rows_are_as_they_were(folder, processor, streaming):
+def test_sound_rows_of_malformed_annotations_are_kept(folder, processor, streaming):
     rng, collator = random.Random(1), ViTPDataCollator(processor)
     length = SampleLength.of(collator)
     with limits():
@@ -106,7 +106,7 @@ MIXTURE = {
 }
 
 
-def test_a_malformed_mixture_is_an_error_that_names_it(tmp_path):
+def test_malformed_mixture_is_named(tmp_path):
     rng, path = random.Random(3), tmp_path / "mixture.yaml"
     results = []
     with limits():
@@ -120,7 +120,7 @@ def test_a_malformed_mixture_is_an_error_that_names_it(tmp_path):
     assert sum(isinstance(result, Mixture) for result in results) > 100
 
 
-def test_a_malformed_meta_json_is_an_error_that_names_it(tmp_path):
+def test_malformed_meta_json_is_named(tmp_path):
     rng, path = random.Random(4), tmp_path / "meta.json"
     meta = {
         name: {"root": "images", "annotation": "a.jsonl", "repeat_time": rate, "length": 10, "data_augment": False}

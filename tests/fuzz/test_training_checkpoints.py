@@ -57,7 +57,7 @@ def resumed(folder, options, checkpoint):
     return summary(trainer)
 
 
-def test_a_damaged_checkpoint_is_named_or_an_earlier_one_is_gone_on_from(run, tmp_path):
+def test_damaged_checkpoint_is_named_or_skipped(run, tmp_path):
     sound, options, whole = run
     counts = {"error": 0, "right": 0}
     with limits():
@@ -77,7 +77,7 @@ def test_a_damaged_checkpoint_is_named_or_an_earlier_one_is_gone_on_from(run, tm
     assert min(counts.values()) > 3, counts
 
 
-def test_without_its_record_a_damaged_checkpoint_is_named_if_it_cannot_be_read(run, tmp_path):
+def test_damaged_checkpoint_without_record_is_named(run, tmp_path):
     sound, options, _ = run
     counts = {"error": 0, "right": 0}
     with limits():

@@ -26,7 +26,7 @@ def grey(value, height=400, width=500):
     return np.full((height, width, 3), value, dtype=np.uint8)
 
 
-def test_there_are_the_twelve_of_the_paper_at_five_severities():
+def test_twelve_corruptions_have_five_severities():
     assert len(SEVERITIES) == 12
     assert all(len(values) == 5 for fields in SEVERITIES.values() for values in fields.values())
     assert parameters("data_gaps", 3) == {"stripes": 4, "width": 5}
@@ -40,7 +40,7 @@ def test_there_are_the_twelve_of_the_paper_at_five_severities():
     seed=st.integers(0, 2**31),
 )
 @settings(max_examples=10, deadline=None)
-def test_any_size_and_both_types_and_the_same_again(name, height, width, severity, seed):
+def test_corruptions_keep_size_type_and_repeat(name, height, width, severity, seed):
     image = noise_image(height, width, seed=seed)
     original = image.copy()
     corrupted = corrupt(image, name, severity, seed)
@@ -52,7 +52,7 @@ def test_any_size_and_both_types_and_the_same_again(name, height, width, severit
 
 
 @pytest.mark.parametrize("name", SEVERITIES)
-def test_the_seed_matters_where_something_is_drawn_and_nowhere_else(name):
+def test_seed_changes_only_random_corruptions(name):
     image = noise_image()
     images = {corrupt(image, name, 5, seed).tobytes() for seed in range(8)}
     assert (len(images) > 1) == (name in RANDOM)
@@ -147,7 +147,7 @@ def test_gaps_are_straight_stripes_of_their_width(severity):
             assert distance / spacing == pytest.approx(round(distance / spacing), abs=0.05)
 
 
-def test_clouds_are_light_grey_spread_with_severity_and_have_soft_edges():
+def test_clouds_spread_with_severity_and_have_soft_edges():
     previous = np.zeros((400, 500))
     for severity in LEVELS:
         corrupted = corrupt(grey(0), "cloud", severity, seed=1)
@@ -277,7 +277,7 @@ def moved(labels, name, severity, seed):
 @pytest.mark.parametrize("name", GEOMETRIC)
 @pytest.mark.parametrize("severity", LEVELS)
 @pytest.mark.parametrize("shape", [(96, 96), (83, 140)])
-def test_labels_move_with_the_picture_that_is_painted_in_their_colours(name, severity, shape):
+def test_labels_move_with_picture(name, severity, shape):
     """Read back from the corrupted picture they are the moved ones, but where colours of two classes are mixed."""
     labels = block_labels(*shape)
     picture = corrupt(COLORS[labels], name, severity, seed=3).astype(int)
@@ -296,7 +296,7 @@ def test_labels_move_with_the_picture_that_is_painted_in_their_colours(name, sev
 @pytest.mark.parametrize("name", GEOMETRIC)
 @given(height=st.integers(1, 40), width=st.integers(1, 40), severity=st.integers(1, 5), seed=st.integers(0, 100))
 @settings(max_examples=25, deadline=None)
-def test_labels_are_those_of_a_loop_over_pixels_and_what_comes_in_has_none(name, height, width, severity, seed):
+def test_moved_labels_equal_loop(name, height, width, severity, seed):
     labels = np.random.default_rng(seed).integers(0, 200, (height, width)).astype(np.uint8)
     found = moved(labels, name, severity, seed)
     matrix = motion(name, severity, height, width, seed=seed)

@@ -30,7 +30,7 @@ def windowed(low, high):
     return np.round(255 * np.clip((hounsfield() - low) / (high - low), 0, 1))
 
 
-def test_ct_is_shown_in_8_bits_by_percentiles_where_its_tags_have_no_window():
+def test_ct_without_window_is_shown_by_percentiles():
     shown = read_picture(CT.read_bytes())
     assert (shown.mode, shown.size) == ("L", (128, 128))
     np.testing.assert_allclose(np.asarray(shown), windowed(*np.percentile(hounsfield(), (2, 98))), atol=1)
@@ -72,7 +72,7 @@ def test_an_empty_tag_is_none(tags):
     np.testing.assert_array_equal(read_picture(file.getvalue(), as_stored=True), hounsfield())
 
 
-def test_rows_and_files_take_dicom_in_8_bits_or_by_their_input_spec():
+def test_dicom_is_read_in_8_bits_or_by_spec():
     assert picture_size(io.BytesIO(CT.read_bytes())) == stored_size(CT) == image_size(str(CT)) == (128, 128)
     (shown,) = load_images({"image": str(CT)})
     assert shown.mode == "L"
@@ -107,7 +107,7 @@ def test_dicom_that_cannot_be_read_is_named(name, message):
 
 
 @pytest.mark.parametrize("spec", [{"window": [-160, 240]}, {"percentiles": [2, 98]}], ids=str)
-def test_a_picture_is_the_same_whichever_end_is_bright_in_its_file(spec):
+def test_monochrome1_shows_the_same_picture(spec):
     pictures = []
     for is_inverted in (False, True):
         dataset = pydicom.dcmread(CT)
@@ -126,7 +126,7 @@ def test_a_picture_is_the_same_whichever_end_is_bright_in_its_file(spec):
 @pytest.mark.parametrize(
     ("windows", "is_read"), [(((0, 400), (100, 300)), True), (((0, 400), (0, 200)), False)], ids=["middle", "middles"]
 )
-def test_several_windows_of_bright_low_values_have_one_middle_or_are_refused(windows, is_read):
+def test_monochrome1_windows_need_one_middle(windows, is_read):
     dataset = pydicom.dcmread(CT)
     dataset.PhotometricInterpretation = "MONOCHROME1"
     file = io.BytesIO()
@@ -143,7 +143,7 @@ def test_several_windows_of_bright_low_values_have_one_middle_or_are_refused(win
 
 
 @pytest.mark.parametrize("is_shared", [True, False])
-def test_a_frame_has_the_units_and_the_window_of_its_functional_groups(is_shared):
+def test_frame_has_tags_of_functional_groups(is_shared):
     """Of enhanced CT and MR: truth 0, 400 and 1000 in the middle one of three frames."""
     dataset = pydicom.dcmread(CT)
     for name in ("RescaleSlope", "RescaleIntercept"):

@@ -105,7 +105,7 @@ def test_a_color_that_is_transparent_is_white(tmp_path, samples):
 
 @pytest.mark.parametrize("spec", [None, {"window": [20, 180]}, {"percentiles": [10, 90]}, {"bands": [0]}], ids=str)
 @pytest.mark.parametrize("bits", [1, 2, 4, 8, 16])
-def test_grey_of_any_depth_is_from_black_to_white(tmp_path, bits, spec):
+def test_gray_of_any_depth_spans_black_to_white(tmp_path, bits, spec):
     grey = RNG.integers(0, 2**bits, (HEIGHT, WIDTH, 1))
     write_png(tmp_path / "a.png", grey, bits, 0)
     seen, _, is_masked = in_rows(tmp_path / "a.png", spec)
@@ -123,7 +123,7 @@ def test_a_palette_of_any_depth_is_refused(tmp_path, bits):
         in_rows(tmp_path / "a.png", None)
 
 
-def test_colors_of_16_bits_are_as_they_are_stored(tmp_path):
+def test_colors_of_16_bits_are_as_stored(tmp_path):
     """Training does not take them with a transparency, so that they have no white that it would see."""
     write_tiff(tmp_path / "a.tif", 257 * RGBA.astype(np.uint16), photometric="RGB", alpha="YES")
     seen, no_data, _ = in_rows(tmp_path / "a.tif", None)
@@ -166,7 +166,7 @@ def test_a_tile_has_the_percentiles_of_its_image(tmp_path, suffix):
 
 
 @pytest.mark.parametrize(("dtype", "nodata"), [("float32", -9999), ("float32", np.nan), ("uint16", 65535)])
-def test_pixels_without_data_count_as_little_in_training_as_in_prediction(tmp_path, dtype, nodata):
+def test_nodata_is_ignored_in_training_and_prediction(tmp_path, dtype, nodata):
     pixels = RNG.normal(500, 100, (64, 96)).clip(0).astype(dtype)
     pixels[:, :10] = nodata
     path = write_tiff(tmp_path / "a.tif", pixels, nodata=nodata)
@@ -180,7 +180,7 @@ def test_pixels_without_data_count_as_little_in_training_as_in_prediction(tmp_pa
         np.testing.assert_allclose(found, predicted(path), atol=0.51)
 
 
-def test_lines_and_rows_that_were_cut_short_are_taken_off(tmp_path):
+def test_cut_lines_and_rows_are_removed(tmp_path):
     with LineFile(tmp_path / "lines", {"of": 1}) as lines:
         lines.append([{"a": 1}, "ü"])
         lines.append([])
@@ -203,7 +203,7 @@ def test_lines_and_rows_that_were_cut_short_are_taken_off(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_what_was_begun_with_something_else_is_refused(tmp_path):
+def test_part_file_of_other_settings_is_refused(tmp_path):
     with LineFile(tmp_path / "lines", {"of": [1, 2], "by": (3,)}):
         pass
     with LineFile(tmp_path / "lines", {"of": [1, 2], "by": [3]}):
@@ -212,7 +212,7 @@ def test_what_was_begun_with_something_else_is_refused(tmp_path):
         LineFile(tmp_path / "lines", {"of": [1, 2], "by": [4]}).__enter__()
 
 
-def test_a_file_that_fails_does_not_appear(tmp_path):
+def test_failed_file_does_not_appear(tmp_path):
     path = tmp_path / "result"
     with pytest.raises(ZeroDivisionError), appears_whole(path) as unfinished:
         unfinished.write_text(str(1 / 0))
@@ -228,7 +228,7 @@ def test_a_file_that_fails_does_not_appear(tmp_path):
         part_path([tmp_path / "none" / "a.tif"])
 
 
-def test_weights_have_the_same_hash_if_they_are_the_same():
+def test_equal_weights_have_equal_digest():
     torch.manual_seed(0)
     one, other = torch.nn.Linear(3, 2), torch.nn.Linear(3, 2)
     assert weights_digest(one) != weights_digest(other)

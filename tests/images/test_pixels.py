@@ -27,7 +27,7 @@ def test_bands_keep_their_depth():
     assert pixels.dtype == torch.float32
 
 
-def test_bands_are_shown_in_their_colors_or_as_they_come():
+def test_bands_are_shown_in_colors():
     pixels = torch.tensor([0.0, 0.2, 0.4, 0.6])[:, None, None].expand(4, 2, 3)
     for names, values in {
         ("nir", "blue", "green", "red"): [153, 102, 51],
@@ -58,7 +58,7 @@ def test_pixels_of_an_image_processor_of_transformers():
     ],
     ids=str,
 )
-def test_pixels_are_scaled_in_training_as_the_image_processor_scales_them(settings):
+def test_normalized_equals_image_processor(settings):
     processor = ViTPSegmentationImageProcessor(**settings)
     spec = settings.get("input_spec") and InputSpec.from_dict(settings["input_spec"])
     number = 3 if processor.band_names is None else 2

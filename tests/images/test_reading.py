@@ -44,7 +44,7 @@ from modeling_vitp.instructions.rows import SourceSettings, image_size, load_ima
 from modeling_vitp.instructions.sources import Source, read_source
 
 
-def test_a_tiff_of_many_bands_is_read_in_windows(tmp_path):
+def test_tiff_of_bands_is_read_in_windows(tmp_path):
     rng = np.random.default_rng(0)
     bands, labels = rng.integers(0, 4000, (5, 20, 24), dtype=np.uint16), rng.integers(0, 2, (1, 20, 24), dtype=np.uint8)
     for name, array in (("image", bands), ("mask", labels)):
@@ -69,7 +69,7 @@ def test_a_broken_image(tmp_path, suffix):
         data.open(["train"])[0]
 
 
-def test_an_image_that_is_too_large_for_pillow_is_told_to_be_made_a_tiff(tmp_path, monkeypatch):
+def test_too_large_image_is_named_with_remedy(tmp_path, monkeypatch):
     picture(60, 40).save(tmp_path / "a.png")
     monkeypatch.setattr(PIL.Image, "MAX_IMAGE_PIXELS", 60 * 40 // 4)
     for read in (lambda path: read_image(path, None), stored_size, check_file):
@@ -78,7 +78,7 @@ def test_an_image_that_is_too_large_for_pillow_is_told_to_be_made_a_tiff(tmp_pat
 
 
 @pytest.mark.parametrize(("suffix", "tail"), [("png", 20), ("jpeg", 0)])
-def test_a_file_that_is_cut_off_anywhere_is_no_whole_image(suffix, tail):
+def test_cut_off_file_is_no_whole_image(suffix, tail):
     """But for the tail, after the last pixel."""
     file = io.BytesIO()
     picture(60, 40).save(file, suffix)
@@ -110,7 +110,7 @@ def expected(processor, bands, spec=None):
     return processor.image_processor(bands, input_spec=spec, **kwargs)["pixel_values"]
 
 
-def test_a_16_bit_png_is_read_with_all_of_its_bits(tmp_path, processor):
+def test_png_of_16_bits_keeps_its_bits(tmp_path, processor):
     pixels = RNG.integers(20000, 20255, (40, 60, 3), dtype=np.uint16)  # of which the high bytes are all but the same
     write_deep_png(tmp_path / "a.png", pixels)
     bands = pixels.transpose(2, 0, 1)
@@ -131,7 +131,7 @@ def test_a_16_bit_png_is_read_with_all_of_its_bits(tmp_path, processor):
 
 @pytest.mark.parametrize("dtype", ["uint8", "uint16", "int16", "float32"])
 @pytest.mark.parametrize("count", [1, 3, 4, 13])
-def test_a_tiff_reaches_the_input_spec_whatever_it_holds(tmp_path, processor, dtype, count):
+def test_tiff_of_any_type_reaches_input_spec(tmp_path, processor, dtype, count):
     bands = RNG.integers(0, 120, (count, 40, 60)).astype(dtype)
     if dtype == "float32":
         bands += 0.25
@@ -152,7 +152,7 @@ def test_a_tiff_reaches_the_input_spec_whatever_it_holds(tmp_path, processor, dt
 
 @pytest.mark.parametrize("image_format", ["JPEG", "PNG", "WEBP"])
 @pytest.mark.parametrize("orientation", range(1, 9))
-def test_an_image_is_turned_as_its_exif_says_in_every_task(tmp_path, image_format, orientation):
+def test_exif_orientation_is_applied(tmp_path, image_format, orientation):
     exif = PIL.Image.Exif()
     exif[0x0112] = orientation
     path = tmp_path / f"a.{image_format.lower()}"
@@ -165,7 +165,7 @@ def test_an_image_is_turned_as_its_exif_says_in_every_task(tmp_path, image_forma
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
-def test_a_tiff_is_turned_as_its_tag_says(tmp_path, orientation):
+def test_tiff_orientation_is_applied(tmp_path, orientation):
     deep = RNG.integers(0, 65536, (20, 30), dtype=np.uint16)
     shallow = np.asarray(picture(30, 20))
     for name, array in (("deep", deep), ("shallow", shallow)):
@@ -202,7 +202,7 @@ def test_images_in_rows_keep_their_bits_too(tmp_path):
 
 
 @pytest.mark.parametrize("value", [0.5, float("nan"), -1.0, 3e9])
-def test_a_mask_of_floats_holds_whole_numbers_or_is_an_error(tmp_path, value):
+def test_mask_of_floats_needs_whole_numbers(tmp_path, value):
     for suffix in ("tif", "tiff"):
         data = labelled_folder(tmp_path, {"a": None})
         data.splits["train"]["mask"] = f"masks/{{name}}.{suffix}"
@@ -229,7 +229,7 @@ def save_in(kind, path):
 
 
 @pytest.mark.parametrize("kind", ["RGB", "L", "palette", "1", "LA", "RGBA", "CMYK", "white is zero"])
-def test_a_tiff_shows_what_its_rows_and_pillow_show(tmp_path, kind):
+def test_tiff_equals_pillow_in_rows_and_files(tmp_path, kind):
     path = tmp_path / "a.tif"
     if kind == "white is zero":
         write_bands(path, np.asarray(picture(40, 30).convert("L"))[None], photometric="MINISWHITE")
@@ -250,7 +250,7 @@ def test_a_tiff_shows_what_its_rows_and_pillow_show(tmp_path, kind):
 
 @pytest.mark.parametrize("bits", [8, 12, 15, 16])
 @pytest.mark.parametrize("count", [1, 4])
-def test_jpeg_2000_has_its_own_units_whatever_its_bits(tmp_path, bits, count):
+def test_jpeg_2000_keeps_its_units(tmp_path, bits, count):
     """Sentinel-2 has 15, which Pillow doubles."""
     dtype = "uint8" if bits == 8 else "uint16"
     bands = RNG.integers(0, 200, (count, 64, 72)).astype(dtype)
@@ -273,7 +273,7 @@ def test_jpeg_2000_has_its_own_units_whatever_its_bits(tmp_path, bits, count):
 @pytest.mark.parametrize("bits", [8, 12, 16])
 @pytest.mark.parametrize("count", [1, 2, 3, 4])
 @pytest.mark.parametrize("has_colors", [False, True])
-def test_an_image_processor_reads_of_jpeg_2000_what_training_reads(tmp_path, bits, count, has_colors):
+def test_image_processor_reads_jpeg_2000_as_training(tmp_path, bits, count, has_colors):
     """Near infrared is no transparency, and 16 bits of color are all there."""
     if has_colors and count < 3:
         return
@@ -299,7 +299,7 @@ def test_an_image_processor_reads_of_jpeg_2000_what_training_reads(tmp_path, bit
 @pytest.mark.parametrize("dtype", ["uint8", "uint16", "float32"])
 @pytest.mark.parametrize("interleave", ["band", "pixel"])
 @pytest.mark.parametrize("alpha", ["NO", "YES"])
-def test_an_image_processor_reads_of_a_file_what_training_reads(tmp_path, count, dtype, interleave, alpha):
+def test_image_processor_reads_tiff_as_training(tmp_path, count, dtype, interleave, alpha):
     """As its array is read."""
     bands = RNG.integers(0, 200, (count, 24, 32)).astype(dtype)
     path = tmp_path / "a.tif"
@@ -316,7 +316,7 @@ def test_an_image_processor_reads_of_a_file_what_training_reads(tmp_path, count,
 
 
 @pytest.mark.parametrize("has_alpha", [False, True])
-def test_an_image_processor_reads_all_bits_of_a_png(tmp_path, has_alpha):
+def test_image_processor_reads_png_as_training(tmp_path, has_alpha):
     pixels = RNG.integers(0, 3000, (24, 32, 4 if has_alpha else 3), dtype=np.uint16)
     write_deep_png(tmp_path / "a.png", pixels)
     spec = {"window": [0, 3000]}
@@ -328,7 +328,7 @@ def test_an_image_processor_reads_all_bits_of_a_png(tmp_path, has_alpha):
         assert np.allclose(found, pixels.transpose(2, 0, 1) / 3000 * 255, atol=0.01)
 
 
-def test_files_of_bands_with_names_take_the_spec_of_a_call_and_masks_are_no_bands(tmp_path):
+def test_named_bands_take_spec_of_call(tmp_path):
     bands = RNG.integers(0, 200, (3, 24, 32), dtype=np.uint16)
     write_bands(tmp_path / "a.tif", bands)
     mask = RNG.integers(0, 3, (24, 32), dtype=np.uint8)
@@ -340,7 +340,7 @@ def test_files_of_bands_with_names_take_the_spec_of_a_call_and_masks_are_no_band
     assert np.array_equal(found["labels"][0], mask)
 
 
-def test_a_virtual_file_of_gdal_is_not_followed_where_no_bands_are_named(tmp_path):
+def test_virtual_file_of_gdal_is_not_followed(tmp_path):
     write_bands(tmp_path / "a.tif", RNG.integers(0, 200, (1, 24, 32), dtype=np.uint8))
     source = f"<SourceFilename>{tmp_path / 'a.tif'}</SourceFilename><SourceBand>1</SourceBand>"
     band = f'<VRTRasterBand dataType="Byte" band="1"><SimpleSource>{source}</SimpleSource></VRTRasterBand>'
@@ -366,7 +366,7 @@ def test_windows_cover_an_image(width, height, size, data):
 
 
 @given(st.integers(1, 300), st.integers(1, 300), st.data())
-def test_windows_along_an_axis_cover_it_and_the_last_ends_with_it(length, window, data):
+def test_windows_cover_axis_and_end_with_it(length, window, data):
     stride = data.draw(st.integers(1, window))
     starts = window_starts(length, window, stride)
     covered = np.zeros(length, dtype=int)
@@ -486,7 +486,7 @@ def test_fetching_has_an_end(server, asked_for, monkeypatch):
 
 
 @pytest.mark.parametrize("streaming", [False, True])
-def test_parts_that_name_an_image_are_errors_of_their_rows(tmp_path, streaming):
+def test_image_named_in_part_is_error_of_row(tmp_path, streaming):
     rows = [{"conversations": row["messages"]} for row in rows_of("https://example.org/a.png")[2:]]
     rows += [{"image": "hf://datasets/a/b/c.png", "conversations": rows_of("")[0]["messages"]}]
     (tmp_path / "a.jsonl").write_text("\n".join(map(json.dumps, rows)))

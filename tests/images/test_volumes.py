@@ -20,7 +20,7 @@ def values_of(folder):
     return np.stack([one.pixel_array * one.RescaleSlope + one.RescaleIntercept for one in slices])
 
 
-def test_a_series_of_pydicom_has_its_values_and_its_place():
+def test_series_has_values_and_place_of_pydicom():
     volume = open_volume(CT_SERIES)
     assert volume.stored.shape == (16, 16, 5)
     np.testing.assert_array_equal(volume.stored, values_of(CT_SERIES).transpose(2, 1, 0))
@@ -46,7 +46,7 @@ def test_series_of_any_orientation_lie_where_dicom_says(tmp_path, orientation):
 
 @pytest.mark.parametrize("plane", ["axial", "coronal", "sagittal"])
 @pytest.mark.parametrize("name", ["v.nii", "v.nii.gz"])
-def test_cuts_are_those_of_nibabel_and_go_back_where_they_were(tmp_path, plane, name):
+def test_cuts_equal_nibabel_and_are_inverted(tmp_path, plane, name):
     """Against nibabel's closest canonical volume, and back to the file's own axes."""
     stored = np.random.default_rng(0).integers(0, 900, (5, 6, 7)).astype(">i2")
     affine = np.array([[0, 0, 3.0, 1], [-2, 0.1, 0, 2], [0.1, -1, 0, 3], [0, 0, 0, 1]])

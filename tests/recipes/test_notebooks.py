@@ -16,7 +16,7 @@ NOTEBOOKS = sorted(FOLDER.glob("*.ipynb"))
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
-def test_a_notebook_is_kept_without_outputs_and_begins_with_what_it_needs(path):
+def test_notebook_has_no_outputs_and_installs_first(path):
     notebook = nbformat.read(path, as_version=4)
     nbformat.validate(notebook)
     code = [cell for cell in notebook.cells if cell.cell_type == "code"]
@@ -47,7 +47,7 @@ def test_the_first_cell_installs_what_is_missing(path, place, missing, installed
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
-def test_a_command_of_a_notebook_that_fails_ends_there_with_the_last_lines(path, tmp_path, monkeypatch, capsys):
+def test_failed_command_ends_notebook(path, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("PATH", os.defpath)
     (source,) = (cell.source for cell in nbformat.read(path, as_version=4).cells if "def vitp(" in cell.source)

@@ -16,7 +16,7 @@ def run(folder, *options):
 
 
 @pytest.mark.slow
-def test_the_quickstart_learns_to_see(tmp_path):
+def test_quickstart_learns_to_see(tmp_path):
     done, metrics = run(tmp_path / "quickstart")
     assert done.returncode == 0, done.stderr.decode()[-2000:]
     scores = metrics["task"]["test"]
@@ -36,7 +36,7 @@ def test_the_quickstart_learns_to_see(tmp_path):
 
 
 @pytest.mark.slow
-def test_the_quickstart_does_not_pass_with_the_vit_frozen_at_random_weights(tmp_path):
+def test_quickstart_fails_with_frozen_random_vit(tmp_path):
     done, metrics = run(tmp_path / "passenger", "--freeze_vision", "true")
     assert done.returncode == 1
     assert not metrics["task"]["passed"]

@@ -64,7 +64,7 @@ odd_boxes = st.lists(
 
 @settings(max_examples=100, deadline=None)
 @given(boxes=odd_boxes, key=st.integers(0, 10**6), kind=st.sampled_from(["crop", "mosaic", "collage"]))
-def test_boxes_and_crowns_follow_the_pixels_through_crops_mosaics_collages_flips_and_turns(boxes, key, kind):
+def test_boxes_and_crowns_follow_pixels(boxes, key, kind):
     """Boxes of odd sides have a centre pixel: painted, cut and turned with the image, it must lie where the box of the
     view says. Crowns are painted too, and must be where the color is."""
     boxes = [[x - a, y - b, x + a + 1, y + b + 1] for x, y, a, b in boxes]
@@ -96,7 +96,7 @@ def test_boxes_and_crowns_follow_the_pixels_through_crops_mosaics_collages_flips
         assert view.crowns[top:bottom, left:right].all()
 
 
-def test_crowns_are_the_pixels_of_boxes_as_in_a_loop():
+def test_crowns_equal_loop():
     boxes = [[-4, 2, 6, 9], [3, 3, 12, 40], [15, 15, 18, 17]]
     crowns = views.TreeScene.of(Image.new("RGB", (20, 30)), boxes).crowns
     for y, x in np.ndindex(30, 20):
@@ -104,7 +104,7 @@ def test_crowns_are_the_pixels_of_boxes_as_in_a_loop():
 
 
 @pytest.mark.parametrize("kind", ["crop", "mosaic", "collage"])
-def test_a_view_is_cut_from_anywhere_and_in_all_eight_orientations(kind):
+def test_views_come_from_anywhere_in_eight_orientations(kind):
     """Pixels say where they are from: the corners of the parts, and which way they are turned."""
     y, x = np.mgrid[:400, :400]
     pixels = np.stack([x // 2, y // 2, np.zeros_like(x)], -1).astype(np.uint8)
@@ -129,7 +129,7 @@ def test_a_view_is_cut_from_anywhere_and_in_all_eight_orientations(kind):
 
 @settings(max_examples=50, deadline=None)
 @given(key=st.integers(0, 10**6), size=st.integers(150, 260))
-def test_a_map_says_what_a_loop_over_its_cells_says(key, size):
+def test_map_equals_loop_over_cells(key, size):
     rng = np.random.default_rng(key)
     corners = rng.integers(-20, size - 5, (12, 2))
     boxes = np.concatenate([corners, corners + rng.integers(5, 70, corners.shape)], 1)
@@ -159,7 +159,7 @@ def test_a_map_says_what_a_loop_over_its_cells_says(key, size):
 
 @settings(max_examples=50, deadline=None)
 @given(key=st.integers(0, 10**6), share=st.floats(0, 1))
-def test_a_map_is_read_as_it_was_written(key, share):
+def test_written_map_is_read_back(key, share):
     """Quarters of 5 x 5 pixels, and of those of a map that stops, or says what no map does, only what it says."""
     quarters = np.random.default_rng(key).random((14, 14)) < share
     view = views.TreeScene(np.zeros((70, 70, 3), np.uint8), np.kron(quarters, np.ones((5, 5), bool)), np.zeros((0, 4)))
@@ -177,7 +177,7 @@ def test_a_map_is_read_as_it_was_written(key, share):
 
 @settings(max_examples=100, deadline=None)
 @given(key=st.integers(0, 10**6), share=st.floats(0, 0.7))
-def test_the_box_of_a_map_bounds_its_largest_part(key, share):
+def test_box_of_map_bounds_largest_part(key, share):
     """Against a flood fill."""
     quarters = np.random.default_rng(key).random((14, 14)) < share
     view = views.TreeScene(
@@ -276,7 +276,7 @@ def test_every_answer_is_true_of_the_view(key):
         check_answer(question["content"], answer["content"], boxes.tolist(), size)
 
 
-def test_the_largest_tree_of_a_mosaic_is_cut_where_its_piece_ends():
+def test_largest_tree_is_clipped_to_mosaic_piece():
     """The rest of it is on other ground, and not in the view."""
     pieces = [
         views.TreeScene.of(Image.new("RGB", (100, 100)), boxes) for boxes in ([[40, 12, 130, 60]], [[10, 10, 60, 60]])
@@ -287,7 +287,7 @@ def test_the_largest_tree_of_a_mosaic_is_cut_where_its_piece_ends():
     assert answer == "<ref>tree</ref><box>[[200, 60, 500, 300]]</box>"
 
 
-def test_all_kinds_of_questions_are_asked_and_yes_and_no_are_balanced():
+def test_all_questions_are_asked_and_balanced():
     boxes = np.array([[10, 10, 30, 30], [150, 20, 180, 50], *[[150, 30, 180, 60]] * 4])
     answers = {}
     view = views.TreeScene.of(Image.new("RGB", (224, 224)), boxes)
@@ -301,7 +301,7 @@ def test_all_kinds_of_questions_are_asked_and_yes_and_no_are_balanced():
         assert 0.4 < answers[kind].count("yes") / len(answers[kind]) < 0.6, kind
 
 
-def test_the_transform_is_a_pure_function_of_its_generator(aerial_trees):
+def test_transform_depends_on_generator_alone(aerial_trees):
     row = aerial_trees["train"][0]
     transform = instructions.TreeInstructions(aerial_trees["train"].select(range(3)))
     kinds = set()
@@ -331,7 +331,7 @@ def test_the_mix_of_tasks_can_be_set(aerial_trees):
             instructions.TreeInstructions(rows, **wrong)
 
 
-def test_the_test_ground_lies_behind_a_gap_that_no_training_crop_bridges(aerial_trees):
+def test_test_ground_is_apart_from_training(aerial_trees):
     train = [row for row in aerial_trees["train"] if row["scene"] == "yellowstone"]
     train_end = max(row["left"] + row["image"].size[0] for row in train)
     test_start = min(row["left"] for row in aerial_trees["test"])
@@ -343,7 +343,7 @@ def test_the_test_ground_lies_behind_a_gap_that_no_training_crop_bridges(aerial_
 
 
 @pytest.mark.parametrize("split", ["test", "second_scene"])
-def test_ground_that_is_trained_on_and_tested_on_would_be_seen(aerial_trees, split):
+def test_overlapping_ground_is_refused(aerial_trees, split):
     """By its place, under whatever name: one training window, moved to overlap a crop of the test by a pixel."""
     moved = aerial_trees["train"][3]
     crop = aerial_trees[split][7]
@@ -357,7 +357,7 @@ def test_ground_that_is_trained_on_and_tested_on_would_be_seen(aerial_trees, spl
     instructions.prepare({**leaking, "train": Dataset.from_list(train, features=aerial_trees["train"].features)})
 
 
-def test_training_rows_are_repeated_under_ids_of_their_own(aerial_trees):
+def test_training_rows_are_repeated_under_own_ids(aerial_trees):
     train, test = instructions.prepare(aerial_trees)
     assert len(train) == len(set(train["id"])) == 64 * len(aerial_trees["train"])
     assert [int(messages[1]["content"]) for messages in test["messages"]] == [
@@ -503,7 +503,7 @@ def test_answers_are_asked_for_without_dropping(aerial_trees, monkeypatch, model
     assert torch.is_grad_enabled()
 
 
-def test_a_part_of_the_labels_has_its_share_of_windows_and_trees(aerial_trees):
+def test_label_subset_has_share_of_windows_and_trees(aerial_trees):
     trees = [len(boxes) for boxes in aerial_trees["train"]["boxes"]]
     draws = [label_subset(trees, 0.1, seed) for seed in range(20)]
     assert draws == [label_subset(trees, 0.1, seed) for seed in range(20)]
@@ -518,7 +518,7 @@ def test_a_part_of_the_labels_has_its_share_of_windows_and_trees(aerial_trees):
             label_subset([0, 100] * 10, share, 0)
 
 
-def test_what_is_held_out_is_in_no_window_that_is_left(aerial_trees):
+def test_held_out_ground_is_in_no_window(aerial_trees):
     rows, held_out = split_held_out(aerial_trees["train"], "yellowstone", 1960)
     assert held_out["id"][:] == ["yellowstone/0_1960", "yellowstone/392_1960", "yellowstone/777_1960"]
     assert len(rows) == 14
@@ -527,7 +527,7 @@ def test_what_is_held_out_is_in_no_window_that_is_left(aerial_trees):
         split_held_out(aerial_trees["second_scene"], "yellowstone_2", 0)
 
 
-def test_a_part_is_written_with_its_images_and_once(aerial_trees, tmp_path):
+def test_part_is_written_once_with_images(aerial_trees, tmp_path):
     part = {
         "train": labelled_rows(aerial_trees["train"], 0.1, 2),
         "second_scene": aerial_trees["test"].select(range(2)),
@@ -566,7 +566,7 @@ def test_masks_equal_a_loop_over_pixels():
             assert mask[y, x] == (TREE if is_tree else UNKNOWN if distance < REACH else 0)
 
 
-def test_each_pixel_of_the_test_ground_is_scored_once(aerial_trees, tmp_path):
+def test_test_pixels_are_scored_once(aerial_trees, tmp_path):
     kept = aerial_trees["test"].select(side_by_side(places(aerial_trees["test"])))
     assert sum(len(pixels) for pixels in ground(kept).values()) == pytest.approx(
         sum(len(ground([row])["yellowstone"]) for row in kept)
@@ -598,7 +598,7 @@ def test_training_on_tested_ground_is_refused(aerial_trees):
         check_apart(aerial_trees["test"], aerial_trees["test"])
 
 
-def test_the_losses_are_means_over_all_answer_tokens(model, processor, picture_rows):
+def test_losses_are_means_over_answer_tokens(model, processor, picture_rows):
     rows = picture_rows
     collator = ViTPDataCollator(processor)
     measured = losses_with_own_and_other_images(model, collator, rows, batch_size=2)
@@ -621,7 +621,7 @@ def test_the_losses_are_means_over_all_answer_tokens(model, processor, picture_r
     assert measured["loss"] != pytest.approx(measured["loss_swapped_images"], rel=1e-6)
 
 
-def test_the_model_is_left_in_the_mode_it_was_in(model, processor, picture_rows):
+def test_model_keeps_its_mode(model, processor, picture_rows):
     model.train()
     losses_with_own_and_other_images(model, ViTPDataCollator(processor), picture_rows.select([0, 1]))
     assert model.training
