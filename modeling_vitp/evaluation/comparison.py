@@ -50,22 +50,17 @@ def short_names(names: Sequence[str]) -> list[str]:
     return [name if short.count(last) > 1 else last for name, last in zip(names, short)]
 
 
-def mean_and_spread(values: Sequence[float]) -> tuple[float, float | None]:
-    """Return the mean and the sample standard deviation (n - 1); `None` for a single value."""
-    return np.mean(values).item(), np.std(values, ddof=1).item() if len(values) > 1 else None
-
-
 def format_spread(mean: float, spread: float | None, sign: str = "") -> str:
     return f"{mean:{sign}.3f}" + ("" if spread is None else f" ± {spread:.3f}")
 
 
 def summarize_draws(scores: Sequence[dict[str, float]]) -> dict[str, dict]:
-    """Return mean, standard deviation and values of each score."""
+    """Return mean, sample standard deviation (`None` for a single value) and values of each score."""
     summary = {}
     for name in scores[0]:
         values = [float(score[name]) for score in scores]
-        mean, spread = mean_and_spread(values)
-        summary[name] = {"mean": mean, "spread": spread, "values": values}
+        spread = np.std(values, ddof=1).item() if len(values) > 1 else None
+        summary[name] = {"mean": np.mean(values).item(), "spread": spread, "values": values}
     return summary
 
 
