@@ -1,7 +1,5 @@
 """Tiles that are normalised on the device, against those of the image processor, to the bit."""
 
-import copy
-
 import pytest
 import torch
 from hypothesis import given, settings
@@ -15,24 +13,6 @@ from modeling_vitp import ViTPImageProcessor, ViTPProcessor
 from modeling_vitp.instructions.collator import RawTileProcessor, ViTPDataCollator, normalize_tiles
 
 SIZE = {"height": 28, "width": 28}
-
-
-class Kinds:
-    """A collator of a user's around another, which notes what that gives in a worker."""
-
-    def __init__(self, collator):
-        self.collator = collator
-
-    def __call__(self, rows):
-        batch = self.collator(rows)
-        return {**batch, "kinds": [type(batch).__name__, type(copy.deepcopy(batch)["pixel_values"]).__name__]}
-
-
-def test_batch_in_a_worker_is_plain(processor):
-    collator, rows = ViTPDataCollator(processor, vrl_drop_ratio=0.5), make_rows(4)
-    (batch,) = DataLoader(rows, batch_size=4, num_workers=1, collate_fn=Kinds(collator))
-    assert batch.pop("kinds") == ["dict", "Tensor"]
-    assert_equal(batch, collator(rows))
 
 
 def normalized(batch, processor):
