@@ -45,7 +45,7 @@ def main(argv: list[str] | None = None) -> None:
     if name not in paths:
         nearest = difflib.get_close_matches(name, paths, 1)
         hint = f"did you mean {nearest[0]!r}?" if nearest else "vitp alone lists what there is."
-        errors.run(lambda: errors.refuse(f"there is no recipe {words[0]!r}: {hint}"))
+        errors.run_program(lambda: errors.refuse(f"there is no recipe {words[0]!r}: {hint}"))
     sys.argv = [f"vitp {name}", *words[1:]]
     folder = paths[name].parent.name
     module = f"{RECIPES}.{name}" if folder == "recipes" else f"{RECIPES}.{folder}.{name}"
@@ -55,7 +55,7 @@ def main(argv: list[str] | None = None) -> None:
         else:
             runpy.run_module(CONVERT if name == "convert" else module, run_name="__main__", alter_sys=True)
     except ImportError as error:  # before the recipe could take care of its errors
-        sys.exit(errors.report(error))
+        sys.exit(errors.report_error(error))
 
 
 if __name__ == "__main__":

@@ -37,7 +37,7 @@ def main(argv: list[str] | None = None) -> int:
     from modeling_vitp.training.checkpointing import check_free
     from modeling_vitp.training.data import describe_data, describe_evaluation, open_data
     from modeling_vitp.training.freezing import freeze, lora_config
-    from modeling_vitp.training.loading import check_from_scratch, check_options, load_start, set_input_spec
+    from modeling_vitp.training.loading import apply_input_spec, check_from_scratch, check_options, load_start
     from modeling_vitp.training.resume_config import default_warmup
 
     check_from_scratch(args.from_scratch)
@@ -63,7 +63,7 @@ def main(argv: list[str] | None = None) -> int:
     if args.max_patches is not None:
         processor.image_processor.max_patches = args.max_patches
     if args.input_spec is not None:
-        set_input_spec(args.input_spec, model, processor, model_args.use_peft)
+        apply_input_spec(args.input_spec, model, processor, model_args.use_peft)
 
     trainer = ViTPTrainer(
         model,

@@ -27,10 +27,10 @@ from ..training.fine_tuning_data import (
     FIELD,
     DataSettings,
     FileSample,
-    check_cases,
     check_disjoint,
     check_no_shared_images,
     check_patients,
+    check_shared_cases,
     find_samples,
     images_of_files,
     images_of_rows,
@@ -581,7 +581,7 @@ class ClassificationData(DataSettings):
             if len({self.splits.get(name, name) for name in names}) < len(names):
                 raise ValueError(f"Two of the splits {list(names)} are the same.")
             known = {name: [case for case in CASES if case in part.rows.column_names] for name, part in parts.items()}
-            check_cases({name: parts[name].rows[columns[0]] for name, columns in known.items() if columns})
+            check_shared_cases({name: parts[name].rows[columns[0]] for name, columns in known.items() if columns})
             images = images_of_rows({name: (part.rows, [part.column]) for name, part in parts.items()})
         self.check_shared(check_no_shared_images, images)
 

@@ -59,7 +59,7 @@ def refuse(message: str) -> NoReturn:
     raise WrongArguments(" ".join(message.split()))
 
 
-def run(main: Callable[[], int | None]) -> NoReturn:
+def run_program(main: Callable[[], int | None]) -> NoReturn:
     """Runs a command as a program and ends the process with its status; whatever it raises is one line.
 
     The status is 2 for what the user can mend in the command, its files or its data, 1 for a failure; an error with a
@@ -69,9 +69,9 @@ def run(main: Callable[[], int | None]) -> NoReturn:
     try:
         status = main()
     except KeyboardInterrupt as error:
-        status = report(error, is_debug)
+        status = report_error(error, is_debug)
     except Exception as error:  # whatever it is, it is told in one line
-        status = report(error, is_debug)
+        status = report_error(error, is_debug)
     sys.exit(status)
 
 
@@ -84,9 +84,9 @@ def take_debug(words: list[str]) -> bool:
     return bool(ours)
 
 
-def report(error: BaseException, is_debug: bool = False) -> int:
+def report_error(error: BaseException, is_debug: bool = False) -> int:
     """Prints an error in one line and writes its traceback to the log; the exit status."""
-    what, remedy, status = explain(error)
+    what, remedy, status = explain_error(error)
     log = write_log(error)
     if is_debug:
         traceback.print_exception(error)
@@ -96,7 +96,7 @@ def report(error: BaseException, is_debug: bool = False) -> int:
     return status
 
 
-def explain(error: BaseException) -> tuple[str, str | None, int]:
+def explain_error(error: BaseException) -> tuple[str, str | None, int]:
     """What happened, what to do about it where the message does not say, and the exit status."""
     if isinstance(error, KeyboardInterrupt):
         return "interrupted.", "give the same command again to go on.", 130
@@ -139,7 +139,7 @@ def chain(error: BaseException) -> Iterator[BaseException]:
 
 
 def explain_hub(error: BaseException) -> tuple[str, str, int] | None:
-    """As [`explain`], of errors of the Hub's clients, which are told by their names: many packages have some."""
+    """As [`explain_error`], of errors of the Hub's clients, which are told by their names: many packages have some."""
     names = {cls.__name__ for cls in type(error).__mro__}
     found = re.search(r"(?:/api/(?:models|datasets|spaces)|//[^/]+(?:/datasets)?)/([\w.-]+/[\w.-]+)", str(error))
     repo = found[1] if found else "the repo"

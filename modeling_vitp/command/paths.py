@@ -44,7 +44,7 @@ def check_paths(arguments: Sequence[object]) -> None:
                 if Path(path).exists():
                     if name != "dataset_name":
                         check_finished(name, Path(path))
-                elif looks_like_path(path) or (name == "dataset_name" and nearest(Path(path))):
+                elif looks_like_path(path) or (name == "dataset_name" and hint_nearest(Path(path))):
                     raise WrongPath(f"{name}={not_there(path)}")
                 else:
                     ids.append(path)
@@ -88,16 +88,16 @@ def check_hub(repo_id: str) -> None:
 def not_there(path: str) -> str:
     """Return the message about a path that is neither a file nor a folder."""
     several = " Several data sets are the sources of a `mixture`." if "," in path else ""
-    return f"{path!r}: there is no such file or folder{nearest(Path(path)) or '.'}{several}"
+    return f"{path!r}: there is no such file or folder{hint_nearest(Path(path)) or '.'}{several}"
 
 
 def looks_like_path(text: str) -> bool:
     """Return whether a text cannot be the Hub id of a model or data set, or is nearly the name of a folder here."""
     is_path = text.startswith((".", "/", "~")) or text.count("/") > 1 or text.endswith("/") or "," in text
-    return is_path or Path(text).suffix in FILE_SUFFIXES or ("/" in text and nearest(Path(text)) != "")
+    return is_path or Path(text).suffix in FILE_SUFFIXES or ("/" in text and hint_nearest(Path(text)) != "")
 
 
-def nearest(path: Path) -> str:
+def hint_nearest(path: Path) -> str:
     """Return a hint that names the entry of the same folder with the nearest name, or an empty text."""
     siblings = [other.name for other in path.parent.iterdir()] if path.parent.is_dir() else []
     found = difflib.get_close_matches(path.name, siblings, 1, 0.6)

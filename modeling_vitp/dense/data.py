@@ -38,10 +38,10 @@ from ..training.fine_tuning_data import (
     CASES,
     DataSettings,
     FileSample,
-    check_cases,
     check_disjoint,
     check_no_shared_images,
     check_patients,
+    check_shared_cases,
     find_samples,
     images_of_files,
     images_of_rows,
@@ -606,7 +606,7 @@ class DenseData(DataSettings):
             raise ValueError(f"Two of the splits {list(names)} are the same.")
         elif len(names) > 1:
             opened = {name: self._open(name) for name in names}
-            check_cases({name: rows.cases or () for name, rows in opened.items()})
+            check_shared_cases({name: rows.cases or () for name, rows in opened.items()})
             stored = images_of_rows({name: (part.rows, part.image_columns) for name, part in opened.items()})
             self.check_shared(check_no_shared_images, stored)
 

@@ -23,7 +23,7 @@ from ..images.large import weights_digest
 from ..input_spec import InputSpec
 from ..metrics.report import metric_path
 from ..modeling_vitp_classification import ViTPForImageClassification
-from ..training.fingerprint import fingerprint
+from ..training.fingerprint import fingerprint_data
 from .arguments import RobustnessArguments
 
 
@@ -77,7 +77,7 @@ class RobustnessTask:
             raise ValueError(f"On which split {name} is to be scored is not known: give --split.")
 
     def _set_samples(self, samples: Dataset, files: Any, limit: int | None) -> None:
-        self.data = {"data": self.described, "split": self.split, "limit": limit, "files": fingerprint(files)}
+        self.data = {"data": self.described, "split": self.split, "limit": limit, "files": fingerprint_data(files)}
         if limit is not None and limit < len(samples):
             samples = Subset(samples, [index * len(samples) // limit for index in range(limit)])
         self.samples = samples

@@ -28,7 +28,7 @@ from ..instructions.sources import open_splits
 from ..modeling_vitp import ViTPForConditionalGeneration
 from ..processing_vitp import ViTPProcessor, message_texts
 from ..training.checkpointing import attempt, write_whole
-from ..training.generation import Answered, draw_answers, first_image, generate_answers, look
+from ..training.generation import Answered, add_features, draw_answers, first_image, generate_answers
 from .answer_scores import named_choice, read_choices, score_answers
 from .arguments import VLMArguments
 from .comparison import short_names
@@ -334,7 +334,7 @@ def draw_questions(
         picture = Answered(question.id, question.text, question.references[0], own, other)
         with torch.no_grad():
             messages = conversation_of(collator, rows, question)
-            look(model, collator.processor, first_image(messages), {"max_patches": 1}, picture)
+            add_features(model, collator.processor, first_image(messages), {"max_patches": 1}, picture)
         shown.append(picture)
     if shown:
         maps = [colors_of(principal_scores(one.features.float().cpu())) for one in shown]

@@ -45,7 +45,7 @@ from .checkpointing import (
     warn_of_room,
     weight_bytes,
 )
-from .fingerprint import fingerprint
+from .fingerprint import fingerprint_data
 from .resume_config import check_going_on, start_fingerprint
 
 logger = logging.getLogger(__name__)
@@ -85,7 +85,7 @@ class BaseTrainer:
 
     def run_settings(self) -> dict[str, dict[str, Any]]:
         """Return the settings that must match (`fixed`) and may differ (`free`) when a run goes on, see
-        [`~modeling_vitp.training.resume_config.check_settings`].
+        [`~modeling_vitp.training.resume_config.check_resume_settings`].
         """
         raise NotImplementedError
 
@@ -107,7 +107,7 @@ class BaseTrainer:
         raise NotImplementedError
 
     def training_data(self) -> Any:
-        """Return what [`~modeling_vitp.training.fingerprint.fingerprint`] hashes, to detect changes on resume."""
+        """Return what [`~modeling_vitp.training.fingerprint.fingerprint_data`] hashes, to detect changes on resume."""
         return self.train_dataset
 
     def _from_main_process(self, step: Callable[..., Any], *args: Any) -> Any:
@@ -150,7 +150,7 @@ class BaseTrainer:
             if resume_from_checkpoint is None:
                 raise ValueError(f"There is no complete checkpoint in {self.args.output_dir} to resume from.")
         self._settings = self.run_settings() | {"given": self.extra_settings()}
-        self._data = self._from_main_process(lambda: fingerprint(self.training_data()))
+        self._data = self._from_main_process(lambda: fingerprint_data(self.training_data()))
         if resume_from_checkpoint:
             with going_on_from(resume_from_checkpoint):
                 self._from_main_process(check_files, resume_from_checkpoint)

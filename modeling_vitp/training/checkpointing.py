@@ -52,7 +52,7 @@ def publish_checkpoint(
         staged: the checkpoint, in a folder on the same file system.
         checkpoint: where it belongs, `checkpoint-<step>`.
         settings: the settings of the run, see [`check_settings`].
-        data: the fingerprint of what it reads, see [`~modeling_vitp.training.fingerprint.fingerprint`].
+        data: the fingerprint of what it reads, see [`~modeling_vitp.training.fingerprint.fingerprint_data`].
     """
     staged, checkpoint = Path(staged), Path(checkpoint)
     record = staged / RECORD_NAME
@@ -230,18 +230,24 @@ def check_room(folder: str | Path, needed: int, what: str) -> None:
     free = free_bytes(folder)
     if free < needed + STATE_FILES:
         raise RunStopped(
-            f"The disk of {folder} is full: {what} takes {size(needed + STATE_FILES)}, and {size(free)} are free. Make "
-            "room (--save_total_limit 1 keeps one checkpoint) and start again: the run goes on from its last one."
+            f"The disk of {folder} is full: {what} takes {format_size(needed + STATE_FILES)}, and {format_size(free)} "
+            "are free. Make room (--save_total_limit 1 keeps one checkpoint) and start again: the run goes on from its "
+            "last one."
         )
 
 
 def warn_of_room(folder: str | Path, needed: int) -> None:
     free = free_bytes(folder)
     if free < needed:
-        logger.warning("The disk of %s has %s free, and a checkpoint takes about %s.", folder, size(free), size(needed))
+        logger.warning(
+            "The disk of %s has %s free, and a checkpoint takes about %s.",
+            folder,
+            format_size(free),
+            format_size(needed),
+        )
 
 
-def size(number: int) -> str:
+def format_size(number: int) -> str:
     return f"{number / 1e9:.1f} GB" if number >= 1e8 else f"{number / 1e6:.1f} MB"
 
 

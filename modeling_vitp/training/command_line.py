@@ -75,7 +75,7 @@ def parse(
         parser.print_help()
         sys.exit(0)
     if "--help_all" in words:
-        TrlParser([load(name) for name in whole] or own, **texts).print_help()
+        TrlParser([load_class(name) for name in whole] or own, **texts).print_help()
         sys.exit(0)
     options = "--help_all" if whole else "--help"
     try:
@@ -89,7 +89,7 @@ def parse(
         expand_home(parsed)
         check_paths(parsed)
         if whole:
-            parser = TrlParser([load(name) for name in whole], **texts)
+            parser = TrlParser([load_class(name) for name in whole], **texts)
             parser.error = errors.refuse
             parsed = parser.parse_args_and_config(words)
             expand_home(parsed)
@@ -183,15 +183,15 @@ def register_models() -> None:
 
 
 def run(main: Callable[[], int | None]) -> NoReturn:
-    """Runs a recipe as a program, see [`~modeling_vitp.command.errors.run`]; its progress is logged."""
+    """Runs a recipe as a program, see [`~modeling_vitp.command.errors.run_program`]; its progress is logged."""
     keep_freed_memory()
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     for name in ("training", "classification", "dense", "detection", "evaluation", "recipes"):
         logging.getLogger(f"modeling_vitp.{name}").setLevel(logging.INFO)
-    errors.run(main)
+    errors.run_program(main)
 
 
-def load(name: str) -> type:
+def load_class(name: str) -> type:
     module, _, attribute = name.rpartition(".")
     return getattr(importlib.import_module(module), attribute)
 

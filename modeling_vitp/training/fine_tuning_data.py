@@ -92,7 +92,7 @@ def find_samples(root: str | Path, settings: Mapping, name: str) -> list[FileSam
             raise ValueError(f"Split {name!r} has no {role}: no file is like {root / pattern}.")
     keys = sorted(set().union(*found.values()))
     if "list" in settings:
-        keys = listed(keys, root / settings["list"], next(iter(found.values())))
+        keys = select_listed(keys, root / settings["list"], next(iter(found.values())))
     for key in keys:
         for role, files in found.items():
             if key not in files:
@@ -171,7 +171,7 @@ def fill(pattern: str, fields: Mapping[str, str]) -> str:
     return FIELD.sub(lambda match: fields[match["field"]], pattern)
 
 
-def listed(keys: list[tuple], path: Path, files: Mapping[tuple, Path]) -> list[tuple]:
+def select_listed(keys: list[tuple], path: Path, files: Mapping[tuple, Path]) -> list[tuple]:
     """The samples that a file lists, by id, by the value of a field, or by the name of their first file."""
     try:
         names = [line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
@@ -384,7 +384,7 @@ class DataSettings:
             logger.warning("%s", error)
 
 
-def check_cases(cases: Mapping[str, Iterable[str]]) -> None:
+def check_shared_cases(cases: Mapping[str, Iterable[str]]) -> None:
     """Raises a `ValueError` that names a case of two splits, given those of each split."""
     owners: dict[str, str] = {}
     for name, of_split in cases.items():

@@ -29,7 +29,7 @@ IMAGE = {"bytes", "path"}
 NOT_ROWS = {"dataset", "folder", "annotation", "image_root", "rows", "obtain", "make", "modality", "tasks", "general"}
 
 
-def fingerprint(data: Any) -> dict[str, str | None]:
+def fingerprint_data(data: Any) -> dict[str, str | None]:
     """A hash for each part of what is trained on, by name; `None` where nothing is known of it.
 
     Args:
@@ -47,7 +47,9 @@ def fingerprint(data: Any) -> dict[str, str | None]:
     if isinstance(data, IterableDataset):
         return {"stream": of_stream(data)}
     if isinstance(data, dict):
-        return {f"{name}, {part}": value for name, item in data.items() for part, value in fingerprint(item).items()}
+        return {
+            f"{name}, {part}": value for name, item in data.items() for part, value in fingerprint_data(item).items()
+        }
     if isinstance(data, list):
         return {"files": digest(states(data))}
     if isinstance(data, str):

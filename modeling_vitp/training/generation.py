@@ -92,7 +92,7 @@ def rows_to_show(dataset: Dataset | IterableDataset | dict, number: int, seed: i
     return sorted(rows, key=lambda row: not images_of(row))[:number]
 
 
-def draw_rows(
+def draw_answered_rows(
     model: ViTPForConditionalGeneration, collator: ViTPDataCollator, rows: Sequence[dict[str, Any]], path: Path
 ) -> None:
     """What the model answers and what its ViT sees, as a PNG."""
@@ -135,7 +135,7 @@ def answer_row(model: ViTPForConditionalGeneration, collator: ViTPDataCollator, 
     answered = Answered(str(sample_id_of(row)), *texts, answer)
     image = first_image(messages[:turn])
     if image is not None:
-        look(model, processor, image, {**settings.images_kwargs, "max_patches": 1}, answered)
+        add_features(model, processor, image, {**settings.images_kwargs, "max_patches": 1}, answered)
     return answered
 
 
@@ -145,7 +145,7 @@ def first_image(messages: Sequence[dict[str, Any]]) -> Any:
     return next((part["image"] for part in parts if part["type"] == "image"), None)
 
 
-def look(
+def add_features(
     model: ViTPForConditionalGeneration, processor: ViTPProcessor, image: Any, options: dict, answered: Answered
 ) -> None:
     """Adds the size of an image, what the ViT sees of it in one tile, and its features."""
@@ -180,8 +180,8 @@ def draw_answers(rows: Sequence[Answered], maps: Sequence[np.ndarray], path: Pat
             for axis, panel, title in ((picture, row.image, row.name), (components, next(left), "backbone")):
                 axis.imshow(panel, extent=(0, width, height, 0), interpolation="nearest")
                 axis.set_title(title, fontsize=8, parse_math=False)
-            outline(picture, row.reference, row.size, REFERENCE, "-")
-            outline(picture, row.answer, row.size, ANSWER, "--")
+            outline_boxes(picture, row.reference, row.size, REFERENCE, "-")
+            outline_boxes(picture, row.answer, row.size, ANSWER, "--")
         turns = {"question": row.question, "reference": row.reference, "model": row.answer or "(no text)"}
         if row.blind is not None:
             turns["with another image"] = row.blind or "(no text)"
@@ -193,7 +193,7 @@ def draw_answers(rows: Sequence[Answered], maps: Sequence[np.ndarray], path: Pat
         figure.savefig(path, dpi=100)
 
 
-def outline(axis: Axes, text: str, size: tuple[int, int], color: str, style: str) -> None:
+def outline_boxes(axis: Axes, text: str, size: tuple[int, int], color: str, style: str) -> None:
     for box in read_boxes(text)[0]:
         left, top, right, bottom = box.in_pixels(size)
         sides = right - left, bottom - top

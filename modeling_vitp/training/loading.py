@@ -148,7 +148,9 @@ def check_from_scratch(settings: dict | None) -> None:
         raise ValueError(f"from_scratch: there is no {' and no '.join(missing)}, and {', '.join(NEEDED)} are needed.")
     check_config("from_scratch.vision_config", settings["vision_config"], ViTPVisionConfig)
     text_config = settings["text_config"]
-    check_config("from_scratch.text_config", text_config, class_of("from_scratch.text_config", text_config, "qwen2"))
+    check_config(
+        "from_scratch.text_config", text_config, config_class_of("from_scratch.text_config", text_config, "qwen2")
+    )
     # The processor's size is the ViT's.
     known = {*ViTPImageProcessor.valid_kwargs.__annotations__} - {"size"}
     check_keys("from_scratch.image_processor", settings.get("image_processor"), known, ViTPImageProcessor.__name__)
@@ -211,7 +213,7 @@ def tiling(
     return image_processor, config.image_seq_length
 
 
-def set_input_spec(
+def apply_input_spec(
     input_spec: dict, model: ViTPForConditionalGeneration, processor: ViTPProcessor, use_peft: bool = False
 ) -> None:
     """Has images read by an input spec. If it names bands, weights for red, green and blue are spread over them, see
@@ -447,11 +449,11 @@ def check_config(place: str, settings: Any, config_class: type[PreTrainedConfig]
             check_config(
                 f"{place}.{name}",
                 part,
-                spec.config_class if is_one else class_of(f"{place}.{name}", part, spec.model_type),
+                spec.config_class if is_one else config_class_of(f"{place}.{name}", part, spec.model_type),
             )
 
 
-def class_of(place: str, settings: Any, model_type: str) -> type[PreTrainedConfig]:
+def config_class_of(place: str, settings: Any, model_type: str) -> type[PreTrainedConfig]:
     """The class of a part's configuration, by its `model_type` where it names one."""
     model_type = settings.get("model_type", model_type) if isinstance(settings, dict) else model_type
     if model_type not in CONFIG_MAPPING:

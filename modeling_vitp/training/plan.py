@@ -470,7 +470,7 @@ def step_cost(
         shallow.vision_config.num_hidden_layers, shallow.text_config.num_hidden_layers = vision_layers, text_layers
         if getattr(shallow.text_config, "layer_types", None):
             shallow.text_config.layer_types = shallow.text_config.layer_types[:text_layers]
-        return run(shallow, batch, every, bf16, dtype, prepare)
+        return measure_step(shallow, batch, every, bf16, dtype, prepare)
 
     def of_layers(every: int) -> np.ndarray:
         """The model with one layer of each kind, and what another of the ViT or of the language model adds."""
@@ -499,7 +499,7 @@ def step_cost(
     return StepCost(*parts, dict(zip([*PARTS, "head"], forward)), backward)
 
 
-def run(
+def measure_step(
     config: ViTPConfig,
     batch: BatchShape,
     checkpoint_every: int,

@@ -147,7 +147,7 @@ def finish(
         The exit status: 1 if any of these steps failed.
     """
     output_dir = Path(trainer.args.output_dir)
-    status = attempt(output_dir, "a picture", draw, trainer, samples, num_pictures)
+    status = attempt(output_dir, "a picture", draw_pictures, trainer, samples, num_pictures)
     if submit is not None:
         status |= attempt(output_dir, "the submission", submit)
     for part in ("backbone", "adapter"):
@@ -156,7 +156,7 @@ def finish(
     return status | (trainer.share() if trainer.train_dataset is not None else 0)
 
 
-def draw(trainer: BaseTrainer, samples: Dataset | None, number: int) -> None:
+def draw_pictures(trainer: BaseTrainer, samples: Dataset | None, number: int) -> None:
     output_dir = Path(trainer.args.output_dir)
     output_dir.mkdir(parents=True, exist_ok=True)
     if trainer.train_dataset is not None:

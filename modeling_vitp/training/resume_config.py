@@ -115,7 +115,7 @@ def check_going_on(
     data: dict[str, str | None],
     allow_changed_data: bool = False,
 ) -> None:
-    """Raise a `ValueError` if a run may not go on from a checkpoint, see [`check_settings`] and [`check_data`].
+    """Raise a `ValueError` if a run may not go on from a checkpoint, see [`check_resume_settings`] and [`check_data`].
 
     A checkpoint without a record, such as one of another trainer, is only warned about.
     """
@@ -132,10 +132,10 @@ def check_going_on(
     if allow_changed_data:
         fixed = {name: value for name, value in settings["fixed"].items() if name != TRAINING_DATA}
         settings = settings | {"fixed": fixed}
-    check_settings(checkpoint, record["settings"], settings)
+    check_resume_settings(checkpoint, record["settings"], settings)
 
 
-def check_settings(
+def check_resume_settings(
     checkpoint: str | Path, recorded: dict[str, dict[str, Any]], settings: dict[str, dict[str, Any]]
 ) -> None:
     """Compare the settings of a run with those that a checkpoint was made under.

@@ -45,7 +45,7 @@ from .batching import (
 )
 from .callbacks import NamedBatches
 from .checkpointing import going_on_from
-from .generation import draw_rows, rows_to_show
+from .generation import draw_answered_rows, rows_to_show
 from .loading import check_compatible, load_checkpoint
 from .model_patches import (
     apply_head_to_answers,
@@ -395,7 +395,7 @@ class ViTPTrainer(BaseTrainer, SFTTrainer):
         collator = self.eval_data_collator
         if self.eval_dataset is None:
             collator = dataclasses.replace(collator, sample_transform=self.data_collator.sample_transform)
-        draw_rows(self.accelerator.unwrap_model(self.model), collator, samples, path)
+        draw_answered_rows(self.accelerator.unwrap_model(self.model), collator, samples, path)
 
     def create_model_card(self, *args, **kwargs) -> None:
         """Writes none: TRL's is for a text generator, and its example does not run with this model."""

@@ -12,7 +12,7 @@ from trl import ScriptArguments
 
 import modeling_vitp
 from modeling_vitp import ViTPProcessor, ViTPTrainingConfig
-from modeling_vitp.command.errors import explain, run, take_debug
+from modeling_vitp.command.errors import explain_error, run_program, take_debug
 from modeling_vitp.command.paths import check_paths, expand_home, looks_like_path, read_yaml
 from modeling_vitp.instructions.sources import load_rows
 
@@ -25,7 +25,7 @@ class Given:
 def told(action):
     with pytest.raises(Exception) as caught:
         action()
-    what, remedy, status = explain(caught.value)
+    what, remedy, status = explain_error(caught.value)
     return " ".join(f"{what} {remedy}".split()), status
 
 
@@ -148,7 +148,7 @@ def test_the_status_tells_a_mistake_from_a_failure(error, status, monkeypatch, c
         raise error
 
     with pytest.raises(SystemExit) as end:
-        run(fail)
+        run_program(fail)
     assert end.value.code == status and len(capsys.readouterr().err.splitlines()) == 1
     assert type(error).__name__ in (tmp_path / "vitp" / "error.log").read_text()
 
@@ -179,6 +179,6 @@ def test_unfinished_run_is_no_model(tmp_path, name):
         check_paths([Given(str(tmp_path / "run"))])
         return
     what, status = told(lambda: check_paths([Given(str(tmp_path / "run"))]))
-    assert "model_name_or_path='" in what and "the run in it has not finished" in what and status == 2
-    assert what.removesuffix(" None").endswith("run/checkpoint-12.")
+    assert "model_name_or_path='" in what and "the run_program in it has not finished" in what and status == 2
+    assert what.removesuffix(" None").endswith("run_program/checkpoint-12.")
     check_paths([Given(str(tmp_path / "run" / "checkpoint-12"))])

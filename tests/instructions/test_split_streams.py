@@ -17,7 +17,7 @@ from modeling_vitp.instructions import sources
 from modeling_vitp.instructions.collator import STEP
 from modeling_vitp.instructions.mixture import load_mixture, open_mixture
 from modeling_vitp.training.batching import EARLIEST_STEP, StepStream
-from modeling_vitp.training.fingerprint import digest, fingerprint, order_of
+from modeling_vitp.training.fingerprint import digest, fingerprint_data, order_of
 
 FILES, ROWS = 6, 10  # of the source in Parquet, and of each of its files
 OTHERS = {"lines": 23, "stored": 9}
@@ -236,7 +236,7 @@ def test_fingerprint_of_unsplit_mixture_is_stable(folder):
     whole, split = opened(folder, split_streams=False), opened(folder)
     before = dataclasses.asdict(whole.mixture) | {"sources": None, "modalities": None}
     del before["split_streams"]
-    found = [fingerprint(mixture)["how sources are mixed"] for mixture in (whole, split)]
+    found = [fingerprint_data(mixture)["how sources are mixed"] for mixture in (whole, split)]
     assert found[0] == digest([str(before), str(order_of(whole.mixture))]) != found[1]
 
 

@@ -23,7 +23,7 @@ from modeling_vitp.detection.arguments import DetectionArguments
 from modeling_vitp.detection.trainer import DetectionTrainingArguments
 from modeling_vitp.training import results
 from modeling_vitp.training.freezing import layer_decay_groups
-from modeling_vitp.training.resume_config import check_settings
+from modeling_vitp.training.resume_config import check_resume_settings
 
 
 def make_trainer(folder, neck, kwargs):
@@ -113,7 +113,7 @@ def test_changed_schedule_is_a_warning(tmp_path, caplog):
     names = {"lr_scheduler_kwargs", "optim_args", "label_smoothing_factor", "neftune_noise_alpha"}
     assert {name for name in names if settings["free"][name] is None} == names
     trainer.args.lr_scheduler_kwargs, trainer.args.neftune_noise_alpha = {"min_lr": 0.5}, 5.0
-    check_settings("checkpoint-1", settings, trainer.run_settings())
+    check_resume_settings("checkpoint-1", settings, trainer.run_settings())
     assert "lr_scheduler_kwargs was None and is {'min_lr': 0.5}; neftune_noise_alpha was None and is 5.0" in caplog.text
 
 

@@ -21,7 +21,7 @@ from modeling_vitp.instructions.mixture import load_mixture, open_mixture
 from modeling_vitp.instructions.rows import prepare_rows
 from modeling_vitp.instructions.sources import open_splits
 from modeling_vitp.recipes import finetune_segmentation, pretrain
-from modeling_vitp.training.fingerprint import fingerprint
+from modeling_vitp.training.fingerprint import fingerprint_data
 
 
 def changed(rows: Dataset, index: int, answer: str) -> Dataset:
@@ -32,16 +32,16 @@ def changed(rows: Dataset, index: int, answer: str) -> Dataset:
 
 def test_every_changed_answer_of_rows_is_seen(tmp_path):
     rows = make_rows(30)
-    known = fingerprint(rows)
-    assert fingerprint(make_rows(30)) == known
+    known = fingerprint_data(rows)
+    assert fingerprint_data(make_rows(30)) == known
     rows.save_to_disk(tmp_path / "rows")
-    assert fingerprint(Dataset.load_from_disk(tmp_path / "rows")) == known
-    assert fingerprint(prepare_rows(rows)) == known
+    assert fingerprint_data(Dataset.load_from_disk(tmp_path / "rows")) == known
+    assert fingerprint_data(prepare_rows(rows)) == known
     for index in range(30):
         other = changed(rows, index, "something else")
-        assert fingerprint(other) != known
-        assert fingerprint(other.to_iterable_dataset()) != fingerprint(rows.to_iterable_dataset())
-    assert fingerprint(rows.select(range(29))) != known and fingerprint(rows.shuffle(seed=1)) != known
+        assert fingerprint_data(other) != known
+        assert fingerprint_data(other.to_iterable_dataset()) != fingerprint_data(rows.to_iterable_dataset())
+    assert fingerprint_data(rows.select(range(29))) != known and fingerprint_data(rows.shuffle(seed=1)) != known
 
 
 @pytest.mark.parametrize(("format", "options"), [("PNG", {"compress_level": 0}), ("JPEG", {}), ("WEBP", {})])
@@ -59,7 +59,7 @@ def test_other_pixels_in_as_many_bytes_are_seen(format, options):
     assert len(set(kept)) > 3
     features = Features({"images": List(Image())})
     rows = [Dataset.from_dict({"images": [[{"bytes": one, "path": None}]]}, features=features) for one in set(kept)]
-    assert len({json.dumps(fingerprint(each)) for each in rows}) == len(rows)
+    assert len({json.dumps(fingerprint_data(each)) for each in rows}) == len(rows)
 
 
 @pytest.mark.parametrize("stream", [False, True], ids=["map", "stream"])
@@ -93,7 +93,7 @@ def mixture(tmp_path, data_folder):
         sources = [{"name": "trees", "folder": "data", "rows": 4}, annotated]
         sources = [{**source, "streaming": streaming} for source in sources]
         (tmp_path / "mixture.yaml").write_text(yaml.safe_dump({"root": str(tmp_path), "sources": sources}))
-        return fingerprint(open_mixture(load_mixture(str(tmp_path / "mixture.yaml")), 0))
+        return fingerprint_data(open_mixture(load_mixture(str(tmp_path / "mixture.yaml")), 0))
 
     return write
 
@@ -127,7 +127,7 @@ def test_a_source_that_changed_is_named(mixture, tmp_path, streaming):
 
 def test_a_stream_of_files_changes_with_them(data_folder):
     def stream():
-        return fingerprint(load_dataset(str(data_folder), streaming=True, split="train"))
+        return fingerprint_data(load_dataset(str(data_folder), streaming=True, split="train"))
 
     known = stream()
     assert known["stream"] and stream() == known
@@ -159,8 +159,8 @@ def test_rows_of_a_task_are_looked_at(data_folder, tmp_path, monkeypatch):
 def test_json_beside_images_changes_with_its_file(tmp_path, streaming):
     FORMATS["LLaVA"][0](tmp_path, [picture(20, 20, seed) for seed in range(3)])
     args = ScriptArguments(dataset_name=str(tmp_path), dataset_streaming=streaming)
-    known = fingerprint(open_splits(args)[0]["train"])
-    assert None not in known.values() and fingerprint(open_splits(args)[0]["train"]) == known
+    known = fingerprint_data(open_splits(args)[0]["train"])
+    assert None not in known.values() and fingerprint_data(open_splits(args)[0]["train"]) == known
     file = tmp_path / "llava_instruct.json"
     file.write_text(file.read_text().replace("There are 2 trees", "There are 9 trees"))
-    assert fingerprint(open_splits(args)[0]["train"]) != known
+    assert fingerprint_data(open_splits(args)[0]["train"]) != known

@@ -12,8 +12,8 @@ from modeling_vitp import ViTPDataCollator
 from modeling_vitp.training.generation import (
     MAX_NEW_TOKENS,
     answer_row,
+    draw_answered_rows,
     draw_answers,
-    draw_rows,
     generate_answers,
     rows_to_show,
 )
@@ -115,7 +115,7 @@ def test_rows_with_an_image_come_first():
 def test_picture_takes_boxes_and_any_text(vivid_collator, tmp_path):
     model, collator = vivid_collator
     boxed = row(PILImage.new("RGB", (56, 56), "gray"), "<box>[[100, 100, 500, 500]]</box>", "Where is $x_{$ or 木?")
-    draw_rows(model, collator, [boxed, row(None)], tmp_path / "both.png")
+    draw_answered_rows(model, collator, [boxed, row(None)], tmp_path / "both.png")
     assert PILImage.open(tmp_path / "both.png").size == (1000, 560)
     answered = answer_row(model, collator, boxed)
     colors = [np.zeros((4, 4, 3), dtype=np.uint8)]

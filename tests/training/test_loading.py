@@ -41,7 +41,7 @@ from modeling_vitp import (
     ViTPVisionConfig,
     convert_checkpoint,
 )
-from modeling_vitp.command.errors import MISTAKE, explain
+from modeling_vitp.command.errors import MISTAKE, explain_error
 from modeling_vitp.configuration_vitp import known_keys
 from modeling_vitp.recipes import pretrain
 from modeling_vitp.training.arguments import BackboneArguments
@@ -478,7 +478,7 @@ def test_random_weights_are_not_scored():
 def test_value_refused_by_a_configuration_is_a_mistake(settings, says):
     with pytest.raises(StrictDataclassError) as caught:
         ViTPAdapterConfig(**VISION_16 | {"deformable_heads": 4} | settings)
-    what, remedy, status = explain(caught.value)
+    what, remedy, status = explain_error(caught.value)
     assert status == MISTAKE and remedy is None
     assert re.search(says, what), what
 

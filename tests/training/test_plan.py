@@ -33,8 +33,8 @@ from modeling_vitp.training.plan import (
     describe_device,
     empty_batch,
     fastest_checkpointing,
+    measure_step,
     padding_of_samples,
-    run,
     step_cost,
     work_of,
 )
@@ -359,10 +359,10 @@ def with_depth(config, vision_layers, text_layers):
 
 @pytest.mark.parametrize("every", [0, 1, 4, 8, *(pytest.param(every, marks=pytest.mark.slow) for every in (2, 3, 7))])
 def test_a_model_of_any_depth_costs_what_two_depths_tell(config, every):
-    whole = run(config, SHAPE, every, True, torch.float32, None)
+    whole = measure_step(config, SHAPE, every, True, torch.float32, None)
     if every in (1, 2, 3):  # the last of seven layers is computed again, while nothing has gone
         depths = [(4, 3), (3, 3), (4, 2)]
-        plain = [run(with_depth(config, *depth), SHAPE, 0, True, torch.float32, None)[2] for depth in depths]
+        plain = [measure_step(with_depth(config, *depth), SHAPE, 0, True, torch.float32, None)[2] for depth in depths]
         whole[2] += max(plain[0] - plain[1], plain[0] - plain[2])
     cost = step_cost(config, SHAPE, every)
     forward = list(cost.forward.values())

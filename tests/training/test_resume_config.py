@@ -9,9 +9,9 @@ import torch
 from peft import LoraConfig, get_peft_model
 from training_run import make_trainer
 
-from modeling_vitp.training.fingerprint import fingerprint
+from modeling_vitp.training.fingerprint import fingerprint_data
 from modeling_vitp.training.freezing import freeze
-from modeling_vitp.training.resume_config import base_fingerprint, check_settings, frozen_parts
+from modeling_vitp.training.resume_config import base_fingerprint, check_resume_settings, frozen_parts
 
 TARGETS = ["q_proj", "v_proj"]
 
@@ -129,10 +129,7 @@ def test_another_loss_or_schedule_is_a_warning(stopped, tmp_path, caplog, change
     shutil.copytree(stopped / "full", tmp_path / "run")
     trainer = make_trainer(tmp_path / "run", max_steps=1, **change)
     with caplog.at_level(logging.WARNING):
-        trainer._settings, trainer._data = (
-            trainer.run_settings(),
-            trainer._from_main_process(lambda: fingerprint(trainer.training_data())),
-        )
+        trainer._settings, trainer._data = trainer.run_settings(), fingerprint_data(trainer.training_data())
         trainer.check_checkpoint(str(tmp_path / "run" / "checkpoint-1"))
     assert (message in caplog.text) if message else ("changed settings" not in caplog.text)
 
@@ -140,18 +137,20 @@ def test_another_loss_or_schedule_is_a_warning(stopped, tmp_path, caplog, change
 def test_settings_that_must_match_are_named_and_others_warned_about(caplog):
     settings = {"fixed": {"seed": 0, "spec": (1, 2)}, "free": {"learning_rate": 0.1}}
     recorded = {"fixed": {"seed": 0, "spec": [1, 2]}, "free": {"learning_rate": 0.1}}
-    check_settings("checkpoint-1", recorded, settings)
+    check_resume_settings("checkpoint-1", recorded, settings)
     assert not caplog.records
-    check_settings("checkpoint-1", recorded, {**settings, "free": {"learning_rate": 0.2}})
+    check_resume_settings("checkpoint-1", recorded, {**settings, "free": {"learning_rate": 0.2}})
     assert "learning_rate was 0.1 and is 0.2" in caplog.text
     with pytest.raises(ValueError, match=r"seed was 0 and is 1\. .*model_name_or_path"):
-        check_settings("checkpoint-1", recorded, {**settings, "fixed": {"seed": 1, "spec": (1, 2)}})
+        check_resume_settings("checkpoint-1", recorded, {**settings, "fixed": {"seed": 1, "spec": (1, 2)}})
 
 
 def test_extra_settings_are_compared_where_both_know_them():
     """A recipe knows the weights that it starts from; a trainer in Python does not."""
     settings = {"fixed": {}, "free": {}}
-    check_settings("checkpoint-1", settings | {"given": {"weights": "a"}}, settings | {"given": {}})
-    check_settings("checkpoint-1", settings | {"given": {}}, settings | {"given": {"weights": "b"}})
+    check_resume_settings("checkpoint-1", settings | {"given": {"weights": "a"}}, settings | {"given": {}})
+    check_resume_settings("checkpoint-1", settings | {"given": {}}, settings | {"given": {"weights": "b"}})
     with pytest.raises(ValueError, match="weights was 'a' and is 'b'"):
-        check_settings("checkpoint-1", settings | {"given": {"weights": "a"}}, settings | {"given": {"weights": "b"}})
+        check_resume_settings(
+            "checkpoint-1", settings | {"given": {"weights": "a"}}, settings | {"given": {"weights": "b"}}
+        )
