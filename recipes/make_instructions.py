@@ -66,7 +66,7 @@ def main(argv: list[str] | None = None) -> int:
     from modeling_vitp.instructions.from_annotations.pipeline import build_instructions
     from modeling_vitp.instructions.from_annotations.storage import (
         check_shards,
-        make_rows,
+        encode_rows,
         save_rows,
         stored_split,
         write_card,
@@ -77,14 +77,14 @@ def main(argv: list[str] | None = None) -> int:
     rows = made.rows
     if args.shard:
         part = [rows[place] for place in args.shard.part(len(rows))]
-        save_rows(make_rows(part), args.output_dir, split, args.shard)
+        save_rows(encode_rows(part), args.output_dir, split, args.shard)
         print(f"Shard {args.shard}: {len(part)} of {len(rows)} rows in {args.output_dir}", end=". ")
         print(f"When all have ended: the same with --merge {args.shard.count} in its place.")
         return 0
     if args.merge:
         check_shards(args.output_dir, split, args.merge, len(rows))
     else:
-        save_rows(make_rows(rows), args.output_dir, split)
+        save_rows(encode_rows(rows), args.output_dir, split)
     write_card(args, made)
     questions = sum(map(len, made.conversations))
     print(f"{len(rows)} rows, {questions} questions: {args.output_dir} (see README.md there)")

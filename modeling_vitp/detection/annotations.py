@@ -14,7 +14,7 @@ from ..instructions.from_annotations.formats import (
     AnnotatedObject,
     CocoFile,
     Point,
-    annotation_files,
+    files_by_key,
     is_below,
     is_number,
     read_annotation,
@@ -105,7 +105,7 @@ def read_files(root: str | Path, form: str, settings: Mapping, name: str) -> Ite
         images = images_by_name(root / settings["images"])
         annotated = dict.fromkeys(images)
         if "annotations" in settings:
-            annotated = annotation_files(root / settings["annotations"], suffix)
+            annotated = files_by_key(root / settings["annotations"], suffix)
     listed = None
     if "list" in settings:
         lines = read_list(root / settings["list"])

@@ -101,7 +101,7 @@ def source_answer_prior(
 ) -> AnswerPrior | None:
     """Measure the answer prior of a source; `None` if it has fewer than `MIN_ROWS` rows with answers."""
     texts = list(read_texts(source, seed))
-    conversations = encode(texts, make_tokenize(texts, tokenizer))
+    conversations = encode_texts(texts, make_tokenize(texts, tokenizer))
     if len(conversations) < MIN_ROWS:
         return None
     return measure_answer_prior(conversations, seed, seconds=seconds, name=source.name)
@@ -128,7 +128,7 @@ class Conversation(NamedTuple):
     positions: torch.LongTensor
 
 
-def encode(texts: Iterable[Sequence[Text]], tokenize: Tokenize) -> list[Conversation]:
+def encode_texts(texts: Iterable[Sequence[Text]], tokenize: Tokenize) -> list[Conversation]:
     """Encode texts, each message after a mark of its role; a conversation without an answer is left out."""
     encoded = []
     for conversation in texts:

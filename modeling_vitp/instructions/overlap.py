@@ -62,7 +62,7 @@ class Fingerprint:
     has_contrast: bool
 
 
-def to_gray(image: Image.Image) -> np.ndarray:
+def gray_levels(image: Image.Image) -> np.ndarray:
     """Return gray levels, uint8, with the long side brought into `SIDE_LIMITS`, other depths in 8 bits."""
     if image.mode in ("I", "F") or image.mode.startswith("I;16"):
         values = np.nan_to_num(np.asarray(image, dtype=np.float32), posinf=0, neginf=0)
@@ -78,8 +78,8 @@ def to_gray(image: Image.Image) -> np.ndarray:
     return cv2.resize(pixels, size, interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_CUBIC)
 
 
-def fingerprint(image: Image.Image, pixels: np.ndarray) -> Fingerprint:
-    """Return the fingerprint of an image and its pixels from [`to_gray`]."""
+def image_fingerprint(image: Image.Image, pixels: np.ndarray) -> Fingerprint:
+    """Return the fingerprint of an image and its pixels from [`gray_levels`]."""
     sift = cv2.SIFT_create(nfeatures=max(pixels.size // PIXELS_PER_FEATURE, 50))
     points, descriptors = sift.detectAndCompute(pixels, None)
     if descriptors is None:
@@ -188,14 +188,14 @@ class TestImages:
     def _fingerprints(self, indices: list[int]) -> list[Fingerprint]:
         """Return the fingerprints of images and their mirror images, in turn."""
         images = [self._decode(index, mirrored) for index in indices for mirrored in (False, True)]
-        return [fingerprint(image, to_gray(image)) for image in images]
+        return [image_fingerprint(image, gray_levels(image)) for image in images]
 
     def _decode(self, index: int, mirrored: bool) -> Image.Image:
         image = as_picture(*load_images(self.images[index]))
         return image.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if mirrored else image
 
     def _gray(self, owner: int) -> np.ndarray:
-        return to_gray(self._decode(owner // 2, owner % 2 == 1))
+        return gray_levels(self._decode(owner // 2, owner % 2 == 1))
 
     def find(self, image: Image.Image) -> list[Match]:
         """Return the test images with which an image shares pixels, the best match of each, in order of their names.
@@ -210,8 +210,8 @@ class TestImages:
         return [Match(self.names[index], kind, round(score, 3)) for index, (kind, score) in sorted(found.items())]
 
     def _matches(self, image: Image.Image) -> Iterator[tuple[int, str, float]]:
-        pixels = to_gray(image)
-        own = fingerprint(image, pixels)
+        pixels = gray_levels(image)
+        own = image_fingerprint(image, pixels)
         if own.digest in self.by_digest:
             yield self.by_digest[own.digest], "same", 1.0
         if own.has_contrast:
@@ -303,13 +303,13 @@ def load_test_images(where: str, split: str | None = None, num_workers: int = 0)
         splits, split = load_dataset(where, cache_dir=cache), split or "test"
         if split not in splits:
             raise ValueError(f"{where} has no split {split!r}, only {sorted(splits)}.")
-        images, names = images_of(splits[split], where)
+        images, names = image_rows(splits[split], where)
     if not names:
         raise ValueError(f"There are no images in {where}.")
     return TestImages(images.cast_column("image", ImageFeature(decode=False)), names, num_workers)
 
 
-def images_of(dataset: Dataset, where: str) -> tuple[Dataset, list[str]]:
+def image_rows(dataset: Dataset, where: str) -> tuple[Dataset, list[str]]:
     """Return the images of the rows of a data set, one a row, and their names."""
     if "id" not in dataset.column_names:
         dataset = dataset.add_column("id", list(range(len(dataset))))

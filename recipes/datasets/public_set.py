@@ -373,7 +373,7 @@ def make_rows(public_set: PublicSet, output_dir: Path, keep_shared: bool = False
     shared = {PurePath(public_set.image_root, name).with_suffix("") for name in names}
     rows = counted_rows(public_set, made, None if keep_shared else shared)
     if public_set.drawn:
-        rows = draw(rows, public_set.paper_rows)
+        rows = draw_rows(rows, public_set.paper_rows)
     output_dir.mkdir(parents=True, exist_ok=True)
     unfinished, extracted = made.annotation.with_suffix(".unfinished"), output_dir / name
 
@@ -449,7 +449,7 @@ def counted_rows(public_set: PublicSet, made: Made, shared: set[PurePath] | None
         yield from ((place, row) for row, is_out in found if not is_out)
 
 
-def draw(rows: Iterator[tuple[str, Row]], most: int) -> list[tuple[str, Row]]:
+def draw_rows(rows: Iterator[tuple[str, Row]], most: int) -> list[tuple[str, Row]]:
     """Draw at most so many rows, in their order; the draw depends on their content alone."""
     keyed = ((hashlib.sha256(repr(row).encode()).digest(), n, place, row) for n, (place, row) in enumerate(rows))
     return [(place, row) for _, _, place, row in sorted(heapq.nsmallest(most, keyed), key=lambda item: item[1])]

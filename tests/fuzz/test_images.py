@@ -15,7 +15,7 @@ from pictures import picture, write_bands
 from modeling_vitp import InputSpec
 from modeling_vitp.dense.data import DenseData
 from modeling_vitp.images.reading import read_image, stored_size
-from modeling_vitp.instructions.overlap import as_picture, fingerprint, to_gray
+from modeling_vitp.instructions.overlap import as_picture, gray_levels, image_fingerprint
 from modeling_vitp.instructions.rows import SourceSettings, image_size, load_images
 
 pytestmark = [
@@ -79,7 +79,7 @@ def test_damaged_image_is_read_or_named(tmp_path):
                     outcome(lambda: square.apply([found], None), "")  # noqa: B023
                     shown = outcome(lambda: as_picture(found), "complex")  # noqa: B023
                     if not isinstance(shown, ValueError):
-                        fingerprint(shown, to_gray(shown))
+                        image_fingerprint(shown, gray_levels(shown))
             if not isinstance(ways[0], ValueError) and not isinstance(sizes[0], ValueError):
                 assert image_size(ways[0]) == sizes[0]
             if not isinstance(ways[2], ValueError) and not isinstance(sizes[1], ValueError):

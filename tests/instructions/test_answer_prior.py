@@ -14,7 +14,13 @@ from hypothesis import strategies as st
 from pictures import picture
 
 from modeling_vitp.instructions import answer_prior
-from modeling_vitp.instructions.answer_prior import MAX_TOKENS, AnswerPrior, encode, make_tokenize, measure_answer_prior
+from modeling_vitp.instructions.answer_prior import (
+    MAX_TOKENS,
+    AnswerPrior,
+    encode_texts,
+    make_tokenize,
+    measure_answer_prior,
+)
 from modeling_vitp.instructions.from_annotations.storage import FEATURES
 from modeling_vitp.recipes import validate_data
 
@@ -61,7 +67,7 @@ def chain_bits(states=4, length=20, stay=0.85):
 def measure(make, seed=0, **options):
     rng = random.Random(seed)
     texts = [make(rng) for _ in range(ROWS)]
-    return measure_answer_prior(encode(texts, make_tokenize(texts, None)), seed, **{"steps": STEPS, **options})
+    return measure_answer_prior(encode_texts(texts, make_tokenize(texts, None)), seed, **{"steps": STEPS, **options})
 
 
 @pytest.mark.parametrize(
@@ -103,7 +109,7 @@ def test_exactly_answer_tokens_are_guessed(texts):
     def tokenize(text):
         return [4 + byte for byte in text.encode(errors="replace")]
 
-    encoded = encode(texts, tokenize)
+    encoded = encode_texts(texts, tokenize)
     kept = []
     for conversation in texts:
         flat = [(is_answer, token) for is_answer, text in conversation for token in [None, *tokenize(text)]]

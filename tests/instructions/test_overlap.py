@@ -131,7 +131,7 @@ def test_pickled_index_answers_the_same(index, images):
 
 def test_hashes_equal_those_of_turned_images(images):
     """One transform with signs changed and axes swapped, against transforms of really turned pixels."""
-    pixels = overlap.to_gray(images[0].resize((256, 256)))
+    pixels = overlap.gray_levels(images[0].resize((256, 256)))
     turned = overlap.orientations(pixels)
     expected = []
     for image in turned:

@@ -36,7 +36,7 @@ class Region:
         return (left + right) / 2, (top + bottom) / 2
 
 
-class Labels(NamedTuple):
+class LabelMap(NamedTuple):
     """The class of every pixel."""
 
     numbers: np.ndarray
@@ -61,7 +61,7 @@ class AnnotatedImage:
     captions: tuple[str, ...] = ()
     window: Window | None = None
     slivers: tuple[Region, ...] = ()
-    mask: Callable[[], Labels] | None = None
+    mask: Callable[[], LabelMap] | None = None
     picture: Callable[[], Image.Image] | None = None
 
     @property
@@ -78,16 +78,16 @@ class AnnotatedImage:
         return {region.label for region in self.regions} | ({self.label} - {None})
 
 
-def read_labels(path: Path, size: tuple[int, int], names: Mapping[str, str | None]) -> Labels:
+def read_labels(path: Path, size: tuple[int, int], names: Mapping[str, str | None]) -> LabelMap:
     """Read the classes in the mask of an image of that height and width; `phrases` are those of `names`, in order.
 
     Raises:
         ValueError: names the mask if it cannot be read, or holds a value that is missing in `names`.
     """
-    return number_classes(*read_mask(path, size), names, path)
+    return number_classes(*read_mask_values(path, size), names, path)
 
 
-def read_mask(path: Path, size: tuple[int, int]) -> tuple[np.ndarray, bool]:
+def read_mask_values(path: Path, size: tuple[int, int]) -> tuple[np.ndarray, bool]:
     """Return the values of a mask, int64 of shape (height, width), and whether they are colors, as 0xRRGGBB."""
     picture = read_image(path, None, as_stored=True)
     if isinstance(picture, Image.Image):
@@ -103,8 +103,8 @@ def read_mask(path: Path, size: tuple[int, int]) -> tuple[np.ndarray, bool]:
     return (values @ [1 << 16, 1 << 8, 1] if is_color else values), is_color
 
 
-def number_classes(values: np.ndarray, is_color: bool, names: Mapping[str, str | None], path: Path) -> Labels:
-    """Return the classes of the values of a mask, see [`read_mask`]; `path` is for errors."""
+def number_classes(values: np.ndarray, is_color: bool, names: Mapping[str, str | None], path: Path) -> LabelMap:
+    """Return the classes of the values of a mask, see [`read_mask_values`]; `path` is for errors."""
     phrases = tuple(dict.fromkeys(phrase for phrase in names.values() if phrase is not None))
     numbers = np.zeros(values.shape, dtype=np.int32)
     for value in np.unique(values).tolist():
@@ -113,10 +113,10 @@ def number_classes(values: np.ndarray, is_color: bool, names: Mapping[str, str |
             raise ValueError(f"{path} holds the value {key}, which --names does not name.")
         if names[key] is not None:
             numbers[values == value] = phrases.index(names[key]) + 1
-    return Labels(numbers, phrases)
+    return LabelMap(numbers, phrases)
 
 
-def regions_of(labels: Labels) -> tuple[Region, ...]:
+def regions_of(labels: LabelMap) -> tuple[Region, ...]:
     """Return the connected parts of each class."""
     return tuple(
         region

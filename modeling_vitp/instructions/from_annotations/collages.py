@@ -21,7 +21,7 @@ from ...image_processing_vitp import PIL_8BIT_MODES
 from ...images.reading import Window
 from ...vrl import keyed_generator
 from ..boxes import Box
-from .annotations import AnnotatedImage, Labels, Region, regions_of
+from .annotations import AnnotatedImage, LabelMap, Region, regions_of
 from .windows import JPEG_QUALITY, scene_of, window_of
 
 CHUNK = 512  # collages that are in memory at a time, so that a scene is opened once for all of them
@@ -116,7 +116,9 @@ def corners_of(crops: Sequence[Crop]) -> list[tuple[int, int]]:
     return [(side * (place % columns), side * (place // columns)) for place in range(len(crops))]
 
 
-def make_collage(collage_id: str, crops: list[Crop], labels: Labels | None, boxes: Mapping[str, np.ndarray]) -> Collage:
+def make_collage(
+    collage_id: str, crops: list[Crop], labels: LabelMap | None, boxes: Mapping[str, np.ndarray]
+) -> Collage:
     """Return a collage with the regions of its `labels` if it has masks, otherwise the parts of regions in its crops.
 
     Args:
@@ -143,7 +145,7 @@ def move_region(region: Region, crop: Crop, corner: tuple[int, int]) -> Region:
     return dataclasses.replace(region, box=(left + x, top + y, right + x, bottom + y), caption=None)
 
 
-def compose_labels(drawn: Sequence[Sequence[Crop]]) -> list[Labels]:
+def compose_labels(drawn: Sequence[Sequence[Crop]]) -> list[LabelMap]:
     """Return the class of each pixel of each collage; every mask is read once."""
     sides = [round(len(crops) ** 0.5) * crops[0].side for crops in drawn]
     canvases, phrases = [np.zeros((side, side), dtype=np.uint16) for side in sides], ()
@@ -151,7 +153,7 @@ def compose_labels(drawn: Sequence[Sequence[Crop]]) -> list[Labels]:
         numbers, phrases = image.mask()
         for index, crop, (x, y) in uses:
             canvases[index][y : y + crop.side, x : x + crop.side] = crop.turn_numbers(numbers)
-    return [Labels(canvas, phrases) for canvas in canvases]
+    return [LabelMap(canvas, phrases) for canvas in canvases]
 
 
 def by_image(drawn: Sequence[Sequence[Crop]]) -> Iterable[tuple[AnnotatedImage, list]]:

@@ -71,7 +71,7 @@ def parse_xml(path: Path) -> ElementTree.Element:
         raise ValueError(f"{path} is not valid XML: {error}") from error
 
 
-def annotation_files(
+def files_by_key(
     folder: Path, suffix: str, key: Callable[[Path], str] = lambda path: path.stem, within: str = ""
 ) -> dict[str, Path]:
     """Return key -> file for the annotations in a folder and those below.

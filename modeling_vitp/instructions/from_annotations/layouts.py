@@ -19,18 +19,18 @@ from ...images.volumes import NIFTI, VolumeSlices, check_cut
 from ..boxes import box_area, clip
 from .annotations import (
     AnnotatedImage,
-    Labels,
+    LabelMap,
     Region,
     connected_regions,
     number_classes,
     read_labels,
-    read_mask,
+    read_mask_values,
     regions_of,
 )
 from .formats import (
     AnnotatedObject,
     CocoFile,
-    annotation_files,
+    files_by_key,
     is_below,
     is_number,
     parse_xml,
@@ -203,7 +203,7 @@ class PascalVOC(Layout):
 
     @cached_property
     def _files(self) -> dict[str, Path]:
-        return annotation_files(self.annotations or self.root, ".xml")
+        return files_by_key(self.annotations or self.root, ".xml")
 
     @cached_property
     def _images(self) -> dict[str, list[Path]]:
@@ -295,7 +295,7 @@ class Dota(Pairs):
             folders = path.relative_to(base).parent.parts
             return "/".join((*(folder for folder in folders if "label" not in folder.lower()), path.stem))
 
-        return annotation_files(where, ".txt", image_id, within="label")
+        return files_by_key(where, ".txt", image_id, within="label")
 
     def annotate(self, image_id, paths):
         size = upright_size(paths[0])
@@ -409,7 +409,7 @@ class ChangePairs(Layout):
 
     def _captions_of(self, path: Path) -> tuple[str, ...]:
         """Return the captions of an image in its split; if its folders do not tell the split, the only ones."""
-        found, split = self._captions.get(path.name, {}), split_of(path.relative_to(self.root))
+        found, split = self._captions.get(path.name, {}), split_of_path(path.relative_to(self.root))
         if split == UNSPLIT and len(found) == 1:
             return next(iter(found.values()))
         return found.get(split, found.get(UNSPLIT, ()))
@@ -423,7 +423,7 @@ class ChangePairs(Layout):
             raise ValueError(f"{paths[0]} has neither a mask nor captions.")
         label = self.names.get("changed region") or "changed region"
         if mask is not None:
-            regions = connected_regions(read_mask(mask, size)[0] != 0, label)
+            regions = connected_regions(read_mask_values(mask, size)[0] != 0, label)
         else:  # where, and whether at all, is not annotated
             regions = [Region(label, (0, 0, *size[::-1]), size[0] * size[1], is_clear=False)]
         return [AnnotatedImage(image_id, paths, size, tuple(regions), captions=captions)]
@@ -473,7 +473,7 @@ class Volumes(Layout):
 
     def annotate(self, image_id, paths):
         (path,) = paths
-        mask_path = self._masks.get(split_of(path.relative_to(self.root)), {}).get(image_id)
+        mask_path = self._masks.get(split_of_path(path.relative_to(self.root)), {}).get(image_id)
         if mask_path is None:
             raise ValueError(f"{path} has no mask of the same name.")
         slices, images = open_slices(path, mask_path, *self.cut), []
@@ -483,7 +483,7 @@ class Volumes(Layout):
             images.append(AnnotatedImage(name, paths, slices.size, regions_of(mask()), mask=mask, picture=picture))
         return images
 
-    def _labels(self, path: Path, mask_path: Path, index: int) -> Labels:
+    def _labels(self, path: Path, mask_path: Path, index: int) -> LabelMap:
         values = open_slices(path, mask_path, *self.cut).mask(index).astype(np.int64)
         return number_classes(values, False, self.names, mask_path)
 
@@ -517,7 +517,7 @@ def split_in(name: str) -> str | None:
     return {"valid": "val", "validation": "val", "test-dev": "test"}.get(split, split)
 
 
-def split_of(path: Path) -> str:
+def split_of_path(path: Path) -> str:
     """Return the split in the names of the folders of a path."""
     named = (split_in(folder) or NNUNET_FOLDERS.get(folder.lower()) for folder in path.parent.parts)
     return next(filter(None, named), UNSPLIT)
@@ -577,7 +577,7 @@ def volumes_in(root: Path, names: tuple[str, ...]) -> dict[str, dict[str, Path]]
         for path in paths:
             is_nifti = path.is_file() and path.name.lower().endswith(NIFTI)
             if is_nifti or (path.is_dir() and any(file.is_file() and is_dicom_file(file) for file in path.iterdir())):
-                other = splits[split_of(path.relative_to(root))].setdefault(case_of(path), path)
+                other = splits[split_of_path(path.relative_to(root))].setdefault(case_of(path), path)
                 if other != path:
                     raise ValueError(f"{other} and {path} have one name.")
     return dict(splits)

@@ -68,7 +68,7 @@ def build_instructions(args: argparse.Namespace) -> Instructions:
     options = {name: getattr(args, name) for name in VOLUME_OPTIONS if getattr(args, name) is not None}
     layout = LAYOUTS[args.layout](args.root, names, args.annotations, **options)
     chosen, held_out = choose_split(layout, args.split, read_list(args.split_list) if args.split_list else None)
-    check_cases(layout, chosen, held_out)
+    check_case_splits(layout, chosen, held_out)
     chosen, copies = leave_out_copies(chosen, held_out)
     for path, other in copies:
         print(f"{path} is left out: the same file as the held-out {other}.", file=sys.stderr)
@@ -138,7 +138,7 @@ def choose_listed(
     return dict(image for (image,) in found.values())
 
 
-def check_cases(layout: Layout, chosen: dict[str, tuple[Path, ...]], held_out: set[Path]) -> None:
+def check_case_splits(layout: Layout, chosen: dict[str, tuple[Path, ...]], held_out: set[Path]) -> None:
     """Raise a `ValueError` that names a case of which images are chosen and others held out."""
     known = {layout.case(path): path for path in sorted(held_out) if path.exists()}
     known.pop(None, None)

@@ -43,12 +43,12 @@ def stored_split(split: str) -> str:
     return "train" if split == UNSPLIT else split
 
 
-def file_stem(split: str, shard: Shard | None) -> str:
+def shard_stem(split: str, shard: Shard | None) -> str:
     """Return the start of the file names of a split, or of a shard of it; the files sort as their rows do."""
     return split if shard is None else f"{split}-{shard.number:05d}-of-{shard.count:05d}"
 
 
-def make_rows(asked: Sequence[tuple[AnnotatedImage, list[Exchange]]]) -> Iterator[dict]:
+def encode_rows(asked: Sequence[tuple[AnnotatedImage, list[Exchange]]]) -> Iterator[dict]:
     """Yield the rows of images and the conversations about them, the images encoded.
 
     Collages that follow one another are encoded together.
@@ -73,14 +73,16 @@ def save_rows(
     `shard`, whose `rows` they are, the files of the other shards of the same division stay.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    kept = {file_stem(split, other) for other in Shard.all_of(shard.count)} - {file_stem(split, shard)} if shard else ()
+    kept = (
+        {shard_stem(split, other) for other in Shard.all_of(shard.count)} - {shard_stem(split, shard)} if shard else ()
+    )
     for path in folder.glob(f"{split}-[0-9]*.parquet"):
         if path.stem.rpartition("-")[0] not in kept:
             path.unlink(missing_ok=True)
     files, pending, size = [], [], 0
 
     def flush():
-        files.append(folder / f"{file_stem(split, shard)}-{len(files):05d}.parquet")
+        files.append(folder / f"{shard_stem(split, shard)}-{len(files):05d}.parquet")
         Dataset.from_list(pending, features=FEATURES).to_parquet(files[-1])
 
     for row in rows:
@@ -97,7 +99,7 @@ def save_rows(
 def check_shards(folder: Path, split: str, count: int, num_rows: int) -> None:
     """Raise a `ValueError` that names the first shard of which the folder has not all rows, or more."""
     for shard in Shard.all_of(count):
-        files = folder.glob(f"{file_stem(split, shard)}-*.parquet")
+        files = folder.glob(f"{shard_stem(split, shard)}-*.parquet")
         found, wanted = sum(pyarrow.parquet.read_metadata(path).num_rows for path in files), len(shard.part(num_rows))
         if found != wanted:
             raise ValueError(f"{folder} has {found} of the {wanted} rows of shard {shard}: give --shard {shard} again.")

@@ -26,7 +26,7 @@ from hypothesis import strategies as st
 
 from modeling_vitp import ViTPDataCollator
 from modeling_vitp.images.reading import window_starts
-from modeling_vitp.instructions.from_annotations.annotations import AnnotatedImage, Labels, Region, regions_of
+from modeling_vitp.instructions.from_annotations.annotations import AnnotatedImage, LabelMap, Region, regions_of
 from modeling_vitp.instructions.from_annotations.questions import (
     BACKGROUND,
     LETTERS,
@@ -184,7 +184,7 @@ def regions_from(pairs):
 @given(st.integers(0, 2**32 - 1), st.integers(7, 30), st.integers(7, 30), st.integers(1, 7))
 def test_cells_of_a_mask(seed, height, width, side):
     numbers = np.random.default_rng(seed).integers(0, 4, (height, width), dtype=np.int32)
-    labels = Labels(numbers, PHRASES)
+    labels = LabelMap(numbers, PHRASES)
     image = AnnotatedImage("x", (), (height, width), regions_of(labels), mask=lambda: labels)
     names = [None, *PHRASES]
     assert cell_covers(image, side) == by_a_loop((height, width), side, lambda x, y: {names[numbers[y, x]]} - {None})
@@ -204,7 +204,7 @@ def test_map_of_transposed_image_is_transposed(drawn):
 
 def test_unclear_boxes_leave_a_map_open():
     crowd = (Region("tree", (0, 0, 9, 9), 81.0, is_clear=False),)
-    labels = Labels(np.zeros((9, 9), dtype=np.int32), PHRASES)
+    labels = LabelMap(np.zeros((9, 9), dtype=np.int32), PHRASES)
     assert cell_covers(AnnotatedImage("x", (), (9, 9), crowd), 3) is None
     assert cell_covers(AnnotatedImage("x", (), (9, 9), slivers=crowd), 3) is None
     assert cell_covers(AnnotatedImage("x", (), (9, 9), crowd, mask=lambda: labels), 3) == [None] * 9
