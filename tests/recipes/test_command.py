@@ -1,5 +1,6 @@
 """The command `vitp`, and that a recipe is one file by all three ways of calling it."""
 
+import ast
 import json
 import os
 import re
@@ -75,6 +76,14 @@ def test_help_comes_before_heavy_imports():
     for name, path in (RECIPES | LABORATORY).items():
         text, heavy = said[str(path)]
         assert f"usage: vitp {name} " in text and heavy == [], name
+
+
+def test_recipes_import_the_command_before_the_package():
+    for path in (RECIPES | LABORATORY).values():
+        nodes = [node for node in ast.parse(path.read_text()).body if isinstance(node, ast.Import | ast.ImportFrom)]
+        names = [node.module if isinstance(node, ast.ImportFrom) else node.names[0].name for node in nodes]
+        ours = [name for name in names if name.partition(".")[0] in ("modeling_vitp", "vitp_command")]
+        assert ours[0] == "vitp_command", path
 
 
 def test_mistake_is_one_line_and_status_2(tmp_path):
