@@ -60,7 +60,7 @@ def refuse(message: str) -> NoReturn:
 
 
 def run_program(main: Callable[[], int | None]) -> NoReturn:
-    """Runs a command as a program and ends the process with its status; whatever it raises is one line.
+    """Run a command as a program and ends the process with its status; whatever it raises is one line.
 
     The status is 2 for what the user can mend in the command, its files or its data, 1 for a failure; an error with a
     `status` of its own, such as of a run that stopped, has that. `--debug` prints the traceback, too.
@@ -76,7 +76,7 @@ def run_program(main: Callable[[], int | None]) -> NoReturn:
 
 
 def take_debug(words: list[str]) -> bool:
-    """Takes a `--debug` without a value out of a command line; with one, it is transformers' option."""
+    """Take a `--debug` without a value out of a command line; with one, it is transformers' option."""
     places = [index for index, word in enumerate(words) if word == "--debug"]
     ours = [index for index in places if words[index + 1 : index + 2] == [] or words[index + 1].startswith("--")]
     for index in reversed(ours):
@@ -85,7 +85,7 @@ def take_debug(words: list[str]) -> bool:
 
 
 def report_error(error: BaseException, is_debug: bool = False) -> int:
-    """Prints an error in one line and writes its traceback to the log; the exit status."""
+    """Print an error in one line and writes its traceback to the log; the exit status."""
     what, remedy, status = explain_error(error)
     log = write_log(error)
     if is_debug:
@@ -180,7 +180,7 @@ def explain_hub(error: BaseException) -> tuple[str, str, int] | None:
 
 
 def is_offline() -> bool:
-    """Whether the Hub is not to be asked."""
+    """Return whether the Hub is not to be asked."""
     return os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE")
 
 

@@ -70,7 +70,7 @@ class Arguments:
 
 
 def check_type(name: str, value: Any, kind: Any) -> None:
-    """Raises a `ValueError` unless a value, which may come from a YAML file, is of the type of its field.
+    """Raise a `ValueError` unless a value, which may come from a YAML file, is of the type of its field.
 
     Args:
         kind: a class, a union, or a list, sequence or mapping of such.
@@ -117,7 +117,7 @@ def read_mapping(name: str, text: str) -> dict[str, Any]:
 
 
 def check_within(name: str, value: float | Sequence[float] | None, interval: str) -> None:
-    """Raises a `ValueError` unless a number, or each of a list, is in an interval.
+    """Raise a `ValueError` unless a number, or each of a list, is in an interval.
 
     Args:
         interval: as in mathematics: `[` and `]` with their end, `(` and `)` without; `"(0, inf)"` is any finite number

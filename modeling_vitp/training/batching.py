@@ -74,7 +74,7 @@ class GlobalBatchSampler(BatchRebalanceSampler):
         return self.num_full_batches * self.grad_accum + tail
 
     def check_not_empty(self) -> None:
-        """Raises a `ValueError` if there is no batch."""
+        """Raise a `ValueError` if there is no batch."""
         if not len(self):
             raise ValueError(
                 f"{self.num_rows} sample(s) to train on are less than the {self.effective_batch_size} of one step: "
@@ -285,7 +285,7 @@ class StepStream(RankStream):
         self._first_step = torch.zeros((), dtype=torch.int64).share_memory_()
 
     def begin(self, first_step: int) -> None:
-        """Says, before an epoch, which step it begins with."""
+        """Say, before an epoch, which step it begins with."""
         self._first_step.fill_(first_step)
 
     def _batches(self) -> Iterator[list[dict[str, Any]]]:

@@ -175,7 +175,7 @@ def outlive_signals(names: list[str], then: Callable[[int], None] | None, worker
 
 
 def end_if_told_by(parent: int) -> None:
-    """Waits for the SIGTERM of this process."""
+    """Wait for the SIGTERM of this process."""
     while signal.sigwaitinfo({signal.SIGTERM}).si_pid != parent:
         pass
     os._exit(0)

@@ -41,7 +41,7 @@ RECORD = {
 def publish_checkpoint(
     staged: str | Path, checkpoint: str | Path, settings: dict[str, Any], data: dict[str, str | None] | None = None
 ) -> None:
-    """Gives a checkpoint that was written in the staging folder its place, by a rename.
+    """Give a checkpoint that was written in the staging folder its place, by a rename.
 
     A record is added to it: every file with its size, by which [`is_complete`] tells, and its SHA-256, by which
     [`check_files`] does (1.4 GB a second on one core of an AMD EPYC); the settings of the run; and the fingerprint of
@@ -74,7 +74,7 @@ def publish_checkpoint(
 
 
 def flush(path: Path) -> None:
-    """Writes a file or a folder's entries through to the disk."""
+    """Write a file or a folder's entries through to the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -99,7 +99,7 @@ def read_checkpoint_record(checkpoint: str | Path) -> dict[str, Any]:
 
 
 def is_complete(checkpoint: str | Path) -> bool:
-    """Whether a checkpoint has its record and every file in it, in full size."""
+    """Return whether a checkpoint has its record and every file in it, in full size."""
     checkpoint = Path(checkpoint)
     try:
         sizes = read_checkpoint_record(checkpoint)["files"]
@@ -109,7 +109,7 @@ def is_complete(checkpoint: str | Path) -> bool:
 
 
 def check_files(checkpoint: str | Path) -> None:
-    """Reads a checkpoint, and raises a `ValueError` that names the first file that is not what was written.
+    """Read a checkpoint, and raises a `ValueError` that names the first file that is not what was written.
 
     One without a record is only looked at for the state of a trainer.
     """
@@ -128,7 +128,7 @@ def check_files(checkpoint: str | Path) -> None:
 
 @contextmanager
 def going_on_from(checkpoint: str | Path | None) -> Iterator[None]:
-    """Names the checkpoint that is read in an error that does not."""
+    """Name the checkpoint that is read in an error that does not."""
     try:
         yield
     except Exception as error:  # of many kinds, where a file holds other things than it should
@@ -172,7 +172,7 @@ class FolderLock:
 
     @property
     def is_held(self) -> bool:
-        """Whether this process holds the lock."""
+        """Return whether this process holds the lock."""
         return self._lock.is_locked
 
     def acquire(self, timeout: float | None = None) -> None:
@@ -226,7 +226,7 @@ def optimizer_bytes(optimizer: torch.optim.Optimizer | None) -> int:
 
 
 def check_room(folder: str | Path, needed: int, what: str) -> None:
-    """Raises [`RunStopped`] if a folder's disk has no room for what is about to be written."""
+    """Raise [`RunStopped`] if a folder's disk has no room for what is about to be written."""
     free = free_bytes(folder)
     if free < needed + STATE_FILES:
         raise RunStopped(
@@ -253,7 +253,7 @@ def format_size(number: int) -> str:
 
 @contextmanager
 def told_if_full(folder: str | Path) -> Iterator[None]:
-    """Makes of an error that a full disk is the cause of [`RunStopped`] in one line."""
+    """Make of an error that a full disk is the cause of [`RunStopped`] in one line."""
     try:
         yield
     except Exception as error:
@@ -266,7 +266,7 @@ def told_if_full(folder: str | Path) -> Iterator[None]:
 
 
 def is_full(error: BaseException | None, folder: str | Path) -> bool:
-    """Whether an error, or what caused it, is that there was no room."""
+    """Return whether an error, or what caused it, is that there was no room."""
     while error is not None:
         if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
             return True
@@ -280,7 +280,7 @@ def is_full(error: BaseException | None, folder: str | Path) -> bool:
 
 
 def attempt(output_dir: str | Path, what: str, step: Callable[..., object], *args) -> int:
-    """Carries out what a run is complete without, such as a card or a plot: 0, or 1 and one line if it fails."""
+    """Carry out what a run is complete without, such as a card or a plot: 0, or 1 and one line if it fails."""
     try:
         step(*args)
     except Exception as error:  # whatever a library raises: the run is not lost for it
@@ -291,7 +291,7 @@ def attempt(output_dir: str | Path, what: str, step: Callable[..., object], *arg
 
 
 def write_whole(path: Path, text: str) -> None:
-    """Writes a file that is whole or as it was."""
+    """Write a file that is whole or as it was."""
     path.parent.mkdir(parents=True, exist_ok=True)
     written = path.with_name(f".{path.name}.writing")
     written.write_text(text)

@@ -109,7 +109,7 @@ def parse(
 
 
 def check_output(parsed: Sequence[Any]) -> None:
-    """Raises a `ValueError` if a run that trains was given no folder, for which transformers has put in one of its own,
+    """Raise a `ValueError` if a run that trains was given no folder, for which transformers has put in one of its own,
     or one where a file is.
     """
     folders = [getattr(settings, "output_dir", None) for settings in parsed]
@@ -126,7 +126,7 @@ def check_output(parsed: Sequence[Any]) -> None:
 
 
 def find_checkpoint(parsed: Sequence[Any]) -> None:
-    """Puts the last checkpoint of output_dir in place of `resume_from_checkpoint: true`.
+    """Put the last checkpoint of output_dir in place of `resume_from_checkpoint: true`.
 
     Raises:
         ValueError: if there is none.
@@ -178,12 +178,12 @@ def parse_words(parser: argparse.ArgumentParser, argv: Sequence[str] | None) -> 
 
 
 def register_models() -> None:
-    """Makes the models known to transformers' Auto classes, which a command leaves until its arguments are right."""
+    """Make the models known to transformers' Auto classes, which a command leaves until its arguments are right."""
     from .. import auto  # noqa: F401
 
 
 def run(main: Callable[[], int | None]) -> NoReturn:
-    """Runs a recipe as a program, see [`~modeling_vitp.command.errors.run_program`]; its progress is logged."""
+    """Run a recipe as a program, see [`~modeling_vitp.command.errors.run_program`]; its progress is logged."""
     keep_freed_memory()
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     for name in ("training", "classification", "dense", "detection", "evaluation", "recipes"):
@@ -212,7 +212,7 @@ def with_config(words: list[str]) -> list[str]:
 
 
 def check_names(remaining: Sequence[str], own: Sequence[str], inherited: Sequence[str]) -> None:
-    """Raises a `ValueError` that names the nearest if an option is neither the recipe's nor inherited."""
+    """Raise a `ValueError` that names the nearest if an option is neither the recipe's nor inherited."""
     known = {name for module in inherited for name in field_names(module)}
     for word in remaining:
         name = word.removeprefix("--").split("=")[0].replace("-", "_")

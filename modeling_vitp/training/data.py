@@ -66,7 +66,7 @@ def open_data(
 
 
 def tell(data: PretrainData) -> PretrainData:
-    """Prints, in one process, what the rows to train on are."""
+    """Print, in one process, what the rows to train on are."""
     if PartialState().is_main_process:
         print(*describe_schemas(data.train), sep="\n")
     return data

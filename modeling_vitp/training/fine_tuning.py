@@ -69,7 +69,7 @@ class FineTuner(BaseTrainer):
         return choose(self.eval_dataset or self.train_dataset.samples, number, self.data_seed)
 
     def draw_results(self, samples: list, path: Path) -> None:
-        """Draws what the model predicts where it is scored, as a PNG."""
+        """Draw what the model predicts where it is scored, as a PNG."""
         raise NotImplementedError
 
     def component_maps(self, images: Sequence[Sequence[torch.Tensor]], folder: Path) -> list[np.ndarray]:
@@ -157,7 +157,7 @@ class FineTuner(BaseTrainer):
 
 
 def check_start(model_class: type[PreTrainedModel], args: StartArguments, do_train: bool = True) -> None:
-    """Looks at what is said about the start, and opens nothing.
+    """Look at what is said about the start, and opens nothing.
 
     Raises:
         ValueError: if not exactly one start is given, one with random weights is to be scored without training, or the

@@ -194,13 +194,13 @@ def select_listed(keys: list[tuple], path: Path, files: Mapping[tuple, Path]) ->
 
 
 def in_part(case: str, first: float, last: float) -> bool:
-    """Whether a case is in a range of [0, 1), where a hash of its name has given it a place."""
+    """Return whether a case is in a range of [0, 1), where a hash of its name has given it a place."""
     place = int.from_bytes(hashlib.sha256(case.encode()).digest()[:6], "big") / 2**48
     return first <= place < last
 
 
 def check_disjoint(splits: Mapping[str, list[FileSample]]) -> None:
-    """Raises a `ValueError` if a file, under whatever names, or a patient or case, is in two of the splits."""
+    """Raise a `ValueError` if a file, under whatever names, or a patient or case, is in two of the splits."""
     owners = {}
     for name, samples in splits.items():
         for sample in samples:
@@ -213,7 +213,7 @@ def check_disjoint(splits: Mapping[str, list[FileSample]]) -> None:
 
 
 def check_patients(splits: Mapping[str, list[FileSample]]) -> None:
-    """Raises a `ValueError` that names the patient, by the tags of DICOM, of whom there are images in two splits."""
+    """Raise a `ValueError` that names the patient, by the tags of DICOM, of whom there are images in two splits."""
     owners = {}
     for name, samples in splits.items():
         for path in (path for sample in samples for path in sample.images):
@@ -281,7 +281,7 @@ def sizes_and_paths(column: pa.ChunkedArray) -> Iterator[tuple[int | None, str |
 
 
 def check_no_shared_images(images: Iterable[StoredImage]) -> None:
-    """Raises a `ValueError` that names both if an image of one split is, byte for byte, one of another.
+    """Raise a `ValueError` that names both if an image of one split is, byte for byte, one of another.
 
     Images of one color are left out, as tiles without data are alike in any split. Sizes are compared first; of files
     of one size three pieces are read, and only what agrees in these is read whole.
@@ -385,7 +385,7 @@ class DataSettings:
 
 
 def check_shared_cases(cases: Mapping[str, Iterable[str]]) -> None:
-    """Raises a `ValueError` that names a case of two splits, given those of each split."""
+    """Raise a `ValueError` that names a case of two splits, given those of each split."""
     owners: dict[str, str] = {}
     for name, of_split in cases.items():
         for case in set(of_split):

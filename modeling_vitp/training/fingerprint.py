@@ -94,7 +94,7 @@ def of_rows(dataset: Dataset) -> str:
 
 
 def feed(seen: "hashlib._Hash", array: pa.Array, paths: list[str], step: int = 1) -> None:
-    """Hashes the values of an array, of bytes every `step`-th; notes the paths of images that lie in files."""
+    """Hash the values of an array, of bytes every `step`-th; notes the paths of images that lie in files."""
     kind = array.type
     if isinstance(kind, pa.BaseExtensionType):
         return feed(seen, array.storage, paths, step)

@@ -20,7 +20,7 @@ def freeze(
     language_model: bool = False,
     unfreeze_vision_layers: int = 0,
 ) -> None:
-    """Takes the gradients of whole parts away; of a frozen ViT, the last `unfreeze_vision_layers` layers train.
+    """Take the gradients of whole parts away; of a frozen ViT, the last `unfreeze_vision_layers` layers train.
 
     Raises:
         ValueError: if nothing is left to train, or layers of a ViT that is not frozen are to be unfrozen.

@@ -148,7 +148,7 @@ def first_image(messages: Sequence[dict[str, Any]]) -> Any:
 def add_features(
     model: ViTPForConditionalGeneration, processor: ViTPProcessor, image: Any, options: dict, answered: Answered
 ) -> None:
-    """Adds the size of an image, what the ViT sees of it in one tile, and its features."""
+    """Add the size of an image, what the ViT sees of it in one tile, and its features."""
     answered.size = image.size[::-1] if isinstance(image, PIL.Image.Image) else tuple(image.shape[-2:])
     image_processor = processor.image_processor
     pixels = image_processor(image, return_tensors="pt", **options)["pixel_values"][:1]

@@ -37,7 +37,7 @@ NEEDED = ("vision_config", "text_config", "vocab_size")  # of from_scratch
 
 
 def check_options(model_args: ModelConfig, from_scratch: dict | None, model_init_kwargs: dict | None = None) -> None:
-    """Raises a `ValueError` if the options of the model have one that would change nothing."""
+    """Raise a `ValueError` if the options of the model have one that would change nothing."""
     packed = [name for name in vars(model_args) if name.startswith(("load_in_", "bnb_", "use_bnb_"))]
     packed = [name for name in packed if getattr(model_args, name) != getattr(ModelConfig(), name)]
     if packed:
@@ -139,7 +139,7 @@ def load_checkpoint(
 
 
 def check_from_scratch(settings: dict | None) -> None:
-    """Raises a `ValueError` if `from_scratch` lacks something, or has a key that the model or its processor has not."""
+    """Raise a `ValueError` if `from_scratch` lacks something, or has a key that the model or its processor has not."""
     if settings is None:
         return
     check_keys("from_scratch", settings, [*NEEDED, "image_processor"], "a model from scratch")
@@ -238,7 +238,7 @@ def apply_input_spec(
 
 
 def check_compatible(model: ViTPForConditionalGeneration, processor: ViTPProcessor) -> None:
-    """Raises a `ValueError` if the processor's tiles or tokens are not what the model expects."""
+    """Raise a `ValueError` if the processor's tiles or tokens are not what the model expects."""
     if not isinstance(processor, ViTPProcessor):
         raise ValueError(f"processing_class is a {type(processor).__name__}, but a ViTPProcessor is needed.")
     config = model.config
@@ -263,7 +263,7 @@ def check_compatible(model: ViTPForConditionalGeneration, processor: ViTPProcess
 
 
 def build_tokenizer(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenizerFast:
-    """Trains a byte-level BPE on `texts`, with the special tokens of Qwen2.5 and InternVL2.5. Deterministic.
+    """Train a byte-level BPE on `texts`, with the special tokens of Qwen2.5 and InternVL2.5. Deterministic.
 
     All bytes are in it whatever `vocab_size` is; without texts there is nothing else.
     """
@@ -371,7 +371,7 @@ def image_processor_of(vision_model: str, size: Sequence[int], **settings: Any) 
 
 
 def add_marks(tokenizer: PreTrainedTokenizerFast, language: PreTrainedModel) -> None:
-    """Adds the marks that a tokenizer lacks, and draws their embeddings: also those that have a row already, of the
+    """Add the marks that a tokenizer lacks, and draws their embeddings: also those that have a row already, of the
     many that a table is often padded with, which nothing was learned in.
     """
     vocabulary = tokenizer.get_vocab()
@@ -406,7 +406,7 @@ def load_language(name: str, options: dict) -> PreTrainedModel:
 
 
 def check_report(name: str, report: dict) -> None:
-    """Raises a `ValueError` if loading left weights out or made them up."""
+    """Raise a `ValueError` if loading left weights out or made them up."""
     wrong = {kind: sorted(keys) for kind, keys in report.items() if keys}
     if wrong:
         raise ValueError(f"The weights of {name} do not fit its configuration: {wrong}")
@@ -430,7 +430,7 @@ def check_logits(model, language: PreTrainedModel, input_ids: torch.LongTensor, 
 
 
 def check_config(place: str, settings: Any, config_class: type[PreTrainedConfig], taken: Collection[str] = ()) -> None:
-    """Looks whether a configuration has all of these settings, those of its parts too; their values are not looked at.
+    """Look whether a configuration has all of these settings, those of its parts too; their values are not looked at.
 
     Args:
         place: of the settings in the recipe's configuration, such as `from_scratch.vision_config`.

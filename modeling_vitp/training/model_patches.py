@@ -71,7 +71,7 @@ def language_model_of(model: nn.Module) -> PreTrainedModel:
 
 
 def check_attention(model: nn.Module) -> None:
-    """Raises a `ValueError` if a sample in the language model would see those before it in its row."""
+    """Raise a `ValueError` if a sample in the language model would see those before it in its row."""
     language_model = language_model_of(model)
     config = language_model.config
     used, is_windowed = config._attn_implementation, getattr(config, "use_sliding_window", True)
@@ -125,7 +125,7 @@ def gather_head_before_loss(model: PreTrainedModel) -> None:
 
 
 def add_head_of_loss(model: PreTrainedModel) -> None:
-    """Gives a model the head that it trains with in TRL's trainer and in ours, see [`apply_head_to_answers`]."""
+    """Give a model the head that it trains with in TRL's trainer and in ours, see [`apply_head_to_answers`]."""
     add_fused_lm_head(model, outputs=OUTPUTS)
     apply_head_to_answers(model)
 

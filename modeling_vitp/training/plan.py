@@ -164,7 +164,7 @@ class Work:
 
 
 def dry_run(args: PretrainArguments, training_args: SFTConfig, model_args: ModelConfig, mixture: Mixture) -> int:
-    """Prints what a mixture amounts to, what the run costs, and the commands that make what is missing."""
+    """Print what a mixture amounts to, what the run costs, and the commands that make what is missing."""
     image_processor, tokens_per_tile = tiling(
         model_args.model_name_or_path, args.from_scratch, args.vision_model, args.max_patches
     )
@@ -182,7 +182,7 @@ def print_plan(
     summaries: Sequence[SourceSummary],
     image_processor: ViTPImageProcessor,
 ) -> None:
-    """Prints the run as it is configured, and each change alone: what a device of it needs, and how long it takes.
+    """Print the run as it is configured, and each change alone: what a device of it needs, and how long it takes.
 
     Raises:
         ValueError: if the device is not known.

@@ -82,7 +82,7 @@ class ViTPTrainingConfig(VRLArguments, BaseConfig, SFTConfig):
 
 
 def has_fast_bf16() -> bool:
-    """Whether the device that training will run on computes in bfloat16 natively."""
+    """Return whether the device that training will run on computes in bfloat16 natively."""
     if torch.accelerator.is_available():
         return torch.accelerator.current_accelerator().type != "cuda" or torch.cuda.is_bf16_supported(False)
     return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
