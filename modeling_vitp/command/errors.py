@@ -55,7 +55,7 @@ class RunStopped(RuntimeError):
 
 
 def refuse(message: str) -> NoReturn:
-    """For `ArgumentParser.error`, whose own prints the usage and ends the process."""
+    """Raise [`WrongArguments`], in place of `ArgumentParser.error`, which prints the usage and ends the process."""
     raise WrongArguments(" ".join(message.split()))
 
 
@@ -97,7 +97,7 @@ def report_error(error: BaseException, is_debug: bool = False) -> int:
 
 
 def explain_error(error: BaseException) -> tuple[str, str | None, int]:
-    """What happened, what to do about it where the message does not say, and the exit status."""
+    """Return what happened, what to do about it where the message does not say, and the exit status."""
     if isinstance(error, KeyboardInterrupt):
         return "interrupted.", "give the same command again to go on.", 130
     if hasattr(error, "status") and hasattr(error, "args") and isinstance(error.status, int):
@@ -123,14 +123,14 @@ def explain_error(error: BaseException) -> tuple[str, str | None, int]:
 
 
 def program() -> str:
-    """The command, however it was called: as `vitp NAME`, as a file or as a module."""
+    """Return the name of the command, however it was called: as `vitp NAME`, as a file or as a module."""
     path = Path(sys.argv[0] if sys.argv else "vitp")
     name = path.parent.name if path.stem == "__main__" else path.stem
     return "vitp" if name == "modeling_vitp" else f"vitp {name.removeprefix('vitp')}".replace("  ", " ").strip()
 
 
 def chain(error: BaseException) -> Iterator[BaseException]:
-    """An error, and what it was raised from."""
+    """Yield an error, and what it was raised from."""
     seen = set()
     while error is not None and id(error) not in seen:
         seen.add(id(error))
@@ -139,7 +139,7 @@ def chain(error: BaseException) -> Iterator[BaseException]:
 
 
 def explain_hub(error: BaseException) -> tuple[str, str, int] | None:
-    """As [`explain_error`], of errors of the Hub's clients, which are told by their names: many packages have some."""
+    """Explain errors of the Hub's clients as [`explain_error`] does, by their names, which many packages share."""
     names = {cls.__name__ for cls in type(error).__mro__}
     found = re.search(r"(?:/api/(?:models|datasets|spaces)|//[^/]+(?:/datasets)?)/([\w.-]+/[\w.-]+)", str(error))
     repo = found[1] if found else "the repo"
@@ -185,7 +185,7 @@ def is_offline() -> bool:
 
 
 def write_log(error: BaseException) -> Path | None:
-    """The file that the traceback is in, which lies outside of what the command writes."""
+    """Write the traceback to a file that lies outside of what the command writes, and return its path."""
     text = f"{time.strftime('%Y-%m-%d %H:%M:%S')} {' '.join(sys.argv)}\n{''.join(traceback.format_exception(error))}"
     cache = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()
     for folder in (cache / "vitp", Path(tempfile.gettempdir()) / f"vitp-{os.getuid()}"):

@@ -84,7 +84,7 @@ def check_type(name: str, value: Any, kind: Any) -> None:
 
 
 def scalars(value: Any) -> list[Any]:
-    """What is in a value that is no list or mapping."""
+    """Return the values in a value that are no list or mapping."""
     if isinstance(value, Mapping):
         value = [*value, *value.values()]
     return [item for part in value for item in scalars(part)] if isinstance(value, (list, tuple)) else [value]
@@ -132,7 +132,7 @@ def check_within(name: str, value: float | Sequence[float] | None, interval: str
 
 
 def within(interval: str, kind: type = int) -> Callable[[str], float]:
-    """The type of an argument of argparse that is a number in an interval."""
+    """Return an argparse type for numbers in an interval."""
 
     def number(text: str) -> float:
         try:
@@ -150,7 +150,7 @@ not_negative = within("[0, inf)")
 
 
 def shard(text: str) -> Shard:
-    """The type of an argument of argparse that is a shard, `NUMBER/COUNT`."""
+    """Read a shard, `NUMBER/COUNT`, as an argparse type."""
     try:
         return Shard.parse(text)
     except ValueError as error:
@@ -332,7 +332,7 @@ class PretrainArguments(Arguments, ScriptArguments):
             raise ValueError("A task makes its own instructions from dataset_name; with a mixture there is none.")
 
     def as_mixture(self) -> dict:
-        """What `dataset_name` is as the one source of a mixture, in the keys of its file."""
+        """Return `dataset_name` as the one source of a mixture, in the keys of its file."""
         from ..instructions.sources import Source, base_of, source_of
 
         split = base_of(self.dataset_train_split)
@@ -458,7 +458,7 @@ class LayerDecayArguments(Arguments):
     )
 
     def layer_decay_settings(self) -> dict[str, float | bool | None]:
-        """For the record of a run, where an option that is off is as in a record without it."""
+        """Return the settings for the record of a run; `None` for an option that is off."""
         options = ("level_embeddings_at_input", "position_weight_decay")
         return {"layer_decay": self.layer_decay} | {name: getattr(self, name) or None for name in options}
 

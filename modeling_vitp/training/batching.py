@@ -93,7 +93,7 @@ class GlobalBatchSampler(BatchRebalanceSampler):
                 yield from self._deal(rows)
 
     def _order(self) -> torch.LongTensor:
-        """The rows of the epoch; not as a list, which would take five times the memory."""
+        """Return the rows of the epoch; not as a list, which would take five times the memory."""
         generator = keyed_generator(self.seed, self.epoch, "order")
         if self.strategy == "sequential":
             return torch.arange(self.num_rows)
@@ -106,7 +106,7 @@ class GlobalBatchSampler(BatchRebalanceSampler):
         return torch.tensor(full + grouped[len(full) :])
 
     def _deal(self, rows: list[int]) -> Iterator[list[int]]:
-        """This process's batches of a global batch that need no balancing, or is too small for it."""
+        """Yield this process's batches of a global batch that needs no balancing, or is too small for it."""
         if self.strategy in BY_LENGTH:
             rows = sorted(rows, key=lambda row: self.lengths[row], reverse=True)
         size = self.effective_batch_size // self.grad_accum
@@ -131,7 +131,7 @@ class EpochBatchSampler(GlobalBatchSampler):
 
 
 def share(rows: list, num_processes: int, process_index: int) -> list:
-    """This process's even part of `rows`."""
+    """Return this process's even part of `rows`."""
     return rows[len(rows) * process_index // num_processes : len(rows) * (process_index + 1) // num_processes]
 
 
@@ -224,7 +224,7 @@ class WholeBatchSampler(BatchRebalanceSampler):
 
 
 def gather_rows(values: Any, num_rows: int, most_rows: int) -> Any:
-    """The rows of all processes, one process after the other, whose batches may be uneven or empty.
+    """Gather the rows of all processes, one process after the other, whose batches may be uneven or empty.
 
     Args:
         values: tensors, perhaps nested, of shape `(rows, …)`, of which the first `num_rows` count; of one without

@@ -182,7 +182,7 @@ def end_if_told_by(parent: int) -> None:
 
 
 def next_command(args) -> str:
-    """How to go on, without a token that was given in the command."""
+    """Return the command that goes on, without a token that was given in it."""
     if args.world_size > 1 or not sys.argv[0]:
         return "Go on with the command that it was started with."
     program = sys.argv[0] if sys.argv[0].startswith("vitp ") else f"{shlex.quote(sys.executable)} {sys.argv[0]}"
@@ -248,7 +248,7 @@ class LogPredictionsCallback(TrainerCallback):
 
 @contextmanager
 def undisturbed(model: nn.Module, device: torch.device) -> Iterator[None]:
-    """A model in evaluation, without gradients; its modes and all random states are then as they were."""
+    """Put a model in evaluation without gradients; restore its modes and all random states after."""
     modes = {module: module.training for module in model.modules()}
     states = random.getstate(), np.random.get_state()
     try:
@@ -263,7 +263,7 @@ def undisturbed(model: nn.Module, device: torch.device) -> Iterator[None]:
 
 
 def send(trainer: Trainer, path: Path, step: int) -> None:
-    """An image, beside the scalars of that step, to whatever of TensorBoard, trackio and wandb the run reports to."""
+    """Send an image to those of TensorBoard, trackio and wandb that the run reports to, beside its scalars."""
     for callback in trainer.callback_handler.callbacks:
         if isinstance(callback, TensorBoardCallback) and callback.tb_writer is not None:
             pixels = np.asarray(PIL.Image.open(path).convert("RGB"))
@@ -276,7 +276,7 @@ def send(trainer: Trainer, path: Path, step: int) -> None:
 
 
 def choose(samples: Dataset, number: int, seed: int) -> list:
-    """The same samples of a data set for the same seed, in its order."""
+    """Return samples of a data set, the same for the same seed, in its order."""
     places = torch.randperm(len(samples), generator=torch.Generator().manual_seed(seed))[:number]
     return [samples[place] for place in places.sort().values.tolist()]
 

@@ -140,7 +140,7 @@ def going_on_from(checkpoint: str | Path | None) -> Iterator[None]:
 
 
 def last_checkpoint(folder: str | Path) -> str | None:
-    """The checkpoint of the highest step that is complete; a warning names those that are not. `None` without any."""
+    """Return the complete checkpoint of the highest step, or `None`; warn of those that are not complete."""
     checkpoints = {}
     for path in Path(folder).glob(f"{PREFIX_CHECKPOINT_DIR}-*"):
         match = re.fullmatch(rf"{PREFIX_CHECKPOINT_DIR}-(\d+)", path.name)
@@ -219,7 +219,7 @@ def weight_bytes(model: torch.nn.Module, is_adapter: bool = False) -> int:
 
 
 def optimizer_bytes(optimizer: torch.optim.Optimizer | None) -> int:
-    """What the state of an optimizer takes, of this process."""
+    """Return the bytes of this process's optimizer state."""
     states = getattr(optimizer, "state", {}).values()
     tensors = (value for state in states for value in state.values() if isinstance(value, torch.Tensor))
     return sum(tensor.numel() * tensor.element_size() for tensor in tensors)

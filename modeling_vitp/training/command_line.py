@@ -49,7 +49,7 @@ def parse(
     whole: Sequence[str] = (),
     inherited: Sequence[str] = (),
 ) -> tuple[Any, ...]:
-    """The arguments of a recipe, one instance of each class.
+    """Parse the arguments of a recipe into one instance of each class.
 
     `--help`, a mistake in the recipe's own arguments and a mistyped name need only `own`; all else is imported after.
 
@@ -168,7 +168,7 @@ def load_plugins(paths: Sequence[str]) -> None:
 
 
 def parse_words(parser: argparse.ArgumentParser, argv: Sequence[str] | None) -> argparse.Namespace:
-    """The arguments of a recipe that takes words and no configuration."""
+    """Parse the arguments of a recipe that takes words and no configuration."""
     parser.prog, parser.error = program(), errors.refuse
     args = parser.parse_args(argv)
     expand_home([args])
@@ -197,7 +197,7 @@ def load_class(name: str) -> type:
 
 
 def with_config(words: list[str]) -> list[str]:
-    """The words with the file of the configuration in place of its name."""
+    """Return the words with the file of the configuration in place of its name."""
     words = [part for word in words for part in (word.split("=", 1) if word.startswith("--config=") else [word])]
     if "--config" not in words:
         return words
@@ -228,14 +228,14 @@ def check_names(remaining: Sequence[str], own: Sequence[str], inherited: Sequenc
 
 @cache
 def field_names(module: str) -> set[str]:
-    """The fields of the classes of a module, from its source."""
+    """Return the fields of the classes of a module, from its source."""
     source = importlib.util.find_spec(module).origin
     classes = [node for node in ast.parse(Path(source).read_text()).body if isinstance(node, ast.ClassDef)]
     return {node.target.id for item in classes for node in item.body if isinstance(node, ast.AnnAssign)}
 
 
 def keep_freed_memory() -> None:
-    """For the rest of the process and those that it forks, unless the environment says something of malloc.
+    """Keep freed memory in this process and those that it forks, unless the environment configures malloc.
 
     By default the end of the heap goes back to the kernel whenever some tens of megabytes of it are free, so after
     every step, and each page of it has to be found and cleared again in the next. Tensors of 32 MiB and more, the most

@@ -31,7 +31,7 @@ class PretrainData:
 def open_data(
     args: PretrainArguments, mixture: Mixture | None, task: ModuleType | None, seed: int, evaluates: bool = False
 ) -> PretrainData:
-    """What the arguments ask for.
+    """Open the data that the arguments name.
 
     Args:
         seed: of the order of a mixture.
@@ -75,7 +75,7 @@ def tell(data: PretrainData) -> PretrainData:
 def describe_data(
     args: PretrainArguments, mixture: Mixture | None, dataset: Dataset | IterableDataset
 ) -> list[dict[str, object]]:
-    """What is trained on, for the record of the run; `dataset` is a Hub id."""
+    """Describe what is trained on, for the record of the run; `dataset` is a Hub id."""
     if mixture is None:
         rows = len(dataset) if isinstance(dataset, Dataset) else None
         on_hub = {"dataset": None if Path(args.dataset_name).exists() else args.dataset_name}
@@ -94,7 +94,7 @@ def describe_data(
 
 
 def describe_evaluation(args: PretrainArguments) -> dict[str, str] | None:
-    """What `metrics.json` will be about, for the record of the run."""
+    """Describe what `metrics.json` will be about, for the record of the run."""
     if args.dataset_name is None:
         return None
     on_hub = {} if Path(args.dataset_name).exists() else {"dataset": args.dataset_name}

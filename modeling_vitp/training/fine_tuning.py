@@ -58,7 +58,7 @@ class FineTuner(BaseTrainer):
         return super().extra_settings() | {"input_spec": getattr(self.processing_class, "input_spec", None)}
 
     def data_settings(self) -> dict[str, Any]:
-        """What else a run that goes on has to have as it was."""
+        """Return further settings that must match when a run goes on."""
         return {
             "global batch size": self.get_total_train_batch_size(self.args),
             "training samples": len(self.train_dataset),
@@ -106,7 +106,7 @@ class FineTuner(BaseTrainer):
         return features[:, : -(-size[0] // 16), : -(-size[1] // 16)]
 
     def score(self, batches: Iterable, is_test: bool) -> dict[str, float]:
-        """The scores on this process's part of the samples and those of others, NaN where there is nothing to count.
+        """Score this process's part of the samples with those of others; NaN where there is nothing to count.
 
         Args:
             batches: of [`get_eval_dataloader`].
@@ -132,7 +132,7 @@ class FineTuner(BaseTrainer):
         return EvalLoopOutput(predictions=None, label_ids=None, metrics=metrics, num_samples=num_samples)
 
     def _told(self, dataloader: DataLoader) -> Iterator:
-        """Its batches, each of which the callbacks are told of when it has been seen."""
+        """Yield the batches, and tell the callbacks of each when it has been seen."""
         for batch in dataloader:
             yield batch
             self.control = self.callback_handler.on_prediction_step(self.args, self.state, self.control)
@@ -186,7 +186,7 @@ def load_on_backbone(
     input_spec: dict | None = None,
     **settings: Any,
 ) -> PreTrainedModel:
-    """The model, in float32, with a fresh head unless it is one that was fine-tuned.
+    """Load the model in float32, with a fresh head unless it is one that was fine-tuned.
 
     Args:
         names: of the classes.

@@ -55,12 +55,12 @@ class FileSample:
 
     @property
     def case(self) -> str:
-        """What belongs together and may not be divided between splits: the patient or the case, if that is a field."""
+        """Return what may not be divided between splits: the patient or the case, if that is a field."""
         return next((self.fields[name] for name in CASES if name in self.fields), self.id)
 
 
 def find_samples(root: str | Path, settings: Mapping, name: str) -> list[FileSample]:
-    """The samples of a split, in the order of their ids.
+    """Find the samples of a split, in the order of their ids.
 
     Args:
         root: folder of the data set.
@@ -117,7 +117,7 @@ def find_samples(root: str | Path, settings: Mapping, name: str) -> list[FileSam
 
 
 def image_patterns(settings: Mapping, name: str) -> dict[str, str]:
-    """The patterns of a split's images by role, in the order of a sample's images."""
+    """Return the patterns of a split's images by role, in the order of a sample's images."""
     if not isinstance(settings, Mapping):
         raise ValueError(f"Split {name!r} is {str(settings)[:80]!r}: of files it is a mapping with `image` and `mask`.")
     unknown = sorted(map(str, set(settings) - SETTINGS.keys()))
@@ -136,7 +136,7 @@ def image_patterns(settings: Mapping, name: str) -> dict[str, str]:
 
 
 def match_files(root: Path, pattern: str, fields: list[str]) -> dict[tuple[str, ...], Path]:
-    """The values of a pattern's fields, in the order given -> the file that has them."""
+    """Return the files that match a pattern, by the values of the pattern's fields in the order given."""
     expression, seen, end = "", set(), 0
     for match in FIELD.finditer(pattern):
         name, form = match["field"], match["form"] or "[^/]+?"
@@ -158,7 +158,7 @@ def match_files(root: Path, pattern: str, fields: list[str]) -> dict[tuple[str, 
 
 
 def literal(text: str) -> str:
-    """What a pattern has between its fields, as a regular expression."""
+    """Return the text between the fields of a pattern as a regular expression."""
     return re.escape(text).replace(r"\*\*/", "(?:.*/)?").replace(r"\*", "[^/]*")
 
 
@@ -167,12 +167,12 @@ def fields_of(pattern: str) -> list[str]:
 
 
 def fill(pattern: str, fields: Mapping[str, str]) -> str:
-    """The file that a pattern stands for."""
+    """Return the file that a pattern names for these fields."""
     return FIELD.sub(lambda match: fields[match["field"]], pattern)
 
 
 def select_listed(keys: list[tuple], path: Path, files: Mapping[tuple, Path]) -> list[tuple]:
-    """The samples that a file lists, by id, by the value of a field, or by the name of their first file."""
+    """Return the samples that a file lists, by id, by the value of a field, or by the name of their first file."""
     try:
         names = [line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
     except OSError as error:
@@ -239,7 +239,7 @@ class StoredImage:
 
 
 def images_of_files(splits: Mapping[str, Iterable[FileSample]]) -> Iterator[StoredImage]:
-    """The files, those of a series one by one; NIfTI in gzip is compared as it is unpacked."""
+    """Yield the files of splits, those of a series one by one; NIfTI in gzip is compared as it is unpacked."""
     for split, samples in splits.items():
         for path in dict.fromkeys(path for sample in samples for path in sample.images):
             for file in files_of(path):
@@ -250,7 +250,7 @@ def images_of_files(splits: Mapping[str, Iterable[FileSample]]) -> Iterator[Stor
 
 
 def images_of_rows(splits: Mapping[str, tuple[Dataset, Sequence[str]]]) -> Iterator[StoredImage]:
-    """Of a table only the lengths of the images are read.
+    """Yield the images of tables, of which only the lengths are read.
 
     Args:
         splits: rows with images that are not decoded, and their columns of images.
@@ -271,7 +271,7 @@ def images_of_rows(splits: Mapping[str, tuple[Dataset, Sequence[str]]]) -> Itera
 
 
 def sizes_and_paths(column: pa.ChunkedArray) -> Iterator[tuple[int | None, str | None]]:
-    """Of encoded images in a column of a table; nothing if images are stored otherwise."""
+    """Yield size and path of encoded images in a column; nothing if images are stored otherwise."""
     for chunk in column.chunks:
         chunk = chunk.storage if isinstance(chunk.type, pa.BaseExtensionType) else chunk
         if not isinstance(chunk.type, pa.StructType) or {field.name for field in chunk.type} != {"bytes", "path"}:
@@ -342,7 +342,7 @@ class DataSettings:
 
     @classmethod
     def from_dict(cls, settings: Mapping[str, Any]) -> Self:
-        """Of the `data` of a configuration.
+        """Make the settings from the `data` of a configuration.
 
         Raises:
             ValueError: if a setting is missing, unknown, or of the wrong type.
@@ -362,7 +362,7 @@ class DataSettings:
     def describe(
         self, train_splits: Sequence[str], eval_split: str | None, test_split: str | None
     ) -> tuple[list[dict[str, str]], dict[str, Any]]:
-        """What is trained on, and what `metrics.json` will be about, for the record of the run.
+        """Describe what is trained on, and what `metrics.json` will be about, for the record of the run.
 
         The second has under `data` what [`from_dict`] takes.
         """
@@ -375,7 +375,7 @@ class DataSettings:
         return trained_on, {"name": name, "eval": eval_split, "test": test_split, **on_hub, "data": settings}
 
     def check_shared(self, check: Callable[[Any], None], images: Any) -> None:
-        """What a check of images that splits share raises, or a warning where `allow_shared_images` is set."""
+        """Run a check of images that splits share; with `allow_shared_images` its error is a warning."""
         try:
             check(images)
         except ValueError as error:

@@ -30,7 +30,7 @@ NOT_ROWS = {"dataset", "folder", "annotation", "image_root", "rows", "obtain", "
 
 
 def fingerprint_data(data: Any) -> dict[str, str | None]:
-    """A hash for each part of what is trained on, by name; `None` where nothing is known of it.
+    """Return a hash for each part of what is trained on, by name; `None` where nothing is known of it.
 
     Args:
         data: rows (a data set, a stream, a mixture of either), the paths of files, a text that stands for what was
@@ -75,7 +75,7 @@ def of_source(source: Source, part: Dataset | IterableDataset) -> str | None:
 
 
 def of_rows(dataset: Dataset) -> str:
-    """By the content, whatever the cache that it lies in."""
+    """Hash the content of rows, whatever the cache that they lie in."""
     seen = hashlib.sha256()
     paths: list[str] = []
     table = dataset.data
@@ -125,7 +125,7 @@ def feed(seen: "hashlib._Hash", array: pa.Array, paths: list[str], step: int = 1
 
 
 def of_stream(dataset: IterableDataset) -> str | None:
-    """By the files and rows that a stream reads, as far as it shows them; addresses on the Hub name a commit."""
+    """Hash the files and rows that a stream reads, as far as it shows them; addresses on the Hub name a commit."""
     rows, found = [], []
     for item in walk(vars(dataset).get("_ex_iterable"), set(), 12):
         if isinstance(item, Dataset):
@@ -140,7 +140,7 @@ def of_stream(dataset: IterableDataset) -> str | None:
 
 
 def walk(item: Any, seen: set[int], depth: int) -> Iterator[Dataset | pa.Table | str]:
-    """The tables and texts that an object of `datasets` holds, in the order that it holds them."""
+    """Yield the tables and texts that an object of `datasets` holds, in its order."""
     if isinstance(item, str):
         yield item
         return
@@ -166,7 +166,7 @@ def walk(item: Any, seen: set[int], depth: int) -> Iterator[Dataset | pa.Table |
 
 
 def states(paths: Iterable[str | Path]) -> Iterator[str]:
-    """Name, size and time of change of files."""
+    """Yield name, size and time of change of files."""
     paths = list(map(str, paths))
     yield str(len(paths))
     for path in paths[:: 1 + len(paths) // MOST_FILES]:

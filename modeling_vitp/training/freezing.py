@@ -72,7 +72,7 @@ def lora_config(
 
 
 def unfrozen_layers(model: ViTPForConditionalGeneration, freeze_vision: bool, number: int) -> range:
-    """The last layers of a frozen ViT, which train all the same."""
+    """Return the last layers of a frozen ViT that train all the same."""
     depth = model.config.vision_config.num_hidden_layers
     if number and not freeze_vision:
         raise ValueError(f"unfreeze_vision_layers={number} has a meaning only with freeze_vision.")
@@ -90,7 +90,7 @@ def layer_decay_groups(
     level_embeddings_at_input: bool = False,
     position_weight_decay: bool = False,
 ) -> list[dict]:
-    """Groups of parameters for an optimizer, as BEiT's fine-tuning has them (arXiv 2106.08254).
+    """Return groups of parameters for an optimizer, as BEiT's fine-tuning has them (arXiv 2106.08254).
 
     Of a ViT with L layers, layer i (from 0) learns at `learning_rate * layer_decay ** (L - i)`, its patch and position
     embeddings at `learning_rate * layer_decay ** (L + 1)`, and everything else (adapter, heads) at `learning_rate`.
@@ -129,7 +129,7 @@ def layer_decay_groups(
 
 
 def vit_depth(name: str, num_layers: int) -> int:
-    """0 for the embeddings of the ViT, 1 + i for its layer i, L + 1 for what is not part of it."""
+    """Return 0 for the embeddings of the ViT, 1 + i for its layer i, L + 1 for what is not part of it."""
     layer = re.search(r"(?:^|\.)encoder\.layer\.(\d+)\.", name)
     if layer:
         return 1 + int(layer[1])

@@ -39,7 +39,7 @@ def generate_answers(
     samples: int = 1,
     **generate_kwargs,
 ) -> list[str]:
-    """One answer to each conversation, or `samples` of them one after the other; greedy by default.
+    """Generate one answer to each conversation, or `samples` of them one after the other; greedy by default.
 
     Every visual token is kept. The model stays in the mode and on the device that it is in.
 
@@ -84,7 +84,7 @@ def read_once(
 
 
 def rows_to_show(dataset: Dataset | IterableDataset | dict, number: int, seed: int) -> list[dict[str, Any]]:
-    """Rows of a data set, of several the first, or of the beginning of a stream; those with an image come first."""
+    """Return rows of a data set, of the first of several, or of the start of a stream; those with an image first."""
     if isinstance(dataset, dict):
         dataset = next(iter(dataset.values()))
     is_stream = isinstance(dataset, torch.utils.data.IterableDataset)
@@ -95,7 +95,7 @@ def rows_to_show(dataset: Dataset | IterableDataset | dict, number: int, seed: i
 def draw_answered_rows(
     model: ViTPForConditionalGeneration, collator: ViTPDataCollator, rows: Sequence[dict[str, Any]], path: Path
 ) -> None:
-    """What the model answers and what its ViT sees, as a PNG."""
+    """Draw what the model answers and what its ViT sees, as a PNG."""
     answered = [answer_row(model, collator, row) for row in rows]
     features = [one.features for one in answered if one.features is not None]
     draw_answers(answered, component_colors(features, path.parent), path)
@@ -123,7 +123,7 @@ class Answered:
 
 
 def answer_row(model: ViTPForConditionalGeneration, collator: ViTPDataCollator, row: dict[str, Any]) -> Answered:
-    """Greedy, with every visual token; in the mode and on the device that the model is in."""
+    """Answer a row greedily, with every visual token, in the mode and on the device that the model is in."""
     processor = collator.processor
     messages, _, settings = collator.conversation(row)
     turn = next(index for index, message in enumerate(messages) if message["role"] == "assistant")
@@ -140,7 +140,7 @@ def answer_row(model: ViTPForConditionalGeneration, collator: ViTPDataCollator, 
 
 
 def first_image(messages: Sequence[dict[str, Any]]) -> Any:
-    """The first image in messages, `None` if there is none."""
+    """Return the first image in messages, `None` if there is none."""
     parts = [part for message in messages if isinstance(message["content"], list) for part in message["content"]]
     return next((part["image"] for part in parts if part["type"] == "image"), None)
 

@@ -65,7 +65,7 @@ def load_start(
     vision_model: str | None = None,
     language_model: str | None = None,
 ) -> tuple[ViTPForConditionalGeneration, ViTPProcessor]:
-    """The model and processor that the arguments ask for; `texts` train the tokenizer of a model from scratch.
+    """Load the model and processor that the arguments ask for; `texts` train the tokenizer of one from scratch.
 
     With `from_scratch`, a `vision_model` gives the ViT its weights and says how images are read, but for what
     `from_scratch` says of it, and the rest begins at nothing.
@@ -101,7 +101,7 @@ def load_start(
 def load_checkpoint(
     name: str, drop_path_rate: float | None = None, revision: str | None = None, **options
 ) -> tuple[ViTPForConditionalGeneration, ViTPProcessor]:
-    """A ViTP or transformers' InternVL, from a folder or the Hub, and its processor.
+    """Load a ViTP or transformers' InternVL, from a folder or the Hub, and its processor.
 
     Args:
         drop_path_rate: stochastic depth of the ViT; as it is configured if not given.
@@ -159,7 +159,7 @@ def check_from_scratch(settings: dict | None) -> None:
 def start_from_scratch(
     settings: dict, texts: Iterable[str], drop_path_rate: float | None = None
 ) -> tuple[ViTPForConditionalGeneration, ViTPProcessor]:
-    """A randomly initialised model with a tokenizer trained on `texts`; see [`check_from_scratch`]."""
+    """Build a model with random weights and a tokenizer trained on `texts`; see [`check_from_scratch`]."""
     check_from_scratch(settings)
     vision_config = dict(settings["vision_config"])
     if drop_path_rate is not None:
@@ -169,7 +169,7 @@ def start_from_scratch(
 
 
 def give_weights(vision_tower: ViTPVisionModel, name: str) -> None:
-    """The weights of a backbone, a folder or Hub id, for a ViT of its shape.
+    """Load the weights of a backbone, a folder or Hub id, into a ViT of its shape.
 
     Raises:
         ValueError: if it has another shape.
@@ -285,7 +285,7 @@ def build_tokenizer(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenize
 def build_model(
     tokenizer: PreTrainedTokenizerFast, vision_config: dict, text_config: dict, image_processor: dict | None = None
 ) -> tuple[ViTPForConditionalGeneration, ViTPProcessor]:
-    """Randomly initialised model and its processor; vocabulary and special token ids come from the tokenizer."""
+    """Build a model with random weights and its processor, with vocabulary and token ids of the tokenizer."""
     special = {"eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id}
     config = ViTPConfig(
         vision_config=vision_config,
@@ -305,7 +305,7 @@ def build_model(
 def compose(
     vision_model: str, language_model: str, drop_path_rate: float | None = None, **options
 ) -> tuple[ViTPForConditionalGeneration, ViTPProcessor]:
-    """A model of a pretrained ViT and a pretrained causal LM, and its processor.
+    """Join a pretrained ViT and a pretrained causal LM, and make their processor.
 
     The tokens that mark images, turns and boxes are added to the tokenizer where it lacks them, with embeddings drawn
     around the mean of the others.
@@ -359,7 +359,7 @@ def compose(
 
 
 def image_processor_of(vision_model: str, size: Sequence[int], **settings: Any) -> ViTPImageProcessor:
-    """That of a backbone, a folder or Hub id, if it has one, for images of this height and width.
+    """Return the image processor of a backbone, or a new one, for images of this height and width.
 
     Args:
         settings: what it has instead of its own.
@@ -413,7 +413,7 @@ def check_report(name: str, report: dict) -> None:
 
 
 def stop_tokens(language: PreTrainedModel, tokenizer) -> list[int]:
-    """The end of a turn, and what the language model stopped at before."""
+    """Return the end of a turn, and what the language model stopped at before."""
     before = language.generation_config.eos_token_id
     before = [before] if isinstance(before, int) else list(before or [])
     return list(dict.fromkeys([tokenizer.convert_tokens_to_ids(TURN_END), *before]))
@@ -421,7 +421,7 @@ def stop_tokens(language: PreTrainedModel, tokenizer) -> list[int]:
 
 @torch.no_grad()
 def check_logits(model, language: PreTrainedModel, input_ids: torch.LongTensor, name: str) -> None:
-    """Some LMs scale or cap their logits in their own head class; the composed model would silently not."""
+    """Raise a `ValueError` if the LM scales or caps its logits in its own class, which the composed model would not."""
     model.eval(), language.eval()
     mask = torch.ones_like(input_ids)
     wanted = language(input_ids=input_ids, attention_mask=mask).logits
@@ -454,7 +454,7 @@ def check_config(place: str, settings: Any, config_class: type[PreTrainedConfig]
 
 
 def config_class_of(place: str, settings: Any, model_type: str) -> type[PreTrainedConfig]:
-    """The class of a part's configuration, by its `model_type` where it names one."""
+    """Return the class of a part's configuration, by its `model_type` where it names one."""
     model_type = settings.get("model_type", model_type) if isinstance(settings, dict) else model_type
     if model_type not in CONFIG_MAPPING:
         nearest = difflib.get_close_matches(str(model_type), [*CONFIG_MAPPING], 1, 0.6)

@@ -66,7 +66,7 @@ AttentionMaskInterface.register(BY_SEQUENCE, mask_unless_end_to_end)
 
 
 def language_model_of(model: nn.Module) -> PreTrainedModel:
-    """That of a [`ViTPForConditionalGeneration`], also one that has an adapter."""
+    """Return the language model of a [`ViTPForConditionalGeneration`], also of one with an adapter."""
     return next(module for module in model.modules() if isinstance(module, ViTPModel)).language_model
 
 
@@ -97,7 +97,7 @@ def check_attention(model: nn.Module) -> None:
 
 @contextlib.contextmanager
 def attention_by_sequence(model: nn.Module) -> Iterator[None]:
-    """Within it, a language model under SDPA takes batches without padding, and any other as before."""
+    """Let a language model under SDPA take batches without padding in this context, and others as before."""
     language_model = language_model_of(model)
     is_sdpa = language_model.config._attn_implementation == SDPA
     if is_sdpa:
@@ -110,7 +110,7 @@ def attention_by_sequence(model: nn.Module) -> Iterator[None]:
 
 
 def gather_head_before_loss(model: PreTrainedModel) -> None:
-    """Has FSDP2 gather the head for a loss that takes its weight without calling it, and so reduce its gradient.
+    """Have FSDP2 gather the head for a loss that takes its weight without calling it, and so reduce its gradient.
 
     TRL's does, and gathers a weight that is still sharded itself; of the gradient of what it has gathered, each process
     then keeps its part of its own alone, and those of the others are lost.
@@ -131,7 +131,7 @@ def add_head_of_loss(model: PreTrainedModel) -> None:
 
 
 def apply_head_to_answers(model: PreTrainedModel) -> None:
-    """Has TRL's loss score on a CPU the places alone that have a label, as it does on a GPU, and not all of them.
+    """Have TRL's loss score only the positions that have a label on a CPU, as it does on a GPU.
 
     `log_probs`, `label_mask` and the like are then of these places, of shape `(1, num_labels)`.
 

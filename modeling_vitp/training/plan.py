@@ -305,7 +305,7 @@ def traffic(config: ViTPConfig, trained: float, devices: int, accumulation: int,
 
 
 def changes(configured: Setup, language_model_is_frozen: bool, is_padded: bool = False) -> dict[str, Setup]:
-    """What is compared, by name."""
+    """Return the setups to compare, by name."""
     setups = {"as configured": configured}
     for ratio in (0.0, 0.75):
         if ratio != configured.drop_ratio:
@@ -450,7 +450,7 @@ def step_cost(
     prepare: Callable[[ViTPForConditionalGeneration], LoraConfig | None] | None = None,
     layers_are_alike: bool = True,
 ) -> StepCost:
-    """The cost of one step on one device, of which nothing is shared with others.
+    """Return the cost of one step on one device that shares nothing with others.
 
     Args:
         config: of the model.
@@ -473,7 +473,7 @@ def step_cost(
         return measure_step(shallow, batch, every, bf16, dtype, prepare)
 
     def of_layers(every: int) -> np.ndarray:
-        """The model with one layer of each kind, and what another of the ViT or of the language model adds."""
+        """Measure the model with one layer of each kind, and what another of the ViT or language model adds."""
         one = measure(1, 1, every)
         return np.stack([one, measure(2, 1, every) - one, measure(1, 2, every) - one])
 
@@ -507,7 +507,7 @@ def measure_step(
     dtype: torch.dtype,
     prepare: Callable[[ViTPForConditionalGeneration], LoraConfig | None] | None,
 ) -> np.ndarray:
-    """Weights, those that train, bytes kept for the backward pass, operations backward, and forward by part."""
+    """Return weights, those that train, bytes kept for backward, operations backward, and forward by part."""
 
     def keep_labelled(module: torch.nn.Module, inputs: tuple, outputs: ModelOutput) -> None:
         places = outputs.last_hidden_state.flatten(0, 1)
@@ -565,12 +565,12 @@ def count_operations() -> FlopCounterMode:
         return 2 * left[0] * left[1] * right[1]
 
     def attention(query: torch.Size, key: torch.Size, value: torch.Size, *_, **__) -> int:
-        """Of scores and of what is read by them, also of those that a causal mask hides."""
+        """Count the products of scores and of what is read by them, also of those that a causal mask hides."""
         batch, heads, places, width = query
         return 2 * batch * heads * places * key[2] * (width + value[3])
 
     def backward(gradient: torch.Size, query: torch.Size, key: torch.Size, value: torch.Size, *_, **__) -> int:
-        """Of the scores, which are computed again, and of four products for the gradients."""
+        """Count the products of the scores, which are computed again, and four for the gradients."""
         batch, heads, places, width = query
         return 2 * batch * heads * places * key[2] * (3 * width + 2 * value[3])
 
@@ -584,7 +584,7 @@ def count_operations() -> FlopCounterMode:
 
 
 def empty_batch(config: ViTPConfig, batch: BatchShape) -> dict[str, torch.Tensor]:
-    """Tensors of the shapes that [`ViTPDataCollator`] would make, with the labels alone that TRL's loss scores."""
+    """Return tensors of the shapes that [`ViTPDataCollator`] makes, with only the labels that TRL's loss scores."""
     visual = batch.tiles * config.image_seq_length
     kept = num_kept_tokens(visual, batch.drop_ratio)
     shape = batch.samples, kept + batch.text_tokens + batch.padding

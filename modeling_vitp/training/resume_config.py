@@ -45,7 +45,7 @@ def free_settings(args: TrainingArguments) -> dict[str, Any]:
 
 
 def frozen_parts(model: nn.Module) -> dict[str, bool | int]:
-    """Which parts train in full, by the options of [`~modeling_vitp.training.freezing.freeze`]; LoRA is none."""
+    """Return which parts train in full, by the options of [`~modeling_vitp.training.freezing.freeze`]."""
     trained = [name for name, weight in model.named_parameters() if weight.requires_grad and "lora_" not in name]
     layers = {name: re.search(rf"{VISION}\..*?\blayer\.(\d+)\.", name) for name in trained}
     freeze_vision = not any(VISION in name and layers[name] is None for name in trained)
@@ -59,7 +59,7 @@ def frozen_parts(model: nn.Module) -> dict[str, bool | int]:
 
 
 def adapter_settings(model: nn.Module) -> dict[str, Any]:
-    """What makes the adapter of a model, if it has one."""
+    """Return the settings of the adapter of a model, if it has one."""
     if not is_peft_model(model):
         return {"use_peft": False}
     config = model.active_peft_config
@@ -69,17 +69,17 @@ def adapter_settings(model: nn.Module) -> dict[str, Any]:
 
 
 def base_fingerprint(model: nn.Module, is_main: bool) -> str:
-    """That of every weight that an adapter lies on or stands for, which do not train; see [`hash_of_weights`]."""
+    """Hash the weights under an adapter, which do not train; see [`hash_of_weights`]."""
     return hash_of_weights(model, is_main, lambda name, weight: not weight.requires_grad)
 
 
 def start_fingerprint(model: nn.Module, is_main: bool) -> str:
-    """That of the layers of the ViT and the language model, whatever else is new; see [`hash_of_weights`]."""
+    """Hash the layers of the ViT and the language model, whatever else is new; see [`hash_of_weights`]."""
     return hash_of_weights(model, is_main, lambda name, weight: bool(PRETRAINED.search(name)))
 
 
 def hash_of_weights(model: nn.Module, is_main: bool, is_chosen: Callable[[str, nn.Parameter], bool]) -> str:
-    """A hash of some values of every weight that is chosen, taken by the main process, which has them all."""
+    """Hash some values of every chosen weight, in the main process, which has them all."""
     digest = hashlib.sha256()
     for name, weight in model.named_parameters() if is_main else []:
         if is_chosen(name, weight):

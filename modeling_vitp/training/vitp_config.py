@@ -45,7 +45,7 @@ class BaseConfig(RunArguments):
 
     @property
     def checkpoint_every(self) -> int:
-        """One layer of so many computes its activations again in the backward pass; 0 for none."""
+        """Return N where every N-th layer computes its activations again in the backward pass; 0 for none."""
         kwargs = self.activation_checkpointing_kwargs or {}
         return kwargs.get("every_n_layers", 1) if self.activation_checkpointing else 0
 
