@@ -511,7 +511,11 @@ def info(hub, request, kind, repo, revision):
     details = {"id": repo, "author": repo.split("/")[0], "sha": commit_id, "createdAt": date, "lastModified": date}
     details |= {"private": found.state["private"], "gated": found.state["gated"], "disabled": False}
     details |= {"downloads": 0, "likes": 0, "tags": tags if isinstance(tags, list) else [tags], "cardData": card}
-    details["siblings"] = [{"rfilename": path} for path in found.files(commit_id)]
+    details["siblings"] = [
+        {"rfilename": path, "size": file["size"], "blobId": file["oid"]}
+        | ({"lfs": {"sha256": file["sha256"], "size": file["size"], "pointerSize": 130}} if "sha256" in file else {})
+        for path, file in found.files(commit_id).items()
+    ]
     if kind == "models":
         details |= {"modelId": repo, "spaces": []}
         details |= {key: card[key] for key in ("library_name", "pipeline_tag", "model-index") if key in card}
