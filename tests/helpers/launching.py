@@ -1,4 +1,4 @@
-"""Training on several processes."""
+"""Processes that tests start: training on several, and models without this package."""
 
 import contextlib
 import fcntl
@@ -45,3 +45,17 @@ def locked_elsewhere(folder: Path) -> Iterator[None]:
     with open(folder / ".run.lock", "w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         yield
+
+
+WITHOUT_PACKAGE = """
+import sys
+assert not any(name == "modeling_vitp" or name.startswith("modeling_vitp.") for name in sys.modules)
+"""
+
+
+def run_without_package(script: str, folder: Path) -> None:
+    """Run a script in a folder, in a process that loads models with their own code and not with this package."""
+    environment = {**os.environ, "HF_MODULES_CACHE": str(folder / "modules"), "PYTHONPATH": ""}
+    command = [sys.executable, "-c", script + WITHOUT_PACKAGE]
+    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr

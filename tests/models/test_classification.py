@@ -1,11 +1,9 @@
 import json
-import os
-import subprocess
-import sys
 
 import numpy as np
 import pytest
 import torch
+from launching import run_without_package
 from pictures import picture
 from safetensors.torch import save_file
 from tiny_models import VISION
@@ -151,7 +149,7 @@ def test_head_of_other_size_needs_to_be_asked_for(vision, tmp_path):
 
 
 SCRIPT = """
-import sys, torch
+import torch
 from safetensors.torch import load_file
 from transformers import AutoImageProcessor, AutoModelForImageClassification, pipeline
 expected = load_file("expected.safetensors")
@@ -164,13 +162,9 @@ for name in ("one", "several"):
     scores = {one["label"]: one["score"] for one in found}
     scores = torch.tensor([scores[label] for label in ("field", "forest", "water")])
     torch.testing.assert_close(scores, expected[name + " scores"], rtol=1e-4, atol=1e-5)
-assert not any(name == "modeling_vitp" or name.startswith("modeling_vitp.") for name in sys.modules)
 """
 
 
 @pytest.mark.slow
 def test_saved_models_open_without_this_package(saved):
-    folder, _ = saved
-    environment = {**os.environ, "HF_MODULES_CACHE": str(folder / "modules"), "PYTHONPATH": ""}
-    run = subprocess.run([sys.executable, "-c", SCRIPT], cwd=folder, env=environment, capture_output=True, text=True)
-    assert run.returncode == 0, run.stderr
+    run_without_package(SCRIPT, saved[0])

@@ -1,10 +1,7 @@
-import os
-import subprocess
-import sys
-
 import numpy as np
 import pytest
 import torch
+from launching import run_without_package
 from pictures import picture
 from safetensors.torch import save_file
 from tiny_models import HEAD, VISION, VISION_16, adapter_config
@@ -325,7 +322,7 @@ def test_saved_models_open_without_this_package(tmp_path):
     expected["classes"] = maps.unique()
     save_file(expected, tmp_path / "expected.safetensors")
     script = """
-import sys, torch
+import torch
 from safetensors.torch import load_file
 from transformers import AutoModel, AutoModelForSemanticSegmentation, pipeline
 expected = load_file("expected.safetensors")
@@ -339,11 +336,8 @@ with torch.no_grad():
 parts = pipeline("image-segmentation", model="pyramid", trust_remote_code=True)("image.png")
 assert [part["label"] for part in parts] == [f"LABEL_{index}" for index in expected["classes"]]
 assert {part["mask"].size for part in parts} == {(50, 40)}
-assert not any(name == "modeling_vitp" or name.startswith("modeling_vitp.") for name in sys.modules)
 """
-    environment = {**os.environ, "HF_MODULES_CACHE": str(tmp_path / "modules"), "PYTHONPATH": ""}
-    run = subprocess.run([sys.executable, "-c", script], cwd=tmp_path, env=environment, capture_output=True, text=True)
-    assert run.returncode == 0, run.stderr
+    run_without_package(script, tmp_path)
 
 
 @torch.no_grad()

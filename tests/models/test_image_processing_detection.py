@@ -1,12 +1,10 @@
 import json
-import os
-import subprocess
-import sys
 
 import numpy as np
 import pytest
 import torch
 from faster_coco_eval.core import mask as coco
+from launching import run_without_package
 from original_detectors import DETECTORS, folder_of, original_detector, pixel_mask
 from pictures import picture
 from safetensors.torch import load_file
@@ -235,13 +233,10 @@ def test_saved_detectors_open_without_this_package(tmp_path):
         expected[name] = wanted["scores"].tolist()
     (tmp_path / "expected.json").write_text(json.dumps(expected))
     script = """
-import json, sys
+import json
 from transformers import pipeline
 for name, scores in json.load(open("expected.json")).items():
     found = pipeline("object-detection", model=name, trust_remote_code=True)("image.png", threshold=0.1)
     assert len(found) == len(scores) and all(abs(a["score"] - b) < 1e-5 for a, b in zip(found, scores)), name
-assert not any(name == "modeling_vitp" or name.startswith("modeling_vitp.") for name in sys.modules)
 """
-    environment = {**os.environ, "HF_MODULES_CACHE": str(tmp_path / "modules"), "PYTHONPATH": ""}
-    run = subprocess.run([sys.executable, "-c", script], cwd=tmp_path, env=environment, capture_output=True, text=True)
-    assert run.returncode == 0, run.stderr
+    run_without_package(script, tmp_path)
