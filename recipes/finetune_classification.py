@@ -8,42 +8,31 @@ A folder has the images of each split and class, as in my_images/train/forest/1.
 same output folder, a run goes on from its last checkpoint.
 """
 
-from pathlib import Path
-
 import vitp_command
-from modeling_vitp.classification.arguments import (
-    ClassificationArguments,
-    ClassificationModelArguments,
-    ClassificationSettings,
-)
+from modeling_vitp.classification.arguments import ClassificationArguments, ClassificationSettings
+from modeling_vitp.training.arguments import StartArguments
 from modeling_vitp.training.command_line import parse
 
 WHOLE = (
     "modeling_vitp.classification.arguments.ClassificationArguments",
     "modeling_vitp.classification.trainer.ClassificationTrainingArguments",
-    "modeling_vitp.classification.arguments.ClassificationModelArguments",
+    "modeling_vitp.training.arguments.StartArguments",
 )
 INHERITED = ("transformers.training_args",)
 
 
 def main(argv: list[str] | None = None) -> int:
-    own = ClassificationArguments, ClassificationSettings, ClassificationModelArguments
+    own = ClassificationArguments, ClassificationSettings, StartArguments
     args, training_args, model_args = parse(argv, __doc__, own, WHOLE, INHERITED)
 
     from transformers import set_seed
 
-    from modeling_vitp import ViTPForImageClassification
+    from modeling_vitp import ViTPForImageClassification, ViTPImageProcessor
     from modeling_vitp.classification.data import ClassificationData, check_trained, count
-    from modeling_vitp.classification.trainer import (
-        ClassificationTrainer,
-        classes_of,
-        labels_of,
-        load_classifier,
-        load_image_processor,
-    )
+    from modeling_vitp.classification.trainer import ClassificationTrainer, classes_of, labels_of, load_classifier
     from modeling_vitp.training import results
     from modeling_vitp.training.checkpointing import check_free
-    from modeling_vitp.training.fine_tuning import check_start
+    from modeling_vitp.training.fine_tuning import check_start, load_image_processor
 
     check_start(ViTPForImageClassification, model_args, training_args.do_train)
     check_free(training_args.output_dir)
@@ -61,26 +50,19 @@ def main(argv: list[str] | None = None) -> int:
         for split, samples in scored.items():
             check_trained(counted["train_images"], count(labels_of(samples), names), split, data.is_listed)
 
-    side = training_args.image_size
+    size = {"height": training_args.image_size, "width": training_args.image_size}
     trainer = ClassificationTrainer(
-        load_classifier(model_args, names, data.multi_label, side, data.input_spec),
+        load_classifier(model_args, names, data.multi_label, training_args.image_size, data.input_spec),
         training_args,
         train_dataset=train_dataset,
         eval_dataset=scored.get(args.eval_split),
-        processing_class=load_image_processor(model_args, data.input_spec, side),
+        processing_class=load_image_processor(ViTPImageProcessor, model_args, input_spec=data.input_spec, size=size),
     )
     if train_dataset is not None:
         described = data.describe(args.train_splits, args.eval_split, args.test_split)
         trainer.record(argv, [model_args.model_name_or_path], *described)
-    metrics = results.train(trainer, **counted)
-    results.evaluate(trainer, metrics, "eval", scored.get(args.eval_split))
-    results.evaluate(trainer, metrics, "test", scored.get(args.test_split))
-    if not trainer.is_world_process_zero():
-        return 0
-
-    status = results.finish(trainer, scored.get(args.test_split or args.eval_split), args.num_pictures)
-    results.save_metrics(trainer, metrics)
-    return results.report(metrics, Path(training_args.output_dir)) or status
+    scored = scored.get(args.eval_split), scored.get(args.test_split)
+    return results.fine_tune(trainer, *scored, args.num_pictures, **counted)
 
 
 if __name__ == "__main__":

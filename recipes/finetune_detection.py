@@ -7,22 +7,22 @@ a run goes on from its last checkpoint.
 """
 
 from functools import partial
-from pathlib import Path
 
 import vitp_command
-from modeling_vitp.detection.arguments import DetectionArguments, DetectionModelArguments, DetectionSettings
-from modeling_vitp.training.command_line import parse
+from modeling_vitp.detection.arguments import DetectionArguments, DetectionSettings
+from modeling_vitp.training.arguments import BackboneArguments
+from modeling_vitp.training.command_line import load_plugins, parse
 
 WHOLE = (
     "modeling_vitp.detection.arguments.DetectionArguments",
     "modeling_vitp.detection.trainer.DetectionTrainingArguments",
-    "modeling_vitp.detection.arguments.DetectionModelArguments",
+    "modeling_vitp.training.arguments.BackboneArguments",
 )
 INHERITED = ("transformers.training_args",)
 
 
 def main(argv: list[str] | None = None) -> int:
-    own = DetectionArguments, DetectionSettings, DetectionModelArguments
+    own = DetectionArguments, DetectionSettings, BackboneArguments
     args, training_args, model_args = parse(argv, __doc__, own, WHOLE, INHERITED)
 
     from transformers import set_seed
@@ -30,15 +30,21 @@ def main(argv: list[str] | None = None) -> int:
     from modeling_vitp.detection.controls import blind_scores
     from modeling_vitp.detection.data import DetectionData, with_few_empty
     from modeling_vitp.detection.prediction import write_submission
-    from modeling_vitp.detection.trainer import DetectionTrainer, check_detector, load_detector, load_image_processor
+    from modeling_vitp.detection.trainer import (
+        DetectionTrainer,
+        check_detector,
+        load_detection_image_processor,
+        load_detector,
+    )
     from modeling_vitp.training import results
     from modeling_vitp.training.checkpointing import check_free
 
+    load_plugins(args.plugins)
     check_detector(args.task, model_args, training_args.do_train, args.detector)
     check_free(training_args.output_dir)
     set_seed(training_args.seed)
     data = DetectionData.from_dict(args.data)
-    image_processor = load_image_processor(model_args, training_args, data.input_spec, args.detector)
+    image_processor = load_detection_image_processor(model_args, training_args, data.input_spec, args.detector)
     results.check_eval_split(training_args, args.train_splits, args.eval_split)
     splits = list(dict.fromkeys([*args.train_splits, *filter(None, (args.eval_split, args.test_split))]))
     data.check_disjoint(splits, args.task)
@@ -63,18 +69,11 @@ def main(argv: list[str] | None = None) -> int:
         described = data.describe(args.train_splits, args.eval_split, args.test_split)
         trainer.record(argv, [model_args.model_name_or_path], *described)
         counted = {"train_images": len(train_dataset), "train_objects": train_dataset.count(data.names.names)}
-    metrics = results.train(trainer, **counted)
-    results.evaluate(trainer, metrics, "eval", eval_dataset)
-    results.evaluate(trainer, metrics, "test", test_dataset)
-    if args.blind_controls:
-        metrics["test"] |= blind_scores(trainer, test_dataset, data.open(args.train_splits, args.task))
-    if not trainer.is_world_process_zero():
-        return 0
-
     submit = partial(write_submission, trainer, data, args.submission) if args.submission is not None else None
-    status = results.finish(trainer, test_dataset or eval_dataset, args.num_pictures, submit)
-    results.save_metrics(trainer, metrics)
-    return results.report(metrics, Path(training_args.output_dir)) or status
+    controls = None
+    if args.blind_controls:
+        controls = partial(blind_scores, trainer, test_dataset, data.open(args.train_splits, args.task))
+    return results.fine_tune(trainer, eval_dataset, test_dataset, args.num_pictures, submit, controls, **counted)
 
 
 if __name__ == "__main__":

@@ -7,16 +7,16 @@ a run goes on from its last checkpoint.
 """
 
 from functools import partial
-from pathlib import Path
 
 import vitp_command
-from modeling_vitp.dense.arguments import DenseModelArguments, DenseSettings, FinetuneArguments
+from modeling_vitp.dense.arguments import DenseArguments, DenseSettings
+from modeling_vitp.training.arguments import BackboneArguments
 from modeling_vitp.training.command_line import load_plugins, parse
 
 WHOLE = (
-    "modeling_vitp.dense.arguments.FinetuneArguments",
+    "modeling_vitp.dense.arguments.DenseArguments",
     "modeling_vitp.dense.trainer.DenseTrainingArguments",
-    "modeling_vitp.dense.arguments.DenseModelArguments",
+    "modeling_vitp.training.arguments.BackboneArguments",
 )
 INHERITED = ("transformers.training_args",)
 
@@ -27,7 +27,7 @@ def main(
     metric: str = "mean_iou",
     description: str = __doc__,
 ) -> int:
-    own = FinetuneArguments, DenseSettings, DenseModelArguments
+    own = DenseArguments, DenseSettings, BackboneArguments
     args, training_args, model_args = parse(argv, description, own, WHOLE, INHERITED)
 
     from transformers import set_seed
@@ -35,9 +35,10 @@ def main(
     import modeling_vitp
     from modeling_vitp.dense.data import DenseData, weigh_classes
     from modeling_vitp.dense.prediction import write_submission
-    from modeling_vitp.dense.trainer import DenseTrainer, check_dense_start, load_dense_model, load_image_processor
+    from modeling_vitp.dense.trainer import DenseTrainer, check_dense_start, load_dense_model
     from modeling_vitp.training import results
     from modeling_vitp.training.checkpointing import check_free
+    from modeling_vitp.training.fine_tuning import load_image_processor
 
     model_class = getattr(modeling_vitp, model_class)
     load_plugins(args.plugins)
@@ -63,21 +64,15 @@ def main(
         args.metric or metric,
         train_dataset=train_dataset,
         eval_dataset=eval_dataset,
-        processing_class=load_image_processor(model_args, data.image_spec),
+        processing_class=load_image_processor(
+            modeling_vitp.ViTPSegmentationImageProcessor, model_args, input_spec=data.image_spec
+        ),
     )
     if train_dataset is not None:
         described = data.describe(args.train_splits, args.eval_split, args.test_split)
         trainer.record(argv, [model_args.model_name_or_path], *described)
-    metrics = results.train(trainer, train_pixels=pixels)
-    results.evaluate(trainer, metrics, "eval", eval_dataset)
-    results.evaluate(trainer, metrics, "test", test_dataset)
-    if not trainer.is_world_process_zero():
-        return 0
-
     submit = partial(write_submission, trainer, data, args.submission) if args.submission is not None else None
-    status = results.finish(trainer, test_dataset or eval_dataset, args.num_pictures, submit)
-    results.save_metrics(trainer, metrics)
-    return results.report(metrics, Path(training_args.output_dir)) or status
+    return results.fine_tune(trainer, eval_dataset, test_dataset, args.num_pictures, submit, train_pixels=pixels)
 
 
 if __name__ == "__main__":

@@ -2,26 +2,19 @@
 
 from dataclasses import dataclass, field
 
-from ..training.arguments import LayerDecayArguments, RunArguments, SplitArguments, StartArguments
+from ..training.arguments import FineTuningSettings, SplitArguments
 
 # Settings that the scores of a model depend on.
 SCORED_WITH = ("image_size", "per_device_eval_batch_size", "bf16", "fp16")
 
 
 @dataclass
-class ClassificationModelArguments(StartArguments):
-    """Where fine-tuning for classes starts."""
-
-
-@dataclass
-class ClassificationSettings(LayerDecayArguments, RunArguments):
+class ClassificationSettings(FineTuningSettings):
     """What [`~modeling_vitp.classification.trainer.ClassificationTrainingArguments`] adds to transformers' settings."""
 
     limits = {
         "image_size": "[1, inf)",
         "crop_area": "(0, 1]",
-        "horizontal_flip": "[0, 1]",
-        "vertical_flip": "[0, 1]",
         "quarter_turns": "[0, 1]",
     }
 
@@ -31,14 +24,10 @@ class ClassificationSettings(LayerDecayArguments, RunArguments):
     crop_area: list[float] = field(
         default_factory=lambda: [0.5, 1.0], metadata={"help": "What a crop in training has of an image's area."}
     )
-    horizontal_flip: float = field(default=0.5, metadata={"help": "Chance of a mirrored image."})
-    vertical_flip: float = field(default=0.0, metadata={"help": "Chance of an image upside down."})
     quarter_turns: float = field(default=0.0, metadata={"help": "Chance of a turn by 90, 180 or 270 degrees."})
     photometric: bool = field(
         default=True, metadata={"help": "Whether brightness, contrast, saturation and hue change."}
     )
-    do_train: bool = field(default=True, metadata={"help": "Whether to train, or only to score and to draw."})
-    remove_unused_columns: bool = field(default=False, metadata={"help": "There are none."})
 
     def __post_init__(self):
         super().__post_init__()
@@ -56,8 +45,8 @@ class ClassificationArguments(SplitArguments):
     num_pictures: int = field(default=16, metadata={"help": "Samples in the picture of predictions."})
 
     def __post_init__(self):
-        super().__post_init__()
         if self.dataset_name is not None:
             self.data = {**(self.data or {}), "dataset_name": self.dataset_name}
-        if not self.data:
+        if not self.data and self.data_root is None:
             raise ValueError("Give data_root, a folder of images, or dataset_name, or `data` in the configuration.")
+        super().__post_init__()

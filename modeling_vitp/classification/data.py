@@ -3,7 +3,7 @@
 import io
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from numbers import Integral
 from pathlib import Path
@@ -12,7 +12,7 @@ import datasets
 import numpy as np
 import pandas as pd
 import torch
-from torch.utils.data import ConcatDataset, Dataset
+from torch.utils.data import Dataset
 from tqdm import tqdm
 
 from ..hub.failures import retry
@@ -27,13 +27,9 @@ from ..training.fine_tuning_data import (
     FIELD,
     DataSettings,
     FileSample,
-    check_disjoint,
-    check_no_shared_images,
-    check_patients,
     check_shared_cases,
     find_samples,
-    images_of_files,
-    images_of_rows,
+    parts_of,
 )
 
 Label = str | int  # the name of a class, or its place among the classes
@@ -434,46 +430,32 @@ class LabelTable:
         return [[name for name, value in zip(self.label, row) if value] for row in values.to_numpy()]
 
 
-@dataclass
+@dataclass(kw_only=True)
 class ClassificationData(DataSettings):
-    """The `data` of a configuration.
+    """The `data` of a configuration, see [`DataSettings`].
 
     Args:
-        root: the folder of files.
-        dataset_name: instead of it, a data set of the Hub, or a folder, that `datasets.load_dataset` opens.
-        dataset_config: its configuration.
-        splits: by name. Of files, what [`~modeling_vitp.training.fine_tuning_data.find_samples`] takes, with the class
-            as the field `{class}`, or `where` with values of columns of the `table`; a split that is not here is
-            `NAME/{class}/{name}.*`, where a name may have dots. Of `dataset_name`, what `datasets` calls the split, by
-            default the same.
+        splits: of files, what [`find_samples`] takes, with the class as the field `{class}`, or `where` with values of
+            columns of the `table`; a split that is not here is `NAME/{class}/{name}.*`, where a name may have dots. Of
+            `dataset_name`, what `datasets` calls the split, by default the same.
         classes: their names, in the order of the model. If not given, what the data set knows, or else what the images
             to train on have, in the order of their names.
         multi_label: whether an image may have any number of classes.
-        columns: see [`~modeling_vitp.classification.data.RowImages`].
-        table: the classes of files, see [`~modeling_vitp.classification.data.LabelTable`].
-        input_spec: how images that are not 8-bit RGB are read, see [`~modeling_vitp.InputSpec`].
+        columns: see [`RowImages`].
+        table: the classes of files, see [`LabelTable`].
         bad_images: `"raise"`, a file that is no image, or of JPEG or PNG is cut off, is an error; `"skip"`, it is left
             out, and how many are is said. Rows are looked at only to skip them.
-        allow_shared_images: whether splits may hold the same image under different names, with a warning.
     """
 
-    root: str | None = None
-    dataset_name: str | None = None
-    dataset_config: str | None = None
-    splits: Mapping[str, Mapping | str] = field(default_factory=dict)
+    choices = {"bad_images": ("raise", "skip")}
+
     classes: Sequence[str] | None = None
     multi_label: bool = False
-    columns: Mapping[str, str | Sequence[str]] | None = None
     table: Mapping | None = None
-    input_spec: dict | None = None
     bad_images: str = "raise"
-    allow_shared_images: bool = False
 
     def __post_init__(self):
-        if (self.root is None) == (self.dataset_name is None):
-            raise ValueError("data: give either `root`, a folder of files, or `dataset_name`.")
-        if self.bad_images not in ("raise", "skip"):
-            raise ValueError(f"data: bad_images={self.bad_images!r} is neither 'raise' nor 'skip'.")
+        super().__post_init__()
         if self.classes is not None and len(set(self.classes)) < max(len(self.classes), 2):
             raise ValueError(f"data: classes={list(self.classes)}: give two or more, each once.")
         self.is_listed = self.classes is not None
@@ -495,7 +477,7 @@ class ClassificationData(DataSettings):
                 raise ValueError("do_train is false, and neither the model nor `classes` in `data` names classes.")
             self.classes = list(of_model)
         if self.classes is None:
-            parts = [self._stored(name) for name in train_splits]
+            parts = [self.open_split(name) for name in train_splits]
             known = next((part.known for part in parts if part.known is not None), None)
             names = known or names_of([labels for part in parts for labels in part.stored])
             if len(names) < (1 if self.multi_label else 2):
@@ -504,23 +486,17 @@ class ClassificationData(DataSettings):
         return list(self.classes)
 
     def open(self, names: Sequence[str]) -> Dataset:
-        """The samples of one or several splits, see [`~modeling_vitp.classification.data.ClassifiedImages`]; all
-        labels are read, and so checked. Needs the classes, see [`find_classes`].
-
-        Raises:
-            ValueError: if none is named, there is no such split, or something in it is not as it should be.
+        """Return the samples of one or several splits, whose labels are all read, and so checked. Needs the classes,
+        see [`find_classes`].
         """
-        if not names:
-            raise ValueError(f"No split is named, of {sorted(self.splits)}.")
-        parts = [self._stored(name).set_classes(self.classes, self.multi_label) for name in names]
-        return parts[0] if len(parts) == 1 else ConcatDataset(parts)
+        samples = super().open(names)
+        for part in parts_of(samples):
+            part.set_classes(self.classes, self.multi_label)
+        return samples
 
-    def _stored(self, name: str) -> ClassifiedImages:
+    def _open(self, name: str) -> ClassifiedImages:
         if name not in self._opened:
-            try:
-                samples = self._read_files(name) if self.root is not None else self._read_rows(name)
-            except OSError as error:
-                raise ValueError(f"Split {name!r} cannot be opened: {error}.") from error
+            samples = self._read_files(name) if self.root is not None else self._read_rows(name)
             self._opened[name] = self._without_bad(samples, name)
         return self._opened[name]
 
@@ -568,22 +544,18 @@ class ClassificationData(DataSettings):
         return samples.subset([index for index in range(len(samples)) if index not in wrong])
 
     def check_disjoint(self, names: Sequence[str]) -> None:
-        """Raises a `ValueError` if two of the splits share an image, under whatever name, a patient or a case."""
+        """Raise a `ValueError` if two of the splits share an image, under whatever name, a patient or a case."""
         if len(names) < 2:
             return
-        parts = {name: self._stored(name) for name in names}
+        parts = {name: self.open_split(name) for name in names}
         if self.root is not None:
-            samples = {name: part.samples for name, part in parts.items()}
-            check_disjoint(samples)
-            self.check_shared(check_patients, samples)
-            images = images_of_files(samples)
-        else:
-            if len({self.splits.get(name, name) for name in names}) < len(names):
-                raise ValueError(f"Two of the splits {list(names)} are the same.")
-            known = {name: [case for case in CASES if case in part.rows.column_names] for name, part in parts.items()}
-            check_shared_cases({name: parts[name].rows[columns[0]] for name, columns in known.items() if columns})
-            images = images_of_rows({name: (part.rows, [part.column]) for name, part in parts.items()})
-        self.check_shared(check_no_shared_images, images)
+            self.check_files({name: part.samples for name, part in parts.items()})
+            return
+        if len({self.splits.get(name, name) for name in names}) < len(names):
+            raise ValueError(f"Two of the splits {list(names)} are the same.")
+        known = {name: [case for case in CASES if case in part.rows.column_names] for name, part in parts.items()}
+        check_shared_cases({name: parts[name].rows[columns[0]] for name, columns in known.items() if columns})
+        self.check_rows({name: (part.rows, [part.column]) for name, part in parts.items()})
 
 
 def check_folders(root: Path, pattern: str | Sequence[str], samples: Sequence[FileSample]) -> None:

@@ -5,21 +5,21 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import evaluate
+import numpy as np
 import torch
-from torch.utils.data import ConcatDataset, DataLoader, Dataset, Subset
+from torch.utils.data import Dataset
 from transformers import PreTrainedConfig, Trainer, TrainingArguments
 
 from ..configuration_vitp_classification import ViTPImageClassificationConfig
 from ..image_processing_vitp import ViTPImageProcessor
 from ..images.pixels import normalized
-from ..metrics.report import METRICS_FOLDER, name_classes
+from ..metrics.report import name_classes
 from ..modeling_vitp_classification import ViTPForImageClassification
-from ..training.batching import share
-from ..training.fine_tuning import FineTuner, load_on_backbone
+from ..training.arguments import StartArguments
+from ..training.fine_tuning import AugmentedSamples, FineTuner, load_on_backbone
+from ..training.fine_tuning_data import parts_of
 from ..training.vitp_config import BaseConfig
-from ..vrl import keyed_generator
-from .arguments import SCORED_WITH, ClassificationModelArguments, ClassificationSettings
+from .arguments import SCORED_WITH, ClassificationSettings
 from .augmentation import Augmentation
 from .data import ClassifiedImages, FileImages
 from .pictures import draw_predictions
@@ -29,37 +29,18 @@ from .pictures import draw_predictions
 class ClassificationTrainingArguments(ClassificationSettings, BaseConfig, TrainingArguments):
     """[`~transformers.TrainingArguments`] with what fine-tuning for classes needs."""
 
-    def __post_init__(self):
-        super().__post_init__()
-        self.remove_unused_columns = False  # the ids of samples, for a step that fails
 
-
-class TrainingSamples(Dataset):
-    """Augmented samples for a model. An index is a pair, epoch and place: what it gives is random by these alone.
-
-    Args:
-        samples: see [`~modeling_vitp.classification.data.ClassifiedImages`].
-        image_processor: for mean and standard deviation.
-    """
-
-    def __init__(self, samples: Dataset, augmentation: Augmentation, image_processor: ViTPImageProcessor, seed: int):
-        self.samples, self.augmentation = samples, augmentation
-        self.image_processor, self.seed = image_processor, seed
-
-    def __len__(self) -> int:
-        return len(self.samples)
+class TrainingSamples(AugmentedSamples):
+    """Augmented items of [`~modeling_vitp.classification.data.ClassifiedImages`]."""
 
     def __getitem__(self, index: tuple[int, int]) -> dict[str, Any]:
-        epoch, place = index
-        sample = self.samples[place]
-        seed = keyed_generator(self.seed, sample["id"], epoch, "augmentation").initial_seed()
-        pixels = normalized(self.augmentation(sample["image"], seed), self.image_processor)
-        return {"pixel_values": pixels, "labels": sample["label"], "id": sample["id"]}
-
-
-def parts_of(samples: Dataset) -> list[ClassifiedImages]:
-    """The splits that samples are of."""
-    return list(samples.datasets) if isinstance(samples, ConcatDataset) else [samples]
+        sample, generator = self.sample(index)
+        image = self.augmentation(sample["image"], generator.initial_seed())
+        return {
+            "pixel_values": normalized(image, self.image_processor),
+            "labels": sample["label"],
+            "id": sample["id"],
+        }
 
 
 def labels_of(samples: Dataset) -> torch.Tensor:
@@ -90,6 +71,7 @@ class ClassificationTrainer(FineTuner, Trainer):
     """
 
     counted = "images"
+    scored_with = SCORED_WITH
     fixed = (
         "image_size",
         "crop_area",
@@ -129,13 +111,7 @@ class ClassificationTrainer(FineTuner, Trainer):
             processing_class=image_processor,
             **kwargs,
         )
-        self.metric = evaluate.load(
-            str(METRICS_FOLDER / "classification"),
-            num_labels=len(self.names),
-            multi_label=self.multi_label,
-            num_process=args.world_size,
-            process_id=args.process_index,
-        )
+        self.metric = self.load_metric("classification", multi_label=self.multi_label)
 
     # Training
 
@@ -144,29 +120,16 @@ class ClassificationTrainer(FineTuner, Trainer):
         found = {f"split {number}": files_or_rows(part) for number, part in enumerate(parts_of(samples), start=1)}
         return {**found, "labels": str(labels_of(samples).tolist())}
 
-    def record(
-        self,
-        argv: Sequence[str] | None,
-        sources: Sequence[str | None],
-        data: list[dict[str, Any]],
-        evaluated_on: dict[str, Any] | None,
-    ) -> None:
-        scored_with = {name: getattr(self.args, name) for name in SCORED_WITH}
-        super().record(argv, sources, data, evaluated_on and evaluated_on | {"scored_with": scored_with})
-
     def data_settings(self) -> dict[str, Any]:
         return super().data_settings() | {"pooling": self.model.config.pooling}
 
     # Evaluation
 
-    def draw_samples(self, samples: list[dict[str, Any]], path: Path) -> None:
-        images = [sample["image"] for sample in samples]
-        maps = self.component_maps([[image] for image in images], path.parent)
-        draw_predictions(samples, self.predict(images), self.names, path, maps, self.processing_class.band_names)
-
-    def draw_results(self, samples: list[dict[str, Any]], path: Path) -> None:
+    def draw(
+        self, samples: list[dict[str, Any]], path: Path, maps: Sequence[np.ndarray] = (), is_test: bool = False
+    ) -> None:
         scores = self.predict([sample["image"] for sample in samples])
-        draw_predictions(samples, scores, self.names, path, band_names=self.processing_class.band_names)
+        draw_predictions(samples, scores, self.names, path, maps, self.processing_class.band_names)
 
     def patch_features(self, image: torch.Tensor) -> torch.Tensor:
         pixels = self.pixels_of([image])
@@ -178,14 +141,6 @@ class ClassificationTrainer(FineTuner, Trainer):
     @property
     def patch_size(self) -> Sequence[int]:
         return self.accelerator.unwrap_model(self.model).config.backbone_config.patch_size
-
-    def get_eval_dataloader(self, eval_dataset: Dataset | None = None) -> DataLoader:
-        """This process's part of the images, in lists of `per_device_eval_batch_size`; their sizes differ."""
-        dataset, args = self.eval_dataset if eval_dataset is None else eval_dataset, self.args
-        mine = Subset(dataset, share(range(len(dataset)), args.world_size, args.process_index))
-        return DataLoader(
-            mine, args.per_device_eval_batch_size, collate_fn=list, num_workers=args.dataloader_num_workers
-        )
 
     def pixels_of(self, images: list[torch.Tensor]) -> torch.Tensor:
         """Images of any size, see [`~modeling_vitp.images.pixels.to_pixels`], as the model takes them."""
@@ -216,7 +171,7 @@ class ClassificationTrainer(FineTuner, Trainer):
 KINDS = {False: "single_label_classification", True: "multi_label_classification"}
 
 
-def classes_of(args: ClassificationModelArguments) -> list[str] | None:
+def classes_of(args: StartArguments) -> list[str] | None:
     """The names of the classes of the fine-tuned model that is given; `None` where it is none."""
     if args.model_name_or_path is None:
         return None
@@ -227,7 +182,7 @@ def classes_of(args: ClassificationModelArguments) -> list[str] | None:
 
 
 def load_classifier(
-    args: ClassificationModelArguments,
+    args: StartArguments,
     names: list[str],
     multi_label: bool,
     image_size: int,
@@ -247,13 +202,3 @@ def load_classifier(
             "`multi_label` in `data`."
         )
     return model
-
-
-def load_image_processor(
-    args: ClassificationModelArguments, input_spec: dict | None, image_size: int
-) -> ViTPImageProcessor:
-    """With the backbone's mean and standard deviation, the input spec of the data, and the size of training."""
-    own = {"input_spec": input_spec, "size": {"height": image_size, "width": image_size}}
-    if args.model_name_or_path is None:
-        return ViTPImageProcessor(**own)
-    return ViTPImageProcessor.from_backbone(args.model_name_or_path, revision=args.model_revision, **own)

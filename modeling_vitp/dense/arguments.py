@@ -3,27 +3,20 @@
 from dataclasses import dataclass, field
 
 from ..metrics.report import metric_path
-from ..training.arguments import BackboneArguments, LayerDecayArguments, RunArguments, SplitArguments, check_within
+from ..training.arguments import FineTuningSettings, SplitArguments, check_within
 
 # Settings that the scores of a model depend on.
 SCORED_WITH = ("window", "stride", "test_scales", "test_flip", "per_device_eval_batch_size", "bf16", "fp16")
 
 
 @dataclass
-class DenseModelArguments(BackboneArguments):
-    """Where fine-tuning for maps starts."""
-
-
-@dataclass
-class DenseSettings(LayerDecayArguments, RunArguments):
+class DenseSettings(FineTuningSettings):
     """What [`~modeling_vitp.dense.trainer.DenseTrainingArguments`] adds to transformers' settings."""
 
     limits = {
         "crop_size": "[1, inf)",
         "scale_range": "(0, inf)",
         "max_class_share": "(0, 1]",
-        "horizontal_flip": "[0, 1]",
-        "vertical_flip": "[0, 1]",
         "exchange_time": "[0, 1]",
         "window": "[1, inf)",
         "stride": "[1, inf)",
@@ -37,8 +30,6 @@ class DenseSettings(LayerDecayArguments, RunArguments):
     max_class_share: float = field(
         default=0.75, metadata={"help": "A crop of which one class has more is drawn again, up to ten times."}
     )
-    horizontal_flip: float = field(default=0.5, metadata={"help": "Chance of a mirrored image."})
-    vertical_flip: float = field(default=0.0, metadata={"help": "Chance of an image upside down."})
     photometric: bool = field(
         default=True, metadata={"help": "Whether brightness, contrast, saturation and hue change."}
     )
@@ -54,8 +45,6 @@ class DenseSettings(LayerDecayArguments, RunArguments):
         default_factory=lambda: [1.0], metadata={"help": "The test averages predictions over these scales."}
     )
     test_flip: bool = field(default=False, metadata={"help": "The test averages over mirrored images, too."})
-    do_train: bool = field(default=True, metadata={"help": "Whether to train, or only to score and to draw."})
-    remove_unused_columns: bool = field(default=False, metadata={"help": "There are none."})
     dataloader_drop_last: bool = field(
         default=True, metadata={"help": "UPerNet has batch norm, so a last batch of one image would be an error."}
     )
@@ -69,12 +58,9 @@ class DenseSettings(LayerDecayArguments, RunArguments):
 
 
 @dataclass
-class FinetuneArguments(SplitArguments):
+class DenseArguments(SplitArguments):
     """What is trained on, and what is scored."""
 
-    plugins: list[str] = field(
-        default_factory=list, metadata={"help": "Python files that register decode heads, see tests/README.md."}
-    )
     metric: str | None = field(
         default=None,
         metadata={"help": "mean_iou, dice or change_detection, or the path of a Python file with a metric."},
@@ -90,8 +76,6 @@ class FinetuneArguments(SplitArguments):
     def __post_init__(self):
         if self.metric is not None:
             metric_path(self.metric)
-        if self.data is None:
-            raise ValueError("Give `data` in the configuration: what is trained on.")
         if self.class_weights is not None:  # a command line has words, a configuration numbers too, or one word
             weights = self.class_weights if isinstance(self.class_weights, list) else [self.class_weights]
             self.class_weights = [str(weight) for weight in weights]

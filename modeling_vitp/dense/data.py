@@ -11,7 +11,7 @@ import PIL.Image
 import torch
 from accelerate import PartialState
 from accelerate.utils import gather_object
-from torch.utils.data import ConcatDataset, DataLoader, Dataset, Subset
+from torch.utils.data import DataLoader, Dataset, Subset
 from tqdm import tqdm
 
 from ..image_processing_vitp_dense import IGNORE_INDEX
@@ -38,13 +38,9 @@ from ..training.fine_tuning_data import (
     CASES,
     DataSettings,
     FileSample,
-    check_disjoint,
-    check_no_shared_images,
-    check_patients,
     check_shared_cases,
     find_samples,
-    images_of_files,
-    images_of_rows,
+    parts_of,
 )
 
 Color = tuple[int, int, int]
@@ -517,70 +513,40 @@ def slices(files: list[tuple[FileSample, list[int]]], settings: Mapping) -> Iter
             yield row
 
 
-@dataclass
+@dataclass(kw_only=True)
 class DenseData(DataSettings):
-    """The `data` of a configuration.
+    """The `data` of a configuration, see [`DataSettings`].
 
     Args:
         classes: see [`LabelEncoding`].
-        splits: by name. Of files, what [`find_samples`] takes, with `tile` (see [`ImageFiles`]) for windows, and for
-            volumes `foreground_only`; of `dataset_name`, what `datasets` calls the split.
-        root: the folder of files.
-        dataset_name: instead of `root`, a data set of the Hub, or a folder, that `datasets.load_dataset` opens.
-        dataset_config: its configuration.
+        splits: of files, what [`find_samples`] takes, with `tile` (see [`ImageFiles`]) for windows, and for volumes
+            `foreground_only`; of `dataset_name`, what `datasets` calls the split.
         columns: see [`Rows`].
         mask_encoding, ignore: see [`LabelEncoding`].
-        input_spec: how images that are not 8-bit RGB are read, see [`~modeling_vitp.InputSpec`].
-        allow_shared_images: whether splits may hold the same image under different names, or, by the tags of DICOM, the
-            same patient, with a warning.
         volumes: `plane`, and `window` or `percentiles`, where files are volumes, NIfTI or folders of DICOM series; see
             [`slice_volumes`].
     """
 
     classes: Sequence[Mapping]
     splits: Mapping[str, Mapping | str]
-    root: str | None = None
-    dataset_name: str | None = None
-    dataset_config: str | None = None
     columns: Mapping[str, str] | None = None
     mask_encoding: str = "value"
     ignore: Sequence = ()
-    input_spec: dict | None = None
     volumes: Mapping | None = None
-    allow_shared_images: bool = False
     encoding: LabelEncoding = field(init=False)
 
     def __post_init__(self):
-        if (self.root is None) == (self.dataset_name is None):
-            raise ValueError("data: give either `root`, a folder of files, or `dataset_name`.")
+        super().__post_init__()
         self.encoding = LabelEncoding(self.classes, self.mask_encoding, self.ignore)
 
     @property
     def image_spec(self) -> dict | None:
-        """What a model's image processor has to read images by, where they are as in this data set."""
+        """Input spec of the model's image processor: that of the volumes, or else that of the images."""
         names = [name for name in ("window", "percentiles") if (self.volumes or {}).get(name) is not None]
         return {name: self.volumes[name] for name in names} or self.input_spec
 
-    def open(self, names: Sequence[str]) -> Dataset:
-        """The samples of one or several splits, see [`MaskedImages`].
-
-        Raises:
-            ValueError: if none is named, there is no such split, or its files are not complete.
-        """
-        if not names:
-            raise ValueError(f"No split is named, of {sorted(self.splits)}.")
-        parts = []
-        for name in names:
-            try:
-                parts.append(self._open(name))
-            except OSError as error:
-                raise ValueError(f"Split {name!r} cannot be opened: {error}.") from error
-        return parts[0] if len(parts) == 1 else ConcatDataset(parts)
-
     def _open(self, name: str) -> MaskedImages:
-        if name not in self.splits:
-            raise ValueError(f"There is no split {name!r} in the configuration, only {sorted(self.splits)}.")
-        settings = self.splits[name]
+        settings = self.split_settings(name)
         if self.dataset_name is not None:
             rows = datasets.load_dataset(self.dataset_name, self.dataset_config, split=settings)
             return Rows(rows, self.encoding, self.input_spec, self.columns, name)
@@ -596,27 +562,22 @@ class DenseData(DataSettings):
         return Rows(rows, self.encoding, name=name)
 
     def check_disjoint(self, names: Sequence[str]) -> None:
-        """Raises a `ValueError` if two of the splits share an image, under whatever name, a patient or a case."""
+        """Raise a `ValueError` if two of the splits share an image, under whatever name, a patient or a case."""
         if self.root is not None:
-            samples = {name: find_samples(self.root, self.splits[name], name) for name in names}
-            check_disjoint(samples)
-            self.check_shared(check_patients, samples)
-            self.check_shared(check_no_shared_images, images_of_files(samples))
+            self.check_files({name: find_samples(self.root, self.splits[name], name) for name in names})
         elif len({self.splits[name] for name in names}) < len(names):
             raise ValueError(f"Two of the splits {list(names)} are the same.")
         elif len(names) > 1:
             opened = {name: self._open(name) for name in names}
             check_shared_cases({name: rows.cases or () for name, rows in opened.items()})
-            stored = images_of_rows({name: (part.rows, part.image_columns) for name, part in opened.items()})
-            self.check_shared(check_no_shared_images, stored)
+            self.check_rows({name: (part.rows, part.image_columns) for name, part in opened.items()})
 
 
 class ClassPixels(Dataset):
     """Pixels of each class in the mask of each sample, int64 of shape `(num_classes,)`."""
 
     def __init__(self, samples: Dataset, num_classes: int):
-        parts = samples.datasets if isinstance(samples, ConcatDataset) else [samples]
-        self.places = [(part, index) for part in parts for index in range(len(part))]
+        self.places = [(part, index) for part in parts_of(samples) for index in range(len(part))]
         self.num_classes = num_classes
 
     def __len__(self) -> int:

@@ -6,11 +6,10 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-import evaluate
 import numpy as np
 import torch
 from torch import nn
-from torch.utils.data import ConcatDataset, DataLoader, Dataset, Subset
+from torch.utils.data import Dataset
 from torchvision import tv_tensors
 from transformers import PreTrainedModel, Trainer, TrainingArguments
 
@@ -18,13 +17,13 @@ from ..image_processing_vitp_dense import IGNORE_INDEX, ViTPSegmentationImagePro
 from ..images.pixels import normalized
 from ..metrics.base import gather_parts
 from ..metrics.pixel_metrics import PixelMetric
-from ..metrics.report import metric_path, name_classes
+from ..metrics.report import name_classes
 from ..modeling_vitp_dense import find_head
-from ..training.batching import share
-from ..training.fine_tuning import FineTuner, check_start, load_on_backbone
+from ..training.arguments import BackboneArguments
+from ..training.fine_tuning import AugmentedSamples, FineTuner, check_start, load_on_backbone
+from ..training.fine_tuning_data import parts_of
 from ..training.vitp_config import BaseConfig
-from ..vrl import keyed_generator
-from .arguments import SCORED_WITH, DenseModelArguments, DenseSettings
+from .arguments import SCORED_WITH, DenseSettings
 from .augmentation import Augmentation
 from .data import ImageFiles, LabelEncoding, MaskedImages
 from .pictures import draw_predictions
@@ -39,7 +38,6 @@ class DenseTrainingArguments(DenseSettings, BaseConfig, TrainingArguments):
 
     def __post_init__(self):
         super().__post_init__()
-        self.remove_unused_columns = False  # the ids of samples, for a step that fails
         if self.label_smoothing_factor:
             raise ValueError("label_smoothing_factor is for classes of images: leave it out.")
         self.window = self.window or self.crop_size
@@ -48,29 +46,13 @@ class DenseTrainingArguments(DenseSettings, BaseConfig, TrainingArguments):
             raise ValueError(f"stride={self.stride} is larger than window={self.window}: pixels would be left out.")
 
 
-class TrainingSamples(Dataset):
-    """Augmented samples for a model. An index is a pair, epoch and place: what it gives is random by these alone.
-
-    Args:
-        samples: see [`~modeling_vitp.dense.data.MaskedImages`].
-        image_processor: for mean and standard deviation.
-    """
-
-    def __init__(
-        self, samples: Dataset, augmentation: Augmentation, image_processor: ViTPSegmentationImageProcessor, seed: int
-    ):
-        self.samples, self.augmentation = samples, augmentation
-        self.image_processor, self.seed = image_processor, seed
-
-    def __len__(self) -> int:
-        return len(self.samples)
+class TrainingSamples(AugmentedSamples):
+    """Augmented items of [`~modeling_vitp.dense.data.MaskedImages`]."""
 
     def __getitem__(self, index: tuple[int, int]) -> dict[str, torch.Tensor]:
-        epoch, place = index
-        sample = self.samples[place]
+        sample, generator = self.sample(index)
         images = [tv_tensors.Image(image) for image in sample["images"]]
-        seed = keyed_generator(self.seed, sample["id"], epoch, "augmentation").initial_seed()
-        images, mask = self.augmentation(images, tv_tensors.Mask(sample["mask"]), seed)
+        images, mask = self.augmentation(images, tv_tensors.Mask(sample["mask"]), generator.initial_seed())
         pixels = [normalized(image, self.image_processor) for image in images]
         return dict(zip(INPUTS[len(pixels)], pixels), labels=mask.as_subclass(torch.Tensor).long(), id=sample["id"])
 
@@ -110,6 +92,8 @@ class DenseTrainer(FineTuner, Trainer):
     """
 
     counted = "pixels"
+    scored_with = SCORED_WITH
+    evaluates_one_by_one = True
     fixed = (
         "crop_size",
         "scale_range",
@@ -162,38 +146,23 @@ class DenseTrainer(FineTuner, Trainer):
             processing_class=image_processor,
             **kwargs,
         )
-        self.metric = self._load_metric(metric)
+        self.metric = self.load_metric(metric, ignore_index=IGNORE_INDEX)
         if not isinstance(self.metric, PixelMetric):
             raise ValueError(f"metric={metric!r} does not score maps: it must be a subclass of PixelMetric.")
         self.metric.set_names(self.names)
         surfaces = self.metric.surface_metric
-        self.surfaces = self._load_metric(surfaces) if surfaces and find_spec("monai") else None
-
-    def _load_metric(self, name: str) -> evaluate.Metric:
-        return evaluate.load(
-            metric_path(name),
-            num_labels=len(self.names),
-            ignore_index=IGNORE_INDEX,
-            num_process=self.args.world_size,
-            process_id=self.args.process_index,
-        )
+        self.surfaces = None
+        if surfaces and find_spec("monai"):
+            self.surfaces = self.load_metric(surfaces, ignore_index=IGNORE_INDEX)
 
     # Training
 
     def training_data(self) -> Any:
-        samples = self.train_dataset.samples
-        parts = samples.datasets if isinstance(samples, ConcatDataset) else [samples]
+        parts = parts_of(self.train_dataset.samples)
         return {f"split {number}": files_or_rows(part) for number, part in enumerate(parts, start=1)}
 
-    def record(
-        self,
-        argv: Sequence[str] | None,
-        sources: Sequence[str | None],
-        data: list[dict[str, Any]],
-        evaluated_on: dict[str, Any] | None,
-    ) -> None:
-        scored_with = {name: getattr(self.args, name) for name in SCORED_WITH} | {"metric": self.metric_name}
-        super().record(argv, sources, data, evaluated_on and evaluated_on | {"scored_with": scored_with})
+    def scoring_settings(self) -> dict[str, Any]:
+        return super().scoring_settings() | {"metric": self.metric_name}
 
     def extra_settings(self) -> dict[str, Any]:
         return super().extra_settings() | {"first and last value of each class in masks": self.encoding.codes()}
@@ -204,20 +173,11 @@ class DenseTrainer(FineTuner, Trainer):
 
     # Evaluation
 
-    def draw_samples(self, samples: list[dict[str, Any]], path: Path) -> None:
-        predictions = [self.predict_labels(sample["images"]) for sample in samples]
-        maps = self.component_maps([sample["images"] for sample in samples], path.parent)
+    def draw(
+        self, samples: list[dict[str, Any]], path: Path, maps: Sequence[np.ndarray] = (), is_test: bool = False
+    ) -> None:
+        predictions = [self.predict_labels(sample["images"], is_test) for sample in samples]
         draw_predictions(samples, predictions, self.encoding, path, maps, self.processing_class.band_names)
-
-    def draw_results(self, samples: list[dict[str, Any]], path: Path) -> None:
-        predictions = [self.predict_labels(sample["images"], is_test=True) for sample in samples]
-        draw_predictions(samples, predictions, self.encoding, path, band_names=self.processing_class.band_names)
-
-    def get_eval_dataloader(self, eval_dataset: Dataset | None = None) -> DataLoader:
-        """This process's part of the images, one at a time; their sizes differ."""
-        dataset = self.eval_dataset if eval_dataset is None else eval_dataset
-        mine = share(range(len(dataset)), self.args.world_size, self.args.process_index)
-        return DataLoader(Subset(dataset, mine), batch_size=None, num_workers=self.args.dataloader_num_workers)
 
     @torch.no_grad()
     def predict_labels(self, images: list[torch.Tensor], is_test: bool = False) -> np.ndarray:
@@ -271,7 +231,7 @@ def has_batch_norm(model: nn.Module) -> bool:
     return any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in model.modules())
 
 
-def check_dense_start(model_class: type[PreTrainedModel], args: DenseModelArguments, do_train: bool) -> None:
+def check_dense_start(model_class: type[PreTrainedModel], args: BackboneArguments, do_train: bool) -> None:
     """See [`~modeling_vitp.training.fine_tuning.check_start`]; the decode head is looked up too."""
     check_start(model_class, args, do_train)
     head = args.head or {}
@@ -280,7 +240,7 @@ def check_dense_start(model_class: type[PreTrainedModel], args: DenseModelArgume
 
 def load_dense_model(
     model_class: type[PreTrainedModel],
-    args: DenseModelArguments,
+    args: BackboneArguments,
     names: list[str],
     class_weights: list[float] | None = None,
     input_spec: dict | None = None,
@@ -290,12 +250,3 @@ def load_dense_model(
     if "class_weights" not in (args.head or {}):
         model.config.class_weights = class_weights
     return model
-
-
-def load_image_processor(args: DenseModelArguments, input_spec: dict | None) -> ViTPSegmentationImageProcessor:
-    """With the backbone's mean and standard deviation, and the input spec of the data."""
-    if args.model_name_or_path is None:
-        return ViTPSegmentationImageProcessor(input_spec=input_spec)
-    return ViTPSegmentationImageProcessor.from_backbone(
-        args.model_name_or_path, revision=args.model_revision, input_spec=input_spec
-    )

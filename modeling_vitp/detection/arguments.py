@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 
 from ..command.paths import find_data
-from ..training.arguments import BackboneArguments, LayerDecayArguments, RunArguments, SplitArguments
+from ..training.arguments import FineTuningSettings, SplitArguments
 
 TASKS = ("horizontal", "oriented", "instances")
 VITP = "vitp"
@@ -12,18 +12,11 @@ METRICS = ("average_precision", "coco_average_precision")
 
 
 @dataclass
-class DetectionModelArguments(BackboneArguments):
-    """Where fine-tuning for detection starts."""
-
-
-@dataclass
-class DetectionSettings(LayerDecayArguments, RunArguments):
+class DetectionSettings(FineTuningSettings):
     """What [`~modeling_vitp.detection.trainer.DetectionTrainingArguments`] adds to transformers' settings."""
 
     limits = {
         "image_size": "[32, inf)",
-        "horizontal_flip": "[0, 1]",
-        "vertical_flip": "[0, 1]",
         "diagonal_flip": "[0, 1]",
         "rotation": "[0, 1]",
         "lr_milestones": "(0, inf)",
@@ -37,9 +30,9 @@ class DetectionSettings(LayerDecayArguments, RunArguments):
     keep_ratio: bool = field(
         default=True, metadata={"help": "Whether images keep their shape in it, or are stretched to fill it."}
     )
-    horizontal_flip: float = field(default=0.5, metadata={"help": "Chance of an image mirrored left to right."})
-    vertical_flip: float = field(default=0.0, metadata={"help": "Chance of one upside down; at most one flip happens."})
-    diagonal_flip: float = field(default=0.0, metadata={"help": "Chance of one turned by 180 degrees."})
+    diagonal_flip: float = field(
+        default=0.0, metadata={"help": "Probability of both flips. At most one of the three flips happens."}
+    )
     rotation: float = field(default=0.0, metadata={"help": "Chance of a rotation, by any angle, in the square."})
     right_angle_classes: list[str] = field(
         default_factory=list,
@@ -53,8 +46,6 @@ class DetectionSettings(LayerDecayArguments, RunArguments):
     warmup_start: float = field(
         default=0.0, metadata={"help": "With lr_milestones: share of the learning rate that the warm-up starts from."}
     )
-    do_train: bool = field(default=True, metadata={"help": "Whether to train, or only to score and to draw."})
-    remove_unused_columns: bool = field(default=False, metadata={"help": "There are none."})
 
     def __post_init__(self):
         super().__post_init__()
@@ -112,8 +103,6 @@ class DetectionArguments(SplitArguments):
     )
 
     def __post_init__(self):
-        if self.data is None:
-            raise ValueError("Give `data` in the configuration: what is trained on.")
         super().__post_init__()
         if self.detector != VITP and self.task != "horizontal":
             raise ValueError(f"detector={self.detector!r} is for task: horizontal; task: {self.task} needs {VITP!r}.")

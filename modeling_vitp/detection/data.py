@@ -22,11 +22,6 @@ from ..training.arguments import check_type
 from ..training.fine_tuning_data import (
     DataSettings,
     FileSample,
-    check_disjoint,
-    check_no_shared_images,
-    check_patients,
-    images_of_files,
-    images_of_rows,
 )
 from ..vrl import keyed_generator
 from .annotations import (
@@ -44,7 +39,6 @@ from .annotations import (
 logger = logging.getLogger(__name__)
 MIN_IMAGE_SHARE, MIN_OBJECT_SHARE = 0.6, 0.7
 MOST_SHOWN = 5
-CHOICES = {"format": FORMATS, "box_format": BOX_FORMATS, "bad_objects": ("raise", "skip")}
 TILE = {"size": int, "overlap": int, "min_image_share": float, "min_object_share": float}
 
 
@@ -163,49 +157,37 @@ class ObjectImages(torch.utils.data.Dataset):
         return item
 
 
-@dataclass
+@dataclass(kw_only=True)
 class DetectionData(DataSettings):
-    """The `data` of a configuration.
+    """The `data` of a configuration, see [`DataSettings`].
 
     Args:
         classes: see [`ClassNames`].
-        splits: by name. Of files, what [`read_files`] takes, with `tile` for windows: `size` and `overlap` in pixels,
-            and as for DOTA `min_image_share` and `min_object_share`, see [`object_windows`] and [`inside`]; of
-            `dataset_name`, what `datasets` calls the split, or a mapping with that as `split`, and `tile`.
-        root: the folder of files.
-        format: of the annotation files: `"coco"`, `"voc"` or `"dota"`.
-        dataset_name: instead of these, a data set of the Hub, or a folder, that `datasets.load_dataset` opens.
-        dataset_config: its configuration.
-        columns, box_format: of its rows, see [`read_rows`].
+        splits: of files, what [`read_files`] takes, with `tile` for windows: `size` and `overlap` in pixels, and as for
+            DOTA `min_image_share` and `min_object_share`, see [`object_windows`] and [`inside`]; of `dataset_name`,
+            what `datasets` calls the split, or a mapping with that as `split`, and `tile`.
+        format: of the annotation files: `"coco"`, `"voc"`, `"dota"`, or a name of [`register_format`].
+        columns, box_format: of rows, see [`read_rows`].
         leave_out: annotated names of objects that do not count.
         bad_objects: `"raise"`, an object without an area, outside its image or without the outline that is asked for is
             an error; `"skip"`, it is left out, and how many are is said.
         min_side: objects with a shorter side, in pixels, are left out.
-        input_spec: how images that are not 8-bit RGB are read, see [`~modeling_vitp.InputSpec`].
-        allow_shared_images: whether splits may hold the same image under different names, or a patient, with a warning.
     """
+
+    choices = {"format": FORMATS, "box_format": BOX_FORMATS, "bad_objects": ("raise", "skip")}
 
     classes: Sequence[str | Mapping]
     splits: Mapping[str, Mapping | str]
-    root: str | None = None
     format: str | None = None
-    dataset_name: str | None = None
-    dataset_config: str | None = None
     columns: Mapping[str, str] | None = None
     box_format: str = "xywh"
     leave_out: Sequence[str] = ()
     bad_objects: str = "raise"
     min_side: float = 0.0
-    input_spec: dict | None = None
-    allow_shared_images: bool = False
     names: ClassNames = field(init=False)
 
     def __post_init__(self):
-        if (self.root is None) == (self.dataset_name is None):
-            raise ValueError("data: give either `root`, a folder of files, or `dataset_name`.")
-        for name, known in CHOICES.items():
-            if getattr(self, name) not in (*known, None):
-                raise ValueError(f"data: {name}={getattr(self, name)!r} is none of {', '.join(known)}.")
+        super().__post_init__()
         if self.root is not None and self.format is None:
             raise ValueError(f"data: files need a `format`: {', '.join(FORMATS)}.")
         self.names = ClassNames(self.classes, self.leave_out)
@@ -220,28 +202,10 @@ class DetectionData(DataSettings):
         whole.names = self.names
         return whole
 
-    def open(self, names: Sequence[str], task: str) -> ObjectImages:
-        """The samples of one or several splits; all annotations are read, and so checked.
-
-        Args:
-            task: `"horizontal"`, `"oriented"` or `"instances"`, which needs outlines.
-
-        Raises:
-            ValueError: if there is no such split, or something in it is not as it should be, by file and object.
-        """
-        if not names:
-            raise ValueError(f"No split is named, of {sorted(self.splits)}.")
-        parts = []
-        for name in names:
-            try:
-                parts.append(self._open(name, task))
-            except OSError as error:
-                raise ValueError(f"Split {name!r} cannot be opened: {error}.") from error
-        places = [place for part in parts for place in part.places]
-        if len(parts) == 1:
-            return parts[0]
-        if parts[0].rows is None:
-            return ObjectImages(places, self.input_spec, task == "instances")
+    def _join(self, parts: list[ObjectImages]) -> ObjectImages:
+        first = parts[0]
+        if first.rows is None:
+            return ObjectImages([place for part in parts for place in part.places], self.input_spec, first.with_masks)
         starts = np.cumsum([0, *(len(part.rows) for part in parts)])
         places = [
             replace(place, image=place.image + int(start))
@@ -249,11 +213,16 @@ class DetectionData(DataSettings):
             for place in part.places
         ]
         rows = datasets.concatenate_datasets([part.rows for part in parts])
-        return ObjectImages(places, self.input_spec, task == "instances", rows, parts[0].column)
+        return ObjectImages(places, self.input_spec, first.with_masks, rows, first.column)
 
     def _open(self, name: str, task: str) -> ObjectImages:
+        """Return the samples of a split; all annotations are read, and so checked.
+
+        Args:
+            task: `"horizontal"`, `"oriented"` or `"instances"`, which needs outlines.
+        """
         if self.dataset_name is None:
-            settings = self._settings(name)
+            settings = self.split_settings(name)
             found = read_files(self.root, self.format, settings, name)
             return ObjectImages(self._places(found, settings, task, name), self.input_spec, task == "instances")
         settings, rows = self._read(name)
@@ -263,14 +232,9 @@ class DetectionData(DataSettings):
         places = self._places(found, settings, task, name)
         return ObjectImages(places, self.input_spec, task == "instances", rows, columns["image"])
 
-    def _settings(self, name: str) -> Mapping | str:
-        if name not in self.splits:
-            raise ValueError(f"There is no split {name!r} in the configuration, only {sorted(self.splits)}.")
-        return self.splits[name]
-
     def _read(self, name: str) -> tuple[Mapping[str, Any], datasets.Dataset]:
         """What the configuration says of a split of `dataset_name`, and its rows."""
-        settings = self._settings(name)
+        settings = self.split_settings(name)
         settings = settings if isinstance(settings, Mapping) else {"split": settings}
         if "split" not in settings or set(settings) - {"split", "tile"}:
             raise ValueError(f"Split {name!r} of `dataset_name` has `split`, and may have `tile`: {dict(settings)}.")
@@ -303,7 +267,7 @@ class DetectionData(DataSettings):
             seen: list[tuple[str, str, int, int]] = []
             for name in names:
                 settings, rows = self._read(name)
-                for part in parts_of(settings["split"], rows):
+                for part in rows_of_split(settings["split"], rows):
                     for other, whole, start, end in seen:
                         if other != name and whole == part[0] and max(start, part[1]) < min(end, part[2]):
                             raise ValueError(f"Splits {other!r} and {name!r} share rows of {whole!r}.")
@@ -311,18 +275,16 @@ class DetectionData(DataSettings):
                 rows = rows.cast(undecoded(rows.features))
                 columns = find_columns(rows.features, self.columns or {}, name, task == "oriented")
                 stored[name] = rows, [columns["image"]]
-            self.check_shared(check_no_shared_images, images_of_rows(stored))
+            self.check_rows(stored)
             return
         samples = {}
         for name in names:
             images = dict.fromkeys(place.image for place in self._open(name, task).places)
             samples[name] = [FileSample(image.stem, {}, (image,), None) for image in images]
-        check_disjoint(samples)
-        self.check_shared(check_patients, samples)
-        self.check_shared(check_no_shared_images, images_of_files(samples))
+        self.check_files(samples)
 
 
-def parts_of(spec: str, rows: datasets.Dataset) -> Iterator[tuple[str, int, int]]:
+def rows_of_split(spec: str, rows: datasets.Dataset) -> Iterator[tuple[str, int, int]]:
     """Which rows `datasets` takes for a split such as "train[:80%]": those of which split, from where, to where."""
     lengths = {name: split.num_examples for name, split in rows.info.splits.items()}
     for part in datasets.ReadInstruction.from_spec(spec).to_absolute(lengths):

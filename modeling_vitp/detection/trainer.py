@@ -1,32 +1,31 @@
 """HF `Trainer` for detectors: layer-wise decay, milestones, augmentation by epoch, evaluation by parts."""
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import evaluate
+import numpy as np
 import torch
-from torch.utils.data import DataLoader, Dataset, Subset
 from transformers import BaseImageProcessor, PreTrainedModel, Trainer, TrainingArguments
 
 from ..image_processing_vitp import InputSpecImageProcessor
 from ..image_processing_vitp_detection import ViTPDetectionImageProcessor
 from ..images.pixels import normalized
-from ..metrics.report import METRICS_FOLDER, name_classes
+from ..metrics.report import name_classes
 from ..modeling_vitp_detection import (
     ViTPForInstanceSegmentation,
     ViTPForObjectDetection,
     ViTPForOrientedObjectDetection,
 )
 from ..rotated_boxes import enclosing_boxes
-from ..training.batching import share
-from ..training.fine_tuning import FineTuner, check_start, load_on_backbone
+from ..training.arguments import BackboneArguments
+from ..training.fine_tuning import AugmentedSamples, FineTuner, check_start, load_image_processor, load_on_backbone
 from ..training.vitp_config import BaseConfig
-from ..vrl import keyed_generator
-from .arguments import VITP, DetectionModelArguments, DetectionSettings
+from .arguments import VITP, DetectionSettings
 from .augmentation import Augmentation, Sample, targets
 from .data import ObjectImages
 from .one_stage import DETECTORS, check_settings, image_processor_for, on_backbone
@@ -39,38 +38,21 @@ class DetectionTrainingArguments(DetectionSettings, BaseConfig, TrainingArgument
 
     def __post_init__(self):
         super().__post_init__()
-        self.remove_unused_columns = False  # the ids of samples, for a step that fails
         if self.label_smoothing_factor:
             raise ValueError("label_smoothing_factor is for classes of images: leave it out.")
 
 
-class TrainingSamples(Dataset):
-    """Augmented samples for a model. An index is a pair, epoch and place: what it gives is random by these alone.
+class TrainingSamples(AugmentedSamples):
+    """Augmented items of [`~modeling_vitp.detection.data.ObjectImages`], without crowds."""
 
-    Args:
-        samples: see [`~modeling_vitp.detection.data.ObjectImages`]; crowds are left out.
-        image_processor: for mean and standard deviation.
-    """
-
-    def __init__(
-        self,
-        samples: ObjectImages,
-        augmentation: Augmentation,
-        image_processor: BaseImageProcessor,
-        seed: int,
-        is_oriented: bool,
-    ):
-        self.samples, self.augmentation, self.seed, self.is_oriented = samples, augmentation, seed, is_oriented
-        self.image_processor = image_processor
-
-    def __len__(self) -> int:
-        return len(self.samples)
+    def __init__(self, *args, is_oriented: bool):
+        super().__init__(*args)
+        self.is_oriented = is_oriented
 
     def __getitem__(self, index: tuple[int, int]) -> dict[str, Any]:
-        epoch, place = index
-        item = self.samples[place]
+        item, generator = self.sample(index)
         sample = Sample(item["image"], item["corners"], item["labels"], item.get("masks")).take(~item["crowd"])
-        sample = self.augmentation(sample, keyed_generator(self.seed, item["id"], epoch, "augmentation"))
+        sample = self.augmentation(sample, generator)
         pixels = normalized(sample.image, self.image_processor)
         return {"pixel_values": pixels, "labels": targets(sample, self.is_oriented), "id": item["id"]}
 
@@ -147,7 +129,9 @@ class DetectionTrainer(FineTuner, Trainer):
             right = [self.names.index(name) for name in args.right_angle_classes]
             augmentation = Augmentation(args.image_size, args.keep_ratio, flips, args.rotation, right)
             seed = args.seed if args.data_seed is None else args.data_seed
-            train_dataset = TrainingSamples(train_dataset, augmentation, image_processor, seed, task == "oriented")
+            train_dataset = TrainingSamples(
+                train_dataset, augmentation, image_processor, seed, is_oriented=task == "oriented"
+            )
         super().__init__(
             model,
             args,
@@ -162,12 +146,10 @@ class DetectionTrainer(FineTuner, Trainer):
     def _load_metrics(self, metric: str | None, options: dict[str, Any]) -> dict[str, evaluate.Metric]:
         """Metrics by what their names begin with."""
         name = metric or ("average_precision" if self.task == "oriented" else "coco_average_precision")
-        shared = {"num_labels": len(self.names), "num_process": self.args.world_size}
-        shared |= {"process_id": self.args.process_index, **options}
         if self.task != "instances":
-            return {"": evaluate.load(str(METRICS_FOLDER / name), **shared)}
-        masks = evaluate.load(str(METRICS_FOLDER / "coco_average_precision"), masks=True, **shared)
-        return {"box_": evaluate.load(str(METRICS_FOLDER / name), **shared), "mask_": masks}
+            return {"": self.load_metric(name, **options)}
+        masks = self.load_metric("coco_average_precision", masks=True, **options)
+        return {"box_": self.load_metric(name, **options), "mask_": masks}
 
     # Training
 
@@ -198,22 +180,11 @@ class DetectionTrainer(FineTuner, Trainer):
 
     # Evaluation
 
-    def draw_samples(self, samples: list[dict[str, Any]], path: Path) -> None:
+    def draw(
+        self, samples: list[dict[str, Any]], path: Path, maps: Sequence[np.ndarray] = (), is_test: bool = False
+    ) -> None:
         detections = [self.detect([sample["image"]], SHOWN)[0] for sample in samples]
-        maps = self.component_maps([[sample["image"]] for sample in samples], path.parent)
         draw_detections(samples, detections, self.names, path, maps, self.band_names)
-
-    def draw_results(self, samples: list[dict[str, Any]], path: Path) -> None:
-        detections = [self.detect([sample["image"]], SHOWN)[0] for sample in samples]
-        draw_detections(samples, detections, self.names, path, band_names=self.band_names)
-
-    def get_eval_dataloader(self, eval_dataset: Dataset | None = None) -> DataLoader:
-        """This process's part of the images, in lists of `per_device_eval_batch_size`."""
-        dataset, args = self.eval_dataset if eval_dataset is None else eval_dataset, self.args
-        mine = Subset(dataset, share(range(len(dataset)), args.world_size, args.process_index))
-        return DataLoader(
-            mine, args.per_device_eval_batch_size, collate_fn=list, num_workers=args.dataloader_num_workers
-        )
 
     @torch.no_grad()
     def detect(self, images: list[torch.Tensor], threshold: float = 0.0) -> list[dict[str, Any]]:
@@ -273,14 +244,14 @@ MODELS = {
 }
 
 
-def check_detector(task: str, args: DetectionModelArguments, do_train: bool, detector: str = VITP) -> None:
+def check_detector(task: str, args: BackboneArguments, do_train: bool, detector: str = VITP) -> None:
     """See [`~modeling_vitp.training.fine_tuning.check_start`]."""
     check_start(MODELS[task] if detector == VITP else DETECTORS[detector][0], args, do_train)
 
 
 def load_detector(
     task: str,
-    args: DetectionModelArguments,
+    args: BackboneArguments,
     names: list[str],
     settings: DetectionSettings,
     detector: str = VITP,
@@ -294,8 +265,8 @@ def load_detector(
     return load_on_backbone(model_class, args, names, build, image_size=settings.image_size)
 
 
-def load_image_processor(
-    args: DetectionModelArguments, settings: DetectionSettings, input_spec: dict | None, detector: str = VITP
+def load_detection_image_processor(
+    args: BackboneArguments, settings: DetectionSettings, input_spec: dict | None, detector: str = VITP
 ) -> BaseImageProcessor:
     """With the backbone's mean and standard deviation, the input spec of the data, and the size of training."""
     side = settings.image_size
@@ -304,6 +275,4 @@ def load_image_processor(
         return image_processor_for(detector, args.model_name_or_path, args.model_revision, side)
     size = {"max_height": side, "max_width": side} if settings.keep_ratio else {"height": side, "width": side}
     own = {"input_spec": input_spec, "do_resize": True, "size": size}
-    if args.model_name_or_path is None:
-        return ViTPDetectionImageProcessor(**own)
-    return ViTPDetectionImageProcessor.from_backbone(args.model_name_or_path, revision=args.model_revision, **own)
+    return load_image_processor(ViTPDetectionImageProcessor, args, **own)

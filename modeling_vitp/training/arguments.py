@@ -436,11 +436,17 @@ class BackboneArguments(StartArguments):
 
 
 @dataclass
-class LayerDecayArguments(Arguments):
-    """What [`~modeling_vitp.training.freezing.layer_decay_groups`] is called with."""
+class FineTuningSettings(RunArguments):
+    """Settings that all fine-tunings add to transformers' own; those of the layer-wise decay of the learning rate are
+    the arguments of [`~modeling_vitp.training.freezing.layer_decay_groups`].
+    """
 
-    limits = {"layer_decay": "(0, 1]"}
+    limits = {"layer_decay": "(0, 1]", "horizontal_flip": "[0, 1]", "vertical_flip": "[0, 1]"}
 
+    horizontal_flip: float = field(default=0.5, metadata={"help": "Probability of a horizontal flip."})
+    vertical_flip: float = field(default=0.0, metadata={"help": "Probability of a vertical flip."})
+    do_train: bool = field(default=True, metadata={"help": "Whether to train, or only to score and to draw."})
+    remove_unused_columns: bool = field(default=False, metadata={"help": "There are none."})
     layer_decay: float = field(
         default=0.9,
         metadata={"help": "The learning rate of a layer of the ViT is this times that of the next one. 1: no decay."},
@@ -456,6 +462,10 @@ class LayerDecayArguments(Arguments):
         default=False,
         metadata={"help": "Whether position embeddings have weight decay, as in the authors' release."},
     )
+
+    def __post_init__(self):
+        super().__post_init__()
+        self.remove_unused_columns = False  # a step that fails is named by the ids of its samples
 
     def layer_decay_settings(self) -> dict[str, float | bool | None]:
         """Return the settings for the record of a run; `None` for an option that is off."""
@@ -484,11 +494,17 @@ class SplitArguments(Arguments):
     )
     test_split: str | None = field(default=None, metadata={"help": "What is scored once, at the end; '' for nothing."})
     num_pictures: int = field(default=4, metadata={"help": "Samples in the picture of predictions."})
+    plugins: list[str] = field(
+        default_factory=list,
+        metadata={"help": "Python files that register decode heads or annotation formats, see tests/README.md."},
+    )
 
     def __post_init__(self):
         super().__post_init__()
         self.eval_split, self.test_split = self.eval_split or None, self.test_split or None
         if self.data_root is not None:
             self.data = {**(self.data or {}), "root": self.data_root}
+        if self.data is None:
+            raise ValueError("Give `data` in the configuration: what is trained on.")
         if self.test_split is not None and self.test_split in {*self.train_splits, self.eval_split}:
             raise ValueError(f"Split {self.test_split!r} is the test's; it may not be trained or selected on.")

@@ -6,28 +6,58 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
+import evaluate
 import numpy as np
 import torch
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Dataset, Subset
 from torchvision.transforms.v2 import functional as F
-from transformers import PreTrainedConfig, PreTrainedModel
+from transformers import BaseImageProcessor, PreTrainedConfig, PreTrainedModel
 from transformers.trainer_utils import EvalLoopOutput
 
 from ..bands import check_same_bands
 from ..configuration_vitp import ViTPVisionConfig
 from ..convert.tensor_files import check_finite
 from ..input_spec import InputSpec
+from ..metrics.report import metric_path
 from ..modeling_vitp import ViTPVisionModel
 from ..modeling_vitp_backbone import ViTPMultiScaleBackbone
 from ..modeling_vitp_multi_scale import NECKS
+from ..vrl import keyed_generator
 from .arguments import StartArguments
 from .base_trainer import BaseTrainer
+from .batching import share
 from .callbacks import choose, component_colors
 from .freezing import layer_decay_groups
 from .loading import check_config
 from .resume_config import free_settings
 
 logger = logging.getLogger(__name__)
+
+
+class AugmentedSamples(Dataset):
+    """Base of the training data sets of the tasks: samples that are augmented for a model.
+
+    An index is a pair, epoch and place. An item is random by these and the seed alone. A subclass gives `__getitem__`.
+
+    Args:
+        samples: data set of a task, whose items have an `id`.
+        augmentation: of the task.
+        image_processor: for mean and standard deviation.
+        seed: of the draws.
+    """
+
+    def __init__(self, samples: Dataset, augmentation: Callable, image_processor: BaseImageProcessor, seed: int):
+        self.samples, self.augmentation = samples, augmentation
+        self.image_processor, self.seed = image_processor, seed
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    def sample(self, index: tuple[int, int]) -> tuple[dict[str, Any], torch.Generator]:
+        """Return a sample and the generator of its augmentation."""
+        epoch, place = index
+        sample = self.samples[place]
+        return sample, keyed_generator(self.seed, sample["id"], epoch, "augmentation")
 
 
 class FineTuner(BaseTrainer):
@@ -37,11 +67,15 @@ class FineTuner(BaseTrainer):
     Attributes:
         fixed, free: names of arguments of the trainer's own, see [`run_settings`].
         counted: what scores are of, for the word on those that are of nothing.
+        scored_with: names of arguments that the scores depend on, which are recorded.
+        evaluates_one_by_one: whether a batch of the evaluation is one sample, or a list of them.
     """
 
     fixed: ClassVar[tuple[str, ...]] = ()
     free: ClassVar[tuple[str, ...]] = ()
     counted: ClassVar[str]
+    scored_with: ClassVar[tuple[str, ...]] = ()
+    evaluates_one_by_one: ClassVar[bool] = False
 
     def __init__(self, *args: Any, **kwargs: Any):
         super().__init__(*args, **kwargs)
@@ -68,9 +102,52 @@ class FineTuner(BaseTrainer):
     def watched_samples(self, number: int) -> list:
         return choose(self.eval_dataset or self.train_dataset.samples, number, self.data_seed)
 
+    def draw(self, samples: list, path: Path, maps: Sequence[np.ndarray] = (), is_test: bool = False) -> None:
+        """Draw predictions as a PNG.
+
+        Args:
+            samples: items of the data set.
+            path: of the PNG.
+            maps: [`component_maps`] of the samples, if they are to be shown.
+            is_test: whether the model predicts as on the test.
+        """
+        raise NotImplementedError
+
+    def draw_samples(self, samples: list, path: Path) -> None:
+        images = [sample.get("images") or [sample["image"]] for sample in samples]
+        self.draw(samples, path, self.component_maps(images, path.parent))
+
     def draw_results(self, samples: list, path: Path) -> None:
         """Draw what the model predicts where it is scored, as a PNG."""
-        raise NotImplementedError
+        self.draw(samples, path, is_test=True)
+
+    def scoring_settings(self) -> dict[str, Any]:
+        """Return the settings that the scores depend on, for the record of the run."""
+        return {name: getattr(self.args, name) for name in self.scored_with}
+
+    def record(
+        self,
+        argv: Sequence[str] | None,
+        sources: Sequence[str | None],
+        data: list[dict[str, Any]],
+        evaluated_on: dict[str, Any] | None,
+    ) -> None:
+        settings = self.scoring_settings()
+        if evaluated_on and settings:
+            evaluated_on = evaluated_on | {"scored_with": settings}
+        super().record(argv, sources, data, evaluated_on)
+
+    def load_metric(self, name: str, **settings: Any) -> evaluate.Metric:
+        """Load a metric for the classes and processes of the run, see [`~modeling_vitp.metrics.report.metric_path`]."""
+        processes = {"num_process": self.args.world_size, "process_id": self.args.process_index}
+        return evaluate.load(metric_path(name), num_labels=len(self.names), **processes, **settings)
+
+    def get_eval_dataloader(self, eval_dataset: Dataset | None = None) -> DataLoader:
+        """Return the samples that this process evaluates; their sizes differ."""
+        dataset, args = self.eval_dataset if eval_dataset is None else eval_dataset, self.args
+        mine = Subset(dataset, share(range(len(dataset)), args.world_size, args.process_index))
+        batches = (None, None) if self.evaluates_one_by_one else (args.per_device_eval_batch_size, list)
+        return DataLoader(mine, batches[0], collate_fn=batches[1], num_workers=args.dataloader_num_workers)
 
     def component_maps(self, images: Sequence[Sequence[torch.Tensor]], folder: Path) -> list[np.ndarray]:
         """Principal components of the ViT's features as colors, see
@@ -226,3 +303,12 @@ def load_on_backbone(
     check_same_bands(name, model.config.backbone_config.band_names, "data: input_spec", band_names)
     check_finite(model.state_dict(), name)
     return model
+
+
+def load_image_processor(
+    image_processor_class: type[BaseImageProcessor], args: StartArguments, **settings: Any
+) -> BaseImageProcessor:
+    """Return an image processor with the mean and standard deviation of the start."""
+    if args.model_name_or_path is None:
+        return image_processor_class(**settings)
+    return image_processor_class.from_backbone(args.model_name_or_path, revision=args.model_revision, **settings)

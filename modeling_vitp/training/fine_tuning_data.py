@@ -6,16 +6,17 @@ import hashlib
 import io
 import logging
 import re
-from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import MISSING, dataclass, fields
+from collections.abc import Callable, Collection, Hashable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import MISSING, dataclass, field, fields
 from pathlib import Path
-from typing import Any, BinaryIO, Self, get_type_hints
+from typing import Any, BinaryIO, ClassVar, Self, get_type_hints
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import torch
 from datasets import Dataset
+from torch.utils.data import ConcatDataset
 from torchvision.transforms import v2
 
 from ..cards.record import public_name
@@ -24,6 +25,7 @@ from ..images.volumes import files_of
 from ..instructions.rows import content_of
 from .arguments import check_type
 
+logger = logging.getLogger(__name__)
 CASES = ("patient", "case")  # fields by which files belong together
 FIELD = re.compile(r"\{(?P<field>\w+)(?::(?P<form>[^{}]+))?\}")
 PIECE = 1 << 16  # bytes at the beginning, in the middle and at the end, by which large files are told apart first
@@ -334,11 +336,45 @@ def is_of_one_color(image: StoredImage) -> bool:
     return bool((pixels == pixels[0]).all())
 
 
-logger = logging.getLogger(__name__)
+def parts_of(samples: torch.utils.data.Dataset) -> list[torch.utils.data.Dataset]:
+    """Return the splits that samples consist of."""
+    return list(samples.datasets) if isinstance(samples, ConcatDataset) else [samples]
 
 
+@dataclass(kw_only=True)
 class DataSettings:
-    """Base of dataclasses with `root`, a folder of files, or `dataset_name`, of the Hub."""
+    """Base of the `data` of a configuration of fine-tuning. A subclass gives `_open` and `check_disjoint`.
+
+    Args:
+        root: the folder of files.
+        dataset_name: instead of `root`, a data set of the Hub, or a folder, that `datasets.load_dataset` opens.
+        dataset_config: its configuration.
+        splits: by name.
+        columns: names of the columns of rows.
+        input_spec: how images that are not 8-bit RGB are read, see [`~modeling_vitp.InputSpec`].
+        allow_shared_images: whether splits may hold the same image under different names, or, by the tags of DICOM, the
+            same patient, with a warning.
+
+    Attributes:
+        choices: values by name of the setting.
+    """
+
+    choices: ClassVar[dict[str, Collection[str]]] = {}
+
+    root: str | None = None
+    dataset_name: str | None = None
+    dataset_config: str | None = None
+    splits: Mapping[str, Mapping | str] = field(default_factory=dict)
+    columns: Mapping[str, str | Sequence[str]] | None = None
+    input_spec: dict | None = None
+    allow_shared_images: bool = False
+
+    def __post_init__(self):
+        if (self.root is None) == (self.dataset_name is None):
+            raise ValueError("data: give either `root`, a folder of files, or `dataset_name`.")
+        for name, known in self.choices.items():
+            if getattr(self, name) not in (*known, None):
+                raise ValueError(f"data: {name}={getattr(self, name)!r} is none of {', '.join(known)}.")
 
     @classmethod
     def from_dict(cls, settings: Mapping[str, Any]) -> Self:
@@ -359,6 +395,34 @@ class DataSettings:
             check_type(f"data: {name}", value, types[name])
         return cls(**settings)
 
+    def open(self, names: Sequence[str], *args: Any) -> torch.utils.data.Dataset:
+        """Return the samples of one or several splits.
+
+        Raises:
+            ValueError: if none is named, there is no such split, or something in it is not as it should be.
+        """
+        if not names:
+            raise ValueError(f"No split is named, of {sorted(self.splits)}.")
+        parts = [self.open_split(name, *args) for name in names]
+        return parts[0] if len(parts) == 1 else self._join(parts)
+
+    def open_split(self, name: str, *args: Any) -> torch.utils.data.Dataset:
+        try:
+            return self._open(name, *args)
+        except OSError as error:
+            raise ValueError(f"Split {name!r} cannot be opened: {error}.") from error
+
+    def _open(self, name: str, *args: Any) -> torch.utils.data.Dataset:
+        raise NotImplementedError
+
+    def _join(self, parts: list[torch.utils.data.Dataset]) -> torch.utils.data.Dataset:
+        return ConcatDataset(parts)
+
+    def split_settings(self, name: str) -> Mapping | str:
+        if name not in self.splits:
+            raise ValueError(f"There is no split {name!r} in the configuration, only {sorted(self.splits)}.")
+        return self.splits[name]
+
     def describe(
         self, train_splits: Sequence[str], eval_split: str | None, test_split: str | None
     ) -> tuple[list[dict[str, str]], dict[str, Any]]:
@@ -373,6 +437,16 @@ class DataSettings:
         settings = {item.name: getattr(self, item.name) for item in fields(self) if item.init}
         settings = {key: value for key, value in settings.items() if value not in (None, {})}
         return trained_on, {"name": name, "eval": eval_split, "test": test_split, **on_hub, "data": settings}
+
+    def check_files(self, samples: Mapping[str, list[FileSample]]) -> None:
+        """Raise a `ValueError` if two splits share a file, a patient or case, or an image under other names."""
+        check_disjoint(samples)
+        self.check_shared(check_patients, samples)
+        self.check_shared(check_no_shared_images, images_of_files(samples))
+
+    def check_rows(self, rows: Mapping[str, tuple[Dataset, Sequence[str]]]) -> None:
+        """Raise a `ValueError` if two splits share an image, see [`images_of_rows`]."""
+        self.check_shared(check_no_shared_images, images_of_rows(rows))
 
     def check_shared(self, check: Callable[[Any], None], images: Any) -> None:
         """Run a check of images that splits share; with `allow_shared_images` its error is a warning."""

@@ -124,6 +124,35 @@ def evaluate(trainer: BaseTrainer, metrics: dict[str, Any], name: str, samples: 
         save_metrics(trainer, metrics)
 
 
+def fine_tune(
+    trainer: BaseTrainer,
+    eval_dataset: Dataset | None,
+    test_dataset: Dataset | None,
+    num_pictures: int = 0,
+    submit: Callable[[], None] | None = None,
+    score_controls: Callable[[], dict[str, float]] | None = None,
+    **counted: Any,
+) -> int:
+    """Train, score both splits, and finish the run, see [`train`], [`evaluate`], [`finish`] and [`report`].
+
+    Args:
+        score_controls: further scores on the test split.
+
+    Returns:
+        The exit status.
+    """
+    metrics = train(trainer, **counted)
+    evaluate(trainer, metrics, "eval", eval_dataset)
+    evaluate(trainer, metrics, "test", test_dataset)
+    if score_controls is not None:
+        metrics["test"] |= score_controls()
+    if not trainer.is_world_process_zero():
+        return 0
+    status = finish(trainer, test_dataset or eval_dataset, num_pictures, submit)
+    save_metrics(trainer, metrics)
+    return report(metrics, Path(trainer.args.output_dir)) or status
+
+
 def save_metrics(trainer: BaseTrainer, metrics: dict[str, Any]) -> None:
     """Write `metrics.json`, in one process."""
     if trainer.is_world_process_zero():

@@ -103,7 +103,7 @@ def test_series_of_dicom_are_volumes_and_know_their_spacing(tmp_path):
     affine[:3, 3] = [20, 30 - 5 * 0.5, 5]
     nibabel.save(nibabel.Nifti1Image(labels[:, ::-1].transpose(2, 1, 0), affine), tmp_path / "ann" / "liver.nii.gz")
     splits = {"train": {"image": "{patient}/ct", "mask": "{patient}/liver.nii.gz"}}
-    data = DenseData(TWO, splits, str(tmp_path), volumes={"window": [-160, 240]})
+    data = DenseData(classes=TWO, splits=splits, root=str(tmp_path), volumes={"window": [-160, 240]})
     assert data.image_spec == {"window": [-160, 240]}
     samples = data.open(["train"])
     expected = np.round(255 * np.clip((values + 160) / 400, 0, 1))
@@ -115,7 +115,8 @@ def test_series_of_dicom_are_volumes_and_know_their_spacing(tmp_path):
 
 def check(root, pattern="{split}/{name}", **settings):
     splits = {split: {"image": pattern.replace("{split}", split)} for split in ("train", "test")}
-    DenseData(TWO, splits, str(root), volumes={"window": [0, 1]}, **settings).check_disjoint(["train", "test"])
+    data = DenseData(classes=TWO, splits=splits, root=str(root), volumes={"window": [0, 1]}, **settings)
+    data.check_disjoint(["train", "test"])
 
 
 def test_a_case_in_two_splits_is_named(tmp_path, caplog):

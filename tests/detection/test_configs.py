@@ -4,8 +4,9 @@ import pytest
 import yaml
 from paths import CONFIGS
 
-from modeling_vitp.detection.arguments import DetectionArguments, DetectionModelArguments, DetectionSettings
+from modeling_vitp.detection.arguments import DetectionArguments, DetectionSettings
 from modeling_vitp.detection.data import DetectionData
+from modeling_vitp.training.arguments import BackboneArguments
 from modeling_vitp.training.command_line import parse
 
 # Classes, task, learning rate, decay and epochs of the published models.
@@ -20,7 +21,7 @@ PUBLISHED = {
 WHOLE = [
     "modeling_vitp.detection.arguments.DetectionArguments",
     "modeling_vitp.detection.trainer.DetectionTrainingArguments",
-    "modeling_vitp.detection.arguments.DetectionModelArguments",
+    "modeling_vitp.training.arguments.BackboneArguments",
 ]
 
 
@@ -28,7 +29,7 @@ WHOLE = [
 def test_a_configuration_says_what_is_published_and_is_read_whole(name, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)  # where the backbone is that it starts from
     (tmp_path / "outputs/remote_sensing_paper/backbone").mkdir(parents=True)
-    own = DetectionArguments, DetectionSettings, DetectionModelArguments
+    own = DetectionArguments, DetectionSettings, BackboneArguments
     words = ["--config", str(CONFIGS / f"{name}.yaml"), "--output_dir", str(tmp_path)]
     args, settings, _ = parse(words, "", own, WHOLE, ["transformers.training_args"])
     data = DetectionData.from_dict(args.data)

@@ -10,29 +10,25 @@ import yaml
 from fuzzing import limits, mutate, one_input
 from paths import CONFIGS
 
-from modeling_vitp.classification.arguments import (
-    ClassificationArguments,
-    ClassificationModelArguments,
-    ClassificationSettings,
-)
+from modeling_vitp.classification.arguments import ClassificationArguments, ClassificationSettings
 from modeling_vitp.classification.data import ClassificationData
 from modeling_vitp.command.errors import WrongArguments
-from modeling_vitp.dense.arguments import DenseModelArguments, DenseSettings, FinetuneArguments
+from modeling_vitp.dense.arguments import DenseArguments, DenseSettings
 from modeling_vitp.dense.data import DenseData
-from modeling_vitp.detection.arguments import TASKS, DetectionArguments, DetectionModelArguments, DetectionSettings
+from modeling_vitp.detection.arguments import TASKS, DetectionArguments, DetectionSettings
 from modeling_vitp.detection.data import DetectionData
 from modeling_vitp.evaluation.arguments import RobustnessArguments
 from modeling_vitp.probing.arguments import ProbeArguments
 from modeling_vitp.recipes.experiments.arguments import ExperimentArguments
-from modeling_vitp.training.arguments import PretrainArguments, VRLArguments
+from modeling_vitp.training.arguments import BackboneArguments, PretrainArguments, StartArguments, VRLArguments
 from modeling_vitp.training.command_line import parse
 
 pytestmark = pytest.mark.slow
 CLASSES = {
     "pretrain": (PretrainArguments, VRLArguments),
-    "finetune": (FinetuneArguments, DenseSettings, DenseModelArguments),
-    "classification": (ClassificationArguments, ClassificationSettings, ClassificationModelArguments),
-    "detection": (DetectionArguments, DetectionSettings, DetectionModelArguments),
+    "finetune": (DenseArguments, DenseSettings, BackboneArguments),
+    "classification": (ClassificationArguments, ClassificationSettings, StartArguments),
+    "detection": (DetectionArguments, DetectionSettings, BackboneArguments),
     "probe": (ProbeArguments,),
     "experiment": (ExperimentArguments,),
     "robustness": (RobustnessArguments,),

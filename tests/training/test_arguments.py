@@ -11,7 +11,7 @@ from transformers import TrainingArguments
 
 from modeling_vitp import ViTPTrainingConfig
 from modeling_vitp.command.errors import WrongArguments
-from modeling_vitp.dense.arguments import DenseModelArguments, FinetuneArguments
+from modeling_vitp.dense.arguments import DenseArguments
 from modeling_vitp.dense.trainer import DenseTrainingArguments
 from modeling_vitp.detection.arguments import DetectionArguments
 from modeling_vitp.detection.trainer import DetectionTrainingArguments
@@ -19,7 +19,7 @@ from modeling_vitp.probing.arguments import ProbeArguments
 from modeling_vitp.recipes import make_instructions, predict_large, validate_data
 from modeling_vitp.recipes.benchmarks import benchmark, benchmark_loader
 from modeling_vitp.recipes.experiments.arguments import ExperimentArguments, FinetuningPlan
-from modeling_vitp.training.arguments import Arguments, PretrainArguments, check_type, check_within
+from modeling_vitp.training.arguments import Arguments, BackboneArguments, PretrainArguments, check_type, check_within
 
 ENDS = {"[": lambda x, a: x >= a, "(": lambda x, a: x > a, "]": lambda x, a: x <= a, ")": lambda x, a: x < a}
 
@@ -134,12 +134,12 @@ MEANINGLESS = [
     (DenseTrainingArguments, {}, {"window": 0}),
     (DenseTrainingArguments, {}, {"stride": -1}),
     (DenseTrainingArguments, {}, {"test_scales": []}),
-    (DenseModelArguments, {}, {"neck": "giraffe"}),
-    (DenseModelArguments, {}, {"drop_path_rate": -0.1}),
-    (FinetuneArguments, {"data": {}}, {"metric": "vibes"}),
-    (FinetuneArguments, {"data": {}}, {"num_pictures": -1}),
-    (FinetuneArguments, {"data": {}}, {"class_weights": ["1", "-2"]}),
-    (FinetuneArguments, {"data": {}}, {"class_weights": ["heavy"]}),
+    (BackboneArguments, {}, {"neck": "giraffe"}),
+    (BackboneArguments, {}, {"drop_path_rate": -0.1}),
+    (DenseArguments, {"data": {}}, {"metric": "vibes"}),
+    (DenseArguments, {"data": {}}, {"num_pictures": -1}),
+    (DenseArguments, {"data": {}}, {"class_weights": ["1", "-2"]}),
+    (DenseArguments, {"data": {}}, {"class_weights": ["heavy"]}),
     (ProbeArguments, PROBE, {"shots": [0]}),
     (ProbeArguments, PROBE, {"shares": [1.5]}),
     (ProbeArguments, PROBE, {"test_share": 1.0}),

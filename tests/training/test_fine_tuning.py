@@ -16,7 +16,7 @@ from modeling_vitp import (
     ViTPSegmentationImageProcessor,
 )
 from modeling_vitp.classification.arguments import ClassificationArguments
-from modeling_vitp.dense.arguments import FinetuneArguments
+from modeling_vitp.dense.arguments import DenseArguments
 from modeling_vitp.dense.data import DenseData
 from modeling_vitp.dense.trainer import DenseTrainer, DenseTrainingArguments
 from modeling_vitp.detection.arguments import DetectionArguments
@@ -96,7 +96,7 @@ def test_failing_submission_is_the_status(tmp_path):
     assert results.finish(trainer, None, 4, lambda: 1 / 0) == 1
 
 
-@pytest.mark.parametrize("arguments", [FinetuneArguments, DetectionArguments, ClassificationArguments])
+@pytest.mark.parametrize("arguments", [DenseArguments, DetectionArguments, ClassificationArguments])
 def test_split_arguments_are_alike(arguments):
     args = arguments(data={"a": 1}, data_root="there", eval_split="", test_split="")
     assert (args.eval_split, args.test_split, args.data) == (None, None, {"a": 1, "root": "there"})
