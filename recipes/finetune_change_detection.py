@@ -10,7 +10,7 @@ from modeling_vitp.recipes import finetune_segmentation
 
 
 def main(argv: list[str] | None = None) -> int:
-    return finetune_segmentation.main(argv, "ViTPForChangeDetection", "change_detection", __doc__)
+    return finetune_segmentation.main(argv, "vitp_change_detection", __doc__)
 
 
 if __name__ == "__main__":

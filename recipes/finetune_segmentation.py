@@ -23,8 +23,7 @@ INHERITED = ("transformers.training_args",)
 
 def main(
     argv: list[str] | None = None,
-    model_class: str = "ViTPForSemanticSegmentation",
-    metric: str = "mean_iou",
+    model_type: str = "vitp_segmentation",
     description: str = __doc__,
 ) -> int:
     own = DenseArguments, DenseSettings, BackboneArguments
@@ -32,7 +31,8 @@ def main(
 
     from transformers import set_seed
 
-    import modeling_vitp
+    from modeling_vitp import ViTPSegmentationImageProcessor
+    from modeling_vitp.auto.registry import find_model
     from modeling_vitp.dense.data import DenseData, weigh_classes
     from modeling_vitp.dense.prediction import write_submission
     from modeling_vitp.dense.trainer import DenseTrainer, check_dense_start, load_dense_model
@@ -40,9 +40,9 @@ def main(
     from modeling_vitp.training.checkpointing import check_free
     from modeling_vitp.training.fine_tuning import load_image_processor
 
-    model_class = getattr(modeling_vitp, model_class)
+    entry = find_model(model_type)
     load_plugins(args.plugins)
-    check_dense_start(model_class, model_args, training_args.do_train)
+    check_dense_start(entry.model_class, model_args, training_args.do_train)
     check_free(training_args.output_dir)
     set_seed(training_args.seed)
     data = DenseData.from_dict(args.data)
@@ -56,17 +56,15 @@ def main(
     if train_dataset is not None:
         workers = training_args.dataloader_num_workers
         pixels, weights = weigh_classes(train_dataset, data.encoding.names, weights, workers)
-    model = load_dense_model(model_class, model_args, data.encoding.names, weights, data.image_spec)
+    model = load_dense_model(entry.model_class, model_args, data.encoding.names, weights, data.image_spec)
     trainer = DenseTrainer(
         model,
         training_args,
         data.encoding,
-        args.metric or metric,
+        args.metric or entry.metric,
         train_dataset=train_dataset,
         eval_dataset=eval_dataset,
-        processing_class=load_image_processor(
-            modeling_vitp.ViTPSegmentationImageProcessor, model_args, input_spec=data.image_spec
-        ),
+        processing_class=load_image_processor(ViTPSegmentationImageProcessor, model_args, input_spec=data.image_spec),
     )
     if train_dataset is not None:
         described = data.describe(args.train_splits, args.eval_split, args.test_split)

@@ -146,9 +146,7 @@ class DenseTrainer(FineTuner, Trainer):
             processing_class=image_processor,
             **kwargs,
         )
-        self.metric = self.load_metric(metric, ignore_index=IGNORE_INDEX)
-        if not isinstance(self.metric, PixelMetric):
-            raise ValueError(f"metric={metric!r} does not score maps: it must be a subclass of PixelMetric.")
+        self.metric = self.load_metric(metric, PixelMetric, ignore_index=IGNORE_INDEX)
         self.metric.set_names(self.names)
         surfaces = self.metric.surface_metric
         self.surfaces = None

@@ -3,12 +3,12 @@
 from dataclasses import dataclass, field
 
 from ..command.paths import find_data
+from ..metrics.report import metric_path
 from ..training.arguments import FineTuningSettings, SplitArguments
 
 TASKS = ("horizontal", "oriented", "instances")
 VITP = "vitp"
 DETECTORS = (VITP, "rt_detr_v2", "d_fine", "deformable_detr")
-METRICS = ("average_precision", "coco_average_precision")
 
 
 @dataclass
@@ -64,7 +64,7 @@ class DetectionArguments(SplitArguments):
     """What is trained on, and what is scored."""
 
     limits = {"empty_share": "[0, 1]"}
-    choices = {"task": TASKS, "detector": DETECTORS, "metric": METRICS}
+    choices = {"task": TASKS, "detector": DETECTORS}
 
     task: str = field(
         default="horizontal", metadata={"help": "'horizontal' or 'oriented' boxes, or 'instances': boxes with masks."}
@@ -90,8 +90,8 @@ class DetectionArguments(SplitArguments):
     metric: str | None = field(
         default=None,
         metadata={
-            "help": "Folder of modeling_vitp/metrics: average_precision (Pascal VOC's and DOTA's, for oriented boxes "
-            "if not given) or coco_average_precision (for the others)."
+            "help": "average_precision (Pascal VOC's and DOTA's, by default for oriented boxes), "
+            "coco_average_precision (by default for the others), or the path of a Python file with a metric."
         },
     )
     metric_options: dict | str | None = field(
@@ -104,6 +104,8 @@ class DetectionArguments(SplitArguments):
 
     def __post_init__(self):
         super().__post_init__()
+        if self.metric is not None:
+            metric_path(self.metric)
         if self.detector != VITP and self.task != "horizontal":
             raise ValueError(f"detector={self.detector!r} is for task: horizontal; task: {self.task} needs {VITP!r}.")
         if isinstance(self.data.get("dataset_name"), str):

@@ -15,6 +15,7 @@ from transformers import BaseImageProcessor, PreTrainedModel, Trainer, TrainingA
 from ..image_processing_vitp import InputSpecImageProcessor
 from ..image_processing_vitp_detection import ViTPDetectionImageProcessor
 from ..images.pixels import normalized
+from ..metrics.box_metrics import BoxMetric
 from ..metrics.report import name_classes
 from ..modeling_vitp_detection import (
     ViTPForInstanceSegmentation,
@@ -45,8 +46,15 @@ class DetectionTrainingArguments(DetectionSettings, BaseConfig, TrainingArgument
 class TrainingSamples(AugmentedSamples):
     """Augmented items of [`~modeling_vitp.detection.data.ObjectImages`], without crowds."""
 
-    def __init__(self, *args, is_oriented: bool):
-        super().__init__(*args)
+    def __init__(
+        self,
+        samples: ObjectImages,
+        augmentation: Augmentation,
+        image_processor: BaseImageProcessor,
+        seed: int,
+        is_oriented: bool,
+    ):
+        super().__init__(samples, augmentation, image_processor, seed)
         self.is_oriented = is_oriented
 
     def __getitem__(self, index: tuple[int, int]) -> dict[str, Any]:
@@ -85,11 +93,12 @@ class DetectionTrainer(FineTuner, Trainer):
     - evaluation scores images at their own size, each process a part of them.
 
     Args:
-        model: one of [`~modeling_vitp.detection.trainer.MODELS`], or for horizontal boxes one of
+        model: one of [`~modeling_vitp.detection.trainer.TASK_MODELS`], or for horizontal boxes one of
             [`~modeling_vitp.detection.one_stage.DETECTORS`].
         args: [`DetectionTrainingArguments`].
         task: `"horizontal"`, `"oriented"` or `"instances"`.
-        metric: folder of `modeling_vitp/metrics`, and its settings: `metric_options`.
+        metric: a folder of `modeling_vitp/metrics` by its name, or the path of a file; by default that of the task.
+        metric_options: settings of the metric.
         train_dataset, eval_dataset: see [`~modeling_vitp.detection.data.ObjectImages`].
         processing_class: the image processor, which also has the size that images are brought to.
     """
@@ -129,9 +138,7 @@ class DetectionTrainer(FineTuner, Trainer):
             right = [self.names.index(name) for name in args.right_angle_classes]
             augmentation = Augmentation(args.image_size, args.keep_ratio, flips, args.rotation, right)
             seed = args.seed if args.data_seed is None else args.data_seed
-            train_dataset = TrainingSamples(
-                train_dataset, augmentation, image_processor, seed, is_oriented=task == "oriented"
-            )
+            train_dataset = TrainingSamples(train_dataset, augmentation, image_processor, seed, task == "oriented")
         super().__init__(
             model,
             args,
@@ -147,9 +154,9 @@ class DetectionTrainer(FineTuner, Trainer):
         """Metrics by what their names begin with."""
         name = metric or ("average_precision" if self.task == "oriented" else "coco_average_precision")
         if self.task != "instances":
-            return {"": self.load_metric(name, **options)}
+            return {"": self.load_metric(name, BoxMetric, **options)}
         masks = self.load_metric("coco_average_precision", masks=True, **options)
-        return {"box_": self.load_metric(name, **options), "mask_": masks}
+        return {"box_": self.load_metric(name, BoxMetric, **options), "mask_": masks}
 
     # Training
 
@@ -237,7 +244,7 @@ def reference(item: dict[str, Any], task: str) -> dict[str, torch.Tensor]:
     return found | {"area": torch.where(item["area"].isnan(), own.double(), item["area"])}
 
 
-MODELS = {
+TASK_MODELS = {
     "horizontal": ViTPForObjectDetection,
     "oriented": ViTPForOrientedObjectDetection,
     "instances": ViTPForInstanceSegmentation,
@@ -246,7 +253,7 @@ MODELS = {
 
 def check_detector(task: str, args: BackboneArguments, do_train: bool, detector: str = VITP) -> None:
     """See [`~modeling_vitp.training.fine_tuning.check_start`]."""
-    check_start(MODELS[task] if detector == VITP else DETECTORS[detector][0], args, do_train)
+    check_start(TASK_MODELS[task] if detector == VITP else DETECTORS[detector][0], args, do_train)
 
 
 def load_detector(
@@ -259,7 +266,7 @@ def load_detector(
 ) -> PreTrainedModel:
     """See [`~modeling_vitp.training.fine_tuning.load_on_backbone`]; positions are resampled to the image size."""
     if detector == VITP:
-        return load_on_backbone(MODELS[task], args, names, input_spec=input_spec, image_size=settings.image_size)
+        return load_on_backbone(TASK_MODELS[task], args, names, input_spec=input_spec, image_size=settings.image_size)
     model_class, _ = DETECTORS[detector]
     build = partial(on_backbone, model_class)
     return load_on_backbone(model_class, args, names, build, image_size=settings.image_size)

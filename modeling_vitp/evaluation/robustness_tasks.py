@@ -16,13 +16,16 @@ from ..classification.data import ClassificationData
 from ..convert.tensor_files import check_finite
 from ..dense import arguments as dense
 from ..dense.data import DenseData, MaskedImages
-from ..dense.trainer import DenseTrainer, DenseTrainingArguments, files_or_rows, load_image_processor
+from ..dense.trainer import DenseTrainer, DenseTrainingArguments, files_or_rows
 from ..image_processing_vitp import ViTPImageProcessor
+from ..image_processing_vitp_dense import ViTPSegmentationImageProcessor
 from ..images.corruptions import CorruptedImages
 from ..images.large import weights_digest
 from ..input_spec import InputSpec
 from ..metrics.report import metric_path
 from ..modeling_vitp_classification import ViTPForImageClassification
+from ..training.arguments import BackboneArguments
+from ..training.fine_tuning import load_image_processor
 from ..training.fingerprint import fingerprint_data
 from .arguments import RobustnessArguments
 
@@ -166,7 +169,8 @@ class DenseTask(RobustnessTask):
     def trainer(self) -> DenseTrainer:
         model = self.model_class.from_pretrained(self.name)
         check_finite(model.state_dict(), self.name)
-        processor = load_image_processor(dense.DenseModelArguments(model_name_or_path=self.name), self.image_spec)
+        start = BackboneArguments(model_name_or_path=self.name)
+        processor = load_image_processor(ViTPSegmentationImageProcessor, start, input_spec=self.image_spec)
         trainer = DenseTrainer(model, self.args, self.encoding, self.metric, processing_class=processor)
         if isinstance(self.samples, Subset):
             trainer.surfaces = None  # they are of whole volumes

@@ -18,6 +18,7 @@ from ..bands import check_same_bands
 from ..configuration_vitp import ViTPVisionConfig
 from ..convert.tensor_files import check_finite
 from ..input_spec import InputSpec
+from ..metrics.base import DistributedMetric
 from ..metrics.report import metric_path
 from ..modeling_vitp import ViTPVisionModel
 from ..modeling_vitp_backbone import ViTPMultiScaleBackbone
@@ -137,10 +138,17 @@ class FineTuner(BaseTrainer):
             evaluated_on = evaluated_on | {"scored_with": settings}
         super().record(argv, sources, data, evaluated_on)
 
-    def load_metric(self, name: str, **settings: Any) -> evaluate.Metric:
-        """Load a metric for the classes and processes of the run, see [`~modeling_vitp.metrics.report.metric_path`]."""
+    def load_metric(self, name: str, base: type = DistributedMetric, **settings: Any) -> evaluate.Metric:
+        """Load a metric for the classes and processes of the run, see [`~modeling_vitp.metrics.report.metric_path`].
+
+        Raises:
+            ValueError: if the metric is not a subclass of `base`.
+        """
         processes = {"num_process": self.args.world_size, "process_id": self.args.process_index}
-        return evaluate.load(metric_path(name), num_labels=len(self.names), **processes, **settings)
+        metric = evaluate.load(metric_path(name), num_labels=len(self.names), **processes, **settings)
+        if not isinstance(metric, base):
+            raise ValueError(f"metric={name!r} cannot score this task. Expected a subclass of {base.__name__}.")
+        return metric
 
     def get_eval_dataloader(self, eval_dataset: Dataset | None = None) -> DataLoader:
         """Return the samples that this process evaluates; their sizes differ."""

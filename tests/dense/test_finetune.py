@@ -27,7 +27,7 @@ from modeling_vitp.dense.data import DenseData
 from modeling_vitp.images.pixels import normalized
 from modeling_vitp.recipes.finetune_segmentation import main
 
-CHANGE = {"model_class": "ViTPForChangeDetection", "metric": "change_detection"}
+CHANGE = {"model_type": "vitp_change_detection"}
 
 
 def areas(output_dir, samples, model_class, window: int, stride: int) -> np.ndarray:
