@@ -27,7 +27,7 @@ def test_a_class_is_a_range_of_the_number_of_trees():
     assert {trees: class_of(trees) for trees in named} == named
 
 
-def test_the_ranges_are_quarters_of_what_is_trained_on_and_trees_are_counted_as_in_a_loop(sample):
+def test_ranges_are_quarters_of_training_trees(sample):
     found = list(crops(sample["train"]))
     trees = np.array([number for *_, number in found])
     shares = [np.mean([class_of(number) == name for number in trees]) for name in CLASSES]

@@ -17,7 +17,8 @@ from pictures import picture, write_bands
 from pydicom.data import get_testdata_file
 from volumes_on_disk import write_series
 
-from modeling_vitp.classification.data import ClassificationData, check_trained, count
+from modeling_vitp.classification.data import ClassificationData, LabelTable, check_trained, count
+from modeling_vitp.training.fine_tuning_data import FileSample
 
 
 def opened(settings: dict, split: str = "train"):
@@ -32,7 +33,7 @@ def folders(tmp_path):
     return tmp_path
 
 
-def test_folders_are_splits_and_classes_whether_we_read_them_or_datasets_does(folders):
+def test_folders_are_splits_and_classes(folders):
     """The same images and classes, the second in the order of the rows."""
     ours, theirs = opened({"root": str(folders)}), opened({"dataset_name": str(folders)})
     assert ours.labels.tolist() == theirs.labels.tolist() == [0, 0, 0, 1, 1, 1]
@@ -43,7 +44,7 @@ def test_folders_are_splits_and_classes_whether_we_read_them_or_datasets_does(fo
     assert opened({"root": str(folders), "classes": ["forest", "field"]}).labels.tolist() == [1, 1, 1, 0, 0, 0]
 
 
-def test_labels_with_names_are_the_classes_of_these_names(tmp_path):
+def test_named_labels_are_classes(tmp_path):
     """Whatever their numbers, unless the classes have none of the names."""
     names = ["water", "field", "forest"]
     features = Features({"image": Image(), "label": ClassLabel(names=names)})
@@ -67,7 +68,7 @@ def test_a_class_that_only_the_test_has_is_named(folders):
         opened({"root": str(folders)}, "test")
 
 
-def test_a_class_without_an_image_to_train_on_is_named(caplog):
+def test_class_without_training_image(caplog):
     trained, scored = {"field": 3, "swamp": 0}, {"field": 1, "swamp": 2}
     with pytest.raises(ValueError, match="Split 'test' has images of the class.* swamp, and no image to train on"):
         check_trained(trained, scored, "test", is_listed=False)
@@ -82,7 +83,7 @@ def test_an_empty_folder_of_a_class_is_named(folders):
         opened({"root": str(folders)})
 
 
-def test_a_file_that_is_no_image_is_named_or_left_out(folders, caplog):
+def test_bad_file_is_named_or_skipped(folders, caplog):
     (folders / "train" / "field" / "notes.txt").write_text("these are fields")
     with pytest.raises(ValueError, match="field/notes.txt is no image that can be read: .* `bad_images: skip`"):
         opened({"root": str(folders)})
@@ -91,7 +92,7 @@ def test_a_file_that_is_no_image_is_named_or_left_out(folders, caplog):
     assert "train: 1 file(s) are left out" in caplog.text and "notes.txt" in caplog.text
 
 
-def test_an_image_that_is_cut_short_is_named_before_it_is_read_or_left_out(folders):
+def test_truncated_image_is_named_or_skipped(folders):
     path = folders / "train" / "field" / "0.png"
     path.write_bytes(path.read_bytes()[:-300])
     with pytest.raises(ValueError, match="train/field/0.png is no image that can be read: .*truncated"):
@@ -99,7 +100,7 @@ def test_an_image_that_is_cut_short_is_named_before_it_is_read_or_left_out(folde
     assert len(opened({"root": str(folders), "bad_images": "skip"})) == 5
 
 
-def test_an_image_that_is_cut_short_without_a_mark_at_its_end_is_named_when_it_is_read(folders):
+def test_truncated_image_is_named_when_read(folders):
     path = folders / "train" / "field" / "0.bmp"
     PIL.Image.open(folders / "train" / "field" / "0.png").save(path)
     (folders / "train" / "field" / "0.png").unlink()
@@ -108,7 +109,7 @@ def test_an_image_that_is_cut_short_without_a_mark_at_its_end_is_named_when_it_i
         opened({"root": str(folders)})[0]
 
 
-def test_dicom_is_read_in_its_units_where_an_input_spec_has_a_window(folders):
+def test_dicom_is_read_in_its_units(folders):
     path = folders / "train" / "field" / "ct.dcm"
     shutil.copyfile(get_testdata_file("CT_small.dcm"), path)
     tags = pydicom.dcmread(path)
@@ -178,7 +179,7 @@ def test_labels_that_are_none_are_named(stored, labels, feature, settings, messa
         opened({"dataset_name": stored(train=rows(labels, feature)), **settings})
 
 
-def test_bands_in_files_of_their_own_become_an_image(tmp_path):
+def test_bands_in_separate_files(tmp_path):
     MAKERS["bigearthnet_v2"](tmp_path)
     samples = opened(read_config("bigearthnet_v2")["data"] | {"root": str(tmp_path)})
     assert len(samples) == 10 and samples.labels.shape == (10, 19)
@@ -204,7 +205,7 @@ def test_bands_in_files_of_their_own_become_an_image(tmp_path):
         samples[place]
 
 
-def test_findings_are_read_from_a_text_and_patients_are_in_one_split(tmp_path):
+def test_findings_from_text_with_patient_splits(tmp_path):
     MAKERS["chest_xray14"](tmp_path)
     settings = read_config("chest_xray14")["data"] | {"root": str(tmp_path)}
     samples = opened(settings)
@@ -239,7 +240,7 @@ def test_a_table_that_does_not_fit_is_said(tmp_path, change, message):
 
 
 @pytest.mark.parametrize("suffix", ["csv", "tsv"])
-def test_a_table_has_names_with_zeros_before_them_and_classes_that_are_called_none(tmp_path, suffix):
+def test_table_keeps_leading_zeros_and_none(tmp_path, suffix):
     random, names = np.random.default_rng(0), {"0001": "car", "0002": "None", "0003": "NA", "0010": ""}
     for name in names:
         save(picture_of([], random), tmp_path / f"{name}.png")
@@ -253,7 +254,7 @@ def test_a_table_has_names_with_zeros_before_them_and_classes_that_are_called_no
     assert found == {"0001": [0], "0002": [1], "0003": [2], "0010": []}
 
 
-def test_a_file_without_a_row_and_a_row_without_a_file_are_named(tmp_path):
+def test_files_and_rows_must_match(tmp_path):
     MAKERS["chest_xray14"](tmp_path)
     settings = read_config("chest_xray14")["data"] | {"root": str(tmp_path)}
     save(picture_of([], np.random.default_rng(0)), tmp_path / "images" / "00000001_009.png")
@@ -276,7 +277,7 @@ def test_a_copy_in_another_split_is_named(folders):
     ClassificationData.from_dict({"root": str(folders), "allow_shared_images": True}).check_disjoint(["train", "test"])
 
 
-def test_dicom_is_windowed_by_the_input_spec_and_its_patients_are_in_one_split(tmp_path):
+def test_dicom_is_windowed_and_patients_are_checked(tmp_path):
     values = np.random.default_rng(0).integers(-300, 400, (1, 20, 24))
     for split, patient in (("train", "ann"), ("test", "bob")):
         for label in ("ct", "mr"):
@@ -293,7 +294,7 @@ def test_dicom_is_windowed_by_the_input_spec_and_its_patients_are_in_one_split(t
         ClassificationData.from_dict(settings).check_disjoint(["train", "test"])
 
 
-def test_what_is_recorded_opens_the_same_data_without_what_was_trained_on(folders):
+def test_recorded_data_opens_without_training_split(folders):
     data = ClassificationData.from_dict({"root": str(folders)})
     data.find_classes(["train"])
     trained_on, evaluated_on = data.describe(["train"], None, "test")
@@ -316,3 +317,123 @@ def test_names_of_files_may_have_dots(tmp_path):
         f"{name}/{file}" for name in "ab" for file in ("1.2.840.0", "1.2.840.1", "S2A.tile0.2020", "S2A.tile0.2021")
     ]
     assert [samples.id(index) for index in range(len(samples))] == names
+
+
+def make_table(folder, rows, header="pid,label,fold"):
+    (folder / "images").mkdir()
+    for patient in range(3):
+        for place in range(2):
+            picture(8, 8, 10 * patient + place).save(folder / "images" / f"p{patient}_{place}.png")
+    (folder / "labels.csv").write_text("\n".join([header, *rows]) + "\n")
+
+
+def table_data(folder, **where):
+    split = {"image": "images/{pid}_{name}.png", **({"where": where} if where else {})}
+    table = {"file": "labels.csv", "name": "pid"}
+    found = ClassificationData.from_dict({"root": str(folder), "table": table, "splits": {"train": split}})
+    found.find_classes(["train"])
+    samples = found.open(["train"])
+    return {samples.id(index): found.classes[label] for index, label in enumerate(samples.labels.tolist())}
+
+
+def test_a_row_is_of_all_images_of_a_patient(tmp_path):
+    make_table(tmp_path, ["p0,ill,1", "p1,well,1", "p2,ill,2"])
+    whole = {"p0/0": "ill", "p0/1": "ill", "p1/0": "well", "p1/1": "well", "p2/0": "ill", "p2/1": "ill"}
+    assert table_data(tmp_path) == whole
+    assert table_data(tmp_path, fold=1) == {name: label for name, label in whole.items() if not name.startswith("p2")}
+
+
+def test_integers_with_missing_values(tmp_path):
+    """As which pandas has them as floats."""
+    make_table(tmp_path, ["p0,ill,1", "p1,well,1", "p2,ill,"])
+    assert set(table_data(tmp_path, fold=1)) == {"p0/0", "p0/1", "p1/0", "p1/1"}
+
+
+def test_row_of_namesakes_in_folders_is_refused(tmp_path):
+    for place in ("north/0", "north/1", "south/0"):
+        (tmp_path / place).parent.mkdir(exist_ok=True)
+        picture(8, 8, len(list(tmp_path.rglob("*.png")))).save(tmp_path / f"{place}.png")
+
+    def labels(pattern, rows):
+        (tmp_path / "t.csv").write_text("\n".join(["file_name,label", *rows]) + "\n")
+        settings = {"root": str(tmp_path), "table": {"file": "t.csv"}, "splits": {"train": {"image": pattern}}}
+        found = ClassificationData.from_dict(settings)
+        found.find_classes(["train"])
+        samples = found.open(["train"])
+        return [found.classes[label] for label in samples.labels.tolist()]
+
+    for rows in (["0.png,forest", "1.png,water"], ["0,forest", "1,water"]):
+        with pytest.raises(ValueError, match=r"t.csv, row 0: '0.*' could be .*north.0.png or .*south.0.png: "):
+            labels("{area}/{name}.png", rows)
+    assert labels("{area}/{name}.png", ["north,forest", "south,water"]) == ["forest", "forest", "water"]
+    paths = ["north/0.png,forest", "1.png,water", "south/0.png,water"]
+    assert labels("{area}/{name}.png", paths) == ["forest", "water", "water"]
+    assert labels("{plane}/{patient}.png", ["0,forest", "1,water"]) == ["forest", "water", "forest"]
+
+
+def test_row_of_namesakes_in_splits_is_refused(tmp_path):
+    for place in ("train/0", "train/1", "test/0"):
+        (tmp_path / place).parent.mkdir(exist_ok=True)
+        picture(8, 8, len(list(tmp_path.rglob("*.png")))).save(tmp_path / f"{place}.png")
+
+    def labels(rows, **where):
+        (tmp_path / "t.csv").write_text("\n".join(["file_name,label,part", *rows]) + "\n")
+        splits = {name: {"image": f"{name}/{{name}}.png"} for name in ("train", "test")}
+        for name, split in splits.items():
+            split |= {"where": {"part": where[name]}} if where else {}
+        found = ClassificationData.from_dict({"root": str(tmp_path), "table": {"file": "t.csv"}, "splits": splits})
+        found.find_classes(["train"])
+        return [[found.classes[label] for label in found.open([name]).labels.tolist()] for name in splits]
+
+    with pytest.raises(ValueError, match=r"t.csv, row 0: '0.png' could be .*train.0.png or .*test.0.png: "):
+        labels(["0.png,forest,a", "1.png,water,a"])
+    paths = ["train/0.png,forest,a", "train/1.png,water,a", "test/0.png,water,a"]
+    assert labels(paths) == [["forest", "water"], ["water"]]
+    named = ["0.png,forest,a", "1.png,water,a", "0.png,water,b"]
+    assert labels(named, train="a", test="b") == [["forest", "water"], ["water"]]
+
+
+def test_row_of_patient_and_file_namesake(tmp_path):
+    for place in ("1/1", "1/2", "2/1"):
+        (tmp_path / place).parent.mkdir(exist_ok=True)
+        picture(8, 8, len(list(tmp_path.rglob("*.png")))).save(tmp_path / f"{place}.png")
+    (tmp_path / "labels.csv").write_text("pid,label\n1,ill\n2,well\n")
+    settings = {"root": str(tmp_path), "table": {"file": "labels.csv", "name": "pid"}}
+    found = ClassificationData.from_dict(settings | {"splits": {"train": {"image": "{patient}/{number}.png"}}})
+    found.find_classes(["train"])
+    assert [found.classes[label] for label in found.open(["train"]).labels.tolist()] == ["ill", "ill", "well"]
+
+
+@pytest.mark.parametrize(
+    ("rows", "where", "message"),
+    [
+        (["p0,a,1", "p1,b,1", "p2,a,1"], {"fold": "tset"}, "no row of .*labels.csv has 'tset' in 'fold', but '1'"),
+        (["p0,a,1", "p1,b,1", "p2,a,1", "p9,a,1"], {"fold": 1}, "row 3: no file of split 'train' is called 'p9'"),
+        (["p0,0.5,1", "p1,1,1", "p2,2.25,1"], {}, "labels.csv, row 0: 0.5 is no class: give whole numbers, or names"),
+        (["p0,a,1", "p1,b,1"], {}, "p2_0.png has no row in"),
+    ],
+)
+def test_bad_tables(tmp_path, rows, where, message):
+    make_table(tmp_path, rows)
+    with pytest.raises(ValueError, match=message):
+        table_data(tmp_path, **where)
+
+
+@pytest.mark.parametrize(("no_class", "is_taken"), [(None, True), ("none", False)])
+def test_empty_cell_is_not_no_class(tmp_path, no_class, is_taken):
+    """It may be one that nobody has looked at."""
+    picture(8, 8).save(tmp_path / "0.png")
+    (tmp_path / "labels.csv").write_text("file_name,label\n0.png,\n")
+    samples = [FileSample("0", {}, (tmp_path / "0.png",), None)]
+    table = LabelTable("labels.csv", no_class=no_class)
+    if is_taken:
+        assert table.labels_of(samples, tmp_path, None, "train", {})[1] == [[]]
+    else:
+        with pytest.raises(ValueError, match="row 0: 'label' is empty: give 'none' if it has none of the classes"):
+            table.labels_of(samples, tmp_path, None, "train", {})
+
+
+def test_a_table_with_semicolons_is_told_as_such(tmp_path):
+    (tmp_path / "labels.csv").write_text("file_name;label\n0.png;a\n")
+    with pytest.raises(ValueError, match="has no column 'file_name', only file_name;label. Save it with commas"):
+        LabelTable("labels.csv").read(tmp_path)

@@ -62,7 +62,7 @@ def test_benchmarks_with_one_class_an_image(tmp_path, name):
 
 
 @pytest.mark.slow
-def test_bigearthnet_in_twelve_bands_from_a_backbone_for_three(tmp_path):
+def test_bigearthnet_bands_from_rgb_backbone(tmp_path):
     """Scores are those of the saved model for what its image processor makes of the bands."""
     classification_data.MAKERS["bigearthnet_v2"](tmp_path / "data")
     vit = ViTPVisionModel(ViTPVisionConfig(**classification_data.SMALL["from_scratch"]))
@@ -115,7 +115,7 @@ def test_benchmarks_with_several_classes_an_image(tmp_path, name):
 
 
 @pytest.mark.slow
-def test_the_recipe_learns_and_its_card_says_how_it_is_opened(tmp_path):
+def test_recipe_learns_and_writes_a_card(tmp_path):
     write_folders(tmp_path / "data", SPLITS, ("field", "forest", "water"))
     settings = {"test_split": "test", "max_steps": 40, "save_steps": 40, "learning_rate": 5e-3, "photometric": False}
     assert main(small_arguments({}, tmp_path / "data", tmp_path / "out", **settings)) == 0
@@ -140,7 +140,7 @@ def test_the_recipe_learns_and_its_card_says_how_it_is_opened(tmp_path):
     assert scored["test"]["test_auroc"] == metrics["test"]["test_auroc"]
 
 
-def test_a_run_that_was_stopped_ends_as_the_one_that_never_was(tmp_path):
+def test_stopped_run_ends_the_same(tmp_path):
     write_folders(tmp_path / "data", SPLITS)
     settings = {"max_steps": 5, "save_steps": 4, "quarter_turns": 0.5, "vertical_flip": 0.5, "num_pictures": 0}
     settings["from_scratch"] = classification_data.SMALL["from_scratch"] | {"hidden_dropout_prob": 0.1}
@@ -173,7 +173,7 @@ def test_a_run_that_was_stopped_ends_as_the_one_that_never_was(tmp_path):
         ({"train_splits": ["trian"]}, "Split 'trian' has no image: no file is like"),
     ],
 )
-def test_what_cannot_be_run_is_said(tmp_path, changes, message):
+def test_bad_recipe_settings(tmp_path, changes, message):
     write_folders(tmp_path / "data", {"train": 2, "test": 1})
     with pytest.raises(ValueError, match=message):
         main(small_arguments({}, tmp_path / "data", tmp_path / "out", **{"test_split": "test", **changes}))

@@ -24,7 +24,7 @@ def sample(height: int, width: int, num_images: int = 1):
     st.integers(0, 2**31),
 )
 @settings(max_examples=40, deadline=None)
-def test_images_and_mask_of_any_size_become_crops_that_agree(height, width, size, scale, seed):
+def test_crops_of_images_and_mask_agree(height, width, size, scale, seed):
     images, mask = sample(height, width, 2)
     augment = Augmentation(size, scale, flip=(0.5, 0.5), photometric=False, fill=(1, 2, 3))
     (before, after), cropped = augment(images, mask, seed)
@@ -42,7 +42,7 @@ def test_images_and_mask_of_any_size_become_crops_that_agree(height, width, size
         assert len({*zip(rows.tolist(), columns.tolist())}) == kept.sum()
 
 
-def test_a_crop_at_twice_the_size_shows_a_quarter_of_the_area():
+def test_crop_at_twice_the_size():
     images, mask = sample(64, 64)
     (image,), cropped = Augmentation(32, (2.0, 2.0), photometric=False, flip=(0, 0))(images, mask, 3)
     assert image[0].max().int() - image[0].min().int() in (15, 16)
@@ -76,7 +76,7 @@ def test_what_is_drawn_depends_on_the_seed_alone():
     assert not torch.equal(augment(images, mask, 6)[1], first[1])
 
 
-def test_crops_are_drawn_again_while_one_class_has_more_than_its_share():
+def test_crops_limit_the_share_of_a_class():
     mask = torch.zeros(64, 64, dtype=torch.uint8)
     mask[:, 32:] = 1
     shares = {}
@@ -97,7 +97,7 @@ def test_class_share_counts_labelled_pixels(values):
     assert class_share(torch.tensor(values, dtype=torch.uint8)) == pytest.approx(expected)
 
 
-def test_pairs_change_places_and_colours_change_for_each_image():
+def test_pairs_are_exchanged_and_recolored():
     images = [tv_tensors.Image(torch.full((3, 8, 8), value, dtype=torch.uint8)) for value in (50, 200)]
     mask = tv_tensors.Mask(torch.zeros(8, 8, dtype=torch.uint8))
     exchange = Augmentation(8, (1.0, 1.0), photometric=False, exchange=0.5)
@@ -124,7 +124,7 @@ def test_flips_happen_as_often_as_they_should():
     assert flipped.mean(0) == pytest.approx([0.5, 0.25], abs=0.1)
 
 
-def test_bands_that_are_no_colors_change_in_brightness_and_contrast_each_by_itself():
+def test_bands_are_jittered_one_by_one():
     mean = torch.linspace(0.3, 0.6, 5).view(5, 1, 1)
     image = (mean + 0.1 * torch.randn(5, 40, 40, generator=torch.Generator().manual_seed(0))).clamp(0, 1)
     fixed = {"scale": (1.0, 1.0), "flip": (0.0, 0.0), "of_colors": False}
@@ -145,7 +145,7 @@ def test_bands_that_are_no_colors_change_in_brightness_and_contrast_each_by_itse
     assert kinds == {(False, False), (True, False), (True, True)}
 
 
-def test_beyond_the_border_bands_have_their_own_fill():
+def test_bands_are_filled_with_their_mean():
     image, fill = torch.full((4, 8, 8), 0.5), [0.1, 0.2, 0.3, 0.4]
     augment = Augmentation(16, (1.0, 1.0), flip=(0, 0), photometric=False, fill=fill, of_colors=False)
     (found,), mask = augment([tv_tensors.Image(image)], tv_tensors.Mask(torch.zeros(8, 8, dtype=torch.uint8)), 0)

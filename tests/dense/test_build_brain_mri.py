@@ -44,7 +44,7 @@ def test_tissue_is_the_likelier_one():
         assert value == expected
 
 
-def test_slabs_are_parts_of_the_volume_in_its_place(wheel, tmp_path, capsys):
+def test_slabs_are_parts_of_the_volume(wheel, tmp_path, capsys):
     path, tissue = wheel
     build_brain_mri.main(["--wheel", str(path), "--output_dir", str(tmp_path / "data")])
     files = sorted((tmp_path / "data").glob("*/masks/*.nii.gz"), key=lambda file: file.name)

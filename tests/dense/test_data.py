@@ -1,12 +1,22 @@
 """What a configuration describes, in the layouts of benchmarks."""
 
+import gzip
+
 import dense_data
+import nibabel
 import numpy as np
 import pytest
+import torch
+from datasets import Dataset, Features, Value
+from datasets import Image as ImageFeature
 from dense_data import TWO, labelled_folder, small_mask
+from hypothesis import given
+from hypothesis import strategies as st
 from PIL import Image
+from volumes_on_disk import write_series
 
-from modeling_vitp.dense.data import DenseData, LabelEncoding, balanced_weights, count_pixels
+from modeling_vitp.dense.data import DenseData, LabelEncoding, balanced_weights, count_pixels, slice_volumes
+from modeling_vitp.training.fine_tuning_data import find_samples
 
 
 def test_loveda(tmp_path):
@@ -114,3 +124,252 @@ def test_configurations_describe_their_data(name):
     if "submission" in config:
         assert set(config["submission"]) <= {"split", "file", "encoding"}
         assert "mask" not in data.splits[config["submission"]["split"]]
+
+
+@given(st.lists(st.integers(0, 11), min_size=6, max_size=6))
+def test_values_are_mapped_as_a_loop_maps_them(values):
+    classes = [{"name": "a", "value": 4}, {"name": "b", "value": [6, 9]}, {"name": "c", "value": 2}]
+    encoding = LabelEncoding(classes, ignore=[0])
+    known = {4: 0, 6: 1, 7: 1, 8: 1, 9: 1, 2: 2, 0: 255}
+    stored = np.array(values).reshape(2, 3)
+    unknown = sorted({value for value in values if value not in known})
+    if unknown:
+        with pytest.raises(
+            ValueError, match=f"mask.png.*{len([v for v in values if v in unknown])} pixel.*{unknown[0]}"
+        ):
+            encoding.encode(stored, "mask.png")
+    else:
+        assert encoding.encode(stored, "mask.png").tolist() == [[known[value] for value in row] for row in stored]
+
+
+def test_a_palette_is_read_by_index_or_by_colour(tmp_path):
+    image = Image.fromarray(np.array([[0, 1], [1, 0]], dtype=np.uint8))
+    image.putpalette([10, 20, 30, 200, 100, 0])
+    assert image.mode == "P"
+    dense_data.save(Image.new("RGB", (2, 2)), tmp_path / "images" / "a.png")
+    dense_data.save(image, tmp_path / "masks" / "a.png")
+    splits = {"train": {"image": "images/{name}.png", "mask": "masks/{name}.png"}}
+    by_index = DenseData(classes=TWO, splits=splits, root=str(tmp_path))
+    assert by_index.open(["train"])[0]["mask"].tolist() == [[0, 1], [1, 0]]
+    classes = [{"name": "tree", "color": [200, 100, 0]}, {"name": "ground", "color": [10, 20, 30]}]
+    by_colour = DenseData(classes=classes, splits=splits, root=str(tmp_path), mask_encoding="color")
+    assert by_colour.open(["train"])[0]["mask"].tolist() == [[1, 0], [0, 1]]
+
+
+def test_negative_values_may_be_ignored():
+    encoding = LabelEncoding([{"name": "land"}, {"name": "water"}], ignore=[-1, 9])
+    mask = np.array([[0, 1, -1, 9]], np.int32)
+    assert encoding.encode(mask, "a.tif").tolist() == [[0, 1, 255, 255]]
+    with pytest.raises(ValueError, match=r"a.tif has 1 pixel.*outside the classes: -2"):
+        encoding.encode(np.array([[-2, 0]]), "a.tif")
+
+
+def test_a_data_set_of_the_hub(tmp_path):
+    """With the columns that segmentation data sets of the Hub have, and pairs."""
+    rng = np.random.default_rng(0)
+    pictures = [Image.fromarray(rng.integers(0, 256, (5, 7, 3), dtype=np.uint8)) for _ in range(3)]
+    masks = [Image.fromarray(rng.integers(0, 2, (5, 7), dtype=np.uint8)) for _ in range(3)]
+    columns = {"image": pictures, "label": masks, "imageB": pictures[::-1], "id": ["a", "b", "c"]}
+    features = Features({**{name: ImageFeature() for name in ("image", "label", "imageB")}, "id": Value("string")})
+    Dataset.from_dict(columns, features=features).to_parquet(tmp_path / "train.parquet")
+    data = DenseData(classes=TWO, splits={"train": "train"}, dataset_name=str(tmp_path))
+    samples = data.open(["train"])
+    assert len(samples) == 3
+    assert samples[1]["id"] == "b"
+    assert np.array_equal(samples[1]["images"][0].permute(1, 2, 0), np.array(pictures[1]))
+    assert np.array_equal(samples[1]["mask"], np.array(masks[1]))
+    assert count_pixels(samples, data.encoding.names) == {
+        name: sum((np.array(mask) == index).sum() for mask in masks) for index, name in enumerate(("ground", "tree"))
+    }
+    pairs = DenseData(
+        classes=TWO,
+        splits={"train": "train"},
+        dataset_name=str(tmp_path),
+        columns={"before": "image", "after": "imageB"},
+    )
+    before, after = pairs.open(["train"])[0]["images"]
+    assert np.array_equal(before.permute(1, 2, 0), np.array(pictures[0]))
+    assert np.array_equal(after.permute(1, 2, 0), np.array(pictures[2]))
+
+
+def test_windows_cut_image_and_mask_alike(tmp_path):
+    rng = np.random.default_rng(0)
+    scene, labels = rng.integers(0, 256, (20, 30, 3), dtype=np.uint8), rng.integers(0, 2, (20, 30), dtype=np.uint8)
+    dense_data.save(Image.fromarray(scene), tmp_path / "images" / "P1.png")
+    dense_data.save(Image.fromarray(labels), tmp_path / "masks" / "P1.png")
+    split = {"image": "images/{name}.png", "mask": "masks/{name}.png", "tile": {"size": 16, "overlap": 4}}
+    samples = DenseData(classes=TWO, splits={"train": split}, root=str(tmp_path)).open(["train"])
+    ids = ["P1/0_0", "P1/12_0", "P1/14_0", "P1/0_4", "P1/12_4", "P1/14_4"]
+    assert [samples[index]["id"] for index in range(len(samples))] == ids
+    assert np.array_equal(samples[5]["images"][0].permute(1, 2, 0), scene[4:, 14:])
+    assert np.array_equal(samples[5]["mask"], labels[4:, 14:])
+    assert samples[5]["case"] == "P1"
+
+
+def test_image_and_mask_of_different_size(tmp_path):
+    data = labelled_folder(tmp_path, {"a": small_mask(0, 1, shape=(6, 7))})
+    with pytest.raises(ValueError, match=r"masks/a.png is 7 x 6 pixels, but its image .*images/a.png 8 x 6"):
+        data.open(["train"])
+
+
+@pytest.mark.parametrize("name", ["images/a.png", "masks/a.png"])
+def test_truncated_file_is_named_before_training(tmp_path, name):
+    data = labelled_folder(tmp_path, {"a": small_mask(0, 1)})
+    path = tmp_path / name
+    path.write_bytes(path.read_bytes()[:-24])
+    with pytest.raises(ValueError, match=f"{name} cannot be read: "):
+        data.open(["train"])
+
+
+@pytest.mark.parametrize("kind", ["jpg", "png", "tif"])
+def test_rotated_orientation_is_refused(tmp_path, kind):
+    """Its mask may be that of the pixels as they are stored: a square one has the same size."""
+    data = labelled_folder(tmp_path, {"a": small_mask(0, 1, shape=(8, 8))})
+    data.splits["train"]["image"] = f"images/{{name}}.{kind}"
+    exif = Image.Exif()
+    exif[274] = 3
+    turned = {"tiffinfo": {274: 3}} if kind == "tif" else {"exif": exif}
+    path = tmp_path / "images" / f"a.{kind}"
+    Image.new("RGB", (8, 8)).save(path, **turned)
+    with pytest.raises(ValueError, match=f"images/a.{kind} is stored with orientation 3, so not as it is to be seen"):
+        data.open(["train"])
+    Image.new("RGB", (8, 8)).save(path)
+    assert len(data.open(["train"])) == 1
+
+
+def test_images_of_a_pair_of_different_size(tmp_path):
+    dense_data.make_levir_cd(tmp_path, size=16)
+    dense_data.save(Image.new("RGB", (16, 15)), tmp_path / "train/B/train_1.png")
+    data = DenseData.from_dict(dense_data.read_config("levir_cd")["data"] | {"root": str(tmp_path)})
+    with pytest.raises(ValueError, match="B/train_1.png is 16 x 15 pixels, but .*A/train_1.png 16 x 16"):
+        data.open(["train"])
+
+
+@pytest.mark.parametrize("plane", ["axial", "coronal", "sagittal"])
+def test_volumes_are_cut_where_the_patient_lies(tmp_path, plane):
+    """Against direct indexing of an array whose axes are turned by hand."""
+    rng = np.random.default_rng(0)
+    values, labels = rng.integers(-300, 400, (5, 6, 7)).astype(np.int16), rng.integers(0, 3, (5, 6, 7)).astype(np.uint8)
+    affine = np.diag([-1.0, 1.0, 2.0, 1.0])  # the first axis goes to the left
+    for kind, array in (("image", values), ("mask", labels)):
+        nibabel.save(nibabel.Nifti1Image(array, affine), tmp_path / f"{kind}_7.nii.gz")
+    splits = {"train": {"image": "image_{patient}.nii.gz", "mask": "mask_{patient}.nii.gz"}}
+    classes = [{"name": name} for name in ("background", "liver", "spleen")]
+    volumes = {"plane": plane, "window": [-160, 240]}
+    samples = DenseData(classes=classes, splits=splits, root=str(tmp_path), volumes=volumes).open(["train"])
+    values, labels = values[::-1], labels[::-1]  # now to the right
+    axis = {"sagittal": 0, "coronal": 1, "axial": 2}[plane]
+    assert len(samples) == values.shape[axis]
+    for index in (0, 3):
+        sample = samples[index]
+        assert (sample["id"], sample["case"]) == (f"7/{plane}_{index:04d}", "7")
+        for turned, source in ((sample["images"][0][0], values), (sample["mask"], labels)):
+            cut = np.take(source, index, axis).astype(float)
+            if source is values:
+                cut = np.round(255 * np.clip((cut + 160) / 400, 0, 1))
+            across, up = cut.shape
+            expected = [[cut[x, up - 1 - y] for x in range(across)] for y in range(up)]
+            assert np.array_equal(turned, expected)
+
+
+def test_volume_channels_and_foreground(tmp_path):
+    labels = np.zeros((4, 4, 5), dtype=np.uint8)
+    labels[1, 1, 2:4] = 4
+    for index, name in enumerate(("t1ce", "t2", "flair")):
+        values = np.zeros((4, 4, 5), dtype=np.float32)
+        values[..., 1:] = np.linspace(1, 101, 64).reshape(4, 4, 4) + 1000 * index
+        (tmp_path / "p1").mkdir(exist_ok=True)
+        nibabel.save(nibabel.Nifti1Image(values, np.eye(4)), tmp_path / "p1" / f"p1_{name}.nii.gz")
+    nibabel.save(nibabel.Nifti1Image(labels, np.eye(4)), tmp_path / "p1" / "p1_seg.nii.gz")
+    config = dense_data.read_config("brats2021")["data"] | {"root": str(tmp_path)}
+    config["splits"]["train"].pop("part")
+    samples = DenseData.from_dict(config | {"volumes": {"percentiles": [0, 100]}}).open(["train"])
+    assert [samples[index]["id"] for index in range(len(samples))] == ["p1/axial_0002", "p1/axial_0003"]
+    image = samples[0]["images"][0]
+    # Black and white are each channel's own least and largest value that is not 0.
+    assert torch.equal(image[0], image[1]) and torch.equal(image[0], image[2])
+    assert image[0].float().mean() == pytest.approx(
+        255 * (np.linspace(1, 101, 64).reshape(4, 4, 4)[..., 1] - 1).mean() / 100, abs=1
+    )
+    assert samples[0]["mask"].unique().tolist() == [0, 3]
+
+
+@pytest.mark.parametrize("what", ["nan", "shape", "affine", "fraction", "value", "broken"])
+def test_volumes_that_are_wrong(tmp_path, what):
+    values, labels = np.ones((3, 4, 5), dtype=np.float32), np.zeros((3, 4, 5), dtype=np.float32)
+    affine = np.eye(4)
+    if what == "nan":
+        values[0, 1, 2] = np.nan
+    elif what == "shape":
+        labels = labels[..., :4]
+    elif what == "affine":
+        affine = np.diag([1, 1, 3, 1])
+    elif what == "fraction":
+        labels[1, 1, 1] = 0.5
+    elif what == "value":
+        labels[1, 1, 1] = 7
+    nibabel.save(nibabel.Nifti1Image(values, np.eye(4)), tmp_path / "image_1.nii.gz")
+    nibabel.save(nibabel.Nifti1Image(labels, affine), tmp_path / "mask_1.nii.gz")
+    if what == "broken":
+        (tmp_path / "mask_1.nii.gz").write_bytes(b"no volume")
+    samples = find_samples(tmp_path, {"image": "image_{patient}.nii.gz", "mask": "mask_{patient}.nii.gz"}, "train")
+    expected = {
+        "nan": r"image_1.nii.gz has 1 values that are NaN or infinite",
+        "shape": r"mask_1.nii.gz has shape \(3, 4, 4\)",
+        "affine": r"mask_1.nii.gz lies elsewhere than .*image_1.nii.gz",
+        "value": r"mask_1.nii.gz has 1 pixel\(s\) of 1 value\(s\) outside the classes: 7",
+        "fraction": r"mask_1.nii.gz has values that are no whole numbers",
+        "broken": r"mask_1.nii.gz cannot be read",
+    }
+    with pytest.raises(ValueError, match=expected[what]):
+        slice_volumes(samples, LabelEncoding(TWO), window=[0, 2])
+
+
+def test_dicom_series_have_spacing(tmp_path):
+    """A mask in NIfTI, as dcm2niix turns it, belongs to a series that lies in the same place."""
+    values = np.random.default_rng(0).integers(-300, 400, (4, 6, 5))
+    write_series(tmp_path / "ann" / "ct", values)
+    labels = (values > 0).astype(np.uint8)
+    affine = np.diag([-0.75, 0.5, 2.0, 1.0])
+    affine[:3, 3] = [20, 30 - 5 * 0.5, 5]
+    nibabel.save(nibabel.Nifti1Image(labels[:, ::-1].transpose(2, 1, 0), affine), tmp_path / "ann" / "liver.nii.gz")
+    splits = {"train": {"image": "{patient}/ct", "mask": "{patient}/liver.nii.gz"}}
+    data = DenseData(classes=TWO, splits=splits, root=str(tmp_path), volumes={"window": [-160, 240]})
+    assert data.image_spec == {"window": [-160, 240]}
+    samples = data.open(["train"])
+    expected = np.round(255 * np.clip((values + 160) / 400, 0, 1))
+    for index in range(4):
+        assert np.array_equal(samples[index]["images"][0][0], expected[index][:, ::-1])
+        assert np.array_equal(samples[index]["mask"], labels[index][:, ::-1])
+        assert (samples[index]["place"], samples[index]["spacing"]) == (index, [2.0, 0.5, 0.75])
+
+
+def check(root, pattern="{split}/{name}", **settings):
+    splits = {split: {"image": pattern.replace("{split}", split)} for split in ("train", "test")}
+    data = DenseData(classes=TWO, splits=splits, root=str(root), volumes={"window": [0, 1]}, **settings)
+    data.check_disjoint(["train", "test"])
+
+
+def test_a_case_in_two_splits_is_named(tmp_path, caplog):
+    values = np.random.default_rng(0).integers(-300, 400, (3, 6, 5))
+    write_series(tmp_path / "tags" / "train" / "a", values, patient="ann")
+    write_series(tmp_path / "tags" / "test" / "b", values + 1, patient="ann")
+    with pytest.raises(
+        ValueError, match="PatientID ann is in both splits 'train', as .*a, and 'test', as .*b: take the"
+    ):
+        check(tmp_path / "tags")
+    check(tmp_path / "tags", allow_shared_images=True)
+    assert "PatientID ann is in both splits" in caplog.text
+
+    for split, name in (("train", "a"), ("test", "b")):
+        (tmp_path / "packed" / split).mkdir(parents=True)
+        content = nibabel.Nifti1Image(values.astype(np.int16), np.eye(4)).to_bytes()
+        packed = gzip.compress(content, 1 if name == "a" else 9, mtime=len(name))
+        (tmp_path / "packed" / split / f"{name}.nii.gz").write_bytes(packed)
+    with pytest.raises(ValueError, match="b.nii.gz in split 'test' is the same image as .*a.nii.gz in 'train'"):
+        check(tmp_path / "packed", "{split}/{name}.nii.gz")
+
+    write_series(tmp_path / "names" / "train" / "p1", values, patient="p1")
+    write_series(tmp_path / "names" / "test" / "p1", values + 1, patient="p2")
+    with pytest.raises(ValueError, match="patient p1 is in both splits 'train' and 'test'"):
+        check(tmp_path / "names", "{split}/{patient}")

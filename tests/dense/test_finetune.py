@@ -131,7 +131,7 @@ def test_amos(tmp_path):
     assert {samples[index]["case"] for index in range(len(samples))} == {"0101", "0102"}
 
 
-def test_volumes_of_one_patient_are_scored_one_by_one(tmp_path):
+def test_volumes_of_a_patient_are_scored_apart(tmp_path):
     """Two visits of one patient in the test split, whose slices have the same places."""
     dense_data.make_amos(tmp_path / "data")
     for kind, of_kind in (("images", "image"), ("labels", "mask")):
@@ -159,7 +159,7 @@ def test_volumes_of_one_patient_are_scored_one_by_one(tmp_path):
     assert "test_mean_surface_dice" in metrics
 
 
-def test_a_run_that_was_stopped_ends_as_the_one_that_never_was(tmp_path):
+def test_stopped_run_ends_the_same(tmp_path):
     dense_data.make_loveda(tmp_path / "data")
     settings = {"submission": None, "num_pictures": 0, "max_steps": 5, "save_steps": 4, "eval_split": None}
     assert main(dense_data.smoke_arguments("loveda", tmp_path / "data", tmp_path / "whole", **settings)) == 0
@@ -174,7 +174,7 @@ def test_a_run_that_was_stopped_ends_as_the_one_that_never_was(tmp_path):
         main(dense_data.smoke_arguments("loveda", tmp_path / "data", tmp_path / "stopped", **settings, crop_size=32))
 
 
-def test_a_run_that_is_started_again_as_another_one_is_not_gone_on_with(tmp_path, caplog):
+def test_changed_run_is_not_resumed(tmp_path, caplog):
     dense_data.make_loveda(tmp_path / "data")
     backbone = dense_data.tiny_backbone()
     for name in ("a", "moved", "b"):
@@ -217,7 +217,7 @@ def test_a_run_that_is_started_again_as_another_one_is_not_gone_on_with(tmp_path
         ({"submission": {"split": "a", "file": "b"}, "data": {"dataset_name": "x"}}, "data are of a `dataset_name`"),
     ],
 )
-def test_what_cannot_be_run_is_said(tmp_path, changes, message):
+def test_bad_recipe_settings(tmp_path, changes, message):
     dense_data.make_loveda(tmp_path / "data", size=16)
     settings = {"train_splits": ["train"], "save_steps": 1} | changes
     with pytest.raises(ValueError, match=message):
@@ -265,7 +265,7 @@ def test_the_recipe_learns(tmp_path):
     assert metrics["test"]["test_overall_accuracy"] > 0.75
 
 
-def test_bands_of_sentinel_2_from_a_backbone_for_red_green_and_blue(tmp_path):
+def test_sentinel_2_bands_from_rgb_backbone(tmp_path):
     """Trained, drawn, scored and saved; the model maps a scene of 12 bands as its parts do."""
     dense_data.make_sen1floods11(tmp_path / "data")
     export_backbone(dense_data.tiny_backbone(), tmp_path / "backbone")

@@ -82,7 +82,7 @@ def placed(slices, image, plane):
 
 
 @pytest.mark.parametrize("plane", ["axial", "coronal"])
-def test_classes_of_a_nifti_are_those_of_its_slices_in_its_place(model, tmp_path, plane):
+def test_nifti_equals_prediction_of_slices(model, tmp_path, plane):
     path = write_nifti(tmp_path / "v.nii.gz")
     output, probabilities = tmp_path / "classes.nii.gz", tmp_path / "p.nii.gz"
     processor = ViTPSegmentationImageProcessor(**SETTINGS)
@@ -149,7 +149,7 @@ class Killed(Exception):
 
 
 @pytest.mark.parametrize("calls", [0, 2])
-def test_a_run_that_was_killed_goes_on_to_the_same_file(model, tmp_path, monkeypatch, calls):
+def test_killed_run_resumes(model, tmp_path, monkeypatch, calls):
     path = write_nifti(tmp_path / "v.nii")
     processor = ViTPSegmentationImageProcessor(**SETTINGS)
     options = {"probabilities": tmp_path / "p.nii.gz", **WINDOWS, "window": 48, "stride": 48}  # a call for each slice
@@ -185,7 +185,7 @@ def test_a_run_that_was_killed_goes_on_to_the_same_file(model, tmp_path, monkeyp
     assert killed == whole
 
 
-def test_what_cannot_be_predicted_is_named(model, tmp_path):
+def test_bad_prediction_arguments(model, tmp_path):
     path = write_nifti(tmp_path / "v.nii")
     moved = nibabel.Nifti1Image(values(), np.diag([1, 1, 5, 1]))
     nibabel.save(moved, tmp_path / "moved.nii")

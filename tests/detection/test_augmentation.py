@@ -49,7 +49,7 @@ def painted(points: torch.Tensor, height: int, width: int) -> torch.Tensor:
 
 @settings(deadline=None, max_examples=40)
 @given(seed=st.integers(0, 2**32 - 1), keep_ratio=st.booleans())
-def test_what_is_painted_is_where_the_corners_and_the_mask_say(seed, keep_ratio):
+def test_image_corners_and_mask_agree(seed, keep_ratio):
     generator = torch.Generator().manual_seed(seed)
     angle, side, other = (torch.rand(3, generator=generator) * torch.tensor([math.pi, 30, 15])).tolist()
     points = corners(torch.tensor([[60.0, 50, 15 + side, 15 + other, angle]]))
@@ -70,7 +70,7 @@ def clockwise(points: torch.Tensor) -> bool:
     return bool((x * y.roll(-1) - y * x.roll(-1)).sum() > 0)
 
 
-def test_augmentation_is_a_function_of_the_generator_alone():
+def test_augmentation_depends_on_generator_alone():
     sample = Sample(
         torch.randint(0, 256, (3, 60, 80), dtype=torch.uint8),
         corners(torch.tensor([[40.0, 30, 20, 10, 0.3]])),
@@ -116,7 +116,7 @@ def test_some_classes_stay_at_right_angles():
     assert min(abs(side)) > 0.1
 
 
-def test_a_rotation_that_would_leave_nothing_does_not_happen():
+def test_rotation_that_leaves_nothing_is_skipped():
     sample = Sample(
         torch.zeros(3, 80, 80, dtype=torch.uint8), corners(torch.tensor([[3.0, 3, 5.5, 5.5, 0]])), torch.tensor([0])
     )

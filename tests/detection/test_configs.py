@@ -26,7 +26,7 @@ WHOLE = [
 
 
 @pytest.mark.parametrize("name", [*PUBLISHED, "nuclei_oriented", "aerial_trees_boxes"])
-def test_a_configuration_says_what_is_published_and_is_read_whole(name, tmp_path, monkeypatch):
+def test_configuration_has_published_settings(name, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)  # where the backbone is that it starts from
     (tmp_path / "outputs/remote_sensing_paper/backbone").mkdir(parents=True)
     own = DetectionArguments, DetectionSettings, BackboneArguments
@@ -43,7 +43,7 @@ def test_a_configuration_says_what_is_published_and_is_read_whole(name, tmp_path
         assert settings.level_embeddings_at_input and settings.position_weight_decay
 
 
-def test_the_order_of_classes_is_that_of_the_published_heads():
+def test_class_order_is_published():
     dior, dior_r = (
         yaml.safe_load((CONFIGS / f"{name}.yaml").read_text())["data"]["classes"] for name in ("dior", "dior_r")
     )

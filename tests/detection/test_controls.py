@@ -50,7 +50,7 @@ def trainer_of(task, items, **options):
 
 
 @pytest.mark.parametrize("task", ["horizontal", "oriented", "instances"])
-def test_detections_are_exchanged_and_never_stay_with_their_image(task):
+def test_swapped_detections_leave_their_image(task):
     apart = [[0.1, 0.1, 0.3, 0.3]], [[0.4, 0.4, 0.6, 0.6]], [[0.7, 0.7, 0.9, 0.9]]
     items = [sample(f"b{index}", size, boxes) for index, (size, boxes) in enumerate(zip(SIZES, apart))]
     trainer = trainer_of(task, items)
@@ -78,7 +78,7 @@ def test_the_best_turn_counts(task):
 
 
 @pytest.mark.parametrize("task", ["horizontal", "oriented", "instances"])
-def test_a_constant_layout_of_the_training_set_is_found(task):
+def test_constant_layout_is_found(task):
     """One of the training samples has what all test images have, in other sizes."""
     boxes = [[0.1, 0.2, 0.5, 0.6], [0.6, 0.1, 0.9, 0.4]]
     test = [sample(f"b{index}", size, boxes, [0, 1]) for index, size in enumerate(SIZES)]

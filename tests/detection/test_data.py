@@ -28,10 +28,11 @@ from PIL import Image
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from modeling_vitp.detection.annotations import ImageObjects
+from modeling_vitp.detection.annotations import FORMATS, ImageObjects
 from modeling_vitp.detection.data import DetectionData, ObjectImages, with_few_empty
 from modeling_vitp.detection.trainer import reference
 from modeling_vitp.metrics.report import METRICS_FOLDER
+from modeling_vitp.training.command_line import load_plugins
 
 IMAGES = ["a_001", "b_002", "empty_003", "c_004"]
 SPLITS = {
@@ -49,12 +50,12 @@ WRITERS = {
 
 
 def describe(root, kind, **more):
-    settings = {"root": str(root), "format": kind.split()[0], "classes": NAMES, "splits": {"train": SPLITS[kind]}}
+    settings = {"root": str(root), "format": kind.split()[0], "classes": NAMES, "splits": {"train": SPLITS.get(kind)}}
     return DetectionData.from_dict(settings | more)
 
 
 @pytest.mark.parametrize("kind", SPLITS)
-def test_every_format_gives_the_objects_that_were_written(tmp_path, kind):
+def test_formats_give_written_objects(tmp_path, kind):
     written = WRITERS[kind](tmp_path)
     samples = describe(tmp_path, kind).open(["train"], "horizontal")
     assert [samples[index]["id"] for index in range(len(samples))] == sorted(IMAGES)
@@ -69,6 +70,37 @@ def test_every_format_gives_the_objects_that_were_written(tmp_path, kind):
             low, high = corners.min(1), corners.max(1)
             found = torch.cat([item["corners"].amin(1), item["corners"].amax(1)], 1)
             np.testing.assert_allclose(found, np.concatenate([low, high], 1), atol=1e-4)
+
+
+FORMAT = """
+from modeling_vitp.detection.annotations import AnnotatedObject, register_format
+
+
+@register_format("lines", ".boxes")
+def read_lines(annotation, image, size):
+    rows = [line.split() for line in annotation.read_text().splitlines()]
+    return [AnnotatedObject(f"{annotation}, {row[0]}", row[0], tuple(map(float, row[1:]))) for row in rows]
+"""
+
+
+def test_format_from_outside(tmp_path):
+    written = write_images(tmp_path / "images", IMAGES)
+    (tmp_path / "boxes").mkdir()
+    for name, objects in written.items():
+        rows = [(label, *corners.min(0), *corners.max(0)) for label, corners in objects]
+        (tmp_path / "boxes" / f"{name}.boxes").write_text("".join(" ".join(map(str, row)) + "\n" for row in rows))
+    (tmp_path / "my_format.py").write_text(FORMAT)
+    load_plugins([str(tmp_path / "my_format.py")])
+    try:
+        splits = {"train": {"images": "images", "annotations": "boxes"}}
+        samples = describe(tmp_path, "lines", splits=splits).open(["train"], "horizontal")
+    finally:
+        FORMATS.pop("lines")
+    for item in samples:
+        objects = written[item["id"]]
+        assert item["labels"].tolist() == [NAMES.index(label) for label, _ in objects]
+        low = np.array([corners.min(0) for _, corners in objects]).reshape(-1, 2)
+        np.testing.assert_allclose(item["corners"].amin(1) if objects else np.zeros((0, 2)), low, atol=1e-4)
 
 
 def test_the_root_may_be_relative(tmp_path, monkeypatch):
@@ -89,7 +121,7 @@ def test_outlines_become_masks(tmp_path):
             assert ((mask & drawn).sum() / (mask | drawn).sum()) > 0.75
 
 
-def test_masks_of_a_tile_are_cut_out_of_those_of_the_image_and_no_more_is_kept_at_once(tmp_path):
+def test_tile_masks_are_cut_with_bounded_memory(tmp_path):
     write_coco(tmp_path, IMAGES)
     tile = {"size": 40, "overlap": 10, "min_image_share": 0.1, "min_object_share": 0.1}
     wholes = describe(tmp_path, "coco").open(["train"], "instances")
@@ -114,7 +146,7 @@ def test_masks_of_a_tile_are_cut_out_of_those_of_the_image_and_no_more_is_kept_a
     assert masks.sum() > 0 and peak < 3 * 2048**2  # one mask of the image, and those of the tile
 
 
-def test_rows_may_have_their_objects_in_columns_of_any_name(tmp_path):
+def test_rows_with_columns_of_any_name(tmp_path):
     found = write_images(tmp_path / "images", IMAGES)
     contents = coco_contents(found)
     rows = []
@@ -168,7 +200,7 @@ def test_rows_may_have_their_objects_in_columns_of_any_name(tmp_path):
         DetectionData.from_dict(described | {"columns": {"boxes": "objects.box"}}).open(["train"], "horizontal")
 
 
-def test_areas_are_those_of_the_rows_that_tell_them(tmp_path):
+def test_areas_of_rows(tmp_path):
     numbers = datasets.List(datasets.Value("float32"))
     lists = {"bbox": datasets.List(numbers), "category": datasets.List(datasets.Value("int64")), "area": numbers}
     areas = [None, [None], [5.0]]
@@ -184,7 +216,7 @@ def test_areas_are_those_of_the_rows_that_tell_them(tmp_path):
     assert np.isnan(found[:2]).all() and found[2] == [5.0]
 
 
-def test_a_label_of_a_row_that_stands_for_no_name_is_an_error(tmp_path):
+def test_unlabelled_row_is_an_error(tmp_path):
     """-1 is what `datasets` has for what is not labelled."""
     write_images(tmp_path / "images", ["a_001"])
     objects = {"bbox": [[4.0, 4.0, 20.0, 20.0]], "category": [-1]}
@@ -198,7 +230,7 @@ def test_a_label_of_a_row_that_stands_for_no_name_is_an_error(tmp_path):
         DetectionData.from_dict(described).open(["train"], "horizontal")
 
 
-def test_windows_have_the_objects_that_lie_in_them_in_their_own_pixels(tmp_path):
+def test_windows_have_their_objects(tmp_path):
     written = write_dota(tmp_path, IMAGES)
     tile = {"size": 48, "overlap": 16}
     described = describe(tmp_path, "dota", splits={"train": SPLITS["dota"] | {"tile": tile}})
@@ -236,7 +268,7 @@ def test_upright_boxes_end_where_their_window_does(tmp_path):
     assert metric.compute()["map_75"] == 1
 
 
-def test_images_without_objects_are_no_more_than_a_share(tmp_path):
+def test_share_of_empty_images(tmp_path):
     write_dota(tmp_path, [f"empty_{number:03}" for number in range(20)] + [f"full_{number:03}" for number in range(9)])
     samples = describe(tmp_path, "dota").open(["train"], "oriented")
     assert len(samples) == 29
@@ -249,7 +281,7 @@ def test_images_without_objects_are_no_more_than_a_share(tmp_path):
     assert first != second
 
 
-def test_classes_may_be_called_otherwise_in_files_and_some_left_out(tmp_path):
+def test_class_aliases_and_left_out_names(tmp_path):
     written = write_dota(tmp_path, IMAGES)
     described = describe(tmp_path, "dota", classes=[{"name": "vessel", "as": ["boat", "SHIP"]}], leave_out=["plane"])
     samples = described.open(["train"], "oriented")
@@ -295,7 +327,7 @@ DOTA_MISTAKES = {
 
 
 @pytest.mark.parametrize("mistake", DOTA_MISTAKES)
-def test_a_line_that_is_wrong_is_named_with_its_file(tmp_path, mistake):
+def test_bad_line_is_named(tmp_path, mistake):
     write_dota(tmp_path, IMAGES)
     change, message = DOTA_MISTAKES[mistake]
     rewrite(tmp_path / "annfiles" / "a_001.txt", change)
@@ -397,14 +429,14 @@ FILE_MISTAKES = [
 
 
 @pytest.mark.parametrize(("kind", "mistake", "message"), FILE_MISTAKES)
-def test_a_file_that_is_wrong_or_missing_is_named(tmp_path, kind, mistake, message):
+def test_bad_file_is_named(tmp_path, kind, mistake, message):
     WRITERS[kind](tmp_path)
     mistake(tmp_path)
     with pytest.raises(ValueError, match=message):
         describe(tmp_path, kind).open(["train"], "instances" if kind == "coco" else "horizontal")
 
 
-def test_a_list_says_which_images_are_in_a_split(tmp_path):
+def test_list_of_a_split(tmp_path):
     write_voc(tmp_path, IMAGES, True)
     (tmp_path / "train.txt").write_text("c_004\na_001\n")
     settings = {"train": SPLITS["voc oriented"] | {"list": "train.txt"}}
@@ -423,7 +455,7 @@ def test_a_list_says_which_images_are_in_a_split(tmp_path):
 
 
 @pytest.mark.parametrize("places", [("north/a_001", "south/a_001", "b_002"), ("north/a_001", "south/b_002")])
-def test_images_of_coco_may_have_one_name_in_several_folders(tmp_path, places):
+def test_coco_namesakes_in_folders(tmp_path, places):
     """What is not in the file may too."""
     written = {place: write_images(tmp_path / "images", [place])[place] for place in places if "/" not in place}
     for seed, place in enumerate(("north/a_001", "south/a_001", "north/b_002", "south/b_002")):
@@ -453,7 +485,7 @@ def test_images_of_coco_may_have_one_name_in_several_folders(tmp_path, places):
         describe(tmp_path, "coco").open(["train"], "horizontal")
 
 
-def test_a_split_without_annotations_has_images_alone_and_cannot_be_trained_on(tmp_path):
+def test_split_without_annotations(tmp_path):
     write_images(tmp_path / "images", IMAGES)
     samples = describe(tmp_path, "dota", splits={"train": {"images": "images"}}).open(["train"], "oriented")
     assert set(samples[0]) == {"id", "image"}
@@ -461,7 +493,7 @@ def test_a_split_without_annotations_has_images_alone_and_cannot_be_trained_on(t
         with_few_empty(samples, 0.0, seed=0)
 
 
-def test_an_image_in_two_splits_is_found_under_whatever_name(tmp_path):
+def test_image_in_two_splits_is_found(tmp_path):
     write_dota(tmp_path, IMAGES)
     write_dota(tmp_path / "test", ["d_005"])
     (tmp_path / "test" / "images" / "e_006.png").symlink_to(tmp_path / "images" / "a_001.png")
@@ -491,7 +523,7 @@ def test_a_patient_of_dicom_in_two_splits_is_named(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("stored", ["files", "rows"])
-def test_a_copy_of_an_image_of_another_split_is_found_unless_that_is_allowed(tmp_path, caplog, stored):
+def test_shared_image_is_found_unless_allowed(tmp_path, caplog, stored):
     write_dota(tmp_path, IMAGES)
     write_dota(tmp_path / "test", ["d_005"])
     first, other = tmp_path / "images" / "a_001.png", tmp_path / "test" / "images" / "d_005.png"
@@ -530,7 +562,7 @@ def test_rows_of_one_id_are_named_before_training(tmp_path):
 
 
 @pytest.mark.parametrize("marks", [{"iscrowd": 1}, {"iscrowd": 1, "ignore": 1}, {"iscrowd": 0, "ignore": 1}])
-def test_what_coco_marks_as_a_crowd_or_to_be_ignored_counts_as_in_pycocotools(tmp_path, marks):
+def test_crowd_and_ignore_equal_pycocotools(tmp_path, marks):
     (tmp_path / "images").mkdir()
     Image.new("RGB", (100, 100)).save(tmp_path / "images" / "a.png")
     boxes = [[5, 5, 20, 20], [40, 5, 20, 20], [10, 50, 80, 40]]
@@ -558,7 +590,7 @@ def test_what_coco_marks_as_a_crowd_or_to_be_ignored_counts_as_in_pycocotools(tm
     assert ours["map"] == pytest.approx(scored.stats[0]) and 0 < ours["map"]
 
 
-def test_voc_of_another_size_is_named_and_what_gdal_leaves_beside_is_passed_over(tmp_path):
+def test_voc_size_is_checked_and_aux_xml_ignored(tmp_path):
     (tmp_path / "d").mkdir()
     Image.fromarray(np.zeros((40, 60, 3), np.uint8)).save(tmp_path / "d" / "a.png")
     (tmp_path / "d" / "a.png.aux.xml").write_text("<PAMDataset></PAMDataset>")
@@ -595,7 +627,7 @@ def test_voc_of_another_size_is_named_and_what_gdal_leaves_beside_is_passed_over
         ({"splits": {}}, "There is no split 'train' in the configuration"),
     ],
 )
-def test_settings_that_mean_nothing_are_refused(tmp_path, settings, message):
+def test_bad_data_settings(tmp_path, settings, message):
     write_dota(tmp_path, IMAGES)
     with pytest.raises(ValueError, match=message):
         describe(tmp_path, "dota", **settings).open(["train"], "oriented")

@@ -80,7 +80,7 @@ def configure(folder: Path, task: str, **more) -> list[str]:
 
 
 @pytest.mark.parametrize("task", MODELS)
-def test_a_run_leaves_a_model_its_scores_and_pictures(tmp_path, task):
+def test_run_leaves_model_scores_pictures(tmp_path, task):
     assert main(configure(tmp_path, task, blind_controls=True, watch_samples=1)) == 0
     out = tmp_path / "out"
     assert [path.name for path in sorted((out / "watch").glob("*.png"))] == [f"step-{n:06d}.png" for n in (0, 2, 4)]
@@ -104,7 +104,7 @@ def test_a_run_leaves_a_model_its_scores_and_pictures(tmp_path, task):
     assert rates == pytest.approx([0.5e-3, 0.75e-3, 1e-4, 1e-4])
 
 
-def test_a_run_that_goes_on_ends_to_the_bit_as_one_that_never_stopped(tmp_path):
+def test_resumed_run_ends_the_same(tmp_path):
     rotation = {"rotation": 0.5, "vertical_flip": 0.25, "diagonal_flip": 0.25, "horizontal_flip": 0.25}
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     assert main(configure(whole, "oriented", **rotation)) == 0
@@ -133,7 +133,7 @@ def results_of(folder: Path, task: str) -> tuple[dict[str, torch.Tensor], list[f
 
 @pytest.mark.slow
 @pytest.mark.parametrize("task", SCORES)
-def test_a_run_that_is_killed_again_and_again_ends_to_the_bit_as_one_that_never_stopped(tmp_path, task):
+def test_repeatedly_killed_run_ends_the_same(tmp_path, task):
     """Proposals are drawn at random, and blocks are left out."""
     more = {"head": HEAD | {"roi_samples": 8, "rpn_samples": 16}, "drop_path_rate": 0.2, "vertical_flip": 0.25}
     more |= {"max_steps": 5, "save_steps": 1, "empty_share": 0.2}
@@ -206,7 +206,7 @@ def test_windows_are_merged_for_dotas_server(tmp_path):
 
 
 @pytest.mark.slow
-def test_objects_are_found_in_bands_and_in_large_images_of_them(tmp_path):
+def test_objects_are_found_in_bands(tmp_path):
     words = configure(
         tmp_path, "oriented", watch_samples=1, model_name_or_path=str(tmp_path / "start"), from_scratch={}
     )

@@ -54,7 +54,7 @@ def configure(folder, detector, **more) -> list[str]:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("detector", DETECTORS)
-def test_a_detector_of_transformers_trains_is_scored_and_opens_as_any_other(tmp_path, detector):
+def test_one_stage_detector_trains_and_opens(tmp_path, detector):
     assert main(configure(tmp_path, detector)) == 0
     out = tmp_path / "out"
     assert (out / "watch" / "step-000000.png").is_file()
@@ -93,7 +93,7 @@ def tiny_model(detector):
 
 
 @pytest.mark.parametrize("detector", ["rt_detr_v2", "deformable_detr"])
-def test_a_large_image_has_what_the_model_finds_in_its_windows(tmp_path, detector):
+def test_large_image_equals_its_windows(tmp_path, detector):
     """Windows of 48 pixels beside each other, which the model sees at 64."""
     torch.manual_seed(0)
     model = tiny_model(detector).eval()
@@ -125,7 +125,7 @@ def test_a_large_image_has_what_the_model_finds_in_its_windows(tmp_path, detecto
 
 
 @pytest.mark.parametrize("detector", DETECTORS)
-def test_only_the_vits_layers_learn_at_a_rate_of_their_own(detector):
+def test_only_vit_layers_have_decayed_rates(detector):
     model = tiny_model(detector)
     vit = {id(part) for part in model.model.backbone.model.encoder.parameters()}
     vit |= {id(part) for part in model.model.backbone.model.embeddings.parameters() if part.requires_grad}
@@ -144,7 +144,7 @@ def test_only_the_vits_layers_learn_at_a_rate_of_their_own(detector):
         ({"detector": "yolo"}, "detector='yolo' is none of vitp, rt_detr_v2, d_fine, deformable_detr"),
     ],
 )
-def test_settings_that_do_not_go_with_a_detector_of_transformers_are_refused(tmp_path, more, message):
+def test_bad_settings_of_one_stage_detectors(tmp_path, more, message):
     with pytest.raises(ValueError, match=message):
         main(configure(tmp_path, **{"detector": "rt_detr_v2", **more}))
 

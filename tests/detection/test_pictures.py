@@ -29,7 +29,7 @@ def drawn(path, monkeypatch, corners) -> Figure:
     return figures[0]
 
 
-def test_boxes_over_the_border_neither_shrink_the_panels_nor_are_labelled_outside(tmp_path, monkeypatch):
+def test_boxes_over_the_border_keep_the_panels(tmp_path, monkeypatch):
     box = torch.tensor([[0.0, 0.0], [20.0, 5.0], [18.0, 12.0], [-2.0, 7.0]])
     far = torch.stack([box + torch.tensor([dx, dy]) for dx in (-90.0, 20.0, 900.0) for dy in (-600.0, 20.0, 500.0)])
     with monkeypatch.context() as patch:

@@ -19,7 +19,7 @@ SPLIT = json.loads((FIXTURES / "dota_split" / "expected.json").read_text())
 
 
 @pytest.mark.parametrize("name", SPLIT["sizes"])
-def test_windows_and_their_objects_are_those_of_mmrotates_splitter(name):
+def test_windows_equal_mmrotate_splitter(name):
     width, height = SPLIT["sizes"][name]
     found = dota_objects("\n".join(SPLIT["labels"][name]), name)
     corners = np.array([item.corners for item in found])
@@ -52,7 +52,7 @@ def test_the_share_inside_is_that_of_shapely(seed):
     np.testing.assert_allclose(shares_inside(np.stack(polygons), start, size), expected, rtol=0, atol=1e-9)
 
 
-def test_small_images_have_one_window_and_empty_ones_are_left_out():
+def test_small_images_have_one_window():
     assert object_windows((500, 600), 1024, 200) == [(0, 0, 600, 500)]
     # 1,200 pixels wide and 300 high: neither window has more than 60% image, so both stay.
     assert object_windows((300, 1200), 1024, 200) == [(0, 0, 1024, 300), (176, 0, 1200, 300)]
@@ -60,7 +60,7 @@ def test_small_images_have_one_window_and_empty_ones_are_left_out():
     assert len(object_windows((3000, 3000), 1024, 200)) == 16
 
 
-def test_what_windows_find_is_merged_as_in_the_whole_image():
+def test_window_detections_are_merged():
     random = np.random.default_rng(0)
     low = random.uniform(0, 180, (60, 2))
     boxes = torch.from_numpy(np.concatenate([low, low + random.uniform(5, 30, (60, 2))], 1)).float()

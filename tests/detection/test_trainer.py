@@ -33,7 +33,7 @@ def open_samples(root, task):
     return data.open(["train"], task)
 
 
-def test_a_sample_is_normalised_and_its_boxes_are_shares_of_the_image(tmp_path):
+def test_sample_is_normalized_with_relative_boxes(tmp_path):
     samples = open_samples(tmp_path, "horizontal")
     training = TrainingSamples(samples, Augmentation(WIDTH, flips=(0, 0, 0)), ViTPDetectionImageProcessor(), 0, False)
     item, raw = training[0, 1], samples[1]
@@ -75,7 +75,7 @@ def test_samples_are_functions_of_seed_and_epoch(tmp_path):
     assert not all(torch.equal(one, other) for one, other in zip(first, draws(1, 0)))
 
 
-def test_a_batch_of_unequal_images_is_padded_with_its_masks(tmp_path):
+def test_batch_is_padded_with_masks(tmp_path):
     samples, processor = open_samples(tmp_path, "instances"), ViTPDetectionImageProcessor()
     plain = {"flips": (0, 0, 0)}
     items = [TrainingSamples(samples, Augmentation(size, **plain), processor, 0, False)[0, 0] for size in (48, 96)]
@@ -91,7 +91,7 @@ def test_a_batch_of_unequal_images_is_padded_with_its_masks(tmp_path):
 
 
 @pytest.mark.parametrize("task", ["horizontal", "oriented", "instances"])
-def test_what_is_annotated_goes_to_the_metrics_as_it_is(tmp_path, task):
+def test_annotations_reach_the_metrics(tmp_path, task):
     samples = open_samples(tmp_path, task)
     for index in range(len(samples)):
         item = samples[index]
@@ -105,7 +105,7 @@ def test_what_is_annotated_goes_to_the_metrics_as_it_is(tmp_path, task):
 
 
 @pytest.mark.parametrize("task", ["horizontal", "instances"])
-def test_objects_are_small_or_large_by_their_annotated_area(tmp_path, task):
+def test_object_size_is_the_annotated_area(tmp_path, task):
     """As pycocotools has it, by the area in the file, which is none of the box."""
     write_coco(tmp_path, IMAGES)
     contents = json.loads((tmp_path / "instances.json").read_text())

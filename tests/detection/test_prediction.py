@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+import zipfile
 
 import numpy as np
 import pyogrio
@@ -11,14 +12,27 @@ import rasterio
 import shapely
 import torch
 from original_detectors import DETECTORS, original_detector
+from paths import FIXTURES
 from PIL import Image
 from pycocotools.coco import COCO
+from rasterio.control import GroundControlPoint
 from rasterio.transform import from_origin
+from safetensors.torch import load_file
 
 from modeling_vitp import ViTPDetectionImageProcessor, detect_large
 from modeling_vitp.detection import prediction as large_images
 from modeling_vitp.detection.data import shares_inside
+from modeling_vitp.detection.prediction import (
+    first_at_top_left,
+    merge,
+    outline,
+    polygons_of,
+    write_coco,
+    write_geojson,
+    write_task1,
+)
 from modeling_vitp.recipes import predict_large as script
+from modeling_vitp.rotated_boxes import corners
 
 HEIGHT, WIDTH = 150, 170
 WINDOWS = {"window": 96, "stride": 60, "batch_size": 1}
@@ -74,10 +88,10 @@ def by_hand(model, image, threshold=0.1, window=96, stride=60):
         for left in starts(image.shape[2], window, stride):
             part = image[:, top : top + window, left : left + window]
             alone = objects_alone(model, ViTPDetectionImageProcessor(), part, threshold)
-            for index, (label, score, outline) in enumerate(zip(alone["labels"], alone["scores"], alone["outlines"])):
+            for index, (label, score, shape) in enumerate(zip(alone["labels"], alone["scores"], alone["outlines"])):
                 one = {"label": int(label), "score": float(score)}
-                one["outline"] = shapely.transform(outline, lambda points, by=(left, top): points + by)
-                ends = np.array(outline.bounds) - [1, 1, part.shape[2] - 1, part.shape[1] - 1]
+                one["outline"] = shapely.transform(shape, lambda points, by=(left, top): points + by)
+                ends = np.array(shape.bounds) - [1, 1, part.shape[2] - 1, part.shape[1] - 1]
                 inner = left > 0, top > 0, left + window < image.shape[2], top + window < image.shape[1]
                 one["cut"] = (ends * [1, 1, -1, -1] <= 0) & inner
                 if "masks" in alone:
@@ -105,7 +119,7 @@ def lies_in_another(one, others):
     return any(sides[one["cut"]].all() for sides in beyond)
 
 
-def test_ships_side_by_side_are_no_parts_of_one_another(tmp_path, monkeypatch):
+def test_adjacent_ships_are_not_merged(tmp_path, monkeypatch):
     """Their upright boxes overlap; by a detector that finds what 0.7 of is in its window, and finds it whole."""
     generator, along, across = np.random.default_rng(0), np.array([0.6, -0.8]), np.array([0.8, 0.6])
     truth = []
@@ -161,9 +175,7 @@ def written(tmp_path_factory):
 
 
 @pytest.mark.parametrize("key", ["box", "corners"])
-def test_what_is_smaller_than_the_overlap_of_windows_is_found_once_whatever_a_window_sees_of_it(
-    tmp_path, monkeypatch, key
-):
+def test_object_in_overlap_is_found_once(tmp_path, monkeypatch, key):
     """By a detector that finds every part of an object that has a pixel in its window, and is as sure as it sees it."""
     generator = np.random.default_rng(0)
     places = [(x, y) for x in range(3, 380, 29) for y in range(3, 280, 29)]
@@ -197,7 +209,7 @@ def test_what_is_smaller_than_the_overlap_of_windows_is_found_once_whatever_a_wi
 
 
 @every_detector
-def test_the_objects_are_those_of_all_windows_of_which_a_greedy_loop_keeps_the_best(written, name):
+def test_objects_equal_a_greedy_loop_over_windows(written, name):
     folder, models, expected = written
     file = COCO(str(folder / f"{name}.json"))
     found = sorted(file.loadAnns(file.getAnnIds()), key=lambda one: -one["score"])
@@ -219,7 +231,7 @@ def test_the_objects_are_those_of_all_windows_of_which_a_greedy_loop_keeps_the_b
             assert one["area"] == pytest.approx(wanted["outline"].area, rel=1e-3)
 
 
-def test_outlines_of_instances_are_the_edges_of_their_masks_to_the_pixel(written):
+def test_instance_outlines_are_mask_edges(written):
     folder, _, expected = written
     file = pyogrio.raw.read(folder / "mask_rcnn.geojson", columns=["score"])
     geometries = shapely.from_wkb(file[2])
@@ -242,7 +254,7 @@ def pixels_of(degrees):
 
 
 @every_detector
-def test_gdal_reads_the_objects_on_the_ground_of_the_image(written, name):
+def test_gdal_reads_objects_in_place(written, name):
     """As QGIS does: a layer in longitude and latitude, with the boxes of COCO's file in pixels."""
     folder, _, expected = written
     path = folder / f"{name}.geojson"
@@ -265,7 +277,7 @@ def test_gdal_reads_the_objects_on_the_ground_of_the_image(written, name):
         assert shapely.symmetric_difference(filled, wanted).area < 2e-3 * wanted.length
 
 
-def test_without_overlap_each_window_keeps_what_the_model_finds_in_it_alone(written, tmp_path):
+def test_windows_without_overlap_are_independent(written, tmp_path):
     folder, models, _ = written
     model, image = models["cascade_rcnn"], scene()
     options = {"window": 75, "stride": 75, "threshold": 0.3}
@@ -287,7 +299,7 @@ def test_without_overlap_each_window_keeps_what_the_model_finds_in_it_alone(writ
     )
 
 
-def test_an_image_smaller_than_a_window_is_seen_at_the_scale_of_one(written, tmp_path):
+def test_small_image_is_seen_at_window_scale(written, tmp_path):
     """Windows of 48 are brought to the processor's 96, so an image of 30 x 40 pixels to 60 x 80."""
     model = written[1]["cascade_rcnn"]
     image = scene(30, 40)
@@ -303,7 +315,7 @@ def test_an_image_smaller_than_a_window_is_seen_at_the_scale_of_one(written, tmp
     np.testing.assert_allclose(sorted(boxes), sorted(alone["boxes"].tolist()), rtol=0, atol=2e-3)
 
 
-def test_an_image_without_objects_has_a_file_without_features(written, tmp_path):
+def test_image_without_objects(written, tmp_path):
     folder, models, _ = written
     for suffix in ("geojson", "json"):
         output = tmp_path / f"none.{suffix}"
@@ -332,7 +344,7 @@ def killed_after(model, monkeypatch, calls):
 
 
 @pytest.mark.parametrize("calls, rows, needed", [(2, 0, 6), (4, 1, 3)])
-def test_a_run_that_was_killed_goes_on_to_the_same_file(written, tmp_path, monkeypatch, calls, rows, needed):
+def test_killed_run_resumes(written, tmp_path, monkeypatch, calls, rows, needed):
     """Two rows of windows, at 0 and 54, of three windows each. Killed while it predicts, and while it writes a row."""
     folder, models, _ = written
     model, output = models["mask_rcnn"], tmp_path / "objects.geojson"
@@ -368,7 +380,7 @@ def test_windows_without_data_are_passed_over(written, tmp_path, monkeypatch):
     assert json.loads((tmp_path / "objects.json").read_text())["annotations"]
 
 
-def test_what_cannot_be_done_is_named(written, tmp_path):
+def test_bad_detection_arguments(written, tmp_path):
     folder, models, _ = written
     model, source = models["cascade_rcnn"], folder / "scene.tif"
     local = write_tiff(tmp_path / "local.tif", scene(40, 40), crs='LOCAL_CS["site",UNIT["metre",1]]')
@@ -394,7 +406,7 @@ def test_what_cannot_be_done_is_named(written, tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["local.tif", "many.tif", "there.json"]
 
 
-def test_the_script_takes_a_saved_detector_and_refuses_options_of_maps(written, tmp_path):
+def test_script_takes_a_saved_detector(written, tmp_path):
     folder, models, _ = written
     models["oriented_rcnn"].save_pretrained(tmp_path / "model")
     ViTPDetectionImageProcessor().save_pretrained(tmp_path / "model")
@@ -414,7 +426,7 @@ def test_the_script_takes_a_saved_detector_and_refuses_options_of_maps(written, 
 
 
 @pytest.mark.slow
-def test_an_image_of_8000_by_8000_stays_under_900_mb(tmp_path):
+def test_large_image_memory(tmp_path):
     """0.19 GB as it is stored, and 0.77 GB as a model sees it. The model finds 300 boxes in a window without looking,
     so that memory is the function's own."""
     size = 8000
@@ -455,3 +467,139 @@ print(time.time() - start, int(peak.split()[1]) * 1024)
     features = pyogrio.read_info(tmp_path / "objects.geojson")["features"]
     print(f"{seconds:.0f} s, {memory / 1e9:.2f} GB, {features} objects")
     assert memory < 9e8 and features > 20_000
+
+
+pytestmark = pytest.mark.filterwarnings("ignore::rasterio.errors.NotGeoreferencedWarning")
+BOX = {"label": 1, "score": 0.123456789, "box": [2.0, 3.0, 12.0, 7.5]}
+
+
+def image(path, **profile):
+    """An image of 20 x 30 pixels, open."""
+    profile = {"driver": "GTiff", "count": 1, "height": 20, "width": 30, "dtype": "uint8", **profile}
+    with rasterio.open(path, "w", **profile) as file:
+        file.write(np.zeros((1, 20, 30), np.uint8))
+    return rasterio.open(path)
+
+
+def geojson(tmp_path, found, **profile):
+    with image(tmp_path / "scene.tif", **profile) as opened:
+        write_geojson([[found], []], opened, ["ship", "plane"], tmp_path / "objects.geojson")
+    return json.loads((tmp_path / "objects.geojson").read_text())
+
+
+@pytest.mark.parametrize("share", [0.02, 0.5, 0.9])
+def test_polygons_cover_the_mask(share):
+    """With holes, parts and parts that touch at a corner."""
+    mask = np.random.default_rng(0).random((13, 17)) < share
+    polygons = polygons_of(mask, left=100, top=50)
+    assert any(len(rings) > 1 for rings in polygons) == (share > 0.1)
+    shape = shapely.MultiPolygon([(rings[0], rings[1:]) for rings in polygons])
+    assert shape.is_valid and shape.area == mask.sum()
+    ys, xs = np.mgrid[:13, :17]
+    np.testing.assert_array_equal(shapely.contains_xy(shape, xs + 100.5, ys + 50.5), mask)
+    assert polygons_of(np.zeros((4, 5), bool)) == []
+
+
+def test_holes_in_geojson_and_coco(tmp_path):
+    mask = np.ones((5, 5), bool)
+    mask[2, 1:3] = False
+    found = {**BOX, "polygons": polygons_of(mask, 4, 6)}
+    (feature,) = geojson(tmp_path, found)["features"]
+    shape = shapely.from_geojson(json.dumps(feature["geometry"]))
+    assert shape.exterior.is_ccw and not shape.interiors[0].is_ccw and shape.area == 23
+    with image(tmp_path / "scene.tif") as opened:
+        write_coco([[found]], opened, ["ship", "plane"], tmp_path / "objects.json")
+    (annotation,) = json.loads((tmp_path / "objects.json").read_text())["annotations"]
+    assert shapely.Polygon(np.reshape(annotation["segmentation"], (-1, 2))).equals(shapely.box(4, 6, 9, 11))
+    assert annotation["area"] == 25 and annotation["bbox"] == [2, 3, 10, 4.5]
+    assert annotation["score"] == 0.123457 and annotation["category_id"] == 2
+
+
+def test_image_without_crs_keeps_its_coordinates(tmp_path):
+    found = geojson(tmp_path, BOX, transform=from_origin(500, 900, 2, 2))
+    assert found["coordinate_system"] == "that of the image, which does not name it (it has no CRS)"
+    assert found["features"] == [
+        {
+            "type": "Feature",
+            "properties": {"class": "plane", "score": 0.123457},
+            "geometry": {
+                "type": "Polygon",
+                "coordinates": [[[504, 894], [504, 885], [524, 885], [524, 894], [504, 894]]],
+            },
+        }
+    ]
+
+
+@pytest.mark.parametrize("pixel", [5e-6, 0.25, 3.0])
+def test_small_pixels_without_crs_keep_precision(tmp_path, pixel):
+    """The world files of many images are in degrees."""
+    found = geojson(tmp_path, BOX, transform=from_origin(12, 48, pixel, pixel))
+    shape = shapely.from_geojson(json.dumps(found["features"][0]["geometry"]))
+    expected = (12 + 2 * pixel, 48 - 7.5 * pixel, 12 + 12 * pixel, 48 - 3 * pixel)
+    assert shape.bounds == pytest.approx(expected, rel=0, abs=1e-3 * pixel)
+
+
+def test_ground_control_points_place_the_objects(tmp_path):
+    """Of many radar images they are the georeference; here 0.1 degrees a pixel."""
+    places = [(row, column) for row in (0, 20) for column in (0, 30)]
+    points = [GroundControlPoint(row, column, 10 + column / 10, 50 - row / 10) for row, column in places]
+    found = geojson(tmp_path, BOX, gcps=points, crs="EPSG:4326")
+    assert found["coordinate_system"].startswith("longitude and latitude")
+    shape = shapely.from_geojson(json.dumps(found["features"][0]["geometry"]))
+    assert shape.bounds == pytest.approx((10.2, 49.25, 11.2, 49.7), abs=1e-6)
+
+
+def test_object_over_the_antimeridian(tmp_path):
+    """RFC 7946, 3.1.9. The image lies in Fiji's zone, where longitude 180 is near x = 817,700."""
+    ground = {"crs": "EPSG:32760", "transform": from_origin(817_700 - 3000, 8_007_000, 200, 200)}
+    (feature,) = geojson(tmp_path, {**BOX, "box": [0, 0, 30, 20]}, **ground)["features"]
+    shape = shapely.from_geojson(json.dumps(feature["geometry"]))
+    west, east = sorted(part.bounds for part in shape.geoms)
+    assert west[0] == -180 and west[2] < -179.9 and east[0] > 179.9 and east[2] == 180
+    assert all(part.exterior.is_ccw for part in shape.geoms)
+
+
+def test_an_outline_is_closed():
+    corners = [[0, 1], [2, 0], [3, 2], [1, 3]]
+    assert outline({"corners": corners}) == [[[*corners, corners[0]]]]
+    assert outline({"box": [1, 2, 3, 4]}) == [[[[1, 2], [3, 2], [3, 4], [1, 4], [1, 2]]]]
+
+
+EVALUATION = FIXTURES / "rotated_evaluation"
+
+
+def test_submission_equals_mmrotate(tmp_path):
+    expected = json.loads((EVALUATION / "expected.json").read_text())["merge"]
+    patches = load_file(EVALUATION / "patches.safetensors")
+    parts = {}
+    for patch in expected["patches"]:
+        image, _, place = patch.split("__", 2)
+        found = [patches[f"{patch}.{label}"] for label in range(2)]
+        labels = torch.cat([torch.full((len(boxes),), label) for label, boxes in enumerate(found)])
+        found = torch.cat(found)
+        detections = {"corners": corners(found[:, :5]), "scores": found[:, 5], "labels": labels}
+        parts.setdefault(image, []).append((detections, tuple(int(start) for start in place.split("___"))))
+    merged = {image: merge(*zip(*some), nms_threshold=0.1) for image, some in parts.items()}
+    archive = write_task1(merged, expected["classes"], tmp_path / "Task1", expected=["P0001", "P0002"])
+    with zipfile.ZipFile(archive) as packed:
+        assert sorted(packed.namelist()) == sorted(expected["files"])
+        for name, text in expected["files"].items():
+            assert packed.read(name).decode() == text == (tmp_path / "Task1" / name).read_text()
+
+
+def test_the_first_corner_is_that_of_mmrotate():
+    fixture = load_file(FIXTURES / "rotated_ops" / "expected.safetensors")
+    ordered = first_at_top_left(corners(fixture["convert.boxes"].double()).numpy())
+    expected = fixture["submission.corners"][:, :8].reshape(-1, 4, 2).double()
+    torch.testing.assert_close(torch.from_numpy(ordered), expected, rtol=0, atol=1e-4)
+
+
+def test_missing_or_foreign_images_are_refused(tmp_path):
+    nothing = {"corners": torch.zeros(0, 4, 2), "scores": torch.zeros(0), "labels": torch.zeros(0).long()}
+    with pytest.raises(ValueError, match=r"without detections for \['P0002'\], and with some for \['P0003'\]"):
+        write_task1({"P0001": nothing, "P0003": nothing}, ["ship"], tmp_path / "Task1", ["P0001", "P0002"])
+    write_task1({"P0001": nothing}, ["ship", "plane"], tmp_path / "Task1", ["P0001"])
+    assert {path.name: path.read_text() for path in (tmp_path / "Task1").iterdir()} == {
+        "Task1_ship.txt": "",
+        "Task1_plane.txt": "",
+    }

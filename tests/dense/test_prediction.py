@@ -8,10 +8,13 @@ import rasterio
 import rasterio.shutil
 import torch
 import yaml
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from PIL import Image
 from rasterio.control import GroundControlPoint
 from rasterio.transform import from_origin
 from tiny_models import HEAD, adapter_config
+from torch.nn import functional as F
 
 from modeling_vitp import (
     ViTPChangeDetectionConfig,
@@ -22,8 +25,150 @@ from modeling_vitp import (
     predict_large,
 )
 from modeling_vitp.dense import prediction as large_images
-from modeling_vitp.dense.prediction import augmented, sliding_window
+from modeling_vitp.dense.prediction import augmented, predict_bands, sliding_window
 from modeling_vitp.recipes import predict_large as script
+
+SHAPES = {
+    "height": st.integers(1, 40),
+    "width": st.integers(1, 40),
+    "window": st.tuples(st.integers(1, 16), st.integers(1, 16)),
+    "shares": st.tuples(st.floats(0.2, 1), st.floats(0.2, 1)),
+    "batch_size": st.integers(1, 5),
+}
+
+
+def strides(window, shares):
+    return tuple(max(int(length * share), 1) for length, share in zip(window, shares))
+
+
+def noise(*shape):
+    return torch.randn(shape, generator=torch.Generator().manual_seed(0))
+
+
+def make_pointwise(channels=3, classes=4):
+    """A model without context: a 1 x 1 convolution."""
+    torch.manual_seed(0)
+    layer = torch.nn.Conv2d(channels, classes, 1).double()
+    return lambda *images: layer(torch.cat(images, dim=1).double()).detach()
+
+
+def with_context(*images):
+    """The logits of a place depend on all of its window, and on where in it the place is."""
+    (image,) = images
+    places = torch.arange(image[0, 0].numel()).view(image.shape[-2:]) / 100
+    return torch.cat([image * places, image.mean((2, 3), keepdim=True) - image**2], dim=1)
+
+
+def loop(predict, image, window, stride):
+    """One window after another, mmsegmentation's way: the grid is laid first, then each window is moved back."""
+    height, width = image.shape[-2:]
+    rows = max(height - window[0] + stride[0] - 1, 0) // stride[0] + 1
+    columns = max(width - window[1] + stride[1] - 1, 0) // stride[1] + 1
+    total, counts = 0, torch.zeros(height, width)
+    for row in range(rows):
+        for column in range(columns):
+            bottom, right = min(row * stride[0] + window[0], height), min(column * stride[1] + window[1], width)
+            top, left = max(bottom - window[0], 0), max(right - window[1], 0)
+            logits = predict(image[:, :, top:bottom, left:right])
+            total = total + F.pad(logits, (left, width - right, top, height - bottom))
+            counts[top:bottom, left:right] += 1
+    return total / counts
+
+
+@settings(deadline=None, max_examples=60)
+@given(**SHAPES)
+def test_model_without_context_equals_full_image(height, width, window, shares, batch_size):
+    images = noise(2, 3, height, width)
+    predict = make_pointwise()
+    logits = sliding_window(predict, images, window, strides(window, shares), batch_size)
+    assert logits.dtype == torch.float32
+    torch.testing.assert_close(logits, predict(images).float(), rtol=1e-5, atol=1e-5)
+
+
+@settings(deadline=None, max_examples=60)
+@given(**SHAPES)
+def test_logits_equal_a_loop_over_windows(height, width, window, shares, batch_size):
+    images = noise(2, 3, height, width)
+    stride = strides(window, shares)
+    expected = loop(with_context, images, window, stride)
+    actual = sliding_window(with_context, images, window, stride, batch_size)
+    torch.testing.assert_close(actual, expected, rtol=1e-5, atol=1e-5)
+
+
+@settings(deadline=None, max_examples=60)
+@given(**SHAPES, start=st.integers(0, 39))
+def test_bands_are_the_same_from_any_start(height, width, window, shares, batch_size, start):
+    start = min(start, height - 1)
+    image, stride = noise(1, 3, height, width), strides(window, shares)
+
+    def bands(start):
+        read = lambda top, bottom: (image[:, :, top:bottom],)  # noqa: E731
+        return list(predict_bands(with_context, read, (height, width), window, stride, batch_size, start))
+
+    row = start
+    for top, logits in bands(start):
+        assert top == row
+        row += logits.shape[2]
+    assert row == height
+    whole = sliding_window(with_context, image, window, stride, batch_size)
+    assert torch.equal(torch.cat([logits for _, logits in bands(start)], dim=2), whole[:, :, start:])
+
+
+def test_pairs_go_through_the_model_together():
+    before, after = noise(2, 2, 3, 21, 34)
+    predict = make_pointwise(channels=6)
+    logits = sliding_window(predict, (before, after), window=8, stride=5)
+    torch.testing.assert_close(logits, predict(before, after).float(), rtol=1e-5, atol=1e-5)
+
+
+def test_bfloat16_logits_are_summed_in_float32():
+    value = torch.tensor(3.015625)  # exact in bfloat16; its double and triple are not
+    logits = sliding_window(lambda image: image.bfloat16(), torch.full((1, 1, 40, 40), value), window=20, stride=4)
+    torch.testing.assert_close(logits, torch.full_like(logits, value), rtol=1e-6, atol=0)
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        ({"window": 8, "stride": 9}, r"stride \(9, 9\) must be at least 1 and at most the window"),
+        ({"window": 8, "stride": (4, 0)}, r"stride \(4, 0\) must be at least 1"),
+        ({"window": 8, "stride": 4, "batch_size": 0}, "batch_size=0 must be at least 1"),
+        ({"window": 8, "stride": 4, "predict": lambda image: image[..., ::2]}, r"windows of 8 x 8 pixels"),
+        ({"window": 8, "stride": 4, "images": torch.zeros(3, 20, 20)}, r"\(batch, channels, height, width\)"),
+        ({"window": 8, "stride": 4, "images": [torch.zeros(1, 3, 9, 9), torch.zeros(1, 3, 9, 8)]}, "the same for all"),
+    ],
+)
+def test_what_cannot_be_covered_is_named(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        sliding_window(**{"predict": lambda image: image, "images": torch.zeros(1, 3, 20, 20), **arguments})
+
+
+def test_augmentation_averages_probabilities():
+    image = noise(2, 3, 20, 30)
+    scales = (0.5, 1.0, 1.5)
+    actual = augmented(with_context, scales, flip=True)(image)
+    expected = 0
+    for scale, size in zip(scales, ((10, 15), (20, 30), (30, 45))):
+        scaled = F.interpolate(image, size, mode="bilinear", antialias=scale == 0.5)
+        plain, mirrored = with_context(scaled), with_context(scaled.flip(-1)).flip(-1)
+        for logits in (plain, mirrored):
+            expected = expected + F.interpolate(logits, (20, 30), mode="bilinear").softmax(1) / 6
+    torch.testing.assert_close(actual.exp(), expected, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(actual.softmax(1), expected, rtol=1e-5, atol=1e-6)
+
+
+def test_augmentation_of_a_pair_mirrors_both():
+    before, after = noise(2, 1, 3, 16, 24)
+    predict = make_pointwise(channels=6)
+    expected = predict(before, after).float().log_softmax(1)
+    torch.testing.assert_close(augmented(predict, flip=True)(before, after), expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("scales", [(), (1.0, 0.0)])
+def test_scales_have_to_be_positive(scales):
+    with pytest.raises(ValueError, match="one or more positive factors are needed"):
+        augmented(with_context, scales)
+
 
 HEIGHT, WIDTH = 133, 101
 WINDOWS = {"window": 48, "stride": 32, "batch_size": 2}
@@ -74,7 +219,7 @@ def in_memory(model, processor, *images, **options):
     return sliding_window(lambda *windows: model(*windows).logits, pixel_values, **WINDOWS)[0]
 
 
-def test_classes_and_probabilities_of_a_geotiff_are_those_in_memory(model, tmp_path):
+def test_geotiff_equals_prediction_in_memory(model, tmp_path):
     image, processor = scene(), ViTPSegmentationImageProcessor()
     write_tiff(tmp_path / "scene.tif", image)
     paths = {"output": tmp_path / "classes.tif", "probabilities": tmp_path / "probabilities.tif"}
@@ -108,7 +253,7 @@ def test_a_png_has_the_same_classes(model, tmp_path):
 
 
 @pytest.mark.parametrize(("window", "stride"), [(48, 36), (30, 22), (1, 1), ((40, 64), (30, 48))])
-def test_windows_overlap_by_a_quarter_unless_it_is_said_otherwise(model, tmp_path, monkeypatch, window, stride):
+def test_windows_overlap_by_a_quarter(model, tmp_path, monkeypatch, window, stride):
     asked = []
     monkeypatch.setattr(large_images, "predict_bands", lambda *args, **kwargs: asked.append(args[3:5]) or [])
     image = write_tiff(tmp_path / "scene.tif", scene())
@@ -117,7 +262,7 @@ def test_windows_overlap_by_a_quarter_unless_it_is_said_otherwise(model, tmp_pat
     assert asked == [(window, stride)]
 
 
-def test_a_pair_has_the_changes_that_it_has_in_memory(change_model, tmp_path):
+def test_pair_equals_prediction_in_memory(change_model, tmp_path):
     """And no class where the later image has no data."""
     before, after = scene(seed=0), scene(seed=1)
     after[:, :10] = 0
@@ -139,7 +284,7 @@ def test_16_bit_bands_look_the_same_in_every_window(model, tmp_path, spec):
     np.testing.assert_array_equal(read(tmp_path / "classes.tif")[0], expected)
 
 
-def test_pixels_without_data_have_no_class_and_no_part_in_percentiles(model, tmp_path):
+def test_nodata_pixels_have_no_class(model, tmp_path):
     image = scene(dtype="int16", high=10000)
     image[:, 40:, 70:] = -9999
     write_tiff(tmp_path / "scene.tif", image, nodata=-9999)
@@ -154,7 +299,7 @@ def test_pixels_without_data_have_no_class_and_no_part_in_percentiles(model, tmp
 
 
 @pytest.mark.parametrize("name", ["scene.tif", "scene.png", "scene.jpg", "no_suffix"])
-def test_an_image_that_is_not_stored_as_it_is_to_be_seen_is_named(model, tmp_path, monkeypatch, name):
+def test_image_with_orientation_is_refused(model, tmp_path, monkeypatch, name):
     """In fine-tuning it is turned; GDAL gives it as it is stored. Also one larger than Pillow would decode."""
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", HEIGHT * WIDTH // 4)
     image, path = Image.fromarray(scene().transpose(1, 2, 0)), tmp_path / name
@@ -201,7 +346,7 @@ def test_transparent_pixels_have_no_class(model, tmp_path, name):
     np.testing.assert_array_equal(read(tmp_path / "classes.tif")[0], expected)
 
 
-def test_a_fourth_band_that_is_asked_for_is_no_transparency(model, tmp_path):
+def test_requested_fourth_band_is_not_alpha(model, tmp_path):
     """GDAL marks the near infrared of four bands of 8 bits as alpha; water has none of it."""
     image, spec = scene(bands=4), {"bands": [3, 0, 1], "percentiles": [0, 100]}
     image[3, 30:90, 20:80] = 0
@@ -254,7 +399,7 @@ def killed_after(model, monkeypatch, calls):
 
 
 @pytest.mark.parametrize("calls, finished, needed", [(0, 0, 8), (1, 0, 8), (4, 64, 6), (7, 85, 4)])
-def test_a_run_that_was_killed_goes_on_to_the_same_files(model, tmp_path, monkeypatch, calls, finished, needed):
+def test_killed_run_resumes(model, tmp_path, monkeypatch, calls, finished, needed):
     """Killed while it predicts and, by the row that is cut short, while it writes.
 
     Rows of windows begin at 0, 32, 64 and 85, and each is two batches. Those that reach below the last whole row are
@@ -283,7 +428,7 @@ def test_a_run_that_was_killed_goes_on_to_the_same_files(model, tmp_path, monkey
         assert run("killed") == whole
 
 
-def test_an_unfinished_run_with_other_arguments_is_refused(model, tmp_path, monkeypatch):
+def test_unfinished_run_with_other_arguments(model, tmp_path, monkeypatch):
     source = write_tiff(tmp_path / "scene.tif", scene())
     with monkeypatch.context() as patch, pytest.raises(Killed):
         killed_after(model, patch, 3)
@@ -298,7 +443,7 @@ def test_an_unfinished_run_with_other_arguments_is_refused(model, tmp_path, monk
         predict_large(other, ViTPSegmentationImageProcessor(), source, tmp_path / "classes.tif", **WINDOWS)
 
 
-def test_what_cannot_be_predicted_is_named(model, change_model, tmp_path):
+def test_bad_prediction_arguments(model, change_model, tmp_path):
     source = write_tiff(tmp_path / "scene.tif", scene())
     output = tmp_path / "classes.tif"
 
@@ -340,7 +485,7 @@ def test_what_cannot_be_predicted_is_named(model, change_model, tmp_path):
         run(source)
 
 
-def test_bands_of_a_scene_can_be_chosen_on_the_command_line(model, tmp_path):
+def test_bands_are_chosen_on_the_command_line(model, tmp_path):
     model.save_pretrained(tmp_path / "model")
     ViTPSegmentationImageProcessor().save_pretrained(tmp_path / "model")
     image, spec = scene(5, "uint16", high=3000), {"bands": [3, 2, 1], "window": [0, 3000]}
@@ -380,7 +525,7 @@ def test_the_script_takes_a_saved_model(model, change_model, tmp_path, is_pair):
 
 
 @pytest.mark.slow
-def test_an_image_of_20000_by_20000_stays_under_2_gb(tmp_path):
+def test_large_image_memory(tmp_path):
     """16-bit, three bands: 2.4 GB as it is stored. The model is a convolution, so that memory is the function's own."""
     size = 20000
     profile = {"driver": "GTiff", "count": 3, "height": size, "width": size, "dtype": "uint16", "tiled": True}

@@ -33,7 +33,7 @@ class Painted(torch.utils.data.Dataset):
 
 
 @pytest.mark.parametrize("corruption", SEVERITIES)
-def test_mask_and_images_of_a_pair_agree_after_a_corruption_as_before(loveda, corruption):
+def test_mask_moves_with_a_corrupted_pair(loveda, corruption):
     """After a motion nearest colours tell the mask, but for what is mixed; without one the mask stays."""
     data = DenseData.from_dict(dense_data.read_config("loveda")["data"] | {"root": str(loveda)})
     painted = Painted(data.open(["val"]))
