@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from functools import partial
 from numbers import Integral
 from pathlib import Path
+from typing import Any
 
 import datasets
 import numpy as np
@@ -171,6 +172,10 @@ class ClassifiedImages(torch.utils.data.Dataset):
     def read(self, index: int) -> Picture:
         raise NotImplementedError
 
+    def files_or_rows(self) -> Any:
+        """Return the paths or rows that the samples are read from."""
+        return self.rows
+
     def check_whole(self, index: int) -> None:
         """Raises an error, of many kinds, if what is stored is no whole image, see
         [`~modeling_vitp.images.reading.check_whole`]."""
@@ -218,7 +223,7 @@ class FileImages(ClassifiedImages):
             with path.open("rb") as file:
                 check_whole(file)
 
-    def paths(self) -> list[Path]:
+    def files_or_rows(self) -> list[Path]:
         return [path for sample in self.samples for path in sample.images]
 
     def subset(self, kept: Sequence[int]) -> "FileImages":

@@ -21,7 +21,6 @@ from ..training.fine_tuning_data import parts_of
 from ..training.vitp_config import BaseConfig
 from .arguments import SCORED_WITH, ClassificationSettings
 from .augmentation import Augmentation
-from .data import ClassifiedImages, FileImages
 from .pictures import draw_predictions
 
 
@@ -46,11 +45,6 @@ class TrainingSamples(AugmentedSamples):
 def labels_of(samples: Dataset) -> torch.Tensor:
     """The classes of all samples, see [`~modeling_vitp.classification.data.encode`]."""
     return torch.cat([part.labels for part in parts_of(samples)])
-
-
-def files_or_rows(samples: ClassifiedImages) -> Any:
-    """What samples are read from: the paths of files, or rows."""
-    return samples.paths() if isinstance(samples, FileImages) else samples.rows
 
 
 class ClassificationTrainer(FineTuner, Trainer):
@@ -116,9 +110,7 @@ class ClassificationTrainer(FineTuner, Trainer):
     # Training
 
     def training_data(self) -> Any:
-        samples = self.train_dataset.samples
-        found = {f"split {number}": files_or_rows(part) for number, part in enumerate(parts_of(samples), start=1)}
-        return {**found, "labels": str(labels_of(samples).tolist())}
+        return super().training_data() | {"labels": str(labels_of(self.train_dataset.samples).tolist())}
 
     def data_settings(self) -> dict[str, Any]:
         return super().data_settings() | {"pooling": self.model.config.pooling}

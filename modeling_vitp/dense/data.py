@@ -4,6 +4,8 @@ import colorsys
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
 
 import datasets
 import numpy as np
@@ -246,6 +248,10 @@ class MaskedImages(torch.utils.data.Dataset):
     def read_mask(self, index: int) -> tuple[str, Picture] | None:
         raise NotImplementedError
 
+    def files_or_rows(self) -> Any:
+        """Return the paths or rows that the samples are read from."""
+        return getattr(self, "rows", None)
+
     def __getitem__(self, index: int) -> dict:
         name, images, mask = self.read(index)
         tensors = [self.to_pixels(*image) for image in images]
@@ -314,6 +320,10 @@ class ImageFiles(MaskedImages):
 
     def case(self, index: int) -> str:
         return self.rows[index][0].case
+
+    def files_or_rows(self) -> list[Path]:
+        files = {sample.id: sample for sample, _ in self.rows}
+        return [path for sample in files.values() for path in (*sample.images, sample.mask) if path is not None]
 
     def check_files(self, name: str) -> None:
         """Reads the header and the end of every image and mask.

@@ -21,11 +21,10 @@ from ..metrics.report import name_classes
 from ..modeling_vitp_dense import find_head
 from ..training.arguments import BackboneArguments
 from ..training.fine_tuning import AugmentedSamples, FineTuner, check_start, load_on_backbone
-from ..training.fine_tuning_data import parts_of
 from ..training.vitp_config import BaseConfig
 from .arguments import SCORED_WITH, DenseSettings
 from .augmentation import Augmentation
-from .data import ImageFiles, LabelEncoding, MaskedImages
+from .data import LabelEncoding
 from .pictures import draw_predictions
 from .prediction import augmented, sliding_window
 
@@ -55,14 +54,6 @@ class TrainingSamples(AugmentedSamples):
         images, mask = self.augmentation(images, tv_tensors.Mask(sample["mask"]), generator.initial_seed())
         pixels = [normalized(image, self.image_processor) for image in images]
         return dict(zip(INPUTS[len(pixels)], pixels), labels=mask.as_subclass(torch.Tensor).long(), id=sample["id"])
-
-
-def files_or_rows(samples: MaskedImages) -> Any:
-    """What samples are read from: the paths of files, or rows."""
-    if not isinstance(samples, ImageFiles):
-        return getattr(samples, "rows", None)
-    files = {sample.id: sample for sample, _ in samples.rows}
-    return [path for sample in files.values() for path in (*sample.images, sample.mask) if path is not None]
 
 
 class DenseTrainer(FineTuner, Trainer):
@@ -154,10 +145,6 @@ class DenseTrainer(FineTuner, Trainer):
             self.surfaces = self.load_metric(surfaces, ignore_index=IGNORE_INDEX)
 
     # Training
-
-    def training_data(self) -> Any:
-        parts = parts_of(self.train_dataset.samples)
-        return {f"split {number}": files_or_rows(part) for number, part in enumerate(parts, start=1)}
 
     def scoring_settings(self) -> dict[str, Any]:
         return super().scoring_settings() | {"metric": self.metric_name}

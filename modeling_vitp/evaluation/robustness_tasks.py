@@ -16,7 +16,7 @@ from ..classification.data import ClassificationData
 from ..convert.tensor_files import check_finite
 from ..dense import arguments as dense
 from ..dense.data import DenseData, MaskedImages
-from ..dense.trainer import DenseTrainer, DenseTrainingArguments, files_or_rows
+from ..dense.trainer import DenseTrainer, DenseTrainingArguments
 from ..image_processing_vitp import ViTPImageProcessor
 from ..image_processing_vitp_dense import ViTPSegmentationImageProcessor
 from ..images.corruptions import CorruptedImages
@@ -143,7 +143,7 @@ class DenseTask(RobustnessTask):
         self.encoding, self.image_spec = data.encoding, data.image_spec
         samples = data.open([self.split])
         self._check(config, samples)
-        self._set_samples(samples, files_or_rows(samples), args.limit)
+        self._set_samples(samples, samples.files_or_rows(), args.limit)
         found = self._scoring_settings(args, "crop_size", "metric")
         self.metric = found.pop("metric", entry.metric)
         main_score = evaluate.load(metric_path(self.metric), num_labels=len(self.encoding.names)).main_score
@@ -202,7 +202,7 @@ class ClassificationTask(RobustnessTask):
                 f"{names}, of {kind}."
             )
         samples = data.open([self.split])
-        files = {"images": classifying.files_or_rows(samples), "labels": str(samples.labels.tolist())}
+        files = {"images": samples.files_or_rows(), "labels": str(samples.labels.tolist())}
         self._set_samples(samples, files, args.limit)
         self.score = args.score or self.main_scores[data.multi_label]
         self.processor = ViTPImageProcessor.from_pretrained(name)

@@ -154,7 +154,7 @@ def open_samples(
 def samples_state(samples: ClassifiedImages) -> str:
     """Return a text that changes when the images change."""
     if isinstance(samples, FileImages):
-        return str([(path, path.stat().st_mtime_ns) for path in samples.paths()])
+        return str([(path, path.stat().st_mtime_ns) for path in samples.files_or_rows()])
     return f"{samples.rows._fingerprint} {samples.column}"
 
 

@@ -28,6 +28,7 @@ from .arguments import StartArguments
 from .base_trainer import BaseTrainer
 from .batching import share
 from .callbacks import choose, component_colors
+from .fine_tuning_data import parts_of
 from .freezing import layer_decay_groups
 from .loading import check_config
 from .resume_config import free_settings
@@ -91,6 +92,10 @@ class FineTuner(BaseTrainer):
 
     def extra_settings(self) -> dict[str, Any]:
         return super().extra_settings() | {"input_spec": getattr(self.processing_class, "input_spec", None)}
+
+    def training_data(self) -> Any:
+        parts = parts_of(self.train_dataset.samples)
+        return {f"split {number}": part.files_or_rows() for number, part in enumerate(parts, start=1)}
 
     def data_settings(self) -> dict[str, Any]:
         """Return further settings that must match when a run goes on."""

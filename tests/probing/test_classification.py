@@ -327,7 +327,7 @@ def test_class_may_be_called_as_a_split(tmp_path):
         "train": [0] * 3 + [1] * 3 + [2] * 3,
         "test": [0] * 2 + [1] * 2 + [2] * 2,
     }
-    assert not {*samples["train"].paths()} & {*samples["test"].paths()}
+    assert not {*samples["train"].files_or_rows()} & {*samples["test"].files_or_rows()}
     assert len(open_samples(str(tmp_path), None, "train", "test", 0.4)[0]["test"]) == 3
 
 
