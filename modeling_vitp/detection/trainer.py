@@ -165,7 +165,7 @@ class DetectionTrainer(FineTuner, Trainer):
     ) -> torch.optim.lr_scheduler.LRScheduler:
         args = self.args
         if self.lr_scheduler is None and args.lr_milestones is not None:
-            epoch = math.ceil(len(self._train_batches) / args.gradient_accumulation_steps)
+            epoch = math.ceil(len(self._sampler) / args.gradient_accumulation_steps)
             milestones = [round(epochs * epoch) for epochs in args.lr_milestones]
             warmup = args.get_warmup_steps(num_training_steps)
 

@@ -1,6 +1,5 @@
 """Base of all trainers: complete checkpoints, exact resuming, pushes without secrets."""
 
-import inspect
 import logging
 import os
 import shlex
@@ -8,20 +7,19 @@ import shutil
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from functools import partial
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate.data_loader import prepare_data_loader
 from accelerate.utils import broadcast_object_list, is_peft_model
 from huggingface_hub import CommitInfo, HfApi
 from torch.utils.data import DataLoader, Dataset
-from transformers import Trainer
+from transformers import TrainerState
 from transformers.trainer import TRAINER_STATE_NAME, TRAINING_ARGS_NAME
 from transformers.trainer_jit_checkpoint import JITCheckpointCallback
-from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, HubStrategy, TrainOutput, rotate_checkpoints
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, HubStrategy, TrainOutput, rotate_checkpoints, seed_worker
 from transformers.utils import PushInProgress
-from trl import SFTTrainer
 
 from ..cards.record import METRICS, write_record
 from ..command.errors import one_line
@@ -29,10 +27,18 @@ from ..convert.tensor_files import open_like_folder
 from ..hub.failures import FAILURES, explain_failure
 from ..hub.files import all_files, check_no_secrets, model_files
 from ..hub.upload import Contents, gather_contents, link_files, push, push_folder, report_failure, write_model_card
-from .batching import EpochBatchSampler
-from .callbacks import LogPredictionsCallback, NamedBatches, SaveOnSignal, StopAtNotFinite, outlive_signals, take_names
+from .batching import EpochBatchSampler, GlobalBatchSampler
+from .callbacks import (
+    LogPredictionsCallback,
+    NamedBatches,
+    RunState,
+    SaveOnSignal,
+    StopAtNotFinite,
+    outlive_signals,
+    take_names,
+)
 from .checkpointing import (
-    STAGING,
+    RECORD_NAME,
     FolderLock,
     attempt,
     check_files,
@@ -44,9 +50,10 @@ from .checkpointing import (
     told_if_full,
     warn_of_room,
     weight_bytes,
+    weight_names,
 )
 from .fingerprint import fingerprint_data
-from .resume_config import check_going_on, start_fingerprint
+from .resume_config import check_going_on, check_loaded, start_fingerprint
 
 logger = logging.getLogger(__name__)
 # What is being sent, out of the way of checkpoints that are deleted meanwhile.
@@ -72,12 +79,12 @@ class BaseTrainer:
     - Predictions of a few samples are drawn in training, see
       [`~modeling_vitp.training.callbacks.LogPredictionsCallback`].
 
-    A subclass gives [`run_settings`], [`watched_samples`] and [`draw_samples`], and keeps the batches of training,
-    which have a `set_epoch`, as `_train_batches`.
+    A subclass gives [`run_settings`], [`train_sampler`], [`watched_samples`] and [`draw_samples`].
     """
 
-    _is_saving = False
     _resumed_from: str | None = None  # until the first batch is asked for
+    _resumed_state: TrainerState | None = None
+    _sums: dict[str, Any] | None = None  # of the checkpoint that is being written
     _lock: FolderLock | None = None
     _loader: DataLoader | None = None  # of training
     _recorded: tuple | None = None
@@ -139,12 +146,13 @@ class BaseTrainer:
                 return self._train(resume_from_checkpoint, *args, **kwargs)
         except BaseException:
             is_outermost = True
+            self._drop_unfinished_checkpoint()
             raise
         finally:
             if is_outermost:
                 lock.release()
 
-    def _train(self, resume_from_checkpoint: str | bool | None, *args, **kwargs) -> TrainOutput:
+    def _train(self, resume_from_checkpoint: str | bool | None, *args_, **kwargs) -> TrainOutput:
         if resume_from_checkpoint is True:
             resume_from_checkpoint = last_checkpoint(self.args.output_dir)
             if resume_from_checkpoint is None:
@@ -160,26 +168,37 @@ class BaseTrainer:
         self._check_room()
         self._write_record()
         self._finite = StopAtNotFinite(self)
-        names = self.args.saving_signals
-        if self.args.enable_jit_checkpoint:
-            # transformers' own writes beside the staging folder, and then returns as if the run were at its end.
+        args, names = self.args, self.args.saving_signals
+        if args.enable_jit_checkpoint:
+            # transformers' own returns as if the run were at its end.
             self.pop_callback(JITCheckpointCallback)
             names = sorted({"SIGTERM", *names})
         signals = SaveOnSignal(self, names)
-        for callback in (self._finite, signals):
+        callbacks = [RunState(self), self._finite]
+        if args.watch_samples and self.is_world_process_zero():
+            callbacks.append(LogPredictionsCallback(self, args.watch_samples))
+        for callback in (*callbacks, signals):  # a signal ends the run once the others have seen its checkpoint
             self.pop_callback(type(callback))
             self.add_callback(callback)
-        self.pop_callback(LogPredictionsCallback)
-        if self.args.watch_samples and self.is_world_process_zero():
-            self.add_callback(LogPredictionsCallback(self, self.args.watch_samples))
+        handlers = self.callback_handler.callbacks  # others see checkpoints that are valid
+        handlers.sort(key=lambda callback: not isinstance(callback, RunState))
+        handlers = self.callback_handler.callbacks  # others see checkpoints that are valid
+        handlers.sort(key=lambda callback: not isinstance(callback, RunState))
         signals.install()
-        self._resumed_from = resume_from_checkpoint or None
+        self._resumed_from, self._resumed_state = resume_from_checkpoint or None, None
+        if resume_from_checkpoint:
+            with going_on_from(resume_from_checkpoint):
+                self._resumed_state = TrainerState.load_from_json(Path(resume_from_checkpoint, TRAINER_STATE_NAME))
+        # The Trainer would delete old checkpoints before the new one is whole, and push what may hold a secret.
+        self._save_total_limit, args.save_total_limit = args.save_total_limit, None
+        self._push_checkpoints, args.push_to_hub = args.push_to_hub, False
         try:
-            return super().train(resume_from_checkpoint, *args, **kwargs)
+            return super().train(resume_from_checkpoint, *args_, **kwargs)
         except Exception as error:
             with going_on_from(self._resumed_from):
                 raise error
         finally:
+            args.save_total_limit, args.push_to_hub = self._save_total_limit, self._push_checkpoints
             signals.restore()
             if self._loader is not None:
                 # Its persistent workers end here. Left to the garbage collector, which takes their queues first, each
@@ -187,8 +206,15 @@ class BaseTrainer:
                 self._loader._iterator = None
 
     def check_checkpoint(self, checkpoint: str) -> None:
-        """Raises a `ValueError` if the run may not go on from a checkpoint."""
+        """Raise a `ValueError` if the run may not go on from a checkpoint."""
         check_going_on(checkpoint, self._settings, self._data, self.args.allow_changed_data)
+        stored = weight_names(checkpoint)
+        if stored and not is_peft_model(self.model):
+            tied = set(getattr(self.model, "all_tied_weights_keys", None) or {})
+            expected = set(self.model.state_dict())
+            check_loaded(expected - stored - tied, stored - expected)
+            # The Trainer would warn of each tied weight, which is not stored.
+            self.model._keys_to_ignore_on_save = sorted(expected - stored) or None
 
     def train_or_resume(self) -> dict[str, Any]:
         """Train from `resume_from_checkpoint` if it is given, or else from the last checkpoint in the output folder.
@@ -202,7 +228,7 @@ class BaseTrainer:
             logger.info("Going on from %s. To start afresh, give another output_dir.", checkpoint)
         batch_size = self.get_total_train_batch_size(self.args)
         logger.info("Training in %d process(es), %d samples a step.", self.args.world_size, batch_size)
-        return self.train(resume_from_checkpoint=checkpoint).metrics | mean_loss(self)
+        return self.train(resume_from_checkpoint=checkpoint).metrics | self.mean_loss()
 
     def check_rows(self) -> None:
         """Looks, in one process and before a run that begins at its start, at what it is to be trained on.
@@ -211,124 +237,180 @@ class BaseTrainer:
             ValueError: if some of it cannot be used.
         """
 
-    def _get_train_sampler(self, train_dataset: Dataset | None = None) -> EpochBatchSampler:
-        self._train_batches = EpochBatchSampler(
-            len(self.train_dataset if train_dataset is None else train_dataset),
-            self._train_batch_size,
-            self.args.gradient_accumulation_steps,
-            self.args.world_size,
-            self.args.process_index,
-            self.data_seed,
-            drop_last=self.args.dataloader_drop_last,
-        )
-        self._train_batches.check_not_empty()
-        return self._train_batches
+    # Batches
 
-    def _get_dataloader(self, *args, is_training: bool = False, **kwargs) -> DataLoader:
-        collator = self.data_collator
+    def train_sampler(self) -> GlobalBatchSampler:
+        """Return the batches of this process in training, as keys of `train_dataset`."""
+        args = self.args
+        return EpochBatchSampler(
+            len(self.train_dataset),
+            args.train_batch_size,
+            args.gradient_accumulation_steps,
+            args.world_size,
+            args.process_index,
+            self.data_seed,
+            drop_last=args.dataloader_drop_last,
+        )
+
+    def get_train_dataloader(self) -> DataLoader:
+        self._sampler = self.train_sampler()
+        self._sampler.check_not_empty()
+        return self.data_loader(self.train_dataset, self.data_collator, batch_sampler=self._sampler)
+
+    def data_loader(self, dataset: Dataset, collator: Any, is_training: bool = True, **kwargs) -> DataLoader:
+        """Return a loader of the batches of this process, on its device.
+
+        Args:
+            dataset: data set, map-style or a stream.
+            collator: makes a batch of its rows.
+            is_training: whether batches carry the names of their samples.
+            kwargs: `batch_sampler` or `batch_size`.
+        """
+        loader = self._on_device(self._base_loader(dataset, collator, is_training, **kwargs))
         if is_training:
-            self.data_collator = NamedBatches(collator)
-        try:
-            dataloader = super()._get_dataloader(*args, is_training=is_training, **kwargs)
-        finally:
-            self.data_collator = collator
-        # The seeds of workers would be drawn from the global generator, at other times in a run that is resumed than in
-        # one that never stopped, and stochastic depth would differ from there on.
-        loader = getattr(dataloader, "base_dataloader", dataloader)
-        loader.generator = torch.Generator()
-        loader.worker_init_fn = partial(outlive_signals, self.args.saving_signals, loader.worker_init_fn)
-        if is_training:
-            self._loader = loader
-        return dataloader
+            self._loader = loader.base_dataloader
+        return loader
+
+    def _base_loader(self, dataset: Dataset, collator: Any, is_training: bool, **kwargs) -> DataLoader:
+        args, workers = self.args, self.args.dataloader_num_workers
+        seed = partial(seed_worker, num_workers=workers, rank=args.process_index) if is_training else None
+        return DataLoader(
+            dataset,
+            collate_fn=NamedBatches(collator) if is_training else collator,
+            num_workers=workers,
+            pin_memory=args.dataloader_pin_memory,
+            persistent_workers=args.dataloader_persistent_workers,
+            multiprocessing_context=args.dataloader_multiprocessing_context,
+            prefetch_factor=args.dataloader_prefetch_factor,
+            in_order=args.dataloader_in_order,
+            # The seeds of workers would be drawn from the global generator, at other times in a run that is resumed
+            # than in one that never stopped, and stochastic depth would differ from there on.
+            generator=torch.Generator(),
+            worker_init_fn=partial(outlive_signals, args.saving_signals, seed),
+            **kwargs,
+        )
+
+    def _on_device(self, loader: DataLoader) -> DataLoader:
+        """Put the batches of a loader on the device. Each process has its own already: nothing is sharded."""
+        options = {"num_processes": 1, "process_index": 0, "put_on_device": True, "dispatch_batches": False}
+        options["non_blocking"] = bool(self.args.accelerator_config.non_blocking)
+        return prepare_data_loader(loader, self.accelerator.device, **options)
+
+    def begin_epoch(self) -> None:
+        """Tell the batches which epoch begins, from the number of steps that were trained."""
+        is_over = self.state.global_step >= self.state.max_steps  # resumed after the last step
+        self._sampler.is_over = is_over
+        self._sampler.set_epoch(self.state.global_step // max(self._sampler.num_global_batches, 1))
 
     def get_batch_samples(self, *args, **kwargs) -> tuple[list, torch.Tensor | int | None]:
-        self._resumed_from = None
+        resumed_from, self._resumed_from = self._resumed_from, None  # an error of the data is not the checkpoint's
         batches, num_items = super().get_batch_samples(*args, **kwargs)
+        self._resumed_from = resumed_from
         self._finite.losses, self._finite.samples = [], take_names(batches)
         return batches, num_items
+
+    # What is summed up between two logs, which a checkpoint keeps
 
     def training_step(self, *args, **kwargs) -> torch.Tensor:
         loss = super().training_step(*args, **kwargs)
         self._finite.losses.append(loss)
+        self._loss_sum += loss
         return loss
 
-    def _run_epoch(self, *args, epoch: int, **kwargs):
-        if self.state.global_step >= self.state.max_steps:
-            # Resumed after its last step, where the Trainer would train one more.
-            self.control.should_training_stop = True
-            return
-        # The Trainer does it too, but does not reach it in several processes once it skips batches.
-        self._train_batches.set_epoch(epoch)
-        super()._run_epoch(*args, epoch=epoch, **kwargs)
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        if "loss" in logs:  # of training; the Trainer's own forgets at a restart what it had summed up
+            steps = self.state.global_step - self._last_logged
+            logs["loss"] = self.accelerator.gather(self._loss_sum).mean().item() / steps
+            self._loss_sum.zero_()
+            self._last_logged = self.state.global_step
+        super().log(logs, start_time)
+
+    def running_sums(self) -> dict[str, Any]:
+        """Return the sums since the last log, of all processes, as JSON may hold them."""
+        return {"losses": self.accelerator.gather(self._loss_sum).view(-1).tolist(), "last_logged": self._last_logged}
+
+    def restore_sums(self, sums: dict[str, Any] | None) -> None:
+        """Go on with the sums of a checkpoint; begin new ones without."""
+        self._loss_sum = torch.tensor(0.0, device=self.args.device)
+        self._last_logged = self.state.global_step
+        if sums is not None:
+            losses = torch.tensor(sums["losses"])
+            is_own = len(losses) == self.args.world_size
+            self._loss_sum += losses[self.args.process_index] if is_own else losses.mean()
+            self._last_logged = sums["last_logged"]
+
+    def mean_loss(self) -> dict[str, float]:
+        """Return the mean loss over all steps of a run that has ended; the Trainer's is of those since it resumed."""
+        total, last = self._loss_sum.item(), 0  # of the steps since the last log, and then of all
+        for logs in self.state.log_history:
+            if "loss" in logs:
+                total += logs["loss"] * (logs["step"] - last)
+                last = logs["step"]
+        num_steps = last + self.state.global_step - self._last_logged
+        return {"train_loss": total / num_steps} if num_steps else {}
 
     # Checkpoints
 
-    def _load_rng_state(self, checkpoint: str | None) -> None:
-        with going_on_from(checkpoint):
-            super()._load_rng_state(checkpoint)
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """Save model and processor, without a token; begin a checkpoint if the folder is one of this run."""
+        args, folder = self.args, Path(output_dir or self.args.output_dir)
+        is_checkpoint = self.is_in_train and folder == self._checkpoint()
+        if is_checkpoint:
+            self._sums = self.running_sums()
+            if args.should_save:
+                shutil.rmtree(folder, ignore_errors=True)  # what a run left that was killed while it saved
+            self.accelerator.wait_for_everyone()
+            self._check_room("a checkpoint")
+        token, args.hub_token = args.hub_token, None
+        try:
+            with told_if_full(args.output_dir):
+                super().save_model(output_dir, _internal_call=True)
+        finally:
+            args.hub_token = token
+        if args.should_save:
+            open_like_folder(folder)
+        if args.push_to_hub and not _internal_call:
+            self.push_to_hub("Model save", revision=args.hub_revision)
+
+    def _checkpoint(self) -> Path:
+        return Path(self.args.output_dir, f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}")
 
     def save_checkpoint(self) -> None:
-        """Saves the step that was just trained, whenever."""
+        """Save the step that was just trained, whenever."""
         self._save_checkpoint(self.model, None)
+        self.publish()
 
-    def _get_output_dir(self, trial) -> str:
-        folder = super()._get_output_dir(trial)
-        return os.path.join(folder, STAGING) if self._is_saving else folder
+    def publish(self) -> None:
+        """Make the checkpoint that was just written valid, delete older ones, and push it in the background."""
+        checkpoint = self._checkpoint()
+        self.accelerator.wait_for_everyone()
+        if self.args.should_save:
+            publish_checkpoint(checkpoint, self._settings, self._data)
+        self.accelerator.wait_for_everyone()
+        if self._push_checkpoints:
+            self._push_checkpoint(checkpoint)
+        if self.args.should_save:
+            best = self.state.best_model_checkpoint
+            rotate_checkpoints(self.args.output_dir, self._save_total_limit, best, use_mtime=True)
 
-    def _check_room(self) -> None:
-        """Before the first step, and before each save: for weights and optimizer, beside what is there already."""
-        args = self.args
+    def _drop_unfinished_checkpoint(self) -> None:
+        """Delete the checkpoint that an error interrupted, which may be why the disk is full."""
+        folder = self._checkpoint()
+        if self.args.should_save and folder.is_dir() and not (folder / RECORD_NAME).is_file():
+            shutil.rmtree(folder, ignore_errors=True)
+
+    def _check_room(self, what: str = "the model") -> None:
+        """Check, before the first step and each save, that the disk has room for weights and optimizer."""
+        args, is_checkpoint = self.args, what == "a checkpoint"
         if not args.should_save:
             return
         Path(args.output_dir).mkdir(parents=True, exist_ok=True)
         weights = weight_bytes(self.model, is_peft_model(self.model))
         state = 0 if args.save_only_model else optimizer_bytes(self.optimizer)
-        check_room(args.output_dir, weights + state, "a checkpoint" if self._is_saving else "the model")
-        if not self._is_saving and args.save_strategy != "no" and not args.save_only_model:
+        check_room(args.output_dir, weights + state, what)
+        if not is_checkpoint and args.save_strategy != "no" and not args.save_only_model:
             trained = weight_bytes(self.model, is_adapter=True)
             warn_of_room(args.output_dir, weights + 2 * trained)  # Adam's two moments
-
-    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
-        with told_if_full(self.args.output_dir):
-            super().save_model(output_dir, _internal_call)
-
-    def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
-        token, self.args.hub_token = self.args.hub_token, None
-        try:
-            super()._save(output_dir, state_dict)
-        finally:
-            self.args.hub_token = token
-        open_like_folder(output_dir or self.args.output_dir)
-
-    def _save_checkpoint(self, model, trial) -> None:
-        folder = self._get_output_dir(trial)
-        name = f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
-        checkpoint, staged = os.path.join(folder, name), os.path.join(folder, STAGING, name)
-        if self.args.should_save:
-            shutil.rmtree(os.path.join(folder, STAGING), ignore_errors=True)
-        self.accelerator.wait_for_everyone()
-        self._is_saving = True
-        try:
-            self._check_room()
-            super()._save_checkpoint(model, trial)
-        except BaseException:
-            if self.args.should_save:
-                shutil.rmtree(os.path.join(folder, STAGING), ignore_errors=True)
-            raise
-        finally:
-            self._is_saving = False
-        if self.state.best_global_step == self.state.global_step:
-            self.state.best_model_checkpoint = checkpoint
-            if self.args.should_save:
-                self.state.save_to_json(os.path.join(staged, TRAINER_STATE_NAME))
-        self.accelerator.wait_for_everyone()
-        if self.args.should_save:
-            publish_checkpoint(staged, checkpoint, self._settings, self._data)
-        self.accelerator.wait_for_everyone()
-        if self.args.push_to_hub:
-            self._push_from_checkpoint(checkpoint)
-        if self.args.should_save:
-            rotate_checkpoints(folder, self.args.save_total_limit, self.state.best_model_checkpoint, use_mtime=True)
 
     # The Hub
 
@@ -382,7 +464,6 @@ class BaseTrainer:
         args, output_dir = self.args, Path(self.args.output_dir)
         if not args.push_to_hub:
             return attempt(output_dir, "the card", write_model_card, "model", output_dir, self.hub_model_id)
-        self._finish_current_push()
         where = self.hub_model_id, args.hub_private_repo, args.hub_revision
         try:
             done = push_folder(HfApi(token=args.hub_token), output_dir, *where, "End of training")
@@ -414,21 +495,23 @@ class BaseTrainer:
         self.save_model(_internal_call=True)
         if not self.is_world_process_zero():
             return None
-        self._finish_current_push()
+        self.finish_pushes()
         api, what = HfApi(token=token or self.args.hub_token), "adapter" if is_peft_model(self.model) else "model"
         private = self.args.hub_private_repo if private is None else private
         revision = revision or self.args.hub_revision
         arguments = api, self.args.output_dir, self.hub_model_id, private, revision, commit_message, what
         return push_folder(*arguments) if blocking else api.run_as_future(push_folder, *arguments)
 
-    def _finish_current_push(self) -> None:
-        super()._finish_current_push()
+    def finish_pushes(self) -> None:
+        """Wait for what is being pushed in the background."""
+        if self.push_in_progress is not None:
+            self.push_in_progress.wait_until_done()
         shutil.rmtree(Path(self.args.output_dir) / OUTBOX, ignore_errors=True)
 
-    def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
-        if self._is_saving:
-            return  # what is not in its place yet would be moved during the upload
-        strategy, checkpoint = self.args.hub_strategy, Path(checkpoint_folder)
+    push_in_progress: PushInProgress | None = None
+
+    def _push_checkpoint(self, checkpoint: Path) -> None:
+        strategy = self.args.hub_strategy
         if not self.is_world_process_zero() or strategy == HubStrategy.END or is_peft_model(self.model):
             return
         is_busy = self.push_in_progress is not None and not self.push_in_progress.is_done()
@@ -464,79 +547,3 @@ class BaseTrainer:
             name = "last-checkpoint" if strategy == HubStrategy.CHECKPOINT else checkpoint.name
             contents.files |= {f"{name}/{path}": outbox / "checkpoint" / path for path in files}
         return contents
-
-
-def mean_loss(trainer: Trainer) -> dict[str, float]:
-    """Return the mean loss over all steps of a run that has ended."""
-    total, last = trainer._tr_loss.item(), 0  # of the steps since the last log, and then of all
-    for logs in trainer.state.log_history:
-        if "loss" in logs:
-            total += logs["loss"] * (logs["step"] - last)
-            last = logs["step"]
-    num_steps = last + trainer.state.global_step - trainer._globalstep_last_logged
-    return {"train_loss": total / num_steps} if num_steps else {}
-
-
-# The private members of transformers' and TRL's trainers that ours override or read, each for want of a public one.
-# They are looked for when training is first imported, so that a release without one is named before a run.
-TESTED = {"transformers": "5.24", "trl": "1.16"}  # setup.cfg caps there
-
-# Overridden: by name, the parameters that are passed by name or relied on.
-OVERRIDDEN = {
-    # Which rows make a batch, with which collator.
-    "_get_dataloader": {"dataset", "description", "batch_size", "is_training"},
-    "_get_train_sampler": {"train_dataset"},
-    "_get_eval_sampler": {"eval_dataset"},
-    # Tiles that are normalised on the device.
-    "_prepare_inputs": {"inputs"},
-    # The epoch reaches the collator, and a run that was at its last step trains no further one.
-    "_run_epoch": {"epoch", "epochs_trained", "resume_from_checkpoint", "steps_trained_in_current_epoch"},
-    # Where a stream was.
-    "_init_training_state": {"max_steps", "num_update_steps_per_epoch", "num_train_epochs", "trial"},
-    "_save_rng_state": {"output_dir"},
-    "_load_rng_state": {"checkpoint"},
-    # Checkpoints that are whole or not there, without a token, and loaded strictly.
-    "_get_output_dir": {"trial"},
-    "_save": {"output_dir", "state_dict"},
-    "_save_checkpoint": {"model", "trial"},
-    "_issue_warnings_after_load": {"load_result"},
-    # Layers that are compiled by themselves.
-    "_build_accelerator_args": {"kwargs"},
-    # Pushes of the model's files alone.
-    "_push_from_checkpoint": {"checkpoint_folder"},
-    "_finish_current_push": set(),
-}
-# Read and written: running sums, which a checkpoint has to keep.
-READ = {
-    Trainer: ("_tr_loss", "_globalstep_last_logged", "_train_batch_size"),
-    SFTTrainer: ("_metrics", "_total_train_tokens"),
-}
-
-
-def missing_members() -> list[str]:
-    """Return what the installed releases lack of these, in words."""
-    missing = []
-    for name, parameters in OVERRIDDEN.items():
-        method = getattr(Trainer, name, None)
-        lacking = parameters - set(inspect.signature(method).parameters) if method else None
-        if lacking is None:
-            missing.append(f"Trainer.{name}")
-        elif lacking:
-            missing.append(f"the parameter {', '.join(sorted(lacking))} of Trainer.{name}")
-    for trainer, names in READ.items():
-        code = (getattr(member, "__code__", None) for member in vars(trainer).values())
-        known = {name for part in code if part is not None for name in part.co_names}
-        missing += [f"{trainer.__name__}.{name}" for name in names if name not in known]
-    return missing
-
-
-def check_members() -> None:
-    """Raise an `ImportError` that says which releases are needed."""
-    missing = missing_members()
-    if missing:
-        found = ", ".join(f"{name} {version(name)}" for name in TESTED)
-        needed = " ".join(f"'{name}=={release}.*'" for name, release in TESTED.items())
-        raise ImportError(f"Training does not work with {found}, which lack {'; '.join(missing)}: pip install {needed}")
-
-
-check_members()

@@ -40,7 +40,12 @@ class GlobalBatchSampler(BatchRebalanceSampler):
             length share a batch, more short ones or fewer long ones, so that all batches cost about the same.
         lengths: called at the start of an epoch for the length of every row; for the last two strategies.
         drop_last: leaves the last global batch out if it is smaller.
+
+    Attributes:
+        is_over: whether no batch is wanted, for a run that is resumed after its last step.
     """
+
+    is_over = False
 
     def __init__(
         self,
@@ -82,6 +87,8 @@ class GlobalBatchSampler(BatchRebalanceSampler):
             )
 
     def __iter__(self) -> Iterator[list[int]]:
+        if self.is_over:
+            return
         if self.strategy in BY_LENGTH:
             self.lengths = self.measure()
         order = self._order()
@@ -195,6 +202,59 @@ class RankStream(torch.utils.data.IterableDataset):
 
     def _own(self, rows: list) -> list:
         return share(rows, self.num_processes, self.process_index)
+
+
+class EndlessBatches(torch.utils.data.IterableDataset):
+    """The batches of a stream, epoch after epoch: a data set of batches without an end.
+
+    How many steps an epoch of a stream has is not known beforehand. To the Trainer all steps are one epoch, so that the
+    number of steps alone says where a run goes on.
+
+    Args:
+        loader: makes the batches of one epoch of `stream`.
+        stream: passes over batches that are not needed.
+        begin: called with the number of an epoch and that of its first batch before the epoch begins.
+        settle: called with a batch and its number in the run, for the batch that is trained on.
+        epoch, first_batch: the epoch to go on in, and the number of its first batch in the run.
+        num_trained: batches that the run has trained on. The Trainer passes over as many.
+    """
+
+    is_over = False
+
+    def __init__(
+        self,
+        loader: torch.utils.data.DataLoader,
+        stream: RankStream,
+        begin: Callable[[int, int], None],
+        settle: Callable[[dict[str, Any], int], dict[str, Any]],
+        epoch: int = 0,
+        first_batch: int = 0,
+        num_trained: int = 0,
+    ):
+        self.loader, self.stream, self.begin, self.settle = loader, stream, begin, settle
+        self.num_trained = num_trained
+        self.starts = [(epoch, first_batch)]
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        if self.is_over:
+            return
+        epoch, first_batch = self.starts[0]
+        yield from ({} for _ in range(first_batch))
+        while True:
+            self.begin(epoch, first_batch)
+            self.stream.skip_batches = max(self.num_trained - first_batch, 0)
+            last = first_batch
+            for batch in self.loader:
+                yield self.settle(batch, last)
+                last += 1
+            if last == first_batch:
+                return  # there is no row
+            epoch, first_batch = epoch + 1, last
+            self.starts.append((epoch, first_batch))
+
+    def start_of(self, num_trained: int) -> tuple[int, int]:
+        """Return the epoch that a run is in after so many batches, and the number of its first batch."""
+        return max(start for start in self.starts if start[1] <= num_trained)
 
 
 class WholeBatchStream(RankStream):

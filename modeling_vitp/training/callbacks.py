@@ -25,6 +25,7 @@ from torch import nn
 from torch.utils.data import Dataset
 from transformers import Trainer, TrainerCallback
 from transformers.integrations import TensorBoardCallback, TrackioCallback, WandbCallback
+from transformers.trainer_callback import ExportableState
 
 from ..command.errors import RunStopped, one_line
 from ..convert.tensor_files import not_finite
@@ -56,6 +57,37 @@ class NamedBatches:
 
 def take_names(batches: list[dict[str, Any]]) -> list[str]:
     return [name for batch in batches for name in batch.pop(SAMPLES, [])]
+
+
+class RunState(TrainerCallback, ExportableState):
+    """What a run does at the beginnings, the checkpoints and the end that the Trainer tells of.
+
+    Its state in a checkpoint is what the run has summed up since the last log.
+    """
+
+    def __init__(self, trainer: Trainer):
+        self.trainer = trainer
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        stored = state.stateful_callbacks.get(type(self).__name__) if state.global_step else None
+        self.trainer.restore_sums(stored and stored["attributes"])
+
+    def on_epoch_begin(self, args, state, control, **kwargs):
+        self.trainer.begin_epoch()
+        if state.global_step >= state.max_steps:
+            control.should_training_stop = True
+
+    def on_step_begin(self, args, state, control, **kwargs):
+        self.trainer._resumed_from = None  # all of the checkpoint has been read
+
+    def on_save(self, args, state, control, **kwargs):
+        self.trainer.publish()
+
+    def on_train_end(self, args, state, control, **kwargs):
+        self.trainer.finish_pushes()
+
+    def state(self) -> dict[str, Any]:
+        return {"args": {}, "attributes": self.trainer._sums or {}}
 
 
 class StopAtNotFinite(TrainerCallback):

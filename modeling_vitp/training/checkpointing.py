@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 from filelock import FileLock, Timeout
+from safetensors import safe_open
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
@@ -23,8 +24,6 @@ from .arguments import check_type
 
 logger = logging.getLogger(__name__)
 
-# Checkpoints are written in this folder of the output folder. The Hub's uploads leave names with an underscore out.
-STAGING = "_saving"
 RECORD_NAME = "checkpoint.json"
 LOCK, LOCK_TIMEOUT = ".run.lock", 10.0  # seconds
 FULL = ("No space left", "os error 28", "Disk quota exceeded", "os error 122")
@@ -39,38 +38,30 @@ RECORD = {
 
 
 def publish_checkpoint(
-    staged: str | Path, checkpoint: str | Path, settings: dict[str, Any], data: dict[str, str | None] | None = None
+    checkpoint: str | Path, settings: dict[str, Any], data: dict[str, str | None] | None = None
 ) -> None:
-    """Give a checkpoint that was written in the staging folder its place, by a rename.
+    """Make a checkpoint valid that was written in its place, by a record that is written last.
 
-    A record is added to it: every file with its size, by which [`is_complete`] tells, and its SHA-256, by which
-    [`check_files`] does (1.4 GB a second on one core of an AMD EPYC); the settings of the run; and the fingerprint of
-    its data.
-    Everything is flushed to the disk before the rename. An older checkpoint of that name is replaced.
+    The record holds every file with its size, by which [`is_complete`] tells, and its SHA-256, by which [`check_files`]
+    does (1.4 GB a second on one core of an AMD EPYC); the settings of the run; and the fingerprint of its data.
+    Everything is flushed to the disk before the record is there.
 
     Args:
-        staged: the checkpoint, in a folder on the same file system.
-        checkpoint: where it belongs, `checkpoint-<step>`.
-        settings: the settings of the run, see [`check_settings`].
-        data: the fingerprint of what it reads, see [`~modeling_vitp.training.fingerprint.fingerprint_data`].
+        checkpoint: folder `checkpoint-<step>`.
+        settings: settings of the run, see [`check_settings`].
+        data: fingerprint of the training data, see [`~modeling_vitp.training.fingerprint.fingerprint_data`].
     """
-    staged, checkpoint = Path(staged), Path(checkpoint)
-    record = staged / RECORD_NAME
+    checkpoint = Path(checkpoint)
+    record = checkpoint / RECORD_NAME
     record.unlink(missing_ok=True)
-    files = sorted(path for path in staged.rglob("*") if path.is_file())
-    sizes = {path.relative_to(staged).as_posix(): path.stat().st_size for path in files}
-    hashes = {path.relative_to(staged).as_posix(): hash_of(path) for path in files}
-    contents = {"files": sizes, "hashes": hashes, "settings": settings, "data": data}
-    record.write_text(json.dumps(contents, indent=2) + "\n")
-    for path in [*files, record, *(path for path in staged.rglob("*") if path.is_dir()), staged]:
+    files = sorted(path for path in checkpoint.rglob("*") if path.is_file())
+    sizes = {path.relative_to(checkpoint).as_posix(): path.stat().st_size for path in files}
+    hashes = {path.relative_to(checkpoint).as_posix(): hash_of(path) for path in files}
+    for path in [*files, *(path for path in checkpoint.rglob("*") if path.is_dir()), checkpoint, checkpoint.parent]:
         flush(path)
-    if checkpoint.exists():
-        replaced = staged.parent / "replaced"
-        shutil.rmtree(replaced, ignore_errors=True)
-        checkpoint.rename(replaced)
-    staged.rename(checkpoint)
-    flush(checkpoint.parent)
-    shutil.rmtree(staged.parent)
+    write_whole(record, json.dumps({"files": sizes, "hashes": hashes, "settings": settings, "data": data}, indent=2))
+    flush(record)
+    flush(checkpoint)
 
 
 def flush(path: Path) -> None:
@@ -124,6 +115,15 @@ def check_files(checkpoint: str | Path) -> None:
                 f"{path} is {what}. Delete {checkpoint} to go on from an earlier checkpoint; or, if it was changed on "
                 f"purpose, its {RECORD_NAME}."
             )
+
+
+def weight_names(checkpoint: str | Path) -> set[str]:
+    """Return the names of the weights in a checkpoint that is not sharded over processes; empty for others."""
+    names: set[str] = set()
+    for file in Path(checkpoint).glob("model*.safetensors"):
+        with safe_open(file, "pt") as weights:
+            names |= set(weights.keys())
+    return names
 
 
 @contextmanager

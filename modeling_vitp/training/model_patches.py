@@ -6,6 +6,7 @@ their tokens would cost more than padding does, so each sequence attends by itse
 
 import contextlib
 import functools
+import os
 import types
 from collections.abc import Iterator
 from typing import Any
@@ -17,7 +18,13 @@ from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedM
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 from transformers.modeling_outputs import ModelOutput
-from trl.trainer.utils import add_fused_lm_head
+from transformers.models.dinov3_vit.modeling_dinov3_vit import Dinov3ViTDropPath
+from transformers.models.internvl.modeling_internvl import InternVLVisionEmbeddings
+
+try:  # TRL 1.14 has another loss, which needs no patch
+    from trl.trainer.utils import add_fused_lm_head
+except ImportError:
+    add_fused_lm_head = None
 
 from ..modeling_vitp import ViTPModel
 
@@ -160,3 +167,18 @@ def apply_head_to_answers(model: PreTrainedModel) -> None:
 
     model.forward = types.MethodType(forward, model)
     model.base_model.register_forward_hook(keep)
+
+
+def compile_layers(model: nn.Module) -> None:
+    """Have accelerate compile each layer of a model by itself, and not the whole, in the Trainer that is made next.
+
+    Layers share what was compiled for the first of them, shapes are dynamic, and random numbers are those of a run that
+    is not compiled. Evaluation and checkpoints are those of the model itself, under its own names.
+    """
+    os.environ["ACCELERATE_DYNAMO_USE_REGIONAL_COMPILATION"] = os.environ["ACCELERATE_DYNAMO_USE_DYNAMIC"] = "true"
+    torch._inductor.config.fallback_random = True
+    # Stochastic depth has another rate in each layer, which would be compiled anew for it. Compiled embeddings of one
+    # tile give gradients that share memory, so that what is accumulated is added to both.
+    for module in model.modules():
+        if isinstance(module, Dinov3ViTDropPath | InternVLVisionEmbeddings):
+            module.forward = torch.compiler.disable(module.forward)

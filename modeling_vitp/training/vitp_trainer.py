@@ -2,9 +2,8 @@
 
 import contextlib
 import dataclasses
-import json
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -12,17 +11,14 @@ from typing import Any
 import numpy as np
 import torch
 from accelerate import PartialState
-from accelerate.data_loader import IterableDatasetShard
 from accelerate.utils import gather_object, is_peft_model
 from datasets import Dataset, DatasetDict, IterableDataset
 from safetensors import safe_open
+from torch import nn
 from torch.utils.data import DataLoader
-from transformers.models.dinov3_vit.modeling_dinov3_vit import Dinov3ViTDropPath
-from transformers.models.internvl.modeling_internvl import InternVLVisionEmbeddings
 from transformers.trainer_utils import EvalLoopOutput
 from trl import SFTTrainer
 
-from ..cards.record import read_json
 from ..instructions.collator import NO_LABEL, STEP, SampleLength, ViTPDataCollator, normalize_tiles, with_raw_tiles
 from ..instructions.mixture import check_rows, replacement_rows
 from ..instructions.rows import SampleTransform, SourceSettings, describe_rows, prepare_rows
@@ -33,6 +29,7 @@ from .base_trainer import BaseTrainer
 from .batching import (
     BY_LENGTH,
     ROWS,
+    EndlessBatches,
     GlobalBatchSampler,
     RankStream,
     RowKeeper,
@@ -43,14 +40,14 @@ from .batching import (
     WholeBatchStream,
     gather_rows,
 )
-from .callbacks import NamedBatches
-from .checkpointing import going_on_from
+from .callbacks import NamedBatches, RunState
 from .generation import draw_answered_rows, rows_to_show
 from .loading import check_compatible, load_checkpoint
 from .model_patches import (
     apply_head_to_answers,
     attention_by_sequence,
     check_attention,
+    compile_layers,
     gather_head_before_loss,
 )
 from .resume_config import (
@@ -158,9 +155,12 @@ class ViTPTrainer(BaseTrainer, SFTTrainer):
             eval_dataset = {name: prepare_rows(read(dataset)) for name, dataset in eval_dataset.items()}
         elif eval_dataset is not None:
             eval_dataset = prepare_rows(read(eval_dataset))
-        self._epoch_start = -1, 0  # the epoch, and the step it began at
+        self._stream: EndlessBatches | None = None
+        self._eval_loaders: dict[str | None, tuple[DataLoader, Any]] = {}
         self._measured = None  # the rows whose lengths are known, and these
         self._num_tokens_and_places = torch.zeros(2, dtype=torch.int64)  # of the training batches since the last log
+        if args.torch_compile:
+            compile_layers(model)
         padding_free, args.padding_free = args.padding_free, False  # which TRL refuses for images
         super().__init__(
             model=model,
@@ -192,54 +192,58 @@ class ViTPTrainer(BaseTrainer, SFTTrainer):
         with attention_by_sequence(self.model) if is_padding_free else contextlib.nullcontext():
             return super()._train(*args, **kwargs)
 
-    def _build_accelerator_args(self, **kwargs) -> dict[str, Any]:
-        """Compile regions and not the whole model, with `torch_compile`.
-
-        Layers share what was compiled for the first of them, shapes are dynamic, and random numbers are those of a run
-        that is not compiled. Evaluation and checkpoints are those of the model itself, under its own names.
-        """
-        args = super()._build_accelerator_args(**kwargs)
-        if self.args.torch_compile:
-            args["dynamo_plugin"].use_regional_compilation = args["dynamo_plugin"].dynamic = True
-            torch._inductor.config.fallback_random = True
-            # Stochastic depth has another rate in each layer, which would be compiled anew for it. Compiled embeddings
-            # of one tile give gradients that share memory, so that what is accumulated is added to both.
-            for module in self.model.modules():
-                if isinstance(module, Dinov3ViTDropPath | InternVLVisionEmbeddings):
-                    module.forward = torch.compiler.disable(module.forward)
-        return args
-
-    def training_step(self, *args, **kwargs) -> torch.Tensor:
-        self.model.train()  # accelerate compiles a copy, which shares layers and not the flag of what holds them
-        return super().training_step(*args, **kwargs)
-
     # Batches
 
-    def _get_dataloader(
-        self, dataset, description: str, batch_size: int, is_training: bool = False, **kwargs
-    ) -> DataLoader:
-        train_collator = self.data_collator
-        self.data_collator = with_raw_tiles(train_collator if is_training else self.eval_data_collator)
-        if isinstance(dataset, torch.utils.data.IterableDataset):
-            if is_training:
-                dataset = self._train_batches = self._rank_stream(dataset, batch_size)
-                if isinstance(dataset, StepStream) and self.args.dataloader_num_workers > 1:
-                    self.data_collator = RowKeeper(self.data_collator)
-            elif self.args.world_size > 1:
-                # accelerate would give each process some of the stream's files, and one could run out before others.
-                shard = {"num_processes": self.args.world_size, "process_index": self.args.process_index}
-                dataset = WholeBatchStream(dataset, batch_size, **shard)
-        elif is_training and train_collator.vrl_warmup_steps > 0:
-            dataset = StepRows(dataset)
-        try:
-            dataloader = super()._get_dataloader(dataset, description, batch_size, is_training=is_training, **kwargs)
-        finally:
-            self.data_collator = train_collator
-        if isinstance(dataloader.dataset, IterableDatasetShard) and dataloader.dataset.dataset is dataset:
-            # It is sharded already. One process with batches of one row passes everything through.
-            shard = dataloader.dataset
-            shard.num_processes, shard.process_index, shard.batch_size = 1, 0, 1
-        return dataloader
+    def get_train_dataloader(self) -> DataLoader:
+        collator = with_raw_tiles(self.data_collator)
+        if isinstance(self.train_dataset, torch.utils.data.IterableDataset):
+            return self._stream_loader(collator)
+        self._sampler = self.train_sampler()
+        self._sampler.check_not_empty()
+        dataset = StepRows(self.train_dataset) if isinstance(self._sampler, StepSampler) else self.train_dataset
+        return self.data_loader(dataset, collator, batch_sampler=self._sampler)
+
+    def train_sampler(self) -> GlobalBatchSampler:
+        dataset = self.train_dataset
+        return (StepSampler if self.data_collator.vrl_warmup_steps > 0 else GlobalBatchSampler)(
+            len(dataset),
+            self.args.train_batch_size,
+            seed=self.data_seed,
+            strategy=self.args.train_sampling_strategy,
+            lengths=lambda: self._lengths(dataset),
+            **self._sharding(),
+        )
+
+    def _stream_loader(self, collator: Callable) -> DataLoader:
+        stream = self._rank_stream(self.train_dataset, self.args.train_batch_size)
+        if isinstance(stream, StepStream) and self.args.dataloader_num_workers > 1:
+            collator = RowKeeper(collator)
+        resumed, accumulation = self._resumed_state, self.args.gradient_accumulation_steps
+        where = {} if resumed is None else {"num_trained": resumed.global_step * accumulation}
+        if resumed is not None:
+            where |= resumed.stateful_callbacks[RunState.__name__]["attributes"]["stream"]
+
+        def begin(epoch: int, first_batch: int) -> None:
+            self._set_epoch(epoch)
+            stream.set_epoch(epoch)
+            if isinstance(stream, StepStream):
+                stream.begin(first_batch // accumulation)
+
+        loader = self._base_loader(stream, collator, is_training=True, batch_size=self.args.train_batch_size)
+        self._loader, self._stream = loader, EndlessBatches(loader, stream, begin, self._settle, **where)
+        return self._on_device(DataLoader(self._stream, batch_size=None, collate_fn=lambda batch: batch))
+
+    def begin_epoch(self) -> None:
+        if self._stream is not None:
+            self._stream.is_over = self.state.global_step >= self.state.max_steps
+            return
+        super().begin_epoch()
+        self._set_epoch(self._sampler.epoch)
+
+    def _set_epoch(self, epoch: int) -> None:
+        self.data_collator.set_epoch(epoch)
+        if hasattr(self.train_dataset, "set_epoch"):
+            self.train_dataset.set_epoch(epoch)
 
     def _sharding(self) -> dict[str, Any]:
         return {
@@ -256,22 +260,6 @@ class ViTPTrainer(BaseTrainer, SFTTrainer):
         if getattr(dataset, "is_split", False):
             dataset = dataset.of_process(sharding.pop("num_processes"), sharding.pop("process_index"))
         return stream(dataset, batch_size, length=length, **sharding)
-
-    def _get_train_sampler(self, train_dataset: Dataset | None = None) -> GlobalBatchSampler:
-        dataset = self.train_dataset if train_dataset is None else train_dataset
-        sampler = GlobalBatchSampler
-        if isinstance(dataset, StepRows):
-            dataset, sampler = dataset.rows, StepSampler
-        self._train_batches = sampler(
-            len(dataset),
-            self._train_batch_size,
-            seed=self.data_seed,
-            strategy=self.args.train_sampling_strategy,
-            lengths=lambda: self._lengths(dataset),
-            **self._sharding(),
-        )
-        self._train_batches.check_not_empty()
-        return self._train_batches
 
     def _lengths(self, dataset: Dataset) -> list[int]:
         """The lengths of all rows of this epoch. A mixture asks for those of its sources, and picks its rows' ones."""
@@ -299,28 +287,32 @@ class ViTPTrainer(BaseTrainer, SFTTrainer):
                 dataset = rows.map(lambda row: {column: length(row)}, remove_columns=dataset.column_names, **options)
         return list(dataset.with_format(None)[column])
 
-    def _run_epoch(self, *args, epoch: int, **kwargs):
-        self.data_collator.set_epoch(epoch)
-        if hasattr(self.train_dataset, "set_epoch"):
-            self.train_dataset.set_epoch(epoch)
-        if isinstance(self._train_batches, RankStream):
-            is_resumed = epoch == kwargs["epochs_trained"] and kwargs["resume_from_checkpoint"] is not None
-            self._train_batches.skip_batches = kwargs["steps_trained_in_current_epoch"] if is_resumed else 0
-        if epoch != self._epoch_start[0]:
-            self._epoch_start = epoch, self.state.global_step
-        if isinstance(self._train_batches, StepStream):
-            self._train_batches.begin(self._epoch_start[1])
-        super()._run_epoch(*args, epoch=epoch, **kwargs)
-
     # Evaluation
 
-    def _get_eval_sampler(self, eval_dataset: Dataset) -> torch.utils.data.Sampler:
-        """In order: what is scored needs no grouping, and no row counts twice where the last batch is uneven."""
-        args = self.args
-        if args.world_size == 1:
-            return torch.utils.data.SequentialSampler(eval_dataset)
-        batches = args.eval_batch_size, args.world_size, args.process_index, args.dataloader_drop_last
-        return WholeBatchSampler(len(eval_dataset), *batches)
+    def get_eval_dataloader(self, eval_dataset: str | Dataset | IterableDataset | None = None) -> DataLoader:
+        """Return the batches of this process in order; no row counts twice where the last ones are uneven."""
+        args, name = self.args, eval_dataset if isinstance(eval_dataset, str) else None
+        given = self.eval_dataset[name] if name else self.eval_dataset if eval_dataset is None else eval_dataset
+        if given is None:
+            raise ValueError("Evaluation needs an eval_dataset.")
+        loader, of = self._eval_loaders.get(name, (None, None))
+        if of is given and args.dataloader_persistent_workers:
+            return loader
+        dataset, processes = given, {"num_processes": args.world_size, "process_index": args.process_index}
+        if not isinstance(dataset, torch.utils.data.IterableDataset):
+            drop_last = args.dataloader_drop_last
+            sampler = WholeBatchSampler(len(dataset), args.eval_batch_size, drop_last=drop_last, **processes)
+            batches = {"batch_sampler": sampler}
+        else:
+            if args.world_size > 1:
+                dataset = WholeBatchStream(dataset, args.eval_batch_size, **processes)
+            batches = {"batch_size": args.eval_batch_size}
+        loader = self.data_loader(dataset, with_raw_tiles(self.eval_data_collator), is_training=False, **batches)
+        self._eval_loaders[name] = loader, given
+        return loader
+
+    def get_test_dataloader(self, test_dataset: Dataset | IterableDataset) -> DataLoader:
+        return self.get_eval_dataloader(test_dataset)
 
     def prediction_step(self, model, inputs, *args, **kwargs):
         if self.args.world_size > 1 and "pixel_values" not in inputs:
@@ -342,7 +334,7 @@ class ViTPTrainer(BaseTrainer, SFTTrainer):
         output = super().evaluation_loop(dataloader, *args, metric_key_prefix=metric_key_prefix, **kwargs)
         if self.args.world_size > 1:
             # In one process, a batch of a stream counts as a whole one, since its length is not known.
-            is_stream = isinstance(getattr(dataloader.dataset, "dataset", None), WholeBatchStream)
+            is_stream = isinstance(dataloader.dataset, WholeBatchStream)
             whole = self.args.eval_batch_size if is_stream else 0
             rounds = zip(*gather_object([self._eval_losses]))
             counted = [(loss, max(rows, whole if rows else 0)) for batches in rounds for loss, rows in batches]
@@ -355,23 +347,27 @@ class ViTPTrainer(BaseTrainer, SFTTrainer):
 
     # Metrics
 
-    def _settle(self, batch: dict[str, Any]) -> dict[str, Any]:
-        """A batch that keeps its rows, encoded again if this step turns out to be one of the warm-up."""
-        rows, step = batch.pop(ROWS, None), self.state.global_step
+    def _settle(self, batch: dict[str, Any], number: int) -> dict[str, Any]:
+        """Encode a batch again that keeps its rows, if its step turns out to be one of the warm-up."""
+        rows, step = batch.pop(ROWS, None), number // self.args.gradient_accumulation_steps
         if rows is None or step >= self.data_collator.vrl_warmup_steps:
             return batch
         return NamedBatches(with_raw_tiles(self.data_collator))([{**row, STEP: step} for row in rows])
 
-    def _prepare_inputs(self, inputs: dict[str, Any]) -> dict[str, Any]:
-        """As the parent, and normalises what [`with_raw_tiles`] lets through, on the device."""
-        inputs = super()._prepare_inputs(inputs)
-        processor = getattr(self.data_collator, "processor", self.processing_class)
-        if "pixel_values" in inputs:
-            inputs["pixel_values"] = normalize_tiles(inputs["pixel_values"], processor.image_processor)
-        return inputs
+    def training_step(self, *args, **kwargs) -> torch.Tensor:
+        self.model.train()  # what accelerate compiles is a copy, which shares layers and not the flag of the model
+        return super().training_step(*args, **kwargs)
 
-    def get_batch_samples(self, epoch_iterator: Iterator, *args, **kwargs) -> tuple[list, torch.Tensor | int | None]:
-        batches, num_items = super().get_batch_samples(map(self._settle, epoch_iterator), *args, **kwargs)
+    def compute_loss(self, model: nn.Module, inputs: dict[str, Any], *args, **kwargs) -> Any:
+        """As the parent, of tiles that are normalized on the device, see [`with_raw_tiles`]."""
+        if "pixel_values" in inputs:
+            processor = getattr(self.data_collator, "processor", self.processing_class)
+            pixel_values = normalize_tiles(inputs["pixel_values"], processor.image_processor)
+            inputs = {**inputs, "pixel_values": pixel_values}
+        return super().compute_loss(model, inputs, *args, **kwargs)
+
+    def get_batch_samples(self, *args, **kwargs) -> tuple[list, torch.Tensor | int | None]:
+        batches, num_items = super().get_batch_samples(*args, **kwargs)
         if batches:
             masks = [batch.get("attention_mask", torch.ones_like(batch["input_ids"])) for batch in batches]
             counts = torch.tensor([sum(mask.sum() for mask in masks), sum(mask.numel() for mask in masks)])
@@ -438,55 +434,24 @@ class ViTPTrainer(BaseTrainer, SFTTrainer):
         """What an adapter lies on, in short, before anything is sharded."""
         return base_fingerprint(self.model, self.is_world_process_zero())
 
-    def _save_rng_state(self, output_dir: str) -> None:
-        super()._save_rng_state(output_dir)
-        progress = {
-            "epoch_start": self._epoch_start,
-            "loss": self._tr_loss.item(),
-            "mean_loss": self.accelerator.gather(self._tr_loss).mean().item(),  # over processes, as it is logged
-            "num_processes": self.args.world_size,
-            "last_logged": self._globalstep_last_logged,
-            "metrics": self._metrics["train"],
+    def running_sums(self) -> dict[str, Any]:
+        sums = super().running_sums() | {
+            "metrics": dict(self._metrics["train"]),
             "num_train_tokens": self._total_train_tokens,
             "num_tokens_and_places": self._num_tokens_and_places.tolist(),
         }
-        self._progress_file(output_dir).write_text(json.dumps(progress))
+        if self._stream is not None:
+            num_trained = self.state.global_step * self.args.gradient_accumulation_steps
+            sums["stream"] = dict(zip(("epoch", "first_batch"), self._stream.start_of(num_trained)))
+        return sums
 
-    def _load_rng_state(self, checkpoint: str | None) -> None:
-        super()._load_rng_state(checkpoint)
-        if checkpoint is None or not self._progress_file(checkpoint).is_file():
-            return
-        with going_on_from(checkpoint):
-            progress = read_json(self._progress_file(checkpoint))
-            is_own = progress.get("num_processes", self.args.world_size) == self.args.world_size
-            self._tr_loss.fill_(progress["loss" if is_own else "mean_loss"])
-            self._globalstep_last_logged = progress["last_logged"]
-            self._metrics["train"].update(progress["metrics"])
-            self._total_train_tokens = progress["num_train_tokens"]
-            # The batches of the step to come are counted already.
-            self._num_tokens_and_places += torch.tensor(progress["num_tokens_and_places"])
-
-    def _progress_file(self, checkpoint: str) -> Path:
-        """What a process has summed up since the last log, and where its epoch began; of the first for one that was not
-        there.
-        """
-        own = Path(checkpoint) / f"progress_{self.args.process_index}.json"
-        return own if own.is_file() or self._is_saving else Path(checkpoint) / "progress_0.json"
-
-    def _init_training_state(
-        self, max_steps, num_update_steps_per_epoch, num_train_epochs, resume_from_checkpoint, trial
-    ) -> tuple[int, int]:
-        epoch, num_batches = super()._init_training_state(
-            max_steps, num_update_steps_per_epoch, num_train_epochs, resume_from_checkpoint, trial
-        )
-        self._epoch_start = -1, 0
-        is_stream = isinstance(self._train_batches, RankStream)
-        if is_stream and resume_from_checkpoint is not None and self._progress_file(resume_from_checkpoint).is_file():
-            # How many steps an epoch of a stream has is not known beforehand; the Trainer takes it to be all.
-            progress = read_json(self._progress_file(resume_from_checkpoint))
-            epoch, first_step = self._epoch_start = tuple(progress["epoch_start"])
-            num_batches = (self.state.global_step - first_step) * self.args.gradient_accumulation_steps
-        return epoch, num_batches
+    def restore_sums(self, sums: dict[str, Any] | None) -> None:
+        super().restore_sums(sums)
+        # A run that is resumed at its end logs nothing of training any more.
+        if sums is not None and self.state.global_step < self.state.max_steps:
+            self._metrics["train"].update(sums["metrics"])
+            self._total_train_tokens = sums["num_train_tokens"]
+            self._num_tokens_and_places += torch.tensor(sums["num_tokens_and_places"])
 
     def check_checkpoint(self, checkpoint: str) -> None:
         super().check_checkpoint(checkpoint)
@@ -498,8 +463,3 @@ class ViTPTrainer(BaseTrainer, SFTTrainer):
             expected = set(get_peft_model_state_dict(self.model))
             with safe_open(adapter_file, "pt") as file:
                 check_loaded(expected - set(file.keys()), set(file.keys()) - expected)
-
-    def _issue_warnings_after_load(self, load_result) -> None:
-        tied = set(getattr(self.model, "all_tied_weights_keys", None) or {})
-        check_loaded(set(load_result.missing_keys) - tied, load_result.unexpected_keys)
-        self.model.tie_weights()

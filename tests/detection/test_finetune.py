@@ -139,7 +139,7 @@ def test_repeatedly_killed_run_ends_the_same(tmp_path, task):
     more |= {"max_steps": 5, "save_steps": 1, "empty_share": 0.2}
     assert run(configure(tmp_path / "whole", task, **more)) == 0
     words = configure(tmp_path / "killed", task, **more)
-    for kill in [("step", 1), ("optimizer", 2), ("state", 3), ("step", 3), ("before the rename", 4)]:
+    for kill in [("step", 1), ("optimizer", 2), ("state", 3), ("step", 3), ("before the record", 4)]:
         assert run(words, kill) == -signal.SIGKILL
     assert run(words) == 0
     (whole, scores), (killed, again) = (results_of(tmp_path / name, task) for name in ("whole", "killed"))

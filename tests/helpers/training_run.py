@@ -153,14 +153,15 @@ def kill_while_saving(trainer: ViTPTrainer, stage: str, step: int) -> None:
     elif stage == "state":
         trainer._save_rng_state = half_of(trainer._save_rng_state, "rng_state*")
         TrainerState.save_to_json = at_step(TrainerState.save_to_json, lambda self, path: Path(path).write_text("{"))
-    elif stage == "before the rename":
+    elif stage == "before the record":
         base_trainer.publish_checkpoint = at_step(base_trainer.publish_checkpoint, lambda *args: None)
     elif stage == "rotation":
         delete = shutil.rmtree
 
         def delete_half(folder, *args, **kwargs):
             folder = Path(folder)
-            if trainer.state.global_step != step or not folder.name.startswith("checkpoint-"):
+            is_checkpoint = folder.name.startswith("checkpoint-") and (folder / "checkpoint.json").is_file()
+            if trainer.state.global_step != step or not is_checkpoint:
                 return delete(folder, *args, **kwargs)
             (folder / "trainer_state.json").unlink()
             (folder / "model.safetensors").unlink()

@@ -1,5 +1,6 @@
 import json
 from types import SimpleNamespace
+from unittest.mock import patch
 
 import numpy as np
 import pytest
@@ -18,6 +19,7 @@ from modeling_vitp.instructions.collator import STEP, SampleLength, normalize_ti
 from modeling_vitp.instructions.mixture import load_mixture, open_mixture
 from modeling_vitp.instructions.rows import prepare_rows
 from modeling_vitp.recipes import pretrain
+from modeling_vitp.training import base_trainer
 from modeling_vitp.training.batching import (
     EARLIEST_STEP,
     ROWS,
@@ -28,6 +30,7 @@ from modeling_vitp.training.batching import (
     StepSampler,
     StepStream,
 )
+from modeling_vitp.training.callbacks import take_names
 from modeling_vitp.training.checkpointing import publish_checkpoint
 from modeling_vitp.training.loading import build_model
 from modeling_vitp.training.resume_config import default_warmup
@@ -288,21 +291,25 @@ def test_rows_are_kept_while_their_step_is_unknown(warmup_collator):
 
 
 def batches_of(folder, **options):
-    """The batches of each optimizer step of a run, with the ids of their rows and the epoch; the ratios of the log; and
-    how many batches were encoded twice.
+    """The batches of each optimizer step of a run, with the ids of their rows; the ratios of the log; and how many
+    batches were encoded twice.
     """
     trainer = make_trainer(folder, **{**ONCE, **options})
     found = SimpleNamespace(steps=[[] for _ in range(trainer.args.max_steps)], log=[], num_again=0)
     settle = trainer._settle
 
-    def keeping(batch):
-        settled = settle(batch)
+    def count(batch, number):
+        settled = settle(batch, number)
         found.num_again += settled is not batch
-        found.steps[trainer.state.global_step].append({**settled, "epoch": trainer.data_collator.epoch})
         return settled
 
-    trainer._settle = keeping
-    trainer.train()
+    def keep(batches):
+        found.steps[trainer.state.global_step] += map(dict, batches)
+        return take_names(batches)
+
+    trainer._settle = count
+    with patch.object(base_trainer, "take_names", keep):
+        trainer.train()
     found.log = [entry.get("vrl_drop_ratio") for entry in trainer.state.log_history if "loss" in entry]
     found.processor = trainer.processing_class
     return found
@@ -338,8 +345,7 @@ def test_each_step_equals_a_collator_without_warmup(tmp_path, loading, warmup):
             found.processor, max_length=4096, vrl_drop_ratio=0.0 if step < warmup else RATIO, seed=42
         )
         for batch in batches:
-            collator.set_epoch(batch.pop("epoch"))
-            assert collator.epoch == step // 3
+            collator.set_epoch(step // 3)
             ids = batch.pop("sample_ids")
             if "pixel_values" in batch:
                 batch["pixel_values"] = normalize_tiles(batch["pixel_values"], found.processor.image_processor)
@@ -418,7 +424,6 @@ def test_default_warmup_counts_epochs(tmp_path):
     dropped = {**settings, "dataloader_drop_last": True}  # two steps an epoch, 5 in all
     assert default_warmup(SimpleNamespace(**dropped), rows) == 2
     for step, recorded in ((1, {"vrl_warmup_steps": 7}), (2, {})):
-        staged = tmp_path / "_saving" / f"checkpoint-{step}"
-        staged.mkdir(parents=True)
-        publish_checkpoint(staged, tmp_path / f"checkpoint-{step}", {"fixed": recorded, "free": {}})
+        (tmp_path / f"checkpoint-{step}").mkdir()
+        publish_checkpoint(tmp_path / f"checkpoint-{step}", {"fixed": recorded, "free": {}})
         assert default_warmup(SimpleNamespace(**settings), rows) == recorded.get("vrl_warmup_steps", 0)

@@ -19,8 +19,8 @@ from modeling_vitp.training.command_line import check_output, find_checkpoint
 
 
 def write_checkpoint(folder, step):
-    (folder / "_saving" / "c").mkdir(parents=True)
-    publish_checkpoint(folder / "_saving" / "c", folder / f"checkpoint-{step}", {"fixed": {}, "free": {}})
+    (folder / f"checkpoint-{step}").mkdir()
+    publish_checkpoint(folder / f"checkpoint-{step}", {"fixed": {}, "free": {}})
 
 
 @pytest.mark.parametrize("wanted", [True, "true", "True"])

@@ -63,7 +63,7 @@ def test_two_processes_killed_while_saving_are_exact(tmp_path, stream):
         return launch(*command, json.dumps({"stream": stream, **options})).wait(timeout=600)
 
     assert run("whole") == 0, (tmp_path / "output.txt").read_text()[-3000:]
-    for stage, step in (("optimizer", 4), ("before the rename", 6)):
+    for stage, step in (("optimizer", 4), ("before the record", 6)):
         assert run("killed", kill=[stage, step]) != 0
     assert Path(last_checkpoint(tmp_path / "killed")).name == "checkpoint-4"
     assert run("killed") == 0, (tmp_path / "output.txt").read_text()[-3000:]

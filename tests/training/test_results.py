@@ -3,6 +3,7 @@
 import json
 import shlex
 import warnings
+from dataclasses import dataclass
 
 import pytest
 import torch
@@ -14,9 +15,11 @@ from transformers import Trainer, TrainerCallback, TrainingArguments
 
 from modeling_vitp import ViTPForConditionalGeneration, ViTPVisionModel
 from modeling_vitp.training import results
-from modeling_vitp.training.base_trainer import mean_loss
+from modeling_vitp.training.base_trainer import BaseTrainer
+from modeling_vitp.training.batching import GlobalBatchSampler
 from modeling_vitp.training.checkpointing import attempt, write_whole
 from modeling_vitp.training.results import draw_losses
+from modeling_vitp.training.vitp_config import BaseConfig
 from modeling_vitp.training.vitp_trainer import ViTPTrainer
 
 
@@ -107,10 +110,26 @@ class Losses(torch.nn.Module):
         return {"loss": 0 * self.weight + next(self.losses)}
 
 
+@dataclass
+class LossConfig(BaseConfig, TrainingArguments):
+    pass
+
+
+class LossTrainer(BaseTrainer, Trainer):
+    def run_settings(self):
+        return {"fixed": {}, "free": {}}
+
+    def train_sampler(self):
+        return GlobalBatchSampler(len(self.train_dataset), 1)
+
+    def training_data(self):
+        return None
+
+
 @pytest.mark.parametrize(("logging_steps", "is_first"), [(10, True), (10, False), (500, False)])
 def test_train_loss_is_the_mean_over_steps(tmp_path, logging_steps, is_first):
     losses = [4.0] * 10 + [2.0] * 10 + [0.5] * 9
-    args = TrainingArguments(
+    args = LossConfig(
         str(tmp_path),
         max_steps=len(losses),
         logging_steps=logging_steps,
@@ -120,10 +139,11 @@ def test_train_loss_is_the_mean_over_steps(tmp_path, logging_steps, is_first):
         save_strategy="no",
         use_cpu=True,
         disable_tqdm=True,
+        watch_samples=0,
     )
-    trainer = Trainer(Losses(losses), args, train_dataset=[{"x": torch.zeros(1)}] * 40)
+    trainer = LossTrainer(Losses(losses), args, train_dataset=[{"x": torch.zeros(1)}] * 40)
     result = trainer.train()
-    mean = mean_loss(trainer)["train_loss"]
+    mean = trainer.mean_loss()["train_loss"]
     assert mean == pytest.approx(sum(losses) / len(losses)) == result.metrics["train_loss"]
 
 

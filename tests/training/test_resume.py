@@ -18,7 +18,7 @@ from modeling_vitp.recipes.tasks.trees.instructions import TreeInstructions
 from modeling_vitp.training.checkpointing import check_files, is_complete, last_checkpoint, publish_checkpoint
 from modeling_vitp.training.loading import build_tokenizer
 
-STAGES = ["model", "optimizer", "state", "before the rename", "rotation"]
+STAGES = ["model", "optimizer", "state", "before the record", "rotation"]
 PERSISTENT = {"dataloader_num_workers": 2, "dataloader_persistent_workers": True}
 WORKERS = {"0": {}, "2": {"dataloader_num_workers": 2}, "2 persistent": PERSISTENT}
 
@@ -40,7 +40,7 @@ def test_run_killed_again_and_again_is_exact(tmp_path, stream):
     whole = run(tmp_path / "whole", **options)
     folder = tmp_path / "killed"
     left = []
-    for kill in [("model", 2), ("optimizer", 2), ("step", 3), ("state", 4), ("before the rename", 6), ("rotation", 8)]:
+    for kill in [("model", 2), ("optimizer", 2), ("step", 3), ("state", 4), ("before the record", 6), ("rotation", 8)]:
         run(folder, kill, **options)
         last = last_checkpoint(folder)
         left.append(last and Path(last).name)
@@ -139,18 +139,16 @@ def test_two_processes_killed_at_any_moment_are_exact(tmp_path):
 
 
 def test_checkpoint_is_complete_with_all_files(tmp_path):
-    staged = tmp_path / "_saving" / "checkpoint-5"
-    (staged / "part").mkdir(parents=True)
-    (staged / "model.safetensors").write_bytes(b"weights")
-    (staged / "part" / "0.distcp").write_bytes(b"optimizer")
-    for step in (5, 20):
-        (tmp_path / f"checkpoint-{step}").mkdir()
+    checkpoint = tmp_path / "checkpoint-5"
+    (checkpoint / "part").mkdir(parents=True)
+    (checkpoint / "model.safetensors").write_bytes(b"weights")
+    (checkpoint / "part" / "0.distcp").write_bytes(b"optimizer")
+    (tmp_path / "checkpoint-20").mkdir()
     (tmp_path / "checkpoint-20" / "model.safetensors").write_bytes(b"half")
     (tmp_path / "checkpoint-30.bak").mkdir()
     assert last_checkpoint(tmp_path) is None
-    publish_checkpoint(staged, tmp_path / "checkpoint-5", {"fixed": {}, "free": {}})
-    assert last_checkpoint(tmp_path) == str(tmp_path / "checkpoint-5")
-    assert not (tmp_path / "_saving").exists()
+    publish_checkpoint(checkpoint, {"fixed": {}, "free": {}})
+    assert last_checkpoint(tmp_path) == str(checkpoint)
     for name in ("model.safetensors", "part/0.distcp"):
         file = tmp_path / "checkpoint-5" / name
         content = file.read_bytes()
@@ -240,9 +238,11 @@ def test_summed_loss_is_the_mean_of_processes(tmp_path):
     whole.train()
     shutil.rmtree(tmp_path / "checkpoint-2")
     checkpoint = tmp_path / "checkpoint-1"
-    progress, record = (json.loads((checkpoint / name).read_text()) for name in ("progress_0.json", "checkpoint.json"))
-    assert progress["mean_loss"] == progress["loss"] and progress["num_processes"] == 1
-    (checkpoint / "progress_0.json").write_text(json.dumps(progress | {"loss": 99.0, "num_processes": 2}))
+    state, record = (json.loads((checkpoint / name).read_text()) for name in ("trainer_state.json", "checkpoint.json"))
+    sums = state["stateful_callbacks"]["RunState"]["attributes"]
+    (loss,) = sums["losses"]
+    sums["losses"] = [loss + 1, loss - 1]  # of two processes
+    (checkpoint / "trainer_state.json").write_text(json.dumps(state))
     (checkpoint / "checkpoint.json").write_text(json.dumps(record | {"files": {}, "hashes": {}}))
     going_on = make_trainer(tmp_path, max_steps=2, **options)
     going_on.train(resume_from_checkpoint=True)
