@@ -13,7 +13,7 @@ from opened import LoadedBackbone
 from PIL import Image, ImageDraw
 from torch.nn import functional as F
 
-from ..images.pixels import principal_scores
+from modeling_vitp.images.pixels import principal_scores
 
 DISPLAY_SIDE = 768
 

@@ -3,8 +3,7 @@
 import torch
 
 from modeling_vitp import ViTPForConditionalGeneration, ViTPProcessor
-
-from ..training.loading import build_model, build_tokenizer
+from modeling_vitp.training.loading import build_model, build_tokenizer
 
 VISION = {
     "image_size": [112, 112],

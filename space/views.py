@@ -28,7 +28,7 @@ from PIL import Image, ImageDraw
 from reading import in_colors
 from uploading import open_pixels
 
-from ..images.pixels import align_scores, colors_of, principal_scores
+from modeling_vitp.images.pixels import align_scores, colors_of, principal_scores
 
 PCA, SIMILARITY, ATTENTION, ROLLOUT = "PCA of features", "Similarity to the point", "Attention", "Attention rollout"
 FOREGROUND, HEADS = "PCA of the foreground", "Attention of every head"
