@@ -1,5 +1,6 @@
 """The VRL-aware processor: images and chat text to a sequence that is already short."""
 
+import dataclasses
 import re
 from bisect import bisect_right
 from collections.abc import Mapping
@@ -9,7 +10,7 @@ import numpy as np
 import torch
 from transformers.feature_extraction_utils import BatchFeature
 from transformers.image_utils import ImageInput
-from transformers.processing_utils import MultiModalData, ProcessorMixin
+from transformers.processing_utils import MultiModalData, ProcessingKwargs, ProcessorMixin
 from transformers.utils.chat_template_utils import render_jinja_template
 
 from .image_processing_vitp import ViTPImageProcessor
@@ -45,6 +46,13 @@ OF_EACH_TOKEN = ("add_special_tokens", "return_offsets_mapping", "return_special
 OF_EACH_TOKEN += ("padding_side", "verbose")
 
 
+class ViTPProcessorKwargs(ProcessingKwargs, total=False):
+    _defaults = {
+        "images_kwargs": {"crop_to_patches": True},
+        "text_kwargs": {"padding_side": "left"},  # generation continues at the right end of every row
+    }
+
+
 class ViTPProcessor(ProcessorMixin):
     r"""Image processor and tokenizer in one, with Visual Robustness Learning.
 
@@ -61,8 +69,7 @@ class ViTPProcessor(ProcessorMixin):
             ChatML with `{% generation %}` markers around the answers if not given.
     """
 
-    images_kwargs = {"crop_to_patches": True}
-    text_kwargs = {"padding_side": "left"}  # generation continues at the right end of every row
+    images_kwargs, text_kwargs = ViTPProcessorKwargs._defaults.values()
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path, *args, **kwargs):
@@ -195,7 +202,7 @@ class ViTPProcessor(ProcessorMixin):
     def _merge_with_defaults(self, kwargs: dict) -> dict[str, dict]:
         """Merge the settings of a call, then those of the tokenizer but its padding side, then the defaults."""
         settings = {name: value for name, value in self.tokenizer.init_kwargs.items() if name != "padding_side"}
-        return self._merge_kwargs(tokenizer_init_kwargs=settings, **kwargs)
+        return self._merge_kwargs(ViTPProcessorKwargs, tokenizer_init_kwargs=settings, **kwargs)
 
     def replace_image_token(self, image_inputs: dict, image_idx: int, **kwargs) -> str:
         """Return the text for an image that the image processor has tiled, without VRL; serving engines ask."""
@@ -344,7 +351,7 @@ class ViTPProcessor(ProcessorMixin):
             from 1, or 0; and with r > 0 `position_ids`. If there are images, their tiles as a list, `pixel_values`,
             and with r > 0 `visual_token_indices`, an int64 tensor `(num_kept,)`.
         """
-        template = self._resolve_chat_template(None)
+        template = self.template()
         check_tool_calls(messages, template)
         (text,), (spans,) = render_jinja_template(
             conversations=[messages],
@@ -382,6 +389,11 @@ class ViTPProcessor(ProcessorMixin):
                 encoded["visual_token_indices"] = kept
         return encoded
 
+    def template(self, name: str | None = None) -> str:
+        """Return a chat template by its name, or as it is given; the default one without."""
+        named = self.chat_template if isinstance(self.chat_template, dict) else {"default": self.chat_template}
+        return named.get(name or "default", name)
+
     def apply_chat_template(self, conversation, chat_template: str | None = None, **kwargs):
         """Render and, with `tokenize=True`, encodes chat messages; see
         [`~transformers.ProcessorMixin.apply_chat_template`]. VRL options go into `processor_kwargs`.
@@ -394,12 +406,9 @@ class ViTPProcessor(ProcessorMixin):
         """
         if not conversation:
             raise ValueError("Conversation 0: there are no messages.")
-        try:
-            conversations, batched = self._normalize_conversations(conversation)
-        except TypeError:  # which the check below explains
-            batched = isinstance(conversation[0], (list, tuple))
-            conversations = conversation if batched else [conversation]
-        template = self._resolve_chat_template(chat_template)
+        batched = isinstance(conversation[0], (list, tuple)) or hasattr(conversation[0], "messages")
+        conversations = [plain_messages(messages) for messages in (conversation if batched else [conversation])]
+        template = self.template(chat_template)
         for row, messages in enumerate(conversations):
             try:
                 check_messages(messages, allow_image_tokens=bool(kwargs.get("sanitize_control_tokens")))
@@ -407,6 +416,36 @@ class ViTPProcessor(ProcessorMixin):
             except ValueError as error:
                 raise ValueError(f"Conversation {row}: {error}") from error
         return super().apply_chat_template(conversations if batched else conversations[0], chat_template, **kwargs)
+
+
+def plain_messages(conversation: Any) -> Any:
+    """Return messages as dictionaries without empty fields, and images of OpenAI's format as those of transformers."""
+    messages = getattr(conversation, "messages", conversation)
+    if not isinstance(messages, (list, tuple)):
+        return messages
+    return [plain_message(message) for message in messages]
+
+
+def plain_message(message: Any) -> Any:
+    if hasattr(message, "model_dump"):  # pydantic
+        message = message.model_dump()
+    elif dataclasses.is_dataclass(message):
+        message = dataclasses.asdict(message)
+    if not isinstance(message, Mapping):
+        return message
+    message = {name: value for name, value in message.items() if value is not None}
+    if isinstance(message.get("content"), list):
+        message["content"] = [
+            {"type": "image", "url": url} if (url := openai_url(part)) is not None else part
+            for part in message["content"]
+        ]
+    return message
+
+
+def openai_url(part: Any) -> str | None:
+    """Return the URL of an image in OpenAI's format, `None` for other parts."""
+    found = part.get("image_url") if isinstance(part, dict) and part.get("type") == "image_url" else None
+    return found.get("url", "") if isinstance(found, dict) else found
 
 
 def check_messages(messages: list[dict], allow_image_tokens: bool = False) -> None:
