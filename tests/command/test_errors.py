@@ -179,6 +179,6 @@ def test_unfinished_run_is_no_model(tmp_path, name):
         check_paths([Given(str(tmp_path / "run"))])
         return
     what, status = told(lambda: check_paths([Given(str(tmp_path / "run"))]))
-    assert "model_name_or_path='" in what and "the run_program in it has not finished" in what and status == 2
-    assert what.removesuffix(" None").endswith("run_program/checkpoint-12.")
+    assert "model_name_or_path='" in what and "the run in it has not finished" in what and status == 2
+    assert what.removesuffix(" None").endswith("run/checkpoint-12.")
     check_paths([Given(str(tmp_path / "run" / "checkpoint-12"))])

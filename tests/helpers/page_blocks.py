@@ -65,6 +65,7 @@ SLOW = (
 )
 # Modules of which a Python block is compiled and not run, and why.
 ONLY_COMPILED = {"terratorch": "a hundred packages", "torchao": "it logs what it cannot load whenever it is imported"}
+ONLY_COMPILED |= {"my_clouds": "a model of the reader's, for the whole process; tests/auto/test_registry.py adds one"}
 ONLY_COMPILED |= {"gradio_client": "a Space that is running", "nibabel": "volumes that only parsed commands make"}
 # Commands that may end with status 1, which says what a model of two steps does not reach.
 MAY_FAIL = ("vitp pretrain --vision_model",)
