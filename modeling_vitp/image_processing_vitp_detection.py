@@ -239,7 +239,7 @@ def read_outline(outline, height: int, width: int) -> np.ndarray:
     if outline is None:
         raise ValueError("an object has no `segmentation`, of which its mask is made.")
     if isinstance(outline, (dict, list)):
-        check_outline(outline, height, width)
+        check_segmentation(outline, height, width)
         try:
             from faster_coco_eval.core import mask as coco
         except ImportError as error:
@@ -251,7 +251,7 @@ def read_outline(outline, height: int, width: int) -> np.ndarray:
     return (mask > 0).astype(np.uint8)
 
 
-def check_outline(outline: dict | list, height: int, width: int) -> None:
+def check_segmentation(outline: dict | list, height: int, width: int) -> None:
     """Raises a `ValueError` if these are no run lengths of an image of this size, and no polygons."""
     if isinstance(outline, dict):
         if [*outline.get("size", ())] != [height, width]:

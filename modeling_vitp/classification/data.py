@@ -249,7 +249,7 @@ class RowImages(ClassifiedImages):
         if not isinstance(rows.features[self.column], datasets.Image):
             raise ValueError(f"Split {name!r}: the column {self.column!r} is no column of images.")
         self.rows = rows.cast(undecoded(rows.features))
-        stored, known = labels_of(rows, label, name)
+        stored, known = stored_labels(rows, label, name)
         super().__init__(stored, known, input_spec)
 
     def id(self, index: int) -> str:
@@ -284,7 +284,7 @@ def find_column(rows: datasets.Dataset, role: str, columns: Mapping | None, name
     return found[0]
 
 
-def labels_of(
+def stored_labels(
     rows: datasets.Dataset, column: str | Sequence[str], name: str
 ) -> tuple[list[list[Label]], list[str] | None]:
     """The classes of each row, as they are stored; and the names of all, where the columns tell them."""

@@ -327,13 +327,13 @@ def predict_large(
         tab20 = matplotlib.colormaps["tab20"]
         colors = colors or [tuple(round(255 * part) for part in tab20(index % 20)[:3]) for index in range(num_labels)]
         if probabilities is not None:
-            with write_whole(outputs[1], first, count=num_labels) as file:
+            with open_geotiff(outputs[1], first, count=num_labels) as file:
                 file.scales = [1 / 255] * num_labels
                 file.descriptions = names
                 for top, layers in rows.read(BLOCK):
                     file.write(layers[:, 1:].swapaxes(0, 1), window=whole_rows(first, top, top + len(layers)))
         nodata = NO_CLASS if any(source.is_masked for source in sources) else None
-        with write_whole(outputs[0], first, count=1, nodata=nodata) as file:
+        with open_geotiff(outputs[0], first, count=1, nodata=nodata) as file:
             file.write_colormap(1, dict(enumerate(colors)))
             file.update_tags(classes=json.dumps(names))
             for top, layers in rows.read(BLOCK):
@@ -342,7 +342,7 @@ def predict_large(
 
 
 @contextmanager
-def write_whole(path: Path, like: DatasetReader, **profile) -> Iterator[DatasetWriter]:
+def open_geotiff(path: Path, like: DatasetReader, **profile) -> Iterator[DatasetWriter]:
     """A GeoTIFF of uint8 on the ground of another file, which appears under its name when it is whole."""
     points, points_crs = like.gcps
     if points:

@@ -118,7 +118,7 @@ class Ground:
         geometries = [self.geometry(polygons) for polygons in outlines]
         if self.crs and geometries:
             geometries = transform_geom(self.crs, WGS84, geometries, precision=DECIMALS)
-        return [turned(geometry) for geometry in geometries]
+        return [wind_rings(geometry) for geometry in geometries]
 
     def geometry(self, polygons: list[Polygon]) -> dict[str, Any]:
         placed = [[self.place(ring) for ring in polygon] for polygon in polygons]
@@ -132,7 +132,7 @@ class Ground:
         return (points if self.crs else points.round(self.decimals)).tolist()
 
 
-def turned(geometry: dict[str, Any]) -> dict[str, Any]:
+def wind_rings(geometry: dict[str, Any]) -> dict[str, Any]:
     """A geometry whose outer rings turn left and whose holes turn right, with y upwards."""
 
     def ring(points: Sequence[Sequence[float]], is_hole: bool) -> list[Sequence[float]]:

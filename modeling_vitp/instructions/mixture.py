@@ -587,7 +587,7 @@ def open_mixture(mixture: Mixture, seed: int) -> MixtureDataset | MixtureStream:
     return (MixtureStream if is_streamed else MixtureDataset)(mixture, parts, seed)
 
 
-def parts_of(dataset: Rows) -> list[Rows]:
+def sources_of(dataset: Rows) -> list[Rows]:
     """Return the sources of a mixture, or a data set that is none alone."""
     return dataset.parts if isinstance(dataset, MixtureDataset | MixtureStream) else [dataset]
 
@@ -643,7 +643,7 @@ def check_rows(
         ValueError: names the first row that cannot be used, unless the collator skips such rows.
     """
     length = number_of_rows(dataset)
-    first, start = CHECKED * len(parts_of(dataset)), time.monotonic()
+    first, start = CHECKED * len(sources_of(dataset)), time.monotonic()
     done = skipped = 0
     with drawing_nothing(), closing(errors(dataset, collator, most_rows, in_processes)) as found:
         for error in found:
@@ -686,7 +686,7 @@ class RowErrors(torch.utils.data.Dataset):
 
     def __init__(self, dataset: Dataset, collator: ViTPDataCollator):
         self.is_mixture = isinstance(dataset, MixtureDataset)
-        self.parts = parts_of(dataset)
+        self.parts = sources_of(dataset)
         self.collator = collator
 
     def places(self) -> Iterator[tuple[int, int]]:
@@ -702,7 +702,7 @@ class RowErrors(torch.utils.data.Dataset):
 
 def number_of_rows(dataset: Rows) -> int | None:
     """Return the number of rows of all sources, each counted once; `None` for a stream."""
-    parts = parts_of(dataset)
+    parts = sources_of(dataset)
     return None if any(isinstance(part, IterableDataset) for part in parts) else sum(map(len, parts))
 
 
