@@ -3,7 +3,7 @@
 import difflib
 from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
@@ -19,7 +19,6 @@ from transformers import (
 )
 from transformers.models.internvl.modeling_internvl import InternVLMultiModalProjector
 from transformers.utils import cached_file
-from trl import ModelConfig
 
 from ..bands import spread_bands
 from ..configuration_vitp import ViTPConfig, ViTPVisionConfig, check_keys, known_keys
@@ -30,16 +29,19 @@ from ..modeling_vitp import VISION_MODELS, ViTPForConditionalGeneration, ViTPVis
 from ..opening import check_fields, naming
 from ..processing_vitp import ViTPProcessor
 
+if TYPE_CHECKING:  # the Space builds a model without TRL
+    from trl import ModelConfig
+
 PAD, TURN_START, TURN_END = "<|endoftext|>", "<|im_start|>", "<|im_end|>"
 MARKS = [TURN_START, "<img>", "</img>", "<IMG_CONTEXT>", "<ref>", "</ref>", "<box>", "</box>"]
 SAMPLE = "The trees stand in rows."
 NEEDED = ("vision_config", "text_config", "vocab_size")  # of from_scratch
 
 
-def check_options(model_args: ModelConfig, from_scratch: dict | None, model_init_kwargs: dict | None = None) -> None:
+def check_options(model_args: "ModelConfig", from_scratch: dict | None, model_init_kwargs: dict | None = None) -> None:
     """Raise a `ValueError` if the options of the model have one that would change nothing."""
     packed = [name for name in vars(model_args) if name.startswith(("load_in_", "bnb_", "use_bnb_"))]
-    packed = [name for name in packed if getattr(model_args, name) != getattr(ModelConfig(), name)]
+    packed = [name for name in packed if getattr(model_args, name) != getattr(type(model_args)(), name)]
     if packed:
         raise ValueError(
             f"{' and '.join(packed)}: weights are trained as they are, and not in 4 or 8 bits: leave that out. Less "
@@ -58,7 +60,7 @@ def check_options(model_args: ModelConfig, from_scratch: dict | None, model_init
 
 
 def load_start(
-    model_args: ModelConfig,
+    model_args: "ModelConfig",
     from_scratch: dict | None,
     texts: Iterable[str],
     drop_path_rate: float | None = None,
