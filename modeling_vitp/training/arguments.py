@@ -161,8 +161,23 @@ def shard(text: str) -> Shard:
 class RunArguments(Arguments):
     """How a run stops and goes on, and what is seen of it meanwhile."""
 
-    limits = {"watch_samples": "[0, inf)"}
+    limits = {"watch_samples": "[0, inf)", "global_batch_size": "[1, inf)"}
 
+    activation_checkpointing: bool | None = field(
+        default=None,
+        metadata={"help": "Compute activations again in the backward pass, which takes less memory and more time."},
+    )
+    activation_checkpointing_kwargs: dict | str | None = field(
+        default=None,
+        metadata={"help": 'Options of activation checkpointing, such as {"every_n_layers": 2}.'},
+    )
+    global_batch_size: int | None = field(
+        default=None,
+        metadata={
+            "help": "Samples of an optimizer step over all processes. gradient_accumulation_steps follows from it, the "
+            "number of processes and per_device_train_batch_size."
+        },
+    )
     save_on_signal: list[str] = field(
         default_factory=lambda: ["SIGTERM"],
         metadata={
@@ -351,6 +366,10 @@ class VRLArguments(RunArguments):
         "vrl_warmup_steps": "[0, inf)",
         "answer_mask_ratio": "[0, 1]",
         "max_length": "[1, inf)",
+        "vision_learning_rate": "[0, inf)",
+        "projector_learning_rate": "[0, inf)",
+        "language_model_learning_rate": "[0, inf)",
+        "projector_steps": "[0, inf)",
     }
     choices = {"on_error": ("raise", "skip")}
 
@@ -379,6 +398,19 @@ class VRLArguments(RunArguments):
     max_length: int | None = field(
         default=4096,
         metadata={"help": "Longest sequence after the drop, in tokens. Only answers are cut to it, with a warning."},
+    )
+    vision_learning_rate: float | None = field(
+        default=None, metadata={"help": "Learning rate of the ViT; learning_rate if not given."}
+    )
+    projector_learning_rate: float | None = field(
+        default=None, metadata={"help": "Learning rate of the projector; learning_rate if not given."}
+    )
+    language_model_learning_rate: float | None = field(
+        default=None, metadata={"help": "Learning rate of the language model; learning_rate if not given."}
+    )
+    projector_steps: int = field(
+        default=0,
+        metadata={"help": "Optimizer steps at the beginning in which only the projector learns, for a fresh one."},
     )
     on_error: str = field(
         default="raise",

@@ -13,6 +13,11 @@ POSITIONS, LEVELS = "position_embeddings", "level_embeddings"
 VISION, PROJECTOR = "vision_tower", "multi_modal_projector"
 
 
+def part_of(name: str) -> str:
+    """Return the part of the model that a weight belongs to: `vision`, `projector` or `language_model`."""
+    return "vision" if VISION in name else "projector" if PROJECTOR in name else "language_model"
+
+
 def freeze(
     model: ViTPForConditionalGeneration,
     vision: bool = False,

@@ -1,12 +1,15 @@
 """Settings of the pretraining, and those that all trainers share."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 import torch
+from transformers import TrainingArguments
 from trl import SFTConfig
 
 from .arguments import RunArguments, VRLArguments, check_type, check_within, read_mapping
+
+HAS_ACTIVATION_CHECKPOINTING = any(field.name == "activation_checkpointing" for field in fields(TrainingArguments))
 
 
 class BaseConfig(RunArguments):
@@ -32,16 +35,46 @@ class BaseConfig(RunArguments):
         self.use_cpu = self.use_cpu or not torch.accelerator.is_available()
         if self.bf16 is None:
             self.bf16 = not self.fp16 and has_fast_bf16()
+        if self.activation_checkpointing is None:
+            self.activation_checkpointing = bool(self.gradient_checkpointing)
         for name in self._VALID_DICT_FIELDS:
             text = getattr(self, name)
             if isinstance(text, str) and text.startswith("{"):
                 read_mapping(name, text)  # transformers reads it again, and would not say which option is no JSON
+        if not HAS_ACTIVATION_CHECKPOINTING:  # transformers before 5.23
+            kwargs = self.activation_checkpointing_kwargs
+            kwargs = read_mapping("activation_checkpointing_kwargs", kwargs) if isinstance(kwargs, str) else kwargs
+            if "every_n_layers" in (kwargs or {}):
+                raise ValueError("activation_checkpointing_kwargs: every_n_layers needs transformers 5.23 or newer.")
+            self.activation_checkpointing_kwargs = self.gradient_checkpointing_kwargs = kwargs
+            self.gradient_checkpointing = self.activation_checkpointing
         super().__post_init__()
         check_type("activation_checkpointing_kwargs", self.activation_checkpointing_kwargs, dict[str, Any] | None)
         every = (self.activation_checkpointing_kwargs or {}).get("every_n_layers", 1)
         check_type("every_n_layers", every, int)
         check_within("every_n_layers", every, "[1, inf)")
+        self._share_global_batch()
         self.accelerator_config.non_blocking = self.dataloader_pin_memory  # the next batch comes while one is computed
+
+    def _share_global_batch(self) -> None:
+        """Set the accumulation steps that make up `global_batch_size` on these processes."""
+        if self.global_batch_size is None:
+            return
+        at_once = self.train_batch_size * self.world_size
+        steps, rest = divmod(self.global_batch_size, at_once)
+        if rest or not steps:
+            nearest = sorted({max(steps, 1) * at_once, (steps + 1) * at_once})
+            raise ValueError(
+                f"global_batch_size={self.global_batch_size} is not a multiple of the {at_once} samples that "
+                f"{self.world_size} process(es) take at once (per_device_train_batch_size="
+                f"{self.per_device_train_batch_size}). The nearest are {' and '.join(map(str, nearest))}."
+            )
+        if self.gradient_accumulation_steps not in (1, steps):
+            raise ValueError(
+                f"global_batch_size={self.global_batch_size} makes {steps} accumulation steps here, and "
+                f"gradient_accumulation_steps={self.gradient_accumulation_steps} is given: leave one of them out."
+            )
+        self.gradient_accumulation_steps = steps
 
     @property
     def checkpoint_every(self) -> int:
@@ -70,8 +103,6 @@ class ViTPTrainingConfig(VRLArguments, BaseConfig, SFTConfig):
                 "padding_free=True: neftune_noise_alpha would be scaled by the length of all samples, not of each: "
                 "leave one out."
             )
-        if self.activation_checkpointing is None:  # TRL sets the name that transformers warns of
-            self.activation_checkpointing = self.gradient_checkpointing
         super().__post_init__()
         if self.activation_offloading and self.use_cpu:
             raise ValueError(

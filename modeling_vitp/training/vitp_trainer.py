@@ -41,6 +41,7 @@ from .batching import (
     gather_rows,
 )
 from .callbacks import NamedBatches, RunState
+from .freezing import part_of
 from .generation import draw_answered_rows, rows_to_show
 from .loading import check_compatible, load_checkpoint
 from .model_patches import (
@@ -62,6 +63,7 @@ from .resume_config import (
 from .vitp_config import ViTPTrainingConfig
 
 logger = logging.getLogger(__name__)
+RATES = ("vision_learning_rate", "projector_learning_rate", "language_model_learning_rate")
 
 
 class ViTPTrainer(BaseTrainer, SFTTrainer):
@@ -191,6 +193,29 @@ class ViTPTrainer(BaseTrainer, SFTTrainer):
         is_padding_free = getattr(self.data_collator, "padding_free", False)
         with attention_by_sequence(self.model) if is_padding_free else contextlib.nullcontext():
             return super()._train(*args, **kwargs)
+
+    def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
+        """As the parent, with a learning rate for each part of the model that has one of its own."""
+        args = self.args
+        if args.projector_steps and self.is_deepspeed_enabled:
+            raise ValueError(
+                "projector_steps does not work with DeepSpeed, which keeps gradients to itself: use FSDP2."
+            )
+        rates = {name.removesuffix("_learning_rate"): getattr(args, name) for name in RATES}
+        if self.optimizer is None and any(rate is not None for rate in rates.values()):
+            model = self.model if model is None else model
+            decayed = set(self.get_decay_parameter_names(model))
+            groups: dict[tuple[str, bool], dict[str, Any]] = {}
+            for name, weight in model.named_parameters():
+                if weight.requires_grad:
+                    part, has_decay = part_of(name), name in decayed
+                    rate = args.learning_rate if rates[part] is None else rates[part]
+                    decay = args.weight_decay if has_decay else 0.0
+                    new = {"params": [], "lr": rate, "weight_decay": decay}
+                    groups.setdefault((part, has_decay), new)["params"].append(weight)
+            optimizer_cls, options = self.get_optimizer_cls_and_kwargs(args, model)
+            self.optimizer = optimizer_cls(list(groups.values()), **options)
+        return super().create_optimizer(model)
 
     # Batches
 
@@ -356,7 +381,13 @@ class ViTPTrainer(BaseTrainer, SFTTrainer):
 
     def training_step(self, *args, **kwargs) -> torch.Tensor:
         self.model.train()  # what accelerate compiles is a copy, which shares layers and not the flag of the model
-        return super().training_step(*args, **kwargs)
+        loss = super().training_step(*args, **kwargs)
+        if self.state.global_step < self.args.projector_steps:
+            # Without a gradient a weight has no update, no decay and no moments: as if it were frozen.
+            for name, weight in self.model.named_parameters():
+                if part_of(name) != "projector":
+                    weight.grad = None
+        return loss
 
     def compute_loss(self, model: nn.Module, inputs: dict[str, Any], *args, **kwargs) -> Any:
         """As the parent, of tiles that are normalized on the device, see [`with_raw_tiles`]."""
@@ -411,6 +442,7 @@ class ViTPTrainer(BaseTrainer, SFTTrainer):
             "vrl_apply_prob": collator.vrl_apply_prob,
             "vrl_warmup_steps": collator.vrl_warmup_steps or None,
             "answer_mask_ratio": collator.answer_mask_ratio or None,
+            "projector_steps": args.projector_steps or None,
             "task_options": getattr(collator.sample_transform, "settings", None),
             "max_length": collator.max_length,
             "max_patches": image_processor.max_patches,
@@ -422,6 +454,7 @@ class ViTPTrainer(BaseTrainer, SFTTrainer):
         if isinstance(self.train_dataset, torch.utils.data.IterableDataset):
             names = "per_device_train_batch_size", "gradient_accumulation_steps", "num_processes"
             fixed |= {name: free[name] for name in names} | {"dataloader_num_workers": args.dataloader_num_workers}
+        free |= {name: getattr(args, name) for name in RATES}
         free["loss_type"] = None if args.loss_type == "nll" else args.loss_type
         free["padding_free"] = getattr(collator, "padding_free", False) or None
         trained = frozen_parts(model) | adapter_settings(model)

@@ -1,0 +1,79 @@
+"""Learning rates of the parts of a model, the first stage of the projector, and batches of one size everywhere."""
+
+import pytest
+import torch
+from training_run import make_trainer
+
+from modeling_vitp import ViTPTrainingConfig
+from modeling_vitp.training.freezing import freeze, part_of
+
+QUIET = {"eval_strategy": "no", "save_strategy": "no", "watch_samples": 0, "lr_scheduler_type": "constant"}
+PARTS = ("vision", "projector", "language_model")
+
+
+def weights_of(model) -> dict[str, torch.Tensor]:
+    return {name: weight.detach().clone() for name, weight in model.named_parameters()}
+
+
+def test_rate_of_each_part_scales_its_update(tmp_path):
+    """Against a run with one rate: an update of SGD is proportional to the rate."""
+    options = {
+        **QUIET,
+        "max_steps": 1,
+        "optim": "sgd",
+        "learning_rate": 0.01,
+        "max_grad_norm": 0.0,
+        "weight_decay": 0.0,
+    }
+    rates = {"vision_learning_rate": 0.02, "projector_learning_rate": 0.04, "language_model_learning_rate": 0.0}
+    factors = {"vision": 2, "projector": 4, "language_model": 0}
+    one, several = make_trainer(tmp_path / "one", **options), make_trainer(tmp_path / "several", **options, **rates)
+    start = weights_of(one.model)
+    one.train(), several.train()
+    seen = set()
+    for name, weight in weights_of(several.model).items():
+        expected = factors[part_of(name)] * (weights_of(one.model)[name] - start[name])
+        torch.testing.assert_close(weight - start[name], expected, rtol=1e-3, atol=1e-5)
+        seen |= {part_of(name)} if expected.abs().sum() > 0 or part_of(name) == "language_model" else set()
+    assert seen == set(PARTS)
+
+
+def test_projector_steps_equal_a_run_with_the_rest_frozen(tmp_path):
+    # By SGD: other attention kernels run where nothing before the projector needs a gradient, and Adam, which divides
+    # by the size of a gradient, would turn their rounding into steps.
+    options = {**QUIET, "max_steps": 2, "max_grad_norm": 0.0, "optim": "sgd", "learning_rate": 1.0}
+    first = make_trainer(tmp_path / "first", projector_steps=2, **options)
+    frozen = make_trainer(tmp_path / "frozen", **options)
+    freeze(frozen.model, vision=True, projector=False, language_model=True)
+    start = weights_of(first.model)
+    first.train(), frozen.train()
+    expected = weights_of(frozen.model)
+    for name, weight in weights_of(first.model).items():
+        update = expected[name] - start[name]
+        assert (weight - start[name] - update).abs().max() <= 0.01 * update.abs().max(), name
+        assert torch.equal(weight, start[name]) == (part_of(name) != "projector"), name
+
+
+def test_all_parts_learn_after_the_projector_steps(tmp_path):
+    trainer = make_trainer(tmp_path, projector_steps=1, **QUIET, max_steps=2)
+    start = weights_of(trainer.model)
+    trainer.train()
+    moved = {
+        part_of(name) for name, weight in weights_of(trainer.model).items() if not torch.equal(weight, start[name])
+    }
+    assert moved == set(PARTS)
+
+
+def test_global_batch_size_sets_the_accumulation(tmp_path):
+    options = {"bf16": False, "per_device_train_batch_size": 4}
+    assert ViTPTrainingConfig(tmp_path, global_batch_size=128, **options).gradient_accumulation_steps == 32
+    assert ViTPTrainingConfig(tmp_path, global_batch_size=4, **options).gradient_accumulation_steps == 1
+
+
+@pytest.mark.parametrize(
+    ("size", "options", "named"),
+    [(130, {}, "128 and 132"), (2, {}, "are 4"), (128, {"gradient_accumulation_steps": 16}, "gradient_accumulation")],
+)
+def test_global_batch_size_that_does_not_divide_is_refused(tmp_path, size, options, named):
+    with pytest.raises(ValueError, match=named):
+        ViTPTrainingConfig(tmp_path, bf16=False, per_device_train_batch_size=4, global_batch_size=size, **options)
