@@ -222,7 +222,7 @@ def check_names(remaining: Sequence[str], own: Sequence[str], inherited: Sequenc
             hint = f": did you mean {nearest[0]!r}?" if nearest else "."
             hint = f": it belongs to {' and '.join(others)}." if others else hint
             longer = sorted(full for full in {*own, *known} if full.endswith(f"_{name}"))
-            hint = f": did you mean {' or '.join(longer)}?" if 0 < len(longer) < 4 else hint
+            hint = f": did you mean {' or '.join(longer)}?" if 0 < len(longer) < 5 else hint
             raise ValueError(f"there is no option {name!r}{hint}")
 
 
