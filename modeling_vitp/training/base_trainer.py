@@ -38,7 +38,6 @@ from .callbacks import (
     take_names,
 )
 from .checkpointing import (
-    RECORD_NAME,
     FolderLock,
     attempt,
     check_files,
@@ -85,6 +84,7 @@ class BaseTrainer:
     _resumed_from: str | None = None  # until the first batch is asked for
     _resumed_state: TrainerState | None = None
     _sums: dict[str, Any] | None = None  # of the checkpoint that is being written
+    _unfinished: Path | None = None  # the checkpoint that is being written
     _lock: FolderLock | None = None
     _loader: DataLoader | None = None  # of training
     _recorded: tuple | None = None
@@ -182,8 +182,6 @@ class BaseTrainer:
             self.add_callback(callback)
         handlers = self.callback_handler.callbacks  # others see checkpoints that are valid
         handlers.sort(key=lambda callback: not isinstance(callback, RunState))
-        handlers = self.callback_handler.callbacks  # others see checkpoints that are valid
-        handlers.sort(key=lambda callback: not isinstance(callback, RunState))
         signals.install()
         self._resumed_from, self._resumed_state = resume_from_checkpoint or None, None
         if resume_from_checkpoint:
@@ -231,7 +229,7 @@ class BaseTrainer:
         return self.train(resume_from_checkpoint=checkpoint).metrics | self.mean_loss()
 
     def check_rows(self) -> None:
-        """Looks, in one process and before a run that begins at its start, at what it is to be trained on.
+        """Check, in one process and before a run begins at its start, the data that it is trained on.
 
         Raises:
             ValueError: if some of it cannot be used.
@@ -356,7 +354,7 @@ class BaseTrainer:
         args, folder = self.args, Path(output_dir or self.args.output_dir)
         is_checkpoint = self.is_in_train and folder == self._checkpoint()
         if is_checkpoint:
-            self._sums = self.running_sums()
+            self._sums, self._unfinished = self.running_sums(), folder
             if args.should_save:
                 shutil.rmtree(folder, ignore_errors=True)  # what a run left that was killed while it saved
             self.accelerator.wait_for_everyone()
@@ -386,6 +384,7 @@ class BaseTrainer:
         self.accelerator.wait_for_everyone()
         if self.args.should_save:
             publish_checkpoint(checkpoint, self._settings, self._data)
+        self._unfinished = None
         self.accelerator.wait_for_everyone()
         if self._push_checkpoints:
             self._push_checkpoint(checkpoint)
@@ -395,9 +394,8 @@ class BaseTrainer:
 
     def _drop_unfinished_checkpoint(self) -> None:
         """Delete the checkpoint that an error interrupted, which may be why the disk is full."""
-        folder = self._checkpoint()
-        if self.args.should_save and folder.is_dir() and not (folder / RECORD_NAME).is_file():
-            shutil.rmtree(folder, ignore_errors=True)
+        if self._unfinished is not None and self.args.should_save:
+            shutil.rmtree(self._unfinished, ignore_errors=True)
 
     def _check_room(self, what: str = "the model") -> None:
         """Check, before the first step and each save, that the disk has room for weights and optimizer."""
