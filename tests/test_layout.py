@@ -174,7 +174,15 @@ def test_installed_packages_are_the_folders():
     loaded_by_evaluate = {folder for folder in folders if folder.parent == ROOT / PACKAGE / "metrics"}
     expected = {".".join(module_of(folder)) for folder in folders - loaded_by_evaluate}
     assert sorted(setup["options"]["packages"].split()) == sorted(expected)
-    assert [folder for folder in folders - loaded_by_evaluate if not (folder / "__init__.py").is_file()] == []
+    without_init = [folder for folder in folders - loaded_by_evaluate if not (folder / "__init__.py").is_file()]
+    assert without_init == [ROOT / "recipes" / "datasets"]  # see the next test
+
+
+def test_recipes_run_as_files_import_the_library_datasets():
+    """`python recipes/NAME.py` puts `recipes/` on the path, where a folder with an `__init__.py` would come first."""
+    program = "import datasets; print(datasets.Dataset.__name__)"
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT / "recipes", capture_output=True, text=True)
+    assert done.stdout.strip() == "Dataset", done.stderr
 
 
 def test_test_folders_mirror_the_package():

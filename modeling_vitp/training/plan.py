@@ -169,6 +169,7 @@ def dry_run(args: PretrainArguments, training_args: SFTConfig, model_args: Model
         model_args.model_name_or_path, args.from_scratch, args.vision_model, args.max_patches
     )
     devices = max(args.plan_devices, training_args.world_size)
+    training_args.gradient_accumulation_steps = training_args.accumulation_on(devices)
     summaries = print_mixture(mixture, training_args, image_processor, tokens_per_tile, devices)
     print_plan(args, training_args, model_args, summaries, image_processor)
     print_commands(summaries)

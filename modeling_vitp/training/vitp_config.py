@@ -53,28 +53,34 @@ class BaseConfig(RunArguments):
         every = (self.activation_checkpointing_kwargs or {}).get("every_n_layers", 1)
         check_type("every_n_layers", every, int)
         check_within("every_n_layers", every, "[1, inf)")
-        self._share_global_batch()
+        if self.global_batch_size is not None:
+            steps = self.accumulation_on(self.world_size)
+            if self.gradient_accumulation_steps not in (1, steps):
+                raise ValueError(
+                    f"global_batch_size={self.global_batch_size} makes {steps} accumulation steps here, and "
+                    f"gradient_accumulation_steps={self.gradient_accumulation_steps} is given: leave one of them out."
+                )
+            self.gradient_accumulation_steps = steps
         self.accelerator_config.non_blocking = self.dataloader_pin_memory  # the next batch comes while one is computed
 
-    def _share_global_batch(self) -> None:
-        """Set the accumulation steps that make up `global_batch_size` on these processes."""
+    def accumulation_on(self, num_processes: int) -> int:
+        """Return the batches of a process in an optimizer step, on so many processes.
+
+        Raises:
+            ValueError: if they cannot make up `global_batch_size`.
+        """
         if self.global_batch_size is None:
-            return
-        at_once = self.train_batch_size * self.world_size
+            return self.gradient_accumulation_steps
+        at_once = self.train_batch_size * num_processes
         steps, rest = divmod(self.global_batch_size, at_once)
         if rest or not steps:
             nearest = sorted({max(steps, 1) * at_once, (steps + 1) * at_once})
             raise ValueError(
                 f"global_batch_size={self.global_batch_size} is not a multiple of the {at_once} samples that "
-                f"{self.world_size} process(es) take at once (per_device_train_batch_size="
+                f"{num_processes} process(es) take at once (per_device_train_batch_size="
                 f"{self.per_device_train_batch_size}). The nearest are {' and '.join(map(str, nearest))}."
             )
-        if self.gradient_accumulation_steps not in (1, steps):
-            raise ValueError(
-                f"global_batch_size={self.global_batch_size} makes {steps} accumulation steps here, and "
-                f"gradient_accumulation_steps={self.gradient_accumulation_steps} is given: leave one of them out."
-            )
-        self.gradient_accumulation_steps = steps
+        return steps
 
     @property
     def checkpoint_every(self) -> int:

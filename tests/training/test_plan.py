@@ -411,7 +411,7 @@ def test_the_shape_of_internvl_has_the_weights_of_its_card():
 
 MEASURE = """
 import torch
-from modeling_vitp.evaluation import step_time
+from modeling_vitp.recipes.benchmarks import step_time
 layer, conv = torch.nn.TransformerEncoderLayer(64, 4, 64), torch.nn.Conv2d(3, 64, 14, 14)  # loads kernels
 layer(conv(torch.randn(1, 3, 56, 56)).flatten(2).mT).sum().backward()
 before = step_time.most_resident()

@@ -1,1 +1,0 @@
-"""Conversions of public data sets to instruction data."""
