@@ -168,10 +168,13 @@ class RankStream(torch.utils.data.IterableDataset):
         self.dataset, self.batch_size, self.accumulation_steps = dataset, batch_size, accumulation_steps
         self.num_processes, self.process_index = num_processes, process_index
         self.length, self.drop_last = length, drop_last
-        # When a run is resumed: batches that are not needed, so that they need not be encoded.
-        self.skip_batches = 0
-        # In shared memory, so that persistent workers see it change.
+        # In shared memory, so that persistent workers see them change.
         self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()
+        self._skip_batches = torch.zeros((), dtype=torch.int64).share_memory_()
+
+    def skip(self, num_batches: int) -> None:
+        """Leave the first batches of the next epoch empty, so that they need not be encoded."""
+        self._skip_batches.fill_(num_batches)
 
     def set_epoch(self, epoch: int) -> None:
         self._epoch.fill_(epoch)
@@ -183,7 +186,7 @@ class RankStream(torch.utils.data.IterableDataset):
         worker = torch.utils.data.get_worker_info()
         # Batches come from the workers in turn. A worker that is at its end drops out, so others may have given more
         # of those to skip, but none that is not at its end fewer.
-        num_skipped = self.skip_batches // (1 if worker is None else worker.num_workers)
+        num_skipped = self._skip_batches.item() // (1 if worker is None else worker.num_workers)
         for index, batch in enumerate(self._batches()):
             batch = batch if index >= num_skipped else []
             yield from batch
@@ -242,7 +245,7 @@ class EndlessBatches(torch.utils.data.IterableDataset):
         yield from ({} for _ in range(first_batch))
         while True:
             self.begin(epoch, first_batch)
-            self.stream.skip_batches = max(self.num_trained - first_batch, 0)
+            self.stream.skip(max(self.num_trained - first_batch, 0))
             last = first_batch
             for batch in self.loader:
                 yield self.settle(batch, last)
