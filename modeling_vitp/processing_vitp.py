@@ -69,6 +69,7 @@ class ViTPProcessor(ProcessorMixin):
             ChatML with `{% generation %}` markers around the answers if not given.
     """
 
+    valid_processor_kwargs = ViTPProcessorKwargs
     images_kwargs, text_kwargs = ViTPProcessorKwargs._defaults.values()
 
     @classmethod

@@ -357,17 +357,14 @@ class ViTPTrainer(BaseTrainer, SFTTrainer):
             batch_size = self.args.eval_batch_size  # the last ones are smaller, or empty
             self.gather_function = lambda values: gather_rows(values, self._num_eval_rows, batch_size)
         output = super().evaluation_loop(dataloader, *args, metric_key_prefix=metric_key_prefix, **kwargs)
-        if self.args.world_size > 1:
-            # In one process, a batch of a stream counts as a whole one, since its length is not known.
-            is_stream = isinstance(dataloader.dataset, WholeBatchStream)
-            whole = self.args.eval_batch_size if is_stream else 0
-            rounds = zip(*gather_object([self._eval_losses]))
-            counted = [(loss, max(rows, whole if rows else 0)) for batches in rounds for loss, rows in batches]
-            losses = np.repeat(*map(np.array, zip(*counted))).astype(np.float32)
-            finite = np.isfinite(losses)
-            if self.args.logging_nan_inf_filter and finite.any():
-                losses = losses[finite]
-            output.metrics[f"{metric_key_prefix}_loss"] = losses.mean().item()
+        # The last batches may be smaller or empty: the loss of a batch counts as often as it has rows.
+        rounds = zip(*gather_object([self._eval_losses]))
+        losses, num_rows = map(np.array, zip(*(batch for batches in rounds for batch in batches)))
+        losses = np.repeat(losses.astype(np.float32), num_rows)
+        finite = np.isfinite(losses)
+        if self.args.logging_nan_inf_filter and finite.any():
+            losses = losses[finite]
+        output.metrics[f"{metric_key_prefix}_loss"] = losses.mean().item()
         return output
 
     # Metrics
