@@ -4,14 +4,16 @@ Every class overrides only what differs from its parent, and keeps the parent's 
 """
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 from transformers import InternVLForConditionalGeneration, InternVLModel, InternVLVisionModel, PreTrainedConfig
 from transformers import initialization as init
 from transformers.cache_utils import Cache
-from transformers.modeling_outputs import BaseModelOutputWithPooling
+from transformers.modeling_outputs import BaseModelOutputWithPooling, ModelOutput
 from transformers.models.auto import AutoModel
 from transformers.models.dinov3_vit.modeling_dinov3_vit import Dinov3ViTDropPath
 from transformers.models.internvl.modeling_internvl import (
@@ -34,6 +36,7 @@ from .opening import NamesItsFiles, naming, way_to_vit
 LANGUAGE_MODELS = {"vitp": "ViTP's", "internvl": "transformers' InternVL", "internvl_chat": "InternVL's own code"}
 VISION_MODELS = {"vitp_vision", "internvl_vision", "vitp_backbone"}
 READ_POSITIONS = {"eager", "sdpa", "flex_attention"}  # in transformers, to tell several sequences in one row
+SCORED_AT_ONCE = 512  # tokens whose logits are in float32 at a time
 HUB_OPTIONS = ("cache_dir", "force_download", "local_files_only", "proxies", "revision", "subfolder", "token")
 
 
@@ -365,6 +368,45 @@ def jump_ahead(position_ids: torch.LongTensor | None) -> bool:
     return position_ids is not None and bool((position_ids.diff() > 1).any())
 
 
+@dataclass
+class ViTPAnswerScores(ModelOutput):
+    """Scores of the tokens that have a label, each of shape `(num_answer_tokens,)`.
+
+    Args:
+        log_probs (`torch.FloatTensor`): log-probability of the label.
+        entropy (`torch.FloatTensor`): entropy of the prediction in nats, without a gradient.
+        is_top1 (`torch.BoolTensor`): whether the likeliest token is the label.
+    """
+
+    log_probs: torch.FloatTensor | None = None
+    entropy: torch.FloatTensor | None = None
+    is_top1: torch.BoolTensor | None = None
+
+
+def answer_positions(labels: torch.LongTensor) -> torch.LongTensor:
+    """Return the indices of labels in the flattened `labels[:, 1:]`, int64 of shape `(num_answer_tokens,)`."""
+    return (labels[:, 1:] != -100).flatten().nonzero()[:, 0]
+
+
+def score_tokens(logits: torch.Tensor, labels: torch.LongTensor) -> ViTPAnswerScores:
+    """Score labels by logits, in float32 and in chunks, which are computed again in the backward pass.
+
+    Args:
+        logits: of shape `(num_tokens, vocab_size)`.
+        labels: of shape `(num_tokens,)`.
+    """
+
+    def score(logits: torch.Tensor, labels: torch.LongTensor) -> tuple[torch.Tensor, ...]:
+        log_probs = logits.float().log_softmax(-1)
+        with torch.no_grad():
+            entropy, is_top1 = -(log_probs.exp() * log_probs).sum(-1), log_probs.argmax(-1) == labels
+        return log_probs.gather(-1, labels[:, None])[:, 0], entropy, is_top1
+
+    chunks = zip(logits.split(SCORED_AT_ONCE), labels.split(SCORED_AT_ONCE))
+    scores = [checkpoint(score, *chunk, use_reentrant=False, preserve_rng_state=False) for chunk in chunks]
+    return ViTPAnswerScores(*(torch.cat(parts) for parts in zip(*scores)))
+
+
 class ViTPForConditionalGeneration(CheckpointsOfOurs, InternVLForConditionalGeneration):
     """The vision-language model that ViTP trains end to end; its vision tower is what is kept."""
 
@@ -424,8 +466,9 @@ class ViTPForConditionalGeneration(CheckpointsOfOurs, InternVLForConditionalGene
         mm_encoder_outputs: dict[str, BaseModelOutputWithPooling] | None = None,
         cache: Cache | None = None,
         past_key_values: Cache | None = None,
+        answer_labels: torch.LongTensor | None = None,
         **kwargs,
-    ) -> tuple | InternVLCausalLMOutputWithPast:
+    ) -> tuple | InternVLCausalLMOutputWithPast | ViTPAnswerScores:
         r"""
         Args:
             visual_token_indices (`torch.LongTensor` of shape `(num_kept,)`, *optional*):
@@ -434,24 +477,30 @@ class ViTPForConditionalGeneration(CheckpointsOfOurs, InternVLForConditionalGene
                 Targets, of the length of `input_ids`; -100 is ignored.
             cache, past_key_values (`Cache`, *optional*):
                 Keys and values of what comes before, under the name of newer or of older transformers.
+            answer_labels (`torch.LongTensor` of shape `(batch_size, sequence_length)`, *optional*):
+                Instead of `labels`, in training: only the tokens that have a label are scored, and no other logits are
+                computed. Returns [`ViTPAnswerScores`].
         """
         # Both are in the signature, by which `generate` checks what it is given; each release takes its own.
         caches = {"cache": cache, "past_key_values": past_key_values}
         kwargs |= {name: value for name, value in caches.items() if value is not None}
-        return super().forward(
-            input_ids=input_ids,
-            pixel_values=pixel_values,
-            attention_mask=attention_mask,
-            position_ids=position_ids,
-            inputs_embeds=inputs_embeds,
-            vision_feature_layer=vision_feature_layer,
-            vision_feature_select_strategy=vision_feature_select_strategy,
-            visual_token_indices=visual_token_indices,
-            labels=labels,
-            logits_to_keep=logits_to_keep,
-            mm_encoder_outputs=mm_encoder_outputs,
+        inputs = {
+            "input_ids": input_ids,
+            "pixel_values": pixel_values,
+            "attention_mask": attention_mask,
+            "position_ids": position_ids,
+            "inputs_embeds": inputs_embeds,
+            "vision_feature_layer": vision_feature_layer,
+            "vision_feature_select_strategy": vision_feature_select_strategy,
+            "visual_token_indices": visual_token_indices,
+            "mm_encoder_outputs": mm_encoder_outputs,
             **kwargs,
-        )
+        }
+        if answer_labels is None:
+            return super().forward(labels=labels, logits_to_keep=logits_to_keep, **inputs)
+        hidden_states, positions = self.model(**inputs).last_hidden_state[:, :-1], answer_positions(answer_labels)
+        logits = self.lm_head(hidden_states.flatten(0, 1)[positions])
+        return score_tokens(logits, answer_labels[:, 1:].flatten()[positions])
 
 
 __all__ = ["ViTPForConditionalGeneration", "ViTPModel", "ViTPVisionModel"]

@@ -1,34 +1,23 @@
-"""Changes of a model for training: attention without padding, and the head of the language model on answers alone.
+"""Changes of a model for training: attention without padding, and compiled layers.
 
 FlashAttention has kernels for sequences that lie end to end. PyTorch's attention has none, and a mask over all pairs of
 their tokens would cost more than padding does, so each sequence attends by itself.
 """
 
 import contextlib
-import functools
 import os
-import types
 from collections.abc import Iterator
-from typing import Any
 
 import torch
 from torch import nn
-from torch.distributed.fsdp import FSDPModule
 from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
-from transformers.modeling_outputs import ModelOutput
 from transformers.models.dinov3_vit.modeling_dinov3_vit import Dinov3ViTDropPath
 from transformers.models.internvl.modeling_internvl import InternVLVisionEmbeddings
 
-try:  # TRL 1.14 has another loss, which needs no patch
-    from trl.trainer.utils import add_fused_lm_head
-except ImportError:
-    add_fused_lm_head = None
-
 from ..modeling_vitp import ViTPModel
 
-OUTPUTS = ("log_probs", "entropy", "is_top1")  # what TRL's trainer asks of the head
 SDPA = "sdpa"
 BY_SEQUENCE = "sdpa_by_sequence"
 WHOLE, SLIDING = "full_attention", "sliding_attention"  # kinds of layers
@@ -114,59 +103,6 @@ def attention_by_sequence(model: nn.Module) -> Iterator[None]:
     finally:
         if is_sdpa:
             language_model.set_attn_implementation(SDPA)
-
-
-def gather_head_before_loss(model: PreTrainedModel) -> None:
-    """Have FSDP2 gather the head for a loss that takes its weight without calling it, and so reduce its gradient.
-
-    TRL's does, and gathers a weight that is still sharded itself; of the gradient of what it has gathered, each process
-    then keeps its part of its own alone, and those of the others are lost.
-    """
-
-    def gather(*_) -> None:
-        head = model.get_output_embeddings()
-        if isinstance(head, FSDPModule):
-            head.unshard()
-
-    model.base_model.register_forward_hook(gather)
-
-
-def add_head_of_loss(model: PreTrainedModel) -> None:
-    """Give a model the head that it trains with in TRL's trainer and in ours, see [`apply_head_to_answers`]."""
-    add_fused_lm_head(model, outputs=OUTPUTS)
-    apply_head_to_answers(model)
-
-
-def apply_head_to_answers(model: PreTrainedModel) -> None:
-    """Have TRL's loss score only the positions that have a label on a CPU, as it does on a GPU.
-
-    `log_probs`, `label_mask` and the like are then of these places, of shape `(1, num_labels)`.
-
-    Args:
-        model: has TRL's fused head already.
-    """
-    scored = model.forward.__func__  # of copies too, such as the one that is compiled
-    chosen: list[torch.Tensor] = []  # while the forward pass runs, which places are scored
-
-    @functools.wraps(type(model).forward)
-    def forward(
-        self: PreTrainedModel, *args, fused_lm_head: bool = False, labels: torch.Tensor | None = None, **kwargs
-    ) -> Any:
-        if not fused_lm_head or labels is None or "shift_labels" in kwargs or labels.device.type != "cpu":
-            return scored(self, *args, fused_lm_head=fused_lm_head, labels=labels, **kwargs)
-        labels = labels[:, 1:]
-        chosen.append(labels != -100)
-        try:
-            return scored(self, *args, fused_lm_head=True, shift_labels=labels[chosen[0]][None], **kwargs)
-        finally:
-            chosen.clear()
-
-    def keep(module: torch.nn.Module, inputs: tuple, outputs: ModelOutput) -> None:
-        if chosen:
-            outputs.last_hidden_state = outputs.last_hidden_state[:, :-1][chosen[0]][None]
-
-    model.forward = types.MethodType(forward, model)
-    model.base_model.register_forward_hook(keep)
 
 
 def compile_layers(model: nn.Module) -> None:

@@ -1,5 +1,6 @@
 """What a pretraining will cost, before anything is loaded: memory by part, operations, hours, and what would help."""
 
+import contextlib
 import copy
 import dataclasses
 import functools
@@ -18,9 +19,7 @@ from peft import LoraConfig, get_peft_model
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoConfig
-from transformers.modeling_outputs import ModelOutput
 from trl import ModelConfig, SFTConfig
-from trl.trainer.utils import add_fused_lm_head
 
 from ..cards.sections import table
 from ..configuration_vitp import ViTPConfig
@@ -33,7 +32,6 @@ from .arguments import PretrainArguments
 from .batching import GlobalBatchSampler
 from .freezing import freeze, lora_config
 from .loading import tiling
-from .model_patches import OUTPUTS
 
 GIB = 2**30
 
@@ -118,8 +116,8 @@ class StepCost:
     """Bytes by what holds them, and floating-point operations by part of the model.
 
     `activations` are what is kept for the backward pass, with checkpointing also those of one layer that are computed
-    again. `forward`, by part, and `backward` are operations of one batch; `backward` has what is computed again: the
-    head, of which TRL keeps no logits, and with checkpointing the layers.
+    again. `forward`, by part, and `backward` are operations of one batch; `backward` has what is computed again: with
+    checkpointing the layers.
     """
 
     weights: float
@@ -510,15 +508,9 @@ def measure_step(
 ) -> np.ndarray:
     """Return weights, those that train, bytes kept for backward, operations backward, and forward by part."""
 
-    def keep_labelled(module: torch.nn.Module, inputs: tuple, outputs: ModelOutput) -> None:
-        places = outputs.last_hidden_state.flatten(0, 1)
-        outputs.last_hidden_state = places[torch.arange(batch.labels)][None]  # any will do: none has a value
-
     with torch.device("meta"), warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # of names that PEFT uses
         model = ViTPForConditionalGeneration(config).to(dtype).train()
-        add_fused_lm_head(model, outputs=OUTPUTS)
-        model.base_model.register_forward_hook(keep_labelled)
         lora = prepare(model) if prepare is not None else None
         if lora is not None:
             model = get_peft_model(model, lora)
@@ -529,14 +521,16 @@ def measure_step(
         kept[storage._cdata] = storage.nbytes(), tensor  # the tensor, so that the place is not given to another one
         return tensor
 
-    # What checks values cannot be asked here: there are none.
-    asks_nothing = (
-        patch("torch.compiler.is_compiling", lambda: True),
-        patch("torch._check_tensor_all", lambda *args: None),
-    )
+    # Tensors have no values here: nothing is checked, and which positions have a label does not matter.
+    without_values = contextlib.ExitStack()
+    without_values.enter_context(FakeTensorMode(allow_non_fake_inputs=True))
+    without_values.enter_context(patch("torch.compiler.is_compiling", lambda: True))
+    without_values.enter_context(patch("torch._check_tensor_all", lambda *args: None))
+    positions = patch("modeling_vitp.modeling_vitp.answer_positions", lambda labels: torch.arange(batch.labels))
+    without_values.enter_context(positions)
     counter = count_operations()
     prefix = "" if lora is None else "base_model.model."
-    with FakeTensorMode(allow_non_fake_inputs=True), asks_nothing[0], asks_nothing[1]:
+    with without_values:
         model.to_empty(device="cpu")
         (model if lora is None else model.get_base_model()).tie_weights()
         if checkpoint_every:
@@ -545,13 +539,13 @@ def measure_step(
         inputs = empty_batch(config, batch)
         saving = torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor)
         with counter, saving, torch.autocast("cpu", torch.bfloat16, enabled=bf16):
-            loss = model(**inputs, fused_lm_head=True).loss
+            loss = model(**inputs).log_probs.sum()
         counts, whole = counter.get_flop_counts(), counter.get_total_flops()
         with counter:
             loss.backward()
     names = [f"{type(model).__name__}.{prefix}{name}" for name in PARTS.values()]
     forward = [sum(counts[name].values()) if name in counts else 0 for name in names]
-    forward.append(whole - sum(forward))  # the head, whose weight the loss takes without calling it
+    forward.append(whole - sum(forward))  # the head
     weights = [(weight.numel(), weight.requires_grad) for weight in model.parameters()]
     total, trained = sum(number for number, _ in weights), sum(number for number, trains in weights if trains)
     activations = sum(size for place, (size, _) in kept.items() if place not in own)
@@ -559,11 +553,7 @@ def measure_step(
 
 
 def count_operations() -> FlopCounterMode:
-    """PyTorch's counter, which knows of all matrix products that a step has but for those that TRL's loss adds in place
-    to the gradients of the head, and those of attention on CPUs, of which it counts the same on GPUs."""
-
-    def added(total: torch.Size, left: torch.Size, right: torch.Size, *_, **__) -> int:
-        return 2 * left[0] * left[1] * right[1]
+    """Return PyTorch's counter, with attention on CPUs counted as on GPUs."""
 
     def attention(query: torch.Size, key: torch.Size, value: torch.Size, *_, **__) -> int:
         """Count the products of scores and of what is read by them, also of those that a causal mask hides."""
@@ -577,7 +567,6 @@ def count_operations() -> FlopCounterMode:
 
     operations = torch.ops.aten
     counted = {
-        operations.addmm_: added,
         operations._scaled_dot_product_flash_attention_for_cpu: attention,
         operations._scaled_dot_product_flash_attention_for_cpu_backward: backward,
     }
@@ -585,12 +574,11 @@ def count_operations() -> FlopCounterMode:
 
 
 def empty_batch(config: ViTPConfig, batch: BatchShape) -> dict[str, torch.Tensor]:
-    """Return tensors of the shapes that [`ViTPDataCollator`] makes, with only the labels that TRL's loss scores."""
+    """Return tensors of the shapes that [`ViTPDataCollator`] makes."""
     visual = batch.tiles * config.image_seq_length
     kept = num_kept_tokens(visual, batch.drop_ratio)
     shape = batch.samples, kept + batch.text_tokens + batch.padding
-    inputs = {name: torch.zeros(shape, dtype=torch.long) for name in ("input_ids", "attention_mask")}
-    inputs["shift_labels"] = torch.zeros(1, batch.labels, dtype=torch.long)
+    inputs = {name: torch.zeros(shape, dtype=torch.long) for name in ("input_ids", "attention_mask", "answer_labels")}
     vision = config.vision_config
     tiles = batch.samples * batch.tiles, vision.num_channels, *vision.image_size
     inputs["pixel_values"] = torch.zeros(tiles)

@@ -109,6 +109,11 @@ class ViTPTrainingConfig(VRLArguments, BaseConfig, SFTConfig):
                 "padding_free=True: neftune_noise_alpha would be scaled by the length of all samples, not of each: "
                 "leave one out."
             )
+        if self.use_liger_kernel:
+            raise ValueError("use_liger_kernel=True: the loss computes only logits of answers already: leave it out.")
+        if self.label_smoothing_factor:
+            raise ValueError("label_smoothing_factor is for classes of images: leave it out.")
+        self.loss_type = self.loss_type or "nll"  # TRL 1.14 would replace the model's forward pass
         super().__post_init__()
         if self.activation_offloading and self.use_cpu:
             raise ValueError(

@@ -44,13 +44,7 @@ from .callbacks import NamedBatches, RunState
 from .freezing import part_of
 from .generation import draw_answered_rows, rows_to_show
 from .loading import check_compatible, load_checkpoint
-from .model_patches import (
-    apply_head_to_answers,
-    attention_by_sequence,
-    check_attention,
-    compile_layers,
-    gather_head_before_loss,
-)
+from .model_patches import attention_by_sequence, check_attention, compile_layers
 from .resume_config import (
     TRAINING_DATA,
     adapter_settings,
@@ -113,6 +107,8 @@ class ViTPTrainer(BaseTrainer, SFTTrainer):
         source_settings: Mapping[str, SourceSettings] | None = None,
         **kwargs,
     ):
+        if kwargs.get("compute_loss_func") is not None:
+            raise ValueError("compute_loss_func is not supported: override `compute_loss`.")
         if train_dataset is None:
             raise ValueError("train_dataset is required: conversations, with their images.")
         init_kwargs = None if args is None else args.model_init_kwargs
@@ -174,8 +170,8 @@ class ViTPTrainer(BaseTrainer, SFTTrainer):
             **kwargs,
         )
         self.args.model_init_kwargs, self.args.padding_free = init_kwargs, padding_free
-        apply_head_to_answers(model)
-        gather_head_before_loss(model)
+        self._answer_sums: dict[str, torch.Tensor] = {}  # in training and evaluation since the last log
+        self._num_trained_tokens = 0
 
     def check_rows(self) -> None:
         """Encodes the first rows that it is given, no more than a short run needs, see [`check_rows`]."""
@@ -339,7 +335,7 @@ class ViTPTrainer(BaseTrainer, SFTTrainer):
     def get_test_dataloader(self, test_dataset: Dataset | IterableDataset) -> DataLoader:
         return self.get_eval_dataloader(test_dataset)
 
-    def prediction_step(self, model, inputs, *args, **kwargs):
+    def prediction_step(self, model, inputs, prediction_loss_only: bool, ignore_keys: list[str] | None = None):
         if self.args.world_size > 1 and "pixel_values" not in inputs:
             # Where the ViT's weights are sharded, each process has to run it as often as the others.
             vitp = next(module for module in self.model.modules() if isinstance(module, ViTPModel))
@@ -347,9 +343,15 @@ class ViTPTrainer(BaseTrainer, SFTTrainer):
             inputs = {**inputs, "pixel_values": pixel_values, "visual_token_indices": indices}
         num_rows = (inputs["labels"] != NO_LABEL).any(1).sum().item()
         self._num_eval_rows = len(inputs["labels"]) if num_rows else 0
-        outputs = super().prediction_step(model, inputs, *args, **kwargs)
-        self._eval_losses.append((outputs[0].float().item(), num_rows))
-        return outputs
+        inputs = self._prepare_inputs(inputs)
+        with torch.no_grad(), self.compute_loss_context_manager():
+            if prediction_loss_only:
+                loss, logits, labels = self.compute_loss(model, inputs), None, None
+            else:
+                loss, outputs = self.compute_loss(model, inputs, return_outputs=True)
+                logits, labels = outputs.logits, inputs["labels"]
+        self._eval_losses.append((loss.float().item(), num_rows))
+        return loss, logits, labels
 
     def evaluation_loop(self, dataloader, *args, metric_key_prefix: str = "eval", **kwargs) -> EvalLoopOutput:
         self._eval_losses = []
@@ -386,13 +388,38 @@ class ViTPTrainer(BaseTrainer, SFTTrainer):
                     weight.grad = None
         return loss
 
-    def compute_loss(self, model: nn.Module, inputs: dict[str, Any], *args, **kwargs) -> Any:
-        """As the parent, of tiles that are normalized on the device, see [`with_raw_tiles`]."""
+    def compute_loss(
+        self,
+        model: nn.Module,
+        inputs: dict[str, Any],
+        return_outputs: bool = False,
+        num_items_in_batch: torch.Tensor | int | None = None,
+    ) -> Any:
+        """Return the mean negative log-likelihood of the tokens of the answers, of which alone logits are computed.
+
+        Tiles are normalized on the device, see [`with_raw_tiles`]. With `return_outputs` the logits of all tokens are
+        computed in a second forward pass.
+        """
+        inputs = {**inputs, "use_cache": False}
+        labels = inputs.pop("labels")
         if "pixel_values" in inputs:
             processor = getattr(self.data_collator, "processor", self.processing_class)
-            pixel_values = normalize_tiles(inputs["pixel_values"], processor.image_processor)
-            inputs = {**inputs, "pixel_values": pixel_values}
-        return super().compute_loss(model, inputs, *args, **kwargs)
+            inputs["pixel_values"] = normalize_tiles(inputs["pixel_values"], processor.image_processor)
+        scores = model(**inputs, answer_labels=labels)
+        losses = -scores.log_probs
+        if self.args.loss_type == "dft":  # https://huggingface.co/papers/2508.05629
+            losses = losses * scores.log_probs.exp().detach()
+        sums = torch.stack([values.sum() for values in (scores.entropy, scores.is_top1, torch.ones_like(losses))])
+        mode = "train" if self.model.training else "eval"
+        self._answer_sums[mode] = self._answer_sums.get(mode, 0) + sums.double()
+        num_items = len(losses) if num_items_in_batch is None else num_items_in_batch
+        loss = losses.sum() / torch.as_tensor(num_items, device=losses.device).clamp(min=1)
+        if num_items_in_batch is not None and self.args.average_tokens_across_devices:
+            loss = loss * self.args.world_size  # the items are those of all processes, whose gradients are averaged
+        if not return_outputs:
+            return loss
+        with torch.no_grad():
+            return loss, model(**inputs)
 
     def get_batch_samples(self, *args, **kwargs) -> tuple[list, torch.Tensor | int | None]:
         batches, num_items = super().get_batch_samples(*args, **kwargs)
@@ -404,12 +431,21 @@ class ViTPTrainer(BaseTrainer, SFTTrainer):
         return batches, num_items
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        mode, prefix = ("train", "") if self.model.training else ("eval", "eval_")
         num_tokens, num_places = self._num_tokens_and_places.tolist()
-        if self.model.training and num_places:
+        num_trained_tokens = self._num_trained_tokens + num_tokens
+        if mode == "train" and num_places:
+            self._num_trained_tokens = num_trained_tokens
             logs["padding_share"] = 1 - num_tokens / num_places
             if self.data_collator.vrl_warmup_steps > 0:
                 logs["vrl_drop_ratio"] = self.data_collator.drop_ratio_at(self.state.global_step - 1)
             self._num_tokens_and_places.zero_()
+        sums = self._answer_sums.pop(mode, None)
+        if sums is not None:
+            entropy, correct, number = self.accelerator.reduce(sums, "sum").tolist()
+            logs[f"{prefix}entropy"] = entropy / max(number, 1)
+            logs[f"{prefix}mean_token_accuracy"] = correct / max(number, 1)
+            logs[f"{prefix}num_tokens"] = num_trained_tokens
         super().log(logs, start_time)
 
     def watched_samples(self, number: int) -> list[dict[str, Any]]:
@@ -466,8 +502,8 @@ class ViTPTrainer(BaseTrainer, SFTTrainer):
 
     def running_sums(self) -> dict[str, Any]:
         sums = super().running_sums() | {
-            "metrics": dict(self._metrics["train"]),
-            "num_train_tokens": self._total_train_tokens,
+            "answers": self._sums_of_answers(),
+            "num_trained_tokens": self._num_trained_tokens,
             "num_tokens_and_places": self._num_tokens_and_places.tolist(),
         }
         if self._stream is not None:
@@ -475,12 +511,17 @@ class ViTPTrainer(BaseTrainer, SFTTrainer):
             sums["stream"] = dict(zip(("epoch", "first_batch"), self._stream.start_of(num_trained)))
         return sums
 
+    def _sums_of_answers(self) -> list[float] | None:
+        sums = self._answer_sums.get("train")
+        return None if sums is None else self.accelerator.reduce(sums, "sum").tolist()
+
     def restore_sums(self, sums: dict[str, Any] | None) -> None:
         super().restore_sums(sums)
         # A run that is resumed at its end logs nothing of training any more.
         if sums is not None and self.state.global_step < self.state.max_steps:
-            self._metrics["train"].update(sums["metrics"])
-            self._total_train_tokens = sums["num_train_tokens"]
+            if sums["answers"] and self.is_world_process_zero():
+                self._answer_sums["train"] = torch.tensor(sums["answers"], dtype=torch.float64, device=self.args.device)
+            self._num_trained_tokens = sums["num_trained_tokens"]
             self._num_tokens_and_places += torch.tensor(sums["num_tokens_and_places"])
 
     def check_checkpoint(self, checkpoint: str) -> None:

@@ -16,7 +16,6 @@ from trl.trainer.utils import add_fused_lm_head
 from modeling_vitp.configuration_vitp import ViTPConfig
 from modeling_vitp.modeling_vitp import ViTPForConditionalGeneration
 from modeling_vitp.recipes.benchmarks.memory import most_resident
-from modeling_vitp.training.model_patches import OUTPUTS, add_head_of_loss
 from modeling_vitp.training.plan import INTERNVL2_5_1B, PARTS, BatchShape, step_cost
 from modeling_vitp.training.vitp_config import has_fast_bf16
 from modeling_vitp.vrl import draw_visual_tokens, keyed_generator
@@ -128,9 +127,7 @@ def time_steps(
     device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else torch.device("cpu")
     model = build_vlm(shape, drop_ratio is not None).to(device).train()
     if drop_ratio is None:
-        add_fused_lm_head(model, outputs=OUTPUTS)
-    else:
-        add_head_of_loss(model)
+        add_fused_lm_head(model, outputs=("log_probs", "entropy", "is_top1"))  # as TRL's trainer does
     if checkpoint_every:
         model.activation_checkpointing_enable(every_n_layers=checkpoint_every)
     model.set_attn_implementation(attn_implementation)
@@ -139,13 +136,17 @@ def time_steps(
     tokens_per_tile = (image_size[0] // 28) ** 2
     batch = make_batch(tokens_per_tile, image_size, tiles, batch_size, drop_ratio)
     batch = {name: values.to(device) for name, values in batch.items()}
+    if drop_ratio is None:
+        batch["fused_lm_head"] = True
+    else:
+        batch["answer_labels"] = batch.pop("labels")
     if torch_compile:
         model = compile_regions(model, backend="inductor", dynamic=True)
     bf16, clock = has_fast_bf16(), []
 
     def forward() -> torch.Tensor:
         with torch.autocast(device.type, dtype=torch.bfloat16, enabled=bf16):
-            return model(**batch, fused_lm_head=True).loss
+            return -model(**batch).log_probs.sum() / (batch_size * ANSWER_TOKENS)
 
     for _ in range(1 + steps):
         marks = [now(device)]

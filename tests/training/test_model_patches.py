@@ -2,7 +2,6 @@
 
 import copy
 import json
-import math
 
 import pytest
 import torch
@@ -12,13 +11,12 @@ from hypothesis import strategies as st
 from launching import launch
 from safetensors.torch import load_file
 from sample_rows import make_rows
-from tiny_models import FROM_SCRATCH, VISION, vivid_model
+from tiny_models import VISION, vivid_model
 from torch import nn
 from torch._dynamo.utils import counters
 from torch.nn.functional import cross_entropy
 from training_run import make_trainer, run
 from transformers import TrainerCallback
-from trl.trainer.utils import add_fused_lm_head
 
 from modeling_vitp import (
     ViTPConfig,
@@ -28,8 +26,6 @@ from modeling_vitp import (
     ViTPTrainingConfig,
 )
 from modeling_vitp.training.model_patches import (
-    OUTPUTS,
-    add_head_of_loss,
     attend_by_sequence,
     attention_by_sequence,
     check_attention,
@@ -288,84 +284,6 @@ def test_the_trainer_refuses_before_anything_is_read(tmp_path, monkeypatch):
     with pytest.raises(ValueError, match="no"):
         make_trainer(tmp_path, padding_free=True)
     make_trainer(tmp_path)
-
-
-@pytest.fixture
-def untrained():
-    torch.manual_seed(0)
-    text = {"model_type": "qwen2", **FROM_SCRATCH["text_config"], "vocab_size": 300}
-    return ViTPForConditionalGeneration(ViTPConfig(vision_config=FROM_SCRATCH["vision_config"], text_config=text))
-
-
-def labelled_batch(labelled: float) -> dict[str, torch.Tensor]:
-    generator = torch.Generator().manual_seed(1)
-    ids = torch.randint(10, 290, (3, 17), generator=generator)
-    labels = ids.masked_fill(torch.rand(ids.shape, generator=generator) >= labelled, -100)
-    mask = torch.ones_like(ids)
-    mask[1, 12:] = 0
-    return {"input_ids": ids, "attention_mask": mask, "labels": labels.masked_fill(mask == 0, -100)}
-
-
-@pytest.mark.parametrize("labelled", [0.0, 0.3, 1.0])
-@pytest.mark.parametrize("num_items", [None, 50])
-def test_head_on_answers_equals_the_whole(untrained, labelled, num_items):
-    every = copy.deepcopy(untrained)
-    add_fused_lm_head(every, outputs=OUTPUTS)
-    add_head_of_loss(untrained)
-    batch = labelled_batch(labelled)
-    items = None if num_items is None else torch.tensor(num_items)
-    wanted, found = (one(**batch, fused_lm_head=True, num_items_in_batch=items) for one in (every, untrained))
-    number = int((batch["labels"][:, 1:] != -100).sum())
-    assert found.log_probs.shape == (1, number) and wanted.log_probs.shape == (3, 16)
-    for name in ("log_probs", "entropy", "is_top1", "label_mask"):
-        torch.testing.assert_close(getattr(found, name).sum(), getattr(wanted, name).sum())
-    torch.testing.assert_close(found.loss, wanted.loss)
-    wanted.loss.backward()
-    found.loss.backward()
-    gradients = [{name: weight.grad for name, weight in one.named_parameters()} for one in (untrained, every)]
-    torch.testing.assert_close(*gradients, rtol=1e-4, atol=1e-7)
-
-
-def test_the_loss_is_cross_entropy_computed_by_hand(untrained):
-    batch = labelled_batch(0.4)
-    inputs = {name: batch[name] for name in ("input_ids", "attention_mask")}
-    logits = untrained(**inputs).logits
-    wanted = torch.nn.functional.cross_entropy(logits[:, :-1].flatten(0, 1), batch["labels"][:, 1:].flatten())
-    add_head_of_loss(untrained)
-    torch.testing.assert_close(untrained(**batch, fused_lm_head=True).loss, wanted)
-    with pytest.raises(IndexError):
-        untrained(**batch | {"input_ids": torch.full((3, 17), 1000)}, fused_lm_head=True)
-    torch.testing.assert_close(
-        untrained(**inputs).logits, logits
-    )  # without TRL's keyword, and after a step that failed
-
-
-def test_a_copy_runs_its_own_layers(untrained):
-    add_head_of_loss(untrained)
-    other = copy.deepcopy(untrained)
-    with torch.no_grad():
-        other.model.language_model.norm.weight.zero_()
-    batch = labelled_batch(0.4)
-    entropy = math.log(300)  # of logits that are all zero
-    assert other(**batch, fused_lm_head=True).loss.item() == pytest.approx(entropy, rel=1e-5)
-    assert untrained(**batch, fused_lm_head=True).loss.item() != pytest.approx(entropy, rel=1e-5)
-
-
-@pytest.mark.parametrize("lora", [False, True])
-def test_the_trainer_scores_labels_alone(tmp_path, lora):
-    trainer = make_trainer(tmp_path, lora=lora, max_steps=1)
-    seen = []
-    inner = trainer.model.get_base_model() if lora else trainer.model
-    scored = inner.forward
-
-    def forward(*args, **kwargs):
-        outputs = scored(*args, **kwargs)
-        seen.append((outputs.label_mask.shape, int((kwargs["labels"][:, 1:] != -100).sum())))
-        return outputs
-
-    inner.forward = forward
-    trainer.train()
-    assert seen and all(shape == (1, number) for shape, number in seen)
 
 
 FILE = "checkpoint-40/model.safetensors"

@@ -16,13 +16,11 @@ import yaml
 from peft import LoraConfig
 from pictures import picture
 from tiny_models import FROM_SCRATCH
-from training_run import make_trainer
 
 from modeling_vitp import ViTPConfig, ViTPForConditionalGeneration, ViTPTrainingConfig
 from modeling_vitp.instructions.dry_run import summarize_sources
 from modeling_vitp.instructions.mixture import load_mixture
 from modeling_vitp.recipes import pretrain
-from modeling_vitp.training.model_patches import OUTPUTS, add_head_of_loss
 from modeling_vitp.training.plan import (
     DEVICES,
     INTERNVL2_5_1B,
@@ -208,7 +206,7 @@ def test_padding_is_that_of_batches_drawn_from_the_sources(tmp_path):
 def test_padding_is_places_without_labels():
     config = ViTPConfig(**INTERNVL2_5_1B)
     batch = empty_batch(config, BatchShape(2, 1, 30, 0.75, answer_tokens=10, padding=8))
-    assert batch["input_ids"].shape == (2, 64 + 30 + 8) and batch["shift_labels"].shape == (1, 20)
+    assert batch["input_ids"].shape == (2, 64 + 30 + 8) and batch["answer_labels"].shape == (2, 64 + 30 + 8)
 
 
 @pytest.mark.parametrize("given", ["24GiB,71.5TFLOP/s", " 24.0 gib, 71.5 tflop/s"])
@@ -271,10 +269,9 @@ def config():
 
 
 def real_step(config, dtype=torch.float32):
-    """The bytes that autograd keeps and the operations of the linear layers, forward, of a real model as TRL trains
-    it."""
+    """The bytes that autograd keeps and the operations of the linear layers, forward, of a real model as it is
+    trained."""
     model = ViTPForConditionalGeneration(config).to(dtype).train()
-    add_head_of_loss(model)
     operations = 0
 
     def count(module, inputs, output):
@@ -285,11 +282,8 @@ def real_step(config, dtype=torch.float32):
         if isinstance(module, torch.nn.Linear):
             module.register_forward_hook(count)
     batch = empty_batch(config, SHAPE)
-    operations += 2 * SHAPE.labels * model.lm_head.weight.numel()  # of which its loss calls no layer
     image_tokens = len(batch["visual_token_indices"]) // SHAPE.samples
-    del batch["shift_labels"]
-    batch["labels"] = torch.zeros_like(batch["input_ids"])
-    batch["labels"][:, : -SHAPE.answer_tokens] = -100
+    batch["answer_labels"][:, : -SHAPE.answer_tokens] = -100
     batch["input_ids"][:, :image_tokens] = config.image_token_id
     batch["attention_mask"].fill_(1)
     batch["visual_token_indices"] = torch.arange(SHAPE.samples * image_tokens)
@@ -301,7 +295,7 @@ def real_step(config, dtype=torch.float32):
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        model(**batch, fused_lm_head=True).loss.backward()
+        model(**batch).log_probs.sum().backward()
     own = {weight.untyped_storage()._cdata for weight in model.parameters()}
     return model, sum(size for place, (size, _) in kept.items() if place not in own), operations
 
@@ -320,8 +314,8 @@ def test_step_cost_equals_a_real_step(config):
     in_vit = vision.num_hidden_layers * 2 * 3 * 4 * (patches + 1) ** 2 * vision.hidden_size
     in_text = text.num_hidden_layers * 2 * 4 * places**2 * text.hidden_size
     assert sum(cost.forward.values()) == operations + embedding + in_vit + in_text
-    # The head is computed again, since no logits are kept, and attention's scores; pixels need no gradient.
-    again = cost.forward["head"] + (in_vit + in_text) / 2
+    # Attention's scores are computed again; pixels need no gradient.
+    again = (in_vit + in_text) / 2
     assert cost.backward == 2 * sum(cost.forward.values()) + again - embedding
     assert cost.forward["head"] == 2 * 2 * 12 * 300 * config.text_config.hidden_size
 
@@ -341,13 +335,6 @@ def test_tied_embeddings_and_eager_attention(config, attention):
     lora = LoraConfig(target_modules=["q_proj"])
     adapted = step_cost(tied, SHAPE, bf16=False, prepare=lambda model: lora)
     assert adapted.weights == 4 * number + adapted.gradients
-
-
-def test_the_step_is_that_of_the_trainer(monkeypatch, tmp_path):
-    asked = []
-    monkeypatch.setattr("trl.trainer.sft_trainer.add_fused_lm_head", lambda model, **kwargs: asked.append(kwargs))
-    make_trainer(tmp_path)
-    assert asked == [{"outputs": OUTPUTS}]
 
 
 def with_depth(config, vision_layers, text_layers):
