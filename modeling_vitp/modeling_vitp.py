@@ -36,6 +36,7 @@ from .opening import NamesItsFiles, naming, way_to_vit
 LANGUAGE_MODELS = {"vitp": "ViTP's", "internvl": "transformers' InternVL", "internvl_chat": "InternVL's own code"}
 VISION_MODELS = {"vitp_vision", "internvl_vision", "vitp_backbone"}
 READ_POSITIONS = {"eager", "sdpa", "flex_attention"}  # in transformers, to tell several sequences in one row
+CACHE = "cache" if "cache" in InternVLModelOutputWithPast.__dataclass_fields__ else "past_key_values"  # by release
 SCORED_AT_ONCE = 512  # tokens whose logits are in float32 at a time
 HUB_OPTIONS = ("cache_dir", "force_download", "local_files_only", "proxies", "revision", "subfolder", "token")
 
@@ -476,14 +477,15 @@ class ViTPForConditionalGeneration(CheckpointsOfOurs, InternVLForConditionalGene
             labels (`torch.LongTensor` of shape `(batch_size, sequence_length)`, *optional*):
                 Targets, of the length of `input_ids`; -100 is ignored.
             cache, past_key_values (`Cache`, *optional*):
-                Keys and values of what comes before, under the name of newer or of older transformers.
+                Keys and values of the tokens before, under the name of newer or of older transformers.
             answer_labels (`torch.LongTensor` of shape `(batch_size, sequence_length)`, *optional*):
                 Instead of `labels`, in training: only the tokens that have a label are scored, and no other logits are
                 computed. Returns [`ViTPAnswerScores`].
         """
-        # Both are in the signature, by which `generate` checks what it is given; each release takes its own.
-        caches = {"cache": cache, "past_key_values": past_key_values}
-        kwargs |= {name: value for name, value in caches.items() if value is not None}
+        # Both are in the signature, by which `generate` checks what it is given.
+        cache = past_key_values if cache is None else cache
+        if cache is not None:
+            kwargs[CACHE] = cache
         inputs = {
             "input_ids": input_ids,
             "pixel_values": pixel_values,

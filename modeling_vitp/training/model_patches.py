@@ -105,6 +105,14 @@ def attention_by_sequence(model: nn.Module) -> Iterator[None]:
             language_model.set_attn_implementation(SDPA)
 
 
+def checkpoint_activations(model: PreTrainedModel, every_n_layers: int = 1) -> None:
+    """Compute the activations of every n-th layer again in the backward pass (of all before transformers 5.23)."""
+    if hasattr(model, "activation_checkpointing_enable"):
+        model.activation_checkpointing_enable(every_n_layers=every_n_layers)
+    else:
+        model.gradient_checkpointing_enable()
+
+
 def compile_layers(model: nn.Module) -> None:
     """Have accelerate compile each layer of a model by itself, and not the whole, in the Trainer that is made next.
 

@@ -32,6 +32,8 @@ from .arguments import PretrainArguments
 from .batching import GlobalBatchSampler
 from .freezing import freeze, lora_config
 from .loading import tiling
+from .model_patches import checkpoint_activations
+from .vitp_config import HAS_ACTIVATION_CHECKPOINTING
 
 GIB = 2**30
 
@@ -310,7 +312,7 @@ def changes(configured: Setup, language_model_is_frozen: bool, is_padded: bool =
         if ratio != configured.drop_ratio:
             setups[f"r = {ratio:g}"] = dataclasses.replace(configured, drop_ratio=ratio)
     for every, text in CHECKPOINTING.items():
-        if every != configured.checkpoint_every:
+        if every != configured.checkpoint_every and (every < 2 or HAS_ACTIVATION_CHECKPOINTING):
             setups[text] = dataclasses.replace(configured, checkpoint_every=every)
     if is_padded:
         text = "with padding" if configured.padding_free else "without padding (padding_free)"
@@ -534,7 +536,7 @@ def measure_step(
         model.to_empty(device="cpu")
         (model if lora is None else model.get_base_model()).tie_weights()
         if checkpoint_every:
-            model.activation_checkpointing_enable(every_n_layers=checkpoint_every)
+            checkpoint_activations(model, checkpoint_every)
         own = {weight.untyped_storage()._cdata for weight in model.parameters()}
         inputs = empty_batch(config, batch)
         saving = torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor)

@@ -11,11 +11,11 @@ from contextlib import ExitStack, contextmanager
 import torch
 from accelerate.utils import compile_regions
 from transformers import InternVLConfig, InternVLForConditionalGeneration
-from trl.trainer.utils import add_fused_lm_head
 
 from modeling_vitp.configuration_vitp import ViTPConfig
 from modeling_vitp.modeling_vitp import ViTPForConditionalGeneration
 from modeling_vitp.recipes.benchmarks.memory import most_resident
+from modeling_vitp.training.model_patches import checkpoint_activations
 from modeling_vitp.training.plan import INTERNVL2_5_1B, PARTS, BatchShape, step_cost
 from modeling_vitp.training.vitp_config import has_fast_bf16
 from modeling_vitp.vrl import draw_visual_tokens, keyed_generator
@@ -127,9 +127,11 @@ def time_steps(
     device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else torch.device("cpu")
     model = build_vlm(shape, drop_ratio is not None).to(device).train()
     if drop_ratio is None:
+        from trl.trainer.utils import add_fused_lm_head  # since TRL 1.15
+
         add_fused_lm_head(model, outputs=("log_probs", "entropy", "is_top1"))  # as TRL's trainer does
     if checkpoint_every:
-        model.activation_checkpointing_enable(every_n_layers=checkpoint_every)
+        checkpoint_activations(model, checkpoint_every)
     model.set_attn_implementation(attn_implementation)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-5, fused=adamw == "fused", foreach=adamw == "foreach")
     image_size = SHAPES[shape]["vision"]["image_size"]

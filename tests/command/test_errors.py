@@ -64,7 +64,7 @@ def test_missing_extra_names_its_installation():
 
 def test_old_transformers_is_refused_at_import(monkeypatch):
     monkeypatch.setattr(modeling_vitp.importlib.metadata, "version", lambda name: "4.57.1")
-    with pytest.raises(ImportError, match=r"needs transformers 5\.24, and 4\.57\.1 is installed: pip install"):
+    with pytest.raises(ImportError, match=r"needs transformers 5\.20, and 4\.57\.1 is installed: pip install"):
         modeling_vitp._check_versions()
     monkeypatch.undo()
     modeling_vitp._check_versions()

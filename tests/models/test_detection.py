@@ -43,6 +43,7 @@ from modeling_vitp import (
 )
 from modeling_vitp.detection_boxes import IGNORED, match, trained_anchors
 from modeling_vitp.rotated_boxes import corners
+from modeling_vitp.training.model_patches import checkpoint_activations
 
 every_detector = pytest.mark.parametrize("name", DETECTORS)
 TINY = {"neck_channels": 16, "head_hidden_size": 32, "num_labels": 3}
@@ -424,7 +425,7 @@ def test_gradient_checkpointing_changes_no_gradient(name):
     for checkpointing in (False, True):
         model = tiny_detector(name).train()
         if checkpointing:
-            model.activation_checkpointing_enable()
+            checkpoint_activations(model)
         torch.manual_seed(1)
         image = torch.randn(1, 3, 64, 64)
         model(image, labels=labels_over_the_border(name)).loss.backward()

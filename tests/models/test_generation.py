@@ -202,9 +202,13 @@ def test_pipeline_answers_batch_as_one_by_one(model, processor, tmp_path, to):
         for row, text in enumerate(questions)
     ]
     chats = [[{"role": "user", "content": content}] for content in parts]
-    options = {"max_new_tokens": NEW_TOKENS, "generate_kwargs": {"do_sample": False}, "return_full_text": False}
-    one_by_one = [answer(text=[chat], **options)[0][0]["generated_text"] for chat in chats]
-    batch = [found[0]["generated_text"] for found in answer(text=chats, batch_size=3, **options)]
+
+    def generate(chats, **options):
+        options |= {"generate_kwargs": {"max_new_tokens": NEW_TOKENS, "do_sample": False}, "return_full_text": False}
+        return [found[0]["generated_text"] for found in answer(text=chats, **options)]
+
+    one_by_one = [generate([chat])[0] for chat in chats]
+    batch = generate(chats, batch_size=3)
     assert batch == one_by_one and len({*batch}) == 3
 
 

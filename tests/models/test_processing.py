@@ -7,8 +7,11 @@ from decimal import ROUND_CEILING, Decimal
 import numpy as np
 import pytest
 import torch
+import transformers
+import trl
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from packaging.version import Version
 from pictures import picture
 from PIL import Image
 from tiny_models import TOKENS_PER_TILE
@@ -409,6 +412,7 @@ def test_single_conversation_has_mask_of_batch(processor):
     assert processor.tokenizer.decode(answers) == answers_of(CONVERSATIONS["many images"])
 
 
+@pytest.mark.skipif(Version(trl.__version__) < Version("1.15"), reason="TRL 1.15 masks what is no answer")
 def test_trl_collator_trains_on_answers_and_ends(processor):
     pair = [picture(170, 50), picture(56, 56)]
     examples = [
@@ -430,6 +434,7 @@ PICTURE = picture(56, 56)
 PLACE = "<IMG_CONTEXT>"
 
 
+@pytest.mark.skipif(Version(transformers.__version__) < Version("5.23"), reason="transformers 5.23 sanitizes")
 @pytest.mark.parametrize("ratio", [0, 0.75])
 @pytest.mark.parametrize("token", IMAGE_TOKENS)
 def test_sanitized_image_token_is_plain_text(processor, token, ratio):

@@ -29,6 +29,7 @@ from modeling_vitp.training.model_patches import (
     attend_by_sequence,
     attention_by_sequence,
     check_attention,
+    checkpoint_activations,
 )
 from modeling_vitp.training.plan import traffic
 
@@ -97,7 +98,7 @@ def test_loss_and_gradients_are_those_of_the_padded_batch(model_and_processor, c
         layer.drop_path.drop_prob = 0.0
     padded, free = copy.deepcopy(model), model
     if checkpointing:
-        free.activation_checkpointing_enable()
+        checkpoint_activations(free)
 
     def backward(one, **options):
         batch = batch_of(processor, make_rows(), vrl_drop_ratio=0.75, **options)

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import trl
 from datasets import Dataset, Features, Image, List, Value
 from internvl_oracle import build_native
 from pictures import picture
@@ -222,6 +223,7 @@ def test_rows_without_an_id_are_known_by_their_number(tokenizer, rows, tmp_path)
     assert trainer.train_dataset["id"] == list(range(6))
 
 
+@pytest.mark.skipif(trl.__version__.startswith("1.15."), reason="the loss of TRL 1.15 needs Triton")
 def test_the_stock_trainer_of_trl_trains_with_our_collator(tokenizer, rows, tmp_path):
     model, processor = build_model(tokenizer, VISION, TEXT, {"max_patches": 4})
     args = SFTConfig(
