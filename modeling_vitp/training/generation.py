@@ -21,7 +21,7 @@ from ..images.pixels import shown
 from ..instructions.boxes import read_boxes
 from ..instructions.collator import ViTPDataCollator
 from ..instructions.rows import images_of, sample_id_of
-from ..modeling_vitp import ViTPForConditionalGeneration, ViTPModel
+from ..modeling_vitp import CACHE, ViTPForConditionalGeneration, ViTPModel
 from ..processing_vitp import ViTPProcessor, message_texts
 from .callbacks import choose, component_colors
 
@@ -80,7 +80,7 @@ def read_once(
         model(**{**inputs, **prompt}, position_ids=positions, cache=cache, use_cache=True, logits_to_keep=1)
     cache.batch_repeat_interleave(samples)
     repeated = {name: inputs[name].repeat_interleave(samples, 0) for name in prompt}
-    return {**repeated, "cache": cache}
+    return {**repeated, CACHE: cache}
 
 
 def rows_to_show(dataset: Dataset | IterableDataset | dict, number: int, seed: int) -> list[dict[str, Any]]:

@@ -114,7 +114,6 @@ def test_changed_freezing_is_refused(stopped):
     ("change", "message"),
     [
         ({"loss_type": "dft"}, "loss_type was None and is 'dft'"),
-        ({"label_smoothing_factor": 0.25}, "label_smoothing_factor was None and is 0.25"),
         ({"neftune_noise_alpha": 5.0}, "neftune_noise_alpha was None and is 5.0"),
         ({"optim": "sgd", "optim_args": "momentum=0.5"}, "optim_args was None and is 'momentum=0.5'"),
         (
