@@ -6,7 +6,13 @@ import sys
 
 # Imported when asked for. All but conversion and export need the `recipes` extra (TRL, datasets, rasterio).
 _LAZY = {
+    "ViTPClassificationTrainer": "classification.trainer",
+    "ViTPClassificationTrainingConfig": "classification.trainer",
     "ViTPDataCollator": "instructions.collator",
+    "ViTPDetectionTrainer": "detection.trainer",
+    "ViTPDetectionTrainingConfig": "detection.trainer",
+    "ViTPSegmentationTrainer": "dense.trainer",
+    "ViTPSegmentationTrainingConfig": "dense.trainer",
     "ViTPTrainer": "training.vitp_trainer",
     "ViTPTrainingConfig": "training.vitp_config",
     "convert_checkpoint": "convert.checkpoint",

@@ -206,7 +206,7 @@ class ViTPModel(CheckpointsOfOurs, InternVLModel):
         """
         if vision_feature_layer != -1:
             kwargs["output_hidden_states"] = True
-        vision_outputs = self.vision_tower(pixel_values=pixel_values.to(dtype=self.dtype), return_dict=True, **kwargs)
+        vision_outputs = self.vision_tower(pixel_values.to(dtype=self.dtype), return_dict=True, **kwargs)
         if vision_feature_layer == -1:
             features = vision_outputs.last_hidden_state
         else:

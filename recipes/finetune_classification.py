@@ -15,7 +15,7 @@ from modeling_vitp.training.command_line import parse
 
 WHOLE = (
     "modeling_vitp.classification.arguments.ClassificationArguments",
-    "modeling_vitp.classification.trainer.ClassificationTrainingArguments",
+    "modeling_vitp.classification.trainer.ViTPClassificationTrainingConfig",
     "modeling_vitp.training.arguments.StartArguments",
 )
 INHERITED = ("transformers.training_args",)
@@ -28,8 +28,9 @@ def main(argv: list[str] | None = None) -> int:
     from transformers import set_seed
 
     from modeling_vitp import ViTPForImageClassification, ViTPImageProcessor
+    from modeling_vitp.cards.sections import command_of
     from modeling_vitp.classification.data import ClassificationData, check_trained, count
-    from modeling_vitp.classification.trainer import ClassificationTrainer, classes_of, labels_of, load_classifier
+    from modeling_vitp.classification.trainer import ViTPClassificationTrainer, classes_of, labels_of, load_classifier
     from modeling_vitp.training import results
     from modeling_vitp.training.checkpointing import check_free
     from modeling_vitp.training.fine_tuning import check_start, load_image_processor
@@ -51,7 +52,7 @@ def main(argv: list[str] | None = None) -> int:
             check_trained(counted["train_images"], count(labels_of(samples), names), split, data.is_listed)
 
     size = {"height": training_args.image_size, "width": training_args.image_size}
-    trainer = ClassificationTrainer(
+    trainer = ViTPClassificationTrainer(
         load_classifier(model_args, names, data.multi_label, training_args.image_size, data.input_spec),
         training_args,
         train_dataset=train_dataset,
@@ -60,7 +61,7 @@ def main(argv: list[str] | None = None) -> int:
     )
     if train_dataset is not None:
         described = data.describe(args.train_splits, args.eval_split, args.test_split)
-        trainer.record(argv, [model_args.model_name_or_path], *described)
+        trainer.record(command_of(argv), [model_args.model_name_or_path], *described)
     scored = scored.get(args.eval_split), scored.get(args.test_split)
     return results.fine_tune(trainer, *scored, args.num_pictures, **counted)
 

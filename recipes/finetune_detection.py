@@ -15,7 +15,7 @@ from modeling_vitp.training.command_line import load_plugins, parse
 
 WHOLE = (
     "modeling_vitp.detection.arguments.DetectionArguments",
-    "modeling_vitp.detection.trainer.DetectionTrainingArguments",
+    "modeling_vitp.detection.trainer.ViTPDetectionTrainingConfig",
     "modeling_vitp.training.arguments.BackboneArguments",
 )
 INHERITED = ("transformers.training_args",)
@@ -27,11 +27,12 @@ def main(argv: list[str] | None = None) -> int:
 
     from transformers import set_seed
 
+    from modeling_vitp.cards.sections import command_of
     from modeling_vitp.detection.controls import blind_scores
     from modeling_vitp.detection.data import DetectionData, with_few_empty
     from modeling_vitp.detection.prediction import write_submission
     from modeling_vitp.detection.trainer import (
-        DetectionTrainer,
+        ViTPDetectionTrainer,
         check_detector,
         load_detection_image_processor,
         load_detector,
@@ -54,7 +55,7 @@ def main(argv: list[str] | None = None) -> int:
     eval_dataset = data.open([args.eval_split], args.task) if args.eval_split else None
     test_dataset = data.open([args.test_split], args.task) if args.test_split else None
 
-    trainer = DetectionTrainer(
+    trainer = ViTPDetectionTrainer(
         load_detector(args.task, model_args, data.names.names, training_args, args.detector, data.input_spec),
         training_args,
         args.task,
@@ -67,7 +68,7 @@ def main(argv: list[str] | None = None) -> int:
     counted = {}
     if train_dataset is not None:
         described = data.describe(args.train_splits, args.eval_split, args.test_split)
-        trainer.record(argv, [model_args.model_name_or_path], *described)
+        trainer.record(command_of(argv), [model_args.model_name_or_path], *described)
         counted = {"train_images": len(train_dataset), "train_objects": train_dataset.count(data.names.names)}
     submit = partial(write_submission, trainer, data, args.submission) if args.submission is not None else None
     controls = None

@@ -15,7 +15,7 @@ from modeling_vitp.training.command_line import load_plugins, parse
 
 WHOLE = (
     "modeling_vitp.dense.arguments.DenseArguments",
-    "modeling_vitp.dense.trainer.DenseTrainingArguments",
+    "modeling_vitp.dense.trainer.ViTPSegmentationTrainingConfig",
     "modeling_vitp.training.arguments.BackboneArguments",
 )
 INHERITED = ("transformers.training_args",)
@@ -33,9 +33,10 @@ def main(
 
     from modeling_vitp import ViTPSegmentationImageProcessor
     from modeling_vitp.auto.registry import find_model
+    from modeling_vitp.cards.sections import command_of
     from modeling_vitp.dense.data import DenseData, weigh_classes
     from modeling_vitp.dense.prediction import write_submission
-    from modeling_vitp.dense.trainer import DenseTrainer, check_dense_start, load_dense_model
+    from modeling_vitp.dense.trainer import ViTPSegmentationTrainer, check_dense_start, load_dense_model
     from modeling_vitp.training import results
     from modeling_vitp.training.checkpointing import check_free
     from modeling_vitp.training.fine_tuning import load_image_processor
@@ -57,7 +58,7 @@ def main(
         workers = training_args.dataloader_num_workers
         pixels, weights = weigh_classes(train_dataset, data.encoding.names, weights, workers)
     model = load_dense_model(entry.model_class, model_args, data.encoding.names, weights, data.image_spec)
-    trainer = DenseTrainer(
+    trainer = ViTPSegmentationTrainer(
         model,
         training_args,
         data.encoding,
@@ -68,7 +69,7 @@ def main(
     )
     if train_dataset is not None:
         described = data.describe(args.train_splits, args.eval_split, args.test_split)
-        trainer.record(argv, [model_args.model_name_or_path], *described)
+        trainer.record(command_of(argv), [model_args.model_name_or_path], *described)
     submit = partial(write_submission, trainer, data, args.submission) if args.submission is not None else None
     return results.fine_tune(trainer, eval_dataset, test_dataset, args.num_pictures, submit, train_pixels=pixels)
 

@@ -31,6 +31,7 @@ def main(argv: list[str] | None = None) -> int:
     from transformers import set_seed
 
     from modeling_vitp import ViTPForConditionalGeneration, ViTPTrainer
+    from modeling_vitp.cards.sections import command_of
     from modeling_vitp.instructions.mixture import load_mixture
     from modeling_vitp.instructions.rows import sample_texts
     from modeling_vitp.training import plan, results
@@ -78,7 +79,7 @@ def main(argv: list[str] | None = None) -> int:
     sources = [model_args.model_name_or_path, args.vision_model, args.language_model]
     if task is not None or args.probe_data is not None:
         results.keep_start(trainer)
-    trainer.record(argv, sources, describe_data(args, mixture, data.train), describe_evaluation(args))
+    trainer.record(command_of(argv), sources, describe_data(args, mixture, data.train), describe_evaluation(args))
     metrics = results.train(trainer)
     results.evaluate(trainer, metrics, "eval", trainer.eval_dataset)
     if not trainer.is_world_process_zero():

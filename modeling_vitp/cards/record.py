@@ -15,8 +15,6 @@ from huggingface_hub import ModelCard, hf_hub_url
 from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, HFValidationError, OfflineModeIsEnabled
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
-from .sections import portable_command
-
 RECORD, METRICS = "run.json", "metrics.json"
 ITS_CARD, ITS_FILE = "its card", "its license file"
 ROWS = "training data"  # told by the table of data
@@ -28,7 +26,7 @@ LICENSE_FILES = ("LICENSE*", "LICENCE*", "NOTICE*")
 
 def write_record(
     output_dir: str | Path,
-    argv: Sequence[str] | None,
+    command: str | None,
     settings: dict[str, dict[str, Any]],
     sources: Iterable[str | None],
     data: list[dict[str, Any]],
@@ -37,7 +35,7 @@ def write_record(
     """Write the record of a run, before it starts.
 
     Args:
-        argv: arguments of the command; those of the process if `None`.
+        command: the command that trains, `None` for a program of the user's.
         settings: `fixed` and `free`, see [`~modeling_vitp.training.base_trainer.BaseTrainer.run_settings`].
         sources: folders or Hub ids of the weights that the training starts from.
         data: one mapping for each source of the training data; a `dataset` in it is a Hub id.
@@ -47,7 +45,7 @@ def write_record(
     sources = [source for source in sources if source]
     record = {
         **provenance(sources),
-        "command": portable_command(Path(sys.argv[0]).stem, sys.argv[1:] if argv is None else argv),
+        "command": command,
         "settings": {name: value for name, value in {**settings["fixed"], **settings["free"]}.items() if name != ROWS},
         "data": data,
         "evaluated_on": evaluated_on,

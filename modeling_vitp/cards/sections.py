@@ -2,6 +2,7 @@
 
 import re
 import shlex
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -53,3 +54,8 @@ def portable_command(recipe: str, arguments: Sequence[str]) -> str:
             words.append(option + equals + without_folders(value))
         skip = is_token and "=" not in word
     return shlex.join(words)
+
+
+def command_of(argv: Sequence[str] | None) -> str:
+    """Return the command of this process for a card, with its own arguments if `argv` is `None`."""
+    return portable_command(Path(sys.argv[0]).stem, sys.argv[1:] if argv is None else argv)

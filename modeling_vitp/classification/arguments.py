@@ -10,7 +10,7 @@ SCORED_WITH = ("image_size", "per_device_eval_batch_size", "bf16", "fp16")
 
 @dataclass
 class ClassificationSettings(FineTuningSettings):
-    """What [`~modeling_vitp.classification.trainer.ClassificationTrainingArguments`] adds to transformers' settings."""
+    """Settings of [`~modeling_vitp.ViTPClassificationTrainingConfig`] beside those of transformers."""
 
     limits = {
         "image_size": "[1, inf)",

@@ -16,7 +16,7 @@ from ..images.pixels import normalized
 from ..metrics.report import name_classes
 from ..modeling_vitp_classification import ViTPForImageClassification
 from ..training.arguments import StartArguments
-from ..training.fine_tuning import AugmentedSamples, FineTuner, load_on_backbone
+from ..training.fine_tuning import AugmentedSamples, FineTuningTrainer, load_on_backbone
 from ..training.fine_tuning_data import parts_of
 from ..training.vitp_config import BaseConfig
 from .arguments import SCORED_WITH, ClassificationSettings
@@ -25,7 +25,7 @@ from .pictures import draw_predictions
 
 
 @dataclass
-class ClassificationTrainingArguments(ClassificationSettings, BaseConfig, TrainingArguments):
+class ViTPClassificationTrainingConfig(ClassificationSettings, BaseConfig, TrainingArguments):
     """[`~transformers.TrainingArguments`] with what fine-tuning for classes needs."""
 
 
@@ -47,7 +47,7 @@ def labels_of(samples: Dataset) -> torch.Tensor:
     return torch.cat([part.labels for part in parts_of(samples)])
 
 
-class ClassificationTrainer(FineTuner, Trainer):
+class ViTPClassificationTrainer(FineTuningTrainer, Trainer):
     """Trains [`~modeling_vitp.ViTPForImageClassification`].
 
     What differs from [`~transformers.Trainer`]:
@@ -59,7 +59,7 @@ class ClassificationTrainer(FineTuner, Trainer):
 
     Args:
         model: a classifier.
-        args: [`ClassificationTrainingArguments`].
+        args: [`ViTPClassificationTrainingConfig`].
         train_dataset, eval_dataset: see [`~modeling_vitp.classification.data.ClassifiedImages`].
         processing_class: the image processor, which also has the size that images are brought to.
     """
@@ -79,7 +79,7 @@ class ClassificationTrainer(FineTuner, Trainer):
     def __init__(
         self,
         model: ViTPForImageClassification,
-        args: ClassificationTrainingArguments,
+        args: ViTPClassificationTrainingConfig,
         train_dataset: Dataset | None = None,
         eval_dataset: Dataset | None = None,
         processing_class: ViTPImageProcessor | None = None,

@@ -11,7 +11,7 @@ SCORED_WITH = ("window", "stride", "test_scales", "test_flip", "per_device_eval_
 
 @dataclass
 class DenseSettings(FineTuningSettings):
-    """What [`~modeling_vitp.dense.trainer.DenseTrainingArguments`] adds to transformers' settings."""
+    """What [`~modeling_vitp.dense.trainer.ViTPSegmentationTrainingConfig`] adds to transformers' settings."""
 
     limits = {
         "crop_size": "[1, inf)",

@@ -28,7 +28,7 @@ from ..training.fine_tuning_data import fill
 
 if TYPE_CHECKING:
     from .data import DenseData, ImageFiles, LabelEncoding
-    from .trainer import DenseTrainer
+    from .trainer import ViTPSegmentationTrainer
 
 # One image, or several of the same ground (before and after), to logits: `(batch, channels, height, width)` each, to
 # `(batch, classes, height, width)`.
@@ -513,7 +513,7 @@ def save(values: np.ndarray, volume: Volume, path: Path, names: Sequence[str], i
             image.to_stream(file)
 
 
-def write_submission(trainer: "DenseTrainer", data: "DenseData", settings: dict[str, Any]) -> None:
+def write_submission(trainer: "ViTPSegmentationTrainer", data: "DenseData", settings: dict[str, Any]) -> None:
     """The masks of a split in `submission` in the output folder, see [`write_masks`]."""
     folder = Path(trainer.args.output_dir) / "submission"
     write_masks(data.open([settings["split"]]), trainer, data.encoding, settings, folder)
@@ -521,7 +521,11 @@ def write_submission(trainer: "DenseTrainer", data: "DenseData", settings: dict[
 
 
 def write_masks(
-    samples: "ImageFiles", trainer: "DenseTrainer", encoding: "LabelEncoding", settings: Mapping, folder: Path
+    samples: "ImageFiles",
+    trainer: "ViTPSegmentationTrainer",
+    encoding: "LabelEncoding",
+    settings: Mapping,
+    folder: Path,
 ) -> Path:
     """Predicts each sample, with test-time augmentation, and writes the masks to a folder and to a zip beside it.
 

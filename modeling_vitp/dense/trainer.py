@@ -20,7 +20,7 @@ from ..metrics.pixel_metrics import PixelMetric
 from ..metrics.report import name_classes
 from ..modeling_vitp_dense import find_head
 from ..training.arguments import BackboneArguments
-from ..training.fine_tuning import AugmentedSamples, FineTuner, check_start, load_on_backbone
+from ..training.fine_tuning import AugmentedSamples, FineTuningTrainer, check_start, load_on_backbone
 from ..training.vitp_config import BaseConfig
 from .arguments import SCORED_WITH, DenseSettings
 from .augmentation import Augmentation
@@ -32,7 +32,7 @@ INPUTS = {1: ("pixel_values",), 2: ("pixel_values_before", "pixel_values_after")
 
 
 @dataclass
-class DenseTrainingArguments(DenseSettings, BaseConfig, TrainingArguments):
+class ViTPSegmentationTrainingConfig(DenseSettings, BaseConfig, TrainingArguments):
     """[`~transformers.TrainingArguments`] with what fine-tuning for maps needs."""
 
     def __post_init__(self):
@@ -56,7 +56,7 @@ class TrainingSamples(AugmentedSamples):
         return dict(zip(INPUTS[len(pixels)], pixels), labels=mask.as_subclass(torch.Tensor).long(), id=sample["id"])
 
 
-class DenseTrainer(FineTuner, Trainer):
+class ViTPSegmentationTrainer(FineTuningTrainer, Trainer):
     """Trains [`~modeling_vitp.ViTPForSemanticSegmentation`] or [`~modeling_vitp.ViTPForChangeDetection`].
 
     What differs from [`~transformers.Trainer`]:
@@ -71,7 +71,7 @@ class DenseTrainer(FineTuner, Trainer):
 
     Args:
         model: one of the two.
-        args: [`DenseTrainingArguments`].
+        args: [`ViTPSegmentationTrainingConfig`].
         encoding: the classes, for the names of metrics.
         metric: a folder of `modeling_vitp/metrics` by its name, or the path of a file with a subclass of
             [`~modeling_vitp.metrics.pixel_metrics.PixelMetric`].
@@ -98,7 +98,7 @@ class DenseTrainer(FineTuner, Trainer):
     def __init__(
         self,
         model: PreTrainedModel,
-        args: DenseTrainingArguments,
+        args: ViTPSegmentationTrainingConfig,
         encoding: LabelEncoding,
         metric: str,
         train_dataset: Dataset | None = None,

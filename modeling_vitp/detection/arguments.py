@@ -13,7 +13,7 @@ DETECTORS = (VITP, "rt_detr_v2", "d_fine", "deformable_detr")
 
 @dataclass
 class DetectionSettings(FineTuningSettings):
-    """What [`~modeling_vitp.detection.trainer.DetectionTrainingArguments`] adds to transformers' settings."""
+    """What [`~modeling_vitp.detection.trainer.ViTPDetectionTrainingConfig`] adds to transformers' settings."""
 
     limits = {
         "image_size": "[32, inf)",

@@ -9,7 +9,7 @@ from torch.nn import functional as F
 
 from ..metrics.report import name_classes
 from .data import ObjectImages
-from .trainer import DetectionTrainer, reference
+from .trainer import ViTPDetectionTrainer, reference
 
 SHIFTS = 7  # ways of exchanging images that are tried at most
 LAYOUTS = 100  # training samples whose objects are tried as the objects of every image, at most
@@ -18,7 +18,9 @@ GRIDS = range(1, 13)  # boxes a side of the grids that are tried
 Objects = dict[str, Any]  # `labels`, `scores` and `corners` or `boxes`, and `masks` for instances
 
 
-def blind_scores(trainer: DetectionTrainer, test: ObjectImages, train: ObjectImages | None = None) -> dict[str, float]:
+def blind_scores(
+    trainer: ViTPDetectionTrainer, test: ObjectImages, train: ObjectImages | None = None
+) -> dict[str, float]:
     """The best scores on `test` that are reached without looking at its images.
 
     `swapped_…`: each image gets the detections of another, the list of images turned by 1 to 7 places; the best of
@@ -40,7 +42,9 @@ def blind_scores(trainer: DetectionTrainer, test: ObjectImages, train: ObjectIma
     return scores
 
 
-def best(trainer: DetectionTrainer, items: list[dict], tried: Iterable[list[Objects]], name: str) -> dict[str, float]:
+def best(
+    trainer: ViTPDetectionTrainer, items: list[dict], tried: Iterable[list[Objects]], name: str
+) -> dict[str, float]:
     """The scores of the best of what was tried, for each metric."""
     references, ids = [reference(item, trainer.task) for item in items], [item["id"] for item in items]
     chosen: dict[str, dict] = {}

@@ -28,7 +28,7 @@ def draw_detections(
 
     Args:
         samples: items of [`~modeling_vitp.detection.data.ObjectImages`].
-        detections: what [`~modeling_vitp.detection.trainer.DetectionTrainer.detect`] gives for their images.
+        detections: what [`~modeling_vitp.detection.trainer.ViTPDetectionTrainer.detect`] gives for their images.
         names: of the classes.
         path: of the PNG.
         components: of the backbone's features, as colors, if they are to be shown.

@@ -28,7 +28,7 @@ from ..rotated_boxes import intersections, rectangles, rotated_nms, smallest_rec
 
 if TYPE_CHECKING:
     from .data import DetectionData, ObjectImages
-    from .trainer import DetectionTrainer
+    from .trainer import ViTPDetectionTrainer
 
 # An object: `label`, `score`, and in pixels of the image `box` (x1, y1, x2, y2) or `corners` (four x, y), and of an
 # instance its `polygons`.
@@ -520,7 +520,7 @@ def best_of_overlapping(
     return nms_by_label(places, scores, nms_threshold, labels)
 
 
-def write_submission(trainer: "DetectionTrainer", data: "DetectionData", settings: dict[str, Any]) -> None:
+def write_submission(trainer: "ViTPDetectionTrainer", data: "DetectionData", settings: dict[str, Any]) -> None:
     """The detections of a split in `Task1` in the output folder, those in windows of one image merged; see
     [`write_task1`].
     """
@@ -531,7 +531,7 @@ def write_submission(trainer: "DetectionTrainer", data: "DetectionData", setting
 
 
 def detect_whole(
-    trainer: "DetectionTrainer", samples: "ObjectImages", nms_threshold: float
+    trainer: "ViTPDetectionTrainer", samples: "ObjectImages", nms_threshold: float
 ) -> dict[str, dict[str, torch.Tensor]]:
     """The detections in whole images, by their names."""
     parts: dict[str, list] = {}

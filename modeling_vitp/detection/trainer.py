@@ -24,7 +24,13 @@ from ..modeling_vitp_detection import (
 )
 from ..rotated_boxes import enclosing_boxes
 from ..training.arguments import BackboneArguments
-from ..training.fine_tuning import AugmentedSamples, FineTuner, check_start, load_image_processor, load_on_backbone
+from ..training.fine_tuning import (
+    AugmentedSamples,
+    FineTuningTrainer,
+    check_start,
+    load_image_processor,
+    load_on_backbone,
+)
 from ..training.vitp_config import BaseConfig
 from .arguments import VITP, DetectionSettings
 from .augmentation import Augmentation, Sample, targets
@@ -34,7 +40,7 @@ from .pictures import SHOWN, draw_detections
 
 
 @dataclass
-class DetectionTrainingArguments(DetectionSettings, BaseConfig, TrainingArguments):
+class ViTPDetectionTrainingConfig(DetectionSettings, BaseConfig, TrainingArguments):
     """[`~transformers.TrainingArguments`] with what fine-tuning for detection needs."""
 
     def __post_init__(self):
@@ -82,7 +88,7 @@ def collate(items: list[dict[str, Any]]) -> dict[str, Any]:
     return batch
 
 
-class DetectionTrainer(FineTuner, Trainer):
+class ViTPDetectionTrainer(FineTuningTrainer, Trainer):
     """Trains a detector of ViTP's, or one of transformers' own that takes DETR's labels.
 
     What differs from [`~transformers.Trainer`]:
@@ -95,7 +101,7 @@ class DetectionTrainer(FineTuner, Trainer):
     Args:
         model: one of [`~modeling_vitp.detection.trainer.TASK_MODELS`], or for horizontal boxes one of
             [`~modeling_vitp.detection.one_stage.DETECTORS`].
-        args: [`DetectionTrainingArguments`].
+        args: [`ViTPDetectionTrainingConfig`].
         task: `"horizontal"`, `"oriented"` or `"instances"`.
         metric: a folder of `modeling_vitp/metrics` by its name, or the path of a file; by default that of the task.
         metric_options: settings of the metric.
@@ -118,7 +124,7 @@ class DetectionTrainer(FineTuner, Trainer):
     def __init__(
         self,
         model: PreTrainedModel,
-        args: DetectionTrainingArguments,
+        args: ViTPDetectionTrainingConfig,
         task: str,
         metric: str | None = None,
         metric_options: dict[str, Any] | None = None,

@@ -16,7 +16,7 @@ from ..classification.data import ClassificationData
 from ..convert.tensor_files import check_finite
 from ..dense import arguments as dense
 from ..dense.data import DenseData, MaskedImages
-from ..dense.trainer import DenseTrainer, DenseTrainingArguments
+from ..dense.trainer import ViTPSegmentationTrainer, ViTPSegmentationTrainingConfig
 from ..image_processing_vitp import ViTPImageProcessor
 from ..image_processing_vitp_dense import ViTPSegmentationImageProcessor
 from ..images.corruptions import CorruptedImages
@@ -150,7 +150,7 @@ class DenseTask(RobustnessTask):
         self.score = args.score or main_score
         if self.score is None:
             raise ValueError(f"The metric {self.metric} has no `main_score`. Set --score to one of its values.")
-        self.args = DenseTrainingArguments(**found)
+        self.args = ViTPSegmentationTrainingConfig(**found)
 
     def _check(self, config: PreTrainedConfig, samples: MaskedImages) -> None:
         if InputSpec.from_dict(self.image_spec).band_names is not None:
@@ -166,12 +166,12 @@ class DenseTask(RobustnessTask):
             raise ValueError(f"{self.name} takes {taken} image(s), but a sample of split {self.split!r} has {given}.")
 
     @cached_property
-    def trainer(self) -> DenseTrainer:
+    def trainer(self) -> ViTPSegmentationTrainer:
         model = self.model_class.from_pretrained(self.name)
         check_finite(model.state_dict(), self.name)
         start = BackboneArguments(model_name_or_path=self.name)
         processor = load_image_processor(ViTPSegmentationImageProcessor, start, input_spec=self.image_spec)
-        trainer = DenseTrainer(model, self.args, self.encoding, self.metric, processing_class=processor)
+        trainer = ViTPSegmentationTrainer(model, self.args, self.encoding, self.metric, processing_class=processor)
         if isinstance(self.samples, Subset):
             trainer.surfaces = None  # they are of whole volumes
         return trainer
@@ -207,14 +207,14 @@ class ClassificationTask(RobustnessTask):
         self.score = args.score or self.main_scores[data.multi_label]
         self.processor = ViTPImageProcessor.from_pretrained(name)
         found = self._scoring_settings(args) | {"image_size": self.processor.size["height"]}
-        self.args = classifying.ClassificationTrainingArguments(**found)
+        self.args = classifying.ViTPClassificationTrainingConfig(**found)
         self.images_per_step = self.args.per_device_eval_batch_size
 
     @cached_property
-    def trainer(self) -> classifying.ClassificationTrainer:
+    def trainer(self) -> classifying.ViTPClassificationTrainer:
         model = ViTPForImageClassification.from_pretrained(self.name)
         check_finite(model.state_dict(), self.name)
-        return classifying.ClassificationTrainer(model, self.args, processing_class=self.processor)
+        return classifying.ViTPClassificationTrainer(model, self.args, processing_class=self.processor)
 
 
 # By the `robustness_task` of the declaration of a model type.

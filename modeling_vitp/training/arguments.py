@@ -163,6 +163,10 @@ class RunArguments(Arguments):
 
     limits = {"watch_samples": "[0, inf)", "global_batch_size": "[1, inf)"}
 
+    bf16: bool | None = field(
+        default=None,
+        metadata={"help": "Compute in bfloat16. By default wherever the hardware computes it faster than float32."},
+    )
     activation_checkpointing: bool | None = field(
         default=None,
         metadata={"help": "Compute activations again in the backward pass, which takes less memory and more time."},

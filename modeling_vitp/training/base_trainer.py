@@ -21,7 +21,7 @@ from transformers.trainer_jit_checkpoint import JITCheckpointCallback
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, HubStrategy, TrainOutput, rotate_checkpoints, seed_worker
 from transformers.utils import PushInProgress
 
-from ..cards.record import METRICS, write_record
+from ..cards.record import METRICS, copy_record, write_record
 from ..command.errors import one_line
 from ..convert.tensor_files import open_like_folder
 from ..hub.failures import FAILURES, explain_failure
@@ -157,6 +157,8 @@ class BaseTrainer:
             resume_from_checkpoint = last_checkpoint(self.args.output_dir)
             if resume_from_checkpoint is None:
                 raise ValueError(f"There is no complete checkpoint in {self.args.output_dir} to resume from.")
+        if self._recorded is None:
+            self.record(None, [self.model.config._name_or_path], [{"samples": len_of(self.train_dataset)}], None)
         self._settings = self.run_settings() | {"given": self.extra_settings()}
         self._data = self._from_main_process(lambda: fingerprint_data(self.training_data()))
         if resume_from_checkpoint:
@@ -167,6 +169,7 @@ class BaseTrainer:
             self.check_rows()
         self._check_room()
         self._write_record()
+        logger.info(self._describe_run())
         self._finite = StopAtNotFinite(self)
         args, names = self.args, self.args.saving_signals
         if args.enable_jit_checkpoint:
@@ -203,6 +206,15 @@ class BaseTrainer:
                 # would be waited for in vain.
                 self._loader._iterator = None
 
+    def _describe_run(self) -> str:
+        args, every = self.args, self.args.checkpoint_every
+        precision = "bfloat16" if args.bf16 else "float16" if args.fp16 else "float32"
+        checkpointing = "activation checkpointing" + (f" of every {every}th layer" if every > 1 else "")
+        return (
+            f"Training in {args.world_size} process(es), {self.get_total_train_batch_size(args)} samples a step, in "
+            f"{precision}, {checkpointing if every else 'without activation checkpointing'}."
+        )
+
     def check_checkpoint(self, checkpoint: str) -> None:
         """Raise a `ValueError` if the run may not go on from a checkpoint."""
         check_going_on(checkpoint, self._settings, self._data, self.args.allow_changed_data)
@@ -224,8 +236,6 @@ class BaseTrainer:
         checkpoint = self.args.resume_from_checkpoint or last_checkpoint(self.args.output_dir)
         if checkpoint is not None and not self.args.resume_from_checkpoint:
             logger.info("Going on from %s. To start afresh, give another output_dir.", checkpoint)
-        batch_size = self.get_total_train_batch_size(self.args)
-        logger.info("Training in %d process(es), %d samples a step.", self.args.world_size, batch_size)
         return self.train(resume_from_checkpoint=checkpoint).metrics | self.mean_loss()
 
     def check_rows(self) -> None:
@@ -350,7 +360,10 @@ class BaseTrainer:
     # Checkpoints
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
-        """Save model and processor, without a token; begin a checkpoint if the folder is one of this run."""
+        """Save model, processor and card, without a token; begin a checkpoint if the folder is one of this run.
+
+        The record of the run is in the folder already if that is `output_dir`, and is copied to another one.
+        """
         args, folder = self.args, Path(output_dir or self.args.output_dir)
         is_checkpoint = self.is_in_train and folder == self._checkpoint()
         if is_checkpoint:
@@ -367,6 +380,13 @@ class BaseTrainer:
             args.hub_token = token
         if args.should_save:
             open_like_folder(folder)
+        if not _internal_call:
+            self.keep_record()
+            if args.should_save:
+                if folder != Path(args.output_dir):
+                    copy_record(args.output_dir, folder)
+                kind = "adapter" if is_peft_model(self.model) else "model"
+                attempt(folder, "the card", write_model_card, kind, folder, self.hub_model_id)
         if args.push_to_hub and not _internal_call:
             self.push_to_hub("Model save", revision=args.hub_revision)
 
@@ -414,36 +434,38 @@ class BaseTrainer:
 
     def record(
         self,
-        argv: Sequence[str] | None,
+        command: str | None,
         sources: Sequence[str | None],
         data: list[dict[str, Any]],
         evaluated_on: dict[str, Any] | None,
     ) -> None:
-        """Records what the run is for its card, as soon as it trains; see
+        """Record what the run is for its card, as soon as it trains; see
         [`~modeling_vitp.cards.record.write_record`]. Until [`keep_record`], what is there of a finished run stays.
+
+        Without it, [`train`] records the checkpoint that the model was loaded from and the number of samples.
         """
-        self._lock = FolderLock(self.args.output_dir)
+        self._lock = self._lock or FolderLock(self.args.output_dir)
         if self.is_world_process_zero():
             self._lock.acquire()
-        self._recorded = argv, sources, data, evaluated_on
+        self._recorded = command, sources, data, evaluated_on
         if any(sources) and not is_peft_model(self.model):  # the adapter's settings know what it lies on
             self._weights_at_start = start_fingerprint(self.model, self.is_world_process_zero())
 
     def _write_record(self) -> None:
-        if self._recorded is None or not self.is_world_process_zero():
+        if not self.is_world_process_zero():
             return
-        argv, *about = self._recorded
+        command, *about = self._recorded
         folder, running = Path(self.args.output_dir), Path(self.args.output_dir) / RUNNING
         shutil.rmtree(running, ignore_errors=True)
         is_finished = any(folder.glob("*.safetensors*")) or (folder / METRICS).is_file()
-        write_record(running if is_finished else folder, argv, self._settings, *about)
+        write_record(running if is_finished else folder, command, self._settings, *about)
 
     def _record_folder(self) -> Path:
         running = Path(self.args.output_dir) / RUNNING
         return running if running.is_dir() else Path(self.args.output_dir)
 
     def keep_record(self) -> None:
-        """Replaces the record of the run before, now that the weights are of this one."""
+        """Replace the record of the run before, now that the weights are of this one."""
         running = Path(self.args.output_dir) / RUNNING
         if self.is_world_process_zero() and running.is_dir():
             for path in running.iterdir():
@@ -488,16 +510,17 @@ class BaseTrainer:
         **kwargs,
     ) -> CommitInfo | Future | None:
         self.callback_handler.on_push_begin(self.args, self.state, self.control)
+        if private is not None:
+            self.args.hub_private_repo = private
         if self.hub_model_id is None:
-            self.init_hf_repo(token=token, private=private)
+            self.init_hf_repo(token=token)
         self.save_model(_internal_call=True)
         if not self.is_world_process_zero():
             return None
         self.finish_pushes()
         api, what = HfApi(token=token or self.args.hub_token), "adapter" if is_peft_model(self.model) else "model"
-        private = self.args.hub_private_repo if private is None else private
-        revision = revision or self.args.hub_revision
-        arguments = api, self.args.output_dir, self.hub_model_id, private, revision, commit_message, what
+        where = self.hub_model_id, self.args.hub_private_repo, revision or self.args.hub_revision
+        arguments = api, self.args.output_dir, *where, commit_message, what
         return push_folder(*arguments) if blocking else api.run_as_future(push_folder, *arguments)
 
     def finish_pushes(self) -> None:
@@ -545,3 +568,8 @@ class BaseTrainer:
             name = "last-checkpoint" if strategy == HubStrategy.CHECKPOINT else checkpoint.name
             contents.files |= {f"{name}/{path}": outbox / "checkpoint" / path for path in files}
         return contents
+
+
+def len_of(dataset: Any) -> int | None:
+    """Return the number of samples, `None` of a stream."""
+    return len(dataset) if hasattr(dataset, "__len__") else None

@@ -62,7 +62,7 @@ class AugmentedSamples(Dataset):
         return sample, keyed_generator(self.seed, sample["id"], epoch, "augmentation")
 
 
-class FineTuner(BaseTrainer):
+class FineTuningTrainer(BaseTrainer):
     """For a `Trainer` of a model with a [`~modeling_vitp.modeling_vitp_backbone.ViTPMultiScaleBackbone`] in it; its
     arguments have those of [`~modeling_vitp.training.arguments`].
 
@@ -133,7 +133,7 @@ class FineTuner(BaseTrainer):
 
     def record(
         self,
-        argv: Sequence[str] | None,
+        command: str | None,
         sources: Sequence[str | None],
         data: list[dict[str, Any]],
         evaluated_on: dict[str, Any] | None,
@@ -141,7 +141,7 @@ class FineTuner(BaseTrainer):
         settings = self.scoring_settings()
         if evaluated_on and settings:
             evaluated_on = evaluated_on | {"scored_with": settings}
-        super().record(argv, sources, data, evaluated_on)
+        super().record(command, sources, data, evaluated_on)
 
     def load_metric(self, name: str, base: type = DistributedMetric, **settings: Any) -> evaluate.Metric:
         """Load a metric for the classes and processes of the run, see [`~modeling_vitp.metrics.report.metric_path`].

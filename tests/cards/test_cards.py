@@ -203,7 +203,7 @@ def test_license_files_of_two_sources_are_kept(tmp_path):
         (tmp_path / name / "LICENSE.md").write_text(f"terms of the {name}")
         (tmp_path / name / "NOTICE").write_text("made by all")
     sources = [str(tmp_path / "vit"), str(tmp_path / "llm")]
-    write_record(tmp_path / "run", [], {"fixed": {}, "free": {}}, sources, [], None)
+    write_record(tmp_path / "run", "vitp pretrain", {"fixed": {}, "free": {}}, sources, [], None)
     found = {path.name: path.read_text() for path in (tmp_path / "run").iterdir() if path.name != "run.json"}
     assert found == {
         "LICENSE.md": "terms of the vit",

@@ -10,9 +10,9 @@ from modeling_vitp import ViTPForImageClassification, ViTPImageProcessor, ViTPVi
 from modeling_vitp.classification.augmentation import Augmentation
 from modeling_vitp.classification.data import ClassificationData
 from modeling_vitp.classification.trainer import (
-    ClassificationTrainer,
-    ClassificationTrainingArguments,
     TrainingSamples,
+    ViTPClassificationTrainer,
+    ViTPClassificationTrainingConfig,
 )
 
 SPEC = {"window": [0, 100], "gamma": 0.5}
@@ -31,12 +31,12 @@ def trained(tmp_path):
         vision, id2label=names, problem_type="single_label_classification"
     ).eval()
 
-    def trainer(**settings) -> ClassificationTrainer:
-        args = ClassificationTrainingArguments(
+    def trainer(**settings) -> ViTPClassificationTrainer:
+        args = ViTPClassificationTrainingConfig(
             output_dir=str(tmp_path / "out"), image_size=32, per_device_train_batch_size=4, report_to="none", **settings
         )
         processor = ViTPImageProcessor(size={"height": 32, "width": 32}, input_spec=SPEC)
-        return ClassificationTrainer(model, args, data.open(["train"]), processing_class=processor)
+        return ViTPClassificationTrainer(model, args, data.open(["train"]), processing_class=processor)
 
     return trainer
 

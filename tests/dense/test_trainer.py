@@ -6,13 +6,13 @@ import torch
 
 from modeling_vitp import ViTPForSemanticSegmentation, ViTPSegmentationImageProcessor
 from modeling_vitp.dense.data import DenseData
-from modeling_vitp.dense.trainer import DenseTrainer, DenseTrainingArguments, TrainingSamples
+from modeling_vitp.dense.trainer import TrainingSamples, ViTPSegmentationTrainer, ViTPSegmentationTrainingConfig
 
 
 def test_samples_are_functions_of_seed_and_epoch(tmp_path):
     dense_data.make_loveda(tmp_path)
     data = DenseData.from_dict(dense_data.read_config("loveda")["data"] | {"root": str(tmp_path)})
-    args = DenseTrainingArguments(output_dir=str(tmp_path / "out"), crop_size=32, per_device_train_batch_size=2)
+    args = ViTPSegmentationTrainingConfig(output_dir=str(tmp_path / "out"), crop_size=32, per_device_train_batch_size=2)
     model = ViTPForSemanticSegmentation.from_backbone(
         dense_data.tiny_backbone(), num_labels=7, backbone_kwargs=dense_data.BACKBONE, **dense_data.HEAD
     )
@@ -20,7 +20,7 @@ def test_samples_are_functions_of_seed_and_epoch(tmp_path):
     def batches(epoch: int, **changes):
         for name, value in changes.items():
             setattr(args, name, value)
-        trainer = DenseTrainer(model, args, data.encoding, "mean_iou", train_dataset=data.open(["train"]))
+        trainer = ViTPSegmentationTrainer(model, args, data.encoding, "mean_iou", train_dataset=data.open(["train"]))
         loader = trainer.get_train_dataloader()
         loader.set_epoch(epoch)
         return [batch["pixel_values"] for batch in loader]

@@ -20,7 +20,7 @@ PUBLISHED = {
 }
 WHOLE = [
     "modeling_vitp.detection.arguments.DetectionArguments",
-    "modeling_vitp.detection.trainer.DetectionTrainingArguments",
+    "modeling_vitp.detection.trainer.ViTPDetectionTrainingConfig",
     "modeling_vitp.training.arguments.BackboneArguments",
 ]
 

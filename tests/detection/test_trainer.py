@@ -18,7 +18,7 @@ from pycocotools.cocoeval import COCOeval
 
 from modeling_vitp.detection.augmentation import Augmentation
 from modeling_vitp.detection.data import DetectionData
-from modeling_vitp.detection.trainer import DetectionTrainer, TrainingSamples, collate, reference
+from modeling_vitp.detection.trainer import TrainingSamples, ViTPDetectionTrainer, collate, reference
 from modeling_vitp.image_processing_vitp_detection import ViTPDetectionImageProcessor
 from modeling_vitp.metrics.report import METRICS_FOLDER
 
@@ -55,7 +55,7 @@ def test_images_are_read_by_the_input_spec_once(tmp_path):
     trainer.accelerator = SimpleNamespace(unwrap_model=lambda _: model)
     trainer.compute_loss_context_manager = nullcontext
     with pytest.raises(AttributeError):  # there are no outputs
-        DetectionTrainer.detect(trainer, [samples[1]["image"]])
+        ViTPDetectionTrainer.detect(trainer, [samples[1]["image"]])
     mean, std = np.array([0.485, 0.456, 0.406]), np.array([0.229, 0.224, 0.225])
     expected = (samples[1]["image"].double().numpy() / 255 - mean[:, None, None]) / std[:, None, None]
     np.testing.assert_allclose(given[0][0], expected, atol=1e-5)

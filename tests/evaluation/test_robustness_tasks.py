@@ -23,7 +23,7 @@ from modeling_vitp import (
 )
 from modeling_vitp.classification.data import ClassificationData
 from modeling_vitp.dense.data import DenseData
-from modeling_vitp.dense.trainer import DenseTrainer
+from modeling_vitp.dense.trainer import ViTPSegmentationTrainer
 from modeling_vitp.images.corruptions import corrupt, motion
 from modeling_vitp.images.pixels import normalized
 from modeling_vitp.recipes import (
@@ -180,13 +180,13 @@ def test_a_pair_is_scored_as_by_a_loop(runs, tmp_path, corruption, severity):
 
 
 def test_models_see_the_same_pixels(runs, tmp_path, monkeypatch):
-    original, seen = DenseTrainer.predict_labels, []
+    original, seen = ViTPSegmentationTrainer.predict_labels, []
 
     def predict_labels(self, images, is_test=False):
         seen.append(hashlib.sha256(b"".join(image.numpy().tobytes() for image in images)).hexdigest())
         return original(self, images, is_test)
 
-    monkeypatch.setattr(DenseTrainer, "predict_labels", predict_labels)
+    monkeypatch.setattr(ViTPSegmentationTrainer, "predict_labels", predict_labels)
     settings = {"corruptions": "cloud translation salt_and_pepper", "severities": "2 4"}
     metrics = evaluate(runs / "first", runs / "second", **settings, output_dir=tmp_path / "both")
     number = 3 * (1 + 3 * 2)

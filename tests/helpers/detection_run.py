@@ -12,10 +12,10 @@ def train(words: list[str], kill: tuple[str, int] | None = None) -> None:
     """Args:
     kill: "step" or a stage of saving, see [`~training_run.kill_while_saving`], and the step.
     """
-    from modeling_vitp.detection.trainer import DetectionTrainer
+    from modeling_vitp.detection.trainer import ViTPDetectionTrainer
     from modeling_vitp.recipes.finetune_detection import main
 
-    begin = DetectionTrainer.__init__
+    begin = ViTPDetectionTrainer.__init__
 
     def begin_to_be_killed(trainer, *args, **kwargs):
         begin(trainer, *args, **kwargs)
@@ -25,7 +25,7 @@ def train(words: list[str], kill: tuple[str, int] | None = None) -> None:
             kill_while_saving(trainer, *kill)
 
     if kill is not None:
-        DetectionTrainer.__init__ = begin_to_be_killed
+        ViTPDetectionTrainer.__init__ = begin_to_be_killed
     sys.exit(main(words))
 
 

@@ -152,7 +152,7 @@ INSTALLED = """
 import importlib, json, pkgutil
 import modeling_vitp, evaluate
 from modeling_vitp import ViTPTrainer
-from modeling_vitp.dense.trainer import DenseTrainer
+from modeling_vitp.dense.trainer import ViTPSegmentationTrainer
 from modeling_vitp.metrics.report import METRICS_FOLDER
 from modeling_vitp import recipes
 from modeling_vitp.recipes import pretrain

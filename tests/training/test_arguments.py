@@ -12,9 +12,9 @@ from transformers import TrainingArguments
 from modeling_vitp import ViTPTrainingConfig
 from modeling_vitp.command.errors import WrongArguments
 from modeling_vitp.dense.arguments import DenseArguments
-from modeling_vitp.dense.trainer import DenseTrainingArguments
+from modeling_vitp.dense.trainer import ViTPSegmentationTrainingConfig
 from modeling_vitp.detection.arguments import DetectionArguments
-from modeling_vitp.detection.trainer import DetectionTrainingArguments
+from modeling_vitp.detection.trainer import ViTPDetectionTrainingConfig
 from modeling_vitp.probing.arguments import ProbeArguments
 from modeling_vitp.recipes import make_instructions, predict_large, validate_data
 from modeling_vitp.recipes.benchmarks import benchmark, benchmark_loader
@@ -115,25 +115,25 @@ MEANINGLESS = [
     (ViTPTrainingConfig, {}, {"gradient_accumulation_steps": 0}),
     (ViTPTrainingConfig, {}, {"num_train_epochs": 0}),
     (ViTPTrainingConfig, {}, {"dataloader_num_workers": -1}),
-    (DetectionTrainingArguments, {}, {"image_size": -32}),
-    (DetectionTrainingArguments, {}, {"rotation": 1.5}),
-    (DetectionTrainingArguments, {}, {"lr_milestones": [0.0]}),
-    (DetectionTrainingArguments, {}, {"lr_gamma": 0.0}),
-    (DetectionTrainingArguments, {}, {"warmup_start": -0.5}),
+    (ViTPDetectionTrainingConfig, {}, {"image_size": -32}),
+    (ViTPDetectionTrainingConfig, {}, {"rotation": 1.5}),
+    (ViTPDetectionTrainingConfig, {}, {"lr_milestones": [0.0]}),
+    (ViTPDetectionTrainingConfig, {}, {"lr_gamma": 0.0}),
+    (ViTPDetectionTrainingConfig, {}, {"warmup_start": -0.5}),
     (DetectionArguments, {"data": {}}, {"empty_share": 2.0}),
     (DetectionArguments, {"data": {}}, {"num_pictures": -1}),
     (DetectionArguments, {"data": {}}, {"task": "vertical"}),
     (DetectionArguments, {"data": {}}, {"metric": "accuracy"}),
-    (DenseTrainingArguments, {}, {"layer_decay": 0.0}),
-    (DenseTrainingArguments, {}, {"crop_size": -64}),
-    (DenseTrainingArguments, {}, {"scale_range": [2.0, 0.5]}),
-    (DenseTrainingArguments, {}, {"scale_range": [0.0, 0.5]}),
-    (DenseTrainingArguments, {}, {"max_class_share": 0.0}),
-    (DenseTrainingArguments, {}, {"horizontal_flip": 2.0}),
-    (DenseTrainingArguments, {}, {"exchange_time": -0.5}),
-    (DenseTrainingArguments, {}, {"window": 0}),
-    (DenseTrainingArguments, {}, {"stride": -1}),
-    (DenseTrainingArguments, {}, {"test_scales": []}),
+    (ViTPSegmentationTrainingConfig, {}, {"layer_decay": 0.0}),
+    (ViTPSegmentationTrainingConfig, {}, {"crop_size": -64}),
+    (ViTPSegmentationTrainingConfig, {}, {"scale_range": [2.0, 0.5]}),
+    (ViTPSegmentationTrainingConfig, {}, {"scale_range": [0.0, 0.5]}),
+    (ViTPSegmentationTrainingConfig, {}, {"max_class_share": 0.0}),
+    (ViTPSegmentationTrainingConfig, {}, {"horizontal_flip": 2.0}),
+    (ViTPSegmentationTrainingConfig, {}, {"exchange_time": -0.5}),
+    (ViTPSegmentationTrainingConfig, {}, {"window": 0}),
+    (ViTPSegmentationTrainingConfig, {}, {"stride": -1}),
+    (ViTPSegmentationTrainingConfig, {}, {"test_scales": []}),
     (BackboneArguments, {}, {"neck": "giraffe"}),
     (BackboneArguments, {}, {"drop_path_rate": -0.1}),
     (DenseArguments, {"data": {}}, {"metric": "vibes"}),

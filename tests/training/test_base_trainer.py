@@ -5,12 +5,14 @@ from transformers import Trainer
 from trl import SFTTrainer
 
 from modeling_vitp import ViTPTrainer
-from modeling_vitp.classification.trainer import ClassificationTrainer
-from modeling_vitp.dense.trainer import DenseTrainer
-from modeling_vitp.detection.trainer import DetectionTrainer
+from modeling_vitp.classification.trainer import ViTPClassificationTrainer
+from modeling_vitp.dense.trainer import ViTPSegmentationTrainer
+from modeling_vitp.detection.trainer import ViTPDetectionTrainer
 
 
-@pytest.mark.parametrize("trainer", [ViTPTrainer, ClassificationTrainer, DenseTrainer, DetectionTrainer])
+@pytest.mark.parametrize(
+    "trainer", [ViTPTrainer, ViTPClassificationTrainer, ViTPSegmentationTrainer, ViTPDetectionTrainer]
+)
 def test_trainer_overrides_no_private_member(trainer):
     theirs = {name for base in (Trainer, SFTTrainer) for name in vars(base)}
     ours = [cls for cls in trainer.__mro__ if cls.__module__.startswith("modeling_vitp.")]

@@ -18,9 +18,9 @@ from modeling_vitp import (
 from modeling_vitp.classification.arguments import ClassificationArguments
 from modeling_vitp.dense.arguments import DenseArguments
 from modeling_vitp.dense.data import DenseData
-from modeling_vitp.dense.trainer import DenseTrainer, DenseTrainingArguments
+from modeling_vitp.dense.trainer import ViTPSegmentationTrainer, ViTPSegmentationTrainingConfig
 from modeling_vitp.detection.arguments import DetectionArguments
-from modeling_vitp.detection.trainer import DetectionTrainingArguments
+from modeling_vitp.detection.trainer import ViTPDetectionTrainingConfig
 from modeling_vitp.training import results
 from modeling_vitp.training.freezing import layer_decay_groups
 from modeling_vitp.training.resume_config import check_resume_settings
@@ -30,9 +30,9 @@ def make_trainer(folder, neck, kwargs):
     model = ViTPForSemanticSegmentation.from_backbone(
         dense_data.tiny_backbone(), neck, num_labels=2, backbone_kwargs=kwargs, **dense_data.HEAD
     )
-    args = DenseTrainingArguments(output_dir=str(folder), use_cpu=True, bf16=False)
+    args = ViTPSegmentationTrainingConfig(output_dir=str(folder), use_cpu=True, bf16=False)
     encoding = DenseData(classes=dense_data.TWO, splits={"train": {"image": "{name}.png"}}, root=str(folder)).encoding
-    return DenseTrainer(model, args, encoding, "mean_iou")
+    return ViTPSegmentationTrainer(model, args, encoding, "mean_iou")
 
 
 @pytest.mark.parametrize(("neck", "first"), [("adapter", 0), ("pyramid", 1)])
@@ -74,7 +74,7 @@ def test_uncounted_scores_are_named(tmp_path, monkeypatch, caplog, prefix, is_te
 
     asked, told, trainer = [], Told(), make_trainer(tmp_path, "pyramid", {"pyramid_channels": 16})
     trainer.add_callback(told)
-    monkeypatch.setattr(DenseTrainer, "score", score)
+    monkeypatch.setattr(ViTPSegmentationTrainer, "score", score)
     metrics = trainer.evaluate([0, 1, 2], metric_key_prefix=prefix)
     assert asked == [([0, 1, 2], is_test)] and told.batches == 3
     assert metrics[f"{prefix}_iou/road"] == 0.5 and np.isnan(metrics[f"{prefix}_iou/river"])
@@ -84,7 +84,7 @@ def test_uncounted_scores_are_named(tmp_path, monkeypatch, caplog, prefix, is_te
 @pytest.mark.parametrize(("number", "shown"), [(0, []), (2, [0, 2]), (9, [0, 1, 2, 3])])
 def test_pictures_spread_over_samples(tmp_path, monkeypatch, number, shown):
     drawn, trainer = [], make_trainer(tmp_path, "pyramid", {"pyramid_channels": 16})
-    monkeypatch.setattr(DenseTrainer, "draw_results", lambda self, samples, path: drawn.extend(samples))
+    monkeypatch.setattr(ViTPSegmentationTrainer, "draw_results", lambda self, samples, path: drawn.extend(samples))
     assert results.finish(trainer, [0, 1, 2, 3], number) == 0
     assert drawn == shown
 
@@ -117,7 +117,7 @@ def test_changed_schedule_is_a_warning(tmp_path, caplog):
     assert "lr_scheduler_kwargs was None and is {'min_lr': 0.5}; neftune_noise_alpha was None and is 5.0" in caplog.text
 
 
-@pytest.mark.parametrize("arguments", [DenseTrainingArguments, DetectionTrainingArguments])
+@pytest.mark.parametrize("arguments", [ViTPSegmentationTrainingConfig, ViTPDetectionTrainingConfig])
 def test_label_smoothing_is_for_classification(arguments, tmp_path):
     with pytest.raises(ValueError, match="label_smoothing_factor is for classes of images"):
         arguments(output_dir=str(tmp_path), label_smoothing_factor=0.1)
