@@ -33,7 +33,19 @@ MAIN = [  # run by the default suite, but for their commands that begin as one o
 ]
 PATHS = {  # text of any page, and of one, -> what stands for it, of paths and sizes
     "": {"/datasets/": "datasets/"},
+    "README.md": {"max_steps=1000": "max_steps=2, per_device_train_batch_size=2"},
     "recipes/pretrain.md": {"max_steps=1000": "max_steps=2"},
+    "recipes/finetune_segmentation.md": {"crop_size=512, max_steps=20000": "crop_size=64, max_steps=2"},
+    "recipes/finetune_classification.md": {
+        "image_size=224": "image_size=56",
+        "num_train_epochs=10": "max_steps=2",
+        '"height": 224, "width": 224': '"height": 56, "width": 56',
+    },
+    "recipes/finetune_detection.md": {
+        "image_size=800": "image_size=64",
+        "num_train_epochs=12": "max_steps=2",
+        '"max_height": 800, "max_width": 800': '"max_height": 64, "max_width": 64',
+    },
     "modeling_vitp/README.md": {"[(600, 800), (512, 512)]": "[(48, 64), (64, 56)]", "image_size=800": "image_size=64"},
     "modeling_vitp/convert/README.md": {
         "ViTP_ViT.safetensors": "ViTP_ViT/model.safetensors",

@@ -100,7 +100,7 @@ class ViTPSegmentationTrainer(FineTuningTrainer, Trainer):
         model: PreTrainedModel,
         args: ViTPSegmentationTrainingConfig,
         encoding: LabelEncoding,
-        metric: str,
+        metric: str = "mean_iou",
         train_dataset: Dataset | None = None,
         eval_dataset: Dataset | None = None,
         processing_class: ViTPSegmentationImageProcessor | None = None,

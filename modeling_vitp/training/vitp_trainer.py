@@ -123,6 +123,13 @@ class ViTPTrainer(BaseTrainer, SFTTrainer):
         # What a transform or another collator makes rows of is not known here.
         read = to_conversations if data_collator is None and sample_transform is None else lambda rows: rows
         train_dataset = prepare_rows(read(train_dataset))
+        if isinstance(train_dataset, torch.utils.data.IterableDataset):
+            for name in ("save_strategy", "eval_strategy"):
+                if getattr(args, name) == "epoch":
+                    raise ValueError(
+                        f"{name}='epoch': the number of rows of a stream is not known, so an epoch has no end to wait "
+                        "for. Use 'steps'."
+                    )
         if data_collator is None:
             data_collator = ViTPDataCollator(
                 processing_class,

@@ -14,7 +14,13 @@ from tiny_models import TEXT, TOKENS_PER_TILE, VISION
 from torch.utils.data import DataLoader
 from trl import GRPOConfig, GRPOTrainer, SFTConfig, SFTTrainer
 
-from modeling_vitp import ViTPDataCollator, ViTPForConditionalGeneration, ViTPTrainer, ViTPTrainingConfig
+from modeling_vitp import (
+    ViTPDataCollator,
+    ViTPForConditionalGeneration,
+    ViTPProcessor,
+    ViTPTrainer,
+    ViTPTrainingConfig,
+)
 from modeling_vitp.training.loading import build_model
 
 MESSAGES = List({"role": Value("string"), "content": Value("string")})
@@ -340,3 +346,28 @@ def test_grpo_with_several_images_a_sample(model, processor, tmp_path):
     trainer = GRPOTrainer(model, reward, args, train_dataset=dataset, processing_class=processor)
     trainer.train()
     assert set(seen) - {1} and trainer.state.global_step == 2
+
+
+@pytest.mark.parametrize("name", ["save_strategy", "eval_strategy"])
+def test_epoch_strategy_is_refused_on_a_stream(tokenizer, rows, tmp_path, name):
+    with pytest.raises(ValueError, match=name):
+        make_trainer(tokenizer, rows.to_iterable_dataset(), tmp_path, **{name: "epoch"})
+
+
+def test_save_model_leaves_model_processor_card_and_record(tokenizer, rows, tmp_path):
+    trainer = make_trainer(tokenizer, rows, tmp_path / "run", max_steps=2, save_strategy="no")
+    trainer.train()
+    trainer.save_model()
+    opened = ViTPForConditionalGeneration.from_pretrained(tmp_path / "run")
+    for name, weight in trainer.model.state_dict().items():
+        assert torch.equal(opened.state_dict()[name], weight), name
+    processor = ViTPProcessor.from_pretrained(tmp_path / "run")
+    assert processor.image_processor.to_dict() == trainer.processing_class.image_processor.to_dict()
+    record = json.loads((tmp_path / "run" / "run.json").read_text())
+    assert record["data"] == [{"samples": len(rows)}] and record["settings"]["max_steps"] == 2
+    assert "vrl_drop_ratio" in record["settings"] and record["command"] is None
+    card = (tmp_path / "run" / "README.md").read_text()
+    assert "AutoModel" in card and "| max_steps | 2 |" in card
+    trainer.save_model(tmp_path / "copy")
+    assert json.loads((tmp_path / "copy" / "run.json").read_text()) == record
+    assert (tmp_path / "copy" / "README.md").is_file()
