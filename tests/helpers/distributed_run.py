@@ -103,9 +103,9 @@ def fsdp2(folder: Path) -> None:
             if type(module).__name__ in model._no_split_modules:
                 fully_shard(module, mesh=mesh)
         fully_shard(model, mesh=mesh)
-    loss = model(**batch, use_cache=False, num_items_in_batch=num_items).loss
-    (loss * world).backward()
-    total = loss.detach().clone()
+    loss = trainer.compute_loss(model, batch, num_items_in_batch=num_items)
+    loss.backward()
+    total = loss.detach() / world
     dist.all_reduce(total)
     gradients = {}
     for name, parameter in model.named_parameters():
