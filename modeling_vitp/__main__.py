@@ -1,6 +1,6 @@
-"""The command `vitp`: every recipe by its name.
+"""Command `vitp`, which runs every recipe by its name.
 
-vitp                                 what there is
+vitp                                 list the recipes
 vitp pretrain --config quickstart    as python recipes/pretrain.py --config recipes/configs/quickstart.yaml
 vitp convert SOURCE TARGET           as python -m modeling_vitp.convert SOURCE TARGET
 vitp space MODEL                     as python space/__main__.py MODEL
@@ -18,7 +18,7 @@ from modeling_vitp.command import errors
 from .command.paths import SPACE
 
 RECIPES = "modeling_vitp.recipes"
-LABORATORY = ("benchmarks/benchmark*.py", "experiments/experiment.py", "datasets/make_*.py")  # commands in its folders
+LABORATORY = ("benchmarks/benchmark*.py", "experiments/experiment.py", "datasets/make_*.py")  # its command-line scripts
 CONVERT = "modeling_vitp.convert"
 
 
@@ -30,7 +30,7 @@ def recipes() -> dict[str, Path]:
 
 
 def summary(path: Path) -> str:
-    """The first line of a file's docstring."""
+    """Return the first line of a file's docstring."""
     return ast.get_docstring(ast.parse(path.read_text())).splitlines()[0]
 
 
@@ -44,8 +44,8 @@ def main(argv: list[str] | None = None) -> None:
     name = words[0].replace("-", "_")
     if name not in paths:
         nearest = difflib.get_close_matches(name, paths, 1)
-        hint = f"did you mean {nearest[0]!r}?" if nearest else "vitp alone lists what there is."
-        errors.run_program(lambda: errors.refuse(f"there is no recipe {words[0]!r}: {hint}"))
+        hint = f"did you mean {nearest[0]!r}?" if nearest else "`vitp` without arguments lists the recipes."
+        errors.run_program(lambda: errors.refuse(f"unknown recipe {words[0]!r}: {hint}"))
     sys.argv = [f"vitp {name}", *words[1:]]
     folder = paths[name].parent.name
     module = f"{RECIPES}.{name}" if folder == "recipes" else f"{RECIPES}.{folder}.{name}"
@@ -54,7 +54,7 @@ def main(argv: list[str] | None = None) -> None:
             runpy.run_path(str(paths[name]), run_name="__main__")
         else:
             runpy.run_module(CONVERT if name == "convert" else module, run_name="__main__", alter_sys=True)
-    except ImportError as error:  # before the recipe could take care of its errors
+    except ImportError as error:  # raised before the recipe can report its own errors
         sys.exit(errors.report_error(error))
 
 

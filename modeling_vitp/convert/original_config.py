@@ -447,7 +447,7 @@ def count_values(pattern: str, shapes: dict[str, tuple[int, ...]]) -> int:
 
 # Classes of the published detectors, in the order of their heads, as the authors' code lists them. Where a detector was
 # trained on COCO's JSON, the code takes the order of that file's categories, and the file is not published: such an
-# order is certain only once the detector is scored class by class on labelled images.
+# order is certain only once the detector is scored class by class on labeled images.
 DIOR = (
     "airplane airport baseballfield basketballcourt bridge chimney dam Expressway-Service-area Expressway-toll-station "
     "golffield groundtrackfield harbor overpass ship stadium storagetank tenniscourt trainstation vehicle windmill"

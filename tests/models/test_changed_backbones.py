@@ -146,7 +146,7 @@ def test_spread_model_is_not_spread_again():
 
 
 def brute_force(bands, windows, mean, std):
-    """Band by band in float64: what is clipped to its window, from 0 to 1, is normalised; NaN is black."""
+    """Band by band in float64: what is clipped to its window, from 0 to 1, is normalized; NaN is black."""
     out = []
     for band, (low, high), center, width in zip(bands.astype(np.float64), windows, mean, std, strict=True):
         unit = np.clip((np.nan_to_num(band, nan=low) - low) / (high - low), 0, 1)
@@ -158,7 +158,7 @@ def brute_force(bands, windows, mean, std):
     "processor_class", [ViTPImageProcessor, ViTPSegmentationImageProcessor, ViTPDetectionImageProcessor]
 )
 @pytest.mark.parametrize("kind", ["uint16", "reflectance", "SAR", "channels last", "file", "picked"])
-def test_bands_are_windowed_and_normalised_one_by_one(kind, processor_class, tmp_path):
+def test_bands_are_windowed_and_normalized_one_by_one(kind, processor_class, tmp_path):
     rng, picked = np.random.default_rng(0), list(range(12))
     names, mean, std = SENTINEL_2, rng.uniform(0.1, 0.6, 12).tolist(), rng.uniform(0.1, 0.4, 12).tolist()
     windows = [[float(100 * band), 3000.0 + 500 * band] for band in range(12)]
@@ -265,7 +265,7 @@ def backbone():
 
 
 def bicubic(values: list[float], size: int) -> list[float]:
-    """One line resampled by Keys' cubic with a = -0.75, pixel centres aligned, borders repeated: written as a loop."""
+    """One line resampled by Keys' cubic with a = -0.75, pixel centers aligned, borders repeated: written as a loop."""
     a = -0.75
 
     def weight(x: float) -> float:
@@ -276,10 +276,10 @@ def bicubic(values: list[float], size: int) -> list[float]:
 
     result = []
     for index in range(size):
-        centre = (index + 0.5) * len(values) / size - 0.5
-        left = int(centre // 1)
+        center = (index + 0.5) * len(values) / size - 0.5
+        left = int(center // 1)
         taps = range(left - 1, left + 3)
-        result.append(sum(weight(centre - tap) * values[min(max(tap, 0), len(values) - 1)] for tap in taps))
+        result.append(sum(weight(center - tap) * values[min(max(tap, 0), len(values) - 1)] for tap in taps))
     return result
 
 

@@ -31,8 +31,8 @@ def vision():
 
 def head_of(model: ViTPForImageClassification, features: torch.Tensor) -> torch.Tensor:
     """LayerNorm and linear layer, written out."""
-    centred = features - features.mean(-1, keepdim=True)
-    normed = centred / (centred.square().mean(-1, keepdim=True) + 1e-6).sqrt()
+    centered = features - features.mean(-1, keepdim=True)
+    normed = centered / (centered.square().mean(-1, keepdim=True) + 1e-6).sqrt()
     return normed @ model.classifier.weight.T + model.classifier.bias
 
 
@@ -102,7 +102,7 @@ def saved(vision, tmp_path):
         model.save_pretrained(tmp_path / name)
         processor = ViTPImageProcessor(size={"height": 56, "width": 56}, input_spec={"gamma": 0.5})
         processor.save_pretrained(tmp_path / name)
-        # By hand: brightened by the spec, resampled, normalised.
+        # By hand: brightened by the spec, resampled, normalized.
         pixels = 255 * (torch.tensor(np.asarray(image)).permute(2, 0, 1) / 255).sqrt()
         pixels = F.interpolate(pixels[None], (56, 56), mode="bicubic", antialias=True).clamp(0, 255) / 255
         mean, std = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])

@@ -209,7 +209,7 @@ def test_transformers_trainer_accumulates_gradients(vision, tmp_path, model_clas
 
 
 @pytest.mark.parametrize("is_pair", [False, True])
-def test_loss_equals_a_loop_over_the_labelled_pixels(is_pair):
+def test_loss_equals_a_loop_over_the_labeled_pixels(is_pair):
     torch.manual_seed(0)
     if is_pair:
         config = ViTPChangeDetectionConfig(backbone_config=adapter_config(), **HEAD, class_weights=[0.5, 2.0, 1.0])
@@ -266,7 +266,7 @@ def test_a_pair_is_two_images_through_one_backbone():
 
 
 class Places(torch.nn.Module):
-    """A head that says of each cell at stride 4 where its centre is, in pixels: y and x."""
+    """A head that says of each cell at stride 4 where its center is, in pixels: y and x."""
 
     def forward(self, maps):
         rows, columns = (4 * (torch.arange(side) + 0.5) for side in maps[0].shape[-2:])
@@ -284,7 +284,7 @@ def test_maps_are_aligned_with_pixels(size):
         assert torch.equal(model(image).logits, whole[..., : size[0], : size[1]])
         model.decode_head = Places()
         rows, columns = model(image).logits[0]
-    # Interpolation is exact but beyond the centres of the outermost cells.
+    # Interpolation is exact but beyond the centers of the outermost cells.
     inner = tuple(slice(2, min(side, side + -side % 32 - 2)) for side in size)
     places = torch.meshgrid(*(torch.arange(side) + 0.5 for side in size), indexing="ij")
     for found, expected in zip((rows, columns), places):

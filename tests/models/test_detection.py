@@ -81,8 +81,8 @@ def boxes_in_pixels(outputs, image: int) -> torch.Tensor:
     size = SIZES[image].flip(0)
     if outputs.pred_corners is not None:
         return outputs.pred_corners[image] * size
-    centres, sides = (outputs.pred_boxes[image] * size.repeat(2)).split(2, -1)
-    return torch.cat([centres - sides / 2, centres + sides / 2], -1)
+    centers, sides = (outputs.pred_boxes[image] * size.repeat(2)).split(2, -1)
+    return torch.cat([centers - sides / 2, centers + sides / 2], -1)
 
 
 @every_detector
@@ -132,9 +132,9 @@ def test_matching_equals_original_code(name):
 @torch.no_grad()
 def test_boxes_of_oriented_detections_enclose_their_corners():
     outputs = original_detector("oriented_rcnn")(expected_of("oriented_rcnn")["pixel_values"], pixel_mask())
-    centres, sides = outputs.pred_boxes.split(2, -1)
-    close(centres - sides / 2, outputs.pred_corners.amin(-2), 1e-6)
-    close(centres + sides / 2, outputs.pred_corners.amax(-2), 1e-6)
+    centers, sides = outputs.pred_boxes.split(2, -1)
+    close(centers - sides / 2, outputs.pred_corners.amin(-2), 1e-6)
+    close(centers + sides / 2, outputs.pred_corners.amax(-2), 1e-6)
 
 
 @every_detector

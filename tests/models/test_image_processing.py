@@ -28,7 +28,7 @@ def random_array(shape, dtype, seed=0):
 
 
 def unit(image, size=None, **kwargs):
-    """The image in [0, 1] as `(3, height, width)`, neither normalised nor, unless `size` says so, resized."""
+    """The image in [0, 1] as `(3, height, width)`, neither normalized nor, unless `size` says so, resized."""
     if size is None:
         size = (image.height, image.width) if isinstance(image, Image.Image) else (HEIGHT, WIDTH)
     processor = ViTPImageProcessor(
@@ -90,7 +90,7 @@ def test_8_bit_rgb_gives_what_transformers_gives(form, crop_to_patches, size):
 
 
 @pytest.mark.parametrize("as_array", [False, True])
-def test_8_bit_greyscale_gives_what_transformers_gives(as_array):
+def test_8_bit_grayscale_gives_what_transformers_gives(as_array):
     settings = {"size": {"height": 56, "width": 56}, "crop_to_patches": True}
     image = picture(100, 60).convert("L")
     expected = GotOcr2ImageProcessor(image_mean=MEAN, image_std=STD, **settings)(image, return_tensors="pt")
@@ -142,15 +142,15 @@ def test_number_of_tiles_is_nearest_grid_and_thumbnail(size, min_patches, max_pa
 
 
 def test_tiles_are_row_by_row_thumbnail_last():
-    colours = random_array((2, 3, 3), np.uint8)
-    image = Image.fromarray(colours.repeat(28, axis=0).repeat(28, axis=1))
+    colors = random_array((2, 3, 3), np.uint8)
+    image = Image.fromarray(colors.repeat(28, axis=0).repeat(28, axis=1))
     processor = ViTPImageProcessor(
         size={"height": 28, "width": 28}, crop_to_patches=True, max_patches=6, image_mean=[0.0] * 3, image_std=[1.0] * 3
     )
     tiles = processor(image, return_tensors="pt")["pixel_values"].numpy()
     assert len(tiles) == 7
-    for tile, colour in zip(tiles, colours.reshape(-1, 3)):
-        assert_close(tile, np.broadcast_to(colour.reshape(3, 1, 1) / 255, tile.shape))
+    for tile, color in zip(tiles, colors.reshape(-1, 3)):
+        assert_close(tile, np.broadcast_to(color.reshape(3, 1, 1) / 255, tile.shape))
     thumbnail = GotOcr2ImageProcessor(size={"height": 28, "width": 28}, do_normalize=False)(image, return_tensors="pt")
     assert_close(tiles[-1], thumbnail["pixel_values"][0].numpy())
 
@@ -248,24 +248,24 @@ def on_white(rgb, alpha):
 def pil_of_mode(mode):
     """An image of the mode and what it looks like in 8-bit RGB on white, `(height, width, 3)`."""
     rgb = random_array((HEIGHT, WIDTH, 3), np.uint8)
-    grey, alpha = rgb[..., 0], random_array((HEIGHT, WIDTH), np.uint8, seed=1)
+    gray, alpha = rgb[..., 0], random_array((HEIGHT, WIDTH), np.uint8, seed=1)
     if mode == "RGB":
         return Image.fromarray(rgb), rgb
     if mode == "L":
-        return Image.fromarray(grey), grey[..., None].repeat(3, axis=-1)
+        return Image.fromarray(gray), gray[..., None].repeat(3, axis=-1)
     if mode == "1":
-        bits = grey > 127
+        bits = gray > 127
         return Image.fromarray(bits), 255.0 * bits[..., None].repeat(3, axis=-1)
     if mode == "RGBA":
         return Image.fromarray(np.dstack([rgb, alpha])), on_white(rgb, alpha)
     if mode == "LA":
-        image = Image.merge("LA", [Image.fromarray(grey), Image.fromarray(alpha)])
-        return image, on_white(grey[..., None].repeat(3, axis=-1), alpha)
+        image = Image.merge("LA", [Image.fromarray(gray), Image.fromarray(alpha)])
+        return image, on_white(gray[..., None].repeat(3, axis=-1), alpha)
     if mode == "CMYK":
         image = Image.fromarray(np.dstack([rgb, alpha]), mode="CMYK")
         return image, np.asarray(image.convert("RGB"))
     palette = random_array((16, 3), np.uint8, seed=2)
-    indices = grey % 16
+    indices = gray % 16
     image = Image.fromarray(indices, mode="P")
     image.putpalette(palette.flatten().tolist())
     if mode == "P":
@@ -403,7 +403,7 @@ def test_thin_and_elongated_images_are_tiled_like_others(size, spec):
 
 FILES = {
     "rgb.png": lambda: picture(WIDTH, HEIGHT),
-    "grey.png": lambda: picture(WIDTH, HEIGHT).convert("L"),
+    "gray.png": lambda: picture(WIDTH, HEIGHT).convert("L"),
     "16 bit.png": lambda: Image.fromarray(random_array((HEIGHT, WIDTH), np.uint16)),
     "rgba.png": lambda: pil_of_mode("RGBA")[0],
     "palette.png": lambda: pil_of_mode("P with transparency")[0],

@@ -26,7 +26,7 @@ SIZES = [(30, 40), (25, 50), (30, 20)]  # height, width
 
 
 def by_hand(image: np.ndarray, height: int, width: int) -> np.ndarray:
-    """`(height, width, 3)` in [0, 255], normalised and padded to `(3, height, width)`."""
+    """`(height, width, 3)` in [0, 255], normalized and padded to `(3, height, width)`."""
     result = np.zeros((3, height, width))
     result[:, : image.shape[0], : image.shape[1]] = ((image / 255 - MEAN) / STD).transpose(2, 0, 1)
     return result
@@ -50,12 +50,12 @@ def test_images_and_masks_are_padded_to_the_largest():
         assert np.array_equal(labels, expected)
 
 
-@pytest.mark.parametrize("kind", ["palette", "greyscale", "16 bits", "int64", "file"])
+@pytest.mark.parametrize("kind", ["palette", "grayscale", "16 bits", "int64", "file"])
 def test_masks_of_any_kind_are_class_indices(kind, tmp_path):
     mask = some_mask(8, 9)
     given = {
         "palette": Image.fromarray(mask).convert("P"),
-        "greyscale": Image.fromarray(mask),
+        "grayscale": Image.fromarray(mask),
         "16 bits": Image.fromarray(mask.astype(np.uint16)),
         "int64": torch.from_numpy(mask).long(),
         "file": str(tmp_path / "mask.png"),
@@ -86,8 +86,8 @@ def test_images_and_masks_are_resized_if_asked():
 def test_other_images_go_through_the_input_spec(tmp_path):
     ct = np.random.default_rng(0).integers(-1000, 1000, (20, 30), dtype=np.int16)
     processor = ViTPSegmentationImageProcessor(input_spec={"window": [-160, 240]})
-    grey = 255 * np.clip((ct.astype(float) + 160) / 400, 0, 1)
-    expected = by_hand(np.repeat(grey[..., None], 3, axis=2), 20, 30)
+    gray = 255 * np.clip((ct.astype(float) + 160) / 400, 0, 1)
+    expected = by_hand(np.repeat(gray[..., None], 3, axis=2), 20, 30)
     np.testing.assert_allclose(processor(ct, return_tensors="pt")["pixel_values"][0], expected, atol=1e-5)
 
     processor.save_pretrained(tmp_path)

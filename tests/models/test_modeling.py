@@ -881,7 +881,7 @@ def test_compiled_vrl_step_is_one_graph(vivid, processor, backend):
 
 
 # ----------------------------------------------------------------------------------------------------------------------
-# Configuration, initialisation, saving
+# Configuration, initialization, saving
 
 
 def config_of(**settings) -> ViTPConfig:
@@ -999,7 +999,7 @@ def test_given_tying_wins_over_language_model(tied):
     assert shared is tied
 
 
-def test_positions_and_cls_token_are_drawn_at_initialisation():
+def test_positions_and_cls_token_are_drawn_at_initialization():
     torch.manual_seed(0)
     vision = {**VISION, "hidden_size": 128, "image_size": [112, 112], "num_hidden_layers": 1}
     whole = ViTPForConditionalGeneration(config_of(vision_config=vision)).model.vision_tower

@@ -18,7 +18,7 @@ from modeling_vitp import (
     ViTPVisionModel,
     export_backbone,
 )
-from modeling_vitp.modeling_vitp_adapter import DeformableAttention, cell_centres, to_maps, to_tokens
+from modeling_vitp.modeling_vitp_adapter import DeformableAttention, cell_centers, to_maps, to_tokens
 
 TINY = {
     "hidden_size": 32,
@@ -135,7 +135,7 @@ def bilinear(grid: torch.Tensor, x: float, y: float) -> torch.Tensor:
     return total
 
 
-def randomised(attention: DeformableAttention) -> DeformableAttention:
+def randomized(attention: DeformableAttention) -> DeformableAttention:
     for parameter in attention.parameters():
         torch.nn.init.normal_(parameter, std=0.4)
     return attention
@@ -146,7 +146,7 @@ def test_deformable_attention_equals_loop():
     """Deformable DETR: sum over heads m of W_m sum over levels l and points k of A_mlk W'_m x_l(p + offset_mlk)."""
     torch.manual_seed(0)
     config = ViTPAdapterConfig(**TINY, **ADAPTER)
-    attention = randomised(DeformableAttention(config, num_levels=3)).double()
+    attention = randomized(DeformableAttention(config, num_levels=3)).double()
     shapes = [(6, 4), (3, 2), (2, 1)]
     queries = torch.randn(2, 5, 32, dtype=torch.float64)
     features = torch.randn(2, sum(h * w for h, w in shapes), 32, dtype=torch.float64)
@@ -175,7 +175,7 @@ def test_deformable_attention_equals_loop():
 def test_gradients_of_deformable_attention():
     torch.manual_seed(0)
     config = ViTPAdapterConfig(**{**TINY, "hidden_size": 8, "num_attention_heads": 2}, deformable_heads=2)
-    attention = randomised(DeformableAttention(config, num_levels=2)).double()
+    attention = randomized(DeformableAttention(config, num_levels=2)).double()
     shapes = [(3, 2), (2, 2)]
     queries = torch.randn(1, 2, 8, dtype=torch.float64, requires_grad=True)
     features = torch.randn(1, 10, 8, dtype=torch.float64, requires_grad=True)
@@ -184,7 +184,7 @@ def test_gradients_of_deformable_attention():
 
 
 def test_cell_centers_are_row_by_row():
-    points = cell_centres([(2, 3), (1, 1)], torch.device("cpu"))
+    points = cell_centers([(2, 3), (1, 1)], torch.device("cpu"))
     expected = [[(column + 0.5) / 3, (row + 0.5) / 2] for row in range(2) for column in range(3)] + [[0.5, 0.5]]
     torch.testing.assert_close(points, torch.tensor(expected))
 
@@ -250,8 +250,8 @@ def vision_of(pyramid: ViTPFeaturePyramid) -> ViTPVisionModel:
 
 
 def channel_norm(maps: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
-    centred = maps - maps.mean(1, keepdim=True)
-    scaled = centred / (centred.square().mean(1, keepdim=True) + 1e-6).sqrt()
+    centered = maps - maps.mean(1, keepdim=True)
+    scaled = centered / (centered.square().mean(1, keepdim=True) + 1e-6).sqrt()
     return scaled * weight[:, None, None] + bias[:, None, None]
 
 

@@ -104,7 +104,7 @@ def test_every_subset_is_drawn_equally_often(num_tokens, drop_ratio, num_kept):
 
 
 @pytest.mark.parametrize("other", [(0, 0, 1), (0, 1, 0), (1, 0, 0)], ids=["epoch", "sample", "seed"])
-def test_draws_of_neighbouring_keys_overlap_by_chance_only(other):
+def test_draws_of_neighboring_keys_overlap_by_chance_only(other):
     num_tokens, num_kept, draws = 32, 8, 1500
     total = 0
     for base in range(0, 10 * draws, 10):
