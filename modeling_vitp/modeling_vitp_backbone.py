@@ -107,7 +107,8 @@ class ViTPMultiScaleBackbone(BackboneMixin, ViTPVisionPreTrainedModel):
             `(batch_size, channels, ceil(height / stride), ceil(width / stride))` at strides 4, 8, 16 and 32. With
             `output_hidden_states=True` also the ViT's `hidden_states`: the input of its first layer and the output of
             each layer, `num_hidden_layers + 1` of shape `(batch_size, patches, hidden_size)`, or with the CLS token
-            first, `1 + patches`, if the backbone has one ([`ViTPFeaturePyramid`]). The patches are those of the padded image.
+            first, `1 + patches`, if the backbone has one ([`ViTPFeaturePyramid`]). The patches are those of the padded
+            image.
         """
         height, width = pixel_values.shape[-2:]
         wanted = [index for index, stage in enumerate(self.stage_names) if stage in self.out_features]

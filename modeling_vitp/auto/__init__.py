@@ -1,4 +1,4 @@
-"""The models under their public names, and the table of model types.
+"""Public model classes, and their registration with transformers' Auto classes.
 
 A new model type is one [`register_model`] call, see `registry.py`.
 """
@@ -38,7 +38,7 @@ from ..modeling_vitp_multi_scale import ViTPFeaturePyramid
 from ..processing_vitp import ViTPProcessor
 from .registry import ModelEntry, register_model
 
-# Code of the model cards. `yours` marks what a reader replaces.
+# Code of the model cards. `yours` marks the lines that readers replace.
 BACKBONE_EXAMPLE = """
 from PIL import Image
 from transformers import AutoImageProcessor, AutoModel
@@ -156,7 +156,7 @@ for _entry in (
         ANSWER_EXAMPLE,
         ViTPForConditionalGeneration,
         ViTPImageProcessor,
-        "A vision-language model trained end to end for its vision transformer, with {paper}.",
+        "A vision-language model trained end to end with {paper} to pretrain its vision transformer.",
         layout="vitp",
         original_layout="original",
     ),
@@ -165,7 +165,7 @@ for _entry in (
         "AutoModelForImageTextToText",
         "image-text-to-text",
         ANSWER_EXAMPLE,
-        description="A vision-language model for its vision transformer, of {paper}, in transformers' own layout.",
+        description="A vision-language model trained end to end with {paper}, in transformers' InternVL layout.",
         layout="internvl",
     ),
     ModelEntry(
@@ -173,7 +173,7 @@ for _entry in (
         "AutoModelForImageTextToText",
         "image-text-to-text",
         LORA_EXAMPLE,
-        description="A LoRA adapter, with vision transformer and projector trained in full, made with {paper}.",
+        description="A LoRA adapter, with fully trained vision transformer and projector, trained with {paper}.",
         push_as="adapter",
     ),
     ModelEntry(
@@ -192,7 +192,7 @@ for _entry in (
         "AutoModel",
         "image-feature-extraction",
         BACKBONE_EXAMPLE,
-        description="A vision transformer as an image backbone: the part that is kept of {paper}.",
+        description="A vision transformer as an image backbone, pretrained with {paper}.",
         push_as="backbone",
         layout="backbone",
     ),
@@ -252,7 +252,7 @@ for _entry in (
             "found = image_processor.post_process_oriented_object_detection(outputs, target_sizes=[(480, 640)])[0]",
         ),
         model_class=ViTPForOrientedObjectDetection,
-        description="A detector of objects with oriented boxes on a backbone of {paper}.",
+        description="A detector with oriented boxes on a backbone of {paper}.",
         **DETECTION,
     ),
     ModelEntry(
@@ -272,14 +272,14 @@ for _entry in (
             "object-detection",
             "\nimport modeling_vitp  # the backbone, which transformers does not load from a repo: "
             "pip install modeling-vitp" + BOXES_EXAMPLE.replace("{trust}", ""),
-            description="transformers' own object detector on a backbone of {paper}.",
+            description="An object detector of transformers on a backbone of {paper}.",
         )
         for model_type in ("rt_detr_v2", "d_fine", "deformable_detr")
     ),
 ):
     register_model(_entry)
 
-# The model without its LM head, a second Auto class, and the processor.
+# The model without its LM head, another Auto class of the whole model, and the processor.
 AutoModel.register(ViTPConfig, ViTPModel)
 AutoModelForMultimodalLM.register(ViTPConfig, ViTPForConditionalGeneration)
 AutoProcessor.register(ViTPConfig, ViTPProcessor)

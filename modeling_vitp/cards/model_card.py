@@ -1,4 +1,4 @@
-"""The card of a pushed model, filled with what its run recorded. A value that was not recorded is left out."""
+"""Model cards filled with the recorded settings and results of a run. Values without a record are omitted."""
 
 import json
 from collections.abc import Iterator
@@ -24,12 +24,12 @@ CITATION = """
 ```
 """
 
-PLACEHOLDER = "[More Information Needed]"  # PEFT's template, which says nothing
-SETTINGS = {  # whose names say little
+PLACEHOLDER = "[More Information Needed]"  # in PEFT's empty template
+SETTINGS = {  # descriptions in the table of settings
     "vrl_drop_ratio": "r, the share of visual tokens dropped (VRL)",
     "vrl_apply_prob": "share of samples with VRL",
-    "vrl_warmup_steps": "first steps, without VRL",
-    "answer_mask_ratio": "share of answer tokens hidden from the input",
+    "vrl_warmup_steps": "optimizer steps at the beginning without VRL",
+    "answer_mask_ratio": "share of answer tokens masked in the input",
 }
 NOT_RESULTS = ("runtime", "per_second", "epoch", "num_tokens", "entropy", "_time")
 
@@ -42,14 +42,14 @@ def fill_card(
     repo_id: str,
     license: dict[str, str],
 ) -> ModelCard:
-    """Return the card that a folder has, if any, with the sections and metadata that follow from the run.
+    """Return the existing card of a folder, or a new one, with sections and metadata from the run.
 
     Args:
         entry: declaration of the model type, a `ModelEntry` of `auto/registry.py`.
-        source: the folder of the run, with its record and metrics.
-        folder: the folder that is pushed.
-        files: what is pushed, by path in the repo.
-        repo_id: target of the push; the example loads the model from there.
+        source: folder of the run, with its record and metrics.
+        folder: folder that is pushed.
+        files: pushed files by path in the repo.
+        repo_id: target of the push, from which the example loads the model.
         license: license fields.
     """
     record, metrics = read_record(source), read_json(source / METRICS)
@@ -75,7 +75,7 @@ def fill_card(
 
     metadata = own.data.to_dict() if own is not None else {}
     bases = record.get("base_model") or card_metadata(source).get("base_model")
-    base = config.get("base_model_name_or_path")  # none of a model that was composed or built from scratch
+    base = config.get("base_model_name_or_path")  # missing if the model was combined or built from scratch
     if is_adapter and base and not Path(base).exists():
         bases = base
     metadata |= {
@@ -97,15 +97,15 @@ def fill_card(
 
 
 def describe_input(files: dict[str, Path | bytes]) -> str | None:
-    """Return a table of how images are read."""
+    """Return a table of the image processor's settings."""
     processor = read_pushed(files, "processor_config.json").get("image_processor") or {}
     processor = processor or read_pushed(files, "preprocessor_config.json")
     size = processor.get("size") or {}
     spec = processor.get("input_spec") or {}
     rows = {
         "bands": spec.get("band_names"),
-        "tile, in pixels": f"{size['height']} × {size['width']}" if {"height", "width"} <= size.keys() else None,
-        "most tiles": processor.get("max_patches") if processor.get("crop_to_patches") else None,
+        "tile in pixels": f"{size['height']} × {size['width']}" if {"height", "width"} <= size.keys() else None,
+        "maximum number of tiles": processor.get("max_patches") if processor.get("crop_to_patches") else None,
         "mean": processor.get("image_mean"),
         "standard deviation": processor.get("image_std"),
         "input spec": {name: value for name, value in spec.items() if name != "band_names"},
@@ -118,7 +118,7 @@ def describe_training(record: dict[str, Any]) -> str | None:
     if record.get("command"):
         parts.append(f"```bash\n{record['command']}\n```")
     if record.get("base_model"):
-        parts.append(f"Started from {', '.join(f'`{base}`' for base in record['base_model'])}.")
+        parts.append(f"Initialized from {', '.join(f'`{base}`' for base in record['base_model'])}.")
     settings = record.get("settings") or {}
     parts.append(settings_table({SETTINGS.get(name, name): value for name, value in settings.items()}))
     data = record.get("data") or []
@@ -145,7 +145,7 @@ def describe_license(license: dict[str, str]) -> str | None:
         return None
     name = license.get("license_name", license["license"])
     link = f" ([text]({license['license_link']}))" if license.get("license_link") else ""
-    return f"{name}{link}. Weights keep the license of the weights they were trained from."
+    return f"{name}{link}. Weights have the license of the weights that they were trained from."
 
 
 def settings_table(settings: dict[str, Any]) -> str | None:
@@ -205,13 +205,13 @@ def code_example(entry: Any, config: dict[str, Any], files: dict[str, Path | byt
 
     Args:
         entry: declaration of the model type.
-        config: of the model, or of the LoRA adapter.
+        config: configuration of the model or of the LoRA adapter.
     """
     base = config.get("base_model_name_or_path")
     if entry.push_as == "adapter" and base is None:
         return (
-            "The model that this adapter lies on was composed or built from scratch, and saved nowhere: load the run's "
-            "merged model in place of it."
+            "The base model of this adapter was combined or built from scratch and is not saved: load the run's merged "
+            "model instead."
         )
     trust = ", trust_remote_code=True"
     trust_processor = trust if read_pushed(files, "preprocessor_config.json").get("auto_map") else ""
@@ -228,6 +228,6 @@ def code_example(entry: Any, config: dict[str, Any], files: dict[str, Path | byt
 
 
 def read_pushed(files: dict[str, Path | bytes], name: str) -> dict[str, Any]:
-    """Return a configuration among the files that are pushed, or `{}` if it is not there."""
+    """Return a configuration among the pushed files, or `{}` if it is missing."""
     content = files.get(name, b"{}")
     return json.loads(content if isinstance(content, bytes) else content.read_bytes())
