@@ -407,7 +407,7 @@ class ViTPProcessor(ProcessorMixin):
                 has tool calls that the chat template does not render (the default template does not).
         """
         if not conversation:
-            raise ValueError("Conversation 0: expected at least one message, got none.")
+            raise ValueError("Conversation 0: expected messages, got an empty list.")
         batched = isinstance(conversation[0], (list, tuple)) or hasattr(conversation[0], "messages")
         conversations = [plain_messages(messages) for messages in (conversation if batched else [conversation])]
         template = self.template(chat_template)
@@ -453,7 +453,7 @@ def openai_url(part: Any) -> str | None:
 def check_messages(messages: list[dict], allow_image_tokens: bool = False) -> None:
     """Raise a `ValueError` that names the message if a role is unknown or a text has a literal image token."""
     if not messages:
-        raise ValueError("expected at least one message, got none.")
+        raise ValueError("expected messages, got an empty list.")
     for index, message in enumerate(messages):
         if not isinstance(message, dict):
             raise ValueError(f"message {index}: expected {{'role', 'content'}}, got {message!r}.")

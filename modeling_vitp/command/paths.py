@@ -153,7 +153,7 @@ def find_task(name: str) -> str:
 
 
 def find_data(name: str) -> str:
-    """Return a folder or Hub id, with `recipes/…` replaced by the package's folder if there is none here."""
+    """Return a folder or Hub id, with `recipes/…` replaced by the package's folder if it does not exist here."""
     packaged = Path(str(files(RECIPES))).joinpath(*Path(name).parts[1:])
     is_packaged = Path(name).parts[:1] == ("recipes",) and not Path(name).exists() and packaged.exists()
     return str(packaged) if is_packaged else name

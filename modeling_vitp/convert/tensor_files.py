@@ -89,7 +89,7 @@ def read_checkpoint(path: Path) -> dict[str, TensorBytes]:
         )
     pickles = sorted(file.name for ending in ("*.bin", "*.pt", "*.pth") for file in path.glob(ending))
     raise ValueError(
-        f"Expected safetensors in {path}, found {pickles or 'no weights'}."
+        f"{path} holds no safetensors. Found: {pickles or 'no weights'}."
         f"{f' Pickles are not read, because they can run code. {FROM_PICKLE}' if pickles else ''}"
     )
 

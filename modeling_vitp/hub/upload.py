@@ -244,8 +244,8 @@ def portable_config(path: Path, base_model: str | None) -> Path | bytes:
         base = config.get("base_model_name_or_path")
         if base_model is None and (base is None or Path(base).exists() or ABSOLUTE.fullmatch(base)):
             raise ValueError(
-                "The adapter was trained from a folder. Push that base model too, and pass its Hub id as --base_model; or "
-                "push the merged model with --what model."
+                "The adapter was trained from a folder. Push that base model too, and pass its Hub id as --base_model; "
+                "or push the merged model with --what model."
             )
         config["base_model_name_or_path"] = base_model or base
     drop_local_keys(config)
