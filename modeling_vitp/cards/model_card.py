@@ -104,7 +104,7 @@ def describe_input(files: dict[str, Path | bytes]) -> str | None:
     spec = processor.get("input_spec") or {}
     rows = {
         "bands": spec.get("band_names"),
-        "tile in pixels": f"{size['height']} × {size['width']}" if {"height", "width"} <= size.keys() else None,
+        "tile, in pixels": f"{size['height']} × {size['width']}" if {"height", "width"} <= size.keys() else None,
         "maximum number of tiles": processor.get("max_patches") if processor.get("crop_to_patches") else None,
         "mean": processor.get("image_mean"),
         "standard deviation": processor.get("image_std"),

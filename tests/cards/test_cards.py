@@ -1,4 +1,4 @@
-"""Cards of pushed models: valid metadata, nothing invented, the license carried on, examples that run as printed."""
+"""Cards of pushed models: valid metadata, only recorded values, inherited licenses, and examples that run."""
 
 import copy
 import json
@@ -61,7 +61,7 @@ METRICS = {
 
 @pytest.fixture
 def folder(model_and_processor, tmp_path):
-    """A model that was trained: with its record and metrics."""
+    """Folder of a trained model with its record and metrics."""
     model, processor = model_and_processor
     folder = tmp_path / "run"
     model.save_pretrained(folder)
@@ -186,7 +186,7 @@ def test_license_files_and_links(hub, logged_in, folder, tmp_path):
         "license_name": "vitp-terms",
         "license_link": f"{hub.url}/org/start/blob/main/LICENSE",
     }
-    noted = RECORD["licenses"]["org/start"]  # when the run began; now the repo says something else
+    noted = RECORD["licenses"]["org/start"]  # at the start of the run; the repo has another license now
     assert found["licenses"] == {"org/start": stated, "run": noted, "org/start (another)": noted}
     assert push(folder, "tester/m", "--what", "model") == 0
     assert hub.files("tester/m")["LICENSE"] == b"terms"
@@ -197,7 +197,7 @@ def test_license_files_and_links(hub, logged_in, folder, tmp_path):
 
 
 def test_license_files_of_two_sources_are_kept(tmp_path):
-    """A run on a ViT and a language model; a folder of licenses, as REUSE has it, is none."""
+    """A run has a ViT and a language model; a folder `LICENSES` (of REUSE) is not a license file."""
     for name in ("vit", "llm"):
         (tmp_path / name / "LICENSES").mkdir(parents=True)
         (tmp_path / name / "LICENSE.md").write_text(f"terms of the {name}")
@@ -213,7 +213,7 @@ def test_license_files_of_two_sources_are_kept(tmp_path):
 
 
 def test_training_from_the_hub_and_back(hub, logged_in, folder, data_folder, tmp_path, capsys):
-    """The whole way: start and data from the Hub, a push at each checkpoint, and the license in every card."""
+    """Model and data come from the Hub, each checkpoint is pushed, and every card has the license."""
     hub.create(
         "org/start", {path.name: path for path in folder.iterdir() if path.name not in ("run.json", "metrics.json")}
     )
@@ -253,7 +253,7 @@ def test_training_from_the_hub_and_back(hub, logged_in, folder, data_folder, tmp
     for part in ("", "backbone"):
         assert ModelCard.load(tmp_path / "out" / part / "README.md").data.license == "cc-by-nc-4.0"
 
-    # What is trained from it is under the same license.
+    # A model trained from it has the same license.
     again = {
         "output_dir": str(tmp_path / "next"),
         "model_name_or_path": str(tmp_path / "out"),
@@ -277,7 +277,7 @@ DETECTORS = {
 PROGRAM = """
 import json, sys
 
-sys.modules["modeling_vitp"] = None  # the code that was pushed has to do without it
+sys.modules["modeling_vitp"] = None  # the pushed code has to work without it
 
 shapes = {}
 for name, code in json.loads(sys.stdin.read()).items():
@@ -382,7 +382,7 @@ def test_part_of_a_checkpoint_keeps_record_and_license(folder, tmp_path):
     assert read_record(tmp_path / "backbone") == read_record(folder) != {}
     assert (tmp_path / "backbone" / "LICENSE").read_text() == "terms"
     assert stated_licenses(tmp_path / "backbone")["org/start"] == {"license": "cc-by-nc-4.0"}
-    assert not (tmp_path / "backbone" / "metrics.json").exists()  # of the whole run
+    assert not (tmp_path / "backbone" / "metrics.json").exists()  # metrics of the whole model
 
 
 def test_set_section_keeps_other_sections(tmp_path):

@@ -1,4 +1,4 @@
-"""Errors of the Hub and of what is installed, each told apart in one line."""
+"""Errors of the Hub and of missing packages, each explained in one line."""
 
 import sys
 import warnings
@@ -64,7 +64,7 @@ def test_missing_extra_names_its_installation():
 
 def test_old_transformers_is_refused_at_import(monkeypatch):
     monkeypatch.setattr(modeling_vitp.importlib.metadata, "version", lambda name: "4.57.1")
-    with pytest.raises(ImportError, match=r"needs transformers 5\.20, and 4\.57\.1 is installed: pip install"):
+    with pytest.raises(ImportError, match=r"transformers 5\.20 or newer, found 4\.57\.1: pip install"):
         modeling_vitp._check_versions()
     monkeypatch.undo()
     modeling_vitp._check_versions()
@@ -72,7 +72,7 @@ def test_old_transformers_is_refused_at_import(monkeypatch):
 
 def test_old_python_is_refused_at_import(monkeypatch):
     monkeypatch.setattr(modeling_vitp.sys, "version_info", (3, 10, 14))
-    with pytest.raises(ImportError, match=r"needs Python 3\.11 or newer, and this is \d"):
+    with pytest.raises(ImportError, match=r"needs Python 3\.11 or newer, found \d"):
         modeling_vitp._check_versions()
 
 
@@ -88,14 +88,14 @@ def test_home_folder_is_expanded(tmp_path, monkeypatch):
 
 
 def test_duplicate_yaml_key_is_named(tmp_path):
-    """Of which a parser of YAML takes the last."""
+    """YAML parsers take the last of duplicate keys."""
     file = tmp_path / "a.yaml"
     file.write_text("max_steps: 2\ndata: &data\n  root: x\n  splits: {a: b}\nmore:\n  <<: *data\n  root: y\n")
     assert read_yaml(file)["more"] == {"root": "y", "splits": {"a": "b"}}
     file.write_text("deep:\n  a: &a {x: 1}\n  b: &b\n    <<: *a\n    x: 2\ntop:\n  <<: *b\n  y: 3\n")
     assert read_yaml(file) == yaml.safe_load(file.read_text())
     file.write_text("a: 1\ndata:\n  root: x\n  kind: z\n  root: y\n")
-    with pytest.raises(yaml.YAMLError, match=r"the key 'root' is there already, in line 3") as caught:
+    with pytest.raises(yaml.YAMLError, match=r"duplicate key 'root', first in line 3") as caught:
         read_yaml(file)
     assert "a.yaml" in str(caught.value) and "line 5" in str(caught.value)
 
@@ -105,7 +105,7 @@ def test_mistyped_path_names_the_nearest(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("modeling_vitp.command.paths.check_hub", lambda place: pytest.fail(f"asked for {place}"))
     line, status = told(lambda: check_paths([Given("outputs/my_rum")]))
-    assert status == 2 and "'outputs/my_rum': there is no such file or folder, did you mean 'outputs/my_run'?" in line
+    assert status == 2 and "'outputs/my_rum': file or folder not found, did you mean 'outputs/my_run'?" in line
 
 
 @pytest.mark.parametrize("place", ["lava", "llava,sharegpt"])
@@ -114,19 +114,19 @@ def test_mistyped_data_set_names_the_nearest(tmp_path, monkeypatch, place):
     (tmp_path / "sharegpt").mkdir()
     monkeypatch.chdir(tmp_path)
     line, status = told(lambda: check_paths([SimpleNamespace(dataset_name=place)]))
-    assert status == 2 and f"dataset_name={place!r}: there is no such file or folder, did you mean '" in line
+    assert status == 2 and f"dataset_name={place!r}: file or folder not found, did you mean '" in line
     assert ("`mixture`" in line) == ("," in place)
 
 
 def test_offline_data_set_is_told_at_once(monkeypatch, pauses):
-    """Of the client's error `datasets` leaves the name in a text."""
+    """`datasets` keeps only the name of the client's error in its text."""
 
     def load(*args, **options):
         raise ConnectionError("Couldn't reach 'org/nothing' on the Hub (OfflineModeIsEnabled)") from None
 
     monkeypatch.setattr("modeling_vitp.instructions.sources.load_dataset", load)
     line, status = told(lambda: load_rows(ScriptArguments(dataset_name="org/nothing")))
-    assert status == 2 and "'org/nothing' is no file or folder, and HF_HUB_OFFLINE is set" in line
+    assert status == 2 and "'org/nothing' is not a local file or folder, and HF_HUB_OFFLINE is set" in line
     assert pauses == []
 
 
@@ -179,6 +179,6 @@ def test_unfinished_run_is_no_model(tmp_path, name):
         check_paths([Given(str(tmp_path / "run"))])
         return
     what, status = told(lambda: check_paths([Given(str(tmp_path / "run"))]))
-    assert "model_name_or_path='" in what and "the run in it has not finished" in what and status == 2
+    assert "model_name_or_path='" in what and "not finished" in what and status == 2
     assert what.removesuffix(" None").endswith("run/checkpoint-12.")
     check_paths([Given(str(tmp_path / "run" / "checkpoint-12"))])

@@ -32,7 +32,7 @@ SPEC = {"bands": [2, 0, 1], "window": [100, 2000], "gamma": 0.5}
 SIZES = [(37, 91), (200, 33), (56, 56)]  # width, height
 TEXT_PROMPT = "<IMG_CONTEXT>\nHow many trees are there?"
 
-# Run without this package: what a user has who only installed transformers.
+# Run without this package, as by users who have only transformers installed.
 PROGRAM = """
 import contextlib, io, json, sys
 from pathlib import Path
@@ -93,7 +93,7 @@ with torch.no_grad():
     extract = pipeline("image-feature-extraction", model="backbone", pool=True, trust_remote_code=True)
     tensors["pipeline_pooled"] = extract(str(pictures[0]), return_tensors=True)
     facts["refused_folder"] = refusal(AutoBackbone.from_pretrained, "./backbone", trust_remote_code=True)
-    auto_factory.hf_api = lambda: SimpleNamespace(repo_exists=lambda name: True)  # which AutoBackbone asks first
+    auto_factory.hf_api = lambda: SimpleNamespace(repo_exists=lambda name: True)  # AutoBackbone checks this first
     facts["refused_backbone"] = refusal(AutoBackbone.from_pretrained, "backbone", trust_remote_code=False)
     options = {"out_indices": [1, 3], "attn_implementation": "eager", "drop_path_rate": 0.5}
     for name, options in (("last", {}), ("asked", options), ("again", options)):
@@ -126,7 +126,7 @@ Path("facts.json").write_text(json.dumps(facts))
 
 @pytest.fixture(scope="module")
 def exported(tokenizer, tmp_path_factory):
-    """A model and the folders made from it, and what a process without this package finds in them."""
+    """Model, the folders created from it, and the results of a process without this package."""
     folder = tmp_path_factory.mktemp("export")
     model, processor = vivid_model(tokenizer)
     model.save_pretrained(folder / "full")
@@ -184,7 +184,7 @@ def file_names(folder) -> set[str]:
 
 
 def warnings_of(load) -> str:
-    """What transformers logs during a call."""
+    """Return the messages that transformers logs during a call."""
     records = []
     handler = logging.Handler()
     handler.emit = lambda record: records.append(record.getMessage())
@@ -347,7 +347,7 @@ def test_default_image_processor(exported, tmp_path):
 
 def test_bands_need_their_image_processor(exported, tmp_path):
     radar = spread_bands(copy.deepcopy(exported.model.model.vision_tower), ["VV", "VH", "ratio"])
-    with pytest.raises(ValueError, match="takes .*VV, VH.*ratio.*: give image_processor=ViTPImageProcessor"):
+    with pytest.raises(ValueError, match="VV, VH.*ratio.*image_processor=ViTPImageProcessor"):
         export_backbone(radar, tmp_path / "radar")
     assert not (tmp_path / "radar").exists()
     spec = {"band_names": ["VV", "VH", "ratio"], "window": [-25, 0]}
@@ -438,7 +438,7 @@ def test_variants_keep_features_and_dtype(tokenizer, tmp_path, vision, dtype):
 
 
 def test_remote_code_model_is_exported_as_ours(tmp_path, model, processor):
-    """Its classes have the names of ours, and are others."""
+    """Remote code defines other classes under the same names."""
     model.save_pretrained(tmp_path / "run")
     processor.save_pretrained(tmp_path / "run")
     remote = get_class_from_dynamic_module("modeling_vitp.ViTPForConditionalGeneration", str(tmp_path / "run"))

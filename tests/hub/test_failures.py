@@ -1,4 +1,4 @@
-"""Failures of the Hub, on a server that fails when it is told to."""
+"""Failures of the Hub, on a server that fails on demand."""
 
 import hashlib
 import os
@@ -26,7 +26,7 @@ STEPS = {
 
 @pytest.fixture
 def uninterrupted(hub, logged_in, folder):
-    """The id of the commit of a push that nothing happened to, in a repo that is gone."""
+    """Commit id of a push without failures, whose repo is deleted again."""
     assert push(folder, "tester/m", "--what", "model") == 0
     oid = hub.repo("tester/m").history("main")[0][0]
     del hub.repos["models", "tester/m"]
@@ -61,12 +61,12 @@ def test_concurrent_commit_is_tried_again(hub, uninterrupted, folder, pauses):
     ("status", "code", "says"),
     [
         (401, None, "hf auth login"),
-        (403, None, "may not write to tester/m"),
-        (404, "RepoNotFound", "tester/m is not there"),
-        (404, "RevisionNotFound", "no such revision"),
-        (409, None, "somebody else is changing tester/m"),
-        (429, None, "fewer requests"),
-        (500, None, "out of order"),
+        (403, None, "no write access to tester/m"),
+        (404, "RepoNotFound", "tester/m not found"),
+        (404, "RevisionNotFound", "revision of tester/m not found"),
+        (409, None, "changing tester/m"),
+        (429, None, "too many requests"),
+        (500, None, "not available"),
         (None, None, "connection to the Hub failed"),
     ],
 )
@@ -90,7 +90,7 @@ def test_lasting_failure_is_one_line_with_the_command(
 
 
 def test_no_write_access_wrong_token_and_offline(hub, folder, monkeypatch, capsys):
-    for token, says in ((hub.token("read"), "may not write to tester/m"), ("hf_wrong", "does not accept the token")):
+    for token, says in ((hub.token("read"), "no write access to tester/m"), ("hf_wrong", "token is missing or invalid")):
         monkeypatch.setenv("HF_TOKEN", token)
         assert push(folder, "tester/m", "--what", "model") == 1
         error = capsys.readouterr().err

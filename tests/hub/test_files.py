@@ -1,4 +1,4 @@
-"""Search for secrets, also inside of archives and Parquet: what has one, or cannot be searched, is not sent."""
+"""Search for secrets, in archives and Parquet too: files with a secret, or that cannot be searched, are not sent."""
 
 import bz2
 import gzip
@@ -123,7 +123,7 @@ def test_token_in_parquet_is_found(tmp_path, column, compression):
         pq.write_table(table, tmp_path / "a.parquet", compression=compression, write_statistics=False)
         found = find_secret(tmp_path / "a.parquet")
         assert found.startswith("a Hugging Face token") if secret else found is None
-    if compression == "gzip":  # of which nothing is as it was
+    if compression == "gzip":  # the content is not readable without decompression
         assert TOKEN.encode() not in (tmp_path / "a.parquet").read_bytes()
         assert found == "a Hugging Face token inside"
 

@@ -1,4 +1,4 @@
-"""Pushes of models, backbones, data sets and the demo: what goes, what does not, and what is shown."""
+"""Pushes of models, backbones, data sets and the demo: pushed files, omitted files, and messages."""
 
 import json
 import os
@@ -52,7 +52,7 @@ def test_backbone_is_taken_out_or_sent_as_it_is(hub, logged_in, folder, tmp_path
     pulled = AutoModel.from_pretrained("tester/b").state_dict()
     tower = ViTPForConditionalGeneration.from_pretrained(folder).model.vision_tower.state_dict()
     assert all(torch.equal(pulled[name], tower[name]) for name in tower)
-    # A model on the Hub is as good a start as a folder.
+    # A model on the Hub is a valid source, like a folder.
     assert push(folder, "tester/m", "--what", "model") == 0
     assert push("tester/m", "tester/third", "--what", "backbone") == 0
     assert in_repo(hub, "tester/third")["model.safetensors"] == one["model.safetensors"]
@@ -178,7 +178,7 @@ def test_stale_files_of_an_earlier_push_are_deleted(hub, logged_in, folder, caps
     files = set(hub.files("tester/m"))
     assert {"notes.txt", "deep/x.safetensors", "model.safetensors", "processor_config.json"} < files
     assert "model-00001-of-00002.safetensors" not in files
-    # transformers opens `processor_config.json` where there is one, also beside that of a backbone.
+    # transformers prefers `processor_config.json`, also to the file of a backbone.
     assert push(folder, "tester/m", "--what", "backbone") == 0
     files = set(hub.files("tester/m"))
     assert "processor_config.json" not in files and "preprocessor_config.json" in files
@@ -280,11 +280,11 @@ def test_model_neither_here_nor_in_the_cache_is_named(capsys):
     [
         (["{folder}", "a/b/c", "--what", "model"], "a/b/c"),
         (["tester/none", "tester/m", "--what", "model"], "tester/none cannot be downloaded"),
-        (["{folder}/checkpoint-2", "tester/m", "--what", "model"], "has no config.json"),
+        (["{folder}/checkpoint-2", "tester/m", "--what", "model"], "config.json is missing"),
         (["{backbone}", "tester/m", "--what", "model"], "Push it with --what backbone"),
         (["{folder}", "tester/m", "--what", "adapter"], "has no adapter"),
         (["{folder}", "tester/m", "--what", "space"], "loads its model from the Hub"),
-        (["{folder}/checkpoint-2", "tester/m", "--what", "dataset"], "has no data in it"),
+        (["{folder}/checkpoint-2", "tester/m", "--what", "dataset"], "data files"),
     ],
 )
 def test_mistakes_are_named_in_one_line(hub, logged_in, folder, capsys, words, says):

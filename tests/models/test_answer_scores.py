@@ -1,4 +1,4 @@
-"""The loss of the tokens of answers alone, beside logits of all tokens."""
+"""Scores of answer tokens alone equal those computed from the logits of all tokens."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""Against the operators of mmcv and mmrotate (fixture `rotated_ops`), shapely, torchvision, and plain loops."""
+"""Box operations equal those of mmcv and mmrotate (fixture `rotated_ops`), shapely, torchvision, and plain loops."""
 
 import math
 
@@ -83,7 +83,7 @@ def test_standard_form_survives_corners(drawn):
 
 
 def test_smallest_rectangles_equal_those_of_opencv(expected):
-    """`fit.valid` is false where the original leaves a box out because a side is below two pixels."""
+    """`fit.valid` is false for boxes with a side below two pixels, which the original code omits."""
     quads, valid = expected["fit.quads"].view(-1, 4, 2), expected["fit.valid"]
     boxes = smallest_rectangles(quads)
     areas, theirs = boxes[valid, 2:4].prod(-1), expected["fit.boxes"][valid, 2:4].prod(-1)
@@ -111,8 +111,10 @@ def test_overlaps_equal_those_of_the_original_code(expected):
 @given(boxes_of_any_kind)
 @settings(max_examples=200, deadline=None)
 def test_overlaps_equal_those_of_shapely(drawn):
-    """But for pairs where shapely contradicts itself: long boxes in the same direction, one within the other, have
-    an intersection of 0 there, and the inner one no difference either."""
+    """Pairs with contradicting results of shapely are skipped.
+
+    For long parallel boxes, one within the other, shapely computes an empty intersection and an empty difference.
+    """
     boxes = torch.tensor(drawn, dtype=torch.float64)
     polygons = [shapely.Polygon(box) for box in corners(boxes).tolist()]
     found = rotated_iou(boxes, boxes)
@@ -249,7 +251,7 @@ CODERS = {
     "rotated_delta": (RotatedBoxCoder(), "proposals"),
     "midpoint": (MidpointCoder(), "anchors"),
 }
-SIZE = torch.tensor([128.0, 150.0])  # of the image that the fixture's boxes are held in
+SIZE = torch.tensor([128.0, 150.0])  # size of the fixture's image, to which boxes are clipped
 
 
 @pytest.mark.parametrize("name", CODERS)
@@ -257,14 +259,14 @@ def test_deltas_equal_those_of_original_code(name):
     expected = load_file(FIXTURES / "rotated_ops" / "expected.safetensors")
     coder, kind = CODERS[name]
     boxes = expected[f"{name}.{kind}"]
-    encoded = coder.encode(boxes, expected[f"{name}.gt"])  # to two units in the last place, which differ by the CPU
+    encoded = coder.encode(boxes, expected[f"{name}.gt"])  # CPUs differ in the last two units
     torch.testing.assert_close(encoded, expected[f"{name}.encoded"], rtol=2.4e-7, atol=0)
     decoded = coder.decode(boxes, expected[f"{name}.deltas"], SIZE)
     torch.testing.assert_close(decoded, expected[f"{name}.decoded"], rtol=1e-5, atol=1e-5)
 
 
 def boxes_within_image(number: int, seed: int) -> torch.Tensor:
-    """Rotated boxes whose sides differ by a pixel at least and whose middles are in an image of 200 pixels."""
+    """Return rotated boxes with sides that differ by at least a pixel and centers in an image of 200 pixels."""
     draws = torch.rand(number, 5, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
     boxes = draws * torch.tensor([160.0, 160.0, 30.0, 20.0, math.pi - 1e-3]) + torch.tensor([20.0, 20, 22, 1, 0])
     boxes[:, 4] -= math.pi / 2
@@ -300,7 +302,7 @@ def test_anchors_equal_loop():
 def test_anchors_outside_image_are_not_trained():
     anchors = torch.tensor([[0.0, 0, 10, 10], [-0.1, 0, 9, 9], [80, 0, 90, 10], [80, 0, 89, 10], [90, 70, 106, 96]])
     assert trained_anchors(anchors, torch.tensor([80.0, 90.0]), False).tolist() == [0, 3]
-    assert trained_anchors(anchors, torch.tensor([80.0, 90.0]), True).tolist() == [0, 1, 2, 3]  # to 96 x 96
+    assert trained_anchors(anchors, torch.tensor([80.0, 90.0]), True).tolist() == [0, 1, 2, 3]  # padded to 96 x 96
     assert trained_anchors(anchors, torch.tensor([80.0, 97.0]), True).tolist() == [0, 1, 2, 3, 4]
 
 
@@ -355,7 +357,7 @@ def test_every_box_is_drawn_as_often_as_another():
 
 
 def test_nms_keeps_labels_apart_for_far_boxes():
-    """Without the shift of each label's boxes that costs float32 its precision."""
+    """Boxes of each label are not shifted, which would reduce the precision of float32."""
     boxes = torch.tensor(
         [[0.0, 0, 10, 10], [1, 0, 11, 10], [0, 0, 10, 10], [30000, 0, 30010, 10], [30001, 0, 30011, 10]]
     )

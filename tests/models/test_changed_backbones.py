@@ -27,7 +27,7 @@ from modeling_vitp import (
 
 SENTINEL_2 = ["B01", "B02", "B03", "B04", "B05", "B06", "B07", "B08", "B8A", "B09", "B11", "B12"]
 SAR = ["VV", "VH"]
-# Written out: of each band the color whose weights it has, M for the mean of the three.
+# Color whose weights each band takes, M for the mean of the three.
 COLORS = {
     "Sentinel-2": (SENTINEL_2, "RBGRGBRGBRGB"),
     "SAR": (SAR, "MM"),
@@ -57,7 +57,7 @@ def test_band_weights_are_those_of_its_color(name):
     spread = spread_bands(model, names)
     assert spread is model and model.config.band_names == names and model.config.num_channels == len(names)
     torch.testing.assert_close(model.embeddings.patch_embeddings.projection(image), expected, atol=1e-5, rtol=0)
-    model(image)  # which checks the number of channels
+    model(image)  # checks the number of channels
 
 
 @pytest.mark.parametrize("names", [names for names, _ in COLORS.values()], ids=len)
@@ -71,7 +71,7 @@ def test_equal_bands_give_tokens_of_rgb_model(names):
 
 
 def test_gray_images_give_tokens_of_rgb_model():
-    """For a number of bands that three divides, mean and deviation are spread as the weights are."""
+    """If three divides the number of bands, mean and standard deviation are spread as the weights are."""
     image = np.random.default_rng(0).integers(0, 256, (56, 56), dtype=np.uint8)
     spec = {"band_names": SENTINEL_2}
     of_three, of_twelve = tiny_vit(), spread_bands(tiny_vit(), SENTINEL_2)
@@ -146,7 +146,7 @@ def test_spread_model_is_not_spread_again():
 
 
 def brute_force(bands, windows, mean, std):
-    """Band by band in float64: what is clipped to its window, from 0 to 1, is normalized; NaN is black."""
+    """Window and normalize each band in float64; NaN is black."""
     out = []
     for band, (low, high), center, width in zip(bands.astype(np.float64), windows, mean, std, strict=True):
         unit = np.clip((np.nan_to_num(band, nan=low) - low) / (high - low), 0, 1)
@@ -230,7 +230,7 @@ def test_spec_of_call_is_for_bands_of_processor():
 
 def test_wrong_number_of_bands_is_named_with_file(tmp_path):
     processor = ViTPImageProcessor(input_spec={"band_names": SENTINEL_2, "window": [0, 10000]})
-    wanted = r"the model takes 12 bands \(B01, B02, .*B12\), but the image has 3\.$"
+    wanted = r"The model takes 12 bands \(B01, B02, .*B12\), but the image has 3\.$"
     with pytest.raises(ValueError, match=f"^{wanted}"):
         processor(np.zeros((3, 20, 30), np.uint16))
     for name in ("three.tif", "three.png"):
@@ -241,7 +241,7 @@ def test_wrong_number_of_bands_is_named_with_file(tmp_path):
 
 
 def test_fourth_band_of_file_is_no_transparency(tmp_path):
-    """GDAL marks it as such where four bands of 8 bits are written."""
+    """GDAL marks the fourth of four 8-bit bands as alpha."""
     array = np.random.default_rng(0).integers(0, 255, (4, 20, 30), dtype=np.uint8)
     path = write_bands(tmp_path / "four.tif", array)
     with warnings.catch_warnings(), rasterio.open(path) as file:
@@ -265,7 +265,7 @@ def backbone():
 
 
 def bicubic(values: list[float], size: int) -> list[float]:
-    """One line resampled by Keys' cubic with a = -0.75, pixel centers aligned, borders repeated: written as a loop."""
+    """Resample a line by Keys' cubic (a = -0.75) in a loop, with aligned pixel centers and repeated borders."""
     a = -0.75
 
     def weight(x: float) -> float:
@@ -284,7 +284,7 @@ def bicubic(values: list[float], size: int) -> list[float]:
 
 
 def resampled(square: torch.Tensor, size: int) -> torch.Tensor:
-    """A square of numbers, its rows and then its columns resampled."""
+    """Resample the rows and then the columns of a square."""
     rows = torch.tensor([bicubic(row, size) for row in square.double().tolist()], dtype=torch.float64)
     return torch.tensor([bicubic(column, size) for column in rows.T.tolist()], dtype=torch.float64).T
 

@@ -1,4 +1,4 @@
-"""Conversations by `apply_chat_template`, and by `encode_conversation` with the same result."""
+"""Conversations encoded by `apply_chat_template` and by `encode_conversation` are equal."""
 
 import copy
 from dataclasses import dataclass
@@ -29,7 +29,7 @@ def processor(tokenizer):
 
 @st.composite
 def conversations(draw):
-    """One to four turns with up to three images anywhere in the questions, which are texts or parts."""
+    """Draw one to four turns with up to three images anywhere in the questions, which are texts or parts."""
     sizes = draw(st.lists(st.tuples(st.integers(1, 120), st.integers(1, 120)), max_size=3))
     questions = [[{"type": "text", "text": draw(TEXTS)}] for _ in range(draw(st.integers(1, 4)))]
     for seed, size in enumerate(sizes):
@@ -47,7 +47,7 @@ def conversations(draw):
 
 
 def check(processor, messages, ratio=0.5, prob=1.0, images_kwargs=None):
-    """Of errors only that there is one both ways: one names the conversation of a batch."""
+    """Compare both encodings. If one raises an error, the other has to raise one too, with any message."""
     key, images_kwargs = (3, "a row", 1), images_kwargs or {}
     options = {"vrl_drop_ratio": ratio, "vrl_apply_prob": prob, "vrl_keys": [key], "add_special_tokens": False}
     try:
@@ -128,7 +128,7 @@ def test_tokens_that_the_tokenizer_adds_are_left_out(processor):
     adds = ViTPProcessor(processor.image_processor, tokenizer, image_seq_length=TOKENS_PER_TILE)
     messages = [{"role": "user", "content": [PICTURE]}, ANSWER]
     check(adds, messages)
-    # Somebody else's call has set the tokenizer to cut and to pad.
+    # An earlier call may have switched on truncation and padding.
     adds.tokenizer("a", truncation=True, max_length=3, padding="max_length")
     check(adds, messages)
 
@@ -150,15 +150,15 @@ IMAGE_TOKENS = ["<IMG_CONTEXT>", "<img>", "</img>"]
 def test_literal_image_token_is_named(processor, token, tokenize, as_part):
     text = f"what is {token}?"
     bad = {"role": "user", "content": [{"type": "text", "text": text}] if as_part else text}
-    with pytest.raises(ValueError, match=rf"Conversation 1: message 2 .*{token}.*literally.*'type': 'image'"):
+    with pytest.raises(ValueError, match=rf"Conversation 1: message 2 .*{token}.*'type': 'image'"):
         processor.apply_chat_template([[QUESTION], [QUESTION, ANSWER, bad]], tokenize=tokenize)
 
 
 @pytest.mark.parametrize(
     "conversation, message",
     [
-        ([], r"no messages"),
-        ([[QUESTION], []], r"Conversation 1: .*no messages"),
+        ([], r"messages"),
+        ([[QUESTION], []], r"Conversation 1: .*messages"),
         ([QUESTION, {"role": "function", "content": "x"}], r"message 1 .*'function'.*system, user, assistant"),
         ([{"content": "x"}], r"message 0 .*role.*system, user, assistant"),
         ([{"from": "human", "value": "x"}], r"message 0 .*role.*system, user, assistant"),
@@ -191,7 +191,7 @@ class Part:
 
 @pytest.mark.parametrize("batched", [False, True])
 def test_messages_may_be_objects(processor, batched):
-    """As other libraries give them; `content` must not be taken for a batch."""
+    """A list as `content` must not be mistaken for a batch."""
     objects = [Message("user", [Part("image"), {"type": "text", "text": "How many?"}]), Message("assistant", "12")]
     parts = [{"type": "image"}, {"type": "text", "text": "How many?"}]
     rows = [{"role": "user", "content": parts}, {"role": "assistant", "content": "12"}]

@@ -1,4 +1,4 @@
-"""The three detectors against OpenMMLab's code on ViTP's neck and adapter, and what every detector must hold."""
+"""The three detectors equal OpenMMLab's code on ViTP's neck and adapter, and meet the requirements of any detector."""
 
 import dataclasses
 
@@ -77,7 +77,7 @@ def test_neck_and_proposals_equal_original_code(name):
 
 
 def boxes_in_pixels(outputs, image: int) -> torch.Tensor:
-    """Corners of oriented boxes, x1, y1, x2, y2 of others."""
+    """Return corners of oriented boxes, and x1, y1, x2, y2 of others."""
     size = SIZES[image].flip(0)
     if outputs.pred_corners is not None:
         return outputs.pred_corners[image] * size
@@ -88,7 +88,7 @@ def boxes_in_pixels(outputs, image: int) -> torch.Tensor:
 @every_detector
 @torch.no_grad()
 def test_detections_equal_original_code(name):
-    """Which sorts upright ones by class first."""
+    """Compare in the original order, which sorts upright boxes by class first."""
     expected = expected_of(name)
     outputs = original_detector(name)(expected["pixel_values"], pixel_mask())
     for image in (0, 1):
@@ -110,7 +110,7 @@ def test_detections_equal_original_code(name):
 @every_detector
 @torch.no_grad()
 def test_matching_equals_original_code(name):
-    """There -2 is not trained on, -1 ignored, 0 background, n + 1 object n."""
+    """In the original code -2 is not sampled, -1 ignored, 0 background, and n + 1 object n."""
     model, expected = original_detector(name), expected_of(name)
     config = model.config
     view = model.view(model.run_backbone(expected["pixel_values"]).feature_maps)
@@ -160,10 +160,11 @@ def test_losses_equal_original_code(name):
 
 @every_detector
 def test_gradients_equal_original_code(name, monkeypatch):
-    """From the maps on, in double precision, since rounding is not the same on every CPU.
+    """Compare in double precision from the maps on, because rounding depends on the CPU.
 
-    One unit of Mask R-CNN's mask head is -1e-5 by exact arithmetic, of values up to 19, and the original's float32 made
-    it positive: so much below zero the ReLU lets pass here. Held back, it changes one gradient by 4e-5.
+    One unit of Mask R-CNN's mask head is exactly -1e-5, with values up to 19, and the original's float32 made it
+    positive. The ReLU is patched to pass values this far below zero, because one gradient would otherwise differ by
+    4e-5.
     """
     monkeypatch.setattr(F, "relu", lambda values: torch.where(values > -1.5e-5, values, 0))
     model, expected = original_detector(name).train().double(), expected_of(name)
@@ -184,7 +185,7 @@ def test_flip_test_equals_original_code():
     expected = expected_of("mask_rcnn")
     model = original_detector("mask_rcnn", flip_test=True)
     image = expected["pixel_values"][:1]
-    mirrored = BackboneOutput(feature_maps=tuple(expected[f"flip.maps.{level}"] for level in range(4)))  # made up
+    mirrored = BackboneOutput(feature_maps=tuple(expected[f"flip.maps.{level}"] for level in range(4)))  # arbitrary
     seen = [model.run_backbone(image), mirrored]
     (proposals,) = model.propose_by_all([model.view(outputs.feature_maps) for outputs in seen], SIZES[:1])
     close(proposals, expected["flip.proposals"][:, :4], 1e-3)
@@ -198,7 +199,7 @@ def test_flip_test_equals_original_code():
 
 @torch.no_grad()
 def test_a_padded_image_is_mirrored_within_itself():
-    """Its detections are those of the mirrored image, mirrored."""
+    """Mirrored detections of the mirrored image are equal."""
     model = original_detector("cascade_rcnn", flip_test=True)
     image = expected_of("cascade_rcnn")["pixel_values"][1:]
     mask = pixel_mask()[1:]
@@ -227,7 +228,7 @@ def test_a_batch_is_its_images_one_by_one(name):
 @every_detector
 @torch.no_grad()
 def test_image_is_padded_to_whole_strides(name):
-    """The second image without its padding, which is brought to 96 pixels again and known not to be of the image."""
+    """Pass the second image without its padding, so that the model pads it to 96 pixels again and masks the padding."""
     model, images = original_detector(name), expected_of(name)["pixel_values"]
     padded = images[1:].clone()
     padded[..., 80:, :], padded[..., 90:] = 0, 0
@@ -259,7 +260,7 @@ def without_objects(name: str, labels: list[dict[str, torch.Tensor]]) -> list[di
 
 @every_detector
 def test_images_without_objects_train_all_parameters(name):
-    """A process of several whose images have none would hang otherwise."""
+    """A distributed process would hang otherwise if its images have no objects."""
     model, expected = original_detector(name).train(), expected_of(name)
     labels = original_labels(name)
     outputs = model(expected["pixel_values"], pixel_mask(), without_objects(name, labels))
@@ -309,7 +310,7 @@ def tiny_detector(name: str, **settings):
 
 
 def labels_over_the_border(name: str) -> list[dict[str, torch.Tensor]]:
-    """Of an image of 64 x 64 pixels: an object at the border, one over it, one around the whole image."""
+    """Return labels of an image of 64 x 64 pixels: an object at the border, one over it, one around the whole image."""
     boxes = torch.tensor([[0.1, 0.5, 0.2, 0.4], [0.95, 0.9, 0.4, 0.5], [0.5, 0.5, 1.2, 1.2]])
     label = {"class_labels": torch.zeros(3, dtype=torch.long), "boxes": boxes}
     if name == "oriented_rcnn":
@@ -400,7 +401,7 @@ def test_a_detector_starts_from_an_exported_backbone(model_class, neck, tmp_path
 
 
 def test_a_fresh_detector_starts_as_the_original_does():
-    """Predictions near nothing, layers by Xavier, and by He in the mask head."""
+    """Predictions are near zero, other layers Xavier-initialized, and the mask head He-initialized."""
     model = tiny_detector("mask_rcnn", neck_channels=64, head_hidden_size=64)
     spread = {
         model.rpn.objectness: 0.01,

@@ -1,4 +1,4 @@
-"""Images of any depth, mode and layout, against plain transformers, Pillow and numpy."""
+"""Images of any depth, mode and layout, compared with plain transformers, Pillow and numpy."""
 
 import numpy as np
 import pytest
@@ -28,7 +28,7 @@ def random_array(shape, dtype, seed=0):
 
 
 def unit(image, size=None, **kwargs):
-    """The image in [0, 1] as `(3, height, width)`, neither normalized nor, unless `size` says so, resized."""
+    """Process an image to [0, 1] as `(3, height, width)`, without normalization; resize it only if `size` is set."""
     if size is None:
         size = (image.height, image.width) if isinstance(image, Image.Image) else (HEIGHT, WIDTH)
     processor = ViTPImageProcessor(
@@ -38,7 +38,7 @@ def unit(image, size=None, **kwargs):
 
 
 def oracle(bands, low=None, high=None, gamma=1.0):
-    """The same in numpy; `low` and `high` are numbers, or one for each band."""
+    """Compute the same in numpy; `low` and `high` are numbers, or one for each band."""
     bands = np.asarray(bands)
     if low is None:
         low, high = 0, np.iinfo(bands.dtype).max if bands.dtype.kind in "iu" else 1
@@ -54,7 +54,7 @@ def assert_close(actual, expected, tolerance=1e-6):
 
 
 def brute_force_grid(width, height, tile, min_patches, max_patches):
-    """(columns, rows) nearest in aspect ratio; of equally near ones the largest below twice the image's area."""
+    """Return (columns, rows) nearest in aspect ratio; of equal ones the largest below twice the image's area."""
     grids = [
         (columns, rows)
         for columns in range(1, max_patches + 1)
@@ -107,7 +107,7 @@ def test_mixed_batches_keep_order(nested):
     expected = [oracle(image, return_tensors="pt") for image in images]
     mixed = [images[0], np.asarray(images[1]), images[2], np.asarray(images[3]).transpose(2, 0, 1)]
     if nested:
-        mixed = [[image] for image in mixed]  # of one sample each, which share no budget
+        mixed = [[image] for image in mixed]  # one sample each, so that no budget is shared
     actual = ViTPImageProcessor(**settings)(mixed, return_tensors="pt")
     assert torch.equal(actual["pixel_values"], torch.cat([one["pixel_values"] for one in expected]))
     assert actual["num_patches"].tolist() == [one["num_patches"].item() for one in expected]
@@ -246,7 +246,7 @@ def on_white(rgb, alpha):
 
 
 def pil_of_mode(mode):
-    """An image of the mode and what it looks like in 8-bit RGB on white, `(height, width, 3)`."""
+    """Return an image of a mode, and its 8-bit RGB version on white, `(height, width, 3)`."""
     rgb = random_array((HEIGHT, WIDTH, 3), np.uint8)
     gray, alpha = rgb[..., 0], random_array((HEIGHT, WIDTH), np.uint8, seed=1)
     if mode == "RGB":
@@ -439,7 +439,7 @@ def test_the_orientation_of_a_file_is_applied(tmp_path):
 
 @st.composite
 def images_and_specs(draw):
-    """An image, its bands `(bands, height, width)`, its layout, and a spec that can be applied to it."""
+    """Draw an image, its bands `(bands, height, width)`, its layout, and a spec for it."""
     num_bands = draw(st.integers(1, 6))
     shape = (num_bands, draw(st.integers(1, 12)), draw(st.integers(1, 12)))
     rng = np.random.default_rng(draw(st.integers(0, 2**32)))
@@ -511,7 +511,7 @@ def test_resizing_more_than_8_bits_is_clamped_bicubic(dtype, size):
 )
 @pytest.mark.parametrize("processor_class", [ViTPImageProcessor, ViTPSegmentationImageProcessor])
 def test_floats_without_rescaling_are_normalized(processor_class, kind):
-    """What `torchvision.transforms.ToTensor` gives; everything else that is not 8-bit RGB goes through [0, 1] too."""
+    """Floats in [0, 1] are the output of `torchvision.transforms.ToTensor`, and an intermediate form of others."""
     generator = np.random.default_rng(0)
     images = [generator.random((3, 28, 28)).astype(np.float32)]
     if kind == "float tensors of two sizes" and processor_class is ViTPSegmentationImageProcessor:
@@ -534,7 +534,7 @@ def test_floats_without_rescaling_are_normalized(processor_class, kind):
 
 
 def test_floats_without_rescaling_equal_transformers():
-    # A smooth image, so that no value leaves [0, 1] when it is resized, where only ours clips.
+    # A smooth image, whose resized values stay in [0, 1]; only our processor would clip others.
     rows, columns = np.meshgrid(np.linspace(0.2, 0.8, 90), np.linspace(0.3, 0.7, 130), indexing="ij")
     image = torch.tensor(np.stack([rows, columns, rows * columns]), dtype=torch.float32)
     options = {"size": {"height": 28, "width": 28}, "crop_to_patches": True, "do_rescale": False}

@@ -26,7 +26,7 @@ SIZES = [(30, 40), (25, 50), (30, 20)]  # height, width
 
 
 def by_hand(image: np.ndarray, height: int, width: int) -> np.ndarray:
-    """`(height, width, 3)` in [0, 255], normalized and padded to `(3, height, width)`."""
+    """Normalize `(height, width, 3)` in [0, 255] and pad it to `(3, height, width)`."""
     result = np.zeros((3, height, width))
     result[:, : image.shape[0], : image.shape[1]] = ((image / 255 - MEAN) / STD).transpose(2, 0, 1)
     return result
@@ -124,20 +124,20 @@ def test_predictions_have_the_size_of_the_images():
     (found, _) = resizing.post_process_semantic_segmentation(outputs, [(24, 30), (5, 5)])
     assert torch.equal(found, F.interpolate(logits[:1], (24, 30), mode="bilinear")[0].argmax(0))
 
-    with pytest.raises(ValueError, match="target size 13 x 10 is larger than the logits, 12 x 10"):
+    with pytest.raises(ValueError, match="13 x 10.*12 x 10"):
         processor.post_process_semantic_segmentation(outputs, [(13, 10), (5, 5)])
-    with pytest.raises(ValueError, match="1 target_sizes for 2 images"):
+    with pytest.raises(ValueError, match="target_sizes.*2 images.*1"):
         processor.post_process_semantic_segmentation(outputs, [(12, 10)])
 
 
 def test_what_a_call_has_resized_is_not_cropped():
-    """Against transformers' own, which always interpolates."""
+    """Compare with transformers' own method, which always interpolates."""
     torch.manual_seed(0)
     processor = ViTPSegmentationImageProcessor()
     size = {"height": 80, "width": 80}
     pixel_values = processor(picture(40, 40), do_resize=True, size=size, return_tensors="pt")["pixel_values"]
     outputs = SemanticSegmenterOutput(logits=torch.randn(1, 3, *pixel_values.shape[-2:]))
-    with pytest.raises(ValueError, match="the logits are 80 x 80, and the largest of target_sizes 40 x 40: give do_re"):
+    with pytest.raises(ValueError, match="80 x 80.*target_sizes.*40 x 40.*do_resize"):
         processor.post_process_semantic_segmentation(outputs, [(40, 40)])
     (found,) = processor.post_process_semantic_segmentation(outputs, [(40, 40)], do_resize=True)
     (expected,) = SegformerImageProcessor().post_process_semantic_segmentation(outputs, [(40, 40)])
@@ -166,7 +166,7 @@ def test_processor_of_backbone_has_its_normalization(backbone):
 def test_processor_of_backbone_warns_of_unused_settings(backbone, caplog):
     processor = ViTPSegmentationImageProcessor.from_backbone(backbone, input_spec=None)
     assert processor.input_spec is None
-    assert "backbone was trained on images that it reads by input_spec={'gamma': 0.5}, and these are" in caplog.text
+    assert "input_spec={'gamma': 0.5}" in caplog.text
     caplog.clear()
     ViTPSegmentationImageProcessor.from_backbone(backbone, input_spec={"gamma": 2.0})
     ViTPSegmentationImageProcessor.from_backbone(backbone)

@@ -1,4 +1,4 @@
-"""Maps at four strides: the ViT-Adapter and the feature pyramid."""
+"""Feature maps at four strides: ViT-Adapter and feature pyramid."""
 
 import json
 
@@ -41,7 +41,7 @@ def make_model(kind):
     if kind == "adapter":
         return ViTPAdapter(ViTPAdapterConfig(**TINY, **ADAPTER)).eval()
     model = ViTPFeaturePyramid(ViTPFeaturePyramidConfig(**TINY, pyramid_channels=24)).eval()
-    with torch.no_grad():  # norms included
+    with torch.no_grad():  # including the norms
         for parameter in model.parameters():
             parameter.add_(0.1 * torch.randn_like(parameter))
     return model
@@ -69,7 +69,7 @@ def test_gradients_reach_every_parameter_with_and_without_checkpointing(kind):
         sum((features * weight).sum() for features, weight in zip(model(images).feature_maps, weights)).backward()
         return {name: p.grad.clone() for name, p in model.named_parameters() if p.requires_grad}
 
-    with torch.no_grad():  # zeros of the offsets would hide their inputs
+    with torch.no_grad():  # zero weights of the offsets would give zero gradients
         for name, parameter in model.named_parameters():
             if "sampling_offsets" in name or "attention_weights" in name:
                 parameter.add_(0.1 * torch.randn_like(parameter))
@@ -92,7 +92,7 @@ def test_bfloat16_is_close_to_float32(kind):
         assert (low - high).abs().mean() < 0.03 * high.abs().mean()
 
 
-# The adapter
+# Adapter
 
 
 @pytest.mark.parametrize(("folder", "more"), [(FOLDER, {}), (MMCV_FOLDER, MMCV)], ids=["native", "mmcv"])
@@ -126,7 +126,7 @@ def test_deformable_dropout_drops_share_in_training():
 
 
 def bilinear(grid: torch.Tensor, x: float, y: float) -> torch.Tensor:
-    """The value of a map (channels, height, width) at a place in cells, 0 outside, by a loop over the four corners."""
+    """Return a map's value (channels, height, width) at a point in cells, 0 outside, by a loop over four corners."""
     total = grid.new_zeros(grid.shape[0])
     for row in (int(y // 1), int(y // 1) + 1):
         for column in (int(x // 1), int(x // 1) + 1):
@@ -143,7 +143,7 @@ def randomized(attention: DeformableAttention) -> DeformableAttention:
 
 @torch.no_grad()
 def test_deformable_attention_equals_loop():
-    """Deformable DETR: sum over heads m of W_m sum over levels l and points k of A_mlk W'_m x_l(p + offset_mlk)."""
+    """Compare with the sum over heads m of W_m sum over levels l and points k of A_mlk W'_m x_l(p + offset_mlk)."""
     torch.manual_seed(0)
     config = ViTPAdapterConfig(**TINY, **ADAPTER)
     attention = randomized(DeformableAttention(config, num_levels=3)).double()
@@ -240,7 +240,7 @@ def test_unused_maps_update_no_statistics(stages):
     assert seen == [int(stage in stages) for stage in model.stage_names]
 
 
-# The feature pyramid
+# Feature pyramid
 
 
 def vision_of(pyramid: ViTPFeaturePyramid) -> ViTPVisionModel:

@@ -1,4 +1,4 @@
-"""The processor's sequences against a brute-force drop from the full encoding, and its tiles against transformers."""
+"""The processor's sequences equal a brute-force drop from the full encoding, and its tiles those of transformers."""
 
 import copy
 import json
@@ -43,7 +43,7 @@ def processor(tokenizer):
 
 
 def make_batch(layout):
-    """Images, nested by sample, and texts of very different length for a list of lists of image sizes."""
+    """Return images, nested by sample, and texts of very different length, for a list of lists of image sizes."""
     images = [[picture(*size, seed=10 * row + i) for i, size in enumerate(sizes)] for row, sizes in enumerate(layout)]
     texts = [f"{row} trees" * (3 * row + 1) + " <IMG_CONTEXT> or top?" * len(row_) for row, row_ in enumerate(layout)]
     return images, texts
@@ -54,7 +54,7 @@ def make_keys(layout):
 
 
 def tile_with_transformers(images, budget=BUDGET):
-    """The tiles of one sample's images, `(num_tiles, 3, 56, 56)`, and their number for each image."""
+    """Return the tiles of one sample's images, `(num_tiles, 3, 56, 56)`, and their number for each image."""
     tiler = GotOcr2ImageProcessor(
         size={"height": 56, "width": 56},
         image_mean=[0.485, 0.456, 0.406],
@@ -80,7 +80,7 @@ def unpad(output, row):
 
 
 def check_against_full_encoding(processor, layout, ratio, padding_side):
-    """Every part of the short encoding, recomputed by loops from the full one and transformers' tiles."""
+    """Recompute every part of the short encoding by loops from the full one and transformers' tiles."""
     images, texts = make_batch(layout)
     kwargs = {"padding": True, "padding_side": padding_side, "return_tensors": "pt", "vrl_keys": make_keys(layout)}
     if not any(images):
@@ -159,14 +159,14 @@ def test_the_short_encoding_of_any_layout(processor, layout, ratio, padding_side
 @pytest.mark.parametrize("call", ["texts", "chats"])
 @pytest.mark.parametrize("saved", ["by nobody", "right"])
 def test_batches_are_padded_left_by_default(processor, tmp_path, call, saved):
-    """As transformers' InternVL does, whatever side a tokenizer was saved with: "right" is that of no decision."""
+    """Padding is left as in transformers' InternVL, even if a tokenizer was saved with the default "right"."""
     if saved == "right":
         processor.save_pretrained(tmp_path)
         file = tmp_path / "tokenizer_config.json"
         file.write_text(json.dumps(json.loads(file.read_text()) | {"padding_side": "right"}))
         assert AutoTokenizer.from_pretrained(tmp_path).padding_side == "right"
         processor = ViTPProcessor.from_pretrained(tmp_path)
-    assert processor.tokenizer.padding_side == "left"  # which pipelines look at
+    assert processor.tokenizer.padding_side == "left"  # read by pipelines
     texts, pad = ["top", "How many trees are there?"], processor.tokenizer.pad_token_id
     chats = [[{"role": "user", "content": text}] for text in texts]
 
@@ -259,7 +259,7 @@ def test_no_positions_or_indices_without_drop(processor, name):
 
 
 def test_image_processor_shares_budget_by_sample(processor):
-    """By which TRL's GRPO counts the tiles of each sample."""
+    """TRL's GRPO counts the tiles of each sample by this."""
     samples = [[picture(120, 60), picture(60, 120)], [picture(200, 60)], [], [picture(60, 60)] * 3]
     alone = [
         processor(images=sample, text="<IMG_CONTEXT>" * len(sample))["pixel_values"] for sample in samples if sample
@@ -568,7 +568,7 @@ def test_an_empty_text_has_no_tokens(processor):
 @pytest.mark.parametrize("padding", [False, True])
 @pytest.mark.parametrize("ratio", [0, 0.75, 0.99])
 def test_tokens_match_replaced_text_and_offsets(processor, ratio, padding, added):
-    """Whether the tokens of an image are tokenized as one, or as many as they are: padded, or with their places."""
+    """Image tokens are tokenized once and repeated, or all of them if rows are padded or offsets are requested."""
     tokenizer = copy.deepcopy(processor.tokenizer)
     end = ("<|im_end|>", tokenizer.convert_tokens_to_ids("<|im_end|>"))
     tokenizer.backend_tokenizer.post_processor = TemplateProcessing(f"{end[0]} $A {end[0]}", None, [end])

@@ -20,12 +20,12 @@ CASES = settings(deadline=None, derandomize=True, database=None, max_examples=20
 
 
 def kept_of(num_tokens: int, percent: int) -> int:
-    """ceil((100 - percent) / 100 * num_tokens) in integers."""
+    """Return ceil((100 - percent) / 100 * num_tokens), computed in integers."""
     return -((-(100 - percent) * num_tokens) // 100)
 
 
 def chi_square_bounds(freedom: int, z: float = 3.3) -> tuple[float, float]:
-    """Wilson-Hilferty approximation of the quantiles at -z and +z: 99.9% lies between them."""
+    """Return Wilson-Hilferty approximations of the quantiles at -z and +z, which enclose 99.9%."""
     spread = 2 / (9 * freedom)
     return tuple(freedom * (1 - spread + sign * z * math.sqrt(spread)) ** 3 for sign in (-1, 1))
 
