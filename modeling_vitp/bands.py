@@ -83,7 +83,7 @@ def band_sources(band_names: Sequence[str]) -> list[int]:
     colors = {band: color for color, band in enumerate(color_bands(band_names) or ())}
     others = [band for band in range(len(band_names)) if band not in colors]
     whole = len(others) // 3 * 3
-    colors |= {band: place % 3 if place < whole else 3 for place, band in enumerate(others)}
+    colors |= {band: index % 3 if index < whole else 3 for index, band in enumerate(others)}
     return [colors[band] for band in range(len(band_names))]
 
 

@@ -141,22 +141,22 @@ def patch_grid(config: InternVLVisionConfig, size: tuple[int, int] | None = None
     return tuple(side // patch for side, patch in zip(size or config.image_size, config.patch_size))
 
 
-def check_keys(place: str, settings: Any, known: Collection[str], owner: str) -> None:
+def check_keys(name: str, settings: Any, known: Collection[str], owner: str) -> None:
     """Raise a `ValueError` if `settings` is not a mapping or one of its keys is unknown.
 
     Args:
-        place: name of the settings for messages, such as `from_scratch.vision_config`.
+        name: name of the settings for messages, such as `from_scratch.vision_config`.
         owner: class that defines the known keys, for messages.
     """
     if settings is None:
         return
     if not isinstance(settings, dict):
-        raise ValueError(f"{place} must be a mapping, got {str(settings)[:80]!r}.")
+        raise ValueError(f"{name} must be a mapping, got {str(settings)[:80]!r}.")
     for key in settings:
         if key not in known:
             nearest = difflib.get_close_matches(str(key), known, 1, 0.6)
             hint = f"did you mean {nearest[0]!r}?" if nearest else f"expected a key of {owner}."
-            raise ValueError(f"{place}: unknown key {key!r}; {hint}")
+            raise ValueError(f"{name}: unknown key {key!r}; {hint}")
 
 
 def known_keys(config_class: type[PreTrainedConfig]) -> set[str]:

@@ -54,10 +54,10 @@ class ViTPBackboneConfig(BackboneConfigMixin, ViTPVisionConfig):
     def from_dict(cls, config_dict: dict, **kwargs):
         """Create the configuration, with the keyword arguments merged in before it is validated."""
         names = {field.name for field in dataclasses.fields(cls)} | {"out_features", "out_indices"}
-        given = {name: kwargs.pop(name) for name in names & kwargs.keys()}
-        if given.keys() & {"out_features", "out_indices"}:
+        overrides = {name: kwargs.pop(name) for name in names & kwargs.keys()}
+        if overrides.keys() & {"out_features", "out_indices"}:
             config_dict = {**config_dict, "out_features": None, "out_indices": None}
-        return super().from_dict({**config_dict, **given}, **kwargs)
+        return super().from_dict({**config_dict, **overrides}, **kwargs)
 
 
 @strict

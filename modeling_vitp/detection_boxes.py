@@ -28,8 +28,8 @@ def make_anchors(
         roots = torch.tensor(ratios, dtype=torch.float32, device=device).sqrt()
         halves = torch.stack([1 / roots, roots], -1) * (scale * stride / 2)
         ys, xs = torch.arange(height, device=device), torch.arange(width, device=device)
-        places = torch.cartesian_prod(ys, xs).flip(-1).float()[:, None] * stride
-        anchors.append(torch.cat([places - halves, places + halves], -1).flatten(0, 1))
+        centers = torch.cartesian_prod(ys, xs).flip(-1).float()[:, None] * stride
+        anchors.append(torch.cat([centers - halves, centers + halves], -1).flatten(0, 1))
     return anchors
 
 

@@ -51,8 +51,8 @@ class InputSpec:
             and all(isinstance(band, int) and band >= 0 for band in self.bands)
         ):
             number = "one or three" if self.band_names is None else len(self.band_names)
-            given = list(self.bands) if isinstance(self.bands, tuple) else self.bands
-            raise ValueError(f"input_spec: expected {number} `bands` (indices from 0), got {given}.")
+            bands = list(self.bands) if isinstance(self.bands, tuple) else self.bands
+            raise ValueError(f"input_spec: expected {number} `bands` (indices from 0), got {bands}.")
         if self.window is not None and self.percentiles is not None:
             raise ValueError("input_spec: set `window` or `percentiles`, not both.")
         if self.window is not None and not (is_pair(self.window) or is_list_of_pairs(self.window)):

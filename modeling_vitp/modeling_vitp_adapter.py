@@ -215,7 +215,7 @@ class ViTPAdapter(ViTPMultiScaleBackbone):
 
     @classmethod
     def _can_set_attn_implementation(cls) -> bool:
-        return True  # transformers would refuse because of the attention in this file
+        return True  # that of the ViT; transformers would check this file's own attention
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module):

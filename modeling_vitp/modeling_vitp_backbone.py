@@ -71,7 +71,7 @@ class ViTPBackbone(BackboneMixin, ViTPVisionModel):
 class ViTPExportedBackbone(ViTPBackbone):
     """Class that `AutoBackbone` finds for an exported backbone, which it loads as [`ViTPBackbone`]."""
 
-    config_class = ViTPVisionConfig  # the Auto classes compare it with the folder's
+    config_class = ViTPVisionConfig  # class of the folder's config, checked by the Auto classes
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path, *args, config: ViTPVisionConfig, **kwargs):
@@ -173,10 +173,10 @@ class ViTPMultiScaleBackbone(BackboneMixin, ViTPVisionPreTrainedModel):
 
 def check_no_dtype(kwargs: dict[str, Any]) -> None:
     """Raise a `ValueError` if a dtype is set for a model with new layers, which is created in float32."""
-    given = next((name for name in ("dtype", "torch_dtype") if kwargs.get(name) is not None), None)
-    if given is not None:
+    option = next((name for name in ("dtype", "torch_dtype") if kwargs.get(name) is not None), None)
+    if option is not None:
         raise ValueError(
-            f"from_backbone does not accept {given}={kwargs[given]}: new layers are trained in float32. Convert the "
+            f"from_backbone does not accept {option}={kwargs[option]}: new layers are trained in float32. Convert the "
             "model afterwards with model.to(dtype)."
         )
 

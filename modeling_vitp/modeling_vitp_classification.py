@@ -113,9 +113,9 @@ class ViTPForImageClassification(CheckpointsOfOurs, PreTrainedModel):
             `logits` of shape `(batch_size, num_labels)`, and with labels `loss`, the mean over the batch, according to
             `problem_type`. If requested, `hidden_states` and `attentions` of the ViT.
         """
-        asked = {name: kwargs.get(name) for name in ("output_hidden_states", "output_attentions")}
-        asked = {name: getattr(self.config, name) if value is None else value for name, value in asked.items()}
-        outputs = self.backbone(pixel_values.to(self.dtype), return_dict=True, **asked)
+        requested = {name: kwargs.get(name) for name in ("output_hidden_states", "output_attentions")}
+        requested = {name: getattr(self.config, name) if value is None else value for name, value in requested.items()}
+        outputs = self.backbone(pixel_values.to(self.dtype), return_dict=True, **requested)
         pooled = outputs.pooler_output if self.config.pooling == "mean" else outputs.last_hidden_state[:, 0]
         logits = self.classifier(self.layernorm(pooled))
         loss = None if labels is None else self.loss_of(logits, labels)

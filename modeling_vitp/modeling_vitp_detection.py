@@ -350,10 +350,10 @@ class ViTPForObjectDetection(OnMultiScaleBackbone, PreTrainedModel):
             for level, (anchors, logit, delta) in enumerate(
                 zip(view.anchors, logits.split(counts), deltas.split(counts))
             ):
-                best, places = logit.sigmoid().topk(min(candidates, len(logit)))
-                boxes.append(self.rpn_coder.decode(anchors[places], delta[places], size))
+                best, indices = logit.sigmoid().topk(min(candidates, len(logit)))
+                boxes.append(self.rpn_coder.decode(anchors[indices], delta[indices], size))
                 scores.append(best)
-                numbers.append(torch.full_like(places, level))
+                numbers.append(torch.full_like(indices, level))
             boxes, scores, numbers = torch.cat(boxes), torch.cat(scores), torch.cat(numbers)
             extended = (self.sides(boxes) > 0).all(-1).nonzero()[:, 0]
             boxes, scores, numbers = boxes[extended], scores[extended], numbers[extended]

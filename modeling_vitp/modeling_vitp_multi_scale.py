@@ -125,9 +125,9 @@ class OnMultiScaleBackbone(CheckpointsOfOurs):
         return model
 
     def run_backbone(self, pixel_values: torch.Tensor, **kwargs) -> BackboneOutput:
-        asked = {name: kwargs.get(name) for name in ("output_hidden_states", "output_attentions")}
-        asked = {name: getattr(self.config, name) if value is None else value for name, value in asked.items()}
-        return self.backbone(pixel_values, return_dict=True, **asked)
+        requested = {name: kwargs.get(name) for name in ("output_hidden_states", "output_attentions")}
+        requested = {name: getattr(self.config, name) if value is None else value for name, value in requested.items()}
+        return self.backbone(pixel_values, return_dict=True, **requested)
 
 
 def open_neck(

@@ -215,7 +215,7 @@ class ViTPProcessor(ProcessorMixin):
         return IMAGE_START_TOKEN + IMAGE_TOKEN * number + IMAGE_END_TOKEN
 
     def _tokenize(
-        self, text: list[str], num_kept: list[list[int]], text_kwargs: dict, with_places: bool
+        self, text: list[str], num_kept: list[list[int]], text_kwargs: dict, return_offsets: bool
     ) -> tuple[dict, list | None]:
         """Tokenize texts with the kept tokens of each image, and return the offsets of the images in the texts.
 
@@ -224,7 +224,7 @@ class ViTPProcessor(ProcessorMixin):
         """
         counts = [count for row in num_kept for count in row]
         is_plain = all(name in OF_EACH_TOKEN or value in (None, False) for name, value in text_kwargs.items())
-        if is_plain and not with_places:
+        if is_plain and not return_offsets:
             short, _ = self.get_text_with_replacements(list(text), [self._tokens_of_image(1)] * len(counts))
             data = self.tokenizer(short, return_attention_mask=True, **text_kwargs)
             are_image = [np.array(ids, np.int64) == self.image_token_id for ids in data["input_ids"]]
@@ -233,14 +233,14 @@ class ViTPProcessor(ProcessorMixin):
                     name: [_repeat(*row, name == "offset_mapping") for row in zip(rows, are_image, num_kept)]
                     for name, rows in data.items()
                 }, None
-        whole, places = self.get_text_with_replacements(list(text), list(map(self._tokens_of_image, counts)))
-        return dict(self.tokenizer(whole, return_attention_mask=True, **text_kwargs)), places
+        whole, offsets = self.get_text_with_replacements(list(text), list(map(self._tokens_of_image, counts)))
+        return dict(self.tokenizer(whole, return_attention_mask=True, **text_kwargs)), offsets
 
     def _images_by_sample(self, images: ImageInput | None, text: list[str]) -> list[list]:
         """Assign images to texts by the number of image tokens in each text."""
         marks = [self.image_token] * sum(sample.count(self.image_token) for sample in text)
         _, found = self.get_text_with_replacements(list(text), marks)
-        places = [len(offsets) for offsets in found] if marks else [0] * len(text)
+        expected = [len(offsets) for offsets in found] if marks else [0] * len(text)
         if images is None:
             images = []
         if isinstance(images, (list, tuple)) and images and all(isinstance(item, (list, tuple)) for item in images):
@@ -250,22 +250,22 @@ class ViTPProcessor(ProcessorMixin):
                     f"Expected a list of images for each of {len(text)} texts, got {len(counts)}: row by row, the "
                     f"{IMAGE_TOKEN} tokens in the prompts should be the same as the number of images."
                 )
-            for row, (count, place) in enumerate(zip(counts, places)):
-                if count != place:
+            for row, (count, number) in enumerate(zip(counts, expected)):
+                if count != number:
                     raise ValueError(
-                        f"Sample {row} of the batch has {count} image(s), but {place} image token(s) "
+                        f"Sample {row} of the batch has {count} image(s), but {number} image token(s) "
                         f"({IMAGE_TOKEN}) in its text."
                     )
             return [list(item) for item in images]
         if not isinstance(images, (list, tuple)):
             images = list(images) if getattr(images, "ndim", 0) == 4 else [images]
-        if len(images) != sum(places):
+        if len(images) != sum(expected):
             raise ValueError(
-                f"Expected {sum(places)} image(s) for the {IMAGE_TOKEN} tokens in the text ({places} by sample of the "
-                f"batch), got {len(images)}."
+                f"Expected {sum(expected)} image(s) for the {IMAGE_TOKEN} tokens in the text ({expected} by sample of "
+                f"the batch), got {len(images)}."
             )
         flat = iter(images)
-        return [[next(flat) for _ in range(place)] for place in places]
+        return [[next(flat) for _ in range(number)] for number in expected]
 
     def _tile(self, images: list, images_kwargs: Mapping[str, Any]) -> tuple[list[torch.Tensor], list[int]]:
         """Return the tiles of the images of one sample, within its tile budget, and their number for each image."""
@@ -376,7 +376,7 @@ class ViTPProcessor(ProcessorMixin):
         image_ends, longer = [match.end() for match in re.finditer(IMAGE_TOKEN, text)], len(mark) - len(IMAGE_TOKEN)
         answers = np.zeros_like(ids)
         for number, span in enumerate(spans, start=1):
-            start, end = (place + longer * bisect_right(image_ends, place) for place in span)
+            start, end = (position + longer * bisect_right(image_ends, position) for position in span)
             answers[(starts < end) & (ends > start)] = number
         counts = np.ones_like(ids)
         counts[ids == self.image_token_id] = [len(local) for local, _ in by_image]
@@ -516,8 +516,8 @@ def _split_by_image(kept: np.ndarray, num_tokens: list[int]) -> list[tuple[np.nd
         num_tokens: number of tokens of each image.
     """
     ends = np.cumsum(num_tokens, dtype=np.int64)
-    places = np.searchsorted(kept, ends).tolist()
-    bounds = zip([0, *places], places, ends.tolist(), num_tokens)
+    splits = np.searchsorted(kept, ends).tolist()
+    bounds = zip([0, *splits], splits, ends.tolist(), num_tokens)
     return [(kept[first:last] - (end - full), full) for first, last, end, full in bounds]
 
 

@@ -97,10 +97,10 @@ def intersections(boxes1: torch.Tensor, boxes2: torch.Tensor) -> torch.Tensor:
         return torch.minimum(one, other).clamp(0, 1), torch.maximum(one, other).clamp(0, 1)
 
     first, last = crossings(1)
-    places = [first, *(place.clamp(first, last) for place in crossings(0)), last]
+    positions = [first, *(position.clamp(first, last) for position in crossings(0)), last]
     bound = half[..., 0]
-    xs = [(points[..., 0] + place * edges[..., 0]).clamp(-bound, bound) for place in places]
-    integrals = sum((xs[i] + xs[i + 1]) * (places[i + 1] - places[i]) for i in range(3)) / 2
+    xs = [(points[..., 0] + position * edges[..., 0]).clamp(-bound, bound) for position in positions]
+    integrals = sum((xs[i] + xs[i + 1]) * (positions[i + 1] - positions[i]) for i in range(3)) / 2
     return (integrals * edges[..., 1]).sum(-1).clamp(min=0)
 
 
@@ -199,8 +199,8 @@ def roi_align_rotated(
     steps = (torch.arange(side, device=boxes.device, dtype=boxes.dtype) + 0.5) / side - 0.5
     pooled, order = [features.new_zeros(0, features.shape[1], output_size, output_size)], []
     for image in image_indices.unique().tolist():
-        for places in (image_indices == image).nonzero()[:, 0].split(ROIS_AT_ONCE):
-            center, sides, angle = boxes[places].split([2, 2, 1], -1)
+        for indices in (image_indices == image).nonzero()[:, 0].split(ROIS_AT_ONCE):
+            center, sides, angle = boxes[indices].split([2, 2, 1], -1)
             center, sides = (center * spatial_scale - 0.5)[..., None, None], sides * spatial_scale
             xs, ys = (steps * sides[:, :1])[:, None], (steps * sides[:, 1:])[..., None]  # (n, 1, side), (n, side, 1)
             cos, sin = angle.cos()[..., None], angle.sin()[..., None]
@@ -210,5 +210,5 @@ def roi_align_rotated(
             samples = F.grid_sample(features[image : image + 1], grid, padding_mode="border", align_corners=False)
             cells = F.avg_pool2d(samples * inside.flatten(0, 1), sampling_ratio)[0]
             pooled.append(cells.unflatten(1, (-1, output_size)).transpose(0, 1))
-            order.append(places)
+            order.append(indices)
     return torch.cat(pooled)[torch.cat(order).argsort()] if order else pooled[0]

@@ -91,19 +91,19 @@ def vision_from_original(config: dict[str, Any]) -> ViTPVisionConfig:
 def vision_from_tensors(shapes: dict[str, tuple[int, ...]]) -> ViTPVisionConfig:
     """Return InternViT's configuration from the shapes of its tensors, for a file without a configuration."""
     try:
-        shown = shown_by_vit(shapes, "encoder.")
+        visible = visible_vit_settings(shapes, "encoder.")
     except (KeyError, IndexError, ValueError) as error:
         raise ValueError(f"config.json is missing, and the tensors are not those of an InternViT ({error}).") from error
-    width = shown["hidden_size"]
+    width = visible["hidden_size"]
     if width not in INTERN_VIT_HEADS:
         raise ValueError(
             f"config.json is missing, and the number of heads of a ViT of width {width} is not visible in its "
             "tensors. Put a config.json with vision_config beside it."
         )
-    return ViTPVisionConfig(**shown, num_attention_heads=INTERN_VIT_HEADS[width])
+    return ViTPVisionConfig(**visible, num_attention_heads=INTERN_VIT_HEADS[width])
 
 
-def shown_by_vit(shapes: dict[str, tuple[int, ...]], prefix: str = "") -> dict[str, Any]:
+def visible_vit_settings(shapes: dict[str, tuple[int, ...]], prefix: str = "") -> dict[str, Any]:
     """Return the settings of a ViT that its tensors show; `prefix` is the prefix of its layers' original names."""
     width, _, patch_size, _ = shapes["embeddings.patch_embedding.weight"]
     grid = math.isqrt(shapes["embeddings.position_embedding"][1] - 1)
@@ -261,9 +261,9 @@ def adapter_from_original(settings: dict[str, Any], shapes: dict[str, tuple[int,
             published models share.
     """
     try:
-        shown = shown_by_vit(shapes)
-        width = shown["hidden_size"]
-        shown |= {
+        visible = visible_vit_settings(shapes)
+        width = visible["hidden_size"]
+        visible |= {
             "deformable_ratio": shapes["interactions.0.injector.attn.value_proj.weight"][0] / width,
             "feed_forward_ratio": shapes["interactions.0.extractor.ffn.fc1.weight"][0] / width,
             "spatial_prior_channels": shapes["spm.stem.0.weight"][0],
@@ -271,14 +271,14 @@ def adapter_from_original(settings: dict[str, Any], shapes: dict[str, tuple[int,
         samples = shapes["interactions.0.extractor.attn.attention_weights.weight"][0]  # heads times points
     except KeyError as error:
         raise ValueError(f"The backbone is not a ViT-Adapter on an InternViT: it lacks {error}.") from error
-    attention = recognize_deformable_attention(settings, shown["deformable_ratio"])
+    attention = recognize_deformable_attention(settings, visible["deformable_ratio"])
     for ours, theirs in ADAPTER_VISIBLE_FIELDS.items():
         if theirs == "deform_ratio" and attention == "mmcv":
             continue  # mmcv ignores it
-        if settings.get(theirs, shown[ours]) != shown[ours]:
-            raise ValueError(f"config.json has {theirs}={settings[theirs]}, but the tensors have {shown[ours]}.")
+        if settings.get(theirs, visible[ours]) != visible[ours]:
+            raise ValueError(f"config.json has {theirs}={settings[theirs]}, but the tensors have {visible[ours]}.")
     refuse_differences(settings, {"use_final_norm": (True, True)}, "config.json")
-    if shown["num_hidden_layers"] != DEPTH_OF_DEFAULT_INTERACTIONS and "interaction_indexes" not in settings:
+    if visible["num_hidden_layers"] != DEPTH_OF_DEFAULT_INTERACTIONS and "interaction_indexes" not in settings:
         raise ValueError("The layers of the adapter's interactions are not visible in the tensors. " + ASK)
     if width not in INTERN_VIT_HEADS and "num_heads" not in settings:
         raise ValueError(f"The number of heads of a ViT of width {width} is not visible in the tensors. " + ASK)
@@ -286,7 +286,7 @@ def adapter_from_original(settings: dict[str, Any], shapes: dict[str, tuple[int,
     hidden |= DEFORMABLE_ATTENTION[attention]
     hidden |= {ours: settings[theirs] for ours, theirs in ADAPTER_HIDDEN_FIELDS.items() if theirs in settings}
     return ViTPAdapterConfig(
-        **shown,
+        **visible,
         **hidden,
         deformable_heads=samples // settings.get("n_points", ViTPAdapterConfig.deformable_points),
         extra_extractors=count_values(r"interactions\.3\.extra_extractors\.(\d+)\.", shapes),
@@ -541,13 +541,13 @@ def detection_from_original(
             f"Expected {config_class.num_box_values} values of fc_reg, for all {labels} classes or for each, got "
             f"{box_values}."
         )
-    shown = {
+    visible = {
         "neck_channels": channels,
         "neck_top_down": "neck.lateral_convs.0.conv.bias" in shapes,
         "head_hidden_size": hidden,
         "class_agnostic_boxes": box_values == config_class.num_box_values,
     }
-    hidden_settings = stage_settings(config_class, max(stages, 1)) | hidden_of(settings, shown)
+    hidden_settings = stage_settings(config_class, max(stages, 1)) | hidden_of(settings, visible)
     if benchmark is not None:
         hidden_settings |= benchmark_settings(benchmark, config_class, labels)
     elif "detector" not in settings:
@@ -559,7 +559,7 @@ def detection_from_original(
         )
     if "id2label" not in hidden_settings:
         hidden_settings["num_labels"] = labels
-    config = config_class(backbone_config=adapter, **shown, **hidden_settings)
+    config = config_class(backbone_config=adapter, **visible, **hidden_settings)
     if config.num_labels != labels:
         raise ValueError(f"config.json names {config.num_labels} classes, but the head has {labels}.")
     return config
@@ -576,12 +576,12 @@ def stage_settings(config_class: type[ViTPObjectDetectionConfig], stages: int) -
     return {name: list(values[:stages]) for name, values in published.items()}
 
 
-def hidden_of(settings: dict[str, Any], shown: dict[str, Any]) -> dict[str, Any]:
+def hidden_of(settings: dict[str, Any], visible: dict[str, Any]) -> dict[str, Any]:
     """Return the settings of `detector` that the tensors do not show. Visible settings must agree."""
     said = dict(settings.get("detector", {}))
     for name in DETECTOR_VISIBLE_FIELDS:
-        if said.get(name, shown[name]) != shown[name]:
-            raise ValueError(f"config.json has {name}={said[name]}, but the tensors have {shown[name]}.")
+        if said.get(name, visible[name]) != visible[name]:
+            raise ValueError(f"config.json has {name}={said[name]}, but the tensors have {visible[name]}.")
         said.pop(name, None)
     if "id2label" in said:
         said |= label_fields(ordered_names(said["id2label"]))

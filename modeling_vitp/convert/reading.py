@@ -217,11 +217,11 @@ def match_tensors(
     expected = {prefix + name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
     tied = {name: other for name, other in model.all_tied_weights_keys.items() if name in expected}
     optional = {*tied, UNUSED}
-    places = {name: locate_tensor(name, layout) for name in expected}
-    places = {name: found for name, found in places.items() if found is not None}
+    locations = {name: locate_tensor(name, layout) for name in expected}
+    locations = {name: found for name, found in locations.items() if found is not None}
 
     tensors, missing, wrong = {}, set(), set()
-    for name, (key, part, num_parts) in places.items():
+    for name, (key, part, num_parts) in locations.items():
         if key not in weights:
             if name not in optional:
                 missing.add(key)
@@ -232,7 +232,7 @@ def match_tensors(
             wrong.add(f"{key} is {list(weights[key].shape)}, expected {list(needed)}")
             continue
         tensors[name] = weights[key].rows(part, num_parts)
-    unknown = weights.keys() - {place.key for place in places.values()}
+    unknown = weights.keys() - {location.key for location in locations.values()}
     problems = {"missing": missing, "unknown": unknown, "of a wrong shape": wrong}
     if any(problems.values()):
         listed = "; ".join(f"{what}: {', '.join(sorted(keys))}" for what, keys in problems.items() if keys)
@@ -242,7 +242,7 @@ def match_tensors(
             a == b for a, b in zip(tensors[name].read(), tensors[other].read(), strict=True)
         ):
             raise ValueError(
-                f"{source}: the configuration ties {places[name].key} and {places[other].key}, but their weights "
+                f"{source}: the configuration ties {locations[name].key} and {locations[other].key}, but their weights "
                 "differ. Set tie_word_embeddings to false in config.json."
             )
     return tensors

@@ -62,8 +62,8 @@ def limit_asked_wait(response: httpx2.Response) -> None:
     for header, form in (("Retry-After", r"\s*(\d+)\s*"), ("RateLimit", r".*;\s*t=(\d+).*")):
         found = re.fullmatch(form, response.headers.get(header, ""))
         if found and int(found[1]) > LONGEST_WAIT:
-            said = f"{response.url.host} asks to wait for {found[1]} s"
-            logger.warning("%s. Retrying after %d s.", said, LONGEST_WAIT)
+            details = f"{response.url.host} asks to wait for {found[1]} s"
+            logger.warning("%s. Retrying after %d s.", details, LONGEST_WAIT)
             start, end = found.span(1)
             response.headers[header] = f"{found.string[:start]}{LONGEST_WAIT - 1}{found.string[end:]}"
 
@@ -119,22 +119,22 @@ def explain_failure(error: Exception, repo_id: str) -> str:
         return "no token found: log in with `hf auth login`"
     if not isinstance(error, HfHubHTTPError):
         return f"the connection to the Hub failed ({type(error).__name__}: {one_line(str(error)) or 'no answer'})"
-    status, said = error.response.status_code, one_line(error.server_message or "")
-    said = f" ({status}: {said})" if said else f" ({status})"
+    status, details = error.response.status_code, one_line(error.server_message or "")
+    details = f" ({status}: {details})" if details else f" ({status})"
     if isinstance(error, GatedRepoError):
-        return f"{repo_id} is gated, and this user has no access{said}: request it on its page"
+        return f"{repo_id} is gated, and this user has no access{details}: request it on its page"
     if isinstance(error, RevisionNotFoundError):
-        return f"revision of {repo_id} not found{said}"
+        return f"revision of {repo_id} not found{details}"
     if status == 401:
-        return f"the token is missing or invalid{said}: log in with `hf auth login`"
+        return f"the token is missing or invalid{details}: log in with `hf auth login`"
     if status in (402, 403):
-        return f"this token has no write access to {repo_id}{said}: use another one, or open a pull request"
+        return f"this token has no write access to {repo_id}{details}: use another one, or open a pull request"
     if isinstance(error, RepositoryNotFoundError):
-        return f"{repo_id} not found, or not visible for this user{said}"
+        return f"{repo_id} not found, or not visible for this user{details}"
     if status in (409, 412):
-        return f"another process is changing {repo_id}{said}"
+        return f"another process is changing {repo_id}{details}"
     if status == 429:
-        return f"too many requests to the Hub{said}: wait a few minutes"
+        return f"too many requests to the Hub{details}: wait a few minutes"
     if status >= 500:
-        return f"the Hub is not available{said}: wait a few minutes"
-    return f"the Hub refuses {repo_id}{said}"
+        return f"the Hub is not available{details}: wait a few minutes"
+    return f"the Hub refuses {repo_id}{details}"

@@ -55,7 +55,7 @@ def folder(tmp_path, monkeypatch):
     return tmp_path / "clouds"
 
 
-def test_declared_type_is_known_everywhere(folder, tmp_path):
+def test_declared_type_is_registered_everywhere(folder, tmp_path):
     pipe = pipeline("image-segmentation", model=str(folder))
     assert type(pipe.model) is CloudModel
 

@@ -80,7 +80,7 @@ def rows_of(card: ModelCard) -> list[list[str]]:
     return [[cell.strip() for cell in line.split("|")[1:-1]] for line in card.text.splitlines() if line[:1] == "|"]
 
 
-def test_card_has_what_the_run_recorded(hub, logged_in, folder):
+def test_card_has_recorded_values(hub, logged_in, folder):
     assert push(folder, "tester/vitp", "--what", "model") == 0
     card = card_of(hub, "tester/vitp")
     card.validate()
@@ -131,7 +131,7 @@ def test_card_without_a_record_has_no_training(hub, logged_in, folder):
     assert set(card.data.to_dict()) == {"library_name", "pipeline_tag", "tags"}
 
 
-def test_text_of_a_user_stays(hub, logged_in, folder):
+def test_user_text_is_kept(hub, logged_in, folder):
     mine = "---\ntags: [ships]\nlanguage: de\n---\n\n# My ships\n\nOf the harbour.\n\n## Limits\n\nNone known.\n"
     (folder / "README.md").write_text(mine)
     for name in ("tester/one", "tester/two"):
@@ -143,7 +143,7 @@ def test_text_of_a_user_stays(hub, logged_in, folder):
     assert "tester/one" not in card.content and card.text.count("## How to load") == 1
 
 
-def test_conversion_keeps_the_license(hub, logged_in, folder, tmp_path):
+def test_conversion_keeps_license(hub, logged_in, folder, tmp_path):
     write_model_card("model", folder)
     convert_checkpoint(folder, tmp_path / "internvl", "internvl")
     assert push(tmp_path / "internvl", "tester/i", "--what", "model", "--license", "apache-2.0") == 1
@@ -156,7 +156,7 @@ def test_conversion_keeps_the_license(hub, logged_in, folder, tmp_path):
     assert "the same to the bit" in card.text and "trust_remote_code" not in code_of(card)
 
 
-def test_unread_license_is_asked_for_again(hub, logged_in, folder):
+def test_unread_license_is_read_again(hub, logged_in, folder):
     (folder / "run.json").write_text(json.dumps(RECORD | {"licenses": {"org/start": {}, "run": {}}}))
     hub.create("org/start", {"README.md": "---\nlicense: cc-by-nc-4.0\n---\n"})
     assert push(folder, "tester/m", "--what", "model", "--license", "mit") == 1
@@ -212,7 +212,7 @@ def test_license_files_of_two_sources_are_kept(tmp_path):
     }
 
 
-def test_training_from_the_hub_and_back(hub, logged_in, folder, data_folder, tmp_path, capsys):
+def test_training_from_hub_and_back(hub, logged_in, folder, data_folder, tmp_path, capsys):
     """Model and data come from the Hub, each checkpoint is pushed, and every card has the license."""
     hub.create(
         "org/start", {path.name: path for path in folder.iterdir() if path.name not in ("run.json", "metrics.json")}
@@ -329,7 +329,7 @@ def everything(hub, logged_in, folder, tmp_path):
 
 
 @pytest.mark.slow
-def test_examples_run(hub, everything, tmp_path):
+def test_card_examples_run(hub, everything, tmp_path):
     cards = {name: card_of(hub, f"tester/{name}") for name in everything}
     for card in cards.values():
         card.validate()
@@ -373,7 +373,7 @@ def test_example_of_a_backbone_runs(hub, logged_in, folder):
     assert names["features"].shape == (1, 17, 32)
 
 
-def test_part_of_a_checkpoint_keeps_record_and_license(folder, tmp_path):
+def test_exported_part_keeps_record_and_license(folder, tmp_path):
     (folder / "LICENSE").write_text("terms")
     checkpoint = folder / "checkpoint-8"
     checkpoint.mkdir()
@@ -407,5 +407,5 @@ def test_set_section_keeps_other_sections(tmp_path):
         (["--dataset_name", "org/ships", "--dir", "a/b"], "--dataset_name org/ships --dir a/b"),
     ],
 )
-def test_recorded_command_has_no_token_and_no_path(words, expected):
+def test_recorded_command_has_no_token_or_path(words, expected):
     assert portable_command("pretrain", words) == f"vitp pretrain {expected}".strip()

@@ -29,7 +29,7 @@ def told(action):
     return " ".join(f"{what} {remedy}".split()), status
 
 
-def test_wrong_id_and_private_repo_are_told_apart(hub, monkeypatch, logged_in):
+def test_wrong_id_and_private_repo_are_distinguished(hub, monkeypatch, logged_in):
     wrong = told(lambda: hf_hub_download("org/nothing", "config.json"))
     assert wrong[1] == 2 and "org/nothing is not on the Hub" in wrong[0]
     opened = told(lambda: ViTPProcessor.from_pretrained("org/nothing"))
@@ -41,7 +41,7 @@ def test_wrong_id_and_private_repo_are_told_apart(hub, monkeypatch, logged_in):
     )
 
 
-def test_silent_hub_is_told_at_once(monkeypatch):
+def test_silent_hub_is_reported_quickly(monkeypatch):
     monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:1")
     monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
     for name in ("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY", "all_proxy", "ALL_PROXY"):
@@ -53,7 +53,7 @@ def test_silent_hub_is_told_at_once(monkeypatch):
 
 
 @pytest.mark.parametrize("place", ["./a", "/a/b", "~/a", "a/b/c", "a/", "weights.safetensors"])
-def test_what_looks_like_a_path_is_no_id(place):
+def test_path_is_not_treated_as_hub_id(place):
     assert looks_like_path(place) and not looks_like_path("org/model-1.5") and not looks_like_path("gpt2")
 
 
@@ -118,7 +118,7 @@ def test_mistyped_data_set_names_the_nearest(tmp_path, monkeypatch, place):
     assert ("`mixture`" in line) == ("," in place)
 
 
-def test_offline_data_set_is_told_at_once(monkeypatch, pauses):
+def test_offline_data_set_is_reported(monkeypatch, pauses):
     """`datasets` keeps only the name of the client's error in its text."""
 
     def load(*args, **options):
@@ -130,7 +130,7 @@ def test_offline_data_set_is_told_at_once(monkeypatch, pauses):
     assert pauses == []
 
 
-def test_debug_with_a_value_is_the_option_of_transformers():
+def test_debug_with_value_is_transformers_option():
     words = ["vitp pretrain", "--debug", "underflow_overflow", "--debug"]
     assert take_debug(words) and words == ["vitp pretrain", "--debug", "underflow_overflow"]
     assert not take_debug(words)
@@ -140,7 +140,7 @@ def test_debug_with_a_value_is_the_option_of_transformers():
     ("error", "status"),
     [(ValueError("x"), 2), (FileNotFoundError(2, "gone", "a"), 2), (KeyError("x"), 1), (OSError(28, "full"), 1)],
 )
-def test_the_status_tells_a_mistake_from_a_failure(error, status, monkeypatch, capsys, tmp_path):
+def test_status_distinguishes_mistake_and_failure(error, status, monkeypatch, capsys, tmp_path):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.setattr(sys, "argv", ["vitp probe"])
 
@@ -153,7 +153,7 @@ def test_the_status_tells_a_mistake_from_a_failure(error, status, monkeypatch, c
     assert type(error).__name__ in (tmp_path / "vitp" / "error.log").read_text()
 
 
-def test_the_settings_of_a_training_warn_of_nothing(tmp_path):
+def test_training_settings_raise_no_warning(tmp_path):
     with warnings.catch_warnings():
         warnings.simplefilter("error", FutureWarning)
         assert ViTPTrainingConfig(tmp_path, use_cpu=True, bf16=False).activation_checkpointing is True
@@ -161,7 +161,7 @@ def test_the_settings_of_a_training_warn_of_nothing(tmp_path):
 
 
 @pytest.mark.parametrize("every", [0, 1.5, "2"])
-def test_layers_that_are_checkpointed_are_counted(tmp_path, every):
+def test_checkpointed_layers_are_counted(tmp_path, every):
     with pytest.raises(ValueError, match="every_n_layers="):
         ViTPTrainingConfig(tmp_path, bf16=False, activation_checkpointing_kwargs={"every_n_layers": every})
     with pytest.raises(ValueError, match="activation_checkpointing_kwargs='every_n_layers=2'"):
@@ -171,7 +171,7 @@ def test_layers_that_are_checkpointed_are_counted(tmp_path, every):
 
 
 @pytest.mark.parametrize("name", ["config.json", "adapter_config.json", None])
-def test_unfinished_run_is_no_model(tmp_path, name):
+def test_unfinished_run_is_refused(tmp_path, name):
     for step in (8, 12):
         (tmp_path / "run" / f"checkpoint-{step}").mkdir(parents=True)
     if name is not None:

@@ -156,7 +156,7 @@ def test_fixture_has_the_expected_names():
     assert load_file(FIXTURE / "vision_only.safetensors").keys() == expected_keys("original_vision")
 
 
-def test_checkpoint_is_as_the_model_saves_itself(fixture_as_vitp, tmp_path):
+def test_converted_checkpoint_equals_saved_model(fixture_as_vitp, tmp_path):
     model, report = ViTPForConditionalGeneration.from_pretrained(fixture_as_vitp, output_loading_info=True)
     assert not any(report.values())
     model.save_pretrained(tmp_path)
@@ -170,7 +170,7 @@ def test_checkpoint_is_as_the_model_saves_itself(fixture_as_vitp, tmp_path):
     assert written - {path.name for path in tmp_path.iterdir()} == added
 
 
-def test_backbone_is_as_export_backbone_writes_it(fixture_as_vitp, tmp_path):
+def test_converted_backbone_equals_export_backbone(fixture_as_vitp, tmp_path):
     converted = convert_checkpoint(fixture_as_vitp, tmp_path / "converted", "backbone")
     model = ViTPForConditionalGeneration.from_pretrained(fixture_as_vitp)
     exported = export_backbone(model, tmp_path / "exported", ViTPImageProcessor.from_pretrained(fixture_as_vitp))
@@ -255,7 +255,7 @@ def test_round_trip_of_a_vit_is_exact(tmp_path, vision, prefix):
     assert (again / "config.json").read_text() == (backbone / "config.json").read_text()
 
 
-def test_stored_tied_head_stays(tmp_path):
+def test_stored_tied_head_is_kept(tmp_path):
     source = save_original(native_model(tied=True), tmp_path / "source")
     weights = load_file(source / "model.safetensors")
     weights["language_model.lm_head.weight"] = weights["language_model.model.embed_tokens.weight"].clone()
@@ -286,7 +286,7 @@ def test_stored_tied_head_stays(tmp_path):
 )
 @settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture], derandomize=True)
 @torch.no_grad()
-def test_logits_are_those_of_transformers(
+def test_logits_equal_transformers(
     tmp_path, heads, head_dim, vision_layers, grid, patch, norm_type, flags, text_heads, text_layers, tiles, kind
 ):
     vision = {
@@ -330,19 +330,19 @@ def test_logits_are_those_of_transformers(
         ("onnx", "no target 'onnx', only vitp, backbone, internvl, original"),
     ],
 )
-def test_targets_that_make_no_sense_are_refused(fixture_as_vitp, tmp_path, to, message):
+def test_invalid_targets_are_refused(fixture_as_vitp, tmp_path, to, message):
     with pytest.raises(ValueError, match=message):
         convert_checkpoint(fixture_as_vitp, tmp_path / "target", to)
     assert not list(tmp_path.iterdir())
 
 
-def test_a_ViT_alone_does_not_become_a_language_model(tmp_path):
+def test_vit_alone_is_not_converted_to_language_model(tmp_path):
     with pytest.raises(ValueError, match="ViT alone.*'internvl'"):
         convert_checkpoint(FIXTURE / "vision_only.safetensors", tmp_path / "target", "internvl")
     assert not list(tmp_path.iterdir())
 
 
-def test_a_folder_that_holds_something_is_not_written_to(fixture_as_vitp, tmp_path):
+def test_nonempty_folder_is_not_written(fixture_as_vitp, tmp_path):
     (tmp_path / "mine.txt").write_text("mine")
     with pytest.raises(ValueError, match="already exists"):
         convert_checkpoint(fixture_as_vitp, tmp_path, "internvl")
@@ -353,7 +353,7 @@ def test_a_folder_that_holds_something_is_not_written_to(fixture_as_vitp, tmp_pa
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt, OSError("no space left on device"), MemoryError])
-def test_an_interrupted_conversion_leaves_nothing(fixture_as_vitp, tmp_path, monkeypatch, error):
+def test_interrupted_conversion_leaves_nothing(fixture_as_vitp, tmp_path, monkeypatch, error):
     read, calls = tensor_files.TensorBytes.read, []
 
     def interrupted(tensor):
@@ -371,7 +371,7 @@ def test_an_interrupted_conversion_leaves_nothing(fixture_as_vitp, tmp_path, mon
 
 @pytest.mark.parametrize("value", ["nan", "inf"])
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16", "float64"])
-def test_weights_that_are_not_finite_are_converted_only_when_told(model_and_processor, tmp_path, value, dtype):
+def test_nonfinite_weights_need_allow_nan(model_and_processor, tmp_path, value, dtype):
     model, processor = model_and_processor
     model = model.to(getattr(torch, dtype))
     with torch.no_grad():
@@ -547,7 +547,7 @@ def test_input_spec_that_the_target_ignores_is_refused(model_and_processor, tmp_
 CARD = "---\nlicense: cc-by-nc-4.0\nbase_model: some/model\n---\n\n# A model\n"
 
 
-def test_license_is_in_every_card_and_stays(tmp_path):
+def test_license_is_kept_in_every_card(tmp_path):
     source = save_original(native_model(), tmp_path / "source")
     (source / "README.md").write_text(CARD)
     (source / "LICENSE").write_text("The terms.")
@@ -560,9 +560,7 @@ def test_license_is_in_every_card_and_stays(tmp_path):
         assert "these weights: cc-by-nc-4.0" in (folder / "README.md").read_text()
         assert (folder / "LICENSE").read_text() == "The terms."
     before = sorted(tmp_path.iterdir())
-    with pytest.raises(
-        ValueError, match="license cc-by-nc-4.0.*apache-2.0"
-    ):
+    with pytest.raises(ValueError, match="license cc-by-nc-4.0.*apache-2.0"):
         convert_checkpoint(vitp, tmp_path / "free", "internvl", license="apache-2.0")
     assert sorted(tmp_path.iterdir()) == before
 
@@ -590,7 +588,7 @@ SPEC = {"band_names": ["VV", "VH"], "window": [-25, 0]}
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-def test_vit_is_spread_as_by_spread_bands(fixture_as_vitp, tmp_path, dtype):
+def test_converted_bands_equal_spread_bands(fixture_as_vitp, tmp_path, dtype):
     convert_checkpoint(fixture_as_vitp, tmp_path / "three", "backbone")
     ViTPVisionModel.from_pretrained(tmp_path / "three", dtype=dtype).save_pretrained(tmp_path / "three")
     words = [str(tmp_path / "three"), str(tmp_path / "two"), "--license", "mit", "--input_spec", json.dumps(SPEC)]
@@ -614,7 +612,7 @@ def test_vit_is_spread_as_by_spread_bands(fixture_as_vitp, tmp_path, dtype):
     assert not (tmp_path / "wrong").exists()
 
 
-def test_only_the_patch_kernel_of_a_model_is_spread(fixture_as_vitp, tmp_path):
+def test_only_patch_kernel_of_model_is_spread(fixture_as_vitp, tmp_path):
     folder = convert_checkpoint(fixture_as_vitp, tmp_path / "two", "vitp", input_spec=SPEC)
     before, after = (load_file(path / "model.safetensors") for path in (fixture_as_vitp, folder))
     assert before.keys() == after.keys()

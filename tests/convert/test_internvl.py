@@ -37,7 +37,7 @@ from modeling_vitp.convert.internvl import from_internvl, internvl_processor, ro
 from modeling_vitp.training.loading import load_checkpoint
 
 
-def test_image_seq_length_follows_from_the_images(tmp_path, model, processor):
+def test_image_seq_length_is_computed(tmp_path, model, processor):
     """The configuration of transformers does not compute `image_seq_length`, and has 256 unless it was set."""
     model.save_pretrained(tmp_path / "vitp")
     processor.save_pretrained(tmp_path / "vitp")
@@ -51,7 +51,7 @@ def test_image_seq_length_follows_from_the_images(tmp_path, model, processor):
     assert all(torch.equal(value, converted.state_dict()[name]) for name, value in model.state_dict().items())
 
 
-def test_training_starts_from_a_conversion_to_internvl(tmp_path, model, processor, data_folder):
+def test_training_starts_from_internvl_conversion(tmp_path, model, processor, data_folder):
     """The processor of transformers needs a video token, for which the model has no embedding."""
     model.save_pretrained(tmp_path / "vitp")
     processor.save_pretrained(tmp_path / "vitp")
@@ -68,7 +68,7 @@ def test_training_starts_from_a_conversion_to_internvl(tmp_path, model, processo
 
 @pytest.mark.parametrize("given", ["alone", "with our configuration"])
 @pytest.mark.parametrize("model_class", [ViTPForConditionalGeneration, ViTPModel, ViTPVisionModel])
-def test_internvl_folder_is_refused_with_the_command(tmp_path, model, model_class, given):
+def test_internvl_folder_is_refused_with_command(tmp_path, model, model_class, given):
     """Under InternVL's names, 27 parameters of the language model, or all of the ViT's, would be random."""
     build_native(model).save_pretrained(tmp_path / "native")
     options = {}
@@ -108,7 +108,7 @@ def test_vit_is_not_taken_for_a_whole_model(tmp_path, model):
         ViTPForConditionalGeneration.from_pretrained(tmp_path / "backbone")
 
 
-def test_foreign_chat_template_is_replaced_with_a_warning(tmp_path, model, processor, caplog):
+def test_foreign_chat_template_is_replaced_with_warning(tmp_path, model, processor, caplog):
     model.save_pretrained(tmp_path / "vitp")
     processor.save_pretrained(tmp_path / "vitp")
     native = convert_checkpoint(tmp_path / "vitp", tmp_path / "native", "internvl")
@@ -124,7 +124,7 @@ def test_foreign_chat_template_is_replaced_with_a_warning(tmp_path, model, proce
 
 
 @torch.no_grad()
-def test_configurations_of_transformers_make_ours(model, processor):
+def test_transformers_configurations_are_converted(model, processor):
     native = build_native(model).eval()
     native.set_attn_implementation("eager")
     inputs = processor(text="How many trees are there?", return_tensors="pt")
@@ -144,7 +144,7 @@ def test_configurations_of_transformers_make_ours(model, processor):
     assert torch.equal(native(**inputs).logits, logits) and config.vision_config.model_type == "internvl_vision"
 
 
-def test_vit_configuration_of_transformers_makes_a_classifier():
+def test_transformers_vit_configuration_makes_classifier():
     config = InternVLVisionConfig(**VISION)
     classifier = ViTPForImageClassification(ViTPImageClassificationConfig(backbone_config=config, num_labels=2))
     assert type(classifier.config.backbone_config) is ViTPVisionConfig and config.model_type == "internvl_vision"

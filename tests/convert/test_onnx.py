@@ -83,7 +83,7 @@ def test_program_has_the_features_at_other_sizes(exported, features, size):
         torch.testing.assert_close(one, other, atol=1e-4, rtol=0)
 
 
-def test_command_prints_differences_and_leaves_one_file(exported):
+def test_command_prints_differences_and_writes_graph(exported):
     lines = exported.printed.splitlines()
     assert [line.split(":")[0] for line in lines[1:-1]] == ["1 x 56 x 56", "3 x 42 x 98", "2 x 84 x 28"]
     assert all(0 < float(line.split(":")[1]) < 1e-4 for line in lines[1:-1])

@@ -233,7 +233,7 @@ def test_contradicting_attention_is_refused(original, settings, given, message, 
         convert_checkpoint(original, tmp_path / "target", deformable_attention=given)
 
 
-def test_attention_of_our_adapter_is_not_asked(tmp_path):
+def test_attention_of_our_adapter_is_refused(tmp_path):
     source = save_source(ViTPAdapter(adapter_config()), tmp_path / "source")
     with pytest.raises(ValueError, match="deformable_attention requires"):
         convert_checkpoint(source, tmp_path / "target", "original", deformable_attention="mmcv")
@@ -301,7 +301,7 @@ def test_round_trip_of_a_segmentation_model_is_exact(tmp_path, is_pair):
 @pytest.mark.parametrize(
     "settings", [{"use_auxiliary_head": False}, {"auxiliary_num_convs": 2, "auxiliary_concat_input": True}]
 )
-def test_auxiliary_head_is_seen_from_the_tensors(tmp_path, settings):
+def test_auxiliary_head_is_recognized(tmp_path, settings):
     source = save_source(segmentation_model(**settings), tmp_path / "source")
     back = convert_checkpoint(convert_checkpoint(source, tmp_path / "there", "original"), tmp_path / "back")
     config = ViTPSegmentationConfig.from_pretrained(back)
@@ -374,7 +374,7 @@ MISTAKES = {
 
 
 @pytest.mark.parametrize("mistake", MISTAKES, ids=lambda mistake: mistake.__name__)
-def test_wrong_adapter_is_named_and_nothing_is_written(original, tmp_path, capsys, mistake):
+def test_wrong_adapter_is_named(original, tmp_path, capsys, mistake):
     weights = load_file(original / "model.safetensors")
     settings = json.loads((original / "config.json").read_text())
     mistake(original, weights, settings)
@@ -401,7 +401,7 @@ def test_pickle_is_refused(tmp_path):
         ("backbone", "of which 'backbone' cannot be made"),
     ],
 )
-def test_impossible_targets_are_refused(tmp_path, to, message):
+def test_unsupported_targets_are_refused(tmp_path, to, message):
     source = save_source(ViTPAdapter(adapter_config()), tmp_path / "source")
     with pytest.raises(ValueError, match=message):
         convert_checkpoint(source, tmp_path / "target", to)
@@ -432,7 +432,7 @@ def test_head_from_outside_has_no_original_layout(tmp_path, monkeypatch):
     assert not any(ViTPAdapter.from_pretrained(adapter, output_loading_info=True)[1].values())
 
 
-def test_shards_stay_shards(tmp_path):
+def test_shards_are_kept(tmp_path):
     vivid(ViTPAdapter(adapter_config())).save_pretrained(tmp_path / "source", max_shard_size="100KB")
     there = convert_checkpoint(tmp_path / "source", tmp_path / "there", "original")
     keys = [set(safe_open(file, "pt").keys()) for file in there.glob("model-*.safetensors")]

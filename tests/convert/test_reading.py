@@ -29,7 +29,7 @@ from modeling_vitp.convert.__main__ import main
 
 
 @pytest.mark.parametrize("width", [1024, 3200])
-def test_a_published_ViT_needs_no_configuration_beside_it(tmp_path, width):
+def test_published_vit_needs_no_configuration(tmp_path, width):
     state = {key: torch.zeros(1) for key in names(ORIGINAL_VISION, 2)}
     shapes = {"attn.qkv": 3 * width, "mlp.fc1": 64}
     for key in state:
@@ -137,7 +137,7 @@ MISTAKES = {
 
 
 @pytest.mark.parametrize("mistake", MISTAKES)
-def test_wrong_source_is_named_and_nothing_is_written(tmp_path, capsys, mistake):
+def test_wrong_source_is_named(tmp_path, capsys, mistake):
     spoil, message = MISTAKES[mistake]
     source = tmp_path / "source"
     source.mkdir()

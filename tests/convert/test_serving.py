@@ -97,7 +97,7 @@ def ask(root, model, image) -> dict:
 
 
 @pytest.mark.slow
-def test_transformers_serve_answers_about_an_image_with_the_tokens_of_generate(export, server):
+def test_transformers_serve_equals_generate(export, server):
     decode = AutoProcessor.from_pretrained(export).decode
     answers = []
     for image in (picture(130, 60), picture(60, 130, seed=1)):
@@ -110,7 +110,7 @@ def test_transformers_serve_answers_about_an_image_with_the_tokens_of_generate(e
 
 
 @pytest.mark.slow
-def test_transformers_chat_answers_with_the_tokens_of_generate(export, server):
+def test_transformers_chat_equals_generate(export, server):
     tokens = generated(export, [QUESTION])
     typed = [QUESTION["text"], *(["n"] if len(tokens) == MAX_NEW_TOKENS else []), "!save", "!exit"]
     options = [f"max_new_tokens={MAX_NEW_TOKENS}", "do_sample=False"]

@@ -56,7 +56,7 @@ def test_false_safetensors_file_is_searched(tmp_path):
         assert find_secret(path) == kind
 
 
-def test_lookalikes_are_no_secrets(folder, tmp_path):
+def test_similar_strings_are_not_secrets(folder, tmp_path):
     for number, content in enumerate(
         (b'{"hub_token": "<HUB_TOKEN>"}', b'{"hub_token": null}', b"hf_hub_download", b"")
     ):

@@ -135,7 +135,7 @@ def check_backbone(classes: dict, tensors: dict, model, given) -> None:
 
 @pytest.mark.slow
 @torch.no_grad()
-def test_every_kind_is_pulled_without_this_package(hub, pushed, tmp_path):
+def test_every_kind_is_loaded_without_this_package(hub, pushed, tmp_path):
     model, processor, given = pushed
     classes, tensors, log = run(hub, tmp_path, BACKBONE + EVERYTHING + MAPS)
     check_backbone(classes, tensors, model, given)
@@ -205,14 +205,14 @@ def test_busy_hub_is_asked_again(hub, pauses, tokenizer, tmp_path, load):
     ids=["401", "403", "404"],
 )
 @pytest.mark.parametrize("load", LOADERS.values(), ids=LOADERS)
-def test_refusal_is_named_at_once(hub, pauses, tmp_path, load, status, code, says):
+def test_refusal_is_not_retried(hub, pauses, tmp_path, load, status, code, says):
     hub.fail("*", "*", status, code=code, times=None)
     with pytest.raises((OSError, ValueError), match=f"(?s){says}"):
         load("tester/full", tmp_path)
     assert pauses == [] and not list(tmp_path.iterdir())
 
 
-def test_broken_connection_ends_a_conversion(hub, pauses, tmp_path):
+def test_broken_connection_ends_conversion(hub, pauses, tmp_path):
     hub.fail("*", "/api/*", lost=True, times=None)
     with pytest.raises(ValueError, match="tester/full.*disconnected"):
         convert_checkpoint("tester/full", tmp_path / "new", "backbone")

@@ -43,7 +43,7 @@ def summaries(hub) -> list[str]:
         ("all_checkpoints", {"checkpoint-1", "checkpoint-2"}),
     ],
 )
-def test_strategies(hub, settings, tmp_path, strategy, checkpoints):
+def test_hub_strategies_push_expected_files(hub, settings, tmp_path, strategy, checkpoints):
     assert train(tmp_path, **settings, hub_strategy=strategy, save_total_limit=1) == 0
     assert summaries(hub)[0] == "End of training"
     in_progress = [text for text in summaries(hub)[1:] if not text.endswith("checkpoint")]
@@ -76,7 +76,7 @@ def test_failed_push_does_not_stop_training(hub, settings, tmp_path, caplog, pau
     assert hub.files("tester/second")["model.safetensors"] == (tmp_path / "second/model.safetensors").read_bytes()
 
 
-def test_background_push_is_tried_again(hub, settings, tmp_path, pauses):
+def test_background_push_is_retried(hub, settings, tmp_path, pauses):
     failure = hub.fail("POST", "*/commit/main", 500)
     assert train(tmp_path, **settings, max_steps=1) == 0
     assert failure.count == 1 and pauses == [1]

@@ -49,7 +49,7 @@ def test_answer_scores_equal_full_logits(untrained, labeled, at_once, monkeypatc
 
 
 @pytest.mark.parametrize("lora", [False, True])
-def test_trainer_computes_logits_of_answers_alone(tmp_path, lora):
+def test_trainer_computes_only_answer_logits(tmp_path, lora):
     trainer = make_trainer(tmp_path, lora=lora, max_steps=1, eval_strategy="no")
     rows, answers = [], []
     inner = trainer.model.get_base_model() if lora else trainer.model

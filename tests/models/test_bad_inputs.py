@@ -366,7 +366,10 @@ CALLS = [
         for token in IMAGE_TOKENS
     ),
     *(
-        ({"images": [[], [PICTURE]], "text": ["fine", f"{PLACE} what is {token}?"]}, "(?i)sample 1 .*(literal|image token)")
+        (
+            {"images": [[], [PICTURE]], "text": ["fine", f"{PLACE} what is {token}?"]},
+            "(?i)sample 1 .*(literal|image token)",
+        )
         for token in IMAGE_TOKENS
     ),
 ]

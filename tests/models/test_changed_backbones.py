@@ -158,7 +158,7 @@ def brute_force(bands, windows, mean, std):
     "processor_class", [ViTPImageProcessor, ViTPSegmentationImageProcessor, ViTPDetectionImageProcessor]
 )
 @pytest.mark.parametrize("kind", ["uint16", "reflectance", "SAR", "channels last", "file", "picked"])
-def test_bands_are_windowed_and_normalized_one_by_one(kind, processor_class, tmp_path):
+def test_each_band_is_windowed_and_normalized(kind, processor_class, tmp_path):
     rng, picked = np.random.default_rng(0), list(range(12))
     names, mean, std = SENTINEL_2, rng.uniform(0.1, 0.6, 12).tolist(), rng.uniform(0.1, 0.4, 12).tolist()
     windows = [[float(100 * band), 3000.0 + 500 * band] for band in range(12)]
@@ -240,7 +240,7 @@ def test_wrong_number_of_bands_is_named_with_file(tmp_path):
         assert "\n" not in str(error.value)
 
 
-def test_fourth_band_of_file_is_no_transparency(tmp_path):
+def test_fourth_band_of_file_is_not_alpha(tmp_path):
     """GDAL marks the fourth of four 8-bit bands as alpha."""
     array = np.random.default_rng(0).integers(0, 255, (4, 20, 30), dtype=np.uint8)
     path = write_bands(tmp_path / "four.tif", array)
@@ -309,7 +309,7 @@ def test_kernel_and_grid_are_resampled_bicubically(backbone, patch_size, image_s
         assert torch.equal(before[key], after[key]), key
 
 
-def test_resize_to_patch_16_keeps_grid(backbone):
+def test_resizing_to_patch_16_keeps_grid(backbone):
     resized = resize_backbone(backbone, patch_size=16, image_size=128)
     assert torch.equal(resized.embeddings.position_embeddings, backbone.embeddings.position_embeddings)
 
@@ -324,7 +324,7 @@ def test_resized_grid_equals_run_time_interpolation(backbone):
 
 
 @torch.no_grad()
-def test_other_aspect_ratios_are_interpolated_at_run_time(backbone):
+def test_other_aspect_ratios_are_interpolated(backbone):
     resized = resize_backbone(backbone, 16, 128).eval()
     pixels = torch.randn(1, 3, 96, 160, generator=torch.Generator().manual_seed(1))
     grid = resized.embeddings.position_embeddings[:, 1:].unflatten(1, (8, 8)).permute(0, 3, 1, 2)
@@ -349,7 +349,7 @@ def test_half_precision_is_resampled_in_float32(backbone, dtype):
     assert torch.equal(resized.state_dict()[KERNEL], wanted.to(dtype))
 
 
-def test_class_configuration_and_the_model_itself_are_kept(backbone):
+def test_resizing_keeps_class_and_original_model(backbone):
     before = {key: value.clone() for key, value in backbone.state_dict().items()}
     resized = resize_backbone(backbone, 16, 128)
     assert type(resized) is ViTPVisionModel and type(resized.config) is ViTPVisionConfig
@@ -373,6 +373,6 @@ def test_resized_backbone_is_exported_and_opened(backbone, tmp_path):
     assert type(resize_backbone(native, 8, 64)) is InternVLVisionModel
 
 
-def test_a_ViT_without_position_embeddings(backbone):
+def test_vit_without_position_embeddings_is_resized(backbone):
     model = InternVLVisionModel(InternVLVisionConfig(**VISION, use_absolute_position_embeddings=False))
     assert resize_backbone(model, 16, 128).embeddings.position_embeddings is None

@@ -115,7 +115,7 @@ def saved(vision, tmp_path):
 
 
 @torch.no_grad()
-def test_saved_models_open_by_auto_classes_and_pipelines(saved):
+def test_auto_classes_and_pipelines_open_saved_models(saved):
     folder, expected = saved
     for name, kind in KINDS.items():
         again = AutoModelForImageClassification.from_pretrained(folder / name).eval()
@@ -136,7 +136,7 @@ def test_pipeline_asks_for_no_remote_code(saved, monkeypatch):
     assert not asked
 
 
-def test_head_of_other_size_needs_to_be_asked_for(vision, tmp_path):
+def test_other_head_size_needs_option(vision, tmp_path):
     model = ViTPForImageClassification.from_backbone(vision, id2label=NAMES)
     model.save_pretrained(tmp_path)
     with pytest.raises(ValueError, match="shapes differ.*config.json"):

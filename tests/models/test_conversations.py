@@ -81,7 +81,7 @@ def check(processor, messages, ratio=0.5, prob=1.0, images_kwargs=None):
     images_kwargs=st.sampled_from([{}, {"max_patches": 2}, {"input_spec": {"window": [0, 100]}}]),
 )
 @settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-def test_conversation_is_the_one_of_the_chat_template(processor, messages, ratio, images_kwargs):
+def test_conversation_equals_chat_template(processor, messages, ratio, images_kwargs):
     found = check(processor, messages, ratio, 0.8, images_kwargs)
     answers = [message["content"] for message in messages if message["role"] == "assistant"]
     for number, content in enumerate(answers, start=1):
@@ -99,7 +99,7 @@ def test_conversation_is_the_one_of_the_chat_template(processor, messages, ratio
         [QUESTION | {"content": "</img>"}, ANSWER],
     ],
 )
-def test_conversation_that_cannot_be_encoded_is_an_error(processor, messages):
+def test_unencodable_conversation_is_an_error(processor, messages):
     assert check(processor, messages) is None
 
 
@@ -113,7 +113,7 @@ def test_conversation_that_cannot_be_encoded_is_an_error(processor, messages):
         CHAT_TEMPLATE + "<IMG_CONTEXT>",
     ],
 )
-def test_other_chat_templates(processor, template):
+def test_other_chat_templates_are_encoded(processor, template):
     tokenizer = copy.deepcopy(processor.tokenizer)
     tokenizer.bos_token = "<|im_start|>"
     other = ViTPProcessor(processor.image_processor, tokenizer, TOKENS_PER_TILE, chat_template=template)
@@ -121,7 +121,7 @@ def test_other_chat_templates(processor, template):
         check(other, [{"role": "user", "content": content}, ANSWER])
 
 
-def test_tokens_that_the_tokenizer_adds_are_left_out(processor):
+def test_added_special_tokens_are_left_out(processor):
     tokenizer = copy.deepcopy(processor.tokenizer)
     end = ("<|im_end|>", tokenizer.convert_tokens_to_ids("<|im_end|>"))
     tokenizer.backend_tokenizer.post_processor = TemplateProcessing(f"{end[0]} $A {end[0]}", None, [end])
@@ -133,7 +133,7 @@ def test_tokens_that_the_tokenizer_adds_are_left_out(processor):
     check(adds, messages)
 
 
-def test_truncation_of_the_tokenizer_is_left_out(processor):
+def test_truncation_of_tokenizer_is_ignored(processor):
     cuts = copy.deepcopy(processor)
     cuts.tokenizer.init_kwargs |= {"truncation": True, "max_length": 12}
     row = {"id": 1, "images": [PICTURE["image"]], "messages": [QUESTION, ANSWER]}
@@ -171,7 +171,7 @@ def test_literal_image_token_is_named(processor, token, tokenize, as_part):
     ],
 )
 @pytest.mark.parametrize("tokenize", [False, True])
-def test_conversation_that_cannot_be_rendered_is_named(processor, conversation, message, tokenize):
+def test_unrenderable_conversation_is_named(processor, conversation, message, tokenize):
     with pytest.raises(ValueError, match=message):
         processor.apply_chat_template(conversation, tokenize=tokenize)
 
@@ -202,7 +202,7 @@ def test_messages_may_be_objects(processor, batched):
         processor.apply_chat_template([Message("robot", "x")])
 
 
-def test_answers_of_tools_have_a_role(processor):
+def test_tool_answers_have_a_role(processor):
     rendered = processor.apply_chat_template([QUESTION, {"role": "tool", "content": "12"}], add_generation_prompt=True)
     assert rendered.endswith("<|im_start|>tool\n12<|im_end|>\n<|im_start|>assistant\n")
     call = "{% for call in m.tool_calls or [] %}:{{ call.function.name }}{% endfor %}"

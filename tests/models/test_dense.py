@@ -45,7 +45,7 @@ def vision():
 
 
 @torch.no_grad()
-def test_backbone_maps_are_the_vision_models_features(vision, tmp_path):
+def test_backbone_maps_equal_vision_model_features(vision, tmp_path):
     """Check the training size, an exported folder and any choice of layers."""
     export_backbone(vision, tmp_path)
     images = torch.randn(2, 3, 56, 56)
@@ -90,7 +90,7 @@ NECKS = {
 @pytest.mark.parametrize("asked", ["in the call", "in the configuration"])
 @pytest.mark.parametrize("neck", NECKS)
 @torch.no_grad()
-def test_hidden_states_and_attentions_are_those_of_vit(vision, neck, asked):
+def test_hidden_states_and_attentions_equal_vit(vision, neck, asked):
     """Compare with transformers' own layers one by one. The adapter's gates are closed, and it has no CLS token."""
     backbone_class, settings = NECKS[neck]
     settings = {**settings, "injector_init_value": 0.0} if neck == "adapter" else settings
@@ -209,7 +209,7 @@ def test_transformers_trainer_accumulates_gradients(vision, tmp_path, model_clas
 
 
 @pytest.mark.parametrize("is_pair", [False, True])
-def test_loss_equals_a_loop_over_the_labeled_pixels(is_pair):
+def test_loss_equals_loop_over_labeled_pixels(is_pair):
     torch.manual_seed(0)
     if is_pair:
         config = ViTPChangeDetectionConfig(backbone_config=adapter_config(), **HEAD, class_weights=[0.5, 2.0, 1.0])
@@ -244,7 +244,7 @@ def test_head_has_given_classes(vision):
         assert {name: getattr(config, name) for name in named} == named
 
 
-def test_the_auxiliary_head_is_trained_too():
+def test_auxiliary_head_is_trained():
     torch.manual_seed(0)
     model = ViTPForSemanticSegmentation(ViTPSegmentationConfig(backbone_config=adapter_config(), **HEAD))
     model(torch.randn(2, 3, 64, 64), labels=torch.randint(0, 3, (2, 64, 64))).loss.backward()
@@ -253,7 +253,7 @@ def test_the_auxiliary_head_is_trained_too():
 
 
 @torch.no_grad()
-def test_a_pair_is_two_images_through_one_backbone():
+def test_images_of_pair_share_one_backbone():
     """Concatenate the maps by hand, the channels of the image before first."""
     torch.manual_seed(0)
     model = ViTPForChangeDetection(ViTPChangeDetectionConfig(backbone_config=adapter_config(), **HEAD)).eval()
@@ -341,7 +341,7 @@ assert {part["mask"].size for part in parts} == {(50, 40)}
 
 
 @torch.no_grad()
-def test_models_are_saved_and_opened_again(tmp_path):
+def test_models_survive_saving(tmp_path):
     torch.manual_seed(0)
     labels = {"id2label": {0: "ground", 1: "tree"}, "label2id": {"ground": 0, "tree": 1}}
     config = ViTPSegmentationConfig(backbone_config=adapter_config(), hidden_size=16, auxiliary_channels=16, **labels)
@@ -377,7 +377,7 @@ def test_models_on_backbone_keep_its_attention(vision, tmp_path, kind):
     assert len(found) == 3 and all(torch.allclose(given.sum(-1), torch.ones(())) for given in found)
 
 
-def test_attention_of_folder_is_that_of_backbone(vision, tmp_path):
+def test_folder_keeps_attention_of_backbone(vision, tmp_path):
     vision.save_pretrained(tmp_path)
     adapter = {"deformable_heads": 4, "spatial_prior_channels": 8}
     for model in (

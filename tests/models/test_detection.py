@@ -130,7 +130,7 @@ def test_matching_equals_original_code(name):
 
 
 @torch.no_grad()
-def test_boxes_of_oriented_detections_enclose_their_corners():
+def test_oriented_boxes_enclose_their_corners():
     outputs = original_detector("oriented_rcnn")(expected_of("oriented_rcnn")["pixel_values"], pixel_mask())
     centers, sides = outputs.pred_boxes.split(2, -1)
     close(centers - sides / 2, outputs.pred_corners.amin(-2), 1e-6)
@@ -198,7 +198,7 @@ def test_flip_test_equals_original_code():
 
 
 @torch.no_grad()
-def test_a_padded_image_is_mirrored_within_itself():
+def test_padded_image_is_mirrored_within_itself():
     """Mirrored detections of the mirrored image are equal."""
     model = original_detector("cascade_rcnn", flip_test=True)
     image = expected_of("cascade_rcnn")["pixel_values"][1:]
@@ -212,7 +212,7 @@ def test_a_padded_image_is_mirrored_within_itself():
 
 
 @every_detector
-def test_a_batch_is_its_images_one_by_one(name):
+def test_batch_equals_single_images(name):
     model, expected, labels = original_detector(name), expected_of(name), original_labels(name)
     images, mask = expected["pixel_values"], pixel_mask()
     together = model(images, mask, labels)
@@ -238,7 +238,7 @@ def test_image_is_padded_to_whole_strides(name):
 
 
 @every_detector
-def test_detections_in_evaluation_come_with_the_loss(name):
+def test_evaluation_gives_loss_and_detections(name):
     model, expected, labels = original_detector(name), expected_of(name), original_labels(name)
     both = model(expected["pixel_values"], pixel_mask(), labels)
     with torch.no_grad():
@@ -338,7 +338,7 @@ def test_objects_over_border_train_one_class(name):
 
 
 @every_detector
-def test_drawing_samples_depends_on_the_seed_alone(name):
+def test_sampling_depends_on_seed_alone(name):
     model, expected, labels = original_detector(name, rpn_samples=8, roi_samples=6), expected_of(name), []
     labels, images = original_labels(name), expected["pixel_values"]
     losses = []
@@ -350,7 +350,7 @@ def test_drawing_samples_depends_on_the_seed_alone(name):
 
 @every_detector
 @pytest.mark.parametrize("way", ["autocast", "weights"])
-def test_in_bfloat16_coordinates_and_losses_stay_float32(name, way):
+def test_coordinates_and_losses_stay_float32_in_bfloat16(name, way):
     model, expected, labels = original_detector(name), expected_of(name), original_labels(name)
     images = expected["pixel_values"]
     if way == "weights":
@@ -369,7 +369,7 @@ def test_in_bfloat16_coordinates_and_losses_stay_float32(name, way):
 
 @every_detector
 @torch.no_grad()
-def test_detectors_are_saved_and_opened_again(name, tmp_path):
+def test_detectors_survive_saving(name, tmp_path):
     names = {0: "ship", 1: "plane"}
     model = tiny_detector(name, id2label=names, label2id={"ship": 0, "plane": 1}, num_labels=2).eval()
     model.save_pretrained(tmp_path)
@@ -383,7 +383,7 @@ def test_detectors_are_saved_and_opened_again(name, tmp_path):
 @pytest.mark.parametrize(
     "model_class", [ViTPForObjectDetection, ViTPForOrientedObjectDetection, ViTPForInstanceSegmentation]
 )
-def test_a_detector_starts_from_an_exported_backbone(model_class, neck, tmp_path):
+def test_detector_starts_from_exported_backbone(model_class, neck, tmp_path):
     torch.manual_seed(0)
     vision = ViTPVisionModel(ViTPVisionConfig(**VISION))
     export_backbone(vision, tmp_path)
@@ -400,7 +400,7 @@ def test_a_detector_starts_from_an_exported_backbone(model_class, neck, tmp_path
         assert model.eval()(torch.randn(1, 3, 96, 96)).scores.shape[0] == 1
 
 
-def test_a_fresh_detector_starts_as_the_original_does():
+def test_detector_initialization_equals_original_code():
     """Predictions are near zero, other layers Xavier-initialized, and the mask head He-initialized."""
     model = tiny_detector("mask_rcnn", neck_channels=64, head_hidden_size=64)
     spread = {
@@ -421,7 +421,7 @@ def test_a_fresh_detector_starts_as_the_original_does():
 
 
 @every_detector
-def test_gradient_checkpointing_changes_no_gradient(name):
+def test_gradient_checkpointing_keeps_gradients(name):
     gradients = []
     for checkpointing in (False, True):
         model = tiny_detector(name).train()

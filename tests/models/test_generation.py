@@ -146,7 +146,7 @@ def leaves(value):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("way", WAYS)
-def test_every_way_of_generating_equals_internvl(model, native, processor, way, capsys):
+def test_every_generation_mode_equals_internvl(model, native, processor, way, capsys):
     name, options = WAYS[way]
     inputs = encode(processor, name)
     ours, theirs = (generate(each, inputs, options, **EVERYTHING) for each in (model, native))
@@ -163,7 +163,7 @@ def test_every_way_of_generating_equals_internvl(model, native, processor, way, 
 @pytest.mark.slow
 @pytest.mark.parametrize("drop_ratio", [0.0, DROP_RATIO])
 @pytest.mark.parametrize("way", SAME_AS_GREEDY)
-def test_deterministic_ways_equal_greedy_search(model, processor, way, drop_ratio):
+def test_deterministic_modes_equal_greedy_search(model, processor, way, drop_ratio):
     name, options = WAYS[way]
     inputs = encode(processor, name, drop_ratio)
     wanted = generate(model, inputs, {})[:, inputs["input_ids"].shape[1] :]
@@ -183,14 +183,14 @@ def test_draft_model_sees_images(model, processor, drop_ratio):
     assert torch.equal(found, generate(model, inputs, {}))
 
 
-def test_embeddings_alone_are_a_prompt(model, processor):
+def test_embeddings_work_as_prompt(model, processor):
     inputs = encode(processor, "a text")
     wanted = generate(model, inputs, {})[:, inputs["input_ids"].shape[1] :]
     assert torch.equal(generate(model, inputs, WAYS["embeddings alone"][1]), wanted)
 
 
 @pytest.mark.parametrize("to", ["vitp", "internvl"])
-def test_pipeline_answers_batch_as_one_by_one(model, processor, tmp_path, to):
+def test_pipeline_batch_equals_single_answers(model, processor, tmp_path, to):
     """The pipeline pads by the tokenizer's side, not by the processor's."""
     for part in (model, processor):
         part.save_pretrained(tmp_path / "vitp")
@@ -215,7 +215,7 @@ def test_pipeline_answers_batch_as_one_by_one(model, processor, tmp_path, to):
 
 @torch.no_grad()
 @pytest.mark.parametrize("kind", [StaticCache, DynamicCache])
-def test_emptied_cache_equals_new_one(model, processor, kind):
+def test_emptied_cache_equals_new_cache(model, processor, kind):
     shortened, inputs = encode(processor, "one row", DROP_RATIO), encode(processor, "one row")
     size = {"max_cache_len": 64} if kind is StaticCache else {}
     cache = kind(config=model.config.get_text_config(), **size)

@@ -74,7 +74,7 @@ def test_reduced_labels_ignore_zero():
     assert labels.tolist() == [[[255, 0], [2, 255]]]
 
 
-def test_images_and_masks_are_resized_if_asked():
+def test_do_resize_resizes_images_and_masks():
     processor = ViTPSegmentationImageProcessor(do_resize=True, size={"height": 16, "width": 32})
     batch = processor([picture(64, 48), picture(32, 16)], [some_mask(48, 64), some_mask(16, 32)], return_tensors="pt")
     assert (batch["pixel_values"].shape, batch["labels"].shape) == ((2, 3, 16, 32), (2, 16, 32))
@@ -83,7 +83,7 @@ def test_images_and_masks_are_resized_if_asked():
     np.testing.assert_allclose(batch["pixel_values"][1], by_hand(np.array(picture(32, 16)), 16, 32), atol=1e-6)
 
 
-def test_other_images_go_through_the_input_spec(tmp_path):
+def test_non_rgb_images_use_input_spec(tmp_path):
     ct = np.random.default_rng(0).integers(-1000, 1000, (20, 30), dtype=np.int16)
     processor = ViTPSegmentationImageProcessor(input_spec={"window": [-160, 240]})
     gray = 255 * np.clip((ct.astype(float) + 160) / 400, 0, 1)
@@ -96,7 +96,7 @@ def test_other_images_go_through_the_input_spec(tmp_path):
     np.testing.assert_allclose(again(ct, return_tensors="pt")["pixel_values"][0], expected, atol=1e-5)
 
 
-def test_pairs_have_their_own_names():
+def test_pairs_give_before_and_after():
     before = [picture(width, height, seed) for seed, (height, width) in enumerate(SIZES)]
     after = [picture(width, height, 9 + seed) for seed, (height, width) in enumerate(SIZES)]
     masks = [some_mask(*size) for size in SIZES]
@@ -109,7 +109,7 @@ def test_pairs_have_their_own_names():
     assert torch.equal(batch["labels"], alone["labels"])
 
 
-def test_predictions_have_the_size_of_the_images():
+def test_predictions_have_size_of_images():
     logits = torch.randn(2, 4, 12, 10)
     outputs = SemanticSegmenterOutput(logits=logits)
     processor = ViTPSegmentationImageProcessor()
@@ -130,7 +130,7 @@ def test_predictions_have_the_size_of_the_images():
         processor.post_process_semantic_segmentation(outputs, [(12, 10)])
 
 
-def test_what_a_call_has_resized_is_not_cropped():
+def test_resized_masks_are_not_cropped():
     """Compare with transformers' own method, which always interpolates."""
     torch.manual_seed(0)
     processor = ViTPSegmentationImageProcessor()

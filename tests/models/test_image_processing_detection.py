@@ -43,7 +43,7 @@ def test_boxes_are_shares_of_unpadded_image():
     assert nothing["corners"].shape == (0, 4, 2) and "corners" not in ship
 
 
-def test_corners_stand_beside_boxes_and_survive_stretching():
+def test_corners_follow_boxes_when_stretched():
     turned = corners(torch.tensor([[20.0, 15.0, 16.0, 8.0, 0.5]]))[0]
     given = annotated({"category_id": 0, "corners": turned.flatten().tolist()}, {"category_id": 2, "corners": SQUARE})
     processor = ViTPDetectionImageProcessor(do_resize=True, size={"height": 90, "width": 80})
@@ -197,7 +197,7 @@ def test_mask_is_pasted_into_box():
 
 @torch.no_grad()
 @pytest.mark.parametrize("name", DETECTORS)
-def test_the_pipeline_finds_what_the_model_finds(name, tmp_path):
+def test_pipeline_equals_model(name, tmp_path):
     names = {index: f"kind {index}" for index in range(4)}
     model = original_detector(name)
     model.config.id2label = names if name != "mask_rcnn" else {index: names[index] for index in range(3)}

@@ -60,7 +60,7 @@ def test_images_of_any_size_are_padded_and_maps_cropped(kind, size):
 
 
 @BOTH
-def test_gradients_reach_every_parameter_with_and_without_checkpointing(kind):
+def test_gradients_reach_every_parameter(kind):
     model, images = make_model(kind).train(), torch.randn(2, 3, 64, 64)
     weights = [torch.randn_like(features) for features in model(images).feature_maps]
 
@@ -97,7 +97,7 @@ def test_bfloat16_is_close_to_float32(kind):
 
 @pytest.mark.parametrize(("folder", "more"), [(FOLDER, {}), (MMCV_FOLDER, MMCV)], ids=["native", "mmcv"])
 @torch.no_grad()
-def test_adapter_maps_equal_those_of_original_code(folder, more):
+def test_adapter_maps_equal_original_code(folder, more):
     adapter = ViTPAdapter(ViTPAdapterConfig(**TINY, **ADAPTER, **more)).eval()
     settings = json.loads((folder / "settings.json").read_text())
     assert settings["interaction_indexes"] == adapter.config.interaction_layers

@@ -57,7 +57,7 @@ MISTAKES = {
 
 
 @pytest.mark.parametrize("mistake", MISTAKES)
-def test_a_damaged_model_is_named(model, tmp_path, mistake):
+def test_damaged_model_is_named(model, tmp_path, mistake):
     model.save_pretrained(tmp_path)
     damage, says = MISTAKES[mistake]
     damage(tmp_path)
@@ -67,7 +67,7 @@ def test_a_damaged_model_is_named(model, tmp_path, mistake):
 
 
 @pytest.mark.parametrize("name", ["processor_config.json", "tokenizer.json", "tokenizer_config.json"])
-def test_a_damaged_processor_is_named(processor, tmp_path, name):
+def test_damaged_processor_is_named(processor, tmp_path, name):
     processor.save_pretrained(tmp_path)
     (tmp_path / name).write_text((tmp_path / name).read_text()[:-9])
     with pytest.raises(ValueError, match=rf"{tmp_path}/{name} cannot be read: it is damaged or cut short"):
@@ -79,7 +79,7 @@ def test_folder_without_processor_is_named(tmp_path):
         ViTPProcessor.from_pretrained(tmp_path)
 
 
-def test_errors_of_no_file_stay_as_they_are(model, tmp_path):
+def test_errors_without_file_are_unchanged(model, tmp_path):
     model.save_pretrained(tmp_path)
     with pytest.raises(ImportError, match="flash|Flash"):
         ViTPForConditionalGeneration.from_pretrained(tmp_path, attn_implementation="flash_attention_2")
@@ -141,7 +141,7 @@ def check_vit(model, weights):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_folder_opens_as_what_it_holds(folders, tokenizer, model, kind):
+def test_folder_opens_by_its_model_type(folders, tokenizer, model, kind):
     root, weights = folders
     classes, says = KINDS[kind]
     if kind == "whole":
@@ -165,7 +165,7 @@ def test_folder_opens_as_what_it_holds(folders, tokenizer, model, kind):
 
 
 @pytest.mark.parametrize("kind", ["segmentation", "change", "detector"])
-def test_errors_tell_backbone_of_fine_tuned_model(folders, tmp_path, kind):
+def test_errors_explain_backbone_of_fine_tuned_model(folders, tmp_path, kind):
     """The saved backbone is loaded with its neck by `from_backbone`, and its ViT as a backbone of other models."""
     root, weights = folders
     (model_class,), _ = KINDS[kind]
@@ -181,7 +181,7 @@ def test_errors_tell_backbone_of_fine_tuned_model(folders, tmp_path, kind):
     check_vit(ViTPFeaturePyramid.from_backbone(vit, pyramid_channels=8), weights)
 
 
-def test_errors_tell_backbone_of_classifier(folders, tmp_path):
+def test_errors_explain_backbone_of_classifier(folders, tmp_path):
     root, weights = folders
     with pytest.raises(ValueError, match=r"its ViT with ViTPForImageClassification\.from_pretrained\('.*'\)\.backbone"):
         ViTPForImageClassification.from_backbone(root / "classifier")
@@ -201,7 +201,7 @@ def test_model_on_vit_is_not_exported(folders, tmp_path, kind):
     assert not (tmp_path / "vit").exists()
 
 
-def test_backbone_of_layers_is_start(folders):
+def test_layer_backbone_starts_models(folders):
     root, weights = folders
     for start in (root / "backbone", ViTPBackbone.from_pretrained(root / "backbone")):
         adapter = ViTPAdapter.from_backbone(start, **ADAPTER)

@@ -152,7 +152,7 @@ SIZES = st.sampled_from([(56, 56), (112, 56), (56, 170), (60, 61), (200, 10)])
     ratio=st.integers(1, 99).map(lambda percent: percent / 100),
     padding_side=st.sampled_from(["left", "right"]),
 )
-def test_the_short_encoding_of_any_layout(processor, layout, ratio, padding_side):
+def test_short_encoding_of_any_layout(processor, layout, ratio, padding_side):
     check_against_full_encoding(processor, layout, ratio, padding_side)
 
 
@@ -215,7 +215,7 @@ def test_draw_depends_on_key_alone(processor, order):
 
 
 @pytest.mark.parametrize("other", [(1, "sample-0", 0), (0, "sample-1", 0), (0, "sample-0", 1), "a plain key"])
-def test_other_key_gives_other_draw(processor, other):
+def test_draw_differs_between_keys(processor, other):
     images, texts = make_batch([SEVERAL])
     state = torch.get_rng_state()
     first = encode_row(processor, images[0], texts[0], (0, "sample-0", 0))
@@ -224,7 +224,7 @@ def test_other_key_gives_other_draw(processor, other):
     assert torch.equal(state, torch.get_rng_state())
 
 
-def test_without_keys_the_global_generator_draws(processor):
+def test_draw_without_keys_uses_global_generator(processor):
     images, texts = make_batch([SEVERAL])
     draws = []
     for seed in (0, 0, 1):
@@ -297,7 +297,7 @@ def test_share_is_at_least_min_patches(processor):
         lambda pictures: torch.stack([torch.from_numpy(np.array(picture)).movedim(-1, 0) for picture in pictures]),
     ],
 )
-def test_flat_nested_and_stacked_images_are_alike(processor, images):
+def test_flat_nested_and_stacked_images_are_equal(processor, images):
     pictures = [picture(60, 60, seed) for seed in range(3)]
     texts = ["<IMG_CONTEXT>", "none", "<IMG_CONTEXT> and <IMG_CONTEXT>"]
     output = processor(images=images(pictures), text=texts)
@@ -364,7 +364,7 @@ RENDERED = "<|im_start|>system\nCount.<|im_end|>\n<|im_start|>user\nHow many?<|i
         ),
     ],
 )
-def test_the_chat_template_renders_chatml(processor, messages, add_generation_prompt, expected):
+def test_chat_template_renders_chatml(processor, messages, add_generation_prompt, expected):
     assert processor.apply_chat_template(messages, add_generation_prompt=add_generation_prompt) == expected
 
 
@@ -475,7 +475,7 @@ def test_truncation_may_cut_text_but_no_image_token(processor, ratio, num_visual
 
 
 @pytest.mark.parametrize("chat_template", [None, CHAT_TEMPLATE.replace("<|im_end|>", "<|endoftext|>")])
-def test_everything_survives_saving_and_loading_with_auto_processor(chat_template, tmp_path):
+def test_processor_survives_saving(chat_template, tmp_path):
     tokenizer = build_tokenizer(["How many trees are there?"], vocab_size=300)
     processor = ViTPProcessor(
         ViTPImageProcessor(size={"height": 28, "width": 28}, max_patches=4, input_spec={"bands": [2, 0, 1]}),
@@ -531,7 +531,7 @@ def test_serving_engines_get_tiles_and_tokens(processor, sizes, max_patches):
 
 
 @pytest.mark.parametrize("ratio", [0, 0.5])
-def test_the_attention_mask_is_left_out_if_asked(processor, ratio):
+def test_attention_mask_is_optional(processor, ratio):
     images, texts = make_batch(BATCHES["mixed"])
     kwargs = {"images": images, "text": texts, "padding": True, "vrl_drop_ratio": ratio, "vrl_keys": make_keys(texts)}
     whole, without = processor(**kwargs), processor(**kwargs, return_attention_mask=False)
@@ -557,7 +557,7 @@ def test_images_may_be_paths_as_objects(processor, tmp_path, way):
     )
 
 
-def test_an_empty_text_has_no_tokens(processor):
+def test_empty_text_has_no_tokens(processor):
     output = processor(text=["", "a"], return_offsets_mapping=True, vrl_drop_ratio=0.5)
     alone = processor.tokenizer(["", "a"], return_offsets_mapping=True)
     assert output["input_ids"][0] == [] and output["input_ids"] == alone["input_ids"]
