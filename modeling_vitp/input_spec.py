@@ -61,7 +61,7 @@ class InputSpec:
             )
         for low, high in self.windows or []:
             if not (low < high and math.isfinite(low) and math.isfinite(high)):
-                raise ValueError(f"input_spec: `window` must have finite low < high, got ({low}, {high}).")
+                raise ValueError(f"input_spec: window ({low}, {high}) is empty: low must be below high, both finite.")
         if self.percentiles is not None and not (
             is_pair(self.percentiles) and 0 <= self.percentiles[0] < self.percentiles[1] <= 100
         ):
@@ -148,9 +148,9 @@ class InputSpec:
                 raise ValueError(f"input_spec asks for bands {list(self.bands)}, but the image has {number} band(s).")
         elif number not in self._numbers:
             if self.band_names is not None:
-                raise ValueError(f"The model takes {describe_bands(self.band_names)}, but the image has {number}.")
+                raise ValueError(f"the model takes {describe_bands(self.band_names)}, but the image has {number}.")
             raise ValueError(
-                f"Expected an image with one or three bands, got {number}. Select bands, for example with "
+                f"the image has {number} bands. Name the one or three to use, for example "
                 'input_spec={"bands": [3, 2, 1]} (also on the command line). Convert RGBA arrays to PIL images.'
             )
 

@@ -272,7 +272,7 @@ def native_processor(
     folder: Path, image_processor: GotOcr2ImageProcessor, processor: ViTPProcessor
 ) -> InternVLProcessor:
     """Return transformers' processor with an image processor, a folder's tokenizer and the given chat template."""
-    # `InternVLProcessor` reads these tokens by name. The video token is replaced before encoding and needs no embedding.
+    # `InternVLProcessor` reads these tokens by name. The video token is replaced before encoding, without embedding.
     tokenizer = plain_tokenizer(folder, model_specific_special_tokens=NAMED_TOKENS, padding_side="left")
     same = {name: getattr(image_processor, name) for name in ("size", "image_mean", "image_std")}
     with naming(folder, InternVLProcessor):

@@ -249,9 +249,9 @@ IMAGES = [
     (COMPLEX, {"window": [0, 1]}, "complex"),
     (np.full((7, 10), np.nan), None, "no finite value"),
     (NAN_BAND, {"percentiles": [2, 98]}, "no finite value.*window"),
-    (values(2, 20, 30), None, "got 2.*input_spec"),
-    (values(20, 30, 4), None, "got 4.*input_spec.*RGBA"),
-    (values(5, 20, 30, dtype=np.uint16), {"window": [0, 9]}, "got 5.*input_spec"),
+    (values(2, 20, 30), None, "2 bands.*input_spec"),
+    (values(20, 30, 4), None, "4 bands.*input_spec.*RGBA"),
+    (values(5, 20, 30, dtype=np.uint16), {"window": [0, 9]}, "5 bands.*input_spec"),
     *(
         (values(*shape, dtype=np.uint16), {"bands": [0]}, "input_data_format")
         for shape in [(5, 9, 5), (3, 9, 3), (3, 9, 4), (4, 9, 1), (1, 9, 1)]

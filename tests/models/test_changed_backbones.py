@@ -230,7 +230,7 @@ def test_spec_of_call_is_for_bands_of_processor():
 
 def test_wrong_number_of_bands_is_named_with_file(tmp_path):
     processor = ViTPImageProcessor(input_spec={"band_names": SENTINEL_2, "window": [0, 10000]})
-    wanted = r"The model takes 12 bands \(B01, B02, .*B12\), but the image has 3\.$"
+    wanted = r"the model takes 12 bands \(B01, B02, .*B12\), but the image has 3\.$"
     with pytest.raises(ValueError, match=f"^{wanted}"):
         processor(np.zeros((3, 20, 30), np.uint16))
     for name in ("three.tif", "three.png"):
