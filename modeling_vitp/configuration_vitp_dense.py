@@ -243,7 +243,7 @@ class ViTPSegmentationConfig(ConfigNamesItsFiles, UperNetConfig):
     def validate_class_weights(self):
         if self.class_weights is not None and len(self.class_weights) != self.num_labels:
             raise ValueError(
-                f"Expected one of `class_weights` for each of {self.num_labels} classes, got {len(self.class_weights)}."
+                f"Expected {self.num_labels} `class_weights`, one for each class, got {len(self.class_weights)}."
             )
 
 

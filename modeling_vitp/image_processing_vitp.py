@@ -63,7 +63,7 @@ class InputSpecImageProcessor(NamesItsFiles, TorchvisionBackend):
                 setattr(self, field, spread_values(getattr(self, field), names))
             elif len(kwargs[field]) != len(names):
                 raise ValueError(
-                    f"Expected one value of {field} for each of {describe_bands(names)}, got {len(kwargs[field])}."
+                    f"Expected a value of {field} for each of {describe_bands(names)}, got {len(kwargs[field])}."
                 )
 
     @property

@@ -140,7 +140,7 @@ class ViTPSegmentationImageProcessor(InputSpecImageProcessor, SegformerImageProc
             return super().post_process_semantic_segmentation(outputs, target_sizes, return_segmentation_scores)
         logits = outputs.logits
         if len(logits) != len(target_sizes):
-            raise ValueError(f"Expected one of target_sizes for each of {len(logits)} images, got {len(target_sizes)}.")
+            raise ValueError(f"Expected {len(logits)} target_sizes, one for each image, got {len(target_sizes)}.")
         largest = tuple(max(int(size[axis]) for size in target_sizes) for axis in (0, 1))
         results = []
         for image_logits, (height, width) in zip(logits, target_sizes):

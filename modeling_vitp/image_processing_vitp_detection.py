@@ -211,7 +211,7 @@ class ViTPDetectionImageProcessor(InputSpecImageProcessor, DetrImageProcessor):
         """Return the results of each image, the masks that select them, and the scales of x and y."""
         scores, labels, boxes = outputs.scores, outputs.labels, center_to_corners_format(outputs.pred_boxes)
         if sizes is not None and len(sizes) != len(scores):
-            raise ValueError(f"Expected one of target_sizes for each of {len(scores)} images, got {len(sizes)}.")
+            raise ValueError(f"Expected {len(scores)} target_sizes, one for each image, got {len(sizes)}.")
         sizes = torch.ones(len(scores), 2) if sizes is None else torch.as_tensor(sizes)
         scales = sizes.flip(-1).to(boxes)
         kept = [(score > threshold) & (label >= 0) for score, label in zip(scores, labels)]

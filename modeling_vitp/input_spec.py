@@ -174,10 +174,10 @@ class InputSpec:
             low, high = torch.tensor([0.0]), torch.tensor([1.0])
         else:
             finite = image[image.isfinite()]
-            span = f"[{finite.min():g}, {finite.max():g}]" if finite.numel() else "no finite value"
+            span = f"values in [{finite.min():g}, {finite.max():g}]" if finite.numel() else "no finite value"
             raise ValueError(
-                f"The image is {str(image.dtype).removeprefix('torch.')} with values in {span}, and its black and "
-                "white points are not set. Set input_spec={'window': [low, high]} or "
+                f"The image is {str(image.dtype).removeprefix('torch.')} with {span}, and its black and white "
+                "points are not set. Set input_spec={'window': [low, high]} or "
                 "input_spec={'percentiles': [2, 98]}."
             )
         return low.double().view(-1, 1, 1), high.double().view(-1, 1, 1)

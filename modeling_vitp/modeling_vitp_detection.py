@@ -277,7 +277,7 @@ class ViTPForObjectDetection(OnMultiScaleBackbone, PreTrainedModel):
         found = {}
         if labels is not None:
             if len(labels) != len(sizes):
-                raise ValueError(f"Expected labels for each of {len(sizes)} images, got those of {len(labels)}.")
+                raise ValueError(f"Expected labels of {len(sizes)} images, got those of {len(labels)}.")
             objects = [self.read_objects(label, size) for label, size in zip(labels, sizes)]
             losses = self.rpn_losses(view, objects, sizes) | self.head_losses(view, objects, sizes)
             found |= {"loss": sum(losses.values()), "loss_dict": losses}
@@ -334,7 +334,7 @@ class ViTPForObjectDetection(OnMultiScaleBackbone, PreTrainedModel):
         labels = self.part_of(label, "class_labels", ()).long()
         boxes = self.read_boxes(label, size)
         if len(labels) != len(boxes):
-            raise ValueError(f"Expected one of class_labels for each of {len(boxes)} objects, got {len(labels)}.")
+            raise ValueError(f"Expected {len(boxes)} class_labels, one for each object, got {len(labels)}.")
         if not ((labels >= 0) & (labels < self.config.num_labels)).all():
             raise ValueError(f"Expected class_labels from 0 to {self.config.num_labels - 1}, got {labels.tolist()}.")
         if not (self.sides(boxes) > 0).all():

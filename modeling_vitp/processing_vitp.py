@@ -162,7 +162,7 @@ class ViTPProcessor(ProcessorMixin):
         text = [text] if isinstance(text, str) else list(text)
         images = self._images_by_sample(images, text)
         if vrl_keys is not None and len(vrl_keys) != len(text):
-            raise ValueError(f"Expected one of vrl_keys for each of {len(text)} texts, got {len(vrl_keys)}.")
+            raise ValueError(f"Expected {len(text)} vrl_keys, one for each text, got {len(vrl_keys)}.")
 
         pixel_values, kept_tokens, kept_by_image = [], [], []
         for row, sample_images in enumerate(images):
@@ -456,9 +456,9 @@ def check_messages(messages: list[dict], allow_image_tokens: bool = False) -> No
         raise ValueError("expected messages, got an empty list.")
     for index, message in enumerate(messages):
         if not isinstance(message, dict):
-            raise ValueError(f"message {index}: expected {{'role', 'content'}}, got {message!r}.")
+            raise ValueError(f"message {index} is {message!r}. Expected {{'role', 'content'}}.")
         if message.get("role") not in ROLES:
-            raise ValueError(f"message {index}: expected a role of {', '.join(ROLES)}, got {message.get('role')!r}.")
+            raise ValueError(f"message {index} has the role {message.get('role')!r}. Expected {', '.join(ROLES)}.")
         check_content(message, index)
         for text in message_texts(message):
             token = next((t for t in (IMAGE_TOKEN, IMAGE_START_TOKEN, IMAGE_END_TOKEN) if t in text), None)
@@ -475,14 +475,14 @@ def check_content(message: dict, index: int) -> None:
     if isinstance(content, str) or (content is None and message["role"] == "assistant"):
         return
     if not isinstance(content, (list, tuple)):
-        raise ValueError(f"message {index}: expected content as a string or a list of parts, got {content!r}.")
+        raise ValueError(f"message {index} has the content {content!r}. Expected a string or a list of parts.")
     for part in content:
         kind = part.get("type") if isinstance(part, dict) else None
         if kind not in ("image", "text", "image_url", GIVEN) or (
             kind in ("text", GIVEN) and not isinstance(part.get("text"), str)
         ):
             raise ValueError(
-                f"message {index}: expected parts {{'type': 'text', 'text': …}} or {{'type': 'image'}}, got {part!r}."
+                f"message {index} has the part {part!r}. Expected {{'type': 'text', 'text': …}} or {{'type': 'image'}}."
             )
 
 

@@ -337,7 +337,7 @@ def with_deformable_attention(source: str, layout: str, fields: dict, given: str
         raise ValueError(f"deformable_attention requires a ViT-Adapter in the original layout, which {source} is not.")
     said = fields.get("deformable_attention", given)
     if said != given:
-        raise ValueError(f"{source} has deformable_attention={said!r} in its config.json, got {given!r}.")
+        raise ValueError(f"{source} has deformable_attention={said!r} in its config.json, which contradicts {given!r}.")
     return {**fields, "deformable_attention": given}
 
 

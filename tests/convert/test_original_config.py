@@ -56,9 +56,9 @@ def test_language_model_config_round_trip(rope):
         ({"projection_dropout": 0.1}, "projection_dropout=0.1"),
         (
             {"image_size": [56, 28], "patch_size": [14, 7]},
-            r"image_size=\[56, 28\], but the original code needs a square",
+            r"square image_size.*\[56, 28\]",
         ),
-        ({"image_size": [56, 112]}, r"image_size=\[56, 112\] has 4 x 8 patches"),
+        ({"image_size": [56, 112]}, r"\[56, 112\].*4 x 8 patches"),
     ],
 )
 def test_settings_unknown_to_the_original_code_are_refused(tmp_path, vision, message):
@@ -222,7 +222,7 @@ def test_deformable_attention_is_recognized(settings, given, residual, is_open, 
         (
             {"deformable_attention": "native"},
             "mmcv",
-            "'native' in its config.json, got 'mmcv'",
+            "'native' in its config.json.*'mmcv'",
         ),
     ],
 )
@@ -396,9 +396,9 @@ def test_pickle_is_refused(tmp_path):
 @pytest.mark.parametrize(
     ("to", "message"),
     [
-        ("adapter", "is of the kind 'adapter' already"),
-        ("segmentation", "holds a 'vitp_adapter', of which 'segmentation' cannot be made"),
-        ("backbone", "of which 'backbone' cannot be made"),
+        ("adapter", "'adapter'"),
+        ("segmentation", "'vitp_adapter'.*'segmentation'"),
+        ("backbone", "not to 'backbone'"),
     ],
 )
 def test_unsupported_targets_are_refused(tmp_path, to, message):

@@ -186,7 +186,7 @@ def test_hub_id_is_read_from_the_cache(tmp_path):
     done = run_convert("someone/else", tmp_path / "other", HF_HUB_CACHE=str(cache))
     assert done.returncode == 1
     last = done.stderr.strip().splitlines()[-1]
-    assert last.startswith("error: HF_HUB_OFFLINE is set, and not all that is needed is on this machine. Do: ")
+    assert last.startswith("error: HF_HUB_OFFLINE is set, and ") and " Do: " in last
     assert "Traceback" not in done.stderr
     assert not (tmp_path / "other").exists()
 

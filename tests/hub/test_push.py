@@ -115,7 +115,7 @@ def test_demo_card_names_model(hub, logged_in, tmp_path, monkeypatch, capsys):
     (space / "__pycache__" / "app.pyc").touch()
     (space / "app.py").write_text("import gradio")
     assert push("tester/model", "tester/demo", "--what", "space") == 1
-    assert "space/ has no README.md, requirements.txt" in capsys.readouterr().err
+    assert "space/ lacks README.md, requirements.txt" in capsys.readouterr().err
     (space / "requirements.txt").write_text("gradio")
     (space / "README.md").write_text("---\nsdk: gradio\nlicense: apache-2.0\nmodels: [x/y]\n---\n# Demo\n")
     for _ in range(2):

@@ -137,7 +137,7 @@ def test_bad_apply_prob_is_named(processor, value):
 # Models that start from a backbone.
 
 STARTS = [
-    (ViTPForSemanticSegmentation, {"neck": "fpn"}, "'fpn'.*'adapter'.*'pyramid'"),
+    (ViTPForSemanticSegmentation, {"neck": "fpn"}, "'adapter'.*'pyramid'.*'fpn'"),
     (ViTPForSemanticSegmentation, {"neck": "pyramid", "num_lables": 15}, "num_lables.*num_labels"),
     (ViTPForImageClassification, {"image_size": 60}, "image_size=60.*patch_size=14"),
     (ViTPAdapter, {"dtype": torch.bfloat16}, r"dtype=torch.bfloat16.*to\(dtype\)"),
@@ -167,8 +167,8 @@ def test_start_from_other_than_backbone_is_named(tmp_path, model_class):
     [
         ({"patch_size": 32}, "image_size=112.*patch_size=32"),
         ({"patch_size": 15, "image_size": 128}, "image_size=128.*patch_size=15"),
-        ({"image_size": (112, 224)}, r"image_size=\(112, 224\)"),
-        ({"patch_size": 0}, "patch_size=0"),
+        ({"image_size": (112, 224)}, r"image_size.*\(112, 224\)"),
+        ({"patch_size": 0}, "patch_size.*got 0"),
     ],
 )
 def test_bad_size_of_resized_backbone_is_named(sizes, named):
@@ -195,7 +195,7 @@ def test_bands_of_model_for_other_bands_are_named():
         ("cascade_rcnn", {"boxes": torch.rand(5, 5)}, r"\(5, 5\)"),
         ("cascade_rcnn", {"boxes": torch.tensor([[0.5, 0.5, 0.0, 0.1]] * 5)}, "extent"),
         ("cascade_rcnn", {"class_labels": torch.tensor([0, 1, 2, 3, 4])}, "0 to 3"),
-        ("cascade_rcnn", {"class_labels": torch.tensor([0])}, "class_labels.*5.*1"),
+        ("cascade_rcnn", {"class_labels": torch.tensor([0])}, "5 class_labels.*got 1"),
         ("oriented_rcnn", {"corners": None}, "corners"),
         ("mask_rcnn", {"masks": None}, "masks"),
         ("mask_rcnn", {"masks": torch.ones(2, 96, 96)}, r"\(2, 96, 96\)"),
@@ -297,7 +297,7 @@ def test_bad_input_spec_is_named(spec, named):
 
 
 def test_statistics_for_other_bands_are_named():
-    with pytest.raises(ValueError, match=r"image_mean.*3.*2 bands \(VV, VH\)"):
+    with pytest.raises(ValueError, match=r"image_mean.*2 bands \(VV, VH\).*3"):
         ViTPImageProcessor(input_spec={"band_names": SAR}, image_mean=[0.1, 0.2, 0.3])
 
 
@@ -310,10 +310,10 @@ OUTLINED = {**SHIP, "segmentation": [[4, 6, 24, 6, 24, 16, 4, 16]]}
 @pytest.mark.parametrize(
     ("arguments", "named"),
     [
-        ({"segmentation_maps": [values(8, 9)]}, "2 images.*1 .*'mask'"),
-        ({"segmentation_maps": [values(8, 9), values(9, 8)]}, "image 1 .*8 x 9.*mask.*9 x 8"),
-        ({"images_after": [picture(9, 8), picture(9, 7)]}, "image 1 .*8 x 9.*image after.*7 x 9"),
-        ({"images_after": picture(9, 8)}, "2 images.*1 .*'image after'"),
+        ({"segmentation_maps": [values(8, 9)]}, "mask.*2 images.*1"),
+        ({"segmentation_maps": [values(8, 9), values(9, 8)]}, "Image 1 .*8 x 9.*mask.*9 x 8"),
+        ({"images_after": [picture(9, 8), picture(9, 7)]}, "Image 1 .*8 x 9.*image after.*7 x 9"),
+        ({"images_after": picture(9, 8)}, "image after.*2 images.*1"),
         ({"segmentation_maps": [picture(9, 8)] * 2}, r"uint8.*\(8, 9, 3\)"),
         ({"segmentation_maps": [np.zeros((8, 9))] * 2}, "float64"),
     ],
@@ -327,9 +327,9 @@ def test_bad_mask_or_pair_is_named(arguments, named):
     ("objects", "named"),
     [
         ([{"category_id": 1}], "bbox.*corners"),
-        ([SHIP, {"category_id": 0, "corners": SQUARE}], "image 7 .*corners"),
+        ([SHIP, {"category_id": 0, "corners": SQUARE}], "corners.*image 7"),
         ([SHIP], "segmentation"),
-        ([{**SHIP, "segmentation": np.ones((3, 3))}], r"\(3, 3\).*\(30, 40\)"),
+        ([{**SHIP, "segmentation": np.ones((3, 3))}], r"\(30, 40\).*\(3, 3\)"),
         ([{**SHIP, "segmentation": []}] * 2, "object 0 of image 7.*empty"),
         ([SHIP | {"iscrowd": 1}, OUTLINED, {**SHIP, "segmentation": []}], "object 2 of image 7.*em"),
         ([OUTLINED, {**SHIP, "segmentation": [4, 6, 24, 6, 24, 16]}], "object 1 of image 7.*polygons"),
@@ -358,7 +358,7 @@ CALLS = [
     ({"images": [[PICTURE]], "text": [PLACE, "none"]}, "list of images.*2 texts.*1"),
     ({"images": [[PICTURE], [np.zeros((9, 9), np.int16)]], "text": [PLACE, PLACE]}, "(?i)sample 1 .*int16.*window"),
     *(
-        ({"text": ["a", "b"], "vrl_drop_ratio": 0.5, "vrl_keys": keys}, f"vrl_keys.*2 texts.*{len(keys)}")
+        ({"text": ["a", "b"], "vrl_drop_ratio": 0.5, "vrl_keys": keys}, f"2 vrl_keys.*got {len(keys)}")
         for keys in ([], [1], [1, 2, 3])
     ),
     *(

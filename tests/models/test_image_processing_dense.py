@@ -126,7 +126,7 @@ def test_predictions_have_size_of_images():
 
     with pytest.raises(ValueError, match="13 x 10.*12 x 10"):
         processor.post_process_semantic_segmentation(outputs, [(13, 10), (5, 5)])
-    with pytest.raises(ValueError, match="target_sizes.*2 images.*1"):
+    with pytest.raises(ValueError, match="2 target_sizes.*got 1"):
         processor.post_process_semantic_segmentation(outputs, [(12, 10)])
 
 

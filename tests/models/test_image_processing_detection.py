@@ -191,7 +191,7 @@ def test_mask_is_pasted_into_box():
         wanted = torch.zeros(30, 40, dtype=torch.bool)
         wanted[max(y1, 0) : y2, max(x1, 0) : x2] = True
         assert torch.equal(mask, wanted)
-    with pytest.raises(ValueError, match="target_sizes.*1 images.*2"):
+    with pytest.raises(ValueError, match="1 target_sizes.*got 2"):
         ViTPDetectionImageProcessor().post_process_object_detection(outputs, target_sizes=[(30, 40)] * 2)
 
 
