@@ -36,13 +36,13 @@ TEXT = b"x" * 100_000 + TOKEN.encode() + b"y" * 1000
     ],
 )
 @pytest.mark.parametrize("options", [[], ["--dry_run"]], ids=["push", "dry_run"])
-def test_secret_stops_a_push_and_is_named_by_file(hub, logged_in, folder, capsys, caplog, name, content, options):
+def test_secret_stops_push_and_names_file(hub, logged_in, folder, capsys, caplog, name, content, options):
     caplog.set_level(logging.DEBUG)
     (folder / name).parent.mkdir(exist_ok=True)
     (folder / name).write_bytes(content)
     assert push(folder, "tester/m", "--what", "model", *options) == 1
     printed = capsys.readouterr()
-    assert f"{name} (" in printed.err and printed.err.startswith("error: nothing was sent")
+    assert f"{name} (" in printed.err and printed.err.startswith("error: Nothing was sent")
     assert printed.err.count("\n") == 1 and printed.out == ""
     for text in (printed.err, caplog.text):
         assert TOKEN not in text and "1234" not in text and "older-kind" not in text
