@@ -166,7 +166,7 @@ def test_checkpointed_layers_are_counted(tmp_path, every):
         ViTPTrainingConfig(tmp_path, bf16=False, activation_checkpointing_kwargs={"every_n_layers": every})
     with pytest.raises(ValueError, match="activation_checkpointing_kwargs='every_n_layers=2'"):
         ViTPTrainingConfig(tmp_path, bf16=False, activation_checkpointing_kwargs="every_n_layers=2")
-    with pytest.raises(ValueError, match="activation_checkpointing_kwargs: '{every' is no JSON"):
+    with pytest.raises(ValueError, match="activation_checkpointing_kwargs.*'{every'"):
         ViTPTrainingConfig(tmp_path, bf16=False, activation_checkpointing_kwargs="{every")
 
 

@@ -412,7 +412,7 @@ def test_single_conversation_has_mask_of_batch(processor):
     assert processor.tokenizer.decode(answers) == answers_of(CONVERSATIONS["many images"])
 
 
-@pytest.mark.skipif(Version(trl.__version__) < Version("1.15"), reason="TRL 1.15 masks what is no answer")
+@pytest.mark.skipif(Version(trl.__version__) < Version("1.15"), reason="TRL 1.15 masks tokens outside of answers")
 def test_trl_collator_trains_on_answers_and_ends(processor):
     pair = [picture(170, 50), picture(56, 56)]
     examples = [
