@@ -1,10 +1,10 @@
-"""Visual instruction pretraining: from a vision-language model, a ViT with a language model, or nothing.
+"""Pretrain on visual instructions, from a vision-language model, a ViT with a language model, or random weights.
 
     vitp pretrain --config quickstart
     accelerate launch -m modeling_vitp.recipes.pretrain --config my_recipe.yaml --learning_rate 1e-5
 
-The configuration is YAML; every field can be given on the command line too. Started again with the same output folder,
-a run goes on from its last checkpoint.
+The configuration is a YAML file, and the command line overrides its fields. If the command is started again with the
+same output folder, the run resumes from its last checkpoint.
 """
 
 import importlib

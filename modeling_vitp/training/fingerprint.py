@@ -1,8 +1,8 @@
-"""What a run reads, as hashes: a run that goes on from a checkpoint finds out whether its data are still the same.
+"""Hashes of the training data, to detect changes on resume.
 
-Of rows all texts, numbers and encoded images are read, 1.3 GB a second on 2 cores of an AMD EPYC; above 4 GB, of
-images every second, third … beside the lengths of all. Of image files, and of the files of a stream, their sizes and
-times of change (of more than 100,000 in one source, evenly spread ones).
+For rows, all texts, numbers and encoded images are hashed, 1.3 GB a second on 2 cores of an AMD EPYC. For data sets
+above 4 GB, only every second, third … image is hashed, and the sizes of all images. For image files and the files of a
+stream, sizes and modification times are hashed, for at most 100,000 evenly spaced files per source.
 """
 
 import dataclasses
@@ -25,20 +25,19 @@ from ..instructions.sources import Source, line_files, load_columns
 MOST_FILES = 100_000
 MOST_BYTES = 4_000_000_000
 IMAGE = {"bytes", "path"}
-# What does not change a row, or is in the rows.
+# Fields of a source that do not change its rows, or that the hash of the rows covers.
 NOT_ROWS = {"dataset", "folder", "annotation", "image_root", "rows", "obtain", "make", "modality", "tasks", "general"}
 
 
 def fingerprint_data(data: Any) -> dict[str, str | None]:
-    """Return a hash for each part of what is trained on, by name; `None` where nothing is known of it.
+    """Return a hash for each part of the training data by name, `None` for data that cannot be hashed.
 
     Args:
-        data: rows (a data set, a stream, a mixture of either), the paths of files, a text that stands for what was
-            read of annotations, or a mapping of names to such.
+        data: data set, stream, mixture, list of file paths, text that represents annotations, or dictionary of these.
     """
     if isinstance(data, MixtureDataset | MixtureStream):
         mixture = dataclasses.asdict(data.mixture) | {"sources": None, "modalities": None}
-        if not getattr(data, "is_split", False):  # as in checkpoints that are older than the setting
+        if not getattr(data, "is_split", False):  # unsplit mixtures have the same hash as without this setting
             del mixture["split_streams"]
         parts = {source.name: of_source(source, part) for source, part in zip(data.mixture.sources, data.parts)}
         return {"how sources are mixed": digest([str(mixture), str(order_of(data.mixture))]), **parts}
@@ -75,7 +74,7 @@ def of_source(source: Source, part: Dataset | IterableDataset) -> str | None:
 
 
 def of_rows(dataset: Dataset) -> str:
-    """Hash the content of rows, whatever the cache that they lie in."""
+    """Hash the content of rows independently of their cache files."""
     seen = hashlib.sha256()
     paths: list[str] = []
     table = dataset.data
@@ -94,7 +93,7 @@ def of_rows(dataset: Dataset) -> str:
 
 
 def feed(seen: "hashlib._Hash", array: pa.Array, paths: list[str], step: int = 1) -> None:
-    """Hash the values of an array, of bytes every `step`-th; notes the paths of images that lie in files."""
+    """Hash the values of an array, of binary values every `step`-th, and append the paths of image files to `paths`."""
     kind = array.type
     if isinstance(kind, pa.BaseExtensionType):
         return feed(seen, array.storage, paths, step)
@@ -125,7 +124,7 @@ def feed(seen: "hashlib._Hash", array: pa.Array, paths: list[str], step: int = 1
 
 
 def of_stream(dataset: IterableDataset) -> str | None:
-    """Hash the files and rows that a stream reads, as far as it shows them; addresses on the Hub name a commit."""
+    """Hash the files and rows that a stream reads, if they are known; addresses on the Hub contain a commit."""
     rows, found = [], []
     for item in walk(vars(dataset).get("_ex_iterable"), set(), 12):
         if isinstance(item, Dataset):
@@ -140,7 +139,7 @@ def of_stream(dataset: IterableDataset) -> str | None:
 
 
 def walk(item: Any, seen: set[int], depth: int) -> Iterator[Dataset | pa.Table | str]:
-    """Yield the tables and texts that an object of `datasets` holds, in its order."""
+    """Yield the tables and texts in an object of `datasets` in its order."""
     if isinstance(item, str):
         yield item
         return
@@ -149,7 +148,7 @@ def walk(item: Any, seen: set[int], depth: int) -> Iterator[Dataset | pa.Table |
     seen.add(id(item))
     if isinstance(item, Dataset | pa.Table):
         yield item
-    elif isinstance(getattr(item, "table", None), pa.Table):  # of `datasets`
+    elif isinstance(getattr(item, "table", None), pa.Table):  # a table of `datasets`
         yield item.table
     elif isinstance(item, Source):
         yield from map(str, [item.annotation] if item.annotation else line_files(item))
@@ -166,7 +165,7 @@ def walk(item: Any, seen: set[int], depth: int) -> Iterator[Dataset | pa.Table |
 
 
 def states(paths: Iterable[str | Path]) -> Iterator[str]:
-    """Yield name, size and time of change of files."""
+    """Yield name, size and modification time of files."""
     paths = list(map(str, paths))
     yield str(len(paths))
     for path in paths[:: 1 + len(paths) // MOST_FILES]:

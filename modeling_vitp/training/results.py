@@ -1,6 +1,6 @@
-"""What pretraining and fine-tuning do with a trainer: train, save, score, draw, share, and say what to do next.
+"""Steps of pretraining and fine-tuning runs: train, save, score, draw, push, and print the results.
 
-Results are on the disk before anything is tried that may fail: weights, then the backbone, then each score.
+Results are saved before the next step that may fail: weights, then the backbone, then each score.
 """
 
 import copy
@@ -37,23 +37,23 @@ START = "backbone_at_start"
 
 
 def check_eval_split(args: TrainingArguments, train_splits: Sequence[str], eval_split: str | None) -> None:
-    """Raise a `ValueError` if evaluation while training, or the choice of a checkpoint by it, has no split for it."""
+    """Raise a `ValueError` if evaluation during training or `load_best_model_at_end` has no suitable split."""
     if args.eval_strategy != "no" and eval_split is None:
         strategy = IntervalStrategy(args.eval_strategy).value
-        raise ValueError(f"eval_strategy: {strategy} scores while training: give an eval_split, or eval_strategy: no.")
+        raise ValueError(f"eval_strategy: {strategy} needs an eval_split: set it, or eval_strategy: no.")
     if args.load_best_model_at_end and eval_split in {*train_splits, None}:
-        raise ValueError("load_best_model_at_end needs an eval_split that is not trained on.")
+        raise ValueError("load_best_model_at_end needs an eval_split that is not in train_splits.")
 
 
 def keep_start(trainer: ViTPTrainer) -> None:
-    """Export the backbone as it is before the first step to `backbone_at_start`, to compare the trained one with.
+    """Export the backbone before the first step to `backbone_at_start`, for comparison with the trained backbone.
 
-    A run that goes on keeps the one that it began with.
+    A resumed run keeps the existing export.
     """
     args = trainer.args
     folder = Path(args.output_dir) / START
-    goes_on = folder.is_dir() and (args.resume_from_checkpoint or last_checkpoint(args.output_dir))
-    if trainer.is_world_process_zero() and not goes_on:
+    is_resumed = folder.is_dir() and (args.resume_from_checkpoint or last_checkpoint(args.output_dir))
+    if trainer.is_world_process_zero() and not is_resumed:
         written = folder.with_suffix(".writing")
         shutil.rmtree(written, ignore_errors=True)
         with told_if_full(args.output_dir):
@@ -63,12 +63,13 @@ def keep_start(trainer: ViTPTrainer) -> None:
 
 
 def train(trainer: BaseTrainer, **counted: Any) -> dict[str, Any]:
-    """Train, or go on with a run, and save the weights; of a pretraining also the backbone, and LoRA in `adapter`.
+    """Train or resume a run, and save the weights; for pretraining also the backbone, and LoRA in `adapter`.
 
-    Without a `train_dataset` nothing is trained or saved.
+    Without a `train_dataset`, nothing is trained or saved.
 
     Args:
-        counted: more about what is trained on, for the metrics.
+        trainer: trainer of the run.
+        counted: further entries of the metrics, such as numbers of training samples.
 
     Returns:
         The metrics, in all processes.
@@ -80,7 +81,7 @@ def train(trainer: BaseTrainer, **counted: Any) -> dict[str, Any]:
     skipped = count_skipped(trainer)
     if skipped:
         metrics["skipped_rows"] = skipped
-        logger.warning("Rows skipped since this run began or went on, by source: %s", json.dumps(skipped))
+        logger.warning("Rows skipped since the run was started or resumed, by source: %s", json.dumps(skipped))
     folder = Path(trainer.args.output_dir)
     trainer.save_model(folder / "adapter" if is_peft_model(trainer.model) else folder, _internal_call=True)
     trainer.keep_record()
@@ -92,7 +93,7 @@ def train(trainer: BaseTrainer, **counted: Any) -> dict[str, Any]:
 
 
 def count_skipped(trainer: BaseTrainer) -> dict[str, int]:
-    """Return how many rows of each source were skipped, over all processes."""
+    """Return the number of skipped rows of each source over all processes."""
     own = getattr(trainer.data_collator, "skipped", None)
     if own is None:
         return {}
@@ -103,8 +104,8 @@ def count_skipped(trainer: BaseTrainer) -> dict[str, int]:
 def save_parts(trainer: ViTPTrainer) -> None:
     """Save the merged model in the output folder and its backbone in `backbone`.
 
-    The weights are read back, because FSDP and ZeRO leave each process a part of the trainer's model. LoRA is merged in
-    a copy, so that what is evaluated next is what was trained.
+    The weights are read from the disk, because each process has only a part of the trainer's model under FSDP and ZeRO.
+    LoRA is merged in a copy, so that the trained model is evaluated next.
     """
     output_dir, processor = Path(trainer.args.output_dir), trainer.processing_class
     if is_peft_model(trainer.model):
@@ -118,7 +119,7 @@ def save_parts(trainer: ViTPTrainer) -> None:
 
 
 def evaluate(trainer: BaseTrainer, metrics: dict[str, Any], name: str, samples: Dataset | None) -> None:
-    """Add the scores on a split, if there is one, to the metrics, and save them."""
+    """Score a split, if it is given, add the scores to the metrics, and save them."""
     if samples is not None:
         metrics[name] = trainer.evaluate(samples, metric_key_prefix=name)
         save_metrics(trainer, metrics)
@@ -136,7 +137,13 @@ def fine_tune(
     """Train, score both splits, and finish the run, see [`train`], [`evaluate`], [`finish`] and [`report`].
 
     Args:
-        score_controls: further scores on the test split.
+        trainer: trainer of the run.
+        eval_dataset: samples of the evaluation split, if any.
+        test_dataset: samples of the test split, if any.
+        num_pictures: number of samples in `predictions.png`.
+        submit: function that writes the files for a benchmark's server.
+        score_controls: function that returns further scores on the test split.
+        counted: further entries of the metrics.
 
     Returns:
         The exit status.
@@ -154,7 +161,7 @@ def fine_tune(
 
 
 def save_metrics(trainer: BaseTrainer, metrics: dict[str, Any]) -> None:
-    """Write `metrics.json`, in one process."""
+    """Write `metrics.json` in the main process."""
     if trainer.is_world_process_zero():
         path = Path(trainer.args.output_dir) / "metrics.json"
         write_whole(path, json.dumps(without_nan(metrics), indent=2) + "\n")
