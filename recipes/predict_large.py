@@ -61,7 +61,7 @@ def main(argv: list[str] | None = None) -> int:
         help="Percentiles of the volume shown as black and white.",
     )
     add = parser.add_argument_group("detection").add_argument
-    add("--threshold", type=within("[0, 1]", float), help="Minimum score of objects: 0.3.")
+    add("--threshold", type=within("[0, 1]", float), help="Score that objects must exceed: 0.3.")
     add(
         "--nms_threshold",
         type=within("[0, 1]", float),

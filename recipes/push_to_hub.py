@@ -78,10 +78,10 @@ def main(argv: list[str] | None = None) -> int:
             done = push(api, contents, args.repo_id, private, args.revision, message, args.create_pr)
         except FAILURES as error:
             is_lost = args.create_pr and isinstance(error, httpx2.TransportError)
-            hint = f" If {args.repo_id} does not have this pull request yet, continue" if is_lost else " Continue"
-            return fail(f"{explain_failure(error, args.repo_id)}.{hint} with: {again}")
+            hint = f" If {args.repo_id} has no such pull request yet, go" if is_lost else " Go"
+            return fail(f"{explain_failure(error, args.repo_id)}.{hint} on with: {again}")
         except KeyboardInterrupt:
-            return fail(f"interrupted. Continue with: {again}")
+            return fail(f"interrupted. Go on with: {again}")
         except (ValueError, OSError) as error:
             return fail(one_line(str(error)))
     print(done.pr_url or done.commit_url)

@@ -86,9 +86,7 @@ def main(argv: list[str] | None = None) -> int:
         if args.shard:
             output = {"settings": settings, "folder": args.output_dir / "shards"}
             print_reports(validate_shard(mixture, shard=args.shard, **output, **options))
-            print(
-                f"Shard {args.shard}. When all shards are finished, run the same with --merge {args.shard.count} instead."
-            )
+            print(f"Shard {args.shard}. When all are finished, run the same with --merge {args.shard.count} instead.")
             return 0
         reports = validate(mixture, **options)
 

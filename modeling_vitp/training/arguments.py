@@ -251,7 +251,7 @@ class PretrainArguments(Arguments, ScriptArguments):
         default=None,
         metadata={
             "help": "GPU of the dry_run estimate: a40, a100, a800, h100 …, or memory and speed such as "
-            "24GiB,71TFLOP/s. By default the GPU of this machine, or the paper's a800 if there is none."
+            "24GiB,71TFLOP/s. By default the GPU of this machine, or the paper's a800 without a GPU."
         },
     )
     plan_devices: int = field(default=1, metadata={"help": "Number of GPUs of the dry_run estimate."})

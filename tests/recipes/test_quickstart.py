@@ -31,7 +31,7 @@ def test_quickstart_learns_to_see(tmp_path):
     assert (tmp_path / "quickstart" / "backbone" / "model.safetensors").is_file()
     for config in CONFIGS.glob("experiment_*.yaml"):
         for path in yaml.safe_load(config.read_text())["measures"].values():
-            if path.startswith("task."):  # others are of what an experiment does with a run's backbone
+            if path.startswith("task."):  # other measures need an experiment
                 look_up(metrics, path)
 
 

@@ -1,4 +1,4 @@
-"""What a run has is on the disk before anything is tried that may fail."""
+"""Results are saved before the next step that may fail."""
 
 import json
 import shlex
@@ -27,13 +27,13 @@ def fail(*_, **__):
     raise TypeError("a bad\nday")
 
 
-def test_run_by_length_ends_with_its_backbone(data_folder, tmp_path, from_scratch):
+def test_run_by_length_exports_backbone(data_folder, tmp_path, from_scratch):
     assert train(tmp_path, **from_scratch, train_sampling_strategy="group_by_length") == 0
     assert json.loads((tmp_path / "out" / "metrics.json").read_text())["eval"]["eval_loss"] > 0
     assert (tmp_path / "out" / "backbone" / "model.safetensors").is_file()
 
 
-def test_lora_on_a_model_from_scratch_ends_with_its_cards(data_folder, tmp_path, from_scratch):
+def test_lora_run_from_scratch_writes_cards(data_folder, tmp_path, from_scratch):
     assert train(tmp_path, **from_scratch, use_peft=True, lora_r=2) == 0
     out = tmp_path / "out"
     for part in ("adapter", "backbone", ""):
@@ -42,8 +42,8 @@ def test_lora_on_a_model_from_scratch_ends_with_its_cards(data_folder, tmp_path,
     assert "eval" in json.loads((out / "metrics.json").read_text())
 
 
-def test_the_start_that_is_kept_is_that_of_the_run(tmp_path):
-    """Of one without a checkpoint to go on from, whatever an earlier one left; one that goes on keeps it."""
+def test_kept_start_belongs_to_the_run(tmp_path):
+    """A new run replaces the export of an earlier run; a resumed run keeps it."""
 
     def start(seed, **options):
         trainer = make_trainer(tmp_path, seed=seed, eval_strategy="no", max_steps=1, **options)
@@ -91,7 +91,7 @@ def test_failing_model_card_is_status_1(data_folder, tmp_path, from_scratch, mon
     assert "the card failed: TypeError: a bad day." in caplog.text
 
 
-def test_a_file_is_whole_or_as_it_was(tmp_path):
+def test_file_is_written_atomically(tmp_path):
     write_whole(tmp_path / "a" / "metrics.json", "old")
     with pytest.raises(UnicodeEncodeError):
         write_whole(tmp_path / "a" / "metrics.json", "\ud800")
@@ -100,7 +100,7 @@ def test_a_file_is_whole_or_as_it_was(tmp_path):
 
 
 class Losses(torch.nn.Module):
-    """Has the losses that it is given, one after another."""
+    """Model that returns the given losses one after another."""
 
     def __init__(self, losses):
         super().__init__()
@@ -152,7 +152,7 @@ class Stop(TrainerCallback):
         raise KeyboardInterrupt
 
 
-def test_train_loss_of_a_resumed_run_has_all_steps(tmp_path, monkeypatch):
+def test_train_loss_of_resumed_run_has_all_steps(tmp_path, monkeypatch):
     losses, training_step = [], ViTPTrainer.training_step
 
     def kept(*args, **kwargs):
