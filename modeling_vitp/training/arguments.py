@@ -579,4 +579,4 @@ class SplitArguments(Arguments):
         if self.data is None:
             raise ValueError("Give `data` in the configuration, the data set to train on.")
         if self.test_split is not None and self.test_split in {*self.train_splits, self.eval_split}:
-            raise ValueError(f"test_split={self.test_split!r} must be neither in train_splits nor the eval_split.")
+            raise ValueError(f"Split {self.test_split!r} is the test_split: it may not be trained or selected on.")

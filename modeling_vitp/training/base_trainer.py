@@ -34,25 +34,25 @@ from .callbacks import (
     RunState,
     SaveOnSignal,
     StopAtNotFinite,
-    outlive_signals,
+    ignore_signals_in_worker,
     take_names,
 )
 from .checkpointing import (
     FolderLock,
     attempt,
+    check_disk_space,
     check_files,
-    check_room,
-    going_on_from,
     last_checkpoint,
+    name_checkpoint_in_errors,
     optimizer_bytes,
     publish_checkpoint,
-    told_if_full,
-    warn_of_room,
+    stop_on_full_disk,
+    warn_about_disk_space,
     weight_bytes,
     weight_names,
 )
 from .fingerprint import fingerprint_data
-from .resume_config import check_going_on, check_loaded, start_fingerprint
+from .resume_config import check_loaded, check_resume, start_fingerprint
 
 logger = logging.getLogger(__name__)
 # Files of running pushes, linked here because their checkpoints may be deleted during the push.
@@ -145,7 +145,7 @@ class BaseTrainer:
         if self.is_world_process_zero():
             lock.acquire()
         try:
-            with told_if_full(self.args.output_dir):
+            with stop_on_full_disk(self.args.output_dir):
                 return self._train(resume_from_checkpoint, *args, **kwargs)
         except BaseException:
             is_outermost = True
@@ -165,12 +165,12 @@ class BaseTrainer:
         self._settings = self.run_settings() | {"given": self.extra_settings()}
         self._data = self._from_main_process(lambda: fingerprint_data(self.training_data()))
         if resume_from_checkpoint:
-            with going_on_from(resume_from_checkpoint):
+            with name_checkpoint_in_errors(resume_from_checkpoint):
                 self._from_main_process(check_files, resume_from_checkpoint)
                 self.check_checkpoint(resume_from_checkpoint)
         elif self.is_world_process_zero():
             self.check_rows()
-        self._check_room()
+        self._check_disk_space()
         self._write_record()
         logger.info(self._describe_run())
         self._finite = StopAtNotFinite(self)
@@ -191,7 +191,7 @@ class BaseTrainer:
         signals.install()
         self._resumed_from, self._resumed_state = resume_from_checkpoint or None, None
         if resume_from_checkpoint:
-            with going_on_from(resume_from_checkpoint):
+            with name_checkpoint_in_errors(resume_from_checkpoint):
                 self._resumed_state = TrainerState.load_from_json(Path(resume_from_checkpoint, TRAINER_STATE_NAME))
         # The Trainer would delete old checkpoints before the new one is complete, and push without a check for secrets.
         self._save_total_limit, args.save_total_limit = args.save_total_limit, None
@@ -199,7 +199,7 @@ class BaseTrainer:
         try:
             return super().train(resume_from_checkpoint, *args_, **kwargs)
         except Exception as error:
-            with going_on_from(self._resumed_from):
+            with name_checkpoint_in_errors(self._resumed_from):
                 raise error
         finally:
             args.save_total_limit, args.push_to_hub = self._save_total_limit, self._push_checkpoints
@@ -220,7 +220,7 @@ class BaseTrainer:
 
     def check_checkpoint(self, checkpoint: str) -> None:
         """Raise a `ValueError` if the run cannot resume from a checkpoint."""
-        check_going_on(checkpoint, self._settings, self._data, self.args.allow_changed_data)
+        check_resume(checkpoint, self._settings, self._data, self.args.allow_changed_data)
         stored = weight_names(checkpoint)
         if stored and not is_peft_model(self.model):
             tied = set(getattr(self.model, "all_tied_weights_keys", None) or {})
@@ -296,7 +296,7 @@ class BaseTrainer:
             # Without a generator of its own, the loader draws worker seeds from the global generator. A resumed run
             # would draw them at other times than an uninterrupted run, and stochastic depth would differ.
             generator=torch.Generator(),
-            worker_init_fn=partial(outlive_signals, args.saving_signals, seed),
+            worker_init_fn=partial(ignore_signals_in_worker, args.saving_signals, seed),
             **kwargs,
         )
 
@@ -374,10 +374,10 @@ class BaseTrainer:
             if args.should_save:
                 shutil.rmtree(folder, ignore_errors=True)  # remains of a run that was killed during saving
             self.accelerator.wait_for_everyone()
-            self._check_room("a checkpoint")
+            self._check_disk_space("a checkpoint")
         token, args.hub_token = args.hub_token, None
         try:
-            with told_if_full(args.output_dir):
+            with stop_on_full_disk(args.output_dir):
                 super().save_model(output_dir, _internal_call=True)
         finally:
             args.hub_token = token
@@ -420,7 +420,7 @@ class BaseTrainer:
         if self._unfinished is not None and self.args.should_save:
             shutil.rmtree(self._unfinished, ignore_errors=True)
 
-    def _check_room(self, what: str = "the model") -> None:
+    def _check_disk_space(self, what: str = "the model") -> None:
         """Raise [`RunStopped`] if the disk has no room for the weights and the optimizer state."""
         args, is_checkpoint = self.args, what == "a checkpoint"
         if not args.should_save:
@@ -428,10 +428,10 @@ class BaseTrainer:
         Path(args.output_dir).mkdir(parents=True, exist_ok=True)
         weights = weight_bytes(self.model, is_peft_model(self.model))
         state = 0 if args.save_only_model else optimizer_bytes(self.optimizer)
-        check_room(args.output_dir, weights + state, what)
+        check_disk_space(args.output_dir, weights + state, what)
         if not is_checkpoint and args.save_strategy != "no" and not args.save_only_model:
             trained = weight_bytes(self.model, is_adapter=True)
-            warn_of_room(args.output_dir, weights + 2 * trained)  # Adam's two moments
+            warn_about_disk_space(args.output_dir, weights + 2 * trained)  # Adam's two moments
 
     # The Hub
 

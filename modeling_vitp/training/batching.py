@@ -99,7 +99,7 @@ class GlobalBatchSampler(BatchRebalanceSampler):
             if len(rows) == self.effective_batch_size and self.strategy == "batch_rebalance":
                 yield from self._yield_global_batch(rows)
             elif len(rows) == self.effective_batch_size or not self.drop_last:
-                yield from self._deal(rows)
+                yield from self._split_global_batch(rows)
 
     def _order(self) -> torch.LongTensor:
         """Return the rows of the epoch as a tensor, because a list takes five times the memory."""
@@ -114,7 +114,7 @@ class GlobalBatchSampler(BatchRebalanceSampler):
         full = [row for start in starts.tolist() for row in grouped[start : start + self.effective_batch_size]]
         return torch.tensor(full + grouped[len(full) :])
 
-    def _deal(self, rows: list[int]) -> Iterator[list[int]]:
+    def _split_global_batch(self, rows: list[int]) -> Iterator[list[int]]:
         """Yield the batches of this process from a global batch that is not rebalanced."""
         if self.strategy in BY_LENGTH:
             rows = sorted(rows, key=lambda row: self.lengths[row], reverse=True)
@@ -129,11 +129,11 @@ class EpochBatchSampler(GlobalBatchSampler):
     If the last rows of an epoch are fewer than the processes, the first rows of the epoch are repeated.
     """
 
-    def _deal(self, rows: list[int]) -> Iterator[list[int]]:
+    def _split_global_batch(self, rows: list[int]) -> Iterator[list[int]]:
         left = len(rows) % (self.effective_batch_size // self.grad_accum)
         if 0 < left < self.dp_size:
             rows = rows + list(itertools.islice(itertools.cycle(self._order().tolist()), self.dp_size - left))
-        yield from super()._deal(rows)
+        yield from super()._split_global_batch(rows)
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
         for rows in super().__iter__():
@@ -209,9 +209,9 @@ class RankStream(torch.utils.data.IterableDataset):
             if self.length is not None:
                 group.sort(key=self.length, reverse=True)
             for start in range(0, size * self.accumulation_steps, size):
-                yield self._own(group[start : start + size])
+                yield self._split_rows(group[start : start + size])
 
-    def _own(self, rows: list) -> list:
+    def _split_rows(self, rows: list) -> list:
         return share(rows, self.num_processes, self.process_index)
 
 
@@ -225,7 +225,7 @@ class EndlessBatches(torch.utils.data.IterableDataset):
         loader: loader of the batches of one epoch of `stream`.
         stream: the stream, which can skip batches.
         begin: function called before each epoch with the epoch and the number of its first batch in the run.
-        settle: function from a batch and its number in the run to the final batch.
+        finalize: function from a batch and its number in the run to the final batch.
         epoch: epoch in which the run resumes.
         first_batch: number of that epoch's first batch in the run.
         num_trained: number of batches that the run has trained on, which the Trainer skips.
@@ -238,12 +238,12 @@ class EndlessBatches(torch.utils.data.IterableDataset):
         loader: torch.utils.data.DataLoader,
         stream: RankStream,
         begin: Callable[[int, int], None],
-        settle: Callable[[dict[str, Any], int], dict[str, Any]],
+        finalize: Callable[[dict[str, Any], int], dict[str, Any]],
         epoch: int = 0,
         first_batch: int = 0,
         num_trained: int = 0,
     ):
-        self.loader, self.stream, self.begin, self.settle = loader, stream, begin, settle
+        self.loader, self.stream, self.begin, self.finalize = loader, stream, begin, finalize
         self.num_trained = num_trained
         self.starts = [(epoch, first_batch)]
 
@@ -257,7 +257,7 @@ class EndlessBatches(torch.utils.data.IterableDataset):
             self.stream.skip(max(self.num_trained - first_batch, 0))
             last = first_batch
             for batch in self.loader:
-                yield self.settle(batch, last)
+                yield self.finalize(batch, last)
                 last += 1
             if last == first_batch:
                 return  # the stream is empty
@@ -272,7 +272,7 @@ class EndlessBatches(torch.utils.data.IterableDataset):
 class WholeBatchStream(RankStream):
     """Stream for evaluation with the same batches as on one process; the last batch of a process may be empty."""
 
-    def _own(self, rows: list) -> list:
+    def _split_rows(self, rows: list) -> list:
         return rows[self.process_index * self.batch_size : (self.process_index + 1) * self.batch_size]
 
 
@@ -311,14 +311,14 @@ def gather_rows(values: Any, num_rows: int, most_rows: int) -> Any:
     counts = gather_object([num_rows])
     is_row = torch.cat([torch.arange(most_rows) < count for count in counts])
 
-    def of_all(tensor: torch.Tensor) -> torch.Tensor:
+    def gather_tensor(tensor: torch.Tensor) -> torch.Tensor:
         if tensor.ndim == 0:
             return gather(tensor)
         tensor = tensor[:most_rows]
         padded = torch.cat([tensor, tensor.new_zeros(most_rows - len(tensor), *tensor.shape[1:])])
         return gather(padded)[is_row.to(tensor.device)]
 
-    return recursively_apply(of_all, values)
+    return recursively_apply(gather_tensor, values)
 
 
 class StepSampler(GlobalBatchSampler):

@@ -190,7 +190,7 @@ class SaveOnSignal(TrainerCallback):
         )
 
 
-def outlive_signals(names: list[str], then: Callable[[int], None] | None, worker_id: int) -> None:
+def ignore_signals_in_worker(names: list[str], then: Callable[[int], None] | None, worker_id: int) -> None:
     """Make a worker of a loader ignore the signals that save, unless its parent process sends them.
 
     Slurm, `timeout` and Ctrl-C send a signal to all processes of a group. The training process then needs its workers
@@ -206,12 +206,12 @@ def outlive_signals(names: list[str], then: Callable[[int], None] | None, worker
     if "SIGTERM" in names and hasattr(signal, "sigwaitinfo"):  # not on macOS
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
         parent = multiprocessing.parent_process().pid
-        threading.Thread(target=end_if_told_by, args=(parent,), daemon=True).start()
+        threading.Thread(target=exit_on_signal_of, args=(parent,), daemon=True).start()
     if then is not None:
         then(worker_id)
 
 
-def end_if_told_by(parent: int) -> None:
+def exit_on_signal_of(parent: int) -> None:
     """Exit when the parent process sends SIGTERM; ignore SIGTERM of other processes."""
     while signal.sigwaitinfo({signal.SIGTERM}).si_pid != parent:
         pass
@@ -273,7 +273,7 @@ class LogPredictionsCallback(TrainerCallback):
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             drawn = path.with_name(f".{path.name}")
-            with undisturbed(self.trainer.model, self.trainer.args.device):
+            with evaluation_mode(self.trainer.model, self.trainer.args.device):
                 if self._samples is None:
                     self._samples = self.trainer.watched_samples(self.number)
                 self.trainer.draw_samples(self._samples, drawn)
@@ -285,7 +285,7 @@ class LogPredictionsCallback(TrainerCallback):
 
 
 @contextmanager
-def undisturbed(model: nn.Module, device: torch.device) -> Iterator[None]:
+def evaluation_mode(model: nn.Module, device: torch.device) -> Iterator[None]:
     """Set a model to evaluation mode without gradients, and restore its modes and all random states at the end."""
     modes = {module: module.training for module in model.modules()}
     states = random.getstate(), np.random.get_state()

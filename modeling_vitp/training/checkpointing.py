@@ -127,7 +127,7 @@ def weight_names(checkpoint: str | Path) -> set[str]:
 
 
 @contextmanager
-def going_on_from(checkpoint: str | Path | None) -> Iterator[None]:
+def name_checkpoint_in_errors(checkpoint: str | Path | None) -> Iterator[None]:
     """Add the name of the checkpoint to errors that do not contain it."""
     try:
         yield
@@ -225,7 +225,7 @@ def optimizer_bytes(optimizer: torch.optim.Optimizer | None) -> int:
     return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
 
 
-def check_room(folder: str | Path, needed: int, what: str) -> None:
+def check_disk_space(folder: str | Path, needed: int, what: str) -> None:
     """Raise [`RunStopped`] if the disk of a folder has less than `needed` free bytes."""
     free = free_bytes(folder)
     if free < needed + STATE_FILES:
@@ -236,7 +236,7 @@ def check_room(folder: str | Path, needed: int, what: str) -> None:
         )
 
 
-def warn_of_room(folder: str | Path, needed: int) -> None:
+def warn_about_disk_space(folder: str | Path, needed: int) -> None:
     free = free_bytes(folder)
     if free < needed:
         logger.warning(
@@ -252,7 +252,7 @@ def format_size(number: int) -> str:
 
 
 @contextmanager
-def told_if_full(folder: str | Path) -> Iterator[None]:
+def stop_on_full_disk(folder: str | Path) -> Iterator[None]:
     """Convert errors that are caused by a full disk to [`RunStopped`] with a message in one line."""
     try:
         yield

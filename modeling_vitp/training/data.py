@@ -54,7 +54,7 @@ def open_data(
                 "dataset_name with a dataset_test_split."
             )
         settings = {source.name: source.settings for source in mixture.sources}
-        return tell(PretrainData(open_mixture(mixture, seed), settings=settings))
+        return print_schemas(PretrainData(open_mixture(mixture, seed), settings=settings))
     if task is not None:
         if name != PretrainArguments.dataset_test_split:
             raise ValueError(f"dataset_test_split={name!r}: a task is scored on its own splits. Remove the option.")
@@ -67,10 +67,10 @@ def open_data(
             f"No split {name!r} in {args.dataset_name}. Found: {', '.join(names)}. Set dataset_test_split, or "
             "eval_strategy: no."
         )
-    return tell(PretrainData(opened[args.dataset_train_split], opened.get(name)))
+    return print_schemas(PretrainData(opened[args.dataset_train_split], opened.get(name)))
 
 
-def tell(data: PretrainData) -> PretrainData:
+def print_schemas(data: PretrainData) -> PretrainData:
     """Print the format of the training rows in the main process, and return the data."""
     if PartialState().is_main_process:
         print(*describe_schemas(data.train), sep="\n")

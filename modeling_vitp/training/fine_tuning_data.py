@@ -86,7 +86,7 @@ def find_samples(root: str | Path, settings: Mapping, name: str) -> list[FileSam
     order = list(dict.fromkeys(fields_of(next(iter(patterns.values())))))
     for role, pattern in patterns.items():
         if not order or set(fields_of(pattern)) != set(order):
-            raise ValueError(f"Split {name!r}: pattern {pattern!r} of {role} must have the fields {order or ['name']}.")
+            raise ValueError(f"Split {name!r}: pattern {pattern!r} of {role} needs the fields {order or ['name']}.")
     found = {role: match_files(root, pattern, order) for role, pattern in patterns.items()}
     for role, files in found.items():
         if not files:

@@ -39,18 +39,18 @@ def fingerprint_data(data: Any) -> dict[str, str | None]:
         mixture = dataclasses.asdict(data.mixture) | {"sources": None, "modalities": None}
         if not getattr(data, "is_split", False):  # unsplit mixtures have the same hash as without this setting
             del mixture["split_streams"]
-        parts = {source.name: of_source(source, part) for source, part in zip(data.mixture.sources, data.parts)}
+        parts = {source.name: hash_source(source, part) for source, part in zip(data.mixture.sources, data.parts)}
         return {"how sources are mixed": digest([str(mixture), str(order_of(data.mixture))]), **parts}
     if isinstance(data, Dataset):
-        return {"rows": of_rows(data)}
+        return {"rows": hash_rows(data)}
     if isinstance(data, IterableDataset):
-        return {"stream": of_stream(data)}
+        return {"stream": hash_stream(data)}
     if isinstance(data, dict):
         return {
             f"{name}, {part}": value for name, item in data.items() for part, value in fingerprint_data(item).items()
         }
     if isinstance(data, list):
-        return {"files": digest(states(data))}
+        return {"files": digest(file_states(data))}
     if isinstance(data, str):
         return {"annotations": digest([data])}
     return {"rows": None}
@@ -60,20 +60,20 @@ def order_of(mixture: Mixture) -> list[str]:
     return [source.name for source in mixture.sources]
 
 
-def of_source(source: Source, part: Dataset | IterableDataset) -> str | None:
+def hash_source(source: Source, part: Dataset | IterableDataset) -> str | None:
     settings = {name: value for name, value in dataclasses.asdict(source).items() if name not in NOT_ROWS}
     if isinstance(part, Dataset):
-        rows = of_rows(part)
+        rows = hash_rows(part)
     elif source.annotation:
-        rows = digest(states([source.annotation]))
+        rows = digest(file_states([source.annotation]))
     elif source.folder:
-        rows = digest(states(path for path in sorted(Path(source.folder).rglob("*")) if path.is_file()))
+        rows = digest(file_states(path for path in sorted(Path(source.folder).rglob("*")) if path.is_file()))
     else:
-        rows = of_stream(retry(partial(load_columns, source)))
+        rows = hash_stream(retry(partial(load_columns, source)))
     return rows and digest([str(sorted(settings.items(), key=str)), rows])
 
 
-def of_rows(dataset: Dataset) -> str:
+def hash_rows(dataset: Dataset) -> str:
     """Hash the content of rows independently of their cache files."""
     seen = hashlib.sha256()
     paths: list[str] = []
@@ -84,37 +84,37 @@ def of_rows(dataset: Dataset) -> str:
         part = table.slice(start, 1000)
         for name in names:
             for chunk in part.column(name).chunks:
-                feed(seen, chunk, paths, step)
+                hash_array(seen, chunk, paths, step)
     indices = getattr(dataset, "_indices", None)
     if indices is not None:
         for chunk in indices.column(0).chunks:
-            feed(seen, chunk, paths)
-    return digest([str(names), str(table.num_rows), seen.hexdigest(), *states(paths)])
+            hash_array(seen, chunk, paths)
+    return digest([str(names), str(table.num_rows), seen.hexdigest(), *file_states(paths)])
 
 
-def feed(seen: "hashlib._Hash", array: pa.Array, paths: list[str], step: int = 1) -> None:
+def hash_array(seen: "hashlib._Hash", array: pa.Array, paths: list[str], step: int = 1) -> None:
     """Hash the values of an array, of binary values every `step`-th, and append the paths of image files to `paths`."""
     kind = array.type
     if isinstance(kind, pa.BaseExtensionType):
-        return feed(seen, array.storage, paths, step)
+        return hash_array(seen, array.storage, paths, step)
     if isinstance(kind, pa.StructType) and {field.name for field in kind} == IMAGE:
         in_files = array.filter(pc.is_null(pc.struct_field(array, "bytes")))
         paths += [path for path in pc.struct_field(in_files, "path").to_pylist() if path is not None]
-        return feed(seen, pc.struct_field(array, "bytes"), paths, step)
+        return hash_array(seen, pc.struct_field(array, "bytes"), paths, step)
     seen.update(array.is_valid().to_numpy(zero_copy_only=False).tobytes())
     if pa.types.is_dictionary(kind):
-        feed(seen, array.dictionary_decode(), paths, step)
+        hash_array(seen, array.dictionary_decode(), paths, step)
     elif pa.types.is_struct(kind):
         for child in array.flatten():
-            feed(seen, child, paths, step)
+            hash_array(seen, child, paths, step)
     elif pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind):
-        feed(seen, pc.list_value_length(array), paths, step)
-        feed(seen, array.flatten(), paths, step)
+        hash_array(seen, pc.list_value_length(array), paths, step)
+        hash_array(seen, array.flatten(), paths, step)
     elif pa.types.is_string(kind) or pa.types.is_large_string(kind):
-        feed(seen, pc.binary_length(array), paths, step)
+        hash_array(seen, pc.binary_length(array), paths, step)
         seen.update("".join(array.drop_null().to_pylist()).encode("utf-8", "surrogatepass"))
     elif pa.types.is_binary(kind) or pa.types.is_large_binary(kind):
-        feed(seen, pc.binary_length(array), paths, step)
+        hash_array(seen, pc.binary_length(array), paths, step)
         for value in array.drop_null()[::step]:
             seen.update(value.as_buffer())
     elif pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_boolean(kind):
@@ -123,19 +123,19 @@ def feed(seen: "hashlib._Hash", array: pa.Array, paths: list[str], step: int = 1
         seen.update(repr(array.to_pylist()).encode())
 
 
-def of_stream(dataset: IterableDataset) -> str | None:
+def hash_stream(dataset: IterableDataset) -> str | None:
     """Hash the files and rows that a stream reads, if they are known; addresses on the Hub contain a commit."""
     rows, found = [], []
     for item in walk(vars(dataset).get("_ex_iterable"), set(), 12):
         if isinstance(item, Dataset):
-            rows.append(of_rows(item))
+            rows.append(hash_rows(item))
         elif isinstance(item, pa.Table):
-            rows.append(of_rows(Dataset(item)))
+            rows.append(hash_rows(Dataset(item)))
         elif item.startswith(("hf://", "http://", "https://")) or os.path.isfile(item):
             found.append(item)
     local = sorted({path for path in found if os.path.isfile(path)})
     remote = sorted({path for path in found if not os.path.isfile(path)})
-    return digest([*rows, *remote, *states(local)]) if rows or found else None
+    return digest([*rows, *remote, *file_states(local)]) if rows or found else None
 
 
 def walk(item: Any, seen: set[int], depth: int) -> Iterator[Dataset | pa.Table | str]:
@@ -164,7 +164,7 @@ def walk(item: Any, seen: set[int], depth: int) -> Iterator[Dataset | pa.Table |
         yield from walk(vars(item) if hasattr(item, "__dict__") else {}, seen, depth - 1)
 
 
-def states(paths: Iterable[str | Path]) -> Iterator[str]:
+def file_states(paths: Iterable[str | Path]) -> Iterator[str]:
     """Yield name, size and modification time of files."""
     paths = list(map(str, paths))
     yield str(len(paths))

@@ -340,7 +340,7 @@ def compose(
     for name, part in ((vision_model, vision), (language_model, language)):
         check_finite(part.state_dict(), name)
     tokenizer = AutoTokenizer.from_pretrained(language_model)
-    add_marks(tokenizer, language)
+    extend_tokenizer(tokenizer, language)
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
     head = language.get_output_embeddings()
@@ -388,7 +388,7 @@ def image_processor_of(vision_model: str, size: Sequence[int], **settings: Any) 
     return ViTPImageProcessor(**settings)
 
 
-def add_marks(tokenizer: PreTrainedTokenizerFast, language: PreTrainedModel) -> None:
+def extend_tokenizer(tokenizer: PreTrainedTokenizerFast, language: PreTrainedModel) -> None:
     """Add missing special tokens to a tokenizer, and draw their embeddings.
 
     Embedding tables are often padded with untrained rows. New tokens that use such rows get new embeddings too.

@@ -29,7 +29,7 @@ from ..hub.upload import write_model_card
 from ..metrics.report import without_nan
 from ..modeling_vitp import ViTPForConditionalGeneration
 from .base_trainer import BaseTrainer
-from .checkpointing import attempt, last_checkpoint, told_if_full, write_whole
+from .checkpointing import attempt, last_checkpoint, stop_on_full_disk, write_whole
 from .vitp_trainer import ViTPTrainer
 
 logger = logging.getLogger(__name__)
@@ -56,7 +56,7 @@ def keep_start(trainer: ViTPTrainer) -> None:
     if trainer.is_world_process_zero() and not is_resumed:
         written = folder.with_suffix(".writing")
         shutil.rmtree(written, ignore_errors=True)
-        with told_if_full(args.output_dir):
+        with stop_on_full_disk(args.output_dir):
             export_backbone(trainer.model, written, trainer.processing_class.image_processor)
         shutil.rmtree(folder, ignore_errors=True)
         os.replace(written, folder)
@@ -87,7 +87,7 @@ def train(trainer: BaseTrainer, **counted: Any) -> dict[str, Any]:
     trainer.keep_record()
     save_metrics(trainer, metrics)
     if isinstance(trainer, ViTPTrainer) and trainer.is_world_process_zero():
-        with told_if_full(folder):
+        with stop_on_full_disk(folder):
             save_parts(trainer)
     return metrics
 

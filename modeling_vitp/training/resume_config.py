@@ -109,7 +109,7 @@ def default_warmup(args: Any, data: Dataset | IterableDataset) -> int:
     return math.ceil(args.num_train_epochs * num_batches) // 2
 
 
-def check_going_on(
+def check_resume(
     checkpoint: str | Path,
     settings: dict[str, dict[str, Any]],
     data: dict[str, str | None],

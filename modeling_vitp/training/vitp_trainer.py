@@ -258,7 +258,7 @@ class ViTPTrainer(BaseTrainer, SFTTrainer):
                 stream.begin(first_batch // accumulation)
 
         loader = self._base_loader(stream, collator, is_training=True, batch_size=self.args.train_batch_size)
-        self._loader, self._stream = loader, EndlessBatches(loader, stream, begin, self._settle, **where)
+        self._loader, self._stream = loader, EndlessBatches(loader, stream, begin, self._finalize, **where)
         return self._on_device(DataLoader(self._stream, batch_size=None, collate_fn=lambda batch: batch))
 
     def begin_epoch(self) -> None:
@@ -378,7 +378,7 @@ class ViTPTrainer(BaseTrainer, SFTTrainer):
 
     # Metrics
 
-    def _settle(self, batch: dict[str, Any], number: int) -> dict[str, Any]:
+    def _finalize(self, batch: dict[str, Any], number: int) -> dict[str, Any]:
         """Encode a batch with stored rows again if its step belongs to the warm-up, see [`RowKeeper`]."""
         rows, step = batch.pop(ROWS, None), number // self.args.gradient_accumulation_steps
         if rows is None or step >= self.data_collator.vrl_warmup_steps:

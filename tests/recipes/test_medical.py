@@ -45,7 +45,7 @@ def write_brain(root: Path) -> tuple[list[float], str]:
 
 
 def write_ct(root: Path) -> tuple[list[float], str]:
-    """Write two series of pydicom with masks of dense voxels; return the intensities of black and white, and ""."""
+    """Write two series of pydicom with masks of dense voxels; return the intensities shown as black and white."""
     other = CT_SERIES.parents[1] / "77654033" / "CT2"
     shutil.copytree(CT_SERIES, root / "test" / "images" / "b")
     (root / "train" / "images" / "a").mkdir(parents=True)

@@ -294,10 +294,10 @@ def batches_of(folder, **options):
     """Return the batches of each optimizer step of a run, the logged ratios, and the number of repeated encodings."""
     trainer = make_trainer(folder, **{**ONCE, **options})
     found = SimpleNamespace(steps=[[] for _ in range(trainer.args.max_steps)], log=[], num_again=0)
-    settle = trainer._settle
+    finalize = trainer._finalize
 
     def count(batch, number):
-        settled = settle(batch, number)
+        settled = finalize(batch, number)
         found.num_again += settled is not batch
         return settled
 
@@ -305,7 +305,7 @@ def batches_of(folder, **options):
         found.steps[trainer.state.global_step] += map(dict, batches)
         return take_names(batches)
 
-    trainer._settle = count
+    trainer._finalize = count
     with patch.object(base_trainer, "take_names", keep):
         trainer.train()
     found.log = [entry.get("vrl_drop_ratio") for entry in trainer.state.log_history if "loss" in entry]

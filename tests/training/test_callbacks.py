@@ -37,7 +37,7 @@ from modeling_vitp.training.callbacks import (
     StopAtNotFinite,
     choose,
     component_colors,
-    outlive_signals,
+    ignore_signals_in_worker,
 )
 from modeling_vitp.training.checkpointing import last_checkpoint
 from modeling_vitp.training.loading import load_start
@@ -171,7 +171,7 @@ def test_signal_to_the_group_spares_workers(interruptible, tmp_path, number, per
 
 
 def wait_for_ever(names: list[str], ready) -> None:
-    outlive_signals(names, lambda worker_id: ready.put(worker_id), 7)
+    ignore_signals_in_worker(names, lambda worker_id: ready.put(worker_id), 7)
     time.sleep(600)
 
 

@@ -45,8 +45,8 @@ def checkpoint_kilobytes(folder) -> int:
 def test_run_resumes_after_full_disk(tmp_path, small_disk, monkeypatch, checked):
     needed = checkpoint_kilobytes(tmp_path / "measured")
     if not checked:
-        monkeypatch.setattr(checkpointing, "check_room", lambda *_: None)
-        monkeypatch.setattr("modeling_vitp.training.base_trainer.check_room", lambda *_: None)
+        monkeypatch.setattr(checkpointing, "check_disk_space", lambda *_: None)
+        monkeypatch.setattr("modeling_vitp.training.base_trainer.check_disk_space", lambda *_: None)
     options = {"save_steps": 1, "save_total_limit": None, "max_steps": 4, "eval_strategy": "no"}
     out = small_disk(2 * needed + 1200) / "out"
     with pytest.raises(RunStopped, match=r"The disk of .*out is full: .* Free some space") as stop:
@@ -75,7 +75,7 @@ def test_disk_too_small_for_checkpoint_is_a_warning(tmp_path, monkeypatch, caplo
     monkeypatch.setattr(checkpointing, "free_bytes", lambda _: 3 * weights // 2)
     monkeypatch.setattr(checkpointing, "STATE_FILES", 0)
     trainer.args.save_strategy = "steps"
-    trainer._check_room()
+    trainer._check_disk_space()
     assert "a checkpoint needs about" in caplog.text
 
 

@@ -100,7 +100,7 @@ def test_failing_submission_sets_exit_status(tmp_path):
 def test_split_arguments_are_alike(arguments):
     args = arguments(data={"a": 1}, data_root="there", eval_split="", test_split="")
     assert (args.eval_split, args.test_split, args.data) == (None, None, {"a": 1, "root": "there"})
-    with pytest.raises(ValueError, match="test_split='val'"):
+    with pytest.raises(ValueError, match="'val' is the test_split"):
         arguments(data={"a": 1}, eval_split="val", test_split="val")
     with pytest.raises(ValueError, match="data"):
         arguments()
