@@ -170,8 +170,8 @@ class RunArguments(Arguments):
     activation_checkpointing: bool | None = field(
         default=None,
         metadata={
-            "help": "Recompute activations in the backward pass, which saves memory and costs time. By default the value "
-            "of gradient_checkpointing, which is true for pretraining and false for fine-tuning."
+            "help": "Recompute activations in the backward pass, which saves memory and costs time. By default the "
+            "value of gradient_checkpointing, which is true for pretraining and false for fine-tuning."
         },
     )
     activation_checkpointing_kwargs: dict | str | None = field(
