@@ -73,11 +73,11 @@ class RobustnessTask:
         self.configuration = args.configuration or recorded_configuration(name)
         described = args.data or self.configuration.get("data")
         if described is None:
-            raise ValueError(f"No record of the test data found for {name}. Set --data.")
+            raise ValueError(f"{name} has no record of the data it was scored on. Set --data.")
         self.described = {**described, "root": args.data_root} if args.data_root else described
         self.split = args.split or self.configuration.get("test_split") or self.configuration.get("eval_split")
         if self.split is None:
-            raise ValueError(f"No record of the test split found for {name}. Set --split.")
+            raise ValueError(f"{name} has no record of the split it was scored on. Set --split.")
 
     def _set_samples(self, samples: Dataset, files: Any, limit: int | None) -> None:
         self.data = {"data": self.described, "split": self.split, "limit": limit, "files": fingerprint_data(files)}

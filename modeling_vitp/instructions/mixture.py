@@ -423,7 +423,7 @@ class MixtureStream(IterableDataset):
 
     @property
     def is_split(self) -> bool:
-        """Whether a training process uses [`of_process`] instead of its share of all rows."""
+        """True if a training process uses [`of_process`] instead of its share of all rows."""
         return self.mixture.split_streams
 
     def of_process(self, num_processes: int, process_index: int) -> "MixtureStream":
@@ -621,7 +621,7 @@ def describe_part(dataset: Rows, schema: str) -> str:
     counts = [len(images_of(row)) for row in first if not row.get("error")]
     least, most = min(counts, default=0), max(counts, default=0)
     number = f"{least}" if least == most else f"{least} to {most}"
-    images = "no images" if most == 0 else f"{number} image{'s' if number != '1' else ''} per row"
+    images = "no images" if most == 0 else f"{number} image{'s' if number != '1' else ''} a row"
     return f"{schema}, {'a stream' if is_stream else f'{len(dataset):,} rows'}, {images}"
 
 

@@ -62,8 +62,8 @@ class DetectionProbe:
         for place in places:
             left, top, right, bottom = place.window or (0, 0, *place.size[::-1])
             objects = whole[place.image].moved_to(left, top)
-            centres = objects.corners.mean(1)
-            found.append(objects.take(((centres >= 0) & (centres < [right - left, bottom - top])).all(1)))
+            centers = objects.corners.mean(1)
+            found.append(objects.take(((centers >= 0) & (centers < [right - left, bottom - top])).all(1)))
         return found
 
     @property
@@ -131,11 +131,11 @@ class DetectionProbe:
     def _score(self, logits: np.ndarray, wanted: np.ndarray) -> dict[str, float]:
         areas, precisions = {}, {}
         for label, name in enumerate(self.names):
-            is_centre = wanted[:, label] > 0
-            if is_centre.any() and not is_centre.all():
+            is_center = wanted[:, label] > 0
+            if is_center.any() and not is_center.all():
                 odds = log_odds(logits, label)
-                areas[name] = area_under_curve(odds, is_centre)
-                precisions[name] = average_precision(odds, is_centre)
+                areas[name] = area_under_curve(odds, is_center)
+                precisions[name] = average_precision(odds, is_center)
         if not areas:
             raise ValueError("The test images need patches with and without object centers of at least one class.")
         scores = {}

@@ -1,4 +1,4 @@
-"""Scores of answers, against brute force and, where lmms-eval is installed, the VQA challenge's own rules."""
+"""Scores of answers, compared with brute force and, if lmms-eval is installed, with the rules of the VQA challenge."""
 
 import collections
 import itertools
@@ -192,7 +192,7 @@ def test_a_map_is_scored_by_its_cells_in_order():
     assert score_answers("map", [""] * 4, answers, references)["accuracy"].tolist() == [0.75, 0.5, 0.75, 0]
 
 
-# The example of aac-metrics 0.6, with the values that it gives there.
+# Example of aac-metrics 0.6 with its values.
 ANSWERS = ["a man is speaking", "rain falls"]
 REFERENCES = [
     ["a man speaks.", "someone speaks.", "a man is speaking while a bird is chirping in the background"],
@@ -212,7 +212,7 @@ def grams(words: list[str], order: int) -> collections.Counter:
 
 
 def bleu(answers, references, most: int) -> float:
-    """Papineni et al. 2002, of the corpus, with the closest length of the references."""
+    """Return corpus BLEU (Papineni et al. 2002) with the closest reference length."""
     logs, length, wanted = [], sum(map(len, answers)), 0
     for answer, found in zip(answers, references):
         wanted += min((abs(len(one) - len(answer)), len(one)) for one in found)[1]
@@ -229,7 +229,7 @@ def bleu(answers, references, most: int) -> float:
 
 
 def cider(answers, references) -> list[float]:
-    """CIDEr-D, Vedantam et al. 2015, section 5."""
+    """Return CIDEr-D (Vedantam et al. 2015, section 5)."""
     scores = np.zeros(len(answers))
     for order in range(1, 5):
         seen = collections.Counter(
@@ -254,7 +254,7 @@ def cider(answers, references) -> list[float]:
 
 
 def rouge(answer, found) -> float:
-    """Lin 2004, with the weight of recall that COCO has."""
+    """Return ROUGE-L (Lin 2004) with COCO's weight of recall."""
 
     def common(one, other):
         if not one or not other:

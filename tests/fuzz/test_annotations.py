@@ -1,4 +1,4 @@
-"""Malformed annotations end in instructions, or in an error of ours that names a file."""
+"""Malformed annotations give instructions, or an error that names a file."""
 
 import json
 import random
@@ -39,7 +39,7 @@ def write(kind, root):
 
 
 def instructions(kind, root, on_error="raise"):
-    """As the command makes them."""
+    """Return instructions like the command."""
     layout = layouts.LAYOUTS[kind](root, VALUES if kind == "masks" else None)
     chosen, _ = leave_out_copies(*choose_split(layout, "train"))
     images = annotate_all(layout, chosen, on_error)

@@ -1,4 +1,4 @@
-"""Malformed command lines and configurations end in arguments, or in one line that names the argument."""
+"""Malformed command lines and configurations are parsed, or raise a one-line error that names the argument."""
 
 import json
 import math
@@ -59,7 +59,7 @@ def test_malformed_words(kind, capsys):
             except WrongArguments as error:
                 refused += 1
                 assert len(str(error).splitlines()) == 1 and str(error).strip(), words
-            except SystemExit as end:  # argparse's own: a value of another type, an option without a value
+            except SystemExit as end:  # argparse exits for a value of the wrong type and an option without a value.
                 refused += 1
                 assert end.code in (0, 2) and (end.code == 0 or "error:" in capsys.readouterr().err), words
             else:
@@ -110,7 +110,7 @@ def test_malformed_data_of_configurations(kind):
     configs = [yaml.safe_load(path.read_text()) for path in sorted(CONFIGS.glob("*.yaml"))]
     configs = [config for config in configs if isinstance(config, dict) and "data" in config]
     good = [config["data"] for config in configs if data_kind(config) == kind]
-    good = [data for data in good if "dataset_name" not in data]  # which would be looked for on the Hub
+    good = [data for data in good if "dataset_name" not in data]  # Such data would be searched on the Hub.
     assert good
     with limits():
         for _ in range(1500):

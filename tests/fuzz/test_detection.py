@@ -1,4 +1,4 @@
-"""Malformed annotations of objects end in samples, or in an error of ours that names file or row, and object."""
+"""Malformed annotations of objects give samples, or an error that names file or row, and object."""
 
 import json
 import random
@@ -25,7 +25,7 @@ KINDS = {
 
 
 def samples(root, kind, bad_objects="raise"):
-    """All that is trained on."""
+    """Return all training samples."""
     _, annotations, task = KINDS[kind]
     split = {"images": "images", "annotations": annotations}
     settings = {"root": str(root), "format": kind.split()[0], "classes": NAMES, "splits": {"train": split}}
@@ -94,7 +94,7 @@ def test_a_malformed_row_of_objects_is_named(tmp_path):
                     [row | {"objects": mutate(rng, row["objects"], rng.choice([1, 1, 2]))}]
                 )
             except (pa.ArrowException, TypeError, OverflowError, UnicodeError):
-                continue  # no column can hold it
+                continue  # A column cannot have this value.
             found = outcome(lambda: read(rows), "row 0 of split 'train'", "Split 'train'")  # noqa: B023 called at once
             counts["error" if isinstance(found, ValueError) else "right"] += 1
     assert min(counts.values()) > 40, counts

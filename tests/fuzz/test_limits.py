@@ -1,4 +1,4 @@
-"""What the fuzzer holds every input to."""
+"""Limits of the fuzzer on time, memory and errors."""
 
 import gc
 
@@ -36,7 +36,7 @@ def test_freed_garbage_hides_nothing(monkeypatch):
 
 def test_memory_that_malloc_has_kept_hides_nothing(monkeypatch):
     monkeypatch.setattr(fuzzing, "BYTES", 32 << 20)
-    keep_freed_memory()  # of this process from here on, as after any test that calls a command of the package
+    keep_freed_memory()  # This setting stays for the process, as after any test that calls a command.
     kept = [np.ones(1 << 20, np.uint8) for _ in range(256)]
     del kept
     with pytest.raises(AssertionError, match="MiB were taken"), fuzzing.limits():

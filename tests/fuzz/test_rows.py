@@ -1,4 +1,4 @@
-"""Malformed rows and mixtures end in the right rows, or in an error of ours that names the file and the row."""
+"""Malformed rows and mixtures give the valid rows, or an error that names the file and the row."""
 
 import json
 import random
@@ -28,7 +28,7 @@ def folder(tmp_path):
 
 
 def written(rng, rows, folder, number):
-    """Rows, every other one of them mutated, as JSON Lines of which some lines are damaged; and which are sound."""
+    """Write JSON Lines in which every second row is mutated and some lines are damaged; return the valid rows."""
     lines, sound = [], []
     for row in rows:
         is_sound = rng.random() < 0.5
@@ -44,7 +44,7 @@ def written(rng, rows, folder, number):
 
 
 def expected_of(row, folder):
-    """The first question of a row and its images, read in another way."""
+    """Return the first question of a row and its images, by an independent reader."""
     images = row.get("image") or []
     images = images if isinstance(images, list) else [images]
     return [str(folder / "images" / name) for name in images], row["conversations"][-1]["value"]

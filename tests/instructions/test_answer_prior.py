@@ -1,4 +1,4 @@
-"""Answer priors: measured on answers drawn with known entropies, and reported for a mixture."""
+"""Answer priors of answers with known entropies, and their report for a mixture."""
 
 import json
 import math
@@ -37,7 +37,7 @@ def independent(rng):
 
 
 def chain(rng, states=4, length=20, stay=0.85):
-    """Each word is the one before with the probability `stay`, or else any other."""
+    """Draw words, each of which equals the previous one with probability `stay`."""
     word, words = rng.choice(WORDS[:states]), []
     for _ in range(length):
         words.append(word)
@@ -81,7 +81,7 @@ def measure(make, seed=0, **options):
     ],
 )
 def test_known_entropies_are_found(make, hidden, visible, tolerance):
-    """Over five seeds they were off by at most .013, .084, .005, .161 and .108 after so few steps."""
+    """Compare with known entropies; over five seeds, the errors were at most .013, .084, .005, .161 and .108."""
     prior = measure(make)
     assert prior.hidden_bits == pytest.approx(hidden, abs=tolerance)
     assert prior.visible_bits == pytest.approx(visible, abs=tolerance)
@@ -163,7 +163,7 @@ def test_guessed_sources_are_named_first(mixture, tmp_path, monkeypatch, capsys)
     words = [str(mixture), "--num_workers", "0", "--output_dir", str(tmp_path / "out"), "--card", str(card)]
     assert (
         validate_data.main([*words, "--answer_prior", "--answer_prior_seconds", "10000"]) == 1
-    )  # one source is not there
+    )  # One source is missing.
     sources = json.loads((tmp_path / "out" / "report.json").read_text())["sources"]
     assert sources["few"]["answer_prior"] is None and sources["absent"]["answer_prior"] is None
     assert sources["collages"]["answer_prior"]["guessed_share"] < 0.1
@@ -190,7 +190,7 @@ def test_report_of_sources():
     text = answer_prior.describe_priors(
         {"even": AnswerPrior(9, 90, 1.0, 1.0, 0.5, 0.5, 0.0, 200, True), "maps": prior, "few": None}
     )
-    assert "In maps, of the 2.31 bits that a token of an answer has given its question, 1.40 ± 0.02 are guessed" in text
+    assert "In maps, an answer token has 2.31 bits given its question, of which 1.40 ± 0.02 are guessed" in text
     assert text.index("| maps |") < text.index("| even |") < text.index("| few |")
     assert "even" not in text.partition("At least a tenth")[2]
     empty = answer_prior.describe_priors({"fixed": AnswerPrior(9, 90, 0.01, 0.0, 1.0, 1.0, 0.0, 60, False)})

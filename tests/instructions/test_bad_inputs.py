@@ -1,4 +1,4 @@
-"""Inputs that cannot be used: each is an error that names the offending thing."""
+"""Invalid inputs: the error names the invalid item."""
 
 import json
 
@@ -29,11 +29,11 @@ def answered(content):
     return {"role": "assistant", "content": content}
 
 
-# What a row has in place of a question with an image and its answer, and what the error names.
+# Changes of a valid row, and the text that the error must match.
 ROWS = {
     "unreadable bytes": ({"images": [picture(56, 56), {"bytes": b"no image", "path": None}]}, "image 1 "),
     "truncated png": ({"images": [{"bytes": PNG[:-50], "path": "scene.png"}]}, r"image 0 \(scene.png\).*truncated"),
-    "missing file": ({"images": ["missing.png"]}, r"image 0 \(missing.png\).*missing.png; `image_root`"),
+    "missing file": ({"images": ["missing.png"]}, r"image 0 \(missing.png\).*missing.png .*`image_root`"),
     "missing file in a dict": ({"images": [{"bytes": None, "path": "missing.png"}]}, r"image 0 \(missing.png\)"),
     "neither bytes nor path": ({"images": [picture(56, 56), {"bytes": None, "path": None}]}, "image 1 "),
     "zero-size image": ({"images": [Image.new("RGB", (0, 9))]}, "0 x 9 pixels"),
@@ -61,7 +61,7 @@ ROWS = {
     "question without content": ({"messages": [{"role": "user"}, ANSWER]}, "message 0 .*content"),
     "answer a number": ({"messages": [USER, answered(12)]}, "message 1 "),
     "wrong columns": ({"messages": None, "prompt": [USER]}, r"'messages'.*\['id', 'images', 'messages', 'prompt'\]"),
-    "an error of its own": ({"error": "line 9 of a.jsonl is no JSON: oh"}, "line 9 of a.jsonl is no JSON: oh"),
+    "an error of its own": ({"error": "line 9 of a.jsonl is broken"}, "line 9 of a.jsonl is broken"),
 }
 
 
@@ -89,7 +89,7 @@ def test_row_without_id_is_named_by_its_content(processor):
         ({"vrl_drop_ratio": 1}, "vrl_drop_ratio"),
         ({"vrl_apply_prob": 2}, "vrl_apply_prob"),
         ({"vrl_warmup_steps": -1}, "vrl_warmup_steps"),
-        ({"answer_mask_ratio": 1.5}, "answer_mask_ratio=1.5"),
+        ({"answer_mask_ratio": 1.5}, "answer_mask_ratio .*1.5"),
         ({"on_error": "skip"}, "replacement_rows"),
         ({"on_error": "ignore"}, "'ignore'"),
         ({"padding_free": True, "pad_to_multiple_of": 8}, "pad_to_multiple_of=8"),
@@ -103,11 +103,11 @@ def test_option_of_the_collator_is_named(processor, options, named):
 @pytest.mark.parametrize(
     ("names", "named"),
     [
-        (["text", "label"], r"\['text', 'label'\] make no conversation"),
-        (["question", "image"], "make no conversation"),
-        ([], r"\[\] make no conversation"),
-        (["messages", "prompt", "completion"], "messages and prompts and completions at once"),
-        (["messages", "conversations", "image"], "messages and LLaVA conversations at once"),
+        (["text", "label"], r"\['text', 'label'\] match no schema"),
+        (["question", "image"], "match no schema"),
+        ([], r"\[\] match no schema"),
+        (["messages", "prompt", "completion"], "messages and prompts and completions"),
+        (["messages", "conversations", "image"], "messages and LLaVA conversations"),
     ],
 )
 def test_columns_of_no_schema_or_two_are_listed(names, named):
@@ -128,10 +128,10 @@ MIXTURES = [
     ({"annotation": "a.jsonl"}, "source 0: .*name"),
     ({"name": "s"}, "exactly one of dataset .* none"),
     (SOURCE | {"folder": "b"}, r"exactly one of .* \['folder', 'annotation'\]"),
-    (SOURCE | {"rate": 0}, "rate is 0"),
-    (SOURCE | {"rate": "2x"}, "rate is '2x'.* int or float"),
-    (SOURCE | {"rate": 2.5, "released_compatible": True}, "rate is 2.5"),
-    (SOURCE | {"max_patches": True}, "max_patches is True.* int"),
+    (SOURCE | {"rate": 0}, "rate .* 0"),
+    (SOURCE | {"rate": "2x"}, "rate .* int or float, got '2x'"),
+    (SOURCE | {"rate": 2.5, "released_compatible": True}, "rate .* 2.5"),
+    (SOURCE | {"max_patches": True}, "max_patches .* int, got True"),
     (SOURCE | {"columns": {"images": "x"}}, "columns .* annotation"),
     ({"name": "s", "folder": "b", "columns": {"picture": "x"}}, r"\['picture'\]"),
     ({"name": "s", "folder": "b", "revision": "main"}, "revision .* folder"),
@@ -139,7 +139,7 @@ MIXTURES = [
     ({"name": "s", "folder": "b", "input_spec": {"band": 1}}, r"input_spec: .*\['band'\]"),
     ({"name": "s", "annotation": "a.parquet"}, "source 's': .*a.parquet"),
     ({"meta": "meta.json"}, "meta.json"),
-    ("s", "source 0 is 's'"),
+    ("s", "source 0 .*'s'"),
 ]
 
 
@@ -158,8 +158,8 @@ def test_source_of_a_mixture_is_named(entry, named, tmp_path, monkeypatch):
     ("content", "named"),
     [
         ("sources: [{name: s, folder: b}, {name: s, folder: b}]", r"mixture.yaml: .*\['s'\]"),
-        ("sources: [{name: s, folder: b}]\nresample: never", "resample is 'never'"),
-        ("sources: [{name: s, folder: b}]\nshuffle_buffer: 0", "shuffle_buffer is 0"),
+        ("sources: [{name: s, folder: b}]\nresample: never", "resample .*'never'"),
+        ("sources: [{name: s, folder: b}]\nshuffle_buffer: 0", "shuffle_buffer .* 0"),
         ("sources: [{name: s, folder: b}]\nsource: 1", "mixture.yaml: unknown key 'source'"),
         ("sources: []", "mixture.yaml: .*`sources`"),
         ("sources: [", "mixture.yaml"),
@@ -193,7 +193,7 @@ def test_name_of_what_is_not_there_is_named(name, tmp_path, monkeypatch):
 
 @pytest.fixture
 def broken(tmp_path):
-    """Files and folders that cannot be read, each as its name says."""
+    """Write unreadable files and folders, which are named after their defects."""
     FORMATS["messages"][0](tmp_path / "parquet", [picture(20, 20)] * 3)
     FORMATS["messages"][0](tmp_path / "cut", [picture(20, 20)] * 3)
     file = tmp_path / "cut" / "train.parquet"
@@ -213,7 +213,7 @@ SOURCES = [
     ({"annotation": "list.json"}, "list.json .*Expecting value"),
     ({"folder": "parquet", "columns": {"answer": "caption"}}, "'caption'"),
     ({"folder": "parquet", "columns": {"answer": "images"}}, "`columns`"),
-    ({"folder": "empty"}, "empty .*nothing"),
+    ({"folder": "empty"}, "empty, found nothing"),
     ({"folder": "cut"}, "cut .*"),
     ({"folder": "comma"}, "rows.json .*Expecting value"),
     ({"folder": "latin"}, "rows.json .*UTF-8"),
@@ -260,7 +260,7 @@ def test_data_set_that_cannot_be_read_is_named(tmp_path, write, named):
         ("train[4:]", False, r"train\[4:\]"),
         ("train[:1]+train[3:]", True, "of a stream"),
         ("train[50%:]", True, "of a stream"),
-        ("all", False, r"'all', only \['train'\]"),
+        ("all", False, r"'all' not found .*\['train'\]"),
     ],
 )
 @pytest.mark.parametrize("name", ["LLaVA", "messages"])
@@ -280,5 +280,5 @@ def test_missing_image_is_named_with_where_it_was_looked_for(tmp_path, monkeypat
     (tmp_path / "llava.json").write_text(json.dumps([{"image": "0.png", "conversations": turns(0)}]))
     monkeypatch.chdir(tmp_path)
     (row,) = open_train(tmp_path / "llava.json")
-    with pytest.raises(ValueError, match=f"{tmp_path}/0.png; `image_root`"):
+    with pytest.raises(ValueError, match=f"{tmp_path}/0.png not found; set `image_root`"):
         load_images(row)

@@ -1,4 +1,4 @@
-"""Boxes as they stand in texts."""
+"""Boxes in texts."""
 
 import pytest
 from annotated_images import same_place
@@ -67,7 +67,7 @@ def test_wrong_box_is_named(wrong):
 
 @st.composite
 def images_with_boxes(draw):
-    """Height and width of an image, and boxes in it of any size, the smallest a thousandth of a pixel."""
+    """Draw height and width of an image, and boxes of any size from a thousandth of a pixel."""
     height, width = draw(st.integers(1, 6000)), draw(st.integers(1, 6000))
 
     def side(length):
@@ -107,7 +107,7 @@ def test_box_of_image_as_large_as_grid_is_kept(corners):
 
 
 def test_huge_number_is_no_box():
-    """Python refuses to make an integer of more than 4300 digits."""
+    """Read a number of more than 4300 digits, which Python does not convert to an integer."""
     text = f"[1, 2, {'9' * 5000}, 4]"
     assert read_boxes(text) == ([], []) and wrong_boxes(text) == ([], [text])
     assert wrong_boxes(f"<box>[{text}]</box>") == ([text], [])

@@ -1,4 +1,4 @@
-"""What is trained on is told, and its first rows are encoded, before a training begins."""
+"""Description of the training data, and the check of its first rows before training."""
 
 import logging
 import multiprocessing
@@ -24,7 +24,7 @@ from modeling_vitp.training import vitp_trainer
 
 @pytest.fixture
 def mixture(tmp_path):
-    """A source of JSON whose third row is broken, one of archives, and one of Parquet that may be streamed."""
+    """Write a JSON source whose third row is broken, a source of archives, and a Parquet source."""
     questions = ["Hi", "Hi", "<image>Hi", "Hi"]
     write_lines(
         tmp_path / "a.jsonl", [{"conversations": [turn("human", text), turn("gpt", "Ho")]} for text in questions]
@@ -79,7 +79,7 @@ def test_sources_are_checked_in_turn(mixture):
 
 
 class Unusable:
-    """A collator to which every row is unusable, for the process that it says."""
+    """Collator that rejects all rows with an error that names the process."""
 
     on_error = "skip"
 
@@ -100,7 +100,7 @@ def test_processes_check_the_same_rows(mixture, monkeypatch):
 
 
 class Slow:
-    """A collator that takes a second of the clock for each row."""
+    """Collator that advances the clock by one second for each row."""
 
     on_error = "raise"
 
@@ -116,10 +116,10 @@ class Slow:
 @pytest.mark.parametrize(
     ("seconds", "num_rows", "streaming", "expected"),
     [
-        (0.01, 300, False, 300),  # all take 3 s
-        (0.05, 1000, False, 200),  # all would take 50 s
-        (0.05, 1000, True, 200),  # how many there are is not known
-        (1.0, 1000, False, 21),  # 200 would take 200 s
+        (0.01, 300, False, 300),  # All rows take 3 s.
+        (0.05, 1000, False, 200),  # All rows would take 50 s.
+        (0.05, 1000, True, 200),  # The number of rows is unknown.
+        (1.0, 1000, False, 21),  # 200 rows would take 200 s.
         (1.0, 7, False, 7),
     ],
 )
@@ -170,6 +170,6 @@ def test_run_checks_before_it_writes(tmp_path, caplog):
     trainer = make_trainer(tmp_path / "bad", eval_strategy="no")
     broken = make_rows().map(lambda row: {"messages": row["messages"][: 1 if row["id"] == "row-7" else 2]})
     trainer.train_dataset = prepare_rows(broken)
-    with pytest.raises(ValueError, match="Sample 'row-7': there is no assistant message"):
+    with pytest.raises(ValueError, match="Sample 'row-7': no assistant message"):
         trainer.train()
     assert {path.name for path in tmp_path.glob("bad/*")} <= {".run.lock"}

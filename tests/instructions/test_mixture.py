@@ -1,4 +1,4 @@
-"""Mixtures: the rows of an epoch against decimals and counts, settings of sources, rows that are skipped."""
+"""Mixtures: rows of an epoch compared with decimals and counts, settings of sources, skipped rows."""
 
 import io
 import json
@@ -48,7 +48,7 @@ RATES = {"a": 0.05, "b": 0.3, "c": 1, "d": 10, "e": 2.5}
 
 
 def rounded(rows: int, rate: float) -> int:
-    """Half up, in decimals."""
+    """Return the number of rows, rounded half up in decimals."""
     return int((rows * Decimal(str(rate))).to_integral_value(ROUND_HALF_UP))
 
 
@@ -56,7 +56,7 @@ COUNTS = {name: rounded(SIZES[name], RATES[name]) for name in SIZES}
 
 
 def write_source(folder, name, num_rows):
-    """A source of text alone; the answers count the rows from 1, as the ids do."""
+    """Write a text-only source, whose answers and ids number the rows from 1."""
     with open(folder / f"{name}.jsonl", "w") as file:
         for row in range(1, num_rows + 1):
             turns = [{"from": "human", "value": "How many trees?"}, {"from": "gpt", "value": str(row)}]
@@ -105,7 +105,7 @@ def test_epoch_has_exact_counts_by_seed(folder, streaming):
             rate = Decimal(str(RATES[name]))
             for row in range(1, size + 1):
                 assert math.floor(rate) <= by_row[f"{name}/{row}"] <= math.ceil(rate)
-    # Not source by source: the first quarter has something of every large source.
+    # Sources are mixed: the first quarter has rows of each large source.
     assert {name.partition("/")[0] for name in drawn[: len(drawn) // 4]} >= {"b", "c", "d", "e"}
 
 
@@ -238,7 +238,7 @@ def test_lengths_follow_the_rows_of_the_epoch(folder):
 
     def measure(part):
         measured.append(len(part))
-        return [f"{row['source']}/{row['id']}" for row in part]  # not numbers, so that no two rows are alike
+        return [f"{row['source']}/{row['id']}" for row in part]  # Texts are unique for each row.
 
     for epoch in range(3):
         dataset.set_epoch(epoch)
@@ -260,7 +260,7 @@ def trainer_of(model, processor, tmp_path):
 
 
 class Forget(TrainerCallback):
-    """Forgets the rows that are checked before training."""
+    """Collator that ignores the rows that are checked before training."""
 
     def __init__(self, seen: list):
         self.seen = seen
@@ -289,7 +289,7 @@ def test_trainer_sees_each_epoch_of_a_mixture(folder, trainer_of, streaming):
 
 @pytest.fixture
 def image_rows(tmp_path):
-    """A row for each of four images, the second of them cut short."""
+    """Return rows with one image each, the second of which is truncated."""
     rows = []
     for number in range(4):
         path = tmp_path / f"{number}.png"
@@ -357,7 +357,7 @@ def test_jpeg_degradation_is_drawn_for_each_epoch(processor, image_rows):
 
 
 def test_jpeg_degradation_of_transparent_image_is_white(processor):
-    """As the processor does it."""
+    """Compare with the transparency handling of the processor."""
     image = Image.new("RGBA", (56, 56), (0, 0, 0, 0))
     image.paste((40, 90, 40, 255), (0, 0, 56, 28))
     plain = processor.image_processor([image], return_tensors="pt")["pixel_values"]
@@ -374,7 +374,7 @@ def test_images_share_the_tiles_of_their_source(processor):
     }
     collator = ViTPDataCollator(processor, source_settings={"p": SourceSettings(max_patches=4)})
     encoded = collator.encode(pair)
-    assert len(encoded["pixel_values"]) == 2 * (2 + 1)  # each has half of the budget, and a thumbnail
+    assert len(encoded["pixel_values"]) == 2 * (2 + 1)  # Each image has half of the budget and a thumbnail.
     assert (encoded["input_ids"] == processor.image_token_id).sum() == 6 * TOKENS_PER_TILE
 
 
@@ -390,7 +390,7 @@ def test_skipped_row_is_counted_and_replaced(processor, image_rows, caplog):
         )
 
     skipping = collator()
-    batch = skipping([image_rows[1]])  # a batch of which every row is skipped
+    batch = skipping([image_rows[1]])  # All rows of the batch are skipped.
     assert skipping.skipped["s"] >= 1
     assert "Skipped a row of s. Sample 's/1': image 0" in caplog.text
     good = [ViTPDataCollator(processor)([row]) for row in (image_rows[0], image_rows[2], image_rows[3])]
@@ -428,7 +428,7 @@ def test_the_trainer_skips_or_stops(tmp_path, trainer_of, streaming):
     trainer = trainer_of(open_mixture(mixture, 0), on_error="skip", max_steps=3, source_settings=settings)
     trainer.train()
     assert trainer.data_collator.skipped["bad"] >= 1
-    with pytest.raises(ValueError, match=r"Sample 'bad/3': line 3 of .*bad\.jsonl is no JSON"):
+    with pytest.raises(ValueError, match=r"Sample 'bad/3': line 3 of .*bad\.jsonl is not valid JSON"):
         trainer_of(open_mixture(mixture, 0), max_steps=3).train()
 
 
@@ -468,12 +468,12 @@ def test_long_stream_needs_no_more_memory(tmp_path):
     del images, table
     if not Path("/proc/self/statm").exists():
         pytest.skip("the memory of a process is read from /proc")
-    # In a process of its own: what earlier tests have left to the allocator is no growth.
+    # A separate process is used because memory that earlier tests have freed would hide the growth.
     done = subprocess.run([sys.executable, "-c", READ_STREAM, str(tmp_path)], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     resident = {int(number): size for number, size in json.loads(done.stdout.splitlines()[-1]).items()}
     assert list(resident) == [10_000, 20_000, 30_000, 40_000, 50_000]
-    assert resident[50_000] - resident[10_000] < 20 * 2**20  # the rows hold 400 MB
+    assert resident[50_000] - resident[10_000] < 20 * 2**20  # The rows have 400 MB.
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""Tiles that are normalised on the device, against those of the image processor, to the bit."""
+"""Tiles that are normalized on the device equal those of the image processor exactly."""
 
 import pytest
 import torch

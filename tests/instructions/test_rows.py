@@ -1,4 +1,4 @@
-"""Rows as they are stored and prepared: ids, images that stay encoded, sizes, image places."""
+"""Stored and prepared rows: ids, encoded images, image sizes, image places."""
 
 import copy
 import io
@@ -32,7 +32,7 @@ MESSAGES = List({"role": Value("string"), "content": Value("string")})
 
 
 def make_dataset(column="images", ids=None, feature=None, broken=False):
-    """Two rows with images (PNG of 30 x 20), and one without."""
+    """Return two rows with images (PNG of 30 x 20 pixels), and one without."""
     feature = feature or ImageFeature()
     rows = [[USER, {**ANSWER, "content": f"{row} trees"}] for row in range(3)]
     images = [{"bytes": encoded_image(picture(30, 20, seed)), "path": None} for seed in range(2)]

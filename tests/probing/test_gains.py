@@ -1,4 +1,4 @@
-"""What a backbone is held against, by scikit-learn, and what is said of it."""
+"""Gains over controls, compared with scikit-learn, and their table."""
 
 import dense_data
 import numpy as np
@@ -28,7 +28,7 @@ PATCH, SIDE = 16, 64
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
-    """A patch is of class 1 where its left half is brighter than its right one; the patch's mean says nothing."""
+    """Write images whose patches have class 1 if the left half is brighter; the mean is uninformative."""
     root, rng = tmp_path_factory.mktemp("data"), np.random.default_rng(0)
     for split, number in (("train", 12), ("test", 6)):
         for index in range(number):
@@ -49,7 +49,7 @@ def data(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
-    """What a run leaves, were its pretraining no more than another draw of weights."""
+    """Write the folder of a run whose pretraining is another random draw of weights."""
     folder = tmp_path_factory.mktemp("run")
     for name, seed in (("backbone", 1), ("backbone_at_start", 2)):
         torch.manual_seed(seed)
@@ -66,7 +66,7 @@ def measured(data, run, tmp_path_factory):
 
 
 def patches_of(data, split: str, features) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Features of each patch, its label, and how many pixels have one."""
+    """Return features of each patch, its label, and its number of labeled pixels."""
     inputs, labels, weights = [], [], []
     for sample in data.open([split]):
         maps = features(sample["images"][0])
@@ -107,7 +107,7 @@ def states_of(folder):
 
 @pytest.mark.parametrize("arm", [BACKBONE, START, PIXELS])
 def test_area_of_the_linear_probe_equals_scikit_learn(arm, data, run, measured):
-    """On the tokens of all four layers beside each other, or on the patch's pixels."""
+    """Use the concatenated tokens of all four layers, or the pixels of patches."""
     folders = {BACKBONE: "backbone", START: "backbone_at_start"}
     features = bare if arm == PIXELS else states_of(run / folders[arm])
     inputs, labels, weights = patches_of(data, "train", features)
@@ -152,7 +152,7 @@ def test_the_table_and_the_picture(measured):
     assert [line.split("|")[1].strip() for line in lines[2:]] == [BACKBONE, START, RANDOM, PIXELS]
     assert f"{scores['scores'][PIXELS]['nonlinear']['patch_auc']:.3f}" in lines[-1]
     assert Image.open(folder / "test.png").size[0] > 1000
-    assert [path.name for path in folder.iterdir()] == ["test.png"]  # and no features
+    assert [path.name for path in folder.iterdir()] == ["test.png"]  # Feature files are deleted.
 
 
 def test_the_similarity_of_tokens_is_the_mean_over_pairs(measured):

@@ -113,7 +113,7 @@ def is_number(value: object) -> bool:
 def check_size(stated: tuple[int, int], size: tuple[int, int], path: Path, image: Path) -> None:
     """Raise a `ValueError` if the height and width in an annotation differ from those of the image."""
     if stated != size:
-        raise ValueError(f"{path}: expected {size[1]} x {size[0]} pixels, as {image}, got {stated[1]} x {stated[0]}.")
+        raise ValueError(f"{path}: {stated[1]} x {stated[0]} pixels is not the size of {image}, {size[1]} x {size[0]}.")
 
 
 def read_voc(path: Path, image: Path, size: tuple[int, int]) -> list[AnnotatedObject]:

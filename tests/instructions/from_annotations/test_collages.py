@@ -1,4 +1,4 @@
-"""Collages, held against images whose colors say where each pixel comes from."""
+"""Collages of images whose colors encode the origin of each pixel."""
 
 import io
 import json
@@ -18,12 +18,12 @@ from modeling_vitp.instructions.from_annotations.collages import (
     stated_crops,
 )
 
-SIZES = [(60, 90), (50, 40), (128, 70)]  # height, width
+SIZES = [(60, 90), (50, 40), (128, 70)]  # Height and width.
 LABELS = ("tree", "road")
 
 
 def painted(folder, suffix="png"):
-    """Images of which a pixel's color is its column, its row, and the number of the image with its class."""
+    """Write images whose colors encode column, row, and the number of the image with the class."""
     rng, images = np.random.default_rng(0), []
     for number, (height, width) in enumerate(SIZES):
         pixels = np.zeros((height, width, 3), dtype=np.uint8)
@@ -110,7 +110,7 @@ def test_masks_move_with_the_pixels(folder, images):
 
 
 def test_all_ground_is_as_likely(images):
-    """The number of pieces of an image is in proportion to the number of places of one in it."""
+    """Compare the number of crops of an image with the number of possible positions in it."""
     pieces = [crop for collage in draw_collages(images, 60, 70, (7,), seed=3) for crop in collage.crops]
     places = [(height - 9) * (width - 9) for height, width in SIZES]
     for image, number in zip(images, places):

@@ -39,7 +39,7 @@ from modeling_vitp.instructions.from_annotations.questions import (
 
 @pytest.fixture(scope="module", params=LAYOUTS)
 def annotated(request, tmp_path_factory):
-    """Layout, its folder, and a reader of the test's own: name -> [(label, box, area), …]."""
+    """Return layout, its folder, and an independent reader: name -> [(label, box, area), …]."""
     root = tmp_path_factory.mktemp(request.param)
     write, read = LAYOUTS[request.param]
     for split, names in NAMES.items():
@@ -148,7 +148,7 @@ def boxes(draw, size):
 
 @st.composite
 def images(draw):
-    """Height and width, regions, slivers and the side of the grid."""
+    """Draw height and width, regions, slivers and the side of the grid."""
     size = draw(st.tuples(st.integers(1, 24), st.integers(1, 24)))
     regions = st.lists(st.tuples(st.sampled_from(PHRASES), boxes(size)), max_size=6)
     return size, draw(regions), draw(regions), draw(st.integers(1, 8))

@@ -29,7 +29,7 @@ def test_windows_of_a_scene_have_its_bands_and_depth(tmp_path, bands, dtype):
 
 
 def test_windows_of_a_scene_that_is_too_large_to_decode_whole_are_read_alone(tmp_path, monkeypatch):
-    """As errors say of a TIFF."""
+    """Follow the advice in the error for large images: use a TIFF."""
     scene = np.random.default_rng(0).integers(0, 250, (3, 50, 70)).astype(np.uint8)
     path = write_bands(tmp_path / "scene.tif", scene)
     monkeypatch.setattr(PIL.Image, "MAX_IMAGE_PIXELS", 50 * 70 // 4)
