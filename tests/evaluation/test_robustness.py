@@ -92,7 +92,7 @@ def test_relative_scores_and_averages(ask, tmp_path):
 
 
 @pytest.mark.parametrize("stops_after", [0, 1, 7, 25, 49])
-def test_stopped_evaluation_goes_on(ask, tmp_path, stops_after):
+def test_stopped_evaluation_resumes(ask, tmp_path, stops_after):
     whole, asked = ask(output_dir=str(tmp_path / "whole"))
     with pytest.raises(KeyboardInterrupt):
         ask(stops_after)
@@ -103,7 +103,7 @@ def test_stopped_evaluation_goes_on(ask, tmp_path, stops_after):
     assert ask()[1] == []
 
 
-def test_more_conditions_add_to_the_finished(ask):
+def test_conditions_can_be_added(ask):
     few, asked = ask(names="a", corruptions=["haze"], severities=[3])
     assert asked == [("a", None, 0), ("a", "haze", 3)]
     assert set(few["models"][0]["corruptions"]) == {"haze"}
@@ -112,7 +112,7 @@ def test_more_conditions_add_to_the_finished(ask):
     assert asked == [("a", *how) for how in added] + [("b", None, 0), ("b", "haze", 3), *(("b", *how) for how in added)]
 
 
-def test_other_images_or_weights_are_refused(ask, monkeypatch):
+def test_changed_images_or_weights_raise_error(ask, monkeypatch):
     ask(corruptions=["haze"])
     with pytest.raises(ValueError, match="settings.json .*different seed"):
         ask(corruptions=["haze"], seed=1)
@@ -123,7 +123,7 @@ def test_other_images_or_weights_are_refused(ask, monkeypatch):
         ask(corruptions=["haze"])
 
 
-def test_one_evaluation_writes_to_a_folder_at_a_time(ask, tmp_path, monkeypatch):
+def test_output_folder_is_locked(ask, tmp_path, monkeypatch):
     evaluate = Counted.evaluate
 
     def beside(self, *how):
@@ -138,7 +138,7 @@ def test_one_evaluation_writes_to_a_folder_at_a_time(ask, tmp_path, monkeypatch)
         ask(corruptions=["haze"])
 
 
-def test_a_score_can_be_any_value_of_the_metric(ask, tmp_path, monkeypatch):
+def test_score_can_be_any_metric_value(ask, tmp_path, monkeypatch):
     monkeypatch.setattr(Counted, "score", "ap75")
     metrics, _ = ask(corruptions=["haze"])
     assert metrics["models"][0]["clean"]["score"] == metrics["models"][0]["clean"]["metrics"]["ap75"]
@@ -157,7 +157,7 @@ def of_model(name: str, clean: float, scores: dict[tuple[str, int], float]) -> d
     return {"model": name, **robustness.summarize_conditions(found, "mean_iou")}
 
 
-def test_tables():
+def test_robustness_tables():
     conditions = [("haze", 1), ("haze", 5), ("data_gaps", 1), ("data_gaps", 5)]
     first = of_model("r = 0", 0.5, dict(zip(conditions, (0.4, 0.2, 0.5, 0.3))))
     second = of_model("r = 0.75", 0.0, dict(zip(conditions, (0.0, 0.1, 0.0, 0.0))))
@@ -177,7 +177,7 @@ def test_tables():
     ]
 
 
-def test_short_names():
+def test_short_names_are_unique():
     assert short_names(["runs/a", "org/b", "c/"]) == ["a", "b", "c"]
     assert short_names(["runs/1/model", "runs/2/model", "c"]) == ["runs/1/model", "runs/2/model", "c"]
 
@@ -197,13 +197,13 @@ def test_short_names():
         (["--models", "m", "--data", "[1]"], "configuration"),
     ],
 )
-def test_wrong_words_are_one_line(words, says):
+def test_invalid_arguments_raise_one_line(words, says):
     with pytest.raises(WrongArguments, match=says) as caught:
         parse(words, "", (RobustnessArguments,))
     assert len(str(caught.value).splitlines()) == 1
 
 
-def test_a_model_or_corruption_that_is_none_is_named(ask, tmp_path):
+def test_unknown_model_or_corruption_is_named(ask, tmp_path):
     with pytest.raises(ValueError, match="'snow'"):
         ask(corruptions=["haze", "snow"])
     (tmp_path / "b" / "config.json").write_text('{"model_type": "vitp"}')

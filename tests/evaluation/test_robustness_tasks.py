@@ -86,7 +86,7 @@ def one(**settings) -> dict:
 
 
 @pytest.mark.parametrize("name", ["first", "change"])
-def test_clean_scores_equal_the_run(runs, tmp_path, name):
+def test_clean_scores_match_fine_tuning(runs, tmp_path, name):
     metrics = evaluate(runs / name, **one(output_dir=tmp_path / "out"))
     recorded = json.loads((runs / name / "metrics.json").read_text())["test"]
     clean = metrics["models"][0]["clean"]["metrics"]
@@ -151,7 +151,7 @@ def areas_by_hand(folder, samples, model_class, corruption: str, severity: int, 
 
 
 @pytest.mark.parametrize(("corruption", "severity"), [("rotation", 1), ("translation", 2), ("gaussian_noise", 5)])
-def test_a_corruption_is_scored_as_by_a_loop(runs, tmp_path, corruption, severity):
+def test_corruption_scores_match_loop(runs, tmp_path, corruption, severity):
     """Compare with single windows of 48 pixels at 0 and 16, without flips."""
     settings = {"stride": 16, "per_device_eval_batch_size": 1, "test_flip": False, "seed": 5}
     settings |= {"corruptions": corruption, "severities": severity, "output_dir": tmp_path / "out"}
@@ -168,7 +168,7 @@ def test_a_corruption_is_scored_as_by_a_loop(runs, tmp_path, corruption, severit
 
 
 @pytest.mark.parametrize(("corruption", "severity"), [("scale", 2), ("cloud", 3)])
-def test_a_pair_is_scored_as_by_a_loop(runs, tmp_path, corruption, severity):
+def test_pair_scores_match_loop(runs, tmp_path, corruption, severity):
     settings = {"stride": 16, "per_device_eval_batch_size": 1, "test_flip": False}
     settings |= {"corruptions": corruption, "severities": severity, "output_dir": tmp_path / "out"}
     metrics = evaluate(runs / "change", **settings)
@@ -179,7 +179,7 @@ def test_a_pair_is_scored_as_by_a_loop(runs, tmp_path, corruption, severity):
     assert condition["metrics"]["iou"] == both / either and condition["score"] == 2 * both / (either + both)
 
 
-def test_models_see_the_same_pixels(runs, tmp_path, monkeypatch):
+def test_models_get_identical_pixels(runs, tmp_path, monkeypatch):
     original, seen = ViTPSegmentationTrainer.predict_labels, []
 
     def predict_labels(self, images, is_test=False):
@@ -208,14 +208,14 @@ def test_models_see_the_same_pixels(runs, tmp_path, monkeypatch):
     assert seen[2 * number : 2 * number + 3] == seen[:3] and not {*seen[2 * number + 3 :]} & {*seen[: 2 * number]}
 
 
-def test_workers_change_nothing(runs, tmp_path):
+def test_workers_do_not_change_scores(runs, tmp_path):
     settings = {"corruptions": "gaussian_noise rotation", "severities": 3}
     alone = evaluate(runs / "first", **settings, output_dir=tmp_path / "alone")
     workers = evaluate(runs / "first", **settings, output_dir=tmp_path / "workers", dataloader_num_workers=2)
     assert alone == workers
 
 
-def test_precedence_of_settings(runs, tmp_path):
+def test_settings_precedence(runs, tmp_path):
     described = dense_data.read_config("loveda") | {"crop_size": 40, "window": None, "stride": 20}
     described["data"]["root"] = "nowhere"
     (tmp_path / "config.yaml").write_text(yaml.safe_dump(described))
@@ -260,7 +260,7 @@ def test_part_of_a_volume_has_no_surfaces(runs, tmp_path):
     assert measured[0] < measured[1] and "mean_hausdorff_95" in measured[1] - measured[0]
 
 
-def test_a_changed_image_is_not_gone_on_with(runs, tmp_path):
+def test_changed_image_raises_error(runs, tmp_path):
     shutil.copytree(runs / "loveda", tmp_path / "data")
     settings = one(output_dir=tmp_path / "out", data_root=tmp_path / "data")
     evaluate(runs / "first", **settings)
@@ -270,7 +270,7 @@ def test_a_changed_image_is_not_gone_on_with(runs, tmp_path):
         evaluate(runs / "first", **settings)
 
 
-def test_what_cannot_be_scored_is_one_line(runs, tmp_path):
+def test_invalid_data_raise_one_line(runs, tmp_path):
     def says(message, *names, **settings):
         with pytest.raises(ValueError, match=message) as caught:
             evaluate(*(runs / name for name in names), **one(output_dir=tmp_path / "out", **settings))
@@ -303,7 +303,7 @@ def run(tmp_path_factory):
 
 
 @pytest.mark.slow
-def test_classifier_scores_as_in_a_loop(run, tmp_path):
+def test_classifier_scores_match_loop(run, tmp_path):
     words = ["--models", str(run / "model"), *CONDITIONS, "--output_dir", str(tmp_path), "--score", "auroc"]
     assert evaluate_robustness.main(words) == 0
     found = json.loads((tmp_path / "metrics.json").read_text())["models"][0]
@@ -330,7 +330,7 @@ def test_classifier_scores_as_in_a_loop(run, tmp_path):
 
 
 @pytest.mark.slow
-def test_wrong_data_of_a_classifier_is_named(run, tmp_path):
+def test_invalid_classifier_data_are_named(run, tmp_path):
     words = ["--models", str(run / "model"), *CONDITIONS, "--output_dir", str(tmp_path)]
     with pytest.raises(ValueError, match="window: not supported for .*model"):
         evaluate_robustness.main([*words, "--window", "32"])

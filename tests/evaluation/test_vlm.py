@@ -48,7 +48,7 @@ def arguments(place, **options):
     return VLMArguments(**settings | options)
 
 
-def test_looking_model_is_better_with_own_images(place, tmp_path, monkeypatch):
+def test_visual_model_gains_from_own_images(place, tmp_path, monkeypatch):
     """Evaluate a model that answers correctly for the image in its input."""
     shown = {np.asarray(Image.open(place / "rows" / f"{number}.png")).tobytes(): number for number in range(3)}
     right = {"Where": BOXES, "How": ["0", "1", "2"], "Which": ["A", "B", "A."]}
@@ -100,18 +100,18 @@ def test_command_writes_table_metrics_and_picture(place, tmp_path, capsys):
         ({"split": "test[:0]"}, r"test\[:0\] has no rows: test has 13"),
     ],
 )
-def test_what_cannot_be_asked_is_told(place, options, said):
+def test_invalid_options_are_named(place, options, said):
     with pytest.raises(ValueError, match=said):
         vlm.evaluate_vlm(arguments(place, **options))
 
 
-def test_rows_without_images_ask_nothing(place, tmp_path):
+def test_rows_without_images_raise_error(place, tmp_path):
     (tmp_path / "test.jsonl").write_text(json.dumps({"question": "How many?", "answer": "3"}) + "\n")
     with pytest.raises(ValueError, match="No questions .*1 rows"):
         vlm.evaluate_vlm(arguments(place, dataset_name=str(tmp_path)))
 
 
-def test_a_model_that_does_not_answer_is_told(place, tmp_path):
+def test_model_of_other_type_raises_error(place, tmp_path):
     (tmp_path / "config.json").write_text('{"model_type": "vitp_vision"}')
     with pytest.raises(ValueError, match="of type 'vitp_vision'"):
         vlm.evaluate_vlm(arguments(place, models=[str(tmp_path)]))
@@ -120,7 +120,7 @@ def test_a_model_that_does_not_answer_is_told(place, tmp_path):
             arguments(place, **wrong)
 
 
-def test_bootstrap_interval():
+def test_bootstrap_interval_over_images():
     rng = np.random.default_rng(0)
     values, images = rng.normal(0.3, 1, 400), np.arange(400)
     low, high = vlm.bootstrap_interval(values, images, 0)
@@ -165,13 +165,13 @@ CHOICES = "Which organ?\nA. left lung\nB. heart"
         ("What has changed?", "two houses were built beside the road", "caption"),
     ],
 )
-def test_answer_kind(question, answer, kind):
+def test_answer_kind_is_recognized(question, answer, kind):
     assert answer_kind(question, answer) == kind
 
 
 @pytest.mark.parametrize("phrasing", MAP)
 @pytest.mark.parametrize("phrases", [["tree", "road"], ["dry land", "sea"]])
-def test_instruction_maps_are_maps(phrasing, phrases):
+def test_instruction_maps_are_recognized(phrasing, phrases):
     signs = signs_of(phrases)
     question = phrasing.format(side=7, key=f"Write {listing(explained(signs), 'or')}.")
     for answer in (list(signs.values()) * 3, [signs[None]] * 9):
@@ -191,7 +191,7 @@ def rows_of(*rows) -> Dataset:
     return prepare_rows(Dataset.from_list(stored, features=features))
 
 
-def test_questions_of_rows():
+def test_questions_are_read_from_rows():
     one, two = picture(56, 56, 0), picture(56, 56, 1)
     rows = rows_of(
         ([one], turns("Describe it.", "a road", "How many trees?", "2")),
@@ -213,14 +213,14 @@ def test_questions_of_rows():
         read_questions(rows, "choice")
 
 
-def test_other_images():
+def test_other_images_differ():
     images = [("a",), ("a",), ("b",), ("c", "d"), ("e",), ("d", "c"), ("f",)]
     partners = other_images(images)
     assert [images[place] for place in partners] == [("e",), ("e",), ("f",), ("d", "c"), ("a",), ("c", "d"), ("b",)]
     assert other_images([("a",), ("b",), ("c", "d"), ("c", "d")]) == [1, 0, None, None]
 
 
-def test_conversation_of_a_question(processor):
+def test_conversation_ends_at_question(processor):
     rows = rows_of(
         ([picture(56, 56, 0)], turns("How?", "so", "Why?", "since")), ([picture(60, 40, 1)], turns("How?", "no"))
     )

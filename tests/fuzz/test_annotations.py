@@ -56,7 +56,7 @@ def instructions(kind, root, on_error="raise"):
 
 
 @pytest.mark.parametrize("kind", SUFFIX)
-def test_a_malformed_annotation_is_named_or_left_out(tmp_path, kind):
+def test_malformed_annotation_is_named_or_skipped(tmp_path, kind):
     rng = random.Random(kind)
     root = tmp_path / "data"
     write(kind, root)

@@ -167,7 +167,7 @@ WAYS = {
 
 
 @pytest.mark.parametrize("way", WAYS)
-def test_a_damaged_checkpoint_is_named(way, sound, tmp_path):
+def test_damaged_checkpoint_is_named(way, sound, tmp_path):
     source, load, names = WAYS[way]
     load(shutil.copytree(sound / source, tmp_path / "as it was"))
     counts = {"error": 0, "right": 0}

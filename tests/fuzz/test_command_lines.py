@@ -47,7 +47,7 @@ def words_of(rng, names):
 
 
 @pytest.mark.parametrize("kind", CLASSES)
-def test_malformed_words(kind, capsys):
+def test_malformed_arguments_are_named(kind, capsys):
     rng, own, refused = random.Random(0), CLASSES[kind], 0
     names = [item.name for cls in own for item in fields(cls)]
     with limits():
@@ -77,7 +77,7 @@ FILES = {
 
 
 @pytest.mark.parametrize("kind", FILES)
-def test_malformed_configurations(kind, tmp_path):
+def test_malformed_configurations_are_named(kind, tmp_path):
     rng, own = random.Random(1), CLASSES[kind]
     config = yaml.safe_load((CONFIGS / f"{FILES[kind]}.yaml").read_text())
     known = {item.name for cls in own for item in fields(cls)}
@@ -105,7 +105,7 @@ def data_kind(config):
 
 
 @pytest.mark.parametrize("kind", DATA)
-def test_malformed_data_of_configurations(kind):
+def test_malformed_data_settings_are_named(kind):
     rng = random.Random(2)
     configs = [yaml.safe_load(path.read_text()) for path in sorted(CONFIGS.glob("*.yaml"))]
     configs = [config for config in configs if isinstance(config, dict) and "data" in config]

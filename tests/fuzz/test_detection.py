@@ -38,7 +38,7 @@ def samples(root, kind, bad_objects="raise"):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_malformed_objects_are_named_or_left_out(tmp_path, kind):
+def test_malformed_objects_are_named_or_skipped(tmp_path, kind):
     write, annotations, _ = KINDS[kind]
     write(tmp_path, IMAGES)
     sound = samples(tmp_path, kind)
@@ -67,7 +67,7 @@ def test_malformed_objects_are_named_or_left_out(tmp_path, kind):
         assert all(torch.equal(item[name], before[name]) for name in ("image", "labels", "corners"))
 
 
-def test_a_malformed_row_of_objects_is_named(tmp_path):
+def test_malformed_object_row_is_named(tmp_path):
     written = write_images(tmp_path / "images", IMAGES)
     good = []
     for name, objects in written.items():

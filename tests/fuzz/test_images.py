@@ -118,7 +118,7 @@ def test_damaged_mask_is_read_or_named(tmp_path):
     assert min(counts.values()) > 100, counts
 
 
-def test_damaged_row_does_not_end_others(tmp_path):
+def test_damaged_encoded_image_is_named(tmp_path):
     """Read encoded bytes of any type, including empty bytes, an image without pixels and text."""
     rng = random.Random(7)
     file = io.BytesIO()

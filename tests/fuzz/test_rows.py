@@ -51,7 +51,7 @@ def expected_of(row, folder):
 
 
 @pytest.mark.parametrize("streaming", [False, True])
-def test_sound_rows_of_malformed_annotations_are_kept(folder, processor, streaming):
+def test_valid_rows_of_malformed_annotations_are_kept(folder, processor, streaming):
     rng, collator = random.Random(1), ViTPDataCollator(processor)
     length = SampleLength.of(collator)
     with limits():
@@ -73,7 +73,7 @@ def test_sound_rows_of_malformed_annotations_are_kept(folder, processor, streami
                 assert json.dumps([images, row["messages"][-1]["content"][0]["text"]]) in texts
 
 
-def test_a_malformed_row_from_python_is_named(processor):
+def test_malformed_python_row_is_named(processor):
     rng, collator = random.Random(2), ViTPDataCollator(processor)
     png = encoded_image(picture(60, 56))
     rows = [{**row, "images": [{"bytes": png, "path": None} for _ in row["images"]]} for row in make_rows()]

@@ -80,7 +80,7 @@ def measure(make, seed=0, **options):
         (repeated, 3, 3 / 8, 0.2),
     ],
 )
-def test_known_entropies_are_found(make, hidden, visible, tolerance):
+def test_answer_prior_matches_known_entropies(make, hidden, visible, tolerance):
     """Compare with known entropies; over five seeds, the errors were at most .013, .084, .005, .161 and .108."""
     prior = measure(make)
     assert prior.hidden_bits == pytest.approx(hidden, abs=tolerance)
@@ -89,7 +89,7 @@ def test_known_entropies_are_found(make, hidden, visible, tolerance):
     assert prior.rows == 80 and prior.in_time and prior.steps == STEPS
 
 
-def test_seed_alone_decides_and_torch_state_is_kept():
+def test_answer_prior_depends_on_seed_only():
     torch.manual_seed(5)
     expected = torch.rand(3)
     torch.manual_seed(5)
@@ -98,14 +98,14 @@ def test_seed_alone_decides_and_torch_state_is_kept():
     assert (torch.rand(3) == expected).all()
 
 
-def test_training_ends_in_time():
+def test_training_respects_time_limit():
     prior = measure(repeated, steps=10**6, seconds=1.0)
     assert not prior.in_time and 0 < prior.steps < 10**4
 
 
 @settings(deadline=None, max_examples=30)
 @given(st.lists(st.lists(st.tuples(st.booleans(), st.text(max_size=300)), max_size=4), min_size=1, max_size=4))
-def test_exactly_answer_tokens_are_guessed(texts):
+def test_only_answer_tokens_are_scored(texts):
     def tokenize(text):
         return [4 + byte for byte in text.encode(errors="replace")]
 
@@ -178,13 +178,13 @@ def test_guessed_sources_are_named_first(mixture, tmp_path, monkeypatch, capsys)
     assert said.partition("At least a tenth")[0].splitlines()[-1] in card.read_text()
 
 
-def test_nothing_is_measured_without_option(mixture, tmp_path, capsys):
+def test_answer_prior_is_optional(mixture, tmp_path, capsys):
     validate_data.main([str(mixture), "--num_workers", "0", "--output_dir", str(tmp_path / "out")])
     assert json.loads((tmp_path / "out" / "report.json").read_text())["sources"]["stripes"]["answer_prior"] is None
     assert "guessed" not in capsys.readouterr().out
 
 
-def test_report_of_sources():
+def test_report_lists_sources():
     prior = AnswerPrior(100, 4900, 2.31, 0.91, 0.35, 0.72, 0.02, 200, True)
     assert prior.guessed_bits == pytest.approx(1.40)
     text = answer_prior.describe_priors(

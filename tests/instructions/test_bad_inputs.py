@@ -66,14 +66,14 @@ ROWS = {
 
 
 @pytest.mark.parametrize("name", ROWS)
-def test_row_that_cannot_be_used_is_named(processor, name):
+def test_invalid_row_is_named(processor, name):
     changes, named = ROWS[name]
     row = {"id": "bad-7", "images": [picture(100, 60)], "messages": [USER, ANSWER], **changes}
     with pytest.raises(ValueError, match=f"(?s)^Sample 'bad-7': .*{named}"):
         ViTPDataCollator(processor, vrl_drop_ratio=0.75)([make_rows()[0], row])
 
 
-def test_row_without_id_is_named_by_its_content(processor):
+def test_row_without_id_is_named_by_hash(processor):
     messages = []
     for _ in range(2):
         with pytest.raises(ValueError, match=r"^Sample 'content:[0-9a-f]{16}': ") as error:
@@ -95,7 +95,7 @@ def test_row_without_id_is_named_by_its_content(processor):
         ({"padding_free": True, "pad_to_multiple_of": 8}, "pad_to_multiple_of=8"),
     ],
 )
-def test_option_of_the_collator_is_named(processor, options, named):
+def test_invalid_collator_option_is_named(processor, options, named):
     with pytest.raises(ValueError, match=named):
         ViTPDataCollator(processor, **options)
 
@@ -110,12 +110,12 @@ def test_option_of_the_collator_is_named(processor, options, named):
         (["messages", "conversations", "image"], "messages and LLaVA conversations"),
     ],
 )
-def test_columns_of_no_schema_or_two_are_listed(names, named):
+def test_ambiguous_columns_are_listed(names, named):
     with pytest.raises(ValueError, match=f"{named}.*LLaVA conversations need conversations, image"):
         recognize(names)
 
 
-def test_rows_that_no_reader_takes_are_named():
+def test_unreadable_columns_and_types_are_named():
     with pytest.raises(ValueError, match="'caption'"):
         RowReader.of({"messages": None}, {"answer": "caption"})
     with pytest.raises(ValueError, match="type list"):
@@ -144,7 +144,7 @@ MIXTURES = [
 
 
 @pytest.mark.parametrize(("entry", "named"), MIXTURES)
-def test_source_of_a_mixture_is_named(entry, named, tmp_path, monkeypatch):
+def test_invalid_mixture_source_is_named(entry, named, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     entry = dict(entry) if isinstance(entry, dict) else entry
     options = {"released_compatible": True} if "released_compatible" in entry else {}
@@ -166,7 +166,7 @@ def test_source_of_a_mixture_is_named(entry, named, tmp_path, monkeypatch):
         (None, "mixture.yaml"),
     ],
 )
-def test_mixture_file_is_named(tmp_path, content, named):
+def test_invalid_mixture_file_is_named(tmp_path, content, named):
     path = tmp_path / "mixture.yaml"
     if content is not None:
         path.write_text(content)
@@ -174,7 +174,7 @@ def test_mixture_file_is_named(tmp_path, content, named):
         load_mixture(path)
 
 
-def test_mixture_file_that_names_another_is_named(tmp_path):
+def test_invalid_nested_mixture_file_is_named(tmp_path):
     path = tmp_path / "recipe.yaml"
     path.write_text(f"mixture: {tmp_path / 'none.yaml'}")
     with pytest.raises(ValueError, match="recipe.yaml: .*none.yaml"):
@@ -185,7 +185,7 @@ def test_mixture_file_that_names_another_is_named(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["none.yaml", "none/at/all", "no name"])
-def test_name_of_what_is_not_there_is_named(name, tmp_path, monkeypatch):
+def test_missing_mixture_is_named(name, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(ValueError, match=name):
         load_sources(name)
@@ -223,7 +223,7 @@ SOURCES = [
 
 @pytest.mark.parametrize("streaming", [False, True])
 @pytest.mark.parametrize(("fields", "named"), SOURCES, ids=lambda value: str(value)[:40])
-def test_source_that_cannot_be_read_is_named(broken, fields, named, streaming):
+def test_unreadable_source_is_named(broken, fields, named, streaming):
     places = {key: str(broken / fields[key]) for key in ("annotation", "folder", "dataset") if key in fields}
     with pytest.raises(ValueError, match=f"Source 'harbours'.*{named}"):
         list(read_source(Source("harbours", **{**fields, **places}, streaming=streaming, rows=3)))
@@ -244,7 +244,7 @@ def open_train(place, split="train", **options):
     ],
     ids=["cut list", "cut line", "columns of json", "columns", "columns of two"],
 )
-def test_data_set_that_cannot_be_read_is_named(tmp_path, write, named):
+def test_unreadable_data_set_is_named(tmp_path, write, named):
     if isinstance(write, list):
         Dataset.from_list(write).to_parquet(tmp_path / "train.parquet")
     else:
@@ -264,19 +264,19 @@ def test_data_set_that_cannot_be_read_is_named(tmp_path, write, named):
     ],
 )
 @pytest.mark.parametrize("name", ["LLaVA", "messages"])
-def test_part_of_a_split_is_named(tmp_path, name, split, streaming, named):
+def test_invalid_part_of_split_is_named(tmp_path, name, split, streaming, named):
     FORMATS[name][0](tmp_path / "data", [picture(20, 20)] * 4)
     with pytest.raises(ValueError, match=named):
         open_train(tmp_path / "data", split, dataset_streaming=streaming)
 
 
-def test_file_of_an_unknown_kind_is_named(tmp_path):
+def test_unsupported_file_is_named(tmp_path):
     (tmp_path / "notes.txt").write_text("x")
     with pytest.raises(ValueError, match="notes.txt"):
         open_train(tmp_path / "notes.txt")
 
 
-def test_missing_image_is_named_with_where_it_was_looked_for(tmp_path, monkeypatch):
+def test_missing_image_is_named_with_full_path(tmp_path, monkeypatch):
     (tmp_path / "llava.json").write_text(json.dumps([{"image": "0.png", "conversations": turns(0)}]))
     monkeypatch.chdir(tmp_path)
     (row,) = open_train(tmp_path / "llava.json")

@@ -106,7 +106,7 @@ def assemble(samples, pad_id, padding_side, multiple, with_positions):
 @pytest.mark.parametrize("multiple", [None, 64])
 @pytest.mark.parametrize("ratio", [0, 0.75])
 @pytest.mark.parametrize("order", [[0, 1, 2, 3], [3, 2], [3], [2, 3, 0]])
-def test_batch_is_assembled_from_its_samples(processor, order, ratio, multiple, padding_side):
+def test_batch_equals_assembled_samples(processor, order, ratio, multiple, padding_side):
     rows = [make_rows()[i] for i in order]
     collator = ViTPDataCollator(
         processor, vrl_drop_ratio=ratio, padding_side=padding_side, pad_to_multiple_of=multiple, seed=5
@@ -117,7 +117,7 @@ def test_batch_is_assembled_from_its_samples(processor, order, ratio, multiple, 
     assert_same(collator(rows), expected)
 
 
-def test_image_place_in_text_is_a_part(processor):
+def test_image_placeholder_becomes_part(processor):
     """Compare `<image>` in text, as in LLaVA, with the same conversation in parts."""
     collator = ViTPDataCollator(processor)
     images = [picture(56, 56, 1), picture(56, 56, 2)]
@@ -209,7 +209,7 @@ def draw_brightness(row, generator):
 
 
 @pytest.mark.parametrize("num_workers", [0, 2])
-def test_workers_give_the_draws_of_the_main_process(processor, num_workers):
+def test_workers_match_draws_of_main_process(processor, num_workers):
     rows = make_rows()[:3] * 2
     rows = [{**row, "id": i} for i, row in enumerate(rows)]
     collator = ViTPDataCollator(processor, vrl_drop_ratio=0.75, sample_transform=draw_brightness)
@@ -356,7 +356,7 @@ def test_row_without_images_is_text_only(processor, empty):
     assert batch["position_ids"].tolist() == [list(range(batch["input_ids"].shape[1]))]
 
 
-def test_16_bit_files_do_not_saturate(processor):
+def test_16_bit_images_do_not_saturate(processor):
     array = np.random.default_rng(0).integers(0, 65536, (56, 56), dtype=np.uint16)
     row = {"id": 1, "messages": [USER, ANSWER]}
     row["image"] = {"bytes": encoded_image(Image.fromarray(array)), "path": None}
@@ -385,7 +385,7 @@ CUT = {
 
 
 @pytest.mark.parametrize("name", CUT)
-def test_prompt_or_image_that_does_not_fit_is_named(processor, name):
+def test_too_long_prompt_or_image_is_named(processor, name):
     images, messages = CUT[name]
     row = {"id": "bad-7", "images": images, "messages": messages}
     length = len(ViTPDataCollator(processor).encode(row)["input_ids"])
@@ -415,7 +415,7 @@ def test_answers_are_cut_with_a_warning(processor, ratio, caplog):
 
 
 @pytest.mark.parametrize("ratio", [0, 0.75])
-def test_sequence_of_the_limit_is_not_cut(processor, ratio, caplog):
+def test_sequence_of_max_length_is_not_cut(processor, ratio, caplog):
     row = make_rows()[0]
     whole = encode_alone(processor, row, ratio)
     collator = ViTPDataCollator(processor, max_length=len(whole["input_ids"]), vrl_drop_ratio=ratio)
@@ -423,7 +423,7 @@ def test_sequence_of_the_limit_is_not_cut(processor, ratio, caplog):
     assert not caplog.records
 
 
-def test_the_limit_holds_after_the_drop(processor):
+def test_max_length_applies_after_drop(processor):
     row = make_rows()[0]
     limit = len(encode_alone(processor, row, 0.75)["input_ids"])
     ViTPDataCollator(processor, max_length=limit, vrl_drop_ratio=0.75)([row])
@@ -431,7 +431,7 @@ def test_the_limit_holds_after_the_drop(processor):
         ViTPDataCollator(processor, max_length=limit - 10)([row])
 
 
-def test_parts_from_arrow_keep_their_places(processor):
+def test_parts_from_arrow_keep_their_order(processor):
     row = make_rows()[2]
     messages = [
         {**message, "content": [part if part != PLACE else {"type": "image", "text": None} for part in filled_content]}
@@ -444,7 +444,7 @@ def test_parts_from_arrow_keep_their_places(processor):
     assert_same(ViTPDataCollator(processor, vrl_drop_ratio=0.75)([dataset[0]]), expected)
 
 
-def test_template_without_generation_marks_is_named(processor):
+def test_template_without_generation_marks_raises_error(processor):
     template = processor.chat_template.replace("{% generation %}", "").replace("{% endgeneration %}", "")
     plain = ViTPProcessor(
         processor.image_processor, processor.tokenizer, processor.image_seq_length, chat_template=template
@@ -473,7 +473,7 @@ def hidden_by_hand(ids, labels, mask_ratio, mask_id, end_id, *key):
 @pytest.mark.parametrize("mask_ratio", [0.5, 1.0])
 @pytest.mark.parametrize("drop_ratio", [0.0, 0.75])
 @pytest.mark.parametrize("padding_side", ["right", "left"])
-def test_answer_tokens_are_hidden_and_the_rest_stays(processor, padding_side, drop_ratio, mask_ratio):
+def test_only_answer_tokens_are_masked(processor, padding_side, drop_ratio, mask_ratio):
     """Mask samples with one and several turns, and with several images and none."""
     rows, options = make_rows(), {"drop_ratio": drop_ratio, "epoch": 2, "padding_side": padding_side}
     whole, batch = collate(processor, rows, 0.0, **options), collate(processor, rows, mask_ratio, **options)
@@ -488,7 +488,7 @@ def test_answer_tokens_are_hidden_and_the_rest_stays(processor, padding_side, dr
     assert (shown != end_id).any() == (mask_ratio < 1)
 
 
-def test_share_of_hidden_tokens_is_the_ratio(processor):
+def test_masked_share_equals_ratio(processor):
     rows = [{**make_rows()[3], "id": index} for index in range(400)]
     batch = collate(processor, rows, 0.3)
     is_answer = (batch["labels"] != -100) & (batch["labels"] != processor.tokenizer.eos_token_id)
@@ -496,7 +496,7 @@ def test_share_of_hidden_tokens_is_the_ratio(processor):
     assert share == pytest.approx(0.3, abs=4 * (0.3 * 0.7 / is_answer.sum().item()) ** 0.5)
 
 
-def test_hidden_tokens_depend_on_seed_id_and_epoch(processor):
+def test_masked_tokens_depend_on_seed_id_and_epoch(processor):
     rows = make_rows()
     alone = [collate(processor, [row], 0.5)["input_ids"][0].tolist() for row in rows]
     loader = DataLoader(
@@ -507,7 +507,7 @@ def test_hidden_tokens_depend_on_seed_id_and_epoch(processor):
     assert len(epochs) > 1 and tuple(alone[2]) in epochs
 
 
-def test_cut_answer_hides_as_the_whole(processor):
+def test_cut_answer_is_masked_like_whole(processor):
     row = make_rows()[2:3]
     whole = collate(processor, row, 0.5)
     length = whole["input_ids"].shape[1] - 4
@@ -517,7 +517,7 @@ def test_cut_answer_hides_as_the_whole(processor):
         assert torch.equal(cut[name], whole[name][:, :length])
 
 
-def test_nothing_is_hidden_in_evaluation(processor):
+def test_evaluation_masks_no_tokens(processor):
     rows = make_rows()
     collator = ViTPDataCollator(processor, answer_mask_ratio=0.9)
     assert_same(collator.for_evaluation()(rows), ViTPDataCollator(processor)(rows))
@@ -556,7 +556,7 @@ def test_mask_token_is_not_the_eos_of_a_template():
 
 @pytest.mark.parametrize("side", ["left", "right"])
 @pytest.mark.parametrize("ratio", [0.0, 0.75])
-def test_flat_batch_has_its_samples_end_to_end(processor, ratio, side):
+def test_flat_batch_concatenates_samples(processor, ratio, side):
     options = {"vrl_drop_ratio": ratio, "padding_side": side}
     rows = [*make_rows(), None]
     alone = [ViTPDataCollator(processor, **options)([row]) for row in rows[:-1]]
@@ -587,7 +587,7 @@ def test_flat_batch_has_its_samples_end_to_end(processor, ratio, side):
 
 
 @given(st.lists(st.integers(1, 9), min_size=1, max_size=6), st.booleans())
-def test_flat_labels_omit_first_tokens_alone(lengths, left):
+def test_flat_labels_omit_only_first_tokens(lengths, left):
     longest = max(lengths)
     mask = torch.zeros(len(lengths), longest, dtype=torch.long)
     for row, length in enumerate(lengths):
@@ -618,7 +618,7 @@ def collator(tokenizer):
 
 @pytest.mark.parametrize("sizes", [[], [(56, 56)], [(300, 100)], [(100, 300), (56, 56), (224, 60)]], ids=str)
 @pytest.mark.parametrize("options", [{}, {"vrl_drop_ratio": 0.0}, {"max_length": 20, "vrl_drop_ratio": 0.9}], ids=str)
-def test_length_is_that_of_the_encoded_row(collator, sizes, options):
+def test_length_equals_encoded_row(collator, sizes, options):
     collator = ViTPDataCollator(collator.processor, **{"vrl_drop_ratio": 0.75, **options})
     rows = prepare_rows(Dataset.from_list([sized_row(1, sizes)], features=FEATURES))
     try:

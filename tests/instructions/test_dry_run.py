@@ -38,7 +38,7 @@ def dry_run(capsys, *arguments):
 
 
 @pytest.mark.parametrize("name", PUBLISHED)
-def test_published_mixtures_run_dry_without_data(name, capsys, monkeypatch, tmp_path):
+def test_published_mixtures_dry_run_without_data(name, capsys, monkeypatch, tmp_path):
     def refuse(*args, **kwargs):
         raise AssertionError("the dry run asks the network")
 
@@ -119,7 +119,7 @@ def test_tokens_follow_from_tiles_rates_and_drop(capsys, tmp_path):
         ({"a": {"general": True}}, [True, False, False, True]),
     ],
 )
-def test_the_four_rules(changes, holds):
+def test_four_rules_of_mixtures(changes, holds):
     entries = {
         "a": {"modality": "optical", "tasks": ["grounding", "caption"]},
         "b": {"modality": ["sar", "optical"], "tasks": ["caption", "vqa"]},
@@ -136,7 +136,7 @@ def test_the_four_rules(changes, holds):
     ] == holds
 
 
-def test_data_set_in_a_folder_is_counted(tmp_path):
+def test_rows_of_folder_are_counted(tmp_path):
     messages = [{"role": "user", "content": "How many?"}, {"role": "assistant", "content": "3"}]
     Dataset.from_list([{"messages": messages}] * 7).to_parquet(tmp_path / "mine" / "train.parquet")
     mixture = tmp_path / "mixture.yaml"
@@ -163,7 +163,7 @@ def suggested(place, tmp_path, *options):
 
 
 @pytest.mark.parametrize("name", FORMATS)
-def test_suggested_mixture_is_the_data_set(name, tmp_path):
+def test_suggested_mixture_equals_data_set(name, tmp_path):
     """Suggest a mixture for the folder and for the file of a data set, whose images have one tile of 2 tokens."""
     FORMATS[name][0](tmp_path / "data", [picture(30, 20, seed) for seed in range(4)])
     files = [path for path in (tmp_path / "data").rglob("*") if path.suffix != ".png" and path.is_file()]
@@ -187,7 +187,7 @@ def test_suggested_mixture_has_split_and_root(tmp_path):
 
 
 @pytest.mark.parametrize("found", [0, 1])
-def test_unusable_rows_are_counted(found, capsys, tmp_path):
+def test_invalid_rows_are_counted(found, capsys, tmp_path):
     turns = [{"from": "human", "value": "<image>\nWhat?"}, {"from": "gpt", "value": "Trees."}]
     lines = [json.dumps({"image": f"{number}.png", "conversations": turns}) for number in range(3)]
     (tmp_path / "rows.jsonl").write_text("\n".join(lines))
@@ -201,7 +201,7 @@ def test_unusable_rows_are_counted(found, capsys, tmp_path):
 
 
 @pytest.mark.parametrize("start", ["from scratch", "folder"])
-def test_tiles_and_tokens_are_of_the_start(start, capsys, tmp_path, model_and_processor):
+def test_tiles_and_tokens_match_start_model(start, capsys, tmp_path, model_and_processor):
     """Count 3 x 2 tiles of 56 pixels and a thumbnail for an image of 100 x 60 pixels."""
     model, processor = model_and_processor
     picture(100, 60).save(tmp_path / "0.png")
@@ -226,7 +226,7 @@ def test_tiles_and_tokens_are_of_the_start(start, capsys, tmp_path, model_and_pr
     assert "(4 tokens per tile of 56 x 56 pixels." in output
 
 
-def test_dry_run_ends_with_commands_for_missing_sets(capsys, tmp_path, monkeypatch):
+def test_dry_run_prints_commands_for_missing_sets(capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     config = ("--config", str(CONFIGS / "remote_sensing_paper.yaml"))
     output = dry_run(capsys, *config)

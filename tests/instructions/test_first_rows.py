@@ -63,7 +63,7 @@ def check_of(processor, dataset, **options):
 
 @pytest.mark.parametrize("in_processes", [False, True])
 @pytest.mark.parametrize("streaming", [False, True])
-def test_unusable_row_is_named_or_counted(mixture, processor, streaming, in_processes):
+def test_invalid_row_is_named_or_counted(mixture, processor, streaming, in_processes):
     with pytest.raises(ValueError, match="Sample 'text/3': it has 0 image"):
         check_of(processor, mixture(streaming), in_processes=in_processes)
     of = "8 rows" if streaming else "all 8 rows"
@@ -132,7 +132,7 @@ def test_number_of_checked_rows(monkeypatch, seconds, num_rows, streaming, expec
     assert (told if expected == num_rows or streaming else f"{expected} of {num_rows:,} rows") in line
 
 
-def test_no_draw_of_the_training_is_made(processor):
+def test_check_keeps_random_states(processor):
     def transform(row, generator):
         torch.rand(1), np.random.rand(), random.random()
         return row
@@ -144,21 +144,21 @@ def test_no_draw_of_the_training_is_made(processor):
 
 
 @pytest.mark.parametrize("num_workers", [0, 1])
-def test_run_checks_in_processes_of_its_loader(tmp_path, monkeypatch, num_workers):
+def test_check_uses_loader_processes(tmp_path, monkeypatch, num_workers):
     asked = []
     monkeypatch.setattr(vitp_trainer, "check_rows", lambda *rows, **options: asked.append(options["in_processes"]))
     make_trainer(tmp_path, dataloader_num_workers=num_workers).check_rows()
     assert asked == [num_workers > 0] * 2
 
 
-def test_check_starts_16_processes_at_most(monkeypatch):
+def test_check_uses_at_most_16_processes(monkeypatch):
     monkeypatch.setattr(os, "sched_getaffinity", lambda process: range(64))
     monkeypatch.setattr(mixtures, "DataLoader", lambda rows, num_workers, **rest: [num_workers])
     rows = Dataset.from_dict({"id": [0], "messages": [[]]})
     assert list(mixtures.errors(rows, Unusable(), None, True)) == [16]
 
 
-def test_run_checks_before_it_writes(tmp_path, caplog):
+def test_check_runs_before_output_is_written(tmp_path, caplog):
     trainer = make_trainer(tmp_path / "run", max_steps=1, save_steps=1, eval_strategy="no")
     with caplog.at_level(logging.INFO):
         trainer.train()

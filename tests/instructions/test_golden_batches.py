@@ -151,7 +151,7 @@ def record(batch) -> dict:
     return recorded
 
 
-def test_batches_are_the_recorded_ones(tokenizer, tmp_path):
+def test_batches_equal_recorded_ones(tokenizer, tmp_path):
     image_processor = ViTPImageProcessor(size={"height": 56, "width": 56}, max_patches=6)
     processor = ViTPProcessor(image_processor, tokenizer, image_seq_length=TOKENS_PER_TILE)
     found = {}

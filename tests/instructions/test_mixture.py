@@ -110,7 +110,7 @@ def test_epoch_has_exact_counts_by_seed(folder, streaming):
 
 
 @pytest.mark.parametrize("streaming", [(), tuple(SIZES)])
-def test_part_is_drawn_afresh_or_once(folder, streaming):
+def test_part_is_redrawn_or_kept(folder, streaming):
     afresh = opened(folder, streaming=streaming)
     once = opened(folder, streaming=streaming, resample="once")
     assert sorted(ids(afresh, 0)) != sorted(ids(afresh, 1))
@@ -153,7 +153,7 @@ def test_rows_are_equally_likely(rate):
         assert np.abs(counts - rate * num_seeds).max() < 4.5 * deviation
 
 
-def test_released_way_takes_first_rows(folder):
+def test_released_compatible_takes_first_rows(folder):
     for streaming in ((), tuple(SIZES)):
         fields = {"released_compatible": True}
         sources = [
@@ -170,13 +170,13 @@ def test_released_way_takes_first_rows(folder):
         )
 
 
-def test_copies_of_a_row_have_own_ids(folder):
+def test_row_copies_have_unique_ids(folder):
     rows = [row for row in opened(folder) if row["id"].partition("#")[0] == "d/3"]
     assert sorted(row["id"] for row in rows) == sorted(["d/3", *(f"d/3#{copy}" for copy in range(2, 11))])
     assert {row["messages"][1]["content"][0]["text"] for row in rows} == {"3"}
 
 
-def test_mixture_is_read_by_number_slice_and_column(folder):
+def test_mixture_supports_index_slice_and_column(folder):
     dataset = opened(folder)
     whole = list(dataset)
     assert dataset[-1] == whole[-1] and dataset[3:5]["id"] == [whole[3]["id"], whole[4]["id"]]
@@ -187,7 +187,7 @@ def test_mixture_is_read_by_number_slice_and_column(folder):
 
 
 @pytest.mark.parametrize("number", [0, 3, 4, 11])
-def test_empty_rows_share_their_memory(monkeypatch, number):
+def test_empty_rows_share_memory(monkeypatch, number):
     monkeypatch.setattr("modeling_vitp.instructions.mixture.EMPTY", 4)
     table = no_content(number)
     assert table.equals(pa.table([pa.nulls(number, field.type) for field in table.schema], table.schema))
@@ -213,7 +213,7 @@ def test_persistent_workers_see_the_epoch(folder):
         assert [row["id"] for batch in loader for row in batch] == ids(dataset, epoch)
 
 
-def test_stream_holds_few_rows():
+def test_stream_keeps_few_rows_in_memory():
     alive = []
 
     class Row(dict):
@@ -232,7 +232,7 @@ def test_stream_holds_few_rows():
     assert most <= 4
 
 
-def test_lengths_follow_the_rows_of_the_epoch(folder):
+def test_lengths_match_rows_of_epoch(folder):
     dataset = opened(folder)
     measured = []
 
@@ -305,7 +305,7 @@ def image_rows(tmp_path):
     return rows
 
 
-def test_settings_of_a_source_reach_the_encoding(processor, image_rows):
+def test_source_settings_apply_to_encoding(processor, image_rows):
     row = image_rows[0]
     wide = {**row, "images": [picture(224, 56, seed=5)]}
 
@@ -337,7 +337,7 @@ def test_settings_of_a_source_reach_the_encoding(processor, image_rows):
     assert (bright > 2).all() and (dark < -1).all()
 
 
-def test_jpeg_degradation_is_drawn_for_each_epoch(processor, image_rows):
+def test_jpeg_degradation_depends_on_epoch(processor, image_rows):
     collator = ViTPDataCollator(processor, source_settings={"s": SourceSettings(jpeg_degradation=True)})
     plain = ViTPDataCollator(processor)([image_rows[0]])["pixel_values"]
     compressed = []
@@ -365,7 +365,7 @@ def test_jpeg_degradation_of_transparent_image_is_white(processor):
     assert (found - plain).abs().mean() < 0.05 and plain.std() > 1
 
 
-def test_images_share_the_tiles_of_their_source(processor):
+def test_images_share_max_patches_of_source(processor):
     pair = {
         "id": "p/0",
         "images": [picture(224, 56, seed=1), picture(224, 56, seed=2)],
@@ -378,7 +378,7 @@ def test_images_share_the_tiles_of_their_source(processor):
     assert (encoded["input_ids"] == processor.image_token_id).sum() == 6 * TOKENS_PER_TILE
 
 
-def test_broken_row_stops_and_is_named(processor, image_rows):
+def test_broken_row_raises_named_error(processor, image_rows):
     with pytest.raises(ValueError, match=r"Sample 's/1': image 0 \(.*1\.png\) cannot be read"):
         ViTPDataCollator(processor)(image_rows)
 
@@ -417,7 +417,7 @@ def test_skips_are_counted_across_workers(processor, image_rows):
 
 
 @pytest.mark.parametrize("streaming", [False, True])
-def test_the_trainer_skips_or_stops(tmp_path, trainer_of, streaming):
+def test_trainer_skips_or_raises(tmp_path, trainer_of, streaming):
     write_source(tmp_path, "good", 6)
     lines = (tmp_path / "good.jsonl").read_text().splitlines()
     lines[2] = lines[2][:-9]
@@ -432,7 +432,7 @@ def test_the_trainer_skips_or_stops(tmp_path, trainer_of, streaming):
         trainer_of(open_mixture(mixture, 0), max_steps=3).train()
 
 
-def test_stream_has_the_columns_of_the_schema(folder):
+def test_stream_has_schema_columns(folder):
     stream = opened(folder, streaming=tuple(SIZES))
     assert isinstance(stream, IterableDataset)
     assert set(next(iter(stream))) == set(stream.column_names) == {"id", "images", "messages", "source", "error"}
@@ -456,7 +456,7 @@ print(json.dumps(resident))
 
 
 @pytest.mark.slow
-def test_long_stream_needs_no_more_memory(tmp_path):
+def test_long_stream_has_constant_memory(tmp_path):
     features = Features({"image": ImageFeature(), "question": Value("string"), "answer": Value("string")})
     schema = features.arrow_schema
     noise = np.random.default_rng(0)
@@ -495,7 +495,7 @@ def meta(tmp_path):
     return folder
 
 
-def test_released_meta_json_is_a_mixture(meta, monkeypatch, caplog):
+def test_released_meta_json_is_loaded(meta, monkeypatch, caplog):
     monkeypatch.chdir(meta)
     with caplog.at_level(logging.WARNING):
         first, second = load_mixture("meta.json").sources
@@ -519,7 +519,7 @@ def test_released_meta_json_is_a_mixture(meta, monkeypatch, caplog):
     assert all("released_compatible: " in record.getMessage() for record in caplog.records)
 
 
-def test_the_mixture_of_the_page_is_one(meta, monkeypatch):
+def test_mixture_of_page_is_loaded(meta, monkeypatch):
     page = (CONFIGS / "README.md").read_text()
     block = page.split("```yaml\nmixture:")[1].split("```")[0]
     (meta / "data").mkdir()

@@ -74,7 +74,7 @@ def test_parts_are_crops(index, images, name):
         assert match.test_image == letter and match.kind == "crop" and match.score >= 0.8
 
 
-def test_scene_with_test_images_matches_all(index, images):
+def test_scene_matches_all_contained_test_images(index, images):
     """Search an image that contains two test images."""
     scene = Image.new("RGB", (520, 300), (90, 110, 70))
     scene.paste(images[1], (10, 20))
@@ -82,7 +82,7 @@ def test_scene_with_test_images_matches_all(index, images):
     assert [(match.test_image, match.kind) for match in index.find(scene)] == [("b", "crop"), ("e", "crop")]
 
 
-def test_same_pixels_are_the_same(index, images):
+def test_identical_pixels_match_as_same(index, images):
     buffer = io.BytesIO()
     images[2].save(buffer, format="PNG")
     (match,) = index.find(Image.open(buffer))
@@ -103,7 +103,7 @@ def test_palette_colors_are_compared():
 
 
 @pytest.mark.parametrize("as_jpeg", [False, True])
-def test_crop_of_a_collage_is_found(index, images, aerial_trees, as_jpeg):
+def test_collage_crops_are_searched(index, images, aerial_trees, as_jpeg):
     """Search a collage; as a whole it matches nothing, because the other crops differ from the test image."""
     test = images[2].convert("RGB").crop((40, 70, 152, 182)).transpose(Image.Transpose.ROTATE_90)
     pieces = [image.convert("RGB").crop((50, 50, 162, 162)) for image in aerial_trees["train"][:3]["image"]]
@@ -123,13 +123,13 @@ def test_other_images_match_nothing(index, aerial_trees):
     assert index.find(Image.fromarray(noise)) == []
 
 
-def test_pickled_index_answers_the_same(index, images):
+def test_pickled_index_finds_the_same(index, images):
     copy = pickle.loads(pickle.dumps(index))
     crop = PARTS["half"](images[0])
     assert copy.find(crop) == index.find(crop) != []
 
 
-def test_hashes_equal_those_of_turned_images(images):
+def test_hashes_equal_those_of_rotated_images(images):
     """Compare hashes by sign changes and swapped axes with the hashes of rotated and flipped pixels."""
     pixels = overlap.gray_levels(images[0].resize((256, 256)))
     turned = overlap.orientations(pixels)
@@ -144,13 +144,13 @@ def test_hashes_equal_those_of_turned_images(images):
     assert len({image.tobytes() for image in turned}) == 8
 
 
-def test_correlation_equals_numpys():
+def test_correlation_equals_numpy():
     first, second = np.random.default_rng(0).random((2, 9, 7))
     assert overlap.correlation(first, second) == pytest.approx(np.corrcoef(first.flat, second.flat)[0, 1])
     assert overlap.correlation(first, np.ones_like(first)) == 0
 
 
-def test_test_images_from_folders_and_data_sets(tmp_path, images):
+def test_index_opens_folders_and_data_sets(tmp_path, images):
     (tmp_path / "files" / "deep").mkdir(parents=True)
     images[0].save(tmp_path / "files" / "deep" / "one.png")
     assert overlap.load_test_images(str(tmp_path / "files")).names == ["deep/one.png"]

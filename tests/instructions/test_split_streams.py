@@ -92,7 +92,7 @@ def all_parts(folder, processes, workers, monkeypatch, number=2, **options):
 
 
 @pytest.mark.parametrize(("processes", "workers"), READERS)
-def test_pass_over_the_parts_has_every_copy_once(folder, processes, workers, monkeypatch):
+def test_parts_yield_every_copy_once(folder, processes, workers, monkeypatch):
     parts = all_parts(folder, processes, workers, monkeypatch)
     expected = Counter(map(content_of, opened(folder, split_streams=False)))
     assert sum(expected.values()) == FILES * ROWS + OTHERS["lines"] + 2 * OTHERS["stored"]
@@ -121,7 +121,7 @@ def test_part_reads_its_own_files(folder, processes, workers, monkeypatch):
     assert all(expected <= number <= 2 * expected for number in by_part)
 
 
-def test_parts_are_those_of_loader_workers(folder, monkeypatch):
+def test_parts_match_loader_workers(folder, monkeypatch):
     one, again, other = (all_parts(folder, 2, 2, monkeypatch, 1, seed=seed) for seed in (0, 0, 1))
     assert one == again != other
     for process in range(2):
@@ -147,7 +147,7 @@ def of_rate(folder, rate, seed=0, **fields):
 
 
 @pytest.mark.parametrize("resample", ["epoch", "once"])
-def test_fractional_rate_of_a_part(folder, monkeypatch, resample):
+def test_part_draws_fractional_rate(folder, monkeypatch, resample):
     for process in range(3):
         stream = of_rate(folder, 0.5, resample=resample)
         first, second = passes(rows_of(stream, 3, process, 1, 0, monkeypatch), 2)
@@ -157,7 +157,7 @@ def test_fractional_rate_of_a_part(folder, monkeypatch, resample):
 
 
 @pytest.mark.slow
-def test_tiny_rate_gives_parts_enough_rows(folder):
+def test_parts_round_tiny_rates_at_random(folder):
     seeds, parts, rate = 40, FILES, 0.03  # A pass has 0.3 rows of a part, and 1.8 rows of all parts.
     found = [
         sum(1 for row in of_rate(folder, rate, seed)._shuffled(0, parts, part, 0))
@@ -172,7 +172,7 @@ def test_tiny_rate_gives_parts_enough_rows(folder):
 
 
 @pytest.mark.parametrize("parts", [2, 4], ids=["files of its own", "every n-th row"])
-def test_part_goes_on_after_a_broken_connection(folder, monkeypatch, parts):
+def test_part_continues_after_broken_connection(folder, monkeypatch, parts):
     source = of_rate(folder, 1).mixture.sources[0]
     whole = list(sources.stream_rows(source, parts, 1))
     read, left = sources.all_rows, iter([3, 17])
@@ -204,7 +204,7 @@ def test_damaged_part_names_the_source(folder, monkeypatch):
         list(sources.stream_rows(source, 2, 1))
 
 
-def test_what_cannot_be_split_is_told(folder, caplog):
+def test_unsplittable_mixture_is_reported(folder, caplog):
     entry = {"name": "lines", "annotation": "lines.jsonl", "rows": 23}
     mixture = {"root": str(folder), "split_streams": True}
     open_mixture(load_mixture({**mixture, "sources": [entry]}), 0)
@@ -214,14 +214,14 @@ def test_what_cannot_be_split_is_told(folder, caplog):
         load_mixture({**mixture, "sources": [first], "released_compatible": True})
 
 
-def test_part_without_rows_is_an_error(tmp_path, folder, monkeypatch):
+def test_part_without_rows_raises_error(tmp_path, folder, monkeypatch):
     lines = (folder / "lines.jsonl").read_text().splitlines(keepends=True)
     (tmp_path / "lines.jsonl").write_text("".join(lines[:2]))
     with pytest.raises(ValueError, match="split_streams: one of 3 workers"):
         next(rows_of(opened(tmp_path, only=["lines"]), 3, 2, 1, 0, monkeypatch))
 
 
-def test_resumed_run_gets_the_rows_of_the_whole(folder, tmp_path, model, processor):
+def test_resumed_run_reads_the_remaining_rows(folder, tmp_path, model, processor):
     def train(output, resume=None, **options):
         fields = {"max_steps": 40, "per_device_train_batch_size": 4, "save_steps": 24, "report_to": "none"}
         workers = {"dataloader_num_workers": 2, "bf16": False, "gradient_checkpointing": False, "watch_samples": 0}
@@ -247,7 +247,7 @@ def test_fingerprint_of_unsplit_mixture_is_stable(folder):
     assert found[0] == digest([str(before), str(order_of(whole.mixture))]) != found[1]
 
 
-def test_the_trainer_gives_each_process_its_part(folder, tmp_path, model, processor, monkeypatch):
+def test_trainer_assigns_parts_to_processes(folder, tmp_path, model, processor, monkeypatch):
     config = ViTPTrainingConfig(str(tmp_path), max_steps=1, bf16=False, report_to="none")
     trainer = ViTPTrainer(model, config, train_dataset=opened(folder), processing_class=processor)
     sharding = {"accumulation_steps": 2, "num_processes": 2, "process_index": 1, "drop_last": False}
@@ -257,7 +257,7 @@ def test_the_trainer_gives_each_process_its_part(folder, tmp_path, model, proces
     assert [row["id"] for row in itertools.islice(rows, 60)] == [row["id"] for row in expected]
 
 
-def test_warmup_row_knows_its_step(folder, monkeypatch):
+def test_warmup_row_has_its_step(folder, monkeypatch):
     """Check steps of rows; batches come from endless workers in turn, so that each of two has every second batch."""
     monkeypatch.setattr(torch.utils.data, "get_worker_info", lambda: SimpleNamespace(id=1, num_workers=2))
     stream = StepStream(opened(folder).of_process(1, 0), batch_size=2)

@@ -98,7 +98,7 @@ def run(files, sources, *options, workers=0):
     return status, json.loads((output / "report.json").read_text())
 
 
-def test_every_problem_is_found_where_it_is(files, checkpoint, capsys):
+def test_problems_are_found_in_their_rows(files, checkpoint, capsys):
     status, report = run(files, [GOOD, BAD], "--processor", checkpoint, "--max_length", 120, "--max_patches", 1)
     assert status == 1 and report["passed"] is False
     good, bad = report["sources"]["good"], report["sources"]["bad"]
@@ -121,7 +121,7 @@ def test_every_problem_is_found_where_it_is(files, checkpoint, capsys):
     assert re.search(r"\| good \| 40 \| 1\.0 \|.*\| passed \|", table) and "bad, row 2: image missing" in table
 
 
-def test_named_bands_are_taken(files):
+def test_named_bands_are_accepted(files):
     (files / "bands.jsonl").write_text(line("a tree", image="bands.tif") + "\n")
     source = {"name": "bands", "annotation": "bands.jsonl", "image_root": "images"}
     for spec, status in (({"bands": [2, 1, 0]}, 0), ({"bands": [4, 1, 0]}, 1), (None, 1)):
@@ -131,7 +131,7 @@ def test_named_bands_are_taken(files):
     assert (found, report["sources"]["bands"]["problems"]["image not taken"]) == (0, 0)
 
 
-def test_clean_data_pass_and_fill_the_card(files):
+def test_clean_data_pass_and_fill_card(files):
     card = files / "good" / "README.md"
     card.write_text("# Mine\n")
     for _ in range(2):
@@ -142,7 +142,7 @@ def test_clean_data_pass_and_fill_the_card(files):
     assert text.startswith("# Mine\n\n## Validation\n\n| source | rows |") and text.count("## Validation") == 1
 
 
-def test_broken_sources_are_named_and_others_read(files):
+def test_broken_sources_are_reported_and_others_read(files):
     (files / "cut").mkdir()
     contents = (files / "good" / "train.parquet").read_bytes()
     (files / "cut" / "train.parquet").write_bytes(contents[: len(contents) // 2])
@@ -159,7 +159,7 @@ def test_broken_sources_are_named_and_others_read(files):
     assert good["passed"] and good["rows"] == 40
 
 
-def test_tokens_and_tiles_equal_training(processor):
+def test_tokens_and_tiles_match_training(processor):
     settings = SourceSettings(max_patches=4, system_prompt="There are trees.")
     settings_of = {"plain": SourceSettings(), "own": settings, "square": SourceSettings(image_size=112)}
     collator = ViTPDataCollator(processor, vrl_drop_ratio=0.75, source_settings=settings_of)
@@ -273,12 +273,12 @@ def test_merged_shards_equal_one_run(sharded_mixture, checkpoint, tmp_path):
 
 
 @pytest.mark.parametrize("text", ["3/2", "0/2", "a/b", "1", "1/0", "-1/2", "1/2/3", "½/2"])
-def test_impossible_shard_is_named(text, tmp_path):
+def test_invalid_shard_is_named(text, tmp_path):
     with pytest.raises(WrongArguments, match=f"--shard: {re.escape(repr(text))}"):
         validate_data.main([str(tmp_path), f"--shard={text}"])
 
 
-def test_parts_of_shards_are_all_rows_in_order():
+def test_shards_cover_all_rows_in_order():
     for count in range(1, 9):
         for length in (0, 1, 5, 97):
             parts = [shard.part(length) for shard in Shard.all_of(count)]
@@ -298,7 +298,7 @@ if __name__ == "__main__":
 
 
 @pytest.mark.slow
-def test_forked_processes_do_not_wait_for_opencv_threads(files):
+def test_forked_workers_do_not_deadlock_with_opencv(files):
     """Run workers after OpenCV has started threads, which would deadlock a forked process."""
     source = {"name": "lines", "annotation": "broken.jsonl", "image_root": "images"}
     (files / "mixture.yaml").write_text(yaml.safe_dump({"root": str(files), "sources": [source]}))

@@ -29,7 +29,7 @@ from modeling_vitp.recipes.probe import main
     ("kind", "prefix", "grid"),
     [("vitp", 1, 4), ("vit", 1, 4), ("dinov2", 4, 4), ("clip", 1, 4), ("swin", 0, 8), ("convnext", 0, 8)],
 )
-def test_tokens_lie_where_the_patches_do(tmp_path, kind, prefix, grid):
+def test_tokens_match_patch_positions(tmp_path, kind, prefix, grid):
     """Compare features with transformers, and positions in the map with those in the image."""
     backbone = load_backbone(str(save_backbone(tmp_path / "b", kind)))
     image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (48, 80, 3), dtype=np.uint8))
@@ -64,7 +64,7 @@ def test_tokens_lie_where_the_patches_do(tmp_path, kind, prefix, grid):
     assert backbone.tokens(whole[None])[1].shape[1:3] == (grid // 2, grid // 2)
 
 
-def test_checkpoint_is_probed_by_its_vision_tower(model_and_processor, tmp_path):
+def test_checkpoint_uses_its_vision_tower(model_and_processor, tmp_path):
     model, processor = model_and_processor
     model.save_pretrained(tmp_path)
     processor.save_pretrained(tmp_path)
@@ -76,7 +76,7 @@ def test_checkpoint_is_probed_by_its_vision_tower(model_and_processor, tmp_path)
     torch.testing.assert_close(backbone.pool(pixels, "mean"), expected)
 
 
-def test_random_weights_are_other_weights(tmp_path):
+def test_random_weights_replace_trained_weights(tmp_path):
     folder = str(save_backbone(tmp_path / "b", "vitp"))
     trained, first, again = (
         load_backbone(folder),
@@ -89,7 +89,7 @@ def test_random_weights_are_other_weights(tmp_path):
 
 
 @pytest.mark.parametrize(("kind", "message"), [("nothing", "cannot be loaded"), ("bert", "of type 'bert'")])
-def test_what_is_no_backbone_is_named(tmp_path, kind, message):
+def test_invalid_backbone_is_named(tmp_path, kind, message):
     if kind == "bert":
         BertModel(BertConfig(**SMALL, vocab_size=20)).save_pretrained(tmp_path / kind)
         ViTImageProcessor().save_pretrained(tmp_path / kind)
@@ -97,7 +97,7 @@ def test_what_is_no_backbone_is_named(tmp_path, kind, message):
         load_backbone(str(tmp_path / kind))
 
 
-def test_layers_with_the_width_last(tmp_path):
+def test_channels_last_layers_are_read(tmp_path):
     """Read the layers of SAM, which have the width last, unlike its output."""
     config = SamVisionConfig(
         hidden_size=32,
@@ -119,7 +119,7 @@ def test_layers_with_the_width_last(tmp_path):
     assert load_backbone(str(tmp_path)).maps(pixels, 2).equal(torch.cat([states[1], states[2]], dim=-1))
 
 
-def test_labels_by_patch_need_whole_patches(tmp_path):
+def test_image_size_must_be_multiple_of_patch(tmp_path):
     backbone = load_backbone(str(save_backbone(tmp_path / "b", "vit")))
     backbone.model.config.patch_size = 8
     assert backbone.in_patches(96) == 96
@@ -147,7 +147,7 @@ def features(folder) -> dict[str, np.ndarray]:
 
 
 @pytest.mark.slow
-def test_two_processes_extract_what_one_does(words, tmp_path):
+def test_sharded_extraction_equals_single_process(words, tmp_path):
     assert main([*words, "--output_dir", str(tmp_path / "one")]) == 0
     whole = features(tmp_path / "one")
     assert sorted(map(len, whole.values())) == [12, 12, 22, 22]
@@ -186,6 +186,6 @@ def test_missing_shard_is_named(words, tmp_path):
     assert main(words) == 0 and len(features(tmp_path / "out")) == 4
 
 
-def test_a_shard_that_cannot_be_is_one_line(words):
+def test_invalid_shard_is_named(words):
     with pytest.raises(WrongArguments, match="'3/2'"):
         main([*words, "--shard", "3/2"])

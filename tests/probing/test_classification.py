@@ -52,7 +52,7 @@ def voting_neighbours(number: int, temperature: float) -> KNeighborsClassifier:
     return KNeighborsClassifier(number, metric="cosine", algorithm="brute", weights=weights)
 
 
-def test_two_backbones_on_a_folder(tmp_path, capsys):
+def test_folder_is_probed_with_two_backbones(tmp_path, capsys):
     """Compare all scores with transformers and scikit-learn."""
     make_classes(
         tmp_path / "data", {"train": {"barn": 6, "car": 5, "lake": 4}, "test": {"barn": 3, "car": 4, "lake": 1}}
@@ -129,7 +129,7 @@ def test_features_are_extracted_once(tmp_path, monkeypatch):
     assert extracted() == [4, 3]
 
 
-def test_a_data_set_in_parquet_held_out(tmp_path):
+def test_held_out_share_is_tested(tmp_path):
     """Use data without a test split, with another class column."""
     rng = np.random.default_rng(0)
     labels = [0, 1] * 6
@@ -151,7 +151,7 @@ def test_a_data_set_in_parquet_held_out(tmp_path):
     assert read_metrics(tmp_path / "out")["results"][1]["scores"]["accuracy"]["mean"] == 1.0
 
 
-def test_backbones_and_data_of_the_hub(hub, tmp_path):
+def test_hub_backbones_and_data_are_probed(hub, tmp_path):
     """Probe a backbone at two commits; downloaded data give the scores of the folder."""
     make_classes(tmp_path / "data", {"train": {"a": 3, "b": 3}, "test": {"a": 2, "b": 2}})
     folder, api = save_backbone(tmp_path / "b", "vitp"), hub.api()
@@ -179,7 +179,7 @@ def test_backbones_and_data_of_the_hub(hub, tmp_path):
 
 
 @pytest.mark.parametrize("whose", ["data", "backbone"])
-def test_images_of_many_bands_are_read_by_an_input_spec(tmp_path, whose):
+def test_multi_band_images_use_input_spec(tmp_path, whose):
     """Use the input spec of the data for all backbones, or by default that of each backbone."""
     rng = np.random.default_rng(0)
     for split, number in (("train", 3), ("test", 2)):
@@ -210,7 +210,7 @@ def test_images_of_many_bands_are_read_by_an_input_spec(tmp_path, whose):
             main([*arguments[:-2], "--backbones", str(save_backbone(tmp_path / "vit", "vit"))])
 
 
-def test_a_backbone_of_other_bands_is_given_them(tmp_path):
+def test_multi_band_backbone_gets_its_bands(tmp_path):
     """Compare the features of an image with those of the model and its image processor."""
     rng, names = np.random.default_rng(0), ["B02", "B03", "B04", "B08"]
     for split, number in (("train", 3), ("test", 2)):
@@ -255,7 +255,7 @@ def test_a_backbone_of_other_bands_is_given_them(tmp_path):
         ("both", ["--data", "{}"], "either `dataset_name`"),
     ],
 )
-def test_what_is_wrong_with_classes_is_named(tmp_path, what, arguments, message):
+def test_invalid_class_data_are_named(tmp_path, what, arguments, message):
     train, test = {"a": 3, "b": 2}, {"a": 1, "b": 1}
     if what == "unknown class":
         test["c"] = 1
@@ -268,7 +268,7 @@ def test_what_is_wrong_with_classes_is_named(tmp_path, what, arguments, message)
         main([*arguments, "--output_dir", str(tmp_path / "out")])
 
 
-def test_features_that_are_not_finite(tmp_path):
+def test_non_finite_features_raise_error(tmp_path):
     make_classes(tmp_path / "data", {"train": {"a": 2, "b": 2}, "test": {"a": 1, "b": 1}})
     model = dense_data.tiny_backbone()
     with torch.no_grad():
@@ -296,13 +296,13 @@ def write_rows(folder, values, feature) -> str:
         (["a", "b"], Value("string"), "kind", "kind"),
     ],
 )
-def test_bad_columns_of_classes_are_named(tmp_path, values, feature, column, message):
+def test_invalid_class_columns_are_named(tmp_path, values, feature, column, message):
     name = write_rows(tmp_path, values, feature)
     with pytest.raises(ValueError, match=message):
         open_samples(name, None, "train", "test", 0.5, label_column=column)
 
 
-def test_classes_without_images_are_left_out(tmp_path):
+def test_classes_without_images_are_removed(tmp_path):
     """Check that labels and names match after classes without images are removed."""
     for feature, names in ((Value("int64"), ["1", "4"]), (ClassLabel(names=list("abcdef")), ["b", "e"])):
         samples, found = open_samples(write_rows(tmp_path, [4, 1] * 4, feature), None, "train", "test", 0.5)
@@ -315,7 +315,7 @@ def hash_of(*parts) -> int:
     return zlib.crc32(str(parts).encode())
 
 
-def test_class_may_be_called_as_a_split(tmp_path):
+def test_class_may_have_split_name(tmp_path):
     for split, number in (("train", 3), ("test", 2)):
         for name in ("bridge", "train_station", "test site"):
             (tmp_path / split / name).mkdir(parents=True)
@@ -331,7 +331,7 @@ def test_class_may_be_called_as_a_split(tmp_path):
     assert len(open_samples(str(tmp_path), None, "train", "test", 0.4)[0]["test"]) == 3
 
 
-def test_images_of_the_training_in_the_test_are_told(tmp_path, caplog):
+def test_shared_images_are_logged(tmp_path, caplog):
     for split in ("train", "test"):
         for index, name in enumerate("ab"):
             (tmp_path / split / name).mkdir(parents=True)
@@ -341,7 +341,7 @@ def test_images_of_the_training_in_the_test_are_told(tmp_path, caplog):
 
 
 @pytest.mark.parametrize("place", ["train/overview.png", "test/a/2019/x.png"])
-def test_misplaced_picture_is_named(tmp_path, place):
+def test_misplaced_image_is_named(tmp_path, place):
     for index, folder in enumerate(("train/a", "train/b", "test/a", "test/b")):
         (tmp_path / folder).mkdir(parents=True)
         picture(8, 8, index).save(tmp_path / folder / "0.png")

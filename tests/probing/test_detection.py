@@ -57,7 +57,7 @@ def read_scores(folder) -> dict[str, dict]:
     return {entry["backbone"]: {name: one["mean"] for name, one in entry["scores"].items()} for entry in results}
 
 
-def test_scores_of_boxes_equal_scikit_learn(tmp_path, capsys):
+def test_box_scores_match_scikit_learn(tmp_path, capsys):
     truth = {split: write_marks(tmp_path, split, number) for split, number in (("train", 24), ("test", 12))}
     folder = str(save_backbone(tmp_path / "vit", "vit"))
     words = ["--data", json.dumps(described(tmp_path)), "--annotations", "boxes", "--l2", str(L2), "--device", "cpu"]
@@ -87,7 +87,7 @@ def test_scores_of_boxes_equal_scikit_learn(tmp_path, capsys):
         assert scores[folder][f"centre_ap/{name}"] == pytest.approx(precision, abs=2e-2)
 
 
-def test_what_is_not_in_the_image_is_not_found(tmp_path):
+def test_invisible_objects_are_not_found(tmp_path):
     for split, number in (("train", 40), ("test", 41)):
         write_marks(tmp_path, split, number, is_marked=False)
     folder = str(save_backbone(tmp_path / "vit", "vit"))
@@ -96,7 +96,7 @@ def test_what_is_not_in_the_image_is_not_found(tmp_path):
     assert abs(read_scores(tmp_path / "out")[folder]["centre_auc"] - 0.5) < 0.15
 
 
-def test_centres_by_patch(tmp_path):
+def test_centers_are_counted_by_patch(tmp_path):
     truth = write_marks(tmp_path, "train", 5)
     write_marks(tmp_path, "test", 3)
     path = tmp_path / "train" / "objects.json"
@@ -112,7 +112,7 @@ def test_centres_by_patch(tmp_path):
     assert np.array_equal(counts.argmax(-1), truth) and (counts.sum(-1) == 1).all()
 
 
-def test_crowds_have_no_class(tmp_path):
+def test_crowds_are_ignored(tmp_path):
     """Check that crowds do not count as classes of images, by which few labels are drawn."""
     truth = write_marks(tmp_path, "train", 5)
     write_marks(tmp_path, "test", 3)
@@ -129,7 +129,7 @@ def test_crowds_have_no_class(tmp_path):
     assert halves.shape == (3, 1, 2, 3) and halves[..., :2].sum() == 9
 
 
-def test_what_is_wrong_with_boxes_is_named(tmp_path):
+def test_invalid_box_data_are_named(tmp_path):
     write_marks(tmp_path, "train", 3)
     data = described(tmp_path) | {"splits": {"train": SPLITS["train"], "test": {"images": "train/images"}}}
     words = ["--annotations", "boxes", "--backbones", "none", "--output_dir", str(tmp_path / "out")]
@@ -143,7 +143,7 @@ def test_what_is_wrong_with_boxes_is_named(tmp_path):
         main([*words, "--dataset_name", "somewhere"])
 
 
-def test_centres_in_windows_are_of_whole_objects(tmp_path):
+def test_window_centers_are_of_whole_objects(tmp_path):
     """Count objects that are mostly outside of a window, which detection would exclude or clip."""
     rng, size, tile = np.random.default_rng(0), (150, 200), {"size": 64, "overlap": 16}
     for split in SPLITS:

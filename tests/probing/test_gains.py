@@ -106,7 +106,7 @@ def states_of(folder):
 
 
 @pytest.mark.parametrize("arm", [BACKBONE, START, PIXELS])
-def test_area_of_the_linear_probe_equals_scikit_learn(arm, data, run, measured):
+def test_linear_probe_auc_matches_scikit_learn(arm, data, run, measured):
     """Use the concatenated tokens of all four layers, or the pixels of patches."""
     folders = {BACKBONE: "backbone", START: "backbone_at_start"}
     features = bare if arm == PIXELS else states_of(run / folders[arm])
@@ -119,7 +119,7 @@ def test_area_of_the_linear_probe_equals_scikit_learn(arm, data, run, measured):
     assert measured[0]["scores"][arm]["linear"]["patch_auc"] == pytest.approx(expected, abs=0.01)
 
 
-def test_gains_are_differences_to_each_control(measured):
+def test_gains_are_differences_to_controls(measured):
     scores, gains = measured[0]["scores"], measured[0]["gains"]
     assert list(scores) == [BACKBONE, START, RANDOM, PIXELS]
     for probe in ("linear", "nonlinear"):
@@ -146,7 +146,7 @@ def test_random_weights_depend_on_the_seed(run):
     assert not torch.equal(first[name], other[name]) and not torch.equal(first[name], start[name])
 
 
-def test_the_table_and_the_picture(measured):
+def test_gains_table_and_plot(measured):
     scores, folder = measured
     lines = gains_table(scores).splitlines()
     assert [line.split("|")[1].strip() for line in lines[2:]] == [BACKBONE, START, RANDOM, PIXELS]
@@ -155,7 +155,7 @@ def test_the_table_and_the_picture(measured):
     assert [path.name for path in folder.iterdir()] == ["test.png"]  # Feature files are deleted.
 
 
-def test_the_similarity_of_tokens_is_the_mean_over_pairs(measured):
+def test_token_similarity_is_mean_over_pairs(measured):
     features = np.random.default_rng(0).normal(size=(3, 2, 3, 4)).astype(np.float32)
     tokens = features.reshape(3, 6, 4)
     expected = [

@@ -12,7 +12,7 @@ from modeling_vitp.probing.heads import fit_linear, fit_nonlinear, nearest_neigh
 
 
 @pytest.mark.parametrize(("number", "neighbours"), [(60, 7), (5, 20)])
-def test_nearest_neighbours_are_those_of_scikit_learn(number, neighbours):
+def test_nearest_neighbors_match_scikit_learn(number, neighbours):
     rng = np.random.default_rng(0)
     features, queries = rng.normal(size=(number, 8)).astype(np.float32), rng.normal(size=(50, 8)).astype(np.float32)
     labels = rng.integers(0, 4, number)
@@ -30,7 +30,7 @@ def test_nearest_neighbours_are_those_of_scikit_learn(number, neighbours):
 
 
 @pytest.mark.parametrize("l2", [1e-3, 1e-1])
-def test_linear_probe_equals_scikit_learn(l2):
+def test_linear_probe_matches_scikit_learn(l2):
     rng = np.random.default_rng(0)
     features = (rng.normal(size=(90, 6)) * rng.uniform(0.1, 50, 6) + 100).astype(np.float32)
     features[:, 4] = 3.0  # The feature is constant.
@@ -68,7 +68,7 @@ def test_linear_probe_of_patches_equals_that_of_pixels(monkeypatch):
         fit_linear(features, np.zeros_like(counts), used)
 
 
-def test_nonlinear_probe_learns_exclusive_or():
+def test_nonlinear_probe_learns_xor():
     """Learn XOR at labeled positions, with equal results for equal seeds."""
     rng = np.random.default_rng(0)
     features = rng.normal(size=(40, 5, 4, 3)).astype(np.float32) * [1, 10, 0.1] + [0, 5, 0]
@@ -91,7 +91,7 @@ def test_nonlinear_probe_learns_exclusive_or():
     assert not torch.equal(fit_nonlinear(features, counts, used, seed=1)(held_out), probe(held_out))
 
 
-def test_nonlinear_probe_uses_only_labelled_places():
+def test_nonlinear_probe_uses_only_labeled_positions():
     rng = np.random.default_rng(0)
     features = rng.normal(size=(6, 4, 4, 3)).astype(np.float32)
     counts = rng.integers(0, 3, (6, 4, 4, 2)).astype(np.float32)

@@ -147,7 +147,7 @@ def written(tmp_path, layout, change):
 
 
 @pytest.mark.parametrize(("layout", "change", "named"), OF_ONE_IMAGE)
-def test_bad_image_is_named_and_can_be_skipped(layout, change, named, tmp_path, capsys):
+def test_invalid_image_is_named_or_skipped(layout, change, named, tmp_path, capsys):
     read = written(tmp_path, layout, change)
     chosen, _ = choose_split(read, "train")
     with pytest.raises(ValueError, match=named) as caught:
@@ -159,14 +159,14 @@ def test_bad_image_is_named_and_can_be_skipped(layout, change, named, tmp_path, 
 
 
 @pytest.mark.parametrize(("layout", "change", "named"), OF_ALL)
-def test_bad_data_set_is_named(layout, change, named, tmp_path):
+def test_invalid_data_set_is_named(layout, change, named, tmp_path):
     with pytest.raises(ValueError, match=named):
         read = written(tmp_path, layout, change)
         annotate_all(read, choose_split(read, "train")[0])
 
 
 @pytest.mark.parametrize("way", ["../out.png", "absolute", "link.png", "images/../../out.png"])
-def test_coco_file_name_does_not_leave_the_root(tmp_path, way):
+def test_coco_file_name_must_stay_below_root(tmp_path, way):
     name = str(tmp_path / "out.png") if way == "absolute" else way
     read = written(tmp_path, "coco", link_outside)
     inside = tmp_path / "data/images/train2017/000.png"  # The path is absolute and below the root.
@@ -179,7 +179,7 @@ def test_coco_file_name_does_not_leave_the_root(tmp_path, way):
     assert [image.paths[0].name for image in images] == [f"00{number}.png" for number in (0, 2, 3, 4, 5)]
 
 
-def test_command_goes_on_without_bad_annotation(tmp_path, capsys):
+def test_command_skips_invalid_annotation(tmp_path, capsys):
     write_voc(tmp_path / "data", "train", NAMES["train"][:12])
     (tmp_path / "data" / VOC).write_text("<annotation")
     rows = make("voc", tmp_path / "data", tmp_path / "out", "--on_error", "skip")["train"]
@@ -242,6 +242,6 @@ def deep_collage(root):
         (deep_collage, r"deep\.png: .*I;16"),
     ],
 )
-def test_bad_call_is_named(call, named, tmp_path):
+def test_invalid_argument_is_named(call, named, tmp_path):
     with pytest.raises(ValueError, match=named):
         call(tmp_path)

@@ -8,7 +8,7 @@ from modeling_vitp.instructions.from_annotations.formats import read_annotation,
 from modeling_vitp.instructions.from_annotations.pipeline import choose_split, leave_out_copies
 
 
-def test_no_test_image_enters(tmp_path, capsys):
+def test_test_images_are_held_out(tmp_path, capsys):
     root = tmp_path / "data"
     for split, names in NAMES.items():
         write_voc(root, split, names)
@@ -28,7 +28,7 @@ def test_no_test_image_enters(tmp_path, capsys):
         make("voc", root, tmp_path / "listed", "--split", "val")
 
 
-def test_listed_name_means_one_image(tmp_path):
+def test_listed_name_must_be_unique(tmp_path):
     """List an image by its id or its unique name; all other images are held out."""
     for place, name in enumerate(("forest/1.png", "water/1.png", "water/2.png")):
         noise(tmp_path / "classes" / name, place, (16, 16))
@@ -46,7 +46,7 @@ def test_listed_name_means_one_image(tmp_path):
     assert held_out == {tmp_path / "pairs" / "test" / "images" / "1.png"}
 
 
-def test_lists_have_spaces_flags_and_encoding_marks(tmp_path):
+def test_lists_may_have_spaces_flags_and_bom(tmp_path):
     path = tmp_path / "list.txt"
     path.write_bytes("\ufeffscene 1\r\n süd/scene 2.png \r\n\r\n0003".encode())
     assert read_list(path) == ["scene 1", "süd/scene 2.png", "0003"]
@@ -56,7 +56,7 @@ def test_lists_have_spaces_flags_and_encoding_marks(tmp_path):
     assert read_annotation(path) == {"a": 1}
 
 
-def test_copies_of_test_images_are_left_out(tmp_path):
+def test_copies_of_test_images_are_excluded(tmp_path):
     for split in ("train", "test"):
         write_voc(tmp_path, split, NAMES[split][:3])
     lists = tmp_path / "ImageSets" / "Main"

@@ -15,7 +15,7 @@ from modeling_vitp.instructions.from_annotations import storage
 from modeling_vitp.recipes import make_instructions
 
 
-def test_files_end_by_size_and_replace_others(tmp_path):
+def test_files_are_split_by_size_and_replaced(tmp_path):
     def row(index):
         buffer = io.BytesIO()
         Image.new("RGB", (8, 8)).save(buffer, format="PNG")
@@ -29,7 +29,7 @@ def test_files_end_by_size_and_replace_others(tmp_path):
 
 
 @pytest.mark.slow
-def test_push_uploads_a_private_data_set(hub, tmp_path, monkeypatch):
+def test_push_uploads_private_data_set(hub, tmp_path, monkeypatch):
     for name, value in hub.environment(tmp_path / "home", hub.token()).items():
         monkeypatch.setenv(name, value)
     write_voc(tmp_path / "data", "train", NAMES["train"][:20])
@@ -40,7 +40,7 @@ def test_push_uploads_a_private_data_set(hub, tmp_path, monkeypatch):
     assert hub.repo("tester/ships", "dataset").state["private"]
 
 
-def test_second_split_joins_folder_and_card(tmp_path):
+def test_second_split_is_added_to_folder(tmp_path):
     root = tmp_path / "data"
     for split, names in NAMES.items():
         write_voc(root, split, names)
@@ -53,7 +53,7 @@ def test_second_split_joins_folder_and_card(tmp_path):
 
 
 @pytest.mark.slow
-def test_seed_alone_decides_the_bytes(tmp_path):
+def test_files_depend_on_seed_only(tmp_path):
     root = tmp_path / "data"
     write_voc(root, "train", NAMES["train"][:20])
     for name, seed in (("a", 0), ("c", 5)):

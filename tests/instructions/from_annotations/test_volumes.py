@@ -47,7 +47,7 @@ def make(layout, root, output_dir, *words):
     return datasets.load_dataset("parquet", data_dir=str(output_dir), split="train", cache_dir=f"{output_dir}_cache")
 
 
-def test_slices_equal_images_of_the_same_pixels(tmp_path, names):
+def test_slices_equal_images_with_same_pixels(tmp_path, names):
     for seed, case in enumerate(("a", "b")):
         write_case(tmp_path / "ct", "train", case, seed, (".nii", ".nii.gz")[seed])
         for kind, array in zip(("images", "masks"), volume(seed)):
@@ -66,7 +66,7 @@ def test_slices_equal_images_of_the_same_pixels(tmp_path, names):
         assert np.array_equal(np.asarray(row["images"][0]), np.asarray(image["images"][0]))
 
 
-def test_series_and_folders_of_nnunet(tmp_path, names):
+def test_dicom_series_and_nnunet_folders_are_read(tmp_path, names):
     values, mask = volume(0)
     write_series(tmp_path / "ct" / "imagesTr" / "a", values.transpose(2, 1, 0), patient="ann")
     write_series(tmp_path / "ct" / "imagesTs" / "b", values.transpose(2, 1, 0) + 1, patient="bob")
@@ -85,7 +85,7 @@ def test_series_and_folders_of_nnunet(tmp_path, names):
     assert all(b"ann" not in row["images"][0]["bytes"] for row in stored)
 
 
-def test_first_channel_of_nnunet_is_shown(tmp_path, names, caplog):
+def test_first_nnunet_channel_is_used(tmp_path, names, caplog):
     for case in ("a", "b_0001"):
         values, mask = volume(0)
         for folder, name, array in (
@@ -122,7 +122,7 @@ def test_case_in_two_splits_is_named(tmp_path, names):
         make_instructions.main(arguments)
 
 
-def test_repacked_volume_is_a_copy(tmp_path, names, capsys):
+def test_recompressed_volume_is_excluded_as_copy(tmp_path, names, capsys):
     root = tmp_path / "ct"
     write_case(root, "train", "a", 0)
     write_case(root, "train", "b", 1)
@@ -134,7 +134,7 @@ def test_repacked_volume_is_a_copy(tmp_path, names, capsys):
     assert "b.nii.gz is excluded: it is identical to the held-out" in capsys.readouterr().err
 
 
-def test_dicom_is_stored_as_pixels(tmp_path):
+def test_dicom_is_stored_without_metadata(tmp_path):
     for label, name in (("ct", "CT_small.dcm"), ("mr", "MR_small.dcm")):
         (tmp_path / "scans" / label).mkdir(parents=True)
         shutil.copy(get_testdata_file(name), tmp_path / "scans" / label)
