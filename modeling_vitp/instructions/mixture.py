@@ -650,7 +650,7 @@ def check_rows(
     length = number_of_rows(dataset)
     first, start = CHECKED * len(sources_of(dataset)), time.monotonic()
     done = skipped = 0
-    with drawing_nothing(), closing(errors(dataset, collator, most_rows, in_processes)) as found:
+    with preserve_random_states(), closing(errors(dataset, collator, most_rows, in_processes)) as found:
         for error in found:
             if error is not None and collator.on_error == "raise":
                 raise error
@@ -722,7 +722,7 @@ def in_turn(dataset: Rows) -> Iterator[dict]:
 
 
 @contextmanager
-def drawing_nothing() -> Iterator[None]:
+def preserve_random_states() -> Iterator[None]:
     """Restore the random states of torch, NumPy and Python, which a user's transform may change."""
     states = random.getstate(), np.random.get_state()
     with torch.random.fork_rng(devices=[]):

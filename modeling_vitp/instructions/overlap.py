@@ -34,7 +34,7 @@ DESCRIPTOR_DISTANCE = 0.45  # Maximum distance of RootSIFT descriptors, which is
 NEIGHBORS = 8
 MIN_MATCHES = 6
 MAX_CANDIDATES = 20
-TRANSFORM_ERROR = 4.0  # pixels
+TRANSFORM_ERROR = 4.0  # Maximum reprojection error in pixels.
 MAX_SCALE = 16.0  # Maximum scale between the two images.
 MIN_CORRELATION = 0.8
 MIN_SHARED_SIDE = 24  # Minimum side, in pixels, of a reliable shared part.
@@ -56,9 +56,9 @@ class Fingerprint:
     """Digest of the pixels of an image, its hash in eight orientations, and its features."""
 
     digest: bytes
-    hashes: np.ndarray  # uint64, shape (8,)
-    points: np.ndarray  # float32, shape (num_features, 2), in pixels of `shrunk`
-    descriptors: np.ndarray  # float32, shape (num_features, 128), RootSIFT
+    hashes: np.ndarray  # uint64 `(8,)`.
+    points: np.ndarray  # float32 `(num_features, 2)`, in pixels of the gray levels.
+    descriptors: np.ndarray  # RootSIFT, float32 `(num_features, 128)`.
     has_contrast: bool
 
 

@@ -195,12 +195,12 @@ def source_error(error: Exception, source: Source, row: int | None = None) -> Va
     causes = [error]
     while causes[-1].__cause__ is not None and not isinstance(causes[-1], HfHubHTTPError):
         causes.append(causes[-1].__cause__)
-    place = "" if row is None else f", row {row}"
+    location = "" if row is None else f", row {row}"
     cause = " ".join(str(causes[-1]).split()) or type(causes[-1]).__name__
     if cause.startswith(f"Source {source.name!r}"):
         return ValueError(cause)
     cause = cause.removeprefix(f"{source.location} is not valid JSON: ")
-    return ValueError(f"Source {source.name!r}{place}: {source.location} cannot be read: {cause}")
+    return ValueError(f"Source {source.name!r}{location}: {source.location} cannot be read: {cause}")
 
 
 def load_columns(source: Source) -> Dataset | IterableDataset:

@@ -233,9 +233,9 @@ class RowChecker:
             check_messages(messages)
         except ValueError as error:
             return [("malformed", str(error))]
-        places = sum(part["type"] == "image" for message in messages for part in message["content"])
-        if places != len(row["images"]):
-            problems.append(("image places", f"{len(row['images'])} image(s), {places} image place(s)"))
+        num_places = sum(part["type"] == "image" for message in messages for part in message["content"])
+        if num_places != len(row["images"]):
+            problems.append(("image places", f"{len(row['images'])} image(s), {num_places} image place(s)"))
         try:
             check_answers(messages)
         except ValueError as error:
