@@ -118,7 +118,7 @@ def test_ambiguous_columns_are_listed(names, named):
 def test_unreadable_columns_and_types_are_named():
     with pytest.raises(ValueError, match="'caption'"):
         RowReader.of({"messages": None}, {"answer": "caption"})
-    with pytest.raises(ValueError, match="type list"):
+    with pytest.raises(ValueError, match="list"):
         to_conversations([{"messages": [USER]}])
 
 

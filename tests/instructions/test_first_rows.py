@@ -68,7 +68,7 @@ def test_invalid_row_is_named_or_counted(mixture, processor, streaming, in_proce
         check_of(processor, mixture(streaming), in_processes=in_processes)
     of = "8 rows" if streaming else "all 8 rows"
     line = check_of(processor, mixture(streaming), on_error="skip", in_processes=in_processes)
-    assert line.startswith(f"checked: {of} encoded in ") and "; 1 of them cannot be used and are replaced" in line
+    assert line.startswith(f"checked: {of} encoded in ") and "; 1 of them are invalid" in line
 
 
 IN_TURN = ["text/1", "tars/0", "asked/0", "text/2", "tars/1", "asked/1", "text/3", "text/4"]

@@ -32,7 +32,7 @@ from modeling_vitp.instructions.sources import (
 
 ERRORS = {
     5: "it has 1 image(s), but 2 image place(s)",
-    6: "message 1 has the role 'bot'",
+    6: "message 1 has the unknown role 'bot'",
     8: "videos are not supported",
     9: "line 9 of",
     10: "is not valid JSON",

@@ -163,6 +163,6 @@ def test_collages_of_training_images_have_questions(tmp_path):
     maps = [answer for row in collages for question, answer in turns_of(row) if " cell" in question]
     assert len(maps) == 30 and {len(answer.split()) for answer in maps} == {49}
     card = (tmp_path / "out" / "README.md").read_text()
-    assert "Of 20 images and 30 collages of pieces of them" in card and "--collage_grid 2 7" in card
+    assert "from 20 images and 30 collages of crops" in card and "--collage_grid 2 7" in card
     again = make("coco", root, tmp_path / "again", *options)["train"]
     assert again["messages"] == rows["messages"]

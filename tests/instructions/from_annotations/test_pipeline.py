@@ -16,7 +16,7 @@ def test_test_images_are_held_out(tmp_path, capsys):
     rows = make("voc", root, tmp_path / "out")["train"]
     assert not set(rows["id"]) & {"004", *NAMES["test"]}
     assert "004.png is excluded" in capsys.readouterr().err
-    assert "1 files were left out" in (tmp_path / "out" / "README.md").read_text()
+    assert "1 files were excluded" in (tmp_path / "out" / "README.md").read_text()
 
     (tmp_path / "list.txt").write_text("001\n002.png\n003\n004\n")
     rows = make("voc", root, tmp_path / "listed", "--split_list", tmp_path / "list.txt", "--kinds", "counting")["train"]
