@@ -180,7 +180,7 @@ def test_invalid_nested_mixture_file_is_named(tmp_path):
     with pytest.raises(ValueError, match="recipe.yaml: .*none.yaml"):
         load_mixture(path)
     path.write_text(f"mixture: {path}")
-    with pytest.raises(ValueError, match="names itself"):
+    with pytest.raises(ValueError, match="`mixture` of .*recipe.yaml"):
         load_mixture(path)
 
 
