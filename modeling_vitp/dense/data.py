@@ -183,8 +183,8 @@ class LabelEncoding:
             shown = [f"({value >> 16}, {value >> 8 & 255}, {value & 255})" for value in values[:5].tolist()]
             shown = ", ".join(shown if self.by == "color" else map(str, values[:5].tolist()))
             raise ValueError(
-                f"The mask {name} has {unknown.sum()} pixel(s) with {len(values)} unknown value(s): {shown}. "
-                "Add the values to `classes` or to `ignore`."
+                f"The mask {name} has {unknown.sum()} pixel(s) with {len(values)} value(s) outside the classes: "
+                f"{shown}. Add the values to `classes` or to `ignore`."
             )
         return indices.astype(np.uint8)
 
@@ -359,7 +359,7 @@ class ImageFiles(MaskedImages):
                 if stored_size(path) != stored_size(first):
                     sizes = ["{1} x {0} pixels".format(*stored_size(file)) for file in (path, first)]
                     names = (f"The mask {path}", f"its image {first}") if path == sample.mask else (path, first)
-                    raise ValueError(f"{names[0]} has {sizes[0]}, but {names[1]} has {sizes[1]}.")
+                    raise ValueError(f"{names[0]} is {sizes[0]}, but {names[1]} is {sizes[1]}.")
 
     def read(self, index: int):
         sample, window = self.rows[index]

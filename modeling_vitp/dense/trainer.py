@@ -43,8 +43,8 @@ class ViTPSegmentationTrainingConfig(DenseSettings, BaseConfig, TrainingArgument
         self.stride = self.stride or self.window
         if self.stride > self.window:
             raise ValueError(
-                f"`stride` must be at most `window` to cover every pixel, got stride={self.stride} and "
-                f"window={self.window}."
+                f"stride={self.stride} is larger than window={self.window}. `stride` must be at most `window` to cover "
+                "every pixel."
             )
 
 

@@ -59,8 +59,7 @@ def open_dicom(file: BinaryIO | str | os.PathLike, name: str | Path, with_pixels
     except Exception as error:  # pydicom raises many error types for a broken file.
         raise ValueError(f"{name} cannot be read: {error}") from error
     if "Rows" not in dataset or "Columns" not in dataset or (with_pixels and "PixelData" not in dataset):
-        modality = dataset.get("Modality", "unknown")
-        raise ValueError(f"Expected a DICOM file with an image, {name} has none (modality {modality}).")
+        raise ValueError(f"{name} is DICOM without an image (modality {dataset.get('Modality', 'unknown')}).")
     return dataset
 
 

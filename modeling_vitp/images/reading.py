@@ -452,8 +452,8 @@ def below(root: str | Path, name: str | Path, key: str = "root") -> Path:
         raise ValueError(f"invalid file name {str(name)[:80]!r}: {error.__class__.__name__}.") from error
     if not real.is_relative_to(real_path(Path(root))):
         raise ValueError(
-            f"expected the file {str(name)[:200]!r} below {root}, got {real}. Copy the file there, or set `{key}` to a "
-            "folder that contains all files. Relative names are relative to this folder."
+            f"the file {str(name)[:200]!r} is not below {root}, but is {real}. Copy the file there, or set `{key}` to "
+            "a folder that contains all files. Relative names are relative to this folder."
         )
     return path
 

@@ -179,7 +179,7 @@ def open_nifti(path: Path) -> Volume:
 
 
 def has_spacing(image: nibabel.spatialimages.SpatialImage) -> bool:
-    """Return whether a header has a voxel size. The stored header is read, because nibabel replaces a size of 0 by 1."""
+    """Return whether a header has a voxel size, from the stored header, because nibabel replaces a size of 0 by 1."""
     if isinstance(image, nibabel.Nifti1Image):
         with ImageOpener(image.file_map["image"].filename) as file:
             stored = type(image.header).from_fileobj(file, check=False)

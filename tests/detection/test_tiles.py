@@ -1,4 +1,4 @@
-"""Windows as DOTA's images are cut, and what is found in them brought together."""
+"""Tests of the windows of large images, as in DOTA, and of the merging of their detections."""
 
 import json
 
@@ -36,7 +36,7 @@ def test_windows_equal_mmrotate_splitter(name):
 
 @settings(deadline=None, max_examples=200)
 @given(seed=st.integers(0, 2**32 - 1))
-def test_the_share_inside_is_that_of_shapely(seed):
+def test_share_inside_equals_shapely(seed):
     random = np.random.default_rng(seed)
     size = int(random.integers(1, 30))
     start = tuple(random.integers(-5, 20, 2).tolist())

@@ -1,4 +1,4 @@
-"""What the trainer makes of samples, and of a model's outputs."""
+"""Tests of the detection trainer: training samples, batches and metrics."""
 
 import json
 from contextlib import nullcontext, redirect_stdout
@@ -45,8 +45,8 @@ def test_sample_is_normalized_with_relative_boxes(tmp_path):
     torch.testing.assert_close(item["labels"]["boxes"], boxes)
 
 
-def test_images_are_read_by_the_input_spec_once(tmp_path):
-    """What the model is given in evaluation is what the samples have, normalised."""
+def test_input_spec_is_applied_once(tmp_path):
+    """Check that the model inputs in evaluation are the normalized samples."""
     samples, given = open_samples(tmp_path, "horizontal"), []
     processor = ViTPDetectionImageProcessor(input_spec={"window": [0, 100], "gamma": 0.5})
     model = SimpleNamespace(eval=lambda: lambda **inputs: given.append(inputs["pixel_values"]))
@@ -61,7 +61,7 @@ def test_images_are_read_by_the_input_spec_once(tmp_path):
     np.testing.assert_allclose(given[0][0], expected, atol=1e-5)
 
 
-def test_samples_are_functions_of_seed_and_epoch(tmp_path):
+def test_samples_depend_on_seed_and_epoch(tmp_path):
     samples, processor = open_samples(tmp_path, "oriented"), ViTPDetectionImageProcessor()
     augmentation = Augmentation(64, flips=(0.25, 0.25, 0.25), rotation=0.7)
 
@@ -105,8 +105,8 @@ def test_annotations_reach_the_metrics(tmp_path, task):
 
 
 @pytest.mark.parametrize("task", ["horizontal", "instances"])
-def test_object_size_is_the_annotated_area(tmp_path, task):
-    """As pycocotools has it, by the area in the file, which is none of the box."""
+def test_annotated_area_determines_object_size(tmp_path, task):
+    """Check that the annotated area, not that of the box, determines the object size, as in pycocotools."""
     write_coco(tmp_path, IMAGES)
     contents = json.loads((tmp_path / "instances.json").read_text())
     annotations = contents["annotations"]
