@@ -630,8 +630,8 @@ def count_pixels(samples: Dataset, names: Sequence[str], num_workers: int = 0) -
         ValueError: if a mask is missing, cannot be read or has values outside the classes, or if no pixel is labeled.
     """
     state, masks = PartialState(), ClassPixels(samples, len(names))
-    mine = Subset(masks, share(range(len(masks)), state.num_processes, state.process_index))
-    loader = DataLoader(mine, batch_size=None, num_workers=num_workers)
+    own_masks = Subset(masks, share(range(len(masks)), state.num_processes, state.process_index))
+    loader = DataLoader(own_masks, batch_size=None, num_workers=num_workers)
     counts = torch.zeros(len(names), dtype=torch.int64)
     for pixels in tqdm(loader, desc="Reading masks", disable=not state.is_main_process):
         counts += pixels

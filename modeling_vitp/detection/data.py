@@ -329,12 +329,12 @@ def cut_into_windows(
         yield Place(item.id, item.id, item.image, item.size, None, objects)
         return
     for window in object_windows(item.size, tile["size"], tile["overlap"], tile["min_image_share"]):
-        mine = objects
+        inner = objects
         if objects is not None:
-            mine = objects.take(inside(objects.corners, window, tile["size"], tile["min_object_share"]))
-            mine = mine if is_oriented else mine.clipped_to(window)
+            inner = objects.take(inside(objects.corners, window, tile["size"], tile["min_object_share"]))
+            inner = inner if is_oriented else inner.clipped_to(window)
         name = f"{item.id}__{tile['size']}__{window[0]}___{window[1]}"
-        yield Place(name, item.id, item.image, item.size, window, mine)
+        yield Place(name, item.id, item.image, item.size, window, inner)
 
 
 def shorter_sides(objects: ImageObjects, is_oriented: bool) -> np.ndarray:

@@ -195,7 +195,7 @@ def test_bands_in_separate_files_are_stacked(tmp_path):
     assert image.shape == (12, 24, 24) and image.dtype == torch.float32
     stripe = image[[3, 2, 1], :, :6].mean((1, 2))
     np.testing.assert_allclose(stripe, np.array([200, 60, 40]) * 8 / 2000, atol=0.05)
-    # A band of 60 m is on the grid of 10 m, with the mean that it has.
+    # A band of 60 m is resampled to the grid of 10 m and keeps its mean.
     (path,) = tmp_path.rglob(f"{samples[place]['id'].split('/')[1]}_B09.tif")
     with rasterio.open(path) as file:
         assert image[9].mean().item() == pytest.approx((file.read(1) / 6000).clip(0, 1).mean(), abs=0.05)

@@ -79,11 +79,10 @@ def test_augmentation_rotates_flips_and_jitters():
     image = torch.arange(3 * 16 * 16, dtype=torch.uint8).view(3, 16, 16)
     plain = Augmentation(16, (1.0, 1.0), (0.0, 0.0), 0.0, photometric=False)
     turned = Augmentation(16, (1.0, 1.0), (0.0, 0.0), 1.0, photometric=False)
-    square = [
-        seed for seed in range(40) if torch.equal(plain(image, seed), image)
-    ]  # Seeds whose crop is the whole image.
-    wanted = [torch.rot90(image, number, (1, 2)) for number in (1, 2, 3)]
-    found = [[torch.equal(turned(image, seed), one) for one in wanted].index(True) for seed in square]
+    # Seeds whose crop is the whole image.
+    square = [seed for seed in range(40) if torch.equal(plain(image, seed), image)]
+    rotations = [torch.rot90(image, number, (1, 2)) for number in (1, 2, 3)]
+    found = [[torch.equal(turned(image, seed), rotated) for rotated in rotations].index(True) for seed in square]
     assert set(found) == {0, 1, 2}
     mirrored = Augmentation(16, (1.0, 1.0), (1.0, 1.0), 0.0, photometric=False)
     assert torch.equal(mirrored(image, square[0]), image.flip(1, 2))

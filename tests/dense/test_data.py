@@ -250,14 +250,14 @@ def test_volume_slices_have_patient_orientation(tmp_path, plane):
     """Check slices against direct indexing of a reoriented array."""
     rng = np.random.default_rng(0)
     values, labels = rng.integers(-300, 400, (5, 6, 7)).astype(np.int16), rng.integers(0, 3, (5, 6, 7)).astype(np.uint8)
-    affine = np.diag([-1.0, 1.0, 2.0, 1.0])  # the first axis goes to the left
+    affine = np.diag([-1.0, 1.0, 2.0, 1.0])  # The first axis points to the left.
     for kind, array in (("image", values), ("mask", labels)):
         nibabel.save(nibabel.Nifti1Image(array, affine), tmp_path / f"{kind}_7.nii.gz")
     splits = {"train": {"image": "image_{patient}.nii.gz", "mask": "mask_{patient}.nii.gz"}}
     classes = [{"name": name} for name in ("background", "liver", "spleen")]
     volumes = {"plane": plane, "window": [-160, 240]}
     samples = DenseData(classes=classes, splits=splits, root=str(tmp_path), volumes=volumes).open(["train"])
-    values, labels = values[::-1], labels[::-1]  # now to the right
+    values, labels = values[::-1], labels[::-1]  # The first axis points to the right.
     axis = {"sagittal": 0, "coronal": 1, "axial": 2}[plane]
     assert len(samples) == values.shape[axis]
     for index in (0, 3):
@@ -286,7 +286,7 @@ def test_volume_channels_and_foreground_are_used(tmp_path):
     samples = DenseData.from_dict(config | {"volumes": {"percentiles": [0, 100]}}).open(["train"])
     assert [samples[index]["id"] for index in range(len(samples))] == ["p1/axial_0002", "p1/axial_0003"]
     image = samples[0]["images"][0]
-    # Black and white are each channel's own least and largest value that is not 0.
+    # Black and white are the smallest and largest non-zero value of each channel.
     assert torch.equal(image[0], image[1]) and torch.equal(image[0], image[2])
     assert image[0].float().mean() == pytest.approx(
         255 * (np.linspace(1, 101, 64).reshape(4, 4, 4)[..., 1] - 1).mean() / 100, abs=1

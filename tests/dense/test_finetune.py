@@ -250,7 +250,7 @@ def test_two_processes_score_like_one(tmp_path):
         scores.append({key: value for key, value in metrics.items() if "iou" in key or "accuracy" in key})
     assert len(scores[0]) == 3 + 2 * 7
     assert scores[0] == scores[1]
-    # The statistics of batch norm differ between processes that train; what is scored is what is saved.
+    # Batch norm statistics differ between training processes. The saved statistics are scored.
     assert scores[0] == {key: value for key, value in trained["test"].items() if key in scores[0]}
 
 

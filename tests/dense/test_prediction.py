@@ -122,7 +122,7 @@ def test_pair_windows_are_predicted_together():
 
 
 def test_bfloat16_logits_are_summed_in_float32():
-    value = torch.tensor(3.015625)  # exact in bfloat16; its double and triple are not
+    value = torch.tensor(3.015625)  # Exact in bfloat16, but two and three times the value are not.
     logits = sliding_window(lambda image: image.bfloat16(), torch.full((1, 1, 40, 40), value), window=20, stride=4)
     torch.testing.assert_close(logits, torch.full_like(logits, value), rtol=1e-6, atol=0)
 
@@ -552,7 +552,7 @@ processor = ViTPSegmentationImageProcessor(input_spec={"percentiles": [2, 98]})
 torch.manual_seed(0)
 start = time.time()
 predict_large(Model(3, 2, 1), processor, "scene.tif", "classes.tif", window=1024, stride=960)
-# Not ru_maxrss, which a new process takes over from the one that started it.
+# ru_maxrss is not used, because a new process inherits it from its parent.
 peak = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM"))
 print(time.time() - start, int(peak.split()[1]) * 1024)
 """

@@ -19,7 +19,7 @@ MOVES = {
     "resize_160_keep_ratio": lambda sample: resized(sample, 160),
     **{f"rotate_{angle}": lambda sample, angle=angle: turned(sample, angle) for angle in (37, -120, 90)},
 }
-# Theirs mirrors boxes to width - x - 1, one pixel off where coordinates are continuous.
+# mmrotate flips boxes to width - x - 1, which is one pixel off in continuous coordinates.
 ONE_OFF = {"flip_horizontal": (1, 0), "flip_vertical": (0, 1), "flip_diagonal": (1, 1)}
 
 
@@ -31,7 +31,7 @@ def test_transforms_equal_mmrotate(name):
     assert torch.equal(sample.labels, fixture[f"{name}.labels"])
     expected = corners(fixture[f"{name}.boxes"]) + torch.tensor(ONE_OFF.get(name, (0, 0)))
     found = corners(smallest_rectangles(sample.corners))
-    # The same rectangle may start at another corner.
+    # Equal rectangles may start at different corners.
     apart = [(found.roll(start, 1) - expected).abs().amax((1, 2)) for start in range(4)]
     assert torch.stack(apart).amin(0).max() < 1e-4
     difference = (sample.image.float() - fixture[f"{name}.image"].permute(2, 0, 1).float()).abs().mean()

@@ -27,7 +27,7 @@ WHOLE = [
 
 @pytest.mark.parametrize("name", [*PUBLISHED, "nuclei_oriented", "aerial_trees_boxes"])
 def test_configuration_has_published_settings(name, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)  # where the backbone is that it starts from
+    monkeypatch.chdir(tmp_path)  # The folder of the backbone.
     (tmp_path / "outputs/remote_sensing_paper/backbone").mkdir(parents=True)
     own = DetectionArguments, DetectionSettings, BackboneArguments
     words = ["--config", str(CONFIGS / f"{name}.yaml"), "--output_dir", str(tmp_path)]

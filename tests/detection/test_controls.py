@@ -59,7 +59,7 @@ def test_detections_are_swapped_between_images(task):
     scores = blind_scores(trainer, items)
     assert {key for key in scores if key.endswith("map_50")} == {f"swapped_{begin}map_50" for begin in trainer.metrics}
     assert all(scores[f"swapped_{begin}map_50"] == 0 for begin in trainer.metrics)
-    # Images that have the same in the same place are as good with one another's, though of another size.
+    # Swapping is lossless for images with equal objects in relative coordinates.
     alike = [sample(f"b{index}", size, apart[0]) for index, size in enumerate(SIZES)]
     scores = blind_scores(trainer_of(task, alike), alike)
     assert all(scores[f"swapped_{begin}map_50"] == pytest.approx(1) for begin in trainer.metrics)

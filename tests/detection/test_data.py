@@ -117,7 +117,7 @@ def test_outlines_become_masks(tmp_path):
         assert item["masks"].dtype == torch.uint8 and item["masks"].shape == (len(item["labels"]), HEIGHT, WIDTH)
         for mask, (_, corners) in zip(item["masks"].numpy(), written[item["id"]], strict=True):
             drawn = draw_mask(corners)
-            # OpenCV draws the border of a polygon too, COCO's own reader does not.
+            # OpenCV also draws the border of a polygon, the COCO reader does not.
             assert ((mask & drawn).sum() / (mask | drawn).sum()) > 0.75
 
 
@@ -143,7 +143,7 @@ def test_tile_masks_need_little_memory(tmp_path):
     masks = objects.masks((2048, 2048), (1000, 1000, 1100, 1100))
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
-    assert masks.sum() > 0 and peak < 3 * 2048**2  # one mask of the image, and those of the tile
+    assert masks.sum() > 0 and peak < 3 * 2048**2  # One mask of the image, and the masks of the tile.
 
 
 def test_rows_with_any_column_names_are_read(tmp_path):
@@ -252,7 +252,7 @@ def test_windows_have_their_objects(tmp_path):
 def test_upright_boxes_are_clipped_to_window(tmp_path):
     """Check that upright boxes are clipped to their window, and oriented boxes are not."""
     write_dota(tmp_path, IMAGES)
-    box = np.array([[40.0, 4], [52, 4], [52, 20], [40, 20]])  # of which two thirds are in the first window
+    box = np.array([[40.0, 4], [52, 4], [52, 20], [40, 20]])  # Two thirds of the box are in the first window.
     line = " ".join(f"{value:g}" for value in box.flatten())
     (tmp_path / "annfiles" / "a_001.txt").write_text(f"{line} {NAMES[0]} 0\n")
     tile = {"size": 48, "overlap": 16, "min_object_share": 0.5}

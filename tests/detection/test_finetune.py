@@ -88,7 +88,7 @@ def test_run_saves_model_scores_and_figures(tmp_path, task):
         path.name for path in out.iterdir()
     }
     metrics = json.loads((out / "metrics.json").read_text())
-    assert metrics["train_images"] == 4  # the one without objects is left out
+    assert metrics["train_images"] == 4  # The image without objects is left out.
     assert sum(metrics["train_objects"].values()) > 0 and set(metrics["train_objects"]) == set(NAMES)
     expected = {"horizontal": ["test_map_50", "test_map_small"], "oriented": ["test_map", "test_ap_50/ship"]}
     for name in expected.get(task, ["test_box_map", "test_mask_map_75"]):
@@ -100,7 +100,7 @@ def test_run_saves_model_scores_and_figures(tmp_path, task):
     assert model.config.id2label == dict(enumerate(NAMES))
     state = json.loads((out / "checkpoint-4" / "trainer_state.json").read_text())
     rates = [entry["learning_rate"] for entry in state["log_history"] if "learning_rate" in entry]
-    # Two steps of warm-up from a half; an epoch has two steps, after which the rate is a tenth.
+    # Two warmup steps from one half. An epoch has two steps, after which the rate is one tenth.
     assert rates == pytest.approx([0.5e-3, 0.75e-3, 1e-4, 1e-4])
 
 
@@ -152,7 +152,9 @@ def test_two_processes_equal_one(tmp_path):
     """Check two processes without random draws. Five images give three steps of two."""
     more = {"head": HEAD | {"roi_samples": 500, "rpn_samples": 5000}, "per_device_train_batch_size": 1}
     more |= {"optim": "sgd", "learning_rate": 1e-2, "empty_share": 1.0, "save_steps": 2, "drop_path_rate": 0.0}
-    scored_with = {"metric_options": {"iou_thresholds": [0.05], "interpolation": "area"}}  # or nothing is found yet
+    scored_with = {
+        "metric_options": {"iou_thresholds": [0.05], "interpolation": "area"}
+    }  # With a higher threshold no detection matches.
     more |= scored_with
     two = configure(tmp_path / "two", "oriented", **more)
     process = launch(2, tmp_path / "output.txt", "detection_run.py", *two)

@@ -77,7 +77,7 @@ def test_one_stage_detector_trains_and_loads(tmp_path, detector):
         logits = model(torch.tensor(pixels, dtype=torch.float32).permute(2, 0, 1)[None]).logits
     assert found[0]["score"] == pytest.approx(logits.sigmoid().max().item(), abs=1e-3)
 
-    # A second run starts from the model that the first one left, and only scores it.
+    # A second run scores the model of the first run without training.
     again = {"output_dir": str(tmp_path / "again"), "from_scratch": None, "model_name_or_path": str(out)}
     assert main(configure(tmp_path, detector, **again, do_train=False)) == 0
     scores = [json.loads((tmp_path / name / "metrics.json").read_text())["test"] for name in ("out", "again")]

@@ -374,7 +374,9 @@ def test_windows_without_data_are_skipped(written, tmp_path, monkeypatch):
     image[:, :, :100] = 0
     path = write_tiff(tmp_path / "scene.tif", image, nodata=0)
     with monkeypatch.context() as patch:
-        killed_after(model, patch, 2)  # batches; of three windows in each of the two rows, the first has none
+        killed_after(
+            model, patch, 2
+        )  # Two batches are left, because one of three windows in each of the two rows has no data.
         options = {**WINDOWS, "batch_size": 2}
         detect_large(model, ViTPDetectionImageProcessor(), path, tmp_path / "objects.json", **options)
     assert json.loads((tmp_path / "objects.json").read_text())["annotations"]
@@ -456,7 +458,7 @@ class Model(torch.nn.Module):
 torch.manual_seed(0)
 start = time.time()
 detect_large(Model(), ViTPDetectionImageProcessor(), "scene.tif", "objects.geojson")
-# Not ru_maxrss, which a new process takes over from the one that started it.
+# ru_maxrss is not used, because a new process inherits it from its parent.
 peak = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM"))
 print(time.time() - start, int(peak.split()[1]) * 1024)
 """

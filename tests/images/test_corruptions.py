@@ -109,7 +109,7 @@ def test_noise_has_standard_deviation(severity):
     difference = corrupt(gray(128), "gaussian_noise", severity, seed=severity).astype(float) - 128
     sigma = 255 * [0.04, 0.05, 0.06, 0.07, 0.08][severity - 1]
     assert abs(difference.mean()) < 5 * sigma / math.sqrt(difference.size)
-    # Rounding adds the variance of a uniform value; five standard errors.
+    # Rounding adds the variance of a uniform value. The tolerance is five standard errors.
     assert difference.std() == pytest.approx(math.sqrt(sigma**2 + 1 / 12), rel=5 / math.sqrt(2 * difference.size))
     assert abs(np.corrcoef(difference[..., 0].ravel(), difference[..., 1].ravel())[0, 1]) < 0.02
 
@@ -219,7 +219,7 @@ def test_motion_matrix_moves_marker(name, severity, shape):
     corrupted = corrupt(image, name, severity, seed=2)[..., 0].astype(float)
     rows, columns = np.indices(shape)
     at = lambda places, size: ((places + 0.5) * corrupted).sum() / corrupted.sum() / size * 2 - 1  # noqa: E731
-    mirrored = name != "scale" and (corrupted > 127).sum() > 80  # a reflection of the mark is in the picture
+    mirrored = name != "scale" and (corrupted > 127).sum() > 80  # The image contains a reflection of the marker.
     if not mirrored:
         assert at(columns, width) == pytest.approx(x, abs=0.02)
         assert at(rows, height) == pytest.approx(y, abs=0.02)
@@ -286,7 +286,7 @@ def test_labels_move_with_image(name, severity, shape):
     assert found.dtype == np.uint8
     kernel = np.ones((3, 3), np.uint8)
     is_pure = cv2.dilate(found, kernel) == cv2.erode(found, kernel)
-    if name == "translation":  # by whole pixels: nothing is mixed
+    if name == "translation":  # A shift by whole pixels does not mix colors.
         is_pure[:] = True
     is_pure &= found != OUTSIDE
     assert is_pure.mean() > 0.12
@@ -306,7 +306,7 @@ def test_moved_labels_equal_loop(name, height, width, severity, seed):
     for row in range(height):
         for column in range(width):
             x, y = column + 0.5 - width / 2, row + 0.5 - height / 2
-            if name == "rotation":  # back, clockwise, with y down
+            if name == "rotation":  # The inverse, clockwise rotation, with y down.
                 x, y = x * math.cos(angle) - y * math.sin(angle), x * math.sin(angle) + y * math.cos(angle)
             elif name == "scale":
                 x, y = x / factor, y / factor
@@ -314,7 +314,7 @@ def test_moved_labels_equal_loop(name, height, width, severity, seed):
                 x, y = x - math.copysign(shift, matrix[0, 2]), y - math.copysign(shift, matrix[1, 2])
             x, y = x + width / 2, y + height / 2
             if min(abs(x - round(x)), abs(y - round(y))) < 1e-6:
-                continue  # between two pixels: either is right
+                continue  # Between two pixels, both are correct.
             inside = 0 <= x < width and 0 <= y < height
             assert found[row, column] == (labels[int(y), int(x)] if inside else OUTSIDE)
 

@@ -111,7 +111,7 @@ def test_monochrome1_gives_same_image(spec):
     pictures = []
     for is_inverted in (False, True):
         dataset = pydicom.dcmread(CT)
-        if is_inverted:  # the same brightness at both ends of the window
+        if is_inverted:  # MONOCHROME1 swaps black and white.
             turned = (80 if "window" in spec else 0) - hounsfield() - float(dataset.RescaleIntercept)
             dataset.PixelData = turned.astype(np.int16).tobytes()
             dataset.PhotometricInterpretation = "MONOCHROME1"

@@ -25,7 +25,7 @@ COLORS = RNG.integers(0, 256, (HEIGHT, WIDTH, 3), dtype=np.uint8)
 ALPHA = np.full((HEIGHT, WIDTH), 255, dtype=np.uint8)
 ALPHA[:8] = RNG.integers(0, 256, (8, WIDTH))
 ALPHA[:, :9] = 0
-COLORS[ALPHA == 0] = 0  # as mosaics have it
+COLORS[ALPHA == 0] = 0  # Mosaics have 0 in transparent pixels.
 SPEC = {"percentiles": [2, 98]}
 ENCODING = LabelEncoding([{"name": "a"}, {"name": "b"}])
 RGBA, LA = np.dstack([COLORS, ALPHA]), np.dstack([COLORS[..., 0], ALPHA])
@@ -77,7 +77,7 @@ TRANSPARENT = {
 }
 
 
-# Of WebP and JPEG 2000 training takes the percentiles of all pixels.
+# Training computes percentiles of WebP and JPEG 2000 from all pixels.
 WITHOUT_PERCENTILES = [(name, spec) for name in TRANSPARENT for spec in (None, {"window": [20, 180]}, {"bands": [0]})]
 WITH_PERCENTILES = [(name, {"percentiles": [10, 90]}) for name in TRANSPARENT if name.endswith(("tif", "png"))]
 

@@ -65,6 +65,6 @@ def test_normalized_equals_image_processor(settings):
     image = np.random.default_rng(0).integers(0, 256, (24, 32, number), dtype=np.uint8)
     found = normalized(to_pixels(image, spec), processor)
     wanted = processor(image, input_data_format="channels_last", return_tensors="pt")["pixel_values"][0]
-    step = wanted.float().diff().abs().max() / 255  # of 8 bits, to which colors are rounded
+    step = wanted.float().diff().abs().max() / 255  # One step of 8 bits, to which colors are rounded.
     assert found.dtype == torch.float32
     torch.testing.assert_close(found, wanted.float(), atol=float(step), rtol=0)

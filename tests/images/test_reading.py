@@ -111,7 +111,7 @@ def expected(processor, bands, spec=None):
 
 
 def test_16_bit_png_keeps_bits(tmp_path, processor):
-    pixels = RNG.integers(20000, 20255, (40, 60, 3), dtype=np.uint16)  # of which the high bytes are all but the same
+    pixels = RNG.integers(20000, 20255, (40, 60, 3), dtype=np.uint16)  # The high bytes are nearly constant.
     write_deep_png(tmp_path / "a.png", pixels)
     bands = pixels.transpose(2, 0, 1)
     spec = {"window": [20000, 20255]}
@@ -176,7 +176,7 @@ def test_tiff_orientation_is_applied(tmp_path, orientation):
         file = io.BytesIO()
         picture(30, 20).save(file, "PNG", exif=exif)
         upright = np.asarray(PIL.ImageOps.exif_transpose(PIL.Image.open(file)))
-        assert np.array_equal(turn(shallow, orientation), upright)  # by Pillow's own turning
+        assert np.array_equal(turn(shallow, orientation), upright)  # Rotation by Pillow.
         whole = turn(array, orientation)
         assert np.array_equal(read_image(path, None), whole)
         assert np.array_equal(read_image(path, (2, 3, 12, 13)), whole[3:13, 2:12])
@@ -244,7 +244,7 @@ def test_tiff_equals_pillow_in_rows_and_files(tmp_path, kind):
     else:
         with pytest.raises(ValueError, match="a.tif stores"):
             read_image(path, (3, 5, 30, 29))
-    if kind == "palette":  # of a mask, the numbers
+    if kind == "palette":  # Masks are read as palette indices.
         assert np.array_equal(read_image(path, None, as_stored=True), np.asarray(PIL.Image.open(path)))
 
 
@@ -259,7 +259,7 @@ def test_jpeg_2000_keeps_units(tmp_path, bits, count):
     with rasterio.open(path, "w", **profile, NBITS=bits, REVERSIBLE="YES", QUALITY=100) as file:
         file.write(bands)
     if bits == 8 and count == 4:
-        return  # as Pillow takes it, with transparency
+        return  # Pillow reads the fourth band as transparency.
     wanted = bands[0] if count == 1 else bands.transpose(1, 2, 0)
     for window in (None, (8, 4, 40, 36)):
         left, top, right, bottom = window or (0, 0, 72, 64)
@@ -375,7 +375,7 @@ def test_windows_cover_axis_and_end_with_it(length, window, data):
     assert covered.min() >= 1
     assert starts[0] == 0 and starts[-1] + min(window, length) == length
     assert starts == sorted(set(starts)) and all(start == index * stride for index, start in enumerate(starts[:-1]))
-    assert len(starts) == 1 + -(-max(length - window, 0) // stride)  # no more than are needed
+    assert len(starts) == 1 + -(-max(length - window, 0) // stride)  # The smallest possible number of windows.
 
 
 PNG = encoded_image(picture(30, 20))
@@ -405,7 +405,7 @@ def server():
                     threading.Event().wait(0.05)
                 self.wfile.write(PNG)
             except OSError:
-                pass  # the client has gone
+                pass  # The client closed the connection.
 
         def log_message(self, *_):
             pass

@@ -28,7 +28,7 @@ def test_series_equals_pydicom():
     assert nibabel.aff2axcodes(volume.affine) == ("L", "P", "S")
     assert volume.spacing("axial") == pytest.approx((2.5, 0.488281, 0.488281))
     assert volume.spacing("coronal") == pytest.approx((0.488281, 2.5, 0.488281))
-    # The first row of an axial slice is the front, its first column the right of the patient, who is seen from above.
+    # The first row of an axial slice is anterior, its first column is the right of the patient.
     np.testing.assert_array_equal(volume.cut("axial", 1), values_of(CT_SERIES)[1][:, ::-1])
 
 

@@ -50,7 +50,7 @@ def test_rotated_boxes_score_like_mmrotate(iou, interpolation, places):
         metric.add(prediction=side(image, "scores"), reference=side(f"{image}.gt"))
     result = metric.compute()
     assert result["map"] == pytest.approx(expected["map"], abs=1e-6)
-    # mmrotate calls a class without objects 0, and leaves it out of the mean.
+    # mmrotate scores a class without objects 0 and leaves it out of the mean.
     values = [nan if not number else value for value, number in zip(expected["per_class"], expected["num_gts"])]
     np.testing.assert_allclose(result[f"per_category_ap_{100 * iou:g}"], values, rtol=0, atol=1e-6)
 
@@ -212,7 +212,7 @@ def test_coco_scores_equal_pycocotools(masks):
     assert list(result)[:12] == (
         "map map_50 map_75 map_small map_medium map_large mar_1 mar_10 mar_100 mar_small mar_medium mar_large".split()
     )
-    expected[expected == -1] = nan  # no object is so large
+    expected[expected == -1] = nan  # pycocotools returns -1 without objects of a size.
     np.testing.assert_allclose(list(result.values())[:12], expected, rtol=0, atol=1e-12)
     by_class = [values[values > -1].mean() if (values > -1).any() else nan for values in precision.transpose(2, 0, 1)]
     np.testing.assert_allclose(result["per_category_ap"], by_class, rtol=0, atol=1e-12)
@@ -232,7 +232,7 @@ def test_masks_may_be_run_lengths():
 def test_order_of_images_does_not_matter(name):
     predictions, references = a_data_set()
     for prediction in predictions:
-        prediction["scores"] = np.round(prediction["scores"], 1)  # many are equal
+        prediction["scores"] = np.round(prediction["scores"], 1)  # Many scores are equal.
     results = []
     for order in (range(10), reversed(range(10))):
         metric = load(name)

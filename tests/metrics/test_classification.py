@@ -27,7 +27,7 @@ def metrics():
 def test_single_label_scores_equal_scikit_learn(metrics, seed, number, occurring):
     """Check also classes that do not occur or are not predicted, ties, and few images."""
     random = np.random.default_rng(seed)
-    scores = random.integers(0, 4, (number, 4)) / 4 + np.arange(4) / 100  # in each row one is the highest
+    scores = random.integers(0, 4, (number, 4)) / 4 + np.arange(4) / 100  # The highest score of each row is unique.
     labels = random.integers(0, occurring, number)
     found = scores.argmax(1)
     result = metrics[False].compute(predictions=scores, references=labels)

@@ -107,7 +107,7 @@ def test_dice_equals_a_loop(metrics, maps, cases, given_cases):
         "per_category_dice_by_case": of_cases,
     }
     metric = metrics["dice"]
-    for place, case in enumerate(cases):  # one batch each: a case is in several batches
+    for place, case in enumerate(cases):  # One map per batch, so a case is in several batches.
         ids = {"case_ids": [case]} if given_cases else {}
         metric.add_batch(predictions=[maps[0][place]], references=[maps[1][place]], **ids)
     check(metric.compute(), expected)

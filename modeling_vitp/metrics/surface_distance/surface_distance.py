@@ -127,9 +127,9 @@ class SurfaceDistance(base.DistributedMetric):
             for case, slices in part.items():
                 cases.setdefault(case, {}).update(slices)
         numbered = list(enumerate(cases.items()))
-        mine = {number: self._measure(*case) for number, case in numbered[self.process_id :: self.num_process]}
+        own_scores = {number: self._measure(*case) for number, case in numbered[self.process_id :: self.num_process]}
         measured = {}
-        for part in base.gather_parts(mine, self.num_process, self.name):
+        for part in base.gather_parts(own_scores, self.num_process, self.name):
             measured |= part
         scores = np.stack([measured[number] for number, _ in numbered])
         surface_dice, hausdorff, missed = scores.swapaxes(0, 1)
