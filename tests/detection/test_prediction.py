@@ -374,9 +374,8 @@ def test_windows_without_data_are_skipped(written, tmp_path, monkeypatch):
     image[:, :, :100] = 0
     path = write_tiff(tmp_path / "scene.tif", image, nodata=0)
     with monkeypatch.context() as patch:
-        killed_after(
-            model, patch, 2
-        )  # Two batches are left, because one of three windows in each of the two rows has no data.
+        # The model is called twice, because the first of three windows in each of the two rows has no data.
+        killed_after(model, patch, 2)
         options = {**WINDOWS, "batch_size": 2}
         detect_large(model, ViTPDetectionImageProcessor(), path, tmp_path / "objects.json", **options)
     assert json.loads((tmp_path / "objects.json").read_text())["annotations"]
