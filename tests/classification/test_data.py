@@ -78,7 +78,7 @@ def test_class_without_training_images_is_refused(caplog):
 
 def test_empty_class_folder_is_refused(folders):
     (folders / "train" / "swamp").mkdir()
-    with pytest.raises(ValueError, match="'swamp' .*train/swamp"):
+    with pytest.raises(ValueError, match="'swamp'.*train/swamp"):
         opened({"root": str(folders)})
 
 
