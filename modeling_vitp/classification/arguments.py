@@ -51,5 +51,5 @@ class ClassificationArguments(SplitArguments):
         if self.dataset_name is not None:
             self.data = {**(self.data or {}), "dataset_name": self.dataset_name}
         if not self.data and self.data_root is None:
-            raise ValueError("No training data. Set `data_root` (a folder of images), `dataset_name` or `data`.")
+            raise ValueError("Expected a data set. Set `data_root` (a folder of images), `dataset_name` or `data`.")
         super().__post_init__()

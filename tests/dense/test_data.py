@@ -68,7 +68,7 @@ def test_levir_cd_pairs_are_read(tmp_path):
 
 def test_unknown_mask_values_are_refused(tmp_path):
     data = labelled_folder(tmp_path, {"a": small_mask(0, 1), "b": small_mask(0, 7, 7)})
-    with pytest.raises(ValueError, match=r"masks/b.png has 2 pixel\(s\) .*1 .*value\(s\): 7"):
+    with pytest.raises(ValueError, match="masks/b.png has 2 pixel.*: 7"):
         count_pixels(data.open(["train"]), data.encoding.names)
 
 
@@ -317,7 +317,7 @@ def test_bad_volumes_are_refused(tmp_path, what):
         "nan": "image_1.nii.gz has 1 values",
         "shape": r"mask_1.nii.gz has \(3, 4, 4\)",
         "affine": "affines of .*mask_1.nii.gz .*image_1.nii.gz",
-        "value": r"mask_1.nii.gz has 1 pixel\(s\) .*1 .*value\(s\): 7",
+        "value": "mask_1.nii.gz has 1 pixel.*: 7",
         "fraction": "mask_1.nii.gz .*integer",
         "broken": "mask_1.nii.gz cannot be read",
     }

@@ -130,8 +130,8 @@ def test_bfloat16_logits_are_summed_in_float32():
 @pytest.mark.parametrize(
     "arguments, message",
     [
-        ({"window": 8, "stride": 9}, r"stride \(9, 9\) must be at least 1 and at most the window"),
-        ({"window": 8, "stride": (4, 0)}, r"stride \(4, 0\) must be at least 1"),
+        ({"window": 8, "stride": 9}, r"stride.*\(9, 9\)"),
+        ({"window": 8, "stride": (4, 0)}, r"stride.*\(4, 0\)"),
         ({"window": 8, "stride": 4, "batch_size": 0}, "batch_size.*0"),
         ({"window": 8, "stride": 4, "predict": lambda image: image[..., ::2]}, r"predict.*\(8, 8\)"),
         ({"window": 8, "stride": 4, "images": torch.zeros(3, 20, 20)}, r"\(batch, channels, height, width\)"),
