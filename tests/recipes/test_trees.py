@@ -28,7 +28,7 @@ from modeling_vitp.recipes.data.build_tree_masks import (
 from modeling_vitp.recipes.tasks.trees import answers as asking
 from modeling_vitp.recipes.tasks.trees import evaluation, instructions, views
 from modeling_vitp.recipes.tasks.trees.answers import losses_with_own_and_other_images
-from modeling_vitp.recipes.tasks.trees.downstream import label_subset, labelled_rows, split_held_out, write_splits
+from modeling_vitp.recipes.tasks.trees.downstream import label_subset, labeled_rows, split_held_out, write_splits
 from modeling_vitp.vrl import keyed_generator
 
 WORDS = {"top left": (0, 0), "top right": (0, 1), "bottom left": (1, 0), "bottom right": (1, 1)}
@@ -529,7 +529,7 @@ def test_held_out_ground_is_in_no_window(aerial_trees):
 
 def test_part_is_written_once_with_images(aerial_trees, tmp_path):
     part = {
-        "train": labelled_rows(aerial_trees["train"], 0.1, 2),
+        "train": labeled_rows(aerial_trees["train"], 0.1, 2),
         "second_scene": aerial_trees["test"].select(range(2)),
     }
     folder = write_splits(part, tmp_path / "part")

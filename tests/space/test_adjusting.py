@@ -45,7 +45,7 @@ def test_volumes_that_would_fill_the_disk_or_are_none_are_refused(volume, tmp_pa
     check_header(path)
     (tmp_path / "bomb.nii.gz").write_bytes(gzip.compress(gzip.decompress(path.read_bytes()) + bytes(5_000_000)))
     monkeypatch.setattr(limits, "VOLUME_BYTES", 2_000_000)
-    with pytest.raises(UnreadableImage, match="bomb.nii.gz would be 2 MB unpacked|bomb.nii.gz would be"):
+    with pytest.raises(UnreadableImage, match="bomb.nii.gz has . MB when unpacked"):
         check_header(tmp_path / "bomb.nii.gz")
     (tmp_path / "text.nii").write_text("no volume")
     with pytest.raises(Exception, match="text.nii cannot be read") as caught:
@@ -78,7 +78,7 @@ def test_bands_and_percentiles_are_those_that_are_asked_for(tmp_path):
         assert np.abs(rgb[..., channel] - expected).max() <= 1
     assert "bands 5, 1, 2 of 5" in note and "percentiles 10 to 90" in note
     for bands in ("1, 2", "0", "red", "1;2;3;4"):
-        with pytest.raises(ValueError, match="Bands are one number or three"):
+        with pytest.raises(ValueError, match="band numbers"):
             adjustment_of(50, "as the file says", bands, 2, 98)
 
 
@@ -110,7 +110,7 @@ def test_a_window_of_a_scene_is_read_at_its_own_size_and_kept_inside(tmp_path, s
     scene_of(path, values) if suffix == "tif" else Image.fromarray(values).save(path)
     rgb, note = open_pixels(path, max_side=60, adjustment=Adjustment(part=10, center=(50, 25)))
     np.testing.assert_array_equal(rgb[..., 0], values[80:120, 270:330])
-    assert "60 × 40 pixels" in note and "from 270, 80 on" in note
+    assert "60 × 40 pixels" in note and "window from 270, 80" in note
     corner, _ = open_pixels(path, max_side=60, adjustment=Adjustment(part=10, center=(100, 0)))
     np.testing.assert_array_equal(corner[..., 0], values[:40, 540:])
     assert open_pixels(path, max_side=60)[0].shape == (40, 60, 3)

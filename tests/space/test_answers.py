@@ -182,7 +182,7 @@ def test_too_long_a_conversation_is_an_error(model, processor, image):
     inputs = encode(processor, [image], MESSAGES)
     model.config.text_config.max_position_embeddings = inputs["input_ids"].shape[1] + 10
     check_length(model, inputs, 10)
-    with pytest.raises(ValueError, match="start a new conversation"):
+    with pytest.raises(ValueError, match="limit of"):
         check_length(model, inputs, 11)
 
 

@@ -174,10 +174,10 @@ def test_changes_need_two_images_of_one_shape_and_are_drawn_on_the_second(models
     palette = np.array([ImageColor.getrgb(color) for color in COLORS])
     later = np.asarray(Image.open(scenes[1]).convert("RGB"))
     np.testing.assert_array_equal(np.asarray(shown), np.where(labels[..., None] == 0, later, palette[labels]))
-    with pytest.raises(gr.Error, match="finds changes: it needs a second image of the same ground"):
+    with pytest.raises(gr.Error, match="second image"):
         found_by(models, str(scenes[0]), None, "changes")
     picture(96, 40).save(tmp_path / "low.png")
-    with pytest.raises(gr.Error, match="different proportions, 96 × 80 and 96 × 40"):
+    with pytest.raises(gr.Error, match="96 × 80 and 96 × 40"):
         found_by(models, str(scenes[0]), str(tmp_path / "low.png"), "changes")
 
 
@@ -235,14 +235,14 @@ def test_a_detector_of_transformers_is_applied_as_its_pipeline_does(tmp_path, sc
 def test_what_cannot_be_applied_is_a_message(models, folder, scenes):
     scene = str(scenes[0])
     for name, image, message in (
-        (None, scene, "There is no model yet"),
-        ("cascade_rcnn", None, "There is no image yet"),
-        (TINY, scene, "is a full model, which was not fine-tuned"),
-        (str(folder), scene, "is no Hub id|is a folder"),  # not one of those that the app was started with
+        (None, scene, "No model is selected"),
+        ("cascade_rcnn", None, "No image is selected"),
+        (TINY, scene, "is a full model"),
+        (str(folder), scene, "Hub id|is a folder"),  # not one of those that the app was started with
     ):
         with pytest.raises(gr.Error, match=message):
             found_by(models, image, None, name)
     (folder / "bert").mkdir()
     (folder / "bert" / "config.json").write_text('{"model_type": "bert"}')
-    with pytest.raises(UnavailableModel, match="is a 'bert' model, which is no kind that can be opened"):
+    with pytest.raises(UnavailableModel, match="'bert'"):
         Models(TINY, fine_tuned=[str(folder / "bert")])

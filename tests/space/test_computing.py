@@ -173,7 +173,7 @@ def test_a_full_line_is_a_line_of_text(run, monkeypatch):
     monkeypatch.setattr(limits, "WAITING", 0)
     LINE.enter(task := computing.Task())
     try:
-        with pytest.raises(gr.Error, match="1 visitors are waiting, and there is no place left"):
+        with pytest.raises(gr.Error, match="1 visitors are waiting"):
             steps_of(run)
     finally:
         LINE.leave(task)

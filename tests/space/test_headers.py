@@ -50,7 +50,7 @@ def test_a_tiff_is_read_in_pieces_that_are_limited(tmp_path, monkeypatch):
         target.write(np.ones((4, 512, 600), np.uint16))
     monkeypatch.setattr(limits, "BLOCK_BYTES", 500_000)
     check_header(tmp_path / "tiles.tif")
-    with pytest.raises(UnreadableImage, match="pieces of 512 × 600 pixels, 1 MB at once"):
+    with pytest.raises(UnreadableImage, match="512 × 600 pixels, 1 MB"):
         check_header(tmp_path / "strip.tif")
 
 
@@ -60,7 +60,7 @@ def test_a_deflated_dicom_is_counted_without_being_kept(tmp_path, monkeypatch):
     plain.save_as(tmp_path / "deflated.dcm", enforce_file_format=True)
     check_header(tmp_path / "deflated.dcm")
     monkeypatch.setattr(limits, "BLOCK_BYTES", 10_000)
-    with pytest.raises(UnreadableImage, match="grows to more than 0 MB when inflated"):
+    with pytest.raises(UnreadableImage, match="more than 0 MB when inflated"):
         check_header(tmp_path / "deflated.dcm")
 
 
@@ -94,7 +94,7 @@ def test_what_comes_before_the_values_of_a_volume_is_limited(tmp_path, order, su
     struct.pack_into(f"{order}f", content, 108, 352 + 64e6)
     (tmp_path / f"b{suffix}").write_bytes(gzip.compress(content) if suffix == ".nii.gz" else bytes(content))
     tracemalloc.start()
-    with pytest.raises(UnreadableImage, match="has more than 1 MB before its values"):
+    with pytest.raises(UnreadableImage, match="more than 1 MB before its values"):
         check_header(tmp_path / f"b{suffix}")
     assert tracemalloc.get_traced_memory()[1] < 5e6
     tracemalloc.stop()

@@ -69,7 +69,7 @@ def test_an_image_of_other_bands_is_refused_in_a_line(folder, scene, tmp_path):
     with pytest.raises(ValueError, match=r"takes 5 bands \(B2, B3, B4, B8, B11\), but the image has 3") as caught:
         list(look(models, str(tmp_path / "photo.png"), ["bands"], VIEW))
     assert "\n" not in str(caught.value)
-    with pytest.raises(ValueError, match="bands takes 5 bands .* what is compared here is of red, green and blue"):
+    with pytest.raises(ValueError, match="bands takes 5 bands"):
         opened(models, ["bands"], None)
 
 

@@ -216,9 +216,9 @@ def test_two_images(client, saved):
     )
     assert len(changed) == 2 and all(one["mean"] < 0.999 for one in changed)
     assert Image.open(a).size == Image.open(b).size == (768, 576)
-    with pytest.raises(AppError, match="There is no image yet"):
+    with pytest.raises(AppError, match="No image was passed"):
         client.predict(saved(before), None, api_name="/two_images")
-    with pytest.raises(AppError, match="different proportions, 64 × 48 and 64 × 64"):
+    with pytest.raises(AppError, match="64 × 48 and 64 × 64"):
         client.predict(saved(before), saved(picture(64, 64), "b.png"), api_name="/two_images")
 
 
@@ -248,13 +248,13 @@ def truncated_png():
 @pytest.mark.parametrize(
     "name, content, complaint",
     [
-        ("text.jpg", b"This is no image.\n", "no image that can be opened"),
+        ("text.jpg", b"This is not an image.\n", "cannot be opened"),
         ("cut.png", truncated_png(), "damaged"),
         ("bomb.png", png_of(60_000, 60_000), "too large"),
         ("bomb.png", png_of(13_300, 13_300), "13,300 × 13,300"),
         ("wide.png", png_of(30_000, 10), "30,000 × 10"),
         ("empty.tif", b"", "empty"),
-        ("<img src=x onerror=alert(1)>.jpg", b"<script>alert(1)</script>", "no image that can be opened"),
+        ("<img src=x onerror=alert(1)>.jpg", b"<script>alert(1)</script>", "cannot be opened"),
     ],
 )
 def test_bad_uploads_get_a_message_and_the_app_goes_on(client, saved, tmp_path, name, content, complaint):
@@ -324,9 +324,9 @@ def test_twenty_requests_at_once_are_queued_and_none_is_lost(client, saved):
 class TestModels:
     def test_the_app_starts_with_the_quickstart_of_the_user_or_else_the_packed_one(self, tmp_path, monkeypatch):
         monkeypatch.chdir(tmp_path)
-        assert Models().place(Models().default) == str(PACKED) and Models().default == "quickstart"
+        assert Models().source(Models().default) == str(PACKED) and Models().default == "quickstart"
         shutil.copytree(PACKED, tmp_path / "outputs" / "quickstart")
-        assert Models().place(Models().default) == "outputs/quickstart"
+        assert Models().source(Models().default) == "outputs/quickstart"
 
     def test_folders_are_called_by_their_last_parts_and_never_by_where_they_lie(self, folder, tmp_path):
         for name in ("one", "two"):
@@ -378,7 +378,7 @@ class TestModels:
         config["model_type"] = "evil"
         config["auto_map"] = {"AutoConfig": "code.ViTPVisionConfig", "AutoModel": "code.ViTPVisionModel"}
         (evil / "config.json").write_text(json.dumps(config))
-        with pytest.raises(UnavailableModel, match="is a 'evil' model"):
+        with pytest.raises(UnavailableModel, match="'evil'"):
             Models(TINY, backbones=[str(evil)])
         config["model_type"] = "internvl_vision"
         (evil / "config.json").write_text(json.dumps(config))
@@ -399,7 +399,7 @@ class TestModels:
             Models(max_gb=1e-9).backbone("tester/backbone")
         monkeypatch.setenv("HF_TOKEN", hub.token("read"))
         for name in ("no/such", "tester/private"):
-            with pytest.raises(UnavailableModel, match=f"no public model '{name}'"):
+            with pytest.raises(UnavailableModel, match=f"'{name}'"):
                 Models().backbone(name)
         assert Models(backbones=["tester/private"]).backbone("tester/private").model is not None
 
@@ -433,7 +433,7 @@ def test_the_app_runs_from_a_wheel_without_a_clone(tmp_path):
     code = (
         "import sys; from modeling_vitp.command.paths import SPACE; sys.path.insert(0, str(SPACE)); import app; "
         "from loading import Models; models = Models(); app.build_app(models); app.launch_options(); "
-        "print(models.default, models.place(models.default), SPACE)"
+        "print(models.default, models.source(models.default), SPACE)"
     )
     environment = os.environ | {"PYTHONPATH": str(tmp_path / "installed"), "HF_HUB_OFFLINE": "1"}
     run = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=environment, capture_output=True, text=True)

@@ -268,7 +268,7 @@ def test_the_first_page_shows_a_finding_without_a_click(browser, url, models):
         marked |= ((middle > y0) & (middle < y1))[:, None] & ((middle > x0) & (middle < x1))
     areas = [roc_auc_score(marked.ravel(), left[:, index]) for index in range(3)]
     best = max(max(area, 1 - area) for area in areas)
-    expect(page.locator("#finding")).to_contain_text("quickstart alone tells patches of the marked tree crowns")
+    expect(page.locator("#finding")).to_contain_text("component of quickstart separates patches of tree crowns")
     expect(page.locator("#finding")).to_contain_text(f"with an AUC of {best:.2f}")
     found = re.findall(r"0\.\d\d", page.locator("#finding").inner_text())
     assert float(found[0]) > float(found[1]) + 0.05
@@ -413,7 +413,7 @@ def test_domain_images_are_read_as_they_are_and_as_one_wants(page, tmp_path):
     upload(page, tmp_path / "sentinel.tif")
     expect(note).to_contain_text("bands 3, 2, 1 of 4")
     wait_for_map(page, is_like(np.stack([stretched(band) for band in (2, 1, 0)], -1)), shown)
-    page.get_by_text("How the image is read").click()
+    page.get_by_text("Reading of the image").click()
     enter(page, page.locator("#bands input, #bands textarea"), "4, 3, 2")
     expect(note).to_contain_text("bands 4, 3, 2 of 4")
     wait_for_map(page, is_like(np.stack([stretched(band) for band in (3, 2, 1)], -1)), shown)
@@ -499,7 +499,7 @@ def test_every_kind_of_model_opens(page, models):
     choose(page, "Model (any Hub id)", "deep")
     page.get_by_role("tab", name="Ask").click()
     upload(page, IMAGE, "#ask-image")
-    wait_for_message(page, "deep is a backbone, which answers nothing")
+    wait_for_message(page, "deep is a backbone and cannot answer")
 
 
 def test_the_drop_ratio_is_moved(page):
@@ -865,7 +865,7 @@ def test_everything_has_a_name(page):
 def test_what_is_no_image_gets_a_message_and_the_app_goes_on(page, tmp_path):
     (tmp_path / "text.jpg").write_text("This is no image.")
     upload(page, tmp_path / "text.jpg")
-    wait_for_message(page, "text.jpg is no image that can be opened")
+    wait_for_message(page, "text.jpg cannot be opened")
     shoot(page, "message_light")
     page.get_by_label("Trees, Florida").first.check()
     expect(page.locator("#map_a img")).to_be_visible()

@@ -21,7 +21,7 @@ def test_an_example_that_is_chosen_comes_before_the_upload(example, name):
     """And what Gradio adds to the inputs stays where the handler has it."""
     with gr.Blocks():
         image, model = image_input("image"), gr.Textbox()
-        handler, inputs = image.given(path_and_more, [model])
+        handler, inputs = image.with_path(path_and_more, [model])
     assert inputs == [image.upload, image.example, model]
     given = ["own.png", example, "quickstart", 1, 2]
     given, *_ = special_args(handler, given, event_data=gr.EventData(None, {}))

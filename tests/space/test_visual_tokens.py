@@ -76,7 +76,7 @@ def test_draw_depends_on_the_seed_alone(processor):
 
 
 def test_wrong_number_of_tiles_is_an_error(processor):
-    with pytest.raises(ValueError, match="2 × 3 tiles, which are not 5"):
+    with pytest.raises(ValueError, match="2 × 3 tiles, got 5"):
         token_maps(processor, (168, 112), 5)
 
 

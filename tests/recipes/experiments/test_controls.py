@@ -33,13 +33,13 @@ def test_views_equal_the_pretraining(quickstart):
     rows, transform, _, processor = quickstart
     collator = ViTPDataCollator(processor, vrl_drop_ratio=0.75, vrl_warmup_steps=5, seed=3, sample_transform=transform)
     views = Views(rows, Encoding(transform, processor.image_processor, 14), seed=3)
-    unlabelled = Views(rows, Encoding(transform, processor.image_processor, None), seed=3)
+    unlabeled = Views(rows, Encoding(transform, processor.image_processor, None), seed=3)
     for epoch, place in ((0, 1), (1, 1), (4, 22), (4, 38)):
         collator.set_epoch(epoch)
         batch = collator([{**rows[place], STEP: 0}])
         item = views[epoch, place]
         assert torch.equal(item["pixel_values"], batch["pixel_values"][0])
-        assert unlabelled[epoch, place].keys() == {"pixel_values", "id"}
+        assert unlabeled[epoch, place].keys() == {"pixel_values", "id"}
         # A map says of each cell which of its quarters are tree: bit by bit the labels of the four groups of patches.
         assert item["labels"].shape == (196,) and set(item["labels"].tolist()) <= {0, 1}
         text = processor.tokenizer.decode(batch["input_ids"][0])

@@ -111,7 +111,7 @@ def test_arms_record_only_their_settings(finished):
         config = yaml.safe_load((folder / "config.yaml").read_text())
         told = {"output_dir": str(folder), "seed": 0, **(settings or {})}
         if told.pop("label_share", None):
-            told["dataset_name"] = str(folder / "labelled")
+            told["dataset_name"] = str(folder / "labeled")
         assert config == base | told
     records = {}
     for arm, step in (("MAE", 3), ("supervised", 2), ("ViTP", 2)):
@@ -147,9 +147,9 @@ def test_rates_are_chosen_on_held_out_ground(finished):
 
 def test_few_labels_are_the_same_windows(finished):
     out, _, seen = finished
-    labelled = {name.replace("/", "_") for name in load_dataset(str(out / "seed_0/a_tenth/labelled"))["train"]["id"]}
+    labeled = {name.replace("/", "_") for name in load_dataset(str(out / "seed_0/a_tenth/labeled"))["train"]["id"]}
     few = [run["train"] for run in seen if not run["tunes"] and len(run["train"]) < 20]
-    assert len(few) == 2 * len(ARMS) and all(windows == labelled for windows in few)
+    assert len(few) == 2 * len(ARMS) and all(windows == labeled for windows in few)
 
 
 @pytest.mark.slow

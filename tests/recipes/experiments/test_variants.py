@@ -227,7 +227,7 @@ class Scores:
     def control(self, argv):
         return self.controls(argv)
 
-    def labelled(self, dataset_name, share, seed, folder):
+    def write_labeled(self, dataset_name, share, seed, folder):
         self.parts.append((dataset_name, share, seed, folder))
 
     def score(self, experiment, arm, seed, folder):
@@ -247,10 +247,10 @@ def test_arms_of_the_task(plan):
     assert pixels == {**BASE, "dataset_name": "rows", "objective": "mae", "max_steps": 30, "seed": 0} | {
         "output_dir": str(out / "pixels")
     }
-    assert fewer == {**BASE, "dataset_name": str(out / "fewer" / "labelled"), "seed": 0} | {
+    assert fewer == {**BASE, "dataset_name": str(out / "fewer" / "labeled"), "seed": 0} | {
         "output_dir": str(out / "fewer")
     }
-    assert task.parts[0] == ("rows", 0.1, 0, out / "fewer" / "labelled")
+    assert task.parts[0] == ("rows", 0.1, 0, out / "fewer" / "labeled")
     assert [run["IoU"] for run in metrics["runs"]] == [seed + len(arm) for seed in (0, 1) for arm in plan["arms"]]
 
 
