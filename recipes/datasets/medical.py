@@ -175,7 +175,7 @@ class OmniMedVQA(PublicSet):
     """OmniMedVQA, open-access images: multiple-choice questions about images of 42 data sets."""
 
     title = "OmniMedVQA, open access (Hu et al. 2024)"
-    license = "the licenses of its source data sets, which are listed on its page"
+    license = "the license of each data set that it contains, listed on its page"
     obtain = "https://huggingface.co/datasets/foreverbeliever/OmniMedVQA"
     paper_rows, released_rows = 89_000, 88_996
     caution = (

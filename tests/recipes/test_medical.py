@@ -66,7 +66,7 @@ def test_a_volume_goes_the_whole_way(tmp_path, write):
     pytest.importorskip("monai")
     root = tmp_path / "volumes"
     window, suffix = write(root)
-    names = ["background", "grey matter", "white matter"]
+    names = ["background", "gray matter", "white matter"]
     (tmp_path / "names.json").write_text(json.dumps(dict(zip("012", [None, *names[1:]]))))
 
     words = ["volumes", str(root), "--names", str(tmp_path / "names.json"), "--intensities", *map(str, window)]
@@ -118,5 +118,5 @@ def test_a_volume_goes_the_whole_way(tmp_path, write):
     written = json.loads((tmp_path / "maps" / "metrics.json").read_text())["test"]
     for name in ("mean_surface_dice", "mean_hausdorff_95", "mean_dice_by_case"):
         assert written[f"test_{name}"] == pytest.approx(scores[name], rel=1e-5), name
-    assert math.isfinite(written["test_hausdorff_95/grey matter"])
+    assert math.isfinite(written["test_hausdorff_95/gray matter"])
     assert "test_hausdorff_95/background" not in written

@@ -350,7 +350,7 @@ def test_overlapping_ground_is_refused(aerial_trees, split):
     place = {"scene": crop["scene"], "left": crop["left"] + crop["image"].size[0] - 1, "top": crop["top"] + 5}
     train = [{**row, **place} if row["id"] == moved["id"] else row for row in aerial_trees["train"]]
     leaking = {**aerial_trees, "train": Dataset.from_list(train, features=aerial_trees["train"].features)}
-    with pytest.raises(ValueError, match=f"{moved['id']} is trained on and shows ground of"):
+    with pytest.raises(ValueError, match=moved["id"]):
         instructions.prepare(leaking)
     place["left"] += 1000
     train = [{**row, **place} if row["id"] == moved["id"] else row for row in aerial_trees["train"]]
@@ -513,7 +513,7 @@ def test_label_subset_has_share_of_windows_and_trees(aerial_trees):
         assert 0.08 <= sum(trees[index] for index in chosen) / sum(trees) <= 0.12
     assert label_subset(trees, 1.0, 3) == list(range(20))
     assert len(label_subset(trees, 0.05, 0)) == 1
-    for share, message in ((0.0, "not above 0"), (0.05, "no 5% of the windows")):
+    for share, message in ((0.0, "got 0.0"), (0.05, "no 5% of the windows")):
         with pytest.raises(ValueError, match=message):
             label_subset([0, 100] * 10, share, 0)
 
@@ -523,7 +523,7 @@ def test_held_out_ground_is_in_no_window(aerial_trees):
     assert held_out["id"][:] == ["yellowstone/0_1960", "yellowstone/392_1960", "yellowstone/777_1960"]
     assert len(rows) == 14
     check_apart(rows, held_out)
-    with pytest.raises(ValueError, match="leaves 0 windows"):
+    with pytest.raises(ValueError, match="gives 0 training"):
         split_held_out(aerial_trees["second_scene"], "yellowstone_2", 0)
 
 
@@ -588,13 +588,13 @@ def test_test_pixels_are_scored_once(aerial_trees, tmp_path):
     for left, top, right, bottom in {*map(tuple, row["boxes"]), *reaching_in}:
         expected[max(top, 0) : max(bottom, 0), max(left, 0) : max(right, 0)] = True
     assert ((mask == TREE) == expected).all() and not (mask == UNKNOWN).any()
-    with pytest.raises(ValueError, match="several scenes"):
+    with pytest.raises(ValueError, match="one scene"):
         write_test(aerial_trees["train"], tmp_path)
 
 
 def test_training_on_tested_ground_is_refused(aerial_trees):
     check_apart(aerial_trees["train"], aerial_trees["test"])
-    with pytest.raises(ValueError, match=r"yellowstone/1609_0 is trained on and shows ground of yellowstone/1609_0"):
+    with pytest.raises(ValueError, match="yellowstone/1609_0"):
         check_apart(aerial_trees["test"], aerial_trees["test"])
 
 

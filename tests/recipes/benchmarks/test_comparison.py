@@ -30,7 +30,7 @@ def test_timm_and_the_plain_layers_give_our_features():
     for other in others:
         torch.testing.assert_close(other, ours, rtol=1e-4, atol=1e-5)
     comparison.check(dict(enumerate([ours, *others])))
-    with pytest.raises(AssertionError, match="apart"):
+    with pytest.raises(AssertionError, match="differ by"):
         comparison.check({"ours": ours, "other": ours + 1e-3})
 
 
@@ -63,7 +63,7 @@ def test_missing_library_has_a_row(tmp_path, monkeypatch):
         (peers.compare_features("vit_s", torch.float32, image_size=56), "timm"),
     ):
         rows = rows_of(comparison, dict.fromkeys(comparison.calls, [(1.0, 1.0)]))
-        assert rows[-1][1] == f"not here: pip install {package}" and all(len(row) == len(HEADER) for row in rows)
+        assert rows[-1][1] == f"not installed: pip install {package}" and all(len(row) == len(HEADER) for row in rows)
 
 
 def test_upernet_of_transformers_has_our_losses():

@@ -111,7 +111,7 @@ def test_unreadable_list_of_held_out_stops(name, tmp_path):
         with pytest.raises(ValueError, match=path.name):
             make(name, tmp_path / "data", tmp_path / "out")
         path.write_text('{"a": 1}\n' if path.suffix == ".jsonl" else "a\n1\n")
-        with pytest.raises(ValueError, match=f"{path.name}|files of .* are not as they were expected: KeyError"):
+        with pytest.raises(ValueError, match=f"{path.name}|unexpected form: KeyError"):
             make(name, tmp_path / "data", tmp_path / "out")
         path.write_bytes(content)
 
@@ -131,7 +131,7 @@ def test_object_without_expression_is_not_used(tmp_path, phrase):
     path.write_text(path.read_text().replace("The ship 0 at the pier", phrase))
     _, rows = make("dior_rsvg", tmp_path / "data", tmp_path)
     assert len(rows) == 2 and "<ref></ref>" not in str(rows)
-    assert "there is no phrase to locate" in next(tmp_path.glob("*.unused.txt")).read_text()
+    assert "the phrase to locate is empty" in next(tmp_path.glob("*.unused.txt")).read_text()
 
 
 def test_broken_image_is_named_and_others_go_on(tmp_path, capsys):
@@ -170,13 +170,13 @@ def test_broken_file_is_named_and_others_go_on(tmp_path):
 
 def test_missing_file_is_named_with_its_page(tmp_path):
     (tmp_path / "rsvg").mkdir()
-    with pytest.raises(ValueError, match="has no metainfo/rsvg_train.jsonl. `vitp make_public_set rsvg` .*: https://"):
+    with pytest.raises(ValueError, match="metainfo/rsvg_train.jsonl not found in .*`vitp make_public_set rsvg` .*: https://"):
         make("rsvg", tmp_path / "rsvg", tmp_path)
 
 
 def test_files_of_another_form_are_one_error(tmp_path):
     save_json(tmp_path / "LevirCCcaptions.json", [1])
-    with pytest.raises(ValueError, match=r"the files of LEVIR-CC .* are not as they were expected: TypeError"):
+    with pytest.raises(ValueError, match=r"LEVIR-CC .* unexpected form: TypeError"):
         make("levir_cc", tmp_path, tmp_path / "out")
 
 
@@ -233,7 +233,7 @@ def test_own_set_is_a_file(tmp_path, capsys):
 
 @pytest.mark.parametrize(
     ("name", "message"),
-    [("dior", "'dior', only dior_rsvg, "), ("../rows", "'../rows'"), ("empty.py", "empty.py has 0 classes")],
+    [("dior", "'dior'"), ("../rows", "'../rows'"), ("empty.py", "empty.py, found 0")],
 )
 def test_unknown_set_is_named(name, message, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)

@@ -122,7 +122,7 @@ def test_the_command_prints_the_plan_and_a_table(plan, tmp_path, monkeypatch, ca
     (tmp_path / "plan.yaml").write_text(yaml.safe_dump(plan))
     assert experiment.main(["--config", str(tmp_path / "plan.yaml")]) == 0
     shown = capsys.readouterr().out
-    assert "Layers help.\nAgainst it would speak: They do not." in shown
+    assert "Layers help.\nContradicted by: They do not." in shown
     values, differences = [12, 12.12, 12.44], [1, 1.01, 1.02]
     halves = [stats.t.ppf(0.975, 2) * stats.sem(numbers) for numbers in (values, differences)]
     assert "|  | as it is | longer | two layers |" in shown
@@ -137,17 +137,17 @@ def test_the_command_prints_the_plan_and_a_table(plan, tmp_path, monkeypatch, ca
     plan["output_dir"] = str(tmp_path / "out")
     plan["arms"] = {**ARMS, "longer": {"max_steps": 30}}
     (tmp_path / "plan.yaml").write_text(yaml.safe_dump(plan))
-    with pytest.raises(ValueError, match="another arms: give another output_dir"):
+    with pytest.raises(ValueError, match="another arms"):
         experiment.main(["--config", str(tmp_path / "plan.yaml")])
 
 
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"control": "nothing"}, "no arm 'nothing', only 'as it is', 'two layers', 'longer'"),
-        ({"arms": {"as it is": {"seed": 3}}}, "seed is told here"),
+        ({"control": "nothing"}, "control: .*'nothing'"),
+        ({"arms": {"as it is": {"seed": 3}}}, "arms: seed"),
         ({"base": "nothing"}, "no configuration 'nothing'"),
-        ({"arms": {"as it is": {"after": "another"}}}, "there is no arm 'another' to start after"),
+        ({"arms": {"as it is": {"after": "another"}}}, "arms: .*'another'"),
         ({"finetuning": {"rates": [1]}}, r"finetuning: missing keys \['config', .*, unknown keys \['rates'\]"),
     ],
 )
@@ -158,7 +158,7 @@ def test_what_is_wrong_with_a_plan_is_named(plan, changes, message):
 
 def test_a_measure_that_is_not_there_is_named(plan):
     args = ExperimentArguments(**{**plan, "measures": {"AUC": "task.train.auc"}})
-    with pytest.raises(ValueError, match=r"'task.train.auc' is not in metrics.json: after task: \['test'\]"):
+    with pytest.raises(ValueError, match=r"'task.train.auc' .*\['test'\]"):
         Experiment(args, Pretraining()).run()
 
 
@@ -168,20 +168,20 @@ def test_measure_that_is_not_a_number(plan, found):
         (Path(argv[1]).parent / "metrics.json").write_text(json.dumps({"task": {"test": {"auc": found}}}))
         return 0
 
-    said = re.escape(f"measures: 'task.test.auc' is {found!r} in metrics.json, which is no number")
+    said = re.escape(f"measures: 'task.test.auc' must be a number in metrics.json, got {found!r}")
     with pytest.raises(ValueError, match=said):
         Experiment(ExperimentArguments(**plan), pretrain).run()
 
 
 def test_bad_plans_are_refused(plan):
     for one, other in [("无VRL", "有VRL"), ("VRL -", "VRL +"), ("lr 1e-4", "lr 1e+4"), ("A b", "a_B")]:
-        said = re.escape(f"arms: {one!r} and {other!r} would both have the folder")
+        said = re.escape(f"arms: {one!r} and {other!r}")
         with pytest.raises(ValueError, match=said):
             ExperimentArguments(**{**plan, "arms": {one: None, other: {"max_steps": 20}}, "control": one})
     for name in ("α", "+", ".."):
-        with pytest.raises(ValueError, match=re.escape(f"arms: {name!r} has no letter from a to z and no digit")):
+        with pytest.raises(ValueError, match=re.escape(f"arms: the name {name!r}")):
             ExperimentArguments(**{**plan, "arms": {"as it is": None, name: {"max_steps": 20}}})
-    with pytest.raises(ValueError, match="seeds is empty"):
+    with pytest.raises(ValueError, match="seeds"):
         ExperimentArguments(**{**plan, "seeds": []})
 
 
@@ -277,10 +277,10 @@ def test_runs_of_another_experiment(plan, tmp_path):
     assert len(metrics["runs"]) == 6 and len(pretrain.configs) == 3
     assert (tmp_path / "another" / "metrics.json").is_file()
     plan["arms"]["longer"] = {"max_steps": 21}
-    with pytest.raises(ValueError, match="metrics.json is of another plan: give another output_dir"):
+    with pytest.raises(ValueError, match="metrics.json belongs to another plan"):
         Experiment(ExperimentArguments(**plan), pretrain).run()
     plan["output_dir"] = str(tmp_path / "a third")
-    with pytest.raises(ValueError, match="config.yaml has other settings than arm 'longer': give another output_dir"):
+    with pytest.raises(ValueError, match="config.yaml has other settings than arm 'longer'"):
         Experiment(ExperimentArguments(**plan), pretrain).run()
 
 
@@ -365,7 +365,7 @@ def test_other_base_is_refused(plan):
     Experiment(ExperimentArguments(**plan), Pretraining()).run()
     Path(plan["base"]).write_text(yaml.safe_dump({**BASE, "max_steps": 11}))
     pretrain = Pretraining()
-    with pytest.raises(ValueError, match="metrics.json is of another base: give another output_dir"):
+    with pytest.raises(ValueError, match="metrics.json belongs to another base"):
         Experiment(ExperimentArguments(**{**plan, "seeds": [0, 1, 2, 3]}), pretrain).run()
     assert not pretrain.configs
 
@@ -377,7 +377,7 @@ def test_foreign_metrics_file_is_refused(plan, content):
     path = Path(plan["output_dir"]) / "metrics.json"
     path.parent.mkdir(parents=True)
     path.write_text(content)
-    with pytest.raises(ValueError, match=f"{path} has no scores of an experiment: give another output_dir"):
+    with pytest.raises(ValueError, match=f"{path} has no scores"):
         Experiment(ExperimentArguments(**plan), Pretraining()).run()
     assert path.read_text() == content
 
