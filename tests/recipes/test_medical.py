@@ -27,7 +27,7 @@ TRAINING |= {"report_to": "none", "bf16": False, "watch_samples": 0, "save_strat
 
 
 def write_brain(root: Path) -> tuple[list[float], str]:
-    """Of nilearn's template, three slabs of every fourth voxel; what is black and white, and the suffix of volumes."""
+    """Write three slabs of nilearn's template and return the black and white levels and the file suffix."""
     nilearn = importlib.util.find_spec("nilearn")
     if nilearn is None:
         pytest.skip("nilearn is not installed")
@@ -45,7 +45,7 @@ def write_brain(root: Path) -> tuple[list[float], str]:
 
 
 def write_ct(root: Path) -> tuple[list[float], str]:
-    """Two series of pydicom's, of two patients, with masks of what is dense, turned as dcm2niix turns them."""
+    """Write two series of pydicom with masks of dense voxels, in the orientation of dcm2niix."""
     other = CT_SERIES.parents[1] / "77654033" / "CT2"
     shutil.copytree(CT_SERIES, root / "test" / "images" / "b")
     (root / "train" / "images" / "a").mkdir(parents=True)

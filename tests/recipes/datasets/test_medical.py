@@ -60,7 +60,7 @@ def test_images_of_a_figure_precede_the_question(tmp_path):
     assert not any("<image>" in text for row in rows for text in said(row))
 
 
-def test_test_split_is_left_out_unless_asked_for(tmp_path):
+def test_test_split_is_excluded_by_default(tmp_path):
     for name, write, kept in (("pmc_vqa", pmc_vqa, 4), ("omnimedvqa", omnimedvqa, 3), ("pmc_oa", pmc_oa, 5)):
         rows = write(tmp_path / name)
         made, _ = make(name, tmp_path / name)
@@ -80,7 +80,7 @@ def test_test_split_is_left_out_unless_asked_for(tmp_path):
         make("gmai_mmbench", tmp_path / "gmai_mmbench")
 
 
-def test_general_files_have_image_folders_of_their_own(tmp_path):
+def test_general_files_have_their_image_folders(tmp_path):
     mini_internvl_general(tmp_path / "general")
     made, rows = make("mini_internvl_general", tmp_path / "general")
     assert made.held_out == 1
@@ -106,9 +106,9 @@ def test_broken_rows_and_files_are_named(tmp_path):
     gmai_mmbench(tmp_path / "gmai")
     table = tmp_path / "gmai/GMAI_mm_bench_VAL.tsv"
     lines = table.read_text().splitlines()
-    lines[1] = lines[1].replace("iVBOR", "!VBOR")  # no base64
-    lines[2] = lines[2].replace("/9j/", "AAAA")  # no image
-    lines[3] = lines[3].replace("\tE\tScar\t", "\tF\tScar\t")  # no choice
+    lines[1] = lines[1].replace("iVBOR", "!VBOR")  # invalid base64
+    lines[2] = lines[2].replace("/9j/", "AAAA")  # invalid image
+    lines[3] = lines[3].replace("\tE\tScar\t", "\tF\tScar\t")  # not among the choices
     save_text(table, "\n".join([*lines, "8\tcut"]) + "\n")
     made, rows = make("gmai_mmbench", tmp_path / "gmai")
     assert [row["id"] for row in rows] == ["7"] and [line.split(": ")[0] for line in made.unused] == [
@@ -128,7 +128,7 @@ def test_broken_rows_and_files_are_named(tmp_path):
     assert made.rows == 2 and len(made.unused) == 3
 
 
-def test_image_in_a_table_may_be_long(tmp_path):
+def test_long_image_field_in_table_is_read(tmp_path):
     gmai_mmbench(tmp_path / "gmai")
     table = tmp_path / "gmai/GMAI_mm_bench_VAL.tsv"
     header, first, *_ = table.read_text().splitlines()

@@ -1,4 +1,4 @@
-"""Experiments with a pretraining that only writes down what it was asked to do."""
+"""Experiments with a fake pretraining that records its arguments."""
 
 import json
 import re
@@ -39,7 +39,7 @@ def figure_of(config: dict) -> float:
 
 
 class Pretraining:
-    """Leaves metrics as the entry point does; the runs at `stops` are interrupted before."""
+    """Fake entry point that writes metrics; the runs in `stops` are interrupted before."""
 
     def __init__(self, stops: tuple[int, ...] = ()):
         self.configs, self.stops = [], list(stops)
@@ -85,7 +85,7 @@ def test_arms_differ_in_their_settings_only(plan):
         assert layers == {**BASE, "seed": seed, "from_scratch": {"vocab_size": 5, "text_config": text_config}}
 
 
-def test_the_summary_is_paired_by_seed(plan):
+def test_summary_is_paired_by_seed(plan):
     metrics = Experiment(ExperimentArguments(**plan), Pretraining()).run()
     rows = {row["arm"]: row for row in metrics["summary"]}
     control, layers = np.array([11, 11.11, 11.42]), np.array([12, 12.12, 12.44])
@@ -117,7 +117,7 @@ def test_finished_runs_are_kept(plan):
     assert [config["seed"] for config in pretrain.configs] == [3] * 3
 
 
-def test_the_command_prints_the_plan_and_a_table(plan, tmp_path, monkeypatch, capsys):
+def test_command_prints_plan_and_table(plan, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr("modeling_vitp.recipes.pretrain.main", Pretraining())
     (tmp_path / "plan.yaml").write_text(yaml.safe_dump(plan))
     assert experiment.main(["--config", str(tmp_path / "plan.yaml")]) == 0
@@ -151,19 +151,19 @@ def test_the_command_prints_the_plan_and_a_table(plan, tmp_path, monkeypatch, ca
         ({"finetuning": {"rates": [1]}}, r"finetuning: missing keys \['config', .*, unknown keys \['rates'\]"),
     ],
 )
-def test_what_is_wrong_with_a_plan_is_named(plan, changes, message):
+def test_invalid_plan_is_named(plan, changes, message):
     with pytest.raises(ValueError, match=message):
         ExperimentArguments(**{**plan, **changes})
 
 
-def test_a_measure_that_is_not_there_is_named(plan):
+def test_unknown_measure_is_named(plan):
     args = ExperimentArguments(**{**plan, "measures": {"AUC": "task.train.auc"}})
     with pytest.raises(ValueError, match=r"'task.train.auc' .*\['test'\]"):
         Experiment(args, Pretraining()).run()
 
 
 @pytest.mark.parametrize("found", [None, "1.5", [1.5]])
-def test_measure_that_is_not_a_number(plan, found):
+def test_non_numeric_measure_is_named(plan, found):
     def pretrain(argv: list[str]) -> int:
         (Path(argv[1]).parent / "metrics.json").write_text(json.dumps({"task": {"test": {"auc": found}}}))
         return 0
@@ -186,7 +186,7 @@ def test_bad_plans_are_refused(plan):
 
 
 @given(st.lists(st.floats(-100, 100), min_size=2, max_size=16))
-def test_an_interval_is_that_of_student(values):
+def test_interval_equals_students_t(values):
     mean, half = interval(values)
     assert mean == pytest.approx(np.mean(values), abs=1e-9)
     expected = stats.t.ppf(0.975, len(values) - 1) * stats.sem(values)
@@ -194,7 +194,7 @@ def test_an_interval_is_that_of_student(values):
     assert interval(values[:1]) == (values[0], None)
 
 
-def test_changes_are_made_in_a_copy():
+def test_changes_do_not_modify_base():
     base = {"a": {"b": 1, "c": 2}, "d": {"e": 3}}
     assert merge_settings(base, {"a": {"b": 4}, "d": None}) == {"a": {"b": 4, "c": 2}, "d": None}
     assert base == {"a": {"b": 1, "c": 2}, "d": {"e": 3}}
@@ -202,7 +202,7 @@ def test_changes_are_made_in_a_copy():
 
 @pytest.mark.parametrize("config", sorted(CONFIGS.glob("experiment_*.yaml")), ids=lambda path: path.stem)
 def test_arms_of_the_plans_parse(config, tmp_path):
-    """By the parser of the entry point, and by the task that takes the options."""
+    """The options are parsed by the entry point and by the task."""
     args = ExperimentArguments(**yaml.safe_load(config.read_text()))
     assert len(args.seeds) >= 5
     rows = Dataset.from_dict({"image": [], "boxes": []})
@@ -219,7 +219,7 @@ def test_arms_of_the_plans_parse(config, tmp_path):
 
 
 class Scores:
-    """A task that scores each run, and writes down who asked."""
+    """Fake task that scores each run and records the calls."""
 
     def __init__(self):
         self.controls, self.scored, self.parts = Pretraining(), [], []
@@ -399,7 +399,7 @@ def test_busy_runs_come_last(plan, monkeypatch):
     assert pretrain.configs[-1]["output_dir"] == str(folder)
 
 
-def test_a_plan_does_not_depend_on_where_its_base_lies(plan, tmp_path):
+def test_plan_is_independent_of_base_path(plan, tmp_path):
     there = tmp_path / "elsewhere" / "base.yaml"
     there.parent.mkdir()
     there.write_text(Path(plan["base"]).read_text())
