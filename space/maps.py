@@ -248,11 +248,11 @@ def _attention_of(backbone: LoadedBackbone, layers: Sequence[int], reduce) -> It
     """
     collected: list[torch.Tensor] = []
 
-    def collector(place: int):
+    def collector(position: int):
         def collect(module, inputs, outputs):
-            if outputs[place] is None:
+            if outputs[position] is None:
                 raise RuntimeError(f"{backbone.name} must be loaded with eager attention to return attention weights.")
-            collected.append(reduce(outputs[place][0]).float().cpu())
+            collected.append(reduce(outputs[position][0]).float().cpu())
 
         return collect
 

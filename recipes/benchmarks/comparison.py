@@ -269,12 +269,12 @@ def compare_windows(
         return call
 
     calls = {"ViTP, predict_large": ours}
-    peers = {
+    libraries = {
         "MONAI, sliding_window_inference": ("monai", lambda: monai_windows(forward, window, stride)),
         "TerraTorch, tiled_inference": ("terratorch", lambda: terratorch_windows(forward, window, stride)),
     }
-    absent = {name: package for name, (package, _) in peers.items() if not find_spec(package)}
-    calls |= {name: whole(infer()) for name, (_, infer) in peers.items() if name not in absent}
+    absent = {name: package for name, (package, _) in libraries.items() if not find_spec(package)}
+    calls |= {name: whole(infer()) for name, (_, infer) in libraries.items() if name not in absent}
 
     def check(results: dict[str, Path]) -> None:
         maps = [rasterio.open(path).read(1) for path in results.values()]

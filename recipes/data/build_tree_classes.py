@@ -22,7 +22,7 @@ from PIL import Image
 
 from modeling_vitp.images.reading import window_starts
 from modeling_vitp.instructions.boxes import Box
-from modeling_vitp.recipes.data.build_tree_masks import SAMPLE, places
+from modeling_vitp.recipes.data.build_tree_masks import SAMPLE, row_boxes
 
 MOST = (1, 4, 7)  # largest number of trees in the first three classes
 CLASSES = ("0 to 1", "2 to 4", "5 to 7", "8 and more")
@@ -36,7 +36,7 @@ def class_of(trees: int) -> str:
 
 def crops(rows: Dataset) -> Iterator[tuple[str, Box, Image.Image, int]]:
     """Yield scene, box in the scene, image and number of trees of each crop."""
-    for row, (scene, (left, top, right, bottom)) in zip(rows, places(rows)):
+    for row, (scene, (left, top, right, bottom)) in zip(rows, row_boxes(rows)):
         centers = [((x0 + x1) / 2, (y0 + y1) / 2) for x0, y0, x1, y1 in row["boxes"]]
         for y in window_starts(bottom - top, CROP, STRIDE):
             for x in window_starts(right - left, CROP, STRIDE):

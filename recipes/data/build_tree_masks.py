@@ -23,7 +23,7 @@ REACH = 32  # half of the 90th percentile of the box sides
 SAMPLE = Path(__file__).parent / "aerial_trees"
 
 
-def places(rows: Dataset) -> list[tuple[str, Box]]:
+def row_boxes(rows: Dataset) -> list[tuple[str, Box]]:
     """Return the scene of each row and the box of the row in the scene."""
     sizes = [image.size for image in rows["image"]]
     return [
@@ -39,8 +39,8 @@ def overlaps(one: tuple[str, Box], other: tuple[str, Box]) -> bool:
 
 def check_apart(train: Dataset, test: Dataset) -> None:
     """Raise a `ValueError` if a training row overlaps a test row."""
-    tested = list(zip(test["id"], places(test)))
-    for name, place in zip(train["id"], places(train)):
+    tested = list(zip(test["id"], row_boxes(test)))
+    for name, place in zip(train["id"], row_boxes(train)):
         for other_name, other in tested:
             if overlaps(place, other):
                 raise ValueError(f"The training row {name} overlaps the test row {other_name}.")
@@ -83,7 +83,8 @@ def scene_boxes(rows: Dataset) -> list[list[Box]]:
 
 def write_train(rows: Dataset, folder: str | Path) -> None:
     """Write `images/` and `masks/` of rows, each labeled by its own boxes."""
-    write(rows, [tree_mask(where, boxes, where) for (_, where), boxes in zip(places(rows), scene_boxes(rows))], folder)
+    masks = [tree_mask(where, boxes, where) for (_, where), boxes in zip(row_boxes(rows), scene_boxes(rows))]
+    write(rows, masks, folder)
 
 
 def write_test(rows: Dataset, folder: str | Path) -> None:
@@ -95,7 +96,7 @@ def write_test(rows: Dataset, folder: str | Path) -> None:
     scenes = sorted(set(rows["scene"]))
     if len(scenes) > 1:
         raise ValueError(f"Expected test rows of one scene, got {scenes}.")
-    where = places(rows)
+    where = row_boxes(rows)
     boxes = [box for boxes in scene_boxes(rows) for box in boxes]
     sides = np.array([box for _, box in where])
     known = (*sides[:, :2].min(0).tolist(), *sides[:, 2:].max(0).tolist())

@@ -20,7 +20,7 @@ from modeling_vitp.recipes.data.build_tree_masks import (
     TREE,
     UNKNOWN,
     check_apart,
-    places,
+    row_boxes,
     side_by_side,
     tree_mask,
     write_test,
@@ -566,7 +566,7 @@ def test_masks_equal_a_loop_over_pixels():
 
 
 def test_test_pixels_are_scored_once(aerial_trees, tmp_path):
-    kept = aerial_trees["test"].select(side_by_side(places(aerial_trees["test"])))
+    kept = aerial_trees["test"].select(side_by_side(row_boxes(aerial_trees["test"])))
     assert sum(len(pixels) for pixels in ground(kept).values()) == pytest.approx(
         sum(len(ground([row])["yellowstone"]) for row in kept)
     )

@@ -20,7 +20,7 @@ from modeling_vitp.probing.backbones import Backbone, load_backbone
 from modeling_vitp.probing.gains import DEPTHS
 from modeling_vitp.probing.segmentation import SegmentationProbe, probe_robustness
 from modeling_vitp.recipes import finetune_segmentation
-from modeling_vitp.recipes.data.build_tree_masks import places, write_test, write_train
+from modeling_vitp.recipes.data.build_tree_masks import row_boxes, write_test, write_train
 from modeling_vitp.recipes.experiments import controls
 from modeling_vitp.recipes.experiments.arguments import ExperimentArguments, FinetuningPlan, slug
 from modeling_vitp.recipes.experiments.variants import Experiment, claimed
@@ -106,7 +106,7 @@ def measured(folder: Path, measure: Callable[[], dict]) -> dict:
 
 def split_held_out(train: Dataset, scene: str, top: int) -> tuple[Dataset, Dataset]:
     """Return the rows above `top` (and those of other scenes), and the held-out rows of the scene below `top`."""
-    where = places(train)
+    where = row_boxes(train)
     rows = [index for index, (name, box) in enumerate(where) if name != scene or box[3] <= top]
     held_out = [index for index, (name, box) in enumerate(where) if name == scene and box[1] >= top]
     if not rows or not held_out:
