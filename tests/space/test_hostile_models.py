@@ -111,7 +111,7 @@ def test_tokenizer_that_lengthens_text_is_rejected(evil, named):
     """Seven steps that replace a letter by ten would exceed the memory."""
     step = {"type": "Replace", "pattern": {"String": "a"}, "content": "a" * 10}
     change(evil / "tokenizer.json", {"type": "Sequence", "normalizers": [step] * 7}, "normalizer")
-    assert "its tokenizer repaths text" in refused(named)
+    assert "its tokenizer replaces text" in refused(named)
 
 
 def test_model_memory_is_limited(saved, monkeypatch):
