@@ -361,7 +361,7 @@ def test_map_controls(page, models):
     page.get_by_role("radio", name="Similarity to the point").check()
     upload(page, IMAGE, "#backbone_second_image")
     there = page.locator("#map_c img")
-    expect(there).to_have_attribute("alt", re.compile("What is like the point, in Trees, Florida, by quickstart"))
+    expect(there).to_have_attribute("alt", re.compile("Similarity to the point, in Trees, Florida, by quickstart"))
     x, y = (float(page.locator(f"{one} input[type=number]").input_value()) for one in ("#point_x", "#point_y"))
     vit = ViTPForConditionalGeneration.from_pretrained(PACKED, dtype=torch.float32).model.vision_tower.eval()
 
