@@ -9,7 +9,9 @@ vitp space MODEL                     as python space/__main__.py MODEL
 import ast
 import difflib
 import runpy
+import shutil
 import sys
+import textwrap
 from importlib.resources import files
 from pathlib import Path
 
@@ -20,6 +22,20 @@ from .command.paths import SPACE
 RECIPES = "modeling_vitp.recipes"
 LABORATORY = ("benchmarks/benchmark*.py", "experiments/experiment.py", "datasets/make_*.py")  # commands in its folders
 CONVERT = "modeling_vitp.convert"
+GROUPS = {  # of the overview; commands of the laboratory come last
+    "data": ("make_instructions", "validate_data"),
+    "pretrain": ("pretrain",),
+    "fine-tune": (
+        "finetune_classification",
+        "finetune_segmentation",
+        "finetune_change_detection",
+        "finetune_detection",
+        "predict_large",
+    ),
+    "evaluate": ("probe", "evaluate_vlm", "evaluate_robustness"),
+    "share": ("export_backbone", "export_onnx", "convert", "push_to_hub"),
+    "look": ("space",),
+}
 
 
 def recipes() -> dict[str, Path]:
@@ -34,12 +50,23 @@ def summary(path: Path) -> str:
     return ast.get_docstring(ast.parse(path.read_text())).splitlines()[0]
 
 
+def overview(paths: dict[str, Path]) -> str:
+    """Return the commands in groups, each on one line with its summary."""
+    width = max(40, shutil.get_terminal_size((160, 24)).columns - 29)
+    laboratory = sorted(set(paths).difference(*GROUPS.values()))
+    lines = []
+    for group, names in (GROUPS | {"laboratory": laboratory}).items():
+        lines += ["", f"{group}:"]
+        lines += [f"  {name:<26} {textwrap.shorten(summary(paths[name]), width, placeholder=' …')}" for name in names]
+    return "\n".join(lines)
+
+
 def main(argv: list[str] | None = None) -> None:
     words = sys.argv[1:] if argv is None else argv
     paths = recipes() | {"convert": Path(str(files(CONVERT))) / "__main__.py", "space": SPACE / "__main__.py"}
     if not words or words[0] in ("-h", "--help"):
-        print("vitp NAME ARGUMENTS; vitp NAME --help shows the arguments.\n")
-        print("\n".join(f"  {name:<26} {summary(path)}" for name, path in sorted(paths.items())))
+        print("vitp NAME ARGUMENTS; vitp NAME --help shows the arguments.")
+        print(overview(paths))
         return
     name = words[0].replace("-", "_")
     if name not in paths:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from modeling_vitp.__main__ import main, recipes
+from modeling_vitp.__main__ import GROUPS, main, recipes
 from modeling_vitp.command.errors import WrongArguments
 from modeling_vitp.command.paths import find_config, find_data
 from modeling_vitp.training.arguments import SFT_MODULES, VRLArguments
@@ -35,8 +35,11 @@ def run(*command, cwd=ROOT, **environment) -> subprocess.CompletedProcess:
 
 def test_command_lists_every_recipe(capsys):
     main([])
-    listed = {line.split()[0] for line in capsys.readouterr().out.splitlines() if line.startswith("  ")}
-    assert listed == {*RECIPES, *LABORATORY, "convert", "space"} and recipes() == RECIPES | LABORATORY
+    text = capsys.readouterr().out
+    product, _, laboratory = text.partition("\nlaboratory:\n")
+    for part, names in ((product, {*RECIPES, "convert", "space"}), (laboratory, {*LABORATORY})):
+        assert sorted(re.findall(r"^  (\w+) ", part, re.MULTILINE)) == sorted(names)
+    assert re.findall(r"^(\S+):$", product, re.MULTILINE) == [*GROUPS] and recipes() == RECIPES | LABORATORY
 
 
 @pytest.mark.parametrize("name", ["pretrain", "benchmark"])
