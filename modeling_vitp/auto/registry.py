@@ -4,7 +4,8 @@ Conversion, model cards, the Hub, the robustness evaluation and the Space look a
 [`register_model`] adds one, also from outside this package.
 """
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 import transformers
 from transformers import AutoConfig, AutoImageProcessor, AutoVideoProcessor, BaseImageProcessor, PreTrainedModel
@@ -35,6 +36,8 @@ class ModelEntry:
         original_layout: the names in the original code; `None` if the original code has no such model.
         robustness_task: key of `evaluation.robustness.TASKS`; `None` if the model is not scored under corruptions.
         metric: default metric of that task.
+        headline_metrics: titles of the metrics that cards and the end of a run show, by their names in `metrics.json`
+            without the split. If a run has none of them, its metrics without a `/` in their names are shown.
     """
 
     model_type: str
@@ -49,6 +52,7 @@ class ModelEntry:
     original_layout: str | None = None
     robustness_task: str | None = None
     metric: str | None = None
+    headline_metrics: Mapping[str, str] = field(default_factory=dict)
 
 
 MODELS: dict[str, ModelEntry] = {}

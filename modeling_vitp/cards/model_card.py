@@ -172,6 +172,17 @@ def results_of(metrics: dict[str, Any], record: dict[str, Any]) -> Iterator[tupl
             yield from ((split, name, value) for name, value in numbers_of(scores))
 
 
+def headlines(entry: Any, metrics: dict[str, Any], record: dict[str, Any]) -> list[tuple[str, str, str, float]]:
+    """Return split, name, title and value of at most ten results that a reader looks at first.
+
+    The declaration of the model type names them, and the task of a pretraining in its own `headline_metrics`.
+    """
+    titles = {**entry.headline_metrics, **(metrics.get("task") or {}).get("headline_metrics", {})}
+    results = list(results_of(metrics, record))
+    found = [(split, name, titles[name], value) for split, name, value in results if name in titles]
+    return (found or [(split, name, name, value) for split, name, value in results if "/" not in name])[:10]
+
+
 def numbers_of(scores: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, float]]:
     for name, value in scores.items():
         if isinstance(value, dict):

@@ -11,17 +11,22 @@ import shlex
 import shutil
 import sys
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import datasets
 from accelerate import PartialState
 from accelerate.utils import gather_object, is_peft_model
 from matplotlib.figure import Figure
 from torch.utils.data import Dataset
 from transformers import TrainingArguments
 from transformers.trainer_utils import IntervalStrategy
+from transformers.utils import logging as transformers_logging
 
+from ..auto.registry import ModelEntry, find_model
+from ..cards.model_card import headlines
 from ..cards.record import copy_record
 from ..convert.export import export_backbone
 from ..convert.tensor_files import open_like_folder
@@ -45,6 +50,19 @@ def check_eval_split(args: TrainingArguments, train_splits: Sequence[str], eval_
         raise ValueError("load_best_model_at_end needs an eval_split that is not trained on.")
 
 
+@contextmanager
+def no_library_bars() -> Iterator[None]:
+    """Hide the progress bars of transformers and datasets, so that only one bar moves at a time."""
+    shown = [library for library in (transformers_logging, datasets) if library.is_progress_bar_enabled()]
+    for library in shown:
+        library.disable_progress_bar()
+    try:
+        yield
+    finally:
+        for library in shown:
+            library.enable_progress_bar()
+
+
 def keep_start(trainer: ViTPTrainer) -> None:
     """Export the backbone as it is before the first step to `backbone_at_start`, to compare the trained one with.
 
@@ -56,7 +74,7 @@ def keep_start(trainer: ViTPTrainer) -> None:
     if trainer.is_world_process_zero() and not goes_on:
         written = folder.with_suffix(".writing")
         shutil.rmtree(written, ignore_errors=True)
-        with told_if_full(args.output_dir):
+        with told_if_full(args.output_dir), no_library_bars():
             export_backbone(trainer.model, written, trainer.processing_class.image_processor)
         shutil.rmtree(folder, ignore_errors=True)
         os.replace(written, folder)
@@ -76,17 +94,19 @@ def train(trainer: BaseTrainer, **counted: Any) -> dict[str, Any]:
     metrics: dict[str, Any] = {"seed": trainer.args.seed}
     if trainer.train_dataset is None:
         return metrics
-    metrics |= {"train": trainer.train_or_resume(), **counted}
+    with no_library_bars():
+        metrics |= {"train": trainer.train_or_resume(), **counted}
     skipped = count_skipped(trainer)
     if skipped:
         metrics["skipped_rows"] = skipped
         logger.warning("Rows skipped since this run began or went on, by source: %s", json.dumps(skipped))
     folder = Path(trainer.args.output_dir)
-    trainer.save_model(folder / "adapter" if is_peft_model(trainer.model) else folder, _internal_call=True)
+    with no_library_bars():
+        trainer.save_model(folder / "adapter" if is_peft_model(trainer.model) else folder, _internal_call=True)
     trainer.keep_record()
     save_metrics(trainer, metrics)
     if isinstance(trainer, ViTPTrainer) and trainer.is_world_process_zero():
-        with told_if_full(folder):
+        with told_if_full(folder), no_library_bars():
             save_parts(trainer)
     return metrics
 
@@ -150,7 +170,7 @@ def fine_tune(
         return 0
     status = finish(trainer, test_dataset or eval_dataset, num_pictures, submit)
     save_metrics(trainer, metrics)
-    return report(metrics, Path(trainer.args.output_dir)) or status
+    return report(metrics, Path(trainer.args.output_dir), trainer.model.config.model_type) or status
 
 
 def save_metrics(trainer: BaseTrainer, metrics: dict[str, Any]) -> None:
@@ -215,33 +235,49 @@ def write_part_card(part: str, output_dir: Path) -> None:
     write_model_card(part, output_dir / part)
 
 
-def report(metrics: dict[str, Any], output_dir: Path) -> int:
-    """Print the metrics and what to do next.
+def report(metrics: dict[str, Any], output_dir: Path, model_type: str) -> int:
+    """Print the headline metrics, the gate of a pretraining's task, and the next commands.
+
+    Args:
+        model_type: key of `MODELS`, whose declaration names the headline metrics.
 
     Returns:
         The exit status: 1 if the score of a pretraining's task failed, or its gate was not passed.
     """
-    print(json.dumps(without_nan(metrics), indent=2))
-    backbone, folder = output_dir / "backbone", shlex.quote(str(output_dir))
-    if not backbone.is_dir():
-        print(f"\nModel, image processor, metrics.json and pictures: {output_dir}")
-        return 0
-    print(f"""
-Model, processor, metrics.json and pictures: {output_dir}
-The backbone, on its own:                    {backbone}
-
-    from transformers import AutoImageProcessor, AutoModel
-    backbone = AutoModel.from_pretrained("{backbone}")
-    image_processor = AutoImageProcessor.from_pretrained("{backbone}")
-
-Train on from here with your own data:
-    vitp pretrain --model_name_or_path {folder} --dataset_name YOUR_DATA --output_dir NEW_FOLDER
-
-Share the backbone on the Hub (--dry_run shows what would go):
-    vitp push_to_hub {folder} NAMESPACE/NAME --what backbone --dry_run
-""")
-    task = metrics.get("task", {})
+    entry, backbone, task = find_model(model_type), output_dir / "backbone", metrics.get("task", {})
+    rows = [("train", "Loss", metrics["train"]["train_loss"])] if "train_loss" in metrics.get("train", {}) else []
+    rows += [(split, title, value) for split, _, title, value in headlines(entry, without_nan(metrics), {})]
+    print(f"\nMetrics (all of them: {output_dir / 'metrics.json'})")
+    for split, title, value in rows:
+        print(f"    {split:<14}{title:<44}{value:.4g}")
+    for check in task.get("checks", ()):
+        result = "passed" if check["passed"] else "failed"
+        print(f"{result}: {check['name']}: {check['reached']:.3f} (required: {check['required']})")
+    print(f"\nModel, processor and pictures: {output_dir}")
+    if backbone.is_dir():
+        print(f'The backbone on its own: transformers.AutoModel.from_pretrained("{backbone}")')
+    if backbone.is_dir() or "train" in metrics:
+        print("\nNext:", *next_commands(entry, output_dir), sep="\n    ")
     if task.get("passed", True):
         return 1 if task.get("failed") else 0
     print(f"The task's gate was NOT passed: {task['gate']}", file=sys.stderr)
     return 1
+
+
+def next_commands(entry: ModelEntry, output_dir: Path) -> list[str]:
+    """Return three commands that go on from a run, with placeholders in capitals."""
+    folder, backbone = shlex.quote(str(output_dir)), shlex.quote(str(output_dir / "backbone"))
+    if (output_dir / "backbone").is_dir():
+        return [
+            f"vitp finetune_segmentation --config YOUR_MAPS.yaml --model_name_or_path {backbone}",
+            f"vitp pretrain --model_name_or_path {folder} --dataset_name YOUR_DATA --output_dir NEW_FOLDER",
+            f"vitp push_to_hub {folder} NAMESPACE/NAME --what backbone --dry_run",
+        ]
+    images = " ".join(["IMAGE.tif"] * getattr(entry.model_class, "images_per_sample", 1))
+    predict = {"image-segmentation": "CLASSES.tif", "object-detection": "OBJECTS.geojson"}
+    commands = [f"vitp space {folder}"]
+    if entry.pipeline_tag in predict:
+        commands.append(f"vitp predict_large {folder} {images} --output {predict[entry.pipeline_tag]}")
+    else:
+        commands.append(f"vitp evaluate_robustness --models {folder}")
+    return [*commands, f"vitp push_to_hub {folder} NAMESPACE/NAME --what model --dry_run"]

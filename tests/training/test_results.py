@@ -1,12 +1,15 @@
 """What a run has is on the disk before anything is tried that may fail."""
 
 import json
+import math
 import shlex
 import warnings
 from dataclasses import dataclass
 
+import datasets
 import pytest
 import torch
+import transformers
 from PIL import Image
 from pushed_runs import train
 from tiny_models import FROM_SCRATCH
@@ -177,13 +180,51 @@ def from_scratch(data_folder):
     return {"from_scratch": FROM_SCRATCH, "dataset_name": str(data_folder), "max_steps": 1}
 
 
-def test_what_is_told_at_the_end_can_be_pasted(tmp_path, capsys):
+def reported_commands(output: str) -> list[list[str]]:
+    assert len(output.splitlines()) <= 30
+    return [shlex.split(line) for line in output.splitlines() if line.startswith("    vitp ")]
+
+
+def test_report_of_a_pretraining(tmp_path, capsys):
     folder = tmp_path / "mein Ordner"
     (folder / "backbone").mkdir(parents=True)
-    assert results.report({}, folder) == 0
-    commands = [shlex.split(line) for line in capsys.readouterr().out.splitlines() if line.startswith("    vitp ")]
-    assert [command[1] for command in commands] == ["pretrain", "push_to_hub"]
-    assert all(str(folder) in command for command in commands)
+    check = {"name": "gain", "reached": 0.0312, "required": "more than 0.02", "passed": True}
+    task = {"test": {"auc": 0.75, "control": {"auc": 0.5}}, "headline_metrics": {"auc": "AUROC"}}
+    task |= {"gate": {"min_gain": 0.02}, "checks": [check], "passed": True}
+    metrics = {"train": {"train_loss": 1.5}, "eval": {"eval_loss": 0.25, "eval_runtime": 3.0}, "task": task}
+    assert results.report(metrics, folder, "vitp") == 0
+    output = capsys.readouterr().out
+    rows = [line.split() for line in output.splitlines()]
+    assert [["train", "Loss", "1.5"], ["eval", "Loss", "0.25"], ["test", "AUROC", "0.75"]] == rows[2:5]
+    assert "passed: gain: 0.031 (required: more than 0.02)" in output and str(folder / "metrics.json") in output
+    commands = reported_commands(output)
+    assert [command[1] for command in commands] == ["finetune_segmentation", "pretrain", "push_to_hub"]
+    assert all({str(folder), str(folder / "backbone")} & set(command) for command in commands)
+
+    task |= {"checks": [check | {"passed": False}], "passed": False}
+    assert results.report(metrics, folder, "vitp") == 1
+    output = capsys.readouterr()
+    assert "failed: gain" in output.out and "min_gain" in output.err
+
+
+@pytest.mark.parametrize(
+    ("model_type", "recipe"),
+    [("vitp_image_classification", "evaluate_robustness"), ("vitp_change_detection", "predict_large")],
+)
+def test_report_of_a_fine_tuning(tmp_path, capsys, model_type, recipe):
+    metrics = {"train": {"train_loss": 1.5}, "test": {"test_f1": 0.5, "test_accuracy": math.nan, "test_f1/a": 1.0}}
+    assert results.report(metrics, tmp_path, model_type) == 0
+    output = capsys.readouterr().out
+    assert "0.5" in output and "f1/a" not in output and "nan" not in output
+    assert [command[1] for command in reported_commands(output)] == ["space", recipe, "push_to_hub"]
+
+
+def test_library_bars_are_hidden_for_a_step_only():
+    libraries = transformers.utils.logging, datasets
+    before = [library.is_progress_bar_enabled() for library in libraries]
+    with results.no_library_bars():
+        assert not any(library.is_progress_bar_enabled() for library in libraries)
+    assert [library.is_progress_bar_enabled() for library in libraries] == before
 
 
 @pytest.mark.parametrize("log_history", [[], [{"step": 1, "loss": 2.0}, {"step": 2, "loss": 1.0, "eval_loss": 1.5}]])
