@@ -133,11 +133,32 @@ def describe_training(record: dict[str, Any]) -> str | None:
 
 
 def describe_results(entry: Any, metrics: dict[str, Any], record: dict[str, Any]) -> str | None:
-    rows = [[split, name, cell_text(value)] for split, name, value in results_of(metrics, record)]
-    if not rows:
+    """Return the headline metrics, the other metrics of the whole split, those by class, and the task's own summary."""
+    results, shown = list(results_of(metrics, record)), headlines(entry, metrics, record)
+    if not results:
         return None
+    keys = {(split, name) for split, name, _, _ in shown}
+    rows = [(split, title, value) for split, _, title, value in shown]
+    rows += [row for row in results if "/" not in row[1] and row[:2] not in keys]
     of = "" if entry.push_as == "model" else "Of the whole model that this is a part of. "
-    return f"{of}From the `metrics.json` of the run.\n\n{table(['split', 'metric', 'value'], rows)}"
+    parts = [f"{of}From the `metrics.json` of the run, which has further values."]
+    parts.append(table(["split", "metric", "value"], [[*names, cell_text(value)] for *names, value in rows]))
+    task = metrics.get("task") or {}
+    by_class: dict[str, dict[str, dict[str, float]]] = {}
+    for split, name, value in results_of({**metrics, "task": {}}, record):
+        metric, _, label = name.partition("/")
+        if label:
+            by_class.setdefault(split, {}).setdefault(label, {})[metric] = value
+    for split, scores in by_class.items():
+        columns = list(dict.fromkeys(metric for of_class in scores.values() for metric in of_class))
+        lines = [[label, *(cell_text(of_class.get(key)) for key in columns)] for label, of_class in scores.items()]
+        parts += [f"By class, {split}:", table(["class", *columns], lines)]
+    if task.get("summary"):
+        parts.append(task["summary"])
+    if task.get("checks"):
+        lines = [[check["name"], check["required"], cell_text(check["reached"])] for check in task["checks"]]
+        parts.append(table(["gate", "required", "reached"], lines))
+    return "\n\n".join(parts)
 
 
 def describe_license(license: dict[str, str]) -> str | None:
@@ -193,7 +214,7 @@ def numbers_of(scores: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, 
 
 
 def eval_results(entry: Any, metrics: dict[str, Any], record: dict[str, Any]) -> list[EvalResult] | None:
-    """Return the results for the `model-index`, or `None` if the run did not record what it was evaluated on."""
+    """Return the headline metrics for the `model-index`, or `None` if the run did not record the evaluated data."""
     data = record.get("evaluated_on")
     if entry.push_as != "model" or not data:
         return None
@@ -203,11 +224,11 @@ def eval_results(entry: Any, metrics: dict[str, Any], record: dict[str, Any]) ->
             dataset_type=data.get("dataset") or data["name"],
             dataset_name=data["name"],
             dataset_split=split,
-            metric_type=name,
-            metric_name=name,
+            metric_type=name.split("/")[-1],
+            metric_name=title,
             metric_value=value,
         )
-        for split, name, value in results_of(metrics, record)
+        for split, name, title, value in headlines(entry, metrics, record)
     ]
 
 

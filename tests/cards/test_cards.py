@@ -31,6 +31,8 @@ from modeling_vitp import (
     export_backbone,
     spread_bands,
 )
+from modeling_vitp.auto.registry import find_model
+from modeling_vitp.cards.model_card import headlines
 from modeling_vitp.cards.record import copy_record, provenance, read_record, stated_licenses, write_record
 from modeling_vitp.cards.sections import portable_command, set_section
 from modeling_vitp.convert.checkpoint import convert_checkpoint
@@ -54,8 +56,15 @@ METRICS = {
     "seed": 3,
     "train": {"train_loss": 1.5, "train_runtime": 3600.0},
     "eval": {"eval_loss": 0.25, "eval_runtime": 12.0, "epoch": 1.0},
-    "test": {"test_mean_iou": 0.625, "test_iou/ship": None},
-    "task": {"second_scene": {"count": {"mean_error": 3.5}}, "gate": {"max_error_ratio": 0.8}, "passed": True},
+    "test": {"test_loss": 0.5, "test_mean_iou": 0.625, "test_iou/ship": None, "test_iou/tree": 0.25},
+    "task": {
+        "second_scene": {"count": {"mean_error": 3.5, "mean_error_constant": 4.5}},
+        "headline_metrics": {"count/mean_error": "Mean error"},
+        "summary": "The count beside its controls.",
+        "gate": {"max_error_ratio": 0.8},
+        "checks": [{"name": "error ratio", "required": "at most 0.8", "reached": 0.75, "passed": True}],
+        "passed": True,
+    },
 }
 
 
@@ -96,14 +105,14 @@ def test_card_has_what_the_run_recorded(hub, logged_in, folder):
     }
     assert index[0]["name"] == "vitp"
     results = {
-        (one["dataset"]["split"], metric["type"]): metric["value"]
+        (one["dataset"]["split"], metric["name"]): metric["value"]
         for one in index[0]["results"]
         for metric in one["metrics"]
     }
     assert results == {
-        ("validation", "loss"): 0.25,
-        ("test", "mean_iou"): 0.625,
-        ("second_scene", "count/mean_error"): 3.5,
+        ("validation", "Loss"): 0.25,
+        ("test", "Loss"): 0.5,
+        ("second_scene", "Mean error"): 3.5,
     }
     assert {one["dataset"]["type"] for one in index[0]["results"]} == {"org/ships"}
 
@@ -111,14 +120,31 @@ def test_card_has_what_the_run_recorded(hub, logged_in, folder):
     assert ["learning_rate", "2e-05"] in rows and ["r, the share of visual tokens dropped (VRL)", "0.75"] in rows
     assert ["ships", "org/ships", "64000", "2", "grounding, vqa"] in rows and ["mine", "", "", "0.1", ""] in rows
     assert ["tile, in pixels", "56 × 56"] in rows and ["test", "mean_iou", "0.625"] in rows
+    assert ["class", "iou"] in rows and ["tree", "0.25"] in rows and ["error ratio", "at most 0.8", "0.75"] in rows
+    assert METRICS["task"]["summary"] in card.text and "mean_error_constant" not in card.text
     assert f"```bash\n{RECORD['command']}\n```" in card.text and "torch 2.13.0, transformers 5.24.0" in card.text
-    assert "input spec" not in card.text and "iou/ship" not in card.text and "None" not in card.text
+    assert "input spec" not in card.text and "ship |" not in card.text and "None" not in card.text
 
     assert push(folder, "tester/b", "--what", "backbone") == 0
     card = card_of(hub, "tester/b")
     card.validate()
     assert card.data.license == "cc-by-nc-4.0" and card.data.pipeline_tag == "image-feature-extraction"
     assert card.data.eval_results is None and "Of the whole model that this is a part of" in card.text
+
+
+@pytest.mark.parametrize(
+    ("model_type", "names", "expected"),
+    [
+        ("vitp_segmentation", ["mean_iou", "iou/a", "own"], ["Mean IoU"]),
+        ("vitp_segmentation", ["own", "own/a", "runtime"], ["own"]),
+        ("vitp_object_detection", ["mar_10", "map_50", "map", "swapped_map"], ["mAP@50", "mAP"]),
+        ("vitp_image_classification", ["auroc", "macro_f1", "f1/a"], ["AUROC", "Macro F1"]),
+        ("vitp_vision", [f"score_{number}" for number in range(20)], [f"score_{number}" for number in range(10)]),
+    ],
+)
+def test_headlines_are_declared_with_the_model_type(model_type, names, expected):
+    metrics = {"test": {f"test_{name}": 0.5 for name in names}}
+    assert [title for _, _, title, _ in headlines(find_model(model_type), metrics, {})] == expected
 
 
 def test_card_without_a_record_has_no_training(hub, logged_in, folder):
@@ -243,7 +269,7 @@ def test_training_from_the_hub_and_back(hub, logged_in, folder, data_folder, tmp
     card.validate()
     assert card.data.base_model == ["org/start"] and card.data.datasets == ["org/rows"]
     metrics = json.loads(files["metrics.json"])
-    (loss,) = [one.metric_value for one in card.data.eval_results if one.metric_type == "loss"]
+    (loss,) = [one.metric_value for one in card.data.eval_results if one.metric_name == "Loss"]
     assert loss == metrics["eval"]["eval_loss"]
     assert 'from_pretrained("tester/trained"' in code_of(card)
     left = [path for path in (tmp_path / "out").rglob("*") if path.is_file()]
