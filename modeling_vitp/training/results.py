@@ -10,6 +10,7 @@ import os
 import shlex
 import shutil
 import sys
+import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -17,6 +18,9 @@ from pathlib import Path
 from typing import Any
 
 import datasets
+import numpy as np
+import PIL.Image
+import torch
 from accelerate import PartialState
 from accelerate.utils import gather_object, is_peft_model
 from matplotlib.figure import Figure
@@ -31,10 +35,13 @@ from ..cards.record import copy_record
 from ..convert.export import export_backbone
 from ..convert.tensor_files import open_like_folder
 from ..hub.upload import write_model_card
+from ..images.pixels import shown
 from ..metrics.report import without_nan
-from ..modeling_vitp import ViTPForConditionalGeneration
+from ..modeling_vitp import ViTPForConditionalGeneration, ViTPVisionModel
 from .base_trainer import BaseTrainer
+from .callbacks import component_colors
 from .checkpointing import attempt, last_checkpoint, told_if_full, write_whole
+from .generation import COLORS, first_image
 from .vitp_trainer import ViTPTrainer
 
 logger = logging.getLogger(__name__)
@@ -186,7 +193,7 @@ def finish(
     num_pictures: int = 0,
     submit: Callable[[], None] | None = None,
 ) -> int:
-    """Draw pictures, write the files for a benchmark's server and the cards, and push.
+    """Draw pictures and a summary of a pretraining, write the files for a benchmark's server and the cards, and push.
 
     Args:
         samples: of which `num_pictures`, spread over them, are drawn with the model's predictions.
@@ -202,6 +209,9 @@ def finish(
     for part in ("backbone", "adapter"):
         if (output_dir / part).is_dir():
             status |= attempt(output_dir, f"the card of {part}", write_part_card, part, output_dir)
+    if isinstance(trainer, ViTPTrainer) and trainer.train_dataset is not None and trainer.args.watch_samples:
+        with no_library_bars():
+            status |= attempt(output_dir, "the summary picture", draw_summary, trainer)
     return status | (trainer.share() if trainer.train_dataset is not None else 0)
 
 
@@ -230,6 +240,63 @@ def draw_losses(log_history: list[dict], path: Path) -> None:
     figure.savefig(path, dpi=110)
 
 
+def draw_summary(trainer: ViTPTrainer, number: int = 3) -> None:
+    """Draw `summary.png`: features of the ViT before and after training, the loss, and predictions.
+
+    The features are principal components of the same images, with the colors of the trained ViT turned to those of
+    `backbone_at_start`; without that folder, the features before training are left out. The predictions are those of
+    the task, or the last ones that were watched.
+
+    Args:
+        number: of images, at most.
+    """
+    output_dir, image_processor = Path(trainer.args.output_dir), trainer.processing_class.image_processor
+    tiles = []
+    for row in trainer.watched_samples(number):
+        messages, _, settings = trainer.watched_collator.conversation(row)
+        image = first_image(messages)
+        if image is not None:
+            options = {**settings.images_kwargs, "max_patches": 1}
+            tiles.append(image_processor(image, return_tensors="pt", **options)["pixel_values"][:1])
+    columns: dict[str, list[np.ndarray]] = {}
+    if tiles:
+        scale, shift = (torch.tensor(getattr(image_processor, name)) for name in ("image_std", "image_mean"))
+        unit = [tile[0] * scale[:, None, None] + shift[:, None, None] for tile in tiles]
+        columns["image"] = [shown(one, image_processor.band_names or COLORS) for one in unit]
+    with tempfile.TemporaryDirectory() as folder:  # keeps the components of the first ViT
+        for title, name in (("ViT before training", START), ("ViT after training", "backbone")):
+            if tiles and (output_dir / name).is_dir():
+                columns[title] = component_colors(vit_features(output_dir / name, tiles), Path(folder))
+
+    watched = sorted((output_dir / "watch").glob("step-*.png"))[-1:]
+    predictions = [path for path in (output_dir / "predictions.png", *watched) if path.is_file()][:1]
+    pictures = {path.stem: np.asarray(PIL.Image.open(path)) for path in (*predictions, output_dir / "loss.png")}
+    loss, rows, width = pictures.pop("loss"), max(len(tiles), 2), 2.4 * (len(columns) + 2)
+    heights = [2.4] * rows + [width * picture.shape[0] / picture.shape[1] for picture in pictures.values()]
+    figure = Figure(figsize=(width, sum(heights)), layout="constrained")
+    grid = figure.add_gridspec(len(heights), len(columns) + 2, height_ratios=heights)
+    panels = [("loss", loss, grid[:rows, len(columns) :])]
+    for column, (title, drawn) in enumerate(columns.items()):
+        panels += [(title if row == 0 else "", panel, grid[row, column]) for row, panel in enumerate(drawn)]
+    panels += [("predictions", picture, grid[rows, :]) for picture in pictures.values()]
+    for title, panel, place in panels:
+        axis = figure.add_subplot(place)
+        axis.imshow(panel)
+        axis.set_title(title)
+        axis.axis("off")
+    figure.savefig(output_dir / "summary.png", dpi=110)
+
+
+@torch.no_grad()
+def vit_features(folder: Path, tiles: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+    """Return the last features of an exported backbone for each tile, of shape `(channels, rows, columns)`."""
+    vit, features = ViTPVisionModel.from_pretrained(folder), []
+    for pixels in tiles:
+        grid = [side // patch for side, patch in zip(pixels.shape[-2:], vit.config.patch_size)]
+        features.append(vit(pixels.to(vit.dtype)).last_hidden_state[0, 1:].T.unflatten(1, grid))
+    return features
+
+
 def write_part_card(part: str, output_dir: Path) -> None:
     copy_record(output_dir, output_dir / part)
     write_model_card(part, output_dir / part)
@@ -254,6 +321,8 @@ def report(metrics: dict[str, Any], output_dir: Path, model_type: str) -> int:
         result = "passed" if check["passed"] else "failed"
         print(f"{result}: {check['name']}: {check['reached']:.3f} (required: {check['required']})")
     print(f"\nModel, processor and pictures: {output_dir}")
+    if (output_dir / "summary.png").is_file():
+        print(f"The run in one picture: {output_dir / 'summary.png'}")
     if backbone.is_dir():
         print(f'The backbone on its own: transformers.AutoModel.from_pretrained("{backbone}")')
     if backbone.is_dir() or "train" in metrics:

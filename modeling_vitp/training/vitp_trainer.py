@@ -458,11 +458,15 @@ class ViTPTrainer(BaseTrainer, SFTTrainer):
     def watched_samples(self, number: int) -> list[dict[str, Any]]:
         return rows_to_show(self.eval_dataset or self.train_dataset, number, self.data_seed)
 
+    @property
+    def watched_collator(self) -> ViTPDataCollator:
+        """Collator that reads the rows of [`watched_samples`]."""
+        if self.eval_dataset is not None:
+            return self.eval_data_collator
+        return dataclasses.replace(self.eval_data_collator, sample_transform=self.data_collator.sample_transform)
+
     def draw_samples(self, samples: list[dict[str, Any]], path: Path) -> None:
-        collator = self.eval_data_collator
-        if self.eval_dataset is None:
-            collator = dataclasses.replace(collator, sample_transform=self.data_collator.sample_transform)
-        draw_answered_rows(self.accelerator.unwrap_model(self.model), collator, samples, path)
+        draw_answered_rows(self.accelerator.unwrap_model(self.model), self.watched_collator, samples, path)
 
     def create_model_card(self, *args, **kwargs) -> None:
         """Writes none: TRL's is for a text generator, and its example does not run with this model."""

@@ -227,6 +227,19 @@ def test_library_bars_are_hidden_for_a_step_only():
     assert [library.is_progress_bar_enabled() for library in libraries] == before
 
 
+def test_summary_shows_features_before_and_after(tmp_path, monkeypatch):
+    trainer, widths = make_trainer(tmp_path, eval_strategy="no", max_steps=1, watch_samples=1), []
+    results.train(trainer)
+    for start_is_kept in (False, True):
+        if start_is_kept:
+            results.keep_start(trainer)
+        assert results.finish(trainer) == 0
+        widths.append(Image.open(tmp_path / "summary.png").width)
+    assert widths[0] < widths[1]
+    monkeypatch.setattr(results, "draw_summary", fail)
+    assert results.finish(trainer) == 1
+
+
 @pytest.mark.parametrize("log_history", [[], [{"step": 1, "loss": 2.0}, {"step": 2, "loss": 1.0, "eval_loss": 1.5}]])
 def test_losses_of_any_length_are_drawn(log_history, tmp_path):
     with warnings.catch_warnings():
